@@ -1,1 +1,48 @@
-console.log("building with", process.version)
+/**
+ * Compiles src/kernels/*.ts (AssemblyScript) to build/kernels.wasm, if it is missing or older than its sources by content.
+ * Runs after `npm ci` and before `npm start`, `npm test` and `npm run bench`, so nobody has to think of it.
+ */
+import { createHash } from "node:crypto";
+import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import asc from "assemblyscript/asc";
+
+const root = join(import.meta.dirname, "..");
+const sources = join(root, "src/kernels");
+const files = readdirSync(sources).filter((name) => name.endsWith(".ts")).sort();
+
+/** No fused multiply-add and no relaxed SIMD: neither feature is enabled, and test/kernels/opcodes.test.ts reads the result. */
+const options = [
+  "-O3", "--runtime", "stub", "--use", "abort=", "--noAssert",
+  "--enable", "simd,threads", "--importMemory", "--sharedMemory", "--initialMemory", "1", "--maximumMemory", "65536",
+];
+
+const hash = createHash("sha256").update(options.join(" ")).update(readFileSync(join(root, "node_modules/assemblyscript/package.json")));
+for (const name of files) hash.update(name).update(readFileSync(join(sources, name)));
+const digest = hash.digest("hex");
+
+const output = join(root, "build/kernels.wasm");
+const stamp = join(root, "build/kernels.sha256");
+
+const isFresh = (): boolean => {
+  try {
+    readFileSync(output);
+    return readFileSync(stamp, "utf8") === digest;
+  } catch {
+    return false;
+  }
+};
+
+if (!isFresh()) {
+  mkdirSync(join(root, "build"), { recursive: true });
+  const entries = files.filter((name) => !name.startsWith("_")).map((name) => `src/kernels/${name}`);
+  const partial = `build/kernels.${process.pid}.wasm`;
+  const { error, stderr } = await asc.main([...entries, ...options, "--baseDir", root, "--outFile", partial]);
+  if (error) {
+    console.error(`The kernels do not compile: ${error.message}\n${stderr.toString()}`);
+    process.exit(1);
+  }
+  renameSync(join(root, partial), output);
+  writeFileSync(stamp, digest);
+  console.log(`Built build/kernels.wasm from ${entries.length} kernel files.`);
+}

@@ -9,15 +9,31 @@ import asc from "assemblyscript/asc";
 
 const root = join(import.meta.dirname, "..");
 const sources = join(root, "src/kernels");
-const files = readdirSync(sources).filter((name) => name.endsWith(".ts")).sort();
+const files = readdirSync(sources)
+  .filter((name) => name.endsWith(".ts"))
+  .sort();
 
 /** No fused multiply-add and no relaxed SIMD: neither feature is enabled, and test/kernels/opcodes.test.ts reads the result. */
 const options = [
-  "-O3", "--runtime", "stub", "--use", "abort=", "--noAssert",
-  "--enable", "simd,threads", "--importMemory", "--sharedMemory", "--initialMemory", "1", "--maximumMemory", "65536",
+  "-O3",
+  "--runtime",
+  "stub",
+  "--use",
+  "abort=",
+  "--noAssert",
+  "--enable",
+  "simd,threads",
+  "--importMemory",
+  "--sharedMemory",
+  "--initialMemory",
+  "1",
+  "--maximumMemory",
+  "65536",
 ];
 
-const hash = createHash("sha256").update(options.join(" ")).update(readFileSync(join(root, "node_modules/assemblyscript/package.json")));
+const hash = createHash("sha256")
+  .update(options.join(" "))
+  .update(readFileSync(join(root, "node_modules/assemblyscript/package.json")));
 for (const name of files) hash.update(name).update(readFileSync(join(sources, name)));
 const digest = hash.digest("hex");
 

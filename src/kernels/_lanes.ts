@@ -34,13 +34,13 @@ export function write<T, W>(at: usize, value: v128): void {
 /** Zeros the lanes that `read` did not fill, for sums: with eps = 0 they hold 0/0. */
 export function filled<T, W>(value: v128): v128 {
   if (isVector<W>()) return value;
-  const lane0 = sizeof<T>() == 4 ? i32x4(-1, 0, 0, 0) : i64x2(-1, 0);
+  const lane0 = sizeof<T>() === 4 ? i32x4(-1, 0, 0, 0) : i64x2(-1, 0);
   return v128.and(value, lane0);
 }
 
 /** All bits set where the scalar is not zero: `and` with it drops a term whole, so that 0 * inf never makes a NaN. */
 export function mask(scalar: f64): v128 {
-  return i32x4.splat(scalar != 0 ? -1 : 0);
+  return i32x4.splat(scalar !== 0 ? -1 : 0);
 }
 
 /**
@@ -53,7 +53,7 @@ export function lerp<T>(average: v128, sample: v128, weight: v128): v128 {
 
 /** `lerp` for averages of squares: an infinite average stays infinite, as in torch, where inf - inf would make it NaN. */
 export function lerpSquare<T>(average: v128, sample: v128, weight: v128): v128 {
-  const finite = v128.pmin<T>(average, v128.splat<T>(sizeof<T>() == 4 ? <T>f32.MAX_VALUE : <T>f64.MAX_VALUE));
+  const finite = v128.pmin<T>(average, v128.splat<T>(sizeof<T>() === 4 ? <T>f32.MAX_VALUE : <T>f64.MAX_VALUE));
   return v128.add<T>(average, v128.mul<T>(weight, v128.sub<T>(sample, finite)));
 }
 

@@ -5,13 +5,13 @@
 
 /** Adds the squares of a vector's lanes 0 and 1 (float32), or of its first lane pair (float64), to an accumulator. */
 export function squaresLow<T>(sum: v128, value: v128): v128 {
-  const wide = sizeof<T>() == 4 ? f64x2.promote_low_f32x4(value) : value;
+  const wide = sizeof<T>() === 4 ? f64x2.promote_low_f32x4(value) : value;
   return f64x2.add(sum, f64x2.mul(wide, wide));
 }
 
 /** Adds the squares of lanes 2 and 3; a float64 vector has none. */
 export function squaresHigh<T>(sum: v128, value: v128): v128 {
-  if (sizeof<T>() == 8) return sum;
+  if (sizeof<T>() === 8) return sum;
   const wide = f64x2.promote_low_f32x4(v128.shuffle<i64>(value, value, 1, 1));
   return f64x2.add(sum, f64x2.mul(wide, wide));
 }
@@ -30,5 +30,5 @@ export function tally(counts: v128, holds: v128): v128 {
 /** Stores the sum of the four counts as a float64. `lanes` is how many integer lanes one comparison set. */
 export function storeTally<T>(at: usize, counts: v128): void {
   const sum = i32x4.extract_lane(counts, 0) + i32x4.extract_lane(counts, 1) + i32x4.extract_lane(counts, 2) + i32x4.extract_lane(counts, 3);
-  store<f64>(at, <f64>(sizeof<T>() == 4 ? sum : sum / 2));
+  store<f64>(at, <f64>(sizeof<T>() === 4 ? sum : sum / 2));
 }

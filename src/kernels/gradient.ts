@@ -4,7 +4,8 @@ import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce"
 
 /** sums = [how many values are NaN or infinite]: x - x is 0 for every finite x, else NaN. */
 function check<T>(grad: usize, sums: usize, count: usize): void {
-  const whole = wholeBytes<T>(count), bytes = count * sizeof<T>();
+  const whole = wholeBytes<T>(count),
+    bytes = count * sizeof<T>();
   const zero = i32x4.splat(0);
   let found = i32x4.splat(0);
   let i: usize = 0;
@@ -21,9 +22,12 @@ function check<T>(grad: usize, sums: usize, count: usize): void {
 
 /** sums = [how many values are NaN or infinite, sum of squares]. */
 function norm<T>(grad: usize, sums: usize, count: usize): void {
-  const whole = wholeBytes<T>(count), bytes = count * sizeof<T>();
+  const whole = wholeBytes<T>(count),
+    bytes = count * sizeof<T>();
   const zero = i32x4.splat(0);
-  let found = i32x4.splat(0), low = f64x2.splat(0), high = f64x2.splat(0);
+  let found = i32x4.splat(0),
+    low = f64x2.splat(0),
+    high = f64x2.splat(0);
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
     const g = read<T, v128>(grad + i);
@@ -43,7 +47,8 @@ function norm<T>(grad: usize, sums: usize, count: usize): void {
 /** grad *= factor: -1 for `maximize`, the clipping coefficient otherwise. */
 function scale<T>(grad: usize, count: usize, factor: f64): void {
   const factors = spread<T>(factor);
-  const whole = wholeBytes<T>(count), bytes = count * sizeof<T>();
+  const whole = wholeBytes<T>(count),
+    bytes = count * sizeof<T>();
   let i: usize = 0;
   for (; i < whole; i += VECTOR) write<T, v128>(grad + i, v128.mul<T>(read<T, v128>(grad + i), factors));
   for (; i < bytes; i += sizeof<T>()) write<T, T>(grad + i, v128.mul<T>(read<T, T>(grad + i), factors));

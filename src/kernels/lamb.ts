@@ -7,8 +7,21 @@ import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce"
 
 /** The moments and the ratio r = meanScale*exp_avg / (root(exp_avg_sq) + eps). */
 function direction<T, W>(
-  g: v128, expAvg: usize, expAvgSq: usize, averages: bool, keep1: v128, factor1: v128, start1: v128, factor2: v128, start2: v128,
-  meanScale: v128, rootScale: v128, squareScale: v128, rooted: bool, epsRoot: v128, eps: v128,
+  g: v128,
+  expAvg: usize,
+  expAvgSq: usize,
+  averages: bool,
+  keep1: v128,
+  factor1: v128,
+  start1: v128,
+  factor2: v128,
+  start2: v128,
+  meanScale: v128,
+  rootScale: v128,
+  squareScale: v128,
+  rooted: bool,
+  epsRoot: v128,
+  eps: v128,
 ): v128 {
   const m0 = read<T, W>(expAvg);
   const m = averages ? lerpEither<T>(m0, g, factor1, start1) : v128.add<T>(v128.mul<T>(keep1, m0), g);
@@ -21,19 +34,63 @@ function direction<T, W>(
 
 /** sums = [|param - decay*param|^2, |update|^2], update = r + inUpdate*param, written over the gradient. */
 function moments<T>(
-  param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize,
-  decay: f64, inUpdate: f64, averages: f64, weight1: f64, weight2: f64, meanScale: f64, rootScale: f64, squareScale: f64, epsRoot: f64, eps: f64,
+  param: usize,
+  grad: usize,
+  expAvg: usize,
+  expAvgSq: usize,
+  sums: usize,
+  count: usize,
+  decay: f64,
+  inUpdate: f64,
+  averages: f64,
+  weight1: f64,
+  weight2: f64,
+  meanScale: f64,
+  rootScale: f64,
+  squareScale: f64,
+  epsRoot: f64,
+  eps: f64,
 ): void {
-  const decays = spread<T>(decay), shrinks = decay != 0, inUpdates = spread<T>(inUpdate), adds = inUpdate != 0;
-  const keep1 = spread<T>(1 - weight1), factor1 = spread<T>(eitherFactor(weight1)), start1 = eitherStart(weight1);
-  const factor2 = spread<T>(eitherFactor(weight2)), start2 = eitherStart(weight2);
-  const mean = spread<T>(meanScale), roots = spread<T>(rootScale), squares = spread<T>(squareScale), root = spread<T>(epsRoot), epss = spread<T>(eps);
-  const whole = wholeBytes<T>(count), bytes = count * sizeof<T>();
-  let paramLow = f64x2.splat(0), paramHigh = f64x2.splat(0), updateLow = f64x2.splat(0), updateHigh = f64x2.splat(0);
+  const decays = spread<T>(decay),
+    shrinks = decay !== 0,
+    inUpdates = spread<T>(inUpdate),
+    adds = inUpdate !== 0;
+  const keep1 = spread<T>(1 - weight1),
+    factor1 = spread<T>(eitherFactor(weight1)),
+    start1 = eitherStart(weight1);
+  const factor2 = spread<T>(eitherFactor(weight2)),
+    start2 = eitherStart(weight2);
+  const mean = spread<T>(meanScale),
+    roots = spread<T>(rootScale),
+    squares = spread<T>(squareScale),
+    root = spread<T>(epsRoot),
+    epss = spread<T>(eps);
+  const whole = wholeBytes<T>(count),
+    bytes = count * sizeof<T>();
+  let paramLow = f64x2.splat(0),
+    paramHigh = f64x2.splat(0),
+    updateLow = f64x2.splat(0),
+    updateHigh = f64x2.splat(0);
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
     const p = read<T, v128>(param + i);
-    let u = direction<T, v128>(read<T, v128>(grad + i), expAvg + i, expAvgSq + i, averages != 0, keep1, factor1, start1, factor2, start2, mean, roots, squares, epsRoot != 0, root, epss);
+    let u = direction<T, v128>(
+      read<T, v128>(grad + i),
+      expAvg + i,
+      expAvgSq + i,
+      averages !== 0,
+      keep1,
+      factor1,
+      start1,
+      factor2,
+      start2,
+      mean,
+      roots,
+      squares,
+      epsRoot !== 0,
+      root,
+      epss,
+    );
     if (adds) u = v128.add<T>(u, v128.mul<T>(inUpdates, p));
     const kept = shrinks ? v128.sub<T>(p, v128.mul<T>(decays, p)) : p;
     write<T, v128>(grad + i, u);
@@ -44,7 +101,23 @@ function moments<T>(
   }
   for (; i < bytes; i += sizeof<T>()) {
     const p = read<T, T>(param + i);
-    let u = direction<T, T>(read<T, T>(grad + i), expAvg + i, expAvgSq + i, averages != 0, keep1, factor1, start1, factor2, start2, mean, roots, squares, epsRoot != 0, root, epss);
+    let u = direction<T, T>(
+      read<T, T>(grad + i),
+      expAvg + i,
+      expAvgSq + i,
+      averages !== 0,
+      keep1,
+      factor1,
+      start1,
+      factor2,
+      start2,
+      mean,
+      roots,
+      squares,
+      epsRoot !== 0,
+      root,
+      epss,
+    );
     if (adds) u = v128.add<T>(u, v128.mul<T>(inUpdates, p));
     const kept = shrinks ? v128.sub<T>(p, v128.mul<T>(decays, p)) : p;
     write<T, T>(grad + i, u);
@@ -57,26 +130,77 @@ function moments<T>(
 
 /** For `caution`: r where its sign agrees with the gradient's, else 0, written over the gradient; sums = [how many agree]. */
 function cautious<T>(
-  grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize,
-  averages: f64, weight1: f64, weight2: f64, meanScale: f64, rootScale: f64, squareScale: f64, epsRoot: f64, eps: f64,
+  grad: usize,
+  expAvg: usize,
+  expAvgSq: usize,
+  sums: usize,
+  count: usize,
+  averages: f64,
+  weight1: f64,
+  weight2: f64,
+  meanScale: f64,
+  rootScale: f64,
+  squareScale: f64,
+  epsRoot: f64,
+  eps: f64,
 ): void {
-  const keep1 = spread<T>(1 - weight1), factor1 = spread<T>(eitherFactor(weight1)), start1 = eitherStart(weight1);
-  const factor2 = spread<T>(eitherFactor(weight2)), start2 = eitherStart(weight2);
-  const mean = spread<T>(meanScale), roots = spread<T>(rootScale), squares = spread<T>(squareScale), root = spread<T>(epsRoot), epss = spread<T>(eps);
-  const whole = wholeBytes<T>(count), bytes = count * sizeof<T>();
+  const keep1 = spread<T>(1 - weight1),
+    factor1 = spread<T>(eitherFactor(weight1)),
+    start1 = eitherStart(weight1);
+  const factor2 = spread<T>(eitherFactor(weight2)),
+    start2 = eitherStart(weight2);
+  const mean = spread<T>(meanScale),
+    roots = spread<T>(rootScale),
+    squares = spread<T>(squareScale),
+    root = spread<T>(epsRoot),
+    epss = spread<T>(eps);
+  const whole = wholeBytes<T>(count),
+    bytes = count * sizeof<T>();
   const zero = i32x4.splat(0);
   let agree = i32x4.splat(0);
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
     const g = read<T, v128>(grad + i);
-    const r = direction<T, v128>(g, expAvg + i, expAvgSq + i, averages != 0, keep1, factor1, start1, factor2, start2, mean, roots, squares, epsRoot != 0, root, epss);
+    const r = direction<T, v128>(
+      g,
+      expAvg + i,
+      expAvgSq + i,
+      averages !== 0,
+      keep1,
+      factor1,
+      start1,
+      factor2,
+      start2,
+      mean,
+      roots,
+      squares,
+      epsRoot !== 0,
+      root,
+      epss,
+    );
     const agrees = v128.gt<T>(v128.mul<T>(r, g), zero);
     write<T, v128>(grad + i, v128.and(r, agrees));
     agree = tally(agree, agrees);
   }
   for (; i < bytes; i += sizeof<T>()) {
     const g = read<T, T>(grad + i);
-    const r = direction<T, T>(g, expAvg + i, expAvgSq + i, averages != 0, keep1, factor1, start1, factor2, start2, mean, roots, squares, epsRoot != 0, root, epss);
+    const r = direction<T, T>(
+      g,
+      expAvg + i,
+      expAvgSq + i,
+      averages !== 0,
+      keep1,
+      factor1,
+      start1,
+      factor2,
+      start2,
+      mean,
+      roots,
+      squares,
+      epsRoot !== 0,
+      root,
+      epss,
+    );
     const agrees = v128.gt<T>(v128.mul<T>(r, g), zero);
     write<T, T>(grad + i, v128.and(r, agrees));
     agree = tally(agree, filled<T, T>(agrees));
@@ -86,9 +210,17 @@ function cautious<T>(
 
 /** After `cautious`: update = scale*r + inUpdate*param over the gradient; sums as in `moments`. */
 function decayed<T>(param: usize, grad: usize, sums: usize, count: usize, decay: f64, inUpdate: f64, scale: f64): void {
-  const decays = spread<T>(decay), shrinks = decay != 0, inUpdates = spread<T>(inUpdate), adds = inUpdate != 0, scales = spread<T>(scale);
-  const whole = wholeBytes<T>(count), bytes = count * sizeof<T>();
-  let paramLow = f64x2.splat(0), paramHigh = f64x2.splat(0), updateLow = f64x2.splat(0), updateHigh = f64x2.splat(0);
+  const decays = spread<T>(decay),
+    shrinks = decay !== 0,
+    inUpdates = spread<T>(inUpdate),
+    adds = inUpdate !== 0,
+    scales = spread<T>(scale);
+  const whole = wholeBytes<T>(count),
+    bytes = count * sizeof<T>();
+  let paramLow = f64x2.splat(0),
+    paramHigh = f64x2.splat(0),
+    updateLow = f64x2.splat(0),
+    updateHigh = f64x2.splat(0);
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
     const p = read<T, v128>(param + i);
@@ -116,8 +248,11 @@ function decayed<T>(param: usize, grad: usize, sums: usize, count: usize, decay:
 
 /** param -= decay*param + rate*update, the update read from the gradient's memory. */
 function apply<T>(param: usize, grad: usize, count: usize, decay: f64, rate: f64): void {
-  const decays = spread<T>(decay), shrinks = decay != 0, rates = spread<T>(rate);
-  const whole = wholeBytes<T>(count), bytes = count * sizeof<T>();
+  const decays = spread<T>(decay),
+    shrinks = decay !== 0,
+    rates = spread<T>(rate);
+  const whole = wholeBytes<T>(count),
+    bytes = count * sizeof<T>();
   let i: usize = 0;
   for (; i < whole; i += VECTOR) applyElement<T, v128>(param + i, grad + i, decays, shrinks, rates);
   for (; i < bytes; i += sizeof<T>()) applyElement<T, T>(param + i, grad + i, decays, shrinks, rates);
@@ -129,57 +264,95 @@ function applyElement<T, W>(param: usize, grad: usize, decay: v128, shrinks: boo
 }
 
 export function lamb_moments_f32(
-  param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize,
-  decay: f64, inUpdate: f64, averages: f64, weight1: f64, weight2: f64, meanScale: f64, rootScale: f64, squareScale: f64, epsRoot: f64, eps: f64,
+  param: usize,
+  grad: usize,
+  expAvg: usize,
+  expAvgSq: usize,
+  sums: usize,
+  count: usize,
+  decay: f64,
+  inUpdate: f64,
+  averages: f64,
+  weight1: f64,
+  weight2: f64,
+  meanScale: f64,
+  rootScale: f64,
+  squareScale: f64,
+  epsRoot: f64,
+  eps: f64,
 ): void {
   moments<f32>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, rootScale, squareScale, epsRoot, eps);
 }
 
 export function lamb_moments_f64(
-  param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize,
-  decay: f64, inUpdate: f64, averages: f64, weight1: f64, weight2: f64, meanScale: f64, rootScale: f64, squareScale: f64, epsRoot: f64, eps: f64,
+  param: usize,
+  grad: usize,
+  expAvg: usize,
+  expAvgSq: usize,
+  sums: usize,
+  count: usize,
+  decay: f64,
+  inUpdate: f64,
+  averages: f64,
+  weight1: f64,
+  weight2: f64,
+  meanScale: f64,
+  rootScale: f64,
+  squareScale: f64,
+  epsRoot: f64,
+  eps: f64,
 ): void {
   moments<f64>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, rootScale, squareScale, epsRoot, eps);
 }
 
 export function lamb_cautious_f32(
-  grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize,
-  averages: f64, weight1: f64, weight2: f64, meanScale: f64, rootScale: f64, squareScale: f64, epsRoot: f64, eps: f64,
+  grad: usize,
+  expAvg: usize,
+  expAvgSq: usize,
+  sums: usize,
+  count: usize,
+  averages: f64,
+  weight1: f64,
+  weight2: f64,
+  meanScale: f64,
+  rootScale: f64,
+  squareScale: f64,
+  epsRoot: f64,
+  eps: f64,
 ): void {
   cautious<f32>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, rootScale, squareScale, epsRoot, eps);
 }
 
 export function lamb_cautious_f64(
-  grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize,
-  averages: f64, weight1: f64, weight2: f64, meanScale: f64, rootScale: f64, squareScale: f64, epsRoot: f64, eps: f64,
+  grad: usize,
+  expAvg: usize,
+  expAvgSq: usize,
+  sums: usize,
+  count: usize,
+  averages: f64,
+  weight1: f64,
+  weight2: f64,
+  meanScale: f64,
+  rootScale: f64,
+  squareScale: f64,
+  epsRoot: f64,
+  eps: f64,
 ): void {
   cautious<f64>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, rootScale, squareScale, epsRoot, eps);
 }
 
-export function lamb_decayed_f32(
-  param: usize, grad: usize, sums: usize, count: usize,
-  decay: f64, inUpdate: f64, scale: f64,
-): void {
+export function lamb_decayed_f32(param: usize, grad: usize, sums: usize, count: usize, decay: f64, inUpdate: f64, scale: f64): void {
   decayed<f32>(param, grad, sums, count, decay, inUpdate, scale);
 }
 
-export function lamb_decayed_f64(
-  param: usize, grad: usize, sums: usize, count: usize,
-  decay: f64, inUpdate: f64, scale: f64,
-): void {
+export function lamb_decayed_f64(param: usize, grad: usize, sums: usize, count: usize, decay: f64, inUpdate: f64, scale: f64): void {
   decayed<f64>(param, grad, sums, count, decay, inUpdate, scale);
 }
 
-export function lamb_apply_f32(
-  param: usize, grad: usize, count: usize,
-  decay: f64, rate: f64,
-): void {
+export function lamb_apply_f32(param: usize, grad: usize, count: usize, decay: f64, rate: f64): void {
   apply<f32>(param, grad, count, decay, rate);
 }
 
-export function lamb_apply_f64(
-  param: usize, grad: usize, count: usize,
-  decay: f64, rate: f64,
-): void {
+export function lamb_apply_f64(param: usize, grad: usize, count: usize, decay: f64, rate: f64): void {
   apply<f64>(param, grad, count, decay, rate);
 }

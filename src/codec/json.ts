@@ -1,0 +1,53 @@
+/** JSON bodies: values out of bytes, and bytes out of values with blobs as base64. */
+import { randomUUID } from "node:crypto";
+import { StepdError } from "../errors/errors.ts";
+import { parseStrictJson } from "./_text.ts";
+import { Parts } from "./parts.ts";
+
+/** The value of a body. Throws PARSE_ERROR. */
+export const decodeJson = (bytes: Buffer): unknown => {
+  try {
+    return parseStrictJson(bytes);
+  } catch (error) {
+    throw new StepdError("PARSE_ERROR", `The body is not valid JSON: ${(error as Error).message}`, { expected: "one JSON value in UTF-8" });
+  }
+};
+
+/** Stands for a blob in the text while JSON.stringify runs. Random, so that no caller's string can be it. */
+const PLACEHOLDER = randomUUID();
+
+/** Base64 is written in pieces of this many bytes: a multiple of 3, so that no piece but the last is padded. */
+const PIECE = 3 * 2 ** 20;
+
+/** The JSON text of a value as pieces. `Parts` become base64 strings. */
+export const encodeJson = (value: unknown): Parts => {
+  // The text is cut where a placeholder stands.
+  const blobs: Parts[] = [];
+  const text = JSON.stringify(value, (_, item: unknown) => {
+    if (!(item instanceof Parts)) return item;
+    blobs.push(item);
+    return PLACEHOLDER;
+  });
+  const pieces: Uint8Array[] = [];
+  text.split(`"${PLACEHOLDER}"`).forEach((fragment, index) => {
+    if (index > 0) pieces.push(Buffer.from('"'), ...base64(blobs[index - 1] as Parts), Buffer.from('"'));
+    pieces.push(Buffer.from(fragment));
+  });
+  return new Parts(pieces);
+};
+
+function* base64(blob: Parts): Generator<Buffer> {
+  // Bytes that do not fill a group of three at the end of a piece go before the next.
+  let rest = Buffer.alloc(0);
+  for (const piece of blob.pieces) {
+    const bytes = Buffer.from(piece.buffer, piece.byteOffset, piece.byteLength);
+    const lead = Math.min((3 - rest.length) % 3, bytes.length);
+    rest = Buffer.concat([rest, bytes.subarray(0, lead)]);
+    if (rest.length % 3 !== 0) continue;
+    yield Buffer.from(rest.toString("base64"), "latin1");
+    const whole = lead + Math.floor((bytes.length - lead) / 3) * 3;
+    for (let at = lead; at < whole; at += PIECE) yield Buffer.from(bytes.toString("base64", at, Math.min(at + PIECE, whole)), "latin1");
+    rest = Buffer.from(bytes.subarray(whole));
+  }
+  yield Buffer.from(rest.toString("base64"), "latin1");
+}

@@ -1,0 +1,126 @@
+/**
+ * The safetensors format: 8 bytes of header length (little-endian), the header in JSON, then the tensors' bytes. The reader
+ * is strict (every byte accounted for once); the writer is canonical (equal tensors give equal bytes).
+ * Format: https://github.com/huggingface/safetensors, section "Format".
+ */
+import { type ErrorName, StepdError } from "../errors/errors.ts";
+import { parseStrictJson } from "./_text.ts";
+import { bytesOf, elementsOf, rankOf } from "./dtype.ts";
+
+const LENGTH_BYTES = 8;
+/** The limit of the safetensors library. */
+const MAX_HEADER_BYTES = 100_000_000;
+/** Headers are padded with spaces to a multiple of this, so that the tensors are aligned in a file. */
+const HEADER_ALIGNMENT = 8;
+const MAX_DIMENSIONS = 32;
+
+export interface TensorInfo {
+  readonly name: string;
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly elements: number;
+  readonly bytes: number;
+  /** Where the tensor's bytes start in the file. */
+  readonly offset: number;
+}
+
+export interface Safetensors {
+  readonly metadata: ReadonlyMap<string, string>;
+  readonly tensors: readonly TensorInfo[];
+}
+
+/** Reads the header of a file. Throws `code` naming `field` for anything that the format forbids. */
+export const readSafetensors = (file: Buffer, field: string, code: ErrorName): Safetensors => {
+  const corrupt = (expected: string, found: string): StepdError => StepdError.mismatch(code, field, expected, found);
+  if (file.length < LENGTH_BYTES) throw corrupt("a safetensors file of at least 8 bytes", `${file.length} bytes`);
+  const headerBytes = file.readBigUInt64LE(0);
+  if (headerBytes > MAX_HEADER_BYTES) throw corrupt(`a header of at most ${MAX_HEADER_BYTES} bytes`, `a header length of ${headerBytes}`);
+  const dataStart = LENGTH_BYTES + Number(headerBytes);
+  if (dataStart > file.length) throw corrupt(`a header of ${headerBytes} bytes, as the first 8 bytes say`, `${file.length - LENGTH_BYTES} bytes after them`);
+  if (file[LENGTH_BYTES] !== 0x7b) throw corrupt("a header that starts with {", headerBytes === 0n ? "an empty header" : `byte ${file[LENGTH_BYTES]}`);
+  let header: unknown;
+  try {
+    header = parseStrictJson(file.subarray(LENGTH_BYTES, dataStart));
+  } catch (error) {
+    throw corrupt("a header in JSON", (error as Error).message);
+  }
+  const { __metadata__: metadata = {}, ...entries } = header as Record<string, unknown>;
+  if (!isRecord(metadata)) throw corrupt("__metadata__ to be an object", String(metadata));
+  for (const [key, value] of Object.entries(metadata)) {
+    if (typeof value !== "string") throw corrupt(`__metadata__.${key} to be a string`, JSON.stringify(value));
+  }
+  const tensors = Object.entries(entries).map(([name, entry]) => readEntry(name, entry, dataStart, corrupt));
+  let end = dataStart;
+  for (const tensor of tensors.toSorted((a, b) => a.offset - b.offset || a.bytes - b.bytes)) {
+    if (tensor.offset !== end) {
+      throw corrupt(
+        `tensor ${JSON.stringify(tensor.name)} to start at offset ${end - dataStart}, without gap or overlap`,
+        `offset ${tensor.offset - dataStart}`,
+      );
+    }
+    end += tensor.bytes;
+  }
+  if (end !== file.length) throw corrupt(`${end - dataStart} bytes of tensors, as the header says`, `${file.length - dataStart} bytes`);
+  return { metadata: new Map(Object.entries(metadata as Record<string, string>)), tensors };
+};
+
+const isRecord = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null && !Array.isArray(value);
+
+const isSize = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
+
+const readEntry = (name: string, entry: unknown, dataStart: number, corrupt: (expected: string, found: string) => StepdError): TensorInfo => {
+  const quoted = JSON.stringify(name);
+  const expected = `tensor ${quoted} to have dtype, shape and data_offsets`;
+  if (!isRecord(entry)) throw corrupt(expected, JSON.stringify(entry));
+  const { dtype, shape, data_offsets: offsets, ...rest } = entry;
+  if (Object.keys(rest).length > 0) throw corrupt(`${expected} and nothing else`, Object.keys(rest).join(", "));
+  if (typeof dtype !== "string") throw corrupt(expected, `dtype ${JSON.stringify(dtype)}`);
+  if (!Array.isArray(shape) || shape.length > MAX_DIMENSIONS || !shape.every(isSize)) throw corrupt(expected, `shape ${JSON.stringify(shape)}`);
+  if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isSize)) throw corrupt(expected, `data_offsets ${JSON.stringify(offsets)}`);
+  const size = bytesOf(dtype);
+  if (size === undefined) throw StepdError.mismatch("UNSUPPORTED_DTYPE", `tensor ${quoted}`, "a dtype of safetensors", JSON.stringify(dtype));
+  const elements = elementsOf(shape);
+  const [start, end] = offsets as [number, number];
+  if (end - start !== elements * size)
+    throw corrupt(`tensor ${quoted} of ${elements} ${dtype} elements to have ${elements * size} bytes`, `data_offsets [${start}, ${end}]`);
+  return { name, dtype, shape, elements, bytes: end - start, offset: dataStart + start };
+};
+
+export interface TensorDescription {
+  readonly name: string;
+  readonly dtype: string;
+  readonly shape: readonly number[];
+}
+
+/** Orders strings as their UTF-8 bytes, which is what other languages sort by; JavaScript's own order puts U+E000 and above before surrogates. */
+export const compareUtf8 = (a: string, b: string): number => {
+  for (let i = 0; i < a.length && i < b.length; i++) {
+    const left = a.charCodeAt(i);
+    const right = b.charCodeAt(i);
+    if (left !== right) return orderOf(left) - orderOf(right);
+  }
+  return a.length - b.length;
+};
+
+const orderOf = (unit: number): number => (unit < 0xd800 ? unit : unit < 0xe000 ? unit + 0x2000 : unit - 0x800);
+
+/** Sorts into the canonical order: by dtype as the safetensors library does (I64 first, which keeps all aligned), then by the bytes of the name. */
+export const canonicalOrder = <T extends TensorDescription>(tensors: readonly T[]): readonly T[] =>
+  tensors.toSorted((a, b) => rankOf(b.dtype) - rankOf(a.dtype) || compareUtf8(a.name, b.name));
+
+/** The canonical header, with its length in front, of tensors that follow in the given order without gaps. */
+export const writeHeader = (metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Buffer => {
+  let offset = 0;
+  const entries = tensors.map(({ name, dtype, shape }) => {
+    const start = offset;
+    offset += elementsOf(shape) * (bytesOf(dtype) as number);
+    return `${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [start, offset] })}`;
+  });
+  const sorted = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1)));
+  const json = Buffer.from(`{${[`"__metadata__":${JSON.stringify(sorted)}`, ...entries].join(",")}}`);
+  const padded = Math.ceil(json.length / HEADER_ALIGNMENT) * HEADER_ALIGNMENT;
+  const header = Buffer.alloc(LENGTH_BYTES + padded, " ");
+  header.writeBigUInt64LE(BigInt(padded));
+  json.copy(header, LENGTH_BYTES);
+  return header;
+};

@@ -1,0 +1,118 @@
+/** Tensors of a request: names, shapes and addresses in the arena, out of a safetensors blob or of a map of numbers. */
+import type { Lease } from "../arena/arena.ts";
+import { bytesOf, elementsOf } from "../codec/dtype.ts";
+import { Parts } from "../codec/parts.ts";
+import { readSafetensors } from "../codec/safetensors.ts";
+import { describe, type ErrorName, StepdError } from "../errors/errors.ts";
+import type { PlainTensor } from "../generated/wire.gen.ts";
+
+/** Dtypes that steps are computed in. */
+const SUPPORTED = ["F32"];
+
+export interface Tensor {
+  readonly name: string;
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly elements: number;
+  readonly bytes: number;
+  /** Where the tensor's bytes are in the arena. */
+  readonly address: number;
+}
+
+export type PlainTensors = Readonly<Record<string, PlainTensor>>;
+export type Tensors = Uint8Array | string | PlainTensors;
+
+export interface TensorSet {
+  readonly tensors: ReadonlyMap<string, Tensor>;
+  /** The tensors as they are now, in the form that they came in. */
+  reply(): Parts | PlainTensors;
+}
+
+/** The file of a blob in the arena: where it already is (MessagePack), or decoded from base64 (JSON). */
+export const loadBlob = (blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Buffer => {
+  if (typeof blob !== "string") {
+    if (blob.buffer === lease.bytes.buffer) return Buffer.from(blob.buffer, blob.byteOffset, blob.byteLength);
+    const start = lease.alloc(blob.length);
+    if (blob.length > 0) lease.bytes.fill(blob, start, start + blob.length);
+    return lease.view(start, blob.length);
+  }
+  const padding = blob.endsWith("==") ? 2 : blob.endsWith("=") ? 1 : 0;
+  const bytes = (blob.length / 4) * 3 - padding;
+  if (blob.length % 4 !== 0) throw StepdError.mismatch(code, field, "base64, whose length is a multiple of 4", `${blob.length} characters`);
+  const start = lease.alloc(bytes);
+  // Node skips what is not base64, so a text with foreign characters comes out short.
+  const written = lease.bytes.write(blob, start, bytes, "base64");
+  if (written !== bytes) throw StepdError.mismatch(code, field, "base64", `characters that are none: ${describe(blob)}`);
+  return lease.view(start, bytes);
+};
+
+/** Loads a `Tensors` field. Throws what names the field: TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS. */
+export const loadTensors = (tensors: Tensors, field: string, lease: Lease): TensorSet => {
+  if (typeof tensors === "string" || tensors instanceof Uint8Array) return loadFile(loadBlob(tensors, field, "TENSORS_CORRUPT", lease), field);
+  return loadPlain(tensors, field, lease);
+};
+
+const requireSupported = (dtype: string, field: string): void => {
+  if (!SUPPORTED.includes(dtype)) throw StepdError.mismatch("UNSUPPORTED_DTYPE", field, `dtype ${SUPPORTED.join(", ")}`, dtype);
+};
+
+const loadFile = (file: Buffer, field: string): TensorSet => {
+  const { tensors } = readSafetensors(file, field, "TENSORS_CORRUPT");
+  for (const { name, dtype } of tensors) requireSupported(dtype, `${field} tensor ${JSON.stringify(name)}`);
+  return {
+    tensors: new Map(tensors.map(({ offset, ...info }) => [info.name, { ...info, address: file.byteOffset + offset }])),
+    reply: () => new Parts([file]),
+  };
+};
+
+const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
+
+const loadPlain = (plain: PlainTensors, field: string, lease: Lease): TensorSet => {
+  const tensors = new Map<string, Tensor>();
+  for (const [name, { shape, dtype = "F32", values }] of Object.entries(plain)) {
+    const at = `${field}/${pointerEscape(name)}`;
+    requireSupported(dtype, at);
+    const elements = elementsOf(shape);
+    if (elements !== values.length) {
+      throw StepdError.mismatch("TENSOR_MISMATCH", `${at}/values`, `${elements} values for shape [${shape}]`, `${values.length}`, [name]);
+    }
+    const bytes = elements * (bytesOf(dtype) as number);
+    const address = lease.alloc(bytes);
+    values.forEach((value, index) => {
+      const number = typeof value === "string" ? (SPECIAL[value] as number) : Math.fround(value);
+      if (typeof value === "number" && Number.isFinite(value) && !Number.isFinite(number)) {
+        throw StepdError.mismatch("INVALID_PARAMS", `${at}/values/${index}`, "a number within the range of F32", String(value), [name]);
+      }
+      lease.bytes.writeFloatLE(number, address + 4 * index);
+    });
+    tensors.set(name, { name, dtype, shape, elements, bytes, address });
+  }
+  return {
+    tensors,
+    reply: () => Object.fromEntries([...tensors.values()].map((tensor) => [tensor.name, toPlain(tensor, lease)])),
+  };
+};
+
+const toPlain = ({ dtype, shape, elements, address }: Tensor, lease: Lease): PlainTensor => ({
+  shape: [...shape],
+  dtype: dtype as NonNullable<PlainTensor["dtype"]>,
+  values: Array.from({ length: elements }, (_, index) => {
+    const value = lease.bytes.readFloatLE(address + 4 * index);
+    return Number.isFinite(value) ? value : (String(value) as "NaN" | "Infinity" | "-Infinity");
+  }),
+});
+
+/** A name as one part of a JSON pointer (RFC 6901). */
+export const pointerEscape = (name: string): string => name.replaceAll("~", "~0").replaceAll("/", "~1");
+
+const shapeText = ({ dtype, shape }: Tensor): string => `${dtype} [${shape}]`;
+
+/** Checks that each gradient has a parameter of its name, dtype and shape. */
+export const requireMatch = (params: TensorSet, grads: TensorSet): void => {
+  for (const [name, grad] of grads.tensors) {
+    const param = params.tensors.get(name);
+    const field = `/grads/${pointerEscape(name)}`;
+    if (!param) throw StepdError.mismatch("TENSOR_MISMATCH", field, "the name of a parameter", `${JSON.stringify(name)}, which params does not have`, [name]);
+    if (shapeText(grad) !== shapeText(param)) throw StepdError.mismatch("TENSOR_MISMATCH", field, `${shapeText(param)} as in params`, shapeText(grad), [name]);
+  }
+};

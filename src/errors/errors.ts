@@ -1,0 +1,72 @@
+/**
+ * Every failure that a caller can see, in one table: JSON-RPC code, HTTP status and title. The documentation and the clients
+ * derive from it, and test/errors.test.ts counts it.
+ */
+export const errors = {
+  PARSE_ERROR: { code: -32700, status: 400, title: "The body is not well-formed" },
+  INVALID_REQUEST: { code: -32600, status: 400, title: "The body is not a JSON-RPC 2.0 request" },
+  METHOD_NOT_FOUND: { code: -32601, status: 404, title: "There is no such method" },
+  INVALID_PARAMS: { code: -32602, status: 400, title: "The parameters are not valid" },
+  INTERNAL_ERROR: { code: -32603, status: 500, title: "The server failed" },
+  UNSUPPORTED_DTYPE: { code: -32010, status: 422, title: "A tensor has a dtype that is not supported here" },
+  TENSOR_MISMATCH: { code: -32011, status: 422, title: "Tensors that belong together do not match" },
+  TENSORS_CORRUPT: { code: -32012, status: 422, title: "A tensors blob is not a valid safetensors file" },
+  STATE_MISMATCH: { code: -32013, status: 422, title: "The state does not fit the optimizer or the parameters" },
+  STATE_CORRUPT: { code: -32014, status: 422, title: "The state is not a valid stepd state" },
+  NON_FINITE_GRADIENT: { code: -32015, status: 422, title: "A gradient holds NaN or infinity" },
+  NOT_SUPPORTED: { code: -32016, status: 501, title: "This part of the contract is not there yet" },
+  OVERLOADED: { code: -32020, status: 429, title: "The server has no room for this call now" },
+  DRAINING: { code: -32021, status: 503, title: "The server is shutting down" },
+  PAYLOAD_TOO_LARGE: { code: -32022, status: 413, title: "The call is larger than this server takes" },
+  UNSUPPORTED_MEDIA_TYPE: { code: -32023, status: 415, title: "The media type or encoding is not supported" },
+  NOT_ACCEPTABLE: { code: -32024, status: 406, title: "No media type that the caller accepts is available" },
+  UNAUTHENTICATED: { code: -32025, status: 401, title: "The call is not authenticated" },
+  NOT_FOUND: { code: -32026, status: 404, title: "There is nothing at this address" },
+  METHOD_NOT_ALLOWED: { code: -32027, status: 405, title: "The address does not take this HTTP method" },
+  DIGEST_MISMATCH: { code: -32028, status: 400, title: "The body does not have the digest that its header says" },
+} as const satisfies Record<string, { readonly code: number; readonly status: number; readonly title: string }>;
+
+export type ErrorName = keyof typeof errors;
+
+/** Where and what was wrong: `field` is a JSON pointer into the parameters. */
+export interface ErrorDetail {
+  readonly field?: string | undefined;
+  readonly expected?: string | undefined;
+  readonly found?: string | undefined;
+  /** Seconds after which the call may succeed. */
+  readonly retry_after?: number | undefined;
+  /** The first tensors concerned. */
+  readonly tensors?: readonly string[] | undefined;
+}
+
+/** A failure for the caller. Its message is one sentence that names the field, what was expected and what was found. */
+export class StepdError extends Error {
+  override readonly name = "StepdError";
+  readonly code: ErrorName;
+  readonly detail: ErrorDetail;
+
+  constructor(code: ErrorName, message: string, detail: ErrorDetail = {}) {
+    super(message);
+    this.code = code;
+    this.detail = detail;
+  }
+
+  /** A value at `field` that is not what was expected. */
+  static mismatch(code: ErrorName, field: string, expected: string, found: string, tensors?: readonly string[]): StepdError {
+    return new StepdError(code, `${field || "the body"}: expected ${expected}, found ${found}`, { field, expected, found, tensors });
+  }
+}
+
+/** What callers are told of a failure that is not theirs: no stack, no internals. */
+export const asStepdError = (error: unknown): StepdError =>
+  error instanceof StepdError ? error : new StepdError("INTERNAL_ERROR", "The server failed; its log has the cause under this request's id");
+
+/** A short description of a value for `found`. */
+export const describe = (value: unknown): string => {
+  if (value === null) return "null";
+  if (value instanceof Uint8Array) return `${value.length} bytes`;
+  if (Array.isArray(value)) return `an array of ${value.length}`;
+  if (typeof value === "object") return "an object";
+  if (typeof value === "string") return JSON.stringify(value.length > 60 ? `${value.slice(0, 57)}...` : value);
+  return String(value);
+};

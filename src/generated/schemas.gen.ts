@@ -1,0 +1,1131 @@
+// DO NOT EDIT: written by `npm run generate`.
+/** The contents of schemas/. */
+export const schemas: readonly { readonly $id: string; readonly [keyword: string]: unknown }[] = [
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "describe-result.schema.json",
+    "title": "DescribeResult",
+    "description": "Everything about one optimizer.",
+    "type": "object",
+    "required": [
+      "name",
+      "title",
+      "revision",
+      "family",
+      "formula",
+      "references",
+      "hyperparameters",
+      "slots",
+      "bytes_per_parameter"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "name": {
+        "type": "string"
+      },
+      "title": {
+        "type": "string"
+      },
+      "revision": {
+        "type": "integer"
+      },
+      "family": {
+        "description": "Optimizers of one family take each other's state.",
+        "type": "string"
+      },
+      "formula": {
+        "type": "string"
+      },
+      "references": {
+        "type": "array",
+        "items": {
+          "type": "string"
+        }
+      },
+      "hyperparameters": {
+        "description": "JSON Schema of the optimizer object.",
+        "type": "object"
+      },
+      "slots": {
+        "description": "State per parameter with the default hyperparameters, and all slots that there can be.",
+        "type": "object",
+        "required": [
+          "default",
+          "all"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "default": {
+            "type": "array",
+            "items": {
+              "type": "string"
+            }
+          },
+          "all": {
+            "type": "array",
+            "items": {
+              "type": "string"
+            }
+          }
+        }
+      },
+      "bytes_per_parameter": {
+        "description": "Bytes that a step in F32 with the default hyperparameters moves, for each parameter.",
+        "type": "object",
+        "required": [
+          "in",
+          "out",
+          "state"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "in": {
+            "type": "integer"
+          },
+          "out": {
+            "type": "integer"
+          },
+          "state": {
+            "type": "integer"
+          }
+        }
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "describe.schema.json",
+    "title": "DescribeParams",
+    "description": "Which optimizer.",
+    "type": "object",
+    "required": [
+      "name"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "name": {
+        "type": "string"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "discover-result.schema.json",
+    "title": "DiscoverResult",
+    "description": "The OpenRPC document.",
+    "type": "object"
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "discover.schema.json",
+    "title": "DiscoverParams",
+    "description": "No parameters.",
+    "type": "object",
+    "required": [],
+    "additionalProperties": false,
+    "properties": {}
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "error.schema.json",
+    "title": "ErrorData",
+    "description": "What an error says beside its code and message.",
+    "type": "object",
+    "required": [
+      "name"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "name": {
+        "description": "Stable name of the error.",
+        "type": "string"
+      },
+      "field": {
+        "description": "JSON pointer into the parameters.",
+        "type": "string"
+      },
+      "expected": {
+        "type": "string"
+      },
+      "found": {
+        "type": "string"
+      },
+      "retry_after": {
+        "description": "Seconds.",
+        "type": "integer"
+      },
+      "tensors": {
+        "description": "The first tensors concerned.",
+        "type": "array",
+        "items": {
+          "type": "string"
+        }
+      },
+      "request_id": {
+        "type": "string"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "group.schema.json",
+    "title": "Group",
+    "description": "A parameter group: hyperparameters for some tensors.",
+    "type": "object",
+    "required": [
+      "tensors",
+      "optimizer"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "tensors": {
+        "description": "Names of parameters; * stands for any characters. The first group that matches a parameter takes it.",
+        "type": "array",
+        "minItems": 1,
+        "items": {
+          "type": "string",
+          "minLength": 1
+        }
+      },
+      "optimizer": {
+        "description": "Hyperparameters that differ from the call's optimizer. The name stays.",
+        "type": "object",
+        "properties": {
+          "name": false
+        },
+        "tsType": "{ readonly [hyperparameter: string]: unknown }"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "init-result.schema.json",
+    "title": "InitResult",
+    "description": "A state of zeros at step 0.",
+    "type": "object",
+    "required": [
+      "state"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "state": {
+        "$ref": "tensor.schema.json#/$defs/Blob"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "init.schema.json",
+    "title": "InitParams",
+    "description": "The state before the first step, for these parameters; only their names, shapes and dtypes matter.",
+    "type": "object",
+    "required": [
+      "optimizer",
+      "params"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "optimizer": {
+        "$ref": "optimizer.schema.json"
+      },
+      "groups": {
+        "description": "Parameter groups; the first that matches a parameter takes it.",
+        "type": "array",
+        "items": {
+          "$ref": "group.schema.json"
+        }
+      },
+      "params": {
+        "$ref": "tensor.schema.json#/$defs/Tensors"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "inspect-result.schema.json",
+    "title": "InspectResult",
+    "description": "What a state holds.",
+    "type": "object",
+    "required": [
+      "format",
+      "optimizer",
+      "revision",
+      "bytes",
+      "elements",
+      "tensors"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "format": {
+        "const": "stepd.state/1"
+      },
+      "optimizer": {
+        "type": "string"
+      },
+      "revision": {
+        "type": "integer",
+        "minimum": 1
+      },
+      "bytes": {
+        "description": "Size of the state.",
+        "type": "integer",
+        "minimum": 0
+      },
+      "elements": {
+        "description": "Elements in all slots.",
+        "type": "integer",
+        "minimum": 0
+      },
+      "tensors": {
+        "description": "By parameter name.",
+        "type": "object",
+        "additionalProperties": {
+          "type": "object",
+          "required": [
+            "step",
+            "slots"
+          ],
+          "additionalProperties": false,
+          "properties": {
+            "step": {
+              "type": "integer",
+              "minimum": 0
+            },
+            "slots": {
+              "type": "object",
+              "additionalProperties": {
+                "type": "object",
+                "required": [
+                  "dtype",
+                  "shape"
+                ],
+                "additionalProperties": false,
+                "properties": {
+                  "dtype": {
+                    "type": "string"
+                  },
+                  "shape": {
+                    "type": "array",
+                    "items": {
+                      "type": "integer",
+                      "minimum": 0
+                    }
+                  }
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "inspect.schema.json",
+    "title": "InspectParams",
+    "description": "A state to look into.",
+    "type": "object",
+    "required": [
+      "state"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "state": {
+        "$ref": "tensor.schema.json#/$defs/Blob"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "list-result.schema.json",
+    "title": "ListResult",
+    "description": "The optimizers of this server.",
+    "type": "object",
+    "required": [
+      "optimizers"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "optimizers": {
+        "type": "array",
+        "items": {
+          "type": "object",
+          "required": [
+            "name",
+            "title",
+            "formula"
+          ],
+          "additionalProperties": false,
+          "properties": {
+            "name": {
+              "type": "string"
+            },
+            "title": {
+              "type": "string"
+            },
+            "formula": {
+              "type": "string"
+            }
+          }
+        }
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "list.schema.json",
+    "title": "ListParams",
+    "description": "No parameters.",
+    "type": "object",
+    "required": [],
+    "additionalProperties": false,
+    "properties": {}
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "optimizer.schema.json",
+    "$comment": "DO NOT EDIT: written by `npm run generate` from src/optimizers.",
+    "title": "Optimizer",
+    "description": "An optimizer by name with its hyperparameters; absent ones take their defaults.",
+    "type": "object",
+    "required": [
+      "name"
+    ],
+    "discriminator": {
+      "propertyName": "name"
+    },
+    "oneOf": [
+      {
+        "title": "Adam",
+        "description": "g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "adam"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the gradient"
+          },
+          "amsgrad": {
+            "type": "boolean",
+            "default": false,
+            "description": "Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq)"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "eps_root": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added under the root, as in optax"
+          },
+          "nesterov": {
+            "type": "boolean",
+            "default": false,
+            "description": "Use Nesterov's form of the first moment, as in optax"
+          }
+        }
+      },
+      {
+        "title": "AdamW",
+        "description": "m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= scale*weight_decay*p + lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "adamw"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0.01,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, taken from it beside the step"
+          },
+          "weight_decay_scale": {
+            "type": "string",
+            "enum": [
+              "lr",
+              "schedule",
+              "none"
+            ],
+            "default": "lr",
+            "description": "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)"
+          },
+          "amsgrad": {
+            "type": "boolean",
+            "default": false,
+            "description": "Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq)"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "eps_root": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added under the root, as in optax"
+          },
+          "nesterov": {
+            "type": "boolean",
+            "default": false,
+            "description": "Use Nesterov's form of the first moment, as in optax"
+          }
+        }
+      },
+      {
+        "title": "LAMB",
+        "description": "m, v as in adam; u = mhat/(sqrt(vhat) + eps) + weight_decay*p; p -= lr * trust_ratio * u, trust_ratio = |p|/|u| (1 where either is 0) within [trust_min, trust_max]",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "lamb"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 0.000001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0.01,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the update before its norm is taken"
+          },
+          "weight_decay_mode": {
+            "type": "string",
+            "enum": [
+              "in_update",
+              "decoupled"
+            ],
+            "default": "in_update",
+            "description": "Decay inside the update, or lr times it from the parameter before the norms"
+          },
+          "bias_correction": {
+            "type": "string",
+            "enum": [
+              "moments",
+              "step_size",
+              "none"
+            ],
+            "default": "moments",
+            "description": "Correct the moments (paper), the step size outside the ratio (DeepSpeed), or nothing (albert)"
+          },
+          "adapt": {
+            "type": "string",
+            "enum": [
+              "always",
+              "decayed_only"
+            ],
+            "default": "always",
+            "description": "Where the trust ratio applies; decayed_only takes 1 where weight_decay is 0 (timm, apex)"
+          },
+          "trust_min": {
+            "type": [
+              "number",
+              "null"
+            ],
+            "default": null,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Lower bound of the trust ratio"
+          },
+          "trust_max": {
+            "type": [
+              "number",
+              "null"
+            ],
+            "default": null,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Upper bound of the trust ratio"
+          },
+          "max_grad_norm": {
+            "type": [
+              "number",
+              "null"
+            ],
+            "default": null,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Divide all gradients by max(1, norm/max_grad_norm), the norm over all tensors; null does not clip (timm: 1.0)"
+          },
+          "grad_averaging": {
+            "type": "boolean",
+            "default": true,
+            "description": "Weigh the new gradient by 1-beta1 in exp_avg; false adds it whole"
+          },
+          "eps_root": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added under the root, as in optax"
+          },
+          "caution": {
+            "type": "boolean",
+            "default": false,
+            "description": "Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"
+          }
+        }
+      },
+      {
+        "title": "QHAdam",
+        "description": "g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "qhadam"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.995,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "nus": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": -3.4028234663852886e+38,
+              "maximum": 3.4028234663852886e+38
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.7,
+              1
+            ],
+            "description": "Weights of the first and second moment against the present gradient; any finite numbers"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the gradient"
+          }
+        }
+      },
+      {
+        "title": "QHAdamW",
+        "description": "m, v as in adamw; p -= scale*weight_decay*p + lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "qhadamw"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.995,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "nus": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": -3.4028234663852886e+38,
+              "maximum": 3.4028234663852886e+38
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.7,
+              1
+            ],
+            "description": "Weights of the first and second moment against the present gradient; any finite numbers"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, taken from it beside the step"
+          },
+          "weight_decay_scale": {
+            "type": "string",
+            "enum": [
+              "lr",
+              "schedule",
+              "none"
+            ],
+            "default": "lr",
+            "description": "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)"
+          }
+        }
+      },
+      {
+        "title": "QHM",
+        "description": "g += weight_decay*p (type grad); buf = lerp(buf, g, 1-momentum); p -= lr*weight_decay*p (type direct) + lr * (nu*buf + (1-nu)*g)",
+        "type": "object",
+        "required": [
+          "name",
+          "lr",
+          "momentum",
+          "nu"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "qhm"
+          },
+          "lr": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base. The paper's experiments use 1 with momentum 0.999 and nu 0.7"
+          },
+          "momentum": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Decay rate of momentum_buffer"
+          },
+          "nu": {
+            "type": "number",
+            "minimum": -3.4028234663852886e+38,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Weight of the buffer against the present gradient"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter"
+          },
+          "weight_decay_type": {
+            "type": "string",
+            "enum": [
+              "grad",
+              "direct"
+            ],
+            "default": "grad",
+            "description": "Add the decay to the gradient, or take lr times it from the parameter"
+          }
+        }
+      },
+      {
+        "title": "SGD",
+        "description": "g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "sgd"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "momentum": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Decay rate of momentum_buffer; 0 keeps no buffer"
+          },
+          "dampening": {
+            "type": "number",
+            "default": 0,
+            "minimum": -3.4028234663852886e+38,
+            "maximum": 3.4028234663852886e+38,
+            "description": "How much of each new gradient is held back from the buffer"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the gradient"
+          },
+          "nesterov": {
+            "type": "boolean",
+            "default": false,
+            "description": "Step along the gradient plus the decayed buffer"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          }
+        }
+      }
+    ]
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "step-result.schema.json",
+    "title": "StepResult",
+    "description": "New parameters and new state.",
+    "type": "object",
+    "required": [
+      "params",
+      "state",
+      "step",
+      "lr",
+      "skipped"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "params": {
+        "$ref": "tensor.schema.json#/$defs/Tensors"
+      },
+      "state": {
+        "$ref": "tensor.schema.json#/$defs/Blob"
+      },
+      "step": {
+        "description": "The largest step count in the new state.",
+        "type": "integer",
+        "minimum": 0
+      },
+      "lr": {
+        "description": "The learning rate that was used.",
+        "type": "number"
+      },
+      "skipped": {
+        "description": "Whether nothing was done because of non_finite skip.",
+        "type": "boolean"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "step.schema.json",
+    "title": "StepParams",
+    "description": "One optimizer step: parameters, gradients and state in. Gradients go by the names of their parameters, in the same shapes; a parameter without one is left as it is: no decay, no step.",
+    "type": "object",
+    "required": [
+      "optimizer",
+      "params",
+      "grads"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "optimizer": {
+        "$ref": "optimizer.schema.json"
+      },
+      "groups": {
+        "description": "Parameter groups; the first that matches a parameter takes it.",
+        "type": "array",
+        "items": {
+          "$ref": "group.schema.json"
+        }
+      },
+      "params": {
+        "$ref": "tensor.schema.json#/$defs/Tensors"
+      },
+      "grads": {
+        "$ref": "tensor.schema.json#/$defs/Tensors"
+      },
+      "state": {
+        "description": "The state of the last reply; null or absent at the first step.",
+        "if": {
+          "type": "null"
+        },
+        "then": true,
+        "else": {
+          "$ref": "tensor.schema.json#/$defs/Blob"
+        },
+        "tsType": "Uint8Array | string | null"
+      },
+      "schedule": {
+        "description": "Learning-rate schedule (to come).",
+        "type": "object",
+        "tsType": "{ readonly [key: string]: unknown }"
+      },
+      "clip": {
+        "description": "Gradient clipping (to come).",
+        "type": "object",
+        "tsType": "{ readonly [key: string]: unknown }"
+      },
+      "loss_scale": {
+        "description": "What the gradients are divided by (to come).",
+        "type": "number"
+      },
+      "non_finite": {
+        "description": "What a NaN or an infinity in a gradient does: refuse the call, return everything unchanged with skipped: true, or go on.",
+        "enum": [
+          "error",
+          "skip",
+          "propagate"
+        ],
+        "default": "error"
+      },
+      "stats": {
+        "description": "Which statistics the reply has (to come; only none now).",
+        "enum": [
+          "none",
+          "global",
+          "tensor"
+        ],
+        "default": "none"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "tensor.schema.json",
+    "title": "Tensor",
+    "description": "How tensors and state travel.",
+    "$defs": {
+      "Blob": {
+        "title": "Blob",
+        "description": "Bytes: bin in MessagePack, a base64 string in JSON.",
+        "contentEncoding": "base64",
+        "blob": true,
+        "tsType": "Uint8Array | string"
+      },
+      "Dtype": {
+        "title": "Dtype",
+        "description": "Element type, in the names of safetensors.",
+        "type": "string",
+        "enum": [
+          "F32",
+          "F64",
+          "BF16",
+          "F16"
+        ]
+      },
+      "Value": {
+        "title": "Value",
+        "description": "One element. JSON has no NaN and no infinity, so these are strings.",
+        "type": [
+          "number",
+          "string"
+        ],
+        "if": {
+          "type": "string"
+        },
+        "then": {
+          "enum": [
+            "NaN",
+            "Infinity",
+            "-Infinity"
+          ]
+        },
+        "tsType": "number | \"NaN\" | \"Infinity\" | \"-Infinity\""
+      },
+      "PlainTensor": {
+        "title": "PlainTensor",
+        "description": "A tensor as a list of numbers, for small things and for curl. Values are in row-major order.",
+        "type": "object",
+        "required": [
+          "shape",
+          "values"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "shape": {
+            "description": "Size of each dimension; [] is a scalar.",
+            "type": "array",
+            "maxItems": 32,
+            "items": {
+              "type": "integer",
+              "minimum": 0,
+              "maximum": 9007199254740991
+            }
+          },
+          "dtype": {
+            "$ref": "#/$defs/Dtype",
+            "default": "F32"
+          },
+          "values": {
+            "type": "array",
+            "items": {
+              "$ref": "#/$defs/Value"
+            },
+            "tsType": "readonly (number | \"NaN\" | \"Infinity\" | \"-Infinity\")[]"
+          }
+        }
+      },
+      "PlainTensors": {
+        "title": "PlainTensors",
+        "description": "Tensors by name.",
+        "type": "object",
+        "additionalProperties": {
+          "$ref": "#/$defs/PlainTensor"
+        },
+        "tsType": "{ readonly [name: string]: PlainTensor }"
+      },
+      "Tensors": {
+        "title": "Tensors",
+        "description": "One safetensors file as a blob, or tensors by name. A reply has the form of its request.",
+        "if": {
+          "blob": true
+        },
+        "then": true,
+        "else": {
+          "$ref": "#/$defs/PlainTensors"
+        },
+        "tsType": "Uint8Array | string | { readonly [name: string]: PlainTensor }"
+      }
+    }
+  }
+];

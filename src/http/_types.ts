@@ -1,0 +1,44 @@
+/** What the HTTP room needs from rooms that it does not know. */
+import type { Rpc } from "../rpc/rpc.ts";
+import type { Telemetry } from "../telemetry/telemetry.ts";
+
+/** Named limits of the transport. */
+export interface Limits {
+  /** The largest JSON body, in bytes: it passes through a string of at most 512 MiB. */
+  readonly maxJsonBytes: number;
+  /** The largest compressed body, in bytes, before and after inflation. */
+  readonly maxCompressedBytes: number;
+  readonly maxInflatedBytes: number;
+  /** Milliseconds until a whole request must be in. */
+  readonly requestTimeoutMs: number;
+  /** Milliseconds without a byte in either direction until a connection is cut. */
+  readonly idleTimeoutMs: number;
+  /** Milliseconds that a connection is kept open for the next request. */
+  readonly keepAliveTimeoutMs: number;
+}
+
+/** Memory for one request: the arena's lease, as far as the transport uses it. */
+export interface BodyLease extends Disposable {
+  readonly bytes: Buffer;
+  /** The address of the first block. */
+  readonly start: number;
+  grow(start: number, kept: number, bytes: number): number;
+  view(start: number, bytes: number): Buffer;
+}
+
+/** Gives out leases. Throws OVERLOADED or PAYLOAD_TOO_LARGE. */
+export interface Admission {
+  lease(bytes: number): BodyLease;
+}
+
+export interface Service {
+  readonly admission: Admission;
+  readonly rpc: Rpc;
+  readonly engine: Parameters<Rpc["call"]>[2]["engine"];
+  readonly telemetry: Telemetry;
+  readonly limits: Limits;
+  /** Whether calls are taken: false from the start of a drain on. */
+  isReady(): boolean;
+  /** What GET /v1 says. */
+  info(): unknown;
+}

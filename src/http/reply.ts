@@ -1,0 +1,54 @@
+/** Sends replies: pieces written one after the other, straight from the arena, without joining them. */
+import { createHash } from "node:crypto";
+import { finished } from "node:stream/promises";
+import type { Response } from "express";
+import { decodeJson, encodeJson } from "../codec/json.ts";
+import { decodeMsgpack, encodeMsgpack } from "../codec/msgpack.ts";
+import type { Parts } from "../codec/parts.ts";
+import { errors, type StepdError } from "../errors/errors.ts";
+import type { MediaType } from "./negotiate.ts";
+
+export const decode = (bytes: Buffer, { format }: MediaType): unknown => (format === "json" ? decodeJson(bytes) : decodeMsgpack(bytes));
+
+export const encode = (value: unknown, { format }: MediaType): Parts => (format === "json" ? encodeJson(value) : encodeMsgpack(value));
+
+export interface Reply {
+  readonly status: number;
+  readonly type: string;
+  readonly body: Parts;
+  readonly headers?: Readonly<Record<string, string>>;
+}
+
+/** Sends a reply and resolves when its last byte is out, or the caller gone: from then on the pieces' memory is free. */
+export const send = async (res: Response, { status, type, body, headers = {} }: Reply): Promise<void> => {
+  if (res.headersSent || res.destroyed) return;
+  const wanted = res.req.headers["want-repr-digest"];
+  res.writeHead(status, {
+    "Content-Type": type,
+    "Content-Length": body.length,
+    ...headers,
+    ...(typeof wanted === "string" && /(?:^|,)\s*sha-256(?!=0)/.test(wanted) && { "Repr-Digest": `sha-256=:${digest(body)}:` }),
+  });
+  res.cork();
+  for (const piece of body.pieces) res.write(piece);
+  res.end();
+  res.uncork();
+  await finished(res).catch(() => {}); // A caller that went away is not this server's failure.
+};
+
+const digest = ({ pieces }: Parts): string => {
+  const hash = createHash("sha256");
+  for (const piece of pieces) hash.update(piece);
+  return hash.digest("base64");
+};
+
+/** Headers that tell a caller when to come back. */
+export const retryHeaders = (seconds: number | undefined): Readonly<Record<string, string>> =>
+  seconds === undefined ? {} : { "Retry-After": String(seconds) };
+
+/** An error of the REST twin: application/problem+json (RFC 9457). */
+export const problem = (error: StepdError, requestId: string): Reply => {
+  const { code, status, title } = errors[error.code];
+  const body = { type: `urn:stepd:error:${error.code}`, title, status, detail: error.message, code, name: error.code, ...error.detail, request_id: requestId };
+  return { status, type: "application/problem+json", body: encodeJson(body), headers: retryHeaders(error.detail.retry_after) };
+};

@@ -1,0 +1,14 @@
+/** The JSON Schema of one optimizer's object on the wire, from its definition. */
+import type { OptimizerDefinition } from "./_define.ts";
+
+export const optimizerSchema = ({ name, title, formula, hyperparameters }: OptimizerDefinition) => {
+  const required = Object.keys(hyperparameters).filter((key) => !("default" in (hyperparameters[key] ?? {})));
+  return {
+    title,
+    description: formula,
+    type: "object",
+    required: ["name", ...required],
+    additionalProperties: false,
+    properties: { name: { const: name }, ...hyperparameters },
+  };
+};

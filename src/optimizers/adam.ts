@@ -1,0 +1,40 @@
+import { adamStage, amsgrad, eps, epsRoot, familySlots, lr, maximize, momentBetas, momentSlots, nesterov, nesterovBlend } from "./_adam.ts";
+import { defineOptimizer, rate } from "./_define.ts";
+
+/**
+ * Adam, with weight decay added to the gradient (L2), as in torch.
+ *
+ *   g <- g + weight_decay * p
+ *   m <- beta1*m + (1-beta1)*g          v <- beta2*v + (1-beta2)*g^2
+ *   p <- p - lr * (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps)
+ *
+ * With amsgrad, v under the root is the running maximum of the uncorrected v. eps_root and nesterov are optax's.
+ */
+export default defineOptimizer({
+  name: "adam",
+  title: "Adam",
+  revision: 1,
+  family: "adam",
+  formula: "g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps)",
+  references: [
+    "Kingma & Ba, 2015, https://arxiv.org/abs/1412.6980",
+    "amsgrad: Reddi, Kale & Kumar, 2018, https://arxiv.org/abs/1904.09237",
+    "peers: torch.optim.Adam; optax.adam (eps_root, nesterov)",
+  ],
+  hyperparameters: {
+    lr,
+    betas: momentBetas([0.9, 0.999]),
+    eps: eps(1e-8),
+    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    amsgrad,
+    maximize,
+    eps_root: epsRoot,
+    nesterov,
+  },
+  slots: (values) => (values.amsgrad ? familySlots : momentSlots),
+  allSlots: familySlots,
+  lateSlots: [],
+  stages: ({ weight_decay, nesterov, ...values }) => [
+    adamStage({ kernel: "adam", ...values, decay: () => weight_decay, blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
+  ],
+});

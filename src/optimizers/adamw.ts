@@ -1,0 +1,51 @@
+import {
+  adamStage,
+  amsgrad,
+  decayScale,
+  decoupledDecay,
+  eps,
+  epsRoot,
+  familySlots,
+  lr,
+  maximize,
+  momentBetas,
+  momentSlots,
+  nesterov,
+  nesterovBlend,
+} from "./_adam.ts";
+import { defineOptimizer, rate } from "./_define.ts";
+
+/**
+ * AdamW: Adam with decoupled weight decay.
+ *
+ *   m <- beta1*m + (1-beta1)*g          v <- beta2*v + (1-beta2)*g^2
+ *   p <- p - (lr*weight_decay*p + lr * (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps))
+ *
+ * The decay is multiplied by lr, as in torch; the paper multiplies it by the schedule's factor alone (weight_decay_scale "schedule").
+ */
+export default defineOptimizer({
+  name: "adamw",
+  title: "AdamW",
+  revision: 1,
+  family: "adam",
+  formula:
+    "m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= scale*weight_decay*p + lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale",
+  references: ["Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101", "peers: torch.optim.AdamW; optax.adamw (eps_root, nesterov)"],
+  hyperparameters: {
+    lr,
+    betas: momentBetas([0.9, 0.999]),
+    eps: eps(1e-8),
+    weight_decay: rate(0.01, "Times the parameter, taken from it beside the step"),
+    weight_decay_scale: decayScale,
+    amsgrad,
+    maximize,
+    eps_root: epsRoot,
+    nesterov,
+  },
+  slots: (values) => (values.amsgrad ? familySlots : momentSlots),
+  allSlots: familySlots,
+  lateSlots: [],
+  stages: ({ nesterov, ...values }) => [
+    adamStage({ kernel: "adamw", ...values, decay: (at) => decoupledDecay(values, at), blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
+  ],
+});

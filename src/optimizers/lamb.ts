@@ -1,0 +1,113 @@
+import { eps, epsRoot, familySlots, lr, momentBetas, momentSlots } from "./_adam.ts";
+import { choice, defineOptimizer, flag, type Moment, optional, power, rate, type Stage } from "./_define.ts";
+
+/**
+ * LAMB: Adam's direction, scaled for each tensor by the ratio of the parameter's norm to the update's.
+ *
+ *   m, v as in Adam;  r = (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps);  u = r + weight_decay * p
+ *   trust_ratio = |p| / |u|, 1 where either is 0, kept within trust_min and trust_max
+ *   p <- p - lr * trust_ratio * u
+ *
+ * Norms are Euclidean over one tensor, of the parameter before the step. docs/lamb.md has the settings that reproduce the
+ * paper, timm, optax, apex, DeepSpeed and albert, which all differ.
+ */
+export default defineOptimizer({
+  name: "lamb",
+  title: "LAMB",
+  revision: 1,
+  family: "adam",
+  formula:
+    "m, v as in adam; u = mhat/(sqrt(vhat) + eps) + weight_decay*p; p -= lr * trust_ratio * u, trust_ratio = |p|/|u| (1 where either is 0) within [trust_min, trust_max]",
+  references: ["You et al., 2020, https://arxiv.org/abs/1904.00962", "peers: timm.optim.Lamb; optax.lamb"],
+  hyperparameters: {
+    lr,
+    betas: momentBetas([0.9, 0.999]),
+    eps: eps(1e-6),
+    weight_decay: rate(0.01, "Times the parameter, added to the update before its norm is taken"),
+    weight_decay_mode: choice(["in_update", "decoupled"], "in_update", "Decay inside the update, or lr times it from the parameter before the norms"),
+    bias_correction: choice(
+      ["moments", "step_size", "none"],
+      "moments",
+      "Correct the moments (paper), the step size outside the ratio (DeepSpeed), or nothing (albert)",
+    ),
+    adapt: choice(["always", "decayed_only"], "always", "Where the trust ratio applies; decayed_only takes 1 where weight_decay is 0 (timm, apex)"),
+    trust_min: optional("Lower bound of the trust ratio"),
+    trust_max: optional("Upper bound of the trust ratio"),
+    max_grad_norm: optional("Divide all gradients by max(1, norm/max_grad_norm), the norm over all tensors; null does not clip (timm: 1.0)"),
+    grad_averaging: flag("Weigh the new gradient by 1-beta1 in exp_avg; false adds it whole", true),
+    eps_root: epsRoot,
+    caution: flag("Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"),
+  },
+  slots: () => momentSlots,
+  allSlots: familySlots,
+  lateSlots: [],
+  check: ({ trust_min, trust_max }) =>
+    trust_min !== null && trust_max !== null && trust_min > trust_max
+      ? { field: "trust_min", expected: `at most trust_max, ${trust_max}`, found: String(trust_min) }
+      : undefined,
+  stages: (values) => {
+    const {
+      betas: [beta1, beta2],
+      weight_decay,
+      bias_correction,
+    } = values;
+    const inUpdate = values.weight_decay_mode === "in_update" ? weight_decay : 0;
+    const decay = ({ lr }: Moment): number => (values.weight_decay_mode === "decoupled" ? lr * weight_decay : 0);
+    const moments = (at: Moment): readonly number[] => {
+      const isCorrected = bias_correction === "moments";
+      const c1 = isCorrected ? 1 - power(beta1, at.step) : 1;
+      const c2 = isCorrected ? 1 - power(beta2, at.step) : 1;
+      // The general form keeps 1/c2 under the root beside eps_root; without eps_root it moves out, as in _adam.ts.
+      const averages = values.grad_averaging ? 1 : 0;
+      if (values.eps_root !== 0) return [averages, 1 - beta1, 1 - beta2, 1 / c1, 1, 1 / c2, values.eps_root, values.eps];
+      return [averages, 1 - beta1, 1 - beta2, 1 / c1, 1 / Math.sqrt(c2), 1, 0, values.eps];
+    };
+    const apply: Stage = {
+      kernel: "lamb_apply",
+      operands: ["param", "grad"],
+      sums: 0,
+      scalars: (at) => {
+        const [paramSquares = 0, updateSquares = 0] = at.sums.at(-1) ?? [];
+        const stepSize = bias_correction === "step_size" ? (at.lr * Math.sqrt(1 - power(beta2, at.step))) / (1 - power(beta1, at.step)) : at.lr;
+        return [decay(at), stepSize * trustRatio(values, Math.sqrt(paramSquares), Math.sqrt(updateSquares))];
+      },
+    };
+    if (!values.caution) {
+      return [
+        {
+          kernel: "lamb_moments",
+          operands: ["param", "grad", ...momentSlots, "sums"],
+          sums: 2,
+          scalars: (at) => [decay(at), inUpdate, ...moments(at)],
+        },
+        apply,
+      ];
+    }
+    return [
+      { kernel: "lamb_cautious", operands: ["grad", ...momentSlots, "sums"], sums: 1, scalars: moments },
+      {
+        kernel: "lamb_decayed",
+        operands: ["param", "grad", "sums"],
+        sums: 2,
+        scalars: (at) => [decay(at), inUpdate, 1 / Math.max((at.sums.at(-1)?.[0] ?? 0) / at.elements, LEAST_AGREEMENT)],
+      },
+      apply,
+    ];
+  },
+});
+
+/** timm's lower bound of the share of elements that `caution` keeps. */
+const LEAST_AGREEMENT = 1e-3;
+
+interface Trust {
+  readonly weight_decay: number;
+  readonly adapt: "always" | "decayed_only";
+  readonly trust_min: number | null;
+  readonly trust_max: number | null;
+}
+
+const trustRatio = ({ weight_decay, adapt, trust_min, trust_max }: Trust, paramNorm: number, updateNorm: number): number => {
+  if (adapt === "decayed_only" && weight_decay === 0) return 1;
+  const ratio = paramNorm > 0 && updateNorm > 0 ? paramNorm / updateNorm : 1;
+  return Math.min(Math.max(ratio, trust_min ?? 0), trust_max ?? Infinity);
+};

@@ -1,0 +1,31 @@
+import { adamStage, eps, familySlots, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
+import { defineOptimizer, pair, rate } from "./_define.ts";
+
+/**
+ * QHAdam: the moments of Adam, each blended with the present gradient.
+ *
+ *   g <- g + weight_decay * p,  m and v as in Adam,  mhat = m / (1-beta1^t),  vhat = v / (1-beta2^t)
+ *   p <- p - lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps)
+ *
+ * The slots hold the raw moments, as in torch; qhoptim and IPRally keep mhat and vhat there. nus (1, 1) is Adam, bit for bit.
+ */
+export default defineOptimizer({
+  name: "qhadam",
+  title: "QHAdam",
+  revision: 1,
+  family: "adam",
+  formula:
+    "g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t)",
+  references: ["Ma & Yarats, 2019, https://arxiv.org/abs/1810.06801", "peer: qhoptim.pyt.QHAdam"],
+  hyperparameters: {
+    lr,
+    betas: momentBetas([0.995, 0.999]),
+    nus: pair([0.7, 1.0], "Weights of the first and second moment against the present gradient; any finite numbers"),
+    eps: eps(1e-8),
+    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+  },
+  slots: () => momentSlots,
+  allSlots: familySlots,
+  lateSlots: [],
+  stages: ({ nus, weight_decay, ...values }) => [adamStage({ kernel: "adam", ...values, decay: () => weight_decay, blend: quasiHyperbolicBlend(nus) })],
+});

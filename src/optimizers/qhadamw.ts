@@ -1,0 +1,35 @@
+import { adamStage, decayScale, decoupledDecay, eps, familySlots, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
+import { defineOptimizer, pair, rate } from "./_define.ts";
+
+/**
+ * QHAdamW: QHAdam with decoupled weight decay.
+ *
+ *   p <- p - (scale*weight_decay*p + lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps))
+ *
+ * scale is lr (qhoptim, the default), the schedule's factor, or 1 (IPRally: weight_decay_scale "none"). nus (1, 1) is AdamW, bit for bit.
+ */
+export default defineOptimizer({
+  name: "qhadamw",
+  title: "QHAdamW",
+  revision: 1,
+  family: "adam",
+  formula:
+    "m, v as in adamw; p -= scale*weight_decay*p + lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale",
+  references: [
+    "Ma & Yarats, 2019, https://arxiv.org/abs/1810.06801",
+    "Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101",
+    'peers: qhoptim.pyt.QHAdamW; iprally/qhadamw-pytorch (weight_decay_scale "none")',
+  ],
+  hyperparameters: {
+    lr,
+    betas: momentBetas([0.995, 0.999]),
+    nus: pair([0.7, 1.0], "Weights of the first and second moment against the present gradient; any finite numbers"),
+    eps: eps(1e-8),
+    weight_decay: rate(0, "Times the parameter, taken from it beside the step"),
+    weight_decay_scale: decayScale,
+  },
+  slots: () => momentSlots,
+  allSlots: familySlots,
+  lateSlots: [],
+  stages: ({ nus, ...values }) => [adamStage({ kernel: "adamw", ...values, decay: (at) => decoupledDecay(values, at), blend: quasiHyperbolicBlend(nus) })],
+});

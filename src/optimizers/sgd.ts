@@ -1,0 +1,47 @@
+import { defineOptimizer, flag, number, rate } from "./_define.ts";
+
+/**
+ * SGD with momentum, dampening and Nesterov's form, as in torch.
+ *
+ *   g <- g + weight_decay * p
+ *   buf <- momentum*buf + (1-dampening)*g;  at the first step buf <- g, whatever the dampening
+ *   p <- p - lr * (nesterov ? g + momentum*buf : buf)
+ *
+ * Without momentum there is no buffer and p <- p - lr * g.
+ */
+export default defineOptimizer({
+  name: "sgd",
+  title: "SGD",
+  revision: 1,
+  family: "sgd",
+  formula: "g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g)",
+  references: ["Sutskever, Martens, Dahl & Hinton, 2013, https://proceedings.mlr.press/v28/sutskever13.html", "peer: torch.optim.SGD"],
+  hyperparameters: {
+    lr: rate(1e-3, "Learning rate; with a schedule, its base"),
+    momentum: rate(0, "Decay rate of momentum_buffer; 0 keeps no buffer"),
+    dampening: number(0, "How much of each new gradient is held back from the buffer"),
+    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    nesterov: flag("Step along the gradient plus the decayed buffer"),
+    maximize: flag("Go up the gradient instead of down"),
+  },
+  slots: ({ momentum }) => (momentum === 0 ? [] : ["momentum_buffer"]),
+  allSlots: ["momentum_buffer"],
+  lateSlots: ["momentum_buffer"],
+  check: ({ nesterov, momentum, dampening }) => {
+    if (!nesterov) return undefined;
+    if (momentum === 0) return { field: "nesterov", expected: "false where momentum is 0", found: "true" };
+    if (dampening !== 0) return { field: "nesterov", expected: "false where dampening is not 0", found: "true" };
+    return undefined;
+  },
+  stages: ({ momentum, dampening, weight_decay, nesterov }) =>
+    momentum === 0
+      ? [{ kernel: "sgd", operands: ["param", "grad"], sums: 0, scalars: ({ lr }) => [weight_decay, lr] }]
+      : [
+          {
+            kernel: "sgd_momentum",
+            operands: ["param", "grad", "momentum_buffer"],
+            sums: 0,
+            scalars: ({ lr, first }) => [weight_decay, lr, first ? 0 : momentum, first ? 1 : 1 - dampening, nesterov ? momentum : 0],
+          },
+        ],
+});

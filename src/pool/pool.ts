@@ -1,0 +1,184 @@
+/**
+ * Runs jobs on dedicated worker threads over the arena. One job at a time has all workers; each takes shards from an atomic
+ * ticket. Jobs too small to be worth a wake-up run on the calling thread. A worker that dies is replaced, and the job that
+ * it was in fails.
+ */
+import { readFile } from "node:fs/promises";
+import { Worker } from "node:worker_threads";
+import type { Arena, Lease } from "../arena/arena.ts";
+import { StepdError } from "../errors/errors.ts";
+import { controlBytes, DONE, FINISHED, finish, GENERATION, JOB, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
+import { jobWords, type Kernel, runShard, type Unit, writeJob } from "./_job.ts";
+import { instantiate, kernelNames } from "./kernels.ts";
+
+export { type Call, SHARD, type Unit } from "./_job.ts";
+
+/** Jobs of up to this many elements run inline: waking the pool costs 1 to 24 us, as much as the work (measured). */
+const INLINE_ELEMENTS = 2 * 65536;
+
+/** A worker that dies this often before it is ready would do so for ever. */
+const MAX_FAILED_STARTS = 5;
+
+const WORD = Float64Array.BYTES_PER_ELEMENT;
+
+export interface PoolEvents {
+  /** A worker thread ended by itself. */
+  onWorkerLost(cause: unknown): void;
+}
+
+export class Pool implements AsyncDisposable {
+  readonly #arena: Arena;
+  readonly #module: WebAssembly.Module;
+  readonly #numbers: ReadonlyMap<string, number>;
+  readonly #inline: readonly Kernel[];
+  readonly #control: Int32Array;
+  readonly #busy: Float64Array;
+  readonly #workers: Worker[] = [];
+  readonly #events: PoolEvents;
+  #tail: Promise<void> = Promise.resolve();
+  #queued = 0;
+  #isRunning = false;
+  #isClosing = false;
+  #hasLostWorker = false;
+  #failedStarts = 0;
+
+  private constructor(arena: Arena, module: WebAssembly.Module, workers: number, events: PoolEvents) {
+    this.#arena = arena;
+    this.#module = module;
+    this.#events = events;
+    this.#numbers = new Map(kernelNames(module).map((name, number) => [name, number]));
+    this.#inline = instantiate(module, arena.memory);
+    this.#control = new Int32Array(new SharedArrayBuffer(controlBytes(workers)));
+    this.#busy = new Float64Array(new SharedArrayBuffer(workers * WORD));
+  }
+
+  /** Compiles the kernels and starts the workers. */
+  static async start(arena: Arena, kernels: URL, workers: number, events: PoolEvents): Promise<Pool> {
+    const pool = new Pool(arena, await WebAssembly.compile(await readFile(kernels)), workers, events);
+    await Promise.all(Array.from({ length: workers }, (_, index) => pool.#spawn(index)));
+    return pool;
+  }
+
+  /** The number of a kernel, for `Call.kernel`. */
+  kernel(name: string): number {
+    const number = this.#numbers.get(name);
+    if (number === undefined) throw new Error(`there is no kernel ${name}; rebuild with scripts/build-kernels.ts`);
+    return number;
+  }
+
+  get kernelNames(): readonly string[] {
+    return [...this.#numbers.keys()];
+  }
+
+  get workers(): number {
+    return this.#busy.length;
+  }
+
+  /** Jobs that wait for the workers, with the one that runs. */
+  get queued(): number {
+    return this.#queued;
+  }
+
+  /** Seconds that all workers together have spent in kernels. */
+  get busySeconds(): number {
+    return this.#busy.reduce((sum, seconds) => sum + seconds, 0);
+  }
+
+  /** The thread ids of the workers, for tests that end one. */
+  get threads(): readonly Worker[] {
+    return this.#workers;
+  }
+
+  /** Runs all units to their end; the job is written into the lease. Returns the seconds that it waited for other jobs. */
+  async run(units: readonly Unit[], lease: Lease): Promise<number> {
+    const elements = units.reduce((sum, unit) => sum + unit.elements, 0);
+    if (elements <= INLINE_ELEMENTS) {
+      const words = new Float64Array(jobWords(units));
+      const shards = writeJob(units, words);
+      for (let shard = 0; shard < shards; shard++) runShard(words, shard, this.#inline);
+      return 0;
+    }
+    const length = jobWords(units);
+    const address = lease.alloc(length * WORD);
+    const shards = writeJob(units, new Float64Array(this.#arena.memory.buffer, address, length));
+    this.#queued++;
+    const turn = this.#tail;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#tail = promise;
+    const start = performance.now();
+    try {
+      await turn;
+      const waited = (performance.now() - start) / 1000;
+      await this.#runOnWorkers(address / WORD, shards);
+      return waited;
+    } finally {
+      this.#queued--;
+      resolve();
+    }
+  }
+
+  async #runOnWorkers(job: number, shards: number): Promise<void> {
+    const control = this.#control;
+    const generation = (Atomics.load(control, GENERATION) + 1) | 0;
+    const before = Atomics.load(control, FINISHED);
+    this.#isRunning = true;
+    this.#hasLostWorker = false;
+    Atomics.store(control, TRAPPED, 0);
+    Atomics.store(control, JOB, job);
+    Atomics.store(control, SHARDS, shards);
+    Atomics.store(control, TICKET, 0);
+    // Last, so that whoever sees the new generation sees the whole job.
+    Atomics.store(control, GENERATION, generation);
+    Atomics.notify(control, GENERATION);
+    await Atomics.waitAsync(control, FINISHED, before).value;
+    this.#isRunning = false;
+    if (this.#hasLostWorker) throw new StepdError("INTERNAL_ERROR", "A worker thread died during this call; nothing was changed, send it again");
+    if (Atomics.load(control, TRAPPED) !== 0) throw new StepdError("INTERNAL_ERROR", "A kernel failed in this call; nothing was changed");
+  }
+
+  async #spawn(index: number): Promise<void> {
+    const generation = Atomics.load(this.#control, GENERATION);
+    Atomics.store(this.#control, DONE + index, generation);
+    const data: WorkerData = { module: this.#module, memory: this.#arena.memory, control: this.#control, busy: this.#busy, index, generation };
+    const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData: data });
+    this.#workers[index] = worker;
+    let isReady = false;
+    let cause: unknown = "it ended by itself";
+    const { promise, resolve } = Promise.withResolvers<void>();
+    worker.once("message", () => {
+      isReady = true;
+      this.#failedStarts = 0;
+      worker.unref(); // A pool alone does not keep the process running.
+      resolve();
+    });
+    worker.on("error", (error) => {
+      cause = error;
+    });
+    worker.once("exit", () => {
+      if (this.#isClosing) return;
+      if (!isReady) this.#failedStarts++;
+      this.#events.onWorkerLost(cause);
+      this.#replace(index);
+      resolve();
+    });
+    return promise;
+  }
+
+  /** Ends the running job's wait for a dead worker, once the living ones are done, and starts another in its place. */
+  #replace(index: number): void {
+    const generation = Atomics.load(this.#control, GENERATION);
+    if (this.#isRunning) {
+      this.#hasLostWorker = true;
+      Atomics.store(this.#control, TICKET, Atomics.load(this.#control, SHARDS));
+    }
+    if (this.#failedStarts >= MAX_FAILED_STARTS) throw new Error("worker threads cannot be started");
+    void this.#spawn(index);
+    if (this.#isRunning) finish(this.#control, index, generation);
+  }
+
+  /** Ends the workers. No job may be running. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#isClosing = true;
+    await Promise.all(this.#workers.map((worker) => worker.terminate()));
+  }
+}

@@ -1,0 +1,24 @@
+/** A worker thread: sleeps until a job is there, takes shards until none is left, says so, sleeps again. */
+import { parentPort, workerData } from "node:worker_threads";
+import { finish, GENERATION, JOB, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
+import { runShard } from "./_job.ts";
+import { instantiate } from "./kernels.ts";
+
+const { module, memory, control, busy, index, generation } = workerData as WorkerData;
+const kernels = instantiate(module, memory);
+parentPort?.postMessage("ready");
+
+for (let seen = generation; ; ) {
+  Atomics.wait(control, GENERATION, seen);
+  seen = Atomics.load(control, GENERATION);
+  const start = performance.now();
+  try {
+    const words = new Float64Array(memory.buffer, Atomics.load(control, JOB) * Float64Array.BYTES_PER_ELEMENT);
+    const shards = Atomics.load(control, SHARDS);
+    for (let shard = Atomics.add(control, TICKET, 1); shard < shards; shard = Atomics.add(control, TICKET, 1)) runShard(words, shard, kernels);
+  } catch {
+    Atomics.store(control, TRAPPED, 1);
+  }
+  busy[index] = (busy[index] as number) + (performance.now() - start) / 1000;
+  finish(control, index, seen);
+}

@@ -1,0 +1,39 @@
+import { StepdError } from "../errors/errors.ts";
+import type { DescribeParams } from "../generated/wire.gen.ts";
+import { optimizerSchema, registry } from "../optimizers/registry.ts";
+import { validate } from "../validation/validate.ts";
+import type { Method } from "./method.ts";
+
+const F32_BYTES = 4;
+
+/** optimizer.describe: formula, references, hyperparameters and cost of one optimizer. */
+export const describe: Method<DescribeParams> = {
+  name: "optimizer.describe",
+  summary: "Formula, references, hyperparameters, slots and bytes per parameter of one optimizer",
+  params: "describe.schema.json",
+  result: "describe-result.schema.json",
+  rest: { verb: "GET", path: "/v1/optimizers/{name}" },
+
+  handle({ name }) {
+    const definition = registry.get(name);
+    if (!definition) {
+      validate("optimizer.schema.json", { name });
+      throw new StepdError("INTERNAL_ERROR", `the schema has an optimizer ${name} that the registry lacks`);
+    }
+    const { title, revision, family, formula, references, hyperparameters, allSlots } = definition;
+    const defaults = Object.fromEntries(Object.entries(hyperparameters).map(([key, { default: value }]) => [key, value]));
+    const slots = definition.slots(defaults as Parameters<typeof definition.slots>[0]);
+    const state = slots.length * F32_BYTES;
+    return {
+      name,
+      title,
+      revision,
+      family,
+      formula,
+      references,
+      hyperparameters: optimizerSchema(definition),
+      slots: { default: slots, all: allSlots },
+      bytes_per_parameter: { in: 2 * F32_BYTES + state, out: F32_BYTES + state, state },
+    };
+  },
+};

@@ -1,0 +1,16 @@
+import type { InitParams } from "../generated/wire.gen.ts";
+import { planOf } from "./_optimizer.ts";
+import type { Method } from "./method.ts";
+
+/** optimizer.init: the state before the first step. A first step without a state gives the same result. */
+export const init: Method<InitParams> = {
+  name: "optimizer.init",
+  summary: "The state before the first step: zeros, step 0",
+  params: "init.schema.json",
+  result: "init-result.schema.json",
+  rest: { verb: "POST", path: "/v1/init" },
+
+  handle({ optimizer, groups, params }, { engine, lease }) {
+    return { state: engine.init(planOf(optimizer, groups), params, lease) };
+  },
+};

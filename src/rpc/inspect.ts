@@ -1,0 +1,22 @@
+import { STATE_FORMAT } from "../engine/engine.ts";
+import type { InspectParams } from "../generated/wire.gen.ts";
+import type { Method } from "./method.ts";
+
+/** state.inspect: what a state holds, without its numbers. */
+export const inspect: Method<InspectParams> = {
+  name: "state.inspect",
+  summary: "What a state holds: optimizer, steps, slots with dtypes and shapes",
+  params: "inspect.schema.json",
+  result: "inspect-result.schema.json",
+  rest: { verb: "POST", path: "/v1/state/inspect" },
+
+  handle({ state: blob }, { engine, lease }) {
+    const { optimizer, revision, bytes, parameters } = engine.inspect(blob, lease);
+    const tensors = [...parameters].map(([name, { step, slots }]) => {
+      const described = [...slots].map(([slot, { dtype, shape }]) => [slot, { dtype, shape }] as const);
+      return [name, { step, slots: Object.fromEntries(described) }] as const;
+    });
+    const elements = [...parameters.values()].flatMap(({ slots }) => [...slots.values()]).reduce((sum, slot) => sum + slot.elements, 0);
+    return { format: STATE_FORMAT, optimizer: optimizer.name, revision, bytes, elements, tensors: Object.fromEntries(tensors) };
+  },
+};

@@ -1,0 +1,13 @@
+import { registry } from "../optimizers/registry.ts";
+import type { Method } from "./method.ts";
+
+/** optimizer.list: the optimizers of this server. */
+export const list: Method = {
+  name: "optimizer.list",
+  summary: "The optimizers of this server with their formulas",
+  params: "list.schema.json",
+  result: "list-result.schema.json",
+  rest: { verb: "GET", path: "/v1/optimizers" },
+
+  handle: () => ({ optimizers: [...registry.values()].map(({ name, title, formula }) => ({ name, title, formula })) }),
+};

@@ -1,0 +1,139 @@
+/** JSON-RPC 2.0 over decoded values: single calls, batches, notifications. The encoding and the transport are elsewhere. */
+import { asStepdError, describe as describeValue, type ErrorName, errors, StepdError } from "../errors/errors.ts";
+import { validate } from "../validation/validate.ts";
+import { describe } from "./describe.ts";
+import { openApi, openRpc } from "./discover.ts";
+import { init } from "./init.ts";
+import { inspect } from "./inspect.ts";
+import { list } from "./list.ts";
+import type { Context, Method } from "./method.ts";
+import { step } from "./step.ts";
+
+export type { Context, Method } from "./method.ts";
+
+const MAX_BATCH = 100;
+
+/** Refusals that keep their HTTP status, because proxies and clients act on it. */
+const TRANSPORT: readonly ErrorName[] = ["OVERLOADED", "PAYLOAD_TOO_LARGE", "DRAINING"];
+
+type Id = string | number | bigint | null;
+
+/** What a call came to, for metrics and logs: a method's name (or "unknown") and an error's name or "ok". */
+export type Observer = (method: string, outcome: ErrorName | "ok", error?: unknown) => void;
+
+export interface RpcReply {
+  readonly status: number;
+  /** Undefined where nothing but notifications came. */
+  readonly value: unknown;
+  readonly retryAfter: number | undefined;
+}
+
+export class Rpc {
+  readonly methods: readonly Method[];
+  readonly openRpc: unknown;
+  readonly openApi: unknown;
+  readonly #byName: ReadonlyMap<string, Method>;
+
+  constructor(version: string) {
+    const discover: Method = {
+      name: "rpc.discover",
+      summary: "The OpenRPC document of this server",
+      params: "discover.schema.json",
+      result: "discover-result.schema.json",
+      rest: { verb: "GET", path: "/openrpc.json" },
+      handle: () => this.openRpc,
+    };
+    this.methods = [step as Method, init as Method, list, describe as Method, inspect as Method, discover];
+    this.#byName = new Map(this.methods.map((method) => [method.name, method]));
+    this.openRpc = openRpc(this.methods, version);
+    this.openApi = openApi(this.methods, version);
+  }
+
+  /** Calls one method. Throws StepdError. */
+  async call(name: string, params: unknown, context: Context, observe: Observer): Promise<unknown> {
+    const method = this.#byName.get(name);
+    try {
+      if (!method) {
+        throw new StepdError("METHOD_NOT_FOUND", `There is no method ${describeValue(name)}; rpc.discover lists them`, { field: "/method", found: name });
+      }
+      if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", "an array");
+      validate(method.params, params);
+      const result = await method.handle(params as never, context);
+      observe(method.name, "ok");
+      return result;
+    } catch (error) {
+      observe(method?.name ?? "unknown", asStepdError(error).code, error);
+      throw asStepdError(error);
+    }
+  }
+
+  /** Answers a decoded body. */
+  async handle(body: unknown, context: Context, requestId: string, observe: Observer): Promise<RpcReply> {
+    if (!Array.isArray(body)) {
+      const { value, error } = await this.#answer(body, context, requestId, observe);
+      const status = error && TRANSPORT.includes(error.code) ? errors[error.code].status : 200;
+      return { status: value === undefined ? 204 : status, value, retryAfter: error?.detail.retry_after };
+    }
+    if (body.length === 0 || body.length > MAX_BATCH) {
+      const error = StepdError.mismatch("INVALID_REQUEST", "", `a batch of 1 to ${MAX_BATCH} calls`, `${body.length}`);
+      observe("unknown", error.code, error);
+      return { status: 200, value: errorReply(null, error, requestId), retryAfter: undefined };
+    }
+    // One after the other: they share the lease, and a batch is no way to take more of the pool than others.
+    const values: unknown[] = [];
+    for (const item of body) {
+      const { value } = await this.#answer(item, context, requestId, observe);
+      if (value !== undefined) values.push(value);
+    }
+    return values.length === 0 ? { status: 204, value: undefined, retryAfter: undefined } : { status: 200, value: values, retryAfter: undefined };
+  }
+
+  async #answer(item: unknown, context: Context, requestId: string, observe: Observer): Promise<{ value: unknown; error?: StepdError }> {
+    let call: Call;
+    try {
+      call = readCall(item);
+    } catch (error) {
+      observe("unknown", asStepdError(error).code, error);
+      return { value: errorReply(null, asStepdError(error), requestId) };
+    }
+    const isNotification = call.id === undefined;
+    try {
+      const result = await this.call(call.method, call.params, context, observe);
+      return { value: isNotification ? undefined : { jsonrpc: "2.0", result, id: call.id } };
+    } catch (error) {
+      const known = asStepdError(error);
+      return { value: isNotification ? undefined : errorReply(call.id ?? null, known, requestId), error: known };
+    }
+  }
+}
+
+interface Call {
+  readonly method: string;
+  readonly params: unknown;
+  /** Undefined makes it a notification; null does not. */
+  readonly id: Id | undefined;
+}
+
+const MEMBERS = ["jsonrpc", "method", "params", "id"];
+
+/** Reads a request object. Throws INVALID_REQUEST. */
+const readCall = (item: unknown): Call => {
+  const invalid = (field: string, expected: string, found: unknown): StepdError =>
+    StepdError.mismatch("INVALID_REQUEST", field, expected, found === undefined ? "none" : describeValue(found));
+  if (typeof item !== "object" || item === null || Array.isArray(item) || item instanceof Uint8Array) throw invalid("", "a JSON-RPC request object", item);
+  const { jsonrpc, method, params, id } = item as Record<string, unknown>;
+  const unknown = Object.keys(item).find((key) => !MEMBERS.includes(key));
+  if (unknown !== undefined) throw invalid(`/${unknown}`, `one of ${MEMBERS.join(", ")}`, unknown);
+  if (jsonrpc !== "2.0") throw invalid("/jsonrpc", '"2.0"', jsonrpc);
+  if (typeof method !== "string") throw invalid("/method", "a string", method);
+  if (params !== undefined && (typeof params !== "object" || params === null)) throw invalid("/params", "an object", params);
+  if (id !== undefined && id !== null && !["string", "number", "bigint"].includes(typeof id)) throw invalid("/id", "a string, a number or null", id);
+  return { method, params: params ?? {}, id: id as Id | undefined };
+};
+
+/** The error object of a reply. Also what transport refusals on /rpc carry. */
+export const errorReply = (id: Id, error: StepdError, requestId: string): unknown => ({
+  jsonrpc: "2.0",
+  error: { code: errors[error.code].code, message: error.message, data: { name: error.code, ...error.detail, request_id: requestId } },
+  id,
+});

@@ -1,0 +1,133 @@
+/** The composition root: makes the parts, connects them, listens, and drains. */
+import { readFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import type { Server } from "node:http";
+import net from "node:net";
+import { Arena } from "./arena/arena.ts";
+import { type Config, ConfigError } from "./config.ts";
+import { Engine } from "./engine/engine.ts";
+import { createHttpServer, type Limits } from "./http/server.ts";
+import { Pool } from "./pool/pool.ts";
+import { Rpc } from "./rpc/rpc.ts";
+import { Telemetry } from "./telemetry/telemetry.ts";
+
+const MIB = 2 ** 20;
+const KERNELS = new URL("../build/kernels.wasm", import.meta.url);
+
+export const version = (JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string }).version;
+
+const limitsOf = ({ requestTimeoutMs, idleTimeoutMs }: Config): Limits => ({
+  maxJsonBytes: 256 * MIB,
+  maxCompressedBytes: MIB,
+  maxInflatedBytes: 16 * MIB,
+  requestTimeoutMs,
+  idleTimeoutMs,
+  keepAliveTimeoutMs: 75_000,
+});
+
+/** How often a drain looks whether all calls are done. */
+const DRAIN_POLL_MS = 10;
+
+export class Service implements AsyncDisposable {
+  readonly arena: Arena;
+  readonly pool: Pool;
+  readonly telemetry: Telemetry;
+  readonly #server: Server;
+  readonly #config: Config;
+  #isReady = true;
+
+  private constructor(config: Config, arena: Arena, pool: Pool, telemetry: Telemetry) {
+    this.#config = config;
+    this.arena = arena;
+    this.pool = pool;
+    this.telemetry = telemetry;
+    const limits = limitsOf(config);
+    this.#server = createHttpServer({
+      admission: arena,
+      rpc: new Rpc(version),
+      engine: new Engine(pool),
+      telemetry,
+      limits,
+      isReady: () => this.#isReady,
+      info: () => ({
+        name: "stepd",
+        version,
+        node: process.version,
+        kernels: pool.kernelNames,
+        workers: pool.workers,
+        limits: {
+          arena_bytes: arena.capacity,
+          max_json_bytes: limits.maxJsonBytes,
+          max_compressed_bytes: limits.maxCompressedBytes,
+          max_inflated_bytes: limits.maxInflatedBytes,
+        },
+      }),
+    });
+  }
+
+  /** Starts everything and listens. */
+  static async start(config: Config): Promise<Service> {
+    const telemetry = new Telemetry({ level: config.logLevel, version, node: process.version });
+    const arena = new Arena(config.arenaMib);
+    const pool = await Pool.start(arena, KERNELS, config.workers, { onWorkerLost: (cause) => telemetry.workerLost(cause) });
+    telemetry.observe({ arena, pool });
+    const service = new Service(config, arena, pool, telemetry);
+    try {
+      await service.#listen();
+    } catch (error) {
+      await pool[Symbol.asyncDispose]();
+      throw error;
+    }
+    return service;
+  }
+
+  /** Where the service listens, as a caller would write it. */
+  get address(): string {
+    const address = this.#server.address();
+    if (typeof address === "string" || address === null) return `unix:${this.#config.socket}`;
+    return `http://${address.family === "IPv6" ? `[${address.address}]` : address.address}:${address.port}`;
+  }
+
+  async #listen(): Promise<void> {
+    const { socket, host, port } = this.#config;
+    if (socket !== "") await removeStaleSocket(socket);
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    this.#server.once("error", (error: NodeJS.ErrnoException) => {
+      const where = socket === "" ? `${host}:${port}` : socket;
+      reject(new ConfigError(`cannot listen on ${where}: ${error.code === "EADDRINUSE" ? "it is in use" : error.message}`));
+    });
+    if (socket === "") this.#server.listen(port, host, resolve);
+    else this.#server.listen(socket, resolve);
+    await promise;
+  }
+
+  /** Refuses new calls, lets those in flight finish within the drain time, and closes. Returns whether all finished. */
+  async drain(): Promise<boolean> {
+    this.#isReady = false;
+    const deadline = performance.now() + this.#config.drainTimeoutMs;
+    while (this.telemetry.inFlight > 0 && performance.now() < deadline) await new Promise((resolve) => setTimeout(resolve, DRAIN_POLL_MS));
+    const isDone = this.telemetry.inFlight === 0;
+    await this[Symbol.asyncDispose]();
+    return isDone;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#isReady = false;
+    const closed = new Promise((resolve) => this.#server.close(resolve));
+    this.#server.closeAllConnections();
+    await closed;
+    await this.pool[Symbol.asyncDispose]();
+  }
+}
+
+/** A socket file that nobody listens on is left over from a process that was killed. */
+const removeStaleSocket = async (path: string): Promise<void> => {
+  const isAnswered = await new Promise<boolean>((resolve) => {
+    const probe = net.connect(path, () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.once("error", (error: NodeJS.ErrnoException) => resolve(error.code !== "ECONNREFUSED"));
+  });
+  if (!isAnswered) await rm(path, { force: true });
+};

@@ -1,0 +1,145 @@
+/** Metrics for Prometheus and the log. Labels are names of ours only, never a caller's text. */
+import pino, { type Logger } from "pino";
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+
+export type Phase = "receive" | "decode" | "queue" | "compute" | "encode" | "send";
+
+/** What the gauges read when they are scraped. */
+export interface Sources {
+  readonly arena: { readonly used: number; readonly capacity: number; readonly highWater: number };
+  readonly pool: { readonly busySeconds: number; readonly workers: number; readonly queued: number };
+}
+
+/** Seconds, from 50 us to over a minute. */
+const REQUEST_BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60];
+
+export class Telemetry {
+  readonly log: Logger;
+  readonly #registry = new Registry();
+  readonly #requests: Histogram<"method" | "outcome">;
+  readonly #phases: Histogram<"phase">;
+  readonly #bytes: Counter<"direction">;
+  readonly #elements: Counter<"optimizer" | "dtype">;
+  readonly #inFlight: Gauge;
+  readonly #inFlightBytes: Gauge;
+  readonly #refusals: Counter<"reason">;
+  readonly #nonFinite: Counter;
+  readonly #workersLost: Counter;
+  #inFlightCount = 0;
+
+  constructor({ level, version, node }: { readonly level: string; readonly version: string; readonly node: string }) {
+    this.log = pino({ level, base: null, timestamp: pino.stdTimeFunctions.isoTime }, pino.destination({ fd: 2, sync: true }));
+    const registers = [this.#registry];
+    collectDefaultMetrics({ register: this.#registry });
+    this.#requests = new Histogram({
+      name: "stepd_request_seconds",
+      help: "Time from a call's headers to its last byte out",
+      labelNames: ["method", "outcome"],
+      buckets: REQUEST_BUCKETS,
+      registers,
+    });
+    this.#phases = new Histogram({
+      name: "stepd_phase_seconds",
+      help: "Time in each phase of a call",
+      labelNames: ["phase"],
+      buckets: REQUEST_BUCKETS,
+      registers,
+    });
+    this.#bytes = new Counter({ name: "stepd_bytes_total", help: "Bytes of bodies", labelNames: ["direction"], registers });
+    this.#elements = new Counter({ name: "stepd_elements_total", help: "Parameters stepped", labelNames: ["optimizer", "dtype"], registers });
+    this.#inFlight = new Gauge({ name: "stepd_in_flight_requests", help: "Calls that are being received, computed or sent", registers });
+    this.#inFlightBytes = new Gauge({ name: "stepd_in_flight_bytes", help: "Bytes of bodies of calls in flight", registers });
+    this.#refusals = new Counter({ name: "stepd_refusals_total", help: "Calls refused before they ran, by reason", labelNames: ["reason"], registers });
+    this.#nonFinite = new Counter({ name: "stepd_non_finite_gradients_total", help: "Steps refused or skipped for NaN or infinity in a gradient", registers });
+    this.#workersLost = new Counter({ name: "stepd_workers_lost_total", help: "Worker threads that died and were replaced", registers });
+    new Gauge({ name: "stepd_build_info", help: "Always 1", labelNames: ["version", "node"], registers }).set({ version, node }, 1);
+  }
+
+  /** Connects the gauges that read the arena and the pool. */
+  observe({ arena, pool }: Sources): void {
+    const registers = [this.#registry];
+    const gauge = (name: string, help: string, read: () => number): void => {
+      new Gauge({
+        name,
+        help,
+        registers,
+        collect() {
+          this.set(read());
+        },
+      });
+    };
+    gauge("stepd_arena_used_bytes", "Bytes of the arena that leases hold", () => arena.used);
+    gauge("stepd_arena_capacity_bytes", "Bytes of the arena", () => arena.capacity);
+    gauge("stepd_arena_high_water_bytes", "The most bytes that leases ever held", () => arena.highWater);
+    gauge("stepd_workers", "Worker threads", () => pool.workers);
+    gauge("stepd_queued_jobs", "Jobs that wait for the workers, with the one that runs", () => pool.queued);
+    new Counter({
+      name: "stepd_worker_busy_seconds_total",
+      help: "Time that all workers together spent in kernels",
+      registers,
+      collect() {
+        this.reset();
+        this.inc(pool.busySeconds);
+      },
+    });
+  }
+
+  get contentType(): string {
+    return this.#registry.contentType;
+  }
+
+  metrics(): Promise<string> {
+    return this.#registry.metrics();
+  }
+
+  /** Calls in flight; a drain waits until there are none. */
+  get inFlight(): number {
+    return this.#inFlightCount;
+  }
+
+  /** A call began, with a body of so many bytes. The result is to be called when its last byte is out or its connection gone. */
+  begin(bytes: number): () => void {
+    this.#inFlightCount++;
+    this.#inFlight.inc();
+    this.#inFlightBytes.inc(bytes);
+    return () => {
+      this.#inFlightCount--;
+      this.#inFlight.dec();
+      this.#inFlightBytes.dec(bytes);
+    };
+  }
+
+  requested(method: string, outcome: string, seconds: number): void {
+    this.#requests.observe({ method, outcome }, seconds);
+  }
+
+  phase(phase: Phase, seconds: number): void {
+    this.#phases.observe({ phase }, seconds);
+  }
+
+  moved(direction: "in" | "out", bytes: number): void {
+    this.#bytes.inc({ direction }, bytes);
+  }
+
+  stepped(optimizer: string, dtype: string, elements: number, phases: { readonly compute: number; readonly queue: number }): void {
+    this.#elements.inc({ optimizer, dtype }, elements);
+    this.phase("compute", phases.compute);
+    this.phase("queue", phases.queue);
+  }
+
+  refused(reason: string): void {
+    this.#refusals.inc({ reason });
+  }
+
+  nonFinite(): void {
+    this.#nonFinite.inc();
+  }
+
+  workerLost(cause: unknown): void {
+    this.#workersLost.inc();
+    this.log.error(
+      { err: cause instanceof Error ? cause : undefined, cause: cause instanceof Error ? undefined : cause },
+      "a worker thread died; another takes its place",
+    );
+  }
+}

@@ -1,0 +1,66 @@
+/** Checks values against schemas/, and says of what does not pass which field it is, what was expected and what was found. */
+import type { ErrorObject } from "ajv";
+import { Ajv2020 } from "ajv/dist/2020.js";
+import { closest } from "fastest-levenshtein";
+import { describe, StepdError } from "../errors/errors.ts";
+import { schemas } from "../generated/schemas.gen.ts";
+
+const ajv = new Ajv2020({ discriminator: true, strict: true, strictRequired: false, allowUnionTypes: true, verbose: true });
+ajv.addKeyword({ keyword: "blob", validate: (_: unknown, value: unknown) => value instanceof Uint8Array || typeof value === "string" });
+ajv.addVocabulary(["tsType"]);
+for (const schema of schemas) ajv.addSchema(schema);
+// All at boot, so that the first call is as fast as the next and a wrong schema stops the start.
+for (const { $id } of schemas) ajv.getSchema($id);
+
+/** Throws INVALID_PARAMS unless the value passes the schema. `prefix` is the JSON pointer of the value. */
+export const validate = (schema: string, value: unknown, prefix = ""): void => {
+  const check = ajv.getSchema(schema);
+  if (!check) throw new Error(`there is no schema ${schema}`);
+  if (check(value)) return;
+  throw explain(check.errors?.[0] as ErrorObject, prefix);
+};
+
+const COMPARISONS: Readonly<Record<string, string>> = {
+  minimum: "at least",
+  maximum: "at most",
+  exclusiveMinimum: "more than",
+  exclusiveMaximum: "less than",
+};
+
+const explain = ({ keyword, instancePath, params, data, parentSchema }: ErrorObject, prefix: string): StepdError => {
+  const field = prefix + instancePath;
+  const invalid = (expected: string, found: string, at = field): StepdError => StepdError.mismatch("INVALID_PARAMS", at, expected, found);
+  const comparison = COMPARISONS[keyword];
+  if (comparison) return invalid(`${comparison} ${params["limit"]}`, describe(data));
+  switch (keyword) {
+    case "additionalProperties": {
+      const name = String(params["additionalProperty"]);
+      const known = Object.keys((parentSchema as { properties?: object }).properties ?? {});
+      const hint = known.length > 0 ? `a known field (the nearest is ${closest(name, known)})` : "no fields";
+      return invalid(hint, describe(name), `${field}/${name}`);
+    }
+    case "required":
+      return invalid("a value", "none", `${field}/${params["missingProperty"]}`);
+    case "discriminator": {
+      const names = ((parentSchema as { oneOf?: { properties: { name: { const: string } } }[] }).oneOf ?? []).map(({ properties }) => properties.name.const);
+      const name: unknown = params["tagValue"];
+      const nearest = typeof name === "string" ? ` (the nearest is ${closest(name, names)})` : "";
+      return invalid(`one of ${names.join(", ")}${nearest}`, name === undefined ? "none" : describe(name), `${field}/name`);
+    }
+    case "type":
+      return invalid([params["type"]].flat().join(" or "), describe(data));
+    case "enum":
+      return invalid(`one of ${(params["allowedValues"] as unknown[]).join(", ")}`, describe(data));
+    case "const":
+      return invalid(String(params["allowedValue"]), describe(data));
+    case "false schema":
+      return invalid("no value", describe(data));
+    case "minItems":
+    case "maxItems":
+      return invalid(`${keyword === "minItems" ? "at least" : "at most"} ${params["limit"]} items`, describe(data));
+    case "blob":
+      return invalid("a blob: bin in MessagePack, a base64 string in JSON", describe(data));
+    default:
+      return invalid(String(keyword), describe(data));
+  }
+};

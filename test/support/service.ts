@@ -1,0 +1,90 @@
+/** A real stepd process for a test: started on a free port (or a socket), called over HTTP, stopped at the end. */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { Packr, Unpackr } from "msgpackr";
+
+const main = new URL("../../src/main.ts", import.meta.url).pathname;
+
+const packr = new Packr({ useRecords: false });
+const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true });
+
+export const MSGPACK = "application/vnd.msgpack";
+export const JSON_TYPE = "application/json";
+
+export const pack = (value: unknown): Buffer => Buffer.from(packr.pack(value));
+export const unpack = (bytes: Uint8Array): unknown => unpackr.unpack(bytes);
+
+/** Reads a reply's body by its content type. */
+export const readReply = async (response: Response): Promise<unknown> => {
+  const bytes = Buffer.from(await response.arrayBuffer());
+  if (bytes.length === 0) return undefined;
+  return (response.headers.get("content-type") ?? "").includes("msgpack") ? unpack(bytes) : JSON.parse(bytes.toString());
+};
+
+export interface RpcError {
+  readonly code: number;
+  readonly message: string;
+  readonly data: { readonly name: string; readonly field?: string; readonly expected?: string; readonly found?: string; readonly request_id: string };
+}
+
+export class TestService implements AsyncDisposable {
+  readonly url: string;
+  readonly process: ReturnType<typeof spawn>;
+  /** What the process wrote to its log so far. */
+  readonly log: string[];
+
+  private constructor(url: string, process: ReturnType<typeof spawn>, log: string[]) {
+    this.url = url;
+    this.process = process;
+    this.log = log;
+  }
+
+  /** Starts `node src/main.ts` with these settings and node flags; waits until it says where it listens. */
+  static async start(env: Readonly<Record<string, string>> = {}, nodeFlags: readonly string[] = []): Promise<TestService> {
+    const child = spawn(process.execPath, [...nodeFlags, main], {
+      env: { PATH: process.env["PATH"], STEPD_PORT: "0", STEPD_ARENA_MIB: "256", STEPD_LOG_LEVEL: "warn", ...env },
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    const log: string[] = [];
+    child.stderr.on("data", (chunk: Buffer) => log.push(chunk.toString()));
+    for await (const line of createInterface({ input: child.stdout })) {
+      const address = / listens on (\S+)$/.exec(line)?.[1];
+      if (address) return new TestService(address, child, log);
+    }
+    throw new Error(`the service did not start: ${log.join("")}`);
+  }
+
+  /** Posts a body as it is. */
+  post(path: string, body: Uint8Array | string, type: string, headers: Readonly<Record<string, string>> = {}): Promise<Response> {
+    return fetch(`${this.url}${path}`, { method: "POST", body: body as BodyInit, headers: { "Content-Type": type, ...headers } });
+  }
+
+  /** Calls a method over MessagePack and returns its result; throws the error object. */
+  async call<T>(method: string, params: unknown): Promise<T> {
+    const response = await this.post("/rpc", pack({ jsonrpc: "2.0", id: 1, method, params }), MSGPACK);
+    const { result, error } = (await readReply(response)) as { result?: T; error?: RpcError };
+    if (error) throw Object.assign(new Error(error.message), error);
+    return result as T;
+  }
+
+  /** A metric's value: the first line that starts with `name`. */
+  async metric(name: string): Promise<number> {
+    const text = await (await fetch(`${this.url}/metrics`)).text();
+    const line = text.split("\n").find((candidate) => candidate.startsWith(`${name} `) || candidate.startsWith(`${name}{`));
+    return Number(line?.slice(line.lastIndexOf(" ") + 1));
+  }
+
+  /** Sends a signal and returns the exit code. */
+  async stop(signal: NodeJS.Signals = "SIGTERM"): Promise<number | null> {
+    if (this.process.exitCode === null && this.process.signalCode === null) {
+      this.process.kill(signal);
+      await once(this.process, "exit");
+    }
+    return this.process.exitCode;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop("SIGKILL");
+  }
+}

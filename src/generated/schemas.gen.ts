@@ -1056,20 +1056,18 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "Value": {
         "title": "Value",
         "description": "One element. JSON has no NaN and no infinity, so these are strings.",
-        "type": [
-          "number",
-          "string"
+        "anyOf": [
+          {
+            "type": "number"
+          },
+          {
+            "enum": [
+              "NaN",
+              "Infinity",
+              "-Infinity"
+            ]
+          }
         ],
-        "if": {
-          "type": "string"
-        },
-        "then": {
-          "enum": [
-            "NaN",
-            "Infinity",
-            "-Infinity"
-          ]
-        },
         "tsType": "number | \"NaN\" | \"Infinity\" | \"-Infinity\""
       },
       "PlainTensor": {

@@ -25,17 +25,14 @@ const reference = (ref: string, home: string): string => {
 
 const allSchemas = (home: string): Schema => Object.fromEntries(schemas.map((schema) => [keyOf(schema.$id), inside(plain(schema), home)]));
 
-/** Standard JSON Schema for what stepd's own keyword checks: a blob is base64 in JSON. */
+/** Standard JSON Schema for what schemas/ says with stepd's own keyword and with conditions, which give better errors than oneOf. */
 const plain = (value: unknown): unknown => {
   if (Array.isArray(value)) return value.map(plain);
   if (typeof value !== "object" || value === null) return value;
-  const { if: condition, then: yes, else: no, ...rest } = value as Record<string, unknown>;
+  const { if: condition, then: _, else: otherwise, ...rest } = value as Record<string, unknown>;
   const own = Object.fromEntries(Object.entries(rest).map(([key, item]) => [key, plain(item)]));
-  if (typeof condition === "object" && condition !== null && "blob" in condition) {
-    return { ...own, oneOf: [{ type: "string", contentEncoding: "base64" }, plain(no)] };
-  }
-  if ("blob" in rest) return { ...own, type: "string" };
-  return condition === undefined ? own : { ...own, if: plain(condition), then: plain(yes), ...(no !== undefined && { else: plain(no) }) };
+  if (condition !== undefined) return { ...own, oneOf: [plain(condition), plain(otherwise)] };
+  return "blob" in rest ? { ...own, type: "string", contentEncoding: "base64" } : own;
 };
 
 const propertiesOf = (id: string): { readonly properties: Readonly<Record<string, Schema>>; readonly required: readonly string[] } => {

@@ -2,22 +2,7 @@
  * The step that Adam and its descendants share (src/optimizers/_adam.ts has the formulas and the scalars).
  * `adam` has one division and one root an element and no more; `quasiHyperbolic` adds the terms of QHAdam, of Nesterov's moment and of eps_root, and takes any weights.
  */
-import {
-  coupled,
-  descend,
-  eitherFactor,
-  eitherStart,
-  lerp,
-  lerpEither,
-  lerpSquare,
-  lerpSquareEither,
-  mask,
-  read,
-  spread,
-  VECTOR,
-  wholeBytes,
-  write,
-} from "./_lanes";
+import { coupled, descend, lerp, lerpAny, lerpSquare, lerpSquareAny, mask, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
 
 /** For weights below 0.5: param -= decay*param + stepSize * exp_avg / (sqrt(v) + eps), v = exp_avg_sq or, where maxExpAvgSq is not 0, its running maximum. */
 export function adam<T>(
@@ -136,10 +121,8 @@ export function quasiHyperbolic<T>(
     steps = spread<T>(stepSize),
     epss = spread<T>(eps),
     root = spread<T>(epsRoot);
-  const factor1 = spread<T>(eitherFactor(weight1)),
-    start1 = eitherStart(weight1);
-  const factor2 = spread<T>(eitherFactor(weight2)),
-    start2 = eitherStart(weight2);
+  const weight1s = spread<T>(weight1);
+  const weight2s = spread<T>(weight2);
   const mean = spread<T>(meanScale),
     now = spread<T>(gradScale),
     square = spread<T>(squareScale),
@@ -162,10 +145,10 @@ export function quasiHyperbolic<T>(
       shrinks,
       l2s,
       decays,
-      factor1,
-      start1,
-      factor2,
-      start2,
+      weight1,
+      weight1s,
+      weight2,
+      weight2s,
       steps,
       mean,
       now,
@@ -188,10 +171,10 @@ export function quasiHyperbolic<T>(
       shrinks,
       l2s,
       decays,
-      factor1,
-      start1,
-      factor2,
-      start2,
+      weight1,
+      weight1s,
+      weight2,
+      weight2s,
       steps,
       mean,
       now,
@@ -215,10 +198,10 @@ function quasiElement<T, W>(
   shrinks: bool,
   l2: v128,
   decay: v128,
-  factor1: v128,
-  start1: v128,
-  factor2: v128,
-  start2: v128,
+  weight1: f64,
+  weight1s: v128,
+  weight2: f64,
+  weight2s: v128,
   stepSize: v128,
   mean: v128,
   now: v128,
@@ -232,8 +215,8 @@ function quasiElement<T, W>(
   const p = read<T, W>(param);
   const g = coupled<T>(read<T, W>(grad), p, l2, couples);
   const gg = v128.mul<T>(g, g);
-  const m = lerpEither<T>(read<T, W>(expAvg), g, factor1, start1);
-  let v = lerpSquareEither<T>(read<T, W>(expAvgSq), gg, factor2, start2);
+  const m = lerpAny<T>(read<T, W>(expAvg), g, weight1, weight1s);
+  let v = lerpSquareAny<T>(read<T, W>(expAvgSq), gg, weight2, weight2s);
   write<T, W>(expAvg, m);
   write<T, W>(expAvgSq, v);
   if (maxExpAvgSq) {

@@ -57,28 +57,42 @@ export function lerpSquare<T>(average: v128, sample: v128, weight: v128): v128 {
   return v128.add<T>(average, v128.mul<T>(weight, v128.sub<T>(sample, finite)));
 }
 
-/** The factor of `lerpEither`: it measures from the nearer end. */
-export function eitherFactor(weight: f64): f64 {
-  return weight < 0.5 ? weight : weight - 1;
+/** The low half of a vector in float64. */
+export function wideLow<T>(value: v128): v128 {
+  return sizeof<T>() === 4 ? f64x2.promote_low_f32x4(value) : value;
 }
 
-/** The end that `lerpEither` starts from: bits set for the sample, clear for the average. */
-export function eitherStart(weight: f64): v128 {
-  return i32x4.splat(weight < 0.5 ? 0 : -1);
+/** The high half of a float32 vector in float64; a float64 vector has none. */
+export function wideHigh<T>(value: v128): v128 {
+  return sizeof<T>() === 4 ? f64x2.promote_low_f32x4(v128.shuffle<i64>(value, value, 1, 1)) : value;
 }
 
-/**
- * `lerp` for any weight: from 0.5 on, sample - (1 - weight) * (sample - average), exact for weight 1, as torch.lerp does.
- * The two choices cost 15 % of an AdamW step (measured), so the kernels of the common case do without.
- */
-export function lerpEither<T>(average: v128, sample: v128, factor: v128, start: v128): v128 {
-  return v128.add<T>(v128.bitselect(sample, average, start), v128.mul<T>(factor, v128.sub<T>(sample, average)));
+/** Rounds two halves in float64 to one vector. */
+export function narrow<T>(low: v128, high: v128): v128 {
+  if (sizeof<T>() === 8) return low;
+  return v128.shuffle<i64>(f32x4.demote_f64x2_zero(low), f32x4.demote_f64x2_zero(high), 0, 2);
 }
 
-/** `lerpEither` for averages of squares: an infinite average stays infinite. */
-export function lerpSquareEither<T>(average: v128, sample: v128, factor: v128, start: v128): v128 {
-  const moved = lerpEither<T>(average, sample, factor, start);
-  return v128.bitselect(v128.add<T>(average, sample), moved, v128.eq<T>(average, v128.splat<T>(<T>Infinity)));
+/** x * left + y * right with all of it in float64 and one rounding. */
+export function blend<T>(x: v128, left: v128, y: v128, right: v128): v128 {
+  const low = f64x2.add(f64x2.mul(x, wideLow<T>(left)), f64x2.mul(y, wideLow<T>(right)));
+  if (sizeof<T>() === 8) return low;
+  return narrow<T>(low, f64x2.add(f64x2.mul(x, wideHigh<T>(left)), f64x2.mul(y, wideHigh<T>(right))));
+}
+
+/** From this weight on `lerp` is not exact at its far end and cancels badly; the average is blended in float64 instead. */
+const HEAVY: f64 = 0.5;
+
+/** `lerp` for any weight, given as a scalar and spread over the lanes. */
+export function lerpAny<T>(average: v128, sample: v128, weight: f64, weights: v128): v128 {
+  if (weight >= HEAVY) return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
+  return lerp<T>(average, sample, weights);
+}
+
+/** `lerpSquare` for any weight. */
+export function lerpSquareAny<T>(average: v128, sample: v128, weight: f64, weights: v128): v128 {
+  if (weight >= HEAVY) return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
+  return lerpSquare<T>(average, sample, weights);
 }
 
 /** param - (decay * param + update): one subtraction from the parameter, which is 17 to 24 times closer to the float64 result than param * (1 - decay) - update. */

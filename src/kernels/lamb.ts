@@ -2,7 +2,7 @@
  * LAMB in passes, because the trust ratio needs the norms of whole tensors (src/optimizers/lamb.ts). The update is kept in
  * the gradient's memory between the passes. One shard; `count` elements; `sums` is this block's row of float64 results.
  */
-import { descend, eitherFactor, eitherStart, filled, lerpEither, lerpSquareEither, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
+import { descend, filled, lerpAny, lerpSquareAny, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
 import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce";
 
 /** The moments and the ratio r = meanScale*exp_avg / (root(exp_avg_sq) + eps). */
@@ -12,10 +12,10 @@ function direction<T, W>(
   expAvgSq: usize,
   averages: bool,
   keep1: v128,
-  factor1: v128,
-  start1: v128,
-  factor2: v128,
-  start2: v128,
+  weight1: f64,
+  weight1s: v128,
+  weight2: f64,
+  weight2s: v128,
   meanScale: v128,
   rootScale: v128,
   squareScale: v128,
@@ -24,8 +24,8 @@ function direction<T, W>(
   eps: v128,
 ): v128 {
   const m0 = read<T, W>(expAvg);
-  const m = averages ? lerpEither<T>(m0, g, factor1, start1) : v128.add<T>(v128.mul<T>(keep1, m0), g);
-  const v = lerpSquareEither<T>(read<T, W>(expAvgSq), v128.mul<T>(g, g), factor2, start2);
+  const m = averages ? lerpAny<T>(m0, g, weight1, weight1s) : v128.add<T>(v128.mul<T>(keep1, m0), g);
+  const v = lerpSquareAny<T>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s);
   write<T, W>(expAvg, m);
   write<T, W>(expAvgSq, v);
   const root = rooted ? v128.sqrt<T>(v128.add<T>(v128.mul<T>(squareScale, v), epsRoot)) : v128.mul<T>(v128.sqrt<T>(v), rootScale);
@@ -56,10 +56,8 @@ function moments<T>(
     inUpdates = spread<T>(inUpdate),
     adds = inUpdate !== 0;
   const keep1 = spread<T>(1 - weight1),
-    factor1 = spread<T>(eitherFactor(weight1)),
-    start1 = eitherStart(weight1);
-  const factor2 = spread<T>(eitherFactor(weight2)),
-    start2 = eitherStart(weight2);
+    weight1s = spread<T>(weight1);
+  const weight2s = spread<T>(weight2);
   const mean = spread<T>(meanScale),
     roots = spread<T>(rootScale),
     squares = spread<T>(squareScale),
@@ -80,10 +78,10 @@ function moments<T>(
       expAvgSq + i,
       averages !== 0,
       keep1,
-      factor1,
-      start1,
-      factor2,
-      start2,
+      weight1,
+      weight1s,
+      weight2,
+      weight2s,
       mean,
       roots,
       squares,
@@ -107,10 +105,10 @@ function moments<T>(
       expAvgSq + i,
       averages !== 0,
       keep1,
-      factor1,
-      start1,
-      factor2,
-      start2,
+      weight1,
+      weight1s,
+      weight2,
+      weight2s,
       mean,
       roots,
       squares,
@@ -145,10 +143,8 @@ function cautious<T>(
   eps: f64,
 ): void {
   const keep1 = spread<T>(1 - weight1),
-    factor1 = spread<T>(eitherFactor(weight1)),
-    start1 = eitherStart(weight1);
-  const factor2 = spread<T>(eitherFactor(weight2)),
-    start2 = eitherStart(weight2);
+    weight1s = spread<T>(weight1);
+  const weight2s = spread<T>(weight2);
   const mean = spread<T>(meanScale),
     roots = spread<T>(rootScale),
     squares = spread<T>(squareScale),
@@ -167,10 +163,10 @@ function cautious<T>(
       expAvgSq + i,
       averages !== 0,
       keep1,
-      factor1,
-      start1,
-      factor2,
-      start2,
+      weight1,
+      weight1s,
+      weight2,
+      weight2s,
       mean,
       roots,
       squares,
@@ -190,10 +186,10 @@ function cautious<T>(
       expAvgSq + i,
       averages !== 0,
       keep1,
-      factor1,
-      start1,
-      factor2,
-      start2,
+      weight1,
+      weight1s,
+      weight2,
+      weight2s,
       mean,
       roots,
       squares,

@@ -1,14 +1,14 @@
 /** QHM. One shard; `count` elements. Scalars in the order of src/optimizers/qhm.ts. */
-import { coupled, descend, eitherFactor, eitherStart, lerpEither, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
+import { blend, coupled, descend, lerpAny, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
 
 /** buffer = lerp(buffer, g, weight); param -= decay*param + bufferRate*buffer + gradRate*g, g = grad + l2*param. */
 function quasi<T>(param: usize, grad: usize, buffer: usize, count: usize, l2: f64, decay: f64, weight: f64, bufferRate: f64, gradRate: f64): void {
   const l2s = spread<T>(l2),
     decays = spread<T>(decay),
-    factor = spread<T>(eitherFactor(weight)),
-    start = eitherStart(weight);
-  const bufferRates = spread<T>(bufferRate),
-    gradRates = spread<T>(gradRate);
+    weights = spread<T>(weight);
+  const bufferRates = f64x2.splat(bufferRate),
+    gradRates = f64x2.splat(gradRate),
+    plainRates = spread<T>(gradRate);
   const couples = l2 !== 0,
     shrinks = decay !== 0,
     usesBuffer = bufferRate !== 0;
@@ -16,10 +16,10 @@ function quasi<T>(param: usize, grad: usize, buffer: usize, count: usize, l2: f6
     bytes = count * sizeof<T>();
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
-    element<T, v128>(param + i, grad + i, buffer + i, couples, shrinks, usesBuffer, l2s, decays, factor, start, bufferRates, gradRates);
+    element<T, v128>(param + i, grad + i, buffer + i, couples, shrinks, usesBuffer, l2s, decays, weight, weights, bufferRates, gradRates, plainRates);
   }
   for (; i < bytes; i += sizeof<T>()) {
-    element<T, T>(param + i, grad + i, buffer + i, couples, shrinks, usesBuffer, l2s, decays, factor, start, bufferRates, gradRates);
+    element<T, T>(param + i, grad + i, buffer + i, couples, shrinks, usesBuffer, l2s, decays, weight, weights, bufferRates, gradRates, plainRates);
   }
 }
 
@@ -32,17 +32,18 @@ function element<T, W>(
   usesBuffer: bool,
   l2: v128,
   decay: v128,
-  factor: v128,
-  start: v128,
+  weight: f64,
+  weights: v128,
   bufferRate: v128,
   gradRate: v128,
+  plainRate: v128,
 ): void {
   const p = read<T, W>(param);
   const g = coupled<T>(read<T, W>(grad), p, l2, couples);
-  const b = lerpEither<T>(read<T, W>(buffer), g, factor, start);
+  const b = lerpAny<T>(read<T, W>(buffer), g, weight, weights);
   write<T, W>(buffer, b);
-  let update = v128.mul<T>(gradRate, g);
-  if (usesBuffer) update = v128.add<T>(v128.mul<T>(bufferRate, b), update);
+  // Without the buffer the operations are those of plain SGD, bit for bit.
+  const update = usesBuffer ? blend<T>(bufferRate, b, gradRate, g) : v128.mul<T>(plainRate, g);
   write<T, W>(param, descend<T>(p, decay, shrinks, update));
 }
 

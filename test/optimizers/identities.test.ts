@@ -1,0 +1,91 @@
+/** Optimizers that are special cases of others give the same bits. */
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { LARGE, run, SMALL, type StepReply } from "../support/run.ts";
+import { TestService } from "../support/service.ts";
+import { readState } from "../support/tensors.ts";
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start();
+});
+after(() => service[Symbol.asyncDispose]());
+
+interface Identity {
+  readonly name: string;
+  readonly left: unknown;
+  readonly right: unknown;
+  /** Whether both keep the same slots. */
+  readonly hasSameSlots: boolean;
+}
+
+const identities: readonly Identity[] = [
+  {
+    name: "QHAdam(nus 1, 1) is Adam",
+    left: { name: "qhadam", nus: [1, 1], betas: [0.9, 0.999], weight_decay: 0.1 },
+    right: { name: "adam", betas: [0.9, 0.999], weight_decay: 0.1 },
+    hasSameSlots: true,
+  },
+  {
+    name: "QHAdamW(nus 1, 1) is AdamW",
+    left: { name: "qhadamw", nus: [1, 1], betas: [0.9, 0.999], weight_decay: 0.1 },
+    right: { name: "adamw", betas: [0.9, 0.999], weight_decay: 0.1 },
+    hasSameSlots: true,
+  },
+  {
+    name: "QHM(nu 0) is SGD",
+    left: { name: "qhm", lr: 0.3, momentum: 0.9, nu: 0, weight_decay: 0.1 },
+    right: { name: "sgd", lr: 0.3, weight_decay: 0.1 },
+    hasSameSlots: false,
+  },
+  {
+    name: "AdamW(weight_decay 0) is Adam(weight_decay 0)",
+    left: { name: "adamw", weight_decay: 0 },
+    right: { name: "adam", weight_decay: 0 },
+    hasSameSlots: true,
+  },
+  { name: "QHAdamW(weight_decay 0) is QHAdam(weight_decay 0)", left: { name: "qhadamw" }, right: { name: "qhadam" }, hasSameSlots: true },
+  {
+    name: "SGD(momentum 0) is SGD, whatever the dampening",
+    left: { name: "sgd", lr: 0.3, momentum: 0, dampening: 0.5 },
+    right: { name: "sgd", lr: 0.3 },
+    hasSameSlots: true,
+  },
+  {
+    name: "weight_decay_scale schedule without a schedule is none",
+    left: { name: "adamw", weight_decay: 0.01, weight_decay_scale: "schedule" },
+    right: { name: "adamw", weight_decay: 0.01, weight_decay_scale: "none" },
+    hasSameSlots: true,
+  },
+];
+
+for (const { name, left, right, hasSameSlots } of identities) {
+  for (const [size, shapes] of Object.entries({ small: SMALL, large: LARGE })) {
+    test(`${name}, ${size}`, async () => {
+      const [a, b] = [await run(service, { optimizer: left, shapes, steps: 4 }), await run(service, { optimizer: right, shapes, steps: 4 })];
+      assert.ok(Buffer.from(a.params).equals(Buffer.from(b.params)));
+      if (hasSameSlots) assert.deepEqual(slots(a), slots(b));
+    });
+  }
+}
+
+const slots = ({ state }: StepReply): unknown => {
+  const { steps, slots } = readState(state);
+  return { steps, slots };
+};
+
+test("a state goes on under another optimizer of the Adam family", async () => {
+  const first = await run(service, { optimizer: { name: "adamw", betas: [0.9, 0.999] }, shapes: SMALL, steps: 2 });
+  const switched = await run(service, {
+    optimizer: { name: "qhadamw", nus: [1, 1], betas: [0.9, 0.999], weight_decay: 0.01 },
+    shapes: SMALL,
+    steps: 2,
+    from: 2,
+    ...first,
+  });
+  const straight = await run(service, { optimizer: { name: "adamw", betas: [0.9, 0.999] }, shapes: SMALL, steps: 4 });
+  assert.ok(Buffer.from(switched.params).equals(Buffer.from(straight.params)));
+  assert.equal(readState(switched.state).optimizer, "qhadamw");
+  const lamb = await run(service, { optimizer: { name: "lamb" }, shapes: SMALL, steps: 1, from: 4, ...switched });
+  assert.equal(lamb.step, 5);
+});

@@ -1,0 +1,150 @@
+/**
+ * The golden vectors of independent peers through the running service. One-step mode feeds the peer's float32 parameters and
+ * state of the step before; from the start, the errors against the peer's float64 run are compared with the peer's own.
+ */
+import assert from "node:assert/strict";
+import { after, before, suite, test } from "node:test";
+import { optaxStep } from "../support/optax.ts";
+import { TestService } from "../support/service.ts";
+import { readState, readTensors, type TestState, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
+import { type Case, gradientCounts, settings, slotsAfter, stateAfter, tensors, ulp, values, vectorFiles } from "../support/vectors.ts";
+
+/** Parameters and moments may differ from the peer's by this many ulp of the larger of old and new. */
+const MAX_ULPS = 8;
+
+/** RMS error over the peer's, for all cases of a file together and for any one. */
+const MAX_POOLED = 1.05;
+const MAX_SINGLE = 1.5;
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start();
+});
+after(() => service[Symbol.asyncDispose]());
+
+interface Reply {
+  readonly params: Uint8Array;
+  readonly state: Uint8Array;
+}
+
+const step = (testCase: Case, index: number, params: TestTensors, state: Uint8Array | null): Promise<Reply> => {
+  const current = testCase.steps[index];
+  if (!current) throw new Error(`no step ${index}`);
+  return service.call("optimizer.step", {
+    ...settings(testCase, current),
+    params: writeTensors(params),
+    grads: writeTensors(tensors(current.grads)),
+    state,
+    non_finite: "propagate",
+  });
+};
+
+/** The float32 parameters of the peer after `count` steps. */
+const paramsAfter = (testCase: Case, count: number): TestTensors => tensors(count === 0 ? testCase.initial : (testCase.steps[count - 1]?.f32.params ?? {}));
+
+/** Compares element by element; NaN and infinities must agree in kind. */
+const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLike<number>, old: ArrayLike<number> | undefined): void => {
+  assert.equal(found.length, expected.length, where);
+  for (let i = 0; i < expected.length; i++) {
+    const a = found[i] as number;
+    const b = expected[i] as number;
+    if (!Number.isFinite(Math.fround(b))) {
+      assert.equal(a, Math.fround(b), `${where}[${i}]`);
+      continue;
+    }
+    const unit = ulp(Math.max(Math.abs(b), Math.abs((old?.[i] as number | undefined) ?? 0)) || 0);
+    assert.ok(Math.abs(a - b) <= MAX_ULPS * unit, `${where}[${i}]: ${a}, not ${b}: ${Math.abs(a - b) / unit} ulp`);
+  }
+};
+
+/** The parameters that a step must give: the peer's float32, or where it has not the precision to ask for, its formula in float64. */
+const expectedAfter = (testCase: Case, index: number, params: TestTensors, state: TestState | null): Readonly<Record<string, ArrayLike<number>>> => {
+  const current = testCase.steps[index];
+  const names = Object.keys(params);
+  if (testCase.peer !== "optax" || !current) {
+    const after = paramsAfter(testCase, index + 1);
+    return Object.fromEntries(names.map((name) => [name, after[name]?.data ?? []]));
+  }
+  const { optimizer } = settings(testCase, current);
+  const undecayed = (testCase.hyperparameters["no_decay"] ?? []) as readonly string[];
+  const grads = tensors(current.grads);
+  return Object.fromEntries(
+    names.map((name) => [name, optaxStep(optimizer as unknown as Parameters<typeof optaxStep>[0], name, params, grads, state, !undecayed.includes(name))]),
+  );
+};
+
+const oneStep = async (testCase: Case): Promise<void> => {
+  for (let index = 0; index < testCase.steps.length; index++) {
+    const params = paramsAfter(testCase, index);
+    const state = stateAfter(testCase, index);
+    const reply = await step(testCase, index, params, state && writeState(state));
+    const where = `${testCase.name} step ${index + 1}`;
+    const expected = expectedAfter(testCase, index, params, state);
+    for (const [name, { data }] of Object.entries(readTensors(reply.params))) {
+      requireClose(`${where} ${name}`, data, expected[name] ?? [], params[name]?.data);
+    }
+    const { slots, steps } = readState(reply.state);
+    for (const [slot, byName] of Object.entries(slotsAfter(testCase, index + 1, "f32"))) {
+      for (const [name, data] of Object.entries(byName)) {
+        requireClose(`${where} ${slot}/${name}`, slots[slot]?.[name]?.data ?? [], data, state?.slots[slot]?.[name]?.data);
+      }
+    }
+    const before = state?.steps ?? {};
+    for (const name of Object.keys(testCase.steps[index]?.grads ?? {})) assert.equal(steps[name], (before[name] ?? 0) + 1, `${where} step/${name}`);
+  }
+};
+
+interface Errors {
+  ours: number;
+  peer: number;
+}
+
+/** Squared errors of the parameters against the float64 run, in units of the learning rate. */
+const fromStart = async (testCase: Case): Promise<Errors> => {
+  const errors: Errors = { ours: 0, peer: 0 };
+  let params = paramsAfter(testCase, 0);
+  let state: Uint8Array | null = null;
+  for (let index = 0; index < testCase.steps.length; index++) {
+    const reply = await step(testCase, index, params, state);
+    params = readTensors(reply.params);
+    state = reply.state;
+    const current = testCase.steps[index];
+    const counts = gradientCounts(testCase, index + 1);
+    const unit = current?.lr || (testCase.hyperparameters["lr"] as number) || 1;
+    for (const [name, { data }] of Object.entries(params)) {
+      // timm counts steps by group, stepd by tensor as torch does: after a missing gradient the bias corrections differ.
+      if (testCase.peer === "timm" && counts[name] !== index + 1) continue;
+      const truth = values(current?.f64.params[name] ?? { dtype: "f64", shape: [], b64: "" });
+      const peer = values(current?.f32.params[name] ?? { dtype: "f32", shape: [], b64: "" });
+      for (let i = 0; i < data.length; i++) {
+        const exact = truth[i] as number;
+        if (!Number.isFinite(exact)) {
+          assert.equal(data[i], Math.fround(exact), `${testCase.name} step ${index + 1} ${name}[${i}]`);
+          continue;
+        }
+        errors.ours += (((data[i] as number) - exact) / unit) ** 2;
+        errors.peer += (((peer[i] as number) - exact) / unit) ** 2;
+      }
+    }
+  }
+  return errors;
+};
+
+const ratio = ({ ours, peer }: Errors): number => (peer === 0 && ours === 0 ? 1 : Math.sqrt(ours / peer));
+
+for (const [file, cases] of vectorFiles) {
+  suite(file, () => {
+    for (const testCase of cases) test(`${testCase.name}, one step at a time`, () => oneStep(testCase));
+
+    test("from the start: no farther from the float64 run than the peer", async () => {
+      const pooled: Errors = { ours: 0, peer: 0 };
+      for (const testCase of cases.filter(({ f32_range }) => !f32_range)) {
+        const errors = await fromStart(testCase);
+        pooled.ours += errors.ours;
+        pooled.peer += errors.peer;
+        assert.ok(ratio(errors) <= MAX_SINGLE, `${testCase.name}: ${ratio(errors)} times the peer's error`);
+      }
+      assert.ok(ratio(pooled) <= MAX_POOLED, `all cases: ${ratio(pooled)} times the peer's error`);
+    });
+  });
+}

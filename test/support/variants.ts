@@ -1,0 +1,31 @@
+/** Settings to run every optimizer with in the suites over the registry. A new optimizer needs an entry here (test/optimizers/variants.test.ts). */
+export interface Variant {
+  readonly label: string;
+  readonly optimizer: { readonly name: string; readonly [hyperparameter: string]: unknown };
+  /** Whether tensors depend on each other, so that a step over shards needs the global norm first. */
+  readonly isGlobal?: boolean;
+}
+
+export const variants: readonly Variant[] = [
+  { label: "sgd", optimizer: { name: "sgd", lr: 0.1 } },
+  { label: "sgd with momentum and dampening", optimizer: { name: "sgd", lr: 0.1, momentum: 0.9, dampening: 0.1, weight_decay: 0.01 } },
+  { label: "sgd with Nesterov, maximizing", optimizer: { name: "sgd", lr: 0.1, momentum: 0.9, nesterov: true, maximize: true } },
+  { label: "qhm", optimizer: { name: "qhm", lr: 0.5, momentum: 0.9, nu: 0.7, weight_decay: 0.01 } },
+  { label: "qhm, direct decay", optimizer: { name: "qhm", lr: 0.5, momentum: 0.999, nu: 0.7, weight_decay: 0.01, weight_decay_type: "direct" } },
+  { label: "adam", optimizer: { name: "adam", weight_decay: 0.01 } },
+  { label: "adam with amsgrad", optimizer: { name: "adam", amsgrad: true, maximize: true } },
+  { label: "adam with small betas", optimizer: { name: "adam", betas: [0.4, 0.3] } },
+  { label: "adam, Nesterov", optimizer: { name: "adam", nesterov: true, eps_root: 1e-8 } },
+  { label: "adamw", optimizer: { name: "adamw" } },
+  { label: "adamw, undecayed scale", optimizer: { name: "adamw", weight_decay_scale: "none", weight_decay: 0.001, amsgrad: true } },
+  { label: "qhadam", optimizer: { name: "qhadam", weight_decay: 0.01 } },
+  { label: "qhadam with nu2", optimizer: { name: "qhadam", nus: [0.8, 0.9] } },
+  { label: "qhadamw", optimizer: { name: "qhadamw", weight_decay: 0.01 } },
+  { label: "lamb", optimizer: { name: "lamb" } },
+  {
+    label: "lamb, decoupled and bounded",
+    optimizer: { name: "lamb", weight_decay_mode: "decoupled", trust_max: 10, bias_correction: "step_size", grad_averaging: false },
+  },
+  { label: "lamb with caution", optimizer: { name: "lamb", caution: true } },
+  { label: "lamb with max_grad_norm", optimizer: { name: "lamb", max_grad_norm: 1 }, isGlobal: true },
+];

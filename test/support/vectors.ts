@@ -1,0 +1,140 @@
+/** The golden vectors in test/vectors (format stepd-oracle/1), and what each peer's settings and state are in stepd's terms. */
+import { readdirSync, readFileSync } from "node:fs";
+import type { TestState, TestTensor, TestTensors } from "./tensors.ts";
+
+interface RawArray {
+  readonly dtype: "f32" | "f64";
+  readonly shape: readonly number[];
+  readonly b64: string;
+}
+
+type RawState = Readonly<Record<string, Readonly<Record<string, RawArray | number | null>>>>;
+
+interface RawRun {
+  readonly params: Readonly<Record<string, RawArray>>;
+  readonly state: RawState;
+}
+
+export interface RawStep {
+  readonly grads: Readonly<Record<string, RawArray>>;
+  readonly lr?: number;
+  readonly f32: RawRun;
+  readonly f64: RawRun;
+}
+
+export interface Case {
+  readonly name: string;
+  readonly optimizer: string;
+  readonly peer: string;
+  readonly hyperparameters: Readonly<Record<string, unknown>>;
+  readonly groups?: readonly { readonly tensors: readonly string[]; readonly hyperparameters: Readonly<Record<string, unknown>> }[];
+  readonly grad_kind: string;
+  readonly initial: Readonly<Record<string, RawArray>>;
+  readonly steps: readonly RawStep[];
+  readonly f32_range?: readonly string[];
+}
+
+const folder = new URL("../vectors/", import.meta.url);
+
+/** All cases of all files, by file name without its ending (`adamw.torch`). */
+export const vectorFiles: ReadonlyMap<string, readonly Case[]> = new Map(
+  readdirSync(folder)
+    .filter((file) => file.endsWith(".json"))
+    .map((file) => [file.replace(/\.json$/, ""), (JSON.parse(readFileSync(new URL(file, folder), "utf8")) as { cases: Case[] }).cases]),
+);
+
+/** An array's values, float32 or float64. */
+export const values = ({ dtype, b64 }: RawArray): Float32Array | Float64Array => {
+  const { buffer } = Uint8Array.from(Buffer.from(b64, "base64"));
+  return dtype === "f32" ? new Float32Array(buffer) : new Float64Array(buffer);
+};
+
+const tensor = (raw: RawArray): TestTensor => ({ shape: raw.shape, data: Float32Array.from(values(raw)) });
+
+export const tensors = (raw: Readonly<Record<string, RawArray>>): TestTensors =>
+  Object.fromEntries(Object.entries(raw).map(([name, array]) => [name, tensor(array)]));
+
+type Settings = Readonly<Record<string, unknown>>;
+
+/** A peer's hyperparameters in stepd's terms. */
+const translate = (optimizer: string, peer: string, given: Settings): Settings => {
+  const { decoupled_weight_decay: _, decouple_weight_decay: __, no_decay: ___, corrected_weight_decay: ____, b1, b2, ...rest } = given;
+  if (peer === "iprally") return { ...rest, weight_decay_scale: "none" };
+  if (peer === "optax") return { ...rest, betas: [b1, b2] };
+  if (optimizer !== "lamb") return rest;
+  const { bias_correction, trust_clip, always_adapt, decoupled_decay, ...timm } = rest;
+  const isWhole = bias_correction !== undefined;
+  return {
+    ...timm,
+    ...(isWhole && {
+      bias_correction: bias_correction ? "moments" : "none",
+      trust_max: trust_clip ? 1 : null,
+      adapt: always_adapt ? "always" : "decayed_only",
+      weight_decay_mode: decoupled_decay ? "decoupled" : "in_update",
+    }),
+  };
+};
+
+/** The `optimizer` and `groups` of a call that does what the peer did at this step. */
+export const settings = ({ optimizer, peer, hyperparameters, groups = [] }: Case, { lr }: RawStep): { optimizer: Settings; groups: unknown[] } => {
+  const noDecay = hyperparameters["no_decay"] as readonly string[] | undefined;
+  return {
+    optimizer: { name: optimizer, ...translate(optimizer, peer, hyperparameters), ...(lr !== undefined && { lr }) },
+    groups: [
+      ...groups.map(({ tensors, hyperparameters }) => ({ tensors, optimizer: translate(optimizer, peer, hyperparameters) })),
+      ...(noDecay ? [{ tensors: noDecay, optimizer: { weight_decay: 0 } }] : []),
+    ],
+  };
+};
+
+/** Peers whose slots hold bias-corrected moments: stepd's are these times 1 - beta^t. */
+const CORRECTED = ["qhadam", "qhadamw"];
+
+const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight"];
+
+/** How many gradients each tensor had in the first `count` steps. */
+export const gradientCounts = ({ steps }: Case, count: number): Record<string, number> => {
+  const counts: Record<string, number> = {};
+  for (const { grads } of steps.slice(0, count)) for (const name of Object.keys(grads)) counts[name] = (counts[name] ?? 0) + 1;
+  return counts;
+};
+
+/** A peer's slots after `count` steps in stepd's meaning, in float64. */
+export const slotsAfter = (testCase: Case, count: number, precision: "f32" | "f64"): Record<string, Record<string, Float64Array>> => {
+  const state = testCase.steps[count - 1]?.[precision].state ?? {};
+  const [beta1 = 0, beta2 = 0] = (testCase.hyperparameters["betas"] ?? []) as readonly number[];
+  const counts = gradientCounts(testCase, count);
+  const slots: Record<string, Record<string, Float64Array>> = {};
+  for (const [name, entries] of Object.entries(state)) {
+    for (const [slot, raw] of Object.entries(entries)) {
+      if (NOT_SLOTS.includes(slot) || raw === null || typeof raw === "number") continue;
+      const beta = slot === "exp_avg" ? beta1 : beta2;
+      const factor = CORRECTED.includes(testCase.optimizer) ? 1 - beta ** (counts[name] ?? 0) : 1;
+      slots[slot] ??= {};
+      slots[slot][name] = Float64Array.from(values(raw), (value) => value * factor);
+    }
+  }
+  return slots;
+};
+
+/** The peer's float32 state after `count` steps as a stepd state, or null before the first. */
+export const stateAfter = (testCase: Case, count: number): TestState | null => {
+  if (count === 0) return null;
+  const raw = testCase.steps[count - 1]?.f32.state ?? {};
+  const counts = gradientCounts(testCase, count);
+  const steps = Object.fromEntries(Object.keys(raw).map((name) => [name, (raw[name]?.["step"] as number | undefined) ?? counts[name] ?? 0]));
+  const slots: Record<string, Record<string, TestTensor>> = {};
+  for (const [slot, byName] of Object.entries(slotsAfter(testCase, count, "f32"))) {
+    slots[slot] = Object.fromEntries(
+      Object.entries(byName).map(([name, data]) => [name, { shape: testCase.initial[name]?.shape ?? [], data: Float32Array.from(data) }]),
+    );
+  }
+  return { optimizer: testCase.optimizer, steps, slots };
+};
+
+/** The spacing of float32 at a value: 2^-149 at least. */
+export const ulp = (value: number): number => {
+  const size = Math.abs(value);
+  if (!Number.isFinite(size)) return Number.NaN;
+  return size < 2 ** -126 ? 2 ** -149 : 2 ** (Math.floor(Math.log2(size)) - 23);
+};

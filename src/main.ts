@@ -3,6 +3,9 @@ import { parseArgs } from "node:util";
 import { ConfigError, help, readConfig } from "./config.ts";
 import { Service, version } from "./service.ts";
 
+/** A signal within this time after the first is the same one, forwarded. */
+const REPEAT_MS = 500;
+
 const fail = (message: string): never => {
   console.error(`stepd: ${message}`);
   process.exit(1);
@@ -22,13 +25,20 @@ else if (flags.version) console.log(version);
 else {
   try {
     const service = await Service.start(readConfig(process.env));
-    console.log(`stepd ${version} listens on ${service.address}`);
+    let drainStart: number | undefined;
     const stop = async (signal: string): Promise<void> => {
+      if (drainStart !== undefined) {
+        // Ctrl-C reaches this process twice, from the terminal and from npm; only a later signal means "now".
+        if (performance.now() - drainStart > REPEAT_MS) fail(`stopped by a second ${signal}, with calls in flight`);
+        return;
+      }
+      drainStart = performance.now();
       service.telemetry.log.info({ signal }, "draining");
       process.exit((await service.drain()) ? 0 : 1);
     };
-    process.once("SIGTERM", stop);
-    process.once("SIGINT", stop);
+    process.on("SIGTERM", stop);
+    process.on("SIGINT", stop);
+    console.log(`stepd ${version} listens on ${service.address}`);
   } catch (error) {
     if (error instanceof ConfigError) fail(error.message);
     throw error;

@@ -68,7 +68,7 @@ export class Service implements AsyncDisposable {
   /** Starts everything and listens. */
   static async start(config: Config): Promise<Service> {
     const telemetry = new Telemetry({ level: config.logLevel, version, node: process.version });
-    const arena = new Arena(config.arenaMib);
+    const arena = makeArena(config.arenaMib);
     const pool = await Pool.start(arena, KERNELS, config.workers, { onWorkerLost: (cause) => telemetry.workerLost(cause) });
     telemetry.observe({ arena, pool });
     const service = new Service(config, arena, pool, telemetry);
@@ -93,8 +93,7 @@ export class Service implements AsyncDisposable {
     if (socket !== "") await removeStaleSocket(socket);
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.#server.once("error", (error: NodeJS.ErrnoException) => {
-      const where = socket === "" ? `${host}:${port}` : socket;
-      reject(new ConfigError(`cannot listen on ${where}: ${error.code === "EADDRINUSE" ? "it is in use" : error.message}`));
+      reject(listenError(this.#config, error));
     });
     if (socket === "") this.#server.listen(port, host, resolve);
     else this.#server.listen(socket, resolve);
@@ -119,6 +118,26 @@ export class Service implements AsyncDisposable {
     await this.pool[Symbol.asyncDispose]();
   }
 }
+
+/** Throws ConfigError where the machine does not give as much address space. */
+const makeArena = (mebibytes: number): Arena => {
+  try {
+    return new Arena(mebibytes);
+  } catch (error) {
+    throw new ConfigError(`STEPD_ARENA_MIB: expected what this process may reserve, found ${mebibytes} (${(error as Error).message})`);
+  }
+};
+
+/** Why a server cannot listen, by the setting that is to be changed. */
+const listenError = ({ socket, host, port }: Config, error: NodeJS.ErrnoException): ConfigError => {
+  if (socket !== "") {
+    const reason = error.code === "EADDRINUSE" ? "in use" : error.message;
+    return new ConfigError(`STEPD_SOCKET: expected a path to create a socket at, found ${JSON.stringify(socket)} (${reason})`);
+  }
+  if (error.code === "EADDRINUSE") return new ConfigError(`STEPD_PORT: expected a free port on ${host}, found ${port} in use`);
+  if (error.code === "EACCES") return new ConfigError(`STEPD_PORT: expected a port that this user may listen on, found ${port}`);
+  return new ConfigError(`STEPD_HOST: expected an address of this machine, found ${JSON.stringify(host)} (${error.message})`);
+};
 
 /** A socket file that nobody listens on is left over from a process that was killed. */
 const removeStaleSocket = async (path: string): Promise<void> => {

@@ -236,7 +236,7 @@ class Runner {
       if (operand === "sums") return results;
       return slots.get(operand) ?? ABSENT;
     });
-    return this.#call(stage.kernel, param, operands, stage.scalars({ step, lr, first, elements: param.elements, sums }));
+    return this.#call(stage.kernel, param, operands, stage.scalars({ step, lr, first, elements: param.elements, sums, scalarSlots: {} }));
   }
 
   #call(kernel: string, { dtype, elements, bytes }: Tensor, operands: readonly (Tensor | Sums | typeof ABSENT)[], scalars: readonly number[]): Call {

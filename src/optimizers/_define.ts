@@ -55,6 +55,8 @@ export interface Moment {
   readonly elements: number;
   /** For each stage that has run: its sums over the whole tensor. */
   readonly sums: readonly (readonly number[])[];
+  /** The scalar slots as they were before this step. */
+  readonly scalarSlots: Readonly<Record<string, number>>;
 }
 
 /** One kernel over all elements of a tensor. The next stage starts when every tensor has finished this one. */
@@ -86,6 +88,12 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
   readonly allSlots: readonly string[];
   /** Slots that may be missing from a state of earlier steps: they start at zero, with `first` set, as in torch. */
   readonly lateSlots: readonly string[];
+  /** What a slot starts from where that is not 0. */
+  initial?(values: Values<H>): Readonly<Record<string, number>>;
+  /** Slots that are one float64 number for a tensor, with what they start from. */
+  readonly scalarSlots?: Readonly<Record<string, number>>;
+  /** The scalar slots after this step. */
+  nextScalarSlots?(values: Values<H>, at: Moment): Readonly<Record<string, number>>;
   /** What is wrong with a combination of hyperparameters that are each in range: the field, what was expected, what was found. */
   check?(values: Values<H>): { readonly field: string; readonly expected: string; readonly found: string } | undefined;
   stages(values: Values<H>): readonly Stage[];

@@ -1,0 +1,154 @@
+/** The rooms of src and what each may import, as the linter enforces it: violations are planted in a copy of its configuration. */
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import os from "node:os";
+import { join } from "node:path";
+import { after, test } from "node:test";
+
+const root = join(import.meta.dirname, "../..");
+const biome = join(root, "node_modules/.bin/biome");
+
+/** Rooms with what they may import; from nothing but this table the plants are made. */
+const rooms: Readonly<Record<string, { readonly rooms: readonly string[]; readonly packages: readonly string[] }>> = {
+  http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express"] },
+  rpc: { rooms: ["validation", "engine", "optimizers", "telemetry", "errors", "generated"], packages: [] },
+  validation: { rooms: ["errors", "generated"], packages: ["ajv", "fastest-levenshtein"] },
+  codec: { rooms: ["errors"], packages: ["msgpackr"] },
+  engine: { rooms: ["codec", "planner", "arena", "pool", "optimizers", "errors", "generated"], packages: [] },
+  planner: { rooms: ["optimizers", "errors"], packages: [] },
+  arena: { rooms: ["errors"], packages: [] },
+  pool: { rooms: ["arena", "errors"], packages: ["node:worker_threads"] },
+  kernels: { rooms: [], packages: [] },
+  optimizers: { rooms: [], packages: [] },
+  telemetry: { rooms: [], packages: ["pino", "prom-client"] },
+  errors: { rooms: [], packages: [] },
+  generated: { rooms: [], packages: [] },
+};
+
+const dependencies = Object.keys((JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { dependencies: object }).dependencies);
+const packages = [...dependencies, "ajv/dist/2020.js", "node:worker_threads", "left-pad"];
+const roots = ["main", "service", "config"];
+
+const copy = mkdtempSync(join(os.tmpdir(), "stepd-imports-"));
+after(() => rmSync(copy, { recursive: true, force: true }));
+cpSync(join(root, "biome.json"), join(copy, "biome.json"));
+
+interface Diagnostic {
+  readonly category: string;
+  readonly location: { readonly path: string | { readonly file: string }; readonly start?: { readonly line: number } };
+}
+
+/** Lints sources given by path below src, and returns the lines of each with a finding of a rule. */
+const lint = (files: Readonly<Record<string, readonly string[]>>, rule: string): ReadonlyMap<string, ReadonlySet<number>> => {
+  rmSync(join(copy, "src"), { recursive: true, force: true });
+  for (const [path, lines] of Object.entries(files)) {
+    mkdirSync(join(copy, "src", path, ".."), { recursive: true });
+    writeFileSync(join(copy, "src", path), `${lines.join("\n")}\n`);
+  }
+  const { stdout, stderr } = spawnSync(biome, ["lint", "--reporter=json", "--max-diagnostics=none", "src"], {
+    cwd: copy,
+    encoding: "utf8",
+    maxBuffer: 2 ** 26,
+  });
+  assert.ok(stdout.startsWith("{"), `biome gave no report: ${stderr}`);
+  const found = new Map(Object.keys(files).map((path) => [path, new Set<number>()]));
+  for (const { category, location } of (JSON.parse(stdout) as { diagnostics: readonly Diagnostic[] }).diagnostics) {
+    if (category !== rule) continue;
+    const path = typeof location.path === "string" ? location.path : location.path.file;
+    const file = [...found.keys()].find((name) => path.endsWith(`src/${name}`));
+    assert.ok(file && location.start, `a finding without a place: ${path}`);
+    found.get(file)?.add(location.start.line);
+  }
+  return found;
+};
+
+const RESTRICTED = "lint/style/noRestrictedImports";
+
+const specifiers = (room: string): readonly string[] =>
+  Object.keys(rooms)
+    .filter((other) => other !== room)
+    .map((other) => `../${other}/x.ts`);
+
+const isAllowed = (room: string, specifier: string): boolean => {
+  const own = rooms[room];
+  if (specifier.startsWith("../")) return own?.rooms.includes(specifier.split("/")[1] ?? "") ?? false;
+  return own?.packages.some((name) => specifier === name || specifier.startsWith(`${name}/`)) ?? false;
+};
+
+test("the table and the linter's configuration have exactly the rooms that src has", () => {
+  const folders = readdirSync(join(root, "src"), { withFileTypes: true })
+    .filter((entry) => entry.isDirectory())
+    .map(({ name }) => name);
+  const { overrides } = JSON.parse(readFileSync(join(root, "biome.json"), "utf8")) as {
+    overrides: readonly { includes: readonly string[]; linter: { rules?: { style?: { noRestrictedImports?: unknown } } } }[];
+  };
+  const ruled = overrides.filter(({ linter }) => linter.rules?.style?.noRestrictedImports).flatMap(({ includes }) => includes);
+  assert.deepEqual(Object.keys(rooms).sort(), folders.sort());
+  assert.deepEqual(ruled.sort(), folders.map((folder) => `src/${folder}/**`).sort());
+});
+
+test("files at the top of src are the entry, the composition root and the configuration", () => {
+  const files = readdirSync(join(root, "src")).filter((name) => name.endsWith(".ts"));
+  assert.deepEqual(files.sort(), roots.map((name) => `${name}.ts`).sort());
+});
+
+for (const room of Object.keys(rooms)) {
+  const forbidden = [
+    ...[...specifiers(room), ...packages].filter((specifier) => !isAllowed(room, specifier)),
+    ...roots.map((name) => `../${name}.ts`),
+    "../../scripts/generate.ts",
+    // Ways around the pattern of another room.
+    "./../main.ts",
+    ...Object.keys(rooms)
+      .filter((other) => !isAllowed(room, `../${other}/x.ts`) && other !== room)
+      .flatMap((other) => [`./../${other}/x.ts`, `../errors/../${other}/x.ts`, `./deep/../../${other}/x.ts`]),
+  ];
+  test(`${room}: the linter reports all ${forbidden.length} imports that the room may not have`, () => {
+    const forms: readonly ((specifier: string, index: number) => string)[] = [
+      (specifier, index) => `import { x as x${index} } from "${specifier}";`,
+      (specifier, index) => `import type { X as X${index} } from "${specifier}";`,
+      (specifier, index) => `export { x as y${index} } from "${specifier}";`,
+      (specifier, index) => `export const z${index} = import("${specifier}");`,
+    ];
+    for (const form of forms) {
+      const lines = forbidden.map(form);
+      const reported = lint({ [`${room}/planted.ts`]: lines }, RESTRICTED).get(`${room}/planted.ts`);
+      const missed = lines.filter((_, index) => !reported?.has(index + 1));
+      assert.deepEqual(missed, [], `not reported in src/${room}`);
+    }
+  });
+
+  test(`${room}: the linter lets pass what the room may import`, () => {
+    const onlyOwn = ["optimizers", "kernels"].includes(room);
+    const allowed = [
+      ...[...specifiers(room), ...packages].filter((specifier) => isAllowed(room, specifier)),
+      "./_shared.ts",
+      ...(onlyOwn ? [] : ["./sibling.ts", "node:fs", "node:stream/promises"]),
+    ];
+    const lines = allowed.map((specifier, index) => `import { x as x${index} } from "${specifier}";`);
+    const reported = lint({ [`${room}/planted.ts`]: lines }, RESTRICTED).get(`${room}/planted.ts`);
+    assert.deepEqual(
+      [...(reported ?? [])].map((line) => lines[line - 1]),
+      [],
+    );
+  });
+}
+
+test("only main.ts and config.ts may read the environment", () => {
+  const lines = ['export const port = process.env["STEPD_PORT"];'];
+  const forbidden = [...Object.keys(rooms).map((room) => `${room}/planted.ts`), "service.ts"];
+  const files = Object.fromEntries([...forbidden, "main.ts", "config.ts"].map((path) => [path, lines]));
+  const reported = lint(files, "lint/style/noProcessEnv");
+  const found = [...reported].filter(([, at]) => at.size > 0).map(([path]) => path);
+  assert.deepEqual(found.sort(), forbidden.sort());
+});
+
+test("an import in a circle is reported", () => {
+  const files = {
+    "errors/a.ts": ['import { b } from "./b.ts";', "export const a = b;"],
+    "errors/b.ts": ['import { a } from "./a.ts";', "export const b = a;"],
+  };
+  const reported = lint(files, "lint/suspicious/noImportCycles");
+  assert.ok([...reported.values()].some((lines) => lines.size > 0));
+});

@@ -13,7 +13,7 @@ const files = readdirSync(sources)
   .filter((name) => name.endsWith(".ts"))
   .sort();
 
-/** No fused multiply-add and no relaxed SIMD: neither feature is enabled, and test/kernels/opcodes.test.ts reads the result. */
+/** No fused multiply-add and no relaxed SIMD: neither feature is enabled, and test/repository/opcodes.test.ts reads the result. */
 const options = [
   "-O3",
   "--runtime",

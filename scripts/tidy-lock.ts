@@ -31,13 +31,14 @@ for (const entry of Object.values(lock.packages)) {
     const os = platforms.exec(name)?.[1];
     const cpu = processors.exec(name)?.[1];
     if (lock.packages[path] || !os || !cpu) continue;
+    // In the order that npm writes, so that the next install changes nothing here.
     lock.packages[path] = {
       version: version.replace(/^[\^~]/, ""),
+      cpu: [cpu],
+      ...(entry.dev && { dev: true }),
+      ...(name.endsWith("-musl") && { libc: ["musl"] }),
       optional: true,
       os: [os],
-      cpu: [cpu],
-      ...(name.endsWith("-musl") && { libc: ["musl"] }),
-      ...(entry.dev && { dev: true }),
     };
   }
 }

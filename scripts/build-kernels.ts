@@ -40,10 +40,12 @@ const digest = hash.digest("hex");
 const output = join(root, "build/kernels.wasm");
 const stamp = join(root, "build/kernels.sha256");
 
+/** Says what a build was made of and what came out, so that a damaged one is not taken for fresh. */
+const stampOf = (wasm: Uint8Array): string => `${digest} ${createHash("sha256").update(wasm).digest("hex")}\n`;
+
 const isFresh = (): boolean => {
   try {
-    readFileSync(output);
-    return readFileSync(stamp, "utf8") === digest;
+    return readFileSync(stamp, "utf8") === stampOf(readFileSync(output));
   } catch {
     return false;
   }
@@ -58,7 +60,8 @@ if (!isFresh()) {
     console.error(`The kernels do not compile: ${error.message}\n${stderr.toString()}`);
     process.exit(1);
   }
+  const made = stampOf(readFileSync(join(root, partial)));
   renameSync(join(root, partial), output);
-  writeFileSync(stamp, digest);
+  writeFileSync(stamp, made);
   console.log(`Built build/kernels.wasm from ${entries.length} kernel files.`);
 }

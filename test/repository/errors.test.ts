@@ -1,0 +1,66 @@
+/** The table of errors: counted, unique, and documented entry by entry. */
+import assert from "node:assert/strict";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { STATUS_CODES } from "node:http";
+import { join } from "node:path";
+import { test } from "node:test";
+import { errors } from "../../src/errors/errors.ts";
+import { root } from "../support/tree.ts";
+
+/** A new error changes this number, docs/wire-format.md, and a test that provokes it. */
+const COUNT = 21;
+
+/** The names of the JSON-RPC specification with its codes. */
+const SPECIFIED = { PARSE_ERROR: -32700, INVALID_REQUEST: -32600, METHOD_NOT_FOUND: -32601, INVALID_PARAMS: -32602, INTERNAL_ERROR: -32603 };
+
+const entries = Object.entries(errors);
+
+test(`there are ${COUNT} errors`, () => {
+  assert.equal(entries.length, COUNT);
+});
+
+test("each error has a code of its own", () => {
+  assert.equal(new Set(entries.map(([, { code }]) => code)).size, entries.length);
+});
+
+test("the errors of JSON-RPC have its codes, the others are in the range for implementations", () => {
+  for (const [name, { code }] of entries) {
+    const specified = (SPECIFIED as Readonly<Record<string, number>>)[name];
+    if (specified !== undefined) assert.equal(code, specified, name);
+    else assert.ok(code >= -32099 && code <= -32000, `${name} ${code}`);
+  }
+});
+
+test("names, statuses and titles are well formed", () => {
+  for (const [name, { status, title }] of entries) {
+    assert.match(name, /^[A-Z]+(_[A-Z]+)*$/);
+    assert.ok(status >= 400 && status in STATUS_CODES, `${name} ${status}`);
+    assert.match(title, /^[A-Z].*[^.]$/, name);
+  }
+});
+
+test("docs/wire-format.md lists each error with its code and status in one line", () => {
+  const file = join(root, "docs/wire-format.md");
+  assert.ok(existsSync(file), "docs/wire-format.md is missing");
+  const lines = readFileSync(file, "utf8").split("\n");
+  const undocumented = entries
+    .filter(([name, { code, status }]) => !lines.some((line) => [name, code, status].every((word) => new RegExp(`(?<![\\w-])${word}(?!\\w)`).test(line))))
+    .map(([name]) => name);
+  assert.deepEqual(undocumented, []);
+});
+
+test("the documentation names no error that does not exist", () => {
+  const known = new Set<string>(entries.map(([name]) => name));
+  const table = readFileSync(join(root, "docs/wire-format.md"), "utf8").matchAll(/^\|\s*`?([A-Z]+(?:_[A-Z]+)+)`?\s*\|/gm);
+  assert.deepEqual(
+    [...table].map(([, name = ""]) => name).filter((name) => !known.has(name)),
+    [],
+  );
+});
+
+test("each error is in use somewhere in src", () => {
+  const files = readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith(".ts") && !file.startsWith("errors"));
+  const text = files.map((file) => readFileSync(join(root, "src", file), "utf8")).join("\n");
+  const unused = entries.map(([name]) => name).filter((name) => !text.includes(`"${name}"`) && name !== "INTERNAL_ERROR");
+  assert.deepEqual(unused, []);
+});

@@ -1,0 +1,80 @@
+/** package-lock.json works with any registry and on every platform. */
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { root, TreeCopy } from "../support/tree.ts";
+
+interface Entry {
+  readonly version?: string;
+  readonly resolved?: string;
+  readonly integrity?: string;
+  readonly optional?: boolean;
+  readonly optionalDependencies?: Readonly<Record<string, string>>;
+}
+
+const text = readFileSync(join(root, "package-lock.json"), "utf8");
+const { packages } = JSON.parse(text) as { packages: Readonly<Record<string, Entry>> };
+const manifest = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as Readonly<Record<"dependencies" | "devDependencies", Record<string, string>>>;
+
+/** Where node would look for a package that the one at `path` names. */
+const find = (path: string, name: string): Entry | undefined => {
+  for (let folder = path; ; folder = folder.slice(0, Math.max(0, folder.lastIndexOf("/node_modules/")))) {
+    const found = packages[folder === "" ? `node_modules/${name}` : `${folder}/node_modules/${name}`];
+    if (found || folder === "") return found;
+  }
+};
+
+test("no entry has a download address", () => {
+  assert.deepEqual(
+    Object.keys(packages).filter((path) => packages[path]?.resolved !== undefined),
+    [],
+  );
+  assert.doesNotMatch(text.replaceAll(/"(url|homepage)": "[^"]*"/g, ""), /"https?:\/\/[^"]*\.tgz/);
+});
+
+test("every optional dependency that is named has an entry of a fitting version", () => {
+  const missing: string[] = [];
+  for (const [path, { optionalDependencies = {} }] of Object.entries(packages)) {
+    for (const [name, version] of Object.entries(optionalDependencies)) {
+      const found = find(path, name);
+      if (!found || (/^\d/.test(version) && found.version !== version)) missing.push(`${path}: ${name} ${version}`);
+    }
+  }
+  assert.deepEqual(missing, []);
+});
+
+test("what every platform installs is pinned by content", () => {
+  const unpinned = Object.entries(packages).filter(([path, { integrity, optional }]) => path !== "" && !optional && integrity === undefined);
+  assert.deepEqual(
+    unpinned.map(([path]) => path),
+    [],
+  );
+});
+
+test("package.json names exact versions, and the lock file has them", () => {
+  for (const [name, version] of Object.entries({ ...manifest.dependencies, ...manifest.devDependencies })) {
+    assert.match(version, /^\d+\.\d+\.\d+(-[\w.]+)?$/, name);
+    assert.equal(packages[`node_modules/${name}`]?.version, version, name);
+  }
+});
+
+test("tidy-lock changes nothing in a tidy file", () => {
+  using tree = new TreeCopy(["package-lock.json"]);
+  assert.equal(tree.run("tidy-lock.ts").status, 0);
+  assert.equal(tree.read("package-lock.json"), text);
+});
+
+test("tidy-lock takes planted addresses out and puts packages of other platforms back", () => {
+  using tree = new TreeCopy(["package-lock.json"]);
+  const lock = JSON.parse(text) as { packages: Record<string, Entry> };
+  const other = Object.keys(lock.packages).find((path) => path.startsWith("node_modules/@biomejs/cli-win32"));
+  assert.ok(other);
+  delete lock.packages[other];
+  lock.packages["node_modules/express"] = { ...lock.packages["node_modules/express"], resolved: "https://example.invalid/express.tgz" };
+  tree.write("package-lock.json", JSON.stringify(lock));
+  assert.equal(tree.run("tidy-lock.ts").status, 0);
+  const tidied = JSON.parse(tree.read("package-lock.json")) as typeof lock;
+  assert.equal(tidied.packages["node_modules/express"]?.resolved, undefined);
+  assert.equal(tidied.packages[other]?.version, packages[other]?.version);
+});

@@ -7,7 +7,7 @@ import { Arena } from "./arena/arena.ts";
 import { type Config, ConfigError } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
 import { createHttpServer, type Limits } from "./http/server.ts";
-import { Pool } from "./pool/pool.ts";
+import { Pool, poolBytes } from "./pool/pool.ts";
 import { Rpc } from "./rpc/rpc.ts";
 import { Telemetry } from "./telemetry/telemetry.ts";
 
@@ -68,7 +68,7 @@ export class Service implements AsyncDisposable {
   /** Starts everything and listens. */
   static async start(config: Config): Promise<Service> {
     const telemetry = new Telemetry({ level: config.logLevel, version, node: process.version });
-    const arena = makeArena(config.arenaMib);
+    const arena = makeArena(config.arenaMib, poolBytes(config.workers));
     const pool = await Pool.start(arena, KERNELS, config.workers, { onWorkerLost: (cause) => telemetry.workerLost(cause) });
     telemetry.observe({ arena, pool });
     const service = new Service(config, arena, pool, telemetry);
@@ -120,9 +120,9 @@ export class Service implements AsyncDisposable {
 }
 
 /** Throws ConfigError where the machine does not give as much address space. */
-const makeArena = (mebibytes: number): Arena => {
+const makeArena = (mebibytes: number, reservedBytes: number): Arena => {
   try {
-    return new Arena(mebibytes);
+    return new Arena(mebibytes, reservedBytes);
   } catch (error) {
     throw new ConfigError(`STEPD_ARENA_MIB: expected what this process may reserve, found ${mebibytes} (${(error as Error).message})`);
   }

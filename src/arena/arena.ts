@@ -11,7 +11,9 @@ const PAGE = 65536;
 const ALIGNMENT = 64;
 
 /** The lowest addresses are never given out, so that address 0 can mean "absent" to a kernel. */
-const RESERVED = 1024;
+const LOWEST = 1024;
+
+const MAX_PAGES = 65536;
 
 /** How fast room comes free is averaged over about this many seconds. */
 const RATE_SECONDS = 5;
@@ -30,6 +32,8 @@ export class Arena {
   readonly memory: WebAssembly.Memory;
   /** All of the memory. `bytes.fill(chunk, start, end)` copies at full speed at any alignment; `set` and `copy` do not (10 times slower, measured). */
   readonly bytes: Buffer;
+  /** Where the reserved bytes are. */
+  readonly reserved: number;
   /** Bytes that leases can hold together. */
   readonly capacity: number;
   #free: Block[];
@@ -40,12 +44,16 @@ export class Arena {
   #released = 0;
   #lastRelease = 0;
 
-  constructor(mebibytes: number) {
-    const pages = (mebibytes * MIB) / PAGE;
+  /** Makes an arena with room for leases of `mebibytes` MiB and `reservedBytes` beside them, within the 4 GiB of WebAssembly. */
+  constructor(mebibytes: number, reservedBytes: number) {
+    const pages = Math.min(Math.ceil((LOWEST + reservedBytes + mebibytes * MIB) / PAGE), MAX_PAGES);
+    this.reserved = LOWEST;
+    const start = roundUp(LOWEST + reservedBytes);
+    const end = Math.min(start + mebibytes * MIB, pages * PAGE);
     this.memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
     this.bytes = Buffer.from(this.memory.buffer);
-    this.#free = [{ start: RESERVED, end: this.bytes.length }];
-    this.capacity = this.bytes.length - RESERVED;
+    this.#free = [{ start, end }];
+    this.capacity = end - start;
   }
 
   get used(): number {

@@ -29,3 +29,42 @@ export const bytesOf = (dtype: string): number | undefined => (Object.hasOwn(BIT
 export const rankOf = (dtype: string): number => RANK.indexOf(dtype);
 
 export const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
+
+/** Dtypes that parameters and gradients may have. */
+export const COMPUTED = ["F32", "F64", "BF16", "F16"] as const;
+
+/** Reads one element of a computed dtype. */
+export const readElement = (bytes: Buffer, at: number, dtype: string): number => {
+  if (dtype === "F32") return bytes.readFloatLE(at);
+  if (dtype === "F64") return bytes.readDoubleLE(at);
+  const bits = bytes.readUInt16LE(at);
+  if (dtype === "BF16") {
+    view.setUint32(0, bits * 65536);
+    return view.getFloat32(0);
+  }
+  view.setUint16(0, bits);
+  return view.getFloat16(0);
+};
+
+/** Writes one element of a computed dtype, rounded to nearest even. */
+export const writeElement = (bytes: Buffer, at: number, dtype: string, value: number): void => {
+  if (dtype === "F32") bytes.writeFloatLE(value, at);
+  else if (dtype === "F64") bytes.writeDoubleLE(value, at);
+  else if (dtype === "BF16") bytes.writeUInt16LE(bf16Bits(value), at);
+  else {
+    view.setFloat16(0, value);
+    bytes.writeUInt16LE(view.getUint16(0), at);
+  }
+};
+
+const view = new DataView(new ArrayBuffer(8)) as DataView & { getFloat16(at: number): number; setFloat16(at: number, value: number): void };
+
+const bf16Bits = (value: number): number => {
+  view.setFloat32(0, value);
+  let bits = view.getUint32(0);
+  if (Number.isNaN(value)) return (bits >>> 16) | 0x40;
+  // A float64 that float32 has rounded onto a tie is above or below it: rounding twice would not see that.
+  const single = Math.fround(value);
+  if ((bits & 0xffff) === 0x8000 && single !== value) bits += Math.abs(value) > Math.abs(single) ? 1 : -1;
+  return ((bits + 0x7fff + ((bits >>> 16) & 1)) / 65536) & 0xffff;
+};

@@ -24,6 +24,8 @@ export const encodeJson = (value: unknown): Parts => {
   // The text is cut where a placeholder stands.
   const blobs: Parts[] = [];
   const text = JSON.stringify(value, (_, item: unknown) => {
+    // JSON has no word for these; JSON.stringify would write null.
+    if (typeof item === "number" && !Number.isFinite(item)) return String(item);
     if (!(item instanceof Parts)) return item;
     blobs.push(item);
     return PLACEHOLDER;

@@ -1,16 +1,33 @@
 /** What the service can do with bytes in a lease: one method for each of its jobs. */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
+import { compareUtf8 } from "../codec/safetensors.ts";
 import { groupFinder } from "../planner/groups.ts";
 import type { Pool } from "../pool/pool.ts";
 import type { Plan } from "./plan.ts";
-import { addSlots, emptyState, readState, type State, writeState } from "./state.ts";
-import { runStep, type StepInput, type StepOutput } from "./step.ts";
-import { loadTensors, type Tensors } from "./tensors.ts";
+import { Runner } from "./runner.ts";
+import { addSlots, emptyState, MASTER_PARAM, readState, type State, slotDtype, writeState } from "./state.ts";
+import { runStep, type StepInput, type StepOutput, wantedSlots } from "./step.ts";
+import { loadTensors, requireMatch, type Tensor, type Tensors } from "./tensors.ts";
 
-export { makePlan, type Plan } from "./plan.ts";
+export { makePlan, type Plan, type Schedule } from "./plan.ts";
 export { STATE_FORMAT, type State } from "./state.ts";
 export type { StepOutput } from "./step.ts";
+
+/** Sums over one tensor, in float64. */
+export interface TensorNorms {
+  /** Sum of squares of the gradient, after the loss scale. */
+  readonly grad_squares: number;
+  readonly param_squares?: number;
+  readonly zeros: number;
+  readonly non_finite: number;
+}
+
+export interface Norms {
+  readonly tensors: Readonly<Record<string, TensorNorms>>;
+  /** The root of the squares of all gradients, added in the order of the names' UTF-8 bytes. */
+  readonly grad_norm: number;
+}
 
 export class Engine {
   readonly #pool: Pool;
@@ -24,17 +41,39 @@ export class Engine {
     return runStep(input, lease, this.#pool);
   }
 
-  /** The state before the first step: zeros, step 0, for all parameters. */
-  init({ optimizer, base, groups }: Plan, params: Tensors, lease: Lease): Parts {
+  /** The state before the first step: starting values, step 0, for all parameters. */
+  async init(plan: Plan, params: Tensors, masterWeights: boolean, lease: Lease): Promise<Parts> {
+    const { optimizer, base, groups } = plan;
     const find = groupFinder(groups);
     const state = emptyState(optimizer);
-    const wanted = [...loadTensors(params, "/params", lease).tensors.values()].map((param) => ({
-      param,
-      slots: optimizer.slots(groups[find(param.name)]?.values ?? base),
-      lateSlots: optimizer.lateSlots,
-    }));
-    addSlots(state, wanted, lease);
+    const tensors = [...loadTensors(params, "/params", lease).tensors.values()];
+    const wanted = tensors.map((param) => wantedSlots(optimizer, plan.at(groups[find(param.name)]?.values ?? base, 0).values, param, masterWeights));
+    addSlots(state, optimizer, wanted, lease);
+    const masters = tensors.flatMap((param) => {
+      const master = state.parameters.get(param.name)?.slots.get(MASTER_PARAM);
+      return master ? [{ param, master }] : [];
+    });
+    await new Runner(lease, this.#pool).fillMasters(masters);
     return writeState(state, optimizer, lease);
+  }
+
+  /** Sums of squares by tensor: what exact clipping over several calls needs first. */
+  async norms(grads: Tensors, params: Tensors | undefined, lossScale: number, lease: Lease): Promise<Norms> {
+    const runner = new Runner(lease, this.#pool);
+    const gradSet = loadTensors(grads, "/grads", lease);
+    const paramSet = params === undefined ? undefined : loadTensors(params, "/params", lease);
+    if (paramSet) requireMatch(paramSet, gradSet);
+    const ordered = [...gradSet.tensors.values()].sort((a, b) => compareUtf8(a.name, b.name));
+    const paramOf = ({ name }: Tensor): Tensor | undefined => paramSet?.tensors.get(name);
+    // As in a step: in the dtype of the arithmetic, which the parameter decides.
+    const dtypes = ordered.map((grad) => slotDtype((paramOf(grad) ?? grad).dtype));
+    const { sums } = await runner.measure(ordered, dtypes, lossScale);
+    const paramSquares = paramSet && (await runner.squares(ordered.map((grad) => paramOf(grad) as Tensor)));
+    const tensors = ordered.map(({ name }, index): [string, TensorNorms] => {
+      const { squares = 0, zeros = 0, nonFinite = 0 } = sums[index] ?? {};
+      return [name, { grad_squares: squares, ...(paramSquares && { param_squares: paramSquares[index] ?? 0 }), zeros, non_finite: nonFinite }];
+    });
+    return { tensors: Object.fromEntries(tensors), grad_norm: Math.sqrt(sums.reduce((sum, { squares }) => sum + squares, 0)) };
   }
 
   /** What a state holds. Throws STATE_CORRUPT. */

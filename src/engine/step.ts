@@ -1,29 +1,55 @@
 /**
- * One optimizer step from loaded bytes to new bytes: tensors, state, scalars, then stage by stage on the pool, in place. A
- * failure at any point leaves nothing to undo: the reply is written only from a finished step.
+ * One optimizer step from loaded bytes to new bytes: tensors, state, hyperparameters of this step, then stage by stage on the
+ * pool, in place. A failure at any point leaves nothing to undo: the reply is written only from a finished step.
  */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { compareUtf8 } from "../codec/safetensors.ts";
 import { StepdError } from "../errors/errors.ts";
-import type { Hyperparameters, Stage, Values } from "../optimizers/registry.ts";
+import type { Hyperparameters, Moment, OptimizerDefinition, Stage, Values } from "../optimizers/registry.ts";
 import { groupFinder } from "../planner/groups.ts";
-import { type Call, type Pool, SHARD, type Unit } from "../pool/pool.ts";
+import type { Pool } from "../pool/pool.ts";
 import type { Plan } from "./plan.ts";
-import { addSlots, emptyState, readState, requireFit, type State, writeState } from "./state.ts";
+import { type GradientSums, type Measured, Runner, type TensorResult, type Work } from "./runner.ts";
+import { addSlots, emptyState, MASTER_PARAM, readState, requireFit, type State, slotDtype, writeState } from "./state.ts";
 import { loadTensors, type PlainTensors, requireMatch, type Tensor, type Tensors } from "./tensors.ts";
 
-const SUM_BYTES = 8;
-
-/** The first tensors with NaN or infinity that an error names. */
+/** The first tensors that an error or a warning names. */
 const NAMED_TENSORS = 8;
+
+/** torch adds this to the norm that it divides by (torch.nn.utils.clip_grad_norm_). */
+const CLIP_EPS = 1e-6;
+
+/** Slots that hold squares of gradients: an infinite one never becomes finite again. */
+const SQUARES = ["exp_avg_sq", "square_avg", "sum"];
+
+export interface Clip {
+  readonly max_norm?: number | undefined;
+  readonly max_value?: number | undefined;
+  readonly total_norm?: number | undefined;
+}
 
 export interface StepInput {
   readonly plan: Plan;
   readonly params: Tensors;
   readonly grads: Tensors;
   readonly state: Uint8Array | string | null;
+  readonly clip: Clip;
+  readonly lossScale: number;
   readonly nonFinite: "error" | "skip" | "propagate";
+  readonly stats: "none" | "global" | "tensor";
+  readonly masterWeights: boolean;
+  /** Seed of stochastic rounding to BF16. */
+  readonly seed: number | undefined;
+}
+
+export interface TensorStats {
+  readonly grad_norm: number;
+  readonly param_norm: number;
+  readonly update_norm: number;
+  readonly zeros: number;
+  readonly non_finite: number;
+  readonly trust_ratio?: number;
 }
 
 export interface StepOutput {
@@ -32,243 +58,231 @@ export interface StepOutput {
   readonly step: number;
   readonly lr: number;
   readonly skipped: boolean;
+  readonly stats?: Omit<TensorStats, "trust_ratio"> & { readonly clipped: boolean; readonly tensors?: Readonly<Record<string, TensorStats>> };
+  readonly warnings?: readonly string[];
   /** What metrics count. */
-  readonly elements: number;
+  readonly elements: Readonly<Record<string, number>>;
   readonly computeSeconds: number;
   readonly queueSeconds: number;
 }
 
-/** One tensor's step on its way through the stages. */
-interface Work extends Pair {
-  readonly slots: ReadonlyMap<string, Tensor>;
-  readonly stages: readonly Stage[];
-  readonly step: number;
-  readonly lr: number;
-  readonly first: boolean;
-  /** Whole-tensor sums of each finished stage. */
-  readonly sums: number[][];
-}
-
-/** A gradient with its parameter and its hyperparameters. */
+/** A gradient with its parameter and the hyperparameters of this step. */
 interface Pair {
   readonly param: Tensor;
   readonly grad: Tensor;
   readonly values: Values<Hyperparameters>;
+  readonly lr: number;
+  /** The tensor's count of steps with this one. */
+  readonly step: number;
 }
 
 /** Runs `optimizer.step`. The caller's bytes are overwritten in the lease. */
-export const runStep = async (
-  { plan, params: givenParams, grads: givenGrads, state: givenState, nonFinite }: StepInput,
-  lease: Lease,
-  pool: Pool,
-): Promise<StepOutput> => {
+export const runStep = async (input: StepInput, lease: Lease, pool: Pool): Promise<StepOutput> => {
+  const { plan, clip, lossScale, nonFinite } = input;
   const { optimizer, base } = plan;
-  const params = loadTensors(givenParams, "/params", lease);
-  const grads = loadTensors(givenGrads, "/grads", lease);
+  const params = loadTensors(input.params, "/params", lease);
+  const grads = loadTensors(input.grads, "/grads", lease);
   requireMatch(params, grads);
-  const state = givenState === null ? emptyState(optimizer) : readState(givenState, lease);
-  requireFit(state, optimizer, params.tensors);
-  const pairs = pairUp(plan, params.tensors, grads.tensors);
+  const state = input.state === null ? emptyState(optimizer) : readState(input.state, lease);
+  requireFit(state, optimizer, params.tensors, input.masterWeights);
+  const pairs = pairUp(plan, params.tensors, grads.tensors, state);
 
   const start = performance.now();
   const runner = new Runner(lease, pool);
-  const reply = (skipped: boolean): StepOutput => ({
+  const lastStep = (): number => [...state.parameters.values()].reduce((most, { step }) => Math.max(most, step), 0);
+  const usedLr = plan.at(base, pairs.length > 0 ? Math.max(...pairs.map(({ step }) => step)) - 1 : lastStep()).lr;
+  const reply = (skipped: boolean, rest: Pick<StepOutput, "stats" | "warnings"> = {}): StepOutput => ({
     params: params.reply(),
     state: writeState(state, optimizer, lease),
-    step: [...state.parameters.values()].reduce((most, { step }) => Math.max(most, step), 0),
-    lr: base["lr"] as number,
+    step: lastStep(),
+    lr: usedLr,
     skipped,
-    elements: pairs.reduce((sum, { param }) => sum + param.elements, 0),
+    ...rest,
+    elements: countElements(pairs),
     computeSeconds: (performance.now() - start) / 1000 - runner.queueSeconds,
     queueSeconds: runner.queueSeconds,
   });
 
-  const maxGradNorm = base["max_grad_norm"] as number | null | undefined;
-  const clips = typeof maxGradNorm === "number";
-  let clip = 1;
-  if (clips || nonFinite === "skip") {
-    const { nonFiniteTensors, norm } = await runner.measure(pairs);
-    if (nonFinite === "skip" && nonFiniteTensors.length > 0) return reply(true);
-    if (nonFinite === "error") requireFinite(nonFiniteTensors);
-    // timm's form: the norm is over all tensors of the call.
-    if (clips) clip = 1 / Math.max(1, norm / maxGradNorm);
+  const maxGradNorm = (base["max_grad_norm"] ?? undefined) as number | undefined;
+  requireUse(clip, maxGradNorm);
+  const needsNorm = (clip.max_norm !== undefined || maxGradNorm !== undefined) && clip.total_norm === undefined;
+  let measured: Measured | undefined;
+  if (needsNorm || nonFinite === "skip") {
+    measured = await runner.measure(
+      pairs.map(({ grad }) => grad),
+      pairs.map(({ param }) => slotDtype(param.dtype)),
+      lossScale,
+    );
+    if (nonFinite === "error") requireFinite(pairs, measured.sums);
+    if (nonFinite === "skip" && measured.sums.some((sums) => sums.nonFinite > 0)) return reply(true);
   }
-  const work = prepare(plan, pairs, state, lease);
-  await runner.runStages(work, clip, nonFinite === "error" && !clips);
-  for (const { param, step } of work) {
-    const parameter = state.parameters.get(param.name);
-    if (parameter) parameter.step = step;
-  }
-  return reply(false);
+  let seen: readonly GradientSums[] = measured?.sums ?? [];
+  const scale = clipScale(clip, maxGradNorm, clip.total_norm ?? normOf(seen));
+
+  const work = prepare(input, pairs, state, lease);
+  const wantsStats = input.stats !== "none";
+  const results = await runner.runStages(work, measured, {
+    lossScale,
+    scale,
+    maxValue: clip.max_value,
+    look: wantsStats ? "norm" : nonFinite === "error" ? "check" : "not",
+    wantsStats,
+    seed: input.seed,
+    onLook: (sums) => {
+      seen = sums;
+      if (nonFinite === "error") requireFinite(pairs, sums);
+    },
+  });
+  commit(optimizer, work, results, state);
+  const warnings = scale === 1 && clip.max_value === undefined ? overflowWarnings(optimizer, work, seen) : [];
+  return reply(false, {
+    ...(wantsStats && { stats: statsOf(input, work, results, seen, scale) }),
+    ...(warnings.length > 0 && { warnings }),
+  });
 };
 
 /** Gradients with their parameters, in the order of names, so that nothing depends on the order in the request. */
-const pairUp = ({ base, groups }: Plan, params: ReadonlyMap<string, Tensor>, grads: ReadonlyMap<string, Tensor>): readonly Pair[] => {
-  const find = groupFinder(groups);
+const pairUp = (plan: Plan, params: ReadonlyMap<string, Tensor>, grads: ReadonlyMap<string, Tensor>, state: State): readonly Pair[] => {
+  const find = groupFinder(plan.groups);
   return [...grads.values()]
     .sort((a, b) => compareUtf8(a.name, b.name))
-    .map((grad) => ({ param: params.get(grad.name) as Tensor, grad, values: groups[find(grad.name)]?.values ?? base }));
+    .map((grad) => {
+      const taken = state.parameters.get(grad.name)?.step ?? 0;
+      if (taken >= Number.MAX_SAFE_INTEGER)
+        throw StepdError.mismatch("STATE_MISMATCH", "/state", `step/${grad.name} below 2^53 - 1`, String(taken), [grad.name]);
+      const { values, lr } = plan.at(plan.groups[find(grad.name)]?.values ?? plan.base, taken);
+      return { param: params.get(grad.name) as Tensor, grad, values, lr, step: taken + 1 };
+    });
 };
 
+const countElements = (pairs: readonly Pair[]): Record<string, number> => {
+  const counts: Record<string, number> = {};
+  for (const { param } of pairs) counts[param.dtype] = (counts[param.dtype] ?? 0) + param.elements;
+  return counts;
+};
+
+const requireUse = ({ max_norm, total_norm }: Clip, maxGradNorm: number | undefined): void => {
+  if (total_norm !== undefined && max_norm === undefined && maxGradNorm === undefined) {
+    throw StepdError.mismatch("INVALID_PARAMS", "/clip/total_norm", "max_norm beside it, or an optimizer with max_grad_norm", "neither");
+  }
+};
+
+/** The factor of all gradients: torch's for clip.max_norm, then timm's for LAMB's own max_grad_norm. */
+const clipScale = ({ max_norm }: Clip, maxGradNorm: number | undefined, norm: number): number => {
+  const scale = max_norm === undefined ? 1 : Math.min(1, max_norm / (norm + CLIP_EPS));
+  return maxGradNorm === undefined ? scale : scale / Math.max(1, (norm * scale) / maxGradNorm);
+};
+
+/** The norm over all gradients, their squares added in the order of names. */
+const normOf = (sums: readonly GradientSums[]): number => Math.sqrt(sums.reduce((sum, { squares }) => sum + squares, 0));
+
 /** Makes the slots that are missing and looks up each tensor's stages. */
-const prepare = ({ optimizer }: Plan, pairs: readonly Pair[], state: State, lease: Lease): readonly Work[] => {
+const prepare = ({ plan: { optimizer }, masterWeights }: StepInput, pairs: readonly Pair[], state: State, lease: Lease): readonly Work[] => {
   const stages = new Map<Values<Hyperparameters>, readonly Stage[]>();
   const stagesOf = (values: Values<Hyperparameters>): readonly Stage[] => {
     const known = stages.get(values) ?? optimizer.stages(values);
     stages.set(values, known);
     return known;
   };
-  const fresh = addSlots(
+  const made = addSlots(
     state,
-    pairs.map(({ param, values }) => ({ param, slots: optimizer.slots(values), lateSlots: optimizer.lateSlots })),
+    optimizer,
+    pairs.map(({ param, values }) => wantedSlots(optimizer, values, param, masterWeights)),
     lease,
   );
-  return pairs.map((pair) => {
-    const { name } = pair.param;
-    const parameter = state.parameters.get(name);
-    const step = nextStep(parameter?.step ?? 0, name);
-    return {
-      ...pair,
-      slots: parameter?.slots ?? new Map(),
-      stages: stagesOf(pair.values),
+  return pairs.map(({ param, grad, values, lr, step }) => {
+    const parameter = state.parameters.get(param.name);
+    const fresh = made.get(param.name) ?? [];
+    const moment: Omit<Moment, "sums"> = {
       step,
-      lr: pair.values["lr"] as number,
-      first: step === 1 || fresh.has(name),
-      sums: [],
+      lr,
+      first: step === 1 || fresh.some((slot) => slot !== MASTER_PARAM),
+      elements: param.elements,
+      scalarSlots: parameter?.scalars ?? {},
     };
+    return { param, grad, values, slots: parameter?.slots ?? new Map(), stages: stagesOf(values), moment, isMasterNew: fresh.includes(MASTER_PARAM) };
   });
 };
 
-const nextStep = (step: number, name: string): number => {
-  if (step >= Number.MAX_SAFE_INTEGER) throw StepdError.mismatch("STATE_MISMATCH", "/state", `step/${name} below 2^53 - 1`, String(step), [name]);
-  return step + 1;
+/** The slots that a parameter has under an optimizer, with the master copy of a narrow one. */
+export const wantedSlots = (optimizer: OptimizerDefinition, values: Values<Hyperparameters>, param: Tensor, masterWeights: boolean) => {
+  const hasMaster = masterWeights && slotDtype(param.dtype) !== param.dtype;
+  return { param, slots: [...optimizer.slots(values), ...(hasMaster ? [MASTER_PARAM] : [])], initial: optimizer.initial?.(values) ?? {} };
 };
 
-interface NonFinite {
-  readonly name: string;
-  readonly values: number;
-}
+/** Counts the step in the state. */
+const commit = (optimizer: OptimizerDefinition, work: readonly Work[], results: readonly TensorResult[], state: State): void => {
+  work.forEach(({ param, values, moment }, index) => {
+    const parameter = state.parameters.get(param.name);
+    if (!parameter) return;
+    parameter.step = moment.step;
+    if (optimizer.nextScalarSlots) parameter.scalars = optimizer.nextScalarSlots(values, { ...moment, sums: results[index]?.sums ?? [] });
+  });
+};
 
-const requireFinite = (found: readonly NonFinite[]): void => {
+/** Throws NON_FINITE_GRADIENT naming the first tensors. */
+const requireFinite = (pairs: readonly Pair[], sums: readonly GradientSums[]): void => {
+  const found = pairs.map(({ grad }, index) => ({ name: grad.name, count: sums[index]?.nonFinite ?? 0 })).filter(({ count }) => count > 0);
   if (found.length === 0) return;
-  const first = found.slice(0, NAMED_TENSORS);
-  const named = first.map(({ name, values }) => `${JSON.stringify(name)} (${values} ${values === 1 ? "value" : "values"})`).join(", ");
-  const more = found.length > first.length ? ` and ${found.length - first.length} more tensors` : "";
   throw StepdError.mismatch(
     "NON_FINITE_GRADIENT",
     "/grads",
     "finite gradients (or non_finite skip or propagate)",
-    `NaN or infinity in ${named}${more}`,
-    first.map(({ name }) => name),
+    `NaN or infinity in ${named(found)}`,
+    found.slice(0, NAMED_TENSORS).map(({ name }) => name),
   );
 };
 
-/** Memory for the sums of one tensor: a row of float64 for each block. */
-interface Sums {
-  readonly address: number;
-  /** Sums in a row. */
-  readonly width: number;
-  readonly blocks: number;
-}
+const named = (found: readonly { readonly name: string; readonly count: number }[]): string => {
+  const first = found.slice(0, NAMED_TENSORS).map(({ name, count }) => `${JSON.stringify(name)} (${count} ${count === 1 ? "value" : "values"})`);
+  return first.join(", ") + (found.length > NAMED_TENSORS ? ` and ${found.length - NAMED_TENSORS} more tensors` : "");
+};
 
-/** A slot that is not in use, for the kernel. */
-const ABSENT = { address: 0 } as const;
+/** A gradient of over 1.8e19 in float32 makes its average of squares infinite, and the parameter never moves again. */
+const overflowWarnings = (optimizer: OptimizerDefinition, work: readonly Work[], sums: readonly GradientSums[]): readonly string[] => {
+  const found = work
+    .map(({ grad, values }, index) => ({
+      name: grad.name,
+      count: optimizer.slots(values).some((slot) => SQUARES.includes(slot)) ? (sums[index]?.squareOverflows ?? 0) : 0,
+    }))
+    .filter(({ count }) => count > 0);
+  if (found.length === 0) return [];
+  return [
+    `The squares of gradients overflow in ${named(found)}: their averages of squares are infinite from now on and these parameters stay where they are; clip the gradients`,
+  ];
+};
 
-/** Turns stages into units of the pool and reads their sums. */
-class Runner {
-  readonly #lease: Lease;
-  readonly #pool: Pool;
-  /** Seconds spent waiting for other jobs. */
-  queueSeconds = 0;
-
-  constructor(lease: Lease, pool: Pool) {
-    this.#lease = lease;
-    this.#pool = pool;
-  }
-
-  /** Counts non-finite gradients and takes the global norm, before anything is changed. */
-  async measure(pairs: readonly Pair[]): Promise<{ nonFiniteTensors: readonly NonFinite[]; norm: number }> {
-    const sums = this.#allocSums(pairs.map(({ grad }) => ({ elements: grad.elements, width: 2 })));
-    const units = pairs.map(
-      ({ grad }, index): Unit => ({ elements: grad.elements, calls: [this.#call("gradient_norm", grad, [grad, sums[index] as Sums], [])] }),
-    );
-    this.queueSeconds += await this.#pool.run(units, this.#lease);
-    const totals = sums.map((tensorSums) => this.#total(tensorSums));
-    const squares = totals.reduce((sum, [, square = 0]) => sum + square, 0);
-    return { nonFiniteTensors: nonFiniteOf(pairs, totals), norm: Math.sqrt(squares) };
-  }
-
-  /** Runs all stages of all tensors; with `checks` throws NON_FINITE_GRADIENT after the first, which looks at the gradients as it goes. */
-  async runStages(work: readonly Work[], clip: number, checks: boolean): Promise<void> {
-    const count = work.reduce((most, { stages }) => Math.max(most, stages.length), 0);
-    for (let index = 0; index < count; index++) {
-      const isFirst = index === 0;
-      const found = this.#allocSums(work.map(({ grad }) => ({ elements: grad.elements, width: isFirst && checks ? 1 : 0 })));
-      const results = this.#allocSums(work.map(({ grad, stages }) => ({ elements: grad.elements, width: stages[index]?.sums ?? 0 })));
-      const units = work.map((item, at): Unit => {
-        const { grad, values, stages } = item;
-        const calls: Call[] = [];
-        if (isFirst && checks) calls.push(this.#call("gradient_check", grad, [grad, found[at] as Sums], []));
-        const factor = values["maximize"] === true ? -clip : clip;
-        if (isFirst && factor !== 1) calls.push(this.#call("gradient_scale", grad, [grad], [factor]));
-        const stage = stages[index];
-        if (stage) calls.push(this.#stageCall(item, stage, results[at] as Sums));
-        return { elements: grad.elements, calls };
-      });
-      this.queueSeconds += await this.#pool.run(units, this.#lease);
-      if (isFirst && checks)
-        requireFinite(
-          nonFiniteOf(
-            work,
-            found.map((sums) => this.#total(sums)),
-          ),
-        );
-      work.forEach(({ sums }, at) => {
-        sums.push(this.#total(results[at] as Sums));
-      });
-    }
-  }
-
-  #stageCall({ param, grad, slots, step, lr, first, sums }: Work, stage: Stage, results: Sums): Call {
-    const operands = stage.operands.map((operand) => {
-      if (operand === "param") return param;
-      if (operand === "grad") return grad;
-      if (operand === "sums") return results;
-      return slots.get(operand) ?? ABSENT;
-    });
-    return this.#call(stage.kernel, param, operands, stage.scalars({ step, lr, first, elements: param.elements, sums, scalarSlots: {} }));
-  }
-
-  #call(kernel: string, { dtype, elements, bytes }: Tensor, operands: readonly (Tensor | Sums | typeof ABSENT)[], scalars: readonly number[]): Call {
-    const stride = elements === 0 ? 0 : bytes / elements;
-    return {
-      kernel: this.#pool.kernel(`${kernel}_${dtype.toLowerCase()}`),
-      pointers: operands.map((operand) => ({ address: operand.address, stride: "width" in operand ? (operand.width * SUM_BYTES) / SHARD : stride })),
-      scalars,
-    };
-  }
-
-  /** One block of memory for the sums of all tensors. */
-  #allocSums(tensors: readonly { readonly elements: number; readonly width: number }[]): readonly Sums[] {
-    const rows = tensors.map(({ elements, width }) => ({ width, blocks: Math.ceil(elements / SHARD) }));
-    const bytes = rows.reduce((sum, { width, blocks }) => sum + width * blocks * SUM_BYTES, 0);
-    let address = bytes === 0 ? 0 : this.#lease.alloc(bytes);
-    return rows.map((row) => {
-      const sums = { ...row, address };
-      address += row.width * row.blocks * SUM_BYTES;
-      return sums;
-    });
-  }
-
-  /** The sums of a whole tensor: block by block, in order. */
-  #total({ address, width, blocks }: Sums): number[] {
-    const totals = new Array<number>(width).fill(0);
-    for (let block = 0; block < blocks; block++) {
-      for (let i = 0; i < width; i++) totals[i] = (totals[i] as number) + this.#lease.bytes.readDoubleLE(address + (block * width + i) * SUM_BYTES);
-    }
-    return totals;
-  }
-}
-
-const nonFiniteOf = (pairs: readonly Pair[], totals: readonly (readonly number[])[]): readonly NonFinite[] =>
-  pairs.map(({ grad }, index) => ({ name: grad.name, values: totals[index]?.[0] ?? 0 })).filter(({ values }) => values > 0);
+const statsOf = (
+  { plan: { optimizer }, stats }: StepInput,
+  work: readonly Work[],
+  results: readonly TensorResult[],
+  sums: readonly GradientSums[],
+  scale: number,
+): NonNullable<StepOutput["stats"]> => {
+  const total = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0);
+  const tensors = work.map(({ param, values, moment }, index): [string, TensorStats] => {
+    const { zeros = 0, nonFinite = 0, squares = 0 } = sums[index] ?? {};
+    const { paramSquares = 0, updateSquares = 0, sums: stageSums = [] } = results[index] ?? {};
+    const trustRatio = optimizer.trustRatio?.(values, { ...moment, sums: stageSums });
+    return [
+      param.name,
+      {
+        grad_norm: Math.sqrt(squares),
+        param_norm: Math.sqrt(paramSquares),
+        update_norm: Math.sqrt(updateSquares),
+        zeros,
+        non_finite: nonFinite,
+        ...(trustRatio !== undefined && { trust_ratio: trustRatio }),
+      },
+    ];
+  });
+  return {
+    grad_norm: normOf(sums),
+    param_norm: Math.sqrt(total(results.map(({ paramSquares }) => paramSquares))),
+    update_norm: Math.sqrt(total(results.map(({ updateSquares }) => updateSquares))),
+    zeros: total(sums.map(({ zeros }) => zeros)),
+    non_finite: total(sums.map(({ nonFinite }) => nonFinite)),
+    clipped: scale < 1,
+    ...(stats === "tensor" && { tensors: Object.fromEntries(tensors) }),
+  };
+};

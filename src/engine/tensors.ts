@@ -1,13 +1,12 @@
 /** Tensors of a request: names, shapes and addresses in the arena, out of a safetensors blob or of a map of numbers. */
 import type { Lease } from "../arena/arena.ts";
-import { bytesOf, elementsOf } from "../codec/dtype.ts";
+import { bytesOf, COMPUTED, elementsOf, readElement, writeElement } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
 import { readSafetensors } from "../codec/safetensors.ts";
 import { describe, type ErrorName, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
 
-/** Dtypes that steps are computed in. */
-const SUPPORTED = ["F32"];
+const SUPPORTED: readonly string[] = COMPUTED;
 
 export interface Tensor {
   readonly name: string;
@@ -78,12 +77,13 @@ const loadPlain = (plain: PlainTensors, field: string, lease: Lease): TensorSet 
     }
     const bytes = elements * (bytesOf(dtype) as number);
     const address = lease.alloc(bytes);
+    const size = bytes / (elements || 1);
     values.forEach((value, index) => {
-      const number = typeof value === "string" ? (SPECIAL[value] as number) : Math.fround(value);
-      if (typeof value === "number" && Number.isFinite(value) && !Number.isFinite(number)) {
-        throw StepdError.mismatch("INVALID_PARAMS", `${at}/values/${index}`, "a number within the range of F32", String(value), [name]);
+      const number = typeof value === "string" ? (SPECIAL[value] as number) : value;
+      writeElement(lease.bytes, address + size * index, dtype, number);
+      if (Number.isFinite(number) && !Number.isFinite(readElement(lease.bytes, address + size * index, dtype))) {
+        throw StepdError.mismatch("INVALID_PARAMS", `${at}/values/${index}`, `a number within the range of ${dtype}`, String(value), [name]);
       }
-      lease.bytes.writeFloatLE(number, address + 4 * index);
     });
     tensors.set(name, { name, dtype, shape, elements, bytes, address });
   }
@@ -93,26 +93,28 @@ const loadPlain = (plain: PlainTensors, field: string, lease: Lease): TensorSet 
   };
 };
 
-const toPlain = ({ dtype, shape, elements, address }: Tensor, lease: Lease): PlainTensor => ({
-  shape: [...shape],
-  dtype: dtype as NonNullable<PlainTensor["dtype"]>,
-  values: Array.from({ length: elements }, (_, index) => {
-    const value = lease.bytes.readFloatLE(address + 4 * index);
-    return Number.isFinite(value) ? value : (String(value) as "NaN" | "Infinity" | "-Infinity");
-  }),
-});
+const toPlain = ({ dtype, shape, elements, bytes, address }: Tensor, lease: Lease): PlainTensor => {
+  const size = bytes / (elements || 1);
+  return {
+    shape: [...shape],
+    dtype: dtype as NonNullable<PlainTensor["dtype"]>,
+    values: Array.from({ length: elements }, (_, index) => {
+      const value = readElement(lease.bytes, address + size * index, dtype);
+      return Number.isFinite(value) ? value : (String(value) as "NaN" | "Infinity" | "-Infinity");
+    }),
+  };
+};
 
 /** A name as one part of a JSON pointer (RFC 6901). */
 export const pointerEscape = (name: string): string => name.replaceAll("~", "~0").replaceAll("/", "~1");
 
-const shapeText = ({ dtype, shape }: Tensor): string => `${dtype} [${shape}]`;
-
-/** Checks that each gradient has a parameter of its name, dtype and shape. */
+/** Checks that each gradient has a parameter of its name and shape. Its dtype may be another. */
 export const requireMatch = (params: TensorSet, grads: TensorSet): void => {
   for (const [name, grad] of grads.tensors) {
     const param = params.tensors.get(name);
     const field = `/grads/${pointerEscape(name)}`;
     if (!param) throw StepdError.mismatch("TENSOR_MISMATCH", field, "the name of a parameter", `${JSON.stringify(name)}, which params does not have`, [name]);
-    if (shapeText(grad) !== shapeText(param)) throw StepdError.mismatch("TENSOR_MISMATCH", field, `${shapeText(param)} as in params`, shapeText(grad), [name]);
+    if (String(grad.shape) !== String(param.shape))
+      throw StepdError.mismatch("TENSOR_MISMATCH", field, `shape [${param.shape}] as in params`, `[${grad.shape}]`, [name]);
   }
 };

@@ -237,6 +237,11 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "params": {
         "$ref": "tensor.schema.json#/$defs/Tensors"
+      },
+      "master_weights": {
+        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.",
+        "type": "boolean",
+        "default": false
       }
     }
   },
@@ -380,6 +385,76 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "required": [],
     "additionalProperties": false,
     "properties": {}
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "norms-result.schema.json",
+    "title": "NormsResult",
+    "description": "Add grad_squares of all tensors of all calls in the order of the names' UTF-8 bytes, in float64; the root is clip.total_norm.",
+    "type": "object",
+    "required": [
+      "tensors",
+      "grad_norm"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "tensors": {
+        "description": "By parameter name.",
+        "type": "object",
+        "additionalProperties": {
+          "title": "TensorNorms",
+          "type": "object",
+          "required": [
+            "grad_squares",
+            "zeros",
+            "non_finite"
+          ],
+          "additionalProperties": false,
+          "properties": {
+            "grad_squares": {
+              "$ref": "tensor.schema.json#/$defs/Value"
+            },
+            "param_squares": {
+              "$ref": "tensor.schema.json#/$defs/Value"
+            },
+            "zeros": {
+              "type": "integer"
+            },
+            "non_finite": {
+              "type": "integer"
+            }
+          }
+        }
+      },
+      "grad_norm": {
+        "$ref": "tensor.schema.json#/$defs/Value"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "norms.schema.json",
+    "title": "NormsParams",
+    "description": "Sums of squares of gradients, and of their parameters where given: phase one of a step over several calls with exact clipping.",
+    "type": "object",
+    "required": [
+      "grads"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "grads": {
+        "$ref": "tensor.schema.json#/$defs/Tensors"
+      },
+      "params": {
+        "$ref": "tensor.schema.json#/$defs/Tensors"
+      },
+      "loss_scale": {
+        "description": "What the gradients are divided by, first of all.",
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "default": 1
+      }
+    }
   },
   {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -952,6 +1027,88 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "skipped": {
         "description": "Whether nothing was done because of non_finite skip.",
         "type": "boolean"
+      },
+      "stats": {
+        "title": "Stats",
+        "description": "Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values.",
+        "type": "object",
+        "required": [
+          "grad_norm",
+          "param_norm",
+          "update_norm",
+          "zeros",
+          "non_finite",
+          "clipped"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "grad_norm": {
+            "$ref": "tensor.schema.json#/$defs/Value"
+          },
+          "param_norm": {
+            "$ref": "tensor.schema.json#/$defs/Value"
+          },
+          "update_norm": {
+            "$ref": "tensor.schema.json#/$defs/Value"
+          },
+          "zeros": {
+            "description": "Gradient values that are zero.",
+            "type": "integer"
+          },
+          "non_finite": {
+            "description": "Gradient values that are NaN or infinite.",
+            "type": "integer"
+          },
+          "clipped": {
+            "description": "Whether clipping by norm made the gradients smaller.",
+            "type": "boolean"
+          },
+          "tensors": {
+            "description": "By parameter name.",
+            "type": "object",
+            "additionalProperties": {
+              "title": "TensorStats",
+              "type": "object",
+              "required": [
+                "grad_norm",
+                "param_norm",
+                "update_norm",
+                "zeros",
+                "non_finite"
+              ],
+              "additionalProperties": false,
+              "properties": {
+                "grad_norm": {
+                  "$ref": "tensor.schema.json#/$defs/Value"
+                },
+                "param_norm": {
+                  "$ref": "tensor.schema.json#/$defs/Value"
+                },
+                "update_norm": {
+                  "$ref": "tensor.schema.json#/$defs/Value"
+                },
+                "zeros": {
+                  "description": "Gradient values that are zero.",
+                  "type": "integer"
+                },
+                "non_finite": {
+                  "description": "Gradient values that are NaN or infinite.",
+                  "type": "integer"
+                },
+                "trust_ratio": {
+                  "$ref": "tensor.schema.json#/$defs/Value"
+                }
+              }
+            }
+          }
+        }
+      },
+      "warnings": {
+        "description": "What the caller should know of this step, in sentences.",
+        "type": "array",
+        "items": {
+          "type": "string"
+        }
       }
     }
   },
@@ -1001,13 +1158,40 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "tsType": "{ readonly [key: string]: unknown }"
       },
       "clip": {
-        "description": "Gradient clipping (to come).",
+        "description": "Gradient clipping, after the loss scale.",
         "type": "object",
-        "tsType": "{ readonly [key: string]: unknown }"
+        "additionalProperties": false,
+        "minProperties": 1,
+        "properties": {
+          "max_norm": {
+            "description": "Multiply all gradients by min(1, max_norm / (norm + 1e-6)), the norm over all gradients of the call or total_norm, as torch.nn.utils.clip_grad_norm_ does.",
+            "type": "number",
+            "exclusiveMinimum": 0
+          },
+          "max_value": {
+            "description": "Keep each value within -max_value and max_value.",
+            "type": "number",
+            "exclusiveMinimum": 0
+          },
+          "total_norm": {
+            "description": "The norm over all gradients of the step, where this call has a part of them (optimizer.norms gives the parts). Also for an optimizer's max_grad_norm.",
+            "type": "number",
+            "minimum": 0
+          }
+        },
+        "not": {
+          "required": [
+            "max_norm",
+            "max_value"
+          ]
+        },
+        "$comment": "one of max_norm and max_value, or total_norm alone for an optimizer with max_grad_norm"
       },
       "loss_scale": {
-        "description": "What the gradients are divided by (to come).",
-        "type": "number"
+        "description": "What the gradients are divided by, first of all.",
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "default": 1
       },
       "non_finite": {
         "description": "What a NaN or an infinity in a gradient does: refuse the call, return everything unchanged with skipped: true, or go on.",
@@ -1019,13 +1203,33 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "default": "error"
       },
       "stats": {
-        "description": "Which statistics the reply has (to come; only none now).",
+        "description": "Statistics in the reply: over all tensors, or of each as well.",
         "enum": [
           "none",
           "global",
           "tensor"
         ],
         "default": "none"
+      },
+      "master_weights": {
+        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.",
+        "type": "boolean",
+        "default": false
+      },
+      "stochastic_rounding": {
+        "description": "Round BF16 parameters up or down at random, by how near they are; the same seed gives the same bits. Without it, and where there are master weights, to nearest even.",
+        "type": "object",
+        "required": [
+          "seed"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "seed": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 9007199254740991
+          }
+        }
       }
     }
   },

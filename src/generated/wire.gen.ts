@@ -14,6 +14,10 @@ export type Optimizer = (Adam | AdamW | LAMB | QHAdam | QHAdamW | QHM | SGD)
  */
 export type Tensors = Uint8Array | string | { readonly [name: string]: PlainTensor }
 /**
+ * One element. JSON has no NaN and no infinity, so these are strings.
+ */
+export type Value = number | "NaN" | "Infinity" | "-Infinity"
+/**
  * Element type, in the names of safetensors.
  */
 export type Dtype = ("F32" | "F64" | "BF16" | "F16")
@@ -31,6 +35,8 @@ export interface Wire {
 "inspect.schema.json": InspectParams
 "list-result.schema.json": ListResult
 "list.schema.json": ListParams
+"norms-result.schema.json": NormsResult
+"norms.schema.json": NormsParams
 "optimizer.schema.json": Optimizer
 "step-result.schema.json": StepResult
 "step.schema.json": StepParams
@@ -144,6 +150,10 @@ optimizer: Optimizer
  */
 groups?: Group[]
 params: Tensors
+/**
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
+ */
+master_weights?: boolean
 }
 /**
  * g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps)
@@ -469,6 +479,35 @@ export interface ListParams {
 
 }
 /**
+ * Add grad_squares of all tensors of all calls in the order of the names' UTF-8 bytes, in float64; the root is clip.total_norm.
+ */
+export interface NormsResult {
+/**
+ * By parameter name.
+ */
+tensors: {
+[k: string]: TensorNorms
+}
+grad_norm: Value
+}
+export interface TensorNorms {
+grad_squares: Value
+param_squares?: Value
+zeros: number
+non_finite: number
+}
+/**
+ * Sums of squares of gradients, and of their parameters where given: phase one of a step over several calls with exact clipping.
+ */
+export interface NormsParams {
+grads: Tensors
+params?: Tensors
+/**
+ * What the gradients are divided by, first of all.
+ */
+loss_scale?: number
+}
+/**
  * New parameters and new state.
  */
 export interface StepResult {
@@ -486,6 +525,51 @@ lr: number
  * Whether nothing was done because of non_finite skip.
  */
 skipped: boolean
+stats?: Stats
+/**
+ * What the caller should know of this step, in sentences.
+ */
+warnings?: string[]
+}
+/**
+ * Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values.
+ */
+export interface Stats {
+grad_norm: Value
+param_norm: Value
+update_norm: Value
+/**
+ * Gradient values that are zero.
+ */
+zeros: number
+/**
+ * Gradient values that are NaN or infinite.
+ */
+non_finite: number
+/**
+ * Whether clipping by norm made the gradients smaller.
+ */
+clipped: boolean
+/**
+ * By parameter name.
+ */
+tensors?: {
+[k: string]: TensorStats
+}
+}
+export interface TensorStats {
+grad_norm: Value
+param_norm: Value
+update_norm: Value
+/**
+ * Gradient values that are zero.
+ */
+zeros: number
+/**
+ * Gradient values that are NaN or infinite.
+ */
+non_finite: number
+trust_ratio?: Value
 }
 /**
  * One optimizer step: parameters, gradients and state in. Gradients go by the names of their parameters, in the same shapes; a parameter without one is left as it is: no decay, no step.
@@ -507,11 +591,24 @@ state?: Uint8Array | string | null
  */
 schedule?: { readonly [key: string]: unknown }
 /**
- * Gradient clipping (to come).
+ * Gradient clipping, after the loss scale.
  */
-clip?: { readonly [key: string]: unknown }
+clip?: {
 /**
- * What the gradients are divided by (to come).
+ * Multiply all gradients by min(1, max_norm / (norm + 1e-6)), the norm over all gradients of the call or total_norm, as torch.nn.utils.clip_grad_norm_ does.
+ */
+max_norm?: number
+/**
+ * Keep each value within -max_value and max_value.
+ */
+max_value?: number
+/**
+ * The norm over all gradients of the step, where this call has a part of them (optimizer.norms gives the parts). Also for an optimizer's max_grad_norm.
+ */
+total_norm?: number
+}
+/**
+ * What the gradients are divided by, first of all.
  */
 loss_scale?: number
 /**
@@ -519,9 +616,19 @@ loss_scale?: number
  */
 non_finite?: ("error" | "skip" | "propagate")
 /**
- * Which statistics the reply has (to come; only none now).
+ * Statistics in the reply: over all tensors, or of each as well.
  */
 stats?: ("none" | "global" | "tensor")
+/**
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
+ */
+master_weights?: boolean
+/**
+ * Round BF16 parameters up or down at random, by how near they are; the same seed gives the same bits. Without it, and where there are master weights, to nearest even.
+ */
+stochastic_rounding?: {
+seed: number
+}
 }
 /**
  * A tensor as a list of numbers, for small things and for curl. Values are in row-major order.

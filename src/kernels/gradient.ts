@@ -1,47 +1,63 @@
-/** Passes over gradients that every optimizer shares: checks, sums and scaling. One shard; `count` elements; `sums` is this block's row of float64 results. */
+/** Passes over gradients that every optimizer shares: checks, sums, scaling. One shard; `count` elements; `sums` is this block's row of float64 results. */
 import { filled, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
 import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce";
 
-/** sums = [how many values are NaN or infinite]: x - x is 0 for every finite x, else NaN. */
+/** sums = [values that are NaN or infinite, values whose square is not finite]: x - x is 0 for every finite x, else NaN. */
 function check<T>(grad: usize, sums: usize, count: usize): void {
   const whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
   const zero = i32x4.splat(0);
-  let found = i32x4.splat(0);
+  let found = zero,
+    large = zero;
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
     const g = read<T, v128>(grad + i);
+    const square = v128.mul<T>(g, g);
     found = tally(found, v128.ne<T>(v128.sub<T>(g, g), zero));
+    large = tally(large, v128.ne<T>(v128.sub<T>(square, square), zero));
   }
   for (; i < bytes; i += sizeof<T>()) {
     const g = read<T, T>(grad + i);
+    const square = v128.mul<T>(g, g);
     found = tally(found, v128.ne<T>(v128.sub<T>(g, g), zero));
+    large = tally(large, v128.ne<T>(v128.sub<T>(square, square), zero));
   }
   storeTally<T>(sums, found);
+  storeTally<T>(sums + 8, large);
 }
 
-/** sums = [how many values are NaN or infinite, sum of squares]. */
+/** sums = [values that are NaN or infinite, values whose square is not finite, zeros, sum of squares]. */
 function norm<T>(grad: usize, sums: usize, count: usize): void {
   const whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
   const zero = i32x4.splat(0);
-  let found = i32x4.splat(0),
+  let found = zero,
+    large = zero,
+    zeros = zero,
     low = f64x2.splat(0),
     high = f64x2.splat(0);
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
     const g = read<T, v128>(grad + i);
+    const square = v128.mul<T>(g, g);
     found = tally(found, v128.ne<T>(v128.sub<T>(g, g), zero));
+    large = tally(large, v128.ne<T>(v128.sub<T>(square, square), zero));
+    zeros = tally(zeros, v128.eq<T>(g, zero));
     low = squaresLow<T>(low, g);
     high = squaresHigh<T>(high, g);
   }
   for (; i < bytes; i += sizeof<T>()) {
     const g = read<T, T>(grad + i);
+    const square = v128.mul<T>(g, g);
     found = tally(found, v128.ne<T>(v128.sub<T>(g, g), zero));
-    low = squaresLow<T>(low, filled<T, T>(g));
+    large = tally(large, v128.ne<T>(v128.sub<T>(square, square), zero));
+    zeros = tally(zeros, filled<T, T>(v128.eq<T>(g, zero)));
+    low = squaresLow<T>(low, g);
   }
   storeTally<T>(sums, found);
-  storeSum(sums + 8, low, high);
+  storeTally<T>(sums + 8, large);
+  storeTally<T>(sums + 16, zeros);
+  storeSum(sums + 24, low, high);
 }
 
 /** grad *= factor: -1 for `maximize`, the clipping coefficient otherwise. */
@@ -52,6 +68,27 @@ function scale<T>(grad: usize, count: usize, factor: f64): void {
   let i: usize = 0;
   for (; i < whole; i += VECTOR) write<T, v128>(grad + i, v128.mul<T>(read<T, v128>(grad + i), factors));
   for (; i < bytes; i += sizeof<T>()) write<T, T>(grad + i, v128.mul<T>(read<T, T>(grad + i), factors));
+}
+
+/** grad /= divisor, rounded once: exact for powers of two. */
+function divide<T>(grad: usize, count: usize, divisor: f64): void {
+  const divisors = spread<T>(divisor);
+  const whole = wholeBytes<T>(count),
+    bytes = count * sizeof<T>();
+  let i: usize = 0;
+  for (; i < whole; i += VECTOR) write<T, v128>(grad + i, v128.div<T>(read<T, v128>(grad + i), divisors));
+  for (; i < bytes; i += sizeof<T>()) write<T, T>(grad + i, v128.div<T>(read<T, T>(grad + i), divisors));
+}
+
+/** grad = min(max(grad, -limit), limit); NaN stays. */
+function clamp<T>(grad: usize, count: usize, limit: f64): void {
+  const upper = spread<T>(limit),
+    lower = spread<T>(-limit);
+  const whole = wholeBytes<T>(count),
+    bytes = count * sizeof<T>();
+  let i: usize = 0;
+  for (; i < whole; i += VECTOR) write<T, v128>(grad + i, v128.min<T>(v128.max<T>(read<T, v128>(grad + i), lower), upper));
+  for (; i < bytes; i += sizeof<T>()) write<T, T>(grad + i, v128.min<T>(v128.max<T>(read<T, T>(grad + i), lower), upper));
 }
 
 export function gradient_check_f32(grad: usize, sums: usize, count: usize): void {
@@ -76,4 +113,20 @@ export function gradient_scale_f32(grad: usize, count: usize, factor: f64): void
 
 export function gradient_scale_f64(grad: usize, count: usize, factor: f64): void {
   scale<f64>(grad, count, factor);
+}
+
+export function gradient_divide_f32(grad: usize, count: usize, divisor: f64): void {
+  divide<f32>(grad, count, divisor);
+}
+
+export function gradient_divide_f64(grad: usize, count: usize, divisor: f64): void {
+  divide<f64>(grad, count, divisor);
+}
+
+export function gradient_clamp_f32(grad: usize, count: usize, limit: f64): void {
+  clamp<f32>(grad, count, limit);
+}
+
+export function gradient_clamp_f64(grad: usize, count: usize, limit: f64): void {
+  clamp<f64>(grad, count, limit);
 }

@@ -97,6 +97,8 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
   /** What is wrong with a combination of hyperparameters that are each in range: the field, what was expected, what was found. */
   check?(values: Values<H>): { readonly field: string; readonly expected: string; readonly found: string } | undefined;
   stages(values: Values<H>): readonly Stage[];
+  /** The factor that a finished step scaled a tensor's update by, where the optimizer has one. */
+  trustRatio?(values: Values<H>, at: Moment): number;
 }
 
 export const defineOptimizer = <const H extends Hyperparameters>(definition: OptimizerDefinition<H>): OptimizerDefinition<H> => definition;

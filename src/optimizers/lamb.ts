@@ -45,6 +45,7 @@ export default defineOptimizer({
     trust_min !== null && trust_max !== null && trust_min > trust_max
       ? { field: "trust_min", expected: `at most trust_max, ${trust_max}`, found: String(trust_min) }
       : undefined,
+  trustRatio: (values, at) => trustRatio(values, at.sums),
   stages: (values) => {
     const {
       betas: [beta1, beta2],
@@ -67,9 +68,8 @@ export default defineOptimizer({
       operands: ["param", "grad"],
       sums: 0,
       scalars: (at) => {
-        const [paramSquares = 0, updateSquares = 0] = at.sums.at(-1) ?? [];
         const stepSize = bias_correction === "step_size" ? (at.lr * Math.sqrt(1 - power(beta2, at.step))) / (1 - power(beta1, at.step)) : at.lr;
-        return [decay(at), stepSize * trustRatio(values, Math.sqrt(paramSquares), Math.sqrt(updateSquares))];
+        return [decay(at), stepSize * trustRatio(values, at.sums)];
       },
     };
     if (!values.caution) {
@@ -106,8 +106,10 @@ interface Trust {
   readonly trust_max: number | null;
 }
 
-const trustRatio = ({ weight_decay, adapt, trust_min, trust_max }: Trust, paramNorm: number, updateNorm: number): number => {
+/** From the sums of the last stage that took norms. */
+const trustRatio = ({ weight_decay, adapt, trust_min, trust_max }: Trust, sums: Moment["sums"]): number => {
   if (adapt === "decayed_only" && weight_decay === 0) return 1;
+  const [paramNorm = 0, updateNorm = 0] = (sums.findLast(({ length }) => length === 2) ?? []).map(Math.sqrt);
   const ratio = paramNorm > 0 && updateNorm > 0 ? paramNorm / updateNorm : 1;
   return Math.min(Math.max(ratio, trust_min ?? 0), trust_max ?? Infinity);
 };

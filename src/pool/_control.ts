@@ -34,6 +34,8 @@ export interface WorkerData {
   /** Seconds that each worker has spent in kernels. */
   readonly busy: Float64Array;
   readonly index: number;
+  /** Where this thread's scratch areas are in the arena. */
+  readonly scratchAddress: number;
   /** The generation at the worker's start: it waits for the next. */
   readonly generation: number;
 }

@@ -9,10 +9,27 @@
 /** Elements in a shard and in a block of a sum. Part of the promise of bit-identical steps: sums are combined block by block. */
 export const SHARD = 65536;
 
-/** One kernel with its memory. A pointer advances by `stride` bytes for each element before the shard. */
+/** Scratch areas that each thread has for itself, each with room for a shard of float64. */
+export const SCRATCH_AREAS = 3;
+const SCRATCH_BYTES = SHARD * Float64Array.BYTES_PER_ELEMENT;
+
+/** Bytes of one thread's scratch areas. */
+export const THREAD_SCRATCH_BYTES = SCRATCH_AREAS * SCRATCH_BYTES;
+
+/** Memory that a kernel takes. */
+export interface Pointer {
+  readonly address: number;
+  /** Bytes by which it advances for each element before the shard. */
+  readonly stride: number;
+}
+
+/** A scratch area of whichever thread runs the shard: what one call of a unit leaves there, the next finds. */
+export const scratch = (area: number): Pointer => ({ address: -1 - area, stride: 0 });
+
+/** One kernel with its memory. */
 export interface Call {
   readonly kernel: number;
-  readonly pointers: readonly { readonly address: number; readonly stride: number }[];
+  readonly pointers: readonly Pointer[];
   readonly scalars: readonly number[];
 }
 
@@ -59,10 +76,16 @@ export const writeJob = (units: readonly Unit[], words: Float64Array): number =>
   return shards;
 };
 
+/** Address 0 stands for memory that is not there, a negative one for a scratch area. */
+const locate = (address: number, offset: number, scratchAddress: number): number => {
+  if (address < 0) return scratchAddress + (-1 - address) * SCRATCH_BYTES;
+  return address === 0 ? 0 : address + offset;
+};
+
 export type Kernel = (...operands: number[]) => void;
 
-/** Runs all calls of one shard. */
-export const runShard = (words: Float64Array, shard: number, kernels: readonly Kernel[]): void => {
+/** Runs all calls of one shard, with the scratch areas of the calling thread at `scratchAddress`. */
+export const runShard = (words: Float64Array, shard: number, kernels: readonly Kernel[], scratchAddress: number): void => {
   const word = (at: number): number => words[at] as number;
   const entry = 1 + shard * SHARD_WORDS;
   let at = word(entry);
@@ -74,7 +97,7 @@ export const runShard = (words: Float64Array, shard: number, kernels: readonly K
     const scalars = word(at + 2);
     at += 3;
     const operands: number[] = [];
-    for (let i = 0; i < pointers; i++, at += 2) operands.push(word(at) === 0 ? 0 : word(at) + start * word(at + 1));
+    for (let i = 0; i < pointers; i++, at += 2) operands.push(locate(word(at), start * word(at + 1), scratchAddress));
     operands.push(count);
     for (let i = 0; i < scalars; i++) operands.push(word(at++));
     kernel(...operands);

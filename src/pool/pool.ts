@@ -8,10 +8,10 @@ import { Worker } from "node:worker_threads";
 import type { Arena, Lease } from "../arena/arena.ts";
 import { StepdError } from "../errors/errors.ts";
 import { controlBytes, DONE, FINISHED, finish, GENERATION, JOB, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
-import { jobWords, type Kernel, runShard, type Unit, writeJob } from "./_job.ts";
+import { jobWords, type Kernel, runShard, THREAD_SCRATCH_BYTES, type Unit, writeJob } from "./_job.ts";
 import { instantiate, kernelNames } from "./kernels.ts";
 
-export { type Call, SHARD, type Unit } from "./_job.ts";
+export { type Call, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
 
 /** Jobs of up to this many elements run inline: waking the pool costs 1 to 24 us, as much as the work (measured). */
 const INLINE_ELEMENTS = 2 * 65536;
@@ -20,6 +20,9 @@ const INLINE_ELEMENTS = 2 * 65536;
 const MAX_FAILED_STARTS = 5;
 
 const WORD = Float64Array.BYTES_PER_ELEMENT;
+
+/** Bytes of the arena that a pool keeps for the scratch areas of its workers and of the calling thread. */
+export const poolBytes = (workers: number): number => (workers + 1) * THREAD_SCRATCH_BYTES;
 
 export interface PoolEvents {
   /** A worker thread ended by itself. */
@@ -95,7 +98,7 @@ export class Pool implements AsyncDisposable {
     if (elements <= INLINE_ELEMENTS) {
       const words = new Float64Array(jobWords(units));
       const shards = writeJob(units, words);
-      for (let shard = 0; shard < shards; shard++) runShard(words, shard, this.#inline);
+      for (let shard = 0; shard < shards; shard++) runShard(words, shard, this.#inline, this.#scratchOf(this.workers));
       return 0;
     }
     const length = jobWords(units);
@@ -136,10 +139,23 @@ export class Pool implements AsyncDisposable {
     if (Atomics.load(control, TRAPPED) !== 0) throw new StepdError("INTERNAL_ERROR", "A kernel failed in this call; nothing was changed");
   }
 
+  /** Where a thread's scratch areas are; the calling thread comes after the workers. */
+  #scratchOf(thread: number): number {
+    return this.#arena.reserved + thread * THREAD_SCRATCH_BYTES;
+  }
+
   async #spawn(index: number): Promise<void> {
     const generation = Atomics.load(this.#control, GENERATION);
     Atomics.store(this.#control, DONE + index, generation);
-    const data: WorkerData = { module: this.#module, memory: this.#arena.memory, control: this.#control, busy: this.#busy, index, generation };
+    const data: WorkerData = {
+      module: this.#module,
+      memory: this.#arena.memory,
+      control: this.#control,
+      busy: this.#busy,
+      index,
+      scratchAddress: this.#scratchOf(index),
+      generation,
+    };
     const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData: data });
     this.#workers[index] = worker;
     let isReady = false;

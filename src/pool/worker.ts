@@ -4,7 +4,7 @@ import { finish, GENERATION, JOB, SHARDS, TICKET, TRAPPED, type WorkerData } fro
 import { runShard } from "./_job.ts";
 import { instantiate } from "./kernels.ts";
 
-const { module, memory, control, busy, index, generation } = workerData as WorkerData;
+const { module, memory, control, busy, index, scratchAddress, generation } = workerData as WorkerData;
 const kernels = instantiate(module, memory);
 parentPort?.postMessage("ready");
 
@@ -15,7 +15,7 @@ for (let seen = generation; ; ) {
   try {
     const words = new Float64Array(memory.buffer, Atomics.load(control, JOB) * Float64Array.BYTES_PER_ELEMENT);
     const shards = Atomics.load(control, SHARDS);
-    for (let shard = Atomics.add(control, TICKET, 1); shard < shards; shard = Atomics.add(control, TICKET, 1)) runShard(words, shard, kernels);
+    for (let shard = Atomics.add(control, TICKET, 1); shard < shards; shard = Atomics.add(control, TICKET, 1)) runShard(words, shard, kernels, scratchAddress);
   } catch {
     Atomics.store(control, TRAPPED, 1);
   }

@@ -5,12 +5,12 @@ import type { Method } from "./method.ts";
 /** optimizer.init: the state before the first step. A first step without a state gives the same result. */
 export const init: Method<InitParams> = {
   name: "optimizer.init",
-  summary: "The state before the first step: zeros, step 0",
+  summary: "The state before the first step: starting values, step 0",
   params: "init.schema.json",
   result: "init-result.schema.json",
   rest: { verb: "POST", path: "/v1/init" },
 
-  handle({ optimizer, groups, params }, { engine, lease }) {
-    return { state: engine.init(planOf(optimizer, groups), params, lease) };
+  async handle({ optimizer, groups, params, master_weights: masterWeights = false }, { engine, lease }) {
+    return { state: await engine.init(planOf(optimizer, groups), params, masterWeights, lease) };
   },
 };

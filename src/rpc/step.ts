@@ -11,17 +11,25 @@ export const step: Method<StepParams> = {
   result: "step-result.schema.json",
   rest: { verb: "POST", path: "/v1/step" },
 
-  async handle({ optimizer, groups, params, grads, state = null, non_finite: nonFinite = "error", ...rest }, { engine, lease, telemetry }) {
-    requireNothingToCome(rest);
-    const plan = planOf(optimizer, groups);
-    const { elements, computeSeconds, queueSeconds, ...result } = await engine.step({ plan, params, grads, state, nonFinite }, lease);
-    telemetry.stepped(plan.optimizer.name, "F32", elements, { compute: computeSeconds, queue: queueSeconds });
+  async handle(call, { engine, lease, telemetry }) {
+    if (call.schedule !== undefined) throw StepdError.mismatch("NOT_SUPPORTED", "/schedule", "no value: this version does not do it yet", "a value");
+    const plan = planOf(call.optimizer, call.groups);
+    const { elements, computeSeconds, queueSeconds, ...result } = await engine.step(
+      {
+        plan,
+        params: call.params,
+        grads: call.grads,
+        state: call.state ?? null,
+        clip: call.clip ?? {},
+        lossScale: call.loss_scale ?? 1,
+        nonFinite: call.non_finite ?? "error",
+        stats: call.stats ?? "none",
+        masterWeights: call.master_weights ?? false,
+        seed: call.stochastic_rounding?.seed,
+      },
+      lease,
+    );
+    telemetry.stepped(plan.optimizer.name, elements, { compute: computeSeconds, queue: queueSeconds });
     return result;
   },
-};
-
-/** Fields of the contract that this version does not do yet. */
-const requireNothingToCome = ({ stats = "none", ...rest }: Pick<StepParams, "schedule" | "clip" | "loss_scale" | "stats">): void => {
-  const [name] = Object.entries(rest).find(([, value]) => value !== undefined) ?? (stats === "none" ? [] : ["stats"]);
-  if (name) throw StepdError.mismatch("NOT_SUPPORTED", `/${name}`, "no value: this version does not do it yet", "a value");
 };

@@ -121,8 +121,9 @@ export class Telemetry {
     this.#bytes.inc({ direction }, bytes);
   }
 
-  stepped(optimizer: string, dtype: string, elements: number, phases: { readonly compute: number; readonly queue: number }): void {
-    this.#elements.inc({ optimizer, dtype }, elements);
+  /** A step was taken: elements by dtype, and its times. */
+  stepped(optimizer: string, elements: Readonly<Record<string, number>>, phases: { readonly compute: number; readonly queue: number }): void {
+    for (const [dtype, count] of Object.entries(elements)) this.#elements.inc({ optimizer, dtype }, count);
     this.phase("compute", phases.compute);
     this.phase("queue", phases.queue);
   }

@@ -53,6 +53,9 @@ const explain = ({ keyword, instancePath, params, data, parentSchema }: ErrorObj
       return invalid(`one of ${(params["allowedValues"] as unknown[]).join(", ")}`, describe(data));
     case "const":
       return invalid(String(params["allowedValue"]), describe(data));
+    case "not":
+    case "minProperties":
+      return invalid(String((parentSchema as { $comment?: string }).$comment), describe(data));
     case "false schema":
       return invalid("no value", describe(data));
     case "minItems":

@@ -1,48 +1,102 @@
 /** Strict reading of JSON text, which both JSON bodies and safetensors headers need: JSON.parse takes what must not pass. */
+import { describe } from "../errors/errors.ts";
 
-const MAX_DEPTH = 64;
+/** Objects and arrays within each other, in JSON and in MessagePack. */
+export const MAX_DEPTH = 64;
 
-/** Strings (with a colon where they are keys) and brackets; the rest of JSON has neither. */
-const TOKENS = /"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?|[{}[\]]/gs;
+/** Values in one body or header. Numbers by the million belong in a blob; `[{},{},...` costs 30 times its bytes in memory. */
+export const MAX_VALUES = 2 ** 22;
 
-/** What JSON.parse lets pass: keys that stand twice in an object, `__proto__`, nesting that exhausts the stack. Undefined if nothing. */
-const weakness = (text: string): string | undefined => {
-  const open: (Set<string> | null)[] = [];
-  for (const [token, string = "", colon] of text.matchAll(TOKENS)) {
-    if (token === "{") open.push(new Set());
-    else if (token === "[") open.push(null);
-    else if (token === "}" || token === "]") open.pop();
-    else if (colon !== undefined) {
-      const key = string.includes("\\") ? unescaped(string) : string;
-      const keys = open.at(-1);
-      if (keys?.has(key)) return `the key ${JSON.stringify(key)} stands twice in an object`;
-      if (key === "__proto__") return 'the key "__proto__" is not allowed';
-      keys?.add(key);
+const QUOTE = 0x22;
+const COMMA = 0x2c;
+const COLON = 0x3a;
+const BACKSLASH = 0x5c;
+const WHITESPACE: readonly (number | undefined)[] = [0x20, 0x09, 0x0a, 0x0d];
+
+/** What JSON.parse lets pass: keys that stand twice in an object, `__proto__`, and what exhausts the stack or the memory. Undefined if nothing. */
+const weakness = (bytes: Buffer): string | undefined => {
+  const open: (Set<string> | undefined)[] = [];
+  let values = 1;
+  for (let at = 0; at < bytes.length; at++) {
+    switch (bytes[at]) {
+      case COMMA:
+        values++;
+        break;
+      case 0x5b: // [
+        values++;
+        open.push(undefined);
+        break;
+      case 0x7b: // {
+        values++;
+        open.push(new Set());
+        break;
+      case 0x5d: // ]
+      case 0x7d: // }
+        open.pop();
+        break;
+      case QUOTE: {
+        const end = closingQuote(bytes, at + 1);
+        if (end < 0) return undefined; // JSON.parse says so.
+        const keys = open.at(-1);
+        if (keys && isKey(bytes, end + 1)) {
+          const key = textOf(bytes, at, end);
+          const problem = keyProblem(key);
+          if (problem) return problem;
+          if (keys.has(key)) return `the key ${describe(key)} stands twice in an object`;
+          keys.add(key);
+        }
+        at = end;
+      }
     }
     if (open.length > MAX_DEPTH) return `nesting deeper than ${MAX_DEPTH}`;
+    if (values > MAX_VALUES) return `more than ${MAX_VALUES} values`;
   }
   return undefined;
 };
 
-const unescaped = (string: string): string => {
+/** Keys become names of tensors, which other languages must be able to read. */
+const keyProblem = (key: string): string | undefined => {
+  if (key === "__proto__") return 'the key "__proto__" is not allowed';
+  return key.isWellFormed() ? undefined : `the key ${describe(key)} holds half of a surrogate pair`;
+};
+
+/** Where a string ends: at the first quote with an even number of backslashes before it. */
+const closingQuote = (bytes: Buffer, start: number): number => {
+  for (let end = bytes.indexOf(QUOTE, start); end >= 0; end = bytes.indexOf(QUOTE, end + 1)) {
+    let before = end - 1;
+    while (before >= start && bytes[before] === BACKSLASH) before--;
+    if ((end - before) % 2 === 1) return end;
+  }
+  return -1;
+};
+
+const isKey = (bytes: Buffer, after: number): boolean => {
+  let at = after;
+  while (WHITESPACE.includes(bytes[at])) at++;
+  return bytes[at] === COLON;
+};
+
+const textOf = (bytes: Buffer, start: number, end: number): string => {
+  const text = bytes.toString("utf8", start + 1, end);
+  if (!text.includes("\\")) return text;
   try {
-    return JSON.parse(`"${string}"`) as string;
+    return JSON.parse(`"${text}"`) as string;
   } catch {
-    return string; // JSON.parse of the whole text says what is wrong with it.
+    return text; // JSON.parse of the whole text says what is wrong with it.
   }
 };
 
 const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** The value of a JSON text in UTF-8. Throws an Error that says what is wrong. */
-export const parseStrictJson = (bytes: Uint8Array): unknown => {
+export const parseStrictJson = (bytes: Buffer): unknown => {
   let text: string;
   try {
     text = decoder.decode(bytes);
   } catch {
     throw new Error("it is not UTF-8");
   }
-  const found = weakness(text);
+  const found = weakness(bytes);
   if (found) throw new Error(found);
   return JSON.parse(text);
 };

@@ -16,6 +16,9 @@ export const decodeJson = (bytes: Buffer): unknown => {
 /** Stands for a blob in the text while JSON.stringify runs. Random, so that no caller's string can be it. */
 const PLACEHOLDER = randomUUID();
 
+/** TypeScript does not declare it yet. */
+const { rawJSON: rawJson } = JSON as typeof JSON & { rawJSON(text: string): unknown };
+
 /** Base64 is written in pieces of this many bytes: a multiple of 3, so that no piece but the last is padded. */
 const PIECE = 3 * 2 ** 20;
 
@@ -24,6 +27,8 @@ export const encodeJson = (value: unknown): Parts => {
   // The text is cut where a placeholder stands.
   const blobs: Parts[] = [];
   const text = JSON.stringify(value, (_, item: unknown) => {
+    // A whole number over 2^53 can come in by MessagePack, and the sign of a zero is part of a tensor's bits.
+    if (typeof item === "bigint" || Object.is(item, -0)) return rawJson(typeof item === "bigint" ? String(item) : "-0");
     // JSON has no word for these; JSON.stringify would write null.
     if (typeof item === "number" && !Number.isFinite(item)) return String(item);
     if (!(item instanceof Parts)) return item;

@@ -3,7 +3,7 @@
  * is strict (every byte accounted for once); the writer is canonical (equal tensors give equal bytes).
  * Format: https://github.com/huggingface/safetensors, section "Format".
  */
-import { type ErrorName, StepdError } from "../errors/errors.ts";
+import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import { parseStrictJson } from "./_text.ts";
 import { bytesOf, elementsOf, rankOf } from "./dtype.ts";
 
@@ -49,7 +49,7 @@ export const readSafetensors = (file: Buffer, field: string, code: ErrorName): S
   for (const [key, value] of Object.entries(metadata)) {
     if (typeof value !== "string") throw corrupt(`__metadata__.${key} to be a string`, JSON.stringify(value));
   }
-  const tensors = Object.entries(entries).map(([name, entry]) => readEntry(name, entry, dataStart, corrupt));
+  const tensors = Object.entries(entries).map(([name, entry]) => readEntry(name, entry, dataStart, field, corrupt));
   let end = dataStart;
   for (const tensor of tensors.toSorted((a, b) => a.offset - b.offset || a.bytes - b.bytes)) {
     if (tensor.offset !== end) {
@@ -68,7 +68,7 @@ const isRecord = (value: unknown): value is Record<string, unknown> => typeof va
 
 const isSize = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 
-const readEntry = (name: string, entry: unknown, dataStart: number, corrupt: (expected: string, found: string) => StepdError): TensorInfo => {
+const readEntry = (name: string, entry: unknown, dataStart: number, field: string, corrupt: (expected: string, found: string) => StepdError): TensorInfo => {
   const quoted = JSON.stringify(name);
   const expected = `tensor ${quoted} to have dtype, shape and data_offsets`;
   if (!isRecord(entry)) throw corrupt(expected, JSON.stringify(entry));
@@ -78,7 +78,7 @@ const readEntry = (name: string, entry: unknown, dataStart: number, corrupt: (ex
   if (!Array.isArray(shape) || shape.length > MAX_DIMENSIONS || !shape.every(isSize)) throw corrupt(expected, `shape ${JSON.stringify(shape)}`);
   if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isSize)) throw corrupt(expected, `data_offsets ${JSON.stringify(offsets)}`);
   const size = bytesOf(dtype);
-  if (size === undefined) throw StepdError.mismatch("UNSUPPORTED_DTYPE", `tensor ${quoted}`, "a dtype of safetensors", JSON.stringify(dtype));
+  if (size === undefined) throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${field}/${pointerEscape(name)}`, "a dtype of safetensors", describe(dtype), [name]);
   const elements = elementsOf(shape);
   const [start, end] = offsets as [number, number];
   if (end - start !== elements * size)

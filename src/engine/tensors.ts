@@ -3,7 +3,7 @@ import type { Lease } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, readElement, writeElement } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
 import { readSafetensors } from "../codec/safetensors.ts";
-import { describe, type ErrorName, StepdError } from "../errors/errors.ts";
+import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
 
 const SUPPORTED: readonly string[] = COMPUTED;
@@ -51,13 +51,13 @@ export const loadTensors = (tensors: Tensors, field: string, lease: Lease): Tens
   return loadPlain(tensors, field, lease);
 };
 
-const requireSupported = (dtype: string, field: string): void => {
-  if (!SUPPORTED.includes(dtype)) throw StepdError.mismatch("UNSUPPORTED_DTYPE", field, `dtype ${SUPPORTED.join(", ")}`, dtype);
+const requireSupported = (dtype: string, field: string, name: string): void => {
+  if (!SUPPORTED.includes(dtype)) throw StepdError.mismatch("UNSUPPORTED_DTYPE", field, `dtype ${SUPPORTED.join(", ")}`, dtype, [name]);
 };
 
 const loadFile = (file: Buffer, field: string): TensorSet => {
   const { tensors } = readSafetensors(file, field, "TENSORS_CORRUPT");
-  for (const { name, dtype } of tensors) requireSupported(dtype, `${field} tensor ${JSON.stringify(name)}`);
+  for (const { name, dtype } of tensors) requireSupported(dtype, `${field}/${pointerEscape(name)}`, name);
   return {
     tensors: new Map(tensors.map(({ offset, ...info }) => [info.name, { ...info, address: file.byteOffset + offset }])),
     reply: () => new Parts([file]),
@@ -70,7 +70,7 @@ const loadPlain = (plain: PlainTensors, field: string, lease: Lease): TensorSet 
   const tensors = new Map<string, Tensor>();
   for (const [name, { shape, dtype = "F32", values }] of Object.entries(plain)) {
     const at = `${field}/${pointerEscape(name)}`;
-    requireSupported(dtype, at);
+    requireSupported(dtype, at, name);
     const elements = elementsOf(shape);
     if (elements !== values.length) {
       throw StepdError.mismatch("TENSOR_MISMATCH", `${at}/values`, `${elements} values for shape [${shape}]`, `${values.length}`, [name]);
@@ -104,9 +104,6 @@ const toPlain = ({ dtype, shape, elements, bytes, address }: Tensor, lease: Leas
     }),
   };
 };
-
-/** A name as one part of a JSON pointer (RFC 6901). */
-export const pointerEscape = (name: string): string => name.replaceAll("~", "~0").replaceAll("/", "~1");
 
 /** Checks that each gradient has a parameter of its name and shape. Its dtype may be another. */
 export const requireMatch = (params: TensorSet, grads: TensorSet): void => {

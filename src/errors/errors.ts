@@ -39,6 +39,11 @@ export interface ErrorDetail {
   readonly tensors?: readonly string[] | undefined;
 }
 
+/** Characters of each part of an error: a caller's text in it may be as long as a body. */
+const MAX_TEXT = 1000;
+
+const clip = (text: string): string => (text.length > MAX_TEXT ? `${text.slice(0, MAX_TEXT - 3)}...`.toWellFormed() : text);
+
 /** A failure for the caller. Its message is one sentence that names the field, what was expected and what was found. */
 export class StepdError extends Error {
   override readonly name = "StepdError";
@@ -53,13 +58,22 @@ export class StepdError extends Error {
 
   /** A value at `field` that is not what was expected. */
   static mismatch(code: ErrorName, field: string, expected: string, found: string, tensors?: readonly string[]): StepdError {
-    return new StepdError(code, `${field || "the body"}: expected ${expected}, found ${found}`, { field, expected, found, tensors });
+    const [at, wanted, given] = [clip(field), clip(expected), clip(found)];
+    return new StepdError(code, `${at || "the body"}: expected ${wanted}, found ${given}`, {
+      field: at,
+      expected: wanted,
+      found: given,
+      tensors: tensors?.map(clip),
+    });
   }
 }
 
 /** What callers are told of a failure that is not theirs: no stack, no internals. */
 export const asStepdError = (error: unknown): StepdError =>
   error instanceof StepdError ? error : new StepdError("INTERNAL_ERROR", "The server failed; its log has the cause under this request's id");
+
+/** A name as one part of a JSON pointer (RFC 6901). */
+export const pointerEscape = (name: string): string => name.replaceAll("~", "~0").replaceAll("/", "~1");
 
 /** A short description of a value for `found`. */
 export const describe = (value: unknown): string => {

@@ -1,0 +1,126 @@
+/** MessagePack bodies: what comes out of bytes, what is refused before a decoder sees it, and blobs that are never copied. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { decodeMsgpack, encodeMsgpack } from "../../src/codec/msgpack.ts";
+import { Parts } from "../../src/codec/parts.ts";
+import { pack, unpack } from "../support/service.ts";
+
+const bytes = (...items: readonly (number | string | Uint8Array)[]): Buffer =>
+  Buffer.concat(items.map((item) => (typeof item === "number" ? Buffer.from([item]) : Buffer.from(item as string))));
+
+const u32 = (value: number): Buffer => {
+  const buffer = Buffer.alloc(4);
+  buffer.writeUInt32BE(value);
+  return buffer;
+};
+
+const VALUES: readonly unknown[] = [
+  null,
+  false,
+  127,
+  128,
+  -32,
+  -33,
+  65536,
+  -(2 ** 40),
+  1.5,
+  1e300,
+  "",
+  "é𝄞",
+  "x".repeat(31),
+  "x".repeat(32),
+  "x".repeat(300),
+  "x".repeat(70_000),
+  [],
+  {},
+  Array.from({ length: 20 }, (_, i) => i),
+  Array.from({ length: 70_000 }, (_, i) => i),
+  Object.fromEntries(Array.from({ length: 20 }, (_, i) => [`k${i}`, [i]])),
+  { constructor: 1, toString: 2, "": 3, 7: 4 },
+];
+
+for (const value of VALUES) {
+  test(`decodes ${JSON.stringify(value).slice(0, 60)}`, () => {
+    assert.deepEqual(decodeMsgpack(pack(value)), value);
+  });
+}
+
+test("decodes NaN, infinities, whole numbers over 2^53 and the empty bin", () => {
+  assert.deepEqual(
+    decodeMsgpack(bytes(0x95, 0xca, u32(0x7fc00000), 0xca, u32(0xff800000), 0xcf, u32(0xffffffff), u32(0xffffffff), 0xcf, u32(0), u32(9), 0xc4, 0)),
+    [Number.NaN, Number.NEGATIVE_INFINITY, 2n ** 64n - 1n, 9, Buffer.alloc(0)],
+  );
+});
+
+const REFUSED: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
+  "an empty body": [bytes(), /ends early/],
+  "the byte 0xc1": [bytes(0x91, 0xc1), /0xc1.* at byte 1/],
+  "bytes after the value": [bytes(0xc0, 0xc0, 0xc0), /2 bytes after the value at byte 1/],
+  "a fixext": [bytes(0xd4, 1, 0), /extension type/],
+  "an ext8": [bytes(0xc7, 1, 0, 0), /extension type/],
+  "a timestamp": [bytes(0xd6, 0xff, u32(0)), /extension type/],
+  "an array32 of 2^32-1 values in 5 bytes": [bytes(0xdd, u32(0xffffffff)), /ends early/],
+  "a map32 of 2^32-1 pairs in 5 bytes": [bytes(0xdf, u32(0xffffffff)), /ends early/],
+  "a bin32 of 2^32-1 bytes in 5 bytes": [bytes(0xc6, u32(0xffffffff)), /4294967295 bytes are missing/],
+  "a str32 of 2^32-1 bytes in 5 bytes": [bytes(0xdb, u32(0xffffffff)), /4294967295 bytes are missing/],
+  "a length that is cut off": [bytes(0xdd, 0, 0), /ends early/],
+  "a float that is cut off": [bytes(0xcb, 0, 0), /ends early/],
+  "an array 65 deep": [bytes("", ...Array<number>(65).fill(0x91), 0xc0), /nesting deeper than 64/],
+  "an array a million deep": [Buffer.alloc(1e6, 0x91), /nesting deeper than 64/],
+  "maps 65 deep": [
+    bytes(
+      "",
+      ...Array<string>(65)
+        .fill("\u0081\u00a1a")
+        .map((text) => Buffer.from(text, "latin1")),
+      0xc0,
+    ),
+    /nesting deeper than 64/,
+  ],
+  "five million empty maps": [bytes(0xdd, u32(5e6), Buffer.alloc(5e6, 0x80)), /more than 4194304 values/],
+  "strings of more than 256 MiB": [
+    bytes(0x92, 0xdb, u32(2 ** 27), Buffer.alloc(2 ** 27, "a"), 0xdb, u32(2 ** 27 + 1), Buffer.alloc(2 ** 27 + 1, "a")),
+    /bytes of strings/,
+  ],
+  "a string that is not UTF-8": [bytes(0xa2, 0xc3, 0x28), /not UTF-8/],
+  "a key that is not UTF-8": [bytes(0x81, 0xa1, 0xff, 0xc0), /not UTF-8/],
+  "the same key twice": [bytes(0x82, 0xa1, "a", 0xc0, 0xa1, "a", 0xc0), /the key "a" for the second time/],
+  "the same key twice, in two lengths of header": [bytes(0x82, 0xa1, "a", 0xc0, 0xd9, 1, "a", 0xc0), /the key "a" for the second time/],
+  "the key __proto__": [bytes(0x81, 0xa9, "__proto__", 0x80), /"__proto__"/],
+  "a key that is a number": [bytes(0x81, 1, 0xc0), /a map key that is not a string/],
+  "a key that is bin": [bytes(0x81, 0xc4, 1, "a", 0xc0), /a map key that is not a string/],
+};
+
+for (const [name, [body, message]] of Object.entries(REFUSED)) {
+  test(`refuses ${name}`, () => {
+    assert.throws(() => decodeMsgpack(body), { code: "PARSE_ERROR", message });
+  });
+}
+
+test("blobs come out as views of the body", () => {
+  const body = Buffer.from(new SharedArrayBuffer(64));
+  body.fill(pack({ name: "a name of more than fifteen bytes", blob: Buffer.from("abc") }), 8);
+  const length = pack({ name: "a name of more than fifteen bytes", blob: Buffer.from("abc") }).length;
+  const { name, blob } = decodeMsgpack(body.subarray(8, 8 + length)) as { name: string; blob: Buffer };
+  assert.equal(name, "a name of more than fifteen bytes");
+  assert.equal(blob.buffer, body.buffer);
+  assert.equal(body.subarray(blob.byteOffset, blob.byteOffset + 3).toString(), "abc");
+});
+
+test("writes blobs in their own pieces, without a copy, and the rest as msgpackr does", () => {
+  const pieces = [Buffer.from("ab"), Buffer.from("cde")];
+  const parts = encodeMsgpack([{ result: { blob: new Parts(pieces), none: undefined, other: { x: [1, "é"] } }, id: 2n ** 63n }, 5]);
+  assert.deepEqual(unpack(Buffer.concat(parts.pieces)), [{ result: { blob: Buffer.from("abcde"), other: { x: [1, "é"] } }, id: 2n ** 63n }, 5]);
+  for (const piece of pieces) assert.ok(parts.pieces.includes(piece));
+  assert.equal(parts.length, Buffer.concat(parts.pieces).length);
+});
+
+test("writes many values without one overwriting another", () => {
+  const value = { a: Array.from({ length: 1000 }, (_, i) => `name ${i}`), blob: new Parts([Buffer.from("z")]), b: "y".repeat(100_000) };
+  assert.deepEqual(unpack(Buffer.concat(encodeMsgpack(value).pieces)), { ...value, blob: Buffer.from("z") });
+});
+
+test("keeps the sign of a zero", () => {
+  const { values } = unpack(Buffer.concat(encodeMsgpack({ values: [0, -0, 1.5, 7] }).pieces)) as { values: number[] };
+  assert.deepEqual(values, [0, -0, 1.5, 7]);
+});

@@ -1,0 +1,95 @@
+/** The safetensors reader takes every file of the format and no other; the writer gives equal tensors equal bytes. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { canonicalOrder, compareUtf8, readSafetensors, writeHeader } from "../../src/codec/safetensors.ts";
+import { random, rawTensors } from "../support/tensors.ts";
+
+const read = (file: Buffer) => readSafetensors(file, "/params", "TENSORS_CORRUPT");
+
+test("reads what the writer wrote, in shared memory at an odd address", () => {
+  const described = canonicalOrder([
+    { name: "w", dtype: "F32", shape: [2, 3] },
+    { name: "step/w", dtype: "I64", shape: [] },
+    { name: "none", dtype: "F64", shape: [0, 7] },
+    { name: 'é"\\\n', dtype: "BF16", shape: [3] },
+  ]);
+  const header = writeHeader({ b: "2", a: "1" }, described);
+  assert.equal(header.length % 8, 0);
+  const file = Buffer.concat([header, Buffer.alloc(8 + 24 + 6)]);
+  const memory = Buffer.from(new SharedArrayBuffer(file.length + 3));
+  memory.fill(file, 3);
+  const { metadata, tensors } = read(memory.subarray(3));
+  assert.deepEqual(
+    [...metadata],
+    [
+      ["a", "1"],
+      ["b", "2"],
+    ],
+  );
+  assert.deepEqual(
+    tensors.map(({ name, dtype, shape }) => ({ name, dtype, shape })),
+    described,
+  );
+  const at = (name: string) => tensors.find((tensor) => tensor.name === name);
+  assert.deepEqual(at("step/w")?.offset, header.length);
+  assert.deepEqual(at("w"), { name: "w", dtype: "F32", shape: [2, 3], elements: 6, bytes: 24, offset: header.length + 8 });
+});
+
+test("takes entries in any order, spaces after the header, and a file without tensors", () => {
+  const header = '{"b":{"data_offsets":[4,8],"shape":[1],"dtype":"F32"},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}   ';
+  assert.deepEqual(
+    read(rawTensors(header, Buffer.alloc(8))).tensors.map(({ name }) => name),
+    ["b", "a"],
+  );
+  assert.deepEqual(read(rawTensors("{}")).tensors, []);
+});
+
+test("the canonical order is that of the UTF-8 bytes, also past U+FFFF", () => {
+  const next = random(11);
+  const points = [0x2f, 0x41, 0x7f, 0x80, 0x7ff, 0x800, 0xd7ff, 0xe000, 0xfffd, 0xffff, 0x10000, 0x1f600, 0x10ffff];
+  const name = (): string =>
+    Array.from({ length: Math.floor(Math.abs(next()) * 5) }, () => String.fromCodePoint(points[Math.floor(Math.abs(next()) * points.length)] as number)).join(
+      "",
+    );
+  for (let i = 0; i < 5000; i++) {
+    const [a, b] = [name(), name()];
+    assert.equal(Math.sign(compareUtf8(a, b)), Buffer.compare(Buffer.from(a), Buffer.from(b)), `${JSON.stringify(a)} ${JSON.stringify(b)}`);
+  }
+});
+
+test("the canonical order puts wide types first, so that every tensor is aligned", () => {
+  const names = canonicalOrder([
+    { name: "a", dtype: "BF16", shape: [] },
+    { name: "b", dtype: "F32", shape: [] },
+    { name: "d", dtype: "I64", shape: [] },
+    { name: "c", dtype: "I64", shape: [] },
+    { name: "a", dtype: "F64", shape: [] },
+  ]).map(({ name, dtype }) => `${dtype} ${name}`);
+  assert.deepEqual(names, ["I64 c", "I64 d", "F64 a", "F32 b", "BF16 a"]);
+});
+
+test("equal tensors and metadata give equal bytes, whatever their order", () => {
+  const tensors = ["z", "a", "\u{10000}", "\uffff"].map((name) => ({ name, dtype: "F32", shape: [1] }));
+  const first = writeHeader({ x: "1", y: "2" }, canonicalOrder(tensors));
+  const second = writeHeader({ y: "2", x: "1" }, canonicalOrder(tensors.toReversed()));
+  assert.ok(first.equals(second));
+});
+
+test("corrupting any byte of a header never gives anything but a clean refusal or a file that adds up", () => {
+  const header = '{"__metadata__":{"k":"v"},"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}';
+  const file = rawTensors(header, Buffer.alloc(16));
+  const next = random(3);
+  for (let at = 0; at < 8 + header.length; at++) {
+    for (const value of [0, 0x22, 0x30, 0x2d, 0x7b, 0xff, Math.floor(Math.abs(next()) * 256)]) {
+      const broken = Buffer.from(file);
+      broken[at] = value;
+      try {
+        const bytes = read(broken).tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
+        assert.equal(bytes + 8 + header.length, file.length);
+      } catch (error) {
+        const { code } = error as { code?: string };
+        assert.ok(code === "TENSORS_CORRUPT" || code === "UNSUPPORTED_DTYPE", `byte ${at} as ${value}: ${error}`);
+      }
+    }
+  }
+});

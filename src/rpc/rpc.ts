@@ -127,7 +127,7 @@ const readCall = (item: unknown): Call => {
   if (unknown !== undefined) throw invalid(`/${unknown}`, `one of ${MEMBERS.join(", ")}`, unknown);
   if (jsonrpc !== "2.0") throw invalid("/jsonrpc", '"2.0"', jsonrpc);
   if (typeof method !== "string") throw invalid("/method", "a string", method);
-  if (params !== undefined && (typeof params !== "object" || params === null)) throw invalid("/params", "an object", params);
+  if (params !== undefined && (typeof params !== "object" || params === null || params instanceof Uint8Array)) throw invalid("/params", "an object", params);
   if (id !== undefined && id !== null && !["string", "number", "bigint"].includes(typeof id)) throw invalid("/id", "a string, a number or null", id);
   return { method, params: params ?? {}, id: id as Id | undefined };
 };

@@ -2,11 +2,11 @@
 import type { ErrorObject } from "ajv";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { closest } from "fastest-levenshtein";
-import { describe, StepdError } from "../errors/errors.ts";
+import { describe as describeValue, pointerEscape, StepdError } from "../errors/errors.ts";
 import { schemas } from "../generated/schemas.gen.ts";
 
 const ajv = new Ajv2020({ discriminator: true, strict: true, strictRequired: false, allowUnionTypes: true, verbose: true });
-ajv.addKeyword({ keyword: "blob", validate: (_: unknown, value: unknown) => value instanceof Uint8Array || typeof value === "string" });
+ajv.addKeyword({ keyword: "blob", validate: (_: unknown, value: unknown) => typeof value === "symbol" || typeof value === "string" });
 ajv.addVocabulary(["tsType"]);
 for (const schema of schemas) ajv.addSchema(schema);
 // All at boot, so that the first call is as fast as the next and a wrong schema stops the start.
@@ -16,9 +16,27 @@ for (const { $id } of schemas) ajv.getSchema($id);
 export const validate = (schema: string, value: unknown, prefix = ""): void => {
   const check = ajv.getSchema(schema);
   if (!check) throw new Error(`there is no schema ${schema}`);
-  if (check(value)) return;
+  if (check(withoutBlobs(value))) return;
   throw explain(check.errors?.[0] as ErrorObject, prefix);
 };
+
+/**
+ * A value with symbols for its blobs. To a schema bytes would be an object with a property for each byte, and to look at
+ * these takes a hundred times the memory of the bytes.
+ */
+const withoutBlobs = (value: unknown): unknown => {
+  if (typeof value !== "object" || value === null) return value;
+  if (value instanceof Uint8Array) return Symbol(describeValue(value));
+  if (!Array.isArray(value)) return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, withoutBlobs(item)]));
+  return value.some((item) => typeof item === "object") ? value.map(withoutBlobs) : value;
+};
+
+const describe = (value: unknown): string => (typeof value === "symbol" ? (value.description as string) : describeValue(value));
+
+/** The nearest is looked for by this many characters of a name. */
+const MAX_NAME = 64;
+
+const nearestOf = (name: string, known: readonly string[]): string => closest(name.slice(0, MAX_NAME), known);
 
 const COMPARISONS: Readonly<Record<string, string>> = {
   minimum: "at least",
@@ -36,15 +54,15 @@ const explain = ({ keyword, instancePath, params, data, parentSchema }: ErrorObj
     case "additionalProperties": {
       const name = String(params["additionalProperty"]);
       const known = Object.keys((parentSchema as { properties?: object }).properties ?? {});
-      const hint = known.length > 0 ? `a known field (the nearest is ${closest(name, known)})` : "no fields";
-      return invalid(hint, describe(name), `${field}/${name}`);
+      const hint = known.length > 0 ? `a known field (the nearest is ${nearestOf(name, known)})` : "no fields";
+      return invalid(hint, describe(name), `${field}/${pointerEscape(name)}`);
     }
     case "required":
       return invalid("a value", "none", `${field}/${params["missingProperty"]}`);
     case "discriminator": {
       const names = ((parentSchema as { oneOf?: { properties: { name: { const: string } } }[] }).oneOf ?? []).map(({ properties }) => properties.name.const);
       const name: unknown = params["tagValue"];
-      const nearest = typeof name === "string" ? ` (the nearest is ${closest(name, names)})` : "";
+      const nearest = typeof name === "string" ? ` (the nearest is ${nearestOf(name, names)})` : "";
       return invalid(`one of ${names.join(", ")}${nearest}`, name === undefined ? "none" : describe(name), `${field}/name`);
     }
     case "type":
@@ -61,6 +79,8 @@ const explain = ({ keyword, instancePath, params, data, parentSchema }: ErrorObj
     case "minItems":
     case "maxItems":
       return invalid(`${keyword === "minItems" ? "at least" : "at most"} ${params["limit"]} items`, describe(data));
+    case "minLength":
+      return invalid(`at least ${params["limit"]} characters`, describe(data));
     case "blob":
       return invalid("a blob: bin in MessagePack, a base64 string in JSON", describe(data));
     default:

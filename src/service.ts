@@ -1,6 +1,6 @@
 /** The composition root: makes the parts, connects them, listens, and drains. */
 import { readFileSync } from "node:fs";
-import { rm } from "node:fs/promises";
+import { lstat, rm } from "node:fs/promises";
 import type { Server } from "node:http";
 import net from "node:net";
 import { Arena } from "./arena/arena.ts";
@@ -148,5 +148,6 @@ const removeStaleSocket = async (path: string): Promise<void> => {
     });
     probe.once("error", (error: NodeJS.ErrnoException) => resolve(error.code !== "ECONNREFUSED"));
   });
-  if (!isAnswered) await rm(path, { force: true });
+  // A connection to a file of any other kind is refused just so.
+  if (!isAnswered && (await lstat(path)).isSocket()) await rm(path, { force: true });
 };

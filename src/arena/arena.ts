@@ -26,6 +26,8 @@ interface Block {
   end: number;
 }
 
+const sizeOf = ({ start, end }: Block): number => end - start;
+
 const roundUp = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
 export class Arena {
@@ -69,14 +71,14 @@ export class Arena {
     return this.#leases;
   }
 
-  /** Opens a lease with a first block of `bytes`. Throws PAYLOAD_TOO_LARGE for what can never fit, OVERLOADED for what does not fit now. */
+  /** Opens a lease with a first block of `bytes`, or without one for 0. Throws PAYLOAD_TOO_LARGE for what can never fit, OVERLOADED for what does not fit now. */
   lease(bytes: number): Lease {
     const lease = new Lease(this, () => {
       this.#leases--;
     });
     this.#leases++;
     try {
-      lease.alloc(bytes);
+      if (bytes > 0) lease.alloc(bytes);
     } catch (error) {
       lease.release();
       throw error;
@@ -84,18 +86,31 @@ export class Arena {
     return lease;
   }
 
-  /** Takes the lowest block that is large enough: low addresses are warm in memory. */
-  take(bytes: number): Block {
+  /** Takes the lowest block that is large enough: low addresses are warm in memory. `held` is what the lease has already. */
+  take(bytes: number, held: number): Block {
     const size = roundUp(Math.max(bytes, 1));
     const index = this.#free.findIndex(({ start, end }) => end - start >= size);
     const hole = this.#free[index];
-    if (!hole) throw this.#refusal(bytes);
+    if (!hole) throw this.#refusal(bytes, size, held);
     const block = { start: hole.start, end: hole.start + size };
     hole.start = block.end;
     if (hole.start === hole.end) this.#free.splice(index, 1);
     this.#used += size;
     this.#highWater = Math.max(this.#highWater, this.#used);
     return block;
+  }
+
+  /** Lengthens a block in place to `most` bytes, or by as much as is free behind it. */
+  extend(block: Block, most: number): void {
+    const index = this.#free.findIndex(({ start }) => start === block.end);
+    const hole = this.#free[index];
+    if (!hole) return;
+    const end = Math.min(Math.max(block.start + roundUp(most), block.end), hole.end);
+    this.#used += end - block.end;
+    this.#highWater = Math.max(this.#highWater, this.#used);
+    block.end = end;
+    hole.start = end;
+    if (hole.start === hole.end) this.#free.splice(index, 1);
   }
 
   /** Puts a block back and joins it with its free neighbours. */
@@ -116,15 +131,16 @@ export class Arena {
     else this.#free.splice(index, 0, { start, end });
   }
 
-  #refusal(bytes: number): StepdError {
-    const found = `${bytes} bytes`;
-    if (bytes > this.capacity) {
+  #refusal(bytes: number, size: number, held: number): StepdError {
+    const found = `${held + bytes} bytes`;
+    // What does not fit beside the call's own blocks will not fit when it is sent again, however empty the arena is then.
+    if (held + size > this.capacity) {
       return new StepdError("PAYLOAD_TOO_LARGE", `The call needs ${found} at once; this server's arena holds ${this.capacity}`, {
         expected: `at most ${this.capacity} bytes`,
         found,
       });
     }
-    return new StepdError("OVERLOADED", `The call needs ${found} at once; ${this.capacity - this.#used} of ${this.capacity} are free now`, {
+    return new StepdError("OVERLOADED", `The call needs ${bytes} more bytes; ${this.capacity - this.#used} of ${this.capacity} are free now`, {
       retry_after: this.#retryAfter(bytes),
       found,
     });
@@ -171,7 +187,7 @@ export class Lease implements Disposable {
 
   /** The address of `bytes` more bytes, which still hold what their last user left. */
   alloc(bytes: number): number {
-    const block = this.arena.take(bytes);
+    const block = this.arena.take(bytes, this.#held);
     this.#blocks.push(block);
     return block.start;
   }
@@ -183,16 +199,27 @@ export class Lease implements Disposable {
     return start;
   }
 
-  /** Moves the block at `start` into one of `bytes`, with the first `kept` bytes of its content. */
-  grow(start: number, kept: number, bytes: number): number {
+  /**
+   * Makes the block at `start` larger: to `most` bytes where there is room, else to at least `least`. It stays where it is if
+   * it can; else it moves, with the first `kept` bytes of its content. Returns where it is and how large.
+   */
+  grow(start: number, kept: number, least: number, most: number): { readonly start: number; readonly bytes: number } {
     const index = this.#blocks.findIndex((block) => block.start === start);
     const old = this.#blocks[index];
     if (!old) throw new Error(`no block of this lease starts at ${start}`);
-    const grown = this.arena.take(bytes);
+    this.arena.extend(old, most);
+    if (sizeOf(old) >= least) return { start, bytes: sizeOf(old) };
+    // Alone in the arena the block would have grown in place, so that it counts only once here.
+    const grown = this.arena.take(least, this.#held - sizeOf(old));
     this.bytes.copyWithin(grown.start, start, start + kept);
     this.#blocks[index] = grown;
     this.arena.give(old);
-    return grown.start;
+    this.arena.extend(grown, most);
+    return { start: grown.start, bytes: sizeOf(grown) };
+  }
+
+  get #held(): number {
+    return this.#blocks.reduce((sum, block) => sum + sizeOf(block), 0);
   }
 
   /** A view of this lease's memory, without a copy. */

@@ -20,9 +20,9 @@ export interface Limits {
 /** Memory for one request: the arena's lease, as far as the transport uses it. */
 export interface BodyLease extends Disposable {
   readonly bytes: Buffer;
-  /** The address of the first block. */
+  /** The address of the first block; 0 without one. */
   readonly start: number;
-  grow(start: number, kept: number, bytes: number): number;
+  grow(start: number, kept: number, least: number, most: number): { readonly start: number; readonly bytes: number };
   view(start: number, bytes: number): Buffer;
 }
 

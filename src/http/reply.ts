@@ -24,8 +24,8 @@ export const send = async (res: Response, { status, type, body, headers = {} }: 
   if (res.headersSent || res.destroyed) return;
   const wanted = res.req.headers["want-repr-digest"];
   res.writeHead(status, {
-    "Content-Type": type,
-    "Content-Length": body.length,
+    // A 204 must not have a length (RFC 9110, 8.6).
+    ...(status !== 204 && { "Content-Type": type, "Content-Length": body.length }),
     ...headers,
     ...(typeof wanted === "string" && /(?:^|,)\s*sha-256(?!=0)/.test(wanted) && { "Repr-Digest": `sha-256=:${digest(body)}:` }),
   });

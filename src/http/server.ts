@@ -14,6 +14,9 @@ export type { Admission, Limits, Service } from "./_types.ts";
 
 const JSON_NAME = "application/json";
 
+/** A request that takes too long is ended late by at most this part of its time. */
+const TIMEOUT_CHECKS = 10;
+
 /** Only these characters of a caller's X-Request-Id go into logs and replies. */
 const REQUEST_ID = /^[\w.:-]{1,128}$/;
 
@@ -32,7 +35,13 @@ export const createHttpServer = (service: Service): Server => {
   const { limits } = service;
   const app = createApp(service);
   const server = createServer(
-    { requestTimeout: limits.requestTimeoutMs, headersTimeout: limits.requestTimeoutMs, keepAliveTimeout: limits.keepAliveTimeoutMs },
+    {
+      requestTimeout: limits.requestTimeoutMs,
+      headersTimeout: limits.requestTimeoutMs,
+      keepAliveTimeout: limits.keepAliveTimeoutMs,
+      // Node looks for requests that take too long this often, every 30 s if not told.
+      connectionsCheckingInterval: Math.ceil(limits.requestTimeoutMs / TIMEOUT_CHECKS),
+    },
     app,
   );
   // With a listener of our own, a caller that waits for 100 Continue gets it after admission (body.ts), or a refusal instead.
@@ -47,6 +56,11 @@ const createApp = (service: Service): Express => {
   app.disable("etag");
   const { rpc, telemetry } = service;
 
+  app.use((req, res, next) => {
+    const given = req.headers["x-request-id"];
+    res.setHeader("X-Request-Id", typeof given === "string" && REQUEST_ID.test(given) ? given : randomUUID());
+    next();
+  });
   app.get(["/health/live", "/v2/health/live"], (_, res) => {
     res.json({ live: true });
   });
@@ -76,15 +90,15 @@ const createApp = (service: Service): Express => {
   app.use((req, res) =>
     send(
       res,
-      problem(new StepdError("NOT_FOUND", `There is nothing at ${req.path}; GET /openapi.json lists the addresses`, { found: req.path }), requestId(req)),
+      problem(new StepdError("NOT_FOUND", `There is nothing at ${req.path}; GET /openapi.json lists the addresses`, { found: req.path }), requestId(res)),
     ),
   );
-  app.use((error: unknown, req: Request, res: Response, _: NextFunction) => {
+  app.use((error: unknown, _: Request, res: Response, __: NextFunction) => {
     // What Express itself refuses, for instance a malformed percent escape.
     const status = (error as { status?: number }).status ?? 500;
-    if (status >= 500) telemetry.log.error({ err: error, request_id: requestId(req) }, "a request failed");
+    if (status >= 500) telemetry.log.error({ err: error, request_id: requestId(res) }, "a request failed");
     const known = status < 500 ? new StepdError("INVALID_REQUEST", `The request is malformed: ${(error as Error).message}`) : asStepdError(error);
-    return send(res, problem(known, requestId(req)));
+    return send(res, problem(known, requestId(res)));
   });
   return app;
 };
@@ -100,16 +114,13 @@ const refuseOtherVerbs = (app: Express, { rpc }: Service): void => {
   for (const { rest } of rpc.methods) if (rest) allowed.set(rest.path.replaceAll(/\{(\w+)\}/g, ":$1"), rest.verb);
   for (const [path, verb] of allowed) {
     app.all(path, (req, res) => {
-      const reply = problem(StepdError.mismatch("METHOD_NOT_ALLOWED", req.path, verb, req.method), requestId(req));
-      return send(res, { ...reply, headers: { Allow: verb } });
+      const reply = problem(StepdError.mismatch("METHOD_NOT_ALLOWED", req.path, verb, req.method), requestId(res));
+      return send(res, { ...reply, headers: { Allow: verb === "GET" ? "GET, HEAD" : verb } });
     });
   }
 };
 
-const requestId = (req: Request): string => {
-  const given = req.headers["x-request-id"];
-  return typeof given === "string" && REQUEST_ID.test(given) ? given : randomUUID();
-};
+const requestId = (res: Response): string => String(res.getHeader("X-Request-Id"));
 
 /** How one kind of call is answered: everything between the transport's checks and the sending. */
 interface Kind {
@@ -192,8 +203,7 @@ const timedEncode = ({ telemetry }: Service, value: unknown, type: MediaType): P
 /** The way of a call. The lease is given back on every way out, after the last byte of the reply is. */
 const answer = async (service: Service, req: Request, res: Response, kind: Kind): Promise<void> => {
   const { telemetry } = service;
-  const call: Call = { id: requestId(req), start: performance.now(), method: "unknown", outcome: "ok" };
-  res.setHeader("X-Request-Id", call.id);
+  const call: Call = { id: requestId(res), start: performance.now(), method: "unknown", outcome: "ok" };
   const end = telemetry.begin(Number(req.headers["content-length"] ?? 0));
   const observe: Observer = (method, outcome, error) => {
     call.method = method;
@@ -219,7 +229,9 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
       telemetry.phase("decode", seconds(start));
       return value;
     };
-    const reply = await kind.run({ service, req, lease, body, type, id: call.id, observe });
+    // Only the caller's silence counts, not the time that its call waits for the workers.
+    req.socket.setTimeout(0);
+    const reply = await kind.run({ service, req, lease, body, type, id: call.id, observe }).finally(() => req.socket.setTimeout(service.limits.idleTimeoutMs));
     const start = performance.now();
     await send(res, reply);
     telemetry.phase("send", seconds(start));

@@ -123,7 +123,6 @@ export class Pool implements AsyncDisposable {
   async #runOnWorkers(job: number, shards: number): Promise<void> {
     const control = this.#control;
     const generation = (Atomics.load(control, GENERATION) + 1) | 0;
-    const before = Atomics.load(control, FINISHED);
     this.#isRunning = true;
     this.#hasLostWorker = false;
     Atomics.store(control, TRAPPED, 0);
@@ -133,7 +132,9 @@ export class Pool implements AsyncDisposable {
     // Last, so that whoever sees the new generation sees the whole job.
     Atomics.store(control, GENERATION, generation);
     Atomics.notify(control, GENERATION);
-    await Atomics.waitAsync(control, FINISHED, before).value;
+    // A worker may notify late: for the job before this one, when another had done so already.
+    for (let seen = Atomics.load(control, FINISHED); seen !== generation; seen = Atomics.load(control, FINISHED))
+      await Atomics.waitAsync(control, FINISHED, seen).value;
     this.#isRunning = false;
     if (this.#hasLostWorker) throw new StepdError("INTERNAL_ERROR", "A worker thread died during this call; nothing was changed, send it again");
     if (Atomics.load(control, TRAPPED) !== 0) throw new StepdError("INTERNAL_ERROR", "A kernel failed in this call; nothing was changed");

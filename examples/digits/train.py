@@ -1,8 +1,8 @@
 """Train a classifier of handwritten digits with every optimizer step done by stepd.
 
-The model is an MLP in numpy with its gradients written out by hand. Each minibatch sends
-parameters, gradients and state to the service as MessagePack and goes on with what comes
-back. Nothing about the optimizer lives in this process.
+The model is an MLP in numpy with its gradients written out by hand. Each minibatch
+sends parameters, gradients and state to the service as MessagePack and goes on with
+what comes back. Nothing about the optimizer lives in this process.
 """
 
 from __future__ import annotations
@@ -73,33 +73,26 @@ def to_safetensors(tensors: Tensors) -> bytes:
         }
         end += array.nbytes
     text = json.dumps(header).encode()
-    return (
-        struct.pack("<Q", len(text))
-        + text
-        + b"".join(
-            array.astype("<f4", copy=False).tobytes() for array in tensors.values()
-        )
-    )
+    data = (array.astype("<f4", copy=False).tobytes() for array in tensors.values())
+    return struct.pack("<Q", len(text)) + text + b"".join(data)
 
 
 def from_safetensors(file: bytes) -> Tensors:
     start = 8 + struct.unpack_from("<Q", file)[0]
     header = json.loads(file[8:start])
     header.pop("__metadata__", None)
-    return {
-        name: np.frombuffer(
-            file[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]],
-            "<f4",
-        ).reshape(entry["shape"])
-        for name, entry in header.items()
-    }
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        data = np.frombuffer(file[start + begin : start + end], "<f4")
+        tensors[name] = data.reshape(entry["shape"])
+    return tensors
 
 
 def init(rng: np.random.Generator, inputs: int, outputs: int) -> Tensors:
     def weight(rows: int, columns: int) -> np.ndarray:
-        return (rng.standard_normal((rows, columns)) * np.sqrt(2 / rows)).astype(
-            np.float32
-        )
+        values = rng.standard_normal((rows, columns)) * np.sqrt(2 / rows)
+        return values.astype(np.float32)
 
     return {
         "hidden.weight": weight(inputs, HIDDEN),

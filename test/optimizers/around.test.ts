@@ -1,0 +1,235 @@
+/** What surrounds the update: clipping, norms over shards, loss scale, non-finite gradients, statistics. */
+import assert from "node:assert/strict";
+import { after, before, suite, test } from "node:test";
+import { gradsAt, LARGE, SMALL, type StepReply, startParams } from "../support/run.ts";
+import { requireSame } from "../support/same.ts";
+import { type RpcError, TestService } from "../support/service.ts";
+import { readState, readTensors, type TestTensors, writeTensors } from "../support/tensors.ts";
+import { variants } from "../support/variants.ts";
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start();
+});
+after(() => service[Symbol.asyncDispose]());
+
+interface Stats {
+  readonly grad_norm: number;
+  readonly param_norm: number;
+  readonly update_norm: number;
+  readonly zeros: number;
+  readonly non_finite: number;
+  readonly clipped: boolean;
+  readonly tensors?: Readonly<
+    Record<string, { readonly grad_norm: number; readonly param_norm: number; readonly update_norm: number; readonly trust_ratio?: number }>
+  >;
+}
+
+interface Reply extends StepReply {
+  readonly skipped: boolean;
+  readonly stats?: Stats;
+  readonly warnings?: readonly string[];
+}
+
+const step = (params: TestTensors, grads: TestTensors, more: Readonly<Record<string, unknown>> = {}): Promise<Reply> =>
+  service.call("optimizer.step", { optimizer: { name: "adamw" }, params: writeTensors(params), grads: writeTensors(grads), ...more });
+
+const mapValues = (tensors: TestTensors, change: (value: number) => number): TestTensors =>
+  Object.fromEntries(Object.entries(tensors).map(([name, { shape, data }]) => [name, { shape, data: data.map(change) }]));
+
+const norm = (tensors: TestTensors): number =>
+  Math.sqrt(Object.values(tensors).reduce((sum, { data }) => sum + data.reduce((part, value) => part + value * value, 0), 0));
+
+const near = (found: number | undefined, expected: number): void =>
+  assert.ok(found !== undefined && Math.abs(found - expected) <= 1e-6 * Math.abs(expected), `${found}, not ${expected}`);
+
+const pick = (all: TestTensors, names: readonly string[]): TestTensors => Object.fromEntries(Object.entries(all).filter(([name]) => names.includes(name)));
+
+suite("clipping", () => {
+  const params = startParams(SMALL);
+  const grads = gradsAt(SMALL, 0);
+  const sgd = { optimizer: { name: "sgd", lr: 1 } };
+
+  test("max_norm multiplies by max_norm / (norm + 1e-6), as torch does", async () => {
+    const factor = Math.fround(0.5 / (norm(grads) + 1e-6));
+    const clipped = await step(params, grads, { ...sgd, clip: { max_norm: 0.5 }, stats: "global" });
+    const scaled = await step(
+      params,
+      mapValues(grads, (value) => value * factor),
+      sgd,
+    );
+    requireSame(readTensors(clipped.params), readTensors(scaled.params));
+    assert.equal(clipped.stats?.clipped, true);
+    near(clipped.stats?.grad_norm, norm(grads));
+  });
+
+  test("max_norm above the norm changes nothing", async () => {
+    const clipped = await step(params, grads, { clip: { max_norm: 1e6 }, stats: "global" });
+    assert.ok(Buffer.from(clipped.params).equals(Buffer.from((await step(params, grads)).params)));
+    assert.equal(clipped.stats?.clipped, false);
+  });
+
+  test("max_value keeps each value within its bounds", async () => {
+    const clipped = await step(params, grads, { ...sgd, clip: { max_value: 0.25 } });
+    const clamped = await step(
+      params,
+      mapValues(grads, (value) => Math.min(Math.max(value, -0.25), 0.25)),
+      sgd,
+    );
+    requireSame(readTensors(clipped.params), readTensors(clamped.params));
+  });
+
+  test("total_norm needs something to use it, and max_norm excludes max_value", async () => {
+    await assert.rejects(step(params, grads, { clip: { total_norm: 1 } }), ({ data }: RpcError) => data.field === "/clip/total_norm");
+    await assert.rejects(step(params, grads, { clip: { max_norm: 1, max_value: 1 } }), ({ data }: RpcError) => data.field === "/clip");
+    await assert.rejects(step(params, grads, { clip: { max_norm: 0 } }), ({ data }: RpcError) => data.field === "/clip/max_norm");
+    await assert.rejects(step(params, grads, { clip: {} }), ({ data }: RpcError) => data.field === "/clip");
+  });
+
+  for (const { label, optimizer } of variants) {
+    test(`norms and steps over shards are the whole step, bit for bit: ${label}`, async () => {
+      const [large, largeGrads] = [startParams(LARGE), gradsAt(LARGE, 0)];
+      const shards = [
+        ["encoder/bias", "scale", "ünï"],
+        ["encoder.weight", "empty"],
+      ];
+      const squares: Record<string, number> = {};
+      for (const names of shards) {
+        const { tensors } = await service.call<{ tensors: Record<string, { grad_squares: number }> }>("optimizer.norms", {
+          grads: writeTensors(pick(largeGrads, names)),
+        });
+        for (const [name, { grad_squares }] of Object.entries(tensors)) squares[name] = grad_squares;
+      }
+      const inOrder = Object.keys(squares).sort((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)));
+      const total_norm = Math.sqrt(inOrder.reduce((sum, name) => sum + (squares[name] ?? 0), 0));
+      const whole = await step(large, largeGrads, { optimizer, clip: { max_norm: 1 } });
+      for (const names of shards) {
+        const part = await step(pick(large, names), pick(largeGrads, names), { optimizer, clip: { max_norm: 1, total_norm } });
+        requireSame(readTensors(part.params), pick(readTensors(whole.params), names), "params");
+        for (const [slot, tensors] of Object.entries(readState(part.state).slots)) {
+          requireSame(tensors, pick(readState(whole.state).slots[slot] ?? {}, names), slot);
+        }
+      }
+    });
+  }
+
+  test("norms gives the parameters' sums too, where they are sent, and the counts", async () => {
+    const some = { w: { shape: [4], data: Float32Array.of(0, 3, Number.NaN, 4) }, v: { shape: [2], data: Float32Array.of(0, 2) } };
+    const { tensors } = await service.call<{ tensors: Record<string, unknown> }>("optimizer.norms", {
+      grads: writeTensors(some),
+      params: writeTensors({ w: { shape: [4], data: Float32Array.of(1, 1, 1, 1) }, v: { shape: [2], data: Float32Array.of(3, 4) } }),
+      loss_scale: 2,
+    });
+    assert.deepEqual(tensors["v"], { grad_squares: 1, param_squares: 25, zeros: 1, non_finite: 0 });
+    assert.deepEqual(tensors["w"], { grad_squares: Number.NaN, param_squares: 4, zeros: 1, non_finite: 1 });
+  });
+});
+
+suite("loss scale", () => {
+  test("a power of two divides exactly", async () => {
+    const grads = gradsAt(SMALL, 0);
+    const scaled = await step(
+      startParams(SMALL),
+      mapValues(grads, (value) => value * 65536),
+      { loss_scale: 65536 },
+    );
+    const plain = await step(startParams(SMALL), grads);
+    assert.ok(Buffer.from(scaled.params).equals(Buffer.from(plain.params)));
+    assert.ok(Buffer.from(scaled.state).equals(Buffer.from(plain.state)));
+  });
+
+  test("any other divides with one rounding, before clipping", async () => {
+    const grads = gradsAt(SMALL, 0);
+    const divided = mapValues(grads, (value) => Math.fround(value / 3));
+    for (const clip of [undefined, { max_norm: 0.1 }, { max_value: 0.1 }]) {
+      const more = clip ? { clip } : {};
+      const scaled = await step(startParams(SMALL), grads, { loss_scale: 3, stats: "global", ...more });
+      const plain = await step(startParams(SMALL), divided, { stats: "global", ...more });
+      assert.ok(Buffer.from(scaled.params).equals(Buffer.from(plain.params)));
+      assert.deepEqual(scaled.stats, plain.stats);
+    }
+  });
+
+  test("must be more than zero", async () => {
+    await assert.rejects(step(startParams(SMALL), gradsAt(SMALL, 0), { loss_scale: 0 }), ({ data }: RpcError) => data.field === "/loss_scale");
+  });
+});
+
+suite("non-finite gradients", () => {
+  const params = startParams(SMALL);
+  const grads = { ...gradsAt(SMALL, 0), b: { shape: [7], data: Float32Array.of(0, Number.NaN, 1, Number.POSITIVE_INFINITY, 2, 3, 4) } };
+
+  for (const more of [{}, { stats: "global" }, { clip: { max_norm: 1 } }, { clip: { max_value: 1 } }, { optimizer: { name: "lamb", max_grad_norm: 1 } }]) {
+    test(`error names the tensor and how many values, with ${JSON.stringify(more)}`, async () => {
+      await assert.rejects(step(params, grads, more), (error: RpcError & { message: string }) => {
+        assert.equal(error.data.name, "NON_FINITE_GRADIENT");
+        assert.match(error.message, /"b" \(2 values\)/);
+        return true;
+      });
+    });
+  }
+
+  test("skip returns everything unchanged and counts no step", async () => {
+    const first = await step(params, gradsAt(SMALL, 0));
+    const skipped = await step(readTensors(first.params), grads, { state: first.state, non_finite: "skip" });
+    assert.equal(skipped.skipped, true);
+    assert.equal(skipped.step, 1);
+    requireSame(readTensors(skipped.params), readTensors(first.params));
+    assert.ok(Buffer.from(skipped.state).equals(Buffer.from(first.state)));
+    const taken = await step(params, gradsAt(SMALL, 0), { non_finite: "skip" });
+    assert.equal(taken.skipped, false);
+    assert.ok(Buffer.from(taken.params).equals(Buffer.from(first.params)));
+  });
+
+  test("propagate goes on", async () => {
+    const { params: after } = await step(params, grads, { non_finite: "propagate" });
+    const { b, w } = readTensors(after);
+    assert.deepEqual([...(b?.data ?? [])].map(Number.isNaN), [false, true, false, true, false, false, false]);
+    assert.ok([...(w?.data ?? [])].every(Number.isFinite));
+  });
+
+  test("a gradient whose square overflows is warned of where squares are kept", async () => {
+    const huge = { ...gradsAt(SMALL, 0), b: { shape: [7], data: Float32Array.of(0, 1e30, 1, 1e19, 2, 3, 4) } };
+    assert.match((await step(params, huge)).warnings?.[0] ?? "", /"b" \(1 value\)/);
+    assert.equal((await step(params, huge, { optimizer: { name: "sgd" } })).warnings, undefined);
+    assert.equal((await step(params, huge, { clip: { max_norm: 1 } })).warnings, undefined);
+    assert.equal((await step(params, gradsAt(SMALL, 0))).warnings, undefined);
+  });
+});
+
+suite("statistics", () => {
+  for (const { label, optimizer } of variants) {
+    test(`change no bit, and are the norms of what went in and came out: ${label}`, async () => {
+      const params = startParams(LARGE);
+      const grads = gradsAt(LARGE, 0);
+      const plain = await step(params, grads, { optimizer });
+      const { stats, ...reply } = await step(params, grads, { optimizer, stats: "tensor" });
+      assert.ok(Buffer.from(reply.params).equals(Buffer.from(plain.params)));
+      assert.ok(Buffer.from(reply.state).equals(Buffer.from(plain.state)));
+      const after = readTensors(reply.params);
+      const change = Object.fromEntries(
+        Object.entries(after).map(([name, { shape, data }]) => [
+          name,
+          { shape, data: data.map((value, i) => Math.fround(value - (params[name]?.data[i] as number))) },
+        ]),
+      );
+      near(stats?.grad_norm, norm(grads));
+      near(stats?.param_norm, norm(params));
+      near(stats?.update_norm, norm(change));
+      assert.equal(stats?.non_finite, 0);
+      for (const [name, tensor] of Object.entries(stats?.tensors ?? {})) {
+        if (name === "empty") continue;
+        near(tensor.grad_norm, norm(pick(grads, [name])));
+        near(tensor.update_norm, norm(pick(change, [name])));
+        if (optimizer.name === "lamb") assert.ok((tensor.trust_ratio ?? 0) > 0);
+      }
+      assert.deepEqual(Object.keys(stats?.tensors ?? {}).sort(), Object.keys(grads).sort());
+    });
+  }
+
+  test("global has no tensors, none has no statistics", async () => {
+    const global = await step(startParams(SMALL), gradsAt(SMALL, 0), { stats: "global" });
+    assert.equal(global.stats?.tensors, undefined);
+    assert.equal((await step(startParams(SMALL), gradsAt(SMALL, 0))).stats, undefined);
+  });
+});

@@ -1,5 +1,6 @@
 /** The environment and the flags, checked once and frozen. No other file reads the environment. */
 import os from "node:os";
+import { closest } from "fastest-levenshtein";
 
 const MIB = 2 ** 20;
 const MAX_ARENA_MIB = 4096;
@@ -46,8 +47,8 @@ const oneOf =
     return text;
   };
 
-const nonEmpty = (text: string, name: string): string => {
-  if (text === "") throw new ConfigError(`${name}: expected a value, found an empty one`);
+const address = (text: string, name: string): string => {
+  if (text === "") throw new ConfigError(`${name}: expected an address, found ""`);
   return text;
 };
 
@@ -62,7 +63,7 @@ const MAX_WORKERS = 256;
 const MAX_TIMEOUT_MS = 24 * 3600 * 1000;
 
 const settings = {
-  host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: nonEmpty },
+  host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: address },
   port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free one and prints it", initial: "8080", parse: wholeNumber(0, 65535) },
   socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", parse: (text: string) => text },
   workers: {
@@ -107,7 +108,7 @@ const settings = {
 export const readConfig = (env: Readonly<Record<string, string | undefined>>): Config => {
   const known = Object.values(settings).map(({ name }) => name);
   const unknown = Object.keys(env).find((name) => name.startsWith("STEPD_") && !known.includes(name));
-  if (unknown) throw new ConfigError(`${unknown}: there is no such setting; --help lists them`);
+  if (unknown) throw new ConfigError(`${unknown}: expected a setting that --help lists, for instance ${closest(unknown, known)}, found an unknown name`);
   const values = Object.entries(settings).map(([key, { name, initial, parse }]) => [key, parse(env[name] ?? initial, name)]);
   return Object.freeze(Object.fromEntries(values) as Config);
 };

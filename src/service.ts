@@ -141,6 +141,8 @@ const listenError = ({ socket, host, port }: Config, error: NodeJS.ErrnoExceptio
 
 /** A socket file that nobody listens on is left over from a process that was killed. */
 const removeStaleSocket = async (path: string): Promise<void> => {
+  // A plain file refuses connections too, and is somebody's.
+  if (!(await lstat(path).catch(() => undefined))?.isSocket()) return;
   const isAnswered = await new Promise<boolean>((resolve) => {
     const probe = net.connect(path, () => {
       probe.destroy();

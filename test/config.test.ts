@@ -1,0 +1,318 @@
+/** Settings and flags of the real process: right values, wrong values, and what a person at a terminal sees. */
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import http from "node:http";
+import net from "node:net";
+import os from "node:os";
+import { join } from "node:path";
+import { after, test } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
+import { help, readConfig } from "../src/config.ts";
+
+const root = join(import.meta.dirname, "..");
+const main = join(root, "src/main.ts");
+const scratch = mkdtempSync(join(os.tmpdir(), "stepd-config-"));
+after(() => rmSync(scratch, { recursive: true, force: true }));
+
+type Env = Readonly<Record<string, string>>;
+
+interface Run {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** A process of the service; `ended` has what it wrote and its exit code. */
+const run = (env: Env, args: readonly string[] = [], command: readonly string[] = [process.execPath, main]) => {
+  const [file = "", ...rest] = command;
+  const child = spawn(file, [...rest, ...args], { cwd: root, env: { PATH: process.env["PATH"], ...env }, stdio: ["ignore", "pipe", "pipe"] });
+  let stdout = "";
+  let stderr = "";
+  child.stdout.on("data", (chunk) => {
+    stdout += chunk;
+  });
+  child.stderr.on("data", (chunk) => {
+    stderr += chunk;
+  });
+  const ended = once(child, "close").then(([code]): Run => ({ code: code as number | null, stdout, stderr }));
+  /** Resolves with the address once the process says that it listens. */
+  const listening = async (): Promise<string> => {
+    const lost = ended.then(({ stderr }) => {
+      throw new Error(`it ended: ${stderr}`);
+    });
+    lost.catch(() => {});
+    for (;;) {
+      const address = / listens on (\S+)\n/.exec(stdout)?.[1];
+      if (address) return address;
+      await Promise.race([once(child.stdout, "data"), lost]);
+    }
+  };
+  return {
+    child,
+    ended,
+    listening,
+    async [Symbol.asyncDispose]() {
+      if (child.exitCode === null && child.signalCode === null) child.kill("SIGKILL");
+      await ended;
+    },
+  };
+};
+
+const small: Env = { STEPD_PORT: "0", STEPD_ARENA_MIB: "16", STEPD_WORKERS: "1" };
+
+/** One line on stderr that starts with the variable and says what was expected and found; nothing on stdout; exit code 1. */
+const refusal = async (env: Env, variable: string, found: string): Promise<void> => {
+  await using service = run({ ...small, ...env });
+  const { code, stdout, stderr } = await service.ended;
+  assert.equal(code, 1, stderr);
+  assert.equal(stdout, "");
+  assert.match(stderr, /^[^\n]+\n$/, "one line");
+  assert.ok(stderr.startsWith(`stepd: ${variable}: expected `), stderr);
+  assert.ok(stderr.includes("found ") && stderr.includes(found), stderr);
+};
+
+const wholeNumbers = {
+  STEPD_PORT: [0, 65535],
+  STEPD_WORKERS: [1, 256],
+  STEPD_ARENA_MIB: [1, 4096],
+  STEPD_REQUEST_TIMEOUT_MS: [1, 86400000],
+  STEPD_IDLE_TIMEOUT_MS: [1, 86400000],
+  STEPD_DRAIN_TIMEOUT_MS: [1, 86400000],
+} as const;
+
+for (const [name, [least, most]] of Object.entries(wholeNumbers)) {
+  const low = least === 0 ? "-1" : String(least - 1);
+  for (const wrong of [low, String(most + 1), "many", ""])
+    test(`${name}=${JSON.stringify(wrong)} stops the start`, () => refusal({ [name]: wrong }, name, JSON.stringify(wrong)));
+  test(`${name} takes whole numbers in decimal digits only`, () => {
+    for (const wrong of ["1.5", "0x10", " 8", "8 ", "1e2", "+8", "NaN", "Infinity", "\u0668"])
+      assert.throws(
+        () => readConfig({ [name]: wrong }),
+        (error: Error) => error.name === "ConfigError" && error.message.startsWith(`${name}: expected `) && error.message.endsWith(`, found ${JSON.stringify(wrong)}`),
+      );
+  });
+  });
+  test(`${name} takes its least and its most`, () => {
+    for (const value of [least, most]) assert.ok(Object.values(readConfig({ [name]: String(value) })).includes(value));
+  });
+}
+
+test("a log level that does not exist stops the start", () => refusal({ STEPD_LOG_LEVEL: "loud" }, "STEPD_LOG_LEVEL", '"loud"'));
+test("a log level in capitals stops the start", () => refusal({ STEPD_LOG_LEVEL: "INFO" }, "STEPD_LOG_LEVEL", '"INFO"'));
+test("an empty log level stops the start", () => refusal({ STEPD_LOG_LEVEL: "" }, "STEPD_LOG_LEVEL", '""'));
+test("an empty host stops the start", () => refusal({ STEPD_HOST: "" }, "STEPD_HOST", '""'));
+test("a host that is not this machine stops the start", () => refusal({ STEPD_HOST: "192.0.2.1" }, "STEPD_HOST", '"192.0.2.1"'));
+test("a socket in a folder that does not exist stops the start", () => {
+  const path = join(scratch, "missing/stepd.sock");
+  return refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
+});
+test("a socket at a path that is too long stops the start", () => {
+  const path = join(scratch, "s".repeat(200));
+  return refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
+});
+test("a socket at the path of a plain file stops the start and leaves the file", async () => {
+  const path = join(scratch, "file");
+  writeFileSync(path, "precious");
+  await refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
+  assert.equal(readFileSync(path, "utf8"), "precious");
+});
+
+test("a setting that does not exist stops the start and points to the nearest", async () => {
+  await using service = run({ ...small, STEPD_WORKER: "2" });
+  const { code, stderr } = await service.ended;
+  assert.equal(code, 1);
+  assert.match(stderr, /^stepd: STEPD_WORKER: expected a setting that --help lists, for instance STEPD_WORKERS, found [^\n]*\n$/);
+});
+
+test("a port in use stops the start", async () => {
+  const server = net.createServer();
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as net.AddressInfo;
+  try {
+    await refusal({ STEPD_PORT: String(port) }, "STEPD_PORT", `${port} in use`);
+  } finally {
+    server.close();
+  }
+});
+
+test("a socket in use stops the start, one left over does not", async () => {
+  const path = join(scratch, "stepd.sock");
+  {
+    await using first = run({ ...small, STEPD_SOCKET: path });
+    assert.equal(await first.listening(), `unix:${path}`);
+    await refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", "in use");
+  }
+  assert.ok(existsSync(path), "a killed service leaves its socket");
+  await using second = run({ ...small, STEPD_SOCKET: path });
+  await second.listening();
+  const live = await new Promise<number | undefined>((resolve, reject) => {
+    http.get({ socketPath: path, path: "/health/live" }, (res) => resolve(res.resume().statusCode)).once("error", reject);
+  });
+  assert.equal(live, 200);
+  second.child.kill("SIGTERM");
+  assert.equal((await second.ended).code, 0);
+  assert.ok(!existsSync(path), "a drained service takes its socket away");
+});
+
+test("port 0 picks a free port and prints it", async () => {
+  await using service = run(small);
+  const address = await service.listening();
+  assert.match(address, /^http:\/\/127\.0\.0\.1:[1-9]\d*$/);
+  assert.equal((await fetch(`${address}/health/ready`)).status, 200);
+});
+
+test("workers, arena and an IPv6 host reach the service", async (t) => {
+  const hosts = Object.values(os.networkInterfaces()).flat();
+  const host = hosts.some((address) => address?.address === "::1") ? "::1" : "127.0.0.1";
+  t.diagnostic(`host ${host}`);
+  await using service = run({ ...small, STEPD_HOST: host, STEPD_WORKERS: "3", STEPD_ARENA_MIB: "8" });
+  const address = await service.listening();
+  assert.ok(address.startsWith(host === "::1" ? "http://[::1]:" : "http://127.0.0.1:"));
+  const info = (await (await fetch(`${address}/v1`)).json()) as { workers: number; limits: { arena_bytes: number } };
+  assert.equal(info.workers, 3);
+  assert.ok(info.limits.arena_bytes <= 8 * 2 ** 20 && info.limits.arena_bytes > 7 * 2 ** 20, String(info.limits.arena_bytes));
+});
+
+test("STEPD_LOG_LEVEL=debug logs calls on stderr as JSON, silent logs nothing", async () => {
+  for (const level of ["debug", "silent"]) {
+    await using service = run({ ...small, STEPD_LOG_LEVEL: level });
+    await fetch(`${await service.listening()}/v1/optimizers`);
+    service.child.kill("SIGTERM");
+    const { stderr } = await service.ended;
+    if (level === "silent") assert.equal(stderr, "");
+    else
+      assert.ok(
+        stderr
+          .trim()
+          .split("\n")
+          .map((line) => JSON.parse(line) as { msg: string })
+          .some(({ msg }) => msg === "call"),
+        stderr,
+      );
+  }
+});
+
+for (const signal of ["SIGTERM", "SIGINT"] as const) {
+  test(`${signal} drains: a request in flight is answered, then the process exits with 0`, async () => {
+    await using service = run(small);
+    const address = new URL(await service.listening());
+    const body = Buffer.from(JSON.stringify({ jsonrpc: "2.0", id: 1, method: "optimizer.list" }));
+    const request = http.request({
+      port: address.port,
+      method: "POST",
+      path: "/rpc",
+      headers: { "Content-Type": "application/json", "Content-Length": body.length },
+    });
+    request.write(body.subarray(0, 10));
+    await delay(200);
+    service.child.kill(signal);
+    service.child.kill(signal); // The terminal sends one, npm the other.
+    await delay(200);
+    request.end(body.subarray(10));
+    const [response] = (await once(request, "response")) as [http.IncomingMessage];
+    assert.equal(response.statusCode, 200);
+    const { code, stderr } = await service.ended;
+    assert.equal(code, 0, stderr);
+    assert.match(stderr, /"draining"/);
+  });
+}
+
+test("a call that outlasts the drain time is cut off, and the exit code says so", async () => {
+  await using service = run({ ...small, STEPD_DRAIN_TIMEOUT_MS: "200" });
+  const address = new URL(await service.listening());
+  const request = http.request({ port: address.port, method: "POST", path: "/rpc", headers: { "Content-Type": "application/json", "Content-Length": 100 } });
+  request.on("error", () => {});
+  request.write("{");
+  await delay(200);
+  service.child.kill("SIGTERM");
+  assert.equal((await service.ended).code, 1);
+});
+
+test("a second signal later on does not wait", async () => {
+  await using service = run(small);
+  const address = new URL(await service.listening());
+  const request = http.request({ port: address.port, method: "POST", path: "/rpc", headers: { "Content-Type": "application/json", "Content-Length": 100 } });
+  request.on("error", () => {});
+  request.write("{");
+  await delay(200);
+  service.child.kill("SIGINT");
+  await delay(900);
+  service.child.kill("SIGINT");
+  const { code, stderr } = await service.ended;
+  assert.equal(code, 1);
+  assert.match(stderr, /stopped by a second SIGINT/);
+});
+
+test("npm start listens, and SIGTERM to npm drains the service", async () => {
+  await using npm = run({ ...small, HOME: scratch }, [], ["npm", "start"]);
+  const address = await npm.listening();
+  assert.equal((await fetch(`${address}/health/live`)).status, 200);
+  npm.child.kill("SIGTERM");
+  const { code, stderr } = await npm.ended;
+  assert.equal(code, 0, stderr);
+  assert.match(stderr, /"draining"/);
+  await assert.rejects(fetch(`${address}/health/live`), "the service is gone with npm");
+});
+
+test("--help lists every setting with its default and exits with 0", async () => {
+  for (const flag of ["--help", "-h"]) {
+    await using process = run({}, [flag]);
+    const { code, stdout, stderr } = await process.ended;
+    assert.deepEqual({ code, stderr }, { code: 0, stderr: "" });
+    for (const name of [...Object.keys(wholeNumbers), "STEPD_HOST", "STEPD_SOCKET", "STEPD_LOG_LEVEL"])
+      assert.match(stdout, new RegExp(`^ {2}${name} +\\S.*$`, "m"));
+    assert.match(stdout, /STEPD_PORT .*\(8080\)/);
+    assert.match(stdout, /STEPD_HOST .*\(127\.0\.0\.1\)/);
+    assert.equal(stdout.match(/^ {2}STEPD_/gm)?.length, Object.keys(readConfig({})).length);
+  }
+});
+
+test("--help works with a setting that is wrong", async () => {
+  await using process = run({ STEPD_PORT: "x" }, ["--help"]);
+  assert.equal((await process.ended).code, 0);
+});
+
+test("--version prints the version of package.json and exits with 0", async () => {
+  await using process = run({}, ["--version"]);
+  const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
+  assert.deepEqual(await process.ended, { code: 0, stdout: `${version}\n`, stderr: "" });
+});
+
+for (const args of [["--prot"], ["serve"], ["--help=yes"]]) {
+  test(`the argument ${args} stops the start with one line`, async () => {
+    await using process = run(small, args);
+    const { code, stdout, stderr } = await process.ended;
+    assert.deepEqual({ code, stdout }, { code: 1, stdout: "" });
+    assert.match(stderr, /^stepd: [^\n]+\n$/);
+  });
+}
+
+test("without settings the defaults hold, and other variables are not read", () => {
+  const config = readConfig({ PORT: "1", HOST: "x", stepd_port: "2" });
+  const { workers, arenaMib, ...rest } = config;
+  assert.deepEqual(rest, {
+    host: "127.0.0.1",
+    port: 8080,
+    socket: "",
+    logLevel: "info",
+    requestTimeoutMs: 300000,
+    idleTimeoutMs: 60000,
+    drainTimeoutMs: 30000,
+  });
+  assert.equal(workers, Math.min(os.availableParallelism(), 256));
+  assert.ok(Number.isInteger(arenaMib) && arenaMib >= 1 && arenaMib <= 4096);
+});
+
+test("the configuration is frozen", () => {
+  const config = readConfig({});
+  assert.ok(Object.isFrozen(config));
+  assert.throws(() => Object.assign(config, { port: 1 }), TypeError);
+});
+
+test("the help names every setting that is read, and no other", () => {
+  for (const name of help().match(/STEPD_\w+/g) ?? [])
+    assert.doesNotThrow(() => readConfig({ [name]: ({ ...{}, STEPD_HOST: "h", STEPD_LOG_LEVEL: "info" } as Env)[name] ?? "1" }));
+});

@@ -90,9 +90,9 @@ for (const [name, [least, most]] of Object.entries(wholeNumbers)) {
     for (const wrong of ["1.5", "0x10", " 8", "8 ", "1e2", "+8", "NaN", "Infinity", "\u0668"])
       assert.throws(
         () => readConfig({ [name]: wrong }),
-        (error: Error) => error.name === "ConfigError" && error.message.startsWith(`${name}: expected `) && error.message.endsWith(`, found ${JSON.stringify(wrong)}`),
+        (error: Error) =>
+          error.name === "ConfigError" && error.message.startsWith(`${name}: expected `) && error.message.endsWith(`, found ${JSON.stringify(wrong)}`),
       );
-  });
   });
   test(`${name} takes its least and its most`, () => {
     for (const value of [least, most]) assert.ok(Object.values(readConfig({ [name]: String(value) })).includes(value));

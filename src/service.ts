@@ -45,7 +45,7 @@ export class Service implements AsyncDisposable {
     this.#server = createHttpServer({
       admission: arena,
       rpc: new Rpc(version),
-      engine: new Engine(pool),
+      engine: new Engine(pool, arena.capacity),
       telemetry,
       limits,
       isReady: () => this.#isReady,

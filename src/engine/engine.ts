@@ -4,6 +4,7 @@ import type { Parts } from "../codec/parts.ts";
 import { compareUtf8 } from "../codec/safetensors.ts";
 import { groupFinder } from "../planner/groups.ts";
 import type { Pool } from "../pool/pool.ts";
+import { type Estimate, type EstimateInput, estimate } from "./estimate.ts";
 import type { Plan } from "./plan.ts";
 import { Runner } from "./runner.ts";
 import { addSlots, emptyState, MASTER_PARAM, readState, type State, slotDtype, writeState } from "./state.ts";
@@ -31,9 +32,12 @@ export interface Norms {
 
 export class Engine {
   readonly #pool: Pool;
+  /** Bytes that all calls' memory together may have. */
+  readonly #capacity: number;
 
-  constructor(pool: Pool) {
+  constructor(pool: Pool, capacity: number) {
     this.#pool = pool;
+    this.#capacity = capacity;
   }
 
   /** One update. Throws what docs/wire-format.md lists under optimizer.step. */
@@ -74,6 +78,11 @@ export class Engine {
       return [name, { grad_squares: squares, ...(paramSquares && { param_squares: paramSquares[index] ?? 0 }), zeros, non_finite: nonFinite }];
     });
     return { tensors: Object.fromEntries(tensors), grad_norm: Math.sqrt(sums.reduce((sum, { squares }) => sum + squares, 0)) };
+  }
+
+  /** What a step would cost on this server. */
+  estimate(input: Omit<EstimateInput, "capacity">): Estimate {
+    return estimate({ ...input, capacity: this.#capacity });
   }
 
   /** What a state holds. Throws STATE_CORRUPT. */

@@ -13,7 +13,7 @@ import { loadBlob, type Tensor } from "./tensors.ts";
 
 export const STATE_FORMAT = "stepd.state/1";
 
-const STEP = "step";
+export const STEP = "step";
 const FIELD = "/state";
 
 /** Bytes of a step (I64) and of a scalar slot (F64). */
@@ -179,6 +179,10 @@ const scalarBytes = (value: number, dtype: "I64" | "F64"): Buffer => {
   return bytes;
 };
 
+/** The header of a state file whose entries are in canonical order. */
+export const stateHeader = (optimizer: OptimizerDefinition, ordered: readonly TensorDescription[]): Buffer =>
+  writeHeader({ format: STATE_FORMAT, optimizer: optimizer.name, revision: String(optimizer.revision) }, ordered);
+
 /** The canonical file of a state, under the name of an optimizer. */
 export const writeState = (state: State, optimizer: OptimizerDefinition, lease: Lease): Parts => {
   interface Entry extends TensorDescription {
@@ -197,7 +201,7 @@ export const writeState = (state: State, optimizer: OptimizerDefinition, lease: 
   const ordered = canonicalOrder(entries);
   const pieces: Uint8Array[] = [];
   // Scalars that follow each other become one piece, and so do slots that are neighbours in the arena.
-  let scalars: Buffer[] = [writeHeader({ format: STATE_FORMAT, optimizer: optimizer.name, revision: String(optimizer.revision) }, ordered)];
+  let scalars: Buffer[] = [stateHeader(optimizer, ordered)];
   let start = 0;
   let end = 0;
   const flush = (): void => {

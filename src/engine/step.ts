@@ -205,7 +205,12 @@ const prepare = ({ plan: { optimizer }, masterWeights }: StepInput, pairs: reado
 };
 
 /** The slots that a parameter has under an optimizer, with the master copy of a narrow one. */
-export const wantedSlots = (optimizer: OptimizerDefinition, values: Values<Hyperparameters>, param: Tensor, masterWeights: boolean) => {
+export const wantedSlots = <P extends { readonly dtype: string }>(
+  optimizer: OptimizerDefinition,
+  values: Values<Hyperparameters>,
+  param: P,
+  masterWeights: boolean,
+) => {
   const hasMaster = masterWeights && slotDtype(param.dtype) !== param.dtype;
   return { param, slots: [...optimizer.slots(values), ...(hasMaster ? [MASTER_PARAM] : [])], initial: optimizer.initial?.(values) ?? {} };
 };

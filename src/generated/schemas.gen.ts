@@ -996,6 +996,126 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
   },
   {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "plan-result.schema.json",
+    "title": "PlanResult",
+    "description": "What a step costs, as one call with a state.",
+    "type": "object",
+    "required": [
+      "parameters",
+      "bytes_in",
+      "bytes_out",
+      "state_bytes",
+      "arena_bytes",
+      "fits",
+      "requests",
+      "too_large"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "parameters": {
+        "description": "Elements of all parameters.",
+        "type": "integer",
+        "minimum": 0
+      },
+      "bytes_in": {
+        "description": "Bytes of params, grads and state.",
+        "type": "integer",
+        "minimum": 0
+      },
+      "bytes_out": {
+        "description": "Bytes of the new params and state.",
+        "type": "integer",
+        "minimum": 0
+      },
+      "state_bytes": {
+        "description": "Bytes of the state.",
+        "type": "integer",
+        "minimum": 0
+      },
+      "arena_bytes": {
+        "description": "Memory that the call holds on the server, an upper bound.",
+        "type": "integer",
+        "minimum": 0
+      },
+      "fits": {
+        "description": "Whether this server takes it as one call.",
+        "type": "boolean"
+      },
+      "requests": {
+        "description": "How many calls to split it into, so that several fit beside each other; 0 where a tensor alone is too large.",
+        "type": "integer",
+        "minimum": 0
+      },
+      "too_large": {
+        "description": "Tensors that alone do not fit.",
+        "type": "array",
+        "items": {
+          "type": "string"
+        }
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "plan.schema.json",
+    "title": "PlanParams",
+    "description": "A step without its data: what it would cost.",
+    "type": "object",
+    "required": [
+      "optimizer",
+      "tensors"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "optimizer": {
+        "$ref": "optimizer.schema.json"
+      },
+      "groups": {
+        "description": "Parameter groups; the first that matches a parameter takes it.",
+        "type": "array",
+        "items": {
+          "$ref": "group.schema.json"
+        }
+      },
+      "tensors": {
+        "description": "Shapes and dtypes of the parameters by name.",
+        "type": "object",
+        "additionalProperties": {
+          "title": "TensorShape",
+          "type": "object",
+          "required": [
+            "shape"
+          ],
+          "additionalProperties": false,
+          "properties": {
+            "shape": {
+              "type": "array",
+              "maxItems": 32,
+              "items": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": 9007199254740991
+              }
+            },
+            "dtype": {
+              "$ref": "tensor.schema.json#/$defs/Dtype"
+            }
+          }
+        },
+        "tsType": "{ readonly [name: string]: { readonly shape: readonly number[]; readonly dtype?: Dtype } }"
+      },
+      "grad_dtype": {
+        "$ref": "tensor.schema.json#/$defs/Dtype"
+      },
+      "master_weights": {
+        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.",
+        "type": "boolean",
+        "default": false
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "step-result.schema.json",
     "title": "StepResult",
     "description": "New parameters and new state.",

@@ -21,6 +21,10 @@ export type Value = number | "NaN" | "Infinity" | "-Infinity"
  * Element type, in the names of safetensors.
  */
 export type Dtype = ("F32" | "F64" | "BF16" | "F16")
+/**
+ * Element type, in the names of safetensors.
+ */
+export type Dtype1 = ("F32" | "F64" | "BF16" | "F16")
 
 export interface Wire {
 "describe-result.schema.json": DescribeResult
@@ -38,6 +42,8 @@ export interface Wire {
 "norms-result.schema.json": NormsResult
 "norms.schema.json": NormsParams
 "optimizer.schema.json": Optimizer
+"plan-result.schema.json": PlanResult
+"plan.schema.json": PlanParams
 "step-result.schema.json": StepResult
 "step.schema.json": StepParams
 "tensor.schema.json": PlainTensor
@@ -508,6 +514,62 @@ params?: Tensors
 loss_scale?: number
 }
 /**
+ * What a step costs, as one call with a state.
+ */
+export interface PlanResult {
+/**
+ * Elements of all parameters.
+ */
+parameters: number
+/**
+ * Bytes of params, grads and state.
+ */
+bytes_in: number
+/**
+ * Bytes of the new params and state.
+ */
+bytes_out: number
+/**
+ * Bytes of the state.
+ */
+state_bytes: number
+/**
+ * Memory that the call holds on the server, an upper bound.
+ */
+arena_bytes: number
+/**
+ * Whether this server takes it as one call.
+ */
+fits: boolean
+/**
+ * How many calls to split it into, so that several fit beside each other; 0 where a tensor alone is too large.
+ */
+requests: number
+/**
+ * Tensors that alone do not fit.
+ */
+too_large: string[]
+}
+/**
+ * A step without its data: what it would cost.
+ */
+export interface PlanParams {
+optimizer: Optimizer
+/**
+ * Parameter groups; the first that matches a parameter takes it.
+ */
+groups?: Group[]
+/**
+ * Shapes and dtypes of the parameters by name.
+ */
+tensors: { readonly [name: string]: { readonly shape: readonly number[]; readonly dtype?: Dtype } }
+grad_dtype?: Dtype
+/**
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
+ */
+master_weights?: boolean
+}
+/**
  * New parameters and new state.
  */
 export interface StepResult {
@@ -640,6 +702,6 @@ export interface PlainTensor {
  * @maxItems 32
  */
 shape: number[]
-dtype?: Dtype
+dtype?: Dtype1
 values: readonly (number | "NaN" | "Infinity" | "-Infinity")[]
 }

@@ -8,6 +8,7 @@ import { inspect } from "./inspect.ts";
 import { list } from "./list.ts";
 import type { Context, Method } from "./method.ts";
 import { norms } from "./norms.ts";
+import { plan } from "./plan.ts";
 import { step } from "./step.ts";
 
 export type { Context, Method } from "./method.ts";
@@ -44,7 +45,7 @@ export class Rpc {
       rest: { verb: "GET", path: "/openrpc.json" },
       handle: () => this.openRpc,
     };
-    this.methods = [step as Method, init as Method, norms as Method, list, describe as Method, inspect as Method, discover];
+    this.methods = [step as Method, init as Method, norms as Method, plan as Method, list, describe as Method, inspect as Method, discover];
     this.#byName = new Map(this.methods.map((method) => [method.name, method]));
     this.openRpc = openRpc(this.methods, version);
     this.openApi = openApi(this.methods, version);

@@ -1,0 +1,16 @@
+import type { PlanParams } from "../generated/wire.gen.ts";
+import { planOf } from "./_optimizer.ts";
+import type { Method } from "./method.ts";
+
+/** optimizer.plan: the cost of a step before a byte is moved. */
+export const plan: Method<PlanParams> = {
+  name: "optimizer.plan",
+  summary: "What a step would cost, from shapes and dtypes alone: bytes in and out, state, memory, how many calls",
+  params: "plan.schema.json",
+  result: "plan-result.schema.json",
+  rest: { verb: "POST", path: "/v1/plan" },
+
+  handle({ optimizer, groups, tensors, grad_dtype: gradDtype, master_weights: masterWeights = false }, { engine }) {
+    return engine.estimate({ plan: planOf(optimizer, groups), tensors, gradDtype, masterWeights });
+  },
+};

@@ -1,0 +1,63 @@
+/** optimizer.plan says what a step then really costs. */
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { SMALL, type StepReply } from "../support/run.ts";
+import { TestService } from "../support/service.ts";
+import { DTYPES, type Dtype, type Typed, writeTyped } from "../support/typed.ts";
+import { variants } from "../support/variants.ts";
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start({ STEPD_ARENA_MIB: "64" });
+});
+after(() => service[Symbol.asyncDispose]());
+
+interface Cost {
+  readonly parameters: number;
+  readonly bytes_in: number;
+  readonly bytes_out: number;
+  readonly state_bytes: number;
+  readonly arena_bytes: number;
+  readonly fits: boolean;
+  readonly requests: number;
+  readonly too_large: readonly string[];
+}
+
+const ones = (dtype: Dtype): Record<string, Typed> =>
+  Object.fromEntries(
+    Object.entries(SMALL).map(([name, shape]) => [
+      name,
+      { dtype, shape, values: new Array<number>(shape.reduce((product: number, size) => product * size, 1)).fill(1) },
+    ]),
+  );
+
+for (const { label, optimizer } of variants) {
+  test(`the bytes of a real step: ${label}`, async () => {
+    for (const dtype of DTYPES) {
+      const master_weights = dtype === "BF16";
+      const tensors = Object.fromEntries(Object.entries(SMALL).map(([name, shape]) => [name, { shape, dtype }]));
+      const cost = await service.call<Cost>("optimizer.plan", { optimizer, tensors, grad_dtype: "F32", master_weights });
+      const call = { optimizer, params: writeTyped(ones(dtype)), grads: writeTyped(ones("F32")), master_weights };
+      const { params, state } = await service.call<StepReply>("optimizer.step", call);
+      const next = await service.call<StepReply>("optimizer.step", { ...call, params, state });
+      assert.equal(cost.state_bytes, next.state.length);
+      const close = (found: number, exact: number): void => assert.ok(Math.abs(found - exact) <= 128, `${found}, not ${exact}`);
+      close(cost.bytes_out, next.params.length + next.state.length);
+      close(cost.bytes_in, params.length + call.grads.length + state.length);
+      assert.equal(cost.parameters, 33 + 7 + 1 + 1000);
+      assert.ok(cost.fits);
+      assert.equal(cost.requests, 1);
+    }
+  });
+}
+
+test("says what does not fit, and how many calls to make", async () => {
+  const many = Object.fromEntries(Array.from({ length: 8 }, (_, index) => [`layer.${index}`, { shape: [256, 1024] }]));
+  const cost = await service.call<Cost>("optimizer.plan", { optimizer: { name: "adamw" }, tensors: many });
+  assert.ok(cost.fits);
+  assert.equal(cost.requests, 8);
+  const large = await service.call<Cost>("optimizer.plan", { optimizer: { name: "adamw" }, tensors: { ...many, embedding: { shape: [100_000, 1024] } } });
+  assert.equal(large.fits, false);
+  assert.equal(large.requests, 0);
+  assert.deepEqual(large.too_large, ["embedding"]);
+});

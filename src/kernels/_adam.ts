@@ -97,7 +97,7 @@ function element<T, W>(
 }
 
 /** param -= decay*param + stepSize * (meanScale*exp_avg + gradScale*grad) / (sqrt(squareScale*v + gradSquareScale*grad^2 + epsRoot) + eps). */
-export function quasiHyperbolic<T>(
+export function quasiHyperbolic<T, K>(
   param: usize,
   grad: usize,
   expAvg: usize,
@@ -135,7 +135,7 @@ export function quasiHyperbolic<T>(
     bytes = count * sizeof<T>();
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
-    quasiElement<T, v128>(
+    quasiElement<T, v128, K>(
       param + i,
       grad + i,
       expAvg + i,
@@ -161,7 +161,7 @@ export function quasiHyperbolic<T>(
     );
   }
   for (; i < bytes; i += sizeof<T>()) {
-    quasiElement<T, T>(
+    quasiElement<T, T, K>(
       param + i,
       grad + i,
       expAvg + i,
@@ -188,7 +188,7 @@ export function quasiHyperbolic<T>(
   }
 }
 
-function quasiElement<T, W>(
+function quasiElement<T, W, K>(
   param: usize,
   grad: usize,
   expAvg: usize,
@@ -215,8 +215,8 @@ function quasiElement<T, W>(
   const p = read<T, W>(param);
   const g = coupled<T>(read<T, W>(grad), p, l2, couples);
   const gg = v128.mul<T>(g, g);
-  const m = lerpAny<T>(read<T, W>(expAvg), g, weight1, weight1s);
-  let v = lerpSquareAny<T>(read<T, W>(expAvgSq), gg, weight2, weight2s);
+  const m = lerpAny<T, K>(read<T, W>(expAvg), g, weight1, weight1s);
+  let v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), gg, weight2, weight2s);
   write<T, W>(expAvg, m);
   write<T, W>(expAvgSq, v);
   if (maxExpAvgSq) {

@@ -83,16 +83,30 @@ export function blend<T>(x: v128, left: v128, y: v128, right: v128): v128 {
 /** From this weight on `lerp` is not exact at its far end and cancels badly; the average is blended in float64 instead. */
 const HEAVY: f64 = 0.5;
 
-/** `lerp` for any weight, given as a scalar and spread over the lanes. */
-export function lerpAny<T>(average: v128, sample: v128, weight: f64, weights: v128): v128 {
-  if (weight >= HEAVY) return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
-  return lerp<T>(average, sample, weights);
+/**
+ * Type arguments that say which weights a loop is compiled for: a branch on the weight in the loop would cost as much as the
+ * rest of the step (measured: the registers are spilled around it).
+ */
+export type Light = i8;
+export type AnyWeight = i16;
+
+/** Whether a loop for light weights will do. */
+export function areLight(weight1: f64, weight2: f64): bool {
+  return weight1 < HEAVY && weight2 < HEAVY;
 }
 
-/** `lerpSquare` for any weight. */
-export function lerpSquareAny<T>(average: v128, sample: v128, weight: f64, weights: v128): v128 {
-  if (weight >= HEAVY) return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
-  return lerpSquare<T>(average, sample, weights);
+/** `lerp` for the weights K, given as a scalar and spread over the lanes. */
+export function lerpAny<T, K>(average: v128, sample: v128, weight: f64, weights: v128): v128 {
+  if (sizeof<K>() === sizeof<Light>()) return lerp<T>(average, sample, weights);
+  if (weight < HEAVY) return lerp<T>(average, sample, weights);
+  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
+}
+
+/** `lerpSquare` for the weights K. */
+export function lerpSquareAny<T, K>(average: v128, sample: v128, weight: f64, weights: v128): v128 {
+  if (sizeof<K>() === sizeof<Light>()) return lerpSquare<T>(average, sample, weights);
+  if (weight < HEAVY) return lerpSquare<T>(average, sample, weights);
+  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
 }
 
 /** param - (decay * param + update): one subtraction from the parameter, which is 17 to 24 times closer to the float64 result than param * (1 - decay) - update. */

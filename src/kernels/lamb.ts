@@ -2,38 +2,33 @@
  * LAMB in passes, because the trust ratio needs the norms of whole tensors (src/optimizers/lamb.ts). The update is kept in
  * the gradient's memory between the passes. One shard; `count` elements; `sums` is this block's row of float64 results.
  */
-import { descend, filled, lerpAny, lerpSquareAny, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
+import { AnyWeight, areLight, descend, filled, Light, lerpAny, lerpSquareAny, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
 import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce";
 
-/** The moments and the ratio r = meanScale*exp_avg / (root(exp_avg_sq) + eps). */
-function direction<T, W>(
+/** The moments and the ratio r = meanScale * exp_avg / (sqrt(exp_avg_sq + epsRoot) + eps). */
+function direction<T, W, K>(
   g: v128,
   expAvg: usize,
   expAvgSq: usize,
   averages: bool,
-  keep1: v128,
   weight1: f64,
   weight1s: v128,
   weight2: f64,
   weight2s: v128,
   meanScale: v128,
-  rootScale: v128,
-  squareScale: v128,
-  rooted: bool,
   epsRoot: v128,
   eps: v128,
 ): v128 {
   const m0 = read<T, W>(expAvg);
-  const m = averages ? lerpAny<T>(m0, g, weight1, weight1s) : v128.add<T>(v128.mul<T>(keep1, m0), g);
-  const v = lerpSquareAny<T>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s);
+  const m = averages ? lerpAny<T, K>(m0, g, weight1, weight1s) : v128.add<T>(v128.mul<T>(spread<T>(1 - weight1), m0), g);
+  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s);
   write<T, W>(expAvg, m);
   write<T, W>(expAvgSq, v);
-  const root = rooted ? v128.sqrt<T>(v128.add<T>(v128.mul<T>(squareScale, v), epsRoot)) : v128.mul<T>(v128.sqrt<T>(v), rootScale);
-  return v128.mul<T>(meanScale, v128.div<T>(m, v128.add<T>(root, eps)));
+  return v128.mul<T>(meanScale, v128.div<T>(m, v128.add<T>(v128.sqrt<T>(v128.add<T>(v, epsRoot)), eps)));
 }
 
 /** sums = [|param - decay*param|^2, |update|^2], update = r + inUpdate*param, written over the gradient. */
-function moments<T>(
+function moments<T, K>(
   param: usize,
   grad: usize,
   expAvg: usize,
@@ -46,8 +41,6 @@ function moments<T>(
   weight1: f64,
   weight2: f64,
   meanScale: f64,
-  rootScale: f64,
-  squareScale: f64,
   epsRoot: f64,
   eps: f64,
 ): void {
@@ -55,12 +48,9 @@ function moments<T>(
     shrinks = decay !== 0,
     inUpdates = spread<T>(inUpdate),
     adds = inUpdate !== 0;
-  const keep1 = spread<T>(1 - weight1),
-    weight1s = spread<T>(weight1);
+  const weight1s = spread<T>(weight1);
   const weight2s = spread<T>(weight2);
   const mean = spread<T>(meanScale),
-    roots = spread<T>(rootScale),
-    squares = spread<T>(squareScale),
     root = spread<T>(epsRoot),
     epss = spread<T>(eps);
   const whole = wholeBytes<T>(count),
@@ -72,23 +62,7 @@ function moments<T>(
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
     const p = read<T, v128>(param + i);
-    let u = direction<T, v128>(
-      read<T, v128>(grad + i),
-      expAvg + i,
-      expAvgSq + i,
-      averages !== 0,
-      keep1,
-      weight1,
-      weight1s,
-      weight2,
-      weight2s,
-      mean,
-      roots,
-      squares,
-      epsRoot !== 0,
-      root,
-      epss,
-    );
+    let u = direction<T, v128, K>(read<T, v128>(grad + i), expAvg + i, expAvgSq + i, averages !== 0, weight1, weight1s, weight2, weight2s, mean, root, epss);
     if (adds) u = v128.add<T>(u, v128.mul<T>(inUpdates, p));
     const kept = shrinks ? v128.sub<T>(p, v128.mul<T>(decays, p)) : p;
     write<T, v128>(grad + i, u);
@@ -99,23 +73,7 @@ function moments<T>(
   }
   for (; i < bytes; i += sizeof<T>()) {
     const p = read<T, T>(param + i);
-    let u = direction<T, T>(
-      read<T, T>(grad + i),
-      expAvg + i,
-      expAvgSq + i,
-      averages !== 0,
-      keep1,
-      weight1,
-      weight1s,
-      weight2,
-      weight2s,
-      mean,
-      roots,
-      squares,
-      epsRoot !== 0,
-      root,
-      epss,
-    );
+    let u = direction<T, T, K>(read<T, T>(grad + i), expAvg + i, expAvgSq + i, averages !== 0, weight1, weight1s, weight2, weight2s, mean, root, epss);
     if (adds) u = v128.add<T>(u, v128.mul<T>(inUpdates, p));
     const kept = shrinks ? v128.sub<T>(p, v128.mul<T>(decays, p)) : p;
     write<T, T>(grad + i, u);
@@ -127,7 +85,7 @@ function moments<T>(
 }
 
 /** For `caution`: r where its sign agrees with the gradient's, else 0, written over the gradient; sums = [how many agree]. */
-function cautious<T>(
+function cautious<T, K>(
   grad: usize,
   expAvg: usize,
   expAvgSq: usize,
@@ -137,17 +95,12 @@ function cautious<T>(
   weight1: f64,
   weight2: f64,
   meanScale: f64,
-  rootScale: f64,
-  squareScale: f64,
   epsRoot: f64,
   eps: f64,
 ): void {
-  const keep1 = spread<T>(1 - weight1),
-    weight1s = spread<T>(weight1);
+  const weight1s = spread<T>(weight1);
   const weight2s = spread<T>(weight2);
   const mean = spread<T>(meanScale),
-    roots = spread<T>(rootScale),
-    squares = spread<T>(squareScale),
     root = spread<T>(epsRoot),
     epss = spread<T>(eps);
   const whole = wholeBytes<T>(count),
@@ -157,46 +110,14 @@ function cautious<T>(
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
     const g = read<T, v128>(grad + i);
-    const r = direction<T, v128>(
-      g,
-      expAvg + i,
-      expAvgSq + i,
-      averages !== 0,
-      keep1,
-      weight1,
-      weight1s,
-      weight2,
-      weight2s,
-      mean,
-      roots,
-      squares,
-      epsRoot !== 0,
-      root,
-      epss,
-    );
+    const r = direction<T, v128, K>(g, expAvg + i, expAvgSq + i, averages !== 0, weight1, weight1s, weight2, weight2s, mean, root, epss);
     const agrees = v128.gt<T>(v128.mul<T>(r, g), zero);
     write<T, v128>(grad + i, v128.and(r, agrees));
     agree = tally(agree, agrees);
   }
   for (; i < bytes; i += sizeof<T>()) {
     const g = read<T, T>(grad + i);
-    const r = direction<T, T>(
-      g,
-      expAvg + i,
-      expAvgSq + i,
-      averages !== 0,
-      keep1,
-      weight1,
-      weight1s,
-      weight2,
-      weight2s,
-      mean,
-      roots,
-      squares,
-      epsRoot !== 0,
-      root,
-      epss,
-    );
+    const r = direction<T, T, K>(g, expAvg + i, expAvgSq + i, averages !== 0, weight1, weight1s, weight2, weight2s, mean, root, epss);
     const agrees = v128.gt<T>(v128.mul<T>(r, g), zero);
     write<T, T>(grad + i, v128.and(r, agrees));
     agree = tally(agree, filled<T, T>(agrees));
@@ -272,12 +193,12 @@ export function lamb_moments_f32(
   weight1: f64,
   weight2: f64,
   meanScale: f64,
-  rootScale: f64,
-  squareScale: f64,
   epsRoot: f64,
   eps: f64,
 ): void {
-  moments<f32>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, rootScale, squareScale, epsRoot, eps);
+  if (areLight(weight1, weight2))
+    moments<f32, Light>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
+  else moments<f32, AnyWeight>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
 }
 
 export function lamb_moments_f64(
@@ -293,12 +214,12 @@ export function lamb_moments_f64(
   weight1: f64,
   weight2: f64,
   meanScale: f64,
-  rootScale: f64,
-  squareScale: f64,
   epsRoot: f64,
   eps: f64,
 ): void {
-  moments<f64>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, rootScale, squareScale, epsRoot, eps);
+  if (areLight(weight1, weight2))
+    moments<f64, Light>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
+  else moments<f64, AnyWeight>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
 }
 
 export function lamb_cautious_f32(
@@ -311,12 +232,11 @@ export function lamb_cautious_f32(
   weight1: f64,
   weight2: f64,
   meanScale: f64,
-  rootScale: f64,
-  squareScale: f64,
   epsRoot: f64,
   eps: f64,
 ): void {
-  cautious<f32>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, rootScale, squareScale, epsRoot, eps);
+  if (areLight(weight1, weight2)) cautious<f32, Light>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, epsRoot, eps);
+  else cautious<f32, AnyWeight>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, epsRoot, eps);
 }
 
 export function lamb_cautious_f64(
@@ -329,12 +249,11 @@ export function lamb_cautious_f64(
   weight1: f64,
   weight2: f64,
   meanScale: f64,
-  rootScale: f64,
-  squareScale: f64,
   epsRoot: f64,
   eps: f64,
 ): void {
-  cautious<f64>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, rootScale, squareScale, epsRoot, eps);
+  if (areLight(weight1, weight2)) cautious<f64, Light>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, epsRoot, eps);
+  else cautious<f64, AnyWeight>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, epsRoot, eps);
 }
 
 export function lamb_decayed_f32(param: usize, grad: usize, sums: usize, count: usize, decay: f64, inUpdate: f64, scale: f64): void {

@@ -1,5 +1,6 @@
 /** QHAdamW: decoupled weight decay. One shard; `count` elements; maxExpAvgSq is 0 without amsgrad. Scalars in the order of src/optimizers/_adam.ts. */
 import { quasiHyperbolic } from "./_adam";
+import { AnyWeight, areLight, Light } from "./_lanes";
 
 export function qhadamw_f32(
   param: usize,
@@ -19,25 +20,46 @@ export function qhadamw_f32(
   epsRoot: f64,
   eps: f64,
 ): void {
-  quasiHyperbolic<f32>(
-    param,
-    grad,
-    expAvg,
-    expAvgSq,
-    maxExpAvgSq,
-    count,
-    0,
-    decay,
-    weight1,
-    weight2,
-    stepSize,
-    meanScale,
-    gradScale,
-    squareScale,
-    gradSquareScale,
-    epsRoot,
-    eps,
-  );
+  if (areLight(weight1, weight2))
+    quasiHyperbolic<f32, Light>(
+      param,
+      grad,
+      expAvg,
+      expAvgSq,
+      maxExpAvgSq,
+      count,
+      0,
+      decay,
+      weight1,
+      weight2,
+      stepSize,
+      meanScale,
+      gradScale,
+      squareScale,
+      gradSquareScale,
+      epsRoot,
+      eps,
+    );
+  else
+    quasiHyperbolic<f32, AnyWeight>(
+      param,
+      grad,
+      expAvg,
+      expAvgSq,
+      maxExpAvgSq,
+      count,
+      0,
+      decay,
+      weight1,
+      weight2,
+      stepSize,
+      meanScale,
+      gradScale,
+      squareScale,
+      gradSquareScale,
+      epsRoot,
+      eps,
+    );
 }
 
 export function qhadamw_f64(
@@ -58,23 +80,44 @@ export function qhadamw_f64(
   epsRoot: f64,
   eps: f64,
 ): void {
-  quasiHyperbolic<f64>(
-    param,
-    grad,
-    expAvg,
-    expAvgSq,
-    maxExpAvgSq,
-    count,
-    0,
-    decay,
-    weight1,
-    weight2,
-    stepSize,
-    meanScale,
-    gradScale,
-    squareScale,
-    gradSquareScale,
-    epsRoot,
-    eps,
-  );
+  if (areLight(weight1, weight2))
+    quasiHyperbolic<f64, Light>(
+      param,
+      grad,
+      expAvg,
+      expAvgSq,
+      maxExpAvgSq,
+      count,
+      0,
+      decay,
+      weight1,
+      weight2,
+      stepSize,
+      meanScale,
+      gradScale,
+      squareScale,
+      gradSquareScale,
+      epsRoot,
+      eps,
+    );
+  else
+    quasiHyperbolic<f64, AnyWeight>(
+      param,
+      grad,
+      expAvg,
+      expAvgSq,
+      maxExpAvgSq,
+      count,
+      0,
+      decay,
+      weight1,
+      weight2,
+      stepSize,
+      meanScale,
+      gradScale,
+      squareScale,
+      gradSquareScale,
+      epsRoot,
+      eps,
+    );
 }

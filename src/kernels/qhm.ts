@@ -1,5 +1,5 @@
 /** QHM. One shard; `count` elements. Scalars in the order of src/optimizers/qhm.ts. */
-import { blend, coupled, descend, lerpAny, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
+import { AnyWeight, blend, coupled, descend, lerpAny, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
 
 /** buffer = lerp(buffer, g, weight); param -= decay*param + bufferRate*buffer + gradRate*g, g = grad + l2*param. */
 function quasi<T>(param: usize, grad: usize, buffer: usize, count: usize, l2: f64, decay: f64, weight: f64, bufferRate: f64, gradRate: f64): void {
@@ -40,7 +40,7 @@ function element<T, W>(
 ): void {
   const p = read<T, W>(param);
   const g = coupled<T>(read<T, W>(grad), p, l2, couples);
-  const b = lerpAny<T>(read<T, W>(buffer), g, weight, weights);
+  const b = lerpAny<T, AnyWeight>(read<T, W>(buffer), g, weight, weights);
   write<T, W>(buffer, b);
   // Without the buffer the operations are those of plain SGD, bit for bit.
   const update = usesBuffer ? blend<T>(bufferRate, b, gradRate, g) : v128.mul<T>(plainRate, g);

@@ -54,14 +54,13 @@ export default defineOptimizer({
     } = values;
     const inUpdate = values.weight_decay_mode === "in_update" ? weight_decay : 0;
     const decay = ({ lr }: Moment): number => (values.weight_decay_mode === "decoupled" ? lr * weight_decay : 0);
+    // The bias corrections move out of the root and the division, as in _adam.ts.
     const moments = (at: Moment): readonly number[] => {
       const isCorrected = bias_correction === "moments";
       const c1 = isCorrected ? 1 - power(beta1, at.step) : 1;
       const c2 = isCorrected ? 1 - power(beta2, at.step) : 1;
-      // The general form keeps 1/c2 under the root beside eps_root; without eps_root it moves out, as in _adam.ts.
-      const averages = values.grad_averaging ? 1 : 0;
-      if (values.eps_root !== 0) return [averages, 1 - beta1, 1 - beta2, 1 / c1, 1, 1 / c2, values.eps_root, values.eps];
-      return [averages, 1 - beta1, 1 - beta2, 1 / c1, 1 / Math.sqrt(c2), 1, 0, values.eps];
+      const root2 = Math.sqrt(c2);
+      return [values.grad_averaging ? 1 : 0, 1 - beta1, 1 - beta2, root2 / c1, values.eps_root * c2, values.eps * root2];
     };
     const apply: Stage = {
       kernel: "lamb_apply",

@@ -64,6 +64,10 @@ const fill = (req: Request, lease: BodyLease, length: number | undefined, requir
       req.off("data", take);
       reject(error);
     };
+    const lose = (): void => {
+      // A request is closed at its good end as well, where an error with its stack would be 4 % of a small step.
+      if (!req.readableEnded) fail(new ClientGone("the connection ended in the middle of a body"));
+    };
     const take = (chunk: Buffer): void => {
       try {
         const end = received + chunk.length;
@@ -78,8 +82,8 @@ const fill = (req: Request, lease: BodyLease, length: number | undefined, requir
     };
     req.on("data", take);
     req.once("end", () => resolve(lease.view(start, received)));
-    req.once("error", () => fail(new ClientGone("the connection failed in the middle of a body")));
-    req.once("close", () => fail(new ClientGone("the connection ended in the middle of a body")));
+    req.once("error", lose);
+    req.once("close", lose);
   });
 
 const inflate = async (bytes: Buffer, encoding: keyof typeof inflaters, { maxInflatedBytes }: Limits): Promise<Buffer> => {

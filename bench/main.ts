@@ -1,0 +1,25 @@
+/** `npm run bench [-- kernels|steps] [-- --rounds N]`: prints tables, asserts nothing. See bench/README.md. */
+import os from "node:os";
+import { parseArgs } from "node:util";
+import { benchKernels } from "./kernels.ts";
+import { Progress } from "./rounds.ts";
+import { benchSteps } from "./steps.ts";
+
+const LEAST_ROUNDS = 6;
+
+const { values, positionals } = parseArgs({ allowPositionals: true, options: { rounds: { type: "string", default: "10" } } });
+const rounds = Math.max(LEAST_ROUNDS, Number.parseInt(values.rounds, 10) || LEAST_ROUNDS);
+const parts = { kernels: benchKernels, steps: benchSteps };
+const unknown = positionals.find((part) => !Object.hasOwn(parts, part));
+if (unknown !== undefined) {
+  console.error(`bench: expected ${Object.keys(parts).join(" or ")}, found ${unknown}`);
+  process.exit(1);
+}
+
+console.log(`${os.cpus()[0]?.model ?? "unknown processor"}, ${os.availableParallelism()} cores, node ${process.version}\n`);
+const reports: string[] = [];
+{
+  using bar = new Progress();
+  for (const [name, bench] of Object.entries(parts)) if (positionals.length === 0 || positionals.includes(name)) reports.push(await bench(rounds, bar));
+}
+console.log(reports.join("\n\n"));

@@ -1,0 +1,39 @@
+/** The memory limit: kernels that read and write the arrays of an optimizer and compute nothing. Compiled into build/. */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import asc from "assemblyscript/asc";
+
+const root = join(import.meta.dirname, "..");
+const output = "build/bench-stream.wasm";
+
+/** `zero` is 0, which no compiler knows, so every load and store stays; the bits of the gradient never arrive. */
+const kernel = (arrays: number): string => {
+  const names = ["param", "grad", "slot0", "slot1"].slice(0, arrays);
+  const stored = names.filter((name) => name !== "grad");
+  return `export function stream${arrays}(${names.map((name) => `${name}: usize, `).join("")}count: usize, zero: f64): void {
+  const mask = i32x4.splat(<i32>zero);
+  const bytes = count * 4;
+  for (let i: usize = 0; i < bytes; i += 32) {
+    const g = v128.and(v128.load(grad + i), mask), h = v128.and(v128.load(grad + i, 16), mask);
+${stored
+  .map((name) => `    v128.store(${name} + i, v128.or(v128.load(${name} + i), g));\n    v128.store(${name} + i, v128.or(v128.load(${name} + i, 16), h), 16);`)
+  .join("\n")}
+  }
+}`;
+};
+
+/** Compiles stream2, stream3 and stream4 (by the number of arrays) and returns where the module is. */
+export const buildStream = async (): Promise<URL> => {
+  const source = [2, 3, 4].map(kernel).join("\n");
+  mkdirSync(join(root, "build"), { recursive: true });
+  const options = ["-O3", "--runtime", "stub", "--use", "abort=", "--enable", "simd,threads", "--importMemory", "--sharedMemory"];
+  const { error, stderr } = await asc.main(["stream.ts", ...options, "--initialMemory", "1", "--maximumMemory", "65536", "--outFile", "stream.wasm"], {
+    readFile: (name) => (name === "stream.ts" ? source : null),
+    writeFile: (name, contents) => {
+      if (name.endsWith(".wasm")) writeFileSync(join(root, output), contents);
+    },
+    listFiles: () => [],
+  });
+  if (error) throw new Error(`the stream kernel does not compile: ${error.message}\n${stderr.toString()}`);
+  return new URL(`../${output}`, import.meta.url);
+};

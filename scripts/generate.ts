@@ -1,9 +1,9 @@
 /**
- * Writes everything that derives from the optimizer definitions and from schemas/: run `npm run generate` after a change to
- * either. The files are committed, and CI fails where they do not agree with their sources.
+ * Writes everything that derives from the definitions of optimizers and schedules and from schemas/: run `npm run generate`
+ * after a change to any. The files are committed, and CI fails where they do not agree with their sources.
  *
- *   src/optimizers/*.ts    -> src/optimizers/_registry.gen.ts
- *   the registry           -> schemas/optimizer.schema.json
+ *   src/optimizers/*.ts    -> src/optimizers/_registry.gen.ts, schemas/optimizer.schema.json
+ *   src/schedules/*.ts     -> src/schedules/_registry.gen.ts, schemas/schedule.schema.json
  *   schemas/*.schema.json  -> src/generated/schemas.gen.ts, src/generated/wire.gen.ts
  */
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -13,37 +13,57 @@ import { compile, type JSONSchema } from "json-schema-to-typescript";
 const root = join(import.meta.dirname, "..");
 const header = "// DO NOT EDIT: written by `npm run generate`.\n";
 
-const names = readdirSync(join(root, "src/optimizers"))
-  .filter((file) => file.endsWith(".ts") && !file.startsWith("_") && file !== "registry.ts")
-  .map((file) => file.slice(0, -3))
-  .sort();
-const registry = [
-  header.trimEnd(),
-  'import type { OptimizerDefinition } from "./_define.ts";',
-  ...names.map((name) => `import ${name} from "./${name}.ts";`),
-  "",
-  "/** All optimizers by name. */",
-  "export const registry: ReadonlyMap<string, OptimizerDefinition> = new Map(",
-  `  ([${names.join(", ")}] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),`,
-  ");",
-  "",
-].join("\n");
-writeFileSync(join(root, "src/optimizers/_registry.gen.ts"), registry);
-
-const { optimizerSchema } = await import("../src/optimizers/_schema.ts");
-const definitions = await Promise.all(names.map(async (name) => (await import(`../src/optimizers/${name}.ts`)).default));
-const optimizer = {
-  $schema: "https://json-schema.org/draft/2020-12/schema",
-  $id: "optimizer.schema.json",
-  $comment: "DO NOT EDIT: written by `npm run generate` from src/optimizers.",
-  title: "Optimizer",
-  description: "An optimizer by name with its hyperparameters; absent ones take their defaults.",
-  type: "object",
-  required: ["name"],
-  discriminator: { propertyName: "name" },
-  oneOf: definitions.map(optimizerSchema),
+/** Writes a room's registry: every definition in the room by its name. Returns the definitions. */
+const writeRegistry = async (room: string, definition: string, title: string) => {
+  const stems = readdirSync(join(root, "src", room))
+    .filter((file) => file.endsWith(".ts") && !file.startsWith("_") && file !== "registry.ts")
+    .map((file) => file.slice(0, -3))
+    .sort();
+  const identifiers = stems.map((stem) => stem.replaceAll(/-(.)/g, (_, letter: string) => letter.toUpperCase()));
+  const registry = [
+    header.trimEnd(),
+    `import type { ${definition} } from "./_define.ts";`,
+    ...stems.map((stem, index) => `import ${identifiers[index]} from "./${stem}.ts";`),
+    "",
+    `/** All ${title} by name. */`,
+    `export const registry: ReadonlyMap<string, ${definition}> = new Map(`,
+    `  ([${identifiers.join(", ")}] as unknown as readonly ${definition}[]).map((definition) => [definition.name, definition]),`,
+    ");",
+    "",
+  ].join("\n");
+  writeFileSync(join(root, `src/${room}/_registry.gen.ts`), registry);
+  return Promise.all(stems.map(async (stem) => (await import(`../src/${room}/${stem}.ts`)).default));
 };
-writeFileSync(join(root, "schemas/optimizer.schema.json"), `${JSON.stringify(optimizer, null, 2)}\n`);
+
+/** Writes the schema of a tagged object: one branch for each definition. */
+const writeTagged = (room: string, title: string, description: string, branches: readonly object[]): void => {
+  const file = `${title.toLowerCase()}.schema.json`;
+  const schema = {
+    $schema: "https://json-schema.org/draft/2020-12/schema",
+    $id: file,
+    $comment: `DO NOT EDIT: written by \`npm run generate\` from src/${room}.`,
+    title,
+    description,
+    type: "object",
+    required: ["name"],
+    discriminator: { propertyName: "name" },
+    oneOf: branches,
+  };
+  writeFileSync(join(root, "schemas", file), `${JSON.stringify(schema, null, 2)}\n`);
+};
+
+const optimizers = await writeRegistry("optimizers", "OptimizerDefinition", "optimizers");
+const { optimizerSchema } = await import("../src/optimizers/_schema.ts");
+writeTagged("optimizers", "Optimizer", "An optimizer by name with its hyperparameters; absent ones take their defaults.", optimizers.map(optimizerSchema));
+
+const schedules = await writeRegistry("schedules", "ScheduleDefinition", "schedules");
+const { scheduleSchema } = await import("../src/schedules/_schema.ts");
+writeTagged(
+  "schedules",
+  "Schedule",
+  "A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.",
+  schedules.map(scheduleSchema),
+);
 
 const schemaFiles = readdirSync(join(root, "schemas"))
   .filter((file) => file.endsWith(".schema.json"))

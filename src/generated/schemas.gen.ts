@@ -168,6 +168,73 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
   },
   {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "evaluate-result.schema.json",
+    "title": "EvaluateResult",
+    "description": "What the schedule gives for each step of the range.",
+    "type": "object",
+    "required": [
+      "lrs"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "lrs": {
+        "description": "Learning rates.",
+        "type": "array",
+        "items": {
+          "type": "number"
+        }
+      },
+      "momentums": {
+        "description": "Momentums, where the schedule cycles them; null for a step of a sequence whose part does not.",
+        "type": "array",
+        "items": {
+          "type": [
+            "number",
+            "null"
+          ]
+        }
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "evaluate.schema.json",
+    "title": "EvaluateParams",
+    "description": "A range of steps of a schedule.",
+    "type": "object",
+    "required": [
+      "schedule"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "schedule": {
+        "$ref": "schedule.schema.json"
+      },
+      "lr": {
+        "description": "The base learning rate, which is the optimizer's lr in a step.",
+        "type": "number",
+        "minimum": 0,
+        "maximum": 3.4028234663852886e+38,
+        "default": 0.001
+      },
+      "from": {
+        "description": "Steps taken before the first of the range; 0 for the first step of all.",
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 9007199254740990,
+        "default": 0
+      },
+      "count": {
+        "description": "Steps in the range.",
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 100000,
+        "default": 1
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "group.schema.json",
     "title": "Group",
     "description": "A parameter group: hyperparameters for some tensors.",
@@ -1116,6 +1183,452 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
   },
   {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "schedule.schema.json",
+    "$comment": "DO NOT EDIT: written by `npm run generate` from src/schedules.",
+    "title": "Schedule",
+    "description": "A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.",
+    "type": "object",
+    "required": [
+      "name"
+    ],
+    "discriminator": {
+      "propertyName": "name"
+    },
+    "oneOf": [
+      {
+        "title": "ConstantSchedule",
+        "description": "lr_t = lr * factor for t < total_iters, then lr",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "constant"
+          },
+          "factor": {
+            "type": "number",
+            "default": 0.3333333333333333,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "What the rate is multiplied by at first"
+          },
+          "total_iters": {
+            "type": "integer",
+            "default": 5,
+            "minimum": 0,
+            "maximum": 9007199254740991,
+            "description": "Steps with the factor"
+          }
+        }
+      },
+      {
+        "title": "CosineSchedule",
+        "description": "lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * t / T_max)) / 2",
+        "type": "object",
+        "required": [
+          "name",
+          "T_max"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "cosine"
+          },
+          "T_max": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps from the base rate to eta_min"
+          },
+          "eta_min": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "The least rate"
+          }
+        }
+      },
+      {
+        "title": "CosineWarmRestartsSchedule",
+        "description": "lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * T_cur / T_i)) / 2, T_cur steps after the last restart, T_i = T_0 * T_mult^i",
+        "type": "object",
+        "required": [
+          "name",
+          "T_0"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "cosine_warm_restarts"
+          },
+          "T_0": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps until the first restart"
+          },
+          "T_mult": {
+            "type": "integer",
+            "default": 1,
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "How many times as long each period is as the one before"
+          },
+          "eta_min": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "The least rate"
+          }
+        }
+      },
+      {
+        "title": "CyclicSchedule",
+        "description": "lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(cycles done) or gamma^t by mode",
+        "type": "object",
+        "required": [
+          "name",
+          "base_lr",
+          "max_lr"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "cyclic"
+          },
+          "base_lr": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "The lowest rate"
+          },
+          "max_lr": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "The highest rate"
+          },
+          "step_size_up": {
+            "type": "integer",
+            "default": 2000,
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps up"
+          },
+          "step_size_down": {
+            "type": [
+              "integer",
+              "null"
+            ],
+            "default": null,
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps down; null for as many as up"
+          },
+          "mode": {
+            "type": "string",
+            "enum": [
+              "triangular",
+              "triangular2",
+              "exp_range"
+            ],
+            "default": "triangular",
+            "description": "How the height changes"
+          },
+          "gamma": {
+            "type": "number",
+            "default": 1,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "What each step multiplies the height by in exp_range"
+          },
+          "cycle_momentum": {
+            "type": "boolean",
+            "default": true,
+            "description": "Cycle the momentum, or the first of betas, against the rate"
+          },
+          "base_momentum": {
+            "type": "number",
+            "default": 0.8,
+            "minimum": 0,
+            "exclusiveMaximum": 1,
+            "description": "The lowest momentum, where the rate is highest"
+          },
+          "max_momentum": {
+            "type": "number",
+            "default": 0.9,
+            "minimum": 0,
+            "exclusiveMaximum": 1,
+            "description": "The highest momentum, where the rate is base_lr"
+          }
+        }
+      },
+      {
+        "title": "ExponentialSchedule",
+        "description": "lr_t = lr * gamma^t",
+        "type": "object",
+        "required": [
+          "name",
+          "gamma"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "exponential"
+          },
+          "gamma": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "What each step multiplies the rate by"
+          }
+        }
+      },
+      {
+        "title": "LinearSchedule",
+        "description": "lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "linear"
+          },
+          "start_factor": {
+            "type": "number",
+            "default": 0.3333333333333333,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "What the rate is multiplied by at the first step"
+          },
+          "end_factor": {
+            "type": "number",
+            "default": 1,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "What it is multiplied by from total_iters on"
+          },
+          "total_iters": {
+            "type": "integer",
+            "default": 5,
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps from one to the other"
+          }
+        }
+      },
+      {
+        "title": "MultistepSchedule",
+        "description": "lr_t = lr * gamma^(number of milestones <= t)",
+        "type": "object",
+        "required": [
+          "name",
+          "milestones"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "multistep"
+          },
+          "milestones": {
+            "type": "array",
+            "items": {
+              "type": "integer",
+              "minimum": 0,
+              "maximum": 9007199254740991
+            },
+            "description": "Steps at which the rate decays, in ascending order; one that is listed twice decays twice"
+          },
+          "gamma": {
+            "type": "number",
+            "default": 0.1,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "What each decay multiplies the rate by"
+          }
+        }
+      },
+      {
+        "title": "OneCycleSchedule",
+        "description": "max_lr/div_factor -> max_lr at t = pct_start*total_steps - 1 -> max_lr/div_factor/final_div_factor at t = total_steps - 1; three_phase goes back to max_lr/div_factor at t = 2*pct_start*total_steps - 2 before; no steps after",
+        "type": "object",
+        "required": [
+          "name",
+          "max_lr",
+          "total_steps"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "one_cycle"
+          },
+          "max_lr": {
+            "type": "number",
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "The highest rate"
+          },
+          "total_steps": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps of the whole cycle"
+          },
+          "pct_start": {
+            "type": "number",
+            "default": 0.3,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "The part of the cycle in which the rate goes up"
+          },
+          "anneal_strategy": {
+            "type": "string",
+            "enum": [
+              "cos",
+              "linear"
+            ],
+            "default": "cos",
+            "description": "The line between two rates"
+          },
+          "cycle_momentum": {
+            "type": "boolean",
+            "default": true,
+            "description": "Cycle the momentum, or the first of betas, against the rate"
+          },
+          "base_momentum": {
+            "type": "number",
+            "default": 0.85,
+            "minimum": 0,
+            "exclusiveMaximum": 1,
+            "description": "The lowest momentum, where the rate is highest"
+          },
+          "max_momentum": {
+            "type": "number",
+            "default": 0.95,
+            "minimum": 0,
+            "exclusiveMaximum": 1,
+            "description": "The highest momentum"
+          },
+          "div_factor": {
+            "type": "number",
+            "default": 25,
+            "exclusiveMinimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "max_lr is this times the first rate"
+          },
+          "final_div_factor": {
+            "type": "number",
+            "default": 10000,
+            "exclusiveMinimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "The first rate is this times the last"
+          },
+          "three_phase": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go down as long as up, then on to the last rate"
+          }
+        }
+      },
+      {
+        "title": "PolynomialSchedule",
+        "description": "lr_t = lr * (1 - min(t, total_iters) / total_iters)^power",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "polynomial"
+          },
+          "total_iters": {
+            "type": "integer",
+            "default": 5,
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps until 0"
+          },
+          "power": {
+            "type": "number",
+            "default": 1,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Any number of at least 0, whole or not"
+          }
+        }
+      },
+      {
+        "title": "SequenceSchedule",
+        "description": "lr_t = schedules[i] at step t - milestones[i-1] with the same base rate, i = number of milestones <= t",
+        "type": "object",
+        "required": [
+          "name",
+          "schedules",
+          "milestones"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "sequence"
+          },
+          "schedules": {
+            "type": "array",
+            "items": {
+              "$ref": "schedule.schema.json"
+            },
+            "minItems": 1,
+            "description": "One more than the milestones; may hold sequences"
+          },
+          "milestones": {
+            "type": "array",
+            "items": {
+              "type": "integer",
+              "minimum": 1,
+              "maximum": 9007199254740991
+            },
+            "description": "Steps at which the next schedule begins, in ascending order"
+          }
+        }
+      },
+      {
+        "title": "StepSchedule",
+        "description": "lr_t = lr * gamma^floor(t / step_size)",
+        "type": "object",
+        "required": [
+          "name",
+          "step_size"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "step"
+          },
+          "step_size": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 9007199254740991,
+            "description": "Steps between two decays"
+          },
+          "gamma": {
+            "type": "number",
+            "default": 0.1,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "What each decay multiplies the rate by"
+          }
+        }
+      }
+    ]
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "step-result.schema.json",
     "title": "StepResult",
     "description": "New parameters and new state.",
@@ -1273,9 +1786,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "tsType": "Uint8Array | string | null"
       },
       "schedule": {
-        "description": "Learning-rate schedule (to come).",
-        "type": "object",
-        "tsType": "{ readonly [key: string]: unknown }"
+        "$ref": "schedule.schema.json"
       },
       "clip": {
         "description": "Gradient clipping, after the loss scale.",

@@ -2,6 +2,10 @@
 /** The wire's types, from schemas/. */
 
 /**
+ * A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.
+ */
+export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSchedule | CyclicSchedule | ExponentialSchedule | LinearSchedule | MultistepSchedule | OneCycleSchedule | PolynomialSchedule | SequenceSchedule | StepSchedule)
+/**
  * Bytes: bin in MessagePack, a base64 string in JSON.
  */
 export type Blob = Uint8Array | string
@@ -32,6 +36,8 @@ export interface Wire {
 "discover-result.schema.json": DiscoverResult
 "discover.schema.json": DiscoverParams
 "error.schema.json": ErrorData
+"evaluate-result.schema.json": EvaluateResult
+"evaluate.schema.json": EvaluateParams
 "group.schema.json": Group
 "init-result.schema.json": InitResult
 "init.schema.json": InitParams
@@ -44,6 +50,7 @@ export interface Wire {
 "optimizer.schema.json": Optimizer
 "plan-result.schema.json": PlanResult
 "plan.schema.json": PlanParams
+"schedule.schema.json": Schedule
 "step-result.schema.json": StepResult
 "step.schema.json": StepParams
 "tensor.schema.json": PlainTensor
@@ -124,6 +131,257 @@ retry_after?: number
  */
 tensors?: string[]
 request_id?: string
+}
+/**
+ * What the schedule gives for each step of the range.
+ */
+export interface EvaluateResult {
+/**
+ * Learning rates.
+ */
+lrs: number[]
+/**
+ * Momentums, where the schedule cycles them; null for a step of a sequence whose part does not.
+ */
+momentums?: (number | null)[]
+}
+/**
+ * A range of steps of a schedule.
+ */
+export interface EvaluateParams {
+schedule: Schedule
+/**
+ * The base learning rate, which is the optimizer's lr in a step.
+ */
+lr?: number
+/**
+ * Steps taken before the first of the range; 0 for the first step of all.
+ */
+from?: number
+/**
+ * Steps in the range.
+ */
+count?: number
+}
+/**
+ * lr_t = lr * factor for t < total_iters, then lr
+ */
+export interface ConstantSchedule {
+name: "constant"
+/**
+ * What the rate is multiplied by at first
+ */
+factor?: number
+/**
+ * Steps with the factor
+ */
+total_iters?: number
+}
+/**
+ * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * t / T_max)) / 2
+ */
+export interface CosineSchedule {
+name: "cosine"
+/**
+ * Steps from the base rate to eta_min
+ */
+T_max: number
+/**
+ * The least rate
+ */
+eta_min?: number
+}
+/**
+ * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * T_cur / T_i)) / 2, T_cur steps after the last restart, T_i = T_0 * T_mult^i
+ */
+export interface CosineWarmRestartsSchedule {
+name: "cosine_warm_restarts"
+/**
+ * Steps until the first restart
+ */
+T_0: number
+/**
+ * How many times as long each period is as the one before
+ */
+T_mult?: number
+/**
+ * The least rate
+ */
+eta_min?: number
+}
+/**
+ * lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(cycles done) or gamma^t by mode
+ */
+export interface CyclicSchedule {
+name: "cyclic"
+/**
+ * The lowest rate
+ */
+base_lr: number
+/**
+ * The highest rate
+ */
+max_lr: number
+/**
+ * Steps up
+ */
+step_size_up?: number
+/**
+ * Steps down; null for as many as up
+ */
+step_size_down?: (number | null)
+/**
+ * How the height changes
+ */
+mode?: ("triangular" | "triangular2" | "exp_range")
+/**
+ * What each step multiplies the height by in exp_range
+ */
+gamma?: number
+/**
+ * Cycle the momentum, or the first of betas, against the rate
+ */
+cycle_momentum?: boolean
+/**
+ * The lowest momentum, where the rate is highest
+ */
+base_momentum?: number
+/**
+ * The highest momentum, where the rate is base_lr
+ */
+max_momentum?: number
+}
+/**
+ * lr_t = lr * gamma^t
+ */
+export interface ExponentialSchedule {
+name: "exponential"
+/**
+ * What each step multiplies the rate by
+ */
+gamma: number
+}
+/**
+ * lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)
+ */
+export interface LinearSchedule {
+name: "linear"
+/**
+ * What the rate is multiplied by at the first step
+ */
+start_factor?: number
+/**
+ * What it is multiplied by from total_iters on
+ */
+end_factor?: number
+/**
+ * Steps from one to the other
+ */
+total_iters?: number
+}
+/**
+ * lr_t = lr * gamma^(number of milestones <= t)
+ */
+export interface MultistepSchedule {
+name: "multistep"
+/**
+ * Steps at which the rate decays, in ascending order; one that is listed twice decays twice
+ */
+milestones: number[]
+/**
+ * What each decay multiplies the rate by
+ */
+gamma?: number
+}
+/**
+ * max_lr/div_factor -> max_lr at t = pct_start*total_steps - 1 -> max_lr/div_factor/final_div_factor at t = total_steps - 1; three_phase goes back to max_lr/div_factor at t = 2*pct_start*total_steps - 2 before; no steps after
+ */
+export interface OneCycleSchedule {
+name: "one_cycle"
+/**
+ * The highest rate
+ */
+max_lr: number
+/**
+ * Steps of the whole cycle
+ */
+total_steps: number
+/**
+ * The part of the cycle in which the rate goes up
+ */
+pct_start?: number
+/**
+ * The line between two rates
+ */
+anneal_strategy?: ("cos" | "linear")
+/**
+ * Cycle the momentum, or the first of betas, against the rate
+ */
+cycle_momentum?: boolean
+/**
+ * The lowest momentum, where the rate is highest
+ */
+base_momentum?: number
+/**
+ * The highest momentum
+ */
+max_momentum?: number
+/**
+ * max_lr is this times the first rate
+ */
+div_factor?: number
+/**
+ * The first rate is this times the last
+ */
+final_div_factor?: number
+/**
+ * Go down as long as up, then on to the last rate
+ */
+three_phase?: boolean
+}
+/**
+ * lr_t = lr * (1 - min(t, total_iters) / total_iters)^power
+ */
+export interface PolynomialSchedule {
+name: "polynomial"
+/**
+ * Steps until 0
+ */
+total_iters?: number
+/**
+ * Any number of at least 0, whole or not
+ */
+power?: number
+}
+/**
+ * lr_t = schedules[i] at step t - milestones[i-1] with the same base rate, i = number of milestones <= t
+ */
+export interface SequenceSchedule {
+name: "sequence"
+/**
+ * One more than the milestones; may hold sequences
+ * 
+ * @minItems 1
+ */
+schedules: [Schedule, ...(Schedule)[]]
+/**
+ * Steps at which the next schedule begins, in ascending order
+ */
+milestones: number[]
+}
+/**
+ * lr_t = lr * gamma^floor(t / step_size)
+ */
+export interface StepSchedule {
+name: "step"
+/**
+ * Steps between two decays
+ */
+step_size: number
+/**
+ * What each decay multiplies the rate by
+ */
+gamma?: number
 }
 /**
  * A parameter group: hyperparameters for some tensors.
@@ -648,10 +906,7 @@ grads: Tensors
  * The state of the last reply; null or absent at the first step.
  */
 state?: Uint8Array | string | null
-/**
- * Learning-rate schedule (to come).
- */
-schedule?: { readonly [key: string]: unknown }
+schedule?: Schedule
 /**
  * Gradient clipping, after the loss scale.
  */

@@ -3,6 +3,7 @@ import { asStepdError, describe as describeValue, type ErrorName, errors, StepdE
 import { validate } from "../validation/validate.ts";
 import { describe } from "./describe.ts";
 import { openApi, openRpc } from "./discover.ts";
+import { evaluate } from "./evaluate.ts";
 import { init } from "./init.ts";
 import { inspect } from "./inspect.ts";
 import { list } from "./list.ts";
@@ -45,7 +46,7 @@ export class Rpc {
       rest: { verb: "GET", path: "/openrpc.json" },
       handle: () => this.openRpc,
     };
-    this.methods = [step as Method, init as Method, norms as Method, plan as Method, list, describe as Method, inspect as Method, discover];
+    this.methods = [step as Method, init as Method, norms as Method, plan as Method, list, describe as Method, inspect as Method, evaluate as Method, discover];
     this.#byName = new Map(this.methods.map((method) => [method.name, method]));
     this.openRpc = openRpc(this.methods, version);
     this.openApi = openApi(this.methods, version);

@@ -9,6 +9,7 @@ const SOURCES = ["src", "schemas"];
 
 const generated = [
   "schemas/optimizer.schema.json",
+  "schemas/schedule.schema.json",
   ...readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" })
     .filter((file) => file.endsWith(".gen.ts"))
     .map((file) => join("src", file)),

@@ -1,0 +1,46 @@
+import { choice, defineSchedule, flag, number, optionalSteps, steps } from "./_define.ts";
+import { mix, wholePower } from "./_math.ts";
+
+/**
+ * Up and down between two rates, with the momentum going the other way. The base rate of the optimizer plays no part, as in torch.
+ *
+ *   lr_t = base_lr + (max_lr - base_lr) * height * scale
+ *   height: 0 -> 1 in step_size_up steps, 1 -> 0 in step_size_down
+ *   scale: 1 (triangular), 1/2^(cycles done) (triangular2), gamma^t (exp_range)
+ */
+export default defineSchedule({
+  name: "cyclic",
+  title: "CyclicSchedule",
+  torch: "CyclicLR",
+  formula:
+    "lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(cycles done) or gamma^t by mode",
+  references: ["Smith, 2017, https://arxiv.org/abs/1506.01186", "peer: torch.optim.lr_scheduler.CyclicLR"],
+  arguments: {
+    base_lr: number("The lowest rate", { minimum: 0 }),
+    max_lr: number("The highest rate", { minimum: 0 }),
+    step_size_up: steps("Steps up", 1, 2000),
+    step_size_down: optionalSteps("Steps down; null for as many as up", 1),
+    mode: choice("How the height changes", ["triangular", "triangular2", "exp_range"], "triangular"),
+    gamma: number("What each step multiplies the height by in exp_range", { minimum: 0 }, 1),
+    cycle_momentum: flag("Cycle the momentum, or the first of betas, against the rate", true),
+    base_momentum: number("The lowest momentum, where the rate is highest", { minimum: 0, exclusiveMaximum: 1 }, 0.8),
+    max_momentum: number("The highest momentum, where the rate is base_lr", { minimum: 0, exclusiveMaximum: 1 }, 0.9),
+  },
+  check({ mode, gamma, cycle_momentum }) {
+    // With a height above 1 the momentum would go below base_momentum and, in the end, below 0.
+    if (mode !== "exp_range" || gamma <= 1 || !cycle_momentum) return undefined;
+    return { field: "/gamma", expected: "at most 1 where the momentum cycles in exp_range", found: `${gamma}` };
+  },
+  prepare({ base_lr, max_lr, step_size_up: up, step_size_down, mode, gamma, cycle_momentum, base_momentum, max_momentum }) {
+    const down = step_size_down ?? up;
+    const scale = (step: number, cycle: number): number => {
+      if (mode === "triangular") return 1;
+      return mode === "triangular2" ? wholePower(0.5, cycle) : wholePower(gamma, step);
+    };
+    return (_, step) => {
+      const at = step % (up + down);
+      const height = (at <= up ? at / up : (down - (at - up)) / down) * scale(step, (step - at) / (up + down));
+      return { lr: mix(max_lr, base_lr, height), ...(cycle_momentum && { momentum: mix(base_momentum, max_momentum, height) }) };
+    };
+  },
+});

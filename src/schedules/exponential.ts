@@ -1,0 +1,21 @@
+import { defineSchedule, number } from "./_define.ts";
+import { wholePower } from "./_math.ts";
+
+/**
+ * Multiplied by gamma at every step.
+ *
+ *   lr_t = lr * gamma^t
+ *
+ * optax.exponential_decay without stairs is this with gamma = decay_rate^(1 / transition_steps).
+ */
+export default defineSchedule({
+  name: "exponential",
+  title: "ExponentialSchedule",
+  torch: "ExponentialLR",
+  formula: "lr_t = lr * gamma^t",
+  references: ["peers: torch.optim.lr_scheduler.ExponentialLR; optax.exponential_decay with gamma = decay_rate^(1 / transition_steps)"],
+  arguments: { gamma: number("What each step multiplies the rate by", { minimum: 0 }) },
+  prepare:
+    ({ gamma }) =>
+    (lr, step) => ({ lr: lr * wholePower(gamma, step) }),
+});

@@ -1,0 +1,26 @@
+import { defineSchedule, number, steps } from "./_define.ts";
+import { mix } from "./_math.ts";
+
+/**
+ * A straight line between two fractions of the base rate, then the second.
+ *
+ *   lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)
+ *
+ * Warm-up of Goyal et al. is this with start_factor 1/k. torch refuses start_factor 0, because it computes each rate from the
+ * one before; here it is a warm-up from 0, as optax has it.
+ */
+export default defineSchedule({
+  name: "linear",
+  title: "LinearSchedule",
+  torch: "LinearLR",
+  formula: "lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)",
+  references: ["Goyal et al., 2017, https://arxiv.org/abs/1706.02677", "peers: torch.optim.lr_scheduler.LinearLR; optax.linear_schedule"],
+  arguments: {
+    start_factor: number("What the rate is multiplied by at the first step", { minimum: 0, maximum: 1 }, 1 / 3),
+    end_factor: number("What it is multiplied by from total_iters on", { minimum: 0, maximum: 1 }, 1),
+    total_iters: steps("Steps from one to the other", 1, 5),
+  },
+  prepare:
+    ({ start_factor, end_factor, total_iters }) =>
+    (lr, step) => ({ lr: lr * mix(start_factor, end_factor, Math.max(total_iters - step, 0) / total_iters) }),
+});

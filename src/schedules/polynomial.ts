@@ -1,0 +1,22 @@
+import { defineSchedule, number, steps } from "./_define.ts";
+import { power as powerOf } from "./_math.ts";
+
+/**
+ * Falls to 0 as a power of the part that is left.
+ *
+ *   lr_t = lr * (1 - min(t, total_iters) / total_iters)^power
+ */
+export default defineSchedule({
+  name: "polynomial",
+  title: "PolynomialSchedule",
+  torch: "PolynomialLR",
+  formula: "lr_t = lr * (1 - min(t, total_iters) / total_iters)^power",
+  references: ["peers: torch.optim.lr_scheduler.PolynomialLR; optax.polynomial_schedule with end_value 0"],
+  arguments: {
+    total_iters: steps("Steps until 0", 1, 5),
+    power: number("Any number of at least 0, whole or not", { minimum: 0 }, 1),
+  },
+  prepare:
+    ({ total_iters, power }) =>
+    (lr, step) => ({ lr: lr * powerOf(Math.max(total_iters - step, 0) / total_iters, power) }),
+});

@@ -1,0 +1,40 @@
+/** What other rooms see of the schedules: all of them by name, and the rates of a step. */
+import { StepdError } from "../errors/errors.ts";
+import { type Evaluator, FLOAT32_MAX, type Rates, type Schedule, type Values } from "./_define.ts";
+import { registry } from "./_registry.gen.ts";
+
+export type { Evaluator, Rates, Schedule, ScheduleDefinition } from "./_define.ts";
+export { registry } from "./_registry.gen.ts";
+
+/**
+ * Checks a schedule that has passed its schema and does once what is the same for all its steps.
+ *
+ * @param field - JSON pointer of the schedule in the call, for errors.
+ * @returns the rates by base learning rate and number of steps taken, a whole number up to 2^53.
+ * @throws INVALID_PARAMS from here where arguments do not fit each other, and from the evaluator where the schedule has no step
+ *   so late (one_cycle) or the rate is more than float32 can hold.
+ */
+export const prepare = (schedule: Schedule, field = "/schedule"): Evaluator => {
+  const evaluate = prepareOne(schedule, field);
+  return (lr, step) => {
+    const rates = evaluate(lr, step);
+    // Written so that NaN is refused as well.
+    if (!(rates.lr <= FLOAT32_MAX)) throw StepdError.mismatch("INVALID_PARAMS", field, "learning rates that float32 can hold", `${rates.lr} at step ${step}`);
+    return rates;
+  };
+};
+
+const prepareOne = (schedule: Schedule, field: string): Evaluator => {
+  const definition = registry.get(schedule.name);
+  if (!definition) throw new Error(`the schema let an unknown schedule pass: ${schedule.name}`);
+  const given = schedule as Schedule & Readonly<Record<string, unknown>>;
+  const values = Object.fromEntries(Object.entries(definition.arguments).map(([key, { default: initial }]) => [key, given[key] ?? initial])) as Values<
+    typeof definition.arguments
+  >;
+  const problem = definition.check?.(values);
+  if (problem) throw StepdError.mismatch("INVALID_PARAMS", `${field}${problem.field}`, problem.expected, problem.found);
+  return definition.prepare(values, { field, nested: (inner, path) => prepareOne(inner, `${field}${path}`) });
+};
+
+/** The rates of the step that comes after `step` others: lrs[0] of the schedule for the first. Throws as `prepare` does. */
+export const evaluate = (schedule: Schedule, lr: number, step: number): Rates => prepare(schedule)(lr, step);

@@ -1,4 +1,3 @@
-import { StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
 import { planOf } from "./_optimizer.ts";
 import type { Method } from "./method.ts";
@@ -12,8 +11,7 @@ export const step: Method<StepParams> = {
   rest: { verb: "POST", path: "/v1/step" },
 
   async handle(call, { engine, lease, telemetry }) {
-    if (call.schedule !== undefined) throw StepdError.mismatch("NOT_SUPPORTED", "/schedule", "no value: this version does not do it yet", "a value");
-    const plan = planOf(call.optimizer, call.groups);
+    const plan = planOf(call.optimizer, call.groups, call.schedule);
     const { elements, computeSeconds, queueSeconds, ...result } = await engine.step(
       {
         plan,

@@ -1,0 +1,24 @@
+// DO NOT EDIT: written by `npm run generate`.
+/** The names of all errors of the server. */
+export type ErrorName =
+  | "PARSE_ERROR"
+  | "INVALID_REQUEST"
+  | "METHOD_NOT_FOUND"
+  | "INVALID_PARAMS"
+  | "INTERNAL_ERROR"
+  | "UNSUPPORTED_DTYPE"
+  | "TENSOR_MISMATCH"
+  | "TENSORS_CORRUPT"
+  | "STATE_MISMATCH"
+  | "STATE_CORRUPT"
+  | "NON_FINITE_GRADIENT"
+  | "NOT_SUPPORTED"
+  | "OVERLOADED"
+  | "DRAINING"
+  | "PAYLOAD_TOO_LARGE"
+  | "UNSUPPORTED_MEDIA_TYPE"
+  | "NOT_ACCEPTABLE"
+  | "UNAUTHENTICATED"
+  | "NOT_FOUND"
+  | "METHOD_NOT_ALLOWED"
+  | "DIGEST_MISMATCH";

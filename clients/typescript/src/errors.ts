@@ -1,0 +1,40 @@
+/** What a call can fail with. Tell them apart by `name` (the class) and, of the server's, by `code` (its stable name). */
+
+import type { ErrorName } from "./errors.gen.ts";
+import type { ErrorData } from "./wire.gen.ts";
+
+/** The server refused the call or failed at it; nothing was changed. */
+export class StepdError extends Error {
+  override readonly name = "StepdError";
+  /** The server's stable name of the error, such as STATE_MISMATCH. */
+  readonly code: ErrorName;
+  /** The JSON-RPC code. */
+  readonly rpcCode: number;
+  /** The HTTP status. */
+  readonly status: number;
+  readonly field: string | undefined;
+  readonly expected: string | undefined;
+  readonly found: string | undefined;
+  readonly tensors: readonly string[];
+  readonly requestId: string | undefined;
+  /** Seconds after which the call may succeed. */
+  readonly retryAfter: number | undefined;
+
+  constructor(message: string, rpcCode: number, status: number, data: ErrorData) {
+    super(message);
+    this.code = data.name as ErrorName;
+    this.rpcCode = rpcCode;
+    this.status = status;
+    this.field = data.field;
+    this.expected = data.expected;
+    this.found = data.found;
+    this.tensors = data.tensors ?? [];
+    this.requestId = data.request_id;
+    this.retryAfter = data.retry_after;
+  }
+}
+
+/** The server was not reached, or what came was no reply of stepd. */
+export class TransportError extends Error {
+  override readonly name = "TransportError";
+}

@@ -1,0 +1,962 @@
+// DO NOT EDIT: written by `npm run generate`.
+/** The wire's types, from schemas/. */
+
+/**
+ * A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.
+ */
+export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSchedule | CyclicSchedule | ExponentialSchedule | LinearSchedule | MultistepSchedule | OneCycleSchedule | PolynomialSchedule | SequenceSchedule | StepSchedule)
+/**
+ * Bytes: bin in MessagePack, a base64 string in JSON.
+ */
+export type Blob = Uint8Array | string
+/**
+ * An optimizer by name with its hyperparameters; absent ones take their defaults.
+ */
+export type Optimizer = (Adam | AdamW | LAMB | QHAdam | QHAdamW | QHM | SGD)
+/**
+ * One safetensors file as a blob, or tensors by name. A reply has the form of its request.
+ */
+export type Tensors = Uint8Array | string | { readonly [name: string]: PlainTensor }
+/**
+ * One element. JSON has no NaN and no infinity, so these are strings.
+ */
+export type Value = number | "NaN" | "Infinity" | "-Infinity"
+/**
+ * Element type, in the names of safetensors.
+ */
+export type Dtype = ("F32" | "F64" | "BF16" | "F16")
+/**
+ * Element type, in the names of safetensors.
+ */
+export type Dtype1 = ("F32" | "F64" | "BF16" | "F16")
+
+export interface Wire {
+"describe-result.schema.json": DescribeResult
+"describe.schema.json": DescribeParams
+"discover-result.schema.json": DiscoverResult
+"discover.schema.json": DiscoverParams
+"error.schema.json": ErrorData
+"evaluate-result.schema.json": EvaluateResult
+"evaluate.schema.json": EvaluateParams
+"group.schema.json": Group
+"init-result.schema.json": InitResult
+"init.schema.json": InitParams
+"inspect-result.schema.json": InspectResult
+"inspect.schema.json": InspectParams
+"list-result.schema.json": ListResult
+"list.schema.json": ListParams
+"norms-result.schema.json": NormsResult
+"norms.schema.json": NormsParams
+"optimizer.schema.json": Optimizer
+"plan-result.schema.json": PlanResult
+"plan.schema.json": PlanParams
+"schedule.schema.json": Schedule
+"step-result.schema.json": StepResult
+"step.schema.json": StepParams
+"tensor.schema.json": PlainTensor
+}
+/**
+ * Everything about one optimizer.
+ */
+export interface DescribeResult {
+name: string
+title: string
+revision: number
+/**
+ * Optimizers of one family take each other's state.
+ */
+family: string
+formula: string
+references: string[]
+/**
+ * JSON Schema of the optimizer object.
+ */
+hyperparameters: {
+[k: string]: unknown
+}
+/**
+ * State per parameter with the default hyperparameters, and all slots that there can be.
+ */
+slots: {
+default: string[]
+all: string[]
+}
+/**
+ * Bytes that a step in F32 with the default hyperparameters moves, for each parameter.
+ */
+bytes_per_parameter: {
+in: number
+out: number
+state: number
+}
+}
+/**
+ * Which optimizer.
+ */
+export interface DescribeParams {
+name: string
+}
+/**
+ * The OpenRPC document.
+ */
+export interface DiscoverResult {
+[k: string]: unknown
+}
+/**
+ * No parameters.
+ */
+export interface DiscoverParams {
+
+}
+/**
+ * What an error says beside its code and message.
+ */
+export interface ErrorData {
+/**
+ * Stable name of the error.
+ */
+name: string
+/**
+ * JSON pointer into the parameters.
+ */
+field?: string
+expected?: string
+found?: string
+/**
+ * Seconds.
+ */
+retry_after?: number
+/**
+ * The first tensors concerned.
+ */
+tensors?: string[]
+request_id?: string
+}
+/**
+ * What the schedule gives for each step of the range.
+ */
+export interface EvaluateResult {
+/**
+ * Learning rates.
+ */
+lrs: number[]
+/**
+ * Momentums, where the schedule cycles them; null for a step of a sequence whose part does not.
+ */
+momentums?: (number | null)[]
+}
+/**
+ * A range of steps of a schedule.
+ */
+export interface EvaluateParams {
+schedule: Schedule
+/**
+ * The base learning rate, which is the optimizer's lr in a step.
+ */
+lr?: number
+/**
+ * Steps taken before the first of the range; 0 for the first step of all.
+ */
+from?: number
+/**
+ * Steps in the range.
+ */
+count?: number
+}
+/**
+ * lr_t = lr * factor for t < total_iters, then lr
+ */
+export interface ConstantSchedule {
+name: "constant"
+/**
+ * What the rate is multiplied by at first
+ */
+factor?: number
+/**
+ * Steps with the factor
+ */
+total_iters?: number
+}
+/**
+ * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * t / T_max)) / 2
+ */
+export interface CosineSchedule {
+name: "cosine"
+/**
+ * Steps from the base rate to eta_min
+ */
+T_max: number
+/**
+ * The least rate
+ */
+eta_min?: number
+}
+/**
+ * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * T_cur / T_i)) / 2, T_cur steps after the last restart, T_i = T_0 * T_mult^i
+ */
+export interface CosineWarmRestartsSchedule {
+name: "cosine_warm_restarts"
+/**
+ * Steps until the first restart
+ */
+T_0: number
+/**
+ * How many times as long each period is as the one before
+ */
+T_mult?: number
+/**
+ * The least rate
+ */
+eta_min?: number
+}
+/**
+ * lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(cycles done) or gamma^t by mode
+ */
+export interface CyclicSchedule {
+name: "cyclic"
+/**
+ * The lowest rate
+ */
+base_lr: number
+/**
+ * The highest rate
+ */
+max_lr: number
+/**
+ * Steps up
+ */
+step_size_up?: number
+/**
+ * Steps down; null for as many as up
+ */
+step_size_down?: (number | null)
+/**
+ * How the height changes
+ */
+mode?: ("triangular" | "triangular2" | "exp_range")
+/**
+ * What each step multiplies the height by in exp_range
+ */
+gamma?: number
+/**
+ * Cycle the momentum, or the first of betas, against the rate
+ */
+cycle_momentum?: boolean
+/**
+ * The lowest momentum, where the rate is highest
+ */
+base_momentum?: number
+/**
+ * The highest momentum, where the rate is base_lr
+ */
+max_momentum?: number
+}
+/**
+ * lr_t = lr * gamma^t
+ */
+export interface ExponentialSchedule {
+name: "exponential"
+/**
+ * What each step multiplies the rate by
+ */
+gamma: number
+}
+/**
+ * lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)
+ */
+export interface LinearSchedule {
+name: "linear"
+/**
+ * What the rate is multiplied by at the first step
+ */
+start_factor?: number
+/**
+ * What it is multiplied by from total_iters on
+ */
+end_factor?: number
+/**
+ * Steps from one to the other
+ */
+total_iters?: number
+}
+/**
+ * lr_t = lr * gamma^(number of milestones <= t)
+ */
+export interface MultistepSchedule {
+name: "multistep"
+/**
+ * Steps at which the rate decays, in ascending order; one that is listed twice decays twice
+ */
+milestones: number[]
+/**
+ * What each decay multiplies the rate by
+ */
+gamma?: number
+}
+/**
+ * max_lr/div_factor -> max_lr at t = pct_start*total_steps - 1 -> max_lr/div_factor/final_div_factor at t = total_steps - 1; three_phase goes back to max_lr/div_factor at t = 2*pct_start*total_steps - 2 before; no steps after
+ */
+export interface OneCycleSchedule {
+name: "one_cycle"
+/**
+ * The highest rate
+ */
+max_lr: number
+/**
+ * Steps of the whole cycle
+ */
+total_steps: number
+/**
+ * The part of the cycle in which the rate goes up
+ */
+pct_start?: number
+/**
+ * The line between two rates
+ */
+anneal_strategy?: ("cos" | "linear")
+/**
+ * Cycle the momentum, or the first of betas, against the rate
+ */
+cycle_momentum?: boolean
+/**
+ * The lowest momentum, where the rate is highest
+ */
+base_momentum?: number
+/**
+ * The highest momentum
+ */
+max_momentum?: number
+/**
+ * max_lr is this times the first rate
+ */
+div_factor?: number
+/**
+ * The first rate is this times the last
+ */
+final_div_factor?: number
+/**
+ * Go down as long as up, then on to the last rate
+ */
+three_phase?: boolean
+}
+/**
+ * lr_t = lr * (1 - min(t, total_iters) / total_iters)^power
+ */
+export interface PolynomialSchedule {
+name: "polynomial"
+/**
+ * Steps until 0
+ */
+total_iters?: number
+/**
+ * Any number of at least 0, whole or not
+ */
+power?: number
+}
+/**
+ * lr_t = schedules[i] at step t - milestones[i-1] with the same base rate, i = number of milestones <= t
+ */
+export interface SequenceSchedule {
+name: "sequence"
+/**
+ * One more than the milestones; may hold sequences
+ * 
+ * @minItems 1
+ */
+schedules: [Schedule, ...(Schedule)[]]
+/**
+ * Steps at which the next schedule begins, in ascending order
+ */
+milestones: number[]
+}
+/**
+ * lr_t = lr * gamma^floor(t / step_size)
+ */
+export interface StepSchedule {
+name: "step"
+/**
+ * Steps between two decays
+ */
+step_size: number
+/**
+ * What each decay multiplies the rate by
+ */
+gamma?: number
+}
+/**
+ * A parameter group: hyperparameters for some tensors.
+ */
+export interface Group {
+/**
+ * Names of parameters; * stands for any characters. The first group that matches a parameter takes it.
+ * 
+ * @minItems 1
+ */
+tensors: [string, ...(string)[]]
+/**
+ * Hyperparameters that differ from the call's optimizer. The name stays.
+ */
+optimizer: { readonly [hyperparameter: string]: unknown }
+}
+/**
+ * A state of zeros at step 0.
+ */
+export interface InitResult {
+state: Blob
+}
+/**
+ * The state before the first step, for these parameters; only their names, shapes and dtypes matter.
+ */
+export interface InitParams {
+optimizer: Optimizer
+/**
+ * Parameter groups; the first that matches a parameter takes it.
+ */
+groups?: Group[]
+params: Tensors
+/**
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
+ */
+master_weights?: boolean
+}
+/**
+ * g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps)
+ */
+export interface Adam {
+name: "adam"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: number
+/**
+ * Times the parameter, added to the gradient
+ */
+weight_decay?: number
+/**
+ * Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq)
+ */
+amsgrad?: boolean
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+/**
+ * Added under the root, as in optax
+ */
+eps_root?: number
+/**
+ * Use Nesterov's form of the first moment, as in optax
+ */
+nesterov?: boolean
+}
+/**
+ * m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= scale*weight_decay*p + lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale
+ */
+export interface AdamW {
+name: "adamw"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: number
+/**
+ * Times the parameter, taken from it beside the step
+ */
+weight_decay?: number
+/**
+ * What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)
+ */
+weight_decay_scale?: ("lr" | "schedule" | "none")
+/**
+ * Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq)
+ */
+amsgrad?: boolean
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+/**
+ * Added under the root, as in optax
+ */
+eps_root?: number
+/**
+ * Use Nesterov's form of the first moment, as in optax
+ */
+nesterov?: boolean
+}
+/**
+ * m, v as in adam; u = mhat/(sqrt(vhat) + eps) + weight_decay*p; p -= lr * trust_ratio * u, trust_ratio = |p|/|u| (1 where either is 0) within [trust_min, trust_max]
+ */
+export interface LAMB {
+name: "lamb"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: number
+/**
+ * Times the parameter, added to the update before its norm is taken
+ */
+weight_decay?: number
+/**
+ * Decay inside the update, or lr times it from the parameter before the norms
+ */
+weight_decay_mode?: ("in_update" | "decoupled")
+/**
+ * Correct the moments (paper), the step size outside the ratio (DeepSpeed), or nothing (albert)
+ */
+bias_correction?: ("moments" | "step_size" | "none")
+/**
+ * Where the trust ratio applies; decayed_only takes 1 where weight_decay is 0 (timm, apex)
+ */
+adapt?: ("always" | "decayed_only")
+/**
+ * Lower bound of the trust ratio
+ */
+trust_min?: (number | null)
+/**
+ * Upper bound of the trust ratio
+ */
+trust_max?: (number | null)
+/**
+ * Divide all gradients by max(1, norm/max_grad_norm), the norm over all tensors; null does not clip (timm: 1.0)
+ */
+max_grad_norm?: (number | null)
+/**
+ * Weigh the new gradient by 1-beta1 in exp_avg; false adds it whole
+ */
+grad_averaging?: boolean
+/**
+ * Added under the root, as in optax
+ */
+eps_root?: number
+/**
+ * Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)
+ */
+caution?: boolean
+}
+/**
+ * g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t)
+ */
+export interface QHAdam {
+name: "qhadam"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Weights of the first and second moment against the present gradient; any finite numbers
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+nus?: [number, number]
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: number
+/**
+ * Times the parameter, added to the gradient
+ */
+weight_decay?: number
+}
+/**
+ * m, v as in adamw; p -= scale*weight_decay*p + lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale
+ */
+export interface QHAdamW {
+name: "qhadamw"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Weights of the first and second moment against the present gradient; any finite numbers
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+nus?: [number, number]
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: number
+/**
+ * Times the parameter, taken from it beside the step
+ */
+weight_decay?: number
+/**
+ * What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)
+ */
+weight_decay_scale?: ("lr" | "schedule" | "none")
+}
+/**
+ * g += weight_decay*p (type grad); buf = lerp(buf, g, 1-momentum); p -= lr*weight_decay*p (type direct) + lr * (nu*buf + (1-nu)*g)
+ */
+export interface QHM {
+name: "qhm"
+/**
+ * Learning rate; with a schedule, its base. The paper's experiments use 1 with momentum 0.999 and nu 0.7
+ */
+lr: number
+/**
+ * Decay rate of momentum_buffer
+ */
+momentum: number
+/**
+ * Weight of the buffer against the present gradient
+ */
+nu: number
+/**
+ * Times the parameter
+ */
+weight_decay?: number
+/**
+ * Add the decay to the gradient, or take lr times it from the parameter
+ */
+weight_decay_type?: ("grad" | "direct")
+}
+/**
+ * g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g)
+ */
+export interface SGD {
+name: "sgd"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rate of momentum_buffer; 0 keeps no buffer
+ */
+momentum?: number
+/**
+ * How much of each new gradient is held back from the buffer
+ */
+dampening?: number
+/**
+ * Times the parameter, added to the gradient
+ */
+weight_decay?: number
+/**
+ * Step along the gradient plus the decayed buffer
+ */
+nesterov?: boolean
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+}
+/**
+ * What a state holds.
+ */
+export interface InspectResult {
+format: "stepd.state/1"
+optimizer: string
+revision: number
+/**
+ * Size of the state.
+ */
+bytes: number
+/**
+ * Elements in all slots.
+ */
+elements: number
+/**
+ * By parameter name.
+ */
+tensors: {
+[k: string]: {
+step: number
+slots: {
+[k: string]: {
+dtype: string
+shape: number[]
+}
+}
+}
+}
+}
+/**
+ * A state to look into.
+ */
+export interface InspectParams {
+state: Blob
+}
+/**
+ * The optimizers of this server.
+ */
+export interface ListResult {
+optimizers: {
+name: string
+title: string
+formula: string
+}[]
+}
+/**
+ * No parameters.
+ */
+export interface ListParams {
+
+}
+/**
+ * Add grad_squares of all tensors of all calls in the order of the names' UTF-8 bytes, in float64; the root is clip.total_norm.
+ */
+export interface NormsResult {
+/**
+ * By parameter name.
+ */
+tensors: {
+[k: string]: TensorNorms
+}
+grad_norm: Value
+}
+export interface TensorNorms {
+grad_squares: Value
+param_squares?: Value
+zeros: number
+non_finite: number
+}
+/**
+ * Sums of squares of gradients, and of their parameters where given: phase one of a step over several calls with exact clipping.
+ */
+export interface NormsParams {
+grads: Tensors
+params?: Tensors
+/**
+ * What the gradients are divided by, first of all.
+ */
+loss_scale?: number
+}
+/**
+ * What a step costs, as one call with a state.
+ */
+export interface PlanResult {
+/**
+ * Elements of all parameters.
+ */
+parameters: number
+/**
+ * Bytes of params, grads and state.
+ */
+bytes_in: number
+/**
+ * Bytes of the new params and state.
+ */
+bytes_out: number
+/**
+ * Bytes of the state.
+ */
+state_bytes: number
+/**
+ * Memory that the call holds on the server, an upper bound.
+ */
+arena_bytes: number
+/**
+ * Whether this server takes it as one call.
+ */
+fits: boolean
+/**
+ * How many calls to split it into, so that several fit beside each other; 0 where a tensor alone is too large.
+ */
+requests: number
+/**
+ * Tensors that alone do not fit.
+ */
+too_large: string[]
+}
+/**
+ * A step without its data: what it would cost.
+ */
+export interface PlanParams {
+optimizer: Optimizer
+/**
+ * Parameter groups; the first that matches a parameter takes it.
+ */
+groups?: Group[]
+/**
+ * Shapes and dtypes of the parameters by name.
+ */
+tensors: { readonly [name: string]: { readonly shape: readonly number[]; readonly dtype?: Dtype } }
+grad_dtype?: Dtype
+/**
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
+ */
+master_weights?: boolean
+}
+/**
+ * New parameters and new state.
+ */
+export interface StepResult {
+params: Tensors
+state: Blob
+/**
+ * The largest step count in the new state.
+ */
+step: number
+/**
+ * The learning rate that was used.
+ */
+lr: number
+/**
+ * Whether nothing was done because of non_finite skip.
+ */
+skipped: boolean
+stats?: Stats
+/**
+ * What the caller should know of this step, in sentences.
+ */
+warnings?: string[]
+}
+/**
+ * Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values.
+ */
+export interface Stats {
+grad_norm: Value
+param_norm: Value
+update_norm: Value
+/**
+ * Gradient values that are zero.
+ */
+zeros: number
+/**
+ * Gradient values that are NaN or infinite.
+ */
+non_finite: number
+/**
+ * Whether clipping by norm made the gradients smaller.
+ */
+clipped: boolean
+/**
+ * By parameter name.
+ */
+tensors?: {
+[k: string]: TensorStats
+}
+}
+export interface TensorStats {
+grad_norm: Value
+param_norm: Value
+update_norm: Value
+/**
+ * Gradient values that are zero.
+ */
+zeros: number
+/**
+ * Gradient values that are NaN or infinite.
+ */
+non_finite: number
+trust_ratio?: Value
+}
+/**
+ * One optimizer step: parameters, gradients and state in. Gradients go by the names of their parameters, in the same shapes; a parameter without one is left as it is: no decay, no step.
+ */
+export interface StepParams {
+optimizer: Optimizer
+/**
+ * Parameter groups; the first that matches a parameter takes it.
+ */
+groups?: Group[]
+params: Tensors
+grads: Tensors
+/**
+ * The state of the last reply; null or absent at the first step.
+ */
+state?: Uint8Array | string | null
+schedule?: Schedule
+/**
+ * Gradient clipping, after the loss scale.
+ */
+clip?: {
+/**
+ * Multiply all gradients by min(1, max_norm / (norm + 1e-6)), the norm over all gradients of the call or total_norm, as torch.nn.utils.clip_grad_norm_ does.
+ */
+max_norm?: number
+/**
+ * Keep each value within -max_value and max_value.
+ */
+max_value?: number
+/**
+ * The norm over all gradients of the step, where this call has a part of them (optimizer.norms gives the parts). Also for an optimizer's max_grad_norm.
+ */
+total_norm?: number
+}
+/**
+ * What the gradients are divided by, first of all.
+ */
+loss_scale?: number
+/**
+ * What a NaN or an infinity in a gradient does: refuse the call, return everything unchanged with skipped: true, or go on.
+ */
+non_finite?: ("error" | "skip" | "propagate")
+/**
+ * Statistics in the reply: over all tensors, or of each as well.
+ */
+stats?: ("none" | "global" | "tensor")
+/**
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
+ */
+master_weights?: boolean
+/**
+ * Round BF16 parameters up or down at random, by how near they are; the same seed gives the same bits. Without it, and where there are master weights, to nearest even.
+ */
+stochastic_rounding?: {
+seed: number
+}
+}
+/**
+ * A tensor as a list of numbers, for small things and for curl. Values are in row-major order.
+ */
+export interface PlainTensor {
+/**
+ * Size of each dimension; [] is a scalar.
+ * 
+ * @maxItems 32
+ */
+shape: number[]
+dtype?: Dtype1
+values: readonly (number | "NaN" | "Infinity" | "-Infinity")[]
+}

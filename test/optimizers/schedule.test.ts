@@ -1,0 +1,131 @@
+/** A schedule in a step: the step that its rates would give by hand, from the state's own count. */
+import assert from "node:assert/strict";
+import { after, before, suite, test } from "node:test";
+import { gradsAt, SMALL, type StepReply, startParams } from "../support/run.ts";
+import { type RpcError, TestService } from "../support/service.ts";
+import { readTensors, writeTensors } from "../support/tensors.ts";
+import { variants } from "../support/variants.ts";
+
+const STEPS = 6;
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start();
+});
+after(() => service[Symbol.asyncDispose]());
+
+interface Reply extends StepReply {
+  readonly lr: number;
+}
+
+const step = (optimizer: unknown, params: Uint8Array, index: number, state: Uint8Array | null, more = {}): Promise<Reply> =>
+  service.call("optimizer.step", { optimizer, params, grads: writeTensors(gradsAt(SMALL, index)), state, ...more });
+
+const rates = (schedule: unknown, lr: number): Promise<{ lrs: number[]; momentums?: number[] }> =>
+  service.call("schedule.evaluate", { schedule, lr, from: 0, count: STEPS });
+
+const warmup = {
+  name: "sequence",
+  schedules: [
+    { name: "linear", start_factor: 0.25, total_iters: 3 },
+    { name: "cosine", T_max: 10 },
+  ],
+  milestones: [3],
+};
+
+suite("a schedule is the rates that it evaluates to, bit for bit", () => {
+  for (const { label, optimizer } of variants) {
+    test(label, async () => {
+      const base = (optimizer["lr"] as number | undefined) ?? 0.01;
+      const { lrs } = await rates(warmup, base);
+      let [scheduled, byHand] = [writeTensors(startParams(SMALL)) as Uint8Array, writeTensors(startParams(SMALL)) as Uint8Array];
+      let [state, stateByHand]: [Uint8Array | null, Uint8Array | null] = [null, null];
+      for (let index = 0; index < STEPS; index++) {
+        const reply = await step({ ...optimizer, lr: base }, scheduled, index, state, { schedule: warmup });
+        const expected = await step({ ...optimizer, lr: lrs[index] }, byHand, index, stateByHand);
+        assert.equal(reply.lr, lrs[index]);
+        assert.ok(Buffer.from(reply.params).equals(Buffer.from(expected.params)), `params of step ${index + 1}`);
+        assert.ok(Buffer.from(reply.state).equals(Buffer.from(expected.state)), `state of step ${index + 1}`);
+        [scheduled, state, byHand, stateByHand] = [reply.params, reply.state, expected.params, expected.state];
+      }
+    });
+  }
+});
+
+suite("one_cycle drives the momentum the other way", () => {
+  const schedule = { name: "one_cycle", max_lr: 0.5, total_steps: 10 };
+  for (const [optimizer, withMomentum] of [
+    [{ name: "sgd", momentum: 0.9 }, (momentum: number) => ({ momentum })],
+    [{ name: "adamw", betas: [0.9, 0.99] }, (momentum: number) => ({ betas: [momentum, 0.99] })],
+  ] as const) {
+    test(optimizer.name, async () => {
+      const { lrs, momentums } = await rates(schedule, 0.1);
+      let [params, state]: [Uint8Array, Uint8Array | null] = [writeTensors(startParams(SMALL)), null];
+      for (let index = 0; index < STEPS; index++) {
+        const reply = await step(optimizer, params, index, state, { schedule });
+        const expected = await step({ ...optimizer, lr: lrs[index], ...withMomentum(momentums?.[index] ?? 0) }, params, index, state);
+        assert.ok(Buffer.from(reply.params).equals(Buffer.from(expected.params)), `step ${index + 1}`);
+        [params, state] = [reply.params, reply.state];
+      }
+    });
+  }
+
+  test("past its end is an error that names the step", async () => {
+    const params = writeTensors(startParams(SMALL));
+    let state: Uint8Array | null = null;
+    for (let index = 0; index < 3; index++) ({ state } = await step({ name: "sgd", momentum: 0.9 }, params, index, state));
+    await assert.rejects(
+      step({ name: "sgd", momentum: 0.9 }, params, 3, state, { schedule: { name: "one_cycle", max_lr: 1, total_steps: 3 } }),
+      (error: RpcError) => {
+        assert.equal(error.data.name, "INVALID_PARAMS");
+        assert.match(error.data.field ?? "", /^\/schedule/);
+        return true;
+      },
+    );
+  });
+});
+
+test("groups keep their own base rates under a schedule", async () => {
+  const schedule = { name: "constant", factor: 0.5, total_iters: 10 };
+  const groups = [{ tensors: ["b"], optimizer: { lr: 0.4 } }];
+  const reply = await step({ name: "sgd", lr: 0.2 }, writeTensors(startParams(SMALL)), 0, null, { schedule, groups });
+  const expected = await step({ name: "sgd", lr: 0.1 }, writeTensors(startParams(SMALL)), 0, null, { groups: [{ tensors: ["b"], optimizer: { lr: 0.2 } }] });
+  assert.ok(Buffer.from(reply.params).equals(Buffer.from(expected.params)));
+});
+
+suite('weight_decay_scale "schedule" follows the schedule, not the lr', () => {
+  const zeros = Object.fromEntries(
+    Object.entries(SMALL).map(([name, shape]) => [name, { shape, data: new Float32Array(shape.reduce((product: number, size) => product * size, 1)) }]),
+  );
+  const decayed = async (name: string, lr: number, scale: string): Promise<Buffer> => {
+    let [params, state]: [Uint8Array, Uint8Array | null] = [writeTensors(startParams(SMALL)), null];
+    for (let index = 0; index < STEPS; index++) {
+      const optimizer = { name, lr, weight_decay: 0.05, weight_decay_scale: scale };
+      ({ params, state } = await service.call<Reply>("optimizer.step", { optimizer, params, grads: writeTensors(zeros), state, schedule: warmup }));
+    }
+    return Buffer.from(params);
+  };
+
+  for (const name of ["adamw", "qhadamw"]) {
+    test(`${name}: any lr gives the same decay`, async () => {
+      const reference = await decayed(name, 0.001, "schedule");
+      for (const lr of [0.5, 8, 1e-6]) assert.deepEqual(near(readTensors(await decayed(name, lr, "schedule"))), near(readTensors(reference)));
+      assert.ok(!(await decayed(name, 0.5, "lr")).equals(await decayed(name, 0.001, "lr")), "with the scale lr it differs");
+    });
+
+    test(`${name}: the decay is the schedule's factor times weight_decay, and none leaves the factor out`, async () => {
+      const { lrs } = await rates(warmup, 1);
+      for (const [scale, factors] of [
+        ["schedule", lrs],
+        ["none", lrs.map(() => 1)],
+      ] as const) {
+        const kept = factors.reduce((product, factor) => product * (1 - factor * 0.05), 1);
+        const after = readTensors(await decayed(name, 0.25, scale))["w"]?.data ?? [];
+        for (const [i, value] of (startParams(SMALL)["w"]?.data ?? []).entries()) assert.ok(Math.abs((after[i] as number) - value * kept) < 1e-6);
+      }
+    });
+  }
+
+  /** lr_t / lr is rounded differently for different lr: in the last bit of float64, which float32 hardly ever shows. */
+  const near = (tensors: ReturnType<typeof readTensors>): unknown => Object.values(tensors).map(({ data }) => [...data].map((value) => value.toPrecision(6)));
+});

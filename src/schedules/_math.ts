@@ -58,11 +58,13 @@ const divide = (a: Pair, b: Pair): Pair => {
 
 const bits = new DataView(new ArrayBuffer(8));
 const EXPONENT_BIAS = 1023;
+/** The exponent's place in the upper half of a float64. */
+const EXPONENT_UNIT = 0x100000;
 const SUBNORMAL_SHIFT = 54;
 
 /** 2^exponent, for the exponents of normal numbers. */
 const powerOfTwo = (exponent: number): number => {
-  bits.setUint32(0, (exponent + EXPONENT_BIAS) * 2 ** 20);
+  bits.setUint32(0, (exponent + EXPONENT_BIAS) * EXPONENT_UNIT);
   bits.setUint32(4, 0);
   return bits.getFloat64(0);
 };
@@ -78,7 +80,7 @@ const disassemble = (value: number): { readonly mantissa: number; readonly expon
   bits.setFloat64(0, value);
   const head = bits.getUint32(0);
   const exponent = (head >>> 20) - EXPONENT_BIAS;
-  bits.setUint32(0, (head & 0xfffff) + EXPONENT_BIAS * 2 ** 20);
+  bits.setUint32(0, (head & 0xfffff) + EXPONENT_BIAS * EXPONENT_UNIT);
   return { mantissa: bits.getFloat64(0), exponent };
 };
 

@@ -1,0 +1,131 @@
+/** Schedules against torch and optax, through the running service. */
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { after, before, test } from "node:test";
+import { TestService } from "../support/service.ts";
+
+interface Case {
+  readonly scheduler: string;
+  readonly args: Readonly<Record<string, unknown>>;
+  readonly base_lr: number | null;
+  readonly source: { readonly package: string; readonly version: string };
+  readonly lrs: readonly number[];
+  readonly momentums?: readonly number[];
+  readonly metrics?: readonly number[];
+}
+
+interface Reply {
+  readonly lrs: readonly number[];
+  readonly momentums?: readonly (number | null)[];
+}
+
+const { cases } = JSON.parse(readFileSync(new URL("../vectors/schedules/lr_schedules.json", import.meta.url), "utf8")) as { cases: readonly Case[] };
+
+const TORCH: Readonly<Record<string, string>> = {
+  ConstantLR: "constant",
+  StepLR: "step",
+  MultiStepLR: "multistep",
+  ExponentialLR: "exponential",
+  LinearLR: "linear",
+  PolynomialLR: "polynomial",
+  CosineAnnealingLR: "cosine",
+  CosineAnnealingWarmRestarts: "cosine_warm_restarts",
+  OneCycleLR: "one_cycle",
+  CyclicLR: "cyclic",
+};
+
+interface Expressed {
+  readonly schedule: object;
+  readonly lr: number;
+}
+
+/** Peers' schedules whose name or arguments are not torch's, in stepd's. */
+const OTHERS: Readonly<Record<string, (args: never, lr: number) => Expressed>> = {
+  SequentialLR: ({ schedulers, milestones }: { schedulers: { scheduler: string; args: object }[]; milestones: number[] }, lr) => ({
+    schedule: { name: "sequence", schedules: schedulers.map(({ scheduler, args }) => ({ name: TORCH[scheduler], ...args })), milestones },
+    lr,
+  }),
+  GoyalGradualWarmup: (args: { k: number; warmup_iters: number; milestones: number[]; gamma: number }, lr) => ({
+    schedule: {
+      name: "sequence",
+      schedules: [
+        { name: "linear", start_factor: 1 / args.k, total_iters: args.warmup_iters },
+        { name: "multistep", milestones: args.milestones.map((milestone) => milestone - args.warmup_iters), gamma: args.gamma },
+      ],
+      milestones: [args.warmup_iters],
+    },
+    lr,
+  }),
+  // optax stays at end_value, where torch's cosine goes back up: so a constant comes last.
+  "optax.warmup_cosine_decay_schedule": (args: { init_value: number; peak_value: number; warmup_steps: number; decay_steps: number; end_value: number }) => ({
+    schedule: {
+      name: "sequence",
+      schedules: [
+        { name: "linear", start_factor: args.init_value / args.peak_value, total_iters: args.warmup_steps },
+        { name: "cosine", T_max: args.decay_steps - args.warmup_steps, eta_min: args.end_value },
+        { name: "constant", factor: args.end_value / args.peak_value, total_iters: Number.MAX_SAFE_INTEGER },
+      ],
+      milestones: [args.warmup_steps, args.decay_steps],
+    },
+    lr: args.peak_value,
+  }),
+  "optax.linear_schedule": (args: { init_value: number; end_value: number; transition_steps: number }) => ({
+    schedule: { name: "linear", start_factor: 1, end_factor: args.end_value / args.init_value, total_iters: args.transition_steps },
+    lr: args.init_value,
+  }),
+  // Only for end_value 0: a power that ends elsewhere is in none of torch's schedules.
+  "optax.polynomial_schedule": (args: { init_value: number; end_value: number; power: number; transition_steps: number }) => {
+    assert.equal(args.end_value, 0);
+    return { schedule: { name: "polynomial", power: args.power, total_iters: args.transition_steps }, lr: args.init_value };
+  },
+  "optax.exponential_decay": (args: { init_value: number; transition_steps: number; decay_rate: number }) => ({
+    schedule: { name: "exponential", gamma: args.decay_rate ** (1 / args.transition_steps) },
+    lr: args.init_value,
+  }),
+};
+
+const express = ({ scheduler, args, base_lr }: Case): Expressed | undefined => {
+  const name = TORCH[scheduler];
+  if (name) return { schedule: { name, ...args }, lr: base_lr as number };
+  return OTHERS[scheduler]?.(args as never, base_lr ?? 0);
+};
+
+const requireClose = (found: readonly (number | null)[], expected: readonly number[], what: string): void => {
+  assert.equal(found.length, expected.length);
+  for (const [step, value] of expected.entries()) {
+    const error = Math.abs((found[step] ?? Number.NaN) - value);
+    assert.ok(error <= 1e-12 * Math.abs(value) + 1e-15, `${what} of step ${step}: ${found[step]}, not ${value}`);
+  }
+};
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start();
+});
+after(() => service[Symbol.asyncDispose]());
+
+for (const given of cases.filter(({ metrics }) => !metrics)) {
+  test(`${given.scheduler} ${JSON.stringify(given.args)} agrees with ${given.source.package} ${given.source.version}`, async () => {
+    const call = express(given);
+    assert.ok(call, "this schedule is not expressed");
+    const reply = await service.call<Reply>("schedule.evaluate", { ...call, count: given.lrs.length });
+    requireClose(reply.lrs, given.lrs, "lr");
+    if (given.momentums) requireClose(reply.momentums ?? [], given.momentums, "momentum");
+    else assert.ok(!("momentums" in reply));
+  });
+}
+
+test("what is not a pure function of the step is left to the caller: ReduceLROnPlateau needs a metric", async () => {
+  const plateau = cases.find(({ metrics }) => metrics);
+  assert.equal(plateau?.scheduler, "ReduceLROnPlateau");
+  await assert.rejects(service.call("schedule.evaluate", { schedule: { name: "plateau" } }), { message: /one of constant, .*found "plateau"/ });
+  // The caller follows its metric and sends each lr: without a factor a schedule hands it through as it is.
+  for (const lr of new Set(plateau.lrs)) {
+    assert.deepEqual(await service.call("schedule.evaluate", { schedule: { name: "constant", factor: 1 }, lr, from: 17 }), { lrs: [lr] });
+  }
+});
+
+test("every schedule has a vector", () => {
+  const named = new Set(cases.map(express).flatMap((call) => [...JSON.stringify(call ?? {}).matchAll(/"name":"(\w+)"/g)].map(([, name]) => name)));
+  assert.deepEqual([...named].sort(), [...Object.values(TORCH), "sequence"].sort());
+});

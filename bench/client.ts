@@ -24,6 +24,7 @@ export class RawClient implements Disposable {
     this.#socket = net.connect({ ...target, onread });
     this.#socket.setNoDelay(true);
     this.#socket.on("error", (error) => this.#onError(error));
+    this.#socket.setTimeout(DEADLINE_MS, () => this.#onError(new Error(`no byte in either direction for ${DEADLINE_MS} ms`)));
     this.#socket.on("close", () => this.#onError(new Error("the server closed the connection")));
   }
 
@@ -41,7 +42,6 @@ export class RawClient implements Disposable {
   /** Sends a head and a body, and resolves with the reply's length of body once all of it is in. */
   request(head: Buffer, body: Buffer): Promise<number> {
     return new Promise((resolve, reject) => {
-      this.#socket.setTimeout(DEADLINE_MS, () => reject(new Error(`no byte for ${DEADLINE_MS} ms, after ${received} bytes of a reply`)));
       let header = "";
       let expected = -1;
       let received = 0;

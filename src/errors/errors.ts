@@ -14,7 +14,6 @@ export const errors = {
   STATE_MISMATCH: { code: -32013, status: 422, title: "The state does not fit the optimizer or the parameters" },
   STATE_CORRUPT: { code: -32014, status: 422, title: "The state is not a valid stepd state" },
   NON_FINITE_GRADIENT: { code: -32015, status: 422, title: "A gradient holds NaN or infinity" },
-  NOT_SUPPORTED: { code: -32016, status: 501, title: "This part of the contract is not there yet" },
   OVERLOADED: { code: -32020, status: 429, title: "The server has no room for this call now" },
   DRAINING: { code: -32021, status: 503, title: "The server is shutting down" },
   PAYLOAD_TOO_LARGE: { code: -32022, status: 413, title: "The call is larger than this server takes" },

@@ -12,7 +12,6 @@ export type ErrorName =
   | "STATE_MISMATCH"
   | "STATE_CORRUPT"
   | "NON_FINITE_GRADIENT"
-  | "NOT_SUPPORTED"
   | "OVERLOADED"
   | "DRAINING"
   | "PAYLOAD_TOO_LARGE"

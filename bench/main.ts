@@ -18,8 +18,12 @@ if (unknown !== undefined) {
 
 console.log(`${os.cpus()[0]?.model ?? "unknown processor"}, ${os.availableParallelism()} cores, node ${process.version}\n`);
 const reports: string[] = [];
-{
+// A job that runs on workers does not keep a process alive by itself.
+const keepAlive = setInterval(() => {}, 1000);
+try {
   using bar = new Progress();
   for (const [name, bench] of Object.entries(parts)) if (positionals.length === 0 || positionals.includes(name)) reports.push(await bench(rounds, bar));
+} finally {
+  clearInterval(keepAlive);
 }
 console.log(reports.join("\n\n"));

@@ -100,11 +100,11 @@ export class Arena {
     return block;
   }
 
-  /** Lengthens a block in place to `most` bytes, or by as much as is free behind it. */
-  extend(block: Block, most: number): void {
+  /** Lengthens a block in place to `most` bytes or to what is free behind it. Does nothing where that is less than `least`. */
+  extend(block: Block, least: number, most: number): void {
     const index = this.#free.findIndex(({ start }) => start === block.end);
     const hole = this.#free[index];
-    if (!hole) return;
+    if (!hole || hole.end - block.start < least) return;
     const end = Math.min(Math.max(block.start + roundUp(most), block.end), hole.end);
     this.#used += end - block.end;
     this.#highWater = Math.max(this.#highWater, this.#used);
@@ -207,14 +207,14 @@ export class Lease implements Disposable {
     const index = this.#blocks.findIndex((block) => block.start === start);
     const old = this.#blocks[index];
     if (!old) throw new Error(`no block of this lease starts at ${start}`);
-    this.arena.extend(old, most);
+    this.arena.extend(old, least, most);
     if (sizeOf(old) >= least) return { start, bytes: sizeOf(old) };
     // Alone in the arena the block would have grown in place, so that it counts only once here.
     const grown = this.arena.take(least, this.#held - sizeOf(old));
     this.bytes.copyWithin(grown.start, start, start + kept);
     this.#blocks[index] = grown;
     this.arena.give(old);
-    this.arena.extend(grown, most);
+    this.arena.extend(grown, least, most);
     return { start: grown.start, bytes: sizeOf(grown) };
   }
 

@@ -1,0 +1,258 @@
+/** The arena: first fit, joining of neighbours, growth, refusals, and a long random run against a model. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Arena, type Lease } from "../../src/arena/arena.ts";
+import { random } from "../support/tensors.ts";
+
+const MIB = 2 ** 20;
+
+const make = (): { arena: Arena; whole: number; first: number } => {
+  const arena = new Arena(1, 0);
+  using lease = arena.lease(1);
+  return { arena, whole: arena.capacity, first: lease.start };
+};
+
+test("holds at least nearly what it is asked for, and never gives out address 0", () => {
+  const { arena, whole, first } = make();
+  assert.ok(whole > MIB - 2048 && whole <= MIB);
+  assert.ok(first >= 1024);
+  assert.deepEqual([arena.used, arena.leases], [0, 0]);
+});
+
+test("gives the lowest block that is large enough", () => {
+  const { arena, first } = make();
+  const leases = [100, 1000, 100, 100].map((bytes) => arena.lease(bytes));
+  leases[1]?.release();
+  const small = arena.lease(200);
+  const large = arena.lease(1024);
+  assert.equal(small.start, leases[1]?.start === undefined ? -1 : first + 128);
+  assert.ok(large.start > (leases[3] as Lease).start, "what does not fit the hole goes behind");
+});
+
+test("blocks start at multiples of a cache line and do not overlap", () => {
+  const { arena } = make();
+  const starts = [1, 63, 64, 65, 1].map((bytes) => arena.lease(bytes).start);
+  assert.deepEqual(
+    starts.map((start) => start - (starts[0] as number)),
+    [0, 64, 128, 192, 320],
+  );
+});
+
+for (const order of [
+  [0, 1, 2],
+  [0, 2, 1],
+  [1, 0, 2],
+  [1, 2, 0],
+  [2, 0, 1],
+  [2, 1, 0],
+]) {
+  test(`neighbours that come free in the order ${order} become one block`, () => {
+    const { arena, whole, first } = make();
+    const third = Math.floor(whole / 3 / 64) * 64;
+    const leases = [third, third, whole - 2 * third].map((bytes) => arena.lease(bytes));
+    assert.equal(arena.used, whole);
+    for (const index of order) leases[index]?.release();
+    assert.equal(arena.used, 0);
+    assert.equal(arena.lease(whole).start, first);
+  });
+}
+
+test("refuses with OVERLOADED and a whole number of seconds what does not fit now", () => {
+  const { arena, whole } = make();
+  const half = arena.lease(whole / 2);
+  assert.throws(
+    () => arena.lease(whole / 2 + 64),
+    (error: { code: string; detail: { retry_after: number } }) =>
+      error.code === "OVERLOADED" && Number.isInteger(error.detail.retry_after) && error.detail.retry_after >= 1,
+  );
+  assert.equal(arena.leases, 1, "a refused lease is not held");
+  half.release();
+  assert.equal(arena.lease(whole / 2 + 64).bytes, arena.bytes);
+});
+
+test("a short wait is told while memory comes free fast, and a longer one while it does not", () => {
+  const { arena, whole } = make();
+  const wait = (): number => {
+    using _ = arena.lease(whole);
+    try {
+      arena.lease(whole);
+    } catch (error) {
+      return (error as { detail: { retry_after: number } }).detail.retry_after;
+    }
+    return 0;
+  };
+  const idle = new Arena(1, 0);
+  const held = idle.lease(whole);
+  assert.throws(() => idle.lease(whole), { detail: { retry_after: 30, found: `${whole} bytes` } });
+  held.release();
+  for (let i = 0; i < 20; i++) arena.lease(whole).release();
+  assert.equal(wait(), 1);
+});
+
+test("refuses with PAYLOAD_TOO_LARGE what can never fit", () => {
+  const { arena, whole } = make();
+  assert.throws(() => arena.lease(whole + 1), { code: "PAYLOAD_TOO_LARGE" });
+  assert.equal(arena.used, 0);
+});
+
+test("refuses with PAYLOAD_TOO_LARGE what can never fit beside the call's own blocks, so that nobody sends it again and again", () => {
+  const { arena, whole } = make();
+  const lease = arena.lease(Math.floor(whole * 0.6));
+  assert.throws(() => lease.alloc(Math.floor(whole * 0.6)), { code: "PAYLOAD_TOO_LARGE" });
+  lease.release();
+  assert.equal(arena.used, 0);
+});
+
+test("what would fit if other calls were not there is OVERLOADED", () => {
+  const { arena, whole } = make();
+  const [first, second] = [arena.lease(whole / 4), arena.lease(whole / 2)];
+  assert.throws(() => first.alloc(whole / 2), { code: "OVERLOADED" });
+  second.release();
+  first.alloc(whole / 2);
+});
+
+test("a lease of nothing holds no memory, also where there is none left", () => {
+  const { arena, whole } = make();
+  using _ = arena.lease(whole);
+  using empty = arena.lease(0);
+  assert.deepEqual([arena.leases, arena.used, empty.start], [2, whole, 0]);
+});
+
+test("gives back everything once, however often it is released", () => {
+  const { arena } = make();
+  const lease = arena.lease(1000);
+  lease.alloc(5);
+  lease.allocZeros(64);
+  lease.release();
+  lease.release();
+  lease[Symbol.dispose]();
+  assert.deepEqual([arena.used, arena.leases], [0, 0]);
+  assert.equal(arena.highWater, 1024 + 64 + 64);
+});
+
+test("allocZeros clears what the last user left", () => {
+  const { arena } = make();
+  const dirty = arena.lease(256);
+  dirty.bytes.fill(7, dirty.start, dirty.start + 256);
+  dirty.release();
+  const lease = arena.lease(1);
+  const start = lease.allocZeros(100);
+  assert.ok(lease.view(start, 100).every((byte) => byte === 0));
+});
+
+test("grows in place where the memory behind is free, up to the whole arena", () => {
+  const { arena, whole, first } = make();
+  const lease = arena.lease(64);
+  lease.bytes.fill("abc", first, first + 3);
+  assert.deepEqual(lease.grow(first, 3, 65, 1000), { start: first, bytes: 1024 });
+  assert.deepEqual(lease.grow(first, 3, whole - 10, 10 * whole), { start: first, bytes: whole });
+  assert.equal(arena.used, whole);
+  assert.equal(lease.view(first, 3).toString(), "abc");
+  lease.release();
+  assert.equal(arena.used, 0);
+});
+
+test("moves with its content where the memory behind is taken", () => {
+  const { arena, first } = make();
+  const lease = arena.lease(64);
+  const other = arena.lease(64);
+  lease.bytes.fill("abcdef", first, first + 6);
+  const { start, bytes } = lease.grow(first, 6, 100, 200);
+  assert.deepEqual([start, bytes], [other.start + 64, 256]);
+  assert.equal(lease.view(start, 6).toString(), "abcdef");
+  assert.equal(arena.lease(64).start, first, "the old block is free");
+});
+
+test("growth that does not fit is refused, and the block stays as it was", () => {
+  const { arena, whole, first } = make();
+  const lease = arena.lease(64);
+  const other = arena.lease(whole - 128);
+  lease.bytes.fill("abc", first, first + 3);
+  assert.throws(() => lease.grow(first, 3, 1000, 2000), { code: "OVERLOADED" });
+  assert.throws(() => lease.grow(first, 3, whole + 1, whole + 1), { code: "PAYLOAD_TOO_LARGE" });
+  assert.equal(lease.view(lease.start, 3).toString(), "abc");
+  other.release();
+  lease.grow(first, 3, 1000, 2000);
+  lease.release();
+  assert.equal(arena.used, 0);
+});
+
+test("a block that may grow further takes what there is, if that is enough", () => {
+  const { arena, whole, first } = make();
+  const lease = arena.lease(Math.ceil(whole * 0.6));
+  assert.deepEqual(lease.grow(first, 10, Math.ceil(whole * 0.6) + 1, Math.ceil(whole * 1.2)), { start: first, bytes: whole });
+});
+
+test("30,000 random allocations, growths and releases agree with a model that paints every byte", () => {
+  const { arena, whole } = make();
+  const next = random(7);
+  const pick = (below: number): number => Math.floor(Math.abs(next()) * below);
+  interface Held {
+    readonly lease: Lease;
+    readonly blocks: { start: number; bytes: number; mark: number }[];
+  }
+  const held: Held[] = [];
+  const paint = ({ start, bytes, mark }: Held["blocks"][number]): void => {
+    arena.bytes.fill(mark, start, start + bytes);
+  };
+  const check = ({ start, bytes, mark }: Held["blocks"][number]): void => {
+    const view = arena.bytes.subarray(start, start + bytes);
+    assert.ok(view[0] === mark && view[bytes - 1] === mark && view[bytes >> 1] === mark, "another block wrote into this one");
+  };
+  const padded = (bytes: number): number => Math.ceil(bytes / 64) * 64;
+  for (let i = 0; i < 30_000; i++) {
+    const size = 1 + pick(pick(10) === 0 ? whole / 4 : 2000);
+    const at = held[pick(held.length)];
+    try {
+      const action = pick(4);
+      if (!at || action === 0) {
+        const lease = arena.lease(size);
+        const block = { start: lease.start, bytes: padded(size), mark: 1 + pick(255) };
+        paint(block);
+        held.push({ lease, blocks: [block] });
+      } else if (action === 1) {
+        const block = { start: at.lease.alloc(size), bytes: padded(size), mark: 1 + pick(255) };
+        paint(block);
+        at.blocks.push(block);
+      } else if (action === 2) {
+        const block = at.blocks[pick(at.blocks.length)] as Held["blocks"][number];
+        const least = block.bytes + size;
+        const { start, bytes } = at.lease.grow(block.start, block.bytes, least, least * 2);
+        assert.ok(bytes >= least);
+        assert.ok(
+          arena.bytes.subarray(start, start + block.bytes).every((byte) => byte === block.mark),
+          "growth lost content",
+        );
+        block.start = start;
+        block.bytes = bytes;
+        paint(block);
+      } else {
+        for (const block of at.blocks) check(block);
+        at.lease.release();
+        held.splice(held.indexOf(at), 1);
+      }
+    } catch (error) {
+      const { code } = error as { code?: string };
+      if (code !== "OVERLOADED" && code !== "PAYLOAD_TOO_LARGE") throw error;
+    }
+    const used = held.flatMap(({ blocks }) => blocks).reduce((sum, { bytes }) => sum + bytes, 0);
+    assert.equal(arena.used, used);
+    assert.ok(used <= whole);
+    assert.equal(arena.leases, held.length);
+  }
+  for (const { lease, blocks } of held) {
+    for (const block of blocks) check(block);
+    lease.release();
+  }
+  assert.equal(arena.used, 0);
+  assert.ok(arena.lease(whole));
+});
+
+test("takes the 4 GiB of WebAssembly, without touching them", () => {
+  const arena = new Arena(4096, 0);
+  const lease = arena.lease(3 * 2 ** 30);
+  const high = lease.alloc(100);
+  lease.bytes.fill("high", high, high + 4);
+  assert.ok(high > 3 * 2 ** 30);
+  assert.equal(lease.view(high, 4).toString(), "high");
+});

@@ -228,7 +228,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "description": "Steps in the range.",
         "type": "integer",
         "minimum": 1,
-        "maximum": 100000,
+        "maximum": 10000,
         "default": 1
       }
     }
@@ -538,6 +538,107 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     },
     "oneOf": [
       {
+        "title": "Adadelta",
+        "description": "g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g; acc = lerp(acc, d^2, 1-rho); p -= lr*d",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "adadelta"
+          },
+          "lr": {
+            "type": "number",
+            "default": 1,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "rho": {
+            "type": "number",
+            "default": 0.9,
+            "minimum": 0,
+            "maximum": 1,
+            "description": "Decay rate of square_avg and acc_delta"
+          },
+          "eps": {
+            "type": "number",
+            "default": 0.000001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added under both roots"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the gradient"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          }
+        }
+      },
+      {
+        "title": "Adagrad",
+        "description": "g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "adagrad"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.01,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "lr_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "How much of the first rate each step adds to its divisor"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the gradient"
+          },
+          "initial_accumulator_value": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "What sum starts from"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-10,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          }
+        }
+      },
+      {
         "title": "Adam",
         "description": "g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps)",
         "type": "object",
@@ -606,6 +707,61 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Use Nesterov's form of the first moment, as in optax"
+          }
+        }
+      },
+      {
+        "title": "Adamax",
+        "description": "g += weight_decay*p; m = lerp(m, g, 1-beta1); u = max(beta2*u, |g| + eps); p -= lr/(1-beta1^t) * m/u",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "adamax"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.002,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the size of each gradient"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the gradient"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
           }
         }
       },
@@ -817,6 +973,211 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       {
+        "title": "LARS",
+        "description": "d = ratio*(g + weight_decay*p), ratio = trust_coefficient*|p|/(|g| + weight_decay*|p| + eps) (1 where a norm is 0); buf = momentum*buf + (1-dampening)*d (first step: buf = d); p -= lr * (nesterov ? d + momentum*buf : buf)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "lars"
+          },
+          "lr": {
+            "type": "number",
+            "default": 1,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "momentum": {
+            "type": "number",
+            "default": 0.9,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Decay rate of momentum_buffer; 0 keeps no buffer"
+          },
+          "dampening": {
+            "type": "number",
+            "default": 0,
+            "minimum": -3.4028234663852886e+38,
+            "maximum": 3.4028234663852886e+38,
+            "description": "How much of each new gradient is held back from the buffer"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the gradient"
+          },
+          "nesterov": {
+            "type": "boolean",
+            "default": false,
+            "description": "Step along the scaled gradient plus the decayed buffer"
+          },
+          "trust_coefficient": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Factor of the trust ratio"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the trust ratio's denominator"
+          },
+          "trust_denominator": {
+            "type": "string",
+            "enum": [
+              "sum",
+              "decayed_grad"
+            ],
+            "default": "sum",
+            "description": "Norms added (timm), or the norm of the sum (optax)"
+          },
+          "trust_clip": {
+            "type": "boolean",
+            "default": false,
+            "description": "Keep ratio/lr at most 1, as LARC and timm do"
+          },
+          "always_adapt": {
+            "type": "boolean",
+            "default": false,
+            "description": "Take the ratio also where weight_decay is 0, which trust_denominator sum leaves at 1 otherwise"
+          },
+          "lr_in_momentum": {
+            "type": "boolean",
+            "default": false,
+            "description": "Multiply lr into the buffer (optax) instead of behind it (timm)"
+          }
+        }
+      },
+      {
+        "title": "Lion",
+        "description": "u = sign(lerp(m, g, 1-beta1)); p -= lr*weight_decay*p + lr*u; m = lerp(m, g, 1-beta2)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "lion"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.0001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.99
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times lr times the parameter, taken from it beside the step"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          },
+          "caution": {
+            "type": "boolean",
+            "default": false,
+            "description": "Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"
+          }
+        }
+      },
+      {
+        "title": "NAdam",
+        "description": "m, v as in adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); P = mu_1*...*mu_t; p -= lr * ((1-mu_t)/(1-P)*g + mu_{t+1}/(1-P*mu_{t+1})*m) / (sqrt(v/(1-beta2^t)) + eps)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "nadam"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.002,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the gradient"
+          },
+          "decoupled_weight_decay": {
+            "type": "boolean",
+            "default": false,
+            "description": "Take lr*weight_decay times the parameter from it instead"
+          },
+          "momentum_decay": {
+            "type": "number",
+            "default": 0.004,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "How fast the momentum warms up"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          }
+        }
+      },
+      {
         "title": "QHAdam",
         "description": "g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t)",
         "type": "object",
@@ -1004,6 +1365,125 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "grad",
             "description": "Add the decay to the gradient, or take lr times it from the parameter"
+          }
+        }
+      },
+      {
+        "title": "RAdam",
+        "description": "m, v as in adam; rho = rho_inf - 2t*beta2^t/(1-beta2^t); p -= lr * m/(1-beta1^t) * (rho > 5 ? rect(rho)*sqrt(1-beta2^t)/(sqrt(v) + eps) : 1)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "radam"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.001,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "betas": {
+            "type": "array",
+            "items": {
+              "type": "number",
+              "minimum": 0,
+              "exclusiveMaximum": 1
+            },
+            "minItems": 2,
+            "maxItems": 2,
+            "default": [
+              0.9,
+              0.999
+            ],
+            "description": "Decay rates of exp_avg and exp_avg_sq"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root of the second moment, after the bias correction"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the gradient"
+          },
+          "decoupled_weight_decay": {
+            "type": "boolean",
+            "default": false,
+            "description": "Take lr*weight_decay times the parameter from it instead"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
+          }
+        }
+      },
+      {
+        "title": "RMSprop",
+        "description": "g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? s - h^2, h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "name": {
+            "const": "rmsprop"
+          },
+          "lr": {
+            "type": "number",
+            "default": 0.01,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Learning rate; with a schedule, its base"
+          },
+          "alpha": {
+            "type": "number",
+            "default": 0.99,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Decay rate of square_avg and grad_avg"
+          },
+          "eps": {
+            "type": "number",
+            "default": 1e-8,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Added to the root"
+          },
+          "weight_decay": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Times the parameter, added to the gradient"
+          },
+          "momentum": {
+            "type": "number",
+            "default": 0,
+            "minimum": 0,
+            "maximum": 3.4028234663852886e+38,
+            "description": "Decay rate of momentum_buffer; 0 keeps no buffer"
+          },
+          "centered": {
+            "type": "boolean",
+            "default": false,
+            "description": "Divide by the deviation from the mean gradient (slot grad_avg)"
+          },
+          "maximize": {
+            "type": "boolean",
+            "default": false,
+            "description": "Go up the gradient instead of down"
           }
         }
       },

@@ -12,7 +12,7 @@ export type Blob = Uint8Array | string
 /**
  * An optimizer by name with its hyperparameters; absent ones take their defaults.
  */
-export type Optimizer = (Adam | AdamW | LAMB | QHAdam | QHAdamW | QHM | SGD)
+export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LARS | Lion | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | SGD)
 /**
  * One safetensors file as a blob, or tensors by name. A reply has the form of its request.
  */
@@ -420,6 +420,62 @@ params: Tensors
 master_weights?: boolean
 }
 /**
+ * g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g; acc = lerp(acc, d^2, 1-rho); p -= lr*d
+ */
+export interface Adadelta {
+name: "adadelta"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rate of square_avg and acc_delta
+ */
+rho?: number
+/**
+ * Added under both roots
+ */
+eps?: number
+/**
+ * Times the parameter, added to the gradient
+ */
+weight_decay?: number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+}
+/**
+ * g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps)
+ */
+export interface Adagrad {
+name: "adagrad"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * How much of the first rate each step adds to its divisor
+ */
+lr_decay?: number
+/**
+ * Times the parameter, added to the gradient
+ */
+weight_decay?: number
+/**
+ * What sum starts from
+ */
+initial_accumulator_value?: number
+/**
+ * Added to the root
+ */
+eps?: number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+}
+/**
  * g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps)
  */
 export interface Adam {
@@ -459,6 +515,35 @@ eps_root?: number
  * Use Nesterov's form of the first moment, as in optax
  */
 nesterov?: boolean
+}
+/**
+ * g += weight_decay*p; m = lerp(m, g, 1-beta1); u = max(beta2*u, |g| + eps); p -= lr/(1-beta1^t) * m/u
+ */
+export interface Adamax {
+name: "adamax"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Added to the size of each gradient
+ */
+eps?: number
+/**
+ * Times the parameter, added to the gradient
+ */
+weight_decay?: number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
 }
 /**
  * m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= scale*weight_decay*p + lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale
@@ -567,6 +652,122 @@ eps_root?: number
 caution?: boolean
 }
 /**
+ * d = ratio*(g + weight_decay*p), ratio = trust_coefficient*|p|/(|g| + weight_decay*|p| + eps) (1 where a norm is 0); buf = momentum*buf + (1-dampening)*d (first step: buf = d); p -= lr * (nesterov ? d + momentum*buf : buf)
+ */
+export interface LARS {
+name: "lars"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rate of momentum_buffer; 0 keeps no buffer
+ */
+momentum?: number
+/**
+ * How much of each new gradient is held back from the buffer
+ */
+dampening?: number
+/**
+ * Times the parameter, added to the gradient
+ */
+weight_decay?: number
+/**
+ * Step along the scaled gradient plus the decayed buffer
+ */
+nesterov?: boolean
+/**
+ * Factor of the trust ratio
+ */
+trust_coefficient?: number
+/**
+ * Added to the trust ratio's denominator
+ */
+eps?: number
+/**
+ * Norms added (timm), or the norm of the sum (optax)
+ */
+trust_denominator?: ("sum" | "decayed_grad")
+/**
+ * Keep ratio/lr at most 1, as LARC and timm do
+ */
+trust_clip?: boolean
+/**
+ * Take the ratio also where weight_decay is 0, which trust_denominator sum leaves at 1 otherwise
+ */
+always_adapt?: boolean
+/**
+ * Multiply lr into the buffer (optax) instead of behind it (timm)
+ */
+lr_in_momentum?: boolean
+}
+/**
+ * u = sign(lerp(m, g, 1-beta1)); p -= lr*weight_decay*p + lr*u; m = lerp(m, g, 1-beta2)
+ */
+export interface Lion {
+name: "lion"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Times lr times the parameter, taken from it beside the step
+ */
+weight_decay?: number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+/**
+ * Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)
+ */
+caution?: boolean
+}
+/**
+ * m, v as in adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); P = mu_1*...*mu_t; p -= lr * ((1-mu_t)/(1-P)*g + mu_{t+1}/(1-P*mu_{t+1})*m) / (sqrt(v/(1-beta2^t)) + eps)
+ */
+export interface NAdam {
+name: "nadam"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: number
+/**
+ * Times the parameter, added to the gradient
+ */
+weight_decay?: number
+/**
+ * Take lr*weight_decay times the parameter from it instead
+ */
+decoupled_weight_decay?: boolean
+/**
+ * How fast the momentum warms up
+ */
+momentum_decay?: number
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+}
+/**
  * g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t)
  */
 export interface QHAdam {
@@ -659,6 +860,73 @@ weight_decay?: number
  * Add the decay to the gradient, or take lr times it from the parameter
  */
 weight_decay_type?: ("grad" | "direct")
+}
+/**
+ * m, v as in adam; rho = rho_inf - 2t*beta2^t/(1-beta2^t); p -= lr * m/(1-beta1^t) * (rho > 5 ? rect(rho)*sqrt(1-beta2^t)/(sqrt(v) + eps) : 1)
+ */
+export interface RAdam {
+name: "radam"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rates of exp_avg and exp_avg_sq
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Added to the root of the second moment, after the bias correction
+ */
+eps?: number
+/**
+ * Times the parameter, added to the gradient
+ */
+weight_decay?: number
+/**
+ * Take lr*weight_decay times the parameter from it instead
+ */
+decoupled_weight_decay?: boolean
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
+}
+/**
+ * g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? s - h^2, h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)
+ */
+export interface RMSprop {
+name: "rmsprop"
+/**
+ * Learning rate; with a schedule, its base
+ */
+lr?: number
+/**
+ * Decay rate of square_avg and grad_avg
+ */
+alpha?: number
+/**
+ * Added to the root
+ */
+eps?: number
+/**
+ * Times the parameter, added to the gradient
+ */
+weight_decay?: number
+/**
+ * Decay rate of momentum_buffer; 0 keeps no buffer
+ */
+momentum?: number
+/**
+ * Divide by the deviation from the mean gradient (slot grad_avg)
+ */
+centered?: boolean
+/**
+ * Go up the gradient instead of down
+ */
+maximize?: boolean
 }
 /**
  * g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g)

@@ -1,14 +1,22 @@
 // DO NOT EDIT: written by `npm run generate`.
 import type { OptimizerDefinition } from "./_define.ts";
+import adadelta from "./adadelta.ts";
+import adagrad from "./adagrad.ts";
 import adam from "./adam.ts";
+import adamax from "./adamax.ts";
 import adamw from "./adamw.ts";
 import lamb from "./lamb.ts";
+import lars from "./lars.ts";
+import lion from "./lion.ts";
+import nadam from "./nadam.ts";
 import qhadam from "./qhadam.ts";
 import qhadamw from "./qhadamw.ts";
 import qhm from "./qhm.ts";
+import radam from "./radam.ts";
+import rmsprop from "./rmsprop.ts";
 import sgd from "./sgd.ts";
 
 /** All optimizers by name. */
 export const registry: ReadonlyMap<string, OptimizerDefinition> = new Map(
-  ([adam, adamw, lamb, qhadam, qhadamw, qhm, sgd] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
+  ([adadelta, adagrad, adam, adamax, adamw, lamb, lars, lion, nadam, qhadam, qhadamw, qhm, radam, rmsprop, sgd] as unknown as readonly OptimizerDefinition[]).map((definition) => [definition.name, definition]),
 );

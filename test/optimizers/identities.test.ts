@@ -4,7 +4,7 @@ import { after, before, test } from "node:test";
 import { isDeepStrictEqual } from "node:util";
 import { LARGE, run, SMALL, type StepReply } from "../support/run.ts";
 import { TestService } from "../support/service.ts";
-import { readState } from "../support/tensors.ts";
+import { readState, writeState } from "../support/tensors.ts";
 
 let service: TestService;
 before(async () => {
@@ -89,4 +89,14 @@ test("a state goes on under another optimizer of the Adam family", async () => {
   assert.equal(readState(switched.state).optimizer, "qhadamw");
   const lamb = await run(service, { optimizer: { name: "lamb" }, shapes: SMALL, steps: 1, from: 4, ...switched });
   assert.equal(lamb.step, 5);
+});
+
+test("nadam goes on from a state without mu_product as from one with it", async () => {
+  const optimizer = { name: "nadam", momentum_decay: 0.1 };
+  const first = await run(service, { optimizer, shapes: SMALL, steps: 3 });
+  const straight = await run(service, { optimizer, shapes: SMALL, steps: 1, from: 3, ...first });
+  const adam = writeState({ ...readState(first.state), optimizer: "adam" });
+  const switched = await run(service, { optimizer, shapes: SMALL, steps: 1, from: 3, params: first.params, state: adam });
+  assert.ok(Buffer.from(switched.params).equals(Buffer.from(straight.params)));
+  assert.ok(Buffer.from(switched.state).equals(Buffer.from(straight.state)));
 });

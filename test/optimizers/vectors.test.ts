@@ -57,11 +57,14 @@ const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLi
   }
 };
 
+/** Where optax takes 1 - beta^t in float32. */
+const IMPRECISE = ["adam", "adamw", "lamb"];
+
 /** The parameters that a step must give: the peer's float32, or where it has not the precision to ask for, its formula in float64. */
 const expectedAfter = (testCase: Case, index: number, params: TestTensors, state: TestState | null): Readonly<Record<string, ArrayLike<number>>> => {
   const current = testCase.steps[index];
   const names = Object.keys(params);
-  if (testCase.peer !== "optax" || !current) {
+  if (testCase.peer !== "optax" || !current || !IMPRECISE.includes(testCase.optimizer)) {
     const after = paramsAfter(testCase, index + 1);
     return Object.fromEntries(names.map((name) => [name, after[name]?.data ?? []]));
   }

@@ -197,7 +197,7 @@ const refused: Readonly<Record<string, readonly [Fields, string, string]>> = {
   "a range from half a step": [{ schedule: { name: "constant" }, from: 0.5 }, "/from", "integer"],
   "a range beyond whole numbers": [{ schedule: { name: "constant" }, from: 2 ** 53 - 2, count: 2 }, "/count", "at most 1 steps"],
   "no steps": [{ schedule: { name: "constant" }, count: 0 }, "/count", "at least 1"],
-  "more steps than a call may ask for": [{ schedule: { name: "constant" }, count: 100_001 }, "/count", "at most 100000"],
+  "more steps than a call may ask for": [{ schedule: { name: "constant" }, count: 10_001 }, "/count", "at most 10000"],
   "a field that the method does not have": [{ schedule: { name: "constant" }, step: 1 }, "/step", "a known field"],
 };
 
@@ -212,9 +212,9 @@ test("nesting is bounded: deep sequences are refused, those of a sane depth are 
 });
 
 test("the largest range comes whole, and its last step is the step itself", async () => {
-  const schedule = { name: "cosine", T_max: 100_000 };
-  const { result } = (await call({ schedule, from: 7, count: 100_000 }, JSON_TYPE)) as { result: { lrs: number[] } };
-  assert.equal(result.lrs.length, 100_000);
+  const schedule = { name: "cosine", T_max: 10_000 };
+  const { result } = (await call({ schedule, from: 7, count: 10_000 }, JSON_TYPE)) as { result: { lrs: number[] } };
+  assert.equal(result.lrs.length, 10_000);
   assert.deepEqual((await call({ schedule, from: 100_006 }, MSGPACK)).result, { lrs: result.lrs.slice(-1) });
 });
 

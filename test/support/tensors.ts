@@ -60,10 +60,12 @@ export interface TestState {
   readonly steps: Readonly<Record<string, number>>;
   /** By slot, then by parameter. */
   readonly slots: Readonly<Record<string, TestTensors>>;
+  /** Slots that are one float64 number, by slot, then by parameter. */
+  readonly scalars?: Readonly<Record<string, Readonly<Record<string, number>>>>;
 }
 
 /** A stepd state file, not in canonical order: what another language might write. */
-export const writeState = ({ optimizer, steps, slots }: TestState): Buffer => {
+export const writeState = ({ optimizer, steps, slots, scalars = {} }: TestState): Buffer => {
   let offset = 0;
   const header = [`"__metadata__":${JSON.stringify({ format: "stepd.state/1", optimizer, revision: "1" })}`];
   const data: Buffer[] = [];
@@ -75,6 +77,9 @@ export const writeState = ({ optimizer, steps, slots }: TestState): Buffer => {
   for (const [slot, tensors] of Object.entries(slots)) {
     for (const [name, { shape, data: values }] of Object.entries(tensors))
       add(`${slot}/${name}`, "F32", shape, Buffer.from(values.buffer, values.byteOffset, values.byteLength));
+  }
+  for (const [slot, byName] of Object.entries(scalars)) {
+    for (const [name, value] of Object.entries(byName)) add(`${slot}/${name}`, "F64", [], Buffer.from(Float64Array.of(value).buffer));
   }
   for (const [name, step] of Object.entries(steps)) {
     const bytes = Buffer.alloc(8);
@@ -89,13 +94,11 @@ export const readState = (file: Uint8Array): TestState => {
   const { metadata, entries } = readFile(file);
   const steps: Record<string, number> = {};
   const slots: Record<string, Record<string, TestTensor>> = {};
-  for (const [key, { shape, bytes }] of entries) {
+  for (const [key, { dtype, shape, bytes }] of entries) {
     const slot = key.slice(0, key.indexOf("/"));
     const name = key.slice(key.indexOf("/") + 1);
-    if (slot === "step") {
-      steps[name] = Number(bytes.readBigInt64LE(0));
-      continue;
-    }
+    if (slot === "step") steps[name] = Number(bytes.readBigInt64LE(0));
+    if (dtype !== "F32") continue;
     slots[slot] ??= {};
     slots[slot][name] = { shape, data: new Float32Array(Uint8Array.from(bytes).buffer) };
   }

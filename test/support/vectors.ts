@@ -58,8 +58,15 @@ type Settings = Readonly<Record<string, unknown>>;
 
 /** A peer's hyperparameters in stepd's terms. */
 const translate = (optimizer: string, peer: string, given: Settings): Settings => {
-  const { decoupled_weight_decay: _, decouple_weight_decay: __, no_decay: ___, corrected_weight_decay: ____, b1, b2, ...rest } = given;
+  const { decouple_weight_decay: _, no_decay: __, corrected_weight_decay: ___, decoupled_weight_decay: decoupled, b1, b2, ...common } = given;
+  // torch builds AdamW of Adam by this flag.
+  const rest = ["nadam", "radam"].includes(optimizer) ? { ...common, decoupled_weight_decay: decoupled } : common;
   if (peer === "iprally") return { ...rest, weight_decay_scale: "none" };
+  if (optimizer === "lars") {
+    const { trust_coeff, ...lars } = rest;
+    if (peer === "optax") return { ...lars, trust_denominator: "decayed_grad", lr_in_momentum: true };
+    return { ...lars, ...(trust_coeff !== undefined && { trust_coefficient: trust_coeff }) };
+  }
   if (peer === "optax") return { ...rest, betas: [b1, b2] };
   if (optimizer !== "lamb") return rest;
   const { bias_correction, trust_clip, always_adapt, decoupled_decay, ...timm } = rest;
@@ -90,7 +97,10 @@ export const settings = ({ optimizer, peer, hyperparameters, groups = [] }: Case
 /** Peers whose slots hold bias-corrected moments: stepd's are these times 1 - beta^t. */
 const CORRECTED = ["qhadam", "qhadamw"];
 
-const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight"];
+const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight", "mu_product"];
+
+/** optax's trace is the negative of the buffer. */
+const slotName = (slot: string): string => (slot === "trace" ? "momentum_buffer" : slot);
 
 /** How many gradients each tensor had in the first `count` steps. */
 export const gradientCounts = ({ steps }: Case, count: number): Record<string, number> => {
@@ -109,9 +119,10 @@ export const slotsAfter = (testCase: Case, count: number, precision: "f32" | "f6
     for (const [slot, raw] of Object.entries(entries)) {
       if (NOT_SLOTS.includes(slot) || raw === null || typeof raw === "number") continue;
       const beta = slot === "exp_avg" ? beta1 : beta2;
-      const factor = CORRECTED.includes(testCase.optimizer) ? 1 - beta ** (counts[name] ?? 0) : 1;
-      slots[slot] ??= {};
-      slots[slot][name] = Float64Array.from(values(raw), (value) => value * factor);
+      const factor = slot === "trace" ? -1 : CORRECTED.includes(testCase.optimizer) ? 1 - beta ** (counts[name] ?? 0) : 1;
+      const bySlot = slots[slotName(slot)] ?? {};
+      slots[slotName(slot)] = bySlot;
+      bySlot[name] = Float64Array.from(values(raw), (value) => value * factor);
     }
   }
   return slots;
@@ -129,7 +140,10 @@ export const stateAfter = (testCase: Case, count: number): TestState | null => {
       Object.entries(byName).map(([name, data]) => [name, { shape: testCase.initial[name]?.shape ?? [], data: Float32Array.from(data) }]),
     );
   }
-  return { optimizer: testCase.optimizer, steps, slots };
+  const products = Object.entries(raw).flatMap(([name, { mu_product: product }]): [string, number][] =>
+    typeof product === "object" && product !== null ? [[name, values(product)[0] as number]] : [],
+  );
+  return { optimizer: testCase.optimizer, steps, slots, ...(products.length > 0 && { scalars: { mu_product: Object.fromEntries(products) } }) };
 };
 
 /** The spacing of float32 at a value: 2^-149 at least. */

@@ -1,0 +1,31 @@
+import { maximize } from "./_adam.ts";
+import { defineOptimizer, number, rate } from "./_define.ts";
+
+/**
+ * Adadelta, as in torch: eps stands under both roots.
+ *
+ *   s <- rho*s + (1-rho)*g^2
+ *   d = sqrt(acc + eps) / sqrt(s + eps) * g,  acc <- rho*acc + (1-rho)*d^2
+ *   p <- p - lr*d
+ */
+export default defineOptimizer({
+  name: "adadelta",
+  title: "Adadelta",
+  revision: 1,
+  family: "adadelta",
+  formula: "g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g; acc = lerp(acc, d^2, 1-rho); p -= lr*d",
+  references: ["Zeiler, 2012, https://arxiv.org/abs/1212.5701", "peer: torch.optim.Adadelta"],
+  hyperparameters: {
+    lr: rate(1, "Learning rate; with a schedule, its base"),
+    rho: { ...number(0.9, "Decay rate of square_avg and acc_delta", 0), maximum: 1 },
+    eps: rate(1e-6, "Added under both roots"),
+    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    maximize,
+  },
+  slots: () => ["square_avg", "acc_delta"],
+  allSlots: ["square_avg", "acc_delta"],
+  lateSlots: [],
+  stages: ({ rho, eps, weight_decay }) => [
+    { kernel: "adadelta", operands: ["param", "grad", "square_avg", "acc_delta"], sums: 0, scalars: ({ lr }) => [weight_decay, 1 - rho, lr, eps] },
+  ],
+});

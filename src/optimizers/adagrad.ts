@@ -1,0 +1,34 @@
+import { maximize } from "./_adam.ts";
+import { defineOptimizer, rate } from "./_define.ts";
+
+/**
+ * Adagrad, as in torch.
+ *
+ *   sum <- sum + g^2
+ *   p <- p - lr / (1 + (t-1)*lr_decay) * g / (sqrt(sum) + eps)
+ *
+ * sum starts at initial_accumulator_value.
+ */
+export default defineOptimizer({
+  name: "adagrad",
+  title: "Adagrad",
+  revision: 1,
+  family: "adagrad",
+  formula: "g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps)",
+  references: ["Duchi, Hazan & Singer, 2011, https://jmlr.org/papers/v12/duchi11a.html", "peer: torch.optim.Adagrad"],
+  hyperparameters: {
+    lr: rate(1e-2, "Learning rate; with a schedule, its base"),
+    lr_decay: rate(0, "How much of the first rate each step adds to its divisor"),
+    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    initial_accumulator_value: rate(0, "What sum starts from"),
+    eps: rate(1e-10, "Added to the root"),
+    maximize,
+  },
+  slots: () => ["sum"],
+  allSlots: ["sum"],
+  lateSlots: [],
+  initial: ({ initial_accumulator_value }) => ({ sum: initial_accumulator_value }),
+  stages: ({ lr_decay, weight_decay, eps }) => [
+    { kernel: "adagrad", operands: ["param", "grad", "sum"], sums: 0, scalars: ({ lr, step }) => [weight_decay, lr / (1 + (step - 1) * lr_decay), eps] },
+  ],
+});

@@ -1,0 +1,91 @@
+import { choice, defineOptimizer, flag, type Moment, number, rate } from "./_define.ts";
+
+interface Settings {
+  readonly weight_decay: number;
+  readonly trust_coefficient: number;
+  readonly eps: number;
+  readonly trust_denominator: "sum" | "decayed_grad";
+  readonly trust_clip: boolean;
+  readonly always_adapt: boolean;
+}
+
+const isAdapted = ({ weight_decay, always_adapt, trust_denominator }: Settings): boolean =>
+  weight_decay !== 0 || always_adapt || trust_denominator === "decayed_grad";
+
+/** trust_coefficient * |p| / denominator, 1 where a norm is 0. */
+const trustRatio = (settings: Settings, { sums, lr }: Pick<Moment, "sums" | "lr">): number => {
+  if (!isAdapted(settings)) return 1;
+  const { weight_decay, trust_coefficient, eps, trust_denominator, trust_clip } = settings;
+  const [paramNorm = 0, gradNorm = 0] = (sums[0] ?? []).map(Math.sqrt);
+  const denominator = trust_denominator === "sum" ? gradNorm + weight_decay * paramNorm + eps : gradNorm + eps;
+  const ratio = paramNorm > 0 && gradNorm > 0 ? (trust_coefficient * paramNorm) / denominator : 1;
+  return trust_clip ? Math.min(ratio / lr, 1) : ratio;
+};
+
+/**
+ * LARS: SGD with momentum whose gradient is scaled for each tensor by the ratio of the parameter's norm to the gradient's.
+ *
+ *   ratio = trust_coefficient * |p| / (|g| + weight_decay*|p| + eps)   (trust_denominator "sum", timm)
+ *   ratio = trust_coefficient * |p| / (|g + weight_decay*p| + eps)     (trust_denominator "decayed_grad", optax)
+ *   d = ratio * (g + weight_decay*p);  buf <- momentum*buf + (1-dampening)*d, at the first step buf <- d
+ *   p <- p - lr * (nesterov ? d + momentum*buf : buf)
+ *
+ * ratio is 1 where a norm is 0. With lr_in_momentum (optax) lr is multiplied into d, so a schedule acts on the buffer.
+ * optax keeps the buffer's negative.
+ */
+export default defineOptimizer({
+  name: "lars",
+  title: "LARS",
+  revision: 1,
+  family: "lars",
+  formula:
+    "d = ratio*(g + weight_decay*p), ratio = trust_coefficient*|p|/(|g| + weight_decay*|p| + eps) (1 where a norm is 0); buf = momentum*buf + (1-dampening)*d (first step: buf = d); p -= lr * (nesterov ? d + momentum*buf : buf)",
+  references: [
+    "You, Gitman & Ginsburg, 2017, https://arxiv.org/abs/1708.03888",
+    "peers: timm.optim.Lars; optax.lars (trust_denominator decayed_grad, lr_in_momentum, eps 0)",
+  ],
+  hyperparameters: {
+    lr: rate(1, "Learning rate; with a schedule, its base"),
+    momentum: rate(0.9, "Decay rate of momentum_buffer; 0 keeps no buffer"),
+    dampening: number(0, "How much of each new gradient is held back from the buffer"),
+    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    nesterov: flag("Step along the scaled gradient plus the decayed buffer"),
+    trust_coefficient: rate(1e-3, "Factor of the trust ratio"),
+    eps: rate(1e-8, "Added to the trust ratio's denominator"),
+    trust_denominator: choice(["sum", "decayed_grad"], "sum", "Norms added (timm), or the norm of the sum (optax)"),
+    trust_clip: flag("Keep ratio/lr at most 1, as LARC and timm do"),
+    always_adapt: flag("Take the ratio also where weight_decay is 0, which trust_denominator sum leaves at 1 otherwise"),
+    lr_in_momentum: flag("Multiply lr into the buffer (optax) instead of behind it (timm)"),
+  },
+  slots: ({ momentum }) => (momentum === 0 ? [] : ["momentum_buffer"]),
+  allSlots: ["momentum_buffer"],
+  lateSlots: ["momentum_buffer"],
+  check: ({ nesterov, momentum, dampening }) => {
+    if (!nesterov) return undefined;
+    if (momentum === 0) return { field: "nesterov", expected: "false where momentum is 0", found: "true" };
+    if (dampening !== 0) return { field: "nesterov", expected: "false where dampening is not 0", found: "true" };
+    return undefined;
+  },
+  trustRatio,
+  stages: (values) => {
+    const { momentum, dampening, weight_decay, nesterov, trust_denominator, lr_in_momentum } = values;
+    return [
+      {
+        kernel: "lars_norms",
+        operands: ["param", "grad", "sums"],
+        sums: 2,
+        scalars: () => [trust_denominator === "decayed_grad" ? weight_decay : 0],
+      },
+      {
+        kernel: "lars_apply",
+        operands: ["param", "grad", momentum === 0 ? "absent" : "momentum_buffer"],
+        sums: 0,
+        scalars: (at) => {
+          const ratio = trustRatio(values, at);
+          const gain = lr_in_momentum ? at.lr * ratio : ratio;
+          return [weight_decay, gain, lr_in_momentum ? 1 : at.lr, at.first ? 0 : momentum, at.first ? 1 : 1 - dampening, nesterov ? momentum : 0];
+        },
+      },
+    ];
+  },
+});

@@ -1,0 +1,49 @@
+import { maximize, momentBetas } from "./_adam.ts";
+import { defineOptimizer, flag, rate } from "./_define.ts";
+
+/** timm's lower bound of the share of elements that `caution` keeps. */
+const LEAST_AGREEMENT = 1e-3;
+
+/**
+ * Lion: steps of one size along the sign of a blend of momentum and gradient, with decoupled weight decay.
+ *
+ *   u = sign(beta1*m + (1-beta1)*g),  sign(0) = 0
+ *   p <- p - (lr*weight_decay*p + lr*u)
+ *   m <- beta2*m + (1-beta2)*g
+ *
+ * Where the blend is nearly zero, its sign and with it 2*lr of the step hang on the last bit.
+ */
+export default defineOptimizer({
+  name: "lion",
+  title: "Lion",
+  revision: 1,
+  family: "lion",
+  formula: "u = sign(lerp(m, g, 1-beta1)); p -= lr*weight_decay*p + lr*u; m = lerp(m, g, 1-beta2)",
+  references: [
+    "Chen et al., 2023, https://arxiv.org/abs/2302.06675",
+    "caution: Liang et al., 2024, https://arxiv.org/abs/2411.16085",
+    "peers: timm.optim.Lion; optax.lion (weight_decay 1e-3 there)",
+  ],
+  hyperparameters: {
+    lr: rate(1e-4, "Learning rate; with a schedule, its base"),
+    betas: momentBetas([0.9, 0.99]),
+    weight_decay: rate(0, "Times lr times the parameter, taken from it beside the step"),
+    maximize,
+    caution: flag("Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"),
+  },
+  slots: () => ["exp_avg"],
+  allSlots: ["exp_avg"],
+  lateSlots: [],
+  stages: ({ betas: [beta1, beta2], weight_decay, caution }) =>
+    caution
+      ? [
+          { kernel: "lion_cautious", operands: ["grad", "exp_avg", "sums"], sums: 1, scalars: () => [1 - beta1, 1 - beta2] },
+          {
+            kernel: "lion_apply",
+            operands: ["param", "grad"],
+            sums: 0,
+            scalars: ({ lr, sums, elements }) => [lr * weight_decay, lr / Math.max((sums[0]?.[0] ?? 0) / elements, LEAST_AGREEMENT)],
+          },
+        ]
+      : [{ kernel: "lion", operands: ["param", "grad", "exp_avg"], sums: 0, scalars: ({ lr }) => [lr * weight_decay, 1 - beta1, 1 - beta2, lr] }],
+});

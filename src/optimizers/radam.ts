@@ -1,0 +1,53 @@
+import { eps, familySlots, lr, maximize, momentBetas, momentSlots } from "./_adam.ts";
+import { defineOptimizer, flag, power, rate } from "./_define.ts";
+
+/** Below this length of the approximated moving average the variance is not tractable. torch's bound; the paper's is 4. */
+const TRACTABLE = 5;
+
+/**
+ * RAdam: Adam whose step is rectified for the variance of its second moment, as in torch.
+ *
+ *   rho_inf = 2/(1-beta2) - 1,  rho = rho_inf - 2*t*beta2^t / (1-beta2^t)
+ *   rho > 5:  p <- p - lr * m/(1-beta1^t) * sqrt((rho-4)(rho-2)rho_inf / ((rho_inf-4)(rho_inf-2)rho)) * sqrt(1-beta2^t) / (sqrt(v) + eps)
+ *   else      p <- p - lr * m/(1-beta1^t)
+ *
+ * eps is added before the bias correction here.
+ */
+export default defineOptimizer({
+  name: "radam",
+  title: "RAdam",
+  revision: 1,
+  family: "adam",
+  formula: "m, v as in adam; rho = rho_inf - 2t*beta2^t/(1-beta2^t); p -= lr * m/(1-beta1^t) * (rho > 5 ? rect(rho)*sqrt(1-beta2^t)/(sqrt(v) + eps) : 1)",
+  references: ["Liu et al., 2020, https://arxiv.org/abs/1908.03265", "peer: torch.optim.RAdam"],
+  hyperparameters: {
+    lr,
+    betas: momentBetas([0.9, 0.999]),
+    eps: eps(1e-8),
+    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    decoupled_weight_decay: flag("Take lr*weight_decay times the parameter from it instead"),
+    maximize,
+  },
+  slots: () => momentSlots,
+  allSlots: familySlots,
+  lateSlots: [],
+  stages: ({ betas: [beta1, beta2], eps, weight_decay, decoupled_weight_decay }) => [
+    {
+      kernel: decoupled_weight_decay ? "qhadamw" : "qhadam",
+      operands: ["param", "grad", ...momentSlots, "absent"],
+      sums: 0,
+      scalars: ({ lr, step }) => {
+        const decay = decoupled_weight_decay ? lr * weight_decay : weight_decay;
+        const c1 = 1 - power(beta1, step);
+        const power2 = power(beta2, step);
+        const longest = 2 / (1 - beta2) - 1;
+        const rho = longest - (2 * step * power2) / (1 - power2);
+        const head = [decay, 1 - beta1, 1 - beta2, lr];
+        // Without rectification the denominator is to be 1: no square, no root, eps 1.
+        if (!(rho > TRACTABLE)) return [...head, 1 / c1, 0, 0, 0, 0, 1];
+        const rectification = Math.sqrt(((rho - 4) * (rho - 2) * longest) / ((longest - 4) * (longest - 2) * rho));
+        return [...head, (rectification * Math.sqrt(1 - power2)) / c1, 0, 1, 0, 0, eps];
+      },
+    },
+  ],
+});

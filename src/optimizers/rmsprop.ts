@@ -1,0 +1,44 @@
+import { maximize } from "./_adam.ts";
+import { defineOptimizer, flag, rate } from "./_define.ts";
+
+/**
+ * RMSprop, plain or centered, with or without momentum, as in torch.
+ *
+ *   s <- alpha*s + (1-alpha)*g^2;  centered: h <- alpha*h + (1-alpha)*g, q = s - h^2, else q = s
+ *   u = g / (sqrt(q) + eps);  with momentum: buf <- momentum*buf + u, p <- p - lr*buf, else p <- p - lr*u
+ *
+ * Centered, q can come out just below zero by rounding, and its root is NaN, as in torch.
+ */
+export default defineOptimizer({
+  name: "rmsprop",
+  title: "RMSprop",
+  revision: 1,
+  family: "rmsprop",
+  formula:
+    "g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? s - h^2, h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)",
+  references: [
+    "Hinton, 2012, lecture 6e, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
+    "centered: Graves, 2013, https://arxiv.org/abs/1308.0850",
+    "peer: torch.optim.RMSprop",
+  ],
+  hyperparameters: {
+    lr: rate(1e-2, "Learning rate; with a schedule, its base"),
+    alpha: rate(0.99, "Decay rate of square_avg and grad_avg"),
+    eps: rate(1e-8, "Added to the root"),
+    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    momentum: rate(0, "Decay rate of momentum_buffer; 0 keeps no buffer"),
+    centered: flag("Divide by the deviation from the mean gradient (slot grad_avg)"),
+    maximize,
+  },
+  slots: ({ momentum, centered }) => ["square_avg", ...(centered ? ["grad_avg"] : []), ...(momentum === 0 ? [] : ["momentum_buffer"])],
+  allSlots: ["square_avg", "grad_avg", "momentum_buffer"],
+  lateSlots: ["momentum_buffer"],
+  stages: ({ alpha, eps, weight_decay, momentum, centered }) => [
+    {
+      kernel: "rmsprop",
+      operands: ["param", "grad", "square_avg", centered ? "grad_avg" : "absent", momentum === 0 ? "absent" : "momentum_buffer"],
+      sums: 0,
+      scalars: ({ lr }) => [weight_decay, 1 - alpha, lr, momentum, eps],
+    },
+  ],
+});

@@ -4,7 +4,7 @@ import type { EvaluateParams } from "../generated/wire.gen.ts";
 import { prepare, type Rates } from "../schedules/registry.ts";
 import type { Method } from "./method.ts";
 
-/** Steps between two looks at other calls: the slowest schedules take 3 us for a step, the largest range 100,000 of them. */
+/** Steps between two looks at other calls: the slowest schedules take 3 us for a step, the largest range 10,000 of them. */
 const SLICE = 5000;
 
 /** schedule.evaluate: the learning rates of a range of steps, as optimizer.step would use them. */

@@ -14,10 +14,11 @@ const files: readonly string[] = ["src", "test", "scripts", "bench"].flatMap((fo
     .map((file) => join(folder, file)),
 );
 
-/** Whether a text starts with a comment, after imports and constants of one line if it has any. */
+/** Whether a text starts with a comment, or the first thing that it exports has one right above it. */
 const isIntroduced = (text: string): boolean => {
-  const rest = text.replace(/^(?:\s*(?:import|export)\s[^;]*?from\s+"[^"]+";|\s*import\s+"[^"]+";|\s*const [A-Z0-9_]+ = .*;)*\s*/, "");
-  return /^(\/\*\*|\/\/)\s*\S/.test(text) || /^(\/\*\*|\/\/)\s*\S/.test(rest);
+  if (/^(\/\*\*|\/\/)\s*\S/.test(text)) return true;
+  const before = text.slice(0, Math.max(0, text.search(/^export (?!type \{|\{|\*)/m)));
+  return /(\*\/|^\/\/ .+)\s*$/m.test(before.trimEnd().split("\n").at(-1) ?? "");
 };
 
 test("there are files to look at", () => {

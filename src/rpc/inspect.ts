@@ -12,8 +12,11 @@ export const inspect: Method<InspectParams> = {
 
   handle({ state: blob }, { engine, lease }) {
     const { optimizer, revision, bytes, parameters } = engine.inspect(blob, lease);
-    const tensors = [...parameters].map(([name, { step, slots }]) => {
-      const described = [...slots].map(([slot, { dtype, shape }]) => [slot, { dtype, shape }] as const);
+    const tensors = [...parameters].map(([name, { step, slots, scalars }]) => {
+      const described = [
+        ...[...slots].map(([slot, { dtype, shape }]) => [slot, { dtype, shape }] as const),
+        ...Object.keys(scalars).map((slot) => [slot, { dtype: "F64", shape: [] }] as const),
+      ];
       return [name, { step, slots: Object.fromEntries(described) }] as const;
     });
     const elements = [...parameters.values()].flatMap(({ slots }) => [...slots.values()]).reduce((sum, slot) => sum + slot.elements, 0);

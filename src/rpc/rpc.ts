@@ -57,7 +57,10 @@ export class Rpc {
     const method = this.#byName.get(name);
     try {
       if (!method) {
-        throw new StepdError("METHOD_NOT_FOUND", `There is no method ${describeValue(name)}; rpc.discover lists them`, { field: "/method", found: name });
+        throw new StepdError("METHOD_NOT_FOUND", `/method: there is no method ${describeValue(name)}; rpc.discover lists them`, {
+          field: "/method",
+          found: name,
+        });
       }
       if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", "an array");
       validate(method.params, params);

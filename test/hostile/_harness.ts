@@ -1,0 +1,183 @@
+/** What all hostile tests share: one real service, calls in every encoding, and what every refusal must look like. */
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { JSON_TYPE, MSGPACK, pack, readReply, TestService, unpack } from "../support/service.ts";
+import { readState, readTensors, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
+
+/** Code and HTTP status of each error, written down a second time: callers rely on them. */
+export const ERRORS = {
+  PARSE_ERROR: [-32700, 400],
+  INVALID_REQUEST: [-32600, 400],
+  METHOD_NOT_FOUND: [-32601, 404],
+  INVALID_PARAMS: [-32602, 400],
+  UNSUPPORTED_DTYPE: [-32010, 422],
+  TENSOR_MISMATCH: [-32011, 422],
+  TENSORS_CORRUPT: [-32012, 422],
+  STATE_MISMATCH: [-32013, 422],
+  STATE_CORRUPT: [-32014, 422],
+  NON_FINITE_GRADIENT: [-32015, 422],
+  PAYLOAD_TOO_LARGE: [-32022, 413],
+  UNSUPPORTED_MEDIA_TYPE: [-32023, 415],
+  NOT_ACCEPTABLE: [-32024, 406],
+  NOT_FOUND: [-32026, 404],
+  METHOD_NOT_ALLOWED: [-32027, 405],
+  DIGEST_MISMATCH: [-32028, 400],
+} as const;
+
+export type Name = keyof typeof ERRORS;
+
+/** A refusal as a test expects it. */
+export interface Expected {
+  readonly error: Name;
+  /** The field; undefined where the whole body is wrong. */
+  readonly field?: string;
+  /** What the message must say. */
+  readonly says?: RegExp;
+}
+
+interface Refusal {
+  readonly code: number;
+  readonly message: string;
+  readonly name: string;
+  readonly field?: string;
+  readonly request_id: string;
+}
+
+let started: TestService | undefined;
+
+/** The service of this file. */
+export const service = (): TestService => started as TestService;
+
+/** Starts the service before this file's tests, and checks after them that nothing of them is left. */
+export const useService = (env: Readonly<Record<string, string>> = {}): void => {
+  before(async () => {
+    started = await TestService.start({ STEPD_ARENA_MIB: "64", ...env });
+  });
+  after(async () => {
+    await service()[Symbol.asyncDispose]();
+  });
+};
+
+/** To be called last: the arena is empty, nothing is in flight, and the next step is right. */
+export const checkNothingIsLeft = (): void => {
+  test("after all of these: the arena is empty, nothing is in flight, the next step is right, and no caller's text is a label", async () => {
+    assert.equal(await service().metric("stepd_arena_used_bytes"), 0);
+    assert.equal(await service().metric("stepd_in_flight_requests"), 0);
+    assert.equal(await service().metric("stepd_in_flight_bytes"), 0);
+    assert.equal(await service().metric("stepd_workers_lost_total"), 0);
+    const result = await service().call<{ params: Uint8Array; state: Uint8Array }>("optimizer.step", {
+      optimizer: { name: "sgd", lr: 0.5, momentum: 0.5 },
+      params: writeTensors({ w: { shape: [2], data: Float32Array.of(1, 2) } }),
+      grads: writeTensors({ w: { shape: [2], data: Float32Array.of(1, -1) } }),
+    });
+    assert.deepEqual(readTensors(result.params), { w: { shape: [2], data: Float32Array.of(0.5, 2.5) } });
+    assert.deepEqual(readState(result.state).slots, { momentum_buffer: { w: { shape: [2], data: Float32Array.of(1, -1) } } });
+    const text = await (await fetch(`${service().url}/metrics`)).text();
+    for (const [, name, value] of text.matchAll(/^stepd_[^{]*\{(?:.*?,)?(\w+)="([^"]*)"/gm)) assert.match(`${name} ${value}`, LABELS);
+    assert.doesNotMatch(text, new RegExp(MARK));
+    assert.doesNotMatch(service().log.join(""), /INTERNAL_ERROR|a call failed|a request failed/);
+  });
+};
+
+/** Stands in names that a caller chooses; it must not come up in a metric. */
+export const MARK = "hostile_mark";
+
+const LABELS =
+  /^(?:method (?:unknown|optimizer\.\w+|state\.\w+|schedule\.\w+|rpc\.discover)|outcome (?:ok|[A-Z_]+)|phase \w+|direction (?:in|out)|optimizer [a-z]+|dtype [A-Z0-9]+|reason [A-Z_]+|version [\d.]+|node v[\d.]+|le [\d.+Inf]+)$/;
+
+export const TENSORS: TestTensors = {
+  w: { shape: [2, 2], data: Float32Array.of(1, 2, 3, 4) },
+  b: { shape: [2], data: Float32Array.of(5, 6) },
+};
+
+const zeros: TestTensors = Object.fromEntries(Object.entries(TENSORS).map(([name, { shape, data }]) => [name, { shape, data: new Float32Array(data.length) }]));
+
+/** A good state of Adam after three steps. */
+export const STATE = { optimizer: "adam", steps: { w: 3, b: 3 }, slots: { exp_avg: zeros, exp_avg_sq: zeros } };
+
+export type Fields = Readonly<Record<string, unknown>>;
+
+/** The parameters of a good step, with these fields in their place. Undefined takes a field away. */
+export const step = (fields: Fields = {}): Fields => {
+  const all = { optimizer: { name: "adam" }, params: writeTensors(TENSORS), grads: writeTensors(TENSORS), state: writeState(STATE), ...fields };
+  return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
+};
+
+/** JSON text with bytes as base64. */
+export const toJson = (value: unknown): string =>
+  JSON.stringify(value, function (this: Record<string, unknown>, key, item) {
+    // Buffer's own toJSON has run by now, so the value is taken from its holder.
+    const held = this[key];
+    return held instanceof Uint8Array ? Buffer.from(held).toString("base64") : item;
+  });
+
+const PATHS: Readonly<Record<string, string>> = {
+  "optimizer.step": "/v1/step",
+  "optimizer.init": "/v1/init",
+  "optimizer.norms": "/v1/norms",
+  "state.inspect": "/v1/state/inspect",
+};
+
+/** The error of a reply, in whichever form it came. */
+const refusalOf = async (response: Response, text: unknown): Promise<Refusal> => {
+  if ((response.headers.get("content-type") ?? "").startsWith("application/problem+json")) {
+    const { detail, ...rest } = text as Omit<Refusal, "message"> & { detail: string };
+    return { ...rest, message: detail };
+  }
+  const { error, result } = text as { error?: { code: number; message: string; data: Omit<Refusal, "code" | "message"> }; result?: unknown };
+  assert.ok(error, `it was accepted: ${String(JSON.stringify(result)).slice(0, 200)}`);
+  return { code: error.code, message: error.message, ...error.data };
+};
+
+/** Nothing of the server's inside may be in a reply. */
+export const requireNoInsides = (text: string): void => {
+  assert.doesNotMatch(text, /\n\s+at |\\n\s+at |file:\/\/|node_modules|node:internal|\.ts\b|TypeError|RangeError|ERR_/);
+  assert.ok(!text.includes(process.cwd()));
+};
+
+/** Asserts that a reply is this refusal, and gives it back. */
+export const requireRefusal = async (response: Response, { error, field, says }: Expected, status: number): Promise<Refusal> => {
+  const reply = await readReply(response);
+  requireNoInsides(JSON.stringify(reply));
+  const found = await refusalOf(response, reply);
+  assert.deepEqual([found.name, found.code, response.status], [error, ERRORS[error][0], status], found.message);
+  assert.equal(found.field || undefined, field, found.message);
+  if (field !== undefined) assert.ok(found.message.includes(field), `${found.message} does not name ${field}`);
+  if (says) assert.match(found.message, says);
+  assert.ok(found.message.length < 4000);
+  assert.equal(found.request_id, response.headers.get("x-request-id"));
+  return found;
+};
+
+/** What keeps its HTTP status on /rpc. */
+const TRANSPORT: readonly Name[] = ["PAYLOAD_TOO_LARGE"];
+
+export interface ParamsCase extends Expected {
+  readonly params: unknown;
+  readonly method?: string;
+  /** "msgpack" for values that JSON cannot carry, "json" for those that MessagePack cannot. */
+  readonly only?: "json" | "msgpack";
+}
+
+/** A test of parameters that must be refused alike by RPC and REST, in JSON and in MessagePack. */
+export const refusesParams = (name: string, { params, method = "optimizer.step", only, ...expected }: ParamsCase): void => {
+  test(name, async () => {
+    const messages = new Set<string>();
+    for (const type of [JSON_TYPE, MSGPACK]) {
+      if (only && type !== (only === "json" ? JSON_TYPE : MSGPACK)) continue;
+      const encode = (value: unknown): string | Buffer => (type === MSGPACK ? pack(value) : toJson(value));
+      const path = PATHS[method] as string;
+      const [code, status] = ERRORS[expected.error];
+      const rest = await service().post(path, encode(params), type);
+      messages.add((await requireRefusal(rest, expected, status)).message);
+      assert.equal(rest.headers.get("content-type"), "application/problem+json");
+      const rpc = await service().post("/rpc", encode({ jsonrpc: "2.0", id: "x", method, params }), type);
+      assert.equal(rpc.headers.get("content-type"), type);
+      messages.add((await requireRefusal(rpc, expected, TRANSPORT.includes(expected.error) ? status : 200)).message);
+      assert.ok(code < 0);
+    }
+    if (!(expected.error === "PAYLOAD_TOO_LARGE")) assert.equal(messages.size, 1, [...messages].join("\n"));
+  });
+};
+
+export { unpack };

@@ -1,0 +1,222 @@
+/** Parameters that pass every parser and must not pass the schema or the checks behind it. */
+
+import { writeState, writeTensors } from "../support/tensors.ts";
+import { checkNothingIsLeft, MARK, type ParamsCase, refusesParams, step, TENSORS, useService } from "./_harness.ts";
+
+useService();
+
+const optimizer = (fields: Readonly<Record<string, unknown>>) => step({ optimizer: { name: "adam", ...fields } });
+const group = (fields: Readonly<Record<string, unknown>>, name = "adam") =>
+  step({
+    optimizer: { name },
+    groups: [
+      { tensors: ["w"], optimizer: {} },
+      { tensors: ["*"], optimizer: fields },
+    ],
+  });
+const plain = (fields: Readonly<Record<string, unknown>>, without = "") => {
+  const tensor = { shape: [2, 2], values: [1, 2, 3, 4], ...fields };
+  return step({ grads: { w: Object.fromEntries(Object.entries(tensor).filter(([key]) => key !== without)) } });
+};
+const invalid = (params: unknown, field: string, says: RegExp): ParamsCase => ({ params, error: "INVALID_PARAMS", field, says });
+
+const f32 = (...data: number[]) => ({ shape: [data.length], data: Float32Array.from(data) });
+
+const CASES: Readonly<Record<string, ParamsCase>> = {
+  // Missing and unknown fields.
+  "no optimizer": invalid(step({ optimizer: undefined }), "/optimizer", /expected a value, found none/),
+  "no params": invalid(step({ params: undefined }), "/params", /expected a value, found none/),
+  "no grads": invalid(step({ grads: undefined }), "/grads", /expected a value, found none/),
+  "no fields at all": invalid({}, "/optimizer", /expected a value/),
+  "an unknown field beside the known": invalid(step({ gradz: 1 }), "/gradz", /the nearest is grads/),
+  "an unknown field with a slash and a tilde": invalid(step({ "a/b~c": 1 }), "/a~1b~0c", /known field/),
+  "an unknown field of 100,000 characters": {
+    params: step({ [`${MARK}${"x".repeat(100_000)}`]: 1 }),
+    error: "INVALID_PARAMS",
+    field: `/${MARK}${"x".repeat(996 - MARK.length)}...`,
+  },
+  "an unknown hyperparameter": invalid(optimizer({ beta: [0.9, 0.99] }), "/optimizer/beta", /the nearest is betas/),
+  "a hyperparameter of another optimizer": invalid(optimizer({ nus: [1, 1] }), "/optimizer/nus", /known field/),
+  "an unknown optimizer": invalid(step({ optimizer: { name: "adamv" } }), "/optimizer/name", /one of .*\(the nearest is adam/),
+  "an optimizer called __proto__": invalid(step({ optimizer: { name: "__proto__" } }), "/optimizer/name", /one of/),
+  "an optimizer called constructor": invalid(step({ optimizer: { name: "constructor" } }), "/optimizer/name", /one of/),
+  "an optimizer in capitals": invalid(step({ optimizer: { name: "Adam" } }), "/optimizer/name", /the nearest is adam/),
+  "an optimizer without a name": invalid(step({ optimizer: { lr: 1 } }), "/optimizer/name", /found none/),
+  "an optimizer whose name is a number": invalid(step({ optimizer: { name: 5 } }), "/optimizer/name", /found 5/),
+  "an optimizer that is only a name": invalid(step({ optimizer: "adam" }), "/optimizer", /expected object, found "adam"/),
+  "an optimizer that is null": invalid(step({ optimizer: null }), "/optimizer", /expected object, found null/),
+  "an optimizer that is a list": invalid(step({ optimizer: ["adam"] }), "/optimizer", /expected object, found an array of 1/),
+  "qhm without what it must have": invalid(step({ optimizer: { name: "qhm", lr: 1, nu: 0.7 } }), "/optimizer/momentum", /found none/),
+  // Hyperparameters out of their range.
+  "a learning rate that is text": invalid(optimizer({ lr: "0.1" }), "/optimizer/lr", /expected number, found "0.1"/),
+  "a learning rate that is null": invalid(optimizer({ lr: null }), "/optimizer/lr", /expected number, found null/),
+  "a learning rate below zero": invalid(optimizer({ lr: -1e-9 }), "/optimizer/lr", /at least 0, found -1e-9/),
+  "a learning rate of NaN": { ...invalid(optimizer({ lr: Number.NaN }), "/optimizer/lr", /expected number, found NaN/), only: "msgpack" },
+  "an infinite learning rate": { ...invalid(optimizer({ lr: Number.POSITIVE_INFINITY }), "/optimizer/lr", /expected number, found Infinity/), only: "msgpack" },
+  "a learning rate that is infinite in float32": invalid(optimizer({ lr: 1e39 }), "/optimizer/lr", /at most 3.4028234663852886e\+38/),
+  "a beta of 1": invalid(optimizer({ betas: [0.9, 1] }), "/optimizer/betas/1", /less than 1, found 1/),
+  "a beta below zero": invalid(optimizer({ betas: [-0.1, 0.9] }), "/optimizer/betas/0", /at least 0/),
+  "a beta of NaN": { ...invalid(optimizer({ betas: [Number.NaN, 0.9] }), "/optimizer/betas/0", /found NaN/), only: "msgpack" },
+  "one beta": invalid(optimizer({ betas: [0.9] }), "/optimizer/betas", /at least 2 items/),
+  "three betas": invalid(optimizer({ betas: [0.9, 0.9, 0.9] }), "/optimizer/betas", /at most 2 items/),
+  "betas by name": invalid(optimizer({ betas: { beta1: 0.9 } }), "/optimizer/betas", /expected array, found an object/),
+  "an eps below zero": invalid(optimizer({ eps: -1 }), "/optimizer/eps", /at least 0/),
+  "a flag that is a number": invalid(optimizer({ amsgrad: 1 }), "/optimizer/amsgrad", /expected boolean, found 1/),
+  "a choice that is none": invalid(
+    step({ optimizer: { name: "adamw", weight_decay_scale: "LR" } }),
+    "/optimizer/weight_decay_scale",
+    /one of lr, schedule, none, found "LR"/,
+  ),
+  "Nesterov without momentum": invalid(step({ optimizer: { name: "sgd", nesterov: true }, state: undefined }), "/optimizer/nesterov", /momentum is 0/),
+  "trust bounds in the wrong order": invalid(step({ optimizer: { name: "lamb", trust_min: 2, trust_max: 1 } }), "/optimizer/trust_min", /at most trust_max/),
+  "a whole number over 2^53 as a hyperparameter": { ...invalid(optimizer({ lr: 2n ** 63n }), "/optimizer/lr", /found 9223372036854775808/), only: "msgpack" },
+  // Groups.
+  "groups that are an object": invalid(step({ groups: { w: {} } }), "/groups", /expected array/),
+  "a group without tensors": invalid(step({ groups: [{ optimizer: {} }] }), "/groups/0/tensors", /found none/),
+  "a group with an empty list of tensors": invalid(step({ groups: [{ tensors: [], optimizer: {} }] }), "/groups/0/tensors", /at least 1 items/),
+  "a group with an empty name": invalid(step({ groups: [{ tensors: [""], optimizer: {} }] }), "/groups/0/tensors/0", /at least 1 characters/),
+  "a group whose tensors are one text": invalid(step({ groups: [{ tensors: "w", optimizer: {} }] }), "/groups/0/tensors", /expected array/),
+  "a group without an optimizer": invalid(step({ groups: [{ tensors: ["w"] }] }), "/groups/0/optimizer", /found none/),
+  "a name inside a group": invalid(group({ name: "sgd" }), "/groups/1/optimizer/name", /no value/),
+  "an unknown hyperparameter in a group": invalid(group({ weight_decoy: 1 }), "/groups/1/optimizer/weight_decoy", /nearest is weight_decay/),
+  "a hyperparameter out of range in a group": invalid(group({ betas: [0, 1] }), "/groups/1/optimizer/betas/1", /less than 1/),
+  "hyperparameters of a group that contradict the call's": invalid(group({ nesterov: true }, "sgd"), "/groups/1/optimizer/nesterov", /momentum is 0/),
+  "max_grad_norm in a group": invalid(group({ max_grad_norm: 1 }, "lamb"), "/groups/1/optimizer/max_grad_norm", /holds for the whole call/),
+  "an unknown field in a group": invalid(step({ groups: [{ tensors: ["w"], optimizer: {}, lr: 1 }] }), "/groups/0/lr", /nearest is/),
+  // Bytes where an object is to be, which have a property for each byte.
+  "bytes as optimizer": { ...invalid(step({ optimizer: Buffer.alloc(5) }), "/optimizer", /expected object, found 5 bytes/), only: "msgpack" },
+  "bytes as a group": { ...invalid(step({ groups: [Buffer.alloc(5)] }), "/groups/0", /expected object, found 5 bytes/), only: "msgpack" },
+  "bytes as a group's optimizer": {
+    ...invalid(step({ groups: [{ tensors: ["w"], optimizer: Buffer.alloc(0) }] }), "/groups/0/optimizer", /expected object, found 0 bytes/),
+    only: "msgpack",
+  },
+  "32 MiB of bytes as a group's optimizer": {
+    ...invalid(step({ groups: [{ tensors: ["w"], optimizer: Buffer.alloc(2 ** 25) }] }), "/groups/0/optimizer", /expected object, found 33554432 bytes/),
+    only: "msgpack",
+  },
+  "bytes as a tensor": { ...invalid(step({ grads: { w: Buffer.alloc(4) } }), "/grads/w", /expected object, found 4 bytes/), only: "msgpack" },
+  "bytes as values": { ...invalid(plain({ values: Buffer.alloc(16) }), "/grads/w/values", /expected array, found 16 bytes/), only: "msgpack" },
+  // The other fields of a step.
+  "a schedule that is text": invalid(step({ schedule: "cosine" }), "/schedule", /expected object/),
+  "an unknown schedule": invalid(step({ schedule: { name: "cosin" } }), "/schedule/name", /nearest is cosine/),
+  "a clip of nothing": { params: step({ clip: {} }), error: "INVALID_PARAMS", field: "/clip" },
+  "a clip by norm and by value": { params: step({ clip: { max_norm: 1, max_value: 1 } }), error: "INVALID_PARAMS", field: "/clip" },
+  "a clip to a norm of 0": invalid(step({ clip: { max_norm: 0 } }), "/clip/max_norm", /more than 0/),
+  "an unknown kind of clip": invalid(step({ clip: { max_norms: 1 } }), "/clip/max_norms", /nearest is max_norm/),
+  "a loss scale of 0": invalid(step({ loss_scale: 0 }), "/loss_scale", /more than 0/),
+  "a loss scale of NaN": { ...invalid(step({ loss_scale: Number.NaN }), "/loss_scale", /found NaN/), only: "msgpack" },
+  "an unknown way with what is not finite": invalid(step({ non_finite: "ignore" }), "/non_finite", /one of error, skip, propagate/),
+  "unknown statistics": invalid(step({ stats: true }), "/stats", /one of none, global, tensor/),
+  "a seed that is a fraction": invalid(step({ stochastic_rounding: { seed: 0.5 } }), "/stochastic_rounding/seed", /expected integer/),
+  "stochastic rounding without a seed": invalid(step({ stochastic_rounding: {} }), "/stochastic_rounding/seed", /found none/),
+  // Tensors as numbers.
+  "params that are a number": invalid(step({ params: 5 }), "/params", /expected object, found 5/),
+  "params that are a list": invalid(step({ params: [] }), "/params", /expected object, found an array/),
+  "params that are null": invalid(step({ params: null }), "/params", /found null/),
+  "a tensor without a shape": invalid(plain({}, "shape"), "/grads/w/shape", /found none/),
+  "a tensor with an unknown field": invalid(plain({ data: [] }), "/grads/w/data", /nearest is/),
+  "a shape below zero": invalid(plain({ shape: [-2, -2] }), "/grads/w/shape/0", /at least 0/),
+  "a shape that is a fraction": invalid(plain({ shape: [0.5, 8] }), "/grads/w/shape/0", /expected integer/),
+  "a shape over 2^53": invalid(plain({ shape: [2 ** 60, 0] }), "/grads/w/shape/0", /at most 9007199254740991/),
+  "a shape of 33 dimensions": invalid(plain({ shape: Array<number>(33).fill(1) }), "/grads/w/shape", /at most 32 items/),
+  "a shape whose product no number holds": { params: plain({ shape: Array<number>(32).fill(2 ** 52) }), error: "TENSOR_MISMATCH", field: "/grads/w/values" },
+  "a shape whose product is NaN": { params: plain({ shape: [...Array<number>(31).fill(2 ** 52), 0] }), error: "TENSOR_MISMATCH", field: "/grads/w/values" },
+  "fewer values than the shape has": {
+    params: plain({ values: [1, 2, 3] }),
+    error: "TENSOR_MISMATCH",
+    field: "/grads/w/values",
+    says: /4 values for shape \[2,2\], found 3/,
+  },
+  "a value that is text": invalid(plain({ values: [1, "2", 3, 4] }), "/grads/w/values/1", /found "2"/),
+  "a value that is null": invalid(plain({ values: [1, 2, 3, null] }), "/grads/w/values/3", /found null/),
+  "a value that is a list": invalid(
+    plain({
+      values: [
+        [1, 2],
+        [3, 4],
+      ],
+    }),
+    "/grads/w/values/0",
+    /found an array of 2/,
+  ),
+  "a value that float32 cannot hold": invalid(plain({ values: [1, 2, 3, 1e39] }), "/grads/w/values/3", /range of F32/),
+  "a dtype that is none": invalid(plain({ dtype: "F33" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
+  "a dtype that steps are not computed in": invalid(plain({ dtype: "I64" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
+  // Gradients against parameters.
+  "a gradient without a parameter": {
+    params: step({ grads: writeTensors({ [MARK]: f32(1) }) }),
+    error: "TENSOR_MISMATCH",
+    field: `/grads/${MARK}`,
+    says: /which params does not have/,
+  },
+  "a gradient of another shape": {
+    params: step({ grads: writeTensors({ w: { shape: [4], data: Float32Array.of(1, 2, 3, 4) } }) }),
+    error: "TENSOR_MISMATCH",
+    field: "/grads/w",
+    says: /\[2,2\].*found.*\[4\]/,
+  },
+  "a gradient with a slash in its name": { params: step({ grads: writeTensors({ "a/b": f32(1) }) }), error: "TENSOR_MISMATCH", field: "/grads/a~1b" },
+  "a gradient of NaN": {
+    params: step({ grads: writeTensors({ b: f32(1, Number.NaN) }) }),
+    error: "NON_FINITE_GRADIENT",
+    field: "/grads",
+    says: /"b" \(1 value\)/,
+  },
+  "an infinite gradient, as text": {
+    params: plain({ values: ["Infinity", 0, "-Infinity", "NaN"] }),
+    error: "NON_FINITE_GRADIENT",
+    field: "/grads",
+    says: /"w" \(3 values\)/,
+  },
+  // States that are well-formed and do not fit.
+  "a state that is an object": {
+    params: step({ state: {} }),
+    error: "INVALID_PARAMS",
+    field: "/state",
+    says: /a blob: bin in MessagePack, a base64 string in JSON/,
+  },
+  "a state that is a number": { params: step({ state: 0 }), error: "INVALID_PARAMS", field: "/state" },
+  "a state of another family": {
+    params: step({ state: writeState({ optimizer: "sgd", steps: { w: 1 }, slots: {} }) }),
+    error: "STATE_MISMATCH",
+    field: "/state",
+    says: /a state of .*adam.*found a state of sgd/,
+  },
+  "a state of a tensor that params does not have": {
+    params: step({ state: writeState({ optimizer: "adam", steps: { [MARK]: 0 }, slots: {} }) }),
+    error: "STATE_MISMATCH",
+    field: "/state",
+    says: /found state of "hostile_mark"/,
+  },
+  "a state of another shape": {
+    params: step({ state: writeState({ optimizer: "adam", steps: { b: 1 }, slots: { exp_avg: { b: f32(1, 2, 3) }, exp_avg_sq: { b: f32(1, 2) } } }) }),
+    error: "STATE_MISMATCH",
+    field: "/state",
+    says: /exp_avg\/b to be F32 \[2\].*found F32 \[3\]/,
+  },
+  "a state that lacks a slot": {
+    params: step({ state: writeState({ optimizer: "adam", steps: { b: 1 }, slots: { exp_avg: { b: f32(1, 2) } } }) }),
+    error: "STATE_MISMATCH",
+    field: "/state",
+    says: /slot exp_avg_sq\/b, after 1 steps/,
+  },
+  "a state at step 2^53 - 1": {
+    params: step({ state: writeState({ optimizer: "adam", steps: { b: 2 ** 53 - 1 }, slots: { exp_avg: { b: f32(0, 0) }, exp_avg_sq: { b: f32(0, 0) } } }) }),
+    error: "STATE_MISMATCH",
+    field: "/state",
+    says: /step\/b below 2\^53 - 1/,
+  },
+  // The other methods.
+  "init without params": { ...invalid({ optimizer: { name: "adam" } }, "/params", /found none/), method: "optimizer.init" },
+  "init with gradients": {
+    ...invalid({ optimizer: { name: "adam" }, params: writeTensors(TENSORS), grads: "" }, "/grads", /nearest is/),
+    method: "optimizer.init",
+  },
+  "norms without gradients": { ...invalid({}, "/grads", /found none/), method: "optimizer.norms" },
+  "inspect without a state": { ...invalid({}, "/state", /found none/), method: "state.inspect" },
+  "inspect of an object": { ...invalid({ state: { format: 1 } }, "/state", /a blob/), method: "state.inspect" },
+};
+
+for (const [name, testCase] of Object.entries(CASES)) refusesParams(name, testCase);
+
+checkNothingIsLeft();

@@ -1,0 +1,53 @@
+/** A Python of this machine with the packages of test/python/requirements.txt, for tests that need another language. */
+import { execFile, spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { root } from "./tree.ts";
+
+const run = promisify(execFile);
+
+const requirements = join(root, "test/python/requirements.txt");
+const system = process.env["PYTHON"] ?? "python3";
+
+/** Why there is no Python to test with; undefined where there is one. A test gives it as its `skip`. */
+export const pythonIsMissing: string | false =
+  spawnSync(system, ["-c", "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))"]).status === 0
+    ? false
+    : `${system} 3.10 or newer with venv is not installed`;
+
+/**
+ * The interpreter of build/venv/<digest of the requirements>, made at first use. Two test files may make it at the same time:
+ * each builds one of its own name, the first to finish gives it the final name, and the other throws its own away.
+ */
+const makeEnvironment = async (): Promise<string> => {
+  const folder = join(root, "build/venv");
+  const digest = createHash("sha256").update(readFileSync(requirements)).digest("hex").slice(0, 12);
+  const home = join(folder, digest);
+  const interpreter = join(home, "bin/python");
+  if (existsSync(interpreter)) return interpreter;
+  mkdirSync(folder, { recursive: true });
+  const partial = join(folder, `${digest}.${process.pid}`);
+  try {
+    await run(system, ["-m", "venv", partial]);
+    await run(join(partial, "bin/python"), ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", requirements]);
+    renameSync(partial, home);
+  } catch (error) {
+    rmSync(partial, { recursive: true, force: true });
+    if (!existsSync(interpreter)) throw error;
+  }
+  return interpreter;
+};
+
+let environment: Promise<string> | undefined;
+
+/** The path of the interpreter. */
+export const python = (): Promise<string> => {
+  environment ??= makeEnvironment();
+  return environment;
+};
+
+/** Runs a script of the tree and returns what it printed. Throws with its error output where it fails. */
+export const runPython = async (script: string, ...values: readonly string[]): Promise<string> =>
+  (await run(await python(), [join(root, script), ...values])).stdout;

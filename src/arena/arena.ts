@@ -218,6 +218,16 @@ export class Lease implements Disposable {
     return { start: grown.start, bytes: sizeOf(grown) };
   }
 
+  /** Gives back what the block at `start` has beyond its first `bytes`. */
+  trim(start: number, bytes: number): void {
+    const block = this.#blocks.find((candidate) => candidate.start === start);
+    if (!block) return;
+    const end = start + roundUp(Math.max(bytes, 1));
+    if (end >= block.end) return;
+    this.arena.give({ start: end, end: block.end });
+    block.end = end;
+  }
+
   get #held(): number {
     return this.#blocks.reduce((sum, block) => sum + sizeOf(block), 0);
   }

@@ -23,6 +23,8 @@ export interface BodyLease extends Disposable {
   /** The address of the first block; 0 without one. */
   readonly start: number;
   grow(start: number, kept: number, least: number, most: number): { readonly start: number; readonly bytes: number };
+  /** Gives back what the block at `start` has beyond its first `bytes`. */
+  trim(start: number, bytes: number): void;
   view(start: number, bytes: number): Buffer;
 }
 

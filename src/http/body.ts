@@ -81,7 +81,11 @@ const fill = (req: Request, lease: BodyLease, length: number | undefined, requir
       }
     };
     req.on("data", take);
-    req.once("end", () => resolve(lease.view(start, received)));
+    req.once("end", () => {
+      // What a body of unknown length did not need is for its own computing, and for others.
+      lease.trim(start, received);
+      resolve(lease.view(start, received));
+    });
     req.once("error", lose);
     req.once("close", lose);
   });

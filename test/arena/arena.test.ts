@@ -183,6 +183,21 @@ test("a block that may grow further takes what there is, if that is enough", () 
   assert.deepEqual(lease.grow(first, 10, Math.ceil(whole * 0.6) + 1, Math.ceil(whole * 1.2)), { start: first, bytes: whole });
 });
 
+test("trim gives back the end of a block, and only that", () => {
+  const { arena, whole, first } = make();
+  const lease = arena.lease(whole);
+  lease.bytes.fill("abc", first, first + 3);
+  lease.trim(first, 65);
+  assert.equal(arena.used, 128);
+  lease.trim(first, 1000);
+  lease.trim(first + 64, 1);
+  assert.equal(arena.used, 128);
+  assert.equal(lease.alloc(whole - 128), first + 128);
+  assert.equal(lease.view(first, 3).toString(), "abc");
+  lease.release();
+  assert.equal(arena.used, 0);
+});
+
 test("30,000 random allocations, growths and releases agree with a model that paints every byte", () => {
   const { arena, whole } = make();
   const next = random(7);

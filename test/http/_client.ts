@@ -1,0 +1,109 @@
+/** A raw HTTP/1.1 connection for tests: it sends what it is told, when it is told, and stops reading on command. */
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import net from "node:net";
+import { MSGPACK, pack, type TestService } from "../support/service.ts";
+import { writeTensors } from "../support/tensors.ts";
+
+export interface RawReply {
+  readonly status: number;
+  readonly headers: ReadonlyMap<string, string>;
+  readonly body: Buffer;
+}
+
+export class RawClient implements Disposable {
+  readonly socket: net.Socket;
+  #received = Buffer.alloc(0);
+  readonly #closed: Promise<unknown>;
+
+  private constructor(socket: net.Socket) {
+    this.socket = socket;
+    socket.on("data", (chunk) => {
+      this.#received = Buffer.concat([this.#received, chunk]);
+    });
+    socket.on("error", () => {}); // A reset is one of the ends that tests look for.
+    this.#closed = once(socket, "close");
+  }
+
+  static async connect({ url }: Pick<TestService, "url">): Promise<RawClient> {
+    const socket = url.startsWith("unix:") ? net.connect(url.slice("unix:".length)) : net.connect(Number(new URL(url).port), new URL(url).hostname);
+    await once(socket, "connect");
+    return new RawClient(socket);
+  }
+
+  send(data: string | Uint8Array): void {
+    this.socket.write(data);
+  }
+
+  /** Sends the head of a POST. */
+  head(path: string, headers: Readonly<Record<string, string | number>>): void {
+    const lines = Object.entries({ Host: "test", "Content-Type": MSGPACK, ...headers }).map(([name, value]) => `${name}: ${value}\r\n`);
+    this.send(`POST ${path} HTTP/1.1\r\n${lines.join("")}\r\n`);
+  }
+
+  /** Sends one chunk of a body without a length; an empty one ends it. */
+  chunk(data: Uint8Array): void {
+    this.send(Buffer.concat([Buffer.from(`${data.length.toString(16)}\r\n`), data, Buffer.from("\r\n")]));
+  }
+
+  /** The next reply, or null if the connection ends before it. */
+  async reply(): Promise<RawReply | null> {
+    for (;;) {
+      const end = this.#received.indexOf("\r\n\r\n");
+      if (end >= 0) {
+        const [first = "", ...lines] = this.#received.toString("latin1", 0, end).split("\r\n");
+        const headers = new Map(lines.map((line) => [line.slice(0, line.indexOf(":")).toLowerCase(), line.slice(line.indexOf(":") + 1).trim()]));
+        const length = Number(headers.get("content-length") ?? 0);
+        if (this.#received.length >= end + 4 + length) {
+          const body = this.#received.subarray(end + 4, end + 4 + length);
+          this.#received = this.#received.subarray(end + 4 + length);
+          return { status: Number(first.split(" ")[1]), headers, body };
+        }
+      }
+      const isOpen = await Promise.race([once(this.socket, "data").then(() => true), this.#closed.then(() => false)]);
+      if (!isOpen && !this.#received.includes("\r\n\r\n")) return null;
+    }
+  }
+
+  /** Waits until the other side has closed the connection. */
+  async closed(): Promise<void> {
+    await this.#closed;
+  }
+
+  /** Sends the head of a call with Expect, and waits until the service has admitted it. */
+  async hold(length: number, path = "/v1/step"): Promise<void> {
+    this.head(path, { "Content-Length": length, Expect: "100-continue" });
+    const reply = await this.reply();
+    assert.equal(reply?.status, 100, reply?.body.toString("latin1"));
+  }
+
+  [Symbol.dispose](): void {
+    this.socket.destroy();
+  }
+}
+
+/** Asks a metric, over and over, until it has the value: each look is one call of the service. */
+export const until = async (service: TestService, metric: string, accepts: (value: number) => boolean): Promise<void> => {
+  const deadline = performance.now() + 10_000;
+  for (;;) {
+    const value = await service.metric(metric);
+    if (accepts(value)) return;
+    assert.ok(performance.now() < deadline, `${metric} is still ${value}`);
+  }
+};
+
+/** Waits until every lease has been given back. */
+export const untilEmpty = async (service: TestService): Promise<void> => {
+  await until(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
+  await until(service, "stepd_in_flight_requests", (calls) => calls === 0);
+  await until(service, "stepd_in_flight_bytes", (bytes) => bytes === 0);
+};
+
+/** A step of SGD whose right result is easy to tell: parameters of `value`, gradients of 1, lr 1. */
+export const sgdParams = (elements: number, value: number) => ({
+  optimizer: { name: "sgd", lr: 1 },
+  params: writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(value) } }),
+  grads: writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(1) } }),
+});
+
+export const sgdBody = (elements: number, value: number): Buffer => pack(sgdParams(elements, value));

@@ -1,0 +1,200 @@
+/** Admission by bytes before a body is read. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { MSGPACK, TestService, unpack } from "../support/service.ts";
+import { readTensors } from "../support/tensors.ts";
+import { RawClient, sgdBody, sgdParams, until, untilEmpty } from "./_client.ts";
+
+const MIB = 2 ** 20;
+
+const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", ...env });
+
+const requireRight = (body: Uint8Array, elements: number, expected: number): void => {
+  const data = readTensors((unpack(body) as { params: Uint8Array }).params)["w"]?.data;
+  assert.deepEqual([data?.length, data?.every((value) => value === expected)], [elements, true]);
+};
+
+/** The service steps right, and holds nothing. */
+const requireWell = async (service: TestService): Promise<void> => {
+  await untilEmpty(service);
+  const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3, 5));
+  assert.deepEqual([...(readTensors(params)["w"]?.data ?? [])], [4, 4, 4]);
+  await untilEmpty(service);
+};
+
+test("Expect: 100-continue gets 100 only once there is room, and then the call is done", async () => {
+  await using service = await serve();
+  using client = await RawClient.connect(service);
+  const body = sgdBody(1000, 2);
+  await client.hold(body.length);
+  assert.ok((await service.metric("stepd_arena_used_bytes")) >= body.length, "the room is taken before the body comes");
+  client.send(body);
+  const reply = await client.reply();
+  assert.equal(reply?.status, 200);
+  requireRight(reply.body, 1000, 1);
+  await requireWell(service);
+});
+
+test("without room a call gets 429 with Retry-After in place of 100, and others are not disturbed", async () => {
+  await using service = await serve();
+  using first = await RawClient.connect(service);
+  using second = await RawClient.connect(service);
+  await first.hold(12 * MIB);
+  for (const path of ["/v1/step", "/rpc"]) {
+    using refused = await RawClient.connect(service);
+    refused.head(path, { "Content-Length": 8 * MIB, Expect: "100-continue" });
+    const reply = await refused.reply();
+    assert.equal(reply?.status, 429);
+    assert.match(reply.headers.get("retry-after") ?? "", /^[1-9]\d*$/);
+    assert.equal(reply.headers.get("connection"), "close", "the caller may not send a body now");
+    assert.match(reply.body.toString("latin1"), /OVERLOADED/);
+  }
+  await second.hold(3 * MIB);
+  assert.equal(await service.metric('stepd_refusals_total{reason="OVERLOADED"}'), 2);
+  first.socket.destroy();
+  await until(service, "stepd_arena_used_bytes", (bytes) => bytes < 4 * MIB);
+  using third = await RawClient.connect(service);
+  await third.hold(8 * MIB);
+});
+
+test("429 comes before the body is read, also to a caller that does not ask; it may go on on the same connection", async () => {
+  await using service = await serve();
+  using holder = await RawClient.connect(service);
+  using client = await RawClient.connect(service);
+  await holder.hold(12 * MIB);
+  const body = sgdBody(1000 * 1000, 2);
+  client.head("/v1/step", { "Content-Length": body.length });
+  const reply = await client.reply();
+  assert.equal(reply?.status, 429, "before a byte of the body was sent");
+  holder.socket.destroy();
+  await until(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
+  client.send(body);
+  client.head("/v1/step", { "Content-Length": body.length });
+  client.send(body);
+  const again = await client.reply();
+  assert.equal(again?.status, 200);
+  requireRight(again.body, 1000 * 1000, 1);
+  await requireWell(service);
+});
+
+test("what can never fit gets 413 in place of 100, without Retry-After", async () => {
+  await using service = await serve();
+  for (const length of [17 * MIB, 2 ** 32, 2 ** 40]) {
+    using client = await RawClient.connect(service);
+    client.head("/v1/step", { "Content-Length": length, Expect: "100-continue" });
+    const reply = await client.reply();
+    assert.deepEqual([reply?.status, reply?.headers.has("retry-after")], [413, false]);
+  }
+  await requireWell(service);
+});
+
+test("a JSON body over its own limit gets 413, however large the arena is", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "512" });
+  using client = await RawClient.connect(service);
+  client.head("/v1/step", { "Content-Type": "application/json", "Content-Length": 300 * MIB, Expect: "100-continue" });
+  const reply = await client.reply();
+  assert.equal(reply?.status, 413);
+  assert.match(reply.body.toString(), /268435456 bytes of JSON/);
+});
+
+test("a call without a body is answered while the arena is full", async () => {
+  await using service = await serve();
+  using holder = await RawClient.connect(service);
+  await holder.hold(16 * MIB);
+  assert.equal((await fetch(`${service.url}/v1/optimizers`)).status, 200);
+  assert.equal((await fetch(`${service.url}/v1/optimizers/lamb`)).status, 200);
+  assert.equal((await fetch(`${service.url}/health/ready`)).status, 200);
+});
+
+test("a body of unknown length grows to what it needs, up to nearly the whole arena", async () => {
+  await using service = await serve();
+  const elements = 1700 * 1000;
+  const body = sgdBody(elements, 2);
+  assert.ok(body.length > 12 * MIB);
+  using client = await RawClient.connect(service);
+  client.head("/v1/step", { "Transfer-Encoding": "chunked" });
+  for (let at = 0; at < body.length; at += 100_001) client.chunk(body.subarray(at, at + 100_001));
+  client.chunk(Buffer.alloc(0));
+  const reply = await client.reply();
+  assert.equal(reply?.status, 200, reply?.body.toString("latin1").slice(0, 300));
+  requireRight(reply.body, elements, 1);
+  await requireWell(service);
+});
+
+test("bodies of unknown length that grow side by side keep their bytes", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "64" });
+  const elements = 300 * 1000;
+  const clients = await Promise.all(Array.from({ length: 4 }, () => RawClient.connect(service)));
+  for (const client of clients) client.head("/v1/step", { "Transfer-Encoding": "chunked" });
+  const bodies = clients.map((_, index) => sgdBody(elements, 10 * index));
+  for (let at = 0; at < (bodies[0]?.length ?? 0); at += 65_537) {
+    clients.forEach((client, index) => {
+      const piece = bodies[index]?.subarray(at, at + 65_537) as Buffer;
+      if (piece.length > 0) client.chunk(piece);
+    });
+  }
+  for (const client of clients) client.chunk(Buffer.alloc(0));
+  for (const [index, client] of clients.entries()) {
+    const reply = await client.reply();
+    assert.equal(reply?.status, 200);
+    requireRight(reply.body, elements, 10 * index - 1);
+    client[Symbol.dispose]();
+  }
+  await requireWell(service);
+});
+
+test("a body of unknown length that outgrows the arena gets 413, one that others leave no room gets 429", async () => {
+  await using service = await serve();
+  const large = async (): Promise<number | undefined> => {
+    using client = await RawClient.connect(service);
+    client.head("/v1/step", { "Transfer-Encoding": "chunked" });
+    for (let i = 0; i < 18; i++) client.chunk(Buffer.alloc(MIB));
+    client.chunk(Buffer.alloc(0));
+    return (await client.reply())?.status;
+  };
+  assert.equal(await large(), 413);
+  await untilEmpty(service);
+  using holder = await RawClient.connect(service);
+  await holder.hold(12 * MIB);
+  using client = await RawClient.connect(service);
+  client.head("/v1/step", { "Transfer-Encoding": "chunked" });
+  for (let i = 0; i < 8; i++) client.chunk(Buffer.alloc(MIB));
+  client.chunk(Buffer.alloc(0));
+  const reply = await client.reply();
+  assert.equal(reply?.status, 429);
+  assert.match(reply.headers.get("retry-after") ?? "", /^[1-9]\d*$/);
+  holder.socket.destroy();
+  await requireWell(service);
+});
+
+test("a chunked body fits the smallest arena there is", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "1" });
+  using client = await RawClient.connect(service);
+  const body = sgdBody(1000, 3);
+  client.head("/v1/step", { "Transfer-Encoding": "chunked" });
+  client.chunk(body);
+  client.chunk(Buffer.alloc(0));
+  const reply = await client.reply();
+  assert.equal(reply?.status, 200);
+  requireRight(reply.body, 1000, 2);
+});
+
+test("the sum of all bodies never passes the arena, whatever 60 callers do at once", async () => {
+  await using service = await serve();
+  const sizes = Array.from({ length: 60 }, (_, index) => 1000 + 50_000 * (index % 9));
+  const statuses = await Promise.all(
+    sizes.map(async (elements, index) => {
+      const reply = await service.post("/v1/step", sgdBody(elements, index), MSGPACK);
+      const body = Buffer.from(await reply.arrayBuffer());
+      if (reply.status === 200) requireRight(body, elements, index - 1);
+      return reply.status;
+    }),
+  );
+  assert.ok(
+    statuses.every((status) => status === 200 || status === 429),
+    String(statuses),
+  );
+  assert.ok(statuses.includes(200));
+  assert.ok((await service.metric("stepd_arena_high_water_bytes")) <= 16 * MIB);
+  await requireWell(service);
+});

@@ -1,0 +1,142 @@
+/** Leases are given back on every way that a call can end. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { MSGPACK, pack, readReply, TestService, unpack } from "../support/service.ts";
+import { readTensors } from "../support/tensors.ts";
+import { RawClient, sgdBody, sgdParams, until, untilEmpty } from "./_client.ts";
+
+const MIB = 2 ** 20;
+
+const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", ...env });
+
+const requireRight = (body: Uint8Array, elements: number, expected: number): void => {
+  const data = readTensors((unpack(body) as { params: Uint8Array }).params)["w"]?.data;
+  assert.deepEqual([data?.length, data?.every((value) => value === expected)], [elements, true]);
+};
+
+/** The service steps right, and holds nothing. */
+const requireWell = async (service: TestService): Promise<void> => {
+  await untilEmpty(service);
+  const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3, 5));
+  assert.deepEqual([...(readTensors(params)["w"]?.data ?? [])], [4, 4, 4]);
+  await untilEmpty(service);
+};
+
+for (const how of ["destroys", "ends"] as const) {
+  test(`a client that ${how} its connection in the middle of an upload leaves nothing behind`, async () => {
+    await using service = await serve();
+    using client = await RawClient.connect(service);
+    await client.hold(8 * MIB);
+    client.send(Buffer.alloc(MIB));
+    await until(service, "stepd_arena_used_bytes", (bytes) => bytes >= 8 * MIB);
+    if (how === "destroys") client.socket.resetAndDestroy();
+    else client.socket.end();
+    await requireWell(service);
+    assert.ok((await service.metric('stepd_request_seconds_count{method="unknown",outcome="CLIENT_GONE"}')) === 1);
+  });
+}
+
+/** Sends a step whose reply is far larger than what sockets hold back, and reads nothing of it. */
+const stall = async (service: TestService): Promise<RawClient> => {
+  const client = await RawClient.connect(service);
+  const body = sgdBody(4 * MIB, 2);
+  client.head("/v1/step", { "Content-Length": body.length });
+  client.send(body);
+  // From the first bytes of the reply on nothing more is read.
+  await new Promise<void>((resolve) => {
+    client.socket.once("data", () => {
+      client.socket.pause();
+      resolve();
+    });
+  });
+  assert.ok((await service.metric("stepd_arena_used_bytes")) > 32 * MIB);
+  return client;
+};
+
+test("a client that goes away in the middle of its reply leaves nothing behind", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "64" });
+  using client = await stall(service);
+  client.socket.destroy();
+  await requireWell(service);
+});
+
+test("a slow reader keeps its reply whole while other calls are served", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "128" });
+  using client = await stall(service);
+  for (let i = 0; i < 5; i++) await service.call("optimizer.step", sgdParams(1_000_000, 9));
+  client.socket.resume();
+  const reply = await client.reply();
+  assert.equal(reply?.status, 200);
+  requireRight(reply.body, 4 * MIB, 1);
+  await requireWell(service);
+});
+
+test("silence in an upload ends the connection after the idle time", async () => {
+  await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: "200" });
+  using client = await RawClient.connect(service);
+  await client.hold(8 * MIB);
+  client.send(Buffer.alloc(MIB));
+  await client.closed();
+  await requireWell(service);
+});
+
+test("a client that does not read its reply is cut off after the idle time", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_IDLE_TIMEOUT_MS: "200" });
+  using _ = await stall(service);
+  await requireWell(service);
+});
+
+test("a call that takes longer than the idle time is answered", async () => {
+  await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: "50" });
+  const schedule = {
+    name: "sequence",
+    schedules: [
+      { name: "exponential", gamma: 0.9999 },
+      { name: "cosine_warm_restarts", T_0: 10, T_mult: 2 },
+    ],
+    milestones: [5],
+  };
+  const call = { jsonrpc: "2.0", id: 1, method: "schedule.evaluate", params: { schedule, from: 2 ** 40, count: 10_000 } };
+  const start = performance.now();
+  const response = await service.post("/rpc", pack(Array(100).fill(call)), MSGPACK);
+  const took = performance.now() - start;
+  const replies = (await readReply(response)) as { result?: { lrs: number[] } }[];
+  for (const reply of replies) assert.equal(reply.result?.lrs.length, 10_000, JSON.stringify(reply).slice(0, 300));
+  assert.ok(took > 150, `it took only ${took} ms`);
+});
+
+test("an upload that drips is ended after the request time, however busy it looks", async () => {
+  await using service = await serve({ STEPD_REQUEST_TIMEOUT_MS: "500" });
+  using client = await RawClient.connect(service);
+  await client.hold(8 * MIB);
+  const start = performance.now();
+  const drip = setInterval(() => client.send(Buffer.alloc(1)), 20);
+  await client.closed();
+  clearInterval(drip);
+  assert.ok(performance.now() - start < 5000);
+  await requireWell(service);
+});
+
+test("headers that never end are cut off after the request time", async () => {
+  await using service = await serve({ STEPD_REQUEST_TIMEOUT_MS: "300" });
+  using client = await RawClient.connect(service);
+  client.send("POST /rpc HTTP/1.1\r\nHost: x\r\nX-A: ");
+  const start = performance.now();
+  await client.closed();
+  assert.ok(performance.now() - start < 5000);
+});
+
+test("errors give back what they hold, at every point where a call can fail", async () => {
+  await using service = await serve();
+  const good = sgdParams(100_000, 1);
+  for (const params of [
+    { ...good, grads: good.grads.subarray(0, -1) },
+    { ...good, state: Buffer.alloc(9) },
+    { ...good, optimizer: { name: "none" } },
+    { ...good, grads: new Uint8Array(good.grads).fill(0xff, good.grads.length - 4) },
+  ]) {
+    await assert.rejects(service.call("optimizer.step", params));
+    await untilEmpty(service);
+  }
+  await requireWell(service);
+});

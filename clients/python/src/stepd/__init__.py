@@ -1,0 +1,57 @@
+"""stepd: optimizer steps done by a stateless service, bit-identical everywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import _error_table
+from ._calls import NormsResult, Stats, StepResult, TensorNorms, TensorStats
+from ._client import Client
+from ._error_table import *  # noqa: F403
+from ._errors import (
+    ConnectError,
+    ServerError,
+    StepdError,
+    TimeoutError,  # noqa: A004
+    TransportError,
+)
+from ._http import Timeout
+from ._retry import Retry
+from ._state import State
+from ._tensors import bfloat16
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from ._async_client import AsyncClient
+    from ._shards import ShardedClient
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ConnectError",
+    "NormsResult",
+    "Retry",
+    "ServerError",
+    "ShardedClient",
+    "State",
+    "Stats",
+    "StepResult",
+    "StepdError",
+    "TensorNorms",
+    "TensorStats",
+    "Timeout",
+    "TimeoutError",
+    "TransportError",
+    "__version__",
+    "bfloat16",
+]
+__all__ += _error_table.__all__
+
+
+def __getattr__(name: str) -> Any:
+    # AsyncClient needs aiohttp, which is an extra.
+    if name == "AsyncClient":
+        from ._async_client import AsyncClient
+
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,207 @@
+"""The client of one server."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from . import _calls as calls
+from ._calls import (
+    Call,
+    Groups,
+    Json,
+    NonFinite,
+    NormsResult,
+    Optimizer,
+    Schedule,
+    StepResult,
+)
+from ._errors import StepdError, TransportError
+from ._http import Timeout, Transport, address_of, timeout_of
+from ._retry import Retry, retry_of
+from ._state import State
+from ._tensors import Array, Arrays
+
+T = TypeVar("T")
+
+
+class Client:
+    """Calls one server over connections that stay open. Threads may share it.
+
+    ``url`` is http://, https:// or unix:///path/of/socket. ``timeout`` is in seconds:
+    the longest silence of the server, or a :class:`Timeout`. ``retries`` is how often
+    a call is sent again after 429, 503, a lost connection or a timeout, or a
+    :class:`Retry`; that is safe, because a step is a pure function. ``pool_size`` is
+    how many idle connections are kept.
+
+    Every method raises :class:`ServerError` for what the server refuses and
+    :class:`TransportError` if it was not reached.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout: float | Timeout = 60.0,
+        retries: int | Retry = 4,
+        ssl_context: ssl.SSLContext | None = None,
+        pool_size: int = 8,
+    ) -> None:
+        self.url = url
+        self._timeout = timeout_of(timeout)
+        self._retry = retry_of(retries)
+        self._transport = Transport(address_of(url), token, ssl_context, pool_size)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._transport.close()
+
+    def __repr__(self) -> str:
+        return f"<stepd.Client of {self.url}>"
+
+    def _run(self, call: Call[T], timeout: float | Timeout | None = None) -> T:
+        limit = self._timeout if timeout is None else timeout_of(timeout)
+        attempt = 0
+        while True:
+            try:
+                return self._transport.send(call, limit)
+            except StepdError as error:
+                pause = self._retry.pause(attempt, error)
+                if pause is None:
+                    raise
+            time.sleep(pause)
+            attempt += 1
+
+    def step(
+        self,
+        optimizer: Optimizer,
+        params: Arrays,
+        grads: Arrays,
+        state: State | None = None,
+        *,
+        groups: Groups | None = None,
+        schedule: Schedule | None = None,
+        clip: Mapping[str, float] | None = None,
+        loss_scale: float | None = None,
+        non_finite: NonFinite | None = None,
+        stats: Literal["none", "global", "tensor"] | None = None,
+        master_weights: bool | None = None,
+        stochastic_rounding: Mapping[str, int] | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> StepResult:
+        """One update: new parameters and new state. The arrays given are untouched.
+
+        ``params`` and ``grads`` are arrays of any shape by name, in float16, bfloat16,
+        float32 or float64; a gradient has its parameter's shape. A parameter without
+        one is left as it is. ``state`` is the last result's, none at the first step.
+        The other arguments are those of optimizer.step on the wire.
+
+        Raises TypeError for arrays of other dtypes.
+        """
+        settings = {
+            "groups": groups,
+            "schedule": schedule,
+            "clip": clip,
+            "loss_scale": loss_scale,
+            "non_finite": non_finite,
+            "stats": stats,
+            "master_weights": master_weights,
+            "stochastic_rounding": stochastic_rounding,
+        }
+        return self._run(calls.step(optimizer, params, grads, state, settings), timeout)
+
+    def init(
+        self,
+        optimizer: Optimizer,
+        params: Arrays,
+        *,
+        groups: Groups | None = None,
+        master_weights: bool | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> State:
+        """The state before the first step: starting values, step 0."""
+        return self._run(calls.init(optimizer, params, groups, master_weights), timeout)
+
+    def norms(
+        self,
+        grads: Arrays,
+        params: Arrays | None = None,
+        *,
+        loss_scale: float | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> NormsResult:
+        """Sums of squares by tensor: phase one of exact clipping over several calls."""
+        return self._run(calls.norms(grads, params, loss_scale), timeout)
+
+    def plan(
+        self,
+        optimizer: Optimizer,
+        tensors: Mapping[str, Array | Mapping[str, Any]],
+        *,
+        groups: Groups | None = None,
+        grad_dtype: str | None = None,
+        master_weights: bool | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> Json:
+        """What a step would cost: bytes in and out, state, memory, how many calls.
+
+        ``tensors`` are arrays, of which only the shapes are sent, or
+        ``{"shape": [...], "dtype": "F32"}``.
+        """
+        return self._run(
+            calls.plan(optimizer, tensors, groups, grad_dtype, master_weights), timeout
+        )
+
+    def inspect(self, state: State, *, timeout: float | Timeout | None = None) -> Json:
+        """What a state holds, by the server's reading."""
+        return self._run(calls.inspect(state), timeout)
+
+    def evaluate_schedule(
+        self,
+        schedule: Schedule,
+        *,
+        lr: float | None = None,
+        start: int | None = None,
+        count: int | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> Json:
+        """``{"lrs": [...]}`` for ``count`` steps of a schedule from step ``start``.
+
+        0 is the first step. ``momentums`` are there where the schedule cycles them.
+        """
+        return self._run(calls.evaluate_schedule(schedule, lr, start, count), timeout)
+
+    def optimizers(self, *, timeout: float | Timeout | None = None) -> list[Json]:
+        """Name, title and formula of the server's optimizers."""
+        return self._run(calls.optimizers(), timeout)
+
+    def describe(self, name: str, *, timeout: float | Timeout | None = None) -> Json:
+        """Formula, references, hyperparameters, slots and cost of an optimizer."""
+        return self._run(calls.describe(name), timeout)
+
+    def info(self, *, timeout: float | Timeout | None = None) -> Json:
+        """Version, limits and kernels of the server."""
+        return self._run(calls.info(), timeout)
+
+    def ready(self, *, timeout: float | Timeout | None = None) -> bool:
+        """Whether the server takes calls. False also if it is not reached."""
+        limit = self._timeout if timeout is None else timeout_of(timeout)
+        try:
+            return bool(self._transport.send(calls.ready(), limit)["ready"])
+        except TransportError:
+            return False

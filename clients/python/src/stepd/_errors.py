@@ -1,0 +1,86 @@
+"""Everything that goes wrong, as a tree.
+
+    StepdError
+      TransportError      the server was not reached, or what came back is not its word
+        ConnectError      no connection, or it broke
+        TimeoutError      no connection or no bytes in time
+      ServerError         the server's own error; one class each in _error_table.py
+
+After any of them nothing has changed: params and state are as they were.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class StepdError(Exception):
+    """Any failure of a call."""
+
+
+class TransportError(StepdError):
+    """There is no answer of the server. ``status`` is a proxy's, if one answered."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ConnectError(TransportError, ConnectionError):
+    """The connection could not be made, or it broke."""
+
+
+class TimeoutError(TransportError, builtins.TimeoutError):  # noqa: A001
+    """The connection or the next bytes of the answer did not come in time."""
+
+
+class ServerError(StepdError):
+    """An error that the server reports.
+
+    A problem as the server sends it:
+    {"type": "urn:stepd:error:INVALID_PARAMS", "title": "...", "status": 400,
+     "detail": "/optimizer/lr: expected ...", "code": -32602, "name": "INVALID_PARAMS",
+     "field": "/optimizer/lr", "expected": "...", "found": "...", "request_id": "..."}
+    """
+
+    #: The error's name in the server's table, such as INVALID_PARAMS.
+    name: str = "UNKNOWN"
+    #: Its JSON-RPC code.
+    code: int = 0
+    #: Its HTTP status.
+    status: int = 0
+
+    #: All errors of the server by name.
+    by_name: ClassVar[dict[str, type[ServerError]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        ServerError.by_name[cls.name] = cls
+
+    def __init__(self, problem: Mapping[str, Any]) -> None:
+        super().__init__(problem.get("detail") or problem.get("title") or self.name)
+        self.name = problem["name"]
+        self.code = problem.get("code", self.code)
+        self.status = problem.get("status", self.status)
+        #: JSON pointer to the parameter that is wrong.
+        self.field: str | None = problem.get("field")
+        self.expected: str | None = problem.get("expected")
+        self.found: str | None = problem.get("found")
+        #: The first tensors concerned.
+        self.tensors: tuple[str, ...] = tuple(problem.get("tensors", ()))
+        #: Seconds after which the call may succeed.
+        self.retry_after: float | None = problem.get("retry_after")
+        #: The request in the server's log.
+        self.request_id: str | None = problem.get("request_id")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = ("name", "code", "status", "field", "expected", "found")
+        more = ("tensors", "retry_after", "request_id")
+        problem = {key: getattr(self, key) for key in fields + more}
+        return type(self), ({"detail": str(self), **problem},)
+
+
+def server_error(problem: Mapping[str, Any]) -> ServerError:
+    """The error of a problem: the base class for a name that is not in the table."""
+    return ServerError.by_name.get(problem["name"], ServerError)(problem)

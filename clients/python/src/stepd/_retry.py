@@ -1,0 +1,48 @@
+"""When a call is sent again, and when not."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from ._errors import ServerError, StepdError, TransportError
+
+#: Statuses after which the same call may succeed.
+PASSING = frozenset({429, 502, 503, 504})
+
+
+def is_passing(error: StepdError) -> bool:
+    """Whether the same call may succeed later or elsewhere.
+
+    A step is a pure function, so to send it again is always safe.
+    """
+    if isinstance(error, TransportError):
+        return error.status is None or error.status in PASSING
+    return isinstance(error, ServerError) and error.status in PASSING
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often a call is sent again, and after which pauses.
+
+    The pause doubles from ``first`` to ``longest`` seconds and is shortened at random
+    by up to a half. What the server says (Retry-After) is the least, but no more than
+    ``longest_asked`` seconds.
+    """
+
+    attempts: int = 4
+    first: float = 0.05
+    longest: float = 5.0
+    longest_asked: float = 60.0
+
+    def pause(self, attempt: int, error: StepdError) -> float | None:
+        """Seconds before the attempt after ``attempt`` (from 0); None to give up."""
+        if attempt >= self.attempts or not is_passing(error):
+            return None
+        pause = min(self.first * 2.0**attempt, self.longest) * random.uniform(0.5, 1)
+        asked = error.retry_after if isinstance(error, ServerError) else None
+        return pause if asked is None else min(asked, self.longest_asked) + pause
+
+
+def retry_of(retries: int | Retry) -> Retry:
+    return retries if isinstance(retries, Retry) else Retry(attempts=retries)

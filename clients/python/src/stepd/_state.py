@@ -1,0 +1,164 @@
+"""The state of an optimizer: a safetensors file that any language reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from ._tensors import Array, Tensor, array_of, canonical, file_parts, read_file
+
+FORMAT = "stepd.state/1"
+STEP = "step"
+
+Source = bytes | bytearray | memoryview
+
+
+class State(Mapping[str, Array]):
+    """What an optimizer remembers: the last result's, and the next step's input.
+
+    A mapping from ``<slot>/<parameter>`` to a read-only array of the slot's shape
+    (float32, or float64 for float64 parameters), and from ``step/<parameter>`` to an
+    int64 scalar. The arrays are views of the file's bytes.
+    """
+
+    def __init__(self, file: Source) -> None:
+        """Read a file's bytes, without a copy. Raises ValueError if it is no state."""
+        view = memoryview(file).cast("B").toreadonly()
+        metadata, entries = read_file(view)
+        if metadata.get("format") != FORMAT:
+            found = metadata.get("format", "none")
+            raise ValueError(f"expected a state in the format {FORMAT}, found {found}")
+        if "optimizer" not in metadata or not metadata.get("revision", "").isdecimal():
+            raise ValueError("the state does not say its optimizer and revision")
+        self._set(metadata, entries)
+
+    def _set(self, metadata: Mapping[str, str], entries: dict[str, Tensor]) -> None:
+        self._metadata = dict(metadata)
+        self._entries = entries
+
+    @classmethod
+    def from_entries(
+        cls, optimizer: str, revision: int, entries: Iterable[tuple[str, Tensor]]
+    ) -> State:
+        """A state of entries in any order. Their bytes are not copied."""
+        state = cls.__new__(cls)
+        metadata = {
+            "format": FORMAT,
+            "optimizer": optimizer,
+            "revision": str(revision),
+        }
+        state._set(metadata, canonical(entries))
+        return state
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> State:
+        """Read a .safetensors file. Raises OSError, or ValueError if it is no state."""
+        with open(path, "rb") as file:
+            return cls(file.read())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a .safetensors file. A file of that name is replaced as a whole."""
+        partial = f"{os.fspath(path)}.{os.getpid()}.partial"
+        try:
+            with open(partial, "wb") as file:
+                file.writelines(self.parts())
+            os.replace(partial, path)
+        except BaseException:
+            if os.path.exists(partial):
+                os.unlink(partial)
+            raise
+
+    def to_bytes(self) -> bytes:
+        """The file. Equal states are equal bytes."""
+        return b"".join(self.parts())
+
+    def parts(self) -> list[memoryview]:
+        """The file in parts, whose bytes are those of the state."""
+        return file_parts(self._entries, self._metadata)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all entries, without the header."""
+        return sum(data.nbytes for _, _, data in self._entries.values())
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer that wrote the state."""
+        return self._metadata["optimizer"]
+
+    @property
+    def revision(self) -> int:
+        """The revision of that optimizer."""
+        return int(self._metadata["revision"])
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Steps taken, by parameter."""
+        return {
+            name: int(array_of(tensor))
+            for slot, name, tensor in self.entries()
+            if slot == STEP
+        }
+
+    @property
+    def slots(self) -> dict[str, dict[str, Array]]:
+        """The arrays by slot, then by parameter; without the steps."""
+        slots: dict[str, dict[str, Array]] = {}
+        for slot, name, tensor in self.entries():
+            if slot != STEP:
+                slots.setdefault(slot, {})[name] = array_of(tensor)
+        return slots
+
+    def entries(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Slot, parameter and entry of everything in the file."""
+        for key, tensor in self._entries.items():
+            slot, _, name = key.partition("/")
+            yield slot, name, tensor
+
+    def pick(self, parameters: Collection[str]) -> State:
+        """The state of some parameters, without a copy."""
+        wanted = frozenset(parameters)
+        return self.from_entries(
+            self.optimizer,
+            self.revision,
+            (
+                (f"{slot}/{name}", tensor)
+                for slot, name, tensor in self.entries()
+                if name in wanted
+            ),
+        )
+
+    @classmethod
+    def join(cls, states: Iterable[State]) -> State:
+        """The states of different parameters as one: the server's own bytes for them.
+
+        Raises ValueError without a state.
+        """
+        states = list(states)
+        if not states:
+            raise ValueError("there is no state to join")
+        entries = (entry for state in states for entry in state._entries.items())
+        return cls.from_entries(states[0].optimizer, states[0].revision, entries)
+
+    def __getitem__(self, key: str) -> Array:
+        return array_of(self._entries[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, State):
+            return NotImplemented
+        return self._metadata == other._metadata and self._entries == other._entries
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type[State], tuple[bytes]]:
+        return State, (self.to_bytes(),)
+
+    def __repr__(self) -> str:
+        steps = max(self.steps.values(), default=0)
+        return f"<stepd.State of {self.optimizer}, step {steps}, {self.nbytes} bytes>"

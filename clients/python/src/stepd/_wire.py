@@ -1,0 +1,187 @@
+"""Bodies in MessagePack, of which the large blobs are never copied.
+
+A request is a list of parts, the blobs among them as they are. A reply is read by a
+generator that says where the next bytes shall go, so that each blob lands in a
+buffer of its own, wherever the bytes come from.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+
+MEDIA_TYPE = "application/vnd.msgpack"
+
+_MAX_BLOB = 2**32 - 1
+
+#: Parts below this size are joined: one send costs more than copying them.
+_JOIN_BYTES = 65536
+
+#: Bytes read ahead; more only for a value other than a blob that is longer.
+_AHEAD_BYTES = 16384
+
+
+class Blob:
+    """Parts that stand for one bin value."""
+
+    def __init__(self, parts: list[memoryview]) -> None:
+        self.parts = parts
+        self.nbytes = sum(part.nbytes for part in parts)
+
+
+def _plain(value: Any) -> Any:
+    """What MessagePack does not know by itself: numpy's scalars, other mappings."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"expected a number, a text, a list or a mapping, found {value!r}")
+
+
+def encode(fields: Mapping[str, Any]) -> list[memoryview]:
+    """A map in parts. A field that is None is left out."""
+    packer = msgpack.Packer(default=_plain)
+    given = {key: value for key, value in fields.items() if value is not None}
+    parts = [memoryview(packer.pack_map_header(len(given)))]
+    for key, value in given.items():
+        parts.append(memoryview(packer.pack(key)))
+        if not isinstance(value, Blob):
+            parts.append(memoryview(packer.pack(value)))
+            continue
+        if value.nbytes > _MAX_BLOB:
+            raise ValueError(
+                f"{key}: expected at most {_MAX_BLOB} bytes, found {value.nbytes}; "
+                "a ShardedClient sends them in several calls"
+            )
+        parts.append(memoryview(struct.pack(">BI", 0xC6, value.nbytes)))
+        parts.extend(value.parts)
+    return _joined(parts)
+
+
+def _joined(parts: list[memoryview]) -> list[memoryview]:
+    """The same bytes with neighbouring small parts in one."""
+    result: list[memoryview] = []
+    small = bytearray()
+    for part in parts:
+        if part.nbytes < _JOIN_BYTES:
+            small += part
+            continue
+        if small:
+            result.append(memoryview(small))
+            small = bytearray()
+        result.append(part)
+    return [*result, memoryview(small)] if small else result
+
+
+Reader = Generator[memoryview, int, dict[str, Any]]
+
+
+def decode(total: int) -> Reader:
+    """Read a map of ``total`` bytes. Yields a buffer to fill and takes the count.
+
+    The values of its blobs are memory views, each of a buffer of its own, which is
+    aligned for any dtype. Raises ValueError for bytes that are no such map.
+    """
+    ahead = _Ahead(total)
+    value: Any
+    result: dict[str, Any] = {}
+    for _ in range((yield from ahead.map_length())):
+        key = yield from ahead.value()
+        length = yield from ahead.blob_length()
+        if length is None:
+            value = yield from ahead.value()
+        else:
+            value = yield from ahead.blob(length)
+        result[key] = value
+    if ahead.left:
+        raise ValueError(f"{ahead.left} bytes follow the reply")
+    return result
+
+
+class _Ahead:
+    """Bytes that were read and not yet used."""
+
+    def __init__(self, total: int) -> None:
+        self._unread = total
+        self._buffer = bytearray()
+
+    @property
+    def left(self) -> int:
+        """Bytes of the body that are not used."""
+        return self._unread + len(self._buffer)
+
+    def _more(self, count: int) -> Generator[memoryview, int, None]:
+        """Read until there are ``count`` bytes."""
+        while len(self._buffer) < count:
+            chunk = memoryview(bytearray(min(max(count, _AHEAD_BYTES), self._unread)))
+            got = yield from self._fill(chunk)
+            self._buffer += chunk[:got]
+
+    def _fill(self, buffer: memoryview) -> Generator[memoryview, int, int]:
+        if not buffer.nbytes:
+            raise ValueError("the reply ends in the middle of a value")
+        got = yield buffer
+        if not got:
+            raise EOFError("the connection ended in the middle of the reply")
+        self._unread -= got
+        return got
+
+    def _take(self, count: int) -> bytearray:
+        taken = self._buffer[:count]
+        del self._buffer[:count]
+        return taken
+
+    def map_length(self) -> Generator[memoryview, int, int]:
+        yield from self._more(1)
+        kind = self._buffer[0]
+        if kind & 0xF0 == 0x80:
+            return self._take(1)[0] & 0x0F
+        size = {0xDE: 2, 0xDF: 4}.get(kind)
+        if size is None:
+            raise ValueError("the reply is no map")
+        yield from self._more(1 + size)
+        return int.from_bytes(self._take(1 + size)[1:], "big")
+
+    def blob_length(self) -> Generator[memoryview, int, int | None]:
+        """The length of the blob that follows; None if another value does."""
+        yield from self._more(1)
+        size = {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(self._buffer[0])
+        if size is None:
+            return None
+        yield from self._more(1 + size)
+        length = int.from_bytes(self._take(1 + size)[1:], "big")
+        if length > self.left:
+            raise ValueError(f"a blob of {length} bytes is longer than the reply")
+        return length
+
+    def blob(self, length: int) -> Generator[memoryview, int, memoryview]:
+        # Not a bytearray, which would be filled with zeros first.
+        blob = memoryview(np.empty(length, np.uint8))  # type: ignore[arg-type]
+        first = self._take(min(length, len(self._buffer)))
+        blob[: len(first)] = first
+        filled = len(first)
+        while filled < length:
+            filled += yield from self._fill(blob[filled:])
+        return blob
+
+    def value(self) -> Generator[memoryview, int, Any]:
+        count = 1
+        while True:
+            yield from self._more(min(count, self.left) or 1)
+            unpacker = msgpack.Unpacker(max_buffer_size=max(len(self._buffer), 1))
+            unpacker.feed(self._buffer)
+            try:
+                value = unpacker.unpack()
+            except msgpack.OutOfData:
+                if not self._unread:
+                    raise ValueError("the reply ends in the middle") from None
+                count = 2 * len(self._buffer)
+                continue
+            self._take(unpacker.tell())
+            return value

@@ -1,0 +1,72 @@
+"""Real servers for the tests: started on free ports, killed at the end."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+
+import pytest
+
+import stepd
+
+ROOT = pathlib.Path(__file__).parents[3]
+NODE = ROOT / "node_modules/.bin/node"
+
+
+class Server:
+    """A stepd process. Its URL is there as soon as it listens."""
+
+    def __init__(self, **settings: str) -> None:
+        own = {"STEPD_PORT": "0", "STEPD_ARENA_MIB": "256", "STEPD_LOG_LEVEL": "warn"}
+        environment = {"PATH": os.environ["PATH"], **own, **settings}
+        self.process = subprocess.Popen(
+            [NODE, ROOT / "src/main.ts"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            _, found, address = line.strip().partition(" listens on ")
+            if found:
+                self.url = address.replace("unix:", "unix://")
+                return
+        raise RuntimeError("the server did not start")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    subprocess.run([NODE, ROOT / "scripts/build-kernels.ts"], check=True)
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[stepd.Client]:
+    with stepd.Client(server.url) as connected:
+        yield connected
+
+
+if sys.platform == "win32":
+    raise RuntimeError("the tests need Unix sockets and signals")

@@ -1,15 +1,15 @@
-/** `npm run bench [-- kernels|steps] [-- --rounds N]`: prints tables, asserts nothing. See bench/README.md. */
+/** `npm run bench [-- kernels|steps|around] [-- --rounds N]`: prints tables, asserts nothing. See bench/README.md. */
 import os from "node:os";
 import { parseArgs } from "node:util";
 import { benchKernels } from "./kernels.ts";
 import { Progress } from "./rounds.ts";
-import { benchSteps } from "./steps.ts";
+import { benchAround, benchSteps } from "./steps.ts";
 
 const LEAST_ROUNDS = 6;
 
 const { values, positionals } = parseArgs({ allowPositionals: true, options: { rounds: { type: "string", default: "10" } } });
 const rounds = Math.max(LEAST_ROUNDS, Number.parseInt(values.rounds, 10) || LEAST_ROUNDS);
-const parts = { kernels: benchKernels, steps: benchSteps };
+const parts = { kernels: benchKernels, steps: benchSteps, around: benchAround };
 const unknown = positionals.find((part) => !Object.hasOwn(parts, part));
 if (unknown !== undefined) {
   console.error(`bench: expected ${Object.keys(parts).join(" or ")}, found ${unknown}`);

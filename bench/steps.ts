@@ -30,13 +30,15 @@ const tensor = (elements: number, signed: boolean) => {
   return { shape: [elements], data };
 };
 
-/** The body of a step in mid-training: all slots are there. */
-const stepBody = (elements: number): Buffer => {
+/** The body of a step in mid-training: all slots are there. `more` are further fields of the call. */
+const stepBody = (elements: number, more: Readonly<Record<string, unknown>> = {}): Buffer => {
   const params = writeTensors({ w: tensor(elements, true) });
   const grads = writeTensors({ w: tensor(elements, true) });
   const slots = { exp_avg: { w: tensor(elements, true) }, exp_avg_sq: { w: tensor(elements, false) } };
   const state = writeState({ optimizer: "adamw", steps: { w: 100 }, slots });
-  return Buffer.from(pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: { optimizer: { name: "adamw", lr: 1e-3 }, params, grads, state } }));
+  return Buffer.from(
+    pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: { optimizer: { name: "adamw", lr: 1e-3 }, params, grads, state, ...more } }),
+  );
 };
 
 const head = (path: string, length: number): Buffer =>
@@ -111,4 +113,36 @@ export const benchSteps = async (rounds: number, bar: Progress): Promise<string>
   }
   const columns = ["step", "parameters", "step/echo", "of minima", "step ms", "echo ms", "MB up + down"];
   return `A whole AdamW step in MessagePack on one connection: median [min] of ${rounds} rounds\n\n${table(columns, rows)}`;
+};
+
+/** What goes on around the update, as fields of a call. */
+const AROUND: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
+  "no check (propagate)": { non_finite: "propagate" },
+  "check (error, the default)": {},
+  "stats global": { stats: "global" },
+  "stats tensor": { stats: "tensor" },
+  "clip by norm": { clip: { max_norm: 1 } },
+  "clip, loss scale and stats": { clip: { max_norm: 1 }, loss_scale: 1024, stats: "tensor" },
+};
+
+/** What the check of gradients, statistics, clipping and the loss scale cost, against the step that does none of it. */
+export const benchAround = async (rounds: number, bar: Progress): Promise<string> => {
+  await using stack = new AsyncDisposableStack();
+  const service = stack.use(await Server.start("../src/main.ts", [], { STEPD_ARENA_MIB: ARENA_MIB, STEPD_LOG_LEVEL: "warn", STEPD_PORT: "0" }));
+  const client = stack.use(await RawClient.connect(service.address));
+  const rows: string[][] = [];
+  for (const { elements, repetitions } of SIZES.filter(({ elements }) => elements >= 2 ** 20)) {
+    const contenders = Object.entries(AROUND).map(([name, more]): Contender => {
+      const body = stepBody(elements, more);
+      return { name, repetitions, run: async () => void (await client.request(head("/rpc", body.length), body)) };
+    });
+    bar.begin(`around the update, ${sizeName(elements)}`, contenders.length * (rounds + 1));
+    const figures = await race(contenders, rounds, GAP_MS, bar);
+    const base = figures.get(Object.keys(AROUND)[0] ?? "");
+    for (const [name, figure] of figures) {
+      if (base) rows.push([sizeName(elements), name, (figure.median / base.median).toFixed(2), (figure.min / base.min).toFixed(2), ms(figure)]);
+    }
+  }
+  const columns = ["parameters", "step with", "ratio", "of minima", "ms"];
+  return `What surrounds the update, over TCP, against a step without: median [min] of ${rounds} rounds\n\n${table(columns, rows)}`;
 };

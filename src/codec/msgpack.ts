@@ -147,7 +147,7 @@ export const encodeMsgpack = (value: unknown): Parts => {
 const write = (value: unknown, pieces: Uint8Array[]): void => {
   if (value instanceof Parts) {
     pieces.push(header(0xc6, value.length), ...value.pieces);
-  } else if (isOfNumbers(value)) {
+  } else if (hasSignedZero(value)) {
     pieces.push(numbers(value));
   } else if (Array.isArray(value) && value.some(isOurs)) {
     pieces.push(header(0xdd, value.length));
@@ -162,19 +162,20 @@ const write = (value: unknown, pieces: Uint8Array[]): void => {
   } else pieces.push(pack(value));
 };
 
-const isOfNumbers = (value: unknown): value is readonly number[] =>
-  Array.isArray(value) && value.includes(0) && value.some((item) => Object.is(item, -0)) && value.every((item) => typeof item === "number");
+/** A list of values of a tensor with a zero below zero among them. */
+const hasSignedZero = (value: unknown): value is readonly (number | string)[] => Array.isArray(value) && value.some((item) => Object.is(item, -0));
 
-/** Float64 each: msgpackr writes a zero as an integer, and so loses its sign. */
-const numbers = (values: readonly number[]): Buffer => {
-  const bytes = Buffer.alloc(5 + 9 * values.length);
-  header(0xdd, values.length).copy(bytes);
-  values.forEach((value, index) => {
-    bytes[5 + 9 * index] = 0xcb;
-    bytes.writeDoubleBE(value, 6 + 9 * index);
-  });
-  return bytes;
-};
+/** Numbers as float64: msgpackr writes a zero as an integer, and so loses its sign. */
+const numbers = (values: readonly (number | string)[]): Buffer =>
+  Buffer.concat([
+    header(0xdd, values.length),
+    ...values.map((value) => {
+      if (typeof value !== "number") return pack(value);
+      const bytes = Buffer.alloc(9, 0xcb);
+      bytes.writeDoubleBE(value, 1);
+      return bytes;
+    }),
+  ]);
 
 /** msgpackr reuses its buffer, so what it gives is copied; it is small. */
 const pack = (value: unknown): Uint8Array => Uint8Array.from(packr.pack(value));
@@ -182,7 +183,7 @@ const pack = (value: unknown): Uint8Array => Uint8Array.from(packr.pack(value));
 /** Whether a value is or holds what msgpackr is not to write. */
 const isOurs = (value: unknown): boolean =>
   value instanceof Parts ||
-  isOfNumbers(value) ||
+  hasSignedZero(value) ||
   (typeof value === "object" && value !== null && !(value instanceof Uint8Array) && Object.values(value).some(isOurs));
 
 /** A type byte and a length of four bytes. */

@@ -121,6 +121,6 @@ test("writes many values without one overwriting another", () => {
 });
 
 test("keeps the sign of a zero", () => {
-  const { values } = unpack(Buffer.concat(encodeMsgpack({ values: [0, -0, 1.5, 7] }).pieces)) as { values: number[] };
-  assert.deepEqual(values, [0, -0, 1.5, 7]);
+  const { values } = unpack(Buffer.concat(encodeMsgpack({ values: [0, -0, "NaN", 1.5, 7] }).pieces)) as { values: unknown[] };
+  assert.deepEqual(values, [0, -0, "NaN", 1.5, 7]);
 });

@@ -1,0 +1,202 @@
+/** Media types, compression, digests, request ids, keep-alive, and many callers at once. */
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import http from "node:http";
+import { after, before, test } from "node:test";
+import { gzipSync, zstdCompressSync } from "node:zlib";
+import { JSON_TYPE, MSGPACK, pack, readReply, TestService, unpack } from "../support/service.ts";
+import { random, randomTensors, readTensors, writeTensors } from "../support/tensors.ts";
+import { RawClient, sgdBody, sgdParams, untilEmpty } from "./_client.ts";
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start({ STEPD_WORKERS: "2" });
+});
+after(async () => {
+  await untilEmpty(service);
+  await service[Symbol.asyncDispose]();
+});
+
+const list = { jsonrpc: "2.0", id: 7, method: "optimizer.list" };
+const encoded = (type: string): string | Buffer => (type === JSON_TYPE ? JSON.stringify(list) : pack(list));
+
+for (const type of [JSON_TYPE, MSGPACK, "application/msgpack", "application/x-msgpack"]) {
+  test(`${type} gets its own type back`, async () => {
+    const response = await service.post("/rpc", encoded(type), type);
+    assert.deepEqual([response.status, response.headers.get("content-type")], [200, type]);
+    assert.equal(((await readReply(response)) as { id: number }).id, 7);
+  });
+}
+
+for (const [own, accept, expected] of [
+  [JSON_TYPE, MSGPACK, MSGPACK],
+  [JSON_TYPE, "application/x-msgpack", "application/x-msgpack"],
+  [MSGPACK, JSON_TYPE, JSON_TYPE],
+  ["application/msgpack", MSGPACK, MSGPACK],
+  [MSGPACK, "*/*", MSGPACK],
+  [MSGPACK, "application/*", MSGPACK],
+  [JSON_TYPE, "text/html, */*;q=0.1", JSON_TYPE],
+  [JSON_TYPE, "application/json;q=0.5, application/vnd.msgpack;q=0.9", MSGPACK],
+  [JSON_TYPE, "application/json;q=0, */*", MSGPACK],
+] as const) {
+  test(`${own} with Accept ${accept} gets ${expected}`, async () => {
+    const response = await service.post("/rpc", encoded(own), own, { Accept: accept });
+    assert.equal(response.headers.get("content-type"), expected);
+    assert.equal(((await readReply(response)) as { id: number }).id, 7);
+  });
+}
+
+test("an error has the type that was asked for, and a problem is always JSON", async () => {
+  const body = JSON.stringify({ ...list, method: "none" });
+  const rpc = await service.post("/rpc", body, JSON_TYPE, { Accept: MSGPACK });
+  assert.equal(rpc.headers.get("content-type"), MSGPACK);
+  assert.equal(((await readReply(rpc)) as { error: { code: number } }).error.code, -32601);
+  const rest = await service.post("/v1/step", pack({}), MSGPACK);
+  assert.deepEqual([rest.status, rest.headers.get("content-type")], [400, "application/problem+json"]);
+  assert.deepEqual(Object.keys((await rest.json()) as object).sort(), [
+    "code",
+    "detail",
+    "expected",
+    "field",
+    "found",
+    "name",
+    "request_id",
+    "status",
+    "title",
+    "type",
+  ]);
+});
+
+test("a step goes in as JSON and comes out as MessagePack, and the other way", async () => {
+  const params = sgdParams(3, 2);
+  const asJson = JSON.stringify({ ...params, params: params.params.toString("base64"), grads: params.grads.toString("base64") });
+  const packed = (await readReply(await service.post("/v1/step", asJson, JSON_TYPE, { Accept: MSGPACK }))) as { params: Uint8Array; state: Uint8Array };
+  const text = (await readReply(await service.post("/v1/step", pack(params), MSGPACK, { Accept: JSON_TYPE }))) as { params: string; state: string };
+  assert.equal(Buffer.from(packed.params).toString("base64"), text.params);
+  assert.equal(Buffer.from(packed.state).toString("base64"), text.state);
+  assert.deepEqual([...(readTensors(packed.params)["w"]?.data ?? [])], [1, 1, 1]);
+});
+
+test("plain tensors keep every value, the sign of zero and what is not finite", async () => {
+  const values = [0, -0, 1e-45, 3.4028234663852886e38, "NaN", "Infinity", "-Infinity"];
+  const zeros = values.map(() => 0);
+  const body = JSON.stringify({
+    optimizer: { name: "sgd" },
+    params: { w: { shape: [7], values: "VALUES" } },
+    grads: { w: { shape: [7], values: zeros } },
+  }).replace('"VALUES"', '[0,-0,1e-45,3.4028234663852886e38,"NaN","Infinity","-Infinity"]');
+  for (const accept of [JSON_TYPE, MSGPACK]) {
+    const { params } = (await readReply(await service.post("/v1/step", body, JSON_TYPE, { Accept: accept }))) as { params: { w: { values: unknown[] } } };
+    assert.deepEqual(
+      params.w.values.map((value) => (typeof value === "number" ? Math.fround(value) : value)),
+      values.map((value) => (typeof value === "number" ? Math.fround(value) : value)),
+    );
+  }
+});
+
+for (const [encoding, compress] of [
+  ["gzip", gzipSync],
+  ["zstd", zstdCompressSync],
+  ["GZIP", gzipSync],
+  ["identity", Buffer.from],
+] as const) {
+  test(`JSON in ${encoding} is taken`, async () => {
+    const response = await service.post("/rpc", compress(Buffer.from(JSON.stringify(list))), JSON_TYPE, { "Content-Encoding": encoding });
+    assert.equal(((await readReply(response)) as { id: number }).id, 7);
+  });
+}
+
+const digest = (bytes: Uint8Array): string => `sha-256=:${createHash("sha256").update(bytes).digest("base64")}:`;
+
+for (const type of [JSON_TYPE, MSGPACK]) {
+  test(`Want-Repr-Digest gets the digest of a reply in ${type}`, async () => {
+    const response = await service.post("/v1/step", sgdBody(1000, 1), MSGPACK, { Accept: type, "Want-Repr-Digest": "sha-512=1, sha-256=5" });
+    assert.equal(response.headers.get("repr-digest"), digest(new Uint8Array(await response.arrayBuffer())));
+  });
+}
+
+test("without Want-Repr-Digest, or with it at 0, there is no digest", async () => {
+  for (const headers of [{}, { "Want-Repr-Digest": "sha-256=0" }, { "Want-Repr-Digest": "sha-512=1" }] as Record<string, string>[])
+    assert.equal((await service.post("/rpc", encoded(MSGPACK), MSGPACK, headers)).headers.get("repr-digest"), null);
+});
+
+test("a body with its right digest is taken", async () => {
+  const body = sgdBody(10, 1);
+  assert.equal((await service.post("/v1/step", body, MSGPACK, { "Content-Digest": digest(body) })).status, 200);
+});
+
+test("X-Request-Id comes back, on results, errors, refusals and plain pages", async () => {
+  const headers = { "X-Request-Id": "trace-1:a.b_C" };
+  const id = (response: Response): string | null => response.headers.get("x-request-id");
+  assert.equal(id(await service.post("/rpc", encoded(MSGPACK), MSGPACK, headers)), "trace-1:a.b_C");
+  const error = await service.post("/v1/step", "{}", JSON_TYPE, headers);
+  assert.deepEqual([id(error), ((await error.json()) as { request_id: string }).request_id], ["trace-1:a.b_C", "trace-1:a.b_C"]);
+  assert.equal(id(await service.post("/rpc", "{}", "text/plain", headers)), "trace-1:a.b_C");
+  for (const path of ["/v1", "/health/ready", "/nothing", "/rpc"]) assert.equal(id(await fetch(service.url + path, { headers })), "trace-1:a.b_C", path);
+});
+
+test("without one a request gets an id, another each time", async () => {
+  const ids = await Promise.all([1, 2, 3].map(async () => (await service.post("/rpc", encoded(MSGPACK), MSGPACK)).headers.get("x-request-id")));
+  assert.equal(new Set(ids).size, 3);
+  for (const id of ids) assert.match(id ?? "", /^[0-9a-f-]{36}$/);
+});
+
+test("a connection is kept for many calls, good and bad", async () => {
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
+  const sockets = new Set<unknown>();
+  const post = (body: Buffer): Promise<number> =>
+    new Promise((resolve, reject) => {
+      const request = http.request(
+        `${service.url}/v1/step`,
+        { method: "POST", agent, headers: { "Content-Type": MSGPACK, "Content-Length": body.length } },
+        (response) => {
+          sockets.add(response.socket);
+          response.resume().on("end", () => resolve(response.statusCode ?? 0));
+        },
+      );
+      request.on("error", reject).end(body);
+    });
+  for (let i = 0; i < 200; i++) assert.equal(await post(i % 3 === 2 ? Buffer.from([0xc1]) : sgdBody(1 + i, 5)), i % 3 === 2 ? 400 : 200);
+  assert.equal(sockets.size, 1);
+  agent.destroy();
+});
+
+test("calls that are sent without waiting are answered in their order", async () => {
+  using client = await RawClient.connect(service);
+  const bodies = Array.from({ length: 20 }, (_, index) => sgdBody(1 + index * 1000, index));
+  for (const body of bodies) {
+    client.head("/v1/step", { "Content-Length": body.length });
+    client.send(body);
+  }
+  for (const [index] of bodies.entries()) {
+    const reply = await client.reply();
+    const data = readTensors((unpack(reply?.body as Buffer) as { params: Uint8Array }).params)["w"]?.data;
+    assert.deepEqual([data?.length, data?.[0]], [1 + index * 1000, index - 1]);
+  }
+});
+
+test("many callers at once each get their own result, on the calling thread and on the workers", async () => {
+  const next = random(9);
+  const sizes = Array.from({ length: 40 }, (_, index) => (index % 8 === 0 ? 200_000 : 1 + Math.floor(Math.abs(next()) * 20_000)));
+  const calls = sizes.map((elements, seed) => {
+    const params = randomTensors({ a: [elements], b: [3, 5] }, seed);
+    const grads = randomTensors({ a: [elements], b: [3, 5] }, seed + 1000);
+    return { optimizer: { name: ["adamw", "lamb", "sgd", "qhadam"][seed % 4] }, params: writeTensors(params), grads: writeTensors(grads) };
+  });
+  const step = (call: unknown) => service.call<{ params: Uint8Array; state: Uint8Array }>("optimizer.step", call);
+  const alone = [];
+  for (const call of calls) alone.push(await step(call));
+  const together = await Promise.all(calls.map(step));
+  for (const [index, { params, state }] of together.entries()) {
+    assert.ok(Buffer.compare(params, alone[index]?.params as Uint8Array) === 0, `params of call ${index}`);
+    assert.ok(Buffer.compare(state, alone[index]?.state as Uint8Array) === 0, `state of call ${index}`);
+  }
+});
+
+test("HEAD of a page has the headers and no body", async () => {
+  for (const path of ["/v1", "/v1/optimizers", "/health/live", "/metrics"]) {
+    const response = await fetch(service.url + path, { method: "HEAD" });
+    assert.equal(response.status, 200);
+    assert.equal(await response.text(), "");
+  }
+});

@@ -1,0 +1,100 @@
+package stepd
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"sync"
+
+	"github.com/tinylib/msgp/msgp"
+)
+
+// blob is a bin value whose bytes lie in several slices. They are never joined.
+type blob struct {
+	parts [][]byte
+	size  int64
+}
+
+type field struct {
+	key   string
+	value any
+}
+
+// encode writes a map of fields in MessagePack. The parts of blobs stay the memory that they are.
+func encode(fields []field) (blob, error) {
+	var body blob
+	add := func(part []byte) {
+		body.parts = append(body.parts, part)
+		body.size += int64(len(part))
+	}
+	small := msgp.AppendMapHeader(nil, uint32(len(fields)))
+	for _, field := range fields {
+		small = msgp.AppendString(small, field.key)
+		data, ok := field.value.(blob)
+		if !ok {
+			var err error
+			if small, err = msgp.AppendIntf(small, field.value); err != nil {
+				return blob{}, fmt.Errorf("stepd: %s: %w", field.key, err)
+			}
+			continue
+		}
+		if data.size > math.MaxUint32 {
+			return blob{}, fmt.Errorf("%w: %s has %d bytes, and a call takes less than 4 GiB; see Sharded", ErrBadTensor, field.key, data.size)
+		}
+		add(msgp.AppendBytesHeader(small, uint32(data.size)))
+		small = nil
+		for _, part := range data.parts {
+			add(part)
+		}
+	}
+	if len(small) > 0 {
+		add(small)
+	}
+	return body, nil
+}
+
+// upload lends a body's parts to net/http, which may go on reading after it returned. close takes them back: from then on the
+// caller may change its tensors.
+type upload struct {
+	mu     sync.Mutex
+	closed bool
+	body   blob
+}
+
+func (u *upload) close() {
+	u.mu.Lock()
+	u.closed = true
+	u.mu.Unlock()
+}
+
+func (u *upload) reader() (io.ReadCloser, error) {
+	return &uploadReader{upload: u, rest: u.body.parts}, nil
+}
+
+type uploadReader struct {
+	upload *upload
+	rest   [][]byte
+	at     int
+}
+
+func (r *uploadReader) Read(p []byte) (int, error) {
+	r.upload.mu.Lock()
+	defer r.upload.mu.Unlock()
+	if r.upload.closed {
+		return 0, io.ErrClosedPipe
+	}
+	filled := 0
+	for filled < len(p) && len(r.rest) > 0 {
+		n := copy(p[filled:], r.rest[0][r.at:])
+		filled += n
+		if r.at += n; r.at == len(r.rest[0]) {
+			r.rest, r.at = r.rest[1:], 0
+		}
+	}
+	if filled == 0 && len(p) > 0 {
+		return 0, io.EOF
+	}
+	return filled, nil
+}
+
+func (r *uploadReader) Close() error { return nil }

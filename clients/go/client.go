@@ -1,0 +1,308 @@
+// Package stepd is a client of the stepd optimizer service: parameters, gradients and state go in, new parameters and new
+// state come out, bit for bit the same from any replica.
+package stepd
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	msgpackType = "application/vnd.msgpack"
+	jsonType    = "application/json"
+
+	defaultTimeout = 5 * time.Minute
+	defaultRetries = 4
+	firstBackoff   = 50 * time.Millisecond
+	maxBackoff     = 5 * time.Second
+	// maxWait is the longest Retry-After that a call waits for; after a longer one the caller gets the error.
+	maxWait = time.Minute
+
+	// expectBytes is the size from which a body is sent only after the server has agreed to take it.
+	expectBytes     = 1 << 20
+	expectTimeout   = time.Second
+	connections     = 64
+	copyBytes       = 256 << 10
+	maxProblemBytes = 1 << 20
+	maxJSONBytes    = 256 << 20
+)
+
+// Client calls one server, or one address with many replicas behind it. It may be used by several goroutines at once.
+type Client struct {
+	url       string
+	http      *http.Client
+	tls       *tls.Config
+	token     string
+	timeout   time.Duration
+	retries   int
+	requestID func(context.Context) string
+}
+
+// Option changes a client from its defaults.
+type Option func(*Client)
+
+// WithToken sends a bearer token with every call.
+func WithToken(token string) Option { return func(c *Client) { c.token = token } }
+
+// WithHTTPClient makes calls with an HTTP client of one's own. It excludes WithTLS and Unix sockets.
+func WithHTTPClient(client *http.Client) Option { return func(c *Client) { c.http = client } }
+
+// WithTLS sets what an https server is verified with, and a client certificate.
+func WithTLS(config *tls.Config) Option { return func(c *Client) { c.tls = config } }
+
+// WithTimeout sets how long one attempt may take, from the connection to the last byte of the reply; 0 is no limit. The default
+// is 5 minutes. The context of a call limits all of its attempts.
+func WithTimeout(timeout time.Duration) Option { return func(c *Client) { c.timeout = timeout } }
+
+// WithRetries sets how often a call is sent again; the default is 4, and 0 turns it off. Calls are sent again after 429, 502,
+// 503, 504 and lost connections, after a time that grows from attempt to attempt or that the server says (Retry-After). It is
+// always safe: the same call gives the same bytes.
+func WithRetries(retries int) Option { return func(c *Client) { c.retries = retries } }
+
+// WithRequestID sets where the X-Request-Id of a call comes from: at most 128 of the characters A-Z a-z 0-9 _ . : -. The server
+// writes it to its log and into errors.
+func WithRequestID(id func(context.Context) string) Option {
+	return func(c *Client) { c.requestID = id }
+}
+
+// New makes a client of the server at an http:// or https:// address, or unix:///path of a socket. It does not connect.
+func New(address string, options ...Option) (*Client, error) {
+	c := &Client{timeout: defaultTimeout, retries: defaultRetries}
+	for _, option := range options {
+		option(c)
+	}
+	parsed, err := url.Parse(address)
+	if err != nil {
+		return nil, fmt.Errorf("stepd: %w", err)
+	}
+	isUnix := parsed.Scheme == "unix"
+	switch {
+	case isUnix && (parsed.Host != "" || parsed.Path == ""):
+		return nil, fmt.Errorf("stepd: %q: expected unix:///path", address)
+	case !isUnix && ((parsed.Scheme != "http" && parsed.Scheme != "https") || parsed.Host == ""):
+		return nil, fmt.Errorf("stepd: %q: expected http://, https:// or unix://", address)
+	case parsed.RawQuery != "" || parsed.Fragment != "" || parsed.User != nil:
+		return nil, fmt.Errorf("stepd: %q: expected an address without user, query and fragment", parsed.Redacted())
+	case c.http != nil && (c.tls != nil || isUnix):
+		return nil, errors.New("stepd: WithHTTPClient excludes WithTLS and Unix sockets")
+	}
+	c.url = strings.TrimSuffix(address, "/")
+	if c.http != nil {
+		return c, nil
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = c.tls
+	transport.MaxIdleConnsPerHost = connections
+	transport.ExpectContinueTimeout = expectTimeout
+	transport.WriteBufferSize = copyBytes
+	transport.ReadBufferSize = copyBytes
+	// With compression the length of a reply, which bounds what is allocated, would be unknown.
+	transport.DisableCompression = true
+	if isUnix {
+		path := parsed.Path
+		c.url = "http://localhost"
+		transport.Proxy = nil
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		}
+	}
+	c.http = &http.Client{
+		Transport: transport,
+		// A redirect of a body of gigabytes is a wrong address.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return c, nil
+}
+
+// Close closes connections that no call uses. The client can be used again.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// call is one call, which may be sent several times.
+type call struct {
+	path string
+	// body is nil for GET.
+	body   *blob
+	accept string
+	// read takes the reply of status 200. It may be called again, for another attempt.
+	read func(*http.Response) error
+}
+
+// do sends a call until it succeeds, fails for good, or was sent again `retries` times.
+func (c *Client) do(ctx context.Context, call call, retries int) error {
+	for attempt := 0; ; attempt++ {
+		err := c.attempt(ctx, call)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("stepd: %w", context.Cause(ctx))
+		}
+		if attempt >= retries || !isPassing(err) || !pause(ctx, waitAfter(err, attempt)) {
+			return err
+		}
+	}
+}
+
+// isPassing tells whether the same call may succeed later or elsewhere.
+func isPassing(err error) bool {
+	if refusal := (*Error)(nil); errors.As(err, &refusal) {
+		switch refusal.Status {
+		case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+			return true
+		}
+		return false
+	}
+	return errors.As(err, new(*TransportError))
+}
+
+// waitAfter returns the pause before the next attempt: what the server says, or a growing time with jitter, so that callers
+// that were refused together do not come back together.
+func waitAfter(err error, attempt int) time.Duration {
+	if refusal := (*Error)(nil); errors.As(err, &refusal) && refusal.RetryAfter > 0 {
+		return refusal.RetryAfter
+	}
+	backoff := min(firstBackoff<<min(attempt, 16), maxBackoff)
+	return backoff/2 + rand.N(backoff/2)
+}
+
+// pause waits. It returns false at once where the wait would be too long or past the context's end.
+func pause(ctx context.Context, wait time.Duration) bool {
+	if deadline, ok := ctx.Deadline(); wait > maxWait || (ok && time.Until(deadline) < wait) {
+		return false
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (c *Client) attempt(ctx context.Context, call call) error {
+	if c.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.timeout)
+		defer cancel()
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url+call.path, nil)
+	if err != nil {
+		return fmt.Errorf("stepd: %w", err)
+	}
+	if call.body != nil {
+		up := &upload{body: *call.body}
+		defer up.close()
+		request.Method = http.MethodPost
+		request.ContentLength = up.body.size
+		request.GetBody = up.reader
+		request.Body, _ = up.reader()
+		request.Header.Set("Content-Type", msgpackType)
+		if up.body.size >= expectBytes {
+			request.Header.Set("Expect", "100-continue")
+		}
+	}
+	request.Header.Set("Accept", call.accept)
+	if c.token != "" {
+		request.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	if c.requestID != nil {
+		request.Header.Set("X-Request-Id", c.requestID(ctx))
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return &TransportError{URL: c.url, Err: err}
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return readProblem(response)
+	}
+	watched := &lossReader{from: response.Body}
+	response.Body = watched
+	err = call.read(response)
+	if watched.lost != nil {
+		return &TransportError{URL: c.url, Err: watched.lost}
+	}
+	return err
+}
+
+// lossReader remembers that a connection was lost, whatever the reader above it makes of it.
+type lossReader struct {
+	from io.ReadCloser
+	lost error
+}
+
+func (r *lossReader) Read(p []byte) (int, error) {
+	n, err := r.from.Read(p)
+	if err != nil && err != io.EOF {
+		r.lost = err
+	}
+	return n, err
+}
+
+func (r *lossReader) Close() error { return r.from.Close() }
+
+// readProblem makes an error of a reply that is not 200.
+func readProblem(response *http.Response) error {
+	text, _ := io.ReadAll(io.LimitReader(response.Body, maxProblemBytes))
+	problem := &Error{}
+	if json.Unmarshal(text, problem) != nil || problem.Name == "" {
+		problem = &Error{Message: fmt.Sprintf("%.200q", text)}
+	}
+	problem.Status = response.StatusCode
+	if problem.RequestID == "" {
+		problem.RequestID = response.Header.Get("X-Request-Id")
+	}
+	if after := response.Header.Get("Retry-After"); after != "" {
+		if seconds, err := strconv.ParseUint(after, 10, 31); err == nil {
+			problem.RetryAfter = time.Duration(seconds) * time.Second
+		} else if date, err := http.ParseTime(after); err == nil {
+			problem.RetryAfter = max(0, time.Until(date))
+		}
+	}
+	return problem
+}
+
+// json calls a method whose reply is small, and reads it into result.
+func (c *Client) json(ctx context.Context, path string, fields []field, result any, retries int) error {
+	call := call{path: path, accept: jsonType, read: func(response *http.Response) error {
+		text, err := readUpTo(response.Body, maxJSONBytes)
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(text, result); err != nil {
+			return fmt.Errorf("%w: %w", ErrBadReply, err)
+		}
+		return nil
+	}}
+	if fields != nil {
+		body, err := encode(fields)
+		if err != nil {
+			return err
+		}
+		call.body = &body
+	}
+	return c.do(ctx, call, retries)
+}
+
+// readUpTo reads everything, with memory for what has come and not for what was announced.
+func readUpTo(from io.Reader, most int64) ([]byte, error) {
+	var text bytes.Buffer
+	n, err := io.Copy(&text, io.LimitReader(from, most+1))
+	if err == nil && n > most {
+		err = fmt.Errorf("%w: more than %d bytes", ErrBadReply, most)
+	}
+	return text.Bytes(), err
+}

@@ -1,0 +1,89 @@
+package stepd
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ErrorName is the server's stable name of a failure. It is an error itself, so that
+// errors.Is(err, ErrOverloaded) tells what a call failed with.
+type ErrorName string
+
+type errorEntry struct {
+	code   int
+	status int
+	title  string
+}
+
+func (n ErrorName) Error() string {
+	if entry, ok := errorTable[n]; ok {
+		return "stepd: " + entry.title
+	}
+	return "stepd: " + string(n)
+}
+
+// Error is a refusal or a failure of the server. Nothing was changed. Get it with errors.As.
+//
+// On the wire (application/problem+json):
+//
+//	HTTP/1.1 400 Bad Request
+//	{"type":"urn:stepd:error:INVALID_PARAMS","title":"The parameters are not valid","status":400,
+//	 "detail":"/optimizer/lr: expected at least 0, found -1","code":-32602,"name":"INVALID_PARAMS",
+//	 "field":"/optimizer/lr","expected":"at least 0","found":"-1","request_id":"2f1c..."}
+type Error struct {
+	// Code is the JSON-RPC code; 0 where a proxy answered instead of stepd.
+	Code int `json:"code"`
+	// Name is stable; empty where a proxy answered instead of stepd.
+	Name ErrorName `json:"name"`
+	// Message is one sentence.
+	Message string `json:"detail"`
+	// Field is a JSON pointer into the call's parameters.
+	Field    string `json:"field"`
+	Expected string `json:"expected"`
+	Found    string `json:"found"`
+	// Tensors are the names of the first tensors concerned.
+	Tensors   []string `json:"tensors"`
+	RequestID string   `json:"request_id"`
+	// Status is the HTTP status.
+	Status int `json:"status"`
+	// RetryAfter is the time after which the call may succeed; 0 where the server did not say.
+	RetryAfter time.Duration `json:"-"`
+}
+
+func (e *Error) Error() string {
+	if e.Name == "" {
+		return fmt.Sprintf("stepd: HTTP %d: %s", e.Status, e.Message)
+	}
+	if e.RequestID == "" {
+		return fmt.Sprintf("stepd: %s: %s", e.Name, e.Message)
+	}
+	return fmt.Sprintf("stepd: %s: %s (request %s)", e.Name, e.Message, e.RequestID)
+}
+
+// Is makes errors.Is work with the names: errors.Is(err, ErrStateMismatch).
+func (e *Error) Is(target error) bool {
+	name, ok := target.(ErrorName)
+	return ok && e.Name != "" && e.Name == name
+}
+
+// TransportError says that the server was not reached, or that the connection was lost before the reply was complete.
+type TransportError struct {
+	URL string
+	Err error
+}
+
+func (e *TransportError) Error() string {
+	return fmt.Sprintf("stepd: no reply from %s: %v", e.URL, e.Err)
+}
+
+func (e *TransportError) Unwrap() error { return e.Err }
+
+var (
+	// ErrBadReply says that what came is not a reply of stepd to the call.
+	ErrBadReply = errors.New("stepd: not a reply of stepd")
+	// ErrBadFile says that bytes are not a valid safetensors file, or not a state.
+	ErrBadFile = errors.New("stepd: not a valid safetensors file")
+	// ErrBadTensor says that a tensor of the caller contradicts itself or what it belongs to.
+	ErrBadTensor = errors.New("stepd: not a valid tensor")
+)

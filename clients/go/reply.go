@@ -1,0 +1,287 @@
+package stepd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"sync"
+
+	"github.com/tinylib/msgp/msgp"
+)
+
+const (
+	// maxStringBytes bounds a key or a sentence of a reply; a tensor's name is a key.
+	maxStringBytes = 16 << 20
+	maxReplyDepth  = 64
+	// trustFactor times the request, or trustBytes, is what a blob is given memory for before its bytes are there. Replies are
+	// smaller than that: three times the parameters at a first Adam step, against twice in the request.
+	trustFactor = 4
+	trustBytes  = 1 << 20
+)
+
+// stepReply is the reply of a method as it stands on the wire; blobs are nil where absent.
+type stepReply struct {
+	params, state []byte
+	step          int64
+	lr            float64
+	skipped       bool
+	stats         *Stats
+	warnings      []string
+}
+
+// decodeStep reads the MessagePack reply of optimizer.step and of what has some of its fields. `length` is the reply's
+// Content-Length or -1, `sent` the bytes of the request. Parameters go into `buffer` if there is one. The error wraps
+// ErrBadReply.
+func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply, error) {
+	d := &decoder{Reader: msgp.NewReaderSize(from, 4096), rest: length, trust: max(trustBytes, trustFactor*sent)}
+	if length < 0 {
+		d.rest = math.MaxInt64
+	}
+	d.SetMaxStringLength(uint64(min(d.rest, maxStringBytes)))
+	d.SetMaxRecursionDepth(maxReplyDepth)
+	var reply stepReply
+	err := d.object(func(key string) (err error) {
+		switch key {
+		case "params":
+			reply.params, err = d.blob(buffer)
+		case "state":
+			reply.state, err = d.blob(nil)
+		case "step":
+			reply.step, err = d.whole()
+		case "lr":
+			reply.lr, err = d.number()
+		case "skipped":
+			reply.skipped, err = d.ReadBool()
+		case "stats":
+			reply.stats, err = d.statistics()
+		case "warnings":
+			reply.warnings, err = d.sentences()
+		default:
+			err = d.Skip()
+		}
+		return err
+	})
+	if err == nil {
+		if _, end := d.NextType(); end == nil {
+			err = errors.New("bytes after the reply")
+		} else if !errors.Is(end, io.EOF) {
+			err = end
+		}
+	}
+	if err != nil {
+		return stepReply{}, fmt.Errorf("%w: %w", ErrBadReply, err)
+	}
+	return reply, nil
+}
+
+// result checks a step's reply against the parameters that were sent.
+func (r stepReply) result(sent Tensors) (*StepResult, error) {
+	state, err := r.readState()
+	if err != nil {
+		return nil, err
+	}
+	_, tensors, err := readTensors(r.params)
+	if err != nil {
+		return nil, fmt.Errorf("%w: params: %w", ErrBadReply, err)
+	}
+	found := byName(tensors)
+	params := make(Tensors, len(sent))
+	for i, param := range sent {
+		stepped, ok := found[param.Name]
+		if !ok || !stepped.like(param) {
+			return nil, fmt.Errorf("%w: no %q of %s %v in params", ErrBadReply, param.Name, param.DType, param.Shape)
+		}
+		params[i] = stepped
+	}
+	if len(tensors) != len(sent) {
+		return nil, fmt.Errorf("%w: %d params of %d", ErrBadReply, len(tensors), len(sent))
+	}
+	return &StepResult{Params: params, State: state, Step: r.step, LR: r.lr, Skipped: r.skipped, Stats: r.stats, Warnings: r.warnings}, nil
+}
+
+func (r stepReply) readState() (*State, error) {
+	state, err := ReadState(r.state)
+	if err != nil {
+		return nil, fmt.Errorf("%w: state: %w", ErrBadReply, err)
+	}
+	return state, nil
+}
+
+// decoder reads values as they come. No length on the wire decides alone what is allocated.
+type decoder struct {
+	*msgp.Reader
+	// rest is what all blobs to come may have together.
+	rest  int64
+	trust int64
+}
+
+// object calls member after each key, to read its value.
+func (d *decoder) object(member func(key string) error) error {
+	count, err := d.ReadMapHeader()
+	if err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	for range count {
+		key, err := d.ReadString()
+		if err != nil {
+			return err
+		}
+		if seen[key] {
+			return fmt.Errorf("the key %.60q twice", key)
+		}
+		seen[key] = true
+		if err := member(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// blob reads a bin into the buffer, or into new memory, which grows with the bytes that come where it is more than trusted.
+func (d *decoder) blob(buffer *scratch) ([]byte, error) {
+	size, err := d.ReadBytesHeader()
+	if err != nil {
+		return nil, err
+	}
+	if int64(size) > d.rest {
+		return nil, fmt.Errorf("a blob of %d bytes in a reply of fewer", size)
+	}
+	d.rest -= int64(size)
+	if int64(size) > math.MaxInt {
+		return nil, fmt.Errorf("a blob of %d bytes, more than this machine can address", size)
+	}
+	total := int(size)
+	have := int(min(int64(total), d.trust))
+	var data []byte
+	if buffer != nil && cap(buffer.bytes) >= total {
+		data, have = buffer.bytes[:total], total
+	} else {
+		data = alignedBytes(have)
+	}
+	for at := 0; ; {
+		if _, err := d.ReadFull(data[at:have]); err != nil {
+			return nil, err
+		}
+		if have == total {
+			break
+		}
+		at, have = have, int(min(int64(total), 2*int64(have)))
+		grown := alignedBytes(have)
+		copy(grown, data)
+		data = grown
+	}
+	if buffer != nil {
+		buffer.bytes = data
+	}
+	return data, nil
+}
+
+// number reads a float or a whole number: JavaScript writes 1.0 as 1.
+func (d *decoder) number() (float64, error) {
+	kind, err := d.NextType()
+	if err != nil {
+		return 0, err
+	}
+	switch kind {
+	case msgp.IntType, msgp.UintType:
+		value, err := d.ReadInt64()
+		return float64(value), err
+	case msgp.Float32Type:
+		value, err := d.ReadFloat32()
+		return float64(value), err
+	default:
+		return d.ReadFloat64()
+	}
+}
+
+func (d *decoder) whole() (int64, error) {
+	value, err := d.number()
+	if err == nil && (value < 0 || value > maxExact || value != math.Trunc(value)) {
+		err = fmt.Errorf("%v where a count stands", value)
+	}
+	return int64(value), err
+}
+
+func (d *decoder) sentences() ([]string, error) {
+	count, err := d.ReadArrayHeader()
+	var sentences []string
+	for range count {
+		if err != nil {
+			break
+		}
+		var sentence string
+		sentence, err = d.ReadString()
+		sentences = append(sentences, sentence)
+	}
+	return sentences, err
+}
+
+func (d *decoder) statistics() (*Stats, error) {
+	stats := &Stats{}
+	err := d.object(func(key string) (err error) {
+		switch key {
+		case "grad_norm":
+			stats.GradNorm, err = d.number()
+		case "param_norm":
+			stats.ParamNorm, err = d.number()
+		case "update_norm":
+			stats.UpdateNorm, err = d.number()
+		case "zeros":
+			stats.Zeros, err = d.whole()
+		case "non_finite":
+			stats.NonFinite, err = d.whole()
+		case "clipped":
+			stats.Clipped, err = d.ReadBool()
+		case "tensors":
+			stats.Tensors = map[string]TensorStat{}
+			err = d.object(func(name string) (err error) {
+				stats.Tensors[name], err = d.tensorStat()
+				return err
+			})
+		default:
+			err = d.Skip()
+		}
+		return err
+	})
+	return stats, err
+}
+
+func (d *decoder) tensorStat() (stat TensorStat, err error) {
+	err = d.object(func(key string) (err error) {
+		switch key {
+		case "grad_norm":
+			stat.GradNorm, err = d.number()
+		case "param_norm":
+			stat.ParamNorm, err = d.number()
+		case "update_norm":
+			stat.UpdateNorm, err = d.number()
+		case "zeros":
+			stat.Zeros, err = d.whole()
+		case "non_finite":
+			stat.NonFinite, err = d.whole()
+		case "trust_ratio":
+			var ratio float64
+			ratio, err = d.number()
+			stat.TrustRatio = &ratio
+		default:
+			err = d.Skip()
+		}
+		return err
+	})
+	return stat, err
+}
+
+// scratch is memory for parameters on their way into the caller's, used again from step to step.
+type scratch struct{ bytes []byte }
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+func newScratch() *scratch { return scratches.Get().(*scratch) }
+
+func (s *scratch) release() {
+	if s != nil {
+		scratches.Put(s)
+	}
+}

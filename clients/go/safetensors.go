@@ -1,0 +1,409 @@
+package stepd
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// The safetensors format: 8 bytes of header length (little-endian), the header in JSON, then the tensors' bytes. The reader
+// is strict: every byte is accounted for once. The writer is canonical: equal tensors give equal bytes, those of the server.
+
+const (
+	lengthBytes = 8
+	// maxHeaderBytes is the limit of the safetensors library.
+	maxHeaderBytes = 100_000_000
+	// headerAlignment keeps the tensors of a file aligned.
+	headerAlignment = 8
+	maxDimensions   = 32
+	metadataKey     = "__metadata__"
+)
+
+// readTensors reads a file. The tensors, in the order of their bytes, are views of it. The error wraps ErrBadFile.
+func readTensors(file []byte) (metadata map[string]string, tensors []Tensor, err error) {
+	if len(file) < lengthBytes {
+		return nil, nil, badFile("%d bytes, and the shortest has 8", len(file))
+	}
+	headerBytes := binary.LittleEndian.Uint64(file)
+	if headerBytes > maxHeaderBytes || headerBytes > uint64(len(file)-lengthBytes) {
+		return nil, nil, badFile("a header of %d bytes in %d bytes", headerBytes, len(file))
+	}
+	header, data := file[lengthBytes:lengthBytes+headerBytes], file[lengthBytes+headerBytes:]
+	metadata, entries, err := parseHeader(header)
+	if err != nil {
+		return nil, nil, err
+	}
+	// An empty tensor stands before the one that starts where it does.
+	slices.SortStableFunc(entries, func(a, b headerEntry) int {
+		return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end))
+	})
+	end := int64(0)
+	tensors = make([]Tensor, len(entries))
+	for i, entry := range entries {
+		size, _ := dtypeOf(entry.DType)
+		elements, ok := product(entry.Shape)
+		switch {
+		case size == 0:
+			return nil, nil, badFile("tensor %q has dtype %q", entry.Name, entry.DType)
+		case !ok || elements > maxExact/size || entry.end-entry.start != elements*size:
+			return nil, nil, badFile("tensor %q of shape %v in %s has offsets %d to %d", entry.Name, entry.Shape, entry.DType, entry.start, entry.end)
+		case entry.start != end:
+			return nil, nil, badFile("tensor %q starts at %d, and the one before it ends at %d", entry.Name, entry.start, end)
+		case entry.end > int64(len(data)):
+			return nil, nil, badFile("tensor %q ends at %d of %d bytes", entry.Name, entry.end, len(data))
+		}
+		end = entry.end
+		tensors[i] = entry.Tensor
+		tensors[i].Data = data[entry.start:entry.end:entry.end]
+	}
+	if end != int64(len(data)) {
+		return nil, nil, badFile("%d bytes after the tensors", int64(len(data))-end)
+	}
+	return metadata, tensors, nil
+}
+
+func badFile(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrBadFile, fmt.Sprintf(format, args...))
+}
+
+type headerEntry struct {
+	Tensor
+	start, end int64
+}
+
+// parseHeader reads the header, which has one fixed form. encoding/json would let pass keys that stand twice and halves of
+// surrogate pairs.
+func parseHeader(header []byte) (map[string]string, []headerEntry, error) {
+	if !utf8.Valid(header) {
+		return nil, nil, badFile("a header that is not UTF-8")
+	}
+	if len(header) == 0 || header[0] != '{' {
+		return nil, nil, badFile("a header that does not start with {")
+	}
+	p := &headerParser{text: header}
+	metadata := map[string]string{}
+	var entries []headerEntry
+	seen := map[string]bool{}
+	p.object(func(key string) {
+		if seen[key] {
+			p.fail("the key %q twice", key)
+		}
+		seen[key] = true
+		if key == metadataKey {
+			p.object(func(key string) {
+				if _, twice := metadata[key]; twice {
+					p.fail("the key %q twice", key)
+				}
+				metadata[key] = p.str()
+			})
+			return
+		}
+		entries = append(entries, p.entry(key))
+	})
+	p.space()
+	if p.err == nil && p.at != len(header) {
+		p.fail("text after the header's object")
+	}
+	if p.err != nil {
+		return nil, nil, p.err
+	}
+	return metadata, entries, nil
+}
+
+// headerParser reads JSON of the forms that a header has. After an error everything ends at once.
+type headerParser struct {
+	text []byte
+	at   int
+	err  error
+}
+
+func (p *headerParser) fail(format string, args ...any) {
+	if p.err == nil {
+		p.err = badFile("the header has %s near byte %d", fmt.Sprintf(format, args...), p.at)
+	}
+	p.at = len(p.text)
+}
+
+func (p *headerParser) space() {
+	for p.at < len(p.text) && strings.IndexByte(" \t\n\r", p.text[p.at]) >= 0 {
+		p.at++
+	}
+}
+
+// next passes over a character if it is the next one.
+func (p *headerParser) next(c byte) bool {
+	p.space()
+	if p.at < len(p.text) && p.text[p.at] == c {
+		p.at++
+		return true
+	}
+	return false
+}
+
+func (p *headerParser) expect(c byte) {
+	if !p.next(c) {
+		p.fail("no %q", c)
+	}
+}
+
+// object calls member after each key, to read its value.
+func (p *headerParser) object(member func(key string)) {
+	p.list('{', '}', func() {
+		key := p.str()
+		p.expect(':')
+		if p.err == nil {
+			member(key)
+		}
+	})
+}
+
+func (p *headerParser) list(open, end byte, item func()) {
+	p.expect(open)
+	if p.err != nil || p.next(end) {
+		return
+	}
+	for p.err == nil {
+		item()
+		if p.err != nil || p.next(end) {
+			return
+		}
+		p.expect(',')
+	}
+}
+
+func (p *headerParser) entry(name string) headerEntry {
+	entry := headerEntry{Tensor: Tensor{Name: name, Shape: []int{}}, start: -1, end: -1}
+	seen := map[string]bool{}
+	p.object(func(key string) {
+		if seen[key] {
+			p.fail("the key %q twice", key)
+		}
+		seen[key] = true
+		switch key {
+		case "dtype":
+			entry.DType = DType(p.str())
+		case "shape":
+			for _, size := range p.numbers(maxDimensions) {
+				entry.Shape = append(entry.Shape, int(size))
+			}
+		case "data_offsets":
+			offsets := p.numbers(2)
+			if len(offsets) != 2 {
+				p.fail("%d data_offsets", len(offsets))
+				return
+			}
+			entry.start, entry.end = offsets[0], offsets[1]
+		default:
+			p.fail("the unknown key %q", key)
+		}
+	})
+	if p.err == nil && len(seen) != 3 {
+		p.fail("the tensor %q without dtype, shape and data_offsets", name)
+	}
+	return entry
+}
+
+func (p *headerParser) numbers(most int) (values []int64) {
+	p.list('[', ']', func() {
+		if len(values) == most {
+			p.fail("more than %d numbers", most)
+			return
+		}
+		values = append(values, p.number())
+	})
+	return values
+}
+
+// number reads a whole number from 0 to maxExact, written as digits.
+func (p *headerParser) number() int64 {
+	p.space()
+	start := p.at
+	for p.at < len(p.text) && p.text[p.at] >= '0' && p.text[p.at] <= '9' {
+		p.at++
+	}
+	digits := string(p.text[start:p.at])
+	value, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || value > maxExact || (digits[0] == '0' && len(digits) > 1) {
+		p.fail("no whole number from 0 to 2^53-1")
+	}
+	return value
+}
+
+func (p *headerParser) str() string {
+	p.expect('"')
+	start := p.at
+	for ; p.at < len(p.text); p.at++ {
+		switch c := p.text[p.at]; {
+		case c == '"':
+			p.at++
+			return string(p.text[start : p.at-1])
+		case c == '\\':
+			return p.escaped(start)
+		case c < 0x20:
+			p.fail("a control character in a string")
+		}
+	}
+	p.fail("a string without end")
+	return ""
+}
+
+var escapes = map[byte]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
+
+// escaped reads the rest of a string, of which the start has no escapes.
+func (p *headerParser) escaped(start int) string {
+	out := append([]byte(nil), p.text[start:p.at]...)
+	for p.at < len(p.text) {
+		c := p.text[p.at]
+		p.at++
+		switch {
+		case c == '"':
+			return string(out)
+		case c < 0x20:
+			p.fail("a control character in a string")
+		case c != '\\':
+			out = append(out, c)
+		case p.at == len(p.text):
+		case p.text[p.at] == 'u':
+			r := p.unit()
+			if utf16.IsSurrogate(r) {
+				second := rune(-1)
+				if p.at < len(p.text) && p.text[p.at] == '\\' {
+					p.at++
+					second = p.unit()
+				}
+				if r = utf16.DecodeRune(r, second); r == utf8.RuneError {
+					p.fail("half of a surrogate pair")
+				}
+			}
+			out = utf8.AppendRune(out, r)
+		default:
+			plain, ok := escapes[p.text[p.at]]
+			if !ok {
+				p.fail("an unknown escape")
+			}
+			p.at = min(p.at+1, len(p.text))
+			out = append(out, plain)
+		}
+	}
+	p.fail("a string without end")
+	return ""
+}
+
+// unit reads u and four hexadecimal digits.
+func (p *headerParser) unit() rune {
+	if p.at+5 > len(p.text) || p.text[p.at] != 'u' {
+		p.fail("half of a surrogate pair or an escape that ends early")
+		return 0
+	}
+	value, err := strconv.ParseUint(string(p.text[p.at+1:p.at+5]), 16, 16)
+	p.at += 5
+	if err != nil {
+		p.fail("an escape that is not hexadecimal")
+	}
+	return rune(value)
+}
+
+// canonical returns tensors in the order in which a file has them: by dtype, the wide ones first, then by the bytes of the
+// name. It leaves its argument as it is.
+func canonical(tensors []Tensor) []Tensor {
+	ordered := slices.Clone(tensors)
+	slices.SortStableFunc(ordered, func(a, b Tensor) int {
+		_, left := dtypeOf(a.DType)
+		_, right := dtypeOf(b.DType)
+		return cmp.Or(cmp.Compare(right, left), strings.Compare(a.Name, b.Name))
+	})
+	return ordered
+}
+
+// fileParts returns the parts of the canonical file: the header, then each tensor's own memory. The error wraps ErrBadTensor.
+func fileParts(metadata map[string]string, tensors []Tensor) (blob, error) {
+	ordered := canonical(tensors)
+	header := make([]byte, lengthBytes, lengthBytes+128*(len(ordered)+1))
+	header = append(header, '{')
+	if metadata != nil {
+		header = append(header, `"`+metadataKey+`":{`...)
+		for i, key := range slices.Sorted(keysOf(metadata)) {
+			if i > 0 {
+				header = append(header, ',')
+			}
+			header = append(appendQuoted(header, key), ':')
+			header = appendQuoted(header, metadata[key])
+		}
+		header = append(header, '}')
+	}
+	names := make(map[string]bool, len(ordered))
+	offset := int64(0)
+	for i, t := range ordered {
+		if err := t.check(); err != nil {
+			return blob{}, err
+		}
+		if names[t.Name] || t.Name == metadataKey || !utf8.ValidString(t.Name) {
+			return blob{}, fmt.Errorf("%w: the name %q stands twice, is reserved or is not UTF-8", ErrBadTensor, t.Name)
+		}
+		names[t.Name] = true
+		if i > 0 || metadata != nil {
+			header = append(header, ',')
+		}
+		header = appendQuoted(header, t.Name)
+		header = append(appendQuoted(append(header, `:{"dtype":`...), string(t.DType)), `,"shape":[`...)
+		for j, size := range t.Shape {
+			if j > 0 {
+				header = append(header, ',')
+			}
+			header = strconv.AppendInt(header, int64(size), 10)
+		}
+		header = strconv.AppendInt(append(header, `],"data_offsets":[`...), offset, 10)
+		offset += int64(len(t.Data))
+		header = append(strconv.AppendInt(append(header, ','), offset, 10), "]}"...)
+	}
+	header = append(header, '}')
+	for len(header)%headerAlignment != 0 {
+		header = append(header, ' ')
+	}
+	binary.LittleEndian.PutUint64(header, uint64(len(header)-lengthBytes))
+	parts := make([][]byte, 0, len(ordered)+1)
+	parts = append(parts, header)
+	for _, t := range ordered {
+		if len(t.Data) > 0 {
+			parts = append(parts, t.Data)
+		}
+	}
+	return blob{parts: parts, size: int64(len(header)) + offset}, nil
+}
+
+func keysOf[V any](m map[string]V) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for key := range m {
+			if !yield(key) {
+				return
+			}
+		}
+	}
+}
+
+// appendQuoted writes a JSON string as JavaScript does, because files of equal content shall be equal.
+func appendQuoted(out []byte, text string) []byte {
+	const hex = "0123456789abcdef"
+	out = append(out, '"')
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		switch {
+		case c == '"' || c == '\\':
+			out = append(out, '\\', c)
+		case c >= 0x20:
+			out = append(out, c)
+		default:
+			if at := strings.IndexByte("\b\f\n\r\t", c); at >= 0 {
+				out = append(out, '\\', "bfnrt"[at])
+			} else {
+				out = append(out, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+			}
+		}
+	}
+	return append(out, '"')
+}

@@ -1,0 +1,180 @@
+package stepd
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+const root = "../.."
+
+// shared is the server of all tests that do not need one of their own.
+var shared *server
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		var err error
+		if shared, err = startServer(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer shared.kill()
+		// Where the examples find it.
+		os.Setenv("STEPD_URL", shared.url)
+		return m.Run()
+	}())
+}
+
+type server struct {
+	url     string
+	process *exec.Cmd
+	exited  chan struct{}
+	log     syncBuffer
+}
+
+type syncBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+// startServer starts `node src/main.ts` on a free port and waits until it says where it listens.
+func startServer(env ...string) (*server, error) {
+	node := "node"
+	// Where the system's Node is older, the repository has one of its own.
+	if own, err := filepath.Abs(filepath.Join(root, "node_modules/.bin/node")); err == nil {
+		if _, err := os.Stat(own); err == nil {
+			node = own
+		}
+	}
+	s := &server{process: exec.Command(node, "src/main.ts"), exited: make(chan struct{})}
+	s.process.Dir = root
+	s.process.Env = append([]string{"PATH=" + os.Getenv("PATH"), "STEPD_PORT=0", "STEPD_ARENA_MIB=256", "STEPD_LOG_LEVEL=warn", "STEPD_WORKERS=1"}, env...)
+	s.process.Stderr = &s.log
+	out, err := s.process.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.process.Start(); err != nil {
+		return nil, err
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if _, address, ok := strings.Cut(lines.Text(), " listens on "); ok {
+			s.url = address
+			go func() {
+				_, _ = io.Copy(io.Discard, out)
+				_ = s.process.Wait()
+				close(s.exited)
+			}()
+			return s, nil
+		}
+	}
+	_ = s.process.Wait()
+	return nil, fmt.Errorf("the server did not start: %s", s.log.text.String())
+}
+
+// kill ends the server as a lost machine does: with SIGKILL.
+func (s *server) kill() {
+	_ = s.process.Process.Kill()
+	<-s.exited
+}
+
+func ownServer(t *testing.T, env ...string) *server {
+	t.Helper()
+	s, err := startServer(env...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.kill)
+	return s
+}
+
+func newClient(t *testing.T, url string, options ...Option) *Client {
+	t.Helper()
+	client, err := New(url, options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return client
+}
+
+func testContext(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// random are normally distributed values, the same for the same seed.
+func random(seed uint64, count int) []float32 {
+	source := rand.New(rand.NewPCG(seed, 1))
+	values := make([]float32, count)
+	for i := range values {
+		values[i] = float32(source.NormFloat64())
+	}
+	return values
+}
+
+var testShapes = []struct {
+	name  string
+	shape []int
+}{
+	{"layer.weight", []int{50, 40}}, {"layer.bias", []int{40}}, {"scale", []int{}}, {"empty", []int{0, 3}}, {"ünï\"\n\x01", []int{3}}, {"\uffff", []int{2}}, {"😀", []int{2}},
+}
+
+// model makes tensors of all kinds of names and shapes.
+func model(seed uint64) Tensors {
+	var tensors Tensors
+	for i, t := range testShapes {
+		elements, _ := product(t.shape)
+		tensors = append(tensors, From(t.name, random(seed*100+uint64(i), int(elements)), t.shape...))
+		tensors[i].Shape = t.shape
+	}
+	return tensors
+}
+
+func clone(tensors Tensors) Tensors {
+	copied := slices.Clone(tensors)
+	for i := range copied {
+		copied[i].Data = append(alignedBytes(0), copied[i].Data...)
+	}
+	return copied
+}
+
+func requireSame(t *testing.T, found, expected Tensors) {
+	t.Helper()
+	if len(found) != len(expected) {
+		t.Fatalf("%d tensors, expected %d", len(found), len(expected))
+	}
+	for i, tensor := range expected {
+		if found[i].Name != tensor.Name || !found[i].like(tensor) || string(found[i].Data) != string(tensor.Data) {
+			t.Fatalf("tensor %d: %q %s %v is not %q %s %v, or its bytes differ", i, found[i].Name, found[i].DType, found[i].Shape, tensor.Name, tensor.DType, tensor.Shape)
+		}
+	}
+}
+
+func must[T any](t *testing.T) func(value T, err error) T {
+	return func(value T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+}

@@ -1,0 +1,194 @@
+package stepd
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const stateFormat = "stepd.state/1"
+
+// State is the state of an optimizer: for each parameter its count of steps (I64) and its slots, such as exp_avg, in the
+// parameter's shape and in F32, or F64 for a parameter in F64. As a file it is safetensors, which any language reads. A State
+// does not change.
+type State struct {
+	optimizer string
+	revision  string
+	// entries are in canonical order.
+	entries []Tensor
+	steps   map[string]int64
+}
+
+// ReadState reads a state file in memory. The state keeps views of file, which must not change. It is strict: keys that stand
+// twice, gaps, overlaps, wrong counts and what else does not belong in a state are errors, which wrap ErrBadFile.
+func ReadState(file []byte) (*State, error) {
+	metadata, tensors, err := readTensors(file)
+	if err != nil {
+		return nil, err
+	}
+	if metadata["format"] != stateFormat {
+		return nil, badFile("format %q, and a state has %s", metadata["format"], stateFormat)
+	}
+	revision, err := strconv.ParseUint(metadata["revision"], 10, 30)
+	if err != nil || revision == 0 || strconv.FormatUint(revision, 10) != metadata["revision"] {
+		return nil, badFile("revision %q, and a state has a whole number from 1", metadata["revision"])
+	}
+	if metadata["optimizer"] == "" {
+		return nil, badFile("no optimizer")
+	}
+	return newState(metadata["optimizer"], metadata["revision"], tensors)
+}
+
+func newState(optimizer, revision string, entries []Tensor) (*State, error) {
+	s := &State{optimizer: optimizer, revision: revision, entries: canonical(entries), steps: map[string]int64{}}
+	for _, entry := range s.entries {
+		slot, parameter, ok := strings.Cut(entry.Name, "/")
+		if !ok || slot == "" {
+			return nil, badFile("the key %q, and those of a state are <slot>/<parameter>", entry.Name)
+		}
+		if slot != "step" {
+			continue
+		}
+		if entry.DType != I64 || len(entry.Shape) > 0 {
+			return nil, badFile("%q of %s %v, and a step is an I64 scalar", entry.Name, entry.DType, entry.Shape)
+		}
+		step := binary.LittleEndian.Uint64(entry.Data)
+		if step > maxExact {
+			return nil, badFile("%q beyond 2^53-1", entry.Name)
+		}
+		s.steps[parameter] = int64(step)
+	}
+	for _, entry := range s.entries {
+		if _, ok := s.steps[parameterOf(entry)]; !ok {
+			return nil, badFile("%q without its step", entry.Name)
+		}
+	}
+	return s, nil
+}
+
+func parameterOf(entry Tensor) string {
+	_, parameter, _ := strings.Cut(entry.Name, "/")
+	return parameter
+}
+
+// LoadState reads a state file.
+func LoadState(path string) (*State, error) {
+	file, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return ReadState(file)
+}
+
+// Save writes the state to a file of which no other process ever sees a part: a new file takes the place of the old one.
+func (s *State) Save(path string) (err error) {
+	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.part")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = file.Close()
+			_ = os.Remove(file.Name())
+		}
+	}()
+	if _, err = s.WriteTo(file); err != nil {
+		return err
+	}
+	if err = file.Chmod(0o644); err != nil {
+		return err
+	}
+	if err = file.Sync(); err != nil {
+		return err
+	}
+	if err = file.Close(); err != nil {
+		return err
+	}
+	return os.Rename(file.Name(), path)
+}
+
+// WriteTo writes the state's file. Equal states give equal bytes, those of the server.
+func (s *State) WriteTo(w io.Writer) (int64, error) {
+	file, err := s.file()
+	if err != nil {
+		return 0, err
+	}
+	buffers := net.Buffers(file.parts)
+	return buffers.WriteTo(w)
+}
+
+// Bytes returns the state's file as one new slice.
+func (s *State) Bytes() []byte {
+	file, err := s.file()
+	if err != nil {
+		panic(err) // The entries were checked when the state was read.
+	}
+	return slices.Concat(file.parts...)
+}
+
+func (s *State) file() (blob, error) {
+	return fileParts(map[string]string{"format": stateFormat, "optimizer": s.optimizer, "revision": s.revision}, s.entries)
+}
+
+// Optimizer returns the name of the optimizer that wrote the state.
+func (s *State) Optimizer() string { return s.optimizer }
+
+// Revision returns the revision of that optimizer's arithmetic.
+func (s *State) Revision() int {
+	revision, _ := strconv.Atoi(s.revision)
+	return revision
+}
+
+// Steps returns the steps taken, by parameter.
+func (s *State) Steps() map[string]int64 {
+	steps := make(map[string]int64, len(s.steps))
+	for name, step := range s.steps {
+		steps[name] = step
+	}
+	return steps
+}
+
+// SlotNames returns the names of the slots, sorted.
+func (s *State) SlotNames() []string {
+	var names []string
+	for _, entry := range s.entries {
+		if slot, _, _ := strings.Cut(entry.Name, "/"); slot != "step" {
+			names = append(names, slot)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// Slot returns a slot, such as exp_avg, of all parameters that have it, under the parameters' names. The data are the state's
+// own and must not be changed.
+func (s *State) Slot(name string) Tensors {
+	var tensors Tensors
+	for _, entry := range s.entries {
+		if slot, parameter, _ := strings.Cut(entry.Name, "/"); slot == name {
+			entry.Name = parameter
+			tensors = append(tensors, entry)
+		}
+	}
+	return tensors
+}
+
+// joinStates makes one state of the states of different parameters.
+func joinStates(states []*State) (*State, error) {
+	first := states[0]
+	var entries []Tensor
+	for _, s := range states {
+		if s.optimizer != first.optimizer || s.revision != first.revision {
+			return nil, fmt.Errorf("%w: states of %s revision %s and %s revision %s; the replicas differ in version",
+				ErrBadReply, first.optimizer, first.revision, s.optimizer, s.revision)
+		}
+		entries = append(entries, s.entries...)
+	}
+	return newState(first.optimizer, first.revision, entries)
+}

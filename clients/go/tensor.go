@@ -1,0 +1,215 @@
+package stepd
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"unsafe"
+)
+
+// DType is an element type, in the names of safetensors.
+type DType string
+
+// Element types of parameters and gradients. I64 is that of the step counts in a state.
+const (
+	F32  DType = "F32"
+	F64  DType = "F64"
+	BF16 DType = "BF16"
+	F16  DType = "F16"
+	I64  DType = "I64"
+)
+
+// dtypes are all that safetensors has, with their bytes for an element, in the order in which files lay them out from the
+// last to the first.
+var dtypes = []struct {
+	name  DType
+	bytes int64
+}{
+	{"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2}, {F16, 2}, {BF16, 2},
+	{"I32", 4}, {"U32", 4}, {F32, 4}, {"C64", 8}, {F64, 8}, {I64, 8}, {"U64", 8},
+}
+
+// dtypeOf returns the bytes of an element and the rank in a file; 0 bytes for what is no dtype.
+func dtypeOf(name DType) (bytes int64, rank int) {
+	for rank, dtype := range dtypes {
+		if dtype.name == name {
+			return dtype.bytes, rank
+		}
+	}
+	return 0, -1
+}
+
+// Tensor is a named array. Data are its elements in row-major order, each little-endian; Shape is the size of each dimension,
+// and no dimension makes a scalar.
+type Tensor struct {
+	Name  string
+	DType DType
+	Shape []int
+	Data  []byte
+}
+
+// Tensors is a set of tensors with different names.
+type Tensors []Tensor
+
+// Get returns the tensor of a name.
+func (ts Tensors) Get(name string) (Tensor, bool) {
+	for _, t := range ts {
+		if t.Name == name {
+			return t, true
+		}
+	}
+	return Tensor{}, false
+}
+
+// Element is what a Go slice of tensor elements has. uint16 holds the bits of BF16 and F16.
+type Element interface {
+	float32 | float64 | uint16
+}
+
+var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
+
+// From makes a tensor of float32 (F32) or float64 (F64) values. Without a shape it has one dimension. On a little-endian
+// machine Data is the memory of values, not a copy.
+func From[T float32 | float64](name string, values []T, shape ...int) Tensor {
+	dtype := F32
+	if unsafe.Sizeof(*new(T)) == 8 {
+		dtype = F64
+	}
+	return from(name, dtype, values, shape)
+}
+
+// FromBits makes a BF16 or F16 tensor of the bits of its values. Otherwise it is as From.
+func FromBits(name string, dtype DType, bits []uint16, shape ...int) Tensor {
+	return from(name, dtype, bits, shape)
+}
+
+func from[T Element](name string, dtype DType, values []T, shape []int) Tensor {
+	if shape == nil {
+		shape = []int{len(values)}
+	}
+	return Tensor{Name: name, DType: dtype, Shape: shape, Data: bytesOf(values)}
+}
+
+// Scalar returns the tensor without dimensions. It must have one element.
+func (t Tensor) Scalar() Tensor {
+	t.Shape = []int{}
+	return t
+}
+
+func bytesOf[T Element](values []T) []byte {
+	size := int(unsafe.Sizeof(*new(T)))
+	if len(values) == 0 {
+		return []byte{}
+	}
+	if littleEndian {
+		return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), len(values)*size)
+	}
+	data := make([]byte, 0, len(values)*size)
+	for _, value := range values {
+		switch value := any(value).(type) {
+		case float32:
+			data = binary.LittleEndian.AppendUint32(data, math.Float32bits(value))
+		case float64:
+			data = binary.LittleEndian.AppendUint64(data, math.Float64bits(value))
+		case uint16:
+			data = binary.LittleEndian.AppendUint16(data, value)
+		}
+	}
+	return data
+}
+
+// Values returns the elements: float32 of F32, float64 of F64, uint16 bits of BF16 and F16. It is a view of Data on a
+// little-endian machine where Data is aligned, as that of replies and of files is; else it is a copy. The error wraps
+// ErrBadTensor.
+func Values[T Element](t Tensor) ([]T, error) {
+	var zero T
+	size := int(unsafe.Sizeof(zero))
+	fits := false
+	switch any(zero).(type) {
+	case float32:
+		fits = t.DType == F32
+	case float64:
+		fits = t.DType == F64
+	case uint16:
+		fits = t.DType == BF16 || t.DType == F16
+	}
+	if !fits || len(t.Data)%size != 0 {
+		return nil, fmt.Errorf("%w: %q has %d bytes of %s, which are no %T", ErrBadTensor, t.Name, len(t.Data), t.DType, zero)
+	}
+	count := len(t.Data) / size
+	start := unsafe.Pointer(unsafe.SliceData(t.Data))
+	if littleEndian && uintptr(start)%uintptr(size) == 0 {
+		return unsafe.Slice((*T)(start), count), nil
+	}
+	values := make([]T, count)
+	for i := range values {
+		at := t.Data[i*size:]
+		switch value := any(&values[i]).(type) {
+		case *float32:
+			*value = math.Float32frombits(binary.LittleEndian.Uint32(at))
+		case *float64:
+			*value = math.Float64frombits(binary.LittleEndian.Uint64(at))
+		case *uint16:
+			*value = binary.LittleEndian.Uint16(at)
+		}
+	}
+	return values, nil
+}
+
+// check tells whether the tensor's bytes fit its shape and dtype.
+func (t Tensor) check() error {
+	size, _ := dtypeOf(t.DType)
+	if size == 0 {
+		return fmt.Errorf("%w: %q has dtype %q", ErrBadTensor, t.Name, t.DType)
+	}
+	elements, ok := product(t.Shape)
+	if !ok || elements*size != int64(len(t.Data)) {
+		return fmt.Errorf("%w: %q has %d bytes, and shape %v in %s does not", ErrBadTensor, t.Name, len(t.Data), t.Shape, t.DType)
+	}
+	return nil
+}
+
+// like tells whether two tensors have the same dtype and shape.
+func (t Tensor) like(other Tensor) bool {
+	if t.DType != other.DType || len(t.Shape) != len(other.Shape) {
+		return false
+	}
+	for i, size := range t.Shape {
+		if size != other.Shape[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// maxExact is the largest whole number that the server's JavaScript and JSON of all languages hold exactly.
+const maxExact = 1<<53 - 1
+
+// product multiplies sizes; false where one is negative or the result is beyond maxExact.
+func product(shape []int) (int64, bool) {
+	total := int64(1)
+	for _, size := range shape {
+		if size < 0 {
+			return 0, false
+		}
+		if size == 0 {
+			total = 0
+		}
+	}
+	for _, size := range shape {
+		if total > 0 && int64(size) > maxExact/total {
+			return 0, false
+		}
+		total *= int64(size)
+	}
+	return total, true
+}
+
+// alignedBytes makes n bytes that start where any element may.
+func alignedBytes(n int) []byte {
+	if n == 0 {
+		return []byte{}
+	}
+	words := make([]uint64, (n+7)/8)
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(words))), n)
+}

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { test } from "node:test";
+import { pythonIsMissing } from "../support/python.ts";
 import { TestService } from "../support/service.ts";
 
 const run = new URL("../../examples/digits/run", import.meta.url).pathname;
@@ -19,7 +20,7 @@ const runExample = async (options: readonly string[], env: Readonly<Record<strin
 
 const accuracyIn = (out: string): number => Number(/test accuracy ([\d.]+)%/.exec(out)?.[1]);
 
-test("the digits example trains to over 95 % on a server of its own", async () => {
+test("the digits example trains to over 95 % on a server of its own", { skip: pythonIsMissing }, async () => {
   const { code, out, log } = await runExample(["--epochs", "15"]);
   assert.equal(code, 0, out + log);
   assert.ok(accuracyIn(out) > 95, out);
@@ -29,7 +30,7 @@ test("the digits example trains to over 95 % on a server of its own", async () =
   assert.match(log, /100%.*330\/330/);
 });
 
-test("the digits example uses the server of STEPD_URL, and prints the same twice", async () => {
+test("the digits example uses the server of STEPD_URL, and prints the same twice", { skip: pythonIsMissing }, async () => {
   await using service = await TestService.start();
   const options = ["--epochs", "15", "--optimizer", "lamb"];
   const first = await runExample(options, { STEPD_URL: service.url });
@@ -40,7 +41,7 @@ test("the digits example uses the server of STEPD_URL, and prints the same twice
   assert.ok((await service.metric("stepd_elements_total")) > 0);
 });
 
-test("the digits example exits with 1 where it does not learn enough", async () => {
+test("the digits example exits with 1 where it does not learn enough", { skip: pythonIsMissing }, async () => {
   const { code, out } = await runExample(["--epochs", "1", "--lr", "0"]);
   assert.equal(code, 1);
   assert.ok(accuracyIn(out) < 95, out);

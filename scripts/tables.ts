@@ -1,0 +1,147 @@
+/**
+ * The tables of README.md and docs/ that derive from code, each between two markers, so that they cannot drift:
+ * `npm run generate` writes them, and test/repository/tables.test.ts compares.
+ */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { help } from "../src/config.ts";
+import { errors } from "../src/errors/errors.ts";
+import { type Hyperparameters, type OptimizerDefinition, registry } from "../src/optimizers/registry.ts";
+import { Rpc } from "../src/rpc/rpc.ts";
+
+const F32_BYTES = 4;
+
+/** Text in a cell: a bar would end it, in code as well. */
+const cell = (text: string): string => text.replaceAll("|", "\\|");
+
+const code = (text: string): string => `\`${text}\``;
+
+const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
+  [head, head.map(() => "---"), ...rows].map((row) => `| ${row.map(cell).join(" | ")} |`).join("\n");
+
+/** "Kingma & Ba, 2015, https://..." as a link. */
+const link = (reference: string): string => reference.replace(/^(.*), (https:\/\/\S+)$/, "[$1]($2)");
+
+const isPeer = (reference: string): boolean => /^peers?: /.test(reference);
+
+const optimizers = (): string =>
+  table(
+    ["name", "update", "source", "checked against"],
+    [...registry.values()].map(({ name, formula, references }) => [
+      code(name),
+      code(formula),
+      references
+        .filter((reference) => !isPeer(reference))
+        .map(link)
+        .join("; "),
+      references
+        .filter(isPeer)
+        .map((reference) => reference.replace(/^peers?: /, ""))
+        .join("; "),
+    ]),
+  );
+
+/** Defaults that depend on the machine. */
+const DEPENDS: Readonly<Record<string, string>> = { STEPD_WORKERS: "processors of the machine", STEPD_ARENA_MIB: "half of the memory, at most 4096" };
+
+const settings = (): string => {
+  const rows = [...help().matchAll(/^ {2}(STEPD_\w+) +(.*?)(?: \(([^()]*)\))?$/gm)];
+  return table(
+    ["variable", "meaning", "default"],
+    rows.map(([, name = "", meaning = "", initial]) => [code(name), meaning, DEPENDS[name] ?? (initial === undefined ? "" : code(initial))]),
+  );
+};
+
+const methods = (): string =>
+  table(
+    ["method", "REST", "does"],
+    new Rpc("").methods.map(({ name, rest, summary }) => [code(name), rest ? code(`${rest.verb} ${rest.path}`) : "", summary]),
+  );
+
+const errorTable = (): string =>
+  table(
+    ["name", "code", "HTTP status", "meaning"],
+    Object.entries(errors).map(([name, { code: number, status, title }]) => [code(name), String(number), String(status), title]),
+  );
+
+/** What a hyperparameter may be. */
+const range = (schema: Hyperparameters[string]): string => {
+  const {
+    enum: choices,
+    items,
+    minimum,
+    exclusiveMinimum,
+    maximum,
+    exclusiveMaximum,
+    type,
+  } = schema as {
+    readonly type: string | readonly string[];
+    readonly enum?: readonly string[];
+    readonly items?: Hyperparameters[string];
+    readonly minimum?: number;
+    readonly exclusiveMinimum?: number;
+    readonly maximum?: number;
+    readonly exclusiveMaximum?: number;
+  };
+  if (choices) return choices.map((choice) => code(JSON.stringify(choice))).join(", ");
+  if (items) return `two numbers, each ${range(items).replace("number, ", "")}`;
+  if (type === "boolean") return "`true`, `false`";
+  const isLargest = (bound: number): boolean => Math.abs(bound) > 3e38;
+  const bounds = [
+    ...(minimum !== undefined && !isLargest(minimum) ? [`at least ${minimum}`] : []),
+    ...(exclusiveMinimum === undefined ? [] : [`above ${exclusiveMinimum}`]),
+    ...(maximum !== undefined && !isLargest(maximum) ? [`at most ${maximum}`] : []),
+    ...(exclusiveMaximum === undefined ? [] : [`below ${exclusiveMaximum}`]),
+  ];
+  const kind = typeof type === "string" ? type : type.map((name) => (name === "null" ? "`null`" : name)).join(" or ");
+  return bounds.length === 0 ? (kind === "number" ? "number, any" : kind) : `${kind}, ${bounds.join(", ")}`;
+};
+
+const hyperparameters = ({ name, title, revision, family, formula, references, hyperparameters: all, slots, allSlots }: OptimizerDefinition): string => {
+  const defaults = Object.fromEntries(Object.entries(all).map(([key, { default: initial }]) => [key, initial]));
+  const inUse = slots(defaults as Parameters<typeof slots>[0]);
+  const state = inUse.length * F32_BYTES;
+  const late = allSlots.filter((slot) => !inUse.includes(slot));
+  const slotText = [...inUse.map(code), ...late.map((slot) => `${code(slot)} (not by default)`)].join(", ");
+  const rows = Object.entries(all).map(([key, schema]) => [
+    code(key),
+    schema.default === undefined ? "must be given" : code(JSON.stringify(schema.default)),
+    range(schema),
+    schema.description,
+  ]);
+  return [
+    `## ${title}: \`${name}\``,
+    ["```text", formula, "```"].join("\n"),
+    `Source: ${references.map(link).join("; ")}.`,
+    `Family \`${family}\`, revision ${revision}. Slots: ${slotText || "none"}. A step with the defaults in F32 moves ${2 * F32_BYTES + state} bytes in and ${F32_BYTES + state} out for each parameter.`,
+    table(["hyperparameter", "default", "range", "meaning"], rows),
+  ].join("\n\n");
+};
+
+const contents: Readonly<Record<string, Readonly<Record<string, () => string>>>> = {
+  "README.md": { optimizers, settings },
+  "docs/wire-format.md": { methods, errors: errorTable },
+  "docs/optimizers.md": { hyperparameters: () => [...registry.values()].map(hyperparameters).join("\n\n") },
+};
+
+/** Files that have tables. */
+export const filesWithTables: readonly string[] = Object.keys(contents);
+
+/** A text with one table between its markers. */
+const fill = (text: string, name: string, content: string, file: string): string => {
+  const begin = `<!-- begin ${name}: DO NOT EDIT, written by npm run generate -->`;
+  const end = `<!-- end ${name} -->`;
+  const start = text.indexOf(begin);
+  const stop = text.indexOf(end);
+  if (start < 0 || stop < start) throw new Error(`${file} lacks the markers ${begin} and ${end}`);
+  return `${text.slice(0, start + begin.length)}\n\n${content}\n\n${text.slice(stop)}`;
+};
+
+/** Writes all tables under `root`. */
+export const writeTables = (root: string): void => {
+  for (const [file, tables] of Object.entries(contents)) {
+    const path = join(root, file);
+    const text = Object.entries(tables).reduce((before, [name, make]) => fill(before, name, make(), file), readFileSync(path, "utf8"));
+    writeFileSync(path, text);
+  }
+};

@@ -1,0 +1,105 @@
+/** What the documentation shows is what the code does: its tables, its examples, its links. */
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import os from "node:os";
+import { dirname, join } from "node:path";
+import { test } from "node:test";
+import { filesWithTables, writeTables } from "../../scripts/tables.ts";
+import { python, pythonIsMissing } from "../support/python.ts";
+import { JSON_TYPE, TestService } from "../support/service.ts";
+import { root, TreeCopy } from "../support/tree.ts";
+
+const read = (file: string): string => readFileSync(join(root, file), "utf8");
+
+const pages = ["README.md", ...readdirSync(join(root, "docs")).map((file) => `docs/${file}`)];
+
+/** The fenced blocks of a language, in order. */
+const blocks = (text: string, language: string): readonly string[] =>
+  [...text.matchAll(new RegExp(`^\`\`\`${language}\\n(.*?)^\`\`\`$`, "gms"))].map(([, block = ""]) => block);
+
+test("tables agree with the code", () => {
+  using tree = new TreeCopy(["README.md", "docs"]);
+  for (const file of filesWithTables) tree.write(file, tree.read(file).replace(/(<!-- begin [^>]*-->).*?(<!-- end)/gs, "$1\n$2"));
+  writeTables(tree.path);
+  for (const file of filesWithTables) assert.equal(tree.read(file), read(file), `${file}: run npm run generate`);
+});
+
+test("a page without its markers is an error", () => {
+  using tree = new TreeCopy(["README.md", "docs"]);
+  tree.write("README.md", "# stepd\n");
+  assert.throws(() => writeTables(tree.path), /README\.md lacks the markers/);
+});
+
+test("links lead to files", () => {
+  const broken = pages.flatMap((page) =>
+    [...read(page).matchAll(/\]\((?!https?:)([^)#]+)/g)]
+      .map(([, target = ""]) => target)
+      .filter((target) => !existsSync(join(root, dirname(page), target)))
+      .map((target) => `${page}: ${target}`),
+  );
+  assert.deepEqual(broken, []);
+});
+
+test("the README's step with curl gives what it shows", async () => {
+  await using service = await TestService.start();
+  const [command = ""] = blocks(read("README.md"), "sh").filter((block) => block.includes("/v1/step"));
+  const [reply = ""] = blocks(read("README.md"), "json");
+  const body = /-d '(.*?)'/s.exec(command)?.[1] ?? "";
+  assert.equal(await (await service.post("/v1/step", body, JSON_TYPE)).text(), reply.trim());
+});
+
+test("the README's steps with Python print what it shows", { skip: pythonIsMissing }, async () => {
+  await using service = await TestService.start();
+  const [script = ""] = blocks(read("README.md"), "python");
+  const [expected = ""] = blocks(read("README.md"), "text");
+  const folder = mkdtempSync(join(os.tmpdir(), "stepd-readme-"));
+  try {
+    const file = join(folder, "step.py");
+    writeFileSync(file, script.replace('"127.0.0.1", 8080', `"127.0.0.1", ${new URL(service.url).port}`));
+    const { stdout, stderr } = spawnSync(await python(), [file], { encoding: "utf8" });
+    assert.equal(stdout, expected, stderr);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test("the settings of docs/lamb.md are settings", async () => {
+  await using service = await TestService.start();
+  const settings = blocks(read("docs/lamb.md"), "json");
+  assert.equal(settings.length, 6);
+  for (const text of settings) {
+    const tensors = { w: { shape: [2], values: [1, 2] } };
+    await service.call("optimizer.step", { optimizer: JSON.parse(text), params: tensors, grads: tensors });
+  }
+});
+
+/** Starts the copied service and prints the parameters after a step. */
+const STEP = `
+  const { Service } = await import("./src/service.ts");
+  const { readConfig } = await import("./src/config.ts");
+  const service = await Service.start(readConfig({ STEPD_PORT: "0", STEPD_ARENA_MIB: "8", STEPD_LOG_LEVEL: "silent" }));
+  const tensor = (values) => ({ w: { shape: [values.length], values } });
+  const call = { optimizer: { name: "signum", lr: 0.5 }, params: tensor([1, 1, 1, 1, 1]), grads: tensor([3, -2, 0, 1e-9, -4]) };
+  const reply = await fetch(service.address + "/v1/step", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(call) });
+  console.log(JSON.stringify((await reply.json()).params?.w.values));
+  await service[Symbol.asyncDispose]();
+`;
+
+test("the optimizer of docs/adding-an-optimizer.md compiles and steps", () => {
+  using tree = new TreeCopy(["src", "schemas", "README.md", "docs", "tsconfig.json"]);
+  for (const block of blocks(read("docs/adding-an-optimizer.md"), "ts")) {
+    const [, file = "", text = ""] = /^\/\/ (\S+)\n(.*)$/s.exec(block) ?? [];
+    tree.write(file, text);
+  }
+  for (const script of ["generate.ts", "build-kernels.ts"]) {
+    const { status, stderr } = tree.run(script);
+    assert.equal(status, 0, stderr);
+  }
+  assert.match(tree.read("README.md"), /\| `signum` \|/);
+  const compiled = spawnSync(join(root, "node_modules/.bin/tsc"), ["-p", "tsconfig.json"], { cwd: tree.path, encoding: "utf8" });
+  assert.equal(compiled.status, 0, compiled.stdout);
+  tree.write("step.mjs", STEP);
+  const { stdout, stderr } = spawnSync(process.execPath, ["step.mjs"], { cwd: tree.path, encoding: "utf8" });
+  assert.equal(stdout.trim(), "[0.5,1.5,1,0.5,1.5]", stderr);
+});

@@ -150,6 +150,5 @@ const removeStaleSocket = async (path: string): Promise<void> => {
     });
     probe.once("error", (error: NodeJS.ErrnoException) => resolve(error.code !== "ECONNREFUSED"));
   });
-  // A connection to a file of any other kind is refused just so.
-  if (!isAnswered && (await lstat(path)).isSocket()) await rm(path, { force: true });
+  if (!isAnswered) await rm(path, { force: true });
 };

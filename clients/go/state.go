@@ -192,3 +192,8 @@ func joinStates(states []*State) (*State, error) {
 	}
 	return newState(first.optimizer, first.revision, entries)
 }
+
+// stepEntry is the entry of a parameter's count of steps.
+func stepEntry(parameter string, step int64) Tensor {
+	return Tensor{Name: "step/" + parameter, DType: I64, Shape: []int{}, Data: binary.LittleEndian.AppendUint64(nil, uint64(step))}
+}

@@ -1,0 +1,224 @@
+package stepd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"testing"
+)
+
+func newSharded(t *testing.T, urls ...string) *Sharded {
+	t.Helper()
+	sharded := must[*Sharded](t)(NewSharded(urls))
+	sharded.RequestBytes = 1000
+	t.Cleanup(func() {
+		for _, client := range sharded.Clients {
+			client.Close()
+		}
+	})
+	return sharded
+}
+
+type stepper interface {
+	Step(context.Context, StepRequest) (*StepResult, error)
+}
+
+// requireSameRuns makes the same steps both ways and compares all of what they give.
+func requireSameRuns(t *testing.T, steps int, request func(step int) StepRequest) {
+	t.Helper()
+	ctx := testContext(t)
+	whole, sharded := newClient(t, shared.url), newSharded(t, shared.url)
+	var last, found *StepResult
+	for step := range steps {
+		next := func(client stepper, previous *StepResult) *StepResult {
+			request := request(step)
+			if previous != nil {
+				request.Params, request.State = previous.Params, previous.State
+			}
+			return must[*StepResult](t)(client.Step(ctx, request))
+		}
+		last, found = next(whole, last), next(sharded, found)
+		requireSame(t, found.Params, last.Params)
+		if !bytes.Equal(found.State.Bytes(), last.State.Bytes()) {
+			t.Fatalf("step %d: the states differ", step)
+		}
+		if found.Step != last.Step || found.LR != last.LR || found.Skipped != last.Skipped || (found.Stats == nil) != (last.Stats == nil) {
+			t.Fatalf("step %d: %+v is not %+v", step, found, last)
+		}
+	}
+}
+
+func TestShardedIsOneCallBitForBit(t *testing.T) {
+	max := 0.5
+	cases := map[string]StepRequest{
+		"plain":     {Optimizer: AdamW(0.01)},
+		"max_norm":  {Optimizer: AdamW(0.01), Clip: &Clip{MaxNorm: 1}, LossScale: 8},
+		"max_value": {Optimizer: AdamW(0.01), Clip: &Clip{MaxValue: 0.1}},
+		"lamb":      {Optimizer: LAMB(0.01).With("max_grad_norm", max)},
+		"both":      {Optimizer: LAMB(0.01).With("max_grad_norm", max), Clip: &Clip{MaxNorm: 2}},
+		"given":     {Optimizer: AdamW(0.01), Clip: &Clip{MaxNorm: 1, TotalNorm: &max}},
+		"groups":    {Optimizer: AdamW(0.01), Groups: []Group{{Tensors: []string{"*bias"}, Optimizer: Optimizer{"weight_decay": 0, "lr": 1}}}},
+		"nadam":     {Optimizer: Optimizer{"name": "nadam"}, Schedule: Schedule{"name": "cosine", "T_max": 3}},
+	}
+	for name, request := range cases {
+		t.Run(name, func(t *testing.T) {
+			requireSameRuns(t, 3, func(step int) StepRequest {
+				request := request
+				request.Params, request.Grads = model(1), model(uint64(10+step))
+				return request
+			})
+		})
+	}
+	t.Run("parameters without gradients, and a schedule", func(t *testing.T) {
+		requireSameRuns(t, 4, func(step int) StepRequest {
+			return StepRequest{Optimizer: AdamW(1), Schedule: Schedule{"name": "exponential", "gamma": 0.5},
+				Params: model(1), Grads: append(Tensors{}, model(2)[step%2:min(step+1, 3)]...)}
+		})
+	})
+	t.Run("no gradients at all", func(t *testing.T) {
+		requireSameRuns(t, 2, func(int) StepRequest { return StepRequest{Optimizer: AdamW(1), Params: model(1)} })
+	})
+	t.Run("no parameters at all", func(t *testing.T) {
+		requireSameRuns(t, 2, func(int) StepRequest { return StepRequest{Optimizer: AdamW(1)} })
+	})
+	t.Run("gradients of other dtypes", func(t *testing.T) {
+		doubles := make([]float64, 300)
+		for i, value := range random(5, 300) {
+			doubles[i] = float64(value) / 3
+		}
+		requireSameRuns(t, 3, func(int) StepRequest {
+			return StepRequest{Optimizer: AdamW(0.1), Clip: &Clip{MaxNorm: 0.1}, LossScale: 3,
+				Params: Tensors{From("a", random(1, 300)), From("b", doubles), From("c", random(3, 300))},
+				Grads:  Tensors{From("a", doubles), From("b", random(2, 300)), From("c", random(4, 300))}}
+		})
+	})
+}
+
+func TestShardedWithGradientsThatAreNotFinite(t *testing.T) {
+	broken := func() Tensors {
+		grads := model(2)
+		values := must[[]float32](t)(Values[float32](grads[0]))
+		values[3], values[4] = float32(math.NaN()), float32(math.Inf(1))
+		must[[]float32](t)(Values[float32](grads[2]))[0] = float32(math.Inf(-1))
+		return grads
+	}
+	for _, clip := range []*Clip{nil, {MaxNorm: 1}} {
+		t.Run(fmt.Sprintf("skip, clip %v", clip != nil), func(t *testing.T) {
+			requireSameRuns(t, 4, func(step int) StepRequest {
+				request := StepRequest{Optimizer: AdamW(1), Params: model(1), Grads: model(3), NonFinite: Skip, Clip: clip, Stats: GlobalStats,
+					Schedule: Schedule{"name": "exponential", "gamma": 0.5}}
+				if step%2 == 0 {
+					request.Grads = broken()
+				}
+				return request
+			})
+		})
+		t.Run(fmt.Sprintf("error, clip %v", clip != nil), func(t *testing.T) {
+			request := StepRequest{Optimizer: AdamW(1), Params: model(1), Grads: broken(), Clip: clip}
+			_, expected := newClient(t, shared.url).Step(testContext(t), request)
+			sharded := newSharded(t, shared.url)
+			request.Into = request.Params
+			_, err := sharded.Step(testContext(t), request)
+			var found, one *Error
+			if !errors.As(err, &found) || !errors.As(expected, &one) || found.Name != ErrNonFiniteGradient || (clip != nil && found.Message != one.Message) {
+				t.Fatalf("%v, expected %v", err, expected)
+			}
+			requireSame(t, request.Params, model(1))
+		})
+	}
+	t.Run("propagate", func(t *testing.T) {
+		requireSameRuns(t, 1, func(int) StepRequest {
+			return StepRequest{Optimizer: SGD(1), Params: model(1), Grads: broken(), NonFinite: Propagate, Clip: &Clip{MaxNorm: 1}}
+		})
+	})
+}
+
+func TestShardedErrorsAreTheServers(t *testing.T) {
+	ctx := testContext(t)
+	sharded := newSharded(t, shared.url)
+	state := must[*StepResult](t)(sharded.Step(ctx, StepRequest{Optimizer: AdamW(1), Params: model(1), Grads: model(1)})).State
+	for name, c := range map[string]struct {
+		request StepRequest
+		err     error
+	}{
+		"a grad without its parameter":  {StepRequest{Optimizer: AdamW(1), Params: model(1)[1:], Grads: model(1)}, ErrTensorMismatch},
+		"a state without its parameter": {StepRequest{Optimizer: AdamW(1), Params: model(1)[1:], State: state}, ErrStateMismatch},
+		"a hyperparameter":              {StepRequest{Optimizer: AdamW(-1), Params: model(1)}, ErrInvalidParams},
+		"a name that stands twice":      {StepRequest{Optimizer: AdamW(1), Params: append(model(1), model(1)...)}, ErrBadTensor},
+	} {
+		if _, err := sharded.Step(ctx, c.request); !errors.Is(err, c.err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := new(Sharded).Step(ctx, StepRequest{}); err == nil {
+		t.Error("a step without clients")
+	}
+	gone := newSharded(t, "http://127.0.0.1:1", "http://127.0.0.1:2")
+	gone.Clients[0].retries, gone.Clients[1].retries = 1, 1
+	if _, err := gone.Step(ctx, StepRequest{Optimizer: AdamW(1), Params: model(1)}); !errors.As(err, new(*TransportError)) {
+		t.Error(err)
+	}
+	canceled, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := gone.Step(canceled, StepRequest{Optimizer: AdamW(1), Params: model(1)}); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func TestShardedStats(t *testing.T) {
+	ctx := testContext(t)
+	request := StepRequest{Optimizer: LAMB(0.1), Params: model(1), Grads: model(2), Stats: TensorStats, Clip: &Clip{MaxNorm: 1}}
+	one := must[*StepResult](t)(newClient(t, shared.url).Step(ctx, request)).Stats
+	found := must[*StepResult](t)(newSharded(t, shared.url).Step(ctx, request)).Stats
+	near := func(a, b float64) bool { return math.Abs(a-b) <= 1e-14*math.Abs(b) }
+	if found.GradNorm != one.GradNorm || !near(found.ParamNorm, one.ParamNorm) || !near(found.UpdateNorm, one.UpdateNorm) || found.Clipped != one.Clipped ||
+		found.Zeros != one.Zeros || len(found.Tensors) != len(one.Tensors) || *found.Tensors["scale"].TrustRatio != *one.Tensors["scale"].TrustRatio {
+		t.Fatalf("%+v is not %+v", found, one)
+	}
+}
+
+// Two hundred steps over three servers, of which one dies in the middle of a step: the bytes are those of one server and one
+// call a step.
+func TestShardedOutlivesAReplica(t *testing.T) {
+	const steps, killed = 200, 90
+	servers := []*server{ownServer(t), ownServer(t), ownServer(t)}
+	sharded := newSharded(t, servers[0].url, servers[1].url, servers[2].url)
+	sharded.RequestBytes = 100_000
+	shapes := []int{20_000, 20_000, 3_000, 3_000, 3_000, 1, 50}
+	make := func(seed uint64) (tensors Tensors) {
+		for i, count := range shapes {
+			tensors = append(tensors, From(fmt.Sprintf("layer.%d", i), random(seed*100+uint64(i), count)))
+		}
+		return tensors
+	}
+	run := func(client stepper, before func(step int)) (Tensors, *State) {
+		ctx := testContext(t)
+		params := make(1)
+		var state *State
+		for step := range steps {
+			before(step)
+			result := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: LAMB(0.01).With("max_grad_norm", 1), Params: params, Into: params, State: state,
+				Grads: make(uint64(2 + step%7)), Schedule: Schedule{"name": "cosine", "T_max": steps}}))
+			state = result.State
+		}
+		return params, state
+	}
+	dead := false
+	params, state := run(sharded, func(step int) {
+		if step == killed {
+			// Without waiting for the process's end, so that calls are under way to it.
+			_ = servers[1].process.Process.Kill()
+			dead = true
+		}
+	})
+	expectedParams, expectedState := run(newClient(t, shared.url), func(int) {})
+	requireSame(t, params, expectedParams)
+	if !bytes.Equal(state.Bytes(), expectedState.Bytes()) {
+		t.Fatal("the states differ")
+	}
+	if state.Steps()["layer.0"] != steps || !dead {
+		t.Fatal(state.Steps())
+	}
+}

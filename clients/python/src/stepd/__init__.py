@@ -17,13 +17,13 @@ from ._errors import (
 )
 from ._http import Timeout
 from ._retry import Retry
+from ._shards import ShardedClient
 from ._state import State
 from ._tensors import bfloat16
 from ._version import __version__
 
 if TYPE_CHECKING:
     from ._async_client import AsyncClient
-    from ._shards import ShardedClient
 
 __all__ = [
     "AsyncClient",

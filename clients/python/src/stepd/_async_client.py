@@ -1,0 +1,298 @@
+"""The client for asyncio.
+
+On aiohttp: of the maintained libraries it is the one that sends memory views, reads
+without gathering a body first, keeps connections, and knows Unix sockets. A chunk
+that came in is copied once, to its place in the blob that it is a part of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import aiohttp
+
+from . import _calls as calls
+from ._calls import (
+    Call,
+    Groups,
+    Json,
+    NonFinite,
+    NormsResult,
+    Optimizer,
+    Schedule,
+    StepResult,
+)
+from ._errors import (
+    ConnectError,
+    StepdError,
+    TimeoutError,  # noqa: A004
+    TransportError,
+)
+from ._http import Timeout, address_of, error_of, headers_of, timeout_of
+from ._retry import Retry, retry_of
+from ._state import State
+from ._tensors import Array, Arrays
+from ._wire import MEDIA_TYPE, decode
+
+T = TypeVar("T")
+
+#: A part is handed over in pieces, each when the socket has taken the last: what the
+#: event loop cannot send at once it may copy.
+_PIECE_BYTES = 2**20
+
+_READ_AHEAD_BYTES = 2**20
+
+
+class AsyncClient:
+    """Calls one server from an event loop. The arguments are those of :class:`Client`.
+
+    Raises what :class:`Client` raises.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout: float | Timeout = 60.0,
+        retries: int | Retry = 4,
+        ssl_context: ssl.SSLContext | None = None,
+        pool_size: int = 8,
+    ) -> None:
+        self.url = url
+        self._address = address_of(url)
+        self._token = token
+        self._timeout = timeout_of(timeout)
+        self._retry = retry_of(retries)
+        self._ssl = ssl_context
+        self._pool_size = pool_size
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def __repr__(self) -> str:
+        return f"<stepd.AsyncClient of {self.url}>"
+
+    def _open(self) -> aiohttp.ClientSession:
+        # Made at the first call, because it belongs to the loop that runs then.
+        if self._session is None or self._session.closed:
+            connector: aiohttp.BaseConnector
+            if self._address.socket is not None:
+                connector = aiohttp.UnixConnector(
+                    self._address.socket, limit=self._pool_size
+                )
+            else:
+                connector = aiohttp.TCPConnector(
+                    limit=self._pool_size, ssl=self._ssl or True
+                )
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                read_bufsize=_READ_AHEAD_BYTES,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+    async def _run(self, call: Call[T], timeout: float | Timeout | None = None) -> T:
+        limit = self._timeout if timeout is None else timeout_of(timeout)
+        attempt = 0
+        while True:
+            try:
+                return await self._send(call, limit)
+            except StepdError as error:
+                pause = self._retry.pause(attempt, error)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+            attempt += 1
+
+    async def _send(self, call: Call[T], timeout: Timeout) -> T:
+        at = self._address
+        base = "http://localhost" if at.socket is not None else at.url.rstrip("/")
+        limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=timeout.connect, sock_read=timeout.read
+        )
+        try:
+            async with self._open().request(
+                call.verb,
+                base + call.path,
+                headers=headers_of(call, self._token),
+                data=_pieces(call.body) if call.body else None,
+                timeout=limits,
+                allow_redirects=False,
+            ) as response:
+                return await _reply(response, call)
+        except asyncio.TimeoutError as error:
+            raise TimeoutError(f"stepd at {self.url} did not answer in time") from error
+        except (aiohttp.ClientError, OSError, EOFError) as error:
+            if isinstance(error, StepdError):
+                raise
+            message = f"stepd at {self.url} was not reached: {error!r}"
+            raise ConnectError(message) from error
+
+    async def step(
+        self,
+        optimizer: Optimizer,
+        params: Arrays,
+        grads: Arrays,
+        state: State | None = None,
+        *,
+        groups: Groups | None = None,
+        schedule: Schedule | None = None,
+        clip: Mapping[str, float] | None = None,
+        loss_scale: float | None = None,
+        non_finite: NonFinite | None = None,
+        stats: Literal["none", "global", "tensor"] | None = None,
+        master_weights: bool | None = None,
+        stochastic_rounding: Mapping[str, int] | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> StepResult:
+        """One update, as :meth:`Client.step`."""
+        settings = {
+            "groups": groups,
+            "schedule": schedule,
+            "clip": clip,
+            "loss_scale": loss_scale,
+            "non_finite": non_finite,
+            "stats": stats,
+            "master_weights": master_weights,
+            "stochastic_rounding": stochastic_rounding,
+        }
+        return await self._run(
+            calls.step(optimizer, params, grads, state, settings), timeout
+        )
+
+    async def init(
+        self,
+        optimizer: Optimizer,
+        params: Arrays,
+        *,
+        groups: Groups | None = None,
+        master_weights: bool | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> State:
+        """The state before the first step, as :meth:`Client.init`."""
+        return await self._run(
+            calls.init(optimizer, params, groups, master_weights), timeout
+        )
+
+    async def norms(
+        self,
+        grads: Arrays,
+        params: Arrays | None = None,
+        *,
+        loss_scale: float | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> NormsResult:
+        """Sums of squares by tensor, as :meth:`Client.norms`."""
+        return await self._run(calls.norms(grads, params, loss_scale), timeout)
+
+    async def plan(
+        self,
+        optimizer: Optimizer,
+        tensors: Mapping[str, Array | Mapping[str, Any]],
+        *,
+        groups: Groups | None = None,
+        grad_dtype: str | None = None,
+        master_weights: bool | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> Json:
+        """What a step would cost, as :meth:`Client.plan`."""
+        return await self._run(
+            calls.plan(optimizer, tensors, groups, grad_dtype, master_weights), timeout
+        )
+
+    async def inspect(
+        self, state: State, *, timeout: float | Timeout | None = None
+    ) -> Json:
+        """What a state holds, by the server's reading."""
+        return await self._run(calls.inspect(state), timeout)
+
+    async def evaluate_schedule(
+        self,
+        schedule: Schedule,
+        *,
+        lr: float | None = None,
+        start: int | None = None,
+        count: int | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> Json:
+        """Learning rates of a schedule, as :meth:`Client.evaluate_schedule`."""
+        return await self._run(
+            calls.evaluate_schedule(schedule, lr, start, count), timeout
+        )
+
+    async def optimizers(self, *, timeout: float | Timeout | None = None) -> list[Json]:
+        """Name, title and formula of the server's optimizers."""
+        return await self._run(calls.optimizers(), timeout)
+
+    async def describe(
+        self, name: str, *, timeout: float | Timeout | None = None
+    ) -> Json:
+        """Formula, references, hyperparameters, slots and cost of an optimizer."""
+        return await self._run(calls.describe(name), timeout)
+
+    async def info(self, *, timeout: float | Timeout | None = None) -> Json:
+        """Version, limits and kernels of the server."""
+        return await self._run(calls.info(), timeout)
+
+    async def ready(self, *, timeout: float | Timeout | None = None) -> bool:
+        """Whether the server takes calls. False also if it is not reached."""
+        limit = self._timeout if timeout is None else timeout_of(timeout)
+        try:
+            return bool((await self._send(calls.ready(), limit))["ready"])
+        except TransportError:
+            return False
+
+
+async def _pieces(body: list[memoryview]) -> AsyncIterator[memoryview]:
+    for part in body:
+        for start in range(0, part.nbytes, _PIECE_BYTES):
+            yield part[start : start + _PIECE_BYTES]
+
+
+async def _reply(response: aiohttp.ClientResponse, call: Call[T]) -> T:
+    if response.status != 200:
+        after = response.headers.get("Retry-After")
+        raise error_of(response.status, await response.read(), after)
+    try:
+        return call.read(await _decoded(response))
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransportError(f"the reply is none of stepd: {error}") from error
+
+
+async def _decoded(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    if response.content_type != MEDIA_TYPE:
+        reply: dict[str, Any] = json.loads(await response.read())
+        return reply
+    if response.content_length is None:
+        raise ValueError("the reply does not say its length")
+    reader = decode(response.content_length)
+    try:
+        buffer = next(reader)
+        while True:
+            chunk = await response.content.read(buffer.nbytes)
+            buffer[: len(chunk)] = chunk
+            buffer = reader.send(len(chunk))
+    except StopIteration as end:
+        decoded: dict[str, Any] = end.value
+        return decoded

@@ -1,0 +1,358 @@
+"""A step over several calls, connections and replicas, whose result is that of one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ._calls import (
+    Groups,
+    NonFinite,
+    NormsResult,
+    Optimizer,
+    Schedule,
+    StepResult,
+    TensorNorms,
+)
+from ._client import Client
+from ._errors import StepdError
+from ._http import Timeout
+from ._retry import Retry, is_passing, retry_of
+from ._state import State
+from ._tensors import Array, Arrays
+
+T = TypeVar("T")
+
+MIB = 2**20
+
+#: Seconds that a replica is left alone after a failure, while there are others.
+_REST_SECONDS = 1.0
+
+#: A parameter that is added to a call where its gradients alone would not make it
+#: skip, or not give the norm that those of all calls together have, which is no number
+#: that could be sent. No parameter of a caller has such a name.
+_POISON = "\0stepd.poison"
+
+#: The square of this is infinite, but it is not.
+_HUGE = 1e308
+
+
+class ShardedClient:
+    """Steps a model over several servers as if one had done it, bit for bit.
+
+    ``urls`` are replicas: any serves any call. Tensors are packed in their order into
+    calls of about ``request_bytes`` (parameters, gradients and state together; a
+    larger tensor goes alone), and ``connections`` calls are under way at once. A call
+    that fails goes to another replica at once; ``retries`` counts the rounds over all
+    of them. The other arguments are those of :class:`Client`. Threads may share it.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        token: str | None = None,
+        *,
+        request_bytes: int = 64 * MIB,
+        connections: int = 4,
+        timeout: float | Timeout = 60.0,
+        retries: int | Retry = 6,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        if isinstance(urls, str) or not urls:
+            raise ValueError("expected a list of at least one URL")
+        self._replicas = [
+            _Replica(
+                Client(
+                    url,
+                    token,
+                    timeout=timeout,
+                    retries=0,
+                    ssl_context=ssl_context,
+                    pool_size=connections,
+                )
+            )
+            for url in urls
+        ]
+        self._request_bytes = request_bytes
+        self._retry = retry_of(retries)
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(connections, "stepd")
+
+    def __enter__(self) -> ShardedClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the idle connections and end the threads."""
+        self._threads.shutdown(cancel_futures=True)
+        for replica in self._replicas:
+            replica.client.close()
+
+    def step(
+        self,
+        optimizer: Optimizer,
+        params: Arrays,
+        grads: Arrays,
+        state: State | None = None,
+        *,
+        groups: Groups | None = None,
+        schedule: Schedule | None = None,
+        clip: Mapping[str, float] | None = None,
+        loss_scale: float | None = None,
+        non_finite: NonFinite | None = None,
+        master_weights: bool | None = None,
+        stochastic_rounding: Mapping[str, int] | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> StepResult:
+        """One update: the result of :meth:`Client.step`, and its errors.
+
+        Clipping by the norm over all gradients, LAMB's ``max_grad_norm`` and
+        ``non_finite="skip"`` take a round of ``norms`` first. Statistics are those of
+        single calls, so there are none here.
+        """
+        settings: dict[str, Any] = {
+            "groups": groups,
+            "schedule": schedule,
+            "loss_scale": loss_scale,
+            "non_finite": non_finite,
+            "master_weights": master_weights,
+            "stochastic_rounding": stochastic_rounding,
+            "timeout": timeout,
+        }
+        stray = sorted(grads.keys() - params.keys())
+        shards = self._pack(params, grads, state)
+        # What belongs to no parameter goes with the first call, whose server says so.
+        shards[0].extend(stray)
+        if state is not None:
+            known = frozenset(params)
+            shards[0].extend(name for name in state.steps if name not in known)
+
+        clips = _clips_by_norm(optimizer, clip)
+        poison: float | None = None
+        if clips or non_finite == "skip":
+            norms = self._norms(shards, grads, loss_scale, timeout)
+            total = _total_norm(norms)
+            broken = {name for name, tensor in norms.items() if tensor.non_finite}
+            if broken and non_finite in (None, "error"):
+                # The calls that have the gradients say which they are.
+                shards = [names for names in shards if not broken.isdisjoint(names)]
+            elif broken and non_finite == "skip":
+                poison = math.nan
+            elif clips and not math.isfinite(total):
+                poison = math.nan if math.isnan(total) else _HUGE
+            elif clips:
+                clip = {**(clip or {}), "total_norm": total}
+
+        def call(names: list[str]) -> Callable[[Client], StepResult]:
+            own = _only(params, names)
+            own_grads = _only(grads, names)
+            if poison is not None:
+                own[_POISON] = np.zeros(1)
+                own_grads[_POISON] = np.array([poison])
+            own_state = None if state is None else state.pick(names)
+            return lambda client: client.step(
+                optimizer, own, own_grads, own_state, clip=clip, **settings
+            )
+
+        results = self._each(shards, call)
+        stepped: dict[str, Array] = {}
+        for result in results:
+            stepped.update(result.params)
+        states = [result.state for result in results]
+        if poison is not None:
+            states = [
+                part.pick(names) for part, names in zip(states, shards, strict=True)
+            ]
+        taken = {} if state is None else state.steps
+
+        def steps(place: int) -> tuple[int, int]:
+            counts = [taken.get(name, 0) for name in shards[place] if name in grads]
+            return max(counts, default=-1), results[place].step
+
+        warnings = itertools.chain.from_iterable(part.warnings for part in results)
+        return replace(
+            # The learning rate is that of the tensor with the most steps.
+            results[max(range(len(shards)), key=steps)],
+            params={name: stepped[name] for name in params},
+            state=State.join(states),
+            step=max(result.step for result in results),
+            warnings=tuple(dict.fromkeys(warnings)),
+        )
+
+    def init(
+        self,
+        optimizer: Optimizer,
+        params: Arrays,
+        *,
+        groups: Groups | None = None,
+        master_weights: bool | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> State:
+        """The state before the first step, as :meth:`Client.init`."""
+        settings: dict[str, Any] = {
+            "groups": groups,
+            "master_weights": master_weights,
+            "timeout": timeout,
+        }
+
+        def call(names: list[str]) -> Callable[[Client], State]:
+            own = _only(params, names)
+            return lambda client: client.init(optimizer, own, **settings)
+
+        return State.join(self._each(self._pack(params, {}, None), call))
+
+    def norms(
+        self,
+        grads: Arrays,
+        *,
+        loss_scale: float | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> NormsResult:
+        """Sums of squares by tensor and the norm over all, as :meth:`Client.norms`."""
+        shards = self._pack(grads, {}, None)
+        tensors = self._norms(shards, grads, loss_scale, timeout)
+        return NormsResult(tensors, _total_norm(tensors))
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Formula, references, hyperparameters, slots and cost of an optimizer."""
+        return self._anywhere(lambda client: client.describe(name))
+
+    def _norms(
+        self,
+        shards: Sequence[list[str]],
+        grads: Arrays,
+        loss_scale: float | None,
+        timeout: float | Timeout | None,
+    ) -> dict[str, TensorNorms]:
+        def call(names: list[str]) -> Callable[[Client], NormsResult]:
+            own = _only(grads, names)
+            return lambda client: client.norms(
+                own, loss_scale=loss_scale, timeout=timeout
+            )
+
+        tensors: dict[str, TensorNorms] = {}
+        for result in self._each(shards, call):
+            tensors.update(result.tensors)
+        return tensors
+
+    def _pack(
+        self, params: Arrays, grads: Arrays, state: State | None
+    ) -> list[list[str]]:
+        """Names by call, in their order. There is at least one call."""
+        sizes = {name: np.asarray(array).nbytes for name, array in params.items()}
+        for name in sizes:
+            if name in grads:
+                sizes[name] += np.asarray(grads[name]).nbytes
+        if state is not None:
+            for _, name, tensor in state.entries():
+                if name in sizes:
+                    sizes[name] += tensor.data.nbytes
+        shards: list[list[str]] = [[]]
+        room = self._request_bytes
+        for name, size in sizes.items():
+            if size > room and shards[-1]:
+                shards.append([])
+                room = self._request_bytes
+            shards[-1].append(name)
+            room -= size
+        return shards
+
+    def _each(
+        self,
+        shards: Sequence[list[str]],
+        call: Callable[[list[str]], Callable[[Client], T]],
+    ) -> list[T]:
+        """Make a call for each shard, some at once. Raises the first one's error."""
+        if len(shards) == 1:
+            return [self._anywhere(call(shards[0]))]
+
+        def run(names: list[str]) -> T:
+            return self._anywhere(call(names))
+
+        futures: list[Future[T]] = [self._threads.submit(run, part) for part in shards]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+    def _anywhere(self, call: Callable[[Client], T]) -> T:
+        """Try the replicas until one answers. What is wrong with the call is raised."""
+        failures = 0
+        while True:
+            with self._lock:
+                replica = min(self._replicas, key=_Replica.burden)
+                replica.calls += 1
+                replica.turn = next(_turns)
+            try:
+                result = call(replica.client)
+            except StepdError as error:
+                if not is_passing(error):
+                    raise
+                failures += 1
+                replica.rests_until = time.monotonic() + _REST_SECONDS
+                round_, place = divmod(failures, len(self._replicas))
+                # Straight to the next replica; a pause when all have failed.
+                pause = self._retry.pause(round_ - 1, error) if place == 0 else 0.0
+                if pause is None:
+                    raise
+            else:
+                replica.rests_until = 0.0
+                return result
+            finally:
+                with self._lock:
+                    replica.calls -= 1
+            time.sleep(pause)
+
+
+_turns: Iterator[int] = itertools.count(1)
+
+
+class _Replica:
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.calls = 0
+        self.turn = 0
+        self.rests_until = 0.0
+
+    def burden(self) -> tuple[float, int, int]:
+        """Least for the next to call: not resting, fewest calls, longest ago."""
+        rest = self.rests_until if self.rests_until > time.monotonic() else 0.0
+        return rest, self.calls, self.turn
+
+
+def _only(arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+    return {name: arrays[name] for name in names if name in arrays}
+
+
+def _clips_by_norm(optimizer: Optimizer, clip: Mapping[str, float] | None) -> bool:
+    """Whether the step needs the norm over all gradients, and does not have it."""
+    given = clip or {}
+    needs = "max_norm" in given or optimizer.get("max_grad_norm") is not None
+    return needs and "total_norm" not in given
+
+
+def _total_norm(norms: Mapping[str, TensorNorms]) -> float:
+    """The norm over all gradients, added in the order in which a server adds."""
+    total = 0.0
+    for name in sorted(norms, key=str.encode):
+        total += norms[name].grad_squares
+    return math.sqrt(total)

@@ -1,0 +1,84 @@
+"""State as a file, against the safetensors library and the server."""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save
+
+import stepd
+
+
+def state_of(client: stepd.Client, steps: int = 2) -> stepd.State:
+    params: dict[str, np.ndarray[Any, Any]] = {
+        "a/b": np.ones((2, 3), np.float32),
+        "c": np.ones(3, np.float64),
+        "\U0001f600": np.ones((), np.float32),
+    }
+    state: stepd.State | None = None
+    for _ in range(steps):
+        state = client.step({"name": "nadam"}, params, params, state).state
+    assert state is not None
+    return state
+
+
+def test_is_a_mapping_without_copies(client: stepd.Client) -> None:
+    state = state_of(client)
+    assert (state.optimizer, state.revision) == ("nadam", 1)
+    assert state.steps == {"a/b": 2, "c": 2, "\U0001f600": 2}
+    assert set(state.slots) == {"exp_avg", "exp_avg_sq", "mu_product"}
+    average = state["exp_avg/a/b"]
+    assert average.shape == (2, 3) and average.dtype == np.float32
+    assert not average.flags.writeable and average.flags.aligned
+    assert np.shares_memory(average, state["exp_avg/a/b"])
+    assert state["exp_avg/c"].dtype == np.float64
+    assert len(state) == len(list(state)) == 12
+    assert "nadam" in repr(state)
+
+
+def test_survives_the_disk(client: stepd.Client, tmp_path: pathlib.Path) -> None:
+    state = state_of(client)
+    path = tmp_path / "run.safetensors"
+    state.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    loaded = stepd.State.load(path)
+    assert loaded == state
+    assert loaded.to_bytes() == state.to_bytes() == path.read_bytes()
+    assert pickle.loads(pickle.dumps(state)) == state
+    others = load_file(path)
+    assert others.keys() == state.keys()
+    for key, array in others.items():
+        assert np.array_equal(array, state[key])
+
+
+def test_parts_of_it_come_back_as_one(client: stepd.Client) -> None:
+    state = state_of(client)
+    parts = [state.pick([name]) for name in ("c", "\U0001f600", "a/b")]
+    assert parts[0].steps == {"c": 2}
+    assert stepd.State.join(parts).to_bytes() == state.to_bytes()
+    assert client.inspect(parts[0])["tensors"].keys() == {"c"}
+
+
+def test_refuses_other_files() -> None:
+    with pytest.raises(ValueError, match=r"stepd\.state/1"):
+        stepd.State(save({"a": np.zeros(2, np.float32)}))
+    header = b'{"__metadata__":{"format":"stepd.state/1"},"x":'
+    for rest in (
+        b'{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        b'{"dtype":"F32","shape":[2]}}',
+        b'{"dtype":"Q1","shape":[2],"data_offsets":[0,4]}}',
+        b"7}",
+        b"{",
+    ):
+        text = header + rest
+        with pytest.raises(ValueError):
+            stepd.State(len(text).to_bytes(8, "little") + text + b"1234")
+    for broken in (b"", b"\xff" * 9, b"\0" * 8):
+        with pytest.raises(ValueError):
+            stepd.State(broken)
+    with pytest.raises(ValueError, match="no state"):
+        stepd.State.join([])

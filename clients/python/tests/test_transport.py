@@ -1,0 +1,232 @@
+"""Connections that fail, wait, speak TLS or are Unix sockets; both clients alike."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pathlib
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Server
+from proxy import Proxy, answer, cut, hang_up, read_request, reply, silence
+
+import stepd
+
+ADAMW = {"name": "adamw"}
+W = {"w": np.ones(40_000, np.float32)}
+QUICK = stepd.Retry(attempts=4, first=0.01)
+
+Run = Callable[..., Any]
+
+
+def run_sync(url: str, method: str, *given: Any, **options: Any) -> Any:
+    with stepd.Client(url, **options) as client:
+        return getattr(client, method)(*given)
+
+
+def run_async(url: str, method: str, *given: Any, **options: Any) -> Any:
+    async def run() -> Any:
+        async with stepd.AsyncClient(url, **options) as client:
+            return await getattr(client, method)(*given)
+
+    return asyncio.run(run())
+
+
+both = pytest.mark.parametrize("run", [run_sync, run_async], ids=["sync", "async"])
+
+
+@both
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        hang_up,
+        cut,
+        silence,
+        answer("502 Bad Gateway", b"<h1>no backend</h1>"),
+        answer("503 Service Unavailable"),
+        answer("200 OK", b"\xc1", "Content-Type: application/vnd.msgpack"),
+    ],
+    ids=["hang up", "cut", "silence", "502", "503", "nonsense"],
+)
+def test_sends_again(run: Run, spoil: Any, server: Server) -> None:
+    expected = run_sync(server.url, "step", ADAMW, W, W)
+    with Proxy(server.url, [spoil, spoil]) as proxy:
+        timeout = stepd.Timeout(connect=5, read=0.3)
+        result = run(proxy.url, "step", ADAMW, W, W, retries=QUICK, timeout=timeout)
+        assert proxy.connections == 3
+    assert result.state == expected.state
+    assert np.array_equal(result.params["w"], expected.params["w"])
+
+
+PROBLEM = {
+    "type": "urn:stepd:error:OVERLOADED",
+    "title": "The server has no room for this call now",
+    "status": 429,
+    "detail": "full",
+    "code": -32020,
+    "name": "OVERLOADED",
+    "retry_after": 1,
+}
+
+
+@both
+def test_waits_as_long_as_the_server_says(run: Run, server: Server) -> None:
+    overloaded = answer("429 Too Many Requests", json.dumps(PROBLEM).encode())
+    with Proxy(server.url, [overloaded]) as proxy:
+        start = time.monotonic()
+        assert run(proxy.url, "step", ADAMW, W, W, retries=QUICK).step == 1
+        assert 1 <= time.monotonic() - start < 3
+    with Proxy(server.url, [overloaded]) as proxy:
+        with pytest.raises(stepd.Overloaded) as caught:
+            run(proxy.url, "step", ADAMW, W, W, retries=0)
+        assert caught.value.retry_after == 1
+        assert proxy.connections == 1
+
+
+@both
+def test_says_why_it_gave_up(run: Run, server: Server) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(stepd.ConnectError, match="not reached"):
+            run(nowhere, "info", retries=0)
+        assert run(nowhere, "ready", retries=0) is False
+    timed_out = pytest.raises(stepd.TimeoutError, match="in time")
+    with Proxy(server.url, [silence]) as proxy, timed_out:
+        run(proxy.url, "step", ADAMW, W, W, retries=0, timeout=0.2)
+    with Proxy(server.url, [answer("404 Not Found", b"nginx")]) as proxy:
+        with pytest.raises(stepd.TransportError, match="nginx") as caught:
+            run(proxy.url, "info")
+        assert (caught.value.status, proxy.connections) == (404, 1)
+    for error in (stepd.ConnectError("x"), stepd.TimeoutError("x")):
+        assert isinstance(error, (stepd.TransportError, OSError))
+
+
+@both
+def test_does_not_send_again_what_is_wrong(run: Run, server: Server) -> None:
+    with Proxy(server.url, []) as proxy:
+        with pytest.raises(stepd.InvalidParams):
+            run(proxy.url, "step", {"name": "adamw", "lr": -1}, W, W)
+        assert proxy.connections == 1
+
+
+@both
+def test_all_methods_agree(run: Run, server: Server) -> None:
+    state = run_sync(server.url, "init", ADAMW, W)
+    schedule = {"name": "exponential", "gamma": 0.5}
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("init", (ADAMW, W)),
+        ("norms", (W, W)),
+        ("plan", (ADAMW, W)),
+        ("inspect", (state,)),
+        ("evaluate_schedule", (schedule,)),
+        ("optimizers", ()),
+        ("describe", ("lamb",)),
+        ("info", ()),
+        ("ready", ()),
+    ]
+    for method, given in calls:
+        found = run(server.url, method, *given)
+        assert found == run_sync(server.url, method, *given), method
+
+
+@both
+def test_unix_socket(run: Run, tmp_path: pathlib.Path) -> None:
+    with Server(STEPD_SOCKET=str(tmp_path / "stepd.sock")) as server:
+        assert server.url.startswith("unix:///")
+        assert run(server.url, "step", ADAMW, W, W).step == 1
+        with pytest.raises(stepd.ConnectError):
+            run(f"unix://{tmp_path}/other.sock", "info", retries=0)
+
+
+@both
+def test_sends_the_token(run: Run) -> None:
+    seen: list[bytes] = []
+
+    def spoil(connection: socket.socket) -> None:
+        seen.append(read_request(connection))
+        kind = "Content-Type: application/json"
+        reply(connection, "200 OK", b'{"ready":true}', kind)
+
+    with Proxy("http://127.0.0.1:1", [spoil]) as proxy:
+        assert run(f"{proxy.url}/below/", "ready", token="secret")
+    assert b"\r\nAuthorization: Bearer secret" in seen[0]
+    assert seen[0].startswith(b"GET /below/health/ready HTTP/1.1\r\n")
+
+
+@both
+def test_tls(run: Run, server: Server, tmp_path: pathlib.Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(
+        [*make.split(), *names, "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    with Proxy(server.url, [], context) as proxy:
+        assert run(proxy.url, "step", ADAMW, W, W, ssl_context=trusting).step == 1
+        with pytest.raises(stepd.ConnectError, match=r"(?i)certificate"):
+            run(proxy.url, "step", ADAMW, W, W, retries=0)
+
+
+def test_a_closed_idle_connection_is_not_used(server: Server) -> None:
+    with Proxy(server.url, []) as proxy:
+        client = stepd.Client(proxy.url, retries=0)
+        assert client.step(ADAMW, W, W).step == 1
+        assert client.step(ADAMW, W, W).step == 1
+        assert proxy.connections == 1
+        (idle,) = client._transport._idle
+        idle.sock.shutdown(socket.SHUT_RDWR)
+        assert client.step(ADAMW, W, W).step == 1
+        assert proxy.connections == 2
+        client.close()
+
+
+def test_overload_of_a_real_server() -> None:
+    big = {"w": np.ones(1_000_000, np.float32)}
+    # A server that has not stepped yet asks for 30 s.
+    retry = stepd.Retry(attempts=100, longest_asked=0.1)
+    server = Server(STEPD_ARENA_MIB="24")
+    with server, stepd.Client(server.url, retries=retry) as client:
+        with pytest.raises(stepd.PayloadTooLarge):
+            client.step(ADAMW, {"w": np.ones(10_000_000, np.float32)}, {})
+        threads = [
+            threading.Thread(target=client.step, args=(ADAMW, big, big))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert client.step(ADAMW, big, big).step == 1
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://x", "http://", "unix://x/y"])
+def test_refuses_other_urls(url: str) -> None:
+    for kind in (stepd.Client, stepd.AsyncClient):
+        with pytest.raises(ValueError, match="http"):
+            kind(url)
+
+
+def test_concurrent_async_steps(server: Server) -> None:
+    async def run() -> list[stepd.StepResult]:
+        async with stepd.AsyncClient(server.url, pool_size=3) as client:
+            steps = [client.step(ADAMW, W, {"w": W["w"] * i}) for i in range(1, 9)]
+            return await asyncio.gather(*steps)
+
+    with stepd.Client(server.url) as client:
+        for i, result in enumerate(asyncio.run(run()), 1):
+            alone = client.step(ADAMW, W, {"w": W["w"] * i})
+            assert alone.state == result.state

@@ -183,12 +183,13 @@ const scalarBytes = (value: number, dtype: "I64" | "F64"): Buffer => {
 export const stateHeader = (optimizer: OptimizerDefinition, ordered: readonly TensorDescription[]): Buffer =>
   writeHeader({ format: STATE_FORMAT, optimizer: optimizer.name, revision: String(optimizer.revision) }, ordered);
 
+/** What a file holds under one key: a scalar's bytes, or a slot by its address in the arena. */
+export interface Entry extends TensorDescription {
+  readonly content: Buffer | number;
+}
+
 /** The canonical file of a state, under the name of an optimizer. */
 export const writeState = (state: State, optimizer: OptimizerDefinition, lease: Lease): Parts => {
-  interface Entry extends TensorDescription {
-    /** A scalar's bytes, or where a slot is in the arena. */
-    readonly content: Buffer | number;
-  }
   const entries: Entry[] = [];
   for (const [name, { step, slots, scalars }] of state.parameters) {
     entries.push({ name: `${STEP}/${name}`, dtype: "I64", shape: [], content: scalarBytes(step, "I64") });
@@ -199,9 +200,14 @@ export const writeState = (state: State, optimizer: OptimizerDefinition, lease: 
     for (const [slot, { dtype, shape, address }] of slots) entries.push({ name: `${slot}/${name}`, dtype, shape, content: address });
   }
   const ordered = canonicalOrder(entries);
+  return writeEntries(stateHeader(optimizer, ordered), ordered, lease);
+};
+
+/** The file of a header and the entries that it describes, in their order. */
+export const writeEntries = (header: Buffer, ordered: readonly Entry[], lease: Lease): Parts => {
   const pieces: Uint8Array[] = [];
   // Scalars that follow each other become one piece, and so do slots that are neighbours in the arena.
-  let scalars: Buffer[] = [stateHeader(optimizer, ordered)];
+  let scalars: Buffer[] = [header];
   let start = 0;
   let end = 0;
   const flush = (): void => {

@@ -3,6 +3,113 @@
 export const schemas: readonly { readonly $id: string; readonly [keyword: string]: unknown }[] = [
   {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "convention.schema.json",
+    "title": "Convention",
+    "description": "How a safetensors file holds the state of an optimizer; docs/state-conversion.md has the formats.",
+    "type": "object",
+    "required": [
+      "format"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "format": {
+        "description": "stepd's own; a flattened state_dict of torch; the same of qhoptim or IPRally, with bias-corrected moments; optax.",
+        "enum": [
+          "stepd",
+          "torch",
+          "qhoptim",
+          "optax"
+        ]
+      },
+      "optimizer": {
+        "description": "The optimizer that a file in another format than stepd's is of; the call's where absent.",
+        "type": "string"
+      },
+      "names": {
+        "description": "torch and qhoptim: the parameters by their index in the file. Without it the file has their names.",
+        "type": "array",
+        "items": {
+          "type": "string"
+        }
+      },
+      "betas": {
+        "description": "qhoptim: the betas of the whole run.",
+        "type": "array",
+        "items": {
+          "type": "number",
+          "minimum": 0,
+          "exclusiveMaximum": 1
+        },
+        "minItems": 2,
+        "maxItems": 2
+      },
+      "step": {
+        "description": "Steps taken, for parameters of which the file does not tell.",
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 9007199254740991
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "convert-result.schema.json",
+    "title": "ConvertResult",
+    "description": "A converted state.",
+    "type": "object",
+    "required": [
+      "state",
+      "lost"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "state": {
+        "$ref": "tensor.schema.json#/$defs/Blob"
+      },
+      "lost": {
+        "description": "Sentences of what the result does not hold of the given state; none if the way back gives the same bytes.",
+        "type": "array",
+        "items": {
+          "type": "string"
+        }
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "convert.schema.json",
+    "title": "ConvertParams",
+    "description": "A state to bring from one convention to another (each stepd's own where absent), under another optimizer of its family, or with more slots.",
+    "type": "object",
+    "required": [
+      "state"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "state": {
+        "$ref": "tensor.schema.json#/$defs/Blob"
+      },
+      "from": {
+        "$ref": "convention.schema.json"
+      },
+      "to": {
+        "$ref": "convention.schema.json"
+      },
+      "optimizer": {
+        "description": "The optimizer that the state is to be of, of the same family; the one that it is of where absent.",
+        "type": "string"
+      },
+      "fill": {
+        "description": "Slots to add where they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.",
+        "type": "array",
+        "items": {
+          "type": "string"
+        }
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "describe-result.schema.json",
     "title": "DescribeResult",
     "description": "Everything about one optimizer.",

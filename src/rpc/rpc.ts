@@ -1,6 +1,7 @@
 /** JSON-RPC 2.0 over decoded values: single calls, batches, notifications. The encoding and the transport are elsewhere. */
 import { asStepdError, describe as describeValue, type ErrorName, errors, StepdError } from "../errors/errors.ts";
 import { validate } from "../validation/validate.ts";
+import { convert } from "./convert.ts";
 import { describe } from "./describe.ts";
 import { openApi, openRpc } from "./discover.ts";
 import { evaluate } from "./evaluate.ts";
@@ -46,7 +47,18 @@ export class Rpc {
       rest: { verb: "GET", path: "/openrpc.json" },
       handle: () => this.openRpc,
     };
-    this.methods = [step as Method, init as Method, norms as Method, plan as Method, list, describe as Method, inspect as Method, evaluate as Method, discover];
+    this.methods = [
+      step as Method,
+      init as Method,
+      norms as Method,
+      plan as Method,
+      list,
+      describe as Method,
+      inspect as Method,
+      convert as Method,
+      evaluate as Method,
+      discover,
+    ];
     this.#byName = new Map(this.methods.map((method) => [method.name, method]));
     this.openRpc = openRpc(this.methods, version);
     this.openApi = openApi(this.methods, version);

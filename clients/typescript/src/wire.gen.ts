@@ -2,13 +2,13 @@
 /** The wire's types, from schemas/. */
 
 /**
- * A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.
- */
-export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSchedule | CyclicSchedule | ExponentialSchedule | LinearSchedule | MultistepSchedule | OneCycleSchedule | PolynomialSchedule | SequenceSchedule | StepSchedule)
-/**
  * Bytes: bin in MessagePack, a base64 string in JSON.
  */
 export type Blob = Uint8Array | string
+/**
+ * A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.
+ */
+export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSchedule | CyclicSchedule | ExponentialSchedule | LinearSchedule | MultistepSchedule | OneCycleSchedule | PolynomialSchedule | SequenceSchedule | StepSchedule)
 /**
  * An optimizer by name with its hyperparameters; absent ones take their defaults.
  */
@@ -31,6 +31,9 @@ export type Dtype = ("F32" | "F64" | "BF16" | "F16")
 export type Dtype1 = ("F32" | "F64" | "BF16" | "F16")
 
 export interface Wire {
+"convention.schema.json": Convention
+"convert-result.schema.json": ConvertResult
+"convert.schema.json": ConvertParams
 "describe-result.schema.json": DescribeResult
 "describe.schema.json": DescribeParams
 "discover-result.schema.json": DiscoverResult
@@ -54,6 +57,60 @@ export interface Wire {
 "step-result.schema.json": StepResult
 "step.schema.json": StepParams
 "tensor.schema.json": PlainTensor
+}
+/**
+ * How a safetensors file holds the state of an optimizer; docs/state-conversion.md has the formats.
+ */
+export interface Convention {
+/**
+ * stepd's own; a flattened state_dict of torch; the same of qhoptim or IPRally, with bias-corrected moments; optax.
+ */
+format: ("stepd" | "torch" | "qhoptim" | "optax")
+/**
+ * The optimizer that a file in another format than stepd's is of; the call's where absent.
+ */
+optimizer?: string
+/**
+ * torch and qhoptim: the parameters by their index in the file. Without it the file has their names.
+ */
+names?: string[]
+/**
+ * qhoptim: the betas of the whole run.
+ * 
+ * @minItems 2
+ * @maxItems 2
+ */
+betas?: [number, number]
+/**
+ * Steps taken, for parameters of which the file does not tell.
+ */
+step?: number
+}
+/**
+ * A converted state.
+ */
+export interface ConvertResult {
+state: Blob
+/**
+ * Sentences of what the result does not hold of the given state; none if the way back gives the same bytes.
+ */
+lost: string[]
+}
+/**
+ * A state to bring from one convention to another (each stepd's own where absent), under another optimizer of its family, or with more slots.
+ */
+export interface ConvertParams {
+state: Blob
+from?: Convention
+to?: Convention
+/**
+ * The optimizer that the state is to be of, of the same family; the one that it is of where absent.
+ */
+optimizer?: string
+/**
+ * Slots to add where they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.
+ */
+fill?: string[]
 }
 /**
  * Everything about one optimizer.

@@ -1,0 +1,59 @@
+/** Loops over the elements of slots in the arena that no kernel has: rare, so in JavaScript, a slice at a time. */
+import { setImmediate } from "node:timers/promises";
+import type { Lease } from "../arena/arena.ts";
+import { bytesOf, readElement } from "../codec/dtype.ts";
+import type { Tensor } from "./tensors.ts";
+
+/** Elements between two looks at other calls: about 2 ms. */
+const SLICE = 2 ** 18;
+
+const F32_BYTES = 4;
+const F64_BYTES = 8;
+
+/** Calls `run` with ranges that cover all elements. */
+const inSlices = async (elements: number, run: (from: number, to: number) => void): Promise<void> => {
+  for (let from = 0; from < elements; from += SLICE) {
+    if (from > 0) await setImmediate();
+    run(from, Math.min(from + SLICE, elements));
+  }
+};
+
+/**
+ * Multiplies or divides all elements of an F32 or F64 tensor in place, in float64, rounded once. Returns how many the opposite
+ * would not give back.
+ */
+export const rescale = async (lease: Lease, { address, elements, bytes, dtype }: Tensor, factor: number, isDivision: boolean): Promise<number> => {
+  const view = new DataView(lease.bytes.buffer, lease.bytes.byteOffset + address, bytes);
+  let changed = 0;
+  const scaled = (value: number): number => (isDivision ? value / factor : value * factor);
+  const unscaled = (value: number): number => (isDivision ? value * factor : value / factor);
+  await inSlices(elements, (from, to) => {
+    if (dtype === "F64") {
+      for (let i = from; i < to; i++) {
+        const before = view.getFloat64(i * F64_BYTES, true);
+        const after = scaled(before);
+        view.setFloat64(i * F64_BYTES, after, true);
+        if (!Object.is(unscaled(after), before)) changed++;
+      }
+      return;
+    }
+    for (let i = from; i < to; i++) {
+      const before = view.getFloat32(i * F32_BYTES, true);
+      const after = Math.fround(scaled(before));
+      view.setFloat32(i * F32_BYTES, after, true);
+      if (!Object.is(Math.fround(unscaled(after)), before)) changed++;
+    }
+  });
+  return changed;
+};
+
+/** A BF16 or F16 tensor as F32 in memory of its own, which holds every value of either. */
+export const widen = async (lease: Lease, tensor: Tensor): Promise<Tensor> => {
+  const bytes = tensor.elements * F32_BYTES;
+  const address = lease.alloc(bytes);
+  const size = bytesOf(tensor.dtype) as number;
+  await inSlices(tensor.elements, (from, to) => {
+    for (let i = from; i < to; i++) lease.bytes.writeFloatLE(readElement(lease.bytes, tensor.address + i * size, tensor.dtype), address + i * F32_BYTES);
+  });
+  return { ...tensor, dtype: "F32", bytes, address };
+};

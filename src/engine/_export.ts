@@ -1,0 +1,152 @@
+/** A state as a file of torch, qhoptim or optax: its slots are brought to their meaning there in place and go out from where they are. */
+import type { Lease } from "../arena/arena.ts";
+import type { Parts } from "../codec/parts.ts";
+import { canonicalOrder, writeHeader } from "../codec/safetensors.ts";
+import { StepdError } from "../errors/errors.ts";
+import type { OptimizerDefinition } from "../optimizers/registry.ts";
+import { rescale } from "./_elements.ts";
+import { betasOf, COUNT, type Convention, type Foreign, type Holding, holdingOf, keyWriter, named, WEIGHTS } from "./_formats.ts";
+import { weightAt } from "./_weights.ts";
+import { type Entry, type ParameterState, STEP, type State, writeEntries } from "./state.ts";
+
+/** float32 holds every whole number up to this one. */
+const FLOAT32_COUNTS = 2 ** 24;
+
+const INT32_MAX = 2 ** 31 - 1;
+
+export interface Exported {
+  readonly state: Parts;
+  readonly lost: readonly string[];
+}
+
+/** What is lost, by sentence: the parameters that it is said of. */
+class Losses {
+  readonly #bySentence = new Map<string, string[]>();
+
+  add(sentence: string, parameter: string): void {
+    const parameters = this.#bySentence.get(sentence) ?? [];
+    this.#bySentence.set(sentence, parameters);
+    parameters.push(parameter);
+  }
+
+  get sentences(): readonly string[] {
+    return [...this.#bySentence].map(([sentence, parameters]) => `${sentence}: ${named(parameters)}`);
+  }
+}
+
+/** Writes a state in a foreign format. Throws STATE_MISMATCH, INVALID_PARAMS. */
+export const exportState = async (state: State, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Promise<Exported> => {
+  const format = convention.format as Foreign;
+  const holding = holdingOf(format, optimizer, "/to");
+  const betas = holding.isCorrected ? betasOf(convention, "/to") : undefined;
+  const keyOf = keyWriter(convention);
+  const losses = new Losses();
+  const entries: Entry[] = [];
+  for (const [name, parameter] of state.parameters) {
+    const before = entries.length;
+    for (const [slot, { dtype, shape, address }] of parameter.slots) {
+      const foreign = holding.slots.get(slot);
+      if (foreign === undefined) losses.add(`${format} has nothing that corresponds to ${slot}`, name);
+      else if (isUnborn(optimizer, holding, parameter, slot)) losses.add(`${format} has no ${slot} before the first step of ${optimizer.name}`, name);
+      else entries.push({ name: keyOf(name, foreign), dtype, shape, content: address });
+    }
+    entries.push(...scalarsOf(name, parameter, { format, optimizer, holding, betas, keyOf, losses }));
+    if (entries.length === before) losses.add(`${format} has no entry for a parameter that has no slots there`, name);
+  }
+  if (holding.isCountShared && state.parameters.size > 0) entries.push(countOf(state.parameters, losses));
+  const rounded = await reshape(state.parameters, holding, betas, lease);
+  const ordered = canonicalOrder(entries);
+  return { state: writeEntries(writeHeader({ format, optimizer: optimizer.name }, ordered), ordered, lease), lost: [...losses.sentences, ...rounded] };
+};
+
+/** torch makes the buffers of sgd and lars at the first step; zeros before it would be taken for a step's. */
+const isUnborn = ({ lateSlots }: OptimizerDefinition, { scalars, isCountShared }: Holding, { step }: ParameterState, slot: string): boolean =>
+  step === 0 && lateSlots.includes(slot) && !isCountShared && !(STEP in scalars);
+
+interface Target {
+  readonly format: Foreign;
+  readonly optimizer: OptimizerDefinition;
+  readonly holding: Holding;
+  readonly betas: readonly [number, number] | undefined;
+  keyOf(parameter: string, slot: string): string;
+  readonly losses: Losses;
+}
+
+const f32 = (name: string, value: number): Entry => {
+  const content = Buffer.alloc(4);
+  content.writeFloatLE(value);
+  return { name, dtype: "F32", shape: [], content };
+};
+
+const f64 = (name: string, value: number): Entry => {
+  const content = Buffer.alloc(8);
+  content.writeDoubleLE(value);
+  return { name, dtype: "F64", shape: [], content };
+};
+
+/** A parameter's step, weights and scalar slots, as far as the format has them. */
+const scalarsOf = (name: string, { step, scalars }: ParameterState, { format, optimizer, holding, betas, keyOf, losses }: Target): readonly Entry[] => {
+  const entries: Entry[] = [];
+  if (STEP in holding.scalars) {
+    if (step > FLOAT32_COUNTS)
+      losses.add(`${format} counts steps in float32, where ${step} is ${Math.fround(step)} and nothing counts on beyond ${FLOAT32_COUNTS}`, name);
+    entries.push(f32(keyOf(name, STEP), step));
+  } else if (!holding.isCountShared && !betas) losses.add(`${format} keeps no step of ${optimizer.name}; the way back needs from.step ${step}`, name);
+  if (betas) entries.push(...WEIGHTS.map((key, index) => f64(keyOf(name, key), weightAt(betas[index] as number, step))));
+  for (const slot of Object.keys(optimizer.scalarSlots ?? {})) {
+    const value = scalars[slot];
+    if (!(slot in holding.scalars)) {
+      if (value !== undefined) losses.add(`${format} has nothing that corresponds to ${slot}`, name);
+    } else if (value === undefined) losses.add(`${format} needs ${slot}, which the state has only after a step of ${optimizer.name}`, name);
+    else {
+      if (Math.fround(value) !== value) losses.add(`${format} keeps ${slot} in float32: it is rounded`, name);
+      entries.push(f32(keyOf(name, slot), value));
+    }
+  }
+  return entries;
+};
+
+/** optax's one count. A parameter before its first step goes in as one whose gradients were all zero. */
+const countOf = (parameters: ReadonlyMap<string, ParameterState>, losses: Losses): Entry => {
+  const taken = [...parameters].filter(([, { step }]) => step > 0);
+  const [first] = taken;
+  const count = first?.[1].step ?? 0;
+  const other = taken.find(([, { step }]) => step !== count);
+  if (first && other) {
+    throw StepdError.mismatch(
+      "STATE_MISMATCH",
+      "/state",
+      "the same step for all parameters, because optax has one count",
+      `${first[1].step} for ${named([first[0]])} and ${other[1].step} for ${named([other[0]])}`,
+      [first[0], other[0]],
+    );
+  }
+  if (count > 0)
+    for (const [name, { step }] of parameters) if (step === 0) losses.add(`optax has one count, so that these go on from step ${count} in place of 0`, name);
+  if (count > INT32_MAX) losses.add(`optax counts steps in int32, where ${count} is ${INT32_MAX}`, first?.[0] ?? "");
+  const content = Buffer.alloc(4);
+  content.writeInt32LE(Math.min(count, INT32_MAX));
+  return { name: COUNT, dtype: "I32", shape: [], content };
+};
+
+/** Brings the slots to their meaning in the format, in place. Returns what that loses. */
+const reshape = async (
+  parameters: ReadonlyMap<string, ParameterState>,
+  { isNegated, slots: held }: Holding,
+  betas: readonly [number, number] | undefined,
+  lease: Lease,
+): Promise<readonly string[]> => {
+  let changed = 0;
+  let elements = 0;
+  for (const { step, slots } of parameters.values()) {
+    for (const [slot, tensor] of slots) {
+      if (!held.has(slot)) continue;
+      if (isNegated) await rescale(lease, tensor, -1, false);
+      if (!betas || step === 0) continue;
+      const beta = betas[slot === "exp_avg" ? 0 : 1];
+      changed += await rescale(lease, tensor, weightAt(beta, step) * (1 - beta), true);
+      elements += tensor.elements;
+    }
+  }
+  return changed > 0 ? [`qhoptim keeps bias-corrected moments: ${changed} of ${elements} values are rounded so that the way back gives another last bit`] : [];
+};

@@ -1,0 +1,158 @@
+/** A file of torch, qhoptim or optax as a state: its slots are used where they are in the arena, and brought to stepd's meaning in place. */
+import type { Lease } from "../arena/arena.ts";
+import { COMPUTED } from "../codec/dtype.ts";
+import { readSafetensors, type TensorInfo } from "../codec/safetensors.ts";
+import { pointerEscape, StepdError } from "../errors/errors.ts";
+import type { OptimizerDefinition } from "../optimizers/registry.ts";
+import { rescale, widen } from "./_elements.ts";
+import { betasOf, COUNT, type Convention, type Foreign, type Holding, holdingOf, keyForm, named, readKey, WEIGHTS } from "./_formats.ts";
+import { isWeightOf, stepsOf, weightAt } from "./_weights.ts";
+import { emptyState, type ParameterState, STEP, type State } from "./state.ts";
+import { loadBlob, type Tensor } from "./tensors.ts";
+
+const FIELD = "/state";
+
+const corrupt = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_CORRUPT", FIELD, expected, found);
+
+/** What a file says of one parameter, before its steps are known. */
+interface Draft {
+  readonly slots: Map<string, Tensor>;
+  readonly scalars: Map<string, number>;
+}
+
+interface Read {
+  readonly drafts: ReadonlyMap<string, Draft>;
+  /** optax's count. */
+  readonly count: number | undefined;
+}
+
+export interface Imported {
+  readonly state: State;
+  readonly lost: readonly string[];
+}
+
+/** Reads a file of a foreign format. Throws STATE_CORRUPT, STATE_MISMATCH, UNSUPPORTED_DTYPE, INVALID_PARAMS. */
+export const importState = async (blob: Uint8Array | string, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Promise<Imported> => {
+  const holding = holdingOf(convention.format as Foreign, optimizer, "/from");
+  const betas = holding.isCorrected ? betasOf(convention, "/from") : undefined;
+  const { drafts, count } = readFile(blob, convention, holding, lease);
+  const state = emptyState(optimizer);
+  for (const [name, { slots, scalars }] of drafts) {
+    const step = betas ? stepOfWeights(name, scalars, betas, convention.step) : (scalars.get(STEP) ?? count ?? convention.step);
+    if (step === undefined) throw missingStep("the count of steps, which the file does not have", name);
+    const kept = [...scalars].filter(([slot]) => slot in (optimizer.scalarSlots ?? {}));
+    state.parameters.set(name, { step, slots, scalars: Object.fromEntries(kept) });
+  }
+  for (const { slots } of state.parameters.values()) {
+    for (const [slot, tensor] of slots) if (tensor.dtype !== "F32" && tensor.dtype !== "F64") slots.set(slot, await widen(lease, tensor));
+    const buffer = slots.get("momentum_buffer");
+    if (holding.isNegated && buffer) await rescale(lease, buffer, -1, false);
+  }
+  return { state, lost: betas ? await uncorrect(state.parameters, drafts, betas, lease) : [] };
+};
+
+const missingStep = (expected: string, name: string): StepdError =>
+  StepdError.mismatch("INVALID_PARAMS", "/from/step", expected, `none for ${named([name])}`, [name]);
+
+const readFile = (blob: Uint8Array | string, convention: Convention, { slots, scalars, isCountShared }: Holding, lease: Lease): Read => {
+  const file = loadBlob(blob, FIELD, "STATE_CORRUPT", lease);
+  const drafts = new Map<string, Draft>();
+  const slotOf = new Map([...slots].map(([own, foreign]) => [foreign, own]));
+  const known = [...slotOf.keys(), ...Object.keys(scalars)];
+  let count: number | undefined;
+  for (const info of readSafetensors(file, FIELD, "STATE_CORRUPT").tensors) {
+    if (isCountShared && info.name === COUNT) {
+      count = readScalar(file, info, ["I32", "I64"], true);
+      continue;
+    }
+    const key = readKey(info.name, convention);
+    // torch's step is read also where it keeps none.
+    const dtypes =
+      key && (key.slot === STEP && convention.format === "torch" ? ["F32", "F64", "I64"] : Object.hasOwn(scalars, key.slot) ? scalars[key.slot] : undefined);
+    const slot = key && slotOf.get(key.slot);
+    if (!key || (slot === undefined && !dtypes)) throw corrupt(`keys ${keyForm(convention)} with a slot among ${known.join(", ")}`, JSON.stringify(info.name));
+    const draft = drafts.get(key.parameter) ?? { slots: new Map(), scalars: new Map() };
+    drafts.set(key.parameter, draft);
+    if (dtypes) draft.scalars.set(key.slot, readScalar(file, info, dtypes, key.slot === STEP));
+    else if (slot !== undefined) draft.slots.set(slot, locate(file, info, key.parameter));
+  }
+  return { drafts, count };
+};
+
+const locate = (file: Buffer, { offset, ...info }: TensorInfo, name: string): Tensor => {
+  if (!(COMPUTED as readonly string[]).includes(info.dtype)) {
+    throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${FIELD}/${pointerEscape(info.name)}`, `dtype ${COMPUTED.join(", ")}`, info.dtype, [info.name]);
+  }
+  return { ...info, name, address: file.byteOffset + offset };
+};
+
+/** A number of the file. A count must be whole. */
+const readScalar = (file: Buffer, { name, dtype, shape, offset }: TensorInfo, dtypes: readonly string[], isCount: boolean): number => {
+  if (!dtypes.includes(dtype) || shape.length > 0) throw corrupt(`${name} to be a scalar in ${dtypes.join(" or ")}`, `${dtype} [${shape}]`);
+  const value = {
+    F32: () => file.readFloatLE(offset),
+    F64: () => file.readDoubleLE(offset),
+    I32: () => file.readInt32LE(offset),
+    I64: () => Number(file.readBigInt64LE(offset)),
+  }[dtype as "F32" | "F64" | "I32" | "I64"]();
+  if (isCount && !(Number.isSafeInteger(value) && value >= 0)) throw corrupt(`${name} to be a whole number from 0 to 2^53 - 1`, String(value));
+  return value;
+};
+
+const weightsOf = (name: string, scalars: Draft["scalars"]): readonly [number, number] => {
+  const [first, second] = WEIGHTS.map((key) => {
+    const weight = scalars.get(key);
+    if (weight === undefined) throw corrupt(`${key} beside the moments of ${named([name])}`, "none");
+    if (!(weight === 0 || (weight >= 1 && Number.isFinite(weight)))) throw corrupt(`${key} of ${named([name])} to be 0 or at least 1`, String(weight));
+    return weight;
+  }) as [number, number];
+  return [first, second];
+};
+
+/** The steps that a parameter's weights stand for, or where they have stopped growing the given ones. */
+const stepOfWeights = (name: string, scalars: Draft["scalars"], betas: readonly [number, number], given: number | undefined): number => {
+  const weights = weightsOf(name, scalars);
+  const told = stepsOf(weights, betas);
+  const steps = told ?? given;
+  if (steps === undefined) throw missingStep("the count of steps, because the weights have stopped growing and no longer tell it", name);
+  weights.forEach((weight, index) => {
+    const beta = betas[index] as number;
+    if (isWeightOf(weight, beta, steps)) return;
+    throw StepdError.mismatch(
+      "STATE_MISMATCH",
+      told === undefined ? "/from/step" : "/from/betas",
+      `${WEIGHTS[index]} of ${named([name])} to be ${weightAt(beta, steps)}, as after ${steps} steps with beta ${beta}`,
+      String(weight),
+      [name],
+    );
+  });
+  return steps;
+};
+
+/** Makes corrected moments raw, in place. Returns what that loses. */
+const uncorrect = async (
+  parameters: ReadonlyMap<string, ParameterState>,
+  drafts: Read["drafts"],
+  betas: readonly [number, number],
+  lease: Lease,
+): Promise<readonly string[]> => {
+  let changed = 0;
+  let elements = 0;
+  const reweighed: string[] = [];
+  for (const [name, { step, slots }] of parameters) {
+    const weights = weightsOf(name, drafts.get(name)?.scalars ?? new Map());
+    if (weights.some((weight, index) => weight !== weightAt(betas[index] as number, step))) reweighed.push(name);
+    for (const [index, slot] of ["exp_avg", "exp_avg_sq"].entries()) {
+      const tensor = slots.get(slot);
+      if (!tensor || step === 0) continue;
+      changed += await rescale(lease, tensor, (weights[index] as number) * (1 - (betas[index] as number)), false);
+      elements += tensor.elements;
+    }
+  }
+  return [
+    ...(changed > 0 ? [`stepd keeps raw moments: ${changed} of ${elements} values are rounded so that the way back gives another last bit`] : []),
+    ...(reweighed.length > 0
+      ? [`stepd keeps steps in place of the weights, which the way back computes anew, with other last bits for ${named(reweighed)}`]
+      : []),
+  ];
+};

@@ -1,0 +1,110 @@
+/**
+ * A state from one convention to another: read into stepd's meaning, renamed within its family, slots added, written in the
+ * target's meaning. Slots stay where they are in the arena from the request to the reply.
+ */
+import type { Lease } from "../arena/arena.ts";
+import type { Parts } from "../codec/parts.ts";
+import { describe, StepdError } from "../errors/errors.ts";
+import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
+import { exportState } from "./_export.ts";
+import { type Convention, named, requireUsable } from "./_formats.ts";
+import { importState } from "./_import.ts";
+import { MASTER_PARAM, type ParameterState, readState, type State, writeState } from "./state.ts";
+
+export interface ConvertInput {
+  readonly state: Uint8Array | string;
+  readonly from: Convention;
+  readonly to: Convention;
+  readonly optimizer: string | undefined;
+  readonly fill: readonly string[];
+}
+
+export interface Converted {
+  readonly state: Parts;
+  /** Sentences of what the new state does not hold of the old. */
+  readonly lost: readonly string[];
+}
+
+/** Converts a state. The caller's bytes are overwritten in the lease. */
+export const convertState = async ({ state: blob, from, to, optimizer: name, fill }: ConvertInput, lease: Lease): Promise<Converted> => {
+  requireUsable(from, "from");
+  requireUsable(to, "to");
+  const wanted = name === undefined ? undefined : find(name, "/optimizer");
+  const { state, lost } = from.format === "stepd" ? { state: readState(blob, lease), lost: [] } : await importState(blob, from, sourceOf(from, wanted), lease);
+  const optimizer = wanted ?? state.optimizer;
+  requireFamily(state, optimizer);
+  const left = leaveOut(state, optimizer);
+  fillSlots(state, optimizer, fill, lease);
+  const exported = to.format === "stepd" ? { state: writeState(state, optimizer, lease), lost: [] } : await exportState(state, to, optimizer, lease);
+  return { state: exported.state, lost: [...lost, ...left, ...exported.lost] };
+};
+
+const find = (name: string, field: string): OptimizerDefinition => {
+  const found = registry.get(name);
+  if (!found) throw StepdError.mismatch("INVALID_PARAMS", field, `one of ${[...registry.keys()].join(", ")}`, describe(name));
+  return found;
+};
+
+const sourceOf = ({ optimizer, format }: Convention, wanted: OptimizerDefinition | undefined): OptimizerDefinition => {
+  const source = optimizer === undefined ? wanted : find(optimizer, "/from/optimizer");
+  if (!source) throw StepdError.mismatch("INVALID_PARAMS", "/from/optimizer", `the optimizer of the state, because files of ${format} do not say it`, "none");
+  return source;
+};
+
+const requireFamily = ({ optimizer: source, revision }: State, optimizer: OptimizerDefinition): void => {
+  const mismatch = (field: string, expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", field, expected, found);
+  if (source.family !== optimizer.family) {
+    const family = [...registry.values()].filter(({ family }) => family === source.family).map(({ name }) => name);
+    throw mismatch("/optimizer", `${family.join(", ")}, the family ${source.family} of the state of ${source.name}`, optimizer.name);
+  }
+  // Its new file would bear a revision of this server, which it does not have.
+  if (revision > source.revision) throw mismatch("/state", `a state of ${source.name} revision ${source.revision} or older`, `revision ${revision}`);
+};
+
+/** Takes away what the new optimizer has no place for. Returns what that loses. */
+const leaveOut = ({ parameters }: State, { name, allSlots, scalarSlots = {} }: OptimizerDefinition): readonly string[] => {
+  const lost = new Map<string, string[]>();
+  for (const [parameter, { slots, scalars }] of parameters) {
+    const left = [
+      ...[...slots.keys()].filter((slot) => !allSlots.includes(slot) && slot !== MASTER_PARAM),
+      ...Object.keys(scalars).filter((slot) => !(slot in scalarSlots)),
+    ];
+    for (const slot of left) {
+      slots.delete(slot);
+      const names = lost.get(slot) ?? [];
+      lost.set(slot, names);
+      names.push(parameter);
+    }
+  }
+  return [...lost].map(([slot, names]) => `${name} has no slot ${slot}: ${named(names)}`);
+};
+
+/** Slots that can be added, with the slot that they start as a copy of, or null for zeros. */
+const FILLS: Readonly<Record<string, string | null>> = { max_exp_avg_sq: "exp_avg_sq", momentum_buffer: null, grad_avg: null };
+
+const fillSlots = ({ parameters }: State, { name, allSlots }: OptimizerDefinition, fill: readonly string[], lease: Lease): void => {
+  for (const [index, slot] of fill.entries()) {
+    const field = `/fill/${index}`;
+    const fillable = allSlots.filter((candidate) => candidate in FILLS);
+    if (!fillable.includes(slot)) {
+      const expected =
+        fillable.length === 0 ? `no slot, because ${name} has none that can be added` : `one of the slots of ${name} that can be added: ${fillable.join(", ")}`;
+      throw StepdError.mismatch("INVALID_PARAMS", field, expected, slot === MASTER_PARAM ? `${describe(slot)}, which needs the parameters` : describe(slot));
+    }
+    for (const [parameter, { slots }] of parameters) {
+      if (!slots.has(slot)) fillSlot(slots, slot, parameter, field, lease);
+    }
+  }
+};
+
+const fillSlot = (slots: ParameterState["slots"], slot: string, parameter: string, field: string, lease: Lease): void => {
+  const source = FILLS[slot];
+  const like = slots.get(source ?? "") ?? (source === null ? [...slots].find(([other]) => other !== MASTER_PARAM)?.[1] : undefined);
+  if (!like) {
+    const expected = `${source ?? "another slot"} of ${named([parameter])} beside it, whose shape it takes`;
+    throw StepdError.mismatch("STATE_MISMATCH", field, expected, "none", [parameter]);
+  }
+  const address = source === null ? lease.allocZeros(like.bytes) : lease.alloc(like.bytes);
+  if (source !== null && like.bytes > 0) lease.bytes.fill(lease.view(like.address, like.bytes), address, address + like.bytes);
+  slots.set(slot, { ...like, address });
+};

@@ -1,0 +1,16 @@
+import { convertState } from "../engine/convert.ts";
+import type { ConvertParams } from "../generated/wire.gen.ts";
+import type { Method } from "./method.ts";
+
+/** state.convert: a state to and from the conventions of torch, qhoptim and optax, and between optimizers of a family. */
+export const convert: Method<ConvertParams> = {
+  name: "state.convert",
+  summary: "A state to and from the formats of torch, qhoptim and optax, under another optimizer of its family, or with more slots",
+  params: "convert.schema.json",
+  result: "convert-result.schema.json",
+  rest: { verb: "POST", path: "/v1/state/convert" },
+
+  handle({ state, from = { format: "stepd" }, to = { format: "stepd" }, optimizer, fill = [] }, { lease }) {
+    return convertState({ state, from, to, optimizer, fill }, lease);
+  },
+};

@@ -1,0 +1,77 @@
+/** The golden vectors as files of their peers: the peer's state is imported, a step taken, the new state exported and compared with the peer's. */
+import assert from "node:assert/strict";
+import { after, before, suite, test } from "node:test";
+import { TestService } from "../support/service.ts";
+import { writeTensors } from "../support/tensors.ts";
+import { type Case, settings, tensors, ulp, vectorFiles } from "../support/vectors.ts";
+import { formatOf, mostSteps, peerState, readEntries, writeEntries } from "./_foreign.ts";
+
+const MAX_ULPS = 8;
+
+/** The weights are sums that qhoptim adds up step by step. */
+const MAX_WEIGHT_ERROR = 1e-12;
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start();
+});
+after(() => service[Symbol.asyncDispose]());
+
+interface Reply {
+  readonly state: Uint8Array;
+  readonly lost: readonly string[];
+}
+
+/** What a moment's own spacing is at least, in the corrected form: that of float32 divided by the correction. */
+const leastOf = (key: string, weight: number | undefined, betas: readonly number[]): number => {
+  const beta = betas[key.endsWith("exp_avg_sq") ? 1 : 0] ?? 0;
+  return 2 ** -149 / (weight === undefined || weight === 0 ? 1 : weight * (1 - beta));
+};
+
+const oneStep = async (testCase: Case): Promise<void> => {
+  const names = Object.keys(testCase.initial).sort();
+  const format = formatOf(testCase);
+  const betas = testCase.hyperparameters["betas"] as readonly [number, number] | undefined;
+  const shared = { format, ...(format !== "optax" && { names }), ...(format === "qhoptim" && betas && { betas }) };
+  for (const [index, current] of testCase.steps.entries()) {
+    const { optimizer, groups } = settings(testCase, current);
+    const old = peerState(testCase, index, names);
+    let state: Uint8Array | null = null;
+    if (index > 0) {
+      const from = { ...shared, optimizer: testCase.optimizer, step: mostSteps(testCase, index) };
+      ({ state } = await service.call<Reply>("state.convert", { state: writeEntries(old), from }));
+    }
+    const params = writeTensors(tensors(index === 0 ? testCase.initial : (testCase.steps[index - 1]?.f32.params ?? {})));
+    const grads = writeTensors(tensors(current.grads));
+    const stepped = await service.call<Reply>("optimizer.step", { optimizer, groups, params, grads, state, non_finite: "propagate" });
+    const exported = await service.call<Reply>("state.convert", { state: stepped.state, to: shared });
+    const found = readEntries(exported.state);
+    const expected = peerState(testCase, index + 1, names);
+    const where = `${testCase.name} step ${index + 1}`;
+    // stepd keeps a parameter of qhoptim's only once it had a gradient, and a count of optax's for optimizers that have none there.
+    if (!("count" in expected)) delete found["count"];
+    assert.deepEqual(Object.keys(found).sort(), Object.keys(expected).sort(), where);
+    for (const [key, { values, dtype, shape }] of Object.entries(expected)) {
+      // timm counts steps by group, also for parameters without a gradient.
+      if (testCase.peer === "timm" && key.endsWith(".step")) continue;
+      assert.deepEqual([found[key]?.dtype, found[key]?.shape], [dtype, shape], `${where} ${key}`);
+      const weight = found[key.replace(/exp_avg(_sq)?$/, (slot) => (slot === "exp_avg" ? "beta1_weight" : "beta2_weight"))]?.values[0];
+      const least = format === "qhoptim" && key.includes("exp_avg") ? leastOf(key, weight, betas ?? []) : 0;
+      for (const [i, value] of values.entries()) {
+        const ours = found[key]?.values[i] as number;
+        if (!Number.isFinite(value)) assert.equal(ours, value, `${where} ${key}[${i}]`);
+        else if (dtype === "F64") assert.ok(Math.abs(ours - value) <= MAX_WEIGHT_ERROR * value, `${where} ${key}: ${ours}, not ${value}`);
+        else {
+          const unit = Math.max(ulp(Math.max(Math.abs(value), Math.abs(old[key]?.values[i] ?? 0))), least);
+          assert.ok(Math.abs(ours - value) <= MAX_ULPS * unit, `${where} ${key}[${i}]: ${ours}, not ${value}`);
+        }
+      }
+    }
+  }
+};
+
+for (const [file, cases] of vectorFiles) {
+  suite(file, () => {
+    for (const testCase of cases) test(testCase.name, () => oneStep(testCase));
+  });
+}

@@ -23,7 +23,7 @@ class State(Mapping[str, Array]):
 
     def __init__(self, file: Source) -> None:
         """Read a file's bytes, without a copy. Raises ValueError if it is no state."""
-        view = memoryview(file).cast("B").toreadonly()
+        view = memoryview(file).cast("B")
         metadata, entries = read_file(view)
         if metadata.get("format") != FORMAT:
             found = metadata.get("format", "none")
@@ -106,7 +106,7 @@ class State(Mapping[str, Array]):
         slots: dict[str, dict[str, Array]] = {}
         for slot, name, tensor in self.entries():
             if slot != STEP:
-                slots.setdefault(slot, {})[name] = array_of(tensor)
+                slots.setdefault(slot, {})[name] = _fixed(tensor)
         return slots
 
     def entries(self) -> Iterator[tuple[str, str, Tensor]]:
@@ -141,7 +141,7 @@ class State(Mapping[str, Array]):
         return cls.from_entries(states[0].optimizer, states[0].revision, entries)
 
     def __getitem__(self, key: str) -> Array:
-        return array_of(self._entries[key])
+        return _fixed(self._entries[key])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -162,3 +162,9 @@ class State(Mapping[str, Array]):
     def __repr__(self) -> str:
         steps = max(self.steps.values(), default=0)
         return f"<stepd.State of {self.optimizer}, step {steps}, {self.nbytes} bytes>"
+
+
+def _fixed(tensor: Tensor) -> Array:
+    array = array_of(tensor)
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,44 @@
+/** Steps out of the weights that qhoptim adds up, for every step until they stop growing. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { isWeightOf, stepsOf, weightAt } from "../../src/engine/_weights.ts";
+
+/** Pairs of betas, with a step up to which they must be told. */
+const CASES: readonly (readonly [readonly [number, number], number])[] = [
+  [[0.9, 0.999], 15_000],
+  [[0.995, 0.999], 15_000],
+  [[0.9, 0.9999], 50_000],
+  [[0.5, 0.3], 35],
+  [[0, 0.9], 200],
+  [[0, 0], 0],
+  [[1e-9, 0.1], 10],
+];
+
+for (const [betas, least] of CASES) {
+  test(`betas ${betas}: the steps are told up to ${least} and never wrong`, () => {
+    let weights: [number, number] = [0, 0];
+    assert.equal(stepsOf(weights, betas), 0);
+    for (let step = 1; step <= 200_000; step++) {
+      weights = [1 + betas[0] * weights[0], 1 + betas[1] * weights[1]];
+      const told = stepsOf(weights, betas);
+      if (told === undefined) assert.ok(step > least, `step ${step} is not told`);
+      else assert.equal(told, step);
+      assert.ok(
+        weights.every((weight, index) => isWeightOf(weight, betas[index] as number, step)),
+        `step ${step}`,
+      );
+    }
+  });
+}
+
+test("a weight is not that of another step or beta", () => {
+  assert.ok(!isWeightOf(weightAt(0.9, 10), 0.9, 11));
+  assert.ok(!isWeightOf(weightAt(0.9, 10), 0.95, 10));
+  assert.ok(!isWeightOf(1e200, 0.9, 10));
+  assert.ok(!isWeightOf(1, 0.9, 0));
+});
+
+test("weights without steps taken, after one, and after more than can be counted", () => {
+  assert.deepEqual([weightAt(0.9, 0), weightAt(0.9, 1), weightAt(0, 5)], [0, 1, 1]);
+  assert.ok(Math.abs(weightAt(0.999, Number.MAX_SAFE_INTEGER) - 1000) < 1e-9);
+});

@@ -1,14 +1,20 @@
 /**
  * Writes what clients/python shares with the server. Part of `npm run generate`.
  *
- *   src/errors/errors.ts  -> clients/python/src/stepd/_error_table.py
+ *   src/errors/errors.ts            -> clients/python/src/stepd/_error_table.py
+ *   schemas/optimizer.schema.json   -> clients/python/src/stepd/optimizers.py
+ *   schemas/schedule.schema.json    -> clients/python/src/stepd/schedules.py
  */
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { errors } from "../src/errors/errors.ts";
 
-const target = join(import.meta.dirname, "../clients/python/src/stepd");
+const root = join(import.meta.dirname, "..");
+const target = join(root, "clients/python/src/stepd");
 const header = "# DO NOT EDIT: written by `npm run generate`.\n";
+
+/** `__all__` of a module. */
+const exported = (names: readonly string[]): string => `__all__ = [\n${names.map((name) => `    "${name}",\n`).join("")}]`;
 
 /** INVALID_PARAMS as InvalidParams. */
 const classOf = (name: string): string =>
@@ -28,18 +34,106 @@ class ${classOf(name)}(ServerError):
     status = ${status}
 `,
 );
-const exported = Object.keys(errors)
-  .map(classOf)
-  .sort()
-  .map((name) => `    "${name}",\n`);
 writeFileSync(
   join(target, "_error_table.py"),
   `${header}"""The errors of the server, one class each."""
 
 from ._errors import ServerError
 
-__all__ = [
-${exported.join("")}]
+${exported(Object.keys(errors).map(classOf).sort())}
 
 ${classes.join("\n")}`,
 );
+
+interface Property {
+  readonly type?: string | readonly string[];
+  readonly enum?: readonly string[];
+  readonly items?: Property;
+  readonly default?: unknown;
+  readonly description?: string;
+}
+
+interface Branch {
+  readonly title: string;
+  readonly description: string;
+  readonly required: readonly string[];
+  readonly properties: { readonly name: { readonly const: string } } & Readonly<Record<string, Property>>;
+}
+
+const PYTHON_TYPES: Readonly<Record<string, string>> = { number: "float", integer: "int", boolean: "bool", string: "str", null: "None" };
+
+const typeOf = ({ type, enum: values, items }: Property): string => {
+  if (values) return `Literal[${values.map((value) => JSON.stringify(value)).join(", ")}]`;
+  if (items) return `Sequence[${typeOf(items)}]`;
+  if (type === undefined) return "Mapping[str, Any]";
+  return [type]
+    .flat()
+    .map((name) => PYTHON_TYPES[name])
+    .join(" | ");
+};
+
+const literal = (value: unknown): string => {
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `(${value.map(literal).join(", ")})`;
+  return JSON.stringify(value);
+};
+
+/** Long lines broken between words. */
+const wrap = (text: string, indent: string): string => {
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const last = lines.at(-1) as string;
+    if (last !== "" && indent.length + last.length + 1 + word.length > 88) lines.push(word);
+    else lines[lines.length - 1] = last === "" ? word : `${last} ${word}`;
+  }
+  return lines.join(`\n${indent}`);
+};
+
+const functionOf = ({ title, description, required, properties }: Branch): string => {
+  const { name, ...values } = properties;
+  const given = Object.entries(values as Readonly<Record<string, Property>>);
+  const wanted = given.toSorted(([a], [b]) => Number(required.includes(b)) - Number(required.includes(a)));
+  const parameters = wanted.map(
+    ([key, property]) => `    ${key}: ${typeOf(property)}${required.includes(key) ? "" : ` = ${literal(property.default ?? null)}`},\n`,
+  );
+  const documented = given.map(([key, { description: what = "" }]) => `    ${wrap(`${key}: ${what}.`, "        ")}\n`);
+  return `
+def ${name.const}(
+    *,
+${parameters.join("")}) -> dict[str, Any]:
+    """${wrap(`${title}.`, "    ")}
+
+    ${wrap(`${description}.`, "    ")}
+
+${documented.join("")}    """
+    return {
+        "name": "${name.const}",
+${given.map(([key]) => `        "${key}": ${key},\n`).join("")}    }
+`;
+};
+
+/** A module of functions, one for each branch of a tagged object's schema. */
+const writeModule = (schema: string, module: string, title: string): void => {
+  const { oneOf } = JSON.parse(readFileSync(join(root, "schemas", `${schema}.schema.json`), "utf8")) as { readonly oneOf: readonly Branch[] };
+  const body = oneOf.map(functionOf).join("\n");
+  const typing = ["Any", ...(body.includes("Literal[") ? ["Literal"] : [])].join(", ");
+  const collections = ["Mapping", "Sequence"].filter((name) => body.includes(`${name}[`)).join(", ");
+  writeFileSync(
+    join(target, `${module}.py`),
+    `${header}# ruff: noqa: E501
+"""${title}"""
+
+from __future__ import annotations
+
+from collections.abc import ${collections}
+from typing import ${typing}
+
+${exported(oneOf.map(({ properties }) => properties.name.const).sort())}
+
+${body}`,
+  );
+};
+
+writeModule("optimizer", "optimizers", "The optimizers of the server with their hyperparameters, as the mappings that calls take.");
+writeModule("schedule", "schedules", "The learning-rate schedules of the server with their arguments, as the mappings that calls take.");

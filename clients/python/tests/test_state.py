@@ -63,6 +63,22 @@ def test_parts_of_it_come_back_as_one(client: stepd.Client) -> None:
     assert client.inspect(parts[0])["tensors"].keys() == {"c"}
 
 
+def test_goes_to_torch_and_back(client: stepd.Client) -> None:
+    params: dict[str, np.ndarray[Any, Any]] = {"a/b": np.ones((2, 3), np.float32)}
+    params["c"] = np.ones(3, np.float64)
+    state = client.step({"name": "adamw"}, params, params).state
+    torch = {"format": "torch", "optimizer": "adamw"}
+    there = client.convert(state, target={"format": "torch"})
+    assert there.lost == ()
+    with pytest.raises(ValueError, match="format"):
+        _ = there.state
+    back = client.convert(there.file, source=torch)
+    assert back.state == state
+    assert client.convert(state, optimizer="lamb").state.optimizer == "lamb"
+    with pytest.raises(stepd.StateMismatch):
+        client.convert(state, optimizer="sgd")
+
+
 def test_refuses_other_files() -> None:
     with pytest.raises(ValueError, match=r"stepd\.state/1"):
         stepd.State(save({"a": np.zeros(2, np.float32)}))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import _error_table
-from ._calls import NormsResult, Stats, StepResult, TensorNorms, TensorStats
+from . import _error_table, optimizers, schedules
+from ._calls import Conversion, NormsResult, Stats, StepResult, TensorNorms, TensorStats
 from ._client import Client
 from ._error_table import *  # noqa: F403
 from ._errors import (
@@ -29,6 +29,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "ConnectError",
+    "Conversion",
     "NormsResult",
     "Retry",
     "ServerError",
@@ -44,6 +45,8 @@ __all__ = [
     "TransportError",
     "__version__",
     "bfloat16",
+    "optimizers",
+    "schedules",
 ]
 __all__ += _error_table.__all__
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +19,8 @@ import aiohttp
 from . import _calls as calls
 from ._calls import (
     Call,
+    Convention,
+    Conversion,
     Groups,
     Json,
     NonFinite,
@@ -35,7 +37,7 @@ from ._errors import (
 )
 from ._http import Timeout, address_of, error_of, headers_of, timeout_of
 from ._retry import Retry, retry_of
-from ._state import State
+from ._state import Source, State
 from ._tensors import Array, Arrays
 from ._wire import MEDIA_TYPE, decode
 
@@ -226,6 +228,21 @@ class AsyncClient:
     ) -> Json:
         """What a state holds, by the server's reading."""
         return await self._run(calls.inspect(state), timeout)
+
+    async def convert(
+        self,
+        state: State | Source,
+        *,
+        source: Convention | None = None,
+        target: Convention | None = None,
+        optimizer: str | None = None,
+        fill: Sequence[str] | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> Conversion:
+        """A state to or from other formats, as :meth:`Client.convert`."""
+        return await self._run(
+            calls.convert(state, source, target, optimizer, fill), timeout
+        )
 
     async def evaluate_schedule(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
-from ._state import State
+from ._state import Source, State
 from ._tensors import Array, Arrays, arrays_of, file_parts, tensors_of
 from ._wire import Blob, encode
 
@@ -20,6 +20,7 @@ Json = dict[str, Any]
 Optimizer = Mapping[str, Any]
 Groups = Sequence[Mapping[str, Any]]
 Schedule = Mapping[str, Any]
+Convention = Mapping[str, Any]
 NonFinite = Literal["error", "skip", "propagate"]
 
 
@@ -83,6 +84,21 @@ class StepResult:
     skipped: bool
     stats: Stats | None = None
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A state in another convention."""
+
+    #: A safetensors file.
+    file: memoryview
+    #: Sentences of what the file does not hold of the given state.
+    lost: tuple[str, ...]
+
+    @property
+    def state(self) -> State:
+        """The file as a state. Raises ValueError where it is in another's format."""
+        return State(self.file)
 
 
 @dataclass(frozen=True)
@@ -222,6 +238,28 @@ def _shape(value: Any) -> Mapping[str, Any]:
 
 def inspect(state: State) -> Call[Json]:
     return _post("/v1/state/inspect", {"state": Blob(state.parts())}, dict)
+
+
+def convert(
+    state: State | Source,
+    source: Convention | None,
+    target: Convention | None,
+    optimizer: str | None,
+    fill: Sequence[str] | None,
+) -> Call[Conversion]:
+    own = state.parts() if isinstance(state, State) else [memoryview(state).cast("B")]
+    fields = {
+        "from": source,
+        "to": target,
+        "optimizer": optimizer,
+        "fill": fill,
+        "state": Blob(own),
+    }
+    return _post(
+        "/v1/state/convert",
+        fields,
+        lambda reply: Conversion(reply["state"], tuple(reply["lost"])),
+    )
 
 
 def evaluate_schedule(

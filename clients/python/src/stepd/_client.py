@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from . import _calls as calls
 from ._calls import (
     Call,
+    Convention,
+    Conversion,
     Groups,
     Json,
     NonFinite,
@@ -22,7 +24,7 @@ from ._calls import (
 from ._errors import StepdError, TransportError
 from ._http import Timeout, Transport, address_of, timeout_of
 from ._retry import Retry, retry_of
-from ._state import State
+from ._state import Source, State
 from ._tensors import Array, Arrays
 
 T = TypeVar("T")
@@ -170,6 +172,26 @@ class Client:
     def inspect(self, state: State, *, timeout: float | Timeout | None = None) -> Json:
         """What a state holds, by the server's reading."""
         return self._run(calls.inspect(state), timeout)
+
+    def convert(
+        self,
+        state: State | Source,
+        *,
+        source: Convention | None = None,
+        target: Convention | None = None,
+        optimizer: str | None = None,
+        fill: Sequence[str] | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> Conversion:
+        """A state to or from the formats of torch, qhoptim and optax.
+
+        ``state`` is a State, or the bytes of a safetensors file in the convention
+        ``source``: ``{"format": "torch", "optimizer": "adamw", "names": [...]}``.
+        ``target`` is what the result shall be in; each is stepd's own if absent. A
+        state may go to another ``optimizer`` of its family, and be given the slots of
+        ``fill``.
+        """
+        return self._run(calls.convert(state, source, target, optimizer, fill), timeout)
 
     def evaluate_schedule(
         self,

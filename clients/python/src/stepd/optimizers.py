@@ -1,0 +1,570 @@
+# DO NOT EDIT: written by `npm run generate`.
+# ruff: noqa: E501
+"""The optimizers of the server with their hyperparameters, as the mappings that calls take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+__all__ = [
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamw",
+    "lamb",
+    "lars",
+    "lion",
+    "nadam",
+    "qhadam",
+    "qhadamw",
+    "qhm",
+    "radam",
+    "rmsprop",
+    "sgd",
+]
+
+
+def adadelta(
+    *,
+    lr: float = 1,
+    rho: float = 0.9,
+    eps: float = 0.000001,
+    weight_decay: float = 0,
+    maximize: bool = False,
+) -> dict[str, Any]:
+    """Adadelta.
+
+    g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g;
+    acc = lerp(acc, d^2, 1-rho); p -= lr*d.
+
+    lr: Learning rate; with a schedule, its base.
+    rho: Decay rate of square_avg and acc_delta.
+    eps: Added under both roots.
+    weight_decay: Times the parameter, added to the gradient.
+    maximize: Go up the gradient instead of down.
+    """
+    return {
+        "name": "adadelta",
+        "lr": lr,
+        "rho": rho,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "maximize": maximize,
+    }
+
+
+def adagrad(
+    *,
+    lr: float = 0.01,
+    lr_decay: float = 0,
+    weight_decay: float = 0,
+    initial_accumulator_value: float = 0,
+    eps: float = 1e-10,
+    maximize: bool = False,
+) -> dict[str, Any]:
+    """Adagrad.
+
+    g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps).
+
+    lr: Learning rate; with a schedule, its base.
+    lr_decay: How much of the first rate each step adds to its divisor.
+    weight_decay: Times the parameter, added to the gradient.
+    initial_accumulator_value: What sum starts from.
+    eps: Added to the root.
+    maximize: Go up the gradient instead of down.
+    """
+    return {
+        "name": "adagrad",
+        "lr": lr,
+        "lr_decay": lr_decay,
+        "weight_decay": weight_decay,
+        "initial_accumulator_value": initial_accumulator_value,
+        "eps": eps,
+        "maximize": maximize,
+    }
+
+
+def adam(
+    *,
+    lr: float = 0.001,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    amsgrad: bool = False,
+    maximize: bool = False,
+    eps_root: float = 0,
+    nesterov: bool = False,
+) -> dict[str, Any]:
+    """Adam.
+
+    g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr *
+    m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps).
+
+    lr: Learning rate; with a schedule, its base.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Times the parameter, added to the gradient.
+    amsgrad: Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq).
+    maximize: Go up the gradient instead of down.
+    eps_root: Added under the root, as in optax.
+    nesterov: Use Nesterov's form of the first moment, as in optax.
+    """
+    return {
+        "name": "adam",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "amsgrad": amsgrad,
+        "maximize": maximize,
+        "eps_root": eps_root,
+        "nesterov": nesterov,
+    }
+
+
+def adamax(
+    *,
+    lr: float = 0.002,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    maximize: bool = False,
+) -> dict[str, Any]:
+    """Adamax.
+
+    g += weight_decay*p; m = lerp(m, g, 1-beta1); u = max(beta2*u, |g| + eps); p -=
+    lr/(1-beta1^t) * m/u.
+
+    lr: Learning rate; with a schedule, its base.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    eps: Added to the size of each gradient.
+    weight_decay: Times the parameter, added to the gradient.
+    maximize: Go up the gradient instead of down.
+    """
+    return {
+        "name": "adamax",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "maximize": maximize,
+    }
+
+
+def adamw(
+    *,
+    lr: float = 0.001,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    weight_decay_scale: Literal["lr", "schedule", "none"] = "lr",
+    amsgrad: bool = False,
+    maximize: bool = False,
+    eps_root: float = 0,
+    nesterov: bool = False,
+) -> dict[str, Any]:
+    """AdamW.
+
+    m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= scale*weight_decay*p + lr *
+    m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by
+    weight_decay_scale.
+
+    lr: Learning rate; with a schedule, its base.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Times the parameter, taken from it beside the step.
+    weight_decay_scale: What multiplies weight_decay: lr (torch), the schedule's
+        factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's
+        QHAdamW).
+    amsgrad: Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq).
+    maximize: Go up the gradient instead of down.
+    eps_root: Added under the root, as in optax.
+    nesterov: Use Nesterov's form of the first moment, as in optax.
+    """
+    return {
+        "name": "adamw",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "weight_decay_scale": weight_decay_scale,
+        "amsgrad": amsgrad,
+        "maximize": maximize,
+        "eps_root": eps_root,
+        "nesterov": nesterov,
+    }
+
+
+def lamb(
+    *,
+    lr: float = 0.001,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 0.000001,
+    weight_decay: float = 0.01,
+    weight_decay_mode: Literal["in_update", "decoupled"] = "in_update",
+    bias_correction: Literal["moments", "step_size", "none"] = "moments",
+    adapt: Literal["always", "decayed_only"] = "always",
+    trust_min: float | None = None,
+    trust_max: float | None = None,
+    max_grad_norm: float | None = None,
+    grad_averaging: bool = True,
+    eps_root: float = 0,
+    caution: bool = False,
+) -> dict[str, Any]:
+    """LAMB.
+
+    m, v as in adam; u = mhat/(sqrt(vhat) + eps) + weight_decay*p; p -= lr * trust_ratio
+    * u, trust_ratio = |p|/|u| (1 where either is 0) within [trust_min, trust_max].
+
+    lr: Learning rate; with a schedule, its base.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Times the parameter, added to the update before its norm is taken.
+    weight_decay_mode: Decay inside the update, or lr times it from the parameter
+        before the norms.
+    bias_correction: Correct the moments (paper), the step size outside the ratio
+        (DeepSpeed), or nothing (albert).
+    adapt: Where the trust ratio applies; decayed_only takes 1 where weight_decay is
+        0 (timm, apex).
+    trust_min: Lower bound of the trust ratio.
+    trust_max: Upper bound of the trust ratio.
+    max_grad_norm: Divide all gradients by max(1, norm/max_grad_norm), the norm over
+        all tensors; null does not clip (timm: 1.0).
+    grad_averaging: Weigh the new gradient by 1-beta1 in exp_avg; false adds it
+        whole.
+    eps_root: Added under the root, as in optax.
+    caution: Drop the parts of the update whose sign differs from the gradient's and
+        scale the rest up (timm).
+    """
+    return {
+        "name": "lamb",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "weight_decay_mode": weight_decay_mode,
+        "bias_correction": bias_correction,
+        "adapt": adapt,
+        "trust_min": trust_min,
+        "trust_max": trust_max,
+        "max_grad_norm": max_grad_norm,
+        "grad_averaging": grad_averaging,
+        "eps_root": eps_root,
+        "caution": caution,
+    }
+
+
+def lars(
+    *,
+    lr: float = 1,
+    momentum: float = 0.9,
+    dampening: float = 0,
+    weight_decay: float = 0,
+    nesterov: bool = False,
+    trust_coefficient: float = 0.001,
+    eps: float = 1e-8,
+    trust_denominator: Literal["sum", "decayed_grad"] = "sum",
+    trust_clip: bool = False,
+    always_adapt: bool = False,
+    lr_in_momentum: bool = False,
+) -> dict[str, Any]:
+    """LARS.
+
+    d = ratio*(g + weight_decay*p), ratio = trust_coefficient*|p|/(|g| +
+    weight_decay*|p| + eps) (1 where a norm is 0); buf = momentum*buf + (1-dampening)*d
+    (first step: buf = d); p -= lr * (nesterov ? d + momentum*buf : buf).
+
+    lr: Learning rate; with a schedule, its base.
+    momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
+    dampening: How much of each new gradient is held back from the buffer.
+    weight_decay: Times the parameter, added to the gradient.
+    nesterov: Step along the scaled gradient plus the decayed buffer.
+    trust_coefficient: Factor of the trust ratio.
+    eps: Added to the trust ratio's denominator.
+    trust_denominator: Norms added (timm), or the norm of the sum (optax).
+    trust_clip: Keep ratio/lr at most 1, as LARC and timm do.
+    always_adapt: Take the ratio also where weight_decay is 0, which
+        trust_denominator sum leaves at 1 otherwise.
+    lr_in_momentum: Multiply lr into the buffer (optax) instead of behind it (timm).
+    """
+    return {
+        "name": "lars",
+        "lr": lr,
+        "momentum": momentum,
+        "dampening": dampening,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov,
+        "trust_coefficient": trust_coefficient,
+        "eps": eps,
+        "trust_denominator": trust_denominator,
+        "trust_clip": trust_clip,
+        "always_adapt": always_adapt,
+        "lr_in_momentum": lr_in_momentum,
+    }
+
+
+def lion(
+    *,
+    lr: float = 0.0001,
+    betas: Sequence[float] = (0.9, 0.99),
+    weight_decay: float = 0,
+    maximize: bool = False,
+    caution: bool = False,
+) -> dict[str, Any]:
+    """Lion.
+
+    u = sign(lerp(m, g, 1-beta1)); p -= lr*weight_decay*p + lr*u; m = lerp(m, g,
+    1-beta2).
+
+    lr: Learning rate; with a schedule, its base.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    weight_decay: Times lr times the parameter, taken from it beside the step.
+    maximize: Go up the gradient instead of down.
+    caution: Drop the parts of the update whose sign differs from the gradient's and
+        scale the rest up (timm).
+    """
+    return {
+        "name": "lion",
+        "lr": lr,
+        "betas": betas,
+        "weight_decay": weight_decay,
+        "maximize": maximize,
+        "caution": caution,
+    }
+
+
+def nadam(
+    *,
+    lr: float = 0.002,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    decoupled_weight_decay: bool = False,
+    momentum_decay: float = 0.004,
+    maximize: bool = False,
+) -> dict[str, Any]:
+    """NAdam.
+
+    m, v as in adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); P = mu_1*...*mu_t; p
+    -= lr * ((1-mu_t)/(1-P)*g + mu_{t+1}/(1-P*mu_{t+1})*m) / (sqrt(v/(1-beta2^t)) +
+    eps).
+
+    lr: Learning rate; with a schedule, its base.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Times the parameter, added to the gradient.
+    decoupled_weight_decay: Take lr*weight_decay times the parameter from it
+        instead.
+    momentum_decay: How fast the momentum warms up.
+    maximize: Go up the gradient instead of down.
+    """
+    return {
+        "name": "nadam",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": decoupled_weight_decay,
+        "momentum_decay": momentum_decay,
+        "maximize": maximize,
+    }
+
+
+def qhadam(
+    *,
+    lr: float = 0.001,
+    betas: Sequence[float] = (0.995, 0.999),
+    nus: Sequence[float] = (0.7, 1),
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+) -> dict[str, Any]:
+    """QHAdam.
+
+    g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) /
+    (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t).
+
+    lr: Learning rate; with a schedule, its base.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    nus: Weights of the first and second moment against the present gradient; any
+        finite numbers.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Times the parameter, added to the gradient.
+    """
+    return {
+        "name": "qhadam",
+        "lr": lr,
+        "betas": betas,
+        "nus": nus,
+        "eps": eps,
+        "weight_decay": weight_decay,
+    }
+
+
+def qhadamw(
+    *,
+    lr: float = 0.001,
+    betas: Sequence[float] = (0.995, 0.999),
+    nus: Sequence[float] = (0.7, 1),
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    weight_decay_scale: Literal["lr", "schedule", "none"] = "lr",
+) -> dict[str, Any]:
+    """QHAdamW.
+
+    m, v as in adamw; p -= scale*weight_decay*p + lr * (nu1*mhat + (1-nu1)*g) /
+    (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), scale = lr, lr_t/lr or 1 by
+    weight_decay_scale.
+
+    lr: Learning rate; with a schedule, its base.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    nus: Weights of the first and second moment against the present gradient; any
+        finite numbers.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Times the parameter, taken from it beside the step.
+    weight_decay_scale: What multiplies weight_decay: lr (torch), the schedule's
+        factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's
+        QHAdamW).
+    """
+    return {
+        "name": "qhadamw",
+        "lr": lr,
+        "betas": betas,
+        "nus": nus,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "weight_decay_scale": weight_decay_scale,
+    }
+
+
+def qhm(
+    *,
+    lr: float,
+    momentum: float,
+    nu: float,
+    weight_decay: float = 0,
+    weight_decay_type: Literal["grad", "direct"] = "grad",
+) -> dict[str, Any]:
+    """QHM.
+
+    g += weight_decay*p (type grad); buf = lerp(buf, g, 1-momentum); p -=
+    lr*weight_decay*p (type direct) + lr * (nu*buf + (1-nu)*g).
+
+    lr: Learning rate; with a schedule, its base. The paper's experiments use 1 with
+        momentum 0.999 and nu 0.7.
+    momentum: Decay rate of momentum_buffer.
+    nu: Weight of the buffer against the present gradient.
+    weight_decay: Times the parameter.
+    weight_decay_type: Add the decay to the gradient, or take lr times it from the
+        parameter.
+    """
+    return {
+        "name": "qhm",
+        "lr": lr,
+        "momentum": momentum,
+        "nu": nu,
+        "weight_decay": weight_decay,
+        "weight_decay_type": weight_decay_type,
+    }
+
+
+def radam(
+    *,
+    lr: float = 0.001,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> dict[str, Any]:
+    """RAdam.
+
+    m, v as in adam; rho = rho_inf - 2t*beta2^t/(1-beta2^t); p -= lr * m/(1-beta1^t) *
+    (rho > 5 ? rect(rho)*sqrt(1-beta2^t)/(sqrt(v) + eps) : 1).
+
+    lr: Learning rate; with a schedule, its base.
+    betas: Decay rates of exp_avg and exp_avg_sq.
+    eps: Added to the root of the second moment, after the bias correction.
+    weight_decay: Times the parameter, added to the gradient.
+    decoupled_weight_decay: Take lr*weight_decay times the parameter from it
+        instead.
+    maximize: Go up the gradient instead of down.
+    """
+    return {
+        "name": "radam",
+        "lr": lr,
+        "betas": betas,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": decoupled_weight_decay,
+        "maximize": maximize,
+    }
+
+
+def rmsprop(
+    *,
+    lr: float = 0.01,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0,
+    momentum: float = 0,
+    centered: bool = False,
+    maximize: bool = False,
+) -> dict[str, Any]:
+    """RMSprop.
+
+    g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? s - h^2, h = lerp(h,
+    g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u
+    : u).
+
+    lr: Learning rate; with a schedule, its base.
+    alpha: Decay rate of square_avg and grad_avg.
+    eps: Added to the root.
+    weight_decay: Times the parameter, added to the gradient.
+    momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
+    centered: Divide by the deviation from the mean gradient (slot grad_avg).
+    maximize: Go up the gradient instead of down.
+    """
+    return {
+        "name": "rmsprop",
+        "lr": lr,
+        "alpha": alpha,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "centered": centered,
+        "maximize": maximize,
+    }
+
+
+def sgd(
+    *,
+    lr: float = 0.001,
+    momentum: float = 0,
+    dampening: float = 0,
+    weight_decay: float = 0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> dict[str, Any]:
+    """SGD.
+
+    g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p
+    -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g).
+
+    lr: Learning rate; with a schedule, its base.
+    momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
+    dampening: How much of each new gradient is held back from the buffer.
+    weight_decay: Times the parameter, added to the gradient.
+    nesterov: Step along the gradient plus the decayed buffer.
+    maximize: Go up the gradient instead of down.
+    """
+    return {
+        "name": "sgd",
+        "lr": lr,
+        "momentum": momentum,
+        "dampening": dampening,
+        "weight_decay": weight_decay,
+        "nesterov": nesterov,
+        "maximize": maximize,
+    }

@@ -1,0 +1,287 @@
+# DO NOT EDIT: written by `npm run generate`.
+# ruff: noqa: E501
+"""The learning-rate schedules of the server with their arguments, as the mappings that calls take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+__all__ = [
+    "constant",
+    "cosine",
+    "cosine_warm_restarts",
+    "cyclic",
+    "exponential",
+    "linear",
+    "multistep",
+    "one_cycle",
+    "polynomial",
+    "sequence",
+    "step",
+]
+
+
+def constant(
+    *,
+    factor: float = 0.3333333333333333,
+    total_iters: int = 5,
+) -> dict[str, Any]:
+    """ConstantSchedule.
+
+    lr_t = lr * factor for t < total_iters, then lr.
+
+    factor: What the rate is multiplied by at first.
+    total_iters: Steps with the factor.
+    """
+    return {
+        "name": "constant",
+        "factor": factor,
+        "total_iters": total_iters,
+    }
+
+
+def cosine(
+    *,
+    T_max: int,
+    eta_min: float = 0,
+) -> dict[str, Any]:
+    """CosineSchedule.
+
+    lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * t / T_max)) / 2.
+
+    T_max: Steps from the base rate to eta_min.
+    eta_min: The least rate.
+    """
+    return {
+        "name": "cosine",
+        "T_max": T_max,
+        "eta_min": eta_min,
+    }
+
+
+def cosine_warm_restarts(
+    *,
+    T_0: int,
+    T_mult: int = 1,
+    eta_min: float = 0,
+) -> dict[str, Any]:
+    """CosineWarmRestartsSchedule.
+
+    lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * T_cur / T_i)) / 2, T_cur steps after
+    the last restart, T_i = T_0 * T_mult^i.
+
+    T_0: Steps until the first restart.
+    T_mult: How many times as long each period is as the one before.
+    eta_min: The least rate.
+    """
+    return {
+        "name": "cosine_warm_restarts",
+        "T_0": T_0,
+        "T_mult": T_mult,
+        "eta_min": eta_min,
+    }
+
+
+def cyclic(
+    *,
+    base_lr: float,
+    max_lr: float,
+    step_size_up: int = 2000,
+    step_size_down: int | None = None,
+    mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
+    gamma: float = 1,
+    cycle_momentum: bool = True,
+    base_momentum: float = 0.8,
+    max_momentum: float = 0.9,
+) -> dict[str, Any]:
+    """CyclicSchedule.
+
+    lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in
+    step_size_up steps and back in step_size_down; scale is 1, 1/2^(cycles done) or
+    gamma^t by mode.
+
+    base_lr: The lowest rate.
+    max_lr: The highest rate.
+    step_size_up: Steps up.
+    step_size_down: Steps down; null for as many as up.
+    mode: How the height changes.
+    gamma: What each step multiplies the height by in exp_range.
+    cycle_momentum: Cycle the momentum, or the first of betas, against the rate.
+    base_momentum: The lowest momentum, where the rate is highest.
+    max_momentum: The highest momentum, where the rate is base_lr.
+    """
+    return {
+        "name": "cyclic",
+        "base_lr": base_lr,
+        "max_lr": max_lr,
+        "step_size_up": step_size_up,
+        "step_size_down": step_size_down,
+        "mode": mode,
+        "gamma": gamma,
+        "cycle_momentum": cycle_momentum,
+        "base_momentum": base_momentum,
+        "max_momentum": max_momentum,
+    }
+
+
+def exponential(
+    *,
+    gamma: float,
+) -> dict[str, Any]:
+    """ExponentialSchedule.
+
+    lr_t = lr * gamma^t.
+
+    gamma: What each step multiplies the rate by.
+    """
+    return {
+        "name": "exponential",
+        "gamma": gamma,
+    }
+
+
+def linear(
+    *,
+    start_factor: float = 0.3333333333333333,
+    end_factor: float = 1,
+    total_iters: int = 5,
+) -> dict[str, Any]:
+    """LinearSchedule.
+
+    lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) /
+    total_iters).
+
+    start_factor: What the rate is multiplied by at the first step.
+    end_factor: What it is multiplied by from total_iters on.
+    total_iters: Steps from one to the other.
+    """
+    return {
+        "name": "linear",
+        "start_factor": start_factor,
+        "end_factor": end_factor,
+        "total_iters": total_iters,
+    }
+
+
+def multistep(
+    *,
+    milestones: Sequence[int],
+    gamma: float = 0.1,
+) -> dict[str, Any]:
+    """MultistepSchedule.
+
+    lr_t = lr * gamma^(number of milestones <= t).
+
+    milestones: Steps at which the rate decays, in ascending order; one that is
+        listed twice decays twice.
+    gamma: What each decay multiplies the rate by.
+    """
+    return {
+        "name": "multistep",
+        "milestones": milestones,
+        "gamma": gamma,
+    }
+
+
+def one_cycle(
+    *,
+    max_lr: float,
+    total_steps: int,
+    pct_start: float = 0.3,
+    anneal_strategy: Literal["cos", "linear"] = "cos",
+    cycle_momentum: bool = True,
+    base_momentum: float = 0.85,
+    max_momentum: float = 0.95,
+    div_factor: float = 25,
+    final_div_factor: float = 10000,
+    three_phase: bool = False,
+) -> dict[str, Any]:
+    """OneCycleSchedule.
+
+    max_lr/div_factor -> max_lr at t = pct_start*total_steps - 1 ->
+    max_lr/div_factor/final_div_factor at t = total_steps - 1; three_phase goes back to
+    max_lr/div_factor at t = 2*pct_start*total_steps - 2 before; no steps after.
+
+    max_lr: The highest rate.
+    total_steps: Steps of the whole cycle.
+    pct_start: The part of the cycle in which the rate goes up.
+    anneal_strategy: The line between two rates.
+    cycle_momentum: Cycle the momentum, or the first of betas, against the rate.
+    base_momentum: The lowest momentum, where the rate is highest.
+    max_momentum: The highest momentum.
+    div_factor: max_lr is this times the first rate.
+    final_div_factor: The first rate is this times the last.
+    three_phase: Go down as long as up, then on to the last rate.
+    """
+    return {
+        "name": "one_cycle",
+        "max_lr": max_lr,
+        "total_steps": total_steps,
+        "pct_start": pct_start,
+        "anneal_strategy": anneal_strategy,
+        "cycle_momentum": cycle_momentum,
+        "base_momentum": base_momentum,
+        "max_momentum": max_momentum,
+        "div_factor": div_factor,
+        "final_div_factor": final_div_factor,
+        "three_phase": three_phase,
+    }
+
+
+def polynomial(
+    *,
+    total_iters: int = 5,
+    power: float = 1,
+) -> dict[str, Any]:
+    """PolynomialSchedule.
+
+    lr_t = lr * (1 - min(t, total_iters) / total_iters)^power.
+
+    total_iters: Steps until 0.
+    power: Any number of at least 0, whole or not.
+    """
+    return {
+        "name": "polynomial",
+        "total_iters": total_iters,
+        "power": power,
+    }
+
+
+def sequence(
+    *,
+    schedules: Sequence[Mapping[str, Any]],
+    milestones: Sequence[int],
+) -> dict[str, Any]:
+    """SequenceSchedule.
+
+    lr_t = schedules[i] at step t - milestones[i-1] with the same base rate, i = number
+    of milestones <= t.
+
+    schedules: One more than the milestones; may hold sequences.
+    milestones: Steps at which the next schedule begins, in ascending order.
+    """
+    return {
+        "name": "sequence",
+        "schedules": schedules,
+        "milestones": milestones,
+    }
+
+
+def step(
+    *,
+    step_size: int,
+    gamma: float = 0.1,
+) -> dict[str, Any]:
+    """StepSchedule.
+
+    lr_t = lr * gamma^floor(t / step_size).
+
+    step_size: Steps between two decays.
+    gamma: What each decay multiplies the rate by.
+    """
+    return {
+        "name": "step",
+        "step_size": step_size,
+        "gamma": gamma,
+    }

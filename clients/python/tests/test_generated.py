@@ -1,0 +1,80 @@
+"""What was written from the server's tables is what the server takes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import stepd
+
+W = {"w": np.ones((2, 2), np.float32)}
+
+#: For arguments that have no default.
+EXAMPLES: dict[str, Any] = {
+    "lr": 0.1,
+    "momentum": 0.9,
+    "nu": 0.7,
+    "T_max": 10,
+    "T_0": 5,
+    "base_lr": 0.01,
+    "max_lr": 0.1,
+    "gamma": 0.9,
+    "milestones": [2],
+    "total_steps": 20,
+    "step_size": 3,
+    "schedules": [{"name": "constant"}, {"name": "linear"}],
+}
+
+
+def made_by(function: Any) -> dict[str, Any]:
+    required = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty
+    ]
+    made: dict[str, Any] = function(**{name: EXAMPLES[name] for name in required})
+    return made
+
+
+@pytest.mark.parametrize("name", stepd.optimizers.__all__)
+def test_optimizer(client: stepd.Client, name: str) -> None:
+    optimizer = made_by(getattr(stepd.optimizers, name))
+    assert optimizer["name"] == name
+    required = (
+        {"name": name, **{k: optimizer[k] for k in ("lr", "momentum", "nu")}}
+        if (name == "qhm")
+        else {"name": name}
+    )
+    spelled = client.step(optimizer, W, W)
+    assert spelled.state == client.step(required, W, W).state
+    assert spelled.step == 1
+
+
+@pytest.mark.parametrize("name", stepd.schedules.__all__)
+def test_schedule(client: stepd.Client, name: str) -> None:
+    schedule = made_by(getattr(stepd.schedules, name))
+    assert len(client.evaluate_schedule(schedule, count=10)["lrs"]) == 10
+
+
+def test_every_optimizer_is_there(client: stepd.Client) -> None:
+    names = sorted(found["name"] for found in client.optimizers())
+    assert stepd.optimizers.__all__ == names
+
+
+def test_one_version() -> None:
+    package = json.loads(pathlib.Path(ROOT / "package.json").read_text())
+    assert stepd.__version__ == package["version"]
+
+
+def test_errors_are_a_tree() -> None:
+    for name, kind in stepd.ServerError.by_name.items():
+        assert issubclass(kind, stepd.ServerError) and kind.code < 0
+        error = kind({"name": name, "detail": "what", "field": "/x"})
+        assert (str(error), error.field, error.status) == ("what", "/x", kind.status)
+        assert getattr(stepd, kind.__name__) is kind

@@ -4,7 +4,7 @@ import type { Lease } from "../arena/arena.ts";
 import { bytesOf, readElement } from "../codec/dtype.ts";
 import type { Tensor } from "./tensors.ts";
 
-/** Elements between two looks at other calls: about 2 ms. */
+/** Elements between two looks at other calls: about 4 ms. */
 const SLICE = 2 ** 18;
 
 const F32_BYTES = 4;
@@ -24,26 +24,36 @@ const inSlices = async (elements: number, run: (from: number, to: number) => voi
  */
 export const rescale = async (lease: Lease, { address, elements, bytes, dtype }: Tensor, factor: number, isDivision: boolean): Promise<number> => {
   const view = new DataView(lease.bytes.buffer, lease.bytes.byteOffset + address, bytes);
+  const run = dtype === "F64" ? rescaleF64 : rescaleF32;
   let changed = 0;
-  const scaled = (value: number): number => (isDivision ? value / factor : value * factor);
-  const unscaled = (value: number): number => (isDivision ? value * factor : value / factor);
   await inSlices(elements, (from, to) => {
-    if (dtype === "F64") {
-      for (let i = from; i < to; i++) {
-        const before = view.getFloat64(i * F64_BYTES, true);
-        const after = scaled(before);
-        view.setFloat64(i * F64_BYTES, after, true);
-        if (!Object.is(unscaled(after), before)) changed++;
-      }
-      return;
-    }
-    for (let i = from; i < to; i++) {
-      const before = view.getFloat32(i * F32_BYTES, true);
-      const after = Math.fround(scaled(before));
-      view.setFloat32(i * F32_BYTES, after, true);
-      if (!Object.is(Math.fround(unscaled(after)), before)) changed++;
-    }
+    changed += run(view, from, to, factor, isDivision);
   });
+  return changed;
+};
+
+/** One NaN is as good as another. */
+const isChanged = (before: number, back: number): boolean => back !== before && !Number.isNaN(before);
+
+const rescaleF32 = (view: DataView, from: number, to: number, factor: number, isDivision: boolean): number => {
+  let changed = 0;
+  for (let at = from * F32_BYTES; at < to * F32_BYTES; at += F32_BYTES) {
+    const before = view.getFloat32(at, true);
+    const after = Math.fround(isDivision ? before / factor : before * factor);
+    view.setFloat32(at, after, true);
+    if (isChanged(before, Math.fround(isDivision ? after * factor : after / factor))) changed++;
+  }
+  return changed;
+};
+
+const rescaleF64 = (view: DataView, from: number, to: number, factor: number, isDivision: boolean): number => {
+  let changed = 0;
+  for (let at = from * F64_BYTES; at < to * F64_BYTES; at += F64_BYTES) {
+    const before = view.getFloat64(at, true);
+    const after = isDivision ? before / factor : before * factor;
+    view.setFloat64(at, after, true);
+    if (isChanged(before, isDivision ? after * factor : after / factor)) changed++;
+  }
   return changed;
 };
 

@@ -67,7 +67,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/Blob"
       },
       "lost": {
-        "description": "Sentences of what the result does not hold of the given state; none if the way back gives the same bytes.",
+        "description": "Sentences of what the result does not hold of the given state; none where the way back gives the same numbers.",
         "type": "array",
         "items": {
           "type": "string"

@@ -92,7 +92,7 @@ step?: number
 export interface ConvertResult {
 state: Blob
 /**
- * Sentences of what the result does not hold of the given state; none if the way back gives the same bytes.
+ * Sentences of what the result does not hold of the given state; none where the way back gives the same numbers.
  */
 lost: string[]
 }

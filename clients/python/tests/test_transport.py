@@ -89,6 +89,12 @@ def test_waits_as_long_as_the_server_says(run: Run, server: Server) -> None:
             run(proxy.url, "step", ADAMW, W, W, retries=0)
         assert caught.value.retry_after == 1
         assert proxy.connections == 1
+    # A proxy's own, which says it in the header.
+    busy = answer("503 Service Unavailable", b"busy", "Retry-After: 1")
+    with Proxy(server.url, [busy]) as proxy:
+        start = time.monotonic()
+        assert run(proxy.url, "step", ADAMW, W, W, retries=QUICK).step == 1
+        assert time.monotonic() - start >= 1
 
 
 @both

@@ -21,11 +21,20 @@ class StepdError(Exception):
 
 
 class TransportError(StepdError):
-    """There is no answer of the server. ``status`` is a proxy's, if one answered."""
+    """There is no answer of the server.
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    ``status`` and ``retry_after`` (seconds) are a proxy's, if one answered.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after = retry_after
 
 
 class ConnectError(TransportError, ConnectionError):

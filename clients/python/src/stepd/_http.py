@@ -92,18 +92,18 @@ def headers_of(call: Call[Any], token: str | None) -> dict[str, str]:
 
 def error_of(status: int, body: bytes, retry_after: str | None) -> StepdError:
     """The error of a reply that is none of success."""
+    seconds: float | None = None
+    with contextlib.suppress(ValueError):
+        seconds = float(retry_after or "")
     try:
-        problem = json.loads(body)
-        error: StepdError = server_error(problem)
+        error = server_error(json.loads(body))
     except (ValueError, KeyError, TypeError):
         # A proxy's own words, not the server's.
         text = body[:200].decode(errors="replace")
-        return TransportError(
-            f"HTTP {status}, which is no reply of stepd: {text}", status
-        )
-    if isinstance(error, ServerError) and error.retry_after is None:
-        with contextlib.suppress(ValueError):
-            error.retry_after = float(retry_after or "")
+        message = f"HTTP {status}, which is no reply of stepd: {text}"
+        return TransportError(message, status, seconds)
+    if error.retry_after is None:
+        error.retry_after = seconds
     return error
 
 

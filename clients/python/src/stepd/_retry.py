@@ -40,7 +40,7 @@ class Retry:
         if attempt >= self.attempts or not is_passing(error):
             return None
         pause = min(self.first * 2.0**attempt, self.longest) * random.uniform(0.5, 1)
-        asked = error.retry_after if isinstance(error, ServerError) else None
+        asked: float | None = getattr(error, "retry_after", None)
         return pause if asked is None else min(asked, self.longest_asked) + pause
 
 

@@ -7,7 +7,7 @@ import math
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -86,6 +86,7 @@ class ShardedClient:
         self._request_bytes = request_bytes
         self._retry = retry_of(retries)
         self._lock = threading.Lock()
+        self._turns = itertools.count(1)
         self._threads = ThreadPoolExecutor(connections, "stepd")
 
     def __enter__(self) -> ShardedClient:
@@ -301,7 +302,7 @@ class ShardedClient:
             with self._lock:
                 replica = min(self._replicas, key=_Replica.burden)
                 replica.calls += 1
-                replica.turn = next(_turns)
+                replica.turn = next(self._turns)
             try:
                 result = call(replica.client)
             except StepdError as error:
@@ -321,9 +322,6 @@ class ShardedClient:
                 with self._lock:
                     replica.calls -= 1
             time.sleep(pause)
-
-
-_turns: Iterator[int] = itertools.count(1)
 
 
 class _Replica:

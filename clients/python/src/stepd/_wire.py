@@ -174,7 +174,8 @@ class _Ahead:
         count = 1
         while True:
             yield from self._more(min(count, self.left) or 1)
-            unpacker = msgpack.Unpacker(max_buffer_size=max(len(self._buffer), 1))
+            # Its limits of lengths follow from this: nothing is longer than the body.
+            unpacker = msgpack.Unpacker(max_buffer_size=max(self.left, 1))
             unpacker.feed(self._buffer)
             try:
                 value = unpacker.unpack()

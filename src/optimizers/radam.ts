@@ -33,20 +33,18 @@ export default defineOptimizer({
   lateSlots: [],
   stages: ({ betas: [beta1, beta2], eps, weight_decay, decoupled_weight_decay }) => [
     {
-      kernel: decoupled_weight_decay ? "qhadamw" : "qhadam",
-      operands: ["param", "grad", ...momentSlots, "absent"],
+      kernel: "radam",
+      operands: ["param", "grad", ...momentSlots],
       sums: 0,
       scalars: ({ lr, step }) => {
-        const decay = decoupled_weight_decay ? lr * weight_decay : weight_decay;
         const c1 = 1 - power(beta1, step);
         const power2 = power(beta2, step);
         const longest = 2 / (1 - beta2) - 1;
         const rho = longest - (2 * step * power2) / (1 - power2);
-        const head = [decay, 1 - beta1, 1 - beta2, lr];
-        // Without rectification the denominator is to be 1: no square, no root, eps 1.
-        if (!(rho > TRACTABLE)) return [...head, 1 / c1, 0, 0, 0, 0, 1];
+        const head = decoupled_weight_decay ? [0, lr * weight_decay] : [weight_decay, 0];
+        if (!(rho > TRACTABLE)) return [...head, 1 - beta1, 1 - beta2, lr / c1, 0, 0];
         const rectification = Math.sqrt(((rho - 4) * (rho - 2) * longest) / ((longest - 4) * (longest - 2) * rho));
-        return [...head, (rectification * Math.sqrt(1 - power2)) / c1, 0, 1, 0, 0, eps];
+        return [...head, 1 - beta1, 1 - beta2, (lr * rectification * Math.sqrt(1 - power2)) / c1, 1, eps];
       },
     },
   ],

@@ -1,46 +1,40 @@
 import { adamStage, eps, familySlots, maximize, momentBetas, momentSlots } from "./_adam.ts";
 import { defineOptimizer, flag, type Moment, power, rate } from "./_define.ts";
+import { realPower } from "./_math.ts";
 
-/** How fast the momentum warms up: mu_t = beta1 * (1 - 0.96^(t * momentum_decay) / 2). Dozat's constants, as torch has them. */
-const WARMUP_LOG = -0.040821994520255166; // the natural logarithm of 0.96
+/** Dozat's constant of the momentum's warm-up, as torch has it. */
+const WARMUP = 0.96;
 
-/** e^x for x <= 0 by its series, after halving x until it is small: only + and *, so the same bits on every machine. */
-const exponential = (x: number): number => {
-  let halvings = 0;
-  let small = x;
-  while (small < -0.5 && halvings < 64) {
-    small /= 2;
-    halvings++;
-  }
-  let term = 1;
-  let sum = 1;
-  for (let k = 1; k < 20; k++) {
-    term *= small / k;
-    sum += term;
-  }
-  for (; halvings > 0; halvings--) sum *= sum;
-  return sum;
-};
+/** One minus a product below this is 1 in float64, so it counts as 0: a long run's product is the same kept or made anew. */
+const NEGLIGIBLE = 2 ** -60;
 
 interface Momentum {
   readonly betas: readonly [number, number];
   readonly momentum_decay: number;
 }
 
-/** mu_t as a function of t. */
-const momentums = ({ betas: [beta1], momentum_decay }: Momentum): ((t: number) => number) => {
-  const warmup = exponential(WARMUP_LOG * momentum_decay);
-  return (t) => beta1 * (1 - 0.5 * power(warmup, t));
-};
+const momentum = ({ betas: [beta1], momentum_decay }: Momentum, t: number): number => beta1 * (1 - 0.5 * realPower(WARMUP, t * momentum_decay));
 
-/** The product of mu over all steps before this one: kept in the state, or made anew where a state of another optimizer goes on. */
-const productBefore = (values: Momentum, { step, scalarSlots }: Pick<Moment, "step" | "scalarSlots">): number => {
+/**
+ * The product of mu over all steps before this one: kept in the state, or made anew where a state of another optimizer goes on.
+ * Either the product is negligible or the warm-up is over within 2,600 steps, whatever the step and the hyperparameters.
+ */
+const productBefore = (values: Momentum, { step, scalarSlots }: Moment): number => {
   const kept = scalarSlots["mu_product"];
   if (kept !== undefined) return kept;
-  const mu = momentums(values);
+  const [beta1] = values.betas;
   let product = 1;
-  for (let t = 1; t < step && product !== 0; t++) product *= mu(t);
+  for (let t = 1; t < step && product >= NEGLIGIBLE; t++) {
+    const mu = momentum(values, t);
+    if (mu === beta1) return product * power(beta1, step - t);
+    product *= mu;
+  }
   return product;
+};
+
+const productAfter = (values: Momentum, at: Moment): number => {
+  const product = productBefore(values, at) * momentum(values, at.step);
+  return product < NEGLIGIBLE ? 0 : product;
 };
 
 /**
@@ -72,20 +66,17 @@ export default defineOptimizer({
   allSlots: familySlots,
   lateSlots: [],
   scalarSlots: { mu_product: 1 },
-  nextScalarSlots: (values, at) => ({ mu_product: productBefore(values, at) * momentums(values)(at.step) }),
-  stages: ({ weight_decay, decoupled_weight_decay, momentum_decay, ...values }) => {
-    const mu = momentums({ ...values, momentum_decay });
-    return [
-      adamStage({
-        kernel: decoupled_weight_decay ? "adamw" : "adam",
-        ...values,
-        decay: ({ lr }) => (decoupled_weight_decay ? lr * weight_decay : weight_decay),
-        blend: (at, _, c2) => {
-          const product = productBefore({ ...values, momentum_decay }, at) * mu(at.step);
-          const next = mu(at.step + 1);
-          return { mean: next / (1 - product * next), grad: (1 - mu(at.step)) / (1 - product), square: 1 / c2, gradSquare: 0 };
-        },
-      }),
-    ];
-  },
+  nextScalarSlots: (values, at) => ({ mu_product: productAfter(values, at) }),
+  stages: ({ weight_decay, decoupled_weight_decay, ...values }) => [
+    adamStage({
+      kernel: decoupled_weight_decay ? "adamw" : "adam",
+      ...values,
+      decay: ({ lr }) => (decoupled_weight_decay ? lr * weight_decay : weight_decay),
+      blend: (at, _, c2) => {
+        const product = productAfter(values, at);
+        const next = momentum(values, at.step + 1);
+        return { mean: next / (1 - product * next), grad: (1 - momentum(values, at.step)) / (1 - product), square: 1 / c2, gradSquare: 0 };
+      },
+    }),
+  ],
 });

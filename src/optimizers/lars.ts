@@ -1,4 +1,4 @@
-import { choice, defineOptimizer, flag, type Moment, number, rate } from "./_define.ts";
+import { choice, defineOptimizer, flag, type Moment, number, rate, type Stage } from "./_define.ts";
 
 interface Settings {
   readonly weight_decay: number;
@@ -19,7 +19,8 @@ const trustRatio = (settings: Settings, { sums, lr }: Pick<Moment, "sums" | "lr"
   const [paramNorm = 0, gradNorm = 0] = (sums[0] ?? []).map(Math.sqrt);
   const denominator = trust_denominator === "sum" ? gradNorm + weight_decay * paramNorm + eps : gradNorm + eps;
   const ratio = paramNorm > 0 && gradNorm > 0 ? (trust_coefficient * paramNorm) / denominator : 1;
-  return trust_clip ? Math.min(ratio / lr, 1) : ratio;
+  // Compared before it is divided: lr and ratio may both be 0.
+  return !trust_clip ? ratio : ratio < lr ? ratio / lr : 1;
 };
 
 /**
@@ -69,13 +70,14 @@ export default defineOptimizer({
   trustRatio,
   stages: (values) => {
     const { momentum, dampening, weight_decay, nesterov, trust_denominator, lr_in_momentum } = values;
+    const norms: Stage = {
+      kernel: "lars_norms",
+      operands: ["param", "grad", "sums"],
+      sums: 2,
+      scalars: () => [trust_denominator === "decayed_grad" ? weight_decay : 0],
+    };
     return [
-      {
-        kernel: "lars_norms",
-        operands: ["param", "grad", "sums"],
-        sums: 2,
-        scalars: () => [trust_denominator === "decayed_grad" ? weight_decay : 0],
-      },
+      ...(isAdapted(values) ? [norms] : []),
       {
         kernel: "lars_apply",
         operands: ["param", "grad", momentum === 0 ? "absent" : "momentum_buffer"],

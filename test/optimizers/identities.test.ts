@@ -58,6 +58,24 @@ const identities: readonly Identity[] = [
     right: { name: "adamw", weight_decay: 0.01, weight_decay_scale: "none" },
     hasSameSlots: true,
   },
+  {
+    name: "NAdam(beta1 0) is Adam(beta1 0)",
+    left: { name: "nadam", lr: 1e-3, betas: [0, 0.999], weight_decay: 0.1 },
+    right: { name: "adam", lr: 1e-3, betas: [0, 0.999], weight_decay: 0.1 },
+    hasSameSlots: false,
+  },
+  {
+    name: "Adamax without memory and eps is Lion without memory: both step along the sign",
+    left: { name: "adamax", lr: 0.01, betas: [0, 0], eps: 0 },
+    right: { name: "lion", lr: 0.01, betas: [0, 0] },
+    hasSameSlots: false,
+  },
+  {
+    name: "LARS(weight_decay 0), not adapted, is the same for every trust_coefficient and eps",
+    left: { name: "lars", trust_coefficient: 5, eps: 1 },
+    right: { name: "lars" },
+    hasSameSlots: true,
+  },
 ];
 
 for (const { name, left, right, hasSameSlots } of identities) {
@@ -91,12 +109,26 @@ test("a state goes on under another optimizer of the Adam family", async () => {
   assert.equal(lamb.step, 5);
 });
 
-test("nadam goes on from a state without mu_product as from one with it", async () => {
-  const optimizer = { name: "nadam", momentum_decay: 0.1 };
-  const first = await run(service, { optimizer, shapes: SMALL, steps: 3 });
-  const straight = await run(service, { optimizer, shapes: SMALL, steps: 1, from: 3, ...first });
-  const adam = writeState({ ...readState(first.state), optimizer: "adam" });
-  const switched = await run(service, { optimizer, shapes: SMALL, steps: 1, from: 3, params: first.params, state: adam });
-  assert.ok(Buffer.from(switched.params).equals(Buffer.from(straight.params)));
-  assert.ok(Buffer.from(switched.state).equals(Buffer.from(straight.state)));
+// After 80 steps the product has become 0.
+for (const [steps, momentum_decay] of [
+  [3, 0.1],
+  [80, 0.004],
+] as const) {
+  test(`nadam goes on from a state without mu_product as from one with it, after ${steps} steps`, async () => {
+    const optimizer = { name: "nadam", momentum_decay };
+    const first = await run(service, { optimizer, shapes: SMALL, steps });
+    const straight = await run(service, { optimizer, shapes: SMALL, steps: 1, from: steps, ...first });
+    const adam = writeState({ ...readState(first.state), optimizer: "adam" });
+    const switched = await run(service, { optimizer, shapes: SMALL, steps: 1, from: steps, params: first.params, state: adam });
+    assert.ok(Buffer.from(switched.params).equals(Buffer.from(straight.params)));
+    assert.ok(Buffer.from(switched.state).equals(Buffer.from(straight.state)));
+  });
+}
+
+test("rmsprop keeps the slots of its options alone", async () => {
+  const slotsOf = async (more: object): Promise<readonly string[]> =>
+    Object.keys(readState((await run(service, { optimizer: { name: "rmsprop", ...more }, shapes: SMALL, steps: 1 })).state).slots).sort();
+  assert.deepEqual(await slotsOf({ momentum: 0 }), ["square_avg"]);
+  assert.deepEqual(await slotsOf({ momentum: 0.9 }), ["momentum_buffer", "square_avg"]);
+  assert.deepEqual(await slotsOf({ centered: true }), ["grad_avg", "square_avg"]);
 });

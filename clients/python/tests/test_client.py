@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Server
 
 import stepd
 
@@ -79,6 +82,24 @@ def test_takes_every_dtype(client: stepd.Client, dtype: Any) -> None:
         assert array.shape == params[name].shape
     slot = np.float64 if dtype is np.float64 else np.float32
     assert result.state["exp_avg/w"].dtype == slot
+
+
+def test_bfloat16_without_ml_dtypes(server: Server) -> None:
+    code = """
+import sys
+sys.modules["ml_dtypes"] = None
+import numpy as np, stepd
+assert stepd.bfloat16 == np.uint16
+ones = np.full((2, 2), 0x3F80, np.uint16).view(stepd.bfloat16)
+client = stepd.Client(sys.argv[1])
+result = client.step({"name": "sgd", "lr": 0.5}, {"w": ones}, {"w": ones})
+assert result.params["w"].dtype == np.uint16
+assert (result.params["w"] == 0x3F00).all()
+again = client.step({"name": "sgd", "lr": 0.5}, result.params, {"w": ones}, result.state)
+assert (again.params["w"] == 0).all()
+client.close()
+"""
+    subprocess.run([sys.executable, "-c", code, server.url], check=True)
 
 
 def test_refuses_other_dtypes(client: stepd.Client) -> None:

@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
+	"net/http"
+	"sync/atomic"
 	"testing"
 )
 
@@ -179,46 +182,71 @@ func TestShardedStats(t *testing.T) {
 	}
 }
 
-// Two hundred steps over three servers, of which one dies in the middle of a step: the bytes are those of one server and one
+// killer kills a server in the middle of the upload of its nth step.
+type killer struct {
+	http.RoundTripper
+	server *server
+	left   atomic.Int64
+}
+
+func (k *killer) RoundTrip(request *http.Request) (*http.Response, error) {
+	if request.URL.Path == "/v1/step" && k.left.Add(-1) == 0 {
+		request.Body = &killingBody{request.Body, k.server}
+	}
+	return k.RoundTripper.RoundTrip(request)
+}
+
+type killingBody struct {
+	io.ReadCloser
+	server *server
+}
+
+func (b *killingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p[:min(len(p), 10_000)])
+	_ = b.server.process.Process.Kill()
+	return n, err
+}
+
+// Two hundred steps over three servers, of which one dies in the middle of a call: the bytes are those of one server and one
 // call a step.
 func TestShardedOutlivesAReplica(t *testing.T) {
-	const steps, killed = 200, 90
+	const steps, callsUntilDeath = 200, 100
 	servers := []*server{ownServer(t), ownServer(t), ownServer(t)}
 	sharded := newSharded(t, servers[0].url, servers[1].url, servers[2].url)
 	sharded.RequestBytes = 100_000
+	victim := sharded.Clients[1]
+	killer := &killer{RoundTripper: victim.http.Transport, server: servers[1]}
+	killer.left.Store(callsUntilDeath)
+	victim.http.Transport = killer
 	shapes := []int{20_000, 20_000, 3_000, 3_000, 3_000, 1, 50}
-	make := func(seed uint64) (tensors Tensors) {
+	layers := func(seed uint64) (tensors Tensors) {
 		for i, count := range shapes {
 			tensors = append(tensors, From(fmt.Sprintf("layer.%d", i), random(seed*100+uint64(i), count)))
 		}
 		return tensors
 	}
-	run := func(client stepper, before func(step int)) (Tensors, *State) {
+	run := func(client stepper) (Tensors, *State) {
 		ctx := testContext(t)
-		params := make(1)
+		params := layers(1)
 		var state *State
 		for step := range steps {
-			before(step)
 			result := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: LAMB(0.01).With("max_grad_norm", 1), Params: params, Into: params, State: state,
-				Grads: make(uint64(2 + step%7)), Schedule: Schedule{"name": "cosine", "T_max": steps}}))
+				Grads: layers(uint64(2 + step%7)), Schedule: Schedule{"name": "cosine", "T_max": steps}}))
 			state = result.State
 		}
 		return params, state
 	}
-	dead := false
-	params, state := run(sharded, func(step int) {
-		if step == killed {
-			// Without waiting for the process's end, so that calls are under way to it.
-			_ = servers[1].process.Process.Kill()
-			dead = true
-		}
-	})
-	expectedParams, expectedState := run(newClient(t, shared.url), func(int) {})
+	params, state := run(sharded)
+	if left := killer.left.Load(); left >= 0 {
+		t.Fatalf("the replica was not killed and then tried again: %d calls left", left)
+	}
+	<-servers[1].exited
+	expectedParams, expectedState := run(newClient(t, shared.url))
 	requireSame(t, params, expectedParams)
 	if !bytes.Equal(state.Bytes(), expectedState.Bytes()) {
 		t.Fatal("the states differ")
 	}
-	if state.Steps()["layer.0"] != steps || !dead {
+	if state.Steps()["layer.0"] != steps {
 		t.Fatal(state.Steps())
 	}
 }

@@ -1,5 +1,6 @@
 /**
- * Writes what clients/python shares with the server. Part of `npm run generate`.
+ * Writes what clients/python shares with the server. Part of `npm run generate`; a test writes to a folder of its own, its
+ * argument, and compares.
  *
  *   src/errors/errors.ts            -> clients/python/src/stepd/_error_table.py
  *   schemas/optimizer.schema.json   -> clients/python/src/stepd/optimizers.py
@@ -10,7 +11,7 @@ import { join } from "node:path";
 import { errors } from "../src/errors/errors.ts";
 
 const root = join(import.meta.dirname, "..");
-const target = join(root, "clients/python/src/stepd");
+const target = process.argv[2] ?? join(root, "clients/python/src/stepd");
 const header = "# DO NOT EDIT: written by `npm run generate`.\n";
 
 /** `__all__` of a module. */

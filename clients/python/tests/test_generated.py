@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import pathlib
+import subprocess
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import NODE, ROOT
 
 import stepd
 
@@ -65,6 +66,16 @@ def test_schedule(client: stepd.Client, name: str) -> None:
 def test_every_optimizer_is_there(client: stepd.Client) -> None:
     names = sorted(found["name"] for found in client.optimizers())
     assert stepd.optimizers.__all__ == names
+
+
+def test_agrees_with_its_sources(tmp_path: pathlib.Path) -> None:
+    script = ROOT / "scripts/generate-clients.ts"
+    subprocess.run([NODE, script, tmp_path], check=True)
+    written = sorted(tmp_path.iterdir())
+    assert len(written) == 3
+    for file in written:
+        committed = ROOT / "clients/python/src/stepd" / file.name
+        assert file.read_text() == committed.read_text(), "run npm run generate"
 
 
 def test_one_version() -> None:

@@ -155,8 +155,10 @@ export class Arena {
     return this.#released * Math.exp((this.#lastRelease - performance.now()) / 1000 / RATE_SECONDS);
   }
 
-  /** Whole seconds until `bytes` should be free at the measured rate. */
+  /** Whole seconds until `bytes` should be free at the measured rate; the shortest where none was measured lately. */
   #retryAfter(bytes: number): number {
+    const isKnown = this.#released > 0 && performance.now() - this.#lastRelease < RATE_SECONDS * 2 * 1000;
+    if (!isKnown) return MIN_RETRY_SECONDS;
     const missing = bytes - (this.capacity - this.#used);
     const seconds = Math.ceil((missing * RATE_SECONDS) / Math.max(this.#recentlyReleased(), 1));
     return Math.min(Math.max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS);

@@ -88,7 +88,7 @@ test("a short wait is told while memory comes free fast or no rate is known yet,
   const slow = new Arena(1, 0);
   slow.lease(64).release();
   using _ = slow.lease(whole);
-  assert.throws(() => slow.lease(whole), { detail: { retry_after: 30 } });
+  assert.throws(() => slow.lease(whole), { detail: { retry_after: 30, found: `${whole} bytes` } });
   for (let i = 0; i < 20; i++) arena.lease(whole).release();
   assert.equal(wait(), 1);
 });

@@ -1,9 +1,12 @@
 package stepd
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"math"
+	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/tinylib/msgp/msgp"
@@ -13,6 +16,49 @@ import (
 type blob struct {
 	parts [][]byte
 	size  int64
+}
+
+func (b blob) WriteTo(w io.Writer) (written int64, err error) {
+	for _, part := range b.parts {
+		n, err := w.Write(part)
+		written += int64(n)
+		if err != nil {
+			return written, err
+		}
+	}
+	return written, nil
+}
+
+// save writes a file of which no other process ever sees a part: a new file takes the place of the old one.
+func (b blob) save(path string) (err error) {
+	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.part")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = file.Close()
+			_ = os.Remove(file.Name())
+		}
+	}()
+	// Small parts, such as counts of steps, are collected.
+	buffered := bufio.NewWriterSize(file, copyBytes)
+	if _, err = b.WriteTo(buffered); err != nil {
+		return err
+	}
+	if err = buffered.Flush(); err != nil {
+		return err
+	}
+	if err = file.Chmod(0o644); err != nil {
+		return err
+	}
+	if err = file.Sync(); err != nil {
+		return err
+	}
+	if err = file.Close(); err != nil {
+		return err
+	}
+	return os.Rename(file.Name(), path)
 }
 
 type field struct {

@@ -136,7 +136,10 @@ func (c *Client) Plan(ctx context.Context, request PlanRequest) (*Plan, error) {
 		fields = append(fields, field{"grad_dtype", string(request.GradDType)})
 	}
 	plan := &Plan{}
-	return plan, c.json(ctx, "/v1/plan", fields, plan, c.retries)
+	if err := c.json(ctx, "/v1/plan", fields, plan, c.retries); err != nil {
+		return nil, err
+	}
+	return plan, nil
 }
 
 // StateInfo is what the server reads in a state.
@@ -164,7 +167,95 @@ func (c *Client) Inspect(ctx context.Context, state *State) (*StateInfo, error) 
 		return nil, err
 	}
 	info := &StateInfo{}
-	return info, c.json(ctx, "/v1/state/inspect", []field{{"state", file}}, info, c.retries)
+	if err := c.json(ctx, "/v1/state/inspect", []field{{"state", file}}, info, c.retries); err != nil {
+		return nil, err
+	}
+	return info, nil
+}
+
+// Convention is how a safetensors file holds the state of an optimizer. Zero values are absent.
+type Convention struct {
+	// Format is "stepd", "torch", "qhoptim" or "optax".
+	Format string
+	// Optimizer is that of a given file in another format than stepd's.
+	Optimizer string
+	// Names are the parameters in the order of their indexes in a file of torch or qhoptim; nil where the file has names.
+	Names []string
+	// Betas are those of the whole run, for qhoptim.
+	Betas []float64
+	// Step is the steps taken, for parameters of which the given file does not tell.
+	Step int64
+}
+
+func (c Convention) wire() map[string]any {
+	wire := map[string]any{"format": c.Format}
+	if c.Optimizer != "" {
+		wire["optimizer"] = c.Optimizer
+	}
+	if c.Names != nil {
+		wire["names"] = c.Names
+	}
+	if c.Betas != nil {
+		wire["betas"] = c.Betas
+	}
+	if c.Step != 0 {
+		wire["step"] = c.Step
+	}
+	return wire
+}
+
+// ConvertRequest brings a state from one convention to another, under another optimizer of its family, or with more slots.
+type ConvertRequest struct {
+	// File is a safetensors file; State.Bytes makes one of a state.
+	File []byte
+	// From and To are stepd's own convention where nil.
+	From, To *Convention
+	// Optimizer is that which the result is to be of; that of the file where empty.
+	Optimizer string
+	// Fill are slots to add where they are missing.
+	Fill []string
+}
+
+// Converted is a converted state.
+type Converted struct {
+	// File is a safetensors file, for ReadState where it is in stepd's convention.
+	File []byte
+	// Lost are sentences of what the result does not hold; none where the way back gives the same numbers.
+	Lost []string
+}
+
+// Convert brings a state to or from the formats of torch, qhoptim and optax.
+func (c *Client) Convert(ctx context.Context, request ConvertRequest) (*Converted, error) {
+	fields := []field{{"state", blob{parts: [][]byte{request.File}, size: int64(len(request.File))}}}
+	if request.From != nil {
+		fields = append(fields, field{"from", request.From.wire()})
+	}
+	if request.To != nil {
+		fields = append(fields, field{"to", request.To.wire()})
+	}
+	if request.Optimizer != "" {
+		fields = append(fields, field{"optimizer", request.Optimizer})
+	}
+	if request.Fill != nil {
+		fields = append(fields, field{"fill", request.Fill})
+	}
+	body, err := encode(fields)
+	if err != nil {
+		return nil, err
+	}
+	var converted *Converted
+	err = c.do(ctx, call{path: "/v1/state/convert", body: &body, accept: msgpackType, read: func(response *http.Response) error {
+		reply, err := decodeStep(response.Body, response.ContentLength, body.size, nil)
+		if err == nil && reply.state == nil {
+			err = fmt.Errorf("%w: no state", ErrBadReply)
+		}
+		converted = &Converted{File: reply.state, Lost: reply.lost}
+		return err
+	}}, c.retries)
+	if err != nil {
+		return nil, err
+	}
+	return converted, nil
 }
 
 // ScheduleRequest asks for a range of steps of a schedule.
@@ -174,7 +265,7 @@ type ScheduleRequest struct {
 	LR *float64
 	// From is the steps taken before the first of the range.
 	From int64
-	// Count is the steps in the range, up to 100,000; 0 is one.
+	// Count is the steps in the range; 0 is one.
 	Count int
 }
 
@@ -198,7 +289,10 @@ func (c *Client) EvaluateSchedule(ctx context.Context, request ScheduleRequest) 
 		fields = append(fields, field{"count", request.Count})
 	}
 	rates := &Rates{}
-	return rates, c.json(ctx, "/v1/schedule", fields, rates, c.retries)
+	if err := c.json(ctx, "/v1/schedule", fields, rates, c.retries); err != nil {
+		return nil, err
+	}
+	return rates, nil
 }
 
 // OptimizerInfo names an optimizer.
@@ -213,7 +307,10 @@ func (c *Client) Optimizers(ctx context.Context) ([]OptimizerInfo, error) {
 	var list struct {
 		Optimizers []OptimizerInfo `json:"optimizers"`
 	}
-	return list.Optimizers, c.json(ctx, "/v1/optimizers", nil, &list, c.retries)
+	if err := c.json(ctx, "/v1/optimizers", nil, &list, c.retries); err != nil {
+		return nil, err
+	}
+	return list.Optimizers, nil
 }
 
 // Description is everything about one optimizer.
@@ -242,7 +339,10 @@ type Description struct {
 // Describe returns everything about one optimizer.
 func (c *Client) Describe(ctx context.Context, name string) (*Description, error) {
 	description := &Description{}
-	return description, c.json(ctx, "/v1/optimizers/"+url.PathEscape(name), nil, description, c.retries)
+	if err := c.json(ctx, "/v1/optimizers/"+url.PathEscape(name), nil, description, c.retries); err != nil {
+		return nil, err
+	}
+	return description, nil
 }
 
 // Info is what the server says of itself.
@@ -259,7 +359,10 @@ type Info struct {
 // Info returns the server's version, kernels and limits.
 func (c *Client) Info(ctx context.Context) (*Info, error) {
 	info := &Info{}
-	return info, c.json(ctx, "/v1", nil, info, c.retries)
+	if err := c.json(ctx, "/v1", nil, info, c.retries); err != nil {
+		return nil, err
+	}
+	return info, nil
 }
 
 // Ready tells whether the server takes calls. It asks once; the error is why the server was not reached.

@@ -28,6 +28,7 @@ type stepReply struct {
 	skipped       bool
 	stats         *Stats
 	warnings      []string
+	lost          []string
 }
 
 // decodeStep reads the MessagePack reply of optimizer.step and of what has some of its fields. `length` is the reply's
@@ -57,6 +58,8 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 			reply.stats, err = d.statistics()
 		case "warnings":
 			reply.warnings, err = d.sentences()
+		case "lost":
+			reply.lost, err = d.sentences()
 		default:
 			err = d.Skip()
 		}

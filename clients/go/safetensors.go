@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +25,25 @@ const (
 	maxDimensions   = 32
 	metadataKey     = "__metadata__"
 )
+
+// Save writes the tensors to a safetensors file, which takes the place of an old one as a whole.
+func (ts Tensors) Save(path string) error {
+	file, err := fileParts(nil, ts)
+	if err != nil {
+		return err
+	}
+	return file.save(path)
+}
+
+// LoadTensors reads a safetensors file. The error wraps ErrBadFile where it is none.
+func LoadTensors(path string) (Tensors, error) {
+	file, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	_, tensors, err := readTensors(file)
+	return tensors, err
+}
 
 // readTensors reads a file. The tensors, in the order of their bytes, are views of it. The error wraps ErrBadFile.
 func readTensors(file []byte) (metadata map[string]string, tensors []Tensor, err error) {
@@ -327,7 +348,7 @@ func fileParts(metadata map[string]string, tensors []Tensor) (blob, error) {
 	header = append(header, '{')
 	if metadata != nil {
 		header = append(header, `"`+metadataKey+`":{`...)
-		for i, key := range slices.Sorted(keysOf(metadata)) {
+		for i, key := range slices.Sorted(maps.Keys(metadata)) {
 			if i > 0 {
 				header = append(header, ',')
 			}
@@ -374,16 +395,6 @@ func fileParts(metadata map[string]string, tensors []Tensor) (blob, error) {
 		}
 	}
 	return blob{parts: parts, size: int64(len(header)) + offset}, nil
-}
-
-func keysOf[V any](m map[string]V) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		for key := range m {
-			if !yield(key) {
-				return
-			}
-		}
-	}
 }
 
 // appendQuoted writes a JSON string as JavaScript does, because files of equal content shall be equal.

@@ -22,6 +22,10 @@ const root = "../.."
 var shared *server
 
 func TestMain(m *testing.M) {
+	// The workers of `go test -fuzz` call no server, and are killed in the end.
+	if slices.Contains(os.Args, "-test.fuzzworker") {
+		os.Exit(m.Run())
+	}
 	os.Exit(func() int {
 		var err error
 		if shared, err = startServer(); err != nil {

@@ -4,9 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -87,30 +85,12 @@ func LoadState(path string) (*State, error) {
 }
 
 // Save writes the state to a file of which no other process ever sees a part: a new file takes the place of the old one.
-func (s *State) Save(path string) (err error) {
-	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.part")
+func (s *State) Save(path string) error {
+	file, err := s.file()
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			_ = file.Close()
-			_ = os.Remove(file.Name())
-		}
-	}()
-	if _, err = s.WriteTo(file); err != nil {
-		return err
-	}
-	if err = file.Chmod(0o644); err != nil {
-		return err
-	}
-	if err = file.Sync(); err != nil {
-		return err
-	}
-	if err = file.Close(); err != nil {
-		return err
-	}
-	return os.Rename(file.Name(), path)
+	return file.save(path)
 }
 
 // WriteTo writes the state's file. Equal states give equal bytes, those of the server.
@@ -119,8 +99,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	buffers := net.Buffers(file.parts)
-	return buffers.WriteTo(w)
+	return file.WriteTo(w)
 }
 
 // Bytes returns the state's file as one new slice.

@@ -90,6 +90,40 @@ func TestResumeIsExact(t *testing.T) {
 	}
 }
 
+func TestConvert(t *testing.T) {
+	client, ctx := newClient(t, shared.url), testContext(t)
+	raw := serverState(t, StepRequest{Optimizer: AdamW(0.1), Params: model(1), Grads: model(2)})
+	torch := Convention{Format: "torch", Names: []string{"layer.weight", "layer.bias", "scale", "empty", "ünï\"\n\x01", "\uffff", "😀"}}
+	there := must[*Converted](t)(client.Convert(ctx, ConvertRequest{File: raw, To: &torch}))
+	torch.Optimizer = "adamw"
+	back := must[*Converted](t)(client.Convert(ctx, ConvertRequest{File: there.File, From: &torch}))
+	if len(there.Lost) != 0 || len(back.Lost) != 0 || !bytes.Equal(back.File, raw) {
+		t.Fatal(there.Lost, back.Lost)
+	}
+	filled := must[*Converted](t)(client.Convert(ctx, ConvertRequest{File: raw, Optimizer: "qhadamw", Fill: []string{"max_exp_avg_sq"}}))
+	if state := must[*State](t)(ReadState(filled.File)); state.Optimizer() != "qhadamw" || len(state.SlotNames()) != 3 {
+		t.Fatal(state.Optimizer(), state.SlotNames())
+	}
+	foreign := Convention{Format: "qhoptim", Betas: []float64{0.9, 0.999}, Step: 3, Optimizer: "adamw"}
+	if _, err := client.Convert(ctx, ConvertRequest{File: raw, From: &foreign}); !errors.As(err, new(*Error)) {
+		t.Fatal(err)
+	}
+}
+
+func TestTensorsInAFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "params.safetensors")
+	if err := model(1).Save(path); err != nil {
+		t.Fatal(err)
+	}
+	requireSame(t, must[Tensors](t)(LoadTensors(path)), canonical(model(1)))
+	if err := os.WriteFile(path, []byte("none"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadTensors(path); !errors.Is(err, ErrBadFile) {
+		t.Fatal(err)
+	}
+}
+
 // A state that Python's safetensors library wrote, with torch's numbers in it.
 func TestStateOfAnotherLanguage(t *testing.T) {
 	state := must[*State](t)(LoadState(filepath.Join(root, "test/fixtures/adamw.safetensors")))

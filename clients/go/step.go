@@ -270,12 +270,8 @@ func (c *Client) Init(ctx context.Context, request InitRequest) (*State, error) 
 	if err != nil {
 		return nil, err
 	}
-	return c.state(ctx, "/v1/init", body)
-}
-
-// state makes a call whose reply has a state.
-func (c *Client) state(ctx context.Context, path string, body blob) (state *State, err error) {
-	err = c.do(ctx, call{path: path, body: &body, accept: msgpackType, read: func(response *http.Response) error {
+	var state *State
+	err = c.do(ctx, call{path: "/v1/init", body: &body, accept: msgpackType, read: func(response *http.Response) error {
 		reply, err := decodeStep(response.Body, response.ContentLength, body.size, nil)
 		if err != nil {
 			return err

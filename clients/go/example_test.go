@@ -1,0 +1,135 @@
+package stepd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+
+	"stepd"
+)
+
+// The gradient of 0.5 * sum((w - 3)^2).
+func gradient(w []float32) []float32 {
+	g := make([]float32, len(w))
+	for i := range w {
+		g[i] = w[i] - 3
+	}
+	return g
+}
+
+// A training loop: the weights are stepped in place, and the state goes from step to step.
+func Example() {
+	client, err := stepd.New(os.Getenv("STEPD_URL")) // such as http://127.0.0.1:8080 or unix:///run/stepd.sock
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	w := []float32{0, 1, 10}
+	params := stepd.Tensors{stepd.From("w", w)}
+	var state *stepd.State
+	for range 300 {
+		result, err := client.Step(context.Background(), stepd.StepRequest{
+			Optimizer: stepd.AdamW(0.1).With("weight_decay", 0.0),
+			Params:    params,
+			Grads:     stepd.Tensors{stepd.From("w", gradient(w))},
+			State:     state,
+			Into:      params,
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		state = result.State
+	}
+	fmt.Printf("%.2f after %d steps\n", w, state.Steps()["w"])
+	// Output: [3.00 3.00 3.00] after 300 steps
+}
+
+// A state is a file; the run goes on from it as if nothing had happened.
+func ExampleState_Save() {
+	client, err := stepd.New(os.Getenv("STEPD_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+	folder, err := os.MkdirTemp("", "stepd")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(folder)
+
+	request := stepd.StepRequest{
+		Optimizer: stepd.AdamW(0.1),
+		Params:    stepd.Tensors{stepd.From("w", []float32{1, 2})},
+		Grads:     stepd.Tensors{stepd.From("w", []float32{0.5, -0.5})},
+	}
+	result, err := client.Step(context.Background(), request)
+	if err != nil {
+		log.Fatal(err)
+	}
+	path := filepath.Join(folder, "state.safetensors")
+	if err := result.State.Save(path); err != nil {
+		log.Fatal(err)
+	}
+
+	if request.State, err = stepd.LoadState(path); err != nil {
+		log.Fatal(err)
+	}
+	request.Params = result.Params
+	if result, err = client.Step(context.Background(), request); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(result.State.Optimizer(), result.State.SlotNames(), "step", result.Step)
+	// Output: adamw [exp_avg exp_avg_sq] step 2
+}
+
+// What went wrong, by name and in detail.
+func ExampleError() {
+	client, err := stepd.New(os.Getenv("STEPD_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	_, err = client.Step(context.Background(), stepd.StepRequest{
+		Optimizer: stepd.AdamW(-1),
+		Params:    stepd.Tensors{stepd.From("w", []float32{1})},
+	})
+	var refusal *stepd.Error
+	if errors.Is(err, stepd.ErrInvalidParams) && errors.As(err, &refusal) {
+		fmt.Printf("%s: expected %s, found %s\n", refusal.Field, refusal.Expected, refusal.Found)
+	}
+	// Output: /optimizer/lr: expected at least 0, found -1
+}
+
+// A model in several calls over several replicas, with exact clipping over all of it.
+func ExampleSharded() {
+	sharded, err := stepd.NewSharded([]string{os.Getenv("STEPD_URL"), os.Getenv("STEPD_URL")})
+	if err != nil {
+		log.Fatal(err)
+	}
+	sharded.RequestBytes = 32 << 20
+
+	result, err := sharded.Step(context.Background(), stepd.StepRequest{
+		Optimizer: stepd.SGD(1),
+		Params:    stepd.Tensors{stepd.From("a", []float32{0}), stepd.From("b", []float32{0})},
+		Grads:     stepd.Tensors{stepd.From("a", []float32{30}), stepd.From("b", []float32{40})},
+		Clip:      &stepd.Clip{MaxNorm: 5},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, tensor := range result.Params {
+		values, err := stepd.Values[float32](tensor)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%s %.1f\n", tensor.Name, values)
+	}
+	// Output:
+	// a [-3.0]
+	// b [-4.0]
+}

@@ -185,6 +185,20 @@ func stall(t *testing.T, after int64) (address string, stalled <-chan struct{}) 
 	return "http://" + listener.Addr().String(), reached
 }
 
+// net/http may read a body after the call has returned; then the tensors are the caller's again.
+func TestTensorsAreNotReadAfterTheCall(t *testing.T) {
+	up := &upload{body: blob{parts: [][]byte{[]byte("abc"), []byte("def")}, size: 6}}
+	reader := must[io.ReadCloser](t)(up.reader())
+	part := make([]byte, 4)
+	if n, err := reader.Read(part); n != 4 || err != nil || string(part) != "abcd" {
+		t.Fatal(n, err)
+	}
+	up.close()
+	if n, err := reader.Read(part); n != 0 || !errors.Is(err, io.ErrClosedPipe) {
+		t.Fatal(n, err)
+	}
+}
+
 func TestCancellationInMidUpload(t *testing.T) {
 	address, stalled := stall(t, 3<<20)
 	client := newClient(t, address)

@@ -210,6 +210,9 @@ func (p *headerParser) entry(name string) headerEntry {
 			entry.DType = DType(p.str())
 		case "shape":
 			for _, size := range p.numbers(maxDimensions) {
+				if int64(int(size)) != size {
+					p.fail("a size that this machine cannot address")
+				}
 				entry.Shape = append(entry.Shape, int(size))
 			}
 		case "data_offsets":

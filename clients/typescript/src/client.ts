@@ -92,8 +92,8 @@ export class Client {
   }
 
   /** Sums of squares by tensor: phase one of exact clipping over several calls. */
-  norms({ grads, loss_scale }: Pick<StepInput, "grads" | "loss_scale">): Promise<NormsResult> {
-    return this.#call("/v1/norms", { loss_scale, grads: new Bin(fileParts(grads)) });
+  norms({ grads, params, loss_scale }: Pick<StepInput, "grads" | "loss_scale"> & { readonly params?: Tensors }): Promise<NormsResult> {
+    return this.#call("/v1/norms", { loss_scale, grads: new Bin(fileParts(grads)), ...(params && { params: new Bin(fileParts(params)) }) });
   }
 
   /** What a step would cost. */

@@ -2,7 +2,7 @@
 import { Client, type ClientOptions, type StepInput, type StepResult } from "./client.ts";
 import { StepdError, TransportError } from "./errors.ts";
 import { State } from "./state.ts";
-import { bytesOf, compareUtf8, type Tensor, type Tensors } from "./tensors.ts";
+import { bytesOf, compareUtf8, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
 import type { NormsResult } from "./wire.gen.ts";
 
 export interface ShardedOptions extends ClientOptions {
@@ -46,7 +46,7 @@ export class ShardedClient {
     let clip = settings.clip;
     if (clipsByNorm || settings.non_finite === "skip") {
       const norms = await this.#norms(
-        shards.map((names) => pick(grads, names)),
+        shards.map((names) => ({ grads: pick(grads, names), params: pick(params, names) })),
         settings.loss_scale,
       );
       if (settings.non_finite === "skip" && norms.some(([, { non_finite }]) => non_finite > 0)) return unchanged(params, state, settings);
@@ -72,8 +72,19 @@ export class ShardedClient {
   }
 
   /** Sums of all tensors, in the order of the names' UTF-8 bytes, in which the server adds them too. */
-  async #norms(grads: readonly Tensors[], lossScale: number | undefined): Promise<[string, NormsResult["tensors"][string]][]> {
-    const results = await this.#each(grads, (part) => (client) => client.norms({ grads: part, ...(lossScale !== undefined && { loss_scale: lossScale }) }));
+  async #norms(
+    parts: readonly { readonly grads: Tensors; readonly params: Tensors }[],
+    lossScale: number | undefined,
+  ): Promise<[string, NormsResult["tensors"][string]][]> {
+    const results = await this.#each(parts, ({ grads, params }) => (client) => {
+      // The parameter's dtype decides the arithmetic, so it has to be told where it is not the gradient's.
+      const differs = Object.entries(grads).some(([name, grad]) => dtypeOf(grad) !== dtypeOf(params[name] ?? grad));
+      return client.norms({
+        grads,
+        ...(differs && { params: pick(params, new Set(Object.keys(grads))) }),
+        ...(lossScale !== undefined && { loss_scale: lossScale }),
+      });
+    });
     return results.flatMap(({ tensors }) => Object.entries(tensors)).sort(([a], [b]) => compareUtf8(a, b));
   }
 

@@ -158,6 +158,21 @@ suite("ShardedClient", () => {
     );
   });
 
+  test("gradients in another dtype than their parameters are measured as the step does", async () => {
+    const single = randomTensors({ v: [300] }, 1)["v"]?.data ?? new Float32Array();
+    const double = Float64Array.from({ length: 300 }, (_, i) => Math.sin(i));
+    const mixed = {
+      params: { a: { shape: [300], data: single }, b: { shape: [300], data: double } },
+      grads: { a: { shape: [300], data: double }, b: { shape: [300], data: single } },
+    };
+    const settings = { optimizer, clip: { max_norm: 0.1 }, loss_scale: 3 } as const;
+    const [part, whole] = [
+      await new ShardedClient([service.url], { requestBytes: 500 }).step({ ...settings, ...mixed }),
+      await client.step({ ...settings, ...mixed }),
+    ];
+    assert.ok(Buffer.from(part.state.bytes).equals(Buffer.from(whole.state.bytes)));
+  });
+
   test("three replicas, one killed in the middle of 200 steps: the final bytes are those of one server", async () => {
     const replicas = await Promise.all([0, 1, 2].map(() => TestService.start({ STEPD_WORKERS: "1", STEPD_ARENA_MIB: "32" })));
     try {

@@ -99,6 +99,9 @@ export const requireFit = (state: State, optimizer: OptimizerDefinition, params:
     const param = params.get(name);
     if (!param) throw mismatch("state of tensors that params has", `state of ${JSON.stringify(name)}`, name);
     if (slots.has(MASTER_PARAM) && !masterWeights) throw mismatch("master_weights: true, because the state has master copies", "false", name);
+    if (slots.has(MASTER_PARAM) && slotDtype(param.dtype) === param.dtype) {
+      throw mismatch(`a BF16 or F16 parameter beside ${MASTER_PARAM}/${name}`, param.dtype, name);
+    }
     for (const [slot, { dtype, shape }] of slots) {
       const expected = slotDtype(param.dtype);
       if (dtype !== expected || String(shape) !== String(param.shape)) {

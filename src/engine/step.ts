@@ -90,7 +90,7 @@ export const runStep = async (input: StepInput, lease: Lease, pool: Pool): Promi
   const start = performance.now();
   const runner = new Runner(lease, pool);
   const lastStep = (): number => [...state.parameters.values()].reduce((most, { step }) => Math.max(most, step), 0);
-  const usedLr = plan.at(base, pairs.length > 0 ? Math.max(...pairs.map(({ step }) => step)) - 1 : lastStep()).lr;
+  const usedLr = plan.at(base, pairs.length > 0 ? pairs.reduce((most, { step }) => Math.max(most, step), 0) - 1 : lastStep()).lr;
   const reply = (skipped: boolean, rest: Pick<StepOutput, "stats" | "warnings"> = {}): StepOutput => ({
     params: params.reply(),
     state: writeState(state, optimizer, lease),

@@ -100,6 +100,12 @@ suite("master weights", () => {
   });
 });
 
+test("a state with master copies is refused for a parameter that needs none", async () => {
+  const { state } = await step({ name: "sgd" }, typed(startParams(SMALL), "BF16"), typed(gradsAt(SMALL, 0), "BF16"), null, { master_weights: true });
+  const wide = step({ name: "sgd" }, typed(startParams(SMALL), "F32"), typed(gradsAt(SMALL, 1), "F32"), state, { master_weights: true });
+  await assert.rejects(wide, /a BF16 or F16 parameter beside master_param/);
+});
+
 suite("stochastic rounding to BF16", () => {
   const params = { w: { dtype: "BF16", shape: [200_000], values: new Array<number>(200_000).fill(1) } } as const;
   // A step of 2^-9 lies a quarter of the way from 1 down to the next BF16, 1 - 2^-8 being the half of the spacing above 1.

@@ -51,8 +51,10 @@ interface Cost {
 export const estimate = ({ plan, tensors, gradDtype, masterWeights, capacity }: EstimateInput): Estimate => {
   const params = Object.entries(tensors).map(([name, { shape, dtype = "F32" }]) => ({ name, shape, dtype }));
   const grads = params.map(({ dtype, ...param }) => ({ ...param, dtype: gradDtype ?? dtype }));
-  const state = canonicalOrder(params.flatMap((param) => stateEntries(plan, param, masterWeights)));
-  const costs = params.map((param, index) => costOf(plan, param, grads[index] as TensorDescription, masterWeights));
+  const find = groupFinder(plan.groups);
+  const entries = params.map((param) => stateEntries(plan, find(param.name), param, masterWeights));
+  const state = canonicalOrder(entries.flat());
+  const costs = params.map((param, index) => costOf(param, grads[index] as TensorDescription, entries[index] ?? []));
   const total = (key: "bytesIn" | "bytesOut" | "state" | "arena"): number => costs.reduce((sum, cost) => sum + cost[key], 0);
   const stateHeaderBytes = stateHeader(plan.optimizer, state).length;
   const paramHeaderBytes = writeHeader({}, params).length;
@@ -73,9 +75,8 @@ export const estimate = ({ plan, tensors, gradDtype, masterWeights, capacity }: 
 
 const bytes = ({ shape, dtype }: TensorDescription): number => elementsOf(shape) * (bytesOf(dtype) as number);
 
-const stateEntries = (plan: Plan, param: TensorDescription, masterWeights: boolean): readonly TensorDescription[] => {
-  const find = groupFinder(plan.groups);
-  const { values } = plan.at(plan.groups[find(param.name)]?.values ?? plan.base, 0);
+const stateEntries = (plan: Plan, group: number, param: TensorDescription, masterWeights: boolean): readonly TensorDescription[] => {
+  const { values } = plan.at(plan.groups[group]?.values ?? plan.base, 0);
   const { slots } = wantedSlots(plan.optimizer, values, param, masterWeights);
   return [
     { name: `${STEP}/${param.name}`, dtype: "I64", shape: [] },
@@ -84,8 +85,8 @@ const stateEntries = (plan: Plan, param: TensorDescription, masterWeights: boole
   ];
 };
 
-const costOf = (plan: Plan, param: TensorDescription, grad: TensorDescription, masterWeights: boolean): Cost => {
-  const state = stateEntries(plan, param, masterWeights).reduce((sum, entry) => sum + bytes(entry), 0);
+const costOf = (param: TensorDescription, grad: TensorDescription, entries: readonly TensorDescription[]): Cost => {
+  const state = entries.reduce((sum, entry) => sum + bytes(entry), 0);
   // A gradient in another dtype than the arithmetic's may need memory of its own.
   const widened = grad.dtype === slotDtype(param.dtype) ? 0 : bytes({ ...grad, dtype: slotDtype(param.dtype) });
   const bytesIn = bytes(param) + bytes(grad) + state;

@@ -12,6 +12,9 @@ import { Parts } from "./parts.ts";
 /** Bytes of all strings of a body together; V8 has a limit of 512 MiB for one. Blobs are bin. */
 const MAX_STRING_BYTES = 2 ** 28;
 
+/** Bytes of "-Infinity" with its type; a float64 has 9. */
+const MAX_NUMBER_BYTES = 10;
+
 // "auto" gives a number where it is exact and else a bigint; its type declaration lacks it.
 const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true, int64AsType: "auto" as "number" });
 const packr = new Packr({ useRecords: false, variableMapSize: true });
@@ -146,7 +149,9 @@ export const encodeMsgpack = (value: unknown): Parts => {
 
 const write = (value: unknown, pieces: Uint8Array[]): void => {
   if (value instanceof Parts) {
-    pieces.push(header(0xc6, value.length), ...value.pieces);
+    pieces.push(header(0xc6, value.length));
+    // No spread: a file of very many tensors has as many pieces.
+    for (const piece of value.pieces) pieces.push(piece);
   } else if (hasSignedZero(value)) {
     pieces.push(numbers(value));
   } else if (Array.isArray(value) && value.some(isOurs)) {
@@ -165,23 +170,29 @@ const write = (value: unknown, pieces: Uint8Array[]): void => {
 /** A list of values of a tensor with a zero below zero among them. */
 const hasSignedZero = (value: unknown): value is readonly (number | string)[] => Array.isArray(value) && value.some((item) => Object.is(item, -0));
 
-/** Numbers as float64: msgpackr writes a zero as an integer, and so loses its sign. */
-const numbers = (values: readonly (number | string)[]): Buffer =>
-  Buffer.concat([
-    header(0xdd, values.length),
-    ...values.map((value) => {
-      if (typeof value !== "number") return pack(value);
-      const bytes = Buffer.alloc(9, 0xcb);
-      bytes.writeDoubleBE(value, 1);
-      return bytes;
-    }),
-  ]);
+/** Numbers as float64: msgpackr writes a zero as an integer, and so loses its sign. NaN and infinities are their names. */
+const numbers = (values: readonly (number | string)[]): Buffer => {
+  const bytes = Buffer.allocUnsafe(5 + values.length * MAX_NUMBER_BYTES);
+  header(0xdd, values.length).copy(bytes);
+  let at = 5;
+  for (const value of values) {
+    if (typeof value === "number") {
+      bytes[at] = 0xcb;
+      at = bytes.writeDoubleBE(value, at + 1);
+    } else {
+      bytes[at] = 0xa0 | value.length;
+      at += 1 + bytes.write(value, at + 1, "latin1");
+    }
+  }
+  return bytes.subarray(0, at);
+};
 
 /** msgpackr reuses its buffer, so what it gives is copied; it is small. */
 const pack = (value: unknown): Uint8Array => Uint8Array.from(packr.pack(value));
 
-/** Whether a value is or holds what msgpackr is not to write. */
+/** Whether a value is or holds what msgpackr is not to write. It makes an extension type of undefined, which JSON leaves out. */
 const isOurs = (value: unknown): boolean =>
+  value === undefined ||
   value instanceof Parts ||
   hasSignedZero(value) ||
   (typeof value === "object" && value !== null && !(value instanceof Uint8Array) && Object.values(value).some(isOurs));

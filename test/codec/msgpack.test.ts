@@ -124,3 +124,7 @@ test("keeps the sign of a zero", () => {
   const { values } = unpack(Buffer.concat(encodeMsgpack({ values: [0, -0, "NaN", 1.5, 7] }).pieces)) as { values: unknown[] };
   assert.deepEqual(values, [0, -0, "NaN", 1.5, 7]);
 });
+
+test("members without a value are left out, also where nothing else is special", () => {
+  assert.deepEqual(unpack(Buffer.concat(encodeMsgpack({ error: { name: "X", tensors: undefined } }).pieces)), { error: { name: "X" } });
+});

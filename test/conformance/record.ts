@@ -1,0 +1,45 @@
+/**
+ * Writes cases/: the requests of requests.ts with the answers of this tree's server. Read the difference before committing it:
+ * a changed answer is a change for every caller.
+ *
+ *   node test/conformance/record.ts
+ */
+import { mkdir, rm, writeFile } from "node:fs/promises";
+import { type ErrorName, errors } from "../../src/errors/errors.ts";
+import { JSON_TYPE, readReply, TestService } from "../support/service.ts";
+import { type Answer, type Request, requests } from "./requests.ts";
+
+export const CASES = new URL("cases/", import.meta.url);
+
+export interface Case extends Omit<Request, "file">, Answer {}
+
+/** The answer over JSON, without what differs from call to call and without sentences. */
+export const answerOf = async (service: TestService, method: string, params: unknown): Promise<Answer> => {
+  const call = JSON.stringify({ jsonrpc: "2.0", id: 1, method, params });
+  const { result, error } = (await readReply(await service.post("/rpc", call, JSON_TYPE))) as {
+    result?: Record<string, unknown>;
+    error?: { code: number; data: Record<string, unknown> };
+  };
+  if (!error) return { result: result ?? {} };
+  const { request_id: _, name, ...data } = error.data;
+  return { error: { name, code: error.code, status: errors[name as ErrorName].status, ...data } };
+};
+
+/** The cases of requests.ts by file, asked anew. */
+export async function* casesOf(service: TestService): AsyncGenerator<readonly [file: string, recorded: Case]> {
+  for await (const { file, ...request } of requests((method, params) => answerOf(service, method, params)))
+    yield [file, { ...request, ...(await answerOf(service, request.method, request.params)) }];
+}
+
+/** One line a member, so that a difference shows which of them changed. */
+const print = (recorded: Case): string =>
+  `{\n${Object.entries(recorded)
+    .map(([key, value]) => `  ${JSON.stringify(key)}: ${JSON.stringify(value)}`)
+    .join(",\n")}\n}\n`;
+
+if (import.meta.main) {
+  await using service = await TestService.start();
+  await rm(CASES, { recursive: true, force: true });
+  await mkdir(CASES);
+  for await (const [file, recorded] of casesOf(service)) await writeFile(new URL(`${file}.json`, CASES), print(recorded));
+}

@@ -1,0 +1,183 @@
+/**
+ * The requests of the conformance set. Each becomes a file of cases/ with the server's answer (record.ts), which the server and the
+ * clients in Python, Go and TypeScript run. Only what a typed client can say stands here; the rest is in test/hostile.
+ */
+import { variants } from "../support/variants.ts";
+
+export interface Request {
+  /** Name of the file. */
+  readonly file: string;
+  readonly about: string;
+  readonly method: string;
+  readonly params: Readonly<Record<string, unknown>>;
+}
+
+export interface Answer {
+  readonly result?: Readonly<Record<string, unknown>>;
+  readonly error?: Readonly<Record<string, unknown>>;
+}
+
+type Ask = (method: string, params: Request["params"]) => Promise<Answer>;
+
+const params = {
+  "layer.weight": { shape: [2, 3], dtype: "F32", values: [0.5, -1.25, 2, -0.0625, 3.5, -4] },
+  "layer/bias": { shape: [2], dtype: "F32", values: [0, 1.5] },
+  größe: { shape: [], dtype: "F32", values: [0.75] },
+};
+const grads = {
+  "layer.weight": { shape: [2, 3], dtype: "F32", values: [0.25, -0.5, 0.125, 1, 0, 2] },
+  "layer/bias": { shape: [2], dtype: "F32", values: [-0.75, 0.00390625] },
+  größe: { shape: [], dtype: "F32", values: [-1.5] },
+};
+const second = {
+  "layer.weight": { shape: [2, 3], dtype: "F32", values: [-0.5, 0.0625, 1, -1, 0.5, 0.25] },
+  "layer/bias": { shape: [2], dtype: "F32", values: [0.375, -2] },
+  größe: { shape: [], dtype: "F32", values: [0.5] },
+};
+const poisoned = { ...grads, "layer/bias": { shape: [2], dtype: "F32", values: ["NaN", "-Infinity"] } };
+
+const recast = (tensors: Readonly<Record<string, object>>, dtype: string): Record<string, object> =>
+  Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, { ...tensor, dtype }]));
+
+const adamw = { name: "adamw", lr: 0.1 };
+const adam = { name: "adam", lr: 0.1 };
+const sgd = { name: "sgd", lr: 0.1, momentum: 0.9 };
+
+/** Steps from the start whose settings are those of optimizer.step. */
+const steps: readonly (readonly [file: string, about: string, settings: Readonly<Record<string, unknown>>])[] = [
+  [
+    "groups",
+    "parameter groups by pattern",
+    {
+      optimizer: adamw,
+      groups: [
+        { tensors: ["*bias"], optimizer: { weight_decay: 0 } },
+        { tensors: ["layer.*"], optimizer: { lr: 0.01 } },
+      ],
+    },
+  ],
+  ["schedule", "a warm-up by linear", { optimizer: adam, schedule: { name: "linear", start_factor: 0.25, total_iters: 4 } }],
+  ["one-cycle", "a schedule that cycles betas", { optimizer: adam, schedule: { name: "one_cycle", max_lr: 0.5, total_steps: 5 } }],
+  ["clip-norm", "clipping by the norm, with statistics by tensor", { optimizer: sgd, clip: { max_norm: 0.5 }, stats: "tensor" }],
+  ["clip-value", "clipping by value", { optimizer: sgd, clip: { max_value: 0.25 } }],
+  ["total-norm", "clipping by a norm that the caller gives", { optimizer: sgd, clip: { max_norm: 0.5, total_norm: 8 } }],
+  ["loss-scale", "a loss scale", { optimizer: adamw, loss_scale: 128, stats: "global" }],
+  ["skip", "NaN and infinity skipped: all as it was", { optimizer: adamw, grads: poisoned, non_finite: "skip" }],
+  ["propagate", "NaN and infinity in gradients go on", { optimizer: sgd, grads: poisoned, non_finite: "propagate" }],
+  ["missing-gradient", "a parameter without a gradient stays", { optimizer: adamw, grads: { größe: grads.größe } }],
+  ["empty", "no parameters at all", { optimizer: adamw, params: {}, grads: {} }],
+  ["f64", "float64 throughout", { optimizer: adamw, params: recast(params, "F64"), grads: recast(grads, "F64") }],
+  ["f64-f32", "float64 parameters, float32 gradients", { optimizer: adamw, params: recast(params, "F64") }],
+  ["bf16", "BF16 parameters and gradients", { optimizer: adamw, params: recast(params, "BF16"), grads: recast(grads, "BF16") }],
+  ["f16", "F16 parameters, F32 gradients", { optimizer: adamw, params: recast(params, "F16") }],
+  ["master-weights", "float32 master copies of BF16 parameters", { optimizer: adamw, params: recast(params, "BF16"), master_weights: true }],
+  ["stochastic-rounding", "BF16 rounded at random by seed", { optimizer: adamw, params: recast(params, "BF16"), stochastic_rounding: { seed: 7 } }],
+  ["lamb-stats", "LAMB with its trust ratios", { optimizer: { name: "lamb", lr: 0.1 }, stats: "tensor" }],
+  // What is refused.
+  ["error-unknown-optimizer", "a name that no optimizer has", { optimizer: { name: "adamv" } }],
+  ["error-betas", "a beta out of range", { optimizer: { name: "adam", betas: [0.9, 1] } }],
+  ["error-unknown-hyperparameter", "a hyperparameter of another optimizer", { optimizer: { name: "sgd", betas: [0.9, 0.99] } }],
+  ["error-negative-lr", "a negative learning rate", { optimizer: { name: "sgd", lr: -1 } }],
+  ["error-clip", "a clip of zero", { optimizer: sgd, clip: { max_norm: -2 } }],
+  ["error-schedule", "a schedule that does not exist", { optimizer: sgd, schedule: { name: "cosin", T_max: 3 } }],
+  ["error-schedule-end", "a schedule without its argument", { optimizer: sgd, schedule: { name: "cosine" } }],
+  ["error-group", "a hyperparameter of a group out of range", { optimizer: adamw, groups: [{ tensors: ["*"], optimizer: { eps: -1 } }] }],
+  [
+    "error-shape",
+    "a gradient in another shape than its parameter",
+    { optimizer: sgd, grads: { "layer.weight": { shape: [3, 2], dtype: "F32", values: [1, 2, 3, 4, 5, 6] } } },
+  ],
+  ["error-stray-gradient", "a gradient without a parameter", { optimizer: sgd, grads: { other: { shape: [1], dtype: "F32", values: [1] } } }],
+  ["error-non-finite", "NaN in a gradient, which is refused by default", { optimizer: adamw, grads: poisoned }],
+];
+
+/** The requests in their order; `ask` gives the answers that later requests build on. */
+export async function* requests(ask: Ask): AsyncGenerator<Request> {
+  const stateOf = async (optimizer: object, settings: object = {}): Promise<unknown> =>
+    (await ask("optimizer.step", { optimizer, params, grads, ...settings })).result?.["state"];
+  const step = (file: string, about: string, settings: Readonly<Record<string, unknown>>): Request => ({
+    file: `step.${file}`,
+    about,
+    method: "optimizer.step",
+    params: { params, grads, ...settings },
+  });
+
+  for (const { label, optimizer } of variants) {
+    const file = label.toLowerCase().replaceAll(/[^a-z0-9]+/g, "-");
+    const first = step(`${file}.1`, `${label}: the first step`, { optimizer });
+    yield first;
+    const { result } = await ask(first.method, first.params);
+    yield step(`${file}.2`, `${label}: the second step`, { optimizer, params: result?.["params"], grads: second, state: result?.["state"] });
+  }
+  for (const [file, about, settings] of steps) yield step(file, about, settings);
+
+  const state = await stateOf(adamw);
+  yield step("other-family", "a state of Adam's family under another of its optimizers", { optimizer: { name: "qhadam" }, state });
+  yield step("error-family", "a state of another family", { optimizer: { name: "rmsprop" }, state });
+  yield step("error-state-parameter", "a state of a parameter that is not there", { optimizer: adamw, params: { größe: params.größe }, grads: {}, state });
+  yield step("error-one-cycle-over", "a schedule that is over", {
+    optimizer: adam,
+    state: await stateOf(adam),
+    schedule: { name: "one_cycle", max_lr: 0.5, total_steps: 1 },
+  });
+
+  const other = (method: string, file: string, about: string, params: Request["params"]): Request => ({ file, about, method, params });
+  yield other("optimizer.init", "init.adamw", "the state before the first step", { optimizer: adamw, params });
+  yield other("optimizer.init", "init.adagrad", "a starting value that is not zero", {
+    optimizer: { name: "adagrad", initial_accumulator_value: 0.5 },
+    params,
+  });
+  yield other("optimizer.init", "init.master-weights", "a state with master copies", {
+    optimizer: adamw,
+    params: recast(params, "BF16"),
+    master_weights: true,
+  });
+  yield other("optimizer.init", "init.error-optimizer", "a hyperparameter out of range", { optimizer: { name: "sgd", momentum: -1 }, params });
+  yield other("optimizer.norms", "norms.grads", "sums of squares of gradients", { grads });
+  yield other("optimizer.norms", "norms.params", "those of parameters as well, with a loss scale", { grads, params, loss_scale: 16 });
+  yield other("optimizer.norms", "norms.non-finite", "NaN and infinity are counted", { grads: poisoned });
+  const shapes = Object.fromEntries(Object.entries(params).map(([name, { shape, dtype }]) => [name, { shape, dtype }]));
+  yield other("optimizer.plan", "plan.adamw", "the cost of a step", { optimizer: adamw, tensors: shapes });
+  yield other("optimizer.plan", "plan.bf16", "that with BF16 gradients and master copies", {
+    optimizer: adamw,
+    tensors: recast(shapes, "BF16"),
+    grad_dtype: "BF16",
+    master_weights: true,
+  });
+  yield other("optimizer.describe", "describe.sgd", "all about an optimizer", { name: "sgd" });
+  yield other("optimizer.describe", "describe.error-unknown", "an optimizer that does not exist", { name: "sdg" });
+  yield other("state.inspect", "inspect.adamw", "what a state holds", { state });
+  yield other("state.convert", "convert.torch", "a state in torch's format", {
+    state,
+    to: { format: "torch", names: ["layer.weight", "layer/bias", "größe"] },
+  });
+  const { result: torch } = await ask("state.convert", { state, to: { format: "torch", names: ["layer.weight", "layer/bias", "größe"] } });
+  yield other("state.convert", "convert.from-torch", "and back", {
+    state: torch?.["state"],
+    from: { format: "torch", optimizer: "adamw", names: ["layer.weight", "layer/bias", "größe"] },
+  });
+  yield other("state.convert", "convert.optimizer", "a state under another optimizer, with a slot more", {
+    state,
+    optimizer: "adam",
+    fill: ["max_exp_avg_sq"],
+  });
+  yield other("state.convert", "convert.lost", "what a format does not hold", {
+    state: await stateOf({ name: "adamw", amsgrad: true }),
+    to: { format: "optax" },
+  });
+  yield other("state.convert", "convert.error-corrupt", "bytes that are no safetensors file", { state: Buffer.from("not a state").toString("base64") });
+  yield other("state.convert", "convert.error-family", "an optimizer of another family", { state, optimizer: "sgd" });
+  yield other("schedule.evaluate", "schedule.cosine", "a range of a schedule", { schedule: { name: "cosine", T_max: 10 }, lr: 0.1, from: 3, count: 5 });
+  yield other("schedule.evaluate", "schedule.sequence", "a sequence of which a part cycles the momentum", {
+    schedule: {
+      name: "sequence",
+      schedules: [
+        { name: "constant", factor: 0.5, total_iters: 2 },
+        { name: "one_cycle", max_lr: 0.5, total_steps: 5 },
+      ],
+      milestones: [2],
+    },
+    count: 6,
+  });
+  yield other("schedule.evaluate", "schedule.error-argument", "an argument out of range", { schedule: { name: "exponential", gamma: -1 } });
+}

@@ -8,6 +8,8 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+
+	"github.com/tinylib/msgp/msgp"
 )
 
 // NormsRequest asks for sums of squares.
@@ -123,13 +125,15 @@ type Plan struct {
 
 // Plan returns what a step would cost, from shapes and dtypes alone.
 func (c *Client) Plan(ctx context.Context, request PlanRequest) (*Plan, error) {
-	tensors := make(map[string]any, len(request.Params))
+	// In their order, which a Go map would not keep: the length of a header depends on it.
+	tensors := msgp.Raw(msgp.AppendMapHeader(nil, uint32(len(request.Params))))
 	for _, t := range request.Params {
-		shape := t.Shape
-		if shape == nil {
-			shape = []int{}
+		tensors = msgp.AppendMapHeader(msgp.AppendString(tensors, t.Name), 2)
+		tensors = msgp.AppendArrayHeader(msgp.AppendString(tensors, "shape"), uint32(len(t.Shape)))
+		for _, size := range t.Shape {
+			tensors = msgp.AppendInt(tensors, size)
 		}
-		tensors[t.Name] = map[string]any{"shape": shape, "dtype": string(t.DType)}
+		tensors = msgp.AppendString(msgp.AppendString(tensors, "dtype"), string(t.DType))
 	}
 	fields := append(optimizerFields(request.Optimizer, request.Groups, request.MasterWeights), field{"tensors", tensors})
 	if request.GradDType != "" {

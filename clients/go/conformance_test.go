@@ -1,0 +1,421 @@
+package stepd
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The conformance set of all clients: each case is a call with the server's answer, both as JSON on the wire. Here it is made
+// by the client's public methods, on tensors of the case's dtypes.
+
+type conformanceCase struct {
+	About  string                     `json:"about"`
+	Method string                     `json:"method"`
+	Params json.RawMessage            `json:"params"`
+	Result map[string]json.RawMessage `json:"result"`
+	Error  *struct {
+		Name     ErrorName `json:"name"`
+		Code     int       `json:"code"`
+		Status   int       `json:"status"`
+		Field    string    `json:"field"`
+		Expected string    `json:"expected"`
+		Found    string    `json:"found"`
+		Tensors  []string  `json:"tensors"`
+	} `json:"error"`
+}
+
+func TestConformance(t *testing.T) {
+	files := must[[]string](t)(filepath.Glob(filepath.Join(root, "test/conformance/cases/*.json")))
+	if len(files) == 0 {
+		t.Fatal("no cases")
+	}
+	client := newClient(t, shared.url)
+	for _, path := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".json"), func(t *testing.T) {
+			var c conformanceCase
+			strictly(t, must[[]byte](t)(os.ReadFile(path)), &c)
+			run, ok := conformanceCalls[c.Method]
+			if !ok {
+				t.Fatalf("method %q, which this test cannot call", c.Method)
+			}
+			if (c.Result == nil) == (c.Error == nil) {
+				t.Fatal("a case has a result or an error")
+			}
+			found, err := run(t, client, c.Params)
+			if c.Error == nil {
+				if err != nil {
+					t.Fatal(err)
+				}
+				requireSameOnWire(t, found, c.Result)
+				return
+			}
+			var refusal *Error
+			if !errors.As(err, &refusal) || !errors.Is(err, c.Error.Name) {
+				t.Fatalf("%v, expected %s", err, c.Error.Name)
+			}
+			if refusal.Name != c.Error.Name || refusal.Code != c.Error.Code || refusal.Status != c.Error.Status || refusal.Field != c.Error.Field ||
+				refusal.Expected != c.Error.Expected || refusal.Found != c.Error.Found || !slices.Equal(refusal.Tensors, c.Error.Tensors) {
+				t.Fatalf("%+v\nexpected %+v", refusal, c.Error)
+			}
+		})
+	}
+}
+
+// The same steps divided over calls of a tensor each.
+func TestShardedConformance(t *testing.T) {
+	files := must[[]string](t)(filepath.Glob(filepath.Join(root, "test/conformance/cases/step.*.json")))
+	sharded := newSharded(t, shared.url)
+	sharded.RequestBytes = 1
+	steps := 0
+	for _, path := range files {
+		var c conformanceCase
+		strictly(t, must[[]byte](t)(os.ReadFile(path)), &c)
+		// Global norms may differ in the last bits, and the words of errors in which tensors they name.
+		if c.Error != nil || c.Result["stats"] != nil {
+			continue
+		}
+		steps++
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".json"), func(t *testing.T) {
+			requireSameOnWire(t, must[map[string]any](t)(conformStep(t, sharded, c.Params)), c.Result)
+		})
+	}
+	if steps == 0 {
+		t.Fatal("no cases")
+	}
+}
+
+// strictly reads JSON that must have no member that the target has not: a case may not say more than the test sends.
+func strictly(t *testing.T, text []byte, target any) {
+	t.Helper()
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(target); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// requireSameOnWire compares a result's members: tensors bit for bit in their dtype, blobs byte for byte, all else as JSON.
+func requireSameOnWire(t *testing.T, found map[string]any, expected map[string]json.RawMessage) {
+	t.Helper()
+	if names := slices.Sorted(maps.Keys(expected)); !slices.Equal(slices.Sorted(maps.Keys(found)), names) {
+		t.Fatalf("members %v, expected %v", slices.Sorted(maps.Keys(found)), names)
+	}
+	for member, text := range expected {
+		switch actual := found[member].(type) {
+		case Tensors:
+			var tensors wireTensors
+			strictly(t, text, &tensors)
+			requireSame(t, actual, tensors.tensors(t))
+		case []byte:
+			var blob []byte
+			strictly(t, text, &blob)
+			if !bytes.Equal(actual, blob) {
+				t.Errorf("%s: %q, expected %q", member, actual, blob)
+			}
+		default:
+			var plain, value any
+			strictly(t, must[[]byte](t)(json.Marshal(actual)), &plain)
+			strictly(t, text, &value)
+			if !reflect.DeepEqual(plain, value) {
+				t.Errorf("%s: %v, expected %v", member, plain, value)
+			}
+		}
+	}
+}
+
+// wireTensors are in the order of the case: it decides the lengths of headers, which optimizer.plan tells.
+type wireTensors []wireTensor
+
+type wireTensor struct {
+	name   string
+	Shape  []int       `json:"shape"`
+	DType  DType       `json:"dtype"`
+	Values []wireFloat `json:"values"`
+}
+
+func (w *wireTensors) UnmarshalJSON(text []byte) error {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if open, err := decoder.Token(); err != nil || open != json.Delim('{') {
+		return fmt.Errorf("%v where tensors stand: %w", open, err)
+	}
+	*w = wireTensors{}
+	for decoder.More() {
+		name, err := decoder.Token()
+		if err != nil {
+			return err
+		}
+		tensor := wireTensor{name: name.(string), DType: F32}
+		if err := decoder.Decode(&tensor); err != nil {
+			return err
+		}
+		*w = append(*w, tensor)
+	}
+	return nil
+}
+
+func (w wireTensors) tensors(t *testing.T) Tensors {
+	t.Helper()
+	if w == nil {
+		return nil
+	}
+	tensors := Tensors{}
+	for _, wire := range w {
+		tensor := Tensor{Name: wire.name, DType: wire.DType, Shape: wire.Shape, Data: alignedBytes(0)}
+		for _, value := range wire.Values {
+			data, err := appendExactly(tensor.Data, tensor.DType, float64(value))
+			if err != nil {
+				t.Fatalf("%q: %v", tensor.Name, err)
+			}
+			tensor.Data = data
+		}
+		tensors = append(tensors, tensor)
+	}
+	return tensors
+}
+
+// appendExactly appends a value's bytes in a dtype that holds it without rounding.
+func appendExactly(data []byte, dtype DType, value float64) ([]byte, error) {
+	single := math.Float32bits(float32(value))
+	isExact := float64(float32(value)) == value || math.IsNaN(value)
+	switch dtype {
+	case F64:
+		return binary.LittleEndian.AppendUint64(data, math.Float64bits(value)), nil
+	case F32:
+		if isExact {
+			return binary.LittleEndian.AppendUint32(data, single), nil
+		}
+	case BF16:
+		if isExact && single&0xffff == 0 {
+			return binary.LittleEndian.AppendUint16(data, uint16(single>>16)), nil
+		}
+	case F16:
+		if bits, ok := halfBits(value); ok {
+			return binary.LittleEndian.AppendUint16(data, bits), nil
+		}
+	}
+	return nil, fmt.Errorf("%v is no %s", value, dtype)
+}
+
+// halfBits returns the F16 of a value; false where it has to be rounded.
+func halfBits(value float64) (uint16, bool) {
+	const fractionBits, smallest, infinity, quietNaN = 10, -14, 0x7c00, 0x7e00
+	sign := uint16(math.Float64bits(value)>>48) & 0x8000
+	switch magnitude := math.Abs(value); {
+	case math.IsNaN(value):
+		return quietNaN, true
+	case math.IsInf(value, 0):
+		return sign | infinity, true
+	case magnitude == 0:
+		return sign, true
+	default:
+		exponent := max(math.Ilogb(magnitude), smallest)
+		// The leading one of a normal number carries into the exponent's field.
+		units := math.Ldexp(magnitude, fractionBits-exponent)
+		bits := uint32(units) + uint32(exponent-smallest)<<fractionBits
+		return sign | uint16(bits), units == math.Trunc(units) && bits < infinity
+	}
+}
+
+// onWire is a number as JSON has it.
+func onWire(value float64) any {
+	switch {
+	case math.IsNaN(value):
+		return "NaN"
+	case math.IsInf(value, 0):
+		return map[bool]string{true: "Infinity", false: "-Infinity"}[value > 0]
+	}
+	return value
+}
+
+// members are those of a result whose Go type has the wire's names.
+func members(t *testing.T, result any) map[string]any {
+	t.Helper()
+	var wire map[string]any
+	strictly(t, must[[]byte](t)(json.Marshal(result)), &wire)
+	return wire
+}
+
+// conformanceCalls make a case's call and return its result in the form of the wire.
+var conformanceCalls = map[string]func(t *testing.T, client *Client, params []byte) (map[string]any, error){
+	"optimizer.step": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
+		return conformStep(t, client, params)
+	},
+	"optimizer.init": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
+		var wire struct {
+			Optimizer     Optimizer   `json:"optimizer"`
+			Groups        []Group     `json:"groups"`
+			Params        wireTensors `json:"params"`
+			MasterWeights bool        `json:"master_weights"`
+		}
+		strictly(t, params, &wire)
+		state, err := client.Init(testContext(t), InitRequest{
+			Optimizer: wire.Optimizer, Groups: wire.Groups, Params: wire.Params.tensors(t), MasterWeights: wire.MasterWeights,
+		})
+		if err != nil {
+			return nil, err
+		}
+		return map[string]any{"state": state.Bytes()}, nil
+	},
+	"optimizer.norms": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
+		var wire struct {
+			Grads     wireTensors `json:"grads"`
+			Params    wireTensors `json:"params"`
+			LossScale float64     `json:"loss_scale"`
+		}
+		strictly(t, params, &wire)
+		norms, err := client.Norms(testContext(t), NormsRequest{Grads: wire.Grads.tensors(t), Params: wire.Params.tensors(t), LossScale: wire.LossScale})
+		if err != nil {
+			return nil, err
+		}
+		tensors := map[string]any{}
+		for name, sums := range norms.Tensors {
+			tensor := map[string]any{"grad_squares": onWire(sums.GradSquares), "zeros": sums.Zeros, "non_finite": sums.NonFinite}
+			if sums.ParamSquares != nil {
+				tensor["param_squares"] = onWire(*sums.ParamSquares)
+			}
+			tensors[name] = tensor
+		}
+		return map[string]any{"tensors": tensors, "grad_norm": onWire(norms.GradNorm)}, nil
+	},
+	"optimizer.plan": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
+		var wire struct {
+			Optimizer     Optimizer   `json:"optimizer"`
+			Groups        []Group     `json:"groups"`
+			Tensors       wireTensors `json:"tensors"`
+			GradDType     DType       `json:"grad_dtype"`
+			MasterWeights bool        `json:"master_weights"`
+		}
+		strictly(t, params, &wire)
+		plan, err := client.Plan(testContext(t), PlanRequest{
+			Optimizer: wire.Optimizer, Groups: wire.Groups, Params: wire.Tensors.tensors(t), GradDType: wire.GradDType, MasterWeights: wire.MasterWeights,
+		})
+		if err != nil {
+			return nil, err
+		}
+		return members(t, plan), nil
+	},
+	"optimizer.describe": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
+		var wire struct {
+			Name string `json:"name"`
+		}
+		strictly(t, params, &wire)
+		description, err := client.Describe(testContext(t), wire.Name)
+		if err != nil {
+			return nil, err
+		}
+		return members(t, description), nil
+	},
+	"state.inspect": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
+		var wire struct {
+			State []byte `json:"state"`
+		}
+		strictly(t, params, &wire)
+		info, err := client.Inspect(testContext(t), must[*State](t)(ReadState(wire.State)))
+		if err != nil {
+			return nil, err
+		}
+		return members(t, info), nil
+	},
+	"state.convert": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
+		var wire struct {
+			State     []byte      `json:"state"`
+			From      *Convention `json:"from"`
+			To        *Convention `json:"to"`
+			Optimizer string      `json:"optimizer"`
+			Fill      []string    `json:"fill"`
+		}
+		strictly(t, params, &wire)
+		converted, err := client.Convert(testContext(t), ConvertRequest{File: wire.State, From: wire.From, To: wire.To, Optimizer: wire.Optimizer, Fill: wire.Fill})
+		if err != nil {
+			return nil, err
+		}
+		return map[string]any{"state": converted.File, "lost": append([]string{}, converted.Lost...)}, nil
+	},
+	"schedule.evaluate": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
+		var wire ScheduleRequest
+		strictly(t, params, &wire)
+		rates, err := client.EvaluateSchedule(testContext(t), wire)
+		if err != nil {
+			return nil, err
+		}
+		result := members(t, rates)
+		if rates.Momentums == nil {
+			delete(result, "momentums")
+		}
+		return result, nil
+	},
+}
+
+func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, error) {
+	var wire struct {
+		Optimizer Optimizer   `json:"optimizer"`
+		Groups    []Group     `json:"groups"`
+		Params    wireTensors `json:"params"`
+		Grads     wireTensors `json:"grads"`
+		State     []byte      `json:"state"`
+		Schedule  Schedule    `json:"schedule"`
+		Clip      *struct {
+			MaxNorm   float64  `json:"max_norm"`
+			MaxValue  float64  `json:"max_value"`
+			TotalNorm *float64 `json:"total_norm"`
+		} `json:"clip"`
+		LossScale          float64    `json:"loss_scale"`
+		NonFinite          NonFinite  `json:"non_finite"`
+		Stats              StatsLevel `json:"stats"`
+		MasterWeights      bool       `json:"master_weights"`
+		StochasticRounding *struct {
+			Seed uint64 `json:"seed"`
+		} `json:"stochastic_rounding"`
+	}
+	strictly(t, params, &wire)
+	request := StepRequest{
+		Optimizer: wire.Optimizer, Groups: wire.Groups, Params: wire.Params.tensors(t), Grads: wire.Grads.tensors(t), Schedule: wire.Schedule,
+		Clip: (*Clip)(wire.Clip), LossScale: wire.LossScale, NonFinite: wire.NonFinite, Stats: wire.Stats, MasterWeights: wire.MasterWeights,
+	}
+	if wire.State != nil {
+		request.State = must[*State](t)(ReadState(wire.State))
+	}
+	if wire.StochasticRounding != nil {
+		request.RoundingSeed = &wire.StochasticRounding.Seed
+	}
+	result, err := client.Step(testContext(t), request)
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]any{
+		"params": result.Params, "state": result.State.Bytes(), "step": result.Step, "lr": onWire(result.LR), "skipped": result.Skipped,
+	}
+	if result.Warnings != nil {
+		found["warnings"] = result.Warnings
+	}
+	if stats := result.Stats; stats != nil {
+		wire := map[string]any{"grad_norm": onWire(stats.GradNorm), "param_norm": onWire(stats.ParamNorm), "update_norm": onWire(stats.UpdateNorm),
+			"zeros": stats.Zeros, "non_finite": stats.NonFinite, "clipped": stats.Clipped}
+		if stats.Tensors != nil {
+			tensors := map[string]any{}
+			for name, stat := range stats.Tensors {
+				tensor := map[string]any{"grad_norm": onWire(stat.GradNorm), "param_norm": onWire(stat.ParamNorm), "update_norm": onWire(stat.UpdateNorm),
+					"zeros": stat.Zeros, "non_finite": stat.NonFinite}
+				if stat.TrustRatio != nil {
+					tensor["trust_ratio"] = onWire(*stat.TrustRatio)
+				}
+				tensors[name] = tensor
+			}
+			wire["tensors"] = tensors
+		}
+		found["stats"] = wire
+	}
+	return found, nil
+}

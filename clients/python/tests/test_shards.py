@@ -127,6 +127,37 @@ def test_a_norm_past_float64(
     assert_same(sharded.step(ADAMW, **given), client.step(ADAMW, **given))
 
 
+@pytest.mark.parametrize(
+    "settings", [HARD["clip"], HARD["lamb and clip"]], ids=["clip", "lamb and clip"]
+)
+@pytest.mark.parametrize("wide", ["params", "grads", "some params", "some grads"])
+def test_clips_in_the_dtype_of_the_step(
+    client: stepd.Client,
+    sharded: stepd.ShardedClient,
+    wide: str,
+    settings: dict[str, Any],
+) -> None:
+    given: dict[str, Any] = {"params": tensors(1), "grads": tensors(2)}
+    # No value of these is one of float32, so that each dtype has its own squares.
+    third = {name: array / 3.0 for name, array in tensors(3).items()}
+    of = wide.split()[-1]
+    for name in ("deep/w", "z") if "some" in wide else list(third):
+        given[of][name] = third[name].astype(np.float64) + 1 / 3
+    settings = {"optimizer": ADAMW, **settings}
+    assert_same(sharded.step(**given, **settings), client.step(**given, **settings))
+
+
+def test_skips_what_only_float32_overflows(
+    client: stepd.Client, sharded: stepd.ShardedClient
+) -> None:
+    params, grads = tensors(1), tensors(2)
+    grads["z"] = np.full(7, 1e39)
+    given: dict[str, Any] = {"params": params, "grads": grads, "non_finite": "skip"}
+    one = client.step(ADAMW, **given)
+    assert one.skipped
+    assert_same(sharded.step(ADAMW, **given), one)
+
+
 def test_errors_are_those_of_the_whole_step(sharded: stepd.ShardedClient) -> None:
     params, grads = tensors(1), tensors(2)
     with pytest.raises(stepd.InvalidParams, match="lr"):
@@ -147,6 +178,11 @@ def test_init_and_norms(client: stepd.Client, sharded: stepd.ShardedClient) -> N
     params = tensors(1)
     assert sharded.init(ADAMW, params) == client.init(ADAMW, params)
     assert sharded.norms(params, loss_scale=3) == client.norms(params, loss_scale=3)
+    wide = {name: array.astype(np.float64) / 3 for name, array in params.items()}
+    assert sharded.norms(wide, params) == client.norms(wide, params)
+    assert sharded.norms(params, wide) == client.norms(params, wide)
+    with pytest.raises(stepd.TensorMismatch, match="embed"):
+        sharded.norms(params, {})
     assert sharded.step(ADAMW, {}, {}).params == {}
 
 

@@ -148,7 +148,7 @@ class ShardedClient:
         clips = _clips_by_norm(optimizer, clip)
         poison: float | None = None
         if clips or non_finite == "skip":
-            norms = self._norms(shards, grads, loss_scale, timeout)
+            norms = self._norms(shards, grads, params, loss_scale, timeout)
             total = _total_norm(norms)
             broken = {name for name, tensor in norms.items() if tensor.non_finite}
             if broken and non_finite in (None, "error"):
@@ -222,13 +222,16 @@ class ShardedClient:
     def norms(
         self,
         grads: Arrays,
+        params: Arrays | None = None,
         *,
         loss_scale: float | None = None,
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
         """Sums of squares by tensor and the norm over all, as :meth:`Client.norms`."""
-        shards = self._pack(grads, {}, None)
-        tensors = self._norms(shards, grads, loss_scale, timeout)
+        shards = self._pack(grads, params or {}, None)
+        tensors = self._norms(
+            shards, grads, params, loss_scale, timeout, of_params=params is not None
+        )
         return NormsResult(tensors, _total_norm(tensors))
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -239,13 +242,21 @@ class ShardedClient:
         self,
         shards: Sequence[list[str]],
         grads: Arrays,
+        params: Arrays | None,
         loss_scale: float | None,
         timeout: float | Timeout | None,
+        *,
+        of_params: bool = False,
     ) -> dict[str, TensorNorms]:
         def call(names: list[str]) -> Callable[[Client], NormsResult]:
             own = _only(grads, names)
+            given: dict[str, Array] | None = _only(params or {}, list(own))
+            # The parameter's dtype decides in which the gradient is squared, so it has
+            # to be there where it would be another. Else its bytes can stay here.
+            if not of_params and not _differ_in_arithmetic(given or {}, own):
+                given = None
             return lambda client: client.norms(
-                own, loss_scale=loss_scale, timeout=timeout
+                own, given, loss_scale=loss_scale, timeout=timeout
             )
 
         tensors: dict[str, TensorNorms] = {}
@@ -339,6 +350,15 @@ class _Replica:
 
 def _only(arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
     return {name: arrays[name] for name in names if name in arrays}
+
+
+def _differ_in_arithmetic(params: Arrays, grads: Arrays) -> bool:
+    """Whether a float64 tensor belongs to one that is none."""
+
+    def is_wide(array: Array) -> bool:
+        return np.asarray(array).itemsize == np.dtype(np.float64).itemsize
+
+    return any(is_wide(param) != is_wide(grads[name]) for name, param in params.items())
 
 
 def _clips_by_norm(optimizer: Optimizer, clip: Mapping[str, float] | None) -> bool:

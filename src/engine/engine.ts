@@ -6,12 +6,13 @@ import { groupFinder } from "../planner/groups.ts";
 import type { Pool } from "../pool/pool.ts";
 import { type Estimate, type EstimateInput, estimate } from "./estimate.ts";
 import type { Plan } from "./plan.ts";
-import { Runner } from "./runner.ts";
+import { Runner, type Waits } from "./runner.ts";
 import { addSlots, emptyState, MASTER_PARAM, readState, type State, slotDtype, writeState } from "./state.ts";
 import { runStep, type StepInput, type StepOutput, wantedSlots } from "./step.ts";
 import { loadTensors, requireMatch, type Tensor, type Tensors } from "./tensors.ts";
 
 export { makePlan, type Plan, type Schedule } from "./plan.ts";
+export type { Waits } from "./runner.ts";
 export { STATE_FORMAT, type State } from "./state.ts";
 export type { StepOutput } from "./step.ts";
 
@@ -41,12 +42,12 @@ export class Engine {
   }
 
   /** One update. Throws what docs/wire-format.md lists under optimizer.step. */
-  step(input: StepInput, lease: Lease): Promise<StepOutput> {
-    return runStep(input, lease, this.#pool);
+  step(input: StepInput, lease: Lease, waits: Waits): Promise<StepOutput> {
+    return runStep(input, lease, this.#pool, waits);
   }
 
   /** The state before the first step: starting values, step 0, for all parameters. */
-  async init(plan: Plan, params: Tensors, masterWeights: boolean, lease: Lease): Promise<Parts> {
+  async init(plan: Plan, params: Tensors, masterWeights: boolean, lease: Lease, waits: Waits): Promise<Parts> {
     const { optimizer, base, groups } = plan;
     const find = groupFinder(groups);
     const state = emptyState(optimizer);
@@ -57,13 +58,13 @@ export class Engine {
       const master = state.parameters.get(param.name)?.slots.get(MASTER_PARAM);
       return master ? [{ param, master }] : [];
     });
-    await new Runner(lease, this.#pool).fillMasters(masters);
+    await new Runner(lease, this.#pool, waits).fillMasters(masters);
     return writeState(state, optimizer, lease);
   }
 
   /** Sums of squares by tensor: what exact clipping over several calls needs first. */
-  async norms(grads: Tensors, params: Tensors | undefined, lossScale: number, lease: Lease): Promise<Norms> {
-    const runner = new Runner(lease, this.#pool);
+  async norms(grads: Tensors, params: Tensors | undefined, lossScale: number, lease: Lease, waits: Waits): Promise<Norms> {
+    const runner = new Runner(lease, this.#pool, waits);
     const gradSet = loadTensors(grads, "/grads", lease);
     const paramSet = params === undefined ? undefined : loadTensors(params, "/params", lease);
     if (paramSet) requireMatch(paramSet, gradSet);

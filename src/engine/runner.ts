@@ -75,6 +75,11 @@ export interface TensorResult {
   updateSquares: number;
 }
 
+/** The time that a call spent waiting for other calls' jobs. It is counted up as it passes, so that it is known of a call that fails, too. */
+export interface Waits {
+  seconds: number;
+}
+
 /** Memory for the sums of one tensor: a row of float64 for each block. */
 interface Sums {
   readonly address: number;
@@ -91,12 +96,12 @@ const arithmetic = (param: Tensor): string => slotDtype(param.dtype);
 export class Runner {
   readonly #lease: Lease;
   readonly #pool: Pool;
-  /** Seconds spent waiting for other jobs. */
-  queueSeconds = 0;
+  readonly #waits: Waits;
 
-  constructor(lease: Lease, pool: Pool) {
+  constructor(lease: Lease, pool: Pool, waits: Waits) {
     this.#lease = lease;
     this.#pool = pool;
+    this.#waits = waits;
   }
 
   /** Widens gradients into memory of their own where they are not in `dtypes`, divides them by the loss scale, and takes their sums. */
@@ -259,7 +264,7 @@ export class Runner {
   }
 
   async #run(units: readonly Unit[]): Promise<void> {
-    this.queueSeconds += await this.#pool.run(units, this.#lease);
+    this.#waits.seconds += await this.#pool.run(units, this.#lease);
   }
 
   /** One block of memory for the sums of all tensors. */

@@ -10,7 +10,7 @@ import type { Hyperparameters, Moment, OptimizerDefinition, Stage, Values } from
 import { groupFinder } from "../planner/groups.ts";
 import type { Pool } from "../pool/pool.ts";
 import type { Plan } from "./plan.ts";
-import { type GradientSums, type Measured, Runner, type TensorResult, type Work } from "./runner.ts";
+import { type GradientSums, type Measured, Runner, type TensorResult, type Waits, type Work } from "./runner.ts";
 import { addSlots, emptyState, MASTER_PARAM, readState, requireFit, type State, slotDtype, writeState } from "./state.ts";
 import { loadTensors, type PlainTensors, requireMatch, type Tensor, type Tensors } from "./tensors.ts";
 
@@ -60,10 +60,8 @@ export interface StepOutput {
   readonly skipped: boolean;
   readonly stats?: Omit<TensorStats, "trust_ratio"> & { readonly clipped: boolean; readonly tensors?: Readonly<Record<string, TensorStats>> };
   readonly warnings?: readonly string[];
-  /** What metrics count. */
+  /** Parameters that have a gradient, by dtype, for metrics. */
   readonly elements: Readonly<Record<string, number>>;
-  readonly computeSeconds: number;
-  readonly queueSeconds: number;
 }
 
 /** A gradient with its parameter and the hyperparameters of this step. */
@@ -77,7 +75,7 @@ interface Pair {
 }
 
 /** Runs `optimizer.step`. The caller's bytes are overwritten in the lease. */
-export const runStep = async (input: StepInput, lease: Lease, pool: Pool): Promise<StepOutput> => {
+export const runStep = async (input: StepInput, lease: Lease, pool: Pool, waits: Waits): Promise<StepOutput> => {
   const { plan, clip, lossScale, nonFinite } = input;
   const { optimizer, base } = plan;
   const params = loadTensors(input.params, "/params", lease);
@@ -87,8 +85,7 @@ export const runStep = async (input: StepInput, lease: Lease, pool: Pool): Promi
   requireFit(state, optimizer, params.tensors, input.masterWeights);
   const pairs = pairUp(plan, params.tensors, grads.tensors, state);
 
-  const start = performance.now();
-  const runner = new Runner(lease, pool);
+  const runner = new Runner(lease, pool, waits);
   const lastStep = (): number => [...state.parameters.values()].reduce((most, { step }) => Math.max(most, step), 0);
   const usedLr = plan.at(base, pairs.length > 0 ? pairs.reduce((most, { step }) => Math.max(most, step), 0) - 1 : lastStep()).lr;
   const reply = (skipped: boolean, rest: Pick<StepOutput, "stats" | "warnings"> = {}): StepOutput => ({
@@ -99,8 +96,6 @@ export const runStep = async (input: StepInput, lease: Lease, pool: Pool): Promi
     skipped,
     ...rest,
     elements: countElements(pairs),
-    computeSeconds: (performance.now() - start) / 1000 - runner.queueSeconds,
-    queueSeconds: runner.queueSeconds,
   });
 
   const maxGradNorm = (base["max_grad_norm"] ?? undefined) as number | undefined;

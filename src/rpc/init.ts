@@ -10,7 +10,7 @@ export const init: Method<InitParams> = {
   result: "init-result.schema.json",
   rest: { verb: "POST", path: "/v1/init" },
 
-  async handle({ optimizer, groups, params, master_weights: masterWeights = false }, { engine, lease }) {
-    return { state: await engine.init(planOf(optimizer, groups), params, masterWeights, lease) };
+  async handle({ optimizer, groups, params, master_weights: masterWeights = false }, { engine, lease, waits }) {
+    return { state: await engine.init(planOf(optimizer, groups), params, masterWeights, lease, waits) };
   },
 };

@@ -9,7 +9,7 @@ export const norms: Method<NormsParams> = {
   result: "norms-result.schema.json",
   rest: { verb: "POST", path: "/v1/norms" },
 
-  handle({ grads, params, loss_scale: lossScale = 1 }, { engine, lease }) {
-    return engine.norms(grads, params, lossScale, lease);
+  handle({ grads, params, loss_scale: lossScale = 1 }, { engine, lease, waits }) {
+    return engine.norms(grads, params, lossScale, lease, waits);
   },
 };

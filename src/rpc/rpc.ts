@@ -8,7 +8,7 @@ import { evaluate } from "./evaluate.ts";
 import { init } from "./init.ts";
 import { inspect } from "./inspect.ts";
 import { list } from "./list.ts";
-import type { Context, Method } from "./method.ts";
+import type { Context, Method, Waits } from "./method.ts";
 import { norms } from "./norms.ts";
 import { plan } from "./plan.ts";
 import { step } from "./step.ts";
@@ -65,8 +65,10 @@ export class Rpc {
   }
 
   /** Calls one method. Throws StepdError. */
-  async call(name: string, params: unknown, context: Context, observe: Observer): Promise<unknown> {
+  async call(name: string, params: unknown, context: Omit<Context, "waits">, observe: Observer): Promise<unknown> {
     const method = this.#byName.get(name);
+    const start = performance.now();
+    const waits: Waits = { seconds: 0 };
     try {
       if (!method) {
         throw new StepdError("METHOD_NOT_FOUND", `/method: there is no method ${describeValue(name)}; rpc.discover lists them`, {
@@ -76,17 +78,19 @@ export class Rpc {
       }
       if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", "an array");
       validate(method.params, params);
-      const result = await method.handle(params as never, context);
+      const result = await method.handle(params as never, { ...context, waits });
       observe(method.name, "ok");
       return result;
     } catch (error) {
       observe(method?.name ?? "unknown", asStepdError(error).code, error);
       throw asStepdError(error);
+    } finally {
+      if (method) context.telemetry.ran((performance.now() - start) / 1000 - waits.seconds, waits.seconds);
     }
   }
 
   /** Answers a decoded body. */
-  async handle(body: unknown, context: Context, requestId: string, observe: Observer): Promise<RpcReply> {
+  async handle(body: unknown, context: Omit<Context, "waits">, requestId: string, observe: Observer): Promise<RpcReply> {
     if (!Array.isArray(body)) {
       const { value, error } = await this.#answer(body, context, requestId, observe);
       const status = error && TRANSPORT.includes(error.code) ? errors[error.code].status : 200;
@@ -106,7 +110,7 @@ export class Rpc {
     return values.length === 0 ? { status: 204, value: undefined, retryAfter: undefined } : { status: 200, value: values, retryAfter: undefined };
   }
 
-  async #answer(item: unknown, context: Context, requestId: string, observe: Observer): Promise<{ value: unknown; error?: StepdError }> {
+  async #answer(item: unknown, context: Omit<Context, "waits">, requestId: string, observe: Observer): Promise<{ value: unknown; error?: StepdError }> {
     let call: Call;
     try {
       call = readCall(item);

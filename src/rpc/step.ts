@@ -10,9 +10,9 @@ export const step: Method<StepParams> = {
   result: "step-result.schema.json",
   rest: { verb: "POST", path: "/v1/step" },
 
-  async handle(call, { engine, lease, telemetry }) {
+  async handle(call, { engine, lease, telemetry, waits }) {
     const plan = planOf(call.optimizer, call.groups, call.schedule);
-    const { elements, computeSeconds, queueSeconds, ...result } = await engine.step(
+    const { elements, ...result } = await engine.step(
       {
         plan,
         params: call.params,
@@ -26,8 +26,10 @@ export const step: Method<StepParams> = {
         seed: call.stochastic_rounding?.seed,
       },
       lease,
+      waits,
     );
-    telemetry.stepped(plan.optimizer.name, elements, { compute: computeSeconds, queue: queueSeconds });
+    if (result.skipped) telemetry.nonFinite();
+    else telemetry.stepped(plan.optimizer.name, elements);
     return result;
   },
 };

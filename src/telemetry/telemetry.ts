@@ -121,11 +121,15 @@ export class Telemetry {
     this.#bytes.inc({ direction }, bytes);
   }
 
-  /** A step was taken: elements by dtype, and its times. */
-  stepped(optimizer: string, elements: Readonly<Record<string, number>>, phases: { readonly compute: number; readonly queue: number }): void {
+  /** A method ran, to whatever end, for so many seconds beside those that it waited for other calls' jobs. */
+  ran(compute: number, queue: number): void {
+    this.phase("compute", compute);
+    this.phase("queue", queue);
+  }
+
+  /** A step was taken, with so many elements by dtype. */
+  stepped(optimizer: string, elements: Readonly<Record<string, number>>): void {
     for (const [dtype, count] of Object.entries(elements)) this.#elements.inc({ optimizer, dtype }, count);
-    this.phase("compute", phases.compute);
-    this.phase("queue", phases.queue);
   }
 
   refused(reason: string): void {
@@ -134,6 +138,12 @@ export class Telemetry {
 
   nonFinite(): void {
     this.#nonFinite.inc();
+  }
+
+  /** A file of a setting changed, and was taken over or not. */
+  reloaded(setting: string, error: Error | undefined, facts: Readonly<Record<string, unknown>>): void {
+    if (error) this.log.error({ setting, reason: error.message }, "a changed file is not taken; what was read before stays");
+    else this.log.info({ setting, ...facts }, "a changed file was taken over");
   }
 
   workerLost(cause: unknown): void {

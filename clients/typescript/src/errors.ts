@@ -3,6 +3,9 @@
 import type { ErrorName } from "./errors.gen.ts";
 import type { ErrorData } from "./wire.gen.ts";
 
+/** Statuses after which the same call may succeed, here or elsewhere. */
+const PASSING = [429, 502, 503, 504];
+
 /** The server refused the call or failed at it; nothing was changed. */
 export class StepdError extends Error {
   override readonly name = "StepdError";
@@ -32,9 +35,27 @@ export class StepdError extends Error {
     this.requestId = data.request_id;
     this.retryAfter = data.retry_after;
   }
+
+  get isPassing(): boolean {
+    return PASSING.includes(this.status);
+  }
 }
 
 /** The server was not reached, or what came was no reply of stepd. */
 export class TransportError extends Error {
   override readonly name = "TransportError";
+  /** The HTTP status, where there was a reply. */
+  readonly status: number | undefined;
+  /** Seconds after which a proxy wants to be asked again. */
+  readonly retryAfter: number | undefined;
+
+  constructor(message: string, { cause, status, retryAfter }: { cause?: unknown; status?: number; retryAfter?: number | undefined } = {}) {
+    super(message, { cause });
+    this.status = status;
+    this.retryAfter = retryAfter;
+  }
+
+  get isPassing(): boolean {
+    return this.status === undefined || PASSING.includes(this.status);
+  }
 }

@@ -1,8 +1,23 @@
 /** Client of stepd for Node and browsers. */
-export { Client, type ClientOptions, type StepInput, type StepResult, type StepSettings } from "./client.ts";
+export { Client, type Conversion, type ConvertInput, type NormsInput, type ServerInfo, type StepInput, type StepResult, type StepSettings } from "./client.ts";
 export type { ErrorName } from "./errors.gen.ts";
 export { StepdError, TransportError } from "./errors.ts";
 export { ShardedClient, type ShardedInput, type ShardedOptions, type ShardedResult } from "./sharded.ts";
 export { State } from "./state.ts";
 export { type DType, type Tensor, type Tensors, toTensors } from "./tensors.ts";
-export type { Adam, AdamW, Group, LAMB, Optimizer, PlanParams, PlanResult, QHAdam, QHAdamW, QHM, SGD } from "./wire.gen.ts";
+export type { CallOptions, ClientOptions, Fetch } from "./transport.ts";
+export type {
+  Convention,
+  DescribeResult,
+  EvaluateParams,
+  EvaluateResult,
+  Group,
+  InspectResult,
+  ListResult,
+  NormsResult,
+  Optimizer,
+  PlanParams,
+  PlanResult,
+  Schedule,
+  Stats,
+} from "./wire.gen.ts";

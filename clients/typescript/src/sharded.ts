@@ -1,8 +1,9 @@
 /** A step over several calls, connections and replicas at once. Its result is that of one call, bit for bit. */
-import { Client, type ClientOptions, type StepInput, type StepResult } from "./client.ts";
+import { Client, type StepInput, type StepResult } from "./client.ts";
 import { StepdError, TransportError } from "./errors.ts";
 import { State } from "./state.ts";
-import { bytesOf, compareUtf8, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
+import { compareUtf8, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
+import { type CallOptions, type ClientOptions, pause } from "./transport.ts";
 import type { NormsResult } from "./wire.gen.ts";
 
 export interface ShardedOptions extends ClientOptions {
@@ -14,7 +15,9 @@ export interface ShardedOptions extends ClientOptions {
 
 /** Statistics are of single calls. */
 export type ShardedInput = Omit<StepInput, "stats">;
-export type ShardedResult = Pick<StepResult, "params" | "state" | "step" | "lr" | "skipped">;
+export type ShardedResult = Omit<StepResult, "stats">;
+
+type Shard = ReadonlySet<string>;
 
 const DEFAULT_REQUEST_BYTES = 64 * 2 ** 20;
 const DEFAULT_CONNECTIONS = 4;
@@ -32,6 +35,8 @@ export class ShardedClient {
   /** `urls` are replicas; any serves any call. */
   constructor(urls: readonly string[], { requestBytes = DEFAULT_REQUEST_BYTES, connections = DEFAULT_CONNECTIONS, ...options }: ShardedOptions = {}) {
     if (urls.length === 0) throw new TypeError("a ShardedClient needs at least one url");
+    if (!(requestBytes > 0)) throw new TypeError(`requestBytes: expected more than 0, found ${requestBytes}`);
+    if (!(connections >= 1)) throw new TypeError(`connections: expected at least 1, found ${connections}`);
     // A call that fails goes to another replica at once, so a client by itself does not send again.
     this.#clients = urls.map((url) => new Client(url, { ...options, retries: 0 }));
     this.#requestBytes = requestBytes;
@@ -39,100 +44,110 @@ export class ShardedClient {
   }
 
   /** One update. Exact clipping by norm takes a round of `norms` first. Throws as Client.step does; then nothing was changed. */
-  async step({ params, grads, state = null, ...settings }: ShardedInput): Promise<ShardedResult> {
-    const shards = this.#pack(params);
+  async step({ params, grads, state: given, ...settings }: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
+    const state = given instanceof Uint8Array ? new State(given) : given;
+    const shards = this.#pack(params, [...Object.keys(grads), ...(state?.parameters ?? [])]);
+    const inputOf = (names: Shard): StepInput => ({ ...settings, params: pick(params, names), grads: pick(grads, names), state: state?.pick(names) });
     const { max_grad_norm: ownNorm } = settings.optimizer as { max_grad_norm?: number | null };
     const clipsByNorm = (settings.clip?.max_norm !== undefined || typeof ownNorm === "number") && settings.clip?.total_norm === undefined;
-    let clip = settings.clip;
-    if (clipsByNorm || settings.non_finite === "skip") {
-      const norms = await this.#norms(
-        shards.map((names) => ({ grads: pick(grads, names), params: pick(params, names) })),
-        settings.loss_scale,
-      );
-      if (settings.non_finite === "skip" && norms.some(([, { non_finite }]) => non_finite > 0)) return unchanged(params, state, settings);
+    let { clip } = settings;
+    if (shards.length > 1 && (clipsByNorm || settings.non_finite === "skip")) {
+      const norms = await this.#norms(shards, { params, grads, loss_scale: settings.loss_scale }, options);
       const broken = shards.find((names) => norms.some(([name, { non_finite }]) => non_finite > 0 && names.has(name)));
-      // The norm over all is no number then: the shard's own call says which tensors it is.
-      if (broken && settings.non_finite !== "propagate")
-        await this.#anywhere((client) => client.step({ optimizer: { name: "sgd" }, params: pick(params, broken), grads: pick(grads, broken) }));
-      if (clipsByNorm) clip = { ...clip, total_norm: Math.sqrt(norms.reduce((sum, [, { grad_squares }]) => sum + Number(grad_squares), 0)) };
+      if (broken && settings.non_finite !== "propagate") {
+        // The shard's own call refuses, and says which tensors it is, or skips, and says at which step and rate.
+        const skipped = await this.#anywhere((client, call) => client.step(inputOf(broken), call), options);
+        return { ...skipped, params: { ...params }, state: state ?? skipped.state, step: Math.max(skipped.step, ...Object.values(state?.steps ?? {})) };
+      }
+      if (clipsByNorm) clip = { ...clip, total_norm: Math.sqrt(norms.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0)) };
     }
-    const results = await this.#each(shards, (names) => {
-      const part = state?.pick(names);
-      return (client) => client.step({ ...settings, ...(clip && { clip }), params: pick(params, names), grads: pick(grads, names), state: part ?? null });
+    const results = await this.#each(shards, options, (names) => {
+      const input = { ...inputOf(names), clip };
+      return (client, call) => client.step(input, call);
     });
-    const stepped: Record<string, Tensor> = {};
-    for (const { params: part } of results) Object.assign(stepped, part);
+    const stepped = new Map(results.flatMap((result) => Object.entries(result.params)));
+    const warnings = [...new Set(results.flatMap((result) => result.warnings ?? []))];
+    // The rate of the whole is that of the tensor with the most steps.
+    const latest = results.reduce((most, result) => (result.step > most.step ? result : most));
     return {
-      params: Object.fromEntries(Object.keys(params).map((name) => [name, stepped[name] as Tensor])),
+      params: Object.fromEntries(Object.keys(params).map((name) => [name, stepped.get(name) as Tensor])),
       state: State.join(results.map((result) => result.state)),
-      step: Math.max(...results.map(({ step }) => step)),
-      lr: results[0]?.lr ?? 0,
+      step: latest.step,
+      lr: latest.lr,
       skipped: false,
+      ...(warnings.length > 0 && { warnings }),
     };
   }
 
   /** Sums of all tensors, in the order of the names' UTF-8 bytes, in which the server adds them too. */
   async #norms(
-    parts: readonly { readonly grads: Tensors; readonly params: Tensors }[],
-    lossScale: number | undefined,
+    shards: readonly Shard[],
+    { params, grads, loss_scale }: Pick<StepInput, "params" | "grads" | "loss_scale">,
+    options: CallOptions,
   ): Promise<[string, NormsResult["tensors"][string]][]> {
-    const results = await this.#each(parts, ({ grads, params }) => (client) => {
+    const results = await this.#each(shards, options, (names) => {
+      const part = pick(grads, names);
+      const theirs = pick(params, new Set(Object.keys(part)));
       // The parameter's dtype decides the arithmetic, so it has to be told where it is not the gradient's.
-      const differs = Object.entries(grads).some(([name, grad]) => dtypeOf(grad) !== dtypeOf(params[name] ?? grad));
-      return client.norms({
-        grads,
-        ...(differs && { params: pick(params, new Set(Object.keys(grads))) }),
-        ...(lossScale !== undefined && { loss_scale: lossScale }),
-      });
+      const differs = Object.entries(theirs).some(([name, param]) => dtypeOf(param) !== dtypeOf(part[name] as Tensor));
+      return (client, call) => client.norms({ grads: part, loss_scale, params: differs ? theirs : undefined }, call);
     });
     return results.flatMap(({ tensors }) => Object.entries(tensors)).sort(([a], [b]) => compareUtf8(a, b));
   }
 
-  /** Packs tensors in their order into sets of about the set size. */
-  #pack(params: Tensors): readonly ReadonlySet<string>[] {
-    const shards: Set<string>[] = [];
-    let room = 0;
+  /** Packs tensors in their order into sets of about the set size. A gradient or state without a parameter goes along, for the server to refuse. */
+  #pack(params: Tensors, others: readonly string[]): readonly Shard[] {
+    const shards = [new Set(others.filter((name) => !Object.hasOwn(params, name)))];
+    let room = this.#requestBytes;
     for (const [name, tensor] of Object.entries(params)) {
-      const { length } = bytesOf(tensor);
-      if (length > room || shards.length === 0) {
+      const { byteLength } = tensor.data;
+      if (byteLength > room && room < this.#requestBytes) {
         shards.push(new Set());
         room = this.#requestBytes;
       }
       shards.at(-1)?.add(name);
-      room -= length;
+      room -= byteLength;
     }
-    return shards.length === 0 ? [new Set()] : shards;
+    return shards;
   }
 
-  /** Runs a call for each item, some at once. */
-  async #each<Item, Result>(items: readonly Item[], call: (item: Item) => (client: Client) => Promise<Result>): Promise<Result[]> {
+  /** Runs a call for each item, some at once. Where one fails, the others end, and only then is its error thrown. */
+  async #each<Result>(
+    shards: readonly Shard[],
+    { signal, ...options }: CallOptions,
+    callOf: (shard: Shard) => (client: Client, options: CallOptions) => Promise<Result>,
+  ): Promise<Result[]> {
     const results: Result[] = [];
+    const failed = new AbortController();
+    const stop = (): void => failed.abort(signal?.reason);
+    signal?.throwIfAborted();
+    signal?.addEventListener("abort", stop);
     let next = 0;
     const work = async (): Promise<void> => {
-      for (let index = next++; index < items.length; index = next++) results[index] = await this.#anywhere(call(items[index] as Item));
+      for (let index = next++; index < shards.length && !failed.signal.aborted; index = next++)
+        results[index] = await this.#anywhere(callOf(shards[index] as Shard), { ...options, signal: failed.signal });
     };
-    await Promise.all(Array.from({ length: Math.min(this.#connections, items.length) }, work));
+    const guarded = (): Promise<void> => work().catch((error: unknown) => failed.abort(error));
+    await Promise.all(Array.from({ length: Math.min(this.#connections, shards.length) }, guarded));
+    signal?.removeEventListener("abort", stop);
+    failed.signal.throwIfAborted();
     return results;
   }
 
   /** Tries the replicas in turn until one answers; what is wrong with the call itself is thrown at once. */
-  async #anywhere<Result>(call: (client: Client) => Promise<Result>): Promise<Result> {
-    for (let attempt = 0; ; attempt++) {
+  async #anywhere<Result>(call: (client: Client, options: CallOptions) => Promise<Result>, options: CallOptions): Promise<Result> {
+    for (let attempt = 1; ; attempt++) {
       const client = this.#clients[this.#next++ % this.#clients.length] as Client;
       try {
-        return await call(client);
+        return await call(client, options);
       } catch (error) {
-        const isPassing = error instanceof TransportError || (error instanceof StepdError && (error.status === 429 || error.status >= 500));
-        if (!isPassing || attempt + 1 >= ROUNDS * this.#clients.length) throw error;
-        if ((attempt + 1) % this.#clients.length === 0) await new Promise((resolve) => setTimeout(resolve, ROUND_PAUSE_MS));
+        // A replica that fails or talks nonsense is no reason to think that the others do.
+        const isItsOwn = error instanceof TransportError || (error instanceof StepdError && (error.isPassing || error.code === "INTERNAL_ERROR"));
+        if (!isItsOwn || attempt >= ROUNDS * this.#clients.length) throw error;
+        if (attempt % this.#clients.length === 0) await pause(ROUND_PAUSE_MS, options.signal);
       }
     }
   }
 }
 
-const pick = (tensors: Tensors, names: ReadonlySet<string>): Tensors => Object.fromEntries(Object.entries(tensors).filter(([name]) => names.has(name)));
-
-const unchanged = (params: Tensors, state: State | null, { optimizer }: Pick<ShardedInput, "optimizer">): ShardedResult => {
-  if (!state) throw new TypeError("the first step was to be skipped for non-finite gradients, and there is no state to go on from; see Client.init");
-  return { params, state, step: Math.max(0, ...Object.values(state.steps)), lr: Number((optimizer as { lr?: number }).lr), skipped: true };
-};
+const pick = (tensors: Tensors, names: Shard): Tensors => Object.fromEntries(Object.entries(tensors).filter(([name]) => names.has(name)));

@@ -7,7 +7,7 @@ export interface Tensor {
   readonly shape: readonly number[];
   readonly data: Float32Array | Float64Array | Uint16Array;
   /** Needed for Uint16Array (BF16 or F16); else it follows from the array. */
-  readonly dtype?: DType;
+  readonly dtype?: DType | undefined;
 }
 
 export type Tensors = Readonly<Record<string, Tensor>>;
@@ -24,52 +24,66 @@ export interface SafetensorsFile {
   readonly tensors: ReadonlyMap<string, FileTensor>;
 }
 
-const LENGTH_BYTES = 8;
+/** Bytes of an element of each dtype that a parameter or a slot may have. */
+const WIDTHS: Readonly<Record<string, number>> = { F32: 4, F64: 8, BF16: 2, F16: 2, I64: 8, I32: 4 };
 
-export const dtypeOf = ({ data, dtype }: Tensor): DType => {
-  if (data instanceof Float32Array) return "F32";
-  if (data instanceof Float64Array) return "F64";
-  if (dtype !== "BF16" && dtype !== "F16") throw new TypeError("a tensor of Uint16Array needs the dtype BF16 or F16");
-  return dtype;
+const LENGTH_BYTES = 8;
+const HEADER_ALIGNMENT = 8;
+
+const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
+
+/** The dtype of a tensor. Throws TypeError, with the tensor's name, where array, shape and dtype do not fit each other. */
+const checked = (name: string, { shape, data, dtype }: Tensor): DType => {
+  const fail = (expected: string, found: unknown): never => {
+    throw new TypeError(`tensor ${JSON.stringify(name)}: expected ${expected}, found ${found}`);
+  };
+  const own = data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : undefined;
+  if (!own && !(data instanceof Uint16Array)) fail("data in a Float32Array, Float64Array or Uint16Array", kindOf(data));
+  if (own ? dtype !== undefined && dtype !== own : dtype !== "BF16" && dtype !== "F16")
+    fail(`dtype ${own ?? "BF16 or F16"} for a ${kindOf(data)}`, dtype ?? "none");
+  if (!Array.isArray(shape) || !shape.every((size) => Number.isSafeInteger(size) && size >= 0)) fail("a shape of sizes from 0 on", JSON.stringify(shape));
+  if (elementsOf(shape) !== data.length) fail(`${elementsOf(shape)} values for shape [${shape}]`, data.length);
+  return own ?? (dtype as DType);
 };
+
+const kindOf = (value: unknown): string => (value as object | null | undefined)?.constructor?.name ?? String(value);
+
+export const dtypeOf = ({ data, dtype }: Tensor): DType => (data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : (dtype as DType));
 
 /** Bytes of a tensor's data, without a copy. */
 export const bytesOf = ({ data }: Tensor): Uint8Array<ArrayBuffer> => new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
 
 /** The parts of a safetensors file: the header, then each tensor's own bytes. */
-export const fileParts = (tensors: Tensors): readonly Uint8Array<ArrayBuffer>[] => {
-  let offset = 0;
-  const entries = Object.entries(tensors).map(([name, tensor]) => {
-    const elements = tensor.shape.reduce((product, size) => product * size, 1);
-    if (elements !== tensor.data.length)
-      throw new TypeError(`tensor ${name}: expected ${elements} values for shape [${tensor.shape}], found ${tensor.data.length}`);
-    const start = offset;
-    offset += tensor.data.byteLength;
-    return `${JSON.stringify(name)}:${JSON.stringify({ dtype: dtypeOf(tensor), shape: tensor.shape, data_offsets: [start, offset] })}`;
-  });
-  const json = new TextEncoder().encode(`{${entries.join(",")}}`);
-  const header = new Uint8Array(LENGTH_BYTES + json.length);
-  new DataView(header.buffer).setBigUint64(0, BigInt(json.length), true);
-  header.set(json, LENGTH_BYTES);
-  return [header, ...Object.values(tensors).map(bytesOf)];
+export const fileParts = (tensors: Tensors): [header: Uint8Array<ArrayBuffer>, ...data: Uint8Array<ArrayBuffer>[]] => {
+  const entries = Object.entries(tensors).map(([name, tensor]): [string, FileTensor] => [
+    name,
+    { dtype: checked(name, tensor), shape: tensor.shape, bytes: bytesOf(tensor) },
+  ]);
+  return [headerOf([], entries), ...Object.values(tensors).map(bytesOf)];
 };
 
-const HEADER_ALIGNMENT = 8;
-
-/** A file of entries in their order, with a header padded as the server does. */
-export const fileOf = (metadata: Readonly<Record<string, string>>, entries: readonly (readonly [string, FileTensor])[]): Uint8Array => {
+/** Length and JSON of a file's header, padded as the server does. */
+const headerOf = (first: readonly string[], entries: readonly (readonly [string, FileTensor])[]): Uint8Array<ArrayBuffer> => {
   let offset = 0;
   const described = entries.map(([key, { dtype, shape, bytes }]) => {
     const start = offset;
     offset += bytes.length;
     return `${JSON.stringify(key)}:${JSON.stringify({ dtype, shape, data_offsets: [start, offset] })}`;
   });
-  const json = new TextEncoder().encode(`{${[`"__metadata__":${JSON.stringify(metadata)}`, ...described].join(",")}}`);
+  const json = new TextEncoder().encode(`{${[...first, ...described].join(",")}}`);
   const padded = Math.ceil(json.length / HEADER_ALIGNMENT) * HEADER_ALIGNMENT;
-  const file = new Uint8Array(LENGTH_BYTES + padded + offset).fill(0x20, LENGTH_BYTES, LENGTH_BYTES + padded);
-  new DataView(file.buffer).setBigUint64(0, BigInt(padded), true);
-  file.set(json, LENGTH_BYTES);
-  let at = LENGTH_BYTES + padded;
+  const header = new Uint8Array(LENGTH_BYTES + padded).fill(0x20, LENGTH_BYTES + json.length);
+  new DataView(header.buffer).setBigUint64(0, BigInt(padded), true);
+  header.set(json, LENGTH_BYTES);
+  return header;
+};
+
+/** A file of entries in their order. */
+export const fileOf = (metadata: Readonly<Record<string, string>>, entries: readonly (readonly [string, FileTensor])[]): Uint8Array<ArrayBuffer> => {
+  const header = headerOf([`"__metadata__":${JSON.stringify(metadata)}`], entries);
+  const file = new Uint8Array(entries.reduce((sum, [, { bytes }]) => sum + bytes.length, header.length));
+  file.set(header);
+  let at = header.length;
   for (const [, { bytes }] of entries) {
     file.set(bytes, at);
     at += bytes.length;
@@ -77,49 +91,68 @@ export const fileOf = (metadata: Readonly<Record<string, string>>, entries: read
   return file;
 };
 
-/** Orders strings as their UTF-8 bytes, which is the order of code points. */
+/** Orders strings as their UTF-8 bytes, which is the order of code points: surrogates come after all other code units. */
 export const compareUtf8 = (a: string, b: string): number => {
-  const [left, right] = [[...a], [...b]];
-  const index = left.findIndex((character, at) => character !== right[at]);
-  if (index < 0) return left.length - right.length;
-  return (left[index]?.codePointAt(0) ?? 0) - (right[index]?.codePointAt(0) ?? -1);
+  const length = Math.min(a.length, b.length);
+  for (let index = 0; index < length; index++) {
+    const [left, right] = [a.charCodeAt(index), b.charCodeAt(index)];
+    if (left !== right) return rank(left) - rank(right);
+  }
+  return a.length - b.length;
 };
+
+const rank = (unit: number): number => (unit >= 0xe000 ? unit - 0x800 : unit >= 0xd800 ? unit + 0x2000 : unit);
 
 /** Reads a file; the tensors are views of it. Throws RangeError for what is no such file. */
 export const readFile = (file: Uint8Array): SafetensorsFile => {
-  const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
-  if (file.length < LENGTH_BYTES) throw new RangeError(`a safetensors file has at least 8 bytes, this has ${file.length}`);
-  const start = LENGTH_BYTES + Number(view.getBigUint64(0, true));
-  if (start > file.length) throw new RangeError("the header of the safetensors file is longer than the file");
-  const { __metadata__: metadata = {}, ...header } = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(file.slice(LENGTH_BYTES, start))) as Record<
-    string,
-    HeaderEntry
-  > & { __metadata__?: Record<string, string> };
-  const tensors = Object.entries(header as Record<string, HeaderEntry>).map(
-    ([
-      name,
-      {
-        dtype,
-        shape,
-        data_offsets: [from, to],
-      },
-    ]): [string, FileTensor] => {
-      if (!(from >= 0 && from <= to && start + to <= file.length)) throw new RangeError(`tensor ${name} lies outside of the file`);
-      return [name, { dtype, shape, bytes: file.subarray(start + from, start + to) }];
-    },
-  );
+  if (file.length < LENGTH_BYTES) throw new RangeError(`a safetensors file has at least ${LENGTH_BYTES} bytes, this has ${file.length}`);
+  const length = new DataView(file.buffer, file.byteOffset, LENGTH_BYTES).getBigUint64(0, true);
+  if (length > file.length - LENGTH_BYTES) throw new RangeError(`the header of the safetensors file has ${length} bytes, the file ${file.length}`);
+  const start = LENGTH_BYTES + Number(length);
+  const { __metadata__: metadata = {}, ...header } = parseHeader(file.slice(LENGTH_BYTES, start));
+  if (!isObject(metadata) || !Object.values(metadata).every((value) => typeof value === "string"))
+    throw new RangeError("__metadata__: expected strings by name");
+  const data = file.subarray(start);
+  const tensors = Object.entries(header).map(([name, entry]): [string, FileTensor] => [name, viewOf(name, entry, data)]);
+  // No gap, no overlap, nothing left over: else two readers might see different tensors in one file.
+  let end = data.byteOffset;
+  for (const { byteOffset, length } of tensors.map(([, { bytes }]) => bytes).sort((a, b) => a.byteOffset - b.byteOffset || a.length - b.length)) {
+    if (byteOffset !== end) throw new RangeError("the tensors of the safetensors file do not cover its data exactly");
+    end += length;
+  }
+  if (end !== data.byteOffset + data.length) throw new RangeError("the tensors of the safetensors file do not cover its data exactly");
   return { metadata: metadata as Record<string, string>, tensors: new Map(tensors) };
 };
 
-interface HeaderEntry {
-  readonly dtype: string;
-  readonly shape: readonly number[];
-  readonly data_offsets: readonly [number, number];
-}
+const isObject = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null && !Array.isArray(value);
+
+const parseHeader = (json: Uint8Array): Record<string, unknown> => {
+  try {
+    const header: unknown = JSON.parse(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(json));
+    if (isObject(header)) return header;
+  } catch {
+    // Said below.
+  }
+  throw new RangeError("the header of the safetensors file is no JSON object in UTF-8");
+};
+
+/** An entry's view of the data. Its bytes are as many as dtype and shape ask for. */
+const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
+  const { dtype, shape, data_offsets: offsets } = (isObject(entry) ? entry : {}) as Partial<Record<"dtype" | "shape" | "data_offsets", unknown>>;
+  const width = typeof dtype === "string" && Object.hasOwn(WIDTHS, dtype) ? WIDTHS[dtype] : undefined;
+  const isSizes = (list: unknown): list is number[] => Array.isArray(list) && list.every((size) => Number.isSafeInteger(size) && size >= 0);
+  if (width === undefined) throw new RangeError(`tensor ${JSON.stringify(name)}: expected a dtype of ${Object.keys(WIDTHS)}, found ${JSON.stringify(dtype)}`);
+  if (!isSizes(shape) || !isSizes(offsets) || offsets.length !== 2)
+    throw new RangeError(`tensor ${JSON.stringify(name)}: shape and data_offsets are not whole`);
+  const [from = 0, to = 0] = offsets;
+  if (to > data.length || to - from !== elementsOf(shape) * width)
+    throw new RangeError(`tensor ${JSON.stringify(name)}: expected ${elementsOf(shape) * width} bytes of ${data.length}, found ${from} to ${to}`);
+  return { dtype: dtype as string, shape, bytes: data.subarray(from, to) };
+};
 
 /** A file's tensor as a typed array: a view where the bytes are aligned, else a copy. */
 export const toTensor = ({ dtype, shape, bytes }: FileTensor): Tensor => {
-  const width = dtype === "F64" ? 8 : dtype === "F32" ? 4 : 2;
+  const width = WIDTHS[dtype] ?? 1;
   const { buffer, byteOffset, byteLength } = bytes.byteOffset % width === 0 ? bytes : bytes.slice();
   if (dtype === "F32") return { shape, data: new Float32Array(buffer, byteOffset, byteLength / width) };
   if (dtype === "F64") return { shape, data: new Float64Array(buffer, byteOffset, byteLength / width) };
@@ -127,6 +160,21 @@ export const toTensor = ({ dtype, shape, bytes }: FileTensor): Tensor => {
   throw new RangeError(`a tensor of dtype ${dtype} is none that stepd steps`);
 };
 
-/** All tensors of a file. */
+/** All tensors of a file. Throws RangeError for what is no safetensors file, and for other dtypes. */
 export const toTensors = (file: Uint8Array): Record<string, Tensor> =>
   Object.fromEntries([...readFile(file).tensors].map(([name, tensor]) => [name, toTensor(tensor)]));
+
+/** The tensors of a reply, whose file has the header that was sent, byte for byte; anything else is no reply to that call. */
+export const toTensorsLike = (sent: Tensors, [header, ...parts]: ReturnType<typeof fileParts>, file: Uint8Array): Record<string, Tensor> => {
+  const length = parts.reduce((sum, part) => sum + part.length, header.length);
+  if (file.length !== length || !header.every((byte, index) => byte === file[index]))
+    throw new RangeError("params: expected the tensors that were sent, found others");
+  let at = header.length;
+  return Object.fromEntries(
+    Object.entries(sent).map(([name, tensor]) => {
+      const bytes = file.subarray(at, at + tensor.data.byteLength);
+      at += bytes.length;
+      return [name, toTensor({ dtype: dtypeOf(tensor), shape: tensor.shape, bytes })];
+    }),
+  );
+};

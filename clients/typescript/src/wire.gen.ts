@@ -18,9 +18,9 @@ export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LAR
  */
 export type Tensors = Uint8Array | string | { readonly [name: string]: PlainTensor }
 /**
- * One element. JSON has no NaN and no infinity, so these are strings.
+ * One element.
  */
-export type Value = number | "NaN" | "Infinity" | "-Infinity"
+export type Value = number
 /**
  * Element type, in the names of safetensors.
  */
@@ -69,22 +69,22 @@ format: ("stepd" | "torch" | "qhoptim" | "optax")
 /**
  * The optimizer that a file in another format than stepd's is of; the call's where absent.
  */
-optimizer?: string
+optimizer?: undefined | string
 /**
  * torch and qhoptim: the parameters by their index in the file. Without it the file has their names.
  */
-names?: string[]
+names?: undefined | readonly string[]
 /**
  * qhoptim: the betas of the whole run.
  * 
  * @minItems 2
  * @maxItems 2
  */
-betas?: [number, number]
+betas?: undefined | readonly [number, number]
 /**
  * Steps taken, for parameters of which the file does not tell.
  */
-step?: number
+step?: undefined | number
 }
 /**
  * A converted state.
@@ -94,23 +94,23 @@ state: Blob
 /**
  * Sentences of what the result does not hold of the given state; none where the way back gives the same numbers.
  */
-lost: string[]
+lost: readonly string[]
 }
 /**
  * A state to bring from one convention to another (each stepd's own where absent), under another optimizer of its family, or with more slots.
  */
 export interface ConvertParams {
 state: Blob
-from?: Convention
-to?: Convention
+from?: undefined | Convention
+to?: undefined | Convention
 /**
  * The optimizer that the state is to be of, of the same family; the one that it is of where absent.
  */
-optimizer?: string
+optimizer?: undefined | string
 /**
  * Slots to add where they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.
  */
-fill?: string[]
+fill?: undefined | readonly string[]
 }
 /**
  * Everything about one optimizer.
@@ -124,7 +124,7 @@ revision: number
  */
 family: string
 formula: string
-references: string[]
+references: readonly string[]
 /**
  * JSON Schema of the optimizer object.
  */
@@ -135,8 +135,8 @@ hyperparameters: {
  * State per parameter with the default hyperparameters, and all slots that there can be.
  */
 slots: {
-default: string[]
-all: string[]
+default: readonly string[]
+all: readonly string[]
 }
 /**
  * Bytes that a step in F32 with the default hyperparameters moves, for each parameter.
@@ -176,18 +176,18 @@ name: string
 /**
  * JSON pointer into the parameters.
  */
-field?: string
-expected?: string
-found?: string
+field?: undefined | string
+expected?: undefined | string
+found?: undefined | string
 /**
  * Seconds.
  */
-retry_after?: number
+retry_after?: undefined | number
 /**
  * The first tensors concerned.
  */
-tensors?: string[]
-request_id?: string
+tensors?: undefined | readonly string[]
+request_id?: undefined | string
 }
 /**
  * What the schedule gives for each step of the range.
@@ -196,11 +196,11 @@ export interface EvaluateResult {
 /**
  * Learning rates.
  */
-lrs: number[]
+lrs: readonly number[]
 /**
  * Momentums, where the schedule cycles them; null for a step of a sequence whose part does not.
  */
-momentums?: (number | null)[]
+momentums?: undefined | readonly (number | null)[]
 }
 /**
  * A range of steps of a schedule.
@@ -210,15 +210,15 @@ schedule: Schedule
 /**
  * The base learning rate, which is the optimizer's lr in a step.
  */
-lr?: number
+lr?: undefined | number
 /**
  * Steps taken before the first of the range; 0 for the first step of all.
  */
-from?: number
+from?: undefined | number
 /**
  * Steps in the range.
  */
-count?: number
+count?: undefined | number
 }
 /**
  * lr_t = lr * factor for t < total_iters, then lr
@@ -228,11 +228,11 @@ name: "constant"
 /**
  * What the rate is multiplied by at first
  */
-factor?: number
+factor?: undefined | number
 /**
  * Steps with the factor
  */
-total_iters?: number
+total_iters?: undefined | number
 }
 /**
  * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * t / T_max)) / 2
@@ -246,7 +246,7 @@ T_max: number
 /**
  * The least rate
  */
-eta_min?: number
+eta_min?: undefined | number
 }
 /**
  * lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * T_cur / T_i)) / 2, T_cur steps after the last restart, T_i = T_0 * T_mult^i
@@ -260,11 +260,11 @@ T_0: number
 /**
  * How many times as long each period is as the one before
  */
-T_mult?: number
+T_mult?: undefined | number
 /**
  * The least rate
  */
-eta_min?: number
+eta_min?: undefined | number
 }
 /**
  * lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(cycles done) or gamma^t by mode
@@ -282,31 +282,31 @@ max_lr: number
 /**
  * Steps up
  */
-step_size_up?: number
+step_size_up?: undefined | number
 /**
  * Steps down; null for as many as up
  */
-step_size_down?: (number | null)
+step_size_down?: undefined | (number | null)
 /**
  * How the height changes
  */
-mode?: ("triangular" | "triangular2" | "exp_range")
+mode?: undefined | ("triangular" | "triangular2" | "exp_range")
 /**
  * What each step multiplies the height by in exp_range
  */
-gamma?: number
+gamma?: undefined | number
 /**
  * Cycle the momentum, or the first of betas, against the rate
  */
-cycle_momentum?: boolean
+cycle_momentum?: undefined | boolean
 /**
  * The lowest momentum, where the rate is highest
  */
-base_momentum?: number
+base_momentum?: undefined | number
 /**
  * The highest momentum, where the rate is base_lr
  */
-max_momentum?: number
+max_momentum?: undefined | number
 }
 /**
  * lr_t = lr * gamma^t
@@ -326,15 +326,15 @@ name: "linear"
 /**
  * What the rate is multiplied by at the first step
  */
-start_factor?: number
+start_factor?: undefined | number
 /**
  * What it is multiplied by from total_iters on
  */
-end_factor?: number
+end_factor?: undefined | number
 /**
  * Steps from one to the other
  */
-total_iters?: number
+total_iters?: undefined | number
 }
 /**
  * lr_t = lr * gamma^(number of milestones <= t)
@@ -344,11 +344,11 @@ name: "multistep"
 /**
  * Steps at which the rate decays, in ascending order; one that is listed twice decays twice
  */
-milestones: number[]
+milestones: readonly number[]
 /**
  * What each decay multiplies the rate by
  */
-gamma?: number
+gamma?: undefined | number
 }
 /**
  * max_lr/div_factor -> max_lr at t = pct_start*total_steps - 1 -> max_lr/div_factor/final_div_factor at t = total_steps - 1; three_phase goes back to max_lr/div_factor at t = 2*pct_start*total_steps - 2 before; no steps after
@@ -366,35 +366,35 @@ total_steps: number
 /**
  * The part of the cycle in which the rate goes up
  */
-pct_start?: number
+pct_start?: undefined | number
 /**
  * The line between two rates
  */
-anneal_strategy?: ("cos" | "linear")
+anneal_strategy?: undefined | ("cos" | "linear")
 /**
  * Cycle the momentum, or the first of betas, against the rate
  */
-cycle_momentum?: boolean
+cycle_momentum?: undefined | boolean
 /**
  * The lowest momentum, where the rate is highest
  */
-base_momentum?: number
+base_momentum?: undefined | number
 /**
  * The highest momentum
  */
-max_momentum?: number
+max_momentum?: undefined | number
 /**
  * max_lr is this times the first rate
  */
-div_factor?: number
+div_factor?: undefined | number
 /**
  * The first rate is this times the last
  */
-final_div_factor?: number
+final_div_factor?: undefined | number
 /**
  * Go down as long as up, then on to the last rate
  */
-three_phase?: boolean
+three_phase?: undefined | boolean
 }
 /**
  * lr_t = lr * (1 - min(t, total_iters) / total_iters)^power
@@ -404,11 +404,11 @@ name: "polynomial"
 /**
  * Steps until 0
  */
-total_iters?: number
+total_iters?: undefined | number
 /**
  * Any number of at least 0, whole or not
  */
-power?: number
+power?: undefined | number
 }
 /**
  * lr_t = schedules[i] at step t - milestones[i-1] with the same base rate, i = number of milestones <= t
@@ -420,11 +420,11 @@ name: "sequence"
  * 
  * @minItems 1
  */
-schedules: [Schedule, ...(Schedule)[]]
+schedules: readonly [Schedule, ...(Schedule)[]]
 /**
  * Steps at which the next schedule begins, in ascending order
  */
-milestones: number[]
+milestones: readonly number[]
 }
 /**
  * lr_t = lr * gamma^floor(t / step_size)
@@ -438,7 +438,7 @@ step_size: number
 /**
  * What each decay multiplies the rate by
  */
-gamma?: number
+gamma?: undefined | number
 }
 /**
  * A parameter group: hyperparameters for some tensors.
@@ -449,7 +449,7 @@ export interface Group {
  * 
  * @minItems 1
  */
-tensors: [string, ...(string)[]]
+tensors: readonly [string, ...(string)[]]
 /**
  * Hyperparameters that differ from the call's optimizer. The name stays.
  */
@@ -469,12 +469,12 @@ optimizer: Optimizer
 /**
  * Parameter groups; the first that matches a parameter takes it.
  */
-groups?: Group[]
+groups?: undefined | readonly Group[]
 params: Tensors
 /**
  * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
  */
-master_weights?: boolean
+master_weights?: undefined | boolean
 }
 /**
  * g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g; acc = lerp(acc, d^2, 1-rho); p -= lr*d
@@ -484,23 +484,23 @@ name: "adadelta"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rate of square_avg and acc_delta
  */
-rho?: number
+rho?: undefined | number
 /**
  * Added under both roots
  */
-eps?: number
+eps?: undefined | number
 /**
  * Times the parameter, added to the gradient
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Go up the gradient instead of down
  */
-maximize?: boolean
+maximize?: undefined | boolean
 }
 /**
  * g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps)
@@ -510,27 +510,27 @@ name: "adagrad"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * How much of the first rate each step adds to its divisor
  */
-lr_decay?: number
+lr_decay?: undefined | number
 /**
  * Times the parameter, added to the gradient
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * What sum starts from
  */
-initial_accumulator_value?: number
+initial_accumulator_value?: undefined | number
 /**
  * Added to the root
  */
-eps?: number
+eps?: undefined | number
 /**
  * Go up the gradient instead of down
  */
-maximize?: boolean
+maximize?: undefined | boolean
 }
 /**
  * g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps)
@@ -540,38 +540,38 @@ name: "adam"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rates of exp_avg and exp_avg_sq
  * 
  * @minItems 2
  * @maxItems 2
  */
-betas?: [number, number]
+betas?: undefined | readonly [number, number]
 /**
  * Added to the root of the second moment, after the bias correction
  */
-eps?: number
+eps?: undefined | number
 /**
  * Times the parameter, added to the gradient
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq)
  */
-amsgrad?: boolean
+amsgrad?: undefined | boolean
 /**
  * Go up the gradient instead of down
  */
-maximize?: boolean
+maximize?: undefined | boolean
 /**
  * Added under the root, as in optax
  */
-eps_root?: number
+eps_root?: undefined | number
 /**
  * Use Nesterov's form of the first moment, as in optax
  */
-nesterov?: boolean
+nesterov?: undefined | boolean
 }
 /**
  * g += weight_decay*p; m = lerp(m, g, 1-beta1); u = max(beta2*u, |g| + eps); p -= lr/(1-beta1^t) * m/u
@@ -581,26 +581,26 @@ name: "adamax"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rates of exp_avg and exp_avg_sq
  * 
  * @minItems 2
  * @maxItems 2
  */
-betas?: [number, number]
+betas?: undefined | readonly [number, number]
 /**
  * Added to the size of each gradient
  */
-eps?: number
+eps?: undefined | number
 /**
  * Times the parameter, added to the gradient
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Go up the gradient instead of down
  */
-maximize?: boolean
+maximize?: undefined | boolean
 }
 /**
  * m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= scale*weight_decay*p + lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale
@@ -610,42 +610,42 @@ name: "adamw"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rates of exp_avg and exp_avg_sq
  * 
  * @minItems 2
  * @maxItems 2
  */
-betas?: [number, number]
+betas?: undefined | readonly [number, number]
 /**
  * Added to the root of the second moment, after the bias correction
  */
-eps?: number
+eps?: undefined | number
 /**
  * Times the parameter, taken from it beside the step
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)
  */
-weight_decay_scale?: ("lr" | "schedule" | "none")
+weight_decay_scale?: undefined | ("lr" | "schedule" | "none")
 /**
  * Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq)
  */
-amsgrad?: boolean
+amsgrad?: undefined | boolean
 /**
  * Go up the gradient instead of down
  */
-maximize?: boolean
+maximize?: undefined | boolean
 /**
  * Added under the root, as in optax
  */
-eps_root?: number
+eps_root?: undefined | number
 /**
  * Use Nesterov's form of the first moment, as in optax
  */
-nesterov?: boolean
+nesterov?: undefined | boolean
 }
 /**
  * m, v as in adam; u = mhat/(sqrt(vhat) + eps) + weight_decay*p; p -= lr * trust_ratio * u, trust_ratio = |p|/|u| (1 where either is 0) within [trust_min, trust_max]
@@ -655,58 +655,58 @@ name: "lamb"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rates of exp_avg and exp_avg_sq
  * 
  * @minItems 2
  * @maxItems 2
  */
-betas?: [number, number]
+betas?: undefined | readonly [number, number]
 /**
  * Added to the root of the second moment, after the bias correction
  */
-eps?: number
+eps?: undefined | number
 /**
  * Times the parameter, added to the update before its norm is taken
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Decay inside the update, or lr times it from the parameter before the norms
  */
-weight_decay_mode?: ("in_update" | "decoupled")
+weight_decay_mode?: undefined | ("in_update" | "decoupled")
 /**
  * Correct the moments (paper), the step size outside the ratio (DeepSpeed), or nothing (albert)
  */
-bias_correction?: ("moments" | "step_size" | "none")
+bias_correction?: undefined | ("moments" | "step_size" | "none")
 /**
  * Where the trust ratio applies; decayed_only takes 1 where weight_decay is 0 (timm, apex)
  */
-adapt?: ("always" | "decayed_only")
+adapt?: undefined | ("always" | "decayed_only")
 /**
  * Lower bound of the trust ratio
  */
-trust_min?: (number | null)
+trust_min?: undefined | (number | null)
 /**
  * Upper bound of the trust ratio
  */
-trust_max?: (number | null)
+trust_max?: undefined | (number | null)
 /**
  * Divide all gradients by max(1, norm/max_grad_norm), the norm over all tensors; null does not clip (timm: 1.0)
  */
-max_grad_norm?: (number | null)
+max_grad_norm?: undefined | (number | null)
 /**
  * Weigh the new gradient by 1-beta1 in exp_avg; false adds it whole
  */
-grad_averaging?: boolean
+grad_averaging?: undefined | boolean
 /**
  * Added under the root, as in optax
  */
-eps_root?: number
+eps_root?: undefined | number
 /**
  * Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)
  */
-caution?: boolean
+caution?: undefined | boolean
 }
 /**
  * d = ratio*(g + weight_decay*p), ratio = trust_coefficient*|p|/(|g| + weight_decay*|p| + eps) (1 where a norm is 0); buf = momentum*buf + (1-dampening)*d (first step: buf = d); p -= lr * (nesterov ? d + momentum*buf : buf)
@@ -716,47 +716,47 @@ name: "lars"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rate of momentum_buffer; 0 keeps no buffer
  */
-momentum?: number
+momentum?: undefined | number
 /**
  * How much of each new gradient is held back from the buffer
  */
-dampening?: number
+dampening?: undefined | number
 /**
  * Times the parameter, added to the gradient
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Step along the scaled gradient plus the decayed buffer
  */
-nesterov?: boolean
+nesterov?: undefined | boolean
 /**
  * Factor of the trust ratio
  */
-trust_coefficient?: number
+trust_coefficient?: undefined | number
 /**
  * Added to the trust ratio's denominator
  */
-eps?: number
+eps?: undefined | number
 /**
  * Norms added (timm), or the norm of the sum (optax)
  */
-trust_denominator?: ("sum" | "decayed_grad")
+trust_denominator?: undefined | ("sum" | "decayed_grad")
 /**
  * Keep ratio/lr at most 1, as LARC and timm do
  */
-trust_clip?: boolean
+trust_clip?: undefined | boolean
 /**
  * Take the ratio also where weight_decay is 0, which trust_denominator sum leaves at 1 otherwise
  */
-always_adapt?: boolean
+always_adapt?: undefined | boolean
 /**
  * Multiply lr into the buffer (optax) instead of behind it (timm)
  */
-lr_in_momentum?: boolean
+lr_in_momentum?: undefined | boolean
 }
 /**
  * u = sign(lerp(m, g, 1-beta1)); p -= lr*weight_decay*p + lr*u; m = lerp(m, g, 1-beta2)
@@ -766,26 +766,26 @@ name: "lion"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rates of exp_avg and exp_avg_sq
  * 
  * @minItems 2
  * @maxItems 2
  */
-betas?: [number, number]
+betas?: undefined | readonly [number, number]
 /**
  * Times lr times the parameter, taken from it beside the step
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Go up the gradient instead of down
  */
-maximize?: boolean
+maximize?: undefined | boolean
 /**
  * Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)
  */
-caution?: boolean
+caution?: undefined | boolean
 }
 /**
  * m, v as in adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); P = mu_1*...*mu_t; p -= lr * ((1-mu_t)/(1-P)*g + mu_{t+1}/(1-P*mu_{t+1})*m) / (sqrt(v/(1-beta2^t)) + eps)
@@ -795,34 +795,34 @@ name: "nadam"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rates of exp_avg and exp_avg_sq
  * 
  * @minItems 2
  * @maxItems 2
  */
-betas?: [number, number]
+betas?: undefined | readonly [number, number]
 /**
  * Added to the root of the second moment, after the bias correction
  */
-eps?: number
+eps?: undefined | number
 /**
  * Times the parameter, added to the gradient
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Take lr*weight_decay times the parameter from it instead
  */
-decoupled_weight_decay?: boolean
+decoupled_weight_decay?: undefined | boolean
 /**
  * How fast the momentum warms up
  */
-momentum_decay?: number
+momentum_decay?: undefined | number
 /**
  * Go up the gradient instead of down
  */
-maximize?: boolean
+maximize?: undefined | boolean
 }
 /**
  * g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t)
@@ -832,29 +832,29 @@ name: "qhadam"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rates of exp_avg and exp_avg_sq
  * 
  * @minItems 2
  * @maxItems 2
  */
-betas?: [number, number]
+betas?: undefined | readonly [number, number]
 /**
  * Weights of the first and second moment against the present gradient; any finite numbers
  * 
  * @minItems 2
  * @maxItems 2
  */
-nus?: [number, number]
+nus?: undefined | readonly [number, number]
 /**
  * Added to the root of the second moment, after the bias correction
  */
-eps?: number
+eps?: undefined | number
 /**
  * Times the parameter, added to the gradient
  */
-weight_decay?: number
+weight_decay?: undefined | number
 }
 /**
  * m, v as in adamw; p -= scale*weight_decay*p + lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale
@@ -864,33 +864,33 @@ name: "qhadamw"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rates of exp_avg and exp_avg_sq
  * 
  * @minItems 2
  * @maxItems 2
  */
-betas?: [number, number]
+betas?: undefined | readonly [number, number]
 /**
  * Weights of the first and second moment against the present gradient; any finite numbers
  * 
  * @minItems 2
  * @maxItems 2
  */
-nus?: [number, number]
+nus?: undefined | readonly [number, number]
 /**
  * Added to the root of the second moment, after the bias correction
  */
-eps?: number
+eps?: undefined | number
 /**
  * Times the parameter, taken from it beside the step
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)
  */
-weight_decay_scale?: ("lr" | "schedule" | "none")
+weight_decay_scale?: undefined | ("lr" | "schedule" | "none")
 }
 /**
  * g += weight_decay*p (type grad); buf = lerp(buf, g, 1-momentum); p -= lr*weight_decay*p (type direct) + lr * (nu*buf + (1-nu)*g)
@@ -912,11 +912,11 @@ nu: number
 /**
  * Times the parameter
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Add the decay to the gradient, or take lr times it from the parameter
  */
-weight_decay_type?: ("grad" | "direct")
+weight_decay_type?: undefined | ("grad" | "direct")
 }
 /**
  * m, v as in adam; rho = rho_inf - 2t*beta2^t/(1-beta2^t); p -= lr * m/(1-beta1^t) * (rho > 5 ? rect(rho)*sqrt(1-beta2^t)/(sqrt(v) + eps) : 1)
@@ -926,30 +926,30 @@ name: "radam"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rates of exp_avg and exp_avg_sq
  * 
  * @minItems 2
  * @maxItems 2
  */
-betas?: [number, number]
+betas?: undefined | readonly [number, number]
 /**
  * Added to the root of the second moment, after the bias correction
  */
-eps?: number
+eps?: undefined | number
 /**
  * Times the parameter, added to the gradient
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Take lr*weight_decay times the parameter from it instead
  */
-decoupled_weight_decay?: boolean
+decoupled_weight_decay?: undefined | boolean
 /**
  * Go up the gradient instead of down
  */
-maximize?: boolean
+maximize?: undefined | boolean
 }
 /**
  * g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? s - h^2, h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)
@@ -959,31 +959,31 @@ name: "rmsprop"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rate of square_avg and grad_avg
  */
-alpha?: number
+alpha?: undefined | number
 /**
  * Added to the root
  */
-eps?: number
+eps?: undefined | number
 /**
  * Times the parameter, added to the gradient
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Decay rate of momentum_buffer; 0 keeps no buffer
  */
-momentum?: number
+momentum?: undefined | number
 /**
  * Divide by the deviation from the mean gradient (slot grad_avg)
  */
-centered?: boolean
+centered?: undefined | boolean
 /**
  * Go up the gradient instead of down
  */
-maximize?: boolean
+maximize?: undefined | boolean
 }
 /**
  * g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g)
@@ -993,27 +993,27 @@ name: "sgd"
 /**
  * Learning rate; with a schedule, its base
  */
-lr?: number
+lr?: undefined | number
 /**
  * Decay rate of momentum_buffer; 0 keeps no buffer
  */
-momentum?: number
+momentum?: undefined | number
 /**
  * How much of each new gradient is held back from the buffer
  */
-dampening?: number
+dampening?: undefined | number
 /**
  * Times the parameter, added to the gradient
  */
-weight_decay?: number
+weight_decay?: undefined | number
 /**
  * Step along the gradient plus the decayed buffer
  */
-nesterov?: boolean
+nesterov?: undefined | boolean
 /**
  * Go up the gradient instead of down
  */
-maximize?: boolean
+maximize?: undefined | boolean
 }
 /**
  * What a state holds.
@@ -1039,7 +1039,7 @@ step: number
 slots: {
 [k: string]: {
 dtype: string
-shape: number[]
+shape: readonly number[]
 }
 }
 }
@@ -1081,7 +1081,7 @@ grad_norm: Value
 }
 export interface TensorNorms {
 grad_squares: Value
-param_squares?: Value
+param_squares?: undefined | Value
 zeros: number
 non_finite: number
 }
@@ -1090,11 +1090,11 @@ non_finite: number
  */
 export interface NormsParams {
 grads: Tensors
-params?: Tensors
+params?: undefined | Tensors
 /**
  * What the gradients are divided by, first of all.
  */
-loss_scale?: number
+loss_scale?: undefined | number
 }
 /**
  * What a step costs, as one call with a state.
@@ -1131,7 +1131,7 @@ requests: number
 /**
  * Tensors that alone do not fit.
  */
-too_large: string[]
+too_large: readonly string[]
 }
 /**
  * A step without its data: what it would cost.
@@ -1141,16 +1141,16 @@ optimizer: Optimizer
 /**
  * Parameter groups; the first that matches a parameter takes it.
  */
-groups?: Group[]
+groups?: undefined | readonly Group[]
 /**
  * Shapes and dtypes of the parameters by name.
  */
-tensors: { readonly [name: string]: { readonly shape: readonly number[]; readonly dtype?: Dtype } }
-grad_dtype?: Dtype
+tensors: { readonly [name: string]: { readonly shape: readonly number[]; readonly dtype?: undefined | Dtype } }
+grad_dtype?: undefined | Dtype
 /**
  * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
  */
-master_weights?: boolean
+master_weights?: undefined | boolean
 }
 /**
  * New parameters and new state.
@@ -1170,11 +1170,11 @@ lr: number
  * Whether nothing was done because of non_finite skip.
  */
 skipped: boolean
-stats?: Stats
+stats?: undefined | Stats
 /**
  * What the caller should know of this step, in sentences.
  */
-warnings?: string[]
+warnings?: undefined | readonly string[]
 }
 /**
  * Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values.
@@ -1198,7 +1198,7 @@ clipped: boolean
 /**
  * By parameter name.
  */
-tensors?: {
+tensors?: undefined | {
 [k: string]: TensorStats
 }
 }
@@ -1214,7 +1214,7 @@ zeros: number
  * Gradient values that are NaN or infinite.
  */
 non_finite: number
-trust_ratio?: Value
+trust_ratio?: undefined | Value
 }
 /**
  * One optimizer step: parameters, gradients and state in. Gradients go by the names of their parameters, in the same shapes; a parameter without one is left as it is: no decay, no step.
@@ -1224,51 +1224,51 @@ optimizer: Optimizer
 /**
  * Parameter groups; the first that matches a parameter takes it.
  */
-groups?: Group[]
+groups?: undefined | readonly Group[]
 params: Tensors
 grads: Tensors
 /**
  * The state of the last reply; null or absent at the first step.
  */
-state?: Uint8Array | string | null
-schedule?: Schedule
+state?: undefined | Uint8Array | string | null
+schedule?: undefined | Schedule
 /**
  * Gradient clipping, after the loss scale.
  */
-clip?: {
+clip?: undefined | {
 /**
  * Multiply all gradients by min(1, max_norm / (norm + 1e-6)), the norm over all gradients of the call or total_norm, as torch.nn.utils.clip_grad_norm_ does.
  */
-max_norm?: number
+max_norm?: undefined | number
 /**
  * Keep each value within -max_value and max_value.
  */
-max_value?: number
+max_value?: undefined | number
 /**
  * The norm over all gradients of the step, where this call has a part of them (optimizer.norms gives the parts). Also for an optimizer's max_grad_norm.
  */
-total_norm?: number
+total_norm?: undefined | number
 }
 /**
  * What the gradients are divided by, first of all.
  */
-loss_scale?: number
+loss_scale?: undefined | number
 /**
  * What a NaN or an infinity in a gradient does: refuse the call, return everything unchanged with skipped: true, or go on.
  */
-non_finite?: ("error" | "skip" | "propagate")
+non_finite?: undefined | ("error" | "skip" | "propagate")
 /**
  * Statistics in the reply: over all tensors, or of each as well.
  */
-stats?: ("none" | "global" | "tensor")
+stats?: undefined | ("none" | "global" | "tensor")
 /**
  * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
  */
-master_weights?: boolean
+master_weights?: undefined | boolean
 /**
  * Round BF16 parameters up or down at random, by how near they are; the same seed gives the same bits. Without it, and where there are master weights, to nearest even.
  */
-stochastic_rounding?: {
+stochastic_rounding?: undefined | {
 seed: number
 }
 }
@@ -1281,7 +1281,7 @@ export interface PlainTensor {
  * 
  * @maxItems 32
  */
-shape: number[]
-dtype?: Dtype1
+shape: readonly number[]
+dtype?: undefined | Dtype1
 values: readonly (number | "NaN" | "Infinity" | "-Infinity")[]
 }

@@ -80,10 +80,25 @@ suite("Client", () => {
     assert.equal((await client.inspect(state)).optimizer, "adamw");
     assert.ok(Number((await client.norms({ grads: grads(0) })).grad_norm) > 0);
     assert.equal((await client.plan({ optimizer, tensors: { w: { shape: [10] } } })).parameters, 10);
-    assert.ok((await client.optimizers()).optimizers.some(({ name }) => name === "lamb"));
+    assert.ok((await client.optimizers()).some(({ name }) => name === "lamb"));
     assert.equal((await client.describe("adamw")).title, "AdamW");
+    const info = await client.info();
+    assert.equal(info.name, "stepd");
+    assert.ok(info.kernels.length > 0 && info.workers > 0 && (info.limits["arena_bytes"] ?? 0) > 0);
+    assert.deepEqual(await client.evaluateSchedule({ schedule: { name: "exponential", gamma: 0.5 }, lr: 8, from: 1, count: 3 }), { lrs: [4, 2, 1] });
     assert.equal(await client.isReady(), true);
     assert.equal(await new Client("http://127.0.0.1:1").isReady(), false);
+  });
+
+  test("a state goes to torch's format and comes back the same", async () => {
+    const { state } = await run(1);
+    assert.ok(state);
+    const names = Object.keys(SHAPES);
+    const { file, lost } = await client.convert({ state, to: { format: "torch", names } });
+    assert.deepEqual(lost, []);
+    assert.throws(() => new State(file), /has the format stepd.state\/1/);
+    const back = await client.convert({ state: file, from: { format: "torch", optimizer: "adamw", names } });
+    assert.ok(Buffer.from(back.file).equals(Buffer.from(state.bytes)));
   });
 
   test("an error says what the server said", async () => {
@@ -156,6 +171,22 @@ suite("ShardedClient", () => {
       sharded.step({ optimizer: lamb, params: part.params, state: part.state, grads: broken }),
       ({ code }: StepdError) => code === "NON_FINITE_GRADIENT",
     );
+  });
+
+  test("NaN and infinity are refused, skipped and passed on as in one call", async () => {
+    const sharded = new ShardedClient([service.url], { requestBytes: 200 });
+    const start = await run(1);
+    const broken = { ...grads(1), scale: { shape: [], data: Float32Array.of(Number.NaN) } };
+    for (const non_finite of ["skip", "propagate"] as const) {
+      for (const state of [start.state, null]) {
+        const clip = non_finite === "skip" ? { max_norm: 1 } : { max_value: 1 };
+        const input = { optimizer, params: start.params, state, grads: broken, non_finite, clip };
+        const [part, whole] = [await sharded.step(input), await client.step(input)];
+        sameTensors(part.params, whole.params);
+        assert.ok(Buffer.from(part.state.bytes).equals(Buffer.from(whole.state.bytes)));
+        assert.deepEqual([part.step, part.lr, part.skipped], [whole.step, whole.lr, whole.skipped]);
+      }
+    }
   });
 
   test("gradients in another dtype than their parameters are measured as the step does", async () => {

@@ -1,0 +1,51 @@
+/** MessagePack: blobs go out as they are, without a copy; what comes in has no extension types and nothing after its value. */
+import { Decoder, type EncoderOptions, type ExtensionCodec, encode } from "@msgpack/msgpack";
+
+/** Bytes in parts that stand for one bin value. */
+export class Bin {
+  readonly parts: readonly Uint8Array<ArrayBuffer>[];
+  constructor(...parts: readonly Uint8Array<ArrayBuffer>[]) {
+    this.parts = parts;
+  }
+}
+
+/** stepd has no use for extensions, and a date or the like in a reply would be no reply of stepd. */
+const noExtensions: Pick<ExtensionCodec, "tryToEncode" | "decode"> = {
+  tryToEncode: () => null,
+  decode(_, type) {
+    throw new RangeError(`extension type ${type}`);
+  },
+};
+
+const encoding: EncoderOptions = { extensionCodec: noExtensions, ignoreUndefined: true };
+const decoder = new Decoder({ extensionCodec: noExtensions });
+
+const MAX_BIN_BYTES = 2 ** 32 - 1;
+const MAP_32 = 0xdf;
+const BIN_32 = 0xc6;
+
+/** The bytes of a map in parts. Throws RangeError where a blob is larger than MessagePack can say. */
+export const encodeParts = (params: object): Uint8Array<ArrayBuffer>[] => {
+  const entries = Object.entries(params).filter(([, value]) => value !== undefined);
+  return [
+    header(MAP_32, entries.length),
+    ...entries.flatMap(([key, value]) => {
+      if (!(value instanceof Bin)) return [encode(key), encode(value, encoding)];
+      const length = value.parts.reduce((sum, part) => sum + part.length, 0);
+      if (length > MAX_BIN_BYTES)
+        throw new RangeError(`${key}: expected at most ${MAX_BIN_BYTES} bytes in one call, found ${length}; a ShardedClient makes several calls of it`);
+      return [encode(key), header(BIN_32, length), ...value.parts];
+    }),
+  ];
+};
+
+/** The value of a body; its blobs are views. Throws for what is no MessagePack of stepd. */
+export const decode = (bytes: Uint8Array): unknown => decoder.decode(bytes);
+
+/** A type byte and a length of four bytes. */
+const header = (type: number, length: number): Uint8Array<ArrayBuffer> => {
+  const bytes = new Uint8Array(5);
+  bytes[0] = type;
+  new DataView(bytes.buffer).setUint32(1, length);
+  return bytes;
+};

@@ -1,0 +1,209 @@
+/** One server over `fetch`: sends a call, again where that may help, and tells what is a reply of stepd from what is not. */
+import { StepdError, TransportError } from "./errors.ts";
+import { decode, encodeParts } from "./msgpack.ts";
+import type { ErrorData } from "./wire.gen.ts";
+
+/** What is used of `fetch`. */
+export type Fetch = (url: string, init: RequestInit) => Promise<Response>;
+
+export interface ClientOptions {
+  /** Bearer token. */
+  readonly token?: string | undefined;
+  /** Milliseconds for one attempt of a call with its reply; Infinity for no limit. */
+  readonly timeoutMs?: number | undefined;
+  /** How often a call is sent again after 429, 503, a lost connection or a timeout. Steps are pure: sending again is safe. */
+  readonly retries?: number | undefined;
+  /** A fetch of one's own, for instance one that uses a Unix socket. */
+  readonly fetch?: Fetch | undefined;
+}
+
+/** Options of a single call. */
+export interface CallOptions {
+  /** Ends the call and its retries; the call then throws the signal's reason. */
+  readonly signal?: AbortSignal | undefined;
+  readonly timeoutMs?: number | undefined;
+}
+
+const MSGPACK = "application/vnd.msgpack";
+const JSON_TYPE = "application/json";
+
+const DEFAULT_TIMEOUT_MS = 60_000;
+const DEFAULT_RETRIES = 4;
+const FIRST_BACKOFF_MS = 50;
+const MAX_BACKOFF_MS = 5_000;
+/** The longest pause that a server may ask for. */
+const MAX_ASKED_S = 60;
+/** What setTimeout takes; it would fire at once beyond. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+export class Transport {
+  readonly url: string;
+  readonly #headers: Readonly<Record<string, string>>;
+  readonly #timeoutMs: number;
+  readonly #retries: number;
+  readonly #fetch: Fetch;
+
+  constructor(url: string, { token, timeoutMs = DEFAULT_TIMEOUT_MS, retries = DEFAULT_RETRIES, fetch: send }: ClientOptions) {
+    this.url = rootOf(url);
+    // Said here, without the token: fetch would put it into its message.
+    if (token !== undefined && !/^[\x21-\x7e]+$/.test(token)) throw new TypeError("token: expected visible ASCII characters, found others");
+    if (!(retries >= 0)) throw new TypeError(`retries: expected a number from 0 on, found ${retries}`);
+    this.#headers = { Accept: MSGPACK, ...(token !== undefined && { Authorization: `Bearer ${token}` }) };
+    this.#timeoutMs = timeoutMs;
+    this.#retries = retries;
+    // Looked up at each call, because a test or a polyfill may replace the global.
+    this.#fetch = send ?? ((url, init) => fetch(url, init));
+  }
+
+  /** Calls a method of the REST twin: a POST where there are params. `read` makes the result, and throws for what is none. */
+  async call<Result>(path: string, params: object | undefined, read: (reply: unknown) => Result, options: CallOptions = {}): Promise<Result> {
+    // Copied here, before anything waits: the caller may change the arrays while the call is under way.
+    const body = params && new Blob(encodeParts(params));
+    for (let attempt = 0; ; attempt++) {
+      options.signal?.throwIfAborted();
+      try {
+        return await this.#send(path, body, read, options);
+      } catch (error) {
+        const isPassing = (error instanceof TransportError || error instanceof StepdError) && error.isPassing;
+        if (!isPassing || attempt >= this.#retries) throw error;
+        await pause(backoff(attempt, error.retryAfter), options.signal);
+      }
+    }
+  }
+
+  /** Whether an address answers with a status of success. Asks once. */
+  async isOk(path: string, { signal, timeoutMs = this.#timeoutMs }: CallOptions): Promise<boolean> {
+    const limit = new Limit(timeoutMs, signal);
+    try {
+      const response = await this.#fetch(`${this.url}${path}`, { headers: this.#headers, signal: limit.signal });
+      await response.arrayBuffer();
+      return response.ok;
+    } catch {
+      signal?.throwIfAborted();
+      return false;
+    } finally {
+      limit.clear();
+    }
+  }
+
+  async #send<Result>(
+    path: string,
+    body: Blob | undefined,
+    read: (reply: unknown) => Result,
+    { signal, timeoutMs = this.#timeoutMs }: CallOptions,
+  ): Promise<Result> {
+    const limit = new Limit(timeoutMs, signal);
+    let response: Response;
+    let bytes: Uint8Array<ArrayBuffer>;
+    try {
+      response = await this.#fetch(`${this.url}${path}`, {
+        method: body ? "POST" : "GET",
+        headers: { ...this.#headers, ...(body && { "Content-Type": MSGPACK }) },
+        ...(body && { body }),
+        signal: limit.signal,
+      });
+      bytes = new Uint8Array(await response.arrayBuffer());
+    } catch (cause) {
+      signal?.throwIfAborted();
+      if (limit.isOver) throw new TransportError(`${this.url}${path}: no whole reply within ${timeoutMs} ms`, { cause });
+      throw new TransportError(`${this.url}${path} was not reached: ${reasonOf(cause)}`, { cause });
+    } finally {
+      limit.clear();
+    }
+    if (!response.ok) throw this.#problem(path, response, bytes);
+    try {
+      return read(decodeAs(response.headers.get("content-type") ?? "none", bytes));
+    } catch (cause) {
+      throw new TransportError(`${this.url}${path}: the reply is none of stepd: ${reasonOf(cause)}`, { cause, status: response.status });
+    }
+  }
+
+  /** The error of a problem body (RFC 9457); a proxy's own reply has none. */
+  #problem(path: string, response: Response, bytes: Uint8Array): Error {
+    const { status } = response;
+    try {
+      const { detail, code, ...data } = JSON.parse(new TextDecoder().decode(bytes)) as Partial<ErrorData> & { detail?: unknown; code?: unknown };
+      if (typeof detail === "string" && typeof code === "number" && typeof data.name === "string")
+        return new StepdError(detail, code, status, data as ErrorData);
+    } catch {
+      // No JSON: not stepd's.
+    }
+    const asked = Number(response.headers.get("retry-after") ?? Number.NaN);
+    return new TransportError(`${this.url}${path}: HTTP ${status}, and the reply is none of stepd`, {
+      status,
+      retryAfter: Number.isFinite(asked) ? asked : undefined,
+    });
+  }
+}
+
+/** The root of a server, without the slash at its end. */
+const rootOf = (url: string): string => {
+  const { protocol, origin, pathname, search, hash, username } = URL.canParse(url) ? new URL(url) : ({} as Partial<URL>);
+  if (!(protocol === "http:" || protocol === "https:") || search || hash || username)
+    throw new TypeError(`url: expected the server's root, such as http://127.0.0.1:8080, found ${JSON.stringify(url)}`);
+  return `${origin}${pathname?.replace(/\/+$/, "")}`;
+};
+
+const decodeAs = (type: string, bytes: Uint8Array<ArrayBuffer>): unknown => {
+  if (type.startsWith(MSGPACK)) return decode(bytes);
+  if (type.startsWith(JSON_TYPE)) return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+  throw new RangeError(`Content-Type: expected ${MSGPACK}, found ${type}`);
+};
+
+/** A message with that of its cause: fetch says only "fetch failed". */
+const reasonOf = (error: unknown): string => {
+  if (!(error instanceof Error)) return String(error);
+  return error.cause instanceof Error && error.cause.message !== "" ? `${error.message}: ${error.cause.message}` : error.message;
+};
+
+/** A signal that aborts with the caller's, or when the time is up. AbortSignal.timeout would leave a timer behind after each call. */
+class Limit {
+  readonly #controller = new AbortController();
+  readonly #caller: AbortSignal | undefined;
+  readonly #timer: ReturnType<typeof setTimeout> | undefined;
+  isOver = false;
+
+  constructor(timeoutMs: number, caller: AbortSignal | undefined) {
+    if (!(timeoutMs > 0)) throw new TypeError(`timeoutMs: expected more than 0, found ${timeoutMs}`);
+    this.#caller = caller;
+    caller?.addEventListener("abort", this.#forward);
+    if (caller?.aborted) this.#forward();
+    if (timeoutMs > MAX_TIMER_MS) return;
+    this.#timer = setTimeout(() => {
+      this.isOver = true;
+      this.#controller.abort();
+    }, timeoutMs);
+  }
+
+  readonly #forward = (): void => this.#controller.abort(this.#caller?.reason);
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  clear(): void {
+    clearTimeout(this.#timer);
+    this.#caller?.removeEventListener("abort", this.#forward);
+  }
+}
+
+/** Milliseconds before the next attempt: longer each time, with jitter, and no less than the server asks for. */
+const backoff = (attempt: number, asked: number | undefined): number => {
+  const own = Math.min(FIRST_BACKOFF_MS * 2 ** attempt, MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
+  return own + (asked !== undefined && asked > 0 ? Math.min(asked, MAX_ASKED_S) * 1000 : 0);
+};
+
+/** Waits. Throws the signal's reason where that comes first. */
+export const pause = (ms: number, signal: AbortSignal | undefined): Promise<void> =>
+  new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
+    const stop = (): void => {
+      clearTimeout(timer);
+      reject(signal?.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", stop);
+      resolve();
+    }, ms);
+    signal?.addEventListener("abort", stop, { once: true });
+  });

@@ -16,6 +16,7 @@ export interface Config {
   readonly requestTimeoutMs: number;
   readonly idleTimeoutMs: number;
   readonly drainTimeoutMs: number;
+  readonly drainGraceMs: number;
 }
 
 /** A setting that does not make sense. Its message is one line. */
@@ -101,6 +102,12 @@ const settings = {
     help: "time that calls in flight have to finish after SIGTERM, in ms",
     initial: "30000",
     parse: wholeNumber(1, MAX_TIMEOUT_MS),
+  },
+  drainGraceMs: {
+    name: "STEPD_DRAIN_GRACE_MS",
+    help: "time after SIGTERM in which calls are served as before and only /health/ready says no, so that balancers notice, in ms",
+    initial: "0",
+    parse: wholeNumber(0, MAX_TIMEOUT_MS),
   },
 } satisfies { readonly [K in keyof Config]: Setting<Config[K]> };
 

@@ -1,8 +1,9 @@
 /** The composition root: makes the parts, connects them, listens, and drains. */
 import { readFileSync } from "node:fs";
 import { lstat, rm } from "node:fs/promises";
-import type { Server } from "node:http";
+import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import net from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
 import { Arena } from "./arena/arena.ts";
 import { type Config, ConfigError } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
@@ -28,13 +29,17 @@ const limitsOf = ({ requestTimeoutMs, idleTimeoutMs }: Config): Limits => ({
 /** How often a drain looks whether all calls are done. */
 const DRAIN_POLL_MS = 10;
 
+/** How long callers of refused bodies may go on sending after the last call: a connection cut in mid-upload hides the refusal. */
+const LINGER_MS = 5000;
+
 export class Service implements AsyncDisposable {
   readonly arena: Arena;
   readonly pool: Pool;
   readonly telemetry: Telemetry;
   readonly #server: Server;
   readonly #config: Config;
-  #isReady = true;
+  /** "leaving" is not ready and serves still: balancers notice before anything is refused. */
+  #state: "serving" | "leaving" | "draining" = "serving";
 
   private constructor(config: Config, arena: Arena, pool: Pool, telemetry: Telemetry) {
     this.#config = config;
@@ -48,7 +53,8 @@ export class Service implements AsyncDisposable {
       engine: new Engine(pool, arena.capacity),
       telemetry,
       limits,
-      isReady: () => this.#isReady,
+      isReady: () => this.#state === "serving",
+      isDraining: () => this.#state === "draining",
       info: () => ({
         name: "stepd",
         version,
@@ -100,24 +106,58 @@ export class Service implements AsyncDisposable {
     await promise;
   }
 
-  /** Refuses new calls, lets those in flight finish within the drain time, and closes. Returns whether all finished. */
+  /**
+   * Says that it is not ready, refuses new calls after the grace, lets those in flight finish within the drain time, and closes.
+   * Returns whether all finished.
+   */
   async drain(): Promise<boolean> {
-    this.#isReady = false;
+    this.#state = "leaving";
+    this.#server.prependListener("request", closeAfterReply);
+    await sleep(this.#config.drainGraceMs);
+    this.#state = "draining";
     const deadline = performance.now() + this.#config.drainTimeoutMs;
-    while (this.telemetry.inFlight > 0 && performance.now() < deadline) await new Promise((resolve) => setTimeout(resolve, DRAIN_POLL_MS));
+    while (this.telemetry.inFlight > 0 && performance.now() < deadline) await sleep(DRAIN_POLL_MS);
     const isDone = this.telemetry.inFlight === 0;
-    await this[Symbol.asyncDispose]();
+    await this.#close(Math.min(deadline, performance.now() + LINGER_MS));
     return isDone;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#isReady = false;
-    const closed = new Promise((resolve) => this.#server.close(resolve));
-    this.#server.closeAllConnections();
-    await closed;
+    await this.#close(0);
+  }
+
+  async #close(deadline: number): Promise<void> {
+    this.#state = "draining";
+    await closeServer(this.#server, deadline);
     await this.pool[Symbol.asyncDispose]();
   }
 }
+
+/** Takes no more connections, waits for the requests on the open ones until the deadline, and cuts what is left. */
+const closeServer = async (server: Server, deadline: number): Promise<void> => {
+  let isClosed = false;
+  const closed = new Promise<void>((resolve) => server.close(() => resolve())).then(() => {
+    isClosed = true;
+  });
+  while (!isClosed && performance.now() < deadline) {
+    server.closeIdleConnections();
+    await Promise.race([closed, sleep(DRAIN_POLL_MS)]);
+  }
+  server.closeAllConnections();
+  await closed;
+};
+
+/**
+ * Asks the caller, a balancer's pool of connections too, for a new connection next time, which leads to another replica.
+ * Not before the body is in: node cuts the connection with such a reply, and the caller could not finish sending.
+ */
+const closeAfterReply = (req: IncomingMessage, res: ServerResponse): void => {
+  const close = (): void => {
+    if (!res.headersSent) res.setHeader("Connection", "close");
+  };
+  if (req.headers["transfer-encoding"] === undefined && Number(req.headers["content-length"] ?? 0) === 0) close();
+  else req.once("end", close);
+};
 
 /** Throws ConfigError where the machine does not give as much address space. */
 const makeArena = (mebibytes: number, reservedBytes: number): Arena => {

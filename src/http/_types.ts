@@ -39,8 +39,10 @@ export interface Service {
   readonly engine: Parameters<Rpc["call"]>[2]["engine"];
   readonly telemetry: Telemetry;
   readonly limits: Limits;
-  /** Whether calls are taken: false from the start of a drain on. */
+  /** Whether a balancer may send calls: false from the start of a drain on. */
   isReady(): boolean;
+  /** Whether new calls are refused. */
+  isDraining(): boolean;
   /** What GET /v1 says. */
   info(): unknown;
 }

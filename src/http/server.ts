@@ -216,7 +216,7 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     const own = kind.hasBody ? bodyType(req) : type;
     type = own;
     type = replyType(req, own);
-    if (!service.isReady()) throw new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });
+    if (service.isDraining()) throw new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });
     const received = kind.hasBody
       ? await receive(req, res, own, service.admission, service.limits)
       : { lease: service.admission.lease(0), bytes: Buffer.alloc(0) };

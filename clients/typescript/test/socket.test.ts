@@ -12,10 +12,10 @@ test("steps over a Unix socket", async () => {
   const folder = mkdtempSync(join(os.tmpdir(), "stepd-socket-"));
   const socketPath = join(folder, "stepd.sock");
   const dispatcher = new Agent({ connect: { socketPath } });
+  // undici's types are not those of the global fetch, though its objects are.
+  const overSocket: Fetch = (url, init) => send(url, { ...init, dispatcher } as never) as Promise<unknown> as Promise<Response>;
   try {
     await using _ = await TestService.start({ STEPD_SOCKET: socketPath });
-    // undici's types are not those of the global fetch, though its objects are.
-    const overSocket = ((url, init) => send(url, { ...init, dispatcher } as never)) as unknown as Fetch;
     const client = new Client("http://stepd", { fetch: overSocket });
     const large = { w: { shape: [300_000], data: new Float32Array(300_000).fill(1) } };
     const { params, state } = await client.step({ optimizer: { name: "sgd", lr: 0.5 }, params: large, grads: large });

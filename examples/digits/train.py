@@ -3,6 +3,9 @@
 The model is an MLP in numpy with its gradients written out by hand. Each minibatch
 sends parameters, gradients and state to the service as MessagePack and goes on with
 what comes back. Nothing about the optimizer lives in this process.
+
+The run can stop at any step and go on later, also in another language: see
+examples/go-trainer.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import struct
 import sys
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,21 +28,14 @@ from tqdm import tqdm
 
 Tensors = dict[str, np.ndarray]
 
-GOAL = 0.95
 BATCH = 64
 HIDDEN = 64
-SEED = 7
 
-# What each optimizer is asked to do; what is not named takes the service's default.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 0.1, "momentum": 0.9, "nesterov": True},
-    "qhm": {"lr": 0.5, "momentum": 0.9, "nu": 0.7},
-    "adam": {"lr": 3e-3},
-    "adamw": {"lr": 3e-3},
-    "qhadam": {"lr": 3e-3},
-    "qhadamw": {"lr": 3e-3, "weight_decay": 0.01},
-    "lamb": {"lr": 1e-2},
-}
+# What each optimizer is asked to do (what is not named takes the service's default), and
+# what else the trainers of all languages agree on.
+SETTINGS = json.loads(Path(__file__).with_name("settings.json").read_text())
+
+DTYPES = {"F32": "<f4", "I32": "<i4", "I64": "<i8"}
 
 
 class Stepd:
@@ -64,16 +62,17 @@ class Stepd:
 
 def to_safetensors(tensors: Tensors) -> bytes:
     """A safetensors file: the header's length, the header in JSON, the data."""
+    names = {np.dtype(code): name for name, code in DTYPES.items()}
     header, end = {}, 0
     for name, array in tensors.items():
         header[name] = {
-            "dtype": "F32",
+            "dtype": names[array.dtype],
             "shape": array.shape,
             "data_offsets": [end, end + array.nbytes],
         }
         end += array.nbytes
     text = json.dumps(header).encode()
-    data = (array.astype("<f4", copy=False).tobytes() for array in tensors.values())
+    data = (array.tobytes() for array in tensors.values())
     return struct.pack("<Q", len(text)) + text + b"".join(data)
 
 
@@ -84,14 +83,27 @@ def from_safetensors(file: bytes) -> Tensors:
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        data = np.frombuffer(file[start + begin : start + end], "<f4")
+        data = np.frombuffer(file[start + begin : start + end], DTYPES[entry["dtype"]])
         tensors[name] = data.reshape(entry["shape"])
     return tensors
 
 
+def steps_of(state: bytes | None) -> int:
+    """The steps that a state has taken."""
+    slots = from_safetensors(state) if state else {}
+    return max((int(slots[key]) for key in slots if key.startswith("step/")), default=0)
+
+
+def save(path: str, file: bytes) -> None:
+    """Write a file of which nobody ever sees a part."""
+    partial = f"{path}.{os.getpid()}.part"
+    Path(partial).write_bytes(file)
+    os.replace(partial, path)
+
+
 def init(rng: np.random.Generator, inputs: int, outputs: int) -> Tensors:
     def weight(rows: int, columns: int) -> np.ndarray:
-        values = rng.standard_normal((rows, columns)) * np.sqrt(2 / rows)
+        values: np.ndarray = rng.standard_normal((rows, columns)) * np.sqrt(2 / rows)
         return values.astype(np.float32)
 
     return {
@@ -129,6 +141,13 @@ def loss_and_grads(
     }
 
 
+def batches_of(rng: np.random.Generator, count: int, epochs: int) -> np.ndarray:
+    """Which images each step sees: epochs x batches x BATCH indexes."""
+    batches = count // BATCH
+    order = [rng.permutation(count)[: batches * BATCH] for _ in range(epochs)]
+    return np.array(order, np.int32).reshape(epochs, batches, BATCH)
+
+
 def accuracy(params: Tensors, x: np.ndarray, y: np.ndarray) -> float:
     return float((forward(params, x)[1].argmax(axis=1) == y).mean())
 
@@ -139,8 +158,8 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--url",
-        default="http://127.0.0.1:8080",
-        help="where stepd listens (%(default)s)",
+        default=os.environ.get("STEPD_URL", "http://127.0.0.1:8080"),
+        help="where stepd listens, also as STEPD_URL (%(default)s)",
     )
     parser.add_argument(
         "--optimizer",
@@ -156,6 +175,39 @@ def read_arguments() -> argparse.Namespace:
         default=30,
         help="passes over the training set (%(default)s)",
     )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=SETTINGS["seed"],
+        help="of the split, the first parameters and the batches (%(default)s)",
+    )
+    parser.add_argument(
+        "--stop-after",
+        type=int,
+        metavar="STEP",
+        help="end before the last epoch, after this step of the whole run",
+    )
+    parser.add_argument(
+        "--save",
+        metavar="PREFIX",
+        help="write PREFIX.params, .state and .grads (of the last step) .safetensors",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="PREFIX",
+        help="go on from what --save wrote, here or in another language",
+    )
+    parser.add_argument(
+        "--replay",
+        metavar="FILE",
+        help="take the gradients of the first step from a file",
+    )
+    parser.add_argument(
+        "--export",
+        metavar="FILE",
+        help="only write images, labels, first parameters and batches, for a trainer "
+        "in another language",
+    )
     return parser.parse_args()
 
 
@@ -164,51 +216,84 @@ def main() -> int:
     images, labels = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(
         (images / 16).astype(np.float32),
-        labels,
+        labels.astype(np.int32),
         test_size=0.2,
         stratify=labels,
-        random_state=SEED,
+        random_state=arguments.seed,
     )
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(arguments.seed)
     params = init(rng, x_train.shape[1], 10)
-    optimizer = {"name": arguments.optimizer, **SETTINGS.get(arguments.optimizer, {})}
+    batches = batches_of(rng, len(x_train), arguments.epochs)
+    if arguments.export:
+        data = {"seed": np.array(arguments.seed, np.int32)}
+        data |= {"train.images": x_train, "train.labels": y_train, "batches": batches}
+        data |= {"test.images": x_test, "test.labels": y_test}
+        data |= {f"params/{name}": array for name, array in params.items()}
+        save(arguments.export, to_safetensors(data))
+        return 0
+
+    state: bytes | None = None
+    grads: Tensors = {}
+    if arguments.resume:
+        params = from_safetensors(
+            Path(f"{arguments.resume}.params.safetensors").read_bytes()
+        )
+        state = Path(f"{arguments.resume}.state.safetensors").read_bytes()
+    replayed = (
+        from_safetensors(Path(arguments.replay).read_bytes())
+        if arguments.replay
+        else None
+    )
+    optimizers = SETTINGS["optimizers"]
+    optimizer = {"name": arguments.optimizer, **optimizers.get(arguments.optimizer, {})}
     if arguments.lr is not None:
         optimizer["lr"] = arguments.lr
-    groups = [{"tensors": ["*.bias"], "optimizer": {"weight_decay": 0.0}}]
     stepd = Stepd(arguments.url)
-    state = None
 
-    batches = len(x_train) // BATCH
+    done, total = steps_of(state), batches.shape[0] * batches.shape[1]
+    stop = total if arguments.stop_after is None else min(arguments.stop_after, total)
     size = sum(array.size for array in params.values())
     print(f"{len(x_train)} images to train, {len(x_test)} to test, {size} parameters")
     print(f"optimizer {optimizer}")
-    with tqdm(total=arguments.epochs * batches, unit="step") as bar:
-        for epoch in range(1, arguments.epochs + 1):
-            losses = []
-            for batch in np.split(
-                rng.permutation(len(x_train))[: batches * BATCH], batches
-            ):
-                loss, grads = loss_and_grads(params, x_train[batch], y_train[batch])
-                result = stepd.call(
-                    "optimizer.step",
-                    {
-                        "optimizer": optimizer,
-                        "groups": groups,
-                        "params": to_safetensors(params),
-                        "grads": to_safetensors(grads),
-                        "state": state,
-                    },
-                )
-                params, state = from_safetensors(result["params"]), result["state"]
-                losses.append(loss)
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                bar.update()
-            bar.write(f"epoch {epoch:3d}  loss {np.mean(losses):.4f}", file=sys.stdout)
+    losses = []
+    with tqdm(total=total, initial=done, unit="step") as bar:
+        for step in range(done, stop):
+            epoch, index = divmod(step, batches.shape[1])
+            batch = batches[epoch, index]
+            loss, grads = loss_and_grads(params, x_train[batch], y_train[batch])
+            if replayed:
+                grads, replayed = replayed, None
+            result = stepd.call(
+                "optimizer.step",
+                {
+                    "optimizer": optimizer,
+                    "groups": SETTINGS["groups"],
+                    "params": to_safetensors(params),
+                    "grads": to_safetensors(grads),
+                    "state": state,
+                },
+            )
+            params, state = from_safetensors(result["params"]), result["state"]
+            losses.append(loss)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+            if index + 1 == batches.shape[1]:
+                mean = np.mean(losses)
+                bar.write(f"epoch {epoch + 1:3d}  loss {mean:.4f}", file=sys.stdout)
+                losses.clear()
 
+    if arguments.save:
+        save(f"{arguments.save}.params.safetensors", to_safetensors(params))
+        save(f"{arguments.save}.grads.safetensors", to_safetensors(grads))
+        if state is not None:
+            save(f"{arguments.save}.state.safetensors", state)
     reached = accuracy(params, x_test, y_test)
-    print(f"test accuracy {reached:.2%} after {result['step']} steps")
-    return 0 if reached > GOAL else 1
+    print(f"test accuracy {reached:.2%} after {steps_of(state)} steps")
+    return 0 if reached > SETTINGS["goal"] or stop < total else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (OSError, RuntimeError) as error:
+        sys.exit(f"train.py: {error}")

@@ -17,6 +17,21 @@ export interface Config {
   readonly idleTimeoutMs: number;
   readonly drainTimeoutMs: number;
   readonly drainGraceMs: number;
+  /** Bytes a second that a body must come with, on average after a first grace. */
+  readonly minBodyRate: number;
+  readonly maxConnections: number;
+  /** Calls at once; more are refused. */
+  readonly maxInFlight: number;
+  readonly maxJsonMib: number;
+  /** Paths; empty where a thing is not wanted. */
+  readonly tokensFile: string;
+  readonly tlsCertFile: string;
+  readonly tlsKeyFile: string;
+  readonly tlsClientCaFile: string;
+  /** Where /metrics and health are beside the service itself; undefined for nowhere. */
+  readonly adminPort: number | undefined;
+  readonly adminHost: string;
+  readonly corsOrigins: readonly string[];
 }
 
 /** A setting that does not make sense. Its message is one line. */
@@ -48,6 +63,24 @@ const oneOf =
     return text;
   };
 
+const optional =
+  <T>(parse: (text: string, name: string) => T) =>
+  (text: string, name: string): T | undefined =>
+    text === "" ? undefined : parse(text, name);
+
+const text = (value: string): string => value;
+
+/** Origins as browsers send them: a scheme and a host, with a port where it is not the scheme's own. */
+const origins = (text: string, name: string): readonly string[] => {
+  const list = text.split(",").flatMap((part) => part.trim() || []);
+  for (const origin of list) {
+    if (origin === "*") continue;
+    const isOrigin = URL.canParse(origin) && new URL(origin).origin === origin;
+    if (!isOrigin) throw new ConfigError(`${name}: expected origins such as https://train.example:8443, or *, found ${JSON.stringify(origin)}`);
+  }
+  return list;
+};
+
 const address = (text: string, name: string): string => {
   if (text === "") throw new ConfigError(`${name}: expected an address, found ""`);
   return text;
@@ -62,11 +95,15 @@ const defaultArena = (): number => {
 
 const MAX_WORKERS = 256;
 const MAX_TIMEOUT_MS = 24 * 3600 * 1000;
+const MAX_RATE = 2 ** 30;
+const MAX_CONNECTIONS = 65536;
+/** A JSON body passes through a string, which V8 limits to 512 MiB. */
+const MAX_JSON_MIB = 256;
 
-const settings = {
+export const settings = {
   host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: address },
   port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free one and prints it", initial: "8080", parse: wholeNumber(0, 65535) },
-  socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", parse: (text: string) => text },
+  socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", parse: text },
   workers: {
     name: "STEPD_WORKERS",
     help: "worker threads",
@@ -109,6 +146,32 @@ const settings = {
     initial: "0",
     parse: wholeNumber(0, MAX_TIMEOUT_MS),
   },
+  minBodyRate: {
+    name: "STEPD_MIN_BODY_RATE",
+    help: "bytes a second that a body must come with on average, after 10 s; 0 for no limit",
+    initial: "4096",
+    parse: wholeNumber(0, MAX_RATE),
+  },
+  maxConnections: { name: "STEPD_MAX_CONNECTIONS", help: "connections at once; more are closed", initial: "1024", parse: wholeNumber(1, MAX_CONNECTIONS) },
+  maxInFlight: { name: "STEPD_MAX_IN_FLIGHT", help: "calls at once; more get 429", initial: "256", parse: wholeNumber(1, MAX_CONNECTIONS) },
+  maxJsonMib: { name: "STEPD_MAX_JSON_MIB", help: "largest JSON body, in MiB", initial: "64", parse: wholeNumber(1, MAX_JSON_MIB) },
+  tokensFile: { name: "STEPD_TOKENS_FILE", help: "file of bearer tokens, a `name token` a line; with it every call needs one", initial: "", parse: text },
+  tlsCertFile: { name: "STEPD_TLS_CERT_FILE", help: "certificate chain in PEM; with it and the key the service speaks TLS", initial: "", parse: text },
+  tlsKeyFile: { name: "STEPD_TLS_KEY_FILE", help: "private key in PEM", initial: "", parse: text },
+  tlsClientCaFile: {
+    name: "STEPD_TLS_CLIENT_CA_FILE",
+    help: "authorities in PEM; with it every caller needs a certificate of theirs",
+    initial: "",
+    parse: text,
+  },
+  adminPort: {
+    name: "STEPD_ADMIN_PORT",
+    help: "port for /metrics and health, without TLS and tokens; /metrics is only there then; 0 picks a free one",
+    initial: "",
+    parse: optional(wholeNumber(0, 65535)),
+  },
+  adminHost: { name: "STEPD_ADMIN_HOST", help: "address for that port", initial: "127.0.0.1", parse: address },
+  corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "origins whose pages may call, with commas between, or *", initial: "", parse: origins },
 } satisfies { readonly [K in keyof Config]: Setting<Config[K]> };
 
 /** Reads the configuration. Throws ConfigError. */
@@ -117,7 +180,16 @@ export const readConfig = (env: Readonly<Record<string, string | undefined>>): C
   const unknown = Object.keys(env).find((name) => name.startsWith("STEPD_") && !known.includes(name));
   if (unknown) throw new ConfigError(`${unknown}: expected a setting that --help lists, for instance ${closest(unknown, known)}, found an unknown name`);
   const values = Object.entries(settings).map(([key, { name, initial, parse }]) => [key, parse(env[name] ?? initial, name)]);
-  return Object.freeze(Object.fromEntries(values) as Config);
+  const config = Object.fromEntries(values) as Config;
+  requireTogether(config);
+  return Object.freeze(config);
+};
+
+const requireTogether = ({ tlsCertFile, tlsKeyFile, tlsClientCaFile }: Config): void => {
+  if (tlsCertFile !== "" && tlsKeyFile === "") throw new ConfigError("STEPD_TLS_KEY_FILE: expected the key of STEPD_TLS_CERT_FILE, found none");
+  if (tlsKeyFile !== "" && tlsCertFile === "") throw new ConfigError("STEPD_TLS_CERT_FILE: expected the certificate of STEPD_TLS_KEY_FILE, found none");
+  if (tlsClientCaFile !== "" && tlsCertFile === "")
+    throw new ConfigError("STEPD_TLS_CERT_FILE: expected a certificate beside STEPD_TLS_CLIENT_CA_FILE, found none");
 };
 
 export const help = (): string => {

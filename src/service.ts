@@ -4,10 +4,11 @@ import { lstat, rm } from "node:fs/promises";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import net from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Server as TlsServer } from "node:tls";
 import { Arena } from "./arena/arena.ts";
 import { type Config, ConfigError } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
-import { createHttpServer, type Limits } from "./http/server.ts";
+import { createAdminServer, createHttpServer, type Limits, renewTls, type TlsFiles, Tokens, tlsOptions } from "./http/server.ts";
 import { Pool, poolBytes } from "./pool/pool.ts";
 import { Rpc } from "./rpc/rpc.ts";
 import { Telemetry } from "./telemetry/telemetry.ts";
@@ -17,13 +18,16 @@ const KERNELS = new URL("../build/kernels.wasm", import.meta.url);
 
 export const version = (JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string }).version;
 
-const limitsOf = ({ requestTimeoutMs, idleTimeoutMs }: Config): Limits => ({
-  maxJsonBytes: 256 * MIB,
+const limitsOf = ({ requestTimeoutMs, idleTimeoutMs, maxJsonMib, minBodyRate, maxConnections, maxInFlight }: Config): Limits => ({
+  maxJsonBytes: maxJsonMib * MIB,
   maxCompressedBytes: MIB,
   maxInflatedBytes: 16 * MIB,
   requestTimeoutMs,
   idleTimeoutMs,
   keepAliveTimeoutMs: 75_000,
+  minBodyRate,
+  maxConnections,
+  maxInFlight,
 });
 
 /** How often a drain looks whether all calls are done. */
@@ -37,7 +41,10 @@ export class Service implements AsyncDisposable {
   readonly pool: Pool;
   readonly telemetry: Telemetry;
   readonly #server: Server;
+  readonly #admin: Server | undefined;
   readonly #config: Config;
+  /** Files that are looked at for changes. */
+  readonly #watches = new DisposableStack();
   /** "leaving" is not ready and serves still: balancers notice before anything is refused. */
   #state: "serving" | "leaving" | "draining" = "serving";
 
@@ -47,12 +54,18 @@ export class Service implements AsyncDisposable {
     this.pool = pool;
     this.telemetry = telemetry;
     const limits = limitsOf(config);
-    this.#server = createHttpServer({
+    const tls = tlsFiles(config);
+    const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
+    const http = {
       admission: arena,
       rpc: new Rpc(version),
       engine: new Engine(pool, arena.capacity),
       telemetry,
       limits,
+      callers: tokens,
+      tls: tls && readTls(tls),
+      corsOrigins: config.corsOrigins,
+      hasAdmin: config.adminPort !== undefined,
       isReady: () => this.#state === "serving",
       isDraining: () => this.#state === "draining",
       info: () => ({
@@ -66,9 +79,18 @@ export class Service implements AsyncDisposable {
           max_json_bytes: limits.maxJsonBytes,
           max_compressed_bytes: limits.maxCompressedBytes,
           max_inflated_bytes: limits.maxInflatedBytes,
+          max_calls: limits.maxInFlight,
+          max_connections: limits.maxConnections,
         },
       }),
-    });
+    };
+    telemetry.observe({ arena, pool, isReady: http.isReady });
+    this.#server = createHttpServer(http);
+    if (http.hasAdmin) this.#admin = createAdminServer(http);
+    if (tls) {
+      const onReload = (error: Error | undefined): void => telemetry.reloaded("STEPD_TLS_CERT_FILE", error, {});
+      this.#watches.use(renewTls(this.#server as unknown as TlsServer, tls, onReload));
+    }
   }
 
   /** Starts everything and listens. */
@@ -76,12 +98,12 @@ export class Service implements AsyncDisposable {
     const telemetry = new Telemetry({ level: config.logLevel, version, node: process.version });
     const arena = makeArena(config.arenaMib, poolBytes(config.workers));
     const pool = await Pool.start(arena, KERNELS, config.workers, { onWorkerLost: (cause) => telemetry.workerLost(cause) });
-    telemetry.observe({ arena, pool });
-    const service = new Service(config, arena, pool, telemetry);
+    let service: Service | undefined;
     try {
+      service = new Service(config, arena, pool, telemetry);
       await service.#listen();
     } catch (error) {
-      await pool[Symbol.asyncDispose]();
+      await (service ?? pool)[Symbol.asyncDispose]();
       throw error;
     }
     return service;
@@ -89,21 +111,23 @@ export class Service implements AsyncDisposable {
 
   /** Where the service listens, as a caller would write it. */
   get address(): string {
-    const address = this.#server.address();
-    if (typeof address === "string" || address === null) return `unix:${this.#config.socket}`;
-    return `http://${address.family === "IPv6" ? `[${address.address}]` : address.address}:${address.port}`;
+    const { socket, tlsCertFile } = this.#config;
+    return socket === "" ? addressOf(this.#server, tlsCertFile === "" ? "http" : "https") : `unix:${socket}`;
+  }
+
+  /** Where metrics and health are beside that. */
+  get adminAddress(): string | undefined {
+    return this.#admin && addressOf(this.#admin, "http");
   }
 
   async #listen(): Promise<void> {
-    const { socket, host, port } = this.#config;
-    if (socket !== "") await removeStaleSocket(socket);
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    this.#server.once("error", (error: NodeJS.ErrnoException) => {
-      reject(listenError(this.#config, error));
-    });
-    if (socket === "") this.#server.listen(port, host, resolve);
-    else this.#server.listen(socket, resolve);
-    await promise;
+    const { socket, host, port, adminPort, adminHost } = this.#config;
+    if (socket === "") await listen(this.#server, { host, port }, ["STEPD_HOST", "STEPD_PORT"]);
+    else {
+      await removeStaleSocket(socket);
+      await listen(this.#server, { path: socket }, ["STEPD_SOCKET"]);
+    }
+    if (this.#admin) await listen(this.#admin, { host: adminHost, port: adminPort ?? 0 }, ["STEPD_ADMIN_HOST", "STEPD_ADMIN_PORT"]);
   }
 
   /**
@@ -128,7 +152,9 @@ export class Service implements AsyncDisposable {
 
   async #close(deadline: number): Promise<void> {
     this.#state = "draining";
-    await closeServer(this.#server, deadline);
+    this.#watches.dispose();
+    const servers = [this.#server, this.#admin].filter((server) => server !== undefined);
+    await Promise.all(servers.map((server) => closeServer(server, deadline)));
     await this.pool[Symbol.asyncDispose]();
   }
 }
@@ -168,15 +194,53 @@ const makeArena = (mebibytes: number, reservedBytes: number): Arena => {
   }
 };
 
-/** Why a server cannot listen, by the setting that is to be changed. */
-const listenError = ({ socket, host, port }: Config, error: NodeJS.ErrnoException): ConfigError => {
-  if (socket !== "") {
-    const reason = error.code === "EADDRINUSE" ? "in use" : error.message;
-    return new ConfigError(`STEPD_SOCKET: expected a path to create a socket at, found ${JSON.stringify(socket)} (${reason})`);
+const tlsFiles = ({ tlsCertFile: cert, tlsKeyFile: key, tlsClientCaFile: clientCa }: Config): TlsFiles | undefined =>
+  cert === "" ? undefined : { cert, key, clientCa };
+
+const readTls = (files: TlsFiles) => {
+  try {
+    return tlsOptions(files);
+  } catch (error) {
+    throw new ConfigError(`STEPD_TLS_CERT_FILE: expected a certificate and its key in PEM (${(error as Error).message})`);
   }
-  if (error.code === "EADDRINUSE") return new ConfigError(`STEPD_PORT: expected a free port on ${host}, found ${port} in use`);
-  if (error.code === "EACCES") return new ConfigError(`STEPD_PORT: expected a port that this user may listen on, found ${port}`);
-  return new ConfigError(`STEPD_HOST: expected an address of this machine, found ${JSON.stringify(host)} (${error.message})`);
+};
+
+const readTokens = (path: string, telemetry: Telemetry): Tokens => {
+  const onReload = (result: number | Error): void => {
+    const error = result instanceof Error ? result : undefined;
+    telemetry.reloaded("STEPD_TOKENS_FILE", error, error ? {} : { tokens: result });
+  };
+  try {
+    return new Tokens(path, { onReload });
+  } catch (error) {
+    throw new ConfigError(`STEPD_TOKENS_FILE: ${(error as Error).message}`);
+  }
+};
+
+const addressOf = (server: Server, scheme: string): string => {
+  const { family, address, port } = server.address() as net.AddressInfo;
+  return `${scheme}://${family === "IPv6" ? `[${address}]` : address}:${port}`;
+};
+
+/** Listens, and says by the settings' names why it cannot. */
+const listen = async (server: Server, where: net.ListenOptions, names: readonly [string, string] | readonly [string]): Promise<void> => {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  server.once("error", (error: NodeJS.ErrnoException) => {
+    reject(listenError(where, names, error));
+  });
+  server.listen(where, resolve);
+  await promise;
+};
+
+/** Why a server cannot listen, by the setting that is to be changed. */
+const listenError = ({ path, host, port }: net.ListenOptions, [at, portName = ""]: readonly string[], error: NodeJS.ErrnoException): ConfigError => {
+  if (path !== undefined) {
+    const reason = error.code === "EADDRINUSE" ? "in use" : error.message;
+    return new ConfigError(`${at}: expected a path to create a socket at, found ${JSON.stringify(path)} (${reason})`);
+  }
+  if (error.code === "EADDRINUSE") return new ConfigError(`${portName}: expected a free port on ${host}, found ${port} in use`);
+  if (error.code === "EACCES") return new ConfigError(`${portName}: expected a port that this user may listen on, found ${port}`);
+  return new ConfigError(`${at}: expected an address of this machine, found ${JSON.stringify(host)} (${error.message})`);
 };
 
 /** A socket file that nobody listens on is left over from a process that was killed. */

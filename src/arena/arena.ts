@@ -3,6 +3,7 @@
  * leases. A request holds one lease; the sum of all leases never passes the capacity, and nothing waits for room.
  */
 import { StepdError } from "../errors/errors.ts";
+import { Outflow } from "../errors/outflow.ts";
 
 const MIB = 2 ** 20;
 const PAGE = 65536;
@@ -14,12 +15,6 @@ const ALIGNMENT = 64;
 const LOWEST = 1024;
 
 const MAX_PAGES = 65536;
-
-/** How fast room comes free is averaged over about this many seconds. */
-const RATE_SECONDS = 5;
-
-const MIN_RETRY_SECONDS = 1;
-const MAX_RETRY_SECONDS = 30;
 
 interface Block {
   start: number;
@@ -42,9 +37,7 @@ export class Arena {
   #used = 0;
   #highWater = 0;
   #leases = 0;
-  /** Bytes that came free lately, each fading with its age, and when the last did. */
-  #released = 0;
-  #lastRelease = 0;
+  readonly #outflow = new Outflow();
 
   /** Makes an arena with room for leases of `mebibytes` MiB and `reservedBytes` beside them, within the 4 GiB of WebAssembly. */
   constructor(mebibytes: number, reservedBytes: number) {
@@ -116,7 +109,7 @@ export class Arena {
   /** Puts a block back and joins it with its free neighbours. */
   give({ start, end }: Block): void {
     this.#used -= end - start;
-    this.#learnRate(end - start);
+    this.#outflow.add(end - start);
     let index = this.#free.findIndex((hole) => hole.start > start);
     if (index < 0) index = this.#free.length;
     const before = this.#free[index - 1];
@@ -141,27 +134,9 @@ export class Arena {
       });
     }
     return new StepdError("OVERLOADED", `The call needs ${bytes} more bytes; ${this.capacity - this.#used} of ${this.capacity} are free now`, {
-      retry_after: this.#retryAfter(bytes),
+      retry_after: this.#outflow.retryAfter(bytes - (this.capacity - this.#used)),
       found,
     });
-  }
-
-  #learnRate(bytes: number): void {
-    this.#released = this.#recentlyReleased() + bytes;
-    this.#lastRelease = performance.now();
-  }
-
-  #recentlyReleased(): number {
-    return this.#released * Math.exp((this.#lastRelease - performance.now()) / 1000 / RATE_SECONDS);
-  }
-
-  /** Whole seconds until `bytes` should be free at the measured rate; the shortest where none was measured lately. */
-  #retryAfter(bytes: number): number {
-    const isKnown = this.#released > 0 && performance.now() - this.#lastRelease < RATE_SECONDS * 2 * 1000;
-    if (!isKnown) return MIN_RETRY_SECONDS;
-    const missing = bytes - (this.capacity - this.#used);
-    const seconds = Math.ceil((missing * RATE_SECONDS) / Math.max(this.#recentlyReleased(), 1));
-    return Math.min(Math.max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS);
   }
 }
 

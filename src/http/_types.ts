@@ -1,4 +1,5 @@
 /** What the HTTP room needs from rooms that it does not know. */
+import type { ServerOptions } from "node:https";
 import type { Rpc } from "../rpc/rpc.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
 
@@ -15,6 +16,10 @@ export interface Limits {
   readonly idleTimeoutMs: number;
   /** Milliseconds that a connection is kept open for the next request. */
   readonly keepAliveTimeoutMs: number;
+  /** Bytes a second that a body must come with on average, after the grace; 0 for no limit. */
+  readonly minBodyRate: number;
+  readonly maxConnections: number;
+  readonly maxInFlight: number;
 }
 
 /** Memory for one request: the arena's lease, as far as the transport uses it. */
@@ -33,12 +38,23 @@ export interface Admission {
   lease(bytes: number): BodyLease;
 }
 
+/** Tells who calls. Throws UNAUTHENTICATED. */
+export interface Callers {
+  callerOf(authorization: string | undefined): string;
+}
+
 export interface Service {
   readonly admission: Admission;
   readonly rpc: Rpc;
   readonly engine: Parameters<Rpc["call"]>[2]["engine"];
   readonly telemetry: Telemetry;
   readonly limits: Limits;
+  /** Undefined where anybody may call. */
+  readonly callers: Callers | undefined;
+  readonly tls: ServerOptions | undefined;
+  readonly corsOrigins: readonly string[];
+  /** Whether /metrics is on another port. */
+  readonly hasAdmin: boolean;
   /** Whether a balancer may send calls: false from the start of a drain on. */
   isReady(): boolean;
   /** Whether new calls are refused. */

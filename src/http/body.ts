@@ -15,6 +15,15 @@ export class ClientGone extends Error {
   override readonly name = "ClientGone";
 }
 
+/** The body came too slowly, and held memory meanwhile; the connection was cut. */
+export class TooSlow extends ClientGone {}
+
+/** A body has this long until its rate is looked at. */
+const GRACE_MS = 10_000;
+
+/** How often it is looked at from then on. */
+const RATE_CHECK_MS = 1000;
+
 export interface Body {
   readonly lease: BodyLease;
   readonly bytes: Buffer;
@@ -25,8 +34,18 @@ const inflaters = {
   zstd: promisify<Buffer, zlib.ZstdOptions, Buffer>(zlib.zstdDecompress),
 };
 
-/** Receives the whole body. The caller owns the lease; on any failure it has been given back. */
-export const receive = async (req: Request, res: Response, type: MediaType, admission: Admission, limits: Limits): Promise<Body> => {
+/**
+ * Receives the whole body. The caller owns the lease; on any failure it has been given back. `hold` is told of the body's bytes:
+ * all of them once they are admitted, or as they come where the body does not say its length.
+ */
+export const receive = async (
+  req: Request,
+  res: Response,
+  type: MediaType,
+  admission: Admission,
+  limits: Limits,
+  hold: (bytes: number) => void,
+): Promise<Body> => {
   const encoding = (req.headers["content-encoding"] ?? "identity").toLowerCase();
   const isCompressed = encoding !== "identity";
   if (isCompressed && (type.format !== "json" || !Object.hasOwn(inflaters, encoding))) {
@@ -41,10 +60,14 @@ export const receive = async (req: Request, res: Response, type: MediaType, admi
   };
   requireWithin(length ?? 0);
   const lease = admission.lease(length ?? FIRST_ROOM);
+  hold(length ?? 0);
   try {
     // Only now is the caller asked to send (Expect: 100-continue), after admission.
     if (req.headers.expect !== undefined) res.writeContinue();
-    const bytes = await fill(req, lease, length, requireWithin);
+    const bytes = await fill(req, lease, length, limits.minBodyRate, (end, chunk) => {
+      requireWithin(end);
+      if (length === undefined) hold(chunk);
+    });
     requireDigest(req.headers["content-digest"], bytes);
     if (!isCompressed) return { lease, bytes };
     return { lease, bytes: await inflate(bytes, encoding as keyof typeof inflaters, limits) };
@@ -54,13 +77,21 @@ export const receive = async (req: Request, res: Response, type: MediaType, admi
   }
 };
 
-const fill = (req: Request, lease: BodyLease, length: number | undefined, requireWithin: (bytes: number) => void): Promise<Buffer> =>
+const fill = (req: Request, lease: BodyLease, length: number | undefined, minRate: number, admit: (end: number, chunk: number) => void): Promise<Buffer> =>
   new Promise((resolve, reject) => {
+    const begun = performance.now();
+    let timer = setTimeout(function check() {
+      if (received < ((performance.now() - begun) / 1000) * minRate) {
+        fail(new TooSlow(`the body came with less than ${minRate} bytes a second`));
+        req.socket.destroy();
+      } else timer = setTimeout(check, RATE_CHECK_MS);
+    }, GRACE_MS);
     let room = length ?? FIRST_ROOM;
     let received = 0;
     // A body of unknown length moves to larger blocks as it comes.
     let { start } = lease;
     const fail = (error: unknown): void => {
+      clearTimeout(timer);
       req.off("data", take);
       reject(error);
     };
@@ -71,7 +102,7 @@ const fill = (req: Request, lease: BodyLease, length: number | undefined, requir
     const take = (chunk: Buffer): void => {
       try {
         const end = received + chunk.length;
-        requireWithin(end);
+        admit(end, chunk.length);
         if (end > room) ({ start, bytes: room } = lease.grow(start, received, end, Math.max(room * 2, end)));
         // fill, not set or copy: into shared memory these are 10 times slower where the offsets differ modulo 8 (measured).
         if (chunk.length > 0) lease.bytes.fill(chunk, start + received, start + end);
@@ -82,6 +113,7 @@ const fill = (req: Request, lease: BodyLease, length: number | undefined, requir
     };
     req.on("data", take);
     req.once("end", () => {
+      clearTimeout(timer);
       // What a body of unknown length did not need is for its own computing, and for others.
       lease.trim(start, received);
       resolve(lease.view(start, received));

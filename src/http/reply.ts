@@ -16,7 +16,7 @@ export interface Reply {
   readonly status: number;
   readonly type: string;
   readonly body: Parts;
-  readonly headers?: Readonly<Record<string, string>>;
+  readonly headers?: Headers;
 }
 
 /** Sends a reply and resolves when its last byte is out, or the caller gone: from then on the pieces' memory is free. */
@@ -42,13 +42,20 @@ const digest = ({ pieces }: Parts): string => {
   return hash.digest("base64");
 };
 
-/** Headers that tell a caller when to come back. */
-export const retryHeaders = (seconds: number | undefined): Readonly<Record<string, string>> =>
-  seconds === undefined ? {} : { "Retry-After": String(seconds) };
+type Headers = Readonly<Record<string, string>>;
+
+/** When to come back. */
+export const retryHeader = (seconds: number | undefined): Headers => (seconds === undefined ? {} : { "Retry-After": String(seconds) });
+
+/** What an error says in headers. */
+export const errorHeaders = ({ code, detail }: StepdError): Headers => ({
+  ...retryHeader(detail.retry_after),
+  ...(code === "UNAUTHENTICATED" && { "WWW-Authenticate": 'Bearer realm="stepd"' }),
+});
 
 /** An error of the REST twin: application/problem+json (RFC 9457). */
 export const problem = (error: StepdError, requestId: string): Reply => {
   const { code, status, title } = errors[error.code];
   const body = { type: `urn:stepd:error:${error.code}`, title, status, detail: error.message, code, name: error.code, ...error.detail, request_id: requestId };
-  return { status, type: "application/problem+json", body: encodeJson(body), headers: retryHeaders(error.detail.retry_after) };
+  return { status, type: "application/problem+json", body: encodeJson(body), headers: errorHeaders(error) };
 };

@@ -1,16 +1,21 @@
 /** The Express application: routes, and the way of a call from its headers to its last byte out. */
 import { randomUUID } from "node:crypto";
 import { createServer, type Server } from "node:http";
-import express, { type Express, type NextFunction, type Request, type Response } from "express";
+import { createServer as createTlsServer } from "node:https";
+import cors from "cors";
+import express, { type Express, type NextFunction, type Request, type RequestHandler, type Response } from "express";
 import { Parts } from "../codec/parts.ts";
-import { asStepdError, type ErrorName, errors, StepdError } from "../errors/errors.ts";
+import { asStepdError, errors, StepdError } from "../errors/errors.ts";
+import { Outflow } from "../errors/outflow.ts";
 import { errorReply, type Method, type Observer } from "../rpc/rpc.ts";
 import type { BodyLease, Service } from "./_types.ts";
-import { ClientGone, receive } from "./body.ts";
+import { ClientGone, receive, TooSlow } from "./body.ts";
 import { bodyType, type MediaType, replyType } from "./negotiate.ts";
-import { decode, encode, problem, type Reply, retryHeaders, send } from "./reply.ts";
+import { decode, encode, errorHeaders, problem, type Reply, retryHeader, send } from "./reply.ts";
 
 export type { Admission, Limits, Service } from "./_types.ts";
+export { renewTls, type TlsFiles, tlsOptions } from "./tls.ts";
+export { Tokens } from "./tokens.ts";
 
 const JSON_NAME = "application/json";
 
@@ -20,30 +25,48 @@ const TIMEOUT_CHECKS = 10;
 /** Only these characters of a caller's X-Request-Id go into logs and replies. */
 const REQUEST_ID = /^[\w.:-]{1,128}$/;
 
+/** W3C Trace Context: version, trace id, parent id, flags. */
+const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
+
+/** Bytes of all headers of a request together. */
+const MAX_HEADER_BYTES = 16384;
+
+/** How long a browser may keep what a preflight said, in seconds. */
+const PREFLIGHT_SECONDS = 600;
+
 /** A call from its headers on, for metrics and the log. */
 interface Call {
   readonly id: string;
+  readonly traceparent: string | undefined;
   readonly start: number;
+  /** The name of the caller's token. */
+  caller: string | undefined;
   method: string;
   outcome: string;
+  /** Methods called: more than one in a batch. */
+  calls: number;
 }
+
+/** What every line of the log about a call carries. */
+const logged = ({ id, traceparent, caller }: Call): Readonly<Record<string, string | undefined>> => ({ request_id: id, traceparent, caller });
 
 const seconds = (since: number): number => (performance.now() - since) / 1000;
 
 /** The server, not yet listening. */
 export const createHttpServer = (service: Service): Server => {
-  const { limits } = service;
+  const { limits, tls, telemetry } = service;
   const app = createApp(service);
-  const server = createServer(
-    {
-      requestTimeout: limits.requestTimeoutMs,
-      headersTimeout: limits.requestTimeoutMs,
-      keepAliveTimeout: limits.keepAliveTimeoutMs,
-      // Node looks for requests that take too long this often, every 30 s if not told.
-      connectionsCheckingInterval: Math.ceil(limits.requestTimeoutMs / TIMEOUT_CHECKS),
-    },
-    app,
-  );
+  const options = {
+    requestTimeout: limits.requestTimeoutMs,
+    headersTimeout: Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs),
+    keepAliveTimeout: limits.keepAliveTimeoutMs,
+    maxHeaderSize: MAX_HEADER_BYTES,
+    // Node looks for requests that take too long this often, every 30 s if not told.
+    connectionsCheckingInterval: Math.ceil(limits.requestTimeoutMs / TIMEOUT_CHECKS),
+  };
+  const server = tls ? createTlsServer({ ...options, ...tls }, app) : createServer(options, app);
+  server.maxConnections = limits.maxConnections;
+  server.on("drop", () => telemetry.refused("CONNECTIONS"));
   // With a listener of our own, a caller that waits for 100 Continue gets it after admission (body.ts), or a refusal instead.
   server.on("checkContinue", app);
   server.setTimeout(limits.idleTimeoutMs);
@@ -61,22 +84,35 @@ const createApp = (service: Service): Express => {
     res.setHeader("X-Request-Id", typeof given === "string" && REQUEST_ID.test(given) ? given : randomUUID());
     next();
   });
-  app.get(["/health/live", "/v2/health/live"], (_, res) => {
-    res.json({ live: true });
-  });
-  app.get(["/health/ready", "/v2/health/ready"], (_, res) => {
-    res.status(service.isReady() ? 200 : 503).json({ ready: service.isReady() });
-  });
-  app.get("/metrics", async (_, res) => {
-    res.type(telemetry.contentType).send(await telemetry.metrics());
-  });
-  app.get("/openrpc.json", (_, res) => {
+  if (service.corsOrigins.length > 0) {
+    app.use(
+      cors({
+        origin: service.corsOrigins.includes("*") ? "*" : [...service.corsOrigins],
+        methods: ["GET", "POST"],
+        exposedHeaders: ["X-Request-Id", "Retry-After", "Repr-Digest"],
+        maxAge: PREFLIGHT_SECONDS,
+      }),
+    );
+  }
+  addHealth(app, service);
+  /** For what has no body, so that nothing has to be read before it is refused. */
+  const guard = (req: Request, res: Response, next: NextFunction): void => {
+    try {
+      service.callers?.callerOf(req.headers.authorization);
+      next();
+    } catch (error) {
+      telemetry.refused("UNAUTHENTICATED");
+      void send(res, problem(asStepdError(error), requestId(res)));
+    }
+  };
+  if (!service.hasAdmin) addMetrics(app, service, guard);
+  app.get("/openrpc.json", guard, (_, res) => {
     res.json(rpc.openRpc);
   });
-  app.get("/openapi.json", (_, res) => {
+  app.get("/openapi.json", guard, (_, res) => {
     res.json(rpc.openApi);
   });
-  app.get("/v1", (_, res) => {
+  app.get("/v1", guard, (_, res) => {
     res.json(service.info());
   });
   app.post("/rpc", (req, res) => answer(service, req, res, rpcCall));
@@ -103,11 +139,35 @@ const createApp = (service: Service): Express => {
   return app;
 };
 
+const addHealth = (app: Express, service: Service): void => {
+  app.get(["/health/live", "/v2/health/live"], (_, res) => {
+    res.json({ live: true });
+  });
+  app.get(["/health/ready", "/v2/health/ready"], (_, res) => {
+    res.status(service.isReady() ? 200 : 503).json({ ready: service.isReady() });
+  });
+};
+
+const addMetrics = (app: Express, { telemetry }: Service, ...guards: readonly RequestHandler[]): void => {
+  app.get("/metrics", ...guards, async (_, res) => {
+    res.type(telemetry.contentType).send(await telemetry.metrics());
+  });
+};
+
+/** A server of health and metrics alone, for a port of their own. */
+export const createAdminServer = (service: Service): Server => {
+  const app = express();
+  app.disable("x-powered-by");
+  addHealth(app, service);
+  addMetrics(app, service);
+  return createServer({ maxHeaderSize: MAX_HEADER_BYTES }, app);
+};
+
 /** 405 with Allow for addresses that exist. */
-const refuseOtherVerbs = (app: Express, { rpc }: Service): void => {
+const refuseOtherVerbs = (app: Express, { rpc, hasAdmin }: Service): void => {
   const allowed = new Map<string, string>([
     ["/rpc", "POST"],
-    ...["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics", "/openrpc.json", "/openapi.json", "/v1"].map(
+    ...["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/openrpc.json", "/openapi.json", "/v1", ...(hasAdmin ? [] : ["/metrics"])].map(
       (path) => [path, "GET"] as const,
     ),
   ]);
@@ -153,13 +213,13 @@ const rpcCall: Kind = {
     }
     const { status, value: reply, retryAfter } = await service.rpc.handle(value, contextOf(service, lease), id, observe);
     if (reply === undefined) return { status, type: type.name, body: new Parts([]) };
-    return { status, type: type.name, body: timedEncode(service, reply, type), headers: retryHeaders(retryAfter) };
+    return { status, type: type.name, body: timedEncode(service, reply, type), headers: retryHeader(retryAfter) };
   },
   refuse: (error, type, id) => ({
     status: errors[error.code].status,
     type: type.name,
     body: encode(errorReply(null, error, id), type),
-    headers: retryHeaders(error.detail.retry_after),
+    headers: errorHeaders(error),
   }),
 };
 
@@ -183,7 +243,7 @@ const restGet = ({ name }: Method): Kind => ({
   hasBody: false,
   async run({ service, req, lease, type, observe }) {
     const result = await service.rpc.call(name, { ...req.params }, contextOf(service, lease), observe);
-    return { status: 200, type: type.name, body: encode(result, type) };
+    return { status: 200, type: type.name, body: timedEncode(service, result, type) };
   },
   refuse: restRefuse,
 });
@@ -200,69 +260,105 @@ const timedEncode = ({ telemetry }: Service, value: unknown, type: MediaType): P
   return parts;
 };
 
+/** Calls that ended, for the time after which a refused one may come again. */
+const finished = new Outflow();
+
+/** Refuses a call where there are too many already, itself counted. */
+const requirePlace = ({ telemetry, limits }: Service): void => {
+  const excess = telemetry.inFlight - limits.maxInFlight;
+  if (excess <= 0) return;
+  throw new StepdError("OVERLOADED", `This server has ${limits.maxInFlight} calls in hand, which is all that it takes at once`, {
+    expected: `at most ${limits.maxInFlight} calls at once`,
+    retry_after: finished.retryAfter(excess),
+  });
+};
+
 /** The way of a call. The lease is given back on every way out, after the last byte of the reply is. */
 const answer = async (service: Service, req: Request, res: Response, kind: Kind): Promise<void> => {
   const { telemetry } = service;
-  const call: Call = { id: requestId(res), start: performance.now(), method: "unknown", outcome: "ok" };
-  const end = telemetry.begin(Number(req.headers["content-length"] ?? 0));
+  const { traceparent } = req.headers;
+  const call: Call = {
+    id: requestId(res),
+    traceparent: typeof traceparent === "string" && TRACEPARENT.test(traceparent) ? traceparent : undefined,
+    start: performance.now(),
+    caller: undefined,
+    method: "unknown",
+    outcome: "ok",
+    calls: 0,
+  };
+  const flight = telemetry.begin();
   const observe: Observer = (method, outcome, error) => {
-    call.method = method;
-    call.outcome = outcome;
+    call.method = call.calls++ === 0 ? method : "batch";
+    // Of a batch, the first failure.
+    if (call.outcome === "ok") call.outcome = outcome;
     if (outcome === "NON_FINITE_GRADIENT") telemetry.nonFinite();
-    if (outcome === "INTERNAL_ERROR") telemetry.log.error({ err: error, request_id: call.id, method }, "a call failed");
+    if (outcome === "INTERNAL_ERROR") telemetry.log.error({ err: error, ...logged(call), method }, "a call failed");
   };
   let type: MediaType = { format: "json", name: JSON_NAME };
   try {
     const own = kind.hasBody ? bodyType(req) : type;
     type = own;
     type = replyType(req, own);
+    call.caller = service.callers?.callerOf(req.headers.authorization);
     if (service.isDraining()) throw new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });
+    requirePlace(service);
     const received = kind.hasBody
-      ? await receive(req, res, own, service.admission, service.limits)
+      ? await receive(req, res, own, service.admission, service.limits, (bytes) => flight.hold(bytes))
       : { lease: service.admission.lease(0), bytes: Buffer.alloc(0) };
     using lease = received.lease;
     telemetry.phase("receive", seconds(call.start));
     telemetry.moved("in", received.bytes.length);
     const body = (): unknown => {
       const start = performance.now();
-      const value = decode(received.bytes, own);
-      telemetry.phase("decode", seconds(start));
-      return value;
+      try {
+        return decode(received.bytes, own);
+      } finally {
+        telemetry.phase("decode", seconds(start));
+      }
     };
     // Only the caller's silence counts, not the time that its call waits for the workers.
     req.socket.setTimeout(0);
     const reply = await kind.run({ service, req, lease, body, type, id: call.id, observe }).finally(() => req.socket.setTimeout(service.limits.idleTimeoutMs));
-    const start = performance.now();
-    await send(res, reply);
-    telemetry.phase("send", seconds(start));
-    telemetry.moved("out", reply.body.length);
+    await deliver(service, res, reply, call);
   } catch (error) {
     await refuse(service, req, res, kind, call, error, type);
   } finally {
-    end();
+    flight.end();
     telemetry.requested(call.method, call.outcome, seconds(call.start));
-    telemetry.log.debug({ request_id: call.id, method: call.method, outcome: call.outcome, seconds: seconds(call.start) }, "call");
+    finished.add(1);
+    telemetry.log.debug({ ...logged(call), method: call.method, outcome: call.outcome, seconds: seconds(call.start) }, "call");
   }
 };
 
-const refuse = async ({ telemetry, limits }: Service, req: Request, res: Response, kind: Kind, call: Call, error: unknown, type: MediaType): Promise<void> => {
+const refuse = async (service: Service, req: Request, res: Response, kind: Kind, call: Call, error: unknown, type: MediaType): Promise<void> => {
   if (error instanceof ClientGone) {
     call.outcome = "CLIENT_GONE";
+    if (error instanceof TooSlow) service.telemetry.refused("SLOW_BODY");
     return;
   }
   const known = asStepdError(error);
   call.outcome = known.code;
-  if (error !== known) telemetry.log.error({ err: error, request_id: call.id }, "a call failed");
-  if (REFUSALS.includes(known.code)) telemetry.refused(known.code);
+  if (error !== known) service.telemetry.log.error({ err: error, ...logged(call) }, "a call failed");
   const reply = kind.refuse(known, type, call.id);
   // The rest of a refused body is read and dropped, so that the caller can finish sending and see the reply. What takes too
   // long is cut off.
   const isUnread = !req.complete;
   if (isUnread) {
     req.resume();
-    setTimeout(() => req.complete || req.socket.destroy(), limits.idleTimeoutMs).unref();
+    setTimeout(() => req.complete || req.socket.destroy(), service.limits.idleTimeoutMs).unref();
   }
-  await send(res, { ...reply, headers: { ...reply.headers, ...(isUnread && req.headers.expect !== undefined && { Connection: "close" }) } });
+  const headers = { ...reply.headers, ...(isUnread && req.headers.expect !== undefined && { Connection: "close" }) };
+  await deliver(service, res, { ...reply, headers }, call);
 };
 
-const REFUSALS: readonly ErrorName[] = ["OVERLOADED", "PAYLOAD_TOO_LARGE", "DRAINING", "UNSUPPORTED_MEDIA_TYPE", "NOT_ACCEPTABLE", "UNAUTHENTICATED"];
+/** Sends a call's reply, and counts it if it was sent whole. */
+const deliver = async ({ telemetry }: Service, res: Response, reply: Reply, call: Call): Promise<void> => {
+  const start = performance.now();
+  await send(res, reply);
+  if (!res.writableFinished) {
+    call.outcome = "CLIENT_GONE";
+    return;
+  }
+  telemetry.phase("send", seconds(start));
+  telemetry.moved("out", reply.body.length);
+};

@@ -8,10 +8,37 @@ export type Phase = "receive" | "decode" | "queue" | "compute" | "encode" | "sen
 export interface Sources {
   readonly arena: { readonly used: number; readonly capacity: number; readonly highWater: number };
   readonly pool: { readonly busySeconds: number; readonly workers: number; readonly queued: number };
+  /** Whether calls are taken: false from the start of a drain on. */
+  isReady(): boolean;
 }
+
+/** Why calls are refused before they run: names of errors, then what ends a connection without a reply. */
+const REFUSALS = [
+  "OVERLOADED",
+  "PAYLOAD_TOO_LARGE",
+  "DRAINING",
+  "UNSUPPORTED_MEDIA_TYPE",
+  "NOT_ACCEPTABLE",
+  "UNAUTHENTICATED",
+  "CONNECTIONS",
+  "SLOW_BODY",
+] as const;
+
+export type Refusal = (typeof REFUSALS)[number];
+
+/** prom-client's totals of gauges that it also has by type, under names that end like a counter's. */
+const MISNAMED = ["nodejs_active_handles_total", "nodejs_active_requests_total", "nodejs_active_resources_total"];
 
 /** Seconds, from 50 us to over a minute. */
 const REQUEST_BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60];
+
+/** A call between its headers and its last byte out. */
+export interface Flight {
+  /** So many more bytes of its body were admitted. */
+  hold(bytes: number): void;
+  /** Its last byte is out, or its connection gone. */
+  end(): void;
+}
 
 export class Telemetry {
   readonly log: Logger;
@@ -31,6 +58,7 @@ export class Telemetry {
     this.log = pino({ level, base: null, timestamp: pino.stdTimeFunctions.isoTime }, pino.destination({ fd: 2, sync: true }));
     const registers = [this.#registry];
     collectDefaultMetrics({ register: this.#registry });
+    for (const name of MISNAMED) this.#registry.removeSingleMetric(name);
     this.#requests = new Histogram({
       name: "stepd_request_seconds",
       help: "Time from a call's headers to its last byte out",
@@ -50,13 +78,16 @@ export class Telemetry {
     this.#inFlight = new Gauge({ name: "stepd_in_flight_requests", help: "Calls that are being received, computed or sent", registers });
     this.#inFlightBytes = new Gauge({ name: "stepd_in_flight_bytes", help: "Bytes of bodies of calls in flight", registers });
     this.#refusals = new Counter({ name: "stepd_refusals_total", help: "Calls refused before they ran, by reason", labelNames: ["reason"], registers });
+    // At 0 from the start: of a counter that appears with 1, Prometheus sees no increase.
+    for (const reason of REFUSALS) this.#refusals.inc({ reason }, 0);
+    for (const direction of ["in", "out"]) this.#bytes.inc({ direction }, 0);
     this.#nonFinite = new Counter({ name: "stepd_non_finite_gradients_total", help: "Steps refused or skipped for NaN or infinity in a gradient", registers });
     this.#workersLost = new Counter({ name: "stepd_workers_lost_total", help: "Worker threads that died and were replaced", registers });
     new Gauge({ name: "stepd_build_info", help: "Always 1", labelNames: ["version", "node"], registers }).set({ version, node }, 1);
   }
 
   /** Connects the gauges that read the arena and the pool. */
-  observe({ arena, pool }: Sources): void {
+  observe({ arena, pool, isReady }: Sources): void {
     const registers = [this.#registry];
     const gauge = (name: string, help: string, read: () => number): void => {
       new Gauge({
@@ -71,6 +102,7 @@ export class Telemetry {
     gauge("stepd_arena_used_bytes", "Bytes of the arena that leases hold", () => arena.used);
     gauge("stepd_arena_capacity_bytes", "Bytes of the arena", () => arena.capacity);
     gauge("stepd_arena_high_water_bytes", "The most bytes that leases ever held", () => arena.highWater);
+    gauge("stepd_ready", "1 while calls are taken, 0 from the start of a drain on", () => Number(isReady()));
     gauge("stepd_workers", "Worker threads", () => pool.workers);
     gauge("stepd_queued_jobs", "Jobs that wait for the workers, with the one that runs", () => pool.queued);
     new Counter({
@@ -97,20 +129,29 @@ export class Telemetry {
     return this.#inFlightCount;
   }
 
-  /** A call began, with a body of so many bytes. The result is to be called when its last byte is out or its connection gone. */
-  begin(bytes: number): () => void {
+  /** A call began. */
+  begin(): Flight {
+    let held = 0;
     this.#inFlightCount++;
     this.#inFlight.inc();
-    this.#inFlightBytes.inc(bytes);
-    return () => {
-      this.#inFlightCount--;
-      this.#inFlight.dec();
-      this.#inFlightBytes.dec(bytes);
+    return {
+      hold: (bytes) => {
+        held += bytes;
+        this.#inFlightBytes.inc(bytes);
+      },
+      end: () => {
+        this.#inFlightCount--;
+        this.#inFlight.dec();
+        this.#inFlightBytes.dec(held);
+      },
     };
   }
 
+  /** A call ended. */
   requested(method: string, outcome: string, seconds: number): void {
     this.#requests.observe({ method, outcome }, seconds);
+    const refusal = REFUSALS.find((reason) => reason === outcome);
+    if (refusal) this.refused(refusal);
   }
 
   phase(phase: Phase, seconds: number): void {
@@ -132,7 +173,8 @@ export class Telemetry {
     for (const [dtype, count] of Object.entries(elements)) this.#elements.inc({ optimizer, dtype }, count);
   }
 
-  refused(reason: string): void {
+  /** A connection or a request was refused that does not count as a call. */
+  refused(reason: Refusal): void {
     this.#refusals.inc({ reason });
   }
 

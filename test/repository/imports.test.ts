@@ -11,7 +11,7 @@ const biome = join(root, "node_modules/.bin/biome");
 
 /** Rooms with what they may import; from nothing but this table the plants are made. */
 const rooms: Readonly<Record<string, { readonly rooms: readonly string[]; readonly packages: readonly string[] }>> = {
-  http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express"] },
+  http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express", "cors"] },
   rpc: { rooms: ["validation", "engine", "optimizers", "schedules", "telemetry", "errors", "generated"], packages: [] },
   validation: { rooms: ["errors", "generated"], packages: ["ajv", "fastest-levenshtein"] },
   codec: { rooms: ["errors"], packages: ["msgpackr"] },

@@ -9,8 +9,20 @@ import { after, test } from "node:test";
 const root = join(import.meta.dirname, "../..");
 const biome = join(root, "node_modules/.bin/biome");
 
+interface Room {
+  readonly rooms: readonly string[];
+  readonly packages: readonly string[];
+  /** Files at the top of src. */
+  readonly roots?: readonly string[];
+}
+
 /** Rooms with what they may import; from nothing but this table the plants are made. */
-const rooms: Readonly<Record<string, { readonly rooms: readonly string[]; readonly packages: readonly string[] }>> = {
+const rooms: Readonly<Record<string, Room>> = {
+  cli: {
+    rooms: ["rpc", "engine", "codec", "arena", "pool", "telemetry", "errors", "generated"],
+    packages: ["cli-progress", "fastest-levenshtein"],
+    roots: ["config", "serve", "service"],
+  },
   http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express", "cors"] },
   rpc: { rooms: ["validation", "engine", "optimizers", "schedules", "telemetry", "errors", "generated"], packages: [] },
   validation: { rooms: ["errors", "generated"], packages: ["ajv", "fastest-levenshtein"] },
@@ -29,7 +41,8 @@ const rooms: Readonly<Record<string, { readonly rooms: readonly string[]; readon
 
 const dependencies = Object.keys((JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { dependencies: object }).dependencies);
 const packages = [...dependencies, "ajv/dist/2020.js", "node:worker_threads", "left-pad"];
-const roots = ["main", "service", "config"];
+const roots = ["main", "serve", "service", "config"];
+const files = roots.map((name) => `../${name}.ts`);
 
 const copy = mkdtempSync(join(os.tmpdir(), "stepd-imports-"));
 after(() => rmSync(copy, { recursive: true, force: true }));
@@ -73,7 +86,10 @@ const specifiers = (room: string): readonly string[] =>
 
 const isAllowed = (room: string, specifier: string): boolean => {
   const own = rooms[room];
-  if (specifier.startsWith("../")) return own?.rooms.includes(specifier.split("/")[1] ?? "") ?? false;
+  if (specifier.startsWith("../")) {
+    const [, name = ""] = specifier.split("/");
+    return (own?.rooms.includes(name) || own?.roots?.includes(name.replace(/\.ts$/, ""))) ?? false;
+  }
   return own?.packages.some((name) => specifier === name || specifier.startsWith(`${name}/`)) ?? false;
 };
 
@@ -89,15 +105,14 @@ test("the table and the linter's configuration have exactly the rooms that src h
   assert.deepEqual(ruled.sort(), folders.map((folder) => `src/${folder}/**`).sort());
 });
 
-test("files at the top of src are the entry, the composition root and the configuration", () => {
+test("files at the top of src are the entry, what it shares with the command, the composition root and the configuration", () => {
   const files = readdirSync(join(root, "src")).filter((name) => name.endsWith(".ts"));
   assert.deepEqual(files.sort(), roots.map((name) => `${name}.ts`).sort());
 });
 
 for (const room of Object.keys(rooms)) {
   const forbidden = [
-    ...[...specifiers(room), ...packages].filter((specifier) => !isAllowed(room, specifier)),
-    ...roots.map((name) => `../${name}.ts`),
+    ...[...specifiers(room), ...files, ...packages].filter((specifier) => !isAllowed(room, specifier)),
     "../../scripts/generate.ts",
     // Ways around the pattern of another room.
     "./../main.ts",
@@ -123,7 +138,7 @@ for (const room of Object.keys(rooms)) {
   test(`${room}: the linter lets pass what the room may import`, () => {
     const onlyOwn = ["optimizers", "kernels"].includes(room);
     const allowed = [
-      ...[...specifiers(room), ...packages].filter((specifier) => isAllowed(room, specifier)),
+      ...[...specifiers(room), ...files, ...packages].filter((specifier) => isAllowed(room, specifier)),
       "./_shared.ts",
       ...(onlyOwn ? [] : ["./sibling.ts"]),
       ...(onlyOwn || room === "schedules" ? [] : ["node:fs", "node:stream/promises"]),
@@ -137,10 +152,10 @@ for (const room of Object.keys(rooms)) {
   });
 }
 
-test("only main.ts and config.ts may read the environment", () => {
+test("only the entries and config.ts may read the environment", () => {
   const lines = ['export const port = process.env["STEPD_PORT"];'];
   const forbidden = [...Object.keys(rooms).map((room) => `${room}/planted.ts`), "service.ts"];
-  const files = Object.fromEntries([...forbidden, "main.ts", "config.ts"].map((path) => [path, lines]));
+  const files = Object.fromEntries([...forbidden, "main.ts", "cli/main.ts", "config.ts"].map((path) => [path, lines]));
   const reported = lint(files, "lint/style/noProcessEnv");
   const found = [...reported].filter(([, at]) => at.size > 0).map(([path]) => path);
   assert.deepEqual(found.sort(), forbidden.sort());

@@ -1,0 +1,148 @@
+/** Safetensors files on disk: the header and the scalars without the rest, chunks of a tensor, and a way to write that leaves no half file. */
+import { closeSync, fstatSync, fsyncSync, lstatSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
+import { bytesOf } from "../codec/dtype.ts";
+import { readSafetensors, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
+import { StepdError } from "../errors/errors.ts";
+import { CommandError, UsageError } from "./_command.ts";
+
+const LENGTH_BYTES = 8;
+const CHUNK_BYTES = 8 * 2 ** 20;
+
+/** An open file of tensors. */
+export class TensorFile implements Disposable {
+  readonly path: string;
+  readonly size: number;
+  readonly #fd: number;
+
+  constructor(path: string) {
+    this.path = path;
+    try {
+      this.#fd = openSync(path, "r");
+    } catch (error) {
+      throw new CommandError(`${path}: expected a file that can be read, found ${reasonOf(error)}`);
+    }
+    const stat = fstatSync(this.#fd);
+    this.size = stat.size;
+    if (stat.isFile()) return;
+    closeSync(this.#fd);
+    throw new CommandError(`${path}: expected a file, found ${stat.isDirectory() ? "a folder" : "something else"}`);
+  }
+
+  /**
+   * The file with only its header and its scalars in it. The rest is memory that was never touched, which takes address space
+   * but no pages: files larger than the memory can be looked into.
+   */
+  readHead(): { readonly file: Buffer; readonly content: Safetensors } {
+    let file: Buffer;
+    try {
+      file = Buffer.allocUnsafeSlow(this.size);
+    } catch {
+      throw new CommandError(`${this.path}: expected a file that the address space of this process has room for, found ${this.size} bytes`);
+    }
+    this.#fill(file, 0, LENGTH_BYTES);
+    if (this.size >= LENGTH_BYTES) {
+      const header = file.readBigUInt64LE(0);
+      if (header <= this.size - LENGTH_BYTES) this.#fill(file, LENGTH_BYTES, LENGTH_BYTES + Number(header));
+    }
+    const content = readSafetensors(file, this.path, "TENSORS_CORRUPT");
+    for (const [start, end] of joined(content.tensors.filter(({ shape }) => shape.length === 0))) this.#fill(file, start, end);
+    return { file, content };
+  }
+
+  /** Reads all of the file to where there is room for it. */
+  readInto(target: Buffer): void {
+    this.#fill(target, 0, this.size);
+  }
+
+  /** The bytes of a tensor in chunks of whole elements, which are overwritten by the next. */
+  *chunks({ dtype, offset, bytes }: TensorInfo): Generator<Buffer> {
+    const size = bytesOf(dtype) as number;
+    const chunk = Buffer.allocUnsafeSlow(Math.min(bytes, CHUNK_BYTES - (CHUNK_BYTES % size)));
+    for (let at = 0; at < bytes; at += chunk.length) {
+      const part = chunk.subarray(0, Math.min(chunk.length, bytes - at));
+      readFully(this.#fd, part, offset + at, this.path);
+      yield part;
+    }
+  }
+
+  #fill(target: Buffer, start: number, end: number): void {
+    readFully(this.#fd, target.subarray(start, Math.min(end, this.size)), start, this.path);
+  }
+
+  [Symbol.dispose](): void {
+    closeSync(this.#fd);
+  }
+}
+
+/** Ranges of tensors that stand next to each other as one. */
+const joined = (tensors: readonly TensorInfo[]): readonly (readonly [number, number])[] => {
+  const ranges: [number, number][] = [];
+  for (const { offset, bytes } of tensors.toSorted((a, b) => a.offset - b.offset)) {
+    const last = ranges.at(-1);
+    if (last?.[1] === offset) last[1] += bytes;
+    else ranges.push([offset, offset + bytes]);
+  }
+  return ranges;
+};
+
+/** One read gives at most 2 GiB. */
+const MAX_READ_BYTES = 2 ** 30;
+
+const readFully = (fd: number, target: Buffer, position: number, path: string): void => {
+  for (let at = 0; at < target.length; ) {
+    const read = readSync(fd, target, at, Math.min(target.length - at, MAX_READ_BYTES), position + at);
+    if (read === 0) throw new CommandError(`${path}: expected ${target.length - at} more bytes at ${position + at}, found the end: the file became shorter`);
+    at += read;
+  }
+};
+
+const REASONS: Readonly<Record<string, string>> = { ENOENT: "none", EACCES: "one that this user may not read", EISDIR: "a folder", ENOTDIR: "none" };
+
+const reasonOf = (error: unknown): string => REASONS[(error as NodeJS.ErrnoException).code ?? ""] ?? (error as Error).message;
+
+const exists = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined;
+
+/** Throws where there is something that may not be overwritten. */
+export const requireFree = (path: string, isForced: boolean): void => {
+  if (!isForced && exists(path)) throw new CommandError(`${path}: expected a path where nothing is, or --force, found a file`);
+};
+
+/** Writes a file whole or not at all: beside its place first, and then there. */
+export const writeWhole = (path: string, pieces: readonly Uint8Array[], isForced: boolean): void => {
+  const partial = join(dirname(path), `.${basename(path)}.${process.pid}.partial`);
+  let fd: number;
+  try {
+    fd = openSync(partial, "wx");
+  } catch (error) {
+    throw new CommandError(`${path}: expected a folder that can be written to, found ${reasonOf(error)}`);
+  }
+  try {
+    try {
+      for (const piece of pieces) {
+        for (let at = 0; at < piece.length; ) at += writeSync(fd, piece, at, Math.min(piece.length - at, MAX_READ_BYTES));
+      }
+      fsyncSync(fd);
+    } finally {
+      closeSync(fd);
+    }
+    requireFree(path, isForced);
+    renameSync(partial, path);
+  } catch (error) {
+    rmSync(partial, { force: true });
+    throw error;
+  }
+};
+
+/** A text that stands for itself where something is replaced by it. */
+export const literal = (text: string): string => text.replaceAll("$", "$$$$");
+
+/** An error of the service with the file or the option in place of the field. */
+export const renamed = (error: unknown, names: readonly (readonly [RegExp, string])[]): unknown => {
+  if (!(error instanceof StepdError)) return error;
+  const { field = "", expected, found } = error.detail;
+  const match = names.find(([pattern]) => pattern.test(field));
+  if (!match || expected === undefined || found === undefined) return error;
+  const message = `${field.replace(match[0], match[1])}: expected ${expected}, found ${found}`;
+  return error.code === "INVALID_PARAMS" ? new UsageError(message) : new CommandError(message);
+};

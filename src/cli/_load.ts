@@ -1,0 +1,104 @@
+/** One connection to a server that is measured: sends a request that was made once, times it, and tells what came back. */
+import http from "node:http";
+import https from "node:https";
+import { UsageError } from "./_command.ts";
+
+/** What one call came to. */
+export interface Outcome {
+  readonly ms: number;
+  readonly bytes: number;
+  /** The name of the server's error, the HTTP status, or the code of the failure; none where it went well. */
+  readonly error?: string;
+  readonly detail?: string;
+  /** Seconds that the server asks to wait. */
+  readonly retryAfter?: number;
+}
+
+export interface Target {
+  /** The server's root, or unix:PATH. */
+  readonly address: string;
+  readonly token: string | undefined;
+  /** In PEM. */
+  readonly ca: Buffer | undefined;
+  readonly cert: Buffer | undefined;
+  readonly key: Buffer | undefined;
+}
+
+const UNIX = "unix:";
+const PATH = "/v1/step";
+const MSGPACK = "application/vnd.msgpack";
+
+/** Bytes of an error's body that are kept. */
+const MAX_ERROR_BYTES = 65536;
+
+/** A reply that takes this long is not coming. */
+const DEADLINE_MS = 300_000;
+
+export class Connection implements Disposable {
+  readonly #agent: http.Agent;
+  readonly #request: typeof http.request;
+  readonly #options: http.RequestOptions;
+
+  /** Throws UsageError for an address that is none. */
+  constructor({ address, token, ca, cert, key }: Target) {
+    const isUnix = address.startsWith(UNIX);
+    const url = URL.canParse(address) ? new URL(address) : undefined;
+    if (!isUnix && url?.protocol !== "http:" && url?.protocol !== "https:")
+      throw new UsageError(`URL: expected the server's root, such as http://127.0.0.1:8080 or unix:/run/stepd.sock, found ${JSON.stringify(address)}`);
+    const isTls = url?.protocol === "https:";
+    const keep = { keepAlive: true, maxSockets: 1 };
+    this.#agent = isTls ? new https.Agent({ ...keep, ...(ca && { ca }), ...(cert && { cert }), ...(key && { key }) }) : new http.Agent(keep);
+    this.#request = isTls ? https.request : http.request;
+    this.#options = {
+      ...(isUnix ? { socketPath: address.slice(UNIX.length), host: "localhost" } : { host: url?.hostname.replace(/^\[|\]$/g, ""), port: url?.port }),
+      path: isUnix ? PATH : `${url?.pathname.replace(/\/+$/, "")}${PATH}`,
+      method: "POST",
+      agent: this.#agent,
+      timeout: DEADLINE_MS,
+      headers: { "Content-Type": MSGPACK, Accept: MSGPACK, ...(token !== undefined && { Authorization: `Bearer ${token}` }) },
+    };
+  }
+
+  /** Sends one step. Each piece of the reply is given to `take`. Throws the signal's reason. */
+  step(body: Buffer, signal: AbortSignal, take: (chunk: Buffer, at: number) => void): Promise<Outcome> {
+    const start = performance.now();
+    return new Promise((resolve, reject) => {
+      const failed = (error: NodeJS.ErrnoException): void => {
+        if (signal.aborted) reject(signal.reason);
+        else resolve({ ms: performance.now() - start, bytes: 0, error: error.code ?? error.name, detail: error.message });
+      };
+      const request = this.#request({ ...this.#options, headers: { ...this.#options.headers, "Content-Length": body.length }, signal }, (response) => {
+        const isOk = response.statusCode === 200;
+        let bytes = 0;
+        let problem = "";
+        response.on("data", (chunk: Buffer) => {
+          if (isOk) take(chunk, bytes);
+          else if (problem.length < MAX_ERROR_BYTES) problem += chunk.toString();
+          bytes += chunk.length;
+        });
+        response.on("error", failed);
+        response.on("end", () => resolve({ ms: performance.now() - start, bytes, ...(!isOk && problemOf(response, problem)) }));
+      });
+      request.on("timeout", () => request.destroy(new Error(`no byte for ${DEADLINE_MS} ms`)));
+      request.on("error", failed);
+      request.end(body);
+    });
+  }
+
+  [Symbol.dispose](): void {
+    this.#agent.destroy();
+  }
+}
+
+/** The error of a problem body (RFC 9457); a proxy's own reply has none. */
+const problemOf = ({ statusCode, headers }: http.IncomingMessage, body: string): Pick<Outcome, "error" | "detail" | "retryAfter"> => {
+  const asked = Number(headers["retry-after"] ?? Number.NaN);
+  const retry = Number.isFinite(asked) ? { retryAfter: asked } : {};
+  try {
+    const { name, detail } = JSON.parse(body) as { name?: unknown; detail?: unknown };
+    if (typeof name === "string" && typeof detail === "string") return { error: name, detail, ...retry };
+  } catch {
+    // No JSON: not stepd's.
+  }
+  return { error: `HTTP ${statusCode}`, detail: "the reply is none of stepd", ...retry };
+};

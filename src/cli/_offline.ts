@@ -1,0 +1,58 @@
+/** The methods of the service in this process, without a network: the same validation, the same results, the same errors. */
+import { Arena, Lease } from "../arena/arena.ts";
+import { Engine } from "../engine/engine.ts";
+import { Pool, poolBytes } from "../pool/pool.ts";
+import { Rpc } from "../rpc/rpc.ts";
+import { Telemetry } from "../telemetry/telemetry.ts";
+
+const KERNELS = new URL("../../build/kernels.wasm", import.meta.url);
+
+/** What the commands call moves bytes and does no step. */
+const WORKERS = 1;
+
+export class Offline implements AsyncDisposable {
+  readonly arena: Arena;
+  readonly #pool: Pool;
+  readonly #engine: Engine;
+  readonly #rpc = new Rpc("");
+  readonly #telemetry = new Telemetry({ level: "silent", version: "", node: process.version });
+
+  private constructor(arena: Arena, pool: Pool) {
+    this.arena = arena;
+    this.#pool = pool;
+    this.#engine = new Engine(pool, arena.capacity);
+  }
+
+  static async start(arenaMib: number): Promise<Offline> {
+    const arena = new Arena(arenaMib, poolBytes(WORKERS));
+    const pool = await Pool.start(arena, KERNELS, WORKERS, {
+      onWorkerLost: (cause) => {
+        throw cause;
+      },
+    });
+    return new Offline(arena, pool);
+  }
+
+  /** Calls a method. Throws StepdError. */
+  async call<Result>(method: string, params: unknown, lease: Lease): Promise<Result> {
+    return (await this.#rpc.call(method, params, { engine: this.#engine, lease, telemetry: this.#telemetry }, () => {})) as Result;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#pool[Symbol.asyncDispose]();
+  }
+}
+
+/** A lease whose memory is that of a file, so that what is read in place is not copied into the arena, and may be larger. */
+export class FileLease extends Lease {
+  readonly #file: Buffer;
+
+  constructor(arena: Arena, file: Buffer) {
+    super(arena, () => {});
+    this.#file = file;
+  }
+
+  override get bytes(): Buffer {
+    return this.#file;
+  }
+}

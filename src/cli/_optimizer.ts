@@ -1,0 +1,35 @@
+/** An optimizer out of `--optimizer adamw --set lr=0.1`. The service's own schema checks it. */
+import { UsageError } from "./_command.ts";
+
+export const optimizerOptions = {
+  optimizer: { value: "NAME", help: "the optimizer", initial: "adamw" },
+  set: { value: "NAME=VALUE", isMultiple: true, help: "a hyperparameter, such as lr=0.1, betas=0.9,0.99 or amsgrad=true" },
+} as const;
+
+export const optimizerOf = ({ optimizer = "adamw", set }: { readonly optimizer: string | undefined; readonly set: readonly string[] }) => ({
+  ...Object.fromEntries(set.map(readSetting)),
+  name: optimizer,
+});
+
+const readSetting = (text: string): readonly [string, unknown] => {
+  const equals = text.indexOf("=");
+  if (equals < 1 || text.startsWith("name="))
+    throw new UsageError(`--set: expected the name of a hyperparameter, = and its value, found ${JSON.stringify(text)}`);
+  return [text.slice(0, equals), readValue(text.slice(equals + 1))];
+};
+
+/** Numbers, true, false and null as in JSON; a list where there are commas; anything else is text. */
+const readValue = (text: string): unknown => {
+  if (text.includes(",")) return text.split(",").map(readValue);
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+};
+
+/** Refused fields of an optimizer under the options that gave them. */
+export const optimizerFields: readonly (readonly [RegExp, string])[] = [
+  [/^\/optimizer\/name$/, "--optimizer"],
+  [/^\/optimizer\//, "--set "],
+];

@@ -1,0 +1,275 @@
+/** `stepd bench`: real steps against a running server from some connections at once, and what they came to. */
+import { readFileSync } from "node:fs";
+import { setTimeout as delay } from "node:timers/promises";
+import { bytesOf, COMPUTED, writeElement } from "../codec/dtype.ts";
+import { decodeMsgpack, encodeMsgpack } from "../codec/msgpack.ts";
+import { Parts } from "../codec/parts.ts";
+import { writeHeader } from "../codec/safetensors.ts";
+import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
+import { Connection, type Outcome, type Target } from "./_load.ts";
+import { optimizerOf, optimizerOptions } from "./_optimizer.ts";
+import { countText, Progress, table } from "./_terminal.ts";
+
+const MAX_ELEMENTS = 2 ** 29;
+const MAX_CONNECTIONS = 1024;
+const MAX_SECONDS = 86400;
+
+/** How often the bar moves. */
+const TICK_MS = 100;
+
+/** A connection that was lost or refused is not opened again at once. */
+const PAUSE_MS = 100;
+
+/** Errors by which a server says that it has no room now. */
+const REFUSALS = ["OVERLOADED", "DRAINING"];
+
+export const bench = defineCommand({
+  name: "bench",
+  summary: "Steps against the server at URL (http://, https:// or unix:PATH), each connection one call after the other, and prints what they took.",
+  args: ["URL"],
+  options: {
+    ...optimizerOptions,
+    elements: { value: "N,...", help: "parameters of a step; a list is measured one after the other", initial: "1048576" },
+    dtype: { value: "DTYPE", help: "dtype of parameters and gradients", initial: "F32" },
+    connections: { value: "N", help: "connections at once", initial: "1" },
+    seconds: { value: "S", help: "time for each size", initial: "10" },
+    check: { help: "compare the bytes of every reply with those of the first" },
+    "token-file": { value: "FILE", help: "file with the bearer token alone" },
+    ca: { value: "FILE", help: "authorities to trust in place of the system's, in PEM" },
+    cert: { value: "FILE", help: "own certificate in PEM, for servers that ask for one" },
+    key: { value: "FILE", help: "its key in PEM" },
+    json: { help: "print JSON" },
+  },
+  notes: [
+    "The data are the same in every run. The first step makes the state, and one more on each connection is not counted either.",
+    "A refused call is tried again after what Retry-After says. Ctrl-C ends early with what was measured.",
+  ],
+
+  async run(values, [address = ""]) {
+    const sizes = (values.elements ?? "1048576").split(",").map((text) => wholeNumber(text, "elements", 1, MAX_ELEMENTS));
+    const dtype = oneOf(values.dtype ?? "F32", "dtype", COMPUTED);
+    const connections = wholeNumber(values.connections ?? "1", "connections", 1, MAX_CONNECTIONS);
+    const seconds = wholeNumber(values.seconds ?? "10", "seconds", 1, MAX_SECONDS);
+    const token = readOption(values["token-file"], "token-file")?.toString().trim();
+    if (token !== undefined && !/^[\x21-\x7e]+$/.test(token))
+      throw new UsageError("--token-file: expected one token of visible ASCII characters, found others");
+    const target = { address, token, ca: readOption(values.ca, "ca"), cert: readOption(values.cert, "cert"), key: readOption(values.key, "key") };
+    const optimizer = optimizerOf(values);
+
+    const stop = new AbortController();
+    const onSignal = (): void => stop.abort();
+    process.on("SIGINT", onSignal);
+    process.on("SIGTERM", onSignal);
+    const rows: Row[] = [];
+    try {
+      using bar = new Progress();
+      for (const elements of sizes) {
+        if (stop.signal.aborted) break;
+        const run = await measure({ target, optimizer, elements, dtype, connections, seconds, isChecked: values.check, signal: stop.signal, bar });
+        if (run) rows.push(run);
+      }
+    } finally {
+      process.off("SIGINT", onSignal);
+      process.off("SIGTERM", onSignal);
+    }
+    if (rows.length === 0) throw new CommandError("stopped before the first step was measured");
+    console.log(values.json ? JSON.stringify(rows, null, 2) : textOf(rows, optimizer.name, dtype));
+    return rows.every(({ steps, errors }) => steps > 0 && Object.keys(errors).length === 0) ? 0 : 1;
+  },
+});
+
+const readOption = (path: string | undefined, option: string): Buffer | undefined => {
+  if (path === undefined) return undefined;
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    throw new CommandError(`--${option}: expected a file that can be read, found ${(error as Error).message}`);
+  }
+};
+
+interface Settings {
+  readonly target: Target;
+  readonly optimizer: unknown;
+  readonly elements: number;
+  readonly dtype: string;
+  readonly connections: number;
+  readonly seconds: number;
+  readonly isChecked: boolean;
+  readonly signal: AbortSignal;
+  readonly bar: Progress;
+}
+
+interface Row {
+  readonly elements: number;
+  readonly connections: number;
+  readonly seconds: number;
+  readonly steps: number;
+  readonly steps_per_second: number;
+  /** Bytes of bodies, of the steps that were answered. */
+  readonly bytes_in_per_second: number;
+  readonly bytes_out_per_second: number;
+  readonly p50_ms: number | null;
+  readonly p90_ms: number | null;
+  readonly p99_ms: number | null;
+  readonly refusals: number;
+  /** By name, without refusals. */
+  readonly errors: Readonly<Record<string, number>>;
+}
+
+/** Measures steps of one size. Undefined where it was stopped before the first. */
+const measure = async (settings: Settings): Promise<Row | undefined> => {
+  const { target, connections, elements, seconds, signal, bar } = settings;
+  using stack = new DisposableStack();
+  const links = Array.from({ length: connections }, () => stack.use(new Connection(target)));
+  let prepared: Prepared;
+  try {
+    prepared = await prepare(links, settings);
+  } catch (error) {
+    if (signal.aborted) return undefined;
+    throw error;
+  }
+  const ticks = Math.round((seconds * 1000) / TICK_MS);
+  bar.begin(`${countText(elements)} elements`, ticks);
+  using timer = new Timer(() => bar.tick());
+  const tally = new Tally();
+  const start = performance.now();
+  const deadline = start + seconds * 1000;
+  await Promise.all(links.map((link) => repeat(link, prepared, tally, deadline, settings)));
+  timer[Symbol.dispose]();
+  return tally.row(elements, connections, (performance.now() - start) / 1000, prepared.body.length);
+};
+
+class Timer implements Disposable {
+  readonly #timer: ReturnType<typeof setInterval>;
+
+  constructor(tick: () => void) {
+    this.#timer = setInterval(tick, TICK_MS);
+  }
+
+  [Symbol.dispose](): void {
+    clearInterval(this.#timer);
+  }
+}
+
+interface Prepared {
+  readonly body: Buffer;
+  /** The reply that every step must get again. */
+  readonly reply: Buffer;
+}
+
+/** Takes the step that makes the state, then one with it on each connection. */
+const prepare = async (links: readonly Connection[], { optimizer, elements, dtype, signal }: Settings): Promise<Prepared> => {
+  const params = tensorFile(elements, dtype, 0);
+  const grads = tensorFile(elements, dtype, 1);
+  const bodyOf = (state: Uint8Array | null): Buffer => {
+    const { pieces } = encodeMsgpack({ optimizer, params, grads, state: state && new Parts([state]) });
+    return Buffer.concat(pieces);
+  };
+  const [link] = links;
+  if (!link) throw new Error("there is no connection");
+  const first = decodeMsgpack(await warmUp(link, bodyOf(null), signal)) as { state: Uint8Array };
+  const body = bodyOf(first.state);
+  const replies = await Promise.all(links.map((link) => warmUp(link, body, signal)));
+  return { body, reply: replies[0] as Buffer };
+};
+
+/** How often a step of the warm-up is sent that the server has no room for. */
+const MAX_WARM_UPS = 20;
+
+const warmUp = async (link: Connection, body: Buffer, signal: AbortSignal): Promise<Buffer> => {
+  for (let attempt = 1; ; attempt++) {
+    const chunks: Buffer[] = [];
+    const { error, detail, retryAfter = 0 } = await link.step(body, signal, (chunk) => chunks.push(chunk));
+    if (error === undefined) return Buffer.concat(chunks);
+    if (!REFUSALS.includes(error) || attempt === MAX_WARM_UPS) throw new CommandError(`the first step did not go well: ${error}: ${detail}`);
+    await delay(Math.max(retryAfter * 1000, PAUSE_MS), undefined, { signal });
+  }
+};
+
+/** Steps on one connection until the time is up or the signal comes. */
+const repeat = async (link: Connection, { body, reply }: Prepared, tally: Tally, deadline: number, { isChecked, signal }: Settings): Promise<void> => {
+  while (performance.now() < deadline && !signal.aborted) {
+    let isSame = true;
+    const compare = (chunk: Buffer, at: number): void => {
+      if (isChecked && reply.compare(chunk, 0, chunk.length, at, Math.min(at + chunk.length, reply.length)) !== 0) isSame = false;
+    };
+    try {
+      const outcome = await link.step(body, signal, compare);
+      const isWhole = outcome.error !== undefined || (isSame && outcome.bytes === reply.length);
+      tally.add(isWhole ? outcome : { ...outcome, error: "OTHER_REPLY" });
+      const { error, retryAfter = 0 } = outcome;
+      if (error === undefined) continue;
+      await delay(Math.min(Math.max(retryAfter * 1000, PAUSE_MS), Math.max(deadline - performance.now(), 0)), undefined, { signal });
+    } catch (error) {
+      if (!signal.aborted) throw error;
+    }
+  }
+};
+
+/** Counts what calls come to. */
+class Tally {
+  readonly #times: number[] = [];
+  readonly #errors = new Map<string, number>();
+  #bytes = 0;
+  #refusals = 0;
+
+  add({ ms, bytes, error }: Outcome): void {
+    if (error === undefined) {
+      this.#times.push(ms);
+      this.#bytes += bytes;
+    } else if (REFUSALS.includes(error)) this.#refusals++;
+    else this.#errors.set(error, (this.#errors.get(error) ?? 0) + 1);
+  }
+
+  row(elements: number, connections: number, seconds: number, bodyBytes: number): Row {
+    const sorted = Float64Array.from(this.#times).sort();
+    /** The nearest rank: a time that a step really took. */
+    const percentile = (percent: number): number | null => sorted[Math.max(Math.ceil((sorted.length * percent) / 100) - 1, 0)] ?? null;
+    const steps = sorted.length;
+    return {
+      elements,
+      connections,
+      seconds,
+      steps,
+      steps_per_second: steps / seconds,
+      bytes_in_per_second: (steps * bodyBytes) / seconds,
+      bytes_out_per_second: this.#bytes / seconds,
+      p50_ms: percentile(50),
+      p90_ms: percentile(90),
+      p99_ms: percentile(99),
+      refusals: this.#refusals,
+      errors: Object.fromEntries(this.#errors),
+    };
+  }
+}
+
+const textOf = (rows: readonly Row[], optimizer: string, dtype: string): string => {
+  const fixed = (value: number | null): string => (value === null ? "-" : value.toFixed(value < 10 ? 3 : 1));
+  const head = ["elements", "connections", "steps", "steps/s", "MB/s in", "MB/s out", "p50 ms", "p90 ms", "p99 ms", "refused", "errors"];
+  const cells = rows.map((row) => [
+    countText(row.elements),
+    String(row.connections),
+    countText(row.steps),
+    fixed(row.steps_per_second),
+    fixed(row.bytes_in_per_second / 1e6),
+    fixed(row.bytes_out_per_second / 1e6),
+    ...[row.p50_ms, row.p90_ms, row.p99_ms].map(fixed),
+    countText(row.refusals),
+    countText(Object.values(row.errors).reduce((sum, count) => sum + count, 0)),
+  ]);
+  const errors = rows.flatMap(({ elements, errors }) =>
+    Object.entries(errors).map(([name, count]) => `${countText(elements)} elements: ${name} ${countText(count)} times`),
+  );
+  return [`${optimizer}, ${dtype}`, "", table(head, cells), ...(errors.length > 0 ? ["", ...errors] : [])].join("\n");
+};
+
+/** A file of one tensor. Its values are between 0.25 and 1 in size, so that nothing is subnormal, and the same in every run. */
+const tensorFile = (elements: number, dtype: string, seed: number): Parts => {
+  const size = bytesOf(dtype) as number;
+  const data = Buffer.allocUnsafeSlow(elements * size);
+  for (let i = 0; i < elements; i++) {
+    const bits = Math.imul(i + seed, 2654435761) >>> 9;
+    writeElement(data, i * size, dtype, (0.25 + (bits / 2 ** 23) * 0.75) * ((bits & 1) === 1 ? -1 : 1));
+  }
+  return new Parts([writeHeader({}, [{ name: "w", dtype, shape: [elements] }]), data]);
+};

@@ -1,0 +1,118 @@
+/** `stepd convert`: state.convert from file to file, without a server. */
+import { readFileSync } from "node:fs";
+import type { Parts } from "../codec/parts.ts";
+import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
+import { literal, renamed, requireFree, TensorFile, writeWhole } from "./_file.ts";
+import { Offline } from "./_offline.ts";
+import { bytesText } from "./_terminal.ts";
+
+const MIB = 2 ** 20;
+const FORMATS = ["stepd", "torch", "qhoptim", "optax"] as const;
+
+/** What WebAssembly can address. */
+const MAX_ARENA_MIB = 4096;
+
+/** The file, its float32 copy where its slots are narrower, and slots that are added. Memory that is not used is never touched. */
+const ARENA_PER_FILE = 4;
+const ARENA_LEAST_MIB = 64;
+
+export const convert = defineCommand({
+  name: "convert",
+  summary: "Brings the state in IN to another format, under another optimizer of its family, or with more slots, and writes it to OUT.",
+  args: ["IN", "OUT"],
+  options: {
+    from: { value: "FORMAT", help: "format of IN: stepd, torch, qhoptim or optax", initial: "stepd" },
+    to: { value: "FORMAT", help: "format of OUT", initial: "stepd" },
+    optimizer: { value: "NAME", help: "optimizer of OUT", initial: "that of IN" },
+    "from-optimizer": { value: "NAME", help: "optimizer of IN, which foreign files do not say", initial: "--optimizer" },
+    names: { value: "FILE", help: "parameters by index, a name a line, of the foreign file (of IN where both are)" },
+    "to-names": { value: "FILE", help: "the same of OUT where both are foreign" },
+    betas: { value: "A,B", help: "betas of the whole run, for qhoptim" },
+    "to-betas": { value: "A,B", help: "the same of OUT where both are foreign" },
+    step: { value: "N", help: "steps taken, for parameters of which IN does not tell" },
+    fill: { value: "SLOT", isMultiple: true, help: "slot to add where it is missing" },
+    force: { help: "overwrite OUT" },
+    json: { help: "print JSON" },
+  },
+  notes: ["docs/state-conversion.md has the formats. What OUT does not hold of IN is said on stderr."],
+
+  async run(values, [input = "", output = ""]) {
+    const from = oneOf(values.from ?? "stepd", "from", FORMATS);
+    const to = oneOf(values.to ?? "stepd", "to", FORMATS);
+    const { names, betas } = values;
+    const toOwn = { names: values["to-names"], betas: values["to-betas"] };
+    const fromOptimizer = values["from-optimizer"];
+    const step = values.step === undefined ? undefined : wholeNumber(values.step, "step", 1, Number.MAX_SAFE_INTEGER);
+    const given = conventionOf({ names, betas }, "");
+    const params = {
+      from: { format: from, ...(fromOptimizer && { optimizer: fromOptimizer }), ...(step && { step }), ...(from !== "stepd" && given) },
+      to: { format: to, ...(from === "stepd" && given), ...conventionOf(toOwn, "to-") },
+      ...(values.optimizer && { optimizer: values.optimizer }),
+      ...(values.fill.length > 0 && { fill: values.fill }),
+    };
+    requireFree(output, values.force);
+    const { lost, bytes } = await convertFile(input, output, params, values.force);
+    if (values.json) console.log(JSON.stringify({ out: output, bytes, lost }, null, 2));
+    else {
+      console.log(`${output}: ${bytesText(bytes)}`);
+      for (const sentence of lost) console.error(`lost: ${sentence}`);
+    }
+    return 0;
+  },
+});
+
+/** A refused field under the option that gave it. Both sides have names and betas; those of OUT have options of their own only where IN is foreign. */
+const fieldNames = (input: string, isFromForeign: boolean): readonly (readonly [RegExp, string])[] => [
+  [/^\/state/, literal(input)],
+  [/^\/from\/optimizer/, "--from-optimizer"],
+  [/^\/(from|to)\/format/, "--$1"],
+  [/^\/from\/(names|betas|step)(\/\d+)?/, "--$1"],
+  [/^\/to\/(names|betas)(\/\d+)?/, isFromForeign ? "--to-$1" : "--$1"],
+  [/^\/optimizer/, "--optimizer"],
+  [/^\/fill(\/\d+)?/, "--fill"],
+];
+
+const convertFile = async (
+  input: string,
+  output: string,
+  params: Readonly<Record<string, unknown>> & { readonly from: { readonly format: string } },
+  isForced: boolean,
+): Promise<{ readonly lost: readonly string[]; readonly bytes: number }> => {
+  using file = new TensorFile(input);
+  const mebibytes = Math.ceil(file.size / MIB);
+  if (mebibytes > MAX_ARENA_MIB) throw new CommandError(`${input}: expected at most ${MAX_ARENA_MIB} MiB, found ${mebibytes} MiB`);
+  await using offline = await Offline.start(Math.min(MAX_ARENA_MIB, ARENA_LEAST_MIB + ARENA_PER_FILE * mebibytes));
+  using lease = offline.arena.lease(0);
+  const state = lease.view(lease.alloc(file.size), file.size);
+  file.readInto(state);
+  try {
+    const { state: converted, lost } = await offline.call<{ state: Parts; lost: string[] }>("state.convert", { ...params, state }, lease);
+    writeWhole(output, converted.pieces, isForced);
+    return { lost, bytes: converted.length };
+  } catch (error) {
+    throw renamed(error, fieldNames(input, params.from.format !== "stepd"));
+  }
+};
+
+/** Names and betas as the wire has them. */
+const conventionOf = ({ names, betas }: { readonly names: string | undefined; readonly betas: string | undefined }, prefix: string) => ({
+  ...(names !== undefined && { names: readNames(names, `${prefix}names`) }),
+  ...(betas !== undefined && { betas: readBetas(betas, `${prefix}betas`) }),
+});
+
+const readNames = (path: string, option: string): readonly string[] => {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (error) {
+    throw new CommandError(`--${option}: expected a file of names, found ${(error as Error).message}`);
+  }
+  return text.replace(/\r?\n$/, "").split(/\r?\n/);
+};
+
+const readBetas = (text: string, option: string): readonly number[] => {
+  const betas = text.split(",").map((part) => (part.trim() === "" ? Number.NaN : Number(part)));
+  if (betas.length !== 2 || betas.some(Number.isNaN))
+    throw new UsageError(`--${option}: expected two numbers such as 0.9,0.999, found ${JSON.stringify(text)}`);
+  return betas;
+};

@@ -1,0 +1,68 @@
+/** The entry of the `stepd` command: finds the command, reads its arguments, and ends with 0 (done), 1 (failed) or 2 (wrong use). */
+import { closest } from "fastest-levenshtein";
+import { StepdError } from "../errors/errors.ts";
+import { type Command, CommandError, helpOf, parse, UsageError } from "./_command.ts";
+import { heading } from "./_terminal.ts";
+
+/** Loaded when they are asked for: the service's libraries take longer to load than most commands to run. */
+const commands: Readonly<Record<string, { readonly summary: string; load(): Promise<Command> }>> = {
+  serve: { summary: "run the service", load: async () => (await import("./serve.ts")).serve(process.env) },
+  inspect: { summary: "print what a state or another safetensors file holds", load: async () => (await import("./inspect.ts")).inspect },
+  convert: {
+    summary: "bring a state to or from torch, qhoptim or optax, or under another optimizer",
+    load: async () => (await import("./convert.ts")).convert,
+  },
+  plan: { summary: "print what a step would cost: bytes, memory, calls, time on the network", load: async () => (await import("./plan.ts")).plan },
+  bench: { summary: "measure a running server with real steps", load: async () => (await import("./bench.ts")).bench },
+};
+
+const help = (): string => {
+  const width = Math.max(...Object.keys(commands).map((name) => name.length));
+  return [
+    `${heading("Usage:")} stepd COMMAND [arguments]`,
+    "",
+    "A stateless optimizer service, and tools for its states.",
+    "",
+    heading("Commands:"),
+    ...Object.entries(commands).map(([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}`),
+    "",
+    "stepd COMMAND --help says more; stepd --version prints the version.",
+    "Exit codes: 0 done, 1 failed, 2 wrong use.",
+  ].join("\n");
+};
+
+const run = async (argv: readonly string[]): Promise<number> => {
+  const [name, ...rest] = argv;
+  if (name === undefined) throw new UsageError(`expected a command: ${Object.keys(commands).join(", ")}; found none`);
+  if (name === "--help" || name === "-h") console.log(help());
+  else if (name === "--version") console.log((await import("../service.ts")).version);
+  else {
+    const found = Object.hasOwn(commands, name) ? commands[name] : undefined;
+    if (!found) {
+      const nearest = closest(name, Object.keys(commands));
+      throw new UsageError(`expected one of ${Object.keys(commands).join(", ")} (the nearest is ${nearest}), found ${JSON.stringify(name)}`);
+    }
+    const command = await found.load();
+    const { isHelp, values, args } = parse(command, rest);
+    if (!isHelp) return await command.run(values, args);
+    console.log(helpOf(command));
+  }
+  return 0;
+};
+
+/** What is said of a failure. A stack only where the fault is ours. */
+const textOf = (error: unknown): string => {
+  if (!(error instanceof Error)) return String(error);
+  const isKnown = error instanceof UsageError || error instanceof CommandError || error instanceof StepdError;
+  return isKnown || "syscall" in error ? error.message : (error.stack ?? error.message);
+};
+
+// A reader that has seen enough, such as head, is no failure.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
+
+try {
+  process.exitCode = await run(process.argv.slice(2));
+} catch (error) {
+  console.error(`stepd: ${textOf(error)}`);
+  process.exitCode = error instanceof UsageError ? 2 : 1;
+}

@@ -290,6 +290,18 @@ for (const args of [["--prot"], ["serve"], ["--help=yes"]]) {
   });
 }
 
+test("settings that need each other, and origins that are none, are refused by name", () => {
+  const refused: readonly (readonly [Env, RegExp])[] = [
+    [{ STEPD_TLS_CERT_FILE: "c" }, /^STEPD_TLS_KEY_FILE: /],
+    [{ STEPD_TLS_KEY_FILE: "k" }, /^STEPD_TLS_CERT_FILE: /],
+    [{ STEPD_TLS_CLIENT_CA_FILE: "a" }, /^STEPD_TLS_CERT_FILE: /],
+    [{ STEPD_CORS_ORIGINS: "train.example" }, /^STEPD_CORS_ORIGINS: .*"train.example"/],
+    [{ STEPD_CORS_ORIGINS: "https://train.example/page" }, /^STEPD_CORS_ORIGINS: /],
+    [{ STEPD_ADMIN_PORT: "x" }, /^STEPD_ADMIN_PORT: /],
+  ];
+  for (const [env, message] of refused) assert.throws(() => readConfig(env), { name: "ConfigError", message });
+});
+
 test("without settings the defaults hold, and other variables are not read", () => {
   const config = readConfig({ PORT: "1", HOST: "x", stepd_port: "2" });
   const { workers, arenaMib, ...rest } = config;
@@ -301,6 +313,18 @@ test("without settings the defaults hold, and other variables are not read", () 
     requestTimeoutMs: 300000,
     idleTimeoutMs: 60000,
     drainTimeoutMs: 30000,
+    drainGraceMs: 0,
+    minBodyRate: 4096,
+    maxConnections: 1024,
+    maxInFlight: 256,
+    maxJsonMib: 64,
+    tokensFile: "",
+    tlsCertFile: "",
+    tlsKeyFile: "",
+    tlsClientCaFile: "",
+    adminPort: undefined,
+    adminHost: "127.0.0.1",
+    corsOrigins: [],
   });
   assert.equal(workers, Math.min(os.availableParallelism(), 256));
   assert.ok(Number.isInteger(arenaMib) && arenaMib >= 1 && arenaMib <= 4096);
@@ -313,6 +337,8 @@ test("the configuration is frozen", () => {
 });
 
 test("the help names every setting that is read, and no other", () => {
-  for (const name of help().match(/STEPD_\w+/g) ?? [])
-    assert.doesNotThrow(() => readConfig({ [name]: ({ ...{}, STEPD_HOST: "h", STEPD_LOG_LEVEL: "info" } as Env)[name] ?? "1" }));
+  const settings = { STEPD_HOST: "h", STEPD_LOG_LEVEL: "info", STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81" } as Env;
+  // A certificate is nothing without its key, nor the other way round.
+  const others = { STEPD_TLS_CERT_FILE: "c", STEPD_TLS_KEY_FILE: "k" };
+  for (const name of help().match(/STEPD_\w+/g) ?? []) assert.doesNotThrow(() => readConfig({ ...others, [name]: settings[name] ?? "1" }));
 });

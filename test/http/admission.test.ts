@@ -89,12 +89,12 @@ test("what can never fit gets 413 in place of 100, without Retry-After", async (
 });
 
 test("a JSON body over its own limit gets 413, however large the arena is", async () => {
-  await using service = await serve({ STEPD_ARENA_MIB: "512" });
+  await using service = await serve({ STEPD_ARENA_MIB: "512", STEPD_MAX_JSON_MIB: "100" });
   using client = await RawClient.connect(service);
-  client.head("/v1/step", { "Content-Type": "application/json", "Content-Length": 300 * MIB, Expect: "100-continue" });
+  client.head("/v1/step", { "Content-Type": "application/json", "Content-Length": 101 * MIB, Expect: "100-continue" });
   const reply = await client.reply();
   assert.equal(reply?.status, 413);
-  assert.match(reply.body.toString(), /268435456 bytes of JSON/);
+  assert.match(reply.body.toString(), /104857600 bytes of JSON/);
 });
 
 test("a call without a body is answered while the arena is full", async () => {

@@ -12,7 +12,12 @@ import { root, TreeCopy } from "../support/tree.ts";
 
 const read = (file: string): string => readFileSync(join(root, file), "utf8");
 
-const pages = ["README.md", ...readdirSync(join(root, "docs")).map((file) => `docs/${file}`)];
+const pages = [
+  "README.md",
+  ...readdirSync(join(root, "docs"))
+    .filter((file) => file.endsWith(".md"))
+    .map((file) => `docs/${file}`),
+];
 
 /** The fenced blocks of a language, in order. */
 const blocks = (text: string, language: string): readonly string[] =>

@@ -1,0 +1,102 @@
+/** The rules of deploy/prometheus: well-formed, and each alert with unit tests that see it fire and see it stay silent. */
+import assert from "node:assert/strict";
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import os from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+import { deployed, promtool } from "./_prometheus.ts";
+
+const text = readFileSync(join(deployed, "stepd.rules.yml"), "utf8");
+
+const alerts = [...text.matchAll(/^ {6}- alert: (\w+)$/gm)].map(([, name = ""]) => name);
+const recordings = [...text.matchAll(/^ {6}- record: (\S+)$/gm)].map(([, name = ""]) => name);
+
+/** Runs the unit tests over other rules. */
+const unitTests = async (rules: string) => {
+  const folder = mkdtempSync(join(os.tmpdir(), "stepd-rules-"));
+  try {
+    cpSync(deployed, folder, { recursive: true });
+    writeFileSync(join(folder, "stepd.rules.yml"), rules);
+    return await promtool(["test", "rules", "stepd.rules.test.yml"], "", folder);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+};
+
+/** The rules with one alert's expression replaced by others. */
+const withExpression = (name: string, edit: (expression: string) => string): string => {
+  const rule = new RegExp(`(- alert: ${name}\\n {8}expr: )((?:\\|\\n(?: {10}.*\\n)+)|.*\\n)`);
+  assert.match(text, rule);
+  return text.replace(rule, (_, head: string, expression: string) => `${head}${edit(expression)}\n`);
+};
+
+/** The text of an alert's rule. */
+const ruleOf = (name: string): string => text.slice(text.indexOf(`- alert: ${name}\n`)).split(/(?<=\n) {6}- alert: /)[0] ?? "";
+
+/** The comparison at the end of an expression. */
+const THRESHOLD = /\s+(?:>|==) [^}>=]+$/;
+
+test("Prometheus takes the configuration and the rules", async () => {
+  for (const values of [
+    ["check", "config", "prometheus.yml"],
+    ["check", "rules", "--lint=all", "--lint-fatal", "stepd.rules.yml"],
+  ]) {
+    const { status, output } = await promtool(values);
+    assert.equal(status, 0, output);
+    assert.match(output, new RegExp(`SUCCESS: ${alerts.length + recordings.length} rules found`));
+  }
+});
+
+test("the unit tests of the rules pass", async () => {
+  const { status, output } = await unitTests(text);
+  assert.equal(status, 0, output);
+});
+
+test("there is an alert for each thing that the operator has to know", () => {
+  assert.deepEqual(alerts, [
+    "StepdDown",
+    "StepdAbsent",
+    "StepdRestarts",
+    "StepdFailures",
+    "StepdOverloaded",
+    "StepdCallersRefused",
+    "StepdSlow",
+    "StepdArenaNearlyFull",
+    "StepdWorkerLost",
+    "StepdNonFiniteGradients",
+    "StepdDrains",
+    "StepdEventLoopBlocked",
+  ]);
+});
+
+for (const name of alerts) {
+  test(`${name} that never fires fails its unit tests`, async () => {
+    const { status, output } = await unitTests(withExpression(name, () => 'up{job="nothing"} == 0'));
+    assert.notEqual(status, 0);
+    assert.match(output, new RegExp(`alertname: ?${name}`));
+  });
+
+  test(`${name} without its threshold fails its unit tests`, async () => {
+    const { status, output } = await unitTests(
+      withExpression(name, (expression) => expression.trimEnd().replace(THRESHOLD, "").replace('absent(up{job="stepd"})', "vector(1)")),
+    );
+    assert.notEqual(status, 0);
+    assert.match(output, new RegExp(`alertname: ?${name}`));
+  });
+
+  if (ruleOf(name).includes("        for: ")) {
+    test(`${name} that does not wait fails its unit tests`, async () => {
+      const { status, output } = await unitTests(text.replace(ruleOf(name), ruleOf(name).replace(/ {8}for: .*\n/, "")));
+      assert.notEqual(status, 0);
+      assert.match(output, new RegExp(`alertname: ?${name}`));
+    });
+  }
+
+  test(`${name} has a severity, sentences and a runbook of its own`, () => {
+    const rule = ruleOf(name);
+    assert.match(rule, /^ {10}severity: (critical|warning)$/m);
+    assert.match(rule, /^ {10}summary: \S/m);
+    assert.match(rule, /^ {10}description: \S/m);
+    assert.match(rule, new RegExp(`^ {10}runbook_url: docs/operations\\.md#${name.toLowerCase()}$`, "m"));
+  });
+}

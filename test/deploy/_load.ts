@@ -1,0 +1,77 @@
+/** Trainers that step through a balancer, each over connections of its own, and compare every result with a recorded run. */
+import assert from "node:assert/strict";
+import { Client, State, type StepResult, type Tensors } from "../../clients/typescript/src/index.ts";
+import type { Shapes } from "../support/run.ts";
+import { randomTensors } from "../support/tensors.ts";
+
+export interface Run {
+  readonly start: Tensors;
+  readonly grads: readonly Tensors[];
+  /** The results of a replica that nobody disturbs. */
+  readonly results: readonly StepResult[];
+}
+
+const OPTIMIZER = { name: "adamw", lr: 0.01 } as const;
+
+/** Takes steps on one server, directly, so that the results of others can be compared with them. */
+export const record = async (url: string, shapes: Shapes, steps: number): Promise<Run> => {
+  const client = new Client(url);
+  const start = randomTensors(shapes, 1);
+  const grads = Array.from({ length: steps }, (_, step) => randomTensors(shapes, 1000 + step));
+  const results: StepResult[] = [];
+  for (const gradient of grads) {
+    const last = results.at(-1);
+    results.push(await client.step({ optimizer: OPTIMIZER, params: last?.params ?? start, grads: gradient, state: last?.state ?? null }));
+  }
+  return { start, grads, results };
+};
+
+const bytesOf = ({ data }: { readonly data: Tensors[string]["data"] }): Buffer => Buffer.from(data.buffer, data.byteOffset, data.byteLength);
+
+const requireEqual = (found: StepResult, expected: StepResult): void => {
+  assert.deepEqual(Object.keys(found.params), Object.keys(expected.params));
+  for (const [name, tensor] of Object.entries(found.params)) assert.ok(bytesOf(tensor).equals(bytesOf(expected.params[name] as Tensors[string])), name);
+  assert.ok(Buffer.from(found.state.bytes).equals(expected.state.bytes), "the state differs");
+};
+
+/** What the trainers saw. */
+export interface Tally {
+  steps: number;
+  /** Of single HTTP calls, before any retry: what a caller without retries would have seen, by kind. */
+  readonly failures: Map<string, number>;
+}
+
+export const failuresOf = ({ failures }: Tally): number => failures.values().reduce((sum, count) => sum + count, 0);
+
+const kindOf = (error: unknown): string => {
+  const { code, message, cause } = error as { code?: string; message: string; cause?: unknown };
+  return cause === undefined ? (code ?? message) : kindOf(cause);
+};
+
+/** A fetch that notes what went wrong. */
+const countingFetch = ({ failures }: Tally): typeof fetch => {
+  const note = (kind: string): void => void failures.set(kind, (failures.get(kind) ?? 0) + 1);
+  return async (...call) => {
+    try {
+      const response = await fetch(...call);
+      if (!response.ok) note(`HTTP ${response.status}`);
+      const bytes = await response.arrayBuffer();
+      return new Response(bytes, response);
+    } catch (error) {
+      note(kindOf(error));
+      throw error;
+    }
+  };
+};
+
+/** Takes the steps of a run again and again until it is told to stop, with the client's own retries. Throws where one fails or differs. */
+export const train = async (url: string, { start, grads, results }: Run, tally: Tally, stop: AbortSignal): Promise<void> => {
+  const client = new Client(url, { fetch: countingFetch(tally) });
+  for (let step = 0; !stop.aborted; step = (step + 1) % grads.length) {
+    const last = step === 0 ? undefined : (results[step - 1] as StepResult);
+    const state = last && new State(last.state.bytes);
+    const found = await client.step({ optimizer: OPTIMIZER, params: last?.params ?? start, grads: grads[step] as Tensors, state: state ?? null });
+    requireEqual(found, results[step] as StepResult);
+    tally.steps++;
+  }
+};

@@ -1,0 +1,161 @@
+/** Three replicas behind HAProxy lose no step: one after the other is restarted under load, and one is killed. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { setTimeout as pause } from "node:timers/promises";
+import { Client } from "../../clients/typescript/src/index.ts";
+import { RawClient, sgdBody } from "../http/_client.ts";
+import { TestService } from "../support/service.ts";
+import { Haproxy } from "./_haproxy.ts";
+import { failuresOf, type Run, record, type Tally, train } from "./_load.ts";
+
+/** The first fits HAProxy's buffer, so HAProxy itself can send it again; the second does not; the third is a body of 64 MiB. */
+const LOADS = [
+  { shapes: { w: [10, 40], b: [40] }, trainers: 4, steps: 20 },
+  { shapes: { w: [256, 512], b: [512] }, trainers: 4, steps: 20 },
+  { shapes: { w: [2048, 2048] }, trainers: 1, steps: 3 },
+] as const;
+
+/** The grace is longer than HAProxy takes to notice, with room for a machine that is busy with other tests. */
+const SETTINGS = { STEPD_WORKERS: "1", STEPD_ARENA_MIB: "384", STEPD_DRAIN_GRACE_MS: "4000" } as const;
+
+class Cluster implements AsyncDisposable {
+  readonly haproxy: Haproxy;
+  readonly #settings: Readonly<Record<string, string>>;
+  readonly #replicas: TestService[];
+
+  private constructor(settings: Readonly<Record<string, string>>, replicas: TestService[], haproxy: Haproxy) {
+    this.#settings = settings;
+    this.#replicas = replicas;
+    this.haproxy = haproxy;
+  }
+
+  static async start(settings: Readonly<Record<string, string>> = SETTINGS): Promise<Cluster> {
+    const replicas = await Promise.all([1, 2, 3].map(() => TestService.start(settings)));
+    try {
+      return new Cluster(settings, replicas, await Haproxy.start(replicas.map(({ url }) => url)));
+    } catch (error) {
+      await Promise.all(replicas.map((replica) => replica[Symbol.asyncDispose]()));
+      throw error;
+    }
+  }
+
+  /** A replica by its number, from 1 as in haproxy.cfg. */
+  replica(number: number): TestService {
+    return this.#replicas[number - 1] as TestService;
+  }
+
+  /** Starts a replica again, at the address that it had, and waits until HAProxy sends it calls. */
+  async startAgain(number: number): Promise<void> {
+    const { port } = new URL(this.replica(number).url);
+    this.#replicas[number - 1] = await TestService.start({ ...this.#settings, STEPD_PORT: port });
+    await this.haproxy.waitFor(number, "UP");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([this.haproxy, ...this.#replicas].map((part) => part[Symbol.asyncDispose]()));
+  }
+}
+
+/** Runs the load while something happens to the replicas. Every step must be answered, with the right bytes, before and after. */
+const underLoad = async (happen: (cluster: Cluster, tally: Tally) => Promise<void>): Promise<Tally> => {
+  await using cluster = await Cluster.start();
+  const runs: Run[] = [];
+  for (const { shapes, steps } of LOADS) runs.push(await record(cluster.replica(1).url, shapes, steps));
+  const tally: Tally = { steps: 0, failures: new Map() };
+  const stop = new AbortController();
+  const trainers = LOADS.flatMap(({ trainers: count }, index) =>
+    Array.from({ length: count }, () => train(cluster.haproxy.url, runs[index] as Run, tally, stop.signal)),
+  );
+  const all = Promise.all(trainers);
+  try {
+    await stepsMore(tally, all);
+    await Promise.race([all, happen(cluster, tally)]);
+    await stepsMore(tally, all);
+  } finally {
+    stop.abort();
+    await all;
+  }
+  return tally;
+};
+
+/** Waits until the trainers have gone on by many steps. */
+const stepsMore = async (tally: Tally, trainers: Promise<unknown>): Promise<void> => {
+  const goal = tally.steps + 50;
+  while (tally.steps < goal) await Promise.race([pause(20), trainers]);
+};
+
+const describe = ({ steps, failures }: Tally): string =>
+  `${steps} steps; a caller without retries would have seen ${JSON.stringify(Object.fromEntries(failures))}`;
+
+test("a rolling restart under load loses no step, and no caller needs its retries", async (t) => {
+  const tally = await underLoad(async (cluster) => {
+    for (const number of [1, 2, 3]) {
+      const start = performance.now();
+      const exit = cluster.replica(number).stop();
+      await cluster.haproxy.waitFor(number, "DOWN");
+      const noticed = Math.round(performance.now() - start);
+      assert.equal(await exit, 0);
+      t.diagnostic(`replica ${number}: HAProxy noticed after ${noticed} ms, and it ended with 0 after ${Math.round(performance.now() - start)} ms`);
+      await cluster.startAgain(number);
+    }
+  });
+  t.diagnostic(describe(tally));
+  assert.equal(failuresOf(tally), 0);
+});
+
+test("a replica that is killed under load costs no step", async (t) => {
+  const tally = await underLoad(async (cluster) => {
+    for (const number of [2, 3]) {
+      await cluster.replica(number).stop("SIGKILL");
+      await cluster.haproxy.waitFor(number, "DOWN");
+      await cluster.startAgain(number);
+    }
+  });
+  t.diagnostic(describe(tally));
+});
+
+test("HAProxy sends a small call that a draining replica refuses to another one", async () => {
+  // Without a grace, HAProxy goes on sending calls to a replica that refuses them until its next check.
+  await using cluster = await Cluster.start({ ...SETTINGS, STEPD_DRAIN_GRACE_MS: "0" });
+  const replica = cluster.replica(1);
+  using upload = await RawClient.connect(replica);
+  const body = sgdBody(1000, 2);
+  await upload.hold(body.length);
+  const exit = replica.stop();
+  const client = new Client(cluster.haproxy.url, { retries: 0 });
+  const w = { shape: [100], data: new Float32Array(100).fill(3) };
+  for (let call = 0; call < 30; call++) {
+    const { params } = await client.step({ optimizer: { name: "sgd", lr: 1 }, params: { w }, grads: { w } });
+    assert.ok(params["w"]?.data.every((value) => value === 0));
+  }
+  assert.ok((await cluster.haproxy.metric("haproxy_server_redispatch_warnings_total", 'proxy="stepd",server="stepd-1"')) > 0);
+  upload.send(body);
+  assert.equal((await upload.reply())?.status, 200);
+  assert.equal(await exit, 0);
+});
+
+test("HAProxy passes the caller's request id on, and gives one where there is none", async () => {
+  await using cluster = await Cluster.start();
+  const idOf = async (headers: Record<string, string>): Promise<string | null> => {
+    const response = await fetch(`${cluster.haproxy.url}/v1`, { headers });
+    await response.arrayBuffer();
+    return response.headers.get("x-request-id");
+  };
+  assert.equal(await idOf({ "X-Request-Id": "run-7.step-12" }), "run-7.step-12");
+  const given = await idOf({});
+  assert.ok(given);
+  const deadline = performance.now() + 5000;
+  while (!cluster.haproxy.log.join("").includes(`id=${given}`)) {
+    assert.ok(performance.now() < deadline, `HAProxy's log has ${given}`);
+    await pause(10);
+  }
+});
+
+test("HAProxy says that it is not ready when no replica is", async () => {
+  await using cluster = await Cluster.start();
+  const ready = async (): Promise<number> => (await fetch(`${cluster.haproxy.url}/health/ready`)).status;
+  assert.equal(await ready(), 200);
+  for (const number of [1, 2, 3]) await cluster.replica(number).stop("SIGKILL");
+  for (const number of [1, 2, 3]) await cluster.haproxy.waitFor(number, "DOWN");
+  assert.equal(await ready(), 503);
+});

@@ -30,12 +30,15 @@ export interface RpcError {
 
 export class TestService implements AsyncDisposable {
   readonly url: string;
+  /** Where metrics and health are beside that, with STEPD_ADMIN_PORT. */
+  readonly admin: string | undefined;
   readonly process: ReturnType<typeof spawn>;
   /** What the process wrote to its log so far. */
   readonly log: string[];
 
-  private constructor(url: string, process: ReturnType<typeof spawn>, log: string[]) {
+  private constructor(url: string, admin: string | undefined, process: ReturnType<typeof spawn>, log: string[]) {
     this.url = url;
+    this.admin = admin;
     this.process = process;
     this.log = log;
   }
@@ -48,9 +51,11 @@ export class TestService implements AsyncDisposable {
     });
     const log: string[] = [];
     child.stderr.on("data", (chunk: Buffer) => log.push(chunk.toString()));
+    let admin: string | undefined;
     for await (const line of createInterface({ input: child.stdout })) {
+      admin ??= / metrics and health on (\S+)$/.exec(line)?.[1];
       const address = / listens on (\S+)$/.exec(line)?.[1];
-      if (address) return new TestService(address, child, log);
+      if (address) return new TestService(address, admin, child, log);
     }
     throw new Error(`the service did not start: ${log.join("")}`);
   }

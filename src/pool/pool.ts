@@ -9,6 +9,7 @@ import type { Arena, Lease } from "../arena/arena.ts";
 import { StepdError } from "../errors/errors.ts";
 import { controlBytes, DONE, FINISHED, finish, GENERATION, JOB, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
 import { jobWords, type Kernel, runShard, THREAD_SCRATCH_BYTES, type Unit, writeJob } from "./_job.ts";
+import { Line } from "./_line.ts";
 import { instantiate, kernelNames } from "./kernels.ts";
 
 export { type Call, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
@@ -38,8 +39,7 @@ export class Pool implements AsyncDisposable {
   readonly #busy: Float64Array;
   readonly #workers: Worker[] = [];
   readonly #events: PoolEvents;
-  #tail: Promise<void> = Promise.resolve();
-  #queued = 0;
+  readonly #line = new Line();
   #isRunning = false;
   #isClosing = false;
   #hasLostWorker = false;
@@ -79,7 +79,7 @@ export class Pool implements AsyncDisposable {
 
   /** Jobs that wait for the workers, with the one that runs. */
   get queued(): number {
-    return this.#queued;
+    return this.#line.length;
   }
 
   /** Seconds that all workers together have spent in kernels. */
@@ -104,19 +104,14 @@ export class Pool implements AsyncDisposable {
     const length = jobWords(units);
     const address = lease.alloc(length * WORD);
     const shards = writeJob(units, new Float64Array(this.#arena.memory.buffer, address, length));
-    this.#queued++;
-    const turn = this.#tail;
-    const { promise, resolve } = Promise.withResolvers<void>();
-    this.#tail = promise;
     const start = performance.now();
+    await this.#line.enter(elements);
     try {
-      await turn;
       const waited = (performance.now() - start) / 1000;
       await this.#runOnWorkers(address / WORD, shards);
       return waited;
     } finally {
-      this.#queued--;
-      resolve();
+      this.#line.leave();
     }
   }
 
@@ -157,7 +152,7 @@ export class Pool implements AsyncDisposable {
       scratchAddress: this.#scratchOf(index),
       generation,
     };
-    const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData: data });
+    const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData: data, execArgv: [] });
     this.#workers[index] = worker;
     let isReady = false;
     let cause: unknown = "it ended by itself";

@@ -1,0 +1,63 @@
+/** The order of turns in front of the workers. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { setImmediate as turn } from "node:timers/promises";
+import { Line } from "../../src/pool/_line.ts";
+
+const SHORT = 1000;
+const LONG = 2 ** 24;
+
+/** Lets jobs by name stand in line and returns the order in which they had their turn. */
+const orderOf = async (jobs: readonly (readonly [name: string, elements: number])[]): Promise<readonly string[]> => {
+  const line = new Line();
+  await line.enter(SHORT);
+  const order: string[] = [];
+  const all = jobs.map(async ([name, elements]) => {
+    await line.enter(elements);
+    order.push(name);
+    await turn();
+    line.leave();
+  });
+  assert.equal(line.length, jobs.length + 1);
+  line.leave();
+  await Promise.all(all);
+  assert.equal(line.length, 0);
+  return order;
+};
+
+test("jobs of one kind run in the order in which they came", async () => {
+  const names = ["a", "b", "c", "d"];
+  for (const elements of [SHORT, LONG]) assert.deepEqual(await orderOf(names.map((name) => [name, elements])), names);
+});
+
+test("a short job passes all long ones that wait", async () => {
+  assert.deepEqual(
+    await orderOf([
+      ["long 1", LONG],
+      ["long 2", LONG],
+      ["short", SHORT],
+    ]),
+    ["short", "long 1", "long 2"],
+  );
+});
+
+test("a long job has its turn after eight short ones, however many there are", async () => {
+  const shorts = Array.from({ length: 20 }, (_, index) => [`short ${index}`, SHORT] as const);
+  const order = await orderOf([["long 1", LONG], ["long 2", LONG], ...shorts]);
+  assert.deepEqual([order.indexOf("long 1"), order.indexOf("long 2")], [8, 17]);
+});
+
+test("one job at a time", async () => {
+  const line = new Line();
+  let running = 0;
+  await Promise.all(
+    Array.from({ length: 50 }, async (_, index) => {
+      await line.enter(index % 3 === 0 ? LONG : SHORT);
+      assert.equal(++running, 1);
+      await turn();
+      running--;
+      line.leave();
+    }),
+  );
+  assert.equal(line.length, 0);
+});

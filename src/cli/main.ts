@@ -57,6 +57,10 @@ const textOf = (error: unknown): string => {
   return isKnown || "syscall" in error ? error.message : (error.stack ?? error.message);
 };
 
+// Started by bin.ts: if that was killed, nobody could end this process.
+process.once("disconnect", () => process.kill(process.pid, "SIGTERM"));
+process.channel?.unref();
+
 // A reader that has seen enough, such as head, is no failure.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
 

@@ -1,0 +1,28 @@
+/**
+ * Compiles src to JavaScript in dist, for the npm package: Node does not strip types below node_modules. dist is laid out as
+ * src is, so that what the code reads beside itself (build/kernels.wasm, package.json) is where it expects it.
+ */
+import { spawnSync } from "node:child_process";
+import { chmodSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+const root = join(import.meta.dirname, "..");
+const output = join(root, "dist");
+
+rmSync(output, { recursive: true, force: true });
+const { status } = spawnSync(process.execPath, [join(root, "node_modules/typescript/bin/tsc"), "-p", join(root, "tsconfig.build.json")], { stdio: "inherit" });
+if (status !== 0) process.exit(1);
+
+// tsc rewrites what is imported, but not modules that are named by a URL: a worker's, or one that another process runs.
+const MODULE_URL = /(new URL\("\.[^"]*)\.ts(", import\.meta\.url\))/g;
+
+for (const file of readdirSync(output, { recursive: true, encoding: "utf8" }).filter((name) => name.endsWith(".js"))) {
+  const path = join(output, file);
+  const text = readFileSync(path, "utf8");
+  const rewritten = text.replaceAll(MODULE_URL, "$1.js$2");
+  if (rewritten !== text) writeFileSync(path, rewritten);
+}
+
+const bin = join(output, "cli/bin.js");
+writeFileSync(bin, `#!/usr/bin/env node\n${readFileSync(bin, "utf8")}`);
+chmodSync(bin, 0o755);

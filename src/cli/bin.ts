@@ -1,0 +1,60 @@
+/**
+ * What `npx stepd` runs: hands over to the Node that the package pins, because the caller's may be another (20 or newer). The
+ * service's bits do not depend on it, its speed and its tests do. Needs nothing but what Node 20 has.
+ */
+import { spawn } from "node:child_process";
+import { existsSync, realpathSync } from "node:fs";
+import { createRequire } from "node:module";
+import { constants } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const FORWARDED = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
+
+/** The first major version that has all that the service uses. */
+const LEAST_MAJOR = 24;
+
+const main = new URL("./main.ts", import.meta.url);
+
+/** The program of the npm package `node`; undefined where its install script did not run. */
+const pinned = (): string | undefined => {
+  try {
+    const folder = dirname(createRequire(import.meta.url).resolve("node/package.json"));
+    const program = join(folder, "bin", process.platform === "win32" ? "node.exe" : "node");
+    return existsSync(program) ? realpathSync(program) : undefined;
+  } catch {
+    return undefined;
+  }
+};
+
+/** npx runs this in a shell, which it ends at SIGTERM without a word to what runs in it: then nobody would end this process. */
+const PARENT_POLL_MS = 250;
+
+if (process.env["npm_command"] === "exec") {
+  const parent = process.ppid;
+  const timer = setInterval(() => {
+    if (process.ppid === parent) return;
+    clearInterval(timer);
+    process.kill(process.pid, "SIGTERM");
+  }, PARENT_POLL_MS);
+  timer.unref();
+}
+
+const program = pinned();
+if (program !== undefined && program !== realpathSync(process.execPath)) {
+  // Over the channel it learns when this process is killed.
+  const child = spawn(program, [fileURLToPath(main), ...process.argv.slice(2)], { stdio: ["inherit", "inherit", "inherit", "ipc"] });
+  for (const signal of FORWARDED) process.on(signal, () => child.kill(signal));
+  child.on("error", (error) => {
+    console.error(`stepd: ${program}: expected a program that runs, found ${error.message}`);
+    process.exit(1);
+  });
+  // A shell tells of an end by a signal in the same way.
+  child.on("exit", (code, signal) => process.exit(code ?? 128 + constants.signals[signal ?? "SIGKILL"]));
+} else if (Number.parseInt(process.versions.node, 10) >= LEAST_MAJOR) await import(main.href);
+else {
+  console.error(
+    `stepd: expected the npm package node beside this one, or Node ${LEAST_MAJOR}, found Node ${process.versions.node}; npm rebuild node installs it`,
+  );
+  process.exit(1);
+}

@@ -1,0 +1,62 @@
+# The service in an image of its own: node, the libraries that it links, the sources and their packages. There is no shell in it.
+# docs/container.md says how to build and run it. It builds with BuildKit and without.
+
+# Node 24 with npm on Debian or another glibc Linux. Nothing of it but node and its libraries comes into the result, so it may
+# carry a registry's settings and certificates.
+ARG NODE_IMAGE=node:24-bookworm-slim
+
+FROM ${NODE_IMAGE} AS build
+WORKDIR /app
+
+# Packages first: they change less often than the sources. No package has a script that the image needs.
+COPY package.json package-lock.json .npmrc ./
+RUN npm ci --omit=dev --ignore-scripts --no-progress
+
+COPY LICENSE ./
+COPY scripts/build-kernels.ts scripts/
+COPY src src
+# What only builds is left behind: the compiler, the kernels' sources, and the node that npm brings to machines with an older one.
+RUN node scripts/build-kernels.ts \
+    && npm uninstall --no-save --omit=dev --ignore-scripts --no-progress assemblyscript node \
+    && mkdir -p /image/app/build /image/etc \
+    && cp -R LICENSE package.json node_modules src /image/app/ \
+    && rm -rf /image/app/src/kernels /image/app/node_modules/.bin /image/app/node_modules/.package-lock.json \
+    && cp build/kernels.wasm /image/app/build/ \
+    && echo 'stepd:x:10001:10001:stepd:/app:/sbin/nologin' > /image/etc/passwd \
+    && echo 'stepd:x:10001:' > /image/etc/group
+
+# node with its loader and libraries, under the paths where it looks for them, and their licences.
+RUN node=$(command -v node) \
+    && for file in "$node" $(ldd "$node" | grep -o '/[^ ]*') /etc/os-release; do cp -L --parents "$file" /image/ || exit 1; done \
+    && for file in /usr/local/LICENSE /usr/share/doc/libc6/copyright /usr/share/doc/libgcc-s1/copyright /usr/share/doc/libstdc++6/copyright; do \
+         if [ -f "$file" ]; then cp -L --parents "$file" /image/; fi; \
+       done
+
+FROM scratch
+COPY --from=build /image /
+
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="stepd" \
+      org.opencontainers.image.description="A stateless optimizer microservice: parameters, gradients and state in, new parameters and new state out, bit-identical on every machine." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+WORKDIR /app
+# A number, so that Kubernetes can tell that it is not root.
+USER 10001:10001
+ENV NODE_ENV=production STEPD_HOST=0.0.0.0 STEPD_PORT=8080
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+# By node, as there is nothing else here; it asks where the service says to listen.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 CMD ["/usr/local/bin/node", "--eval", "\
+const { STEPD_ADMIN_PORT: adminPort, STEPD_SOCKET: socketPath, STEPD_PORT: port, STEPD_TLS_CERT_FILE: certificate } = process.env; \
+const place = adminPort ? { port: adminPort } : socketPath ? { socketPath } : { port }; \
+const { get } = require(certificate && !adminPort ? 'node:https' : 'node:http'); \
+const fail = (cause) => { console.error(cause); process.exit(1); }; \
+get({ host: '127.0.0.1', ...place, path: '/health/live', timeout: 4000, rejectUnauthorized: false }, ({ statusCode }) => { \
+  if (statusCode !== 200) fail('status ' + statusCode); \
+  process.exit(0); \
+}).on('timeout', () => fail('no answer within 4 s')).on('error', ({ message }) => fail(message));"]
+ENTRYPOINT ["/usr/local/bin/node", "/app/src/main.ts"]

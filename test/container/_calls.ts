@@ -1,0 +1,62 @@
+/** Calls that a test holds back until it has done something to the container. */
+import { once } from "node:events";
+import http from "node:http";
+import { MSGPACK, pack, unpack } from "../support/service.ts";
+import { readTensors, writeTensors } from "../support/tensors.ts";
+
+/** A step of SGD whose right result is easy to tell: parameters of 3, gradients of 1, lr 1. */
+export const stepBody = (elements: number): Buffer => {
+  const file = (value: number) => writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(value) } });
+  return pack({ optimizer: { name: "sgd", lr: 1 }, params: file(3), grads: file(1) });
+};
+
+export const isRight = (body: Buffer, elements: number): boolean => {
+  const data = readTensors((unpack(body) as { readonly params: Uint8Array }).params)["w"]?.data;
+  return data?.length === elements && data.every((value) => value === 2);
+};
+
+export interface Reply {
+  readonly status: number;
+  readonly body: Buffer;
+}
+
+/** A call that has said its length, and sends its body when it is told. */
+export class HeldCall {
+  readonly #request: http.ClientRequest;
+  readonly #body: Buffer;
+  readonly reply: Promise<Reply>;
+  /** Whether the service agreed to take the body. */
+  readonly isAdmitted: Promise<boolean>;
+
+  constructor(url: string, body: Buffer, length = body.length) {
+    this.#body = body;
+    this.#request = http.request(`${url}/v1/step`, {
+      method: "POST",
+      agent: false,
+      headers: { "Content-Type": MSGPACK, "Content-Length": length, Expect: "100-continue" },
+    });
+    this.reply = new Promise((resolve, reject) => {
+      this.#request.on("error", reject).on("response", (response) => {
+        const chunks: Buffer[] = [];
+        response
+          .on("data", (chunk: Buffer) => chunks.push(chunk))
+          .on("error", reject)
+          .on("end", () => resolve({ status: response.statusCode ?? 0, body: Buffer.concat(chunks) }));
+      });
+    });
+    this.isAdmitted = Promise.race([once(this.#request, "continue").then(() => true), this.reply.then(() => false)]);
+    this.#request.flushHeaders();
+  }
+
+  send(): Promise<Reply> {
+    this.#request.end(this.#body);
+    return this.reply;
+  }
+
+  /** Sends the body if the service takes it. */
+  async finish(): Promise<Reply> {
+    if (await this.isAdmitted) return this.send();
+    this.#request.destroy();
+    return this.reply;
+  }
+}

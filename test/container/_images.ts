@@ -1,0 +1,82 @@
+/** The images of the suite: the service's, and what it is built from. */
+import { execFile } from "node:child_process";
+import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
+import { delimiter, dirname, join } from "node:path";
+import { promisify } from "node:util";
+import { root } from "../support/tree.ts";
+import { findCommand, install } from "./_debian.ts";
+import type { Engine } from "./_engine.ts";
+
+const run = promisify(execFile);
+
+/** What the image's label says that it was built from. */
+export const REVISION = "0123456789abcdef0123456789abcdef01234567";
+
+/** The image that the Dockerfile builds from, where nobody says otherwise. */
+const [, OFFICIAL = "", NODE = "", DEBIAN = ""] = /^ARG NODE_IMAGE=(node:(\d+)-(\w+)-slim)$/m.exec(readFileSync(join(root, "Dockerfile"), "utf8")) ?? [];
+
+/** npm's settings on this machine: the container that builds needs the same registry. Asked of the npm of the system, as npm ci was. */
+const npmSettings = async (): Promise<Readonly<Record<string, string>>> => {
+  const PATH = (process.env["PATH"] ?? "").split(delimiter).filter((folder) => !folder.includes("node_modules"));
+  const { stdout } = await run("npm", ["config", "get", "registry", "cafile", "userconfig", "globalconfig"], {
+    cwd: root,
+    env: { ...process.env, PATH: PATH.join(delimiter) },
+  });
+  const lines = stdout.trim().split("\n");
+  return Object.fromEntries(lines.map((line) => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]));
+};
+
+/** What Debian's packages, this process's node and this machine's npm give in place of the official image. */
+const makeOfficial = async (engine: Engine, context: string): Promise<readonly string[]> => {
+  if (process.versions.node.split(".")[0] !== NODE) throw new Error(`expected node ${NODE} to run the suite, found ${process.version}`);
+  await install({ mmdebstrap: "mmdebstrap" }).catch((error: Error) => {
+    throw new Error(`${OFFICIAL} is not on this engine (docker pull ${OFFICIAL}), and to make it: ${error.message}`);
+  });
+  const archive = join(engine.folder, "debian.tar");
+  await run("mmdebstrap", ["--quiet", "--variant=essential", "--include=libstdc++6", DEBIAN, archive], { env: { ...process.env, TMPDIR: engine.folder } });
+  const debian = await engine.docker("import", "--change", `LABEL ${engine.label}`, archive);
+  copyFileSync(process.execPath, join(context, "node"));
+  const npm = realpathSync(process.env["npm_execpath"] ?? findCommand("npm") ?? "npm");
+  cpSync(dirname(dirname(npm)), join(context, "npm"), { recursive: true });
+  return [
+    `FROM ${debian}`,
+    "ENV PATH=/usr/local/bin:/usr/bin:/bin",
+    "COPY node /usr/local/bin/node",
+    "COPY npm /usr/local/lib/node_modules/npm",
+    "RUN ln -s ../lib/node_modules/npm/bin/npm-cli.js /usr/local/bin/npm",
+  ];
+};
+
+/** Builds the image to build from: node and npm, with this machine's npm settings. */
+const buildBase = async (engine: Engine): Promise<string> => {
+  const context = join(engine.folder, "base");
+  mkdirSync(context);
+  const isThere = await engine.docker("images", "--quiet", OFFICIAL);
+  const lines = [...(isThere ? [`FROM ${OFFICIAL}`] : await makeOfficial(engine, context))];
+  const { registry, cafile = "", userconfig = "", globalconfig = "" } = await npmSettings();
+  lines.push(`ENV npm_config_registry=${registry}`);
+  for (const [name, source, target] of [
+    ["user", userconfig, "/root/.npmrc"],
+    ["global", globalconfig, "/usr/local/etc/npmrc"],
+    ["authorities", cafile, "/etc/npm-authorities.pem"],
+  ] as const) {
+    if (!existsSync(source)) continue;
+    copyFileSync(source, join(context, name));
+    lines.push(`COPY ${name} ${target}`);
+    if (source === cafile) lines.push(`ENV npm_config_cafile=${target}`);
+  }
+  writeFileSync(join(context, "Dockerfile"), `${lines.join("\n")}\n`);
+  const tag = `stepd-base:${engine.label.split("=")[1]}`;
+  await engine.docker("build", "--quiet", "--force-rm", "--label", engine.label, "--tag", tag, context);
+  return tag;
+};
+
+/** Builds the service's image as docs/container.md says, and returns its tag. */
+export const buildService = async (engine: Engine): Promise<string> => {
+  const base = await buildBase(engine);
+  const tag = `stepd:${engine.label.split("=")[1]}`;
+  // The host's network: registries may be reachable through it alone.
+  const options = ["--force-rm", "--network", "host", "--label", engine.label, "--build-arg", `NODE_IMAGE=${base}`, "--build-arg", `REVISION=${REVISION}`];
+  await engine.docker("build", ...options, "--tag", tag, root);
+  return tag;
+};

@@ -1,0 +1,121 @@
+/**
+ * Keeps a Docker engine for a suite, in a process of its own that outlives the suite by the time that cleaning up takes,
+ * whatever ended the suite. Starts an engine where none answers, prints where it is, and waits for its standard input to end.
+ * Then it removes what bears the run's label, the run's folder, and the engine if it has started it.
+ */
+import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
+import os from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { install } from "./_debian.ts";
+
+const execute = promisify(execFile);
+
+const START_MS = 60_000;
+const STOP_MS = 30_000;
+
+const label = process.argv[2] as string;
+const folder = mkdtempSync(join(os.tmpdir(), "stepd-container-"));
+const socket = join(folder, "docker.sock");
+
+let engine: ChildProcess | undefined;
+let host = process.env["DOCKER_HOST"];
+
+const docker = async (...args: readonly string[]): Promise<string> =>
+  (await execute("docker", args, { env: { ...process.env, ...(host === undefined ? {} : { DOCKER_HOST: host }) } })).stdout.trim();
+
+const isAnswering = async (): Promise<boolean> => {
+  try {
+    await docker("version");
+    return true;
+  } catch {
+    return false;
+  }
+};
+
+/**
+ * An engine that shares nothing with another one on the machine: socket, data and containerd are its own, and it leaves
+ * bridges, firewall and forwarding alone. The network that the suite makes, with ports published on loopback, needs none of these.
+ */
+const startEngine = async (): Promise<void> => {
+  await install({ dockerd: "docker.io" });
+  host = `unix://${socket}`;
+  const log = join(folder, "log");
+  const output = openSync(log, "w");
+  const paths = ["--host", host, "--data-root", join(folder, "data"), "--exec-root", join(folder, "exec"), "--pidfile", join(folder, "pid")];
+  const network = ["--bridge=none", "--ip=127.0.0.1", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"];
+  engine = spawn("dockerd", [...paths, ...network], { stdio: ["ignore", output, output] });
+  const deadline = performance.now() + START_MS;
+  while (!(await isAnswering())) {
+    if (engine.exitCode !== null || performance.now() > deadline) throw new Error(`dockerd does not answer:\n${readFileSync(log, "utf8").slice(-4000)}`);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+};
+
+/** What a command lists, one word a line, given to another command. */
+const each = async (list: readonly string[], act: readonly string[]): Promise<void> => {
+  const names = (await docker(...list)).split("\n").filter(Boolean);
+  if (names.length > 0) await docker(...act, ...new Set(names));
+};
+
+const stopEngine = async (): Promise<void> => {
+  if (engine === undefined) return;
+  if (engine.exitCode === null && engine.signalCode === null) {
+    const exit = once(engine, "exit");
+    const timer = setTimeout(() => engine?.kill("SIGKILL"), STOP_MS);
+    engine.kill("SIGTERM");
+    await exit;
+    clearTimeout(timer);
+  }
+};
+
+const cleanUp = async (): Promise<void> => {
+  // On an engine of our own everything goes, also the containers of a build that was cut off.
+  const filter = engine === undefined ? ["--filter", `label=${label}`] : [];
+  const steps = [
+    () => each(["ps", "--all", "--quiet", ...filter], ["rm", "--force", "--volumes"]),
+    () => each(["network", "ls", "--quiet", "--filter", `label=${label}`], ["network", "rm"]),
+    async () => {
+      if (engine === undefined) await each(["images", "--all", "--quiet", ...filter], ["rmi", "--force"]);
+    },
+    stopEngine,
+    async () => {
+      // What was killed may have left mounts, the innermost last.
+      const mounts = readFileSync("/proc/mounts", "utf8")
+        .split("\n")
+        .map((line) => line.split(" ")[1] ?? "");
+      for (const mount of mounts.filter((path) => path.startsWith(`${folder}/`)).reverse()) await execute("umount", ["--lazy", mount]);
+    },
+    async () => rmSync(folder, { recursive: true, force: true, maxRetries: 10 }),
+  ];
+  // Each step is tried, whatever became of those before.
+  for (const step of steps) {
+    await step().catch((error: Error) => {
+      process.exitCode = 1;
+      console.error(`container suite, cleaning up: ${error.message}`);
+    });
+  }
+};
+
+let cleaning: Promise<void> | undefined;
+const finish = async (): Promise<void> => {
+  cleaning ??= cleanUp();
+  await cleaning;
+  process.exit();
+};
+
+// The suite may be gone, and with it who reads this.
+for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
+process.stdin.on("end", finish).on("error", finish).resume();
+process.on("SIGTERM", finish).on("SIGINT", finish);
+
+try {
+  if (!(await isAnswering())) await startEngine();
+  console.log(JSON.stringify({ host: host ?? "", folder, isOwn: engine !== undefined }));
+} catch (error) {
+  console.error((error as Error).message);
+  process.exitCode = 1;
+  await finish();
+}

@@ -1,0 +1,239 @@
+/**
+ * The image as it is built and run: npm run test:container. Starts a Docker engine where none answers, builds the image once
+ * for all tests, and takes everything away again. docs/container.md says what it needs.
+ */
+import assert from "node:assert/strict";
+import { execFile } from "node:child_process";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import net from "node:net";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { promisify } from "node:util";
+import { type StartedTestContainer, Wait } from "testcontainers";
+import { root } from "../support/tree.ts";
+import { HeldCall, isRight, stepBody } from "./_calls.ts";
+import { installTrainers, type Outcome, outcomeHere, Run, type Trainer, Training } from "./_clients.ts";
+import { Engine } from "./_engine.ts";
+import { buildService, REVISION } from "./_images.ts";
+import { ServiceContainer } from "./_service.ts";
+
+const execute = promisify(execFile);
+
+const MIB = 2 ** 20;
+const NODE = "/usr/local/bin/node";
+/** Calls in flight when a container is told to stop. */
+const CALLS = 50;
+/** How long the killed trainers go on, so that most of it comes after. */
+const LONG_RUN = 150;
+
+let engine: Engine;
+let image: string;
+let network: string;
+let trainers: readonly [Trainer, Trainer];
+
+before(
+  async () => {
+    engine = await Engine.start();
+    const start = performance.now();
+    [image, trainers] = await Promise.all([buildService(engine), installTrainers(engine.folder)]);
+    network = await engine.docker("network", "create", "--label", engine.label, `stepd-${process.pid}`);
+    const { Size } = await inspect<{ readonly Size: number }>(image);
+    const seconds = ((performance.now() - start) / 1000).toFixed(0);
+    console.log(`image of ${(Size / 1e6).toFixed(1)} MB; ready after ${seconds} s`);
+  },
+  { timeout: 600_000 },
+);
+after(() => engine?.[Symbol.asyncDispose](), { timeout: 120_000 });
+
+const inspect = async <T>(name: string): Promise<T> => (JSON.parse(await engine.docker("inspect", name)) as [T])[0];
+
+interface State {
+  readonly Running: boolean;
+  readonly OOMKilled: boolean;
+  readonly ExitCode: number;
+  readonly StartedAt: string;
+  readonly Health: { readonly Status: string };
+}
+
+const stateOf = async (container: StartedTestContainer): Promise<State> => (await inspect<{ readonly State: State }>(container.getId())).State;
+
+const urlOf = (container: StartedTestContainer): string => `http://${container.getHost()}:${container.getMappedPort(8080)}`;
+
+const start = (change: (container: ServiceContainer) => unknown = () => {}): Promise<StartedTestContainer> => {
+  const container = new ServiceContainer(engine, image, network);
+  change(container);
+  return container.start();
+};
+
+const getText = async (url: string): Promise<string> => {
+  const response = await fetch(url);
+  assert.equal(response.status, 200, url);
+  return response.text();
+};
+
+/** Asks the image's health check of a container, now. */
+const probe = async (container: StartedTestContainer): Promise<() => Promise<boolean>> => {
+  const { Config } = await inspect<{ readonly Config: { readonly Healthcheck: { readonly Test: readonly string[] } } }>(image);
+  const [kind, ...command] = Config.Healthcheck.Test;
+  assert.equal(kind, "CMD");
+  return async () => (await container.exec([...command])).exitCode === 0;
+};
+
+const freePort = async (): Promise<number> => {
+  const server = net.createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as net.AddressInfo;
+  await new Promise((resolve) => server.close(resolve));
+  return port;
+};
+
+const requireSame = (found: Outcome, expected: Outcome): void => {
+  assert.deepEqual([...found.keys()].sort(), [...expected.keys()].sort());
+  for (const [file, bytes] of expected) assert.ok(found.get(file)?.equals(bytes), `${file} differs`);
+};
+
+/** The paths of all files in the image. */
+const filesOfImage = async (): Promise<readonly string[]> => {
+  const id = await engine.docker("create", "--label", engine.label, image);
+  const archive = join(engine.folder, "image.tar");
+  await engine.docker("export", "--output", archive, id);
+  await engine.docker("rm", id);
+  const { stdout } = await execute("tar", ["--list", "--file", archive], { maxBuffer: 2 ** 24 });
+  return stdout.split("\n");
+};
+
+test("the image holds the service, node and its libraries, and nothing to build, test or explore with", async () => {
+  const files = await filesOfImage();
+  for (const file of ["app/src/main.ts", "app/build/kernels.wasm", "app/package.json", "app/LICENSE", "app/node_modules/express/package.json"])
+    assert.ok(files.includes(file), file);
+  const packages = new Set(files.flatMap((file) => /^app\/node_modules\/((?:@[^/]+\/)?[^/]+)\/package\.json$/.exec(file)?.[1] ?? []));
+  const { dependencies, devDependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as Record<string, Record<string, string>>;
+  const building = ["node", "assemblyscript", "binaryen", ...Object.keys(devDependencies ?? {})];
+  assert.deepEqual(
+    building.filter((name) => packages.has(name)),
+    [],
+  );
+  const running = Object.keys(dependencies ?? {}).filter((name) => !building.includes(name));
+  assert.deepEqual(
+    running.filter((name) => !packages.has(name)),
+    [],
+  );
+  const programs = files.filter((file) => /^(usr\/)?(local\/)?s?bin\/[^/]+$/.test(file));
+  assert.deepEqual(programs, ["usr/local/bin/node"]);
+  const left = files.filter((file) => /(^|\/)(\.npmrc|npmrc|\.git|\.env)$|^app\/(test|scripts|clients|schemas)|^app\/src\/kernels|\.pem$|^root\/./.test(file));
+  assert.deepEqual(left, []);
+});
+
+test("the image says who made it, runs as a user without rights, and stops by SIGTERM", async () => {
+  const { Config } = await inspect<{ readonly Config: Readonly<Record<string, unknown>> & { readonly Labels: Readonly<Record<string, string>> } }>(image);
+  assert.deepEqual([Config["User"], Config["StopSignal"], Config["ExposedPorts"]], ["10001:10001", "SIGTERM", { "8080/tcp": {} }]);
+  const { version, license, description } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as Record<string, string>;
+  const labels = Object.entries(Config.Labels).filter(([name]) => name.startsWith("org.opencontainers.image."));
+  assert.deepEqual(Object.fromEntries(labels.map(([name, value]) => [name.slice("org.opencontainers.image.".length), value])), {
+    title: "stepd",
+    description,
+    licenses: license,
+    version,
+    revision: REVISION,
+  });
+});
+
+test("a container is healthy, counts what it does, and runs without root, shell and a file system to write to", async () => {
+  await using container = await start();
+  const url = urlOf(container);
+  assert.equal(await getText(`${url}/health/live`), '{"live":true}');
+  const reply = await new HeldCall(url, stepBody(1000)).finish();
+  assert.ok(reply.status === 200 && isRight(reply.body, 1000));
+  const metrics = await getText(`${url}/metrics`);
+  assert.match(metrics, /^stepd_elements_total\{[^}]*optimizer="sgd"[^}]*\} 1000$/m);
+
+  const inside = 'const attempt = (act) => { try { return String(act()); } catch (error) { return error.code; } }; const fs = require("node:fs");';
+  const asks = "[process.getuid(), process.getgid(), attempt(() => fs.writeFileSync('/app/a', '')), attempt(() => fs.writeFileSync('/tmp/a', ''))]";
+  const { output } = await container.exec([NODE, "--print", `${inside} JSON.stringify(${asks})`]);
+  assert.deepEqual(JSON.parse(output), [10001, 10001, "EROFS", "ENOENT"]);
+  const shell = await container.exec(["/bin/sh", "-c", "true"]);
+  assert.ok(shell.exitCode !== 0 && /no such file/.test(shell.output), shell.output);
+
+  const isHealthy = await probe(container);
+  assert.ok(await isHealthy());
+  await engine.docker("kill", "--signal", "STOP", container.getId());
+  assert.ok(!(await isHealthy()));
+  await engine.docker("kill", "--signal", "CONT", container.getId());
+  while ((await stateOf(container)).Health.Status !== "healthy") await new Promise((resolve) => setTimeout(resolve, 200));
+});
+
+test("the health check follows the settings to another port, to an admin port and to a socket", async () => {
+  for (const settings of [{ STEPD_PORT: "9000" }, { STEPD_ADMIN_PORT: "9001" }, { STEPD_SOCKET: "/run/stepd/sock" }]) {
+    await using container = await start((service) =>
+      service.withEnvironment(settings).withTmpFs({ "/run/stepd": "uid=10001" }).withWaitStrategy(Wait.forLogMessage("listens on")),
+    );
+    assert.ok(await (await probe(container))(), JSON.stringify(settings));
+  }
+});
+
+test("the Python and Go clients step a container, one after the other, to the bytes of a server outside", async () => {
+  await using container = await start();
+  const run = new Run(engine.folder, "clients");
+  const [python, go] = trainers;
+  assert.equal(await new Training(python, urlOf(container), [0, 7], run).finish(), 7);
+  assert.equal(await new Training(go, urlOf(container), [7, 15], run).finish(), 15);
+  assert.equal(await new Training(python, urlOf(container), [15, 20], run).finish(), 20);
+  requireSame(run.outcome, await outcomeHere(20));
+});
+
+for (const index of [0, 1] as const) {
+  test(`a container that is killed and starts again costs the ${["Python", "Go"][index]} client no step`, async () => {
+    const port = await freePort();
+    await using container = await start((service) => service.withHostPort(port));
+    const run = new Run(engine.folder, `killed-${index}`);
+    const training = new Training(trainers[index], urlOf(container), [0, LONG_RUN], run);
+    await training.reach(10);
+    await engine.docker("kill", container.getId());
+    assert.ok(!training.isOver);
+    const killed = await stateOf(container);
+    assert.deepEqual([killed.Running, killed.ExitCode], [false, 137]);
+    await engine.docker("start", container.getId());
+    assert.equal(await training.finish(), LONG_RUN);
+    requireSame(run.outcome, await outcomeHere(LONG_RUN));
+  });
+}
+
+test(`docker stop lets ${CALLS} steps in flight finish`, async () => {
+  await using container = await start();
+  const url = urlOf(container);
+  const elements = 20_000;
+  const body = stepBody(elements);
+  const calls = Array.from({ length: CALLS }, () => new HeldCall(url, body));
+  assert.deepEqual(new Set(await Promise.all(calls.map(({ isAdmitted }) => isAdmitted))), new Set([true]));
+  const stop = engine.docker("stop", "--time", "60", container.getId());
+  while ((await fetch(`${url}/health/ready`)).status !== 503);
+  assert.equal((await new HeldCall(url, body).finish()).status, 503);
+  const replies = await Promise.all(calls.map((call) => call.send()));
+  assert.equal(replies.filter(({ status, body }) => status === 200 && isRight(body, elements)).length, CALLS);
+  await stop;
+  const { ExitCode, OOMKilled } = await stateOf(container);
+  assert.deepEqual([ExitCode, OOMKilled], [0, false]);
+});
+
+test("a container of 512 MiB refuses what it cannot hold, and goes on", async () => {
+  await using container = await start((service) => service.withResourcesQuota({ memory: 0.5 }));
+  const url = urlOf(container);
+  const { limits } = JSON.parse(await getText(`${url}/v1`)) as { readonly limits: { readonly arena_bytes: number } };
+  assert.equal(limits.arena_bytes, 256 * MIB);
+  const before = await stateOf(container);
+
+  assert.equal((await new HeldCall(url, Buffer.alloc(0), 300 * MIB).finish()).status, 413);
+
+  const elements = 10 * MIB;
+  const body = stepBody(elements);
+  const replies = await Promise.all(Array.from({ length: 12 }, () => new HeldCall(url, body).finish()));
+  const statuses = replies.map(({ status }) => status);
+  assert.deepEqual([...new Set(statuses)].sort(), [200, 429], String(statuses));
+  for (const reply of replies.filter(({ status }) => status === 200)) assert.ok(isRight(reply.body, elements));
+
+  const after = await new HeldCall(url, stepBody(1000)).finish();
+  assert.ok(after.status === 200 && isRight(after.body, 1000));
+  const { Running, OOMKilled, StartedAt } = await stateOf(container);
+  assert.deepEqual([Running, OOMKilled, StartedAt], [true, false, before.StartedAt]);
+});

@@ -1,0 +1,236 @@
+/** Each metric of a real server, driven through what it counts: the right series, by the right amount, and no other. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
+import { RawClient, sgdBody, sgdParams } from "../http/_client.ts";
+import { JSON_TYPE, MSGPACK, pack, TestService } from "../support/service.ts";
+import { bytes, Changes, elements, exposition, phaseSeconds, phases, requests } from "./_exposition.ts";
+import { promtool } from "./_prometheus.ts";
+
+const MIB = 2 ** 20;
+
+const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "64", STEPD_WORKERS: "2", ...env });
+
+/** How long a slow caller takes. */
+const SLOW_MS = 400;
+
+const rpc = (method: string, params: unknown, id?: number) => ({ jsonrpc: "2.0", method, params, ...(id !== undefined && { id }) });
+
+const PHASES = ["receive", "decode", "queue", "compute", "encode", "send"];
+
+/** A change of each phase's count: 1 in these, 0 in the others. */
+const once = (...names: readonly string[]) => Object.fromEntries(PHASES.map((name) => [phases(name), Number(names.includes(name))]));
+
+const tensor = (dtype: string, values: readonly (number | string)[]) => ({ shape: [values.length], dtype, values });
+
+test("the exposition is what promtool takes, every metric with its help, type and unit", async () => {
+  await using service = await serve();
+  await service.call("optimizer.step", sgdParams(3, 5));
+  const text = await exposition(service);
+  const { status, output } = await promtool(["check", "metrics"], text);
+  assert.equal(status, 0, output);
+  const types = new Map([...text.matchAll(/^# TYPE (stepd_\S+) (\w+)$/gm)].map(([, name = "", type = ""]) => [name, type]));
+  assert.ok(types.size >= 17, `${types.size}`);
+  for (const [name, type] of types) {
+    assert.match(text, new RegExp(`^# HELP ${name} [A-Z].{8,}$`, "m"));
+    assert.equal(name.endsWith("_total"), type === "counter", name);
+    assert.match(text, new RegExp(`^${name}(_bucket)?[{ ]`, "m"), `${name} has no series`);
+  }
+});
+
+test("promtool finds what is wrong with an exposition", async () => {
+  const { status, output } = await promtool(["check", "metrics"], "# TYPE stepd_things counter\nstepd_things 1\n");
+  assert.notEqual(status, 0);
+  assert.match(output, /no help text/);
+});
+
+test("elements by optimizer and dtype: those that were stepped, and no others", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  const mixed = {
+    params: { w: tensor("F32", [1, 2, 3]), b: tensor("BF16", [1, 2]), frozen: tensor("F32", [1, 2, 3, 4, 5]) },
+    grads: { w: tensor("F32", [1, 1, 1]), b: tensor("F32", [1, 1]) },
+  };
+  await service.call("optimizer.step", { optimizer: { name: "adamw" }, ...mixed });
+  await service.call("optimizer.step", { optimizer: { name: "lion" }, ...mixed });
+  await service.call("optimizer.step", sgdParams(300_000, 1));
+  const all = await changes.become({
+    [elements("adamw", "F32")]: 3,
+    [elements("adamw", "BF16")]: 2,
+    [elements("lion", "F32")]: 3,
+    [elements("lion", "BF16")]: 2,
+    [elements("sgd", "F32")]: 300_000,
+    [requests("optimizer.step", "ok")]: 3,
+  });
+  assert.equal(Object.keys(all).filter((series) => series.startsWith("stepd_elements_total")).length, 5);
+
+  const bad = { optimizer: { name: "sgd" }, params: { w: tensor("F32", [1]) }, grads: { w: tensor("F32", ["NaN"]) } };
+  await assert.rejects(service.call("optimizer.step", bad), /NaN or infinity/);
+  await service.call("optimizer.step", { ...bad, non_finite: "skip" });
+  await service.call("optimizer.norms", { grads: bad.grads });
+  await changes.become({
+    [requests("optimizer.step", "NON_FINITE_GRADIENT")]: 1,
+    [requests("optimizer.step", "ok")]: 1,
+    [requests("optimizer.norms", "ok")]: 1,
+    stepd_non_finite_gradients_total: 2,
+    [elements("sgd", "F32")]: 0,
+  });
+  await service.call("optimizer.step", { ...bad, non_finite: "propagate" });
+  await changes.become({ stepd_non_finite_gradients_total: 0, [elements("sgd", "F32")]: 1 });
+});
+
+test("calls by method and outcome, over both doors; a batch is one, with its first failure", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  const post = (path: string, value: unknown, type = JSON_TYPE) => service.post(path, typeof value === "string" ? value : JSON.stringify(value), type);
+  const describe = (name: string, id = 1) => rpc("optimizer.describe", { name }, id);
+
+  await fetch(`${service.url}/v1/optimizers/adam`);
+  await fetch(`${service.url}/v1/optimizers/nobody`);
+  await post("/rpc", describe("adam"));
+  await post("/rpc", rpc("optimizer.describe", { name: "adam" }));
+  await changes.become({ [requests("optimizer.describe", "ok")]: 3, [requests("optimizer.describe", "INVALID_PARAMS")]: 1 });
+
+  await post("/rpc", rpc("no.such", {}, 1));
+  await post("/rpc", "{");
+  await post("/v1/plan", "{");
+  await post("/rpc", []);
+  await changes.become({
+    [requests("unknown", "METHOD_NOT_FOUND")]: 1,
+    [requests("unknown", "PARSE_ERROR")]: 1,
+    [requests("optimizer.plan", "PARSE_ERROR")]: 1,
+    [requests("unknown", "INVALID_REQUEST")]: 1,
+  });
+
+  await post("/rpc", [describe("adam"), describe("sgd", 2)]);
+  await post("/rpc", [describe("adam"), describe("nobody", 2), describe("lion", 3)]);
+  const all = await changes.become({ [requests("batch", "ok")]: 1, [requests("batch", "INVALID_PARAMS")]: 1 });
+  assert.equal(all[phases("compute")], 5, "each call of a batch is computed by itself");
+  assert.deepEqual(
+    Object.keys(all).filter((series) => series.startsWith("stepd_request_seconds_count") && !series.includes("batch")),
+    [],
+  );
+});
+
+test("phases: each once for a call that goes through, and those that a failing call came to", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  await service.call("optimizer.step", sgdParams(3, 5));
+  const all = await changes.become(once(...PHASES));
+  for (const phase of PHASES) assert.ok(phase === "queue" || (all[phaseSeconds(phase)] ?? 0) > 0, phase);
+  const sum = PHASES.reduce((total, phase) => total + (all[phaseSeconds(phase)] ?? 0), 0);
+  assert.ok(sum <= (all['stepd_request_seconds_sum{method="optimizer.step",outcome="ok"}'] ?? 0), "phases do not overlap");
+
+  await service.post("/v1/step", "{", JSON_TYPE);
+  await changes.become(once("receive", "decode", "send"));
+  await service.post("/v1/step", "{}", JSON_TYPE);
+  await changes.become(once("receive", "decode", "queue", "compute", "send"));
+  await service.post("/v1/step", "x", "text/plain");
+  await changes.become(once("send"));
+  await fetch(`${service.url}/v1/optimizers`);
+  await changes.become(once("receive", "queue", "compute", "encode", "send"));
+});
+
+test("receive is as long as the body takes, and send as long as the caller", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  using client = await RawClient.connect(service);
+  // More than the buffers of both ends of a connection hold.
+  const body = sgdBody(3 * MIB, 3);
+  await client.hold(body.length);
+  await delay(SLOW_MS);
+  client.socket.pause();
+  client.send(body);
+  const first = await changes.become({ ...once("receive", "decode", "queue", "compute", "encode"), [bytes("in")]: body.length });
+  assert.ok((first[phaseSeconds("receive")] ?? 0) >= SLOW_MS / 1000, `receive took ${first[phaseSeconds("receive")]} s`);
+  await delay(SLOW_MS);
+  client.socket.resume();
+  assert.equal((await client.reply())?.status, 200);
+  const second = await changes.become({ ...once("send"), [requests("optimizer.step", "ok")]: 1 });
+  assert.ok((second[phaseSeconds("send")] ?? 0) >= SLOW_MS / 1000, `send took ${second[phaseSeconds("send")]} s`);
+  assert.ok((second['stepd_request_seconds_sum{method="optimizer.step",outcome="ok"}'] ?? 0) >= (2 * SLOW_MS) / 1000);
+});
+
+test("queue is the time behind other calls' jobs, and not in compute", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "512", STEPD_WORKERS: "1" });
+  const changes = await Changes.from(service);
+  const body = pack({ ...sgdParams(4 * MIB, 1), optimizer: { name: "adamw" } });
+  const calls = 4;
+  const replies = await Promise.all(Array.from({ length: calls }, () => service.post("/v1/step", body, MSGPACK).then((reply) => reply.arrayBuffer())));
+  assert.equal(replies.length, calls);
+  const all = await changes.become({ [requests("optimizer.step", "ok")]: calls, [phases("queue")]: calls, [elements("adamw", "F32")]: calls * 4 * MIB });
+  const busy = all["stepd_worker_busy_seconds_total"] ?? 0;
+  const [queue = 0, compute = 0] = [all[phaseSeconds("queue")], all[phaseSeconds("compute")]];
+  assert.ok(busy > 0 && busy <= compute, `the worker was busy for ${busy} s of ${compute} s`);
+  assert.ok(queue > 0, "calls that came together waited");
+  const wall = all['stepd_request_seconds_sum{method="optimizer.step",outcome="ok"}'] ?? 0;
+  assert.ok(queue + compute <= wall, `${queue} s and ${compute} s of ${wall} s`);
+});
+
+test("bytes of bodies in and out, of good replies and of errors", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  for (const body of [sgdBody(1000, 2), Buffer.from("not msgpack")]) {
+    const reply = await service.post("/v1/step", body, MSGPACK);
+    await changes.become({ [bytes("in")]: body.length, [bytes("out")]: (await reply.arrayBuffer()).byteLength });
+  }
+});
+
+test("bytes in flight: what was admitted, and what came of a body that does not say its length", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  using known = await RawClient.connect(service);
+  await known.hold(5 * MIB);
+  await changes.become({ stepd_in_flight_bytes: 5 * MIB, stepd_in_flight_requests: 1 });
+
+  using unknown = await RawClient.connect(service);
+  unknown.head("/v1/step", { "Transfer-Encoding": "chunked" });
+  await changes.become({ stepd_in_flight_bytes: 0, stepd_in_flight_requests: 1 });
+  for (const length of [1, 100_000, MIB]) {
+    unknown.chunk(Buffer.alloc(length));
+    await changes.become({ stepd_in_flight_bytes: length });
+  }
+
+  using refused = await RawClient.connect(service);
+  refused.head("/v1/step", { "Content-Length": 65 * MIB });
+  assert.equal((await refused.reply())?.status, 413);
+  await changes.become({ stepd_in_flight_bytes: 0, stepd_in_flight_requests: 0 });
+
+  known.socket.destroy();
+  await changes.become({ stepd_in_flight_bytes: -5 * MIB, stepd_in_flight_requests: -1, [requests("unknown", "CLIENT_GONE")]: 1 });
+  unknown.socket.destroy();
+  await changes.become({ stepd_in_flight_bytes: -1 - 100_000 - MIB, stepd_in_flight_requests: -1, [requests("unknown", "CLIENT_GONE")]: 1 });
+});
+
+test("a caller that goes away in the middle of its reply is no success, and its reply not sent", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "256" });
+  const changes = await Changes.from(service);
+  const client = await RawClient.connect(service);
+  client.socket.pause();
+  const body = sgdBody(6 * MIB, 3);
+  client.head("/v1/step", { "Content-Length": body.length });
+  client.send(body);
+  await changes.become({ [phases("encode")]: 1, [bytes("in")]: body.length });
+  client.socket.destroy();
+  await changes.become({ [requests("optimizer.step", "CLIENT_GONE")]: 1, [requests("optimizer.step", "ok")]: 0, [bytes("out")]: 0, [phases("send")]: 0 });
+});
+
+test("arena, workers, readiness and build", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  for (const [name, value] of [
+    ["stepd_arena_capacity_bytes", 64 * MIB],
+    ["stepd_arena_used_bytes", 0],
+    ["stepd_workers", 2],
+    ["stepd_queued_jobs", 0],
+    ["stepd_ready", 1],
+    ["stepd_workers_lost_total", 0],
+  ] as const)
+    assert.equal(await service.metric(name), value, name);
+  assert.match(await exposition(service), /^stepd_build_info\{version="\d+\.\d+\.\d+",node="v24\.[\d.]+"\} 1$/m);
+  using client = await RawClient.connect(service);
+  await client.hold(3 * MIB);
+  await changes.become({ stepd_arena_used_bytes: 3 * MIB, stepd_arena_high_water_bytes: 3 * MIB });
+  client.socket.destroy();
+  await changes.become({ stepd_arena_used_bytes: -3 * MIB, stepd_arena_high_water_bytes: 0 });
+});

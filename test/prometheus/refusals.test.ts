@@ -1,0 +1,174 @@
+/** Every reason for which stepd refuses a call, by a call that is refused for it: counted once, under that reason and no other. */
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import net from "node:net";
+import os from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+import { readConfig } from "../../src/config.ts";
+import { Service } from "../../src/service.ts";
+import { RawClient, sgdBody, sgdParams } from "../http/_client.ts";
+import { JSON_TYPE, MSGPACK, pack, TestService } from "../support/service.ts";
+import { Changes, refusals, requests } from "./_exposition.ts";
+
+const MIB = 2 ** 20;
+
+const REASONS = [
+  "OVERLOADED",
+  "PAYLOAD_TOO_LARGE",
+  "DRAINING",
+  "UNSUPPORTED_MEDIA_TYPE",
+  "NOT_ACCEPTABLE",
+  "UNAUTHENTICATED",
+  "CONNECTIONS",
+  "SLOW_BODY",
+] as const;
+
+type Reason = (typeof REASONS)[number];
+
+const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", STEPD_ADMIN_PORT: "0", ...env });
+
+/** So many refusals for this reason and none for another. */
+const only = (reason: Reason, count = 1) => Object.fromEntries(REASONS.map((name) => [refusals(name), name === reason ? count : 0]));
+
+test("all reasons are there from the start, at 0", async () => {
+  await using service = await serve();
+  const text = await (await fetch(`${service.admin}/metrics`)).text();
+  const found = [...text.matchAll(/^stepd_refusals_total\{reason="(\w+)"\} (\d+)$/gm)].map(([, reason, count]) => [reason, count]);
+  assert.deepEqual(
+    found,
+    REASONS.map((reason) => [reason, "0"]),
+  );
+});
+
+test("OVERLOADED: no room for a body, on either door", async () => {
+  await using service = await serve();
+  using holder = await RawClient.connect(service);
+  await holder.hold(15 * MIB);
+  const changes = await Changes.from(service);
+  for (const path of ["/v1/step", "/rpc"]) {
+    assert.equal((await service.post(path, Buffer.alloc(2 * MIB), MSGPACK)).status, 429);
+    await changes.become({ ...only("OVERLOADED"), [requests("unknown", "OVERLOADED")]: 1 });
+  }
+});
+
+test("OVERLOADED and PAYLOAD_TOO_LARGE: a step that runs out of room, on either door", async () => {
+  await using service = await serve();
+  // Adam's new state is as large as the body.
+  const params = { ...sgdParams(1.5 * MIB, 1), optimizer: { name: "adam" } };
+  const bodies = { "/v1/step": pack(params), "/rpc": pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params }) };
+  for (const [path, body] of Object.entries(bodies)) {
+    const changes = await Changes.from(service);
+    assert.equal((await service.post(path, body, MSGPACK)).status, 413);
+    await changes.become({ ...only("PAYLOAD_TOO_LARGE"), [requests("optimizer.step", "PAYLOAD_TOO_LARGE")]: 1 });
+  }
+  const small = { ...sgdParams(MIB / 2, 1), optimizer: { name: "adam" } };
+  using holder = await RawClient.connect(service);
+  await holder.hold(10 * MIB);
+  for (const [path, body] of Object.entries({ "/v1/step": pack(small), "/rpc": pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: small }) })) {
+    const changes = await Changes.from(service);
+    assert.equal((await service.post(path, body, MSGPACK)).status, 429);
+    await changes.become({ ...only("OVERLOADED"), [requests("optimizer.step", "OVERLOADED")]: 1 });
+  }
+});
+
+test("OVERLOADED: more calls than STEPD_MAX_IN_FLIGHT", async () => {
+  await using service = await serve({ STEPD_MAX_IN_FLIGHT: "1" });
+  using holder = await RawClient.connect(service);
+  await holder.hold(1000);
+  const changes = await Changes.from(service);
+  assert.equal((await service.post("/v1/step", sgdBody(3, 1), MSGPACK)).status, 429);
+  await changes.become(only("OVERLOADED"));
+});
+
+test("PAYLOAD_TOO_LARGE: a body that can never fit, with its length and without", async () => {
+  await using service = await serve({ STEPD_MAX_JSON_MIB: "1" });
+  const changes = await Changes.from(service);
+  assert.equal((await service.post("/v1/step", Buffer.alloc(17 * MIB), MSGPACK)).status, 413);
+  await changes.become(only("PAYLOAD_TOO_LARGE"));
+  using client = await RawClient.connect(service);
+  client.head("/v1/step", { "Content-Type": JSON_TYPE, "Transfer-Encoding": "chunked" });
+  client.chunk(Buffer.alloc(MIB + 1));
+  assert.equal((await client.reply())?.status, 413);
+  await changes.become(only("PAYLOAD_TOO_LARGE"));
+});
+
+test("UNSUPPORTED_MEDIA_TYPE and NOT_ACCEPTABLE", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  assert.equal((await service.post("/v1/step", "x", "text/plain")).status, 415);
+  await changes.become(only("UNSUPPORTED_MEDIA_TYPE"));
+  assert.equal((await service.post("/rpc", "{}", JSON_TYPE, { Accept: "text/html" })).status, 406);
+  await changes.become(only("NOT_ACCEPTABLE"));
+});
+
+test("UNAUTHENTICATED: a call without a token, and an address without a body", async () => {
+  const folder = mkdtempSync(join(os.tmpdir(), "stepd-refusals-"));
+  try {
+    const file = join(folder, "tokens");
+    writeFileSync(file, "alice alice-0123456789abcdef\n");
+    await using service = await serve({ STEPD_TOKENS_FILE: file });
+    const changes = await Changes.from(service);
+    assert.equal((await service.post("/v1/step", sgdBody(3, 1), MSGPACK)).status, 401);
+    await changes.become({ ...only("UNAUTHENTICATED"), [requests("unknown", "UNAUTHENTICATED")]: 1 });
+    assert.equal((await fetch(`${service.url}/openapi.json`)).status, 401);
+    await changes.become({ ...only("UNAUTHENTICATED"), [requests("unknown", "UNAUTHENTICATED")]: 0 });
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test("DRAINING: a call after SIGTERM; readiness ends there, metrics do not", async () => {
+  await using service = await serve({ STEPD_DRAIN_GRACE_MS: "1" });
+  using holder = await RawClient.connect(service);
+  const body = sgdBody(1000, 2);
+  await holder.hold(body.length);
+  using late = await RawClient.connect(service);
+  const changes = await Changes.from(service);
+  service.process.kill("SIGTERM");
+  await changes.become({ stepd_ready: -1 });
+  // The grace passes; then calls are refused.
+  for (;;) {
+    late.head("/v1/step", { "Content-Length": body.length });
+    late.send(body);
+    const reply = await late.reply();
+    assert.ok(reply && [200, 503].includes(reply.status), `${reply?.status}`);
+    if (reply.status === 503) break;
+    await changes.become({ [requests("optimizer.step", "ok")]: 1 });
+  }
+  await changes.become({ ...only("DRAINING"), [requests("unknown", "DRAINING")]: 1 });
+  holder.send(body);
+  assert.equal((await holder.reply())?.status, 200);
+  assert.equal(await service.stop(), 0);
+});
+
+test("CONNECTIONS: more than STEPD_MAX_CONNECTIONS", async () => {
+  await using service = await serve({ STEPD_MAX_CONNECTIONS: "2" });
+  using first = await RawClient.connect(service);
+  using second = await RawClient.connect(service);
+  await first.hold(10);
+  await second.hold(10);
+  const changes = await Changes.from(service);
+  const { port, hostname } = new URL(service.url);
+  const third = net.connect(Number(port), hostname);
+  third.on("error", () => {}); // The server resets it.
+  await once(third, "close");
+  await changes.become(only("CONNECTIONS"));
+});
+
+test("SLOW_BODY: a body that comes more slowly than STEPD_MIN_BODY_RATE", async () => {
+  await using service = await serve({ STEPD_MIN_BODY_RATE: "1000000" });
+  using client = await RawClient.connect(service);
+  await client.hold(MIB);
+  const changes = await Changes.from(service);
+  await client.closed();
+  await changes.become({ ...only("SLOW_BODY"), [requests("unknown", "CLIENT_GONE")]: 1, stepd_in_flight_bytes: -MIB });
+});
+
+test("a worker that dies is counted", async () => {
+  await using service = await Service.start(readConfig({ STEPD_PORT: "0", STEPD_ARENA_MIB: "8", STEPD_WORKERS: "2", STEPD_LOG_LEVEL: "silent" }));
+  const changes = await Changes.from({ url: service.address, admin: undefined });
+  void service.pool.threads[0]?.terminate();
+  await changes.become({ stepd_workers_lost_total: 1, stepd_workers: 0 });
+});

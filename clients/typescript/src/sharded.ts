@@ -46,6 +46,7 @@ export class ShardedClient {
   /** One update. Exact clipping by norm takes a round of `norms` first. Throws as Client.step does; then nothing was changed. */
   async step({ params, grads, state: given, ...settings }: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
     const state = given instanceof Uint8Array ? new State(given) : given;
+    const leader = leaderOf(params, grads, state);
     const shards = this.#pack(params, [...Object.keys(grads), ...(state?.parameters ?? [])]);
     const inputOf = (names: Shard): StepInput => ({ ...settings, params: pick(params, names), grads: pick(grads, names), state: state?.pick(names) });
     const { max_grad_norm: ownNorm } = settings.optimizer as { max_grad_norm?: number | null };
@@ -53,12 +54,16 @@ export class ShardedClient {
     let { clip } = settings;
     if (shards.length > 1 && (clipsByNorm || settings.non_finite === "skip")) {
       const norms = await this.#norms(shards, { params, grads, loss_scale: settings.loss_scale }, options);
-      const broken = shards.find((names) => norms.some(([name, { non_finite }]) => non_finite > 0 && names.has(name)));
-      if (broken && settings.non_finite !== "propagate") {
-        // The shard's own call refuses, and says which tensors it is, or skips, and says at which step and rate.
-        const skipped = await this.#anywhere((client, call) => client.step(inputOf(broken), call), options);
-        return { ...skipped, params: { ...params }, state: state ?? skipped.state, step: Math.max(skipped.step, ...Object.values(state?.steps ?? {})) };
+      const broken = norms.find(([, { non_finite }]) => non_finite > 0)?.[0];
+      if (broken !== undefined && settings.non_finite === "skip") {
+        // The server's own reply says at which rate, and of a first step which state is left.
+        const names = new Set([leader, broken]);
+        const skipped = await this.#anywhere((client, call) => client.step(inputOf(names), call), options);
+        return { ...skipped, params: { ...params }, ...(state && { state, step: mostSteps(state) }) };
       }
+      // The shard's own call refuses, and says which tensors it is.
+      if (broken !== undefined && settings.non_finite !== "propagate")
+        await this.#anywhere((client, call) => client.step(inputOf(shards.find((names) => names.has(broken)) as Shard), call), options);
       if (clipsByNorm) clip = { ...clip, total_norm: Math.sqrt(norms.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0)) };
     }
     const results = await this.#each(shards, options, (names) => {
@@ -67,13 +72,12 @@ export class ShardedClient {
     });
     const stepped = new Map(results.flatMap((result) => Object.entries(result.params)));
     const warnings = [...new Set(results.flatMap((result) => result.warnings ?? []))];
-    // The rate of the whole is that of the tensor with the most steps.
-    const latest = results.reduce((most, result) => (result.step > most.step ? result : most));
+    const joined = State.join(results.map((result) => result.state));
     return {
       params: Object.fromEntries(Object.keys(params).map((name) => [name, stepped.get(name) as Tensor])),
-      state: State.join(results.map((result) => result.state)),
-      step: latest.step,
-      lr: latest.lr,
+      state: joined,
+      step: mostSteps(joined),
+      lr: (results[shards.findIndex((names) => names.has(leader))] ?? results[0])?.lr as number,
       skipped: false,
       ...(warnings.length > 0 && { warnings }),
     };
@@ -149,5 +153,14 @@ export class ShardedClient {
     }
   }
 }
+
+const mostSteps = ({ steps }: State): number => Object.values(steps).reduce((most, step) => Math.max(most, step), 0);
+
+/** The tensor whose rate is that of the whole call: of those with a gradient, or of all where none has one, the first with the most steps. */
+const leaderOf = (params: Tensors, grads: Tensors, state: State | null | undefined): string => {
+  const own = Object.keys(grads).filter((name) => Object.hasOwn(params, name));
+  const taken = (name: string): number => (state && Object.hasOwn(state.steps, name) ? state.steps[name] : undefined) ?? 0;
+  return (own.length > 0 ? own : Object.keys(params)).reduce((most, name) => (taken(name) > taken(most) ? name : most), own[0] ?? Object.keys(params)[0] ?? "");
+};
 
 const pick = (tensors: Tensors, names: Shard): Tensors => Object.fromEntries(Object.entries(tensors).filter(([name]) => names.has(name)));

@@ -189,6 +189,22 @@ suite("ShardedClient", () => {
     }
   });
 
+  test("step and rate are those of one call where tensors have taken different numbers of steps", async () => {
+    const sharded = new ShardedClient([service.url], { requestBytes: 1 });
+    const schedule = { name: "linear", start_factor: 0.1, total_iters: 10 } as const;
+    const some = (...names: readonly string[]): Tensors => Object.fromEntries(Object.entries(grads(0)).filter(([name]) => names.includes(name)));
+    let now: Now = { params: params(), state: null };
+    for (let step = 0; step < 3; step++) now = only(await client.step({ optimizer, ...now, grads: some("scale"), schedule }));
+    now = only(await client.step({ optimizer, ...now, grads: some("scale", "ünï"), schedule }));
+    const broken = { ünï: { shape: [3], data: new Float32Array(3).fill(Number.NaN) } };
+    for (const gradients of [some("ünï"), some("scale", "ünï"), some("layer.bias"), {}, broken, { ...some("scale"), ...broken }]) {
+      const input = { optimizer, ...now, grads: gradients, schedule, non_finite: "skip" } as const;
+      const [part, whole] = [await sharded.step(input), await client.step(input)];
+      assert.deepEqual([part.step, part.lr, part.skipped], [whole.step, whole.lr, whole.skipped], `${Object.keys(gradients)}`);
+      assert.ok(Buffer.from(part.state.bytes).equals(Buffer.from(whole.state.bytes)));
+    }
+  });
+
   test("gradients in another dtype than their parameters are measured as the step does", async () => {
     const single = randomTensors({ v: [300] }, 1)["v"]?.data ?? new Float32Array();
     const double = Float64Array.from({ length: 300 }, (_, i) => Math.sin(i));

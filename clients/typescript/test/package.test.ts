@@ -68,11 +68,9 @@ suite("npm package", () => {
     const [packed, home] = [join(folder, "packed"), join(folder, "home")];
     mkdirSync(packed);
     mkdirSync(home);
-    await run(process.execPath, [tsc, "-p", join(client, "tsconfig.json")]);
-    const npm = async (cwd: string, ...command: readonly string[]): Promise<string> =>
-      (await run("npm", [...command, "--offline", "--ignore-scripts"], { cwd })).stdout;
-    // The client, and from this repository the one package that it needs.
-    const files = [client, join(root, "node_modules/@msgpack/msgpack")].map((source) => npm(packed, "pack", "--silent", source));
+    const npm = async (cwd: string, ...command: readonly string[]): Promise<string> => (await run("npm", [...command, "--offline"], { cwd })).stdout;
+    // The client, which packing builds, and from this repository the one package that it needs as it is.
+    const files = [npm(packed, "pack", "--silent", client), npm(packed, "pack", "--silent", "--ignore-scripts", join(root, "node_modules/@msgpack/msgpack"))];
     writeFileSync(join(home, "package.json"), JSON.stringify({ name: "home", private: true, type: "module" }));
     await npm(home, "install", "--no-audit", "--no-fund", ...(await Promise.all(files)).map((file) => join(packed, file.trim())));
   });
@@ -93,12 +91,7 @@ suite("npm package", () => {
     await using service = await TestService.start();
     writeFileSync(join(folder, "home/program.js"), PROGRAM);
     const { stdout } = await run(process.execPath, ["program.js", service.url], { cwd: join(folder, "home") });
-    const w = [...Float32Array.of(0.798101, 1.9013652, 3.193903)];
-    const found = JSON.parse(stdout) as { w: number[] };
-    assert.deepEqual(
-      { ...found, w: found.w.map((value) => value.toFixed(6)) },
-      { w: w.map((value) => value.toFixed(6)), steps: { w: 2 }, step: 3, refused: "/optimizer/lr" },
-    );
+    assert.deepEqual(JSON.parse(stdout), { w: [...Float32Array.of(0.798101, 1.9013652, 3.193903)], steps: { w: 2 }, step: 3, refused: "/optimizer/lr" });
   });
 
   test("its types hold under every strict option, with and without the types of Node", async () => {

@@ -1,10 +1,10 @@
 /** What a call asks for, checked as a whole: the optimizer, the hyperparameters of each group, and the schedule. */
 import { StepdError } from "../errors/errors.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../optimizers/registry.ts";
-import { type Given, type Group, withDefaults } from "../planner/groups.ts";
+import { type Given, type Group, requireFewPatterns, withDefaults } from "../planner/groups.ts";
 
 /** The learning rate, and where it cycles the momentum, after so many steps; the base rate is the group's own. */
-export type Schedule = (lr: number, stepsTaken: number) => { readonly lr: number; readonly momentum?: number };
+export type Schedule = (lr: number, stepsTaken: number) => { readonly lr: number; readonly momentum?: number; readonly peak?: number };
 
 export interface Plan {
   readonly optimizer: OptimizerDefinition;
@@ -28,6 +28,7 @@ export const makePlan = (optimizer: Given, groups: readonly Group[], schedule?: 
     return values;
   };
   const base = resolve(optimizer, "/optimizer");
+  requireFewPatterns(groups);
   return {
     optimizer: definition,
     base,
@@ -43,8 +44,9 @@ export const makePlan = (optimizer: Given, groups: readonly Group[], schedule?: 
     at: (values, stepsTaken) => {
       const base = values["lr"] as number;
       if (!schedule) return { values, lr: base };
-      const { lr, momentum } = schedule(base, stepsTaken);
-      return { values: momentum === undefined ? values : withMomentum(values, momentum), lr };
+      const { lr, momentum, peak } = schedule(base, stepsTaken);
+      const own = peak === undefined ? values : { ...values, lr: peak };
+      return { values: momentum === undefined ? own : withMomentum(own, momentum), lr };
     },
   };
 };

@@ -129,7 +129,10 @@ export const runStep = async (input: StepInput, lease: Lease, pool: Pool, waits:
     },
   });
   commit(optimizer, work, results, state);
-  const warnings = scale === 1 && clip.max_value === undefined ? overflowWarnings(optimizer, work, seen) : [];
+  const warnings = [
+    ...(scale === 1 && clip.max_value === undefined ? overflowWarnings(optimizer, work, seen) : []),
+    ...(scale === 0 ? ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"] : []),
+  ];
   return reply(false, {
     ...(wantsStats && { stats: statsOf(input, work, results, seen, scale) }),
     ...(warnings.length > 0 && { warnings }),

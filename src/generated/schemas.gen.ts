@@ -928,7 +928,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "none"
             ],
             "default": "lr",
-            "description": "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)"
+            "description": "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or nothing (IPRally's QHAdamW)"
           },
           "amsgrad": {
             "type": "boolean",
@@ -1420,7 +1420,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "none"
             ],
             "default": "lr",
-            "description": "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)"
+            "description": "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or nothing (IPRally's QHAdamW)"
           }
         }
       },

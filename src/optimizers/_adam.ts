@@ -17,11 +17,17 @@ export const momentBetas = (initial: readonly [number, number]) => betas(initial
 export const decayScale = choice(
   ["lr", "schedule", "none"],
   "lr",
-  "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)",
+  "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or nothing (IPRally's QHAdamW)",
 );
 
 export const momentSlots = ["exp_avg", "exp_avg_sq"] as const;
 export const familySlots = [...momentSlots, "max_exp_avg_sq"] as const;
+
+/** A schedule's factor is a part of lr, so that there must be one. */
+export const checkDecay = ({ weight_decay, weight_decay_scale, lr }: Parameters<typeof decoupledDecay>[0]) =>
+  weight_decay !== 0 && weight_decay_scale === "schedule" && lr === 0
+    ? { field: "lr", expected: 'more than 0 where weight_decay_scale is "schedule"', found: "0" }
+    : undefined;
 
 /** The factor of the parameter that a decoupled step takes away. */
 export const decoupledDecay = (values: { weight_decay: number; weight_decay_scale: "lr" | "schedule" | "none"; lr: number }, at: Moment): number => {

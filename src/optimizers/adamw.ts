@@ -1,6 +1,7 @@
 import {
   adamStage,
   amsgrad,
+  checkDecay,
   decayScale,
   decoupledDecay,
   eps,
@@ -45,6 +46,7 @@ export default defineOptimizer({
   slots: (values) => (values.amsgrad ? familySlots : momentSlots),
   allSlots: familySlots,
   lateSlots: [],
+  check: checkDecay,
   stages: ({ nesterov, ...values }) => [
     adamStage({ kernel: "adamw", ...values, decay: (at) => decoupledDecay(values, at), blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
   ],

@@ -1,4 +1,4 @@
-import { adamStage, decayScale, decoupledDecay, eps, familySlots, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
+import { adamStage, checkDecay, decayScale, decoupledDecay, eps, familySlots, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
 import { defineOptimizer, pair, rate } from "./_define.ts";
 
 /**
@@ -31,5 +31,6 @@ export default defineOptimizer({
   slots: () => momentSlots,
   allSlots: familySlots,
   lateSlots: [],
+  check: checkDecay,
   stages: ({ nus, ...values }) => [adamStage({ kernel: "adamw", ...values, decay: (at) => decoupledDecay(values, at), blend: quasiHyperbolicBlend(nus) })],
 });

@@ -10,6 +10,8 @@ export const FLOAT32_MAX = 3.4028234663852886e38;
 export interface Rates {
   readonly lr: number;
   readonly momentum?: number;
+  /** What the rate is a part of, where that is an argument of the schedule's own and not the base rate: of one_cycle and cyclic. */
+  readonly peak?: number;
 }
 
 /** The rates of the step that comes after `step` others, with this base learning rate. */

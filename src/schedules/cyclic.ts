@@ -40,7 +40,7 @@ export default defineSchedule({
     return (_, step) => {
       const at = step % (up + down);
       const height = (at <= up ? at / up : (down - (at - up)) / down) * scale(step, (step - at) / (up + down));
-      return { lr: mix(max_lr, base_lr, height), ...(cycle_momentum && { momentum: mix(base_momentum, max_momentum, height) }) };
+      return { lr: mix(max_lr, base_lr, height), peak: max_lr, ...(cycle_momentum && { momentum: mix(base_momentum, max_momentum, height) }) };
     };
   },
 });

@@ -60,7 +60,7 @@ export default defineSchedule({
       const phase = phases[index] as Phase;
       const start = phases[index - 1]?.end ?? 0;
       const between = blend(anneal_strategy, step - start, phase.end - start);
-      return { lr: between(phase.lr), ...(cycle_momentum && { momentum: between(phase.momentum) }) };
+      return { lr: between(phase.lr), peak: max_lr, ...(cycle_momentum && { momentum: between(phase.momentum) }) };
     };
   },
 });

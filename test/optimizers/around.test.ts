@@ -5,6 +5,7 @@ import { gradsAt, LARGE, SMALL, type StepReply, startParams } from "../support/r
 import { requireSame } from "../support/same.ts";
 import { type RpcError, TestService } from "../support/service.ts";
 import { readState, readTensors, type TestTensors, writeTensors } from "../support/tensors.ts";
+import { readTyped, writeTyped } from "../support/typed.ts";
 import { variants } from "../support/variants.ts";
 
 let service: TestService;
@@ -194,6 +195,15 @@ suite("non-finite gradients", () => {
     assert.equal((await step(params, huge, { optimizer: { name: "sgd" } })).warnings, undefined);
     assert.equal((await step(params, huge, { clip: { max_norm: 1 } })).warnings, undefined);
     assert.equal((await step(params, gradsAt(SMALL, 0))).warnings, undefined);
+  });
+
+  test("a norm that overflows float64 makes all gradients 0 in clipping, and is warned of", async () => {
+    const wide = (value: number) => writeTyped({ w: { dtype: "F64", shape: [2], values: [value, 1] } });
+    const call = { optimizer: { name: "sgd", lr: 1 }, params: wide(3), clip: { max_norm: 1 } };
+    const { params: after, warnings } = await service.call<Reply>("optimizer.step", { ...call, grads: wide(1e200) });
+    assert.deepEqual(readTyped(after)["w"]?.values, [3, 1]);
+    assert.match(warnings?.[0] ?? "", /norm of all gradients is infinite/);
+    assert.equal((await service.call<Reply>("optimizer.step", { ...call, grads: wide(1e100) })).warnings, undefined);
   });
 });
 

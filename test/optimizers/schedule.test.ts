@@ -126,6 +126,33 @@ suite('weight_decay_scale "schedule" follows the schedule, not the lr', () => {
     });
   }
 
+  for (const [schedule, peak] of [
+    [{ name: "one_cycle", max_lr: 0.5, total_steps: STEPS, cycle_momentum: false }, 0.5],
+    [{ name: "cyclic", base_lr: 0.01, max_lr: 0.2, step_size_up: 2, cycle_momentum: false }, 0.2],
+  ] as const) {
+    test(`${schedule.name}: the factor is of max_lr, whatever the base rate, which plays no part`, async () => {
+      const { lrs } = await rates(schedule, 1);
+      for (const lr of [1e-3, 8]) {
+        let [params, state]: [Uint8Array, Uint8Array | null] = [writeTensors(startParams(SMALL)), null];
+        for (let index = 0; index < STEPS; index++) {
+          const optimizer = { name: "adamw", lr, weight_decay: 0.05, weight_decay_scale: "schedule" };
+          ({ params, state } = await service.call<Reply>("optimizer.step", { optimizer, params, grads: writeTensors(zeros), state, schedule }));
+        }
+        const kept = lrs.reduce((product, rate) => product * (1 - (rate / peak) * 0.05), 1);
+        const after = readTensors(params)["w"]?.data ?? [];
+        for (const [i, value] of (startParams(SMALL)["w"]?.data ?? []).entries()) assert.ok(Math.abs((after[i] as number) - value * kept) < 1e-6);
+      }
+    });
+  }
+
+  test("a base rate of 0, of which nothing is a part, is refused", async () => {
+    const optimizer = { name: "qhadamw", lr: 0, weight_decay: 0.05, weight_decay_scale: "schedule" };
+    await assert.rejects(step(optimizer, writeTensors(startParams(SMALL)), 0, null, { schedule: warmup }), (error: RpcError) => {
+      assert.deepEqual([error.data.name, error.data.field], ["INVALID_PARAMS", "/optimizer/lr"]);
+      return true;
+    });
+  });
+
   /** lr_t / lr is rounded differently for different lr: in the last bit of float64, which float32 hardly ever shows. */
   const near = (tensors: ReturnType<typeof readTensors>): unknown => Object.values(tensors).map(({ data }) => [...data].map((value) => value.toPrecision(6)));
 });

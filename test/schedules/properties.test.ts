@@ -129,12 +129,12 @@ test("cosine_warm_restarts starts again at the base rate after T_0 * (1 + T_mult
 
 test("one_cycle meets its rates and momentums at the ends of its phases, whatever the base rate", () => {
   const two = { name: "one_cycle", max_lr: 0.5, total_steps: 101, pct_start: 50 / 101, div_factor: 20, final_div_factor: 50 };
-  assert.deepEqual(evaluate(two, 7, 0), { lr: 0.025, momentum: 0.95 });
-  assert.deepEqual(evaluate(two, 7, 49), { lr: 0.5, momentum: 0.85 });
-  assert.deepEqual(evaluate(two, 7, 100), { lr: 0.025 / 50, momentum: 0.95 });
+  assert.deepEqual(evaluate(two, 7, 0), { peak: 0.5, lr: 0.025, momentum: 0.95 });
+  assert.deepEqual(evaluate(two, 7, 49), { peak: 0.5, lr: 0.5, momentum: 0.85 });
+  assert.deepEqual(evaluate(two, 7, 100), { peak: 0.5, lr: 0.025 / 50, momentum: 0.95 });
   const three = { ...two, three_phase: true, pct_start: 30 / 101, base_momentum: 0.5 };
-  assert.deepEqual(evaluate(three, 7, 29), { lr: 0.5, momentum: 0.5 });
-  assert.deepEqual(evaluate(three, 7, 58), { lr: 0.025, momentum: 0.95 });
+  assert.deepEqual(evaluate(three, 7, 29), { peak: 0.5, lr: 0.5, momentum: 0.5 });
+  assert.deepEqual(evaluate(three, 7, 58), { peak: 0.5, lr: 0.025, momentum: 0.95 });
   for (let step = 59; step < 101; step++) assert.equal(momentum(three, step), 0.95);
   assert.equal(momentum({ ...two, cycle_momentum: false }, 5), undefined);
 });
@@ -153,8 +153,8 @@ test("one_cycle has rates in every step of every length, also where a phase has 
 test("cyclic is at base_lr and max_lr where it turns, with the momentum the other way", () => {
   const schedule = { name: "cyclic", base_lr: 0.01, max_lr: 0.3, step_size_up: 13, step_size_down: 5 };
   for (const cycle of [0, 18, 180, 18 * 2 ** 40]) {
-    assert.deepEqual(evaluate(schedule, 7, cycle), { lr: 0.01, momentum: 0.9 });
-    assert.deepEqual(evaluate(schedule, 7, cycle + 13), { lr: 0.3, momentum: 0.8 });
+    assert.deepEqual(evaluate(schedule, 7, cycle), { peak: 0.3, lr: 0.01, momentum: 0.9 });
+    assert.deepEqual(evaluate(schedule, 7, cycle + 13), { peak: 0.3, lr: 0.3, momentum: 0.8 });
   }
   assert.equal(lr({ ...schedule, step_size_down: null }, 26), 0.01);
   const halved = { ...schedule, mode: "triangular2" };

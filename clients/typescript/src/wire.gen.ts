@@ -627,7 +627,7 @@ eps?: undefined | number
  */
 weight_decay?: undefined | number
 /**
- * What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)
+ * What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or nothing (IPRally's QHAdamW)
  */
 weight_decay_scale?: undefined | ("lr" | "schedule" | "none")
 /**
@@ -888,7 +888,7 @@ eps?: undefined | number
  */
 weight_decay?: undefined | number
 /**
- * What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's QHAdamW)
+ * What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or nothing (IPRally's QHAdamW)
  */
 weight_decay_scale?: undefined | ("lr" | "schedule" | "none")
 }

@@ -176,8 +176,8 @@ def adamw(
     eps: Added to the root of the second moment, after the bias correction.
     weight_decay: Times the parameter, taken from it beside the step.
     weight_decay_scale: What multiplies weight_decay: lr (torch), the schedule's
-        factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's
-        QHAdamW).
+        factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with
+        one_cycle and cyclic), or nothing (IPRally's QHAdamW).
     amsgrad: Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq).
     maximize: Go up the gradient instead of down.
     eps_root: Added under the root, as in optax.
@@ -424,8 +424,8 @@ def qhadamw(
     eps: Added to the root of the second moment, after the bias correction.
     weight_decay: Times the parameter, taken from it beside the step.
     weight_decay_scale: What multiplies weight_decay: lr (torch), the schedule's
-        factor lr_t/lr (the AdamW paper's fully decoupled form), or nothing (IPRally's
-        QHAdamW).
+        factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with
+        one_cycle and cyclic), or nothing (IPRally's QHAdamW).
     """
     return {
         "name": "qhadamw",

@@ -1,0 +1,42 @@
+/** Which group a parameter is in. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { groupFinder, requireFewPatterns } from "../../src/planner/groups.ts";
+
+const optimizer = { name: "sgd" };
+const find = (...groups: readonly (readonly string[])[]) => groupFinder(groups.map((tensors) => ({ tensors, optimizer })));
+
+test("the first group that matches takes the parameter, by name or by pattern", () => {
+  const group = find(["b", "head.*"], ["*.bias"], ["b", "a.bias", "c"], ["*"]);
+  assert.deepEqual(["b", "head.bias", "a.bias", "c", "zz"].map(group), [0, 0, 1, 2, 3]);
+  assert.equal(find(["b"], ["c.*"])("d"), -1);
+  assert.equal(find()("d"), -1);
+  assert.equal(find(["c"], ["c"])("c"), 0);
+  assert.equal(find(["__proto__"], ["constructor"])("constructor"), 1);
+});
+
+test("* stands for any characters, also none", () => {
+  const cases: readonly (readonly [pattern: string, matches: readonly string[], others: readonly string[]])[] = [
+    ["*", ["", "a", "*"], []],
+    ["a*", ["a", "ab", "a*"], ["", "ba"]],
+    ["*a", ["a", "ba"], ["ab"]],
+    ["a*b*c", ["abc", "axbxc", "abbc"], ["ac", "acb", "ab"]],
+    ["a*a", ["aa", "aba"], ["a"]],
+    ["*.b.*", ["x.b.y", ".b."], ["b", "x.b"]],
+    ["a.b*", ["a.b", "a.bc"], ["axb"]],
+  ];
+  for (const [pattern, matches, others] of cases) {
+    for (const name of matches) assert.equal(find([pattern])(name), 0, `${pattern} and ${name}`);
+    for (const name of others) assert.equal(find([pattern])(name), -1, `${pattern} and ${name}`);
+  }
+});
+
+test("patterns are limited, names are not", () => {
+  const groups = (count: number, name: (index: number) => string) => [{ tensors: Array.from({ length: count }, (_, index) => name(index)) }];
+  requireFewPatterns(groups(256, (index) => `${index}.*`));
+  requireFewPatterns(groups(100_000, (index) => `${index}`));
+  assert.throws(() => requireFewPatterns(groups(257, (index) => `${index}.*`)), {
+    code: "INVALID_PARAMS",
+    detail: { field: "/groups", expected: "at most 256 names with * in all groups", found: "257", tensors: undefined },
+  });
+});

@@ -1,0 +1,120 @@
+"""What the scripts share around their sweeps: options, results as JSON, figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import stepd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from _train import Digits, load_digits
+
+Json = dict[str, Any]
+Values = npt.NDArray[np.float64]
+
+DOCS = Path(__file__).parents[2] / "docs/adam-improvements"
+
+#: Colours that the colour-blind tell apart (Okabe and Ito, 2008), each with a line
+#: style and a marker of its own.
+STYLES: list[Json] = [
+    {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    {"color": "#009E73", "linestyle": "-.", "marker": "^"},
+    {"color": "#CC79A7", "linestyle": ":", "marker": "D"},
+    {"color": "#000000", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
+]
+
+
+def run(
+    name: str,
+    description: str,
+    measure: Callable[[stepd.Client, Digits, bool], Json],
+    draw: Callable[[Json], Figure],
+) -> None:
+    """Measure, write NAME.json, draw it as NAME.png."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("STEPD_URL", "http://127.0.0.1:8080"),
+        help="where stepd listens (STEPD_URL, or %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DOCS, help="folder of the results (%(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny run, to see that everything works"
+    )
+    parser.add_argument(
+        "--draw", action="store_true", help="only draw the results that are there"
+    )
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / f"{name}.json"
+    if not arguments.draw:
+        with stepd.Client(arguments.url) as client:
+            results = measure(client, load_digits(), arguments.quick)
+        file.write_text(_text(results))
+    matplotlib.use("Agg")
+    plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
+    figure = draw(json.loads(file.read_text()))
+    # Without the library's version in it, the same results are the same file.
+    figure.savefig(arguments.out / f"{name}.png", dpi=120, metadata={"Software": None})
+
+
+def numbers(array: npt.ArrayLike, digits: int = 5) -> Any:
+    """An array as lists for JSON; what a diverged network measures is null."""
+    rounded = np.round(np.asarray(array, np.float64), digits)
+    values = rounded.astype(object)
+    values[~np.isfinite(rounded)] = None
+    return values.tolist()
+
+
+def array(values: Any) -> Values:
+    """Lists of JSON as an array, with NaN for null."""
+    return np.array(values, np.float64)
+
+
+def band(
+    axis: Axes, x: Sequence[int], by_seed: Values, label: str, style: Json
+) -> None:
+    """The mean over the seeds as a line, the standard deviation as a band."""
+    mean, spread = by_seed.mean(axis=0), by_seed.std(axis=0, ddof=1)
+    axis.plot(x, mean, label=label, linewidth=1.4, markersize=4, **style)
+    axis.fill_between(
+        x,
+        mean - spread,
+        mean + spread,
+        color=style["color"],
+        alpha=0.13,
+        linewidth=0,
+    )
+
+
+def _text(results: Json) -> str:
+    """JSON with one line for each innermost list, so that changes can be read."""
+
+    def lines(value: Any, indent: str) -> str:
+        inner = indent + "  "
+        if isinstance(value, dict):
+            entries = [f"{json.dumps(k)}: {lines(v, inner)}" for k, v in value.items()]
+            begin, end = "{", "}"
+        elif isinstance(value, list) and any(isinstance(v, list | dict) for v in value):
+            entries = [lines(v, inner) for v in value]
+            begin, end = "[", "]"
+        else:
+            return json.dumps(value)
+        return f"{begin}\n{inner}" + f",\n{inner}".join(entries) + f"\n{indent}{end}"
+
+    return lines(results, "") + "\n"

@@ -1,0 +1,138 @@
+"""Does AdamW with cosine annealing reach the test accuracy of SGD with momentum?
+
+Every contender gets a search of the same size: the learning rate and weight decay with
+the best validation accuracy, over seeds of their own. The chosen setting then trains
+with fresh seeds, which are measured on MNIST's test set after every epoch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import stepd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from _report import STYLES, Json, array, band, numbers, run
+from _train import Digits, Sweep
+
+
+@dataclass(frozen=True)
+class Contender:
+    optimizer: str
+    rates: list[float]
+    decays: list[float]
+    fixed: Json = field(default_factory=dict)
+    anneals: bool = False
+
+
+_SGD = ([0.01, 0.03, 0.1, 0.3], [0.0, 1e-4, 1e-3], {"momentum": 0.9, "nesterov": True})
+_ADAM = ([1e-3, 3e-3, 1e-2, 3e-2], [0.0, 1e-4, 1e-3])
+_ADAMW = ([1e-3, 3e-3, 1e-2, 3e-2], [0.0, 1e-2, 1e-1])
+
+CONTENDERS = {
+    "SGD": Contender("sgd", *_SGD),
+    "SGD, cosine": Contender("sgd", *_SGD, anneals=True),
+    "Adam": Contender("adam", *_ADAM),
+    "AdamW": Contender("adamw", *_ADAMW),
+    "AdamW, cosine": Contender("adamw", *_ADAMW, anneals=True),
+}
+
+
+def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
+    search_seeds, seeds = ([0], [100, 101]) if quick else ([0, 1], range(100, 110))
+    train, valid, batch = (512, 200, 64) if quick else (8192, 5000, 128)
+    epochs = 2 if quick else 12
+    steps = epochs * (train // batch)
+    sizes = {"train": train, "valid": valid, "batch": batch}
+    results: Json = {
+        "search_seeds": list(search_seeds),
+        "seeds": list(seeds),
+        **sizes,
+        "epochs": epochs,
+        "contenders": {},
+    }
+    with tqdm(total=2 * len(CONTENDERS) * steps, unit="step", desc="annealing") as bar:
+        for label, contender in CONTENDERS.items():
+            schedule = (
+                stepd.schedules.cosine(T_max=steps) if contender.anneals else None
+            )
+            grid = itertools.product(contender.rates, contender.decays)
+            settings = [
+                {**contender.fixed, "lr": rate, "weight_decay": decay}
+                for rate, decay in grid
+            ]
+            search = Sweep(
+                client,
+                digits,
+                contender.optimizer,
+                settings,
+                search_seeds,
+                schedule=schedule,
+                **sizes,
+            )
+            for _ in range(steps):
+                search.step()
+                bar.update()
+            found = search.validation()[1].mean(axis=1)
+            best = settings[int(found.argmax())]
+            final = Sweep(
+                client,
+                digits,
+                contender.optimizer,
+                [best],
+                seeds,
+                schedule=schedule,
+                **sizes,
+            )
+            accuracy = []
+            for step in range(1, steps + 1):
+                final.step()
+                bar.update()
+                if step % final.steps_per_epoch == 0:
+                    accuracy.append(final.test()[1][0])
+            results["contenders"][label] = {
+                "optimizer": {"name": contender.optimizer, **best},
+                "valid_accuracy": numbers(100 * found, 2),
+                # By seed, then epoch.
+                "test_accuracy": numbers(100 * np.stack(accuracy, axis=-1), 2),
+            }
+    return results
+
+
+def draw(results: Json) -> Figure:
+    """Test accuracy by epoch, and that of each seed at the end."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10, 3.9), layout="constrained", width_ratios=(1.4, 1)
+    )
+    contenders = results["contenders"]
+    epochs = range(1, results["epochs"] + 1)
+    for place, (style, (label, contender)) in enumerate(
+        zip(STYLES, contenders.items(), strict=True)
+    ):
+        by_seed = array(contender["test_accuracy"])
+        band(left, epochs, by_seed, label, style)
+        mark = {"color": style["color"], "marker": style["marker"]}
+        last = by_seed[:, -1]
+        right.plot(
+            np.full(len(last), place), last, linestyle="none", alpha=0.45, **mark
+        )
+        right.errorbar(
+            place + 0.22, last.mean(), last.std(ddof=1), capsize=4, markersize=7, **mark
+        )
+    left.set_xlabel("epoch")
+    left.set_ylabel("test accuracy in %")
+    left.legend(loc="lower right")
+    right.set_xticks(
+        range(len(contenders)), [label.replace(", ", ",\n") for label in contenders]
+    )
+    right.set_xlim(-0.5, len(contenders) - 0.3)
+    right.set_ylabel("test accuracy at the end in %")
+    return figure
+
+
+if __name__ == "__main__":
+    run("annealing", __doc__ or "", measure, draw)

@@ -1,0 +1,143 @@
+"""Does LAMB need no warm-up at batch sizes from 64 to the full set, and AdamW one?
+
+Every batch size gets the same number of epochs, so the full set has few steps. At each
+one the learning rates of a grid are tried by validation loss; beside the best of them
+stands what the square-root rule of LAMB's paper gives from the best at batch 64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import stepd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from _report import STYLES, Json, array, numbers, run
+from _train import Digits, Sweep
+
+#: Part of the steps in which a warm-up raises the rate from 0.
+WARM_UP = 0.2
+
+#: Label, optimizer, exponents of 2 of the grid's rates, whether it warms up.
+CONTENDERS: list[tuple[str, str, range, bool]] = [
+    ("LAMB", "lamb", range(-8, 1), False),
+    ("LAMB, warm-up", "lamb", range(-8, 1), True),
+    ("AdamW", "adamw", range(-11, -2), False),
+    ("AdamW, warm-up", "adamw", range(-11, -2), True),
+]
+
+
+def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
+    seeds = list(range(2 if quick else 5))
+    batches = [64, 256] if quick else [64, 256, 1024, 4096]
+    epochs = 2 if quick else 20
+    train, valid = batches[-1], 200 if quick else 2000
+    steps = {batch: epochs * (train // batch) for batch in batches}
+    results: Json = {
+        "seeds": seeds,
+        "train": train,
+        "valid": valid,
+        "epochs": epochs,
+        "batches": batches,
+        "warm_up": WARM_UP,
+        "contenders": {},
+    }
+    total = len(CONTENDERS) * sum(steps.values())
+    with tqdm(total=total, unit="step", desc="batch size") as bar:
+        for label, optimizer, exponents, warms_up in CONTENDERS:
+            rates = [2.0**exponent for exponent in exponents][:: 4 if quick else 1]
+            losses, accuracies = [], []
+            for batch in batches:
+                sweep = Sweep(
+                    client,
+                    digits,
+                    optimizer,
+                    [{"lr": rate, "weight_decay": 0.01} for rate in rates],
+                    seeds,
+                    train=train,
+                    batch=batch,
+                    valid=valid,
+                    schedule=_schedule(steps[batch], warms_up),
+                )
+                for _ in range(steps[batch]):
+                    sweep.step()
+                    bar.update()
+                # Where a seed diverges the mean is no number, and the rate is out.
+                loss = sweep.validation()[0].mean(axis=1)
+                losses.append(np.nan_to_num(loss, nan=np.inf))
+                accuracies.append(100 * sweep.test()[1])
+            results["contenders"][label] = {
+                "optimizer": {"name": optimizer, "weight_decay": 0.01},
+                "rates": rates,
+                # By batch size: the place of the rate with the lowest loss.
+                "best": np.argmin(losses, axis=1).tolist(),
+                # By batch size, then rate.
+                "valid_loss": numbers(losses, 4),
+                # By batch size, then rate, then seed.
+                "test_accuracy": numbers(np.stack(accuracies), 2),
+            }
+    return results
+
+
+def _schedule(steps: int, warms_up: bool) -> Json:
+    """Down to 0 in a line; with a warm-up, up in another one before."""
+    up = max(1, round(WARM_UP * steps)) if warms_up else 0
+    down = {"name": "polynomial", "total_iters": steps - up}
+    if not up:
+        return down
+    # The first step of a line from 0 would be lost.
+    rise = {"name": "linear", "start_factor": 1 / (up + 1), "total_iters": up}
+    return {"name": "sequence", "milestones": [up], "schedules": [rise, down]}
+
+
+def draw(results: Json) -> Figure:
+    """Accuracy at the best rates, then over the rates of each batch size."""
+    batches = results["batches"]
+    figure, axes = plt.subplots(
+        1, 3, figsize=(11, 3.8), layout="constrained", width_ratios=(1.1, 1, 1)
+    )
+    for style, (label, contender) in zip(
+        STYLES, results["contenders"].items(), strict=False
+    ):
+        accuracy = array(contender["test_accuracy"])
+        chosen = accuracy[np.arange(len(batches)), contender["best"]]
+        axes[0].errorbar(
+            batches,
+            chosen.mean(axis=-1),
+            chosen.std(axis=-1, ddof=1),
+            label=label,
+            capsize=3,
+            markersize=5,
+            **style,
+        )
+    axes[0].set_xscale("log", base=2)
+    axes[0].set_xticks(batches, [f"{batch}" for batch in batches])
+    axes[0].set_xlabel("batch size")
+    axes[0].set_ylabel("test accuracy in %, best rate of each batch size")
+    axes[0].legend(loc="lower left")
+    for axis, index, title in (
+        (axes[1], 0, f"batch {batches[0]}"),
+        (axes[2], -1, f"batch {batches[-1]}, the full set"),
+    ):
+        for style, (label, contender) in zip(
+            STYLES, results["contenders"].items(), strict=False
+        ):
+            accuracy = array(contender["test_accuracy"])[index]
+            axis.plot(
+                contender["rates"],
+                accuracy.mean(axis=-1),
+                label=label,
+                markersize=4,
+                **style,
+            )
+        axis.set_title(title, fontsize=10)
+        axis.set_xscale("log")
+        axis.set_xlabel("learning rate")
+        axis.set_ylim(bottom=max(0, axis.get_ylim()[0]))
+    axes[1].set_ylabel("test accuracy in %")
+    return figure
+
+
+if __name__ == "__main__":
+    run("batch_size", __doc__ or "", measure, draw)

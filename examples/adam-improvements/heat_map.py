@@ -1,0 +1,134 @@
+"""Learning rate times weight decay: is the best decay the same at every rate?
+
+Adam adds the decay to the gradient. AdamW takes it from the weights: lr * decay of
+them, or with weight_decay_scale "schedule" decay times the schedule's factor, whatever
+lr is. Test error over the grid, with cosine annealing, where decay is needed: there are
+few images, and a part of their labels is wrong.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import stepd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from _report import Json, array, numbers, run
+from _train import Digits, Sweep
+
+#: Part of the images whose label is drawn at random.
+NOISE = 0.3
+
+#: Label, optimizer, its fixed hyperparameters, and the decays of the grid. The third
+#: form's decay is not multiplied by lr, so its range lies lower.
+FORMS: list[tuple[str, str, Json, tuple[float, float]]] = [
+    ("Adam, L2 in the gradient", "adam", {}, (-4, -1)),
+    ("AdamW, decay times lr", "adamw", {"weight_decay_scale": "lr"}, (-2, 1)),
+    (
+        "AdamW, decay apart from lr",
+        "adamw",
+        {"weight_decay_scale": "schedule"},
+        (-4, -1),
+    ),
+]
+
+
+def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
+    seeds = list(range(2 if quick else 5))
+    rows, columns = (2, 2) if quick else (5, 7)
+    train, batch, steps = (256, 64, 12) if quick else (1000, 50, 500)
+    rates = 10.0 ** np.linspace(-3, -1, rows)
+    results: Json = {
+        "seeds": seeds,
+        "train": train,
+        "noise": NOISE,
+        "batch": batch,
+        "steps": steps,
+        "rates": numbers(rates, 7),
+        "forms": {},
+    }
+    with tqdm(total=len(FORMS) * steps, unit="step", desc="heat map") as bar:
+        for label, optimizer, fixed, (low, high) in FORMS:
+            decays = 10.0 ** np.linspace(low, high, columns)
+            settings = [
+                {**fixed, "lr": float(rate), "weight_decay": float(decay)}
+                for rate in rates
+                for decay in decays
+            ]
+            sweep = Sweep(
+                client,
+                digits,
+                optimizer,
+                settings,
+                seeds,
+                train=train,
+                noise=NOISE,
+                batch=batch,
+                schedule=stepd.schedules.cosine(T_max=steps),
+            )
+            for _ in range(steps):
+                sweep.step()
+                bar.update()
+            accuracy = sweep.test()[1].reshape(rows, columns, len(seeds))
+            results["forms"][label] = {
+                "optimizer": {"name": optimizer, **fixed},
+                "decays": numbers(decays, 9),
+                "test_error": numbers(100 * (1 - accuracy), 2),
+            }
+    return results
+
+
+def draw(results: Json) -> Figure:
+    """A panel for each form; a ring around the best decay of each rate."""
+    forms = results["forms"].items()
+    means = [array(form["test_error"]).mean(axis=-1) for _, form in forms]
+    low = min(mean.min() for mean in means)
+    figure, axes = plt.subplots(
+        1, len(means), figsize=(11, 3.9), layout="constrained", sharey=True
+    )
+    rates = results["rates"]
+    for axis, (label, form), mean in zip(axes, forms, means, strict=True):
+        image = axis.imshow(
+            mean,
+            origin="lower",
+            cmap="cividis_r",
+            vmin=low,
+            vmax=low + 12,
+            aspect="auto",
+        )
+        for row, column in np.ndindex(mean.shape):
+            value = mean[row, column]
+            axis.text(
+                column,
+                row,
+                f"{value:.1f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value > low + 6 else "black",
+            )
+        axis.plot(
+            mean.argmin(axis=1),
+            range(len(rates)),
+            "o",
+            markersize=25,
+            fillstyle="none",
+            color="#D55E00",
+            markeredgewidth=1.8,
+        )
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("weight decay")
+        axis.set_xticks(
+            range(len(form["decays"])), [f"{d:.0e}" for d in form["decays"]]
+        )
+        axis.grid(False)
+    axes[0].set_yticks(range(len(rates)), [f"{rate:.1e}" for rate in rates])
+    axes[0].set_ylabel("learning rate")
+    bar = figure.colorbar(image, ax=axes, extend="max", pad=0.01)
+    bar.set_label(f"test error in %, mean of {len(results['seeds'])} seeds")
+    return figure
+
+
+if __name__ == "__main__":
+    run("heat_map", __doc__ or "", measure, draw)

@@ -1,0 +1,61 @@
+"""Checks Kubernetes manifests on standard input: validate.py VERSION [CRD.yaml ...]. A line each of what was found, 1 if any is wrong.
+
+The APIs' schemas are those of the package kubernetes-validate, read strictly: an unknown field is an error. Custom resources are
+checked against the files of their definitions, as strictly.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+
+def closed(schema: Any) -> Any:
+    """A schema in which objects have no fields but those that it names."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: closed(value) for key, value in schema.items()}
+    if "properties" in schema and isinstance(schema["properties"], dict) and schema.get("type") == "object":
+        result.setdefault("additionalProperties", False)
+    return result
+
+
+def custom_resources(paths: list[str]) -> dict[tuple[str, str], Any]:
+    """Schemas by apiVersion and kind."""
+    schemas = {}
+    for path in paths:
+        spec = yaml.safe_load(Path(path).read_text())["spec"]
+        for version in spec["versions"]:
+            schema = closed(version["schema"]["openAPIV3Schema"])
+            # The definition says only that there is metadata.
+            schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
+            schemas[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
+    return schemas
+
+
+def main(version: str, *definitions: str) -> int:
+    schemas = custom_resources(list(definitions))
+    code = 0
+    for manifest in yaml.safe_load_all(sys.stdin):
+        if manifest is None:
+            continue
+        api, kind, name = manifest["apiVersion"], manifest["kind"], manifest["metadata"]["name"]
+        try:
+            if (api, kind) in schemas:
+                jsonschema.validate(manifest, schemas[api, kind])
+            else:
+                kubernetes_validate.validate(manifest, version, strict=True)
+            print(f"ok {kind} {name}")
+        except (jsonschema.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
+            where = "/".join(str(part) for part in getattr(error, "absolute_path", []))
+            print(f"wrong {kind} {name}: /{where}: {error.message}")
+            code = 1
+    return code
+
+
+sys.exit(main(*sys.argv[1:]))

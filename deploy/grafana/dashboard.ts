@@ -1,0 +1,364 @@
+/**
+ * The Grafana dashboard as code: `node deploy/grafana/dashboard.ts` writes stepd.json beside this file. A test compares the
+ * two, asks a real Prometheus every query, and reads the result with Grafana's own schema.
+ */
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import {
+  BigValueColorMode,
+  BigValueGraphMode,
+  GraphGradientMode,
+  LegendDisplayMode,
+  LegendPlacement,
+  StackingConfigBuilder,
+  StackingMode,
+  TooltipDisplayMode,
+  VisibilityMode,
+  VizLegendOptionsBuilder,
+  VizTooltipOptionsBuilder,
+} from "@grafana/grafana-foundation-sdk/common";
+import {
+  AnnotationQueryBuilder,
+  type Dashboard,
+  DashboardBuilder,
+  DashboardCursorSync,
+  DatasourceVariableBuilder,
+  QueryVariableBuilder,
+  RowBuilder,
+  ThresholdsConfigBuilder,
+  ThresholdsMode,
+  VariableRefresh,
+  VariableSort,
+} from "@grafana/grafana-foundation-sdk/dashboard";
+import { DataqueryBuilder } from "@grafana/grafana-foundation-sdk/prometheus";
+import { PanelBuilder as StatBuilder } from "@grafana/grafana-foundation-sdk/stat";
+import { PanelBuilder as TimeseriesBuilder } from "@grafana/grafana-foundation-sdk/timeseries";
+import { BytesIEC, BytesPerSecondIEC, CountsPerSecond, PercentUnit, RequestsPerSecond, Seconds, Short } from "@grafana/grafana-foundation-sdk/units";
+
+const FILE = join(import.meta.dirname, "stepd.json");
+
+/** Grafana's grid has 24 columns. */
+const COLUMNS = 24;
+const PANELS_IN_ROW = 3;
+const PANEL_HEIGHT = 8;
+const STAT_HEIGHT = 4;
+
+const SOURCE = { type: "prometheus", uid: "$datasource" };
+
+interface Query {
+  readonly expr: string;
+  readonly legend: string;
+}
+
+interface Panel {
+  readonly title: string;
+  readonly description: string;
+  readonly unit: string;
+  readonly queries: readonly Query[];
+  /** One on top of the other, where the sum means something. */
+  readonly isStacked?: boolean;
+}
+
+interface Stat extends Omit<Panel, "isStacked"> {
+  /** From this value on it is red; below this value, with `isLow`. */
+  readonly limit?: number;
+  readonly isLow?: boolean;
+}
+
+/** What every selector begins with. */
+const OWN = 'job="$job", instance=~"$instance"';
+
+/** A series of the chosen instances. */
+const of = (name: string, labels = ""): string => `${name}{${OWN}${labels === "" ? "" : `, ${labels}`}}`;
+
+/** How fast a counter grows, over a window that Grafana chooses by the time between scrapes. */
+const rate = (name: string, labels = ""): string => `rate(${of(name, labels)}[$__rate_interval])`;
+
+const sum = (expr: string, ...by: readonly string[]): string => (by.length === 0 ? `sum(${expr})` : `sum by (${by.join(", ")}) (${expr})`);
+
+const quantile = (share: number, name: string, ...by: readonly string[]): string => `histogram_quantile(${share}, ${sum(rate(`${name}_bucket`), ...by, "le")})`;
+
+const requests = sum(rate("stepd_request_seconds_count"));
+
+/** A share of all calls, 0 where the counted ones have no series yet. */
+const shareOf = (counted: string): string => `(${sum(counted)} or vector(0)) / ${requests}`;
+
+const one = (expr: string, legend = ""): readonly Query[] => [{ expr, legend }];
+
+const stats: readonly Stat[] = [
+  { title: "Ready", description: "Instances that take calls", unit: Short, queries: one(sum(of("stepd_ready"))), limit: 1, isLow: true },
+  { title: "Calls", description: "Calls a second", unit: RequestsPerSecond, queries: one(requests) },
+  {
+    title: "Failures",
+    description: "Calls that end with INTERNAL_ERROR",
+    unit: PercentUnit,
+    queries: one(shareOf(rate("stepd_request_seconds_count", 'outcome="INTERNAL_ERROR"'))),
+    limit: 0.01,
+  },
+  {
+    title: "Refused for want of room",
+    description: "Calls and connections turned away: OVERLOADED, CONNECTIONS",
+    unit: PercentUnit,
+    queries: one(shareOf(rate("stepd_refusals_total", 'reason=~"OVERLOADED|CONNECTIONS"'))),
+    limit: 0.05,
+  },
+  {
+    title: "Step, 99th percentile",
+    description: "Of optimizer.step from its headers to its last byte out. The objective is in the rules",
+    unit: Seconds,
+    queries: one(`histogram_quantile(0.99, ${sum(rate("stepd_request_seconds_bucket", 'method="optimizer.step"'), "le")})`),
+    limit: 2.5,
+  },
+  {
+    title: "Arena in use",
+    description: "The fullest arena: what does not fit is refused",
+    unit: PercentUnit,
+    queries: one(`max(${of("stepd_arena_used_bytes")} / ${of("stepd_arena_capacity_bytes")})`),
+    limit: 0.85,
+  },
+];
+
+const rows: Readonly<Record<string, readonly Panel[]>> = {
+  Traffic: [
+    {
+      title: "Calls by method",
+      description: "unknown: refused or broken before their method was known; batch: several calls in one body",
+      unit: RequestsPerSecond,
+      queries: one(sum(rate("stepd_request_seconds_count"), "method"), "{{method}}"),
+      isStacked: true,
+    },
+    {
+      title: "Calls by outcome",
+      description: "ok, or the name of the error",
+      unit: RequestsPerSecond,
+      queries: one(sum(rate("stepd_request_seconds_count"), "outcome"), "{{outcome}}"),
+      isStacked: true,
+    },
+    {
+      title: "Bytes of bodies",
+      description: "Of calls in, and of replies out",
+      unit: BytesPerSecondIEC,
+      queries: one(sum(rate("stepd_bytes_total"), "direction"), "{{direction}}"),
+    },
+  ],
+  Latency: [
+    {
+      title: "Calls: median, 99th percentile",
+      description: "From the headers to the last byte out, by method",
+      unit: Seconds,
+      queries: [
+        { expr: quantile(0.5, "stepd_request_seconds", "method"), legend: "{{method}} p50" },
+        { expr: quantile(0.99, "stepd_request_seconds", "method"), legend: "{{method}} p99" },
+      ],
+    },
+    {
+      title: "Phases: 99th percentile",
+      description: "receive and send are the callers' and the network's; queue is the wait for the workers behind other calls",
+      unit: Seconds,
+      queries: one(quantile(0.99, "stepd_phase_seconds", "phase"), "{{phase}}"),
+    },
+    {
+      title: "Phases: mean",
+      description: "Where the time of a call goes",
+      unit: Seconds,
+      queries: one(`${sum(rate("stepd_phase_seconds_sum"), "phase")} / ${sum(rate("stepd_phase_seconds_count"), "phase")}`, "{{phase}}"),
+      isStacked: true,
+    },
+  ],
+  Refusals: [
+    {
+      title: "Refusals by reason",
+      description: "Calls refused before they ran, and connections cut",
+      unit: RequestsPerSecond,
+      queries: one(sum(rate("stepd_refusals_total"), "reason"), "{{reason}}"),
+      isStacked: true,
+    },
+    {
+      title: "Steps with gradients that are not finite",
+      description: "Refused or skipped for NaN or infinity",
+      unit: CountsPerSecond,
+      queries: one(sum(rate("stepd_non_finite_gradients_total"), "instance"), "{{instance}}"),
+    },
+    {
+      title: "Drains and restarts",
+      description: "Ready: 1, draining: 0; and the age of the process",
+      unit: Short,
+      queries: [
+        { expr: of("stepd_ready"), legend: "{{instance}} ready" },
+        { expr: `changes(${of("process_start_time_seconds")}[1h])`, legend: "{{instance}} restarts in an hour" },
+      ],
+    },
+  ],
+  Memory: [
+    {
+      title: "Arena",
+      description: "Bytes that calls hold, the most they ever held, and what there is",
+      unit: BytesIEC,
+      queries: [
+        { expr: of("stepd_arena_used_bytes"), legend: "{{instance}} used" },
+        { expr: of("stepd_arena_high_water_bytes"), legend: "{{instance}} high water" },
+        { expr: of("stepd_arena_capacity_bytes"), legend: "{{instance}} capacity" },
+      ],
+    },
+    {
+      title: "Bodies in flight",
+      description: "Bytes of bodies of calls that are received, computed or sent. The Helm chart scales by it",
+      unit: BytesIEC,
+      queries: one(of("stepd_in_flight_bytes"), "{{instance}}"),
+      isStacked: true,
+    },
+    {
+      title: "Calls in flight",
+      description: "Calls that are received, computed or sent",
+      unit: Short,
+      queries: one(of("stepd_in_flight_requests"), "{{instance}}"),
+      isStacked: true,
+    },
+  ],
+  Work: [
+    {
+      title: "Workers busy",
+      description: "Share of the worker threads' time in kernels",
+      unit: PercentUnit,
+      queries: one(`${rate("stepd_worker_busy_seconds_total")} / ${of("stepd_workers")}`, "{{instance}}"),
+    },
+    {
+      title: "Elements a second by optimizer",
+      description: "Parameters stepped",
+      unit: CountsPerSecond,
+      queries: one(sum(rate("stepd_elements_total"), "optimizer", "dtype"), "{{optimizer}} {{dtype}}"),
+      isStacked: true,
+    },
+    {
+      title: "Jobs waiting, workers lost",
+      description: "Jobs for the workers, with the one that runs; threads that died in the last hour",
+      unit: Short,
+      queries: [
+        { expr: of("stepd_queued_jobs"), legend: "{{instance}} jobs" },
+        { expr: `increase(${of("stepd_workers_lost_total")}[1h])`, legend: "{{instance}} lost" },
+      ],
+    },
+  ],
+  Process: [
+    {
+      title: "Resident memory",
+      description: "Of the whole process: the arena as far as it was used, the heap, and buffers",
+      unit: BytesIEC,
+      queries: one(of("process_resident_memory_bytes"), "{{instance}}"),
+    },
+    {
+      title: "Event loop lag",
+      description: "How late the main thread is: it receives, decodes, encodes and sends",
+      unit: Seconds,
+      queries: [
+        { expr: of("nodejs_eventloop_lag_p50_seconds"), legend: "{{instance}} p50" },
+        { expr: of("nodejs_eventloop_lag_p99_seconds"), legend: "{{instance}} p99" },
+      ],
+    },
+    {
+      title: "Processor and garbage collection",
+      description: "Processors in use, and the share of a processor that garbage collection takes",
+      unit: Short,
+      queries: [
+        { expr: rate("process_cpu_seconds_total"), legend: "{{instance}} processors" },
+        { expr: sum(rate("nodejs_gc_duration_seconds_sum"), "instance"), legend: "{{instance}} garbage collection" },
+      ],
+    },
+  ],
+};
+
+const target = ({ expr, legend }: Query, index: number): DataqueryBuilder =>
+  new DataqueryBuilder()
+    .datasource(SOURCE)
+    .expr(expr)
+    .legendFormat(legend)
+    .range()
+    .refId(String.fromCharCode("A".charCodeAt(0) + index));
+
+const statPanel = ({ title, description, unit, queries, limit, isLow = false }: Stat): StatBuilder => {
+  const [low, high] = isLow ? ["red", "green"] : ["green", "red"];
+  const steps = [{ value: null, color: limit === undefined ? "blue" : low }, ...(limit === undefined ? [] : [{ value: limit, color: high }])];
+  return new StatBuilder()
+    .title(title)
+    .description(description)
+    .datasource(SOURCE)
+    .unit(unit)
+    .thresholds(new ThresholdsConfigBuilder().mode(ThresholdsMode.Absolute).steps(steps))
+    .colorMode(BigValueColorMode.Value)
+    .graphMode(BigValueGraphMode.Area)
+    .targets(queries.map(target))
+    .span(COLUMNS / stats.length)
+    .height(STAT_HEIGHT);
+};
+
+const timePanel = ({ title, description, unit, queries, isStacked = false }: Panel): TimeseriesBuilder =>
+  new TimeseriesBuilder()
+    .title(title)
+    .description(description)
+    .datasource(SOURCE)
+    .unit(unit)
+    .min(0)
+    .lineWidth(1)
+    .fillOpacity(isStacked ? 30 : 5)
+    .gradientMode(GraphGradientMode.None)
+    .showPoints(VisibilityMode.Never)
+    .stacking(new StackingConfigBuilder().mode(isStacked ? StackingMode.Normal : StackingMode.None))
+    .legend(new VizLegendOptionsBuilder().displayMode(LegendDisplayMode.List).placement(LegendPlacement.Bottom).showLegend(true))
+    .tooltip(new VizTooltipOptionsBuilder().mode(TooltipDisplayMode.Multi))
+    .targets(queries.map(target))
+    .span(COLUMNS / PANELS_IN_ROW)
+    .height(PANEL_HEIGHT);
+
+/** The dashboard that stepd.json holds. */
+export const dashboard = (): Dashboard => {
+  const builder = new DashboardBuilder("stepd")
+    .uid("stepd")
+    .description("A stateless optimizer service: traffic, latency by phase, refusals, memory, work. Made by deploy/grafana/dashboard.ts")
+    .tags(["stepd"])
+    .readonly()
+    .tooltip(DashboardCursorSync.Crosshair)
+    .time({ from: "now-1h", to: "now" })
+    .refresh("30s")
+    .timezone("browser")
+    .withVariable(new DatasourceVariableBuilder("datasource").label("Data source").type("prometheus"))
+    .withVariable(
+      new QueryVariableBuilder("job")
+        .label("Job")
+        .datasource(SOURCE)
+        .query("label_values(stepd_build_info, job)")
+        .refresh(VariableRefresh.OnDashboardLoad)
+        .sort(VariableSort.AlphabeticalAsc),
+    )
+    .withVariable(
+      new QueryVariableBuilder("instance")
+        .label("Instance")
+        .datasource(SOURCE)
+        .query('label_values(stepd_build_info{job="$job"}, instance)')
+        .refresh(VariableRefresh.OnTimeRangeChanged)
+        .sort(VariableSort.AlphabeticalAsc)
+        .multi(true)
+        .includeAll(true)
+        .allValue(".*"),
+    )
+    .annotation(
+      new AnnotationQueryBuilder()
+        .name("Alerts")
+        .datasource(SOURCE)
+        .enable(true)
+        .iconColor("red")
+        .expr('ALERTS{alertname=~"Stepd.+", alertstate="firing"}')
+        .titleFormat("{{alertname}}")
+        .textFormat("{{instance}} {{reason}}"),
+    );
+  let id = 1;
+  for (const stat of stats) builder.withPanel(statPanel(stat).id(id++));
+  for (const [title, panels] of Object.entries(rows)) {
+    builder.withRow(new RowBuilder(title).id(id++));
+    for (const panel of panels) builder.withPanel(timePanel(panel).id(id++));
+  }
+  return builder.build();
+};
+
+export const dashboardJson = (): string => `${JSON.stringify(dashboard(), null, 2)}\n`;
+
+if (import.meta.main) writeFileSync(FILE, dashboardJson());

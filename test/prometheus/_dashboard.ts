@@ -1,0 +1,50 @@
+/** The panels of a Grafana dashboard's JSON, and its queries as Prometheus takes them. */
+
+interface Source {
+  readonly type: string;
+  readonly uid: string;
+}
+
+interface RawPanel {
+  readonly id: number;
+  readonly type: string;
+  readonly title: string;
+  readonly description?: string;
+  readonly datasource?: Source;
+  readonly gridPos: Panel["grid"];
+  readonly fieldConfig?: { readonly defaults?: { readonly unit?: string } };
+  readonly targets?: readonly { readonly expr: string; readonly datasource: Source }[];
+  /** Of a row that is folded. */
+  readonly panels?: readonly RawPanel[];
+}
+
+export interface Panel {
+  readonly id: number;
+  readonly title: string;
+  readonly description: string;
+  readonly unit: string;
+  readonly grid: { readonly x: number; readonly y: number; readonly w: number; readonly h: number };
+  readonly queries: readonly string[];
+  readonly sources: readonly (Source | undefined)[];
+}
+
+/** The panels that show something: all but the rows. */
+export const panelsOf = (json: string): readonly Panel[] => {
+  const { panels } = JSON.parse(json) as { panels: readonly RawPanel[] };
+  return panels
+    .flatMap((panel) => [panel, ...(panel.panels ?? [])])
+    .filter(({ type }) => type !== "row")
+    .map(({ id, title, description = "", datasource, gridPos, fieldConfig, targets = [] }) => ({
+      id,
+      title,
+      description,
+      unit: fieldConfig?.defaults?.unit ?? "",
+      grid: gridPos,
+      queries: targets.map(({ expr }) => expr),
+      sources: [datasource, ...targets.map((target) => target.datasource)],
+    }));
+};
+
+/** A query with the variables that Grafana replaces. */
+export const concrete = (query: string, rateInterval: string): string =>
+  query.replaceAll("$__rate_interval", rateInterval).replaceAll("$job", "stepd").replaceAll("$instance", ".*");

@@ -1,0 +1,126 @@
+/** A real Prometheus with the deployed rules scrapes real servers: every rule and every query of the dashboard and of the documentation has data. */
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
+import { readConfig } from "../../src/config.ts";
+import { Service } from "../../src/service.ts";
+import { sgdBody, sgdParams } from "../http/_client.ts";
+import { JSON_TYPE, MSGPACK, pack, TestService } from "../support/service.ts";
+import { root } from "../support/tree.ts";
+import { concrete, panelsOf } from "./_dashboard.ts";
+import { deployed, Prometheus, type Series } from "./_prometheus.ts";
+
+const INTERVAL_MS = 500;
+const WAIT_MS = 60_000;
+
+const read = (file: string): string => readFileSync(join(root, file), "utf8");
+
+/** What a caller does, of every kind that a panel counts. */
+const work = async (url: string): Promise<void> => {
+  const post = async (path: string, body: Uint8Array | string, type = MSGPACK): Promise<number> => {
+    const reply = await fetch(`${url}${path}`, { method: "POST", body: body as BodyInit, headers: { "Content-Type": type } });
+    await reply.arrayBuffer();
+    return reply.status;
+  };
+  for (const name of ["adamw", "sgd", "lion"]) assert.equal(await post("/v1/step", pack({ ...sgdParams(300_000, 1), optimizer: { name } })), 200);
+  const tensor = (value: number | string) => ({ w: { shape: [1], values: [value] } });
+  assert.equal(await post("/v1/step", JSON.stringify({ optimizer: { name: "sgd" }, params: tensor(1), grads: tensor("NaN") }), JSON_TYPE), 422);
+  assert.equal(await post("/v1/step", Buffer.alloc(40 * 2 ** 20)), 413);
+  assert.equal(await post("/v1/step", "x", "text/plain"), 415);
+};
+
+const hasNumber = ({ value }: Series): boolean => value !== undefined && Number.isFinite(Number(value[1]));
+
+/** Steps go on all the time, so that no rate is of nothing. */
+let isOver = false;
+let load: Promise<void>;
+let service: TestService;
+let other: Service;
+let prometheus: Prometheus;
+
+before(async () => {
+  service = await TestService.start({ STEPD_ARENA_MIB: "32", STEPD_WORKERS: "2", STEPD_ADMIN_PORT: "0" });
+  other = await Service.start(readConfig({ STEPD_PORT: "0", STEPD_ARENA_MIB: "32", STEPD_WORKERS: "2", STEPD_LOG_LEVEL: "silent" }));
+  const targets = [service.admin ?? "", other.address].map((url) => new URL(url).host);
+  prometheus = await Prometheus.start(targets, INTERVAL_MS);
+  load = (async () => {
+    while (!isOver) {
+      await Promise.all([work(service.url), work(other.address)]);
+      await delay(INTERVAL_MS / 2);
+    }
+  })();
+});
+
+after(async () => {
+  isOver = true;
+  await load?.catch(() => {}); // Its failure is a test's below.
+  await prometheus?.[Symbol.asyncDispose]();
+  await service?.[Symbol.asyncDispose]();
+  await other?.[Symbol.asyncDispose]();
+});
+
+/** Asks until the answer has a number in it: a rate needs two scrapes. */
+const data = async (query: string): Promise<readonly Series[]> => {
+  const deadline = performance.now() + WAIT_MS;
+  for (;;) {
+    const series = await prometheus.query(query);
+    if (series.some(hasNumber)) return series;
+    assert.ok(performance.now() < deadline, `${query} has no data: ${JSON.stringify(series)}`);
+    await delay(INTERVAL_MS / 2);
+  }
+};
+
+test("both servers are scraped", async () => {
+  assert.equal((await data('sum(up{job="stepd"}) == 2')).length, 1);
+  assert.equal((await data("sum(stepd_ready) == 2")).length, 1);
+});
+
+test("what Prometheus counts is what was done", async () => {
+  const { params, grads } = sgdParams(1000, 2);
+  const before = Number((await data('sum(stepd_elements_total{optimizer="radam"}) or vector(0)'))[0]?.value?.[1]);
+  for (let i = 0; i < 5; i++) await service.call("optimizer.step", { optimizer: { name: "radam" }, params, grads });
+  await data(`sum(stepd_elements_total{optimizer="radam", dtype="F32"}) == ${before + 5000}`);
+});
+
+for (const { title, queries } of panelsOf(read("deploy/grafana/stepd.json"))) {
+  test(`the panel "${title}" has data`, async () => {
+    for (const query of queries) await data(concrete(query, "1m"));
+  });
+}
+
+test("the dashboard's choices have data", async () => {
+  assert.deepEqual(await prometheus.get("label/job/values", { "match[]": "stepd_build_info" }), ["stepd"]);
+  assert.equal((await prometheus.get<readonly string[]>("label/instance/values", { "match[]": 'stepd_build_info{job="stepd"}' })).length, 2);
+});
+
+test("every recording has data and every rule is evaluated without an error", async () => {
+  const rules = readFileSync(join(deployed, "stepd.rules.yml"), "utf8");
+  const recordings = [...rules.matchAll(/- record: (\S+)/g)].map(([, name = ""]) => name);
+  assert.ok(recordings.length >= 11, `${recordings.length}`);
+  for (const name of recordings) await data(name);
+  const { groups } = await prometheus.get<{ groups: readonly { rules: readonly { name: string; health: string; lastError?: string }[] }[] }>("rules");
+  const found = groups.flatMap((group) => group.rules);
+  assert.equal(found.length, (rules.match(/- (record|alert): /g) ?? []).length);
+  assert.deepEqual(
+    found.filter(({ health }) => health !== "ok"),
+    [],
+  );
+});
+
+test("a worker that dies fires its alert, which the dashboard marks, and no other does", async () => {
+  const firing =
+    (JSON.parse(read("deploy/grafana/stepd.json")) as { annotations: { list: readonly { expr?: string }[] } }).annotations.list.find(({ expr }) => expr)
+      ?.expr ?? "";
+  assert.deepEqual(await prometheus.query(firing), []);
+  void other.pool.threads[0]?.terminate();
+  const [alert, ...rest] = await data(firing);
+  assert.deepEqual([alert?.metric["alertname"], alert?.metric["instance"], rest], ["StepdWorkerLost", new URL(other.address).host, []]);
+});
+
+test("the servers were well all the time", async () => {
+  assert.equal((await service.post("/v1/step", sgdBody(3, 1), MSGPACK)).status, 200);
+  isOver = true;
+  await load;
+});

@@ -36,7 +36,8 @@ const (
 	connections     = 64
 	copyBytes       = 256 << 10
 	maxProblemBytes = 1 << 20
-	maxJSONBytes    = 256 << 20
+	// idleTimeout is shorter than the server's 75 s, so that no call starts on a connection that is being closed.
+	idleTimeout = time.Minute
 )
 
 // Client calls one server, or one address with many replicas behind it. It may be used by several goroutines at once.
@@ -95,6 +96,8 @@ func New(address string, options ...Option) (*Client, error) {
 		return nil, fmt.Errorf("stepd: %q: expected http://, https:// or unix://", address)
 	case parsed.RawQuery != "" || parsed.Fragment != "" || parsed.User != nil:
 		return nil, fmt.Errorf("stepd: %q: expected an address without user, query and fragment", parsed.Redacted())
+	case strings.ContainsFunc(c.token, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return nil, errors.New("stepd: WithToken: expected visible ASCII characters, found another one")
 	case c.http != nil && (c.tls != nil || isUnix):
 		return nil, errors.New("stepd: WithHTTPClient excludes WithTLS and Unix sockets")
 	}
@@ -103,8 +106,10 @@ func New(address string, options ...Option) (*Client, error) {
 		return c, nil
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = c.tls
+	// A copy, because net/http writes into it, and several clients may be given the same one.
+	transport.TLSClientConfig = c.tls.Clone()
 	transport.MaxIdleConnsPerHost = connections
+	transport.IdleConnTimeout = idleTimeout
 	transport.ExpectContinueTimeout = expectTimeout
 	transport.WriteBufferSize = copyBytes
 	transport.ReadBufferSize = copyBytes
@@ -146,12 +151,21 @@ func (c *Client) do(ctx context.Context, call call, retries int) error {
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("stepd: %w", context.Cause(ctx))
+		if ctx.Err() != nil || attempt >= retries || !isPassing(err) || !pause(ctx, waitAfter(err, attempt)) {
+			return ended(ctx, err)
 		}
-		if attempt >= retries || !isPassing(err) || !pause(ctx, waitAfter(err, attempt)) {
-			return err
-		}
+	}
+}
+
+// ended returns the context's error where that has ended, and err before.
+func ended(ctx context.Context, err error) error {
+	switch cause := context.Cause(ctx); {
+	case cause == nil:
+		return err
+	case errors.Is(cause, ctx.Err()):
+		return fmt.Errorf("stepd: %w", cause)
+	default:
+		return fmt.Errorf("stepd: %w: %w", ctx.Err(), cause)
 	}
 }
 
@@ -219,7 +233,11 @@ func (c *Client) attempt(ctx context.Context, call call) error {
 		request.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	if c.requestID != nil {
-		request.Header.Set("X-Request-Id", c.requestID(ctx))
+		id := c.requestID(ctx)
+		if !isRequestID(id) {
+			return fmt.Errorf("stepd: WithRequestID: expected at most 128 of A-Z a-z 0-9 _ . : -, found %.200q", id)
+		}
+		request.Header.Set("X-Request-Id", id)
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
@@ -236,6 +254,12 @@ func (c *Client) attempt(ctx context.Context, call call) error {
 		return &TransportError{URL: c.url, Err: watched.lost}
 	}
 	return err
+}
+
+func isRequestID(id string) bool {
+	return len(id) <= 128 && !strings.ContainsFunc(id, func(r rune) bool {
+		return (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("_.:-", r)
+	})
 }
 
 // lossReader remembers that a connection was lost, whatever the reader above it makes of it.
@@ -277,8 +301,9 @@ func readProblem(response *http.Response) error {
 
 // json calls a method whose reply is small, and reads it into result.
 func (c *Client) json(ctx context.Context, path string, fields []field, result any, retries int) error {
+	var body blob
 	call := call{path: path, accept: jsonType, read: func(response *http.Response) error {
-		text, err := readUpTo(response.Body, maxJSONBytes)
+		text, err := readUpTo(response.Body, maxReply(body.size))
 		if err != nil {
 			return err
 		}
@@ -288,8 +313,8 @@ func (c *Client) json(ctx context.Context, path string, fields []field, result a
 		return nil
 	}}
 	if fields != nil {
-		body, err := encode(fields)
-		if err != nil {
+		var err error
+		if body, err = encode(fields); err != nil {
 			return err
 		}
 		call.body = &body
@@ -302,7 +327,7 @@ func readUpTo(from io.Reader, most int64) ([]byte, error) {
 	var text bytes.Buffer
 	n, err := io.Copy(&text, io.LimitReader(from, most+1))
 	if err == nil && n > most {
-		err = fmt.Errorf("%w: more than %d bytes", ErrBadReply, most)
+		err = badReply("more than %d bytes", most)
 	}
 	return text.Bytes(), err
 }

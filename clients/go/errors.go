@@ -56,15 +56,19 @@ func (e *Error) Error() string {
 		return fmt.Sprintf("stepd: HTTP %d: %s", e.Status, e.Message)
 	}
 	if e.RequestID == "" {
-		return fmt.Sprintf("stepd: %s: %s", e.Name, e.Message)
+		return fmt.Sprintf("stepd: %s: %s", string(e.Name), e.Message)
 	}
-	return fmt.Sprintf("stepd: %s: %s (request %s)", e.Name, e.Message, e.RequestID)
+	return fmt.Sprintf("stepd: %s: %s (request %s)", string(e.Name), e.Message, e.RequestID)
 }
 
 // Is makes errors.Is work with the names: errors.Is(err, ErrStateMismatch).
 func (e *Error) Is(target error) bool {
 	name, ok := target.(ErrorName)
 	return ok && e.Name != "" && e.Name == name
+}
+
+func badReply(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrBadReply, fmt.Sprintf(format, args...))
 }
 
 // TransportError says that the server was not reached, or that the connection was lost before the reply was complete.

@@ -3,6 +3,7 @@ package stepd
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -62,19 +63,26 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 	}
 	var wire struct {
 		Tensors map[string]struct {
-			GradSquares  wireFloat  `json:"grad_squares"`
+			GradSquares  *wireFloat `json:"grad_squares"`
 			ParamSquares *wireFloat `json:"param_squares"`
 			Zeros        int64      `json:"zeros"`
 			NonFinite    int64      `json:"non_finite"`
 		} `json:"tensors"`
-		GradNorm wireFloat `json:"grad_norm"`
+		GradNorm *wireFloat `json:"grad_norm"`
 	}
 	if err := c.json(ctx, "/v1/norms", fields, &wire, retries); err != nil {
 		return nil, err
 	}
-	norms := &Norms{Tensors: make(map[string]TensorNorms, len(wire.Tensors)), GradNorm: float64(wire.GradNorm)}
-	for name, sums := range wire.Tensors {
-		norms.Tensors[name] = TensorNorms{float64(sums.GradSquares), (*float64)(sums.ParamSquares), sums.Zeros, sums.NonFinite}
+	if wire.GradNorm == nil {
+		return nil, badReply("no grad_norm")
+	}
+	norms := &Norms{Tensors: make(map[string]TensorNorms, len(wire.Tensors)), GradNorm: float64(*wire.GradNorm)}
+	for _, grad := range request.Grads {
+		sums := wire.Tensors[grad.Name]
+		if sums.GradSquares == nil {
+			return nil, badReply("no grad_squares of %q", grad.Name)
+		}
+		norms.Tensors[grad.Name] = TensorNorms{float64(*sums.GradSquares), (*float64)(sums.ParamSquares), sums.Zeros, sums.NonFinite}
 	}
 	return norms, nil
 }
@@ -139,9 +147,12 @@ func (c *Client) Plan(ctx context.Context, request PlanRequest) (*Plan, error) {
 	if request.GradDType != "" {
 		fields = append(fields, field{"grad_dtype", string(request.GradDType)})
 	}
-	plan := &Plan{}
+	plan := &Plan{Parameters: -1}
 	if err := c.json(ctx, "/v1/plan", fields, plan, c.retries); err != nil {
 		return nil, err
+	}
+	if plan.Parameters < 0 {
+		return nil, badReply("no parameters")
 	}
 	return plan, nil
 }
@@ -173,6 +184,9 @@ func (c *Client) Inspect(ctx context.Context, state *State) (*StateInfo, error) 
 	info := &StateInfo{}
 	if err := c.json(ctx, "/v1/state/inspect", []field{{"state", file}}, info, c.retries); err != nil {
 		return nil, err
+	}
+	if info.Format != stateFormat {
+		return nil, badReply("format %.60q", info.Format)
 	}
 	return info, nil
 }
@@ -251,7 +265,7 @@ func (c *Client) Convert(ctx context.Context, request ConvertRequest) (*Converte
 	err = c.do(ctx, call{path: "/v1/state/convert", body: &body, accept: msgpackType, read: func(response *http.Response) error {
 		reply, err := decodeStep(response.Body, response.ContentLength, body.size, nil)
 		if err == nil && reply.state == nil {
-			err = fmt.Errorf("%w: no state", ErrBadReply)
+			err = badReply("no state")
 		}
 		converted = &Converted{File: reply.state, Lost: reply.lost}
 		return err
@@ -296,6 +310,9 @@ func (c *Client) EvaluateSchedule(ctx context.Context, request ScheduleRequest) 
 	if err := c.json(ctx, "/v1/schedule", fields, rates, c.retries); err != nil {
 		return nil, err
 	}
+	if count := max(1, request.Count); len(rates.LRs) != count || (rates.Momentums != nil && len(rates.Momentums) != count) {
+		return nil, badReply("%d lrs and %d momentums of %d steps", len(rates.LRs), len(rates.Momentums), count)
+	}
 	return rates, nil
 }
 
@@ -313,6 +330,9 @@ func (c *Client) Optimizers(ctx context.Context) ([]OptimizerInfo, error) {
 	}
 	if err := c.json(ctx, "/v1/optimizers", nil, &list, c.retries); err != nil {
 		return nil, err
+	}
+	if len(list.Optimizers) == 0 {
+		return nil, badReply("no optimizers")
 	}
 	return list.Optimizers, nil
 }
@@ -342,9 +362,15 @@ type Description struct {
 
 // Describe returns everything about one optimizer.
 func (c *Client) Describe(ctx context.Context, name string) (*Description, error) {
+	if name == "" {
+		return nil, errors.New("stepd: Describe: expected a name, found none")
+	}
 	description := &Description{}
 	if err := c.json(ctx, "/v1/optimizers/"+url.PathEscape(name), nil, description, c.retries); err != nil {
 		return nil, err
+	}
+	if description.Name != name {
+		return nil, badReply("a description of %.60q, expected one of %q", description.Name, name)
 	}
 	return description, nil
 }
@@ -365,6 +391,9 @@ func (c *Client) Info(ctx context.Context) (*Info, error) {
 	info := &Info{}
 	if err := c.json(ctx, "/v1", nil, info, c.retries); err != nil {
 		return nil, err
+	}
+	if info.Name != "stepd" {
+		return nil, badReply("a server by the name of %.60q", info.Name)
 	}
 	return info, nil
 }

@@ -18,7 +18,17 @@ const (
 	// smaller than that: three times the parameters at a first Adam step, against twice in the request.
 	trustFactor = 4
 	trustBytes  = 1 << 20
+	// A reply is refused beyond replyFactor times the request and replyBytes. The largest is the state of Init for F16 parameters
+	// with master copies: 8 times.
+	replyFactor = 16
+	replyBytes  = 64 << 20
+	// A map or a list has at most this many members, and one more for as many bytes of the request: a tensor takes more of them.
+	replyMembers = 1000
+	tensorBytes  = 40
 )
+
+// maxReply is what the reply to a request may have.
+func maxReply(sent int64) int64 { return replyFactor*sent + replyBytes }
 
 // stepReply is the reply of a method as it stands on the wire; blobs are nil where absent.
 type stepReply struct {
@@ -29,20 +39,24 @@ type stepReply struct {
 	stats         *Stats
 	warnings      []string
 	lost          []string
+	// members are the keys that stood there.
+	members map[string]bool
 }
 
 // decodeStep reads the MessagePack reply of optimizer.step and of what has some of its fields. `length` is the reply's
 // Content-Length or -1, `sent` the bytes of the request. Parameters go into `buffer` if there is one. The error wraps
 // ErrBadReply.
 func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply, error) {
-	d := &decoder{Reader: msgp.NewReaderSize(from, 4096), rest: length, trust: max(trustBytes, trustFactor*sent)}
-	if length < 0 {
-		d.rest = math.MaxInt64
+	limited := &io.LimitedReader{R: from, N: maxReply(sent)}
+	d := &decoder{Reader: msgp.NewReaderSize(limited, 4096), rest: limited.N, trust: max(trustBytes, trustFactor*sent), most: replyMembers + sent/tensorBytes}
+	if length >= 0 {
+		d.rest = min(length, d.rest)
 	}
 	d.SetMaxStringLength(uint64(min(d.rest, maxStringBytes)))
 	d.SetMaxRecursionDepth(maxReplyDepth)
 	var reply stepReply
-	err := d.object(func(key string) (err error) {
+	var err error
+	reply.members, err = d.object(func(key string) (err error) {
 		switch key {
 		case "params":
 			reply.params, err = d.blob(buffer)
@@ -73,6 +87,9 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 		}
 	}
 	if err != nil {
+		if limited.N == 0 {
+			err = fmt.Errorf("more than %d bytes: %w", maxReply(sent), err)
+		}
 		return stepReply{}, fmt.Errorf("%w: %w", ErrBadReply, err)
 	}
 	return reply, nil
@@ -80,6 +97,11 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 
 // result checks a step's reply against the parameters that were sent.
 func (r stepReply) result(sent Tensors) (*StepResult, error) {
+	for _, member := range []string{"params", "state", "step", "lr", "skipped"} {
+		if !r.members[member] {
+			return nil, badReply("no %s", member)
+		}
+	}
 	state, err := r.readState()
 	if err != nil {
 		return nil, err
@@ -93,12 +115,12 @@ func (r stepReply) result(sent Tensors) (*StepResult, error) {
 	for i, param := range sent {
 		stepped, ok := found[param.Name]
 		if !ok || !stepped.like(param) {
-			return nil, fmt.Errorf("%w: no %q of %s %v in params", ErrBadReply, param.Name, param.DType, param.Shape)
+			return nil, badReply("no %q of %s %v in params", param.Name, param.DType, param.Shape)
 		}
 		params[i] = stepped
 	}
 	if len(tensors) != len(sent) {
-		return nil, fmt.Errorf("%w: %d params of %d", ErrBadReply, len(tensors), len(sent))
+		return nil, badReply("%d params of %d", len(tensors), len(sent))
 	}
 	return &StepResult{Params: params, State: state, Step: r.step, LR: r.lr, Skipped: r.skipped, Stats: r.stats, Warnings: r.warnings}, nil
 }
@@ -117,29 +139,38 @@ type decoder struct {
 	// rest is what all blobs to come may have together.
 	rest  int64
 	trust int64
+	most  int64
 }
 
-// object calls member after each key, to read its value.
-func (d *decoder) object(member func(key string) error) error {
-	count, err := d.ReadMapHeader()
+// object calls member after each key, to read its value, and returns the keys.
+func (d *decoder) object(member func(key string) error) (map[string]bool, error) {
+	count, err := d.count(d.ReadMapHeader())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	seen := map[string]bool{}
 	for range count {
 		key, err := d.ReadString()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if seen[key] {
-			return fmt.Errorf("the key %.60q twice", key)
+			return nil, fmt.Errorf("the key %.60q twice", key)
 		}
 		seen[key] = true
 		if err := member(key); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return seen, nil
+}
+
+// count refuses more members than a reply has use for: each takes more memory here than it did bytes.
+func (d *decoder) count(count uint32, err error) (uint32, error) {
+	if err == nil && int64(count) > d.most {
+		err = fmt.Errorf("%d members where %d are the most", count, d.most)
+	}
+	return count, err
 }
 
 // blob reads a bin into the buffer, or into new memory, which grows with the bytes that come where it is more than trusted.
@@ -208,22 +239,24 @@ func (d *decoder) whole() (int64, error) {
 }
 
 func (d *decoder) sentences() ([]string, error) {
-	count, err := d.ReadArrayHeader()
+	count, err := d.count(d.ReadArrayHeader())
+	if err != nil {
+		return nil, err
+	}
 	var sentences []string
 	for range count {
+		sentence, err := d.ReadString()
 		if err != nil {
-			break
+			return nil, err
 		}
-		var sentence string
-		sentence, err = d.ReadString()
 		sentences = append(sentences, sentence)
 	}
-	return sentences, err
+	return sentences, nil
 }
 
 func (d *decoder) statistics() (*Stats, error) {
 	stats := &Stats{}
-	err := d.object(func(key string) (err error) {
+	_, err := d.object(func(key string) (err error) {
 		switch key {
 		case "grad_norm":
 			stats.GradNorm, err = d.number()
@@ -239,7 +272,7 @@ func (d *decoder) statistics() (*Stats, error) {
 			stats.Clipped, err = d.ReadBool()
 		case "tensors":
 			stats.Tensors = map[string]TensorStat{}
-			err = d.object(func(name string) (err error) {
+			_, err = d.object(func(name string) (err error) {
 				stats.Tensors[name], err = d.tensorStat()
 				return err
 			})
@@ -252,7 +285,7 @@ func (d *decoder) statistics() (*Stats, error) {
 }
 
 func (d *decoder) tensorStat() (stat TensorStat, err error) {
-	err = d.object(func(key string) (err error) {
+	_, err = d.object(func(key string) (err error) {
 		switch key {
 		case "grad_norm":
 			stat.GradNorm, err = d.number()

@@ -42,7 +42,10 @@ func LoadTensors(path string) (Tensors, error) {
 		return nil, err
 	}
 	_, tensors, err := readTensors(file)
-	return tensors, err
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return tensors, nil
 }
 
 // readTensors reads a file. The tensors, in the order of their bytes, are views of it. The error wraps ErrBadFile.
@@ -70,13 +73,13 @@ func readTensors(file []byte) (metadata map[string]string, tensors []Tensor, err
 		elements, ok := product(entry.Shape)
 		switch {
 		case size == 0:
-			return nil, nil, badFile("tensor %q has dtype %q", entry.Name, entry.DType)
+			return nil, nil, badFile("tensor %.60q has dtype %.60q", entry.Name, entry.DType)
 		case !ok || elements > maxExact/size || entry.end-entry.start != elements*size:
-			return nil, nil, badFile("tensor %q of shape %v in %s has offsets %d to %d", entry.Name, entry.Shape, entry.DType, entry.start, entry.end)
+			return nil, nil, badFile("tensor %.60q of shape %v in %s has offsets %d to %d", entry.Name, entry.Shape, entry.DType, entry.start, entry.end)
 		case entry.start != end:
-			return nil, nil, badFile("tensor %q starts at %d, and the one before it ends at %d", entry.Name, entry.start, end)
+			return nil, nil, badFile("tensor %.60q starts at %d, and the one before it ends at %d", entry.Name, entry.start, end)
 		case entry.end > int64(len(data)):
-			return nil, nil, badFile("tensor %q ends at %d of %d bytes", entry.Name, entry.end, len(data))
+			return nil, nil, badFile("tensor %.60q ends at %d of %d bytes", entry.Name, entry.end, len(data))
 		}
 		end = entry.end
 		tensors[i] = entry.Tensor
@@ -112,13 +115,13 @@ func parseHeader(header []byte) (map[string]string, []headerEntry, error) {
 	seen := map[string]bool{}
 	p.object(func(key string) {
 		if seen[key] {
-			p.fail("the key %q twice", key)
+			p.fail("the key %.60q twice", key)
 		}
 		seen[key] = true
 		if key == metadataKey {
 			p.object(func(key string) {
 				if _, twice := metadata[key]; twice {
-					p.fail("the key %q twice", key)
+					p.fail("the key %.60q twice", key)
 				}
 				metadata[key] = p.str()
 			})
@@ -202,7 +205,7 @@ func (p *headerParser) entry(name string) headerEntry {
 	seen := map[string]bool{}
 	p.object(func(key string) {
 		if seen[key] {
-			p.fail("the key %q twice", key)
+			p.fail("the key %.60q twice", key)
 		}
 		seen[key] = true
 		switch key {
@@ -223,11 +226,11 @@ func (p *headerParser) entry(name string) headerEntry {
 			}
 			entry.start, entry.end = offsets[0], offsets[1]
 		default:
-			p.fail("the unknown key %q", key)
+			p.fail("the unknown key %.60q", key)
 		}
 	})
 	if p.err == nil && len(seen) != 3 {
-		p.fail("the tensor %q without dtype, shape and data_offsets", name)
+		p.fail("the tensor %.60q without dtype, shape and data_offsets", name)
 	}
 	return entry
 }

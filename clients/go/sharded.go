@@ -206,16 +206,11 @@ func (s *Sharded) norms(ctx context.Context, shards []shard) (map[string]TensorN
 		return err
 	})
 	all := map[string]TensorNorms{}
-	for i, norms := range found {
-		if err != nil {
-			return nil, err
-		}
+	if err != nil {
+		return nil, err
+	}
+	for _, norms := range found {
 		maps.Copy(all, norms.Tensors)
-		for _, grad := range shards[i].request.Grads {
-			if _, ok := norms.Tensors[grad.Name]; !ok {
-				return nil, fmt.Errorf("%w: no norms of %q", ErrBadReply, grad.Name)
-			}
-		}
 	}
 	return all, nil
 }
@@ -323,7 +318,7 @@ func (s *Sharded) refusal(ctx context.Context, request StepRequest, broken func(
 		Grads:  slices.DeleteFunc(slices.Clone(request.Grads), fine),
 	})
 	if err == nil {
-		err = fmt.Errorf("%w: gradients that were not finite became so", ErrBadReply)
+		err = badReply("gradients that were not finite became so")
 	}
 	return err
 }
@@ -364,8 +359,8 @@ func (s *Sharded) skip(ctx context.Context, request StepRequest, shards []shard)
 }
 
 // each makes calls, some at once. The first failure ends the others.
-func (s *Sharded) each(ctx context.Context, count int, call func(ctx context.Context, client *Client, i int) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+func (s *Sharded) each(caller context.Context, count int, call func(ctx context.Context, client *Client, i int) error) error {
+	ctx, cancel := context.WithCancelCause(caller)
 	defer cancel(nil)
 	parallel := s.Parallel
 	if parallel <= 0 {
@@ -390,14 +385,18 @@ func (s *Sharded) each(ctx context.Context, count int, call func(ctx context.Con
 	close(indexes)
 	workers.Wait()
 	// The first failure is the cause; those after it are its echoes.
-	return context.Cause(ctx)
+	failure := context.Cause(ctx)
+	if caller.Err() != nil && errors.Is(failure, context.Cause(caller)) {
+		return ended(caller, nil)
+	}
+	return failure
 }
 
 // anywhere tries replicas in turn until one answers. What is wrong with the call itself is returned at once.
 func (s *Sharded) anywhere(ctx context.Context, call func(client *Client) error) error {
 	for attempt := 0; ; attempt++ {
 		if ctx.Err() != nil {
-			return fmt.Errorf("stepd: %w", context.Cause(ctx))
+			return ended(ctx, nil)
 		}
 		client := s.pick()
 		err := call(client)
@@ -407,7 +406,7 @@ func (s *Sharded) anywhere(ctx context.Context, call func(client *Client) error)
 		hasOther := s.passOver(client)
 		round := attempt / len(s.Clients)
 		if attempt+1 >= len(s.Clients)*(client.retries+1) || (!hasOther && !pause(ctx, waitAfter(err, round))) {
-			return err
+			return ended(ctx, err)
 		}
 	}
 }

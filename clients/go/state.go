@@ -31,11 +31,11 @@ func ReadState(file []byte) (*State, error) {
 		return nil, err
 	}
 	if metadata["format"] != stateFormat {
-		return nil, badFile("format %q, and a state has %s", metadata["format"], stateFormat)
+		return nil, badFile("format %.60q, and a state has %s", metadata["format"], stateFormat)
 	}
 	revision, err := strconv.ParseUint(metadata["revision"], 10, 30)
 	if err != nil || revision == 0 || strconv.FormatUint(revision, 10) != metadata["revision"] {
-		return nil, badFile("revision %q, and a state has a whole number from 1", metadata["revision"])
+		return nil, badFile("revision %.60q, and a state has a whole number from 1", metadata["revision"])
 	}
 	if metadata["optimizer"] == "" {
 		return nil, badFile("no optimizer")
@@ -48,23 +48,23 @@ func newState(optimizer, revision string, entries []Tensor) (*State, error) {
 	for _, entry := range s.entries {
 		slot, parameter, ok := strings.Cut(entry.Name, "/")
 		if !ok || slot == "" {
-			return nil, badFile("the key %q, and those of a state are <slot>/<parameter>", entry.Name)
+			return nil, badFile("the key %.60q, and those of a state are <slot>/<parameter>", entry.Name)
 		}
 		if slot != "step" {
 			continue
 		}
 		if entry.DType != I64 || len(entry.Shape) > 0 {
-			return nil, badFile("%q of %s %v, and a step is an I64 scalar", entry.Name, entry.DType, entry.Shape)
+			return nil, badFile("%.60q of %s %v, and a step is an I64 scalar", entry.Name, entry.DType, entry.Shape)
 		}
 		step := binary.LittleEndian.Uint64(entry.Data)
 		if step > maxExact {
-			return nil, badFile("%q beyond 2^53-1", entry.Name)
+			return nil, badFile("%.60q beyond 2^53-1", entry.Name)
 		}
 		s.steps[parameter] = int64(step)
 	}
 	for _, entry := range s.entries {
 		if _, ok := s.steps[parameterOf(entry)]; !ok {
-			return nil, badFile("%q without its step", entry.Name)
+			return nil, badFile("%.60q without its step", entry.Name)
 		}
 	}
 	return s, nil
@@ -81,7 +81,11 @@ func LoadState(path string) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ReadState(file)
+	state, err := ReadState(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return state, nil
 }
 
 // Save writes the state to a file of which no other process ever sees a part: a new file takes the place of the old one.
@@ -164,8 +168,8 @@ func joinStates(states []*State) (*State, error) {
 	var entries []Tensor
 	for _, s := range states {
 		if s.optimizer != first.optimizer || s.revision != first.revision {
-			return nil, fmt.Errorf("%w: states of %s revision %s and %s revision %s; the replicas differ in version",
-				ErrBadReply, first.optimizer, first.revision, s.optimizer, s.revision)
+			return nil, badReply("states of %s revision %s and %s revision %s; the replicas differ in version",
+				first.optimizer, first.revision, s.optimizer, s.revision)
 		}
 		entries = append(entries, s.entries...)
 	}

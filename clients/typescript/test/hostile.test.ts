@@ -4,6 +4,7 @@ import { getEventListeners, once } from "node:events";
 import { createServer, type RequestListener } from "node:http";
 import type { AddressInfo } from "node:net";
 import { after, before, suite, test } from "node:test";
+import { gzipSync } from "node:zlib";
 import { encode } from "@msgpack/msgpack";
 import { TestService } from "../../../test/support/service.ts";
 import { rawTensors } from "../../../test/support/tensors.ts";
@@ -108,6 +109,23 @@ suite("replies that are none", () => {
     });
     await assert.rejects(new Client(fake.url, { retries: 1 }).info(), TransportError);
     assert.equal(fake.calls, 2);
+  });
+
+  for (const [what, headers] of Object.entries({
+    "a length that no memory has": { "Content-Length": String(2 ** 53 - 1) },
+    "a length that is too large": { "Content-Length": String(2 ** 21) },
+    "a length that is too small": { "Content-Length": String(2 ** 20) },
+  })) {
+    test(`${what} is a lost connection`, async () => {
+      const lying = async (): Promise<Response> => new Response(new Uint8Array(2 ** 20 + 5), { headers: { "Content-Type": MSGPACK, ...headers } });
+      await assert.rejects(new Client("http://x", { fetch: lying, retries: 0 }).info(), { name: "TransportError", message: /was not reached/ });
+    });
+  }
+
+  test("a large reply in another encoding is read to its own end", async () => {
+    const body = encode({ optimizers: ["x".repeat(2 ** 21)] });
+    await using fake = await FakeServer.replying(gzipSync(body, { level: 0 }), 200, { "Content-Type": MSGPACK, "Content-Encoding": "gzip" });
+    assert.equal((await new Client(fake.url).optimizers()).length, 1);
   });
 });
 

@@ -1,4 +1,7 @@
-/** The methods of the service in this process, without a network: the same validation, the same results, the same errors. */
+/**
+ * The methods of the service in this process, without a network: the same validation, the same results, the same errors.
+ * Commands load it once their arguments are right, because compiling the schemas takes longer than all else that they do.
+ */
 import { Arena, Lease } from "../arena/arena.ts";
 import { Engine } from "../engine/engine.ts";
 import { Pool, poolBytes } from "../pool/pool.ts";

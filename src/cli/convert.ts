@@ -3,7 +3,6 @@ import { readFileSync } from "node:fs";
 import type { Parts } from "../codec/parts.ts";
 import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
 import { literal, renamed, requireFree, TensorFile, writeWhole } from "./_file.ts";
-import { Offline } from "./_offline.ts";
 import { bytesText } from "./_terminal.ts";
 
 const MIB = 2 ** 20;
@@ -81,6 +80,7 @@ const convertFile = async (
   using file = new TensorFile(input);
   const mebibytes = Math.ceil(file.size / MIB);
   if (mebibytes > MAX_ARENA_MIB) throw new CommandError(`${input}: expected at most ${MAX_ARENA_MIB} MiB, found ${mebibytes} MiB`);
+  const { Offline } = await import("./_offline.ts");
   await using offline = await Offline.start(Math.min(MAX_ARENA_MIB, ARENA_LEAST_MIB + ARENA_PER_FILE * mebibytes));
   using lease = offline.arena.lease(0);
   const state = lease.view(lease.alloc(file.size), file.size);

@@ -5,7 +5,6 @@ import { STATE_FORMAT } from "../engine/engine.ts";
 import type { InspectResult } from "../generated/wire.gen.ts";
 import { defineCommand } from "./_command.ts";
 import { literal, renamed, TensorFile } from "./_file.ts";
-import { FileLease, Offline } from "./_offline.ts";
 import { bytesText, countText, numberText, Progress, table } from "./_terminal.ts";
 
 interface Stats {
@@ -58,6 +57,7 @@ export const inspect = defineCommand({
 });
 
 const readState = async (head: Buffer, path: string): Promise<InspectResult> => {
+  const { FileLease, Offline } = await import("./_offline.ts");
   await using offline = await Offline.start(1);
   try {
     return await offline.call<InspectResult>("state.inspect", { state: head }, new FileLease(offline.arena, head));

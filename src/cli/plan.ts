@@ -3,7 +3,6 @@ import { readConfig } from "../config.ts";
 import type { PlanParams, PlanResult } from "../generated/wire.gen.ts";
 import { defineCommand, UsageError, wholeNumber } from "./_command.ts";
 import { literal, renamed, TensorFile } from "./_file.ts";
-import { Offline } from "./_offline.ts";
 import { optimizerFields, optimizerOf, optimizerOptions } from "./_optimizer.ts";
 import { bytesText, countText, secondsText, table } from "./_terminal.ts";
 
@@ -38,6 +37,7 @@ export const plan = defineCommand({
       ...(values["grad-dtype"] && { grad_dtype: values["grad-dtype"] }),
       ...(values["master-weights"] && { master_weights: true }),
     };
+    const { Offline } = await import("./_offline.ts");
     await using offline = await Offline.start(arenaMib);
     using lease = offline.arena.lease(0);
     let result: PlanResult;

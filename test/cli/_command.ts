@@ -1,0 +1,79 @@
+/** The real `stepd` command as a child process, for its tests. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import os from "node:os";
+import { join } from "node:path";
+import { root } from "../support/tree.ts";
+
+const main = join(root, "src/cli/main.ts");
+
+export interface Ended {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** A running command with what it wrote so far. It is killed at the end of the test's scope. */
+export class Command implements AsyncDisposable {
+  readonly child: ChildProcess;
+  readonly ended: Promise<Ended>;
+  stdout = "";
+  stderr = "";
+
+  /** Starts a program; without one, `node src/cli/main.ts`. */
+  constructor(args: readonly string[], env: Readonly<Record<string, string>> = {}, program: readonly string[] = [process.execPath, main], cwd = root) {
+    const [file = "", ...rest] = program;
+    this.child = spawn(file, [...rest, ...args], { cwd, env: { PATH: process.env["PATH"], ...env }, stdio: ["ignore", "pipe", "pipe"] });
+    this.child.stdout?.on("data", (chunk) => {
+      this.stdout += chunk;
+    });
+    this.child.stderr?.on("data", (chunk) => {
+      this.stderr += chunk;
+    });
+    this.ended = once(this.child, "close").then(([code]) => ({ code: code as number | null, stdout: this.stdout, stderr: this.stderr }));
+  }
+
+  /** Where the service listens, once it says so. */
+  async listening(): Promise<string> {
+    const lost = this.ended.then(({ stderr }) => {
+      throw new Error(`it ended: ${stderr}`);
+    });
+    lost.catch(() => {});
+    for (;;) {
+      const address = / listens on (\S+)\n/.exec(this.stdout)?.[1];
+      if (address) return address;
+      await Promise.race([once(this.child.stdout as NonNullable<ChildProcess["stdout"]>, "data"), lost]);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.child.exitCode === null && this.child.signalCode === null) this.child.kill("SIGKILL");
+    await this.ended;
+  }
+}
+
+/** Runs a command to its end. */
+export const stepd = async (...args: readonly string[]): Promise<Ended> => {
+  await using command = new Command(args);
+  return await command.ended;
+};
+
+/** A folder that is gone at the end of the test's scope. */
+export class Folder implements Disposable {
+  readonly path = mkdtempSync(join(os.tmpdir(), "stepd-cli-"));
+
+  /** Writes a file and returns its path. */
+  write(name: string, content: Uint8Array | string): string {
+    writeFileSync(this.at(name), content);
+    return this.at(name);
+  }
+
+  at(name: string): string {
+    return join(this.path, name);
+  }
+
+  [Symbol.dispose](): void {
+    rmSync(this.path, { recursive: true, force: true });
+  }
+}

@@ -217,8 +217,12 @@ suite("pauses, timeouts and callers that give up", () => {
     await using refusing = await FakeServer.replying(busy(30), 429, { "Content-Type": "application/problem+json" });
     const reason = new Error("enough");
     await assert.rejects(client.step(input(), { signal: AbortSignal.abort(reason) }), reason);
-    for (const { url } of [silent, refusing]) {
-      for (const caller of [new Client(url), new ShardedClient([url], { requestBytes: 1 })]) {
+    for (const [url, retries] of [
+      [silent.url, 0],
+      [silent.url, 4],
+      [refusing.url, 4],
+    ] as const) {
+      for (const caller of [new Client(url, { retries }), new ShardedClient([url], { requestBytes: 1 })]) {
         const controller = new AbortController();
         setTimeout(() => controller.abort(reason), 50);
         const start = performance.now();

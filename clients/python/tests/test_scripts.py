@@ -1,0 +1,57 @@
+"""The scripts that the tests and the examples are run with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import ROOT, Server
+
+import stepd
+
+FOLDER = ROOT / "clients/python"
+PRINT_URL = "import os; print(os.environ['STEPD_URL'])"
+
+
+def run(script: str, *arguments: str, **settings: str) -> Any:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("STEPD_")}
+    return subprocess.run(
+        [FOLDER / script, *arguments],
+        env=environment | settings,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_with_server_starts_one_and_stops_it() -> None:
+    code = (
+        "import os, stepd; url = os.environ['STEPD_URL']\n"
+        "with stepd.Client(url) as client: print(url, client.ready())"
+    )
+    ended = run("with-server", sys.executable, "-c", code)
+    assert ended.returncode == 0, ended.stderr
+    url, ready = ended.stdout.split()
+    assert ready == "True"
+    with stepd.Client(url, retries=0) as client, pytest.raises(stepd.ConnectError):
+        client.info()
+
+
+def test_with_server_takes_the_one_that_is_there(server: Server) -> None:
+    ended = run("with-server", sys.executable, "-c", PRINT_URL, STEPD_URL=server.url)
+    assert ended.stdout.strip() == server.url
+
+
+def test_with_server_ends_as_its_command(server: Server) -> None:
+    failing = (sys.executable, "-c", "raise SystemExit(7)")
+    assert run("with-server", *failing, STEPD_URL=server.url).returncode == 7
+    assert "expected a command" in run("with-server").stderr
+
+
+def test_environment_says_what_is_wrong() -> None:
+    ended = run("environment", "/nowhere/requirements.txt")
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert "/nowhere/requirements.txt" in ended.stderr

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -78,6 +80,22 @@ func TestRepliesThatSayNothing(t *testing.T) {
 			if err := call(testContext(t), client); !errors.Is(err, ErrBadReply) {
 				t.Errorf("%s of %q: %v", name, body, err)
 			}
+		}
+	}
+}
+
+func TestStepRepliesWithoutAMember(t *testing.T) {
+	values := map[string]any{"step": 1, "lr": 0.5, "skipped": false,
+		"params": file(`{"w":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}`, "abcd"), "state": file("{"+goodMeta+","+goodStep+"}", step1)}
+	sent := Tensors{{Name: "w", DType: F32, Shape: []int{}}}
+	whole := must[[]byte](t)(msgp.AppendIntf(nil, values))
+	must[*StepResult](t)(must[stepReply](t)(decodeStep(bytes.NewReader(whole), -1, 0, nil)).result(sent))
+	for member := range values {
+		rest := maps.Clone(values)
+		delete(rest, member)
+		reply := must[stepReply](t)(decodeStep(bytes.NewReader(must[[]byte](t)(msgp.AppendIntf(nil, rest))), -1, 0, nil))
+		if _, err := reply.result(sent); !errors.Is(err, ErrBadReply) {
+			t.Errorf("without %s: %v", member, err)
 		}
 	}
 }
@@ -239,14 +257,21 @@ func TestEndsOfTheContext(t *testing.T) {
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	}
+	open := map[string]func(address string) stepper{
+		"Client":              func(address string) stepper { return newClient(t, address) },
+		"Sharded":             func(address string) stepper { return newSharded(t, address) },
+		"Sharded as one call": func(address string) stepper { return newSharded(t, address) },
+	}
 	for name, answer := range map[string]http.HandlerFunc{"while it waits to come again": later, "in the middle of a reply": hang} {
-		for kind, open := range map[string]func(address string) stepper{
-			"Client":  func(address string) stepper { return newClient(t, address) },
-			"Sharded": func(address string) stepper { return newSharded(t, address) },
-		} {
+		for kind, open := range open {
 			t.Run(name+", "+kind, func(t *testing.T) {
 				reached := make(chan struct{}, 16)
+				real := newFlaky()
 				address := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/v1/norms" {
+						real.ServeHTTP(w, r)
+						return
+					}
 					reached <- struct{}{}
 					answer(w, r)
 				})).URL
@@ -258,7 +283,11 @@ func TestEndsOfTheContext(t *testing.T) {
 				}()
 				start := time.Now()
 				params := model(1)
-				_, err := open(address).Step(ctx, StepRequest{Optimizer: SGD(1), Params: params, Grads: model(2), Into: params})
+				request := StepRequest{Optimizer: SGD(1), Params: params, Grads: model(2), Into: params}
+				if kind == "Sharded as one call" {
+					request.Grads, request.NonFinite, request.Clip = Tensors{From("scale", []float32{float32(math.NaN())}).Scalar()}, Propagate, &Clip{MaxNorm: 1}
+				}
+				_, err := open(address).Step(ctx, request)
 				if !errors.Is(err, context.Canceled) || !errors.Is(err, reason) || time.Since(start) > 10*time.Second {
 					t.Fatalf("%v after %s", err, time.Since(start))
 				}

@@ -82,7 +82,7 @@ type digits struct {
 func readDigits(path string) (*digits, error) {
 	tensors, err := stepd.LoadTensors(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, err
 	}
 	r, d := reader{tensors: tensors}, &digits{}
 	d.first, r.err = networkOf(tensors, "params/")
@@ -148,21 +148,13 @@ func gradsFile(prefix string) string  { return prefix + ".grads.safetensors" }
 func readNetwork(path string) (network[float32], error) {
 	tensors, err := stepd.LoadTensors(path)
 	if err != nil {
-		return network[float32]{}, fmt.Errorf("%s: %w", path, err)
+		return network[float32]{}, err
 	}
 	n, err := networkOf(tensors, "")
 	if err != nil {
 		return n, fmt.Errorf("%s: %w", path, err)
 	}
 	return n, nil
-}
-
-func readState(path string) (*stepd.State, error) {
-	state, err := stepd.LoadState(path)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return state, nil
 }
 
 func saveRun(prefix string, n, grads network[float32], state *stepd.State) error {

@@ -78,16 +78,11 @@ func train(ctx context.Context, a arguments) (reached bool, err error) {
 	if len(data.batches) < a.epochs {
 		return false, fmt.Errorf("%s: expected batches of %d epochs, found %d", a.data, a.epochs, len(data.batches))
 	}
-	n, grads, state := data.first, zerosLike(data.first), (*stepd.State)(nil)
-	if a.resume != "" {
-		if n, err = readNetwork(paramsFile(a.resume)); err != nil {
-			return false, err
-		}
-		if state, err = readState(stateFile(a.resume)); err != nil {
-			return false, err
-		}
+	n, state, err := start(a, data.first)
+	if err != nil {
+		return false, err
 	}
-	replay := a.replay != ""
+	grads, replay := zerosLike(n), a.replay != ""
 	if replay {
 		if grads, err = readNetwork(a.replay); err != nil {
 			return false, err
@@ -112,8 +107,7 @@ func train(ctx context.Context, a arguments) (reached bool, err error) {
 	fmt.Printf("optimizer %v\n", optimizer)
 	bar := newBar(len(batches), done)
 	params := n.tensors()
-	var losses float64
-	var counted int
+	losses, counted := 0.0, 0
 	for step := done; step < stop; step++ {
 		loss, own := n.lossAndGrads(data.trainImages, data.trainLabels, batches[step])
 		if !replay {
@@ -131,7 +125,7 @@ func train(ctx context.Context, a arguments) (reached bool, err error) {
 		losses, counted = losses+float64(loss), counted+1
 		bar.Describe(fmt.Sprintf("loss %.4f", loss))
 		_ = bar.Add(1)
-		if perEpoch := len(batches) / a.epochs; (step+1)%perEpoch == 0 {
+		if perEpoch := len(data.batches[0]); (step+1)%perEpoch == 0 {
 			_ = bar.Clear()
 			fmt.Printf("epoch %3d  loss %.4f\n", (step+1)/perEpoch, losses/float64(counted))
 			losses, counted = 0, 0
@@ -147,6 +141,19 @@ func train(ctx context.Context, a arguments) (reached bool, err error) {
 	accuracy := n.accuracy(data.testImages, data.testLabels)
 	fmt.Printf("test accuracy %.2f%% after %d steps\n", 100*accuracy, stepsOf(state))
 	return accuracy > settings.Goal || stop < len(batches), nil
+}
+
+// start returns the network and the state that the run begins with.
+func start(a arguments, first network[float32]) (network[float32], *stepd.State, error) {
+	if a.resume == "" {
+		return first, nil, nil
+	}
+	n, err := readNetwork(paramsFile(a.resume))
+	if err != nil {
+		return n, nil, err
+	}
+	state, err := stepd.LoadState(stateFile(a.resume))
+	return n, state, err
 }
 
 func newBar(total, done int) *progressbar.ProgressBar {

@@ -2,12 +2,13 @@
 
 import { readFileSync } from "node:fs";
 import { Arena } from "../src/arena/arena.ts";
+import { type Progress, table } from "../src/cli/terminal.ts";
 import { registry } from "../src/optimizers/registry.ts";
 import { jobWords, runShard, writeJob } from "../src/pool/_job.ts";
 import { instantiate } from "../src/pool/kernels.ts";
 import { Pool, poolBytes, type Unit } from "../src/pool/pool.ts";
 import { loops } from "./loops.ts";
-import { type Contender, type Figures, type Progress, race, sizeName, table } from "./rounds.ts";
+import { type Contender, type Figures, race, sizeName } from "./rounds.ts";
 import { buildStream } from "./stream.ts";
 
 const KERNELS = new URL("../build/kernels.wasm", import.meta.url);

@@ -1,8 +1,8 @@
 /** `npm run bench [-- kernels|steps|around] [-- --rounds N]`: prints tables, asserts nothing. See bench/README.md. */
 import os from "node:os";
 import { parseArgs } from "node:util";
+import { Progress } from "../src/cli/terminal.ts";
 import { benchKernels } from "./kernels.ts";
-import { Progress } from "./rounds.ts";
 import { benchAround, benchSteps } from "./steps.ts";
 
 const LEAST_ROUNDS = 6;

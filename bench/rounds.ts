@@ -3,7 +3,7 @@
  * because a fixed order gave ratios that did not hold (measured). Medians over rounds, with minima beside them.
  */
 import { setTimeout as delay } from "node:timers/promises";
-import { Presets, SingleBar } from "cli-progress";
+import type { Progress } from "../src/cli/terminal.ts";
 
 export interface Contender {
   readonly name: string;
@@ -43,35 +43,6 @@ export const race = async (contenders: readonly Contender[], rounds: number, gap
     }
   }
   return new Map([...times].map(([name, values]) => [name, { median: median(values), min: Math.min(...values) }]));
-};
-
-/** A bar on a terminal, nothing elsewhere. */
-export class Progress implements Disposable {
-  #bar: SingleBar | undefined;
-
-  begin(title: string, ticks: number): void {
-    this.#bar?.stop();
-    this.#bar = undefined;
-    if (!process.stderr.isTTY) return;
-    this.#bar = new SingleBar({ clearOnComplete: true, hideCursor: true, format: "{title} {bar} {percentage}% {eta_formatted}" }, Presets.shades_classic);
-    this.#bar.start(ticks, 0, { title: title.padEnd(28) });
-  }
-
-  tick(): void {
-    this.#bar?.increment();
-  }
-
-  [Symbol.dispose](): void {
-    this.#bar?.stop();
-  }
-}
-
-/** A table of text: first column to the left, the others to the right. */
-export const table = (head: readonly string[], rows: readonly (readonly string[])[]): string => {
-  const widths = head.map((cell, column) => Math.max(cell.length, ...rows.map((row) => (row[column] ?? "").length)));
-  const line = (cells: readonly string[]): string =>
-    cells.map((cell, column) => (column === 0 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0))).join("  ");
-  return [line(head), widths.map((width) => "-".repeat(width)).join("  "), ...rows.map(line)].join("\n");
 };
 
 export const sizeName = (elements: number): string => {

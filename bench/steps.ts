@@ -6,9 +6,10 @@ import os from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { pack } from "msgpackr";
+import { type Progress, table } from "../src/cli/terminal.ts";
 import { writeState, writeTensors } from "../test/support/tensors.ts";
 import { RawClient } from "./client.ts";
-import { type Contender, type Figures, type Progress, race, sizeName, table } from "./rounds.ts";
+import { type Contender, type Figures, race, sizeName } from "./rounds.ts";
 
 const ARENA_MIB = "640";
 const GAP_MS = 100;

@@ -1,7 +1,7 @@
 /** What a command of `stepd` is, and how its arguments are read: one table of options gives the parser, the checks and the help. */
 import { parseArgs } from "node:util";
 import { closest } from "fastest-levenshtein";
-import { heading } from "./_terminal.ts";
+import { heading } from "./terminal.ts";
 
 /** A wrong use of the command line. Its message is one line. */
 export class UsageError extends Error {

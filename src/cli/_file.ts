@@ -144,5 +144,5 @@ export const renamed = (error: unknown, names: readonly (readonly [RegExp, strin
   const match = names.find(([pattern]) => pattern.test(field));
   if (!match || expected === undefined || found === undefined) return error;
   const message = `${field.replace(match[0], match[1])}: expected ${expected}, found ${found}`;
-  return error.code === "INVALID_PARAMS" ? new UsageError(message) : new CommandError(message);
+  return error.code === "INVALID_PARAMS" && match[1].startsWith("--") ? new UsageError(message) : new CommandError(message);
 };

@@ -8,7 +8,7 @@ import { writeHeader } from "../codec/safetensors.ts";
 import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
 import { Connection, type Outcome, type Target } from "./_load.ts";
 import { optimizerOf, optimizerOptions } from "./_optimizer.ts";
-import { countText, Progress, table } from "./_terminal.ts";
+import { countText, Progress, table } from "./terminal.ts";
 
 const MAX_ELEMENTS = 2 ** 29;
 const MAX_CONNECTIONS = 1024;

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import type { Parts } from "../codec/parts.ts";
 import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
 import { literal, renamed, requireFree, TensorFile, writeWhole } from "./_file.ts";
-import { bytesText } from "./_terminal.ts";
+import { bytesText } from "./terminal.ts";
 
 const MIB = 2 ** 20;
 const FORMATS = ["stepd", "torch", "qhoptim", "optax"] as const;

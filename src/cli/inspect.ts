@@ -5,7 +5,7 @@ import { STATE_FORMAT } from "../engine/engine.ts";
 import type { InspectResult } from "../generated/wire.gen.ts";
 import { defineCommand } from "./_command.ts";
 import { literal, renamed, TensorFile } from "./_file.ts";
-import { bytesText, countText, numberText, Progress, table } from "./_terminal.ts";
+import { bytesText, counted, countText, numberText, Progress, table } from "./terminal.ts";
 
 interface Stats {
   /** Of the values that are finite; null where there are none. */
@@ -47,7 +47,7 @@ export const inspect = defineCommand({
     const elements = content.tensors.reduce((sum, tensor) => sum + tensor.elements, 0);
     if (json) console.log(JSON.stringify({ format: "safetensors", metadata, bytes: file.size, elements, tensors: Object.fromEntries(reports) }, null, 2));
     else {
-      console.log(`${path}: ${countText(reports.size)} tensors, ${countText(elements)} elements, ${bytesText(file.size)}`);
+      console.log(`${path}: ${counted(reports.size, "tensor")}, ${counted(elements, "element")}, ${bytesText(file.size)}`);
       for (const [key, value] of content.metadata) console.log(`${key}: ${value}`);
       const rows = [...reports].map(([name, report]) => [name, ...cells(report, stats)]);
       console.log(`\n${table(["tensor", ...heads(stats)], rows)}`);

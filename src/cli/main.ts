@@ -2,7 +2,7 @@
 import { closest } from "fastest-levenshtein";
 import { StepdError } from "../errors/errors.ts";
 import { type Command, CommandError, helpOf, parse, UsageError } from "./_command.ts";
-import { heading } from "./_terminal.ts";
+import { heading } from "./terminal.ts";
 
 /** Loaded when they are asked for: the service's libraries take longer to load than most commands to run. */
 const commands: Readonly<Record<string, { readonly summary: string; load(): Promise<Command> }>> = {

@@ -6,7 +6,7 @@ import os from "node:os";
 import { join } from "node:path";
 import { root } from "../support/tree.ts";
 
-const main = join(root, "src/cli/main.ts");
+export const main = join(root, "src/cli/main.ts");
 
 export interface Ended {
   readonly code: number | null;

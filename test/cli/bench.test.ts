@@ -1,12 +1,13 @@
 /** `stepd bench` against real servers: what it counts, refusals, errors, Ctrl-C, tokens, TLS and sockets. */
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { once } from "node:events";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { TestService } from "../support/service.ts";
-import { Command, Folder, stepd } from "./_command.ts";
+import { Command, Folder, main, stepd } from "./_command.ts";
 
 interface Row {
   readonly elements: number;
@@ -65,7 +66,8 @@ test("Ctrl-C ends with what was measured", async () => {
   await using service = await TestService.start();
   const start = performance.now();
   await using command = new Command(["bench", service.url, "--elements", "1000,2000", "--seconds", "600", "--json"]);
-  while ((await service.metric('stepd_elements_total{optimizer="adamw",dtype="F32"}')) < 20_000) await delay(20);
+  // Not a number until the first step.
+  while (!((await service.metric('stepd_elements_total{optimizer="adamw",dtype="F32"}')) > 20_000)) await delay(20);
   command.child.kill("SIGINT");
   const { code, stdout, stderr } = await command.ended;
   assert.equal(code, 0, stderr);
@@ -121,13 +123,13 @@ const problem = (status: number, name: string) => ({
 
 test("refusals and errors are counted apart, and errors make it fail", async () => {
   await using service = await TestService.start();
-  const answers = new Map([
+  const answers = new Map<number, Answer>([
     [1, problem(429, "OVERLOADED")],
     [5, problem(429, "OVERLOADED")],
     [6, problem(503, "DRAINING")],
     [7, problem(500, "INTERNAL_ERROR")],
     [8, { status: 502, body: "a proxy" }],
-    [9, "lost" as const],
+    [9, "lost"],
     [10, { status: 200, headers: { "Content-Type": "application/vnd.msgpack" }, body: "another reply" }],
   ]);
   await using proxy = await between(service.url, (call) => answers.get(call));
@@ -179,6 +181,40 @@ test("a token from a file; without it the first refusal ends the run", async () 
   const two = await stepd("bench", url, "--token-file", folder.write("two", "a b"));
   assert.equal(two.code, 2);
   assert.equal(two.stderr, "stepd: --token-file: expected one token of visible ASCII characters, found others\n");
+});
+
+test("mutual TLS", async () => {
+  using folder = new Folder();
+  const [cert, key] = [folder.at("cert.pem"), folder.at("key.pem")];
+  // One certificate that has signed itself is authority, server and caller.
+  const request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=stepd"];
+  const names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:TRUE"];
+  const { status, stderr: openssl } = spawnSync("openssl", [...request, ...names, "-keyout", key, "-out", cert], { encoding: "utf8" });
+  assert.equal(status, 0, openssl);
+  const tls = ["--tls-cert-file", cert, "--tls-key-file", key, "--tls-client-ca-file", cert];
+  await using server = new Command(["serve", "--port", "0", "--arena-mib", "32", "--log-level", "silent", ...tls]);
+  const url = await server.listening();
+  assert.match(url, /^https:/);
+  const args = ["bench", url, "--elements", "10", "--seconds", "1"];
+  const { code, stderr } = await stepd(...args, "--ca", cert, "--cert", cert, "--key", key);
+  assert.equal(code, 0, stderr);
+  const untrusted = await stepd(...args);
+  assert.equal(untrusted.code, 1);
+  assert.match(untrusted.stderr, /^stepd: the first step did not go well: DEPTH_ZERO_SELF_SIGNED_CERT: [^\n]+\n$/);
+  assert.equal((await stepd(...args, "--ca", cert)).code, 1, "a caller without a certificate");
+  const missing = await stepd(...args, "--ca", folder.at("none"));
+  assert.match(missing.stderr, /^stepd: --ca: expected a file that can be read, found [^\n]+\n$/);
+});
+
+test("a bar on a terminal, and none elsewhere", async () => {
+  await using service = await TestService.start();
+  const args = ["bench", service.url, "--elements", "10", "--seconds", "1"];
+  const { code, stdout, stderr } = await stepd(...args);
+  assert.equal(code, 0);
+  assert.equal(stderr, "");
+  assert.ok(!stdout.includes("%"));
+  await using terminal = new Command(["-qec", [process.execPath, main, ...args].join(" "), "/dev/null"], { TERM: "xterm" }, ["script"]);
+  assert.match((await terminal.ended).stdout, /10 elements .*\d+%/);
 });
 
 test("a server that is not there or does not know the optimizer", async () => {

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { root } from "../support/tree.ts";
-import { Command, Folder, stepd } from "./_command.ts";
+import { Command, Folder, main, stepd } from "./_command.ts";
 
 const COMMANDS = ["serve", "inspect", "convert", "plan", "bench"];
 const FIXTURE = join(root, "test/fixtures/adamw.safetensors");
@@ -92,7 +92,7 @@ test("colours only where they are asked for or a terminal is", async () => {
   assert.equal(await isColoured({}), false);
   assert.equal(await isColoured({ FORCE_COLOR: "1" }), true);
   const onTerminal = (env: Readonly<Record<string, string>>): string => {
-    const command = `${process.execPath} ${join(root, "src/cli/main.ts")} --help`;
+    const command = `${process.execPath} ${main} --help`;
     return spawnSync("script", ["-qec", command, "/dev/null"], { encoding: "utf8", env: { PATH: process.env["PATH"], TERM: "xterm", ...env } }).stdout;
   };
   assert.ok(onTerminal({}).startsWith("\u001b[1mUsage:"));

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { rawTensors, writeState, writeTensors } from "../support/tensors.ts";
 import { root } from "../support/tree.ts";
-import { Command, Folder, stepd } from "./_command.ts";
+import { Command, Folder, main, stepd } from "./_command.ts";
 
 const FIXTURE = join(root, "test/fixtures/adamw.safetensors");
 
@@ -102,7 +102,6 @@ test("of a state of 6 GiB only the header and the step are read", async () => {
   ftruncateSync(fd, head.length + 2 * elements * 4);
   closeSync(fd);
   const atEnd = "process.on('exit', () => console.error(process.resourceUsage().maxRSS))";
-  const main = join(root, "src/cli/main.ts");
   await using command = new Command(["inspect", folder.at("large"), "--json"], {}, [process.execPath, "--import", `data:text/javascript,${atEnd}`, main]);
   const { stdout, stderr, code } = await command.ended;
   assert.equal(code, 0, stderr);

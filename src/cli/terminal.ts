@@ -48,6 +48,9 @@ export const bytesText = (bytes: number): string => {
 
 export const countText = (count: number): string => count.toLocaleString("en-US");
 
+/** "1 tensor", "2 tensors". */
+export const counted = (count: number, noun: string): string => `${countText(count)} ${noun}${count === 1 ? "" : "s"}`;
+
 /** Three digits, and not more zeros than a reader can count. */
 export const numberText = (value: number): string => (value === 0 || !Number.isFinite(value) ? String(value) : String(Number(value.toPrecision(6))));
 

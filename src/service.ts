@@ -30,6 +30,9 @@ const limitsOf = ({ requestTimeoutMs, idleTimeoutMs, maxJsonMib, minBodyRate, ma
   maxInFlight,
 });
 
+/** The part of the arena that large calls leave to small ones. */
+const KEPT_FREE = 1 / 16;
+
 /** How often a drain looks whether all calls are done. */
 const DRAIN_POLL_MS = 10;
 
@@ -188,7 +191,7 @@ const closeAfterReply = (req: IncomingMessage, res: ServerResponse): void => {
 /** Throws ConfigError where the machine does not give as much address space. */
 const makeArena = (mebibytes: number, reservedBytes: number): Arena => {
   try {
-    return new Arena(mebibytes, reservedBytes);
+    return new Arena(mebibytes, reservedBytes, KEPT_FREE);
   } catch (error) {
     throw new ConfigError(`STEPD_ARENA_MIB: expected what this process may reserve, found ${mebibytes} (${(error as Error).message})`);
   }

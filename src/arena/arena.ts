@@ -16,6 +16,9 @@ const LOWEST = 1024;
 
 const MAX_PAGES = 65536;
 
+/** What a call asks for first, if it is larger than this, leaves the part free that is kept for others. */
+const SMALL_BYTES = 65536;
+
 interface Block {
   start: number;
   end: number;
@@ -33,14 +36,18 @@ export class Arena {
   readonly reserved: number;
   /** Bytes that leases can hold together. */
   readonly capacity: number;
+  readonly #keptFree: number;
   #free: Block[];
   #used = 0;
   #highWater = 0;
   #leases = 0;
   readonly #outflow = new Outflow();
 
-  /** Makes an arena with room for leases of `mebibytes` MiB and `reservedBytes` beside them, within the 4 GiB of WebAssembly. */
-  constructor(mebibytes: number, reservedBytes: number) {
+  /**
+   * Makes an arena with room for leases of `mebibytes` MiB and `reservedBytes` beside them, within the 4 GiB of WebAssembly.
+   * Large calls leave `keptFree` of it (0 to 1) to small ones, and to what calls in hand need for their results.
+   */
+  constructor(mebibytes: number, reservedBytes: number, keptFree = 0) {
     const pages = Math.min(Math.ceil((LOWEST + reservedBytes + mebibytes * MIB) / PAGE), MAX_PAGES);
     this.reserved = LOWEST;
     const start = roundUp(LOWEST + reservedBytes);
@@ -49,6 +56,7 @@ export class Arena {
     this.bytes = Buffer.from(this.memory.buffer);
     this.#free = [{ start, end }];
     this.capacity = end - start;
+    this.#keptFree = this.capacity * keptFree;
   }
 
   get used(): number {
@@ -84,7 +92,9 @@ export class Arena {
     const size = roundUp(Math.max(bytes, 1));
     const index = this.#free.findIndex(({ start, end }) => end - start >= size);
     const hole = this.#free[index];
-    if (!hole) throw this.#refusal(bytes, size, held);
+    // A call that is alone may have everything.
+    const isGreedy = held === 0 && size > SMALL_BYTES && this.#used > 0 && this.#used + size > this.capacity - this.#keptFree;
+    if (!hole || isGreedy) throw this.#refusal(bytes, size, held);
     const block = { start: hole.start, end: hole.start + size };
     hole.start = block.end;
     if (hole.start === hole.end) this.#free.splice(index, 1);
@@ -134,7 +144,7 @@ export class Arena {
       });
     }
     return new StepdError("OVERLOADED", `The call needs ${bytes} more bytes; ${this.capacity - this.#used} of ${this.capacity} are free now`, {
-      retry_after: this.#outflow.retryAfter(bytes - (this.capacity - this.#used)),
+      retry_after: this.#outflow.retryAfter(Math.max(bytes - (this.capacity - this.#used), 1)),
       found,
     });
   }

@@ -275,3 +275,20 @@ test("takes the 4 GiB of WebAssembly, without touching them", () => {
   assert.ok(high > 3 * 2 ** 30);
   assert.equal(lease.view(high, 4).toString(), "high");
 });
+
+test("large calls leave a part free for small ones and for what calls in hand ask for; one that is alone may have everything", () => {
+  const arena = new Arena(16, 0, 1 / 16);
+  const MIB = 2 ** 20;
+  {
+    using alone = arena.lease(arena.capacity);
+    assert.equal(alone.arena.used, arena.capacity);
+  }
+  using first = arena.lease(12 * MIB);
+  assert.throws(() => arena.lease(3 * MIB + 64), { code: "OVERLOADED" });
+  using second = arena.lease(3 * MIB);
+  assert.throws(() => arena.lease(65537), { code: "OVERLOADED" });
+  using small = arena.lease(65536);
+  first.alloc(MIB / 2);
+  assert.equal(arena.used, 15.5 * MIB + 65536);
+  assert.deepEqual([second.start > first.start, small.start > second.start], [true, true]);
+});

@@ -26,8 +26,8 @@ const REFUSALS = [
 
 export type Refusal = (typeof REFUSALS)[number];
 
-/** prom-client's totals of gauges that it also has by type, under names that end like a counter's. */
-const MISNAMED = ["nodejs_active_handles_total", "nodejs_active_requests_total", "nodejs_active_resources_total"];
+/** Of prom-client's own: gauges by names that end like a counter's, which it also has by type, and one that has no series most of the time. */
+const DROPPED = ["nodejs_active_handles_total", "nodejs_active_requests_total", "nodejs_active_resources_total", "nodejs_active_requests"];
 
 /** Seconds, from 50 us to over a minute. */
 const REQUEST_BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60];
@@ -58,7 +58,7 @@ export class Telemetry {
     this.log = pino({ level, base: null, timestamp: pino.stdTimeFunctions.isoTime }, pino.destination({ fd: 2, sync: true }));
     const registers = [this.#registry];
     collectDefaultMetrics({ register: this.#registry });
-    for (const name of MISNAMED) this.#registry.removeSingleMetric(name);
+    for (const name of DROPPED) this.#registry.removeSingleMetric(name);
     this.#requests = new Histogram({
       name: "stepd_request_seconds",
       help: "Time from a call's headers to its last byte out",
@@ -68,22 +68,35 @@ export class Telemetry {
     });
     this.#phases = new Histogram({
       name: "stepd_phase_seconds",
-      help: "Time in each phase of a call",
+      help: "Time that calls spend in each phase",
       labelNames: ["phase"],
       buckets: REQUEST_BUCKETS,
       registers,
     });
-    this.#bytes = new Counter({ name: "stepd_bytes_total", help: "Bytes of bodies", labelNames: ["direction"], registers });
+    this.#bytes = new Counter({
+      name: "stepd_bytes_total",
+      help: "Bytes of calls' bodies that came whole, after inflation, and of replies that went out whole",
+      labelNames: ["direction"],
+      registers,
+    });
     this.#elements = new Counter({ name: "stepd_elements_total", help: "Parameters stepped", labelNames: ["optimizer", "dtype"], registers });
     this.#inFlight = new Gauge({ name: "stepd_in_flight_requests", help: "Calls that are being received, computed or sent", registers });
-    this.#inFlightBytes = new Gauge({ name: "stepd_in_flight_bytes", help: "Bytes of bodies of calls in flight", registers });
-    this.#refusals = new Counter({ name: "stepd_refusals_total", help: "Calls refused before they ran, by reason", labelNames: ["reason"], registers });
+    this.#inFlightBytes = new Gauge({ name: "stepd_in_flight_bytes", help: "Bytes of the admitted bodies of calls in flight", registers });
+    this.#refusals = new Counter({
+      name: "stepd_refusals_total",
+      help: "Calls refused for their form, their caller or want of room, and connections cut",
+      labelNames: ["reason"],
+      registers,
+    });
     // At 0 from the start: of a counter that appears with 1, Prometheus sees no increase.
     for (const reason of REFUSALS) this.#refusals.inc({ reason }, 0);
     for (const direction of ["in", "out"]) this.#bytes.inc({ direction }, 0);
     this.#nonFinite = new Counter({ name: "stepd_non_finite_gradients_total", help: "Steps refused or skipped for NaN or infinity in a gradient", registers });
     this.#workersLost = new Counter({ name: "stepd_workers_lost_total", help: "Worker threads that died and were replaced", registers });
-    new Gauge({ name: "stepd_build_info", help: "Always 1", labelNames: ["version", "node"], registers }).set({ version, node }, 1);
+    new Gauge({ name: "stepd_build_info", help: "1, with the versions of stepd and Node.js as labels", labelNames: ["version", "node"], registers }).set(
+      { version, node },
+      1,
+    );
   }
 
   /** Connects the gauges that read the arena and the pool. */
@@ -107,7 +120,7 @@ export class Telemetry {
     gauge("stepd_queued_jobs", "Jobs that wait for the workers, with the one that runs", () => pool.queued);
     new Counter({
       name: "stepd_worker_busy_seconds_total",
-      help: "Time that all workers together spent in kernels",
+      help: "Time that all worker threads together spent in kernels",
       registers,
       collect() {
         this.reset();

@@ -90,6 +90,12 @@ for (const { title, queries } of panelsOf(read("deploy/grafana/stepd.json"))) {
   });
 }
 
+for (const [, query = ""] of read("docs/metrics.md").matchAll(/^```promql\n(.*?)\n```$/gms)) {
+  test(`the documentation's query ${query} has data`, async () => {
+    await data(query);
+  });
+}
+
 test("the dashboard's choices have data", async () => {
   assert.deepEqual(await prometheus.get("label/job/values", { "match[]": "stepd_build_info" }), ["stepd"]);
   assert.equal((await prometheus.get<readonly string[]>("label/instance/values", { "match[]": 'stepd_build_info{job="stepd"}' })).length, 2);

@@ -1,0 +1,59 @@
+/**
+ * The table of all metrics in docs/metrics.md, from what a real server says: `node test/prometheus/_table.ts` writes it,
+ * and a test compares.
+ */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { JSON_TYPE, TestService } from "../support/service.ts";
+import { root } from "../support/tree.ts";
+import { exposition } from "./_exposition.ts";
+
+export const page = join(root, "docs/metrics.md");
+
+const MARKERS = /(<!-- begin metrics:[^>]*-->\n\n).*?(\n\n<!-- end metrics -->)/s;
+
+/** Units by the end of a name, before _total. */
+const UNITS = [
+  ["_bytes", "bytes"],
+  ["_seconds", "seconds"],
+] as const;
+
+/** Labels that belong to the format, not to the metric. */
+const FORMAT_LABELS = ["le", "quantile"];
+
+const labelsOf = (text: string, name: string): readonly string[] => {
+  const lines = text.matchAll(new RegExp(`^${name}(?:_bucket|_sum|_count)?\\{(.*)\\} `, "gm"));
+  const found = [...lines].flatMap(([, labels = ""]) => [...labels.matchAll(/(\w+)="/g)].map(([, label = ""]) => label));
+  return [...new Set(found)].filter((label) => !FORMAT_LABELS.includes(label));
+};
+
+/** Ours first. */
+const tableOf = (text: string): string => {
+  const metrics = [...text.matchAll(/^# HELP (\S+) (.*)\n# TYPE \S+ (\w+)$/gm)].map(([, name = "", help = "", type = ""]) => {
+    const unit = UNITS.find(([end]) => name.replace(/_total$/, "").endsWith(end))?.[1] ?? "";
+    const labels = labelsOf(text, name).map((label) => `\`${label}\``);
+    return { name, row: [`\`${name}\``, type, labels.join(", "), unit, help.replace(/\.$/, "")] };
+  });
+  const ours = metrics.filter(({ name }) => name.startsWith("stepd_"));
+  const rows = [...ours, ...metrics.filter((metric) => !ours.includes(metric))].map(({ row }) => row);
+  return [["metric", "type", "labels", "unit", "meaning"], ["---", "---", "---", "---", "---"], ...rows].map((row) => `| ${row.join(" | ")} |`).join("\n");
+};
+
+/** The page with the table of a server that has taken a step, so that every metric has its labels. */
+export const withTable = async (text: string): Promise<string> => {
+  // With a small young generation the first collection of garbage comes soon.
+  await using service = await TestService.start({}, ["--max-semi-space-size=1"]);
+  const tensor = { w: { shape: [1], values: [1] } };
+  await (await service.post("/v1/step", JSON.stringify({ optimizer: { name: "sgd" }, params: tensor, grads: tensor }), JSON_TYPE)).text();
+  // Its metric has labels only from then on.
+  let metrics = "";
+  while (!metrics.includes("nodejs_gc_duration_seconds_count{") || !metrics.includes("stepd_request_seconds_count{")) {
+    metrics = await exposition(service);
+    await delay(10);
+  }
+  if (!MARKERS.test(text)) throw new Error("docs/metrics.md lacks the markers of the table of metrics");
+  return text.replace(MARKERS, (_, begin: string, end: string) => `${begin}${tableOf(metrics)}${end}`);
+};
+
+if (import.meta.main) writeFileSync(page, await withTable(readFileSync(page, "utf8")));

@@ -1,0 +1,32 @@
+/** docs/metrics.md says what is: its table is a real server's, its alerts and labels are the rules' and the code's. */
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { test } from "node:test";
+import { deployed } from "./_prometheus.ts";
+import { page, withTable } from "./_table.ts";
+
+const text = readFileSync(page, "utf8");
+
+test("the table of metrics is a real server's", async () => {
+  assert.equal(await withTable(text), text, "run node test/prometheus/_table.ts");
+});
+
+test("the alerts are those of the rules, with their severities", () => {
+  const rules = readFileSync(join(deployed, "stepd.rules.yml"), "utf8");
+  const expected = [...rules.matchAll(/- alert: (\w+)\n.*?severity: (\w+)/gs)].map(([, name, severity]) => `${name} ${severity}`);
+  const found = [...text.matchAll(/^\| (Stepd\w+) \| (\w+) \|/gm)].map(([, name, severity]) => `${name} ${severity}`);
+  assert.ok(expected.length > 0);
+  assert.deepEqual(found, expected);
+});
+
+test("the reasons of refusals are the code's", () => {
+  const code = readFileSync(join(import.meta.dirname, "../../src/telemetry/telemetry.ts"), "utf8");
+  const expected = [...(/const REFUSALS = \[(.*?)\]/s.exec(code)?.[1] ?? "").matchAll(/"(\w+)"/g)].map(([, reason]) => reason);
+  const [row = ""] = /^\| `reason` .*$/m.exec(text) ?? [];
+  assert.ok(expected.length > 0);
+  assert.deepEqual(
+    [...row.matchAll(/`([A-Z_]+)`/g)].map(([, reason]) => reason).filter((reason) => !reason?.startsWith("STEPD_")),
+    expected,
+  );
+});

@@ -89,7 +89,7 @@ test("the replicas' settings are settings, and fit their memory and the time tha
   for (const name of REPLICAS) {
     const config = readConfig(settings(name));
     const memory = /^(\d+)M$/.exec(service(name).deploy.resources.limits.memory ?? "")?.[1];
-    assert.ok(config.arenaMib + 256 <= Number(memory), name);
+    assert.ok(config.arenaMib + 128 + 10 * config.maxJsonMib <= Number(memory), name);
     const seconds = /^(?:(\d+)m)?(\d+)s$/.exec(service(name).stop_grace_period ?? "");
     const grace = (Number(seconds?.[1] ?? 0) * 60 + Number(seconds?.[2])) * 1000;
     assert.ok(config.drainGraceMs + config.drainTimeoutMs < grace, `${name}: ${service(name).stop_grace_period}`);

@@ -175,6 +175,7 @@ test("probes are on the port that asks for no token, and memory and time are eno
       assert.equal(ports.find(({ name }) => name === probe.httpGet.port)?.containerPort, config.adminPort);
     assert.equal(resources.limits.memory, `${config.arenaMib + (values.length > 0 ? 700 : 512)}Mi`);
     assert.equal(resources.requests.memory, resources.limits.memory);
+    assert.ok(config.arenaMib + 128 + 10 * config.maxJsonMib <= Number.parseInt(resources.limits.memory, 10));
     assert.ok(pod.terminationGracePeriodSeconds * 1000 > config.drainGraceMs + config.drainTimeoutMs + 5000);
   }
 });

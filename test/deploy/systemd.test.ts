@@ -61,7 +61,7 @@ test("the settings are settings, and there is memory and time for them", () => {
   assert.equal(NODE_ENV, "production");
   const config = readConfig(settings);
   assert.equal(config.socket, `/run/${valuesOf("RuntimeDirectory")[0]}/stepd.sock`);
-  assert.ok(config.arenaMib + 256 <= Number.parseInt(valuesOf("MemoryMax")[0] ?? "", 10));
+  assert.ok(config.arenaMib + 128 + 10 * config.maxJsonMib <= Number.parseInt(valuesOf("MemoryMax")[0] ?? "", 10));
   assert.ok((config.drainGraceMs + config.drainTimeoutMs + 5000) / 1000 < Number(valuesOf("TimeoutStopSec")[0]));
 });
 

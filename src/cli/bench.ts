@@ -10,7 +10,7 @@ import { Connection, type Outcome, type Target } from "./_load.ts";
 import { optimizerOf, optimizerOptions } from "./_optimizer.ts";
 import { countText, Progress, table } from "./terminal.ts";
 
-const MAX_ELEMENTS = 2 ** 29;
+const MAX_ELEMENTS = 2 ** 27;
 const MAX_CONNECTIONS = 1024;
 const MAX_SECONDS = 86400;
 
@@ -57,21 +57,16 @@ export const bench = defineCommand({
     const optimizer = optimizerOf(values);
 
     const stop = new AbortController();
-    const onSignal = (): void => stop.abort();
-    process.on("SIGINT", onSignal);
-    process.on("SIGTERM", onSignal);
+    // To the end: Ctrl-C comes twice, from the terminal and from bin.ts, and the second must not end the process before the table.
+    for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => stop.abort());
     const rows: Row[] = [];
-    try {
-      using bar = new Progress();
-      for (const elements of sizes) {
-        if (stop.signal.aborted) break;
-        const run = await measure({ target, optimizer, elements, dtype, connections, seconds, isChecked: values.check, signal: stop.signal, bar });
-        if (run) rows.push(run);
-      }
-    } finally {
-      process.off("SIGINT", onSignal);
-      process.off("SIGTERM", onSignal);
+    using bar = new Progress();
+    for (const elements of sizes) {
+      if (stop.signal.aborted) break;
+      const run = await measure({ target, optimizer, elements, dtype, connections, seconds, isChecked: values.check, signal: stop.signal, bar });
+      if (run) rows.push(run);
     }
+    bar[Symbol.dispose]();
     if (rows.length === 0) throw new CommandError("stopped before the first step was measured");
     console.log(values.json ? JSON.stringify(rows, null, 2) : textOf(rows, optimizer.name, dtype));
     return rows.every(({ steps, errors }) => steps > 0 && Object.keys(errors).length === 0) ? 0 : 1;

@@ -6,6 +6,8 @@ import os from "node:os";
 import { join } from "node:path";
 import { root } from "../support/tree.ts";
 
+export const COMMANDS: readonly string[] = ["serve", "inspect", "convert", "plan", "bench"];
+
 export const main = join(root, "src/cli/main.ts");
 
 export interface Ended {

@@ -68,6 +68,8 @@ test("Ctrl-C ends with what was measured", async () => {
   await using command = new Command(["bench", service.url, "--elements", "1000,2000", "--seconds", "600", "--json"]);
   // Not a number until the first step.
   while (!((await service.metric('stepd_elements_total{optimizer="adamw",dtype="F32"}')) > 20_000)) await delay(20);
+  // As from a terminal: once to the command itself, once forwarded.
+  command.child.kill("SIGINT");
   command.child.kill("SIGINT");
   const { code, stdout, stderr } = await command.ended;
   assert.equal(code, 0, stderr);

@@ -5,9 +5,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { root } from "../support/tree.ts";
-import { Command, Folder, main, stepd } from "./_command.ts";
+import { COMMANDS, Command, Folder, main, stepd } from "./_command.ts";
 
-const COMMANDS = ["serve", "inspect", "convert", "plan", "bench"];
 const FIXTURE = join(root, "test/fixtures/adamw.safetensors");
 
 test("--version is the package's", async () => {

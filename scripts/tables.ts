@@ -5,8 +5,10 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { help } from "../src/config.ts";
+import { estimate } from "../src/engine/estimate.ts";
 import { errors } from "../src/errors/errors.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry } from "../src/optimizers/registry.ts";
+import { planOf } from "../src/rpc/_optimizer.ts";
 import { Rpc } from "../src/rpc/rpc.ts";
 
 const F32_BYTES = 4;
@@ -50,6 +52,38 @@ const settings = (): string => {
     ["variable", "meaning", "default"],
     rows.map(([, name = "", meaning = "", initial]) => [code(name), meaning, DEPENDS[name] ?? (initial === undefined ? "" : code(initial))]),
   );
+};
+
+const MIB = 2 ** 20;
+
+/** What is in the sizing table: a LoRA adapter, small and middle models, and what is at the end of one call's size. */
+const SIZES = [1e6, 10e6, 100e6, 250e6];
+const SETUPS: readonly (readonly [label: string, optimizer: "sgd" | "adamw", dtype: string, masterWeights: boolean])[] = [
+  ["`sgd`, no momentum, F32", "sgd", "F32", false],
+  ["`adamw`, `lamb`, F32", "adamw", "F32", false],
+  ["`adamw`, BF16 with F32 master weights", "adamw", "BF16", true],
+];
+
+/** Gigabits a second at which the table tells the time of a step's bytes. */
+const LINK_GBIT = 10;
+
+/** Models as a file of 4 Mi parameters a tensor, so that a step can be split. */
+const TENSOR_ELEMENTS = 2 ** 22;
+
+const sizing = (): string => {
+  const capacity = 4096 * MIB;
+  const mib = (bytes: number): string => (bytes / MIB).toFixed(0);
+  const rows = SIZES.flatMap((parameters) =>
+    SETUPS.map(([label, name, dtype, masterWeights]) => {
+      const whole = Math.floor(parameters / TENSOR_ELEMENTS);
+      const shapes = [...new Array<number>(whole).fill(TENSOR_ELEMENTS), parameters - whole * TENSOR_ELEMENTS];
+      const tensors = Object.fromEntries(shapes.map((elements, index) => [`layer.${index}`, { shape: [elements], dtype }]));
+      const cost = estimate({ plan: planOf({ name }), tensors, gradDtype: dtype, masterWeights, capacity });
+      const seconds = ((Math.max(cost.bytes_in, cost.bytes_out) * 8) / (LINK_GBIT * 1e9)).toPrecision(2);
+      return [`${parameters / 1e6} M`, label, ...[cost.bytes_in, cost.bytes_out, cost.state_bytes, cost.arena_bytes].map(mib), String(cost.requests), seconds];
+    }),
+  );
+  return table(["parameters", "optimizer and dtype", "in", "out", "state", "arena", "calls", `s at ${LINK_GBIT} Gbit/s`], rows);
 };
 
 const methods = (): string =>
@@ -121,6 +155,7 @@ const hyperparameters = ({ name, title, revision, family, formula, references, h
 const contents: Readonly<Record<string, Readonly<Record<string, () => string>>>> = {
   "README.md": { optimizers, settings },
   "docs/wire-format.md": { methods, errors: errorTable },
+  "docs/operations.md": { sizing, settings },
   "docs/optimizers.md": { hyperparameters: () => [...registry.values()].map(hyperparameters).join("\n\n") },
 };
 

@@ -58,6 +58,9 @@ func networkOf(tensors stepd.Tensors, prefix string) (network[float32], error) {
 		if err != nil {
 			return n, err
 		}
+		if len(values) == 0 {
+			return n, fmt.Errorf("%s: expected values, found none", tensor.Name)
+		}
 		*target = slices.Clone(values)
 	}
 	for i, tensor := range n.tensors() {

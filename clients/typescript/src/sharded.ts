@@ -64,7 +64,12 @@ export class ShardedClient {
       // The shard's own call refuses, and says which tensors it is.
       if (broken !== undefined && settings.non_finite !== "propagate")
         await this.#anywhere((client, call) => client.step(inputOf(shards.find((names) => names.has(broken)) as Shard), call), options);
-      if (clipsByNorm) clip = { ...clip, total_norm: Math.sqrt(norms.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0)) };
+      if (clipsByNorm) {
+        const total = Math.sqrt(norms.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0));
+        // What is no number cannot be sent, so that all goes as one call.
+        if (!Number.isFinite(total)) return this.#anywhere((client, call) => client.step({ ...settings, params, grads, state }, call), options);
+        clip = { ...clip, total_norm: total };
+      }
     }
     const results = await this.#each(shards, options, (names) => {
       const input = { ...inputOf(names), clip };

@@ -13,7 +13,9 @@ import { readFile, readState, readTensors } from "../support/tensors.ts";
 import { root } from "../support/tree.ts";
 
 /** Why a trainer cannot run here, if it cannot. */
-const skip = pythonIsMissing || (spawnSync("go", ["version"]).status === 0 ? false : "Go is not installed");
+const skip =
+  pythonIsMissing ||
+  (/go1\.(2[4-9]|[3-9]\d)\b/.test(spawnSync("go", ["version"], { encoding: "utf8" }).stdout ?? "") ? false : "Go 1.24 or newer is not installed");
 
 const EPOCHS = 15;
 const STEPS = 330;

@@ -76,7 +76,7 @@ export class Client {
   /** One update. Throws StepdError and TransportError; then nothing was changed and `params` and `state` are as they were. */
   async step({ params, grads, state, ...settings }: StepInput, options?: CallOptions): Promise<StepResult> {
     const file = fileParts(params);
-    const body = { ...settings, params: new Bin(...file), grads: new Bin(...fileParts(grads)), state: state ? blobOf(state) : null };
+    const body = { ...settings, params: new Bin(file), grads: new Bin(fileParts(grads)), state: state ? blobOf(state) : null };
     const read = (reply: unknown): StepResult => {
       const { params: stepped, state: next, ...rest } = reply as WireResult;
       return { ...rest, params: toTensorsLike(params, file, bytesIn("params", stepped)), state: new State(bytesIn("state", next)) };
@@ -87,12 +87,12 @@ export class Client {
   /** The state before the first step. */
   async init({ params, ...settings }: Pick<StepInput, "optimizer" | "groups" | "params" | "master_weights">, options?: CallOptions): Promise<State> {
     const read = (reply: unknown): State => new State(bytesIn("state", (reply as { state: unknown }).state));
-    return this.#transport.call("/v1/init", { ...settings, params: new Bin(...fileParts(params)) }, read, options);
+    return this.#transport.call("/v1/init", { ...settings, params: new Bin(fileParts(params)) }, read, options);
   }
 
   /** Sums of squares by tensor: phase one of exact clipping over several calls. */
   async norms({ grads, params, loss_scale }: NormsInput, options?: CallOptions): Promise<NormsResult> {
-    const body = { loss_scale, grads: new Bin(...fileParts(grads)), params: params && new Bin(...fileParts(params)) };
+    const body = { loss_scale, grads: new Bin(fileParts(grads)), params: params && new Bin(fileParts(params)) };
     return this.#transport.call("/v1/norms", body, readWith<NormsResult>("tensors"), options);
   }
 
@@ -144,7 +144,7 @@ export class Client {
 const blobOf = (state: State | Uint8Array): Bin => {
   const bytes = state instanceof State ? state.bytes : state;
   if (!(bytes instanceof Uint8Array)) throw new TypeError(`state: expected a State or the bytes of one, found ${typeof bytes}`);
-  return new Bin(bytes as Uint8Array<ArrayBuffer>);
+  return new Bin([bytes as Uint8Array<ArrayBuffer>]);
 };
 
 const bytesIn = (name: string, value: unknown): Uint8Array<ArrayBuffer> => {

@@ -4,7 +4,7 @@ import { Decoder, type EncoderOptions, type ExtensionCodec, encode } from "@msgp
 /** Bytes in parts that stand for one bin value. */
 export class Bin {
   readonly parts: readonly Uint8Array<ArrayBuffer>[];
-  constructor(...parts: readonly Uint8Array<ArrayBuffer>[]) {
+  constructor(parts: readonly Uint8Array<ArrayBuffer>[]) {
     this.parts = parts;
   }
 }

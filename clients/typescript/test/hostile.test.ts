@@ -313,6 +313,23 @@ suite("input that is none", () => {
     assert.equal(lr, 0.5);
   });
 
+  test("any number of tensors goes into a call", async () => {
+    const many = Object.fromEntries(Array.from({ length: 200_000 }, (_, index) => [`layer.${index}`, vector(index)]));
+    let length = 0;
+    const counting = async (_: string, { body }: RequestInit): Promise<Response> => {
+      length = (body as Blob).size;
+      return new Response(null, { status: 404 });
+    };
+    await assert.rejects(new Client("http://x", { fetch: counting }).step({ optimizer, params: many, grads: many }), { status: 404 });
+    assert.ok(length > 2 * 4 * 200_000);
+  });
+
+  test("any number of tensors goes over shards", async () => {
+    const many = Object.fromEntries(Array.from({ length: 150_000 }, (_, index) => [`layer.${index}`, vector(index)]));
+    const failing = async (): Promise<Response> => new Response(JSON.stringify({ detail: "no", code: -32602, name: "INVALID_PARAMS" }), { status: 400 });
+    await assert.rejects(new ShardedClient(["http://x"], { fetch: failing }).step({ optimizer, params: many, grads: many }), { code: "INVALID_PARAMS" });
+  });
+
   test("a call larger than MessagePack can say is refused before it is made", async () => {
     const huge = { w: { shape: [2 ** 30], data: new Float32Array(2 ** 30) } };
     await assert.rejects(client.step({ ...input(), params: huge, grads: {} }), {

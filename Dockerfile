@@ -25,9 +25,11 @@ RUN node scripts/build-kernels.ts \
     && echo 'stepd:x:10001:10001:stepd:/app:/sbin/nologin' > /image/etc/passwd \
     && echo 'stepd:x:10001:' > /image/etc/group
 
-# node with its loader and libraries, under the paths where it looks for them, and their licences.
+# node, its loader and libraries under the paths where it looks for them, and their licences.
 RUN node=$(command -v node) \
-    && for file in "$node" $(ldd "$node" | grep -o '/[^ ]*') /etc/os-release; do cp -L --parents "$file" /image/ || exit 1; done \
+    && mkdir -p /image/usr/local/bin \
+    && cp -L "$node" /image/usr/local/bin/node \
+    && for file in $(ldd "$node" | grep -o '/[^ ]*') /etc/os-release; do cp -L --parents "$file" /image/ || exit 1; done \
     && for file in /usr/local/LICENSE /usr/share/doc/libc6/copyright /usr/share/doc/libgcc-s1/copyright /usr/share/doc/libstdc++6/copyright; do \
          if [ -f "$file" ]; then cp -L --parents "$file" /image/; fi; \
        done

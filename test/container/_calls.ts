@@ -10,9 +10,17 @@ export const stepBody = (elements: number): Buffer => {
   return pack({ optimizer: { name: "sgd", lr: 1 }, params: file(3), grads: file(1) });
 };
 
+/** The same step as text, of which each element is some 8 bytes. */
+export const jsonBody = (elements: number): Buffer => {
+  const map = (value: string): string => `{"w":{"shape":[${elements}],"values":[${new Array(elements).fill(value).join()}]}}`;
+  return Buffer.from(`{"optimizer":{"name":"sgd","lr":1},"params":${map("3.0")},"grads":${map("1.0")}}`);
+};
+
+/** Whether a reply in MessagePack has the right parameters, in the form in which the call had them. */
 export const isRight = (body: Buffer, elements: number): boolean => {
-  const data = readTensors((unpack(body) as { readonly params: Uint8Array }).params)["w"]?.data;
-  return data?.length === elements && data.every((value) => value === 2);
+  const { params } = unpack(body) as { readonly params: Uint8Array | { readonly w: { readonly values: readonly number[] } } };
+  const values = params instanceof Uint8Array ? readTensors(params)["w"]?.data : params.w.values;
+  return values?.length === elements && values.every((value) => value === 2);
 };
 
 export interface Reply {
@@ -28,12 +36,12 @@ export class HeldCall {
   /** Whether the service agreed to take the body. */
   readonly isAdmitted: Promise<boolean>;
 
-  constructor(url: string, body: Buffer, length = body.length) {
+  constructor(url: string, body: Buffer, { type = MSGPACK, length = body.length } = {}) {
     this.#body = body;
     this.#request = http.request(`${url}/v1/step`, {
       method: "POST",
       agent: false,
-      headers: { "Content-Type": MSGPACK, "Content-Length": length, Expect: "100-continue" },
+      headers: { "Content-Type": type, "Content-Length": length, Accept: MSGPACK, Expect: "100-continue" },
     });
     this.reply = new Promise((resolve, reject) => {
       this.#request.on("error", reject).on("response", (response) => {

@@ -5,14 +5,16 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readFileSync } from "node:fs";
 import net from "node:net";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { type StartedTestContainer, Wait } from "testcontainers";
+import { JSON_TYPE } from "../support/service.ts";
 import { root } from "../support/tree.ts";
-import { HeldCall, isRight, stepBody } from "./_calls.ts";
+import { HeldCall, isRight, jsonBody, type Reply, stepBody } from "./_calls.ts";
 import { installTrainers, type Outcome, outcomeHere, Run, type Trainer, Training } from "./_clients.ts";
 import { Engine } from "./_engine.ts";
 import { buildService, REVISION } from "./_images.ts";
@@ -22,9 +24,11 @@ const execute = promisify(execFile);
 
 const MIB = 2 ** 20;
 const NODE = "/usr/local/bin/node";
+/** Far more than a test takes on a busy machine. */
+const LIMITED = { timeout: 180_000 };
 /** Calls in flight when a container is told to stop. */
 const CALLS = 50;
-/** How long the killed trainers go on, so that most of it comes after. */
+/** Steps of a run in which the container is killed after some ten: enough that most of them come after. */
 const LONG_RUN = 150;
 
 let engine: Engine;
@@ -103,7 +107,7 @@ const filesOfImage = async (): Promise<readonly string[]> => {
   return stdout.split("\n");
 };
 
-test("the image holds the service, node and its libraries, and nothing to build, test or explore with", async () => {
+test("the image holds the service, node and its libraries, and nothing to build, test or explore with", LIMITED, async () => {
   const files = await filesOfImage();
   for (const file of ["app/src/main.ts", "app/build/kernels.wasm", "app/package.json", "app/LICENSE", "app/node_modules/express/package.json"])
     assert.ok(files.includes(file), file);
@@ -125,7 +129,7 @@ test("the image holds the service, node and its libraries, and nothing to build,
   assert.deepEqual(left, []);
 });
 
-test("the image says who made it, runs as a user without rights, and stops by SIGTERM", async () => {
+test("the image says who made it, runs as a user without rights, and stops by SIGTERM", LIMITED, async () => {
   const { Config } = await inspect<{ readonly Config: Readonly<Record<string, unknown>> & { readonly Labels: Readonly<Record<string, string>> } }>(image);
   assert.deepEqual([Config["User"], Config["StopSignal"], Config["ExposedPorts"]], ["10001:10001", "SIGTERM", { "8080/tcp": {} }]);
   const { version, license, description } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as Record<string, string>;
@@ -137,9 +141,10 @@ test("the image says who made it, runs as a user without rights, and stops by SI
     version,
     revision: REVISION,
   });
+  assert.equal(await engine.docker("run", "--rm", "--network", "none", "--label", engine.label, image, "--version"), version);
 });
 
-test("a container is healthy, counts what it does, and runs without root, shell and a file system to write to", async () => {
+test("a container is healthy, counts what it does, and runs without root, shell and a file system to write to", LIMITED, async () => {
   await using container = await start();
   const url = urlOf(container);
   assert.equal(await getText(`${url}/health/live`), '{"live":true}');
@@ -160,19 +165,36 @@ test("a container is healthy, counts what it does, and runs without root, shell 
   await engine.docker("kill", "--signal", "STOP", container.getId());
   assert.ok(!(await isHealthy()));
   await engine.docker("kill", "--signal", "CONT", container.getId());
-  while ((await stateOf(container)).Health.Status !== "healthy") await new Promise((resolve) => setTimeout(resolve, 200));
+  while ((await stateOf(container)).Health.Status !== "healthy") await delay(200);
 });
 
-test("the health check follows the settings to another port, to an admin port and to a socket", async () => {
-  for (const settings of [{ STEPD_PORT: "9000" }, { STEPD_ADMIN_PORT: "9001" }, { STEPD_SOCKET: "/run/stepd/sock" }]) {
-    await using container = await start((service) =>
-      service.withEnvironment(settings).withTmpFs({ "/run/stepd": "uid=10001" }).withWaitStrategy(Wait.forLogMessage("listens on")),
+test("the health check follows the settings: another port, an admin port, a socket, TLS", LIMITED, async () => {
+  const secrets = join(engine.folder, "tls");
+  mkdirSync(secrets);
+  const subject = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=stepd.test", "-days", "1"];
+  await execute("openssl", ["req", ...subject, "-keyout", join(secrets, "key.pem"), "-out", join(secrets, "cert.pem")]);
+  chmodSync(join(secrets, "key.pem"), 0o644); // The container's user is nobody here.
+  const cases: readonly Readonly<Record<string, string>>[] = [
+    { STEPD_PORT: "9000" },
+    { STEPD_ADMIN_PORT: "9001" },
+    { STEPD_SOCKET: "/run/stepd/sock" },
+    { STEPD_TLS_CERT_FILE: "/etc/tls/cert.pem", STEPD_TLS_KEY_FILE: "/etc/tls/key.pem" },
+  ];
+  await using stack = new AsyncDisposableStack();
+  for (const settings of cases) {
+    const container = await start((service) =>
+      service
+        .withEnvironment(settings)
+        .withTmpFs({ "/run/stepd": "uid=10001" })
+        .withBindMounts([{ source: secrets, target: "/etc/tls", mode: "ro" }])
+        .withWaitStrategy(Wait.forLogMessage("listens on")),
     );
+    stack.use(container);
     assert.ok(await (await probe(container))(), JSON.stringify(settings));
   }
 });
 
-test("the Python and Go clients step a container, one after the other, to the bytes of a server outside", async () => {
+test("the Python and Go clients step a container, one after the other, to the bytes of a server outside", LIMITED, async () => {
   await using container = await start();
   const run = new Run(engine.folder, "clients");
   const [python, go] = trainers;
@@ -182,24 +204,27 @@ test("the Python and Go clients step a container, one after the other, to the by
   requireSame(run.outcome, await outcomeHere(20));
 });
 
-for (const index of [0, 1] as const) {
-  test(`a container that is killed and starts again costs the ${["Python", "Go"][index]} client no step`, async () => {
-    const port = await freePort();
-    await using container = await start((service) => service.withHostPort(port));
-    const run = new Run(engine.folder, `killed-${index}`);
-    const training = new Training(trainers[index], urlOf(container), [0, LONG_RUN], run);
-    await training.reach(10);
-    await engine.docker("kill", container.getId());
-    assert.ok(!training.isOver);
-    const killed = await stateOf(container);
-    assert.deepEqual([killed.Running, killed.ExitCode], [false, 137]);
-    await engine.docker("start", container.getId());
-    assert.equal(await training.finish(), LONG_RUN);
-    requireSame(run.outcome, await outcomeHere(LONG_RUN));
+test("a container that is killed and starts again costs the Python and Go clients no step", LIMITED, async () => {
+  const port = await freePort();
+  await using container = await start((service) => service.withHostPort(port));
+  const works = trainers.map((trainer) => {
+    const run = new Run(engine.folder, `killed-${trainer.language}`);
+    return { run, training: new Training(trainer, urlOf(container), [0, LONG_RUN], run) };
   });
-}
+  await Promise.all(works.map(({ training }) => training.reach(10)));
+  await engine.docker("kill", container.getId());
+  assert.deepEqual(
+    works.map(({ training }) => training.isOver),
+    [false, false],
+  );
+  const { Running, ExitCode } = await stateOf(container);
+  assert.deepEqual([Running, ExitCode], [false, 137]);
+  await engine.docker("start", container.getId());
+  const [expected] = await Promise.all([outcomeHere(LONG_RUN), ...works.map(({ training }) => training.finish())]);
+  for (const { run } of works) requireSame(run.outcome, expected);
+});
 
-test(`docker stop lets ${CALLS} steps in flight finish`, async () => {
+test(`docker stop lets ${CALLS} steps in flight finish`, LIMITED, async () => {
   await using container = await start();
   const url = urlOf(container);
   const elements = 20_000;
@@ -207,7 +232,7 @@ test(`docker stop lets ${CALLS} steps in flight finish`, async () => {
   const calls = Array.from({ length: CALLS }, () => new HeldCall(url, body));
   assert.deepEqual(new Set(await Promise.all(calls.map(({ isAdmitted }) => isAdmitted))), new Set([true]));
   const stop = engine.docker("stop", "--time", "60", container.getId());
-  while ((await fetch(`${url}/health/ready`)).status !== 503);
+  while ((await fetch(`${url}/health/ready`)).status !== 503) await delay(10);
   assert.equal((await new HeldCall(url, body).finish()).status, 503);
   const replies = await Promise.all(calls.map((call) => call.send()));
   assert.equal(replies.filter(({ status, body }) => status === 200 && isRight(body, elements)).length, CALLS);
@@ -216,24 +241,33 @@ test(`docker stop lets ${CALLS} steps in flight finish`, async () => {
   assert.deepEqual([ExitCode, OOMKilled], [0, false]);
 });
 
-test("a container of 512 MiB refuses what it cannot hold, and goes on", async () => {
-  await using container = await start((service) => service.withResourcesQuota({ memory: 0.5 }));
+test("a container of 512 MiB refuses what it cannot hold, and goes on", LIMITED, async () => {
+  // JSON is parsed outside of the arena, so its limit has to be lower where memory is short.
+  await using container = await start((service) => service.withResourcesQuota({ memory: 0.5 }).withEnvironment({ STEPD_MAX_JSON_MIB: "4" }));
   const url = urlOf(container);
   const { limits } = JSON.parse(await getText(`${url}/v1`)) as { readonly limits: { readonly arena_bytes: number } };
   assert.equal(limits.arena_bytes, 256 * MIB);
   const before = await stateOf(container);
+  const send = (calls: number, body: Buffer, type?: string) => Promise.all(Array.from({ length: calls }, () => new HeldCall(url, body, { type }).finish()));
+  const requireRight = (replies: readonly Reply[], elements: number): void =>
+    assert.ok(replies.every(({ status, body }) => status === 200 && isRight(body, elements)));
 
-  assert.equal((await new HeldCall(url, Buffer.alloc(0), 300 * MIB).finish()).status, 413);
+  assert.equal((await new HeldCall(url, Buffer.alloc(0), { length: 300 * MIB }).finish()).status, 413);
+  assert.equal((await new HeldCall(url, Buffer.alloc(0), { length: 60 * MIB, type: JSON_TYPE }).finish()).status, 413);
 
+  // Twelve bodies of 80 MiB, of which the arena has room for three.
   const elements = 10 * MIB;
-  const body = stepBody(elements);
-  const replies = await Promise.all(Array.from({ length: 12 }, () => new HeldCall(url, body).finish()));
+  const replies = await send(12, stepBody(elements));
   const statuses = replies.map(({ status }) => status);
   assert.deepEqual([...new Set(statuses)].sort(), [200, 429], String(statuses));
-  for (const reply of replies.filter(({ status }) => status === 200)) assert.ok(isRight(reply.body, elements));
+  requireRight(
+    replies.filter(({ status }) => status === 200),
+    elements,
+  );
 
-  const after = await new HeldCall(url, stepBody(1000)).finish();
-  assert.ok(after.status === 200 && isRight(after.body, 1000));
+  const values = 500_000;
+  requireRight(await send(8, jsonBody(values), JSON_TYPE), values);
+  requireRight(await send(1, stepBody(1000)), 1000);
   const { Running, OOMKilled, StartedAt } = await stateOf(container);
   assert.deepEqual([Running, OOMKilled, StartedAt], [true, false, before.StartedAt]);
 });

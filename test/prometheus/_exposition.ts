@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { setTimeout as delay } from "node:timers/promises";
 import type { TestService } from "../support/service.ts";
 
-const WAIT_MS = 10_000;
+const WAIT_MS = 30_000;
 
 export const exposition = async (service: Pick<TestService, "url" | "admin">): Promise<string> =>
   (await fetch(`${service.admin ?? service.url}/metrics`, { headers: { Connection: "close" } })).text();

@@ -9,14 +9,31 @@ import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from "no
 import net, { type AddressInfo } from "node:net";
 import os from "node:os";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { root } from "../support/tree.ts";
 
 const run = promisify(execFile);
 
+const UPDATE_TRIES = 10;
+const UPDATE_PAUSE_MS = 3000;
+
 const home = join(root, "build/prometheus");
 
 export const deployed = join(root, "deploy/prometheus");
+
+/** A bare machine has no package lists. Another test file may be fetching them, and apt-get does not wait for its lock on them. */
+const updateLists = async (): Promise<void> => {
+  for (let tries = 1; ; tries++) {
+    try {
+      await run("apt-get", ["-qq", "update"]);
+      return;
+    } catch (error) {
+      if (tries === UPDATE_TRIES) throw error;
+      await delay(UPDATE_PAUSE_MS);
+    }
+  }
+};
 
 /** The folder with prometheus and promtool: unpacked at first use. Two test files may do so at once; the first to finish names it. */
 const unpack = async (): Promise<string> => {
@@ -25,9 +42,8 @@ const unpack = async (): Promise<string> => {
   const partial = await mkdtemp(`${home}.`);
   const download = () => run("apt-get", ["-qq", "-o", "APT::Sandbox::User=root", "download", "prometheus"], { cwd: partial });
   try {
-    // A bare machine has no package lists; only root may fetch them.
     await download().catch(async () => {
-      await run("apt-get", ["-qq", "-o", "DPkg::Lock::Timeout=300", "update"]);
+      await updateLists();
       await download();
     });
     const [archive] = await readdir(partial);
@@ -86,7 +102,7 @@ export interface Series {
   readonly value?: readonly [number, string];
 }
 
-const START_MS = 30_000;
+const START_MS = 60_000;
 
 /** The deployed configuration with other targets and another pace. */
 const configure = (text: string, targets: readonly string[], intervalMs: number): string => {
@@ -130,7 +146,7 @@ export class Prometheus implements AsyncDisposable {
         await prometheus[Symbol.asyncDispose]();
         throw new Error(`Prometheus did not start: ${log.join("")}`);
       }
-      await new Promise((resolve) => setTimeout(resolve, 50));
+      await delay(50);
     }
     return prometheus;
   }

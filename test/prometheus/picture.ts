@@ -19,7 +19,7 @@ const DEFAULT_MINUTES = 4;
 const SCRAPE_MS = 1000;
 const REPLICAS = 3;
 const CALLERS = 4;
-const RUSH_CALLERS = 24;
+const RUSH_CALLERS = 12;
 const PAUSE_MS = 50;
 
 /** Parts of the time at which things happen. */
@@ -68,17 +68,14 @@ const start = performance.now();
 const part = (): number => (performance.now() - start) / 60_000 / minutes;
 const isWithin = ([from, to]: readonly [number, number]): boolean => part() >= from && part() < to;
 
-/** One caller after another replica each time; what is refused is tried elsewhere. */
+/** Calls one replica after the other, and waits as long as a refusal says. */
 const caller = async (index: number, next: (turn: number) => Buffer | undefined): Promise<void> => {
   for (let turn = index; part() < 1; turn++) {
     const body = next(turn);
     // A replica that is down refuses the connection.
-    if (body)
-      await services[turn % REPLICAS]
-        ?.post("/v1/step", body, MSGPACK)
-        .then((reply) => reply.arrayBuffer())
-        .catch(() => {});
-    await delay(PAUSE_MS);
+    const reply = body && (await services[turn % REPLICAS]?.post("/v1/step", body, MSGPACK).catch(() => undefined));
+    await reply?.arrayBuffer().catch(() => {});
+    await delay(Number(reply?.headers.get("retry-after") ?? 0) * 1000 + PAUSE_MS);
   }
 };
 

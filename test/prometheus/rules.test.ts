@@ -4,9 +4,12 @@ import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:f
 import os from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
+import { root } from "../support/tree.ts";
 import { deployed, promtool } from "./_prometheus.ts";
 
 const text = readFileSync(join(deployed, "stepd.rules.yml"), "utf8");
+
+const runbook = readFileSync(join(root, "docs/operations.md"), "utf8");
 
 const alerts = [...text.matchAll(/^ {6}- alert: (\w+)$/gm)].map(([, name = ""]) => name);
 const recordings = [...text.matchAll(/^ {6}- record: (\S+)$/gm)].map(([, name = ""]) => name);
@@ -98,5 +101,6 @@ for (const name of alerts) {
     assert.match(rule, /^ {10}summary: \S/m);
     assert.match(rule, /^ {10}description: \S/m);
     assert.match(rule, new RegExp(`^ {10}runbook_url: docs/operations\\.md#${name.toLowerCase()}$`, "m"));
+    assert.match(runbook, new RegExp(`^### ${name}$`, "m"));
   });
 }

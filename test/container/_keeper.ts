@@ -78,7 +78,7 @@ const cleanUp = async (): Promise<void> => {
     () => each(["ps", "--all", "--quiet", ...filter], ["rm", "--force", "--volumes"]),
     () => each(["network", "ls", "--quiet", "--filter", `label=${label}`], ["network", "rm"]),
     async () => {
-      if (engine === undefined) await each(["images", "--all", "--quiet", ...filter], ["rmi", "--force"]);
+      if (engine === undefined) await each(["images", "--quiet", ...filter], ["rmi", "--force"]);
     },
     stopEngine,
     async () => {

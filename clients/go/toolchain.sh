@@ -16,7 +16,7 @@ use_go() {
   command -v go >/dev/null || PATH="/usr/local/go/bin:$PATH"
   if ! command -v go >/dev/null; then
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-      go_fail "Go $needed or newer is needed and there is none: install it from your system (Debian and Ubuntu: apt-get install golang-go) or from go.dev/dl"
+      go_fail "Go $needed or newer is needed and there is none: install it from your system (Debian and Ubuntu: apt-get install golang-go) or from Go's own download page"
     fi
     echo "Installing Debian's golang-go"
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends golang-go ca-certificates; } >/dev/null || go_fail "apt-get could not install golang-go"

@@ -65,12 +65,12 @@ def run(
     if not arguments.draw:
         with stepd.Client(arguments.url) as client:
             results = measure(client, load_digits(), arguments.quick)
-        file.write_text(_text(results))
+        file.write_text(json.dumps(results) + "\n")
     matplotlib.use("Agg")
     plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
     figure = draw(json.loads(file.read_text()))
     # Without the library's version in it, the same results are the same file.
-    figure.savefig(arguments.out / f"{name}.png", dpi=120, metadata={"Software": None})
+    figure.savefig(arguments.out / f"{name}.png", dpi=110, metadata={"Software": None})
 
 
 def numbers(array: npt.ArrayLike, digits: int = 5) -> Any:
@@ -100,21 +100,3 @@ def band(
         alpha=0.13,
         linewidth=0,
     )
-
-
-def _text(results: Json) -> str:
-    """JSON with one line for each innermost list, so that changes can be read."""
-
-    def lines(value: Any, indent: str) -> str:
-        inner = indent + "  "
-        if isinstance(value, dict):
-            entries = [f"{json.dumps(k)}: {lines(v, inner)}" for k, v in value.items()]
-            begin, end = "{", "}"
-        elif isinstance(value, list) and any(isinstance(v, list | dict) for v in value):
-            entries = [lines(v, inner) for v in value]
-            begin, end = "[", "]"
-        else:
-            return json.dumps(value)
-        return f"{begin}\n{inner}" + f",\n{inner}".join(entries) + f"\n{indent}{end}"
-
-    return lines(results, "") + "\n"

@@ -9,18 +9,23 @@ share it, and so do sweeps, which makes differences between optimizers paired.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import stepd
+from tqdm import tqdm
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.integer[Any]]
 Hyperparameters = Mapping[str, Any]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 CLASSES = 10
 HIDDEN = 32
@@ -181,6 +186,21 @@ class Sweep:
             loss -= at_truth.sum(axis=(-2, -1))
             right += (log_probs.argmax(axis=-1) == truth).sum(axis=-1)
         return loss / count, right / count
+
+
+def together(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Do the sweeps of all items at once.
+
+    The server steps some of them while numpy takes the gradients of others.
+    """
+    with ThreadPoolExecutor(len(items)) as pool:
+        return list(pool.map(work, items))
+
+
+def tick(bar: tqdm[Any]) -> None:
+    """Move a progress bar that several sweeps share."""
+    with bar.get_lock():
+        bar.update()
 
 
 def _init(inputs: int, settings: int, seeds: Sequence[int]) -> dict[str, Floats]:

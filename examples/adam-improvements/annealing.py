@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from _report import STYLES, Json, array, band, numbers, run
-from _train import Digits, Sweep
+from _train import Digits, Sweep, tick, together
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,11 @@ class Contender:
     anneals: bool = False
 
 
-_SGD = ([0.01, 0.03, 0.1, 0.3], [0.0, 1e-4, 1e-3], {"momentum": 0.9, "nesterov": True})
-_ADAM = ([1e-3, 3e-3, 1e-2, 3e-2], [0.0, 1e-4, 1e-3])
-_ADAMW = ([1e-3, 3e-3, 1e-2, 3e-2], [0.0, 1e-2, 1e-1])
+_SGD_DECAYS = [0.0, 3e-4, 1e-3, 3e-3]
+_SGD = ([0.03, 0.1, 0.3, 1.0], _SGD_DECAYS, {"momentum": 0.9, "nesterov": True})
+_RATES = [3e-3, 1e-2, 3e-2, 1e-1]
+_ADAM = (_RATES, [0.0, 1e-4, 3e-4, 1e-3])
+_ADAMW = (_RATES, [0.0, 1e-2, 1e-1, 1.0])
 
 CONTENDERS = {
     "SGD": Contender("sgd", *_SGD),
@@ -53,10 +55,10 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
         "seeds": list(seeds),
         **sizes,
         "epochs": epochs,
-        "contenders": {},
     }
     with tqdm(total=2 * len(CONTENDERS) * steps, unit="step", desc="annealing") as bar:
-        for label, contender in CONTENDERS.items():
+
+        def search_and_train(contender: Contender) -> Json:
             schedule = (
                 stepd.schedules.cosine(T_max=steps) if contender.anneals else None
             )
@@ -76,9 +78,9 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
             )
             for _ in range(steps):
                 search.step()
-                bar.update()
-            found = search.validation()[1].mean(axis=1)
-            best = settings[int(found.argmax())]
+                tick(bar)
+            accuracy = search.validation()[1].mean(axis=1)
+            best = settings[int(accuracy.argmax())]
             final = Sweep(
                 client,
                 digits,
@@ -88,18 +90,21 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
                 schedule=schedule,
                 **sizes,
             )
-            accuracy = []
+            by_epoch = []
             for step in range(1, steps + 1):
                 final.step()
-                bar.update()
+                tick(bar)
                 if step % final.steps_per_epoch == 0:
-                    accuracy.append(final.test()[1][0])
-            results["contenders"][label] = {
+                    by_epoch.append(final.test()[1][0])
+            return {
                 "optimizer": {"name": contender.optimizer, **best},
-                "valid_accuracy": numbers(100 * found, 2),
+                "valid_accuracy": numbers(100 * accuracy, 2),
                 # By seed, then epoch.
-                "test_accuracy": numbers(100 * np.stack(accuracy, axis=-1), 2),
+                "test_accuracy": numbers(100 * np.stack(by_epoch, axis=-1), 2),
             }
+
+        found = together(search_and_train, list(CONTENDERS.values()))
+    results["contenders"] = dict(zip(CONTENDERS, found, strict=True))
     return results
 
 

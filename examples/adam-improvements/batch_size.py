@@ -7,6 +7,8 @@ stands what the square-root rule of LAMB's paper gives from the best at batch 64
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import stepd
 from matplotlib import pyplot as plt
@@ -14,18 +16,26 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from _report import STYLES, Json, array, numbers, run
-from _train import Digits, Sweep
+from _train import Digits, Sweep, tick, together
 
 #: Part of the steps in which a warm-up raises the rate from 0.
 WARM_UP = 0.2
 
-#: Label, optimizer, exponents of 2 of the grid's rates, whether it warms up.
-CONTENDERS: list[tuple[str, str, range, bool]] = [
-    ("LAMB", "lamb", range(-8, 1), False),
-    ("LAMB, warm-up", "lamb", range(-8, 1), True),
-    ("AdamW", "adamw", range(-11, -2), False),
-    ("AdamW, warm-up", "adamw", range(-11, -2), True),
-]
+
+@dataclass(frozen=True)
+class Contender:
+    optimizer: str
+    #: The grid's learning rates, as powers of 2.
+    exponents: range
+    warms_up: bool = False
+
+
+CONTENDERS = {
+    "LAMB": Contender("lamb", range(-8, 1)),
+    "LAMB, warm-up": Contender("lamb", range(-8, 1), warms_up=True),
+    "AdamW": Contender("adamw", range(-11, -2)),
+    "AdamW, warm-up": Contender("adamw", range(-11, -2), warms_up=True),
+}
 
 
 def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
@@ -41,34 +51,36 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
         "epochs": epochs,
         "batches": batches,
         "warm_up": WARM_UP,
-        "contenders": {},
     }
     total = len(CONTENDERS) * sum(steps.values())
     with tqdm(total=total, unit="step", desc="batch size") as bar:
-        for label, optimizer, exponents, warms_up in CONTENDERS:
-            rates = [2.0**exponent for exponent in exponents][:: 4 if quick else 1]
+
+        def train_all(contender: Contender) -> Json:
+            rates = [2.0**exponent for exponent in contender.exponents][
+                :: 4 if quick else 1
+            ]
             losses, accuracies = [], []
             for batch in batches:
                 sweep = Sweep(
                     client,
                     digits,
-                    optimizer,
+                    contender.optimizer,
                     [{"lr": rate, "weight_decay": 0.01} for rate in rates],
                     seeds,
                     train=train,
                     batch=batch,
                     valid=valid,
-                    schedule=_schedule(steps[batch], warms_up),
+                    schedule=_schedule(steps[batch], contender.warms_up),
                 )
                 for _ in range(steps[batch]):
                     sweep.step()
-                    bar.update()
+                    tick(bar)
                 # Where a seed diverges the mean is no number, and the rate is out.
                 loss = sweep.validation()[0].mean(axis=1)
                 losses.append(np.nan_to_num(loss, nan=np.inf))
                 accuracies.append(100 * sweep.test()[1])
-            results["contenders"][label] = {
-                "optimizer": {"name": optimizer, "weight_decay": 0.01},
+            return {
+                "optimizer": {"name": contender.optimizer, "weight_decay": 0.01},
                 "rates": rates,
                 # By batch size: the place of the rate with the lowest loss.
                 "best": np.argmin(losses, axis=1).tolist(),
@@ -77,6 +89,9 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
                 # By batch size, then rate, then seed.
                 "test_accuracy": numbers(np.stack(accuracies), 2),
             }
+
+        found = together(train_all, list(CONTENDERS.values()))
+    results["contenders"] = dict(zip(CONTENDERS, found, strict=True))
     return results
 
 
@@ -114,7 +129,7 @@ def draw(results: Json) -> Figure:
     axes[0].set_xscale("log", base=2)
     axes[0].set_xticks(batches, [f"{batch}" for batch in batches])
     axes[0].set_xlabel("batch size")
-    axes[0].set_ylabel("test accuracy in %, best rate of each batch size")
+    axes[0].set_ylabel("test accuracy in %, at the best rate")
     axes[0].legend(loc="lower left")
     for axis, index, title in (
         (axes[1], 0, f"batch {batches[0]}"),

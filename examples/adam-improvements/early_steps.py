@@ -6,6 +6,8 @@ the loss on images put aside, from the first step on.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import stepd
 from matplotlib import pyplot as plt
@@ -14,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from tqdm import tqdm
 
 from _report import STYLES, Json, array, band, numbers, run
-from _train import Digits, Sweep
+from _train import Digits, Sweep, tick, together
 
 #: The betas and nus are those that the QHAdam paper recommends.
 OPTIMIZERS: dict[str, Json] = {
@@ -43,15 +45,16 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
         "rates": rates,
         "at": list(range(every, steps + 1, every)),
         "optimizers": OPTIMIZERS,
-        "loss": {},
     }
     with tqdm(total=len(OPTIMIZERS) * steps, unit="step", desc="early steps") as bar:
-        for name, fixed in OPTIMIZERS.items():
+
+        def losses_of(name: str) -> Any:
+            """By rate, then seed, then step."""
             sweep = Sweep(
                 client,
                 digits,
                 name,
-                [{**fixed, "lr": rate} for rate in rates],
+                [{**OPTIMIZERS[name], "lr": rate} for rate in rates],
                 seeds,
                 train=len(digits.images) - valid,
                 batch=batch,
@@ -62,9 +65,11 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
                 sweep.step()
                 if step % every == 0:
                     losses.append(sweep.validation()[0])
-                bar.update()
-            # By rate, then seed, then step.
-            results["loss"][name] = numbers(np.stack(losses, axis=-1), 4)
+                tick(bar)
+            return numbers(np.stack(losses, axis=-1), 4)
+
+        found = together(losses_of, list(OPTIMIZERS))
+    results["loss"] = dict(zip(OPTIMIZERS, found, strict=True))
     return results
 
 

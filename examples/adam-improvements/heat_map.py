@@ -8,6 +8,8 @@ few images, and a part of their labels is wrong.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import stepd
 from matplotlib import pyplot as plt
@@ -15,23 +17,28 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from _report import Json, array, numbers, run
-from _train import Digits, Sweep
+from _train import Digits, Sweep, tick, together
+from page import power
 
 #: Part of the images whose label is drawn at random.
 NOISE = 0.3
 
-#: Label, optimizer, its fixed hyperparameters, and the decays of the grid. The third
-#: form's decay is not multiplied by lr, so its range lies lower.
-FORMS: list[tuple[str, str, Json, tuple[float, float]]] = [
-    ("Adam, L2 in the gradient", "adam", {}, (-4, -1)),
-    ("AdamW, decay times lr", "adamw", {"weight_decay_scale": "lr"}, (-2, 1)),
-    (
-        "AdamW, decay apart from lr",
-        "adamw",
-        {"weight_decay_scale": "schedule"},
-        (-4, -1),
+
+@dataclass(frozen=True)
+class Form:
+    optimizer: str
+    #: The lowest and the highest decay of the grid, as powers of 10.
+    exponents: tuple[int, int]
+    fixed: Json = field(default_factory=dict)
+
+
+FORMS = {
+    "Adam, L2 in the gradient": Form("adam", (-4, -1)),
+    "AdamW, decay times lr": Form("adamw", (-2, 1), {"weight_decay_scale": "lr"}),
+    "AdamW, decay apart from lr": Form(
+        "adamw", (-4, -1), {"weight_decay_scale": "schedule"}
     ),
-]
+}
 
 
 def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
@@ -46,20 +53,20 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
         "batch": batch,
         "steps": steps,
         "rates": numbers(rates, 7),
-        "forms": {},
     }
     with tqdm(total=len(FORMS) * steps, unit="step", desc="heat map") as bar:
-        for label, optimizer, fixed, (low, high) in FORMS:
-            decays = 10.0 ** np.linspace(low, high, columns)
+
+        def train_grid(form: Form) -> Json:
+            decays = 10.0 ** np.linspace(*form.exponents, columns)
             settings = [
-                {**fixed, "lr": float(rate), "weight_decay": float(decay)}
+                {**form.fixed, "lr": float(rate), "weight_decay": float(decay)}
                 for rate in rates
                 for decay in decays
             ]
             sweep = Sweep(
                 client,
                 digits,
-                optimizer,
+                form.optimizer,
                 settings,
                 seeds,
                 train=train,
@@ -69,13 +76,16 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
             )
             for _ in range(steps):
                 sweep.step()
-                bar.update()
+                tick(bar)
             accuracy = sweep.test()[1].reshape(rows, columns, len(seeds))
-            results["forms"][label] = {
-                "optimizer": {"name": optimizer, **fixed},
+            return {
+                "optimizer": {"name": form.optimizer, **form.fixed},
                 "decays": numbers(decays, 9),
                 "test_error": numbers(100 * (1 - accuracy), 2),
             }
+
+        found = together(train_grid, list(FORMS.values()))
+    results["forms"] = dict(zip(FORMS, found, strict=True))
     return results
 
 
@@ -119,11 +129,9 @@ def draw(results: Json) -> Figure:
         )
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("weight decay")
-        axis.set_xticks(
-            range(len(form["decays"])), [f"{d:.0e}" for d in form["decays"]]
-        )
+        axis.set_xticks(range(len(form["decays"])), [power(d) for d in form["decays"]])
         axis.grid(False)
-    axes[0].set_yticks(range(len(rates)), [f"{rate:.1e}" for rate in rates])
+    axes[0].set_yticks(range(len(rates)), [power(rate) for rate in rates])
     axes[0].set_ylabel("learning rate")
     bar = figure.colorbar(image, ax=axes, extend="max", pad=0.01)
     bar.set_label(f"test error in %, mean of {len(results['seeds'])} seeds")

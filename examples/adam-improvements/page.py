@@ -33,6 +33,12 @@ def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 
+def power(value: float) -> str:
+    """A number of a logarithmic grid: 3e-4, 1e1."""
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"{digit}e{int(exponent)}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -47,7 +53,7 @@ def heat_map(results: Json) -> str:
             min(range(len(decays)), key=lambda at: fmean(row[at])) for row in errors
         ]
         column = [
-            f"{decays[at]:.0e}: {spread(row[at])}"
+            f"{power(decays[at])}: {spread(row[at])}"
             for at, row in zip(best, errors, strict=True)
         ]
         # Mean over all pairs of rates: a decay chosen at one is used at the other.
@@ -60,7 +66,7 @@ def heat_map(results: Json) -> str:
             for seed in range(len(results["seeds"]))
         ]
         columns.append([*column, spread(lost)])
-    labels = [*(f"{rate:.1e}" for rate in rates), "lost with another rate's decay"]
+    labels = [*(power(rate) for rate in rates), "lost with another rate's decay"]
     rows = [list(row) for row in zip(labels, *columns, strict=True)]
     return table(["lr", *results["forms"]], rows)
 

@@ -1,0 +1,132 @@
+/** The claims about Adam's successors: every script trains for real, in a tiny setting, and the page shows what was measured. */
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { copyFileSync, cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, test } from "node:test";
+import { pythonIsMissing } from "../support/python.ts";
+import { TestService } from "../support/service.ts";
+import { root } from "../support/tree.ts";
+
+const example = join(root, "examples/adam-improvements");
+const docs = join(root, "docs");
+const names = ["annealing", "batch_size", "early_steps", "heat_map"];
+const LARGEST_FIGURE = 150_000;
+
+const folder = mkdtempSync(join(tmpdir(), "stepd-adam-improvements-"));
+after(() => rmSync(folder, { recursive: true, force: true }));
+
+const execute = async (command: string, options: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<{ code: number; log: string }> => {
+  const child = spawn(command, options, { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
+  const log: string[] = [];
+  for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk: Buffer) => log.push(chunk.toString()));
+  const [code] = (await once(child, "close")) as [number];
+  return { code, log: log.join("") };
+};
+
+const page = (...options: string[]) => execute(process.env["PYTHON"] ?? "python3", [join(example, "page.py"), ...options]);
+
+const results = (from: string, name: string) => JSON.parse(readFileSync(join(from, `${name}.json`), "utf8"));
+
+/** All numbers of nested lists, which have these lengths. */
+const numbers = (value: unknown, ...lengths: readonly number[]): number[] => {
+  const [length, ...inner] = lengths;
+  if (length === undefined) {
+    assert.ok(typeof value === "number" && Number.isFinite(value), String(value));
+    return [value];
+  }
+  assert.ok(Array.isArray(value));
+  assert.equal(value.length, length);
+  return value.flatMap((entry) => numbers(entry, ...inner));
+};
+
+const assertWithin = (values: readonly number[], low: number, high: number): void => {
+  for (const value of values) assert.ok(low <= value && value <= high, `expected ${low} to ${high}, found ${value}`);
+};
+
+const assertFigures = (from: string): void => {
+  for (const name of names) {
+    const figure = join(from, `${name}.png`);
+    const bytes = readFileSync(figure);
+    assert.equal(bytes.toString("latin1", 1, 4), "PNG", figure);
+    assert.ok(bytes.readUInt32BE(16) >= 300 && bytes.readUInt32BE(20) >= 300, `${figure}: width and height`);
+    assert.ok(statSync(figure).size < LARGEST_FIGURE, `${figure}: ${bytes.length} bytes`);
+  }
+};
+
+test("every script trains on stepd, and writes results and a figure", { skip: pythonIsMissing }, async () => {
+  await using service = await TestService.start();
+  const { code, log } = await execute(join(example, "run"), ["--quick", "--out", folder], { STEPD_URL: service.url });
+  assert.equal(code, 0, log);
+  assert.deepEqual(readdirSync(folder).sort(), names.flatMap((name) => [`${name}.json`, `${name}.png`]).sort());
+  assertFigures(folder);
+  assert.ok((await service.metric("stepd_elements_total")) > 0);
+  for (const bar of ["annealing", "batch size", "early steps", "heat map"]) assert.match(log, new RegExp(`${bar}: 100%`));
+
+  const heatMap = results(folder, "heat_map");
+  for (const form of Object.values<{ test_error: unknown }>(heatMap.forms)) assertWithin(numbers(form.test_error, 2, 2, 2), 5, 100);
+
+  const annealing = results(folder, "annealing");
+  for (const contender of Object.values<{ test_accuracy: [number, number][] }>(annealing.contenders)) {
+    assertWithin(numbers(contender.test_accuracy, 2, 2), 25, 95);
+    assertWithin(
+      contender.test_accuracy.map(([, last]) => last),
+      50,
+      95,
+    );
+  }
+
+  const early = results(folder, "early_steps");
+  for (const name of ["adam", "qhadam", "adamw", "qhadamw"]) {
+    const losses = numbers(early.loss[name], 1, 2, 4);
+    assertWithin(losses, 0.5, 2.4);
+    for (const [first, , , last] of early.loss[name][0]) assert.ok(last < first - 0.2, `${first} to ${last}`);
+  }
+  // Two optimizers, not two names of one.
+  assert.notEqual(JSON.stringify(early.loss.adam), JSON.stringify(early.loss.qhadam));
+
+  const batchSize = results(folder, "batch_size");
+  for (const contender of Object.values<{ test_accuracy: unknown; best: unknown }>(batchSize.contenders)) {
+    assertWithin(numbers(contender.best, 2), 0, 2);
+    assert.ok(Math.max(...numbers(contender.test_accuracy, 2, 3, 2)) > 30);
+  }
+});
+
+test("the run says which options it does not know", { skip: pythonIsMissing }, async () => {
+  for (const [options, message] of [
+    [["--only", "heat"], "expected heat_map, annealing, early_steps or batch_size, found heat"],
+    [["--fast"], "expected --only SCRIPT, --quick or --out FOLDER, found --fast"],
+    [["--quick"], "--quick: expected --out FOLDER beside it"],
+  ] as const) {
+    const { code, log } = await execute(join(example, "run"), options);
+    assert.equal(code, 2);
+    assert.ok(log.includes(message), log);
+  }
+});
+
+test("the page shows the figures, and its tables are those of at least 5 seeds' results", { skip: pythonIsMissing }, async () => {
+  assertFigures(join(docs, "adam-improvements"));
+  const text = readFileSync(join(docs, "adam-improvements.md"), "utf8");
+  for (const name of names) {
+    assert.ok(text.includes(`](adam-improvements/${name}.png)`), `the figure of ${name} is not shown`);
+    assert.ok(results(join(docs, "adam-improvements"), name).seeds.length >= 5);
+  }
+  const { code, log } = await page("--check");
+  assert.equal(code, 0, log);
+});
+
+test("the page's check fails where a number differs", { skip: pythonIsMissing }, async () => {
+  const copy = join(folder, "copy.md");
+  copyFileSync(join(docs, "adam-improvements.md"), copy);
+  cpSync(join(docs, "adam-improvements"), join(folder, "copy"), { recursive: true });
+  const changed = results(join(folder, "copy"), "annealing");
+  changed.contenders.SGD.test_accuracy[0].splice(-1, 1, 0);
+  writeFileSync(join(folder, "copy/annealing.json"), JSON.stringify(changed));
+  const { code, log } = await page("--check", copy);
+  assert.equal(code, 1);
+  assert.match(log, /disagree; run page\.py/);
+  assert.equal((await page(copy)).code, 0);
+  assert.equal((await page("--check", copy)).code, 0);
+});

@@ -44,7 +44,11 @@ const optimizers = (): string =>
   );
 
 /** Defaults that depend on the machine. */
-const DEPENDS: Readonly<Record<string, string>> = { STEPD_WORKERS: "processors of the machine", STEPD_ARENA_MIB: "half of the memory, at most 4096" };
+const DEPENDS: Readonly<Record<string, string>> = {
+  STEPD_WORKERS: "processors of the machine",
+  STEPD_ARENA_MIB: "half of the memory, at most 4096",
+  STEPD_MAX_JSON_MIB: "a part in 128 of the memory, at most 64",
+};
 
 const settings = (): string => {
   const rows = [...help().matchAll(/^ {2}(STEPD_\w+) +(.*?)(?: \(([^()]*)\))?$/gm)];

@@ -4,6 +4,9 @@ import { closest } from "fastest-levenshtein";
 
 const MIB = 2 ** 20;
 const MAX_ARENA_MIB = 4096;
+const DEFAULT_JSON_MIB = 64;
+/** A JSON body passes through a string, which V8 limits to 512 MiB. */
+const MAX_JSON_MIB = 256;
 
 export interface Config {
   readonly host: string;
@@ -86,19 +89,22 @@ const address = (text: string, name: string): string => {
   return text;
 };
 
-/** Half of the memory that this process may use, in MiB, within what WebAssembly can address. */
-const defaultArena = (): number => {
+/** The memory that this process may use, in MiB. */
+const memoryMib = (): number => {
   const limit = process.constrainedMemory();
-  const memory = limit > 0 && limit < os.totalmem() ? limit : os.totalmem();
-  return Math.max(1, Math.min(MAX_ARENA_MIB, Math.floor(memory / 2 / MIB)));
+  return (limit > 0 && limit < os.totalmem() ? limit : os.totalmem()) / MIB;
 };
+
+/** Half of the memory, within what WebAssembly can address. */
+const defaultArena = (): number => Math.max(1, Math.min(MAX_ARENA_MIB, Math.floor(memoryMib() / 2)));
+
+/** JSON takes up to ten times its length in memory, which is to be a small part of all. */
+const defaultJson = (): number => Math.max(1, Math.min(DEFAULT_JSON_MIB, Math.floor(memoryMib() / 128)));
 
 const MAX_WORKERS = 256;
 const MAX_TIMEOUT_MS = 24 * 3600 * 1000;
 const MAX_RATE = 2 ** 30;
 const MAX_CONNECTIONS = 65536;
-/** A JSON body passes through a string, which V8 limits to 512 MiB. */
-const MAX_JSON_MIB = 256;
 
 export const settings = {
   host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: address },
@@ -154,7 +160,12 @@ export const settings = {
   },
   maxConnections: { name: "STEPD_MAX_CONNECTIONS", help: "connections at once; more are closed", initial: "1024", parse: wholeNumber(1, MAX_CONNECTIONS) },
   maxInFlight: { name: "STEPD_MAX_IN_FLIGHT", help: "calls at once; more get 429", initial: "256", parse: wholeNumber(1, MAX_CONNECTIONS) },
-  maxJsonMib: { name: "STEPD_MAX_JSON_MIB", help: "largest JSON body, in MiB", initial: "64", parse: wholeNumber(1, MAX_JSON_MIB) },
+  maxJsonMib: {
+    name: "STEPD_MAX_JSON_MIB",
+    help: "JSON bodies of all calls at once, in MiB; each takes up to ten times as much memory beside the arena",
+    initial: String(defaultJson()),
+    parse: wholeNumber(1, MAX_JSON_MIB),
+  },
   tokensFile: { name: "STEPD_TOKENS_FILE", help: "file of bearer tokens, a `name token` a line; with it every call needs one", initial: "", parse: text },
   tlsCertFile: { name: "STEPD_TLS_CERT_FILE", help: "certificate chain in PEM; with it and the key the service speaks TLS", initial: "", parse: text },
   tlsKeyFile: { name: "STEPD_TLS_KEY_FILE", help: "private key in PEM", initial: "", parse: text },

@@ -8,7 +8,7 @@ import type { Server as TlsServer } from "node:tls";
 import { Arena } from "./arena/arena.ts";
 import { type Config, ConfigError } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
-import { createAdminServer, createHttpServer, type Limits, renewTls, type TlsFiles, Tokens, tlsOptions } from "./http/server.ts";
+import { createAdminServer, createHttpServer, type Limits, renewTls, TextBudget, type TlsFiles, Tokens, tlsOptions } from "./http/server.ts";
 import { Pool, poolBytes } from "./pool/pool.ts";
 import { Rpc } from "./rpc/rpc.ts";
 import { Telemetry } from "./telemetry/telemetry.ts";
@@ -18,8 +18,7 @@ const KERNELS = new URL("../build/kernels.wasm", import.meta.url);
 
 export const version = (JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string }).version;
 
-const limitsOf = ({ requestTimeoutMs, idleTimeoutMs, maxJsonMib, minBodyRate, maxConnections, maxInFlight }: Config): Limits => ({
-  maxJsonBytes: maxJsonMib * MIB,
+const limitsOf = ({ requestTimeoutMs, idleTimeoutMs, minBodyRate, maxConnections, maxInFlight }: Config): Limits => ({
   maxCompressedBytes: MIB,
   maxInflatedBytes: 16 * MIB,
   requestTimeoutMs,
@@ -61,6 +60,7 @@ export class Service implements AsyncDisposable {
     const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
     const http = {
       admission: arena,
+      text: new TextBudget(config.maxJsonMib * MIB),
       rpc: new Rpc(version),
       engine: new Engine(pool, arena.capacity),
       telemetry,
@@ -79,7 +79,7 @@ export class Service implements AsyncDisposable {
         workers: pool.workers,
         limits: {
           arena_bytes: arena.capacity,
-          max_json_bytes: limits.maxJsonBytes,
+          max_json_bytes: config.maxJsonMib * MIB,
           max_compressed_bytes: limits.maxCompressedBytes,
           max_inflated_bytes: limits.maxInflatedBytes,
           max_calls: limits.maxInFlight,

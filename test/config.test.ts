@@ -304,7 +304,7 @@ test("settings that need each other, and origins that are none, are refused by n
 
 test("without settings the defaults hold, and other variables are not read", () => {
   const config = readConfig({ PORT: "1", HOST: "x", stepd_port: "2" });
-  const { workers, arenaMib, ...rest } = config;
+  const { workers, arenaMib, maxJsonMib, ...rest } = config;
   assert.deepEqual(rest, {
     host: "127.0.0.1",
     port: 8080,
@@ -317,7 +317,6 @@ test("without settings the defaults hold, and other variables are not read", () 
     minBodyRate: 4096,
     maxConnections: 1024,
     maxInFlight: 256,
-    maxJsonMib: 64,
     tokensFile: "",
     tlsCertFile: "",
     tlsKeyFile: "",
@@ -328,6 +327,7 @@ test("without settings the defaults hold, and other variables are not read", () 
   });
   assert.equal(workers, Math.min(os.availableParallelism(), 256));
   assert.ok(Number.isInteger(arenaMib) && arenaMib >= 1 && arenaMib <= 4096);
+  assert.ok(Number.isInteger(maxJsonMib) && maxJsonMib >= 1 && maxJsonMib <= 64);
 });
 
 test("the configuration is frozen", () => {

@@ -2,11 +2,10 @@
 import type { ServerOptions } from "node:https";
 import type { Rpc } from "../rpc/rpc.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
+import type { TextBudget } from "./text.ts";
 
 /** Named limits of the transport. */
 export interface Limits {
-  /** The largest JSON body, in bytes: it passes through a string of at most 512 MiB. */
-  readonly maxJsonBytes: number;
   /** The largest compressed body, in bytes, before and after inflation. */
   readonly maxCompressedBytes: number;
   readonly maxInflatedBytes: number;
@@ -45,6 +44,8 @@ export interface Callers {
 
 export interface Service {
   readonly admission: Admission;
+  /** Memory for JSON, in bytes of the bodies of calls that read or write it. */
+  readonly text: TextBudget;
   readonly rpc: Rpc;
   readonly engine: Parameters<Rpc["call"]>[2]["engine"];
   readonly telemetry: Telemetry;

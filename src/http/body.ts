@@ -6,6 +6,7 @@ import type { Request, Response } from "express";
 import { StepdError } from "../errors/errors.ts";
 import type { Admission, BodyLease, Limits } from "./_types.ts";
 import type { MediaType } from "./negotiate.ts";
+import type { TextShare } from "./text.ts";
 
 /** The first room for a body that does not say its length; it doubles as the body grows. */
 const FIRST_ROOM = 65536;
@@ -35,8 +36,8 @@ const inflaters = {
 };
 
 /**
- * Receives the whole body. The caller owns the lease; on any failure it has been given back. `hold` is told of the body's bytes:
- * all of them once they are admitted, or as they come where the body does not say its length.
+ * Receives the whole body. The caller owns the lease; on any failure it has been given back. `text` is what a call with
+ * JSON takes of the memory for it. `hold` is told of the body's bytes: all of them once they are admitted, or as they come where the body does not say its length.
  */
 export const receive = async (
   req: Request,
@@ -44,6 +45,7 @@ export const receive = async (
   type: MediaType,
   admission: Admission,
   limits: Limits,
+  text: TextShare | undefined,
   hold: (bytes: number) => void,
 ): Promise<Body> => {
   const encoding = (req.headers["content-encoding"] ?? "identity").toLowerCase();
@@ -51,12 +53,12 @@ export const receive = async (
   if (isCompressed && (type.format !== "json" || !Object.hasOwn(inflaters, encoding))) {
     throw StepdError.mismatch("UNSUPPORTED_MEDIA_TYPE", "Content-Encoding", "identity, or gzip or zstd with JSON", encoding);
   }
-  const limit = isCompressed ? limits.maxCompressedBytes : type.format === "json" ? limits.maxJsonBytes : Number.POSITIVE_INFINITY;
   const header = req.headers["content-length"];
   const length = header === undefined ? undefined : Number(header);
   const requireWithin = (bytes: number): void => {
-    if (bytes > limit)
-      throw StepdError.mismatch("PAYLOAD_TOO_LARGE", "Content-Length", `at most ${limit} bytes of ${isCompressed ? encoding : "JSON"}`, `${bytes}`);
+    if (isCompressed && bytes > limits.maxCompressedBytes)
+      throw StepdError.mismatch("PAYLOAD_TOO_LARGE", "Content-Length", `at most ${limits.maxCompressedBytes} bytes of ${encoding}`, `${bytes}`);
+    text?.growTo(bytes);
   };
   requireWithin(length ?? 0);
   const lease = admission.lease(length ?? FIRST_ROOM);
@@ -70,7 +72,9 @@ export const receive = async (
     });
     requireDigest(req.headers["content-digest"], bytes);
     if (!isCompressed) return { lease, bytes };
-    return { lease, bytes: await inflate(bytes, encoding as keyof typeof inflaters, limits) };
+    const inflated = await inflate(bytes, encoding as keyof typeof inflaters, limits);
+    text?.growTo(inflated.length);
+    return { lease, bytes: inflated };
   } catch (error) {
     lease[Symbol.dispose]();
     throw error;

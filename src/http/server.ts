@@ -14,6 +14,7 @@ import { bodyType, type MediaType, replyType } from "./negotiate.ts";
 import { decode, encode, errorHeaders, problem, type Reply, retryHeader, send } from "./reply.ts";
 
 export type { Admission, Limits, Service } from "./_types.ts";
+export { TextBudget } from "./text.ts";
 export { renewTls, type TlsFiles, tlsOptions } from "./tls.ts";
 export { Tokens } from "./tokens.ts";
 
@@ -302,8 +303,9 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     call.caller = service.callers?.callerOf(req.headers.authorization);
     if (service.isDraining()) throw new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });
     requirePlace(service);
+    using text = [own.format, type.format].includes("json") ? service.text.open() : undefined;
     const received = kind.hasBody
-      ? await receive(req, res, own, service.admission, service.limits, (bytes) => flight.hold(bytes))
+      ? await receive(req, res, own, service.admission, service.limits, text, (bytes) => flight.hold(bytes))
       : { lease: service.admission.lease(0), bytes: Buffer.alloc(0) };
     using lease = received.lease;
     telemetry.phase("receive", seconds(call.start));

@@ -1,6 +1,7 @@
 /** Admission by bytes before a body is read. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { gzipSync } from "node:zlib";
 import { MSGPACK, TestService, unpack } from "../support/service.ts";
 import { readTensors } from "../support/tensors.ts";
 import { RawClient, sgdBody, sgdParams, until, untilEmpty } from "./_client.ts";
@@ -94,7 +95,37 @@ test("a JSON body over its own limit gets 413, however large the arena is", asyn
   client.head("/v1/step", { "Content-Type": "application/json", "Content-Length": 101 * MIB, Expect: "100-continue" });
   const reply = await client.reply();
   assert.equal(reply?.status, 413);
-  assert.match(reply.body.toString(), /104857600 bytes of JSON/);
+  assert.match(reply.body.toString(), /at most 104857600 bytes of JSON/);
+});
+
+test("JSON has a limit of its own for all calls at once, also for replies; MessagePack goes on beside it", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "2" });
+  using held = await RawClient.connect(service);
+  held.head("/v1/step", { "Content-Type": "application/json", "Content-Length": 2 * MIB - 4096, Expect: "100-continue" });
+  assert.equal((await held.reply())?.status, 100);
+  const json = JSON.stringify({ optimizer: { name: "sgd" }, params: { w: { shape: [1], values: [1] } }, grads: {} });
+  const post = (body: string, headers: Readonly<Record<string, string>> = {}) => service.post("/v1/step", body, "application/json", headers);
+  assert.equal((await post(json)).status, 200, "what is left is for small ones");
+  const large = json.replace("[1]}", `[1]}${" ".repeat(8192)}`);
+  const refused = await post(large);
+  assert.deepEqual([refused.status, ((await refused.json()) as { name: string }).name], [429, "OVERLOADED"]);
+  assert.match(refused.headers.get("retry-after") ?? "", /^[1-9]\d*$/);
+  // As it grows, without a length, and after inflation.
+  using chunked = await RawClient.connect(service);
+  chunked.head("/v1/step", { "Content-Type": "application/json", "Transfer-Encoding": "chunked" });
+  chunked.chunk(Buffer.from(large));
+  assert.equal((await chunked.reply())?.status, 429);
+  chunked.socket.destroy();
+  const body = sgdBody(300_000, 2);
+  assert.equal((await service.post("/v1/step", body, MSGPACK)).status, 200);
+  const asJson = await service.post("/v1/step", body, MSGPACK, { Accept: "application/json" });
+  assert.equal(asJson.status, 413, "base64 of a reply is text as well");
+  held.socket.destroy();
+  await untilEmpty(service);
+  assert.equal((await post(large)).status, 200);
+  const packed = gzipSync(json.replace("[1]}", `[1]}${" ".repeat(3 * MIB)}`));
+  assert.equal((await service.post("/v1/step", packed, "application/json", { "Content-Encoding": "gzip" })).status, 413);
+  await requireWell(service);
 });
 
 test("a call without a body is answered while the arena is full", async () => {

@@ -3,8 +3,8 @@ import { execFile } from "node:child_process";
 import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
 import { promisify } from "node:util";
+import { debianProgram, findProgram } from "../support/debian.ts";
 import { root } from "../support/tree.ts";
-import { findCommand, install } from "./_debian.ts";
 import type { Engine } from "./_engine.ts";
 
 const run = promisify(execFile);
@@ -29,14 +29,14 @@ const npmSettings = async (): Promise<Readonly<Record<string, string>>> => {
 /** What Debian's packages, this process's node and this machine's npm give in place of the official image. */
 const makeOfficial = async (engine: Engine, context: string): Promise<readonly string[]> => {
   if (process.versions.node.split(".")[0] !== NODE) throw new Error(`expected node ${NODE} to run the suite, found ${process.version}`);
-  await install({ mmdebstrap: "mmdebstrap" }).catch((error: Error) => {
+  await debianProgram("mmdebstrap").catch((error: Error) => {
     throw new Error(`${OFFICIAL} is not on this engine (docker pull ${OFFICIAL}), and to make it: ${error.message}`);
   });
   const archive = join(engine.folder, "debian.tar");
   await run("mmdebstrap", ["--quiet", "--variant=essential", "--include=libstdc++6", DEBIAN, archive], { env: { ...process.env, TMPDIR: engine.folder } });
   const debian = await engine.docker("import", "--change", `LABEL ${engine.label}`, archive);
   copyFileSync(process.execPath, join(context, "node"));
-  const npm = realpathSync(process.env["npm_execpath"] ?? findCommand("npm") ?? "npm");
+  const npm = realpathSync(process.env["npm_execpath"] ?? findProgram("npm") ?? "npm");
   cpSync(dirname(dirname(npm)), join(context, "npm"), { recursive: true });
   return [
     `FROM ${debian}`,

@@ -9,7 +9,7 @@ import { mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { install } from "./_debian.ts";
+import { debianProgram } from "../support/debian.ts";
 
 const execute = promisify(execFile);
 
@@ -40,7 +40,7 @@ const isAnswering = async (): Promise<boolean> => {
  * bridges, firewall and forwarding alone. The network that the suite makes, with ports published on loopback, needs none of these.
  */
 const startEngine = async (): Promise<void> => {
-  await install({ dockerd: "docker.io" });
+  await debianProgram("dockerd", "docker.io");
   host = `unix://${socket}`;
   const log = join(folder, "log");
   const output = openSync(log, "w");

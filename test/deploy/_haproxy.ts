@@ -4,8 +4,8 @@ import { once } from "node:events";
 import net from "node:net";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
+import { debianProgram } from "../support/debian.ts";
 import { root } from "../support/tree.ts";
-import { debianProgram } from "./_debian.ts";
 
 export const configuration = join(root, "deploy/haproxy/haproxy.cfg");
 
@@ -42,7 +42,7 @@ export class Haproxy implements AsyncDisposable {
   static async start(replicas: readonly string[]): Promise<Haproxy> {
     const [bind, admin] = (await freePorts(2)).map((port) => `127.0.0.1:${port}`) as [string, string];
     const hosts = replicas.map((url, index) => [`STEPD_${index + 1}`, new URL(url).host] as const);
-    const child = spawn(debianProgram("haproxy"), ["-db", "-f", configuration], {
+    const child = spawn(await debianProgram("haproxy"), ["-db", "-f", configuration], {
       env: { STEPD_BIND: bind, STEPD_BIND_ADMIN: admin, ...Object.fromEntries(hosts) },
       stdio: ["ignore", "pipe", "pipe"],
     });

@@ -6,8 +6,8 @@ import { join } from "node:path";
 import { before, test } from "node:test";
 import { promisify } from "node:util";
 import { readConfig } from "../../src/config.ts";
+import { debianProgram } from "../support/debian.ts";
 import { root } from "../support/tree.ts";
-import { debianProgram } from "./_debian.ts";
 import { configuration } from "./_haproxy.ts";
 import { goProgram } from "./_tools.ts";
 
@@ -96,14 +96,14 @@ test("the replicas' settings are settings, and fit their memory and the time tha
   }
 });
 
-test("HAProxy takes its settings, leads to the replicas, and notices a drain within the grace", () => {
+test("HAProxy takes its settings, leads to the replicas, and notices a drain within the grace", async () => {
   const { STEPD_1, STEPD_2, STEPD_3 } = settings("haproxy");
   assert.deepEqual(
     [STEPD_1, STEPD_2, STEPD_3],
     REPLICAS.map((name) => `${name}:8080`),
   );
   for (const name of REPLICAS) assert.ok("calls" in service(name).networks);
-  const checked = spawnSync(debianProgram("haproxy"), ["-c", "-f", configuration], { env: { ...settings("haproxy") }, encoding: "utf8" });
+  const checked = spawnSync(await debianProgram("haproxy"), ["-c", "-f", configuration], { env: { ...settings("haproxy") }, encoding: "utf8" });
   assert.equal(checked.status, 0, checked.stderr);
   // The names are those of containers, which are not here.
   assert.deepEqual(checked.stderr.match(/^\[WARNING\].*(?<!could not resolve address '.*', disabling server\.)$/gm), null);

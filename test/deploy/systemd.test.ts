@@ -10,9 +10,9 @@ import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
 import { readConfig } from "../../src/config.ts";
 import { sgdBody } from "../http/_client.ts";
+import { debianPrograms } from "../support/debian.ts";
 import { MSGPACK } from "../support/service.ts";
 import { root } from "../support/tree.ts";
-import { debianProgram } from "./_debian.ts";
 
 /** Of 100, as systemd-analyze security counts the points of a service that is open to everything. */
 const MAX_EXPOSURE = 15;
@@ -25,7 +25,17 @@ after(() => rmSync(scratch, { recursive: true }));
 const unit = join(scratch, "stepd.service");
 before(() => writeFileSync(unit, text.replaceAll("/opt/stepd", root)));
 
-const analyze = (...values: readonly string[]) => spawnSync(debianProgram("systemd-analyze", "systemd"), ["--no-pager", ...values], { encoding: "utf8" });
+const {
+  "systemd-analyze": analyzer,
+  "systemd-sysusers": sysusers,
+  strace,
+} = await debianPrograms({
+  "systemd-analyze": "systemd",
+  "systemd-sysusers": "systemd",
+  strace: "strace",
+});
+
+const analyze = (...values: readonly string[]) => spawnSync(analyzer, ["--no-pager", ...values], { encoding: "utf8" });
 
 const valuesOf = (key: string): readonly string[] => [...text.matchAll(new RegExp(`^${key}=(.*)$`, "gm"))].map(([, value = ""]) => value);
 const environment = Object.fromEntries(valuesOf("Environment").map((entry) => entry.split("=") as [string, string]));
@@ -47,7 +57,6 @@ test("the unit is open to little", () => {
 });
 
 test("the group of callers is one that systemd can make", () => {
-  const sysusers = debianProgram("systemd-sysusers", "systemd");
   const folder = mkdtempSync(join(scratch, "root-"));
   mkdirSync(join(folder, "etc"));
   const file = join(root, "deploy/systemd/sysusers.conf");
@@ -79,7 +88,7 @@ test("the service does its work with the system calls that the unit allows, on a
   const socket = join(scratch, "stepd.sock");
   const [program = "", ...values] = (valuesOf("ExecStart")[0] ?? "").replaceAll("/opt/stepd", root).split(" ");
   const shell = `umask ${valuesOf("UMask")[0]} && exec "$@"`;
-  const child = spawn("bash", ["-c", shell, "bash", debianProgram("strace"), "-f", "-qq", "-c", "-S", "name", "-U", "name", "-o", trace, program, ...values], {
+  const child = spawn("bash", ["-c", shell, "bash", strace, "-f", "-qq", "-c", "-S", "name", "-U", "name", "-o", trace, program, ...values], {
     env: { ...environment, PATH: process.env["PATH"], STEPD_SOCKET: socket, STEPD_ADMIN_PORT: "0", STEPD_ARENA_MIB: "64", STEPD_LOG_LEVEL: "warn" },
     stdio: ["ignore", "pipe", "inherit"],
     detached: true,

@@ -11,29 +11,14 @@ import os from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
+import { updateLists } from "../support/debian.ts";
 import { root } from "../support/tree.ts";
 
 const run = promisify(execFile);
 
-const UPDATE_TRIES = 10;
-const UPDATE_PAUSE_MS = 3000;
-
 const home = join(root, "build/prometheus");
 
 export const deployed = join(root, "deploy/prometheus");
-
-/** A bare machine has no package lists. Another test file may be fetching them, and apt-get does not wait for its lock on them. */
-const updateLists = async (): Promise<void> => {
-  for (let tries = 1; ; tries++) {
-    try {
-      await run("apt-get", ["-qq", "update"]);
-      return;
-    } catch (error) {
-      if (tries === UPDATE_TRIES) throw error;
-      await delay(UPDATE_PAUSE_MS);
-    }
-  }
-};
 
 /** The folder with prometheus and promtool: unpacked at first use. Two test files may do so at once; the first to finish names it. */
 const unpack = async (): Promise<string> => {

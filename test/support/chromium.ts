@@ -1,14 +1,9 @@
 /** A headless Chromium for tests: Debian's, which is installed where it is missing, driven by playwright-core. */
-import { execFile, spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
-import { promisify } from "node:util";
 import { type BrowserContext, chromium, type Page } from "playwright-core";
-
-const run = promisify(execFile);
-
-const INSTALLED = "/usr/bin/chromium";
+import { debianProgram } from "./debian.ts";
 
 /** Without the network flags it asks for updates and the like, which a closed network refuses many times over. */
 const FLAGS = [
@@ -22,18 +17,7 @@ const FLAGS = [
 ];
 
 /** The browser's path: CHROMIUM, or Debian's package. */
-const findChromium = async (): Promise<string> => {
-  const given = process.env["CHROMIUM"];
-  if (given !== undefined) return given;
-  if (existsSync(INSTALLED)) return INSTALLED;
-  if (process.getuid?.() !== 0 || spawnSync("apt-get", ["--version"]).status !== 0)
-    throw new Error(`there is no ${INSTALLED}; install the package chromium, or name a Chromium by CHROMIUM`);
-  const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
-  const wait = ["-o", "DPkg::Lock::Timeout=300"];
-  await run("apt-get", ["update", "-qq", ...wait], { env });
-  await run("apt-get", ["install", "-y", "-qq", "--no-install-recommends", ...wait, "chromium"], { env, maxBuffer: 2 ** 26 });
-  return INSTALLED;
-};
+const findChromium = async (): Promise<string> => process.env["CHROMIUM"] ?? debianProgram("chromium");
 
 export class TestBrowser implements AsyncDisposable {
   readonly #context: BrowserContext;

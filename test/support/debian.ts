@@ -1,0 +1,56 @@
+/** Programs of Debian packages for tests: installed where they are missing and this user may. */
+import { execFile } from "node:child_process";
+import { existsSync } from "node:fs";
+import { delimiter, join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { promisify } from "node:util";
+
+const run = promisify(execFile);
+
+const FOLDERS = [...(process.env["PATH"] ?? "").split(delimiter), "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+const UPDATE_TRIES = 20;
+const UPDATE_PAUSE_MS = 3000;
+
+/** The file that a program's name stands for, also where services have theirs. */
+export const findProgram = (name: string): string | undefined => FOLDERS.map((folder) => join(folder, name)).find((path) => existsSync(path));
+
+/** Runs apt-get. It waits for another test file that is installing too. */
+const apt = (...values: readonly string[]) =>
+  run("apt-get", ["-qq", "-o", "DPkg::Lock::Timeout=300", ...values], { env: { ...process.env, DEBIAN_FRONTEND: "noninteractive" }, maxBuffer: 2 ** 26 });
+
+/** A bare machine has no package lists. apt-get does not wait for its lock on them. */
+export const updateLists = async (): Promise<void> => {
+  for (let tries = 1; ; tries++) {
+    try {
+      await apt("update");
+      return;
+    } catch (error) {
+      if (tries === UPDATE_TRIES) throw error;
+      await delay(UPDATE_PAUSE_MS);
+    }
+  }
+};
+
+/** The paths of programs, given with the package of each; the packages of those that are missing are installed at once. */
+export const debianPrograms = async <Name extends string>(packages: Readonly<Record<Name, string>>): Promise<Readonly<Record<Name, string>>> => {
+  const names = Object.keys(packages) as Name[];
+  const missing = names.filter((name) => findProgram(name) === undefined);
+  if (missing.length > 0) {
+    const wanted = missing.map((name) => packages[name]);
+    if (!existsSync("/etc/debian_version") || process.getuid?.() !== 0)
+      throw new Error(`expected ${missing.join(", ")} on this machine, or root on Debian to install ${wanted.join(", ")}; found neither`);
+    await updateLists();
+    await apt("install", "--yes", "--no-install-recommends", ...wanted);
+  }
+  const paths = names.map((name) => {
+    const path = findProgram(name);
+    if (!path) throw new Error(`the package ${packages[name]} brought no ${name}`);
+    return [name, path] as const;
+  });
+  return Object.fromEntries(paths) as Record<Name, string>;
+};
+
+/** The path of one program. */
+export const debianProgram = async (name: string, packageName: string = name): Promise<string> =>
+  (await debianPrograms({ [name]: packageName }))[name] as string;

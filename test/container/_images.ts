@@ -53,14 +53,16 @@ const buildBase = async (engine: Engine): Promise<string> => {
   mkdirSync(context);
   const isThere = await engine.docker("images", "--quiet", OFFICIAL);
   const lines = [...(isThere ? [`FROM ${OFFICIAL}`] : await makeOfficial(engine, context))];
-  const { registry, cafile = "", userconfig = "", globalconfig = "" } = await npmSettings();
+  const { registry, userconfig = "", globalconfig = "", ...settings } = await npmSettings();
+  // npm's own setting, or what node adds to the authorities that it knows.
+  const cafile = existsSync(settings["cafile"] ?? "") ? settings["cafile"] : process.env["NODE_EXTRA_CA_CERTS"];
   lines.push(`ENV npm_config_registry=${registry}`);
   for (const [name, source, target] of [
     ["user", userconfig, "/root/.npmrc"],
     ["global", globalconfig, "/usr/local/etc/npmrc"],
     ["authorities", cafile, "/etc/npm-authorities.pem"],
   ] as const) {
-    if (!existsSync(source)) continue;
+    if (source === undefined || !existsSync(source)) continue;
     copyFileSync(source, join(context, name));
     lines.push(`COPY ${name} ${target}`);
     if (source === cafile) lines.push(`ENV npm_config_cafile=${target}`);

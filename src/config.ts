@@ -130,7 +130,7 @@ export const settings = {
   },
   requestTimeoutMs: {
     name: "STEPD_REQUEST_TIMEOUT_MS",
-    help: "time for a whole request to come in, in ms",
+    help: "time for a whole request to come in, and for its reply to go out, in ms",
     initial: "300000",
     parse: wholeNumber(1, MAX_TIMEOUT_MS),
   },

@@ -45,6 +45,7 @@ export class Service implements AsyncDisposable {
   readonly #server: Server;
   readonly #admin: Server | undefined;
   readonly #config: Config;
+  readonly #sockets = new Map<Server, ReadonlySet<net.Socket>>();
   /** Files that are looked at for changes. */
   readonly #watches = new DisposableStack();
   /** "leaving" is not ready and serves still: balancers notice before anything is refused. */
@@ -90,6 +91,7 @@ export class Service implements AsyncDisposable {
     telemetry.observe({ arena, pool, isReady: http.isReady });
     this.#server = createHttpServer(http);
     if (http.hasAdmin) this.#admin = createAdminServer(http);
+    for (const server of [this.#server, this.#admin]) if (server) this.#sockets.set(server, socketsOf(server));
     if (tls) {
       const onReload = (error: Error | undefined): void => telemetry.reloaded("STEPD_TLS_CERT_FILE", error, {});
       this.#watches.use(renewTls(this.#server as unknown as TlsServer, tls, onReload));
@@ -157,22 +159,34 @@ export class Service implements AsyncDisposable {
     this.#state = "draining";
     this.#watches.dispose();
     const servers = [this.#server, this.#admin].filter((server) => server !== undefined);
-    await Promise.all(servers.map((server) => closeServer(server, deadline)));
+    await Promise.all(servers.map((server) => closeServer(server, this.#sockets.get(server) ?? new Set(), deadline)));
     await this.pool[Symbol.asyncDispose]();
   }
 }
 
+/** The open connections of a server; node's own list lacks those that are still in a TLS handshake. */
+const socketsOf = (server: Server): ReadonlySet<net.Socket> => {
+  const sockets = new Set<net.Socket>();
+  server.on("connection", (socket: net.Socket) => {
+    sockets.add(socket);
+    socket.once("close", () => sockets.delete(socket));
+  });
+  return sockets;
+};
+
 /** Takes no more connections, waits for the requests on the open ones until the deadline, and cuts what is left. */
-const closeServer = async (server: Server, deadline: number): Promise<void> => {
+const closeServer = async (server: Server, sockets: ReadonlySet<net.Socket>, deadline: number): Promise<void> => {
   let isClosed = false;
   const closed = new Promise<void>((resolve) => server.close(() => resolve())).then(() => {
     isClosed = true;
   });
   while (!isClosed && performance.now() < deadline) {
     server.closeIdleConnections();
+    // Of a connection that nothing ever came from node does not say that it is idle.
+    for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
     await Promise.race([closed, sleep(DRAIN_POLL_MS)]);
   }
-  server.closeAllConnections();
+  for (const socket of sockets) socket.destroy();
   await closed;
 };
 

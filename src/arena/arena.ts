@@ -92,8 +92,7 @@ export class Arena {
     const size = roundUp(Math.max(bytes, 1));
     const index = this.#free.findIndex(({ start, end }) => end - start >= size);
     const hole = this.#free[index];
-    // A call that is alone may have everything.
-    const isGreedy = held === 0 && size > SMALL_BYTES && this.#used > 0 && this.#used + size > this.capacity - this.#keptFree;
+    const isGreedy = held === 0 && size > SMALL_BYTES && size > this.#roomFor(0);
     if (!hole || isGreedy) throw this.#refusal(bytes, size, held);
     const block = { start: hole.start, end: hole.start + size };
     hole.start = block.end;
@@ -105,15 +104,22 @@ export class Arena {
 
   /** Lengthens a block in place to `most` bytes or to what is free behind it. Does nothing where that is less than `least`. */
   extend(block: Block, least: number, most: number): void {
+    const room = this.#roomFor(sizeOf(block));
+    if (least - sizeOf(block) > room) return;
     const index = this.#free.findIndex(({ start }) => start === block.end);
     const hole = this.#free[index];
     if (!hole || hole.end - block.start < least) return;
-    const end = Math.min(Math.max(block.start + roundUp(most), block.end), hole.end);
+    const end = Math.min(Math.max(block.start + roundUp(Math.min(most, sizeOf(block) + room)), block.end), hole.end);
     this.#used += end - block.end;
     this.#highWater = Math.max(this.#highWater, this.#used);
     block.end = end;
     hole.start = end;
     if (hole.start === hole.end) this.#free.splice(index, 1);
+  }
+
+  /** Bytes that a call which holds `own` may take in its large blocks: everything, where the others hold no more than the part that is kept free, else up to that part. */
+  #roomFor(own: number): number {
+    return this.#used - own <= this.#keptFree ? this.capacity : this.capacity - this.#keptFree - this.#used;
   }
 
   /** Puts a block back and joins it with its free neighbours. */
@@ -174,6 +180,7 @@ export class Lease implements Disposable {
 
   /** The address of `bytes` more bytes, which still hold what their last user left. */
   alloc(bytes: number): number {
+    if (this.#isReleased) throw new Error("this lease has been released");
     const block = this.arena.take(bytes, this.#held);
     this.#blocks.push(block);
     return block.start;
@@ -227,7 +234,8 @@ export class Lease implements Disposable {
   release(): void {
     if (this.#isReleased) return;
     this.#isReleased = true;
-    for (const block of this.#blocks) this.arena.give(block);
+    // Without its blocks nothing can be given back a second time, whoever still has the lease.
+    for (const block of this.#blocks.splice(0)) this.arena.give(block);
     this.#onRelease();
   }
 

@@ -1,8 +1,8 @@
 /** Safetensors files on disk: the header and the scalars without the rest, chunks of a tensor, and a way to write that leaves no half file. */
-import { closeSync, fstatSync, fsyncSync, lstatSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import { closeSync, constants, fstatSync, fsyncSync, lstatSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { bytesOf } from "../codec/dtype.ts";
-import { readSafetensors, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
+import { MAX_HEADER_BYTES, readSafetensors, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
 import { StepdError } from "../errors/errors.ts";
 import { CommandError, UsageError } from "./_command.ts";
 
@@ -18,7 +18,7 @@ export class TensorFile implements Disposable {
   constructor(path: string) {
     this.path = path;
     try {
-      this.#fd = openSync(path, "r");
+      this.#fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     } catch (error) {
       throw new CommandError(`${path}: expected a file that can be read, found ${reasonOf(error)}`);
     }
@@ -43,7 +43,8 @@ export class TensorFile implements Disposable {
     this.#fill(file, 0, LENGTH_BYTES);
     if (this.size >= LENGTH_BYTES) {
       const header = file.readBigUInt64LE(0);
-      if (header <= this.size - LENGTH_BYTES) this.#fill(file, LENGTH_BYTES, LENGTH_BYTES + Number(header));
+      // A header that is too long for the reader is refused by it from the length alone.
+      if (header <= Math.min(this.size - LENGTH_BYTES, MAX_HEADER_BYTES)) this.#fill(file, LENGTH_BYTES, LENGTH_BYTES + Number(header));
     }
     const content = readSafetensors(file, this.path, "TENSORS_CORRUPT");
     for (const [start, end] of joined(content.tensors.filter(({ shape }) => shape.length === 0))) this.#fill(file, start, end);

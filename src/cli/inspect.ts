@@ -5,7 +5,7 @@ import { STATE_FORMAT } from "../engine/engine.ts";
 import type { InspectResult } from "../generated/wire.gen.ts";
 import { defineCommand } from "./_command.ts";
 import { literal, renamed, TensorFile } from "./_file.ts";
-import { bytesText, counted, countText, numberText, Progress, table } from "./terminal.ts";
+import { bytesText, counted, countText, numberText, Progress, printable, table } from "./terminal.ts";
 
 interface Stats {
   /** Of the values that are finite; null where there are none. */
@@ -48,7 +48,7 @@ export const inspect = defineCommand({
     if (json) console.log(JSON.stringify({ format: "safetensors", metadata, bytes: file.size, elements, tensors: Object.fromEntries(reports) }, null, 2));
     else {
       console.log(`${path}: ${counted(reports.size, "tensor")}, ${counted(elements, "element")}, ${bytesText(file.size)}`);
-      for (const [key, value] of content.metadata) console.log(`${key}: ${value}`);
+      for (const [key, value] of content.metadata) console.log(`${printable(key)}: ${printable(value)}`);
       const rows = [...reports].map(([name, report]) => [name, ...cells(report, stats)]);
       console.log(`\n${table(["tensor", ...heads(stats)], rows)}`);
     }

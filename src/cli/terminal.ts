@@ -5,8 +5,13 @@ import { Presets, SingleBar } from "cli-progress";
 /** Bold on a terminal; NO_COLOR and pipes get the text as it is. */
 export const heading = (text: string): string => styleText("bold", text, { stream: process.stdout });
 
+/** Text from a file or a server, with what would steer the terminal made visible. */
+export const printable = (text: string): string =>
+  text.replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 /** A table of text: first column to the left, the others to the right. */
-export const table = (head: readonly string[], rows: readonly (readonly string[])[], leftColumns = 1): string => {
+export const table = (head: readonly string[], given: readonly (readonly string[])[], leftColumns = 1): string => {
+  const rows = given.map((row) => row.map(printable));
   const widths = head.map((cell, column) => Math.max(cell.length, ...rows.map((row) => (row[column] ?? "").length)));
   const line = (cells: readonly string[]): string =>
     cells

@@ -13,8 +13,8 @@ const COLON = 0x3a;
 const BACKSLASH = 0x5c;
 const WHITESPACE: readonly (number | undefined)[] = [0x20, 0x09, 0x0a, 0x0d];
 
-/** What JSON.parse lets pass: keys that stand twice in an object, `__proto__`, and what exhausts the stack or the memory. Undefined if nothing. */
-const weakness = (bytes: Buffer): string | undefined => {
+/** What JSON.parse lets pass: keys that stand twice in an object, `__proto__`, and what exhausts the stack or the memory; else how many values there are. */
+const weakness = (bytes: Buffer): string | number => {
   const open: (Set<string> | undefined)[] = [];
   let values = 1;
   for (let at = 0; at < bytes.length; at++) {
@@ -36,7 +36,7 @@ const weakness = (bytes: Buffer): string | undefined => {
         break;
       case QUOTE: {
         const end = closingQuote(bytes, at + 1);
-        if (end < 0) return undefined; // JSON.parse says so.
+        if (end < 0) return values; // JSON.parse says so.
         const keys = open.at(-1);
         if (keys && isKey(bytes, end + 1)) {
           const key = textOf(bytes, at, end);
@@ -51,7 +51,7 @@ const weakness = (bytes: Buffer): string | undefined => {
     if (open.length > MAX_DEPTH) return `nesting deeper than ${MAX_DEPTH}`;
     if (values > MAX_VALUES) return `more than ${MAX_VALUES} values`;
   }
-  return undefined;
+  return values;
 };
 
 /** Keys become names of tensors, which other languages must be able to read. */
@@ -88,8 +88,8 @@ const textOf = (bytes: Buffer, start: number, end: number): string => {
 
 const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** The value of a JSON text in UTF-8. Throws an Error that says what is wrong. */
-export const parseStrictJson = (bytes: Buffer): unknown => {
+/** The value of a JSON text in UTF-8. `onValues` is told how many values it has before they are made. Throws an Error that says what is wrong. */
+export const parseStrictJson = (bytes: Buffer, onValues: (count: number) => void = () => {}): unknown => {
   let text: string;
   try {
     text = decoder.decode(bytes);
@@ -97,6 +97,7 @@ export const parseStrictJson = (bytes: Buffer): unknown => {
     throw new Error("it is not UTF-8");
   }
   const found = weakness(bytes);
-  if (found) throw new Error(found);
+  if (typeof found === "string") throw new Error(found);
+  onValues(found);
   return JSON.parse(text);
 };

@@ -4,11 +4,12 @@ import { StepdError } from "../errors/errors.ts";
 import { parseStrictJson } from "./_text.ts";
 import { Parts } from "./parts.ts";
 
-/** The value of a body. Throws PARSE_ERROR. */
-export const decodeJson = (bytes: Buffer): unknown => {
+/** The value of a body; `onValues` is told how many values it has before they are made. Throws PARSE_ERROR, and what `onValues` throws. */
+export const decodeJson = (bytes: Buffer, onValues?: (count: number) => void): unknown => {
   try {
-    return parseStrictJson(bytes);
+    return parseStrictJson(bytes, onValues);
   } catch (error) {
+    if (error instanceof StepdError) throw error;
     throw new StepdError("PARSE_ERROR", `The body is not valid JSON: ${(error as Error).message}`, { expected: "one JSON value in UTF-8" });
   }
 };

@@ -22,10 +22,12 @@ const packr = new Packr({ useRecords: false, variableMapSize: true });
 const malformed = (at: number, problem: string): StepdError =>
   new StepdError("PARSE_ERROR", `The body is not valid MessagePack: ${problem} at byte ${at}`, { expected: "one MessagePack value", found: problem });
 
-/** The value of a body. Throws PARSE_ERROR. */
-export const decodeMsgpack = (bytes: Buffer): unknown => {
-  const end = new Walk(bytes).value(0, 0);
+/** The value of a body; `onValues` is told how many values it has before they are made. Throws PARSE_ERROR. */
+export const decodeMsgpack = (bytes: Buffer, onValues: (count: number) => void = () => {}): unknown => {
+  const walk = new Walk(bytes);
+  const end = walk.value(0, 0);
   if (end !== bytes.length) throw malformed(end, `${bytes.length - end} bytes after the value`);
+  onValues(walk.values);
   return unpackr.unpack(bytes);
 };
 
@@ -37,6 +39,11 @@ class Walk {
 
   constructor(bytes: Buffer) {
     this.#bytes = bytes;
+  }
+
+  /** How many values it has passed. */
+  get values(): number {
+    return this.#values;
   }
 
   /** Passes over one value and returns where it ends. */

@@ -9,7 +9,7 @@ import { bytesOf, elementsOf, rankOf } from "./dtype.ts";
 
 const LENGTH_BYTES = 8;
 /** The limit of the safetensors library. */
-const MAX_HEADER_BYTES = 100_000_000;
+export const MAX_HEADER_BYTES = 100_000_000;
 /** Headers are padded with spaces to a multiple of this, so that the tensors are aligned in a file. */
 const HEADER_ALIGNMENT = 8;
 const MAX_DIMENSIONS = 32;

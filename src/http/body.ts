@@ -94,10 +94,20 @@ const fill = (req: Request, lease: BodyLease, length: number | undefined, minRat
     let received = 0;
     // A body of unknown length moves to larger blocks as it comes.
     let { start } = lease;
-    const fail = (error: unknown): void => {
+    /** From here on the lease is another's. What still comes of a refused body must not touch it. */
+    const stop = (): void => {
       clearTimeout(timer);
-      req.off("data", take);
+      req.off("data", take).off("end", finish);
+    };
+    const fail = (error: unknown): void => {
+      stop();
       reject(error);
+    };
+    const finish = (): void => {
+      stop();
+      // What a body of unknown length did not need is for its own computing, and for others.
+      lease.trim(start, received);
+      resolve(lease.view(start, received));
     };
     const lose = (): void => {
       // A request is closed at its good end as well, where an error with its stack would be 4 % of a small step.
@@ -116,12 +126,7 @@ const fill = (req: Request, lease: BodyLease, length: number | undefined, minRat
       }
     };
     req.on("data", take);
-    req.once("end", () => {
-      clearTimeout(timer);
-      // What a body of unknown length did not need is for its own computing, and for others.
-      lease.trim(start, received);
-      resolve(lease.view(start, received));
-    });
+    req.once("end", finish);
     req.once("error", lose);
     req.once("close", lose);
   });

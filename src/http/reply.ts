@@ -8,7 +8,9 @@ import type { Parts } from "../codec/parts.ts";
 import { errors, type StepdError } from "../errors/errors.ts";
 import type { MediaType } from "./negotiate.ts";
 
-export const decode = (bytes: Buffer, { format }: MediaType): unknown => (format === "json" ? decodeJson(bytes) : decodeMsgpack(bytes));
+/** The value of a body; `onValues` is told how many values it has before they are made. */
+export const decode = (bytes: Buffer, { format }: MediaType, onValues: (count: number) => void): unknown =>
+  format === "json" ? decodeJson(bytes, onValues) : decodeMsgpack(bytes, onValues);
 
 export const encode = (value: unknown, { format }: MediaType): Parts => (format === "json" ? encodeJson(value) : encodeMsgpack(value));
 

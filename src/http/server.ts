@@ -58,6 +58,7 @@ export const createHttpServer = (service: Service): Server => {
   const { limits, tls, telemetry } = service;
   const app = createApp(service);
   const options = {
+    handshakeTimeout: limits.idleTimeoutMs,
     requestTimeout: limits.requestTimeoutMs,
     headersTimeout: Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs),
     keepAliveTimeout: limits.keepAliveTimeoutMs,
@@ -303,9 +304,10 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     call.caller = service.callers?.callerOf(req.headers.authorization);
     if (service.isDraining()) throw new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });
     requirePlace(service);
-    using text = [own.format, type.format].includes("json") ? service.text.open() : undefined;
+    using text = service.text.open();
+    const isText = [own.format, type.format].includes("json");
     const received = kind.hasBody
-      ? await receive(req, res, own, service.admission, service.limits, text, (bytes) => flight.hold(bytes))
+      ? await receive(req, res, own, service.admission, service.limits, isText ? text : undefined, (bytes) => flight.hold(bytes))
       : { lease: service.admission.lease(0), bytes: Buffer.alloc(0) };
     using lease = received.lease;
     telemetry.phase("receive", seconds(call.start));
@@ -313,7 +315,7 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     const body = (): unknown => {
       const start = performance.now();
       try {
-        return decode(received.bytes, own);
+        return decode(received.bytes, own, (values) => text.growToValues(values));
       } finally {
         telemetry.phase("decode", seconds(start));
       }
@@ -321,6 +323,7 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     // Only the caller's silence counts, not the time that its call waits for the workers.
     req.socket.setTimeout(0);
     const reply = await kind.run({ service, req, lease, body, type, id: call.id, observe }).finally(() => req.socket.setTimeout(service.limits.idleTimeoutMs));
+    text.growToReply(reply.body.pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0));
     await deliver(service, res, reply, call);
   } catch (error) {
     await refuse(service, req, res, kind, call, error, type);
@@ -353,12 +356,20 @@ const refuse = async (service: Service, req: Request, res: Response, kind: Kind,
   await deliver(service, res, { ...reply, headers }, call);
 };
 
-/** Sends a call's reply, and counts it if it was sent whole. */
-const deliver = async ({ telemetry }: Service, res: Response, reply: Reply, call: Call): Promise<void> => {
+/** Sends a call's reply, and counts it if it was sent whole. A caller that takes too long to read it is cut off: it holds memory. */
+const deliver = async ({ telemetry, limits }: Service, res: Response, reply: Reply, call: Call): Promise<void> => {
   const start = performance.now();
+  const { socket } = res;
+  let isSlow = false;
+  const timer = setTimeout(() => {
+    isSlow = true;
+    socket?.destroy();
+  }, limits.requestTimeoutMs);
   await send(res, reply);
+  clearTimeout(timer);
   if (!res.writableFinished) {
     call.outcome = "CLIENT_GONE";
+    if (isSlow) telemetry.refused("SLOW_REPLY");
     return;
   }
   telemetry.phase("send", seconds(start));

@@ -7,7 +7,10 @@ import { readFileSync } from "node:fs";
 import { StepdError } from "../errors/errors.ts";
 import { watch } from "./_watch.ts";
 
-const LINE = /^([\w.-]{1,64})\s+([A-Za-z0-9._~+/-]+=*)$/;
+const LINE = /^([\w.-]{1,32})\s+([A-Za-z0-9._~+/-]+=*)$/;
+
+/** A name goes into the log. What looks like a secret is none: the columns are swapped. */
+const LOOKS_SECRET = /^[0-9a-f]{16,}$/i;
 
 /** A shorter token is guessed too easily. */
 const MIN_TOKEN_LENGTH = 16;
@@ -71,11 +74,13 @@ const parseTokens = (text: string): readonly Entry[] => {
     const content = line.trim();
     if (content === "" || content.startsWith("#")) return [];
     const [, name, token] = LINE.exec(content) ?? [];
-    if (name === undefined || token === undefined) {
-      throw new Error(`line ${index + 1}: expected a name of letters, digits and _ . -, a space and a token of letters, digits and - . _ ~ + / =`);
+    if (name === undefined || token === undefined || LOOKS_SECRET.test(name)) {
+      throw new Error(
+        `line ${index + 1}: expected a name of at most 32 letters, digits and _ . - that is no number, a space and a token of letters, digits and - . _ ~ + / =`,
+      );
     }
     if (token.length < MIN_TOKEN_LENGTH) {
-      throw new Error(`line ${index + 1}: expected a token of at least ${MIN_TOKEN_LENGTH} characters, found ${token.length} for ${name}`);
+      throw new Error(`line ${index + 1}: expected a token of at least ${MIN_TOKEN_LENGTH} characters, found ${token.length}`);
     }
     return [{ name, digest: digestOf(token) }];
   });

@@ -22,6 +22,7 @@ const REFUSALS = [
   "UNAUTHENTICATED",
   "CONNECTIONS",
   "SLOW_BODY",
+  "SLOW_REPLY",
 ] as const;
 
 export type Refusal = (typeof REFUSALS)[number];

@@ -292,3 +292,34 @@ test("large calls leave a part free for small ones and for what calls in hand as
   assert.equal(arena.used, 15.5 * MIB + 65536);
   assert.deepEqual([second.start > first.start, small.start > second.start], [true, true]);
 });
+
+test("a block that grows leaves the part free as well, and a small call in hand keeps no large one out", () => {
+  const MIB = 2 ** 20;
+  const arena = new Arena(16, 0, 1 / 16);
+  using small = arena.lease(1000);
+  {
+    using large = arena.lease(15.5 * MIB);
+    assert.ok(large.start > small.start);
+  }
+  using other = arena.lease(2 * MIB);
+  using growing = arena.lease(65536);
+  const { bytes } = growing.grow(growing.start, 0, 4 * MIB, 16 * MIB);
+  assert.ok(bytes >= 4 * MIB && arena.used <= 15 * MIB, `${arena.used} in use`);
+  assert.throws(() => growing.grow(growing.start, 0, 13.5 * MIB, 14 * MIB), { code: "OVERLOADED" });
+  using late = arena.lease(60_000);
+  assert.notEqual(late.start, other.start);
+});
+
+test("a lease that has been released takes and gives nothing any more", () => {
+  const arena = new Arena(1, 0);
+  const lease = arena.lease(100_000);
+  const { start } = lease;
+  lease.release();
+  using other = arena.lease(100_000);
+  assert.equal(other.start, start);
+  lease.trim(start, 1);
+  assert.throws(() => lease.alloc(1), /released/);
+  assert.throws(() => lease.grow(start, 0, 200_000, 200_000));
+  lease.release();
+  assert.equal(arena.used, Math.ceil(100_000 / 64) * 64);
+});

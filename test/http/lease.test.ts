@@ -1,7 +1,7 @@
 /** Leases are given back on every way that a call can end. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { MSGPACK, pack, readReply, TestService, unpack } from "../support/service.ts";
+import { JSON_TYPE, MSGPACK, pack, readReply, TestService, unpack } from "../support/service.ts";
 import { readTensors } from "../support/tensors.ts";
 import { RawClient, sgdBody, sgdParams, until, untilEmpty } from "./_client.ts";
 
@@ -137,6 +137,68 @@ test("errors give back what they hold, at every point where a call can fail", as
   ]) {
     await assert.rejects(service.call("optimizer.step", params));
     await untilEmpty(service);
+  }
+  await requireWell(service);
+});
+
+test("the rest of a refused body that grows does not give its memory back a second time", async () => {
+  await using service = await serve({ STEPD_MAX_JSON_MIB: "1" });
+  using refused = await RawClient.connect(service);
+  refused.head("/v1/step", { "Content-Type": "application/json", "Transfer-Encoding": "chunked" });
+  for (let sent = 0; sent < 1.1 * MIB; sent += 50_000) refused.chunk(Buffer.alloc(50_000, " "));
+  assert.equal((await refused.reply())?.status, 413);
+  // Its memory is another's by now; only then does the body end.
+  using victim = await RawClient.connect(service);
+  const body = sgdBody(MIB / 2, 2);
+  victim.head("/v1/step", { "Content-Length": body.length });
+  victim.send(body.subarray(0, body.length - 10));
+  await until(service, "stepd_arena_used_bytes", (bytes) => bytes >= body.length);
+  refused.chunk(Buffer.alloc(0));
+  await requireWellBeside(service, body.length);
+  victim.send(body.subarray(body.length - 10));
+  const reply = await victim.reply();
+  assert.equal(reply?.status, 200);
+  requireRight(reply.body, MIB / 2, 1);
+  await requireWell(service);
+});
+
+/** A small step is right, and the arena holds what it held before. */
+const requireWellBeside = async (service: TestService, held: number): Promise<void> => {
+  for (let step = 0; step < 5; step++) {
+    const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3000, 5));
+    requireRight(pack({ params }), 3000, 4);
+  }
+  const used = await service.metric("stepd_arena_used_bytes");
+  assert.ok(used >= held && used < held + 65536, `${used} bytes are in use, ${held} held`);
+};
+
+test("a reply that is not read in time is cut off, and its memory given back", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_REQUEST_TIMEOUT_MS: "2000", STEPD_IDLE_TIMEOUT_MS: "60000" });
+  using client = await stall(service);
+  await until(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count === 1);
+  await requireWell(service);
+  client.socket.destroy();
+});
+
+test("replies beside the arena have a limit for all calls at once", async () => {
+  await using service = await serve({ STEPD_MAX_JSON_MIB: "1", STEPD_MAX_IN_FLIGHT: "64" });
+  const evaluate = { jsonrpc: "2.0", id: 1, method: "schedule.evaluate", params: { schedule: { name: "cosine", T_max: 3 }, count: 10_000 } };
+  const status = async (calls: number): Promise<number> =>
+    (await service.post("/rpc", JSON.stringify(Array.from({ length: calls }, () => evaluate)), JSON_TYPE)).status;
+  assert.equal(await status(10), 200);
+  assert.equal(await status(100), 413);
+  await requireWell(service);
+});
+
+test("many small values have a limit for all calls at once, in JSON and in MessagePack", async () => {
+  await using service = await serve({ STEPD_MAX_JSON_MIB: "1" });
+  const call = (count: number) => ({ jsonrpc: "2.0", id: 1, method: "optimizer.list", params: { x: Array.from({ length: count }, () => ({})) } });
+  for (const [count, name] of [
+    [20_000, "INVALID_PARAMS"],
+    [200_000, "PAYLOAD_TOO_LARGE"],
+  ] as const) {
+    const replies = [await service.post("/rpc", JSON.stringify(call(count)), JSON_TYPE), await service.post("/rpc", pack(call(count)), MSGPACK)];
+    for (const reply of replies) assert.equal(((await readReply(reply)) as { error: { data: { name: string } } }).error.data.name, name);
   }
   await requireWell(service);
 });

@@ -96,7 +96,7 @@ test("tokens are taken over when the file changes; a broken file changes nothing
   await eventually(async () => service.log.join("").includes("is not taken"), "the log line of the broken file");
   assert.equal(await statusOf(BOB), 200);
   const log = service.log.join("");
-  assert.match(log, /expected a token of at least 16 characters, found 5 for bob/);
+  assert.match(log, /expected a token of at least 16 characters, found 5/);
   assert.match(log, /"caller":"alice"/);
   for (const secret of [ALICE, second, BOB]) assert.ok(!log.includes(secret), "a token is in the log");
 });
@@ -107,7 +107,9 @@ test("a tokens file that is no such file stops the start with one line that repe
     ["# nobody\n", /expected at least one line/],
     [`alice ${ALICE} ${BOB}\n`, /line 1: expected a name/],
     ["alice secretsecretsecr\u00e9t\n", /line 1: expected a name/],
-    ["\nalice tooshort\n", /line 2: expected a token of at least 16 characters, found 8 for alice/],
+    ["0123456789abcdef0123456789abcdef trainer-production-a\n", /line 1: expected a name/],
+    [`${"x".repeat(40)} trainer-production-a\n`, /line 1: expected a name/],
+    ["\nalice tooshort\n", /line 2: expected a token of at least 16 characters, found 8/],
   ] as const) {
     const failure = await TestService.start({ STEPD_TOKENS_FILE: tokensFile(text) }).then(
       async (service) => `it started: ${await service.stop()}`,
@@ -115,7 +117,7 @@ test("a tokens file that is no such file stops the start with one line that repe
     );
     assert.match(failure, message);
     assert.match(failure, /STEPD_TOKENS_FILE: /);
-    assert.doesNotMatch(failure, /secretsecret|abcdef|tooshort/);
+    assert.doesNotMatch(failure, /secretsecret|abcdef|tooshort|xxxx/);
   }
   await assert.rejects(TestService.start({ STEPD_TOKENS_FILE: join(scratch, "absent") }), /STEPD_TOKENS_FILE: ENOENT/);
 });
@@ -306,4 +308,18 @@ test("a body that comes too slowly is cut off and its memory given back", async 
   }
   await until(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
   assert.equal(await service.metric('stepd_refusals_total{reason="SLOW_BODY"}'), 1);
+});
+
+test("a connection that stays silent in its handshake does not hold up a drain, and ends with the idle time", async () => {
+  const { cert, key } = certificate("silent");
+  const env = { STEPD_TLS_CERT_FILE: cert, STEPD_TLS_KEY_FILE: key, STEPD_IDLE_TIMEOUT_MS: "1000", STEPD_ADMIN_PORT: "0" };
+  await using service = await TestService.start(env);
+  using silent = await RawClient.connect(service);
+  await silent.closed();
+  using tls = await RawClient.connect(service);
+  using plain = await RawClient.connect({ url: service.admin ?? "" });
+  const start = performance.now();
+  assert.equal(await service.stop(), 0);
+  assert.ok(performance.now() - start < 4000, "the drain waits for nobody");
+  await Promise.all([tls.closed(), plain.closed()]);
 });

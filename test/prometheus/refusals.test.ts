@@ -23,6 +23,7 @@ const REASONS = [
   "UNAUTHENTICATED",
   "CONNECTIONS",
   "SLOW_BODY",
+  "SLOW_REPLY",
 ] as const;
 
 type Reason = (typeof REASONS)[number];

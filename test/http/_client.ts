@@ -22,7 +22,8 @@ export class RawClient implements Disposable {
       this.#received = Buffer.concat([this.#received, chunk]);
     });
     socket.on("error", () => {}); // A reset is one of the ends that tests look for.
-    this.#closed = once(socket, "close");
+    // Not events.once, which fails at a reset.
+    this.#closed = new Promise((resolve) => socket.once("close", resolve));
   }
 
   static async connect({ url }: Pick<TestService, "url">): Promise<RawClient> {
@@ -60,7 +61,8 @@ export class RawClient implements Disposable {
           return { status: Number(first.split(" ")[1]), headers, body };
         }
       }
-      const isOpen = await Promise.race([once(this.socket, "data").then(() => true), this.#closed.then(() => false)]);
+      const more = new Promise<boolean>((resolve) => this.socket.once("data", () => resolve(true)));
+      const isOpen = await Promise.race([more, this.#closed.then(() => false)]);
       if (!isOpen && !this.#received.includes("\r\n\r\n")) return null;
     }
   }

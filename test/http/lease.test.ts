@@ -43,12 +43,13 @@ const stall = async (service: TestService): Promise<RawClient> => {
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);
   // From the first bytes of the reply on nothing more is read.
-  await new Promise<void>((resolve) => {
+  const begun = new Promise<boolean>((resolve) => {
     client.socket.once("data", () => {
       client.socket.pause();
-      resolve();
+      resolve(true);
     });
   });
+  assert.ok(await Promise.race([begun, client.closed().then(() => false)]), "the connection ended before the reply");
   assert.ok((await service.metric("stepd_arena_used_bytes")) > 32 * MIB);
   return client;
 };

@@ -82,13 +82,13 @@ test("silence in an upload ends the connection after the idle time", async () =>
 });
 
 test("a client that does not read its reply is cut off after the idle time", async () => {
-  await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_IDLE_TIMEOUT_MS: "200" });
+  await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_IDLE_TIMEOUT_MS: "1500" });
   using _ = await stall(service);
   await requireWell(service);
 });
 
 test("a call that takes longer than the idle time is answered", async () => {
-  await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: "50" });
+  await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: "100" });
   const schedule = {
     name: "sequence",
     schedules: [
@@ -103,7 +103,7 @@ test("a call that takes longer than the idle time is answered", async () => {
   const took = performance.now() - start;
   const replies = (await readReply(response)) as { result?: { lrs: number[] } }[];
   for (const reply of replies) assert.equal(reply.result?.lrs.length, 10_000, JSON.stringify(reply).slice(0, 300));
-  assert.ok(took > 150, `it took only ${took} ms`);
+  assert.ok(took > 200, `it took only ${took} ms`);
 });
 
 test("an upload that drips is ended after the request time, however busy it looks", async () => {

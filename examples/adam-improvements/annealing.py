@@ -39,6 +39,8 @@ CONTENDERS = {
     "SGD": Contender("sgd", *_SGD),
     "SGD, cosine": Contender("sgd", *_SGD, anneals=True),
     "Adam": Contender("adam", *_ADAM),
+    # The control: whether it is the decoupled decay or the annealing that helps.
+    "Adam, cosine": Contender("adam", *_ADAM, anneals=True),
     "AdamW": Contender("adamw", *_ADAMW),
     "AdamW, cosine": Contender("adamw", *_ADAMW, anneals=True),
 }

@@ -3,8 +3,10 @@
  * rate, refuses the rest at once, lets small steps through, and holds its memory.
  */
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import http from "node:http";
+import os from "node:os";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { sgdBody } from "../http/_client.ts";
@@ -75,10 +77,19 @@ const bestRate = async ({ url }: TestService): Promise<number> => {
   return rate;
 };
 
+/** Keeps a process to one processor, so that who sends and who is sent to do not take it from each other: both have to be measured. */
+const pin = (processor: number, pid: number | undefined): void => {
+  const { status, stderr } = spawnSync("taskset", ["--all-tasks", "--cpu-list", "--pid", String(processor), String(pid)], { encoding: "utf8" });
+  assert.equal(status, 0, stderr);
+};
+
 test("four times the capacity for a minute", async (t) => {
   await using service = await TestService.start({ STEPD_ARENA_MIB: `${ARENA_MIB}`, STEPD_WORKERS: "2", STEPD_ADMIN_PORT: "0" });
-  const best = await bestRate(service);
-  t.diagnostic(`best: ${best.toFixed(1)} steps of 1 Mi parameters a second`);
+  if (os.availableParallelism() > 1) {
+    pin(0, service.process.pid);
+    pin(1, process.pid);
+  }
+  const before = await bestRate(service);
 
   const outcomes = { large: [] as Outcome[], small: [] as Outcome[] };
   const failures: unknown[] = [];
@@ -96,7 +107,7 @@ test("four times the capacity for a minute", async (t) => {
   const start = performance.now();
   let lastSmall = start;
   for (let now = start; now - start < SECONDS * 1000; now = performance.now()) {
-    const due = Math.floor(((now - start) / 1000) * best * OVERLOAD);
+    const due = Math.floor(((now - start) / 1000) * before * OVERLOAD);
     for (; sent < due; sent++) {
       if (pending < MAX_PENDING) send("large", LARGE);
       else notSent++;
@@ -110,6 +121,10 @@ test("four times the capacity for a minute", async (t) => {
   }
   const seconds = (performance.now() - start) / 1000;
   while (pending > 0) await delay(TICK_MS);
+  // What others do on this machine changes within a minute, so the rate to compare with is taken on both sides of it.
+  const after = await bestRate(service);
+  const best = Math.min(before, after);
+  t.diagnostic(`best: ${before.toFixed(1)} steps of 1 Mi parameters a second before, ${after.toFixed(1)} after`);
 
   const accepted = outcomes.large.filter(({ status }) => status === 200).map(({ ms }) => ms);
   const refused = outcomes.large.filter(({ status }) => status === 429).map(({ ms }) => ms);

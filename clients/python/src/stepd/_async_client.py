@@ -8,6 +8,8 @@ that came in is copied once, to its place in the blob that it is a part of.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import json
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -35,8 +37,17 @@ from ._errors import (
     TimeoutError,  # noqa: A004
     TransportError,
 )
-from ._http import Timeout, address_of, error_of, headers_of, timeout_of
-from ._retry import Retry, retry_of
+from ._http import (
+    NO_REPLY,
+    Timeout,
+    address_of,
+    error_of,
+    headers_of,
+    reply_of,
+    timeout_of,
+    token_of,
+)
+from ._retry import Retry, is_passing, retry_of
 from ._state import Source, State
 from ._tensors import Array, Arrays
 from ._wire import MEDIA_TYPE, decode
@@ -67,13 +78,23 @@ class AsyncClient:
         pool_size: int = 8,
     ) -> None:
         self.url = url
+        self._again = functools.partial(
+            type(self),
+            url,
+            token,
+            timeout=timeout,
+            retries=retries,
+            ssl_context=ssl_context,
+            pool_size=pool_size,
+        )
         self._address = address_of(url)
-        self._token = token
+        self._token = token_of(token)
         self._timeout = timeout_of(timeout)
         self._retry = retry_of(retries)
         self._ssl = ssl_context
         self._pool_size = pool_size
-        self._session: aiohttp.ClientSession | None = None
+        #: A connection belongs to the loop that it was made in.
+        self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -87,17 +108,31 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        """Close the connections of this event loop."""
+        await self._forget_ended_loops()
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.close()
+
+    async def _forget_ended_loops(self) -> None:
+        for loop in [loop for loop in self._sessions if loop.is_closed()]:
+            session = self._sessions.pop(loop, None)
+            # Its sockets are closed when they are collected; nothing can run there.
+            with contextlib.suppress(RuntimeError):
+                if session is not None:
+                    await session.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy has connections of its own.
+        return self._again, ()
 
     def __repr__(self) -> str:
         return f"<stepd.AsyncClient of {self.url}>"
 
-    def _open(self) -> aiohttp.ClientSession:
-        # Made at the first call, because it belongs to the loop that runs then.
-        if self._session is None or self._session.closed:
+    async def _open(self) -> aiohttp.ClientSession:
+        await self._forget_ended_loops()
+        loop = asyncio.get_running_loop()
+        if loop not in self._sessions:
             connector: aiohttp.BaseConnector
             if self._address.socket is not None:
                 connector = aiohttp.UnixConnector(
@@ -107,12 +142,12 @@ class AsyncClient:
                 connector = aiohttp.TCPConnector(
                     limit=self._pool_size, ssl=self._ssl or True
                 )
-            self._session = aiohttp.ClientSession(
+            self._sessions[loop] = aiohttp.ClientSession(
                 connector=connector,
                 read_bufsize=_READ_AHEAD_BYTES,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        return self._session
+        return self._sessions[loop]
 
     async def _run(self, call: Call[T], timeout: float | Timeout | None = None) -> T:
         limit = self._timeout if timeout is None else timeout_of(timeout)
@@ -122,7 +157,7 @@ class AsyncClient:
                 return await self._send(call, limit)
             except StepdError as error:
                 pause = self._retry.pause(attempt, error)
-                if pause is None:
+                if pause is None or not is_passing(error):
                     raise
             await asyncio.sleep(pause)
             attempt += 1
@@ -134,7 +169,8 @@ class AsyncClient:
             total=None, sock_connect=timeout.connect, sock_read=timeout.read
         )
         try:
-            async with self._open().request(
+            session = await self._open()
+            async with session.request(
                 call.verb,
                 base + call.path,
                 headers=headers_of(call, self._token),
@@ -292,15 +328,14 @@ async def _reply(response: aiohttp.ClientResponse, call: Call[T]) -> T:
         after = response.headers.get("Retry-After")
         raise error_of(response.status, await response.read(), after)
     try:
-        return call.read(await _decoded(response))
-    except (ValueError, KeyError, TypeError) as error:
+        return reply_of(call, await _decoded(response))
+    except NO_REPLY as error:
         raise TransportError(f"the reply is none of stepd: {error}") from error
 
 
-async def _decoded(response: aiohttp.ClientResponse) -> dict[str, Any]:
+async def _decoded(response: aiohttp.ClientResponse) -> Any:
     if response.content_type != MEDIA_TYPE:
-        reply: dict[str, Any] = json.loads(await response.read())
-        return reply
+        return json.loads(await response.read())
     if response.content_length is None:
         raise ValueError("the reply does not say its length")
     reader = decode(response.content_length)
@@ -311,5 +346,4 @@ async def _decoded(response: aiohttp.ClientResponse) -> dict[str, Any]:
             buffer[: len(chunk)] = chunk
             buffer = reader.send(len(chunk))
     except StopIteration as end:
-        decoded: dict[str, Any] = end.value
-        return decoded
+        return end.value

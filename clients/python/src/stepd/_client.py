@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from ._calls import (
 )
 from ._errors import StepdError, TransportError
 from ._http import Timeout, Transport, address_of, timeout_of
-from ._retry import Retry, retry_of
+from ._retry import Retry, is_passing, retry_of
 from ._state import Source, State
 from ._tensors import Array, Arrays
 
@@ -54,6 +55,15 @@ class Client:
         pool_size: int = 8,
     ) -> None:
         self.url = url
+        self._again = functools.partial(
+            type(self),
+            url,
+            token,
+            timeout=timeout,
+            retries=retries,
+            ssl_context=ssl_context,
+            pool_size=pool_size,
+        )
         self._timeout = timeout_of(timeout)
         self._retry = retry_of(retries)
         self._transport = Transport(address_of(url), token, ssl_context, pool_size)
@@ -73,6 +83,10 @@ class Client:
         """Close the idle connections."""
         self._transport.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy has connections of its own.
+        return self._again, ()
+
     def __repr__(self) -> str:
         return f"<stepd.Client of {self.url}>"
 
@@ -84,7 +98,7 @@ class Client:
                 return self._transport.send(call, limit)
             except StepdError as error:
                 pause = self._retry.pause(attempt, error)
-                if pause is None:
+                if pause is None or not is_passing(error):
                     raise
             time.sleep(pause)
             attempt += 1

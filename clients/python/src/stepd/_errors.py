@@ -12,6 +12,7 @@ After any of them nothing has changed: params and state are as they were.
 from __future__ import annotations
 
 import builtins
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -79,17 +80,35 @@ class ServerError(StepdError):
         #: The first tensors concerned.
         self.tensors: tuple[str, ...] = tuple(problem.get("tensors", ()))
         #: Seconds after which the call may succeed.
-        self.retry_after: float | None = problem.get("retry_after")
+        self.retry_after: float | None = seconds_of(problem.get("retry_after"))
         #: The request in the server's log.
         self.request_id: str | None = problem.get("request_id")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def problem(self) -> dict[str, Any]:
+        """What the error was made of."""
         fields = ("name", "code", "status", "field", "expected", "found")
         more = ("tensors", "retry_after", "request_id")
-        problem = {key: getattr(self, key) for key in fields + more}
-        return type(self), ({"detail": str(self), **problem},)
+        return {
+            "detail": str(self),
+            **{key: getattr(self, key) for key in fields + more},
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problem(),)
 
 
-def server_error(problem: Mapping[str, Any]) -> ServerError:
-    """The error of a problem: the base class for a name that is not in the table."""
-    return ServerError.by_name.get(problem["name"], ServerError)(problem)
+def server_error(problem: Any) -> ServerError:
+    """The error of a problem: the base class for a name that is not in the table.
+
+    Raises ValueError, KeyError or TypeError for what is no problem of stepd's.
+    """
+    name = problem["name"]
+    if problem["type"] != f"urn:stepd:error:{name}":
+        raise ValueError(f"expected a problem of stepd, found {problem['type']!r}")
+    return ServerError.by_name.get(name, ServerError)(problem)
+
+
+def seconds_of(value: Any) -> float | None:
+    """A number of seconds that can be waited; None for all else."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) and value >= 0 else None

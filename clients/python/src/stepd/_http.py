@@ -8,16 +8,18 @@ socket takes, urllib3 1.7 times and httpx 10 times (measured).
 from __future__ import annotations
 
 import builtins
-import contextlib
+import email.utils
 import http.client
 import json
+import re
 import select
 import socket
 import ssl
 import threading
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from ._calls import Call
 from ._errors import (
@@ -26,12 +28,16 @@ from ._errors import (
     StepdError,
     TimeoutError,  # noqa: A004
     TransportError,
+    seconds_of,
     server_error,
 )
 from ._version import __version__
 from ._wire import MEDIA_TYPE, decode
 
 T = TypeVar("T")
+
+#: What reading a reply raises that is none of stepd's.
+NO_REPLY = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 PORTS = {"http": 80, "https": 443}
 
@@ -63,17 +69,41 @@ class Address:
 
 
 def address_of(url: str) -> Address:
-    """Raises ValueError for a URL other than http://, https:// and unix:///path."""
-    parts: SplitResult = urlsplit(url)
+    """Raises ValueError for a URL other than http://, https:// and unix:///path.
+
+    Also for one with a user or password, which would end up in errors and logs.
+    """
+    # What stands before an @ may be a password, also where the URL is malformed.
+    shown = re.sub(r"(?s)^([a-z]*://)?.*@", r"\1***@", url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        # Its words have parts of the URL.
+        raise ValueError(f"expected a host and a port, found {shown}") from None
     if parts.scheme == "unix" and parts.path and not parts.netloc:
         return Address(url, "localhost", None, False, "", parts.path)
-    if parts.scheme not in PORTS or not parts.hostname:
+    if parts.scheme not in PORTS or not host:
         raise ValueError(
-            f"expected http://host, https://host or unix:///path, found {url}"
+            f"expected http://host, https://host or unix:///path, found {shown}"
+        )
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"expected a URL without user and password, found {shown}; "
+            "a token is an argument of its own"
         )
     prefix = parts.path.rstrip("/")
-    secure = parts.scheme == "https"
-    return Address(url, parts.hostname, parts.port, secure, prefix, None)
+    return Address(url, host, port, parts.scheme == "https", prefix, None)
+
+
+def token_of(token: str | None) -> str | None:
+    """Raises ValueError for a token that cannot stand in a header. Never shows it."""
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise ValueError(
+            "token: expected visible ASCII characters, found "
+            + ("another one" if token else "none")
+        )
+    return token
 
 
 def headers_of(call: Call[Any], token: str | None) -> dict[str, str]:
@@ -92,9 +122,7 @@ def headers_of(call: Call[Any], token: str | None) -> dict[str, str]:
 
 def error_of(status: int, body: bytes, retry_after: str | None) -> StepdError:
     """The error of a reply that is none of success."""
-    seconds: float | None = None
-    with contextlib.suppress(ValueError):
-        seconds = float(retry_after or "")
+    seconds = _seconds_until(retry_after or "")
     try:
         error = server_error(json.loads(body))
     except (ValueError, KeyError, TypeError):
@@ -105,6 +133,28 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> StepdError:
     if error.retry_after is None:
         error.retry_after = seconds
     return error
+
+
+def _seconds_until(retry_after: str) -> float | None:
+    """Seconds of a Retry-After: a number or an HTTP date. None for anything else."""
+    try:
+        return seconds_of(float(retry_after))
+    except ValueError:
+        pass
+    try:
+        date = email.utils.parsedate_to_datetime(retry_after)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=timezone.utc)
+    return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
+
+
+def reply_of(call: Call[T], reply: Any) -> T:
+    """What a call reads from a decoded reply. Raises ValueError if it is no map."""
+    if not isinstance(reply, dict):
+        raise ValueError(f"expected a map, found {type(reply).__name__}")
+    return call.read(reply)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -129,7 +179,7 @@ class Transport:
         pool_size: int,
     ) -> None:
         self.address = address
-        self._token = token
+        self._token = token_of(token)
         self._ssl = ssl_context
         if address.secure and ssl_context is None:
             self._ssl = ssl.create_default_context()
@@ -192,8 +242,8 @@ class Transport:
             after = response.getheader("Retry-After")
             raise error_of(response.status, body, after)
         try:
-            return call.read(_decoded(response))
-        except (ValueError, KeyError, TypeError) as error:
+            return reply_of(call, _decoded(response))
+        except NO_REPLY as error:
             raise TransportError(f"the reply is none of stepd: {error}") from error
 
     def _connect(self, timeout: Timeout) -> http.client.HTTPConnection:
@@ -242,10 +292,9 @@ class Transport:
             connection.close()
 
 
-def _decoded(response: http.client.HTTPResponse) -> dict[str, Any]:
+def _decoded(response: http.client.HTTPResponse) -> Any:
     if not response.getheader("Content-Type", "").startswith(MEDIA_TYPE):
-        reply: dict[str, Any] = json.loads(response.read())
-        return reply
+        return json.loads(response.read())
     if response.length is None:
         raise ValueError("the reply does not say its length")
     reader = decode(response.length)
@@ -255,8 +304,7 @@ def _decoded(response: http.client.HTTPResponse) -> dict[str, Any]:
             buffer = reader.send(response.readinto(buffer))
     except StopIteration as end:
         response.read()  # Marks the connection as free for the next call.
-        decoded: dict[str, Any] = end.value
-        return decoded
+        return end.value
 
 
 def _is_readable(sock: socket.socket) -> bool:

@@ -12,13 +12,23 @@ PASSING = frozenset({429, 502, 503, 504})
 
 
 def is_passing(error: StepdError) -> bool:
-    """Whether the same call may succeed later or elsewhere.
+    """Whether the same server may take the same call later.
 
     A step is a pure function, so to send it again is always safe.
     """
     if isinstance(error, TransportError):
         return error.status is None or error.status in PASSING
     return isinstance(error, ServerError) and error.status in PASSING
+
+
+def is_of_server(error: StepdError) -> bool:
+    """Whether another server may take the same call: the call itself is not wrong.
+
+    So it is with all that no stepd said, such as the 404 of another service there.
+    """
+    if isinstance(error, TransportError):
+        return True
+    return isinstance(error, ServerError) and error.status in PASSING | {500}
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Retry:
 
     def pause(self, attempt: int, error: StepdError) -> float | None:
         """Seconds before the attempt after ``attempt`` (from 0); None to give up."""
-        if attempt >= self.attempts or not is_passing(error):
+        if attempt >= self.attempts:
             return None
         pause = min(self.first * 2.0**attempt, self.longest) * random.uniform(0.5, 1)
         asked: float | None = getattr(error, "retry_after", None)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import math
+import re
 import ssl
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,9 +28,10 @@ from ._calls import (
     TensorNorms,
 )
 from ._client import Client
+from ._error_table import NonFiniteGradient
 from ._errors import StepdError
 from ._http import Timeout
-from ._retry import Retry, is_passing, retry_of
+from ._retry import Retry, is_of_server, retry_of
 from ._state import State
 from ._tensors import Array, Arrays
 
@@ -35,8 +39,13 @@ T = TypeVar("T")
 
 MIB = 2**20
 
-#: Seconds that a replica is left alone after a failure, while there are others.
-_REST_SECONDS = 1.0
+#: Seconds that a replica is left alone after a failure, while there are others:
+#: doubled with each failure in a row.
+_FIRST_REST = 1.0
+_LONGEST_REST = 60.0
+
+#: Tensors that a server names in an error or a warning.
+_NAMED_TENSORS = 8
 
 #: A parameter that is added to a call where its gradients alone would not make it
 #: skip, or not give the norm that those of all calls together have, which is no number
@@ -52,9 +61,13 @@ class ShardedClient:
 
     ``urls`` are replicas: any serves any call. Tensors are packed in their order into
     calls of about ``request_bytes`` (parameters, gradients and state together; a
-    larger tensor goes alone), and ``connections`` calls are under way at once. A call
-    that fails goes to another replica at once; ``retries`` counts the rounds over all
-    of them. The other arguments are those of :class:`Client`. Threads may share it.
+    larger tensor goes alone), and ``connections`` calls are under way at once.
+
+    A call that a replica fails, and not because the call is wrong, goes to another one
+    at once. When all have failed there is a pause; ``retries`` counts the rounds after
+    the first. A replica that failed is left alone while there are others: for 1 s, and
+    twice as long after each further failure, up to 60 s. The other arguments are those
+    of :class:`Client`. Threads may share it.
     """
 
     def __init__(
@@ -70,6 +83,16 @@ class ShardedClient:
     ) -> None:
         if isinstance(urls, str) or not urls:
             raise ValueError("expected a list of at least one URL")
+        self._again = functools.partial(
+            type(self),
+            list(urls),
+            token,
+            request_bytes=request_bytes,
+            connections=connections,
+            timeout=timeout,
+            retries=retries,
+            ssl_context=ssl_context,
+        )
         self._replicas = [
             _Replica(
                 Client(
@@ -99,6 +122,10 @@ class ShardedClient:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy has connections and threads of its own.
+        return self._again, ()
 
     def close(self) -> None:
         """Close the idle connections and end the threads."""
@@ -151,11 +178,11 @@ class ShardedClient:
             norms = self._norms(shards, grads, params, loss_scale, timeout)
             total = _total_norm(norms)
             broken = {name for name, tensor in norms.items() if tensor.non_finite}
-            if broken and non_finite in (None, "error"):
-                # The calls that have the gradients say which they are.
-                shards = [names for names in shards if not broken.isdisjoint(names)]
-            elif broken and non_finite == "skip":
+            if broken and non_finite == "skip":
                 poison = math.nan
+            elif broken and non_finite != "propagate":
+                # No norm is sent: the calls that have the gradients refuse them.
+                pass
             elif clips and not math.isfinite(total):
                 poison = math.nan if math.isnan(total) else _HUGE
             elif clips:
@@ -173,6 +200,7 @@ class ShardedClient:
             )
 
         results = self._each(shards, call)
+        warnings = itertools.chain.from_iterable(part.warnings for part in results)
         stepped: dict[str, Array] = {}
         for result in results:
             stepped.update(result.params)
@@ -187,14 +215,13 @@ class ShardedClient:
             counts = [taken.get(name, 0) for name in shards[place] if name in grads]
             return max(counts, default=-1), results[place].step
 
-        warnings = itertools.chain.from_iterable(part.warnings for part in results)
         return replace(
             # The learning rate is that of the tensor with the most steps.
             results[max(range(len(shards)), key=steps)],
             params={name: stepped[name] for name in params},
             state=State.join(states),
             step=max(result.step for result in results),
-            warnings=tuple(dict.fromkeys(warnings)),
+            warnings=tuple(_joined(warnings)),
         )
 
     def init(
@@ -291,7 +318,11 @@ class ShardedClient:
         shards: Sequence[list[str]],
         call: Callable[[list[str]], Callable[[Client], T]],
     ) -> list[T]:
-        """Make a call for each shard, some at once. Raises the first one's error."""
+        """Make a call for each shard, some at once. Raises the first one's error.
+
+        But for gradients that are not finite, which is for one call the last thing to
+        be wrong, and of which it names those of all tensors.
+        """
         if len(shards) == 1:
             return [self._anywhere(call(shards[0]))]
 
@@ -299,40 +330,58 @@ class ShardedClient:
             return self._anywhere(call(names))
 
         futures: list[Future[T]] = [self._threads.submit(run, part) for part in shards]
+        results: list[T] = []
+        refusals: list[NonFiniteGradient] = []
         try:
-            return [future.result() for future in futures]
+            for future in futures:
+                try:
+                    results.append(future.result())
+                except NonFiniteGradient as error:
+                    refusals.append(error)
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
+        if refusals:
+            raise _refusal(refusals)
+        return results
 
     def _anywhere(self, call: Callable[[Client], T]) -> T:
         """Try the replicas until one answers. What is wrong with the call is raised."""
-        failures = 0
+        attempt = 0
         while True:
-            with self._lock:
-                replica = min(self._replicas, key=_Replica.burden)
-                replica.calls += 1
-                replica.turn = next(self._turns)
-            try:
-                result = call(replica.client)
-            except StepdError as error:
-                if not is_passing(error):
-                    raise
-                failures += 1
-                replica.rests_until = time.monotonic() + _REST_SECONDS
-                round_, place = divmod(failures, len(self._replicas))
-                # Straight to the next replica; a pause when all have failed.
-                pause = self._retry.pause(round_ - 1, error) if place == 0 else 0.0
-                if pause is None:
-                    raise
-            else:
-                replica.rests_until = 0.0
-                return result
-            finally:
+            failures: list[StepdError] = []
+            tried: list[_Replica] = []
+            while len(tried) < len(self._replicas):
                 with self._lock:
-                    replica.calls -= 1
-            time.sleep(pause)
+                    left = [one for one in self._replicas if one not in tried]
+                    replica = min(left, key=_Replica.burden)
+                    replica.calls += 1
+                    replica.turn = next(self._turns)
+                    failed_before = replica.failures
+                tried.append(replica)
+                try:
+                    result = call(replica.client)
+                except StepdError as error:
+                    if not is_of_server(error):
+                        raise
+                    failures.append(error)
+                    with self._lock:
+                        replica.rest(failed_before + 1)
+                else:
+                    with self._lock:
+                        replica.failures = 0
+                        replica.rests_until = 0.0
+                    return result
+                finally:
+                    with self._lock:
+                        replica.calls -= 1
+            # The first to take calls again is worth waiting for.
+            pause = self._retry.pause(attempt, min(failures, key=_asked))
+            if pause is None:
+                raise failures[-1]
+            sleep(pause)
+            attempt += 1
 
 
 class _Replica:
@@ -340,12 +389,26 @@ class _Replica:
         self.client = client
         self.calls = 0
         self.turn = 0
+        #: In a row.
+        self.failures = 0
         self.rests_until = 0.0
 
     def burden(self) -> tuple[float, int, int]:
         """Least for the next to call: not resting, fewest calls, longest ago."""
-        rest = self.rests_until if self.rests_until > time.monotonic() else 0.0
+        rest = self.rests_until if self.rests_until > monotonic() else 0.0
         return rest, self.calls, self.turn
+
+    def rest(self, failures: int) -> None:
+        """Leave it alone. Calls that were under way together have failed once."""
+        self.failures = max(self.failures, failures)
+        rest = math.ldexp(_FIRST_REST, min(self.failures - 1, 10))
+        self.rests_until = monotonic() + min(rest, _LONGEST_REST)
+
+
+def _asked(error: StepdError) -> float:
+    """Seconds that a server asked to wait; those that did not ask come last."""
+    asked: float | None = getattr(error, "retry_after", None)
+    return math.inf if asked is None else asked
 
 
 def _only(arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
@@ -374,3 +437,61 @@ def _total_norm(norms: Mapping[str, TensorNorms]) -> float:
     for name in sorted(norms, key=str.encode):
         total += norms[name].grad_squares
     return math.sqrt(total)
+
+
+#: Tensors as a server lists them in a sentence: "a" (1 value), "b" (2 values) and 3
+#: more tensors. Names are JSON.
+_LISTED = r'"(?:[^"\\]|\\.)*" \(\d+ values?\)'
+_LISTING = re.compile(
+    rf"(?P<head>.*?)(?P<list>{_LISTED}(?:, {_LISTED})*)"
+    r"(?: and (?P<more>\d+) more tensors)?(?P<tail>.*)",
+    re.DOTALL,
+)
+
+
+def _joined(sentences: Iterable[str]) -> list[str]:
+    """Sentences without repetition: those that differ in the tensors only become one.
+
+    That is the sentence of one call: it lists the first tensors of all.
+    """
+    listings: dict[tuple[str, str], list[str]] = {}
+    more: dict[tuple[str, str], int] = {}
+    for sentence in sentences:
+        found = _LISTING.fullmatch(sentence)
+        kind = (found["head"], found["tail"]) if found else (sentence, "")
+        listed = listings.setdefault(kind, [])
+        if found:
+            listed += re.findall(_LISTED, found["list"])
+            more[kind] = more.get(kind, 0) + int(found["more"] or 0)
+    joined = []
+    for (head, tail), listed in listings.items():
+        listed.sort(key=lambda entry: _name_in(entry).encode())
+        rest = more.get((head, tail), 0) + len(listed) - _NAMED_TENSORS
+        text = ", ".join(listed[:_NAMED_TENSORS])
+        joined.append(
+            f"{head}{text}{f' and {rest} more tensors' if rest > 0 else ''}{tail}"
+        )
+    return joined
+
+
+def _name_in(entry: str) -> str:
+    name: str = json.JSONDecoder().raw_decode(entry)[0]
+    return name
+
+
+def _refusal(refusals: Sequence[NonFiniteGradient]) -> NonFiniteGradient:
+    """The error of one call with all tensors that several calls have refused."""
+    first = refusals[0]
+    tensors = itertools.chain.from_iterable(error.tensors for error in refusals)
+    texts = {
+        "detail": [str(error) for error in refusals],
+        "found": [error.found or "" for error in refusals],
+    }
+    return NonFiniteGradient(
+        {
+            **first.problem(),
+            "tensors": sorted(tensors, key=str.encode)[:_NAMED_TENSORS],
+            # Where a text was cut for its length, that of the first call has to do.
+            **{member: _joined(each)[0] for member, each in texts.items()},
+        }
+    )

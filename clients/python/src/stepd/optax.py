@@ -44,7 +44,10 @@ def remote(
     Parameters may be any tree of arrays in float16, bfloat16, float32 or float64; the
     names that ``groups`` go by are the paths in the tree, such as ``layer/w``.
     ``update`` needs ``params``. The updates are the differences of the new and the old
-    parameters: ``optax.apply_updates`` gives the new ones but for the last bits.
+    parameters: ``optax.apply_updates`` gives the new ones but for the last bits. Under
+    ``vmap`` each entry is a step of its own, one call after the other.
+
+    Raises ValueError for a tree in which two paths give one name.
 
     Inside ``jit`` a :class:`stepd.StepdError` is what jax makes of it.
     """
@@ -95,7 +98,12 @@ def remote(
         kept = shape(state.file.shape, jnp.uint8)
         gradients = structure.flatten_up_to(grads)
         updates, file = jax.pure_callback(
-            step, (shapes, kept), state.file, leaves, gradients
+            step,
+            (shapes, kept),
+            state.file,
+            leaves,
+            gradients,
+            vmap_method="sequential",
         )
         return structure.unflatten(updates), RemoteState(file)
 
@@ -104,7 +112,11 @@ def remote(
 
 def _flatten(tree: Any) -> tuple[list[str], list[Any]]:
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths
-    ]
-    return names, [leaf for _, leaf in paths]
+    by_name: dict[str, Any] = {}
+    for path, _ in paths:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        other = by_name.setdefault(name, path)
+        if other is not path:
+            both = " and ".join(map(jax.tree_util.keystr, (other, path)))
+            raise ValueError(f"expected names of their own, found {name} for {both}")
+    return list(by_name), [leaf for _, leaf in paths]

@@ -72,6 +72,13 @@ class RemoteOptimizer(torch.optim.Optimizer):
         defaults = {key: value.get("default") for key, value in known.items()}
         super().__init__(params, {**defaults, **hyperparameters})
 
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's own knows nothing of a subclass's attributes.
+        own = ("_client", "_name", "_revision", "_slots", "_known", "_settings")
+        mine = {key: getattr(self, key) for key in (*own, "skipped")}
+        kept: dict[str, Any] = super().__getstate__()
+        return {**kept, **mine}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # A state of torch's own optimizers lacks what only stepd has.
@@ -109,6 +116,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.skipped = False
         stepped: dict[str, torch.Tensor] = {}
         optimizers: list[dict[str, Any]] = []
         groups: list[dict[str, Any]] = []
@@ -147,11 +155,13 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def _names(self) -> Iterable[list[str]]:
         """Names by group: the caller's own, or numbers where it gave none.
 
-        A * in a group's tensors stands for any name, so such names are not sent.
+        Numbers too where two groups have a name in common, which torch allows, and
+        where there is a * in one, which stands for any name in a group's tensors.
         """
         named = [group.get("param_names") for group in self.param_groups]
         everyone = [name for names in named for name in names or ["*"]]
-        if not any("*" in name for name in everyone):
+        is_unique = len(set(everyone)) == len(everyone)
+        if is_unique and not any("*" in name for name in everyone):
             return [list(names or ()) for names in named]
         numbers = itertools.count()
         return [[str(next(numbers)) for _ in g["params"]] for g in self.param_groups]
@@ -180,6 +190,10 @@ class RemoteOptimizer(torch.optim.Optimizer):
             entries.append((f"{STEP}/{name}", scalar("I64", steps)))
             dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
             for slot, value in kept.items():
+                if slot == _MASTER and not torch.equal(value.to(param.dtype), param):
+                    # The weights were set by someone else, such as torch's own AdamW:
+                    # the server makes a new copy of them.
+                    continue
                 if slot in self._slots:
                     entry = tensor_of(slot, _array(value.to(dtype)))
                 else:

@@ -28,7 +28,7 @@ const MSGPACK = "application/vnd.msgpack";
 const JSON_TYPE = "application/json";
 
 const DEFAULT_TIMEOUT_MS = 60_000;
-const DEFAULT_RETRIES = 4;
+export const DEFAULT_RETRIES = 4;
 const FIRST_BACKOFF_MS = 50;
 const MAX_BACKOFF_MS = 5_000;
 /** The longest pause that a server may ask for. */
@@ -48,7 +48,7 @@ export class Transport {
     this.url = rootOf(url);
     // Said here, without the token: fetch would put it into its message.
     if (token !== undefined && !/^[\x21-\x7e]+$/.test(token)) throw new TypeError("token: expected visible ASCII characters, found others");
-    if (!(retries >= 0)) throw new TypeError(`retries: expected a number from 0 on, found ${retries}`);
+    requireRetries(retries);
     this.#headers = { Accept: MSGPACK, ...(token !== undefined && { Authorization: `Bearer ${token}` }) };
     this.#timeoutMs = timeoutMs;
     this.#retries = retries;
@@ -122,26 +122,46 @@ export class Transport {
   /** The error of a problem body (RFC 9457); a proxy's own reply has none. */
   #problem(path: string, response: Response, bytes: Uint8Array): Error {
     const { status } = response;
+    const retryAfter = secondsOf(response.headers.get("retry-after"));
     try {
       const { detail, code, ...data } = JSON.parse(new TextDecoder().decode(bytes)) as Partial<ErrorData> & { detail?: unknown; code?: unknown };
       if (typeof detail === "string" && typeof code === "number" && typeof data.name === "string")
-        return new StepdError(detail, code, status, data as ErrorData);
+        return new StepdError(detail, code, status, { ...(data as ErrorData), retry_after: secondsOf(data.retry_after) ?? retryAfter });
     } catch {
       // No JSON: not stepd's.
     }
-    const asked = Number(response.headers.get("retry-after") ?? Number.NaN);
-    return new TransportError(`${this.url}${path}: HTTP ${status}, and the reply is none of stepd`, {
-      status,
-      retryAfter: Number.isFinite(asked) ? asked : undefined,
-    });
+    return new TransportError(`${this.url}${path}: HTTP ${status}, and the reply is none of stepd`, { status, retryAfter });
   }
 }
 
+export const requireRetries = (retries: number): void => {
+  if (!(retries >= 0)) throw new TypeError(`retries: expected a number from 0 on, found ${retries}`);
+};
+
+/** The three forms of an HTTP date (RFC 9110, 5.6.7). The last has no zone and means GMT as well. */
+const HTTP_DATES = [
+  /^[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT$/,
+  /^[A-Z][a-z]+day, \d\d-[A-Z][a-z]{2}-\d\d \d\d:\d\d:\d\d GMT$/,
+  /^[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}$/,
+];
+
+/** Seconds of a Retry-After, which is a number of them or a date; undefined for anything else. */
+const secondsOf = (asked: unknown): number | undefined => {
+  const text = String(asked).trim();
+  const isDate = HTTP_DATES.some((form) => form.test(text));
+  if (!isDate && !/^\d+(\.\d+)?$/.test(text)) return undefined;
+  const seconds = isDate ? (Date.parse(text.endsWith("GMT") ? text : `${text} GMT`) - Date.now()) / 1000 : Number(text);
+  return Number.isFinite(seconds) ? Math.max(seconds, 0) : undefined;
+};
+
 /** The root of a server, without the slash at its end. */
 const rootOf = (url: string): string => {
-  const { protocol, origin, pathname, search, hash, username } = URL.canParse(url) ? new URL(url) : ({} as Partial<URL>);
-  if (!(protocol === "http:" || protocol === "https:") || search || hash || username)
-    throw new TypeError(`url: expected the server's root, such as http://127.0.0.1:8080, found ${JSON.stringify(url)}`);
+  const { protocol, origin, pathname, search, hash, username, password } = URL.canParse(url) ? new URL(url) : ({} as Partial<URL>);
+  if (!(protocol === "http:" || protocol === "https:") || search || hash || username || password) {
+    // Not repeated where it may hold a password, also where it is too broken to say which part that is.
+    const found = String(url).includes("@") ? "one with user information, which belongs into the option token" : JSON.stringify(url);
+    throw new TypeError(`url: expected the server's root, such as http://127.0.0.1:8080, found ${found}`);
+  }
   return `${origin}${pathname?.replace(/\/+$/, "")}`;
 };
 
@@ -204,7 +224,7 @@ class Limit {
 }
 
 /** Milliseconds before the next attempt: longer each time, with jitter, and no less than the server asks for. */
-const backoff = (attempt: number, asked: number | undefined): number => {
+export const backoff = (attempt: number, asked: number | undefined): number => {
   const own = Math.min(FIRST_BACKOFF_MS * 2 ** attempt, MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
   return own + (asked !== undefined && asked > 0 ? Math.min(asked, MAX_ASKED_S) * 1000 : 0);
 };

@@ -1,17 +1,15 @@
 /** The client against servers that fail, lie or hang, callers that give up, and input that is none. */
 import assert from "node:assert/strict";
-import { getEventListeners, once } from "node:events";
-import { createServer, type RequestListener } from "node:http";
-import type { AddressInfo } from "node:net";
+import { getEventListeners } from "node:events";
 import { after, before, suite, test } from "node:test";
 import { gzipSync } from "node:zlib";
 import { encode } from "@msgpack/msgpack";
 import { TestService } from "../../../test/support/service.ts";
 import { rawTensors } from "../../../test/support/tensors.ts";
 import { Client, ShardedClient, State, StepdError, type StepInput, type Tensor, type Tensors, TransportError } from "../src/index.ts";
+import { FakeServer, MSGPACK } from "./_fake-server.ts";
 import { bits } from "./_tensors.ts";
 
-const MSGPACK = "application/vnd.msgpack";
 const optimizer = { name: "sgd", lr: 0.5, momentum: 0.9 } as const;
 const vector = (...values: number[]): Tensor => ({ shape: [values.length], data: Float32Array.from(values) });
 const w = (...values: number[]): Tensors => ({ w: vector(...values) });
@@ -24,41 +22,6 @@ before(async () => {
   client = new Client(service.url);
 });
 after(() => service[Symbol.asyncDispose]());
-
-/** A server of the test's own, and how often it was called. */
-class FakeServer implements AsyncDisposable {
-  calls = 0;
-  readonly #server = createServer((req, res) => {
-    this.calls++;
-    this.#answer(req, res);
-  });
-  readonly #answer: RequestListener;
-
-  private constructor(answer: RequestListener) {
-    this.#answer = answer;
-  }
-
-  static async start(answer: RequestListener): Promise<FakeServer> {
-    const fake = new FakeServer(answer);
-    fake.#server.listen(0, "127.0.0.1");
-    await once(fake.#server, "listening");
-    return fake;
-  }
-
-  static replying(body: Uint8Array | string, status = 200, headers: Readonly<Record<string, string>> = { "Content-Type": MSGPACK }): Promise<FakeServer> {
-    return FakeServer.start((_, res) => void res.writeHead(status, headers).end(body));
-  }
-
-  get url(): string {
-    return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#server.closeAllConnections();
-    this.#server.close();
-    await once(this.#server, "close");
-  }
-}
 
 suite("replies that are none", () => {
   const state = rawTensors('{"__metadata__":{"format":"stepd.state/1","optimizer":"sgd","revision":"1"}}');
@@ -188,6 +151,54 @@ suite("pauses, timeouts and callers that give up", () => {
     assert.equal(fake.calls, 2);
   });
 
+  /** What an error says of a reply's Retry-After, with a body of stepd or without. */
+  const askedBy = async (header: string, body = ""): Promise<number | undefined> => {
+    const busy = async (): Promise<Response> => new Response(body, { status: 503, headers: { "Retry-After": header } });
+    const error: unknown = await new Client("http://x", { retries: 0, fetch: busy }).info().catch((error: unknown) => error);
+    assert.ok(error instanceof (body === "" ? TransportError : StepdError));
+    return error.retryAfter;
+  };
+
+  test("a Retry-After may be a date in each form that HTTP has", async () => {
+    const inAnHour = new Date(Date.now() + 3_600_000);
+    const [fixed, [, day, month, year, time]] = [inAnHour.toUTCString(), inAnHour.toUTCString().split(" ")] as const;
+    const weekday = inAnHour.toLocaleDateString("en", { weekday: "long", timeZone: "UTC" });
+    const forms = [
+      fixed,
+      `${weekday}, ${day}-${month}-${year?.slice(2)} ${time} GMT`,
+      `${fixed.slice(0, 3)} ${month} ${day?.replace(/^0/, " ")} ${time} ${year}`,
+    ];
+    for (const form of forms) {
+      const seconds = (await askedBy(form)) ?? 0;
+      assert.ok(seconds > 3_590 && seconds <= 3_600, `${form}: ${seconds}`);
+    }
+    assert.equal(await askedBy("Sun, 06 Nov 1994 08:49:37 GMT"), 0, "a time that has passed");
+  });
+
+  test("a client waits until the date of a Retry-After", async () => {
+    const times: number[] = [];
+    await using fake = await FakeServer.start((_, res) => {
+      times.push(Date.now());
+      res.writeHead(503, { "Retry-After": new Date(Date.now() + 2000).toUTCString() }).end();
+    });
+    await assert.rejects(new Client(fake.url, { retries: 1 }).info(), { name: "TransportError", status: 503 });
+    // A date has whole seconds.
+    assert.ok((times[1] as number) - (times[0] as number) >= 1000);
+  });
+
+  test("a Retry-After that is neither seconds nor a date is none", async () => {
+    assert.deepEqual([await askedBy("7"), await askedBy("0"), await askedBy("1.5")], [7, 0, 1.5]);
+    for (const header of ["", "-5", "soon", "Soon 5", "NaN", "Infinity", "0x10", "9".repeat(400), "Sun, 99 Nov 1994 08:49:37 GMT", "1994-11-06"])
+      assert.equal(await askedBy(header), undefined, header);
+  });
+
+  test("stepd's own word comes before the header, which counts where the body has none", async () => {
+    assert.deepEqual(
+      [await askedBy("7", busy(3)), await askedBy("7", busy("soon")), await askedBy("7", busy(-1)), await askedBy("no", busy(null))],
+      [3, 7, 7, undefined],
+    );
+  });
+
   for (const asked of [1e12, -5, "soon", null]) {
     test(`a Retry-After of ${asked} neither hangs for ever nor asks without a pause`, async () => {
       await using fake = await FakeServer.replying(busy(asked), 429, { "Content-Type": "application/problem+json" });
@@ -295,6 +306,23 @@ suite("input that is none", () => {
     assert.throws(() => new ShardedClient(["http://x"], { requestBytes: 0 }), /requestBytes: expected/);
     assert.throws(() => new ShardedClient(["http://x"], { connections: 0 }), /connections: expected/);
     assert.equal(new Client("http://127.0.0.1:1/stepd//").url, "http://127.0.0.1:1/stepd");
+  });
+
+  test("user information in an address is refused, and no part of it is repeated", () => {
+    for (const url of [
+      "http://user:secret@x",
+      "http://:secret@x",
+      "http://secret@x",
+      "http://user:secret@x:99999",
+      "ftp://user:secret@x",
+      "http://u:sec/ret:secret@x",
+    ]) {
+      for (const make of [() => new Client(url), () => new ShardedClient(["http://x", url])])
+        assert.throws(
+          make,
+          ({ message }: Error) => /^url: expected the server's root.*found one with user information/.test(message) && !message.includes("sec"),
+        );
+    }
   });
 
   test("a state that is none is refused, by the server where it is bytes", async () => {

@@ -73,6 +73,47 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
   ["master-weights", "float32 master copies of BF16 parameters", { optimizer: adamw, params: recast(params, "BF16"), master_weights: true }],
   ["stochastic-rounding", "BF16 rounded at random by seed", { optimizer: adamw, params: recast(params, "BF16"), stochastic_rounding: { seed: 7 } }],
   ["lamb-stats", "LAMB with its trust ratios", { optimizer: { name: "lamb", lr: 0.1 }, stats: "tensor" }],
+  [
+    "groups-schedule",
+    "each group its own base rate under a schedule, and an empty group",
+    {
+      optimizer: { name: "qhadamw", lr: 0.1, weight_decay: 0.1, weight_decay_scale: "schedule" },
+      groups: [
+        { tensors: ["größe"], optimizer: { lr: 0, weight_decay: 0 } },
+        { tensors: [], optimizer: { lr: 5 } },
+      ],
+      schedule: { name: "cosine", T_max: 10, eta_min: 0.01 },
+    },
+  ],
+  ["skip-finite", "skip where nothing has to be skipped", { optimizer: adamw, non_finite: "skip", clip: { max_norm: 1 } }],
+  [
+    "all-dtypes",
+    "a parameter of each dtype in one call",
+    {
+      optimizer: { name: "lamb", lr: 0.1, max_grad_norm: 1 },
+      params: Object.fromEntries(["F32", "F64", "BF16", "F16"].map((dtype) => [dtype, { shape: [2], dtype, values: [1.5, -2] }])),
+      grads: Object.fromEntries(["F32", "F64", "BF16", "F16"].map((dtype) => [dtype, { shape: [2], dtype, values: [0.5, 0.25] }])),
+      master_weights: true,
+    },
+  ],
+  [
+    "zero-size",
+    "tensors without elements",
+    {
+      optimizer: adamw,
+      params: { none: { shape: [0], dtype: "F32", values: [] }, matrix: { shape: [3, 0, 2], dtype: "F64", values: [] } },
+      grads: { none: { shape: [0], dtype: "F32", values: [] }, matrix: { shape: [3, 0, 2], dtype: "F64", values: [] } },
+    },
+  ],
+  [
+    "extremes",
+    "the largest and smallest numbers, and zeros",
+    {
+      optimizer: { name: "sgd", lr: 0.5 },
+      params: { w: { shape: [6], dtype: "F32", values: [3.4028234663852886e38, -3.4028234663852886e38, 1.401298464324817e-45, 0, 0, 1] } },
+      grads: { w: { shape: [6], dtype: "F32", values: [1, -1, 0, 0, 0, 1.1754943508222875e-38] } },
+    },
+  ],
   // What is refused.
   ["error-unknown-optimizer", "a name that no optimizer has", { optimizer: { name: "adamv" } }],
   ["error-betas", "a beta out of range", { optimizer: { name: "adam", betas: [0.9, 1] } }],
@@ -114,6 +155,26 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
   const state = await stateOf(adamw);
   yield step("other-family", "a state of Adam's family under another of its optimizers", { optimizer: { name: "qhadam" }, state });
   yield step("error-family", "a state of another family", { optimizer: { name: "rmsprop" }, state });
+  const narrow = { params: recast(params, "BF16"), master_weights: true };
+  yield step("master-weights.2", "the second step of master copies", {
+    optimizer: adamw,
+    ...narrow,
+    grads: second,
+    state: await stateOf(adamw, narrow),
+  });
+  const single = { params: { größe: params.größe }, grads: { größe: grads.größe } };
+  yield step("error-state-master", "a state with master copies where they are not asked for", {
+    optimizer: adamw,
+    ...single,
+    params: recast(single.params, "BF16"),
+    state: await stateOf(adamw, { ...single, params: recast(single.params, "BF16"), master_weights: true }),
+  });
+  yield step("error-state-dtype", "a state whose slots are in another dtype than the parameters ask for", {
+    optimizer: adamw,
+    ...single,
+    params: recast(single.params, "F64"),
+    state: await stateOf(adamw, single),
+  });
   yield step("error-state-parameter", "a state of a parameter that is not there", { optimizer: adamw, params: { größe: params.größe }, grads: {}, state });
   yield step("error-one-cycle-over", "a schedule that is over", {
     optimizer: adam,

@@ -58,13 +58,14 @@ const buildBase = async (engine: Engine): Promise<string> => {
   const cafile = existsSync(settings["cafile"] ?? "") ? settings["cafile"] : process.env["NODE_EXTRA_CA_CERTS"];
   lines.push(`ENV npm_config_registry=${registry}`);
   for (const [name, source, target] of [
-    ["user", userconfig, "/root/.npmrc"],
+    ["user", userconfig, "/etc/npmrc"],
     ["global", globalconfig, "/usr/local/etc/npmrc"],
     ["authorities", cafile, "/etc/npm-authorities.pem"],
   ] as const) {
     if (source === undefined || !existsSync(source)) continue;
     copyFileSync(source, join(context, name));
     lines.push(`COPY ${name} ${target}`);
+    if (source === userconfig) lines.push(`ENV npm_config_userconfig=${target}`);
     if (source === cafile) lines.push(`ENV npm_config_cafile=${target}`);
   }
   writeFileSync(join(context, "Dockerfile"), `${lines.join("\n")}\n`);

@@ -1,91 +1,152 @@
 /** A step over several calls, connections and replicas at once. Its result is that of one call, bit for bit. */
 import { Client, type StepInput, type StepResult } from "./client.ts";
-import { StepdError, TransportError } from "./errors.ts";
+import { StepdError } from "./errors.ts";
+import { type Call, Replicas } from "./replicas.ts";
 import { State } from "./state.ts";
 import { compareUtf8, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
-import { type CallOptions, type ClientOptions, pause } from "./transport.ts";
+import { type CallOptions, type ClientOptions, DEFAULT_RETRIES, requireRetries } from "./transport.ts";
 import type { NormsResult } from "./wire.gen.ts";
 
 export interface ShardedOptions extends ClientOptions {
-  /** About how many bytes of parameters go into a call; a larger tensor goes alone. */
+  /** About how many bytes of parameters, gradients and state go into a call; a larger tensor goes alone. */
   readonly requestBytes?: number;
   /** Calls that are under way at once. */
   readonly connections?: number;
+  /** Rounds over all replicas after the first, where each has failed. */
+  readonly retries?: number | undefined;
 }
 
 /** Statistics are of single calls. */
 export type ShardedInput = Omit<StepInput, "stats">;
 export type ShardedResult = Omit<StepResult, "stats">;
 
+type WholeInput = Omit<ShardedInput, "state"> & { readonly state: State | null | undefined };
 type Shard = ReadonlySet<string>;
+type Norms = readonly (readonly [name: string, sums: NormsResult["tensors"][string]])[];
 
 const DEFAULT_REQUEST_BYTES = 64 * 2 ** 20;
 const DEFAULT_CONNECTIONS = 4;
 
-/** Rounds over all replicas before a call is given up, and the pause between two rounds. */
-const ROUNDS = 5;
-const ROUND_PAUSE_MS = 200;
+/** Room for the gradients that an error names, where requestBytes is less: any server takes so much. */
+const MIN_REFUSED_BYTES = 2 ** 20;
+
+/** A parameter that goes into a call whose own gradients would not make it skip, or not give the norm over all. None of a caller's has this name. */
+const POISON = "\0stepd.poison";
+
+/** Its square is infinite. */
+const HUGE = 1e200;
 
 export class ShardedClient {
-  readonly #clients: readonly Client[];
+  readonly #replicas: Replicas;
   readonly #requestBytes: number;
   readonly #connections: number;
-  #next = 0;
 
   /** `urls` are replicas; any serves any call. */
-  constructor(urls: readonly string[], { requestBytes = DEFAULT_REQUEST_BYTES, connections = DEFAULT_CONNECTIONS, ...options }: ShardedOptions = {}) {
+  constructor(
+    urls: readonly string[],
+    { requestBytes = DEFAULT_REQUEST_BYTES, connections = DEFAULT_CONNECTIONS, retries = DEFAULT_RETRIES, ...options }: ShardedOptions = {},
+  ) {
     if (urls.length === 0) throw new TypeError("a ShardedClient needs at least one url");
     if (!(requestBytes > 0)) throw new TypeError(`requestBytes: expected more than 0, found ${requestBytes}`);
     if (!(connections >= 1)) throw new TypeError(`connections: expected at least 1, found ${connections}`);
+    requireRetries(retries);
     // A call that fails goes to another replica at once, so a client by itself does not send again.
-    this.#clients = urls.map((url) => new Client(url, { ...options, retries: 0 }));
+    this.#replicas = new Replicas(
+      urls.map((url) => new Client(url, { ...options, retries: 0 })),
+      retries,
+    );
     this.#requestBytes = requestBytes;
     this.#connections = connections;
   }
 
   /** One update. Exact clipping by norm takes a round of `norms` first. Throws as Client.step does; then nothing was changed. */
   async step({ params, grads, state: given, ...settings }: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
-    const state = given instanceof Uint8Array ? new State(given) : given;
-    const leader = leaderOf(params, grads, state);
-    const shards = this.#pack(params, [...Object.keys(grads), ...(state?.parameters ?? [])]);
-    const inputOf = (names: Shard): StepInput => ({ ...settings, params: pick(params, names), grads: pick(grads, names), state: state?.pick(names) });
-    const { max_grad_norm: ownNorm } = settings.optimizer as { max_grad_norm?: number | null };
-    const clipsByNorm = (settings.clip?.max_norm !== undefined || typeof ownNorm === "number") && settings.clip?.total_norm === undefined;
+    const misfit = misfitOf(params, grads);
+    const state = given instanceof Uint8Array ? await this.#read(given, { ...settings, params, grads }, misfit, options) : given;
+    const shards = pack(Object.keys(params), sizeIn(params, grads, state), this.#requestBytes);
+    // A gradient or state without a parameter goes along, for the server to refuse.
+    for (const name of [...Object.keys(grads), ...(state?.parameters ?? [])]) if (!Object.hasOwn(params, name)) shards[0].add(name);
     let { clip } = settings;
-    if (shards.length > 1 && (clipsByNorm || settings.non_finite === "skip")) {
-      const norms = await this.#norms(shards, { params, grads, loss_scale: settings.loss_scale }, options);
-      const broken = norms.find(([, { non_finite }]) => non_finite > 0)?.[0];
-      if (broken !== undefined && settings.non_finite === "skip") {
-        // The server's own reply says at which rate, and of a first step which state is left.
-        const names = new Set([leader, broken]);
-        const skipped = await this.#anywhere((client, call) => client.step(inputOf(names), call), options);
-        return { ...skipped, params: { ...params }, ...(state && { state, step: mostSteps(state) }) };
+    let poison: number | undefined;
+    const inputOf = (names: Shard): StepInput => {
+      const part = { ...settings, clip, params: pick(params, names), grads: pick(grads, names), state: state?.pick(names) };
+      if (poison === undefined) return part;
+      return {
+        ...part,
+        params: { ...part.params, [POISON]: { shape: [1], data: new Float64Array(1) } },
+        grads: { ...part.grads, [POISON]: { shape: [1], data: Float64Array.of(poison) } },
+      };
+    };
+    const norms = (): Promise<Norms> => this.#norms(shards, { params, grads, loss_scale: settings.loss_scale }, options);
+    const stepEach = async (some: readonly Shard[]): Promise<StepResult[]> => {
+      try {
+        return await this.#each(some, options, (names) => {
+          const input = inputOf(names);
+          return (client, call) => client.step(input, call);
+        });
+      } catch (error) {
+        // A shard names its own tensors only.
+        throw shards.length > 1 && isNonFinite(error) ? await this.#named(error, norms, { ...settings, params, grads, state }, options) : error;
       }
-      // The shard's own call refuses, and says which tensors it is.
-      if (broken !== undefined && settings.non_finite !== "propagate")
-        await this.#anywhere((client, call) => client.step(inputOf(shards.find((names) => names.has(broken)) as Shard), call), options);
-      if (clipsByNorm) {
-        const total = Math.sqrt(norms.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0));
-        // What is no number cannot be sent, so that all goes as one call.
-        if (!Number.isFinite(total)) return this.#anywhere((client, call) => client.step({ ...settings, params, grads, state }, call), options);
-        clip = { ...clip, total_norm: total };
+    };
+
+    if (shards.length > 1) {
+      // As in one call: what does not fit is refused before any number is looked at.
+      if (misfit !== undefined) await stepEach(shards.filter((names) => names.has(misfit)));
+      const { max_grad_norm: ownNorm } = settings.optimizer as { max_grad_norm?: number | null };
+      const clipsByNorm = (clip?.max_norm !== undefined || typeof ownNorm === "number") && clip?.total_norm === undefined;
+      if (clipsByNorm || settings.non_finite === "skip") {
+        const sums = await norms();
+        const broken = new Set(brokenIn(sums));
+        const total = Math.sqrt(sums.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0));
+        if (broken.size > 0 && settings.non_finite === "skip") poison = Number.NaN;
+        else if (broken.size > 0 && settings.non_finite !== "propagate") await stepEach(shards.filter((names) => [...names].some((name) => broken.has(name))));
+        // What is no number cannot be sent as total_norm. Divided by the loss scale the poison is to be HUGE still.
+        else if (clipsByNorm && !Number.isFinite(total)) poison = Number.isNaN(total) ? total : Math.min(HUGE * (settings.loss_scale ?? 1), Number.MAX_VALUE);
+        else if (clipsByNorm) clip = { ...clip, total_norm: total };
       }
     }
-    const results = await this.#each(shards, options, (names) => {
-      const input = { ...inputOf(names), clip };
-      return (client, call) => client.step(input, call);
-    });
+
+    const results = await stepEach(shards);
     const stepped = new Map(results.flatMap((result) => Object.entries(result.params)));
     const warnings = [...new Set(results.flatMap((result) => result.warnings ?? []))];
-    const joined = State.join(results.map((result) => result.state));
+    const joined = State.join(results.map((result, index) => (poison === undefined ? result.state : result.state.pick(shards[index] as Shard))));
+    const leader = leaderOf(params, grads, state);
     return {
       params: Object.fromEntries(Object.keys(params).map((name) => [name, stepped.get(name) as Tensor])),
       state: joined,
       step: mostSteps(joined),
       lr: (results[shards.findIndex((names) => names.has(leader))] ?? results[0])?.lr as number,
-      skipped: false,
+      skipped: results.some(({ skipped }) => skipped),
       ...(warnings.length > 0 && { warnings }),
     };
+  }
+
+  /** A stored state. Of one that is none the server says so, after what it says of settings and tensors. */
+  async #read(bytes: Uint8Array, { params, grads, ...settings }: StepInput, misfit: string | undefined, options: CallOptions): Promise<State> {
+    try {
+      return new State(bytes);
+    } catch (error) {
+      const names = new Set(misfit === undefined ? [] : [misfit]);
+      await this.#replicas.call(
+        (client, call) => client.step({ ...settings, params: pick(params, names), grads: pick(grads, names), state: bytes }, call),
+        options,
+      );
+      throw error;
+    }
+  }
+
+  /** The error of one call with the gradients that are not finite, as many as go into it, in place of a single shard's. */
+  async #named(refusal: StepdError, norms: () => Promise<Norms>, { params, grads, state, ...settings }: WholeInput, options: CallOptions): Promise<unknown> {
+    try {
+      const broken = brokenIn(await norms());
+      const [names = new Set()] = pack(broken, sizeIn(params, grads, state), Math.max(this.#requestBytes, MIN_REFUSED_BYTES));
+      const input = { ...settings, params: pick(params, names), grads: pick(grads, names), state: state?.pick(names) };
+      await this.#replicas.call((client, call) => client.step(input, call), options);
+    } catch (error) {
+      if (isNonFinite(error)) return error;
+    }
+    return refusal;
   }
 
   /** Sums of all tensors, in the order of the names' UTF-8 bytes, in which the server adds them too. */
@@ -93,7 +154,7 @@ export class ShardedClient {
     shards: readonly Shard[],
     { params, grads, loss_scale }: Pick<StepInput, "params" | "grads" | "loss_scale">,
     options: CallOptions,
-  ): Promise<[string, NormsResult["tensors"][string]][]> {
+  ): Promise<Norms> {
     const results = await this.#each(shards, options, (names) => {
       const part = pick(grads, names);
       const theirs = pick(params, new Set(Object.keys(part)));
@@ -104,28 +165,8 @@ export class ShardedClient {
     return results.flatMap(({ tensors }) => Object.entries(tensors)).sort(([a], [b]) => compareUtf8(a, b));
   }
 
-  /** Packs tensors in their order into sets of about the set size. A gradient or state without a parameter goes along, for the server to refuse. */
-  #pack(params: Tensors, others: readonly string[]): readonly Shard[] {
-    const shards = [new Set(others.filter((name) => !Object.hasOwn(params, name)))];
-    let room = this.#requestBytes;
-    for (const [name, tensor] of Object.entries(params)) {
-      const { byteLength } = tensor.data;
-      if (byteLength > room && room < this.#requestBytes) {
-        shards.push(new Set());
-        room = this.#requestBytes;
-      }
-      shards.at(-1)?.add(name);
-      room -= byteLength;
-    }
-    return shards;
-  }
-
   /** Runs a call for each item, some at once. Where one fails, the others end, and only then is its error thrown. */
-  async #each<Result>(
-    shards: readonly Shard[],
-    { signal, ...options }: CallOptions,
-    callOf: (shard: Shard) => (client: Client, options: CallOptions) => Promise<Result>,
-  ): Promise<Result[]> {
+  async #each<Result>(shards: readonly Shard[], { signal, ...options }: CallOptions, callOf: (shard: Shard) => Call<Result>): Promise<Result[]> {
     const results: Result[] = [];
     const failed = new AbortController();
     const stop = (): void => failed.abort(signal?.reason);
@@ -134,7 +175,7 @@ export class ShardedClient {
     let next = 0;
     const work = async (): Promise<void> => {
       for (let index = next++; index < shards.length && !failed.signal.aborted; index = next++)
-        results[index] = await this.#anywhere(callOf(shards[index] as Shard), { ...options, signal: failed.signal });
+        results[index] = await this.#replicas.call(callOf(shards[index] as Shard), { ...options, signal: failed.signal });
     };
     const guarded = (): Promise<void> => work().catch((error: unknown) => failed.abort(error));
     await Promise.all(Array.from({ length: Math.min(this.#connections, shards.length) }, guarded));
@@ -142,22 +183,38 @@ export class ShardedClient {
     failed.signal.throwIfAborted();
     return results;
   }
-
-  /** Tries the replicas in turn until one answers; what is wrong with the call itself is thrown at once. */
-  async #anywhere<Result>(call: (client: Client, options: CallOptions) => Promise<Result>, options: CallOptions): Promise<Result> {
-    for (let attempt = 1; ; attempt++) {
-      const client = this.#clients[this.#next++ % this.#clients.length] as Client;
-      try {
-        return await call(client, options);
-      } catch (error) {
-        // A replica that fails or talks nonsense is no reason to think that the others do.
-        const isItsOwn = error instanceof TransportError || (error instanceof StepdError && (error.isPassing || error.code === "INTERNAL_ERROR"));
-        if (!isItsOwn || attempt >= ROUNDS * this.#clients.length) throw error;
-        if (attempt % this.#clients.length === 0) await pause(ROUND_PAUSE_MS, options.signal);
-      }
-    }
-  }
 }
+
+const isNonFinite = (error: unknown): error is StepdError => error instanceof StepdError && error.code === "NON_FINITE_GRADIENT";
+
+const brokenIn = (norms: Norms): readonly string[] => norms.filter(([, { non_finite }]) => non_finite > 0).map(([name]) => name);
+
+/** The first gradient that no parameter has the name and shape of, which is the one that the server names. */
+const misfitOf = (params: Tensors, grads: Tensors): string | undefined =>
+  Object.keys(grads).find((name) => !Object.hasOwn(params, name) || String(params[name]?.shape) !== String(grads[name]?.shape));
+
+/** How many bytes go out for a parameter. */
+const sizeIn = (params: Tensors, grads: Tensors, state: State | null | undefined): ((name: string) => number) => {
+  const ofState = state?.sizes;
+  const sizeOf = (tensors: Tensors, name: string): number => (Object.hasOwn(tensors, name) ? (tensors[name] as Tensor).data.byteLength : 0);
+  return (name) => sizeOf(params, name) + sizeOf(grads, name) + (ofState?.get(name) ?? 0);
+};
+
+/** Packs names in their order into at least one set, each of about the given size. */
+const pack = (names: readonly string[], sizeOf: (name: string) => number, setSize: number): [Set<string>, ...Set<string>[]] => {
+  const sets: [Set<string>, ...Set<string>[]] = [new Set()];
+  let room = setSize;
+  for (const name of names) {
+    const size = sizeOf(name);
+    if (size > room && room < setSize) {
+      sets.push(new Set());
+      room = setSize;
+    }
+    sets.at(-1)?.add(name);
+    room -= size;
+  }
+  return sets;
+};
 
 const mostSteps = ({ steps }: State): number => Object.values(steps).reduce((most, step) => Math.max(most, step), 0);
 

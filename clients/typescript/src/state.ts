@@ -58,6 +58,13 @@ export class State {
     return new Set([...this.#entries.keys()].map(parameterOf));
   }
 
+  /** How many bytes of data the state has of each parameter. */
+  get sizes(): ReadonlyMap<string, number> {
+    const sizes = new Map<string, number>();
+    for (const [key, { bytes }] of this.#entries) sizes.set(parameterOf(key), (sizes.get(parameterOf(key)) ?? 0) + bytes.length);
+    return sizes;
+  }
+
   /** The names of the slots, such as exp_avg. */
   get slotNames(): readonly string[] {
     return [...new Set([...this.#entries.keys()].map(slotOf))].filter((name) => name !== "step");

@@ -1,0 +1,314 @@
+/** Sharded steps: they come to what one call comes to, refusals as well, and replicas that fail are gone round. */
+import assert from "node:assert/strict";
+import { after, afterEach, before, mock, suite, test } from "node:test";
+import { TestService } from "../../../test/support/service.ts";
+import { rawTensors } from "../../../test/support/tensors.ts";
+import { Client, ShardedClient, type ShardedInput, StepdError, type StepResult, type Tensor, type Tensors, TransportError } from "../src/index.ts";
+import { FakeServer, MSGPACK } from "./_fake-server.ts";
+import { bits } from "./_tensors.ts";
+
+const vector = (...values: number[]): Tensor => ({ shape: [values.length], data: Float32Array.from(values) });
+const double = (...values: number[]): Tensor => ({ shape: [values.length], data: Float64Array.from(values) });
+const params: Tensors = { b: vector(1, 2), a: vector(-1, 3), "😀": vector(5), "￿": vector(7, 8, 9), d: double(0.25) };
+const grads: Tensors = { b: vector(0.5, -0.5), a: vector(2, 0.1), "😀": vector(-3), "￿": vector(0, 1, 2), d: double(1e-3) };
+const NaNs = vector(Number.NaN, 1);
+
+let service: TestService;
+let client: Client;
+before(async () => {
+  service = await TestService.start();
+  client = new Client(service.url);
+});
+after(() => service[Symbol.asyncDispose]());
+
+/** What a step came to, to compare. */
+const outcome = async (step: Promise<Omit<StepResult, "stats">>): Promise<unknown> => {
+  try {
+    const { params: stepped, state, ...rest } = await step;
+    return {
+      ...rest,
+      params: Object.entries(stepped).map(([name, { data }]) => [name, bits(data)]),
+      optimizer: state.optimizer,
+      state: bits(state.bytes as never),
+    };
+  } catch (error) {
+    if (!(error instanceof StepdError)) throw error;
+    const { code, field, expected, found, tensors } = error;
+    return { code, field, expected, found, tensors };
+  }
+};
+
+suite("what one call comes to, so does a sharded step", () => {
+  const lamb = { name: "lamb", max_grad_norm: 0.5 } as const;
+  const adamw = { name: "adamw", lr: 0.1 } as const;
+  const broken = { ...grads, a: NaNs };
+  const more = { ...broken, "😀": vector(Number.POSITIVE_INFINITY), "￿": vector(1, Number.NaN, Number.NaN) };
+  const wrong = { ...broken, "￿": vector(1) };
+  const stray = { ...broken, z: vector(1) };
+  const huge = { ...grads, d: double(1e200) };
+  const steps: Readonly<Record<string, Partial<ShardedInput>>> = {
+    plain: {},
+    "a value that is no number": { grads: more },
+    "values that are no numbers, when clipping": { grads: more, clip: { max_norm: 1 } },
+    "no numbers and a gradient of another shape": { grads: wrong },
+    "no numbers and a gradient of another shape, when clipping": { grads: wrong, clip: { max_norm: 1 } },
+    "gradients without a parameter": { grads: { ...grads, z: vector(1), y: vector(2) } },
+    skip: { grads: broken, non_finite: "skip" },
+    "skip, and nothing to skip": { non_finite: "skip" },
+    "skip with a schedule and clipping": {
+      grads: broken,
+      non_finite: "skip",
+      clip: { max_norm: 1 },
+      schedule: { name: "linear", start_factor: 0.1, total_iters: 10 },
+    },
+    "skip with LAMB": { grads: broken, non_finite: "skip", optimizer: lamb },
+    "skip with groups that match everything": { grads: broken, non_finite: "skip", groups: [{ tensors: ["*"], optimizer: { lr: 7 } }] },
+    "skip with master weights": {
+      params: { ...params, b: { shape: [2], data: Uint16Array.of(0x3f80, 0x4000), dtype: "BF16" } },
+      grads: broken,
+      non_finite: "skip",
+      master_weights: true,
+    },
+    "skip does not hide a shape": { grads: wrong, non_finite: "skip" },
+    "skip does not hide a gradient without a parameter": { grads: stray, non_finite: "skip" },
+    "skip does not hide a hyperparameter": { grads: broken, non_finite: "skip", optimizer: { name: "adamw", lr: -1 } },
+    "skip does not hide a negative norm": { grads: broken, non_finite: "skip", clip: { max_norm: -1 } },
+    "skip does not hide a wrong seed": { grads: broken, non_finite: "skip", stochastic_rounding: { seed: -1 } },
+    "skip does not hide a norm without a use": { grads: broken, non_finite: "skip", clip: { total_norm: 1 } },
+    "a hyperparameter before a shape": { grads: wrong, optimizer: { name: "adamw", lr: -1 }, clip: { max_norm: 1 } },
+    "propagate a norm that is none": { grads: more, non_finite: "propagate", clip: { max_norm: 1 } },
+    "propagate an infinity": { grads: { ...grads, a: vector(Number.POSITIVE_INFINITY, 1) }, non_finite: "propagate", clip: { max_norm: 1 } },
+    "propagate without clipping": { grads: more, non_finite: "propagate" },
+    "a norm beyond float64": { grads: huge, clip: { max_norm: 1 } },
+    "a norm beyond float64 of gradients divided": { grads: { ...grads, d: double(1e300) }, clip: { max_norm: 1 }, loss_scale: 2 ** 16 },
+    "a norm beyond float64 of gradients multiplied": { grads: { ...grads, d: double(1e190) }, clip: { max_norm: 1 }, loss_scale: 2 ** -40 },
+    "a norm beyond float64 with skip": { grads: huge, clip: { max_norm: 1 }, non_finite: "skip" },
+    "a norm beyond float64 with LAMB": { grads: huge, optimizer: lamb },
+    "a state that is none": { state: rawTensors('{"__metadata__":{"format":"pt"}}') },
+    "a state that is none, and a gradient of another shape": { state: new Uint8Array(9), grads: wrong },
+    "a state that is none, and a hyperparameter": { state: new Uint8Array(9), optimizer: { name: "adamw", lr: -1 } },
+  };
+  for (const [what, settings] of Object.entries(steps)) {
+    test(what, async () => {
+      // The state is of another optimizer of the family, whose name has to go.
+      const from = settings.optimizer?.name === "lamb" ? lamb : ({ name: "adam" } as const);
+      const own = settings.params ?? params;
+      const { state } = await client.step({ optimizer: from, params: own, grads, master_weights: settings.master_weights });
+      for (const given of settings.state ? [settings.state] : [null, state, state.bytes]) {
+        const input = { optimizer: adamw, params, grads, ...settings, state: given } as ShardedInput;
+        const whole = await outcome(client.step(input));
+        for (const requestBytes of [1, 60, 2 ** 20]) assert.deepEqual(await outcome(new ShardedClient([service.url], { requestBytes }).step(input)), whole);
+      }
+    });
+  }
+
+  test("states that do not fit are refused, also where the step would be skipped", async () => {
+    const { state: momentum } = await client.step({ optimizer: { name: "sgd", momentum: 0.9 }, params, grads });
+    const { state: other } = await client.step({ optimizer: adamw, params: { ...params, a: vector(1) }, grads: { a: vector(1) } });
+    const { state: of } = await client.step({ optimizer: adamw, params: { z: vector(1) }, grads: { z: vector(1) } });
+    for (const state of [momentum, other, of]) {
+      const input = { optimizer: adamw, params, grads: broken, state, non_finite: "skip" } as const;
+      const whole = await outcome(client.step(input));
+      assert.equal((whole as { code: string }).code, "STATE_MISMATCH");
+      assert.deepEqual(await outcome(new ShardedClient([service.url], { requestBytes: 1 }).step(input)), whole);
+    }
+  });
+
+  test("an error names as many of the gradients as one call has room for", async () => {
+    const names = Array.from({ length: 12 }, (_, index) => `w${index}`);
+    const all = Object.fromEntries(names.map((name) => [name, { shape: [2 ** 15], data: new Float32Array(2 ** 15).fill(Number.NaN) }]));
+    const tensors = async (requestBytes: number): Promise<readonly string[]> => {
+      const error: unknown = await new ShardedClient([service.url], { requestBytes })
+        .step({ optimizer: adamw, params: all, grads: all })
+        .catch((error) => error);
+      assert.ok(error instanceof StepdError && error.code === "NON_FINITE_GRADIENT");
+      return error.tensors;
+    };
+    assert.deepEqual(await tensors(1), ["w0", "w1", "w10", "w11"], "1 MiB of parameters and gradients");
+    assert.deepEqual(await tensors(2 ** 21), ["w0", "w1", "w10", "w11", "w2", "w3", "w4", "w5"]);
+  });
+});
+
+suite("how a step is divided", () => {
+  test("calls have about requestBytes of parameters, gradients and state", async () => {
+    const names = Array.from({ length: 6 }, (_, index) => `w${index}`);
+    const tensors = Object.fromEntries(names.map((name) => [name, { shape: [1000], data: new Float32Array(1000).fill(1) }]));
+    const sizes: number[] = [];
+    const counting = (url: string, init: RequestInit): Promise<Response> => {
+      sizes.push((init.body as Blob).size);
+      return fetch(url, init);
+    };
+    // A tensor has 8,000 bytes without a state, and 16,008 with one.
+    const sharded = new ShardedClient([service.url], { requestBytes: 17_000, fetch: counting });
+    const { state } = await sharded.step({ optimizer: { name: "adamw" }, params: tensors, grads: tensors });
+    assert.deepEqual([sizes.length, sizes.filter((size) => size < 18_500).length], [3, 3]);
+    await sharded.step({ optimizer: { name: "adamw" }, params: tensors, grads: tensors, state });
+    assert.deepEqual([sizes.length, sizes.filter((size) => size < 18_500).length], [9, 9]);
+    await sharded.step({ optimizer: { name: "adamw" }, params: tensors, grads: {} });
+    assert.equal(sizes.length, 11, "four parameters without gradients in a call");
+  });
+});
+
+suite("replicas that fail", () => {
+  const optimizer = { name: "sgd", lr: 0.5 } as const;
+  const names = Array.from({ length: 8 }, (_, index) => `w${index}`);
+  const many = Object.fromEntries(names.map((name) => [name, vector(1)]));
+  const one = { optimizer, params: { w: vector(1) }, grads: { w: vector(1) } };
+  const eight = { optimizer, params: many, grads: many };
+  const problem = (name: string, code: number, retry_after?: number): string => JSON.stringify({ detail: "no", code, name, retry_after });
+  const JSON_PROBLEM = { "Content-Type": "application/problem+json" };
+  const overloaded = (retryAfter: number): Promise<FakeServer> => FakeServer.replying(problem("OVERLOADED", -32020, retryAfter), 429, JSON_PROBLEM);
+
+  afterEach(() => mock.restoreAll());
+
+  /** Stops the clock by which replicas rest; it goes on when the test says so. */
+  const stopClock = (): { pass(ms: number): void } => {
+    let now = performance.now();
+    mock.method(performance, "now", () => now);
+    return {
+      pass(ms) {
+        now += ms;
+      },
+    };
+  };
+
+  test("retries counts the rounds over all replicas after the first", async () => {
+    for (const retries of [0, 2]) {
+      await using busy = await FakeServer.replying("", 503);
+      await using elsewhere = await FakeServer.replying("", 502);
+      await assert.rejects(new ShardedClient([busy.url, elsewhere.url], { retries }).step(one), TransportError);
+      assert.deepEqual([busy.calls, elsewhere.calls], [retries + 1, retries + 1]);
+    }
+    for (const retries of [-1, Number.NaN]) assert.throws(() => new ShardedClient(["http://x"], { retries }), /retries: expected a number from 0 on/);
+  });
+
+  test("a round begins when the first of the replicas wants to be asked again", async () => {
+    const times: number[] = [];
+    await using busy = await FakeServer.start((_, res) => {
+      times.push(performance.now());
+      res.writeHead(429, JSON_PROBLEM).end(problem("OVERLOADED", -32020, 1));
+    });
+    await using busier = await overloaded(30);
+    await using silent = await FakeServer.start((req) => void req.socket.destroy());
+    await assert.rejects(new ShardedClient([busy.url, busier.url, silent.url], { retries: 1 }).step(one));
+    assert.deepEqual([busy.calls, busier.calls, silent.calls], [2, 2, 2]);
+    assert.ok((times[1] as number) - (times[0] as number) >= 1000);
+  });
+
+  const failures: Readonly<Record<string, () => Promise<FakeServer>>> = {
+    "a lost connection": () => FakeServer.start((req) => void req.socket.destroy()),
+    "a timeout": () => FakeServer.start(() => {}),
+    "no room": () => overloaded(30),
+    "a server that shuts down": () => FakeServer.replying(problem("DRAINING", -32021), 503, JSON_PROBLEM),
+    "a server that fails": () => FakeServer.replying(problem("INTERNAL_ERROR", -32603), 500, JSON_PROBLEM),
+    "junk with 200": () => FakeServer.replying("junk", 200, { "Content-Type": MSGPACK }),
+    "a page with 200": () => FakeServer.replying("<html>", 200, { "Content-Type": "text/html" }),
+    ...Object.fromEntries([401, 404, 413, 500, 502, 504].map((status) => [`a proxy's page with ${status}`, () => FakeServer.replying("<html>", status)])),
+  };
+  for (const [what, start] of Object.entries(failures)) {
+    test(`${what}: the call goes to another replica, without a pause`, async () => {
+      await using fake = await start();
+      const { params: stepped } = await new ShardedClient([fake.url, service.url], { retries: 0, timeoutMs: 1000 }).step(one);
+      assert.deepEqual([...(stepped["w"]?.data ?? [])], [0.5]);
+      assert.equal(fake.calls, 1);
+    });
+  }
+
+  for (const [name, code, status] of [
+    ["INVALID_PARAMS", -32602, 400],
+    ["UNAUTHENTICATED", -32025, 401],
+    ["PAYLOAD_TOO_LARGE", -32022, 413],
+    ["UNSUPPORTED_MEDIA_TYPE", -32023, 415],
+    ["STATE_MISMATCH", -32013, 422],
+  ] as const) {
+    test(`${name} is of the call itself and thrown at once`, async () => {
+      await using fake = await FakeServer.replying(problem(name, code), status, JSON_PROBLEM);
+      const sharded = new ShardedClient([fake.url, service.url]);
+      await assert.rejects(sharded.step(one), { code: name, status });
+      await sharded.step(one);
+      await assert.rejects(sharded.step(one), { code: name }, "its replica is no worse for it");
+      assert.equal(fake.calls, 2);
+    });
+  }
+
+  test("each call of a round goes to each replica once, however many are under way", async () => {
+    await using busy = await FakeServer.replying("", 503);
+    await using elsewhere = await FakeServer.replying("", 503);
+    const sharded = new ShardedClient([busy.url, elsewhere.url, service.url], { requestBytes: 1, connections: 8, retries: 0 });
+    for (let step = 0; step < 5; step++) await sharded.step(eight);
+  });
+
+  test("a replica that failed is left alone: 1 s, twice as long after each failure in a row, at most 60 s; a success ends that", async () => {
+    const clock = stopClock();
+    let isWell = false;
+    await using replica = await FakeServer.start(async (req, res) => {
+      if (!isWell) return void res.writeHead(503).end();
+      const chunks: Buffer[] = [];
+      for await (const chunk of req) chunks.push(chunk as Buffer);
+      const answer = await service.post(req.url ?? "", Buffer.concat(chunks), MSGPACK);
+      res.writeHead(answer.status, { "Content-Type": MSGPACK }).end(Buffer.from(await answer.arrayBuffer()));
+    });
+    const sharded = new ShardedClient([replica.url, service.url], { retries: 0 });
+    const callsAfter = async (ms: number): Promise<number> => {
+      clock.pass(ms);
+      const before = replica.calls;
+      await sharded.step(one);
+      return replica.calls - before;
+    };
+    assert.equal(await callsAfter(0), 1, "the first in the list is the first to be called");
+    for (const seconds of [1, 2, 4, 8, 16, 32, 60, 60]) {
+      assert.equal(await callsAfter(0), 0);
+      assert.equal(await callsAfter(seconds * 1000 - 1), 0, `not yet ${seconds} s`);
+      assert.equal(await callsAfter(1), 1, `${seconds} s`);
+    }
+    isWell = true;
+    assert.equal(await callsAfter(60_000), 1);
+    assert.deepEqual([await callsAfter(0), await callsAfter(0)], [0, 1], "in turn again");
+    isWell = false;
+    assert.deepEqual([await callsAfter(0), await callsAfter(0)], [0, 1]);
+    assert.deepEqual([await callsAfter(999), await callsAfter(1)], [0, 1], "from the start again");
+  });
+
+  test("a replica that hangs costs the calls under way one timeout, and one call at a time after its rest", async () => {
+    const clock = stopClock();
+    await using silent = await FakeServer.start(() => {});
+    const sharded = new ShardedClient([silent.url, service.url], { requestBytes: 1, connections: 4, timeoutMs: 500, retries: 0 });
+    for (let step = 0; step < 3; step++) await sharded.step(eight);
+    assert.equal(silent.calls, 2, "half of the first four calls");
+    clock.pass(1000);
+    await sharded.step(eight);
+    assert.equal(silent.calls, 3, "two calls that failed at once are one failure: the rest was 1 s");
+    clock.pass(1999);
+    await sharded.step(eight);
+    assert.equal(silent.calls, 3);
+  });
+
+  test("where all replicas rest, they are called nevertheless", async () => {
+    let calls = 0;
+    const flaky = (url: string, init: RequestInit): Promise<Response> => (calls++ < 4 ? Promise.reject(new TypeError("lost")) : fetch(url, init));
+    const { step } = await new ShardedClient([service.url, `${service.url}/`], { retries: 2, fetch: flaky }).step(one);
+    assert.deepEqual([step, calls], [1, 5]);
+  });
+
+  test("a call that its caller gave up is no failure of the replica", async () => {
+    stopClock();
+    let isSilent = true;
+    const some = (url: string, init: RequestInit): Promise<Response> =>
+      isSilent ? new Promise((_, reject) => init.signal?.addEventListener("abort", () => reject(init.signal?.reason))) : fetch(url, init);
+    const asked: string[] = [];
+    const noted = (url: string, init: RequestInit): Promise<Response> => {
+      asked.push(new URL(url).pathname);
+      return some(url, init);
+    };
+    const sharded = new ShardedClient([service.url, "http://127.0.0.1:1"], { retries: 0, fetch: noted });
+    const controller = new AbortController();
+    setTimeout(() => controller.abort(new TransportError("the caller's own")), 20);
+    await assert.rejects(sharded.step(one, { signal: controller.signal }), /the caller's own/);
+    isSilent = false;
+    assert.equal(asked.length, 1, "nor is it a reason to ask another");
+    // The second replica is next in turn and fails; the first is asked then, and goes before it from now on.
+    await sharded.step(one);
+    await sharded.step(one);
+    assert.equal(asked.length, 4);
+  });
+});

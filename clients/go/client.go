@@ -22,6 +22,7 @@ import (
 const (
 	msgpackType = "application/vnd.msgpack"
 	jsonType    = "application/json"
+	problemType = "urn:stepd:error:"
 
 	defaultTimeout = 5 * time.Minute
 	defaultRetries = 4
@@ -85,17 +86,21 @@ func New(address string, options ...Option) (*Client, error) {
 		option(c)
 	}
 	parsed, err := url.Parse(address)
-	if err != nil {
-		return nil, fmt.Errorf("stepd: %w", err)
-	}
-	isUnix := parsed.Scheme == "unix"
+	isUnix := err == nil && parsed.Scheme == "unix"
+	// None of these errors repeats the address, or url.Parse's, which does: either may hold a password or a token.
 	switch {
+	case !strings.HasPrefix(address, "unix:///") && strings.Contains(address, "@"):
+		return nil, errors.New("stepd: address: expected none with user info (user:password@host), found an @; a token goes to WithToken")
+	case err != nil:
+		return nil, errors.New("stepd: address: expected http://, https:// or unix:///path, found no URL")
 	case isUnix && (parsed.Host != "" || parsed.Path == ""):
-		return nil, fmt.Errorf("stepd: %q: expected unix:///path", address)
-	case !isUnix && ((parsed.Scheme != "http" && parsed.Scheme != "https") || parsed.Host == ""):
-		return nil, fmt.Errorf("stepd: %q: expected http://, https:// or unix://", address)
-	case parsed.RawQuery != "" || parsed.Fragment != "" || parsed.User != nil:
-		return nil, fmt.Errorf("stepd: %q: expected an address without user, query and fragment", parsed.Redacted())
+		return nil, errors.New("stepd: address: expected unix:///path, found unix: without the three slashes or without the path")
+	case !isUnix && parsed.Scheme != "http" && parsed.Scheme != "https":
+		return nil, errors.New("stepd: address: expected http://, https:// or unix:///path, found another scheme or none")
+	case !isUnix && parsed.Host == "":
+		return nil, fmt.Errorf("stepd: address: expected %s://host, found no host", parsed.Scheme)
+	case parsed.RawQuery != "" || parsed.ForceQuery || parsed.Fragment != "":
+		return nil, errors.New("stepd: address: expected no query and no fragment, found one")
 	case strings.ContainsFunc(c.token, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return nil, errors.New("stepd: WithToken: expected visible ASCII characters, found another one")
 	case c.http != nil && (c.tls != nil || isUnix):
@@ -184,7 +189,7 @@ func isPassing(err error) bool {
 // waitAfter returns the pause before the next attempt: what the server says, or a growing time with jitter, so that callers
 // that were refused together do not come back together.
 func waitAfter(err error, attempt int) time.Duration {
-	if refusal := (*Error)(nil); errors.As(err, &refusal) && refusal.RetryAfter > 0 {
+	if refusal := (*Error)(nil); errors.As(err, &refusal) && refusal.saysWhen {
 		return refusal.RetryAfter
 	}
 	backoff := min(firstBackoff<<min(attempt, 16), maxBackoff)
@@ -282,21 +287,36 @@ func (r *lossReader) Close() error { return r.from.Close() }
 func readProblem(response *http.Response) error {
 	text, _ := io.ReadAll(io.LimitReader(response.Body, maxProblemBytes))
 	problem := &Error{}
-	if json.Unmarshal(text, problem) != nil || problem.Name == "" {
+	wire := struct {
+		Type string `json:"type"`
+		*Error
+	}{Error: problem}
+	// Other services have errors in JSON too.
+	if json.Unmarshal(text, &wire) != nil || problem.Name == "" || wire.Type != problemType+string(problem.Name) {
 		problem = &Error{Message: fmt.Sprintf("%.200q", text)}
 	}
 	problem.Status = response.StatusCode
 	if problem.RequestID == "" {
 		problem.RequestID = response.Header.Get("X-Request-Id")
 	}
-	if after := response.Header.Get("Retry-After"); after != "" {
-		if seconds, err := strconv.ParseUint(after, 10, 31); err == nil {
-			problem.RetryAfter = time.Duration(seconds) * time.Second
-		} else if date, err := http.ParseTime(after); err == nil {
-			problem.RetryAfter = max(0, time.Until(date))
-		}
-	}
+	problem.RetryAfter, problem.saysWhen = retryAfter(response.Header.Get("Retry-After"))
 	return problem
+}
+
+// retryAfter reads a Retry-After: seconds, or a date. False for what is neither.
+func retryAfter(text string) (time.Duration, bool) {
+	if text != "" && strings.Trim(text, "0123456789.") == "" {
+		if seconds, err := strconv.ParseFloat(text, 64); err == nil {
+			// A year, to stay within a Duration; it is far beyond what is waited for.
+			return time.Duration(min(seconds, 365*24*3600) * float64(time.Second)), true
+		}
+		return 0, false
+	}
+	date, err := http.ParseTime(text)
+	if err != nil {
+		return 0, false
+	}
+	return max(0, time.Until(date)), true
 }
 
 // json calls a method whose reply is small, and reads it into result.

@@ -49,6 +49,8 @@ type Error struct {
 	Status int `json:"status"`
 	// RetryAfter is the time after which the call may succeed; 0 where the server did not say.
 	RetryAfter time.Duration `json:"-"`
+	// saysWhen tells a Retry-After of 0 from none.
+	saysWhen bool
 }
 
 func (e *Error) Error() string {

@@ -6,16 +6,15 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/http"
+	"reflect"
 	"slices"
 	"sync"
-	"time"
 )
 
 const (
 	defaultRequestBytes = 64 << 20
 	defaultParallel     = 4
-	// coolDown is how long a replica that failed is passed over while others answer.
-	coolDown = time.Second
 )
 
 // Sharded makes steps over several calls, connections and replicas at once. The new parameters and the new state are those of
@@ -31,9 +30,7 @@ type Sharded struct {
 	// Parallel is how many calls are under way at once; 0 is 4.
 	Parallel int
 
-	mu   sync.Mutex
-	next int
-	sick map[*Client]time.Time
+	replicas replicas
 }
 
 // NewSharded makes clients of replicas with the same options.
@@ -52,13 +49,14 @@ func NewSharded(urls []string, options ...Option) (*Sharded, error) {
 // shard is the part of a step that one call makes.
 type shard struct {
 	request StepRequest
+	// poison is the name of a parameter of one value that only this call has; empty where it has none.
+	poison string
 	// last is the largest count of steps, with this one, of the parameters that have gradients; 0 where none has.
 	last int64
 }
 
 // Step makes one update as Client.Step does, with the same errors; on any of them nothing was changed. Global norms in Stats
-// are added up from those of the tensors, so that their last bits may differ from one call's. A norm over all gradients that
-// is no finite number cannot travel: with Propagate such a step goes as one call.
+// are added up from those of the tensors, so that their last bits may differ from one call's.
 func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, error) {
 	if len(s.Clients) == 0 {
 		return nil, errors.New("stepd: Sharded has no Clients")
@@ -70,52 +68,124 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 	if err != nil {
 		return nil, err
 	}
-	hasNorm := (request.Clip != nil && request.Clip.MaxNorm != 0) || request.Optimizer["max_grad_norm"] != nil
-	hasNorm = hasNorm && (request.Clip == nil || request.Clip.TotalNorm == nil)
 	total := math.NaN()
-	if hasNorm || request.NonFinite == Skip {
-		sums, err := s.norms(ctx, shards)
-		if err != nil {
+	// refused is what Norms, or its result, says against the step. The step itself words it, because it has more to say first.
+	var refused error
+	if needsNorm(request) || request.NonFinite == Skip {
+		sums, err := s.norms(ctx, request, shards)
+		switch refusal := (*Error)(nil); {
+		case err == nil:
+			total, refused = share(request, shards, sums)
+		case errors.As(err, &refusal) && (refusal.Status == http.StatusBadRequest || refusal.Status == http.StatusUnprocessableEntity):
+			refused = err
+		default:
 			return nil, err
-		}
-		broken := func(grad Tensor) bool { return sums[grad.Name].NonFinite > 0 }
-		if slices.ContainsFunc(request.Grads, broken) {
-			if request.NonFinite == Skip {
-				return s.skip(ctx, request, shards)
-			}
-			if request.NonFinite != Propagate {
-				return nil, s.refusal(ctx, request, broken)
-			}
-		}
-		total = rootOfSum(sums, func(sums TensorNorms) float64 { return sums.GradSquares })
-		if hasNorm && (math.IsNaN(total) || math.IsInf(total, 0)) {
-			return s.whole(ctx, request)
 		}
 	}
 	for i := range shards {
-		part := &shards[i].request
-		if hasNorm {
-			clip := Clip{}
-			if request.Clip != nil {
-				clip = *request.Clip
-			}
-			clip.TotalNorm = &total
-			part.Clip = &clip
-		}
-		if part.Stats == GlobalStats {
-			part.Stats = TensorStats
+		if shards[i].request.Stats == GlobalStats {
+			shards[i].request.Stats = TensorStats
 		}
 	}
 	result, release, err := s.run(ctx, request, shards)
 	if err != nil {
 		return nil, err
 	}
+	defer release()
+	if refused != nil {
+		return nil, refused
+	}
 	if result.Stats != nil && !math.IsNaN(total) {
 		result.Stats.GradNorm = total
 	}
 	writeInto(request, result)
-	release()
 	return result, nil
+}
+
+// needsNorm tells whether the step depends on the norm over all gradients, and does not have it.
+func needsNorm(request StepRequest) bool {
+	if request.Clip != nil && request.Clip.TotalNorm != nil {
+		return false
+	}
+	return (request.Clip != nil && request.Clip.MaxNorm != 0) || !isNull(request.Optimizer["max_grad_norm"])
+}
+
+// isNull tells whether a value is null on the wire, which a pointer to nothing is too.
+func isNull(value any) bool {
+	v := reflect.ValueOf(value)
+	for v.Kind() == reflect.Pointer {
+		v = v.Elem()
+	}
+	return !v.IsValid()
+}
+
+// share lets each call know of the other calls' gradients what decides its own step, and returns the norm over all. The error
+// is for gradients that the step has to refuse, but took.
+func share(request StepRequest, shards []shard, sums map[string]TensorNorms) (float64, error) {
+	total := rootOfSum(sums, func(sums TensorNorms) float64 { return sums.GradSquares })
+	broken := func(grad Tensor) bool { return sums[grad.Name].NonFinite > 0 }
+	isBroken := slices.ContainsFunc(request.Grads, broken)
+	var refused error
+	for i := range shards {
+		part := &shards[i]
+		switch {
+		case isBroken && request.NonFinite == Skip:
+			part.addPoison(request, math.NaN())
+		case isBroken && request.NonFinite != Propagate:
+			refused = badReply("a step with gradients that are not finite")
+			// The calls that have the gradients name them. The others tell whether something is wrong that comes before that.
+			if !slices.ContainsFunc(part.request.Grads, broken) {
+				part.request.NonFinite = Skip
+				part.addPoison(request, math.NaN())
+			}
+		case !needsNorm(request):
+		case math.IsNaN(total):
+			part.addPoison(request, total)
+		case math.IsInf(total, 0):
+			part.addPoison(request, hugeGradient)
+		default:
+			clip := Clip{}
+			if request.Clip != nil {
+				clip = *request.Clip
+			}
+			clip.TotalNorm = &total
+			part.request.Clip = &clip
+		}
+	}
+	return total, refused
+}
+
+// hugeGradient is finite, and its square is not.
+const hugeGradient = 1e308
+
+// addPoison adds a parameter whose gradient makes the call skip, or gives it a norm that is no finite number, as that of all
+// gradients together is: such a norm cannot be sent.
+func (s *shard) addPoison(request StepRequest, gradient float64) {
+	s.poison = "\x00stepd.poison"
+	for _, ok := request.Params.Get(s.poison); ok; _, ok = request.Params.Get(s.poison) {
+		s.poison += "'"
+	}
+	s.request.Params = append(s.request.Params, From(s.poison, []float64{0}))
+	s.request.Grads = append(s.request.Grads, From(s.poison, []float64{gradient}))
+}
+
+// withoutPoison takes the parameter that addPoison added out of a result.
+func (s *shard) withoutPoison(result *StepResult) (*StepResult, error) {
+	if s.poison == "" {
+		return result, nil
+	}
+	clean := *result
+	clean.Params = result.Params[:len(result.Params)-1]
+	isPoison := func(entry Tensor) bool { return parameterOf(entry) == s.poison }
+	entries := slices.DeleteFunc(slices.Clone(result.State.entries), isPoison)
+	var err error
+	if clean.State, err = newState(result.State.optimizer, result.State.revision, entries); err != nil {
+		return nil, err
+	}
+	if clean.Stats != nil {
+		delete(clean.Stats.Tensors, s.poison)
+	}
+	return &clean, nil
 }
 
 // pack divides a step by parameters, in their order.
@@ -192,9 +262,9 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 }
 
 // norms returns the sums of all gradients.
-func (s *Sharded) norms(ctx context.Context, shards []shard) (map[string]TensorNorms, error) {
+func (s *Sharded) norms(ctx context.Context, request StepRequest, shards []shard) (map[string]TensorNorms, error) {
 	found := make([]*Norms, len(shards))
-	err := s.each(ctx, len(shards), func(ctx context.Context, client *Client, i int) (err error) {
+	err := s.each(ctx, request, len(shards), func(ctx context.Context, client *Client, i int) (err error) {
 		part := shards[i].request
 		request := NormsRequest{Grads: part.Grads, LossScale: part.LossScale}
 		params := byName(part.Params)
@@ -233,8 +303,11 @@ func (s *Sharded) run(ctx context.Context, request StepRequest, shards []shard) 
 			buffer.release()
 		}
 	}
-	err := s.each(ctx, len(shards), func(ctx context.Context, client *Client, i int) (err error) {
-		results[i], buffers[i], err = client.step(ctx, shards[i].request, 0)
+	err := s.each(ctx, request, len(shards), func(ctx context.Context, client *Client, i int) (err error) {
+		if results[i], buffers[i], err = client.step(ctx, shards[i].request, 0); err != nil {
+			return err
+		}
+		results[i], err = shards[i].withoutPoison(results[i])
 		return err
 	})
 	if err != nil {
@@ -250,14 +323,21 @@ func (s *Sharded) run(ctx context.Context, request StepRequest, shards []shard) 
 }
 
 func join(request StepRequest, shards []shard, results []*StepResult) (*StepResult, error) {
-	joined := &StepResult{}
+	joined := &StepResult{Skipped: results[0].Skipped}
 	states := make([]*State, len(results))
 	// One call says the rate of its furthest parameter that has a gradient, or of its state where none has.
 	furthest := [2]int64{-1, -1}
 	for i, result := range results {
+		if result.Skipped != joined.Skipped {
+			return nil, badReply("a part of a step was skipped, and another was not")
+		}
 		joined.Params = append(joined.Params, result.Params...)
 		joined.Step = max(joined.Step, result.Step)
-		joined.Warnings = append(joined.Warnings, result.Warnings...)
+		for _, warning := range result.Warnings {
+			if !slices.Contains(joined.Warnings, warning) {
+				joined.Warnings = append(joined.Warnings, warning)
+			}
+		}
 		states[i] = result.State
 		if now := [2]int64{shards[i].last, result.Step}; now[0] > furthest[0] || (now[0] == 0 && furthest[0] == 0 && now[1] > furthest[1]) {
 			furthest = now
@@ -268,7 +348,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 	if joined.State, err = joinStates(states); err != nil {
 		return nil, err
 	}
-	if request.Stats == GlobalStats || request.Stats == TensorStats {
+	if !joined.Skipped && (request.Stats == GlobalStats || request.Stats == TensorStats) {
 		joined.Stats = joinStats(results)
 		if request.Stats == GlobalStats {
 			joined.Stats.Tensors = nil
@@ -281,11 +361,13 @@ func joinStats(results []*StepResult) *Stats {
 	joined := &Stats{Tensors: map[string]TensorStat{}}
 	for _, result := range results {
 		if stats := result.Stats; stats != nil {
-			joined.Zeros += stats.Zeros
-			joined.NonFinite += stats.NonFinite
 			joined.Clipped = joined.Clipped || stats.Clipped
 			maps.Copy(joined.Tensors, stats.Tensors)
 		}
+	}
+	for _, stat := range joined.Tensors {
+		joined.Zeros += stat.Zeros
+		joined.NonFinite += stat.NonFinite
 	}
 	joined.GradNorm = rootOfSum(joined.Tensors, func(stat TensorStat) float64 { return stat.GradNorm * stat.GradNorm })
 	joined.ParamNorm = rootOfSum(joined.Tensors, func(stat TensorStat) float64 { return stat.ParamNorm * stat.ParamNorm })
@@ -293,73 +375,9 @@ func joinStats(results []*StepResult) *Stats {
 	return joined
 }
 
-// whole makes the step as one call.
-func (s *Sharded) whole(ctx context.Context, request StepRequest) (*StepResult, error) {
-	var result *StepResult
-	var buffer *scratch
-	err := s.anywhere(ctx, func(client *Client) (err error) {
-		result, buffer, err = client.step(ctx, request, 0)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	writeInto(request, result)
-	buffer.release()
-	return result, nil
-}
-
-// refusal returns the server's error for gradients that are not finite.
-func (s *Sharded) refusal(ctx context.Context, request StepRequest, broken func(Tensor) bool) error {
-	fine := func(t Tensor) bool { return !broken(t) }
-	_, err := s.whole(ctx, StepRequest{
-		Optimizer: request.Optimizer, Groups: request.Groups, LossScale: request.LossScale, MasterWeights: request.MasterWeights,
-		Params: slices.DeleteFunc(slices.Clone(request.Params), fine),
-		Grads:  slices.DeleteFunc(slices.Clone(request.Grads), fine),
-	})
-	if err == nil {
-		err = badReply("gradients that were not finite became so")
-	}
-	return err
-}
-
-// skip returns everything as it was, as one call does with Skip.
-func (s *Sharded) skip(ctx context.Context, request StepRequest, shards []shard) (*StepResult, error) {
-	last := int64(0)
-	for i := range shards {
-		last = max(last, shards[i].last)
-		part := &shards[i].request
-		// Without gradients nothing is stepped, and the state comes back in the optimizer's own form.
-		part.Grads, part.Clip, part.Stats = Tensors{}, nil, NoStats
-	}
-	request.Stats = NoStats
-	result, release, err := s.run(ctx, request, shards)
-	if err != nil {
-		return nil, err
-	}
-	result.Skipped = true
-	if request.Schedule != nil {
-		// The rate belongs to the step that was not made, which a step of one value that is skipped too tells.
-		probe := StepRequest{Optimizer: request.Optimizer, Schedule: request.Schedule, NonFinite: Skip,
-			Params: Tensors{From("x", []float32{0})}, Grads: Tensors{From("x", []float32{float32(math.NaN())})}}
-		if last > 1 {
-			if probe.State, err = newState(request.State.optimizer, request.State.revision, []Tensor{stepEntry("x", last-1)}); err != nil {
-				return nil, err
-			}
-		}
-		probed, err := s.whole(ctx, probe)
-		if err != nil {
-			return nil, err
-		}
-		result.LR = probed.LR
-	}
-	writeInto(request, result)
-	release()
-	return result, nil
-}
-
-// each makes calls, some at once. The first failure ends the others.
-func (s *Sharded) each(caller context.Context, count int, call func(ctx context.Context, client *Client, i int) error) error {
+// each makes calls of a step, some at once. The first failure ends the others, except that after a refusal of tensors they go
+// on: one of theirs may be what a single call says.
+func (s *Sharded) each(caller context.Context, request StepRequest, count int, call func(ctx context.Context, client *Client, i int) error) error {
 	ctx, cancel := context.WithCancelCause(caller)
 	defer cancel(nil)
 	parallel := s.Parallel
@@ -367,13 +385,18 @@ func (s *Sharded) each(caller context.Context, count int, call func(ctx context.
 		parallel = defaultParallel
 	}
 	indexes := make(chan int)
+	refusals := make([]*Error, count)
 	var workers sync.WaitGroup
 	for range min(parallel, count) {
 		workers.Add(1)
 		go func() {
 			defer workers.Done()
 			for i := range indexes {
-				if err := s.anywhere(ctx, func(client *Client) error { return call(ctx, client, i) }); err != nil {
+				err := s.replicas.anywhere(ctx, s.Clients, func(client *Client) error { return call(ctx, client, i) })
+				if errors.As(err, &refusals[i]) && stageOf(refusals[i]) > wholeCall {
+					continue
+				}
+				if err != nil {
 					cancel(err)
 				}
 			}
@@ -389,52 +412,8 @@ func (s *Sharded) each(caller context.Context, count int, call func(ctx context.
 	if caller.Err() != nil && errors.Is(failure, context.Cause(caller)) {
 		return ended(caller, nil)
 	}
-	return failure
-}
-
-// anywhere tries replicas in turn until one answers. What is wrong with the call itself is returned at once.
-func (s *Sharded) anywhere(ctx context.Context, call func(client *Client) error) error {
-	for attempt := 0; ; attempt++ {
-		if ctx.Err() != nil {
-			return ended(ctx, nil)
-		}
-		client := s.pick()
-		err := call(client)
-		if err == nil || !isPassing(err) || ctx.Err() != nil {
-			return err
-		}
-		hasOther := s.passOver(client)
-		round := attempt / len(s.Clients)
-		if attempt+1 >= len(s.Clients)*(client.retries+1) || (!hasOther && !pause(ctx, waitAfter(err, round))) {
-			return ended(ctx, err)
-		}
+	if failure != nil {
+		return failure
 	}
-}
-
-// pick takes the next replica that did not fail a moment ago, or the next one if all did.
-func (s *Sharded) pick() *Client {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	for range s.Clients {
-		client := s.Clients[s.next%len(s.Clients)]
-		s.next++
-		if !now.Before(s.sick[client]) {
-			return client
-		}
-	}
-	s.next++
-	return s.Clients[s.next%len(s.Clients)]
-}
-
-// passOver notes that a replica failed, and tells whether there is another to try at once.
-func (s *Sharded) passOver(client *Client) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.sick == nil {
-		s.sick = map[*Client]time.Time{}
-	}
-	now := time.Now()
-	s.sick[client] = now.Add(coolDown)
-	return slices.ContainsFunc(s.Clients, func(other *Client) bool { return !now.Before(s.sick[other]) })
+	return joinRefusals(request, slices.DeleteFunc(refusals, func(refusal *Error) bool { return refusal == nil }))
 }

@@ -53,7 +53,7 @@ func refuse(status int, name ErrorName, after string) http.HandlerFunc {
 		}
 		w.Header().Set("Content-Type", "application/problem+json")
 		w.WriteHeader(status)
-		_ = json.NewEncoder(w).Encode(map[string]any{"name": name, "detail": "later", "code": errorTable[name].code})
+		_ = json.NewEncoder(w).Encode(map[string]any{"type": problemType + string(name), "name": name, "detail": "later", "code": errorTable[name].code})
 	}
 }
 

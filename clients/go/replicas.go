@@ -1,0 +1,108 @@
+package stepd
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// Which replica takes a call of Sharded, where the call goes when that fails, and how long the replica is left alone then.
+
+const (
+	firstRest = time.Second
+	maxRest   = time.Minute
+)
+
+type replicas struct {
+	mu     sync.Mutex
+	next   int
+	health []health
+}
+
+// health is what is known of a replica. The zero value is a good one.
+type health struct {
+	// failures are those in a row.
+	failures   int
+	failed     time.Time
+	restsUntil time.Time
+}
+
+// anywhere tries replicas until one answers, each once in a round, with a pause after each round. What is wrong with the call
+// itself is returned at once.
+func (r *replicas) anywhere(ctx context.Context, clients []*Client, call func(client *Client) error) error {
+	for round := 0; ; round++ {
+		tried := make([]bool, len(clients))
+		for left := len(clients) - 1; ; left-- {
+			if ctx.Err() != nil {
+				return ended(ctx, nil)
+			}
+			i := r.pick(tried)
+			tried[i] = true
+			start := time.Now()
+			err := call(clients[i])
+			if err == nil {
+				r.succeeded(i)
+				return nil
+			}
+			if ctx.Err() != nil || !isOfReplica(err) {
+				return err
+			}
+			r.hasFailed(i, start)
+			if left > 0 {
+				continue
+			}
+			if round >= clients[i].retries || !pause(ctx, waitAfter(err, round)) {
+				return ended(ctx, err)
+			}
+			break
+		}
+	}
+}
+
+// isOfReplica tells whether a failure is that of the replica, or of what stands in its place, and not of the call.
+func isOfReplica(err error) bool {
+	if refusal := (*Error)(nil); errors.As(err, &refusal) && (refusal.Name == "" || refusal.Name == ErrInternal) {
+		return true
+	}
+	return isPassing(err) || errors.Is(err, ErrBadReply)
+}
+
+// pick takes the next replica that was not tried yet and does not rest; the one that rests the shortest if all do.
+func (r *replicas) pick(tried []bool) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.health) < len(tried) {
+		r.health = append(r.health, make([]health, len(tried)-len(r.health))...)
+	}
+	now := time.Now()
+	rest := func(i int) time.Duration { return max(0, r.health[i].restsUntil.Sub(now)) }
+	best := -1
+	for k := range tried {
+		i := (r.next + k) % len(tried)
+		if !tried[i] && (best < 0 || rest(i) < rest(best)) {
+			best = i
+		}
+	}
+	r.next = best + 1
+	return best
+}
+
+func (r *replicas) succeeded(i int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.health[i] = health{}
+}
+
+// hasFailed notes the failure of a call. Calls that were under way together fail together, which counts once.
+func (r *replicas) hasFailed(i int, start time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := &r.health[i]
+	if start.Before(h.failed) {
+		return
+	}
+	h.failed = time.Now()
+	h.restsUntil = h.failed.Add(min(firstRest<<min(h.failures, 10), maxRest))
+	h.failures++
+}

@@ -39,14 +39,22 @@ export class RawClient implements Disposable {
     return client;
   }
 
+  /** As request, with the reply's body. */
+  async read(head: Buffer, body: Buffer): Promise<Buffer> {
+    const chunks: Buffer[] = [];
+    const length = await this.request(head, body, (chunk) => chunks.push(Buffer.from(chunk)));
+    return Buffer.concat(chunks).subarray(-length);
+  }
+
   /** Sends a head and a body, and resolves with the reply's length of body once all of it is in. */
-  request(head: Buffer, body: Buffer): Promise<number> {
+  request(head: Buffer, body: Buffer, onChunk: (chunk: Buffer) => void = () => {}): Promise<number> {
     return new Promise((resolve, reject) => {
       let header = "";
       let expected = -1;
       let received = 0;
       this.#onError = reject;
       this.#onChunk = (chunk) => {
+        onChunk(chunk);
         received += chunk.length;
         if (expected < 0) {
           header += chunk.toString("latin1", 0, Math.min(chunk.length, 65536));

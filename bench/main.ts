@@ -1,29 +1,90 @@
-/** `npm run bench [-- kernels|steps|around] [-- --rounds N]`: prints tables, asserts nothing. See bench/README.md. */
-import os from "node:os";
+/**
+ * `npm run bench [-- PART... --rounds N --check --write]`: measures and prints tables. --check compares with ratios.json and
+ * fails where something has become slower; --write keeps what was measured there and in docs/performance.md. See bench/README.md.
+ */
 import { parseArgs } from "node:util";
-import { Progress } from "../src/cli/terminal.ts";
-import { benchKernels } from "./kernels.ts";
+import { heading, Progress, table } from "../src/cli/terminal.ts";
+import { benchKernels, benchLamb } from "./kernels.ts";
+import { benchMemory } from "./memory.ts";
+import { writePage } from "./page.ts";
+import { findPython, HOW_TO_GET_PYTHON } from "./processes.ts";
+import { benchPython } from "./python.ts";
+import { benchConcurrency, benchRate } from "./rate.ts";
+import { compare, describeMachine, type Measured, readRecord, writeRecord } from "./record.ts";
+import type { Report, Setup } from "./rounds.ts";
 import { benchAround, benchSteps } from "./steps.ts";
+import { benchTorch } from "./torch.ts";
 
 const LEAST_ROUNDS = 6;
 
-const { values, positionals } = parseArgs({ allowPositionals: true, options: { rounds: { type: "string", default: "10" } } });
-const rounds = Math.max(LEAST_ROUNDS, Number.parseInt(values.rounds, 10) || LEAST_ROUNDS);
-const parts = { kernels: benchKernels, steps: benchSteps, around: benchAround };
-const unknown = positionals.find((part) => !Object.hasOwn(parts, part));
-if (unknown !== undefined) {
-  console.error(`bench: expected ${Object.keys(parts).join(" or ")}, found ${unknown}`);
-  process.exit(1);
+interface Part {
+  readonly run: (setup: Setup) => Promise<Report>;
+  /** What needs Python: the whole part, its comparison with peers, or nothing. */
+  readonly needs?: "python" | "peers";
 }
 
-console.log(`${os.cpus()[0]?.model ?? "unknown processor"}, ${os.availableParallelism()} cores, node ${process.version}\n`);
-const reports: string[] = [];
+const PARTS: Readonly<Record<string, Part>> = {
+  kernels: { run: benchKernels },
+  torch: { run: benchTorch, needs: "python" },
+  lamb: { run: benchLamb },
+  steps: { run: benchSteps, needs: "peers" },
+  rate: { run: benchRate, needs: "peers" },
+  concurrency: { run: benchConcurrency },
+  around: { run: benchAround },
+  python: { run: benchPython, needs: "python" },
+  memory: { run: benchMemory, needs: "peers" },
+};
+
+const fail = (message: string): never => {
+  console.error(`bench: ${message}`);
+  process.exit(2);
+};
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { rounds: { type: "string", default: "10" }, check: { type: "boolean", default: false }, write: { type: "boolean", default: false } },
+});
+const rounds = Number(values.rounds);
+if (!Number.isInteger(rounds) || rounds < LEAST_ROUNDS) fail(`--rounds: expected a whole number from ${LEAST_ROUNDS}, found ${values.rounds}`);
+const unknown = positionals.find((part) => !Object.hasOwn(PARTS, part));
+if (unknown !== undefined) fail(`expected ${Object.keys(PARTS).join(", ")}, found ${unknown}`);
+
+const python = findPython();
+if (values.write && python === undefined) fail(`--write: expected the peers, found ${HOW_TO_GET_PYTHON}`);
+const machine = await describeMachine(python);
+console.log(`${machine}\n`);
+
+/** The bar is gone before the table comes. */
+const withProgress = async (run: (bar: Progress) => Promise<Report>): Promise<Report> => {
+  using bar = new Progress();
+  return await run(bar);
+};
+
+const measured: Record<string, Measured> = {};
 // A job that runs on workers does not keep a process alive by itself.
 const keepAlive = setInterval(() => {}, 1000);
 try {
-  using bar = new Progress();
-  for (const [name, bench] of Object.entries(parts)) if (positionals.length === 0 || positionals.includes(name)) reports.push(await bench(rounds, bar));
+  for (const [name, { run, needs }] of Object.entries(PARTS)) {
+    if (positionals.length > 0 && !positionals.includes(name)) continue;
+    if (python === undefined && needs !== undefined) {
+      console.log(`${name}: ${needs === "python" ? "left out" : "without peers"}: ${HOW_TO_GET_PYTHON}\n`);
+      if (needs === "python") continue;
+    }
+    const report = await withProgress((bar) => run({ rounds, bar, python }));
+    measured[name] = { date: new Date().toISOString().slice(0, 10), machine, rounds, ...report };
+    console.log(`${heading(`${report.title}: median [min] of ${rounds} rounds`)}\n\n${table(report.head, report.rows, 2)}\n`);
+  }
 } finally {
   clearInterval(keepAlive);
 }
-console.log(reports.join("\n\n"));
+
+if (values.write) {
+  writeRecord({ ...readRecord(), ...measured }, Object.keys(PARTS));
+  await writePage(python as string, readRecord());
+  console.log("Written: bench/ratios.json, docs/performance.md, docs/performance.png");
+}
+if (values.check) {
+  const { text, slower } = compare(measured, readRecord());
+  console.log(text);
+  if (slower > 0) process.exitCode = 1;
+}

@@ -7,10 +7,19 @@ import type { Progress } from "../src/cli/terminal.ts";
 
 export interface Contender {
   readonly name: string;
-  /** Runs in a round, whose mean counts as one figure. */
-  readonly repetitions: number;
-  run(): Promise<void> | void;
+  /** Runs once and says the milliseconds that count, so that a process elsewhere can hold the clock. */
+  time(): Promise<number>;
 }
+
+/** A contender that is timed here: the mean of some runs in a row counts as one figure. */
+export const repeated = (name: string, repetitions: number, run: () => Promise<unknown> | undefined): Contender => ({
+  name,
+  async time() {
+    const start = performance.now();
+    for (let i = 0; i < repetitions; i++) await run();
+    return (performance.now() - start) / repetitions;
+  },
+});
 
 export interface Figures {
   readonly median: number;
@@ -29,23 +38,68 @@ const median = (values: readonly number[]): number => {
   return sorted.length % 2 === 1 ? (sorted[middle] as number) : ((sorted[middle - 1] as number) + (sorted[middle] as number)) / 2;
 };
 
+/** What a race found: the figures of a contender by its name. */
+export type Result = (name: string) => Figures;
+
 /** Milliseconds of one run of each contender, after a round of warm-up that is thrown away. */
-export const race = async (contenders: readonly Contender[], rounds: number, gapMs: number, bar: Progress): Promise<ReadonlyMap<string, Figures>> => {
+export const race = async (title: string, contenders: readonly Contender[], rounds: number, gapMs: number, bar: Progress): Promise<Result> => {
+  bar.begin(title, contenders.length * (rounds + 1));
   const times = new Map(contenders.map(({ name }) => [name, [] as number[]]));
   for (let round = -1; round < rounds; round++) {
-    for (const { name, repetitions, run } of shuffled(contenders)) {
+    for (const { name, time } of shuffled(contenders)) {
       await delay(gapMs);
-      const start = performance.now();
-      for (let i = 0; i < repetitions; i++) await run();
-      const elapsed = (performance.now() - start) / repetitions;
+      const elapsed = await time();
       if (round >= 0) times.get(name)?.push(elapsed);
       bar.tick();
     }
   }
-  return new Map([...times].map(([name, values]) => [name, { median: median(values), min: Math.min(...values) }]));
+  return (name) => {
+    const values = times.get(name);
+    if (!values) throw new Error(`expected one of ${[...times.keys()].join(", ")}, found ${name}`);
+    return { median: median(values), min: Math.min(...values) };
+  };
 };
+
+/** One time against another of the same race. Less is better. */
+export interface Ratio {
+  readonly name: string;
+  readonly median: number;
+  readonly min: number;
+  /** The goal, where there is one: the median is at most this. */
+  readonly goal?: number;
+}
+
+export const ratio = (name: string, a: Figures, b: Figures, goal?: number): Ratio => ({
+  name,
+  median: Number((a.median / b.median).toFixed(3)),
+  min: Number((a.min / b.min).toFixed(3)),
+  ...(goal === undefined ? {} : { goal }),
+});
+
+/** What a part of the benchmark gives: a table for people, and ratios. */
+export interface Report {
+  readonly title: string;
+  readonly head: readonly string[];
+  readonly rows: readonly (readonly string[])[];
+  readonly ratios: readonly Ratio[];
+}
+
+/** What is the same for all parts. */
+export interface Setup {
+  readonly rounds: number;
+  readonly bar: Progress;
+  /** The interpreter of the peers' environment; undefined where there is none. */
+  readonly python: string | undefined;
+}
 
 export const sizeName = (elements: number): string => {
   if (elements >= 2 ** 20) return `${elements / 2 ** 20} Mi`;
-  return elements >= 1024 && elements % 1024 === 0 ? `${elements / 1024} Ki` : String(elements);
+  return elements >= 1024 && elements % 1024 === 0 ? `${elements / 1024} Ki` : elements.toLocaleString("en-US");
 };
+
+/** Milliseconds: median [min]. */
+export const ms = ({ median, min }: Figures): string => `${median.toFixed(median < 10 ? 3 : 1)} [${min.toFixed(min < 10 ? 3 : 1)}]`;
+
+/** Nanoseconds for each element: median [min]. */
+export const perElement = ({ median, min }: Figures, elements: number): string =>
+  `${((median * 1e6) / elements).toFixed(3)} [${((min * 1e6) / elements).toFixed(3)}]`;

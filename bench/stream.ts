@@ -2,6 +2,8 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import asc from "assemblyscript/asc";
+import type { Unit } from "../src/pool/pool.ts";
+import type { Memory } from "./harness.ts";
 
 const root = join(import.meta.dirname, "..");
 const output = "build/bench-stream.wasm";
@@ -37,3 +39,21 @@ export const buildStream = async (): Promise<URL> => {
   if (error) throw new Error(`the stream kernel does not compile: ${error.message}\n${stderr.toString()}`);
   return new URL(`../${output}`, import.meta.url);
 };
+
+/** One job for each pass, of so many arrays. */
+export const streamJobs = (
+  passes: readonly number[],
+  elements: number,
+  { param, grad, slot0, slot1 }: Memory,
+  kernel: (name: string) => number,
+): readonly Unit[] =>
+  passes.map((arrays) => ({
+    elements,
+    calls: [
+      {
+        kernel: kernel(`stream${arrays}`),
+        pointers: [param, grad, slot0, slot1].slice(0, arrays).map((address) => ({ address, stride: Float32Array.BYTES_PER_ELEMENT })),
+        scalars: [0],
+      },
+    ],
+  }));

@@ -1,0 +1,87 @@
+/** The requests that are sent: whole steps in mid-training, in MessagePack. */
+import { pack, Unpackr } from "msgpackr";
+import { writeHeader } from "../src/codec/safetensors.ts";
+import { RawClient } from "./client.ts";
+
+const unpackr = new Unpackr({ useRecords: false });
+
+/** Memory for bodies and replies in the server, in MiB: enough for one step of 16 Mi parameters. */
+export const ARENA_MIB = "640";
+
+/** Values between 0.25 and 1 in size: no subnormals anywhere. */
+const values = (elements: number, signed: boolean): Buffer => {
+  const data = new Float32Array(elements);
+  for (let i = 0; i < elements; i++) {
+    const size = 0.25 + ((Math.imul(i, 2654435761) >>> 9) / 2 ** 24) * 1.5;
+    data[i] = signed && (i & 1) === 1 ? -size : size;
+  }
+  return Buffer.from(data.buffer);
+};
+
+/** A safetensors file with one tensor, its header padded so that a peer finds the values aligned. */
+const tensors = (elements: number): Buffer => Buffer.concat([writeHeader({}, [{ name: "w", dtype: "F32", shape: [elements] }]), values(elements, true)]);
+
+const STEPS = 100;
+
+const state = (elements: number): Buffer => {
+  const header = writeHeader({ format: "stepd.state/1", optimizer: "adamw", revision: "1" }, [
+    { name: "step/w", dtype: "I64", shape: [] },
+    { name: "exp_avg/w", dtype: "F32", shape: [elements] },
+    { name: "exp_avg_sq/w", dtype: "F32", shape: [elements] },
+  ]);
+  return Buffer.concat([header, Buffer.from(BigInt64Array.of(BigInt(STEPS)).buffer), values(elements, true), values(elements, false)]);
+};
+
+/** A request as it goes out. */
+export interface Request {
+  readonly head: Buffer;
+  readonly body: Buffer;
+}
+
+export const request = (path: string, body: Buffer): Request => ({
+  head: Buffer.from(`POST ${path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/vnd.msgpack\r\nContent-Length: ${body.length}\r\n\r\n`),
+  body,
+});
+
+/** A step of AdamW with all its slots there. `more` are further fields of the call. */
+export const stepRequest = (elements: number, more: Readonly<Record<string, unknown>> = {}): Request => {
+  const call = { optimizer: { name: "adamw", lr: 1e-3 }, params: tensors(elements), grads: tensors(elements), state: state(elements), ...more };
+  return request("/rpc", Buffer.from(pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: call })));
+};
+
+/** The same bytes as a step's, without one: `reply` bytes come back. */
+export const echoRequest = ({ body }: Request, reply: number): Request => request(`/echo/${reply}`, body);
+
+interface StepReply {
+  readonly result: { readonly params: Buffer; readonly state: Buffer; readonly step: number };
+}
+
+/** A peer's last bits may differ, as torch fuses multiplications and additions. */
+const TOLERANCE = 1e-6;
+
+const floats = (bytes: Buffer): Float32Array => {
+  const start = 8 + Number(bytes.readBigUInt64LE(0));
+  return new Float32Array(Uint8Array.from(bytes.subarray(start)).buffer);
+};
+
+/** Throws unless a peer does the step that stepd does: the same bytes for a header, values that are close. */
+export const checkPeer = async (name: string, service: string, peer: string): Promise<void> => {
+  const [expected, found] = await Promise.all(
+    [service, peer].map(async (address) => {
+      using client = await RawClient.connect(address);
+      const { head, body } = stepRequest(1000);
+      return (unpackr.unpack(await client.read(head, body)) as StepReply).result;
+    }),
+  );
+  if (!expected || !found) throw new Error("a reply is missing");
+  const complain = (field: string): never => {
+    throw new Error(`${name}: expected the ${field} that stepd gives, found another`);
+  };
+  if (found.step !== expected.step) complain("step");
+  for (const field of ["params", "state"] as const) {
+    const [a, b] = [floats(expected[field]), floats(found[field])];
+    if (a.length !== b.length) complain(field);
+    // The count of steps comes first in a state, and is no float.
+    for (let i = field === "state" ? 2 : 0; i < a.length; i++) if (!(Math.abs((a[i] as number) - (b[i] as number)) <= TOLERANCE)) complain(field);
+  }
+};

@@ -1,0 +1,50 @@
+/** Writes what ratios.json holds into docs/performance.md, between its markers, and the picture beside it. */
+import { spawnSync } from "node:child_process";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Results } from "./record.ts";
+import type { Ratio } from "./rounds.ts";
+
+const PAGE = join(import.meta.dirname, "../docs/performance.md");
+const PICTURE = join(import.meta.dirname, "../docs/performance.png");
+
+const markdown = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
+  [head, head.map(() => "---"), ...rows].map((cells) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`).join("\n");
+
+const goalRow = ({ name, median, min, goal = 0 }: Ratio): readonly string[] => [
+  name,
+  goal.toFixed(2),
+  median.toFixed(2),
+  min.toFixed(2),
+  median <= goal ? "reached" : "not reached",
+];
+
+const sections = (record: Results): Readonly<Record<string, string>> => {
+  const parts = Object.values(record);
+  const goals = parts.flatMap(({ ratios }) => ratios.filter(({ goal }) => goal !== undefined));
+  const machines = [...new Set(parts.map(({ machine, date }) => `${machine}; measured ${date}`))];
+  const tables = parts.map(({ title, rounds, head, rows }) => `### ${title}\n\nMedian [minimum] of ${rounds} rounds.\n\n${markdown(head, rows)}`);
+  return {
+    machine: machines.map((machine) => `${machine}.`).join("\n"),
+    goals: markdown(["time against time", "goal: at most", "median", "of minima", ""], goals.map(goalRow)),
+    tables: tables.join("\n\n"),
+  };
+};
+
+const replaceSection = (page: string, name: string, text: string): string => {
+  const begin = `<!-- begin ${name}: DO NOT EDIT, written by npm run bench -- --write -->`;
+  const end = `<!-- end ${name} -->`;
+  const [from, to] = [page.indexOf(begin), page.indexOf(end)];
+  if (from < 0 || to < from) throw new Error(`${PAGE} lacks the markers of ${name}`);
+  return `${page.slice(0, from)}${begin}\n\n${text}\n\n${page.slice(to)}`;
+};
+
+export const writePage = async (python: string, record: Results): Promise<void> => {
+  let page = readFileSync(PAGE, "utf8");
+  for (const [name, text] of Object.entries(sections(record))) page = replaceSection(page, name, text);
+  writeFileSync(PAGE, page);
+  const goals = Object.values(record).flatMap(({ ratios }) => ratios.filter(({ goal }) => goal !== undefined));
+  const script = join(import.meta.dirname, "peers/plot.py");
+  const { status, stderr } = spawnSync(python, [script, PICTURE], { input: JSON.stringify(goals), encoding: "utf8" });
+  if (status !== 0) throw new Error(`plot.py failed: ${stderr}`);
+};

@@ -1,0 +1,130 @@
+/** The processes that are measured: servers, which say where they listen, and Python scripts that take commands by line. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import os from "node:os";
+import { join } from "node:path";
+import { createInterface, type Interface } from "node:readline";
+
+const peers = join(import.meta.dirname, "peers");
+
+/** The interpreter with what peers/requirements.txt names, if that environment was made. */
+export const findPython = (): string | undefined => {
+  const interpreter = join(peers, ".venv/bin/python");
+  return existsSync(join(peers, ".venv/requirements")) ? interpreter : undefined;
+};
+
+export const HOW_TO_GET_PYTHON = "no Python environment in bench/peers/.venv; `clients/python/environment bench/peers/requirements.txt` makes it";
+
+const end = async (child: ChildProcess): Promise<void> => {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  child.kill("SIGKILL");
+  await once(child, "exit");
+};
+
+export class Server implements AsyncDisposable {
+  readonly address: string;
+  readonly #child: ChildProcess;
+
+  private constructor(address: string, child: ChildProcess) {
+    this.address = address;
+    this.#child = child;
+  }
+
+  static async #start(command: string, args: readonly string[], env: Readonly<Record<string, string>>): Promise<Server> {
+    const child = spawn(command, args, { env: { PATH: process.env["PATH"], ...env }, stdio: ["ignore", "pipe", "inherit"] });
+    for await (const line of createInterface({ input: child.stdout })) {
+      const address = / listens on (\S+)$/.exec(line)?.[1];
+      if (address) return new Server(address, child);
+    }
+    throw new Error(`${args[0]} did not start`);
+  }
+
+  /** stepd, on a free port or the socket given. */
+  static stepd(env: Readonly<Record<string, string>>): Promise<Server> {
+    const settings = { STEPD_LOG_LEVEL: "warn", ...("STEPD_SOCKET" in env ? {} : { STEPD_PORT: "0" }), ...env };
+    return Server.#start(process.execPath, [join(import.meta.dirname, "../src/main.ts")], settings);
+  }
+
+  /** The echo of the same stack. */
+  static echo(arenaMib: string, socket = ""): Promise<Server> {
+    return Server.#start(process.execPath, [join(import.meta.dirname, "echo-server.ts"), arenaMib, socket], {});
+  }
+
+  /** The same service by FastAPI and torch. */
+  static fastapi(python: string, form: "functional" | "object", threads: number): Promise<Server> {
+    return Server.#start(python, [join(peers, "service.py"), form, String(threads)], { OMP_NUM_THREADS: String(threads) });
+  }
+
+  /** A line of the kernel's account of this process's memory in bytes: VmRSS now, VmHWM at its peak. */
+  memory(line: "VmRSS" | "VmHWM"): number {
+    const text = readFileSync(`/proc/${this.#child.pid}/status`, "utf8");
+    return Number(new RegExp(`^${line}:\\s+(\\d+) kB$`, "m").exec(text)?.[1]) * 1024;
+  }
+
+  /** Milliseconds of processor time that it has taken, in all threads; Linux counts in hundredths of a second. */
+  processorMs(): number {
+    const text = readFileSync(`/proc/${this.#child.pid}/stat`, "utf8");
+    const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+    return (Number(fields[11]) + Number(fields[12])) * 10;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await end(this.#child);
+  }
+}
+
+/** A Python script of peers/ that answers each line of its input with one line. */
+export class Peer implements AsyncDisposable {
+  readonly #child: ChildProcess;
+  readonly #lines: NodeJS.AsyncIterator<string>;
+  readonly #input: NodeJS.WritableStream;
+  readonly #name: string;
+
+  private constructor(name: string, child: ChildProcess, input: NodeJS.WritableStream, lines: Interface) {
+    this.#name = name;
+    this.#child = child;
+    this.#input = input;
+    this.#lines = lines[Symbol.asyncIterator]();
+  }
+
+  /** Starts it and takes its first line, which says that it is ready. */
+  static async start(python: string, script: string, args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Peer> {
+    const child = spawn(python, [join(peers, script), ...args], { env: { PATH: process.env["PATH"], ...env }, stdio: ["pipe", "pipe", "inherit"] });
+    const peer = new Peer(script, child, child.stdin, createInterface({ input: child.stdout }));
+    await peer.#line();
+    return peer;
+  }
+
+  async #line(): Promise<string> {
+    const { value, done } = await this.#lines.next();
+    if (done) throw new Error(`${this.#name} ended early`);
+    return value;
+  }
+
+  ask(command: string): Promise<string> {
+    this.#input.write(`${command}\n`);
+    return this.#line();
+  }
+
+  /** Asks for something that answers with milliseconds. */
+  async time(command: string): Promise<number> {
+    const answer = await this.ask(command);
+    const value = Number(answer);
+    if (!(value > 0)) throw new Error(`${this.#name}, ${command}: expected milliseconds, found ${answer}`);
+    return value;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await end(this.#child);
+  }
+}
+
+/** A folder for sockets that is gone at the end. */
+export class Folder implements Disposable {
+  readonly path = mkdtempSync(join(os.tmpdir(), "stepd-bench-"));
+
+  [Symbol.dispose](): void {
+    rmSync(this.path, { recursive: true, force: true });
+  }
+}

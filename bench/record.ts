@@ -1,0 +1,69 @@
+/** What was measured, kept in bench/ratios.json: the source of docs/performance.md, and what --check compares with. */
+import { execFile } from "node:child_process";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import os from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { table } from "../src/cli/terminal.ts";
+import type { Report } from "./rounds.ts";
+
+const FILE = join(import.meta.dirname, "ratios.json");
+
+/** More than this times its committed value is a regression. */
+const TOLERANCE = 1.2;
+
+export interface Measured extends Report {
+  readonly date: string;
+  readonly machine: string;
+  readonly rounds: number;
+}
+
+/** By part. */
+export type Results = Readonly<Record<string, Measured>>;
+
+export const readRecord = (): Results => (existsSync(FILE) ? JSON.parse(readFileSync(FILE, "utf8")) : {});
+
+/** Parts stand in the given order. */
+export const writeRecord = (record: Results, order: readonly string[]): void => {
+  const sorted = Object.fromEntries(order.flatMap((part) => (record[part] ? [[part, record[part]]] : [])));
+  writeFileSync(FILE, `${JSON.stringify(sorted, null, 2)}\n`);
+};
+
+/** One line: processor, cores, memory, Node and, with the peers, torch and the rest. */
+export const describeMachine = async (python: string | undefined): Promise<string> => {
+  const words = [
+    os.cpus()[0]?.model ?? "unknown processor",
+    `${os.availableParallelism()} cores`,
+    `${Math.round(os.totalmem() / 2 ** 30)} GiB`,
+    `Linux ${os.release().split("-")[0]}`,
+    `Node ${process.version.slice(1)}`,
+  ];
+  if (python !== undefined) {
+    const script = "import fastapi, platform, torch, uvicorn; print(platform.python_version(), torch.__version__, fastapi.__version__, uvicorn.__version__)";
+    const [version, torch, fastapi, uvicorn] = (await promisify(execFile)(python, ["-c", script])).stdout.trim().split(" ");
+    words.push(`Python ${version}`, `torch ${torch}`, `FastAPI ${fastapi}`, `uvicorn ${uvicorn}`);
+  }
+  return words.join(", ");
+};
+
+/**
+ * Compares ratios by name. Medians swing on a machine that others share, and minima with luck, so a ratio counts as slower
+ * where both are beyond the tolerance.
+ */
+export const compare = (measured: Results, record: Results): { readonly text: string; readonly slower: number } => {
+  const committed = new Map(Object.values(record).flatMap(({ ratios }) => ratios.map((ratio) => [ratio.name, ratio] as const)));
+  let slower = 0;
+  const rows = Object.values(measured)
+    .flatMap(({ ratios }) => ratios)
+    .map(({ name, median, min }) => {
+      const before = committed.get(name);
+      committed.delete(name);
+      const isSlower = before !== undefined && median > before.median * TOLERANCE && min > before.min * TOLERANCE;
+      if (isSlower) slower++;
+      const verdict = before === undefined ? "new" : isSlower ? "SLOWER" : "ok";
+      return [name, median.toFixed(2), min.toFixed(2), before?.median.toFixed(2) ?? "", before?.min.toFixed(2) ?? "", verdict];
+    });
+  const head = ["ratio", "now", "of minima", "committed", "of minima", ""];
+  const missing = committed.size > 0 ? `\n\n${committed.size} committed ratios were not measured in this run` : "";
+  return { text: `${table(head, rows)}${missing}\n\n${slower} of ${rows.length} slower by more than ${Math.round((TOLERANCE - 1) * 100)} %`, slower };
+};

@@ -1,0 +1,83 @@
+package stepd
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// shellBlocks returns the sh blocks of README.md under a heading.
+func shellBlocks(t *testing.T, heading string) (blocks []string) {
+	t.Helper()
+	text := string(must[[]byte](t)(os.ReadFile("README.md")))
+	_, section, ok := strings.Cut(text, "\n## "+heading+"\n")
+	if !ok {
+		t.Fatalf("README.md has no %q", heading)
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(section, -1) {
+		blocks = append(blocks, block[1])
+	}
+	return blocks
+}
+
+// A module outside of the repository uses this one by the commands of README.md, and calls a server.
+func TestUsingTheModuleElsewhere(t *testing.T) {
+	blocks := shellBlocks(t, "Using it")
+	if len(blocks) != 4 {
+		t.Fatalf("README.md has %d blocks of commands", len(blocks))
+	}
+	replaced, vendored, published, fetched := blocks[0], blocks[1], blocks[2], blocks[3]
+	known := strings.TrimSpace(string(must[[]byte](t)(exec.Command("go", "env", "GOMODCACHE").Output())))
+	checkout := must[string](t)(filepath.Abs(root))
+	for name, commands := range map[string]struct {
+		inCheckout string
+		inModule   []string
+	}{
+		"replaced":        {"", []string{replaced}},
+		"vendored":        {"", []string{replaced, vendored, "rm ../stepd"}},
+		"a proxy of ours": {published, []string{fetched, "rm ../stepd"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			folder := t.TempDir()
+			module := filepath.Join(folder, "trainer")
+			if err := os.CopyFS(module, os.DirFS("testdata/trainer")); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(checkout, filepath.Join(folder, "stepd")); err != nil {
+				t.Fatal(err)
+			}
+			run := func(at, script string) string {
+				t.Helper()
+				command := exec.Command("bash", "-euc", script)
+				command.Dir = at
+				// A cache of its own, filled from that of this machine as from a proxy: no call leaves the machine.
+				command.Env = append(os.Environ(), "GOMODCACHE="+filepath.Join(folder, "cache"), "GOPROXY=file://"+known+"/cache/download,off", "GOSUMDB=off",
+					"GOFLAGS=-modcacherw", "GOTOOLCHAIN=local", "GOWORK=off", "MODULES="+filepath.Join(folder, "modules"), "STEPD_URL="+shared.url)
+				var stderr strings.Builder
+				command.Stderr = &stderr
+				out, err := command.Output()
+				if err != nil {
+					t.Fatalf("%s\n%v: %s%s", script, err, out, &stderr)
+				}
+				return string(out)
+			}
+			if commands.inCheckout != "" {
+				if _, err := os.Stat(filepath.Join(checkout, ".git")); err != nil {
+					t.Skip("no checkout, of which git could make an archive")
+				}
+				run(checkout, commands.inCheckout)
+			}
+			run(module, "go mod init example.org/trainer")
+			for _, script := range commands.inModule {
+				run(module, script)
+			}
+			if printed := run(module, "go run ."); printed != "[0.25 0.5 0.75] 2\n" {
+				t.Fatalf("%q", printed)
+			}
+		})
+	}
+}

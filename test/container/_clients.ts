@@ -5,8 +5,10 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { promisify } from "node:util";
+import { goCommand } from "../support/go.ts";
 import { TestService } from "../support/service.ts";
 import { random, readTensors, writeTensors } from "../support/tensors.ts";
+import "../support/python.ts";
 import { root } from "../support/tree.ts";
 
 const execute = promisify(execFile);
@@ -79,7 +81,7 @@ const installPython = async (folder: string): Promise<Trainer> => {
 
 const buildGo = async (folder: string): Promise<Trainer> => {
   const program = join(folder, "step");
-  await execute("go", ["build", "-o", program, "."], { cwd: join(here, "go") });
+  await execute(await goCommand(), ["build", "-o", program, "."], { cwd: join(here, "go") });
   return { language: "Go", command: [program] };
 };
 

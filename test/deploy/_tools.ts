@@ -1,17 +1,18 @@
 /** Programs from Go modules, built once into build/tools. */
-import { execFile, execFileSync } from "node:child_process";
+import { execFile } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { goCommand } from "../support/go.ts";
 import { root } from "../support/tree.ts";
 
 const run = promisify(execFile);
 
 const folder = join(root, "build/tools");
 
-/** Runs go, which the Go client's script finds or installs. Others on the machine go first: a build takes minutes of processor time. */
-const go = (...values: readonly string[]) => ["-c", 'source ./toolchain.sh && use_go >&2 && exec nice -n 10 go "$@"', "go", ...values];
-const goClient = { cwd: join(root, "clients/go"), encoding: "utf8", maxBuffer: 2 ** 26 } as const;
+/** Runs go. Others on the machine go first: a build takes minutes of processor time. */
+const go = async (values: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<string> =>
+  (await run("nice", ["-n", "10", await goCommand(), ...values], { cwd: folder, maxBuffer: 2 ** 26, env: { ...process.env, ...env } })).stdout;
 
 /** The path of a program of a module's package at a version. Two test files may build it at once: the last to finish gives it its name. */
 export const goProgram = async (name: string, path: string, version: string): Promise<string> => {
@@ -20,8 +21,7 @@ export const goProgram = async (name: string, path: string, version: string): Pr
   const partial = join(folder, `${name}-${version}.${process.pid}`);
   mkdirSync(partial, { recursive: true });
   try {
-    const env = { ...process.env, GOBIN: partial, CGO_ENABLED: "0" };
-    await run("bash", go("install", "-ldflags=-s", `${path}@${version}`), { ...goClient, env });
+    await go(["install", "-ldflags=-s", `${path}@${version}`], { GOBIN: partial, CGO_ENABLED: "0" });
     const [file = ""] = readdirSync(partial);
     renameSync(join(partial, file), program);
   } finally {
@@ -31,8 +31,7 @@ export const goProgram = async (name: string, path: string, version: string): Pr
 };
 
 /** The folder of a module's files. */
-export const goModule = (path: string, version: string): string => {
-  // From outside of the Go client's module, which does not have it.
-  const answer = execFileSync("bash", go("mod", "download", "-json", `${path}@${version}`), { ...goClient, stdio: ["ignore", "pipe", "ignore"] });
-  return (JSON.parse(answer) as { Dir: string }).Dir;
+export const goModule = async (path: string, version: string): Promise<string> => {
+  mkdirSync(folder, { recursive: true });
+  return (JSON.parse(await go(["mod", "download", "-json", `${path}@${version}`])) as { Dir: string }).Dir;
 };

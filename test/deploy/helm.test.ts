@@ -98,7 +98,7 @@ const environmentOf = ({ containers: [{ env }] }: PodSpec): Record<string, strin
 
 /** Checks manifests by the schemas of a version of Kubernetes and of prometheus-operator; returns a line for each. */
 const validate = async (rendered: string, kubernetes: string) => {
-  const operator = goModule("github.com/prometheus-operator/prometheus-operator", "v0.85.0");
+  const operator = await goModule("github.com/prometheus-operator/prometheus-operator", "v0.85.0");
   const definition = join(operator, "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml");
   return pipe([join(root, "test/deploy/validate.py"), kubernetes, definition], rendered);
 };

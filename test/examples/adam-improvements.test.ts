@@ -1,12 +1,11 @@
 /** The claims about Adam's successors: every script trains for real, in a tiny setting, and the page shows what was measured. */
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { copyFileSync, cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
-import { pythonIsMissing } from "../support/python.ts";
+import { runCommand } from "../support/command.ts";
+import "../support/python.ts";
 import { TestService } from "../support/service.ts";
 import { root } from "../support/tree.ts";
 
@@ -19,11 +18,8 @@ const folder = mkdtempSync(join(tmpdir(), "stepd-adam-improvements-"));
 after(() => rmSync(folder, { recursive: true, force: true }));
 
 const execute = async (command: string, options: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<{ code: number; log: string }> => {
-  const child = spawn(command, options, { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
-  const log: string[] = [];
-  for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk: Buffer) => log.push(chunk.toString()));
-  const [code] = (await once(child, "close")) as [number];
-  return { code, log: log.join("") };
+  const { code, out, log } = await runCommand(command, options, { env: { ...process.env, ...env } });
+  return { code, log: out + log };
 };
 
 const page = (...options: string[]) => execute(process.env["PYTHON"] ?? "python3", [join(example, "page.py"), ...options]);
@@ -56,7 +52,7 @@ const assertFigures = (from: string): void => {
   }
 };
 
-test("every script trains on stepd, and writes results and a figure", { skip: pythonIsMissing }, async () => {
+test("every script trains on stepd, and writes results and a figure", async () => {
   await using service = await TestService.start();
   const { code, log } = await execute(join(example, "run"), ["--quick", "--out", folder], { STEPD_URL: service.url });
   assert.equal(code, 0, log);
@@ -94,7 +90,7 @@ test("every script trains on stepd, and writes results and a figure", { skip: py
   }
 });
 
-test("the run says which options it does not know", { skip: pythonIsMissing }, async () => {
+test("the run says which options it does not know", async () => {
   for (const [options, message] of [
     [["--only", "heat"], "expected heat_map, annealing, early_steps or batch_size, found heat"],
     [["--fast"], "expected --only SCRIPT, --quick or --out FOLDER, found --fast"],
@@ -106,7 +102,7 @@ test("the run says which options it does not know", { skip: pythonIsMissing }, a
   }
 });
 
-test("the page shows the figures, and its tables are those of at least 5 seeds' results", { skip: pythonIsMissing }, async () => {
+test("the page shows the figures, and its tables are those of at least 5 seeds' results", async () => {
   assertFigures(join(docs, "adam-improvements"));
   const text = readFileSync(join(docs, "adam-improvements.md"), "utf8");
   for (const name of names) {
@@ -117,7 +113,7 @@ test("the page shows the figures, and its tables are those of at least 5 seeds' 
   assert.equal(code, 0, log);
 });
 
-test("the page's check fails where a number differs", { skip: pythonIsMissing }, async () => {
+test("the page's check fails where a number differs", async () => {
   const copy = join(folder, "copy.md");
   copyFileSync(join(docs, "adam-improvements.md"), copy);
   cpSync(join(docs, "adam-improvements"), join(folder, "copy"), { recursive: true });

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "../support/service.ts";
-import { runExample, pythonIsTooOld as skip } from "./_run.ts";
+import { runExample } from "./_run.ts";
 
 const EXAMPLE = "federated";
 const STEPS = 'stepd_request_seconds_count{method="optimizer.step",outcome="ok"}';
@@ -20,7 +20,7 @@ const rowOf = (out: string, step: string): Row => {
   return { accuracies, roundsTo90: Number(/(\d+)$/.exec(line)?.[1] ?? Number.POSITIVE_INFINITY) };
 };
 
-test("momentum and Adam as outer steps reach 90 % in fewer rounds than averaging", { skip }, async () => {
+test("momentum and Adam as outer steps reach 90 % in fewer rounds than averaging", async () => {
   const { code, out, log } = await runExample(EXAMPLE, []);
   assert.equal(code, 0, out + log);
   assert.match(log, /adam: 100%.*900\/900/);
@@ -31,7 +31,7 @@ test("momentum and Adam as outer steps reach 90 % in fewer rounds than averaging
   assert.ok(adam.roundsTo90 < averaging.roundsTo90, out);
 });
 
-test("every outer step is one call, and the same seeds give the same table", { skip }, async () => {
+test("every outer step is one call, and the same seeds give the same table", async () => {
   await using service = await TestService.start();
   const options = ["--rounds", "6", "--seeds", "2"];
   const first = await runExample(EXAMPLE, options, service.url);

@@ -1,21 +1,17 @@
 /** Trainers in Go and in Python that go on with each other's runs: the same data, files and steps, byte for byte. */
 import assert from "node:assert/strict";
-import { execFileSync, spawn, spawnSync } from "node:child_process";
-import { once } from "node:events";
+import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { pythonIsMissing } from "../support/python.ts";
+import { type Ended, runCommand } from "../support/command.ts";
+import { goCommand } from "../support/go.ts";
+import "../support/python.ts";
 import { requireSame } from "../support/same.ts";
 import { TestService } from "../support/service.ts";
 import { readFile, readState, readTensors } from "../support/tensors.ts";
 import { root } from "../support/tree.ts";
-
-/** Why a trainer cannot run here, if it cannot. */
-const skip =
-  pythonIsMissing ||
-  (/go1\.(2[4-9]|[3-9]\d)\b/.test(spawnSync("go", ["version"], { encoding: "utf8" }).stdout ?? "") ? false : "Go 1.24 or newer is not installed");
 
 const EPOCHS = 15;
 const STEPS = 330;
@@ -37,10 +33,9 @@ const commands: Record<Language, readonly string[]> = { go: [], python: [] };
 let service: TestService;
 before(async () => {
   service = await TestService.start();
-  if (skip) return;
   const python = execFileSync(join(digits, "environment"), { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim();
   execFileSync(python, [join(digits, "train.py"), "--epochs", `${EPOCHS}`, "--export", at("digits")]);
-  execFileSync("go", ["build", "-o", at("go-trainer"), "."], { cwd: trainer });
+  execFileSync(await goCommand(), ["build", "-o", at("go-trainer"), "."], { cwd: trainer });
   commands.go = [at("go-trainer"), "--data", at("digits"), "--settings", join(digits, "settings.json")];
   commands.python = [python, join(digits, "train.py")];
 });
@@ -49,33 +44,16 @@ after(async () => {
   rmSync(folder, { recursive: true });
 });
 
-interface Run {
-  readonly code: number;
-  readonly out: string;
-  readonly log: string;
-}
+const run = ([command = "", ...given]: readonly string[], options: readonly string[], url: string): Promise<Ended> =>
+  runCommand(command, [...given, "--epochs", `${EPOCHS}`, ...options], { cwd: folder, env: { ...process.env, STEPD_URL: url } });
 
-const run = async ([command = "", ...given]: readonly string[], options: readonly string[], url: string): Promise<Run> => {
-  const child = spawn(command, [...given, "--epochs", `${EPOCHS}`, ...options], {
-    cwd: folder,
-    env: { ...process.env, STEPD_URL: url },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  const out: string[] = [];
-  const log: string[] = [];
-  child.stdout.on("data", (chunk: Buffer) => out.push(chunk.toString()));
-  child.stderr.on("data", (chunk: Buffer) => log.push(chunk.toString()));
-  const [code] = (await once(child, "close")) as [number];
-  return { code, out: out.join(""), log: log.join("") };
-};
-
-const train = (language: Language, ...options: readonly string[]): Promise<Run> => run(commands[language], options, service.url);
+const train = (language: Language, ...options: readonly string[]): Promise<Ended> => run(commands[language], options, service.url);
 
 /** The Go trainer as a user runs it, from another folder than its own. */
-const runScript = (options: readonly string[], url = service.url): Promise<Run> => run([join(trainer, "run")], options, url);
+const runScript = (options: readonly string[], url = service.url): Promise<Ended> => run([join(trainer, "run")], options, url);
 
 /** A run that must succeed. */
-const trained = async (language: Language, ...options: readonly string[]): Promise<Run> => {
+const trained = async (language: Language, ...options: readonly string[]): Promise<Ended> => {
   const done = await train(language, ...options);
   assert.equal(done.code, 0, done.out + done.log);
   return done;
@@ -91,13 +69,13 @@ const requireSameRun = (found: string, expected: string): void => {
   assert.ok(state(found).equals(state(expected)), `the states of ${found} and ${expected} differ`);
 };
 
-const requireTrained = ({ out }: Run): void => {
+const requireTrained = ({ out }: Ended): void => {
   const [, accuracy, steps] = /test accuracy ([\d.]+)% after (\d+) steps/.exec(out) ?? [];
   assert.equal(Number(steps), STEPS, out);
   assert.ok(Number(accuracy) > 95, out);
 };
 
-test("the Go trainer trains to over 95 % on a server of its own", { skip }, async () => {
+test("the Go trainer trains to over 95 % on a server of its own", async () => {
   const { code, out, log } = await runScript([], "");
   assert.equal(code, 0, out + log);
   requireTrained({ code, out, log });
@@ -108,7 +86,7 @@ test("the Go trainer trains to over 95 % on a server of its own", { skip }, asyn
 });
 
 for (const language of ["go", "python"] as const)
-  test(`${language}: half a run and the other half are the whole run, byte for byte`, { skip }, async () => {
+  test(`${language}: half a run and the other half are the whole run, byte for byte`, async () => {
     await trained(language, "--save", `${language}-whole`);
     await trained(language, "--stop-after", `${HALF}`, "--save", language);
     assert.deepEqual([...new Set(Object.values(readState(state(language)).steps))], [HALF]);
@@ -117,18 +95,18 @@ for (const language of ["go", "python"] as const)
   });
 
 for (const [first, second] of directions) {
-  test(`${second} writes what it read of ${first}, byte for byte`, { skip }, async () => {
+  test(`${second} writes what it read of ${first}, byte for byte`, async () => {
     await trained(second, "--resume", first, "--stop-after", `${HALF}`, "--save", `${second}-of-${first}`);
     requireSameRun(`${second}-of-${first}`, first);
   });
 
-  test(`${second} goes on with the run of ${first} to over 95 %`, { skip }, async () => {
+  test(`${second} goes on with the run of ${first} to over 95 %`, async () => {
     requireTrained(await trained(second, "--resume", first, "--save", `${first}-then-${second}`));
     const { optimizer, steps } = readState(state(`${first}-then-${second}`));
     assert.deepEqual([optimizer, ...new Set(Object.values(steps))], ["adamw", STEPS]);
   });
 
-  test(`a step of ${first} repeated by ${second} gives the same bytes, and its own gradients are as near as float32 is`, { skip }, async () => {
+  test(`a step of ${first} repeated by ${second} gives the same bytes, and its own gradients are as near as float32 is`, async () => {
     const next = `${HALF + 1}`;
     await trained(first, "--resume", first, "--stop-after", next, "--save", `${first}-next`);
     await trained(second, "--resume", first, "--stop-after", next, "--save", `${second}-replay`, "--replay", `${first}-next.grads.safetensors`);
@@ -144,7 +122,7 @@ for (const [first, second] of directions) {
   });
 }
 
-test("another seed makes another run, and data of another one are refused", { skip }, async () => {
+test("another seed makes another run, and data of another one are refused", async () => {
   await trained("go", "--stop-after", "1", "--save", "seed-7");
   const { code, log } = await runScript(["--seed", "8", "--stop-after", "1", "--save", "seed-8"]);
   assert.equal(code, 0, log);
@@ -154,7 +132,7 @@ test("another seed makes another run, and data of another one are refused", { sk
   assert.match(other.log, /expected data of seed 8, found 7/);
 });
 
-test("a run that cannot be read is an error with its name", { skip }, async () => {
+test("a run that cannot be read is an error with its name", async () => {
   const missing = await train("go", "--resume", "nowhere");
   assert.equal(missing.code, 1, missing.out);
   assert.match(missing.log, /nowhere\.params\.safetensors/);
@@ -165,7 +143,7 @@ test("a run that cannot be read is an error with its name", { skip }, async () =
   assert.match(cut.log, /cut\.state\.safetensors: stepd: not a valid safetensors file/);
 });
 
-test("the Go trainer exits with 1 where it does not learn enough", { skip }, async () => {
+test("the Go trainer exits with 1 where it does not learn enough", async () => {
   const { code, out } = await train("go", "--epochs", "1", "--lr", "0");
   assert.equal(code, 1, out);
 });

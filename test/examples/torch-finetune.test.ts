@@ -5,7 +5,7 @@ import os from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { TestService } from "../support/service.ts";
-import { runExample, pythonIsTooOld as skip } from "./_run.ts";
+import { runExample } from "./_run.ts";
 
 const EXAMPLE = "torch-finetune";
 const EPOCHS = ["--epochs", "10"];
@@ -23,7 +23,7 @@ const accuraciesIn = (out: string, library: string): readonly [number, number] =
   return [Number(found[1]), Number(found[2])];
 };
 
-test("fine-tuning on stepd learns what torch's AdamW learns, and a resumed run is the whole one on another server", { skip }, async () => {
+test("fine-tuning on stepd learns what torch's AdamW learns, and a resumed run is the whole one on another server", async () => {
   await using service = await TestService.start();
   const whole = await runExample(EXAMPLE, EPOCHS, service.url);
   assert.equal(whole.code, 0, whole.out + whole.log);

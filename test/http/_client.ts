@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import net from "node:net";
-import { MSGPACK, pack, type TestService } from "../support/service.ts";
-import { writeTensors } from "../support/tensors.ts";
+import { MSGPACK, pack, TestService, unpack } from "../support/service.ts";
+import { readTensors, writeTensors } from "../support/tensors.ts";
 
 export interface RawReply {
   readonly status: number;
@@ -109,3 +109,20 @@ export const sgdParams = (elements: number, value: number) => ({
 });
 
 export const sgdBody = (elements: number, value: number): Buffer => pack(sgdParams(elements, value));
+
+/** The service for tests of memory: little of it. */
+export const serveSmall = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", ...env });
+
+/** A reply of sgdParams' step has so many elements, all of this value. */
+export const requireRight = (body: Uint8Array, elements: number, expected: number): void => {
+  const data = readTensors((unpack(body) as { params: Uint8Array }).params)["w"]?.data;
+  assert.deepEqual([data?.length, data?.every((value) => value === expected)], [elements, true]);
+};
+
+/** The service steps right, and holds nothing. */
+export const requireWell = async (service: TestService): Promise<void> => {
+  await untilEmpty(service);
+  const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3, 5));
+  requireRight(pack({ params }), 3, 4);
+  await untilEmpty(service);
+};

@@ -2,26 +2,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { gzipSync } from "node:zlib";
-import { MSGPACK, TestService, unpack } from "../support/service.ts";
-import { readTensors } from "../support/tensors.ts";
-import { RawClient, sgdBody, sgdParams, until, untilEmpty } from "./_client.ts";
+import { MSGPACK } from "../support/service.ts";
+import { RawClient, requireRight, requireWell, serveSmall as serve, sgdBody, until, untilEmpty } from "./_client.ts";
 
 const MIB = 2 ** 20;
-
-const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", ...env });
-
-const requireRight = (body: Uint8Array, elements: number, expected: number): void => {
-  const data = readTensors((unpack(body) as { params: Uint8Array }).params)["w"]?.data;
-  assert.deepEqual([data?.length, data?.every((value) => value === expected)], [elements, true]);
-};
-
-/** The service steps right, and holds nothing. */
-const requireWell = async (service: TestService): Promise<void> => {
-  await untilEmpty(service);
-  const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3, 5));
-  assert.deepEqual([...(readTensors(params)["w"]?.data ?? [])], [4, 4, 4]);
-  await untilEmpty(service);
-};
 
 test("Expect: 100-continue gets 100 only once there is room, and then the call is done", async () => {
   await using service = await serve();

@@ -1,26 +1,10 @@
 /** Leases are given back on every way that a call can end. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { JSON_TYPE, MSGPACK, pack, readReply, TestService, unpack } from "../support/service.ts";
-import { readTensors } from "../support/tensors.ts";
-import { RawClient, sgdBody, sgdParams, until, untilEmpty } from "./_client.ts";
+import { JSON_TYPE, MSGPACK, pack, readReply, type TestService } from "../support/service.ts";
+import { RawClient, requireRight, requireWell, serveSmall as serve, sgdBody, sgdParams, until, untilEmpty } from "./_client.ts";
 
 const MIB = 2 ** 20;
-
-const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", ...env });
-
-const requireRight = (body: Uint8Array, elements: number, expected: number): void => {
-  const data = readTensors((unpack(body) as { params: Uint8Array }).params)["w"]?.data;
-  assert.deepEqual([data?.length, data?.every((value) => value === expected)], [elements, true]);
-};
-
-/** The service steps right, and holds nothing. */
-const requireWell = async (service: TestService): Promise<void> => {
-  await untilEmpty(service);
-  const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3, 5));
-  assert.deepEqual([...(readTensors(params)["w"]?.data ?? [])], [4, 4, 4]);
-  await untilEmpty(service);
-};
 
 for (const how of ["destroys", "ends"] as const) {
   test(`a client that ${how} its connection in the middle of an upload leaves nothing behind`, async () => {

@@ -6,6 +6,7 @@ import os from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { dashboard, dashboardJson } from "../../deploy/grafana/dashboard.ts";
+import { goCommand } from "../support/go.ts";
 import { root } from "../support/tree.ts";
 import { type Panel, panelsOf } from "./_dashboard.ts";
 
@@ -18,11 +19,10 @@ after(() => rmSync(scratch, { recursive: true, force: true }));
 let checker: string | undefined;
 
 /** Reads a dashboard with Grafana's schema: test/prometheus/schema, built with the Go that the Go client's tests use, too. */
-const check = (json: string) => {
+const check = async (json: string) => {
   if (!checker) {
     checker = join(scratch, "check");
-    const build = ["set -e", `source ${join(root, "clients/go/toolchain.sh")}`, "use_go", `go build -o ${checker} .`].join("\n");
-    const { status, stderr } = spawnSync("bash", ["-c", build], { cwd: join(import.meta.dirname, "schema"), encoding: "utf8" });
+    const { status, stderr } = spawnSync(await goCommand(), ["build", "-o", checker, "."], { cwd: join(import.meta.dirname, "schema"), encoding: "utf8" });
     assert.equal(status, 0, stderr);
   }
   return spawnSync(checker, { input: json, encoding: "utf8" });
@@ -32,8 +32,8 @@ test("stepd.json is what dashboard.ts makes", () => {
   assert.ok(text === dashboardJson(), "run node deploy/grafana/dashboard.ts");
 });
 
-test("Grafana's schema takes it", () => {
-  const { status, stderr } = check(text);
+test("Grafana's schema takes it", async () => {
+  const { status, stderr } = await check(text);
   assert.equal(status, 0, stderr);
 });
 
@@ -44,8 +44,8 @@ for (const [what, broken, message] of [
   ["a panel option that its kind does not have", JSON.parse(text.replace('"colorMode"', '"colourMode"')), /colourMode/],
   ["a query with a field of another data source", JSON.parse(text.replace('"legendFormat"', '"rawSql"')), /rawSql/],
 ] as const) {
-  test(`Grafana's schema refuses ${what}`, () => {
-    const { status, stderr } = check(JSON.stringify(broken));
+  test(`Grafana's schema refuses ${what}`, async () => {
+    const { status, stderr } = await check(JSON.stringify(broken));
     assert.equal(status, 1);
     assert.match(stderr, message);
   });

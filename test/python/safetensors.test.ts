@@ -4,7 +4,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { pythonIsMissing, runPython } from "../support/python.ts";
+import { runPython } from "../support/python.ts";
 import { TestService } from "../support/service.ts";
 import { randomTensors, readFile, readState, writeState, writeTensors } from "../support/tensors.ts";
 import { root } from "../support/tree.ts";
@@ -29,7 +29,7 @@ const stepOn = (service: TestService, optimizer: unknown, params: Uint8Array, se
   service.call<Result>("optimizer.step", { optimizer, params, grads: writeTensors(randomTensors(shapes, seed)), ...(state && { state }) });
 
 for (const optimizer of [{ name: "adamw", amsgrad: true }, { name: "sgd", lr: 0.1, momentum: 0.9 }, { name: "lamb" }]) {
-  test(`Python reads a state of ${optimizer.name} and writes one that stepd goes on with, bit for bit`, { skip: pythonIsMissing }, async () => {
+  test(`Python reads a state of ${optimizer.name} and writes one that stepd goes on with, bit for bit`, async () => {
     await using service = await TestService.start();
     const folder = mkdtempSync(join(os.tmpdir(), "stepd-python-"));
     try {
@@ -58,7 +58,7 @@ for (const optimizer of [{ name: "adamw", amsgrad: true }, { name: "sgd", lr: 0.
   });
 }
 
-test("stepd's canonical order and layout are those of the package, metadata aside", { skip: pythonIsMissing }, async () => {
+test("stepd's canonical order and layout are those of the package, metadata aside", async () => {
   await using service = await TestService.start();
   const folder = mkdtempSync(join(os.tmpdir(), "stepd-python-"));
   try {

@@ -6,7 +6,7 @@ import os from "node:os";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { filesWithTables, writeTables } from "../../scripts/tables.ts";
-import { python, pythonIsMissing } from "../support/python.ts";
+import { python } from "../support/python.ts";
 import { JSON_TYPE, TestService } from "../support/service.ts";
 import { root, TreeCopy } from "../support/tree.ts";
 
@@ -54,7 +54,7 @@ test("the README's step with curl gives what it shows", async () => {
   assert.equal(await (await service.post("/v1/step", body, JSON_TYPE)).text(), reply.trim());
 });
 
-test("the README's steps with Python print what it shows", { skip: pythonIsMissing }, async () => {
+test("the README's steps with Python print what it shows", async () => {
   await using service = await TestService.start();
   const [script = ""] = blocks(read("README.md"), "python");
   const [expected = ""] = blocks(read("README.md"), "text");

@@ -32,17 +32,19 @@ export const updateLists = async (): Promise<void> => {
   }
 };
 
+/** Installs packages, where this user may. */
+export const installPackages = async (...names: readonly string[]): Promise<void> => {
+  if (!existsSync("/etc/debian_version") || process.getuid?.() !== 0)
+    throw new Error(`expected Debian's ${names.join(", ")} or the like on this machine, or root on Debian to install them; found neither`);
+  await updateLists();
+  await apt("install", "--yes", "--no-install-recommends", ...names);
+};
+
 /** The paths of programs, given with the package of each; the packages of those that are missing are installed at once. */
 export const debianPrograms = async <Name extends string>(packages: Readonly<Record<Name, string>>): Promise<Readonly<Record<Name, string>>> => {
   const names = Object.keys(packages) as Name[];
   const missing = names.filter((name) => findProgram(name) === undefined);
-  if (missing.length > 0) {
-    const wanted = missing.map((name) => packages[name]);
-    if (!existsSync("/etc/debian_version") || process.getuid?.() !== 0)
-      throw new Error(`expected ${missing.join(", ")} on this machine, or root on Debian to install ${wanted.join(", ")}; found neither`);
-    await updateLists();
-    await apt("install", "--yes", "--no-install-recommends", ...wanted);
-  }
+  if (missing.length > 0) await installPackages(...missing.map((name) => packages[name]));
   const paths = names.map((name) => {
     const path = findProgram(name);
     if (!path) throw new Error(`the package ${packages[name]} brought no ${name}`);

@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { installPackages } from "./debian.ts";
 import { root } from "./tree.ts";
 
 const run = promisify(execFile);
@@ -11,11 +12,11 @@ const run = promisify(execFile);
 const requirements = join(root, "test/python/requirements.txt");
 const system = process.env["PYTHON"] ?? "python3";
 
-/** Why there is no Python to test with; undefined where there is one. A test gives it as its `skip`. */
-export const pythonIsMissing: string | false =
-  spawnSync(system, ["-c", "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))"]).status === 0
-    ? false
-    : `${system} 3.10 or newer with venv is not installed`;
+// As the examples and the Python client need it. A bare Debian has a Python without venv, or none.
+if (spawnSync(system, ["-c", "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"]).status !== 0) {
+  if (system !== "python3") throw new Error(`expected Python 3.11 or newer with venv as PYTHON, found ${system}`);
+  await installPackages("python3", "python3-venv");
+}
 
 /**
  * The interpreter of build/venv/<digest of the requirements>, made at first use. Two test files may make it at the same time:

@@ -8,6 +8,9 @@ import type { PlainTensor } from "../generated/wire.gen.ts";
 
 const SUPPORTED: readonly string[] = COMPUTED;
 
+/** Tensors of one call. Each costs about 20 us of the main thread, on which others wait (measured). */
+const MAX_TENSORS = 65536;
+
 export interface Tensor {
   readonly name: string;
   readonly dtype: string;
@@ -45,10 +48,14 @@ export const loadBlob = (blob: Uint8Array | string, field: string, code: ErrorNa
   return lease.view(start, bytes);
 };
 
-/** Loads a `Tensors` field. Throws what names the field: TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS. */
+/** Loads a `Tensors` field. Throws what names the field: TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS, PAYLOAD_TOO_LARGE. */
 export const loadTensors = (tensors: Tensors, field: string, lease: Lease): TensorSet => {
   if (typeof tensors === "string" || tensors instanceof Uint8Array) return loadFile(loadBlob(tensors, field, "TENSORS_CORRUPT", lease), field);
   return loadPlain(tensors, field, lease);
+};
+
+const requireFew = (count: number, field: string): void => {
+  if (count > MAX_TENSORS) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", field, `at most ${MAX_TENSORS} tensors in one call`, `${count}`);
 };
 
 const requireSupported = (dtype: string, field: string, name: string): void => {
@@ -57,6 +64,7 @@ const requireSupported = (dtype: string, field: string, name: string): void => {
 
 const loadFile = (file: Buffer, field: string): TensorSet => {
   const { tensors } = readSafetensors(file, field, "TENSORS_CORRUPT");
+  requireFew(tensors.length, field);
   for (const { name, dtype } of tensors) requireSupported(dtype, `${field}/${pointerEscape(name)}`, name);
   return {
     tensors: new Map(tensors.map(({ offset, ...info }) => [info.name, { ...info, address: file.byteOffset + offset }])),
@@ -68,6 +76,7 @@ const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: N
 
 const loadPlain = (plain: PlainTensors, field: string, lease: Lease): TensorSet => {
   const tensors = new Map<string, Tensor>();
+  requireFew(Object.keys(plain).length, field);
   for (const [name, { shape, dtype = "F32", values }] of Object.entries(plain)) {
     const at = `${field}/${pointerEscape(name)}`;
     requireSupported(dtype, at, name);

@@ -195,4 +195,17 @@ test("files that are good are taken, so the refusals above have their reasons", 
   await requireRefusal(await service().post("/v1/step", toJson(step({ state: "AA==" })), "application/json"), { error: "STATE_CORRUPT", field: "/state" }, 422);
 });
 
+test("more tensors than a call may have are refused, and as many as it may are taken", async () => {
+  for (const [count, status] of [
+    [65_537, 413],
+    [65_536, 200],
+  ] as const) {
+    const entries = Array.from({ length: count }, (_, index) => `"${index}":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}`);
+    const file = rawTensors(`{${entries.join(",")}}`, Buffer.alloc(0));
+    const body = pack({ optimizer: { name: "sgd" }, params: file, grads: rawTensors("{}", Buffer.alloc(0)) });
+    const response = await service().post("/v1/step", body, "application/vnd.msgpack");
+    assert.equal(response.status, status, (await response.text()).slice(0, 300));
+  }
+});
+
 checkNothingIsLeft();

@@ -28,6 +28,9 @@ type health struct {
 	restsUntil time.Time
 }
 
+// rest is how long a replica is left alone after its last failure.
+func (h health) rest() time.Duration { return min(firstRest<<min(h.failures-1, 10), maxRest) }
+
 // anywhere tries replicas until one answers, each once in a round, with a pause after each round. What is wrong with the call
 // itself is returned at once.
 func (r *replicas) anywhere(ctx context.Context, clients []*Client, call func(client *Client) error) error {
@@ -41,9 +44,10 @@ func (r *replicas) anywhere(ctx context.Context, clients []*Client, call func(cl
 			tried[i] = true
 			start := time.Now()
 			err := call(clients[i])
-			if err == nil {
+			if err == nil || (errors.As(err, new(*Error)) && !isOfReplica(err)) {
+				// One that refuses a call is well.
 				r.succeeded(i)
-				return nil
+				return err
 			}
 			if ctx.Err() != nil || !isOfReplica(err) {
 				return err
@@ -76,15 +80,19 @@ func (r *replicas) pick(tried []bool) int {
 		r.health = append(r.health, make([]health, len(tried)-len(r.health))...)
 	}
 	now := time.Now()
-	rest := func(i int) time.Duration { return max(0, r.health[i].restsUntil.Sub(now)) }
+	left := func(i int) time.Duration { return max(0, r.health[i].restsUntil.Sub(now)) }
 	best := -1
 	for k := range tried {
 		i := (r.next + k) % len(tried)
-		if !tried[i] && (best < 0 || rest(i) < rest(best)) {
+		if !tried[i] && (best < 0 || left(i) < left(best)) {
 			best = i
 		}
 	}
 	r.next = best + 1
+	if h := &r.health[best]; h.failures > 0 && left(best) == 0 {
+		// One call finds out whether it is back. If it hangs, the others do not.
+		h.restsUntil = now.Add(h.rest())
+	}
 	return best
 }
 
@@ -103,6 +111,6 @@ func (r *replicas) hasFailed(i int, start time.Time) {
 		return
 	}
 	h.failed = time.Now()
-	h.restsUntil = h.failed.Add(min(firstRest<<min(h.failures, 10), maxRest))
 	h.failures++
+	h.restsUntil = h.failed.Add(h.rest())
 }

@@ -142,6 +142,16 @@ func TestRestsOfAReplica(t *testing.T) {
 	if picked := r.pick([]bool{false, true}); picked != 0 {
 		t.Fatal("the only one left was not picked")
 	}
+	r.health[0].restsUntil = time.Now()
+	probes := 0
+	for range 6 {
+		if r.pick([]bool{false, false}) == 0 {
+			probes++
+		}
+	}
+	if probes != 1 {
+		t.Fatalf("%d calls at once to one that may be dead still", probes)
+	}
 	r.succeeded(0)
 	picked := map[int]bool{r.pick([]bool{false, false}): true, r.pick([]bool{false, false}): true}
 	if len(picked) != 2 {
@@ -151,6 +161,18 @@ func TestRestsOfAReplica(t *testing.T) {
 	r.hasFailed(0, start)
 	if rest := r.health[0].restsUntil.Sub(r.health[0].failed); rest != time.Second {
 		t.Fatalf("a rest of %s after a success", rest)
+	}
+}
+
+// One that refuses a call is back.
+func TestRefusalsEndTheRest(t *testing.T) {
+	sharded := newSharded(t, shared.url, "http://127.0.0.1:1")
+	sharded.replicas.health = []health{{failures: 3, restsUntil: time.Now().Add(time.Second)}, {failures: 3, restsUntil: time.Now().Add(time.Minute)}}
+	if _, err := sharded.Step(testContext(t), StepRequest{Optimizer: SGD(-1)}); !errors.Is(err, ErrInvalidParams) {
+		t.Fatal(err)
+	}
+	if h := sharded.replicas.health; h[0].failures != 0 || h[1].failures != 3 {
+		t.Fatalf("%+v", h)
 	}
 }
 

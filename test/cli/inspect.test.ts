@@ -132,3 +132,28 @@ test("what cannot be read is one line that names the file", async () => {
     assert.ok(stderr.startsWith(`stepd: ${path}: expected `) && stderr.includes(expected), stderr);
   }
 });
+
+test("names and metadata that would steer the terminal are shown, not obeyed", async () => {
+  using folder = new Folder();
+  const name = "w\u001b[2J\n\u202efake";
+  const header = JSON.stringify({ __metadata__: { note: "a\u0007b" }, [name]: { dtype: "F32", shape: [1], data_offsets: [0, 4] } });
+  const { code, stdout } = await stepd("inspect", folder.write("names", rawTensors(header, Buffer.alloc(4))));
+  assert.equal(code, 0);
+  assert.match(stdout, /^note: a\\u0007b$/m);
+  assert.match(stdout, /^w\\u001b\[2J\\u000a\\u202efake +F32/m);
+});
+
+test("a header that says it is nearly as long as a large file is refused from its length", async () => {
+  using folder = new Folder();
+  const path = folder.write("sparse", Buffer.alloc(8));
+  const size = 2 ** 31;
+  const file = openSync(path, "r+");
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(size - 8));
+  writeSync(file, length);
+  ftruncateSync(file, size);
+  closeSync(file);
+  const { code, stderr } = await stepd("inspect", path);
+  assert.equal(code, 1);
+  assert.match(stderr, /at most 100000000 bytes/);
+});

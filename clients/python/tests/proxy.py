@@ -17,6 +17,8 @@ Spoil = Callable[[socket.socket], None]
 class Proxy:
     """Spoils the first connections by ``spoils``, one each; pipes all later ones.
 
+    ``spoils`` may get more later.
+
     With a TLS context it is https:// to its callers.
     """
 
@@ -25,7 +27,7 @@ class Proxy:
     ) -> None:
         parts = urlsplit(url)
         target = (parts.hostname or "", parts.port or 80)
-        left = list(spoils)
+        self.spoils = list(spoils)
         self.connections = 0
         proxy = self
 
@@ -37,8 +39,8 @@ class Proxy:
                         self.request.do_handshake()
                     except OSError:
                         return
-                if left:
-                    left.pop(0)(self.request)
+                if proxy.spoils:
+                    proxy.spoils.pop(0)(self.request)
                     return
                 with socket.create_connection(target) as upstream:
                     back = threading.Thread(target=pipe, args=(upstream, self.request))

@@ -75,3 +75,26 @@ def test_chains_and_refuses(client: stepd.Client) -> None:
     transformation = remote(client, settings)
     with pytest.raises(ValueError, match="params"):
         transformation.update(PARAMS, transformation.init(PARAMS))
+    tree = {"a/b": jnp.ones(3), "a": {"b": jnp.zeros(3)}}
+    with pytest.raises(ValueError) as caught:
+        transformation.init(tree)
+    assert "a/b for ['a']['b'] and ['a/b']" in str(caught.value)
+
+
+def test_vmap_is_a_step_for_each_entry(client: stepd.Client) -> None:
+    transformation = remote(client, {"name": "lamb", "lr": 1e-2})
+
+    def step(weights: Any, grads: Any) -> Any:
+        state = transformation.init(weights)
+        for _ in range(2):
+            updates, state = transformation.update(grads, state, weights)
+            weights = optax.apply_updates(weights, updates)
+        return weights, state.file
+
+    weights = {"w": jnp.arange(1.0, 7.0).reshape(2, 3)}
+    grads = {"w": jnp.array([[1.0, 2.0, 3.0], [-3.0, 0.0, 1.0]])}
+    mapped, files = jax.jit(jax.vmap(step))(weights, grads)
+    for row in range(2):
+        alone, file = step({"w": weights["w"][row]}, {"w": grads["w"][row]})
+        assert jnp.array_equal(mapped["w"][row], alone["w"])
+        assert jnp.array_equal(files[row], file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Server
+from proxy import Proxy, answer, hang_up, silence
 
 import stepd
 
@@ -39,7 +41,7 @@ def assert_same(one: stepd.StepResult, other: stepd.StepResult) -> None:
         assert array.tobytes() == other.params[name].tobytes(), name
     assert one.state.to_bytes() == other.state.to_bytes()
     assert (one.step, one.lr, one.skipped) == (other.step, other.lr, other.skipped)
-    assert set(one.warnings) <= set(other.warnings) or one.warnings == other.warnings
+    assert one.warnings == other.warnings
 
 
 HARD: dict[str, dict[str, Any]] = {
@@ -174,6 +176,46 @@ def test_errors_are_those_of_the_whole_step(sharded: stepd.ShardedClient) -> Non
         assert caught.value.tensors == ("deep/w",)
 
 
+def many(value: float) -> tuple[Arrays, Arrays]:
+    params = {f"{i}": np.ones(4, np.float32) for i in range(20)}
+    grads = {name: np.full(4, value, np.float32) for name in params}
+    return params, grads
+
+
+@pytest.mark.parametrize("clip", [None, {"max_norm": 1.0}])
+@pytest.mark.parametrize("broken", [["13", "4", '"\\,'], [f"{i}" for i in range(19)]])
+def test_a_refusal_names_what_that_of_one_call_does(
+    client: stepd.Client, broken: list[str], clip: dict[str, float] | None
+) -> None:
+    params, grads = many(1.0)
+    params['"\\,'], grads['"\\,'] = params["1"], grads["1"]
+    for count, name in enumerate(broken):
+        grads[name] = grads[name].copy()
+        grads[name][count % 4 :] = np.nan
+    with stepd.ShardedClient([client.url], request_bytes=60) as sharded:
+        errors = []
+        for one in (client, sharded):
+            with pytest.raises(stepd.NonFiniteGradient) as caught:
+                one.step(ADAMW, params, grads, clip=clip)
+            errors.append({**caught.value.problem(), "request_id": None})
+        assert errors[0] == errors[1]
+        # What is wrong with the call comes before what is in the gradients.
+        grads["9"] = grads["9"][:2]
+        with pytest.raises(stepd.TensorMismatch):
+            client.step(ADAMW, params, grads, clip=clip)
+        with pytest.raises(stepd.TensorMismatch):
+            sharded.step(ADAMW, params, grads, clip=clip)
+
+
+@pytest.mark.parametrize("size", [60, 400])
+def test_warns_as_one_call_does(client: stepd.Client, size: int) -> None:
+    params, grads = many(1e25)
+    with stepd.ShardedClient([client.url], request_bytes=size) as sharded:
+        one = client.step(ADAMW, params, grads)
+        assert len(one.warnings) == 1 and "and 12 more tensors" in one.warnings[0]
+        assert_same(sharded.step(ADAMW, params, grads), one)
+
+
 def test_init_and_norms(client: stepd.Client, sharded: stepd.ShardedClient) -> None:
     params = tensors(1)
     assert sharded.init(ADAMW, params) == client.init(ADAMW, params)
@@ -218,6 +260,167 @@ def test_a_killed_replica_changes_no_bit(client: stepd.Client) -> None:
     assert state.to_bytes() == expected_state.to_bytes()
     for name, array in expected.items():
         assert params[name].tobytes() == array.tobytes()
+
+
+def problem(name: str, status: int) -> Any:
+    body = json.dumps({"type": f"urn:stepd:error:{name}", "name": name, "detail": "x"})
+    kind = "Content-Type: application/problem+json"
+    return answer(f"{status} X", body.encode(), kind)
+
+
+FOREIGN = {
+    "hang up": hang_up,
+    "silence": silence,
+    "500": problem("INTERNAL_ERROR", 500),
+    "429": problem("OVERLOADED", 429),
+    "503": problem("DRAINING", 503),
+    "junk with 200": answer("200 OK", b"no!"),
+    "a list with 200": answer("200 OK", b"[]", "Content-Type: application/json"),
+    "another's map": answer(
+        "200 OK",
+        b'{"state":5,"stats":5,"params":{}}',
+        "Content-Type: application/json",
+    ),
+    "404 of a proxy": answer("404 Not Found", b"<h1>nginx</h1>"),
+    "404 of another service": answer("404 Not Found", b'{"name":"NOT_FOUND"}'),
+    "502": answer("502 Bad Gateway", b"<h1>no backend</h1>"),
+    "504": answer("504 Gateway Timeout"),
+    "redirect": answer("307 Temporary Redirect", b"", "Location: /other"),
+}
+
+
+@pytest.mark.parametrize("spoil", FOREIGN.values(), ids=FOREIGN)
+def test_another_replica_takes_what_one_fails(server: Server, spoil: Any) -> None:
+    params, grads = tensors(1), tensors(2)
+    # No second round: the one replica that works has to be reached in the first.
+    with (
+        Proxy(server.url, [spoil] * 99) as a,
+        Proxy(server.url, [spoil] * 99) as b,
+        stepd.ShardedClient(
+            [a.url, b.url, server.url], request_bytes=8000, retries=0, timeout=0.5
+        ) as sharded,
+        stepd.Client(server.url) as client,
+    ):
+        assert_same(
+            sharded.step(ADAMW, params, grads), client.step(ADAMW, params, grads)
+        )
+        assert a.connections and b.connections
+
+
+def test_no_other_replica_is_asked_what_is_wrong(server: Server) -> None:
+    for name, status in (
+        ("UNAUTHENTICATED", 401),
+        ("PAYLOAD_TOO_LARGE", 413),
+        ("UNSUPPORTED_MEDIA_TYPE", 415),
+        ("STATE_CORRUPT", 422),
+    ):
+        with (
+            Proxy(server.url, [problem(name, status)]) as bad,
+            stepd.ShardedClient([bad.url, server.url]) as sharded,
+            pytest.raises(stepd.ServerError.by_name[name]),
+        ):
+            sharded.step(ADAMW, tensors(1), tensors(2))
+
+
+def test_every_round_tries_every_replica_once(server: Server) -> None:
+    with (
+        Proxy(server.url, [hang_up] * 99) as a,
+        Proxy(server.url, [hang_up] * 99) as b,
+        stepd.ShardedClient(
+            [a.url, b.url], retries=stepd.Retry(attempts=2, first=0.001)
+        ) as sharded,
+        pytest.raises(stepd.ConnectError),
+    ):
+        sharded.describe("adamw")
+    assert (a.connections, b.connections) == (3, 3)
+
+
+class Clock:
+    """Time that passes only when it is told to, or slept."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("stepd._shards.monotonic", clock)
+    monkeypatch.setattr("stepd._shards.sleep", clock.sleep)
+    return clock
+
+
+def test_a_dead_replica_rests_longer_each_time(server: Server, clock: Clock) -> None:
+    with (
+        Proxy(server.url, [hang_up] * 9) as bad,
+        stepd.ShardedClient([bad.url, server.url], request_bytes=8000) as sharded,
+    ):
+        start = clock.now
+        asked: list[float] = []
+        # 9 failures, then it works: the rests are 1, 2, 4 ... 60, 60 s.
+        while len(asked) < 10:
+            before = bad.connections
+            sharded.describe("adamw")
+            if bad.connections > before:
+                asked.append(clock.now - start)
+            clock.now += 0.5
+        assert asked == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
+        # It works now, so that the next failure is a first one.
+        bad.spoils += [hang_up] * 9
+        again: list[float] = []
+        while len(again) < 3:
+            # A new connection, as the open one is not spoiled.
+            sharded._replicas[0].client.close()
+            before = bad.connections
+            sharded.describe("adamw")
+            if bad.connections > before:
+                again.append(clock.now)
+            clock.now += 0.5
+        assert [one - again[0] for one in again] == [0, 1, 3]
+
+
+def test_calls_that_fail_together_are_one_failure(server: Server, clock: Clock) -> None:
+    together = threading.Barrier(3)
+
+    def drop(connection: Any) -> None:
+        together.wait(10)
+        hang_up(connection)
+
+    with (
+        Proxy(server.url, [drop] * 3) as bad,
+        stepd.ShardedClient([bad.url, server.url], connections=6) as sharded,
+    ):
+        asking = [
+            threading.Thread(target=sharded.describe, args=("adamw",)) for _ in range(6)
+        ]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+        assert bad.connections == 3
+        assert sharded._replicas[0].rests_until == clock.now + 1
+
+
+def test_waits_for_the_replica_that_is_ready_first(
+    server: Server, clock: Clock
+) -> None:
+    def busy(seconds: str) -> Any:
+        return answer("503 Busy", b"", f"Retry-After: {seconds}")
+
+    with (
+        Proxy(server.url, [busy("7")]) as a,
+        Proxy(server.url, [busy("30")]) as b,
+        stepd.ShardedClient([a.url, b.url]) as sharded,
+    ):
+        start = clock.now
+        sharded.describe("adamw")
+        assert 7 <= clock.now - start < 8
 
 
 def test_gives_up_when_no_replica_is_left() -> None:

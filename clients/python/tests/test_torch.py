@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -190,6 +191,78 @@ def test_bfloat16(client: stepd.Client, master: bool) -> None:
         assert torch.equal(a, b)
 
 
+def test_two_groups_with_the_same_names(client: stepd.Client) -> None:
+    model = make_model()
+    other = copy.deepcopy(model)
+    layers = [
+        {"params": list(layer.named_parameters()), "lr": lr}
+        for layer, lr in ((model[0], 1e-2), (model[2], 1e-1))
+    ]
+    groups = [
+        {"params": list(layer.parameters()), "lr": lr}
+        for layer, lr in ((other[0], 1e-2), (other[2], 1e-1))
+    ]
+    train(model, RemoteOptimizer(layers, client, "adamw"), 5)
+    train(other, torch.optim.AdamW(groups), 5)
+    assert_close(model, other)
+
+
+def test_a_stale_master_copy_is_made_anew(client: stepd.Client) -> None:
+    weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    weight.grad = torch.ones(3, dtype=torch.bfloat16)
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0}
+    mine = RemoteOptimizer([weight], client, master_weights=True, **settings)
+    mine.step()
+    # Between these two bfloat16 has no value, so that the copy is worth keeping.
+    copied = mine.state[weight]["master_param"].clone()
+    assert not torch.equal(copied, weight.float())
+    mine.param_groups[0]["lr"] = 1e-6
+    mine.step()
+    assert torch.all((mine.state[weight]["master_param"] - copied).abs() < 2e-6)
+    mine.param_groups[0]["lr"] = 0.1
+
+    theirs = torch.optim.AdamW([weight], **settings)
+    theirs.load_state_dict(mine.state_dict())
+    for _ in range(5):
+        theirs.step()
+    before = weight.detach().float().clone()
+    again = RemoteOptimizer([weight], client, master_weights=True, **settings)
+    again.load_state_dict(theirs.state_dict())
+    again.step()
+    # Equal gradients make steps of lr each.
+    torch.testing.assert_close(weight.float(), before - 0.1, rtol=0.01, atol=0)
+
+    weight.data.fill_(5.0)
+    again.step()
+    torch.testing.assert_close(weight.float(), torch.full((3,), 4.9), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))],
+    ids=["deepcopy", "pickle"],
+)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_copies_go_on_alike(server: Server, sharded: bool, twin: Any) -> None:
+    if sharded:
+        client: Any = stepd.ShardedClient([server.url], request_bytes=300)
+    else:
+        client = stepd.Client(server.url)
+    with client:
+        model = make_model()
+        optimizer = RemoteOptimizer(
+            model.parameters(), client, "lamb", clip={"max_norm": 0.1}
+        )
+        train(model, optimizer, 2)
+        copied, copied_optimizer = twin((model, optimizer))
+        train(model, optimizer, 2)
+        train(copied, copied_optimizer, 2)
+        for a, b in zip(model.parameters(), copied.parameters(), strict=True):
+            assert a is not b and torch.equal(a, b)
+        assert copied_optimizer._client is not client
+        copied_optimizer._client.close()
+
+
 def test_skips_and_refuses(client: stepd.Client) -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.tensor([1.0, float("nan"), 1.0])
@@ -208,3 +281,4 @@ def test_skips_and_refuses(client: stepd.Client) -> None:
         adam.step()
     weight.grad = None
     optimizer.step()
+    assert not optimizer.skipped

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import gc
 import json
 import pathlib
+import pickle
 import socket
 import ssl
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from typing import Any
 
 import numpy as np
@@ -95,6 +101,45 @@ def test_waits_as_long_as_the_server_says(run: Run, server: Server) -> None:
         start = time.monotonic()
         assert run(proxy.url, "step", ADAMW, W, W, retries=QUICK).step == 1
         assert time.monotonic() - start >= 1
+
+
+PAST = "Wed, 21 Oct 2015 07:28:00 GMT"
+
+
+@both
+@pytest.mark.parametrize("after", ["-5", "nan", "inf", "1_0", "soon", "", PAST])
+def test_waits_no_time_that_is_none(run: Run, after: str, server: Server) -> None:
+    busy = answer("503 Service Unavailable", b"busy", f"Retry-After: {after}")
+    with Proxy(server.url, [busy]) as proxy:
+        start = time.monotonic()
+        assert run(proxy.url, "step", ADAMW, W, W, retries=QUICK).step == 1
+        assert time.monotonic() - start < 5
+
+
+@both
+@pytest.mark.parametrize("after", ["-5", "NaN", "true"])
+def test_waits_no_time_that_is_none_in_a_problem(
+    run: Run, after: str, server: Server
+) -> None:
+    body = json.dumps(PROBLEM).replace('"retry_after": 1', f'"retry_after": {after}')
+    with Proxy(server.url, [answer("429 X", body.encode())]) as proxy:
+        assert run(proxy.url, "step", ADAMW, W, W, retries=QUICK).step == 1
+    with Proxy(server.url, [answer("429 X", body.encode())]) as proxy:
+        with pytest.raises(stepd.Overloaded) as caught:
+            run(proxy.url, "step", ADAMW, W, W, retries=0)
+        assert caught.value.retry_after is None
+
+
+@both
+def test_waits_until_a_date(run: Run, server: Server) -> None:
+    # Dates have whole seconds.
+    date = datetime.now(timezone.utc) + timedelta(seconds=2)
+    after = format_datetime(date.replace(microsecond=0), usegmt=True)
+    busy = answer("503 Service Unavailable", b"busy", f"Retry-After: {after}")
+    with Proxy(server.url, [busy]) as proxy:
+        start = time.monotonic()
+        assert run(proxy.url, "step", ADAMW, W, W, retries=QUICK).step == 1
+        assert 0.9 < time.monotonic() - start < 4
 
 
 @both
@@ -224,6 +269,93 @@ def test_refuses_other_urls(url: str) -> None:
     for kind in (stepd.Client, stepd.AsyncClient):
         with pytest.raises(ValueError, match="http"):
             kind(url)
+
+
+PASSWORDS = [
+    "http://user:hunter2@127.0.0.1:80",
+    "http://hunter2@127.0.0.1",
+    "https://user:hunter2@[::1",
+    "http://user:hunter2/x@127.0.0.1",
+    "http://user:x@hunter2@127.0.0.1",
+    "ftp://user:hunter2@127.0.0.1",
+    "user:hunter2@127.0.0.1",
+]
+
+
+@pytest.mark.parametrize("url", PASSWORDS)
+def test_refuses_passwords_in_urls_and_does_not_say_them(url: str) -> None:
+    for make in (
+        stepd.Client,
+        stepd.AsyncClient,
+        lambda url: stepd.ShardedClient([url]),
+    ):
+        with pytest.raises(ValueError, match=r"\*\*\*@") as caught:
+            make(url)
+        assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "token", ["secret\n", "secr\u20acet", "secr et", "\0secret", ""]
+)
+def test_refuses_tokens_that_no_header_takes(token: str) -> None:
+    for make in (
+        stepd.Client,
+        stepd.AsyncClient,
+        lambda url, token: stepd.ShardedClient([url], token),
+    ):
+        with pytest.raises(ValueError, match="token: expected visible") as caught:
+            make("http://127.0.0.1:80", token)
+        assert "secr" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [copy.copy, copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_copies_of_clients(twin: Any, server: Server) -> None:
+    seen: list[bytes] = []
+
+    def spoil(connection: socket.socket) -> None:
+        seen.append(read_request(connection))
+
+    with Proxy(server.url, [spoil]) as proxy:
+        client = stepd.Client(proxy.url, "secret", retries=QUICK, pool_size=1)
+        copied = twin(client)
+        assert copied.step(ADAMW, W, W).step == 1
+        assert b"Authorization: Bearer secret" in seen[0]
+        assert len(copied._transport._idle) == 1 and not client._transport._idle
+        copied.close()
+
+    async def run() -> Any:
+        async with twin(stepd.AsyncClient(server.url)) as client:
+            return await client.step(ADAMW, W, W)
+
+    assert asyncio.run(run()).step == 1
+    with twin(stepd.ShardedClient([server.url], request_bytes=1)) as sharded:
+        assert sharded.step(ADAMW, W, W).step == 1
+
+
+# What a loop leaves behind that ended before the client was closed.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_an_async_client_outlives_its_loop(server: Server) -> None:
+    client = stepd.AsyncClient(server.url)
+
+    async def step() -> tuple[stepd.StepResult, int]:
+        result = await client.step(ADAMW, W, W)
+        return result, len(client._sessions)
+
+    for _ in range(3):
+        result, sessions = asyncio.run(step())
+        assert (result.step, sessions) == (1, 1)
+
+    async def close() -> None:
+        await client.step(ADAMW, W, W)
+        await client.close()
+
+    asyncio.run(close())
+    assert not client._sessions
+    gc.collect()
 
 
 def test_concurrent_async_steps(server: Server) -> None:

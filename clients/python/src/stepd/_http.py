@@ -137,10 +137,8 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> StepdError:
 
 def _seconds_until(retry_after: str) -> float | None:
     """Seconds of a Retry-After: a number or an HTTP date. None for anything else."""
-    try:
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", retry_after.strip()):
         return seconds_of(float(retry_after))
-    except ValueError:
-        pass
     try:
         date = email.utils.parsedate_to_datetime(retry_after)
     except (ValueError, TypeError, OverflowError):

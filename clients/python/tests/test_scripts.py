@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -49,6 +50,13 @@ def test_with_server_ends_as_its_command(server: Server) -> None:
     failing = (sys.executable, "-c", "raise SystemExit(7)")
     assert run("with-server", *failing, STEPD_URL=server.url).returncode == 7
     assert "expected a command" in run("with-server").stderr
+
+
+def test_the_package_has_the_licence() -> None:
+    package = importlib.metadata.distribution("stepd")
+    assert package.metadata["License-Expression"] == "Apache-2.0"
+    assert package.metadata.get_all("License-File") == ["LICENSE"]
+    assert package.read_text("licenses/LICENSE") == (ROOT / "LICENSE").read_text()
 
 
 def test_environment_says_what_is_wrong() -> None:

@@ -36,12 +36,13 @@ class Client:
 
     ``url`` is http://, https:// or unix:///path/of/socket. ``timeout`` is in seconds:
     the longest silence of the server, or a :class:`Timeout`. ``retries`` is how often
-    a call is sent again after 429, 503, a lost connection or a timeout, or a
+    a call is sent again after 429, 502, 503, 504, a lost connection or a timeout, or a
     :class:`Retry`; that is safe, because a step is a pure function. ``pool_size`` is
     how many idle connections are kept.
 
-    Every method raises :class:`ServerError` for what the server refuses and
-    :class:`TransportError` if it was not reached.
+    Raises ValueError for another URL, for one with a user or password in it, and for a
+    token that cannot stand in a header. Every method raises :class:`ServerError` for
+    what the server refuses and :class:`TransportError` if it was not reached.
     """
 
     def __init__(

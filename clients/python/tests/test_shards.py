@@ -385,26 +385,31 @@ def test_a_dead_replica_rests_longer_each_time(server: Server, clock: Clock) -> 
         assert [one - again[0] for one in again] == [0, 1, 3]
 
 
-def test_calls_that_fail_together_are_one_failure(server: Server, clock: Clock) -> None:
+def test_calls_that_fail_together_are_one_failure(clock: Clock) -> None:
     together = threading.Barrier(3)
 
     def drop(connection: Any) -> None:
         together.wait(10)
         hang_up(connection)
 
+    def ask() -> None:
+        with pytest.raises(stepd.ConnectError):
+            sharded.describe("adamw")
+
     with (
-        Proxy(server.url, [drop] * 3) as bad,
-        stepd.ShardedClient([bad.url, server.url], connections=6) as sharded,
+        Proxy("http://127.0.0.1:1", [drop] * 3 + [hang_up]) as bad,
+        stepd.ShardedClient([bad.url], retries=0) as sharded,
     ):
-        asking = [
-            threading.Thread(target=sharded.describe, args=("adamw",)) for _ in range(6)
-        ]
+        (replica,) = sharded._replicas
+        asking = [threading.Thread(target=ask) for _ in range(3)]
         for thread in asking:
             thread.start()
         for thread in asking:
             thread.join()
-        assert bad.connections == 3
-        assert sharded._replicas[0].rests_until == clock.now + 1
+        assert replica.rests_until == clock.now + 1
+        ask()
+        assert replica.rests_until == clock.now + 2
+        assert bad.connections == 4
 
 
 def test_waits_for_the_replica_that_is_ready_first(

@@ -392,22 +392,22 @@ def test_calls_that_fail_together_are_one_failure(clock: Clock) -> None:
         together.wait(10)
         hang_up(connection)
 
-    def ask() -> None:
+    def ask(client: stepd.ShardedClient) -> None:
         with pytest.raises(stepd.ConnectError):
-            sharded.describe("adamw")
+            client.describe("adamw")
 
     with (
         Proxy("http://127.0.0.1:1", [drop] * 3 + [hang_up]) as bad,
         stepd.ShardedClient([bad.url], retries=0) as sharded,
     ):
         (replica,) = sharded._replicas
-        asking = [threading.Thread(target=ask) for _ in range(3)]
+        asking = [threading.Thread(target=ask, args=[sharded]) for _ in range(3)]
         for thread in asking:
             thread.start()
         for thread in asking:
             thread.join()
         assert replica.rests_until == clock.now + 1
-        ask()
+        ask(sharded)
         assert replica.rests_until == clock.now + 2
         assert bad.connections == 4
 

@@ -385,6 +385,24 @@ def test_a_dead_replica_rests_longer_each_time(server: Server, clock: Clock) -> 
         assert [one - again[0] for one in again] == [0, 1, 3]
 
 
+def test_one_that_rests_is_asked_before_one_that_just_failed(
+    server: Server, clock: Clock
+) -> None:
+    with (
+        Proxy(server.url, [hang_up] * 4) as long_dead,
+        Proxy(server.url, []) as other,
+        stepd.ShardedClient([long_dead.url, other.url], retries=0) as sharded,
+    ):
+        while long_dead.spoils:
+            sharded.describe("adamw")
+            clock.now += 0.5
+        # It works now, but rests for longer than the other will.
+        other.spoils += [hang_up] * 2
+        sharded._replicas[1].client.close()
+        sharded.describe("adamw")
+        assert (long_dead.connections, len(other.spoils)) == (5, 1)
+
+
 def test_calls_that_fail_together_are_one_failure(clock: Clock) -> None:
     together = threading.Barrier(3)
 

@@ -32,7 +32,7 @@ export class Replicas {
         try {
           return await replica.run(call, options, this.#turn++);
         } catch (error) {
-          // An aborted call throws the signal's reason, which says nothing of the replica.
+          // An aborted call throws the signal's reason, whatever that is.
           options.signal?.throwIfAborted();
           if (!isOfReplica(error)) throw error;
           if (error.retryAfter !== undefined) asked.push(error.retryAfter);
@@ -72,6 +72,7 @@ class Replica {
       this.#recover();
       return result;
     } catch (error) {
+      // An aborted call says nothing of the replica.
       if (!options.signal?.aborted) {
         if (isOfReplica(error)) this.#fail(start);
         else this.#recover();

@@ -1,12 +1,12 @@
 /** Nanoseconds per element of each optimizer's kernels, beside the plain loop and the memory limit. */
 import { Bench, type Case, jobsOf, KERNELS, type Memory, waysOf } from "./harness.ts";
 import { type Arrays, loops } from "./loops.ts";
-import { type Figures, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Figures, medians, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
 import { buildStream, streamJobs } from "./stream.ts";
 
 const SIZES = [2 ** 16, 2 ** 20, 2 ** 24];
 const LARGEST = 2 ** 24;
-const GAP_MS = 20;
+const GAP_MS = 30;
 
 /** Steps in a row, for figures of milliseconds. */
 export const repetitionsOf = (elements: number): number => Math.max(1, Math.min(40, 2 ** 22 / elements));
@@ -28,7 +28,7 @@ const CASES: readonly LoopCase[] = [
   { title: "lamb", optimizer: "lamb", loop: "lamb", streams: [4, 2] },
 ];
 
-export const benchKernels = async ({ rounds, bar }: Setup): Promise<Report> => {
+export const benchKernels = async (setup: Setup): Promise<Report> => {
   await using bench = new Bench(LARGEST);
   const [kernels, limits] = [await bench.load(KERNELS), await bench.load(await buildStream())];
   const rows: string[][] = [];
@@ -46,7 +46,7 @@ export const benchKernels = async ({ rounds, bar }: Setup): Promise<Report> => {
       loop("loop", item.loop),
       ...(isRounded ? [loop("rounded", "adamwRounded")] : []),
     ];
-    const of = await race(`${item.title}, ${sizeName(elements)}`, contenders, rounds, GAP_MS, bar);
+    const of = await race(`${item.title}, ${sizeName(elements)}`, contenders, GAP_MS, setup);
     const best = ways.map(of).reduce((a, b) => (a.median <= b.median ? a : b));
     const hasWorkers = ways.includes("2 workers");
     const times = (a: Figures, b: Figures): string => (a.median / b.median).toFixed(2);
@@ -71,6 +71,7 @@ export const benchKernels = async ({ rounds, bar }: Setup): Promise<Report> => {
   for (const elements of SIZES) for (const item of CASES) await bench.with(elements, (memory, arrays) => measure(item, elements, memory, arrays));
   return {
     title: "Kernels, ns per element; the limit reads and writes the same arrays and computes nothing",
+    figures: medians(setup.rounds),
     head: ["kernel", "elements", "loop/best", "x limit", "x limit, 2w", "inline", "1 worker", "2 workers", "limit", "limit, 2w", "plain loop"],
     rows,
     ratios,
@@ -80,7 +81,7 @@ export const benchKernels = async ({ rounds, bar }: Setup): Promise<Report> => {
 const LAMB_GOAL = 1.6;
 
 /** LAMB against AdamW: two passes and two sums against one pass. */
-export const benchLamb = async ({ rounds, bar }: Setup): Promise<Report> => {
+export const benchLamb = async (setup: Setup): Promise<Report> => {
   await using bench = new Bench(LARGEST);
   const kernels = await bench.load(KERNELS);
   const rows: string[][] = [];
@@ -92,7 +93,7 @@ export const benchLamb = async ({ rounds, bar }: Setup): Promise<Report> => {
         const jobs = jobsOf({ title: optimizer, optimizer }, elements, memory, kernels.kernel);
         return ways.map((way) => repeated(`${optimizer} ${way}`, repetitionsOf(elements), () => kernels.run[way](jobs)));
       });
-      const of = await race(`lamb, ${sizeName(elements)}`, contenders, rounds, GAP_MS, bar);
+      const of = await race(`lamb, ${sizeName(elements)}`, contenders, GAP_MS, setup);
       for (const way of ways) {
         const threads = way === "inline" ? "1 thread" : "2 workers";
         const [lamb, adamw] = [of(`lamb ${way}`), of(`adamw ${way}`)];
@@ -102,5 +103,11 @@ export const benchLamb = async ({ rounds, bar }: Setup): Promise<Report> => {
       }
     });
   }
-  return { title: "LAMB against AdamW, ns per element", head: ["elements", "on", "ratio", "of minima", "lamb", "adamw"], rows, ratios };
+  return {
+    title: "LAMB against AdamW, ns per element",
+    figures: medians(setup.rounds),
+    head: ["elements", "on", "ratio", "of minima", "lamb", "adamw"],
+    rows,
+    ratios,
+  };
 };

@@ -11,7 +11,7 @@ import { findPython, HOW_TO_GET_PYTHON } from "./processes.ts";
 import { benchPython } from "./python.ts";
 import { benchConcurrency, benchRate } from "./rate.ts";
 import { compare, describeMachine, type Measured, readRecord, writeRecord } from "./record.ts";
-import type { Report, Setup } from "./rounds.ts";
+import { Quiet, type Report, type Setup } from "./rounds.ts";
 import { benchAround, benchSteps } from "./steps.ts";
 import { benchTorch } from "./torch.ts";
 
@@ -70,9 +70,11 @@ try {
       console.log(`${name}: ${needs === "python" ? "left out" : "without peers"}: ${HOW_TO_GET_PYTHON}\n`);
       if (needs === "python") continue;
     }
-    const report = await withProgress((bar) => run({ rounds, bar, python }));
-    measured[name] = { date: new Date().toISOString().slice(0, 10), machine, rounds, ...report };
-    console.log(`${heading(`${report.title}: median [min] of ${rounds} rounds`)}\n\n${table(report.head, report.rows, 2)}\n`);
+    const quiet = new Quiet();
+    const report = await withProgress((bar) => run({ rounds, bar, quiet, python }));
+    measured[name] = { date: new Date().toISOString().slice(0, 10), machine, disturbed: quiet.disturbed, ...report };
+    console.log(`${heading(`${report.title}: ${report.figures}`)}\n\n${table(report.head, report.rows, 2)}\n`);
+    if (quiet.disturbed > 0) console.log(`${Math.round(quiet.disturbed * 100)} % of the runs began while others were at work on this machine\n`);
   }
 } finally {
   clearInterval(keepAlive);

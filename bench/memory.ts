@@ -58,7 +58,8 @@ export const benchMemory = async ({ bar, python }: Setup): Promise<Report> => {
     });
   }
   return {
-    title: `Resident memory in MiB, ${REQUESTS} requests of ${requestMib.toFixed(0)} MiB in a row, the worst of ${RUNS} runs`,
+    title: `Resident memory in MiB, ${REQUESTS} requests of ${requestMib.toFixed(0)} MiB in a row`,
+    figures: `the worst of ${RUNS} runs`,
     head: ["server", "idle", "peak after 1", "peak", "above idle / request", "above idle + 1.1 requests"],
     rows,
     ratios,

@@ -19,11 +19,13 @@ const goalRow = ({ name, median, min, goal = 0 }: Ratio): readonly string[] => [
   median <= goal ? "reached" : "not reached",
 ];
 
+const disturbedText = (part: number): string => (part > 0 ? `; ${Math.round(part * 100)} % of the runs began while others were at work on the machine` : "");
+
 const sections = (record: Results): Readonly<Record<string, string>> => {
   const parts = Object.values(record);
   const goals = parts.flatMap(({ ratios }) => ratios.filter(({ goal }) => goal !== undefined));
   const machines = [...new Set(parts.map(({ machine, date }) => `${machine}; measured ${date}`))];
-  const tables = parts.map(({ title, rounds, head, rows }) => `### ${title}\n\nMedian [minimum] of ${rounds} rounds.\n\n${markdown(head, rows)}`);
+  const tables = parts.map(({ title, figures, disturbed, head, rows }) => `### ${title}\n\n${figures}${disturbedText(disturbed)}\n\n${markdown(head, rows)}`);
   return {
     machine: machines.map((machine) => `${machine}.`).join("\n"),
     goals: markdown(["time against time", "goal: at most", "median", "of minima", ""], goals.map(goalRow)),

@@ -5,6 +5,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { createInterface, type Interface } from "node:readline";
+import type { Readable, Writable } from "node:stream";
 
 const peers = join(import.meta.dirname, "peers");
 
@@ -15,6 +16,21 @@ export const findPython = (): string | undefined => {
 };
 
 export const HOW_TO_GET_PYTHON = "no Python environment in bench/peers/.venv; `clients/python/environment bench/peers/requirements.txt` makes it";
+
+/** What must not outlive this process, however it ends. */
+const leftovers = new Set<() => void>();
+process.on("exit", () => {
+  for (const remove of leftovers) remove();
+});
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => process.exit(1));
+
+const start = (command: string, args: readonly string[], env: Readonly<Record<string, string>>, input: "ignore" | "pipe"): ChildProcess => {
+  const child = spawn(command, args, { env: { PATH: process.env["PATH"], ...env }, stdio: [input, "pipe", "inherit"] });
+  const remove = (): void => void child.kill("SIGKILL");
+  leftovers.add(remove);
+  child.once("exit", () => leftovers.delete(remove));
+  return child;
+};
 
 const end = async (child: ChildProcess): Promise<void> => {
   if (child.exitCode !== null || child.signalCode !== null) return;
@@ -32,8 +48,8 @@ export class Server implements AsyncDisposable {
   }
 
   static async #start(command: string, args: readonly string[], env: Readonly<Record<string, string>>): Promise<Server> {
-    const child = spawn(command, args, { env: { PATH: process.env["PATH"], ...env }, stdio: ["ignore", "pipe", "inherit"] });
-    for await (const line of createInterface({ input: child.stdout })) {
+    const child = start(command, args, env, "ignore");
+    for await (const line of createInterface({ input: child.stdout as Readable })) {
       const address = / listens on (\S+)$/.exec(line)?.[1];
       if (address) return new Server(address, child);
     }
@@ -78,10 +94,10 @@ export class Server implements AsyncDisposable {
 export class Peer implements AsyncDisposable {
   readonly #child: ChildProcess;
   readonly #lines: NodeJS.AsyncIterator<string>;
-  readonly #input: NodeJS.WritableStream;
+  readonly #input: Writable;
   readonly #name: string;
 
-  private constructor(name: string, child: ChildProcess, input: NodeJS.WritableStream, lines: Interface) {
+  private constructor(name: string, child: ChildProcess, input: Writable, lines: Interface) {
     this.#name = name;
     this.#child = child;
     this.#input = input;
@@ -90,8 +106,8 @@ export class Peer implements AsyncDisposable {
 
   /** Starts it and takes its first line, which says that it is ready. */
   static async start(python: string, script: string, args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Peer> {
-    const child = spawn(python, [join(peers, script), ...args], { env: { PATH: process.env["PATH"], ...env }, stdio: ["pipe", "pipe", "inherit"] });
-    const peer = new Peer(script, child, child.stdin, createInterface({ input: child.stdout }));
+    const child = start(python, [join(peers, script), ...args], env, "pipe");
+    const peer = new Peer(script, child, child.stdin as Writable, createInterface({ input: child.stdout as Readable }));
     await peer.#line();
     return peer;
   }
@@ -123,8 +139,14 @@ export class Peer implements AsyncDisposable {
 /** A folder for sockets that is gone at the end. */
 export class Folder implements Disposable {
   readonly path = mkdtempSync(join(os.tmpdir(), "stepd-bench-"));
+  readonly #remove = (): void => rmSync(this.path, { recursive: true, force: true });
+
+  constructor() {
+    leftovers.add(this.#remove);
+  }
 
   [Symbol.dispose](): void {
-    rmSync(this.path, { recursive: true, force: true });
+    leftovers.delete(this.#remove);
+    this.#remove();
   }
 }

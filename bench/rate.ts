@@ -2,7 +2,7 @@
 import { checkPeer, echoRequest, type Request, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Server } from "./processes.ts";
-import { type Contender, type Figures, ms, type Ratio, type Report, race, ratio, type Setup } from "./rounds.ts";
+import { type Contender, type Figures, medians, ms, type Ratio, type Report, race, ratio, type Setup } from "./rounds.ts";
 
 const CONNECTIONS = 16;
 const GAP_MS = 100;
@@ -34,7 +34,8 @@ const SMALL_REQUESTS = 3000;
 const GOALS = { functional: 1 / 3, object: 1 / 4 };
 
 /** Small steps by 16 connections, and the processor time of each in the server. */
-export const benchRate = async ({ rounds, bar, python }: Setup): Promise<Report> => {
+export const benchRate = async (setup: Setup): Promise<Report> => {
+  const { python } = setup;
   await using stack = new AsyncDisposableStack();
   const step = stepRequest(SMALL);
   const stepd = stack.use(await Server.stepd({ STEPD_ARENA_MIB: "64" }));
@@ -68,7 +69,7 @@ export const benchRate = async ({ rounds, bar, python }: Setup): Promise<Report>
       },
     });
   }
-  const of = await race("small steps, 16 connections", contenders, rounds, GAP_MS, bar);
+  const of = await race("small steps, 16 connections", contenders, GAP_MS, setup);
   const ratios: Ratio[] = [];
   const rows = rivals.map(({ name, goal }) => {
     if (name !== "stepd") ratios.push(ratio(`small steps, ${CONNECTIONS} connections, time / ${name}`, of("stepd"), of(name), goal));
@@ -78,6 +79,7 @@ export const benchRate = async ({ rounds, bar, python }: Setup): Promise<Report>
   });
   return {
     title: `Steps of ${SMALL.toLocaleString("en-US")} parameters, ${CONNECTIONS} connections`,
+    figures: medians(setup.rounds),
     head: ["server", "requests/s", "best round", "stepd is faster by", "processor ms a request"],
     rows,
     ratios,
@@ -90,7 +92,7 @@ const LARGE_REQUESTS = 3 * CONNECTIONS;
 const CONCURRENCY_GOAL = 1 / 0.9;
 
 /** 16 clients with steps of 1 Mi parameters at once, against one client alone. */
-export const benchConcurrency = async ({ rounds, bar }: Setup): Promise<Report> => {
+export const benchConcurrency = async (setup: Setup): Promise<Report> => {
   await using stack = new AsyncDisposableStack();
   const step = stepRequest(LARGE);
   const server = stack.use(await Server.stepd({ STEPD_ARENA_MIB: "1024" }));
@@ -112,7 +114,7 @@ export const benchConcurrency = async ({ rounds, bar }: Setup): Promise<Report> 
       waits.all.push(elapsed);
     }),
   ];
-  const of = await race("16 clients of 1 Mi", contenders, rounds, GAP_MS, bar);
+  const of = await race("16 clients of 1 Mi", contenders, GAP_MS, setup);
   const [one, all] = [of("one"), of("all")];
   const best: Figures = { median: one.min, min: one.min };
   const name = `${CONNECTIONS} clients of 1 Mi, time of a step`;
@@ -124,6 +126,7 @@ export const benchConcurrency = async ({ rounds, bar }: Setup): Promise<Report> 
   };
   return {
     title: `${CONNECTIONS} clients with steps of 1 Mi parameters at once`,
+    figures: medians(setup.rounds),
     head: ["clients", "ms a step", "steps/s", "wait p50, ms", "p99", "longest", "steps of a client"],
     rows: [row("1", one, waits.one, ""), row(String(CONNECTIONS), all, waits.all, `${Math.min(...counts)} to ${Math.max(...counts)}`)],
     ratios,

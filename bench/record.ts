@@ -15,7 +15,8 @@ const TOLERANCE = 1.2;
 export interface Measured extends Report {
   readonly date: string;
   readonly machine: string;
-  readonly rounds: number;
+  /** The part of the runs that began while others were at work there. */
+  readonly disturbed: number;
 }
 
 /** By part. */

@@ -2,6 +2,7 @@
  * How everything here is timed: in every round each contender runs once, in an order shuffled anew, with a gap before each,
  * because a fixed order gave ratios that did not hold (measured). Medians over rounds, with minima beside them.
  */
+import os from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Progress } from "../src/cli/terminal.ts";
 
@@ -41,13 +42,49 @@ const median = (values: readonly number[]): number => {
 /** What a race found: the figures of a contender by its name. */
 export type Result = (name: string) => Figures;
 
+/** Of a gap's processor time, what others may take for the machine to count as quiet. */
+const OTHERS = 0.2;
+
+/** Longest that a part waits for quiet, in all. */
+const PATIENCE_MS = 90_000;
+
+/** Keeps timed runs away from what others do on the machine. */
+export class Quiet {
+  #patience = PATIENCE_MS;
+  #runs = 0;
+  #disturbed = 0;
+
+  /** Waits the gap, and on until a gap has passed in which the processors were idle. Gives up where they never are. */
+  async wait(gapMs: number): Promise<void> {
+    this.#runs++;
+    for (;;) {
+      const [idle, start] = [idleMs(), performance.now()];
+      await delay(gapMs);
+      const elapsed = performance.now() - start;
+      // The kernel counts in steps of 10 ms on each core.
+      if (idleMs() - idle >= (1 - OTHERS) * elapsed * os.cpus().length - 10) return;
+      this.#patience -= elapsed;
+      if (this.#patience > 0) continue;
+      this.#disturbed++;
+      return;
+    }
+  }
+
+  /** The part of the runs, from 0 to 1, that began while others were at work. */
+  get disturbed(): number {
+    return Number((this.#disturbed / Math.max(this.#runs, 1)).toFixed(2));
+  }
+}
+
+const idleMs = (): number => os.cpus().reduce((sum, { times }) => sum + times.idle, 0);
+
 /** Milliseconds of one run of each contender, after a round of warm-up that is thrown away. */
-export const race = async (title: string, contenders: readonly Contender[], rounds: number, gapMs: number, bar: Progress): Promise<Result> => {
+export const race = async (title: string, contenders: readonly Contender[], gapMs: number, { rounds, bar, quiet }: Setup): Promise<Result> => {
   bar.begin(title, contenders.length * (rounds + 1));
   const times = new Map(contenders.map(({ name }) => [name, [] as number[]]));
   for (let round = -1; round < rounds; round++) {
     for (const { name, time } of shuffled(contenders)) {
-      await delay(gapMs);
+      await quiet.wait(gapMs);
       const elapsed = await time();
       if (round >= 0) times.get(name)?.push(elapsed);
       bar.tick();
@@ -79,15 +116,21 @@ export const ratio = (name: string, a: Figures, b: Figures, goal?: number): Rati
 /** What a part of the benchmark gives: a table for people, and ratios. */
 export interface Report {
   readonly title: string;
+  /** What a figure of the table is, of how many. */
+  readonly figures: string;
   readonly head: readonly string[];
   readonly rows: readonly (readonly string[])[];
   readonly ratios: readonly Ratio[];
 }
 
+/** What a time in a table is. */
+export const medians = (rounds: number): string => `median [minimum] of ${rounds} rounds`;
+
 /** What is the same for all parts. */
 export interface Setup {
   readonly rounds: number;
   readonly bar: Progress;
+  readonly quiet: Quiet;
   /** The interpreter of the peers' environment; undefined where there is none. */
   readonly python: string | undefined;
 }

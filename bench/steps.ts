@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { ARENA_MIB, checkPeer, echoRequest, type Request, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Folder, Server } from "./processes.ts";
-import { type Contender, ms, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Contender, medians, ms, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
 
 const GAP_MS = 100;
 
@@ -25,7 +25,8 @@ const sender =
   (): Promise<number> =>
     client.request(head, body);
 
-export const benchSteps = async ({ rounds, bar, python }: Setup): Promise<Report> => {
+export const benchSteps = async (setup: Setup): Promise<Report> => {
+  const { python } = setup;
   using folder = new Folder();
   await using stack = new AsyncDisposableStack();
   const socket = (name: string): string => join(folder.path, name);
@@ -54,7 +55,7 @@ export const benchSteps = async ({ rounds, bar, python }: Setup): Promise<Report
       repeated("echo, Unix socket", repetitions, sender(echoUnix, echo)),
       ...peers.map(({ name, client }) => repeated(name, repetitions, sender(client, step))),
     ];
-    const of = await race(`step, ${sizeName(elements)}`, contenders, rounds, GAP_MS, bar);
+    const of = await race(`step, ${sizeName(elements)}`, contenders, GAP_MS, setup);
     const name = (way: string, other: string): string => `step of ${sizeName(elements)}, ${way} / ${other}`;
     ratios.push(
       ratio(name("TCP", "echo"), of("TCP"), of("echo, TCP"), echoGoal),
@@ -69,6 +70,7 @@ export const benchSteps = async ({ rounds, bar, python }: Setup): Promise<Report
   }
   return {
     title: "A whole AdamW step in MessagePack on one connection",
+    figures: medians(setup.rounds),
     head: ["parameters", "", "ms", "stepd over TCP / this", "MB up + down"],
     rows,
     ratios,
@@ -90,7 +92,7 @@ const CHECKED = ["check (error, the default)", "stats global", "stats tensor"];
 const AROUND_GOAL = 1.1;
 
 /** What the check of gradients, statistics, clipping and the loss scale cost, against the step that does none of it. */
-export const benchAround = async ({ rounds, bar }: Setup): Promise<Report> => {
+export const benchAround = async (setup: Setup): Promise<Report> => {
   await using stack = new AsyncDisposableStack();
   const service = stack.use(await Server.stepd({ STEPD_ARENA_MIB: ARENA_MIB }));
   const client = stack.use(await RawClient.connect(service.address));
@@ -98,7 +100,7 @@ export const benchAround = async ({ rounds, bar }: Setup): Promise<Report> => {
   const ratios: Ratio[] = [];
   for (const { elements, repetitions } of SIZES.filter((size) => size.elements >= 2 ** 20)) {
     const contenders = Object.entries(AROUND).map(([name, more]) => repeated(name, repetitions, sender(client, stepRequest(elements, more))));
-    const of = await race(`around, ${sizeName(elements)}`, contenders, rounds, GAP_MS, bar);
+    const of = await race(`around, ${sizeName(elements)}`, contenders, GAP_MS, setup);
     const [base = "", ...others] = Object.keys(AROUND);
     rows.push([sizeName(elements), base, "", "", ms(of(base))]);
     for (const name of others) {
@@ -107,5 +109,11 @@ export const benchAround = async ({ rounds, bar }: Setup): Promise<Report> => {
       rows.push([sizeName(elements), name, result.median.toFixed(2), result.min.toFixed(2), ms(of(name))]);
     }
   }
-  return { title: "What surrounds the update, over TCP", head: ["parameters", "step with", "ratio", "of minima", "ms"], rows, ratios };
+  return {
+    title: "What surrounds the update, over TCP",
+    figures: medians(setup.rounds),
+    head: ["parameters", "step with", "ratio", "of minima", "ms"],
+    rows,
+    ratios,
+  };
 };

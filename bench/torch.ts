@@ -2,7 +2,7 @@
 import { Bench, jobsOf, KERNELS } from "./harness.ts";
 import { repetitionsOf } from "./kernels.ts";
 import { Peer } from "./processes.ts";
-import { type Contender, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Contender, medians, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
 
 const SIZES = [2 ** 20, 2 ** 24, 2 ** 26];
 const LARGEST = 2 ** 26;
@@ -18,7 +18,8 @@ const CASES = [
 
 const FOREACH_GOAL = 0.35;
 
-export const benchTorch = async ({ rounds, bar, python }: Setup): Promise<Report> => {
+export const benchTorch = async (setup: Setup): Promise<Report> => {
+  const { python } = setup;
   if (python === undefined) throw new Error("torch needs its environment");
   await using bench = new Bench(LARGEST);
   await using stack = new AsyncDisposableStack();
@@ -40,7 +41,7 @@ export const benchTorch = async ({ rounds, bar, python }: Setup): Promise<Report
           for (const implementation of ["fused", "foreach"])
             contenders.push({ name: `${implementation} ${threads}`, time: () => torch[threads].time(`${implementation} ${repetitions}`) });
         }
-        const of = await race(`${title}, ${sizeName(elements)}, torch`, contenders, rounds, GAP_MS, bar);
+        const of = await race(`${title}, ${sizeName(elements)}, torch`, contenders, GAP_MS, setup);
         const isInRam = elements >= IN_RAM;
         for (const threads of ["1 thread", "2 threads"] as const) {
           const name = (rival: string): string => `${title} kernel, ${sizeName(elements)}, ${threads} / torch ${rival}`;
@@ -61,6 +62,7 @@ export const benchTorch = async ({ rounds, bar, python }: Setup): Promise<Report
   }
   return {
     title: "Kernels against torch, ns per element",
+    figures: medians(setup.rounds),
     head: ["optimizer", "elements", "on", "/ fused", "of minima", "/ foreach", "stepd", "torch fused", "torch foreach"],
     rows,
     ratios,

@@ -119,13 +119,19 @@ def test_non_finite_gradients(
         assert np.array_equal(array, two.params[name], equal_nan=True)
 
 
+@pytest.mark.parametrize("loss_scale", [None, 1e-5, 1e120])
 def test_a_norm_past_float64(
-    client: stepd.Client, sharded: stepd.ShardedClient
+    client: stepd.Client, sharded: stepd.ShardedClient, loss_scale: float | None
 ) -> None:
     params = {name: array.astype(np.float64) for name, array in tensors(1).items()}
     grads = {name: array.astype(np.float64) for name, array in tensors(2).items()}
     grads["z"][0] = 1e300
-    given: dict[str, Any] = {"params": params, "grads": grads, "clip": {"max_norm": 1}}
+    given: dict[str, Any] = {
+        "params": params,
+        "grads": grads,
+        "clip": {"max_norm": 1},
+        "loss_scale": loss_scale,
+    }
     assert_same(sharded.step(ADAMW, **given), client.step(ADAMW, **given))
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,7 +54,7 @@ _NAMED_TENSORS = 8
 _POISON = "\0stepd.poison"
 
 #: The square of this is infinite, but it is not.
-_HUGE = 1e308
+_HUGE = 1e200
 
 
 class ShardedClient:
@@ -184,7 +185,9 @@ class ShardedClient:
                 # No norm is sent: the calls that have the gradients refuse them.
                 pass
             elif clips and not math.isfinite(total):
-                poison = math.nan if math.isnan(total) else _HUGE
+                # What the server divides by the loss scale must come to that again.
+                huge = min(_HUGE * (loss_scale or 1.0), sys.float_info.max)
+                poison = math.nan if math.isnan(total) else huge
             elif clips:
                 clip = {**(clip or {}), "total_norm": total}
 

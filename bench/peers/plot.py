@@ -61,7 +61,7 @@ def main() -> None:
         bbox_to_anchor=(0.3, 1),
         frameon=False,
     )
-    figure.savefig(sys.argv[1], dpi=110, bbox_inches="tight")
+    figure.savefig(sys.argv[1], dpi=96, bbox_inches="tight")
 
 
 if __name__ == "__main__":

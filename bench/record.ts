@@ -29,7 +29,7 @@ export const writeRecord = (record: Results, order: readonly string[]): void => 
   const sorted = Object.fromEntries(order.flatMap((part) => (record[part] ? [[part, record[part]]] : [])));
   writeFileSync(FILE, JSON.stringify(sorted, null, 2));
   // Laid out as the linter wants all JSON here.
-  execFileSync(join(import.meta.dirname, "../node_modules/.bin/biome"), ["format", "--write", FILE]);
+  execFileSync(join(import.meta.dirname, "../node_modules/.bin/biome"), ["format", "--write", FILE], { stdio: "ignore" });
 };
 
 /** One line: processor, cores, memory, Node and, with the peers, torch and the rest. */

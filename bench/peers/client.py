@@ -18,6 +18,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
+
 import stepd
 from stepd._calls import step as step_call
 

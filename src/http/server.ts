@@ -345,15 +345,27 @@ const refuse = async (service: Service, req: Request, res: Response, kind: Kind,
   call.outcome = known.code;
   if (error !== known) service.telemetry.log.error({ err: error, ...logged(call) }, "a call failed");
   const reply = kind.refuse(known, type, call.id);
-  // The rest of a refused body is read and dropped, so that the caller can finish sending and see the reply. What takes too
-  // long is cut off.
   const isUnread = !req.complete;
-  if (isUnread) {
-    req.resume();
-    setTimeout(() => req.complete || req.socket.destroy(), service.limits.idleTimeoutMs).unref();
-  }
+  if (isUnread) dropRest(req, service.limits.idleTimeoutMs);
+  // Who waits for 100 Continue has sent nothing yet, and may not now.
   const headers = { ...reply.headers, ...(isUnread && req.headers.expect !== undefined && { Connection: "close" }) };
   await deliver(service, res, { ...reply, headers }, call);
+};
+
+/** Reads the rest of a refused body and drops it, so that the caller can finish sending and see the reply. What takes too long is cut off. */
+const dropRest = (req: Request, timeoutMs: number): void => {
+  const { socket } = req;
+  const timer = setTimeout(() => socket.destroy(), timeoutMs).unref();
+  // The timer holds all of the request. Under overload there are thousands of them, and collecting garbage took all of the
+  // thread. A request whose reply is out has no close of its own when its connection ends.
+  const stop = (): void => {
+    clearTimeout(timer);
+    req.off("end", stop);
+    socket.off("close", stop);
+  };
+  req.once("end", stop);
+  socket.once("close", stop);
+  req.resume();
 };
 
 /** Sends a call's reply, and counts it if it was sent whole. A caller that takes too long to read it is cut off: it holds memory. */

@@ -26,7 +26,10 @@ export interface Config {
   /** Calls at once; more are refused. */
   readonly maxInFlight: number;
   readonly maxJsonMib: number;
+  /** Memory for results that callers ask to keep; 0 for none. */
+  readonly cacheMib: number;
   /** Paths; empty where a thing is not wanted. */
+  readonly sharedDir: string;
   readonly tokensFile: string;
   readonly tlsCertFile: string;
   readonly tlsKeyFile: string;
@@ -103,6 +106,7 @@ const defaultJson = (): number => Math.max(1, Math.min(DEFAULT_JSON_MIB, Math.fl
 
 const MAX_WORKERS = 256;
 const MAX_TIMEOUT_MS = 24 * 3600 * 1000;
+const MAX_CACHE_MIB = 2 ** 20;
 const MAX_RATE = 2 ** 30;
 const MAX_CONNECTIONS = 65536;
 
@@ -165,6 +169,18 @@ export const settings = {
     help: "JSON bodies of all calls at once, in MiB; each takes up to ten times as much memory beside the arena",
     initial: String(defaultJson()),
     parse: wholeNumber(1, MAX_JSON_MIB),
+  },
+  sharedDir: {
+    name: "STEPD_SHARED_DIR",
+    help: "folder, for instance under /dev/shm, whose files calls on this host may name instead of sending bytes",
+    initial: "",
+    parse: text,
+  },
+  cacheMib: {
+    name: "STEPD_CACHE_MIB",
+    help: "memory beside the arena for results that callers ask to keep and name by digest, in MiB; 0 keeps nothing",
+    initial: "0",
+    parse: wholeNumber(0, MAX_CACHE_MIB),
   },
   tokensFile: { name: "STEPD_TOKENS_FILE", help: "file of bearer tokens, a `name token` a line; with it every call needs one", initial: "", parse: text },
   tlsCertFile: { name: "STEPD_TLS_CERT_FILE", help: "certificate chain in PEM; with it and the key the service speaks TLS", initial: "", parse: text },

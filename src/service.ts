@@ -6,6 +6,7 @@ import net from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Server as TlsServer } from "node:tls";
 import { Arena } from "./arena/arena.ts";
+import { BlobCache, Blobs, SharedFolder } from "./blobs/blobs.ts";
 import { type Config, ConfigError } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
 import { createAdminServer, createHttpServer, type Limits, renewTls, TextBudget, type TlsFiles, Tokens, tlsOptions } from "./http/server.ts";
@@ -59,11 +60,14 @@ export class Service implements AsyncDisposable {
     const limits = limitsOf(config);
     const tls = tlsFiles(config);
     const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
+    const folder = config.sharedDir === "" ? undefined : openFolder(config.sharedDir);
+    const cache = config.cacheMib === 0 ? undefined : new BlobCache(config.cacheMib * MIB);
     const http = {
       admission: arena,
       text: new TextBudget(config.maxJsonMib * MIB),
       rpc: new Rpc(version),
       engine: new Engine(pool, arena.capacity),
+      blobs: (caller: string | undefined) => new Blobs(folder, cache, caller),
       telemetry,
       limits,
       callers: tokens,
@@ -78,8 +82,10 @@ export class Service implements AsyncDisposable {
         node: process.version,
         kernels: pool.kernelNames,
         workers: pool.workers,
+        shared_memory: folder !== undefined,
         limits: {
           arena_bytes: arena.capacity,
+          cache_bytes: cache?.capacity ?? 0,
           max_json_bytes: config.maxJsonMib * MIB,
           max_compressed_bytes: limits.maxCompressedBytes,
           max_inflated_bytes: limits.maxInflatedBytes,
@@ -88,7 +94,7 @@ export class Service implements AsyncDisposable {
         },
       }),
     };
-    telemetry.observe({ arena, pool, isReady: http.isReady });
+    telemetry.observe({ arena, pool, folder, cache, isReady: http.isReady });
     this.#server = createHttpServer(http);
     if (http.hasAdmin) this.#admin = createAdminServer(http);
     for (const server of [this.#server, this.#admin]) if (server) this.#sockets.set(server, socketsOf(server));
@@ -208,6 +214,14 @@ const makeArena = (mebibytes: number, reservedBytes: number): Arena => {
     return new Arena(mebibytes, reservedBytes, KEPT_FREE);
   } catch (error) {
     throw new ConfigError(`STEPD_ARENA_MIB: expected what this process may reserve, found ${mebibytes} (${(error as Error).message})`);
+  }
+};
+
+const openFolder = (path: string): SharedFolder => {
+  try {
+    return new SharedFolder(path);
+  } catch (error) {
+    throw new ConfigError(`STEPD_SHARED_DIR: expected a folder, found ${JSON.stringify(path)} (${(error as Error).message})`);
   }
 };
 

@@ -3,6 +3,7 @@
  * Commands load it once their arguments are right, because compiling the schemas takes longer than all else that they do.
  */
 import { Arena, Lease } from "../arena/arena.ts";
+import { Blobs } from "../blobs/blobs.ts";
 import { Engine } from "../engine/engine.ts";
 import { Pool, poolBytes } from "../pool/pool.ts";
 import { Rpc } from "../rpc/rpc.ts";
@@ -18,6 +19,7 @@ export class Offline implements AsyncDisposable {
   readonly #pool: Pool;
   readonly #engine: Engine;
   readonly #rpc = new Rpc("");
+  readonly #blobs = new Blobs(undefined, undefined, undefined);
   readonly #telemetry = new Telemetry({ level: "silent", version: "", node: process.version });
 
   private constructor(arena: Arena, pool: Pool) {
@@ -38,7 +40,7 @@ export class Offline implements AsyncDisposable {
 
   /** Calls a method. Throws StepdError. */
   async call<Result>(method: string, params: unknown, lease: Lease): Promise<Result> {
-    return (await this.#rpc.call(method, params, { engine: this.#engine, lease, telemetry: this.#telemetry }, () => {})) as Result;
+    return (await this.#rpc.call(method, params, { engine: this.#engine, blobs: this.#blobs, lease, telemetry: this.#telemetry }, () => {})) as Result;
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -8,7 +8,7 @@ import { bytesOf } from "../codec/dtype.ts";
 import type { Hyperparameters, Moment, Stage, Values } from "../optimizers/registry.ts";
 import { type Call, type Pointer, type Pool, SHARD, scratch, type Unit } from "../pool/pool.ts";
 import { MASTER_PARAM, slotDtype } from "./state.ts";
-import type { Tensor } from "./tensors.ts";
+import type { Tensor, TensorSet } from "./tensors.ts";
 
 const SUM_BYTES = 8;
 
@@ -140,6 +140,19 @@ export class Runner {
   /** Copies parameters into new master copies. */
   async fillMasters(pairs: readonly { readonly param: Tensor; readonly master: Tensor }[]): Promise<void> {
     await this.#run(pairs.map(({ param, master }): Unit => ({ elements: param.elements, calls: this.#widen(param, pointerTo(master), master.dtype) })));
+  }
+
+  /** Tensors in BF16, to nearest even, in the form that they came in. */
+  async round({ tensors, inDtype }: TensorSet): Promise<ReturnType<TensorSet["reply"]>> {
+    const rounded = inDtype("BF16");
+    await this.#run(
+      [...tensors.values()].map((tensor): Unit => {
+        const single = tensor.dtype === "F32" ? pointerTo(tensor) : PARAM_SCRATCH;
+        const target = pointerTo(rounded.tensors.get(tensor.name) as Tensor);
+        return { elements: tensor.elements, calls: [...this.#widen(tensor, single, "F32"), this.#callNamed("convert_f32_bf16", [single, target], [])] };
+      }),
+    );
+    return rounded.reply();
   }
 
   /** Runs all stages of all tensors. */

@@ -12,7 +12,7 @@ import type { Pool } from "../pool/pool.ts";
 import type { Plan } from "./plan.ts";
 import { type GradientSums, type Measured, Runner, type TensorResult, type Waits, type Work } from "./runner.ts";
 import { addSlots, emptyState, MASTER_PARAM, readState, requireFit, type State, slotDtype, writeState } from "./state.ts";
-import { loadTensors, type PlainTensors, requireMatch, type Tensor, type Tensors } from "./tensors.ts";
+import { loadTensors, type PlainTensors, requireMatch, type Tensor, type TensorSet, type Tensors } from "./tensors.ts";
 
 /** The first tensors that an error or a warning names. */
 const NAMED_TENSORS = 8;
@@ -41,6 +41,8 @@ export interface StepInput {
   readonly masterWeights: boolean;
   /** Seed of stochastic rounding to BF16. */
   readonly seed: number | undefined;
+  /** Whether the new parameters are wanted in BF16 as well. */
+  readonly roundsReply: boolean;
 }
 
 export interface TensorStats {
@@ -54,6 +56,8 @@ export interface TensorStats {
 
 export interface StepOutput {
   readonly params: Parts | PlainTensors;
+  /** The parameters rounded to BF16. */
+  readonly rounded: Parts | PlainTensors | undefined;
   readonly state: Parts;
   readonly step: number;
   readonly lr: number;
@@ -84,12 +88,14 @@ export const runStep = async (input: StepInput, lease: Lease, pool: Pool, waits:
   const state = input.state === null ? emptyState(optimizer) : readState(input.state, lease);
   requireFit(state, optimizer, params.tensors, input.masterWeights);
   const pairs = pairUp(plan, params.tensors, grads.tensors, state);
+  if (input.roundsReply) requireRoundable(params);
 
   const runner = new Runner(lease, pool, waits);
   const lastStep = (): number => [...state.parameters.values()].reduce((most, { step }) => Math.max(most, step), 0);
   const usedLr = plan.at(base, pairs.length > 0 ? pairs.reduce((most, { step }) => Math.max(most, step), 0) - 1 : lastStep()).lr;
-  const reply = (skipped: boolean, rest: Pick<StepOutput, "stats" | "warnings"> = {}): StepOutput => ({
+  const reply = async (skipped: boolean, rest: Pick<StepOutput, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
     params: params.reply(),
+    rounded: input.roundsReply ? await runner.round(params) : undefined,
     state: writeState(state, optimizer, lease),
     step: lastStep(),
     lr: usedLr,
@@ -137,6 +143,12 @@ export const runStep = async (input: StepInput, lease: Lease, pool: Pool, waits:
     ...(wantsStats && { stats: statsOf(input, work, results, seen, scale) }),
     ...(warnings.length > 0 && { warnings }),
   });
+};
+
+/** There is no direct way from F64 to BF16, and two roundings are not to nearest. */
+const requireRoundable = (params: TensorSet): void => {
+  const double = [...params.tensors.values()].find(({ dtype }) => dtype === "F64");
+  if (double) throw StepdError.mismatch("UNSUPPORTED_DTYPE", "/reply/params", "same, where there are parameters in F64", "bf16", [double.name]);
 };
 
 /** Gradients with their parameters, in the order of names, so that nothing depends on the order in the request. */

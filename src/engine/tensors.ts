@@ -2,7 +2,7 @@
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, readElement, writeElement } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
-import { readSafetensors } from "../codec/safetensors.ts";
+import { readSafetensors, type TensorInfo, writeHeader } from "../codec/safetensors.ts";
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
 
@@ -28,6 +28,8 @@ export interface TensorSet {
   readonly tensors: ReadonlyMap<string, Tensor>;
   /** The tensors as they are now, in the form that they came in. */
   reply(): Parts | PlainTensors;
+  /** Tensors of the same names, shapes and form in another dtype, in memory of their own that nothing is in yet. */
+  inDtype(dtype: string): TensorSet;
 }
 
 /** The file of a blob in the arena: where it already is (MessagePack), or decoded from base64 (JSON). */
@@ -50,7 +52,7 @@ export const loadBlob = (blob: Uint8Array | string, field: string, code: ErrorNa
 
 /** Loads a `Tensors` field. Throws what names the field: TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS, PAYLOAD_TOO_LARGE. */
 export const loadTensors = (tensors: Tensors, field: string, lease: Lease): TensorSet => {
-  if (typeof tensors === "string" || tensors instanceof Uint8Array) return loadFile(loadBlob(tensors, field, "TENSORS_CORRUPT", lease), field);
+  if (typeof tensors === "string" || tensors instanceof Uint8Array) return loadFile(loadBlob(tensors, field, "TENSORS_CORRUPT", lease), field, lease);
   return loadPlain(tensors, field, lease);
 };
 
@@ -62,14 +64,28 @@ const requireSupported = (dtype: string, field: string, name: string): void => {
   if (!SUPPORTED.includes(dtype)) throw StepdError.mismatch("UNSUPPORTED_DTYPE", field, `dtype ${SUPPORTED.join(", ")}`, dtype, [name]);
 };
 
-const loadFile = (file: Buffer, field: string): TensorSet => {
-  const { tensors } = readSafetensors(file, field, "TENSORS_CORRUPT");
+const loadFile = (file: Buffer, field: string, lease: Lease): TensorSet => {
+  const { metadata, tensors } = readSafetensors(file, field, "TENSORS_CORRUPT");
   requireFew(tensors.length, field);
   for (const { name, dtype } of tensors) requireSupported(dtype, `${field}/${pointerEscape(name)}`, name);
   return {
     tensors: new Map(tensors.map(({ offset, ...info }) => [info.name, { ...info, address: file.byteOffset + offset }])),
     reply: () => new Parts([file]),
+    inDtype: (dtype) => newFile(Object.fromEntries(metadata), tensors, dtype, lease),
   };
+};
+
+/** A file of tensors in one dtype, in the order given. */
+const newFile = (metadata: Readonly<Record<string, string>>, like: readonly TensorInfo[], dtype: string, lease: Lease): TensorSet => {
+  const header = writeHeader(
+    metadata,
+    like.map(({ name, shape }) => ({ name, shape, dtype })),
+  );
+  const size = bytesOf(dtype) as number;
+  const bytes = like.reduce((sum, { elements }) => sum + elements * size, header.length);
+  const start = lease.alloc(bytes);
+  lease.bytes.fill(header, start, start + header.length);
+  return loadFile(lease.view(start, bytes), "", lease);
 };
 
 const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
@@ -96,8 +112,17 @@ const loadPlain = (plain: PlainTensors, field: string, lease: Lease): TensorSet 
     });
     tensors.set(name, { name, dtype, shape, elements, bytes, address });
   }
+  return plainSet(tensors, lease);
+};
+
+const plainSet = (tensors: ReadonlyMap<string, Tensor>, lease: Lease): TensorSet => {
+  const inDtype = ({ elements, ...tensor }: Tensor, dtype: string): Tensor => {
+    const bytes = elements * (bytesOf(dtype) as number);
+    return { ...tensor, elements, dtype, bytes, address: lease.alloc(bytes) };
+  };
   return {
     tensors,
+    inDtype: (dtype) => plainSet(new Map([...tensors].map(([name, tensor]) => [name, inDtype(tensor, dtype)])), lease),
     reply: () => Object.fromEntries([...tensors.values()].map((tensor) => [tensor.name, toPlain(tensor, lease)])),
   };
 };

@@ -87,7 +87,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "additionalProperties": false,
     "properties": {
       "state": {
-        "$ref": "tensor.schema.json#/$defs/Blob"
+        "$ref": "tensor.schema.json#/$defs/BlobSource"
       },
       "from": {
         "$ref": "convention.schema.json"
@@ -410,7 +410,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       "params": {
-        "$ref": "tensor.schema.json#/$defs/Tensors"
+        "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
       "master_weights": {
         "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.",
@@ -510,7 +510,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "additionalProperties": false,
     "properties": {
       "state": {
-        "$ref": "tensor.schema.json#/$defs/Blob"
+        "$ref": "tensor.schema.json#/$defs/BlobSource"
       }
     }
   },
@@ -617,10 +617,10 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "additionalProperties": false,
     "properties": {
       "grads": {
-        "$ref": "tensor.schema.json#/$defs/Tensors"
+        "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
       "params": {
-        "$ref": "tensor.schema.json#/$defs/Tensors"
+        "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
       "loss_scale": {
         "description": "What the gradients are divided by, first of all.",
@@ -2218,11 +2218,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "step-result.schema.json",
     "title": "StepResult",
-    "description": "New parameters and new state.",
+    "description": "New parameters and new state, unless the call asked to leave them out.",
     "type": "object",
     "required": [
-      "params",
-      "state",
       "step",
       "lr",
       "skipped"
@@ -2230,10 +2228,10 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "additionalProperties": false,
     "properties": {
       "params": {
-        "$ref": "tensor.schema.json#/$defs/Tensors"
+        "$ref": "tensor.schema.json#/$defs/TensorsResult"
       },
       "state": {
-        "$ref": "tensor.schema.json#/$defs/Blob"
+        "$ref": "tensor.schema.json#/$defs/BlobResult"
       },
       "step": {
         "description": "The largest step count in the new state.",
@@ -2329,6 +2327,20 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "items": {
           "type": "string"
         }
+      },
+      "cached": {
+        "title": "Cached",
+        "description": "What the server keeps: to be sent instead of the bytes next time.",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+          "params": {
+            "$ref": "tensor.schema.json#/$defs/CachedBlob"
+          },
+          "state": {
+            "$ref": "tensor.schema.json#/$defs/CachedBlob"
+          }
+        }
       }
     }
   },
@@ -2356,10 +2368,10 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       "params": {
-        "$ref": "tensor.schema.json#/$defs/Tensors"
+        "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
       "grads": {
-        "$ref": "tensor.schema.json#/$defs/Tensors"
+        "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
       "state": {
         "description": "The state of the last reply; null or absent at the first step.",
@@ -2368,9 +2380,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         },
         "then": true,
         "else": {
-          "$ref": "tensor.schema.json#/$defs/Blob"
+          "$ref": "tensor.schema.json#/$defs/BlobSource"
         },
-        "tsType": "Uint8Array | string | null"
+        "tsType": "Uint8Array | string | SharedBlob | CachedBlob | null"
       },
       "schedule": {
         "$ref": "schedule.schema.json"
@@ -2446,6 +2458,50 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "integer",
             "minimum": 0,
             "maximum": 9007199254740991
+          }
+        }
+      },
+      "reply": {
+        "title": "ReplyOptions",
+        "description": "What comes back, and where to.",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+          "params": {
+            "description": "The new parameters as they are, rounded to BF16 (to nearest even), or left out.",
+            "enum": [
+              "same",
+              "bf16",
+              "none"
+            ],
+            "default": "same"
+          },
+          "state": {
+            "description": "The new state, or nothing of it where the server keeps it.",
+            "enum": [
+              "same",
+              "none"
+            ],
+            "default": "same"
+          },
+          "cache": {
+            "description": "Keep the new parameters and the new state on the server, if it has a cache: cached in the reply has what to name them by.",
+            "type": "boolean",
+            "default": false
+          },
+          "into": {
+            "title": "ReplyPlaces",
+            "description": "Where in the shared folder the server writes to instead of sending. What came from there goes back to its place if nothing is said.",
+            "type": "object",
+            "additionalProperties": false,
+            "properties": {
+              "params": {
+                "$ref": "tensor.schema.json#/$defs/SharedBlob"
+              },
+              "state": {
+                "$ref": "tensor.schema.json#/$defs/SharedBlob"
+              }
+            }
           }
         }
       }
@@ -2545,6 +2601,174 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           "$ref": "#/$defs/PlainTensors"
         },
         "tsType": "Uint8Array | string | { readonly [name: string]: PlainTensor }"
+      },
+      "SharedBlob": {
+        "title": "SharedBlob",
+        "description": "Bytes of a file in the folder that the server shares with trainers on its host (STEPD_SHARED_DIR).",
+        "type": "object",
+        "required": [
+          "file",
+          "offset",
+          "length"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "file": {
+            "description": "Name of a regular file in the folder; with tokens, in the caller's own folder in it.",
+            "type": "string",
+            "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$",
+            "$comment": "a name of at most 128 letters, digits, _ . and -, that does not start with . or -"
+          },
+          "offset": {
+            "description": "Where the bytes start.",
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 9007199254740991
+          },
+          "length": {
+            "description": "How many there are; of a place for a reply, how many there may be.",
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 9007199254740991
+          }
+        }
+      },
+      "CachedBlob": {
+        "title": "CachedBlob",
+        "description": "Bytes that an earlier reply named under cached, if the server still has them (STEPD_CACHE_MIB).",
+        "type": "object",
+        "required": [
+          "sha256"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "sha256": {
+            "description": "SHA-256 of the bytes, in hexadecimal.",
+            "type": "string",
+            "pattern": "^[0-9a-f]{64}$",
+            "$comment": "64 hexadecimal digits"
+          }
+        }
+      },
+      "BlobSource": {
+        "title": "BlobSource",
+        "description": "A blob, or where the server finds one.",
+        "if": {
+          "type": "object",
+          "required": [
+            "file"
+          ],
+          "properties": {
+            "file": {
+              "type": "string"
+            }
+          }
+        },
+        "then": {
+          "$ref": "#/$defs/SharedBlob"
+        },
+        "else": {
+          "if": {
+            "type": "object",
+            "required": [
+              "sha256"
+            ],
+            "properties": {
+              "sha256": {
+                "type": "string"
+              }
+            }
+          },
+          "then": {
+            "$ref": "#/$defs/CachedBlob"
+          },
+          "else": {
+            "$ref": "#/$defs/Blob"
+          }
+        },
+        "tsType": "Uint8Array | string | SharedBlob | CachedBlob"
+      },
+      "TensorsSource": {
+        "title": "TensorsSource",
+        "description": "Tensors, or where the server finds their safetensors file.",
+        "if": {
+          "type": "object",
+          "required": [
+            "file"
+          ],
+          "properties": {
+            "file": {
+              "type": "string"
+            }
+          }
+        },
+        "then": {
+          "$ref": "#/$defs/SharedBlob"
+        },
+        "else": {
+          "if": {
+            "type": "object",
+            "required": [
+              "sha256"
+            ],
+            "properties": {
+              "sha256": {
+                "type": "string"
+              }
+            }
+          },
+          "then": {
+            "$ref": "#/$defs/CachedBlob"
+          },
+          "else": {
+            "$ref": "#/$defs/Tensors"
+          }
+        },
+        "tsType": "Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob"
+      },
+      "BlobResult": {
+        "title": "BlobResult",
+        "description": "A blob, or where in the shared folder it was written.",
+        "if": {
+          "type": "object",
+          "required": [
+            "file"
+          ],
+          "properties": {
+            "file": {
+              "type": "string"
+            }
+          }
+        },
+        "then": {
+          "$ref": "#/$defs/SharedBlob"
+        },
+        "else": {
+          "$ref": "#/$defs/Blob"
+        },
+        "tsType": "Uint8Array | string | SharedBlob"
+      },
+      "TensorsResult": {
+        "title": "TensorsResult",
+        "description": "Tensors, or where in the shared folder their file was written.",
+        "if": {
+          "type": "object",
+          "required": [
+            "file"
+          ],
+          "properties": {
+            "file": {
+              "type": "string"
+            }
+          }
+        },
+        "then": {
+          "$ref": "#/$defs/SharedBlob"
+        },
+        "else": {
+          "$ref": "#/$defs/Tensors"
+        },
+        "tsType": "Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob"
       }
     }
   }

@@ -6,6 +6,10 @@
  */
 export type Blob = Uint8Array | string
 /**
+ * A blob, or where the server finds one.
+ */
+export type BlobSource = Uint8Array | string | SharedBlob | CachedBlob
+/**
  * A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.
  */
 export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSchedule | CyclicSchedule | ExponentialSchedule | LinearSchedule | MultistepSchedule | OneCycleSchedule | PolynomialSchedule | SequenceSchedule | StepSchedule)
@@ -14,9 +18,9 @@ export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSc
  */
 export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LARS | Lion | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | SGD)
 /**
- * One safetensors file as a blob, or tensors by name. A reply has the form of its request.
+ * Tensors, or where the server finds their safetensors file.
  */
-export type Tensors = Uint8Array | string | { readonly [name: string]: PlainTensor }
+export type TensorsSource = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
 /**
  * One element. JSON has no NaN and no infinity, so these are strings.
  */
@@ -25,6 +29,14 @@ export type Value = number | "NaN" | "Infinity" | "-Infinity"
  * Element type, in the names of safetensors.
  */
 export type Dtype = ("F32" | "F64" | "BF16" | "F16")
+/**
+ * Tensors, or where in the shared folder their file was written.
+ */
+export type TensorsResult = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob
+/**
+ * A blob, or where in the shared folder it was written.
+ */
+export type BlobResult = Uint8Array | string | SharedBlob
 /**
  * Element type, in the names of safetensors.
  */
@@ -100,7 +112,7 @@ lost: string[]
  * A state to bring from one convention to another (each stepd's own where absent), under another optimizer of its family, or with more slots.
  */
 export interface ConvertParams {
-state: Blob
+state: BlobSource
 from?: Convention
 to?: Convention
 /**
@@ -470,7 +482,7 @@ optimizer: Optimizer
  * Parameter groups; the first that matches a parameter takes it.
  */
 groups?: Group[]
-params: Tensors
+params: TensorsSource
 /**
  * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
  */
@@ -1049,7 +1061,7 @@ shape: number[]
  * A state to look into.
  */
 export interface InspectParams {
-state: Blob
+state: BlobSource
 }
 /**
  * The optimizers of this server.
@@ -1089,8 +1101,8 @@ non_finite: number
  * Sums of squares of gradients, and of their parameters where given: phase one of a step over several calls with exact clipping.
  */
 export interface NormsParams {
-grads: Tensors
-params?: Tensors
+grads: TensorsSource
+params?: TensorsSource
 /**
  * What the gradients are divided by, first of all.
  */
@@ -1153,11 +1165,11 @@ grad_dtype?: Dtype
 master_weights?: boolean
 }
 /**
- * New parameters and new state.
+ * New parameters and new state, unless the call asked to leave them out.
  */
 export interface StepResult {
-params: Tensors
-state: Blob
+params?: TensorsResult
+state?: BlobResult
 /**
  * The largest step count in the new state.
  */
@@ -1175,6 +1187,7 @@ stats?: Stats
  * What the caller should know of this step, in sentences.
  */
 warnings?: string[]
+cached?: Cached
 }
 /**
  * Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values.
@@ -1217,6 +1230,22 @@ non_finite: number
 trust_ratio?: Value
 }
 /**
+ * What the server keeps: to be sent instead of the bytes next time.
+ */
+export interface Cached {
+params?: CachedBlob
+state?: CachedBlob
+}
+/**
+ * Bytes that an earlier reply named under cached, if the server still has them (STEPD_CACHE_MIB).
+ */
+export interface CachedBlob {
+/**
+ * SHA-256 of the bytes, in hexadecimal.
+ */
+sha256: string
+}
+/**
  * One optimizer step: parameters, gradients and state in. Gradients go by the names of their parameters, in the same shapes; a parameter without one is left as it is: no decay, no step.
  */
 export interface StepParams {
@@ -1225,12 +1254,12 @@ optimizer: Optimizer
  * Parameter groups; the first that matches a parameter takes it.
  */
 groups?: Group[]
-params: Tensors
-grads: Tensors
+params: TensorsSource
+grads: TensorsSource
 /**
  * The state of the last reply; null or absent at the first step.
  */
-state?: Uint8Array | string | null
+state?: Uint8Array | string | SharedBlob | CachedBlob | null
 schedule?: Schedule
 /**
  * Gradient clipping, after the loss scale.
@@ -1271,6 +1300,49 @@ master_weights?: boolean
 stochastic_rounding?: {
 seed: number
 }
+reply?: ReplyOptions
+}
+/**
+ * What comes back, and where to.
+ */
+export interface ReplyOptions {
+/**
+ * The new parameters as they are, rounded to BF16 (to nearest even), or left out.
+ */
+params?: ("same" | "bf16" | "none")
+/**
+ * The new state, or nothing of it where the server keeps it.
+ */
+state?: ("same" | "none")
+/**
+ * Keep the new parameters and the new state on the server, if it has a cache: cached in the reply has what to name them by.
+ */
+cache?: boolean
+into?: ReplyPlaces
+}
+/**
+ * Where in the shared folder the server writes to instead of sending. What came from there goes back to its place if nothing is said.
+ */
+export interface ReplyPlaces {
+params?: SharedBlob
+state?: SharedBlob
+}
+/**
+ * Bytes of a file in the folder that the server shares with trainers on its host (STEPD_SHARED_DIR).
+ */
+export interface SharedBlob {
+/**
+ * Name of a regular file in the folder; with tokens, in the caller's own folder in it.
+ */
+file: string
+/**
+ * Where the bytes start.
+ */
+offset: number
+/**
+ * How many there are; of a place for a reply, how many there may be.
+ */
+length: number
 }
 /**
  * A tensor as a list of numbers, for small things and for curl. Values are in row-major order.

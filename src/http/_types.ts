@@ -48,6 +48,8 @@ export interface Service {
   readonly text: TextBudget;
   readonly rpc: Rpc;
   readonly engine: Parameters<Rpc["call"]>[2]["engine"];
+  /** What a caller's calls may name instead of sending it; the caller is the name of a token. */
+  readonly blobs: (caller: string | undefined) => Parameters<Rpc["call"]>[2]["blobs"];
   readonly telemetry: Telemetry;
   readonly limits: Limits;
   /** Undefined where anybody may call. */

@@ -195,6 +195,7 @@ interface Kind {
     readonly body: () => unknown;
     readonly type: MediaType;
     readonly id: string;
+    readonly caller: string | undefined;
     readonly observe: Observer;
   }): Promise<Reply>;
   /** The reply to a failure before or outside of `run`. */
@@ -205,7 +206,7 @@ const restRefuse = (error: StepdError, _: MediaType, id: string): Reply => probl
 
 const rpcCall: Kind = {
   hasBody: true,
-  async run({ service, lease, body, type, id, observe }) {
+  async run({ service, lease, body, type, id, caller, observe }) {
     let value: unknown;
     try {
       value = body();
@@ -213,7 +214,7 @@ const rpcCall: Kind = {
       observe("unknown", asStepdError(error).code, error);
       return { status: 200, type: type.name, body: encode(errorReply(null, asStepdError(error), id), type) };
     }
-    const { status, value: reply, retryAfter } = await service.rpc.handle(value, contextOf(service, lease), id, observe);
+    const { status, value: reply, retryAfter } = await service.rpc.handle(value, contextOf(service, lease, caller), id, observe);
     if (reply === undefined) return { status, type: type.name, body: new Parts([]) };
     return { status, type: type.name, body: timedEncode(service, reply, type), headers: retryHeader(retryAfter) };
   },
@@ -227,7 +228,7 @@ const rpcCall: Kind = {
 
 const restPost = ({ name }: Method): Kind => ({
   hasBody: true,
-  async run({ service, lease, body, type, observe }) {
+  async run({ service, lease, body, type, caller, observe }) {
     let params: unknown;
     try {
       params = body();
@@ -235,7 +236,7 @@ const restPost = ({ name }: Method): Kind => ({
       observe(name, asStepdError(error).code, error);
       throw error;
     }
-    const result = await service.rpc.call(name, params, contextOf(service, lease), observe);
+    const result = await service.rpc.call(name, params, contextOf(service, lease, caller), observe);
     return { status: 200, type: type.name, body: timedEncode(service, result, type) };
   },
   refuse: restRefuse,
@@ -243,8 +244,8 @@ const restPost = ({ name }: Method): Kind => ({
 
 const restGet = ({ name }: Method): Kind => ({
   hasBody: false,
-  async run({ service, req, lease, type, observe }) {
-    const result = await service.rpc.call(name, { ...req.params }, contextOf(service, lease), observe);
+  async run({ service, req, lease, type, caller, observe }) {
+    const result = await service.rpc.call(name, { ...req.params }, contextOf(service, lease, caller), observe);
     return { status: 200, type: type.name, body: timedEncode(service, result, type) };
   },
   refuse: restRefuse,
@@ -253,7 +254,12 @@ const restGet = ({ name }: Method): Kind => ({
 type RpcContext = Parameters<Service["rpc"]["call"]>[2];
 
 /** The service's own leases are the arena's; the transport sees less of them. */
-const contextOf = ({ engine, telemetry }: Service, lease: BodyLease): RpcContext => ({ engine, telemetry, lease: lease as RpcContext["lease"] });
+const contextOf = ({ engine, blobs, telemetry }: Service, lease: BodyLease, caller: string | undefined): RpcContext => ({
+  engine,
+  blobs: blobs(caller),
+  telemetry,
+  lease: lease as RpcContext["lease"],
+});
 
 const timedEncode = ({ telemetry }: Service, value: unknown, type: MediaType): Parts => {
   const start = performance.now();
@@ -322,7 +328,9 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     };
     // Only the caller's silence counts, not the time that its call waits for the workers.
     req.socket.setTimeout(0);
-    const reply = await kind.run({ service, req, lease, body, type, id: call.id, observe }).finally(() => req.socket.setTimeout(service.limits.idleTimeoutMs));
+    const reply = await kind
+      .run({ service, req, lease, body, type, id: call.id, caller: call.caller, observe })
+      .finally(() => req.socket.setTimeout(service.limits.idleTimeoutMs));
     text.growToReply(reply.body.pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0));
     await deliver(service, res, reply, call);
   } catch (error) {

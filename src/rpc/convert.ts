@@ -10,7 +10,8 @@ export const convert: Method<ConvertParams> = {
   result: "convert-result.schema.json",
   rest: { verb: "POST", path: "/v1/state/convert" },
 
-  handle({ state, from = { format: "stepd" }, to = { format: "stepd" }, optimizer, fill = [] }, { lease }) {
+  async handle(call, { blobs, lease }) {
+    const { state, from = { format: "stepd" }, to = { format: "stepd" }, optimizer, fill = [] } = await blobs.load(call, lease);
     return convertState({ state, from, to, optimizer, fill }, lease);
   },
 };

@@ -10,7 +10,8 @@ export const init: Method<InitParams> = {
   result: "init-result.schema.json",
   rest: { verb: "POST", path: "/v1/init" },
 
-  async handle({ optimizer, groups, params, master_weights: masterWeights = false }, { engine, lease, waits }) {
+  async handle(call, { engine, blobs, lease, waits }) {
+    const { optimizer, groups, params, master_weights: masterWeights = false } = await blobs.load(call, lease);
     return { state: await engine.init(planOf(optimizer, groups), params, masterWeights, lease, waits) };
   },
 };

@@ -10,8 +10,9 @@ export const inspect: Method<InspectParams> = {
   result: "inspect-result.schema.json",
   rest: { verb: "POST", path: "/v1/state/inspect" },
 
-  handle({ state: blob }, { engine, lease }) {
-    const { optimizer, revision, bytes, parameters } = engine.inspect(blob, lease);
+  async handle(call, { engine, blobs, lease }) {
+    const { state } = await blobs.load(call, lease);
+    const { optimizer, revision, bytes, parameters } = engine.inspect(state, lease);
     const tensors = [...parameters].map(([name, { step, slots, scalars }]) => {
       const described = [
         ...[...slots].map(([slot, { dtype, shape }]) => [slot, { dtype, shape }] as const),

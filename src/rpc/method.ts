@@ -1,4 +1,5 @@
 /** What a method is: its name, its schemas, its place in the REST twin, and its story. */
+import type { Blobs } from "../blobs/blobs.ts";
 import type { Engine, Waits } from "../engine/engine.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
 
@@ -7,6 +8,7 @@ export type { Waits } from "../engine/engine.ts";
 /** What a call has at hand. `lease` is typed by the engine, which is all that looks into it. */
 export interface Context {
   readonly engine: Engine;
+  readonly blobs: Blobs;
   readonly lease: Parameters<Engine["inspect"]>[1];
   readonly telemetry: Telemetry;
   readonly waits: Waits;

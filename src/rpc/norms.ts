@@ -9,7 +9,8 @@ export const norms: Method<NormsParams> = {
   result: "norms-result.schema.json",
   rest: { verb: "POST", path: "/v1/norms" },
 
-  handle({ grads, params, loss_scale: lossScale = 1 }, { engine, lease, waits }) {
+  async handle(call, { engine, blobs, lease, waits }) {
+    const { grads, params, loss_scale: lossScale = 1 } = await blobs.load(call, lease);
     return engine.norms(grads, params, lossScale, lease, waits);
   },
 };

@@ -70,6 +70,7 @@ export class Rpc {
     const method = this.#byName.get(name);
     const start = performance.now();
     const waits: Waits = { seconds: 0 };
+    const transferred = context.blobs.seconds;
     try {
       if (!method) {
         throw new StepdError("METHOD_NOT_FOUND", `/method: there is no method ${describeValue(name)}; rpc.discover lists them`, {
@@ -86,7 +87,7 @@ export class Rpc {
       observe(method?.name ?? "unknown", asStepdError(error).code, error);
       throw asStepdError(error);
     } finally {
-      if (method) context.telemetry.ran((performance.now() - start) / 1000 - waits.seconds, waits.seconds);
+      if (method) context.telemetry.ran((performance.now() - start) / 1000, waits.seconds, context.blobs.seconds - transferred);
     }
   }
 

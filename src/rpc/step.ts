@@ -10,26 +10,35 @@ export const step: Method<StepParams> = {
   result: "step-result.schema.json",
   rest: { verb: "POST", path: "/v1/step" },
 
-  async handle(call, { engine, lease, telemetry, waits }) {
+  async handle(call, { engine, blobs, lease, telemetry, waits }) {
     const plan = planOf(call.optimizer, call.groups, call.schedule);
-    const { elements, ...result } = await engine.step(
+    await using delivery = await blobs.delivery(call);
+    const { params, grads, state = null } = await blobs.load(call, lease);
+    const {
+      elements,
+      params: whole,
+      rounded,
+      state: next,
+      ...result
+    } = await engine.step(
       {
         plan,
-        params: call.params,
-        grads: call.grads,
-        state: call.state ?? null,
+        params,
+        grads,
+        state,
         clip: call.clip ?? {},
         lossScale: call.loss_scale ?? 1,
         nonFinite: call.non_finite ?? "error",
         stats: call.stats ?? "none",
         masterWeights: call.master_weights ?? false,
         seed: call.stochastic_rounding?.seed,
+        roundsReply: call.reply?.params === "bf16",
       },
       lease,
       waits,
     );
     if (result.skipped) telemetry.nonFinite();
     else telemetry.stepped(plan.optimizer.name, elements);
-    return result;
+    return { ...(await delivery.deliver({ params: whole, rounded, state: next })), ...result };
   },
 };

@@ -1,13 +1,17 @@
 /** Metrics for Prometheus and the log. Labels are names of ours only, never a caller's text. */
 import pino, { type Logger } from "pino";
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import { Counter, collectDefaultMetrics, Gauge, Registry } from "prom-client";
+import { Timings } from "./_timings.ts";
 
-export type Phase = "receive" | "decode" | "queue" | "compute" | "encode" | "send";
+export type Phase = "receive" | "decode" | "transfer" | "queue" | "compute" | "encode" | "send";
 
 /** What the gauges read when they are scraped. */
 export interface Sources {
   readonly arena: { readonly used: number; readonly capacity: number; readonly highWater: number };
   readonly pool: { readonly busySeconds: number; readonly workers: number; readonly queued: number };
+  /** Undefined where they are off. */
+  readonly folder: { readonly bytesIn: number; readonly bytesOut: number } | undefined;
+  readonly cache: { readonly used: number; readonly capacity: number; readonly hits: number; readonly misses: number } | undefined;
   /** Whether calls are taken: false from the start of a drain on. */
   isReady(): boolean;
 }
@@ -44,45 +48,57 @@ export interface Flight {
 export class Telemetry {
   readonly log: Logger;
   readonly #registry = new Registry();
-  readonly #requests: Histogram<"method" | "outcome">;
-  readonly #phases: Histogram<"phase">;
-  readonly #bytes: Counter<"direction">;
-  readonly #elements: Counter<"optimizer" | "dtype">;
-  readonly #inFlight: Gauge;
-  readonly #inFlightBytes: Gauge;
+  readonly #requests: Timings;
+  readonly #phases: Timings;
   readonly #refusals: Counter<"reason">;
   readonly #nonFinite: Counter;
   readonly #workersLost: Counter;
-  #inFlightCount = 0;
+  readonly #moved = { in: 0, out: 0 };
+  readonly #stepped = new Map<string, { readonly optimizer: string; readonly dtype: string; count: number }>();
+  #inFlight = 0;
+  #inFlightBytes = 0;
 
   constructor({ level, version, node }: { readonly level: string; readonly version: string; readonly node: string }) {
     this.log = pino({ level, base: null, timestamp: pino.stdTimeFunctions.isoTime }, pino.destination({ fd: 2, sync: true }));
     const registers = [this.#registry];
     collectDefaultMetrics({ register: this.#registry });
     for (const name of DROPPED) this.#registry.removeSingleMetric(name);
-    this.#requests = new Histogram({
+    this.#requests = new Timings(this.#registry, {
       name: "stepd_request_seconds",
       help: "Time from a call's headers to its last byte out",
       labelNames: ["method", "outcome"],
       buckets: REQUEST_BUCKETS,
-      registers,
     });
-    this.#phases = new Histogram({
+    this.#phases = new Timings(this.#registry, {
       name: "stepd_phase_seconds",
       help: "Time that calls spend in each phase",
       labelNames: ["phase"],
       buckets: REQUEST_BUCKETS,
-      registers,
     });
-    this.#bytes = new Counter({
+    const moved = this.#moved;
+    new Counter({
       name: "stepd_bytes_total",
       help: "Bytes of calls' bodies that came whole, after inflation, and of replies that went out whole",
       labelNames: ["direction"],
       registers,
+      collect() {
+        this.reset();
+        for (const [direction, bytes] of Object.entries(moved)) this.inc({ direction }, bytes);
+      },
     });
-    this.#elements = new Counter({ name: "stepd_elements_total", help: "Parameters stepped", labelNames: ["optimizer", "dtype"], registers });
-    this.#inFlight = new Gauge({ name: "stepd_in_flight_requests", help: "Calls that are being received, computed or sent", registers });
-    this.#inFlightBytes = new Gauge({ name: "stepd_in_flight_bytes", help: "Bytes of the admitted bodies of calls in flight", registers });
+    const stepped = this.#stepped;
+    new Counter({
+      name: "stepd_elements_total",
+      help: "Parameters stepped",
+      labelNames: ["optimizer", "dtype"],
+      registers,
+      collect() {
+        this.reset();
+        for (const { count, ...labels } of stepped.values()) this.inc(labels, count);
+      },
+    });
+    this.#gauge("stepd_in_flight_requests", "Calls that are being received, computed or sent", () => this.#inFlight);
+    this.#gauge("stepd_in_flight_bytes", "Bytes of the admitted bodies of calls in flight", () => this.#inFlightBytes);
     this.#refusals = new Counter({
       name: "stepd_refusals_total",
       help: "Calls refused for their form, their caller or want of room, and connections cut",
@@ -91,7 +107,6 @@ export class Telemetry {
     });
     // At 0 from the start: of a counter that appears with 1, Prometheus sees no increase.
     for (const reason of REFUSALS) this.#refusals.inc({ reason }, 0);
-    for (const direction of ["in", "out"]) this.#bytes.inc({ direction }, 0);
     this.#nonFinite = new Counter({ name: "stepd_non_finite_gradients_total", help: "Steps refused or skipped for NaN or infinity in a gradient", registers });
     this.#workersLost = new Counter({ name: "stepd_workers_lost_total", help: "Worker threads that died and were replaced", registers });
     new Gauge({ name: "stepd_build_info", help: "1, with the versions of stepd and Node.js as labels", labelNames: ["version", "node"], registers }).set(
@@ -100,25 +115,15 @@ export class Telemetry {
     );
   }
 
-  /** Connects the gauges that read the arena and the pool. */
-  observe({ arena, pool, isReady }: Sources): void {
+  /** Connects what is read when it is scraped. */
+  observe({ arena, pool, folder, cache, isReady }: Sources): void {
     const registers = [this.#registry];
-    const gauge = (name: string, help: string, read: () => number): void => {
-      new Gauge({
-        name,
-        help,
-        registers,
-        collect() {
-          this.set(read());
-        },
-      });
-    };
-    gauge("stepd_arena_used_bytes", "Bytes of the arena that leases hold", () => arena.used);
-    gauge("stepd_arena_capacity_bytes", "Bytes of the arena", () => arena.capacity);
-    gauge("stepd_arena_high_water_bytes", "The most bytes that leases ever held", () => arena.highWater);
-    gauge("stepd_ready", "1 while calls are taken, 0 from the start of a drain on", () => Number(isReady()));
-    gauge("stepd_workers", "Worker threads", () => pool.workers);
-    gauge("stepd_queued_jobs", "Jobs that wait for the workers, with the one that runs", () => pool.queued);
+    this.#gauge("stepd_arena_used_bytes", "Bytes of the arena that leases hold", () => arena.used);
+    this.#gauge("stepd_arena_capacity_bytes", "Bytes of the arena", () => arena.capacity);
+    this.#gauge("stepd_arena_high_water_bytes", "The most bytes that leases ever held", () => arena.highWater);
+    this.#gauge("stepd_ready", "1 while calls are taken, 0 from the start of a drain on", () => Number(isReady()));
+    this.#gauge("stepd_workers", "Worker threads", () => pool.workers);
+    this.#gauge("stepd_queued_jobs", "Jobs that wait for the workers, with the one that runs", () => pool.queued);
     new Counter({
       name: "stepd_worker_busy_seconds_total",
       help: "Time that all worker threads together spent in kernels",
@@ -126,6 +131,42 @@ export class Telemetry {
       collect() {
         this.reset();
         this.inc(pool.busySeconds);
+      },
+    });
+    this.#gauge("stepd_cache_used_bytes", "Bytes of results that are kept", () => cache?.used ?? 0);
+    this.#gauge("stepd_cache_capacity_bytes", "Bytes of results that may be kept", () => cache?.capacity ?? 0);
+    new Counter({
+      name: "stepd_cache_lookups_total",
+      help: "Blobs that calls named by their digest",
+      labelNames: ["outcome"],
+      registers,
+      collect() {
+        this.reset();
+        this.inc({ outcome: "hit" }, cache?.hits ?? 0);
+        this.inc({ outcome: "miss" }, cache?.misses ?? 0);
+      },
+    });
+    new Counter({
+      name: "stepd_shared_bytes_total",
+      help: "Bytes read from and written to the shared folder",
+      labelNames: ["direction"],
+      registers,
+      collect() {
+        this.reset();
+        this.inc({ direction: "in" }, folder?.bytesIn ?? 0);
+        this.inc({ direction: "out" }, folder?.bytesOut ?? 0);
+      },
+    });
+  }
+
+  /** A gauge that is read when it is scraped: one that is set at each call costs each call. */
+  #gauge(name: string, help: string, read: () => number): void {
+    new Gauge({
+      name,
+      help,
+      registers: [this.#registry],
+      collect() {
+        this.set(read());
       },
     });
   }
@@ -140,51 +181,55 @@ export class Telemetry {
 
   /** Calls in flight; a drain waits until there are none. */
   get inFlight(): number {
-    return this.#inFlightCount;
+    return this.#inFlight;
   }
 
   /** A call began. */
   begin(): Flight {
     let held = 0;
-    this.#inFlightCount++;
-    this.#inFlight.inc();
+    this.#inFlight++;
     return {
       hold: (bytes) => {
         held += bytes;
-        this.#inFlightBytes.inc(bytes);
+        this.#inFlightBytes += bytes;
       },
       end: () => {
-        this.#inFlightCount--;
-        this.#inFlight.dec();
-        this.#inFlightBytes.dec(held);
+        this.#inFlight--;
+        this.#inFlightBytes -= held;
       },
     };
   }
 
   /** A call ended. */
   requested(method: string, outcome: string, seconds: number): void {
-    this.#requests.observe({ method, outcome }, seconds);
-    const refusal = REFUSALS.find((reason) => reason === outcome);
+    this.#requests.observe(seconds, method, outcome);
+    const refusal = outcome === "ok" ? undefined : REFUSALS.find((reason) => reason === outcome);
     if (refusal) this.refused(refusal);
   }
 
   phase(phase: Phase, seconds: number): void {
-    this.#phases.observe({ phase }, seconds);
+    this.#phases.observe(seconds, phase);
   }
 
   moved(direction: "in" | "out", bytes: number): void {
-    this.#bytes.inc({ direction }, bytes);
+    this.#moved[direction] += bytes;
   }
 
-  /** A method ran, to whatever end, for so many seconds beside those that it waited for other calls' jobs. */
-  ran(compute: number, queue: number): void {
-    this.phase("compute", compute);
+  /** A method ran, to whatever end, for so many seconds in all; in some of them it waited for other calls' jobs, or for files and the cache. */
+  ran(total: number, queue: number, transfer: number): void {
+    this.phase("compute", total - queue - transfer);
     this.phase("queue", queue);
+    if (transfer > 0) this.phase("transfer", transfer);
   }
 
   /** A step was taken, with so many elements by dtype. */
   stepped(optimizer: string, elements: Readonly<Record<string, number>>): void {
-    for (const [dtype, count] of Object.entries(elements)) this.#elements.inc({ optimizer, dtype }, count);
+    for (const [dtype, count] of Object.entries(elements)) {
+      const key = `${optimizer} ${dtype}`;
+      const series = this.#stepped.get(key) ?? { optimizer, dtype, count: 0 };
+      series.count += count;
+      this.#stepped.set(key, series);
+    }
   }
 
   /** A connection or a request was refused that does not count as a call. */

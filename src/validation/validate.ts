@@ -72,6 +72,7 @@ const explain = ({ keyword, instancePath, params, data, parentSchema }: ErrorObj
     case "const":
       return invalid(String(params["allowedValue"]), describe(data));
     case "not":
+    case "pattern":
     case "minProperties":
       return invalid(String((parentSchema as { $comment?: string }).$comment), describe(data));
     case "false schema":

@@ -19,14 +19,15 @@ interface Room {
 /** Rooms with what they may import; from nothing but this table the plants are made. */
 const rooms: Readonly<Record<string, Room>> = {
   cli: {
-    rooms: ["rpc", "engine", "codec", "arena", "pool", "telemetry", "errors", "generated"],
+    rooms: ["rpc", "blobs", "engine", "codec", "arena", "pool", "telemetry", "errors", "generated"],
     packages: ["cli-progress", "fastest-levenshtein"],
     roots: ["config", "serve", "service"],
   },
   http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express", "cors"] },
-  rpc: { rooms: ["validation", "engine", "optimizers", "schedules", "telemetry", "errors", "generated"], packages: [] },
+  rpc: { rooms: ["validation", "blobs", "engine", "optimizers", "schedules", "telemetry", "errors", "generated"], packages: [] },
   validation: { rooms: ["errors", "generated"], packages: ["ajv", "fastest-levenshtein"] },
   codec: { rooms: ["errors"], packages: ["msgpackr"] },
+  blobs: { rooms: ["codec", "arena", "errors", "generated"], packages: ["lru-cache"] },
   engine: { rooms: ["codec", "planner", "arena", "pool", "optimizers", "schedules", "errors", "generated"], packages: [] },
   planner: { rooms: ["optimizers", "schedules", "errors"], packages: [] },
   arena: { rooms: ["errors"], packages: [] },

@@ -11,7 +11,7 @@ test("others have their turn between the calls of a batch", async () => {
     turns++;
     next = setImmediate(count);
   });
-  const context = { telemetry: { ran: () => {} } } as unknown as Parameters<Rpc["handle"]>[1];
+  const context = { blobs: { seconds: 0 }, telemetry: { ran: () => {} } } as unknown as Parameters<Rpc["handle"]>[1];
   const { value } = await rpc.handle(calls, context, "r", () => {});
   clearImmediate(next);
   assert.equal((value as unknown[]).length, 10);

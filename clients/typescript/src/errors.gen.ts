@@ -12,6 +12,7 @@ export type ErrorName =
   | "STATE_MISMATCH"
   | "STATE_CORRUPT"
   | "NON_FINITE_GRADIENT"
+  | "BLOB_MISSING"
   | "OVERLOADED"
   | "DRAINING"
   | "PAYLOAD_TOO_LARGE"

@@ -4,6 +4,7 @@
 from ._errors import ServerError
 
 __all__ = [
+    "BlobMissing",
     "DigestMismatch",
     "Draining",
     "InternalError",
@@ -113,6 +114,14 @@ class NonFiniteGradient(ServerError):
     name = "NON_FINITE_GRADIENT"
     code = -32015
     status = 422
+
+
+class BlobMissing(ServerError):
+    """A blob that is named by its digest is not in the cache."""
+
+    name = "BLOB_MISSING"
+    code = -32016
+    status = 404
 
 
 class Overloaded(ServerError):

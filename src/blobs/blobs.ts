@@ -1,0 +1,212 @@
+/** Blobs that do not travel: what a call names instead of sending it, and results that are kept or written instead of sent. */
+import type { Lease } from "../arena/arena.ts";
+import { Parts } from "../codec/parts.ts";
+import { StepdError } from "../errors/errors.ts";
+import type { BlobSource, CachedBlob, PlainTensor, SharedBlob, StepParams, TensorsSource } from "../generated/wire.gen.ts";
+import type { BlobCache } from "./cache.ts";
+import type { SharedFolder, SharedPlace } from "./shared.ts";
+
+export { BlobCache } from "./cache.ts";
+export { SharedFolder } from "./shared.ts";
+
+type PlainTensors = Readonly<Record<string, PlainTensor>>;
+
+/** A call's fields that may be sources, as they are once the bytes are in the lease. */
+type Loaded<Call> = {
+  readonly [Field in keyof Call]: Field extends "params" | "grads" | "state" ? Exclude<Call[Field], SharedBlob | CachedBlob> : Call[Field];
+};
+
+const FIELDS = ["params", "grads", "state"] as const;
+
+interface Sources {
+  readonly params?: TensorsSource;
+  readonly grads?: TensorsSource;
+  readonly state?: BlobSource | null;
+}
+
+/** What a step came to. */
+interface Result {
+  readonly params: Parts | PlainTensors;
+  /** The parameters rounded, where that was asked for. */
+  readonly rounded?: Parts | PlainTensors | undefined;
+  readonly state: Parts;
+}
+
+/** What the reply says of it. */
+interface Delivered {
+  readonly params?: Parts | PlainTensors | SharedBlob;
+  readonly state?: Parts | SharedBlob;
+  readonly cached?: { readonly params?: CachedBlob; readonly state?: CachedBlob };
+}
+
+const isShared = (source: unknown): source is SharedBlob => typeof (source as { file?: unknown } | null | undefined)?.file === "string";
+
+const isCached = (source: unknown): source is CachedBlob => typeof (source as { sha256?: unknown } | null | undefined)?.sha256 === "string";
+
+/** What the calls of one request may name. */
+export class Blobs {
+  readonly #folder: SharedFolder | undefined;
+  readonly #cache: BlobCache | undefined;
+  readonly #caller: string | undefined;
+  /** Time spent with files and the cache. */
+  seconds = 0;
+
+  /** `caller` is the name of the request's token. Each of the two stores may be missing. */
+  constructor(folder: SharedFolder | undefined, cache: BlobCache | undefined, caller: string | undefined) {
+    this.#folder = folder;
+    this.#cache = cache;
+    this.#caller = caller;
+  }
+
+  /** The call with the bytes that it names in its lease. Throws INVALID_PARAMS or BLOB_MISSING naming the field, and what the arena refuses. */
+  async load<Call extends Sources>(call: Call, lease: Lease): Promise<Loaded<Call>> {
+    const loaded: Record<string, Uint8Array> = {};
+    for (const field of FIELDS) {
+      const source = call[field];
+      const from = isShared(source)
+        ? () => this.#read(source, `/${field}`, lease)
+        : isCached(source)
+          ? () => this.#recall(source, `/${field}`, lease)
+          : undefined;
+      if (from) loaded[field] = await this.#timed(from);
+    }
+    return { ...call, ...loaded } as Loaded<Call>;
+  }
+
+  /** Where a step's result shall go, its files open. Throws INVALID_PARAMS for what this server cannot do. */
+  async delivery({ params, state, reply = {} }: Pick<StepParams, "params" | "state" | "reply">): Promise<Delivery> {
+    if (reply.state === "none" && reply.cache !== true) {
+      throw StepdError.mismatch("INVALID_PARAMS", "/reply/cache", "true, because without it the new state would be lost (reply.state is none)", "false");
+    }
+    if (reply.state === "none" && !this.#cache) {
+      throw StepdError.mismatch("INVALID_PARAMS", "/reply/state", "same: this server keeps nothing (STEPD_CACHE_MIB is 0)", "none");
+    }
+    const places: { params?: SharedPlace; state?: SharedPlace } = {};
+    const delivery = new Delivery(reply, places, reply.cache === true ? this.#cache : undefined, this.#caller, (work) => this.#timed(work));
+    try {
+      for (const [field, source] of [["params", params] as const, ["state", state] as const]) {
+        const into = reply.into?.[field];
+        const target = into ?? (isShared(source) ? source : undefined);
+        if (target && reply[field] !== "none") places[field] = await this.#open(target, "write", `${into ? "/reply/into" : ""}/${field}`);
+      }
+      requireApart(places);
+    } catch (error) {
+      await delivery[Symbol.asyncDispose]();
+      throw error;
+    }
+    return delivery;
+  }
+
+  async #read(source: SharedBlob, field: string, lease: Lease): Promise<Uint8Array> {
+    await using place = await this.#open(source, "read", field);
+    const start = lease.alloc(source.length);
+    await place.read(lease.bytes, start);
+    return lease.view(start, source.length);
+  }
+
+  #recall({ sha256 }: CachedBlob, field: string, lease: Lease): Uint8Array {
+    const blob = this.#cache?.get(sha256, this.#caller);
+    if (!blob) throw StepdError.mismatch("BLOB_MISSING", field, "the digest of a blob that this server still has; send the blob", sha256);
+    const start = lease.alloc(blob.length);
+    if (blob.length > 0) lease.bytes.fill(blob, start, start + blob.length);
+    return lease.view(start, blob.length);
+  }
+
+  async #timed<T>(work: () => Promise<T> | T): Promise<T> {
+    const start = performance.now();
+    try {
+      return await work();
+    } finally {
+      this.seconds += (performance.now() - start) / 1000;
+    }
+  }
+
+  async #open(blob: SharedBlob, use: "read" | "write", field: string): Promise<SharedPlace> {
+    if (!this.#folder) throw StepdError.mismatch("INVALID_PARAMS", field, "a blob: this server shares no folder (STEPD_SHARED_DIR)", "a file");
+    return this.#folder.open(blob, use, field, this.#caller);
+  }
+}
+
+/** Both results in one file must not lie over each other. */
+const requireApart = ({ params, state }: { readonly params?: SharedPlace; readonly state?: SharedPlace }): void => {
+  if (!params || !state || params.blob.file !== state.blob.file) return;
+  const [a, b] = [params.blob, state.blob];
+  if (a.offset >= b.offset + b.length || b.offset >= a.offset + a.length) return;
+  throw StepdError.mismatch(
+    "INVALID_PARAMS",
+    state.field,
+    "a place apart from that of the parameters",
+    `${b.offset} to ${b.offset + b.length} of the same file`,
+  );
+};
+
+type Timed = <T>(work: () => Promise<T> | T) => Promise<T>;
+
+/** A step's result on its way out. */
+export class Delivery implements AsyncDisposable {
+  readonly #reply: NonNullable<StepParams["reply"]>;
+  readonly #places: { readonly params?: SharedPlace; readonly state?: SharedPlace };
+  readonly #cache: BlobCache | undefined;
+  readonly #caller: string | undefined;
+  readonly #timed: Timed;
+
+  constructor(
+    reply: NonNullable<StepParams["reply"]>,
+    places: { readonly params?: SharedPlace; readonly state?: SharedPlace },
+    cache: BlobCache | undefined,
+    caller: string | undefined,
+    timed: Timed,
+  ) {
+    this.#reply = reply;
+    this.#places = places;
+    this.#cache = cache;
+    this.#caller = caller;
+    this.#timed = timed;
+  }
+
+  /** Keeps and writes the result of a step that has succeeded whole, and says what the reply has of it. */
+  deliver(result: Result): Promise<Delivered> {
+    const isPlain = !this.#cache && !this.#places.params && !this.#places.state;
+    return isPlain ? this.#deliver(result) : this.#timed(() => this.#deliver(result));
+  }
+
+  async #deliver({ params: whole, rounded, state }: Result): Promise<Delivered> {
+    const { params: form = "same", state: stateForm = "same" } = this.#reply;
+    const params = form === "none" ? undefined : (rounded ?? whole);
+    if (params !== undefined && this.#places.params && !(params instanceof Parts)) {
+      throw StepdError.mismatch("INVALID_PARAMS", "/reply/into/params", "params as a blob or a file beside it", "tensors by name");
+    }
+    // All that can be refused is refused before anything is written.
+    if (params instanceof Parts) this.#places.params?.requireRoom(params.length);
+    this.#places.state?.requireRoom(state.length);
+    const cached = this.#cache && (await this.#keep(this.#cache, whole, state));
+    if (stateForm === "none" && !cached?.state) throw unkept(state.length, this.#cache?.capacity ?? 0);
+    return {
+      ...(params !== undefined && { params: params instanceof Parts && this.#places.params ? await this.#places.params.write(params) : params }),
+      ...(stateForm === "same" && { state: this.#places.state ? await this.#places.state.write(state) : state }),
+      ...(cached && { cached }),
+    };
+  }
+
+  async #keep(cache: BlobCache, params: Parts | PlainTensors, state: Parts): Promise<NonNullable<Delivered["cached"]>> {
+    // What does not fit together would push each other out; the state is the larger part.
+    const fits = params instanceof Parts && params.length + state.length <= cache.capacity;
+    const forParams = fits ? await cache.put(params, this.#caller) : undefined;
+    const forState = await cache.put(state, this.#caller);
+    return { ...(forParams && { params: { sha256: forParams } }), ...(forState && { state: { sha256: forState } }) };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([this.#places.params, this.#places.state].map((place) => place?.[Symbol.asyncDispose]()));
+  }
+}
+
+const unkept = (bytes: number, capacity: number): StepdError =>
+  bytes > capacity
+    ? StepdError.mismatch(
+        "PAYLOAD_TOO_LARGE",
+        "/reply/state",
+        `a state of at most ${capacity} bytes, what this server's cache holds, or same`,
+        `${bytes} bytes`,
+      )
+    : new StepdError("OVERLOADED", "Other calls' results crowded the new state out of the cache before it was kept", { field: "/reply/state", retry_after: 1 });

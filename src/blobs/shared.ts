@@ -1,0 +1,147 @@
+/**
+ * The folder that the server shares with trainers on its host, for instance under /dev/shm: a call names bytes in its files
+ * instead of sending them, and the results go back there. Files are read and written, not mapped, so that a file that is cut
+ * short by its owner is an error and no signal.
+ */
+import { constants, realpathSync, statSync } from "node:fs";
+import { type FileHandle, lstat, open } from "node:fs/promises";
+import { join } from "node:path";
+import type { Parts } from "../codec/parts.ts";
+import { StepdError } from "../errors/errors.ts";
+import type { SharedBlob } from "../generated/wire.gen.ts";
+
+/** Pieces of this many bytes are read and written at a time, several at once on libuv's threads. */
+const PIECE_BYTES = 16 * 2 ** 20;
+
+/** Buffers in one write; Linux takes 1024. */
+const MAX_BUFFERS = 1024;
+
+/** `O_NONBLOCK` opens a pipe without waiting for its other end, so that it can be refused. */
+const FLAGS = constants.O_NOFOLLOW | constants.O_NONBLOCK;
+
+const EXPECTED = {
+  read: { flags: constants.O_RDONLY, file: "a regular file in the shared folder that this server may read" },
+  write: { flags: constants.O_WRONLY, file: "a regular file in the shared folder that this server may write" },
+};
+
+const invalid = (field: string, expected: string, found: string): StepdError => StepdError.mismatch("INVALID_PARAMS", field, expected, found);
+
+export class SharedFolder {
+  readonly #path: string;
+  /** Bytes read and written since the start. */
+  bytesIn = 0;
+  bytesOut = 0;
+
+  /** Throws Error where the path is no folder. */
+  constructor(path: string) {
+    this.#path = realpathSync(path);
+    if (!statSync(this.#path).isDirectory()) throw new Error("it is no folder");
+  }
+
+  /**
+   * Opens the file that `blob` names: one of the caller's own folder where there are tokens. Links of either kind are refused:
+   * they would lead out of the folder. Throws INVALID_PARAMS naming `field`.
+   */
+  async open(blob: SharedBlob, use: "read" | "write", field: string, caller: string | undefined): Promise<SharedPlace> {
+    const { flags, file: expected } = EXPECTED[use];
+    const refuse = (found: string): StepdError => invalid(`${field}/file`, expected, found);
+    let folder = this.#path;
+    if (caller !== undefined) {
+      folder = join(folder, caller);
+      if (!(await lstat(folder).catch(() => undefined))?.isDirectory()) throw refuse("no folder of the caller's token");
+    }
+    const handle = await open(join(folder, blob.file), flags | FLAGS).catch((error: NodeJS.ErrnoException) => {
+      throw refuse(WHY[error.code ?? ""] ?? String(error.code));
+    });
+    try {
+      const found = await handle.stat();
+      if (!found.isFile()) throw refuse("something else");
+      if (found.nlink > 1) throw refuse("a file that has another name as well");
+      if (blob.offset > found.size) throw invalid(`${field}/offset`, `at most ${found.size}, the file's size`, String(blob.offset));
+      const rest = found.size - blob.offset;
+      if (blob.length > rest) throw invalid(`${field}/length`, `at most ${rest}, what the file has from there`, String(blob.length));
+    } catch (error) {
+      await handle.close();
+      throw error;
+    }
+    return new SharedPlace(this, handle, blob, field);
+  }
+}
+
+const WHY: Readonly<Record<string, string>> = {
+  ENOENT: "none of that name",
+  ELOOP: "a link",
+  EACCES: "one that it may not",
+  EISDIR: "a folder",
+  ENXIO: "a pipe",
+};
+
+/** Bytes of an open file, or room for them. */
+export class SharedPlace implements AsyncDisposable {
+  readonly #folder: SharedFolder;
+  readonly #handle: FileHandle;
+  readonly blob: SharedBlob;
+  readonly field: string;
+
+  constructor(folder: SharedFolder, handle: FileHandle, blob: SharedBlob, field: string) {
+    this.#folder = folder;
+    this.#handle = handle;
+    this.blob = blob;
+    this.field = field;
+  }
+
+  /** Reads all of it to `start` of the memory. Throws INVALID_PARAMS where the file has been cut short meanwhile. */
+  async read(memory: Buffer, start: number): Promise<void> {
+    const { offset, length } = this.blob;
+    const starts = Array.from({ length: Math.ceil(length / PIECE_BYTES) }, (_, index) => index * PIECE_BYTES);
+    const counts = await Promise.all(starts.map((at) => this.#handle.read(memory, start + at, Math.min(PIECE_BYTES, length - at), offset + at)));
+    const read = counts.reduce((sum, { bytesRead }) => sum + bytesRead, 0);
+    if (read < length) throw invalid(`${this.field}/length`, `${length} bytes in the file`, `${read} while reading`);
+    this.#folder.bytesIn += length;
+  }
+
+  /** Throws INVALID_PARAMS where a result is longer than the place. */
+  requireRoom(bytes: number): void {
+    if (bytes > this.blob.length) throw invalid(`${this.field}/length`, `at least ${bytes}, the bytes of the result`, String(this.blob.length));
+  }
+
+  /** Writes a result and returns where it is. */
+  async write(result: Parts): Promise<SharedBlob> {
+    let at = this.blob.offset;
+    await Promise.all(
+      batches(result).map((buffers) => {
+        const start = at;
+        const bytes = buffers.reduce((sum, { length }) => sum + length, 0);
+        at += bytes;
+        return this.#handle.writev(buffers, start).then(({ bytesWritten }) => {
+          if (bytesWritten < bytes) throw new Error(`the shared file ${this.blob.file} took ${bytesWritten} of ${bytes} bytes`);
+        });
+      }),
+    );
+    this.#folder.bytesOut += result.length;
+    return { ...this.blob, length: result.length };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#handle.close();
+  }
+}
+
+/** A result as buffers that are written together. */
+const batches = ({ pieces }: Parts): Uint8Array[][] => {
+  const all: Uint8Array[][] = [];
+  let room = 0;
+  for (const piece of pieces) {
+    for (let at = 0; at < piece.length; ) {
+      if (room <= 0 || all.at(-1)?.length === MAX_BUFFERS) {
+        all.push([]);
+        room = PIECE_BYTES;
+      }
+      const part = piece.subarray(at, at + room);
+      all.at(-1)?.push(part);
+      room -= part.length;
+      at += part.length;
+    }
+  }
+  return all;
+};

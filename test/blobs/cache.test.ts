@@ -1,0 +1,183 @@
+/** Results that the server keeps: named by their digest, each caller's own, bounded, and never needed. */
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { BlobCache } from "../../src/blobs/blobs.ts";
+import { Parts } from "../../src/codec/parts.ts";
+import { gradsAt, LARGE, run, SMALL, type StepReply, startParams } from "../support/run.ts";
+import { MSGPACK, pack, type RpcError, readReply, TestService } from "../support/service.ts";
+import { readFile, writeTensors } from "../support/tensors.ts";
+import { variants } from "../support/variants.ts";
+
+const STEPS = 3;
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start({ STEPD_CACHE_MIB: "64" });
+});
+after(() => service[Symbol.asyncDispose]());
+
+interface Name {
+  readonly sha256: string;
+}
+
+interface CachedReply extends StepReply {
+  readonly cached?: { readonly params?: Name; readonly state?: Name };
+}
+
+const params = writeTensors(startParams(SMALL));
+const grads = writeTensors(gradsAt(SMALL, 0));
+const optimizer = { name: "adamw" };
+const call = { optimizer, params, grads };
+
+const sha256 = (bytes: Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
+
+const requireSame = (found: Uint8Array | undefined, expected: Uint8Array, what: string): void =>
+  assert.ok(Buffer.from(found as Uint8Array).equals(Buffer.from(expected)), what);
+
+const requireError = async (params: unknown, name: string, field: string, to = service, headers = {}): Promise<RpcError> => {
+  const response = await to.post("/rpc", pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params }), MSGPACK, headers);
+  const { error } = (await readReply(response)) as { error?: RpcError };
+  assert.ok(error, "a refusal");
+  assert.deepEqual([error.data.name, error.data.field], [name, field], error.message);
+  return error;
+};
+
+for (const { label, optimizer: variant } of variants) {
+  test(`${label}: steps by digest are steps by value`, async () => {
+    const expected = await run(service, { optimizer: variant, shapes: LARGE, steps: STEPS });
+    let from: { params: unknown; state: unknown } = { params: writeTensors(startParams(LARGE)), state: null };
+    for (let step = 0; step < STEPS; step++) {
+      const isLast = step === STEPS - 1;
+      const reply = { cache: true, params: isLast ? "same" : "none", state: isLast ? "same" : "none" };
+      const result = await service.call<CachedReply>("optimizer.step", { optimizer: variant, ...from, grads: writeTensors(gradsAt(LARGE, step)), reply });
+      assert.deepEqual(["params" in result, "state" in result], [isLast, isLast]);
+      from = result.cached as { params: Name; state: Name };
+      if (!isLast) continue;
+      requireSame(result.params, expected.params, "params");
+      requireSame(result.state, expected.state, "state");
+      assert.deepEqual(result.cached, { params: { sha256: sha256(expected.params) }, state: { sha256: sha256(expected.state) } });
+    }
+  });
+}
+
+test("a name that is not known is BLOB_MISSING, and counted", async () => {
+  const before = await service.metric('stepd_cache_lookups_total{outcome="miss"}');
+  const name = { sha256: "0".repeat(64) };
+  await requireError({ ...call, params: name }, "BLOB_MISSING", "/params");
+  await requireError({ ...call, state: name }, "BLOB_MISSING", "/state");
+  const rest = await service.post("/v1/step", pack({ ...call, grads: name }), MSGPACK);
+  assert.equal(rest.status, 404);
+  const text = await (await fetch(`${service.url}/metrics`)).text();
+  assert.match(text, new RegExp(`^stepd_cache_lookups_total\\{outcome="miss"\\} ${(Number.isNaN(before) ? 0 : before) + 3}$`, "m"));
+});
+
+test("without a cache nothing is kept, and no state is lost for it", async () => {
+  await using bare = await TestService.start();
+  const result = await bare.call<CachedReply>("optimizer.step", { ...call, reply: { cache: true } });
+  assert.equal(result.cached, undefined);
+  requireSame(result.state, (await service.call<StepReply>("optimizer.step", call)).state, "state");
+  await requireError({ ...call, reply: { cache: true, state: "none" } }, "INVALID_PARAMS", "/reply/state", bare);
+  await requireError({ ...call, state: { sha256: "0".repeat(64) } }, "BLOB_MISSING", "/state", bare);
+  await requireError({ ...call, reply: { state: "none" } }, "INVALID_PARAMS", "/reply/cache");
+});
+
+test("each caller has names of its own", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "stepd-cache-"));
+  const [alice, bob] = ["alice-token-0123456789", "bob-token-0123456789"];
+  writeFileSync(join(folder, "tokens"), `alice ${alice}\nbob ${bob}\n`);
+  await using guarded = await TestService.start({ STEPD_CACHE_MIB: "8", STEPD_TOKENS_FILE: join(folder, "tokens") });
+  rmSync(folder, { recursive: true });
+  const as = (token: string) => ({ Authorization: `Bearer ${token}` });
+  const response = await guarded.post("/v1/step", pack({ ...call, reply: { cache: true } }), MSGPACK, as(alice));
+  const { cached } = (await readReply(response)) as CachedReply;
+  await requireError({ ...call, ...cached }, "BLOB_MISSING", "/params", guarded, as(bob));
+  assert.equal((await guarded.post("/v1/step", pack({ ...call, ...cached }), MSGPACK, as(alice))).status, 200);
+});
+
+test("what is too large is not kept, and a state that would be lost is refused", async () => {
+  await using small = await TestService.start({ STEPD_CACHE_MIB: "1" });
+  const wide = { w: [200_000] };
+  const large = { optimizer, params: writeTensors(startParams(wide)), grads: writeTensors(gradsAt(wide, 0)) };
+  const kept = await small.call<CachedReply>("optimizer.step", { ...large, reply: { cache: true } });
+  assert.equal(kept.cached?.state, undefined);
+  await requireError({ ...large, reply: { cache: true, state: "none" } }, "PAYLOAD_TOO_LARGE", "/reply/state", small);
+  assert.ok((await small.metric("stepd_cache_used_bytes")) <= 2 ** 20);
+  // SGD with momentum has a state of the size of its parameters: both do not fit, one does.
+  const half = await small.call<CachedReply>("optimizer.step", { ...large, optimizer: { name: "sgd", momentum: 0.9 }, reply: { cache: true } });
+  assert.deepEqual(Object.keys(half.cached ?? {}), ["state"]);
+});
+
+test("what was not used for longest goes first, and copies under way count", async () => {
+  const cache = new BlobCache(1000);
+  const blob = (fill: number, bytes = 400): Parts => new Parts([Buffer.alloc(bytes / 2, fill), Buffer.alloc(bytes / 2, fill)]);
+  const [a, b] = [await cache.put(blob(1), undefined), await cache.put(blob(2), undefined)] as [string, string];
+  assert.ok(cache.get(a, undefined)?.equals(Buffer.alloc(400, 1)));
+  const c = (await cache.put(blob(3), undefined)) as string;
+  assert.equal(cache.get(b, undefined), undefined);
+  assert.ok(cache.get(a, undefined) && cache.get(c, undefined));
+  assert.equal(await cache.put(blob(4, 1002), undefined), undefined);
+  const many = await Promise.all(Array.from({ length: 10 }, (_, index) => cache.put(blob(10 + index), undefined)));
+  assert.ok(cache.used <= 1000, `${cache.used} bytes`);
+  assert.ok(many.filter((name) => name !== undefined && cache.get(name, undefined)).length <= 2);
+});
+
+/** The bits of a float32 rounded to BF16, to nearest even, by integers. */
+const rounded = (file: Uint8Array): Map<string, Buffer> =>
+  new Map(
+    [...readFile(file).entries].map(([name, { bytes }]) => {
+      const target = Buffer.alloc(bytes.length / 2);
+      for (let i = 0; i < target.length / 2; i++) {
+        const bits = bytes.readUInt32LE(4 * i);
+        target.writeUInt16LE(((bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16) & 0xffff, 2 * i);
+      }
+      return [name, target];
+    }),
+  );
+
+test("parameters in BF16: rounded to nearest even, in the order and form of the request, the rest of the reply as ever", async () => {
+  const expected = await service.call<StepReply>("optimizer.step", call);
+  const found = await service.call<StepReply>("optimizer.step", { ...call, reply: { params: "bf16" } });
+  const { entries } = readFile(found.params);
+  assert.deepEqual([...entries.keys()], Object.keys(SMALL));
+  const bits = rounded(expected.params);
+  for (const [name, { dtype, shape, bytes }] of entries) {
+    assert.deepEqual([dtype, shape], ["BF16", SMALL[name as keyof typeof SMALL]], name);
+    assert.ok(bytes.equals(bits.get(name) as Buffer), name);
+  }
+  requireSame(found.state, expected.state, "state");
+  const plain = { optimizer: { name: "sgd", lr: 0 }, params: { w: { shape: [3], values: [1, 1.00390625, "NaN"] } }, grads: {} };
+  const reply = await service.call<{ params: unknown }>("optimizer.step", { ...plain, reply: { params: "bf16" } });
+  assert.deepEqual(reply.params, { w: { shape: [3], dtype: "BF16", values: [1, 1, "NaN"] } });
+});
+
+test("BF16 of other dtypes: from F16 and BF16, not from F64", async () => {
+  const values = [1, -2.5, 0.333251953125, 65504];
+  const of = (dtype: string) => ({
+    optimizer: { name: "sgd", lr: 0 },
+    params: { w: { shape: [4], dtype, values } },
+    grads: { w: { shape: [4], values: [0, 0, 0, 0] } },
+    reply: { params: "bf16" },
+  });
+  for (const dtype of ["F16", "BF16"]) {
+    const reply = await service.call<{ params: { w: { values: number[] } } }>("optimizer.step", of(dtype));
+    assert.deepEqual(reply.params.w.values, [1, -2.5, 0.333984375, 65536], dtype);
+  }
+  await requireError(of("F64"), "UNSUPPORTED_DTYPE", "/reply/params");
+});
+
+test("a skipped step has the same forms", async () => {
+  const bad = writeTensors({ w: { shape: [3, 11], data: new Float32Array(33).fill(Number.NaN) } });
+  const result = await service.call<CachedReply & { skipped: boolean }>("optimizer.step", {
+    ...call,
+    grads: bad,
+    non_finite: "skip",
+    reply: { params: "bf16", cache: true, state: "none" },
+  });
+  assert.equal(result.skipped, true);
+  assert.equal(readFile(result.params).entries.get("w")?.dtype, "BF16");
+  assert.equal(result.cached?.params?.sha256, sha256(params));
+});

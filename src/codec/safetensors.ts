@@ -4,6 +4,7 @@
  * Format: https://github.com/huggingface/safetensors, section "Format".
  */
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
+import { MAX_KEY, Recent } from "./_recent.ts";
 import { parseStrictJson } from "./_text.ts";
 import { bytesOf, elementsOf, rankOf } from "./dtype.ts";
 
@@ -29,15 +30,40 @@ export interface Safetensors {
   readonly tensors: readonly TensorInfo[];
 }
 
-/** Reads the header of a file. Throws `code` naming `field` for anything that the format forbids. */
+/** What a header says, and where the file ends by it. */
+interface Layout extends Safetensors {
+  readonly end: number;
+}
+
+type Corrupt = (expected: string, found: string) => StepdError;
+
+/** By the header's bytes as Latin-1, which is one character for each. Only headers that passed all checks. */
+const layouts = new Recent<Layout>();
+
+/** Reads the header of a file. Throws `code` naming `field` for anything that the format forbids. What it returns is shared between calls. */
 export const readSafetensors = (file: Buffer, field: string, code: ErrorName): Safetensors => {
-  const corrupt = (expected: string, found: string): StepdError => StepdError.mismatch(code, field, expected, found);
+  const corrupt: Corrupt = (expected, found) => StepdError.mismatch(code, field, expected, found);
   if (file.length < LENGTH_BYTES) throw corrupt("a safetensors file of at least 8 bytes", `${file.length} bytes`);
-  const headerBytes = file.readBigUInt64LE(0);
-  if (headerBytes > MAX_HEADER_BYTES) throw corrupt(`a header of at most ${MAX_HEADER_BYTES} bytes`, `a header length of ${headerBytes}`);
-  const dataStart = LENGTH_BYTES + Number(headerBytes);
+  const high = file.readUInt32LE(4);
+  const headerBytes = file.readUInt32LE(0);
+  if (high > 0 || headerBytes > MAX_HEADER_BYTES)
+    throw corrupt(`a header of at most ${MAX_HEADER_BYTES} bytes`, `a header length of ${file.readBigUInt64LE(0)}`);
+  const dataStart = LENGTH_BYTES + headerBytes;
   if (dataStart > file.length) throw corrupt(`a header of ${headerBytes} bytes, as the first 8 bytes say`, `${file.length - LENGTH_BYTES} bytes after them`);
-  if (file[LENGTH_BYTES] !== 0x7b) throw corrupt("a header that starts with {", headerBytes === 0n ? "an empty header" : `byte ${file[LENGTH_BYTES]}`);
+  const key = headerBytes < MAX_KEY ? file.toString("latin1", LENGTH_BYTES, dataStart) : undefined;
+  let layout = key === undefined ? undefined : layouts.get(key);
+  if (!layout) {
+    layout = readLayout(file, dataStart, field, corrupt);
+    if (key !== undefined) layouts.set(key, layout);
+  }
+  const { end } = layout;
+  if (end !== file.length) throw corrupt(`${end - dataStart} bytes of tensors, as the header says`, `${file.length - dataStart} bytes`);
+  return layout;
+};
+
+/** Reads the header whose end is at `dataStart`. */
+const readLayout = (file: Buffer, dataStart: number, field: string, corrupt: Corrupt): Layout => {
+  if (file[LENGTH_BYTES] !== 0x7b) throw corrupt("a header that starts with {", dataStart === LENGTH_BYTES ? "an empty header" : `byte ${file[LENGTH_BYTES]}`);
   let header: unknown;
   try {
     header = parseStrictJson(file.subarray(LENGTH_BYTES, dataStart));
@@ -60,15 +86,14 @@ export const readSafetensors = (file: Buffer, field: string, code: ErrorName): S
     }
     end += tensor.bytes;
   }
-  if (end !== file.length) throw corrupt(`${end - dataStart} bytes of tensors, as the header says`, `${file.length - dataStart} bytes`);
-  return { metadata: new Map(Object.entries(metadata as Record<string, string>)), tensors };
+  return { metadata: new Map(Object.entries(metadata as Record<string, string>)), tensors, end };
 };
 
 const isRecord = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null && !Array.isArray(value);
 
 const isSize = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 
-const readEntry = (name: string, entry: unknown, dataStart: number, field: string, corrupt: (expected: string, found: string) => StepdError): TensorInfo => {
+const readEntry = (name: string, entry: unknown, dataStart: number, field: string, corrupt: Corrupt): TensorInfo => {
   const quoted = JSON.stringify(name);
   const expected = `tensor ${quoted} to have dtype, shape and data_offsets`;
   if (!isRecord(entry)) throw corrupt(expected, JSON.stringify(entry));
@@ -108,8 +133,25 @@ const orderOf = (unit: number): number => (unit < 0xd800 ? unit : unit < 0xe000 
 export const canonicalOrder = <T extends TensorDescription>(tensors: readonly T[]): readonly T[] =>
   tensors.toSorted((a, b) => rankOf(b.dtype) - rankOf(a.dtype) || compareUtf8(a.name, b.name));
 
-/** The canonical header, with its length in front, of tensors that follow in the given order without gaps. */
+const headers = new Recent<Buffer>();
+
+/** The canonical header, with its length in front, of tensors that follow in the given order without gaps. It is shared between calls, to be read only. */
 export const writeHeader = (metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Buffer => {
+  // With the lengths of names no other tensors give the same key.
+  let key = JSON.stringify(metadata);
+  for (let index = 0; index < tensors.length && key.length < MAX_KEY; index++) {
+    const { name, dtype, shape } = tensors[index] as TensorDescription;
+    key += `${name.length}:${name}${dtype}[${shape}]`;
+  }
+  if (key.length >= MAX_KEY) return makeHeader(metadata, tensors);
+  const known = headers.get(key);
+  if (known) return known;
+  const header = makeHeader(metadata, tensors);
+  headers.set(key, header);
+  return header;
+};
+
+const makeHeader = (metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Buffer => {
   let offset = 0;
   const entries = tensors.map(({ name, dtype, shape }) => {
     const start = offset;

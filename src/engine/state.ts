@@ -9,7 +9,7 @@ import { Parts } from "../codec/parts.ts";
 import { canonicalOrder, readSafetensors, type TensorDescription, writeHeader } from "../codec/safetensors.ts";
 import { StepdError } from "../errors/errors.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
-import { loadBlob, type Tensor } from "./tensors.ts";
+import { isSameShape, loadBlob, type Tensor } from "./tensors.ts";
 
 export const STATE_FORMAT = "stepd.state/1";
 
@@ -104,7 +104,7 @@ export const requireFit = (state: State, optimizer: OptimizerDefinition, params:
     }
     for (const [slot, { dtype, shape }] of slots) {
       const expected = slotDtype(param.dtype);
-      if (dtype !== expected || String(shape) !== String(param.shape)) {
+      if (dtype !== expected || !isSameShape(shape, param.shape)) {
         throw mismatch(`${slot}/${name} to be ${expected} [${param.shape}] for a parameter in ${param.dtype}`, `${dtype} [${shape}]`, name);
       }
     }
@@ -176,7 +176,7 @@ export const slotDtype = (param: string): string => (param === "F64" ? "F64" : "
 
 /** A step or a scalar slot in the file. */
 const scalarBytes = (value: number, dtype: "I64" | "F64"): Buffer => {
-  const bytes = Buffer.alloc(SCALAR_BYTES);
+  const bytes = Buffer.allocUnsafe(SCALAR_BYTES);
   if (dtype === "I64") bytes.writeBigInt64LE(BigInt(value));
   else bytes.writeDoubleLE(value);
   return bytes;

@@ -61,15 +61,18 @@ const requireFew = (count: number, field: string): void => {
 };
 
 const requireSupported = (dtype: string, field: string, name: string): void => {
-  if (!SUPPORTED.includes(dtype)) throw StepdError.mismatch("UNSUPPORTED_DTYPE", field, `dtype ${SUPPORTED.join(", ")}`, dtype, [name]);
+  if (SUPPORTED.includes(dtype)) return;
+  throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${field}/${pointerEscape(name)}`, `dtype ${SUPPORTED.join(", ")}`, dtype, [name]);
 };
 
 const loadFile = (file: Buffer, field: string, lease: Lease): TensorSet => {
   const { metadata, tensors } = readSafetensors(file, field, "TENSORS_CORRUPT");
   requireFew(tensors.length, field);
-  for (const { name, dtype } of tensors) requireSupported(dtype, `${field}/${pointerEscape(name)}`, name);
+  for (const { name, dtype } of tensors) requireSupported(dtype, field, name);
   return {
-    tensors: new Map(tensors.map(({ offset, ...info }) => [info.name, { ...info, address: file.byteOffset + offset }])),
+    tensors: new Map(
+      tensors.map(({ name, dtype, shape, elements, bytes, offset }) => [name, { name, dtype, shape, elements, bytes, address: file.byteOffset + offset }]),
+    ),
     reply: () => new Parts([file]),
     inDtype: (dtype) => newFile(Object.fromEntries(metadata), tensors, dtype, lease),
   };
@@ -95,7 +98,7 @@ const loadPlain = (plain: PlainTensors, field: string, lease: Lease): TensorSet 
   requireFew(Object.keys(plain).length, field);
   for (const [name, { shape, dtype = "F32", values }] of Object.entries(plain)) {
     const at = `${field}/${pointerEscape(name)}`;
-    requireSupported(dtype, at, name);
+    requireSupported(dtype, field, name);
     const elements = elementsOf(shape);
     if (elements !== values.length) {
       throw StepdError.mismatch("TENSOR_MISMATCH", `${at}/values`, `${elements} values for shape [${shape}]`, `${values.length}`, [name]);
@@ -139,13 +142,15 @@ const toPlain = ({ dtype, shape, elements, bytes, address }: Tensor, lease: Leas
   };
 };
 
+export const isSameShape = (a: readonly number[], b: readonly number[]): boolean => a === b || String(a) === String(b);
+
 /** Checks that each gradient has a parameter of its name and shape. Its dtype may be another. */
 export const requireMatch = (params: TensorSet, grads: TensorSet): void => {
   for (const [name, grad] of grads.tensors) {
     const param = params.tensors.get(name);
+    if (param && isSameShape(grad.shape, param.shape)) continue;
     const field = `/grads/${pointerEscape(name)}`;
     if (!param) throw StepdError.mismatch("TENSOR_MISMATCH", field, "the name of a parameter", `${JSON.stringify(name)}, which params does not have`, [name]);
-    if (String(grad.shape) !== String(param.shape))
-      throw StepdError.mismatch("TENSOR_MISMATCH", field, `shape [${param.shape}] as in params`, `[${grad.shape}]`, [name]);
+    throw StepdError.mismatch("TENSOR_MISMATCH", field, `shape [${param.shape}] as in params`, `[${grad.shape}]`, [name]);
   }
 };

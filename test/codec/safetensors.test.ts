@@ -1,6 +1,7 @@
 /** The safetensors reader takes every file of the format and no other; the writer gives equal tensors equal bytes. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { Recent } from "../../src/codec/_recent.ts";
 import { canonicalOrder, compareUtf8, readSafetensors, writeHeader } from "../../src/codec/safetensors.ts";
 import { random, rawTensors } from "../support/tensors.ts";
 
@@ -92,4 +93,50 @@ test("corrupting any byte of a header never gives anything but a clean refusal o
       }
     }
   }
+});
+
+test("a header that was read before is not mistaken for another, and never for a file of another length", () => {
+  const file = Buffer.concat([writeHeader({ a: "1" }, [{ name: "w", dtype: "F32", shape: [2] }]), Buffer.alloc(8)]);
+  const first = read(file);
+  assert.equal(read(Buffer.from(file)), first);
+  const at = file.indexOf('"w"') + 1;
+  for (let byte = 0; byte < 256; byte++) {
+    const other = Buffer.from(file);
+    other[at] = byte;
+    if (byte === 0x77) continue;
+    // One byte alone: ASCII without control characters, quote and backslash.
+    if (byte < 0x20 || byte > 0x7f || byte === 0x22 || byte === 0x5c) assert.throws(() => read(other), { code: "TENSORS_CORRUPT" });
+    else assert.equal(read(other).tensors[0]?.name, String.fromCharCode(byte));
+  }
+  assert.throws(() => read(file.subarray(0, -1)), { code: "TENSORS_CORRUPT", message: /8 bytes of tensors, as the header says, found 7/ });
+  assert.throws(() => read(Buffer.concat([file, Buffer.alloc(1)])), { code: "TENSORS_CORRUPT", message: /found 9 bytes/ });
+  assert.equal(read(file), first);
+});
+
+test("headers that could be taken for each other are written apart", () => {
+  const one = (name: string, shape: readonly number[]) => ({ name, dtype: "F32", shape });
+  const files: readonly (readonly [Readonly<Record<string, string>>, readonly ReturnType<typeof one>[]])[] = [
+    [{}, [one("a", [1])]],
+    [{}, [one("aF32[1]", [1])]],
+    [{}, [one("a", [1]), one("a", [1])]],
+    [{}, [one("aF32[1]1:a", [1])]],
+    [{}, [one("", [1]), one("0:F32[1]", [1])]],
+    [{}, [one("", [1, 1])]],
+    [{ a: "" }, [one("a", [1])]],
+    [{ a: "}1:aF32[1]" }, []],
+    [{}, [one("a", [11])]],
+  ];
+  const texts = files.flatMap((file) => [writeHeader(...file).toString(), writeHeader(...file).toString()]);
+  assert.equal(new Set(texts).size, files.length);
+});
+
+test("what is remembered of headers has a bound", () => {
+  const recent = new Recent<object>();
+  const length = 1000;
+  for (let index = 0; index < 10_000; index++) recent.set(String(index).padEnd(length), {});
+  assert.ok(recent.size <= 2 ** 19, `${recent.size}`);
+  assert.equal(recent.get("0".padEnd(length)), undefined);
+  assert.ok(recent.get("9999".padEnd(length)));
+  recent.set("x".repeat(2 ** 16), {});
+  assert.equal(recent.get("x".repeat(2 ** 16)), undefined);
 });

@@ -317,6 +317,8 @@ test("without settings the defaults hold, and other variables are not read", () 
     minBodyRate: 4096,
     maxConnections: 1024,
     maxInFlight: 256,
+    sharedDir: "",
+    cacheMib: 0,
     tokensFile: "",
     tlsCertFile: "",
     tlsKeyFile: "",

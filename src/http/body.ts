@@ -81,22 +81,37 @@ export const receive = async (
   }
 };
 
+/** Checks of all bodies that are coming in. One timer for all, because each small step would start and stop its own. */
+const incoming = new Set<(now: number) => void>();
+let timer: NodeJS.Timeout | undefined;
+
+const watch = (check: (now: number) => void): void => {
+  incoming.add(check);
+  timer ??= setInterval(() => {
+    const now = performance.now();
+    for (const look of incoming) look(now);
+    if (incoming.size > 0) return;
+    clearInterval(timer);
+    timer = undefined;
+  }, RATE_CHECK_MS).unref();
+};
+
 const fill = (req: Request, lease: BodyLease, length: number | undefined, minRate: number, admit: (end: number, chunk: number) => void): Promise<Buffer> =>
   new Promise((resolve, reject) => {
     const begun = performance.now();
-    let timer = setTimeout(function check() {
-      if (received < ((performance.now() - begun) / 1000) * minRate) {
-        fail(new TooSlow(`the body came with less than ${minRate} bytes a second`));
-        req.socket.destroy();
-      } else timer = setTimeout(check, RATE_CHECK_MS);
-    }, GRACE_MS);
+    const check = (now: number): void => {
+      if (now - begun < GRACE_MS || received >= ((now - begun) / 1000) * minRate) return;
+      fail(new TooSlow(`the body came with less than ${minRate} bytes a second`));
+      req.socket.destroy();
+    };
+    watch(check);
     let room = length ?? FIRST_ROOM;
     let received = 0;
     // A body of unknown length moves to larger blocks as it comes.
     let { start } = lease;
     /** From here on the lease is another's. What still comes of a refused body must not touch it. */
     const stop = (): void => {
-      clearTimeout(timer);
+      incoming.delete(check);
       req.off("data", take).off("end", finish);
     };
     const fail = (error: unknown): void => {
@@ -145,7 +160,8 @@ const inflate = async (bytes: Buffer, encoding: keyof typeof inflaters, { maxInf
 
 /** Checks a Content-Digest header (RFC 9530) where it has sha-256. */
 const requireDigest = (header: string | string[] | undefined, bytes: Buffer): void => {
-  const text = [header ?? []].flat().join(",");
+  if (header === undefined) return;
+  const text = [header].flat().join(",");
   if (!/(?:^|,)\s*sha-256\s*=/.test(text)) return;
   const expected = /(?:^|,)\s*sha-256=:([A-Za-z0-9+/=]*):/.exec(text)?.[1];
   if (expected === undefined) throw StepdError.mismatch("DIGEST_MISMATCH", "Content-Digest", "sha-256=:<base64>:", text);

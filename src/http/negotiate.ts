@@ -22,6 +22,8 @@ const NAMES = TYPES.map(({ name }) => name).join(", ");
 /** The media type of a request's body. Throws UNSUPPORTED_MEDIA_TYPE. */
 export const bodyType = (req: Request): MediaType => {
   const header = req.headers["content-type"] ?? "";
+  const exact = TYPES.find((known) => known.name === header);
+  if (exact) return exact;
   const [name = "", ...parameters] = header
     .toLowerCase()
     .split(";")
@@ -38,10 +40,11 @@ export const bodyType = (req: Request): MediaType => {
 
 /** The media type of the reply: what the caller accepts, its own body's first. Throws NOT_ACCEPTABLE. */
 export const replyType = (req: Request, own: MediaType = JSON_TYPE): MediaType => {
-  if (req.headers.accept === undefined) return own;
+  const { accept } = req.headers;
+  if (accept === undefined || accept === own.name || accept === "*/*") return own;
   const offered = [own, ...TYPES.filter((type) => type !== own)];
   const accepted = req.accepts(offered.map(({ name }) => name));
   const type = offered.find(({ name }) => name === accepted);
-  if (!type) throw StepdError.mismatch("NOT_ACCEPTABLE", "Accept", NAMES, req.headers.accept);
+  if (!type) throw StepdError.mismatch("NOT_ACCEPTABLE", "Accept", NAMES, accept);
   return type;
 };

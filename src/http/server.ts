@@ -2,6 +2,7 @@
 import { randomUUID } from "node:crypto";
 import { createServer, type Server } from "node:http";
 import { createServer as createTlsServer } from "node:https";
+import type { Socket } from "node:net";
 import cors from "cors";
 import express, { type Express, type NextFunction, type Request, type RequestHandler, type Response } from "express";
 import { Parts } from "../codec/parts.ts";
@@ -71,9 +72,15 @@ export const createHttpServer = (service: Service): Server => {
   server.on("drop", () => telemetry.refused("CONNECTIONS"));
   // With a listener of our own, a caller that waits for 100 Continue gets it after admission (body.ts), or a refusal instead.
   server.on("checkContinue", app);
-  server.setTimeout(limits.idleTimeoutMs);
+  server.setTimeout(limits.idleTimeoutMs, (socket) => {
+    // Only the caller's silence counts, not the time that its call waits for the workers.
+    if (!computing.has(socket)) socket.destroy();
+  });
   return server;
 };
+
+/** Connections of calls that wait for their result. To stop and start the timer of each cost 1 % of a small step. */
+const computing = new WeakSet<Socket>();
 
 const createApp = (service: Service): Express => {
   const app = express();
@@ -96,6 +103,14 @@ const createApp = (service: Service): Express => {
       }),
     );
   }
+  // In the order of how often they are asked for: Express tries one route after the other.
+  app.post("/rpc", (req, res) => answer(service, req, res, rpcCall));
+  for (const method of rpc.methods) {
+    if (!method.rest?.path.startsWith("/v1/")) continue;
+    const path = method.rest.path.replaceAll(/\{(\w+)\}/g, ":$1");
+    const kind = method.rest.verb === "GET" ? restGet(method) : restPost(method);
+    app[method.rest.verb === "GET" ? "get" : "post"](path, (req, res) => answer(service, req, res, kind));
+  }
   addHealth(app, service);
   /** For what has no body, so that nothing has to be read before it is refused. */
   const guard = (req: Request, res: Response, next: NextFunction): void => {
@@ -117,13 +132,6 @@ const createApp = (service: Service): Express => {
   app.get("/v1", guard, (_, res) => {
     res.json(service.info());
   });
-  app.post("/rpc", (req, res) => answer(service, req, res, rpcCall));
-  for (const method of rpc.methods) {
-    if (!method.rest?.path.startsWith("/v1/")) continue;
-    const path = method.rest.path.replaceAll(/\{(\w+)\}/g, ":$1");
-    if (method.rest.verb === "GET") app.get(path, (req, res) => answer(service, req, res, restGet(method)));
-    else app.post(path, (req, res) => answer(service, req, res, restPost(method)));
-  }
   refuseOtherVerbs(app, service);
   app.use((req, res) =>
     send(
@@ -311,7 +319,7 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     if (service.isDraining()) throw new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });
     requirePlace(service);
     using text = service.text.open();
-    const isText = [own.format, type.format].includes("json");
+    const isText = own.format === "json" || type.format === "json";
     const received = kind.hasBody
       ? await receive(req, res, own, service.admission, service.limits, isText ? text : undefined, (bytes) => flight.hold(bytes))
       : { lease: service.admission.lease(0), bytes: Buffer.alloc(0) };
@@ -326,20 +334,20 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
         telemetry.phase("decode", seconds(start));
       }
     };
-    // Only the caller's silence counts, not the time that its call waits for the workers.
-    req.socket.setTimeout(0);
-    const reply = await kind
-      .run({ service, req, lease, body, type, id: call.id, caller: call.caller, observe })
-      .finally(() => req.socket.setTimeout(service.limits.idleTimeoutMs));
+    computing.add(req.socket);
+    const reply = await kind.run({ service, req, lease, body, type, id: call.id, caller: call.caller, observe });
+    computing.delete(req.socket);
     text.growToReply(reply.body.pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0));
     await deliver(service, res, reply, call);
   } catch (error) {
     await refuse(service, req, res, kind, call, error, type);
   } finally {
+    computing.delete(req.socket);
     flight.end();
     telemetry.requested(call.method, call.outcome, seconds(call.start));
     finished.add(1);
-    telemetry.log.debug({ ...logged(call), method: call.method, outcome: call.outcome, seconds: seconds(call.start) }, "call");
+    if (telemetry.log.isLevelEnabled("debug"))
+      telemetry.log.debug({ ...logged(call), method: call.method, outcome: call.outcome, seconds: seconds(call.start) }, "call");
   }
 };
 
@@ -381,12 +389,16 @@ const deliver = async ({ telemetry, limits }: Service, res: Response, reply: Rep
   const start = performance.now();
   const { socket } = res;
   let isSlow = false;
-  const timer = setTimeout(() => {
-    isSlow = true;
-    socket?.destroy();
-  }, limits.requestTimeoutMs);
-  await send(res, reply);
-  clearTimeout(timer);
+  const sending = send(res, reply);
+  // Small replies are with the system by now.
+  if (!res.writableFinished) {
+    const timer = setTimeout(() => {
+      isSlow = true;
+      socket?.destroy();
+    }, limits.requestTimeoutMs);
+    await sending;
+    clearTimeout(timer);
+  }
   if (!res.writableFinished) {
     call.outcome = "CLIENT_GONE";
     if (isSlow) telemetry.refused("SLOW_REPLY");

@@ -81,6 +81,7 @@ export class TextShare implements Disposable {
   }
 
   [Symbol.dispose](): void {
+    if (this.#held === 0) return;
     this.#budget.give(this.#held);
     this.#held = 0;
   }

@@ -43,9 +43,16 @@ export const request = (path: string, body: Buffer): Request => ({
   body,
 });
 
-/** A step of AdamW with all its slots there. `more` are further fields of the call. */
+/** What a step is of. */
+export const stepBlobs = (elements: number): { readonly params: Buffer; readonly grads: Buffer; readonly state: Buffer } => ({
+  params: tensors(elements),
+  grads: tensors(elements),
+  state: state(elements),
+});
+
+/** A step of AdamW with all its slots there. `more` are further fields of the call, or take the place of the blobs. */
 export const stepRequest = (elements: number, more: Readonly<Record<string, unknown>> = {}): Request => {
-  const call = { optimizer: { name: "adamw", lr: 1e-3 }, params: tensors(elements), grads: tensors(elements), state: state(elements), ...more };
+  const call = { optimizer: { name: "adamw", lr: 1e-3 }, ...stepBlobs(elements), ...more };
   return request("/rpc", Buffer.from(pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: call })));
 };
 

@@ -1,6 +1,6 @@
 /**
- * `npm run bench [-- PART... --rounds N --check --write]`: measures and prints tables. --check compares with ratios.json and
- * fails where something has become slower; --write keeps what was measured there and in docs/performance.md. See bench/README.md.
+ * `npm run bench [-- PART... --rounds N --no-write --check]`: measures, prints tables, and writes them to docs/performance.md and
+ * ratios.json. --check writes nothing: it compares with ratios.json and fails where something has become slower. See bench/README.md.
  */
 import { parseArgs } from "node:util";
 import { heading, Progress, table } from "../src/cli/terminal.ts";
@@ -14,6 +14,7 @@ import { compare, describeMachine, type Measured, readRecord, writeRecord } from
 import { Quiet, type Report, type Setup } from "./rounds.ts";
 import { benchAround, benchSteps } from "./steps.ts";
 import { benchTorch } from "./torch.ts";
+import { benchTransport } from "./transport.ts";
 
 const LEAST_ROUNDS = 6;
 
@@ -28,6 +29,7 @@ const PARTS: Readonly<Record<string, Part>> = {
   torch: { run: benchTorch, needs: "python" },
   lamb: { run: benchLamb },
   steps: { run: benchSteps, needs: "peers" },
+  transport: { run: benchTransport },
   rate: { run: benchRate, needs: "peers" },
   concurrency: { run: benchConcurrency },
   around: { run: benchAround },
@@ -42,7 +44,8 @@ const fail = (message: string): never => {
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { rounds: { type: "string", default: "10" }, check: { type: "boolean", default: false }, write: { type: "boolean", default: false } },
+  allowNegative: true,
+  options: { rounds: { type: "string", default: "10" }, check: { type: "boolean", default: false }, write: { type: "boolean" } },
 });
 const rounds = Number(values.rounds);
 if (!Number.isInteger(rounds) || rounds < LEAST_ROUNDS) fail(`--rounds: expected a whole number from ${LEAST_ROUNDS}, found ${values.rounds}`);
@@ -50,7 +53,7 @@ const unknown = positionals.find((part) => !Object.hasOwn(PARTS, part));
 if (unknown !== undefined) fail(`expected ${Object.keys(PARTS).join(", ")}, found ${unknown}`);
 
 const python = findPython();
-if (values.write && python === undefined) fail(`--write: expected the peers, found ${HOW_TO_GET_PYTHON}`);
+const isWritten = (values.write ?? !values.check) && python !== undefined;
 const machine = await describeMachine(python);
 console.log(`${machine}\n`);
 
@@ -80,9 +83,9 @@ try {
   clearInterval(keepAlive);
 }
 
-if (values.write) {
+if (isWritten) {
   writeRecord({ ...readRecord(), ...measured }, Object.keys(PARTS));
-  await writePage(python as string, readRecord());
+  await writePage(python, readRecord());
   console.log("Written: bench/ratios.json, docs/performance.md, docs/performance.png");
 }
 if (values.check) {

@@ -34,7 +34,7 @@ const sections = (record: Results): Readonly<Record<string, string>> => {
 };
 
 const replaceSection = (page: string, name: string, text: string): string => {
-  const begin = `<!-- begin ${name}: DO NOT EDIT, written by npm run bench -- --write -->`;
+  const begin = `<!-- begin ${name}: DO NOT EDIT, written by npm run bench -->`;
   const end = `<!-- end ${name} -->`;
   const [from, to] = [page.indexOf(begin), page.indexOf(end)];
   if (from < 0 || to < from) throw new Error(`${PAGE} lacks the markers of ${name}`);

@@ -138,10 +138,11 @@ export class Peer implements AsyncDisposable {
 
 /** A folder for sockets that is gone at the end. */
 export class Folder implements Disposable {
-  readonly path = mkdtempSync(join(os.tmpdir(), "stepd-bench-"));
+  readonly path: string;
   readonly #remove = (): void => rmSync(this.path, { recursive: true, force: true });
 
-  constructor() {
+  constructor(parent = os.tmpdir()) {
+    this.path = mkdtempSync(join(parent, "stepd-bench-"));
     leftovers.add(this.#remove);
   }
 

@@ -1,0 +1,54 @@
+// @ts-nocheck
+/**
+ * The floor for a step: the same stack (Express, chunks filled into shared memory, a reply of shared views written without
+ * joining), the same bytes up and down, and nothing in between: no decoding, no kernel. POST /echo/<bytes of the reply>.
+ */
+import { createServer } from "node:http";
+import express from "express";
+import { Arena } from "../src/arena/arena.ts";
+
+const arena = new Arena(Number(process.argv[2] ?? "640"), 0);
+const socket = process.argv[3] ?? "";
+
+/** Views in a reply, as many as a step's reply has large ones. */
+const PIECES = 3;
+
+const app = express();
+app.disable("x-powered-by");
+app.disable("etag");
+app.post("/echo/:bytes", (req, res) => {
+  const length = Number(req.headers["content-length"]);
+  const bytes = Number(req.params.bytes);
+  const lease = arena.lease(Math.max(length, bytes));
+  let received = 0;
+  const t0 = performance.now();
+  let t1 = 0;
+  req.on("data", (chunk: Buffer) => {
+    lease.bytes.fill(chunk, lease.start + received, lease.start + received + chunk.length);
+    received += chunk.length;
+  });
+  res.once("close", () => {
+    lease.release();
+    console.error("echo receive", (t1 - t0).toFixed(1), "send", (performance.now() - t1).toFixed(1));
+  });
+  req.once("end", () => {
+    t1 = performance.now();
+    res.writeHead(200, { "Content-Type": "application/vnd.msgpack", "Content-Length": bytes });
+    res.cork();
+    for (let piece = 0; piece < PIECES; piece++) {
+      const start = Math.floor((bytes * piece) / PIECES);
+      res.write(lease.view(lease.start + start, Math.floor((bytes * (piece + 1)) / PIECES) - start));
+    }
+    res.end();
+    res.uncork();
+  });
+});
+
+const server = createServer({ requestTimeout: 0 }, app);
+server.keepAliveTimeout = 600_000;
+const say = (): void => {
+  const address = server.address();
+  console.log(`echo listens on ${typeof address === "object" && address ? `http://127.0.0.1:${address.port}` : `unix:${socket}`}`);
+};
+if (socket === "") server.listen(0, "127.0.0.1", say);
+else server.listen(socket, say);

@@ -1,0 +1,84 @@
+/** A step whose tensors do not travel, against the same step over TCP: by the shared folder, and by names of what the service keeps. */
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { Unpackr } from "msgpackr";
+import { ARENA_MIB, type Request, stepBlobs, stepRequest } from "./bodies.ts";
+import { RawClient } from "./client.ts";
+import { Folder, Server } from "./processes.ts";
+import { type Contender, medians, ms, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+
+const GAP_MS = 100;
+
+const SIZES = [
+  { elements: 2 ** 20, repetitions: 5 },
+  { elements: 2 ** 24, repetitions: 2, sharedGoal: 0.5 },
+];
+
+/** Of the largest size, more than the results of two steps. */
+const CACHE_MIB = "512";
+
+const MEMORY = "/dev/shm";
+
+interface Cached {
+  readonly result: { readonly cached: Readonly<Record<"params" | "state", { readonly sha256: string }>> };
+}
+
+export const benchTransport = async (setup: Setup): Promise<Report> => {
+  using folder = new Folder(MEMORY);
+  await using stack = new AsyncDisposableStack();
+  const server = stack.use(await Server.stepd({ STEPD_ARENA_MIB: ARENA_MIB, STEPD_SHARED_DIR: folder.path, STEPD_CACHE_MIB: CACHE_MIB }));
+  const client = stack.use(await RawClient.connect(server.address));
+  const rows: string[][] = [];
+  const ratios: Ratio[] = [];
+  for (const { elements, repetitions, sharedGoal } of SIZES) {
+    const requests: Readonly<Record<string, Request>> = {
+      TCP: stepRequest(elements),
+      "shared memory": stepRequest(elements, shared(folder.path, elements)),
+      "cache, state stays": stepRequest(elements, { ...(await keep(client, elements)), reply: { state: "none", cache: true } }),
+    };
+    const contenders: readonly Contender[] = Object.entries(requests).map(([name, { head, body }]) =>
+      repeated(name, repetitions, () => client.request(head, body)),
+    );
+    const of = await race(`transport, ${sizeName(elements)}`, contenders, GAP_MS, setup);
+    for (const [name, { head, body }] of Object.entries(requests)) {
+      const bytes = `${mega(body.length)} + ${mega(await client.request(head, body))}`;
+      if (name === "TCP") {
+        rows.push([sizeName(elements), name, "", "", ms(of(name)), bytes]);
+        continue;
+      }
+      const result = ratio(`step of ${sizeName(elements)}, ${name} / TCP`, of(name), of("TCP"), name === "shared memory" ? sharedGoal : undefined);
+      ratios.push(result);
+      rows.push([sizeName(elements), name, result.median.toFixed(2), result.min.toFixed(2), ms(of(name)), bytes]);
+    }
+  }
+  return {
+    title: "Tensors that do not travel",
+    figures: medians(setup.rounds),
+    head: ["parameters", "", "/ TCP", "of minima", "ms", "MB up + down"],
+    rows,
+    ratios,
+  };
+};
+
+const mega = (bytes: number): string => (bytes / 1e6).toFixed(bytes < 1e5 ? 4 : 2);
+
+/** Lays the step out in a file, with places of their own for its results, so that every run is of the same bytes. */
+const shared = (folder: string, elements: number): Readonly<Record<string, unknown>> => {
+  const file = `step-${elements}`;
+  const { params, grads, state } = stepBlobs(elements);
+  writeFileSync(join(folder, file), Buffer.concat([params, grads, state, params, state]));
+  let offset = 0;
+  const place = ({ length }: Buffer) => {
+    const at = { file, offset, length };
+    offset += length;
+    return at;
+  };
+  return { params: place(params), grads: place(grads), state: place(state), reply: { into: { params: place(params), state: place(state) } } };
+};
+
+/** Has the service keep the results of a step, and returns their names. */
+const keep = async (client: RawClient, elements: number): Promise<Readonly<Record<string, unknown>>> => {
+  const { head, body } = stepRequest(elements, { reply: { params: "none", state: "none", cache: true } });
+  const { result } = new Unpackr({ useRecords: false }).unpack(await client.read(head, body)) as Cached;
+  return result.cached;
+};

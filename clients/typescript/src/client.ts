@@ -1,9 +1,12 @@
 /** Calls stepd's methods over MessagePack with `fetch`, so it runs in Node and in browsers alike. */
-import { Bin } from "./msgpack.ts";
+import { bytesIn, CallBlobs, type Source, sizeOf } from "./blobs.ts";
+import { StepdError } from "./errors.ts";
+import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
-import { fileParts, type Tensor, type Tensors, toTensorsLike } from "./tensors.ts";
-import { type CallOptions, type ClientOptions, Transport } from "./transport.ts";
+import { fileParts, type Tensor, type Tensors, toTensorsLike, toTensorsNamed } from "./tensors.ts";
+import { type CallOptions, type ClientOptions, type Read, Transport } from "./transport.ts";
 import type {
+  Cached,
   ConvertParams,
   DescribeResult,
   EvaluateParams,
@@ -13,22 +16,43 @@ import type {
   NormsResult,
   PlanParams,
   PlanResult,
+  ReplyOptions,
   StepParams,
   StepResult as WireResult,
 } from "./wire.gen.ts";
 
+/** What comes back of a step. The client itself says where to. */
+export type StepReply = Omit<ReplyOptions, "into">;
+
 /** Everything of a step but its tensors, in the names of the wire. */
-export type StepSettings = Omit<StepParams, "params" | "grads" | "state">;
+export interface StepSettings extends Omit<StepParams, "params" | "grads" | "state" | "reply"> {
+  /** What comes back, and whether the server keeps the result (`cache`). */
+  readonly reply?: StepReply | undefined;
+}
 
 export interface StepInput extends StepSettings {
   readonly params: Tensors;
   readonly grads: Tensors;
   /** The state of the last result, or the bytes of a stored one; none at the first step. */
   readonly state?: State | Uint8Array | null | undefined;
+  /**
+   * What the server keeps of an earlier result (its `cached`): parameters and state that it names are not sent. `params` and
+   * `state` beside it are that result's, and go out where the server has them no more; so they stay as they are until the call is over.
+   */
+  readonly cached?: Cached | undefined;
+}
+
+/** A step of parameters that only the server has. */
+export interface CachedStepInput extends Omit<StepInput, "params" | "cached"> {
+  readonly params?: undefined;
+  /** It has to name the parameters. */
+  readonly cached: Cached;
 }
 
 export interface StepResult extends Omit<WireResult, "params" | "state"> {
+  /** Empty after `reply.params: "none"`. */
   readonly params: Record<string, Tensor>;
+  /** Throws RangeError after `reply.state: "none"`. */
   readonly state: State;
 }
 
@@ -63,37 +87,86 @@ export interface ServerInfo {
 
 export class Client {
   readonly #transport: Transport;
+  #folder: SharedFolder | undefined;
 
-  /** `url` is the server's root, such as http://127.0.0.1:8080. */
-  constructor(url: string, options: ClientOptions = {}) {
+  /**
+   * `url` is the server's root, such as http://127.0.0.1:8080. Throws TypeError for options that are none, and for a `sharedDir`
+   * that is no folder to write to. `folder` is one that several clients have together.
+   */
+  constructor(url: string, options: ClientOptions = {}, folder?: SharedFolder) {
     this.#transport = new Transport(url, options);
+    this.#folder = folder ?? (options.sharedDir === undefined ? undefined : new SharedFolder(options.sharedDir));
   }
 
   get url(): string {
     return this.#transport.url;
   }
 
-  /** One update. Throws StepdError and TransportError; then nothing was changed and `params` and `state` are as they were. */
-  async step({ params, grads, state, ...settings }: StepInput, options?: CallOptions): Promise<StepResult> {
-    const file = fileParts(params);
-    const body = { ...settings, params: new Bin(file), grads: new Bin(fileParts(grads)), state: state ? blobOf(state) : null };
-    const read = (reply: unknown): StepResult => {
-      const { params: stepped, state: next, ...rest } = reply as WireResult;
-      return { ...rest, params: toTensorsLike(params, file, bytesIn("params", stepped)), state: new State(bytesIn("state", next)) };
-    };
-    return this.#transport.call("/v1/step", body, read, options);
+  /** Removes the client's files from `sharedDir`. Calls after that send their bytes; results stay as they are. */
+  close(): void {
+    this.#folder?.close();
+    this.#folder = undefined;
+  }
+
+  /**
+   * One update. Throws StepdError and TransportError; then nothing was changed and `params` and `state` are as they were. The code
+   * BLOB_MISSING says that the server has no more what `cached` names, and that it was not given.
+   */
+  async step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult> {
+    const { params, grads, state, cached, reply = {}, ...settings } = input;
+    const { params: knownParams, state: knownState } = cached ?? {};
+    if (!params && !knownParams) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");
+    const files = { params: params && fileParts(params), grads: fileParts(grads) };
+    return this.#withBlobs([files.params, files.grads], state, async (blobs) => {
+      const values = {
+        params: () => files.params && blobs.put(files.params),
+        state: () => (state ? blobs.putState(state) : undefined),
+      };
+      const sources = { params: knownParams ?? values.params(), grads: blobs.put(files.grads), state: knownState ?? values.state() ?? null };
+      const into = {
+        params: files.params && reply.params !== "none" ? blobs.room(sizeIn(files.params)) : undefined,
+        state: state && reply.state !== "none" ? blobs.room(sizeOf(state)) : undefined,
+      };
+      const read = async (answer: unknown): Promise<StepResult> => {
+        const { params: stepped, state: next, ...rest } = answer as WireResult;
+        const tensorsIn = (file: Uint8Array): Record<string, Tensor> =>
+          params && files.params && !knownParams && reply.params !== "bf16" ? toTensorsLike(params, files.params, file) : toTensorsNamed(params, file);
+        const result = { ...rest, params: reply.params === "none" ? {} : tensorsIn(await blobs.take("params", stepped)) };
+        return reply.state === "none" ? withoutState(result) : { ...result, state: blobs.takeState(next) };
+      };
+      for (;;) {
+        const hasPlaces = into.params !== undefined || into.state !== undefined;
+        const body = { ...settings, ...sources, reply: input.reply || hasPlaces ? { ...reply, into: hasPlaces ? into : undefined } : undefined };
+        try {
+          return await this.#transport.call("/v1/step", body, read, options, blobs.lost);
+        } catch (error) {
+          const missing = missingIn(error);
+          const value = missing && sources[missing] === cached?.[missing] ? values[missing]() : undefined;
+          if (missing && value) sources[missing] = value;
+          else if (into.state && isTooSmall(error)) {
+            into.state = undefined;
+            // In the folder the state would be written over.
+            if (state && sources.state !== knownState) sources.state = await blobs.inBody(sources.state as Source);
+          } else throw error;
+        }
+      }
+    });
   }
 
   /** The state before the first step. */
   async init({ params, ...settings }: Pick<StepInput, "optimizer" | "groups" | "params" | "master_weights">, options?: CallOptions): Promise<State> {
+    const file = fileParts(params);
     const read = (reply: unknown): State => new State(bytesIn("state", (reply as { state: unknown }).state));
-    return this.#transport.call("/v1/init", { ...settings, params: new Bin(fileParts(params)) }, read, options);
+    return this.#withBlobs([file], null, (blobs) => this.#transport.call("/v1/init", { ...settings, params: blobs.put(file) }, read, options, blobs.lost));
   }
 
   /** Sums of squares by tensor: phase one of exact clipping over several calls. */
   async norms({ grads, params, loss_scale }: NormsInput, options?: CallOptions): Promise<NormsResult> {
-    const body = { loss_scale, grads: new Bin(fileParts(grads)), params: params && new Bin(fileParts(params)) };
-    return this.#transport.call("/v1/norms", body, readWith<NormsResult>("tensors"), options);
+    const files = { grads: fileParts(grads), params: params && fileParts(params) };
+    return this.#withBlobs([files.grads, files.params], null, (blobs) => {
+      const body = { loss_scale, grads: blobs.put(files.grads), params: files.params && blobs.put(files.params) };
+      return this.#transport.call("/v1/norms", body, readWith<NormsResult>("tensors"), options, blobs.lost);
+    });
   }
 
   /** What a step would cost, from shapes and dtypes alone. */
@@ -103,16 +176,16 @@ export class Client {
 
   /** What a state holds, by the server's reading. */
   async inspect(state: State | Uint8Array, options?: CallOptions): Promise<InspectResult> {
-    return this.#transport.call("/v1/state/inspect", { state: blobOf(state) }, readWith<InspectResult>("tensors"), options);
+    return this.#withState("/v1/state/inspect", { state }, readWith<InspectResult>("tensors"), options);
   }
 
   /** A state to or from the formats of torch, qhoptim and optax, under another optimizer of its family, or with more slots. */
-  async convert({ state, ...settings }: ConvertInput, options?: CallOptions): Promise<Conversion> {
+  async convert(input: ConvertInput, options?: CallOptions): Promise<Conversion> {
     const read = (reply: unknown): Conversion => {
       const { state: file, lost } = readWith<{ state: unknown; lost: string[] }>("lost")(reply);
       return { file: bytesIn("state", file), lost };
     };
-    return this.#transport.call("/v1/state/convert", { ...settings, state: blobOf(state) }, read, options);
+    return this.#withState("/v1/state/convert", input, read, options);
   }
 
   /** Learning rates, and momentums where they cycle, for `count` steps of a schedule after the first `from`. */
@@ -139,18 +212,45 @@ export class Client {
   isReady(options: CallOptions = {}): Promise<boolean> {
     return this.#transport.isOk("/health/ready", options);
   }
+
+  /** A call with blobs of these files and this state, which are its own until it is over. */
+  async #withBlobs<Result>(
+    files: readonly (ReturnType<typeof fileParts> | undefined)[],
+    state: State | Uint8Array | null | undefined,
+    call: (blobs: CallBlobs) => Promise<Result>,
+  ): Promise<Result> {
+    const bytes = files.reduce((sum, file) => sum + (file ? sizeIn(file) : 0), sizeOf(state));
+    const blobs = new CallBlobs(this.#folder, bytes);
+    try {
+      return await call(blobs);
+    } finally {
+      blobs.release();
+    }
+  }
+
+  #withState<Result>(path: string, { state, ...settings }: { state: State | Uint8Array }, read: Read<Result>, options?: CallOptions): Promise<Result> {
+    return this.#withBlobs([], state, (blobs) => this.#transport.call(path, { ...settings, state: blobs.putState(state) }, read, options, blobs.lost));
+  }
 }
 
-const blobOf = (state: State | Uint8Array): Bin => {
-  const bytes = state instanceof State ? state.bytes : state;
-  if (!(bytes instanceof Uint8Array)) throw new TypeError(`state: expected a State or the bytes of one, found ${typeof bytes}`);
-  return new Bin([bytes as Uint8Array<ArrayBuffer>]);
+const sizeIn = (parts: readonly Uint8Array[]): number => parts.reduce((sum, { length }) => sum + length, 0);
+
+/** Which of the blobs the server knows no more. */
+const missingIn = (error: unknown): "params" | "state" | undefined => {
+  if (!(error instanceof StepdError && error.code === "BLOB_MISSING")) return undefined;
+  return error.field === "/params" ? "params" : error.field === "/state" ? "state" : undefined;
 };
 
-const bytesIn = (name: string, value: unknown): Uint8Array<ArrayBuffer> => {
-  if (value instanceof Uint8Array) return value as Uint8Array<ArrayBuffer>;
-  throw new RangeError(`${name}: expected bytes, found ${typeof value}`);
-};
+/** Whether the new state is larger than the old one: it has slots that come late. */
+const isTooSmall = (error: unknown): boolean => error instanceof StepdError && error.code === "INVALID_PARAMS" && error.field === "/reply/into/state/length";
+
+/** Not enumerable, so that a copy of the result, or a look at all of it, does not throw. */
+const withoutState = (result: Omit<StepResult, "state">): StepResult =>
+  Object.defineProperty(result, "state", {
+    get: () => {
+      throw new RangeError("state: it stayed on the server (reply.state is none), where cached names it");
+    },
+  }) as StepResult;
 
 /** Takes a reply for a result where it has the member that tells it from others. */
 const readWith =

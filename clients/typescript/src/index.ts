@@ -1,5 +1,16 @@
 /** Client of stepd for Node and browsers. */
-export { Client, type Conversion, type ConvertInput, type NormsInput, type ServerInfo, type StepInput, type StepResult, type StepSettings } from "./client.ts";
+export {
+  type CachedStepInput,
+  Client,
+  type Conversion,
+  type ConvertInput,
+  type NormsInput,
+  type ServerInfo,
+  type StepInput,
+  type StepReply,
+  type StepResult,
+  type StepSettings,
+} from "./client.ts";
 export type { ErrorName } from "./errors.gen.ts";
 export { StepdError, TransportError } from "./errors.ts";
 export { ShardedClient, type ShardedInput, type ShardedOptions, type ShardedResult } from "./sharded.ts";
@@ -7,6 +18,7 @@ export { State } from "./state.ts";
 export { type DType, type Tensor, type Tensors, toTensors } from "./tensors.ts";
 export type { CallOptions, ClientOptions, Fetch } from "./transport.ts";
 export type {
+  Cached,
   Convention,
   DescribeResult,
   EvaluateParams,

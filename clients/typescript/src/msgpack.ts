@@ -1,11 +1,11 @@
 /** MessagePack: blobs go out as they are, without a copy; what comes in has no extension types and nothing after its value. */
 import { Decoder, type EncoderOptions, type ExtensionCodec, encode } from "@msgpack/msgpack";
 
-/** Bytes in parts that stand for one bin value. */
+/** Bytes that stand for one bin value. */
 export class Bin {
-  readonly parts: readonly Uint8Array<ArrayBuffer>[];
-  constructor(parts: readonly Uint8Array<ArrayBuffer>[]) {
-    this.parts = parts;
+  readonly bytes: Blob;
+  constructor(bytes: Blob) {
+    this.bytes = bytes;
   }
 }
 
@@ -25,16 +25,16 @@ const MAP_32 = 0xdf;
 const BIN_32 = 0xc6;
 
 /** The bytes of a map in parts. Throws RangeError where a blob is larger than MessagePack can say. */
-export const encodeParts = (params: object): Uint8Array<ArrayBuffer>[] => {
+export const encodeParts = (params: object): BlobPart[] => {
   const entries = Object.entries(params).filter(([, value]) => value !== undefined);
   return [
     header(MAP_32, entries.length),
     ...entries.flatMap(([key, value]) => {
       if (!(value instanceof Bin)) return [encode(key), encode(value, encoding)];
-      const length = value.parts.reduce((sum, part) => sum + part.length, 0);
+      const length = value.bytes.size;
       if (length > MAX_BIN_BYTES)
         throw new RangeError(`${key}: expected at most ${MAX_BIN_BYTES} bytes in one call, found ${length}; a ShardedClient makes several calls of it`);
-      return [encode(key), header(BIN_32, length), ...value.parts];
+      return [encode(key), header(BIN_32, length), value.bytes];
     }),
   ];
 };

@@ -2,6 +2,7 @@
 import { Client, type StepInput, type StepResult } from "./client.ts";
 import { StepdError } from "./errors.ts";
 import { type Call, Replicas } from "./replicas.ts";
+import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
 import { compareUtf8, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
 import { type CallOptions, type ClientOptions, DEFAULT_RETRIES, requireRetries } from "./transport.ts";
@@ -16,9 +17,9 @@ export interface ShardedOptions extends ClientOptions {
   readonly retries?: number | undefined;
 }
 
-/** Statistics are of single calls. */
-export type ShardedInput = Omit<StepInput, "stats">;
-export type ShardedResult = Omit<StepResult, "stats">;
+/** Statistics, and what the server keeps, are of single calls. */
+export type ShardedInput = Omit<StepInput, "stats" | "reply" | "cached">;
+export type ShardedResult = Omit<StepResult, "stats" | "cached">;
 
 type WholeInput = Omit<ShardedInput, "state"> & { readonly state: State | null | undefined };
 type Shard = ReadonlySet<string>;
@@ -37,6 +38,7 @@ const POISON = "\0stepd.poison";
 const HUGE = 1e200;
 
 export class ShardedClient {
+  readonly #clients: readonly Client[];
   readonly #replicas: Replicas;
   readonly #requestBytes: number;
   readonly #connections: number;
@@ -50,13 +52,17 @@ export class ShardedClient {
     if (!(requestBytes > 0)) throw new TypeError(`requestBytes: expected more than 0, found ${requestBytes}`);
     if (!(connections >= 1)) throw new TypeError(`connections: expected at least 1, found ${connections}`);
     requireRetries(retries);
+    const folder = options.sharedDir === undefined ? undefined : new SharedFolder(options.sharedDir);
     // A call that fails goes to another replica at once, so a client by itself does not send again.
-    this.#replicas = new Replicas(
-      urls.map((url) => new Client(url, { ...options, retries: 0 })),
-      retries,
-    );
+    this.#clients = urls.map((url) => new Client(url, { ...options, retries: 0 }, folder));
+    this.#replicas = new Replicas(this.#clients, retries);
     this.#requestBytes = requestBytes;
     this.#connections = connections;
+  }
+
+  /** Removes the files from `sharedDir`. Calls after that send their bytes; results stay as they are. */
+  close(): void {
+    for (const client of this.#clients) client.close();
   }
 
   /** One update. Exact clipping by norm takes a round of `norms` first. Throws as Client.step does; then nothing was changed. */
@@ -69,7 +75,8 @@ export class ShardedClient {
     let { clip } = settings;
     let poison: number | undefined;
     const inputOf = (names: Shard): StepInput => {
-      const part = { ...settings, clip, params: pick(params, names), grads: pick(grads, names), state: state?.pick(names) };
+      // The state of a single shard stays whole: in a shared folder it need not be read then.
+      const part = { ...settings, clip, params: pick(params, names), grads: pick(grads, names), state: shards.length > 1 ? state?.pick(names) : state };
       if (poison === undefined) return part;
       return {
         ...part,
@@ -110,7 +117,8 @@ export class ShardedClient {
     const results = await stepEach(shards);
     const stepped = new Map(results.flatMap((result) => Object.entries(result.params)));
     const warnings = [...new Set(results.flatMap((result) => result.warnings ?? []))];
-    const joined = State.join(results.map((result, index) => (poison === undefined ? result.state : result.state.pick(shards[index] as Shard))));
+    const states = results.map((result, index) => (poison === undefined ? result.state : result.state.pick(shards[index] as Shard)));
+    const joined = states.length > 1 ? State.join(states) : (states[0] as State);
     const leader = leaderOf(params, grads, state);
     return {
       params: Object.fromEntries(Object.keys(params).map((name) => [name, stepped.get(name) as Tensor])),

@@ -27,7 +27,8 @@ export interface SafetensorsFile {
 /** Bytes of an element of each dtype that a parameter or a slot may have. */
 const WIDTHS: Readonly<Record<string, number>> = { F32: 4, F64: 8, BF16: 2, F16: 2, I64: 8, I32: 4 };
 
-const LENGTH_BYTES = 8;
+/** The length of the header comes first in a file. */
+export const LENGTH_BYTES = 8;
 const HEADER_ALIGNMENT = 8;
 
 const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
@@ -103,12 +104,17 @@ export const compareUtf8 = (a: string, b: string): number => {
 
 const rank = (unit: number): number => (unit >= 0xe000 ? unit - 0x800 : unit >= 0xd800 ? unit + 0x2000 : unit);
 
-/** Reads a file; the tensors are views of it. Throws RangeError for what is no such file. */
-export const readFile = (file: Uint8Array): SafetensorsFile => {
+/** Where the data of a file start. Throws RangeError where that is beyond its end. */
+export const dataStartOf = (file: Uint8Array): number => {
   if (file.length < LENGTH_BYTES) throw new RangeError(`a safetensors file has at least ${LENGTH_BYTES} bytes, this has ${file.length}`);
   const length = new DataView(file.buffer, file.byteOffset, LENGTH_BYTES).getBigUint64(0, true);
   if (length > file.length - LENGTH_BYTES) throw new RangeError(`the header of the safetensors file has ${length} bytes, the file ${file.length}`);
-  const start = LENGTH_BYTES + Number(length);
+  return LENGTH_BYTES + Number(length);
+};
+
+/** Reads a file; the tensors are views of it. Throws RangeError for what is no such file. */
+export const readFile = (file: Uint8Array): SafetensorsFile => {
+  const start = dataStartOf(file);
   const { __metadata__: metadata = {}, ...header } = parseHeader(file.slice(LENGTH_BYTES, start));
   if (!isObject(metadata) || !Object.values(metadata).every((value) => typeof value === "string"))
     throw new RangeError("__metadata__: expected strings by name");
@@ -177,4 +183,15 @@ export const toTensorsLike = (sent: Tensors, [header, ...parts]: ReturnType<type
       return [name, toTensor({ dtype: dtypeOf(tensor), shape: tensor.shape, bytes })];
     }),
   );
+};
+
+/** The tensors of a reply whose file has a header of its own: of these names and shapes, where they are known. */
+export const toTensorsNamed = (sent: Tensors | undefined, file: Uint8Array): Record<string, Tensor> => {
+  const found = toTensors(file);
+  const shapesOf = (tensors: Tensors): readonly string[] =>
+    Object.entries(tensors)
+      .map(([name, { shape }]) => `${JSON.stringify(name)} [${shape}]`)
+      .sort();
+  if (sent && String(shapesOf(found)) !== String(shapesOf(sent))) throw new RangeError("params: expected the tensors that were sent, found others");
+  return found;
 };

@@ -15,7 +15,15 @@ export interface ClientOptions {
   readonly retries?: number | undefined;
   /** A fetch of one's own, for instance one that uses a Unix socket. */
   readonly fetch?: Fetch | undefined;
+  /**
+   * A folder that a server on this host shares (its STEPD_SHARED_DIR), as this process sees it: tensors and states of 64 KiB and
+   * more stand in files there instead of travelling. With tokens it is the folder of the token's name in the server's. Node only.
+   */
+  readonly sharedDir?: string | undefined;
 }
+
+/** Makes a result of a reply's value. */
+export type Read<Result> = (reply: unknown) => Result | Promise<Result>;
 
 /** Options of a single call. */
 export interface CallOptions {
@@ -34,6 +42,8 @@ const MAX_BACKOFF_MS = 5_000;
 /** The longest pause that a server may ask for. */
 const MAX_ASKED_S = 60;
 const LARGE_BYTES = 2 ** 20;
+/** The first status of errors that are not the call's. */
+const SERVER_FAULT = 500;
 /** What setTimeout takes; it would fire at once beyond. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
@@ -56,8 +66,11 @@ export class Transport {
     this.#fetch = send ?? ((url, init) => fetch(url, init));
   }
 
-  /** Calls a method of the REST twin: a POST where there are params. `read` makes the result, and throws for what is none. */
-  async call<Result>(path: string, params: object | undefined, read: (reply: unknown) => Result, options: CallOptions = {}): Promise<Result> {
+  /**
+   * Calls a method of the REST twin: a POST where there are params. `read` makes the result, and throws for what is none. `onLost`
+   * is told of each attempt after which the server may still be at work.
+   */
+  async call<Result>(path: string, params: object | undefined, read: Read<Result>, options: CallOptions = {}, onLost?: () => void): Promise<Result> {
     // Copied here, before anything waits: the caller may change the arrays while the call is under way.
     const body = params && new Blob(encodeParts(params));
     for (let attempt = 0; ; attempt++) {
@@ -65,6 +78,7 @@ export class Transport {
       try {
         return await this.#send(path, body, read, options);
       } catch (error) {
+        if (!(error instanceof StepdError && error.status < SERVER_FAULT)) onLost?.();
         const isPassing = (error instanceof TransportError || error instanceof StepdError) && error.isPassing;
         if (!isPassing || attempt >= this.#retries) throw error;
         await pause(backoff(attempt, error.retryAfter), options.signal);
@@ -87,12 +101,7 @@ export class Transport {
     }
   }
 
-  async #send<Result>(
-    path: string,
-    body: Blob | undefined,
-    read: (reply: unknown) => Result,
-    { signal, timeoutMs = this.#timeoutMs }: CallOptions,
-  ): Promise<Result> {
+  async #send<Result>(path: string, body: Blob | undefined, read: Read<Result>, { signal, timeoutMs = this.#timeoutMs }: CallOptions): Promise<Result> {
     const limit = new Limit(timeoutMs, signal);
     let response: Response;
     let bytes: Uint8Array<ArrayBuffer>;
@@ -113,7 +122,7 @@ export class Transport {
     }
     if (!response.ok) throw this.#problem(path, response, bytes);
     try {
-      return read(decodeAs(response.headers.get("content-type") ?? "none", bytes));
+      return await read(decodeAs(response.headers.get("content-type") ?? "none", bytes));
     } catch (cause) {
       throw new TransportError(`${this.url}${path}: the reply is none of stepd: ${reasonOf(cause)}`, { cause, status: response.status });
     }

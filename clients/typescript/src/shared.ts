@@ -46,8 +46,8 @@ interface Region {
 /** Removes the files of a folder. */
 type Clean = () => void;
 
-/** What there is to remove when the process ends. */
-const unclean = new Set<Clean>();
+/** What there is to remove when the process ends; undefined until there was a folder. */
+let unclean: Set<Clean> | undefined;
 
 const abandoned = new FinalizationRegistry<Clean>((clean) => clean());
 
@@ -68,6 +68,7 @@ export class SharedFolder {
     if (!process || !files) throw new TypeError("sharedDir: expected Node from 20.16 on, found a platform without its files");
     this.#files = files;
     try {
+      if (path === "") throw new Error("no name");
       this.#path = files.realpathSync(path);
       this.#free.push(this.#create());
     } catch (cause) {
@@ -75,7 +76,10 @@ export class SharedFolder {
         cause,
       });
     }
-    if (unclean.size === 0) process.on("exit", cleanAll);
+    if (unclean === undefined) {
+      unclean = new Set();
+      process.on("exit", cleanAll);
+    }
     this.#clean = cleaner(files, this.#path, this.#regions);
     unclean.add(this.#clean);
     abandoned.register(this, this.#clean);
@@ -152,13 +156,13 @@ const cleaner = (files: Files, path: string, regions: Set<Region>): Clean => {
   const clean = (): void => {
     for (const region of regions) remove(files, path, region);
     regions.clear();
-    unclean.delete(clean);
+    unclean?.delete(clean);
   };
   return clean;
 };
 
 const cleanAll = (): void => {
-  for (const clean of unclean) clean();
+  for (const clean of unclean ?? []) clean();
 };
 
 const remove = (files: Files, path: string, { file }: Region): void => {

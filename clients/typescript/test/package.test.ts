@@ -50,6 +50,15 @@ export const step = async (client: Client, params: Tensors, grads: Tensors, stat
   const { file, lost } = await client.convert({ state: result.state, to: { format: "torch", names: ["w"] } });
   const { lrs } = await client.evaluateSchedule({ schedule: { name: "exponential", gamma: 0.5 }, count: 3 });
   console.log(toTensors(file), lost.length, lrs[0], (await client.info()).version);
+  const { state: next, cached } = await client.step({ optimizer, params, grads, state: result.state, cached: result.cached, reply: { cache: true } });
+  const steps: number | undefined = next.steps["w"];
+  if (cached) await client.step({ optimizer, grads, cached, reply: { params: "bf16", state: "none", cache: true } });
+  new Client(client.url, { sharedDir: undefined }).close();
+  // @ts-expect-error parameters are given, or named
+  await client.step({ optimizer, grads });
+  // @ts-expect-error the client itself says where results go
+  await client.step({ optimizer, params, grads, reply: { into: {} } });
+  console.log(steps);
   // @ts-expect-error sgd has no betas
   const wrong: Optimizer = { name: "sgd", betas: [0.9, 0.99] };
   // @ts-expect-error there is no such optimizer

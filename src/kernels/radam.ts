@@ -1,5 +1,5 @@
 /** RAdam. One shard; `count` elements. Scalars in the order of src/optimizers/radam.ts. */
-import { AnyWeight, areLight, coupled, descend, Light, lerpAny, lerpSquareAny, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
+import { AnyWeight, areLight, coupled, descend, Light, largestFinite, lerpAny, lerpSquareAny, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
 
 /**
  * exp_avg and exp_avg_sq as in Adam; param -= decay*param + stepSize * exp_avg / (rectified ? sqrt(exp_avg_sq) + eps : 1). Without
@@ -23,6 +23,7 @@ function step<T, K>(
     decays = spread<T>(decay),
     weight1s = spread<T>(weight1),
     weight2s = spread<T>(weight2),
+    largest = largestFinite<T>(count),
     steps = spread<T>(stepSize),
     epss = spread<T>(eps);
   const couples = l2 !== 0,
@@ -46,11 +47,29 @@ function step<T, K>(
       weight1s,
       weight2,
       weight2s,
+      largest,
       steps,
       epss,
     );
   for (; i < bytes; i += sizeof<T>())
-    element<T, T, K>(param + i, grad + i, expAvg + i, expAvgSq + i, couples, shrinks, divides, l2s, decays, weight1, weight1s, weight2, weight2s, steps, epss);
+    element<T, T, K>(
+      param + i,
+      grad + i,
+      expAvg + i,
+      expAvgSq + i,
+      couples,
+      shrinks,
+      divides,
+      l2s,
+      decays,
+      weight1,
+      weight1s,
+      weight2,
+      weight2s,
+      largest,
+      steps,
+      epss,
+    );
 }
 
 function element<T, W, K>(
@@ -67,13 +86,14 @@ function element<T, W, K>(
   weight1s: v128,
   weight2: f64,
   weight2s: v128,
+  largest: v128,
   stepSize: v128,
   eps: v128,
 ): void {
   const p = read<T, W>(param);
   const g = coupled<T>(read<T, W>(grad), p, l2, couples);
   const m = lerpAny<T, K>(read<T, W>(expAvg), g, weight1, weight1s);
-  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s);
+  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s, largest);
   write<T, W>(expAvg, m);
   write<T, W>(expAvgSq, v);
   const direction = divides ? v128.div<T>(m, v128.add<T>(v128.sqrt<T>(v), eps)) : m;

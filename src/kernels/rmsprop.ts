@@ -1,5 +1,21 @@
 /** RMSprop, plain or centered, with or without momentum. One shard; `count` elements; gradAvg and buffer are 0 where not in use. Scalars in the order of src/optimizers/rmsprop.ts. */
-import { AnyWeight, areLight, coupled, Light, lerpAny, lerpSquareAny, narrow, read, spread, VECTOR, wholeBytes, wideHigh, wideLow, write } from "./_lanes";
+import {
+  AnyWeight,
+  areLight,
+  coupled,
+  Light,
+  largestFinite,
+  lerpAny,
+  lerpSquareAny,
+  narrow,
+  read,
+  spread,
+  VECTOR,
+  wholeBytes,
+  wideHigh,
+  wideLow,
+  write,
+} from "./_lanes";
 
 /** u = g / (sqrt(square_avg - grad_avg^2) + eps); buffer = momentum*buffer + u; param -= lr * buffer. */
 function step<T, K>(
@@ -17,6 +33,7 @@ function step<T, K>(
 ): void {
   const l2s = spread<T>(l2),
     weights = spread<T>(weight),
+    largest = largestFinite<T>(count),
     rate = spread<T>(lr),
     keeps = spread<T>(momentum),
     epss = spread<T>(eps);
@@ -35,12 +52,27 @@ function step<T, K>(
       l2s,
       weight,
       weights,
+      largest,
       rate,
       keeps,
       epss,
     );
   for (; i < bytes; i += sizeof<T>())
-    element<T, T, K>(param + i, grad + i, squareAvg + i, gradAvg ? gradAvg + i : 0, buffer ? buffer + i : 0, couples, l2s, weight, weights, rate, keeps, epss);
+    element<T, T, K>(
+      param + i,
+      grad + i,
+      squareAvg + i,
+      gradAvg ? gradAvg + i : 0,
+      buffer ? buffer + i : 0,
+      couples,
+      l2s,
+      weight,
+      weights,
+      largest,
+      rate,
+      keeps,
+      epss,
+    );
 }
 
 function element<T, W, K>(
@@ -53,13 +85,14 @@ function element<T, W, K>(
   l2: v128,
   weight: f64,
   weights: v128,
+  largest: v128,
   lr: v128,
   momentum: v128,
   eps: v128,
 ): void {
   const p = read<T, W>(param);
   const g = coupled<T>(read<T, W>(grad), p, l2, couples);
-  const s = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights);
+  const s = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest);
   write<T, W>(squareAvg, s);
   let variance = s;
   if (gradAvg) {

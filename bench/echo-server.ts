@@ -5,6 +5,7 @@
 import { createServer } from "node:http";
 import express from "express";
 import { Arena } from "../src/arena/arena.ts";
+import { discard } from "../src/http/body.ts";
 
 const arena = new Arena(Number(process.argv[2] ?? "640"), 0);
 const socket = process.argv[3] ?? "";
@@ -23,6 +24,7 @@ app.post("/echo/:bytes", (req, res) => {
   req.on("data", (chunk: Buffer) => {
     lease.bytes.fill(chunk, lease.start + received, lease.start + received + chunk.length);
     received += chunk.length;
+    discard(chunk);
   });
   res.once("close", () => lease.release());
   req.once("end", () => {

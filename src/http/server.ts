@@ -10,7 +10,7 @@ import { asStepdError, errors, StepdError } from "../errors/errors.ts";
 import { Outflow } from "../errors/outflow.ts";
 import { errorReply, type Method, type Observer } from "../rpc/rpc.ts";
 import type { BodyLease, Service } from "./_types.ts";
-import { ClientGone, receive, TooSlow } from "./body.ts";
+import { ClientGone, discard, receive, TooSlow } from "./body.ts";
 import { bodyType, type MediaType, replyType } from "./negotiate.ts";
 import { decode, encode, errorHeaders, problem, type Reply, retryHeader, send } from "./reply.ts";
 
@@ -381,7 +381,7 @@ const dropRest = (req: Request, timeoutMs: number): void => {
   };
   req.once("end", stop);
   socket.once("close", stop);
-  req.resume();
+  req.on("data", discard);
 };
 
 /** Sends a call's reply, and counts it if it was sent whole. A caller that takes too long to read it is cut off: it holds memory. */

@@ -138,12 +138,12 @@ export class Telemetry {
     new Counter({
       name: "stepd_cache_lookups_total",
       help: "Blobs that calls named by their digest",
-      labelNames: ["outcome"],
+      labelNames: ["result"],
       registers,
       collect() {
         this.reset();
-        this.inc({ outcome: "hit" }, cache?.hits ?? 0);
-        this.inc({ outcome: "miss" }, cache?.misses ?? 0);
+        this.inc({ result: "hit" }, cache?.hits ?? 0);
+        this.inc({ result: "miss" }, cache?.misses ?? 0);
       },
     });
     new Counter({

@@ -65,14 +65,14 @@ for (const { label, optimizer: variant } of variants) {
 }
 
 test("a name that is not known is BLOB_MISSING, and counted", async () => {
-  const before = await service.metric('stepd_cache_lookups_total{outcome="miss"}');
+  const before = await service.metric('stepd_cache_lookups_total{result="miss"}');
   const name = { sha256: "0".repeat(64) };
   await requireError({ ...call, params: name }, "BLOB_MISSING", "/params");
   await requireError({ ...call, state: name }, "BLOB_MISSING", "/state");
   const rest = await service.post("/v1/step", pack({ ...call, grads: name }), MSGPACK);
   assert.equal(rest.status, 404);
   const text = await (await fetch(`${service.url}/metrics`)).text();
-  assert.match(text, new RegExp(`^stepd_cache_lookups_total\\{outcome="miss"\\} ${(Number.isNaN(before) ? 0 : before) + 3}$`, "m"));
+  assert.match(text, new RegExp(`^stepd_cache_lookups_total\\{result="miss"\\} ${(Number.isNaN(before) ? 0 : before) + 3}$`, "m"));
 });
 
 test("without a cache nothing is kept, and no state is lost for it", async () => {

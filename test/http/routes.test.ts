@@ -24,12 +24,22 @@ test("live and ready, also by KServe's names", async () => {
 });
 
 test("GET /v1 says the version, the kernels and the limits", async () => {
-  const info = await get<{ name: string; version: string; node: string; kernels: string[]; workers: number; limits: Record<string, number> }>("/v1");
+  const info = await get<{
+    name: string;
+    version: string;
+    node: string;
+    kernels: string[];
+    workers: number;
+    shared_memory: boolean;
+    limits: Record<string, number>;
+  }>("/v1");
   assert.deepEqual([info.name, info.node, info.workers], ["stepd", process.version, 1]);
   assert.match(info.version, /^\d+\.\d+\.\d+$/);
   for (const kernel of ["sgd_f32", "adamw_f32", "lamb_apply_f32"]) assert.ok(info.kernels.includes(kernel));
   assert.ok((info.limits["arena_bytes"] ?? 0) > 31 * 2 ** 20);
-  for (const limit of Object.values(info.limits)) assert.ok(Number.isSafeInteger(limit) && limit > 0);
+  // Without settings there are no cache and no shared folder.
+  for (const [name, limit] of Object.entries(info.limits)) assert.ok(Number.isSafeInteger(limit) && limit > 0 === (name !== "cache_bytes"), name);
+  assert.equal(info.shared_memory, false);
 });
 
 test("/metrics is for Prometheus", async () => {

@@ -8,15 +8,14 @@ export class Parts {
     this.length = this.pieces.reduce((sum, piece) => sum + piece.length, 0);
   }
 
-  /** All pieces in one, copied. */
-  join(): Buffer {
-    const bytes = Buffer.allocUnsafe(this.length);
+  /** Copies all pieces into memory that has room for them, and returns the part that they fill. */
+  joinInto(bytes: Buffer): Buffer {
     let at = 0;
     // fill, not set or copy: with shared memory these are 10 times slower (measured).
     for (const piece of this.pieces) {
       bytes.fill(piece, at, at + piece.length);
       at += piece.length;
     }
-    return bytes;
+    return bytes.subarray(0, at);
   }
 }

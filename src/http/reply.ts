@@ -24,6 +24,10 @@ export interface Reply {
 /** Replies of up to this length are joined, because to write each piece takes longer than to copy it. */
 const JOINED_BYTES = 65536;
 
+/** Memory for joined replies, used again: new memory for each would bring on collections of garbage. */
+const spare: Buffer[] = [];
+const MAX_SPARE = 16;
+
 /** Sends a reply and resolves when its last byte is out, or the caller gone: from then on the pieces' memory is free. */
 export const send = async (res: Response, { status, type, body, headers = {} }: Reply): Promise<void> => {
   if (res.headersSent || res.destroyed) return;
@@ -32,7 +36,8 @@ export const send = async (res: Response, { status, type, body, headers = {} }: 
   const known: Record<string, string | number> = status === 204 ? { ...headers } : { "Content-Type": type, "Content-Length": body.length, ...headers };
   if (typeof wanted === "string" && /(?:^|,)\s*sha-256(?!=0)/.test(wanted)) known["Repr-Digest"] = `sha-256=:${digest(body)}:`;
   res.writeHead(status, known);
-  if (body.length <= JOINED_BYTES) res.end(body.join());
+  const room = body.length <= JOINED_BYTES ? (spare.pop() ?? Buffer.allocUnsafeSlow(JOINED_BYTES)) : undefined;
+  if (room) res.end(body.joinInto(room));
   else {
     res.cork();
     for (const piece of body.pieces) res.write(piece);
@@ -41,6 +46,7 @@ export const send = async (res: Response, { status, type, body, headers = {} }: 
   }
   // What the system took at once has no need of the listeners.
   if (!res.writableFinished) await finished(res).catch(() => {}); // A caller that went away is not this server's failure.
+  if (room && res.writableFinished && spare.length < MAX_SPARE) spare.push(room);
 };
 
 const digest = ({ pieces }: Parts): string => {

@@ -11,10 +11,11 @@ export interface Group {
 }
 
 /** All hyperparameters of an optimizer, defaults filled in. */
-export const withDefaults = ({ hyperparameters }: OptimizerDefinition, given: Given): Values<Hyperparameters> =>
-  Object.fromEntries(
-    Object.entries(hyperparameters).map(([name, { default: initial }]) => [name, given[name] === undefined ? initial : given[name]]),
-  ) as Values<Hyperparameters>;
+export const withDefaults = ({ hyperparameters }: OptimizerDefinition, given: Given): Values<Hyperparameters> => {
+  const values: Record<string, unknown> = {};
+  for (const name of Object.keys(hyperparameters)) values[name] = given[name] === undefined ? hyperparameters[name]?.default : given[name];
+  return values as Values<Hyperparameters>;
+};
 
 /** Turns a name with * for any characters into a test of names. */
 const matcher = (pattern: string): ((name: string) => boolean) => {

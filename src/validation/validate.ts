@@ -10,11 +10,11 @@ ajv.addKeyword({ keyword: "blob", validate: (_: unknown, value: unknown) => type
 ajv.addVocabulary(["tsType"]);
 for (const schema of schemas) ajv.addSchema(schema);
 // All at boot, so that the first call is as fast as the next and a wrong schema stops the start.
-for (const { $id } of schemas) ajv.getSchema($id);
+const checks = new Map(schemas.map(({ $id }) => [$id as string, ajv.getSchema($id)]));
 
 /** Throws INVALID_PARAMS unless the value passes the schema. `prefix` is the JSON pointer of the value. */
 export const validate = (schema: string, value: unknown, prefix = ""): void => {
-  const check = ajv.getSchema(schema);
+  const check = checks.get(schema);
   if (!check) throw new Error(`there is no schema ${schema}`);
   if (check(withoutBlobs(value))) return;
   throw explain(check.errors?.[0] as ErrorObject, prefix);
@@ -27,8 +27,17 @@ export const validate = (schema: string, value: unknown, prefix = ""): void => {
 const withoutBlobs = (value: unknown): unknown => {
   if (typeof value !== "object" || value === null) return value;
   if (value instanceof Uint8Array) return Symbol(describeValue(value));
-  if (!Array.isArray(value)) return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, withoutBlobs(item)]));
-  return value.some((item) => typeof item === "object") ? value.map(withoutBlobs) : value;
+  if (Array.isArray(value)) return value.some((item) => typeof item === "object") ? value.map(withoutBlobs) : value;
+  // What holds no blob is not copied.
+  let copy: Record<string, unknown> | undefined;
+  for (const key of Object.keys(value)) {
+    const item = (value as Record<string, unknown>)[key];
+    const plain = withoutBlobs(item);
+    if (plain === item) continue;
+    copy ??= { ...value };
+    copy[key] = plain;
+  }
+  return copy ?? value;
 };
 
 const describe = (value: unknown): string => (typeof value === "symbol" ? (value.description as string) : describeValue(value));

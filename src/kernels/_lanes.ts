@@ -116,7 +116,7 @@ export type Light = i8;
 export type AnyWeight = i16;
 
 /** Whether a type argument is Light. */
-export function isLight<K>(): bool {
+function isLight<K>(): bool {
   return sizeof<K>() === sizeof<Light>();
 }
 

@@ -7,7 +7,6 @@ import {
   areLight,
   descend,
   filled,
-  isLight,
   isOn,
   Light,
   largestFinite,
@@ -24,7 +23,7 @@ import {
 } from "./_lanes";
 import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce";
 
-/** The moments, and the denominator sqrt(exp_avg_sq + epsRoot) + eps. For weights that are Light, averages is true. */
+/** The moments, and the denominator sqrt(exp_avg_sq + epsRoot) + eps. */
 function denominator<T, W, K>(
   g: v128,
   expAvg: usize,
@@ -39,7 +38,7 @@ function denominator<T, W, K>(
   eps: v128,
 ): v128 {
   const m0 = read<T, W>(expAvg);
-  const m = isLight<K>() || averages ? lerpAny<T, K>(m0, g, weight1, weight1s) : v128.add<T>(v128.mul<T>(spread<T>(1 - weight1), m0), g);
+  const m = averages ? lerpAny<T, K>(m0, g, weight1, weight1s) : v128.add<T>(v128.mul<T>(spread<T>(1 - weight1), m0), g);
   const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s, largest);
   write<T, W>(expAvg, m);
   write<T, W>(expAvgSq, v);
@@ -66,11 +65,11 @@ function kept<T>(param: v128, decay: v128, shrinks: bool): v128 {
 const LAG: usize = 8 * VECTOR;
 
 /**
- * sums = [|param - decay*param|^2, |update|^2], update = r + inUpdate*param, written over the gradient. For weights that are
- * Light, averages is not 0, decay is 0, and Adds says whether inUpdate is there. The loop has a root, a division and two sums
+ * sums = [|param - decay*param|^2, |update|^2], update = r + inUpdate*param, written over the gradient. Usual says
+ * that averages and inUpdate are there and decay is not. The loop has a root, a division and two sums
  * under way at three places, which takes four fifths of the time of one after the other (measured).
  */
-function moments<T, K, Adds>(
+function moments<T, K, Usual>(
   param: usize,
   grad: usize,
   expAvg: usize,
@@ -88,8 +87,9 @@ function moments<T, K, Adds>(
 ): void {
   const decays = spread<T>(decay),
     inUpdates = spread<T>(inUpdate),
-    shrinks = !isLight<K>() && decay !== 0,
-    adds = isLight<K>() ? isOn<Adds>() : inUpdate !== 0;
+    shrinks = !isOn<Usual>() && decay !== 0,
+    adds = isOn<Usual>() || inUpdate !== 0,
+    weighs = isOn<Usual>() || averages !== 0;
   const weight1s = spread<T>(weight1);
   const weight2s = spread<T>(weight2),
     largest = largestFinite<T>(count);
@@ -105,7 +105,7 @@ function moments<T, K, Adds>(
   for (let i: usize = 0; i < whole + 2 * LAG; i += VECTOR) {
     if (i < whole) {
       const g = read<T, v128>(grad + i);
-      write<T, v128>(grad + i, denominator<T, v128, K>(g, expAvg + i, expAvgSq + i, averages !== 0, weight1, weight1s, weight2, weight2s, largest, root, epss));
+      write<T, v128>(grad + i, denominator<T, v128, K>(g, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, root, epss));
     }
     // Below 0 these wrap round to more than `whole`.
     const j = i - LAG,
@@ -122,7 +122,7 @@ function moments<T, K, Adds>(
   }
   for (let i = whole; i < bytes; i += sizeof<T>()) {
     const g = read<T, T>(grad + i);
-    write<T, T>(grad + i, denominator<T, T, K>(g, expAvg + i, expAvgSq + i, averages !== 0, weight1, weight1s, weight2, weight2s, largest, root, epss));
+    write<T, T>(grad + i, denominator<T, T, K>(g, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, root, epss));
     update<T, T>(param + i, grad + i, expAvg + i, mean, inUpdates, adds);
     paramLow = squaresLow<T>(paramLow, kept<T>(read<T, T>(param + i), decays, shrinks));
     updateLow = squaresLow<T>(updateLow, read<T, T>(grad + i));
@@ -245,9 +245,9 @@ export function lamb_moments_f32(
   epsRoot: f64,
   eps: f64,
 ): void {
-  if (!areLight(weight1, weight2) || averages === 0 || decay !== 0)
-    moments<f32, AnyWeight, On>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
-  else if (inUpdate !== 0)
+  if (!areLight(weight1, weight2))
+    moments<f32, AnyWeight, Off>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
+  else if (averages !== 0 && inUpdate !== 0 && decay === 0)
     moments<f32, Light, On>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
   else moments<f32, Light, Off>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
 }
@@ -268,9 +268,9 @@ export function lamb_moments_f64(
   epsRoot: f64,
   eps: f64,
 ): void {
-  if (!areLight(weight1, weight2) || averages === 0 || decay !== 0)
-    moments<f64, AnyWeight, On>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
-  else if (inUpdate !== 0)
+  if (!areLight(weight1, weight2))
+    moments<f64, AnyWeight, Off>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
+  else if (averages !== 0 && inUpdate !== 0 && decay === 0)
     moments<f64, Light, On>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
   else moments<f64, Light, Off>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
 }

@@ -6,7 +6,7 @@ import { after, before, test } from "node:test";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { JSON_TYPE, MSGPACK, pack, readReply, TestService, unpack } from "../support/service.ts";
 import { random, randomTensors, readTensors, writeTensors } from "../support/tensors.ts";
-import { RawClient, sgdBody, sgdParams, untilEmpty } from "./_client.ts";
+import { RawClient, requireRight, sgdBody, sgdParams, untilEmpty } from "./_client.ts";
 
 let service: TestService;
 before(async () => {
@@ -199,4 +199,30 @@ test("HEAD of a page has the headers and no body", async () => {
     assert.equal(response.status, 200);
     assert.equal(await response.text(), "");
   }
+});
+
+test("joined replies that wait for their reader are not written over by others", async () => {
+  const ELEMENTS = 15_000;
+  const clients = await Promise.all(Array.from({ length: 3 }, () => RawClient.connect(service)));
+  const CALLS = 100;
+  for (const [index, client] of clients.entries()) {
+    client.socket.pause();
+    for (let call = 0; call < CALLS; call++) {
+      const body = sgdBody(ELEMENTS, index * CALLS + call);
+      client.head("/v1/step", { "Content-Length": body.length });
+      client.send(body);
+    }
+  }
+  await service.call("optimizer.list", {});
+  for (const client of clients) client.socket.resume();
+  await Promise.all(
+    clients.map(async (client, index) => {
+      for (let call = 0; call < CALLS; call++) {
+        const reply = await client.reply();
+        assert.equal(reply?.status, 200);
+        requireRight(reply?.body ?? Buffer.alloc(0), ELEMENTS, index * CALLS + call - 1);
+      }
+      client[Symbol.dispose]();
+    }),
+  );
 });

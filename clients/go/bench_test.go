@@ -6,10 +6,15 @@ import (
 )
 
 // BenchmarkStep is a whole AdamW step in place over loopback: 16 bytes of each parameter go out and 12 come back.
-func BenchmarkStep(b *testing.B) {
+func BenchmarkStep(b *testing.B) { benchmarkStep(b) }
+
+// BenchmarkSharedStep is the same in shared memory.
+func BenchmarkSharedStep(b *testing.B) { benchmarkStep(b, WithSharedDir(sharedDir)) }
+
+func benchmarkStep(b *testing.B, options ...Option) {
 	for _, count := range []int{1 << 10, 1 << 16, 1 << 20, 4 << 20} {
 		b.Run(fmt.Sprint(count), func(b *testing.B) {
-			client, err := New(shared.url)
+			client, err := New(shared.url, options...)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -76,6 +76,12 @@ func encode(fields []field) (blob, error) {
 	small := msgp.AppendMapHeader(nil, uint32(len(fields)))
 	for _, field := range fields {
 		small = msgp.AppendString(small, field.key)
+		switch value := field.value.(type) {
+		case place:
+			field.value = value.wire()
+		case digest:
+			field.value = map[string]any{"sha256": string(value)}
+		}
 		data, ok := field.value.(blob)
 		if !ok {
 			var err error

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -50,6 +51,9 @@ type Client struct {
 	timeout   time.Duration
 	retries   int
 	requestID func(context.Context) string
+	sharedDir *string
+	// shared is nil without WithSharedDir.
+	shared *sharedFolder
 }
 
 // Option changes a client from its defaults.
@@ -107,6 +111,12 @@ func New(address string, options ...Option) (*Client, error) {
 		return nil, errors.New("stepd: WithHTTPClient excludes WithTLS and Unix sockets")
 	}
 	c.url = strings.TrimSuffix(address, "/")
+	if c.sharedDir != nil {
+		if c.shared, err = openSharedFolder(*c.sharedDir); err != nil {
+			return nil, err
+		}
+		runtime.AddCleanup(c, (*sharedFolder).close, c.shared)
+	}
 	if c.http != nil {
 		return c, nil
 	}
@@ -136,14 +146,20 @@ func New(address string, options ...Option) (*Client, error) {
 	return c, nil
 }
 
-// Close closes connections that no call uses. The client can be used again.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+// Close closes connections that no call uses, and removes all files of WithSharedDir; calls that are under way may fail. States
+// stay as they are, and the client can be used again.
+func (c *Client) Close() {
+	c.http.CloseIdleConnections()
+	if c.shared != nil {
+		c.shared.close()
+	}
+}
 
 // call is one call, which may be sent several times.
 type call struct {
 	path string
-	// body is nil for GET.
-	body   *blob
+	// parcel is nil for GET.
+	parcel *parcel
 	accept string
 	// read takes the reply of status 200. It may be called again, for another attempt.
 	read func(*http.Response) error
@@ -153,6 +169,7 @@ type call struct {
 func (c *Client) do(ctx context.Context, call call, retries int) error {
 	for attempt := 0; ; attempt++ {
 		err := c.attempt(ctx, call)
+		call.parcel.note(err)
 		if err == nil {
 			return nil
 		}
@@ -221,8 +238,8 @@ func (c *Client) attempt(ctx context.Context, call call) error {
 	if err != nil {
 		return fmt.Errorf("stepd: %w", err)
 	}
-	if call.body != nil {
-		up := &upload{body: *call.body}
+	if call.parcel != nil {
+		up := &upload{body: call.parcel.body}
 		defer up.close()
 		request.Method = http.MethodPost
 		request.ContentLength = up.body.size
@@ -321,9 +338,9 @@ func retryAfter(text string) (time.Duration, bool) {
 
 // json calls a method whose reply is small, and reads it into result.
 func (c *Client) json(ctx context.Context, path string, fields []field, result any, retries int) error {
-	var body blob
+	sent := int64(0)
 	call := call{path: path, accept: jsonType, read: func(response *http.Response) error {
-		text, err := readUpTo(response.Body, maxReply(body.size))
+		text, err := readUpTo(response.Body, maxReply(sent))
 		if err != nil {
 			return err
 		}
@@ -333,11 +350,12 @@ func (c *Client) json(ctx context.Context, path string, fields []field, result a
 		return nil
 	}}
 	if fields != nil {
-		var err error
-		if body, err = encode(fields); err != nil {
+		p, err := c.pack(ctx, fields, results{})
+		if err != nil {
 			return err
 		}
-		call.body = &body
+		defer p.release()
+		sent, call.parcel = p.sent, p
 	}
 	return c.do(ctx, call, retries)
 }

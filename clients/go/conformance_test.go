@@ -35,12 +35,16 @@ type conformanceCase struct {
 	} `json:"error"`
 }
 
-func TestConformance(t *testing.T) {
+func TestConformance(t *testing.T) { testConformance(t, newClient(t, shared.url)) }
+
+// The same with everything in files.
+func TestSharedConformance(t *testing.T) { testConformance(t, newSharing(t, shared.url, 1)) }
+
+func testConformance(t *testing.T, client *Client) {
 	files := must[[]string](t)(filepath.Glob(filepath.Join(root, "test/conformance/cases/*.json")))
 	if len(files) == 0 {
 		t.Fatal("no cases")
 	}
-	client := newClient(t, shared.url)
 	for _, path := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".json"), func(t *testing.T) {
 			var c conformanceCase

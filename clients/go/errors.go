@@ -90,6 +90,8 @@ var (
 	ErrBadReply = errors.New("stepd: not a reply of stepd")
 	// ErrBadFile says that bytes are not a valid safetensors file, or not a state.
 	ErrBadFile = errors.New("stepd: not a valid safetensors file")
+	// ErrStateKept says that a state is not here but only on the server, because of Reply.State.
+	ErrStateKept = errors.New("stepd: the state stayed on the server (ReplyNone); it goes by Cached only")
 	// ErrBadTensor says that a tensor of the caller contradicts itself or what it belongs to.
 	ErrBadTensor = errors.New("stepd: not a valid tensor")
 )

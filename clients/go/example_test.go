@@ -105,6 +105,63 @@ func ExampleError() {
 	// Output: /optimizer/lr: expected at least 0, found -1
 }
 
+// A server on the same host: tensors lie in files of a folder that both see, and do not travel.
+func ExampleWithSharedDir() {
+	// The folder that the server was started with, such as STEPD_SHARED_DIR=/dev/shm/stepd.
+	client, err := stepd.New(os.Getenv("STEPD_URL"), stepd.WithSharedDir(os.Getenv("STEPD_SHARED_DIR")))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close() // removes the files
+
+	w := make([]float32, 1<<20)
+	params := stepd.Tensors{stepd.From("w", w)}
+	var state *stepd.State
+	for range 3 {
+		result, err := client.Step(context.Background(), stepd.StepRequest{
+			Optimizer: stepd.AdamW(0.1), Params: params, Grads: stepd.Tensors{stepd.From("w", gradient(w))}, State: state, Into: params,
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		state = result.State // still in its file; the next step names it
+	}
+	fmt.Printf("%.2f after %d steps\n", w[0], state.Steps()["w"])
+	// Output: 0.30 after 3 steps
+}
+
+// Parameters and state stay on the server; gradients go there in BF16 or F32, and parameters come back in BF16.
+func ExampleStepRequest_cached() {
+	client, err := stepd.New(os.Getenv("STEPD_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	request := stepd.StepRequest{
+		Optimizer: stepd.AdamW(0.1),
+		Params:    stepd.Tensors{stepd.From("w", []float32{0, 1, 10})},
+		Grads:     stepd.Tensors{stepd.From("w", []float32{-3, -2, 7})},
+	}
+	for step := range 4 {
+		request.Reply = stepd.Reply{Cache: true, Params: stepd.ReplyBF16, State: stepd.ReplyNone}
+		if step == 3 {
+			request.Reply = stepd.Reply{Cache: true} // every so often all of it, to go on from after stepd.ErrBlobMissing
+		}
+		result, err := client.Step(context.Background(), request)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(result.Step, result.Params[0].DType, result.State.Err() == nil)
+		request.Params, request.State, request.Cached = nil, nil, result.Cached
+	}
+	// Output:
+	// 1 BF16 false
+	// 2 BF16 false
+	// 3 BF16 false
+	// 4 F32 true
+}
+
 // A model in several calls over several replicas, with exact clipping over all of it.
 func ExampleSharded() {
 	sharded, err := stepd.NewSharded([]string{os.Getenv("STEPD_URL"), os.Getenv("STEPD_URL")})

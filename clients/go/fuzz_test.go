@@ -2,10 +2,12 @@ package stepd
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/tinylib/msgp/msgp"
@@ -55,9 +57,12 @@ func replySeeds() [][]byte {
 	whole, _ = msgp.AppendIntf(msgp.AppendString(whole, "warnings"), []string{"one", "two"})
 	whole, _ = msgp.AppendIntf(msgp.AppendString(whole, "new"), map[string]any{"a": []any{1, "b", nil}})
 	stat := map[string]any{"grad_norm": 1.5, "param_norm": 1, "update_norm": 0.0, "zeros": 1, "non_finite": 0, "trust_ratio": 2.0, "clipped": true, "x": 1}
+	at := map[string]any{"file": "f", "offset": 0, "length": 12, "x": 1}
+	kept := map[string]any{"sha256": strings.Repeat("0f", 32), "x": 1}
+	elsewhere, _ := msgp.AppendIntf(nil, map[string]any{"params": at, "state": at, "cached": map[string]any{"params": kept, "state": kept, "x": 1}})
 	whole, _ = msgp.AppendIntf(msgp.AppendString(whole, "stats"), map[string]any{"grad_norm": 2, "clipped": false, "tensors": map[string]any{"w": stat}})
 	return [][]byte{
-		whole, whole[:len(whole)/2], append(bytes.Clone(whole), 0xc0), nil,
+		whole, whole[:len(whole)/2], elsewhere, elsewhere[:len(elsewhere)/2], append(bytes.Clone(whole), 0xc0), nil,
 		{0xdf, 0xff, 0xff, 0xff, 0xff},
 		msgp.AppendBytesHeader(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "state"), math.MaxUint32),
 		append(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "x"), bytes.Repeat([]byte{0x91}, 1000)...),
@@ -66,6 +71,15 @@ func replySeeds() [][]byte {
 		append(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "x"), 0xc9, 0xff, 0xff, 0xff, 0xff, 1),
 		append(msgp.AppendInt(msgp.AppendString(msgp.AppendMapHeader(nil, 2), "step"), -1), 0xa4, 's', 't', 'e', 'p', 1),
 	}
+}
+
+// resultOf is the result of a call that sent everything.
+func resultOf(reply stepReply, sent Tensors) (*StepResult, error) {
+	p := &parcel{}
+	if err := p.check(reply); err != nil {
+		return nil, err
+	}
+	return p.result(context.Background(), StepRequest{Params: sent}, reply, nil, false)
 }
 
 // A reply is decoded or refused, and what it holds came with it.
@@ -88,7 +102,7 @@ func FuzzDecodeStep(f *testing.F) {
 		if len(known.params)+len(known.state) > len(reply) || !bytes.Equal(known.params, unknown.params) || !bytes.Equal(known.state, unknown.state) {
 			t.Fatal("blobs that did not come")
 		}
-		if result, err := known.result(nil); err == nil && result.Step < 0 {
+		if result, err := resultOf(known, nil); err == nil && result.Step < 0 {
 			t.Fatal(result.Step)
 		}
 	})
@@ -96,12 +110,12 @@ func FuzzDecodeStep(f *testing.F) {
 
 func TestReplyWithAllFields(t *testing.T) {
 	reply := must[stepReply](t)(decodeStep(bytes.NewReader(replySeeds()[0]), -1, 0, nil))
-	result := must[*StepResult](t)(reply.result(Tensors{{Name: "w", DType: F32, Shape: []int{}}}))
+	result := must[*StepResult](t)(resultOf(reply, Tensors{{Name: "w", DType: F32, Shape: []int{}}}))
 	w := result.Stats.Tensors["w"]
 	if result.Step != 7 || result.LR != 0.5 || !result.Skipped || len(result.Warnings) != 2 || result.Stats.GradNorm != 2 || w.ParamNorm != 1 || *w.TrustRatio != 2 {
 		t.Fatalf("%+v %+v", result, result.Stats)
 	}
-	if _, err := reply.result(nil); !errors.Is(err, ErrBadReply) {
+	if _, err := resultOf(reply, nil); !errors.Is(err, ErrBadReply) {
 		t.Fatal(err)
 	}
 }

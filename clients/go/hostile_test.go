@@ -89,12 +89,12 @@ func TestStepRepliesWithoutAMember(t *testing.T) {
 		"params": file(`{"w":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}`, "abcd"), "state": file("{"+goodMeta+","+goodStep+"}", step1)}
 	sent := Tensors{{Name: "w", DType: F32, Shape: []int{}}}
 	whole := must[[]byte](t)(msgp.AppendIntf(nil, values))
-	must[*StepResult](t)(must[stepReply](t)(decodeStep(bytes.NewReader(whole), -1, 0, nil)).result(sent))
+	must[*StepResult](t)(resultOf(must[stepReply](t)(decodeStep(bytes.NewReader(whole), -1, 0, nil)), sent))
 	for member := range values {
 		rest := maps.Clone(values)
 		delete(rest, member)
 		reply := must[stepReply](t)(decodeStep(bytes.NewReader(must[[]byte](t)(msgp.AppendIntf(nil, rest))), -1, 0, nil))
-		if _, err := reply.result(sent); !errors.Is(err, ErrBadReply) {
+		if _, err := resultOf(reply, sent); !errors.Is(err, ErrBadReply) {
 			t.Errorf("without %s: %v", member, err)
 		}
 	}

@@ -177,12 +177,8 @@ type StateInfo struct {
 
 // Inspect returns what a state holds, by the server's reading.
 func (c *Client) Inspect(ctx context.Context, state *State) (*StateInfo, error) {
-	file, err := state.file()
-	if err != nil {
-		return nil, err
-	}
 	info := &StateInfo{}
-	if err := c.json(ctx, "/v1/state/inspect", []field{{"state", file}}, info, c.retries); err != nil {
+	if err := c.json(ctx, "/v1/state/inspect", []field{{"state", state}}, info, c.retries); err != nil {
 		return nil, err
 	}
 	if info.Format != stateFormat {
@@ -257,23 +253,14 @@ func (c *Client) Convert(ctx context.Context, request ConvertRequest) (*Converte
 	if request.Fill != nil {
 		fields = append(fields, field{"fill", request.Fill})
 	}
-	body, err := encode(fields)
+	reply, err := c.once(ctx, "/v1/state/convert", fields)
+	if err == nil && reply.state == nil {
+		err = badReply("no state")
+	}
 	if err != nil {
 		return nil, err
 	}
-	var converted *Converted
-	err = c.do(ctx, call{path: "/v1/state/convert", body: &body, accept: msgpackType, read: func(response *http.Response) error {
-		reply, err := decodeStep(response.Body, response.ContentLength, body.size, nil)
-		if err == nil && reply.state == nil {
-			err = badReply("no state")
-		}
-		converted = &Converted{File: reply.state, Lost: reply.lost}
-		return err
-	}}, c.retries)
-	if err != nil {
-		return nil, err
-	}
-	return converted, nil
+	return &Converted{File: reply.state, Lost: reply.lost}, nil
 }
 
 // ScheduleRequest asks for a range of steps of a schedule.

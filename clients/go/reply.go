@@ -1,6 +1,7 @@
 package stepd
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -33,12 +34,15 @@ func maxReply(sent int64) int64 { return replyFactor*sent + replyBytes }
 // stepReply is the reply of a method as it stands on the wire; blobs are nil where absent.
 type stepReply struct {
 	params, state []byte
-	step          int64
-	lr            float64
-	skipped       bool
-	stats         *Stats
-	warnings      []string
-	lost          []string
+	// paramsAt and stateAt are where a blob was written instead.
+	paramsAt, stateAt *place
+	cached            Cached
+	step              int64
+	lr                float64
+	skipped           bool
+	stats             *Stats
+	warnings          []string
+	lost              []string
 	// members are the keys that stood there.
 	members map[string]bool
 }
@@ -59,9 +63,11 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 	reply.members, err = d.object(func(key string) (err error) {
 		switch key {
 		case "params":
-			reply.params, err = d.blob(buffer)
+			reply.params, reply.paramsAt, err = d.blobOrPlace(buffer)
 		case "state":
-			reply.state, err = d.blob(nil)
+			reply.state, reply.stateAt, err = d.blobOrPlace(nil)
+		case "cached":
+			reply.cached, err = d.digests()
 		case "step":
 			reply.step, err = d.whole()
 		case "lr":
@@ -95,20 +101,36 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 	return reply, nil
 }
 
-// result checks a step's reply against the parameters that were sent.
-func (r stepReply) result(sent Tensors) (*StepResult, error) {
-	for _, member := range []string{"params", "state", "step", "lr", "skipped"} {
+// result checks a step's reply without its blobs.
+func (r stepReply) result(form Reply) (*StepResult, error) {
+	members := []string{"step", "lr", "skipped"}
+	if form.Params != ReplyNone {
+		members = append(members, "params")
+	}
+	if form.State != ReplyNone {
+		members = append(members, "state")
+	}
+	for _, member := range members {
 		if !r.members[member] {
 			return nil, badReply("no %s", member)
 		}
 	}
-	state, err := r.readState()
-	if err != nil {
-		return nil, err
+	result := &StepResult{Step: r.step, LR: r.lr, Skipped: r.skipped, Stats: r.stats, Warnings: r.warnings}
+	if r.cached != (Cached{}) {
+		result.Cached = &r.cached
+		result.Cached.otherParams, result.Cached.otherState = form.Params != "" && form.Params != ReplySame, form.State == ReplyNone
 	}
+	return result, nil
+}
+
+// readParams checks the new parameters against those that are expected; nil where that is not known.
+func (r stepReply) readParams(sent Tensors) (Tensors, error) {
 	_, tensors, err := readTensors(r.params)
 	if err != nil {
 		return nil, fmt.Errorf("%w: params: %w", ErrBadReply, err)
+	}
+	if sent == nil {
+		return tensors, nil
 	}
 	found := byName(tensors)
 	params := make(Tensors, len(sent))
@@ -122,7 +144,7 @@ func (r stepReply) result(sent Tensors) (*StepResult, error) {
 	if len(tensors) != len(sent) {
 		return nil, badReply("%d params of %d", len(tensors), len(sent))
 	}
-	return &StepResult{Params: params, State: state, Step: r.step, LR: r.lr, Skipped: r.skipped, Stats: r.stats, Warnings: r.warnings}, nil
+	return params, nil
 }
 
 func (r stepReply) readState() (*State, error) {
@@ -210,6 +232,50 @@ func (d *decoder) blob(buffer *scratch) ([]byte, error) {
 		buffer.bytes = data
 	}
 	return data, nil
+}
+
+// blobOrPlace reads a bin, or where in the shared folder its bytes are.
+func (d *decoder) blobOrPlace(buffer *scratch) (data []byte, at *place, err error) {
+	if kind, err := d.NextType(); err != nil || kind != msgp.MapType {
+		data, err := d.blob(buffer)
+		return data, nil, err
+	}
+	at = &place{}
+	_, err = d.object(func(key string) (err error) {
+		switch key {
+		case "file":
+			at.file, err = d.ReadString()
+		case "offset":
+			at.offset, err = d.whole()
+		case "length":
+			at.length, err = d.whole()
+		default:
+			err = d.Skip()
+		}
+		return err
+	})
+	return nil, at, err
+}
+
+// digests reads what the server keeps.
+func (d *decoder) digests() (cached Cached, err error) {
+	_, err = d.object(func(key string) error {
+		target := map[string]*string{"params": &cached.Params, "state": &cached.State}[key]
+		if target == nil {
+			return d.Skip()
+		}
+		_, err := d.object(func(key string) (err error) {
+			if key != "sha256" {
+				return d.Skip()
+			}
+			if *target, err = d.ReadString(); err == nil && len(*target) != sha256.Size*2 {
+				err = fmt.Errorf("a digest of %d characters", len(*target))
+			}
+			return err
+		})
+		return err
+	})
+	return cached, err
 }
 
 // number reads a float or a whole number: JavaScript writes 1.0 as 1.

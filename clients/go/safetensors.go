@@ -50,16 +50,37 @@ func LoadTensors(path string) (Tensors, error) {
 
 // readTensors reads a file. The tensors, in the order of their bytes, are views of it. The error wraps ErrBadFile.
 func readTensors(file []byte) (metadata map[string]string, tensors []Tensor, err error) {
-	if len(file) < lengthBytes {
-		return nil, nil, badFile("%d bytes, and the shortest has 8", len(file))
-	}
-	headerBytes := binary.LittleEndian.Uint64(file)
-	if headerBytes > maxHeaderBytes || headerBytes > uint64(len(file)-lengthBytes) {
-		return nil, nil, badFile("a header of %d bytes in %d bytes", headerBytes, len(file))
-	}
-	header, data := file[lengthBytes:lengthBytes+headerBytes], file[lengthBytes+headerBytes:]
-	metadata, entries, err := parseHeader(header)
+	start, err := dataStart(file, int64(len(file)))
 	if err != nil {
+		return nil, nil, err
+	}
+	metadata, entries, err := readHeader(file[lengthBytes:start], int64(len(file))-start)
+	if err != nil {
+		return nil, nil, err
+	}
+	tensors = make([]Tensor, len(entries))
+	for i, entry := range entries {
+		tensors[i] = entry.Tensor
+		tensors[i].Data = file[start+entry.start : start+entry.end : start+entry.end]
+	}
+	return metadata, tensors, nil
+}
+
+// dataStart returns where the data of a file of so many bytes start, of which the first are given.
+func dataStart(first []byte, fileBytes int64) (int64, error) {
+	if fileBytes < lengthBytes {
+		return 0, badFile("%d bytes, and the shortest has 8", fileBytes)
+	}
+	headerBytes := binary.LittleEndian.Uint64(first)
+	if headerBytes > maxHeaderBytes || headerBytes > uint64(fileBytes-lengthBytes) {
+		return 0, badFile("a header of %d bytes in %d bytes", headerBytes, fileBytes)
+	}
+	return lengthBytes + int64(headerBytes), nil
+}
+
+// readHeader returns the tensors, without data, in the order of their bytes, which cover so many exactly.
+func readHeader(header []byte, dataBytes int64) (metadata map[string]string, entries []headerEntry, err error) {
+	if metadata, entries, err = parseHeader(header); err != nil {
 		return nil, nil, err
 	}
 	// An empty tensor stands before the one that starts where it does.
@@ -67,8 +88,7 @@ func readTensors(file []byte) (metadata map[string]string, tensors []Tensor, err
 		return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end))
 	})
 	end := int64(0)
-	tensors = make([]Tensor, len(entries))
-	for i, entry := range entries {
+	for _, entry := range entries {
 		size, _ := dtypeOf(entry.DType)
 		elements, ok := product(entry.Shape)
 		switch {
@@ -78,17 +98,15 @@ func readTensors(file []byte) (metadata map[string]string, tensors []Tensor, err
 			return nil, nil, badFile("tensor %.60q of shape %v in %s has offsets %d to %d", entry.Name, entry.Shape, entry.DType, entry.start, entry.end)
 		case entry.start != end:
 			return nil, nil, badFile("tensor %.60q starts at %d, and the one before it ends at %d", entry.Name, entry.start, end)
-		case entry.end > int64(len(data)):
-			return nil, nil, badFile("tensor %.60q ends at %d of %d bytes", entry.Name, entry.end, len(data))
+		case entry.end > dataBytes:
+			return nil, nil, badFile("tensor %.60q ends at %d of %d bytes", entry.Name, entry.end, dataBytes)
 		}
 		end = entry.end
-		tensors[i] = entry.Tensor
-		tensors[i].Data = data[entry.start:entry.end:entry.end]
 	}
-	if end != int64(len(data)) {
-		return nil, nil, badFile("%d bytes after the tensors", int64(len(data))-end)
+	if end != dataBytes {
+		return nil, nil, badFile("%d bytes after the tensors", dataBytes-end)
 	}
-	return metadata, tensors, nil
+	return metadata, entries, nil
 }
 
 func badFile(format string, args ...any) error {

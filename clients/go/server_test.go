@@ -18,8 +18,11 @@ import (
 
 const root = "../.."
 
-// shared is the server of all tests that do not need one of their own.
-var shared *server
+// shared is the server of all tests that do not need one of their own. It shares sharedDir and has a cache.
+var (
+	shared    *server
+	sharedDir string
+)
 
 func TestMain(m *testing.M) {
 	// The workers of `go test -fuzz` call no server, and are killed in the end.
@@ -28,15 +31,33 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(func() int {
 		var err error
-		if shared, err = startServer(); err != nil {
+		if sharedDir, err = os.MkdirTemp(memoryDir(), "stepd-go-test-"); err == nil {
+			defer os.RemoveAll(sharedDir)
+			shared, err = startServer("STEPD_SHARED_DIR="+sharedDir, "STEPD_CACHE_MIB=64")
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		defer shared.kill()
 		// Where the examples find it.
 		os.Setenv("STEPD_URL", shared.url)
-		return m.Run()
+		os.Setenv("STEPD_SHARED_DIR", sharedDir)
+		code := m.Run()
+		if left, err := os.ReadDir(sharedDir); err != nil || len(left) > 0 {
+			fmt.Fprintln(os.Stderr, "left in the shared folder:", left, err)
+			return 1
+		}
+		return code
 	}())
+}
+
+// memoryDir is where a file system in memory is, and empty where it is not known.
+func memoryDir() string {
+	if _, err := os.Stat("/dev/shm"); err != nil {
+		return ""
+	}
+	return "/dev/shm"
 }
 
 type server struct {

@@ -46,6 +46,13 @@ func NewSharded(urls []string, options ...Option) (*Sharded, error) {
 	return s, nil
 }
 
+// Close closes all clients.
+func (s *Sharded) Close() {
+	for _, client := range s.Clients {
+		client.Close()
+	}
+}
+
 // shard is the part of a step that one call makes.
 type shard struct {
 	request StepRequest
@@ -60,6 +67,9 @@ type shard struct {
 func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, error) {
 	if len(s.Clients) == 0 {
 		return nil, errors.New("stepd: Sharded has no Clients")
+	}
+	if request.Reply != (Reply{}) || request.Cached != nil {
+		return nil, errors.New("stepd: Sharded: expected neither Reply nor Cached, which are between a Client and its server")
 	}
 	if err := checkInto(request); err != nil {
 		return nil, err
@@ -177,8 +187,11 @@ func (s *shard) withoutPoison(result *StepResult) (*StepResult, error) {
 	clean := *result
 	clean.Params = result.Params[:len(result.Params)-1]
 	isPoison := func(entry Tensor) bool { return parameterOf(entry) == s.poison }
-	entries := slices.DeleteFunc(slices.Clone(result.State.entries), isPoison)
-	var err error
+	entries, err := result.State.tensors()
+	if err != nil {
+		return nil, err
+	}
+	entries = slices.DeleteFunc(slices.Clone(entries), isPoison)
 	if clean.State, err = newState(result.State.optimizer, result.State.revision, entries); err != nil {
 		return nil, err
 	}
@@ -193,7 +206,11 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 	grads := byName(request.Grads)
 	entries := map[string][]Tensor{}
 	if request.State != nil {
-		for _, entry := range request.State.entries {
+		all, err := request.State.tensors()
+		if err != nil {
+			return nil, err
+		}
+		for _, entry := range all {
 			entries[parameterOf(entry)] = append(entries[parameterOf(entry)], entry)
 		}
 	}
@@ -304,7 +321,7 @@ func (s *Sharded) run(ctx context.Context, request StepRequest, shards []shard) 
 		}
 	}
 	err := s.each(ctx, request, len(shards), func(ctx context.Context, client *Client, i int) (err error) {
-		if results[i], buffers[i], err = client.step(ctx, shards[i].request, 0); err != nil {
+		if results[i], buffers[i], err = client.step(ctx, shards[i].request, 0, false); err != nil {
 			return err
 		}
 		results[i], err = shards[i].withoutPoison(results[i])

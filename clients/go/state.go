@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 const stateFormat = "stepd.state/1"
@@ -18,9 +19,14 @@ const stateFormat = "stepd.state/1"
 type State struct {
 	optimizer string
 	revision  string
-	// entries are in canonical order.
+	// entries are in canonical order. Where the state lies in a file, only those of steps have data; see tensors.
 	entries []Tensor
 	steps   map[string]int64
+	// at is where it lies in the shared folder; nil where in memory of its own.
+	at   *lease
+	load func() ([]Tensor, error)
+	// kept tells that it is not here at all.
+	kept bool
 }
 
 // ReadState reads a state file in memory. The state keeps views of file, which must not change. It is strict: keys that stand
@@ -30,6 +36,65 @@ func ReadState(file []byte) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
+	return stateOf(metadata, tensors)
+}
+
+// readSharedState reads of a state in the shared folder what is not its slots; those are read when somebody looks at them.
+func readSharedState(l *lease) (*State, error) {
+	first := make([]byte, min(lengthBytes, l.length))
+	if err := l.read(first, 0); err != nil {
+		return nil, err
+	}
+	start, err := dataStart(first, l.length)
+	if err != nil {
+		return nil, err
+	}
+	header := make([]byte, start-lengthBytes)
+	if err := l.read(header, lengthBytes); err != nil {
+		return nil, err
+	}
+	metadata, entries, err := readHeader(header, l.length-start)
+	if err != nil {
+		return nil, err
+	}
+	// Counts of steps come first in a file as the server writes it, so that they are read at once.
+	end := int64(0)
+	for _, entry := range entries {
+		if entry.isStep() {
+			end = entry.end
+		}
+	}
+	steps := make([]byte, end)
+	if err := l.read(steps, start); err != nil {
+		return nil, err
+	}
+	tensors := make([]Tensor, len(entries))
+	for i, entry := range entries {
+		tensors[i] = entry.Tensor
+		if entry.isStep() {
+			tensors[i].Data = steps[entry.start:entry.end:entry.end]
+		}
+	}
+	state, err := stateOf(metadata, tensors)
+	if err != nil {
+		return nil, err
+	}
+	state.at = l
+	state.load = sync.OnceValues(func() ([]Tensor, error) {
+		file := alignedBytes(int(l.length))
+		if err := l.read(file, 0); err != nil {
+			return nil, err
+		}
+		_, tensors, err := readTensors(file)
+		return canonical(tensors), err
+	})
+	return state, nil
+}
+
+func (t Tensor) isStep() bool { return strings.HasPrefix(t.Name, "step/") }
+
+// stateOf makes a state of a file's metadata and tensors.
+func stateOf(metadata map[string]string, tensors []Tensor) (*State, error) {
 	if metadata["format"] != stateFormat {
 		return nil, badFile("format %.60q, and a state has %s", metadata["format"], stateFormat)
 	}
@@ -106,30 +171,76 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	return file.WriteTo(w)
 }
 
-// Bytes returns the state's file as one new slice.
+// Bytes returns the state's file as one new slice. It panics where the state is not here (Err) or its file in the shared folder
+// was damaged; WriteTo returns an error instead.
 func (s *State) Bytes() []byte {
 	file, err := s.file()
 	if err != nil {
-		panic(err) // The entries were checked when the state was read.
+		panic(err)
 	}
 	return slices.Concat(file.parts...)
 }
 
+// Err returns ErrStateKept where the state is on the server only, and nil otherwise. Of such a state Save and WriteTo give that
+// error, and what cannot give one panics with it.
+func (s *State) Err() error {
+	if s.kept {
+		return ErrStateKept
+	}
+	return nil
+}
+
+// mustBeHere panics where a wrong value would be read otherwise.
+func (s *State) mustBeHere() {
+	if err := s.Err(); err != nil {
+		panic(err)
+	}
+}
+
+// tensors returns the entries with all their data.
+func (s *State) tensors() ([]Tensor, error) {
+	if s.load == nil {
+		return s.entries, s.Err()
+	}
+	return s.load()
+}
+
 func (s *State) file() (blob, error) {
-	return fileParts(map[string]string{"format": stateFormat, "optimizer": s.optimizer, "revision": s.revision}, s.entries)
+	entries, err := s.tensors()
+	if err != nil {
+		return blob{}, err
+	}
+	return fileParts(map[string]string{"format": stateFormat, "optimizer": s.optimizer, "revision": s.revision}, entries)
+}
+
+// room is what the state after this one takes; 0 where that is not known.
+func (s *State) room() (int64, error) {
+	if s.at != nil {
+		return s.at.length + blockBytes, nil
+	}
+	if s.kept {
+		return 0, nil
+	}
+	file, err := s.file()
+	return file.size + blockBytes, err
 }
 
 // Optimizer returns the name of the optimizer that wrote the state.
-func (s *State) Optimizer() string { return s.optimizer }
+func (s *State) Optimizer() string {
+	s.mustBeHere()
+	return s.optimizer
+}
 
 // Revision returns the revision of that optimizer's arithmetic.
 func (s *State) Revision() int {
+	s.mustBeHere()
 	revision, _ := strconv.Atoi(s.revision)
 	return revision
 }
 
 // Steps returns the steps taken, by parameter.
 func (s *State) Steps() map[string]int64 {
+	s.mustBeHere()
 	steps := make(map[string]int64, len(s.steps))
 	for name, step := range s.steps {
 		steps[name] = step
@@ -139,6 +250,7 @@ func (s *State) Steps() map[string]int64 {
 
 // SlotNames returns the names of the slots, sorted.
 func (s *State) SlotNames() []string {
+	s.mustBeHere()
 	var names []string
 	for _, entry := range s.entries {
 		if slot, _, _ := strings.Cut(entry.Name, "/"); slot != "step" {
@@ -150,10 +262,14 @@ func (s *State) SlotNames() []string {
 }
 
 // Slot returns a slot, such as exp_avg, of all parameters that have it, under the parameters' names. The data are the state's
-// own and must not be changed.
+// own and must not be changed. It panics where Bytes does.
 func (s *State) Slot(name string) Tensors {
+	entries, err := s.tensors()
+	if err != nil {
+		panic(err)
+	}
 	var tensors Tensors
-	for _, entry := range s.entries {
+	for _, entry := range entries {
 		if slot, parameter, _ := strings.Cut(entry.Name, "/"); slot == name {
 			entry.Name = parameter
 			tensors = append(tensors, entry)
@@ -171,7 +287,11 @@ func joinStates(states []*State) (*State, error) {
 			return nil, badReply("states of %s revision %s and %s revision %s; the replicas differ in version",
 				first.optimizer, first.revision, s.optimizer, s.revision)
 		}
-		entries = append(entries, s.entries...)
+		own, err := s.tensors()
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, own...)
 	}
 	return newState(first.optimizer, first.revision, entries)
 }

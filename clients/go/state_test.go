@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,17 +16,7 @@ func serverState(t *testing.T, request StepRequest) []byte {
 	t.Helper()
 	client := newClient(t, shared.url)
 	fields := must[[]field](t)(request.fields())
-	body := must[blob](t)(encode(fields))
-	var raw []byte
-	err := client.do(testContext(t), call{path: "/v1/step", body: &body, accept: msgpackType, read: func(response *http.Response) error {
-		reply, err := decodeStep(response.Body, response.ContentLength, body.size, nil)
-		raw = reply.state
-		return err
-	}}, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
+	return must[stepReply](t)(client.once(testContext(t), "/v1/step", fields)).state
 }
 
 func TestStateIsTheServersBytes(t *testing.T) {

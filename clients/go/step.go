@@ -2,8 +2,8 @@ package stepd
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net/http"
 )
 
 // Clip is gradient clipping, after the loss scale. Zero values are absent.
@@ -40,7 +40,7 @@ const (
 type StepRequest struct {
 	Optimizer Optimizer
 	Groups    []Group
-	// Params are F32, F64, BF16 or F16 of any shape. One without a gradient is left as it is.
+	// Params are F32, F64, BF16 or F16 of any shape. One without a gradient is left as it is. Nil where Cached names them.
 	Params Tensors
 	// Grads have the names and shapes of parameters; their dtype may be another of the four.
 	Grads Tensors
@@ -58,8 +58,44 @@ type StepRequest struct {
 	// RoundingSeed rounds BF16 parameters at random; the same seed gives the same bits. Nil rounds to nearest even.
 	RoundingSeed *uint64
 	// Into takes the new parameters, by name, once the whole reply is there; after an error it is as it was. It must have the
-	// dtypes and shapes of Params, and may be Params. Nil makes new tensors.
+	// dtypes (BF16 with ReplyBF16) and shapes of Params, and may be Params. Nil makes new tensors.
 	Into Tensors
+	// Reply says what comes back.
+	Reply Reply
+	// Cached is that of the last result: what it names is not sent. It says that Params and State, where they are given too, are
+	// those of that result; they are sent once the server has lost its own. Where they are not given that is ErrBlobMissing.
+	Cached *Cached
+}
+
+// ReplyForm says in which form something comes back.
+type ReplyForm string
+
+// ReplySame is the default; ReplyBF16 rounds parameters to BF16, to nearest even (not those in F64); ReplyNone leaves it out.
+const (
+	ReplySame ReplyForm = "same"
+	ReplyBF16 ReplyForm = "bf16"
+	ReplyNone ReplyForm = "none"
+)
+
+// Reply says what comes back of a step. Zero values are absent.
+type Reply struct {
+	// Params are ReplySame, ReplyBF16 or ReplyNone.
+	Params ReplyForm
+	// State is ReplySame or ReplyNone. The new state is then on the server only, which takes Cache.
+	State ReplyForm
+	// Cache asks the server to keep the new parameters, not rounded, and the new state, if it has a cache (STEPD_CACHE_MIB).
+	Cache bool
+}
+
+// Cached names what the server keeps of a result, by SHA-256 in hexadecimal; empty where it does not keep it. It may forget at
+// any time.
+type Cached struct {
+	Params, State string
+	// otherParams and otherState tell that the result had these in another form or not at all. Then what a caller gives as
+	// values cannot stand for them.
+	otherParams, otherState bool
+	// sent is what the calls that led here had, in bytes: it bounds the reply of the next.
+	sent int64
 }
 
 // Stats are Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step and of
@@ -90,9 +126,12 @@ type TensorStat struct {
 
 // StepResult is what a step gives.
 type StepResult struct {
-	// Params are the new parameters in the order of the request, in its Into where that was given.
+	// Params are the new parameters in the order of the request, in its Into where that was given. Nil with ReplyNone.
 	Params Tensors
-	State  *State
+	// State is the new state. With ReplyNone it has an error (State.Err) and no values, and is of use beside Cached only.
+	State *State
+	// Cached is for the next request; nil where the server keeps nothing.
+	Cached *Cached
 	// Step is the largest count of steps in the state.
 	Step int64
 	// LR is the learning rate that was used.
@@ -105,13 +144,14 @@ type StepResult struct {
 	Warnings []string
 }
 
-// Step makes one update. On an error nothing was changed. Errors are *Error, *TransportError, the context's, ErrBadTensor for
-// tensors that contradict themselves, and ErrBadReply.
+// Step makes one update. On an error nothing was changed. Errors are *Error (ErrBlobMissing for what Cached names and the server
+// has lost), *TransportError, the context's, ErrBadTensor for tensors that contradict themselves, ErrStateKept, ErrBadReply, and
+// those of files with WithSharedDir.
 func (c *Client) Step(ctx context.Context, request StepRequest) (*StepResult, error) {
 	if err := checkInto(request); err != nil {
 		return nil, err
 	}
-	result, scratch, err := c.step(ctx, request, c.retries)
+	result, scratch, err := c.step(ctx, request, c.retries, true)
 	if err != nil {
 		return nil, err
 	}
@@ -120,29 +160,74 @@ func (c *Client) Step(ctx context.Context, request StepRequest) (*StepResult, er
 	return result, nil
 }
 
-// step makes the call. With Into the result's parameters are in the scratch buffer, for writeInto.
-func (c *Client) step(ctx context.Context, request StepRequest, retries int) (*StepResult, *scratch, error) {
+// step makes the call, and again where the server lacks what it was to have or cannot put the new state where it was to. With
+// Into the result's parameters are in the scratch buffer, for writeInto, or there already where that is allowed (`direct`).
+func (c *Client) step(ctx context.Context, request StepRequest, retries int, direct bool) (*StepResult, *scratch, error) {
+	sendState := false
+	for {
+		result, buffer, err := c.stepOnce(ctx, request, retries, sendState, direct)
+		refusal := (*Error)(nil)
+		if !errors.As(err, &refusal) {
+			return result, buffer, err
+		}
+		switch rest, ok := request.Cached.without(request, refusal); {
+		case ok:
+			request.Cached = rest
+		case refusal.Name == ErrInvalidParams && refusal.Field == "/reply/into/state/length" && !sendState:
+			sendState = true
+		default:
+			return nil, nil, err
+		}
+	}
+}
+
+// without returns what is still to be named after a refusal, where the caller has given what the server lacks.
+func (c *Cached) without(request StepRequest, refusal *Error) (*Cached, bool) {
+	if c == nil || refusal.Name != ErrBlobMissing {
+		return nil, false
+	}
+	rest := *c
+	if request.Params != nil && !c.otherParams {
+		rest.Params = ""
+	}
+	if request.State != nil && request.State.Err() == nil && !c.otherState {
+		rest.State = ""
+	}
+	given := map[string]bool{"/params": rest.Params != c.Params, "/state": rest.State != c.State}
+	return &rest, given[refusal.Field]
+}
+
+func (c *Client) stepOnce(ctx context.Context, request StepRequest, retries int, sendState, direct bool) (*StepResult, *scratch, error) {
 	fields, err := request.fields()
 	if err != nil {
 		return nil, nil, err
 	}
-	body, err := encode(fields)
+	want := results{reply: request.Reply.wire(), sendState: sendState}
+	if c.shared != nil {
+		if want.params, want.state, err = request.rooms(); err != nil {
+			return nil, nil, err
+		}
+		if sendState {
+			want.state = 0
+		}
+	}
+	p, err := c.pack(ctx, fields, want)
 	if err != nil {
 		return nil, nil, err
+	}
+	defer p.release()
+	if request.Cached != nil {
+		p.sent = max(p.sent, request.Cached.sent)
 	}
 	var buffer *scratch
 	if request.Into != nil {
 		buffer = newScratch()
 	}
+	reply, err := c.exchange(ctx, "/v1/step", p, buffer, retries)
 	var result *StepResult
-	err = c.do(ctx, call{path: "/v1/step", body: &body, accept: msgpackType, read: func(response *http.Response) error {
-		reply, err := decodeStep(response.Body, response.ContentLength, body.size, buffer)
-		if err != nil {
-			return err
-		}
-		result, err = reply.result(request.Params)
-		return err
-	}}, retries)
+	if err == nil {
+		result, err = p.result(ctx, request, reply, buffer, direct)
+	}
 	if err != nil {
 		buffer.release()
 		return nil, nil, err
@@ -150,23 +235,137 @@ func (c *Client) step(ctx context.Context, request StepRequest, retries int) (*S
 	return result, buffer, nil
 }
 
-func (r StepRequest) fields() ([]field, error) {
-	params, err := fileParts(nil, r.Params)
+// result checks a reply and reads its blobs.
+func (p *parcel) result(ctx context.Context, request StepRequest, reply stepReply, buffer *scratch, direct bool) (*StepResult, error) {
+	result, err := reply.result(request.Reply)
 	if err != nil {
 		return nil, err
 	}
+	switch {
+	case request.Reply.State == ReplyNone:
+		result.State = &State{kept: true}
+	case reply.stateAt != nil:
+		result.State, err = p.takeState(reply.stateAt.length)
+	default:
+		result.State, err = reply.readState()
+	}
+	if result.Cached != nil {
+		result.Cached.sent = p.sent
+	}
+	if err != nil || request.Reply.Params == ReplyNone {
+		return result, err
+	}
+	expected := request.expected()
+	if at := reply.paramsAt; at != nil {
+		if direct && request.Into != nil {
+			result.Params = request.targets(expected)
+			file, err := fileParts(nil, result.Params)
+			if err != nil {
+				return nil, err
+			}
+			if p.paramsAre(*at, file) {
+				// Nothing can go wrong any more, and Into is not left between old and new.
+				return result, transfer(context.WithoutCancel(ctx), file.parts[1:], at.offset+int64(len(file.parts[0])), p.scratch.file.ReadAt)
+			}
+		}
+		if reply.params, err = p.readParams(ctx, *at, buffer); err != nil {
+			return nil, err
+		}
+	}
+	result.Params, err = reply.readParams(expected)
+	return result, err
+}
+
+// expected are names, dtypes and shapes of the new parameters, without data; nil where they are not known.
+func (r StepRequest) expected() Tensors {
+	sent := r.Params
+	if r.Cached != nil && r.Cached.Params != "" {
+		if sent == nil || r.Cached.otherParams {
+			return r.Into
+		}
+	}
+	expected := make(Tensors, len(sent))
+	for i, param := range sent {
+		expected[i] = Tensor{Name: param.Name, DType: param.DType, Shape: param.Shape}
+		if r.Reply.Params == ReplyBF16 {
+			expected[i].DType = BF16
+		}
+	}
+	return expected
+}
+
+// targets are the tensors of Into of which the new values are expected, in that order.
+func (r StepRequest) targets(expected Tensors) Tensors {
+	into := byName(r.Into)
+	targets := make(Tensors, len(expected))
+	for i, param := range expected {
+		targets[i] = into[param.Name]
+	}
+	return targets
+}
+
+// rooms are the bytes that the new parameters and the new state may take; 0 where they do not come back or nobody knows.
+func (r StepRequest) rooms() (params, state int64, err error) {
+	room := func(tensors Tensors) (int64, error) {
+		file, err := fileParts(nil, tensors)
+		return file.size + blockBytes, err
+	}
+	if r.Reply.Params != ReplyNone {
+		switch {
+		case r.Into != nil:
+			params, err = room(r.targets(r.expected()))
+		case r.expected() != nil:
+			// In BF16 they take no more, but for a letter in the header.
+			params, err = room(r.Params)
+		}
+	}
+	if r.Reply.State != ReplyNone && r.State != nil && err == nil {
+		state, err = r.State.room()
+	}
+	return params, state, err
+}
+
+func (r Reply) wire() map[string]any {
+	wire := map[string]any{}
+	if r.Params != "" {
+		wire["params"] = string(r.Params)
+	}
+	if r.State != "" {
+		wire["state"] = string(r.State)
+	}
+	if r.Cache {
+		wire["cache"] = true
+	}
+	return wire
+}
+func (r StepRequest) fields() ([]field, error) {
 	grads, err := fileParts(nil, r.Grads)
 	if err != nil {
 		return nil, err
 	}
+	named := Cached{}
+	if r.Cached != nil {
+		named = *r.Cached
+	}
 	fields := optimizerFields(r.Optimizer, r.Groups, r.MasterWeights)
-	fields = append(fields, field{"params", params}, field{"grads", grads})
-	if r.State != nil {
-		state, err := r.State.file()
+	if named.Params != "" {
+		fields = append(fields, field{"params", digest(named.Params)})
+	} else {
+		if r.Params == nil && r.Cached != nil {
+			return nil, fmt.Errorf("%w: Params are nil, and Cached does not name them", ErrBadTensor)
+		}
+		params, err := fileParts(nil, r.Params)
 		if err != nil {
 			return nil, err
 		}
-		fields = append(fields, field{"state", state})
+		fields = append(fields, field{"params", params})
+	}
+	fields = append(fields, field{"grads", grads})
+	switch {
+	case named.State != "":
+		fields = append(fields, field{"state", digest(named.State)})
+	case r.State != nil:
+		fields = append(fields, field{"state", r.State})
 	}
 	if r.Schedule != nil {
 		fields = append(fields, field{"schedule", map[string]any(r.Schedule)})
@@ -216,13 +415,13 @@ func (c *Clip) wire() map[string]any {
 
 // checkInto finds out before the call whether the result will fit.
 func checkInto(request StepRequest) error {
-	if request.Into == nil {
+	if request.Into == nil || request.Reply.Params == ReplyNone {
 		return nil
 	}
 	into := byName(request.Into)
-	for _, param := range request.Params {
+	for _, param := range request.expected() {
 		target, ok := into[param.Name]
-		if !ok || !target.like(param) || len(target.Data) != len(param.Data) {
+		if !ok || !target.like(param) || target.check() != nil {
 			return fmt.Errorf("%w: Into has no %q of %s %v", ErrBadTensor, param.Name, param.DType, param.Shape)
 		}
 	}
@@ -266,18 +465,10 @@ func (c *Client) Init(ctx context.Context, request InitRequest) (*State, error) 
 	if err != nil {
 		return nil, err
 	}
-	body, err := encode(append(optimizerFields(request.Optimizer, request.Groups, request.MasterWeights), field{"params", params}))
+	fields := append(optimizerFields(request.Optimizer, request.Groups, request.MasterWeights), field{"params", params})
+	reply, err := c.once(ctx, "/v1/init", fields)
 	if err != nil {
 		return nil, err
 	}
-	var state *State
-	err = c.do(ctx, call{path: "/v1/init", body: &body, accept: msgpackType, read: func(response *http.Response) error {
-		reply, err := decodeStep(response.Body, response.ContentLength, body.size, nil)
-		if err != nil {
-			return err
-		}
-		state, err = reply.readState()
-		return err
-	}}, c.retries)
-	return state, err
+	return reply.readState()
 }

@@ -82,7 +82,8 @@ export class CallBlobs {
 
   #find({ file, length }: SharedBlob): SharedPlace {
     const place = this.#seen.find(({ region }) => region.file === file);
-    if (!place || !(length >= 0 && length <= place.length)) throw new RangeError("expected a result in the place that was asked for, found another");
+    if (!place || !(Number.isSafeInteger(length) && length >= 0 && length <= place.length))
+      throw new RangeError("expected a result in the place that was asked for, found another");
     return place;
   }
 }

@@ -19,7 +19,7 @@ import {
   type Tensor,
   type Tensors,
 } from "../src/index.ts";
-import { FakeServer, MSGPACK } from "./_fake-server.ts";
+import { MSGPACK } from "./_fake-server.ts";
 import { type Body, collect, digests, noting, TestFolder } from "./_folder.ts";
 
 const SIZE = 20_000;
@@ -442,11 +442,28 @@ suite("lost replies", () => {
   });
 
   test("a reply that names another place is none of stepd", async () => {
-    for (const place of [{ file: "other", offset: 0, length: 1 }, { file: "", offset: 0, length: 1 }, { length: 1 }, "x", null]) {
-      await using fake = await FakeServer.replying(pack({ params: place, state: new Uint8Array(), step: 1, lr: 1, skipped: false }));
-      const client = new Client(fake.url, { sharedDir: folder.path });
+    const replies: readonly ((own: Place) => unknown)[] = [
+      () => ({ file: "other", offset: 0, length: 1 }),
+      () => ({ file: "", offset: 0, length: 1 }),
+      ...[-1, 1.5, 2 ** 40, 2 ** 20, Number.NaN, "100", null].map((length) => (own: Place) => ({ ...own, length })),
+      () => ({ length: 1 }),
+      () => "x",
+      () => null,
+    ];
+    for (const replyOf of replies) {
+      const bodies: Body[] = [];
+      const lying: Fetch = async () => {
+        const { into } = (bodies.at(-1) as Places).reply ?? {};
+        return new Response(Uint8Array.from(pack({ params: replyOf(into?.params as Place), step: 1, lr: 1, skipped: false })), {
+          headers: { "Content-Type": MSGPACK },
+        });
+      };
+      const client = new Client("http://x", { sharedDir: folder.path, fetch: noting(bodies, lying) });
       const params = tensors("F32", 1);
-      await assert.rejects(client.step({ optimizer: adamw, params, grads: params }), { name: "TransportError", message: /reply is none of stepd/ });
+      await assert.rejects(client.step({ optimizer: adamw, params, grads: params }), {
+        name: "TransportError",
+        message: /reply is none of stepd: (expected a result in the place that|params: expected bytes)/,
+      });
       client.close();
     }
     assert.deepEqual(folder.files, []);

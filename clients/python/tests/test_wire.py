@@ -9,12 +9,13 @@ import msgpack
 import numpy as np
 import pytest
 
+from stepd._memory import Pool
 from stepd._wire import Blob, decode, encode
 
 
 def read(data: bytes, piece: int, total: int | None = None) -> dict[str, Any]:
     """Decode with at most ``piece`` bytes at a time."""
-    reader = decode(len(data) if total is None else total)
+    reader = decode(len(data) if total is None else total, Pool())
     at = 0
     try:
         buffer = next(reader)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import _error_table, optimizers, schedules
-from ._calls import Conversion, NormsResult, Stats, StepResult, TensorNorms, TensorStats
+from ._calls import (
+    Cached,
+    Conversion,
+    NormsResult,
+    Reply,
+    Stats,
+    StepResult,
+    TensorNorms,
+    TensorStats,
+)
 from ._client import Client
 from ._error_table import *  # noqa: F403
 from ._errors import (
@@ -27,10 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "Cached",
     "Client",
     "ConnectError",
     "Conversion",
     "NormsResult",
+    "Reply",
     "Retry",
     "ServerError",
     "ShardedClient",

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
@@ -20,6 +21,7 @@ import aiohttp
 
 from . import _calls as calls
 from ._calls import (
+    Cached,
     Call,
     Convention,
     Conversion,
@@ -28,6 +30,7 @@ from ._calls import (
     NonFinite,
     NormsResult,
     Optimizer,
+    Reply,
     Schedule,
     StepResult,
 )
@@ -47,7 +50,9 @@ from ._http import (
     timeout_of,
     token_of,
 )
-from ._retry import Retry, is_passing, retry_of
+from ._memory import Pool
+from ._retry import Retry, Tries, retry_of
+from ._shared import SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays
 from ._wire import MEDIA_TYPE, decode
@@ -76,6 +81,7 @@ class AsyncClient:
         retries: int | Retry = 4,
         ssl_context: ssl.SSLContext | None = None,
         pool_size: int = 8,
+        shared_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.url = url
         self._again = functools.partial(
@@ -86,13 +92,16 @@ class AsyncClient:
             retries=retries,
             ssl_context=ssl_context,
             pool_size=pool_size,
+            shared_dir=shared_dir,
         )
         self._address = address_of(url)
         self._token = token_of(token)
         self._timeout = timeout_of(timeout)
         self._retry = retry_of(retries)
+        self._shared = None if shared_dir is None else SharedFolder(shared_dir)
         self._ssl = ssl_context
         self._pool_size = pool_size
+        self._memory = Pool()
         #: A connection belongs to the loop that it was made in.
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
@@ -108,11 +117,14 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections of this event loop."""
+        """Close the connections of this event loop, and the rest as :class:`Client`."""
         await self._forget_ended_loops()
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None:
             await session.close()
+        self._memory.close()
+        if self._shared is not None:
+            self._shared.close()
 
     async def _forget_ended_loops(self) -> None:
         for loop in [loop for loop in self._sessions if loop.is_closed()]:
@@ -123,7 +135,7 @@ class AsyncClient:
                     await session.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy has connections of its own.
+        # A copy has connections and shared files of its own.
         return self._again, ()
 
     def __repr__(self) -> str:
@@ -151,16 +163,13 @@ class AsyncClient:
 
     async def _run(self, call: Call[T], timeout: float | Timeout | None = None) -> T:
         limit = self._timeout if timeout is None else timeout_of(timeout)
-        attempt = 0
+        tries = Tries(call, self._retry)
         while True:
             try:
-                return await self._send(call, limit)
+                return await self._send(tries.call, limit)
             except StepdError as error:
-                pause = self._retry.pause(attempt, error)
-                if pause is None or not is_passing(error):
-                    raise
+                pause = tries.after(error)
             await asyncio.sleep(pause)
-            attempt += 1
 
     async def _send(self, call: Call[T], timeout: Timeout) -> T:
         at = self._address
@@ -178,7 +187,7 @@ class AsyncClient:
                 timeout=limits,
                 allow_redirects=False,
             ) as response:
-                return await _reply(response, call)
+                return await _reply(response, call, self._memory)
         except asyncio.TimeoutError as error:
             raise TimeoutError(f"stepd at {self.url} did not answer in time") from error
         except (aiohttp.ClientError, OSError, EOFError) as error:
@@ -190,7 +199,7 @@ class AsyncClient:
     async def step(
         self,
         optimizer: Optimizer,
-        params: Arrays,
+        params: Arrays | None,
         grads: Arrays,
         state: State | None = None,
         *,
@@ -202,6 +211,8 @@ class AsyncClient:
         stats: Literal["none", "global", "tensor"] | None = None,
         master_weights: bool | None = None,
         stochastic_rounding: Mapping[str, int] | None = None,
+        reply: Reply | None = None,
+        cached: Cached | None = None,
         timeout: float | Timeout | None = None,
     ) -> StepResult:
         """One update, as :meth:`Client.step`."""
@@ -216,7 +227,17 @@ class AsyncClient:
             "stochastic_rounding": stochastic_rounding,
         }
         return await self._run(
-            calls.step(optimizer, params, grads, state, settings), timeout
+            calls.step(
+                optimizer,
+                params,
+                grads,
+                state,
+                settings,
+                reply=reply,
+                cached=cached,
+                shared=self._shared,
+            ),
+            timeout,
         )
 
     async def init(
@@ -230,7 +251,8 @@ class AsyncClient:
     ) -> State:
         """The state before the first step, as :meth:`Client.init`."""
         return await self._run(
-            calls.init(optimizer, params, groups, master_weights), timeout
+            calls.init(optimizer, params, groups, master_weights, self._shared),
+            timeout,
         )
 
     async def norms(
@@ -242,7 +264,8 @@ class AsyncClient:
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
         """Sums of squares by tensor, as :meth:`Client.norms`."""
-        return await self._run(calls.norms(grads, params, loss_scale), timeout)
+        call = calls.norms(grads, params, loss_scale, self._shared)
+        return await self._run(call, timeout)
 
     async def plan(
         self,
@@ -263,7 +286,7 @@ class AsyncClient:
         self, state: State, *, timeout: float | Timeout | None = None
     ) -> Json:
         """What a state holds, by the server's reading."""
-        return await self._run(calls.inspect(state), timeout)
+        return await self._run(calls.inspect(state, self._shared), timeout)
 
     async def convert(
         self,
@@ -277,7 +300,7 @@ class AsyncClient:
     ) -> Conversion:
         """A state to or from other formats, as :meth:`Client.convert`."""
         return await self._run(
-            calls.convert(state, source, target, optimizer, fill), timeout
+            calls.convert(state, source, target, optimizer, fill, self._shared), timeout
         )
 
     async def evaluate_schedule(
@@ -323,22 +346,22 @@ async def _pieces(body: list[memoryview]) -> AsyncIterator[memoryview]:
             yield part[start : start + _PIECE_BYTES]
 
 
-async def _reply(response: aiohttp.ClientResponse, call: Call[T]) -> T:
+async def _reply(response: aiohttp.ClientResponse, call: Call[T], memory: Pool) -> T:
     if response.status != 200:
         after = response.headers.get("Retry-After")
         raise error_of(response.status, await response.read(), after)
     try:
-        return reply_of(call, await _decoded(response))
+        return reply_of(call, await _decoded(response, memory))
     except NO_REPLY as error:
         raise TransportError(f"the reply is none of stepd: {error}") from error
 
 
-async def _decoded(response: aiohttp.ClientResponse) -> Any:
+async def _decoded(response: aiohttp.ClientResponse, memory: Pool) -> Any:
     if response.content_type != MEDIA_TYPE:
         return json.loads(await response.read())
     if response.content_length is None:
         raise ValueError("the reply does not say its length")
-    reader = decode(response.content_length)
+    reader = decode(response.content_length, memory)
     try:
         buffer = next(reader)
         while True:

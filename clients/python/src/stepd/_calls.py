@@ -6,10 +6,14 @@ Nothing here sends anything: Client and AsyncClient run the same calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
+from ._error_table import BlobMissing, InvalidParams
+from ._errors import StepdError
+from ._shared import Place, SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays, arrays_of, file_parts, tensors_of
 from ._wire import Blob, encode
@@ -24,6 +28,17 @@ Convention = Mapping[str, Any]
 NonFinite = Literal["error", "skip", "propagate"]
 
 
+class Reply(TypedDict, total=False):
+    """What a step's reply has, where it is not everything as it is."""
+
+    #: As they are, rounded to bfloat16 (to nearest even; not from float64), or nothing.
+    params: Literal["same", "bf16", "none"]
+    #: As it is, or nothing: then it stays on the server only, and needs ``cache``.
+    state: Literal["same", "none"]
+    #: Whether the server shall keep the new parameters and the new state, if it can.
+    cache: bool
+
+
 @dataclass(frozen=True)
 class Call(Generic[T]):
     """A request that may be sent any number of times."""
@@ -32,6 +47,12 @@ class Call(Generic[T]):
     path: str
     body: list[memoryview]
     read: Callable[[Json], T]
+    #: What has to stay where it is until the reply is there.
+    held: object = None
+    #: What to send in place of it after an error, at once; None if there is nothing.
+    instead: Callable[[StepdError], Call[T] | None] = lambda error: None
+    #: The same call where the server may still be busy with this one, and write.
+    again: Callable[[], Call[T]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -69,13 +90,22 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Cached:
+    """What the server keeps of a result: SHA-256 in hexadecimal, None for nothing."""
+
+    params: str | None = None
+    state: str | None = None
+
+
+@dataclass(frozen=True)
 class StepResult:
     """New parameters and new state."""
 
-    #: The new parameters, in the caller's order, shapes and dtypes.
+    #: The new parameters, in the caller's order, shapes and dtypes; none of them where
+    #: ``reply`` left them out. By ``cached`` alone they have the order of the file.
     params: dict[str, Array]
-    #: The next step's state.
-    state: State
+    #: The next step's state. ValueError where ``reply`` left it out.
+    state: State = field(repr=False)
     #: The largest step count in the state.
     step: int
     #: The learning rate that was used.
@@ -84,6 +114,19 @@ class StepResult:
     skipped: bool
     stats: Stats | None = None
     warnings: tuple[str, ...] = ()
+    #: For the next step's ``cached``; None where the server keeps nothing.
+    cached: Cached | None = None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Of what is not there.
+            if name != "state":
+                raise AttributeError(f"StepResult has no attribute {name!r}")
+            raise ValueError(
+                'the state stayed on the server, because reply had "state": "none"; '
+                "a step without that gives it"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,8 +166,20 @@ def _blob(arrays: Mapping[str, Any]) -> Blob:
     return Blob(file_parts(tensors_of(arrays)))
 
 
-def _post(path: str, fields: Json, read: Callable[[Json], T]) -> Call[T]:
-    return Call("POST", path, encode(fields), read)
+def _post(
+    path: str,
+    fields: Json,
+    read: Callable[[Json], T],
+    shared: SharedFolder | None = None,
+) -> Call[T]:
+    fields = {key: _source(value, shared) for key, value in fields.items()}
+    return Call("POST", path, encode(fields), read, held=fields)
+
+
+def _source(value: Any, shared: SharedFolder | None) -> Any:
+    if shared is None or not isinstance(value, Blob):
+        return value
+    return shared.source(value)
 
 
 def _get(path: str) -> Call[Json]:
@@ -133,32 +188,128 @@ def _get(path: str) -> Call[Json]:
 
 def step(
     optimizer: Optimizer,
-    params: Arrays,
+    params: Arrays | None,
     grads: Arrays,
     state: State | None,
     settings: Json,
+    *,
+    reply: Reply | None = None,
+    cached: Cached | None = None,
+    shared: SharedFolder | None = None,
 ) -> Call[StepResult]:
-    names = list(params)
+    digests = {} if cached is None else asdict(cached)
+    named = {field: digest for field, digest in digests.items() if digest is not None}
+    if params is None and "params" not in named:
+        raise ValueError("params: expected arrays, or cached that names them")
+    whole = {"grads": _blob(grads)}
+    if params is not None:
+        whole["params"] = _blob(params)
+    if state is not None:
+        whole["state"] = Blob(state.parts())
+    names = None if params is None else list(params)
+    fields = {"optimizer": optimizer, **settings}
+    return _Step(fields, whole, names, reply or {}, shared).call(named)
 
-    def read(reply: Json) -> StepResult:
-        return StepResult(
-            params=arrays_of(reply["params"], names),
-            state=State(reply["state"]),
-            step=reply["step"],
-            lr=reply["lr"],
-            skipped=reply["skipped"],
-            stats=_stats(reply.get("stats")),
-            warnings=tuple(reply.get("warnings", ())),
+
+#: Until it is taken off again.
+_NO_STATE = State.from_entries("", 0, ())
+
+
+# Closures that call each other would be a cycle, and keep arrays until it is collected.
+@dataclass(frozen=True)
+class _Step:
+    """A step in its forms, some of which are for servers that cannot take others."""
+
+    fields: Json
+    #: What can be sent as it is.
+    whole: Mapping[str, Blob]
+    names: list[str] | None
+    reply: Reply
+    shared: SharedFolder | None
+
+    def call(
+        self, named: Mapping[str, str], *, shares_state: bool = True
+    ) -> Call[StepResult]:
+        """The step with digests for what is ``named``."""
+        into = self._places(shares_state)
+        sources: Json = {}
+        for key, blob in self.whole.items():
+            shares = shares_state or key != "state"
+            sources[key] = _source(blob, self.shared if shares else None)
+        sources |= {field: {"sha256": digest} for field, digest in named.items()}
+        reply = {**self.reply, "into": into} if into else self.reply
+        again = partial(self.call, named, shares_state=shares_state)
+        return Call(
+            "POST",
+            "/v1/step",
+            encode({**self.fields, "reply": reply or None, **sources}),
+            partial(self._read, into),
+            held=sources,
+            instead=partial(self._instead, named, frozenset(into)),
+            again=again if into else None,
         )
 
-    fields = {
-        "optimizer": optimizer,
-        **settings,
-        "params": _blob(params),
-        "grads": _blob(grads),
-        "state": None if state is None else Blob(state.parts()),
-    }
-    return _post("/v1/step", fields, read)
+    def _places(self, shares_state: bool) -> dict[str, Place]:
+        """Places for results: apart from those of the inputs, so that a call may fail.
+
+        Where the size is not known there is none, and the reply has the bytes.
+        """
+        rooms: dict[str, int] = {}
+        if "params" in self.whole and self.reply.get("params") != "none":
+            rooms["params"] = self.whole["params"].nbytes
+            if self.reply.get("params") == "bf16":
+                # The header is another one, and may be longer where the data are not.
+                rooms["params"] += 64 * (1 + len(self.names or ()))
+        if "state" in self.whole and self.reply.get("state") != "none" and shares_state:
+            rooms["state"] = self.whole["state"].nbytes
+        if self.shared is None:
+            return {}
+        places = {field: self.shared.target(room) for field, room in rooms.items()}
+        return {field: place for field, place in places.items() if place is not None}
+
+    def _instead(
+        self, named: Mapping[str, str], into: frozenset[str], error: StepdError
+    ) -> Call[StepResult] | None:
+        missing = getattr(error, "field", None)
+        if isinstance(error, BlobMissing) and missing in {
+            f"/{field}" for field in named.keys() & self.whole.keys()
+        }:
+            # A server that was started anew has none of them.
+            left = named.keys() - self.whole.keys()
+            return self.call({field: named[field] for field in left})
+        too_long = missing == "/reply/into/state/length"
+        if isinstance(error, InvalidParams) and too_long and "state" in into:
+            return self.call(named, shares_state=False)
+        return None
+
+    def _read(self, into: Mapping[str, Place], answer: Json) -> StepResult:
+        def file(field: str) -> memoryview:
+            value = answer[field]
+            if isinstance(value, dict):
+                return into[field].written(value)
+            return cast("memoryview", value)
+
+        has_params = self.reply.get("params") != "none"
+        has_state = self.reply.get("state") != "none"
+        result = StepResult(
+            params=arrays_of(file("params"), self.names) if has_params else {},
+            state=State(file("state")) if has_state else _NO_STATE,
+            step=answer["step"],
+            lr=answer["lr"],
+            skipped=answer["skipped"],
+            stats=_stats(answer.get("stats")),
+            warnings=tuple(answer.get("warnings", ())),
+            cached=_cached(answer.get("cached")),
+        )
+        if not has_state:
+            del vars(result)["state"]
+        return result
+
+
+def _cached(cached: Json | None) -> Cached | None:
+    if not cached:
+        return None
+    return Cached(**{field: kept["sha256"] for field, kept in cached.items()})
 
 
 def _numbers(values: Json) -> Json:
@@ -184,6 +335,7 @@ def init(
     params: Arrays,
     groups: Groups | None,
     master_weights: bool | None,
+    shared: SharedFolder | None = None,
 ) -> Call[State]:
     fields = {
         "optimizer": optimizer,
@@ -191,11 +343,14 @@ def init(
         "master_weights": master_weights,
         "params": _blob(params),
     }
-    return _post("/v1/init", fields, lambda reply: State(reply["state"]))
+    return _post("/v1/init", fields, lambda reply: State(reply["state"]), shared)
 
 
 def norms(
-    grads: Arrays, params: Arrays | None, loss_scale: float | None
+    grads: Arrays,
+    params: Arrays | None,
+    loss_scale: float | None,
+    shared: SharedFolder | None = None,
 ) -> Call[NormsResult]:
     def read(reply: Json) -> NormsResult:
         tensors = {
@@ -209,7 +364,7 @@ def norms(
         "grads": _blob(grads),
         "params": None if params is None else _blob(params),
     }
-    return _post("/v1/norms", fields, read)
+    return _post("/v1/norms", fields, read, shared)
 
 
 def plan(
@@ -236,8 +391,8 @@ def _shape(value: Any) -> Mapping[str, Any]:
     return {"shape": tensor.shape, "dtype": tensor.dtype}
 
 
-def inspect(state: State) -> Call[Json]:
-    return _post("/v1/state/inspect", {"state": Blob(state.parts())}, dict)
+def inspect(state: State, shared: SharedFolder | None = None) -> Call[Json]:
+    return _post("/v1/state/inspect", {"state": Blob(state.parts())}, dict, shared)
 
 
 def convert(
@@ -246,6 +401,7 @@ def convert(
     target: Convention | None,
     optimizer: str | None,
     fill: Sequence[str] | None,
+    shared: SharedFolder | None = None,
 ) -> Call[Conversion]:
     own = state.parts() if isinstance(state, State) else [memoryview(state).cast("B")]
     fields = {
@@ -259,6 +415,7 @@ def convert(
         "/v1/state/convert",
         fields,
         lambda reply: Conversion(reply["state"], tuple(reply["lost"])),
+        shared,
     )
 
 

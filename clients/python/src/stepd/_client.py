@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from . import _calls as calls
 from ._calls import (
+    Cached,
     Call,
     Convention,
     Conversion,
@@ -19,12 +21,14 @@ from ._calls import (
     NonFinite,
     NormsResult,
     Optimizer,
+    Reply,
     Schedule,
     StepResult,
 )
 from ._errors import StepdError, TransportError
 from ._http import Timeout, Transport, address_of, timeout_of
-from ._retry import Retry, is_passing, retry_of
+from ._retry import Retry, Tries, retry_of
+from ._shared import SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays
 
@@ -40,9 +44,16 @@ class Client:
     :class:`Retry`; that is safe, because a step is a pure function. ``pool_size`` is
     how many idle connections are kept.
 
+    ``shared_dir`` is the folder that a server on this host shares (STEPD_SHARED_DIR;
+    where there are tokens, the folder of the token's name in it). Then arrays and
+    states of 64 KiB or more do not go over the connection, but lie in files there,
+    which the client makes and :meth:`close` removes.
+
     Raises ValueError for another URL, for one with a user or password in it, and for a
-    token that cannot stand in a header. Every method raises :class:`ServerError` for
-    what the server refuses and :class:`TransportError` if it was not reached.
+    token that cannot stand in a header; OSError for a folder that is not there or that
+    cannot be written. Every method raises :class:`ServerError` for what the server
+    refuses, :class:`TransportError` if it was not reached, and OSError if the folder
+    has no room.
     """
 
     def __init__(
@@ -54,6 +65,7 @@ class Client:
         retries: int | Retry = 4,
         ssl_context: ssl.SSLContext | None = None,
         pool_size: int = 8,
+        shared_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.url = url
         self._again = functools.partial(
@@ -64,9 +76,11 @@ class Client:
             retries=retries,
             ssl_context=ssl_context,
             pool_size=pool_size,
+            shared_dir=shared_dir,
         )
         self._timeout = timeout_of(timeout)
         self._retry = retry_of(retries)
+        self._shared = None if shared_dir is None else SharedFolder(shared_dir)
         self._transport = Transport(address_of(url), token, ssl_context, pool_size)
 
     def __enter__(self) -> Client:
@@ -81,11 +95,16 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections, remove the shared files, free kept memory.
+
+        Results stay as they are.
+        """
         self._transport.close()
+        if self._shared is not None:
+            self._shared.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy has connections of its own.
+        # A copy has connections and shared files of its own.
         return self._again, ()
 
     def __repr__(self) -> str:
@@ -93,21 +112,18 @@ class Client:
 
     def _run(self, call: Call[T], timeout: float | Timeout | None = None) -> T:
         limit = self._timeout if timeout is None else timeout_of(timeout)
-        attempt = 0
+        tries = Tries(call, self._retry)
         while True:
             try:
-                return self._transport.send(call, limit)
+                return self._transport.send(tries.call, limit)
             except StepdError as error:
-                pause = self._retry.pause(attempt, error)
-                if pause is None or not is_passing(error):
-                    raise
+                pause = tries.after(error)
             time.sleep(pause)
-            attempt += 1
 
     def step(
         self,
         optimizer: Optimizer,
-        params: Arrays,
+        params: Arrays | None,
         grads: Arrays,
         state: State | None = None,
         *,
@@ -119,6 +135,8 @@ class Client:
         stats: Literal["none", "global", "tensor"] | None = None,
         master_weights: bool | None = None,
         stochastic_rounding: Mapping[str, int] | None = None,
+        reply: Reply | None = None,
+        cached: Cached | None = None,
         timeout: float | Timeout | None = None,
     ) -> StepResult:
         """One update: new parameters and new state. The arrays given are untouched.
@@ -128,7 +146,15 @@ class Client:
         one is left as it is. ``state`` is the last result's, none at the first step.
         The other arguments are those of optimizer.step on the wire.
 
-        Raises TypeError for arrays of other dtypes.
+        ``reply`` says what comes back: ``params`` as they are, in bfloat16 or not at
+        all, ``state`` or not, and with ``cache`` whether the server keeps them. With
+        ``cached``, that of an earlier result, params and state that it names are not
+        sent: the caller says that they are that result's. They may be given all the
+        same, and are sent then if the server has them no more. ``params`` is None only
+        where ``cached`` names them.
+
+        Raises TypeError for arrays of other dtypes, ValueError where params are missing
+        and :class:`BlobMissing` for what the server has no more and was not given.
         """
         settings = {
             "groups": groups,
@@ -140,7 +166,17 @@ class Client:
             "master_weights": master_weights,
             "stochastic_rounding": stochastic_rounding,
         }
-        return self._run(calls.step(optimizer, params, grads, state, settings), timeout)
+        call = calls.step(
+            optimizer,
+            params,
+            grads,
+            state,
+            settings,
+            reply=reply,
+            cached=cached,
+            shared=self._shared,
+        )
+        return self._run(call, timeout)
 
     def init(
         self,
@@ -152,7 +188,8 @@ class Client:
         timeout: float | Timeout | None = None,
     ) -> State:
         """The state before the first step: starting values, step 0."""
-        return self._run(calls.init(optimizer, params, groups, master_weights), timeout)
+        call = calls.init(optimizer, params, groups, master_weights, self._shared)
+        return self._run(call, timeout)
 
     def norms(
         self,
@@ -163,7 +200,8 @@ class Client:
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
         """Sums of squares by tensor: phase one of exact clipping over several calls."""
-        return self._run(calls.norms(grads, params, loss_scale), timeout)
+        call = calls.norms(grads, params, loss_scale, self._shared)
+        return self._run(call, timeout)
 
     def plan(
         self,
@@ -186,7 +224,7 @@ class Client:
 
     def inspect(self, state: State, *, timeout: float | Timeout | None = None) -> Json:
         """What a state holds, by the server's reading."""
-        return self._run(calls.inspect(state), timeout)
+        return self._run(calls.inspect(state, self._shared), timeout)
 
     def convert(
         self,
@@ -206,7 +244,8 @@ class Client:
         state may go to another ``optimizer`` of its family, and be given the slots of
         ``fill``.
         """
-        return self._run(calls.convert(state, source, target, optimizer, fill), timeout)
+        call = calls.convert(state, source, target, optimizer, fill, self._shared)
+        return self._run(call, timeout)
 
     def evaluate_schedule(
         self,

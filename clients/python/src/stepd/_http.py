@@ -11,6 +11,7 @@ import builtins
 import email.utils
 import http.client
 import json
+import os
 import re
 import select
 import socket
@@ -31,6 +32,7 @@ from ._errors import (
     seconds_of,
     server_error,
 )
+from ._memory import Pool
 from ._version import __version__
 from ._wire import MEDIA_TYPE, decode
 
@@ -182,14 +184,17 @@ class Transport:
         if address.secure and ssl_context is None:
             self._ssl = ssl.create_default_context()
         self._pool_size = pool_size
+        self._memory = Pool()
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
+        self._pid = os.getpid()
 
     def close(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+        self._memory.close()
 
     def send(self, call: Call[T], timeout: Timeout) -> T:
         """One attempt. Raises StepdError."""
@@ -240,7 +245,7 @@ class Transport:
             after = response.getheader("Retry-After")
             raise error_of(response.status, body, after)
         try:
-            return reply_of(call, _decoded(response))
+            return reply_of(call, _decoded(response, self._memory))
         except NO_REPLY as error:
             raise TransportError(f"the reply is none of stepd: {error}") from error
 
@@ -268,6 +273,9 @@ class Transport:
         """A connection that is still open: the server says nothing between calls."""
         while True:
             with self._lock:
+                if self._pid != os.getpid():
+                    # A forked child would share its parent's connections.
+                    self._idle, self._pid = [], os.getpid()
                 if not self._idle:
                     return None
                 connection = self._idle.pop()
@@ -290,12 +298,12 @@ class Transport:
             connection.close()
 
 
-def _decoded(response: http.client.HTTPResponse) -> Any:
+def _decoded(response: http.client.HTTPResponse, memory: Pool) -> Any:
     if not response.getheader("Content-Type", "").startswith(MEDIA_TYPE):
         return json.loads(response.read())
     if response.length is None:
         raise ValueError("the reply does not say its length")
-    reader = decode(response.length)
+    reader = decode(response.length, memory)
     try:
         buffer = next(reader)
         while True:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from ._calls import Call
 from ._errors import ServerError, StepdError, TransportError
+
+T = TypeVar("T")
 
 #: Statuses after which the same call may succeed.
 PASSING = frozenset({429, 502, 503, 504})
@@ -56,3 +60,27 @@ class Retry:
 
 def retry_of(retries: int | Retry) -> Retry:
     return retries if isinstance(retries, Retry) else Retry(attempts=retries)
+
+
+class Tries(Generic[T]):
+    """What is sent for one call until it succeeds or is given up."""
+
+    def __init__(self, call: Call[T], retry: Retry) -> None:
+        #: What to send next.
+        self.call = call
+        self._retry = retry
+        self._attempt = 0
+
+    def after(self, error: StepdError) -> float:
+        """Seconds until the next is to be sent. Raises the error to give up."""
+        instead = self.call.instead(error)
+        if instead is not None:
+            self.call = instead
+            return 0
+        pause = self._retry.pause(self._attempt, error)
+        if pause is None or not is_passing(error):
+            raise error
+        self._attempt += 1
+        if self.call.again is not None and isinstance(error, TransportError):
+            self.call = self.call.again()
+        return pause

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import re
 import ssl
 import sys
@@ -33,6 +34,7 @@ from ._error_table import NonFiniteGradient
 from ._errors import StepdError
 from ._http import Timeout
 from ._retry import Retry, is_of_server, retry_of
+from ._shared import SharedFolder
 from ._state import State
 from ._tensors import Array, Arrays
 
@@ -81,6 +83,7 @@ class ShardedClient:
         timeout: float | Timeout = 60.0,
         retries: int | Retry = 6,
         ssl_context: ssl.SSLContext | None = None,
+        shared_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if isinstance(urls, str) or not urls:
             raise ValueError("expected a list of at least one URL")
@@ -93,6 +96,7 @@ class ShardedClient:
             timeout=timeout,
             retries=retries,
             ssl_context=ssl_context,
+            shared_dir=shared_dir,
         )
         self._replicas = [
             _Replica(
@@ -107,6 +111,11 @@ class ShardedClient:
             )
             for url in urls
         ]
+        if shared_dir is not None:
+            # One for all: what came from one replica may go to another.
+            shared = SharedFolder(shared_dir)
+            for replica in self._replicas:
+                replica.client._shared = shared
         self._request_bytes = request_bytes
         self._retry = retry_of(retries)
         self._lock = threading.Lock()

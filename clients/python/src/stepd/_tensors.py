@@ -157,7 +157,7 @@ def tensors_of(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     return dict(sorted(tensors, key=lambda entry: _RANK[entry[1].dtype]))
 
 
-def arrays_of(file: memoryview, names: Sequence[str]) -> dict[str, Array]:
-    """The arrays of a file in the order of the names, as views of it."""
+def arrays_of(file: memoryview, names: Sequence[str] | None) -> dict[str, Array]:
+    """The arrays of a file in the order of the names or its own, as views of it."""
     _, entries = read_file(file)
-    return {name: array_of(entries[name]) for name in names}
+    return {name: array_of(entries[name]) for name in names or entries}

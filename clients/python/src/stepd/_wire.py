@@ -2,7 +2,7 @@
 
 A request is a list of parts, the blobs among them as they are. A reply is read by a
 generator that says where the next bytes shall go, so that each blob lands in a
-buffer of its own, wherever the bytes come from.
+buffer of its own, wherever the bytes come from. Large buffers come from a pool.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import msgpack
 import numpy as np
+
+from ._memory import KEPT_BYTES, Pool
 
 MEDIA_TYPE = "application/vnd.msgpack"
 
@@ -82,13 +84,13 @@ def _joined(parts: list[memoryview]) -> list[memoryview]:
 Reader = Generator[memoryview, int, dict[str, Any]]
 
 
-def decode(total: int) -> Reader:
+def decode(total: int, pool: Pool) -> Reader:
     """Read a map of ``total`` bytes. Yields a buffer to fill and takes the count.
 
     The values of its blobs are memory views, each of a buffer of its own, which is
     aligned for any dtype. Raises ValueError for bytes that are no such map.
     """
-    ahead = _Ahead(total)
+    ahead = _Ahead(total, pool)
     value: Any
     result: dict[str, Any] = {}
     for _ in range((yield from ahead.map_length())):
@@ -107,8 +109,9 @@ def decode(total: int) -> Reader:
 class _Ahead:
     """Bytes that were read and not yet used."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, pool: Pool) -> None:
         self._unread = total
+        self._pool = pool
         self._buffer = bytearray()
 
     @property
@@ -161,8 +164,11 @@ class _Ahead:
         return length
 
     def blob(self, length: int) -> Generator[memoryview, int, memoryview]:
-        # Not a bytearray, which would be filled with zeros first.
-        blob = memoryview(np.empty(length, np.uint8))  # type: ignore[arg-type]
+        if length < KEPT_BYTES:
+            # Not a bytearray, which would be filled with zeros first.
+            blob = np.empty(length, np.uint8).data
+        else:
+            blob, _ = self._pool.take(length)
         first = self._take(min(length, len(self._buffer)))
         blob[: len(first)] = first
         filled = len(first)

@@ -1,0 +1,189 @@
+"""A folder that the client shares with a server on its host, for instance in /dev/shm.
+
+What a call sends is laid out in files there, and the server writes results to others:
+only their places go over the connection. A file is mapped into memory, and is used
+again when nothing views it any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import secrets
+import weakref
+from typing import Any
+
+import numpy as np
+
+from ._memory import Pool, Region
+from ._wire import Blob
+
+#: Smaller blobs go over the connection: naming a place would not be faster.
+SHARED_BYTES = 65536
+
+#: Smaller data are compared by their bytes: the steps, say, may be in other memory.
+_COMPARED_BYTES = 4096
+
+#: What no file system makes other sizes of.
+_PAGE_BYTES = 4096
+
+
+class SharedFile(Region):
+    """A file of the folder. It is removed when nothing needs it, or at the end."""
+
+    def __init__(self, folder: str, nbytes: int) -> None:
+        # The name is a secret: who knows it could write to the file.
+        self.name = f"stepd-{secrets.token_hex(16)}"
+        path = os.path.join(folder, self.name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        handle = os.open(path, flags, 0o660)
+        self.pid = os.getpid()
+        self.remove = weakref.finalize(self, _remove, path, self.pid)
+        try:
+            size = -(-nbytes // _PAGE_BYTES) * _PAGE_BYTES
+            # Mapped memory for which there is no room would end the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size)
+            else:
+                with open(handle, "wb", closefd=False) as file:
+                    file.write(bytes(size))
+            super().__init__(memoryview(mmap.mmap(handle, size)))
+        except OSError as error:
+            self.remove()
+            sentence = f"{folder} has no room for {nbytes} bytes of a call"
+            raise OSError(error.errno or errno.ENOSPC, sentence) from error
+        finally:
+            os.close(handle)
+        self.address = _address(self.memory)
+
+
+def _remove(path: str, pid: int) -> None:
+    # A forked child does not own the files.
+    if os.getpid() == pid:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+class Place(dict[str, Any]):
+    """Where bytes lie in the folder, as the wire has it.
+
+    ``parts`` are views of them: as long as these are there, the file is left alone.
+    """
+
+    def __init__(self, file: SharedFile, offset: int, parts: list[memoryview]) -> None:
+        length = sum(part.nbytes for part in parts)
+        super().__init__(file=file.name, offset=offset, length=length)
+        self._file = file
+        self._parts = parts
+
+    def written(self, reply: Any) -> memoryview:
+        """What a reply says was written here. Raises ValueError if it was not."""
+        if reply["file"] != self["file"] or reply["offset"] != self["offset"]:
+            raise ValueError(f"expected bytes in {self['file']}, found {reply!r}")
+        # From now on the server leaves the file alone.
+        self._file.is_reusable = True
+        return self._parts[0][: reply["length"]]
+
+
+class SharedFolder(Pool):
+    """Files in one folder.
+
+    Raises OSError where there is no folder, or one that cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self._path = os.path.abspath(path)
+        self._files: weakref.WeakValueDictionary[str, SharedFile]
+        self._files = weakref.WeakValueDictionary()
+        try:
+            SharedFile(self._path, 1).remove()
+        except OSError as error:
+            sentence = "shared_dir: expected a folder that can be written"
+            raise OSError(error.errno, sentence, self._path) from error
+
+    def close(self) -> None:
+        """Remove all files. Arrays that view them stay as they are."""
+        for file in self._own():
+            file.remove()
+        self._files.clear()
+        super().close()
+
+    def source(self, blob: Blob) -> Blob | Place:
+        """Where a blob's bytes lie in the folder already, or where they are copied to.
+
+        The blob itself if it is small. Raises OSError where there is no room.
+        """
+        if blob.nbytes < SHARED_BYTES:
+            return blob
+        found = self._found(blob)
+        if found is not None:
+            return found
+        memory, file = self._room(blob.nbytes)
+        start = 0
+        for part in blob.parts:
+            memory[start : (start := start + part.nbytes)] = part
+        return Place(file, 0, [memory])
+
+    def target(self, nbytes: int) -> Place | None:
+        """Where a result of so many bytes shall go; None if it is small.
+
+        The file is used again only if a reply says that it is written: where a reply
+        is lost, the server may still write. Raises OSError where there is no room.
+        """
+        if nbytes < SHARED_BYTES:
+            return None
+        memory, file = self._room(nbytes)
+        file.is_reusable = False
+        return Place(file, 0, [memory])
+
+    def _room(self, nbytes: int) -> tuple[memoryview, SharedFile]:
+        memory, file = self.take(nbytes)
+        assert isinstance(file, SharedFile)
+        return memory, file
+
+    def _make(self, nbytes: int) -> SharedFile:
+        file = SharedFile(self._path, nbytes)
+        self._files[file.name] = file
+        return file
+
+    def _own(self) -> list[SharedFile]:
+        """The files that this process has made, and that are still there."""
+        files = [reference() for reference in self._files.valuerefs()]
+        pid = os.getpid()
+        return [file for file in files if file is not None and file.pid == pid]
+
+    def _found(self, blob: Blob) -> Place | None:
+        """The place of a blob whose data lie in a file as they would be sent."""
+        head, *data = blob.parts
+        largest = max(range(len(data)), key=lambda i: data[i].nbytes, default=None)
+        if largest is None:
+            return None
+        before = head.nbytes + sum(part.nbytes for part in data[:largest])
+        start = _address(data[largest]) - before
+        for file in self._own():
+            offset = start - file.address
+            if 0 <= offset <= file.memory.nbytes - blob.nbytes:
+                is_there = _holds(file.memory[offset:], blob)
+                return Place(file, offset, blob.parts) if is_there else None
+        return None
+
+
+def _holds(memory: memoryview, blob: Blob) -> bool:
+    """Whether memory starts with a blob's bytes. Its data, if large, must be there."""
+    start = 0
+    for index, part in enumerate(blob.parts):
+        there = memory[start : (start := start + part.nbytes)]
+        if index == 0 or part.nbytes < _COMPARED_BYTES:
+            if there != part:
+                return False
+        elif _address(there) != _address(part):
+            return False
+    return True
+
+
+def _address(memory: memoryview) -> int:
+    address: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    return address

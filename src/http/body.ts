@@ -182,3 +182,19 @@ const requireDigest = (header: string | string[] | undefined, bytes: Buffer): vo
     throw StepdError.mismatch("DIGEST_MISMATCH", "Content-Digest", `sha-256 ${found.toString("base64")} of the body that came`, expected);
   }
 };
+
+/** Reads the rest of a refused body and drops it, so that the caller can finish sending and see the reply. What takes too long is cut off. */
+export const dropRest = (req: Request, timeoutMs: number): void => {
+  const { socket } = req;
+  const timer = setTimeout(() => socket.destroy(), timeoutMs).unref();
+  // The timer holds all of the request. Under overload there are thousands of them, and collecting garbage took all of the
+  // thread. A request whose reply is out has no close of its own when its connection ends.
+  const stop = (): void => {
+    clearTimeout(timer);
+    req.off("end", stop);
+    socket.off("close", stop);
+  };
+  req.once("end", stop);
+  socket.once("close", stop);
+  req.on("data", discard);
+};

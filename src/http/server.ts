@@ -10,7 +10,7 @@ import { asStepdError, errors, StepdError } from "../errors/errors.ts";
 import { Outflow } from "../errors/outflow.ts";
 import { errorReply, type Method, type Observer } from "../rpc/rpc.ts";
 import type { BodyLease, Service } from "./_types.ts";
-import { ClientGone, discard, receive, TooSlow } from "./body.ts";
+import { ClientGone, dropRest, receive, TooSlow } from "./body.ts";
 import { bodyType, type MediaType, replyType } from "./negotiate.ts";
 import { decode, encode, errorHeaders, problem, type Reply, retryHeader, send } from "./reply.ts";
 
@@ -366,22 +366,6 @@ const refuse = async (service: Service, req: Request, res: Response, kind: Kind,
   // Who waits for 100 Continue has sent nothing yet, and may not now.
   const headers = { ...reply.headers, ...(isUnread && req.headers.expect !== undefined && { Connection: "close" }) };
   await deliver(service, res, { ...reply, headers }, call);
-};
-
-/** Reads the rest of a refused body and drops it, so that the caller can finish sending and see the reply. What takes too long is cut off. */
-const dropRest = (req: Request, timeoutMs: number): void => {
-  const { socket } = req;
-  const timer = setTimeout(() => socket.destroy(), timeoutMs).unref();
-  // The timer holds all of the request. Under overload there are thousands of them, and collecting garbage took all of the
-  // thread. A request whose reply is out has no close of its own when its connection ends.
-  const stop = (): void => {
-    clearTimeout(timer);
-    req.off("end", stop);
-    socket.off("close", stop);
-  };
-  req.once("end", stop);
-  socket.once("close", stop);
-  req.on("data", discard);
 };
 
 /** Sends a call's reply, and counts it if it was sent whole. A caller that takes too long to read it is cut off: it holds memory. */

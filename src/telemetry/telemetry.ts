@@ -1,7 +1,6 @@
 /** Metrics for Prometheus and the log. Labels are names of ours only, never a caller's text. */
 import pino, { type Logger } from "pino";
-import { Counter, collectDefaultMetrics, Gauge, Registry } from "prom-client";
-import { Timings } from "./_timings.ts";
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 
 export type Phase = "receive" | "decode" | "transfer" | "queue" | "compute" | "encode" | "send";
 
@@ -45,11 +44,13 @@ export interface Flight {
   end(): void;
 }
 
+const directions = (bytes: { readonly in: number; readonly out: number }) => Object.entries(bytes).map(([direction, count]) => [{ direction }, count] as const);
+
 export class Telemetry {
   readonly log: Logger;
   readonly #registry = new Registry();
-  readonly #requests: Timings;
-  readonly #phases: Timings;
+  readonly #requests: Histogram<"method" | "outcome">;
+  readonly #phases: Histogram<"phase">;
   readonly #refusals: Counter<"reason">;
   readonly #nonFinite: Counter;
   readonly #workersLost: Counter;
@@ -63,40 +64,26 @@ export class Telemetry {
     const registers = [this.#registry];
     collectDefaultMetrics({ register: this.#registry });
     for (const name of DROPPED) this.#registry.removeSingleMetric(name);
-    this.#requests = new Timings(this.#registry, {
+    this.#requests = new Histogram({
       name: "stepd_request_seconds",
       help: "Time from a call's headers to its last byte out",
       labelNames: ["method", "outcome"],
       buckets: REQUEST_BUCKETS,
+      registers,
     });
-    this.#phases = new Timings(this.#registry, {
+    this.#phases = new Histogram({
       name: "stepd_phase_seconds",
       help: "Time that calls spend in each phase",
       labelNames: ["phase"],
       buckets: REQUEST_BUCKETS,
-    });
-    const moved = this.#moved;
-    new Counter({
-      name: "stepd_bytes_total",
-      help: "Bytes of calls' bodies that came whole, after inflation, and of replies that went out whole",
-      labelNames: ["direction"],
       registers,
-      collect() {
-        this.reset();
-        for (const [direction, bytes] of Object.entries(moved)) this.inc({ direction }, bytes);
-      },
     });
-    const stepped = this.#stepped;
-    new Counter({
-      name: "stepd_elements_total",
-      help: "Parameters stepped",
-      labelNames: ["optimizer", "dtype"],
-      registers,
-      collect() {
-        this.reset();
-        for (const { count, ...labels } of stepped.values()) this.inc(labels, count);
-      },
-    });
+    this.#counter("stepd_bytes_total", "Bytes of calls' bodies that came whole, after inflation, and of replies that went out whole", ["direction"], () =>
+      directions(this.#moved),
+    );
+    this.#counter("stepd_elements_total", "Parameters stepped", ["optimizer", "dtype"], () =>
+      [...this.#stepped.values()].map(({ count, ...labels }) => [labels, count]),
+    );
     this.#gauge("stepd_in_flight_requests", "Calls that are being received, computed or sent", () => this.#inFlight);
     this.#gauge("stepd_in_flight_bytes", "Bytes of the admitted bodies of calls in flight", () => this.#inFlightBytes);
     this.#refusals = new Counter({
@@ -117,46 +104,22 @@ export class Telemetry {
 
   /** Connects what is read when it is scraped. */
   observe({ arena, pool, folder, cache, isReady }: Sources): void {
-    const registers = [this.#registry];
     this.#gauge("stepd_arena_used_bytes", "Bytes of the arena that leases hold", () => arena.used);
     this.#gauge("stepd_arena_capacity_bytes", "Bytes of the arena", () => arena.capacity);
     this.#gauge("stepd_arena_high_water_bytes", "The most bytes that leases ever held", () => arena.highWater);
     this.#gauge("stepd_ready", "1 while calls are taken, 0 from the start of a drain on", () => Number(isReady()));
     this.#gauge("stepd_workers", "Worker threads", () => pool.workers);
     this.#gauge("stepd_queued_jobs", "Jobs that wait for the workers, with the one that runs", () => pool.queued);
-    new Counter({
-      name: "stepd_worker_busy_seconds_total",
-      help: "Time that all worker threads together spent in kernels",
-      registers,
-      collect() {
-        this.reset();
-        this.inc(pool.busySeconds);
-      },
-    });
+    this.#counter("stepd_worker_busy_seconds_total", "Time that all worker threads together spent in kernels", [], () => [[{}, pool.busySeconds]]);
     this.#gauge("stepd_cache_used_bytes", "Bytes of results that are kept", () => cache?.used ?? 0);
     this.#gauge("stepd_cache_capacity_bytes", "Bytes of results that may be kept", () => cache?.capacity ?? 0);
-    new Counter({
-      name: "stepd_cache_lookups_total",
-      help: "Blobs that calls named by their digest",
-      labelNames: ["result"],
-      registers,
-      collect() {
-        this.reset();
-        this.inc({ result: "hit" }, cache?.hits ?? 0);
-        this.inc({ result: "miss" }, cache?.misses ?? 0);
-      },
-    });
-    new Counter({
-      name: "stepd_shared_bytes_total",
-      help: "Bytes read from and written to the shared folder",
-      labelNames: ["direction"],
-      registers,
-      collect() {
-        this.reset();
-        this.inc({ direction: "in" }, folder?.bytesIn ?? 0);
-        this.inc({ direction: "out" }, folder?.bytesOut ?? 0);
-      },
-    });
+    this.#counter("stepd_cache_lookups_total", "Blobs that calls named by their digest", ["result"], () => [
+      [{ result: "hit" }, cache?.hits ?? 0],
+      [{ result: "miss" }, cache?.misses ?? 0],
+    ]);
+    this.#counter("stepd_shared_bytes_total", "Bytes read from and written to the shared folder", ["direction"], () =>
+      directions({ in: folder?.bytesIn ?? 0, out: folder?.bytesOut ?? 0 }),
+    );
   }
 
   /** A gauge that is read when it is scraped: one that is set at each call costs each call. */
@@ -167,6 +130,20 @@ export class Telemetry {
       registers: [this.#registry],
       collect() {
         this.set(read());
+      },
+    });
+  }
+
+  /** A counter that is read when it is scraped: its series by their labels. */
+  #counter(name: string, help: string, labelNames: readonly string[], read: () => readonly (readonly [Readonly<Record<string, string>>, number])[]): void {
+    new Counter({
+      name,
+      help,
+      labelNames: [...labelNames],
+      registers: [this.#registry],
+      collect() {
+        this.reset();
+        for (const [labels, value] of read()) this.inc(labels, value);
       },
     });
   }
@@ -202,13 +179,13 @@ export class Telemetry {
 
   /** A call ended. */
   requested(method: string, outcome: string, seconds: number): void {
-    this.#requests.observe(seconds, method, outcome);
+    this.#requests.observe({ method, outcome }, seconds);
     const refusal = outcome === "ok" ? undefined : REFUSALS.find((reason) => reason === outcome);
     if (refusal) this.refused(refusal);
   }
 
   phase(phase: Phase, seconds: number): void {
-    this.#phases.observe(seconds, phase);
+    this.#phases.observe({ phase }, seconds);
   }
 
   moved(direction: "in" | "out", bytes: number): void {

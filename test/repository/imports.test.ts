@@ -26,7 +26,7 @@ const rooms: Readonly<Record<string, Room>> = {
   http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express", "cors"] },
   rpc: { rooms: ["validation", "blobs", "engine", "optimizers", "schedules", "telemetry", "errors", "generated"], packages: [] },
   validation: { rooms: ["errors", "generated"], packages: ["ajv", "fastest-levenshtein"] },
-  codec: { rooms: ["errors"], packages: ["lru-cache"] },
+  codec: { rooms: ["errors"], packages: ["lru-cache", "msgpackr"] },
   blobs: { rooms: ["codec", "arena", "errors", "generated"], packages: ["lru-cache"] },
   engine: { rooms: ["codec", "planner", "arena", "pool", "optimizers", "schedules", "errors", "generated"], packages: [] },
   planner: { rooms: ["optimizers", "schedules", "errors"], packages: [] },

@@ -145,11 +145,15 @@ def test_with_shared_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
                     if reply.get("state") != "none":
                         assert one.state == other.state
                 assert other.cached is not None
+                calls = sent(client)
                 for params in (None, other.params):
                     last = client.step(
                         ADAMW, params, tensors(3, dtype), cached=other.cached
                     )
                     assert last.step == 3
+                    # Places only for what has no name.
+                    assert not calls[-1].files.keys() & {"params", "state"}
+                    assert len(calls[-1].written) == (params is not None)
     assert list(folder.iterdir()) == []
 
 

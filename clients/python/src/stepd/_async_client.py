@@ -69,6 +69,9 @@ _READ_AHEAD_BYTES = 2**20
 class AsyncClient:
     """Calls one server from an event loop. The arguments are those of :class:`Client`.
 
+    With ``shared_dir`` what is copied to the folder is copied in the loop: about 10 ms
+    for 64 MiB.
+
     Raises what :class:`Client` raises.
     """
 

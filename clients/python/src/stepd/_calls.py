@@ -232,11 +232,11 @@ class _Step:
     ) -> Call[StepResult]:
         """The step with digests for what is ``named``."""
         into = self._places(shares_state)
-        sources: Json = {}
-        for key, blob in self.whole.items():
+        sources: Json = {key: {"sha256": digest} for key, digest in named.items()}
+        for key in self.whole.keys() - named.keys():
             shares = shares_state or key != "state"
+            blob = self.whole[key]
             sources[key] = _source(blob, self.shared if shares else None)
-        sources |= {field: {"sha256": digest} for field, digest in named.items()}
         reply = {**self.reply, "into": into} if into else self.reply
         again = partial(self.call, named, shares_state=shares_state)
         return Call(

@@ -60,6 +60,7 @@ export class Blobs {
 
   /** The call with the bytes that it names in its lease. Throws INVALID_PARAMS or BLOB_MISSING naming the field, and what the arena refuses. */
   async load<Call extends Sources>(call: Call, lease: Lease): Promise<Loaded<Call>> {
+    if (!FIELDS.some((field) => isShared(call[field]) || isCached(call[field]))) return call as Loaded<Call>;
     const loaded: Record<string, Uint8Array> = {};
     for (const field of FIELDS) {
       const source = call[field];

@@ -4,7 +4,8 @@
  * in front of the blob's own pieces, because msgpackr would copy them (289 ms for 256 MiB, measured).
  */
 import { isUtf8 } from "node:buffer";
-import { Packr, Unpackr } from "msgpackr";
+import { randomBytes } from "node:crypto";
+import { addExtension, Packr, Unpackr } from "msgpackr";
 import { describe, StepdError } from "../errors/errors.ts";
 import { MAX_DEPTH, MAX_VALUES } from "./_text.ts";
 import { Parts } from "./parts.ts";
@@ -17,7 +18,8 @@ const MAX_NUMBER_BYTES = 10;
 
 // "auto" gives a number where it is exact and else a bigint; its type declaration lacks it.
 const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true, int64AsType: "auto" as "number" });
-const packr = new Packr({ useRecords: false, variableMapSize: true });
+// A member without a value is left out, as in JSON.
+const packr = new Packr({ useRecords: false, variableMapSize: true, skipValues: [undefined] } as ConstructorParameters<typeof Packr>[0]);
 
 const malformed = (at: number, problem: string): StepdError =>
   new StepdError("PARSE_ERROR", `The body is not valid MessagePack: ${problem} at byte ${at}`, { expected: "one MessagePack value", found: problem });
@@ -147,41 +149,67 @@ class Walk {
   }
 }
 
-/** The MessagePack bytes of a value as pieces. `Parts` become bin. */
+/** Stands for a piece of ours in what msgpackr writes. Random, so that no caller's bytes can be it. */
+const PLACEHOLDER = randomBytes(16);
+const PLACE = Buffer.from(packr.pack(PLACEHOLDER));
+
+/** A list that is MessagePack already. */
+class Packed {
+  readonly bytes: Buffer;
+
+  constructor(bytes: Buffer) {
+    this.bytes = bytes;
+  }
+}
+
+/** The pieces of the value that is being packed, in order. */
+const found: (Parts | Packed)[] = [];
+for (const Class of [Parts, Packed]) {
+  const write = (piece: Parts | Packed): Buffer => {
+    found.push(piece);
+    return PLACEHOLDER;
+  };
+  addExtension({ Class, write } as unknown as Parameters<typeof addExtension>[0]);
+}
+
+/** The MessagePack bytes of a value as pieces. `Parts` become bin, and are not copied. */
 export const encodeMsgpack = (value: unknown): Parts => {
+  found.length = 0;
+  // msgpackr uses its buffer again.
+  const text = Buffer.from(packr.pack(withZeros(value)));
   const pieces: Uint8Array[] = [];
-  write(value, pieces);
+  let at = 0;
+  for (const piece of found) {
+    const place = text.indexOf(PLACE, at);
+    if (piece instanceof Packed) pieces.push(text.subarray(at, place), piece.bytes);
+    else {
+      // The head of a bin has room in the placeholder's.
+      text[place] = 0xc6;
+      text.writeUInt32BE(piece.length, place + 1);
+      pieces.push(text.subarray(at, place + 5));
+      // No spread: a file of very many tensors has as many pieces.
+      for (const part of piece.pieces) pieces.push(part);
+    }
+    at = place + PLACE.length;
+  }
+  pieces.push(text.subarray(at));
   return new Parts(pieces);
 };
 
-const write = (value: unknown, pieces: Uint8Array[]): void => {
-  if (value instanceof Parts) {
-    pieces.push(header(0xc6, value.length));
-    // No spread: a file of very many tensors has as many pieces.
-    for (const piece of value.pieces) pieces.push(piece);
-  } else if (hasSignedZero(value)) {
-    pieces.push(numbers(value));
-  } else if (Array.isArray(value) && value.some(isOurs)) {
-    pieces.push(header(0xdd, value.length));
-    for (const item of value) write(item, pieces);
-  } else if (isOurs(value)) {
-    const entries = Object.entries(value as object).filter(([, item]) => item !== undefined);
-    pieces.push(header(0xdf, entries.length));
-    for (const [key, item] of entries) {
-      pieces.push(pack(key));
-      write(item, pieces);
-    }
-  } else pieces.push(pack(value));
+/** A value whose lists with a zero below zero are packed: msgpackr writes a zero as an integer, and so loses its sign. */
+const withZeros = (value: unknown): unknown => {
+  if (typeof value !== "object" || value === null || value instanceof Parts || value instanceof Uint8Array) return value;
+  if (Array.isArray(value)) return value.some((item) => Object.is(item, -0)) ? new Packed(numbers(value)) : value.some(isObject) ? value.map(withZeros) : value;
+  return Object.values(value).some(isObject) ? Object.fromEntries(Object.entries(value).map(([key, item]) => [key, withZeros(item)])) : value;
 };
 
-/** A list of values of a tensor with a zero below zero among them. */
-const hasSignedZero = (value: unknown): value is readonly (number | string)[] => Array.isArray(value) && value.some((item) => Object.is(item, -0));
+const isObject = (value: unknown): boolean => typeof value === "object" && value !== null && !(value instanceof Parts);
 
-/** Numbers as float64: msgpackr writes a zero as an integer, and so loses its sign. NaN and infinities are their names. */
+/** Numbers as float64. NaN and infinities are their names. */
 const numbers = (values: readonly (number | string)[]): Buffer => {
   const bytes = Buffer.allocUnsafe(5 + values.length * MAX_NUMBER_BYTES);
-  header(0xdd, values.length).copy(bytes);
-  let at = 5;
+  bytes[0] = 0xdd;
+  let at = bytes.writeUInt32BE(values.length, 1);
   for (const value of values) {
     if (typeof value === "number") {
       bytes[at] = 0xcb;
@@ -192,22 +220,4 @@ const numbers = (values: readonly (number | string)[]): Buffer => {
     }
   }
   return bytes.subarray(0, at);
-};
-
-/** msgpackr reuses its buffer, so what it gives is copied; it is small. */
-const pack = (value: unknown): Uint8Array => Uint8Array.from(packr.pack(value));
-
-/** Whether a value is or holds what msgpackr is not to write. It makes an extension type of undefined, which JSON leaves out. */
-const isOurs = (value: unknown): boolean =>
-  value === undefined ||
-  value instanceof Parts ||
-  hasSignedZero(value) ||
-  (typeof value === "object" && value !== null && !(value instanceof Uint8Array) && Object.values(value).some(isOurs));
-
-/** A type byte and a length of four bytes. */
-const header = (type: number, length: number): Buffer => {
-  const bytes = Buffer.alloc(5);
-  bytes[0] = type;
-  bytes.writeUInt32BE(length, 1);
-  return bytes;
 };

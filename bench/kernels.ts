@@ -8,8 +8,11 @@ const SIZES = [2 ** 16, 2 ** 20, 2 ** 24];
 const LARGEST = 2 ** 24;
 const GAP_MS = 30;
 
-/** Steps in a row, for figures of milliseconds. */
-export const repetitionsOf = (elements: number): number => Math.max(1, Math.min(40, 2 ** 22 / elements));
+/**
+ * Steps in a row. After a gap Linux may start both workers on one virtual processor, and moves one away only at its next balance,
+ * 4 to 8 ms later (perf sched): of a single step of 16 Mi elements that was a third, and not what the kernels take.
+ */
+export const repetitionsOf = (elements: number): number => Math.max(5, Math.min(40, 2 ** 22 / elements));
 
 interface LoopCase extends Case {
   readonly loop: string;

@@ -62,16 +62,14 @@ export const benchTransport = async (setup: Setup): Promise<Report> => {
 
 const mega = (bytes: number): string => (bytes / 1e6).toFixed(bytes < 1e5 ? 4 : 2);
 
-/** Lays the step out in a file, with places of their own for its results, so that every run is of the same bytes. */
+/** Lays the step out in files, a file for each blob as the clients have it, with places of their own for its results, so that every run is of the same bytes. */
 const shared = (folder: string, elements: number): Readonly<Record<string, unknown>> => {
-  const file = `step-${elements}`;
   const { params, grads, state } = stepBlobs(elements);
-  writeFileSync(join(folder, file), Buffer.concat([params, grads, state, params, state]));
-  let offset = 0;
-  const place = ({ length }: Buffer) => {
-    const at = { file, offset, length };
-    offset += length;
-    return at;
+  let files = 0;
+  const place = (blob: Buffer) => {
+    const file = `step-${elements}-${files++}`;
+    writeFileSync(join(folder, file), blob);
+    return { file, offset: 0, length: blob.length };
   };
   return { params: place(params), grads: place(grads), state: place(state), reply: { into: { params: place(params), state: place(state) } } };
 };

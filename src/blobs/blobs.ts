@@ -4,7 +4,7 @@ import { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { BlobSource, CachedBlob, PlainTensor, SharedBlob, StepParams, TensorsSource } from "../generated/wire.gen.ts";
 import type { BlobCache } from "./cache.ts";
-import type { SharedFolder, SharedPlace } from "./shared.ts";
+import { type SharedFolder, type SharedPlace, settled } from "./shared.ts";
 
 export { BlobCache } from "./cache.ts";
 export { SharedFolder } from "./shared.ts";
@@ -182,9 +182,12 @@ export class Delivery implements AsyncDisposable {
     this.#places.state?.requireRoom(state.length);
     const cached = this.#cache && (await this.#keep(this.#cache, whole, state));
     if (stateForm === "none" && !cached?.state) throw unkept(state.length, this.#cache?.capacity ?? 0);
+    const written = (field: "params" | "state", result: Parts | PlainTensors | undefined) =>
+      result instanceof Parts && this.#places[field] ? this.#places[field].write(result) : result;
+    const [newParams, newState] = await settled([written("params", params), written("state", stateForm === "none" ? undefined : state)]);
     return {
-      ...(params !== undefined && { params: params instanceof Parts && this.#places.params ? await this.#places.params.write(params) : params }),
-      ...(stateForm === "same" && { state: this.#places.state ? await this.#places.state.write(state) : state }),
+      ...(newParams !== undefined && { params: newParams }),
+      ...(newState !== undefined && { state: newState as Parts | SharedBlob }),
       ...(cached && { cached }),
     };
   }

@@ -10,7 +10,7 @@ import type { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { SharedBlob } from "../generated/wire.gen.ts";
 
-/** Pieces of this many bytes are read and written at a time, several at once on libuv's threads. */
+/** Pieces of this many bytes are read and written at a time, by libuv's threads: several at once where they are read. */
 const PIECE_BYTES = 16 * 2 ** 20;
 
 /** Buffers in one write; Linux takes 1024. */
@@ -94,7 +94,7 @@ export class SharedPlace implements AsyncDisposable {
   async read(memory: Buffer, start: number): Promise<void> {
     const { offset, length } = this.blob;
     const starts = Array.from({ length: Math.ceil(length / PIECE_BYTES) }, (_, index) => index * PIECE_BYTES);
-    const counts = await Promise.all(starts.map((at) => this.#handle.read(memory, start + at, Math.min(PIECE_BYTES, length - at), offset + at)));
+    const counts = await settled(starts.map((at) => this.#handle.read(memory, start + at, Math.min(PIECE_BYTES, length - at), offset + at)));
     const read = counts.reduce((sum, { bytesRead }) => sum + bytesRead, 0);
     if (read < length) throw invalid(`${this.field}/length`, `${length} bytes in the file`, `${read} while reading`);
     this.#folder.bytesIn += length;
@@ -105,19 +105,15 @@ export class SharedPlace implements AsyncDisposable {
     if (bytes > this.blob.length) throw invalid(`${this.field}/length`, `at least ${bytes}, the bytes of the result`, String(this.blob.length));
   }
 
-  /** Writes a result and returns where it is. */
+  /** Writes a result and returns where it is. One piece after the other: Linux writes to a file one at a time, and who waits spins (measured). */
   async write(result: Parts): Promise<SharedBlob> {
     let at = this.blob.offset;
-    await Promise.all(
-      batches(result).map((buffers) => {
-        const start = at;
-        const bytes = buffers.reduce((sum, { length }) => sum + length, 0);
-        at += bytes;
-        return this.#handle.writev(buffers, start).then(({ bytesWritten }) => {
-          if (bytesWritten < bytes) throw new Error(`the shared file ${this.blob.file} took ${bytesWritten} of ${bytes} bytes`);
-        });
-      }),
-    );
+    for (const buffers of batches(result)) {
+      const bytes = buffers.reduce((sum, { length }) => sum + length, 0);
+      const { bytesWritten } = await this.#handle.writev(buffers, at);
+      if (bytesWritten < bytes) throw new Error(`the shared file ${this.blob.file} took ${bytesWritten} of ${bytes} bytes`);
+      at += bytes;
+    }
     this.#folder.bytesOut += result.length;
     return { ...this.blob, length: result.length };
   }
@@ -126,6 +122,13 @@ export class SharedPlace implements AsyncDisposable {
     await this.#handle.close();
   }
 }
+
+/** The results of work on a lease's memory, or the first failure: not before all of it has ended, because then the memory may be another's. */
+export const settled = async <T extends readonly unknown[]>(work: readonly [...{ [K in keyof T]: T[K] | Promise<T[K]> }]): Promise<T> => {
+  const outcomes = await Promise.allSettled(work);
+  for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
+  return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<unknown>).value) as unknown as T;
+};
 
 /** A result as buffers that are written together. */
 const batches = ({ pieces }: Parts): Uint8Array[][] => {

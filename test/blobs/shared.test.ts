@@ -4,6 +4,7 @@ import { execFileSync } from "node:child_process";
 import { linkSync, mkdirSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { settled } from "../../src/blobs/shared.ts";
 import { gradsAt, LARGE, run, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { JSON_TYPE, MSGPACK, pack, type RpcError, readReply, TestService } from "../support/service.ts";
 import { writeTensors } from "../support/tensors.ts";
@@ -223,4 +224,14 @@ test("what a file has counts against the arena", async () => {
   const [at] = folder.write("large", Buffer.alloc(2 ** 21)) as [Place];
   await requireError({ optimizer, params: at, grads }, undefined as never, /arena holds/, "PAYLOAD_TOO_LARGE", small);
   assert.equal(await small.metric("stepd_arena_used_bytes"), 0);
+});
+
+test("a failure waits for the other reads and writes, whose memory would be another call's by then", async () => {
+  let isWritten = false;
+  const slow = new Promise<void>((resolve) => setTimeout(resolve, 50)).then(() => {
+    isWritten = true;
+  });
+  await assert.rejects(settled([Promise.reject(new Error("the disk")), slow]), /the disk/);
+  assert.ok(isWritten);
+  assert.deepEqual(await settled([1, Promise.resolve("two")]), [1, "two"]);
 });

@@ -87,12 +87,12 @@ export class Arena {
     return lease;
   }
 
-  /** Takes the lowest block that is large enough: low addresses are warm in memory. `held` is what the lease has already. */
-  take(bytes: number, held: number): Block {
+  /** Takes the lowest block that is large enough: low addresses are warm in memory. `held` is what the lease has already; `isFirst` says that the call brings this, and not that it needs it. */
+  take(bytes: number, held: number, isFirst = held === 0): Block {
     const size = roundUp(Math.max(bytes, 1));
     const index = this.#free.findIndex(({ start, end }) => end - start >= size);
     const hole = this.#free[index];
-    const isGreedy = held === 0 && size > SMALL_BYTES && size > this.#roomFor(0);
+    const isGreedy = isFirst && size > SMALL_BYTES && size > this.#roomFor(held);
     if (!hole || isGreedy) throw this.#refusal(bytes, size, held);
     const block = { start: hole.start, end: hole.start + size };
     hole.start = block.end;
@@ -182,6 +182,13 @@ export class Lease implements Disposable {
   alloc(bytes: number): number {
     if (this.#isReleased) throw new Error("this lease has been released");
     const block = this.arena.take(bytes, this.#held);
+    this.#blocks.push(block);
+    return block.start;
+  }
+
+  /** As alloc, for what a call brings beside its body: large calls leave room to small ones. */
+  allocInput(bytes: number): number {
+    const block = this.arena.take(bytes, this.#held, true);
     this.#blocks.push(block);
     return block.start;
   }

@@ -30,6 +30,8 @@ interface Result {
   /** The parameters rounded, where that was asked for. */
   readonly rounded?: Parts | PlainTensors | undefined;
   readonly state: Parts;
+  /** Whether the new parameters can be had from the rounded ones or from the state. */
+  readonly isRecoverable: boolean;
 }
 
 /** What the reply says of it. */
@@ -61,17 +63,7 @@ export class Blobs {
   /** The call with the bytes that it names in its lease. Throws INVALID_PARAMS or BLOB_MISSING naming the field, and what the arena refuses. */
   async load<Call extends Sources>(call: Call, lease: Lease): Promise<Loaded<Call>> {
     if (!FIELDS.some((field) => isShared(call[field]) || isCached(call[field]))) return call as Loaded<Call>;
-    const loaded: Record<string, Uint8Array> = {};
-    for (const field of FIELDS) {
-      const source = call[field];
-      const from = isShared(source)
-        ? () => this.#read(source, `/${field}`, lease)
-        : isCached(source)
-          ? () => this.#recall(source, `/${field}`, lease)
-          : undefined;
-      if (from) loaded[field] = await this.#timed(from);
-    }
-    return { ...call, ...loaded } as Loaded<Call>;
+    return { ...call, ...(await this.#timed(() => this.#load(call, lease))) } as Loaded<Call>;
   }
 
   /** Where a step's result shall go, its files open. Throws INVALID_PARAMS for what this server cannot do. */
@@ -81,6 +73,9 @@ export class Blobs {
     }
     if (reply.state === "none" && !this.#cache) {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/state", "same: this server keeps nothing (STEPD_CACHE_MIB is 0)", "none");
+    }
+    if (reply.params === "bf16" && isShared(params) && !reply.into?.params) {
+      throw StepdError.mismatch("INVALID_PARAMS", "/reply/into/params", "a place for the rounded parameters, which must not lie over the whole ones", "none");
     }
     const places: { params?: SharedPlace; state?: SharedPlace } = {};
     const delivery = new Delivery(reply, places, reply.cache === true ? this.#cache : undefined, this.#caller, (work) => this.#timed(work));
@@ -98,19 +93,38 @@ export class Blobs {
     return delivery;
   }
 
-  async #read(source: SharedBlob, field: string, lease: Lease): Promise<Uint8Array> {
-    await using place = await this.#open(source, "read", field);
-    const start = lease.alloc(source.length);
-    await place.read(lease.bytes, start);
-    return lease.view(start, source.length);
+  async #load(call: Sources, lease: Lease): Promise<Readonly<Record<string, Uint8Array>>> {
+    const places: Partial<Record<string, SharedPlace>> = {};
+    try {
+      for (const field of FIELDS) {
+        const source = call[field];
+        if (isShared(source)) places[field] = await this.#open(source, "read", `/${field}`);
+      }
+      // From here to the copies nothing waits: a blob of the cache may be gone afterwards.
+      const sources = FIELDS.flatMap((field) => {
+        const source = call[field];
+        const from = isCached(source) ? this.#recall(source, `/${field}`) : places[field];
+        return from ? [{ field, from, length: from instanceof Uint8Array ? from.length : from.blob.length }] : [];
+      });
+      let start = lease.allocInput(sources.reduce((sum, { length }) => sum + length, 0));
+      const loaded = sources.map(({ field, from, length }) => {
+        const at = start;
+        start += length;
+        if (!(from instanceof Uint8Array)) return { field, view: lease.view(at, length), read: from.read(lease.bytes, at) };
+        if (length > 0) lease.bytes.fill(from, at, at + length);
+        return { field, view: lease.view(at, length), read: undefined };
+      });
+      await settled(loaded.map(({ read }) => read));
+      return Object.fromEntries(loaded.map(({ field, view }) => [field, view]));
+    } finally {
+      await Promise.all(Object.values(places).map((place) => place?.[Symbol.asyncDispose]()));
+    }
   }
 
-  #recall({ sha256 }: CachedBlob, field: string, lease: Lease): Uint8Array {
+  #recall({ sha256 }: CachedBlob, field: string): Uint8Array {
     const blob = this.#cache?.get(sha256, this.#caller);
     if (!blob) throw StepdError.mismatch("BLOB_MISSING", field, "the digest of a blob that this server still has; send the blob", sha256);
-    const start = lease.alloc(blob.length);
-    if (blob.length > 0) lease.bytes.fill(blob, start, start + blob.length);
-    return lease.view(start, blob.length);
+    return blob;
   }
 
   async #timed<T>(work: () => Promise<T> | T): Promise<T> {
@@ -171,7 +185,7 @@ export class Delivery implements AsyncDisposable {
     return isPlain ? this.#deliver(result) : this.#timed(() => this.#deliver(result));
   }
 
-  async #deliver({ params: whole, rounded, state }: Result): Promise<Delivered> {
+  async #deliver({ params: whole, rounded, state, isRecoverable }: Result): Promise<Delivered> {
     const { params: form = "same", state: stateForm = "same" } = this.#reply;
     const params = form === "none" ? undefined : (rounded ?? whole);
     if (params !== undefined && this.#places.params && !(params instanceof Parts)) {
@@ -181,7 +195,9 @@ export class Delivery implements AsyncDisposable {
     if (params instanceof Parts) this.#places.params?.requireRoom(params.length);
     this.#places.state?.requireRoom(state.length);
     const cached = this.#cache && (await this.#keep(this.#cache, whole, state));
-    if (stateForm === "none" && !cached?.state) throw unkept(state.length, this.#cache?.capacity ?? 0);
+    if (stateForm === "none" && !cached?.state) throw unkept("state", state.length, this.#cache?.capacity ?? 0);
+    // Who does not ask to keep them wants to do without.
+    if (this.#reply.cache === true && form !== "same" && !isRecoverable && !cached?.params) throw this.#lost(whole, state, form);
     const written = (field: "params" | "state", result: Parts | PlainTensors | undefined) =>
       result instanceof Parts && this.#places[field] ? this.#places[field].write(result) : result;
     const [newParams, newState] = await settled([written("params", params), written("state", stateForm === "none" ? undefined : state)]);
@@ -200,17 +216,24 @@ export class Delivery implements AsyncDisposable {
     return { ...(forParams && { params: { sha256: forParams } }), ...(forState && { state: { sha256: forState } }) };
   }
 
+  /** Why the new parameters would be lost. */
+  #lost(params: Parts | PlainTensors, state: Parts, form: string): StepdError {
+    if (this.#cache && params instanceof Parts) return unkept("params", params.length + state.length, this.#cache.capacity);
+    const expected = "same, because the new parameters would be lost: kept are those that come as a blob, on a server with a cache";
+    return StepdError.mismatch("INVALID_PARAMS", "/reply/params", expected, form);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all([this.#places.params, this.#places.state].map((place) => place?.[Symbol.asyncDispose]()));
   }
 }
 
-const unkept = (bytes: number, capacity: number): StepdError =>
+const unkept = (what: "params" | "state", bytes: number, capacity: number): StepdError =>
   bytes > capacity
     ? StepdError.mismatch(
         "PAYLOAD_TOO_LARGE",
-        "/reply/state",
-        `a state of at most ${capacity} bytes, what this server's cache holds, or same`,
+        `/reply/${what}`,
+        `at most ${capacity} bytes of results, what this server's cache holds, or same`,
         `${bytes} bytes`,
       )
-    : new StepdError("OVERLOADED", "Other calls' results crowded the new state out of the cache before it was kept", { field: "/reply/state", retry_after: 1 });
+    : new StepdError("OVERLOADED", "Other calls' results crowded this one out of the cache before it was kept", { field: `/reply/${what}`, retry_after: 1 });

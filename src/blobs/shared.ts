@@ -4,7 +4,7 @@
  * short by its owner is an error and no signal.
  */
 import { constants, realpathSync, statSync } from "node:fs";
-import { type FileHandle, lstat, open } from "node:fs/promises";
+import { type FileHandle, open } from "node:fs/promises";
 import { join } from "node:path";
 import type { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
@@ -39,24 +39,24 @@ export class SharedFolder {
   }
 
   /**
-   * Opens the file that `blob` names: one of the caller's own folder where there are tokens. Links of either kind are refused:
-   * they would lead out of the folder. Throws INVALID_PARAMS naming `field`.
+   * Opens the file that `blob` names: one of the caller's own folder where there are tokens, which works on Linux alone. Links
+   * of either kind are refused: they would lead out of the folder. Throws INVALID_PARAMS naming `field`, or OVERLOADED.
    */
   async open(blob: SharedBlob, use: "read" | "write", field: string, caller: string | undefined): Promise<SharedPlace> {
     const { flags, file: expected } = EXPECTED[use];
     const refuse = (found: string): StepdError => invalid(`${field}/file`, expected, found);
-    let folder = this.#path;
-    if (caller !== undefined) {
-      folder = join(folder, caller);
-      if (!(await lstat(folder).catch(() => undefined))?.isDirectory()) throw refuse("no folder of the caller's token");
-    }
-    const handle = await open(join(folder, blob.file), flags | FLAGS).catch((error: NodeJS.ErrnoException) => {
-      throw refuse(WHY[error.code ?? ""] ?? String(error.code));
+    await using folder = caller === undefined ? undefined : await this.#folderOf(caller, refuse);
+    // By the descriptor: between a look at the path and its use the folder could become a link.
+    const path = folder === undefined ? this.#path : `/proc/self/fd/${folder.fd}`;
+    const handle = await open(join(path, blob.file), flags | FLAGS).catch((error: NodeJS.ErrnoException) => {
+      throw whyNot(error, refuse);
     });
     try {
       const found = await handle.stat();
       if (!found.isFile()) throw refuse("something else");
       if (found.nlink > 1) throw refuse("a file that has another name as well");
+      // A result that finds no memory in the middle would leave half of itself, and half of what was there.
+      if (use === "write" && found.blocks * BLOCK_BYTES < found.size) throw refuse("one with holes; reserve its memory, by fallocate or by writing zeros");
       if (blob.offset > found.size) throw invalid(`${field}/offset`, `at most ${found.size}, the file's size`, String(blob.offset));
       const rest = found.size - blob.offset;
       if (blob.length > rest) throw invalid(`${field}/length`, `at most ${rest}, what the file has from there`, String(blob.length));
@@ -66,12 +66,39 @@ export class SharedFolder {
     }
     return new SharedPlace(this, handle, blob, field);
   }
+
+  async #folderOf(caller: string, refuse: (found: string) => StepdError): Promise<FileHandle> {
+    if (!FOLDER_NAME.test(caller)) throw refuse("a token whose name can be no folder's");
+    return open(join(this.#path, caller), constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW).catch((error: NodeJS.ErrnoException) => {
+      throw whyNot(error, () => refuse("no folder of the caller's token"));
+    });
+  }
 }
+
+/** Token names may also be . and .. */
+const FOLDER_NAME = /^\w/;
+
+/** What st_blocks counts. */
+const BLOCK_BYTES = 512;
+
+const EXHAUSTED = ["EMFILE", "ENFILE", "ENOMEM", "EAGAIN"];
+
+/** Why a file cannot be opened: by the caller's fault, for now, or by one of the server's that only its log tells. */
+const whyNot = (error: NodeJS.ErrnoException, refuse: (found: string) => StepdError): Error => {
+  const found = WHY[error.code ?? ""];
+  if (found !== undefined) return refuse(found);
+  if (EXHAUSTED.includes(error.code ?? ""))
+    return new StepdError("OVERLOADED", "The server cannot open more files of the shared folder now", { found: error.code, retry_after: 1 });
+  return error;
+};
 
 const WHY: Readonly<Record<string, string>> = {
   ENOENT: "none of that name",
   ELOOP: "a link",
+  ENOTDIR: "a link",
   EACCES: "one that it may not",
+  EPERM: "one that it may not",
+  EROFS: "one that it may not",
   EISDIR: "a folder",
   ENXIO: "a pipe",
 };

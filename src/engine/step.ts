@@ -58,6 +58,8 @@ export interface StepOutput {
   readonly params: Parts | PlainTensors;
   /** The parameters rounded to BF16. */
   readonly rounded: Parts | PlainTensors | undefined;
+  /** Whether the rounded parameters or the state have all that the step changed of the parameters. */
+  readonly isRecoverable: boolean;
   readonly state: Parts;
   readonly step: number;
   readonly lr: number;
@@ -96,6 +98,9 @@ export const runStep = async (input: StepInput, lease: Lease, pool: Pool, waits:
   const reply = async (skipped: boolean, rest: Pick<StepOutput, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
     params: params.reply(),
     rounded: input.roundsReply ? await runner.round(params) : undefined,
+    isRecoverable:
+      skipped ||
+      pairs.every(({ param }) => (input.roundsReply && param.dtype === "BF16") || state.parameters.get(param.name)?.slots.has(MASTER_PARAM) === true),
     state: writeState(state, optimizer, lease),
     step: lastStep(),
     lr: usedLr,

@@ -74,13 +74,17 @@ export const createHttpServer = (service: Service): Server => {
   server.on("checkContinue", app);
   server.setTimeout(limits.idleTimeoutMs, (socket) => {
     // Only the caller's silence counts, not the time that its call waits for the workers.
-    if (!computing.has(socket)) socket.destroy();
+    if (!computing.get(socket)) socket.destroy();
   });
   return server;
 };
 
-/** Connections of calls that wait for their result. To stop and start the timer of each cost 1 % of a small step. */
-const computing = new WeakSet<Socket>();
+/** Calls that wait for their result, by connection; pipelined ones share one. To stop and start the timer of each cost 1 % of a small step. */
+const computing = new WeakMap<Socket, number>();
+
+const countComputing = (socket: Socket, more: 1 | -1): void => {
+  computing.set(socket, (computing.get(socket) ?? 0) + more);
+};
 
 const createApp = (service: Service): Express => {
   const app = express();
@@ -334,15 +338,14 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
         telemetry.phase("decode", seconds(start));
       }
     };
-    computing.add(req.socket);
-    const reply = await kind.run({ service, req, lease, body, type, id: call.id, caller: call.caller, observe });
-    computing.delete(req.socket);
+    countComputing(req.socket, 1);
+    const running = kind.run({ service, req, lease, body, type, id: call.id, caller: call.caller, observe });
+    const reply = await running.finally(() => countComputing(req.socket, -1));
     text.growToReply(reply.body.pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0));
     await deliver(service, res, reply, call);
   } catch (error) {
     await refuse(service, req, res, kind, call, error, type);
   } finally {
-    computing.delete(req.socket);
     flight.end();
     telemetry.requested(call.method, call.outcome, seconds(call.start));
     finished.add(1);
@@ -380,8 +383,7 @@ const deliver = async ({ telemetry, limits }: Service, res: Response, reply: Rep
       isSlow = true;
       socket?.destroy();
     }, limits.requestTimeoutMs);
-    await sending;
-    clearTimeout(timer);
+    await sending.finally(() => clearTimeout(timer));
   }
   if (!res.writableFinished) {
     call.outcome = "CLIENT_GONE";

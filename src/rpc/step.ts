@@ -18,6 +18,7 @@ export const step: Method<StepParams> = {
       elements,
       params: whole,
       rounded,
+      isRecoverable,
       state: next,
       ...result
     } = await engine.step(
@@ -39,6 +40,6 @@ export const step: Method<StepParams> = {
     );
     if (result.skipped) telemetry.nonFinite();
     else telemetry.stepped(plan.optimizer.name, elements);
-    return { ...(await delivery.deliver({ params: whole, rounded, state: next })), ...result };
+    return { ...(await delivery.deliver({ params: whole, rounded, state: next, isRecoverable })), ...result };
   },
 };

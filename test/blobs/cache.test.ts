@@ -140,7 +140,7 @@ const rounded = (file: Uint8Array): Map<string, Buffer> =>
 
 test("parameters in BF16: rounded to nearest even, in the order and form of the request, the rest of the reply as ever", async () => {
   const expected = await service.call<StepReply>("optimizer.step", call);
-  const found = await service.call<StepReply>("optimizer.step", { ...call, reply: { params: "bf16" } });
+  const found = await service.call<StepReply>("optimizer.step", { ...call, reply: { params: "bf16", cache: true } });
   const { entries } = readFile(found.params);
   assert.deepEqual([...entries.keys()], Object.keys(SMALL));
   const bits = rounded(expected.params);
@@ -149,7 +149,8 @@ test("parameters in BF16: rounded to nearest even, in the order and form of the 
     assert.ok(bytes.equals(bits.get(name) as Buffer), name);
   }
   requireSame(found.state, expected.state, "state");
-  const plain = { optimizer: { name: "sgd", lr: 0 }, params: { w: { shape: [3], values: [1, 1.00390625, "NaN"] } }, grads: {} };
+  // Without a gradient nothing changes, and so nothing is lost.
+  const plain = { optimizer: { name: "sgd" }, params: { w: { shape: [3], values: [1, 1.00390625, "NaN"] } }, grads: {} };
   const reply = await service.call<{ params: unknown }>("optimizer.step", { ...plain, reply: { params: "bf16" } });
   assert.deepEqual(reply.params, { w: { shape: [3], dtype: "BF16", values: [1, 1, "NaN"] } });
 });
@@ -160,6 +161,7 @@ test("BF16 of other dtypes: from F16 and BF16, not from F64", async () => {
     optimizer: { name: "sgd", lr: 0 },
     params: { w: { shape: [4], dtype, values } },
     grads: { w: { shape: [4], values: [0, 0, 0, 0] } },
+    master_weights: dtype !== "F64",
     reply: { params: "bf16" },
   });
   for (const dtype of ["F16", "BF16"]) {
@@ -180,4 +182,25 @@ test("a skipped step has the same forms", async () => {
   assert.equal(result.skipped, true);
   assert.equal(readFile(result.params).entries.get("w")?.dtype, "BF16");
   assert.equal(result.cached?.params?.sha256, sha256(params));
+});
+
+test("new parameters that were to be kept and are not would be lost: the call is refused", async () => {
+  const lost = (reply: unknown, more = {}, to = service) => requireError({ ...call, ...more, reply }, "INVALID_PARAMS", "/reply/params", to);
+  // Tensors by name are not kept.
+  const byName = { params: { w: { shape: [1], values: [1] } }, grads: { w: { shape: [1], values: [1] } } };
+  await lost({ params: "none", cache: true }, byName);
+  await using bare = await TestService.start();
+  await lost({ params: "none", cache: true }, {}, bare);
+  // The state fits, both do not.
+  await using small = await TestService.start({ STEPD_CACHE_MIB: "1" });
+  const wide = { w: [100_000] };
+  const large = { params: writeTensors(startParams(wide)), grads: writeTensors(gradsAt(wide, 0)) };
+  for (const params of ["none", "bf16"])
+    await requireError({ ...call, ...large, reply: { params, state: "none", cache: true } }, "PAYLOAD_TOO_LARGE", "/reply/params", small);
+  // A state with master copies has the parameters.
+  const narrow = { params: { w: { shape: [1], dtype: "BF16", values: [1] } }, grads: { w: { shape: [1], values: [1] } } };
+  const reply = await bare.call<StepReply>("optimizer.step", { ...call, ...narrow, master_weights: true, reply: { params: "none", cache: true } });
+  assert.deepEqual(["params" in reply, "state" in reply], [false, true]);
+  // Nobody asked to keep them.
+  assert.equal("params" in (await bare.call<StepReply>("optimizer.step", { ...call, reply: { params: "none" } })), false);
 });

@@ -1,7 +1,7 @@
 /** Steps by files of the shared folder: the same bytes as by the socket, and nothing of a file that is not the caller's own. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { linkSync, mkdirSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
+import { linkSync, mkdirSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { settled } from "../../src/blobs/shared.ts";
@@ -234,4 +234,80 @@ test("a failure waits for the other reads and writes, whose memory would be anot
   await assert.rejects(settled([Promise.reject(new Error("the disk")), slow]), /the disk/);
   assert.ok(isWritten);
   assert.deepEqual(await settled([1, Promise.resolve("two")]), [1, "two"]);
+});
+
+test("a token's name that is no folder's does not lead out of the shared folder", async () => {
+  using own = new SharedFolder();
+  const token = "dots-token-0123456789";
+  writeFileSync(join(own.path, "tokens"), `.. ${token}\n. ${token}1\n`);
+  mkdirSync(join(own.path, "shared"));
+  const [at] = own.write("outside", grads) as [Place];
+  await using guarded = await TestService.start({ STEPD_SHARED_DIR: join(own.path, "shared"), STEPD_TOKENS_FILE: join(own.path, "tokens") });
+  for (const name of [token, `${token}1`]) {
+    const headers = { Authorization: `Bearer ${name}` };
+    await requireError({ optimizer, params, grads: at }, "/grads/file", /a token whose name can be no folder's/, "INVALID_PARAMS", guarded, headers);
+  }
+});
+
+test("a caller's folder that is exchanged for a link in the middle leads nowhere else", async () => {
+  using own = new SharedFolder();
+  const token = "alice-token-0123456789";
+  writeFileSync(join(own.path, "tokens"), `alice ${token}\n`);
+  for (const folder of ["shared", "shared/real", "secret"]) mkdirSync(join(own.path, folder));
+  const [at] = own.write("secret/x", grads).map((place) => ({ ...place, file: "x" })) as [Place];
+  await using guarded = await TestService.start({ STEPD_SHARED_DIR: join(own.path, "shared"), STEPD_TOKENS_FILE: join(own.path, "tokens") });
+  const alice = join(own.path, "shared/alice");
+  let isOver = false;
+  const exchange = (async () => {
+    while (!isOver) {
+      for (const target of ["real", "../secret"]) {
+        if (target === "real") mkdirSync(alice);
+        else symlinkSync(target, alice);
+        await new Promise((resolve) => setImmediate(resolve));
+        rmSync(alice, { recursive: true });
+      }
+    }
+  })();
+  const call = async (): Promise<void> => {
+    for (let i = 0; i < 200; i++) {
+      const response = await guarded.post("/v1/norms", pack({ grads: at }), MSGPACK, { Authorization: `Bearer ${token}` });
+      assert.equal(response.status, 400, await response.text());
+    }
+  };
+  await Promise.all([call(), call(), call(), call()]).finally(() => {
+    isOver = true;
+  });
+  await exchange;
+});
+
+test("a file with holes is no place for results", async () => {
+  writeFileSync(join(folder.path, "holes"), "");
+  truncateSync(join(folder.path, "holes"), 2 ** 20);
+  const place = { file: "holes", offset: 0, length: 2 ** 20 };
+  await requireError({ optimizer, params, grads, reply: { into: { state: place } } }, "/reply/into/state/file", /found one with holes/);
+});
+
+test("rounded parameters do not go over the whole ones unasked", async () => {
+  const [at] = folder.write("whole", params) as [Place];
+  await requireError({ optimizer, params: at, grads, reply: { params: "bf16" } }, "/reply/into/params", /must not lie over the whole ones/);
+});
+
+test("calls by file leave the part of the arena that is kept for small ones", async () => {
+  await using service = await TestService.start({ STEPD_SHARED_DIR: folder.path, STEPD_ARENA_MIB: "64" });
+  // Two fill the arena to a few KiB.
+  const elements = 2 ** 23 - 1024;
+  const large = writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(1) } });
+  const [at] = folder.write("greedy", large) as [Place];
+  let isOver = false;
+  const busy = Array.from({ length: 4 }, async () => {
+    let taken = 0;
+    while (!isOver) if ((await (await service.post("/v1/norms", pack({ grads: at }), MSGPACK)).status) === 200) taken++;
+    return taken;
+  });
+  const small = [];
+  for (let i = 0; i < 40; i++) small.push((await service.post("/v1/step", pack({ optimizer, params, grads }), MSGPACK)).status);
+  isOver = true;
+  const taken = await Promise.all(busy);
+  assert.deepEqual([...new Set(small)], [200]);
+  assert.ok(taken.some((count) => count > 0));
 });

@@ -16,12 +16,14 @@ const MAX_BUFFERS = 1024;
 /** Before the umask: the server's user may be another one of the group. */
 const MODE = 0o660;
 
+/** Zeros that are written at a time. */
+const ZEROS = 2 ** 20;
+
 /** What is used of node:fs. The package has no types of Node's. */
 interface Files {
   readonly constants: Readonly<Record<"O_RDWR" | "O_CREAT" | "O_EXCL" | "O_NOFOLLOW", number | undefined>>;
   realpathSync(path: string): string;
   openSync(path: string, flags: number, mode: number): number;
-  ftruncateSync(fd: number, bytes: number): void;
   writevSync(fd: number, buffers: readonly Uint8Array[], position: number): number;
   readSync(fd: number, buffer: Uint8Array, offset: number, length: number, position: number): number;
   read(fd: number, buffer: Uint8Array, offset: number, length: number, position: number, done: (error: Error | null, bytesRead: number) => void): void;
@@ -134,11 +136,22 @@ export class SharedFolder {
     const bySize = [...this.#free].sort((a, b) => a.capacity - b.capacity);
     const region = bySize.find(({ capacity }) => capacity >= bytes) ?? bySize.at(-1) ?? this.#create();
     this.#free = this.#free.filter((other) => other !== region);
-    if (region.capacity < bytes) {
-      this.#files.ftruncateSync(region.fd, bytes);
-      region.capacity = bytes;
+    try {
+      this.#reserve(region, bytes);
+    } catch (error) {
+      this.#free.push(region);
+      throw error;
     }
     return region;
+  }
+
+  /** Makes a file as large, with memory for all of it: with zeros, as Node has no fallocate. Throws the file system's error where it is full. */
+  #reserve(region: Region, bytes: number): void {
+    const zeros = new Uint8Array(Math.min(Math.max(bytes - region.capacity, 0), ZEROS));
+    while (region.capacity < bytes) {
+      const rest = bytes - region.capacity;
+      region.capacity += this.#files.writevSync(region.fd, [zeros.subarray(0, rest)], region.capacity);
+    }
   }
 
   #release(region: Region): void {

@@ -2,12 +2,13 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { linkSync, mkdirSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
+import net from "node:net";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { settled } from "../../src/blobs/shared.ts";
 import { gradsAt, LARGE, run, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { JSON_TYPE, MSGPACK, pack, type RpcError, readReply, TestService } from "../support/service.ts";
-import { writeTensors } from "../support/tensors.ts";
+import { rawTensors, writeTensors } from "../support/tensors.ts";
 import { variants } from "../support/variants.ts";
 import { type Place, SharedFolder } from "./_folder.ts";
 
@@ -310,4 +311,33 @@ test("calls by file leave the part of the arena that is kept for small ones", as
   const taken = await Promise.all(busy);
   assert.deepEqual([...new Set(small)], [200]);
   assert.ok(taken.some((count) => count > 0));
+});
+
+test("pipelined calls: the first one's end does not make the second one's computing a silence", async () => {
+  using own = new SharedFolder();
+  const idleMs = 80;
+  await using quick = await TestService.start({
+    STEPD_SHARED_DIR: own.path,
+    STEPD_IDLE_TIMEOUT_MS: String(idleMs),
+    STEPD_ARENA_MIB: "640",
+    STEPD_WORKERS: "1",
+  });
+  const elements = 2 ** 27;
+  const header = JSON.stringify({ w: { dtype: "F32", shape: [elements], data_offsets: [0, elements * 4] } });
+  const [{ length }] = own.write("long", rawTensors(header)) as [Place];
+  truncateSync(join(own.path, "long"), length + elements * 4);
+  // Of a file as well, so that it ends when the second one has begun.
+  const [first] = own.write("first", writeTensors({ w: { shape: [2 ** 22], data: new Float32Array(2 ** 22) } })) as [Place];
+  const request = (params: unknown): Buffer => {
+    const body = pack(params);
+    return Buffer.concat([Buffer.from(`POST /v1/norms HTTP/1.1\r\nHost: x\r\nContent-Type: ${MSGPACK}\r\nContent-Length: ${body.length}\r\n\r\n`), body]);
+  };
+  const socket = net.connect(Number(new URL(quick.url).port), "127.0.0.1");
+  socket.write(Buffer.concat([request({ grads: first }), request({ grads: { file: "long", offset: 0, length: length + elements * 4 } })]));
+  let text = "";
+  for await (const chunk of socket) {
+    text += (chunk as Buffer).toString("latin1");
+    if (text.split("HTTP/1.1 200 ").length === 3) break;
+  }
+  assert.equal(text.split("HTTP/1.1 200 ").length, 3, text);
 });

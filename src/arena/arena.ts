@@ -180,15 +180,17 @@ export class Lease implements Disposable {
 
   /** The address of `bytes` more bytes, which still hold what their last user left. */
   alloc(bytes: number): number {
-    if (this.#isReleased) throw new Error("this lease has been released");
-    const block = this.arena.take(bytes, this.#held);
-    this.#blocks.push(block);
-    return block.start;
+    return this.#take(bytes);
   }
 
   /** As alloc, for what a call brings beside its body: large calls leave room to small ones. */
   allocInput(bytes: number): number {
-    const block = this.arena.take(bytes, this.#held, true);
+    return this.#take(bytes, true);
+  }
+
+  #take(bytes: number, isFirst?: true): number {
+    if (this.#isReleased) throw new Error("this lease has been released");
+    const block = this.arena.take(bytes, this.#held, isFirst);
     this.#blocks.push(block);
     return block.start;
   }

@@ -319,6 +319,7 @@ test("a lease that has been released takes and gives nothing any more", () => {
   assert.equal(other.start, start);
   lease.trim(start, 1);
   assert.throws(() => lease.alloc(1), /released/);
+  assert.throws(() => lease.allocInput(1), /released/);
   assert.throws(() => lease.grow(start, 0, 200_000, 200_000));
   lease.release();
   assert.equal(arena.used, Math.ceil(100_000 / 64) * 64);

@@ -19,12 +19,22 @@ import (
 // The conformance set of all clients: each case is a call with the server's answer, both as JSON on the wire. Here it is made
 // by the client's public methods, on tensors of the case's dtypes.
 
+type conformanceCall struct {
+	Method string          `json:"method"`
+	Params json.RawMessage `json:"params"`
+}
+
 type conformanceCase struct {
-	About  string                     `json:"about"`
-	Method string                     `json:"method"`
-	Params json.RawMessage            `json:"params"`
-	Result map[string]json.RawMessage `json:"result"`
-	Error  *struct {
+	conformanceCall
+	About string `json:"about"`
+	// Server is "storing" for one with a cache and a shared folder, "bare" for one with neither, and empty for any.
+	Server string `json:"server"`
+	// Files are in the shared folder; Written is what the call leaves of them.
+	Files   map[string][]byte          `json:"files"`
+	Written map[string][]byte          `json:"written"`
+	Before  []conformanceCall          `json:"before"`
+	Result  map[string]json.RawMessage `json:"result"`
+	Error   *struct {
 		Name     ErrorName `json:"name"`
 		Code     int       `json:"code"`
 		Status   int       `json:"status"`
@@ -35,28 +45,55 @@ type conformanceCase struct {
 	} `json:"error"`
 }
 
-func TestConformance(t *testing.T) { testConformance(t, newClient(t, shared.url)) }
+func TestConformance(t *testing.T) {
+	bare := newClient(t, ownServer(t).url)
+	storing := newClient(t, shared.url)
+	testConformance(t, func(c conformanceCase) *Client {
+		switch {
+		case c.isOfFilesAlone():
+			return nil
+		case c.Server == "storing":
+			return storing
+		}
+		return bare
+	})
+}
 
 // The same with everything in files.
-func TestSharedConformance(t *testing.T) { testConformance(t, newSharing(t, shared.url, 1)) }
+func TestSharedConformance(t *testing.T) {
+	bare := newSharing(t, ownServer(t).url, 1)
+	storing := newSharing(t, shared.url, 1)
+	testConformance(t, func(c conformanceCase) *Client {
+		switch {
+		case c.isOfFilesAlone():
+			return bare
+		case c.Server == "bare":
+			return nil
+		}
+		return storing
+	})
+}
 
-func testConformance(t *testing.T, client *Client) {
+// isOfFilesAlone tells that files are refused as such.
+func (c conformanceCase) isOfFilesAlone() bool { return c.Server == "bare" && c.Files != nil }
+
+// testConformance runs the cases that clientFor has a client for.
+func testConformance(t *testing.T, clientFor func(c conformanceCase) *Client) {
 	files := must[[]string](t)(filepath.Glob(filepath.Join(root, "test/conformance/cases/*.json")))
 	if len(files) == 0 {
 		t.Fatal("no cases")
 	}
 	for _, path := range files {
+		c := readCase(t, path)
+		client := clientFor(c)
+		if client == nil {
+			continue
+		}
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".json"), func(t *testing.T) {
-			var c conformanceCase
-			strictly(t, must[[]byte](t)(os.ReadFile(path)), &c)
-			run, ok := conformanceCalls[c.Method]
-			if !ok {
-				t.Fatalf("method %q, which this test cannot call", c.Method)
+			for _, call := range c.Before {
+				must[map[string]any](t)(call.run(t, client))
 			}
-			if (c.Result == nil) == (c.Error == nil) {
-				t.Fatal("a case has a result or an error")
-			}
-			found, err := run(t, client, c.Params)
+			found, err := c.run(t, client)
 			if c.Error == nil {
 				if err != nil {
 					t.Fatal(err)
@@ -83,10 +120,12 @@ func TestShardedConformance(t *testing.T) {
 	sharded.RequestBytes = 1
 	steps := 0
 	for _, path := range files {
-		var c conformanceCase
-		strictly(t, must[[]byte](t)(os.ReadFile(path)), &c)
-		// Global norms may differ in the last bits, and the words of errors in which tensors they name.
-		if c.Error != nil || c.Result["stats"] != nil {
+		c := readCase(t, path)
+		var members map[string]json.RawMessage
+		strictly(t, c.Params, &members)
+		// Global norms may differ in the last bits, and the words of errors in which tensors they name. Replies and what is cached
+		// are between a Client and its server.
+		if c.Error != nil || c.Result["stats"] != nil || members["reply"] != nil || members["cached"] != nil {
 			continue
 		}
 		steps++
@@ -97,6 +136,72 @@ func TestShardedConformance(t *testing.T) {
 	if steps == 0 {
 		t.Fatal("no cases")
 	}
+}
+
+// readCase reads a case as a caller of the client has it: blobs that lie in files are given as they are.
+func readCase(t *testing.T, path string) conformanceCase {
+	t.Helper()
+	var c conformanceCase
+	strictly(t, must[[]byte](t)(os.ReadFile(path)), &c)
+	if (c.Result == nil) == (c.Error == nil) {
+		t.Fatal("a case has a result or an error")
+	}
+	c.Params = nativeParams(t, c.Params, c.Files)
+	for i, call := range c.Before {
+		c.Before[i].Params = nativeParams(t, call.Params, nil)
+	}
+	takeBlobs(t, c.Result, c.Written)
+	return c
+}
+
+// run makes a call and returns its result in the form of the wire.
+func (c conformanceCall) run(t *testing.T, client *Client) (map[string]any, error) {
+	t.Helper()
+	run, ok := conformanceCalls[c.Method]
+	if !ok {
+		t.Fatalf("method %q, which this test cannot call", c.Method)
+	}
+	return run(t, client, c.Params)
+}
+
+// nativeParams puts what is named by digest under `cached`, and leaves out places for results: they are the client's own.
+func nativeParams(t *testing.T, params []byte, files map[string][]byte) json.RawMessage {
+	t.Helper()
+	var members map[string]json.RawMessage
+	strictly(t, params, &members)
+	if cached := takeBlobs(t, members, files); len(cached) > 0 {
+		members["cached"] = must[[]byte](t)(json.Marshal(cached))
+	}
+	if text, ok := members["reply"]; ok {
+		var reply map[string]json.RawMessage
+		strictly(t, text, &reply)
+		delete(reply, "into")
+		members["reply"] = must[[]byte](t)(json.Marshal(reply))
+	}
+	return must[[]byte](t)(json.Marshal(members))
+}
+
+// takeBlobs puts the bytes of the files where places in them stand, and takes out digests and returns them.
+func takeBlobs(t *testing.T, members map[string]json.RawMessage, files map[string][]byte) (digests map[string]string) {
+	t.Helper()
+	digests = map[string]string{}
+	for _, name := range []string{"params", "grads", "state"} {
+		var source struct {
+			File           string
+			Offset, Length int
+			SHA256         string
+		}
+		// Neither of a text nor of tensors by name there is anything to be had.
+		_ = json.Unmarshal(members[name], &source)
+		switch {
+		case source.SHA256 != "":
+			digests[name] = source.SHA256
+			delete(members, name)
+		case source.File != "":
+			members[name] = must[[]byte](t)(json.Marshal(files[source.File][source.Offset : source.Offset+source.Length]))
+		}
+	}
+	return digests
 }
 
 // strictly reads JSON that must have no member that the target has not: a case may not say more than the test sends.
@@ -142,13 +247,18 @@ func requireSameOnWire(t *testing.T, found map[string]any, expected map[string]j
 type wireTensors []wireTensor
 
 type wireTensor struct {
-	name   string
+	name string
+	// data is of a tensor of a file.
+	data   []byte
 	Shape  []int       `json:"shape"`
 	DType  DType       `json:"dtype"`
 	Values []wireFloat `json:"values"`
 }
 
 func (w *wireTensors) UnmarshalJSON(text []byte) error {
+	if text[0] == '"' {
+		return w.readFile(text)
+	}
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.DisallowUnknownFields()
 	if open, err := decoder.Token(); err != nil || open != json.Delim('{') {
@@ -169,6 +279,20 @@ func (w *wireTensors) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
+// readFile takes the tensors of a blob.
+func (w *wireTensors) readFile(text []byte) error {
+	var file []byte
+	if err := json.Unmarshal(text, &file); err != nil {
+		return err
+	}
+	_, tensors, err := readTensors(file)
+	*w = wireTensors{}
+	for _, tensor := range tensors {
+		*w = append(*w, wireTensor{name: tensor.Name, data: tensor.Data, Shape: tensor.Shape, DType: tensor.DType})
+	}
+	return err
+}
+
 func (w wireTensors) tensors(t *testing.T) Tensors {
 	t.Helper()
 	if w == nil {
@@ -176,7 +300,7 @@ func (w wireTensors) tensors(t *testing.T) Tensors {
 	}
 	tensors := Tensors{}
 	for _, wire := range w {
-		tensor := Tensor{Name: wire.name, DType: wire.DType, Shape: wire.Shape, Data: alignedBytes(0)}
+		tensor := Tensor{Name: wire.name, DType: wire.DType, Shape: wire.Shape, Data: append(alignedBytes(0), wire.data...)}
 		for _, value := range wire.Values {
 			data, err := appendExactly(tensor.Data, tensor.DType, float64(value))
 			if err != nil {
@@ -382,11 +506,24 @@ func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, e
 		StochasticRounding *struct {
 			Seed uint64 `json:"seed"`
 		} `json:"stochastic_rounding"`
+		Reply struct {
+			Params ReplyForm `json:"params"`
+			State  ReplyForm `json:"state"`
+			Cache  bool      `json:"cache"`
+		} `json:"reply"`
+		Cached *struct {
+			Params string `json:"params"`
+			State  string `json:"state"`
+		} `json:"cached"`
 	}
 	strictly(t, params, &wire)
 	request := StepRequest{
 		Optimizer: wire.Optimizer, Groups: wire.Groups, Params: wire.Params.tensors(t), Grads: wire.Grads.tensors(t), Schedule: wire.Schedule,
 		Clip: (*Clip)(wire.Clip), LossScale: wire.LossScale, NonFinite: wire.NonFinite, Stats: wire.Stats, MasterWeights: wire.MasterWeights,
+		Reply: Reply(wire.Reply),
+	}
+	if wire.Cached != nil {
+		request.Cached = &Cached{Params: wire.Cached.Params, State: wire.Cached.State}
 	}
 	if wire.State != nil {
 		request.State = must[*State](t)(ReadState(wire.State))
@@ -398,8 +535,25 @@ func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, e
 	if err != nil {
 		return nil, err
 	}
-	found := map[string]any{
-		"params": result.Params, "state": result.State.Bytes(), "step": result.Step, "lr": onWire(result.LR), "skipped": result.Skipped,
+	found := map[string]any{"step": result.Step, "lr": onWire(result.LR), "skipped": result.Skipped}
+	if wire.Reply.Params != ReplyNone {
+		found["params"] = result.Params
+	} else if result.Params != nil {
+		t.Errorf("parameters that were to be left out: %v", result.Params)
+	}
+	if wire.Reply.State != ReplyNone {
+		found["state"] = result.State.Bytes()
+	} else if !errors.Is(result.State.Err(), ErrStateKept) {
+		t.Errorf("a state that was to be left out: %v", result.State.Err())
+	}
+	if cached := result.Cached; cached != nil {
+		named := map[string]any{}
+		for name, digest := range map[string]string{"params": cached.Params, "state": cached.State} {
+			if digest != "" {
+				named[name] = map[string]any{"sha256": digest}
+			}
+		}
+		found["cached"] = named
 	}
 	if result.Warnings != nil {
 		found["warnings"] = result.Warnings

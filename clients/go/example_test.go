@@ -130,6 +130,50 @@ func ExampleWithSharedDir() {
 	// Output: 0.30 after 3 steps
 }
 
+// Parameters and gradients in the shared folder from the start: a step does not copy them there.
+func ExampleClient_Share() {
+	client, err := stepd.New(os.Getenv("STEPD_URL"), stepd.WithSharedDir(os.Getenv("STEPD_SHARED_DIR")))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
+
+	zeros := stepd.Tensors{{Name: "w", DType: stepd.F32, Shape: []int{1 << 20}}}
+	params, freeParams, err := client.Share(zeros)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer freeParams()
+	grads, freeGrads, err := client.Share(zeros)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer freeGrads()
+	w, err := stepd.Values[float32](params[0])
+	if err != nil {
+		log.Fatal(err)
+	}
+	g, err := stepd.Values[float32](grads[0])
+	if err != nil {
+		log.Fatal(err)
+	}
+	var state *stepd.State
+	for range 3 {
+		for i := range w {
+			g[i] = w[i] - 3
+		}
+		result, err := client.Step(context.Background(), stepd.StepRequest{
+			Optimizer: stepd.AdamW(0.1), Params: params, Grads: grads, State: state, Into: params,
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		state = result.State
+	}
+	fmt.Printf("%.2f after %d steps\n", w[0], state.Steps()["w"])
+	// Output: 0.30 after 3 steps
+}
+
 // Parameters and state stay on the server; gradients go there in BF16 or F32, and parameters come back in BF16.
 func ExampleStepRequest_cached() {
 	client, err := stepd.New(os.Getenv("STEPD_URL"))

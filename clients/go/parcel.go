@@ -11,9 +11,6 @@ import (
 
 // A call on its way out: its body, and what of it lies in the shared folder instead.
 
-// pageBytes is what places in a file are aligned to.
-const pageBytes = 4096
-
 // place is where in the shared folder bytes are, or room for them.
 type place struct {
 	file   string
@@ -42,13 +39,14 @@ type parcel struct {
 	body blob
 	// sent is what the call has in all, in the body and in files.
 	sent int64
-	// scratch has what was copied for this call, and room for new parameters.
-	scratch *region
-	params  place
-	// state is room for the new state.
-	state *region
+	// inputs have what the call brings: files that were written for it, and callers' memory (Share).
+	inputs []*region
+	// params and state are rooms for the results; nil where those come in the body.
+	params, state *region
 	// named are those of states that the call names.
 	named []*lease
+	// lent tells that inputs are memory that its caller changes after the call.
+	lent bool
 	// isOpen tells that an attempt was given up, so that the server may still be at it.
 	isOpen bool
 }
@@ -81,7 +79,8 @@ func (c *Client) pack(ctx context.Context, fields []field, want results) (*parce
 	}
 	var err error
 	if c.shared != nil && total >= c.shared.least && total > 0 {
-		err = p.share(ctx, c.shared, fields, files, &want)
+		p.sent = total
+		err = p.share(ctx, c.shared, fields, files, want)
 	} else {
 		for i := range fields {
 			if s, ok := fields[i].value.(*State); ok && err == nil {
@@ -99,61 +98,59 @@ func (c *Client) pack(ctx context.Context, fields []field, want results) (*parce
 		p.release()
 		return nil, err
 	}
-	p.sent = p.body.size
-	if p.scratch != nil || p.named != nil {
-		p.sent += total
-	}
+	p.sent += p.body.size
 	return p, nil
 }
 
-// share puts what is not there yet into the folder, and names it in the fields.
-func (p *parcel) share(ctx context.Context, folder *sharedFolder, fields []field, files []blob, want *results) error {
-	size := int64(0)
-	take := func(bytes int64) (at int64) {
-		at = size
-		size = (size + bytes + pageBytes - 1) / pageBytes * pageBytes
-		return at
+// share puts what is not there yet into files, one for each field, and names them in the fields.
+func (p *parcel) share(ctx context.Context, folder *sharedFolder, fields []field, files []blob, want results) error {
+	type copying struct {
+		from blob
+		to   *region
 	}
-	starts := make([]int64, len(fields))
-	for i, file := range files {
-		if len(file.parts) > 0 {
-			starts[i] = take(file.size)
-		}
-	}
-	p.params.offset, p.params.length = take(want.params), want.params
-	var err error
-	if size > 0 {
-		if p.scratch, err = folder.acquire(size); err != nil {
-			return err
-		}
-		p.params.file = p.scratch.name
-	}
+	var copies []copying
 	for i, file := range files {
 		switch state, isState := fields[i].value.(*State); {
 		case isState:
 			p.named = append(p.named, state.at)
 			fields[i].value = place{state.at.region.name, 0, state.at.length}
 		case file.size > 0:
-			if err := transfer(ctx, file.parts, starts[i], p.scratch.file.WriteAt); err != nil {
-				return err
+			r := folder.find(file)
+			if r != nil {
+				p.lent = true
+			} else {
+				var err error
+				if r, err = folder.acquire(file.size); err != nil {
+					return err
+				}
+				copies = append(copies, copying{file, r})
 			}
-			fields[i].value = place{p.scratch.name, starts[i], file.size}
+			p.inputs = append(p.inputs, r)
+			fields[i].value = place{r.name, 0, file.size}
 		}
 	}
 	into := map[string]any{}
-	if want.params > 0 {
-		into["params"] = p.params.wire()
-	}
-	if want.state > 0 {
-		if p.state, err = folder.acquire(want.state); err != nil {
-			return err
+	room := func(key string, size int64) (r *region, err error) {
+		if size > 0 {
+			if r, err = folder.acquire(size); err == nil {
+				into[key] = place{r.name, 0, r.size}.wire()
+			}
 		}
-		into["state"] = place{p.state.name, 0, p.state.size}.wire()
+		return r, err
+	}
+	var err error
+	if p.params, err = room("params", want.params); err != nil {
+		return err
+	}
+	if p.state, err = room("state", want.state); err != nil {
+		return err
 	}
 	if len(into) > 0 {
 		want.reply["into"] = into
 	}
-	return nil
+	return atOnce(len(copies), func(i int) error {
+		return transfer(ctx, copies[i].from.parts, 0, writeWorkers, copies[i].to.file.WriteAt)
+	})
 }
 
 // note takes down how an attempt ended. Only an answer of the server itself tells that it is through with the call.
@@ -164,14 +161,14 @@ func (p *parcel) note(err error) {
 }
 
 // release gives the files back. Those of a call that may still go on somewhere are not used again: what that call reads does
-// not change, and where it writes nothing else will be.
+// not change, but for callers' memory, and where it writes nothing else will be.
 func (p *parcel) release() {
-	for _, r := range []*region{p.scratch, p.state} {
+	for _, r := range append(p.inputs, p.params, p.state) {
 		if r != nil {
 			r.release(p.isOpen)
 		}
 	}
-	p.scratch, p.state = nil, nil
+	p.inputs, p.params, p.state = nil, nil, nil
 	for _, l := range p.named {
 		if p.isOpen {
 			l.spend()
@@ -183,47 +180,57 @@ func (p *parcel) release() {
 
 // check refuses places that were not offered.
 func (p *parcel) check(reply stepReply) error {
-	if at := reply.paramsAt; at != nil && (p.params.length == 0 || at.file != p.params.file || at.offset != p.params.offset || at.length > p.params.length) {
+	isOther := func(at *place, room *region) bool {
+		return at != nil && (room == nil || at.file != room.name || at.offset != 0 || at.length > room.size)
+	}
+	if isOther(reply.paramsAt, p.params) {
 		return badReply("params in another place")
 	}
-	if at := reply.stateAt; at != nil && (p.state == nil || at.file != p.state.name || at.offset != 0 || at.length > p.state.size) {
+	if isOther(reply.stateAt, p.state) {
 		return badReply("state in another place")
 	}
 	return nil
 }
 
-// takeState makes a state of the room for it. It stays in its file.
+// mayChange tells that the results' files may yet get other bytes: an attempt that was given up reads the caller's memory when
+// it comes to it, and writes what it makes of that. It does not as long as the caller waits for the call.
+func (p *parcel) mayChange() bool { return p.isOpen && p.lent }
+
+// takeState makes a state of the room for it. It stays in its file, where that stays as it is.
 func (p *parcel) takeState(length int64) (*State, error) {
 	l := p.state.hold(length, p.isOpen)
 	p.state = nil
 	state, err := readSharedState(l)
+	if err == nil && p.mayChange() {
+		state, err = state.inMemory()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: state: %w", ErrBadReply, err)
 	}
 	return state, nil
 }
 
-// readParams copies the new parameters' file, into the buffer if there is one.
-func (p *parcel) readParams(ctx context.Context, at place, buffer *scratch) ([]byte, error) {
+// readParams copies the new parameters' file of so many bytes, into the buffer if there is one.
+func (p *parcel) readParams(ctx context.Context, length int64, buffer *scratch) ([]byte, error) {
 	var data []byte
-	if buffer != nil && int64(cap(buffer.bytes)) >= at.length {
-		data = buffer.bytes[:at.length]
+	if buffer != nil && int64(cap(buffer.bytes)) >= length {
+		data = buffer.bytes[:length]
 	} else {
-		data = alignedBytes(int(at.length))
+		data = alignedBytes(int(length))
 	}
 	if buffer != nil {
 		buffer.bytes = data
 	}
-	return data, transfer(ctx, [][]byte{data}, at.offset, p.scratch.file.ReadAt)
+	return data, transfer(ctx, [][]byte{data}, 0, readWorkers, p.params.file.ReadAt)
 }
 
-// paramsAre tells whether the new parameters' file is laid out as another one is.
-func (p *parcel) paramsAre(at place, file blob) bool {
+// paramsAre tells whether the new parameters' file of so many bytes is laid out as another one is.
+func (p *parcel) paramsAre(length int64, file blob) bool {
 	header := make([]byte, len(file.parts[0]))
-	if at.length != file.size {
+	if length != file.size {
 		return false
 	}
-	_, err := p.scratch.file.ReadAt(header, at.offset)
+	_, err := p.params.file.ReadAt(header, 0)
 	return err == nil && bytes.Equal(header, file.parts[0])
 }
 

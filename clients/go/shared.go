@@ -1,8 +1,10 @@
 package stepd
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -13,17 +15,18 @@ import (
 )
 
 // The files of a client in a folder that the server shares: how they are made, lent to calls and states, used again and
-// removed. They are read and written, not mapped: no slice of a caller ever points into one, and a file that is cut short by
-// somebody is an error and no signal.
+// removed. They are read and written, not mapped, so that a file that is cut short by somebody is an error and no signal. Only
+// the memory that a caller has asked for (Share) is mapped, and no result is ever written to such a file.
 
 const (
 	// shareBytes is the size from which a call's blobs go through files; smaller ones are faster in the body.
 	shareBytes = 64 << 10
 	// blockBytes is what sizes are rounded up to, so that a file fits again when a header has grown by some bytes.
 	blockBytes = 64 << 10
-	// pieceBytes are copied at a time, by one of transferWorkers.
-	pieceBytes      = 4 << 20
-	transferWorkers = 4
+	// pieceBytes are copied at a time. Several workers read a file; Linux lets one at a time write to it, and who waits spins.
+	pieceBytes   = 4 << 20
+	readWorkers  = 4
+	writeWorkers = 1
 	// idleUses is how many files are lent out before one that nobody took is removed.
 	idleUses = 64
 	// The collector is called when states hold more files than this: either of the numbers, and the bytes with the first.
@@ -34,9 +37,56 @@ const (
 
 // WithSharedDir names the folder that a server on the same host shares with this process (its STEPD_SHARED_DIR; the folder of
 // the token's name in that, where it has tokens). From 64 KiB on, tensors and states then lie in files there instead of
-// travelling, with the same results. A folder that is missing or cannot be written is an error of New. Close removes the files;
-// a process that ends without it leaves them.
+// travelling, with the same results; Share saves the copies to there. A folder that is missing or cannot be written is an error
+// of New. Close removes the files; a process that ends without it leaves them.
 func WithSharedDir(path string) Option { return func(c *Client) { c.sharedDir = &path } }
+
+// Share copies tensors to memory that is a file in the folder of WithSharedDir, so that calls of this client need not: where
+// the Params or the Grads of a call are all of these tensors, under the same names, it names the file. Data may be nil, which is
+// zeros, to be filled in later.
+//
+// The memory is the caller's, to be changed whenever no call has it. The client writes to it where it is Into, as to any other,
+// and at no other time. It stays until free, even when nothing points there any more; after Close it is copied like any other.
+// After free, which must not be called while a call has the tensors, the slices that lie in it, those of Values too, must not be
+// used: that may end the process or change what others have. Touching memory of which somebody has cut the file short ends the
+// process as well.
+//
+// Without WithSharedDir, below 64 KiB, and on other systems than Linux it is memory of Go's own. Errors are ErrBadTensor for
+// tensors that contradict themselves, and those of files.
+func (c *Client) Share(tensors Tensors) (shared Tensors, free func(), err error) {
+	shared = slices.Clone(tensors)
+	for i, t := range shared {
+		if t.Data == nil {
+			size, _ := dtypeOf(t.DType)
+			elements, _ := product(t.Shape)
+			shared[i].Data = alignedBytes(int(elements * size))
+		}
+	}
+	file, err := fileParts(nil, shared)
+	if err != nil {
+		return nil, nil, err
+	}
+	memory, free := []byte(nil), func() {}
+	if c.shared != nil && file.size >= c.shared.least {
+		if memory, free, err = c.shared.share(file.size); err != nil {
+			return nil, nil, err
+		}
+	}
+	if memory == nil {
+		memory = alignedBytes(int(file.size))
+	}
+	places := make(map[string][]byte, len(shared))
+	at := copy(memory, file.parts[0])
+	for _, t := range canonical(shared) {
+		end := at + copy(memory[at:], t.Data)
+		places[t.Name] = memory[at:end:end]
+		at = end
+	}
+	for i, t := range shared {
+		shared[i].Data = places[t.Name]
+	}
+	return shared, free, nil
+}
 
 // sharedFolder has the files of one client.
 type sharedFolder struct {
@@ -51,7 +101,7 @@ type sharedFolder struct {
 	allowed int
 }
 
-// region is a file. All but the first four fields belong to the folder's lock.
+// region is a file. All but the first four fields belong to the folder's lock; the bytes of memory are a caller's.
 type region struct {
 	folder *sharedFolder
 	name   string
@@ -59,8 +109,10 @@ type region struct {
 	size   int64
 
 	linked bool
-	// busy tells that a call has it.
-	busy bool
+	// busy counts the calls that have it.
+	busy int
+	// memory is the file as a caller has it by Share; nil where nobody has. Then only calls that read the file have it beside.
+	memory []byte
 	// holder is the state that has it; nil once the collector has found that nobody can see that state any more.
 	holder weak.Pointer[lease]
 	// spent tells that a call whose end nobody knows may still read or write it, so that nothing else may ever be in it.
@@ -128,8 +180,66 @@ func (f *sharedFolder) acquire(size int64) (*region, error) {
 		}
 		f.regions = append(f.regions, r)
 	}
-	r.busy, r.used = true, f.uses
+	r.busy, r.used = r.busy+1, f.uses
 	return r, nil
+}
+
+// share gives a region of at least so many bytes to a caller, as memory; nil where the system has none of that kind.
+func (f *sharedFolder) share(size int64) (memory []byte, free func(), err error) {
+	r, err := f.acquire(size)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer r.release(false)
+	// Once: the region may be another's later.
+	free = sync.OnceFunc(func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		unmapFile(r.memory)
+		r.memory = nil
+		if !r.linked {
+			f.remove(r)
+		}
+	})
+	memory, err = mapFile(r.file, r.size)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil, func() {}, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("stepd: shared folder: %w", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r.memory = memory
+	return memory, free, nil
+}
+
+// find lends the region to a call in whose memory a blob lies as a file; nil where there is none.
+func (f *sharedFolder) find(file blob) *region {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := slices.IndexFunc(f.regions, func(r *region) bool { return r.has(file) })
+	if i < 0 {
+		return nil
+	}
+	f.regions[i].busy++
+	return f.regions[i]
+}
+
+// has tells whether the parts of a blob are the start of the memory: its header by value, for that is made anew for each call,
+// the tensors by where they are.
+func (r *region) has(file blob) bool {
+	if len(file.parts) < 2 || file.size > int64(len(r.memory)) {
+		return false
+	}
+	at := len(file.parts[0])
+	for _, part := range file.parts[1:] {
+		if &part[0] != &r.memory[at] {
+			return false
+		}
+		at += len(part)
+	}
+	return bytes.Equal(file.parts[0], r.memory[:len(file.parts[0])])
 }
 
 // free finds the smallest region that nobody has and that is not much too large, and removes those that are of no use.
@@ -144,7 +254,7 @@ func (f *sharedFolder) free(size int64) *region {
 	return best
 }
 
-func (r *region) isFree() bool { return !r.busy && r.holder.Value() == nil }
+func (r *region) isFree() bool { return r.busy == 0 && r.memory == nil && r.holder.Value() == nil }
 
 func (f *sharedFolder) discard(is func(*region) bool) {
 	f.regions = slices.DeleteFunc(f.regions, func(r *region) bool {
@@ -193,13 +303,14 @@ func (f *sharedFolder) collect() (count int, bytes int64) {
 	return f.held()
 }
 
-// release ends a call's use of a region. After a call whose end nobody knows (`spent`) it is not used again.
+// release ends a call's use of a region. After a call whose end nobody knows (`spent`) it is not used again, unless a caller
+// has it.
 func (r *region) release(spent bool) {
 	f := r.folder
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r.busy = false
-	if spent || !r.linked {
+	r.busy--
+	if r.memory == nil && (spent || !r.linked) {
 		f.discard(func(other *region) bool { return other == r })
 		f.remove(r)
 	}
@@ -211,7 +322,7 @@ func (r *region) hold(length int64, spent bool) *lease {
 	defer r.folder.mu.Unlock()
 	l := &lease{region: r, length: length}
 	r.holder = weak.Make(l)
-	r.busy, r.spent = false, spent
+	r.busy, r.spent = r.busy-1, spent
 	return l
 }
 
@@ -234,20 +345,20 @@ func (l *lease) isIn(f *sharedFolder) bool {
 
 // read fills memory with the bytes from an offset.
 func (l *lease) read(p []byte, at int64) error {
-	err := transfer(context.Background(), [][]byte{p}, at, l.region.file.ReadAt)
+	err := transfer(context.Background(), [][]byte{p}, at, readWorkers, l.region.file.ReadAt)
 	runtime.KeepAlive(l)
 	return err
 }
 
-// close removes all files. Calls that are under way may fail; states can still be read.
+// close removes all files. Calls that are under way may fail; states and memory stay.
 func (f *sharedFolder) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.discard(func(*region) bool { return true })
 }
 
-// transfer moves parts that lie one behind the other in a file from an offset on, some pieces at once.
-func transfer(ctx context.Context, parts [][]byte, at int64, move func(p []byte, at int64) (int, error)) error {
+// transfer moves parts that lie one behind the other in a file from an offset on, as many pieces at once as there are workers.
+func transfer(ctx context.Context, parts [][]byte, at int64, workers int, move func(p []byte, at int64) (int, error)) error {
 	type piece struct {
 		data []byte
 		at   int64
@@ -272,21 +383,41 @@ func transfer(ctx context.Context, parts [][]byte, at int64, move func(p []byte,
 		}
 		return nil
 	}
-	errs := make([]error, min(transferWorkers, int64(runtime.GOMAXPROCS(0)), 1+(at-start)/pieceBytes))
+	return atOnce(int(min(int64(workers), int64(runtime.GOMAXPROCS(0)), 1+(at-start)/pieceBytes)), func(int) error { return work() })
+}
+
+// atOnce does the same work for each number below count and returns the first of their errors, once all have ended.
+func atOnce(count int, work func(i int) error) error {
+	errs := make([]error, count)
 	var workers sync.WaitGroup
-	for i := range errs[1:] {
+	for i := 1; i < count; i++ {
 		workers.Add(1)
 		go func() {
 			defer workers.Done()
-			errs[i+1] = work()
+			errs[i] = work(i)
 		}()
 	}
-	errs[0] = work()
+	if count > 0 {
+		errs[0] = work(0)
+	}
 	workers.Wait()
 	for _, err := range errs {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// fill gives an empty file its size and its memory by writing zeros.
+func fill(file *os.File, size int64) error {
+	zeros := make([]byte, min(size, 1<<20))
+	for at := int64(0); at < size; {
+		written, err := file.WriteAt(zeros[:min(int64(len(zeros)), size-at)], at)
+		if err != nil {
+			return err
+		}
+		at += int64(written)
 	}
 	return nil
 }

@@ -22,7 +22,24 @@ func reserve(file *os.File, size int64) error {
 		}
 	})
 	if errors.Is(refused, syscall.EOPNOTSUPP) || errors.Is(refused, syscall.ENOSYS) {
-		return file.Truncate(size)
+		return fill(file, size)
 	}
 	return errors.Join(err, refused)
 }
+
+// mapFile makes memory of the start of a file. Who changes one changes the other.
+func mapFile(file *os.File, size int64) ([]byte, error) {
+	connection, err := file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var memory []byte
+	var refused error
+	err = connection.Control(func(fd uintptr) {
+		memory, refused = syscall.Mmap(int(fd), 0, int(size), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	})
+	return memory, errors.Join(err, refused)
+}
+
+// unmapFile ends what mapFile began, of which nothing may be used any more.
+func unmapFile(memory []byte) { _ = syscall.Munmap(memory) }

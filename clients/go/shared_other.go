@@ -2,17 +2,14 @@
 
 package stepd
 
-import "os"
+import (
+	"errors"
+	"os"
+)
 
 // reserve gives a new file its size and its memory: with zeros, as there is no fallocate.
-func reserve(file *os.File, size int64) error {
-	zeros := make([]byte, min(size, 1<<20))
-	for at := int64(0); at < size; {
-		written, err := file.WriteAt(zeros[:min(int64(len(zeros)), size-at)], at)
-		if err != nil {
-			return err
-		}
-		at += int64(written)
-	}
-	return nil
-}
+func reserve(file *os.File, size int64) error { return fill(file, size) }
+
+func mapFile(*os.File, int64) ([]byte, error) { return nil, errors.ErrUnsupported }
+
+func unmapFile([]byte) {}

@@ -91,6 +91,15 @@ func readSharedState(l *lease) (*State, error) {
 	return state, nil
 }
 
+// inMemory is the state apart from its file.
+func (s *State) inMemory() (*State, error) {
+	entries, err := s.tensors()
+	if err != nil {
+		return nil, err
+	}
+	return newState(s.optimizer, s.revision, entries)
+}
+
 func (t Tensor) isStep() bool { return strings.HasPrefix(t.Name, "step/") }
 
 // stateOf makes a state of a file's metadata and tensors.

@@ -257,18 +257,18 @@ func (p *parcel) result(ctx context.Context, request StepRequest, reply stepRepl
 	}
 	expected := request.expected()
 	if at := reply.paramsAt; at != nil {
-		if direct && request.Into != nil {
+		if direct && request.Into != nil && !p.mayChange() {
 			result.Params = request.targets(expected)
 			file, err := fileParts(nil, result.Params)
 			if err != nil {
 				return nil, err
 			}
-			if p.paramsAre(*at, file) {
+			if p.paramsAre(at.length, file) {
 				// Nothing can go wrong any more, and Into is not left between old and new.
-				return result, transfer(context.WithoutCancel(ctx), file.parts[1:], at.offset+int64(len(file.parts[0])), p.scratch.file.ReadAt)
+				return result, transfer(context.WithoutCancel(ctx), file.parts[1:], int64(len(file.parts[0])), readWorkers, p.params.file.ReadAt)
 			}
 		}
-		if reply.params, err = p.readParams(ctx, *at, buffer); err != nil {
+		if reply.params, err = p.readParams(ctx, at.length, buffer); err != nil {
 			return nil, err
 		}
 	}

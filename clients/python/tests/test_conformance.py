@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ import pytest
 from conftest import ROOT, Server
 
 import stepd
+from stepd._tensors import array_of as entry_array
+from stepd._tensors import read_file
 
 Json = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -27,6 +31,9 @@ FOLDER = ROOT / "test/conformance/cases"
 FILES = sorted(FOLDER.glob("*.json"))
 if not FILES:
     raise RuntimeError(f"{FOLDER} has no cases")
+
+#: Names of what may be a blob.
+BLOBS = ("params", "grads", "state")
 
 ERROR_MEMBERS = ("name", "code", "status", "field", "expected", "found", "tensors")
 
@@ -39,7 +46,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def arrays_of(tensors: Mapping[str, Json]) -> Arrays:
+def arrays_of(tensors: Mapping[str, Json] | str) -> Arrays:
+    """Tensors by name, or of a file in base64."""
+    if isinstance(tensors, str):
+        _, entries = read_file(memoryview(base64.b64decode(tensors)))
+        return {name: entry_array(entry) for name, entry in entries.items()}
     return {name: array_of(**tensor) for name, tensor in tensors.items()}
 
 
@@ -72,13 +83,42 @@ def json_of(value: Any) -> Any:
     return value
 
 
+def fetched(members: Json, files: Mapping[str, str]) -> Json:
+    """Members with the bytes of the files where places in them stand."""
+    whole = dict(members)
+    for name in BLOBS:
+        source = members.get(name)
+        if isinstance(source, dict) and isinstance(source.get("file"), str):
+            start, end = source["offset"], source["offset"] + source["length"]
+            file = base64.b64decode(files[source["file"]])
+            assert end <= len(file)
+            whole[name] = text_of(file[start:end])
+    return whole
+
+
+def digests_of(params: Json) -> dict[str, str]:
+    """What params name instead of giving it."""
+    named = {name: params[name] for name in BLOBS if name in params}
+    return {
+        name: value["sha256"]
+        for name, value in named.items()
+        if isinstance(value, dict) and isinstance(value.get("sha256"), str)
+    }
+
+
 def stepped(result: stepd.StepResult) -> Json:
     found = {
-        field.name: getattr(result, field.name) for field in dataclasses.fields(result)
+        field.name: getattr(result, field.name)
+        for field in dataclasses.fields(result)
+        if field.name != "state"
     }
-    found["state"] = text_of(result.state.to_bytes())
+    with contextlib.suppress(ValueError):
+        found["state"] = text_of(result.state.to_bytes())
     found["stats"] = result.stats and dataclasses.asdict(result.stats)
     found["warnings"] = result.warnings or None
+    kept = {} if result.cached is None else dataclasses.asdict(result.cached)
+    named = {name: {"sha256": digest} for name, digest in kept.items() if digest}
+    found["cached"] = named or None
     return found
 
 
@@ -88,9 +128,17 @@ def stepped(result: stepd.StepResult) -> Json:
 
 def step(client: Any, params: Json) -> Any:
     rest = dict(params)
-    tensors = [arrays_of(rest.pop(key)) for key in ("params", "grads")]
+    if digests := digests_of(params):
+        rest["cached"] = stepd.Cached(**digests)
+        rest.update(dict.fromkeys(digests))
+    if "reply" in rest:
+        # Places for results are the client's own.
+        rest["reply"] = {k: v for k, v in rest["reply"].items() if k != "into"}
+    given = rest.pop("params")
+    arrays = None if given is None else arrays_of(given)
+    grads = arrays_of(rest.pop("grads"))
     state = state_of(rest.pop("state", None))
-    return client.step(rest.pop("optimizer"), *tensors, state, **rest)
+    return client.step(rest.pop("optimizer"), arrays, grads, state, **rest)
 
 
 def norms(client: Any, params: Json) -> Any:
@@ -141,21 +189,28 @@ METHODS: dict[str, Method] = {
 }
 
 
+def call_of(case: Json, params: Json) -> Callable[[Any], Any]:
+    return lambda client: METHODS[case["method"]][0](client, params)
+
+
 def check(case: Json, run: Callable[[Callable[[Any], Any]], Any]) -> None:
     """Runs a case. ``run`` takes a function of a client and gives its result."""
-    call, wire = METHODS[case["method"]]
+    for earlier in case.get("before", ()):
+        run(call_of(earlier, earlier["params"]))
+    params = fetched(case["params"], case.get("files", {}))
+    call = call_of(case, params)
     if "error" in case:
         with pytest.raises(stepd.ServerError) as caught:
-            run(lambda client: call(client, case["params"]))
+            run(call)
         error = caught.value
         assert type(error) is stepd.ServerError.by_name[case["error"]["name"]]
         found = {name: getattr(error, name) or None for name in ERROR_MEMBERS}
         assert json_of(found) == case["error"]
         return
-    expected = dict(case["result"])
-    found = wire(run(lambda client: call(client, case["params"])))
+    expected = fetched(case["result"], case.get("written", {}))
+    found = METHODS[case["method"]][1](run(call))
     if case["method"] == "optimizer.step":
-        require_same(found.pop("params"), arrays_of(expected.pop("params")))
+        require_same(found.pop("params"), arrays_of(expected.pop("params", {})))
     assert json_of(found) == json_of(expected)
 
 
@@ -169,52 +224,104 @@ def require_same(found: Arrays, expected: Arrays) -> None:
         assert same, f"{name}: {found[name]} is not {array}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
-def test_case(server: Server, kind: str, file: Any) -> None:
-    case = json.loads(file.read_text())
+@dataclasses.dataclass(frozen=True)
+class Servers:
+    #: With neither a cache nor a shared folder.
+    bare: Server
+    #: With both.
+    storing: Server
+    folder: pathlib.Path
+
+
+@pytest.fixture(scope="module")
+def servers(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Servers]:
+    folder = tmp_path_factory.mktemp("shared")
+    settings = {"STEPD_CACHE_MIB": "1", "STEPD_SHARED_DIR": str(folder)}
+    with Server(**settings) as storing:
+        yield Servers(server, storing, folder)
+
+
+def case_in(file: pathlib.Path) -> Json:
+    case: Json = json.loads(file.read_text())
+    return case
+
+
+def is_of_files_alone(case: Json) -> bool:
+    """Whether files are refused as such. Without them there is nothing to refuse."""
+    return case.get("server") == "bare" and "files" in case
+
+
+def run_with(kind: str, case: Json, *given: Any, **options: Any) -> None:
+    """Runs a case on a client of its own."""
 
     async def run(call: Callable[[Any], Any]) -> Any:
-        async with stepd.AsyncClient(server.url) as client:
+        async with stepd.AsyncClient(*given, **options) as client:
             return await call(client)
 
     if kind == "AsyncClient":
         check(case, lambda call: asyncio.run(run(call)))
     else:
-        with stepd.Client(server.url) as client:
+        with stepd.Client(*given, **options) as client:
             check(case, lambda call: call(client))
 
 
-#: What ShardedClient does not have: methods that take no tensors, and statistics.
-NOT_SHARDED = {
-    *(file.stem for file in FILES if file.stem.split(".")[0] in ("convert", "plan")),
-    *(
-        file.stem
-        for file in FILES
-        if file.stem.split(".")[0] in ("inspect", "schedule")
-    ),
-    "step.clip-norm",
-    "step.lamb-stats",
-    "step.loss-scale",
-}
+def cases(suits: Callable[[Json], bool]) -> pytest.MarkDecorator:
+    files = [file for file in FILES if suits(case_in(file))]
+    return pytest.mark.parametrize("file", files, ids=lambda file: file.stem)
 
 
-def can_be_sharded(file: Any) -> bool:
+kinds = pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+
+
+@cases(lambda case: not is_of_files_alone(case))
+@kinds
+def test_case(servers: Servers, kind: str, file: pathlib.Path) -> None:
+    case = case_in(file)
+    storing = case.get("server") == "storing"
+    run_with(kind, case, (servers.storing if storing else servers.bare).url)
+
+
+@cases(lambda case: case.get("server") != "bare" or is_of_files_alone(case))
+@kinds
+def test_case_in_shared_memory(
+    servers: Servers, kind: str, file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stepd._shared.SHARED_BYTES", 1)
+    case = case_in(file)
+    server = servers.bare if is_of_files_alone(case) else servers.storing
+    run_with(kind, case, server.url, shared_dir=servers.folder)
+    assert list(servers.folder.iterdir()) == []
+
+
+#: What ShardedClient does not have: methods that take no tensors, statistics, and what
+#: is between one client and one server.
+NOT_SHARDED = (
+    *("convert.", "inspect.", "plan.", "schedule."),
+    *("step.clip-norm", "step.lamb-stats", "step.loss-scale"),
+    *("step.cached", "step.kept", "step.reply-", "step.error-reply-"),
+    *("step.error-cached-kind", "step.error-digest", "step.error-missing-"),
+    *("step.shared-bf16", "step.shared-cached", "step.shared-into"),
+    *("step.error-shared-bare", "init.error-shared-bare"),
+)
+
+
+def can_be_sharded(case: Json) -> bool:
     """Whether ShardedClient has the case's method, with all of its arguments."""
-    case = json.loads(file.read_text())
     method = getattr(stepd.ShardedClient, case["method"].partition(".")[2], None)
     known = inspect.signature(method).parameters if method else {}
-    return set(case["params"]) <= set(known)
+    is_whole = not digests_of(case["params"]) and not is_of_files_alone(case)
+    return set(case["params"]) <= set(known) and is_whole
 
 
 def test_every_other_case_is_sharded() -> None:
-    assert {file.stem for file in FILES if not can_be_sharded(file)} == NOT_SHARDED
+    for file in FILES:
+        is_listed = file.stem.startswith(NOT_SHARDED)
+        assert can_be_sharded(case_in(file)) != is_listed, file.stem
 
 
-@pytest.mark.parametrize(
-    "file", list(filter(can_be_sharded, FILES)), ids=lambda file: file.stem
-)
-def test_case_with_a_call_for_each_tensor(server: Server, file: Any) -> None:
-    case = json.loads(file.read_text())
+@cases(can_be_sharded)
+def test_case_with_a_call_for_each_tensor(server: Server, file: pathlib.Path) -> None:
     with stepd.ShardedClient([server.url], request_bytes=1) as client:
-        check(case, lambda call: call(client))
+        check(case_in(file), lambda call: call(client))

@@ -3,24 +3,47 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
-import { Client, ShardedClient, State, StepdError, type Tensor, type Tensors } from "../src/index.ts";
+import { Client, ShardedClient, State, StepdError, type StepInput, type StepResult, type Tensor, type Tensors } from "../src/index.ts";
+import { toTensors } from "../src/tensors.ts";
+import { type Body, noting, TestFolder } from "./_folder.ts";
 import { bits, floatOf, toTensor, type WireTensor } from "./_tensors.ts";
 
 type Json = Readonly<Record<string, unknown>>;
+type Files = Readonly<Record<string, string>>;
 
-interface Case {
-  readonly about: string;
+interface Call {
   readonly method: string;
   readonly params: Json;
+}
+
+interface Case extends Call {
+  readonly about: string;
+  readonly server?: "storing" | "bare";
+  readonly files?: Files;
+  readonly before?: readonly Call[];
   readonly result?: Json;
   readonly error?: Json;
+  readonly written?: Files;
 }
 
 const CASES = new URL("../../../test/conformance/cases/", import.meta.url);
-const files = readdirSync(CASES).filter((file) => file.endsWith(".json"));
+const cases = readdirSync(CASES).filter((file) => file.endsWith(".json"));
 
-const fromWire = (tensors: unknown): Tensors =>
-  Object.fromEntries(Object.entries(tensors as Record<string, WireTensor>).map(([name, tensor]) => [name, toTensor(tensor)]));
+/** The bytes of a blob: in base64, or in one of the files. */
+const bytesOf = (blob: unknown, files: Files): Uint8Array<ArrayBuffer> => {
+  if (typeof blob === "string") return Uint8Array.from(Buffer.from(blob, "base64"));
+  const { file, offset, length } = blob as { file: string; offset: number; length: number };
+  const bytes = Uint8Array.from(Buffer.from(files[file] ?? "", "base64"));
+  assert.ok(offset + length <= bytes.length);
+  return bytes.subarray(offset, offset + length);
+};
+
+const isBlob = (value: unknown): boolean => typeof value === "string" || typeof (value as { file?: unknown }).file === "string";
+
+const fromWire = (tensors: unknown, files: Files): Tensors =>
+  isBlob(tensors)
+    ? toTensors(bytesOf(tensors, files))
+    : Object.fromEntries(Object.entries(tensors as Record<string, WireTensor>).map(([name, tensor]) => [name, toTensor(tensor)]));
 
 const toWire = (tensors: Tensors): unknown =>
   Object.fromEntries(
@@ -32,14 +55,19 @@ const toWire = (tensors: Tensors): unknown =>
 
 const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString("base64");
 
-/** Params of the wire as a caller of the client has them. */
-const toNative = (params: Json): Json =>
-  Object.fromEntries(
-    Object.entries(params).map(([name, value]) => {
-      if (name === "params" || name === "grads") return [name, fromWire(value)];
-      return [name, name === "state" && typeof value === "string" ? Uint8Array.from(Buffer.from(value, "base64")) : value];
-    }),
-  );
+const isDigest = (value: unknown): boolean => typeof (value as { sha256?: unknown } | null)?.sha256 === "string";
+
+/** Params of the wire as a caller of the client has them: with `cached` for digests, and without places, which are the client's own. */
+const toNative = (params: Json, files: Files = {}): Json => {
+  const cached = Object.fromEntries(Object.entries(params).filter(([, value]) => isDigest(value)));
+  const values = Object.entries(params).flatMap(([name, value]): [string, unknown][] => {
+    if (isDigest(value)) return [];
+    if (name === "params" || name === "grads") return [[name, fromWire(value, files)]];
+    if (name === "state" && value !== null) return [[name, bytesOf(value, files)]];
+    return [[name, name === "reply" ? { ...(value as Json), into: undefined } : value]];
+  });
+  return { ...Object.fromEntries(values), ...(Object.keys(cached).length > 0 && { cached }) };
+};
 
 /** A result with tensors as bits and states as base64, and numbers where JSON has their names. */
 const comparable = (value: unknown): unknown => {
@@ -51,9 +79,13 @@ const comparable = (value: unknown): unknown => {
 };
 
 const calls: Readonly<Record<string, (client: Client, params: never) => Promise<unknown>>> = {
-  "optimizer.step": async (client, params) => {
-    const { params: stepped, ...rest } = await client.step(params);
-    return { ...rest, params: toWire(stepped) };
+  "optimizer.step": async (client, params: StepInput) => {
+    const result = await client.step(params);
+    const { params: stepped, ...rest } = result;
+    if (params.reply?.state === "none") assert.throws(() => result.state, RangeError);
+    if (params.reply?.params !== "none") return { ...rest, params: toWire(stepped) };
+    assert.deepEqual(stepped, {});
+    return rest;
   },
   "optimizer.init": async (client, params) => ({ state: await client.init(params) }),
   "optimizer.norms": (client, params) => client.norms(params),
@@ -67,48 +99,101 @@ const calls: Readonly<Record<string, (client: Client, params: never) => Promise<
   "schedule.evaluate": (client, params) => client.evaluateSchedule(params),
 };
 
-const expectedOf = ({ params, ...result }: Json): unknown => ({
+const expectedOf = ({ params, state, ...result }: Json, written: Files = {}): unknown => ({
   ...(comparable(result) as Json),
-  ...(params !== undefined && { params: toWire(fromWire(params)) }),
+  ...(params !== undefined && { params: toWire(fromWire(params, written)) }),
+  ...(state !== undefined && { state: base64(bytesOf(state, written)) }),
 });
 
 const errorOf = ({ code, rpcCode, status, field, expected, found, tensors }: StepdError): Json =>
   JSON.parse(JSON.stringify({ name: code, code: rpcCode, status, field, expected, found, ...(tensors.length > 0 && { tensors }) })) as Json;
 
+/** What makes a call large enough for the shared folder. It has no gradient, so that it stays as it is. */
+const padding: Tensor = { shape: [2 ** 14], data: Float32Array.from({ length: 2 ** 14 }, (_, index) => index) };
+
+/** A client, as far as it is called here, that adds it to the parameters of a call and takes it off the result. */
+const padded = (client: Client): Client => {
+  const pad = (input: StepInput): StepInput => ({ ...input, params: { ...input.params, padding } });
+  const step = async (input: StepInput): Promise<StepResult> => {
+    const result = await client.step(pad(input));
+    const { padding: left, ...params } = result.params;
+    if ((input.reply?.params ?? "same") === "same") assert.deepEqual(left, padding);
+    return Object.defineProperty(result, "params", { value: params });
+  };
+  return { init: (input: StepInput) => client.init(pad(input)), step } as unknown as Client;
+};
+
 suite("conformance set", () => {
-  let service: TestService;
-  let client: Client;
+  let folder: TestFolder;
+  let bare: TestService;
+  let storing: TestService;
   before(async () => {
-    service = await TestService.start();
-    client = new Client(service.url);
+    folder = new TestFolder();
+    bare = await TestService.start();
+    storing = await TestService.start({ STEPD_CACHE_MIB: "1", STEPD_SHARED_DIR: folder.path });
   });
-  after(() => service[Symbol.asyncDispose]());
+  after(async () => {
+    await bare[Symbol.asyncDispose]();
+    await storing[Symbol.asyncDispose]();
+    assert.deepEqual(folder.files, []);
+    folder[Symbol.dispose]();
+  });
 
-  test("is there", () => assert.ok(files.length > 0));
+  test("is there", () => assert.ok(cases.length > 0));
 
-  for (const file of files) {
-    const { about, method, params, result, error } = JSON.parse(readFileSync(new URL(file, CASES), "utf8")) as Case;
+  for (const file of cases) {
+    const {
+      about,
+      server,
+      method,
+      params,
+      result,
+      error,
+      written,
+      files,
+      before: earlier = [],
+    } = JSON.parse(readFileSync(new URL(file, CASES), "utf8")) as Case;
     const isRefusal = (thrown: unknown): boolean => {
       assert.ok(thrown instanceof StepdError, `${thrown}`);
       assert.deepEqual(errorOf(thrown), error);
       return true;
     };
-    test(`${file}: ${about}`, async () => {
+    const run = async (client: Client): Promise<void> => {
       const call = calls[method];
       assert.ok(call, `no call for the method ${method}`);
-      const reply = call(client, toNative(params) as never);
-      if (result) assert.deepEqual(comparable(await reply), expectedOf(result));
+      for (const first of earlier) await calls[first.method]?.(client, toNative(first.params) as never);
+      const reply = call(client, toNative(params, files) as never);
+      if (result) assert.deepEqual(comparable(await reply), expectedOf(result, written));
       else await assert.rejects(reply, isRefusal);
-    });
+    };
+    // A server that shares no folder refuses files, and not what is in them.
+    const isOfFilesAlone = server === "bare" && files !== undefined;
+    if (!isOfFilesAlone) test(`${file}: ${about}`, () => run(new Client((server === "storing" ? storing : bare).url)));
+
+    // In shared memory a server that has it takes the same call. With padding the digest of the parameters is another one.
+    const isPadded = method === "optimizer.step" || (method === "optimizer.init" && error !== undefined);
+    const usesCache = isDigest(params["params"]) || earlier.length > 0 || result?.["cached"] !== undefined;
+    if (isPadded && !usesCache && (server !== "bare" || isOfFilesAlone))
+      test(`${file}, in shared memory`, async () => {
+        const bodies: Body[] = [];
+        const client = new Client((isOfFilesAlone ? bare : storing).url, { sharedDir: folder.path, fetch: noting(bodies) });
+        try {
+          await run(padded(client));
+        } finally {
+          client.close();
+        }
+        assert.ok(bodies.length > 0 && bodies.every((body) => isBlob(body["params"])));
+      });
 
     // A step in shards of one tensor each: the same bits, the same refusals.
-    if (method !== "optimizer.step" || params["stats"] !== undefined) continue;
+    const isOfOneCall = params["stats"] !== undefined || params["reply"] !== undefined || isDigest(params["params"]) || isDigest(params["state"]);
+    if (method !== "optimizer.step" || isOfOneCall) continue;
     test(`${file}, sharded`, async () => {
-      const sharded = new ShardedClient([service.url], { requestBytes: 1 });
-      const reply = sharded.step(toNative(params) as never);
+      const sharded = new ShardedClient([bare.url], { requestBytes: 1 });
+      const reply = sharded.step(toNative(params, files) as never);
       if (!result) return void (await assert.rejects(reply, isRefusal));
       const { params: stepped, ...rest } = await reply;
-      assert.deepEqual(comparable({ ...rest, params: toWire(stepped as Record<string, Tensor>) }), expectedOf(result));
+      assert.deepEqual(comparable({ ...rest, params: toWire(stepped as Record<string, Tensor>) }), expectedOf(result, written));
     });
   }
 });

@@ -3,10 +3,15 @@
  * same files in suites of their own: clients/python/tests, clients/go and clients/typescript/test.
  */
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { readdir, readFile } from "node:fs/promises";
 import { after, before, describe, it } from "node:test";
-import { JSON_TYPE, MSGPACK, pack, readReply, TestService } from "../support/service.ts";
-import { CASES, type Case, casesOf } from "./record.ts";
+import { JSON_TYPE, MSGPACK, pack, readReply } from "../support/service.ts";
+import type { Call } from "./_request.ts";
+import { Servers } from "./_servers.ts";
+import { answerOf, CASES, type Case, casesOf } from "./record.ts";
+
+type Json = Readonly<Record<string, unknown>>;
 
 const files = (await readdir(CASES)).sort();
 const read = async (file: string): Promise<Case> => JSON.parse(await readFile(new URL(file, CASES), "utf8")) as Case;
@@ -21,41 +26,58 @@ const paths: Readonly<Record<string, string>> = {
   "schedule.evaluate": "/v1/schedule",
 };
 
-/** A value with other leaves in the place of some. */
-const replace = (value: unknown, leaf: (value: unknown, key: string) => unknown, key = ""): unknown => {
-  const other = leaf(value, key);
-  if (Array.isArray(other)) return other.map((item) => replace(item, leaf));
-  if (other === null || typeof other !== "object" || other instanceof Uint8Array) return other;
-  return Object.fromEntries(Object.entries(other).map(([name, item]) => [name, replace(item, leaf, name)]));
+/** What may be a blob. */
+const BLOBS = ["params", "grads", "state"];
+
+const mapBlobs = (call: Json, change: (blob: unknown) => unknown): Json =>
+  Object.fromEntries(Object.entries(call).map(([name, value]) => [name, BLOBS.includes(name) ? change(value) : value]));
+
+/** MessagePack has blobs as bytes. */
+const toBinary = (call: Json): Json => mapBlobs(call, (blob) => (typeof blob === "string" ? Buffer.from(blob, "base64") : blob));
+
+/** And norms that are no number as they are. */
+const fromBinary = (value: unknown): unknown => {
+  if (value instanceof Uint8Array) return Buffer.from(value).toString("base64");
+  if (typeof value === "number" && !Number.isFinite(value)) return String(value);
+  if (Array.isArray(value)) return value.map(fromBinary);
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, fromBinary(item)]));
 };
 
-/** MessagePack has states as bytes, and norms that are no number as they are. */
-const toBinary = (value: unknown): unknown => replace(value, (leaf, key) => (key === "state" && typeof leaf === "string" ? Buffer.from(leaf, "base64") : leaf));
+/** A blob that lies in one of the files; any other value as it is. */
+const fetched = (value: unknown, files: Case["files"] = {}): unknown => {
+  const { file, offset, length } = (value ?? {}) as { file?: string; offset: number; length: number };
+  if (file === undefined) return value;
+  return Buffer.from(files[file] ?? "", "base64")
+    .subarray(offset, offset + length)
+    .toString("base64");
+};
 
-const fromBinary = (value: unknown): unknown =>
-  replace(value, (leaf) => {
-    if (leaf instanceof Uint8Array) return Buffer.from(leaf).toString("base64");
-    return typeof leaf === "number" && !Number.isFinite(leaf) ? String(leaf) : leaf;
-  });
+const digestOf = (blob: unknown): string =>
+  createHash("sha256")
+    .update(Buffer.from(blob as string, "base64"))
+    .digest("hex");
 
 describe("conformance set", () => {
-  let service: TestService;
+  let servers: Servers;
   before(async () => {
-    service = await TestService.start();
+    servers = await Servers.start();
   });
-  after(() => service[Symbol.asyncDispose]());
+  after(() => servers[Symbol.asyncDispose]());
 
   it("is what requests.ts and this server make (node test/conformance/record.ts)", async () => {
     const made = new Map<string, Case>();
-    for await (const [file, recorded] of casesOf(service)) made.set(`${file}.json`, recorded);
+    for await (const [file, recorded] of casesOf(servers)) made.set(`${file}.json`, recorded);
     assert.deepEqual(files, [...made.keys()].sort());
     for (const file of files) assert.deepEqual(await read(file), made.get(file), file);
   });
 
   for (const file of files) {
     it(file, async () => {
-      const { method, params, result, error } = await read(file);
+      const recorded = await read(file);
+      const { method, params, result, error, written = {} } = recorded;
       const path = paths[method];
+      const service = await servers.prepare(recorded);
       const rest = path ? await service.post(path, JSON.stringify(params), JSON_TYPE) : await fetch(`${service.url}/v1/optimizers/${String(params["name"])}`);
       const reply = (await readReply(rest)) as Record<string, unknown>;
       if (error) {
@@ -63,7 +85,9 @@ describe("conformance set", () => {
         assert.deepEqual(members, error);
         assert.equal(rest.status, error["status"]);
       } else assert.deepEqual(reply, result);
+      assert.deepEqual(servers.written(recorded), written);
 
+      await servers.prepare(recorded);
       const binary = await readReply(await service.post("/rpc", pack({ jsonrpc: "2.0", id: 1, method, params: toBinary(params) }), MSGPACK));
       const packed = binary as { result?: unknown; error?: { code: number; data: { name: string; request_id: string } } };
       if (packed.error) {
@@ -72,6 +96,36 @@ describe("conformance set", () => {
         assert.deepEqual(data, rest);
         assert.equal(packed.error.code, code);
       } else assert.deepEqual(fromBinary(packed.result), result);
+      assert.deepEqual(servers.written(recorded), written);
     });
   }
+
+  /** The result with everything sent, from blobs that calls before it have made. What may be kept of it is known then. */
+  const sent = async ({ method, params }: Call, known: Map<unknown, unknown>, files?: Case["files"]): Promise<Json> => {
+    const blobOf = (source: unknown): unknown => {
+      const { sha256 } = (source ?? {}) as { sha256?: string };
+      return sha256 === undefined ? fetched(source, files) : known.get(sha256);
+    };
+    const { reply = {}, ...call } = mapBlobs(params, blobOf);
+    const { result = {} } = await answerOf(servers.bare, method, call);
+    const kept = [result["params"], result["state"]].map((blob) => ({ blob, sha256: digestOf(blob ?? "") }));
+    for (const { blob, sha256 } of kept) known.set(sha256, blob);
+    const cached = { params: { sha256: kept[0]?.sha256 }, state: { sha256: kept[1]?.sha256 } };
+    const { result: rounded } = (reply as Json)["params"] === "bf16" ? await answerOf(servers.bare, method, { ...call, reply: { params: "bf16" } }) : {};
+    return { ...result, ...rounded, cached };
+  };
+
+  it("has the bytes of calls with everything sent where something does not travel", async () => {
+    let count = 0;
+    for (const file of files) {
+      const { server, before = [], files, result, written, ...call } = await read(file);
+      if (server !== "storing" || !result) continue;
+      const known = new Map<unknown, unknown>();
+      for (const earlier of before) await sent(earlier, known);
+      const expected = await sent(call, known, files);
+      for (const [name, value] of Object.entries(result)) assert.deepEqual(fetched(value, written), expected[name], `${file}: ${name}`);
+      count++;
+    }
+    assert.ok(count > 0);
+  });
 });

@@ -6,12 +6,17 @@
  */
 import { mkdir, rm, writeFile } from "node:fs/promises";
 import { type ErrorName, errors } from "../../src/errors/errors.ts";
-import { JSON_TYPE, readReply, TestService } from "../support/service.ts";
-import { type Answer, type Request, requests } from "./requests.ts";
+import { JSON_TYPE, readReply, type TestService } from "../support/service.ts";
+import type { Answer, Request } from "./_request.ts";
+import { Servers } from "./_servers.ts";
+import { requests } from "./requests.ts";
 
 export const CASES = new URL("cases/", import.meta.url);
 
-export interface Case extends Omit<Request, "file">, Answer {}
+export interface Case extends Omit<Request, "file">, Answer {
+  /** What the call leaves of the files. */
+  readonly written?: Readonly<Record<string, string>>;
+}
 
 /** The answer over JSON, without what differs from call to call and without sentences. */
 export const answerOf = async (service: TestService, method: string, params: unknown): Promise<Answer> => {
@@ -26,9 +31,11 @@ export const answerOf = async (service: TestService, method: string, params: unk
 };
 
 /** The cases of requests.ts by file, asked anew. */
-export async function* casesOf(service: TestService): AsyncGenerator<readonly [file: string, recorded: Case]> {
-  for await (const { file, ...request } of requests((method, params) => answerOf(service, method, params)))
-    yield [file, { ...request, ...(await answerOf(service, request.method, request.params)) }];
+export async function* casesOf(servers: Servers): AsyncGenerator<readonly [file: string, recorded: Case]> {
+  for await (const { file, ...request } of requests((method, params) => answerOf(servers.bare, method, params))) {
+    const answer = await answerOf(await servers.prepare(request), request.method, request.params);
+    yield [file, { ...request, ...answer, ...(request.files && { written: servers.written(request) }) }];
+  }
 }
 
 /** One line a member, so that a difference shows which of them changed. */
@@ -38,8 +45,8 @@ const print = (recorded: Case): string =>
     .join(",\n")}\n}\n`;
 
 if (import.meta.main) {
-  await using service = await TestService.start();
+  await using servers = await Servers.start();
   await rm(CASES, { recursive: true, force: true });
   await mkdir(CASES);
-  for await (const [file, recorded] of casesOf(service)) await writeFile(new URL(`${file}.json`, CASES), print(recorded));
+  for await (const [file, recorded] of casesOf(servers)) await writeFile(new URL(`${file}.json`, CASES), print(recorded));
 }

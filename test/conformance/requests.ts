@@ -3,43 +3,9 @@
  * clients in Python, Go and TypeScript run. Only what a typed client can say stands here; the rest is in test/hostile.
  */
 import { variants } from "../support/variants.ts";
+import { type Ask, adamw, grads, params, poisoned, type Request, recast, second } from "./_request.ts";
+import { blobs } from "./blobs.ts";
 
-export interface Request {
-  /** Name of the file. */
-  readonly file: string;
-  readonly about: string;
-  readonly method: string;
-  readonly params: Readonly<Record<string, unknown>>;
-}
-
-export interface Answer {
-  readonly result?: Readonly<Record<string, unknown>>;
-  readonly error?: Readonly<Record<string, unknown>>;
-}
-
-type Ask = (method: string, params: Request["params"]) => Promise<Answer>;
-
-const params = {
-  "layer.weight": { shape: [2, 3], dtype: "F32", values: [0.5, -1.25, 2, -0.0625, 3.5, -4] },
-  "layer/bias": { shape: [2], dtype: "F32", values: [0, 1.5] },
-  größe: { shape: [], dtype: "F32", values: [0.75] },
-};
-const grads = {
-  "layer.weight": { shape: [2, 3], dtype: "F32", values: [0.25, -0.5, 0.125, 1, 0, 2] },
-  "layer/bias": { shape: [2], dtype: "F32", values: [-0.75, 0.00390625] },
-  größe: { shape: [], dtype: "F32", values: [-1.5] },
-};
-const second = {
-  "layer.weight": { shape: [2, 3], dtype: "F32", values: [-0.5, 0.0625, 1, -1, 0.5, 0.25] },
-  "layer/bias": { shape: [2], dtype: "F32", values: [0.375, -2] },
-  größe: { shape: [], dtype: "F32", values: [0.5] },
-};
-const poisoned = { ...grads, "layer/bias": { shape: [2], dtype: "F32", values: ["NaN", "-Infinity"] } };
-
-const recast = (tensors: Readonly<Record<string, object>>, dtype: string): Record<string, object> =>
-  Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, { ...tensor, dtype }]));
-
-const adamw = { name: "adamw", lr: 0.1 };
 const adam = { name: "adam", lr: 0.1 };
 const sgd = { name: "sgd", lr: 0.1, momentum: 0.9 };
 
@@ -241,4 +207,6 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
     count: 6,
   });
   yield other("schedule.evaluate", "schedule.error-argument", "an argument out of range", { schedule: { name: "exponential", gamma: -1 } });
+
+  yield* blobs(ask);
 }

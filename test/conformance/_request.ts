@@ -1,0 +1,47 @@
+/** What a case asks, and the tensors that most of them step. */
+
+export interface Call {
+  readonly method: string;
+  readonly params: Readonly<Record<string, unknown>>;
+}
+
+export interface Request extends Call {
+  /** Name of the file. */
+  readonly file: string;
+  readonly about: string;
+  /** With a cache and a shared folder, or with neither; absent where that makes no difference. */
+  readonly server?: "storing" | "bare";
+  /** Files of the shared folder before the call, in base64. */
+  readonly files?: Readonly<Record<string, string>>;
+  /** Calls that the server has had before this one. */
+  readonly before?: readonly Call[];
+}
+
+export interface Answer {
+  readonly result?: Readonly<Record<string, unknown>>;
+  readonly error?: Readonly<Record<string, unknown>>;
+}
+
+export type Ask = (method: string, params: Request["params"]) => Promise<Answer>;
+
+export const params = {
+  "layer.weight": { shape: [2, 3], dtype: "F32", values: [0.5, -1.25, 2, -0.0625, 3.5, -4] },
+  "layer/bias": { shape: [2], dtype: "F32", values: [0, 1.5] },
+  größe: { shape: [], dtype: "F32", values: [0.75] },
+};
+export const grads = {
+  "layer.weight": { shape: [2, 3], dtype: "F32", values: [0.25, -0.5, 0.125, 1, 0, 2] },
+  "layer/bias": { shape: [2], dtype: "F32", values: [-0.75, 0.00390625] },
+  größe: { shape: [], dtype: "F32", values: [-1.5] },
+};
+export const second = {
+  "layer.weight": { shape: [2, 3], dtype: "F32", values: [-0.5, 0.0625, 1, -1, 0.5, 0.25] },
+  "layer/bias": { shape: [2], dtype: "F32", values: [0.375, -2] },
+  größe: { shape: [], dtype: "F32", values: [0.5] },
+};
+export const poisoned = { ...grads, "layer/bias": { shape: [2], dtype: "F32", values: ["NaN", "-Infinity"] } };
+
+export const recast = (tensors: Readonly<Record<string, object>>, dtype: string): Record<string, object> =>
+  Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, { ...tensor, dtype }]));
+
+export const adamw = { name: "adamw", lr: 0.1 };

@@ -1,0 +1,48 @@
+/** The servers that the cases are for, and what a case needs there before its call. */
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { JSON_TYPE, readReply, TestService } from "../support/service.ts";
+import type { Request } from "./_request.ts";
+
+export type Setting = Pick<Request, "server" | "files" | "before">;
+
+export class Servers implements AsyncDisposable {
+  /** What the storing one shares. */
+  readonly #folder: string;
+  readonly bare: TestService;
+  readonly storing: TestService;
+
+  private constructor(folder: string, bare: TestService, storing: TestService) {
+    this.#folder = folder;
+    this.bare = bare;
+    this.storing = storing;
+  }
+
+  static async start(): Promise<Servers> {
+    const folder = mkdtempSync(join(tmpdir(), "stepd-conformance-"));
+    const storing = { STEPD_CACHE_MIB: "1", STEPD_SHARED_DIR: folder };
+    return new Servers(folder, await TestService.start(), await TestService.start(storing));
+  }
+
+  /** The server of a case, with its files there as they are to be, and after the calls that come first. */
+  async prepare({ server, files = {}, before = [] }: Setting): Promise<TestService> {
+    const service = server === "storing" ? this.storing : this.bare;
+    for (const [file, content] of Object.entries(files)) writeFileSync(join(this.#folder, file), content, "base64");
+    for (const call of before) {
+      const reply = await readReply(await service.post("/rpc", JSON.stringify({ jsonrpc: "2.0", id: 1, ...call }), JSON_TYPE));
+      if (!(reply as { result?: unknown }).result) throw new Error(`a call that comes first was refused: ${JSON.stringify(reply)}`);
+    }
+    return service;
+  }
+
+  /** What is in the files of a case now. */
+  written({ files = {} }: Setting): Record<string, string> {
+    return Object.fromEntries(Object.keys(files).map((file) => [file, readFileSync(join(this.#folder, file), "base64")]));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([this.bare, this.storing].map((service) => service[Symbol.asyncDispose]()));
+    rmSync(this.#folder, { recursive: true });
+  }
+}

@@ -1,0 +1,259 @@
+/** Requests of replies that leave something out, and of blobs that do not travel: named by digest, or lying in the shared folder. */
+import { createHash } from "node:crypto";
+import { rawTensors } from "../support/tensors.ts";
+import { type Ask, adamw, type Call, grads, params, poisoned, type Request, recast, second } from "./_request.ts";
+
+const digestOf = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
+
+/** Tensors of a dtype each. Wide ones come first, as all clients put them. */
+const mixed = Object.fromEntries(Object.entries(params).map(([name, tensor], index) => [name, { ...tensor, dtype: ["F32", "F16", "BF16"][index] }]));
+
+/** Steps from the start with a `reply`, from tensors by name. */
+const replies: readonly (readonly [file: string, about: string, settings: Request["params"], server?: Request["server"]])[] = [
+  ["reply-same", "the whole reply, said in full", { reply: { params: "same", state: "same", cache: false } }],
+  ["reply-bf16", "new parameters of each dtype rounded to BF16, the state as ever", { params: mixed, reply: { params: "bf16" } }],
+  [
+    "reply-bf16-ties",
+    "rounding to nearest even: halfway cases, subnormals, and what is too large or no number",
+    {
+      params: {
+        w: {
+          shape: [14],
+          dtype: "F32",
+          // Halfway down and up to even, a bit beside halfway, the largest BF16 and halfway to infinity, the largest F32, and subnormals.
+          values: [
+            1 + 2 ** -8,
+            1 + 3 * 2 ** -8,
+            -1 - 2 ** -8,
+            -1 - 3 * 2 ** -8,
+            1 + 2 ** -8 + 2 ** -23,
+            1 + 2 ** -8 - 2 ** -23,
+            2 ** 128 - 2 ** 120,
+            2 ** 128 - 2 ** 119,
+            2 ** 104 - 2 ** 128,
+            2 ** -134,
+            3 * 2 ** -134,
+            "Infinity",
+            "-Infinity",
+            "NaN",
+          ],
+        },
+      },
+      grads: {},
+      reply: { params: "bf16" },
+    },
+  ],
+  [
+    "reply-bf16-master-weights",
+    "F16 parameters rounded to BF16, beside their float32 copies",
+    { params: recast(params, "F16"), master_weights: true, reply: { params: "bf16" } },
+  ],
+  [
+    "reply-bf16-skip",
+    "a step that was skipped, rounded all the same",
+    { params: { ...params, größe: { ...params.größe, values: [1.01171875] } }, grads: poisoned, non_finite: "skip", reply: { params: "bf16" } },
+  ],
+  ["reply-none", "no parameters come back, statistics do", { stats: "global", reply: { params: "none" } }],
+  ["reply-cache-bare", "a server without a cache keeps nothing, and says nothing of it", { reply: { cache: true } }, "bare"],
+  [
+    "reply-none-bare",
+    "parameters that may be left out because the state has them: their float32 copies",
+    { params: recast(params, "BF16"), master_weights: true, reply: { params: "none", cache: true } },
+    "bare",
+  ],
+  // What is refused.
+  ["error-reply-form", "a form that parameters do not come in", { reply: { params: "f16" } }],
+  ["error-reply-bf16-f64", "F64 parameters rounded to BF16", { params: { ...params, größe: { ...params.größe, dtype: "F64" } }, reply: { params: "bf16" } }],
+  ["error-reply-state", "a state that nobody would have", { reply: { state: "none" } }],
+  ["error-reply-state-bare", "a state to be kept by a server without a cache", { reply: { state: "none", cache: true } }, "bare"],
+  ["error-reply-params-bare", "parameters to be kept by a server without a cache", { reply: { params: "none", cache: true } }, "bare"],
+  ["error-digest", "a digest that is none", { params: { sha256: "e3b0c442" } }],
+  ["error-missing-params", "parameters that the server does not have", { params: { sha256: digestOf("parameters of nobody") } }],
+  ["error-missing-state", "a state that the server does not have", { state: { sha256: digestOf("a state of nobody") } }],
+];
+
+type Tensors = Readonly<Record<string, { readonly dtype: string; readonly shape: readonly number[]; readonly values: readonly (number | string)[] }>>;
+
+interface Place {
+  readonly file: string;
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** What room for results holds before: bytes of it that a result does not take stay as they are. */
+const FILLER = 0xa5;
+
+/** A file's content in base64, and the places of its parts. A number is that much room. Between parts there is a byte of nobody. */
+const layOut = (file: string, ...parts: readonly (Uint8Array | number)[]): { readonly files: Record<string, string>; readonly places: readonly Place[] } => {
+  const gap = Buffer.alloc(1, FILLER);
+  const bytes = parts.map((part) => (typeof part === "number" ? Buffer.alloc(part, FILLER) : part));
+  let offset = 0;
+  const places = bytes.map(({ length }) => {
+    const place = { file, offset: offset + 1, length };
+    offset += 1 + length;
+    return place;
+  });
+  return { files: { [file]: Buffer.concat(bytes.flatMap((part) => [gap, part])).toString("base64") }, places };
+};
+
+/** The file of F32 tensors that all clients write: in the order of their names, its header padded as a state's is. */
+const fileOf = (tensors: Tensors): Buffer => {
+  const inOrder = Object.entries(tensors).sort(([a], [b]) => Buffer.compare(Buffer.from(a), Buffer.from(b)));
+  let end = 0;
+  const entries = inOrder.map(([name, { dtype, shape, values }]) => {
+    const start = end;
+    end += 4 * values.length;
+    return [name, { dtype, shape, data_offsets: [start, end] }];
+  });
+  const header = JSON.stringify(Object.fromEntries(entries));
+  const padding = -Buffer.byteLength(header) & 7;
+  const values = inOrder.flatMap(([, tensor]) => tensor.values.map(Number));
+  return rawTensors(header + " ".repeat(padding), new Uint8Array(Float32Array.from(values).buffer));
+};
+
+const text = (bytes: Uint8Array): string => Buffer.from(bytes).toString("base64");
+
+export async function* blobs(ask: Ask): AsyncGenerator<Request> {
+  for (const [file, about, settings, server] of replies)
+    yield {
+      file: `step.${file}`,
+      about,
+      ...(server && { server }),
+      method: "optimizer.step",
+      params: { params, grads, optimizer: adamw, ...settings },
+    };
+
+  const call = (settings: Request["params"]): Call => ({ method: "optimizer.step", params: { optimizer: adamw, ...settings } });
+  const bytesOf = async (settings: Request["params"]): Promise<{ readonly params: Buffer; readonly state: Buffer }> => {
+    const { result } = await ask("optimizer.step", call(settings).params);
+    return { params: Buffer.from(result?.["params"] as string, "base64"), state: Buffer.from(result?.["state"] as string, "base64") };
+  };
+  const named = ({ params, state }: { readonly params: Buffer; readonly state: Buffer }): Request["params"] => ({
+    params: { sha256: digestOf(params) },
+    state: { sha256: digestOf(state) },
+  });
+
+  const start = { params: text(fileOf(params)), grads: text(fileOf(grads)) };
+  const one = await bytesOf(start);
+  const gradients = { grads: text(fileOf(second)) };
+  const two = await bytesOf({ params: text(one.params), state: text(one.state), ...gradients });
+  const storing = { server: "storing" } as const;
+
+  // The server keeps results and is told which.
+  const first = call({ ...start, reply: { cache: true } });
+  yield { file: "step.cached.1", about: "a step whose result is kept: its digests", ...storing, ...first };
+  const cached = { ...storing, before: [first] };
+  yield { file: "step.cached.2", about: "the second step, from digests", ...cached, ...call({ ...named(one), ...gradients }) };
+  yield {
+    file: "step.cached-params",
+    about: "parameters by digest, the state sent",
+    ...cached,
+    ...call({ ...named(one), ...gradients, state: text(one.state) }),
+  };
+  yield {
+    file: "step.cached-state",
+    about: "the state by digest, parameters sent",
+    ...cached,
+    ...call({ ...named(one), ...gradients, params: text(one.params) }),
+  };
+  yield {
+    file: "step.cached-bf16",
+    about: "from digests, rounded in the reply: the next step is from the whole parameters that are kept",
+    ...cached,
+    ...call({ ...named(one), ...gradients, reply: { params: "bf16", cache: true } }),
+  };
+  const kept = call({ ...start, reply: { params: "bf16", state: "none", cache: true } });
+  yield { file: "step.kept.1", about: "a state that stays on the server", ...storing, ...kept };
+  const keptTwice = call({ ...named(one), ...gradients, reply: { params: "none", state: "none", cache: true } });
+  yield { file: "step.kept.2", about: "a step of which nothing comes back but digests", ...storing, before: [kept], ...keptTwice };
+  yield {
+    file: "step.kept.3",
+    about: "the third step of a run that stayed on the server, whole",
+    ...storing,
+    before: [kept, keptTwice],
+    ...call({ ...named(two), grads: start.grads }),
+  };
+  yield {
+    file: "step.error-cached-kind",
+    about: "the digest of a state where parameters are asked for",
+    ...cached,
+    ...call({ ...gradients, params: { sha256: digestOf(one.state) } }),
+  };
+
+  // The shared folder: what is in the file goes back to where it came from, or into another place.
+  const inPlace = layOut("run", one.params, fileOf(second), one.state);
+  const [runParams, runGrads, runState] = inPlace.places;
+  yield {
+    file: "step.shared",
+    about: "the second step in shared memory: parameters and state go back to where they came from",
+    ...storing,
+    files: inPlace.files,
+    ...call({ params: runParams, grads: runGrads, state: runState }),
+  };
+  yield {
+    file: "step.shared-gradients",
+    about: "only gradients in shared memory",
+    ...storing,
+    files: inPlace.files,
+    ...call({ params: text(one.params), grads: runGrads, state: text(one.state) }),
+  };
+  const source = layOut("run", fileOf(params), fileOf(grads));
+  const target = layOut("next", one.params.length, one.state.length + 100);
+  yield {
+    file: "step.shared-into",
+    about: "the first step from one file into another, with room for a state",
+    ...storing,
+    files: { ...source.files, ...target.files },
+    ...call({ params: source.places[0], grads: source.places[1], reply: { into: { params: target.places[0], state: target.places[1] } } }),
+  };
+  const rounded = layOut("rounded", one.params.length + 64);
+  yield {
+    file: "step.shared-bf16",
+    about: "parameters rounded into a place of their own, the whole ones as they were, the state back to where it came from",
+    ...storing,
+    files: { ...inPlace.files, ...rounded.files },
+    ...call({ params: runParams, grads: runGrads, state: runState, reply: { params: "bf16", into: { params: rounded.places[0] } } }),
+  };
+  yield {
+    file: "step.shared-cached",
+    about: "gradients in shared memory, parameters and state by digest, results into another file",
+    ...cached,
+    files: { ...inPlace.files, ...target.files },
+    ...call({
+      ...named(one),
+      grads: runGrads,
+      reply: { cache: true, into: { params: target.places[0], state: target.places[1] } },
+    }),
+  };
+  const spoilt = layOut("run", fileOf(params), fileOf(poisoned));
+  yield {
+    file: "step.error-shared",
+    about: "a step in shared memory that is refused leaves the file as it was",
+    ...storing,
+    files: spoilt.files,
+    ...call({ params: spoilt.places[0], grads: spoilt.places[1] }),
+  };
+  yield {
+    file: "step.error-shared-bare",
+    about: "shared memory where the server shares no folder",
+    server: "bare",
+    files: { ...source.files, ...target.files },
+    ...call({ params: source.places[0], grads: source.places[1], reply: { into: { params: target.places[0] } } }),
+  };
+  const other = (method: string, file: string, about: string, params: Request["params"]): Request => ({
+    file,
+    about,
+    ...storing,
+    files: inPlace.files,
+    method,
+    params,
+  });
+  yield other("optimizer.init", "init.shared", "parameters in shared memory", { optimizer: adamw, params: runParams });
+  yield other("optimizer.norms", "norms.shared", "gradients and parameters in shared memory", { grads: runGrads, params: runParams });
+  yield other("state.inspect", "inspect.shared", "a state in shared memory", { state: runState });
+  yield other("state.convert", "convert.shared", "a state in shared memory under another optimizer", { state: runState, optimizer: "adam" });
+  yield {
+    ...other("optimizer.init", "init.error-shared-bare", "shared memory where the server shares no folder", { optimizer: adamw, params: runParams }),
+    server: "bare",
+  };
+}

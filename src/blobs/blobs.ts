@@ -45,6 +45,8 @@ const isShared = (source: unknown): source is SharedBlob => typeof (source as { 
 
 const isCached = (source: unknown): source is CachedBlob => typeof (source as { sha256?: unknown } | null | undefined)?.sha256 === "string";
 
+const travels = (source: unknown): boolean => !isShared(source) && !isCached(source);
+
 /** What the calls of one request may name. */
 export class Blobs {
   readonly #folder: SharedFolder | undefined;
@@ -61,13 +63,17 @@ export class Blobs {
   }
 
   /** The call with the bytes that it names in its lease. Throws INVALID_PARAMS or BLOB_MISSING naming the field, and what the arena refuses. */
-  async load<Call extends Sources>(call: Call, lease: Lease): Promise<Loaded<Call>> {
-    if (!FIELDS.some((field) => isShared(call[field]) || isCached(call[field]))) return call as Loaded<Call>;
-    return { ...call, ...(await this.#timed(() => this.#load(call, lease))) } as Loaded<Call>;
+  load<Call extends Sources>(call: Call, lease: Lease): Loaded<Call> | Promise<Loaded<Call>> {
+    if (travels(call.params) && travels(call.grads) && travels(call.state)) return call as Loaded<Call>;
+    return this.#timed(async () => ({ ...call, ...(await this.#load(call, lease)) }) as Loaded<Call>);
   }
 
   /** Where a step's result shall go, its files open. Throws INVALID_PARAMS for what this server cannot do. */
-  async delivery({ params, state, reply = {} }: Pick<StepParams, "params" | "state" | "reply">): Promise<Delivery> {
+  delivery(call: Pick<StepParams, "params" | "state" | "reply">): Delivery | Promise<Delivery> {
+    return call.reply === undefined && !isShared(call.params) && !isShared(call.state) ? BY_REPLY : this.#delivery(call);
+  }
+
+  async #delivery({ params, state, reply = {} }: Pick<StepParams, "params" | "state" | "reply">): Promise<Delivery> {
     if (reply.state === "none" && reply.cache !== true) {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/cache", "true, because without it the new state would be lost (reply.state is none)", "false");
     }
@@ -78,7 +84,7 @@ export class Blobs {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/into/params", "a place for the rounded parameters, which must not lie over the whole ones", "none");
     }
     const places: { params?: SharedPlace; state?: SharedPlace } = {};
-    const delivery = new Delivery(reply, places, reply.cache === true ? this.#cache : undefined, this.#caller, (work) => this.#timed(work));
+    const delivery = new PlacedDelivery(reply, places, reply.cache === true ? this.#cache : undefined, this.#caller, (work) => this.#timed(work));
     try {
       for (const [field, source] of [["params", params] as const, ["state", state] as const]) {
         const into = reply.into?.[field];
@@ -158,7 +164,19 @@ const requireApart = ({ params, state }: { readonly params?: SharedPlace; readon
 type Timed = <T>(work: () => Promise<T> | T) => Promise<T>;
 
 /** A step's result on its way out. */
-export class Delivery implements AsyncDisposable {
+export interface Delivery extends AsyncDisposable {
+  /** Keeps and writes the result of a step that has succeeded whole, and says what the reply has of it. */
+  deliver(result: Result): Delivered | Promise<Delivered>;
+}
+
+/** All of it in the reply. */
+const BY_REPLY: Delivery = {
+  deliver: ({ params, state }) => ({ params, state }),
+  [Symbol.asyncDispose]: async () => {},
+};
+
+/** To files, to the cache, or in another form. */
+class PlacedDelivery implements Delivery {
   readonly #reply: NonNullable<StepParams["reply"]>;
   readonly #places: { readonly params?: SharedPlace; readonly state?: SharedPlace };
   readonly #cache: BlobCache | undefined;
@@ -179,7 +197,6 @@ export class Delivery implements AsyncDisposable {
     this.#timed = timed;
   }
 
-  /** Keeps and writes the result of a step that has succeeded whole, and says what the reply has of it. */
   deliver(result: Result): Promise<Delivered> {
     const isPlain = !this.#cache && !this.#places.params && !this.#places.state;
     return isPlain ? this.#deliver(result) : this.#timed(() => this.#deliver(result));

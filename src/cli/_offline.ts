@@ -40,7 +40,12 @@ export class Offline implements AsyncDisposable {
 
   /** Calls a method. Throws StepdError. */
   async call<Result>(method: string, params: unknown, lease: Lease): Promise<Result> {
-    return (await this.#rpc.call(method, params, { engine: this.#engine, blobs: this.#blobs, lease, telemetry: this.#telemetry }, () => {})) as Result;
+    return (await this.#rpc.call(
+      method,
+      params,
+      { engine: this.#engine, blobs: this.#blobs, lease, telemetry: this.#telemetry, words: undefined },
+      () => {},
+    )) as Result;
   }
 
   [Symbol.asyncDispose](): Promise<void> {

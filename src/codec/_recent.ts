@@ -2,7 +2,7 @@
 import { LRUCache } from "lru-cache";
 
 /** Characters of all keys together. What is made of a header takes about ten times its length. */
-const MAX_CHARACTERS = 2 ** 19;
+export const MAX_CHARACTERS = 2 ** 19;
 
 /** Longer ones are rare, and come with so many tensors that reading them is a small part of the call. */
 export const MAX_KEY = MAX_CHARACTERS / 8;

@@ -7,8 +7,11 @@ import { isUtf8 } from "node:buffer";
 import { randomBytes } from "node:crypto";
 import { addExtension, Packr, Unpackr } from "msgpackr";
 import { describe, StepdError } from "../errors/errors.ts";
+import { Frames, frameOf, type Span, type Words } from "./_frames.ts";
 import { MAX_DEPTH, MAX_VALUES } from "./_text.ts";
 import { Parts } from "./parts.ts";
+
+export type { Words } from "./_frames.ts";
 
 /** Bytes of all strings of a body together; V8 has a limit of 512 MiB for one. Blobs are bin. */
 const MAX_STRING_BYTES = 2 ** 28;
@@ -24,13 +27,30 @@ const packr = new Packr({ useRecords: false, variableMapSize: true, skipValues: 
 const malformed = (at: number, problem: string): StepdError =>
   new StepdError("PARSE_ERROR", `The body is not valid MessagePack: ${problem} at byte ${at}`, { expected: "one MessagePack value", found: problem });
 
+/** The value of a body. */
+export interface Decoded {
+  readonly value: unknown;
+  /** Where another body had the same words before: what was made of them will do for this one. */
+  readonly words: Words | undefined;
+}
+
+const frames = new Frames();
+
 /** The value of a body; `onValues` is told how many values it has before they are made. Throws PARSE_ERROR. */
-export const decodeMsgpack = (bytes: Buffer, onValues: (count: number) => void = () => {}): unknown => {
+export const decodeMsgpack = (bytes: Buffer, onValues: (count: number) => void = () => {}): Decoded => {
+  const frame = frames.find(bytes);
+  if (frame) {
+    onValues(frame.values);
+    return { value: frame.value(bytes), words: frame };
+  }
   const walk = new Walk(bytes);
   const end = walk.value(0, 0);
   if (end !== bytes.length) throw malformed(end, `${bytes.length - end} bytes after the value`);
   onValues(walk.values);
-  return unpackr.unpack(bytes);
+  const value: unknown = unpackr.unpack(bytes);
+  const made = frameOf(bytes, value, walk.values, walk.id);
+  if (made) frames.add(bytes.length, made);
+  return { value, words: undefined };
 };
 
 /** Passes over values without making them. Extension types, keys that are not strings, and keys that stand twice are refused. */
@@ -38,6 +58,7 @@ class Walk {
   readonly #bytes: Buffer;
   #values = 0;
   #stringBytes = 0;
+  #id: Span | undefined;
 
   constructor(bytes: Buffer) {
     this.#bytes = bytes;
@@ -46,6 +67,11 @@ class Walk {
   /** How many values it has passed. */
   get values(): number {
     return this.#values;
+  }
+
+  /** Where the value of the outermost map's `id` is. */
+  get id(): Span | undefined {
+    return this.#id;
   }
 
   /** Passes over one value and returns where it ends. */
@@ -144,6 +170,7 @@ class Walk {
       if (key === "__proto__") throw malformed(at, 'the key "__proto__", which is not allowed');
       keys.add(key);
       at = this.value(end, depth + 1);
+      if (depth === 0 && key === "id") this.#id = { start: end, end: at };
     }
     return at;
   }

@@ -6,15 +6,16 @@ import { groupFinder } from "../planner/groups.ts";
 import type { Pool } from "../pool/pool.ts";
 import { type Estimate, type EstimateInput, estimate } from "./estimate.ts";
 import type { Plan } from "./plan.ts";
+import { PreparedStep } from "./prepared.ts";
 import { Runner, type Waits } from "./runner.ts";
 import { addSlots, emptyState, MASTER_PARAM, readState, type State, slotDtype, writeState } from "./state.ts";
-import { runStep, type StepInput, type StepOutput, wantedSlots } from "./step.ts";
+import { runStep, type StepInput, type StepOptions, type StepOutput, wantedSlots } from "./step.ts";
 import { loadTensors, requireMatch, type Tensor, type Tensors } from "./tensors.ts";
 
 export { makePlan, type Plan, type Schedule } from "./plan.ts";
 export type { Waits } from "./runner.ts";
 export { STATE_FORMAT, type State } from "./state.ts";
-export type { StepOutput } from "./step.ts";
+export type { StepOptions, StepOutput } from "./step.ts";
 
 /** Sums over one tensor, in float64. */
 export interface TensorNorms {
@@ -35,15 +36,27 @@ export class Engine {
   readonly #pool: Pool;
   /** Bytes that all calls' memory together may have. */
   readonly #capacity: number;
+  /** Options of steps that were taken. */
+  readonly #seen = new WeakSet<StepOptions>();
+  readonly #prepared = new WeakMap<StepOptions, PreparedStep>();
 
   constructor(pool: Pool, capacity: number) {
     this.#pool = pool;
     this.#capacity = capacity;
   }
 
-  /** One update. Throws what docs/wire-format.md lists under optimizer.step. */
-  step(input: StepInput, lease: Lease, waits: Waits): Promise<StepOutput> {
-    return runStep(input, lease, this.#pool, waits);
+  /** One update. Who asks for the same again hands in the same options. Throws what docs/wire-format.md lists under optimizer.step. */
+  step(options: StepOptions, input: StepInput, lease: Lease, waits: Waits): StepOutput | Promise<StepOutput> {
+    return this.#prepared.get(options)?.run(input, lease) ?? this.#step(options, input, lease, waits);
+  }
+
+  async #step(options: StepOptions, input: StepInput, lease: Lease, waits: Waits): Promise<StepOutput> {
+    const output = await runStep(options, input, lease, this.#pool, waits);
+    if (this.#seen.has(options)) {
+      const prepared = PreparedStep.like(options, input, lease, this.#pool);
+      if (prepared) this.#prepared.set(options, prepared);
+    } else this.#seen.add(options);
+    return output;
   }
 
   /** The state before the first step: starting values, step 0, for all parameters. */

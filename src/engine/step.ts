@@ -29,11 +29,16 @@ export interface Clip {
   readonly total_norm?: number | undefined;
 }
 
+/** The bytes of a step. */
 export interface StepInput {
-  readonly plan: Plan;
   readonly params: Tensors;
   readonly grads: Tensors;
   readonly state: Uint8Array | string | null;
+}
+
+/** What a step is asked to do with them. */
+export interface StepOptions {
+  readonly plan: Plan;
   readonly clip: Clip;
   readonly lossScale: number;
   readonly nonFinite: "error" | "skip" | "propagate";
@@ -54,6 +59,15 @@ export interface TensorStats {
   readonly trust_ratio?: number;
 }
 
+/** What a reply says of a step beside its tensors. */
+export interface StepReport {
+  readonly step: number;
+  readonly lr: number;
+  readonly skipped: boolean;
+  readonly stats?: Omit<TensorStats, "trust_ratio"> & { readonly clipped: boolean; readonly tensors?: Readonly<Record<string, TensorStats>> };
+  readonly warnings?: readonly string[];
+}
+
 export interface StepOutput {
   readonly params: Parts | PlainTensors;
   /** The parameters rounded to BF16. */
@@ -61,11 +75,7 @@ export interface StepOutput {
   /** Whether the rounded parameters or the state have all that the step changed of the parameters. */
   readonly isRecoverable: boolean;
   readonly state: Parts;
-  readonly step: number;
-  readonly lr: number;
-  readonly skipped: boolean;
-  readonly stats?: Omit<TensorStats, "trust_ratio"> & { readonly clipped: boolean; readonly tensors?: Readonly<Record<string, TensorStats>> };
-  readonly warnings?: readonly string[];
+  readonly report: StepReport;
   /** Parameters that have a gradient, by dtype, for metrics. */
   readonly elements: Readonly<Record<string, number>>;
 }
@@ -81,31 +91,28 @@ interface Pair {
 }
 
 /** Runs `optimizer.step`. The caller's bytes are overwritten in the lease. */
-export const runStep = async (input: StepInput, lease: Lease, pool: Pool, waits: Waits): Promise<StepOutput> => {
-  const { plan, clip, lossScale, nonFinite } = input;
+export const runStep = async (options: StepOptions, input: StepInput, lease: Lease, pool: Pool, waits: Waits): Promise<StepOutput> => {
+  const { plan, clip, lossScale, nonFinite } = options;
   const { optimizer, base } = plan;
   const params = loadTensors(input.params, "/params", lease);
   const grads = loadTensors(input.grads, "/grads", lease);
   requireMatch(params, grads);
   const state = input.state === null ? emptyState(optimizer) : readState(input.state, lease);
-  requireFit(state, optimizer, params.tensors, input.masterWeights);
+  requireFit(state, optimizer, params.tensors, options.masterWeights);
   const pairs = pairUp(plan, params.tensors, grads.tensors, state);
-  if (input.roundsReply) requireRoundable(params);
+  if (options.roundsReply) requireRoundable(params);
 
   const runner = new Runner(lease, pool, waits);
   const lastStep = (): number => [...state.parameters.values()].reduce((most, { step }) => Math.max(most, step), 0);
   const usedLr = plan.at(base, pairs.length > 0 ? pairs.reduce((most, { step }) => Math.max(most, step), 0) - 1 : lastStep()).lr;
-  const reply = async (skipped: boolean, rest: Pick<StepOutput, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
+  const reply = async (skipped: boolean, rest: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
     params: params.reply(),
-    rounded: input.roundsReply ? await runner.round(params) : undefined,
+    rounded: options.roundsReply ? await runner.round(params) : undefined,
     isRecoverable:
       skipped ||
-      pairs.every(({ param }) => (input.roundsReply && param.dtype === "BF16") || state.parameters.get(param.name)?.slots.has(MASTER_PARAM) === true),
+      pairs.every(({ param }) => (options.roundsReply && param.dtype === "BF16") || state.parameters.get(param.name)?.slots.has(MASTER_PARAM) === true),
     state: writeState(state, optimizer, lease),
-    step: lastStep(),
-    lr: usedLr,
-    skipped,
-    ...rest,
+    report: { step: lastStep(), lr: usedLr, skipped, ...rest },
     elements: countElements(pairs),
   });
 
@@ -125,15 +132,15 @@ export const runStep = async (input: StepInput, lease: Lease, pool: Pool, waits:
   let seen: readonly GradientSums[] = measured?.sums ?? [];
   const scale = clipScale(clip, maxGradNorm, clip.total_norm ?? normOf(seen));
 
-  const work = prepare(input, pairs, state, lease);
-  const wantsStats = input.stats !== "none";
+  const work = prepare(options, pairs, state, lease);
+  const wantsStats = options.stats !== "none";
   const results = await runner.runStages(work, measured, {
     lossScale,
     scale,
     maxValue: clip.max_value,
     look: wantsStats ? "norm" : nonFinite === "error" ? "check" : "not",
     wantsStats,
-    seed: input.seed,
+    seed: options.seed,
     onLook: (sums) => {
       seen = sums;
       if (nonFinite === "error") requireFinite(pairs, sums);
@@ -145,7 +152,7 @@ export const runStep = async (input: StepInput, lease: Lease, pool: Pool, waits:
     ...(scale === 0 ? ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"] : []),
   ];
   return reply(false, {
-    ...(wantsStats && { stats: statsOf(input, work, results, seen, scale) }),
+    ...(wantsStats && { stats: statsOf(options, work, results, seen, scale) }),
     ...(warnings.length > 0 && { warnings }),
   });
 };
@@ -192,7 +199,7 @@ const clipScale = ({ max_norm }: Clip, maxGradNorm: number | undefined, norm: nu
 const normOf = (sums: readonly GradientSums[]): number => Math.sqrt(sums.reduce((sum, { squares }) => sum + squares, 0));
 
 /** Makes the slots that are missing and looks up each tensor's stages. */
-const prepare = ({ plan: { optimizer }, masterWeights }: StepInput, pairs: readonly Pair[], state: State, lease: Lease): readonly Work[] => {
+const prepare = ({ plan: { optimizer }, masterWeights }: StepOptions, pairs: readonly Pair[], state: State, lease: Lease): readonly Work[] => {
   const stages = new Map<Values<Hyperparameters>, readonly Stage[]>();
   const stagesOf = (values: Values<Hyperparameters>): readonly Stage[] => {
     const known = stages.get(values) ?? optimizer.stages(values);
@@ -273,12 +280,12 @@ const overflowWarnings = (optimizer: OptimizerDefinition, work: readonly Work[],
 };
 
 const statsOf = (
-  { plan: { optimizer }, stats }: StepInput,
+  { plan: { optimizer }, stats }: StepOptions,
   work: readonly Work[],
   results: readonly TensorResult[],
   sums: readonly GradientSums[],
   scale: number,
-): NonNullable<StepOutput["stats"]> => {
+): NonNullable<StepReport["stats"]> => {
   const total = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0);
   const tensors = work.map(({ param, values, moment }, index): [string, TensorStats] => {
     const { zeros = 0, nonFinite = 0, squares = 0 } = sums[index] ?? {};

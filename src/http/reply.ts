@@ -3,14 +3,14 @@ import { createHash } from "node:crypto";
 import { finished } from "node:stream/promises";
 import type { Response } from "express";
 import { decodeJson, encodeJson } from "../codec/json.ts";
-import { decodeMsgpack, encodeMsgpack } from "../codec/msgpack.ts";
+import { type Decoded, decodeMsgpack, encodeMsgpack } from "../codec/msgpack.ts";
 import type { Parts } from "../codec/parts.ts";
 import { errors, type StepdError } from "../errors/errors.ts";
 import type { MediaType } from "./negotiate.ts";
 
 /** The value of a body; `onValues` is told how many values it has before they are made. */
-export const decode = (bytes: Buffer, { format }: MediaType, onValues: (count: number) => void): unknown =>
-  format === "json" ? decodeJson(bytes, onValues) : decodeMsgpack(bytes, onValues);
+export const decode = (bytes: Buffer, { format }: MediaType, onValues: (count: number) => void): Decoded =>
+  format === "json" ? { value: decodeJson(bytes, onValues), words: undefined } : decodeMsgpack(bytes, onValues);
 
 export const encode = (value: unknown, { format }: MediaType): Parts => (format === "json" ? encodeJson(value) : encodeMsgpack(value));
 
@@ -27,6 +27,9 @@ const JOINED_BYTES = 65536;
 /** Memory for joined replies, used again: new memory for each would bring on collections of garbage. */
 const spare: Buffer[] = [];
 const MAX_SPARE = 16;
+
+/** Whether all of a reply is with the system. Small ones are as soon as they are sent, of which node tells a turn later. */
+export const isOut = (res: Response): boolean => res.writableFinished || (res.writableEnded && res.writableLength === 0 && res.socket?.destroyed === false);
 
 /** Sends a reply and resolves when its last byte is out, or the caller gone: from then on the pieces' memory is free. */
 export const send = async (res: Response, { status, type, body, headers = {} }: Reply): Promise<void> => {
@@ -45,8 +48,8 @@ export const send = async (res: Response, { status, type, body, headers = {} }: 
     res.uncork();
   }
   // What the system took at once has no need of the listeners.
-  if (!res.writableFinished) await finished(res).catch(() => {}); // A caller that went away is not this server's failure.
-  if (room && res.writableFinished && spare.length < MAX_SPARE) spare.push(room);
+  if (!isOut(res)) await finished(res).catch(() => {}); // A caller that went away is not this server's failure.
+  if (room && isOut(res) && spare.length < MAX_SPARE) spare.push(room);
 };
 
 const digest = ({ pieces }: Parts): string => {

@@ -5,6 +5,7 @@ import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
 import cors from "cors";
 import express, { type Express, type NextFunction, type Request, type RequestHandler, type Response } from "express";
+import type { Decoded } from "../codec/msgpack.ts";
 import { Parts } from "../codec/parts.ts";
 import { asStepdError, errors, StepdError } from "../errors/errors.ts";
 import { Outflow } from "../errors/outflow.ts";
@@ -12,7 +13,7 @@ import { errorReply, type Method, type Observer } from "../rpc/rpc.ts";
 import type { BodyLease, Service } from "./_types.ts";
 import { ClientGone, dropRest, receive, TooSlow } from "./body.ts";
 import { bodyType, type MediaType, replyType } from "./negotiate.ts";
-import { decode, encode, errorHeaders, problem, type Reply, retryHeader, send } from "./reply.ts";
+import { decode, encode, errorHeaders, isOut, problem, type Reply, retryHeader, send } from "./reply.ts";
 
 export type { Admission, Limits, Service } from "./_types.ts";
 export { TextBudget } from "./text.ts";
@@ -204,7 +205,7 @@ interface Kind {
     readonly service: Service;
     readonly req: Request;
     readonly lease: BodyLease;
-    readonly body: () => unknown;
+    readonly body: () => Decoded;
     readonly type: MediaType;
     readonly id: string;
     readonly caller: string | undefined;
@@ -219,14 +220,14 @@ const restRefuse = (error: StepdError, _: MediaType, id: string): Reply => probl
 const rpcCall: Kind = {
   hasBody: true,
   async run({ service, lease, body, type, id, caller, observe }) {
-    let value: unknown;
+    let decoded: Decoded;
     try {
-      value = body();
+      decoded = body();
     } catch (error) {
       observe("unknown", asStepdError(error).code, error);
       return { status: 200, type: type.name, body: encode(errorReply(null, asStepdError(error), id), type) };
     }
-    const { status, value: reply, retryAfter } = await service.rpc.handle(value, contextOf(service, lease, caller), id, observe);
+    const { status, value: reply, retryAfter } = await service.rpc.handle(decoded.value, contextOf(service, lease, caller, decoded.words), id, observe);
     if (reply === undefined) return { status, type: type.name, body: new Parts([]) };
     return { status, type: type.name, body: timedEncode(service, reply, type), headers: retryHeader(retryAfter) };
   },
@@ -241,14 +242,14 @@ const rpcCall: Kind = {
 const restPost = ({ name }: Method): Kind => ({
   hasBody: true,
   async run({ service, lease, body, type, caller, observe }) {
-    let params: unknown;
+    let decoded: Decoded;
     try {
-      params = body();
+      decoded = body();
     } catch (error) {
       observe(name, asStepdError(error).code, error);
       throw error;
     }
-    const result = await service.rpc.call(name, params, contextOf(service, lease, caller), observe);
+    const result = await service.rpc.call(name, decoded.value, contextOf(service, lease, caller, decoded.words), observe);
     return { status: 200, type: type.name, body: timedEncode(service, result, type) };
   },
   refuse: restRefuse,
@@ -266,11 +267,12 @@ const restGet = ({ name }: Method): Kind => ({
 type RpcContext = Parameters<Service["rpc"]["call"]>[2];
 
 /** The service's own leases are the arena's; the transport sees less of them. */
-const contextOf = ({ engine, blobs, telemetry }: Service, lease: BodyLease, caller: string | undefined): RpcContext => ({
+const contextOf = ({ engine, blobs, telemetry }: Service, lease: BodyLease, caller: string | undefined, words?: Decoded["words"]): RpcContext => ({
   engine,
   blobs: blobs(caller),
   telemetry,
   lease: lease as RpcContext["lease"],
+  words,
 });
 
 const timedEncode = ({ telemetry }: Service, value: unknown, type: MediaType): Parts => {
@@ -330,7 +332,7 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     using lease = received.lease;
     telemetry.phase("receive", seconds(call.start));
     telemetry.moved("in", received.bytes.length);
-    const body = (): unknown => {
+    const body = (): Decoded => {
       const start = performance.now();
       try {
         return decode(received.bytes, own, (values) => text.growToValues(values));
@@ -378,14 +380,14 @@ const deliver = async ({ telemetry, limits }: Service, res: Response, reply: Rep
   let isSlow = false;
   const sending = send(res, reply);
   // Small replies are with the system by now.
-  if (!res.writableFinished) {
+  if (!isOut(res)) {
     const timer = setTimeout(() => {
       isSlow = true;
       socket?.destroy();
     }, limits.requestTimeoutMs);
     await sending.finally(() => clearTimeout(timer));
   }
-  if (!res.writableFinished) {
+  if (!isOut(res)) {
     call.outcome = "CLIENT_GONE";
     if (isSlow) telemetry.refused("SLOW_REPLY");
     return;

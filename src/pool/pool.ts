@@ -12,10 +12,10 @@ import { jobWords, type Kernel, runShard, THREAD_SCRATCH_BYTES, type Unit, write
 import { Line } from "./_line.ts";
 import { instantiate, kernelNames } from "./kernels.ts";
 
-export { type Call, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
+export { type Call, type Kernel, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
 
 /** Jobs of up to this many elements run inline: waking the pool costs 1 to 24 us, as much as the work (measured). */
-const INLINE_ELEMENTS = 2 * 65536;
+export const INLINE_ELEMENTS = 2 * 65536;
 
 /** A worker that dies this often before it is ready would do so for ever. */
 const MAX_FAILED_STARTS = 5;
@@ -67,6 +67,16 @@ export class Pool implements AsyncDisposable {
     const number = this.#numbers.get(name);
     if (number === undefined) throw new Error(`there is no kernel ${name}; rebuild with scripts/build-kernels.ts`);
     return number;
+  }
+
+  /** A kernel on the calling thread, for jobs of up to INLINE_ELEMENTS that are called without units. */
+  inline(name: string): Kernel {
+    return this.#inline[this.kernel(name)] as Kernel;
+  }
+
+  /** Memory for what those leave, until the next job runs on the calling thread. */
+  get inlineScratch(): number {
+    return this.#scratchOf(this.workers);
   }
 
   get kernelNames(): readonly string[] {

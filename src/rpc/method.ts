@@ -12,6 +12,8 @@ export interface Context {
   readonly lease: Parameters<Engine["inspect"]>[1];
   readonly telemetry: Telemetry;
   readonly waits: Waits;
+  /** The same object for each call that says the same beside its blobs; undefined for one that is new. */
+  readonly words: object | undefined;
 }
 
 export interface Method<Params = never, Result = unknown> {

@@ -38,6 +38,8 @@ export class Rpc {
   readonly openRpc: unknown;
   readonly openApi: unknown;
   readonly #byName: ReadonlyMap<string, Method>;
+  /** The methods whose schema words have passed. */
+  readonly #passed = new WeakMap<object, Method>();
 
   constructor(version: string) {
     const discover: Method = {
@@ -79,7 +81,7 @@ export class Rpc {
         });
       }
       if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", "an array");
-      validate(method.params, params);
+      this.#validate(method, params, context.words);
       const result = await method.handle(params as never, { ...context, waits });
       observe(method.name, "ok");
       return result;
@@ -89,6 +91,12 @@ export class Rpc {
     } finally {
       if (method) context.telemetry.ran((performance.now() - start) / 1000, waits.seconds, context.blobs.seconds - transferred);
     }
+  }
+
+  #validate(method: Method, params: unknown, words: object | undefined): void {
+    if (words && this.#passed.get(words) === method) return;
+    validate(method.params, params);
+    if (words) this.#passed.set(words, method);
   }
 
   /** Answers a decoded body. */
@@ -105,10 +113,12 @@ export class Rpc {
     }
     // One after the other: they share the lease, and a batch is no way to take more of the pool than others.
     const values: unknown[] = [];
+    // The words are those of all calls together.
+    const one = { ...context, words: undefined };
     for (const item of body) {
       // Small calls run on this thread; others have their turn between them.
       if (item !== body[0]) await setImmediate();
-      const { value } = await this.#answer(item, context, requestId, observe);
+      const { value } = await this.#answer(item, one, requestId, observe);
       if (value !== undefined) values.push(value);
     }
     return values.length === 0 ? { status: 204, value: undefined, retryAfter: undefined } : { status: 200, value: values, retryAfter: undefined };

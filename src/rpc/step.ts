@@ -1,4 +1,6 @@
+import type { StepOptions } from "../engine/engine.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
+import { Memo } from "./_memo.ts";
 import { planOf } from "./_optimizer.ts";
 import type { Method } from "./method.ts";
 
@@ -10,36 +12,27 @@ export const step: Method<StepParams> = {
   result: "step-result.schema.json",
   rest: { verb: "POST", path: "/v1/step" },
 
-  async handle(call, { engine, blobs, lease, telemetry, waits }) {
-    const plan = planOf(call.optimizer, call.groups, call.schedule);
+  async handle(call, { engine, blobs, lease, telemetry, waits, words }) {
+    const options = memo.of(words, () => optionsOf(call));
     await using delivery = await blobs.delivery(call);
     const { params, grads, state = null } = await blobs.load(call, lease);
-    const {
-      elements,
-      params: whole,
-      rounded,
-      isRecoverable,
-      state: next,
-      ...result
-    } = await engine.step(
-      {
-        plan,
-        params,
-        grads,
-        state,
-        clip: call.clip ?? {},
-        lossScale: call.loss_scale ?? 1,
-        nonFinite: call.non_finite ?? "error",
-        stats: call.stats ?? "none",
-        masterWeights: call.master_weights ?? false,
-        seed: call.stochastic_rounding?.seed,
-        roundsReply: call.reply?.params === "bf16",
-      },
-      lease,
-      waits,
-    );
-    if (result.skipped) telemetry.nonFinite();
-    else telemetry.stepped(plan.optimizer.name, elements);
-    return { ...(await delivery.deliver({ params: whole, rounded, state: next, isRecoverable })), ...result };
+    const made = await engine.step(options, { params, grads, state }, lease, waits);
+    const { report, elements } = made;
+    if (report.skipped) telemetry.nonFinite();
+    else telemetry.stepped(options.plan.optimizer.name, elements);
+    return { ...(await delivery.deliver(made)), ...report };
   },
 };
+
+const memo = new Memo<StepOptions>();
+
+const optionsOf = (call: StepParams): StepOptions => ({
+  plan: planOf(call.optimizer, call.groups, call.schedule),
+  clip: call.clip ?? {},
+  lossScale: call.loss_scale ?? 1,
+  nonFinite: call.non_finite ?? "error",
+  stats: call.stats ?? "none",
+  masterWeights: call.master_weights ?? false,
+  seed: call.stochastic_rounding?.seed,
+  roundsReply: call.reply?.params === "bf16",
+});

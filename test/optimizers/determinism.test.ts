@@ -86,15 +86,18 @@ interface JsonReply {
   readonly result: { readonly params: string; readonly state: string };
 }
 
+/** From the fifth step on with the same words it is a prepared one in MessagePack, never in JSON. */
+const PREPARED_STEPS = 7;
+
 suite("JSON and MessagePack, blobs and maps", () => {
   for (const { label, optimizer } of variants) {
     test(label, async () => {
-      const expected = await run(service(), { optimizer, shapes: SMALL, steps: STEPS });
+      const expected = await run(service(), { optimizer, shapes: SMALL, steps: PREPARED_STEPS });
       let params = writeTensors(startParams(SMALL)).toString("base64");
       let state: string | null = null;
       let plain: unknown = Object.fromEntries(Object.entries(startParams(SMALL)).map(([name, { shape, data }]) => [name, { shape, values: [...data] }]));
       let plainState: string | null = null;
-      for (let step = 0; step < STEPS; step++) {
+      for (let step = 0; step < PREPARED_STEPS; step++) {
         const grads = gradsAt(SMALL, step);
         const json = JSON.stringify({
           jsonrpc: "2.0",
@@ -108,7 +111,7 @@ suite("JSON and MessagePack, blobs and maps", () => {
         const mapped = await service().post("/v1/step", JSON.stringify({ optimizer, params: plain, grads: plainGrads, state: plainState }), JSON_TYPE);
         ({ params: plain, state: plainState } = (await mapped.json()) as { params: unknown; state: string });
       }
-      requireSameReply({ params: Buffer.from(params, "base64"), state: Buffer.from(state ?? "", "base64"), step: STEPS }, expected);
+      requireSameReply({ params: Buffer.from(params, "base64"), state: Buffer.from(state ?? "", "base64"), step: PREPARED_STEPS }, expected);
       assert.ok(Buffer.from(plainState ?? "", "base64").equals(Buffer.from(expected.state)), "state of the map form");
       const tensors = readTensors(expected.params);
       for (const [name, { values }] of Object.entries(plain as Record<string, { values: number[] }>))

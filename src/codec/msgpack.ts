@@ -225,12 +225,19 @@ export const encodeMsgpack = (value: unknown): Parts => {
 
 /** A value whose lists with a zero below zero are packed: msgpackr writes a zero as an integer, and so loses its sign. */
 const withZeros = (value: unknown): unknown => {
-  if (typeof value !== "object" || value === null || value instanceof Parts || value instanceof Uint8Array) return value;
-  if (Array.isArray(value)) return value.some((item) => Object.is(item, -0)) ? new Packed(numbers(value)) : value.some(isObject) ? value.map(withZeros) : value;
-  return Object.values(value).some(isObject) ? Object.fromEntries(Object.entries(value).map(([key, item]) => [key, withZeros(item)])) : value;
+  if (!hasZeros(value)) return value;
+  if (!Array.isArray(value)) return Object.fromEntries(Object.entries(value as object).map(([key, item]) => [key, withZeros(item)]));
+  return value.some(isNegativeZero) ? new Packed(numbers(value)) : value.map(withZeros);
 };
 
-const isObject = (value: unknown): boolean => typeof value === "object" && value !== null && !(value instanceof Parts);
+const hasZeros = (value: unknown): boolean => {
+  if (typeof value !== "object" || value === null || value instanceof Parts || value instanceof Uint8Array) return false;
+  if (Array.isArray(value)) return value.some(isNegativeZero) || value.some(hasZeros);
+  for (const key in value) if (hasZeros((value as Record<string, unknown>)[key])) return true;
+  return false;
+};
+
+const isNegativeZero = (value: unknown): boolean => Object.is(value, -0);
 
 /** Numbers as float64. NaN and infinities are their names. */
 const numbers = (values: readonly (number | string)[]): Buffer => {

@@ -24,6 +24,8 @@ export interface Reply {
 /** Replies of up to this length are joined, because to write each piece takes longer than to copy it. */
 const JOINED_BYTES = 65536;
 
+export const isSmall = ({ body }: Reply): boolean => body.length <= JOINED_BYTES;
+
 /** Memory for joined replies, used again: new memory for each would bring on collections of garbage. */
 const spare: Buffer[] = [];
 const MAX_SPARE = 16;
@@ -32,14 +34,15 @@ const MAX_SPARE = 16;
 export const isOut = (res: Response): boolean => res.writableFinished || (res.writableEnded && res.writableLength === 0 && res.socket?.destroyed === false);
 
 /** Sends a reply and resolves when its last byte is out, or the caller gone: from then on the pieces' memory is free. */
-export const send = async (res: Response, { status, type, body, headers = {} }: Reply): Promise<void> => {
+export const send = async (res: Response, reply: Reply): Promise<void> => {
+  const { status, type, body, headers = {} } = reply;
   if (res.headersSent || res.destroyed) return;
   const wanted = res.req.headers["want-repr-digest"];
   // A 204 must not have a length (RFC 9110, 8.6).
   const known: Record<string, string | number> = status === 204 ? { ...headers } : { "Content-Type": type, "Content-Length": body.length, ...headers };
   if (typeof wanted === "string" && /(?:^|,)\s*sha-256(?!=0)/.test(wanted)) known["Repr-Digest"] = `sha-256=:${digest(body)}:`;
   res.writeHead(status, known);
-  const room = body.length <= JOINED_BYTES ? (spare.pop() ?? Buffer.allocUnsafeSlow(JOINED_BYTES)) : undefined;
+  const room = isSmall(reply) ? (spare.pop() ?? Buffer.allocUnsafeSlow(JOINED_BYTES)) : undefined;
   if (room) res.end(body.joinInto(room));
   else {
     res.cork();

@@ -12,8 +12,11 @@ export type Words = object;
 /** Bodies of more values are looked through faster than they are remembered. */
 const MAX_VALUES = 1000;
 
-/** Bodies of one length that are remembered. */
-const MAX_ALIKE = 4;
+/** Bodies of one length that are remembered: trainers that differ in a learning rate have bodies of one length. */
+const MAX_ALIKE = 16;
+
+/** Bytes that a frame takes beside its words, about. */
+const FRAME_BYTES = 1024;
 
 /** The bytes of a value from `start` to `end`. */
 export interface Span {
@@ -47,7 +50,10 @@ class Frame {
     this.#holes = holes;
     this.#mold = mold;
     const starts = [0, ...holes.map(({ end }) => end)];
-    this.words = Buffer.concat(starts.map((start, index) => bytes.subarray(start, holes[index]?.start)));
+    const parts = starts.map((start, index) => bytes.subarray(start, holes[index]?.start));
+    // Of their own: a few bytes out of node's pool of buffers would keep all of it.
+    this.words = Buffer.allocUnsafeSlow(parts.reduce((sum, part) => sum + part.length, 0));
+    parts.reduce((at, part) => at + part.copy(this.words, at), 0);
   }
 
   /** Whether another body of this length has the same words. */
@@ -130,14 +136,19 @@ const idHole = (bytes: Buffer, { start, end }: Span): Hole | undefined => {
 
 /** The last bodies' frames, by their length. */
 export class Frames {
-  readonly #byLength = new LRUCache<number, readonly Frame[]>({
+  readonly #byLength = new LRUCache<number, Frame[]>({
     maxSize: MAX_CHARACTERS,
-    sizeCalculation: (frames) => frames.reduce((sum, { words }) => sum + words.length + 1, 0),
+    sizeCalculation: (frames) => frames.reduce((sum, { words }) => sum + words.length + FRAME_BYTES, 0),
   });
 
   /** The frame of another body with the same words. */
   find(bytes: Buffer): Frame | undefined {
-    return this.#byLength.get(bytes.length)?.find((frame) => frame.isOf(bytes));
+    const alike = this.#byLength.get(bytes.length);
+    const index = alike?.findIndex((frame) => frame.isOf(bytes)) ?? -1;
+    const frame = alike?.[index];
+    // The last to be of use is the last to go.
+    if (frame && index > 0) alike.unshift(...alike.splice(index, 1));
+    return frame;
   }
 
   add(length: number, frame: Frame): void {

@@ -1,4 +1,5 @@
 /** What the service can do with bytes in a lease: one method for each of its jobs. */
+import { LRUCache } from "lru-cache";
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { compareUtf8 } from "../codec/safetensors.ts";
@@ -9,13 +10,15 @@ import type { Plan } from "./plan.ts";
 import { PreparedStep } from "./prepared.ts";
 import { Runner, type Waits } from "./runner.ts";
 import { addSlots, emptyState, MASTER_PARAM, readState, type State, slotDtype, writeState } from "./state.ts";
-import { runStep, type StepInput, type StepOptions, type StepOutput, wantedSlots } from "./step.ts";
+import { runStep, type StepInput, type StepOutput, wantedSlots } from "./step.ts";
 import { loadTensors, requireMatch, type Tensor, type Tensors } from "./tensors.ts";
+import type { StepOptions } from "./update.ts";
 
 export { makePlan, type Plan, type Schedule } from "./plan.ts";
 export type { Waits } from "./runner.ts";
 export { STATE_FORMAT, type State } from "./state.ts";
-export type { StepOptions, StepOutput } from "./step.ts";
+export type { StepInput, StepOutput } from "./step.ts";
+export type { StepOptions } from "./update.ts";
 
 /** Sums over one tensor, in float64. */
 export interface TensorNorms {
@@ -32,13 +35,19 @@ export interface Norms {
   readonly grad_norm: number;
 }
 
+/** Bytes that all prepared steps together take, about. */
+const PREPARED_BYTES = 2 ** 26;
+
+/** How often a step with the same options is prepared again, because the tensors are others. */
+const PREPARATIONS = 3;
+
 export class Engine {
   readonly #pool: Pool;
   /** Bytes that all calls' memory together may have. */
   readonly #capacity: number;
-  /** Options of steps that were taken. */
-  readonly #seen = new WeakSet<StepOptions>();
-  readonly #prepared = new WeakMap<StepOptions, PreparedStep>();
+  /** How often steps with the same options were taken the general way. */
+  readonly #sights = new WeakMap<StepOptions, number>();
+  readonly #prepared = new LRUCache<StepOptions, PreparedStep>({ maxSize: PREPARED_BYTES, sizeCalculation: ({ bytes }) => bytes });
 
   constructor(pool: Pool, capacity: number) {
     this.#pool = pool;
@@ -47,15 +56,17 @@ export class Engine {
 
   /** One update. Who asks for the same again hands in the same options. Throws what docs/wire-format.md lists under optimizer.step. */
   step(options: StepOptions, input: StepInput, lease: Lease, waits: Waits): StepOutput | Promise<StepOutput> {
-    return this.#prepared.get(options)?.run(input, lease) ?? this.#step(options, input, lease, waits);
+    return this.#prepared.get(options)?.run(input, lease, this.#pool, waits) ?? this.#step(options, input, lease, waits);
   }
 
   async #step(options: StepOptions, input: StepInput, lease: Lease, waits: Waits): Promise<StepOutput> {
     const output = await runStep(options, input, lease, this.#pool, waits);
-    if (this.#seen.has(options)) {
-      const prepared = PreparedStep.like(options, input, lease, this.#pool);
+    const sights = this.#sights.get(options) ?? 0;
+    this.#sights.set(options, sights + 1);
+    if (sights >= 1 && sights <= PREPARATIONS) {
+      const prepared = PreparedStep.like(options, input, lease, this.#pool, PREPARED_BYTES);
       if (prepared) this.#prepared.set(options, prepared);
-    } else this.#seen.add(options);
+    }
     return output;
   }
 

@@ -1,58 +1,45 @@
 /**
- * A step that was taken before with the same options and the same tensors: all that their values do not change is known. For
- * small models, of which reading headers and pairing names takes far longer than the update. Gives the bits that `runStep`
- * gives, and leaves to it, before anything is changed, whatever is out of the ordinary: all errors and warnings are its.
+ * A step that was taken before with the same options and the same tensors: all that their values do not change is known. To read
+ * headers, pair names and write headers takes 20 us a tensor, most of the main thread's time for many tensors and of a small
+ * step's. What comes of it is what `runStep` gives, which also takes whatever is not as it was, with nothing changed.
  */
 import type { Lease } from "../arena/arena.ts";
 import { Parts } from "../codec/parts.ts";
-import { canonicalOrder, readSafetensors, type TensorInfo } from "../codec/safetensors.ts";
-import type { Hyperparameters, Stage, Values } from "../optimizers/registry.ts";
+import { canonicalOrder, compareUtf8, readSafetensors, type TensorInfo } from "../codec/safetensors.ts";
+import type { Moment, Stage } from "../optimizers/registry.ts";
 import { groupFinder } from "../planner/groups.ts";
-import { INLINE_ELEMENTS, type Kernel, type Pool, SHARD } from "../pool/pool.ts";
-import { STEP, slotDtype, stateHeader } from "./state.ts";
-import type { StepInput, StepOptions, StepOutput } from "./step.ts";
+import type { Pool } from "../pool/pool.ts";
+import { DirectStages, type Target } from "./direct.ts";
+import { Runner, type Waits, type Work } from "./runner.ts";
+import { MASTER_PARAM, STEP, stateHeader } from "./state.ts";
+import { countElements, type StepInput, type StepOutput, wantedSlots } from "./step.ts";
+import type { Tensor } from "./tensors.ts";
+import { type StepOptions, type Updated, update } from "./update.ts";
 
-/** Where an operand of a kernel is: in one of the three files, among its sums, or, for a slot that is not in use, nowhere. */
-const [PARAMS, GRADS, STATE, SUMS, NOWHERE] = [0, 1, 2, 3, 4] as const;
-
-const SUM_BYTES = 8;
-
-/** Sums of gradient_check: values that are not finite, and squares that are not. */
-const CHECK: Stage = { kernel: "gradient_check", operands: ["grad", "sums"], sums: 2, scalars: () => [] };
-
-interface Operand {
-  readonly place: number;
-  readonly offset: number;
-  /** Bytes by which it advances for each element before the shard. */
-  readonly stride: number;
+/** The three files of a step, in the arena. */
+interface Files {
+  readonly params: Buffer;
+  readonly grads: Buffer;
+  readonly state: Buffer;
 }
 
-interface PreparedStage {
-  readonly kernel: Kernel;
-  readonly operands: readonly Operand[];
-  readonly sums: number;
-  readonly scalars: Stage["scalars"];
-}
+/** Of a header with its length in front, which is below 2^32 (the reader has seen to it). */
+const headerBytes = (file: Buffer): number => 8 + file.readUInt32LE(0);
 
-/** A tensor with a gradient. */
-interface Target {
-  readonly values: Values<Hyperparameters>;
-  readonly elements: number;
-  /** Offset of its count of steps in the state. */
-  readonly step: number;
-  readonly check: PreparedStage;
-  readonly stages: readonly PreparedStage[];
-}
+/** What is made of headers takes about ten times as much as they do (measured with scalars of short names, the worst). */
+const TIMES_HEADERS = 10;
+
+const bytesOf = (headers: readonly number[]): number => TIMES_HEADERS * headers.reduce((sum, length) => sum + length, 0);
 
 /** A file as it has to be. */
 class Form {
-  readonly #bytes: number;
   /** With the length in front. */
   readonly header: Buffer;
+  readonly #bytes: number;
 
   constructor(file: Buffer) {
+    this.header = Buffer.from(file.subarray(0, headerBytes(file)));
     this.#bytes = file.length;
-    this.header = Buffer.from(file.subarray(0, 8 + file.readUInt32LE(0)));
   }
 
   isOf(file: Buffer): boolean {
@@ -60,162 +47,183 @@ class Form {
   }
 }
 
-interface Prepared {
-  readonly options: StepOptions;
-  readonly forms: readonly [params: Form, grads: Form, state: Form];
-  readonly targets: readonly Target[];
-  /** Offsets of the counts of steps of tensors that have no gradient. */
-  readonly resting: readonly number[];
-  readonly elements: StepOutput["elements"];
-  /** Where kernels on this thread may leave sums. */
-  readonly sums: number;
-}
+type Forms = { readonly [File in keyof Files]: Form };
 
 export class PreparedStep {
-  readonly #prepared: Prepared;
+  /** Bytes that it takes, about. */
+  readonly bytes: number;
+  readonly #options: StepOptions;
+  readonly #forms: Forms;
+  /** In the order of names. */
+  readonly #targets: readonly Target[];
+  /** Offsets of the counts of steps of tensors that have no gradient. */
+  readonly #resting: readonly number[];
 
-  private constructor(prepared: Prepared) {
-    this.#prepared = prepared;
+  readonly #elements: StepOutput["elements"];
+  readonly #isRecoverable: boolean;
+  readonly #direct: DirectStages | undefined;
+
+  private constructor(options: StepOptions, forms: Forms, targets: readonly Target[], resting: readonly number[], pool: Pool) {
+    this.#options = options;
+    this.#forms = forms;
+    this.#targets = targets;
+    this.#resting = resting;
+    this.bytes = bytesOf(Object.values(forms).map(({ header }) => header.length));
+    this.#elements = countElements(targets);
+    this.#isRecoverable = targets.every(({ slots }) => slots.some(([slot]) => slot === MASTER_PARAM));
+    this.#direct = DirectStages.of(options, targets, pool);
   }
 
-  /** Prepares a step like one that has just succeeded; undefined where there is more to do than to run the stages in place. */
-  static like(options: StepOptions, input: StepInput, lease: Lease, pool: Pool): PreparedStep | undefined {
-    const [params, grads, state] = [input.params, input.grads, input.state].map((blob) => fileIn(lease, blob));
-    if (!isPlain(options) || !params || !grads || !state) return undefined;
-    const { optimizer, base, groups } = options.plan;
-    const [paramInfos, gradInfos, stateInfos] = [params, grads, state].map((file) => readSafetensors(file, "", "INTERNAL_ERROR").tensors) as [
-      Infos,
-      Infos,
-      Infos,
-    ];
-    const forms = [new Form(params), new Form(grads), new Form(state)] as const;
-    if (gradInfos.length === 0 || gradInfos.reduce((sum, { elements }) => sum + elements, 0) > INLINE_ELEMENTS) return undefined;
-    // Written again, the state must be what it is, but for the values.
-    if (!stateHeader(optimizer, canonicalOrder(stateInfos)).equals(forms[STATE].header)) return undefined;
-
-    const paramOf = new Map(paramInfos.map((info) => [info.name, info]));
-    const stateOf = new Map(stateInfos.map((info) => [info.name, info]));
-    const steps = new Map(stateInfos.filter(({ name }) => name.startsWith(`${STEP}/`)).map(({ name, offset }) => [name, offset]));
-    const find = groupFinder(groups);
-    const targets: Target[] = [];
-    const elements: Record<string, number> = {};
-    for (const grad of gradInfos) {
-      const values = groups[find(grad.name)]?.values ?? base;
-      const param = paramOf.get(grad.name) as TensorInfo;
-      const key = `${STEP}/${grad.name}`;
-      const step = steps.get(key);
-      const slotOf = (slot: string): TensorInfo | undefined => stateOf.get(`${slot}/${grad.name}`);
-      const isInPlace = param.dtype === grad.dtype && slotDtype(param.dtype) === param.dtype && optimizer.slots(values).every(slotOf);
-      if (step === undefined || !isInPlace || values["maximize"] === true) return undefined;
-      const inPlace = { [PARAMS]: param, [GRADS]: grad };
-      const operandOf = (operand: string): Operand => {
-        if (operand === "sums") return { place: SUMS, offset: 0, stride: 0 };
-        const place = operand === "param" ? PARAMS : operand === "grad" ? GRADS : STATE;
-        const info = place === STATE ? slotOf(operand) : inPlace[place];
-        return info ? { place, offset: info.offset, stride: info.bytes / (info.elements || 1) } : { place: NOWHERE, offset: 0, stride: 0 };
-      };
-      const prepare = ({ kernel, operands, sums, scalars }: Stage): PreparedStage => ({
-        kernel: pool.inline(`${kernel}_${param.dtype.toLowerCase()}`),
-        operands: operands.map(operandOf),
-        sums,
-        scalars,
-      });
-      targets.push({ values, elements: param.elements, step, check: prepare(CHECK), stages: optimizer.stages(values).map(prepare) });
-      elements[param.dtype] = (elements[param.dtype] ?? 0) + param.elements;
-      steps.delete(key);
-    }
-    return new PreparedStep({ options, forms, targets, resting: [...steps.values()], elements, sums: pool.inlineScratch });
-  }
-
-  /** The step, in place; undefined, with nothing changed, where it is not the one that was prepared. */
-  run(input: StepInput, lease: Lease): StepOutput | undefined {
-    const { options, forms, targets, resting, elements, sums: sumsAt } = this.#prepared;
+  /** Prepares a step like one that has just succeeded; undefined where the result is not in the places of what came, or more than `most` bytes would be kept. */
+  static like(options: StepOptions, input: StepInput, lease: Lease, pool: Pool, most: number): PreparedStep | undefined {
     const params = fileIn(lease, input.params);
     const grads = fileIn(lease, input.grads);
     const state = fileIn(lease, input.state);
-    if (!params || !forms[PARAMS].isOf(params) || !grads || !forms[GRADS].isOf(grads) || !state || !forms[STATE].isOf(state)) return undefined;
-    const places = [params.byteOffset, grads.byteOffset, state.byteOffset, sumsAt, 0];
-    const { plan, nonFinite } = options;
+    if (options.roundsReply || !params || !grads || !state || bytesOf([params, grads, state].map(headerBytes)) > most) return undefined;
+    const { plan, masterWeights } = options;
+    const { optimizer, base, groups } = plan;
+    const forms: Forms = { params: new Form(params), grads: new Form(grads), state: new Form(state) };
+    const infos = (file: Buffer): readonly TensorInfo[] => readSafetensors(file, "", "INTERNAL_ERROR").tensors;
+    const entries = infos(state);
+    // Written again, the state must be what it is, but for the values.
+    if (!stateHeader(optimizer, canonicalOrder(entries)).equals(forms.state.header)) return undefined;
 
+    const paramOf = new Map(infos(params).map((info) => [info.name, info]));
+    const entryOf = new Map(entries.map((info) => [info.name, info]));
+    const steps = new Map(entries.filter(({ name }) => name.startsWith(`${STEP}/`)).map(({ name, offset }) => [name, offset]));
+    const find = groupFinder(groups);
+    const stages = new Map([base, ...groups.map(({ values }) => values)].map((values) => [values, optimizer.stages(values)]));
+    const targets: Target[] = [];
+    for (const grad of infos(grads).toSorted((a, b) => compareUtf8(a.name, b.name))) {
+      const { name } = grad;
+      const param = paramOf.get(name) as TensorInfo;
+      const values = groups[find(name)]?.values ?? base;
+      const step = steps.get(`${STEP}/${name}`);
+      const kept = (slot: string) => [slot, entryOf.get(`${slot}/${name}`)] as const;
+      const slots = [...optimizer.allSlots, MASTER_PARAM].map(kept).filter((slot): slot is [string, TensorInfo] => slot[1] !== undefined);
+      const scalars = Object.keys(optimizer.scalarSlots ?? {}).map(kept);
+      const has = new Set(slots.map(([slot]) => slot));
+      const hasAll = wantedSlots(optimizer, values, param, masterWeights).slots.every((slot) => has.has(slot)) && scalars.every(([, info]) => info);
+      if (step === undefined || !hasAll) return undefined;
+      const scalarOffsets = scalars.map(([slot, info]) => [slot, (info as TensorInfo).offset] as const);
+      targets.push({ param, grad, slots, values, stages: stages.get(values) as readonly Stage[], step, scalars: scalarOffsets });
+      steps.delete(`${STEP}/${name}`);
+    }
+    return targets.length === 0 ? undefined : new PreparedStep(options, forms, targets, [...steps.values()], pool);
+  }
+
+  /** The step, in place; undefined, with nothing changed, where it is not the one that was prepared. Throws what `runStep` throws for values. */
+  run(input: StepInput, lease: Lease, pool: Pool, waits: Waits): StepOutput | Promise<StepOutput> | undefined {
+    const params = fileIn(lease, input.params);
+    const grads = fileIn(lease, input.grads);
+    const state = fileIn(lease, input.state);
+    if (!params || !this.#forms.params.isOf(params) || !grads || !this.#forms.grads.isOf(grads) || !state || !this.#forms.state.isOf(state)) return undefined;
+    const files: Files = { params, grads, state };
     let rested = 0;
-    for (const offset of resting) {
+    for (const offset of this.#resting) {
       const step = readStep(state, offset);
       if (!isStep(step)) return undefined;
       rested = Math.max(rested, step);
     }
-    const moments: { readonly step: number; readonly lr: number }[] = [];
-    for (const { values, step } of targets) {
+    const moments: Pick<Moment, "step" | "lr">[] = [];
+    for (const { values, step } of this.#targets) {
       const taken = readStep(state, step);
       if (!isStep(taken)) return undefined;
-      const now = plan.at(values, taken);
-      // A schedule that cycles the momentum.
-      if (now.values !== values) return undefined;
-      moments.push({ step: taken + 1, lr: now.lr });
+      const lr = this.#rateAt(values, taken);
+      if (lr === undefined) return undefined;
+      moments.push({ step: taken + 1, lr });
     }
-    if (nonFinite !== "propagate") {
-      for (const { check, elements } of targets) if (!run(check, elements, NO_SCALARS, places, lease).every(isZero)) return undefined;
+    const newest = moments.reduce((most, { step }) => Math.max(most, step), 0);
+    if (!this.#direct?.run(moments, [params.byteOffset, grads.byteOffset, state.byteOffset], lease)) {
+      return this.#take(this.#workOf(files, moments), files, newest, rested, new Runner(lease, pool, waits));
     }
-
-    let newest = 0;
-    targets.forEach(({ elements, step: offset, stages }, index) => {
-      const { step, lr } = moments[index] as (typeof moments)[number];
-      const sums: number[][] = [];
-      for (const stage of stages) {
-        const scalars = stage.scalars({ step, lr, first: step === 1, elements, scalarSlots: {}, sums });
-        sums.push(run(stage, elements, scalars, places, lease));
-      }
-      state.writeUInt32LE(step % WORD, offset);
-      state.writeUInt32LE(Math.floor(step / WORD), offset + 4);
-      newest = Math.max(newest, step);
+    this.#targets.forEach(({ step }, index) => {
+      writeStep(state, step, (moments[index] as Moment).step);
     });
+    return this.#output(files, newest, rested, newest, {});
+  }
+
+  /** Undefined where the schedule cycles the momentum, or has ended: that is for `runStep` to say. */
+  #rateAt(values: Target["values"], taken: number): number | undefined {
+    try {
+      const now = this.#options.plan.at(values, taken);
+      return now.values === values ? now.lr : undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
+  async #take(work: readonly Work[], files: Files, newest: number, rested: number, runner: Runner): Promise<StepOutput> {
+    const { nextScalarSlots } = this.#options.plan.optimizer;
+    const updated = await update(this.#options, work, () => work, runner);
+    if (!updated) return this.#output(files, newest, rested, Math.max(...work.map(({ moment }) => moment.step - 1)));
+    this.#targets.forEach(({ values, step, scalars }, index) => {
+      const { moment } = work[index] as Work;
+      writeStep(files.state, step, moment.step);
+      if (!nextScalarSlots) return;
+      const next = nextScalarSlots(values, { ...moment, sums: updated.results[index]?.sums ?? [] });
+      for (const [slot, offset] of scalars) files.state.writeDoubleLE(next[slot] as number, offset);
+    });
+    return this.#output(files, newest, rested, newest, updated.said);
+  }
+
+  /** `newest` is the count of steps that the rate is for, `taken` what it is now; without `said` the step is skipped. */
+  #output({ params, state }: Files, newest: number, rested: number, taken: number, said?: Updated["said"]): StepOutput {
+    const { plan } = this.#options;
     return {
       params: new Parts([params]),
       rounded: undefined,
-      isRecoverable: false,
+      isRecoverable: !said || this.#isRecoverable,
       state: new Parts([state]),
-      report: { step: Math.max(newest, rested), lr: plan.at(plan.base, newest - 1).lr, skipped: false },
-      elements,
+      report: { step: Math.max(taken, rested), lr: plan.at(plan.base, newest - 1).lr, skipped: !said, ...said },
+      elements: this.#elements,
     };
+  }
+
+  #workOf({ params, grads, state }: Files, moments: readonly Pick<Moment, "step" | "lr">[]): readonly Work[] {
+    return this.#targets.map(({ param, grad, slots, values, stages, scalars }, index): Work => {
+      const { step, lr } = moments[index] as Moment;
+      return {
+        param: within(params, param),
+        grad: within(grads, grad),
+        slots: new Map(slots.map(([slot, info]) => [slot, within(state, info)])),
+        values,
+        stages,
+        moment: {
+          step,
+          lr,
+          first: step === 1,
+          elements: param.elements,
+          scalarSlots: Object.fromEntries(scalars.map(([slot, offset]) => [slot, state.readDoubleLE(offset)])),
+        },
+        isMasterNew: false,
+      };
+    });
   }
 }
 
-type Infos = readonly TensorInfo[];
-
-/** Whether options ask for nothing beside the stages. */
-const isPlain = ({ plan: { optimizer, base }, clip, lossScale, stats, roundsReply }: StepOptions): boolean =>
-  Object.values(clip).every((limit) => limit === undefined) &&
-  (base["max_grad_norm"] ?? null) === null &&
-  lossScale === 1 &&
-  stats === "none" &&
-  !roundsReply &&
-  !optimizer.scalarSlots;
-
 const fileIn = (lease: Lease, blob: StepInput[keyof StepInput]): Buffer | undefined =>
   Buffer.isBuffer(blob) && blob.buffer === lease.bytes.buffer ? blob : undefined;
+
+/** A tensor of a file in the arena. */
+const within = (file: Buffer, { name, dtype, shape, elements, bytes, offset }: TensorInfo): Tensor => ({
+  name,
+  dtype,
+  shape,
+  elements,
+  bytes,
+  address: file.byteOffset + offset,
+});
 
 /** A step is an I64 in two halves. */
 const WORD = 2 ** 32;
 
 const readStep = (state: Buffer, offset: number): number => state.readUInt32LE(offset) + state.readInt32LE(offset + 4) * WORD;
 
+const writeStep = (state: Buffer, offset: number, step: number): void => {
+  state.writeUInt32LE(step % WORD, offset);
+  state.writeUInt32LE(Math.floor(step / WORD), offset + 4);
+};
+
 /** Whether another step can follow. */
 const isStep = (step: number): boolean => step >= 0 && step < Number.MAX_SAFE_INTEGER;
-
-const isZero = (sum: number): boolean => sum === 0;
-
-const NO_SCALARS: readonly number[] = [];
-
-/** Runs a kernel on all of a tensor and returns its sums: block by block, in order, as everywhere. */
-const run = ({ kernel, operands, sums }: PreparedStage, elements: number, scalars: readonly number[], places: readonly number[], lease: Lease): number[] => {
-  const totals: number[] = [];
-  for (let i = 0; i < sums; i++) totals.push(0);
-  for (let start = 0; start < elements; start += SHARD) {
-    const values: number[] = [];
-    for (const { place, offset, stride } of operands) values.push((places[place] as number) + offset + start * stride);
-    values.push(Math.min(SHARD, elements - start));
-    for (const scalar of scalars) values.push(scalar);
-    kernel(...values);
-    for (let i = 0; i < sums; i++) totals[i] = (totals[i] as number) + lease.bytes.readDoubleLE((places[SUMS] as number) + i * SUM_BYTES);
-  }
-  return totals;
-};

@@ -30,8 +30,9 @@ export const isSmall = ({ body }: Reply): boolean => body.length <= JOINED_BYTES
 const spare: Buffer[] = [];
 const MAX_SPARE = 16;
 
-/** Whether all of a reply is with the system. Small ones are as soon as they are sent, of which node tells a turn later. */
-export const isOut = (res: Response): boolean => res.writableFinished || (res.writableEnded && res.writableLength === 0 && res.socket?.destroyed === false);
+/** Whether all of a reply is with the system. Small ones are as soon as they are sent, of which node tells a turn later, as it does of a socket that failed. */
+export const isOut = (res: Response): boolean =>
+  res.writableFinished || (res.writableEnded && res.writableLength === 0 && res.socket?.destroyed === false && res.socket.errored === null);
 
 /** Sends a reply and resolves when its last byte is out, or the caller gone: from then on the pieces' memory is free. */
 export const send = async (res: Response, reply: Reply): Promise<void> => {

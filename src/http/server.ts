@@ -379,7 +379,8 @@ const together = new Together();
 /** Sends a call's reply, and counts it if it was sent whole. A caller that takes too long to read it is cut off: it holds memory. */
 const deliver = async ({ telemetry, limits }: Service, res: Response, reply: Reply, call: Call): Promise<void> => {
   const start = performance.now();
-  const { socket } = res;
+  // A reply that waits behind another of its connection has no socket of its own yet.
+  const { socket } = res.req;
   let isSlow = false;
   if (isSmall(reply)) await together.wait();
   const sending = send(res, reply);
@@ -387,7 +388,7 @@ const deliver = async ({ telemetry, limits }: Service, res: Response, reply: Rep
   if (!isOut(res)) {
     const timer = setTimeout(() => {
       isSlow = true;
-      socket?.destroy();
+      socket.destroy();
     }, limits.requestTimeoutMs);
     await sending.finally(() => clearTimeout(timer));
   }

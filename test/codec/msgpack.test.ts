@@ -198,8 +198,19 @@ test("what is read by the same words shares nothing that holds a blob", () => {
   assert.deepEqual(other, unpack(body));
 });
 
+test("bodies of one length in turn are all known, as of trainers that differ in a rate", () => {
+  const bodies = Array.from({ length: 16 }, (_, i) => call(1, blob(1, 9), blob(2), i / 1024 + 2 ** -20));
+  for (const body of bodies) decodeMsgpack(body);
+  for (const body of bodies) assert.notEqual(decodeMsgpack(body).words, undefined);
+  // One more pushes out the one that was of no use for the longest time.
+  decodeMsgpack(bodies[0] as Buffer);
+  decodeMsgpack(call(1, blob(1, 9), blob(2), 0.4375));
+  assert.notEqual(decodeMsgpack(bodies[0] as Buffer).words, undefined);
+  assert.equal(decodeMsgpack(bodies[1] as Buffer).words, undefined);
+});
+
 test("of many bodies the last ones' words are known, and of huge ones none", () => {
-  const bodies = Array.from({ length: 3000 }, (_, i) => pack({ text: String(i).repeat(100), blob: blob(1, i) }));
+  const bodies = Array.from({ length: 3000 }, (_, i) => pack({ text: String(i), blob: blob(1, i) }));
   for (const body of bodies) decodeMsgpack(body);
   assert.equal(decodeMsgpack(bodies[0] as Buffer).words, undefined);
   assert.notEqual(decodeMsgpack(bodies.at(-1) as Buffer).words, undefined);

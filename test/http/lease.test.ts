@@ -71,6 +71,24 @@ test("a client that does not read its reply is cut off after the idle time", asy
   await requireWell(service);
 });
 
+test("a client that does not read its replies is cut off after the request time, the one that waits behind another as well", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_REQUEST_TIMEOUT_MS: "1000" });
+  using client = await RawClient.connect(service);
+  client.socket.pause();
+  const evaluate = { jsonrpc: "2.0", method: "schedule.evaluate", params: { schedule: { name: "cosine", T_max: 10 }, from: 0, count: 10_000 } };
+  const slow = pack(Array(100).fill(evaluate));
+  for (let call = 0; call < 4; call++) {
+    client.head("/rpc", { "Content-Length": slow.length });
+    client.send(slow);
+  }
+  // Ready before those in front of it, and with a state larger than what the system holds of a reply.
+  const body = pack({ ...sgdParams(MIB, 3), optimizer: { name: "adamw" } });
+  client.head("/v1/step", { "Content-Length": body.length });
+  client.send(body);
+  await until(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count > 0);
+  await requireWell(service);
+});
+
 test("a call that takes longer than the idle time is answered", async () => {
   await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: "50" });
   const schedule = {
@@ -160,7 +178,7 @@ const requireWellBeside = async (service: TestService, held: number): Promise<vo
 test("a reply that is not read in time is cut off, and its memory given back", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_REQUEST_TIMEOUT_MS: "2000", STEPD_IDLE_TIMEOUT_MS: "60000" });
   using client = await stall(service);
-  await until(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count === 1);
+  await until(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count > 0);
   await requireWell(service);
   client.socket.destroy();
 });

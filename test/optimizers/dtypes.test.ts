@@ -4,8 +4,8 @@ import { after, before, suite, test } from "node:test";
 import { gradsAt, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { requireSame } from "../support/same.ts";
 import { TestService } from "../support/service.ts";
-import { readFile, type TestTensors } from "../support/tensors.ts";
-import { DTYPES, type Dtype, readTyped, round, type Typed, writeTyped } from "../support/typed.ts";
+import { readFile } from "../support/tensors.ts";
+import { DTYPES, type Dtype, readTyped, round, type Typed, typed, writeTyped } from "../support/typed.ts";
 import { type Variant, variants } from "../support/variants.ts";
 
 const STEPS = 2;
@@ -18,9 +18,6 @@ before(async () => {
   service = await TestService.start();
 });
 after(() => service[Symbol.asyncDispose]());
-
-const typed = (tensors: TestTensors, dtype: Dtype): Record<string, Typed> =>
-  Object.fromEntries(Object.entries(tensors).map(([name, { shape, data }]) => [name, { dtype, shape, values: [...data].map((value) => round(value, dtype)) }]));
 
 const cast = (tensors: Readonly<Record<string, Typed>>, dtype: Dtype): Record<string, Typed> =>
   Object.fromEntries(Object.entries(tensors).map(([name, { shape, values }]) => [name, { dtype, shape, values: values.map((value) => round(value, dtype)) }]));

@@ -5,7 +5,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { readConfig } from "../../src/config.ts";
 import { Service } from "../../src/service.ts";
 import { RawClient, sgdBody, sgdParams } from "../http/_client.ts";
-import { JSON_TYPE, MSGPACK, TestService } from "../support/service.ts";
+import { JSON_TYPE, MSGPACK, pack, TestService } from "../support/service.ts";
 import { bytes, Changes, elements, exposition, phaseSeconds, phases, requests } from "./_exposition.ts";
 import { promtool } from "./_prometheus.ts";
 
@@ -228,6 +228,26 @@ test("a caller that goes away in the middle of its reply is no success, and its 
   await changes.become({ [phases("encode")]: 1, [bytes("in")]: body.length });
   client.socket.destroy();
   await changes.become({ [requests("optimizer.step", "CLIENT_GONE")]: 1, [requests("optimizer.step", "ok")]: 0, [bytes("out")]: 0, [phases("send")]: 0 });
+});
+
+test("nor is the small reply to a caller that has reset its connection", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  const list = pack({ jsonrpc: "2.0", id: 1, method: "optimizer.list" });
+  // While this keeps the thread, the others come and go.
+  const evaluate = { jsonrpc: "2.0", id: 1, method: "schedule.evaluate", params: { schedule: { name: "cosine", T_max: 10 }, from: 0, count: 10_000 } };
+  using busy = await RawClient.connect(service);
+  const clients = await Promise.all(Array.from({ length: 5 }, () => RawClient.connect(service)));
+  const body = pack(Array(100).fill(evaluate));
+  busy.head("/rpc", { "Content-Length": body.length });
+  busy.send(body);
+  for (const client of clients) {
+    client.head("/rpc", { "Content-Length": list.length });
+    await new Promise((resolve) => client.socket.write(list, resolve));
+    client.socket.resetAndDestroy();
+  }
+  await busy.reply();
+  await changes.become({ [requests("optimizer.list", "CLIENT_GONE")]: clients.length, [requests("optimizer.list", "ok")]: 0, [phases("send")]: 1 });
 });
 
 test("arena, workers, readiness and build", async () => {

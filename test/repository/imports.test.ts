@@ -28,7 +28,7 @@ const rooms: Readonly<Record<string, Room>> = {
   validation: { rooms: ["errors", "generated"], packages: ["ajv", "fastest-levenshtein"] },
   codec: { rooms: ["errors"], packages: ["lru-cache", "msgpackr"] },
   blobs: { rooms: ["codec", "arena", "errors", "generated"], packages: ["lru-cache"] },
-  engine: { rooms: ["codec", "planner", "arena", "pool", "optimizers", "schedules", "errors", "generated"], packages: [] },
+  engine: { rooms: ["codec", "planner", "arena", "pool", "optimizers", "schedules", "errors", "generated"], packages: ["lru-cache"] },
   planner: { rooms: ["optimizers", "schedules", "errors"], packages: [] },
   arena: { rooms: ["errors"], packages: [] },
   pool: { rooms: ["arena", "errors"], packages: ["node:worker_threads"] },

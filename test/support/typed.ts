@@ -1,5 +1,5 @@
 /** Tensors of any dtype for tests, with conversions of their own. */
-import { rawTensors, readFile } from "./tensors.ts";
+import { rawTensors, readFile, type TestTensors } from "./tensors.ts";
 
 export type Dtype = "F32" | "F64" | "BF16" | "F16";
 export const DTYPES: readonly Dtype[] = ["F32", "F64", "BF16", "F16"];
@@ -66,6 +66,9 @@ const fromBytes = (bytes: Buffer, dtype: Dtype): number[] => {
     return single.getFloat32(0);
   });
 };
+
+export const typed = (tensors: TestTensors, dtype: Dtype): Record<string, Typed> =>
+  Object.fromEntries(Object.entries(tensors).map(([name, { shape, data }]) => [name, { dtype, shape, values: [...data].map((value) => round(value, dtype)) }]));
 
 export const writeTyped = (tensors: Readonly<Record<string, Typed>>): Buffer => {
   let offset = 0;

@@ -6,6 +6,7 @@ import { decodeJson, encodeJson } from "../codec/json.ts";
 import { type Decoded, decodeMsgpack, encodeMsgpack } from "../codec/msgpack.ts";
 import type { Parts } from "../codec/parts.ts";
 import { errors, type StepdError } from "../errors/errors.ts";
+import { Together } from "./_together.ts";
 import type { MediaType } from "./negotiate.ts";
 
 /** The value of a body; `onValues` is told how many values it has before they are made. */
@@ -24,7 +25,12 @@ export interface Reply {
 /** Replies of up to this length are joined, because to write each piece takes longer than to copy it. */
 const JOINED_BYTES = 65536;
 
-export const isSmall = ({ body }: Reply): boolean => body.length <= JOINED_BYTES;
+const isSmall = ({ body }: Reply): boolean => body.length <= JOINED_BYTES;
+
+const together = new Together();
+
+/** When a reply may be sent: a small one with those that are ready in the same turn of the event loop. */
+export const ready = (reply: Reply): Promise<void> | undefined => (isSmall(reply) ? together.wait() : undefined);
 
 /** Memory for joined replies, used again: new memory for each would bring on collections of garbage. */
 const spare: Buffer[] = [];

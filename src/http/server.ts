@@ -10,11 +10,10 @@ import { Parts } from "../codec/parts.ts";
 import { asStepdError, errors, StepdError } from "../errors/errors.ts";
 import { Outflow } from "../errors/outflow.ts";
 import { errorReply, type Method, type Observer } from "../rpc/rpc.ts";
-import { Together } from "./_together.ts";
 import type { BodyLease, Service } from "./_types.ts";
 import { ClientGone, dropRest, receive, TooSlow } from "./body.ts";
 import { bodyType, type MediaType, replyType } from "./negotiate.ts";
-import { decode, encode, errorHeaders, isOut, isSmall, problem, type Reply, retryHeader, send } from "./reply.ts";
+import { decode, encode, errorHeaders, isOut, problem, type Reply, ready, retryHeader, send } from "./reply.ts";
 
 export type { Admission, Limits, Service } from "./_types.ts";
 export { TextBudget } from "./text.ts";
@@ -374,15 +373,13 @@ const refuse = async (service: Service, req: Request, res: Response, kind: Kind,
   await deliver(service, res, { ...reply, headers }, call);
 };
 
-const together = new Together();
-
 /** Sends a call's reply, and counts it if it was sent whole. A caller that takes too long to read it is cut off: it holds memory. */
 const deliver = async ({ telemetry, limits }: Service, res: Response, reply: Reply, call: Call): Promise<void> => {
   const start = performance.now();
   // A reply that waits behind another of its connection has no socket of its own yet.
   const { socket } = res.req;
   let isSlow = false;
-  if (isSmall(reply)) await together.wait();
+  await ready(reply);
   const sending = send(res, reply);
   // Small replies are with the system by now.
   if (!isOut(res)) {

@@ -58,7 +58,6 @@ export class PreparedStep {
   readonly #targets: readonly Target[];
   /** Offsets of the counts of steps of tensors that have no gradient. */
   readonly #resting: readonly number[];
-
   readonly #elements: StepOutput["elements"];
   readonly #isRecoverable: boolean;
   readonly #direct: DirectStages | undefined;
@@ -140,7 +139,7 @@ export class PreparedStep {
     this.#targets.forEach(({ step }, index) => {
       writeStep(state, step, (moments[index] as Moment).step);
     });
-    return this.#output(files, newest, rested, newest, {});
+    return this.#output(files, newest, rested, {});
   }
 
   /** Undefined where the schedule cycles the momentum, or has ended: that is for `runStep` to say. */
@@ -156,7 +155,7 @@ export class PreparedStep {
   async #take(work: readonly Work[], files: Files, newest: number, rested: number, runner: Runner): Promise<StepOutput> {
     const { nextScalarSlots } = this.#options.plan.optimizer;
     const updated = await update(this.#options, work, () => work, runner);
-    if (!updated) return this.#output(files, newest, rested, Math.max(...work.map(({ moment }) => moment.step - 1)));
+    if (!updated) return this.#output(files, newest, rested, undefined);
     this.#targets.forEach(({ values, step, scalars }, index) => {
       const { moment } = work[index] as Work;
       writeStep(files.state, step, moment.step);
@@ -164,18 +163,18 @@ export class PreparedStep {
       const next = nextScalarSlots(values, { ...moment, sums: updated.results[index]?.sums ?? [] });
       for (const [slot, offset] of scalars) files.state.writeDoubleLE(next[slot] as number, offset);
     });
-    return this.#output(files, newest, rested, newest, updated.said);
+    return this.#output(files, newest, rested, updated.said);
   }
 
-  /** `newest` is the count of steps that the rate is for, `taken` what it is now; without `said` the step is skipped. */
-  #output({ params, state }: Files, newest: number, rested: number, taken: number, said?: Updated["said"]): StepOutput {
+  /** `newest` is the largest count of steps with this one; without `said` it is skipped. */
+  #output({ params, state }: Files, newest: number, rested: number, said: Updated["said"] | undefined): StepOutput {
     const { plan } = this.#options;
     return {
       params: new Parts([params]),
       rounded: undefined,
       isRecoverable: !said || this.#isRecoverable,
       state: new Parts([state]),
-      report: { step: Math.max(taken, rested), lr: plan.at(plan.base, newest - 1).lr, skipped: !said, ...said },
+      report: { step: Math.max(said ? newest : newest - 1, rested), lr: plan.at(plan.base, newest - 1).lr, skipped: !said, ...said },
       elements: this.#elements,
     };
   }

@@ -6,6 +6,7 @@ import type { Lease } from "../arena/arena.ts";
 import type { TensorInfo } from "../codec/safetensors.ts";
 import type { Hyperparameters, Moment, Stage, Values } from "../optimizers/registry.ts";
 import { INLINE_ELEMENTS, type Kernel, type Pool, SHARD } from "../pool/pool.ts";
+import { CHECK_SUMS, SUM_BYTES } from "./runner.ts";
 import { slotDtype } from "./state.ts";
 import type { StepOptions } from "./update.ts";
 
@@ -27,9 +28,7 @@ const [PARAMS, GRADS, STATE, SUMS, NOWHERE] = [0, 1, 2, 3, 4] as const;
 /** Where the files of a step begin in the arena, in that order. */
 type Places = readonly [params: number, grads: number, state: number];
 
-const SUM_BYTES = 8;
-
-const CHECK: Stage = { kernel: "gradient_check", operands: ["grad", "sums"], sums: 2, scalars: () => [] };
+const CHECK: Stage = { kernel: "gradient_check", operands: ["grad", "sums"], sums: CHECK_SUMS, scalars: () => [] };
 
 interface Operand {
   readonly place: number;

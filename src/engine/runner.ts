@@ -10,7 +10,8 @@ import { type Call, type Pointer, type Pool, SHARD, scratch, type Unit } from ".
 import { MASTER_PARAM, slotDtype } from "./state.ts";
 import type { Tensor, TensorSet } from "./tensors.ts";
 
-const SUM_BYTES = 8;
+/** Bytes of a kernel's sum, a float64. */
+export const SUM_BYTES = 8;
 
 /** The scratch areas of a thread: a widened parameter, a widened gradient, a copy of the parameter before the step. */
 const PARAM_SCRATCH = scratch(0);
@@ -88,7 +89,8 @@ interface Sums {
   readonly blocks: number;
 }
 
-const CHECK_SUMS = 2;
+/** Sums of gradient_check: values that are not finite, and squares that are not. */
+export const CHECK_SUMS = 2;
 const NORM_SUMS = 4;
 
 const arithmetic = (param: Tensor): string => slotDtype(param.dtype);

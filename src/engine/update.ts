@@ -24,7 +24,7 @@ export interface Clip {
   readonly total_norm?: number | undefined;
 }
 
-/** What a step is asked to do with them. */
+/** What a step is asked to do with its tensors. */
 export interface StepOptions {
   readonly plan: Plan;
   readonly clip: Clip;

@@ -1,9 +1,8 @@
 /** Kernels over an arena without a server: jobs of each optimizer, on the calling thread and on workers. */
-import { readFileSync } from "node:fs";
 import { Arena } from "../src/arena/arena.ts";
 import { registry } from "../src/optimizers/registry.ts";
 import { jobWords, runShard, writeJob } from "../src/pool/_job.ts";
-import { instantiate } from "../src/pool/kernels.ts";
+import { compile, instantiate } from "../src/pool/kernels.ts";
 import { Pool, poolBytes, type Unit } from "../src/pool/pool.ts";
 import type { Arrays } from "./loops.ts";
 
@@ -63,9 +62,8 @@ export const jobsOf = ({ optimizer, values = {} }: Case, elements: number, memor
 };
 
 /** Runs jobs on the calling thread, in the pool's shards. */
-const inlineRunner = (arena: Arena, module: URL) => {
-  const compiled = new WebAssembly.Module(readFileSync(module));
-  const kernels = instantiate(compiled, arena.memory);
+const inlineRunner = (arena: Arena, module: WebAssembly.Module) => {
+  const kernels = instantiate(module, arena.memory);
   return (units: readonly Unit[]): undefined => {
     for (const unit of units) {
       const words = new Float64Array(jobWords([unit]));
@@ -121,7 +119,7 @@ export class Bench implements AsyncDisposable {
     const [one, two] = [await start(1), await start(2)];
     return {
       kernel: (name) => one.kernel(name),
-      run: { inline: inlineRunner(this.#arena, url), "1 worker": poolRunner(this.#arena, one), "2 workers": poolRunner(this.#arena, two) },
+      run: { inline: inlineRunner(this.#arena, await compile(url, true)), "1 worker": poolRunner(this.#arena, one), "2 workers": poolRunner(this.#arena, two) },
     };
   }
 

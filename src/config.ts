@@ -14,6 +14,7 @@ export interface Config {
   /** Path of a Unix socket to listen on instead of TCP; empty for TCP. */
   readonly socket: string;
   readonly workers: number;
+  readonly wideVectors: string;
   readonly arenaMib: number;
   readonly logLevel: string;
   readonly requestTimeoutMs: number;
@@ -119,6 +120,12 @@ export const settings = {
     help: "worker threads",
     initial: String(Math.min(os.availableParallelism(), MAX_WORKERS)),
     parse: wholeNumber(1, MAX_WORKERS),
+  },
+  wideVectors: {
+    name: "STEPD_WIDE_VECTORS",
+    help: "auto or off; auto computes with 256 bits at once where the processor and this version of Node can, to the same results",
+    initial: "auto",
+    parse: oneOf(["auto", "off"]),
   },
   arenaMib: {
     name: "STEPD_ARENA_MIB",

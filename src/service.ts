@@ -108,7 +108,10 @@ export class Service implements AsyncDisposable {
   static async start(config: Config): Promise<Service> {
     const telemetry = new Telemetry({ level: config.logLevel, version, node: process.version });
     const arena = makeArena(config.arenaMib, poolBytes(config.workers));
-    const pool = await Pool.start(arena, KERNELS, config.workers, { onWorkerLost: (cause) => telemetry.workerLost(cause) });
+    const pool = await Pool.start(arena, KERNELS, config.workers, {
+      wideVectors: config.wideVectors === "auto",
+      onWorkerLost: (cause) => telemetry.workerLost(cause),
+    });
     let service: Service | undefined;
     try {
       service = new Service(config, arena, pool, telemetry);

@@ -101,6 +101,7 @@ for (const [name, [least, most]] of Object.entries(wholeNumbers)) {
 
 test("a log level that does not exist stops the start", () => refusal({ STEPD_LOG_LEVEL: "loud" }, "STEPD_LOG_LEVEL", '"loud"'));
 test("a log level in capitals stops the start", () => refusal({ STEPD_LOG_LEVEL: "INFO" }, "STEPD_LOG_LEVEL", '"INFO"'));
+test("wide vectors that are neither auto nor off stop the start", () => refusal({ STEPD_WIDE_VECTORS: "on" }, "STEPD_WIDE_VECTORS", '"on"'));
 test("an empty log level stops the start", () => refusal({ STEPD_LOG_LEVEL: "" }, "STEPD_LOG_LEVEL", '""'));
 test("an empty host stops the start", () => refusal({ STEPD_HOST: "" }, "STEPD_HOST", '""'));
 test("a host that is not this machine stops the start", () => refusal({ STEPD_HOST: "192.0.2.1" }, "STEPD_HOST", '"192.0.2.1"'));
@@ -309,6 +310,7 @@ test("without settings the defaults hold, and other variables are not read", () 
     host: "127.0.0.1",
     port: 8080,
     socket: "",
+    wideVectors: "auto",
     logLevel: "info",
     requestTimeoutMs: 300000,
     idleTimeoutMs: 60000,
@@ -339,7 +341,7 @@ test("the configuration is frozen", () => {
 });
 
 test("the help names every setting that is read, and no other", () => {
-  const settings = { STEPD_HOST: "h", STEPD_LOG_LEVEL: "info", STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81" } as Env;
+  const settings = { STEPD_HOST: "h", STEPD_WIDE_VECTORS: "off", STEPD_LOG_LEVEL: "info", STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81" } as Env;
   // A certificate is nothing without its key, nor the other way round.
   const others = { STEPD_TLS_CERT_FILE: "c", STEPD_TLS_KEY_FILE: "k" };
   for (const name of help().match(/STEPD_\w+/g) ?? []) assert.doesNotThrow(() => readConfig({ ...others, [name]: settings[name] ?? "1" }));

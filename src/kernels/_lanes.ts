@@ -9,6 +9,17 @@
 /** Bytes in a vector. */
 export const VECTOR: usize = 16;
 
+/**
+ * Bytes of the two vectors that a loop takes at once. Where V8 may (src/pool/kernels.ts), it makes one instruction of 256 bits
+ * of the same instruction on both, if each read and each write of the first is followed by that of the next.
+ */
+export const PAIR: usize = 32;
+
+/** Bytes of the whole pairs of vectors in `count` elements; the rest goes element by element. */
+export function pairedBytes<T>(count: usize): usize {
+  return (count * sizeof<T>()) & ~(PAIR - 1);
+}
+
 /** Bytes of the whole vectors in `count` elements; the rest goes element by element. */
 export function wholeBytes<T>(count: usize): usize {
   return (count * sizeof<T>()) & ~(VECTOR - 1);
@@ -25,6 +36,12 @@ export function read<T, W>(at: usize): v128 {
   return v128.load_zero<T>(at);
 }
 
+/** Reads the second vector of a pair; beside one element there is nothing. */
+export function readNext<T, W>(at: usize): v128 {
+  if (isVector<W>()) return v128.load(at, VECTOR);
+  return v128.splat<T>(0);
+}
+
 /** Reads two elements, for float64: V8 makes one instruction of reading and widening, where the high half of a vector takes two more. */
 export function readPair<T>(at: usize): v128 {
   return sizeof<T>() === 4 ? v128.load64_zero(at) : v128.load(at);
@@ -34,6 +51,12 @@ export function readPair<T>(at: usize): v128 {
 export function write<T, W>(at: usize, value: v128): void {
   if (isVector<W>()) v128.store(at, value);
   else v128.store_lane<T>(at, value, 0);
+}
+
+/** Writes what `read` and `readNext` have read. */
+export function writePair<T, W>(at: usize, value: v128, next: v128): void {
+  write<T, W>(at, value);
+  if (isVector<W>()) v128.store(at, next, VECTOR);
 }
 
 /** Zeros the lanes that `read` did not fill, for sums: with eps = 0 they hold 0/0. */
@@ -116,7 +139,7 @@ export type Light = i8;
 export type AnyWeight = i16;
 
 /** Whether a type argument is Light. */
-function isLight<K>(): bool {
+export function isLight<K>(): bool {
   return sizeof<K>() === sizeof<Light>();
 }
 

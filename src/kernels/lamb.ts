@@ -7,6 +7,7 @@ import {
   areLight,
   descend,
   filled,
+  isLight,
   isOn,
   Light,
   largestFinite,
@@ -14,18 +15,35 @@ import {
   lerpSquareAny,
   Off,
   On,
+  PAIR,
+  pairedBytes,
   read,
+  readNext,
   readPair,
   spread,
   VECTOR,
   wholeBytes,
   write,
+  writePair,
 } from "./_lanes";
 import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce";
 
-/** The moments, and the denominator sqrt(exp_avg_sq + epsRoot) + eps. */
-function denominator<T, W, K>(
-  g: v128,
+/** The denominator sqrt(exp_avg_sq + epsRoot) + eps. */
+function denominator<T>(v: v128, epsRoot: v128, eps: v128): v128 {
+  return v128.add<T>(v128.sqrt<T>(v128.add<T>(v, epsRoot)), eps);
+}
+
+/** exp_avg with the gradient in it. */
+function mean<T, K>(expAvg: v128, g: v128, averages: bool, weight1: f64, weight1s: v128): v128 {
+  return averages ? lerpAny<T, K>(expAvg, g, weight1, weight1s) : v128.add<T>(v128.mul<T>(spread<T>(1 - weight1), expAvg), g);
+}
+
+/**
+ * Brings the moments up to date and leaves the denominator in the gradient's memory. A pair of vectors, or one element. Usual is
+ * that of `moments`: each of its loops has a copy of its own, which becomes a part of it. A call takes as long as all the rest (measured).
+ */
+function average<T, W, K, Usual>(
+  grad: usize,
   expAvg: usize,
   expAvgSq: usize,
   averages: bool,
@@ -36,24 +54,33 @@ function denominator<T, W, K>(
   largest: v128,
   epsRoot: v128,
   eps: v128,
-): v128 {
-  const m0 = read<T, W>(expAvg);
-  const m = averages ? lerpAny<T, K>(m0, g, weight1, weight1s) : v128.add<T>(v128.mul<T>(spread<T>(1 - weight1), m0), g);
-  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s, largest);
-  write<T, W>(expAvg, m);
-  write<T, W>(expAvgSq, v);
-  return v128.add<T>(v128.sqrt<T>(v128.add<T>(v, epsRoot)), eps);
+): void {
+  const weighs = isOn<Usual>() || averages;
+  const g = read<T, W>(grad),
+    gNext = readNext<T, W>(grad);
+  const m = mean<T, K>(read<T, W>(expAvg), g, weighs, weight1, weight1s),
+    mNext = mean<T, K>(readNext<T, W>(expAvg), gNext, weighs, weight1, weight1s);
+  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s, largest),
+    vNext = lerpSquareAny<T, K>(readNext<T, W>(expAvgSq), v128.mul<T>(gNext, gNext), weight2, weight2s, largest);
+  writePair<T, W>(expAvg, m, mNext);
+  writePair<T, W>(expAvgSq, v, vNext);
+  writePair<T, W>(grad, denominator<T>(v, epsRoot, eps), denominator<T>(vNext, epsRoot, eps));
 }
 
 /** r = meanScale * exp_avg / denominator. */
-function ratio<T, W>(expAvg: usize, denominator: v128, meanScale: v128): v128 {
-  return v128.mul<T>(meanScale, v128.div<T>(read<T, W>(expAvg), denominator));
+function ratio<T>(expAvg: v128, denominator: v128, meanScale: v128): v128 {
+  return v128.mul<T>(meanScale, v128.div<T>(expAvg, denominator));
 }
 
-/** The update r + inUpdate*param in place of the denominator that is in the gradient's memory. */
-function update<T, W>(param: usize, grad: usize, expAvg: usize, meanScale: v128, inUpdate: v128, adds: bool): void {
-  const r = ratio<T, W>(expAvg, read<T, W>(grad), meanScale);
-  write<T, W>(grad, adds ? v128.add<T>(r, v128.mul<T>(inUpdate, read<T, W>(param))) : r);
+/** The update r + inUpdate*param in place of the denominator that is in the gradient's memory. A pair of vectors, or one element. */
+function update<T, W, Usual>(param: usize, grad: usize, expAvg: usize, meanScale: v128, inUpdate: v128, adds: bool): void {
+  let u = ratio<T>(read<T, W>(expAvg), read<T, W>(grad), meanScale),
+    uNext = ratio<T>(readNext<T, W>(expAvg), readNext<T, W>(grad), meanScale);
+  if (isOn<Usual>() || adds) {
+    u = v128.add<T>(u, v128.mul<T>(inUpdate, read<T, W>(param)));
+    uNext = v128.add<T>(uNext, v128.mul<T>(inUpdate, readNext<T, W>(param)));
+  }
+  writePair<T, W>(grad, u, uNext);
 }
 
 /** param - decay*param. */
@@ -62,7 +89,7 @@ function kept<T>(param: v128, decay: v128, shrinks: bool): v128 {
 }
 
 /** Bytes that the parts of `moments` keep between them: a processor can look ahead over as many, and each part finds done what it needs. */
-const LAG: usize = 8 * VECTOR;
+const LAG: usize = 4 * PAIR;
 
 /**
  * sums = [|param - decay*param|^2, |update|^2], update = r + inUpdate*param, written over the gradient. Usual says
@@ -88,42 +115,55 @@ function moments<T, K, Usual>(
   const decays = spread<T>(decay),
     inUpdates = spread<T>(inUpdate),
     shrinks = !isOn<Usual>() && decay !== 0,
-    adds = isOn<Usual>() || inUpdate !== 0,
-    weighs = isOn<Usual>() || averages !== 0;
+    adds = inUpdate !== 0,
+    weighs = averages !== 0;
   const weight1s = spread<T>(weight1);
   const weight2s = spread<T>(weight2),
     largest = largestFinite<T>(count);
-  const mean = spread<T>(meanScale),
+  const means = spread<T>(meanScale),
     root = spread<T>(epsRoot),
     epss = spread<T>(eps);
-  const whole = wholeBytes<T>(count),
+  const paired = pairedBytes<T>(count),
+    whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
   let paramLow = f64x2.splat(0),
     paramHigh = f64x2.splat(0),
     updateLow = f64x2.splat(0),
     updateHigh = f64x2.splat(0);
-  for (let i: usize = 0; i < whole + 2 * LAG; i += VECTOR) {
-    if (i < whole) {
-      const g = read<T, v128>(grad + i);
-      write<T, v128>(grad + i, denominator<T, v128, K>(g, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, root, epss));
-    }
-    // Below 0 these wrap round to more than `whole`.
+  for (let i: usize = 0; i < paired + 2 * LAG; i += PAIR) {
+    if (i < paired) average<T, v128, K, Usual>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, root, epss);
+    // Below 0 these wrap round to more than `paired`.
     const j = i - LAG,
       k = i - 2 * LAG;
-    if (j < whole) update<T, v128>(param + j, grad + j, expAvg + j, mean, inUpdates, adds);
-    if (k < whole) {
+    if (j < paired) update<T, v128, Usual>(param + j, grad + j, expAvg + j, means, inUpdates, adds);
+    if (k < paired) {
       paramLow = squaresLow<T>(paramLow, kept<T>(readPair<T>(param + k), decays, shrinks));
       updateLow = squaresLow<T>(updateLow, readPair<T>(grad + k));
       if (sizeof<T>() === 4) {
         paramHigh = squaresLow<T>(paramHigh, kept<T>(readPair<T>(param + k + 8), decays, shrinks));
         updateHigh = squaresLow<T>(updateHigh, readPair<T>(grad + k + 8));
       }
+      paramLow = squaresLow<T>(paramLow, kept<T>(readPair<T>(param + k + VECTOR), decays, shrinks));
+      updateLow = squaresLow<T>(updateLow, readPair<T>(grad + k + VECTOR));
+      if (sizeof<T>() === 4) {
+        paramHigh = squaresLow<T>(paramHigh, kept<T>(readPair<T>(param + k + VECTOR + 8), decays, shrinks));
+        updateHigh = squaresLow<T>(updateHigh, readPair<T>(grad + k + VECTOR + 8));
+      }
     }
   }
+  for (let i = paired; i < bytes; i += sizeof<T>()) {
+    average<T, T, K, Usual>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, root, epss);
+    update<T, T, Usual>(param + i, grad + i, expAvg + i, means, inUpdates, adds);
+  }
+  for (let i = paired; i < whole; i += VECTOR) {
+    const p = kept<T>(read<T, v128>(param + i), decays, shrinks);
+    const u = read<T, v128>(grad + i);
+    paramLow = squaresLow<T>(paramLow, p);
+    paramHigh = squaresHigh<T>(paramHigh, p);
+    updateLow = squaresLow<T>(updateLow, u);
+    updateHigh = squaresHigh<T>(updateHigh, u);
+  }
   for (let i = whole; i < bytes; i += sizeof<T>()) {
-    const g = read<T, T>(grad + i);
-    write<T, T>(grad + i, denominator<T, T, K>(g, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, root, epss));
-    update<T, T>(param + i, grad + i, expAvg + i, mean, inUpdates, adds);
     paramLow = squaresLow<T>(paramLow, kept<T>(read<T, T>(param + i), decays, shrinks));
     updateLow = squaresLow<T>(updateLow, read<T, T>(grad + i));
   }
@@ -148,31 +188,58 @@ function cautious<T, K>(
   const weight1s = spread<T>(weight1);
   const weight2s = spread<T>(weight2),
     largest = largestFinite<T>(count);
-  const mean = spread<T>(meanScale),
+  const means = spread<T>(meanScale),
     root = spread<T>(epsRoot),
     epss = spread<T>(eps);
-  const whole = wholeBytes<T>(count),
+  const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
-  const zero = i32x4.splat(0);
+  // Light weights come here only with averages.
+  const weighs = isLight<K>() || averages !== 0;
   let agree = i32x4.splat(0);
   let i: usize = 0;
-  for (; i < whole; i += VECTOR) {
-    const g = read<T, v128>(grad + i);
-    const d = denominator<T, v128, K>(g, expAvg + i, expAvgSq + i, averages !== 0, weight1, weight1s, weight2, weight2s, largest, root, epss);
-    const r = ratio<T, v128>(expAvg + i, d, mean);
-    const agrees = v128.gt<T>(v128.mul<T>(r, g), zero);
-    write<T, v128>(grad + i, v128.and(r, agrees));
-    agree = tally(agree, agrees);
-  }
-  for (; i < bytes; i += sizeof<T>()) {
-    const g = read<T, T>(grad + i);
-    const d = denominator<T, T, K>(g, expAvg + i, expAvgSq + i, averages !== 0, weight1, weight1s, weight2, weight2s, largest, root, epss);
-    const r = ratio<T, T>(expAvg + i, d, mean);
-    const agrees = v128.gt<T>(v128.mul<T>(r, g), zero);
-    write<T, T>(grad + i, v128.and(r, agrees));
-    agree = tally(agree, filled<T, T>(agrees));
-  }
+  for (; i < paired; i += PAIR)
+    agree = tally(
+      agree,
+      cautiousElement<T, v128, K>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, means, root, epss),
+    );
+  for (; i < bytes; i += sizeof<T>())
+    agree = tally(
+      agree,
+      cautiousElement<T, T, K>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, means, root, epss),
+    );
   storeTally<T>(sums, agree);
+}
+
+/** For `cautious`: a pair of vectors, or one element. Returns -1 for each value in a lane whose sign agrees. */
+function cautiousElement<T, W, K>(
+  grad: usize,
+  expAvg: usize,
+  expAvgSq: usize,
+  averages: bool,
+  weight1: f64,
+  weight1s: v128,
+  weight2: f64,
+  weight2s: v128,
+  largest: v128,
+  meanScale: v128,
+  epsRoot: v128,
+  eps: v128,
+): v128 {
+  const zero = i32x4.splat(0);
+  const g = read<T, W>(grad),
+    gNext = readNext<T, W>(grad);
+  const m = mean<T, K>(read<T, W>(expAvg), g, averages, weight1, weight1s),
+    mNext = mean<T, K>(readNext<T, W>(expAvg), gNext, averages, weight1, weight1s);
+  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s, largest),
+    vNext = lerpSquareAny<T, K>(readNext<T, W>(expAvgSq), v128.mul<T>(gNext, gNext), weight2, weight2s, largest);
+  writePair<T, W>(expAvg, m, mNext);
+  writePair<T, W>(expAvgSq, v, vNext);
+  const r = ratio<T>(m, denominator<T>(v, epsRoot, eps), meanScale),
+    rNext = ratio<T>(mNext, denominator<T>(vNext, epsRoot, eps), meanScale);
+  const agrees = v128.gt<T>(v128.mul<T>(r, g), zero),
+    agreesNext = v128.gt<T>(v128.mul<T>(rNext, gNext), zero);
+  writePair<T, W>(grad, v128.and(r, agrees), v128.and(rNext, agreesNext));
+  return i32x4.add(filled<T, W>(agrees), agreesNext);
 }
 
 /** After `cautious`: update = scale*r + inUpdate*param over the gradient; sums as in `moments`. */
@@ -193,10 +260,10 @@ function decayed<T>(param: usize, grad: usize, sums: usize, count: usize, decay:
     const p = read<T, v128>(param + i);
     let u = v128.mul<T>(scales, read<T, v128>(grad + i));
     if (adds) u = v128.add<T>(u, v128.mul<T>(inUpdates, p));
-    const kept = shrinks ? v128.sub<T>(p, v128.mul<T>(decays, p)) : p;
+    const k = kept<T>(p, decays, shrinks);
     write<T, v128>(grad + i, u);
-    paramLow = squaresLow<T>(paramLow, kept);
-    paramHigh = squaresHigh<T>(paramHigh, kept);
+    paramLow = squaresLow<T>(paramLow, k);
+    paramHigh = squaresHigh<T>(paramHigh, k);
     updateLow = squaresLow<T>(updateLow, u);
     updateHigh = squaresHigh<T>(updateHigh, u);
   }
@@ -204,9 +271,8 @@ function decayed<T>(param: usize, grad: usize, sums: usize, count: usize, decay:
     const p = read<T, T>(param + i);
     let u = v128.mul<T>(scales, read<T, T>(grad + i));
     if (adds) u = v128.add<T>(u, v128.mul<T>(inUpdates, p));
-    const kept = shrinks ? v128.sub<T>(p, v128.mul<T>(decays, p)) : p;
     write<T, T>(grad + i, u);
-    paramLow = squaresLow<T>(paramLow, kept);
+    paramLow = squaresLow<T>(paramLow, kept<T>(p, decays, shrinks));
     updateLow = squaresLow<T>(updateLow, filled<T, T>(u));
   }
   storeSum(sums, paramLow, paramHigh);
@@ -217,16 +283,20 @@ function decayed<T>(param: usize, grad: usize, sums: usize, count: usize, decay:
 function apply<T, Shrinks>(param: usize, grad: usize, count: usize, decay: f64, rate: f64): void {
   const decays = spread<T>(decay),
     rates = spread<T>(rate);
-  const whole = wholeBytes<T>(count),
+  const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   let i: usize = 0;
-  for (; i < whole; i += VECTOR) applyElement<T, v128, Shrinks>(param + i, grad + i, decays, rates);
+  for (; i < paired; i += PAIR) applyElement<T, v128, Shrinks>(param + i, grad + i, decays, rates);
   for (; i < bytes; i += sizeof<T>()) applyElement<T, T, Shrinks>(param + i, grad + i, decays, rates);
 }
 
+/** A pair of vectors, or one element. */
 function applyElement<T, W, Shrinks>(param: usize, grad: usize, decay: v128, rate: v128): void {
-  const update = v128.mul<T>(rate, read<T, W>(grad));
-  write<T, W>(param, descend<T>(read<T, W>(param), decay, isOn<Shrinks>(), update));
+  const update = v128.mul<T>(rate, read<T, W>(grad)),
+    updateNext = v128.mul<T>(rate, readNext<T, W>(grad));
+  const p = descend<T>(read<T, W>(param), decay, isOn<Shrinks>(), update),
+    pNext = descend<T>(readNext<T, W>(param), decay, isOn<Shrinks>(), updateNext);
+  writePair<T, W>(param, p, pNext);
 }
 
 export function lamb_moments_f32(

@@ -1,6 +1,7 @@
 /** QHAdam: weight decay is added to the gradient. One shard; `count` elements; maxExpAvgSq is 0 without amsgrad. Scalars in the order of src/optimizers/_adam.ts. */
-import { quasiHyperbolic } from "./_adam";
+
 import { AnyWeight, areLight, Light } from "./_lanes";
+import { quasiHyperbolic } from "./_quasi";
 
 export function qhadam_f32(
   param: usize,

@@ -1,21 +1,24 @@
 /** SGD, without and with a momentum buffer. One shard; `count` elements. Scalars in the order of src/optimizers/sgd.ts. */
-import { coupled, isOn, Off, On, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
+import { coupled, isOn, Off, On, PAIR, pairedBytes, read, readNext, spread, writePair } from "./_lanes";
 
 /** param -= lr * (grad + l2*param). Couples says whether l2 is there. */
 function plain<T, Couples>(param: usize, grad: usize, count: usize, l2: f64, lr: f64): void {
   const l2s = spread<T>(l2),
     rate = spread<T>(lr);
-  const whole = wholeBytes<T>(count),
+  const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   let i: usize = 0;
-  for (; i < whole; i += VECTOR) plainElement<T, v128, Couples>(param + i, grad + i, l2s, rate);
+  for (; i < paired; i += PAIR) plainElement<T, v128, Couples>(param + i, grad + i, l2s, rate);
   for (; i < bytes; i += sizeof<T>()) plainElement<T, T, Couples>(param + i, grad + i, l2s, rate);
 }
 
+/** A pair of vectors, or one element. */
 function plainElement<T, W, Couples>(param: usize, grad: usize, l2: v128, lr: v128): void {
-  const p = read<T, W>(param);
-  const direction = coupled<T>(read<T, W>(grad), p, l2, isOn<Couples>());
-  write<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, direction)));
+  const p = read<T, W>(param),
+    pNext = readNext<T, W>(param);
+  const direction = coupled<T>(read<T, W>(grad), p, l2, isOn<Couples>()),
+    directionNext = coupled<T>(readNext<T, W>(grad), pNext, l2, isOn<Couples>());
+  writePair<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, direction)), v128.sub<T>(pNext, v128.mul<T>(lr, directionNext)));
 }
 
 /**
@@ -28,20 +31,25 @@ function momentum<T, Couples, Nesterov>(param: usize, grad: usize, buffer: usize
     keeps = spread<T>(keep),
     freshs = spread<T>(fresh),
     aheads = spread<T>(ahead);
-  const whole = wholeBytes<T>(count),
+  const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   let i: usize = 0;
-  for (; i < whole; i += VECTOR) momentumElement<T, v128, Couples, Nesterov>(param + i, grad + i, buffer + i, l2s, rate, keeps, freshs, aheads);
+  for (; i < paired; i += PAIR) momentumElement<T, v128, Couples, Nesterov>(param + i, grad + i, buffer + i, l2s, rate, keeps, freshs, aheads);
   for (; i < bytes; i += sizeof<T>()) momentumElement<T, T, Couples, Nesterov>(param + i, grad + i, buffer + i, l2s, rate, keeps, freshs, aheads);
 }
 
+/** A pair of vectors, or one element. */
 function momentumElement<T, W, Couples, Nesterov>(param: usize, grad: usize, buffer: usize, l2: v128, lr: v128, keep: v128, fresh: v128, ahead: v128): void {
-  const p = read<T, W>(param);
-  const g = coupled<T>(read<T, W>(grad), p, l2, isOn<Couples>());
-  const b = v128.add<T>(v128.mul<T>(keep, read<T, W>(buffer)), v128.mul<T>(fresh, g));
-  write<T, W>(buffer, b);
-  const direction = isOn<Nesterov>() ? v128.add<T>(g, v128.mul<T>(ahead, b)) : b;
-  write<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, direction)));
+  const p = read<T, W>(param),
+    pNext = readNext<T, W>(param);
+  const g = coupled<T>(read<T, W>(grad), p, l2, isOn<Couples>()),
+    gNext = coupled<T>(readNext<T, W>(grad), pNext, l2, isOn<Couples>());
+  const b = v128.add<T>(v128.mul<T>(keep, read<T, W>(buffer)), v128.mul<T>(fresh, g)),
+    bNext = v128.add<T>(v128.mul<T>(keep, readNext<T, W>(buffer)), v128.mul<T>(fresh, gNext));
+  writePair<T, W>(buffer, b, bNext);
+  const direction = isOn<Nesterov>() ? v128.add<T>(g, v128.mul<T>(ahead, b)) : b,
+    directionNext = isOn<Nesterov>() ? v128.add<T>(gNext, v128.mul<T>(ahead, bNext)) : bNext;
+  writePair<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, direction)), v128.sub<T>(pNext, v128.mul<T>(lr, directionNext)));
 }
 
 function anyPlain<T>(param: usize, grad: usize, count: usize, l2: f64, lr: f64): void {

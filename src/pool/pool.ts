@@ -3,14 +3,13 @@
  * ticket. Jobs too small to be worth a wake-up run on the calling thread. A worker that dies is replaced, and the job that
  * it was in fails.
  */
-import { readFile } from "node:fs/promises";
 import { Worker } from "node:worker_threads";
 import type { Arena, Lease } from "../arena/arena.ts";
 import { StepdError } from "../errors/errors.ts";
 import { controlBytes, DONE, FINISHED, finish, GENERATION, JOB, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
 import { jobWords, type Kernel, runShard, THREAD_SCRATCH_BYTES, type Unit, writeJob } from "./_job.ts";
 import { Line } from "./_line.ts";
-import { instantiate, kernelNames } from "./kernels.ts";
+import { compile, instantiate, kernelNames } from "./kernels.ts";
 
 export { type Call, type Kernel, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
 
@@ -25,7 +24,9 @@ const WORD = Float64Array.BYTES_PER_ELEMENT;
 /** Bytes of the arena that a pool keeps for the scratch areas of its workers and of the calling thread. */
 export const poolBytes = (workers: number): number => (workers + 1) * THREAD_SCRATCH_BYTES;
 
-export interface PoolEvents {
+export interface PoolOptions {
+  /** Whether V8 may use vectors of 256 bits where it is known to do so well; true if not given. The results are the same. */
+  readonly wideVectors?: boolean;
   /** A worker thread ended by itself. */
   onWorkerLost(cause: unknown): void;
 }
@@ -38,17 +39,17 @@ export class Pool implements AsyncDisposable {
   readonly #control: Int32Array;
   readonly #busy: Float64Array;
   readonly #workers: Worker[] = [];
-  readonly #events: PoolEvents;
+  readonly #options: PoolOptions;
   readonly #line = new Line();
   #isRunning = false;
   #isClosing = false;
   #hasLostWorker = false;
   #failedStarts = 0;
 
-  private constructor(arena: Arena, module: WebAssembly.Module, workers: number, events: PoolEvents) {
+  private constructor(arena: Arena, module: WebAssembly.Module, workers: number, options: PoolOptions) {
     this.#arena = arena;
     this.#module = module;
-    this.#events = events;
+    this.#options = options;
     this.#numbers = new Map(kernelNames(module).map((name, number) => [name, number]));
     this.#inline = instantiate(module, arena.memory);
     this.#control = new Int32Array(new SharedArrayBuffer(controlBytes(workers)));
@@ -56,8 +57,8 @@ export class Pool implements AsyncDisposable {
   }
 
   /** Compiles the kernels and starts the workers. */
-  static async start(arena: Arena, kernels: URL, workers: number, events: PoolEvents): Promise<Pool> {
-    const pool = new Pool(arena, await WebAssembly.compile(await readFile(kernels)), workers, events);
+  static async start(arena: Arena, kernels: URL, workers: number, options: PoolOptions): Promise<Pool> {
+    const pool = new Pool(arena, await compile(kernels, options.wideVectors ?? true), workers, options);
     await Promise.all(Array.from({ length: workers }, (_, index) => pool.#spawn(index)));
     return pool;
   }
@@ -179,7 +180,7 @@ export class Pool implements AsyncDisposable {
     worker.once("exit", () => {
       if (this.#isClosing) return;
       if (!isReady) this.#failedStarts++;
-      this.#events.onWorkerLost(cause);
+      this.#options.onWorkerLost(cause);
       this.#replace(index);
       resolve();
     });

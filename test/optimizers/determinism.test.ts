@@ -15,7 +15,11 @@ const machines: Readonly<Record<string, () => Promise<TestService>>> = {
   "2 workers": () => TestService.start({ STEPD_WORKERS: "2" }),
   "3 workers": () => TestService.start({ STEPD_WORKERS: "3" }),
   "7 workers": () => TestService.start({ STEPD_WORKERS: "7" }),
-  "a CPU without AVX": () => TestService.start({ STEPD_WORKERS: "2" }, ["--no-enable-avx", "--no-enable-avx2"]),
+  // --no-liftoff compiles each kernel at once as it is after many steps: with vectors of 256 bits where the CPU has them, else of 128.
+  "wide vectors": () => TestService.start({ STEPD_WORKERS: "2" }, ["--no-liftoff"]),
+  "wide vectors off": () => TestService.start({ STEPD_WORKERS: "2", STEPD_WIDE_VECTORS: "off" }, ["--no-liftoff"]),
+  "no optimizing compiler": () => TestService.start({ STEPD_WORKERS: "2" }, ["--liftoff-only"]),
+  "a CPU without AVX": () => TestService.start({ STEPD_WORKERS: "2" }, ["--no-liftoff", "--no-enable-avx", "--no-enable-avx2"]),
 };
 
 const services = new Map<string, TestService>();

@@ -11,6 +11,7 @@ import { asStepdError, errors, StepdError } from "../errors/errors.ts";
 import { Outflow } from "../errors/outflow.ts";
 import { errorReply, type Method, type Observer } from "../rpc/rpc.ts";
 import type { BodyLease, Service } from "./_types.ts";
+import { countUnheard } from "./_unheard.ts";
 import { ClientGone, dropRest, receive, TooSlow } from "./body.ts";
 import { bodyType, type MediaType, replyType } from "./negotiate.ts";
 import { decode, encode, errorHeaders, isOut, problem, type Reply, ready, retryHeader, send } from "./reply.ts";
@@ -70,7 +71,7 @@ export const createHttpServer = (service: Service): Server => {
   };
   const server = tls ? createTlsServer({ ...options, ...tls }, app) : createServer(options, app);
   server.maxConnections = limits.maxConnections;
-  server.on("drop", () => telemetry.refused("CONNECTIONS"));
+  countUnheard(server, tls !== undefined, telemetry);
   // With a listener of our own, a caller that waits for 100 Continue gets it after admission (body.ts), or a refusal instead.
   server.on("checkContinue", app);
   server.setTimeout(limits.idleTimeoutMs, (socket) => {

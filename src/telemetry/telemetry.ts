@@ -16,7 +16,7 @@ export interface Sources {
   isReady(): boolean;
 }
 
-/** Why calls are refused before they run: names of errors, then what ends a connection without a reply. */
+/** Why calls are refused before they run: names of errors, then what ends a connection without a reply, then what node answers by itself. */
 const REFUSALS = [
   "OVERLOADED",
   "PAYLOAD_TOO_LARGE",
@@ -27,6 +27,9 @@ const REFUSALS = [
   "CONNECTIONS",
   "SLOW_BODY",
   "SLOW_REPLY",
+  "SLOW_REQUEST",
+  "HEADERS_TOO_LARGE",
+  "MALFORMED",
 ] as const;
 
 export type Refusal = (typeof REFUSALS)[number];
@@ -74,7 +77,7 @@ export class Telemetry {
     this.#gauge("stepd_in_flight_bytes", "Bytes of the admitted bodies of calls in flight", () => this.#inFlightBytes);
     this.#refusals = new Counter({
       name: "stepd_refusals_total",
-      help: "Calls refused for their form, their caller or want of room, and connections cut",
+      help: "Calls and requests refused for their form, their caller or want of room, and connections cut",
       labelNames: ["reason"],
       registers,
     });

@@ -254,6 +254,10 @@ test("TLS, certificates renewed while the service runs, and mutual TLS", async (
   await assert.rejects(callTls(service, trust));
   await assert.rejects(callTls(service, { ...trust, ...pair(stranger) }));
   assert.equal((await fetch(`${service.admin}/health/ready`)).status, 200, "probes have no certificate");
+  assert.equal((await callTls(service, { ...trust, ...pair(client), headers: { "X-Long": "a".repeat(16384) } })).status, 431);
+  const metrics = await (await fetch(`${service.admin}/metrics`)).text();
+  // A handshake that fails is no request.
+  assert.match(metrics, /reason="HEADERS_TOO_LARGE"\} 1\n.*reason="MALFORMED"\} 0\n/);
 });
 
 test("a certificate without its key, or none at all, stops the start with one line", async () => {

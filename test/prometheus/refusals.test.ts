@@ -24,6 +24,9 @@ const REASONS = [
   "CONNECTIONS",
   "SLOW_BODY",
   "SLOW_REPLY",
+  "SLOW_REQUEST",
+  "HEADERS_TOO_LARGE",
+  "MALFORMED",
 ] as const;
 
 type Reason = (typeof REASONS)[number];
@@ -165,6 +168,58 @@ test("SLOW_BODY: a body that comes more slowly than STEPD_MIN_BODY_RATE", async 
   const changes = await Changes.from(service);
   await client.closed();
   await changes.become({ ...only("SLOW_BODY"), [requests("unknown", "CLIENT_GONE")]: 1, stepd_in_flight_bytes: -MIB });
+});
+
+/** What the service says to these bytes, whole, until it closes. */
+const answerTo = async (service: TestService, text: string): Promise<string> => {
+  const { port, hostname } = new URL(service.url);
+  const socket = net.connect(Number(port), hostname).setEncoding("latin1");
+  socket.write(text, "latin1");
+  let answer = "";
+  for await (const chunk of socket) answer += chunk;
+  return answer;
+};
+
+test("SLOW_REQUEST: headers, or a body, that are not in within STEPD_REQUEST_TIMEOUT_MS", async () => {
+  await using service = await serve({ STEPD_REQUEST_TIMEOUT_MS: "300" });
+  const changes = await Changes.from(service);
+  assert.equal(await answerTo(service, "POST /rpc HTTP/1.1\r\nHost: x\r\nX-A: "), "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
+  await changes.become({ ...only("SLOW_REQUEST"), [requests("unknown", "CLIENT_GONE")]: 0 });
+  const head = `POST /rpc HTTP/1.1\r\nHost: x\r\nContent-Type: ${MSGPACK}\r\nContent-Length: 9\r\n\r\n`;
+  assert.equal(await answerTo(service, head), "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
+  await changes.become({ ...only("SLOW_REQUEST"), [requests("unknown", "CLIENT_GONE")]: 1 });
+});
+
+test("HEADERS_TOO_LARGE: more than 16 KiB", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  const answer = await answerTo(service, `GET /v1 HTTP/1.1\r\nHost: x\r\nX-Long: ${"a".repeat(16384)}\r\n\r\n`);
+  assert.equal(answer, "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n");
+  await changes.become(only("HEADERS_TOO_LARGE"));
+});
+
+test("MALFORMED: what is not HTTP, and a chunk that is none", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  const head = `POST /rpc HTTP/1.1\r\nHost: x\r\nContent-Type: ${MSGPACK}\r\nTransfer-Encoding: chunked\r\n\r\n`;
+  for (const text of ["\x16\x03\x01\x02\x00", "GET /v1 HTTP/1.1\r\nno header\r\n\r\n", `${head}zz\r\n`]) {
+    assert.equal(await answerTo(service, text), "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    await changes.become(only("MALFORMED"));
+  }
+});
+
+test("a caller that goes away is refused nothing", async () => {
+  await using service = await serve();
+  const changes = await Changes.from(service);
+  const { port, hostname } = new URL(service.url);
+  for (const end of ["end", "resetAndDestroy"] as const) {
+    const socket = net.connect(Number(port), hostname, () => socket.write("POST /rpc HTTP/1.1\r\nHost: x\r\n", () => socket[end]())).resume();
+    socket.on("error", () => {});
+    await once(socket, "close");
+  }
+  // By a call that is refused later the others are counted, if they are.
+  assert.equal((await service.post("/v1/step", "x", "text/plain")).status, 415);
+  await changes.become(only("UNSUPPORTED_MEDIA_TYPE"));
 });
 
 test("a worker that dies is counted", async () => {

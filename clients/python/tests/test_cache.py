@@ -5,11 +5,14 @@ from __future__ import annotations
 import pathlib
 import pickle
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Server
+from proxy import Proxy, answer, hang_up
 from test_shared import Blocking, agree, same, sent, tensors
 
 import stepd
@@ -21,8 +24,12 @@ both = pytest.mark.parametrize("kind", [stepd.Client, Blocking], ids=["sync", "a
 
 
 @pytest.fixture(scope="module")
-def caching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("shared")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def caching(folder: pathlib.Path) -> Iterator[Server]:
     with Server(STEPD_CACHE_MIB="64", STEPD_SHARED_DIR=str(folder)) as running:
         yield running
 
@@ -179,3 +186,201 @@ def test_what_is_wrong(caching: Server, server: Server) -> None:
                 tensors(1),
                 reply={"cache": True, "state": "none"},
             )
+
+
+def sharded(*urls: str, **options: Any) -> stepd.ShardedClient:
+    """With a call for each tensor."""
+    return stepd.ShardedClient(urls, **{"request_bytes": 1, "retries": 0, **options})
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clip": {"clip": {"max_norm": 0.5}, "loss_scale": 4.0},
+    "lamb": {"optimizer": {"name": "lamb", "max_grad_norm": 1.0}},
+    "schedule": {"schedule": {"name": "exponential", "gamma": 0.5}},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("given", [True, False], ids=["values", "digests"])
+@pytest.mark.parametrize("shares", [False, True], ids=["sent", "shared"])
+def test_a_sharded_run_by_digests(
+    caching: Server,
+    folder: pathlib.Path,
+    settings: dict[str, Any],
+    given: bool,
+    shares: bool,
+) -> None:
+    settings = {"optimizer": ADAMW, **settings}
+    reply: stepd.Reply = {"cache": True} if given else {"cache": True, "state": "none"}
+    options = {"shared_dir": folder} if shares else {}
+    with (
+        Server(STEPD_CACHE_MIB="64", STEPD_SHARED_DIR=str(folder)) as other,
+        stepd.Client(caching.url) as plain,
+        sharded(caching.url, other.url, **options) as client,
+    ):
+        params: Any = tensors(1)
+        state: Any = None
+        mirror: Any = None
+        cached = None
+        for seed in range(5):
+            grads = tensors(seed)
+            if seed % 2:
+                # The others stay, with counts of steps of their own.
+                grads = {"b": grads["b"], "v": grads["v"].astype(np.float64)}
+            before = (mirror.params, mirror.state) if mirror else (params, None)
+            mirror = plain.step(
+                params=before[0], state=before[1], grads=grads, **settings
+            )
+            last: dict[str, Any] = {} if seed == 4 else {"reply": reply}
+            result = client.step(
+                params=params,
+                state=state,
+                grads=grads,
+                cached=cached,
+                **settings,
+                **last,
+            )
+            assert same(result, mirror)
+            assert (result.step, result.lr) == (mirror.step, mirror.lr)
+            cached = pickle.loads(pickle.dumps(result.cached))
+            params, state = (result.params, result.state) if given else (None, None)
+            if not given and seed < 4:
+                with pytest.raises(ValueError, match="stayed on the server"):
+                    _ = result.state
+        assert cached is None and result.state == mirror.state
+
+
+def test_sharded_digests_go_to_who_knows_them(caching: Server) -> None:
+    with (
+        Server(STEPD_CACHE_MIB="64") as other,
+        sharded(caching.url, other.url) as client,
+    ):
+        kept = client.step(ADAMW, tensors(1), tensors(2), reply=KEEP)
+        assert kept.cached is not None
+        shards = kept.cached.shards
+        assert {shard.url for shard in shards} == {caching.url, other.url}
+        calls = [sent(replica.client) for replica in client._replicas]
+        for _ in range(3):
+            client.step(ADAMW, None, tensors(3), cached=kept.cached)
+        # Gradients alone are sent where everything is given too.
+        client.step(ADAMW, kept.params, tensors(3), kept.state, cached=kept.cached)
+        assert sum(map(len, calls)) == 4 * len(shards)
+        grads = sum(array.nbytes for array in tensors(3).values())
+        nbytes = sum(call.nbytes for each in calls for call in each)
+        assert nbytes < 4 * (grads + 1000 * len(shards))
+
+
+def test_another_replica_is_sent_what_it_lacks(caching: Server) -> None:
+    with stepd.Client(caching.url) as plain, ExitStack() as stack:
+        other = stack.enter_context(Server(STEPD_CACHE_MIB="64"))
+        client = stack.enter_context(sharded(caching.url, other.url))
+        kept = client.step(ADAMW, tensors(1), tensors(2), reply=KEEP)
+        assert kept.cached is not None
+        moved = [one for one in kept.cached.shards if one.url == other.url]
+        assert moved and len(moved) < len(kept.cached.shards)
+        expected = plain.step(ADAMW, kept.params, tensors(3), kept.state)
+        other.kill()
+        calls = sent(client._replicas[0].client)
+        again = client.step(
+            ADAMW, kept.params, tensors(3), kept.state, cached=kept.cached, reply=KEEP
+        )
+        assert agree(again, expected) and again.cached is not None
+        assert {one.url for one in again.cached.shards} == {caching.url}
+        # One more for each that moved, and for no other.
+        assert len(calls) == len(kept.cached.shards) + len(moved)
+        # Without the values nobody can go on.
+        with pytest.raises(stepd.BlobMissing):
+            client.step(ADAMW, None, tensors(3), cached=kept.cached)
+        with pytest.raises(stepd.BlobMissing):
+            client.step(ADAMW, kept.params, tensors(3), cached=kept.cached)
+
+
+def test_who_knows_the_digests_is_waited_for(caching: Server) -> None:
+    busy = answer("503 Busy", b"", "Retry-After: 0")
+    with (
+        Server(STEPD_CACHE_MIB="64") as other,
+        Proxy(caching.url, []) as home,
+        stepd.Client(caching.url) as plain,
+        sharded(home.url, other.url, retries=1) as client,
+    ):
+        # All of it is kept by one, which then fails twice.
+        client._replicas[1].rests_until = float("inf")
+        kept = client.step(ADAMW, tensors(1), tensors(2), reply=KEEP)
+        expected = plain.step(ADAMW, kept.params, tensors(3), kept.state)
+        client._replicas[1].rests_until = 0.0
+        client._replicas[0].client.close()
+        home.spoils += [busy, hang_up]
+        result = client.step(ADAMW, None, tensors(3), cached=kept.cached)
+        assert agree(result, expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("non_finite", ["skip", "propagate", "error"])
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_sharded_digests_and_no_numbers(
+    caching: Server, value: float, non_finite: Any, name: str
+) -> None:
+    optimizer = {"name": name, **({"max_grad_norm": 1.0} if name == "lamb" else {})}
+    grads = tensors(3)
+    grads["v"][3] = value
+    keep: stepd.Reply = {"cache": True, "state": "none", "params": "bf16"}
+    with stepd.Client(caching.url) as plain, sharded(caching.url) as client:
+        for clip in (None, {"max_norm": 1.0}):
+            one: Any = plain.step(optimizer, tensors(1), tensors(2))
+            two = client.step(optimizer, tensors(1), tensors(2), reply=keep)
+            settings: dict[str, Any] = {"clip": clip, "non_finite": non_finite}
+            if non_finite == "error":
+                with pytest.raises(stepd.NonFiniteGradient):
+                    client.step(optimizer, None, grads, cached=two.cached, **settings)
+                continue
+            one = plain.step(optimizer, one.params, grads, one.state, **settings)
+            two = client.step(
+                optimizer, None, grads, cached=two.cached, reply=keep, **settings
+            )
+            assert two.skipped == one.skipped == (non_finite == "skip")
+            one = plain.step(
+                optimizer, one.params, tensors(4), one.state, non_finite="propagate"
+            )
+            two = client.step(
+                optimizer, None, tensors(4), cached=two.cached, non_finite="propagate"
+            )
+            assert list(two.params) == list(one.params) and two.step == one.step
+            for key, array in one.params.items():
+                assert np.array_equal(array, two.params[key], equal_nan=True)
+
+
+def test_sharded_parameters_rounded_or_left_out(caching: Server) -> None:
+    with stepd.Client(caching.url) as plain, sharded(caching.url) as client:
+        replies: list[stepd.Reply] = [{"params": "bf16"}, {"params": "none"}, {}]
+        for reply in replies:
+            given = (ADAMW, tensors(1), tensors(2))
+            one = plain.step(*given, reply=reply)
+            two = client.step(*given, reply=reply)
+            assert agree(two, one) and two.cached is None
+
+
+def test_what_is_wrong_with_sharded_digests(caching: Server) -> None:
+    with stepd.Client(caching.url) as plain, sharded(caching.url) as client:
+        given = (ADAMW, tensors(1), tensors(2))
+        one = plain.step(*given, reply=KEEP)
+        two = client.step(*given, reply=KEEP)
+        assert two.cached is not None
+        with pytest.raises(ValueError, match=r"cached: .*found a Client's"):
+            client.step(*given, cached=one.cached)
+        with pytest.raises(ValueError, match=r"cached: .*found a ShardedClient's"):
+            plain.step(*given, cached=two.cached)
+        with pytest.raises(ValueError, match="params: expected those of the result"):
+            client.step(ADAMW, {"b": two.params["b"]}, {}, cached=two.cached)
+        with pytest.raises(ValueError, match="params: expected arrays, or cached"):
+            client.step(ADAMW, None, tensors(2))
+        first, *others = two.cached.shards
+        for field, kept in (
+            ("params", stepd.Cached(None, first.cached.state)),
+            ("state", stepd.Cached(first.cached.params, None)),
+        ):
+            less = stepd.Cached(shards=(replace(first, cached=kept), *others))
+            with pytest.raises(ValueError, match=f"{field}: expected"):
+                client.step(ADAMW, None, tensors(2), cached=less)
+        with pytest.raises(stepd.InvalidParams):
+            client.step(*given, reply={"state": "none"})

@@ -6,9 +6,18 @@ Nothing here sends anything: Client and AsyncClient run the same calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    TypedDict,
+    TypeVar,
+    cast,
+)
 from urllib.parse import quote
 
 from ._error_table import BlobMissing, InvalidParams
@@ -95,6 +104,27 @@ class Cached:
 
     params: str | None = None
     state: str | None = None
+    #: Of a ShardedClient's result, instead of the two: what is kept of each call.
+    shards: tuple[CachedShard, ...] = ()
+
+
+class KeptTensor(NamedTuple):
+    """What the client has to know of a parameter that only a server has."""
+
+    shape: tuple[int, ...]
+    is_double: bool
+    #: Steps taken.
+    step: int
+
+
+@dataclass(frozen=True)
+class CachedShard:
+    """What one server keeps of one call's result."""
+
+    url: str
+    cached: Cached
+    #: The parameters of the call, in their order.
+    tensors: Mapping[str, KeptTensor]
 
 
 @dataclass(frozen=True)
@@ -197,7 +227,13 @@ def step(
     cached: Cached | None = None,
     shared: SharedFolder | None = None,
 ) -> Call[StepResult]:
-    digests = {} if cached is None else asdict(cached)
+    cached = cached or Cached()
+    if cached.shards:
+        raise ValueError(
+            "cached: expected that of a Client's result, found a ShardedClient's, "
+            "which names parts of the tensors"
+        )
+    digests = {"params": cached.params, "state": cached.state}
     named = {field: digest for field, digest in digests.items() if digest is not None}
     if params is None and "params" not in named:
         raise ValueError("params: expected arrays, or cached that names them")
@@ -211,8 +247,14 @@ def step(
     return _Step(fields, whole, names, reply or {}, shared).call(named)
 
 
-#: Until it is taken off again.
-_NO_STATE = State.from_entries("", 0, ())
+NO_STATE = State.from_entries("", 0, ())
+
+
+def without_state(result: StepResult) -> StepResult:
+    """The result of a step whose state stayed on the server."""
+    bare = replace(result, state=NO_STATE)
+    del vars(bare)["state"]
+    return bare
 
 
 # Closures that call each other would be a cycle, and keep arrays until it is collected.
@@ -293,7 +335,7 @@ class _Step:
         has_state = self.reply.get("state") != "none"
         result = StepResult(
             params=arrays_of(file("params"), self.names) if has_params else {},
-            state=State(file("state")) if has_state else _NO_STATE,
+            state=State(file("state")) if has_state else NO_STATE,
             step=answer["step"],
             lr=answer["lr"],
             skipped=answer["skipped"],
@@ -301,9 +343,7 @@ class _Step:
             warnings=tuple(answer.get("warnings", ())),
             cached=_cached(answer.get("cached")),
         )
-        if not has_state:
-            del vars(result)["state"]
-        return result
+        return result if has_state else without_state(result)
 
 
 def _cached(cached: Json | None) -> Cached | None:

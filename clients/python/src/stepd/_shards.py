@@ -11,9 +11,9 @@ import re
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, TypeVar
@@ -21,16 +21,22 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ._calls import (
+    NO_STATE,
+    Cached,
+    CachedShard,
     Groups,
+    KeptTensor,
     NonFinite,
     NormsResult,
     Optimizer,
+    Reply,
     Schedule,
     StepResult,
     TensorNorms,
+    without_state,
 )
 from ._client import Client
-from ._error_table import NonFiniteGradient
+from ._error_table import BlobMissing, NonFiniteGradient
 from ._errors import StepdError
 from ._http import Timeout
 from ._retry import Retry, is_of_server, retry_of
@@ -50,13 +56,8 @@ _LONGEST_REST = 60.0
 #: Tensors that a server names in an error or a warning.
 _NAMED_TENSORS = 8
 
-#: A parameter that is added to a call where its gradients alone would not make it
-#: skip, or not give the norm that those of all calls together have, which is no number
-#: that could be sent. No parameter of a caller has such a name.
-_POISON = "\0stepd.poison"
-
-#: The square of this is infinite, but it is not.
-_HUGE = 1e200
+#: This divided by the largest number is 0, as any number divided by infinity is.
+_TINY = math.ulp(0.0)
 
 
 class ShardedClient:
@@ -146,7 +147,7 @@ class ShardedClient:
     def step(
         self,
         optimizer: Optimizer,
-        params: Arrays,
+        params: Arrays | None,
         grads: Arrays,
         state: State | None = None,
         *,
@@ -157,6 +158,8 @@ class ShardedClient:
         non_finite: NonFinite | None = None,
         master_weights: bool | None = None,
         stochastic_rounding: Mapping[str, int] | None = None,
+        reply: Reply | None = None,
+        cached: Cached | None = None,
         timeout: float | Timeout | None = None,
     ) -> StepResult:
         """One update: the result of :meth:`Client.step`, and its errors.
@@ -164,77 +167,107 @@ class ShardedClient:
         Clipping by the norm over all gradients, LAMB's ``max_grad_norm`` and
         ``non_finite="skip"`` take a round of ``norms`` first. Statistics are those of
         single calls, so there are none here.
+
+        ``cached`` is that of an earlier result of a ShardedClient. The tensors are
+        packed as they were then, and each call goes first to the server that keeps
+        what it names. Another one is sent what is given beside it.
         """
         settings: dict[str, Any] = {
             "groups": groups,
             "schedule": schedule,
             "loss_scale": loss_scale,
-            "non_finite": non_finite,
             "master_weights": master_weights,
             "stochastic_rounding": stochastic_rounding,
+            "reply": reply,
             "timeout": timeout,
         }
-        stray = sorted(grads.keys() - params.keys())
-        shards = self._pack(params, grads, state)
+        if cached is not None:
+            shards = _kept(cached, params, state)
+        elif params is not None:
+            shards = self._pack(params, grads, state)
+        else:
+            raise ValueError("params: expected arrays, or cached that names them")
+        known: dict[str, KeptTensor] = {}
+        for shard in shards:
+            known.update(shard.tensors)
         # What belongs to no parameter goes with the first call, whose server says so.
-        shards[0].extend(stray)
+        shards[0].strays += sorted(grads.keys() - known.keys())
         if state is not None:
-            known = frozenset(params)
-            shards[0].extend(name for name in state.steps if name not in known)
+            shards[0].strays += [name for name in state.steps if name not in known]
 
         clips = _clips_by_norm(optimizer, clip)
-        poison: float | None = None
+        spoils = False
         if clips or non_finite == "skip":
-            norms = self._norms(shards, grads, params, loss_scale, timeout)
-            total = _total_norm(norms)
-            broken = {name for name, tensor in norms.items() if tensor.non_finite}
+            zeros = {name: _zeros(tensor) for name, tensor in known.items()}
+            norms = self._norms(shards, grads, zeros, loss_scale, timeout)
+            broken = any(tensor.non_finite for tensor in norms.values())
             if broken and non_finite == "skip":
-                poison = math.nan
+                spoils = True
             elif broken and non_finite != "propagate":
                 # No norm is sent: the calls that have the gradients refuse them.
                 pass
-            elif clips and not math.isfinite(total):
-                # What the server divides by the loss scale must come to that again.
-                huge = min(_HUGE * (loss_scale or 1.0), sys.float_info.max)
-                poison = math.nan if math.isnan(total) else huge
             elif clips:
-                clip = {**(clip or {}), "total_norm": total}
+                clipped = _clipped(_total_norm(norms), optimizer, clip)
+                if clipped is None:
+                    spoils, non_finite = True, "propagate"
+                else:
+                    optimizer, clip = clipped
 
-        def call(names: list[str]) -> Callable[[Client], StepResult]:
-            own = _only(params, names)
+        def call(shard: _Shard) -> Callable[[Client], tuple[StepResult, str]]:
+            names = shard.names
+            own = None if params is None else _only(params, names)
             own_grads = _only(grads, names)
-            if poison is not None:
-                own[_POISON] = np.zeros(1)
-                own_grads[_POISON] = np.array([poison])
+            if spoils:
+                own_grads = _spoiled(own_grads, shard, non_finite == "skip")
             own_state = None if state is None else state.pick(names)
-            return lambda client: client.step(
-                optimizer, own, own_grads, own_state, clip=clip, **settings
-            )
 
-        results = self._each(shards, call)
-        warnings = itertools.chain.from_iterable(part.warnings for part in results)
+            def step(client: Client) -> tuple[StepResult, str]:
+                result = client.step(
+                    optimizer,
+                    own,
+                    own_grads,
+                    own_state,
+                    clip=clip,
+                    non_finite=non_finite,
+                    cached=shard.kept,
+                    **settings,
+                )
+                return result, client.url
+
+            return step
+
+        answers = self._each(shards, call)
+        results = [result for result, _ in answers]
+        warnings = itertools.chain.from_iterable(one.warnings for one in results)
         stepped: dict[str, Array] = {}
         for result in results:
             stepped.update(result.params)
-        states = [result.state for result in results]
-        if poison is not None:
-            states = [
-                part.pick(names) for part, names in zip(states, shards, strict=True)
-            ]
-        taken = {} if state is None else state.steps
+        skipped = any(result.skipped for result in results)
 
         def steps(place: int) -> tuple[int, int]:
-            counts = [taken.get(name, 0) for name in shards[place] if name in grads]
+            tensors = shards[place].tensors
+            counts = [tensors[name].step for name in tensors if name in grads]
             return max(counts, default=-1), results[place].step
 
-        return replace(
-            # The learning rate is that of the tensor with the most steps.
-            results[max(range(len(shards)), key=steps)],
-            params={name: stepped[name] for name in params},
-            state=State.join(states),
-            step=max(result.step for result in results),
-            warnings=tuple(_joined(warnings)),
+        # The learning rate is that of the tensor with the most steps.
+        leader = results[max(range(len(shards)), key=steps)]
+        kept = tuple(
+            CachedShard(
+                url, result.cached or Cached(), shard.stepped(() if skipped else grads)
+            )
+            for shard, (result, url) in zip(shards, answers, strict=True)
         )
+        has_state = (reply or {}).get("state") != "none"
+        joined = replace(
+            leader,
+            params={name: stepped[name] for name in known if name in stepped},
+            state=State.join(one.state for one in results) if has_state else NO_STATE,
+            step=max(result.step for result in results),
+            skipped=skipped,
+            warnings=tuple(_joined(warnings)),
+            cached=Cached(shards=kept) if any(one.cached for one in results) else None,
+        )
+        return joined if has_state else without_state(joined)
 
     def init(
         self,
@@ -252,8 +285,8 @@ class ShardedClient:
             "timeout": timeout,
         }
 
-        def call(names: list[str]) -> Callable[[Client], State]:
-            own = _only(params, names)
+        def call(shard: _Shard) -> Callable[[Client], State]:
+            own = _only(params, shard.names)
             return lambda client: client.init(optimizer, own, **settings)
 
         return State.join(self._each(self._pack(params, {}, None), call))
@@ -279,7 +312,7 @@ class ShardedClient:
 
     def _norms(
         self,
-        shards: Sequence[list[str]],
+        shards: Sequence[_Shard],
         grads: Arrays,
         params: Arrays | None,
         loss_scale: float | None,
@@ -287,8 +320,8 @@ class ShardedClient:
         *,
         of_params: bool = False,
     ) -> dict[str, TensorNorms]:
-        def call(names: list[str]) -> Callable[[Client], NormsResult]:
-            own = _only(grads, names)
+        def call(shard: _Shard) -> Callable[[Client], NormsResult]:
+            own = _only(grads, shard.names)
             given: dict[str, Array] | None = _only(params or {}, list(own))
             # The parameter's dtype decides in which the gradient is squared, so it has
             # to be there where it would be another. Else its bytes can stay here.
@@ -303,10 +336,8 @@ class ShardedClient:
             tensors.update(result.tensors)
         return tensors
 
-    def _pack(
-        self, params: Arrays, grads: Arrays, state: State | None
-    ) -> list[list[str]]:
-        """Names by call, in their order. There is at least one call."""
+    def _pack(self, params: Arrays, grads: Arrays, state: State | None) -> list[_Shard]:
+        """The tensors by call, in their order. There is at least one call."""
         sizes = {name: np.asarray(array).nbytes for name, array in params.items()}
         for name in sizes:
             if name in grads:
@@ -315,32 +346,35 @@ class ShardedClient:
             for _, name, tensor in state.entries():
                 if name in sizes:
                     sizes[name] += tensor.data.nbytes
-        shards: list[list[str]] = [[]]
+        taken = {} if state is None else state.steps
+        shards = [_Shard({})]
         room = self._request_bytes
         for name, size in sizes.items():
-            if size > room and shards[-1]:
-                shards.append([])
+            if size > room and shards[-1].tensors:
+                shards.append(_Shard({}))
                 room = self._request_bytes
-            shards[-1].append(name)
+            shards[-1].tensors[name] = KeptTensor(
+                np.shape(params[name]), _is_double(params[name]), taken.get(name, 0)
+            )
             room -= size
         return shards
 
     def _each(
         self,
-        shards: Sequence[list[str]],
-        call: Callable[[list[str]], Callable[[Client], T]],
+        shards: Sequence[_Shard],
+        call: Callable[[_Shard], Callable[[Client], T]],
     ) -> list[T]:
         """Make a call for each shard, some at once. Raises the first one's error.
 
         But for gradients that are not finite, which is for one call the last thing to
         be wrong, and of which it names those of all tensors.
         """
+
+        def run(shard: _Shard) -> T:
+            return self._anywhere(call(shard), shard.url)
+
         if len(shards) == 1:
-            return [self._anywhere(call(shards[0]))]
-
-        def run(names: list[str]) -> T:
-            return self._anywhere(call(names))
-
+            return [run(shards[0])]
         futures: list[Future[T]] = [self._threads.submit(run, part) for part in shards]
         results: list[T] = []
         refusals: list[NonFiniteGradient] = []
@@ -358,8 +392,12 @@ class ShardedClient:
             raise _refusal(refusals)
         return results
 
-    def _anywhere(self, call: Callable[[Client], T]) -> T:
-        """Try the replicas until one answers. What is wrong with the call is raised."""
+    def _anywhere(self, call: Callable[[Client], T], home: str | None = None) -> T:
+        """Try the replicas until one answers. What is wrong with the call is raised.
+
+        The one at ``home`` is the first, if it does not rest. Of what one does not have
+        and was not given, another may.
+        """
         attempt = 0
         while True:
             failures: list[StepdError] = []
@@ -367,7 +405,7 @@ class ShardedClient:
             while len(tried) < len(self._replicas):
                 with self._lock:
                     left = [one for one in self._replicas if one not in tried]
-                    replica = min(left, key=_Replica.burden)
+                    replica = min(left, key=lambda one: one.burden(home))
                     replica.calls += 1
                     replica.turn = next(self._turns)
                     failed_before = replica.failures
@@ -375,9 +413,11 @@ class ShardedClient:
                 try:
                     result = call(replica.client)
                 except StepdError as error:
+                    failures.append(error)
+                    if isinstance(error, BlobMissing):
+                        continue
                     if not is_of_server(error):
                         raise
-                    failures.append(error)
                     with self._lock:
                         replica.rest(failed_before + 1)
                 else:
@@ -388,12 +428,59 @@ class ShardedClient:
                 finally:
                     with self._lock:
                         replica.calls -= 1
+            missing = [one for one in failures if isinstance(one, BlobMissing)]
             # The first to take calls again is worth waiting for.
             pause = self._retry.pause(attempt, min(failures, key=_asked))
-            if pause is None:
-                raise failures[-1]
+            if pause is None or len(missing) == len(failures):
+                raise (missing or failures)[-1]
             sleep(pause)
             attempt += 1
+
+
+@dataclass
+class _Shard:
+    """The part of a step that one call makes."""
+
+    #: The parameters, in their order.
+    tensors: dict[str, KeptTensor]
+    #: What the server at ``url`` keeps of them and of their state.
+    kept: Cached | None = None
+    url: str | None = None
+    #: Gradients and parts of the state that belong to no parameter.
+    strays: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.tensors, *self.strays]
+
+    def stepped(self, names: Collection[str]) -> dict[str, KeptTensor]:
+        """The parameters after a step of those that are named."""
+        return {
+            name: tensor._replace(step=tensor.step + (name in names))
+            for name, tensor in self.tensors.items()
+        }
+
+
+def _kept(cached: Cached, params: Arrays | None, state: State | None) -> list[_Shard]:
+    """The calls of the result that ``cached`` is of.
+
+    Raises ValueError where something is neither named nor given.
+    """
+    if not cached.shards:
+        raise ValueError(
+            "cached: expected that of a ShardedClient's result, found a Client's, "
+            "which names all tensors together"
+        )
+    shards = [_Shard(dict(one.tensors), one.cached, one.url) for one in cached.shards]
+    names = {name for shard in shards for name in shard.tensors}
+    if params is not None and params.keys() != names:
+        raise ValueError("params: expected those of the result that cached is of")
+    for one in cached.shards:
+        if params is None and one.cached.params is None:
+            raise ValueError("params: expected arrays, or cached that names them all")
+        if state is None and one.cached.state is None:
+            raise ValueError("state: expected one, or cached that names all of it")
+    return shards
 
 
 class _Replica:
@@ -405,10 +492,10 @@ class _Replica:
         self.failures = 0
         self.rests_until = 0.0
 
-    def burden(self) -> tuple[float, int, int]:
-        """Least for the next to call: not resting, fewest calls, longest ago."""
+    def burden(self, home: str | None) -> tuple[float, bool, int, int]:
+        """Least for the next to call: not resting, home, fewest calls, longest ago."""
         rest = self.rests_until if self.rests_until > monotonic() else 0.0
-        return rest, self.calls, self.turn
+        return rest, self.client.url != home, self.calls, self.turn
 
     def rest(self, failures: int) -> None:
         """Leave it alone. Calls that were under way together have failed once."""
@@ -427,13 +514,21 @@ def _only(arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]
     return {name: arrays[name] for name in names if name in arrays}
 
 
+def _is_double(array: Array) -> bool:
+    return np.asarray(array).itemsize == np.dtype(np.float64).itemsize
+
+
 def _differ_in_arithmetic(params: Arrays, grads: Arrays) -> bool:
     """Whether a float64 tensor belongs to one that is none."""
+    return any(
+        _is_double(param) != _is_double(grads[name]) for name, param in params.items()
+    )
 
-    def is_wide(array: Array) -> bool:
-        return np.asarray(array).itemsize == np.dtype(np.float64).itemsize
 
-    return any(is_wide(param) != is_wide(grads[name]) for name, param in params.items())
+def _zeros(tensor: KeptTensor) -> Array:
+    """What stands for a parameter where its values do not matter; takes no memory."""
+    dtype = np.float64 if tensor.is_double else np.float32
+    return np.broadcast_to(np.zeros((), dtype), tensor.shape)
 
 
 def _clips_by_norm(optimizer: Optimizer, clip: Mapping[str, float] | None) -> bool:
@@ -449,6 +544,43 @@ def _total_norm(norms: Mapping[str, TensorNorms]) -> float:
     for name in sorted(norms, key=str.encode):
         total += norms[name].grad_squares
     return math.sqrt(total)
+
+
+def _clipped(
+    total: float, optimizer: Optimizer, clip: Mapping[str, float] | None
+) -> tuple[Optimizer, Mapping[str, float]] | None:
+    """Optimizer and clip of each call, by the norm over all gradients.
+
+    None where what all gradients are multiplied by is no number.
+    """
+    given = dict(clip or {})
+    own = optimizer.get("max_grad_norm")
+    if math.isfinite(total):
+        return optimizer, {**given, "total_norm": total}
+    if math.isnan(total) or ("max_norm" in given and own is not None):
+        return None
+    # Infinity cannot be sent.
+    if "max_norm" in given:
+        given["max_norm"] = min(given["max_norm"], _TINY)
+    else:
+        optimizer = {**optimizer, "max_grad_norm": min(own or 0.0, _TINY)}
+    return optimizer, {**given, "total_norm": sys.float_info.max}
+
+
+def _spoiled(grads: Arrays, shard: _Shard, skips: bool) -> dict[str, Array]:
+    """Gradients of which one is no number: the call skips, or multiplies all by it.
+
+    Gradients without values cannot be spoiled: a call that is to skip does without
+    them, unless they are wrong.
+    """
+    for name, array in grads.items():
+        if np.size(array):
+            return {**grads, name: np.full(np.shape(array), np.nan, np.float32)}
+    fits = all(
+        name in shard.tensors and np.shape(array) == shard.tensors[name].shape
+        for name, array in grads.items()
+    )
+    return {} if skips and fits else dict(grads)
 
 
 #: Tensors as a server lists them in a sentence: "a" (1 value), "b" (2 values) and 3

@@ -132,17 +132,32 @@ export class SharedPlace implements AsyncDisposable {
     if (bytes > this.blob.length) throw invalid(`${this.field}/length`, `at least ${bytes}, the bytes of the result`, String(this.blob.length));
   }
 
-  /** Writes a result and returns where it is. One piece after the other: Linux writes to a file one at a time, and who waits spins (measured). */
+  /**
+   * Writes a result and returns where it is. One piece after the other: Linux writes to a file one at a time, and who waits spins
+   * (measured). Throws INVALID_PARAMS where the file takes no more, with what was written up to then.
+   */
   async write(result: Parts): Promise<SharedBlob> {
-    let at = this.blob.offset;
+    let written = 0;
     for (const buffers of batches(result)) {
-      const bytes = buffers.reduce((sum, { length }) => sum + length, 0);
-      const { bytesWritten } = await this.#handle.writev(buffers, at);
-      if (bytesWritten < bytes) throw new Error(`the shared file ${this.blob.file} took ${bytesWritten} of ${bytes} bytes`);
-      at += bytes;
+      for (let rest = buffers; rest.length > 0; ) {
+        const { bytesWritten } = await this.#handle.writev(rest, this.blob.offset + written).catch((error: NodeJS.ErrnoException) => {
+          throw this.#whyFull(error, result.length, written);
+        });
+        written += bytesWritten;
+        // Less than all is written where there is room for no more. Why, the next write says.
+        rest = behind(rest, bytesWritten);
+      }
     }
     this.#folder.bytesOut += result.length;
     return { ...this.blob, length: result.length };
+  }
+
+  /** INVALID_PARAMS, because nobody may send the call again as it is: what it came from may be overwritten in part. */
+  #whyFull(error: NodeJS.ErrnoException, bytes: number, written: number): Error {
+    const what = FULL[error.code ?? ""];
+    if (what === undefined) return error;
+    const done = written > 0 ? "; what was there before is overwritten so far" : "";
+    return invalid(`${this.field}/file`, `a place that takes all ${bytes} bytes of the result`, `${error.code}, ${what}, after ${written} bytes${done}`);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -150,11 +165,28 @@ export class SharedPlace implements AsyncDisposable {
   }
 }
 
+/** Why a file that had its memory may take no more: on file systems that copy on writing, or with holes made since it was opened. */
+const FULL: Readonly<Record<string, string>> = {
+  ENOSPC: "a full file system",
+  EDQUOT: "a quota that is used up",
+  EFBIG: "the server's limit of file sizes (ulimit -f)",
+};
+
 /** The results of work on a lease's memory, or the first failure: not before all of it has ended, because then the memory may be another's. */
 export const settled = async <T extends readonly unknown[]>(work: readonly [...{ [K in keyof T]: T[K] | Promise<T[K]> }]): Promise<T> => {
   const outcomes = await Promise.allSettled(work);
   for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
   return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<unknown>).value) as unknown as T;
+};
+
+/** What follows the first bytes of buffers. */
+const behind = (buffers: readonly Uint8Array[], bytes: number): Uint8Array[] => {
+  let skip = bytes;
+  return buffers.flatMap((buffer) => {
+    const rest = buffer.subarray(skip);
+    skip = Math.max(0, skip - buffer.length);
+    return rest.length > 0 ? [rest] : [];
+  });
 };
 
 /** A result as buffers that are written together. */

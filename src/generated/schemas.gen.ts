@@ -2248,7 +2248,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "stats": {
         "title": "Stats",
-        "description": "Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values.",
+        "description": "Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values. A step that was skipped has none.",
         "type": "object",
         "required": [
           "grad_norm",

@@ -182,6 +182,18 @@ suite("non-finite gradients", () => {
     assert.ok(Buffer.from(taken.params).equals(Buffer.from(first.params)));
   });
 
+  test("a skipped step has no statistics; norms says which gradients were not finite", async () => {
+    const skipped = await step(params, grads, { non_finite: "skip", stats: "tensor" });
+    assert.deepEqual(Object.keys(skipped).sort(), ["lr", "params", "skipped", "state", "step"]);
+    const { tensors } = await service.call<{ tensors: Record<string, { non_finite: number }> }>("optimizer.norms", { grads: writeTensors(grads) });
+    assert.deepEqual(
+      Object.entries(tensors)
+        .filter(([, { non_finite }]) => non_finite > 0)
+        .map(([name, { non_finite }]) => [name, non_finite]),
+      [["b", 2]],
+    );
+  });
+
   test("propagate goes on", async () => {
     const { params: after } = await step(params, grads, { non_finite: "propagate" });
     const { b, w } = readTensors(after);

@@ -1190,7 +1190,7 @@ warnings?: undefined | readonly string[]
 cached?: undefined | Cached
 }
 /**
- * Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values.
+ * Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values. A step that was skipped has none.
  */
 export interface Stats {
 grad_norm: Value

@@ -114,8 +114,7 @@ export class Runner {
       grads.map((grad, index): Unit => {
         const dtype = dtypes[index] ?? grad.dtype;
         const pointer = pointers[index] as Pointer;
-        const calls = this.#widen(grad, pointer, dtype);
-        if (lossScale !== 1) calls.push(this.#call("gradient_divide", dtype, [pointer], [lossScale]));
+        const calls = this.#unscale(grad, pointer, dtype, lossScale);
         calls.push(this.#call("gradient_norm", dtype, [pointer, this.#row(rows[index])], []));
         return { elements: grad.elements, calls };
       }),
@@ -201,8 +200,7 @@ export class Runner {
     const dtype = arithmetic(param);
     const calls: Call[] = [];
     if (!isMeasured) {
-      calls.push(...this.#widen(grad, pointer, dtype));
-      if (lossScale !== 1) calls.push(this.#call("gradient_divide", dtype, [pointer], [lossScale]));
+      calls.push(...this.#unscale(grad, pointer, dtype, lossScale));
       if (how !== "not") calls.push(this.#call(how === "norm" ? "gradient_norm" : "gradient_check", dtype, [pointer, this.#row(look)], []));
     }
     if (maxValue !== undefined) calls.push(this.#call("gradient_clamp", dtype, [pointer], [maxValue]));
@@ -255,6 +253,19 @@ export class Runner {
     if (tensor.dtype === dtype) return pointerTo(tensor);
     const stride = bytesOf(dtype) as number;
     return { address: this.#lease.alloc(tensor.elements * stride), stride };
+  }
+
+  /** Brings a gradient into the dtype of arithmetic and divides it by the loss scale. */
+  #unscale(grad: Tensor, target: Pointer, dtype: string, lossScale: number): Call[] {
+    // What float32 cannot hold it may hold once it is divided. By a power of two in place, and by the rest as any other: so the
+    // bits are those of a float32 gradient, down to where it is subnormal.
+    const power = grad.dtype === "F64" && dtype === "F32" ? powerFrom(lossScale) : 1;
+    const rest = lossScale / power;
+    return [
+      ...(power === 1 ? [] : [this.#call("gradient_divide", grad.dtype, [pointerTo(grad)], [power])]),
+      ...this.#widen(grad, target, dtype),
+      ...(rest === 1 ? [] : [this.#call("gradient_divide", dtype, [target], [rest])]),
+    ];
   }
 
   #widen(tensor: Tensor, target: Pointer, dtype: string): Call[] {
@@ -311,6 +322,16 @@ export class Runner {
 }
 
 const LOOK_SUMS = { not: 0, check: CHECK_SUMS, norm: NORM_SUMS } as const;
+
+/** The largest power of two that float64 holds. */
+const MAX_POWER = 2 ** 1023;
+
+/** The least power of two that is not below a number over 1, so that division by it leaves no more than division by the number; else 1. */
+const powerFrom = (value: number): number => {
+  let power = 1;
+  while (power < value && power < MAX_POWER) power *= 2;
+  return power;
+};
 
 const isLast = ({ stages }: Work, index: number): boolean => index === stages.length - 1;
 

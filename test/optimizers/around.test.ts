@@ -5,7 +5,7 @@ import { gradsAt, LARGE, SMALL, type StepReply, startParams } from "../support/r
 import { requireSame } from "../support/same.ts";
 import { type RpcError, TestService } from "../support/service.ts";
 import { readState, readTensors, type TestTensors, writeTensors } from "../support/tensors.ts";
-import { readTyped, writeTyped } from "../support/typed.ts";
+import { type Dtype, readTyped, writeTyped } from "../support/typed.ts";
 import { variants } from "../support/variants.ts";
 
 let service: TestService;
@@ -150,6 +150,59 @@ suite("loss scale", () => {
       assert.deepEqual(scaled.stats, plain.stats);
     }
   });
+
+  /** Every way that a gradient takes to its kernel: measured in front of it or not, kept for a second stage or not. */
+  const ways = [{}, { stats: "tensor" }, { clip: { max_norm: 1e30 } }, { non_finite: "skip" }, { optimizer: { name: "lamb" } }];
+
+  for (const dtype of ["F32", "BF16"] as const) {
+    const params = writeTyped({ w: { dtype, shape: [3], values: [1, 2, 3] } });
+    const take = (more: object, gradDtype: Dtype, values: readonly number[], loss_scale: number): Promise<Reply> =>
+      service.call("optimizer.step", {
+        optimizer: { name: "sgd", lr: 1e-30 },
+        params,
+        grads: writeTyped({ w: { dtype: gradDtype, shape: [3], values } }),
+        loss_scale,
+        ...more,
+      });
+
+    test(`divides float64 before it becomes float32: ${dtype} parameters`, async () => {
+      const wide = [1e39, -2.5e42, 3e10];
+      for (const more of ways) {
+        const { params: found, ...rest } = await take(more, "F64", wide, 2 ** 40);
+        const divided = wide.map((value) => Math.fround(value / 2 ** 40));
+        const { params: expected, ...expectedRest } = await take(more, "F32", divided, 1);
+        assert.deepEqual([readTyped(found), rest], [readTyped(expected), expectedRest], JSON.stringify(more));
+      }
+      const { tensors } = await service.call<{ tensors: Record<string, unknown> }>("optimizer.norms", {
+        params,
+        grads: writeTyped({ w: { dtype: "F64", shape: [3], values: [3e39, 0, 4e39] } }),
+        loss_scale: 2e39,
+      });
+      assert.deepEqual(tensors["w"], { grad_squares: 6.25, param_squares: 14, zeros: 1, non_finite: 0 });
+    });
+
+    test(`float64 that is within float32 is divided with the same bits as before: ${dtype} parameters`, async () => {
+      const values = [0.1, -1 / 3, 1e20];
+      for (const loss_scale of [3, 1000.7, 0.3, 1 + 2 ** -20]) {
+        for (const more of ways) {
+          const found = await take(more, "F64", values, loss_scale);
+          assert.deepEqual(found, await take(more, "F32", values.map(Math.fround), loss_scale), `${loss_scale} ${JSON.stringify(more)}`);
+        }
+      }
+    });
+
+    test(`any scale divides the largest float64 that becomes float32: ${dtype} parameters`, async () => {
+      const large = 3.4e38;
+      for (const loss_scale of [1.1, 1.9, 1e4, 1e200, Number.MAX_VALUE / large / 2]) {
+        const { params: found } = await take({ optimizer: { name: "sgd", lr: 2 ** -120 } }, "F64", [large * loss_scale, 0, -large * loss_scale], loss_scale);
+        const [first = 0, , last = 0] = readTyped(found)["w"]?.values ?? [];
+        assert.ok(
+          Math.abs(first / (1 - large * 2 ** -120) - 1) < 0.01 && Math.abs(last / (3 + large * 2 ** -120) - 1) < 0.01,
+          `${loss_scale}: ${first}, ${last}`,
+        );
+      }
+    });
+  }
 
   test("must be more than zero", async () => {
     await assert.rejects(step(startParams(SMALL), gradsAt(SMALL, 0), { loss_scale: 0 }), ({ data }: RpcError) => data.field === "/loss_scale");

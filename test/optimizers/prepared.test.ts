@@ -133,6 +133,7 @@ suite("the same bytes as the general step", () => {
     ["BF16 rounded stochastically", { seed: 7 }, "BF16", "F32"],
     ["F16 and F32", { lossScale: 4 }, "F16", "F32"],
     ["F32 and BF16", {}, "F32", "BF16"],
+    ["F32 and F64", { lossScale: 3, stats: "tensor" }, "F32", "F64"],
     ["F64", {}, "F64", "F64"],
     ["F64 and F32", { stats: "tensor" }, "F64", "F32"],
   ] as const) {

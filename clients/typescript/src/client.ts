@@ -114,6 +114,7 @@ export class Client {
    */
   async step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult> {
     const { params, grads, state, cached, reply = {}, ...settings } = input;
+    if (Array.isArray(cached)) throw new TypeError("cached: expected that of a Client's result, found a ShardedClient's, which names parts of the tensors");
     const { params: knownParams, state: knownState } = cached ?? {};
     if (!params && !knownParams) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");
     const files = { params: params && fileParts(params), grads: fileParts(grads) };
@@ -245,12 +246,12 @@ const missingIn = (error: unknown): "params" | "state" | undefined => {
 const isTooSmall = (error: unknown): boolean => error instanceof StepdError && error.code === "INVALID_PARAMS" && error.field === "/reply/into/state/length";
 
 /** Not enumerable, so that a copy of the result, or a look at all of it, does not throw. */
-const withoutState = (result: Omit<StepResult, "state">): StepResult =>
+export const withoutState = <Result extends object>(result: Result): Result & Pick<StepResult, "state"> =>
   Object.defineProperty(result, "state", {
     get: () => {
       throw new RangeError("state: it stayed on the server (reply.state is none), where cached names it");
     },
-  }) as StepResult;
+  }) as Result & Pick<StepResult, "state">;
 
 /** Takes a reply for a result where it has the member that tells it from others. */
 const readWith =

@@ -20,26 +20,33 @@ export class Replicas {
     this.#retries = retries;
   }
 
-  /** Tries one replica after the other until one answers; what is wrong with the call itself is thrown at once. */
-  async call<Result>(call: Call<Result>, options: CallOptions): Promise<Result> {
+  /**
+   * Tries one replica after the other until one answers, that of the url `home` first; what is wrong with the call itself is
+   * thrown at once. What one does not have, and was not given, another may have.
+   */
+  async call<Result>(call: Call<Result>, options: CallOptions, home?: string): Promise<Result> {
     for (let round = 0; ; round++) {
       const untried = new Set(this.#replicas);
       const asked: number[] = [];
       let last: unknown;
+      let missing: unknown;
       while (untried.size > 0) {
-        const replica = mostRested(untried);
+        const replica = mostRested(untried, home);
         untried.delete(replica);
         try {
           return await replica.run(call, options, this.#turn++);
         } catch (error) {
           // An aborted call throws the signal's reason, whatever that is.
           options.signal?.throwIfAborted();
-          if (!isOfReplica(error)) throw error;
-          if (error.retryAfter !== undefined) asked.push(error.retryAfter);
-          last = error;
+          if (error instanceof StepdError && error.code === "BLOB_MISSING") missing = error;
+          else {
+            if (!isOfReplica(error)) throw error;
+            if (error.retryAfter !== undefined) asked.push(error.retryAfter);
+            last = error;
+          }
         }
       }
-      if (round >= this.#retries) throw last;
+      if (round >= this.#retries || last === undefined) throw missing ?? last;
       // Of those that said when, the first to be ready again.
       await pause(backoff(round, asked.length > 0 ? Math.min(...asked) : undefined), options.signal);
     }
@@ -49,6 +56,8 @@ export class Replicas {
 /** A replica that fails or talks nonsense is no reason to think that the others do. */
 const isOfReplica = (error: unknown): error is StepdError | TransportError =>
   error instanceof TransportError || (error instanceof StepdError && (error.isPassing || error.code === "INTERNAL_ERROR"));
+
+type Burden = readonly [rest: number, isAway: number, calls: number, turn: number];
 
 class Replica {
   readonly #client: Client;
@@ -96,18 +105,18 @@ class Replica {
     this.#restsUntil = 0;
   }
 
-  /** What speaks against the next call, most important first: that it rests, calls under way, a call not long ago. */
-  burden(now: number): readonly [rest: number, calls: number, turn: number] {
+  /** What speaks against the next call, most important first: that it rests, is not `home`, calls under way, a call not long ago. */
+  burden(now: number, home: string | undefined): Burden {
     // After its rest one call tries it, and the others wait for what comes of that.
     const isOnTrial = this.#failures > 0 && this.#calls > 0;
-    return [this.#restsUntil > now ? this.#restsUntil : isOnTrial ? now : 0, this.#calls, this.#turn];
+    return [this.#restsUntil > now ? this.#restsUntil : isOnTrial ? now : 0, Number(this.#client.url !== home), this.#calls, this.#turn];
   }
 }
 
-const mostRested = (replicas: Iterable<Replica>): Replica => {
+const mostRested = (replicas: Iterable<Replica>, home: string | undefined): Replica => {
   const now = performance.now();
   const [first] = [...replicas]
-    .map((replica) => ({ replica, burden: replica.burden(now) }))
-    .sort(({ burden: a }, { burden: b }) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2]);
+    .map((replica) => ({ replica, burden: replica.burden(now, home) }))
+    .sort(({ burden: a }, { burden: b }) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2] || a[3] - b[3]);
   return (first as { replica: Replica }).replica;
 };

@@ -1,12 +1,12 @@
 /** A step over several calls, connections and replicas at once. Its result is that of one call, bit for bit. */
-import { Client, type StepInput, type StepResult } from "./client.ts";
+import { Client, type StepInput, type StepResult, withoutState } from "./client.ts";
 import { StepdError } from "./errors.ts";
 import { type Call, Replicas } from "./replicas.ts";
 import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
-import { compareUtf8, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
+import { compareUtf8, type DType, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
 import { type CallOptions, type ClientOptions, DEFAULT_RETRIES, requireRetries } from "./transport.ts";
-import type { NormsResult } from "./wire.gen.ts";
+import type { Cached, NormsResult } from "./wire.gen.ts";
 
 export interface ShardedOptions extends ClientOptions {
   /** About how many bytes of parameters, gradients and state go into a call; a larger tensor goes alone. */
@@ -17,25 +17,55 @@ export interface ShardedOptions extends ClientOptions {
   readonly retries?: number | undefined;
 }
 
-/** Statistics, and what the server keeps, are of single calls. */
-export type ShardedInput = Omit<StepInput, "stats" | "reply" | "cached">;
-export type ShardedResult = Omit<StepResult, "stats" | "cached">;
+/** What one server keeps of the result of one call. */
+export interface CachedShard {
+  readonly url: string;
+  readonly cached: Cached;
+  /** The parameters of the call: what the client has to know where only the server has their values. */
+  readonly tensors: Readonly<Record<string, Known>>;
+}
 
-type WholeInput = Omit<ShardedInput, "state"> & { readonly state: State | null | undefined };
-type Shard = ReadonlySet<string>;
+interface Known {
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+  /** Steps taken. */
+  readonly step: number;
+}
+
+/** Statistics are of single calls. */
+export interface ShardedInput extends Omit<StepInput, "params" | "stats" | "cached"> {
+  /** May be left out where `cached` names all of them. */
+  readonly params?: Tensors | undefined;
+  /**
+   * That of an earlier result of a ShardedClient. The tensors are divided as they were then, and each call goes first to the
+   * server that keeps what it names; another one is sent what is given beside it, as a Client does.
+   */
+  readonly cached?: readonly CachedShard[] | undefined;
+}
+
+export interface ShardedResult extends Omit<StepResult, "stats" | "cached"> {
+  readonly cached?: readonly CachedShard[] | undefined;
+}
+
+/** What one call has of a step. */
+interface Shard {
+  readonly names: Set<string>;
+  readonly kept?: CachedShard;
+}
+
+interface Stepped {
+  readonly result: StepResult;
+  readonly url: string;
+}
+
 type Norms = readonly (readonly [name: string, sums: NormsResult["tensors"][string]])[];
+type Parameters = Readonly<Record<string, Known>>;
 
 const DEFAULT_REQUEST_BYTES = 64 * 2 ** 20;
 const DEFAULT_CONNECTIONS = 4;
 
 /** Room for the gradients that an error names, where requestBytes is less: any server takes so much. */
 const MIN_REFUSED_BYTES = 2 ** 20;
-
-/** A parameter that goes into a call whose own gradients would not make it skip, or not give the norm over all. None of a caller's has this name. */
-const POISON = "\0stepd.poison";
-
-/** Its square is infinite. */
-const HUGE = 1e200;
 
 export class ShardedClient {
   readonly #clients: readonly Client[];
@@ -66,68 +96,96 @@ export class ShardedClient {
   }
 
   /** One update. Exact clipping by norm takes a round of `norms` first. Throws as Client.step does; then nothing was changed. */
-  async step({ params, grads, state: given, ...settings }: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
-    const misfit = misfitOf(params, grads);
-    const state = given instanceof Uint8Array ? await this.#read(given, { ...settings, params, grads }, misfit, options) : given;
-    const shards = pack(Object.keys(params), sizeIn(params, grads, state), this.#requestBytes);
+  async step({ params, grads, state: given, cached, ...settings }: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
+    if (cached) requireKept(cached, params, given);
+    else if (!params) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");
+    const kept: Parameters | undefined = cached && Object.fromEntries(cached.flatMap(({ tensors }) => Object.entries(tensors)));
+    const misfit = misfitOf(kept ?? params ?? {}, grads);
+    const state = given instanceof Uint8Array ? await this.#read(given, { ...settings, params: params ?? {}, grads }, misfit, options) : given;
+    const known = kept ?? knownOf(params ?? {}, state);
+    const sizeOf = sizeIn(params ?? {}, grads, state);
+    const shards = cached?.map((kept): Shard => ({ names: new Set(Object.keys(kept.tensors)), kept })) ?? pack(Object.keys(known), sizeOf, this.#requestBytes);
     // A gradient or state without a parameter goes along, for the server to refuse.
-    for (const name of [...Object.keys(grads), ...(state?.parameters ?? [])]) if (!Object.hasOwn(params, name)) shards[0].add(name);
-    let { clip } = settings;
-    let poison: number | undefined;
-    const inputOf = (names: Shard): StepInput => {
-      // The state of a single shard stays whole: in a shared folder it need not be read then.
-      const part = { ...settings, clip, params: pick(params, names), grads: pick(grads, names), state: shards.length > 1 ? state?.pick(names) : state };
-      if (poison === undefined) return part;
-      return {
-        ...part,
-        params: { ...part.params, [POISON]: { shape: [1], data: new Float64Array(1) } },
-        grads: { ...part.grads, [POISON]: { shape: [1], data: Float64Array.of(poison) } },
+    for (const name of [...Object.keys(grads), ...(state?.parameters ?? [])]) if (!Object.hasOwn(known, name)) shards[0]?.names.add(name);
+    let { optimizer, clip, non_finite } = settings;
+    /** The gradients without numbers, where all calls have to have one. */
+    let spoils: ReadonlySet<string> | undefined;
+    const inputOf = ({ names, kept }: Shard): StepInput => {
+      const own = pick(grads, names);
+      const part = {
+        ...settings,
+        optimizer,
+        clip,
+        non_finite,
+        params: params && pick(params, names),
+        grads: spoils && ![...names].some((name) => spoils?.has(name)) ? spoiled(own, known, non_finite === "skip") : own,
+        // The state of a single shard stays whole: in a shared folder it need not be read then.
+        state: shards.length > 1 ? state?.pick(names) : state,
+        cached: kept?.cached,
       };
+      return part as StepInput;
     };
-    const norms = (): Promise<Norms> => this.#norms(shards, { params, grads, loss_scale: settings.loss_scale }, options);
-    const stepEach = async (some: readonly Shard[]): Promise<StepResult[]> => {
+    const norms = (): Promise<Norms> => this.#norms(shards, known, { grads, loss_scale: settings.loss_scale }, options);
+    const stepEach = async (some: readonly Shard[]): Promise<Stepped[]> => {
       try {
-        return await this.#each(some, options, (names) => {
-          const input = inputOf(names);
-          return (client, call) => client.step(input, call);
+        return await this.#each(some, options, (shard) => {
+          const input = inputOf(shard);
+          return async (client, call) => ({ result: await client.step(input, call), url: client.url });
         });
       } catch (error) {
         // A shard names its own tensors only.
-        throw shards.length > 1 && isNonFinite(error) ? await this.#named(error, norms, { ...settings, params, grads, state }, options) : error;
+        throw shards.length > 1 && isNonFinite(error) ? await this.#named(error, norms, { ...settings, params: {}, grads }, known, sizeOf, options) : error;
       }
     };
 
     if (shards.length > 1) {
       // As in one call: what does not fit is refused before any number is looked at.
-      if (misfit !== undefined) await stepEach(shards.filter((names) => names.has(misfit)));
-      const { max_grad_norm: ownNorm } = settings.optimizer as { max_grad_norm?: number | null };
-      const clipsByNorm = (clip?.max_norm !== undefined || typeof ownNorm === "number") && clip?.total_norm === undefined;
-      if (clipsByNorm || settings.non_finite === "skip") {
+      if (misfit !== undefined) await stepEach(shards.filter(({ names }) => names.has(misfit)));
+      const { max_grad_norm: ownNorm } = optimizer as { max_grad_norm?: number | null };
+      const maxNorm = clip?.max_norm;
+      const clipsByNorm = (maxNorm !== undefined || typeof ownNorm === "number") && clip?.total_norm === undefined;
+      if (clipsByNorm || non_finite === "skip") {
         const sums = await norms();
         const broken = new Set(brokenIn(sums));
         const total = Math.sqrt(sums.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0));
-        if (broken.size > 0 && settings.non_finite === "skip") poison = Number.NaN;
-        else if (broken.size > 0 && settings.non_finite !== "propagate") await stepEach(shards.filter((names) => [...names].some((name) => broken.has(name))));
-        // What is no number cannot be sent as total_norm. Divided by the loss scale the poison is to be HUGE still.
-        else if (clipsByNorm && !Number.isFinite(total)) poison = Number.isNaN(total) ? total : Math.min(HUGE * (settings.loss_scale ?? 1), Number.MAX_VALUE);
-        else if (clipsByNorm) clip = { ...clip, total_norm: total };
+        if (broken.size > 0 && non_finite === "skip") spoils = broken;
+        else if (broken.size > 0 && non_finite !== "propagate") await stepEach(shards.filter(({ names }) => [...names].some((name) => broken.has(name))));
+        else if (clipsByNorm && Number.isFinite(total)) clip = { ...clip, total_norm: total };
+        else if (clipsByNorm && (Number.isNaN(total) || (maxNorm !== undefined && typeof ownNorm === "number"))) {
+          // What all gradients are multiplied by is no number.
+          spoils = new Set(sums.filter(([, { grad_squares }]) => Number.isNaN(grad_squares)).map(([name]) => name));
+          non_finite = "propagate";
+        } else if (clipsByNorm) {
+          // Infinity cannot be sent. This comes to 0 as well.
+          clip = { ...clip, total_norm: Number.MAX_VALUE, ...(maxNorm !== undefined && { max_norm: Math.min(maxNorm, Number.MIN_VALUE) }) };
+          if (typeof ownNorm === "number") optimizer = { ...optimizer, max_grad_norm: Math.min(ownNorm, Number.MIN_VALUE) } as typeof optimizer;
+        }
       }
     }
 
-    const results = await stepEach(shards);
+    const answers = await stepEach(shards);
+    const results = answers.map(({ result }) => result);
     const stepped = new Map(results.flatMap((result) => Object.entries(result.params)));
     const warnings = [...new Set(results.flatMap((result) => result.warnings ?? []))];
-    const states = results.map((result, index) => (poison === undefined ? result.state : result.state.pick(shards[index] as Shard)));
-    const joined = states.length > 1 ? State.join(states) : (states[0] as State);
-    const leader = leaderOf(params, grads, state);
-    return {
-      params: Object.fromEntries(Object.keys(params).map((name) => [name, stepped.get(name) as Tensor])),
-      state: joined,
-      step: mostSteps(joined),
-      lr: (results[shards.findIndex((names) => names.has(leader))] ?? results[0])?.lr as number,
-      skipped: results.some(({ skipped }) => skipped),
+    const skipped = results.some((result) => result.skipped);
+    const leader = leaderOf(known, grads);
+    const joined = {
+      params: Object.fromEntries(Object.keys(known).flatMap((name) => (stepped.has(name) ? [[name, stepped.get(name) as Tensor]] : []))),
+      step: results.reduce((most, { step }) => Math.max(most, step), 0),
+      lr: (results[shards.findIndex(({ names }) => names.has(leader))] ?? results[0])?.lr as number,
+      skipped,
       ...(warnings.length > 0 && { warnings }),
+      ...(results.some((result) => result.cached) && {
+        cached: answers.map(({ result, url }, index) => ({
+          url,
+          cached: result.cached ?? {},
+          tensors: afterStep(pick(known, (shards[index] as Shard).names), skipped ? {} : grads),
+        })),
+      }),
     };
+    if (settings.reply?.state === "none") return withoutState(joined);
+    const states = results.map(({ state: next }) => next);
+    return { ...joined, state: states.length > 1 ? State.join(states) : (states[0] as State) };
   }
 
   /** A stored state. Of one that is none the server says so, after what it says of settings and tensors. */
@@ -145,11 +203,17 @@ export class ShardedClient {
   }
 
   /** The error of one call with the gradients that are not finite, as many as go into it, in place of a single shard's. */
-  async #named(refusal: StepdError, norms: () => Promise<Norms>, { params, grads, state, ...settings }: WholeInput, options: CallOptions): Promise<unknown> {
+  async #named(
+    refusal: StepdError,
+    norms: () => Promise<Norms>,
+    { grads, ...settings }: StepInput,
+    known: Parameters,
+    sizeOf: (name: string) => number,
+    options: CallOptions,
+  ): Promise<unknown> {
     try {
-      const broken = brokenIn(await norms());
-      const [names = new Set()] = pack(broken, sizeIn(params, grads, state), Math.max(this.#requestBytes, MIN_REFUSED_BYTES));
-      const input = { ...settings, params: pick(params, names), grads: pick(grads, names), state: state?.pick(names) };
+      const [{ names }] = pack(brokenIn(await norms()), sizeOf, Math.max(this.#requestBytes, MIN_REFUSED_BYTES));
+      const input = { ...settings, params: zerosOf(pick(known, names)), grads: pick(grads, names), reply: undefined };
       await this.#replicas.call((client, call) => client.step(input, call), options);
     } catch (error) {
       if (isNonFinite(error)) return error;
@@ -160,15 +224,16 @@ export class ShardedClient {
   /** Sums of all tensors, in the order of the names' UTF-8 bytes, in which the server adds them too. */
   async #norms(
     shards: readonly Shard[],
-    { params, grads, loss_scale }: Pick<StepInput, "params" | "grads" | "loss_scale">,
+    known: Parameters,
+    { grads, loss_scale }: Pick<StepInput, "grads" | "loss_scale">,
     options: CallOptions,
   ): Promise<Norms> {
-    const results = await this.#each(shards, options, (names) => {
+    const results = await this.#each(shards, options, ({ names }) => {
       const part = pick(grads, names);
-      const theirs = pick(params, new Set(Object.keys(part)));
+      const theirs = pick(known, new Set(Object.keys(part)));
       // The parameter's dtype decides the arithmetic, so it has to be told where it is not the gradient's.
-      const differs = Object.entries(theirs).some(([name, param]) => dtypeOf(param) !== dtypeOf(part[name] as Tensor));
-      return (client, call) => client.norms({ grads: part, loss_scale, params: differs ? theirs : undefined }, call);
+      const differs = Object.entries(theirs).some(([name, { dtype }]) => dtype !== dtypeOf(part[name] as Tensor));
+      return (client, call) => client.norms({ grads: part, loss_scale, params: differs ? zerosOf(theirs) : undefined }, call);
     });
     return results.flatMap(({ tensors }) => Object.entries(tensors)).sort(([a], [b]) => compareUtf8(a, b));
   }
@@ -182,8 +247,10 @@ export class ShardedClient {
     signal?.addEventListener("abort", stop);
     let next = 0;
     const work = async (): Promise<void> => {
-      for (let index = next++; index < shards.length && !failed.signal.aborted; index = next++)
-        results[index] = await this.#replicas.call(callOf(shards[index] as Shard), { ...options, signal: failed.signal });
+      for (let index = next++; index < shards.length && !failed.signal.aborted; index = next++) {
+        const shard = shards[index] as Shard;
+        results[index] = await this.#replicas.call(callOf(shard), { ...options, signal: failed.signal }, shard.kept?.url);
+      }
     };
     const guarded = (): Promise<void> => work().catch((error: unknown) => failed.abort(error));
     await Promise.all(Array.from({ length: Math.min(this.#connections, shards.length) }, guarded));
@@ -198,7 +265,7 @@ const isNonFinite = (error: unknown): error is StepdError => error instanceof St
 const brokenIn = (norms: Norms): readonly string[] => norms.filter(([, { non_finite }]) => non_finite > 0).map(([name]) => name);
 
 /** The first gradient that no parameter has the name and shape of, which is the one that the server names. */
-const misfitOf = (params: Tensors, grads: Tensors): string | undefined =>
+const misfitOf = (params: Readonly<Record<string, Pick<Tensor, "shape">>>, grads: Tensors): string | undefined =>
   Object.keys(grads).find((name) => !Object.hasOwn(params, name) || String(params[name]?.shape) !== String(grads[name]?.shape));
 
 /** How many bytes go out for a parameter. */
@@ -208,29 +275,75 @@ const sizeIn = (params: Tensors, grads: Tensors, state: State | null | undefined
   return (name) => sizeOf(params, name) + sizeOf(grads, name) + (ofState?.get(name) ?? 0);
 };
 
-/** Packs names in their order into at least one set, each of about the given size. */
-const pack = (names: readonly string[], sizeOf: (name: string) => number, setSize: number): [Set<string>, ...Set<string>[]] => {
-  const sets: [Set<string>, ...Set<string>[]] = [new Set()];
+/** Packs names in their order into at least one shard, each of about the given size. */
+const pack = (names: readonly string[], sizeOf: (name: string) => number, setSize: number): [Shard, ...Shard[]] => {
+  const sets: [Shard, ...Shard[]] = [{ names: new Set() }];
   let room = setSize;
   for (const name of names) {
     const size = sizeOf(name);
     if (size > room && room < setSize) {
-      sets.push(new Set());
+      sets.push({ names: new Set() });
       room = setSize;
     }
-    sets.at(-1)?.add(name);
+    sets.at(-1)?.names.add(name);
     room -= size;
   }
   return sets;
 };
 
-const mostSteps = ({ steps }: State): number => Object.values(steps).reduce((most, step) => Math.max(most, step), 0);
-
 /** The tensor whose rate is that of the whole call: of those with a gradient, or of all where none has one, the first with the most steps. */
-const leaderOf = (params: Tensors, grads: Tensors, state: State | null | undefined): string => {
-  const own = Object.keys(grads).filter((name) => Object.hasOwn(params, name));
-  const taken = (name: string): number => (state && Object.hasOwn(state.steps, name) ? state.steps[name] : undefined) ?? 0;
-  return (own.length > 0 ? own : Object.keys(params)).reduce((most, name) => (taken(name) > taken(most) ? name : most), own[0] ?? Object.keys(params)[0] ?? "");
+const leaderOf = (known: Parameters, grads: Tensors): string => {
+  const own = Object.keys(grads).filter((name) => Object.hasOwn(known, name));
+  const taken = (name: string): number => known[name]?.step ?? 0;
+  return (own.length > 0 ? own : Object.keys(known)).reduce((most, name) => (taken(name) > taken(most) ? name : most), own[0] ?? Object.keys(known)[0] ?? "");
 };
 
-const pick = (tensors: Tensors, names: Shard): Tensors => Object.fromEntries(Object.entries(tensors).filter(([name]) => names.has(name)));
+/** Throws TypeError for what is not that of a ShardedClient, and where something is neither named nor given. */
+const requireKept = (cached: readonly CachedShard[], params: Tensors | undefined, state: ShardedInput["state"]): void => {
+  if (!Array.isArray(cached)) throw new TypeError("cached: expected that of a ShardedClient's result, found a Client's, which names all tensors together");
+  const names = (cached as readonly CachedShard[]).flatMap(({ tensors }) => Object.keys(tensors));
+  if (params && String(Object.keys(params).sort()) !== String(names.sort())) throw new TypeError("params: expected those of the result that cached is of");
+  for (const { cached: named } of cached as readonly CachedShard[]) {
+    if (!params && !named.params) throw new TypeError("params: expected tensors, or cached that names all of them");
+    if (!state && !named.state) throw new TypeError("state: expected one, or cached that names all of it");
+  }
+};
+
+const knownOf = (params: Tensors, state: State | null | undefined): Parameters => {
+  const steps = state?.steps ?? {};
+  const stepOf = (name: string): number => (Object.hasOwn(steps, name) ? (steps[name] as number) : 0);
+  return mapped(params, (tensor, name) => ({ shape: tensor.shape, dtype: dtypeOf(tensor), step: stepOf(name) }));
+};
+
+const afterStep = (known: Parameters, grads: Tensors): Parameters =>
+  mapped(known, (tensor, name) => ({ ...tensor, step: tensor.step + Number(Object.hasOwn(grads, name)) }));
+
+/** What stands for parameters where their values do not matter. */
+const zerosOf = (known: Parameters): Tensors =>
+  mapped(known, ({ shape, dtype }) => {
+    const count = shape.reduce((product, size) => product * size, 1);
+    if (dtype === "F64") return { shape, data: new Float64Array(count) };
+    return dtype === "F32" ? { shape, data: new Float32Array(count) } : { shape, data: new Uint16Array(count), dtype };
+  });
+
+/** The first 16 bits of NaN as processors make it, with its sign. */
+const NAN_BITS = { F64: 0xfff8, F32: 0xffc0, BF16: 0xffc0, F16: 0xfe00 } as const;
+
+/**
+ * Gradients of which one has a value that is none, so that the call skips, or multiplies all by that. Those without values cannot
+ * be spoiled: a call that is to skip does without them, unless they are wrong.
+ */
+const spoiled = (grads: Tensors, known: Parameters, skips: boolean): Tensors => {
+  const [name, first] = Object.entries(grads).find(([, { data }]) => data.length > 0) ?? [];
+  if (name === undefined || !first) return skips && misfitOf(known, grads) === undefined ? {} : grads;
+  const data = first.data.slice();
+  const bits = new Uint16Array(data.buffer, 0, data.BYTES_PER_ELEMENT / 2).fill(0);
+  bits[bits.length - 1] = NAN_BITS[dtypeOf(first)];
+  return { ...grads, [name]: { ...first, data } };
+};
+
+const mapped = <In, Out>(record: Readonly<Record<string, In>>, change: (value: In, name: string) => Out): Record<string, Out> =>
+  Object.fromEntries(Object.entries(record).map(([name, value]) => [name, change(value, name)]));
+
+const pick = <Value>(record: Readonly<Record<string, Value>>, names: ReadonlySet<string>): Record<string, Value> =>
+  Object.fromEntries(Object.entries(record).filter(([name]) => names.has(name)));

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
 import { randomTensors } from "../../../test/support/tensors.ts";
-import { type CachedStepInput, Client, type Fetch, type StepResult, type Tensors } from "../src/index.ts";
+import { type CachedShard, type CachedStepInput, Client, type Fetch, ShardedClient, type StepResult, type Tensors } from "../src/index.ts";
 import { type Body, digests, noting, TestFolder } from "./_folder.ts";
 
 const SHAPES = { "layer.weight": [300, 40], bias: [300], scale: [] } as const;
@@ -176,7 +176,146 @@ for (const [how, optionsOf] of transports) {
   });
 }
 
+for (const [how, optionsOf] of transports) {
+  suite(`several servers, ${how}`, () => {
+    /** A call for each tensor. `bodies` are by server. */
+    const started = (others: readonly string[] = [], retries = 0): { client: ShardedClient; bodies: Map<string, Body[]> } => {
+      const urls = [service.url, ...others];
+      const bodies = new Map(urls.map((url): [string, Body[]] => [new URL(url).host, []]));
+      const note: Fetch = (url, init) => noting(bodies.get(new URL(url).host) ?? [])(url, init);
+      return { client: new ShardedClient(urls, { ...optionsOf(), requestBytes: 1, retries, fetch: note }), bodies };
+    };
+    const startOther = (): Promise<TestService> => TestService.start({ STEPD_CACHE_MIB: "64", STEPD_SHARED_DIR: folder.path });
+    const all = { ...params(), "one more": randomTensors({ a: [20_000] }, 3)["a"] } as Tensors;
+    const allGrads = (step: number): Tensors => ({ ...grads(step), "one more": randomTensors({ a: [20_000] }, 200 + step)["a"] }) as Tensors;
+
+    for (const [what, settings] of Object.entries({
+      "a plain step": {},
+      "clipping by norm": { clip: { max_norm: 0.5 }, loss_scale: 4 },
+      "a schedule": { schedule: { name: "exponential", gamma: 0.5 } },
+      LAMB: { optimizer: { name: "lamb", max_grad_norm: 1 } },
+    } as const)) {
+      for (const isGiven of [true, false]) {
+        test(`${what} by digests${isGiven ? ", with values beside them" : " alone"}: the bytes of one call`, async () => {
+          await using other = await startOther();
+          const { client } = started([other.url]);
+          const step = { optimizer, ...settings };
+          const reply = isGiven ? { cache: true } : ({ cache: true, state: "none" } as const);
+          let whole: StepResult | undefined;
+          let cached: readonly CachedShard[] | undefined;
+          let values: { params?: Tensors | undefined; state?: StepResult["state"] | undefined } = { params: all };
+          for (let count = 0; count < 5; count++) {
+            const { scale, bias, ...rest } = allGrads(count);
+            // Without some, the tensors have counts of steps of their own; one is in another arithmetic than its parameter.
+            const now = (count % 2 ? { scale, bias: { shape: [300], data: Float64Array.from(bias?.data ?? []) } } : { ...rest, scale, bias }) as Tensors;
+            whole = await plain.step({ ...step, params: whole?.params ?? all, state: whole?.state, grads: now });
+            const result = await client.step({ ...step, ...values, cached, grads: now, reply: count < 4 ? reply : undefined });
+            assert.deepEqual([result.lr, result.step, Object.keys(result.params)], [whole.lr, whole.step, Object.keys(all)]);
+            if (isGiven || count === 4) assert.deepEqual(digests(result), digests(whole));
+            else assert.throws(() => result.state, { name: "RangeError" });
+            cached = result.cached && (JSON.parse(JSON.stringify(result.cached)) as readonly CachedShard[]);
+            values = isGiven ? { params: result.params, state: result.state } : {};
+          }
+          assert.equal(cached, undefined);
+          client.close();
+        });
+      }
+    }
+
+    test("each call goes to the server that keeps what it names, and what another one lacks is sent to that for that call alone", async () => {
+      await using other = await startOther();
+      const { client, bodies } = started([other.url]);
+      // Tensors of which no other test has had anything kept.
+      const fresh = allGrads(how === transports[0][0] ? 50 : 51);
+      const { params, state, cached } = await client.step({ ...keep, params: fresh, grads: allGrads(0) });
+      const moved = cached?.filter(({ url }) => url === other.url).length ?? 0;
+      assert.deepEqual([cached?.length, moved], [4, 2]);
+      for (const list of bodies.values()) list.length = 0;
+      await client.step({ optimizer, params, state, cached, grads: allGrads(1) });
+      for (const body of [...bodies.values()].flat())
+        assert.match(`${(body["params"] as Body)["sha256"]} ${(body["state"] as Body)["sha256"]}`, /^[0-9a-f]{64} [0-9a-f]{64}$/);
+      assert.deepEqual(
+        [...bodies.values()].map(({ length }) => length),
+        [2, 2],
+      );
+      await other.stop("SIGKILL");
+      const own = bodies.get(new URL(service.url).host) ?? [];
+      own.length = 0;
+      const again = await client.step({ ...keep, params, state, cached, grads: allGrads(1) });
+      const before = await plain.step({ optimizer, params: fresh, grads: allGrads(0) });
+      assert.deepEqual(digests(again), digests(await plain.step({ optimizer, params: before.params, state: before.state, grads: allGrads(1) })));
+      // The parameters, then the state: that is once more for each or twice.
+      assert.ok(own.length > 4 && own.length <= 4 + 2 * moved, `${own.length} calls`);
+      assert.equal(own.filter((body) => "sha256" in (body["params"] as Body)).length, 4);
+      assert.deepEqual(new Set(again.cached?.map(({ url }) => url)), new Set([service.url]));
+      // What was not given cannot be sent.
+      await assert.rejects(client.step({ optimizer, cached, grads: allGrads(1) }), { code: "BLOB_MISSING" });
+      client.close();
+    });
+
+    test("the server that keeps what was not given is waited for", async () => {
+      await using other = await startOther();
+      const { client } = started();
+      const { params, state, cached } = await client.step({ ...keep, params: all, grads: allGrads(0) });
+      client.close();
+      let refusals = 0;
+      const busy: Fetch = async (url, init) => {
+        if (url.startsWith(service.url) && refusals++ < 4) return new Response("", { status: 503 });
+        return fetch(url, init);
+      };
+      const next = new ShardedClient([service.url, other.url], { ...optionsOf(), retries: 1, fetch: busy });
+      const result = await next.step({ optimizer, cached, grads: allGrads(1) });
+      next.close();
+      assert.deepEqual(digests(result), digests(await plain.step({ optimizer, params, state, grads: allGrads(1) })));
+    });
+
+    test("steps that are skipped, refused, or of no numbers", async () => {
+      const { client } = started();
+      const reply = { cache: true, params: "none", state: "none" } as const;
+      const broken = { ...allGrads(1), bias: { shape: [300], data: new Float32Array(300).fill(Number.NaN) } };
+      const whole = await plain.step({ optimizer, params: all, grads: allGrads(0) });
+      for (const non_finite of ["skip", "propagate"] as const) {
+        const clip = { max_norm: 1 };
+        const { cached } = await client.step({ optimizer, params: all, grads: allGrads(0), reply });
+        await assert.rejects(client.step({ optimizer, cached, grads: broken }), { code: "NON_FINITE_GRADIENT", tensors: ["bias"] });
+        const { params, state } = await plain.step({ optimizer, clip, non_finite, params: whole.params, state: whole.state, grads: broken });
+        const second = await client.step({ optimizer, clip, non_finite, cached, grads: broken, reply });
+        assert.deepEqual([second.skipped, second.params], [non_finite === "skip", {}]);
+        const step = { optimizer, non_finite: "propagate" } as const;
+        const last = await client.step({ ...step, cached: second.cached, grads: allGrads(2) });
+        if (non_finite === "skip") assert.deepEqual(digests(last), digests(await plain.step({ ...step, params, state, grads: allGrads(2) })));
+        else assert.ok(Object.values(last.params).every(({ data }) => data.every(Number.isNaN)));
+      }
+      client.close();
+    });
+
+    test("bf16", async () => {
+      const { client } = started();
+      const input = { optimizer, params: all, grads: allGrads(0), reply: { params: "bf16" } } as const;
+      assert.deepEqual(digests(await client.step(input)), digests(await plain.step(input)));
+      client.close();
+    });
+  });
+}
+
 suite("errors", () => {
+  test("what is kept of one server and of several are not the same, and all of it has to be named or given", async () => {
+    const sharded = new ShardedClient([service.url], { requestBytes: 1 });
+    const input = { ...keep, params: params(), grads: grads(0) };
+    const [{ cached: one }, { cached: several = [] }] = [await plain.step(input), await sharded.step(input)];
+    await assert.rejects(plain.step({ ...input, cached: several as never }), { name: "TypeError", message: /^cached: .*ShardedClient's/ });
+    await assert.rejects(sharded.step({ ...input, cached: one as never }), { name: "TypeError", message: /^cached: .*found a Client's/ });
+    await assert.rejects(sharded.step({ optimizer, grads: grads(0) }), { name: "TypeError", message: /^params: expected tensors/ });
+    await assert.rejects(sharded.step({ optimizer, params: { w: input.params["bias"] } as Tensors, grads: {}, cached: several }), {
+      name: "TypeError",
+      message: /^params: expected those/,
+    });
+    for (const field of ["params", "state"] as const) {
+      const less = several.map((shard) => ({ ...shard, cached: { ...shard.cached, [field]: undefined } }));
+      await assert.rejects(sharded.step({ optimizer, grads: grads(0), cached: less }), { name: "TypeError", message: new RegExp(`^${field}: expected`) });
+    }
+  });
+
   test("parameters that are neither given nor named", async () => {
     for (const cached of [undefined, {}, { state: { sha256: "0".repeat(64) } }])
       await assert.rejects(plain.step({ optimizer, grads: grads(0), cached } as CachedStepInput), { name: "TypeError", message: /^params: expected tensors/ });

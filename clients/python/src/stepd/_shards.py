@@ -42,7 +42,7 @@ from ._http import Timeout
 from ._retry import Retry, is_of_server, retry_of
 from ._shared import SharedFolder
 from ._state import State
-from ._tensors import Array, Arrays
+from ._tensors import Array, Arrays, array_of, tensor_of
 
 T = TypeVar("T")
 
@@ -55,6 +55,9 @@ _LONGEST_REST = 60.0
 
 #: Tensors that a server names in an error or a warning.
 _NAMED_TENSORS = 8
+
+#: The first 16 bits of NaN as processors make it, with its sign.
+_NAN_BITS = {"F64": 0xFFF8, "F32": 0xFFC0, "BF16": 0xFFC0, "F16": 0xFE00}
 
 #: This divided by the largest number is 0, as any number divided by infinity is.
 _TINY = math.ulp(0.0)
@@ -196,20 +199,26 @@ class ShardedClient:
             shards[0].strays += [name for name in state.steps if name not in known]
 
         clips = _clips_by_norm(optimizer, clip)
-        spoils = False
+        #: The gradients without numbers, where all calls have to have one.
+        spoils: set[str] | None = None
         if clips or non_finite == "skip":
             zeros = {name: _zeros(tensor) for name, tensor in known.items()}
             norms = self._norms(shards, grads, zeros, loss_scale, timeout)
-            broken = any(tensor.non_finite for tensor in norms.values())
+            broken = {name for name, tensor in norms.items() if tensor.non_finite}
             if broken and non_finite == "skip":
-                spoils = True
+                spoils = broken
             elif broken and non_finite != "propagate":
                 # No norm is sent: the calls that have the gradients refuse them.
                 pass
             elif clips:
                 clipped = _clipped(_total_norm(norms), optimizer, clip)
                 if clipped is None:
-                    spoils, non_finite = True, "propagate"
+                    spoils = {
+                        name
+                        for name, tensor in norms.items()
+                        if math.isnan(tensor.grad_squares)
+                    }
+                    non_finite = "propagate"
                 else:
                     optimizer, clip = clipped
 
@@ -217,7 +226,7 @@ class ShardedClient:
             names = shard.names
             own = None if params is None else _only(params, names)
             own_grads = _only(grads, names)
-            if spoils:
+            if spoils is not None and spoils.isdisjoint(names):
                 own_grads = _spoiled(own_grads, shard, non_finite == "skip")
             own_state = None if state is None else state.pick(names)
 
@@ -568,14 +577,18 @@ def _clipped(
 
 
 def _spoiled(grads: Arrays, shard: _Shard, skips: bool) -> dict[str, Array]:
-    """Gradients of which one is no number: the call skips, or multiplies all by it.
+    """Gradients of which one has a value that is none.
 
-    Gradients without values cannot be spoiled: a call that is to skip does without
-    them, unless they are wrong.
+    So the call skips, or multiplies all by that. Gradients without values cannot be
+    spoiled: a call that is to skip does without them, unless they are wrong.
     """
     for name, array in grads.items():
         if np.size(array):
-            return {**grads, name: np.full(np.shape(array), np.nan, np.float32)}
+            tensor = tensor_of(name, array)
+            width = tensor.data.nbytes // np.size(array)
+            nan = _NAN_BITS[tensor.dtype].to_bytes(2, "little").rjust(width, b"\0")
+            data = memoryview(nan + tensor.data[width:])
+            return {**grads, name: array_of(tensor._replace(data=data))}
     fits = all(
         name in shard.tensors and np.shape(array) == shard.tensors[name].shape
         for name, array in grads.items()

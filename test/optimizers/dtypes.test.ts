@@ -129,6 +129,12 @@ suite("stochastic rounding to BF16", () => {
     const { params: plain } = await service.call<StepReply>("optimizer.step", { optimizer, params: writeTyped(params), grads: writeTyped(grads) });
     assert.deepEqual(new Set(readTyped(plain)["w"]?.values), new Set([1]));
   });
+
+  test("beside master weights, which it would not be needed for, rounding is to nearest", async () => {
+    const call = { optimizer, params: writeTyped(params), grads: writeTyped(grads), master_weights: true };
+    const plain = await service.call<StepReply>("optimizer.step", call);
+    assert.deepEqual(await service.call<StepReply>("optimizer.step", { ...call, stochastic_rounding: { seed: 1 } }), plain);
+  });
 });
 
 test("maps carry every dtype, rounded to nearest even, and refuse what does not fit", async () => {

@@ -52,6 +52,29 @@ suite("a schedule is the rates that it evaluates to, bit for bit", () => {
   }
 });
 
+suite("what has no effect is taken, because calls say the same of each part of a model", () => {
+  const [params, optimizer] = [writeTensors(startParams(SMALL)), { name: "adamw", lr: 0.1 }];
+  for (const schedule of [
+    { name: "one_cycle", max_lr: 0.5, total_steps: 10 },
+    { name: "cyclic", base_lr: 0.1, max_lr: 0.5 },
+  ]) {
+    test(`a group's lr under ${schedule.name}`, async () => {
+      const plain = await step(optimizer, params, 0, null, { schedule });
+      assert.deepEqual(await step(optimizer, params, 0, null, { schedule, groups: [{ tensors: ["*"], optimizer: { lr: 9 } }] }), plain);
+    });
+  }
+
+  test("a group that matches no parameter", async () => {
+    const plain = await step(optimizer, params, 0, null);
+    assert.deepEqual(await step(optimizer, params, 0, null, { groups: [{ tensors: ["head.*", "absent"], optimizer: { lr: 9 } }] }), plain);
+  });
+
+  test("stochastic rounding where there is no BF16", async () => {
+    const plain = await step(optimizer, params, 0, null);
+    assert.deepEqual(await step(optimizer, params, 0, null, { stochastic_rounding: { seed: 7 } }), plain);
+  });
+});
+
 suite("one_cycle drives the momentum the other way", () => {
   const schedule = { name: "one_cycle", max_lr: 0.5, total_steps: 10 };
   for (const [optimizer, withMomentum] of [

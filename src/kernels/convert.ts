@@ -2,61 +2,92 @@
  * Conversions between the dtypes of tensors and those of arithmetic: exact where they widen, to nearest even where they
  * narrow, subnormal numbers kept. One shard; `count` elements. Names are convert_<from>_<to>.
  */
+import { narrow, readPair, wideHigh, wideLow } from "./_lanes";
+
+/**
+ * A constant in each lane, in a loop over `count` elements; of an operand for the reason that `largestFinite` gives (measured: with
+ * constants written out, conversions from and to float16 take twice as long).
+ */
+function constant(value: i32, count: usize): v128 {
+  return i32x4.splat(count > 0 ? value : 0);
+}
 
 /** BF16 is the upper half of a float32. */
 export function convert_bf16_f32(source: usize, target: usize, count: usize): void {
   const whole = count & ~7;
-  const zero = i32x4.splat(0);
   let i: usize = 0;
   for (; i < whole; i += 8) {
     const halves = v128.load(source + 2 * i);
-    v128.store(target + 4 * i, v128.shuffle<i16>(zero, halves, 0, 8, 0, 9, 0, 10, 0, 11));
-    v128.store(target + 4 * i + 16, v128.shuffle<i16>(zero, halves, 0, 12, 0, 13, 0, 14, 0, 15));
+    v128.store(target + 4 * i, i32x4.shl(i32x4.extend_low_i16x8_u(halves), 16));
+    v128.store(target + 4 * i, i32x4.shl(i32x4.extend_high_i16x8_u(halves), 16), 16);
   }
   for (; i < count; i++) store<u32>(target + 4 * i, (<u32>load<u16>(source + 2 * i)) << 16);
 }
 
+/** 2^112 carries the exponent's bias from 15 to 127. */
+function halfScale(count: usize): v128 {
+  return constant(0x77800000, count);
+}
+
+/** What `halfScale` makes of exponent 31, 2^16, which is infinity and NaN. */
+function halfSpecial(count: usize): v128 {
+  return constant(0x47800000, count);
+}
+
+function infinity(count: usize): v128 {
+  return constant(0x7f800000, count);
+}
+
 /** Four float16 in the low halves of lanes to float32: the exponent is moved by a multiplication, which also normalizes subnormals. */
-function halfToSingle(halves: v128): v128 {
-  const sign = i32x4.shl(v128.and(halves, i32x4.splat(0x8000)), 16);
-  const magnitude = v128.and(halves, i32x4.splat(0x7fff));
-  // 2^112 carries the exponent's bias from 15 to 127; what had exponent 31 gets 255, which is infinity and NaN.
-  const finite = f32x4.mul(i32x4.shl(magnitude, 13), f32x4.splat(reinterpret<f32>(0x77800000)));
-  const special = v128.or(i32x4.shl(magnitude, 13), i32x4.splat(0x7f800000));
-  const isSpecial = i32x4.ge_u(magnitude, i32x4.splat(0x7c00));
-  return v128.or(v128.bitselect(special, finite, isSpecial), sign);
+function halfToSingle(halves: v128, scale: v128, special: v128, inf: v128): v128 {
+  const sign = i32x4.shl(i32x4.shr_u(halves, 15), 31);
+  const magnitude = f32x4.mul(i32x4.shr_u(i32x4.shl(halves, 17), 4), scale);
+  return v128.or(v128.or(magnitude, v128.and(f32x4.ge(magnitude, special), inf)), sign);
 }
 
 export function convert_f16_f32(source: usize, target: usize, count: usize): void {
-  const whole = count & ~3;
+  const scale = halfScale(count),
+    special = halfSpecial(count),
+    inf = infinity(count);
+  const whole = count & ~7;
   let i: usize = 0;
-  for (; i < whole; i += 4) v128.store(target + 4 * i, halfToSingle(v128.load_ext<u16>(source + 2 * i)));
-  for (; i < count; i++) v128.store_lane<f32>(target + 4 * i, halfToSingle(i32x4.splat(<i32>load<u16>(source + 2 * i))), 0);
+  for (; i < whole; i += 8) {
+    const halves = v128.load(source + 2 * i);
+    v128.store(target + 4 * i, halfToSingle(i32x4.extend_low_i16x8_u(halves), scale, special, inf));
+    v128.store(target + 4 * i, halfToSingle(i32x4.extend_high_i16x8_u(halves), scale, special, inf), 16);
+  }
+  for (; i < count; i++) v128.store_lane<f32>(target + 4 * i, halfToSingle(i32x4.splat(<i32>load<u16>(source + 2 * i)), scale, special, inf), 0);
 }
 
 /** Adds `carry` to the bits below the BF16 part and cuts them off; NaN becomes a quiet NaN instead of being carried to infinity. */
-function toBf16(value: v128, carry: v128): v128 {
+function toBf16(value: v128, carry: v128, quietBit: v128): v128 {
   const rounded = i32x4.shr_u(i32x4.add(value, carry), 16);
-  const quiet = v128.or(i32x4.shr_u(value, 16), i32x4.splat(0x40));
+  const quiet = v128.or(i32x4.shr_u(value, 16), quietBit);
   return v128.bitselect(quiet, rounded, f32x4.ne(value, value));
 }
 
+function bf16QuietBit(count: usize): v128 {
+  return constant(0x40, count);
+}
+
 /** Half of the last place that is kept, less one where the part that is kept is even: ties go to even. */
-function nearestEven(value: v128): v128 {
-  return i32x4.add(i32x4.splat(0x7fff), v128.and(i32x4.shr_u(value, 16), i32x4.splat(1)));
+function nearestEven(value: v128, below: v128): v128 {
+  return i32x4.add(below, i32x4.shr_u(i32x4.shl(value, 15), 31));
 }
 
 export function convert_f32_bf16(source: usize, target: usize, count: usize): void {
-  const whole = count & ~3;
+  const below = constant(0x7fff, count),
+    quietBit = bf16QuietBit(count);
+  const whole = count & ~7;
   let i: usize = 0;
-  for (; i < whole; i += 4) {
-    const value = v128.load(source + 4 * i);
-    const rounded = toBf16(value, nearestEven(value));
-    v128.store64_lane(target + 2 * i, i16x8.narrow_i32x4_u(rounded, rounded), 0);
+  for (; i < whole; i += 8) {
+    const value = v128.load(source + 4 * i),
+      next = v128.load(source + 4 * i, 16);
+    v128.store(target + 2 * i, i16x8.narrow_i32x4_u(toBf16(value, nearestEven(value, below), quietBit), toBf16(next, nearestEven(next, below), quietBit)));
   }
   for (; i < count; i++) {
     const value = v128.load_splat<f32>(source + 4 * i);
-    store<u16>(target + 2 * i, <u16>i32x4.extract_lane(toBf16(value, nearestEven(value)), 0));
+    store<u16>(target + 2 * i, <u16>i32x4.extract_lane(toBf16(value, nearestEven(value, below), quietBit), 0));
   }
 }
 
@@ -64,15 +95,16 @@ export function convert_f32_bf16(source: usize, target: usize, count: usize): vo
  * Sixteen bits that look random, from an element's index and a key of 64 bits: two rounds of multiply and xor-shift. The
  * constants are those of Wellons' lowbias32 (https://nullprogram.com/blog/2018/07/31/).
  */
-function noise(index: v128, keyLow: v128, keyHigh: v128): v128 {
-  return v128.and(mix(v128.xor(mix(v128.xor(index, keyLow)), keyHigh)), i32x4.splat(0xffff));
+function noise(index: v128, keyLow: v128, keyHigh: v128, first: v128, second: v128): v128 {
+  const mixed = mix(v128.xor(mix(v128.xor(index, keyLow), first, second), keyHigh), first, second);
+  return i32x4.shr_u(i32x4.shl(mixed, 16), 16);
 }
 
-function mix(value: v128): v128 {
+function mix(value: v128, first: v128, second: v128): v128 {
   let x = v128.xor(value, i32x4.shr_u(value, 16));
-  x = i32x4.mul(x, i32x4.splat(0x7feb352d));
+  x = i32x4.mul(x, first);
   x = v128.xor(x, i32x4.shr_u(x, 15));
-  x = i32x4.mul(x, i32x4.splat(<i32>0x846ca68b));
+  x = i32x4.mul(x, second);
   return v128.xor(x, i32x4.shr_u(x, 16));
 }
 
@@ -80,64 +112,97 @@ function mix(value: v128): v128 {
 export function convert_stochastic_f32_bf16(source: usize, target: usize, index: usize, count: usize, keyLow: f64, keyHigh: f64): void {
   const low = i32x4.splat(<i32>(<u32>keyLow)),
     high = i32x4.splat(<i32>(<u32>keyHigh));
-  const whole = count & ~3;
-  let elements = i32x4.add(i32x4.splat(<i32>index), i32x4(0, 1, 2, 3));
+  const first = constant(0x7feb352d, count),
+    second = constant(<i32>0x846ca68b, count),
+    quietBit = bf16QuietBit(count);
+  const whole = count & ~7;
   let i: usize = 0;
-  for (; i < whole; i += 4) {
-    const value = v128.load(source + 4 * i);
-    const rounded = toBf16(value, noise(elements, low, high));
-    v128.store64_lane(target + 2 * i, i16x8.narrow_i32x4_u(rounded, rounded), 0);
-    elements = i32x4.add(elements, i32x4.splat(4));
+  for (; i < whole; i += 8) {
+    const at = i32x4.splat(<i32>(index + i));
+    v128.store(
+      target + 2 * i,
+      i16x8.narrow_i32x4_u(
+        toBf16(v128.load(source + 4 * i), noise(i32x4.add(at, i32x4(0, 1, 2, 3)), low, high, first, second), quietBit),
+        toBf16(v128.load(source + 4 * i, 16), noise(i32x4.add(at, i32x4(4, 5, 6, 7)), low, high, first, second), quietBit),
+      ),
+    );
   }
   for (; i < count; i++) {
     const value = v128.load_splat<f32>(source + 4 * i);
-    store<u16>(target + 2 * i, <u16>i32x4.extract_lane(toBf16(value, noise(i32x4.splat(<i32>(index + i)), low, high)), 0));
+    const carry = noise(i32x4.splat(<i32>(index + i)), low, high, first, second);
+    store<u16>(target + 2 * i, <u16>i32x4.extract_lane(toBf16(value, carry, quietBit), 0));
   }
 }
 
 /** Four float32 to float16 in the low halves of lanes, to nearest even. */
-function singleToHalf(value: v128): v128 {
-  const sign = i32x4.shr_u(v128.and(value, i32x4.splat(<i32>0x80000000)), 16);
-  const magnitude = v128.and(value, i32x4.splat(0x7fffffff));
-  // Normal results: rebias the exponent and add half of the last place, less one where the kept part is even.
-  const odd = v128.and(i32x4.shr_u(magnitude, 13), i32x4.splat(1));
-  const normal = i32x4.shr_u(i32x4.add(i32x4.add(magnitude, i32x4.splat(<i32>0xc8000fff)), odd), 13);
+function singleToHalf(value: v128, rebias: v128, half: v128, leastNormal: v128, inf: v128): v128 {
+  const sign = i32x4.shl(i32x4.shr_u(value, 31), 15);
+  const magnitude = i32x4.shr_u(i32x4.shl(value, 1), 1);
+  // Normal results: half of the last place, less one where the kept part is even, is in what rebiases the exponent.
+  const odd = i32x4.shr_u(i32x4.shl(value, 18), 31);
+  const normal = i32x4.shr_u(i32x4.add(i32x4.add(magnitude, rebias), odd), 13);
   // Subnormal results: adding 0.5 leaves the rounded bits at the end of the sum.
-  const subnormal = i32x4.sub(f32x4.add(magnitude, f32x4.splat(0.5)), i32x4.splat(0x3f000000));
-  const isSubnormal = i32x4.lt_u(magnitude, i32x4.splat(0x38800000));
-  const finite = v128.bitselect(subnormal, normal, isSubnormal);
+  const subnormal = i32x4.sub(f32x4.add(magnitude, half), half);
+  const finite = v128.bitselect(subnormal, normal, i32x4.lt_s(magnitude, leastNormal));
   // From 65520 on the nearest is infinity; a NaN keeps a bit of its own.
-  const isNan = i32x4.gt_u(magnitude, i32x4.splat(0x7f800000));
-  const special = v128.bitselect(i32x4.splat(0x7e00), i32x4.splat(0x7c00), isNan);
-  const isSpecial = i32x4.ge_u(magnitude, i32x4.splat(0x477ff000));
-  return v128.or(v128.bitselect(special, finite, isSpecial), sign);
+  const nan = i32x4.shl(i32x4.shr_u(f32x4.ne(value, value), 31), 9);
+  return v128.or(v128.or(i32x4.min_s(finite, inf), nan), sign);
 }
 
 export function convert_f32_f16(source: usize, target: usize, count: usize): void {
-  const whole = count & ~3;
+  const rebias = constant(<i32>0xc8000fff, count),
+    half = constant(0x3f000000, count),
+    leastNormal = constant(0x38800000, count),
+    inf = constant(0x7c00, count);
+  const whole = count & ~7;
   let i: usize = 0;
-  for (; i < whole; i += 4) {
-    const halves = singleToHalf(v128.load(source + 4 * i));
-    v128.store64_lane(target + 2 * i, i16x8.narrow_i32x4_u(halves, halves), 0);
+  for (; i < whole; i += 8) {
+    const halves = singleToHalf(v128.load(source + 4 * i), rebias, half, leastNormal, inf),
+      next = singleToHalf(v128.load(source + 4 * i, 16), rebias, half, leastNormal, inf);
+    v128.store(target + 2 * i, i16x8.narrow_i32x4_u(halves, next));
   }
-  for (; i < count; i++) store<u16>(target + 2 * i, <u16>i32x4.extract_lane(singleToHalf(v128.load_splat<f32>(source + 4 * i)), 0));
+  for (; i < count; i++) {
+    const halves = singleToHalf(v128.load_splat<f32>(source + 4 * i), rebias, half, leastNormal, inf);
+    store<u16>(target + 2 * i, <u16>i32x4.extract_lane(halves, 0));
+  }
 }
 
 export function convert_f64_f32(source: usize, target: usize, count: usize): void {
-  for (let i: usize = 0; i < count; i++) store<f32>(target + 4 * i, <f32>load<f64>(source + 8 * i));
+  const whole = count & ~3;
+  let i: usize = 0;
+  for (; i < whole; i += 4) v128.store(target + 4 * i, narrow<f32>(v128.load(source + 8 * i), v128.load(source + 8 * i, 16)));
+  for (; i < count; i++) store<f32>(target + 4 * i, <f32>load<f64>(source + 8 * i));
 }
 
 export function convert_f32_f64(source: usize, target: usize, count: usize): void {
-  for (let i: usize = 0; i < count; i++) store<f64>(target + 8 * i, <f64>load<f32>(source + 4 * i));
+  const whole = count & ~1;
+  let i: usize = 0;
+  for (; i < whole; i += 2) v128.store(target + 8 * i, wideLow<f32>(readPair<f32>(source + 4 * i)));
+  for (; i < count; i++) store<f64>(target + 8 * i, <f64>load<f32>(source + 4 * i));
+}
+
+/** Writes four float32 as float64. */
+function storeWide(target: usize, singles: v128): void {
+  v128.store(target, wideLow<f32>(singles));
+  v128.store(target, wideHigh<f32>(singles), 16);
 }
 
 export function convert_bf16_f64(source: usize, target: usize, count: usize): void {
-  for (let i: usize = 0; i < count; i++) store<f64>(target + 8 * i, <f64>reinterpret<f32>((<u32>load<u16>(source + 2 * i)) << 16));
+  const whole = count & ~3;
+  let i: usize = 0;
+  for (; i < whole; i += 4) storeWide(target + 8 * i, i32x4.shl(v128.load_ext<u16>(source + 2 * i), 16));
+  for (; i < count; i++) store<f64>(target + 8 * i, <f64>reinterpret<f32>((<u32>load<u16>(source + 2 * i)) << 16));
 }
 
 export function convert_f16_f64(source: usize, target: usize, count: usize): void {
-  for (let i: usize = 0; i < count; i++) {
-    const single = halfToSingle(i32x4.splat(<i32>load<u16>(source + 2 * i)));
+  const scale = halfScale(count),
+    special = halfSpecial(count),
+    inf = infinity(count);
+  const whole = count & ~3;
+  let i: usize = 0;
+  for (; i < whole; i += 4) storeWide(target + 8 * i, halfToSingle(v128.load_ext<u16>(source + 2 * i), scale, special, inf));
+  for (; i < count; i++) {
+    const single = halfToSingle(i32x4.splat(<i32>load<u16>(source + 2 * i)), scale, special, inf);
     store<f64>(target + 8 * i, <f64>f32x4.extract_lane(single, 0));
   }
 }

@@ -1,11 +1,32 @@
 /** RAdam. One shard; `count` elements. Scalars in the order of src/optimizers/radam.ts. */
-import { AnyWeight, areLight, coupled, descend, Light, largestFinite, lerpAny, lerpSquareAny, read, spread, VECTOR, wholeBytes, write } from "./_lanes";
+import {
+  AnyWeight,
+  areLight,
+  blend,
+  coupled,
+  descend,
+  isLight,
+  isOn,
+  Light,
+  largestFinite,
+  lerp,
+  lerpSquare,
+  Off,
+  On,
+  PAIR,
+  pairedBytes,
+  read,
+  readNext,
+  spread,
+  writePair,
+} from "./_lanes";
 
 /**
  * exp_avg and exp_avg_sq as in Adam; param -= decay*param + stepSize * exp_avg / (rectified ? sqrt(exp_avg_sq) + eps : 1). Without
- * rectification the squares are left out whole, so that one that has overflowed does no harm.
+ * rectification the squares are left out whole, so that one that has overflowed does no harm. For light weights Couples, Shrinks and
+ * Divides say whether l2, decay (never both) and rectification are there; for others it is asked in the loop.
  */
-function step<T, K>(
+function step<T, K, Couples, Shrinks, Divides>(
   param: usize,
   grad: usize,
   expAvg: usize,
@@ -29,11 +50,11 @@ function step<T, K>(
   const couples = l2 !== 0,
     shrinks = decay !== 0,
     divides = rectified !== 0;
-  const whole = wholeBytes<T>(count),
+  const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   let i: usize = 0;
-  for (; i < whole; i += VECTOR)
-    element<T, v128, K>(
+  for (; i < paired; i += PAIR)
+    element<T, v128, K, Couples, Shrinks, Divides>(
       param + i,
       grad + i,
       expAvg + i,
@@ -52,7 +73,7 @@ function step<T, K>(
       epss,
     );
   for (; i < bytes; i += sizeof<T>())
-    element<T, T, K>(
+    element<T, T, K, Couples, Shrinks, Divides>(
       param + i,
       grad + i,
       expAvg + i,
@@ -72,7 +93,8 @@ function step<T, K>(
     );
 }
 
-function element<T, W, K>(
+/** A pair of vectors, or one element. */
+function element<T, W, K, Couples, Shrinks, Divides>(
   param: usize,
   grad: usize,
   expAvg: usize,
@@ -90,14 +112,86 @@ function element<T, W, K>(
   stepSize: v128,
   eps: v128,
 ): void {
-  const p = read<T, W>(param);
-  const g = coupled<T>(read<T, W>(grad), p, l2, couples);
-  const m = lerpAny<T, K>(read<T, W>(expAvg), g, weight1, weight1s);
-  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s, largest);
-  write<T, W>(expAvg, m);
-  write<T, W>(expAvgSq, v);
-  const direction = divides ? v128.div<T>(m, v128.add<T>(v128.sqrt<T>(v), eps)) : m;
-  write<T, W>(param, descend<T>(p, decay, shrinks, v128.mul<T>(stepSize, direction)));
+  const adds = isLight<K>() ? isOn<Couples>() : couples,
+    takes = isLight<K>() ? isOn<Shrinks>() : shrinks;
+  const p = read<T, W>(param),
+    pNext = readNext<T, W>(param);
+  const g = coupled<T>(read<T, W>(grad), p, l2, adds),
+    gNext = coupled<T>(readNext<T, W>(grad), pNext, l2, adds);
+  let m = read<T, W>(expAvg),
+    mNext = readNext<T, W>(expAvg);
+  let v = read<T, W>(expAvgSq),
+    vNext = readNext<T, W>(expAvgSq);
+  const gg = v128.mul<T>(g, g),
+    ggNext = v128.mul<T>(gNext, gNext);
+  // One branch for both of a pair: two take a tenth of the step for weights that are not light (measured).
+  if (isLight<K>() || areLight(weight1, 0)) {
+    m = lerp<T>(m, g, weight1s);
+    mNext = lerp<T>(mNext, gNext, weight1s);
+  } else {
+    m = heavy<T>(m, g, weight1);
+    mNext = heavy<T>(mNext, gNext, weight1);
+  }
+  if (isLight<K>() || areLight(weight2, 0)) {
+    v = lerpSquare<T>(v, gg, weight2s, largest);
+    vNext = lerpSquare<T>(vNext, ggNext, weight2s, largest);
+  } else {
+    v = heavy<T>(v, gg, weight2);
+    vNext = heavy<T>(vNext, ggNext, weight2);
+  }
+  writePair<T, W>(expAvg, m, mNext);
+  writePair<T, W>(expAvgSq, v, vNext);
+  let direction = m,
+    directionNext = mNext;
+  if (isLight<K>() ? isOn<Divides>() : divides) {
+    direction = v128.div<T>(m, v128.add<T>(v128.sqrt<T>(v), eps));
+    directionNext = v128.div<T>(mNext, v128.add<T>(v128.sqrt<T>(vNext), eps));
+  }
+  writePair<T, W>(param, descend<T>(p, decay, takes, v128.mul<T>(stepSize, direction)), descend<T>(pNext, decay, takes, v128.mul<T>(stepSize, directionNext)));
+}
+
+/** `lerp` for a weight that is not light. */
+function heavy<T>(average: v128, sample: v128, weight: f64): v128 {
+  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
+}
+
+function decayed<T, Divides>(
+  param: usize,
+  grad: usize,
+  expAvg: usize,
+  expAvgSq: usize,
+  count: usize,
+  l2: f64,
+  decay: f64,
+  weight1: f64,
+  weight2: f64,
+  stepSize: f64,
+  rectified: f64,
+  eps: f64,
+): void {
+  if (l2 !== 0) step<T, Light, On, Off, Divides>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
+  else if (decay !== 0) step<T, Light, Off, On, Divides>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
+  else step<T, Light, Off, Off, Divides>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
+}
+
+function radam<T>(
+  param: usize,
+  grad: usize,
+  expAvg: usize,
+  expAvgSq: usize,
+  count: usize,
+  l2: f64,
+  decay: f64,
+  weight1: f64,
+  weight2: f64,
+  stepSize: f64,
+  rectified: f64,
+  eps: f64,
+): void {
+  if (!areLight(weight1, weight2))
+    step<T, AnyWeight, Off, Off, Off>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
+  else if (rectified !== 0) decayed<T, On>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
+  else decayed<T, Off>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
 }
 
 export function radam_f32(
@@ -114,8 +208,7 @@ export function radam_f32(
   rectified: f64,
   eps: f64,
 ): void {
-  if (areLight(weight1, weight2)) step<f32, Light>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
-  else step<f32, AnyWeight>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
+  radam<f32>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
 }
 
 export function radam_f64(
@@ -132,6 +225,5 @@ export function radam_f64(
   rectified: f64,
   eps: f64,
 ): void {
-  if (areLight(weight1, weight2)) step<f64, Light>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
-  else step<f64, AnyWeight>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
+  radam<f64>(param, grad, expAvg, expAvgSq, count, l2, decay, weight1, weight2, stepSize, rectified, eps);
 }

@@ -2,23 +2,32 @@
 import {
   AnyWeight,
   areLight,
+  blend,
   coupled,
+  isLight,
+  isOn,
   Light,
   largestFinite,
-  lerpAny,
-  lerpSquareAny,
+  lerp,
+  lerpSquare,
   narrow,
+  Off,
+  On,
+  PAIR,
+  pairedBytes,
   read,
+  readNext,
   spread,
-  VECTOR,
-  wholeBytes,
   wideHigh,
   wideLow,
-  write,
+  writePair,
 } from "./_lanes";
 
-/** u = g / (sqrt(square_avg - grad_avg^2) + eps); buffer = momentum*buffer + u; param -= lr * buffer. */
-function step<T, K>(
+/**
+ * u = g / (sqrt(square_avg - grad_avg^2) + eps); buffer = momentum*buffer + u; param -= lr * buffer. Plain says that there is no
+ * grad_avg, and that Buffers and Couples say whether buffer and l2 are there; else all of it is asked in the loop.
+ */
+function step<T, K, Plain, Buffers, Couples>(
   param: usize,
   grad: usize,
   squareAvg: usize,
@@ -38,11 +47,11 @@ function step<T, K>(
     keeps = spread<T>(momentum),
     epss = spread<T>(eps);
   const couples = l2 !== 0;
-  const whole = wholeBytes<T>(count),
+  const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   let i: usize = 0;
-  for (; i < whole; i += VECTOR)
-    element<T, v128, K>(
+  for (; i < paired; i += PAIR)
+    element<T, v128, K, Plain, Buffers, Couples>(
       param + i,
       grad + i,
       squareAvg + i,
@@ -58,7 +67,7 @@ function step<T, K>(
       epss,
     );
   for (; i < bytes; i += sizeof<T>())
-    element<T, T, K>(
+    element<T, T, K, Plain, Buffers, Couples>(
       param + i,
       grad + i,
       squareAvg + i,
@@ -75,7 +84,8 @@ function step<T, K>(
     );
 }
 
-function element<T, W, K>(
+/** A pair of vectors, or one element. */
+function element<T, W, K, Plain, Buffers, Couples>(
   param: usize,
   grad: usize,
   squareAvg: usize,
@@ -90,22 +100,44 @@ function element<T, W, K>(
   momentum: v128,
   eps: v128,
 ): void {
-  const p = read<T, W>(param);
-  const g = coupled<T>(read<T, W>(grad), p, l2, couples);
-  const s = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest);
-  write<T, W>(squareAvg, s);
-  let variance = s;
-  if (gradAvg) {
-    const h = lerpAny<T, K>(read<T, W>(gradAvg), g, weight, weights);
-    write<T, W>(gradAvg, h);
+  const adds = isOn<Plain>() ? isOn<Couples>() : couples,
+    keeps = isOn<Plain>() ? isOn<Buffers>() : buffer !== 0;
+  const p = read<T, W>(param),
+    pNext = readNext<T, W>(param);
+  const g = coupled<T>(read<T, W>(grad), p, l2, adds),
+    gNext = coupled<T>(readNext<T, W>(grad), pNext, l2, adds);
+  const s = averagedSquare<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest),
+    sNext = averagedSquare<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
+  writePair<T, W>(squareAvg, s, sNext);
+  let variance = s,
+    varianceNext = sNext;
+  if (!isOn<Plain>() && gradAvg) {
+    const h = averaged<T, K>(read<T, W>(gradAvg), g, weight, weights),
+      hNext = averaged<T, K>(readNext<T, W>(gradAvg), gNext, weight, weights);
+    writePair<T, W>(gradAvg, h, hNext);
     variance = minusSquare<T>(s, h);
+    varianceNext = minusSquare<T>(sNext, hNext);
   }
-  let update = v128.div<T>(g, v128.add<T>(v128.sqrt<T>(variance), eps));
-  if (buffer) {
+  let update = v128.div<T>(g, v128.add<T>(v128.sqrt<T>(variance), eps)),
+    updateNext = v128.div<T>(gNext, v128.add<T>(v128.sqrt<T>(varianceNext), eps));
+  if (keeps) {
     update = v128.add<T>(v128.mul<T>(momentum, read<T, W>(buffer)), update);
-    write<T, W>(buffer, update);
+    updateNext = v128.add<T>(v128.mul<T>(momentum, readNext<T, W>(buffer)), updateNext);
+    writePair<T, W>(buffer, update, updateNext);
   }
-  write<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, update)));
+  writePair<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, update)), v128.sub<T>(pNext, v128.mul<T>(lr, updateNext)));
+}
+
+/** `lerpSquareAny` for one weight, which is heavy where it is not light: without a branch in the loop. */
+function averagedSquare<T, K>(average: v128, sample: v128, weight: f64, weights: v128, largest: v128): v128 {
+  if (isLight<K>()) return lerpSquare<T>(average, sample, weights, largest);
+  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
+}
+
+/** The same for `lerpAny`. */
+function averaged<T, K>(average: v128, sample: v128, weight: f64, weights: v128): v128 {
+  if (isLight<K>()) return lerp<T>(average, sample, weights);
+  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
 }
 
 /** s - h*h with one rounding: the two are close to each other. */
@@ -115,6 +147,29 @@ function minusSquare<T>(s: v128, h: v128): v128 {
   if (sizeof<T>() === 8) return left;
   const high = wideHigh<T>(h);
   return narrow<T>(left, f64x2.sub(wideHigh<T>(s), f64x2.mul(high, high)));
+}
+
+function rmsprop<T>(
+  param: usize,
+  grad: usize,
+  squareAvg: usize,
+  gradAvg: usize,
+  buffer: usize,
+  count: usize,
+  l2: f64,
+  weight: f64,
+  lr: f64,
+  momentum: f64,
+  eps: f64,
+): void {
+  const buffers = buffer !== 0,
+    couples = l2 !== 0;
+  if (!areLight(weight, 0)) step<T, AnyWeight, Off, Off, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+  else if (gradAvg) step<T, Light, Off, Off, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+  else if (buffers && couples) step<T, Light, On, On, On>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+  else if (buffers) step<T, Light, On, On, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+  else if (couples) step<T, Light, On, Off, On>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+  else step<T, Light, On, Off, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
 }
 
 export function rmsprop_f32(
@@ -130,8 +185,7 @@ export function rmsprop_f32(
   momentum: f64,
   eps: f64,
 ): void {
-  if (areLight(weight, 0)) step<f32, Light>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
-  else step<f32, AnyWeight>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+  rmsprop<f32>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
 }
 
 export function rmsprop_f64(
@@ -147,6 +201,5 @@ export function rmsprop_f64(
   momentum: f64,
   eps: f64,
 ): void {
-  if (areLight(weight, 0)) step<f64, Light>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
-  else step<f64, AnyWeight>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+  rmsprop<f64>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
 }

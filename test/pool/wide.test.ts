@@ -37,6 +37,23 @@ suite("kernels in pairs of vectors", () => {
     "sgd_momentum_f32",
     "lamb_moments_f32",
     "lamb_apply_f32",
+    "adagrad_f32",
+    "adagrad_f64",
+    "rmsprop_f32",
+    "adadelta_f32",
+    "adamax_f32",
+    "radam_f32",
+    "lion_f32",
+    "lion_cautious_f32",
+    "lion_apply_f32",
+    "lars_apply_f64",
+    "qhm_f32",
+    "qhm_f64",
+    "convert_bf16_f32",
+    "convert_f16_f32",
+    "convert_f32_bf16",
+    "convert_f32_f16",
+    "convert_stochastic_f32_bf16",
   ]) {
     test(`${kernel}: 256 bits where this processor and this Node have them`, async () => {
       const count = await widened(kernel, true);

@@ -137,6 +137,7 @@ export function isOn<F>(): bool {
  */
 export type Light = i8;
 export type AnyWeight = i16;
+export type Heavy = i32;
 
 /** Whether a type argument is Light. */
 export function isLight<K>(): bool {
@@ -148,18 +149,26 @@ export function areLight(weight1: f64, weight2: f64): bool {
   return weight1 < HEAVY && weight2 < HEAVY;
 }
 
+/** `lerp` for a weight that is not light. */
+export function lerpHeavy<T>(average: v128, sample: v128, weight: f64): v128 {
+  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
+}
+
+/** Whether to take the form for light weights in a loop for the weights K. */
+function takesLight<K>(weight: f64): bool {
+  return isLight<K>() || (sizeof<K>() !== sizeof<Heavy>() && weight < HEAVY);
+}
+
 /** `lerp` for the weights K, given as a scalar and spread over the lanes. */
 export function lerpAny<T, K>(average: v128, sample: v128, weight: f64, weights: v128): v128 {
-  if (isLight<K>()) return lerp<T>(average, sample, weights);
-  if (weight < HEAVY) return lerp<T>(average, sample, weights);
-  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
+  if (takesLight<K>(weight)) return lerp<T>(average, sample, weights);
+  return lerpHeavy<T>(average, sample, weight);
 }
 
 /** `lerpSquare` for the weights K. */
 export function lerpSquareAny<T, K>(average: v128, sample: v128, weight: f64, weights: v128, largest: v128): v128 {
-  if (isLight<K>()) return lerpSquare<T>(average, sample, weights, largest);
-  if (weight < HEAVY) return lerpSquare<T>(average, sample, weights, largest);
-  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
+  if (takesLight<K>(weight)) return lerpSquare<T>(average, sample, weights, largest);
+  return lerpHeavy<T>(average, sample, weight);
 }
 
 /** param - (decay * param + update): one subtraction from the parameter, which is 17 to 24 times closer to the float64 result than param * (1 - decay) - update. */

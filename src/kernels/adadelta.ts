@@ -1,23 +1,5 @@
 /** Adadelta. One shard; `count` elements. Scalars in the order of src/optimizers/adadelta.ts. */
-import {
-  AnyWeight,
-  areLight,
-  blend,
-  coupled,
-  isLight,
-  isOn,
-  Light,
-  largestFinite,
-  lerpSquare,
-  Off,
-  On,
-  PAIR,
-  pairedBytes,
-  read,
-  readNext,
-  spread,
-  writePair,
-} from "./_lanes";
+import { areLight, coupled, Heavy, isOn, Light, largestFinite, lerpSquareAny, Off, On, PAIR, pairedBytes, read, readNext, spread, writePair } from "./_lanes";
 
 /** d = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g; acc_delta averages d^2; param -= lr * d. Couples says whether l2 is there. */
 function step<T, K, Couples>(param: usize, grad: usize, squareAvg: usize, accDelta: usize, count: usize, l2: f64, weight: f64, lr: f64, eps: f64): void {
@@ -50,8 +32,8 @@ function element<T, W, K, Couples>(
     pNext = readNext<T, W>(param);
   const g = coupled<T>(read<T, W>(grad), p, l2, isOn<Couples>()),
     gNext = coupled<T>(readNext<T, W>(grad), pNext, l2, isOn<Couples>());
-  const s = averagedSquare<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest),
-    sNext = averagedSquare<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
+  const s = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest),
+    sNext = lerpSquareAny<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
   const before = read<T, W>(accDelta),
     beforeNext = readNext<T, W>(accDelta);
   const d = delta<T>(before, s, g, eps),
@@ -59,16 +41,10 @@ function element<T, W, K, Couples>(
   writePair<T, W>(squareAvg, s, sNext);
   writePair<T, W>(
     accDelta,
-    averagedSquare<T, K>(before, v128.mul<T>(d, d), weight, weights, largest),
-    averagedSquare<T, K>(beforeNext, v128.mul<T>(dNext, dNext), weight, weights, largest),
+    lerpSquareAny<T, K>(before, v128.mul<T>(d, d), weight, weights, largest),
+    lerpSquareAny<T, K>(beforeNext, v128.mul<T>(dNext, dNext), weight, weights, largest),
   );
   writePair<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, d)), v128.sub<T>(pNext, v128.mul<T>(lr, dNext)));
-}
-
-/** `lerpSquareAny` for one weight, which is heavy where it is not light: without a branch in the loop. */
-function averagedSquare<T, K>(average: v128, sample: v128, weight: f64, weights: v128, largest: v128): v128 {
-  if (isLight<K>()) return lerpSquare<T>(average, sample, weights, largest);
-  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
 }
 
 /** sqrt(before + eps) / sqrt(s + eps) * g. */
@@ -81,8 +57,8 @@ function adadelta<T>(param: usize, grad: usize, squareAvg: usize, accDelta: usiz
     light = areLight(weight, 0);
   if (light && couples) step<T, Light, On>(param, grad, squareAvg, accDelta, count, l2, weight, lr, eps);
   else if (light) step<T, Light, Off>(param, grad, squareAvg, accDelta, count, l2, weight, lr, eps);
-  else if (couples) step<T, AnyWeight, On>(param, grad, squareAvg, accDelta, count, l2, weight, lr, eps);
-  else step<T, AnyWeight, Off>(param, grad, squareAvg, accDelta, count, l2, weight, lr, eps);
+  else if (couples) step<T, Heavy, On>(param, grad, squareAvg, accDelta, count, l2, weight, lr, eps);
+  else step<T, Heavy, Off>(param, grad, squareAvg, accDelta, count, l2, weight, lr, eps);
 }
 
 export function adadelta_f32(param: usize, grad: usize, squareAvg: usize, accDelta: usize, count: usize, l2: f64, weight: f64, lr: f64, eps: f64): void {

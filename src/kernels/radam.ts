@@ -2,7 +2,6 @@
 import {
   AnyWeight,
   areLight,
-  blend,
   coupled,
   descend,
   isLight,
@@ -10,6 +9,7 @@ import {
   Light,
   largestFinite,
   lerp,
+  lerpHeavy,
   lerpSquare,
   Off,
   On,
@@ -129,15 +129,15 @@ function element<T, W, K, Couples, Shrinks, Divides>(
     m = lerp<T>(m, g, weight1s);
     mNext = lerp<T>(mNext, gNext, weight1s);
   } else {
-    m = heavy<T>(m, g, weight1);
-    mNext = heavy<T>(mNext, gNext, weight1);
+    m = lerpHeavy<T>(m, g, weight1);
+    mNext = lerpHeavy<T>(mNext, gNext, weight1);
   }
   if (isLight<K>() || areLight(weight2, 0)) {
     v = lerpSquare<T>(v, gg, weight2s, largest);
     vNext = lerpSquare<T>(vNext, ggNext, weight2s, largest);
   } else {
-    v = heavy<T>(v, gg, weight2);
-    vNext = heavy<T>(vNext, ggNext, weight2);
+    v = lerpHeavy<T>(v, gg, weight2);
+    vNext = lerpHeavy<T>(vNext, ggNext, weight2);
   }
   writePair<T, W>(expAvg, m, mNext);
   writePair<T, W>(expAvgSq, v, vNext);
@@ -148,11 +148,6 @@ function element<T, W, K, Couples, Shrinks, Divides>(
     directionNext = v128.div<T>(mNext, v128.add<T>(v128.sqrt<T>(vNext), eps));
   }
   writePair<T, W>(param, descend<T>(p, decay, takes, v128.mul<T>(stepSize, direction)), descend<T>(pNext, decay, takes, v128.mul<T>(stepSize, directionNext)));
-}
-
-/** `lerp` for a weight that is not light. */
-function heavy<T>(average: v128, sample: v128, weight: f64): v128 {
-  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
 }
 
 function decayed<T, Divides>(

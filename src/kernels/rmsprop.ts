@@ -1,15 +1,13 @@
 /** RMSprop, plain or centered, with or without momentum. One shard; `count` elements; gradAvg and buffer are 0 where not in use. Scalars in the order of src/optimizers/rmsprop.ts. */
 import {
-  AnyWeight,
   areLight,
-  blend,
   coupled,
-  isLight,
+  Heavy,
   isOn,
   Light,
   largestFinite,
-  lerp,
-  lerpSquare,
+  lerpAny,
+  lerpSquareAny,
   narrow,
   Off,
   On,
@@ -106,14 +104,14 @@ function element<T, W, K, Plain, Buffers, Couples>(
     pNext = readNext<T, W>(param);
   const g = coupled<T>(read<T, W>(grad), p, l2, adds),
     gNext = coupled<T>(readNext<T, W>(grad), pNext, l2, adds);
-  const s = averagedSquare<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest),
-    sNext = averagedSquare<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
+  const s = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest),
+    sNext = lerpSquareAny<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
   writePair<T, W>(squareAvg, s, sNext);
   let variance = s,
     varianceNext = sNext;
   if (!isOn<Plain>() && gradAvg) {
-    const h = averaged<T, K>(read<T, W>(gradAvg), g, weight, weights),
-      hNext = averaged<T, K>(readNext<T, W>(gradAvg), gNext, weight, weights);
+    const h = lerpAny<T, K>(read<T, W>(gradAvg), g, weight, weights),
+      hNext = lerpAny<T, K>(readNext<T, W>(gradAvg), gNext, weight, weights);
     writePair<T, W>(gradAvg, h, hNext);
     variance = minusSquare<T>(s, h);
     varianceNext = minusSquare<T>(sNext, hNext);
@@ -126,18 +124,6 @@ function element<T, W, K, Plain, Buffers, Couples>(
     writePair<T, W>(buffer, update, updateNext);
   }
   writePair<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, update)), v128.sub<T>(pNext, v128.mul<T>(lr, updateNext)));
-}
-
-/** `lerpSquareAny` for one weight, which is heavy where it is not light: without a branch in the loop. */
-function averagedSquare<T, K>(average: v128, sample: v128, weight: f64, weights: v128, largest: v128): v128 {
-  if (isLight<K>()) return lerpSquare<T>(average, sample, weights, largest);
-  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
-}
-
-/** The same for `lerpAny`. */
-function averaged<T, K>(average: v128, sample: v128, weight: f64, weights: v128): v128 {
-  if (isLight<K>()) return lerp<T>(average, sample, weights);
-  return blend<T>(f64x2.splat(1 - weight), average, f64x2.splat(weight), sample);
 }
 
 /** s - h*h with one rounding: the two are close to each other. */
@@ -164,7 +150,7 @@ function rmsprop<T>(
 ): void {
   const buffers = buffer !== 0,
     couples = l2 !== 0;
-  if (!areLight(weight, 0)) step<T, AnyWeight, Off, Off, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+  if (!areLight(weight, 0)) step<T, Heavy, Off, Off, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
   else if (gradAvg) step<T, Light, Off, Off, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
   else if (buffers && couples) step<T, Light, On, On, On>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
   else if (buffers) step<T, Light, On, On, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);

@@ -197,9 +197,6 @@ func TestErrorsOfReplies(t *testing.T) {
 	if _, err := client.Inspect(ctx, &State{kept: true}); !errors.Is(err, ErrStateKept) {
 		t.Error(err)
 	}
-	if _, err := newSharded(t, shared.url).Step(ctx, StepRequest{Optimizer: SGD(1), Params: model(1), Reply: Reply{Cache: true}}); err == nil {
-		t.Error("Sharded took a Reply")
-	}
 	// A server without a cache keeps nothing.
 	uncached := newClient(t, ownServer(t).url)
 	if result := must[*StepResult](t)(uncached.Step(ctx, StepRequest{Optimizer: SGD(1), Params: model(1), Reply: Reply{Cache: true}})); result.Cached != nil {

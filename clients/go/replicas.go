@@ -1,8 +1,10 @@
 package stepd
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -31,33 +33,42 @@ type health struct {
 // rest is how long a replica is left alone after its last failure.
 func (h health) rest() time.Duration { return min(firstRest<<min(h.failures-1, 10), maxRest) }
 
-// anywhere tries replicas until one answers, each once in a round, with a pause after each round. What is wrong with the call
-// itself is returned at once.
-func (r *replicas) anywhere(ctx context.Context, clients []*Client, call func(client *Client) error) error {
+// anywhere tries replicas until one answers, each once in a round, with a pause after each round; that of the client `home`, if
+// any, is the first. What is wrong with the call itself is returned at once. What one replica does not have, and was not given,
+// another may have.
+func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client, call func(client *Client) error) error {
+	first := slices.Index(clients, home)
 	for round := 0; ; round++ {
+		var missing, failed error
 		tried := make([]bool, len(clients))
 		for left := len(clients) - 1; ; left-- {
 			if ctx.Err() != nil {
 				return ended(ctx, nil)
 			}
-			i := r.pick(tried)
+			i := r.pick(tried, first)
 			tried[i] = true
 			start := time.Now()
 			err := call(clients[i])
+			isMissing := errors.Is(err, ErrBlobMissing)
 			if err == nil || (errors.As(err, new(*Error)) && !isOfReplica(err)) {
 				// One that refuses a call is well.
 				r.succeeded(i)
-				return err
+				if !isMissing {
+					return err
+				}
+				missing = err
+			} else {
+				if ctx.Err() != nil || !isOfReplica(err) {
+					return err
+				}
+				r.hasFailed(i, start)
+				failed = err
 			}
-			if ctx.Err() != nil || !isOfReplica(err) {
-				return err
-			}
-			r.hasFailed(i, start)
 			if left > 0 {
 				continue
 			}
-			if round >= clients[i].retries || !pause(ctx, waitAfter(err, round)) {
-				return ended(ctx, err)
+			if failed == nil || round >= clients[i].retries || !pause(ctx, waitAfter(failed, round)) {
+				return ended(ctx, cmp.Or(missing, failed))
 			}
 			break
 		}
@@ -72,8 +83,9 @@ func isOfReplica(err error) bool {
 	return isPassing(err) || errors.Is(err, ErrBadReply)
 }
 
-// pick takes the next replica that was not tried yet and does not rest; the one that rests the shortest if all do.
-func (r *replicas) pick(tried []bool) int {
+// pick takes the replica `first` if it was not tried yet and does not rest, or the next one of that kind; the one that rests the
+// shortest if all do.
+func (r *replicas) pick(tried []bool, first int) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.health) < len(tried) {
@@ -87,6 +99,9 @@ func (r *replicas) pick(tried []bool) int {
 		if !tried[i] && (best < 0 || left(i) < left(best)) {
 			best = i
 		}
+	}
+	if first >= 0 && !tried[first] && left(first) == 0 {
+		best = first
 	}
 	r.next = best + 1
 	if h := &r.health[best]; h.failures > 0 && left(best) == 0 {

@@ -122,7 +122,7 @@ func TestRoundsOverAllReplicas(t *testing.T) {
 
 func TestRestsOfAReplica(t *testing.T) {
 	var r replicas
-	if first := r.pick([]bool{false, false}); first != 0 {
+	if first := r.pick([]bool{false, false}, -1); first != 0 {
 		t.Fatal(first)
 	}
 	for _, seconds := range []int{1, 2, 4, 8, 16, 32, 60, 60, 60} {
@@ -135,17 +135,17 @@ func TestRestsOfAReplica(t *testing.T) {
 		}
 	}
 	for range 4 {
-		if picked := r.pick([]bool{false, false}); picked != 1 {
+		if picked := r.pick([]bool{false, false}, -1); picked != 1 {
 			t.Fatal("a replica that rests was picked")
 		}
 	}
-	if picked := r.pick([]bool{false, true}); picked != 0 {
+	if picked := r.pick([]bool{false, true}, -1); picked != 0 {
 		t.Fatal("the only one left was not picked")
 	}
 	r.health[0].restsUntil = time.Now()
 	probes := 0
 	for range 6 {
-		if r.pick([]bool{false, false}) == 0 {
+		if r.pick([]bool{false, false}, -1) == 0 {
 			probes++
 		}
 	}
@@ -153,7 +153,7 @@ func TestRestsOfAReplica(t *testing.T) {
 		t.Fatalf("%d calls at once to one that may be dead still", probes)
 	}
 	r.succeeded(0)
-	picked := map[int]bool{r.pick([]bool{false, false}): true, r.pick([]bool{false, false}): true}
+	picked := map[int]bool{r.pick([]bool{false, false}, -1): true, r.pick([]bool{false, false}, -1): true}
 	if len(picked) != 2 {
 		t.Fatal("a replica that answered still rests")
 	}

@@ -116,7 +116,7 @@ func (r stepReply) result(form Reply) (*StepResult, error) {
 		}
 	}
 	result := &StepResult{Step: r.step, LR: r.lr, Skipped: r.skipped, Stats: r.stats, Warnings: r.warnings}
-	if r.cached != (Cached{}) {
+	if r.cached.Params != "" || r.cached.State != "" {
 		result.Cached = &r.cached
 		result.Cached.otherParams, result.Cached.otherState = form.Params != "" && form.Params != ReplySame, form.State == ReplyNone
 	}

@@ -2,6 +2,7 @@ package stepd
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -31,12 +32,19 @@ type Sharded struct {
 	Parallel int
 
 	replicas replicas
+	// groups number the calls that Share has laid memory out for, from 1, by where their tensors start.
+	mu     sync.Mutex
+	groups map[*byte]int
+	last   int
 }
 
-// NewSharded makes clients of replicas with the same options.
+// NewSharded makes clients of replicas with the same options, which have the files of WithSharedDir together.
 func NewSharded(urls []string, options ...Option) (*Sharded, error) {
 	s := &Sharded{}
-	for _, url := range urls {
+	for i, url := range urls {
+		if i == 1 {
+			options = append(slices.Clone(options), func(c *Client) { c.sharedDir, c.shared = nil, s.Clients[0].shared })
+		}
 		client, err := New(url, options...)
 		if err != nil {
 			return nil, err
@@ -53,36 +61,161 @@ func (s *Sharded) Close() {
 	}
 }
 
+// elementBytes is about what a step of AdamW in float32 sends of an element: parameter, gradient and two slots.
+const elementBytes = 16
+
+// Share is Client.Share for the calls of steps: it lays the tensors out by call, in their order, with RequestBytes for parameters,
+// gradients and two slots in float32. Params and Grads that were shared so, under the same names, are not copied, and Step divides
+// Params of that kind as they lie. It is for the Clients of NewSharded; of others the first alone need not copy.
+func (s *Sharded) Share(tensors Tensors) (shared Tensors, free func(), err error) {
+	if len(s.Clients) == 0 {
+		return nil, nil, errNoClients
+	}
+	var frees []func()
+	free = func() {
+		for _, free := range frees {
+			free()
+		}
+	}
+	add := func(group Tensors) error {
+		given, freeGroup, err := s.Clients[0].Share(group)
+		if err == nil {
+			frees = append(frees, s.remember(given), freeGroup)
+			shared = append(shared, given...)
+		}
+		return err
+	}
+	start, room := 0, s.limit()
+	for i, t := range tensors {
+		elements, _ := product(t.Shape)
+		if i > start && elements*elementBytes > max(room, 0) {
+			if err == nil {
+				err = add(tensors[start:i])
+			}
+			start, room = i, s.limit()
+		}
+		room -= elements * elementBytes
+	}
+	if err == nil && start < len(tensors) {
+		err = add(tensors[start:])
+	}
+	if err != nil {
+		free()
+		return nil, nil, err
+	}
+	return shared, free, nil
+}
+
+// remember makes one call of tensors, until it is told to forget.
+func (s *Sharded) remember(tensors Tensors) (forget func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.groups == nil {
+		s.groups = map[*byte]int{}
+	}
+	s.last++
+	number := s.last
+	for _, t := range tensors {
+		if len(t.Data) > 0 {
+			s.groups[&t.Data[0]] = number
+		}
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		maps.DeleteFunc(s.groups, func(_ *byte, other int) bool { return other == number })
+	}
+}
+
+// groupsOf returns the group of each tensor, 0 where it has none. One without values goes with the one before, as in Share.
+func (s *Sharded) groupsOf(tensors Tensors) []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	groups := make([]int, len(tensors))
+	for i, t := range tensors {
+		if len(t.Data) > 0 {
+			groups[i] = s.groups[&t.Data[0]]
+		} else if i > 0 {
+			groups[i] = groups[i-1]
+		}
+	}
+	for i := len(tensors) - 2; i >= 0; i-- {
+		if len(tensors[i].Data) == 0 && groups[i] == 0 {
+			groups[i] = groups[i+1]
+		}
+	}
+	return groups
+}
+
+func (s *Sharded) limit() int64 {
+	if s.RequestBytes <= 0 {
+		return defaultRequestBytes
+	}
+	return s.RequestBytes
+}
+
+var errNoClients = errors.New("stepd: Sharded has no Clients")
+
+// cachedShard is what a replica keeps of the result of one call.
+type cachedShard struct {
+	// client is that of the replica.
+	client *Client
+	// cached is empty where it keeps nothing.
+	cached Cached
+	part
+}
+
+// part has the parameters of a call.
+type part struct {
+	// params have no data.
+	params Tensors
+	// steps are those taken, by parameter.
+	steps map[string]int64
+}
+
 // shard is the part of a step that one call makes.
 type shard struct {
+	part
 	request StepRequest
-	// poison is the name of a parameter of one value that only this call has; empty where it has none.
-	poison string
+	// home is the client of the replica that is to be asked first; nil for any.
+	home *Client
+	// spoiled has the gradient that is another one than the caller's; its name is empty where there is none.
+	spoiled struct {
+		name string
+		sums TensorNorms
+	}
 	// last is the largest count of steps, with this one, of the parameters that have gradients; 0 where none has.
 	last int64
 }
 
 // Step makes one update as Client.Step does, with the same errors; on any of them nothing was changed. Global norms in Stats
 // are added up from those of the tensors, so that their last bits may differ from one call's.
+//
+// With Cached, which is that of a result of Sharded, the tensors are divided as they were then, and each call goes first to the
+// replica that keeps what it names. Another one is sent what is given beside it. Where Params are nil, the new ones have the order
+// of the calls.
 func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, error) {
 	if len(s.Clients) == 0 {
-		return nil, errors.New("stepd: Sharded has no Clients")
-	}
-	if request.Reply != (Reply{}) || request.Cached != nil {
-		return nil, errors.New("stepd: Sharded: expected neither Reply nor Cached, which are between a Client and its server")
-	}
-	if err := checkInto(request); err != nil {
-		return nil, err
+		return nil, errNoClients
 	}
 	shards, err := s.pack(request)
 	if err != nil {
+		return nil, err
+	}
+	// What is known of the whole step, whoever has the values.
+	whole := request
+	whole.Cached = nil
+	if request.Cached != nil {
+		whole.Params = paramsOf(shards, request.Params)
+	}
+	if err := checkInto(whole); err != nil {
 		return nil, err
 	}
 	total := math.NaN()
 	// refused is what Norms, or its result, says against the step. The step itself words it, because it has more to say first.
 	var refused error
 	if needsNorm(request) || request.NonFinite == Skip {
-		sums, err := s.norms(ctx, request, shards)
+		sums, err := s.norms(ctx, whole, shards)
 		switch refusal := (*Error)(nil); {
 		case err == nil:
 			total, refused = share(request, shards, sums)
@@ -97,7 +230,7 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 			shards[i].request.Stats = TensorStats
 		}
 	}
-	result, release, err := s.run(ctx, request, shards)
+	result, release, err := s.run(ctx, whole, shards)
 	if err != nil {
 		return nil, err
 	}
@@ -110,6 +243,18 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 	}
 	writeInto(request, result)
 	return result, nil
+}
+
+// paramsOf returns the parameters of all calls, without data, in an order if one is given.
+func paramsOf(shards []shard, order Tensors) (params Tensors) {
+	for _, part := range shards {
+		params = append(params, part.params...)
+	}
+	known := byName(params)
+	for i, param := range order {
+		params[i] = known[param.Name]
+	}
+	return params
 }
 
 // needsNorm tells whether the step depends on the norm over all gradients, and does not have it.
@@ -135,77 +280,102 @@ func share(request StepRequest, shards []shard, sums map[string]TensorNorms) (fl
 	total := rootOfSum(sums, func(sums TensorNorms) float64 { return sums.GradSquares })
 	broken := func(grad Tensor) bool { return sums[grad.Name].NonFinite > 0 }
 	isBroken := slices.ContainsFunc(request.Grads, broken)
+	clip := Clip{}
+	if request.Clip != nil {
+		clip = *request.Clip
+	}
+	maxGradNorm := request.Optimizer["max_grad_norm"]
 	var refused error
 	for i := range shards {
 		part := &shards[i]
 		switch {
 		case isBroken && request.NonFinite == Skip:
-			part.addPoison(request, math.NaN())
+			part.spoil(sums, broken)
 		case isBroken && request.NonFinite != Propagate:
 			refused = badReply("a step with gradients that are not finite")
 			// The calls that have the gradients name them. The others tell whether something is wrong that comes before that.
 			if !slices.ContainsFunc(part.request.Grads, broken) {
 				part.request.NonFinite = Skip
-				part.addPoison(request, math.NaN())
+				part.spoil(sums, broken)
 			}
 		case !needsNorm(request):
-		case math.IsNaN(total):
-			part.addPoison(request, total)
+		case math.IsNaN(total) || (math.IsInf(total, 0) && clip.MaxNorm != 0 && !isNull(maxGradNorm)):
+			// What all gradients are multiplied by is no number.
+			part.request.NonFinite = Propagate
+			part.spoil(sums, func(grad Tensor) bool { return math.IsNaN(sums[grad.Name].GradSquares) })
 		case math.IsInf(total, 0):
-			part.addPoison(request, hugeGradient)
-		default:
-			clip := Clip{}
-			if request.Clip != nil {
-				clip = *request.Clip
+			// Infinity cannot be sent. This comes to 0 as well.
+			largest := math.MaxFloat64
+			own := Clip{MaxNorm: clip.MaxNorm, MaxValue: clip.MaxValue, TotalNorm: &largest}
+			if clip.MaxNorm != 0 {
+				own.MaxNorm = min(clip.MaxNorm, math.SmallestNonzeroFloat64)
+			} else if isPositive(maxGradNorm) {
+				part.request.Optimizer = request.Optimizer.With("max_grad_norm", math.SmallestNonzeroFloat64)
 			}
-			clip.TotalNorm = &total
-			part.request.Clip = &clip
+			part.request.Clip = &own
+		default:
+			part.request.Clip = &Clip{MaxNorm: clip.MaxNorm, MaxValue: clip.MaxValue, TotalNorm: &total}
 		}
 	}
 	return total, refused
 }
 
-// hugeGradient is finite, and its square is not.
-const hugeGradient = 1e308
-
-// addPoison adds a parameter whose gradient makes the call skip, or gives it a norm that is no finite number, as that of all
-// gradients together is: such a norm cannot be sent.
-func (s *shard) addPoison(request StepRequest, gradient float64) {
-	s.poison = "\x00stepd.poison"
-	for _, ok := request.Params.Get(s.poison); ok; _, ok = request.Params.Get(s.poison) {
-		s.poison += "'"
+// isPositive tells whether a value is a number over 0, or points to one.
+func isPositive(value any) bool {
+	v := reflect.ValueOf(value)
+	for v.Kind() == reflect.Pointer {
+		v = v.Elem()
 	}
-	s.request.Params = append(s.request.Params, From(s.poison, []float64{0}))
-	s.request.Grads = append(s.request.Grads, From(s.poison, []float64{gradient}))
+	return (v.CanFloat() && v.Float() > 0) || (v.CanInt() && v.Int() > 0) || (v.CanUint() && v.Uint() > 0)
 }
 
-// withoutPoison takes the parameter that addPoison added out of a result.
-func (s *shard) withoutPoison(result *StepResult) (*StepResult, error) {
-	if s.poison == "" {
-		return result, nil
+// nanBits are the first 16 bits of NaN as processors make it, with its sign.
+var nanBits = map[DType]uint16{F64: 0xfff8, F32: 0xffc0, BF16: 0xffc0, F16: 0xfe00}
+
+// spoil gives the call a gradient with a value that is none, unless it has one of that kind: so it skips, or multiplies all
+// gradients by that. Gradients without values cannot be spoiled: a call that is to skip does without them, unless they are wrong.
+func (s *shard) spoil(sums map[string]TensorNorms, is func(grad Tensor) bool) {
+	grads := s.request.Grads
+	if slices.ContainsFunc(grads, is) {
+		return
 	}
-	clean := *result
-	clean.Params = result.Params[:len(result.Params)-1]
-	isPoison := func(entry Tensor) bool { return parameterOf(entry) == s.poison }
-	entries, err := result.State.tensors()
-	if err != nil {
-		return nil, err
+	i := slices.IndexFunc(grads, func(grad Tensor) bool { return len(grad.Data) > 0 })
+	if i < 0 {
+		params := byName(s.params)
+		if s.request.NonFinite == Skip && !slices.ContainsFunc(grads, func(grad Tensor) bool { return !slices.Equal(params[grad.Name].Shape, grad.Shape) }) {
+			s.request.Grads = Tensors{}
+		}
+		return
 	}
-	entries = slices.DeleteFunc(slices.Clone(entries), isPoison)
-	if clean.State, err = newState(result.State.optimizer, result.State.revision, entries); err != nil {
-		return nil, err
-	}
-	if clean.Stats != nil {
-		delete(clean.Stats.Tensors, s.poison)
-	}
-	return &clean, nil
+	size, _ := dtypeOf(grads[i].DType)
+	data := append(alignedBytes(0), grads[i].Data...)
+	clear(data[:size])
+	binary.LittleEndian.PutUint16(data[size-2:], nanBits[grads[i].DType])
+	s.request.Grads = slices.Clone(grads)
+	s.request.Grads[i].Data = data
+	s.spoiled.name, s.spoiled.sums = grads[i].Name, sums[grads[i].Name]
 }
 
-// pack divides a step by parameters, in their order.
+// mend gives the statistics of a gradient that was spoiled those of the caller's.
+func (s *shard) mend(stats *Stats) {
+	if stats == nil {
+		return
+	}
+	if stat, ok := stats.Tensors[s.spoiled.name]; ok && s.spoiled.name != "" {
+		stat.GradNorm, stat.Zeros, stat.NonFinite = math.Sqrt(s.spoiled.sums.GradSquares), s.spoiled.sums.Zeros, s.spoiled.sums.NonFinite
+		stats.Tensors[s.spoiled.name] = stat
+	}
+}
+
+// pack divides a step by parameters.
 func (s *Sharded) pack(request StepRequest) ([]shard, error) {
-	grads := byName(request.Grads)
+	params, grads := byName(request.Params), byName(request.Grads)
+	if len(params) != len(request.Params) || len(grads) != len(request.Grads) {
+		return nil, fmt.Errorf("%w: a name stands twice", ErrBadTensor)
+	}
+	isHere := request.State != nil && (request.Cached == nil || request.State.Err() == nil)
 	entries := map[string][]Tensor{}
-	if request.State != nil {
+	if isHere {
 		all, err := request.State.tensors()
 		if err != nil {
 			return nil, err
@@ -214,50 +384,43 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 			entries[parameterOf(entry)] = append(entries[parameterOf(entry)], entry)
 		}
 	}
-	limit := s.RequestBytes
-	if limit <= 0 {
-		limit = defaultRequestBytes
-	}
-	if len(byName(request.Params)) != len(request.Params) || len(grads) != len(request.Grads) {
-		return nil, fmt.Errorf("%w: a name stands twice", ErrBadTensor)
-	}
-
 	var shards []shard
-	var states [][]Tensor
-	room := int64(-1)
-	open := func() {
-		part := request
-		part.Params, part.Grads, part.State = Tensors{}, Tensors{}, nil
-		shards = append(shards, shard{request: part})
-		states = append(states, nil)
-		room = limit
+	if request.Cached == nil {
+		shards = s.divide(request, grads, entries)
+	} else {
+		var err error
+		if shards, err = kept(request); err != nil {
+			return nil, err
+		}
 	}
-	open()
-	for _, param := range request.Params {
-		grad, hasGrad := grads[param.Name]
-		bytes := int64(len(param.Data) + len(grad.Data))
-		for _, entry := range entries[param.Name] {
-			bytes += int64(len(entry.Data))
+	into := byName(request.Into)
+	states := make([][]Tensor, len(shards))
+	for i := range shards {
+		part := &shards[i]
+		cached := part.request.Cached
+		part.request = request
+		part.request.Cached, part.request.Grads = cached, Tensors{}
+		if request.Params != nil || cached == nil {
+			part.request.Params = Tensors{}
 		}
-		now := len(shards) - 1
-		if bytes > room && len(shards[now].request.Params) > 0 {
-			open()
-			now++
+		if request.Into != nil {
+			part.request.Into = Tensors{}
 		}
-		room -= bytes
-		part := &shards[now]
-		part.request.Params = append(part.request.Params, param)
-		states[now] = append(states[now], entries[param.Name]...)
-		if hasGrad {
-			part.request.Grads = append(part.request.Grads, grad)
-			taken := int64(0)
-			if request.State != nil {
-				taken = request.State.steps[param.Name]
+		for _, param := range part.params {
+			if given, ok := params[param.Name]; ok {
+				part.request.Params = append(part.request.Params, given)
 			}
-			part.last = max(part.last, taken+1)
+			if target, ok := into[param.Name]; ok {
+				part.request.Into = append(part.request.Into, target)
+			}
+			if grad, ok := grads[param.Name]; ok {
+				part.request.Grads = append(part.request.Grads, grad)
+				part.last = max(part.last, part.steps[param.Name]+1)
+			}
+			states[i] = append(states[i], entries[param.Name]...)
+			delete(grads, param.Name)
+			delete(entries, param.Name)
 		}
-		delete(grads, param.Name)
-		delete(entries, param.Name)
 	}
 	// What belongs to no parameter is an error, which the server words.
 	for _, name := range slices.Sorted(maps.Keys(grads)) {
@@ -266,7 +429,7 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 	for _, name := range slices.Sorted(maps.Keys(entries)) {
 		states[0] = append(states[0], entries[name]...)
 	}
-	if request.State != nil {
+	if isHere {
 		for i := range shards {
 			state, err := newState(request.State.optimizer, request.State.revision, states[i])
 			if err != nil {
@@ -278,16 +441,91 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 	return shards, nil
 }
 
+// divide makes at least one call, in the order of the parameters, or as Share has laid them out.
+func (s *Sharded) divide(request StepRequest, grads map[string]Tensor, entries map[string][]Tensor) []shard {
+	var shards []shard
+	room := int64(0)
+	open := map[int]int{}
+	groups := s.groupsOf(request.Params)
+	for at, param := range request.Params {
+		bytes := int64(len(param.Data) + len(grads[param.Name].Data))
+		for _, entry := range entries[param.Name] {
+			bytes += int64(len(entry.Data))
+		}
+		g := groups[at]
+		i, ok := open[g]
+		if !ok || (g == 0 && bytes > room) {
+			i = len(shards)
+			open[g] = i
+			shards = append(shards, shard{part: part{steps: map[string]int64{}}})
+			if g == 0 {
+				room = s.limit()
+			}
+		}
+		if g == 0 {
+			room -= bytes
+		}
+		param.Data = nil
+		shards[i].params = append(shards[i].params, param)
+		shards[i].steps[param.Name] = 0
+		if request.State != nil {
+			shards[i].steps[param.Name] = request.State.steps[param.Name]
+		}
+	}
+	if len(shards) == 0 {
+		shards = make([]shard, 1)
+	}
+	return shards
+}
+
+// kept makes the calls of the result that Cached is of.
+func kept(request StepRequest) ([]shard, error) {
+	if request.Cached.shards == nil {
+		return nil, errors.New("stepd: Cached: expected that of a result of Sharded, found a Client's, which names all tensors together")
+	}
+	var shards []shard
+	names := map[string]bool{}
+	for _, one := range request.Cached.shards {
+		if request.Params == nil && one.cached.Params == "" {
+			return nil, fmt.Errorf("%w: Params are nil, and Cached does not name all of them", ErrBadTensor)
+		}
+		if request.State == nil && one.cached.State == "" {
+			return nil, fmt.Errorf("%w: State is nil, and Cached does not name all of it", ErrBadTensor)
+		}
+		for _, param := range one.params {
+			names[param.Name] = true
+		}
+		shards = append(shards, shard{part: one.part, home: one.client, request: StepRequest{Cached: &one.cached}})
+	}
+	isOther := func(param Tensor) bool { return !names[param.Name] }
+	if request.Params != nil && (len(names) != len(request.Params) || slices.ContainsFunc(request.Params, isOther)) {
+		return nil, fmt.Errorf("%w: Params are not those of the result that Cached is of", ErrBadTensor)
+	}
+	return shards, nil
+}
+
+// after are the parameters once a step was made.
+func (p part) after(request StepRequest, skipped bool) part {
+	steps := maps.Clone(p.steps)
+	for _, grad := range request.Grads {
+		if taken, ok := steps[grad.Name]; ok && !skipped {
+			steps[grad.Name] = taken + 1
+		}
+	}
+	return part{p.params, steps}
+}
+
 // norms returns the sums of all gradients.
 func (s *Sharded) norms(ctx context.Context, request StepRequest, shards []shard) (map[string]TensorNorms, error) {
 	found := make([]*Norms, len(shards))
-	err := s.each(ctx, request, len(shards), func(ctx context.Context, client *Client, i int) (err error) {
+	err := s.each(ctx, request, shards, func(ctx context.Context, client *Client, i int) (err error) {
 		part := shards[i].request
 		request := NormsRequest{Grads: part.Grads, LossScale: part.LossScale}
-		params := byName(part.Params)
-		// The arithmetic is that of the parameter, which the server has to know only where it is another.
+		params := byName(shards[i].params)
+		// The arithmetic is that of the parameter, which the server has to know only where it is another. Its values do not matter.
 		if slices.ContainsFunc(part.Grads, func(grad Tensor) bool { return (grad.DType == F64) != (params[grad.Name].DType == F64) }) {
-			request.Params = part.Params
+			request.Params = slices.Clone(shards[i].params)
+			zero(request.Params)
 		}
 		found[i], err = client.norms(ctx, request, 0)
 		return err
@@ -320,11 +558,12 @@ func (s *Sharded) run(ctx context.Context, request StepRequest, shards []shard) 
 			buffer.release()
 		}
 	}
-	err := s.each(ctx, request, len(shards), func(ctx context.Context, client *Client, i int) (err error) {
-		if results[i], buffers[i], err = client.step(ctx, shards[i].request, 0, false); err != nil {
-			return err
+	clients := make([]*Client, len(shards))
+	err := s.each(ctx, request, shards, func(ctx context.Context, client *Client, i int) (err error) {
+		clients[i] = client
+		if results[i], buffers[i], err = client.step(ctx, shards[i].request, 0, false); err == nil {
+			shards[i].mend(results[i].Stats)
 		}
-		results[i], err = shards[i].withoutPoison(results[i])
 		return err
 	})
 	if err != nil {
@@ -336,19 +575,30 @@ func (s *Sharded) run(ctx context.Context, request StepRequest, shards []shard) 
 		release()
 		return nil, nil, err
 	}
+	if slices.ContainsFunc(results, func(result *StepResult) bool { return result.Cached != nil }) {
+		joined.Cached = &Cached{}
+		for i, result := range results {
+			one := cachedShard{client: clients[i], part: shards[i].after(request, joined.Skipped)}
+			if result.Cached != nil {
+				one.cached = *result.Cached
+			}
+			joined.Cached.shards = append(joined.Cached.shards, one)
+		}
+	}
 	return joined, release, nil
 }
 
 func join(request StepRequest, shards []shard, results []*StepResult) (*StepResult, error) {
-	joined := &StepResult{Skipped: results[0].Skipped}
+	joined := &StepResult{Skipped: slices.ContainsFunc(results, func(result *StepResult) bool { return result.Skipped })}
 	states := make([]*State, len(results))
+	stepped := map[string]Tensor{}
 	// One call says the rate of its furthest parameter that has a gradient, or of its state where none has.
 	furthest := [2]int64{-1, -1}
 	for i, result := range results {
-		if result.Skipped != joined.Skipped {
+		if result.Skipped != joined.Skipped && len(shards[i].request.Grads) > 0 {
 			return nil, badReply("a part of a step was skipped, and another was not")
 		}
-		joined.Params = append(joined.Params, result.Params...)
+		maps.Copy(stepped, byName(result.Params))
 		joined.Step = max(joined.Step, result.Step)
 		for _, warning := range result.Warnings {
 			if !slices.Contains(joined.Warnings, warning) {
@@ -361,8 +611,19 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 			joined.LR = result.LR
 		}
 	}
+	if request.Reply.Params != ReplyNone {
+		for _, param := range request.Params {
+			tensor, ok := stepped[param.Name]
+			if !ok {
+				return nil, badReply("no %q in params", param.Name)
+			}
+			joined.Params = append(joined.Params, tensor)
+		}
+	}
 	var err error
-	if joined.State, err = joinStates(states); err != nil {
+	if request.Reply.State == ReplyNone {
+		joined.State = &State{kept: true}
+	} else if joined.State, err = joinStates(states); err != nil {
 		return nil, err
 	}
 	if !joined.Skipped && (request.Stats == GlobalStats || request.Stats == TensorStats) {
@@ -394,7 +655,7 @@ func joinStats(results []*StepResult) *Stats {
 
 // each makes calls of a step, some at once. The first failure ends the others, except that after a refusal of tensors they go
 // on: one of theirs may be what a single call says.
-func (s *Sharded) each(caller context.Context, request StepRequest, count int, call func(ctx context.Context, client *Client, i int) error) error {
+func (s *Sharded) each(caller context.Context, request StepRequest, shards []shard, call func(ctx context.Context, client *Client, i int) error) error {
 	ctx, cancel := context.WithCancelCause(caller)
 	defer cancel(nil)
 	parallel := s.Parallel
@@ -402,14 +663,14 @@ func (s *Sharded) each(caller context.Context, request StepRequest, count int, c
 		parallel = defaultParallel
 	}
 	indexes := make(chan int)
-	refusals := make([]*Error, count)
+	refusals := make([]*Error, len(shards))
 	var workers sync.WaitGroup
-	for range min(parallel, count) {
+	for range min(parallel, len(shards)) {
 		workers.Add(1)
 		go func() {
 			defer workers.Done()
 			for i := range indexes {
-				err := s.replicas.anywhere(ctx, s.Clients, func(client *Client) error { return call(ctx, client, i) })
+				err := s.replicas.anywhere(ctx, s.Clients, shards[i].home, func(client *Client) error { return call(ctx, client, i) })
 				if errors.As(err, &refusals[i]) && stageOf(refusals[i]) > wholeCall {
 					continue
 				}
@@ -419,7 +680,7 @@ func (s *Sharded) each(caller context.Context, request StepRequest, count int, c
 			}
 		}()
 	}
-	for i := range count {
+	for i := range shards {
 		indexes <- i
 	}
 	close(indexes)

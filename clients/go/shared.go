@@ -55,13 +55,7 @@ func WithSharedDir(path string) Option { return func(c *Client) { c.sharedDir = 
 // tensors that contradict themselves, and those of files.
 func (c *Client) Share(tensors Tensors) (shared Tensors, free func(), err error) {
 	shared = slices.Clone(tensors)
-	for i, t := range shared {
-		if t.Data == nil {
-			size, _ := dtypeOf(t.DType)
-			elements, _ := product(t.Shape)
-			shared[i].Data = alignedBytes(int(elements * size))
-		}
-	}
+	zero(shared)
 	file, err := fileParts(nil, shared)
 	if err != nil {
 		return nil, nil, err
@@ -88,7 +82,18 @@ func (c *Client) Share(tensors Tensors) (shared Tensors, free func(), err error)
 	return shared, free, nil
 }
 
-// sharedFolder has the files of one client.
+// zero gives tensors without data zeros.
+func zero(tensors Tensors) {
+	for i, t := range tensors {
+		if t.Data == nil {
+			size, _ := dtypeOf(t.DType)
+			elements, _ := product(t.Shape)
+			tensors[i].Data = alignedBytes(int(elements * size))
+		}
+	}
+}
+
+// sharedFolder has the files of one client, or of those of a Sharded.
 type sharedFolder struct {
 	root *os.Root
 	// least is the size from which a call uses the folder.

@@ -88,7 +88,7 @@ type Reply struct {
 }
 
 // Cached names what the server keeps of a result, by SHA-256 in hexadecimal; empty where it does not keep it. It may forget at
-// any time.
+// any time. That of a result of Sharded has no names to be read, and is for Sharded only.
 type Cached struct {
 	Params, State string
 	// otherParams and otherState tell that the result had these in another form or not at all. Then what a caller gives as
@@ -96,6 +96,8 @@ type Cached struct {
 	otherParams, otherState bool
 	// sent is what the calls that led here had, in bytes: it bounds the reply of the next.
 	sent int64
+	// shards are what replicas keep of a result of Sharded. Then Params and State are empty.
+	shards []cachedShard
 }
 
 // Stats are Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step and of
@@ -345,6 +347,9 @@ func (r StepRequest) fields() ([]field, error) {
 	}
 	named := Cached{}
 	if r.Cached != nil {
+		if r.Cached.shards != nil {
+			return nil, errors.New("stepd: Cached: expected that of a Client's result, found one of Sharded, which names parts of the tensors")
+		}
 		named = *r.Cached
 	}
 	fields := optimizerFields(r.Optimizer, r.Groups, r.MasterWeights)

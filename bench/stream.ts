@@ -17,12 +17,8 @@ const kernel = (arrays: number): string => {
   const bytes = count * 4;
   for (let i: usize = 0; i < bytes; i += 32) {
     const g = v128.and(v128.load(grad + i), mask), h = v128.and(v128.load(grad + i, 16), mask);
-${stored
-  .map((name) => `    const ${name}0 = v128.load(${name} + i), ${name}1 = v128.load(${name} + i, 16);`)
-  .join("\n")}
-${stored
-  .map((name) => `    v128.store(${name} + i, v128.or(${name}0, g));\n    v128.store(${name} + i, v128.or(${name}1, h), 16);`)
-  .join("\n")}
+${stored.map((name) => `    const ${name}0 = v128.load(${name} + i), ${name}1 = v128.load(${name} + i, 16);`).join("\n")}
+${stored.map((name) => `    v128.store(${name} + i, v128.or(${name}0, g));\n    v128.store(${name} + i, v128.or(${name}1, h), 16);`).join("\n")}
   }
 }`;
 };

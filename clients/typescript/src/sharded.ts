@@ -170,7 +170,7 @@ export class ShardedClient {
     const skipped = results.some((result) => result.skipped);
     const leader = leaderOf(known, grads);
     const joined = {
-      params: Object.fromEntries(Object.keys(known).flatMap((name) => (stepped.has(name) ? [[name, stepped.get(name) as Tensor]] : []))),
+      params: Object.fromEntries(Object.keys(params ?? known).flatMap((name) => (stepped.has(name) ? [[name, stepped.get(name) as Tensor]] : []))),
       step: results.reduce((most, { step }) => Math.max(most, step), 0),
       lr: (results[shards.findIndex(({ names }) => names.has(leader))] ?? results[0])?.lr as number,
       skipped,

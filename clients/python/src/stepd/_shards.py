@@ -269,7 +269,7 @@ class ShardedClient:
         has_state = (reply or {}).get("state") != "none"
         joined = replace(
             leader,
-            params={name: stepped[name] for name in known if name in stepped},
+            params={name: stepped[name] for name in params or known if name in stepped},
             state=State.join(one.state for one in results) if has_state else NO_STATE,
             step=max(result.step for result in results),
             skipped=skipped,

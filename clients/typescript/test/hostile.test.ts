@@ -13,7 +13,7 @@ import { bits } from "./_tensors.ts";
 const optimizer = { name: "sgd", lr: 0.5, momentum: 0.9 } as const;
 const vector = (...values: number[]): Tensor => ({ shape: [values.length], data: Float32Array.from(values) });
 const w = (...values: number[]): Tensors => ({ w: vector(...values) });
-const input = (): StepInput => ({ optimizer, params: w(1, 2), grads: w(1, 1) });
+const input = (): Omit<StepInput, "cached"> => ({ optimizer, params: w(1, 2), grads: w(1, 1) });
 
 let service: TestService;
 let client: Client;

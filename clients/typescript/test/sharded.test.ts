@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { after, afterEach, before, mock, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
 import { rawTensors } from "../../../test/support/tensors.ts";
-import { Client, ShardedClient, type ShardedInput, StepdError, type StepResult, type Tensor, type Tensors, TransportError } from "../src/index.ts";
+import { Client, ShardedClient, StepdError, type StepInput, type StepResult, type Tensor, type Tensors, TransportError } from "../src/index.ts";
 import { FakeServer, MSGPACK } from "./_fake-server.ts";
 import { bits } from "./_tensors.ts";
 
@@ -21,8 +21,11 @@ before(async () => {
 });
 after(() => service[Symbol.asyncDispose]());
 
+/** What both kinds of clients take. */
+type BothInput = Omit<StepInput, "stats" | "cached">;
+
 /** What a step came to, to compare. */
-const outcome = async (step: Promise<Omit<StepResult, "stats">>): Promise<unknown> => {
+const outcome = async (step: Promise<Omit<StepResult, "stats" | "cached">>): Promise<unknown> => {
   try {
     const { params: stepped, state, ...rest } = await step;
     return {
@@ -46,7 +49,7 @@ suite("what one call comes to, so does a sharded step", () => {
   const wrong = { ...broken, "￿": vector(1) };
   const stray = { ...broken, z: vector(1) };
   const huge = { ...grads, d: double(1e200) };
-  const steps: Readonly<Record<string, Partial<ShardedInput>>> = {
+  const steps: Readonly<Record<string, Partial<BothInput>>> = {
     plain: {},
     "a value that is no number": { grads: more },
     "values that are no numbers, when clipping": { grads: more, clip: { max_norm: 1 } },
@@ -105,7 +108,7 @@ suite("what one call comes to, so does a sharded step", () => {
       const own = settings.params ?? params;
       const { state } = await client.step({ optimizer: from, params: own, grads, master_weights: settings.master_weights });
       for (const given of settings.state ? [settings.state] : [null, state, state.bytes]) {
-        const input = { optimizer: adamw, params, grads, ...settings, state: given } as ShardedInput;
+        const input = { optimizer: adamw, params, grads, ...settings, state: given } as BothInput;
         const whole = await outcome(client.step(input));
         for (const requestBytes of [1, 60, 2 ** 20]) assert.deepEqual(await outcome(new ShardedClient([service.url], { requestBytes }).step(input)), whole);
       }

@@ -16,6 +16,7 @@ import {
   State,
   StepdError,
   type StepInput,
+  type StepResult,
   type Tensor,
   type Tensors,
 } from "../src/index.ts";
@@ -90,8 +91,13 @@ interface Now {
   readonly state: State | null;
 }
 
+/** A client of either kind. */
+interface Stepper {
+  step(input: Omit<StepInput, "cached">): Promise<Pick<StepResult, "params" | "state">>;
+}
+
 /** Steps as a trainer makes them, and all bytes that came out. */
-const train = async (client: Pick<Client, "step">, dtype: DType, settings: Omit<StepInput, "params" | "grads">, steps = 4): Promise<unknown> => {
+const train = async (client: Stepper, dtype: DType, settings: Omit<StepInput, "params" | "grads" | "cached">, steps = 4): Promise<unknown> => {
   let now: Now = { params: tensors(dtype, 1), state: null };
   const results: (Now & { state: State })[] = [];
   for (let step = 0; step < steps; step++) {

@@ -18,18 +18,23 @@ const values = (elements: number, signed: boolean): Buffer => {
   return Buffer.from(data.buffer);
 };
 
-/** A safetensors file with one tensor, its header padded so that a peer finds the values aligned. */
-const tensors = (elements: number): Buffer => Buffer.concat([writeHeader({}, [{ name: "w", dtype: "F32", shape: [elements] }]), values(elements, true)]);
+/** Names and shapes of tensors that share out the elements evenly. */
+const shared = (elements: number, tensors: number, prefix = ""): { name: string; dtype: string; shape: number[] }[] =>
+  Array.from({ length: tensors }, (_, i) => ({ name: `${prefix}w${i}`, dtype: "F32", shape: [elements / tensors] }));
+
+/** A safetensors file, its header padded so that a peer finds the values aligned. */
+const file = (elements: number, tensors: number): Buffer => Buffer.concat([writeHeader({}, shared(elements, tensors)), values(elements, true)]);
 
 const STEPS = 100;
 
-const state = (elements: number): Buffer => {
+const state = (elements: number, tensors: number): Buffer => {
   const header = writeHeader({ format: "stepd.state/1", optimizer: "adamw", revision: "1" }, [
-    { name: "step/w", dtype: "I64", shape: [] },
-    { name: "exp_avg/w", dtype: "F32", shape: [elements] },
-    { name: "exp_avg_sq/w", dtype: "F32", shape: [elements] },
+    ...shared(elements, tensors, "step/").map(({ name }) => ({ name, dtype: "I64", shape: [] })),
+    ...shared(elements, tensors, "exp_avg/"),
+    ...shared(elements, tensors, "exp_avg_sq/"),
   ]);
-  return Buffer.concat([header, Buffer.from(BigInt64Array.of(BigInt(STEPS)).buffer), values(elements, true), values(elements, false)]);
+  const steps = new BigInt64Array(tensors).fill(BigInt(STEPS));
+  return Buffer.concat([header, Buffer.from(steps.buffer), values(elements, true), values(elements, false)]);
 };
 
 /** A request as it goes out. */
@@ -44,15 +49,15 @@ export const request = (path: string, body: Buffer): Request => ({
 });
 
 /** What a step is of. */
-export const stepBlobs = (elements: number): { readonly params: Buffer; readonly grads: Buffer; readonly state: Buffer } => ({
-  params: tensors(elements),
-  grads: tensors(elements),
-  state: state(elements),
+export const stepBlobs = (elements: number, tensors = 1): { readonly params: Buffer; readonly grads: Buffer; readonly state: Buffer } => ({
+  params: file(elements, tensors),
+  grads: file(elements, tensors),
+  state: state(elements, tensors),
 });
 
 /** A step of AdamW with all its slots there. `more` are further fields of the call, or take the place of the blobs. */
-export const stepRequest = (elements: number, more: Readonly<Record<string, unknown>> = {}): Request => {
-  const call = { optimizer: { name: "adamw", lr: 1e-3 }, ...stepBlobs(elements), ...more };
+export const stepRequest = (elements: number, more: Readonly<Record<string, unknown>> = {}, tensors = 1): Request => {
+  const call = { optimizer: { name: "adamw", lr: 1e-3 }, ...stepBlobs(elements, tensors), ...more };
   return request("/rpc", Buffer.from(pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: call })));
 };
 

@@ -18,9 +18,9 @@ const values = (elements: number, signed: boolean): Buffer => {
   return Buffer.from(data.buffer);
 };
 
-/** Names and shapes of tensors that share out the elements evenly. */
+/** Tensors that share out the elements evenly, in the order of their names, as a trainer has them that sends what it was sent. */
 const shared = (elements: number, tensors: number, prefix = ""): { name: string; dtype: string; shape: number[] }[] =>
-  Array.from({ length: tensors }, (_, i) => ({ name: `${prefix}w${i}`, dtype: "F32", shape: [elements / tensors] }));
+  Array.from({ length: tensors }, (_, i) => ({ name: `${prefix}w${String(i).padStart(5, "0")}`, dtype: "F32", shape: [elements / tensors] }));
 
 /** A safetensors file, its header padded so that a peer finds the values aligned. */
 const file = (elements: number, tensors: number): Buffer => Buffer.concat([writeHeader({}, shared(elements, tensors)), values(elements, true)]);

@@ -231,8 +231,8 @@ export class ShardedClient {
     const results = await this.#each(shards, options, ({ names }) => {
       const part = pick(grads, names);
       const theirs = pick(known, new Set(Object.keys(part)));
-      // The parameter's dtype decides the arithmetic, so it has to be told where it is not the gradient's.
-      const differs = Object.entries(theirs).some(([name, { dtype }]) => dtype !== dtypeOf(part[name] as Tensor));
+      // The parameter's dtype decides the arithmetic, so it has to be told where the gradient's would be another: one of the two is F64.
+      const differs = Object.entries(theirs).some(([name, { dtype }]) => (dtype === "F64") !== (dtypeOf(part[name] as Tensor) === "F64"));
       return (client, call) => client.norms({ grads: part, loss_scale, params: differs ? zerosOf(theirs) : undefined }, call);
     });
     return results.flatMap(({ tensors }) => Object.entries(tensors)).sort(([a], [b]) => compareUtf8(a, b));
@@ -298,12 +298,24 @@ const leaderOf = (known: Parameters, grads: Tensors): string => {
   return (own.length > 0 ? own : Object.keys(known)).reduce((most, name) => (taken(name) > taken(most) ? name : most), own[0] ?? Object.keys(known)[0] ?? "");
 };
 
+/** What `cached` is where it is not that of a ShardedClient's result, in words. */
+const strangeIn = (cached: unknown): string | undefined => {
+  if (Object.keys(cached as object).length === 0) return "an empty one";
+  if (!Array.isArray(cached)) return "a Client's, which names all tensors together";
+  for (const [index, part] of (cached as readonly (Partial<CachedShard> | null)[]).entries()) {
+    const missing = (["tensors", "cached"] as const).find((field) => typeof part?.[field] !== "object" || part[field] === null);
+    if (missing) return `no ${missing} in its call ${index}`;
+  }
+  return undefined;
+};
+
 /** Throws TypeError for what is not that of a ShardedClient, and where something is neither named nor given. */
 const requireKept = (cached: readonly CachedShard[], params: Tensors | undefined, state: ShardedInput["state"]): void => {
-  if (!Array.isArray(cached)) throw new TypeError("cached: expected that of a ShardedClient's result, found a Client's, which names all tensors together");
-  const names = (cached as readonly CachedShard[]).flatMap(({ tensors }) => Object.keys(tensors));
+  const found = strangeIn(cached);
+  if (found !== undefined) throw new TypeError(`cached: expected that of a ShardedClient's result, found ${found}`);
+  const names = cached.flatMap(({ tensors }) => Object.keys(tensors));
   if (params && String(Object.keys(params).sort()) !== String(names.sort())) throw new TypeError("params: expected those of the result that cached is of");
-  for (const { cached: named } of cached as readonly CachedShard[]) {
+  for (const { cached: named } of cached) {
     if (!params && !named.params) throw new TypeError("params: expected tensors, or cached that names all of them");
     if (!state && !named.state) throw new TypeError("state: expected one, or cached that names all of it");
   }

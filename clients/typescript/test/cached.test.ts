@@ -307,6 +307,17 @@ suite("errors", () => {
     const [{ cached: one }, { cached: several = [] }] = [await plain.step(input), await sharded.step(input)];
     await assert.rejects(plain.step({ ...input, cached: several as never }), { name: "TypeError", message: /^cached: .*ShardedClient's/ });
     await assert.rejects(sharded.step({ ...input, cached: one as never }), { name: "TypeError", message: /^cached: .*found a Client's/ });
+    for (const [found, cached] of [
+      ["an empty one", []],
+      ["an empty one", {}],
+      ["no tensors in its call 0", [{}]],
+      ["no tensors in its call 3", [...several, null]],
+      ["no cached in its call 0", [{ ...several[0], cached: undefined }]],
+    ] as const) {
+      const message = `cached: expected that of a ShardedClient's result, found ${found}`;
+      await assert.rejects(sharded.step({ ...input, cached: cached as never }), { name: "TypeError", message });
+      await assert.rejects(sharded.step({ optimizer, grads: {}, cached: cached as never }), { name: "TypeError", message });
+    }
     await assert.rejects(sharded.step({ optimizer, grads: grads(0) }), { name: "TypeError", message: /^params: expected tensors/ });
     await assert.rejects(sharded.step({ optimizer, params: { w: input.params["bias"] } as Tensors, grads: {}, cached: several }), {
       name: "TypeError",

@@ -2,9 +2,10 @@
 import assert from "node:assert/strict";
 import { after, afterEach, before, mock, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
-import { rawTensors } from "../../../test/support/tensors.ts";
+import { rawTensors, readFile } from "../../../test/support/tensors.ts";
 import { Client, ShardedClient, StepdError, type StepInput, type StepResult, type Tensor, type Tensors, TransportError } from "../src/index.ts";
 import { FakeServer, MSGPACK } from "./_fake-server.ts";
+import { type Body, noting } from "./_folder.ts";
 import { bits } from "./_tensors.ts";
 
 const vector = (...values: number[]): Tensor => ({ shape: [values.length], data: Float32Array.from(values) });
@@ -159,6 +160,25 @@ suite("how a step is divided", () => {
     assert.deepEqual([sizes.length, sizes.filter((size) => size < 18_500).length], [9, 9]);
     await sharded.step({ optimizer: { name: "adamw" }, params: tensors, grads: {} });
     assert.equal(sizes.length, 11, "four parameters without gradients in a call");
+  });
+
+  test("norms are of gradients alone, where none is in another arithmetic than its parameter", async () => {
+    const bf16 = { shape: [2], data: Uint16Array.of(0x3f80, 0x4000), dtype: "BF16" } as const;
+    const rounded = { ...params, b: bf16, a: bf16 };
+    for (const [own, sent] of [
+      [{ ...grads, a: bf16 }, {}],
+      [{ ...grads, b: double(0.5, -0.5) }, { b: [2] }],
+      [{ ...grads, d: vector(1e-3) }, { d: [1] }],
+    ] as const) {
+      const bodies: Body[] = [];
+      const sharded = new ShardedClient([service.url], { requestBytes: 1, fetch: noting(bodies) });
+      const input = { optimizer: { name: "adamw" }, params: rounded, grads: own, clip: { max_norm: 0.1 } } as const;
+      assert.deepEqual(await outcome(sharded.step(input)), await outcome(client.step(input)));
+      const norms = bodies.filter(({ optimizer }) => optimizer === undefined);
+      assert.equal(norms.length, 5);
+      const given = norms.flatMap((body) => (body["params"] ? [...readFile(body["params"] as Uint8Array).entries] : []));
+      assert.deepEqual(Object.fromEntries(given.map(([name, { shape }]) => [name, shape])), sent);
+    }
   });
 
   test("a step with a norm that cannot be sent has the caller's tensors alone", async () => {

@@ -318,6 +318,16 @@ def test_who_knows_the_digests_is_waited_for(caching: Server) -> None:
         assert agree(result, expected)
 
 
+def test_digests_have_a_hash(caching: Server) -> None:
+    with stepd.Client(caching.url) as plain, sharded(caching.url) as client:
+        found = set()
+        for one in (plain, client):
+            kept = one.step(ADAMW, tensors(1), tensors(2), reply=KEEP).cached
+            assert kept is not None
+            found |= {kept, pickle.loads(pickle.dumps(kept))}
+        assert len(found) == 2
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("non_finite", ["skip", "propagate", "error"])
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
@@ -371,6 +381,8 @@ def test_what_is_wrong_with_sharded_digests(caching: Server) -> None:
         assert two.cached is not None
         with pytest.raises(ValueError, match=r"cached: .*found a Client's"):
             client.step(*given, cached=one.cached)
+        with pytest.raises(ValueError, match=r"cached: .*found an empty one"):
+            client.step(*given, cached=stepd.Cached())
         with pytest.raises(ValueError, match=r"cached: .*found a ShardedClient's"):
             plain.step(*given, cached=two.cached)
         with pytest.raises(ValueError, match="params: expected those of the result"):

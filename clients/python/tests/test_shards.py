@@ -14,6 +14,7 @@ from conftest import Server
 from proxy import Proxy, answer, hang_up, silence
 
 import stepd
+from stepd._calls import CachedShard, KeptTensor
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -389,6 +390,36 @@ def test_a_dead_replica_rests_longer_each_time(server: Server, clock: Clock) -> 
                 again.append(clock.now)
             clock.now += 0.5
         assert [one - again[0] for one in again] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("has_digests", [True, False])
+def test_a_replica_that_refuses_a_call_is_well(
+    server: Server, clock: Clock, has_digests: bool
+) -> None:
+    with (
+        Proxy(server.url, [hang_up] * 3) as bad,
+        stepd.ShardedClient([bad.url], retries=0) as sharded,
+    ):
+        (replica,) = sharded._replicas
+        while bad.spoils:
+            with pytest.raises(stepd.ConnectError):
+                sharded.describe("adamw")
+        assert replica.rests_until == clock.now + 4
+        digests = stepd.Cached("0" * 64, "0" * 64)
+        kept = CachedShard(bad.url, digests, {"w": KeptTensor((), False, 1)})
+        if has_digests:
+            with pytest.raises(stepd.BlobMissing):
+                sharded.step(ADAMW, None, {}, cached=stepd.Cached(shards=(kept,)))
+        else:
+            with pytest.raises(stepd.InvalidParams):
+                sharded.step({"name": "adamw", "lr": -1}, tensors(1), {})
+        assert (replica.failures, replica.rests_until) == (0, 0)
+        # So the next failure is a first one.
+        replica.client.close()
+        bad.spoils.append(hang_up)
+        with pytest.raises(stepd.ConnectError):
+            sharded.describe("adamw")
+        assert replica.rests_until == clock.now + 1
 
 
 def test_one_that_rests_is_asked_before_one_that_just_failed(

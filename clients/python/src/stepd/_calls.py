@@ -124,7 +124,7 @@ class CachedShard:
     url: str
     cached: Cached
     #: The parameters of the call, in their order.
-    tensors: Mapping[str, KeptTensor]
+    tensors: Mapping[str, KeptTensor] = field(hash=False)
 
 
 @dataclass(frozen=True)

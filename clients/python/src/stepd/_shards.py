@@ -423,16 +423,17 @@ class ShardedClient:
                     result = call(replica.client)
                 except StepdError as error:
                     failures.append(error)
-                    if isinstance(error, BlobMissing):
-                        continue
-                    if not is_of_server(error):
-                        raise
                     with self._lock:
-                        replica.rest(failed_before + 1)
+                        if is_of_server(error):
+                            replica.rest(failed_before + 1)
+                        else:
+                            # One that refuses a call is well.
+                            replica.recover()
+                    if not is_of_server(error) and not isinstance(error, BlobMissing):
+                        raise
                 else:
                     with self._lock:
-                        replica.failures = 0
-                        replica.rests_until = 0.0
+                        replica.recover()
                     return result
                 finally:
                     with self._lock:
@@ -476,9 +477,11 @@ def _kept(cached: Cached, params: Arrays | None, state: State | None) -> list[_S
     Raises ValueError where something is neither named nor given.
     """
     if not cached.shards:
+        found = "a Client's, which names all tensors together"
+        if cached == Cached():
+            found = "an empty one"
         raise ValueError(
-            "cached: expected that of a ShardedClient's result, found a Client's, "
-            "which names all tensors together"
+            f"cached: expected that of a ShardedClient's result, found {found}"
         )
     shards = [_Shard(dict(one.tensors), one.cached, one.url) for one in cached.shards]
     names = {name for shard in shards for name in shard.tensors}
@@ -511,6 +514,10 @@ class _Replica:
         self.failures = max(self.failures, failures)
         rest = math.ldexp(_FIRST_REST, min(self.failures - 1, 10))
         self.rests_until = monotonic() + min(rest, _LONGEST_REST)
+
+    def recover(self) -> None:
+        self.failures = 0
+        self.rests_until = 0.0
 
 
 def _asked(error: StepdError) -> float:

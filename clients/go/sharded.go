@@ -56,6 +56,9 @@ func NewSharded(urls []string, options ...Option) (*Sharded, error) {
 
 // Close closes all clients.
 func (s *Sharded) Close() {
+	s.mu.Lock()
+	clear(s.groups)
+	s.mu.Unlock()
 	for _, client := range s.Clients {
 		client.Close()
 	}
@@ -481,7 +484,11 @@ func (s *Sharded) divide(request StepRequest, grads map[string]Tensor, entries m
 // kept makes the calls of the result that Cached is of.
 func kept(request StepRequest) ([]shard, error) {
 	if request.Cached.shards == nil {
-		return nil, errors.New("stepd: Cached: expected that of a result of Sharded, found a Client's, which names all tensors together")
+		found := "a Client's, which names all tensors together"
+		if request.Cached.Params == "" && request.Cached.State == "" {
+			found = "an empty one"
+		}
+		return nil, fmt.Errorf("stepd: Cached: expected that of a result of Sharded, found %s", found)
 	}
 	var shards []shard
 	names := map[string]bool{}

@@ -225,7 +225,8 @@ func TestErrorsOfShardedCached(t *testing.T) {
 		change func(*StepRequest)
 		says   string
 	}{
-		"a Client's":           {sharded, func(r *StepRequest) { r.Cached = one.Cached }, "Cached: expected that of a result of Sharded"},
+		"a Client's":           {sharded, func(r *StepRequest) { r.Cached = one.Cached }, "Cached: expected that of a result of Sharded, found a Client's"},
+		"an empty one":         {sharded, func(r *StepRequest) { r.Cached = &Cached{} }, "Cached: expected that of a result of Sharded, found an empty one"},
 		"that of Sharded":      {plain, func(r *StepRequest) { r.Cached = several.Cached }, "Cached: expected that of a Client's result"},
 		"other parameters":     {sharded, func(r *StepRequest) { r.Cached, r.Params = several.Cached, r.Params[1:] }, "Params are not those"},
 		"params without names": {sharded, func(r *StepRequest) { r.Cached, r.Params = &less, nil }, "Params are nil"},
@@ -313,4 +314,22 @@ func TestShardedShare(t *testing.T) {
 	if _, _, err := new(Sharded).Share(nil); err == nil {
 		t.Error("memory without clients")
 	}
+}
+
+// What was never freed is not held for longer than the clients are open.
+func TestShardedCloseForgetsWhatWasShared(t *testing.T) {
+	sharded := newCalls(t, []string{shared.url})
+	params, free, err := sharded.Share(model(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(sharded.groups) == 0 {
+		t.Fatal("no groups")
+	}
+	sharded.Close()
+	if len(sharded.groups) > 0 {
+		t.Error(sharded.groups)
+	}
+	requireSame(t, params, model(1))
+	free()
 }

@@ -112,14 +112,14 @@ export class Bench implements AsyncDisposable {
   async load(url: URL): Promise<Module> {
     const onWorkerLost = (cause: unknown): void => console.error("a worker died", cause);
     const start = async (workers: number): Promise<Pool> => {
-      const pool = await Pool.start(this.#arena, url, workers, { onWorkerLost });
+      const pool = await Pool.start(this.#arena, url, workers, { wideVectors: true, onWorkerLost });
       this.#pools.push(pool);
       return pool;
     };
     const [one, two] = [await start(1), await start(2)];
     return {
       kernel: (name) => one.kernel(name),
-      run: { inline: inlineRunner(this.#arena, await compile(url, true)), "1 worker": poolRunner(this.#arena, one), "2 workers": poolRunner(this.#arena, two) },
+      run: { inline: inlineRunner(this.#arena, await compile(url)), "1 worker": poolRunner(this.#arena, one), "2 workers": poolRunner(this.#arena, two) },
     };
   }
 

@@ -143,6 +143,7 @@ export class SharedPlace implements AsyncDisposable {
         const { bytesWritten } = await this.#handle.writev(rest, this.blob.offset + written).catch((error: NodeJS.ErrnoException) => {
           throw this.#whyFull(error, result.length, written);
         });
+        if (bytesWritten === 0) throw new Error(`the shared file ${this.blob.file} took nothing after ${written} bytes`);
         written += bytesWritten;
         // Less than all is written where there is room for no more. Why, the next write says.
         rest = behind(rest, bytesWritten);

@@ -31,6 +31,8 @@ export class Offline implements AsyncDisposable {
   static async start(arenaMib: number): Promise<Offline> {
     const arena = new Arena(arenaMib, poolBytes(WORKERS));
     const pool = await Pool.start(arena, KERNELS, WORKERS, {
+      // What runs once is hardly ever optimized.
+      wideVectors: false,
       onWorkerLost: (cause) => {
         throw cause;
       },

@@ -323,13 +323,10 @@ export class Runner {
 
 const LOOK_SUMS = { not: 0, check: CHECK_SUMS, norm: NORM_SUMS } as const;
 
-/** The largest power of two that float64 holds. */
-const MAX_POWER = 2 ** 1023;
-
 /** The least power of two that is not below a number over 1, so that division by it leaves no more than division by the number; else 1. */
 const powerFrom = (value: number): number => {
   let power = 1;
-  while (power < value && power < MAX_POWER) power *= 2;
+  while (power < value) power *= 2;
   return power;
 };
 

@@ -623,9 +623,10 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
       "loss_scale": {
-        "description": "What the gradients are divided by, first of all.",
+        "description": "What the gradients are divided by, first of all: a normal number of float32.",
         "type": "number",
-        "exclusiveMinimum": 0,
+        "minimum": 1.1754943508222875e-38,
+        "maximum": 3.4028234663852886e+38,
         "default": 1
       }
     }
@@ -2418,9 +2419,10 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$comment": "one of max_norm and max_value, or total_norm alone for an optimizer with max_grad_norm"
       },
       "loss_scale": {
-        "description": "What the gradients are divided by, first of all.",
+        "description": "What the gradients are divided by, first of all: a normal number of float32.",
         "type": "number",
-        "exclusiveMinimum": 0,
+        "minimum": 1.1754943508222875e-38,
+        "maximum": 3.4028234663852886e+38,
         "default": 1
       },
       "non_finite": {

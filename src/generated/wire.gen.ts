@@ -1104,7 +1104,7 @@ export interface NormsParams {
 grads: TensorsSource
 params?: TensorsSource
 /**
- * What the gradients are divided by, first of all.
+ * What the gradients are divided by, first of all: a normal number of float32.
  */
 loss_scale?: number
 }
@@ -1279,7 +1279,7 @@ max_value?: number
 total_norm?: number
 }
 /**
- * What the gradients are divided by, first of all.
+ * What the gradients are divided by, first of all: a normal number of float32.
  */
 loss_scale?: number
 /**

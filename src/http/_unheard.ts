@@ -14,7 +14,7 @@ export const countUnheard = (server: Server, isTls: boolean, telemetry: Telemetr
   });
 };
 
-/** Of what node answers 408, 431 and 400. Undefined where the caller went away, also where node calls that malformed. */
+/** Of what node's parser refuses: 408, 431, and 400 or 413. Undefined where the caller went away, also where node calls that malformed. */
 const reasonOf = (code: string): Refusal | undefined => {
   if (code === "ERR_HTTP_REQUEST_TIMEOUT") return "SLOW_REQUEST";
   if (code === "HPE_HEADER_OVERFLOW") return "HEADERS_TOO_LARGE";

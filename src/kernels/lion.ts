@@ -1,4 +1,4 @@
-/** Lion. One shard; `count` elements. With `caution` in two passes: the update stays in the gradient's memory between them. Scalars in the order of src/optimizers/lion.ts. */
+/** Lion. One shard; `count` elements. With `caution` in two passes: the update stays in the gradient's memory for LAMB's second. Scalars in the order of src/optimizers/lion.ts. */
 import { AnyWeight, areLight, descend, filled, isOn, Light, lerpAny, Off, On, PAIR, pairedBytes, read, readNext, spread, writePair } from "./_lanes";
 import { storeTally, tally } from "./_reduce";
 
@@ -91,26 +91,6 @@ function cautiousElement<T, W, K>(grad: usize, expAvg: usize, weight1: f64, weig
   return filled<T, W>(agrees);
 }
 
-/** param -= decay*param + rate*u, u read from the gradient's memory. Shrinks says whether decay is there. */
-function apply<T, Shrinks>(param: usize, grad: usize, count: usize, decay: f64, rate: f64): void {
-  const decays = spread<T>(decay),
-    rates = spread<T>(rate);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
-  let i: usize = 0;
-  for (; i < paired; i += PAIR) applyElement<T, v128, Shrinks>(param + i, grad + i, decays, rates);
-  for (; i < bytes; i += sizeof<T>()) applyElement<T, T, Shrinks>(param + i, grad + i, decays, rates);
-}
-
-/** A pair of vectors, or one element. */
-function applyElement<T, W, Shrinks>(param: usize, grad: usize, decay: v128, rate: v128): void {
-  const p = read<T, W>(param),
-    pNext = readNext<T, W>(param);
-  const u = read<T, W>(grad),
-    uNext = readNext<T, W>(grad);
-  writePair<T, W>(param, descend<T>(p, decay, isOn<Shrinks>(), v128.mul<T>(rate, u)), descend<T>(pNext, decay, isOn<Shrinks>(), v128.mul<T>(rate, uNext)));
-}
-
 function lion<T>(param: usize, grad: usize, expAvg: usize, count: usize, decay: f64, weight1: f64, weight2: f64, lr: f64): void {
   const shrinks = decay !== 0,
     light = areLight(weight1, weight2);
@@ -136,14 +116,4 @@ export function lion_cautious_f32(grad: usize, expAvg: usize, sums: usize, count
 export function lion_cautious_f64(grad: usize, expAvg: usize, sums: usize, count: usize, weight1: f64, weight2: f64): void {
   if (areLight(weight1, weight2)) cautious<f64, Light>(grad, expAvg, sums, count, weight1, weight2);
   else cautious<f64, AnyWeight>(grad, expAvg, sums, count, weight1, weight2);
-}
-
-export function lion_apply_f32(param: usize, grad: usize, count: usize, decay: f64, rate: f64): void {
-  if (decay !== 0) apply<f32, On>(param, grad, count, decay, rate);
-  else apply<f32, Off>(param, grad, count, decay, rate);
-}
-
-export function lion_apply_f64(param: usize, grad: usize, count: usize, decay: f64, rate: f64): void {
-  if (decay !== 0) apply<f64, On>(param, grad, count, decay, rate);
-  else apply<f64, Off>(param, grad, count, decay, rate);
 }

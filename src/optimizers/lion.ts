@@ -39,7 +39,7 @@ export default defineOptimizer({
       ? [
           { kernel: "lion_cautious", operands: ["grad", "exp_avg", "sums"], sums: 1, scalars: () => [1 - beta1, 1 - beta2] },
           {
-            kernel: "lion_apply",
+            kernel: "lamb_apply",
             operands: ["param", "grad"],
             sums: 0,
             scalars: ({ lr, sums, elements }) => [lr * weight_decay, lr / Math.max((sums[0]?.[0] ?? 0) / elements, LEAST_AGREEMENT)],

@@ -10,11 +10,16 @@ import type { Kernel } from "./_job.ts";
  */
 const WIDE_VERSIONS = /^13\.6\./;
 
-/** Compiles the kernels. Whether vectors may be wide holds for all of the process. */
-export const compile = async (file: URL, wideVectors: boolean): Promise<WebAssembly.Module> => {
-  if (wideVectors && WIDE_VERSIONS.test(process.versions.v8)) v8.setFlagsFromString("--experimental-wasm-revectorize");
-  return WebAssembly.compile(await readFile(file));
+/**
+ * Lets V8 use wide vectors in all kernels that it optimizes from now on, in all of the process. To be called when the workers are there:
+ * with flags that node was not built with, each thread starts in twice the time (measured).
+ */
+export const allowWideVectors = (): void => {
+  if (WIDE_VERSIONS.test(process.versions.v8)) v8.setFlagsFromString("--experimental-wasm-revectorize");
 };
+
+/** Compiles the kernels, at first without optimizing them. */
+export const compile = async (file: URL): Promise<WebAssembly.Module> => WebAssembly.compile(await readFile(file));
 
 /** Kernel exports in the module's order. */
 export const kernelNames = (module: WebAssembly.Module): readonly string[] =>

@@ -9,7 +9,7 @@ import { StepdError } from "../errors/errors.ts";
 import { controlBytes, DONE, FINISHED, finish, GENERATION, JOB, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
 import { jobWords, type Kernel, runShard, THREAD_SCRATCH_BYTES, type Unit, writeJob } from "./_job.ts";
 import { Line } from "./_line.ts";
-import { compile, instantiate, kernelNames } from "./kernels.ts";
+import { allowWideVectors, compile, instantiate, kernelNames } from "./kernels.ts";
 
 export { type Call, type Kernel, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
 
@@ -25,8 +25,8 @@ const WORD = Float64Array.BYTES_PER_ELEMENT;
 export const poolBytes = (workers: number): number => (workers + 1) * THREAD_SCRATCH_BYTES;
 
 export interface PoolOptions {
-  /** Whether V8 may use vectors of 256 bits where it is known to do so well; true if not given. The results are the same. */
-  readonly wideVectors?: boolean;
+  /** Whether V8 may use vectors of 256 bits where it is known to do so well, in all of the process. The results are the same. */
+  readonly wideVectors: boolean;
   /** A worker thread ended by itself. */
   onWorkerLost(cause: unknown): void;
 }
@@ -58,8 +58,9 @@ export class Pool implements AsyncDisposable {
 
   /** Compiles the kernels and starts the workers. */
   static async start(arena: Arena, kernels: URL, workers: number, options: PoolOptions): Promise<Pool> {
-    const pool = new Pool(arena, await compile(kernels, options.wideVectors ?? true), workers, options);
+    const pool = new Pool(arena, await compile(kernels), workers, options);
     await Promise.all(Array.from({ length: workers }, (_, index) => pool.#spawn(index)));
+    if (options.wideVectors) allowWideVectors();
     return pool;
   }
 

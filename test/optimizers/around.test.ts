@@ -175,10 +175,10 @@ suite("loss scale", () => {
       }
       const { tensors } = await service.call<{ tensors: Record<string, unknown> }>("optimizer.norms", {
         params,
-        grads: writeTyped({ w: { dtype: "F64", shape: [3], values: [3e39, 0, 4e39] } }),
-        loss_scale: 2e39,
+        grads: writeTyped({ w: { dtype: "F64", shape: [3], values: [3 * 2 ** 127, 0, 2 ** 129] } }),
+        loss_scale: 2 ** 127,
       });
-      assert.deepEqual(tensors["w"], { grad_squares: 6.25, param_squares: 14, zeros: 1, non_finite: 0 });
+      assert.deepEqual(tensors["w"], { grad_squares: 25, param_squares: 14, zeros: 1, non_finite: 0 });
     });
 
     test(`float64 that is within float32 is divided with the same bits as before: ${dtype} parameters`, async () => {
@@ -193,7 +193,7 @@ suite("loss scale", () => {
 
     test(`any scale divides the largest float64 that becomes float32: ${dtype} parameters`, async () => {
       const large = 3.4e38;
-      for (const loss_scale of [1.1, 1.9, 1e4, 1e200, Number.MAX_VALUE / large / 2]) {
+      for (const loss_scale of [1.1, 1.9, 1e4, large]) {
         const { params: found } = await take({ optimizer: { name: "sgd", lr: 2 ** -120 } }, "F64", [large * loss_scale, 0, -large * loss_scale], loss_scale);
         const [first = 0, , last = 0] = readTyped(found)["w"]?.values ?? [];
         assert.ok(
@@ -204,8 +204,18 @@ suite("loss scale", () => {
     });
   }
 
-  test("must be more than zero", async () => {
-    await assert.rejects(step(startParams(SMALL), gradsAt(SMALL, 0), { loss_scale: 0 }), ({ data }: RpcError) => data.field === "/loss_scale");
+  test("is a normal number of float32: with others gradients became 0 or infinite in silence", async () => {
+    for (const loss_scale of [0, -1, 1e-39, 3.5e38, 1e300])
+      await assert.rejects(step(startParams(SMALL), gradsAt(SMALL, 0), { loss_scale }), ({ data }: RpcError) => data.field === "/loss_scale", `${loss_scale}`);
+    for (const [loss_scale, gradient] of [
+      [3.4028234663852886e38, 1.7014117331926443e38],
+      [1.1754943508222875e-38, 5.877471754111438e-39],
+    ] as const) {
+      const grads = writeTyped({ w: { dtype: "F32", shape: [1], values: [gradient] } });
+      const params = writeTyped({ w: { dtype: "F32", shape: [1], values: [1] } });
+      const { params: found } = await service.call<Reply>("optimizer.step", { optimizer: { name: "sgd", lr: 1 }, params, grads, loss_scale });
+      assert.deepEqual(readTyped(found)["w"]?.values, [0.5]);
+    }
   });
 });
 

@@ -19,7 +19,7 @@ let pool: Pool;
 before(async () => {
   arena = new Arena(64, poolBytes(1));
   const onWorkerLost = (cause: unknown): void => assert.fail(String(cause));
-  pool = await Pool.start(arena, new URL("../../build/kernels.wasm", import.meta.url), 1, { onWorkerLost });
+  pool = await Pool.start(arena, new URL("../../build/kernels.wasm", import.meta.url), 1, { wideVectors: true, onWorkerLost });
 });
 after(() => pool[Symbol.asyncDispose]());
 

@@ -17,7 +17,7 @@ interface Made extends AsyncDisposable {
 const start = async (workers: number, mebibytes = 64): Promise<Made> => {
   const arena = new Arena(mebibytes, poolBytes(workers));
   const lost: unknown[] = [];
-  const pool = await Pool.start(arena, kernels, workers, { onWorkerLost: (cause) => lost.push(cause) });
+  const pool = await Pool.start(arena, kernels, workers, { wideVectors: true, onWorkerLost: (cause) => lost.push(cause) });
   // The workers do not keep a process running, and a test has nothing else that does.
   const keepAlive = setInterval(() => {}, 2 ** 30);
   const dispose = async (): Promise<void> => {

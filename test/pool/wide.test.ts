@@ -2,71 +2,111 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
-import os from "node:os";
 import { suite, test } from "node:test";
 import { promisify } from "node:util";
+import { registry } from "../../src/optimizers/registry.ts";
 
 const kernelsTs = new URL("../../src/pool/kernels.ts", import.meta.url);
 const kernelsWasm = new URL("../../build/kernels.wasm", import.meta.url);
 
-/** How often V8 says in compiling a kernel that it makes one vector of two. */
-const widened = async (kernel: string, wideVectors: boolean, flags: readonly string[] = []): Promise<number> => {
+interface Call {
+  readonly kernel: string;
+  /** Operands in memory; all are absent, and there are no elements. */
+  readonly pointers: number;
+  readonly scalars: readonly number[];
+}
+
+interface Options {
+  readonly allowed?: boolean;
+  readonly flags?: readonly string[];
+}
+
+/** How often V8 says in compiling a kernel for such a call that it makes one vector of two. */
+const widened = async ({ kernel, pointers, scalars }: Call, { allowed = true, flags = [] }: Options = {}): Promise<number> => {
+  const operands = [...Array<number>(pointers + 1).fill(0), ...scalars];
   const script = `
-    import { compile, instantiate, kernelNames } from ${JSON.stringify(kernelsTs.href)};
-    const module = await compile(new URL(${JSON.stringify(kernelsWasm.href)}), ${wideVectors});
+    import { allowWideVectors, compile, instantiate, kernelNames } from ${JSON.stringify(kernelsTs.href)};
+    const module = await compile(new URL(${JSON.stringify(kernelsWasm.href)}));
     const memory = new WebAssembly.Memory({ initial: 1, maximum: 65536, shared: true });
-    const run = instantiate(module, memory)[kernelNames(module).indexOf(${JSON.stringify(kernel)})];
-    run(...new Array(run.length).fill(0));`;
-  // Each kernel is compiled when it is called, so that this says what became of one.
+    const kernels = instantiate(module, memory);
+    if (${allowed}) allowWideVectors();
+    kernels[kernelNames(module).indexOf(${JSON.stringify(kernel)})](...${JSON.stringify(operands)});`;
+  // A function is compiled when it is called, so this says what became of the loop that these scalars choose.
   const args = ["--no-liftoff", "--trace-wasm-revectorize", ...flags, "--input-type=module", "--eval", script];
   const { stdout } = await promisify(execFile)(process.execPath, args, { maxBuffer: 2 ** 28 });
   return stdout.matchAll(/Decide to vectorize/g).toArray().length;
 };
 
-const hasAvx2 = os.arch() === "x64" && / avx2 /.test(readFileSync("/proc/cpuinfo", "utf8"));
-const isKnown = process.versions.v8.startsWith("13.6.");
+/** The calls of an optimizer's step, with its defaults but for `values`. */
+const callsOf = (optimizer: string, values: Readonly<Record<string, unknown>> = {}, dtype = "f32"): readonly Call[] => {
+  const definition = registry.get(optimizer);
+  assert.ok(definition);
+  const defaults = Object.entries(definition.hyperparameters).map(([name, { default: initial }]: [string, { default?: unknown }]) => [name, initial]);
+  return definition.stages({ ...Object.fromEntries(defaults), ...values } as never).map(({ kernel, operands, scalars }) => ({
+    kernel: `${kernel}_${dtype}`,
+    pointers: operands.length,
+    scalars: scalars({ step: 10, lr: 1e-3, first: false, elements: 1, sums: [[1, 1]], scalarSlots: {} }),
+  }));
+};
 
-suite("kernels in pairs of vectors", () => {
-  for (const kernel of [
-    "adam_f32",
-    "adamw_f32",
-    "adamw_f64",
-    "qhadam_f32",
-    "qhadamw_f32",
-    "sgd_f32",
-    "sgd_momentum_f32",
-    "lamb_moments_f32",
-    "lamb_apply_f32",
-    "adagrad_f32",
-    "adagrad_f64",
-    "rmsprop_f32",
-    "adadelta_f32",
-    "adamax_f32",
-    "radam_f32",
-    "lion_f32",
-    "lion_cautious_f32",
-    "lion_apply_f32",
-    "lars_apply_f64",
-    "qhm_f32",
-    "qhm_f64",
-    "convert_bf16_f32",
-    "convert_f16_f32",
-    "convert_f32_bf16",
-    "convert_f32_f16",
-    "convert_stochastic_f32_bf16",
-  ]) {
-    test(`${kernel}: 256 bits where this processor and this Node have them`, async () => {
-      const count = await widened(kernel, true);
-      if (hasAvx2 && isKnown) assert.ok(count > 0, "V8 kept all of it at 128 bits");
-      else assert.equal(count, 0);
+const decayed = { weight_decay: 0.1 };
+
+const STEPS: Readonly<Record<string, readonly Call[]>> = {
+  sgd: callsOf("sgd"),
+  "sgd, weight decay": callsOf("sgd", decayed),
+  "sgd, momentum": callsOf("sgd", { momentum: 0.9 }),
+  "sgd, nesterov": callsOf("sgd", { momentum: 0.9, nesterov: true, ...decayed }),
+  qhm: callsOf("qhm", { momentum: 0.9 }),
+  adam: callsOf("adam"),
+  "adam, weight decay": callsOf("adam", decayed),
+  adamw: callsOf("adamw"),
+  "adamw, float64": callsOf("adamw", {}, "f64"),
+  qhadam: callsOf("qhadam"),
+  qhadamw: callsOf("qhadamw", decayed),
+  lamb: callsOf("lamb", decayed),
+  "lamb, caution": callsOf("lamb", { caution: true }).slice(0, 1),
+  nadam: callsOf("nadam"),
+  radam: callsOf("radam"),
+  adamax: callsOf("adamax"),
+  adagrad: callsOf("adagrad"),
+  adadelta: callsOf("adadelta"),
+  rmsprop: callsOf("rmsprop"),
+  lion: callsOf("lion"),
+  "lion, caution": callsOf("lion", { caution: true, ...decayed }),
+};
+
+/** Passes over gradients, and conversions. */
+const PASSES: readonly Call[] = [
+  ...["scale", "divide", "clamp"].map((name) => ({ kernel: `gradient_${name}_f32`, pointers: 1, scalars: [2] })),
+  ...["bf16_f32", "f16_f32", "f32_bf16", "f32_f16"].map((name) => ({ kernel: `convert_${name}`, pointers: 2, scalars: [] })),
+  { kernel: "convert_stochastic_f32_bf16", pointers: 3, scalars: [1, 2] },
+];
+
+const hasAvx2 = process.arch === "x64" && process.platform === "linux" && / avx2 /.test(readFileSync("/proc/cpuinfo", "utf8"));
+const isWide = hasAvx2 && process.versions.v8.startsWith("13.6.");
+
+const requireWide = async (call: Call): Promise<void> => {
+  const count = await widened(call);
+  if (isWide) assert.ok(count > 0, `V8 kept all of ${call.kernel} at 128 bits`);
+  else assert.equal(count, 0);
+};
+
+suite("256 bits where this processor and this Node have them", () => {
+  for (const [label, calls] of Object.entries(STEPS)) {
+    test(label, async () => {
+      for (const call of calls) await requireWide(call);
     });
   }
+  for (const call of PASSES) test(call.kernel, () => requireWide(call));
+});
 
-  test("128 bits where wide vectors are off", async () => {
-    assert.equal(await widened("adamw_f32", false), 0);
+suite("128 bits", () => {
+  const [adamw] = callsOf("adamw");
+  assert.ok(adamw);
+  test("where wide vectors are off", async () => {
+    assert.equal(await widened(adamw, { allowed: false }), 0);
   });
-
-  test("128 bits on a processor without AVX2", async () => {
-    assert.equal(await widened("adamw_f32", true, ["--no-enable-avx2"]), 0);
+  test("on a processor without AVX2", async () => {
+    assert.equal(await widened(adamw, { flags: ["--no-enable-avx2"] }), 0);
   });
 });

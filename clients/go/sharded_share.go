@@ -1,0 +1,91 @@
+package stepd
+
+import "maps"
+
+// Memory that lies as the calls of a step do: what Share gives, and which tensors make a call then.
+
+// elementBytes is about what a step of AdamW in float32 sends of an element: parameter, gradient and two slots.
+const elementBytes = 16
+
+// Share is Client.Share for the calls of steps: it lays the tensors out by call, in their order, with RequestBytes for parameters,
+// gradients and two slots in float32. Params and Grads that were shared so, under the same names, are not copied, and Step divides
+// Params of that kind as they lie. It is for the Clients of NewSharded; of others the first alone need not copy.
+func (s *Sharded) Share(tensors Tensors) (shared Tensors, free func(), err error) {
+	if len(s.Clients) == 0 {
+		return nil, nil, errNoClients
+	}
+	var frees []func()
+	free = func() {
+		for _, free := range frees {
+			free()
+		}
+	}
+	add := func(group Tensors) error {
+		given, freeGroup, err := s.Clients[0].Share(group)
+		if err == nil {
+			frees = append(frees, s.remember(given), freeGroup)
+			shared = append(shared, given...)
+		}
+		return err
+	}
+	start, room := 0, s.limit()
+	for i, t := range tensors {
+		elements, _ := product(t.Shape)
+		if i > start && elements*elementBytes > max(room, 0) {
+			if err == nil {
+				err = add(tensors[start:i])
+			}
+			start, room = i, s.limit()
+		}
+		room -= elements * elementBytes
+	}
+	if err == nil && start < len(tensors) {
+		err = add(tensors[start:])
+	}
+	if err != nil {
+		free()
+		return nil, nil, err
+	}
+	return shared, free, nil
+}
+
+// remember makes one call of tensors, until it is told to forget.
+func (s *Sharded) remember(tensors Tensors) (forget func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.groups == nil {
+		s.groups = map[*byte]int{}
+	}
+	s.last++
+	number := s.last
+	for _, t := range tensors {
+		if len(t.Data) > 0 {
+			s.groups[&t.Data[0]] = number
+		}
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		maps.DeleteFunc(s.groups, func(_ *byte, other int) bool { return other == number })
+	}
+}
+
+// groupsOf returns the group of each tensor, 0 where it has none. One without values goes with the one before, as in Share.
+func (s *Sharded) groupsOf(tensors Tensors) []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	groups := make([]int, len(tensors))
+	for i, t := range tensors {
+		if len(t.Data) > 0 {
+			groups[i] = s.groups[&t.Data[0]]
+		} else if i > 0 {
+			groups[i] = groups[i-1]
+		}
+	}
+	for i := len(tensors) - 2; i >= 0; i-- {
+		if len(tensors[i].Data) == 0 && groups[i] == 0 {
+			groups[i] = groups[i+1]
+		}
+	}
+	return groups
+}

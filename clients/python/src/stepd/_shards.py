@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import math
 import os
-import re
 import ssl
-import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from time import monotonic, sleep
@@ -39,10 +36,20 @@ from ._client import Client
 from ._error_table import BlobMissing, NonFiniteGradient
 from ._errors import StepdError
 from ._http import Timeout
+from ._norms import (
+    clipped_by,
+    clips_by_norm,
+    differ_in_arithmetic,
+    is_double,
+    spoiled,
+    total_norm,
+    zeros_of,
+)
+from ._refusals import joined_refusal, joined_sentences
 from ._retry import Retry, is_of_server, retry_of
 from ._shared import SharedFolder
 from ._state import State
-from ._tensors import Array, Arrays, array_of, tensor_of
+from ._tensors import Array, Arrays
 
 T = TypeVar("T")
 
@@ -52,15 +59,6 @@ MIB = 2**20
 #: doubled with each failure in a row.
 _FIRST_REST = 1.0
 _LONGEST_REST = 60.0
-
-#: Tensors that a server names in an error or a warning.
-_NAMED_TENSORS = 8
-
-#: The first 16 bits of NaN as processors make it, with its sign.
-_NAN_BITS = {"F64": 0xFFF8, "F32": 0xFFC0, "BF16": 0xFFC0, "F16": 0xFE00}
-
-#: This divided by the largest number is 0, as any number divided by infinity is.
-_TINY = math.ulp(0.0)
 
 
 class ShardedClient:
@@ -198,11 +196,11 @@ class ShardedClient:
         if state is not None:
             shards[0].strays += [name for name in state.steps if name not in known]
 
-        clips = _clips_by_norm(optimizer, clip)
+        clips = clips_by_norm(optimizer, clip)
         #: The gradients without numbers, where all calls have to have one.
         spoils: set[str] | None = None
         if clips or non_finite == "skip":
-            zeros = {name: _zeros(tensor) for name, tensor in known.items()}
+            zeros = {name: zeros_of(tensor) for name, tensor in known.items()}
             norms = self._norms(shards, grads, zeros, loss_scale, timeout)
             broken = {name for name, tensor in norms.items() if tensor.non_finite}
             if broken and non_finite == "skip":
@@ -211,7 +209,7 @@ class ShardedClient:
                 # No norm is sent: the calls that have the gradients refuse them.
                 pass
             elif clips:
-                clipped = _clipped(_total_norm(norms), optimizer, clip)
+                clipped = clipped_by(total_norm(norms), optimizer, clip)
                 if clipped is None:
                     spoils = {
                         name
@@ -227,7 +225,7 @@ class ShardedClient:
             own = None if params is None else _only(params, names)
             own_grads = _only(grads, names)
             if spoils is not None and spoils.isdisjoint(names):
-                own_grads = _spoiled(own_grads, shard, non_finite == "skip")
+                own_grads = spoiled(own_grads, shard.tensors, non_finite == "skip")
             own_state = None if state is None else state.pick(names)
 
             def step(client: Client) -> tuple[StepResult, str]:
@@ -273,7 +271,7 @@ class ShardedClient:
             state=State.join(one.state for one in results) if has_state else NO_STATE,
             step=max(result.step for result in results),
             skipped=skipped,
-            warnings=tuple(_joined(warnings)),
+            warnings=tuple(joined_sentences(warnings)),
             cached=Cached(shards=kept) if any(one.cached for one in results) else None,
         )
         return joined if has_state else without_state(joined)
@@ -313,7 +311,7 @@ class ShardedClient:
         tensors = self._norms(
             shards, grads, params, loss_scale, timeout, of_params=params is not None
         )
-        return NormsResult(tensors, _total_norm(tensors))
+        return NormsResult(tensors, total_norm(tensors))
 
     def describe(self, name: str) -> dict[str, Any]:
         """Formula, references, hyperparameters, slots and cost of an optimizer."""
@@ -334,7 +332,7 @@ class ShardedClient:
             given: dict[str, Array] | None = _only(params or {}, list(own))
             # The parameter's dtype decides in which the gradient is squared, so it has
             # to be there where it would be another. Else its bytes can stay here.
-            if not of_params and not _differ_in_arithmetic(given or {}, own):
+            if not of_params and not differ_in_arithmetic(given or {}, own):
                 given = None
             return lambda client: client.norms(
                 own, given, loss_scale=loss_scale, timeout=timeout
@@ -363,7 +361,7 @@ class ShardedClient:
                 shards.append(_Shard({}))
                 room = self._request_bytes
             shards[-1].tensors[name] = KeptTensor(
-                np.shape(params[name]), _is_double(params[name]), taken.get(name, 0)
+                np.shape(params[name]), is_double(params[name]), taken.get(name, 0)
             )
             room -= size
         return shards
@@ -398,7 +396,7 @@ class ShardedClient:
                 future.cancel()
             raise
         if refusals:
-            raise _refusal(refusals)
+            raise joined_refusal(refusals)
         return results
 
     def _anywhere(self, call: Callable[[Client], T], home: str | None = None) -> T:
@@ -528,134 +526,3 @@ def _asked(error: StepdError) -> float:
 
 def _only(arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
     return {name: arrays[name] for name in names if name in arrays}
-
-
-def _is_double(array: Array) -> bool:
-    return np.asarray(array).itemsize == np.dtype(np.float64).itemsize
-
-
-def _differ_in_arithmetic(params: Arrays, grads: Arrays) -> bool:
-    """Whether a float64 tensor belongs to one that is none."""
-    return any(
-        _is_double(param) != _is_double(grads[name]) for name, param in params.items()
-    )
-
-
-def _zeros(tensor: KeptTensor) -> Array:
-    """What stands for a parameter where its values do not matter; takes no memory."""
-    dtype = np.float64 if tensor.is_double else np.float32
-    return np.broadcast_to(np.zeros((), dtype), tensor.shape)
-
-
-def _clips_by_norm(optimizer: Optimizer, clip: Mapping[str, float] | None) -> bool:
-    """Whether the step needs the norm over all gradients, and does not have it."""
-    given = clip or {}
-    needs = "max_norm" in given or optimizer.get("max_grad_norm") is not None
-    return needs and "total_norm" not in given
-
-
-def _total_norm(norms: Mapping[str, TensorNorms]) -> float:
-    """The norm over all gradients, added in the order in which a server adds."""
-    total = 0.0
-    for name in sorted(norms, key=str.encode):
-        total += norms[name].grad_squares
-    return math.sqrt(total)
-
-
-def _clipped(
-    total: float, optimizer: Optimizer, clip: Mapping[str, float] | None
-) -> tuple[Optimizer, Mapping[str, float]] | None:
-    """Optimizer and clip of each call, by the norm over all gradients.
-
-    None where what all gradients are multiplied by is no number.
-    """
-    given = dict(clip or {})
-    own = optimizer.get("max_grad_norm")
-    if math.isfinite(total):
-        return optimizer, {**given, "total_norm": total}
-    if math.isnan(total) or ("max_norm" in given and own is not None):
-        return None
-    # Infinity cannot be sent.
-    if "max_norm" in given:
-        given["max_norm"] = min(given["max_norm"], _TINY)
-    else:
-        optimizer = {**optimizer, "max_grad_norm": min(own or 0.0, _TINY)}
-    return optimizer, {**given, "total_norm": sys.float_info.max}
-
-
-def _spoiled(grads: Arrays, shard: _Shard, skips: bool) -> dict[str, Array]:
-    """Gradients of which one has a value that is none.
-
-    So the call skips, or multiplies all by that. Gradients without values cannot be
-    spoiled: a call that is to skip does without them, unless they are wrong.
-    """
-    for name, array in grads.items():
-        if np.size(array):
-            tensor = tensor_of(name, array)
-            width = tensor.data.nbytes // np.size(array)
-            nan = _NAN_BITS[tensor.dtype].to_bytes(2, "little").rjust(width, b"\0")
-            data = memoryview(nan + tensor.data[width:])
-            return {**grads, name: array_of(tensor._replace(data=data))}
-    fits = all(
-        name in shard.tensors and np.shape(array) == shard.tensors[name].shape
-        for name, array in grads.items()
-    )
-    return {} if skips and fits else dict(grads)
-
-
-#: Tensors as a server lists them in a sentence: "a" (1 value), "b" (2 values) and 3
-#: more tensors. Names are JSON.
-_LISTED = r'"(?:[^"\\]|\\.)*" \(\d+ values?\)'
-_LISTING = re.compile(
-    rf"(?P<head>.*?)(?P<list>{_LISTED}(?:, {_LISTED})*)"
-    r"(?: and (?P<more>\d+) more tensors)?(?P<tail>.*)",
-    re.DOTALL,
-)
-
-
-def _joined(sentences: Iterable[str]) -> list[str]:
-    """Sentences without repetition: those that differ in the tensors only become one.
-
-    That is the sentence of one call: it lists the first tensors of all.
-    """
-    listings: dict[tuple[str, str], list[str]] = {}
-    more: dict[tuple[str, str], int] = {}
-    for sentence in sentences:
-        found = _LISTING.fullmatch(sentence)
-        kind = (found["head"], found["tail"]) if found else (sentence, "")
-        listed = listings.setdefault(kind, [])
-        if found:
-            listed += re.findall(_LISTED, found["list"])
-            more[kind] = more.get(kind, 0) + int(found["more"] or 0)
-    joined = []
-    for (head, tail), listed in listings.items():
-        listed.sort(key=lambda entry: _name_in(entry).encode())
-        rest = more.get((head, tail), 0) + len(listed) - _NAMED_TENSORS
-        text = ", ".join(listed[:_NAMED_TENSORS])
-        joined.append(
-            f"{head}{text}{f' and {rest} more tensors' if rest > 0 else ''}{tail}"
-        )
-    return joined
-
-
-def _name_in(entry: str) -> str:
-    name: str = json.JSONDecoder().raw_decode(entry)[0]
-    return name
-
-
-def _refusal(refusals: Sequence[NonFiniteGradient]) -> NonFiniteGradient:
-    """The error of one call with all tensors that several calls have refused."""
-    first = refusals[0]
-    tensors = itertools.chain.from_iterable(error.tensors for error in refusals)
-    texts = {
-        "detail": [str(error) for error in refusals],
-        "found": [error.found or "" for error in refusals],
-    }
-    return NonFiniteGradient(
-        {
-            **first.problem(),
-            "tensors": sorted(tensors, key=str.encode)[:_NAMED_TENSORS],
-            # Where a text was cut for its length, that of the first call has to do.
-            **{member: _joined(each)[0] for member, each in texts.items()},
-        }
-    )

@@ -1,0 +1,70 @@
+"""What several calls say, as one call with all their tensors says it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+
+from ._error_table import NonFiniteGradient
+
+#: Tensors that a server names in an error or a warning.
+_NAMED_TENSORS = 8
+
+#: Tensors as a server lists them in a sentence: "a" (1 value), "b" (2 values) and 3
+#: more tensors. Names are JSON.
+_LISTED = r'"(?:[^"\\]|\\.)*" \(\d+ values?\)'
+_LISTING = re.compile(
+    rf"(?P<head>.*?)(?P<list>{_LISTED}(?:, {_LISTED})*)"
+    r"(?: and (?P<more>\d+) more tensors)?(?P<tail>.*)",
+    re.DOTALL,
+)
+
+
+def joined_sentences(sentences: Iterable[str]) -> list[str]:
+    """Sentences without repetition: those that differ in the tensors only become one.
+
+    That is the sentence of one call: it lists the first tensors of all.
+    """
+    listings: dict[tuple[str, str], list[str]] = {}
+    more: dict[tuple[str, str], int] = {}
+    for sentence in sentences:
+        found = _LISTING.fullmatch(sentence)
+        kind = (found["head"], found["tail"]) if found else (sentence, "")
+        listed = listings.setdefault(kind, [])
+        if found:
+            listed += re.findall(_LISTED, found["list"])
+            more[kind] = more.get(kind, 0) + int(found["more"] or 0)
+    joined = []
+    for (head, tail), listed in listings.items():
+        listed.sort(key=lambda entry: _name_in(entry).encode())
+        rest = more.get((head, tail), 0) + len(listed) - _NAMED_TENSORS
+        text = ", ".join(listed[:_NAMED_TENSORS])
+        joined.append(
+            f"{head}{text}{f' and {rest} more tensors' if rest > 0 else ''}{tail}"
+        )
+    return joined
+
+
+def _name_in(entry: str) -> str:
+    name: str = json.JSONDecoder().raw_decode(entry)[0]
+    return name
+
+
+def joined_refusal(refusals: Sequence[NonFiniteGradient]) -> NonFiniteGradient:
+    """The error of one call with all tensors that several calls have refused."""
+    first = refusals[0]
+    tensors = itertools.chain.from_iterable(error.tensors for error in refusals)
+    texts = {
+        "detail": [str(error) for error in refusals],
+        "found": [error.found or "" for error in refusals],
+    }
+    return NonFiniteGradient(
+        {
+            **first.problem(),
+            "tensors": sorted(tensors, key=str.encode)[:_NAMED_TENSORS],
+            # Where a text was cut for its length, that of the first call has to do.
+            **{member: joined_sentences(each)[0] for member, each in texts.items()},
+        }
+    )

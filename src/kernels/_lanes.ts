@@ -85,12 +85,16 @@ export function lerpSquare<T>(average: v128, sample: v128, weight: v128, largest
 }
 
 /**
- * The largest finite number, for `lerpSquare`, in a loop over `count` elements. V8 builds a constant anew at each use, by three
- * instructions for each vector; what depends on an operand it keeps in a register (measured: 9 % of AdamW in the cache).
+ * A constant in each lane, in a loop over `count` elements. V8 builds a constant anew at each use, by three instructions for each
+ * vector; what depends on an operand it keeps in a register (measured: 9 % of AdamW in the cache, 40 % of Lion, half of float16's conversions).
  */
+export function constant<T>(value: T, count: usize): v128 {
+  return v128.splat<T>(count > 0 ? value : <T>0);
+}
+
+/** The largest finite number, for `lerpSquare`. */
 export function largestFinite<T>(count: usize): v128 {
-  const limit: T = sizeof<T>() === 4 ? <T>f32.MAX_VALUE : <T>f64.MAX_VALUE;
-  return v128.splat<T>(count > 0 ? limit : 0);
+  return constant<T>(sizeof<T>() === 4 ? <T>f32.MAX_VALUE : <T>f64.MAX_VALUE, count);
 }
 
 /** The low half of a vector in float64. */

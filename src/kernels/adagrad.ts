@@ -1,4 +1,5 @@
 /** Adagrad. One shard; `count` elements. Scalars in the order of src/optimizers/adagrad.ts. */
+import { change } from "./_adam";
 import { coupled, isOn, Off, On, PAIR, pairedBytes, read, readNext, spread, writePair } from "./_lanes";
 
 /** sum += g^2; param -= lr * g / (sqrt(sum) + eps). Couples says whether l2 is there. */
@@ -22,12 +23,7 @@ function element<T, W, Couples>(param: usize, grad: usize, sum: usize, l2: v128,
   const s = v128.add<T>(read<T, W>(sum), v128.mul<T>(g, g)),
     sNext = v128.add<T>(readNext<T, W>(sum), v128.mul<T>(gNext, gNext));
   writePair<T, W>(sum, s, sNext);
-  writePair<T, W>(param, moved<T>(p, g, s, lr, eps), moved<T>(pNext, gNext, sNext, lr, eps));
-}
-
-/** The parameter after the step. */
-function moved<T>(p: v128, g: v128, s: v128, lr: v128, eps: v128): v128 {
-  return v128.sub<T>(p, v128.mul<T>(lr, v128.div<T>(g, v128.add<T>(v128.sqrt<T>(s), eps))));
+  writePair<T, W>(param, v128.sub<T>(p, change<T>(g, s, lr, eps)), v128.sub<T>(pNext, change<T>(gNext, sNext, lr, eps)));
 }
 
 function adagrad<T>(param: usize, grad: usize, sum: usize, count: usize, l2: f64, lr: f64, eps: f64): void {

@@ -2,15 +2,7 @@
  * Conversions between the dtypes of tensors and those of arithmetic: exact where they widen, to nearest even where they
  * narrow, subnormal numbers kept. One shard; `count` elements. Names are convert_<from>_<to>.
  */
-import { narrow, readPair, wideHigh, wideLow } from "./_lanes";
-
-/**
- * A constant in each lane, in a loop over `count` elements; of an operand for the reason that `largestFinite` gives (measured: with
- * constants written out, conversions from and to float16 take twice as long).
- */
-function constant(value: i32, count: usize): v128 {
-  return i32x4.splat(count > 0 ? value : 0);
-}
+import { constant, narrow, readPair, wideHigh, wideLow } from "./_lanes";
 
 /** BF16 is the upper half of a float32. */
 export function convert_bf16_f32(source: usize, target: usize, count: usize): void {
@@ -26,16 +18,16 @@ export function convert_bf16_f32(source: usize, target: usize, count: usize): vo
 
 /** 2^112 carries the exponent's bias from 15 to 127. */
 function halfScale(count: usize): v128 {
-  return constant(0x77800000, count);
+  return constant<i32>(0x77800000, count);
 }
 
 /** What `halfScale` makes of exponent 31, 2^16, which is infinity and NaN. */
 function halfSpecial(count: usize): v128 {
-  return constant(0x47800000, count);
+  return constant<i32>(0x47800000, count);
 }
 
 function infinity(count: usize): v128 {
-  return constant(0x7f800000, count);
+  return constant<i32>(0x7f800000, count);
 }
 
 /** Four float16 in the low halves of lanes to float32: the exponent is moved by a multiplication, which also normalizes subnormals. */
@@ -67,7 +59,7 @@ function toBf16(value: v128, carry: v128, quietBit: v128): v128 {
 }
 
 function bf16QuietBit(count: usize): v128 {
-  return constant(0x40, count);
+  return constant<i32>(0x40, count);
 }
 
 /** Half of the last place that is kept, less one where the part that is kept is even: ties go to even. */
@@ -76,7 +68,7 @@ function nearestEven(value: v128, below: v128): v128 {
 }
 
 export function convert_f32_bf16(source: usize, target: usize, count: usize): void {
-  const below = constant(0x7fff, count),
+  const below = constant<i32>(0x7fff, count),
     quietBit = bf16QuietBit(count);
   const whole = count & ~7;
   let i: usize = 0;
@@ -112,8 +104,8 @@ function mix(value: v128, first: v128, second: v128): v128 {
 export function convert_stochastic_f32_bf16(source: usize, target: usize, index: usize, count: usize, keyLow: f64, keyHigh: f64): void {
   const low = i32x4.splat(<i32>(<u32>keyLow)),
     high = i32x4.splat(<i32>(<u32>keyHigh));
-  const first = constant(0x7feb352d, count),
-    second = constant(<i32>0x846ca68b, count),
+  const first = constant<i32>(0x7feb352d, count),
+    second = constant<i32>(<i32>0x846ca68b, count),
     quietBit = bf16QuietBit(count);
   const whole = count & ~7;
   let i: usize = 0;
@@ -150,10 +142,10 @@ function singleToHalf(value: v128, rebias: v128, half: v128, leastNormal: v128, 
 }
 
 export function convert_f32_f16(source: usize, target: usize, count: usize): void {
-  const rebias = constant(<i32>0xc8000fff, count),
-    half = constant(0x3f000000, count),
-    leastNormal = constant(0x38800000, count),
-    inf = constant(0x7c00, count);
+  const rebias = constant<i32>(<i32>0xc8000fff, count),
+    half = constant<i32>(0x3f000000, count),
+    leastNormal = constant<i32>(0x38800000, count),
+    inf = constant<i32>(0x7c00, count);
   const whole = count & ~7;
   let i: usize = 0;
   for (; i < whole; i += 8) {

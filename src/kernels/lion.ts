@@ -1,11 +1,6 @@
 /** Lion. One shard; `count` elements. With `caution` in two passes: the update stays in the gradient's memory for LAMB's second. Scalars in the order of src/optimizers/lion.ts. */
-import { AnyWeight, areLight, descend, filled, isOn, Light, lerpAny, Off, On, PAIR, pairedBytes, read, readNext, spread, writePair } from "./_lanes";
+import { AnyWeight, areLight, constant, descend, filled, isOn, Light, lerpAny, Off, On, PAIR, pairedBytes, read, readNext, spread, writePair } from "./_lanes";
 import { storeTally, tally } from "./_reduce";
-
-/** 1 in each lane, in a loop over `count` elements; of an operand for the reason that `largestFinite` gives (measured: 40 % of Lion in the cache). */
-function ones<T>(count: usize): v128 {
-  return v128.splat<T>(<T>(count > 0 ? 1 : 0));
-}
 
 /** -1, 0 or 1; NaN stays. */
 function sign<T>(value: v128, one: v128): v128 {
@@ -27,7 +22,7 @@ function step<T, K, Shrinks>(param: usize, grad: usize, expAvg: usize, count: us
     rate = spread<T>(lr),
     weight1s = spread<T>(weight1),
     weight2s = spread<T>(weight2),
-    one = ones<T>(count);
+    one = constant<T>(<T>1, count);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   let i: usize = 0;
@@ -64,7 +59,7 @@ function element<T, W, K, Shrinks>(
 function cautious<T, K>(grad: usize, expAvg: usize, sums: usize, count: usize, weight1: f64, weight2: f64): void {
   const weight1s = spread<T>(weight1),
     weight2s = spread<T>(weight2),
-    one = ones<T>(count);
+    one = constant<T>(<T>1, count);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   let agree = i32x4.splat(0);
@@ -87,8 +82,7 @@ function cautiousElement<T, W, K>(grad: usize, expAvg: usize, weight1: f64, weig
   const agrees = v128.gt<T>(v128.mul<T>(u, g), zero),
     agreesNext = v128.gt<T>(v128.mul<T>(uNext, gNext), zero);
   writePair<T, W>(grad, v128.and(u, agrees), v128.and(uNext, agreesNext));
-  if (isVector<W>()) return i32x4.add(agrees, agreesNext);
-  return filled<T, W>(agrees);
+  return i32x4.add(filled<T, W>(agrees), agreesNext);
 }
 
 function lion<T>(param: usize, grad: usize, expAvg: usize, count: usize, decay: f64, weight1: f64, weight2: f64, lr: f64): void {

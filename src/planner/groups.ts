@@ -17,31 +17,38 @@ export const withDefaults = ({ hyperparameters }: OptimizerDefinition, given: Gi
   return values as Values<Hyperparameters>;
 };
 
-/** Turns a name with * for any characters into a test of names. */
+/** Compiles a name in which * stands for any characters into a test of names. */
 const matcher = (pattern: string): ((name: string) => boolean) => {
-  const [head = "", ...tail] = pattern.split("*");
+  const [head = "", ...tail] = pattern.split(/\*+/);
   const last = tail.pop() ?? "";
   return (name) => {
-    if (!name.startsWith(head)) return false;
+    // Most patterns differ from a name at its ends, which costs less to see than a search.
+    if (name.length < head.length + last.length || !name.endsWith(last) || !name.startsWith(head)) return false;
     let at = head.length;
     for (const piece of tail) {
       const found = name.indexOf(piece, at);
       if (found < 0) return false;
       at = found + piece.length;
     }
-    return name.length - at >= last.length && name.endsWith(last);
+    return name.length - at >= last.length;
   };
 };
 
-/** Each tensor is held against each pattern, so there is a limit; names without * are looked up, however many. */
+/** Every tensor's name is compared with every pattern, which bounds their number. Names without * are looked up, so any number may come. */
 const MAX_PATTERNS = 256;
+
+/** Every piece between two * is a search through every name. */
+const MAX_WILDCARDS = 1024;
 
 const isPattern = (name: string): boolean => name.includes("*");
 
-/** Throws INVALID_PARAMS for groups with more patterns than a call may have. */
+/** Throws INVALID_PARAMS if the groups have more patterns, or more * in them, than a call may have. */
 export const requireFewPatterns = (groups: readonly { readonly tensors: readonly string[] }[]): void => {
-  const patterns = groups.reduce((sum, { tensors }) => sum + tensors.filter(isPattern).length, 0);
-  if (patterns > MAX_PATTERNS) throw StepdError.mismatch("INVALID_PARAMS", "/groups", `at most ${MAX_PATTERNS} names with * in all groups`, `${patterns}`);
+  const patterns = groups.flatMap(({ tensors }) => tensors.filter(isPattern));
+  if (patterns.length > MAX_PATTERNS)
+    throw StepdError.mismatch("INVALID_PARAMS", "/groups", `at most ${MAX_PATTERNS} names with * in all groups`, `${patterns.length}`);
+  const wildcards = patterns.reduce((sum, pattern) => sum + pattern.split("*").length - 1, 0);
+  if (wildcards > MAX_WILDCARDS) throw StepdError.mismatch("INVALID_PARAMS", "/groups", `at most ${MAX_WILDCARDS} * in all groups`, `${wildcards}`);
 };
 
 /** For a tensor's name the index of the first group that matches, or -1. */

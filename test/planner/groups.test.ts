@@ -24,6 +24,8 @@ test("* stands for any characters, also none", () => {
     ["a*a", ["aa", "aba"], ["a"]],
     ["*.b.*", ["x.b.y", ".b."], ["b", "x.b"]],
     ["a.b*", ["a.b", "a.bc"], ["axb"]],
+    ["a**b***c", ["abc", "axbxc"], ["ac"]],
+    ["ab*ba", ["abba", "ab.ba"], ["aba"]],
   ];
   for (const [pattern, matches, others] of cases) {
     for (const name of matches) assert.equal(find([pattern])(name), 0, `${pattern} and ${name}`);
@@ -38,5 +40,14 @@ test("patterns are limited, names are not", () => {
   assert.throws(() => requireFewPatterns(groups(257, (index) => `${index}.*`)), {
     code: "INVALID_PARAMS",
     detail: { field: "/groups", expected: "at most 256 names with * in all groups", found: "257", tensors: undefined },
+  });
+});
+
+test("the * of all patterns together are limited, because each is a search through every name", () => {
+  const groups = (stars: number) => [{ tensors: ["a.*"] }, { tensors: ["*a".repeat(stars - 2), "b*"] }];
+  requireFewPatterns(groups(1024));
+  assert.throws(() => requireFewPatterns(groups(1025)), {
+    code: "INVALID_PARAMS",
+    detail: { field: "/groups", expected: "at most 1024 * in all groups", found: "1025", tensors: undefined },
   });
 });

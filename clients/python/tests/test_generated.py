@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import pathlib
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import NODE, ROOT
+from conftest import NODE, ROOT, Server
 
 import stepd
 
@@ -89,3 +90,20 @@ def test_errors_are_a_tree() -> None:
         error = kind({"name": name, "detail": "what", "field": "/x"})
         assert (str(error), error.field, error.status) == ("what", "/x", kind.status)
         assert getattr(stepd, kind.__name__) is kind
+
+
+def test_step_options_are_those_of_the_wire() -> None:
+    schema = json.loads((ROOT / "schemas/step.schema.json").read_text())
+    of_wire = schema["properties"].keys() - {"optimizer", "params", "grads", "state"}
+    assert stepd.StepOptions.__optional_keys__ == of_wire | {"cached"}
+
+
+@pytest.mark.parametrize("kind", [stepd.Client, stepd.ShardedClient, stepd.AsyncClient])
+def test_an_unknown_option_of_a_step_is_named(server: Server, kind: Any) -> None:
+    url: Any = [server.url] if kind is stepd.ShardedClient else server.url
+    client = kind(url)
+    with pytest.raises(
+        TypeError, match="no option losscale; the nearest is loss_scale"
+    ):
+        done = client.step({"name": "sgd"}, W, W, losscale=2)
+        asyncio.run(done)

@@ -235,6 +235,13 @@ def test_init_and_norms(client: stepd.Client, sharded: stepd.ShardedClient) -> N
     assert sharded.step(ADAMW, {}, {}).params == {}
 
 
+def test_has_no_statistics(sharded: stepd.ShardedClient) -> None:
+    with pytest.raises(ValueError, match="stats: a ShardedClient has none"):
+        sharded.step(ADAMW, tensors(1), tensors(2), stats="global")
+    plain = sharded.step(ADAMW, tensors(1), tensors(2), stats="none", clip=None)
+    assert plain.stats is None
+
+
 def test_a_killed_replica_changes_no_bit(client: stepd.Client) -> None:
     steps = 200
     gradients = [tensors(seed, scale=3.0) for seed in range(10)]

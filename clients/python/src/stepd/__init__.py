@@ -9,7 +9,6 @@ from ._calls import (
     Cached,
     Conversion,
     NormsResult,
-    Reply,
     Stats,
     StepResult,
     TensorNorms,
@@ -25,6 +24,7 @@ from ._errors import (
     TransportError,
 )
 from ._http import Timeout
+from ._options import Reply, StepOptions
 from ._retry import Retry
 from ._shards import ShardedClient
 from ._state import State
@@ -47,6 +47,7 @@ __all__ = [
     "ShardedClient",
     "State",
     "Stats",
+    "StepOptions",
     "StepResult",
     "StepdError",
     "TensorNorms",

@@ -15,25 +15,12 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 
 from . import _calls as calls
-from ._calls import (
-    Cached,
-    Call,
-    Convention,
-    Conversion,
-    Groups,
-    Json,
-    NonFinite,
-    NormsResult,
-    Optimizer,
-    Reply,
-    Schedule,
-    StepResult,
-)
+from ._calls import Call, Convention, Conversion, Json, NormsResult, StepResult
 from ._errors import (
     ConnectError,
     StepdError,
@@ -51,11 +38,15 @@ from ._http import (
     token_of,
 )
 from ._memory import Pool
+from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
 from ._retry import Retry, Tries, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays
 from ._wire import MEDIA_TYPE, decode
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
@@ -206,42 +197,14 @@ class AsyncClient:
         grads: Arrays,
         state: State | None = None,
         *,
-        groups: Groups | None = None,
-        schedule: Schedule | None = None,
-        clip: Mapping[str, float] | None = None,
-        loss_scale: float | None = None,
-        non_finite: NonFinite | None = None,
-        stats: Literal["none", "global", "tensor"] | None = None,
-        master_weights: bool | None = None,
-        stochastic_rounding: Mapping[str, int] | None = None,
-        reply: Reply | None = None,
-        cached: Cached | None = None,
         timeout: float | Timeout | None = None,
+        **options: Unpack[StepOptions],
     ) -> StepResult:
         """One update, as :meth:`Client.step`."""
-        settings = {
-            "groups": groups,
-            "schedule": schedule,
-            "clip": clip,
-            "loss_scale": loss_scale,
-            "non_finite": non_finite,
-            "stats": stats,
-            "master_weights": master_weights,
-            "stochastic_rounding": stochastic_rounding,
-        }
-        return await self._run(
-            calls.step(
-                optimizer,
-                params,
-                grads,
-                state,
-                settings,
-                reply=reply,
-                cached=cached,
-                shared=self._shared,
-            ),
-            timeout,
+        call = calls.step(
+            optimizer, params, grads, state, step_options(options), self._shared
         )
+        return await self._run(call, timeout)
 
     async def init(
         self,

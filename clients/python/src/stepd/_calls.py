@@ -14,7 +14,6 @@ from typing import (
     Generic,
     Literal,
     NamedTuple,
-    TypedDict,
     TypeVar,
     cast,
 )
@@ -22,6 +21,7 @@ from urllib.parse import quote
 
 from ._error_table import BlobMissing, InvalidParams
 from ._errors import StepdError
+from ._options import Groups, Optimizer, Reply, Schedule, StepOptions
 from ._shared import Place, SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays, arrays_of, file_parts, tensors_of
@@ -30,22 +30,7 @@ from ._wire import Blob, encode
 T = TypeVar("T")
 
 Json = dict[str, Any]
-Optimizer = Mapping[str, Any]
-Groups = Sequence[Mapping[str, Any]]
-Schedule = Mapping[str, Any]
 Convention = Mapping[str, Any]
-NonFinite = Literal["error", "skip", "propagate"]
-
-
-class Reply(TypedDict, total=False):
-    """What a step's reply has, where it is not everything as it is."""
-
-    #: As they are, rounded to bfloat16 (to nearest even; not from float64), or nothing.
-    params: Literal["same", "bf16", "none"]
-    #: As it is, or nothing: then it stays on the server only, and needs ``cache``.
-    state: Literal["same", "none"]
-    #: Whether the server shall keep the new parameters and the new state, if it can.
-    cache: bool
 
 
 @dataclass(frozen=True)
@@ -221,13 +206,12 @@ def step(
     params: Arrays | None,
     grads: Arrays,
     state: State | None,
-    settings: Json,
-    *,
-    reply: Reply | None = None,
-    cached: Cached | None = None,
+    options: StepOptions,
     shared: SharedFolder | None = None,
 ) -> Call[StepResult]:
-    cached = cached or Cached()
+    fields: Json = {"optimizer": optimizer, **options}
+    reply: Reply = fields.pop("reply", None) or {}
+    cached: Cached = fields.pop("cached", None) or Cached()
     if cached.shards:
         raise ValueError(
             "cached: expected that of a Client's result, found a ShardedClient's, "
@@ -243,8 +227,7 @@ def step(
     if state is not None:
         whole["state"] = Blob(state.parts())
     names = None if params is None else list(params)
-    fields = {"optimizer": optimizer, **settings}
-    return _Step(fields, whole, names, reply or {}, shared).call(named)
+    return _Step(fields, whole, names, reply, shared).call(named)
 
 
 NO_STATE = State.from_entries("", 0, ())

@@ -8,29 +8,20 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _calls as calls
-from ._calls import (
-    Cached,
-    Call,
-    Convention,
-    Conversion,
-    Groups,
-    Json,
-    NonFinite,
-    NormsResult,
-    Optimizer,
-    Reply,
-    Schedule,
-    StepResult,
-)
+from ._calls import Call, Convention, Conversion, Json, NormsResult, StepResult
 from ._errors import StepdError, TransportError
 from ._http import Timeout, Transport, address_of, timeout_of
+from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
 from ._retry import Retry, Tries, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
@@ -127,24 +118,15 @@ class Client:
         grads: Arrays,
         state: State | None = None,
         *,
-        groups: Groups | None = None,
-        schedule: Schedule | None = None,
-        clip: Mapping[str, float] | None = None,
-        loss_scale: float | None = None,
-        non_finite: NonFinite | None = None,
-        stats: Literal["none", "global", "tensor"] | None = None,
-        master_weights: bool | None = None,
-        stochastic_rounding: Mapping[str, int] | None = None,
-        reply: Reply | None = None,
-        cached: Cached | None = None,
         timeout: float | Timeout | None = None,
+        **options: Unpack[StepOptions],
     ) -> StepResult:
         """One update: new parameters and new state. The arrays given are untouched.
 
         ``params`` and ``grads`` are arrays of any shape by name, in float16, bfloat16,
         float32 or float64; a gradient has its parameter's shape. A parameter without
         one is left as it is. ``state`` is the last result's, none at the first step.
-        The other arguments are those of optimizer.step on the wire.
+        The options are those of optimizer.step on the wire, :class:`StepOptions`.
 
         ``reply`` says what comes back: ``params`` as they are, in bfloat16 or not at
         all, ``state`` or not, and with ``cache`` whether the server keeps them. With
@@ -153,28 +135,12 @@ class Client:
         same, and are sent then if the server has them no more. ``params`` is None only
         where ``cached`` names them.
 
-        Raises TypeError for arrays of other dtypes, ValueError where params are missing
-        and :class:`BlobMissing` for what the server has no more and was not given.
+        Raises TypeError for arrays of other dtypes and for other options, ValueError
+        where params are missing and :class:`BlobMissing` for what the server has no
+        more and was not given.
         """
-        settings = {
-            "groups": groups,
-            "schedule": schedule,
-            "clip": clip,
-            "loss_scale": loss_scale,
-            "non_finite": non_finite,
-            "stats": stats,
-            "master_weights": master_weights,
-            "stochastic_rounding": stochastic_rounding,
-        }
         call = calls.step(
-            optimizer,
-            params,
-            grads,
-            state,
-            settings,
-            reply=reply,
-            cached=cached,
-            shared=self._shared,
+            optimizer, params, grads, state, step_options(options), self._shared
         )
         return self._run(call, timeout)
 

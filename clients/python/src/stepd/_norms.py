@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ._calls import KeptTensor, Optimizer, TensorNorms
+from ._calls import KeptTensor, TensorNorms
+from ._options import Optimizer
 from ._tensors import Array, Arrays, array_of, tensor_of
 
 #: The first 16 bits of NaN as processors make it, with its sign.

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from time import monotonic, sleep
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,13 +21,8 @@ from ._calls import (
     NO_STATE,
     Cached,
     CachedShard,
-    Groups,
     KeptTensor,
-    NonFinite,
     NormsResult,
-    Optimizer,
-    Reply,
-    Schedule,
     StepResult,
     TensorNorms,
     without_state,
@@ -45,11 +40,15 @@ from ._norms import (
     total_norm,
     zeros_of,
 )
+from ._options import Groups, Optimizer, StepOptions, step_options
 from ._refusals import joined_refusal, joined_sentences
 from ._retry import Retry, is_of_server, retry_of
 from ._shared import SharedFolder
 from ._state import State
 from ._tensors import Array, Arrays
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
@@ -152,16 +151,8 @@ class ShardedClient:
         grads: Arrays,
         state: State | None = None,
         *,
-        groups: Groups | None = None,
-        schedule: Schedule | None = None,
-        clip: Mapping[str, float] | None = None,
-        loss_scale: float | None = None,
-        non_finite: NonFinite | None = None,
-        master_weights: bool | None = None,
-        stochastic_rounding: Mapping[str, int] | None = None,
-        reply: Reply | None = None,
-        cached: Cached | None = None,
         timeout: float | Timeout | None = None,
+        **options: Unpack[StepOptions],
     ) -> StepResult:
         """One update: the result of :meth:`Client.step`, and its errors.
 
@@ -173,15 +164,18 @@ class ShardedClient:
         packed as they were then, and each call goes first to the server that keeps
         what it names. Another one is sent what is given beside it.
         """
-        settings: dict[str, Any] = {
-            "groups": groups,
-            "schedule": schedule,
-            "loss_scale": loss_scale,
-            "master_weights": master_weights,
-            "stochastic_rounding": stochastic_rounding,
-            "reply": reply,
-            "timeout": timeout,
-        }
+        options = step_options(options)
+        stats = options.get("stats")
+        if stats not in (None, "none"):
+            raise ValueError(
+                "stats: a ShardedClient has none, because statistics are those of "
+                f"single calls; found {stats!r}"
+            )
+        clip = options.get("clip")
+        non_finite = options.get("non_finite")
+        cached = options.get("cached")
+        loss_scale = options.get("loss_scale")
+        reply = options.get("reply") or {}
         if cached is not None:
             shards = _kept(cached, params, state)
         elif params is not None:
@@ -227,17 +221,16 @@ class ShardedClient:
             if spoils is not None and spoils.isdisjoint(names):
                 own_grads = spoiled(own_grads, shard.tensors, non_finite == "skip")
             own_state = None if state is None else state.pick(names)
+            own_options: StepOptions = {
+                **options,
+                "clip": clip,
+                "non_finite": non_finite,
+                "cached": shard.kept,
+            }
 
             def step(client: Client) -> tuple[StepResult, str]:
                 result = client.step(
-                    optimizer,
-                    own,
-                    own_grads,
-                    own_state,
-                    clip=clip,
-                    non_finite=non_finite,
-                    cached=shard.kept,
-                    **settings,
+                    optimizer, own, own_grads, own_state, timeout=timeout, **own_options
                 )
                 return result, client.url
 
@@ -264,7 +257,7 @@ class ShardedClient:
             )
             for shard, (result, url) in zip(shards, answers, strict=True)
         )
-        has_state = (reply or {}).get("state") != "none"
+        has_state = reply.get("state") != "none"
         joined = replace(
             leader,
             params={name: stepped[name] for name in params or known if name in stepped},

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._calls import Groups, NonFinite, Optimizer, Schedule
 from ._client import Client
 from ._http import Timeout
+from ._options import Groups, NonFinite, Optimizer, Schedule
 from ._shards import ShardedClient
 from ._state import State
 from ._tensors import Array

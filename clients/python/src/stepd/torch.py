@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch.optim.optimizer import ParamsT
 
-from ._calls import NonFinite, StepResult
+from ._calls import StepResult
 from ._client import Client
 from ._http import Timeout
+from ._options import NonFinite
 from ._shards import ShardedClient
 from ._state import STEP, State
 from ._tensors import Array, Tensor, array_of, bfloat16, scalar, tensor_of

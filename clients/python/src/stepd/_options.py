@@ -1,0 +1,66 @@
+"""The options of a step, defined once for every client and adapter.
+
+A new option of optimizer.step on the wire is a new field of :class:`StepOptions`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+
+if TYPE_CHECKING:
+    from ._calls import Cached
+
+Optimizer = Mapping[str, Any]
+Groups = Sequence[Mapping[str, Any]]
+Schedule = Mapping[str, Any]
+NonFinite = Literal["error", "skip", "propagate"]
+
+
+class Reply(TypedDict, total=False):
+    """What a step's reply has, where it is not everything as it is."""
+
+    #: As they are, rounded to bfloat16 (to nearest even; not from float64), or nothing.
+    params: Literal["same", "bf16", "none"]
+    #: As it is, or nothing: then it stays on the server only, and needs ``cache``.
+    state: Literal["same", "none"]
+    #: Whether the server shall keep the new parameters and the new state, if it can.
+    cache: bool
+
+
+class StepOptions(TypedDict, total=False):
+    """The options of a step. Each may be None, which means its default."""
+
+    #: Hyperparameters of some tensors: ``[{"tensors": ["*.bias"], "optimizer": {}}]``.
+    groups: Groups | None
+    #: A learning-rate schedule, by each tensor's own count of steps.
+    schedule: Schedule | None
+    #: ``{"max_norm": 1.0}`` or ``{"max_value": 0.5}``, after the loss scale.
+    clip: Mapping[str, float] | None
+    #: The divisor of the gradients.
+    loss_scale: float | None
+    #: The reaction to a NaN or an infinity in a gradient.
+    non_finite: NonFinite | None
+    #: The statistics of the result: none, over all tensors, or of each as well.
+    stats: Literal["none", "global", "tensor"] | None
+    #: Whether the state has a float32 copy of each bfloat16 and float16 parameter.
+    master_weights: bool | None
+    #: ``{"seed": 1}`` rounds bfloat16 parameters up or down at random.
+    stochastic_rounding: Mapping[str, int] | None
+    #: The parts of the reply.
+    reply: Reply | None
+    #: ``cached`` of an earlier result, for what the server still has.
+    cached: Cached | None
+
+
+def step_options(given: Mapping[str, Any]) -> StepOptions:
+    """The options, by names that a step has. Raises TypeError for any other name."""
+    known = sorted(StepOptions.__optional_keys__)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            expected = ", ".join(known)
+            raise TypeError(f"a step has no option {name}{hint} (it has {expected})")
+    return cast("StepOptions", dict(given))

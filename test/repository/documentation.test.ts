@@ -1,9 +1,9 @@
-/** What the documentation shows is what the code does: its tables, its examples, its links. */
+/** What the documentation shows is what the code does: its tables and its examples. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { test } from "node:test";
 import { filesWithTables, writeTables } from "../../scripts/tables.ts";
 import { python } from "../support/python.ts";
@@ -11,13 +11,6 @@ import { JSON_TYPE, TestService } from "../support/service.ts";
 import { root, TreeCopy } from "../support/tree.ts";
 
 const read = (file: string): string => readFileSync(join(root, file), "utf8");
-
-const pages = [
-  "README.md",
-  ...readdirSync(join(root, "docs"))
-    .filter((file) => file.endsWith(".md"))
-    .map((file) => `docs/${file}`),
-];
 
 /** The fenced blocks of a language, in order. */
 const blocks = (text: string, language: string): readonly string[] =>
@@ -34,16 +27,6 @@ test("a page without its markers is an error", () => {
   using tree = new TreeCopy(["README.md", "docs"]);
   tree.write("README.md", "# stepd\n");
   assert.throws(() => writeTables(tree.path), /README\.md lacks the markers/);
-});
-
-test("links lead to files", () => {
-  const broken = pages.flatMap((page) =>
-    [...read(page).matchAll(/\]\((?!https?:)([^)#]+)/g)]
-      .map(([, target = ""]) => target)
-      .filter((target) => !existsSync(join(root, dirname(page), target)))
-      .map((target) => `${page}: ${target}`),
-  );
-  assert.deepEqual(broken, []);
 });
 
 test("the README's step with curl gives what it shows", async () => {

@@ -1,7 +1,7 @@
 /** The client as an npm package: built, packed, installed into an empty folder, and used there from JavaScript and from strict TypeScript. */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { after, before, suite, test } from "node:test";
@@ -118,5 +118,38 @@ suite("npm package", () => {
       const { stdout } = await run(process.execPath, [tsc, "-p", "tsconfig.json"], { cwd: join(folder, "home") }).catch((error: { stdout: string }) => error);
       assert.equal(stdout, "");
     }
+  });
+});
+
+suite("the README's installation", () => {
+  const read = (file: string): string => readFileSync(join(root, file), "utf8");
+
+  test("its commands, as they stand, give a project the built client and its types", async () => {
+    const folder = mkdtempSync(join(os.tmpdir(), "stepd-checkout-"));
+    try {
+      const [checkout, project] = [join(folder, "stepd/clients/typescript"), join(folder, "project")];
+      mkdirSync(project);
+      for (const part of ["src", ".npmrc", "package.json", "tsconfig.json"]) cpSync(join(client, part), join(checkout, part), { recursive: true });
+      writeFileSync(join(project, "package.json"), JSON.stringify({ name: "project", private: true, type: "module" }));
+      const [, command = ""] = /```sh\n(npm install .*?)\n```/s.exec(read("clients/typescript/README.md")) ?? [];
+      assert.notEqual(command, "");
+      // What `npm ci` of this repository has fetched is not fetched again.
+      const env = { ...process.env, npm_config_prefer_offline: "true", npm_config_audit: "false", npm_config_fund: "false" };
+      await run("sh", ["-ec", command], { cwd: project, env });
+      const program = 'import { Client } from "@stepd/client"; console.log(new Client("http://127.0.0.1:1").url);';
+      const { stdout } = await run(process.execPath, ["--input-type=module", "-e", program], { cwd: project });
+      assert.equal(stdout, "http://127.0.0.1:1\n");
+      assert.deepEqual(readdirSync(checkout).sort(), [".npmrc", "dist", "node_modules", "package.json", "src", "tsconfig.json"]);
+      assert.match(readFileSync(join(project, "node_modules/@stepd/client/dist/index.d.ts"), "utf8"), /ShardedClient/);
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
+  });
+
+  test("the compiler that builds it is the repository's", () => {
+    const [own, whole] = ["clients/typescript/package.json", "package.json"].map(
+      (file) => JSON.parse(read(file)) as { devDependencies: Record<string, string> },
+    );
+    assert.equal(own?.devDependencies["typescript"], whole?.devDependencies["typescript"]);
   });
 });

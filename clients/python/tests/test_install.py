@@ -1,0 +1,75 @@
+"""The install commands of the READMEs work as they stand, from a checkout."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+from conftest import ROOT
+
+#: What each extra is for.
+USES = {
+    "": "stepd.Client",
+    "async": "stepd.AsyncClient",
+    "bfloat16": "__import__('ml_dtypes')",
+    "torch": "__import__('stepd.torch')",
+    "optax": "__import__('stepd.optax')",
+}
+
+
+def commands(readme: pathlib.Path) -> list[str]:
+    return re.findall(r"^(?:With `)?(pip install [^#`\n]+)", readme.read_text(), re.M)
+
+
+def in_environment(folder: pathlib.Path, command: str, **more: str) -> str:
+    """Run a command in the root, with the environment's programs first on the path."""
+    # Offline: pip finds what it needs among the packages of the tests.
+    settings = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"} | more
+    ended = subprocess.run(
+        command,
+        shell=True,
+        cwd=ROOT,
+        env=os.environ | settings | {"PATH": f"{folder}/bin:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
+    assert "does not provide the extra" not in ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """An empty environment that can import the packages of the tests' environment."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    (packages / "tests.pth").write_text(sysconfig.get_path("purelib"))
+    return folder
+
+
+def test_of_the_client(environment: pathlib.Path) -> None:
+    extras = []
+    for command in commands(ROOT / "clients/python/README.md"):
+        found = re.fullmatch(
+            r'pip install "?./clients/python(?:\[(\w+)\])?"?', command.strip()
+        )
+        assert found is not None, command
+        extras.append(found[1] or "")
+        # The tests' torch comes without some of its packages (overrides.txt).
+        settings = {"PIP_NO_DEPS": "1"} if extras[-1] == "torch" else {}
+        in_environment(environment, command, **settings)
+        use = f"import stepd; {USES[extras[-1]]}; print(stepd.__file__)"
+        installed = in_environment(environment, f'python -c "{use}"')
+        assert installed.startswith(str(environment)), command
+    assert extras == list(USES)
+
+
+def test_of_the_service(environment: pathlib.Path) -> None:
+    (command,) = commands(ROOT / "README.md")
+    in_environment(environment, command)

@@ -2,40 +2,14 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { test } from "node:test";
-import { evaluate, prepare, registry, type Schedule } from "../../src/schedules/registry.ts";
-
-type Given = Schedule & Readonly<Record<string, unknown>>;
+import { evaluate, prepare, registry } from "../../src/schedules/registry.ts";
+import { examples, type Given } from "../support/schedules.ts";
 
 const LR = 0.1;
 const LATE = [1e6, 2 ** 32 + 1, 2 ** 53 - 1];
 
 const lr = (schedule: Given, step: number): number => evaluate(schedule, LR, step).lr;
 const momentum = (schedule: Given, step: number): number | undefined => evaluate(schedule, LR, step).momentum;
-
-/** One of each schedule, with all modes of those that have some. */
-const examples: readonly Given[] = [
-  { name: "constant" },
-  { name: "step", step_size: 7 },
-  { name: "multistep", milestones: [3, 9, 9, 40] },
-  { name: "exponential", gamma: 0.997 },
-  { name: "linear", total_iters: 11 },
-  { name: "polynomial", total_iters: 90, power: 0.9 },
-  { name: "cosine", T_max: 33, eta_min: 1e-3 },
-  { name: "cosine_warm_restarts", T_0: 5, T_mult: 3, eta_min: 1e-4 },
-  { name: "one_cycle", max_lr: 0.5, total_steps: 500 },
-  { name: "one_cycle", max_lr: 0.5, total_steps: 500, three_phase: true, anneal_strategy: "linear" },
-  { name: "cyclic", base_lr: 0.01, max_lr: 0.3, step_size_up: 13 },
-  { name: "cyclic", base_lr: 0.01, max_lr: 0.3, step_size_up: 13, step_size_down: 5, mode: "triangular2" },
-  { name: "cyclic", base_lr: 0.01, max_lr: 0.3, step_size_up: 13, mode: "exp_range", gamma: 0.99 },
-  {
-    name: "sequence",
-    schedules: [
-      { name: "linear", start_factor: 0, total_iters: 10 },
-      { name: "cosine", T_max: 77 },
-    ],
-    milestones: [10],
-  },
-];
 
 test("the examples have every schedule", () => {
   assert.deepEqual([...new Set(examples.map(({ name }) => name))].sort(), [...registry.keys()].sort());

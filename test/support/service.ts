@@ -43,9 +43,13 @@ export class TestService implements AsyncDisposable {
     this.log = log;
   }
 
-  /** Starts `node src/main.ts` with these settings and node flags; waits until it says where it listens. */
-  static async start(env: Readonly<Record<string, string>> = {}, nodeFlags: readonly string[] = []): Promise<TestService> {
-    const child = spawn(process.execPath, [...nodeFlags, main], {
+  /** Starts `node src/main.ts` with these settings and node flags; waits until it says where it listens. `node` is a command that runs another Node. */
+  static async start(
+    env: Readonly<Record<string, string>> = {},
+    nodeFlags: readonly string[] = [],
+    [program, ...args]: readonly [string, ...string[]] = [process.execPath],
+  ): Promise<TestService> {
+    const child = spawn(program, [...args, ...nodeFlags, main], {
       env: { PATH: process.env["PATH"], STEPD_PORT: "0", STEPD_ARENA_MIB: "256", STEPD_LOG_LEVEL: "warn", ...env },
       stdio: ["ignore", "pipe", "pipe"],
     });

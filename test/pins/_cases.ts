@@ -1,0 +1,326 @@
+/** Every result whose bits are pinned: each case calls a service and hashes what it answers. */
+import { createHash, type Hash } from "node:crypto";
+import { registry } from "../../src/optimizers/registry.ts";
+import { gradsAt, type Shapes, SMALL, type StepReply, startParams } from "../support/run.ts";
+import { examples as schedules } from "../support/schedules.ts";
+import type { TestService } from "../support/service.ts";
+import { readFile, type TestTensors } from "../support/tensors.ts";
+import { DTYPES, type Dtype, typed, writeTyped } from "../support/typed.ts";
+import { type Variant, variants } from "../support/variants.ts";
+
+export interface Case {
+  /** An optimizer, or a part of the service in `REVISIONS`. */
+  readonly owner: string;
+  readonly label: string;
+  /** Whether the tensors are large enough for the workers. */
+  readonly isLarge: boolean;
+  /** Returns the SHA-256 digest of the replies, in hexadecimal. */
+  digest(service: TestService): Promise<string>;
+}
+
+/** Revisions of what belongs to no optimizer. Raise one when a change of its bits is intended. */
+const REVISIONS: Readonly<Record<string, number>> = { norms: 1, schedules: 1, conversions: 1 };
+
+/** The revision that a case's digest belongs to. */
+export const revisionOf = (owner: string): number => {
+  const revision = registry.get(owner)?.revision ?? REVISIONS[owner];
+  if (revision === undefined) throw new Error(`no revision of ${owner}`);
+  return revision;
+};
+
+const isNaNAt = (bytes: Buffer, at: number, dtype: string): boolean => {
+  if (dtype === "F64") return Number.isNaN(bytes.readDoubleLE(at));
+  if (dtype === "F32") return Number.isNaN(bytes.readFloatLE(at));
+  const magnitude = bytes.readUInt16LE(at) & 0x7fff;
+  return magnitude > (dtype === "BF16" ? 0x7f80 : 0x7c00);
+};
+
+const WIDTH: Readonly<Record<string, number>> = { F64: 8, F32: 4, BF16: 2, F16: 2 };
+
+/** Hashes a safetensors file. `hasNaN` hashes every NaN as all ones, because NaN payloads differ between machines. */
+const hashFile = (hash: Hash, file: Uint8Array, hasNaN = false): void => {
+  const { metadata, entries } = readFile(file);
+  // The revision is pinned beside the digest.
+  hash.update(JSON.stringify(Object.entries({ ...metadata, revision: "" }).sort()));
+  for (const [name, { dtype, shape, bytes }] of entries) {
+    hash.update(JSON.stringify([name, dtype, shape]));
+    const width = hasNaN ? (WIDTH[dtype] ?? 0) : 0;
+    if (width > 0) for (let at = 0; at < bytes.length; at += width) if (isNaNAt(bytes, at, dtype)) bytes.fill(0xff, at, at + width);
+    hash.update(bytes);
+  }
+};
+
+/** Hashes numbers as float64. */
+const hashNumbers = (hash: Hash, values: readonly (number | null | undefined)[]): void => {
+  for (const value of values) hash.update(Float64Array.of(typeof value === "number" && !Number.isNaN(value) ? value : Number.MAX_VALUE));
+};
+
+/** The numbers of a report, with their names. */
+const hashReport = (hash: Hash, report: object): void => {
+  for (const [name, value] of Object.entries(report)) {
+    hash.update(name);
+    if (typeof value === "number") hashNumbers(hash, [value]);
+    else if (typeof value === "string") hash.update(value);
+    else if (typeof value === "object" && value !== null) hashReport(hash, value);
+  }
+};
+
+/** More elements than run inline, over blocks and with odd ends. */
+const LARGE = { "encoder.weight": [211, 331], "encoder/bias": [66_001], scale: [], ünï: [3] } as const;
+
+interface Reply extends StepReply {
+  readonly lr: number;
+  readonly stats?: object;
+}
+
+interface Run {
+  readonly optimizer: unknown;
+  readonly shapes: Shapes;
+  readonly steps: number;
+  readonly dtype: Dtype;
+  readonly gradDtype?: Dtype;
+  /** Other tensors than those of `startParams` and `gradsAt`. */
+  readonly tensors?: (step: number) => { readonly params: TestTensors; readonly grads: TestTensors };
+  /** Options of the step. */
+  readonly more?: Readonly<Record<string, unknown>>;
+}
+
+/** Files of the usual tensors, which many cases share. */
+const files = new Map<string, Buffer>();
+
+const fileOf = (key: string, make: () => TestTensors, dtype: Dtype): Buffer => {
+  const known = files.get(`${key} ${dtype}`);
+  if (known) return known;
+  const file = writeTyped(typed(make(), dtype));
+  files.set(`${key} ${dtype}`, file);
+  return file;
+};
+
+const keys = new Map<object, string>([
+  [SMALL, "small"],
+  [LARGE, "large"],
+]);
+
+/** Takes steps and hashes each reply. */
+const hashRun = async (service: TestService, { optimizer, shapes, steps, dtype, gradDtype = dtype, tensors, more = {} }: Run): Promise<string> => {
+  const hash = createHash("sha256");
+  const key = tensors ? "extreme" : keys.get(shapes);
+  let params: Uint8Array = fileOf(`params ${key}`, () => tensors?.(0).params ?? startParams(shapes), dtype);
+  let state: Uint8Array | null = null;
+  for (let step = 0; step < steps; step++) {
+    const grads = fileOf(`grads ${key} ${step}`, () => tensors?.(step).grads ?? gradsAt(shapes, step), gradDtype);
+    const reply: Reply = await service.call<Reply>("optimizer.step", { optimizer, params, grads, state, ...more });
+    ({ params, state } = reply);
+    hashFile(hash, params, tensors !== undefined);
+    hashFile(hash, state, tensors !== undefined);
+    hashNumbers(hash, [reply.step, reply.lr]);
+    if (reply.stats) hashReport(hash, reply.stats);
+  }
+  return hash.digest("hex");
+};
+
+/** Numbers at the ends of float32 and around zero. Each tensor starts elsewhere, so that gradients meet all kinds of parameters. */
+const FINITE = [0, -0, 1e-45, -3e-39, 1.2e-38, 1, -1.5, 1e-20, 65504, -3e5, 1e19, -2e19, 3.4e38, 0.1, -7];
+const SPECIAL = [...FINITE, Infinity, -Infinity, Number.NaN];
+
+const spread = (values: readonly number[], shape: readonly number[], start: number) => ({
+  shape,
+  data: Float32Array.from({ length: shape.reduce((product, size) => product * size, 1) }, (_, i) => values[(start + i) % values.length] as number),
+});
+
+/** Tensors of extreme values; `special` has NaN and infinities, `resting` has a gradient in every other step. */
+const extremes = (step: number) => ({
+  params: { finite: spread(FINITE, [7, 13], 0), resting: spread(SPECIAL, [23], 0), special: spread(SPECIAL, [331], 0), tail: spread([0.5], [3], 0) },
+  grads: {
+    finite: spread(FINITE, [7, 13], 4 + 3 * step),
+    ...(step % 2 === 1 && { resting: spread(FINITE, [23], step) }),
+    special: spread(SPECIAL, [331], 5 + 7 * step),
+    tail: spread([0, -0, 1e-3], [3], step),
+  },
+});
+
+const dtypesOf = (label: string, isLarge: boolean, owner: string, run: Omit<Run, "dtype">): readonly Case[] =>
+  DTYPES.map((dtype) => ({ owner, label: `${label}, ${dtype}`, isLarge, digest: (service) => hashRun(service, { ...run, dtype }) }));
+
+/** More than four, so that a step of which the server keeps something is among them. */
+const SMALL_STEPS = 7;
+const LARGE_STEPS = 3;
+const EXTREME_STEPS = 4;
+
+const variantCases = ({ label, optimizer }: Variant): readonly Case[] => [
+  ...dtypesOf(`${label}: inline`, false, optimizer.name, { optimizer, shapes: SMALL, steps: SMALL_STEPS }),
+  ...dtypesOf(`${label}: extremes`, false, optimizer.name, {
+    optimizer,
+    shapes: {},
+    steps: EXTREME_STEPS,
+    tensors: extremes,
+    more: { non_finite: "propagate" },
+  }),
+  ...dtypesOf(`${label}: on workers`, true, optimizer.name, { optimizer, shapes: LARGE, steps: LARGE_STEPS }),
+  {
+    owner: optimizer.name,
+    label: `${label}: init`,
+    isLarge: false,
+    digest: async (service) => {
+      const hash = createHash("sha256");
+      const params = fileOf("params small", () => startParams(SMALL), "F32");
+      hashFile(hash, (await service.call<{ state: Uint8Array }>("optimizer.init", { optimizer, params })).state);
+      return hash.digest("hex");
+    },
+  },
+];
+
+/** Options of a step, each with AdamW and with LAMB (whose step needs whole tensors). */
+const OPTIONS: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
+  "clip.max_norm": { clip: { max_norm: 0.5 } },
+  "clip.max_value": { clip: { max_value: 0.25 } },
+  "clip.max_norm, clip.total_norm": { clip: { max_norm: 0.5, total_norm: 7 } },
+  "loss_scale 1024": { loss_scale: 1024 },
+  "loss_scale 3": { loss_scale: 3, clip: { max_norm: 0.1 } },
+  stats: { stats: "tensor" },
+  "non_finite skip": { non_finite: "skip" },
+  groups: { groups: [{ tensors: ["b", "encoder*"], optimizer: { weight_decay: 0.3, lr: 1e-2 } }] },
+  "schedule cosine": { schedule: { name: "cosine", T_max: 5 } },
+  "schedule one_cycle": { schedule: { name: "one_cycle", max_lr: 0.1, total_steps: 20 } },
+  "schedule cyclic": { schedule: { name: "cyclic", base_lr: 0.01, max_lr: 0.3, step_size_up: 3 } },
+};
+
+const NARROW: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
+  master_weights: { master_weights: true },
+  stochastic_rounding: { stochastic_rounding: { seed: 7 } },
+  "master_weights, stats": { master_weights: true, stats: "tensor" },
+};
+
+const STEPPED = [{ name: "adamw" }, { name: "lamb", weight_decay: 0.1 }] as const;
+
+const optionCases: readonly Case[] = STEPPED.flatMap((optimizer) => [
+  ...Object.entries(OPTIONS).flatMap(([label, more]) =>
+    dtypesOf(`${label}: inline`, false, optimizer.name, { optimizer, shapes: SMALL, steps: SMALL_STEPS, more }),
+  ),
+  ...Object.entries(OPTIONS).map(
+    ([label, more]): Case => ({
+      owner: optimizer.name,
+      label: `${label}: on workers, F32`,
+      isLarge: true,
+      digest: (service) => hashRun(service, { optimizer, shapes: LARGE, steps: LARGE_STEPS, dtype: "F32", more }),
+    }),
+  ),
+  ...Object.entries(NARROW).flatMap(([label, more]) =>
+    (["BF16", "F16"] as const).flatMap((dtype): Case[] => [
+      {
+        owner: optimizer.name,
+        label: `${label}: inline, ${dtype}`,
+        isLarge: false,
+        digest: (service) => hashRun(service, { optimizer, shapes: SMALL, steps: SMALL_STEPS, dtype, more }),
+      },
+      {
+        owner: optimizer.name,
+        label: `${label}: on workers, ${dtype}`,
+        isLarge: true,
+        digest: (service) => hashRun(service, { optimizer, shapes: LARGE, steps: LARGE_STEPS, dtype, more }),
+      },
+      {
+        owner: optimizer.name,
+        label: `${label}: extremes, ${dtype}`,
+        isLarge: false,
+        digest: (service) =>
+          hashRun(service, { optimizer, shapes: {}, steps: EXTREME_STEPS, dtype, tensors: extremes, more: { ...more, non_finite: "propagate" } }),
+      },
+    ]),
+  ),
+  ...DTYPES.flatMap((dtype) =>
+    DTYPES.filter((gradDtype) => gradDtype !== dtype).map(
+      (gradDtype): Case => ({
+        owner: optimizer.name,
+        label: `${dtype} with gradients in ${gradDtype}, loss_scale 12`,
+        isLarge: false,
+        digest: (service) => hashRun(service, { optimizer, shapes: SMALL, steps: SMALL_STEPS, dtype, gradDtype, more: { loss_scale: 12 } }),
+      }),
+    ),
+  ),
+  ...(["F32", "BF16", "F16"] as const).map(
+    (dtype): Case => ({
+      owner: optimizer.name,
+      label: `reply.params bf16: ${dtype}`,
+      isLarge: false,
+      digest: (service) =>
+        hashRun(service, {
+          optimizer,
+          shapes: {},
+          steps: 1,
+          dtype,
+          tensors: extremes,
+          more: { reply: { params: "bf16" }, non_finite: "propagate", ...(dtype === "F16" && { master_weights: true }) },
+        }),
+    }),
+  ),
+]);
+
+interface Norms {
+  readonly tensors: Readonly<Record<string, Readonly<Record<string, number>>>>;
+  readonly grad_norm: number;
+}
+
+const normCases: readonly Case[] = [SMALL, LARGE].flatMap((shapes) =>
+  DTYPES.flatMap((dtype) =>
+    [1, 1024, 3].map((scale): Case => {
+      const key = keys.get(shapes);
+      return {
+        owner: "norms",
+        label: `${key}, loss_scale ${scale}, ${dtype}`,
+        isLarge: shapes === LARGE,
+        digest: async (service) => {
+          const hash = createHash("sha256");
+          const params = fileOf(`params ${key}`, () => startParams(shapes), dtype);
+          const grads = fileOf(`grads ${key} 0`, () => gradsAt(shapes, 0), dtype);
+          hashReport(hash, await service.call<Norms>("optimizer.norms", { grads, params, loss_scale: scale }));
+          return hash.digest("hex");
+        },
+      };
+    }),
+  ),
+);
+
+const SCHEDULE_STEPS = 300;
+
+const scheduleCases: readonly Case[] = schedules.map((schedule) => ({
+  owner: "schedules",
+  label: JSON.stringify(schedule),
+  isLarge: false,
+  digest: async (service) => {
+    const hash = createHash("sha256");
+    const call = { schedule, lr: 0.1, count: SCHEDULE_STEPS };
+    const { lrs, momentums = [] } = await service.call<{ lrs: number[]; momentums?: (number | null)[] }>("schedule.evaluate", call);
+    hashNumbers(hash, [...lrs, ...momentums]);
+    return hash.digest("hex");
+  },
+}));
+
+/** States in other formats, and back. */
+const FORMATS: readonly (readonly [optimizer: Readonly<Record<string, unknown>>, format: Readonly<Record<string, unknown>>, more?: object])[] = [
+  [{ name: "adamw" }, { format: "torch" }],
+  [{ name: "nadam" }, { format: "torch" }],
+  [{ name: "adamw" }, { format: "optax" }],
+  [{ name: "lion" }, { format: "optax" }],
+  [{ name: "qhadam" }, { format: "qhoptim", betas: [0.995, 0.999] }],
+  [{ name: "qhm", lr: 0.5, momentum: 0.9, nu: 0.7 }, { format: "qhoptim" }, { step: 1 }],
+];
+
+const conversionCases: readonly Case[] = FORMATS.map(([optimizer, to, more = {}]) => ({
+  owner: "conversions",
+  label: `${optimizer["name"]} to ${to["format"]}`,
+  isLarge: false,
+  digest: async (service) => {
+    const hash = createHash("sha256");
+    const params = fileOf("params small", () => startParams(SMALL), "F32");
+    const grads = fileOf("grads small 0", () => gradsAt(SMALL, 0), "F32");
+    const { state } = await service.call<StepReply>("optimizer.step", { optimizer, params, grads });
+    const there = await service.call<{ state: Uint8Array }>("state.convert", { state, to });
+    hashFile(hash, there.state);
+    const back = await service.call<{ state: Uint8Array }>("state.convert", { state: there.state, from: { ...to, ...more }, optimizer: optimizer["name"] });
+    hashFile(hash, back.state);
+    return hash.digest("hex");
+  },
+}));
+
+export const cases: readonly Case[] = [...variants.flatMap(variantCases), ...optionCases, ...normCases, ...scheduleCases, ...conversionCases];

@@ -1,0 +1,25 @@
+/** Runs the pinned cases on one kind of machine. */
+import assert from "node:assert/strict";
+import { after, before, suite, test } from "node:test";
+import type { TestService } from "../support/service.ts";
+import { type Case, cases } from "./_cases.ts";
+import { readPins } from "./_pinned.ts";
+
+const pins = readPins();
+
+/** Every case that `isWanted` selects must give its pinned digest on the service that `start` starts. */
+export const requirePins = (machine: string, start: () => Promise<TestService>, isWanted: (pinned: Case) => boolean = () => true): void => {
+  suite(machine, () => {
+    let service: TestService;
+    before(async () => {
+      service = await start();
+    });
+    after(() => service?.[Symbol.asyncDispose]());
+
+    for (const { owner, label, digest } of cases.filter(isWanted)) {
+      test(`${owner}: ${label}`, async () => {
+        assert.equal(await digest(service), pins[owner]?.digests[label], `other bits: raise the revision of ${owner} if that is intended`);
+      });
+    }
+  });
+};

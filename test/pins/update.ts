@@ -1,0 +1,23 @@
+/**
+ * Writes the digests of new cases, and those of optimizers whose revision was raised: node test/pins/update.ts
+ * Digests that changed at the same revision are listed and stay as they are, with exit status 1: raise the revision first.
+ */
+import { TestService } from "../support/service.ts";
+import { cases, revisionOf } from "./_cases.ts";
+import { type Pins, readPins, writePins } from "./_pinned.ts";
+
+await using service = await TestService.start();
+const before = readPins();
+const after: Record<string, Pins & { readonly digests: Record<string, string> }> = {};
+for (const { owner, label, digest } of cases) {
+  const revision = revisionOf(owner);
+  const pins = after[owner] ?? { revision, digests: {} };
+  after[owner] = pins;
+  const found = await digest(service);
+  const pinned = before[owner]?.revision === revision ? before[owner]?.digests[label] : undefined;
+  pins.digests[label] = pinned ?? found;
+  if (pinned === undefined || pinned === found) continue;
+  console.error(`${owner} (revision ${revision}): other bits in "${label}"; raise its revision if that is intended`);
+  process.exitCode = 1;
+}
+writePins(after);

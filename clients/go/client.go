@@ -18,6 +18,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tinylib/msgp/msgp"
 )
 
 const (
@@ -303,6 +305,12 @@ func (r *lossReader) Close() error { return r.from.Close() }
 // readProblem makes an error of a reply that is not 200.
 func readProblem(response *http.Response) error {
 	text, _ := io.ReadAll(io.LimitReader(response.Body, maxProblemBytes))
+	if strings.HasPrefix(response.Header.Get("Content-Type"), msgpackType) {
+		var plain bytes.Buffer
+		if _, err := msgp.UnmarshalAsJSON(&plain, text); err == nil {
+			text = plain.Bytes()
+		}
+	}
 	problem := &Error{}
 	wire := struct {
 		Type string `json:"type"`

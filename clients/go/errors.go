@@ -25,7 +25,7 @@ func (n ErrorName) Error() string {
 
 // Error is a refusal or a failure of the server. Nothing was changed. Get it with errors.As.
 //
-// On the wire (application/problem+json):
+// On the wire (application/problem+json, or the same members in MessagePack):
 //
 //	HTTP/1.1 400 Bad Request
 //	{"type":"urn:stepd:error:INVALID_PARAMS","title":"The parameters are not valid","status":400,

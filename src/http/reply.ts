@@ -79,9 +79,10 @@ export const errorHeaders = ({ code, detail }: StepdError): Headers => ({
   ...(code === "UNAUTHENTICATED" && { "WWW-Authenticate": 'Bearer realm="stepd"' }),
 });
 
-/** An error of the REST twin: application/problem+json (RFC 9457). */
-export const problem = (error: StepdError, requestId: string): Reply => {
+/** An error of the REST twin: problem details (RFC 9457) as application/problem+json, or in MessagePack for a caller that asks for it. */
+export const problem = (error: StepdError, requestId: string, type: MediaType): Reply => {
   const { code, status, title } = errors[error.code];
   const body = { type: `urn:stepd:error:${error.code}`, title, status, detail: error.message, code, name: error.code, ...error.detail, request_id: requestId };
-  return { status, type: "application/problem+json", body: encodeJson(body), headers: errorHeaders(error) };
+  const name = type.format === "json" ? "application/problem+json" : type.name;
+  return { status, type: name, body: encode(body, type), headers: errorHeaders(error) };
 };

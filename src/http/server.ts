@@ -13,15 +13,13 @@ import { errorReply, type Method, type Observer } from "../rpc/rpc.ts";
 import type { BodyLease, Service } from "./_types.ts";
 import { countUnheard } from "./_unheard.ts";
 import { ClientGone, dropRest, receive, TooSlow } from "./body.ts";
-import { bodyType, type MediaType, replyType } from "./negotiate.ts";
+import { bodyType, JSON_TYPE, type MediaType, refusalType, replyType } from "./negotiate.ts";
 import { decode, encode, errorHeaders, isOut, problem, type Reply, ready, retryHeader, send } from "./reply.ts";
 
 export type { Admission, Limits, Service } from "./_types.ts";
 export { TextBudget } from "./text.ts";
 export { renewTls, type TlsFiles, tlsOptions } from "./tls.ts";
 export { Tokens } from "./tokens.ts";
-
-const JSON_NAME = "application/json";
 
 /** A request that takes too long is ended late by at most this part of its time. */
 const TIMEOUT_CHECKS = 10;
@@ -125,7 +123,7 @@ const createApp = (service: Service): Express => {
       next();
     } catch (error) {
       telemetry.refused("UNAUTHENTICATED");
-      void send(res, problem(asStepdError(error), requestId(res)));
+      void send(res, problemFor(req, res, asStepdError(error)));
     }
   };
   if (!service.hasAdmin) addMetrics(app, service, guard);
@@ -139,18 +137,16 @@ const createApp = (service: Service): Express => {
     res.json(service.info());
   });
   refuseOtherVerbs(app, service);
-  app.use((req, res) =>
-    send(
-      res,
-      problem(new StepdError("NOT_FOUND", `There is nothing at ${req.path}; GET /openapi.json lists the addresses`, { found: req.path }), requestId(res)),
-    ),
-  );
-  app.use((error: unknown, _: Request, res: Response, __: NextFunction) => {
+  app.use((req, res) => {
+    const error = new StepdError("NOT_FOUND", `There is nothing at ${req.path}; GET /openapi.json lists the addresses`, { found: req.path });
+    return send(res, problemFor(req, res, error));
+  });
+  app.use((error: unknown, req: Request, res: Response, __: NextFunction) => {
     // What Express itself refuses, for instance a malformed percent escape.
     const status = (error as { status?: number }).status ?? 500;
     if (status >= 500) telemetry.log.error({ err: error, request_id: requestId(res) }, "a request failed");
     const known = status < 500 ? new StepdError("INVALID_REQUEST", `The request is malformed: ${(error as Error).message}`) : asStepdError(error);
-    return send(res, problem(known, requestId(res)));
+    return send(res, problemFor(req, res, known));
   });
   return app;
 };
@@ -190,13 +186,16 @@ const refuseOtherVerbs = (app: Express, { rpc, hasAdmin }: Service): void => {
   for (const { rest } of rpc.methods) if (rest) allowed.set(rest.path.replaceAll(/\{(\w+)\}/g, ":$1"), rest.verb);
   for (const [path, verb] of allowed) {
     app.all(path, (req, res) => {
-      const reply = problem(StepdError.mismatch("METHOD_NOT_ALLOWED", req.path, verb, req.method), requestId(res));
+      const reply = problemFor(req, res, StepdError.mismatch("METHOD_NOT_ALLOWED", req.path, verb, req.method));
       return send(res, { ...reply, headers: { Allow: verb === "GET" ? "GET, HEAD" : verb } });
     });
   }
 };
 
 const requestId = (res: Response): string => String(res.getHeader("X-Request-Id"));
+
+/** The problem details of a request that no method answers. */
+const problemFor = (req: Request, res: Response, error: StepdError): Reply => problem(error, requestId(res), refusalType(req));
 
 /** How one kind of call is answered: everything between the transport's checks and the sending. */
 interface Kind {
@@ -216,7 +215,7 @@ interface Kind {
   refuse(error: StepdError, type: MediaType, id: string): Reply;
 }
 
-const restRefuse = (error: StepdError, _: MediaType, id: string): Reply => problem(error, id);
+const restRefuse = (error: StepdError, type: MediaType, id: string): Reply => problem(error, id, type);
 
 const rpcCall: Kind = {
   hasBody: true,
@@ -317,10 +316,9 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     if (outcome === "NON_FINITE_GRADIENT") telemetry.nonFinite();
     if (outcome === "INTERNAL_ERROR") telemetry.log.error({ err: error, ...logged(call), method }, "a call failed");
   };
-  let type: MediaType = { format: "json", name: JSON_NAME };
+  let type: MediaType | undefined;
   try {
-    const own = kind.hasBody ? bodyType(req) : type;
-    type = own;
+    const own = kind.hasBody ? bodyType(req) : JSON_TYPE;
     type = replyType(req, own);
     call.caller = service.callers?.callerOf(req.headers.authorization);
     if (service.isDraining()) throw new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });
@@ -347,7 +345,7 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     text.growToReply(reply.body.pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0));
     await deliver(service, res, reply, call);
   } catch (error) {
-    await refuse(service, req, res, kind, call, error, type);
+    await refuse(service, req, res, kind, call, error, type ?? refusalType(req));
   } finally {
     flight.end();
     telemetry.requested(call.method, call.outcome, seconds(call.start));

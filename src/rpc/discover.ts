@@ -69,6 +69,11 @@ export const openRpc = (methods: readonly Method[], version: string): Schema => 
 
 const MEDIA_TYPES = ["application/json", "application/vnd.msgpack"];
 
+/** Problem details in JSON have a name of their own, those in MessagePack have not. */
+const PROBLEM_TYPES = ["application/problem+json", "application/vnd.msgpack"];
+
+const PROBLEM = { $ref: "#/components/schemas/problem" };
+
 const content = (id: string): Schema => Object.fromEntries(MEDIA_TYPES.map((type) => [type, { schema: { $ref: reference(id, "components/schemas") } }]));
 
 /** The OpenAPI 3.1 document of the REST twin. */
@@ -89,7 +94,7 @@ export const openApi = (methods: readonly Method[], version: string): Schema => 
         ...(rest.verb === "POST" && { requestBody: { required: true, content: content(params) } }),
         responses: {
           200: { description: "The result", content: content(result) },
-          default: { description: "A problem (RFC 9457)", content: { "application/problem+json": { schema: { $ref: "#/components/schemas/problem" } } } },
+          default: { description: "A problem (RFC 9457)", content: Object.fromEntries(PROBLEM_TYPES.map((type) => [type, { schema: PROBLEM }])) },
         },
       },
     };

@@ -46,25 +46,72 @@ for (const [own, accept, expected] of [
   });
 }
 
-test("an error has the type that was asked for, and a problem is always JSON", async () => {
+for (const [type, accept, expected] of [
+  ["application/json-rpc", undefined, "application/json-rpc"],
+  ["application/jsonrequest", undefined, "application/jsonrequest"],
+  ["Application/JSON-RPC; Charset=UTF-8", undefined, "application/json-rpc"],
+  ['application/json;charset="utf-8"', undefined, JSON_TYPE],
+  ["application/json; charset=utf8", undefined, JSON_TYPE],
+  ["application/json; charset=us-ascii; profile=x", undefined, JSON_TYPE],
+  ["application/json-rpc", "application/json", JSON_TYPE],
+  ["application/json-rpc", "application/json-rpc, application/json;q=0.9", "application/json-rpc"],
+  ["application/json-rpc", "application/vnd.msgpack", MSGPACK],
+  [JSON_TYPE, "application/json; charset=utf-8", JSON_TYPE],
+  [JSON_TYPE, 'APPLICATION/VND.MSGPACK; profile="a, b; q=0";q=0.5', MSGPACK],
+  [JSON_TYPE, "application/json; charset=utf-8; q=0, application/vnd.msgpack; q=0.1", MSGPACK],
+] as const) {
+  test(`JSON as ${type} with Accept ${accept} gets ${expected}`, async () => {
+    const response = await service.post("/rpc", encoded(JSON_TYPE), type, accept === undefined ? {} : { Accept: accept });
+    assert.deepEqual([response.status, response.headers.get("content-type")], [200, expected]);
+    assert.equal(((await readReply(response)) as { id: number }).id, 7);
+  });
+}
+
+const PROBLEM = ["code", "detail", "expected", "field", "found", "name", "request_id", "status", "title", "type"];
+const PROBLEM_TYPE = "application/problem+json";
+
+test("an error has the type that was asked for", async () => {
   const body = JSON.stringify({ ...list, method: "none" });
   const rpc = await service.post("/rpc", body, JSON_TYPE, { Accept: MSGPACK });
   assert.equal(rpc.headers.get("content-type"), MSGPACK);
   assert.equal(((await readReply(rpc)) as { error: { code: number } }).error.code, -32601);
-  const rest = await service.post("/v1/step", pack({}), MSGPACK);
-  assert.deepEqual([rest.status, rest.headers.get("content-type")], [400, "application/problem+json"]);
-  assert.deepEqual(Object.keys((await rest.json()) as object).sort(), [
-    "code",
-    "detail",
-    "expected",
-    "field",
-    "found",
-    "name",
-    "request_id",
-    "status",
-    "title",
-    "type",
-  ]);
+  for (const [type, accept, expected] of [
+    [MSGPACK, undefined, MSGPACK],
+    ["application/x-msgpack", undefined, "application/x-msgpack"],
+    [MSGPACK, JSON_TYPE, PROBLEM_TYPE],
+    [JSON_TYPE, MSGPACK, MSGPACK],
+    [JSON_TYPE, undefined, PROBLEM_TYPE],
+    ["application/json-rpc", undefined, PROBLEM_TYPE],
+  ] as const) {
+    const rest = await service.post("/v1/step", type.includes("json") ? "{}" : pack({}), type, accept === undefined ? {} : { Accept: accept });
+    assert.deepEqual([rest.status, rest.headers.get("content-type")], [400, expected]);
+    const problem = (await readReply(rest)) as { name: string };
+    assert.deepEqual([Object.keys(problem).sort(), problem.name], [PROBLEM, "INVALID_PARAMS"]);
+  }
+});
+
+test("so has a refusal that no method makes, on either door", async () => {
+  for (const [method, path, headers, status, json] of [
+    ["GET", "/nowhere", {}, 404, PROBLEM_TYPE],
+    ["POST", "/v1/optimizers", { "Content-Type": MSGPACK }, 405, PROBLEM_TYPE],
+    ["GET", "/v1/optimizers/%", {}, 400, PROBLEM_TYPE],
+    ["POST", "/v1/step", { "Content-Type": "text/plain" }, 415, PROBLEM_TYPE],
+    ["POST", "/rpc", { "Content-Type": "text/plain" }, 415, JSON_TYPE],
+    ["POST", "/rpc", { "Content-Type": JSON_TYPE, "Content-Encoding": "br" }, 415, JSON_TYPE],
+  ] as const) {
+    for (const [accept, expected] of [
+      [MSGPACK, MSGPACK],
+      [JSON_TYPE, json],
+    ] as const) {
+      const response = await fetch(service.url + path, { method, headers: { ...headers, Accept: accept }, ...(method === "POST" && { body: "{}" }) });
+      assert.deepEqual([response.status, response.headers.get("content-type")], [status, expected], `${method} ${path}`);
+      const reply = (await readReply(response)) as { status?: number; error?: { code: number } };
+      assert.ok(path === "/rpc" ? (reply.error?.code ?? 0) < -32000 : reply.status === status);
+    }
+  }
+  // Without an Accept that can be met, the type of the request.
+  const sent = await service.post("/v1/step", pack({}), MSGPACK, { Accept: "text/html" });
+  assert.deepEqual([sent.status, sent.headers.get("content-type")], [406, MSGPACK]);
 });
 
 test("a step goes in as JSON and comes out as MessagePack, and the other way", async () => {

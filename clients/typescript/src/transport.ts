@@ -133,11 +133,13 @@ export class Transport {
     const { status } = response;
     const retryAfter = secondsOf(response.headers.get("retry-after"));
     try {
-      const { detail, code, ...data } = JSON.parse(new TextDecoder().decode(bytes)) as Partial<ErrorData> & { detail?: unknown; code?: unknown };
+      const isMsgpack = response.headers.get("content-type")?.startsWith(MSGPACK);
+      const body: unknown = isMsgpack ? decode(bytes) : JSON.parse(new TextDecoder().decode(bytes));
+      const { detail, code, ...data } = body as Partial<ErrorData> & { detail?: unknown; code?: unknown };
       if (typeof detail === "string" && typeof code === "number" && typeof data.name === "string")
         return new StepdError(detail, code, status, { ...(data as ErrorData), retry_after: secondsOf(data.retry_after) ?? retryAfter });
     } catch {
-      // No JSON: not stepd's.
+      // Not stepd's.
     }
     return new TransportError(`${this.url}${path}: HTTP ${status}, and the reply is none of stepd`, { status, retryAfter });
   }

@@ -22,6 +22,8 @@ from datetime import datetime, timezone
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import msgpack
+
 from ._calls import Call
 from ._errors import (
     ConnectError,
@@ -126,7 +128,7 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> StepdError:
     """The error of a reply that is none of success."""
     seconds = _seconds_until(retry_after or "")
     try:
-        error = server_error(json.loads(body))
+        error = server_error(_problem_of(body))
     except (ValueError, KeyError, TypeError):
         # A proxy's own words, not the server's.
         text = body[:200].decode(errors="replace")
@@ -135,6 +137,11 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> StepdError:
     if error.retry_after is None:
         error.retry_after = seconds
     return error
+
+
+def _problem_of(body: bytes) -> Any:
+    """Problem details in JSON, or in MessagePack, which no brace can start."""
+    return json.loads(body) if body.lstrip()[:1] == b"{" else msgpack.unpackb(body)
 
 
 def _seconds_until(retry_after: str) -> float | None:

@@ -1,0 +1,35 @@
+/** Other Nodes than the pinned one, from npm's packages of their binaries. */
+import { execFile } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { root } from "./tree.ts";
+
+const run = promisify(execFile);
+
+/** A folder that `make` fills once; `npm ci` deletes it. Of two tests that fill it at the same time one wins. */
+export const cached = async (name: string, make: (folder: string) => Promise<void>): Promise<string> => {
+  const folder = join(root, "node_modules/.cache", name);
+  if (existsSync(folder)) return folder;
+  mkdirSync(join(folder, ".."), { recursive: true });
+  const partial = mkdtempSync(`${folder}-`);
+  try {
+    await make(partial);
+    if (!existsSync(folder)) renameSync(partial, folder);
+  } finally {
+    rmSync(partial, { recursive: true, force: true });
+  }
+  return folder;
+};
+
+/** The path of a Node's binary. */
+export const nodeBinary = async (version: string, platform = `${process.platform}-${process.arch}`): Promise<string> => {
+  const name = `node-${platform}`;
+  const folder = await cached(`${name}-${version}`, async (target) => {
+    const { stdout } = await run("npm", ["pack", "--silent", "--pack-destination", target, `${name}@${version}`]);
+    const archive = join(target, stdout.trim());
+    await run("tar", ["-xzf", archive, "-C", target, "package/bin/node"]);
+    rmSync(archive);
+  });
+  return join(folder, "package/bin/node");
+};

@@ -1,5 +1,5 @@
 /**
- * Makes package-lock.json portable after `npm install`: run it whenever a dependency changes (`npm run lock`).
+ * Makes the files package-lock.json portable after `npm install`: run it whenever a dependency changes (`npm run lock`).
  *
  * 1. Takes out the download addresses, so that the file works with any registry or mirror.
  * 2. Adds the optional packages of other platforms that the local registry did not serve. npm 11 leaves them out of the
@@ -18,31 +18,33 @@ interface Package {
   optionalDependencies?: Record<string, string>;
 }
 
-const file = new URL("../package-lock.json", import.meta.url);
-const lock = JSON.parse(readFileSync(file, "utf8")) as { packages: Record<string, Package> };
-
 const platforms = /(android|darwin|freebsd|linux|netbsd|openbsd|win32|sunos|aix)/;
 const processors = /(arm64|arm|ia32|x64|ppc64|riscv64|s390x|loong64|mips64el)/;
 
-for (const entry of Object.values(lock.packages)) {
-  delete entry.resolved;
-  for (const [name, version] of Object.entries(entry.optionalDependencies ?? {})) {
-    const path = `node_modules/${name}`;
-    const os = platforms.exec(name)?.[1];
-    const cpu = processors.exec(name)?.[1];
-    if (lock.packages[path] || !os || !cpu) continue;
-    // In the order that npm writes, so that the next install changes nothing here.
-    lock.packages[path] = {
-      version: version.replace(/^[\^~]/, ""),
-      cpu: [cpu],
-      ...(entry.dev && { dev: true }),
-      ...(name.endsWith("-musl") && { libc: ["musl"] }),
-      optional: true,
-      os: [os],
-    };
-  }
-}
+for (const name of ["package-lock.json", "test/interop/package-lock.json"]) {
+  const file = new URL(`../${name}`, import.meta.url);
+  const lock = JSON.parse(readFileSync(file, "utf8")) as { packages: Record<string, Package> };
 
-const sorted = Object.entries(lock.packages).sort(([a], [b]) => (a < b ? -1 : 1));
-lock.packages = Object.fromEntries(sorted);
-writeFileSync(file, `${JSON.stringify(lock, null, 2)}\n`);
+  for (const entry of Object.values(lock.packages)) {
+    delete entry.resolved;
+    for (const [name, version] of Object.entries(entry.optionalDependencies ?? {})) {
+      const path = `node_modules/${name}`;
+      const os = platforms.exec(name)?.[1];
+      const cpu = processors.exec(name)?.[1];
+      if (lock.packages[path] || !os || !cpu) continue;
+      // In the order that npm writes, so that the next install changes nothing here.
+      lock.packages[path] = {
+        version: version.replace(/^[\^~]/, ""),
+        cpu: [cpu],
+        ...(entry.dev && { dev: true }),
+        ...(name.endsWith("-musl") && { libc: ["musl"] }),
+        optional: true,
+        os: [os],
+      };
+    }
+  }
+
+  const sorted = Object.entries(lock.packages).sort(([a], [b]) => (a < b ? -1 : 1));
+  lock.packages = Object.fromEntries(sorted);
+  writeFileSync(file, `${JSON.stringify(lock, null, 2)}\n`);
+}

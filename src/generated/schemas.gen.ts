@@ -2598,7 +2598,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "if": {
           "blob": true
         },
-        "then": true,
+        "then": {
+          "$ref": "#/$defs/Blob"
+        },
         "else": {
           "$ref": "#/$defs/PlainTensors"
         },

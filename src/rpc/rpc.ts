@@ -80,7 +80,7 @@ export class Rpc {
           found: name,
         });
       }
-      if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", "an array");
+      if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", describeValue(params));
       this.#validate(method, params, context.words);
       const result = await method.handle(params as never, { ...context, waits });
       observe(method.name, "ok");
@@ -164,7 +164,15 @@ const readCall = (item: unknown): Call => {
   if (typeof method !== "string") throw invalid("/method", "a string", method);
   if (params !== undefined && (typeof params !== "object" || params === null || params instanceof Uint8Array)) throw invalid("/params", "an object", params);
   if (id !== undefined && id !== null && !["string", "number", "bigint"].includes(typeof id)) throw invalid("/id", "a string, a number or null", id);
-  return { method, params: params ?? {}, id: id as Id | undefined };
+  return { method, params: byName(params), id: id as Id | undefined };
+};
+
+/** Clients that send all parameters by position say "none" with [], and parameters by name as the only one. */
+const byName = (params: unknown): unknown => {
+  if (!Array.isArray(params)) return params ?? {};
+  if (params.length === 0) return {};
+  const [only] = params;
+  return params.length === 1 && typeof only === "object" && only !== null && !Array.isArray(only) && !(only instanceof Uint8Array) ? only : params;
 };
 
 /** The error object of a reply. Also what transport refusals on /rpc carry. */

@@ -49,8 +49,11 @@ const CASES: Readonly<Record<string, RpcCase>> = {
   "a method with a slash": { body: list({ method: "/v1/step" }), error: "METHOD_NOT_FOUND", field: "/method" },
   "an empty method": { body: list({ method: "" }), error: "METHOD_NOT_FOUND", field: "/method" },
   "a reserved method that is not there": { body: list({ method: "rpc.cancel" }), error: "METHOD_NOT_FOUND", field: "/method" },
-  "params by position": { body: list({ params: [1] }), error: "INVALID_PARAMS", says: /parameters by name, found an array/ },
-  "no params, by position": { body: list({ params: [] }), error: "INVALID_PARAMS", says: /parameters by name/ },
+  "params by position": { body: list({ params: [1] }), error: "INVALID_PARAMS", says: /parameters by name, found an array of 1/ },
+  "two objects as params": { body: list({ params: [{}, {}] }), error: "INVALID_PARAMS", says: /parameters by name, found an array of 2/ },
+  "a list in a list as params": { body: list({ params: [[]] }), error: "INVALID_PARAMS", says: /parameters by name, found an array of 1/ },
+  "bytes in a list as params": { body: list({ params: [Buffer.alloc(3)] }), error: "INVALID_PARAMS", says: /found an array of 1/, only: "msgpack" },
+  "params by name in a list, with an unknown one": { body: list({ params: [{ x: 1 }] }), error: "INVALID_PARAMS", field: "/x", says: /no fields/ },
   "params for a method that takes none": { body: list({ params: { x: 1 } }), error: "INVALID_PARAMS", field: "/x", says: /no fields/ },
   "describe without a name": { body: list({ method: "optimizer.describe" }), error: "INVALID_PARAMS", field: "/name", says: /found none/ },
   "describe of an unknown optimizer": {
@@ -133,7 +136,7 @@ test("an id over 2^53 comes back with every digit, in MessagePack and in JSON", 
 });
 
 test("a batch is answered call by call, in order, without its notifications", () =>
-  both([list({ id: "a" }), 5, without("id"), list({ id: "b", method: MARK }), [], list({ id: "c", params: [] }), list({ id: null })], (response, reply) => {
+  both([list({ id: "a" }), 5, without("id"), list({ id: "b", method: MARK }), [], list({ id: "c", params: [1] }), list({ id: null })], (response, reply) => {
     assert.equal(response.status, 200);
     const answers = (reply as { id: unknown; result?: unknown; error?: { code: number } }[]).map(({ id, error }) => [id, error?.code]);
     assert.deepEqual(answers, [

@@ -1,4 +1,4 @@
-/** package-lock.json works with any registry and on every platform. */
+/** The files package-lock.json work with any registry and on every platform. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -13,60 +13,70 @@ interface Entry {
   readonly optionalDependencies?: Readonly<Record<string, string>>;
 }
 
-const text = readFileSync(join(root, "package-lock.json"), "utf8");
-const { packages } = JSON.parse(text) as { packages: Readonly<Record<string, Entry>> };
-const manifest = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as Readonly<Record<"dependencies" | "devDependencies", Record<string, string>>>;
+const LOCK = "package-lock.json";
 
-/** Where node would look for a package that the one at `path` names. */
-const find = (path: string, name: string): Entry | undefined => {
-  for (let folder = path; ; folder = folder.slice(0, Math.max(0, folder.lastIndexOf("/node_modules/")))) {
-    const found = packages[folder === "" ? `node_modules/${name}` : `${folder}/node_modules/${name}`];
-    if (found || folder === "") return found;
-  }
-};
+for (const folder of ["", "test/interop"]) {
+  const text = readFileSync(join(root, folder, LOCK), "utf8");
+  const { packages } = JSON.parse(text) as { packages: Readonly<Record<string, Entry>> };
+  const manifest = JSON.parse(readFileSync(join(root, folder, "package.json"), "utf8")) as Readonly<
+    Record<"dependencies" | "devDependencies", Record<string, string> | undefined>
+  >;
 
-test("no entry has a download address", () => {
-  assert.deepEqual(
-    Object.keys(packages).filter((path) => packages[path]?.resolved !== undefined),
-    [],
-  );
-  assert.doesNotMatch(text.replaceAll(/"(url|homepage)": "[^"]*"/g, ""), /"https?:\/\/[^"]*\.tgz/);
-});
-
-test("every optional dependency that is named has an entry of a fitting version", () => {
-  const missing: string[] = [];
-  for (const [path, { optionalDependencies = {} }] of Object.entries(packages)) {
-    for (const [name, version] of Object.entries(optionalDependencies)) {
-      const found = find(path, name);
-      if (!found || (/^\d/.test(version) && found.version !== version)) missing.push(`${path}: ${name} ${version}`);
+  /** Where node would look for a package that the one at `path` names. */
+  const find = (path: string, name: string): Entry | undefined => {
+    for (let folder = path; ; folder = folder.slice(0, Math.max(0, folder.lastIndexOf("/node_modules/")))) {
+      const found = packages[folder === "" ? `node_modules/${name}` : `${folder}/node_modules/${name}`];
+      if (found || folder === "") return found;
     }
-  }
-  assert.deepEqual(missing, []);
-});
+  };
 
-test("what every platform installs is pinned by content", () => {
-  const unpinned = Object.entries(packages).filter(([path, { integrity, optional }]) => path !== "" && !optional && integrity === undefined);
-  assert.deepEqual(
-    unpinned.map(([path]) => path),
-    [],
-  );
-});
+  test(`${folder || "."}: no entry has a download address`, () => {
+    assert.deepEqual(
+      Object.keys(packages).filter((path) => packages[path]?.resolved !== undefined),
+      [],
+    );
+    assert.doesNotMatch(text.replaceAll(/"(url|homepage)": "[^"]*"/g, ""), /"https?:\/\/[^"]*\.tgz/);
+  });
 
-test("package.json names exact versions, and the lock file has them", () => {
-  for (const [name, version] of Object.entries({ ...manifest.dependencies, ...manifest.devDependencies })) {
-    assert.match(version, /^\d+\.\d+\.\d+(-[\w.]+)?$/, name);
-    assert.equal(packages[`node_modules/${name}`]?.version, version, name);
-  }
-});
+  test(`${folder || "."}: every optional dependency that is named has an entry of a fitting version`, () => {
+    const missing: string[] = [];
+    for (const [path, { optionalDependencies = {} }] of Object.entries(packages)) {
+      for (const [name, version] of Object.entries(optionalDependencies)) {
+        const found = find(path, name);
+        if (!found || (/^\d/.test(version) && found.version !== version)) missing.push(`${path}: ${name} ${version}`);
+      }
+    }
+    assert.deepEqual(missing, []);
+  });
 
-test("tidy-lock changes nothing in a tidy file", () => {
-  using tree = new TreeCopy(["package-lock.json"]);
+  test(`${folder || "."}: what every platform installs is pinned by content`, () => {
+    const unpinned = Object.entries(packages).filter(([path, { integrity, optional }]) => path !== "" && !optional && integrity === undefined);
+    assert.deepEqual(
+      unpinned.map(([path]) => path),
+      [],
+    );
+  });
+
+  test(`${folder || "."}: package.json names exact versions, and the lock file has them`, () => {
+    for (const [name, version] of Object.entries({ ...manifest.dependencies, ...manifest.devDependencies })) {
+      assert.match(version, /^\d+\.\d+\.\d+(-[\w.]+)?$/, name);
+      assert.equal(packages[`node_modules/${name}`]?.version, version, name);
+    }
+  });
+}
+
+const files = [LOCK, join("test/interop", LOCK)];
+const text = readFileSync(join(root, LOCK), "utf8");
+const { packages } = JSON.parse(text) as { packages: Readonly<Record<string, Entry>> };
+
+test("tidy-lock changes nothing in tidy files", () => {
+  using tree = new TreeCopy(files);
   assert.equal(tree.run("tidy-lock.ts").status, 0);
-  assert.equal(tree.read("package-lock.json"), text);
+  for (const file of files) assert.equal(tree.read(file), readFileSync(join(root, file), "utf8"));
 });
 
 test("tidy-lock takes planted addresses out and puts packages of other platforms back", () => {
-  using tree = new TreeCopy(["package-lock.json"]);
+  using tree = new TreeCopy(files);
   const lock = JSON.parse(text) as { packages: Record<string, Entry> };
   const other = Object.keys(lock.packages).find((path) => path.startsWith("node_modules/@biomejs/cli-win32"));
   assert.ok(other);

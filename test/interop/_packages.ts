@@ -1,0 +1,30 @@
+/** The packages of others that ./prepare has installed here, and how tests run them. */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { text } from "node:stream/consumers";
+import { root } from "../support/tree.ts";
+
+export const here = import.meta.dirname;
+
+export const python = join(here, "python/.venv/bin/python");
+export const goEthereum = join(root, "build/interop/go-ethereum");
+
+/** A command that a package of Python or JavaScript brings. */
+export const pythonCommand = (name: string): string => join(here, "python/.venv/bin", name);
+export const nodeCommand = (name: string): string => join(here, "node_modules/.bin", name);
+
+if (!existsSync(goEthereum)) throw new Error("expected the packages of test/interop, found none: run test/interop/prepare, as npm run test:interop does");
+
+/** Longer than any of the packages takes, and shorter than forever. */
+const TIME_LIMIT = 240_000;
+
+/** Runs a command and returns what it printed. Throws with all that it printed where it fails. */
+export const run = async (command: string, values: readonly string[], options: { readonly input?: string; readonly cwd?: string } = {}): Promise<string> => {
+  const child = spawn(command, values, { cwd: options.cwd ?? here, timeout: TIME_LIMIT, env: { ...process.env, NO_COLOR: "1", CI: "true" } });
+  child.stdin.end(options.input);
+  const [stdout, stderr, [code, signal]] = await Promise.all([text(child.stdout), text(child.stderr), once(child, "exit")]);
+  if (code !== 0) throw new Error(`${command} ${values.join(" ")} ended with ${code ?? signal}:\n${stdout}${stderr}`);
+  return stdout;
+};

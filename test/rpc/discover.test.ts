@@ -1,0 +1,114 @@
+/** What /openapi.json and /openrpc.json allow is what the service takes, and OpenRPC's references end. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Ajv2020 } from "ajv/dist/2020.js";
+import { Rpc } from "../../src/rpc/rpc.ts";
+import { validate } from "../../src/validation/validate.ts";
+
+type Schema = Readonly<Record<string, unknown>>;
+
+interface Document {
+  readonly components: { readonly schemas: Readonly<Record<string, Schema>> };
+}
+
+interface OpenRpc extends Document {
+  readonly methods: readonly { readonly name: string; readonly params: readonly { readonly name: string; readonly schema: Schema }[] }[];
+}
+
+const rpc = new Rpc("0.0.0");
+const openApi = rpc.openApi as Document;
+const openRpc = rpc.openRpc as OpenRpc;
+
+/** Whether a schema of a document takes a value. */
+const takes = (document: Document, schema: Schema, value: unknown): boolean =>
+  new Ajv2020({ strict: false, validateFormats: false }).validate({ ...schema, components: document.components }, value);
+
+const tensors = { w: { shape: [2], values: [1, "NaN"] } };
+const optimizer = { name: "adamw" };
+const step = { optimizer, params: tensors, grads: tensors };
+const shared = { file: "f", offset: 0, length: 8 };
+const digest = { sha256: "0".repeat(64) };
+const linear = { name: "linear" };
+const sequence = (...schedules: readonly object[]): object => ({ name: "sequence", schedules, milestones: schedules.slice(1).map((_, index) => index + 1) });
+
+/** Params of methods: of each those that are right, and those that are wrong in one thing. */
+const CASES: Readonly<Record<string, { readonly right: readonly object[]; readonly wrong: readonly object[] }>> = {
+  step: {
+    right: [
+      step,
+      { ...step, params: shared, grads: digest },
+      { ...step, params: "AAAA", grads: "AA==", state: "" },
+      { ...step, state: null },
+      { ...step, state: shared },
+      { ...step, state: digest },
+      { ...step, params: { file: { shape: [], values: [0] } } },
+      { ...step, params: {} },
+      { ...step, schedule: sequence(linear, sequence(linear, linear)) },
+      { ...step, groups: [{ tensors: ["*"], optimizer: { lr: 1 } }] },
+      { ...step, clip: { max_norm: 1, total_norm: 2 } },
+      { ...step, reply: { into: { params: shared } } },
+    ],
+    wrong: [
+      { ...step, params: { file: "f" } },
+      { ...step, params: { file: "f", offset: 0 } },
+      { ...step, grads: { ...shared, offset: -1 } },
+      { ...step, grads: { ...shared, more: 1 } },
+      { ...step, state: { file: "f" } },
+      { ...step, state: { sha256: "0" } },
+      { ...step, state: tensors },
+      { ...step, state: 1 },
+      { ...step, params: { w: { shape: [1] } } },
+      { ...step, params: { w: { shape: [1], values: ["nan"] } } },
+      { ...step, params: [] },
+      { ...step, optimizer: { name: "adamw", betas: [0.9] } },
+      { ...step, optimizer: { name: "adamv" } },
+      { ...step, optimizer: {} },
+      { ...step, schedule: sequence(linear, { name: "linear", total_iters: 0 }) },
+      { ...step, schedule: sequence(linear, sequence({ name: "linear", total_iters: 0 })) },
+      { ...step, groups: [{ tensors: ["*"], optimizer: { name: "adamw" } }] },
+      { ...step, clip: { max_norm: 1, max_value: 2 } },
+      { ...step, clip: {} },
+      { ...step, more: 1 },
+    ],
+  },
+  inspect: { right: [{ state: "" }, { state: shared }, { state: digest }], wrong: [{}, { state: { file: "f" } }, { state: tensors }] },
+  evaluate: { right: [{ schedule: linear }], wrong: [{ schedule: {} }, { schedule: linear, count: 0 }, { schedule: linear, count: 10_001 }] },
+};
+
+const METHODS: Readonly<Record<string, string>> = { step: "optimizer.step", inspect: "state.inspect", evaluate: "schedule.evaluate" };
+
+for (const [name, { right, wrong }] of Object.entries(CASES)) {
+  for (const [isRight, value] of [...right.map((one) => [true, one] as const), ...wrong.map((one) => [false, one] as const)]) {
+    test(`${name}: the service and both documents ${isRight ? "take" : "refuse"} ${JSON.stringify(value)}`, () => {
+      const check = () => validate(`${name}.schema.json`, value);
+      if (isRight) assert.doesNotThrow(check);
+      else assert.throws(check);
+      const title = `${name[0]?.toUpperCase()}${name.slice(1)}Params`;
+      assert.equal(takes(openApi, openApi.components.schemas[title] as Schema, value), isRight, "OpenAPI");
+      // OpenRPC says parameters one by one.
+      const { params = [] } = openRpc.methods.find((method) => method.name === METHODS[name]) ?? {};
+      const properties = Object.fromEntries(params.map((param) => [param.name, param.schema]));
+      const required = params.filter((param) => (param as { required?: boolean }).required).map((param) => param.name);
+      assert.equal(takes(openRpc, { type: "object", properties, required, additionalProperties: false }, value), isRight, "OpenRPC");
+    });
+  }
+}
+
+/** The components that a schema refers to. */
+const referencesIn = (schema: Schema): readonly string[] =>
+  [...JSON.stringify(schema).matchAll(/"#\/components\/schemas\/([^"]+)"/g)].map(([, name = ""]) => name);
+
+test("no reference of OpenRPC leads back, because its tools put schemas in the place of references", () => {
+  const follow = (name: string, path: readonly string[]): void => {
+    assert.ok(!path.includes(name), [...path, name].join(" -> "));
+    for (const next of referencesIn(openRpc.components.schemas[name] as Schema)) follow(next, [...path, name]);
+  };
+  for (const name of Object.keys(openRpc.components.schemas)) follow(name, []);
+});
+
+test("every component has its name as title, and none of stepd's own keywords", () => {
+  for (const { components } of [openApi, openRpc]) {
+    for (const [name, schema] of Object.entries(components.schemas)) assert.equal(schema["title"], name);
+    assert.doesNotMatch(JSON.stringify(components), /"(tsType|blob|if|then|else|\$defs)":/);
+  }
+});

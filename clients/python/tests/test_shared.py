@@ -165,11 +165,11 @@ def sent(client: stepd.Client) -> list[Sent]:
     calls: list[Sent] = []
     send = client._transport.send
 
-    def spy(call: Any, timeout: Any) -> Any:
+    def spy(call: Any, *limits: Any) -> Any:
         calls.append(Sent(call))
-        return send(call, timeout)
+        return send(call, *limits)
 
-    client._transport.send = spy  # type: ignore[method-assign]
+    client._transport.send = spy  # type: ignore[assignment]
     return calls
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import gc
 import json
@@ -14,11 +15,12 @@ import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from conftest import Server
@@ -159,6 +161,178 @@ def test_says_why_it_gave_up(run: Run, server: Server) -> None:
         assert (caught.value.status, proxy.connections) == (404, 1)
     for error in (stepd.ConnectError("x"), stepd.TimeoutError("x")):
         assert isinstance(error, (stepd.TransportError, OSError))
+
+
+def drip(head: bytes, body: bytes) -> Callable[[socket.socket], None]:
+    """Answer with all of it, a byte of the second part at a time."""
+
+    def spoil(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(head)
+        for byte in body:
+            time.sleep(0.05)
+            connection.sendall(bytes([byte]))
+
+    return spoil
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+READY = json.dumps({"optimizers": ["x" * 200]}).encode()
+PACKED = msgpack.packb({"optimizers": ["x" * 200], "state": bytes(3000)})
+
+
+def sip(connection: socket.socket) -> None:
+    """Take a request in little pieces, and answer at its end."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    for _ in range(200):
+        time.sleep(0.05)
+        if not connection.recv(1000):
+            return
+    reply(connection, "200 OK", b"{}", "Content-Type: application/json")
+
+
+@both
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        drip(HEAD % (b"application/json", len(READY)), READY),
+        drip(HEAD % (b"application/vnd.msgpack", len(PACKED)), PACKED),
+        drip(b"HTTP/1.1 200 OK\r\n", b"X: " + b"x" * 200 + b"\r\n\r\n"),
+        drip(b"HTTP/1.1 503 Busy\r\nContent-Length: 200\r\n\r\n", b"x" * 200),
+    ],
+    ids=["json", "msgpack", "headers", "refusal"],
+)
+def test_a_dripping_reply_does_not_hold_a_call_open(run: Run, spoil: Any) -> None:
+    late = pytest.raises(stepd.TimeoutError, match="in time")
+    with Proxy("http://127.0.0.1:1", [spoil]) as proxy, late:
+        run(proxy.url, "optimizers", retries=0, timeout=0.5)
+
+
+# asyncio closes a connection only after the peer has taken what was sent.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@both
+@pytest.mark.parametrize("spoil", [sip, lambda _: time.sleep(5)], ids=["slow", "none"])
+def test_an_upload_that_stalls_does_not_hold_a_call_open(run: Run, spoil: Any) -> None:
+    large = {"w": np.ones(2**23, np.float32)}
+    late = pytest.raises(stepd.TimeoutError, match="in time")
+    with Proxy("http://127.0.0.1:1", [spoil]) as proxy, late:
+        run(proxy.url, "step", ADAMW, large, large, retries=0, timeout=0.5)
+    gc.collect()
+
+
+@both
+def test_a_long_call_is_only_limited_where_it_was_asked_for(run: Run) -> None:
+    body = json.dumps({"optimizers": []}).encode()
+    spoil = drip(HEAD % (b"application/json", len(body)), body)
+    with Proxy("http://127.0.0.1:1", [spoil]) as proxy:
+        timeout = stepd.Timeout(read=1)
+        assert run(proxy.url, "optimizers", retries=0, timeout=timeout) == []
+
+
+def run_sharded(url: str, method: str, *given: Any, **options: Any) -> Any:
+    with stepd.ShardedClient([url, url], request_bytes=1, **options) as client:
+        return getattr(client, method)(*given)
+
+
+all_three = pytest.mark.parametrize(
+    "run", [run_sync, run_async, run_sharded], ids=["sync", "async", "sharded"]
+)
+
+
+@contextlib.contextmanager
+def restarting(port: int, seconds: float) -> Iterator[None]:
+    """A server on the port, but only after some seconds."""
+    servers: list[Server] = []
+    timer = threading.Timer(
+        seconds, lambda: servers.append(Server(STEPD_PORT=str(port)))
+    )
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+        for started in servers:
+            started.kill()
+
+
+def unused_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+        return port
+
+
+@all_three
+def test_waits_for_a_server_that_starts_anew(
+    run: Run, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = unused_port()
+    two = {**W, "b": W["w"]}
+    with restarting(port, 1.5):
+        result = run(f"http://127.0.0.1:{port}", "step", ADAMW, two, two)
+    assert result.state == run_sync(server.url, "step", ADAMW, two, two).state
+    refused = [one for one in caplog.records if "refuse" in one.getMessage()]
+    assert refused and {one.name for one in refused} == {"stepd"}
+    assert "trying again for 30 s" in refused[0].getMessage()
+
+
+@all_three
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retries": 0},
+        {"retries": stepd.Retry(attempts=9, refused=0.2)},
+        {"timeout": stepd.Timeout(deadline=0.5)},
+    ],
+    ids=["none", "0.2 s", "deadline"],
+)
+def test_gives_up_an_address_at_which_nobody_listens(
+    run: Run, options: dict[str, Any]
+) -> None:
+    start = time.monotonic()
+    with pytest.raises(stepd.ConnectError) as caught:
+        run(f"http://127.0.0.1:{unused_port()}", "step", ADAMW, W, W, **options)
+    assert caught.value.refused
+    assert time.monotonic() - start < 20
+
+
+@all_three
+def test_other_failures_keep_the_number_of_their_attempts(
+    run: Run, server: Server
+) -> None:
+    spoils = [hang_up] * 4
+    with Proxy(server.url, spoils) as proxy:
+        with pytest.raises(stepd.ConnectError) as caught:
+            run(proxy.url, "norms", W, retries=stepd.Retry(attempts=1, first=0.01))
+        assert not caught.value.refused
+        assert proxy.connections == (4 if run is run_sharded else 2)
+
+
+@all_three
+def test_a_deadline_holds_for_all_attempts(run: Run, server: Server) -> None:
+    busy = answer("503 Service Unavailable", b"busy", "Retry-After: 3")
+    with Proxy(server.url, [busy] * 8) as proxy:
+        with pytest.raises(stepd.TransportError, match="busy"):
+            run(proxy.url, "norms", W, timeout=stepd.Timeout(deadline=1))
+        assert proxy.connections == (2 if run is run_sharded else 1)
+    late = pytest.raises(stepd.TimeoutError)
+    with Proxy(server.url, [silence] * 8) as proxy, late:
+        run(proxy.url, "norms", W, timeout=stepd.Timeout(deadline=0.5))
+
+
+@both
+def test_reads_errors_in_messagepack(run: Run, server: Server) -> None:
+    packed = msgpack.packb(PROBLEM)
+    for kind in ("application/vnd.msgpack", "application/problem+json"):
+        spoil = answer("429 Too Many", packed, f"Content-Type: {kind}")
+        with Proxy(server.url, [spoil]) as proxy:
+            with pytest.raises(stepd.Overloaded, match="full") as caught:
+                run(proxy.url, "info", retries=0)
+            assert caught.value.retry_after == 1
+    strange = pytest.raises(stepd.TransportError, match="no reply of stepd")
+    with Proxy(server.url, [answer("502 Bad", b"\x81\xa1a\x92")]) as proxy, strange:
+        run(proxy.url, "info", retries=0)
 
 
 @both

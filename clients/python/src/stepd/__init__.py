@@ -23,12 +23,12 @@ from ._errors import (
     TimeoutError,  # noqa: A004
     TransportError,
 )
-from ._http import Timeout
 from ._options import Reply, StepOptions
 from ._retry import Retry
 from ._shards import ShardedClient
 from ._state import State
 from ._tensors import bfloat16
+from ._timeout import Timeout
 from ._version import __version__
 
 if TYPE_CHECKING:

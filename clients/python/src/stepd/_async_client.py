@@ -8,9 +8,11 @@ that came in is copied once, to its place in the blob that it is a part of.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import functools
 import json
+import math
 import os
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -29,20 +31,20 @@ from ._errors import (
 )
 from ._http import (
     NO_REPLY,
-    Timeout,
     address_of,
     error_of,
     headers_of,
+    nobody_listens,
     reply_of,
-    timeout_of,
     token_of,
 )
 from ._memory import Pool
 from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
-from ._retry import Retry, Tries, retry_of
+from ._retry import Pauses, Retry, Tries, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays
+from ._timeout import DEFAULT_TIMEOUT, Clock, Timeout, timeout_of
 from ._wire import MEDIA_TYPE, decode
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class AsyncClient:
         url: str,
         token: str | None = None,
         *,
-        timeout: float | Timeout = 60.0,
+        timeout: float | Timeout = DEFAULT_TIMEOUT,
         retries: int | Retry = 4,
         ssl_context: ssl.SSLContext | None = None,
         pool_size: int = 8,
@@ -157,21 +159,24 @@ class AsyncClient:
 
     async def _run(self, call: Call[T], timeout: float | Timeout | None = None) -> T:
         limit = self._timeout if timeout is None else timeout_of(timeout)
-        tries = Tries(call, self._retry)
+        end = limit.end()
+        tries = Tries(call, Pauses(self._retry, f"stepd at {self.url}", end))
         while True:
             try:
-                return await self._send(tries.call, limit)
+                return await self._send(tries.call, limit, end)
             except StepdError as error:
                 pause = tries.after(error)
             await asyncio.sleep(pause)
 
-    async def _send(self, call: Call[T], timeout: Timeout) -> T:
+    async def _send(self, call: Call[T], timeout: Timeout, end: float = math.inf) -> T:
         at = self._address
         base = "http://localhost" if at.socket is not None else at.url.rstrip("/")
-        limits = aiohttp.ClientTimeout(
-            total=None, sock_connect=timeout.connect, sock_read=timeout.read
-        )
         try:
+            limits = aiohttp.ClientTimeout(
+                total=Clock(timeout, end).whole(),
+                sock_connect=timeout.connect,
+                sock_read=timeout.read,
+            )
             session = await self._open()
             async with session.request(
                 call.verb,
@@ -182,13 +187,16 @@ class AsyncClient:
                 allow_redirects=False,
             ) as response:
                 return await _reply(response, call, self._memory)
-        except asyncio.TimeoutError as error:
+        except (asyncio.TimeoutError, builtins.TimeoutError) as error:
             raise TimeoutError(f"stepd at {self.url} did not answer in time") from error
         except (aiohttp.ClientError, OSError, EOFError) as error:
             if isinstance(error, StepdError):
                 raise
-            message = f"stepd at {self.url} was not reached: {error!r}"
-            raise ConnectError(message) from error
+            raise ConnectError(
+                f"stepd at {self.url} was not reached: {error!r}",
+                refused=isinstance(error, aiohttp.ClientConnectorError)
+                and nobody_listens(error),
+            ) from error
 
     async def step(
         self,

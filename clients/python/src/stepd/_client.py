@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import _calls as calls
 from ._calls import Call, Convention, Conversion, Json, NormsResult, StepResult
 from ._errors import StepdError, TransportError
-from ._http import Timeout, Transport, address_of, timeout_of
+from ._http import Transport, address_of
 from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
-from ._retry import Retry, Tries, retry_of
+from ._retry import Pauses, Retry, Tries, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays
+from ._timeout import DEFAULT_TIMEOUT, Timeout, timeout_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,11 +30,12 @@ T = TypeVar("T")
 class Client:
     """Calls one server over connections that stay open. Threads may share it.
 
-    ``url`` is http://, https:// or unix:///path/of/socket. ``timeout`` is in seconds:
-    the longest silence of the server, or a :class:`Timeout`. ``retries`` is how often
-    a call is sent again after 429, 502, 503, 504, a lost connection or a timeout, or a
-    :class:`Retry`; that is safe, because a step is a pure function. ``pool_size`` is
-    how many idle connections are kept.
+    ``url`` is http://, https:// or unix:///path/of/socket. ``timeout`` limits one
+    attempt with its reply, in seconds, or is a :class:`Timeout`. ``retries`` is how
+    often a call is sent again after 429, 502, 503, 504, a lost connection or a timeout,
+    or a :class:`Retry`; that is safe, because a step is a pure function. Refused
+    connections are tried again for 30 s, and a warning in the log ``stepd`` says so;
+    not with 0 ``retries``. ``pool_size`` is how many idle connections are kept.
 
     ``shared_dir`` is the folder that a server on this host shares (STEPD_SHARED_DIR;
     where there are tokens, the folder of the token's name in it). Then arrays and
@@ -52,7 +54,7 @@ class Client:
         url: str,
         token: str | None = None,
         *,
-        timeout: float | Timeout = 60.0,
+        timeout: float | Timeout = DEFAULT_TIMEOUT,
         retries: int | Retry = 4,
         ssl_context: ssl.SSLContext | None = None,
         pool_size: int = 8,
@@ -103,10 +105,11 @@ class Client:
 
     def _run(self, call: Call[T], timeout: float | Timeout | None = None) -> T:
         limit = self._timeout if timeout is None else timeout_of(timeout)
-        tries = Tries(call, self._retry)
+        end = limit.end()
+        tries = Tries(call, Pauses(self._retry, f"stepd at {self.url}", end))
         while True:
             try:
-                return self._transport.send(tries.call, limit)
+                return self._transport.send(tries.call, limit, end)
             except StepdError as error:
                 pause = tries.after(error)
             time.sleep(pause)

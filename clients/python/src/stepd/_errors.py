@@ -39,7 +39,21 @@ class TransportError(StepdError):
 
 
 class ConnectError(TransportError, ConnectionError):
-    """The connection could not be made, or it broke."""
+    """The connection could not be made, or it broke.
+
+    ``refused`` says that nobody listens at the address.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        retry_after: float | None = None,
+        *,
+        refused: bool = False,
+    ) -> None:
+        super().__init__(message, status, retry_after)
+        self.refused = refused
 
 
 class TimeoutError(TransportError, builtins.TimeoutError):  # noqa: A001

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import builtins
 import email.utils
+import errno
+import functools
 import http.client
+import io
 import json
+import math
 import os
 import re
 import select
@@ -21,8 +25,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
-
-import msgpack
 
 from ._calls import Call
 from ._errors import (
@@ -35,8 +37,9 @@ from ._errors import (
     server_error,
 )
 from ._memory import Pool
+from ._timeout import Clock, Timeout
 from ._version import __version__
-from ._wire import MEDIA_TYPE, decode
+from ._wire import MEDIA_TYPE, decode, problem_in
 
 T = TypeVar("T")
 
@@ -44,20 +47,6 @@ T = TypeVar("T")
 NO_REPLY = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 PORTS = {"http": 80, "https": 443}
-
-
-@dataclass(frozen=True)
-class Timeout:
-    """Seconds to make a connection, and seconds without a byte of the reply."""
-
-    connect: float = 5.0
-    read: float = 60.0
-
-
-def timeout_of(timeout: float | Timeout) -> Timeout:
-    if isinstance(timeout, Timeout):
-        return timeout
-    return Timeout(min(timeout, Timeout.connect), timeout)
 
 
 @dataclass(frozen=True)
@@ -128,8 +117,8 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> StepdError:
     """The error of a reply that is none of success."""
     seconds = _seconds_until(retry_after or "")
     try:
-        error = server_error(_problem_of(body))
-    except (ValueError, KeyError, TypeError):
+        error = server_error(problem_in(body))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # A proxy's own words, not the server's.
         text = body[:200].decode(errors="replace")
         message = f"HTTP {status}, which is no reply of stepd: {text}"
@@ -137,11 +126,6 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> StepdError:
     if error.retry_after is None:
         error.retry_after = seconds
     return error
-
-
-def _problem_of(body: bytes) -> Any:
-    """Problem details in JSON, or in MessagePack, which no brace can start."""
-    return json.loads(body) if body.lstrip()[:1] == b"{" else msgpack.unpackb(body)
 
 
 def _seconds_until(retry_after: str) -> float | None:
@@ -165,7 +149,7 @@ def reply_of(call: Call[T], reply: Any) -> T:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
@@ -173,6 +157,48 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+class _Timed(io.RawIOBase):
+    """The bytes of a connection, each read of which the clock limits.
+
+    A socket's own timeout knows nothing of a server that sends a byte now and then.
+    """
+
+    def __init__(self, sock: socket.socket, clock: Clock) -> None:
+        self._sock = sock
+        self._clock = clock
+        self._bytes = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(self._clock.silence())
+        return self._bytes.readinto(buffer)
+
+    def close(self) -> None:
+        self._bytes.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, clock: Clock, sock: socket.socket, *given: Any, **more: Any):
+        super().__init__(sock, *given, **more)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Timed(sock, clock))
+
+
+def _send_all(sock: socket.socket, part: memoryview, clock: Clock) -> None:
+    sent = 0
+    while sent < part.nbytes:
+        sock.settimeout(clock.silence())
+        sent += sock.send(part[sent:])
+
+
+def nobody_listens(error: OSError) -> bool:
+    """Whether no server is at the address: at a socket's path there may be no file."""
+    return error.errno in (errno.ECONNREFUSED, errno.ENOENT)
 
 
 class Transport:
@@ -203,20 +229,23 @@ class Transport:
             connection.close()
         self._memory.close()
 
-    def send(self, call: Call[T], timeout: Timeout) -> T:
-        """One attempt. Raises StepdError."""
+    def send(self, call: Call[T], timeout: Timeout, end: float = math.inf) -> T:
+        """One attempt, until ``end`` at most. Raises StepdError."""
         url = self.address.url
         connection: http.client.HTTPConnection | None = None
         try:
-            connection = self._take() or self._connect(timeout)
-            connection.sock.settimeout(timeout.read)
-            result = self._exchange(connection, call)
+            clock = Clock(timeout, end)
+            connection = self._take() or self._connect(clock)
+            result = self._exchange(connection, call, clock)
         except builtins.TimeoutError as error:
             self._drop(connection)
             raise TimeoutError(f"stepd at {url} did not answer in time") from error
         except (OSError, EOFError, http.client.HTTPException) as error:
             self._drop(connection)
-            raise ConnectError(f"stepd at {url} was not reached: {error!r}") from error
+            raise ConnectError(
+                f"stepd at {url} was not reached: {error!r}",
+                refused=isinstance(error, OSError) and nobody_listens(error),
+            ) from error
         except ServerError:
             self._give(connection)
             raise
@@ -226,15 +255,19 @@ class Transport:
         self._give(connection)
         return result
 
-    def _exchange(self, connection: http.client.HTTPConnection, call: Call[T]) -> T:
+    def _exchange(
+        self, connection: http.client.HTTPConnection, call: Call[T], clock: Clock
+    ) -> T:
         target = self.address.prefix + call.path
+        connection.response_class = functools.partial(_Response, clock)  # type: ignore[assignment]
+        connection.sock.settimeout(clock.silence())
         connection.putrequest(call.verb, target, skip_accept_encoding=True)
         for name, value in headers_of(call, self._token).items():
             connection.putheader(name, value)
         try:
             connection.endheaders()
             for part in call.body:
-                connection.sock.sendall(part)
+                _send_all(connection.sock, part, clock)
         except (BrokenPipeError, ConnectionResetError):
             # A proxy may refuse before the body is through; its reply says why.
             response = connection.getresponse()
@@ -256,19 +289,18 @@ class Transport:
         except NO_REPLY as error:
             raise TransportError(f"the reply is none of stepd: {error}") from error
 
-    def _connect(self, timeout: Timeout) -> http.client.HTTPConnection:
+    def _connect(self, clock: Clock) -> http.client.HTTPConnection:
         at = self.address
+        timeout = clock.connecting()
         connection: http.client.HTTPConnection
         if at.socket is not None:
-            connection = _UnixConnection(at.socket, timeout.connect)
+            connection = _UnixConnection(at.socket, timeout)
         elif at.secure:
             connection = http.client.HTTPSConnection(
-                at.host, at.port, timeout=timeout.connect, context=self._ssl
+                at.host, at.port, timeout=timeout, context=self._ssl
             )
         else:
-            connection = http.client.HTTPConnection(
-                at.host, at.port, timeout=timeout.connect
-            )
+            connection = http.client.HTTPConnection(at.host, at.port, timeout=timeout)
         try:
             connection.connect()
         except BaseException:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from time import monotonic
 from typing import Generic, TypeVar
 
 from ._calls import Call
-from ._errors import ServerError, StepdError, TransportError
+from ._errors import ConnectError, ServerError, StepdError, TransportError
 
 T = TypeVar("T")
 
+logger = logging.getLogger("stepd")
+
 #: Statuses after which the same call may succeed.
 PASSING = frozenset({429, 502, 503, 504})
+
+#: Seconds between two attempts at most while connections are refused.
+_LONGEST_REFUSED_PAUSE = 1.0
 
 
 def is_passing(error: StepdError) -> bool:
@@ -35,6 +43,11 @@ def is_of_server(error: StepdError) -> bool:
     return isinstance(error, ServerError) and error.status in PASSING | {500}
 
 
+def is_refused(error: StepdError) -> bool:
+    """Whether nobody listens at the address, as while a server starts anew."""
+    return isinstance(error, ConnectError) and error.refused
+
+
 @dataclass(frozen=True)
 class Retry:
     """How often a call is sent again, and after which pauses.
@@ -42,34 +55,103 @@ class Retry:
     The pause doubles from ``first`` to ``longest`` seconds and is shortened at random
     by up to a half. What the server says (Retry-After) is the least, but no more than
     ``longest_asked`` seconds.
+
+    A refused connection does not count as an attempt: for ``refused`` seconds it is
+    tried again, at least once a second, so that a server may be started anew.
     """
 
     attempts: int = 4
     first: float = 0.05
     longest: float = 5.0
     longest_asked: float = 60.0
+    refused: float = 30.0
+
+    def __post_init__(self) -> None:
+        _require_attempts(self.attempts, "attempts", "")
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not value >= 0:
+                raise (ValueError if is_number else TypeError)(
+                    f"{field.name}: expected seconds from 0 on, found {value!r}"
+                )
 
     def pause(self, attempt: int, error: StepdError) -> float | None:
         """Seconds before the attempt after ``attempt`` (from 0); None to give up."""
         if attempt >= self.attempts:
             return None
-        pause = min(self.first * 2.0**attempt, self.longest) * random.uniform(0.5, 1)
+        pause = _growing(self.first, attempt, self.longest)
         asked: float | None = getattr(error, "retry_after", None)
         return pause if asked is None else min(asked, self.longest_asked) + pause
 
 
+def _growing(first: float, attempt: int, longest: float) -> float:
+    return min(first * 2.0 ** min(attempt, 64), longest) * random.uniform(0.5, 1)
+
+
+def _require_attempts(value: object, name: str, other: str) -> None:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < 0:  # type: ignore[operator]
+        raise (ValueError if is_whole else TypeError)(
+            f"{name}: expected a whole number from 0 on{other}, found {value!r}"
+        )
+
+
 def retry_of(retries: int | Retry) -> Retry:
-    return retries if isinstance(retries, Retry) else Retry(attempts=retries)
+    """A number of attempts with its pauses; 0 is for no second attempt at all."""
+    if isinstance(retries, Retry):
+        return retries
+    _require_attempts(retries, "retries", " or a stepd.Retry")
+    return Retry(retries) if retries else Retry(0, refused=0)
+
+
+class Pauses:
+    """The pauses of one call, which ends at ``end`` on the monotonic clock."""
+
+    def __init__(self, retry: Retry, server: str, end: float = math.inf) -> None:
+        self._retry = retry
+        self._server = server
+        self._end = end
+        self._attempt = 0
+        self._refusals = 0
+        self._refused_until = 0.0
+
+    def after(self, error: StepdError) -> float | None:
+        """Seconds until the next attempt; None to give up."""
+        now = monotonic()
+        if is_refused(error):
+            pause = self._while_refused(now)
+        else:
+            self._refusals = 0
+            pause = self._retry.pause(self._attempt, error)
+            self._attempt += 1
+        return None if pause is None or now + pause >= self._end else pause
+
+    def _while_refused(self, now: float) -> float | None:
+        if self._refusals == 0:
+            self._refused_until = now + self._retry.refused
+            if self._retry.refused:
+                logger.warning(
+                    "%s refuses connections; trying again for %g s",
+                    self._server,
+                    self._retry.refused,
+                )
+        left = self._refused_until - now
+        if left <= 0:
+            return None
+        first = max(self._retry.first, 0.01)
+        pause = _growing(first, self._refusals, _LONGEST_REFUSED_PAUSE)
+        self._refusals += 1
+        return min(pause, left)
 
 
 class Tries(Generic[T]):
     """What is sent for one call until it succeeds or is given up."""
 
-    def __init__(self, call: Call[T], retry: Retry) -> None:
+    def __init__(self, call: Call[T], pauses: Pauses) -> None:
         #: What to send next.
         self.call = call
-        self._retry = retry
-        self._attempt = 0
+        self._pauses = pauses
 
     def after(self, error: StepdError) -> float:
         """Seconds until the next is to be sent. Raises the error to give up."""
@@ -77,10 +159,9 @@ class Tries(Generic[T]):
         if instead is not None:
             self.call = instead
             return 0
-        pause = self._retry.pause(self._attempt, error)
-        if pause is None or not is_passing(error):
+        pause = self._pauses.after(error) if is_passing(error) else None
+        if pause is None:
             raise error
-        self._attempt += 1
         if self.call.again is not None and isinstance(error, TransportError):
             self.call = self.call.again()
         return pause

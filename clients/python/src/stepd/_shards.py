@@ -30,7 +30,6 @@ from ._calls import (
 from ._client import Client
 from ._error_table import BlobMissing, NonFiniteGradient
 from ._errors import StepdError
-from ._http import Timeout
 from ._norms import (
     clipped_by,
     clips_by_norm,
@@ -42,10 +41,11 @@ from ._norms import (
 )
 from ._options import Groups, Optimizer, StepOptions, step_options
 from ._refusals import joined_refusal, joined_sentences
-from ._retry import Retry, is_of_server, retry_of
+from ._retry import Pauses, Retry, is_of_server, is_refused, retry_of
 from ._shared import SharedFolder
 from ._state import State
 from ._tensors import Array, Arrays
+from ._timeout import DEFAULT_TIMEOUT, Span, Timeout, timeout_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -69,9 +69,10 @@ class ShardedClient:
 
     A call that a replica fails, and not because the call is wrong, goes to another one
     at once. When all have failed there is a pause; ``retries`` counts the rounds after
-    the first. A replica that failed is left alone while there are others: for 1 s, and
-    twice as long after each further failure, up to 60 s. The other arguments are those
-    of :class:`Client`. Threads may share it.
+    the first, but for those in which every one refused the connection. A replica that
+    failed is left alone while there are others: for 1 s, and twice as long after each
+    further failure, up to 60 s. The other arguments are those of :class:`Client`.
+    Threads may share it.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class ShardedClient:
         *,
         request_bytes: int = 64 * MIB,
         connections: int = 4,
-        timeout: float | Timeout = 60.0,
+        timeout: float | Timeout = DEFAULT_TIMEOUT,
         retries: int | Retry = 6,
         ssl_context: ssl.SSLContext | None = None,
         shared_dir: str | os.PathLike[str] | None = None,
@@ -118,6 +119,7 @@ class ShardedClient:
             for replica in self._replicas:
                 replica.client._shared = shared
         self._request_bytes = request_bytes
+        self._timeout = timeout_of(timeout)
         self._retry = retry_of(retries)
         self._lock = threading.Lock()
         self._turns = itertools.count(1)
@@ -164,6 +166,7 @@ class ShardedClient:
         packed as they were then, and each call goes first to the server that keeps
         what it names. Another one is sent what is given beside it.
         """
+        span = self._span(timeout)
         options = step_options(options)
         stats = options.get("stats")
         if stats not in (None, "none"):
@@ -195,7 +198,7 @@ class ShardedClient:
         spoils: set[str] | None = None
         if clips or non_finite == "skip":
             zeros = {name: zeros_of(tensor) for name, tensor in known.items()}
-            norms = self._norms(shards, grads, zeros, loss_scale, timeout)
+            norms = self._norms(shards, grads, zeros, loss_scale, span)
             broken = {name for name, tensor in norms.items() if tensor.non_finite}
             if broken and non_finite == "skip":
                 spoils = broken
@@ -230,13 +233,18 @@ class ShardedClient:
 
             def step(client: Client) -> tuple[StepResult, str]:
                 result = client.step(
-                    optimizer, own, own_grads, own_state, timeout=timeout, **own_options
+                    optimizer,
+                    own,
+                    own_grads,
+                    own_state,
+                    timeout=span.rest(),
+                    **own_options,
                 )
                 return result, client.url
 
             return step
 
-        answers = self._each(shards, call)
+        answers = self._each(shards, call, span)
         results = [result for result, _ in answers]
         warnings = itertools.chain.from_iterable(one.warnings for one in results)
         stepped: dict[str, Array] = {}
@@ -279,17 +287,19 @@ class ShardedClient:
         timeout: float | Timeout | None = None,
     ) -> State:
         """The state before the first step, as :meth:`Client.init`."""
-        settings: dict[str, Any] = {
-            "groups": groups,
-            "master_weights": master_weights,
-            "timeout": timeout,
-        }
+        span = self._span(timeout)
 
         def call(shard: _Shard) -> Callable[[Client], State]:
             own = _only(params, shard.names)
-            return lambda client: client.init(optimizer, own, **settings)
+            return lambda client: client.init(
+                optimizer,
+                own,
+                groups=groups,
+                master_weights=master_weights,
+                timeout=span.rest(),
+            )
 
-        return State.join(self._each(self._pack(params, {}, None), call))
+        return State.join(self._each(self._pack(params, {}, None), call, span))
 
     def norms(
         self,
@@ -302,13 +312,24 @@ class ShardedClient:
         """Sums of squares by tensor and the norm over all, as :meth:`Client.norms`."""
         shards = self._pack(grads, params or {}, None)
         tensors = self._norms(
-            shards, grads, params, loss_scale, timeout, of_params=params is not None
+            shards,
+            grads,
+            params,
+            loss_scale,
+            self._span(timeout),
+            of_params=params is not None,
         )
         return NormsResult(tensors, total_norm(tensors))
 
     def describe(self, name: str) -> dict[str, Any]:
         """Formula, references, hyperparameters, slots and cost of an optimizer."""
-        return self._anywhere(lambda client: client.describe(name))
+        span = self._span(None)
+        return self._anywhere(
+            lambda client: client.describe(name, timeout=span.rest()), span
+        )
+
+    def _span(self, timeout: float | Timeout | None) -> Span:
+        return Span(self._timeout if timeout is None else timeout_of(timeout))
 
     def _norms(
         self,
@@ -316,7 +337,7 @@ class ShardedClient:
         grads: Arrays,
         params: Arrays | None,
         loss_scale: float | None,
-        timeout: float | Timeout | None,
+        span: Span,
         *,
         of_params: bool = False,
     ) -> dict[str, TensorNorms]:
@@ -328,11 +349,11 @@ class ShardedClient:
             if not of_params and not differ_in_arithmetic(given or {}, own):
                 given = None
             return lambda client: client.norms(
-                own, given, loss_scale=loss_scale, timeout=timeout
+                own, given, loss_scale=loss_scale, timeout=span.rest()
             )
 
         tensors: dict[str, TensorNorms] = {}
-        for result in self._each(shards, call):
+        for result in self._each(shards, call, span):
             tensors.update(result.tensors)
         return tensors
 
@@ -363,6 +384,7 @@ class ShardedClient:
         self,
         shards: Sequence[_Shard],
         call: Callable[[_Shard], Callable[[Client], T]],
+        span: Span,
     ) -> list[T]:
         """Make a call for each shard, some at once. Raises the first one's error.
 
@@ -371,7 +393,7 @@ class ShardedClient:
         """
 
         def run(shard: _Shard) -> T:
-            return self._anywhere(call(shard), shard.url)
+            return self._anywhere(call(shard), span, shard.url)
 
         if len(shards) == 1:
             return [run(shards[0])]
@@ -392,13 +414,15 @@ class ShardedClient:
             raise joined_refusal(refusals)
         return results
 
-    def _anywhere(self, call: Callable[[Client], T], home: str | None = None) -> T:
+    def _anywhere(
+        self, call: Callable[[Client], T], span: Span, home: str | None = None
+    ) -> T:
         """Try the replicas until one answers. What is wrong with the call is raised.
 
         The one at ``home`` is the first, if it does not rest. Of what one does not have
         and was not given, another may.
         """
-        attempt = 0
+        pauses = Pauses(self._retry, "every stepd replica", span.end)
         while True:
             failures: list[StepdError] = []
             tried: list[_Replica] = []
@@ -431,11 +455,11 @@ class ShardedClient:
                         replica.calls -= 1
             missing = [one for one in failures if isinstance(one, BlobMissing)]
             # The first to take calls again is worth waiting for.
-            pause = self._retry.pause(attempt, min(failures, key=_asked))
+            heard = [one for one in failures if not is_refused(one)]
+            pause = pauses.after(min(heard or failures, key=_asked))
             if pause is None or len(missing) == len(failures):
                 raise (missing or failures)[-1]
             sleep(pause)
-            attempt += 1
 
 
 @dataclass

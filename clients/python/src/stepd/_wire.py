@@ -7,6 +7,7 @@ buffer of its own, wherever the bytes come from. Large buffers come from a pool.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -19,6 +20,9 @@ from ._memory import KEPT_BYTES, Pool
 MEDIA_TYPE = "application/vnd.msgpack"
 
 _MAX_BLOB = 2**32 - 1
+
+#: The first bytes of a map, with none of which a text in JSON starts.
+_MAPS = [bytes([first]) for first in (*range(0x80, 0x90), 0xDE, 0xDF)]
 
 #: Parts below this size are joined: one send costs more than copying them.
 _JOIN_BYTES = 65536
@@ -64,6 +68,12 @@ def encode(fields: Mapping[str, Any]) -> list[memoryview]:
         parts.append(memoryview(struct.pack(">BI", 0xC6, value.nbytes)))
         parts.extend(value.parts)
     return _joined(parts)
+
+
+def problem_in(body: bytes) -> Any:
+    """The problem details of an error, which are an object in JSON or a map here."""
+    is_map = body[:1] in _MAPS
+    return msgpack.unpackb(body) if is_map else json.loads(body)
 
 
 def _joined(parts: list[memoryview]) -> list[memoryview]:

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 
 from ._client import Client
-from ._http import Timeout
 from ._options import Groups, NonFinite, Optimizer, Schedule
 from ._shards import ShardedClient
 from ._state import State
 from ._tensors import Array
+from ._timeout import Timeout
 
 
 class RemoteState(NamedTuple):

@@ -12,11 +12,11 @@ from torch.optim.optimizer import ParamsT
 
 from ._calls import StepResult
 from ._client import Client
-from ._http import Timeout
 from ._options import NonFinite
 from ._shards import ShardedClient
 from ._state import STEP, State
 from ._tensors import Array, Tensor, array_of, bfloat16, scalar, tensor_of
+from ._timeout import Timeout
 
 _MASTER = "master_param"
 

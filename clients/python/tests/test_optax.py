@@ -11,6 +11,7 @@ jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
 
 import jax.numpy as jnp  # noqa: E402
+from conftest import Server  # noqa: E402
 
 import stepd  # noqa: E402
 from stepd.optax import RemoteState, remote  # noqa: E402
@@ -98,3 +99,225 @@ def test_vmap_is_a_step_for_each_entry(client: stepd.Client) -> None:
         alone, file = step({"w": weights["w"][row]}, {"w": grads["w"][row]})
         assert jnp.array_equal(mapped["w"][row], alone["w"])
         assert jnp.array_equal(files[row], file)
+
+
+def test_paths_may_change_between_init_and_update(client: stepd.Client) -> None:
+    transformation = remote(client, {"name": "adamw", "lr": 1e-2})
+    # As flax wraps arrays for init: another path, the same order of leaves.
+    wrapped = {key: {"value": leaf} for key, leaf in LEAVES.items()}
+    grads = {key: jnp.full_like(leaf, 0.5) for key, leaf in LEAVES.items()}
+    found = jax.jit(transformation.update)(grads, transformation.init(wrapped), LEAVES)
+    expected = transformation.update(grads, transformation.init(LEAVES), LEAVES)
+    for a, b in zip(
+        jax.tree.leaves(found[0]), jax.tree.leaves(expected[0]), strict=True
+    ):
+        assert jnp.array_equal(a, b)
+    # Without the order, names are what counts.
+    state = transformation.init(wrapped)
+    with pytest.raises(Exception, match="/value"):
+        transformation.update(grads, RemoteState(state.file), LEAVES)
+    with pytest.raises(ValueError, match="expected the 13 arrays of init, found 1"):
+        transformation.update({"w": jnp.ones(3)}, state, {"w": jnp.ones(3)})
+
+
+#: In the order of the tree, "b" and the places from 0 to 11, which is not that of the
+#: names.
+LEAVES: dict[str, Any] = {
+    f"{place:02}": jnp.full(2, 1.0 + place) for place in range(12)
+}
+LEAVES["b"] = jnp.ones(3)
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_injected_hyperparameters(server: Server, jit: bool) -> None:
+    rates = optax.cosine_decay_schedule(1e-2, 10)
+
+    def mine(lr: Any, b1: Any) -> Any:
+        return remote(server.url, {"name": "adamw", "lr": lr, "betas": [b1, 0.999]})
+
+    def theirs(lr: Any, b1: Any) -> Any:
+        return optax.adamw(lr, b1=b1, weight_decay=0.01)
+
+    results = []
+    for make in (mine, theirs):
+        injected = optax.inject_hyperparams(make)(lr=rates, b1=0.8)
+        params, state = train(injected, 10, jit)
+        results.append(params)
+        assert state.hyperparams["lr"] == pytest.approx(float(rates(9)), rel=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_traced_numbers_anywhere(client: stepd.Client) -> None:
+    def step(lr: Any, momentum: Any, limit: Any, decay: Any) -> Any:
+        transformation = remote(
+            client,
+            {"name": "sgd", "lr": lr, "momentum": momentum},
+            groups=[{"tensors": ["scale"], "optimizer": {"weight_decay": decay}}],
+            clip={"max_norm": limit},
+        )
+        state = transformation.init(PARAMS)
+        updates, state = transformation.update(PARAMS, state, PARAMS)
+        return updates, state.file
+
+    numbers = [jnp.float32(one) for one in (0.1, 0.9, 0.5, 0.25)]
+    traced = jax.jit(step)(*numbers)
+    for plain in (numbers, [float(one) for one in numbers]):
+        for a, b in zip(*map(jax.tree.leaves, (traced, step(*plain))), strict=True):
+            assert jnp.array_equal(a, b)
+    batch = jax.vmap(lambda lr: step(lr, *numbers[1:])[0])(jnp.array([0.1, 0.2]))
+    assert jnp.array_equal(batch["scale"][0], traced[0]["scale"])
+    assert not jnp.array_equal(batch["scale"][1], traced[0]["scale"])
+
+
+def test_statistics_are_in_the_state(client: stepd.Client) -> None:
+    transformation = remote(client, {"name": "lamb", "lr": 1e-2}, stats="tensor")
+    state = transformation.init(PARAMS)
+    assert jnp.isnan(state.stats.grad_norm)
+    grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, 2.0), PARAMS)
+    _, state = jax.jit(transformation.update)(grads, state, PARAMS)
+    assert state.stats.grad_norm == pytest.approx(float(optax.tree.norm(grads)))
+    assert not state.stats.clipped and not state.stats.skipped
+    norms = [float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(grads)]
+    np.testing.assert_allclose(state.stats.tensors["grad_norm"], norms, rtol=1e-6)
+    assert state.stats.tensors["zeros"].tolist() == [0, 0, 0]
+    assert not jnp.isnan(state.stats.tensors["trust_ratio"]).any()
+    skipping = remote(client, {"name": "sgd"}, stats="global", non_finite="skip")
+    grads["scale"] = jnp.array(jnp.inf)
+    updates, after = skipping.update(grads, skipping.init(PARAMS), PARAMS)
+    assert after.stats.skipped and not jnp.any(updates["layer"]["w"])
+
+
+def test_master_weights_and_replies_in_bfloat16(client: stepd.Client) -> None:
+    params = {"w": jnp.ones(4, jnp.bfloat16)}
+    transformation = remote(
+        client, {"name": "sgd", "lr": 1e-3}, master_weights=True, loss_scale=2.0
+    )
+    state = transformation.init(params)
+    for _ in range(8):
+        updates, state = transformation.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    # Single steps are less than half of what bfloat16 tells apart.
+    kept = stepd.State(np.asarray(state.file).data)["master_param/w"]
+    np.testing.assert_allclose(kept, 1 - 8 * 5e-4, rtol=1e-4)
+    assert params["w"][0] < 1
+    wide = {"w": jnp.ones(4)}
+    short = remote(client, {"name": "sgd", "lr": 0.1}, reply={"params": "bf16"})
+    updates, _ = short.update(wide, short.init(wide), wide)
+    assert updates["w"].dtype == jnp.float32
+    assert updates["w"][0] == jnp.bfloat16(0.9).astype(jnp.float32) - 1
+
+
+def test_names_what_the_server_keeps() -> None:
+    sent: list[Any] = []
+
+    class Recording(stepd.Client):
+        def step(self, *args: Any, **options: Any) -> Any:
+            sent.append(options.get("cached"))
+            return super().step(*args, **options)
+
+    with Server(STEPD_CACHE_MIB="16") as server, Recording(server.url) as client:
+        plain, _ = train(remote(client, {"name": "adam"}), 4, True)
+        jax.block_until_ready(plain)
+        sent.clear()
+        keeping = remote(client, {"name": "adam"}, reply={"cache": True})
+        params, _ = train(keeping, 4, True)
+        jax.block_until_ready(params)
+        named = [one and bool(one.state) for one in sent]
+        assert named == [None, None, True, True, True]
+        jax.block_until_ready(keeping.update(PARAMS, keeping.init(PARAMS), PARAMS))
+        assert sent[-1] is None
+    for a, b in zip(*map(jax.tree.leaves, (plain, params)), strict=True):
+        assert jnp.array_equal(a, b)
+
+
+def test_a_parameter_without_gradient_is_left_as_it_is(client: stepd.Client) -> None:
+    transformation = remote(client, {"name": "adamw", "weight_decay": 0.5})
+    grads = {"layer": {"w": None, "b": jnp.ones(3)}, "scale": jnp.ones(())}
+    state = transformation.init(PARAMS)
+    updates, state = transformation.update(grads, state, PARAMS)
+    assert not jnp.any(updates["layer"]["w"]) and jnp.all(updates["layer"]["b"])
+    steps = stepd.State(np.asarray(state.file).data).steps
+    assert steps == {"layer/w": 0, "layer/b": 1, "scale": 1}
+    none = {"layer": {"w": None, "b": None}, "scale": None}
+    with pytest.raises(ValueError, match="found None for each parameter"):
+        transformation.update(none, state, PARAMS)
+
+
+COSINE = optax.cosine_decay_schedule(1e-2, 10)
+ADAM = {"name": "adam"}
+
+MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "client": ({"client": 0.1}, TypeError, "client: expected a Client.*0.1"),
+    "async": (
+        {"client": stepd.AsyncClient("http://127.0.0.1:1")},
+        TypeError,
+        "AsyncClient, which needs an event loop",
+    ),
+    "url": ({"client": "localhost:1"}, ValueError, "localhost:1"),
+    "optimizer": ({"optimizer": "adamw"}, TypeError, "optimizer: expected a dict"),
+    "schedule": (
+        {"optimizer": {"name": "adamw", "lr": COSINE}},
+        TypeError,
+        r"optimizer/lr: expected a number, found a function; optax.inject_hyperparams\("
+        r"lambda lr: .*schedule=",
+    ),
+    "option": ({"optimizer": ADAM, "clipp": 1}, TypeError, "the nearest is clip"),
+    "lr": (
+        {"optimizer": {"name": "adam", "lr": -1}},
+        stepd.InvalidParams,
+        "/lr: expected at least 0, found -1",
+    ),
+    "clip": ({"optimizer": ADAM, "clip": 1.0}, stepd.InvalidParams, "/clip: expected"),
+    "groups": (
+        {"optimizer": ADAM, "groups": {"b": 1}},
+        stepd.InvalidParams,
+        "/groups: expected",
+    ),
+    "cached": ({"optimizer": ADAM, "cached": 1}, TypeError, "cached: expected none"),
+    "reply": (
+        {"optimizer": ADAM, "reply": {"params": "none"}},
+        ValueError,
+        "reply: expected params",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_at_once(client: stepd.Client, mistake: str) -> None:
+    settings, kind, sentence = MISTAKES[mistake]
+    with pytest.raises(kind, match=sentence):
+        remote(**{"client": client, "optimizer": ADAM, **settings}).init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("params", "grads", "kind", "sentence"),
+    [
+        ({"n": jnp.arange(3)}, None, TypeError, "n: expected float16.*int32"),
+        ({"z": jnp.ones(3, complex)}, None, TypeError, "z: expected.*complex64"),
+        ({"s": "text"}, None, TypeError, "s: expected an array of floats, found str"),
+        ({"__metadata__": jnp.ones(3)}, None, ValueError, "'__metadata__' cannot be"),
+        ({"a\ud800": jnp.ones(3)}, None, ValueError, "cannot be the name"),
+        (
+            {"w": jnp.ones(3)},
+            {"w": jnp.ones(2)},
+            ValueError,
+            r"grads: w: expected shape \(3,\), found \(2,\)",
+        ),
+    ],
+    ids=["integers", "complex", "text", "metadata", "surrogate", "shape"],
+)
+def test_leaves_that_no_step_takes(
+    client: stepd.Client, params: Any, grads: Any, kind: Any, sentence: str
+) -> None:
+    transformation = remote(client, ADAM)
+    with pytest.raises(kind, match=sentence):
+        state = transformation.init(params)
+        jax.jit(transformation.update)(grads, state, params)
+
+
+def test_a_python_number_is_an_array(client: stepd.Client) -> None:
+    transformation = remote(client, {"name": "sgd", "lr": 0.5})
+    params = {"w": 1.0}
+    updates, _ = transformation.update(params, transformation.init(params), params)
+    assert updates["w"] == -0.5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -280,5 +282,244 @@ def test_skips_and_refuses(client: stepd.Client) -> None:
     with pytest.raises(ValueError, match="decoupled_weight_decay"):
         adam.step()
     weight.grad = None
-    optimizer.step()
+    with pytest.warns(UserWarning, match="no parameter has a gradient") as caught:
+        optimizer.step()
     assert not optimizer.skipped
+    assert caught[0].filename == __file__
+
+
+def test_options_of_a_step(client: stepd.Client) -> None:
+    model = make_model()
+    other = copy.deepcopy(model)
+    mine = RemoteOptimizer(
+        model.named_parameters(),
+        client,
+        lr=1e-2,
+        stats="tensor",
+        clip={"max_norm": 0.1},
+        loss_scale=4.0,
+    )
+    theirs = torch.optim.AdamW(other.parameters(), lr=1e-2)
+    assert mine.last_result is None
+    for _ in range(3):
+        for each in (model, other):
+            each.zero_grad()
+            each(torch.ones(4, 6)).square().sum().backward()
+        for param in model.parameters():
+            param.grad = 4 * param.grad
+        norm = torch.nn.utils.clip_grad_norm_(other.parameters(), 0.1)
+        mine.step()
+        theirs.step()
+        stats = mine.last_result and mine.last_result.stats
+        assert stats is not None and stats.tensors is not None and stats.clipped
+        assert stats.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+        assert stats.tensors.keys() == dict(model.named_parameters()).keys()
+    assert_close(model, other)
+    mine.options["stats"] = None
+    mine.step()
+    assert mine.last_result is not None and mine.last_result.stats is None
+    assert mine.last_result.lr == 1e-2 and mine.last_result.params == {}
+
+
+def test_stochastic_rounding_and_replies_in_bfloat16(client: stepd.Client) -> None:
+    steps = []
+    options: list[dict[str, Any]] = [{}, {"stochastic_rounding": {"seed": 7}}]
+    for settings in options:
+        weight = torch.nn.Parameter(torch.ones(1000, dtype=torch.bfloat16))
+        weight.grad = torch.ones(1000, dtype=torch.bfloat16)
+        RemoteOptimizer([weight], client, "sgd", lr=1e-3, **settings).step()
+        steps.append(weight.detach().clone())
+    # A quarter of the distance to the next bfloat16.
+    assert torch.equal(steps[0], torch.ones(1000, dtype=torch.bfloat16))
+    assert 0.1 < (steps[1] != 1).float().mean() < 0.4
+    wide = torch.nn.Parameter(torch.ones(3))
+    wide.grad = torch.ones(3)
+    RemoteOptimizer([wide], client, "sgd", lr=0.1, reply={"params": "bf16"}).step()
+    assert torch.equal(wide, torch.full((3,), 0.9).bfloat16().float())
+
+
+def test_names_what_the_server_keeps() -> None:
+    with Server(STEPD_CACHE_MIB="16") as server:
+        runs = []
+        for reply in (None, {"cache": True}):
+            sent: list[Any] = []
+
+            class Recording(stepd.Client):
+                def step(self, *args: Any, sent: Any = sent, **options: Any) -> Any:
+                    sent.append(options.get("cached"))
+                    return super().step(*args, **options)
+
+            with Recording(server.url) as client:
+                model = make_model()
+                optimizer = RemoteOptimizer(model.parameters(), client, reply=reply)
+                train(model, optimizer, 3)
+                # Neither of these leaves what the server has.
+                with torch.no_grad():
+                    model[0].weight[0, 0] += 1
+                train(model, optimizer, 1)
+                model[0].weight.data[0, 0] += 1
+                train(model, optimizer, 1)
+                optimizer.state[model[2].weight]["exp_avg"].mul_(0.5)
+                train(model, optimizer, 1)
+                model[0].bias.requires_grad_(False)
+                model[0].bias.grad = None
+                train(model, optimizer, 2)
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+                train(model, optimizer, 1)
+            runs.append(model)
+        named = [one is not None for one in sent]
+        # The constructor's check, then the steps.
+        assert named == [False] + [False, True, True] + [False] * 3 + [
+            *(False, True, False)
+        ]
+        for a, b in zip(runs[0].parameters(), runs[1].parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("coalesced", [False, True])
+def test_sparse_gradients_are_made_dense(client: stepd.Client, coalesced: bool) -> None:
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9}
+    model = torch.nn.Embedding(10, 3, sparse=True)
+    other = copy.deepcopy(model)
+    mine = RemoteOptimizer(model.parameters(), client, "sgd", **settings)
+    theirs = torch.optim.SGD(other.parameters(), **settings)
+    for rows in ([1, 1, 4], [4, 2], [0]):
+        for each, optimizer in ((model, mine), (other, theirs)):
+            optimizer.zero_grad()
+            each(torch.tensor(rows)).square().sum().backward()
+            assert each.weight.grad is not None and each.weight.grad.is_sparse
+            if coalesced:
+                each.weight.grad = each.weight.grad.coalesce()
+            optimizer.step()
+    assert_close(model, other)
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "a\ud800", "a*", ""])
+def test_any_name_of_a_parameter(client: stepd.Client, name: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer = RemoteOptimizer([(name, weight)], client, "sgd", lr=0.5)
+    optimizer.step()
+    assert torch.equal(weight, torch.full((3,), 0.5))
+
+
+W = torch.nn.Parameter(torch.ones(3))
+
+MISTAKES: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
+    "client": ([W], {"client": 0.1}, TypeError, "client: expected a Client.*0.1"),
+    "class": ([W], {"client": stepd.Client}, TypeError, "client: expected"),
+    "async": (
+        [W],
+        {"client": stepd.AsyncClient("http://127.0.0.1:1")},
+        TypeError,
+        "AsyncClient, which needs an event loop",
+    ),
+    "url": ([W], {"client": "localhost:1"}, ValueError, "localhost:1"),
+    "optimizer": ([W], {"name": {"name": "sgd"}}, TypeError, "name: expected"),
+    "unknown": ([W], {"name": "adamv"}, stepd.ServerError, "adamw?"),
+    "lr": ([W], {"lr": -1}, stepd.InvalidParams, "/lr: expected at least 0, found -1"),
+    "text": ([W], {"lr": "1e-3"}, stepd.InvalidParams, "/lr: expected"),
+    "betas": ([W], {"betas": 0.9}, stepd.InvalidParams, "/betas: expected"),
+    "typo": ([W], {"learning_rate": 1}, TypeError, "no hyperparameter learning_rate"),
+    "near": ([W], {"weight_decy": 1}, TypeError, "the nearest is weight_decay"),
+    "groups": ([W], {"groups": []}, TypeError, "groups: expected none"),
+    "group": (
+        [{"params": [W]}, {"params": [torch.nn.Parameter(torch.ones(1))], "lr": -1}],
+        {},
+        stepd.InvalidParams,
+        "/groups/1/optimizer/lr",
+    ),
+    "clip": ([W], {"clip": 1.0}, stepd.InvalidParams, "/clip: expected"),
+    "stats": ([W], {"stats": "all"}, stepd.InvalidParams, "/stats: expected"),
+    "cached": ([W], {"cached": stepd.Cached("00")}, TypeError, "cached: expected none"),
+    "reply": ([W], {"reply": "bf16"}, TypeError, "reply: expected a dict"),
+    "part": ([W], {"reply": {"state": "none"}}, ValueError, "reply: expected state"),
+    "word": ([W], {"reply": {"params": "f8"}}, stepd.InvalidParams, "/reply/params"),
+    "empty": ([], {}, ValueError, "empty parameter list"),
+    "integers": (
+        [torch.ones(3, dtype=torch.int32)],
+        {},
+        TypeError,
+        "parameter 0: expected float16.*int32",
+    ),
+    "complex": (
+        [("z", torch.ones(3, dtype=torch.complex64))],
+        {},
+        TypeError,
+        "parameter z: expected real numbers.*view_as_real",
+    ),
+    "sparse": ([torch.eye(3).to_sparse()], {}, TypeError, "expected a dense tensor"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_at_once(client: stepd.Client, mistake: str) -> None:
+    params, settings, kind, sentence = MISTAKES[mistake]
+    with pytest.raises(kind, match=sentence):
+        RemoteOptimizer(params, **{"client": client, **settings})
+
+
+def test_a_group_that_is_refused_leaves_no_trace(client: stepd.Client) -> None:
+    optimizer = RemoteOptimizer([torch.nn.Parameter(torch.ones(3))], client)
+    wrong: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({"params": [torch.nn.Parameter(torch.ones(3))], "lr": -1}, ValueError),
+        ({"params": [torch.ones(3, dtype=torch.complex64)]}, TypeError),
+    ]
+    for group, kind in wrong:
+        with pytest.raises((kind, stepd.InvalidParams)):
+            optimizer.add_param_group(group)
+        assert len(optimizer.param_groups) == 1
+
+
+def test_mistakes_at_a_step(client: stepd.Client) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    adamw = RemoteOptimizer([weight], client)
+    momentum = torch.optim.SGD([weight], momentum=0.9)
+    momentum.step()
+    before = copy.deepcopy(adamw.state_dict())
+    with pytest.raises(ValueError, match="momentum_buffer, which adamw does not have"):
+        adamw.load_state_dict(momentum.state_dict())
+    other = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2, 2))])
+    other.param_groups[0]["params"][0].grad = torch.ones(2, 2)
+    other.step()
+    with pytest.raises(ValueError, match=r"shape \[2, 2\] for a parameter of \[3\]"):
+        adamw.load_state_dict(other.state_dict())
+    assert adamw.state_dict() == before
+    adamw.options["clip"] = 1.0  # type: ignore[typeddict-item]
+    with pytest.raises(stepd.InvalidParams, match="/clip"):
+        adamw.step()
+    empty = torch.nn.Parameter(torch.ones(3, device="meta"))
+    empty.grad = torch.ones(3, device="meta")
+    with pytest.raises(ValueError, match="device meta"):
+        RemoteOptimizer([empty], client).step()
+    assert torch.equal(weight.detach()[1:], weight.detach()[:-1])
+
+
+def test_warns_of_what_the_server_warns_of(client: stepd.Client) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.full((3,), 1e30)
+    optimizer = RemoteOptimizer([weight], client)
+    with pytest.warns(RuntimeWarning, match="squares of gradients") as caught:
+        optimizer.step()
+    assert caught[0].filename == __file__
+    assert optimizer.last_result is not None and optimizer.last_result.warnings
+
+
+def test_is_there_without_an_import_of_its_own() -> None:
+    code = """
+import sys, stepd
+assert not {"torch", "jax", "optax", "aiohttp"} & set(sys.modules)
+assert stepd.torch.RemoteOptimizer.__name__ == "RemoteOptimizer"
+assert "torch" in sys.modules and "jax" not in sys.modules
+assert callable(stepd.optax.remote)
+assert not hasattr(stepd, "keras")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["torch", "optax"])
+def test_says_what_to_install(name: str) -> None:
+    code = f"import sys; sys.modules[{name!r}] = None; import stepd; stepd.{name}"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f'needs {name}: pip install "stepd[{name}]"' in ended.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import _error_table, optimizers, schedules
@@ -32,6 +33,8 @@ from ._timeout import Timeout
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from . import optax as optax
+    from . import torch as torch
     from ._async_client import AsyncClient
 
 __all__ = [
@@ -64,9 +67,11 @@ __all__ += _error_table.__all__
 
 
 def __getattr__(name: str) -> Any:
-    # AsyncClient needs aiohttp, which is an extra.
+    # These need extras, and nobody else shall wait for their imports.
     if name == "AsyncClient":
         from ._async_client import AsyncClient
 
         return AsyncClient
+    if name in ("optax", "torch"):
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -54,13 +54,21 @@ class StepOptions(TypedDict, total=False):
     cached: Cached | None
 
 
+#: Their names.
+STEP_OPTIONS = sorted(StepOptions.__optional_keys__)
+
+
 def step_options(given: Mapping[str, Any]) -> StepOptions:
     """The options, by names that a step has. Raises TypeError for any other name."""
-    known = sorted(StepOptions.__optional_keys__)
     for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; the nearest is {near[0]}" if near else ""
-            expected = ", ".join(known)
+        if name not in STEP_OPTIONS:
+            expected = ", ".join(STEP_OPTIONS)
+            hint = nearest(name, STEP_OPTIONS)
             raise TypeError(f"a step has no option {name}{hint} (it has {expected})")
     return cast("StepOptions", dict(given))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of a sentence about an unknown name."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; the nearest is {near[0]}" if near else ""

@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
+try:
+    import jax
+    import jax.numpy as jnp
+    import optax
+except ImportError as error:
+    raise ImportError('stepd.optax needs optax: pip install "stepd[optax]"') from error
+
+from ._adapter import adapter_options, check, client_of, is_sendable
+from ._calls import Cached, StepResult
 from ._client import Client
-from ._options import Groups, NonFinite, Optimizer, Schedule
+from ._options import Optimizer, StepOptions
 from ._shards import ShardedClient
 from ._state import State
 from ._tensors import Array
 from ._timeout import Timeout
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+#: What stands for a traced hyperparameter where only the shape of a state matters.
+_ANY_NUMBER = 0.5
+
+_shape: Any = jax.ShapeDtypeStruct
+
+_NORMS = ("grad_norm", "param_norm", "update_norm")
+_COUNTS = ("zeros", "non_finite")
+
+
+class RemoteStats(NamedTuple):
+    """Statistics of a step as arrays. After a skipped step the norms are NaN.
+
+    ``tensors`` has the same by parameter, and ``trust_ratio``: arrays in the order of
+    ``jax.tree.leaves(params)``, where they were asked for. What a tensor does not have
+    is NaN in norms and 0 in counts.
+    """
+
+    grad_norm: jax.Array
+    param_norm: jax.Array
+    update_norm: jax.Array
+    zeros: jax.Array
+    non_finite: jax.Array
+    clipped: jax.Array
+    skipped: jax.Array
+    tensors: dict[str, jax.Array] | None = None
 
 
 class RemoteState(NamedTuple):
@@ -23,100 +61,323 @@ class RemoteState(NamedTuple):
 
     ``stepd.State(np.asarray(state.file))`` reads it. A file keeps int64 and float64
     exact, which arrays of jax by default are not.
+
+    ``order`` has for each leaf of the parameters the place of its name among the sorted
+    names of the file, so that paths in the tree may change between ``init`` and
+    ``update``. With None the paths are the names. ``stats`` is of the last step, where
+    ``remote`` was asked for statistics.
     """
 
     file: jax.Array
+    order: jax.Array | None = None
+    stats: RemoteStats | None = None
 
 
 def remote(
     client: Client | ShardedClient | str,
     optimizer: Optimizer,
     *,
-    groups: Groups | None = None,
-    schedule: Schedule | None = None,
-    clip: Mapping[str, float] | None = None,
-    loss_scale: float | None = None,
-    non_finite: NonFinite | None = None,
     timeout: float | Timeout | None = None,
+    **options: Unpack[StepOptions],
 ) -> optax.GradientTransformation:
     """A ``GradientTransformation`` of any optimizer, usable under ``jit``.
 
     Parameters may be any tree of arrays in float16, bfloat16, float32 or float64; the
     names that ``groups`` go by are the paths in the tree, such as ``layer/w``.
-    ``update`` needs ``params``. The updates are the differences of the new and the old
-    parameters: ``optax.apply_updates`` gives the new ones but for the last bits. Under
-    ``vmap`` each entry is a step of its own, one call after the other.
+    ``update`` needs ``params``. A parameter whose gradient is None is left as it is.
+    The updates are the differences of the new and the old parameters:
+    ``optax.apply_updates`` gives the new ones but for the last bits. Under ``vmap``
+    each entry is a step of its own, one call after the other.
 
-    Raises ValueError for a tree in which two paths give one name.
+    Numbers in ``optimizer`` and in the options may be arrays of jax, traced ones too,
+    as ``optax.inject_hyperparams`` makes them. The options are those of a step
+    (:class:`stepd.StepOptions`); ``cached`` is filled in when ``reply`` has
+    ``"cache": True``. With ``stats`` the state has the last step's.
+
+    Raises TypeError for a client or a hyperparameter that cannot be used; ``init`` and
+    ``update`` raise TypeError for leaves that are no arrays of floats, ValueError for a
+    tree in which two paths give one name.
 
     Inside ``jit`` a :class:`stepd.StepdError` is what jax makes of it.
     """
-    remote_client = Client(client) if isinstance(client, str) else client
-    settings: dict[str, Any] = {
-        "groups": groups,
-        "schedule": schedule,
-        "clip": clip,
-        "loss_scale": loss_scale,
-        "non_finite": non_finite,
-        "timeout": timeout,
-    }
+    remote_client = _client_of(client) if isinstance(client, str) else client_of(client)
+    if not isinstance(optimizer, Mapping):
+        raise TypeError(
+            'optimizer: expected a dict such as {"name": "adamw", "lr": 1e-3}, '
+            f"found {optimizer!r:.60}"
+        )
+    fixed, numbers, fill = _numbers(
+        {"optimizer": optimizer, "options": adapter_options(options)}
+    )
+    stats: str = fixed["options"].get("stats") or "none"
+    masters: bool | None = fixed["options"].get("master_weights")
+    keeps = bool((fixed["options"].get("reply") or {}).get("cache"))
+    kept: list[StepResult] = []
 
     def init(params: Any) -> RemoteState:
-        # Starting values do not depend on the parameters', which may be traced.
         names, leaves = _flatten(params)
+
+        def start(given: Sequence[Any], values: Sequence[Any]) -> Array:
+            settings = fill([np.asarray(one).tolist() for one in given])
+            state = remote_client.init(
+                settings["optimizer"],
+                dict(zip(names, map(np.asarray, values), strict=True)),
+                groups=settings["options"].get("groups"),
+                master_weights=masters,
+                timeout=timeout,
+            )
+            return np.frombuffer(state.to_bytes(), np.uint8)
+
+        if not numbers:
+            check(remote_client, fixed["optimizer"], fixed["options"])
+        # What the state looks like depends on no value, nor do starting values, but for
+        # a copy of the parameters. Values may be traced.
         zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
-        state = remote_client.init(
-            optimizer, dict(zip(names, zeros, strict=True)), groups=groups
-        )
-        return RemoteState(jnp.asarray(np.frombuffer(state.to_bytes(), np.uint8)))
+        alike = start([_ANY_NUMBER] * len(numbers), zeros)
+        if numbers or masters:
+            file = jax.pure_callback(
+                start,
+                _shape(alike.shape, jnp.uint8),
+                numbers,
+                leaves,
+                vmap_method="sequential",
+            )
+        else:
+            file = jnp.asarray(alike)
+        # Each name's place among the sorted ones.
+        order = jnp.asarray(np.argsort(np.argsort(names)), jnp.int32)
+        empty = _stats(None, stats, len(names), []) if stats != "none" else None
+        return RemoteState(file, order, jax.tree.map(jnp.asarray, empty))
 
     def update(
         grads: Any, state: RemoteState, params: Any = None
     ) -> tuple[Any, RemoteState]:
         if params is None:
             raise ValueError("stepd.optax.remote needs params in update")
-        names, leaves = _flatten(params)
+        paths, leaves = _flatten(params)
         structure: Any = jax.tree_util.tree_structure(params)
+        gradients = _gradients(structure.flatten_up_to(grads), paths, leaves)
+        if state.order is not None and state.order.shape != (len(leaves),):
+            expected = f"the {state.order.size} arrays of init"
+            raise ValueError(f"params: expected {expected}, found {len(leaves)}")
 
-        def step(file: Any, old: Any, new: Any) -> tuple[list[Array], Array]:
+        def step(
+            file: Any, order: Any, old: Any, new: Any, given: Any
+        ) -> tuple[list[Array], Array, Any]:
             before = [np.asarray(leaf) for leaf in old]
+            own_state = State(np.ascontiguousarray(file).data)
+            names = _names(own_state, order, paths)
+            arrays = dict(zip(names, before, strict=True))
+            settings = fill([np.asarray(one).tolist() for one in given])
+            own_options: StepOptions = settings["options"]
+            if kept:
+                own_options["cached"] = _cached(kept[0], arrays, own_state)
             result = remote_client.step(
-                optimizer,
-                dict(zip(names, before, strict=True)),
-                dict(zip(names, map(np.asarray, new), strict=True)),
-                State(np.ascontiguousarray(file).data),
-                **settings,
+                settings["optimizer"],
+                arrays,
+                {names[place]: np.asarray(one) for place, one in new.items()},
+                own_state,
+                timeout=timeout,
+                **own_options,
             )
+            kept[:] = [result] if keeps and result.cached else []
             updates = [
-                np.asarray(result.params[name] - array)
-                for name, array in zip(names, before, strict=True)
+                np.asarray(result.params[name].astype(array.dtype) - array)
+                for name, array in arrays.items()
             ]
-            return updates, np.frombuffer(result.state.to_bytes(), np.uint8)
+            after = np.frombuffer(result.state.to_bytes(), np.uint8)
+            for sentence in result.warnings:
+                warnings.warn(sentence, RuntimeWarning, stacklevel=2)
+            if stats == "none":
+                return updates, after, None
+            return updates, after, _stats(result, stats, len(names), names)
 
-        shape: Any = jax.ShapeDtypeStruct
-        shapes = [shape(leaf.shape, leaf.dtype) for leaf in leaves]
-        kept = shape(state.file.shape, jnp.uint8)
-        gradients = structure.flatten_up_to(grads)
-        updates, file = jax.pure_callback(
+        shapes = [_shape(leaf.shape, leaf.dtype) for leaf in leaves]
+        empty = _stats(None, stats, len(leaves), []) if stats != "none" else None
+        after = jax.tree.map(lambda one: _shape(one.shape, one.dtype), empty)
+        updates, file, new_stats = jax.pure_callback(
             step,
-            (shapes, kept),
+            (shapes, _shape(state.file.shape, jnp.uint8), after),
             state.file,
+            state.order,
             leaves,
             gradients,
+            numbers,
             vmap_method="sequential",
         )
-        return structure.unflatten(updates), RemoteState(file)
+        return structure.unflatten(updates), RemoteState(file, state.order, new_stats)
 
     return optax.GradientTransformation(init, update)
 
 
+@functools.lru_cache(maxsize=8)
+def _client_of(url: str) -> Any:
+    """One client for all transformations of a URL: inject_hyperparams makes many."""
+    return client_of(url)
+
+
+def _numbers(
+    settings: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[Any], Callable[[Sequence[Any]], dict[str, Any]]]:
+    """Settings apart from their traced numbers, these, and what joins the two again."""
+    traced: list[Any] = []
+
+    def plain(value: Any, path: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(one, f"{path}/{key}") for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(one, f"{path}/{place}") for place, one in enumerate(value)]
+        if isinstance(value, jax.core.Tracer):
+            traced.append(value)
+            return _Traced(len(traced) - 1)
+        if isinstance(value, jax.Array | np.ndarray | np.generic):
+            return np.asarray(value).tolist()
+        if callable(value) and not isinstance(value, Cached):
+            key = path.rpartition("/")[2]
+            raise TypeError(
+                f"{path}: expected a number, found a function; "
+                f"optax.inject_hyperparams(lambda {key}: remote(client, {{..., "
+                f'"{key}": {key}}}))({key}=function) calls it at each step, and '
+                "schedule= names a schedule of stepd.schedules"
+            )
+        return value
+
+    def filled(value: Any, given: Sequence[Any]) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(one, given) for key, one in value.items()}
+        if isinstance(value, list):
+            return [filled(one, given) for one in value]
+        return given[value.place] if isinstance(value, _Traced) else value
+
+    fixed = {
+        "optimizer": plain(settings["optimizer"], "optimizer"),
+        "options": {key: plain(one, key) for key, one in settings["options"].items()},
+    }
+    return fixed, traced, lambda given: filled(fixed, given)
+
+
+class _Traced(NamedTuple):
+    """The place of a number that is not known yet."""
+
+    place: int
+
+
 def _flatten(tree: Any) -> tuple[list[str], list[Any]]:
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    """Names and arrays of a tree. A variable of flax.nnx goes by its own path."""
     by_name: dict[str, Any] = {}
-    for path, _ in paths:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        other = by_name.setdefault(name, path)
-        if other is not path:
-            both = " and ".join(map(jax.tree_util.keystr, (other, path)))
-            raise ValueError(f"expected names of their own, found {name} for {both}")
-    return list(by_name), [leaf for _, leaf in paths]
+    leaves: list[Any] = []
+    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
+    for path, node in nodes:
+        inner, _ = jax.tree_util.tree_flatten_with_path(node)
+        for rest, leaf in inner:
+            whole = (*path, *rest) if len(inner) > 1 else path
+            name = jax.tree_util.keystr(whole, simple=True, separator="/")
+            other = by_name.setdefault(name, whole)
+            if other is not whole:
+                both = " and ".join(map(jax.tree_util.keystr, (other, whole)))
+                raise ValueError(
+                    f"expected names of their own, found {name} for {both}"
+                )
+            if not is_sendable(name):
+                raise ValueError(f"{name!r} cannot be the name of an array in a file")
+            leaves.append(_float_array(name, leaf))
+    return list(by_name), leaves
+
+
+def _is_variable(node: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(node, nnx.Variable)
+
+
+def _float_array(name: str, leaf: Any) -> Any:
+    try:
+        array = jnp.asarray(leaf)
+    except (TypeError, ValueError):
+        kind = type(leaf).__name__
+        raise TypeError(f"{name}: expected an array of floats, found {kind}") from None
+    if array.dtype not in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
+        expected = "float16, bfloat16, float32 or float64"
+        raise TypeError(
+            f"{name}: expected {expected}, found {array.dtype}; "
+            "optax.masked leaves other arrays out"
+        )
+    return array
+
+
+def _gradients(
+    given: Sequence[Any], names: Sequence[str], leaves: Sequence[Any]
+) -> dict[int, Any]:
+    """The gradients that are there, by the place of their parameters."""
+    gradients: dict[int, Any] = {}
+    for place, (gradient, name, leaf) in enumerate(
+        zip(given, names, leaves, strict=True)
+    ):
+        if gradient is None:
+            continue
+        array = _float_array(f"grads: {name}", gradient)
+        if array.shape != leaf.shape:
+            raise ValueError(
+                f"grads: {name}: expected shape {leaf.shape}, found {array.shape}"
+            )
+        gradients[place] = array
+    if leaves and not gradients:
+        raise ValueError("grads: expected arrays, found None for each parameter")
+    return gradients
+
+
+def _names(state: State, order: Any, paths: Sequence[str]) -> list[str]:
+    """The names of the leaves: those in the state, or else their paths."""
+    names = sorted({name for _, name, _ in state.entries()})
+    if order is None or len(names) != len(paths):
+        return list(paths)
+    return [names[place] for place in np.asarray(order)]
+
+
+def _cached(
+    kept: StepResult, arrays: Mapping[str, Array], state: State
+) -> Cached | None:
+    """What the server keeps of the last result, as far as this step starts from it."""
+    if kept.cached is None or kept.state != state:
+        return None
+    same = kept.params.keys() == arrays.keys() and all(
+        np.array_equal(_bits(kept.params[name].astype(array.dtype)), _bits(array))
+        for name, array in arrays.items()
+    )
+    if same:
+        return kept.cached
+    # Updates that are added give other last bits: then only the state is not sent.
+    return Cached(state=kept.cached.state) if kept.cached.state else None
+
+
+def _bits(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _stats(
+    result: StepResult | None, which: str, tensors: int, names: Sequence[str]
+) -> RemoteStats:
+    """Statistics as arrays, of nothing where there is no result."""
+    real = np.dtype(jax.dtypes.canonicalize_dtype(float))
+    count = np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
+    whole = result.stats if result is not None else None
+    by_tensor: dict[str, Array] | None = None
+    if which == "tensor":
+        of_each = whole.tensors if whole is not None else None
+        by_tensor = {
+            **{key: np.full(tensors, np.nan, real) for key in (*_NORMS, "trust_ratio")},
+            **{key: np.zeros(tensors, count) for key in _COUNTS},
+        }
+        for place, name in enumerate(names):
+            one = (of_each or {}).get(name)
+            for key, values in by_tensor.items():
+                value = getattr(one, key, None)
+                if value is not None:
+                    values[place] = value
+    fields: dict[str, Any] = {
+        **{key: np.asarray(getattr(whole, key, np.nan), real) for key in _NORMS},
+        **{key: np.asarray(getattr(whole, key, 0), count) for key in _COUNTS},
+        "clipped": np.asarray(getattr(whole, "clipped", False)),
+        "skipped": np.asarray(getattr(result, "skipped", False)),
+        "tensors": by_tensor,
+    }
+    return RemoteStats(**fields)

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ImportError as error:
+    raise ImportError('stepd.torch needs torch: pip install "stepd[torch]"') from error
 from torch.optim.optimizer import ParamsT
 
+from ._adapter import adapter_options, check, client_of, is_sendable
 from ._calls import StepResult
 from ._client import Client
-from ._options import NonFinite
+from ._options import STEP_OPTIONS, StepOptions, nearest
 from ._shards import ShardedClient
 from ._state import STEP, State
 from ._tensors import Array, Tensor, array_of, bfloat16, scalar, tensor_of
 from ._timeout import Timeout
 
 _MASTER = "master_param"
+
+_DTYPES = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64])
+
+#: Optimizers whose step of a tensor depends on the norm of all of it.
+_OF_WHOLE_TENSORS = frozenset(["lamb", "lars"])
+
+#: From :meth:`RemoteOptimizer.step` to its caller, over two wrappers of torch's.
+_CALLER = 4
 
 
 class RemoteOptimizer(torch.optim.Optimizer):
@@ -30,12 +46,31 @@ class RemoteOptimizer(torch.optim.Optimizer):
     have the names and defaults of ``client.describe(name)``. Learning rate schedulers
     and closures work as with torch's own.
 
+    The options of a step (:class:`stepd.StepOptions`: ``clip``, ``stats``,
+    ``loss_scale`` and so on) are keyword arguments too. They are kept in ``options``,
+    where they may be changed between steps. ``groups`` are torch's, and ``cached`` is
+    filled in when ``reply`` has ``"cache": True``.
+
     ``state_dict`` is torch's: ``step`` (float32 scalar) and the slots in torch's names
     and meaning, so Adam's and AdamW's go either way. Slots of bfloat16 and float16
-    parameters are float32. Parameters on other devices are copied over.
+    parameters are float32. Parameters on other devices are copied over. Sparse
+    gradients are made dense.
 
-    Raises TypeError for a hyperparameter that the optimizer does not have.
+    The parameters may be DTensors (``fully_shard``, tensor parallel): each process
+    steps its local shards, and the slots are DTensors. What needs a norm over all
+    shards (LAMB, LARS, ``caution``, ``clip`` by ``max_norm``, ``stats``) and
+    ``non_finite="skip"`` are refused then.
+
+    Raises TypeError for a client, parameter or hyperparameter that cannot be used, and
+    :class:`stepd.InvalidParams` for a value that the server refuses.
     """
+
+    #: The last step's result, without the parameters, which are in the model. None
+    #: before the first step, and where no parameter had a gradient.
+    last_result: StepResult | None = None
+
+    #: Whether a group that is added is not one of the constructor's.
+    _is_made = False
 
     def __init__(
         self,
@@ -43,42 +78,65 @@ class RemoteOptimizer(torch.optim.Optimizer):
         client: Client | ShardedClient | str,
         name: str = "adamw",
         *,
-        clip: Mapping[str, float] | None = None,
-        non_finite: NonFinite | None = None,
-        master_weights: bool | None = None,
         timeout: float | Timeout | None = None,
-        **hyperparameters: Any,
+        **settings: Any,
     ) -> None:
-        self._client = Client(client) if isinstance(client, str) else client
+        self._client = client_of(client)
+        if not isinstance(name, str):
+            expected = "name: expected that of an optimizer, such as adamw, found"
+            raise TypeError(f"{expected} {name!r:.60}")
         described = self._client.describe(name)
         schema = described["hyperparameters"]
         known: dict[str, Any] = dict(schema["properties"])
         del known["name"]
-        for key in hyperparameters:
-            if key not in known:
+        if "groups" in settings:
+            raise TypeError(
+                "groups: expected none; give them as params, a list of dicts such as "
+                '{"params": [...], "lr": 0.1}'
+            )
+        hyperparameters: dict[str, Any] = {}
+        options: dict[str, Any] = {}
+        for key, value in settings.items():
+            if key in known:
+                hyperparameters[key] = value
+            elif key in STEP_OPTIONS:
+                options[key] = value
+            else:
+                hint = nearest(key, [*known, *STEP_OPTIONS])
                 expected = ", ".join(known)
-                raise TypeError(f"{name} has no hyperparameter {key}, but {expected}")
+                raise TypeError(f"{name} has no hyperparameter {key}{hint}: {expected}")
         self._name = name
         self._revision: int = described["revision"]
         self._slots = frozenset([*described["slots"]["all"], _MASTER])
         self._known = frozenset(known)
-        self._settings: dict[str, Any] = {
-            "clip": clip,
-            "non_finite": non_finite,
-            "master_weights": master_weights,
-            "timeout": timeout,
-        }
-        #: Whether the last step was skipped because of ``non_finite="skip"``.
-        self.skipped = False
+        self._timeout = timeout
+        #: The options of each step. Changes hold from the next step on.
+        self.options: StepOptions = adapter_options(options)
+        self._kept: _Kept | None = None
         defaults = {key: value.get("default") for key, value in known.items()}
         super().__init__(params, {**defaults, **hyperparameters})
+        self._check()
+        self._is_made = True
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step was skipped because of ``non_finite="skip"``."""
+        return self.last_result is not None and self.last_result.skipped
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own knows nothing of a subclass's attributes.
-        own = ("_client", "_name", "_revision", "_slots", "_known", "_settings")
-        mine = {key: getattr(self, key) for key in (*own, "skipped")}
+        own = (
+            "_client",
+            "_name",
+            "_revision",
+            "_slots",
+            "_known",
+            "_timeout",
+            "_is_made",
+        )
+        mine = {key: getattr(self, key) for key in (*own, "options")}
         kept: dict[str, Any] = super().__getstate__()
-        return {**kept, **mine}
+        return {**kept, **mine, "_kept": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -87,12 +145,61 @@ class RemoteOptimizer(torch.optim.Optimizer):
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with hyperparameters of their own, as torch does."""
+        super().add_param_group(param_group)
+        try:
+            for name, param in _labelled(self.param_groups[-1]):
+                _check_tensor(name, param)
+            if self._is_made:
+                self._check()
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def _check(self) -> None:
+        """Refuse at once what a step would refuse, whatever the gradients are."""
+        optimizers = [self._hyperparameters(group) for group in self.param_groups]
+        if any(_is_sharded(param) for param in self._params()):
+            self._check_shards(optimizers)
+        groups = [{"tensors": ["*"], "optimizer": one} for one in optimizers]
+        optimizer = {"name": self._name, **optimizers[0]}
+        check(self._client, optimizer, self.options, groups)
+
+    def _check_shards(self, optimizers: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse what needs more of a DTensor than the shard in this process."""
+        options = self.options
+        which = None
+        if self._name in _OF_WHOLE_TENSORS:
+            which = f"{self._name} needs the norm of whole tensors"
+        elif any(optimizer.get("caution") for optimizer in optimizers):
+            which = "caution counts the values of whole tensors"
+        elif "max_norm" in (options.get("clip") or {}):
+            which = (
+                "clip by max_norm needs the norm over all shards, which "
+                "torch.nn.utils.clip_grad_norm_ adds up"
+            )
+        elif options.get("stats") not in (None, "none"):
+            which = "stats are those of whole tensors"
+        elif options.get("non_finite") == "skip":
+            which = 'non_finite="skip" needs all processes to skip together'
+        if which:
+            raise ValueError(f"{which}; a step of DTensors has only local shards")
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load this or torch's optimizer's state: its hyperparameters are taken too."""
-        super().load_state_dict(state_dict)
-        saved = itertools.chain.from_iterable(
-            group["params"] for group in state_dict["param_groups"]
+        """Load this or torch's optimizer's state: its hyperparameters are taken too.
+
+        Raises ValueError, before anything has changed, for a state of other slots.
+        """
+        saved = list(
+            itertools.chain.from_iterable(
+                group["params"] for group in state_dict["param_groups"]
+            )
         )
+        for key, param in zip(saved, self._params(), strict=False):
+            self._check_slots(state_dict["state"].get(key, {}), param)
+        super().load_state_dict(state_dict)
+        self._kept = None
         for key, param in zip(saved, self._params(), strict=True):
             # torch has cast everything but the step to the parameter's dtype.
             wide = torch.float64 if param.dtype == torch.float64 else torch.float32
@@ -103,6 +210,20 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 device = param.device if slot in self._slots else value.device
                 self.state[param][slot] = value.detach().to(device, dtype, copy=True)
 
+    def _check_slots(self, state: Mapping[str, Any], param: torch.Tensor) -> None:
+        for slot, value in state.items():
+            if not isinstance(value, torch.Tensor) or slot == STEP:
+                continue
+            if slot not in self._slots and value.numel() != 1:
+                expected = ", ".join(sorted(self._slots))
+                raise ValueError(
+                    f"the state has {slot}, which {self._name} does not have; "
+                    f"its slots are {expected}"
+                )
+            if slot in self._slots and value.shape != param.shape:
+                found = f"{list(value.shape)} for a parameter of {list(param.shape)}"
+                raise ValueError(f"the state has {slot} of shape {found}")
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -111,13 +232,15 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of all parameters that have a gradient.
 
+        Warns if none has one, and of what the server warns of.
+
         Raises :class:`stepd.StepdError`; then nothing has changed.
         """
         loss: float | None = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.skipped = False
+        self.last_result = None
         stepped: dict[str, torch.Tensor] = {}
         optimizers: list[dict[str, Any]] = []
         groups: list[dict[str, Any]] = []
@@ -132,21 +255,35 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 optimizers.append(self._hyperparameters(group))
                 groups.append({"tensors": list(with_grad)})
         if not stepped:
+            sentence = "no parameter has a gradient, so step() changed nothing"
+            warnings.warn(sentence, stacklevel=_CALLER)
             return loss
+        if any(_is_sharded(param) for param in stepped.values()):
+            self._check_shards(optimizers)
         for entry, optimizer in zip(groups[1:], optimizers[1:], strict=True):
             entry["optimizer"] = optimizer
+        options = adapter_options(self.options)
+        # The first group is what holds for those that no other names.
+        options["groups"] = groups[1:] or None
+        params = {name: _array(_local(param)) for name, param in stepped.items()}
+        if self._kept is not None and self._kept.fits(params, self.state, stepped):
+            options["cached"] = self._kept.result.cached
         result = self._client.step(
             {"name": self._name, **optimizers[0]},
-            {name: _array(param) for name, param in stepped.items()},
+            params,
             {name: _array(_gradient(param)) for name, param in stepped.items()},
             self._state_of(stepped),
-            # The first group is what holds for those that no other names.
-            groups=groups[1:] or None,
-            **self._settings,
+            timeout=self._timeout,
+            **options,
         )
-        self.skipped = result.skipped
+        self._kept = None
         if not result.skipped:
             self._take(result, stepped)
+            if result.cached is not None:
+                self._kept = _Kept(result, self.state, stepped)
+        self.last_result = replace(result, params={})
+        for sentence in result.warnings:
+            warnings.warn(sentence, RuntimeWarning, stacklevel=_CALLER)
         return loss
 
     def _params(self) -> Iterator[torch.Tensor]:
@@ -156,13 +293,16 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def _names(self) -> Iterable[list[str]]:
         """Names by group: the caller's own, or numbers where it gave none.
 
-        Numbers too where two groups have a name in common, which torch allows, and
-        where there is a * in one, which stands for any name in a group's tensors.
+        Numbers too where two groups have a name in common, which torch allows, where
+        there is a * in one, which stands for any name in a group's tensors, and where
+        one cannot be a tensor's name in a file.
         """
         named = [group.get("param_names") for group in self.param_groups]
         everyone = [name for names in named for name in names or ["*"]]
         is_unique = len(set(everyone)) == len(everyone)
-        if is_unique and not any("*" in name for name in everyone):
+        if is_unique and all(
+            "*" not in name and is_sendable(name) for name in everyone
+        ):
             return [list(names or ()) for names in named]
         numbers = itertools.count()
         return [[str(next(numbers)) for _ in g["params"]] for g in self.param_groups]
@@ -191,14 +331,17 @@ class RemoteOptimizer(torch.optim.Optimizer):
             entries.append((f"{STEP}/{name}", scalar("I64", steps)))
             dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
             for slot, value in kept.items():
-                if slot == _MASTER and not torch.equal(value.to(param.dtype), param):
+                if slot not in self._slots:
+                    entries.append((f"{slot}/{name}", scalar("F64", float(value))))
+                    continue
+                local = _local_like(slot, value, param)
+                if slot == _MASTER and not torch.equal(
+                    local.to(param.dtype), _local(param)
+                ):
                     # The weights were set by someone else, such as torch's own AdamW:
                     # the server makes a new copy of them.
                     continue
-                if slot in self._slots:
-                    entry = tensor_of(slot, _array(value.to(dtype)))
-                else:
-                    entry = scalar("F64", float(value))
+                entry = tensor_of(slot, _array(local.to(dtype)))
                 entries.append((f"{slot}/{name}", entry))
         if not entries:
             return None
@@ -206,29 +349,171 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def _take(self, result: StepResult, params: Mapping[str, torch.Tensor]) -> None:
         for name, param in params.items():
-            param.copy_(_tensor(result.params[name]))
+            _local(param).copy_(_tensor(result.params[name]))
         for slot, name, entry in result.state.entries():
             param = params[name]
             value: torch.Tensor
             if slot == STEP:
                 value = torch.tensor(float(array_of(entry)), dtype=torch.float32)
             elif slot in self._slots:
-                value = _tensor(array_of(entry)).to(param.device)
+                value = _placed(_tensor(array_of(entry)), param)
             else:
                 value = torch.tensor(float(array_of(entry)), dtype=torch.float64)
             self.state[param][slot] = value
+
+
+class _Kept:
+    """A result that the server keeps, and whether the next step starts from it."""
+
+    def __init__(
+        self,
+        result: StepResult,
+        state: Mapping[torch.Tensor, Mapping[str, Any]],
+        params: Mapping[str, torch.Tensor],
+    ) -> None:
+        self.result = result
+        self._versions = _versions(state, params)
+
+    def fits(
+        self,
+        arrays: Mapping[str, Array],
+        state: Mapping[torch.Tensor, Mapping[str, Any]],
+        params: Mapping[str, torch.Tensor],
+    ) -> bool:
+        """Whether parameters and state are, to the bit, what the result gave.
+
+        A slot that was changed in place has another version. Parameters are compared,
+        because ``param.data`` changes without one.
+        """
+        kept = self.result.params
+        now = _versions(state, params)
+        return (
+            list(kept) == list(arrays)
+            and len(now) == len(self._versions)
+            and all(
+                value is before and version == version_before
+                for (value, version), (before, version_before) in zip(
+                    now, self._versions, strict=True
+                )
+            )
+            and all(
+                np.array_equal(
+                    _bits(_array(_tensor(kept[name]).to(params[name].dtype))),
+                    _bits(array),
+                )
+                for name, array in arrays.items()
+            )
+        )
+
+
+def _versions(
+    state: Mapping[torch.Tensor, Mapping[str, Any]], params: Mapping[str, torch.Tensor]
+) -> list[tuple[torch.Tensor, int]]:
+    return [
+        (value, value._version)
+        for param in params.values()
+        for value in state.get(param, {}).values()
+    ]
+
+
+def _bits(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _labelled(group: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters of a group with what a sentence calls them."""
+    names = group.get("param_names") or map(str, range(len(group["params"])))
+    for name, param in zip(names, group["params"], strict=True):
+        yield f"parameter {name}", param
+
+
+def _check_tensor(name: str, param: torch.Tensor) -> None:
+    """Raise TypeError for a parameter that no step can take."""
+    if param.dtype.is_complex:
+        raise TypeError(
+            f"{name}: expected real numbers, found {param.dtype}; "
+            "torch.view_as_real(parameter) has them"
+        )
+    if param.dtype not in _DTYPES:
+        expected = "float16, bfloat16, float32 or float64"
+        raise TypeError(f"{name}: expected {expected}, found {param.dtype}")
+    if param.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, found {param.layout}")
+    if hasattr(param, "__tensor_flatten__") and not _is_dtensor(param):
+        kind = type(param).__name__
+        raise TypeError(f"{name}: expected a plain tensor or a DTensor, found {kind}")
+
+
+def _is_dtensor(tensor: Any) -> bool:
+    # Whoever has one has imported its module, which takes time otherwise.
+    for module in ("torch.distributed.tensor", "torch.distributed._tensor"):
+        kind = getattr(sys.modules.get(module), "DTensor", None)
+        if kind is not None:
+            return isinstance(tensor, kind)
+    return False
+
+
+def _is_sharded(tensor: Any) -> bool:
+    """Whether this process has a part of a tensor."""
+    if not _is_dtensor(tensor):
+        return False
+    return any(
+        not placement.is_replicate() and tensor.device_mesh.size(dim) > 1
+        for dim, placement in enumerate(tensor.placements)
+    )
+
+
+def _local(tensor: Any) -> torch.Tensor:
+    """The shard of a DTensor in this process; another tensor as it is."""
+    if not _is_dtensor(tensor):
+        return tensor  # type: ignore[no-any-return]
+    local = tensor.to_local()
+    # What is still on its way is waited for.
+    return local.wait() if hasattr(local, "wait") else local  # type: ignore[no-any-return]
+
+
+def _local_like(name: str, tensor: Any, param: Any) -> torch.Tensor:
+    """The part of a gradient or slot that belongs to this process's of the parameter.
+
+    Raises ValueError where one is a DTensor and the other is none.
+    """
+    if _is_dtensor(tensor) != _is_dtensor(param):
+        kinds = ("a DTensor", "a plain tensor")
+        expected, found = kinds if _is_dtensor(param) else kinds[::-1]
+        raise ValueError(f"{name}: expected {expected} as its parameter, found {found}")
+    if _is_dtensor(param) and tensor.placements != param.placements:
+        tensor = tensor.redistribute(param.device_mesh, param.placements)
+    return _local(tensor)
+
+
+def _placed(value: torch.Tensor, param: Any) -> torch.Tensor:
+    """A slot where its parameter is, and as that is distributed."""
+    if not _is_dtensor(param):
+        return value.to(param.device)
+    placed: torch.Tensor = type(param).from_local(
+        value.to(_local(param).device),
+        param.device_mesh,
+        param.placements,
+        run_check=False,
+        shape=param.shape,
+        stride=param.stride(),
+    )
+    return placed
 
 
 def _gradient(param: torch.Tensor) -> torch.Tensor:
     gradient = param.grad
     assert gradient is not None
     if gradient.layout != torch.strided:
-        raise TypeError(f"expected a dense gradient, found {gradient.layout}")
-    return gradient
+        # Rows that occur twice are added up.
+        gradient = gradient.to_dense()
+    return _local_like("gradient", gradient, param)
 
 
 def _array(tensor: torch.Tensor) -> Array:
     """A view of a tensor in the CPU's memory, else a copy."""
+    if tensor.is_meta:
+        raise ValueError("expected parameters with values, found some on device meta")
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         # numpy has no bfloat16 of its own, so torch does not convert it.

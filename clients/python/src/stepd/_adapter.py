@@ -1,0 +1,78 @@
+"""What stepd.torch and stepd.optax share: the client, the options, the first check."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from ._client import Client
+from ._options import Groups, Optimizer, StepOptions, step_options
+from ._shards import ShardedClient
+
+
+def client_of(client: Any) -> Any:
+    """The client that was given, or one of the URL. Raises TypeError for the rest."""
+    if isinstance(client, str):
+        own = Client(client)
+        # Nobody else can close it.
+        weakref.finalize(own, own._transport.close)
+        return own
+    step = getattr(client, "step", None)
+    expected = "client: expected a Client, a ShardedClient or a URL, found"
+    if inspect.iscoroutinefunction(step):
+        kind = type(client).__name__
+        raise TypeError(f"{expected} {kind}, which needs an event loop for each step")
+    if not callable(step) or isinstance(client, type):
+        raise TypeError(f"{expected} {client!r:.60}")
+    return client
+
+
+def adapter_options(given: Mapping[str, Any]) -> StepOptions:
+    """The options of each step. Raises what says which of them an adapter refuses."""
+    options = step_options(given)
+    if options.get("cached") is not None:
+        raise TypeError(
+            'cached: expected none, because reply={"cache": True} is enough here: '
+            "the next step names what the server kept"
+        )
+    reply = options.get("reply")
+    if reply is not None and not isinstance(reply, Mapping):
+        expected = 'expected a dict such as {"params": "bf16"}'
+        raise TypeError(f"reply: {expected}, found {reply!r:.60}")
+    for part in ("params", "state"):
+        if reply is not None and reply.get(part) == "none":
+            raise ValueError(
+                f'reply: expected {part} in it, found "none"; every step needs them '
+                "here, and only a Client's own step can do without"
+            )
+    return options
+
+
+def check(
+    client: Client | ShardedClient,
+    optimizer: Optimizer,
+    options: StepOptions,
+    groups: Groups | None = None,
+) -> None:
+    """Let the server check hyperparameters and options, by a step of no tensors.
+
+    Raises :class:`stepd.InvalidParams`, which names the field.
+    """
+    own: StepOptions = {**options}
+    reply = own.get("reply")
+    if reply:
+        own["reply"] = {**reply, "cache": False}
+    if groups is not None:
+        own["groups"] = groups
+    client.step(optimizer, {}, {}, **own)
+
+
+def is_sendable(name: str) -> bool:
+    """Whether a tensor may have that name in a safetensors file."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return name != "__metadata__"

@@ -1538,7 +1538,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       {
         "title": "RMSprop",
-        "description": "g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? s - h^2, h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)",
+        "description": "g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)",
         "type": "object",
         "required": [
           "name"

@@ -1,12 +1,12 @@
 /** RMSprop, plain or centered, with or without momentum. One shard; `count` elements; gradAvg and buffer are 0 where not in use. Scalars in the order of src/optimizers/rmsprop.ts. */
 import {
   areLight,
+  blend,
   coupled,
   Heavy,
   isOn,
   Light,
   largestFinite,
-  lerpAny,
   lerpSquareAny,
   narrow,
   Off,
@@ -104,17 +104,22 @@ function element<T, W, K, Plain, Buffers, Couples>(
     pNext = readNext<T, W>(param);
   const g = coupled<T>(read<T, W>(grad), p, l2, adds),
     gNext = coupled<T>(readNext<T, W>(grad), pNext, l2, adds);
-  const s = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest),
-    sNext = lerpSquareAny<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
-  writePair<T, W>(squareAvg, s, sNext);
-  let variance = s,
-    varianceNext = sNext;
+  let variance: v128, varianceNext: v128;
   if (!isOn<Plain>() && gradAvg) {
-    const h = lerpAny<T, K>(read<T, W>(gradAvg), g, weight, weights),
-      hNext = lerpAny<T, K>(readNext<T, W>(gradAvg), gNext, weight, weights);
-    writePair<T, W>(gradAvg, h, hNext);
-    variance = minusSquare<T>(s, h);
-    varianceNext = minusSquare<T>(sNext, hNext);
+    const keep = f64x2.splat(1 - weight),
+      fresh = f64x2.splat(weight);
+    const s = read<T, W>(squareAvg),
+      sNext = readNext<T, W>(squareAvg);
+    const h = read<T, W>(gradAvg),
+      hNext = readNext<T, W>(gradAvg);
+    writePair<T, W>(squareAvg, squareMean<T>(s, g, keep, fresh), squareMean<T>(sNext, gNext, keep, fresh));
+    writePair<T, W>(gradAvg, blend<T>(keep, h, fresh, g), blend<T>(keep, hNext, fresh, gNext));
+    variance = varianceOf<T>(s, h, g, keep, fresh);
+    varianceNext = varianceOf<T>(sNext, hNext, gNext, keep, fresh);
+  } else {
+    variance = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest);
+    varianceNext = lerpSquareAny<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
+    writePair<T, W>(squareAvg, variance, varianceNext);
   }
   let update = v128.div<T>(g, v128.add<T>(v128.sqrt<T>(variance), eps)),
     updateNext = v128.div<T>(gNext, v128.add<T>(v128.sqrt<T>(varianceNext), eps));
@@ -126,13 +131,33 @@ function element<T, W, K, Plain, Buffers, Couples>(
   writePair<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, update)), v128.sub<T>(pNext, v128.mul<T>(lr, updateNext)));
 }
 
-/** s - h*h with one rounding: the two are close to each other. */
-function minusSquare<T>(s: v128, h: v128): v128 {
-  const low = wideLow<T>(h);
-  const left = f64x2.sub(wideLow<T>(s), f64x2.mul(low, low));
+/** keep*average + fresh*sample in float64. */
+function meanHalf(average: v128, sample: v128, keep: v128, fresh: v128): v128 {
+  return f64x2.add(f64x2.mul(keep, average), f64x2.mul(fresh, sample));
+}
+
+/** keep*s + fresh*g^2 in float64, rounded once. */
+function squareMean<T>(s: v128, g: v128, keep: v128, fresh: v128): v128 {
+  const low = wideLow<T>(g);
+  const left = meanHalf(wideLow<T>(s), f64x2.mul(low, low), keep, fresh);
   if (sizeof<T>() === 8) return left;
-  const high = wideHigh<T>(h);
-  return narrow<T>(left, f64x2.sub(wideHigh<T>(s), f64x2.mul(high, high)));
+  const high = wideHigh<T>(g);
+  return narrow<T>(left, meanHalf(wideHigh<T>(s), f64x2.mul(high, high), keep, fresh));
+}
+
+/**
+ * The new mean of squares less the square of the new mean, of averages in float64 that are not rounded yet, because the two are
+ * close to each other. Rounding can make it negative; it is 0 then. NaN stays.
+ */
+function varianceOf<T>(s: v128, h: v128, g: v128, keep: v128, fresh: v128): v128 {
+  const left = varianceHalf(wideLow<T>(s), wideLow<T>(h), wideLow<T>(g), keep, fresh);
+  if (sizeof<T>() === 8) return left;
+  return narrow<T>(left, varianceHalf(wideHigh<T>(s), wideHigh<T>(h), wideHigh<T>(g), keep, fresh));
+}
+
+function varianceHalf(s: v128, h: v128, g: v128, keep: v128, fresh: v128): v128 {
+  const mean = meanHalf(h, g, keep, fresh);
+  return f64x2.pmax(f64x2.sub(meanHalf(s, f64x2.mul(g, g), keep, fresh), f64x2.mul(mean, mean)), f64x2.splat(0));
 }
 
 function rmsprop<T>(

@@ -7,15 +7,16 @@ import { defineOptimizer, flag, rate } from "./_define.ts";
  *   s <- alpha*s + (1-alpha)*g^2;  centered: h <- alpha*h + (1-alpha)*g, q = s - h^2, else q = s
  *   u = g / (sqrt(q) + eps);  with momentum: buf <- momentum*buf + u, p <- p - lr*buf, else p <- p - lr*u
  *
- * Centered, q can come out just below zero by rounding, and its root is NaN, as in torch.
+ * Centered, q is taken in float64 from averages that are not rounded yet, and is at least 0. torch rounds them first, so that q can
+ * be negative and its root NaN.
  */
 export default defineOptimizer({
   name: "rmsprop",
   title: "RMSprop",
-  revision: 1,
+  revision: 2,
   family: "rmsprop",
   formula:
-    "g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? s - h^2, h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)",
+    "g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)",
   references: [
     "Hinton, 2012, lecture 6e, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
     "centered: Graves, 2013, https://arxiv.org/abs/1308.0850",

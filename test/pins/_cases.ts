@@ -4,7 +4,7 @@ import { registry } from "../../src/optimizers/registry.ts";
 import { gradsAt, type Shapes, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { examples as schedules } from "../support/schedules.ts";
 import type { TestService } from "../support/service.ts";
-import { readFile, type TestTensors } from "../support/tensors.ts";
+import { readFile, type TestTensor, type TestTensors, writeTensors } from "../support/tensors.ts";
 import { DTYPES, type Dtype, typed, writeTyped } from "../support/typed.ts";
 import { type Variant, variants } from "../support/variants.ts";
 
@@ -91,7 +91,8 @@ const files = new Map<string, Buffer>();
 const fileOf = (key: string, make: () => TestTensors, dtype: Dtype): Buffer => {
   const known = files.get(`${key} ${dtype}`);
   if (known) return known;
-  const file = writeTyped(typed(make(), dtype));
+  // Float32 as it is, with the payloads of NaN.
+  const file = dtype === "F32" ? writeTensors(make()) : writeTyped(typed(make(), dtype));
   files.set(`${key} ${dtype}`, file);
   return file;
 };
@@ -128,9 +129,22 @@ const spread = (values: readonly number[], shape: readonly number[], start: numb
   data: Float32Array.from({ length: shape.reduce((product, size) => product * size, 1) }, (_, i) => values[(start + i) % values.length] as number),
 });
 
+/** A NaN whose payload BF16 cuts off: without its quiet bit, infinity. */
+const CUT_NAN = 0x7f800001;
+
+const withCutNaN = ({ shape, data }: TestTensor): TestTensor => {
+  new Uint32Array(data.buffer)[data.findIndex(Number.isNaN)] = CUT_NAN;
+  return { shape, data };
+};
+
 /** Tensors of extreme values; `special` has NaN and infinities, `resting` has a gradient in every other step. */
 const extremes = (step: number) => ({
-  params: { finite: spread(FINITE, [7, 13], 0), resting: spread(SPECIAL, [23], 0), special: spread(SPECIAL, [331], 0), tail: spread([0.5], [3], 0) },
+  params: {
+    finite: spread(FINITE, [7, 13], 0),
+    resting: withCutNaN(spread(SPECIAL, [23], 0)),
+    special: spread(SPECIAL, [331], 0),
+    tail: spread([0.5], [3], 0),
+  },
   grads: {
     finite: spread(FINITE, [7, 13], 4 + 3 * step),
     ...(step % 2 === 1 && { resting: spread(FINITE, [23], step) }),

@@ -514,9 +514,9 @@ def rmsprop(
 ) -> dict[str, Any]:
     """RMSprop.
 
-    g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? s - h^2, h = lerp(h,
-    g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u
-    : u).
+    g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h =
+    lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf =
+    momentum*buf + u : u).
 
     lr: Learning rate; with a schedule, its base.
     alpha: Decay rate of square_avg and grad_avg.

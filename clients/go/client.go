@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/tinylib/msgp/msgp"
@@ -29,8 +31,12 @@ const (
 
 	defaultTimeout = 5 * time.Minute
 	defaultRetries = 4
+	// defaultRefused is how long refused connections are tried again.
+	defaultRefused = 30 * time.Second
 	firstBackoff   = 50 * time.Millisecond
 	maxBackoff     = 5 * time.Second
+	// maxRefusedBackoff is shorter, because to ask costs nothing, and the server may be back any moment.
+	maxRefusedBackoff = time.Second
 	// maxWait is the longest Retry-After that a call waits for; after a longer one the caller gets the error.
 	maxWait = time.Minute
 
@@ -52,6 +58,8 @@ type Client struct {
 	token     string
 	timeout   time.Duration
 	retries   int
+	refused   time.Duration
+	logger    *slog.Logger
 	requestID func(context.Context) string
 	sharedDir *string
 	// shared is nil without WithSharedDir.
@@ -79,6 +87,13 @@ func WithTimeout(timeout time.Duration) Option { return func(c *Client) { c.time
 // always safe: the same call gives the same bytes.
 func WithRetries(retries int) Option { return func(c *Client) { c.retries = retries } }
 
+// WithRefused sets how long a call whose connection is refused is tried again, as while a server starts anew; the default is 30
+// seconds. Such attempts do not count as retries. 0 turns it off, as does WithRetries(0).
+func WithRefused(limit time.Duration) Option { return func(c *Client) { c.refused = limit } }
+
+// WithLogger sets where a warning of refused connections goes; the default is slog.Default().
+func WithLogger(logger *slog.Logger) Option { return func(c *Client) { c.logger = logger } }
+
 // WithRequestID sets where the X-Request-Id of a call comes from: at most 128 of the characters A-Z a-z 0-9 _ . : -. The server
 // writes it to its log and into errors.
 func WithRequestID(id func(context.Context) string) Option {
@@ -87,7 +102,7 @@ func WithRequestID(id func(context.Context) string) Option {
 
 // New makes a client of the server at an http:// or https:// address, or unix:///path of a socket. It does not connect.
 func New(address string, options ...Option) (*Client, error) {
-	c := &Client{timeout: defaultTimeout, retries: defaultRetries}
+	c := &Client{timeout: defaultTimeout, retries: defaultRetries, refused: defaultRefused}
 	for _, option := range options {
 		option(c)
 	}
@@ -169,16 +184,77 @@ type call struct {
 
 // do sends a call until it succeeds, fails for good, or was sent again `retries` times.
 func (c *Client) do(ctx context.Context, call call, retries int) error {
-	for attempt := 0; ; attempt++ {
+	pauses := c.pauses(retries, "stepd at "+c.url)
+	for {
 		err := c.attempt(ctx, call)
 		call.parcel.note(err)
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil || attempt >= retries || !isPassing(err) || !pause(ctx, waitAfter(err, attempt)) {
+		if ctx.Err() != nil || !isPassing(err) || !pauses.pause(ctx, err) {
 			return ended(ctx, err)
 		}
 	}
+}
+
+// pauses are those between the attempts of one call.
+type pauses struct {
+	retries int
+	// refused is how long refused connections are tried again.
+	refused time.Duration
+	logger  *slog.Logger
+	server  string
+
+	attempt int
+	// refusals are those in a row, of which the first was at since.
+	refusals int
+	since    time.Time
+}
+
+func (c *Client) pauses(retries int, server string) *pauses {
+	p := &pauses{retries: retries, refused: c.refused, logger: c.logger, server: server}
+	if retries <= 0 {
+		p.refused = 0
+	}
+	if p.logger == nil {
+		p.logger = slog.Default()
+	}
+	return p
+}
+
+// pause waits after a failure. It returns false where the call is to be given up, and where the context ends before.
+func (p *pauses) pause(ctx context.Context, err error) bool {
+	if isRefused(err) {
+		return p.pauseRefused(ctx)
+	}
+	p.refusals = 0
+	attempt := p.attempt
+	p.attempt++
+	return attempt < p.retries && pause(ctx, waitAfter(err, attempt))
+}
+
+func (p *pauses) pauseRefused(ctx context.Context) bool {
+	if p.refused <= 0 {
+		return false
+	}
+	if p.refusals == 0 {
+		p.since = time.Now()
+		p.logger.WarnContext(ctx, fmt.Sprintf("%s refuses connections; trying again for %s", p.server, p.refused))
+	}
+	left := p.refused - time.Since(p.since)
+	if left <= 0 {
+		return false
+	}
+	wait := backoff(p.refusals, maxRefusedBackoff)
+	p.refusals++
+	return pause(ctx, min(wait, left))
+}
+
+// isRefused tells whether nobody listens at the address, as while a server starts anew. At the path of a Unix socket there may
+// be no file.
+func isRefused(err error) bool {
+	dial := (*net.OpError)(nil)
+	return errors.As(err, &dial) && dial.Op == "dial" && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT))
 }
 
 // ended returns the context's error where that has ended, and err before.
@@ -211,8 +287,13 @@ func waitAfter(err error, attempt int) time.Duration {
 	if refusal := (*Error)(nil); errors.As(err, &refusal) && refusal.saysWhen {
 		return refusal.RetryAfter
 	}
-	backoff := min(firstBackoff<<min(attempt, 16), maxBackoff)
-	return backoff/2 + rand.N(backoff/2)
+	return backoff(attempt, maxBackoff)
+}
+
+// backoff is a pause that grows from attempt to attempt, with jitter.
+func backoff(attempt int, most time.Duration) time.Duration {
+	pause := min(firstBackoff<<min(attempt, 16), most)
+	return pause/2 + rand.N(pause/2)
 }
 
 // pause waits. It returns false at once where the wait would be too long or past the context's end.

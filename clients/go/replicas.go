@@ -38,7 +38,8 @@ func (h health) rest() time.Duration { return min(firstRest<<min(h.failures-1, 1
 // another may have.
 func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client, call func(client *Client) error) error {
 	first := slices.Index(clients, home)
-	for round := 0; ; round++ {
+	var pauses *pauses
+	for {
 		var missing, failed error
 		tried := make([]bool, len(clients))
 		for left := len(clients) - 1; ; left-- {
@@ -62,12 +63,18 @@ func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client
 					return err
 				}
 				r.hasFailed(i, start)
-				failed = err
+				// Of a round in which only some refuse the connection the others' failures count.
+				if failed == nil || isRefused(failed) || !isRefused(err) {
+					failed = err
+				}
 			}
 			if left > 0 {
 				continue
 			}
-			if failed == nil || round >= clients[i].retries || !pause(ctx, waitAfter(failed, round)) {
+			if pauses == nil {
+				pauses = clients[i].pauses(clients[i].retries, "every stepd replica")
+			}
+			if failed == nil || !pauses.pause(ctx, failed) {
 				return ended(ctx, cmp.Or(missing, failed))
 			}
 			break

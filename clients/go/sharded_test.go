@@ -180,6 +180,7 @@ func TestShardedErrorsAreTheServers(t *testing.T) {
 		t.Error("a step without clients")
 	}
 	gone := newSharded(t, "http://127.0.0.1:1", "http://127.0.0.1:2")
+	gone.Clients[0].refused, gone.Clients[1].refused = 0, 0
 	gone.Clients[0].retries, gone.Clients[1].retries = 1, 1
 	if _, err := gone.Step(ctx, StepRequest{Optimizer: AdamW(1), Params: model(1)}); !errors.As(err, new(*TransportError)) {
 		t.Error(err)

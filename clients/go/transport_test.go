@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -191,6 +192,44 @@ func stall(t *testing.T, after int64) (address string, stalled <-chan struct{}) 
 		}
 	}()
 	return "http://" + listener.Addr().String(), reached
+}
+
+// A byte now and then is no reply, and neither is one taken now and then.
+func TestTimeoutOfDripsAndStalls(t *testing.T) {
+	drip := func(kind string, body []byte) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", kind)
+			w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+			for i := range body {
+				if _, err := w.Write(body[i : i+1]); err != nil || http.NewResponseController(w).Flush() != nil {
+					return
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+		}
+	}
+	text := must[[]byte](t)(json.Marshal(map[string]any{"optimizers": []any{map[string]any{"name": strings.Repeat("x", 200)}}}))
+	packed := msgp.AppendBytes(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "state"), make([]byte, 200))
+	stalled, _ := stall(t, 1<<20)
+	for name, address := range map[string]string{
+		"JSON":         serve(t, drip(jsonType, text)).URL,
+		"MessagePack":  serve(t, drip(msgpackType, packed)).URL,
+		"uploads stop": stalled,
+	} {
+		t.Run(name, func(t *testing.T) {
+			client := newClient(t, address, WithTimeout(500*time.Millisecond), WithRetries(0))
+			params := Tensors{From("w", make([]float32, 8<<20))}
+			var err error
+			if name == "JSON" {
+				_, err = client.Optimizers(testContext(t))
+			} else {
+				_, err = client.Step(testContext(t), StepRequest{Optimizer: SGD(1), Params: params, Grads: params})
+			}
+			if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, new(*TransportError)) {
+				t.Fatal(err)
+			}
+		})
+	}
 }
 
 // net/http may read a body after the call has returned; then the tensors are the caller's again.

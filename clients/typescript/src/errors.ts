@@ -41,6 +41,13 @@ export class StepdError extends Error {
   }
 }
 
+interface TransportErrorOptions {
+  readonly cause?: unknown;
+  readonly status?: number;
+  readonly retryAfter?: number | undefined;
+  readonly isRefused?: boolean;
+}
+
 /** The server was not reached, or what came was no reply of stepd. */
 export class TransportError extends Error {
   override readonly name = "TransportError";
@@ -48,11 +55,14 @@ export class TransportError extends Error {
   readonly status: number | undefined;
   /** Seconds after which a proxy wants to be asked again. */
   readonly retryAfter: number | undefined;
+  /** Whether nobody listens at the address. A browser does not say. */
+  readonly isRefused: boolean;
 
-  constructor(message: string, { cause, status, retryAfter }: { cause?: unknown; status?: number; retryAfter?: number | undefined } = {}) {
+  constructor(message: string, { cause, status, retryAfter, isRefused = false }: TransportErrorOptions = {}) {
     super(message, { cause });
     this.status = status;
     this.retryAfter = retryAfter;
+    this.isRefused = isRefused;
   }
 
   get isPassing(): boolean {

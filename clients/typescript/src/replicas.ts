@@ -1,7 +1,8 @@
 /** Replicas of a server: which one takes a call, and where the call goes when that one fails. */
 import type { Client } from "./client.ts";
 import { StepdError, TransportError } from "./errors.ts";
-import { backoff, type CallOptions, pause } from "./transport.ts";
+import { Pauses, pause, type RetryOptions } from "./pauses.ts";
+import type { CallOptions } from "./transport.ts";
 
 /** How long a replica that failed is left alone: twice as long after each failure in a row. */
 const FIRST_REST_MS = 1_000;
@@ -11,11 +12,11 @@ export type Call<Result> = (client: Client, options: CallOptions) => Promise<Res
 
 export class Replicas {
   readonly #replicas: readonly Replica[];
-  readonly #retries: number;
+  readonly #retries: RetryOptions;
   #turn = 0;
 
-  /** `retries` counts the rounds over all replicas after the first. The clients themselves should not send again. */
-  constructor(clients: readonly Client[], retries: number) {
+  /** `retries` are of rounds over all replicas, after the first. The clients themselves should not send again. */
+  constructor(clients: readonly Client[], retries: RetryOptions) {
     this.#replicas = clients.map((client) => new Replica(client));
     this.#retries = retries;
   }
@@ -25,10 +26,11 @@ export class Replicas {
    * thrown at once. What one does not have, and was not given, another may have.
    */
   async call<Result>(call: Call<Result>, options: CallOptions, home?: string): Promise<Result> {
-    for (let round = 0; ; round++) {
+    const pauses = new Pauses(this.#retries, "every stepd replica");
+    for (;;) {
       const untried = new Set(this.#replicas);
       const asked: number[] = [];
-      let last: unknown;
+      let last: StepdError | TransportError | undefined;
       let missing: unknown;
       while (untried.size > 0) {
         const replica = mostRested(untried, home);
@@ -42,13 +44,15 @@ export class Replicas {
           else {
             if (!isOfReplica(error)) throw error;
             if (error.retryAfter !== undefined) asked.push(error.retryAfter);
-            last = error;
+            // Of a round in which only some refuse the connection the others' failures count.
+            if (!last || isRefused(last) || !isRefused(error)) last = error;
           }
         }
       }
-      if (round >= this.#retries || last === undefined) throw missing ?? last;
       // Of those that said when, the first to be ready again.
-      await pause(backoff(round, asked.length > 0 ? Math.min(...asked) : undefined), options.signal);
+      const wait = last && pauses.after(last, asked.length > 0 ? Math.min(...asked) : undefined);
+      if (wait === undefined) throw missing ?? last;
+      await pause(wait, options.signal);
     }
   }
 }
@@ -56,6 +60,8 @@ export class Replicas {
 /** A replica that fails or talks nonsense is no reason to think that the others do. */
 const isOfReplica = (error: unknown): error is StepdError | TransportError =>
   error instanceof TransportError || (error instanceof StepdError && (error.isPassing || error.code === "INTERNAL_ERROR"));
+
+const isRefused = (error: StepdError | TransportError): boolean => error instanceof TransportError && error.isRefused;
 
 type Burden = readonly [rest: number, isAway: number, calls: number, turn: number];
 

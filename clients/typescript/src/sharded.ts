@@ -1,11 +1,12 @@
 /** A step over several calls, connections and replicas at once. Its result is that of one call, bit for bit. */
 import { Client, type StepInput, type StepResult, withoutState } from "./client.ts";
 import { StepdError } from "./errors.ts";
+import { requireRetries } from "./pauses.ts";
 import { type Call, Replicas } from "./replicas.ts";
 import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
 import { compareUtf8, type DType, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
-import { type CallOptions, type ClientOptions, DEFAULT_RETRIES, requireRetries } from "./transport.ts";
+import type { CallOptions, ClientOptions } from "./transport.ts";
 import type { Cached, NormsResult } from "./wire.gen.ts";
 
 export interface ShardedOptions extends ClientOptions {
@@ -74,18 +75,16 @@ export class ShardedClient {
   readonly #connections: number;
 
   /** `urls` are replicas; any serves any call. */
-  constructor(
-    urls: readonly string[],
-    { requestBytes = DEFAULT_REQUEST_BYTES, connections = DEFAULT_CONNECTIONS, retries = DEFAULT_RETRIES, ...options }: ShardedOptions = {},
-  ) {
+  constructor(urls: readonly string[], { requestBytes = DEFAULT_REQUEST_BYTES, connections = DEFAULT_CONNECTIONS, retries, ...options }: ShardedOptions = {}) {
     if (urls.length === 0) throw new TypeError("a ShardedClient needs at least one url");
     if (!(requestBytes > 0)) throw new TypeError(`requestBytes: expected more than 0, found ${requestBytes}`);
     if (!(connections >= 1)) throw new TypeError(`connections: expected at least 1, found ${connections}`);
-    requireRetries(retries);
+    const rounds = { ...options, retries };
+    requireRetries(rounds);
     const folder = options.sharedDir === undefined ? undefined : new SharedFolder(options.sharedDir);
     // A call that fails goes to another replica at once, so a client by itself does not send again.
     this.#clients = urls.map((url) => new Client(url, { ...options, retries: 0 }, folder));
-    this.#replicas = new Replicas(this.#clients, retries);
+    this.#replicas = new Replicas(this.#clients, rounds);
     this.#requestBytes = requestBytes;
     this.#connections = connections;
   }

@@ -1,18 +1,17 @@
 /** One server over `fetch`: sends a call, again where that may help, and tells what is a reply of stepd from what is not. */
 import { StepdError, TransportError } from "./errors.ts";
 import { decode, encodeParts } from "./msgpack.ts";
+import { isRefusal, Pauses, pause, type RetryOptions, requireRetries } from "./pauses.ts";
 import type { ErrorData } from "./wire.gen.ts";
 
 /** What is used of `fetch`. */
 export type Fetch = (url: string, init: RequestInit) => Promise<Response>;
 
-export interface ClientOptions {
+export interface ClientOptions extends RetryOptions {
   /** Bearer token. */
   readonly token?: string | undefined;
   /** Milliseconds for one attempt of a call with its reply; Infinity for no limit. */
   readonly timeoutMs?: number | undefined;
-  /** How often a call is sent again after 429, 503, a lost connection or a timeout. Steps are pure: sending again is safe. */
-  readonly retries?: number | undefined;
   /** A fetch of one's own, for instance one that uses a Unix socket. */
   readonly fetch?: Fetch | undefined;
   /**
@@ -36,28 +35,24 @@ const MSGPACK = "application/vnd.msgpack";
 const JSON_TYPE = "application/json";
 
 const DEFAULT_TIMEOUT_MS = 60_000;
-export const DEFAULT_RETRIES = 4;
-const FIRST_BACKOFF_MS = 50;
-const MAX_BACKOFF_MS = 5_000;
-/** The longest pause that a server may ask for. */
-const MAX_ASKED_S = 60;
 const LARGE_BYTES = 2 ** 20;
 /** The first status of errors that are not the call's. */
 const SERVER_FAULT = 500;
-/** What setTimeout takes; it would fire at once beyond. */
+/** What a timer takes; it would fire at once beyond. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 export class Transport {
   readonly url: string;
   readonly #headers: Readonly<Record<string, string>>;
   readonly #timeoutMs: number;
-  readonly #retries: number;
+  readonly #retries: RetryOptions;
   readonly #fetch: Fetch;
 
-  constructor(url: string, { token, timeoutMs = DEFAULT_TIMEOUT_MS, retries = DEFAULT_RETRIES, fetch: send }: ClientOptions) {
+  constructor(url: string, { token, timeoutMs = DEFAULT_TIMEOUT_MS, fetch: send, ...retries }: ClientOptions) {
     this.url = rootOf(url);
     // Said here, without the token: fetch would put it into its message.
     if (token !== undefined && !/^[\x21-\x7e]+$/.test(token)) throw new TypeError("token: expected visible ASCII characters, found others");
+    requireTimeout(timeoutMs);
     requireRetries(retries);
     this.#headers = { Accept: MSGPACK, ...(token !== undefined && { Authorization: `Bearer ${token}` }) };
     this.#timeoutMs = timeoutMs;
@@ -73,36 +68,36 @@ export class Transport {
   async call<Result>(path: string, params: object | undefined, read: Read<Result>, options: CallOptions = {}, onLost?: () => void): Promise<Result> {
     // Copied here, before anything waits: the caller may change the arrays while the call is under way.
     const body = params && new Blob(encodeParts(params));
-    for (let attempt = 0; ; attempt++) {
+    const pauses = new Pauses(this.#retries, `stepd at ${this.url}`);
+    for (;;) {
       options.signal?.throwIfAborted();
       try {
         return await this.#send(path, body, read, options);
       } catch (error) {
         if (!(error instanceof StepdError && error.status < SERVER_FAULT)) onLost?.();
         const isPassing = (error instanceof TransportError || error instanceof StepdError) && error.isPassing;
-        if (!isPassing || attempt >= this.#retries) throw error;
-        await pause(backoff(attempt, error.retryAfter), options.signal);
+        const wait = isPassing ? pauses.after(error) : undefined;
+        if (wait === undefined) throw error;
+        await pause(wait, options.signal);
       }
     }
   }
 
   /** Whether an address answers with a status of success. Asks once. */
   async isOk(path: string, { signal, timeoutMs = this.#timeoutMs }: CallOptions): Promise<boolean> {
-    const limit = new Limit(timeoutMs, signal);
+    const limits = limitsOf(timeoutMs, signal);
     try {
-      const response = await this.#fetch(`${this.url}${path}`, { headers: this.#headers, signal: limit.signal });
+      const response = await this.#fetch(`${this.url}${path}`, { headers: this.#headers, ...limits });
       await response.arrayBuffer();
       return response.ok;
     } catch {
       signal?.throwIfAborted();
       return false;
-    } finally {
-      limit.clear();
     }
   }
 
   async #send<Result>(path: string, body: Blob | undefined, read: Read<Result>, { signal, timeoutMs = this.#timeoutMs }: CallOptions): Promise<Result> {
-    const limit = new Limit(timeoutMs, signal);
+    const limits = limitsOf(timeoutMs, signal);
     let response: Response;
     let bytes: Uint8Array<ArrayBuffer>;
     try {
@@ -110,15 +105,13 @@ export class Transport {
         method: body ? "POST" : "GET",
         headers: { ...this.#headers, ...(body && { "Content-Type": MSGPACK }) },
         ...(body && { body }),
-        signal: limit.signal,
+        ...limits,
       });
       bytes = await readBody(response);
     } catch (cause) {
       signal?.throwIfAborted();
-      if (limit.isOver) throw new TransportError(`${this.url}${path}: no whole reply within ${timeoutMs} ms`, { cause });
-      throw new TransportError(`${this.url}${path} was not reached: ${reasonOf(cause)}`, { cause });
-    } finally {
-      limit.clear();
+      if (limits.signal?.aborted) throw new TransportError(`${this.url}${path}: no whole reply within ${timeoutMs} ms`, { cause });
+      throw new TransportError(`${this.url}${path} was not reached: ${reasonOf(cause)}`, { cause, isRefused: isRefusal(cause) });
     }
     if (!response.ok) throw this.#problem(path, response, bytes);
     try {
@@ -144,10 +137,6 @@ export class Transport {
     return new TransportError(`${this.url}${path}: HTTP ${status}, and the reply is none of stepd`, { status, retryAfter });
   }
 }
-
-export const requireRetries = (retries: number): void => {
-  if (!(retries >= 0)) throw new TypeError(`retries: expected a number from 0 on, found ${retries}`);
-};
 
 /** The three forms of an HTTP date (RFC 9110, 5.6.7). The last has no zone and means GMT as well. */
 const HTTP_DATES = [
@@ -203,54 +192,14 @@ const reasonOf = (error: unknown): string => {
   return error.cause instanceof Error && error.cause.message !== "" ? `${error.message}: ${error.cause.message}` : error.message;
 };
 
-/** A signal that aborts with the caller's, or when the time is up. AbortSignal.timeout would leave a timer behind after each call. */
-class Limit {
-  readonly #controller = new AbortController();
-  readonly #caller: AbortSignal | undefined;
-  readonly #timer: ReturnType<typeof setTimeout> | undefined;
-  isOver = false;
-
-  constructor(timeoutMs: number, caller: AbortSignal | undefined) {
-    if (!(timeoutMs > 0)) throw new TypeError(`timeoutMs: expected more than 0, found ${timeoutMs}`);
-    this.#caller = caller;
-    caller?.addEventListener("abort", this.#forward);
-    if (caller?.aborted) this.#forward();
-    if (timeoutMs > MAX_TIMER_MS) return;
-    this.#timer = setTimeout(() => {
-      this.isOver = true;
-      this.#controller.abort();
-    }, timeoutMs);
-  }
-
-  readonly #forward = (): void => this.#controller.abort(this.#caller?.reason);
-
-  get signal(): AbortSignal {
-    return this.#controller.signal;
-  }
-
-  clear(): void {
-    clearTimeout(this.#timer);
-    this.#caller?.removeEventListener("abort", this.#forward);
-  }
-}
-
-/** Milliseconds before the next attempt: longer each time, with jitter, and no less than the server asks for. */
-export const backoff = (attempt: number, asked: number | undefined): number => {
-  const own = Math.min(FIRST_BACKOFF_MS * 2 ** attempt, MAX_BACKOFF_MS) * (0.5 + Math.random() / 2);
-  return own + (asked !== undefined && asked > 0 ? Math.min(asked, MAX_ASKED_S) * 1000 : 0);
+/** The signal of an attempt: the caller's, and one that ends the attempt when its time is up. */
+const limitsOf = (timeoutMs: number, caller: AbortSignal | undefined): { readonly signal?: AbortSignal } => {
+  requireTimeout(timeoutMs);
+  const signals = caller ? [caller] : [];
+  if (timeoutMs <= MAX_TIMER_MS) signals.push(AbortSignal.timeout(Math.ceil(timeoutMs)));
+  return signals.length > 0 ? { signal: AbortSignal.any(signals) } : {};
 };
 
-/** Waits. Throws the signal's reason where that comes first. */
-export const pause = (ms: number, signal: AbortSignal | undefined): Promise<void> =>
-  new Promise((resolve, reject) => {
-    signal?.throwIfAborted();
-    const stop = (): void => {
-      clearTimeout(timer);
-      reject(signal?.reason);
-    };
-    const timer = setTimeout(() => {
-      signal?.removeEventListener("abort", stop);
-      resolve();
-    }, ms);
-    signal?.addEventListener("abort", stop, { once: true });
-  });
+const requireTimeout = (timeoutMs: number): void => {
+  if (!(typeof timeoutMs === "number" && timeoutMs > 0)) throw new TypeError(`timeoutMs: expected milliseconds, a number above 0, found ${String(timeoutMs)}`);
+};

@@ -61,4 +61,4 @@ get({ host: '127.0.0.1', ...place, path: '/health/live', timeout: 4000, rejectUn
   if (statusCode !== 200) fail('status ' + statusCode); \
   process.exit(0); \
 }).on('timeout', () => fail('no answer within 4 s')).on('error', ({ message }) => fail(message));"]
-ENTRYPOINT ["/usr/local/bin/node", "/app/src/main.ts"]
+ENTRYPOINT ["/usr/local/bin/node", "--disable-sigusr1", "/app/src/main.ts"]

@@ -24,8 +24,12 @@ process.on("exit", () => {
 });
 for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => process.exit(1));
 
-const start = (command: string, args: readonly string[], env: Readonly<Record<string, string>>, input: "ignore" | "pipe"): ChildProcess => {
-  const child = spawn(command, args, { env: { PATH: process.env["PATH"], ...env }, stdio: [input, "pipe", "inherit"] });
+type Output = "stdout" | "stderr";
+
+/** Starts a process of which one output is read. */
+const start = (command: string, args: readonly string[], env: Readonly<Record<string, string>>, input: "ignore" | "pipe", read: Output): ChildProcess => {
+  const outputs = (["stdout", "stderr"] as const).map((output) => (output === read ? "pipe" : "inherit"));
+  const child = spawn(command, args, { env: { PATH: process.env["PATH"], ...env }, stdio: [input, ...outputs] });
   const remove = (): void => void child.kill("SIGKILL");
   leftovers.add(remove);
   child.once("exit", () => leftovers.delete(remove));
@@ -47,10 +51,10 @@ export class Server implements AsyncDisposable {
     this.#child = child;
   }
 
-  static async #start(command: string, args: readonly string[], env: Readonly<Record<string, string>>): Promise<Server> {
-    const child = start(command, args, env, "ignore");
-    for await (const line of createInterface({ input: child.stdout as Readable })) {
-      const address = / listens on (\S+)$/.exec(line)?.[1];
+  static async #start(command: string, args: readonly string[], env: Readonly<Record<string, string>>, read: Output = "stdout"): Promise<Server> {
+    const child = start(command, args, env, "ignore", read);
+    for await (const line of createInterface({ input: child[read] as Readable })) {
+      const address = / listens on ([^\s"]+)/.exec(line)?.[1];
       if (address) return new Server(address, child);
     }
     throw new Error(`${args[0]} did not start`);
@@ -59,7 +63,7 @@ export class Server implements AsyncDisposable {
   /** stepd, on a free port or the socket given. */
   static stepd(env: Readonly<Record<string, string>>): Promise<Server> {
     const settings = { STEPD_LOG_LEVEL: "warn", ...("STEPD_SOCKET" in env ? {} : { STEPD_PORT: "0" }), ...env };
-    return Server.#start(process.execPath, [join(import.meta.dirname, "../src/main.ts")], settings);
+    return Server.#start(process.execPath, [join(import.meta.dirname, "../src/main.ts")], settings, "stderr");
   }
 
   /** The echo of the same stack. */
@@ -106,7 +110,7 @@ export class Peer implements AsyncDisposable {
 
   /** Starts it and takes its first line, which says that it is ready. */
   static async start(python: string, script: string, args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Peer> {
-    const child = start(python, [join(peers, script), ...args], env, "pipe");
+    const child = start(python, [join(peers, script), ...args], env, "pipe", "stdout");
     const peer = new Peer(script, child, child.stdin as Writable, createInterface({ input: child.stdout as Readable }));
     await peer.#line();
     return peer;

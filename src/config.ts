@@ -113,7 +113,7 @@ const MAX_CONNECTIONS = 65536;
 
 export const settings = {
   host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: address },
-  port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free one and prints it", initial: "8080", parse: wholeNumber(0, 65535) },
+  port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free one, which the log names", initial: "8080", parse: wholeNumber(0, 65535) },
   socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", parse: text },
   workers: {
     name: "STEPD_WORKERS",
@@ -225,6 +225,10 @@ const requireTogether = ({ tlsCertFile, tlsKeyFile, tlsClientCaFile }: Config): 
   if (tlsClientCaFile !== "" && tlsCertFile === "")
     throw new ConfigError("STEPD_TLS_CERT_FILE: expected a certificate beside STEPD_TLS_CLIENT_CA_FILE, found none");
 };
+
+/** The settings by their variables, for the log. None of them is a secret: those lie in files, of which the settings are paths. */
+export const namedSettings = (config: Config): Readonly<Record<string, unknown>> =>
+  Object.fromEntries(Object.entries(settings).map(([key, { name }]) => [name, config[key as keyof Config]]));
 
 export const help = (): string => {
   const lines = Object.values(settings).map(({ name, help, initial }) => `  ${name.padEnd(26)} ${help}${initial === "" ? "" : ` (${initial})`}`);

@@ -17,6 +17,10 @@ const readFlags = () => {
   }
 };
 
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") fail(`standard output: ${error.message}`);
+});
+
 const flags = readFlags();
 if (flags.help) console.log(help());
 else if (flags.version) console.log(version);

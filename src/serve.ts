@@ -1,31 +1,63 @@
 /** Runs the service until a signal ends the process: what `npm start` and `stepd serve` have in common. */
 import v8 from "node:v8";
-import type { Config } from "./config.ts";
+import { type Config, namedSettings } from "./config.ts";
 import { Service, version } from "./service.ts";
+import type { Telemetry } from "./telemetry/telemetry.ts";
 
 /** A signal within this time after the first is the same one, forwarded. */
 const REPEAT_MS = 500;
 
-/** Starts, says where it listens, and drains at SIGTERM and SIGINT. Throws ConfigError where it cannot start with these settings. */
+const STOPPING = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
+
+/** Signals that mean nothing here. Without a listener SIGUSR1 opens the port of Node's inspector, and SIGUSR2 ends the process. */
+const IGNORED = ["SIGUSR1", "SIGUSR2"] as const;
+
+/** Starts, logs where it listens, and drains at SIGTERM, SIGINT and SIGHUP. Throws ConfigError where it cannot start with these settings. */
 export const serve = async (config: Config): Promise<void> => {
+  let telemetry: Telemetry | undefined;
+  for (const signal of IGNORED) process.on(signal, () => telemetry?.log.warn({ signal }, "signal ignored"));
   // Young objects get no more room than the start took. Under overload it grew to 128 MiB, which bought nothing (measured).
   v8.setFlagsFromString("--semi-space-growth-factor=1");
   const service = await Service.start(config);
+  telemetry = service.telemetry;
+  logFailures(service.telemetry);
+  stopAtSignals(service);
+  const { address, adminAddress } = service;
+  const facts = { version, node: process.version, pid: process.pid, address, admin_address: adminAddress, settings: namedSettings(config) };
+  service.telemetry.started(`stepd ${version} listens on ${address}`, facts);
+};
+
+/** Ends the process after a last line of the log that has the exit status and its reason. */
+const end = async ({ log, flushed }: Telemetry, status: 0 | 1, facts: Readonly<Record<string, unknown>>, message: string): Promise<never> => {
+  log[status === 0 ? "info" : "error"]({ ...facts, exit_status: status }, message);
+  await flushed();
+  return process.exit(status);
+};
+
+const stopAtSignals = (service: Service): void => {
+  const { telemetry } = service;
   let drainStart: number | undefined;
+  const secondsSince = (start: number): number => Math.round(performance.now() - start) / 1000;
   const stop = async (signal: string): Promise<void> => {
     if (drainStart !== undefined) {
       // Ctrl-C reaches this process twice, from the terminal and from npm; only a later signal means "now".
       if (performance.now() - drainStart <= REPEAT_MS) return;
-      console.error(`stepd: stopped by a second ${signal}, with calls in flight`);
-      process.exit(1);
+      await end(telemetry, 1, { signal, in_flight: telemetry.inFlight, seconds: secondsSince(drainStart) }, `stopped by a second ${signal} in the drain`);
     }
-    drainStart = performance.now();
-    service.telemetry.log.info({ signal }, "draining");
-    process.exit((await service.drain()) ? 0 : 1);
+    const start = performance.now();
+    drainStart = start;
+    telemetry.log.info({ signal, in_flight: telemetry.inFlight }, "draining");
+    const unfinished = await service.drain();
+    const facts = { signal, in_flight: unfinished, seconds: secondsSince(start) };
+    if (unfinished === 0) await end(telemetry, 0, facts, "drained: all calls in flight are finished");
+    else await end(telemetry, 1, facts, "the drain time is over: calls in flight were cut off");
   };
-  process.on("SIGTERM", stop);
-  process.on("SIGINT", stop);
-  const { address, adminAddress } = service;
-  if (adminAddress) console.log(`stepd ${version} has metrics and health on ${adminAddress}`);
-  console.log(`stepd ${version} listens on ${address}`);
+  for (const signal of STOPPING) process.on(signal, stop);
+};
+
+/** Failures and warnings of the process as lines of the log. Node itself would write them as text, and wait for the reader. */
+const logFailures = (telemetry: Telemetry): void => {
+  process.removeAllListeners("warning");
+  process.on("warning", (warning) => telemetry.log.warn({ err: warning }, "Node.js warns"));
+  process.on("uncaughtException", (error) => void end(telemetry, 1, { err: error }, "the process failed"));
 };

@@ -146,22 +146,23 @@ export class Service implements AsyncDisposable {
 
   /**
    * Says that it is not ready, refuses new calls after the grace, lets those in flight finish within the drain time, and closes.
-   * Returns whether all finished.
+   * Returns how many did not finish.
    */
-  async drain(): Promise<boolean> {
+  async drain(): Promise<number> {
     this.#state = "leaving";
     this.#server.prependListener("request", closeAfterReply);
     await sleep(this.#config.drainGraceMs);
     this.#state = "draining";
     const deadline = performance.now() + this.#config.drainTimeoutMs;
     while (this.telemetry.inFlight > 0 && performance.now() < deadline) await sleep(DRAIN_POLL_MS);
-    const isDone = this.telemetry.inFlight === 0;
+    const unfinished = this.telemetry.inFlight;
     await this.#close(Math.min(deadline, performance.now() + LINGER_MS));
-    return isDone;
+    return unfinished;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#close(0);
+    this.telemetry[Symbol.dispose]();
   }
 
   async #close(deadline: number): Promise<void> {

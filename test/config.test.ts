@@ -10,6 +10,7 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { help, readConfig } from "../src/config.ts";
+import { started } from "./support/service.ts";
 
 const root = join(import.meta.dirname, "..");
 const main = join(root, "src/main.ts");
@@ -38,17 +39,7 @@ const run = (env: Env, args: readonly string[] = [], command: readonly string[] 
   });
   const ended = once(child, "close").then(([code]): Run => ({ code: code as number | null, stdout, stderr }));
   /** Resolves with the address once the process says that it listens. */
-  const listening = async (): Promise<string> => {
-    const lost = ended.then(({ stderr }) => {
-      throw new Error(`it ended: ${stderr}`);
-    });
-    lost.catch(() => {});
-    for (;;) {
-      const address = / listens on (\S+)\n/.exec(stdout)?.[1];
-      if (address) return address;
-      await Promise.race([once(child.stdout, "data"), lost]);
-    }
-  };
+  const listening = async (): Promise<string> => (await started(child, () => stderr)).address;
   return {
     child,
     ended,
@@ -177,23 +168,24 @@ test("workers, arena and an IPv6 host reach the service", async (t) => {
   assert.ok(info.limits.arena_bytes <= 8 * 2 ** 20 && info.limits.arena_bytes > 7 * 2 ** 20, String(info.limits.arena_bytes));
 });
 
-test("STEPD_LOG_LEVEL=debug logs calls on stderr as JSON, silent logs nothing", async () => {
-  for (const level of ["debug", "silent"]) {
-    await using service = run({ ...small, STEPD_LOG_LEVEL: level });
-    await fetch(`${await service.listening()}/v1/optimizers`);
-    service.child.kill("SIGTERM");
-    const { stderr } = await service.ended;
-    if (level === "silent") assert.equal(stderr, "");
-    else
-      assert.ok(
-        stderr
-          .trim()
-          .split("\n")
-          .map((line) => JSON.parse(line) as { msg: string })
-          .some(({ msg }) => msg === "call"),
-        stderr,
-      );
-  }
+test("STEPD_LOG_LEVEL=debug logs calls on stderr as JSON", async () => {
+  await using service = run({ ...small, STEPD_LOG_LEVEL: "debug" });
+  await fetch(`${await service.listening()}/v1/optimizers`);
+  service.child.kill("SIGTERM");
+  const lines = (await service.ended).stderr.trim().split("\n");
+  assert.ok(
+    lines.map((line) => JSON.parse(line) as { msg: string }).some(({ msg }) => msg === "call"),
+    lines.join("\n"),
+  );
+});
+
+test("STEPD_LOG_LEVEL=silent logs nothing, not even the start", async () => {
+  const path = join(scratch, "silent.sock");
+  await using service = run({ ...small, STEPD_LOG_LEVEL: "silent", STEPD_SOCKET: path });
+  while (!existsSync(path)) await delay(20);
+  await delay(100);
+  service.child.kill("SIGTERM");
+  assert.deepEqual(await service.ended, { code: 0, stdout: "", stderr: "" });
 });
 
 for (const signal of ["SIGTERM", "SIGINT"] as const) {

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -64,18 +63,6 @@ type server struct {
 	url     string
 	process *exec.Cmd
 	exited  chan struct{}
-	log     syncBuffer
-}
-
-type syncBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
 }
 
 // startServer starts `node src/main.ts` on a free port and waits until it says where it listens.
@@ -90,18 +77,18 @@ func startServer(env ...string) (*server, error) {
 	s := &server{process: exec.Command(node, "src/main.ts"), exited: make(chan struct{})}
 	s.process.Dir = root
 	s.process.Env = append([]string{"PATH=" + os.Getenv("PATH"), "STEPD_PORT=0", "STEPD_ARENA_MIB=256", "STEPD_LOG_LEVEL=warn", "STEPD_WORKERS=1"}, env...)
-	s.process.Stderr = &s.log
-	out, err := s.process.StdoutPipe()
+	out, err := s.process.StderrPipe()
 	if err != nil {
 		return nil, err
 	}
 	if err := s.process.Start(); err != nil {
 		return nil, err
 	}
+	var log strings.Builder
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
-		if _, address, ok := strings.Cut(lines.Text(), " listens on "); ok {
-			s.url = address
+		if _, rest, ok := strings.Cut(lines.Text(), " listens on "); ok {
+			s.url, _, _ = strings.Cut(rest, `"`)
 			go func() {
 				_, _ = io.Copy(io.Discard, out)
 				_ = s.process.Wait()
@@ -109,9 +96,10 @@ func startServer(env ...string) (*server, error) {
 			}()
 			return s, nil
 		}
+		log.WriteString(lines.Text() + "\n")
 	}
 	_ = s.process.Wait()
-	return nil, fmt.Errorf("the server did not start: %s", s.log.text.String())
+	return nil, fmt.Errorf("the server did not start: %s", log.String())
 }
 
 // kill ends the server as a lost machine does: with SIGKILL.

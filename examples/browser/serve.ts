@@ -29,15 +29,20 @@ const origin = `http://127.0.0.1:${port}`;
 const startStepd = async (): Promise<string> => {
   const own = Object.entries(process.env).filter(([name]) => !name.startsWith("STEPD_"));
   const env = { ...Object.fromEntries(own), STEPD_PORT: "0", STEPD_LOG_LEVEL: "warn", STEPD_CORS_ORIGINS: origin };
-  const stepd = spawn(process.execPath, [main], { env, stdio: ["ignore", "pipe", "inherit"] });
+  const stepd = spawn(process.execPath, [main], { env, stdio: ["ignore", "inherit", "pipe"] });
   process.on("exit", () => stepd.kill());
   void once(stepd, "exit").then(([code]) => {
     console.error(`stepd ended with ${code}`);
     process.exit(1);
   });
-  for await (const line of createInterface({ input: stepd.stdout })) {
-    const address = / listens on (\S+)$/.exec(line)?.[1];
-    if (address) return address;
+  for await (const line of createInterface({ input: stepd.stderr })) {
+    const address = / listens on ([^"]+)"/.exec(line)?.[1];
+    if (address === undefined) {
+      console.error(line);
+      continue;
+    }
+    stepd.stderr.pipe(process.stderr);
+    return address;
   }
   throw new Error("stepd did not start");
 };

@@ -61,8 +61,12 @@ const textOf = (error: unknown): string => {
 process.once("disconnect", () => process.kill(process.pid, "SIGTERM"));
 process.channel?.unref();
 
-// A reader that has seen enough, such as head, is no failure.
-process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : 1));
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  // A reader that has seen enough, such as head, is no failure.
+  if (error.code === "EPIPE") process.exit(0);
+  console.error(`stepd: standard output: ${error.message}`);
+  process.exit(1);
+});
 
 try {
   process.exitCode = await run(process.argv.slice(2));

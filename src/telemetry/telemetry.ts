@@ -2,6 +2,7 @@
 import pino, { type Logger } from "pino";
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import { Histogram } from "./_histogram.ts";
+import { LogStream } from "./_stream.ts";
 
 export type Phase = "receive" | "decode" | "transfer" | "queue" | "compute" | "encode" | "send";
 
@@ -47,8 +48,15 @@ export interface Flight {
 
 const directions = (bytes: { readonly in: number; readonly out: number }) => Object.entries(bytes).map(([direction, count]) => [{ direction }, count] as const);
 
-export class Telemetry {
+const STDERR = 2;
+
+/** How long the end of the process waits for a slow reader of the log, in ms. */
+const FLUSH_MS = 1000;
+
+export class Telemetry implements Disposable {
   readonly log: Logger;
+  /** Undefined for a silent log. */
+  readonly #stream: LogStream | undefined;
   readonly #registry = new Registry();
   readonly #requests = new Histogram("stepd_request_seconds", "Time from a call's headers to its last byte out", ["method", "outcome"]);
   readonly #phases = new Histogram("stepd_phase_seconds", "Time that calls spend in each phase", ["phase"]);
@@ -61,7 +69,8 @@ export class Telemetry {
   #inFlightBytes = 0;
 
   constructor({ level, version, node }: { readonly level: string; readonly version: string; readonly node: string }) {
-    this.log = pino({ level, base: null, timestamp: pino.stdTimeFunctions.isoTime }, pino.destination({ fd: 2, sync: true }));
+    this.#stream = level === "silent" ? undefined : new LogStream(STDERR);
+    this.log = pino({ level, base: null, timestamp: pino.stdTimeFunctions.isoTime }, this.#stream ?? { write: () => {} });
     const registers = [this.#registry];
     collectDefaultMetrics({ register: this.#registry });
     for (const name of DROPPED) this.#registry.removeSingleMetric(name);
@@ -85,6 +94,7 @@ export class Telemetry {
     for (const reason of REFUSALS) this.#refusals.inc({ reason }, 0);
     this.#nonFinite = new Counter({ name: "stepd_non_finite_gradients_total", help: "Steps refused or skipped for NaN or infinity in a gradient", registers });
     this.#workersLost = new Counter({ name: "stepd_workers_lost_total", help: "Worker threads that died and were replaced", registers });
+    this.#counter("stepd_log_lines_lost_total", "Lines of the log that could not be written", [], () => [[{}, this.#stream?.lost ?? 0]]);
     new Gauge({ name: "stepd_build_info", help: "1, with the versions of stepd and Node.js as labels", labelNames: ["version", "node"], registers }).set(
       { version, node },
       1,
@@ -205,6 +215,20 @@ export class Telemetry {
 
   nonFinite(): void {
     this.#nonFinite.inc();
+  }
+
+  /** The service listens. This line is there at every level but silent: of a free port it is all that tells. */
+  started(message: string, facts: Readonly<Record<string, unknown>>): void {
+    if (this.#stream) this.log.child({}, { level: "info" }).info(facts, message);
+  }
+
+  /** Resolves once the log is written, as far as its reader is there. */
+  readonly flushed = async (): Promise<void> => {
+    await this.#stream?.flushed(FLUSH_MS);
+  };
+
+  [Symbol.dispose](): void {
+    this.#stream?.[Symbol.dispose]();
   }
 
   /** A file of a setting changed, and was taken over or not. */

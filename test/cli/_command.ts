@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
+import { started } from "../support/service.ts";
 import { root } from "../support/tree.ts";
 
 export const COMMANDS: readonly string[] = ["serve", "inspect", "convert", "plan", "bench"];
@@ -38,15 +39,7 @@ export class Command implements AsyncDisposable {
 
   /** Where the service listens, once it says so. */
   async listening(): Promise<string> {
-    const lost = this.ended.then(({ stderr }) => {
-      throw new Error(`it ended: ${stderr}`);
-    });
-    lost.catch(() => {});
-    for (;;) {
-      const address = / listens on (\S+)\n/.exec(this.stdout)?.[1];
-      if (address) return address;
-      await Promise.race([once(this.child.stdout as NonNullable<ChildProcess["stdout"]>, "data"), lost]);
-    }
+    return (await started(this.child, () => this.stderr)).address;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -6,12 +6,11 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync }
 import http from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
 import { readConfig } from "../../src/config.ts";
 import { sgdBody } from "../http/_client.ts";
 import { debianPrograms } from "../support/debian.ts";
-import { MSGPACK } from "../support/service.ts";
+import { MSGPACK, started } from "../support/service.ts";
 import { root } from "../support/tree.ts";
 
 /** Of 100, as systemd-analyze security counts the points of a service that is open to everything. */
@@ -90,11 +89,15 @@ test("the service does its work with the system calls that the unit allows, on a
   const shell = `umask ${valuesOf("UMask")[0]} && exec "$@"`;
   const child = spawn("bash", ["-c", shell, "bash", strace, "-f", "-qq", "-c", "-S", "name", "-U", "name", "-o", trace, program, ...values], {
     env: { ...environment, PATH: process.env["PATH"], STEPD_SOCKET: socket, STEPD_ADMIN_PORT: "0", STEPD_ARENA_MIB: "64", STEPD_LOG_LEVEL: "warn" },
-    stdio: ["ignore", "pipe", "inherit"],
+    stdio: ["ignore", "inherit", "pipe"],
     detached: true,
   });
   try {
-    for await (const line of createInterface({ input: child.stdout })) if (line.endsWith(` listens on unix:${socket}`)) break;
+    let log = "";
+    child.stderr.on("data", (chunk) => {
+      log += chunk;
+    });
+    assert.equal((await started(child, () => log)).address, `unix:${socket}`);
     const body = sgdBody(1_000_000, 2);
     const response = await new Promise<http.IncomingMessage>((resolve, reject) => {
       const headers = { "Content-Type": MSGPACK };

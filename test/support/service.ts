@@ -1,7 +1,7 @@
 /** A real stepd process for a test: started on a free port (or a socket), called over HTTP, stopped at the end. */
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { createInterface } from "node:readline";
+import type { Readable } from "node:stream";
 import { Packr, Unpackr } from "msgpackr";
 
 const main = new URL("../../src/main.ts", import.meta.url).pathname;
@@ -28,6 +28,24 @@ export interface RpcError {
   readonly data: { readonly name: string; readonly field?: string; readonly expected?: string; readonly found?: string; readonly request_id: string };
 }
 
+/** What the log's line of the start has of a service. */
+export interface Started {
+  readonly address: string;
+  readonly admin_address?: string;
+  readonly settings: Readonly<Record<string, unknown>>;
+}
+
+/** Waits until a log, which is what `text` gives, has the line that says where the service listens. */
+export const started = async (child: ChildProcess, text: () => string): Promise<Started> => {
+  const closed = once(child, "close");
+  for (;;) {
+    const line = /^\{.*"msg":"stepd \S+ listens on .*\}$/m.exec(text())?.[0];
+    if (line !== undefined) return JSON.parse(line) as Started;
+    const isOver = await Promise.race([closed.then(() => true), once(child.stderr as Readable, "data").then(() => false)]);
+    if (isOver) throw new Error(`the service did not start: ${text()}`);
+  }
+};
+
 export class TestService implements AsyncDisposable {
   readonly url: string;
   /** Where metrics and health are beside that, with STEPD_ADMIN_PORT. */
@@ -51,17 +69,12 @@ export class TestService implements AsyncDisposable {
   ): Promise<TestService> {
     const child = spawn(program, [...args, ...nodeFlags, main], {
       env: { PATH: process.env["PATH"], STEPD_PORT: "0", STEPD_ARENA_MIB: "256", STEPD_LOG_LEVEL: "warn", ...env },
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["ignore", "ignore", "pipe"],
     });
     const log: string[] = [];
     child.stderr.on("data", (chunk: Buffer) => log.push(chunk.toString()));
-    let admin: string | undefined;
-    for await (const line of createInterface({ input: child.stdout })) {
-      admin ??= / metrics and health on (\S+)$/.exec(line)?.[1];
-      const address = / listens on (\S+)$/.exec(line)?.[1];
-      if (address) return new TestService(address, admin, child, log);
-    }
-    throw new Error(`the service did not start: ${log.join("")}`);
+    const { address, admin_address: admin } = await started(child, () => log.join(""));
+    return new TestService(address, admin, child, log);
   }
 
   /** Posts a body as it is. */

@@ -26,22 +26,25 @@ class Server:
         self.process = subprocess.Popen(
             [NODE, ROOT / "src/main.ts"],
             env=environment,
-            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            _, found, address = line.strip().partition(" listens on ")
+        assert self.process.stderr is not None
+        log = ""
+        for line in self.process.stderr:
+            _, found, rest = line.partition(" listens on ")
             if found:
+                address, _, _ = rest.partition('"')
                 self.url = address.replace("unix:", "unix://")
                 return
-        raise RuntimeError("the server did not start")
+            log += line
+        raise RuntimeError(f"the server did not start: {log}")
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
     def __enter__(self) -> Server:
         return self

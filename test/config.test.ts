@@ -51,6 +51,12 @@ const run = (env: Env, args: readonly string[] = [], command: readonly string[] 
   };
 };
 
+/** The status of a service on a Unix socket. */
+const live = (socketPath: string): Promise<number | undefined> =>
+  new Promise((resolve, reject) => {
+    http.get({ socketPath, path: "/health/live" }, (res) => resolve(res.resume().statusCode)).once("error", reject);
+  });
+
 const small: Env = { STEPD_PORT: "0", STEPD_ARENA_MIB: "16", STEPD_WORKERS: "1" };
 
 /** One line on stderr that starts with the variable and says what was expected and found; nothing on stdout; exit code 1. */
@@ -140,10 +146,7 @@ test("a socket in use stops the start, one left over does not", async () => {
   assert.ok(existsSync(path), "a killed service leaves its socket");
   await using second = run({ ...small, STEPD_SOCKET: path });
   await second.listening();
-  const live = await new Promise<number | undefined>((resolve, reject) => {
-    http.get({ socketPath: path, path: "/health/live" }, (res) => resolve(res.resume().statusCode)).once("error", reject);
-  });
-  assert.equal(live, 200);
+  assert.equal(await live(path), 200);
   second.child.kill("SIGTERM");
   assert.equal((await second.ended).code, 0);
   assert.ok(!existsSync(path), "a drained service takes its socket away");
@@ -182,8 +185,7 @@ test("STEPD_LOG_LEVEL=debug logs calls on stderr as JSON", async () => {
 test("STEPD_LOG_LEVEL=silent logs nothing, not even the start", async () => {
   const path = join(scratch, "silent.sock");
   await using service = run({ ...small, STEPD_LOG_LEVEL: "silent", STEPD_SOCKET: path });
-  while (!existsSync(path)) await delay(20);
-  await delay(100);
+  while ((await live(path).catch(() => undefined)) !== 200) await delay(20);
   service.child.kill("SIGTERM");
   assert.deepEqual(await service.ended, { code: 0, stdout: "", stderr: "" });
 });

@@ -64,6 +64,9 @@ const (
 	// ErrMethodNotAllowed: The address does not take this HTTP method. JSON-RPC -32027, HTTP 405.
 	ErrMethodNotAllowed ErrorName = "METHOD_NOT_ALLOWED"
 
+	// ErrWorkerLost: The server lost a worker in this call. JSON-RPC -32029, HTTP 503.
+	ErrWorkerLost ErrorName = "WORKER_LOST"
+
 	// ErrDigestMismatch: The body does not have the digest that its header says. JSON-RPC -32028, HTTP 400.
 	ErrDigestMismatch ErrorName = "DIGEST_MISMATCH"
 )
@@ -89,5 +92,6 @@ var errorTable = map[ErrorName]errorEntry{
 	ErrUnauthenticated:      {-32025, 401, "The call is not authenticated"},
 	ErrNotFound:             {-32026, 404, "There is nothing at this address"},
 	ErrMethodNotAllowed:     {-32027, 405, "The address does not take this HTTP method"},
+	ErrWorkerLost:           {-32029, 503, "The server lost a worker in this call"},
 	ErrDigestMismatch:       {-32028, 400, "The body does not have the digest that its header says"},
 }

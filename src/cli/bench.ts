@@ -20,8 +20,8 @@ const TICK_MS = 100;
 /** A connection that was lost or refused is not opened again at once. */
 const PAUSE_MS = 100;
 
-/** Errors by which a server says that it has no room now. */
-const REFUSALS = ["OVERLOADED", "DRAINING"];
+/** Errors after which the same call may succeed. */
+const REFUSALS = ["OVERLOADED", "DRAINING", "WORKER_LOST"];
 
 export const bench = defineCommand({
   name: "bench",

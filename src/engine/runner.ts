@@ -116,7 +116,7 @@ export class Runner {
         const pointer = pointers[index] as Pointer;
         const calls = this.#unscale(grad, pointer, dtype, lossScale);
         calls.push(this.#call("gradient_norm", dtype, [pointer, this.#row(rows[index])], []));
-        return { elements: grad.elements, calls };
+        return { elements: grad.elements, calls, isRepeatable: lossScale === 1 };
       }),
     );
     return { sums: rows.map((row) => gradientSums(this.#total(row))), pointers };
@@ -132,6 +132,7 @@ export class Runner {
         return {
           elements: tensor.elements,
           calls: [...this.#widen(tensor, pointer, dtype), this.#call("stats_squares", dtype, [pointer, this.#row(rows[index])], [])],
+          isRepeatable: true,
         };
       }),
     );
@@ -140,7 +141,9 @@ export class Runner {
 
   /** Copies parameters into new master copies. */
   async fillMasters(pairs: readonly { readonly param: Tensor; readonly master: Tensor }[]): Promise<void> {
-    await this.#run(pairs.map(({ param, master }): Unit => ({ elements: param.elements, calls: this.#widen(param, pointerTo(master), master.dtype) })));
+    await this.#run(
+      pairs.map(({ param, master }): Unit => ({ elements: param.elements, calls: this.#widen(param, pointerTo(master), master.dtype), isRepeatable: true })),
+    );
   }
 
   /** Tensors in BF16, to nearest even, in the form that they came in. */
@@ -150,7 +153,8 @@ export class Runner {
       [...tensors.values()].map((tensor): Unit => {
         const single = tensor.dtype === "F32" ? pointerTo(tensor) : PARAM_SCRATCH;
         const target = pointerTo(rounded.tensors.get(tensor.name) as Tensor);
-        return { elements: tensor.elements, calls: [...this.#widen(tensor, single, "F32"), this.#callNamed("convert_f32_bf16", [single, target], [])] };
+        const calls = [...this.#widen(tensor, single, "F32"), this.#callNamed("convert_f32_bf16", [single, target], [])];
+        return { elements: tensor.elements, calls, isRepeatable: true };
       }),
     );
     return rounded.reply();

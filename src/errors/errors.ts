@@ -23,6 +23,7 @@ export const errors = {
   UNAUTHENTICATED: { code: -32025, status: 401, title: "The call is not authenticated" },
   NOT_FOUND: { code: -32026, status: 404, title: "There is nothing at this address" },
   METHOD_NOT_ALLOWED: { code: -32027, status: 405, title: "The address does not take this HTTP method" },
+  WORKER_LOST: { code: -32029, status: 503, title: "The server lost a worker in this call" },
   DIGEST_MISMATCH: { code: -32028, status: 400, title: "The body does not have the digest that its header says" },
 } as const satisfies Record<string, { readonly code: number; readonly status: number; readonly title: string }>;
 

@@ -12,8 +12,15 @@ export const JOB = 3;
 export const FINISHED = 4;
 /** Not 0 where a kernel trapped in this job. */
 export const TRAPPED = 5;
+/** Where the marks of the job's shards are, in int32 words from the start of the arena. */
+export const MARKS = 6;
 /** From here on, for each worker, the last generation that it has finished. */
 export const DONE = 16;
+
+/** Marks of a shard: nobody has begun it, a worker writes it, it is finished. */
+export const FREE = 0;
+export const BEGUN = 1;
+export const FINISHED_SHARD = 2;
 
 export const controlBytes = (workers: number): number => (DONE + workers) * Int32Array.BYTES_PER_ELEMENT;
 

@@ -37,11 +37,25 @@ export interface Call {
 export interface Unit {
   readonly elements: number;
   readonly calls: readonly Call[];
+  /** Whether the calls overwrite none of what they read: a shard that was left half done may be done again. */
+  readonly isRepeatable?: boolean;
 }
 
 const SHARD_WORDS = 3;
 
+/** The unit that a shard is of. */
+export const unitOf = (units: readonly Unit[], shard: number): Unit | undefined => {
+  let first = 0;
+  return units.find((unit) => {
+    first += shardsOf(unit);
+    return shard < first;
+  });
+};
+
 const shardsOf = ({ elements }: Unit): number => Math.ceil(elements / SHARD);
+
+/** Shards of a job. */
+export const shardCount = (units: readonly Unit[]): number => units.reduce((sum, unit) => sum + shardsOf(unit), 0);
 
 const wordsOfCall = ({ pointers, scalars }: Call): number => 3 + 2 * pointers.length + scalars.length;
 
@@ -51,7 +65,7 @@ export const jobWords = (units: readonly Unit[]): number =>
 
 /** Writes the job and returns its number of shards. */
 export const writeJob = (units: readonly Unit[], words: Float64Array): number => {
-  const shards = units.reduce((sum, unit) => sum + shardsOf(unit), 0);
+  const shards = shardCount(units);
   let shardAt = 1;
   let at = 1 + shards * SHARD_WORDS;
   words[0] = shards;

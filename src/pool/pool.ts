@@ -1,13 +1,28 @@
 /**
  * Runs jobs on dedicated worker threads over the arena. One job at a time has all workers; each takes shards from an atomic
- * ticket. Jobs too small to be worth a wake-up run on the calling thread. A worker that dies is replaced, and the job that
- * it was in fails.
+ * ticket. Jobs too small to be worth a wake-up run on the calling thread. A worker that dies is replaced, and the others do its
+ * shards. The job fails only if a shard was left half done that overwrites what it reads.
  */
 import { Worker } from "node:worker_threads";
 import type { Arena, Lease } from "../arena/arena.ts";
 import { StepdError } from "../errors/errors.ts";
-import { controlBytes, DONE, FINISHED, finish, GENERATION, JOB, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
-import { jobWords, type Kernel, runShard, THREAD_SCRATCH_BYTES, type Unit, writeJob } from "./_job.ts";
+import {
+  BEGUN,
+  controlBytes,
+  DONE,
+  FINISHED,
+  FINISHED_SHARD,
+  FREE,
+  finish,
+  GENERATION,
+  JOB,
+  MARKS,
+  SHARDS,
+  TICKET,
+  TRAPPED,
+  type WorkerData,
+} from "./_control.ts";
+import { jobWords, type Kernel, runShard, shardCount, THREAD_SCRATCH_BYTES, type Unit, unitOf, writeJob } from "./_job.ts";
 import { Line } from "./_line.ts";
 import { allowWideVectors, compile, instantiate, kernelNames } from "./kernels.ts";
 
@@ -19,7 +34,11 @@ export const INLINE_ELEMENTS = 2 * 65536;
 /** A worker that dies this often before it is ready would do so for ever. */
 const MAX_FAILED_STARTS = 5;
 
+/** A job that loses a worker this often is likely to be the cause. */
+const MAX_RUNS = 4;
+
 const WORD = Float64Array.BYTES_PER_ELEMENT;
+const MARK = Int32Array.BYTES_PER_ELEMENT;
 
 /** Bytes of the arena that a pool keeps for the scratch areas of its workers and of the calling thread. */
 export const poolBytes = (workers: number): number => (workers + 1) * THREAD_SCRATCH_BYTES;
@@ -43,7 +62,6 @@ export class Pool implements AsyncDisposable {
   readonly #line = new Line();
   #isRunning = false;
   #isClosing = false;
-  #hasLostWorker = false;
   #failedStarts = 0;
 
   private constructor(arena: Arena, module: WebAssembly.Module, workers: number, options: PoolOptions) {
@@ -114,27 +132,41 @@ export class Pool implements AsyncDisposable {
       return 0;
     }
     const length = jobWords(units);
-    const address = lease.alloc(length * WORD);
+    const address = lease.alloc(length * WORD + shardCount(units) * MARK);
     const shards = writeJob(units, new Float64Array(this.#arena.memory.buffer, address, length));
+    const marks = new Int32Array(this.#arena.memory.buffer, address + length * WORD, shards).fill(FREE);
     const start = performance.now();
     await this.#line.enter(elements);
     try {
       const waited = (performance.now() - start) / 1000;
-      await this.#runOnWorkers(address / WORD, shards);
+      await this.#runOnWorkers(address / WORD, marks, units);
       return waited;
     } finally {
       this.#line.leave();
     }
   }
 
-  async #runOnWorkers(job: number, shards: number): Promise<void> {
+  /** Runs a job until all of its shards are finished: again, for the rest, when a worker died that had shards to do. */
+  async #runOnWorkers(job: number, marks: Int32Array, units: readonly Unit[]): Promise<void> {
+    for (let runs = 1; ; runs++) {
+      await this.#runOnce(job, marks);
+      if (Atomics.load(this.#control, TRAPPED) !== 0) throw new StepdError("INTERNAL_ERROR", "A kernel failed in this call; nothing was changed");
+      if (marks.every((mark) => mark === FINISHED_SHARD)) return;
+      const isLost = marks.some((mark, shard) => mark === BEGUN && !unitOf(units, shard)?.isRepeatable);
+      if (isLost || runs === MAX_RUNS)
+        throw new StepdError("WORKER_LOST", "A worker thread died during this call; nothing was changed, send it again", { retry_after: 1 });
+      for (const [shard, mark] of marks.entries()) if (mark === BEGUN) marks[shard] = FREE;
+    }
+  }
+
+  async #runOnce(job: number, marks: Int32Array): Promise<void> {
     const control = this.#control;
     const generation = (Atomics.load(control, GENERATION) + 1) | 0;
     this.#isRunning = true;
-    this.#hasLostWorker = false;
     Atomics.store(control, TRAPPED, 0);
     Atomics.store(control, JOB, job);
-    Atomics.store(control, SHARDS, shards);
+    Atomics.store(control, MARKS, marks.byteOffset / MARK);
+    Atomics.store(control, SHARDS, marks.length);
     Atomics.store(control, TICKET, 0);
     // Last, so that whoever sees the new generation sees the whole job.
     Atomics.store(control, GENERATION, generation);
@@ -143,8 +175,6 @@ export class Pool implements AsyncDisposable {
     for (let seen = Atomics.load(control, FINISHED); seen !== generation; seen = Atomics.load(control, FINISHED))
       await Atomics.waitAsync(control, FINISHED, seen).value;
     this.#isRunning = false;
-    if (this.#hasLostWorker) throw new StepdError("INTERNAL_ERROR", "A worker thread died during this call; nothing was changed, send it again");
-    if (Atomics.load(control, TRAPPED) !== 0) throw new StepdError("INTERNAL_ERROR", "A kernel failed in this call; nothing was changed");
   }
 
   /** Where a thread's scratch areas are; the calling thread comes after the workers. */
@@ -188,13 +218,9 @@ export class Pool implements AsyncDisposable {
     return promise;
   }
 
-  /** Ends the running job's wait for a dead worker, once the living ones are done, and starts another in its place. */
+  /** Ends the running job's wait for a dead worker and starts another in its place. */
   #replace(index: number): void {
     const generation = Atomics.load(this.#control, GENERATION);
-    if (this.#isRunning) {
-      this.#hasLostWorker = true;
-      Atomics.store(this.#control, TICKET, Atomics.load(this.#control, SHARDS));
-    }
     if (this.#failedStarts >= MAX_FAILED_STARTS) throw new Error("worker threads cannot be started");
     void this.#spawn(index);
     if (this.#isRunning) finish(this.#control, index, generation);

@@ -1,6 +1,6 @@
 /** A worker thread: sleeps until a job is there, takes shards until none is left, says so, sleeps again. */
 import { parentPort, workerData } from "node:worker_threads";
-import { finish, GENERATION, JOB, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
+import { BEGUN, FINISHED_SHARD, FREE, finish, GENERATION, JOB, MARKS, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
 import { runShard } from "./_job.ts";
 import { instantiate } from "./kernels.ts";
 
@@ -15,7 +15,14 @@ for (let seen = generation; ; ) {
   try {
     const words = new Float64Array(memory.buffer, Atomics.load(control, JOB) * Float64Array.BYTES_PER_ELEMENT);
     const shards = Atomics.load(control, SHARDS);
-    for (let shard = Atomics.add(control, TICKET, 1); shard < shards; shard = Atomics.add(control, TICKET, 1)) runShard(words, shard, kernels, scratchAddress);
+    const marks = new Int32Array(memory.buffer, Atomics.load(control, MARKS) * Int32Array.BYTES_PER_ELEMENT, shards);
+    for (let shard = Atomics.add(control, TICKET, 1); shard < shards; shard = Atomics.add(control, TICKET, 1)) {
+      // A job that lost a worker comes again, for the shards that are not finished.
+      if (Atomics.load(marks, shard) !== FREE) continue;
+      Atomics.store(marks, shard, BEGUN);
+      runShard(words, shard, kernels, scratchAddress);
+      Atomics.store(marks, shard, FINISHED_SHARD);
+    }
   } catch {
     Atomics.store(control, TRAPPED, 1);
   }

@@ -19,7 +19,7 @@ export type { Context, Method } from "./method.ts";
 const MAX_BATCH = 100;
 
 /** Refusals that keep their HTTP status, because proxies and clients act on it. */
-const TRANSPORT: readonly ErrorName[] = ["OVERLOADED", "PAYLOAD_TOO_LARGE", "DRAINING"];
+const TRANSPORT: readonly ErrorName[] = ["OVERLOADED", "PAYLOAD_TOO_LARGE", "DRAINING", "WORKER_LOST"];
 
 type Id = string | number | bigint | null;
 

@@ -1,4 +1,5 @@
-import type { StepOptions } from "../engine/engine.ts";
+import type { StepOptions, StepOutput } from "../engine/engine.ts";
+import { StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
 import { Memo } from "./_memo.ts";
 import { planOf } from "./_optimizer.ts";
@@ -15,14 +16,28 @@ export const step: Method<StepParams> = {
   async handle(call, { engine, blobs, lease, telemetry, waits, words }) {
     const options = memo.of(words, () => optionsOf(call));
     await using delivery = await blobs.delivery(call);
-    const { params, grads, state = null } = await blobs.load(call, lease);
-    const made = await engine.step(options, { params, grads, state }, lease, waits);
+    const take = async () => {
+      const { params, grads, state = null } = await blobs.load(call, lease);
+      return engine.step(options, { params, grads, state }, lease, waits);
+    };
+    let made: StepOutput;
+    try {
+      made = await take();
+    } catch (error) {
+      if (!isLost(error) || !isThere(call)) throw error;
+      made = await take();
+    }
     const { report, elements } = made;
     if (report.skipped) telemetry.nonFinite();
     else telemetry.stepped(options.plan.optimizer.name, elements);
     return { ...(await delivery.deliver(made)), ...report };
   },
 };
+
+const isLost = (error: unknown): boolean => error instanceof StepdError && error.code === "WORKER_LOST";
+
+/** Whether the step overwrote nothing of the call: its bytes are in files or the cache, or it has lists of numbers. */
+const isThere = ({ params, grads, state }: StepParams): boolean => ![params, grads, state].some((source) => source instanceof Uint8Array);
 
 const memo = new Memo<StepOptions>();
 

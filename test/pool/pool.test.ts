@@ -1,9 +1,10 @@
-/** The pool: any number of workers gives the bytes of one thread, and neither a dead worker nor a kernel's trap ends more than its call. */
+/** The pool: any number of workers gives the bytes of one thread, and a dead worker's shards are done by the others, and a kernel's trap ends no more than its call. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { test } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
 import { Arena, type Lease } from "../../src/arena/arena.ts";
-import { Pool, poolBytes, SHARD, type Unit } from "../../src/pool/pool.ts";
+import { type Call, Pool, poolBytes, SHARD, type Unit } from "../../src/pool/pool.ts";
 import { random } from "../support/tensors.ts";
 
 const kernels = new URL("../../build/kernels.wasm", import.meta.url);
@@ -156,32 +157,92 @@ test("a late notification for an earlier job does not end the one that runs", as
   requireAll(lease, param, elements, -1);
 });
 
-test("a worker that ends in the middle of a job fails that call, is replaced, and the next job is right", async () => {
-  await using made = await start(2, 512);
+/** Calls of a shard that take seconds. */
+const LONG = 200_000;
+
+/** A job of three shards, each of so many steps of SGD, of which a test can see that they began. */
+const longJob = (pool: Pool, lease: Lease): { readonly unit: Unit; begun(shard: number): Promise<void> } => {
+  const { param, unit } = sgd(pool, lease, 3 * SHARD);
+  const view = floats(lease, param, 3 * SHARD);
+  const begun = async (shard: number): Promise<void> => {
+    while (view[shard * SHARD] === 0) await delay(1);
+  };
+  return { unit: { ...unit, calls: unit.calls.flatMap((call) => Array<Call>(LONG).fill(call)) }, begun };
+};
+
+test("a shard that was half done fails its job, for the caller to send again; the worker is replaced, and the next job is right", async () => {
+  await using made = await start(2, 128);
   using lease = made.arena.lease(0);
-  const elements = 32 * 2 ** 20;
-  const { unit } = sgd(made.pool, lease, elements);
-  const failing = made.pool.run(Array<Unit>(20).fill(unit), lease);
-  const [worker] = made.pool.threads;
-  void worker?.terminate();
-  await assert.rejects(failing, { code: "INTERNAL_ERROR", message: /worker thread died/ });
-  assert.equal(made.lost.length, 1);
+  const { unit, begun } = longJob(made.pool, lease);
+  const failing = made.pool.run([unit], lease);
+  failing.catch(() => {});
+  await Promise.all([begun(0), begun(1)]);
+  const workers = [...made.pool.threads];
+  for (const worker of workers) void worker.terminate();
+  await assert.rejects(failing, { code: "WORKER_LOST", message: /worker thread died/, detail: { retry_after: 1 } });
+  assert.equal(made.lost.length, 2);
   const after = sgd(made.pool, lease, 3 * SHARD);
   await made.pool.run([after.unit], lease);
   requireAll(lease, after.param, 3 * SHARD, -1);
-  assert.notEqual(made.pool.threads[0], worker);
+  for (const [index, worker] of workers.entries()) assert.notEqual(made.pool.threads[index], worker);
 });
 
-test("all workers ending at once fail the job once, and all are replaced", async () => {
-  await using made = await start(3, 512);
+test("what a lost worker had not begun is done by the others", async () => {
+  for (const ended of [[0], [1], [0, 1]]) {
+    await using made = await start(2);
+    using lease = made.arena.lease(0);
+    const elements = 40 * SHARD;
+    const { param, unit } = sgd(made.pool, lease, elements);
+    // Asleep, each ends before it takes a shard.
+    for (const index of ended) void made.pool.threads[index]?.terminate();
+    await made.pool.run([unit], lease);
+    requireAll(lease, param, elements, -1);
+    assert.equal(made.lost.length, ended.length);
+  }
+});
+
+test("a half done shard that overwrites nothing is done again", async () => {
+  await using made = await start(2, 128);
   using lease = made.arena.lease(0);
-  const { unit } = sgd(made.pool, lease, 32 * 2 ** 20);
-  const failing = made.pool.run(Array<Unit>(20).fill(unit), lease);
+  const { param, unit } = sgd(made.pool, lease, 3 * SHARD);
+  floats(lease, param, 3 * SHARD).fill(2);
+  const sums = lease.allocZeros(3 * NORM_SUMS_BYTES);
+  const norm = { kernel: made.pool.kernel("gradient_norm_f32"), pointers: [address(param), address(sums, NORM_SUMS_BYTES / SHARD)], scalars: [] };
+  const squares = new Float64Array(made.arena.memory.buffer, sums, 12);
+  const job = { elements: 3 * SHARD, calls: Array<Call>(LONG / 20).fill(norm) };
+  const running = made.pool.run(
+    [
+      { ...job, isRepeatable: true },
+      { ...unit, elements: 0 },
+    ],
+    lease,
+  );
+  while (!squares.some((value) => value !== 0)) await delay(1);
   for (const worker of [...made.pool.threads]) void worker.terminate();
-  await assert.rejects(failing, { code: "INTERNAL_ERROR", message: /worker thread died/ });
-  const after = sgd(made.pool, lease, 5 * SHARD);
-  await made.pool.run([after.unit], lease);
-  requireAll(lease, after.param, 5 * SHARD, -1);
+  await running;
+  assert.equal(made.lost.length, 2);
+  for (let shard = 0; shard < 3; shard++) assert.ok(squares.subarray(4 * shard, 4 * shard + 4).includes(4 * SHARD), `${squares}`);
+});
+
+test("a job whose every run ends its workers comes to an end", async () => {
+  await using made = await start(1, 128);
+  using lease = made.arena.lease(0);
+  const { param } = sgd(made.pool, lease, 3 * SHARD);
+  const sums = lease.allocZeros(3 * NORM_SUMS_BYTES);
+  const norm = { kernel: made.pool.kernel("gradient_norm_f32"), pointers: [address(param), address(sums, NORM_SUMS_BYTES / SHARD)], scalars: [] };
+  const running = made.pool.run([{ elements: 3 * SHARD, calls: Array<Call>(LONG).fill(norm), isRepeatable: true }], lease);
+  let isOver = false;
+  const rejected = assert.rejects(running, { code: "WORKER_LOST" }).finally(() => {
+    isOver = true;
+  });
+  let seen: unknown;
+  while (!isOver) {
+    const [worker] = made.pool.threads;
+    if (worker !== seen) void worker?.terminate();
+    seen = worker;
+    await delay(20);
+  }
+  await rejected;
 });
 
 test("a worker that ends while nothing runs is replaced, and no call sees it", async () => {
@@ -198,15 +259,17 @@ test("a worker that ends while nothing runs is replaced, and no call sees it", a
   assert.equal(made.lost.length, 1);
 });
 
-test("jobs that wait behind one whose worker dies are run", async () => {
-  await using made = await start(2, 512);
+test("jobs that wait behind one whose workers die are run", async () => {
+  await using made = await start(2, 128);
   using lease = made.arena.lease(0);
-  const large = sgd(made.pool, lease, 32 * 2 ** 20);
+  const { unit, begun } = longJob(made.pool, lease);
   const small = sgd(made.pool, lease, 3 * SHARD);
-  const failing = made.pool.run(Array<Unit>(20).fill(large.unit), lease);
+  const failing = made.pool.run([unit], lease);
+  failing.catch(() => {});
   const waiting = made.pool.run([small.unit], lease);
-  void made.pool.threads[0]?.terminate();
-  await assert.rejects(failing, { code: "INTERNAL_ERROR" });
+  await begun(0);
+  for (const worker of [...made.pool.threads]) void worker.terminate();
+  await assert.rejects(failing, { code: "WORKER_LOST" });
   await waiting;
   requireAll(lease, small.param, 3 * SHARD, -1);
 });

@@ -22,7 +22,8 @@ const work = async (url: string): Promise<void> => {
   const post = async (path: string, body: Uint8Array | string, type = MSGPACK): Promise<number> => {
     const reply = await fetch(`${url}${path}`, { method: "POST", body: body as BodyInit, headers: { "Content-Type": type } });
     await reply.arrayBuffer();
-    return reply.status;
+    // As clients do: a worker that a test ends may have had a part of the step.
+    return reply.status === 503 ? post(path, body, type) : reply.status;
   };
   for (const name of ["adamw", "sgd", "lion"]) assert.equal(await post("/v1/step", pack({ ...sgdParams(300_000, 1), optimizer: { name } })), 200);
   const tensor = (value: number | string) => ({ w: { shape: [1], values: [value] } });

@@ -21,4 +21,5 @@ export type ErrorName =
   | "UNAUTHENTICATED"
   | "NOT_FOUND"
   | "METHOD_NOT_ALLOWED"
+  | "WORKER_LOST"
   | "DIGEST_MISMATCH";

@@ -25,6 +25,7 @@ __all__ = [
     "Unauthenticated",
     "UnsupportedDtype",
     "UnsupportedMediaType",
+    "WorkerLost",
 ]
 
 
@@ -186,6 +187,14 @@ class MethodNotAllowed(ServerError):
     name = "METHOD_NOT_ALLOWED"
     code = -32027
     status = 405
+
+
+class WorkerLost(ServerError):
+    """The server lost a worker in this call."""
+
+    name = "WORKER_LOST"
+    code = -32029
+    status = 503
 
 
 class DigestMismatch(ServerError):

@@ -1,6 +1,6 @@
 /** The environment and the flags, checked once and frozen. No other file reads the environment. */
 import os from "node:os";
-import { closest } from "fastest-levenshtein";
+import { nearest } from "./errors/nearest.ts";
 
 const MIB = 2 ** 20;
 const MAX_ARENA_MIB = 4096;
@@ -208,15 +208,28 @@ export const settings = {
   corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "origins whose pages may call, with commas between, or *", initial: "", parse: origins },
 } satisfies { readonly [K in keyof Config]: Setting<Config[K]> };
 
+const PREFIX = "STEPD_";
+
 /** Reads the configuration. Throws ConfigError. */
 export const readConfig = (env: Readonly<Record<string, string | undefined>>): Config => {
   const known = Object.values(settings).map(({ name }) => name);
-  const unknown = Object.keys(env).find((name) => name.startsWith("STEPD_") && !known.includes(name));
-  if (unknown) throw new ConfigError(`${unknown}: expected a setting that --help lists, for instance ${closest(unknown, known)}, found an unknown name`);
+  const unknown = Object.keys(env).find((name) => name.startsWith(PREFIX) && !known.includes(name));
+  if (unknown) throw unknownSetting(unknown, known);
   const values = Object.entries(settings).map(([key, { name, initial, parse }]) => [key, parse(env[name] ?? initial, name)]);
   const config = Object.fromEntries(values) as Config;
   requireTogether(config);
   return Object.freeze(config);
+};
+
+/** All settings have the same beginning, which makes no two of them alike. */
+const unknownSetting = (unknown: string, known: readonly string[]): ConfigError => {
+  const near = nearest(
+    unknown.slice(PREFIX.length),
+    known.map((name) => name.slice(PREFIX.length)),
+  );
+  return new ConfigError(
+    `${unknown}: expected a setting that --help lists${near === undefined ? "" : ` (the nearest is ${PREFIX}${near})`}, found an unknown name`,
+  );
 };
 
 const requireTogether = ({ tlsCertFile, tlsKeyFile, tlsClientCaFile }: Config): void => {

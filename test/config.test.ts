@@ -117,11 +117,16 @@ test("a socket at the path of a plain file stops the start and leaves the file",
   assert.equal(readFileSync(path, "utf8"), "precious");
 });
 
+test("a setting that is like no other is refused without one", async () => {
+  await using service = run({ ...small, STEPD_FOO: "2" });
+  assert.match((await service.ended).stderr, /^stepd: STEPD_FOO: expected a setting that --help lists, found an unknown name\n$/);
+});
+
 test("a setting that does not exist stops the start and points to the nearest", async () => {
   await using service = run({ ...small, STEPD_WORKER: "2" });
   const { code, stderr } = await service.ended;
   assert.equal(code, 1);
-  assert.match(stderr, /^stepd: STEPD_WORKER: expected a setting that --help lists, for instance STEPD_WORKERS, found [^\n]*\n$/);
+  assert.match(stderr, /^stepd: STEPD_WORKER: expected a setting that --help lists \(the nearest is STEPD_WORKERS\), found [^\n]*\n$/);
 });
 
 test("a port in use stops the start", async () => {

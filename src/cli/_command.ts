@@ -1,6 +1,6 @@
 /** What a command of `stepd` is, and how its arguments are read: one table of options gives the parser, the checks and the help. */
 import { parseArgs } from "node:util";
-import { closest } from "fastest-levenshtein";
+import { nearest } from "../errors/nearest.ts";
 import { heading } from "./terminal.ts";
 
 /** A wrong use of the command line. Its message is one line. */
@@ -88,8 +88,8 @@ interface OptionToken {
 const textGiven = ({ name, rawName, value, inlineValue }: OptionToken, options: Options): string => {
   const option = Object.hasOwn(options, name) ? options[name] : undefined;
   if (!option) {
-    const nearest = closest(name, Object.keys(options));
-    throw new UsageError(`${rawName}: expected an option that --help lists, for instance --${nearest}, found an unknown one`);
+    const near = nearest(name, Object.keys(options));
+    throw new UsageError(`${rawName}: expected an option that --help lists${near === undefined ? "" : ` (the nearest is --${near})`}, found an unknown one`);
   }
   if (option.value === undefined) {
     if (value !== undefined) throw new UsageError(`${rawName}: expected no value, found ${JSON.stringify(value)}`);
@@ -116,9 +116,15 @@ export const wholeNumber = (text: string, name: string, least: number, most: num
   return number;
 };
 
+/** Words for some choices, with the nearest to what was found. */
+export const anyOf = (text: string, choices: readonly string[]): string => {
+  const near = nearest(text, choices);
+  return `one of ${choices.join(", ")}${near === undefined ? "" : ` (the nearest is ${near})`}`;
+};
+
 /** One of some words. Throws UsageError. */
 export const oneOf = <T extends string>(text: string, name: string, choices: readonly T[]): T => {
-  if (!(choices as readonly string[]).includes(text)) throw new UsageError(`--${name}: expected one of ${choices.join(", ")}, found ${JSON.stringify(text)}`);
+  if (!(choices as readonly string[]).includes(text)) throw new UsageError(`--${name}: expected ${anyOf(text, choices)}, found ${JSON.stringify(text)}`);
   return text as T;
 };
 

@@ -1,7 +1,6 @@
 /** The entry of the `stepd` command: finds the command, reads its arguments, and ends with 0 (done), 1 (failed) or 2 (wrong use). */
-import { closest } from "fastest-levenshtein";
 import { StepdError } from "../errors/errors.ts";
-import { type Command, CommandError, helpOf, parse, UsageError } from "./_command.ts";
+import { anyOf, type Command, CommandError, helpOf, parse, UsageError } from "./_command.ts";
 import { heading } from "./terminal.ts";
 
 /** Loaded when they are asked for: the service's libraries take longer to load than most commands to run. */
@@ -38,10 +37,7 @@ const run = async (argv: readonly string[]): Promise<number> => {
   else if (name === "--version") console.log((await import("../service.ts")).version);
   else {
     const found = Object.hasOwn(commands, name) ? commands[name] : undefined;
-    if (!found) {
-      const nearest = closest(name, Object.keys(commands));
-      throw new UsageError(`expected one of ${Object.keys(commands).join(", ")} (the nearest is ${nearest}), found ${JSON.stringify(name)}`);
-    }
+    if (!found) throw new UsageError(`expected ${anyOf(name, Object.keys(commands))}, found ${JSON.stringify(name)}`);
     const command = await found.load();
     const { isHelp, values, args } = parse(command, rest);
     if (!isHelp) return await command.run(values, args);

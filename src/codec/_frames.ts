@@ -4,6 +4,7 @@
  */
 import { isUtf8 } from "node:buffer";
 import { LRUCache } from "lru-cache";
+import type { Span } from "./_id.ts";
 import { MAX_CHARACTERS, MAX_KEY } from "./_recent.ts";
 
 /** What a body says beside its blobs and its id: the same object each time. Two bodies with the same words differ in nothing else. */
@@ -17,12 +18,6 @@ const MAX_ALIKE = 16;
 
 /** Bytes that a frame takes beside its words, about. */
 const FRAME_BYTES = 1024;
-
-/** The bytes of a value from `start` to `end`. */
-export interface Span {
-  readonly start: number;
-  readonly end: number;
-}
 
 /** Bytes that may differ, and how they are read. */
 interface Hole extends Span {
@@ -109,7 +104,8 @@ const moldOf = (value: object, bytes: Buffer, holes: Hole[]): Mold => {
   const base = (Array.isArray(value) ? [...value] : { ...value }) as Record<string, unknown>;
   const parts: (readonly [string, Hole | Mold])[] = [];
   for (const [key, item] of Object.entries(value)) {
-    if (typeof item !== "object" || item === null) continue;
+    // A number of its own spelling holds no place of a blob.
+    if (typeof item !== "object" || item === null || item instanceof Number) continue;
     if (item instanceof Uint8Array) {
       const start = item.byteOffset - bytes.byteOffset;
       const hole: Hole = { start, end: start + item.length, kind: "blob" };

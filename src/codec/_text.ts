@@ -1,5 +1,6 @@
 /** Strict reading of JSON text, which both JSON bodies and safetensors headers need: JSON.parse takes what must not pass. */
 import { describe } from "../errors/errors.ts";
+import { idOfText, withIds } from "./_id.ts";
 
 /** Objects and arrays within each other, in JSON and in MessagePack. */
 export const MAX_DEPTH = 64;
@@ -11,11 +12,20 @@ const QUOTE = 0x22;
 const COMMA = 0x2c;
 const COLON = 0x3a;
 const BACKSLASH = 0x5c;
+/** Characters of a number. */
+const NUMBER = Buffer.from("0123456789+-.eE");
 const WHITESPACE: readonly (number | undefined)[] = [0x20, 0x09, 0x0a, 0x0d];
 
-/** What JSON.parse lets pass: keys that stand twice in an object, `__proto__`, and what exhausts the stack or the memory; else how many values there are. */
-const weakness = (bytes: Buffer): string | number => {
+interface Walked {
+  readonly values: number;
+  /** The numbers under the key `id` of the outermost object, or of those of the outermost array. */
+  readonly ids: readonly string[];
+}
+
+/** What JSON.parse lets pass: keys that stand twice in an object, `__proto__`, and what exhausts the stack or the memory; else what a walk over the text has found. */
+const weakness = (bytes: Buffer): string | Walked => {
   const open: (Set<string> | undefined)[] = [];
+  const ids: string[] = [];
   let values = 1;
   for (let at = 0; at < bytes.length; at++) {
     switch (bytes[at]) {
@@ -36,7 +46,7 @@ const weakness = (bytes: Buffer): string | number => {
         break;
       case QUOTE: {
         const end = closingQuote(bytes, at + 1);
-        if (end < 0) return values; // JSON.parse says so.
+        if (end < 0) return { values, ids }; // JSON.parse says so.
         const keys = open.at(-1);
         if (keys && isKey(bytes, end + 1)) {
           const key = textOf(bytes, at, end);
@@ -44,6 +54,7 @@ const weakness = (bytes: Buffer): string | number => {
           if (problem) return problem;
           if (keys.has(key)) return `the key ${describe(key)} stands twice in an object`;
           keys.add(key);
+          if (key === "id" && (open.length === 1 || (open.length === 2 && !open[0]))) ids.push(...numberAfter(bytes, end + 1));
         }
         at = end;
       }
@@ -51,7 +62,15 @@ const weakness = (bytes: Buffer): string | number => {
     if (open.length > MAX_DEPTH) return `nesting deeper than ${MAX_DEPTH}`;
     if (values > MAX_VALUES) return `more than ${MAX_VALUES} values`;
   }
-  return values;
+  return { values, ids };
+};
+
+/** The number behind a colon, if there is one. */
+const numberAfter = (bytes: Buffer, after: number): readonly string[] => {
+  const start = skipSpace(bytes, skipSpace(bytes, after) + 1);
+  let end = start;
+  while (NUMBER.includes(bytes[end] ?? 0)) end++;
+  return end === start ? [] : [bytes.toString("latin1", start, end)];
 };
 
 /** Keys become names of tensors, which other languages must be able to read. */
@@ -70,10 +89,12 @@ const closingQuote = (bytes: Buffer, start: number): number => {
   return -1;
 };
 
-const isKey = (bytes: Buffer, after: number): boolean => {
-  let at = after;
+const isKey = (bytes: Buffer, after: number): boolean => bytes[skipSpace(bytes, after)] === COLON;
+
+const skipSpace = (bytes: Buffer, start: number): number => {
+  let at = start;
   while (WHITESPACE.includes(bytes[at])) at++;
-  return bytes[at] === COLON;
+  return at;
 };
 
 const textOf = (bytes: Buffer, start: number, end: number): string => {
@@ -98,6 +119,8 @@ export const parseStrictJson = (bytes: Buffer, onValues: (count: number) => void
   }
   const found = weakness(bytes);
   if (typeof found === "string") throw new Error(found);
-  onValues(found);
-  return JSON.parse(text);
+  onValues(found.values);
+  const value: unknown = JSON.parse(text);
+  withIds(value, found.ids.map(idOfText));
+  return value;
 };

@@ -1,6 +1,7 @@
 /** JSON bodies: values out of bytes, and bytes out of values with blobs as base64. */
 import { randomUUID } from "node:crypto";
 import { StepdError } from "../errors/errors.ts";
+import { SpelledNumber } from "./_id.ts";
 import { parseStrictJson } from "./_text.ts";
 import { Parts } from "./parts.ts";
 
@@ -28,8 +29,9 @@ export const encodeJson = (value: unknown): Parts => {
   // The text is cut where a placeholder stands.
   const blobs: Parts[] = [];
   const text = JSON.stringify(value, (_, item: unknown) => {
-    // A whole number over 2^53 can come in by MessagePack, and the sign of a zero is part of a tensor's bits.
-    if (typeof item === "bigint" || Object.is(item, -0)) return rawJson(typeof item === "bigint" ? String(item) : "-0");
+    // Ids, and the sign of a zero, which is part of a tensor's bits.
+    if (typeof item === "bigint" || item instanceof SpelledNumber) return rawJson(String(item));
+    if (Object.is(item, -0)) return rawJson("-0");
     // JSON has no word for these; JSON.stringify would write null.
     if (typeof item === "number" && !Number.isFinite(item)) return String(item);
     if (!(item instanceof Parts)) return item;

@@ -7,7 +7,8 @@ import { isUtf8 } from "node:buffer";
 import { randomBytes } from "node:crypto";
 import { addExtension, Packr, Unpackr } from "msgpackr";
 import { describe, StepdError } from "../errors/errors.ts";
-import { Frames, frameOf, type Span, type Words } from "./_frames.ts";
+import { Frames, frameOf, type Words } from "./_frames.ts";
+import { idOfBytes, type Span, SpelledNumber, withIds } from "./_id.ts";
 import { MAX_DEPTH, MAX_VALUES } from "./_text.ts";
 import { Parts } from "./parts.ts";
 
@@ -19,8 +20,8 @@ const MAX_STRING_BYTES = 2 ** 28;
 /** Bytes of "-Infinity" with its type; a float64 has 9. */
 const MAX_NUMBER_BYTES = 10;
 
-// "auto" gives a number where it is exact and else a bigint; its type declaration lacks it.
-const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true, int64AsType: "auto" as "number" });
+// As in JSON, a number is a float64; ids are read again.
+const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true, int64AsType: "number" });
 // A member without a value is left out, as in JSON.
 const packr = new Packr({ useRecords: false, variableMapSize: true, skipValues: [undefined] } as ConstructorParameters<typeof Packr>[0]);
 
@@ -48,20 +49,31 @@ export const decodeMsgpack = (bytes: Buffer, onValues: (count: number) => void =
   if (end !== bytes.length) throw malformed(end, `${bytes.length - end} bytes after the value`);
   onValues(walk.values);
   const value: unknown = unpackr.unpack(bytes);
-  const made = frameOf(bytes, value, walk.values, walk.id);
+  withIds(
+    value,
+    walk.ids.filter((id) => isNumber(bytes[id.start] as number)).map((id) => idOfBytes(bytes, id)),
+  );
+  const made = frameOf(bytes, value, walk.values, Array.isArray(value) ? undefined : walk.ids[0]);
   if (made) frames.add(bytes.length, made);
   return { value, words: undefined };
 };
 
+/** Whether a value of this type byte is a number. */
+const isNumber = (type: number): boolean => type <= 0x7f || type >= 0xe0 || (type >= 0xca && type <= 0xd3);
+
 /** Passes over values without making them. Extension types, keys that are not strings, and keys that stand twice are refused. */
 class Walk {
   readonly #bytes: Buffer;
+  /** How deep the maps of calls are: one more in a batch. */
+  readonly #callDepth: number;
   #values = 0;
   #stringBytes = 0;
-  #id: Span | undefined;
+  readonly #ids: Span[] = [];
 
   constructor(bytes: Buffer) {
     this.#bytes = bytes;
+    const first = bytes[0] ?? 0;
+    this.#callDepth = (first >= 0x90 && first <= 0x9f) || first === 0xdc || first === 0xdd ? 1 : 0;
   }
 
   /** How many values it has passed. */
@@ -69,9 +81,9 @@ class Walk {
     return this.#values;
   }
 
-  /** Where the value of the outermost map's `id` is. */
-  get id(): Span | undefined {
-    return this.#id;
+  /** Where the values of the key `id` are: of the outermost map, or of those of the outermost array. */
+  get ids(): readonly Span[] {
+    return this.#ids;
   }
 
   /** Passes over one value and returns where it ends. */
@@ -170,7 +182,7 @@ class Walk {
       if (key === "__proto__") throw malformed(at, 'the key "__proto__", which is not allowed');
       keys.add(key);
       at = this.value(end, depth + 1);
-      if (depth === 0 && key === "id") this.#id = { start: end, end: at };
+      if (depth === this.#callDepth && key === "id") this.#ids.push({ start: end, end: at });
     }
     return at;
   }
@@ -180,11 +192,11 @@ class Walk {
 const PLACEHOLDER = randomBytes(16);
 const PLACE = Buffer.from(packr.pack(PLACEHOLDER));
 
-/** A list that is MessagePack already. */
+/** A value that is MessagePack already. */
 class Packed {
-  readonly bytes: Buffer;
+  readonly bytes: Uint8Array;
 
-  constructor(bytes: Buffer) {
+  constructor(bytes: Uint8Array) {
     this.bytes = bytes;
   }
 }
@@ -198,6 +210,13 @@ for (const Class of [Parts, Packed]) {
   };
   addExtension({ Class, write } as unknown as Parameters<typeof addExtension>[0]);
 }
+addExtension({
+  Class: SpelledNumber,
+  write: ({ packed }: SpelledNumber): Buffer => {
+    found.push(new Packed(packed));
+    return PLACEHOLDER;
+  },
+} as unknown as Parameters<typeof addExtension>[0]);
 
 /** The MessagePack bytes of a value as pieces. `Parts` become bin, and are not copied. */
 export const encodeMsgpack = (value: unknown): Parts => {

@@ -1,6 +1,7 @@
 /** JSON-RPC 2.0 over decoded values: single calls, batches, notifications. The encoding and the transport are elsewhere. */
 import { setImmediate } from "node:timers/promises";
 import { asStepdError, describe as describeValue, type ErrorName, errors, StepdError } from "../errors/errors.ts";
+import { nearest } from "../errors/nearest.ts";
 import { validate } from "../validation/validate.ts";
 import { convert } from "./convert.ts";
 import { describe } from "./describe.ts";
@@ -21,7 +22,17 @@ const MAX_BATCH = 100;
 /** Refusals that keep their HTTP status, because proxies and clients act on it. */
 const TRANSPORT: readonly ErrorName[] = ["OVERLOADED", "PAYLOAD_TOO_LARGE", "DRAINING", "WORKER_LOST"];
 
-type Id = string | number | bigint | null;
+/** A number that the codec writes as it came is a Number object. */
+type Id = string | number | bigint | InstanceType<typeof Number> | null;
+
+const [LEAST_INTEGER, MOST_INTEGER] = [-(2n ** 63n), 2n ** 64n - 1n];
+
+/** Whether an id can go out in both formats as it came in. */
+const isId = (id: unknown): id is Id => {
+  if (typeof id === "bigint") return id >= LEAST_INTEGER && id <= MOST_INTEGER;
+  if (typeof id === "number" || id instanceof Number) return Number.isFinite(Number(id));
+  return typeof id === "string" || id === null;
+};
 
 /** What a call came to, for metrics and logs: a method's name (or "unknown") and an error's name or "ok". */
 export type Observer = (method: string, outcome: ErrorName | "ok", error?: unknown) => void;
@@ -75,7 +86,9 @@ export class Rpc {
     const transferred = context.blobs.seconds;
     try {
       if (!method) {
-        throw new StepdError("METHOD_NOT_FOUND", `/method: there is no method ${describeValue(name)}; rpc.discover lists them`, {
+        const near = nearest(name, [...this.#byName.keys()]);
+        const hint = near === undefined ? "" : ` (the nearest is ${near})`;
+        throw new StepdError("METHOD_NOT_FOUND", `/method: there is no method ${describeValue(name)}${hint}; rpc.discover lists them`, {
           field: "/method",
           found: name,
         });
@@ -163,8 +176,8 @@ const readCall = (item: unknown): Call => {
   if (jsonrpc !== "2.0") throw invalid("/jsonrpc", '"2.0"', jsonrpc);
   if (typeof method !== "string") throw invalid("/method", "a string", method);
   if (params !== undefined && (typeof params !== "object" || params === null || params instanceof Uint8Array)) throw invalid("/params", "an object", params);
-  if (id !== undefined && id !== null && !["string", "number", "bigint"].includes(typeof id)) throw invalid("/id", "a string, a number or null", id);
-  return { method, params: byName(params), id: id as Id | undefined };
+  if (id !== undefined && !isId(id)) throw invalid("/id", "a string, an integer of 64 bits, another finite number or null", id);
+  return { method, params: byName(params), id };
 };
 
 /** Clients that send all parameters by position say "none" with [], and parameters by name as the only one. */

@@ -1,8 +1,8 @@
 /** Checks values against schemas/, and says of what does not pass which field it is, what was expected and what was found. */
 import type { ErrorObject } from "ajv";
 import { Ajv2020 } from "ajv/dist/2020.js";
-import { closest } from "fastest-levenshtein";
 import { describe as describeValue, pointerEscape, StepdError } from "../errors/errors.ts";
+import { nearest } from "../errors/nearest.ts";
 import { schemas } from "../generated/schemas.gen.ts";
 
 const ajv = new Ajv2020({ discriminator: true, strict: true, strictRequired: false, allowUnionTypes: true, verbose: true });
@@ -17,7 +17,7 @@ export const validate = (schema: string, value: unknown, prefix = ""): void => {
   const check = checks.get(schema);
   if (!check) throw new Error(`there is no schema ${schema}`);
   if (check(withoutBlobs(value))) return;
-  throw explain(check.errors?.[0] as ErrorObject, prefix);
+  throw explain(check.errors ?? [], prefix);
 };
 
 /**
@@ -42,11 +42,6 @@ const withoutBlobs = (value: unknown): unknown => {
 
 const describe = (value: unknown): string => (typeof value === "symbol" ? (value.description as string) : describeValue(value));
 
-/** The nearest is looked for by this many characters of a name. */
-const MAX_NAME = 64;
-
-const nearestOf = (name: string, known: readonly string[]): string => closest(name.slice(0, MAX_NAME), known);
-
 const COMPARISONS: Readonly<Record<string, string>> = {
   minimum: "at least",
   maximum: "at most",
@@ -54,7 +49,28 @@ const COMPARISONS: Readonly<Record<string, string>> = {
   exclusiveMaximum: "less than",
 };
 
-const explain = ({ keyword, instancePath, params, data, parentSchema }: ErrorObject, prefix: string): StepdError => {
+type Alternative = { readonly type?: string | readonly string[]; readonly enum?: readonly unknown[] };
+
+/** What a schema of some types or of some values asks for. */
+const expectedBy = ({ type = [], enum: values }: Alternative): string => {
+  if (values) return `one of ${values.join(", ")}`;
+  return [type]
+    .flat()
+    .map((name) => (name === "number" ? "a finite number" : name))
+    .join(" or ");
+};
+
+const explain = (found: readonly ErrorObject[], prefix: string): StepdError => {
+  const [first] = found;
+  if (!first) throw new Error("a schema was not met, and nothing says why");
+  // Of alternatives each has its error; that of the whole follows.
+  const whole = found.find(({ keyword, instancePath }) => keyword === "anyOf" && instancePath === first.instancePath);
+  if (!whole) return explainOne(first, prefix);
+  const alternatives = (whole.schema as readonly Alternative[]).map(expectedBy);
+  return StepdError.mismatch("INVALID_PARAMS", prefix + whole.instancePath, alternatives.join(" or "), describe(whole.data));
+};
+
+const explainOne = ({ keyword, instancePath, params, data, parentSchema }: ErrorObject, prefix: string): StepdError => {
   const field = prefix + instancePath;
   const invalid = (expected: string, found: string, at = field): StepdError => StepdError.mismatch("INVALID_PARAMS", at, expected, found);
   const comparison = COMPARISONS[keyword];
@@ -63,21 +79,25 @@ const explain = ({ keyword, instancePath, params, data, parentSchema }: ErrorObj
     case "additionalProperties": {
       const name = String(params["additionalProperty"]);
       const known = Object.keys((parentSchema as { properties?: object }).properties ?? {});
-      const hint = known.length > 0 ? `a known field (the nearest is ${nearestOf(name, known)})` : "no fields";
-      return invalid(hint, describe(name), `${field}/${pointerEscape(name)}`);
+      const near = nearest(name, known);
+      const hint = near === undefined ? `one of ${known.join(", ")}` : `the nearest is ${near}`;
+      return invalid(known.length > 0 ? `a known field (${hint})` : "no fields", describe(name), `${field}/${pointerEscape(name)}`);
     }
     case "required":
       return invalid("a value", "none", `${field}/${params["missingProperty"]}`);
     case "discriminator": {
       const names = ((parentSchema as { oneOf?: { properties: { name: { const: string } } }[] }).oneOf ?? []).map(({ properties }) => properties.name.const);
       const name: unknown = params["tagValue"];
-      const nearest = typeof name === "string" ? ` (the nearest is ${nearestOf(name, names)})` : "";
-      return invalid(`one of ${names.join(", ")}${nearest}`, name === undefined ? "none" : describe(name), `${field}/name`);
+      const near = typeof name === "string" ? nearest(name, names) : undefined;
+      return invalid(
+        `one of ${names.join(", ")}${near === undefined ? "" : ` (the nearest is ${near})`}`,
+        name === undefined ? "none" : describe(name),
+        `${field}/name`,
+      );
     }
     case "type":
-      return invalid([params["type"]].flat().join(" or "), describe(data));
     case "enum":
-      return invalid(`one of ${(params["allowedValues"] as unknown[]).join(", ")}`, describe(data));
+      return invalid(expectedBy(parentSchema as Alternative), describe(data));
     case "const":
       return invalid(String(params["allowedValue"]), describe(data));
     case "not":

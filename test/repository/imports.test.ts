@@ -20,12 +20,12 @@ interface Room {
 const rooms: Readonly<Record<string, Room>> = {
   cli: {
     rooms: ["rpc", "blobs", "engine", "codec", "arena", "pool", "telemetry", "errors", "generated"],
-    packages: ["cli-progress", "fastest-levenshtein"],
+    packages: ["cli-progress"],
     roots: ["config", "serve", "service"],
   },
   http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express", "cors"] },
   rpc: { rooms: ["validation", "blobs", "engine", "optimizers", "schedules", "telemetry", "errors", "generated"], packages: [] },
-  validation: { rooms: ["errors", "generated"], packages: ["ajv", "fastest-levenshtein"] },
+  validation: { rooms: ["errors", "generated"], packages: ["ajv"] },
   codec: { rooms: ["errors"], packages: ["lru-cache", "msgpackr"] },
   blobs: { rooms: ["codec", "arena", "errors", "generated"], packages: ["lru-cache"] },
   engine: { rooms: ["codec", "planner", "arena", "pool", "optimizers", "schedules", "errors", "generated"], packages: ["lru-cache"] },
@@ -36,7 +36,7 @@ const rooms: Readonly<Record<string, Room>> = {
   optimizers: { rooms: [], packages: [] },
   schedules: { rooms: ["errors"], packages: [] },
   telemetry: { rooms: [], packages: ["pino", "prom-client"] },
-  errors: { rooms: [], packages: [] },
+  errors: { rooms: [], packages: ["fastest-levenshtein"] },
   generated: { rooms: [], packages: [] },
 };
 

@@ -109,7 +109,7 @@ const refused: Readonly<Record<string, readonly [Fields, string, string]>> = {
   "a name that is a number": [{ schedule: { name: 3 } }, "/schedule/name", "found 3"],
   "a name with a letter too few": [{ schedule: { name: "cosin" } }, "/schedule/name", "the nearest is cosine)"],
   "torch's class name": [{ schedule: { name: "OneCycleLR" } }, "/schedule/name", "one of constant, cosine"],
-  "a field of another schedule": [{ schedule: { name: "exponential", gamma: 1, step_size: 3 } }, "/schedule/step_size", "the nearest is"],
+  "a field of another schedule": [{ schedule: { name: "exponential", gamma: 1, step_size: 3 } }, "/schedule/step_size", "a known field (one of name, gamma)"],
   "T_0 0": [{ schedule: { name: "cosine_warm_restarts", T_0: 0 } }, "/schedule/T_0", "at least 1, found 0"],
   "T_mult 0": [{ schedule: { name: "cosine_warm_restarts", T_0: 1, T_mult: 0 } }, "/schedule/T_mult", "at least 1, found 0"],
   "total_steps 0": [{ schedule: { name: "one_cycle", max_lr: 1, total_steps: 0 } }, "/schedule/total_steps", "at least 1, found 0"],

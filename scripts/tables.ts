@@ -45,8 +45,8 @@ const optimizers = (): string =>
 
 /** Defaults that depend on the machine. */
 const DEPENDS: Readonly<Record<string, string>> = {
-  STEPD_WORKERS: "processors of the machine",
-  STEPD_ARENA_MIB: "half of the memory, at most 4096",
+  STEPD_WORKERS: "processors of the machine, or of a CPU quota",
+  STEPD_ARENA_MIB: "half of the memory, at most 4096, less where a memory limit lacks the room",
   STEPD_MAX_JSON_MIB: "a part in 128 of the memory, at most 64",
 };
 

@@ -1,6 +1,6 @@
 /** The environment and the flags, checked once and frozen. No other file reads the environment. */
-import os from "node:os";
 import { nearest } from "./errors/nearest.ts";
+import { type Machine, readMachine } from "./machine.ts";
 
 const MIB = 2 ** 20;
 const MAX_ARENA_MIB = 4096;
@@ -93,17 +93,27 @@ const address = (text: string, name: string): string => {
   return text;
 };
 
+/** Memory of Node.js itself, in MiB (measured when idle). */
+const NODE_MIB = 110;
+
+/** Memory of a worker thread, in MiB (measured). */
+const WORKER_MIB = 20;
+
+/** JSON takes up to so many times its length in memory while it is read (measured). */
+const JSON_MEMORY = 10;
+
 /** The memory that this process may use, in MiB. */
-const memoryMib = (): number => {
-  const limit = process.constrainedMemory();
-  return (limit > 0 && limit < os.totalmem() ? limit : os.totalmem()) / MIB;
-};
+const memoryMib = ({ memory, memoryLimit = memory }: Machine): number => memoryLimit / MIB;
+
+/** One for each processor, within an eighth of a memory limit. */
+const defaultWorkers = ({ processors, memoryLimit = Number.POSITIVE_INFINITY }: Machine): number =>
+  Math.max(1, Math.min(processors, MAX_WORKERS, Math.floor(memoryLimit / MIB / 8 / WORKER_MIB)));
 
 /** Half of the memory, within what WebAssembly can address. */
-const defaultArena = (): number => Math.max(1, Math.min(MAX_ARENA_MIB, Math.floor(memoryMib() / 2)));
+const defaultArena = (machine: Machine): number => Math.max(1, Math.min(MAX_ARENA_MIB, Math.floor(memoryMib(machine) / 2)));
 
-/** JSON takes up to ten times its length in memory, which is to be a small part of all. */
-const defaultJson = (): number => Math.max(1, Math.min(DEFAULT_JSON_MIB, Math.floor(memoryMib() / 128)));
+/** The memory of JSON is to be a small part of all. */
+const defaultJson = (machine: Machine): number => Math.max(1, Math.min(DEFAULT_JSON_MIB, Math.floor(memoryMib(machine) / 128)));
 
 const MAX_WORKERS = 256;
 const MAX_TIMEOUT_MS = 24 * 3600 * 1000;
@@ -111,114 +121,138 @@ const MAX_CACHE_MIB = 2 ** 20;
 const MAX_RATE = 2 ** 30;
 const MAX_CONNECTIONS = 65536;
 
-export const settings = {
-  host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: address },
-  port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free one, which the log names", initial: "8080", parse: wholeNumber(0, 65535) },
-  socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", parse: text },
-  workers: {
-    name: "STEPD_WORKERS",
-    help: "worker threads",
-    initial: String(Math.min(os.availableParallelism(), MAX_WORKERS)),
-    parse: wholeNumber(1, MAX_WORKERS),
-  },
-  wideVectors: {
-    name: "STEPD_WIDE_VECTORS",
-    help: "auto or off; auto computes with 256 bits at once where the processor and this version of Node can, to the same results",
-    initial: "auto",
-    parse: oneOf(["auto", "off"]),
-  },
-  arenaMib: {
-    name: "STEPD_ARENA_MIB",
-    help: "memory for bodies and replies of all calls together, in MiB",
-    initial: String(defaultArena()),
-    parse: wholeNumber(1, MAX_ARENA_MIB),
-  },
-  logLevel: {
-    name: "STEPD_LOG_LEVEL",
-    help: "trace, debug, info, warn, error, fatal or silent",
-    initial: "info",
-    parse: oneOf(["trace", "debug", "info", "warn", "error", "fatal", "silent"]),
-  },
-  requestTimeoutMs: {
-    name: "STEPD_REQUEST_TIMEOUT_MS",
-    help: "time for a whole request to come in, and for its reply to go out, in ms",
-    initial: "300000",
-    parse: wholeNumber(1, MAX_TIMEOUT_MS),
-  },
-  idleTimeoutMs: {
-    name: "STEPD_IDLE_TIMEOUT_MS",
-    help: "time without a byte until a connection is cut, in ms",
-    initial: "60000",
-    parse: wholeNumber(1, MAX_TIMEOUT_MS),
-  },
-  drainTimeoutMs: {
-    name: "STEPD_DRAIN_TIMEOUT_MS",
-    help: "time that calls in flight have to finish after SIGTERM, in ms",
-    initial: "30000",
-    parse: wholeNumber(1, MAX_TIMEOUT_MS),
-  },
-  drainGraceMs: {
-    name: "STEPD_DRAIN_GRACE_MS",
-    help: "time after SIGTERM in which calls are served as before and only /health/ready says no, so that balancers notice, in ms",
-    initial: "0",
-    parse: wholeNumber(0, MAX_TIMEOUT_MS),
-  },
-  minBodyRate: {
-    name: "STEPD_MIN_BODY_RATE",
-    help: "bytes a second that a body must come with on average, after 10 s; 0 for no limit",
-    initial: "4096",
-    parse: wholeNumber(0, MAX_RATE),
-  },
-  maxConnections: { name: "STEPD_MAX_CONNECTIONS", help: "connections at once; more are closed", initial: "1024", parse: wholeNumber(1, MAX_CONNECTIONS) },
-  maxInFlight: { name: "STEPD_MAX_IN_FLIGHT", help: "calls at once; more get 429", initial: "256", parse: wholeNumber(1, MAX_CONNECTIONS) },
-  maxJsonMib: {
-    name: "STEPD_MAX_JSON_MIB",
-    help: "JSON bodies of all calls at once, in MiB; each takes up to ten times as much memory beside the arena",
-    initial: String(defaultJson()),
-    parse: wholeNumber(1, MAX_JSON_MIB),
-  },
-  sharedDir: {
-    name: "STEPD_SHARED_DIR",
-    help: "folder, for instance under /dev/shm, whose files calls on this host may name instead of sending bytes",
-    initial: "",
-    parse: text,
-  },
-  cacheMib: {
-    name: "STEPD_CACHE_MIB",
-    help: "memory beside the arena for results that callers ask to keep and name by digest, in MiB; 0 keeps nothing",
-    initial: "0",
-    parse: wholeNumber(0, MAX_CACHE_MIB),
-  },
-  tokensFile: { name: "STEPD_TOKENS_FILE", help: "file of bearer tokens, a `name token` a line; with it every call needs one", initial: "", parse: text },
-  tlsCertFile: { name: "STEPD_TLS_CERT_FILE", help: "certificate chain in PEM; with it and the key the service speaks TLS", initial: "", parse: text },
-  tlsKeyFile: { name: "STEPD_TLS_KEY_FILE", help: "private key in PEM", initial: "", parse: text },
-  tlsClientCaFile: {
-    name: "STEPD_TLS_CLIENT_CA_FILE",
-    help: "authorities in PEM; with it every caller needs a certificate of theirs",
-    initial: "",
-    parse: text,
-  },
-  adminPort: {
-    name: "STEPD_ADMIN_PORT",
-    help: "port for /metrics and health, without TLS and tokens; /metrics is only there then; 0 picks a free one",
-    initial: "",
-    parse: optional(wholeNumber(0, 65535)),
-  },
-  adminHost: { name: "STEPD_ADMIN_HOST", help: "address for that port", initial: "127.0.0.1", parse: address },
-  corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "origins whose pages may call, with commas between, or *", initial: "", parse: origins },
-} satisfies { readonly [K in keyof Config]: Setting<Config[K]> };
+/** Other variables of this name that people have in their environment: of the clients and examples, of the deployment, and of Kubernetes for a service named stepd. */
+const OTHERS = /^STEPD_(?:URL|IMAGE|BIND|BIND_ADMIN|\d|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP)(?:_\w+)?)$/;
+
+const settingsOf = (machine: Machine) =>
+  ({
+    host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: address },
+    port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free one, which the log names", initial: "8080", parse: wholeNumber(0, 65535) },
+    socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", parse: text },
+    workers: {
+      name: "STEPD_WORKERS",
+      help: "worker threads",
+      initial: String(defaultWorkers(machine)),
+      parse: wholeNumber(1, MAX_WORKERS),
+    },
+    wideVectors: {
+      name: "STEPD_WIDE_VECTORS",
+      help: "auto or off; auto computes with 256 bits at once where the processor and this version of Node can, to the same results",
+      initial: "auto",
+      parse: oneOf(["auto", "off"]),
+    },
+    arenaMib: {
+      name: "STEPD_ARENA_MIB",
+      help: "memory for bodies and replies of all calls together, in MiB",
+      initial: String(defaultArena(machine)),
+      parse: wholeNumber(1, MAX_ARENA_MIB),
+    },
+    logLevel: {
+      name: "STEPD_LOG_LEVEL",
+      help: "trace, debug, info, warn, error, fatal or silent",
+      initial: "info",
+      parse: oneOf(["trace", "debug", "info", "warn", "error", "fatal", "silent"]),
+    },
+    requestTimeoutMs: {
+      name: "STEPD_REQUEST_TIMEOUT_MS",
+      help: "time for a whole request to come in, and for its reply to go out, in ms",
+      initial: "300000",
+      parse: wholeNumber(1, MAX_TIMEOUT_MS),
+    },
+    idleTimeoutMs: {
+      name: "STEPD_IDLE_TIMEOUT_MS",
+      help: "time without a byte until a connection is cut, in ms",
+      initial: "60000",
+      parse: wholeNumber(1, MAX_TIMEOUT_MS),
+    },
+    drainTimeoutMs: {
+      name: "STEPD_DRAIN_TIMEOUT_MS",
+      help: "time that calls in flight have to finish after SIGTERM, in ms",
+      initial: "30000",
+      parse: wholeNumber(1, MAX_TIMEOUT_MS),
+    },
+    drainGraceMs: {
+      name: "STEPD_DRAIN_GRACE_MS",
+      help: "time after SIGTERM in which calls are served as before and only /health/ready says no, so that balancers notice, in ms",
+      initial: "0",
+      parse: wholeNumber(0, MAX_TIMEOUT_MS),
+    },
+    minBodyRate: {
+      name: "STEPD_MIN_BODY_RATE",
+      help: "bytes a second that a body must come with on average, after 10 s; 0 for no limit",
+      initial: "4096",
+      parse: wholeNumber(0, MAX_RATE),
+    },
+    maxConnections: { name: "STEPD_MAX_CONNECTIONS", help: "connections at once; more are closed", initial: "1024", parse: wholeNumber(1, MAX_CONNECTIONS) },
+    maxInFlight: { name: "STEPD_MAX_IN_FLIGHT", help: "calls at once; more get 429", initial: "256", parse: wholeNumber(1, MAX_CONNECTIONS) },
+    maxJsonMib: {
+      name: "STEPD_MAX_JSON_MIB",
+      help: "JSON bodies of all calls at once, in MiB; each takes up to ten times as much memory beside the arena",
+      initial: String(defaultJson(machine)),
+      parse: wholeNumber(1, MAX_JSON_MIB),
+    },
+    sharedDir: {
+      name: "STEPD_SHARED_DIR",
+      help: "folder, for instance under /dev/shm, whose files calls on this host may name instead of sending bytes",
+      initial: "",
+      parse: text,
+    },
+    cacheMib: {
+      name: "STEPD_CACHE_MIB",
+      help: "memory beside the arena for results that callers ask to keep and name by digest, in MiB; 0 keeps nothing",
+      initial: "0",
+      parse: wholeNumber(0, MAX_CACHE_MIB),
+    },
+    tokensFile: { name: "STEPD_TOKENS_FILE", help: "file of bearer tokens, a `name token` a line; with it every call needs one", initial: "", parse: text },
+    tlsCertFile: { name: "STEPD_TLS_CERT_FILE", help: "certificate chain in PEM; with it and the key the service speaks TLS", initial: "", parse: text },
+    tlsKeyFile: { name: "STEPD_TLS_KEY_FILE", help: "private key in PEM", initial: "", parse: text },
+    tlsClientCaFile: {
+      name: "STEPD_TLS_CLIENT_CA_FILE",
+      help: "authorities in PEM; with it every caller needs a certificate of theirs",
+      initial: "",
+      parse: text,
+    },
+    adminPort: {
+      name: "STEPD_ADMIN_PORT",
+      help: "port for /metrics and health, without TLS and tokens; /metrics is only there then; 0 picks a free one",
+      initial: "",
+      parse: optional(wholeNumber(0, 65535)),
+    },
+    adminHost: { name: "STEPD_ADMIN_HOST", help: "address for that port", initial: "127.0.0.1", parse: address },
+    corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "origins whose pages may call, with commas between, or *", initial: "", parse: origins },
+  }) satisfies { readonly [K in keyof Config]: Setting<Config[K]> };
 
 const PREFIX = "STEPD_";
 
+const here = readMachine();
+
+/** The settings, with the defaults of this machine. */
+export const settings = settingsOf(here);
+
 /** Reads the configuration. Throws ConfigError. */
-export const readConfig = (env: Readonly<Record<string, string | undefined>>): Config => {
+export const readConfig = (env: Readonly<Record<string, string | undefined>>, machine = here): Config => {
+  const settings = settingsOf(machine);
   const known = Object.values(settings).map(({ name }) => name);
-  const unknown = Object.keys(env).find((name) => name.startsWith(PREFIX) && !known.includes(name));
+  const unknown = Object.keys(env).find((name) => name.startsWith(PREFIX) && !known.includes(name) && !OTHERS.test(name));
   if (unknown) throw unknownSetting(unknown, known);
   const values = Object.entries(settings).map(([key, { name, initial, parse }]) => [key, parse(env[name] ?? initial, name)]);
   const config = Object.fromEntries(values) as Config;
   requireTogether(config);
-  return Object.freeze(config);
+  const arenaMib = arenaWithin(config, env[settings.arenaMib.name] !== undefined, machine);
+  return Object.freeze({ ...config, arenaMib });
+};
+
+/** The arena, which is made smaller where nobody asked for its size. Throws ConfigError for what the memory limit has no room for. */
+const arenaWithin = ({ arenaMib, workers, maxJsonMib, cacheMib }: Config, isAsked: boolean, { memoryLimit }: Machine): number => {
+  if (memoryLimit === undefined) return arenaMib;
+  const limit = Math.floor(memoryLimit / MIB);
+  const others = NODE_MIB + WORKER_MIB * workers + JSON_MEMORY * maxJsonMib + cacheMib;
+  const room = limit - others;
+  if (arenaMib <= room) return arenaMib;
+  if (room >= 1 && !isAsked) return room;
+  const parts = `${NODE_MIB} for Node.js, ${WORKER_MIB} for each of ${workers} workers, ${JSON_MEMORY} times STEPD_MAX_JSON_MIB=${maxJsonMib}, STEPD_CACHE_MIB=${cacheMib}`;
+  const found = isAsked ? `STEPD_ARENA_MIB=${arenaMib}` : "no room for STEPD_ARENA_MIB";
+  throw new ConfigError(`memory limit of ${limit} MiB: expected room for ${parts} and the arena, found ${found}, where ${Math.max(room, 0)} MiB are left`);
 };
 
 /** All settings have the same beginning, which makes no two of them alike. */

@@ -2,14 +2,14 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import http from "node:http";
 import net from "node:net";
 import os from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import { help, readConfig } from "../src/config.ts";
+import { help, readConfig, settings } from "../src/config.ts";
 import { started } from "./support/service.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -127,6 +127,23 @@ test("a setting that does not exist stops the start and points to the nearest", 
   const { code, stderr } = await service.ended;
   assert.equal(code, 1);
   assert.match(stderr, /^stepd: STEPD_WORKER: expected a setting that --help lists \(the nearest is STEPD_WORKERS\), found [^\n]*\n$/);
+});
+
+/** Variables of this name in the files of a folder that people run or read. */
+const namesIn = (folder: string): readonly string[] =>
+  readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
+    .filter((file) => !/node_modules|\.venv|__pycache__|\/build\//.test(file) && statSync(join(root, folder, file)).isFile())
+    .flatMap((file) => readFileSync(join(root, folder, file), "utf8").match(/\bSTEPD_[A-Z0-9_]*[A-Z0-9]\b/g) ?? []);
+
+test("variables of clients, examples and the deployment, and those of Kubernetes, are no mistake", async () => {
+  const names = new Set(["clients", "examples", "deploy"].flatMap(namesIn));
+  for (const name of ["STEPD_URL", "STEPD_IMAGE", "STEPD_BIND"]) assert.ok(names.has(name), name);
+  const links = ["STEPD_SERVICE_HOST", "STEPD_SERVICE_PORT_HTTP", "STEPD_PORT_8080_TCP", "STEPD_PORT_8080_TCP_ADDR"];
+  const others = [...names, ...links].filter((name) => !Object.values(settings).some((setting) => setting.name === name));
+  const env = Object.fromEntries(others.map((name) => [name, "http://127.0.0.1:8080"]));
+  assert.deepEqual(readConfig(env), readConfig({}));
+  await using service = run({ ...small, ...env });
+  await service.listening();
 });
 
 test("a port in use stops the start", async () => {
@@ -328,7 +345,7 @@ test("without settings the defaults hold, and other variables are not read", () 
     adminHost: "127.0.0.1",
     corsOrigins: [],
   });
-  assert.equal(workers, Math.min(os.availableParallelism(), 256));
+  assert.equal(workers, Number(settings.workers.initial));
   assert.ok(Number.isInteger(arenaMib) && arenaMib >= 1 && arenaMib <= 4096);
   assert.ok(Number.isInteger(maxJsonMib) && maxJsonMib >= 1 && maxJsonMib <= 64);
 });
@@ -340,8 +357,8 @@ test("the configuration is frozen", () => {
 });
 
 test("the help names every setting that is read, and no other", () => {
-  const settings = { STEPD_HOST: "h", STEPD_WIDE_VECTORS: "off", STEPD_LOG_LEVEL: "info", STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81" } as Env;
+  const given = { STEPD_HOST: "h", STEPD_WIDE_VECTORS: "off", STEPD_LOG_LEVEL: "info", STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81" } as Env;
   // A certificate is nothing without its key, nor the other way round.
   const others = { STEPD_TLS_CERT_FILE: "c", STEPD_TLS_KEY_FILE: "k" };
-  for (const name of help().match(/STEPD_\w+/g) ?? []) assert.doesNotThrow(() => readConfig({ ...others, [name]: settings[name] ?? "1" }));
+  for (const name of help().match(/STEPD_\w+/g) ?? []) assert.doesNotThrow(() => readConfig({ ...others, [name]: given[name] ?? "1" }));
 });

@@ -1,5 +1,7 @@
 /** The built kernels: how they are compiled, and their names, in the order that all threads number them by. */
+import { execFile } from "node:child_process";
 import { readFile } from "node:fs/promises";
+import { promisify } from "node:util";
 import v8 from "node:v8";
 import type { Kernel } from "./_job.ts";
 
@@ -9,14 +11,35 @@ import type { Kernel } from "./_job.ts";
  * with it; test/optimizers/determinism.test.ts compares the bits with those of 128.
  */
 const WIDE_VERSIONS = /^13\.6\./;
+const WIDE_FLAG = "--experimental-wasm-revectorize";
+
+/** What says whether a V8 knows the flag: those for other processors do not, nor do all builds for this one. */
+export interface Engine {
+  readonly arch: string;
+  readonly v8: string;
+  /** The help of V8's options. */
+  options(): Promise<string>;
+}
+
+const thisEngine: Engine = {
+  arch: process.arch,
+  v8: process.versions.v8,
+  // Only a process that is starting prints them.
+  options: async () => (await promisify(execFile)(process.execPath, ["--v8-options"], { maxBuffer: 2 ** 24 })).stdout,
+};
+
+/** Whether V8 is known to do well with wide vectors and has the flag: it prints an error for one that it has not. */
+export const knowsWideVectors = async ({ arch, v8, options }: Engine = thisEngine): Promise<boolean> => {
+  if (arch !== "x64" || !WIDE_VERSIONS.test(v8)) return false;
+  const text = await options().catch(() => "");
+  return new RegExp(`^ +${WIDE_FLAG} `, "m").test(text);
+};
 
 /**
  * Lets V8 use wide vectors in all kernels that it optimizes from now on, in all of the process. To be called when the workers are there:
  * with flags that node was not built with, each thread starts in twice the time (measured).
  */
-export const allowWideVectors = (): void => {
-  if (WIDE_VERSIONS.test(process.versions.v8)) v8.setFlagsFromString("--experimental-wasm-revectorize");
-};
+export const allowWideVectors = (): void => v8.setFlagsFromString(WIDE_FLAG);
 
 /** Compiles the kernels, at first without optimizing them. */
 export const compile = async (file: URL): Promise<WebAssembly.Module> => WebAssembly.compile(await readFile(file));

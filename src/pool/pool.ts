@@ -24,7 +24,7 @@ import {
 } from "./_control.ts";
 import { jobWords, type Kernel, runShard, shardCount, THREAD_SCRATCH_BYTES, type Unit, unitOf, writeJob } from "./_job.ts";
 import { Line } from "./_line.ts";
-import { allowWideVectors, compile, instantiate, kernelNames } from "./kernels.ts";
+import { allowWideVectors, compile, instantiate, kernelNames, knowsWideVectors } from "./kernels.ts";
 
 export { type Call, type Kernel, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
 
@@ -77,8 +77,10 @@ export class Pool implements AsyncDisposable {
   /** Compiles the kernels and starts the workers. */
   static async start(arena: Arena, kernels: URL, workers: number, options: PoolOptions): Promise<Pool> {
     const pool = new Pool(arena, await compile(kernels), workers, options);
-    await Promise.all(Array.from({ length: workers }, (_, index) => pool.#spawn(index)));
-    if (options.wideVectors) allowWideVectors();
+    const started = Promise.all(Array.from({ length: workers }, (_, index) => pool.#spawn(index)));
+    const isWide = options.wideVectors && (await knowsWideVectors());
+    await started;
+    if (isWide) allowWideVectors();
     return pool;
   }
 

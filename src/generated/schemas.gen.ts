@@ -80,6 +80,14 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$id": "convert.schema.json",
     "title": "ConvertParams",
     "description": "A state to bring from one convention to another (each stepd's own where absent), under another optimizer of its family, or with more slots.",
+    "examples": [
+      {
+        "state": "0AAAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJzdGVwZC5zdGF0ZS8xIiwib3B0aW1pemVyIjoic2dkIiwicmV2aXNpb24iOiIxIn0sInN0ZXAvdyI6eyJkdHlwZSI6Ikk2NCIsInNoYXBlIjpbXSwiZGF0YV9vZmZzZXRzIjpbMCw4XX0sIm1vbWVudHVtX2J1ZmZlci93Ijp7ImR0eXBlIjoiRjMyIiwic2hhcGUiOlsyXSwiZGF0YV9vZmZzZXRzIjpbOCwxNl19fSAgICAgAAAAAAAAAAAAAAAAAAAAAA==",
+        "to": {
+          "format": "torch"
+        }
+      }
+    ],
     "type": "object",
     "required": [
       "state"
@@ -211,7 +219,10 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "additionalProperties": false,
     "properties": {
       "name": {
-        "type": "string"
+        "type": "string",
+        "examples": [
+          "adamw"
+        ]
       }
     }
   },
@@ -308,6 +319,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$id": "evaluate.schema.json",
     "title": "EvaluateParams",
     "description": "A range of steps of a schedule.",
+    "examples": [
+      {
+        "schedule": {
+          "name": "cosine",
+          "T_max": 100
+        },
+        "lr": 0.1,
+        "count": 3
+      }
+    ],
     "type": "object",
     "required": [
       "schedule"
@@ -392,6 +413,25 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$id": "init.schema.json",
     "title": "InitParams",
     "description": "The state before the first step, for these parameters; only their names, shapes and dtypes matter.",
+    "examples": [
+      {
+        "optimizer": {
+          "name": "adamw"
+        },
+        "params": {
+          "w": {
+            "shape": [
+              3
+            ],
+            "values": [
+              1,
+              2,
+              3
+            ]
+          }
+        }
+      }
+    ],
     "type": "object",
     "required": [
       "optimizer",
@@ -503,6 +543,11 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$id": "inspect.schema.json",
     "title": "InspectParams",
     "description": "A state to look into.",
+    "examples": [
+      {
+        "state": "0AAAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJzdGVwZC5zdGF0ZS8xIiwib3B0aW1pemVyIjoic2dkIiwicmV2aXNpb24iOiIxIn0sInN0ZXAvdyI6eyJkdHlwZSI6Ikk2NCIsInNoYXBlIjpbXSwiZGF0YV9vZmZzZXRzIjpbMCw4XX0sIm1vbWVudHVtX2J1ZmZlci93Ijp7ImR0eXBlIjoiRjMyIiwic2hhcGUiOlsyXSwiZGF0YV9vZmZzZXRzIjpbOCwxNl19fSAgICAgAAAAAAAAAAAAAAAAAAAAAA=="
+      }
+    ],
     "type": "object",
     "required": [
       "state"
@@ -610,6 +655,22 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$id": "norms.schema.json",
     "title": "NormsParams",
     "description": "Sums of squares of gradients, and of their parameters where given: phase one of a step over several calls with exact clipping.",
+    "examples": [
+      {
+        "grads": {
+          "w": {
+            "shape": [
+              3
+            ],
+            "values": [
+              0.1,
+              0.2,
+              -0.3
+            ]
+          }
+        }
+      }
+    ],
     "type": "object",
     "required": [
       "grads"
@@ -1715,6 +1776,22 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$id": "plan.schema.json",
     "title": "PlanParams",
     "description": "A step without its data: what it would cost.",
+    "examples": [
+      {
+        "optimizer": {
+          "name": "adamw"
+        },
+        "tensors": {
+          "w": {
+            "shape": [
+              4096,
+              4096
+            ],
+            "dtype": "BF16"
+          }
+        }
+      }
+    ],
     "type": "object",
     "required": [
       "optimizer",
@@ -2350,6 +2427,38 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$id": "step.schema.json",
     "title": "StepParams",
     "description": "One optimizer step: parameters, gradients and state in. Gradients go by the names of their parameters, in the same shapes; a parameter without one is left as it is: no decay, no step.",
+    "examples": [
+      {
+        "optimizer": {
+          "name": "adamw",
+          "lr": 0.1
+        },
+        "params": {
+          "w": {
+            "shape": [
+              3
+            ],
+            "values": [
+              1,
+              2,
+              3
+            ]
+          }
+        },
+        "grads": {
+          "w": {
+            "shape": [
+              3
+            ],
+            "values": [
+              0.1,
+              0.2,
+              -0.3
+            ]
+          }
+        }
+      }
+    ],
     "type": "object",
     "required": [
       "optimizer",

@@ -10,6 +10,9 @@ const HOME = "components/schemas";
 /** What only stepd reads, or says where a schema stands. `discriminator` needs names of files, which documents lack. */
 const OWN = ["$id", "$schema", "$comment", "$defs", "tsType", "blob", "discriminator"];
 
+/** Keywords that hold values instead of schemas. */
+const VALUES = ["const", "default", "enum", "examples"];
+
 /** A blob in JSON (RFC 4648, 4). */
 const BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";
 
@@ -94,6 +97,7 @@ class Components {
   }
 
   #keyword(key: string, value: unknown): unknown {
+    if (VALUES.includes(key)) return value;
     // Properties by name: one may be called as a keyword is.
     if (key === "properties")
       return Object.fromEntries(Object.entries(value as Schema).map(([name, schema]) => [name, schema === false ? NEVER : this.standard(schema)]));

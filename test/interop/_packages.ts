@@ -20,9 +20,19 @@ if (!existsSync(goEthereum)) throw new Error("expected the packages of test/inte
 /** Longer than any of the packages takes, and shorter than forever. */
 const TIME_LIMIT = 240_000;
 
+/** No colours, no reports to anyone, no looking for newer versions. */
+const QUIET = { NO_COLOR: "1", CI: "true", REDOCLY_TELEMETRY: "off", REDOCLY_SUPPRESS_UPDATE_NOTICE: "true" };
+
+interface Options {
+  readonly input?: string;
+  readonly cwd?: string;
+  readonly env?: Readonly<Record<string, string>>;
+}
+
 /** Runs a command and returns what it printed. Throws with all that it printed where it fails. */
-export const run = async (command: string, values: readonly string[], options: { readonly input?: string; readonly cwd?: string } = {}): Promise<string> => {
-  const child = spawn(command, values, { cwd: options.cwd ?? here, timeout: TIME_LIMIT, env: { ...process.env, NO_COLOR: "1", CI: "true" } });
+export const run = async (command: string, values: readonly string[], options: Options = {}): Promise<string> => {
+  const env = { ...process.env, ...QUIET, ...options.env };
+  const child = spawn(command, values, { cwd: options.cwd ?? here, timeout: TIME_LIMIT, env });
   child.stdin.end(options.input);
   const [stdout, stderr, [code, signal]] = await Promise.all([text(child.stdout), text(child.stderr), once(child, "exit")]);
   if (code !== 0) throw new Error(`${command} ${values.join(" ")} ended with ${code ?? signal}:\n${stdout}${stderr}`);

@@ -112,3 +112,16 @@ test("every component has its name as title, and none of stepd's own keywords", 
     assert.doesNotMatch(JSON.stringify(components), /"(tsType|blob|if|then|else|\$defs)":/);
   }
 });
+
+test("methods with a body have an example in OpenAPI, which their schema takes", () => {
+  const { paths } = rpc.openApi as { paths: Readonly<Record<string, { post?: { operationId: string } }>> };
+  const posts = Object.values(paths).flatMap(({ post }) => post?.operationId ?? []);
+  const withBody = rpc.methods.filter(({ name }) => posts.includes(name));
+  assert.equal(withBody.length, 7);
+  for (const { params } of withBody) {
+    const stem = params.replace(".schema.json", "");
+    const { examples = [] } = openApi.components.schemas[`${stem[0]?.toUpperCase()}${stem.slice(1)}Params`] as { examples?: unknown[] };
+    assert.ok(examples.length > 0, params);
+    for (const example of examples) validate(params, example);
+  }
+});

@@ -24,7 +24,7 @@ from ._errors import StepdError
 from ._options import Groups, Optimizer, Reply, Schedule, StepOptions
 from ._shared import Place, SharedFolder
 from ._state import Source, State
-from ._tensors import Array, Arrays, arrays_of, file_parts, tensors_of
+from ._tensors import Array, Arrays, arrays_of, arrays_parts, tensor_of
 from ._wire import Blob, encode
 
 T = TypeVar("T")
@@ -177,8 +177,8 @@ class NormsResult:
     grad_norm: float
 
 
-def _blob(arrays: Mapping[str, Any]) -> Blob:
-    return Blob(file_parts(tensors_of(arrays)))
+def _blob(field: str, arrays: Mapping[str, Any]) -> Blob:
+    return Blob(arrays_parts(field, arrays))
 
 
 def _post(
@@ -221,9 +221,9 @@ def step(
     named = {field: digest for field, digest in digests.items() if digest is not None}
     if params is None and "params" not in named:
         raise ValueError("params: expected arrays, or cached that names them")
-    whole = {"grads": _blob(grads)}
+    whole = {"grads": _blob("grads", grads)}
     if params is not None:
-        whole["params"] = _blob(params)
+        whole["params"] = _blob("params", params)
     if state is not None:
         whole["state"] = Blob(state.parts())
     names = None if params is None else list(params)
@@ -318,7 +318,7 @@ class _Step:
         has_state = self.reply.get("state") != "none"
         result = StepResult(
             params=arrays_of(file("params"), self.names) if has_params else {},
-            state=State(file("state")) if has_state else NO_STATE,
+            state=State.of_server(file("state")) if has_state else NO_STATE,
             step=answer["step"],
             lr=answer["lr"],
             skipped=answer["skipped"],
@@ -364,9 +364,11 @@ def init(
         "optimizer": optimizer,
         "groups": groups,
         "master_weights": master_weights,
-        "params": _blob(params),
+        "params": _blob("params", params),
     }
-    return _post("/v1/init", fields, lambda reply: State(reply["state"]), shared)
+    return _post(
+        "/v1/init", fields, lambda reply: State.of_server(reply["state"]), shared
+    )
 
 
 def norms(
@@ -384,8 +386,8 @@ def norms(
 
     fields = {
         "loss_scale": loss_scale,
-        "grads": _blob(grads),
-        "params": None if params is None else _blob(params),
+        "grads": _blob("grads", grads),
+        "params": None if params is None else _blob("params", params),
     }
     return _post("/v1/norms", fields, read, shared)
 
@@ -410,7 +412,7 @@ def plan(
 def _shape(value: Any) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
-    (tensor,) = tensors_of({"": value}).values()
+    tensor = tensor_of("", value)
     return {"shape": tensor.shape, "dtype": tensor.dtype}
 
 

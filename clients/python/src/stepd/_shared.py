@@ -157,12 +157,10 @@ class SharedFolder(Pool):
 
     def _found(self, blob: Blob) -> Place | None:
         """The place of a blob whose data lie in a file as they would be sent."""
-        head, *data = blob.parts
-        largest = max(range(len(data)), key=lambda i: data[i].nbytes, default=None)
-        if largest is None:
-            return None
-        before = head.nbytes + sum(part.nbytes for part in data[:largest])
-        start = _address(data[largest]) - before
+        parts = blob.parts
+        largest = max(range(len(parts)), key=lambda i: parts[i].nbytes)
+        before = sum(part.nbytes for part in parts[:largest])
+        start = _address(parts[largest]) - before
         for file in self._own():
             offset = start - file.address
             if 0 <= offset <= file.memory.nbytes - blob.nbytes:
@@ -176,10 +174,8 @@ def _holds(memory: memoryview, blob: Blob) -> bool:
     start = 0
     for index, part in enumerate(blob.parts):
         there = memory[start : (start := start + part.nbytes)]
-        if index == 0 or part.nbytes < _COMPARED_BYTES:
-            if there != part:
-                return False
-        elif _address(there) != _address(part):
+        is_compared = index == 0 or part.nbytes < _COMPARED_BYTES
+        if _address(there) != _address(part) and not (is_compared and there == part):
             return False
     return True
 

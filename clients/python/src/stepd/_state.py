@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from ._tensors import Array, Tensor, array_of, canonical, file_parts, read_file
+from ._tensors import (
+    Array,
+    Header,
+    Tensor,
+    array_of,
+    canonical,
+    file_parts,
+    open_file,
+    tensors_in,
+)
 
 FORMAT = "stepd.state/1"
 STEP = "step"
@@ -23,18 +33,34 @@ class State(Mapping[str, Array]):
 
     def __init__(self, file: Source) -> None:
         """Read a file's bytes, without a copy. Raises ValueError if it is no state."""
-        view = memoryview(file).cast("B")
-        metadata, entries = read_file(view)
+        try:
+            view = memoryview(file).cast("B")
+        except TypeError:
+            found = type(file).__name__
+            raise TypeError(f"expected the bytes of a state, found {found}") from None
+        header, data = open_file(view)
+        metadata = header.metadata
         if metadata.get("format") != FORMAT:
             found = metadata.get("format", "none")
             raise ValueError(f"expected a state in the format {FORMAT}, found {found}")
         if "optimizer" not in metadata or not metadata.get("revision", "").isdecimal():
             raise ValueError("the state does not say its optimizer and revision")
-        self._set(metadata, entries)
-
-    def _set(self, metadata: Mapping[str, str], entries: dict[str, Tensor]) -> None:
         self._metadata = dict(metadata)
-        self._entries = entries
+        self._opened: tuple[Header, memoryview] | None = (header, data)
+        self._file: memoryview | None = None
+
+    @classmethod
+    def of_server(cls, file: memoryview) -> State:
+        """The state of a reply, whose bytes are canonical: they go out as they came."""
+        state = cls(file)
+        state._file = file
+        return state
+
+    @functools.cached_property
+    def _entries(self) -> dict[str, Tensor]:
+        # Made only when somebody looks: the next step sends the file as it is.
+        assert self._opened is not None
+        return tensors_in(*self._opened)
 
     @classmethod
     def from_entries(
@@ -47,7 +73,9 @@ class State(Mapping[str, Array]):
             "optimizer": optimizer,
             "revision": str(revision),
         }
-        state._set(metadata, canonical(entries))
+        state._metadata = metadata
+        state._opened = state._file = None
+        state._entries = canonical(entries)
         return state
 
     @classmethod
@@ -74,6 +102,8 @@ class State(Mapping[str, Array]):
 
     def parts(self) -> list[memoryview]:
         """The file in parts, whose bytes are those of the state."""
+        if self._file is not None:
+            return [self._file]
         return file_parts(self._entries, self._metadata)
 
     @property
@@ -95,7 +125,7 @@ class State(Mapping[str, Array]):
     def steps(self) -> dict[str, int]:
         """Steps taken, by parameter."""
         return {
-            name: int(array_of(tensor))
+            name: int.from_bytes(tensor.data, "little", signed=True)
             for slot, name, tensor in self.entries()
             if slot == STEP
         }

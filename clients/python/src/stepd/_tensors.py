@@ -6,6 +6,7 @@ in is one buffer, and its arrays are views of it.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,12 +55,37 @@ class Tensor(NamedTuple):
     data: memoryview
 
 
+#: The names in files of the dtypes that a caller's arrays may have.
+_WIRE: dict[Any, str] = {_DTYPES[name]: name for name in ("F64", "F32", "F16")}
+
+#: Smaller arrays are copied to one part: that costs less than a view of each.
+_COPIED_BYTES = 4096
+
+#: What no tensor can be called: the format has a use for the first, and the server
+#: refuses the other, which JavaScript has a use for.
+_RESERVED_NAMES = frozenset({"__metadata__", "__proto__"})
+
+
 def tensor_of(name: str, array: Any) -> Tensor:
     """The entry of an array, a view of it where it is contiguous and little-endian.
 
     Raises TypeError for a dtype other than float16, bfloat16, float32 and float64.
     """
-    array = np.asarray(array)
+    wire, array = _sendable(name, array)
+    return Tensor(wire, array.shape, array.reshape(-1).view(np.uint8).data)
+
+
+def _sendable(name: str, array: Any) -> tuple[str, Array]:
+    """The dtype in a file, and the array as it lies there."""
+    if type(array) is np.ndarray:
+        wire = _WIRE.get(array.dtype)
+        if wire is not None and array.flags.c_contiguous:
+            return wire, array
+    try:
+        array = np.asarray(array)
+    except Exception as error:
+        found = type(array).__name__
+        raise TypeError(f"{name}: expected an array, found {found} ({error})") from None
     dtype = array.dtype
     if dtype == bfloat16 and _is_marked(dtype):
         wire = "BF16"
@@ -75,8 +101,21 @@ def tensor_of(name: str, array: Any) -> Tensor:
         raise TypeError(
             f"{name}: expected float16, bfloat16, float32 or float64, found {dtype}"
         )
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return Tensor(wire, array.shape, flat.data)
+    # Of an array without dimensions it would make one with a dimension.
+    return wire, np.ascontiguousarray(array).reshape(array.shape)
+
+
+def name_fault(name: Any) -> str | None:
+    """Why a tensor cannot have a name, as a sentence; None if it can."""
+    if not isinstance(name, str):
+        return f"expected names as str, found {name!r}"
+    if name in _RESERVED_NAMES:
+        return f"no tensor can be called {name}, which the format of files reserves"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return f"the name {name!r} has a lone surrogate, which UTF-8 cannot express"
+    return None
 
 
 def _is_marked(dtype: np.dtype[Any]) -> bool:
@@ -107,57 +146,193 @@ def canonical(entries: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 def file_parts(
     entries: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> list[memoryview]:
-    """A safetensors file in parts: its header, then the bytes as they are."""
-    header: dict[str, Any] = {}
+    """A safetensors file in parts: its header, then the bytes as they are.
+
+    Raises ValueError for a name that no tensor can have.
+    """
+    header = _HeaderText()
     if metadata is not None:
-        header["__metadata__"] = dict(sorted(metadata.items()))
-    end = 0
+        header.add_metadata(metadata)
     for name, (dtype, shape, data) in entries.items():
-        offsets = [end, end := end + data.nbytes]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    padded = text.ljust(math.ceil(len(text) / _ALIGNMENT) * _ALIGNMENT)
-    start = len(padded).to_bytes(_LENGTH_BYTES, "little") + padded
-    return [memoryview(start), *(data for _, _, data in entries.values())]
+        header.add(name, dtype, shape, data.nbytes)
+    return [header.start(), *(data for _, _, data in entries.values())]
 
 
-def read_file(file: memoryview) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and entries of a safetensors file. Raises ValueError if it is none."""
+def arrays_parts(field: str, arrays: Mapping[str, Any]) -> list[memoryview]:
+    """The file of a caller's arrays in parts, which are views of the larger arrays.
+
+    Wide elements come first, so that all are aligned. Raises TypeError for what is no
+    mapping of names to arrays, ValueError for a name that no tensor can have.
+    """
+    if not isinstance(arrays, Mapping):
+        found = type(arrays).__name__
+        raise TypeError(
+            f"{field}: expected a mapping of names to arrays, found {found}"
+        )
+    by_dtype: dict[str, list[tuple[str, Array]]] = {name: [] for name in _DTYPES}
+    for name, given in arrays.items():
+        try:
+            wire, array = _sendable(name, given)
+        except TypeError as error:
+            raise TypeError(f"{field}: {error}") from None
+        by_dtype[wire].append((name, array))
+    header = _HeaderText()
+    data: list[memoryview] = []
+    small = bytearray()
+    for wire, own in by_dtype.items():
+        for name, array in own:
+            header.add(name, wire, array.shape, array.nbytes)
+            if array.nbytes < _COPIED_BYTES:
+                small += array.tobytes()
+                continue
+            if small:
+                data.append(memoryview(small))
+                small = bytearray()
+            data.append(array.reshape(-1).view(np.uint8).data)
+    if small:
+        data.append(memoryview(small))
+    return [header.start(), *data]
+
+
+class _HeaderText:
+    """The header of a file, as text that grows.
+
+    Without a dict and lists for each tensor: of many small ones they would cost more
+    than the step, most of all in the garbage collector.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[str] = []
+        self._end = 0
+
+    def add_metadata(self, metadata: Mapping[str, str]) -> None:
+        self._entries.append(f'"__metadata__":{_json(dict(sorted(metadata.items())))}')
+
+    def add(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
+        if name in _RESERVED_NAMES or not isinstance(name, str):
+            raise _name_error(name)
+        sizes = ",".join(map(str, shape))
+        start, self._end = self._end, self._end + nbytes
+        self._entries.append(
+            f'{_quoted(name)}:{{"dtype":"{dtype}","shape":[{sizes}],'
+            f'"data_offsets":[{start},{self._end}]}}'
+        )
+
+    def start(self) -> memoryview:
+        """Length and header, as a file starts."""
+        try:
+            text = f"{{{','.join(self._entries)}}}".encode()
+        except UnicodeEncodeError as error:
+            # Only a name has characters of the caller's.
+            entry = next(one for one in self._entries if not _is_encodable(one))
+            name = json.JSONDecoder().raw_decode(entry)[0]
+            raise _name_error(name) from error
+        padded = text.ljust(math.ceil(len(text) / _ALIGNMENT) * _ALIGNMENT)
+        return memoryview(len(padded).to_bytes(_LENGTH_BYTES, "little") + padded)
+
+
+#: A name in JSON, not escaped but where it has to be.
+_quoted = json.encoder.encode_basestring
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _is_encodable(text: str) -> bool:
+    return name_fault(text) is None
+
+
+def _name_error(name: Any) -> ValueError | TypeError:
+    kind = ValueError if isinstance(name, str) else TypeError
+    return kind(f"tensors: {name_fault(name)}")
+
+
+class Entry(NamedTuple):
+    """What a header says of a tensor, whose bytes are between two places."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Header(NamedTuple):
+    """A header that was read. Nobody may change it."""
+
+    metadata: dict[str, str]
+    entries: dict[str, Entry]
+
+
+#: Headers of more bytes are read anew each time.
+_KEPT_HEADER_BYTES = 2**21
+
+
+@functools.lru_cache(maxsize=32)
+def _kept_header(text: bytes) -> Header:
+    """The header of a file. From step to step it is the same."""
+    return _read_header(text)
+
+
+def _read_header(text: bytes) -> Header:
+    try:
+        header: dict[str, Any] = json.loads(text)
+        metadata: dict[str, str] = header.pop("__metadata__", {})
+        entries = {name: _entry(name, entry) for name, entry in header.items()}
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the safetensors header is malformed: {error!r}") from error
+    return Header(metadata, entries)
+
+
+def open_file(file: memoryview) -> tuple[Header, memoryview]:
+    """Header and data of a safetensors file. Raises ValueError if it is none."""
     if file.nbytes < _LENGTH_BYTES:
         raise ValueError(f"a safetensors file has 8 bytes or more, not {file.nbytes}")
     length = int.from_bytes(file[:_LENGTH_BYTES], "little")
     start = _LENGTH_BYTES + length
     if length > _MAX_HEADER_BYTES or start > file.nbytes:
         raise ValueError(f"a safetensors header of {length} bytes is not in the file")
-    try:
-        header: dict[str, Any] = json.loads(bytes(file[_LENGTH_BYTES:start]))
-        metadata: dict[str, str] = header.pop("__metadata__", {})
-        entries = {
-            name: _entry(name, entry, file[start:]) for name, entry in header.items()
-        }
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"the safetensors header is malformed: {error!r}") from error
-    return metadata, entries
+    text = bytes(file[_LENGTH_BYTES:start])
+    is_kept = length <= _KEPT_HEADER_BYTES
+    header = _kept_header(text) if is_kept else _read_header(text)
+    data = file[start:]
+    end = max((entry.end for entry in header.entries.values()), default=0)
+    if end > data.nbytes:
+        name = next(n for n, entry in header.entries.items() if entry.end == end)
+        raise ValueError(f"{name}: its bytes end at {end} of {data.nbytes}")
+    return header, data
 
 
-def _entry(name: str, entry: Mapping[str, Any], data: memoryview) -> Tensor:
+def read_file(file: memoryview) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and entries of a safetensors file. Raises ValueError if it is none."""
+    header, data = open_file(file)
+    return header.metadata, tensors_in(header, data)
+
+
+def tensors_in(header: Header, data: memoryview) -> dict[str, Tensor]:
+    """The tensors of a file, as views of its data."""
+    return {
+        name: Tensor(dtype, shape, data[begin:end])
+        for name, (dtype, shape, begin, end) in header.entries.items()
+    }
+
+
+def _entry(name: str, entry: Mapping[str, Any]) -> Entry:
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if dtype not in _DTYPES:
         raise ValueError(f"{name}: expected one of {', '.join(_DTYPES)}, found {dtype}")
     expected = math.prod(shape) * _DTYPES[dtype].itemsize
-    if not 0 <= begin <= end <= data.nbytes or end - begin != expected:
+    if not 0 <= begin <= end or end - begin != expected:
         raise ValueError(f"{name}: {expected} bytes are not at {begin} to {end}")
-    return Tensor(dtype, shape, data[begin:end])
-
-
-def tensors_of(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Entries of arrays by name. Wide elements come first, so that all are aligned."""
-    tensors = [(name, tensor_of(name, array)) for name, array in arrays.items()]
-    return dict(sorted(tensors, key=lambda entry: _RANK[entry[1].dtype]))
+    return Entry(dtype, shape, begin, end)
 
 
 def arrays_of(file: memoryview, names: Sequence[str] | None) -> dict[str, Array]:
     """The arrays of a file in the order of the names or its own, as views of it."""
-    _, entries = read_file(file)
-    return {name: array_of(entries[name]) for name in names or entries}
+    header, data = open_file(file)
+    arrays: dict[str, Array] = {}
+    for name in header.entries if names is None else names:
+        dtype, shape, begin, _ = header.entries[name]
+        arrays[name] = np.ndarray(shape, _DTYPES[dtype], data, begin)
+    return arrays

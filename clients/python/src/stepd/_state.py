@@ -14,6 +14,7 @@ from ._tensors import (
     canonical,
     file_parts,
     open_file,
+    tensor_in,
     tensors_in,
 )
 
@@ -58,9 +59,20 @@ class State(Mapping[str, Array]):
 
     @functools.cached_property
     def _entries(self) -> dict[str, Tensor]:
-        # Made only when somebody looks: the next step sends the file as it is.
+        # Made only for who needs all at once: the next step sends the file as it is.
         assert self._opened is not None
+        return dict(tensors_in(*self._opened))
+
+    def _items(self) -> Iterable[tuple[str, Tensor]]:
+        """All entries, one at a time where they are not there yet."""
+        if self._opened is None or "_entries" in vars(self):
+            return self._entries.items()
         return tensors_in(*self._opened)
+
+    def _keys(self) -> Mapping[str, object]:
+        if self._opened is None:
+            return self._entries
+        return self._opened[0].entries
 
     @classmethod
     def from_entries(
@@ -109,7 +121,7 @@ class State(Mapping[str, Array]):
     @property
     def nbytes(self) -> int:
         """Bytes of all entries, without the header."""
-        return sum(data.nbytes for _, _, data in self._entries.values())
+        return sum(tensor.data.nbytes for _, tensor in self._items())
 
     @property
     def optimizer(self) -> str:
@@ -141,7 +153,7 @@ class State(Mapping[str, Array]):
 
     def entries(self) -> Iterator[tuple[str, str, Tensor]]:
         """Slot, parameter and entry of everything in the file."""
-        for key, tensor in self._entries.items():
+        for key, tensor in self._items():
             slot, _, name = key.partition("/")
             yield slot, name, tensor
 
@@ -167,17 +179,19 @@ class State(Mapping[str, Array]):
         states = list(states)
         if not states:
             raise ValueError("there is no state to join")
-        entries = (entry for state in states for entry in state._entries.items())
+        entries = (entry for state in states for entry in state._items())
         return cls.from_entries(states[0].optimizer, states[0].revision, entries)
 
     def __getitem__(self, key: str) -> Array:
-        return _fixed(self._entries[key])
+        if self._opened is None:
+            return _fixed(self._entries[key])
+        return _fixed(tensor_in(*self._opened, key))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._keys())
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._keys())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, State):

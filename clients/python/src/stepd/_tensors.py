@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ bfloat16: np.dtype[Any] = (
     else np.dtype(_bfloat16)
 )
 
+#: In the order of a canonical file.
 _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
@@ -38,9 +39,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": bfloat16,
 }
-
-#: Order of the dtypes in a canonical file.
-_RANK = {name: rank for rank, name in enumerate(_DTYPES)}
 
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
@@ -136,11 +134,12 @@ def array_of(tensor: Tensor) -> Array:
 
 def canonical(entries: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Entries in the order of a canonical file: by dtype, then by the name's UTF-8."""
-
-    def key(entry: tuple[str, Tensor]) -> tuple[int, bytes]:
-        return _RANK[entry[1].dtype], entry[0].encode()
-
-    return dict(sorted(entries, key=key))
+    given = dict(entries)
+    by_dtype: dict[str, list[str]] = {dtype: [] for dtype in _DTYPES}
+    for name, tensor in given.items():
+        by_dtype[tensor.dtype].append(name)
+    # The order of code points, in which str compares, is that of bytes in UTF-8.
+    return {name: given[name] for own in by_dtype.values() for name in sorted(own)}
 
 
 def file_parts(
@@ -306,15 +305,19 @@ def open_file(file: memoryview) -> tuple[Header, memoryview]:
 def read_file(file: memoryview) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and entries of a safetensors file. Raises ValueError if it is none."""
     header, data = open_file(file)
-    return header.metadata, tensors_in(header, data)
+    return header.metadata, dict(tensors_in(header, data))
 
 
-def tensors_in(header: Header, data: memoryview) -> dict[str, Tensor]:
-    """The tensors of a file, as views of its data."""
-    return {
-        name: Tensor(dtype, shape, data[begin:end])
-        for name, (dtype, shape, begin, end) in header.entries.items()
-    }
+def tensors_in(header: Header, data: memoryview) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a file, as views of its data."""
+    for name, (dtype, shape, begin, end) in header.entries.items():
+        yield name, Tensor(dtype, shape, data[begin:end])
+
+
+def tensor_in(header: Header, data: memoryview, name: str) -> Tensor:
+    """One tensor of a file. Raises KeyError where there is none of that name."""
+    dtype, shape, begin, end = header.entries[name]
+    return Tensor(dtype, shape, data[begin:end])
 
 
 def _entry(name: str, entry: Mapping[str, Any]) -> Entry:

@@ -13,8 +13,8 @@ const OWN = ["$id", "$schema", "$comment", "$defs", "tsType", "blob", "discrimin
 /** Keywords that hold values instead of schemas. */
 const VALUES = ["const", "default", "enum", "examples"];
 
-/** A blob in JSON (RFC 4648, 4). */
-const BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";
+/** A blob in JSON (RFC 4648, 4): the characters in front of the padding have no bits left over. */
+const BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
 
 /** A schema that nothing passes; not all generators know `false`. */
 const NEVER: Schema = { not: {} };

@@ -175,12 +175,12 @@ const readCall = (item: unknown): Call => {
   if (unknown !== undefined) throw invalid(`/${unknown}`, `one of ${MEMBERS.join(", ")}`, unknown);
   if (jsonrpc !== "2.0") throw invalid("/jsonrpc", '"2.0"', jsonrpc);
   if (typeof method !== "string") throw invalid("/method", "a string", method);
-  if (params !== undefined && (typeof params !== "object" || params === null || params instanceof Uint8Array)) throw invalid("/params", "an object", params);
+  if (params !== undefined && (typeof params !== "object" || params instanceof Uint8Array)) throw invalid("/params", "an object", params);
   if (id !== undefined && !isId(id)) throw invalid("/id", "a string, an integer of 64 bits, another finite number or null", id);
   return { method, params: byName(params), id };
 };
 
-/** Clients that send all parameters by position say "none" with [], and parameters by name as the only one. */
+/** Clients that send all parameters by position say "none" with [] or null, and parameters by name as the only one. */
 const byName = (params: unknown): unknown => {
   if (!Array.isArray(params)) return params ?? {};
   if (params.length === 0) return {};

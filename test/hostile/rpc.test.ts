@@ -38,7 +38,6 @@ const CASES: Readonly<Record<string, RpcCase>> = {
   "an id that is a list": invalid(list({ id: [1] }), "/id", /found an array/),
   "an id that is true": invalid(list({ id: true }), "/id", /found true/),
   "an id that is bytes": { ...invalid(list({ id: Buffer.from("a") }), "/id", /found 1 bytes/), only: "msgpack" },
-  "params that are null": invalid(list({ params: null }), "/params", /an object, found null/),
   "params that are text": invalid(list({ params: "adam" }), "/params", /an object, found "adam"/),
   "params that are a number": invalid(list({ params: 0 }), "/params", /an object, found 0/),
   "params that are bytes": { ...invalid(list({ params: Buffer.alloc(3) }), "/params", /found 3 bytes/), only: "msgpack" },

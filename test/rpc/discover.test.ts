@@ -37,7 +37,7 @@ const CASES: Readonly<Record<string, { readonly right: readonly object[]; readon
     right: [
       step,
       { ...step, params: shared, grads: digest },
-      { ...step, params: "AAAA", grads: "AA==", state: "" },
+      { ...step, params: "AAAA", grads: "Ag==", state: "/+8=" },
       { ...step, state: null },
       { ...step, state: shared },
       { ...step, state: digest },

@@ -86,12 +86,12 @@ test("a prepared step goes on where its state is, and refuses a gradient that is
   }
 });
 
-test("parameters by name may be the only one of a list, and an empty list is none", async () => {
+test("parameters by name may be the only one of a list, and an empty list or null is none", async () => {
   const call = await nextStep({ name: "lamb" });
   const expected = resultOf(await post("/rpc", { jsonrpc: "2.0", id: 1, method: "optimizer.step", params: call }));
   for (let id = 0; id < TIMES; id++) assert.deepEqual(resultOf(await post("/rpc", { jsonrpc: "2.0", id, method: "optimizer.step", params: [call] })), expected);
   const list = (params?: unknown) => post("/rpc", { jsonrpc: "2.0", id: 1, method: "optimizer.list", ...(params !== undefined && { params }) });
-  for (const none of [[], [{}], {}]) assert.deepEqual(await list(none), await list());
+  for (const none of [[], [{}], {}, null]) assert.deepEqual(await list(none), await list());
   // The REST twin's body is the object itself.
   const { status } = (await post("/v1/step", [call])) as { status: number };
   assert.equal(status, 400);

@@ -43,7 +43,7 @@ RELATIONS = re.compile(
     | more\ than\ the\ \d+\ steps\ taken                # a schedule that is over
     | at\ most\ \d+\ steps\ from\ there
     | learning\ rates\ that\ float32\ can\ hold
-    | a\ known\ field\ .*                               # hyperparameters of a group, which has the optimizer of the call
+    | a\ known\ field.*                                # hyperparameters of a group, which has the optimizer of the call
     | (false|true)(,\ because|\ where)\ .*              # hyperparameters and options that exclude each other
     | (no\ )?value\ where\ .*\ format\ is\ \w+          # conventions of states
     | another\ name\ at\ each\ index

@@ -184,7 +184,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         elif options.get("non_finite") == "skip":
             which = 'non_finite="skip" needs all processes to skip together'
         if which:
-            raise ValueError(f"{which}; a step of DTensors has only local shards")
+            raise ValueError(f"DTensors are stepped by local shards, but {which}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load this or torch's optimizer's state: its hyperparameters are taken too.

@@ -1,0 +1,270 @@
+"""What two processes of torch.distributed do; test_distributed.py starts them.
+
+python two_processes.py RANK URL FOLDER
+
+Each case runs in both, and saves what it found, or its error, to FOLDER/CASE.RANK.pt.
+"""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint.state_dict_loader as loader
+import torch.distributed.checkpoint.state_dict_saver as saver
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from twins import backward, loss_of, make_model, train
+
+import stepd
+from stepd.torch import RemoteOptimizer
+
+Tensors = dict[str, torch.Tensor]
+
+RATE: dict[str, Any] = {"lr": 1e-2}
+
+
+def whole(model: torch.nn.Module) -> Tensors:
+    """Copies of all parameters, put together from their shards."""
+    return {
+        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+        for name, p in model.named_parameters()
+    }
+
+
+class Run:
+    """This process's part of each case."""
+
+    def __init__(self, rank: int, url: str, folder: pathlib.Path) -> None:
+        self.rank = rank
+        self.folder = folder
+        self.client = stepd.Client(url)
+        self.mesh = init_device_mesh("cpu", (2,))
+
+    def remote(self, model: torch.nn.Module, name: str = "adamw", **more: Any) -> Any:
+        named = model.named_parameters()
+        return RemoteOptimizer(named, self.client, name, **{**RATE, **more})
+
+    def batches(self, steps: int, start: int = 0) -> range:
+        """Seeds of this process alone."""
+        return range(2 * start + self.rank, 2 * (start + steps) + self.rank, 2)
+
+    def sharded(self, seed: int = 3) -> Any:
+        model = make_model(seed)
+        for layer in (model[0], model[2]):
+            fully_shard(layer, mesh=self.mesh)
+        return fully_shard(model, mesh=self.mesh)
+
+    def data_parallel(self) -> dict[str, Any]:
+        """DistributedDataParallel: every process makes the same step."""
+        results = []
+        for make in (self.remote, self.adamw):
+            model = make_model()
+            wrapped = torch.nn.parallel.DistributedDataParallel(model)
+            train(wrapped, make(model), self.batches(6))
+            results.append(whole(model))
+        return {"mine": results[0], "theirs": results[1]}
+
+    def adamw(self, model: torch.nn.Module) -> Any:
+        return torch.optim.AdamW(model.named_parameters(), **RATE)
+
+    def zero(self) -> dict[str, Any]:
+        """ZeroRedundancyOptimizer: each process steps some of the parameters."""
+        results = []
+        kinds: list[tuple[Any, dict[str, Any]]] = [
+            (RemoteOptimizer, {"client": self.client}),
+            (torch.optim.AdamW, {}),
+        ]
+        for kind, more in kinds:
+            model = make_model()
+            wrapped = torch.nn.parallel.DistributedDataParallel(model)
+            optimizer: Any = ZeroRedundancyOptimizer(
+                model.parameters(), kind, **more, **RATE
+            )
+            train(wrapped, optimizer, self.batches(6))
+            results.append(whole(model))
+        return {"mine": results[0], "theirs": results[1]}
+
+    def fully_sharded(self) -> dict[str, Any]:
+        """fully_shard: against torch, and against a step of whole tensors."""
+        model, other = self.sharded(), self.sharded()
+        mine, theirs = self.remote(model), self.adamw(other)
+        single = make_model()
+        one = self.remote(single)
+        for seed in self.batches(6):
+            for each, optimizer in ((model, mine), (other, theirs)):
+                optimizer.zero_grad()
+                backward(loss_of(each, seed))
+                torch.nn.utils.clip_grad_norm_(each.parameters(), 0.5)
+            for a, b in zip(model.parameters(), single.parameters(), strict=True):
+                assert a.grad is not None
+                b.grad = a.grad.full_tensor()
+            for optimizer in (mine, theirs, one):
+                optimizer.step()
+        slot = mine.state[model[0].weight]["exp_avg"]
+        return {
+            "mine": whole(model),
+            "theirs": whole(other),
+            "single": whole(single),
+            "slot": slot.full_tensor(),
+            "single_slot": one.state[single[0].weight]["exp_avg"],
+            "placements": repr(slot.placements),
+            "expected_placements": repr(model[0].weight.placements),
+        }
+
+    def tensor_parallel(self) -> dict[str, Any]:
+        """Weights cut by columns and by rows, one bias whole in both."""
+        models = []
+        for make in (self.remote, self.adamw):
+            model = parallelize_module(
+                make_model(),
+                self.mesh,
+                {"0": ColwiseParallel(), "2": RowwiseParallel()},
+            )
+            optimizer = make(model)
+            # The same batch in both: the model is what is parallel.
+            train(model, optimizer, 6)
+            models.append(whole(model))
+        return {"mine": models[0], "theirs": models[1]}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """torch.distributed.checkpoint: saved, loaded by a new model, continued."""
+        model = self.sharded()
+        optimizer = self.remote(model, "nadam")
+        train(model, optimizer, self.batches(3))
+        saved = get_state_dict(model, optimizer)
+        place = str(self.folder / "checkpoint")
+        saver.save({"model": saved[0], "optimizer": saved[1]}, checkpoint_id=place)
+        train(model, optimizer, self.batches(3, start=3))
+
+        again = self.sharded(seed=4)
+        resumed = self.remote(again, "nadam", lr=1.0)
+        state = get_state_dict(again, resumed)
+        loader.load({"model": state[0], "optimizer": state[1]}, checkpoint_id=place)
+        set_state_dict(
+            again, resumed, model_state_dict=state[0], optim_state_dict=state[1]
+        )
+        rate = resumed.param_groups[0]["lr"]
+        train(again, resumed, self.batches(3, start=3))
+        return {"straight": whole(model), "resumed": whole(again), "lr": rate}
+
+    def checkpoint_of_torch(self) -> dict[str, Any]:
+        """A sharded run of torch's AdamW goes on here, and back."""
+        model = self.sharded()
+        theirs = self.adamw(model)
+        train(model, theirs, self.batches(3))
+        options = StateDictOptions(full_state_dict=True)
+        saved = copy.deepcopy(get_state_dict(model, theirs, options=options))
+        results = []
+        for make in (self.remote, self.adamw):
+            again = self.sharded(seed=4)
+            optimizer = make(again)
+            state: Any = copy.deepcopy(saved[1])
+            # torch takes no hyperparameter that the optimizer does not have.
+            known = optimizer.param_groups[0].keys()
+            for group in state.get("param_groups", []):
+                for key in group.keys() - known:
+                    del group[key]
+            set_state_dict(
+                again,
+                optimizer,
+                model_state_dict=copy.deepcopy(saved[0]),
+                optim_state_dict=state,
+                options=options,
+            )
+            train(again, optimizer, self.batches(3, start=3))
+            full: Any = get_optimizer_state_dict(again, optimizer, options=options)
+            moments: Any = full["state"]["0.weight"] if self.rank == 0 else {}
+            results.append((whole(again), moments))
+        return {
+            "mine": results[0][0],
+            "theirs": results[1][0],
+            "my_moments": results[0][1],
+            "their_moments": results[1][1],
+        }
+
+    def refusals(self) -> dict[str, Any]:
+        """What needs more than a shard says so at once; also when it is set later."""
+        model = self.sharded()
+        sentences = {}
+        cases: dict[str, dict[str, Any]] = {
+            "lamb": {"name": "lamb"},
+            "lars": {"name": "lars"},
+            "caution": {"name": "lion", "caution": True},
+            "clip": {"clip": {"max_norm": 1.0}},
+            "stats": {"stats": "global"},
+            "skip": {"non_finite": "skip"},
+        }
+        for case, settings in cases.items():
+            try:
+                self.remote(model, **settings)
+            except ValueError as error:
+                sentences[case] = str(error)
+        optimizer = self.remote(model, clip={"max_value": 0.1})
+        train(model, optimizer, self.batches(1))
+        optimizer.options["clip"] = {"max_norm": 1.0}
+        before = whole(model)
+        try:
+            optimizer.step()
+        except ValueError as error:
+            sentences["later"] = str(error)
+        # A plain slot beside a parameter that is cut cannot be told apart from a shard.
+        optimizer.options["clip"] = None
+        weight = model[0].weight
+        optimizer.state[weight]["exp_avg"] = torch.zeros(weight.shape)
+        try:
+            optimizer.step()
+        except ValueError as error:
+            sentences["slot"] = str(error)
+        return {"sentences": sentences, "before": before, "after": whole(model)}
+
+
+CASES: list[Callable[[Run], dict[str, Any]]] = [
+    Run.data_parallel,
+    Run.zero,
+    Run.fully_sharded,
+    Run.tensor_parallel,
+    Run.checkpoint,
+    Run.checkpoint_of_torch,
+    Run.refusals,
+]
+
+
+def main(rank: int, url: str, folder: pathlib.Path) -> None:
+    torch.set_num_threads(1)
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    run = Run(rank, url, folder)
+    for case in CASES:
+        try:
+            found = case(run)
+        except Exception:
+            found = {"error": traceback.format_exc()}
+        torch.save(found, folder / f"{case.__name__}.{rank}.pt")
+        # A case that failed in one process would hold up the other's collectives.
+        if "error" in found:
+            raise SystemExit(1)
+    run.client.close()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3]))

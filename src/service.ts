@@ -9,7 +9,7 @@ import { Arena } from "./arena/arena.ts";
 import { BlobCache, Blobs, SharedFolder } from "./blobs/blobs.ts";
 import { type Config, ConfigError } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
-import { createAdminServer, createHttpServer, type Limits, renewTls, TextBudget, type TlsFiles, Tokens, tlsOptions } from "./http/server.ts";
+import { createAdminServer, createHttpServer, type Limits, readTls, renewTls, TextBudget, type Tls, type TlsFiles, Tokens } from "./http/server.ts";
 import { Pool, poolBytes } from "./pool/pool.ts";
 import { Rpc } from "./rpc/rpc.ts";
 import { Telemetry } from "./telemetry/telemetry.ts";
@@ -58,7 +58,9 @@ export class Service implements AsyncDisposable {
     this.pool = pool;
     this.telemetry = telemetry;
     const limits = limitsOf(config);
-    const tls = tlsFiles(config);
+    const files = tlsFiles(config);
+    const tls = files && checkTls(files);
+    if (tls) telemetry.certificates(tls.certificates);
     const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
     const folder = config.sharedDir === "" ? undefined : openFolder(config.sharedDir);
     const cache = config.cacheMib === 0 ? undefined : new BlobCache(config.cacheMib * MIB);
@@ -71,7 +73,7 @@ export class Service implements AsyncDisposable {
       telemetry,
       limits,
       callers: tokens,
-      tls: tls && readTls(tls),
+      tls: tls?.options,
       corsOrigins: config.corsOrigins,
       hasAdmin: config.adminPort !== undefined,
       isReady: () => this.#state === "serving",
@@ -98,9 +100,12 @@ export class Service implements AsyncDisposable {
     this.#server = createHttpServer(http);
     if (http.hasAdmin) this.#admin = createAdminServer(http);
     for (const server of [this.#server, this.#admin]) if (server) this.#sockets.set(server, socketsOf(server));
-    if (tls) {
-      const onReload = (error: Error | undefined): void => telemetry.reloaded("STEPD_TLS_CERT_FILE", error, {});
-      this.#watches.use(renewTls(this.#server as unknown as TlsServer, tls, onReload));
+    if (files) {
+      const onReload = (result: Tls | Error): void => {
+        telemetry.reloaded("STEPD_TLS_CERT_FILE", result instanceof Error ? result : undefined, {});
+        if (!(result instanceof Error)) telemetry.certificates(result.certificates);
+      };
+      this.#watches.use(renewTls(this.#server as unknown as TlsServer, files, onReload));
     }
   }
 
@@ -232,11 +237,11 @@ const openFolder = (path: string): SharedFolder => {
 const tlsFiles = ({ tlsCertFile: cert, tlsKeyFile: key, tlsClientCaFile: clientCa }: Config): TlsFiles | undefined =>
   cert === "" ? undefined : { cert, key, clientCa };
 
-const readTls = (files: TlsFiles) => {
+const checkTls = (files: TlsFiles): Tls => {
   try {
-    return tlsOptions(files);
+    return readTls(files);
   } catch (error) {
-    throw new ConfigError(`STEPD_TLS_CERT_FILE: expected a certificate and its key in PEM (${(error as Error).message})`);
+    throw new ConfigError((error as Error).message);
   }
 };
 

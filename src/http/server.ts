@@ -18,7 +18,7 @@ import { decode, encode, errorHeaders, isOut, problem, type Reply, ready, retryH
 
 export type { Admission, Limits, Service } from "./_types.ts";
 export { TextBudget } from "./text.ts";
-export { renewTls, type TlsFiles, tlsOptions } from "./tls.ts";
+export { readTls, renewTls, type Tls, type TlsFiles } from "./tls.ts";
 export { Tokens } from "./tokens.ts";
 
 /** A request that takes too long is ended late by at most this part of its time. */

@@ -1,7 +1,9 @@
-/** TLS, and client certificates where an authority for them is given. The files are read again when they change. */
+/** TLS, and client certificates where an authority for them is given. The files are checked, and read again when they change. */
+import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import type { ServerOptions } from "node:https";
 import { createSecureContext, type Server as TlsServer } from "node:tls";
+import type { Certificate } from "../telemetry/telemetry.ts";
 import { watch } from "./_watch.ts";
 
 export interface TlsFiles {
@@ -11,28 +13,85 @@ export interface TlsFiles {
   readonly clientCa: string;
 }
 
-/** The options of the server. Throws Error where the files do not make a certificate with its key. */
-export const tlsOptions = (files: TlsFiles): ServerOptions => {
-  const options = { ...read(files), minVersion: "TLSv1.2" as const, requestCert: files.clientCa !== "", rejectUnauthorized: true };
-  createSecureContext(options);
-  return options;
+export interface Tls {
+  readonly options: ServerOptions;
+  /** The certificates of all files, for their times. */
+  readonly certificates: readonly Certificate[];
+}
+
+const CERTIFICATE = /-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----.*?-----END (?:X509 |TRUSTED )?CERTIFICATE-----/gs;
+
+/** Reads and checks the files. Throws Error, whose message names the setting, where they are not a certificate, its key and authorities. */
+export const readTls = ({ cert: certFile, key: keyFile, clientCa }: TlsFiles): Tls => {
+  const [cert, chain] = readCertificates("STEPD_TLS_CERT_FILE", certFile);
+  const key = readFile("STEPD_TLS_KEY_FILE", keyFile);
+  const privateKey = parseKey(key);
+  // A context takes a key of another type than the certificate's, and then every handshake fails.
+  if (!chain[0]?.checkPrivateKey(privateKey)) {
+    const types = [chain[0]?.publicKey.asymmetricKeyType, privateKey.asymmetricKeyType];
+    throw new Error(`STEPD_TLS_KEY_FILE: expected the private key of the first certificate (${types[0]}), found another key (${types[1]})`);
+  }
+  const [ca, authorities] = clientCa === "" ? [undefined, []] : readCertificates("STEPD_TLS_CLIENT_CA_FILE", clientCa);
+  const options = { cert, key, ...(ca && { ca }), minVersion: "TLSv1.2" as const, requestCert: clientCa !== "", rejectUnauthorized: true };
+  try {
+    createSecureContext(options);
+  } catch (error) {
+    throw new Error(`STEPD_TLS_CERT_FILE: expected a certificate and a key for TLS 1.2 or newer, found: ${(error as Error).message}`);
+  }
+  return { options, certificates: [...chain.map(timesOf("certificate")), ...authorities.map(timesOf("client_ca"))] };
 };
 
 /** Takes over changed files for new connections; where they do not fit together, those before stay. */
-export const renewTls = (server: TlsServer, files: TlsFiles, onReload: (error: Error | undefined) => void): Disposable =>
+export const renewTls = (server: TlsServer, files: TlsFiles, onReload: (result: Tls | Error) => void): Disposable =>
   watch(pathsOf(files), () => {
+    let result: Tls | Error;
     try {
-      server.setSecureContext(tlsOptions(files));
-      onReload(undefined);
+      result = readTls(files);
+      server.setSecureContext(result.options);
     } catch (error) {
-      onReload(error as Error);
+      result = error as Error;
     }
+    onReload(result);
   });
 
 const pathsOf = ({ cert, key, clientCa }: TlsFiles): readonly string[] => [cert, key, clientCa].filter((path) => path !== "");
 
-const read = ({ cert, key, clientCa }: TlsFiles) => ({
-  cert: readFileSync(cert),
-  key: readFileSync(key),
-  ...(clientCa !== "" && { ca: readFileSync(clientCa) }),
-});
+const readFile = (setting: string, path: string): Buffer => {
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    throw new Error(`${setting}: expected a file that can be read, found ${(error as Error).message}`);
+  }
+};
+
+/** A file's bytes, and the certificates in it, at least one. */
+const readCertificates = (setting: string, path: string): readonly [Buffer, readonly X509Certificate[]] => {
+  const bytes = readFile(setting, path);
+  const blocks = bytes.toString("latin1").match(CERTIFICATE) ?? [];
+  if (blocks.length === 0) throw new Error(`${setting}: expected certificates in PEM, found none`);
+  const certificates = blocks.map((block, index) => {
+    try {
+      return new X509Certificate(block);
+    } catch (error) {
+      throw new Error(`${setting}: expected certificates in PEM, found a broken one at place ${index + 1} (${(error as Error).message})`);
+    }
+  });
+  return [bytes, certificates];
+};
+
+const parseKey = (bytes: Buffer): KeyObject => {
+  try {
+    return createPrivateKey(bytes);
+  } catch (error) {
+    throw new Error(`STEPD_TLS_KEY_FILE: expected a private key in PEM without a passphrase, found: ${(error as Error).message}`);
+  }
+};
+
+const timesOf =
+  (file: Certificate["file"]) =>
+  ({ subject, validFromDate, validToDate }: X509Certificate): Certificate => ({
+    file,
+    subject: subject?.replaceAll("\n", ", ") ?? "",
+    validFrom: validFromDate,
+    validTo: validToDate,
+  });

@@ -38,6 +38,16 @@ export type Refusal = (typeof REFUSALS)[number];
 /** Of prom-client's own: gauges by names that end like a counter's, which it also has by type, and one that has no series most of the time. */
 const DROPPED = ["nodejs_active_handles_total", "nodejs_active_requests_total", "nodejs_active_resources_total", "nodejs_active_requests"];
 
+/** Files of certificates: the server's chain, and the authorities of its callers. */
+const CERTIFICATE_FILES = ["certificate", "client_ca"] as const;
+
+export interface Certificate {
+  readonly file: (typeof CERTIFICATE_FILES)[number];
+  readonly subject: string;
+  readonly validFrom: Date;
+  readonly validTo: Date;
+}
+
 /** A call between its headers and its last byte out. */
 export interface Flight {
   /** So many more bytes of its body were admitted. */
@@ -63,6 +73,7 @@ export class Telemetry implements Disposable {
   readonly #refusals: Counter<"reason">;
   readonly #nonFinite: Counter;
   readonly #workersLost: Counter;
+  readonly #expiry: Gauge<"file">;
   readonly #moved = { in: 0, out: 0 };
   readonly #stepped = new Map<string, { readonly optimizer: string; readonly dtype: string; count: number }>();
   #inFlight = 0;
@@ -94,6 +105,13 @@ export class Telemetry implements Disposable {
     for (const reason of REFUSALS) this.#refusals.inc({ reason }, 0);
     this.#nonFinite = new Counter({ name: "stepd_non_finite_gradients_total", help: "Steps refused or skipped for NaN or infinity in a gradient", registers });
     this.#workersLost = new Counter({ name: "stepd_workers_lost_total", help: "Worker threads that died and were replaced", registers });
+    this.#expiry = new Gauge({
+      name: "stepd_tls_expiry_timestamp_seconds",
+      help: "Time since the epoch at which the first certificate of a file expires, 0 without the file",
+      labelNames: ["file"],
+      registers,
+    });
+    for (const file of CERTIFICATE_FILES) this.#expiry.set({ file }, 0);
     this.#counter("stepd_log_lines_lost_total", "Lines of the log that could not be written", [], () => [[{}, this.#stream?.lost ?? 0]]);
     new Gauge({ name: "stepd_build_info", help: "1, with the versions of stepd and Node.js as labels", labelNames: ["version", "node"], registers }).set(
       { version, node },
@@ -229,6 +247,19 @@ export class Telemetry implements Disposable {
 
   [Symbol.dispose](): void {
     this.#stream?.[Symbol.dispose]();
+  }
+
+  /** These certificates are in use from now on. */
+  certificates(list: readonly Certificate[]): void {
+    for (const file of CERTIFICATE_FILES) {
+      const ends = list.filter((certificate) => certificate.file === file).map(({ validTo }) => validTo.getTime() / 1000);
+      if (ends.length > 0) this.#expiry.set({ file }, Math.min(...ends));
+    }
+    for (const { file, subject, validFrom, validTo } of list) {
+      const facts = { file, subject, valid_from: validFrom.toISOString(), valid_to: validTo.toISOString() };
+      if (validTo.getTime() <= Date.now()) this.log.warn(facts, "a certificate has expired");
+      else if (validFrom.getTime() > Date.now()) this.log.warn(facts, "a certificate is not valid yet");
+    }
   }
 
   /** A file of a setting changed, and was taken over or not. */

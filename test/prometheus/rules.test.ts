@@ -69,6 +69,7 @@ test("there is an alert for each thing that the operator has to know", () => {
     "StepdNonFiniteGradients",
     "StepdDrains",
     "StepdEventLoopBlocked",
+    "StepdCertificateExpires",
   ]);
 });
 

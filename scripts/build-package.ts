@@ -3,7 +3,7 @@
  * src is, so that what the code reads beside itself (build/kernels.wasm, package.json) is where it expects it.
  */
 import { spawnSync } from "node:child_process";
-import { chmodSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 const root = join(import.meta.dirname, "..");
@@ -22,7 +22,3 @@ for (const file of readdirSync(output, { recursive: true, encoding: "utf8" }).fi
   const rewritten = text.replaceAll(MODULE_URL, "$1.js$2");
   if (rewritten !== text) writeFileSync(path, rewritten);
 }
-
-const bin = join(output, "cli/bin.js");
-writeFileSync(bin, `#!/usr/bin/env node\n${readFileSync(bin, "utf8")}`);
-chmodSync(bin, 0o755);

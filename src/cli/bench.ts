@@ -57,7 +57,7 @@ export const bench = defineCommand({
     const optimizer = optimizerOf(values);
 
     const stop = new AbortController();
-    // To the end: Ctrl-C comes twice, from the terminal and from bin.ts, and the second must not end the process before the table.
+    // To the end: Ctrl-C comes twice, from the terminal and from bin/stepd.js, and the second must not end the process before the table.
     for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => stop.abort());
     const rows: Row[] = [];
     using bar = new Progress();

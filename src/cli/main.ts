@@ -53,7 +53,7 @@ const textOf = (error: unknown): string => {
   return isKnown || "syscall" in error ? error.message : (error.stack ?? error.message);
 };
 
-// Started by bin.ts: if that was killed, nobody could end this process.
+// Started by bin/stepd.js: if that was killed, nobody could end this process.
 process.once("disconnect", () => process.kill(process.pid, "SIGTERM"));
 process.channel?.unref();
 

@@ -1,7 +1,7 @@
 /** The real `stepd` command as a child process, for its tests. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { started } from "../support/service.ts";
@@ -10,6 +10,9 @@ import { root } from "../support/tree.ts";
 export const COMMANDS: readonly string[] = ["serve", "inspect", "convert", "plan", "bench"];
 
 export const main = join(root, "src/cli/main.ts");
+
+/** The system's Node, where there is another than the one that npm brought. */
+export const others = ["/usr/bin/node", "/usr/local/bin/node"].filter((path) => existsSync(path));
 
 export interface Ended {
   readonly code: number | null;

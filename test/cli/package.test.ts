@@ -1,13 +1,13 @@
 /** The npm package as a user gets it: packed, installed into an empty folder from its file, run by npx and by the system's Node. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { JSON_TYPE } from "../support/service.ts";
 import { root, TreeCopy } from "../support/tree.ts";
-import { Command, Folder } from "./_command.ts";
+import { Command, Folder, others } from "./_command.ts";
 
 const manifest = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string; dependencies: { node: string } };
 
@@ -23,7 +23,7 @@ const run = (cwd: string, file: string, ...args: readonly string[]): string => {
 
 /** Packs a copy of the tree, in which dist is made anew, and installs the result. */
 const install = (): readonly string[] => {
-  using tree = new TreeCopy(["src", "tsconfig.json", "tsconfig.build.json", "README.md", "LICENSE", "build/kernels.wasm", "build/kernels.sha256"]);
+  using tree = new TreeCopy(["bin", "src", "tsconfig.json", "tsconfig.build.json", "README.md", "LICENSE", "build/kernels.wasm", "build/kernels.sha256"]);
   const [{ filename, files }] = JSON.parse(run(tree.path, "npm", "pack", "--json", "--silent", "--pack-destination", folder.path)) as [
     { filename: string; files: { path: string }[] },
   ];
@@ -37,7 +37,14 @@ const bin = folder.at("node_modules/.bin/stepd");
 
 test("the package has the JavaScript of every source, the kernels, and nothing else", () => {
   const sources = readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith(".ts") && !file.startsWith("kernels/"));
-  const expected = [...sources.map((file) => `dist/${file.replace(/\.ts$/, ".js")}`), "build/kernels.wasm", "package.json", "README.md", "LICENSE"];
+  const expected = [
+    ...sources.map((file) => `dist/${file.replace(/\.ts$/, ".js")}`),
+    "bin/stepd.js",
+    "build/kernels.wasm",
+    "package.json",
+    "README.md",
+    "LICENSE",
+  ];
   assert.deepEqual([...files].sort(), expected.sort());
 });
 
@@ -60,9 +67,6 @@ const requireReadmeStep = async (address: string): Promise<void> => {
 };
 
 const SMALL = { STEPD_ARENA_MIB: "32", STEPD_LOG_LEVEL: "warn" };
-
-/** The system's Node, where there is another than the one that npm brought. */
-const others = ["/usr/bin/node", "/usr/local/bin/node"].filter((path) => existsSync(path));
 
 for (const node of [undefined, ...others]) {
   test(`stepd serve ${node === undefined ? "" : `under ${node} `}steps on the pinned Node and ends with 0 at SIGTERM`, async () => {

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import type { Readable } from "node:stream";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
+import { others } from "../cli/_command.ts";
 import { root } from "../support/tree.ts";
 import { answerOf, type Env, LIST, SocketService } from "./_service.ts";
 
@@ -46,6 +47,8 @@ const WAYS: Readonly<Record<string, readonly string[]>> = {
   "node src/main.ts": [process.execPath, join(root, "src/main.ts")],
   "node --disable-sigusr1 src/main.ts": [process.execPath, "--disable-sigusr1", join(root, "src/main.ts")],
   "stepd serve": [process.execPath, join(root, "src/cli/main.ts"), "serve"],
+  // Another Node than the pinned one, to which the launcher hands over.
+  ...Object.fromEntries(others.map((node) => [`stepd serve under ${node}`, [node, join(root, "bin/stepd.js"), "serve"]])),
 };
 
 for (const [way, command] of Object.entries(WAYS)) {

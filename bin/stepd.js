@@ -1,6 +1,7 @@
+#!/usr/bin/env node
 /**
- * What `npx stepd` runs: hands over to the Node that the package pins, because the caller's may be another (20 or newer). The
- * service's bits do not depend on it, its speed and its tests do. Needs nothing but what Node 20 has.
+ * The program `stepd`, of the package and of a checkout: hands over to the Node that the package pins, because the caller's may be
+ * another (20 or newer). The service's bits do not depend on it, its speed and its tests do. JavaScript, and nothing but what Node 20 has.
  */
 import { spawn } from "node:child_process";
 import { existsSync, realpathSync } from "node:fs";
@@ -9,15 +10,18 @@ import { constants } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
-const FORWARDED = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
+/** Without a listener SIGUSR2 would end this process, and SIGUSR1 open its inspector. */
+const FORWARDED = /** @type {const} */ (["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]);
 
 /** The first major version that has all that the service uses. */
 const LEAST_MAJOR = 24;
 
-const main = new URL("./main.ts", import.meta.url);
+/** A checkout has the sources, the package what was compiled of them. */
+const places = ["../src/cli/main.ts", "../dist/cli/main.js"].map((path) => new URL(path, import.meta.url));
+const main = places.find((url) => existsSync(url)) ?? places[1];
 
 /** The program of the npm package `node`; undefined where its install script did not run. */
-const pinned = (): string | undefined => {
+const pinned = () => {
   try {
     const folder = dirname(createRequire(import.meta.url).resolve("node/package.json"));
     const program = join(folder, "bin", process.platform === "win32" ? "node.exe" : "node");
@@ -27,7 +31,7 @@ const pinned = (): string | undefined => {
   }
 };
 
-/** npx runs this in a shell, which it ends at SIGTERM without a word to what runs in it: then nobody would end this process. */
+/** Where npx runs this in a shell, SIGTERM may end the shell without a word to what runs in it: then nobody would end this process. */
 const PARENT_POLL_MS = 250;
 
 if (process.env["npm_command"] === "exec") {
@@ -43,7 +47,7 @@ if (process.env["npm_command"] === "exec") {
 const program = pinned();
 if (program !== undefined && program !== realpathSync(process.execPath)) {
   // Over the channel it learns when this process is killed.
-  const child = spawn(program, [fileURLToPath(main), ...process.argv.slice(2)], { stdio: ["inherit", "inherit", "inherit", "ipc"] });
+  const child = spawn(program, ["--disable-sigusr1", fileURLToPath(main), ...process.argv.slice(2)], { stdio: ["inherit", "inherit", "inherit", "ipc"] });
   for (const signal of FORWARDED) process.on(signal, () => child.kill(signal));
   child.on("error", (error) => {
     console.error(`stepd: ${program}: expected a program that runs, found ${error.message}`);

@@ -268,7 +268,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         stepd.InvalidParams,
         "/lr: expected at least 0, found -1",
     ),
-    "clip": ({"optimizer": ADAM, "clip": 1.0}, stepd.InvalidParams, "/clip: expected"),
+    "clip": ({"optimizer": ADAM, "clip": 1.0}, TypeError, "clip: expected"),
     "groups": (
         {"optimizer": ADAM, "groups": {"b": 1}},
         stepd.InvalidParams,

@@ -10,6 +10,7 @@ from typing import Any
 from ._client import Client
 from ._options import Groups, Optimizer, StepOptions, step_options
 from ._shards import ShardedClient
+from ._tensors import name_fault
 
 
 def client_of(client: Any) -> Any:
@@ -71,8 +72,4 @@ def check(
 
 def is_sendable(name: str) -> bool:
     """Whether a tensor may have that name in a safetensors file."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return name != "__metadata__"
+    return name_fault(name) is None

@@ -23,6 +23,7 @@ import aiohttp
 
 from . import _calls as calls
 from ._calls import Call, Convention, Conversion, Json, NormsResult, StepResult
+from ._checks import require_count, require_tls
 from ._errors import (
     ConnectError,
     StepdError,
@@ -92,6 +93,8 @@ class AsyncClient:
         )
         self._address = address_of(url)
         self._token = token_of(token)
+        require_count("pool_size", pool_size)
+        require_tls(ssl_context)
         self._timeout = timeout_of(timeout)
         self._retry = retry_of(retries)
         self._shared = None if shared_dir is None else SharedFolder(shared_dir)

@@ -19,6 +19,17 @@ from typing import (
 )
 from urllib.parse import quote
 
+from ._checks import (
+    expected,
+    require_arrays,
+    require_mapping,
+    require_number,
+    require_optimizer,
+    require_options,
+    require_state,
+    require_text,
+    require_texts,
+)
 from ._error_table import BlobMissing, InvalidParams
 from ._errors import StepdError
 from ._options import Groups, Optimizer, Reply, Schedule, StepOptions
@@ -201,6 +212,28 @@ def _get(path: str) -> Call[Json]:
     return Call("GET", path, [], dict)
 
 
+def require_step(
+    optimizer: Optimizer,
+    params: Arrays | None,
+    grads: Arrays,
+    state: State | None,
+    options: StepOptions,
+) -> None:
+    """Raises TypeError for arguments of the wrong kind."""
+    require_optimizer(optimizer)
+    if params is not None:
+        require_arrays("params", params)
+    require_arrays("grads", grads)
+    if state is not None:
+        require_state(state)
+    require_options(options)
+    cached = options.get("cached")
+    if not isinstance(cached, (Cached, type(None))):
+        has_one = isinstance(getattr(cached, "cached", None), Cached)
+        hint = "; its cached is meant" if has_one else ""
+        raise expected("cached", "that of an earlier result", cached, hint)
+
+
 def step(
     optimizer: Optimizer,
     params: Arrays | None,
@@ -209,6 +242,7 @@ def step(
     options: StepOptions,
     shared: SharedFolder | None = None,
 ) -> Call[StepResult]:
+    require_step(optimizer, params, grads, state, options)
     fields: Json = {"optimizer": optimizer, **options}
     reply: Reply = fields.pop("reply", None) or {}
     cached: Cached = fields.pop("cached", None) or Cached()
@@ -360,6 +394,9 @@ def init(
     master_weights: bool | None,
     shared: SharedFolder | None = None,
 ) -> Call[State]:
+    require_optimizer(optimizer)
+    require_options({"groups": groups, "master_weights": master_weights})
+    require_arrays("params", params)
     fields = {
         "optimizer": optimizer,
         "groups": groups,
@@ -384,6 +421,10 @@ def norms(
         }
         return NormsResult(tensors, float(reply["grad_norm"]))
 
+    require_options({"loss_scale": loss_scale})
+    require_arrays("grads", grads)
+    if params is not None:
+        require_arrays("params", params)
     fields = {
         "loss_scale": loss_scale,
         "grads": _blob("grads", grads),
@@ -399,24 +440,35 @@ def plan(
     grad_dtype: str | None,
     master_weights: bool | None,
 ) -> Call[Json]:
+    require_optimizer(optimizer)
+    require_options({"groups": groups, "master_weights": master_weights})
+    require_mapping("tensors", tensors, '{"w": {"shape": [2, 3], "dtype": "F32"}}')
+    if grad_dtype is not None:
+        require_text("grad_dtype", grad_dtype)
     fields = {
         "optimizer": optimizer,
         "groups": groups,
-        "tensors": {name: _shape(value) for name, value in tensors.items()},
+        "tensors": {name: _shape(name, value) for name, value in tensors.items()},
         "grad_dtype": grad_dtype,
         "master_weights": master_weights,
     }
     return _post("/v1/plan", fields, dict)
 
 
-def _shape(value: Any) -> Mapping[str, Any]:
+def _shape(name: str, value: Any) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
-    tensor = tensor_of("", value)
+    try:
+        tensor = tensor_of(name, value)
+    except TypeError as error:
+        raise TypeError(
+            f'tensors: {error}; {{"shape": [2, 3], "dtype": "F32"}} is enough'
+        ) from None
     return {"shape": tensor.shape, "dtype": tensor.dtype}
 
 
 def inspect(state: State, shared: SharedFolder | None = None) -> Call[Json]:
+    require_state(state)
     return _post("/v1/state/inspect", {"state": Blob(state.parts())}, dict, shared)
 
 
@@ -428,7 +480,18 @@ def convert(
     fill: Sequence[str] | None,
     shared: SharedFolder | None = None,
 ) -> Call[Conversion]:
-    own = state.parts() if isinstance(state, State) else [memoryview(state).cast("B")]
+    if isinstance(state, (bytes, bytearray, memoryview)):
+        own = [memoryview(state).cast("B")]
+    else:
+        require_state(state)
+        own = state.parts()
+    for name, convention in (("source", source), ("target", target)):
+        if convention is not None:
+            require_mapping(name, convention, '{"format": "torch"}')
+    if optimizer is not None:
+        require_text("optimizer", optimizer)
+    if fill is not None:
+        require_texts("fill", fill)
     fields = {
         "from": source,
         "to": target,
@@ -447,6 +510,10 @@ def convert(
 def evaluate_schedule(
     schedule: Schedule, lr: float | None, start: int | None, count: int | None
 ) -> Call[Json]:
+    require_mapping("schedule", schedule, '{"name": "cosine", "T_max": 1000}')
+    for name, value in (("lr", lr), ("start", start), ("count", count)):
+        if value is not None:
+            require_number(name, value)
     fields = {"schedule": schedule, "lr": lr, "from": start, "count": count}
     return _post("/v1/schedule", fields, dict)
 
@@ -456,6 +523,7 @@ def optimizers() -> Call[list[Json]]:
 
 
 def describe(name: str) -> Call[Json]:
+    require_text("name", name)
     return _get(f"/v1/optimizers/{quote(name, safe='')}")
 
 

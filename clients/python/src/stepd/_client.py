@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _calls as calls
 from ._calls import Call, Convention, Conversion, Json, NormsResult, StepResult
+from ._checks import require_count, require_tls
 from ._errors import StepdError, TransportError
 from ._http import Transport, address_of
 from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
@@ -71,6 +72,8 @@ class Client:
             pool_size=pool_size,
             shared_dir=shared_dir,
         )
+        require_count("pool_size", pool_size)
+        require_tls(ssl_context)
         self._timeout = timeout_of(timeout)
         self._retry = retry_of(retries)
         self._shared = None if shared_dir is None else SharedFolder(shared_dir)

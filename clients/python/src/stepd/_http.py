@@ -66,6 +66,8 @@ def address_of(url: str) -> Address:
 
     Also for one with a user or password, which would end up in errors and logs.
     """
+    if not isinstance(url, str):
+        raise TypeError(f"url: expected a str, found {type(url).__name__}")
     # What stands before an @ may be a password, also where the URL is malformed.
     shown = re.sub(r"(?s)^([a-z]*://)?.*@", r"\1***@", url)
     try:
@@ -91,6 +93,8 @@ def address_of(url: str) -> Address:
 
 def token_of(token: str | None) -> str | None:
     """Raises ValueError for a token that cannot stand in a header. Never shows it."""
+    if token is not None and not isinstance(token, str):
+        raise TypeError(f"token: expected a str, found {type(token).__name__}")
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise ValueError(
             "token: expected visible ASCII characters, found "

@@ -25,8 +25,10 @@ from ._calls import (
     NormsResult,
     StepResult,
     TensorNorms,
+    require_step,
     without_state,
 )
+from ._checks import require_arrays, require_count, require_texts
 from ._client import Client
 from ._error_table import BlobMissing, NonFiniteGradient
 from ._errors import StepdError
@@ -87,8 +89,11 @@ class ShardedClient:
         ssl_context: ssl.SSLContext | None = None,
         shared_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        if isinstance(urls, str) or not urls:
-            raise ValueError("expected a list of at least one URL")
+        require_texts("urls", urls)
+        if not urls:
+            raise ValueError("urls: expected at least one, found none")
+        require_count("request_bytes", request_bytes)
+        require_count("connections", connections)
         self._again = functools.partial(
             type(self),
             list(urls),
@@ -168,6 +173,7 @@ class ShardedClient:
         """
         span = self._span(timeout)
         options = step_options(options)
+        require_step(optimizer, params, grads, state, options)
         stats = options.get("stats")
         if stats not in (None, "none"):
             raise ValueError(
@@ -288,6 +294,7 @@ class ShardedClient:
     ) -> State:
         """The state before the first step, as :meth:`Client.init`."""
         span = self._span(timeout)
+        require_arrays("params", params)
 
         def call(shard: _Shard) -> Callable[[Client], State]:
             own = _only(params, shard.names)
@@ -310,6 +317,9 @@ class ShardedClient:
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
         """Sums of squares by tensor and the norm over all, as :meth:`Client.norms`."""
+        require_arrays("grads", grads)
+        if params is not None:
+            require_arrays("params", params)
         shards = self._pack(grads, params or {}, None)
         tensors = self._norms(
             shards,

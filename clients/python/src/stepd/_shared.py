@@ -95,6 +95,8 @@ class SharedFolder(Pool):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
+        if not isinstance(path, (str, os.PathLike)) or not path:
+            raise TypeError(f"shared_dir: expected a folder's path, found {path!r}")
         self._path = os.path.abspath(path)
         self._files: weakref.WeakValueDictionary[str, SharedFile]
         self._files = weakref.WeakValueDictionary()

@@ -159,6 +159,8 @@ class State(Mapping[str, Array]):
 
     def pick(self, parameters: Collection[str]) -> State:
         """The state of some parameters, without a copy."""
+        if isinstance(parameters, str):
+            raise TypeError(f"parameters: expected names, found one str {parameters!r}")
         wanted = frozenset(parameters)
         return self.from_entries(
             self.optimizer,
@@ -179,6 +181,14 @@ class State(Mapping[str, Array]):
         states = list(states)
         if not states:
             raise ValueError("there is no state to join")
+        for state in states:
+            if not isinstance(state, State):
+                raise TypeError(f"expected states, found {type(state).__name__}")
+        if len({(state.optimizer, state.revision) for state in states}) > 1:
+            kinds = sorted({f"{one.optimizer} {one.revision}" for one in states})
+            raise ValueError(
+                f"expected states of one optimizer and revision, found {kinds}"
+            )
         entries = (entry for state in states for entry in state._items())
         return cls.from_entries(states[0].optimizer, states[0].revision, entries)
 

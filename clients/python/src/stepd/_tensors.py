@@ -61,7 +61,11 @@ _COPIED_BYTES = 4096
 
 #: What no tensor can be called: the format has a use for the first, and the server
 #: refuses the other, which JavaScript has a use for.
-_RESERVED_NAMES = frozenset({"__metadata__", "__proto__"})
+RESERVED_NAMES = frozenset({"__metadata__", "__proto__"})
+
+
+#: What numpy makes arrays of, in a dtype that the caller did not choose.
+_NO_ARRAYS = (list, tuple, dict, set, str, bytes, int, float, complex)
 
 
 def tensor_of(name: str, array: Any) -> Tensor:
@@ -79,10 +83,15 @@ def _sendable(name: str, array: Any) -> tuple[str, Array]:
         wire = _WIRE.get(array.dtype)
         if wire is not None and array.flags.c_contiguous:
             return wire, array
+    found = type(array).__name__
+    if array is None or isinstance(array, _NO_ARRAYS):
+        raise TypeError(
+            f"{name}: expected an array, found {found}; "
+            "np.asarray(values, np.float32) makes one of a list of numbers"
+        )
     try:
         array = np.asarray(array)
     except Exception as error:
-        found = type(array).__name__
         raise TypeError(f"{name}: expected an array, found {found} ({error})") from None
     dtype = array.dtype
     if dtype == bfloat16 and _is_marked(dtype):
@@ -107,7 +116,7 @@ def name_fault(name: Any) -> str | None:
     """Why a tensor cannot have a name, as a sentence; None if it can."""
     if not isinstance(name, str):
         return f"expected names as str, found {name!r}"
-    if name in _RESERVED_NAMES:
+    if name in RESERVED_NAMES:
         return f"no tensor can be called {name}, which the format of files reserves"
     try:
         name.encode()
@@ -145,10 +154,7 @@ def canonical(entries: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 def file_parts(
     entries: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> list[memoryview]:
-    """A safetensors file in parts: its header, then the bytes as they are.
-
-    Raises ValueError for a name that no tensor can have.
-    """
+    """A safetensors file in parts: its header, then the bytes as they are."""
     header = _HeaderText()
     if metadata is not None:
         header.add_metadata(metadata)
@@ -161,7 +167,7 @@ def arrays_parts(field: str, arrays: Mapping[str, Any]) -> list[memoryview]:
     """The file of a caller's arrays in parts, which are views of the larger arrays.
 
     Wide elements come first, so that all are aligned. Raises TypeError for what is no
-    mapping of names to arrays, ValueError for a name that no tensor can have.
+    array that can be sent.
     """
     if not isinstance(arrays, Mapping):
         found = type(arrays).__name__
@@ -208,8 +214,6 @@ class _HeaderText:
         self._entries.append(f'"__metadata__":{_json(dict(sorted(metadata.items())))}')
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
-        if name in _RESERVED_NAMES or not isinstance(name, str):
-            raise _name_error(name)
         sizes = ",".join(map(str, shape))
         start, self._end = self._end, self._end + nbytes
         self._entries.append(
@@ -219,13 +223,7 @@ class _HeaderText:
 
     def start(self) -> memoryview:
         """Length and header, as a file starts."""
-        try:
-            text = f"{{{','.join(self._entries)}}}".encode()
-        except UnicodeEncodeError as error:
-            # Only a name has characters of the caller's.
-            entry = next(one for one in self._entries if not _is_encodable(one))
-            name = json.JSONDecoder().raw_decode(entry)[0]
-            raise _name_error(name) from error
+        text = f"{{{','.join(self._entries)}}}".encode()
         padded = text.ljust(math.ceil(len(text) / _ALIGNMENT) * _ALIGNMENT)
         return memoryview(len(padded).to_bytes(_LENGTH_BYTES, "little") + padded)
 
@@ -236,15 +234,6 @@ _quoted = json.encoder.encode_basestring
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _is_encodable(text: str) -> bool:
-    return name_fault(text) is None
-
-
-def _name_error(name: Any) -> ValueError | TypeError:
-    kind = ValueError if isinstance(name, str) else TypeError
-    return kind(f"tensors: {name_fault(name)}")
 
 
 class Entry(NamedTuple):

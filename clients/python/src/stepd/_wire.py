@@ -47,6 +47,8 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, int):
+        raise ValueError(f"expected integers of at most 64 bits, found {value}")
     raise TypeError(f"expected a number, a text, a list or a mapping, found {value!r}")
 
 
@@ -58,7 +60,7 @@ def encode(fields: Mapping[str, Any]) -> list[memoryview]:
     for key, value in given.items():
         parts.append(memoryview(packer.pack(key)))
         if not isinstance(value, Blob):
-            parts.append(memoryview(packer.pack(value)))
+            parts.append(memoryview(_packed(packer, key, value)))
             continue
         if value.nbytes > _MAX_BLOB:
             raise ValueError(
@@ -68,6 +70,21 @@ def encode(fields: Mapping[str, Any]) -> list[memoryview]:
         parts.append(memoryview(struct.pack(">BI", 0xC6, value.nbytes)))
         parts.extend(value.parts)
     return _joined(parts)
+
+
+def _packed(packer: msgpack.Packer, key: str, value: Any) -> bytes:
+    try:
+        packed: bytes = packer.pack(value)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{key}: expected text, found {error.object[:60]!r}, which has a lone "
+            "surrogate"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    except TypeError as error:
+        raise TypeError(f"{key}: {error}") from None
+    return packed
 
 
 def problem_in(body: bytes) -> Any:

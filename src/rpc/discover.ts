@@ -7,7 +7,7 @@ type Schema = Readonly<Record<string, unknown>>;
 
 const HOME = "components/schemas";
 
-/** What only stepd reads, or says where a schema stands. `discriminator` needs names of files, which documents lack. */
+/** What only stepd reads, or says where a schema stands. The constants of `name` say what `discriminator` does, and need no table of components. */
 const OWN = ["$id", "$schema", "$comment", "$defs", "tsType", "blob", "discriminator"];
 
 /** Keywords that hold values instead of schemas. */
@@ -42,6 +42,8 @@ const MAX_LEVELS = 2;
  */
 class Components {
   readonly #found = new Map<string, Schema>();
+  /** What each title stands for. */
+  readonly #sources = new Map<unknown, Schema>();
   readonly #isRecursive: boolean;
   /** Titles of the components that are in the making, the outermost first. */
   readonly #within: string[] = [];
@@ -69,6 +71,9 @@ class Components {
   }
 
   #component(title: string, schema: Schema): Schema {
+    const source = this.#sources.get(title) ?? schema;
+    if (source !== schema) throw new Error(`two schemas have the title ${title}`);
+    this.#sources.set(title, schema);
     const level = this.#isRecursive ? 0 : this.#levelOf(title);
     const name = level === 0 ? title : `${title}${level + 1}`;
     if (!this.#found.has(name)) {

@@ -36,7 +36,7 @@ test("schemathesis finds nothing", async () => {
     assert.match(output, /Tested: 10\n/);
     assert.match(output, /✅ +Examples/, output);
     const cases = Number(/(\d+) generated, \1 passed/.exec(output)?.[1]);
-    assert.ok(cases > 500, `${cases} cases: ${output}`);
+    assert.ok(cases > 200, `${cases} cases: ${output}`);
     const warnings = service.log
       .join("")
       .split("\n")

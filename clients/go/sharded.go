@@ -385,6 +385,10 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 		maps.Copy(stepped, byName(result.Params))
 		joined.Step = max(joined.Step, result.Step)
 		for _, warning := range result.Warnings {
+			// A part without gradients is warned of by itself, which says nothing of a step that has some.
+			if len(shards[i].request.Grads) == 0 && len(request.Grads) > 0 {
+				break
+			}
 			if !slices.Contains(joined.Warnings, warning) {
 				joined.Warnings = append(joined.Warnings, warning)
 			}

@@ -20,6 +20,8 @@ interface Walked {
   readonly values: number;
   /** The numbers under the key `id` of the outermost object, or of those of the outermost array. */
   readonly ids: readonly string[];
+  /** Where the first number is that is not written as digits alone, if there is one; a literal counts as one. */
+  readonly odd: number | undefined;
 }
 
 /** What JSON.parse lets pass: keys that stand twice in an object, `__proto__`, and what exhausts the stack or the memory; else what a walk over the text has found. */
@@ -27,10 +29,18 @@ const weakness = (bytes: Buffer): string | Walked => {
   const open: (Set<string> | undefined)[] = [];
   const ids: string[] = [];
   let values = 1;
+  let odd: number | undefined;
   for (let at = 0; at < bytes.length; at++) {
     switch (bytes[at]) {
       case COMMA:
         values++;
+        break;
+      case 0x2b: // +
+      case 0x2d: // -
+      case 0x2e: // .
+      case 0x45: // E
+      case 0x65: // e
+        odd ??= at;
         break;
       case 0x5b: // [
         values++;
@@ -46,7 +56,7 @@ const weakness = (bytes: Buffer): string | Walked => {
         break;
       case QUOTE: {
         const end = closingQuote(bytes, at + 1);
-        if (end < 0) return { values, ids }; // JSON.parse says so.
+        if (end < 0) return { values, ids, odd }; // JSON.parse says so.
         const keys = open.at(-1);
         if (keys && isKey(bytes, end + 1)) {
           const key = textOf(bytes, at, end);
@@ -62,14 +72,14 @@ const weakness = (bytes: Buffer): string | Walked => {
     if (open.length > MAX_DEPTH) return `nesting deeper than ${MAX_DEPTH}`;
     if (values > MAX_VALUES) return `more than ${MAX_VALUES} values`;
   }
-  return { values, ids };
+  return { values, ids, odd };
 };
 
 /** The number behind a colon, if there is one. */
 const numberAfter = (bytes: Buffer, after: number): readonly string[] => {
   const start = skipSpace(bytes, skipSpace(bytes, after) + 1);
   let end = start;
-  while (NUMBER.includes(bytes[end] ?? 0)) end++;
+  while (isNumeric(bytes[end])) end++;
   return end === start ? [] : [bytes.toString("latin1", start, end)];
 };
 
@@ -110,7 +120,22 @@ const textOf = (bytes: Buffer, start: number, end: number): string => {
 const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** The value of a JSON text in UTF-8. `onValues` is told how many values it has before they are made. Throws an Error that says what is wrong. */
-export const parseStrictJson = (bytes: Buffer, onValues: (count: number) => void = () => {}): unknown => {
+export const parseStrictJson = (bytes: Buffer, onValues: (count: number) => void = () => {}): unknown => parse(bytes, onValues).value;
+
+/** The value of a JSON text, and a number in it that is not written as digits alone. */
+export const parseHeader = (bytes: Buffer): { readonly value: unknown; readonly odd: string | undefined } => {
+  const { value, odd } = parse(bytes, () => {});
+  if (odd === undefined) return { value, odd };
+  let start = odd;
+  while (isNumeric(bytes[start - 1])) start--;
+  let end = odd;
+  while (isNumeric(bytes[end])) end++;
+  return { value, odd: bytes.toString("latin1", start, end) };
+};
+
+const isNumeric = (byte: number | undefined): boolean => byte !== undefined && NUMBER.includes(byte);
+
+const parse = (bytes: Buffer, onValues: (count: number) => void): { readonly value: unknown; readonly odd: number | undefined } => {
   let text: string;
   try {
     text = decoder.decode(bytes);
@@ -122,5 +147,5 @@ export const parseStrictJson = (bytes: Buffer, onValues: (count: number) => void
   onValues(found.values);
   const value: unknown = JSON.parse(text);
   withIds(value, found.ids.map(idOfText));
-  return value;
+  return { value, odd: found.odd };
 };

@@ -30,6 +30,16 @@ export const rankOf = (dtype: string): number => RANK.indexOf(dtype);
 
 export const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
+/** Whether the sizes of a shape can be multiplied from left to right: a 0 behind an overflow hides it from some readers. */
+export const isCountable = (shape: readonly number[]): boolean => {
+  let product = 1;
+  for (const size of shape) {
+    product *= size;
+    if (product > Number.MAX_SAFE_INTEGER) return false;
+  }
+  return true;
+};
+
 /** Dtypes that parameters and gradients may have. */
 export const COMPUTED = ["F32", "F64", "BF16", "F16"] as const;
 

@@ -5,8 +5,8 @@
  */
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import { MAX_KEY, Recent } from "./_recent.ts";
-import { parseStrictJson } from "./_text.ts";
-import { bytesOf, elementsOf, rankOf } from "./dtype.ts";
+import { parseHeader } from "./_text.ts";
+import { bytesOf, elementsOf, isCountable, rankOf } from "./dtype.ts";
 
 const LENGTH_BYTES = 8;
 /** The limit of the safetensors library. */
@@ -64,18 +64,20 @@ export const readSafetensors = (file: Buffer, field: string, code: ErrorName): S
 /** Reads the header whose end is at `dataStart`. */
 const readLayout = (file: Buffer, dataStart: number, field: string, corrupt: Corrupt): Layout => {
   if (file[LENGTH_BYTES] !== 0x7b) throw corrupt("a header that starts with {", dataStart === LENGTH_BYTES ? "an empty header" : `byte ${file[LENGTH_BYTES]}`);
-  let header: unknown;
+  let header: ReturnType<typeof parseHeader>;
   try {
-    header = parseStrictJson(file.subarray(LENGTH_BYTES, dataStart));
+    header = parseHeader(file.subarray(LENGTH_BYTES, dataStart));
   } catch (error) {
     throw corrupt("a header in JSON", (error as Error).message);
   }
-  const { __metadata__: metadata = {}, ...entries } = header as Record<string, unknown>;
+  const { __metadata__: metadata = {}, ...entries } = header.value as Record<string, unknown>;
   if (!isRecord(metadata)) throw corrupt("__metadata__ to be an object", String(metadata));
   for (const [key, value] of Object.entries(metadata)) {
     if (typeof value !== "string") throw corrupt(`__metadata__.${key} to be a string`, JSON.stringify(value));
   }
   const tensors = Object.entries(entries).map(([name, entry]) => readEntry(name, entry, dataStart, field, corrupt));
+  // The format's own library reads such numbers as no sizes.
+  if (header.odd !== undefined) throw corrupt("sizes and offsets that are written as digits alone", header.odd);
   let end = dataStart;
   for (const tensor of tensors.toSorted((a, b) => a.offset - b.offset || a.bytes - b.bytes)) {
     if (tensor.offset !== end) {
@@ -108,6 +110,7 @@ const readEntry = (name: string, entry: unknown, dataStart: number, field: strin
   const [start, end] = offsets as [number, number];
   if (end - start !== elements * size)
     throw corrupt(`tensor ${quoted} of ${elements} ${dtype} elements to have ${elements * size} bytes`, `data_offsets [${start}, ${end}]`);
+  if (!isCountable(shape)) throw corrupt(`tensor ${quoted} to have sizes whose product is at most 2^53 - 1`, `shape [${shape}]`);
   return { name, dtype, shape, elements, bytes: end - start, offset: dataStart + start };
 };
 

@@ -1,10 +1,12 @@
 /** What a step costs, from shapes and dtypes alone: bytes in and out, state, arena, and into how many calls to split it. */
 import { bytesOf, elementsOf } from "../codec/dtype.ts";
 import { canonicalOrder, type TensorDescription, writeHeader } from "../codec/safetensors.ts";
+import { pointerEscape, StepdError } from "../errors/errors.ts";
 import { groupFinder } from "../planner/groups.ts";
 import type { Plan } from "./plan.ts";
 import { STEP, slotDtype, stateHeader } from "./state.ts";
 import { wantedSlots } from "./step.ts";
+import { requireCountable } from "./tensors.ts";
 
 /** A call beside its blobs, and the sums and job of its step: an upper bound. */
 const OVERHEAD_BYTES = 65536;
@@ -50,6 +52,7 @@ interface Cost {
 
 export const estimate = ({ plan, tensors, gradDtype, masterWeights, capacity }: EstimateInput): Estimate => {
   const params = Object.entries(tensors).map(([name, { shape, dtype = "F32" }]) => ({ name, shape, dtype }));
+  for (const { name, shape } of params) requireCountable(shape, `/tensors/${pointerEscape(name)}/shape`, name);
   const grads = params.map(({ dtype, ...param }) => ({ ...param, dtype: gradDtype ?? dtype }));
   const find = groupFinder(plan.groups);
   const entries = params.map((param) => stateEntries(plan, find(param.name), param, masterWeights));
@@ -60,6 +63,7 @@ export const estimate = ({ plan, tensors, gradDtype, masterWeights, capacity }: 
   const paramHeaderBytes = writeHeader({}, params).length;
   const headers = 2 * paramHeaderBytes + stateHeaderBytes;
   const arena = total("arena") + headers + OVERHEAD_BYTES;
+  if (arena > Number.MAX_SAFE_INTEGER) throw StepdError.mismatch("INVALID_PARAMS", "/tensors", "at most 2^53 - 1 bytes in one step", `${arena}`);
   const tooLarge = costs.filter((cost) => cost.arena + OVERHEAD_BYTES > capacity).map(({ name }) => name);
   return {
     parameters: params.reduce((sum, { shape }) => sum + elementsOf(shape), 0),

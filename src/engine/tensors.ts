@@ -1,6 +1,6 @@
 /** Tensors of a request: names, shapes and addresses in the arena, out of a safetensors blob or of a map of numbers. */
 import type { Lease } from "../arena/arena.ts";
-import { bytesOf, COMPUTED, elementsOf, readElement, writeElement } from "../codec/dtype.ts";
+import { bytesOf, COMPUTED, elementsOf, isCountable, readElement, writeElement } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
 import { readSafetensors, type TensorInfo, writeHeader } from "../codec/safetensors.ts";
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
@@ -44,10 +44,21 @@ export const loadBlob = (blob: Uint8Array | string, field: string, code: ErrorNa
   const bytes = (blob.length / 4) * 3 - padding;
   if (blob.length % 4 !== 0) throw StepdError.mismatch(code, field, "base64, whose length is a multiple of 4", `${blob.length} characters`);
   const start = lease.alloc(bytes);
-  // Node skips what is not base64, so a text with foreign characters comes out short.
   const written = lease.bytes.write(blob, start, bytes, "base64");
-  if (written !== bytes) throw StepdError.mismatch(code, field, "base64", `characters that are none: ${describe(blob)}`);
-  return lease.view(start, bytes);
+  const file = lease.view(start, bytes);
+  if (written !== bytes || !isBase64(blob, file)) throw StepdError.mismatch(code, field, "base64 (RFC 4648, 4)", `another text: ${describe(blob)}`);
+  return file;
+};
+
+/** A piece of this many bytes ends with a whole group of base64. */
+const PIECE = 3 * 2 ** 18;
+
+/** Whether a text is the base64 of these bytes. Node reads other alphabets, cuts characters to a byte, and ignores bits that are left over. */
+const isBase64 = (text: string, bytes: Buffer): boolean => {
+  for (let at = 0; at < bytes.length; at += PIECE) {
+    if (!text.startsWith(bytes.toString("base64", at, Math.min(at + PIECE, bytes.length)), (at / 3) * 4)) return false;
+  }
+  return true;
 };
 
 /** Loads a `Tensors` field. Throws what names the field: TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS, PAYLOAD_TOO_LARGE. */
@@ -91,6 +102,11 @@ const newFile = (metadata: Readonly<Record<string, string>>, like: readonly Tens
   return loadFile(lease.view(start, bytes), "", lease);
 };
 
+/** Throws INVALID_PARAMS for a shape that no safetensors file may have. */
+export const requireCountable = (shape: readonly number[], field: string, name: string): void => {
+  if (!isCountable(shape)) throw StepdError.mismatch("INVALID_PARAMS", field, "sizes whose product is at most 2^53 - 1", `[${shape}]`, [name]);
+};
+
 const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
 
 const loadPlain = (plain: PlainTensors, field: string, lease: Lease): TensorSet => {
@@ -99,6 +115,7 @@ const loadPlain = (plain: PlainTensors, field: string, lease: Lease): TensorSet 
   for (const [name, { shape, dtype = "F32", values }] of Object.entries(plain)) {
     const at = `${field}/${pointerEscape(name)}`;
     requireSupported(dtype, field, name);
+    requireCountable(shape, `${at}/shape`, name);
     const elements = elementsOf(shape);
     if (elements !== values.length) {
       throw StepdError.mismatch("TENSOR_MISMATCH", `${at}/values`, `${elements} values for shape [${shape}]`, `${values.length}`, [name]);

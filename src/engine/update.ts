@@ -107,6 +107,7 @@ export const update = async (options: StepOptions, pairs: readonly Pair[], makeW
     },
   });
   const warnings = [
+    ...(pairs.length === 0 ? ["No parameter has a gradient, so the step changed nothing; grads has no tensors"] : []),
     ...(scale === 1 && clip.max_value === undefined ? overflowWarnings(optimizer, work, seen) : []),
     ...(scale === 0 ? ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"] : []),
   ];

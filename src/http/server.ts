@@ -250,7 +250,7 @@ const restPost = ({ name }: Method): Kind => ({
       throw error;
     }
     const result = await service.rpc.call(name, decoded.value, contextOf(service, lease, caller, decoded.words), observe);
-    return { status: 200, type: type.name, body: timedEncode(service, result, type) };
+    return { status: 200, type: type.name, body: timedEncode(service, service.rpc.wire(name, result), type) };
   },
   refuse: restRefuse,
 });
@@ -258,11 +258,17 @@ const restPost = ({ name }: Method): Kind => ({
 const restGet = ({ name }: Method): Kind => ({
   hasBody: false,
   async run({ service, req, lease, type, caller, observe }) {
-    const result = await service.rpc.call(name, { ...req.params }, contextOf(service, lease, caller), observe);
-    return { status: 200, type: type.name, body: timedEncode(service, result, type) };
+    const result = await service.rpc.call(name, { ...req.params }, contextOf(service, lease, caller), observe).catch((error) => {
+      throw inPath(error);
+    });
+    return { status: 200, type: type.name, body: timedEncode(service, service.rpc.wire(name, result), type) };
   },
   refuse: restRefuse,
 });
+
+/** All parameters of a GET are in its path, and a path with a wrong one leads nowhere. */
+const inPath = (error: unknown): unknown =>
+  error instanceof StepdError && error.code === "INVALID_PARAMS" ? new StepdError("NOT_FOUND", error.message, error.detail) : error;
 
 type RpcContext = Parameters<Service["rpc"]["call"]>[2];
 

@@ -3,6 +3,7 @@ import { setImmediate } from "node:timers/promises";
 import { asStepdError, describe as describeValue, type ErrorName, errors, StepdError } from "../errors/errors.ts";
 import { nearest } from "../errors/nearest.ts";
 import { validate } from "../validation/validate.ts";
+import { integersOf } from "./_integers.ts";
 import { convert } from "./convert.ts";
 import { describe } from "./describe.ts";
 import { openApi, openRpc } from "./discover.ts";
@@ -49,6 +50,7 @@ export class Rpc {
   readonly openRpc: unknown;
   readonly openApi: unknown;
   readonly #byName: ReadonlyMap<string, Method>;
+  readonly #integers: ReadonlyMap<string, ReturnType<typeof integersOf>>;
   /** The methods whose schema words have passed. */
   readonly #passed = new WeakMap<object, Method>();
 
@@ -74,6 +76,7 @@ export class Rpc {
       discover,
     ];
     this.#byName = new Map(this.methods.map((method) => [method.name, method]));
+    this.#integers = new Map(this.methods.map(({ name, result }) => [name, integersOf(result)]));
     this.openRpc = openRpc(this.methods, version);
     this.openApi = openApi(this.methods, version);
   }
@@ -112,6 +115,11 @@ export class Rpc {
     if (words) this.#passed.set(words, method);
   }
 
+  /** A result as it goes out. */
+  wire(name: string, result: unknown): unknown {
+    return this.#integers.get(name)?.(result) ?? result;
+  }
+
   /** Answers a decoded body. */
   async handle(body: unknown, context: Omit<Context, "waits">, requestId: string, observe: Observer): Promise<RpcReply> {
     if (!Array.isArray(body)) {
@@ -147,7 +155,7 @@ export class Rpc {
     }
     const isNotification = call.id === undefined;
     try {
-      const result = await this.call(call.method, call.params, context, observe);
+      const result = this.wire(call.method, await this.call(call.method, call.params, context, observe));
       return { value: isNotification ? undefined : { jsonrpc: "2.0", result, id: call.id } };
     } catch (error) {
       const known = asStepdError(error);

@@ -57,6 +57,16 @@ const MALFORMED: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
   "a shape over 2^53": [one({ shape: [2 ** 53] }), /found shape/],
   "a shape whose product overflows 64 bits": [one({ shape: [2 ** 33, 2 ** 33] }), /elements to have/],
   "a shape whose product no number holds": [one({ shape: Array<number>(32).fill(2 ** 52) }), /elements to have/],
+  "a shape whose product overflows in front of a zero": [
+    rawTensors('{"w":{"dtype":"F32","shape":[4294967296,4294967296,0],"data_offsets":[0,0]}}'),
+    /product is at most 2\^53 - 1, found shape \[4294967296,4294967296,0\]/,
+  ],
+  "a size with an exponent": [rawTensors('{"w":{"dtype":"F32","shape":[2e0],"data_offsets":[0,8]}}', Buffer.alloc(8)), /digits alone, found 2e0/],
+  "a size with a fraction of zero": [rawTensors('{"w":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}}', Buffer.alloc(8)), /digits alone, found 2\.0/],
+  "a size of minus zero": [rawTensors('{"w":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}'), /digits alone, found -0/],
+  "an offset with an exponent": [rawTensors('{"w":{"dtype":"F32","shape":[2],"data_offsets":[0E0,8]}}', Buffer.alloc(8)), /digits alone, found 0E0/],
+  "an offset of 0.0": [rawTensors('{"w":{"dtype":"F32","shape":[2],"data_offsets":[0.0,8]}}', Buffer.alloc(8)), /digits alone, found 0\.0/],
+  "an offset with a sign in its exponent": [rawTensors('{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8e+0]}}', Buffer.alloc(8)), /found 8e\+0/],
   "a shape of 33 dimensions": [one({ shape: Array<number>(33).fill(1) }), /found shape/],
   "a tensor without offsets": [one({ data_offsets: undefined }), /found data_offsets undefined/],
   "one offset": [one({ data_offsets: [0] }), /found data_offsets \[0\]/],
@@ -152,6 +162,17 @@ for (const field of ["params", "grads"]) {
 
 const text = writeTensors(TENSORS).toString("base64");
 
+/** A file whose base64 has slashes. */
+const slashed = rawTensors('{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', Buffer.alloc(8, 0xff)).toString("base64");
+assert.ok(slashed.includes("/"));
+
+/** The base64 of a file with so many characters of padding, whose last character has bits that no byte takes. */
+const leftOver = (padding: number): string => {
+  const files = [0, 1, 2].map((spaces) => rawTensors(`{}${" ".repeat(spaces)}`).toString("base64"));
+  const file = files.find((candidate) => candidate.length - candidate.indexOf("=") === padding && candidate.includes("=")) as string;
+  return file.replace(/[^=](?==)/, (char) => String.fromCharCode(char.charCodeAt(0) + 1));
+};
+
 const BASE64: Readonly<Record<string, readonly [string, RegExp]>> = {
   "base64 that is cut off": [text.slice(0, -1), /multiple of 4/],
   "base64 with a line break": [`${text.slice(0, 76)}\r\n${text.slice(76)}`, /expected base64/],
@@ -160,6 +181,14 @@ const BASE64: Readonly<Record<string, readonly [string, RegExp]>> = {
   "base64 with padding inside": [`${text.slice(0, 3)}=${text.slice(4)}`, /expected base64/],
   "base64 that is only padding": ["====", /expected base64/],
   "a single =": ["=", /multiple of 4/],
+  "base64 whose characters are shifted to another code page": [
+    text.replaceAll(/./g, (char) => String.fromCharCode(char.charCodeAt(0) + 0x100)),
+    /expected base64/,
+  ],
+  "base64 with one shifted character": [`${String.fromCharCode(text.charCodeAt(0) + 0x2100)}${text.slice(1)}`, /expected base64/],
+  "base64 in the alphabet for URLs": [slashed.replaceAll("/", "_"), /expected base64/],
+  "base64 with bits that are left over": [leftOver(1), /expected base64/],
+  "base64 with more bits that are left over": [leftOver(2), /expected base64/],
   "text outside of ASCII": ["ééé€", /expected base64/],
 };
 

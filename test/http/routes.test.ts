@@ -76,6 +76,22 @@ for (const name of registry.keys()) {
   });
 }
 
+test("GET of an optimizer that there is none of is 404, with the nearest; JSON-RPC says that a parameter is wrong", async () => {
+  for (const [name, says] of [
+    ["AdamV", /nearest is adamw\), found "AdamV"$/],
+    ["nope", /, sgd, found "nope"$/],
+    ["__proto__", /found "__proto__"$/],
+    ["a%2Fb", /found "a\/b"$/],
+  ] as const) {
+    const response = await fetch(`${service.url}/v1/optimizers/${name}`);
+    const problem = (await response.json()) as { name: string; status: number; detail: string };
+    assert.deepEqual([response.status, problem.status, problem.name], [404, 404, "NOT_FOUND"]);
+    assert.match(problem.detail, says);
+  }
+  const reply = await service.post("/rpc", JSON.stringify({ jsonrpc: "2.0", id: 1, method: "optimizer.describe", params: { name: "nope" } }), JSON_TYPE);
+  assert.equal(((await reply.json()) as { error: { code: number } }).error.code, -32602);
+});
+
 const tensors = { w: { shape: [2], dtype: "F32", values: [1, 2] } };
 
 /** Parameters that every method with a POST of its own takes. */

@@ -272,6 +272,17 @@ suite("non-finite gradients", () => {
     assert.equal((await step(params, gradsAt(SMALL, 0))).warnings, undefined);
   });
 
+  test("a step without any gradient is warned of, whatever else it asks for, and one with a single gradient is not", async () => {
+    const [name, only] = Object.entries(gradsAt(SMALL, 0))[0] as [string, TestTensors[string]];
+    const { state } = await step(params, gradsAt(SMALL, 0));
+    for (const more of [{}, { state }, { clip: { max_norm: 1 } }, { non_finite: "skip" }, { non_finite: "propagate" }, { stats: "tensor" }]) {
+      const { warnings, skipped } = await step(params, {}, more);
+      assert.deepEqual([warnings?.length, skipped], [1, false]);
+      assert.match(warnings?.[0] ?? "", /^No parameter has a gradient/);
+      assert.equal((await step(params, { [name]: only }, more)).warnings, undefined);
+    }
+  });
+
   test("a norm that overflows float64 makes all gradients 0 in clipping, and is warned of", async () => {
     const wide = (value: number) => writeTyped({ w: { dtype: "F64", shape: [2], values: [value, 1] } });
     const call = { optimizer: { name: "sgd", lr: 1 }, params: wide(3), clip: { max_norm: 1 } };

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { SMALL, type StepReply } from "../support/run.ts";
-import { TestService } from "../support/service.ts";
+import { type RpcError, TestService } from "../support/service.ts";
 import { DTYPES, type Dtype, type Typed, writeTyped } from "../support/typed.ts";
 import { variants } from "../support/variants.ts";
 
@@ -60,4 +60,15 @@ test("says what does not fit, and how many calls to make", async () => {
   assert.equal(large.fits, false);
   assert.equal(large.requests, 0);
   assert.deepEqual(large.too_large, ["embedding"]);
+});
+
+test("a shape that no file may have, or more bytes than a number counts, is refused", async () => {
+  const refused = async (shape: readonly number[]) => {
+    const error = await service.call("optimizer.plan", { optimizer: { name: "adamw" }, tensors: { w: { shape } } }).catch((thrown: RpcError) => thrown);
+    const { name, field } = (error as RpcError).data;
+    return [name, field];
+  };
+  assert.deepEqual(await refused([2 ** 32, 2 ** 32, 0]), ["INVALID_PARAMS", "/tensors/w/shape"]);
+  assert.deepEqual(await refused([2 ** 52, 2]), ["INVALID_PARAMS", "/tensors/w/shape"]);
+  assert.deepEqual(await refused([2 ** 52]), ["INVALID_PARAMS", "/tensors"]);
 });

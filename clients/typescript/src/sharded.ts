@@ -165,7 +165,10 @@ export class ShardedClient {
     const answers = await stepEach(shards);
     const results = answers.map(({ result }) => result);
     const stepped = new Map(results.flatMap((result) => Object.entries(result.params)));
-    const warnings = [...new Set(results.flatMap((result) => result.warnings ?? []))];
+    // A part without gradients is warned of by itself, which says nothing of a step that has some.
+    const hasGrads = shards.map(({ names }) => [...names].some((name) => Object.hasOwn(grads, name)));
+    const telling = hasGrads.includes(true) ? results.filter((_, index) => hasGrads[index]) : results;
+    const warnings = [...new Set(telling.flatMap((result) => result.warnings ?? []))];
     const skipped = results.some((result) => result.skipped);
     const leader = leaderOf(known, grads);
     const joined = {

@@ -252,7 +252,13 @@ class ShardedClient:
 
         answers = self._each(shards, call, span)
         results = [result for result, _ in answers]
-        warnings = itertools.chain.from_iterable(one.warnings for one in results)
+        # A shard without gradients is warned of by itself, which says nothing of a
+        # step that has some.
+        warnings = itertools.chain.from_iterable(
+            result.warnings
+            for shard, result in zip(shards, results, strict=True)
+            if not grads or not grads.keys().isdisjoint(shard.tensors)
+        )
         stepped: dict[str, Array] = {}
         for result in results:
             stepped.update(result.params)

@@ -386,7 +386,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 		joined.Step = max(joined.Step, result.Step)
 		for _, warning := range result.Warnings {
 			// A part without gradients is warned of by itself, which says nothing of a step that has some.
-			if len(shards[i].request.Grads) == 0 && len(request.Grads) > 0 {
+			if joined.Skipped || (len(shards[i].request.Grads) == 0 && len(request.Grads) > 0) {
 				break
 			}
 			if !slices.Contains(joined.Warnings, warning) {

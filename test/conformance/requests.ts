@@ -172,7 +172,6 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
     master_weights: true,
   });
   yield other("optimizer.describe", "describe.sgd", "all about an optimizer", { name: "sgd" });
-  yield other("optimizer.describe", "describe.error-unknown", "an optimizer that does not exist", { name: "sdg" });
   yield other("state.inspect", "inspect.adamw", "what a state holds", { state });
   yield other("state.convert", "convert.torch", "a state in torch's format", {
     state,

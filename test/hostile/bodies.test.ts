@@ -305,7 +305,7 @@ for (const name of ["adamv", "ADAM", MARK, "__proto__", "constructor", "%00", "a
   test(`an optimizer at /v1/optimizers/${name}`, async () => {
     const { status, body } = await ask("GET", `/v1/optimizers/${encodeURI(name).replaceAll("%25", "%")}`);
     const problem = JSON.parse(body) as { name: string; field: string };
-    assert.deepEqual([status, problem.name, problem.field], [400, "INVALID_PARAMS", "/name"]);
+    assert.deepEqual([status, problem.name, problem.field], [404, "NOT_FOUND", "/name"]);
   });
 }
 

@@ -142,7 +142,7 @@ def test_other_methods(client: stepd.Client) -> None:
     params, grads = tensors(1), tensors(2)
     assert {"adamw", "lamb"} <= {found["name"] for found in client.optimizers()}
     assert client.describe("adamw")["slots"]["default"] == ["exp_avg", "exp_avg_sq"]
-    with pytest.raises(stepd.InvalidParams, match="adamw"):
+    with pytest.raises(stepd.NotFound, match="adamw"):
         client.describe("adamv")
     state = client.init(ADAMW, params)
     first = client.step(ADAMW, params, grads, state)

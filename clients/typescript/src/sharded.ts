@@ -168,8 +168,8 @@ export class ShardedClient {
     // A part without gradients is warned of by itself, which says nothing of a step that has some.
     const hasGrads = shards.map(({ names }) => [...names].some((name) => Object.hasOwn(grads, name)));
     const telling = hasGrads.includes(true) ? results.filter((_, index) => hasGrads[index]) : results;
-    const warnings = [...new Set(telling.flatMap((result) => result.warnings ?? []))];
     const skipped = results.some((result) => result.skipped);
+    const warnings = skipped ? [] : [...new Set(telling.flatMap((result) => result.warnings ?? []))];
     const leader = leaderOf(known, grads);
     const joined = {
       params: Object.fromEntries(Object.keys(params ?? known).flatMap((name) => (stepped.has(name) ? [[name, stepped.get(name) as Tensor]] : []))),

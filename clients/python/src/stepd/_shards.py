@@ -252,17 +252,18 @@ class ShardedClient:
 
         answers = self._each(shards, call, span)
         results = [result for result, _ in answers]
+        skipped = any(result.skipped for result in results)
         # A shard without gradients is warned of by itself, which says nothing of a
         # step that has some.
         warnings = itertools.chain.from_iterable(
             result.warnings
             for shard, result in zip(shards, results, strict=True)
-            if not grads or not grads.keys().isdisjoint(shard.tensors)
+            if not skipped
+            and (not grads or not grads.keys().isdisjoint(shard.tensors))
         )
         stepped: dict[str, Array] = {}
         for result in results:
             stepped.update(result.params)
-        skipped = any(result.skipped for result in results)
 
         def steps(place: int) -> tuple[int, int]:
             tensors = shards[place].tensors

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /**
  * The program `stepd`, of the package and of a checkout: hands over to the Node that the package pins, because the caller's may be
- * another (20 or newer). The service's bits do not depend on it, its speed and its tests do. JavaScript, and nothing but what Node 20 has.
+ * another. The service's bits do not depend on it, its speed and its tests do. JavaScript, and nothing but what Node 20 has.
  */
 import { spawn } from "node:child_process";
 import { existsSync, realpathSync } from "node:fs";

@@ -35,8 +35,15 @@ const REFUSALS = [
 
 export type Refusal = (typeof REFUSALS)[number];
 
-/** Of prom-client's own: gauges by names that end like a counter's, which it also has by type, and one that has no series most of the time. */
-const DROPPED = ["nodejs_active_handles_total", "nodejs_active_requests_total", "nodejs_active_resources_total", "nodejs_active_requests"];
+/** Of prom-client's own: gauges by names that end like a counter's, which it also has by type, one that has no series most of the time, and names that end with a type. */
+const DROPPED = [
+  "nodejs_active_handles_total",
+  "nodejs_active_requests_total",
+  "nodejs_active_resources_total",
+  "nodejs_active_requests",
+  "nodejs_eventloop_utilization_summary",
+  "nodejs_eventloop_utilization_histogram",
+];
 
 /** Files of certificates: the server's chain, and the authorities of its callers. */
 const CERTIFICATE_FILES = ["certificate", "client_ca"] as const;

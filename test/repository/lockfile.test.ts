@@ -1,6 +1,7 @@
 /** The files package-lock.json work with any registry and on every platform. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { join } from "node:path";
 import { test } from "node:test";
 import { root, TreeCopy } from "../support/tree.ts";
@@ -9,9 +10,12 @@ interface Entry {
   readonly version?: string;
   readonly resolved?: string;
   readonly integrity?: string;
+  readonly engines?: { readonly node?: string };
   readonly optional?: boolean;
   readonly optionalDependencies?: Readonly<Record<string, string>>;
 }
+
+const semver = createRequire(import.meta.url)("semver") as { minVersion(range: string): unknown; satisfies(version: string, range: string): boolean };
 
 const LOCK = "package-lock.json";
 
@@ -58,7 +62,9 @@ for (const folder of ["", "test/interop"]) {
   });
 
   test(`${folder || "."}: package.json names exact versions, and the lock file has them`, () => {
-    for (const [name, version] of Object.entries({ ...manifest.dependencies, ...manifest.devDependencies })) {
+    for (const [name, given] of Object.entries({ ...manifest.dependencies, ...manifest.devDependencies })) {
+      // A package may stand under the name that it had.
+      const version = given.replace(/^npm:@?[^@]+@/, "");
       assert.match(version, /^\d+\.\d+\.\d+(-[\w.]+)?$/, name);
       assert.equal(packages[`node_modules/${name}`]?.version, version, name);
     }
@@ -68,6 +74,22 @@ for (const folder of ["", "test/interop"]) {
 const files = [LOCK, join("test/interop", LOCK)];
 const text = readFileSync(join(root, LOCK), "utf8");
 const { packages } = JSON.parse(text) as { packages: Readonly<Record<string, Entry>> };
+
+test("npm warns of no package's engine under the Node versions that ours allows", () => {
+  const { engines } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { engines: { node: string } };
+  const least = engines.node.split("||").map((range) => String(semver.minVersion(range)));
+  assert.ok(least.length > 1 && least.includes("24.0.0"), `${least}`);
+  for (const version of [...least, process.versions.node]) {
+    const refusing = Object.entries(packages).filter(([, { engines: own }]) => own?.node !== undefined && !semver.satisfies(version, own.node));
+    assert.deepEqual(
+      refusing.map(([path]) => path),
+      [],
+      version,
+    );
+  }
+  const [, named] = /^Node (\d+\.\d+)/m.exec(readFileSync(join(root, "README.md"), "utf8")) ?? [];
+  assert.equal(`${named}.0`, least[0]);
+});
 
 test("tidy-lock changes nothing in tidy files", () => {
   using tree = new TreeCopy(files);

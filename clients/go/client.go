@@ -104,6 +104,9 @@ func WithRequestID(id func(context.Context) string) Option {
 func New(address string, options ...Option) (*Client, error) {
 	c := &Client{timeout: defaultTimeout, retries: defaultRetries, refused: defaultRefused}
 	for _, option := range options {
+		if option == nil {
+			return nil, errors.New("stepd: New: expected options, found nil")
+		}
 		option(c)
 	}
 	parsed, err := url.Parse(address)
@@ -124,6 +127,12 @@ func New(address string, options ...Option) (*Client, error) {
 		return nil, errors.New("stepd: address: expected no query and no fragment, found one")
 	case strings.ContainsFunc(c.token, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return nil, errors.New("stepd: WithToken: expected visible ASCII characters, found another one")
+	case c.timeout < 0:
+		return nil, fmt.Errorf("stepd: WithTimeout: expected 0 or more, found %s", c.timeout)
+	case c.retries < 0:
+		return nil, fmt.Errorf("stepd: WithRetries: expected 0 or more, found %d", c.retries)
+	case c.refused < 0:
+		return nil, fmt.Errorf("stepd: WithRefused: expected 0 or more, found %s", c.refused)
 	case c.http != nil && (c.tls != nil || isUnix):
 		return nil, errors.New("stepd: WithHTTPClient excludes WithTLS and Unix sockets")
 	}
@@ -184,6 +193,9 @@ type call struct {
 
 // do sends a call until it succeeds, fails for good, or was sent again `retries` times.
 func (c *Client) do(ctx context.Context, call call, retries int) error {
+	if err := c.check(ctx); err != nil {
+		return err
+	}
 	pauses := c.pauses(retries, "stepd at "+c.url)
 	for {
 		err := c.attempt(ctx, call)
@@ -255,6 +267,17 @@ func (p *pauses) pauseRefused(ctx context.Context) bool {
 func isRefused(err error) bool {
 	dial := (*net.OpError)(nil)
 	return errors.As(err, &dial) && dial.Op == "dial" && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT))
+}
+
+// check tells a client of New and a context from what is none.
+func (c *Client) check(ctx context.Context) error {
+	if c == nil || c.http == nil {
+		return errors.New("stepd: expected a Client of New, found none")
+	}
+	if ctx == nil {
+		return errors.New("stepd: expected a context, found nil")
+	}
+	return nil
 }
 
 // ended returns the context's error where that has ended, and err before.

@@ -133,9 +133,17 @@ type Plan struct {
 
 // Plan returns what a step would cost, from shapes and dtypes alone.
 func (c *Client) Plan(ctx context.Context, request PlanRequest) (*Plan, error) {
+	if err := checkOptimizer(request.Optimizer); err != nil {
+		return nil, err
+	}
+	names := map[string]bool{}
 	// In their order, which a Go map would not keep: the length of a header depends on it.
 	tensors := msgp.Raw(msgp.AppendMapHeader(nil, uint32(len(request.Params))))
 	for _, t := range request.Params {
+		if err := checkName(t.Name, names[t.Name]); err != nil {
+			return nil, err
+		}
+		names[t.Name] = true
 		tensors = msgp.AppendMapHeader(msgp.AppendString(tensors, t.Name), 2)
 		tensors = msgp.AppendArrayHeader(msgp.AppendString(tensors, "shape"), uint32(len(t.Shape)))
 		for _, size := range t.Shape {
@@ -177,6 +185,12 @@ type StateInfo struct {
 
 // Inspect returns what a state holds, by the server's reading.
 func (c *Client) Inspect(ctx context.Context, state *State) (*StateInfo, error) {
+	if state == nil {
+		return nil, errors.New("stepd: state: expected a State, found nil")
+	}
+	if err := state.check(); err != nil {
+		return nil, err
+	}
 	info := &StateInfo{}
 	if err := c.json(ctx, "/v1/state/inspect", []field{{"state", state}}, info, c.retries); err != nil {
 		return nil, err
@@ -283,6 +297,9 @@ type Rates struct {
 
 // EvaluateSchedule returns the learning rates of a range of steps, as Step would use them.
 func (c *Client) EvaluateSchedule(ctx context.Context, request ScheduleRequest) (*Rates, error) {
+	if request.Schedule == nil {
+		return nil, errors.New("stepd: schedule: expected a schedule, found none")
+	}
 	fields := []field{{"schedule", map[string]any(request.Schedule)}}
 	if request.LR != nil {
 		fields = append(fields, field{"lr", *request.LR})

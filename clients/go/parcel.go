@@ -54,6 +54,9 @@ type parcel struct {
 // pack encodes a call. The values of fields may be a blob or a *State, which go through the shared folder if there is one and
 // they are not small.
 func (c *Client) pack(ctx context.Context, fields []field, want results) (*parcel, error) {
+	if err := c.check(ctx); err != nil {
+		return nil, err
+	}
 	p := &parcel{}
 	total := int64(0)
 	files := make([]blob, len(fields))

@@ -109,6 +109,20 @@ func readHeader(header []byte, dataBytes int64) (metadata map[string]string, ent
 	return metadata, entries, nil
 }
 
+// checkName tells whether a tensor can have a name, beside those that are there already.
+func checkName(name string, isThere bool) error {
+	switch {
+	case isThere:
+		return fmt.Errorf("%w: the name %.200q stands twice", ErrBadTensor, name)
+	case name == metadataKey || name == "__proto__":
+		// The format has a use for the first, and the server refuses the other, for which JavaScript has one.
+		return fmt.Errorf("%w: the name %q is reserved", ErrBadTensor, name)
+	case !utf8.ValidString(name):
+		return fmt.Errorf("%w: the name %.200q is not UTF-8", ErrBadTensor, name)
+	}
+	return nil
+}
+
 func badFile(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrBadFile, fmt.Sprintf(format, args...))
 }
@@ -387,8 +401,8 @@ func fileParts(metadata map[string]string, tensors []Tensor) (blob, error) {
 		if err := t.check(); err != nil {
 			return blob{}, err
 		}
-		if names[t.Name] || t.Name == metadataKey || !utf8.ValidString(t.Name) {
-			return blob{}, fmt.Errorf("%w: the name %q stands twice, is reserved or is not UTF-8", ErrBadTensor, t.Name)
+		if err := checkName(t.Name, names[t.Name]); err != nil {
+			return blob{}, err
 		}
 		names[t.Name] = true
 		if i > 0 || metadata != nil {

@@ -39,6 +39,9 @@ type Sharded struct {
 // NewSharded makes clients of replicas with the same options, which have the files of WithSharedDir together.
 func NewSharded(urls []string, options ...Option) (*Sharded, error) {
 	s := &Sharded{}
+	if len(urls) == 0 {
+		return nil, errors.New("stepd: NewSharded: expected at least one address, found none")
+	}
 	for i, url := range urls {
 		if i == 1 {
 			options = append(slices.Clone(options), func(c *Client) { c.sharedDir, c.shared = nil, s.Clients[0].shared })
@@ -113,6 +116,17 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 	if len(s.Clients) == 0 {
 		return nil, errNoClients
 	}
+	for _, client := range s.Clients {
+		if err := client.check(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkOptimizer(request.Optimizer); err != nil {
+		return nil, err
+	}
+	if err := request.State.check(); err != nil {
+		return nil, err
+	}
 	shards, err := s.pack(request)
 	if err != nil {
 		return nil, err
@@ -175,8 +189,14 @@ func paramsOf(shards []shard, order Tensors) (params Tensors) {
 // pack divides a step by parameters.
 func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 	params, grads := byName(request.Params), byName(request.Grads)
-	if len(params) != len(request.Params) || len(grads) != len(request.Grads) {
-		return nil, fmt.Errorf("%w: a name stands twice", ErrBadTensor)
+	for _, tensors := range []Tensors{request.Params, request.Grads} {
+		names := make(map[string]bool, len(tensors))
+		for _, tensor := range tensors {
+			if err := checkName(tensor.Name, names[tensor.Name]); err != nil {
+				return nil, err
+			}
+			names[tensor.Name] = true
+		}
 	}
 	isHere := request.State != nil && (request.Cached == nil || request.State.Err() == nil)
 	entries := map[string][]Tensor{}

@@ -2,6 +2,7 @@ package stepd
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -89,6 +90,14 @@ func readSharedState(l *lease) (*State, error) {
 		return canonical(tensors), err
 	})
 	return state, nil
+}
+
+// check tells a state of a result or a file from one of nobody. Nil is none at all, which is well.
+func (s *State) check() error {
+	if s != nil && !s.kept && s.optimizer == "" {
+		return errors.New("stepd: State: expected that of a result, or nil, found a zero value")
+	}
+	return nil
 }
 
 // inMemory is the state apart from its file.
@@ -215,6 +224,9 @@ func (s *State) tensors() ([]Tensor, error) {
 }
 
 func (s *State) file() (blob, error) {
+	if err := s.check(); err != nil {
+		return blob{}, err
+	}
 	entries, err := s.tensors()
 	if err != nil {
 		return blob{}, err

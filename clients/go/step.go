@@ -341,6 +341,12 @@ func (r Reply) wire() map[string]any {
 	return wire
 }
 func (r StepRequest) fields() ([]field, error) {
+	if err := checkOptimizer(r.Optimizer); err != nil {
+		return nil, err
+	}
+	if err := r.State.check(); err != nil {
+		return nil, err
+	}
 	grads, err := fileParts(nil, r.Grads)
 	if err != nil {
 		return nil, err
@@ -391,6 +397,14 @@ func (r StepRequest) fields() ([]field, error) {
 		fields = append(fields, field{"stochastic_rounding", map[string]any{"seed": *r.RoundingSeed}})
 	}
 	return fields, nil
+}
+
+// checkOptimizer tells that an optimizer was forgotten, which as an empty one would be a name of nothing.
+func checkOptimizer(optimizer Optimizer) error {
+	if optimizer == nil {
+		return errors.New("stepd: optimizer: expected an optimizer, found none")
+	}
+	return nil
 }
 
 func optimizerFields(optimizer Optimizer, groups []Group, masterWeights bool) []field {
@@ -466,6 +480,9 @@ type InitRequest struct {
 // Init returns the state before the first step: starting values, step 0. A first Step without a state gives the same as one
 // with it. Errors are those of Step.
 func (c *Client) Init(ctx context.Context, request InitRequest) (*State, error) {
+	if err := checkOptimizer(request.Optimizer); err != nil {
+		return nil, err
+	}
 	params, err := fileParts(nil, request.Params)
 	if err != nil {
 		return nil, err

@@ -258,8 +258,7 @@ class ShardedClient:
         warnings = itertools.chain.from_iterable(
             result.warnings
             for shard, result in zip(shards, results, strict=True)
-            if not skipped
-            and (not grads or not grads.keys().isdisjoint(shard.tensors))
+            if not skipped and (not grads or not grads.keys().isdisjoint(shard.tensors))
         )
         stepped: dict[str, Array] = {}
         for result in results:

@@ -1,7 +1,7 @@
 /** Kernels over an arena without a server: jobs of each optimizer, on the calling thread and on workers. */
 import { Arena } from "../src/arena/arena.ts";
 import { registry } from "../src/optimizers/registry.ts";
-import { jobWords, runShard, writeJob } from "../src/pool/_job.ts";
+import { jobWords, runShard, scratchIn, writeJob } from "../src/pool/_job.ts";
 import { compile, instantiate } from "../src/pool/kernels.ts";
 import { Pool, poolBytes, type Unit } from "../src/pool/pool.ts";
 import type { Arrays } from "./loops.ts";
@@ -64,11 +64,12 @@ export const jobsOf = ({ optimizer, values = {} }: Case, elements: number, memor
 /** Runs jobs on the calling thread, in the pool's shards. */
 const inlineRunner = (arena: Arena, module: WebAssembly.Module) => {
   const kernels = instantiate(module, arena.memory);
+  const scratch = scratchIn(arena.memory, arena.reserved);
   return (units: readonly Unit[]): undefined => {
     for (const unit of units) {
       const words = new Float64Array(jobWords([unit]));
       const shards = writeJob([unit], words);
-      for (let shard = 0; shard < shards; shard++) runShard(words, shard, kernels, arena.reserved);
+      for (let shard = 0; shard < shards; shard++) runShard(words, shard, kernels, scratch);
     }
   };
 };

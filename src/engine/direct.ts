@@ -5,7 +5,7 @@
 import type { Lease } from "../arena/arena.ts";
 import type { TensorInfo } from "../codec/safetensors.ts";
 import type { Hyperparameters, Moment, Stage, Values } from "../optimizers/registry.ts";
-import { INLINE_ELEMENTS, type Kernel, type Pool, SHARD } from "../pool/pool.ts";
+import { INLINE_ELEMENTS, type Kernel, type Pool, type Scratch, SHARD } from "../pool/pool.ts";
 import { CHECK_SUMS, SUM_BYTES } from "./runner.ts";
 import { slotDtype } from "./state.ts";
 import type { StepOptions } from "./update.ts";
@@ -53,13 +53,13 @@ interface DirectTarget {
 export class DirectStages {
   readonly #targets: readonly DirectTarget[];
   readonly #checks: boolean;
-  /** Where this thread's kernels may leave sums. */
-  readonly #sums: number;
+  /** Where this thread's kernels find their scalars and may leave sums. */
+  readonly #scratch: Scratch;
 
-  private constructor(targets: readonly DirectTarget[], checks: boolean, sums: number) {
+  private constructor(targets: readonly DirectTarget[], checks: boolean, scratch: Scratch) {
     this.#targets = targets;
     this.#checks = checks;
-    this.#sums = sums;
+    this.#scratch = scratch;
   }
 
   /** Undefined where there is more to do, or too much for this thread. */
@@ -75,16 +75,16 @@ export class DirectStages {
 
   /** Runs the stages of all tensors. Returns false, with nothing changed, where a gradient or its square is not finite, of which there is more to tell. */
   run(moments: readonly Pick<Moment, "step" | "lr">[], [params, grads, state]: Places, lease: Lease): boolean {
-    const places = [params, grads, state, this.#sums, 0];
+    const places = [params, grads, state, this.#scratch.address, 0];
     if (this.#checks) {
-      for (const { check, elements } of this.#targets) if (!call(check, elements, [], places, lease).every((count) => count === 0)) return false;
+      for (const { check, elements } of this.#targets) if (!call(check, elements, [], places, this.#scratch, lease).every((count) => count === 0)) return false;
     }
     this.#targets.forEach(({ elements, stages }, index) => {
       const { step, lr } = moments[index] as Moment;
       const sums: number[][] = [];
       for (const stage of stages) {
         const scalars = stage.scalars({ step, lr, first: step === 1, elements, scalarSlots: {}, sums });
-        sums.push(call(stage, elements, scalars, places, lease));
+        sums.push(call(stage, elements, scalars, places, this.#scratch, lease));
       }
     });
     return true;
@@ -121,15 +121,21 @@ const directTarget = ({ param, grad, slots, stages }: Target, pool: Pool): Direc
 };
 
 /** Runs a kernel on all of a tensor and returns its sums: block by block, in order, as everywhere. */
-const call = ({ kernel, operands, sums }: DirectStage, elements: number, scalars: readonly number[], places: readonly number[], lease: Lease): number[] => {
+const call = (
+  { kernel, operands, sums }: DirectStage,
+  elements: number,
+  scalars: readonly number[],
+  places: readonly number[],
+  scratch: Scratch,
+  lease: Lease,
+): number[] => {
+  scratch.scalars.set(scalars);
   const totals: number[] = [];
   for (let i = 0; i < sums; i++) totals.push(0);
   for (let start = 0; start < elements; start += SHARD) {
     const values: number[] = [];
     for (const { place, offset, stride } of operands) values.push((places[place] as number) + offset + start * stride);
-    values.push(Math.min(SHARD, elements - start));
-    for (const scalar of scalars) values.push(scalar);
-    kernel(...values);
+    kernel(...values, Math.min(SHARD, elements - start), scratch.scalars.byteOffset);
     for (let i = 0; i < sums; i++) totals[i] = (totals[i] as number) + lease.bytes.readDoubleLE((places[SUMS] as number) + i * SUM_BYTES);
   }
   return totals;

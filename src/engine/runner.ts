@@ -294,7 +294,7 @@ export class Runner {
   }
 
   async #run(units: readonly Unit[]): Promise<void> {
-    this.#waits.seconds += await this.#pool.run(units, this.#lease);
+    this.#waits.seconds += (await this.#pool.run(units, this.#lease)).waited;
   }
 
   /** One block of memory for the sums of all tensors. */

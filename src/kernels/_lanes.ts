@@ -2,6 +2,9 @@
  * What every kernel is made of: reads and writes of a whole vector or of one element, and the arithmetic whose order of
  * operations is part of the contract (docs/determinism.md). Nothing here fuses a multiply with an add.
  *
+ * A kernel takes the addresses of its operands in one shard, the count of elements, and the address of float64 `scalars`. `sums`
+ * is this block's row of float64 results. One that writes the parameter returns whether a new value may be NaN or infinite.
+ *
  * T is the arithmetic type, f32 or f64. W is how much is read: v128 for a whole vector, T for one element in lane 0 (the
  * tail of a shard). The same instructions run on both, so an element's result does not depend on where it stands.
  */
@@ -25,9 +28,19 @@ export function wholeBytes<T>(count: usize): usize {
   return (count * sizeof<T>()) & ~(VECTOR - 1);
 }
 
-/** A scalar, computed in float64 by the caller, rounded once to T and spread over the lanes. */
-export function spread<T>(scalar: f64): v128 {
-  return v128.splat<T>(<T>scalar);
+/** One of the float64 numbers that are the same for all elements, by its place in the order that the kernel documents. */
+export function scalar(scalars: usize, place: usize): f64 {
+  return load<f64>(scalars + 8 * place);
+}
+
+/** A number, computed in float64 by the caller, rounded once to T and spread over the lanes. */
+export function spread<T>(value: f64): v128 {
+  return v128.splat<T>(<T>value);
+}
+
+/** A scalar, rounded once to T and spread over the lanes. */
+export function lanes<T>(scalars: usize, place: usize): v128 {
+  return spread<T>(scalar(scalars, place));
 }
 
 /** Reads a vector, or one element with zeros beside it. */
@@ -57,6 +70,20 @@ export function write<T, W>(at: usize, value: v128): void {
 export function writePair<T, W>(at: usize, value: v128, next: v128): void {
   write<T, W>(at, value);
   if (isVector<W>()) v128.store(at, next, VECTOR);
+}
+
+/**
+ * Writes new values of a parameter and returns their sum, lane by lane. A loop adds these up, because a total that is a finite
+ * number has no part that is none; `isSuspect` looks at the total.
+ */
+export function writeParam<T, W>(at: usize, p: v128, pNext: v128): v128 {
+  writePair<T, W>(at, p, pNext);
+  return filled<T, W>(v128.add<T>(p, pNext));
+}
+
+/** Whether values in a total may be NaN or infinite: x - x is 0 for every finite x, else NaN. Finite values can have an infinite total, too. */
+export function isSuspect<T>(total: v128): bool {
+  return v128.any_true(v128.sub<T>(total, total));
 }
 
 /** Zeros the lanes that `read` did not fill, for sums: with eps = 0 they hold 0/0. */
@@ -175,14 +202,35 @@ export function lerpSquareAny<T, K>(average: v128, sample: v128, weight: f64, we
   return lerpHeavy<T>(average, sample, weight);
 }
 
-/** param - (decay * param + update): one subtraction from the parameter, which is 17 to 24 times closer to the float64 result than param * (1 - decay) - update. */
-export function descend<T>(param: v128, decay: v128, decays: bool, update: v128): v128 {
-  if (decays) return v128.sub<T>(param, v128.add<T>(v128.mul<T>(decay, param), update));
-  return v128.sub<T>(param, update);
+/**
+ * Type arguments for weight decay: none, added to the gradient (`l2`, the first scalar of a kernel that has it), or taken from the
+ * parameter (`decay`, the second). A term of 0 is left out whole, so that 0 * inf never makes a NaN.
+ */
+export type NoDecay = i8;
+export type Coupled = i16;
+export type Decoupled = i32;
+
+export function isCoupled<D>(): bool {
+  return sizeof<D>() === sizeof<Coupled>();
 }
 
-/** grad + l2 * param: coupled weight decay, left out whole where it is zero. */
-export function coupled<T>(grad: v128, param: v128, l2: v128, couples: bool): v128 {
-  if (couples) return v128.add<T>(grad, v128.mul<T>(l2, param));
+export function isDecoupled<D>(): bool {
+  return sizeof<D>() === sizeof<Decoupled>();
+}
+
+/** l2 or decay in each lane. */
+export function decayOf<T, D>(scalars: usize): v128 {
+  return lanes<T>(scalars, isDecoupled<D>() ? 1 : 0);
+}
+
+/** grad + l2 * param. */
+export function decayed<T, D>(grad: v128, param: v128, l2: v128): v128 {
+  if (isCoupled<D>()) return v128.add<T>(grad, v128.mul<T>(l2, param));
   return grad;
+}
+
+/** param - (decay * param + update): one subtraction from the parameter, which is 17 to 24 times closer to the float64 result than param * (1 - decay) - update. */
+export function descend<T, D>(param: v128, decay: v128, update: v128): v128 {
+  if (isDecoupled<D>()) return v128.sub<T>(param, v128.add<T>(v128.mul<T>(decay, param), update));
+  return v128.sub<T>(param, update);
 }

@@ -1,34 +1,102 @@
-/** Adam: weight decay is added to the gradient. One shard; `count` elements; maxExpAvgSq is 0 without amsgrad. Scalars in the order of src/optimizers/_adam.ts. */
-import { adam } from "./_adam";
+/** Adam and AdamW for weights below 0.5: one division and one root an element (src/optimizers/_adam.ts). Scalars: l2, decay, weight1, weight2, stepSize, eps. */
+import { change } from "./_adam";
+import {
+  Coupled,
+  Decoupled,
+  decayed,
+  decayOf,
+  descend,
+  isOn,
+  isSuspect,
+  lanes,
+  largestFinite,
+  lerp,
+  lerpSquare,
+  NoDecay,
+  Off,
+  On,
+  PAIR,
+  pairedBytes,
+  read,
+  readNext,
+  scalar,
+  writePair,
+  writeParam,
+} from "./_lanes";
 
-export function adam_f32(
-  param: usize,
-  grad: usize,
-  expAvg: usize,
-  expAvgSq: usize,
-  maxExpAvgSq: usize,
-  count: usize,
-  l2: f64,
-  weight1: f64,
-  weight2: f64,
-  stepSize: f64,
-  eps: f64,
-): void {
-  adam<f32>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, l2, 0, weight1, weight2, stepSize, eps);
+/** param -= decay*param + stepSize * exp_avg / (sqrt(v) + eps), v = exp_avg_sq or, with Max, its running maximum. */
+function step<T, D, Max>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+  const decay = decayOf<T, D>(scalars),
+    weight1 = lanes<T>(scalars, 2),
+    weight2 = lanes<T>(scalars, 3),
+    stepSize = lanes<T>(scalars, 4),
+    eps = lanes<T>(scalars, 5),
+    largest = largestFinite<T>(count);
+  const paired = pairedBytes<T>(count),
+    bytes = count * sizeof<T>();
+  let total = v128.splat<T>(0);
+  let i: usize = 0;
+  for (; i < paired; i += PAIR)
+    total = v128.add<T>(
+      total,
+      element<T, v128, D, Max>(param + i, grad + i, expAvg + i, expAvgSq + i, maxExpAvgSq + i, decay, weight1, weight2, largest, stepSize, eps),
+    );
+  for (; i < bytes; i += sizeof<T>())
+    total = v128.add<T>(
+      total,
+      element<T, T, D, Max>(param + i, grad + i, expAvg + i, expAvgSq + i, maxExpAvgSq + i, decay, weight1, weight2, largest, stepSize, eps),
+    );
+  return isSuspect<T>(total);
 }
 
-export function adam_f64(
+function element<T, W, D, Max>(
   param: usize,
   grad: usize,
   expAvg: usize,
   expAvgSq: usize,
   maxExpAvgSq: usize,
-  count: usize,
-  l2: f64,
-  weight1: f64,
-  weight2: f64,
-  stepSize: f64,
-  eps: f64,
-): void {
-  adam<f64>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, l2, 0, weight1, weight2, stepSize, eps);
+  decay: v128,
+  weight1: v128,
+  weight2: v128,
+  largest: v128,
+  stepSize: v128,
+  eps: v128,
+): v128 {
+  const p = read<T, W>(param),
+    pNext = readNext<T, W>(param);
+  const g = decayed<T, D>(read<T, W>(grad), p, decay),
+    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, decay);
+  const m = lerp<T>(read<T, W>(expAvg), g, weight1),
+    mNext = lerp<T>(readNext<T, W>(expAvg), gNext, weight1);
+  let v = lerpSquare<T>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, largest),
+    vNext = lerpSquare<T>(readNext<T, W>(expAvgSq), v128.mul<T>(gNext, gNext), weight2, largest);
+  writePair<T, W>(expAvg, m, mNext);
+  writePair<T, W>(expAvgSq, v, vNext);
+  if (isOn<Max>()) {
+    v = v128.max<T>(read<T, W>(maxExpAvgSq), v);
+    vNext = v128.max<T>(readNext<T, W>(maxExpAvgSq), vNext);
+    writePair<T, W>(maxExpAvgSq, v, vNext);
+  }
+  const update = change<T>(m, v, stepSize, eps),
+    updateNext = change<T>(mNext, vNext, stepSize, eps);
+  return writeParam<T, W>(param, descend<T, D>(p, decay, update), descend<T, D>(pNext, decay, updateNext));
+}
+
+function anyMax<T, D>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+  if (maxExpAvgSq) return step<T, D, On>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+  return step<T, D, Off>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+}
+
+function adam<T>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+  if (scalar(scalars, 0) !== 0) return anyMax<T, Coupled>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+  if (scalar(scalars, 1) !== 0) return anyMax<T, Decoupled>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+  return anyMax<T, NoDecay>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+}
+
+export function adam_f32(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+  return adam<f32>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+}
+
+export function adam_f64(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+  return adam<f64>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
 }

@@ -1,8 +1,8 @@
 /**
  * Conversions between the dtypes of tensors and those of arithmetic: exact where they widen, to nearest even where they
- * narrow, subnormal numbers kept. One shard; `count` elements. Names are convert_<from>_<to>.
+ * narrow, subnormal numbers kept. Names are convert_<from>_<to>. Those to BF16 and F16 return whether a result is NaN or infinite.
  */
-import { constant, narrow, readPair, wideHigh, wideLow } from "./_lanes";
+import { constant, narrow, readPair, scalar, wideHigh, wideLow } from "./_lanes";
 
 /** BF16 is the upper half of a float32. */
 export function convert_bf16_f32(source: usize, target: usize, count: usize): void {
@@ -51,6 +51,24 @@ export function convert_f16_f32(source: usize, target: usize, count: usize): voi
   for (; i < count; i++) v128.store_lane<f32>(target + 4 * i, halfToSingle(i32x4.splat(<i32>load<u16>(source + 2 * i)), scale, special, inf), 0);
 }
 
+/** Infinity without the sign, which is shifted out: at least this is what is not finite. */
+const BF16_INFINITY: i32 = 0xff00;
+const F16_INFINITY: i32 = 0xf800;
+
+/** The largest magnitudes so far, in 16 bits with 0 at the end. */
+function larger(most: v128, halves: v128): v128 {
+  return i16x8.max_u(most, i16x8.shl(halves, 1));
+}
+
+/** Whether one of the largest magnitudes is that of infinity or above it; `last` is the largest of what came behind the vectors. */
+function reaches(most: v128, last: i32, infinity: i32): bool {
+  return last >= infinity || v128.any_true(i16x8.ge_u(most, i16x8.splat(<i16>infinity)));
+}
+
+function largerLast(last: i32, half: i32): i32 {
+  return max(last, (half << 1) & 0xffff);
+}
+
 /** Adds `carry` to the bits below the BF16 part and cuts them off; NaN becomes a quiet NaN instead of being carried to infinity. */
 function toBf16(value: v128, carry: v128, quietBit: v128): v128 {
   const rounded = i32x4.shr_u(i32x4.add(value, carry), 16);
@@ -67,20 +85,27 @@ function nearestEven(value: v128, below: v128): v128 {
   return i32x4.add(below, i32x4.shr_u(i32x4.shl(value, 15), 31));
 }
 
-export function convert_f32_bf16(source: usize, target: usize, count: usize): void {
+export function convert_f32_bf16(source: usize, target: usize, count: usize): bool {
   const below = constant<i32>(0x7fff, count),
     quietBit = bf16QuietBit(count);
   const whole = count & ~7;
+  let most = i32x4.splat(0),
+    last = 0;
   let i: usize = 0;
   for (; i < whole; i += 8) {
     const value = v128.load(source + 4 * i),
       next = v128.load(source + 4 * i, 16);
-    v128.store(target + 2 * i, i16x8.narrow_i32x4_u(toBf16(value, nearestEven(value, below), quietBit), toBf16(next, nearestEven(next, below), quietBit)));
+    const halves = i16x8.narrow_i32x4_u(toBf16(value, nearestEven(value, below), quietBit), toBf16(next, nearestEven(next, below), quietBit));
+    v128.store(target + 2 * i, halves);
+    most = larger(most, halves);
   }
   for (; i < count; i++) {
     const value = v128.load_splat<f32>(source + 4 * i);
-    store<u16>(target + 2 * i, <u16>i32x4.extract_lane(toBf16(value, nearestEven(value, below), quietBit), 0));
+    const half = i32x4.extract_lane(toBf16(value, nearestEven(value, below), quietBit), 0);
+    store<u16>(target + 2 * i, <u16>half);
+    last = largerLast(last, half);
   }
+  return reaches(most, last, BF16_INFINITY);
 }
 
 /**
@@ -100,30 +125,34 @@ function mix(value: v128, first: v128, second: v128): v128 {
   return v128.xor(x, i32x4.shr_u(x, 16));
 }
 
-/** Rounds up with the probability of the part that is cut off. `index` is one more than the tensor's element that the shard starts at. */
-export function convert_stochastic_f32_bf16(source: usize, target: usize, index: usize, count: usize, keyLow: f64, keyHigh: f64): void {
-  const low = i32x4.splat(<i32>(<u32>keyLow)),
-    high = i32x4.splat(<i32>(<u32>keyHigh));
+/** Rounds up with the probability of the part that is cut off. Scalars: the lower and the upper half of the key. `index` is one more than the tensor's element that the shard starts at. */
+export function convert_stochastic_f32_bf16(source: usize, target: usize, index: usize, count: usize, scalars: usize): bool {
+  const low = i32x4.splat(<i32>(<u32>scalar(scalars, 0))),
+    high = i32x4.splat(<i32>(<u32>scalar(scalars, 1)));
   const first = constant<i32>(0x7feb352d, count),
     second = constant<i32>(<i32>0x846ca68b, count),
     quietBit = bf16QuietBit(count);
   const whole = count & ~7;
+  let most = i32x4.splat(0),
+    last = 0;
   let i: usize = 0;
   for (; i < whole; i += 8) {
     const at = i32x4.splat(<i32>(index + i));
-    v128.store(
-      target + 2 * i,
-      i16x8.narrow_i32x4_u(
-        toBf16(v128.load(source + 4 * i), noise(i32x4.add(at, i32x4(0, 1, 2, 3)), low, high, first, second), quietBit),
-        toBf16(v128.load(source + 4 * i, 16), noise(i32x4.add(at, i32x4(4, 5, 6, 7)), low, high, first, second), quietBit),
-      ),
+    const halves = i16x8.narrow_i32x4_u(
+      toBf16(v128.load(source + 4 * i), noise(i32x4.add(at, i32x4(0, 1, 2, 3)), low, high, first, second), quietBit),
+      toBf16(v128.load(source + 4 * i, 16), noise(i32x4.add(at, i32x4(4, 5, 6, 7)), low, high, first, second), quietBit),
     );
+    v128.store(target + 2 * i, halves);
+    most = larger(most, halves);
   }
   for (; i < count; i++) {
     const value = v128.load_splat<f32>(source + 4 * i);
     const carry = noise(i32x4.splat(<i32>(index + i)), low, high, first, second);
-    store<u16>(target + 2 * i, <u16>i32x4.extract_lane(toBf16(value, carry, quietBit), 0));
+    const half = i32x4.extract_lane(toBf16(value, carry, quietBit), 0);
+    store<u16>(target + 2 * i, <u16>half);
+    last = largerLast(last, half);
   }
+  return reaches(most, last, BF16_INFINITY);
 }
 
 /** Four float32 to float16 in the low halves of lanes, to nearest even. */
@@ -141,22 +170,28 @@ function singleToHalf(value: v128, rebias: v128, half: v128, leastNormal: v128, 
   return v128.or(v128.or(i32x4.min_s(finite, inf), nan), sign);
 }
 
-export function convert_f32_f16(source: usize, target: usize, count: usize): void {
+export function convert_f32_f16(source: usize, target: usize, count: usize): bool {
   const rebias = constant<i32>(<i32>0xc8000fff, count),
     half = constant<i32>(0x3f000000, count),
     leastNormal = constant<i32>(0x38800000, count),
     inf = constant<i32>(0x7c00, count);
   const whole = count & ~7;
+  let most = i32x4.splat(0),
+    last = 0;
   let i: usize = 0;
   for (; i < whole; i += 8) {
-    const halves = singleToHalf(v128.load(source + 4 * i), rebias, half, leastNormal, inf),
-      next = singleToHalf(v128.load(source + 4 * i, 16), rebias, half, leastNormal, inf);
-    v128.store(target + 2 * i, i16x8.narrow_i32x4_u(halves, next));
+    const low = singleToHalf(v128.load(source + 4 * i), rebias, half, leastNormal, inf),
+      high = singleToHalf(v128.load(source + 4 * i, 16), rebias, half, leastNormal, inf);
+    const halves = i16x8.narrow_i32x4_u(low, high);
+    v128.store(target + 2 * i, halves);
+    most = larger(most, halves);
   }
   for (; i < count; i++) {
-    const halves = singleToHalf(v128.load_splat<f32>(source + 4 * i), rebias, half, leastNormal, inf);
-    store<u16>(target + 2 * i, <u16>i32x4.extract_lane(halves, 0));
+    const halves = i32x4.extract_lane(singleToHalf(v128.load_splat<f32>(source + 4 * i), rebias, half, leastNormal, inf), 0);
+    store<u16>(target + 2 * i, <u16>halves);
+    last = largerLast(last, halves);
   }
+  return reaches(most, last, F16_INFINITY);
 }
 
 export function convert_f64_f32(source: usize, target: usize, count: usize): void {

@@ -1,5 +1,5 @@
-/** Passes over gradients that every optimizer shares: checks, sums, scaling. One shard; `count` elements; `sums` is this block's row of float64 results. */
-import { filled, PAIR, pairedBytes, read, readNext, spread, VECTOR, wholeBytes, write, writePair } from "./_lanes";
+/** Passes over gradients that every optimizer shares: checks, sums, scaling. `scale`, `divide` and `clamp` have one scalar. */
+import { filled, lanes, PAIR, pairedBytes, read, readNext, scalar, spread, VECTOR, wholeBytes, write, writePair } from "./_lanes";
 import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce";
 
 /** 0 where the square is finite, else NaN. */
@@ -82,8 +82,8 @@ function norm<T>(grad: usize, sums: usize, count: usize): void {
 }
 
 /** grad *= factor: -1 for `maximize`, the clipping coefficient otherwise. */
-function scale<T>(grad: usize, count: usize, factor: f64): void {
-  const factors = spread<T>(factor);
+function scale<T>(grad: usize, count: usize, scalars: usize): void {
+  const factors = lanes<T>(scalars, 0);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   let i: usize = 0;
@@ -92,8 +92,8 @@ function scale<T>(grad: usize, count: usize, factor: f64): void {
 }
 
 /** grad /= divisor, rounded once: exact for powers of two. */
-function divide<T>(grad: usize, count: usize, divisor: f64): void {
-  const divisors = spread<T>(divisor);
+function divide<T>(grad: usize, count: usize, scalars: usize): void {
+  const divisors = lanes<T>(scalars, 0);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   let i: usize = 0;
@@ -103,7 +103,8 @@ function divide<T>(grad: usize, count: usize, divisor: f64): void {
 }
 
 /** grad = min(max(grad, -limit), limit); NaN stays. */
-function clamp<T>(grad: usize, count: usize, limit: f64): void {
+function clamp<T>(grad: usize, count: usize, scalars: usize): void {
+  const limit = scalar(scalars, 0);
   const upper = spread<T>(limit),
     lower = spread<T>(-limit);
   const paired = pairedBytes<T>(count),
@@ -133,26 +134,26 @@ export function gradient_norm_f64(grad: usize, sums: usize, count: usize): void 
   norm<f64>(grad, sums, count);
 }
 
-export function gradient_scale_f32(grad: usize, count: usize, factor: f64): void {
-  scale<f32>(grad, count, factor);
+export function gradient_scale_f32(grad: usize, count: usize, scalars: usize): void {
+  scale<f32>(grad, count, scalars);
 }
 
-export function gradient_scale_f64(grad: usize, count: usize, factor: f64): void {
-  scale<f64>(grad, count, factor);
+export function gradient_scale_f64(grad: usize, count: usize, scalars: usize): void {
+  scale<f64>(grad, count, scalars);
 }
 
-export function gradient_divide_f32(grad: usize, count: usize, divisor: f64): void {
-  divide<f32>(grad, count, divisor);
+export function gradient_divide_f32(grad: usize, count: usize, scalars: usize): void {
+  divide<f32>(grad, count, scalars);
 }
 
-export function gradient_divide_f64(grad: usize, count: usize, divisor: f64): void {
-  divide<f64>(grad, count, divisor);
+export function gradient_divide_f64(grad: usize, count: usize, scalars: usize): void {
+  divide<f64>(grad, count, scalars);
 }
 
-export function gradient_clamp_f32(grad: usize, count: usize, limit: f64): void {
-  clamp<f32>(grad, count, limit);
+export function gradient_clamp_f32(grad: usize, count: usize, scalars: usize): void {
+  clamp<f32>(grad, count, scalars);
 }
 
-export function gradient_clamp_f64(grad: usize, count: usize, limit: f64): void {
-  clamp<f64>(grad, count, limit);
+export function gradient_clamp_f64(grad: usize, count: usize, scalars: usize): void {
+  clamp<f64>(grad, count, scalars);
 }

@@ -1,18 +1,23 @@
 /**
  * LAMB in passes, because the trust ratio needs the norms of whole tensors (src/optimizers/lamb.ts). The update is kept in
- * the gradient's memory between the passes. One shard; `count` elements; `sums` is this block's row of float64 results.
+ * the gradient's memory between the passes. Scalars: lamb_moments decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot,
+ * eps; lamb_cautious those from averages on; lamb_decayed decay, inUpdate, scale; lamb_apply decay, rate.
  */
 import {
   AnyWeight,
   areLight,
+  Decoupled,
   descend,
   filled,
   isLight,
   isOn,
+  isSuspect,
   Light,
+  lanes,
   largestFinite,
   lerpAny,
   lerpSquareAny,
+  NoDecay,
   Off,
   On,
   PAIR,
@@ -20,11 +25,13 @@ import {
   read,
   readNext,
   readPair,
+  scalar,
   spread,
   VECTOR,
   wholeBytes,
   write,
   writePair,
+  writeParam,
 } from "./_lanes";
 import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce";
 
@@ -34,34 +41,26 @@ function denominator<T>(v: v128, epsRoot: v128, eps: v128): v128 {
 }
 
 /** exp_avg with the gradient in it. */
-function mean<T, K>(expAvg: v128, g: v128, averages: bool, weight1: f64, weight1s: v128): v128 {
-  return averages ? lerpAny<T, K>(expAvg, g, weight1, weight1s) : v128.add<T>(v128.mul<T>(spread<T>(1 - weight1), expAvg), g);
+function mean<T, K>(expAvg: v128, g: v128, averages: bool, weight1: f64, weights1: v128): v128 {
+  return averages ? lerpAny<T, K>(expAvg, g, weight1, weights1) : v128.add<T>(v128.mul<T>(spread<T>(1 - weight1), expAvg), g);
 }
 
 /**
  * Brings the moments up to date and leaves the denominator in the gradient's memory. A pair of vectors, or one element. Usual is
  * that of `moments`: each of its loops has a copy of its own, which becomes a part of it. A call takes as long as all the rest (measured).
  */
+// biome-ignore format: operands, then constants
 function average<T, W, K, Usual>(
-  grad: usize,
-  expAvg: usize,
-  expAvgSq: usize,
-  averages: bool,
-  weight1: f64,
-  weight1s: v128,
-  weight2: f64,
-  weight2s: v128,
-  largest: v128,
-  epsRoot: v128,
-  eps: v128,
+  grad: usize, expAvg: usize, expAvgSq: usize,
+  averages: bool, weight1: f64, weights1: v128, weight2: f64, weights2: v128, largest: v128, epsRoot: v128, eps: v128,
 ): void {
   const weighs = isOn<Usual>() || averages;
   const g = read<T, W>(grad),
     gNext = readNext<T, W>(grad);
-  const m = mean<T, K>(read<T, W>(expAvg), g, weighs, weight1, weight1s),
-    mNext = mean<T, K>(readNext<T, W>(expAvg), gNext, weighs, weight1, weight1s);
-  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s, largest),
-    vNext = lerpSquareAny<T, K>(readNext<T, W>(expAvgSq), v128.mul<T>(gNext, gNext), weight2, weight2s, largest);
+  const m = mean<T, K>(read<T, W>(expAvg), g, weighs, weight1, weights1),
+    mNext = mean<T, K>(readNext<T, W>(expAvg), gNext, weighs, weight1, weights1);
+  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weights2, largest),
+    vNext = lerpSquareAny<T, K>(readNext<T, W>(expAvgSq), v128.mul<T>(gNext, gNext), weight2, weights2, largest);
   writePair<T, W>(expAvg, m, mNext);
   writePair<T, W>(expAvgSq, v, vNext);
   writePair<T, W>(grad, denominator<T>(v, epsRoot, eps), denominator<T>(vNext, epsRoot, eps));
@@ -96,33 +95,20 @@ const LAG: usize = 4 * PAIR;
  * that averages and inUpdate are there and decay is not. The loop has a root, a division and two sums
  * under way at three places, which takes four fifths of the time of one after the other (measured).
  */
-function moments<T, K, Usual>(
-  param: usize,
-  grad: usize,
-  expAvg: usize,
-  expAvgSq: usize,
-  sums: usize,
-  count: usize,
-  decay: f64,
-  inUpdate: f64,
-  averages: f64,
-  weight1: f64,
-  weight2: f64,
-  meanScale: f64,
-  epsRoot: f64,
-  eps: f64,
-): void {
-  const decays = spread<T>(decay),
-    inUpdates = spread<T>(inUpdate),
-    shrinks = !isOn<Usual>() && decay !== 0,
-    adds = inUpdate !== 0,
-    weighs = averages !== 0;
-  const weight1s = spread<T>(weight1);
-  const weight2s = spread<T>(weight2),
+function moments<T, K, Usual>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
+  const decays = lanes<T>(scalars, 0),
+    inUpdates = lanes<T>(scalars, 1),
+    shrinks = !isOn<Usual>() && scalar(scalars, 0) !== 0,
+    adds = scalar(scalars, 1) !== 0,
+    weighs = scalar(scalars, 2) !== 0;
+  const weight1 = scalar(scalars, 3),
+    weight2 = scalar(scalars, 4),
+    weights1 = lanes<T>(scalars, 3),
+    weights2 = lanes<T>(scalars, 4),
     largest = largestFinite<T>(count);
-  const means = spread<T>(meanScale),
-    root = spread<T>(epsRoot),
-    epss = spread<T>(eps);
+  const means = lanes<T>(scalars, 5),
+    root = lanes<T>(scalars, 6),
+    epss = lanes<T>(scalars, 7);
   const paired = pairedBytes<T>(count),
     whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
@@ -131,7 +117,7 @@ function moments<T, K, Usual>(
     updateLow = f64x2.splat(0),
     updateHigh = f64x2.splat(0);
   for (let i: usize = 0; i < paired + 2 * LAG; i += PAIR) {
-    if (i < paired) average<T, v128, K, Usual>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, root, epss);
+    if (i < paired) average<T, v128, K, Usual>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weights1, weight2, weights2, largest, root, epss);
     // Below 0 these wrap round to more than `paired`.
     const j = i - LAG,
       k = i - 2 * LAG;
@@ -152,7 +138,7 @@ function moments<T, K, Usual>(
     }
   }
   for (let i = paired; i < bytes; i += sizeof<T>()) {
-    average<T, T, K, Usual>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, root, epss);
+    average<T, T, K, Usual>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weights1, weight2, weights2, largest, root, epss);
     update<T, T, Usual>(param + i, grad + i, expAvg + i, means, inUpdates, adds);
   }
   for (let i = paired; i < whole; i += VECTOR) {
@@ -172,66 +158,47 @@ function moments<T, K, Usual>(
 }
 
 /** For `caution`: r where its sign agrees with the gradient's, else 0, written over the gradient; sums = [how many agree]. */
-function cautious<T, K>(
-  grad: usize,
-  expAvg: usize,
-  expAvgSq: usize,
-  sums: usize,
-  count: usize,
-  averages: f64,
-  weight1: f64,
-  weight2: f64,
-  meanScale: f64,
-  epsRoot: f64,
-  eps: f64,
-): void {
-  const weight1s = spread<T>(weight1);
-  const weight2s = spread<T>(weight2),
+function cautious<T, K>(grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
+  const weight1 = scalar(scalars, 1),
+    weight2 = scalar(scalars, 2),
+    weights1 = lanes<T>(scalars, 1),
+    weights2 = lanes<T>(scalars, 2),
     largest = largestFinite<T>(count);
-  const means = spread<T>(meanScale),
-    root = spread<T>(epsRoot),
-    epss = spread<T>(eps);
+  const means = lanes<T>(scalars, 3),
+    root = lanes<T>(scalars, 4),
+    epss = lanes<T>(scalars, 5);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   // Light weights come here only with averages.
-  const weighs = isLight<K>() || averages !== 0;
+  const weighs = isLight<K>() || scalar(scalars, 0) !== 0;
   let agree = i32x4.splat(0);
   let i: usize = 0;
   for (; i < paired; i += PAIR)
     agree = tally(
       agree,
-      cautiousElement<T, v128, K>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, means, root, epss),
+      cautiousElement<T, v128, K>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weights1, weight2, weights2, largest, means, root, epss),
     );
   for (; i < bytes; i += sizeof<T>())
     agree = tally(
       agree,
-      cautiousElement<T, T, K>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weight1s, weight2, weight2s, largest, means, root, epss),
+      cautiousElement<T, T, K>(grad + i, expAvg + i, expAvgSq + i, weighs, weight1, weights1, weight2, weights2, largest, means, root, epss),
     );
   storeTally<T>(sums, agree);
 }
 
-/** For `cautious`: a pair of vectors, or one element. Returns -1 for each value in a lane whose sign agrees. */
+/** Returns -1 for each value in a lane whose sign agrees. */
+// biome-ignore format: operands, then constants
 function cautiousElement<T, W, K>(
-  grad: usize,
-  expAvg: usize,
-  expAvgSq: usize,
-  averages: bool,
-  weight1: f64,
-  weight1s: v128,
-  weight2: f64,
-  weight2s: v128,
-  largest: v128,
-  meanScale: v128,
-  epsRoot: v128,
-  eps: v128,
+  grad: usize, expAvg: usize, expAvgSq: usize,
+  averages: bool, weight1: f64, weights1: v128, weight2: f64, weights2: v128, largest: v128, meanScale: v128, epsRoot: v128, eps: v128,
 ): v128 {
   const zero = i32x4.splat(0);
   const g = read<T, W>(grad),
     gNext = readNext<T, W>(grad);
-  const m = mean<T, K>(read<T, W>(expAvg), g, averages, weight1, weight1s),
-    mNext = mean<T, K>(readNext<T, W>(expAvg), gNext, averages, weight1, weight1s);
-  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weight2s, largest),
-    vNext = lerpSquareAny<T, K>(readNext<T, W>(expAvgSq), v128.mul<T>(gNext, gNext), weight2, weight2s, largest);
+  const m = mean<T, K>(read<T, W>(expAvg), g, averages, weight1, weights1),
+    mNext = mean<T, K>(readNext<T, W>(expAvg), gNext, averages, weight1, weights1);
+  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weights2, largest),
+    vNext = lerpSquareAny<T, K>(readNext<T, W>(expAvgSq), v128.mul<T>(gNext, gNext), weight2, weights2, largest);
   writePair<T, W>(expAvg, m, mNext);
   writePair<T, W>(expAvgSq, v, vNext);
   const r = ratio<T>(m, denominator<T>(v, epsRoot, eps), meanScale),
@@ -243,12 +210,12 @@ function cautiousElement<T, W, K>(
 }
 
 /** After `cautious`: update = scale*r + inUpdate*param over the gradient; sums as in `moments`. */
-function decayed<T>(param: usize, grad: usize, sums: usize, count: usize, decay: f64, inUpdate: f64, scale: f64): void {
-  const decays = spread<T>(decay),
-    shrinks = decay !== 0,
-    inUpdates = spread<T>(inUpdate),
-    adds = inUpdate !== 0,
-    scales = spread<T>(scale);
+function decayed<T>(param: usize, grad: usize, sums: usize, count: usize, scalars: usize): void {
+  const decays = lanes<T>(scalars, 0),
+    shrinks = scalar(scalars, 0) !== 0,
+    inUpdates = lanes<T>(scalars, 1),
+    adds = scalar(scalars, 1) !== 0,
+    scales = lanes<T>(scalars, 2);
   const whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
   let paramLow = f64x2.splat(0),
@@ -279,122 +246,70 @@ function decayed<T>(param: usize, grad: usize, sums: usize, count: usize, decay:
   storeSum(sums + 8, updateLow, updateHigh);
 }
 
-/** param -= decay*param + rate*update (Shrinks says whether decay is there), the update read from the gradient's memory. */
-function apply<T, Shrinks>(param: usize, grad: usize, count: usize, decay: f64, rate: f64): void {
-  const decays = spread<T>(decay),
-    rates = spread<T>(rate);
+/** param -= decay*param + rate*update, the update read from the gradient's memory. */
+function apply<T, D>(param: usize, grad: usize, count: usize, scalars: usize): bool {
+  const decay = lanes<T>(scalars, 0),
+    rate = lanes<T>(scalars, 1);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
+  let total = v128.splat<T>(0);
   let i: usize = 0;
-  for (; i < paired; i += PAIR) applyElement<T, v128, Shrinks>(param + i, grad + i, decays, rates);
-  for (; i < bytes; i += sizeof<T>()) applyElement<T, T, Shrinks>(param + i, grad + i, decays, rates);
+  for (; i < paired; i += PAIR) total = v128.add<T>(total, applyElement<T, v128, D>(param + i, grad + i, decay, rate));
+  for (; i < bytes; i += sizeof<T>()) total = v128.add<T>(total, applyElement<T, T, D>(param + i, grad + i, decay, rate));
+  return isSuspect<T>(total);
 }
 
-/** A pair of vectors, or one element. */
-function applyElement<T, W, Shrinks>(param: usize, grad: usize, decay: v128, rate: v128): void {
+function applyElement<T, W, D>(param: usize, grad: usize, decay: v128, rate: v128): v128 {
   const update = v128.mul<T>(rate, read<T, W>(grad)),
     updateNext = v128.mul<T>(rate, readNext<T, W>(grad));
-  const p = descend<T>(read<T, W>(param), decay, isOn<Shrinks>(), update),
-    pNext = descend<T>(readNext<T, W>(param), decay, isOn<Shrinks>(), updateNext);
-  writePair<T, W>(param, p, pNext);
+  return writeParam<T, W>(param, descend<T, D>(read<T, W>(param), decay, update), descend<T, D>(readNext<T, W>(param), decay, updateNext));
 }
 
-export function lamb_moments_f32(
-  param: usize,
-  grad: usize,
-  expAvg: usize,
-  expAvgSq: usize,
-  sums: usize,
-  count: usize,
-  decay: f64,
-  inUpdate: f64,
-  averages: f64,
-  weight1: f64,
-  weight2: f64,
-  meanScale: f64,
-  epsRoot: f64,
-  eps: f64,
-): void {
-  if (!areLight(weight1, weight2))
-    moments<f32, AnyWeight, Off>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
-  else if (averages !== 0 && inUpdate !== 0 && decay === 0)
-    moments<f32, Light, On>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
-  else moments<f32, Light, Off>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
+function anyMoments<T>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
+  const isUsual = scalar(scalars, 2) !== 0 && scalar(scalars, 1) !== 0 && scalar(scalars, 0) === 0;
+  if (!areLight(scalar(scalars, 3), scalar(scalars, 4))) moments<T, AnyWeight, Off>(param, grad, expAvg, expAvgSq, sums, count, scalars);
+  else if (isUsual) moments<T, Light, On>(param, grad, expAvg, expAvgSq, sums, count, scalars);
+  else moments<T, Light, Off>(param, grad, expAvg, expAvgSq, sums, count, scalars);
 }
 
-export function lamb_moments_f64(
-  param: usize,
-  grad: usize,
-  expAvg: usize,
-  expAvgSq: usize,
-  sums: usize,
-  count: usize,
-  decay: f64,
-  inUpdate: f64,
-  averages: f64,
-  weight1: f64,
-  weight2: f64,
-  meanScale: f64,
-  epsRoot: f64,
-  eps: f64,
-): void {
-  if (!areLight(weight1, weight2))
-    moments<f64, AnyWeight, Off>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
-  else if (averages !== 0 && inUpdate !== 0 && decay === 0)
-    moments<f64, Light, On>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
-  else moments<f64, Light, Off>(param, grad, expAvg, expAvgSq, sums, count, decay, inUpdate, averages, weight1, weight2, meanScale, epsRoot, eps);
+function anyCautious<T>(grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
+  if (scalar(scalars, 0) !== 0 && areLight(scalar(scalars, 1), scalar(scalars, 2))) cautious<T, Light>(grad, expAvg, expAvgSq, sums, count, scalars);
+  else cautious<T, AnyWeight>(grad, expAvg, expAvgSq, sums, count, scalars);
 }
 
-export function lamb_cautious_f32(
-  grad: usize,
-  expAvg: usize,
-  expAvgSq: usize,
-  sums: usize,
-  count: usize,
-  averages: f64,
-  weight1: f64,
-  weight2: f64,
-  meanScale: f64,
-  epsRoot: f64,
-  eps: f64,
-): void {
-  if (averages !== 0 && areLight(weight1, weight2))
-    cautious<f32, Light>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, epsRoot, eps);
-  else cautious<f32, AnyWeight>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, epsRoot, eps);
+function anyApply<T>(param: usize, grad: usize, count: usize, scalars: usize): bool {
+  if (scalar(scalars, 0) !== 0) return apply<T, Decoupled>(param, grad, count, scalars);
+  return apply<T, NoDecay>(param, grad, count, scalars);
 }
 
-export function lamb_cautious_f64(
-  grad: usize,
-  expAvg: usize,
-  expAvgSq: usize,
-  sums: usize,
-  count: usize,
-  averages: f64,
-  weight1: f64,
-  weight2: f64,
-  meanScale: f64,
-  epsRoot: f64,
-  eps: f64,
-): void {
-  if (averages !== 0 && areLight(weight1, weight2))
-    cautious<f64, Light>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, epsRoot, eps);
-  else cautious<f64, AnyWeight>(grad, expAvg, expAvgSq, sums, count, averages, weight1, weight2, meanScale, epsRoot, eps);
+export function lamb_moments_f32(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
+  anyMoments<f32>(param, grad, expAvg, expAvgSq, sums, count, scalars);
 }
 
-export function lamb_decayed_f32(param: usize, grad: usize, sums: usize, count: usize, decay: f64, inUpdate: f64, scale: f64): void {
-  decayed<f32>(param, grad, sums, count, decay, inUpdate, scale);
+export function lamb_moments_f64(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
+  anyMoments<f64>(param, grad, expAvg, expAvgSq, sums, count, scalars);
 }
 
-export function lamb_decayed_f64(param: usize, grad: usize, sums: usize, count: usize, decay: f64, inUpdate: f64, scale: f64): void {
-  decayed<f64>(param, grad, sums, count, decay, inUpdate, scale);
+export function lamb_cautious_f32(grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
+  anyCautious<f32>(grad, expAvg, expAvgSq, sums, count, scalars);
 }
 
-export function lamb_apply_f32(param: usize, grad: usize, count: usize, decay: f64, rate: f64): void {
-  if (decay !== 0) apply<f32, On>(param, grad, count, decay, rate);
-  else apply<f32, Off>(param, grad, count, decay, rate);
+export function lamb_cautious_f64(grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
+  anyCautious<f64>(grad, expAvg, expAvgSq, sums, count, scalars);
 }
 
-export function lamb_apply_f64(param: usize, grad: usize, count: usize, decay: f64, rate: f64): void {
-  if (decay !== 0) apply<f64, On>(param, grad, count, decay, rate);
-  else apply<f64, Off>(param, grad, count, decay, rate);
+export function lamb_decayed_f32(param: usize, grad: usize, sums: usize, count: usize, scalars: usize): void {
+  decayed<f32>(param, grad, sums, count, scalars);
+}
+
+export function lamb_decayed_f64(param: usize, grad: usize, sums: usize, count: usize, scalars: usize): void {
+  decayed<f64>(param, grad, sums, count, scalars);
+}
+
+export function lamb_apply_f32(param: usize, grad: usize, count: usize, scalars: usize): bool {
+  return anyApply<f32>(param, grad, count, scalars);
+}
+
+export function lamb_apply_f64(param: usize, grad: usize, count: usize, scalars: usize): bool {
+  return anyApply<f64>(param, grad, count, scalars);
 }

@@ -1,77 +1,67 @@
-/** QHM. One shard; `count` elements. Scalars in the order of src/optimizers/qhm.ts. */
+/** QHM (src/optimizers/qhm.ts). Scalars: l2, decay, weight, bufferRate, gradRate. */
 import {
   AnyWeight,
   areLight,
   blend,
-  coupled,
+  Coupled,
+  Decoupled,
+  decayed,
+  decayOf,
   descend,
   isLight,
   isOn,
+  isSuspect,
   Light,
   lerp,
+  NoDecay,
   Off,
   On,
   PAIR,
   pairedBytes,
   read,
   readNext,
+  scalar,
   spread,
   writePair,
+  writeParam,
 } from "./_lanes";
 
-/**
- * buffer = lerp(buffer, g, weight); param -= decay*param + bufferRate*buffer + gradRate*g, g = grad + l2*param. Couples, Shrinks
- * and Blends say whether l2, decay and bufferRate are there, the first two never together.
- */
-function step<T, K, Couples, Shrinks, Blends>(
-  param: usize,
-  grad: usize,
-  buffer: usize,
-  count: usize,
-  l2: f64,
-  decay: f64,
-  weight: f64,
-  bufferRate: f64,
-  gradRate: f64,
-): void {
-  const l2s = spread<T>(l2),
-    decays = spread<T>(decay),
-    weights = isLight<K>() ? spread<T>(weight) : f64x2.splat(weight),
-    keeps = f64x2.splat(1 - weight);
-  const bufferRates = f64x2.splat(bufferRate),
-    gradRates = isOn<Blends>() ? f64x2.splat(gradRate) : spread<T>(gradRate);
+/** buffer = lerp(buffer, g, weight); param -= decay*param + bufferRate*buffer + gradRate*g, g = grad + l2*param. Blends says whether bufferRate is there. */
+function step<T, K, D, Blends>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
+  const rate = scalar(scalars, 4),
+    mean = scalar(scalars, 2);
+  const decay = decayOf<T, D>(scalars),
+    weight = isLight<K>() ? spread<T>(mean) : f64x2.splat(mean),
+    keep = f64x2.splat(1 - mean),
+    bufferRate = f64x2.splat(scalar(scalars, 3)),
+    gradRate = isOn<Blends>() ? f64x2.splat(rate) : spread<T>(rate);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
+  let total = v128.splat<T>(0);
   let i: usize = 0;
   for (; i < paired; i += PAIR)
-    element<T, v128, K, Couples, Shrinks, Blends>(param + i, grad + i, buffer + i, l2s, decays, weights, keeps, bufferRates, gradRates);
+    total = v128.add<T>(total, element<T, v128, K, D, Blends>(param + i, grad + i, buffer + i, decay, weight, keep, bufferRate, gradRate));
   for (; i < bytes; i += sizeof<T>())
-    element<T, T, K, Couples, Shrinks, Blends>(param + i, grad + i, buffer + i, l2s, decays, weights, keeps, bufferRates, gradRates);
+    total = v128.add<T>(total, element<T, T, K, D, Blends>(param + i, grad + i, buffer + i, decay, weight, keep, bufferRate, gradRate));
+  return isSuspect<T>(total);
 }
 
-/** A pair of vectors, or one element. */
-function element<T, W, K, Couples, Shrinks, Blends>(
-  param: usize,
-  grad: usize,
-  buffer: usize,
-  l2: v128,
-  decay: v128,
-  weight: v128,
-  keep: v128,
-  bufferRate: v128,
-  gradRate: v128,
-): void {
+// biome-ignore format: operands, then constants
+function element<T, W, K, D, Blends>(
+  param: usize, grad: usize, buffer: usize,
+  decay: v128, weight: v128, keep: v128, bufferRate: v128, gradRate: v128,
+): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = coupled<T>(read<T, W>(grad), p, l2, isOn<Couples>()),
-    gNext = coupled<T>(readNext<T, W>(grad), pNext, l2, isOn<Couples>());
+  const g = decayed<T, D>(read<T, W>(grad), p, decay),
+    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, decay);
   const b = average<T, K>(read<T, W>(buffer), g, weight, keep),
     bNext = average<T, K>(readNext<T, W>(buffer), gNext, weight, keep);
   writePair<T, W>(buffer, b, bNext);
   // Without the buffer the operations are those of plain SGD, bit for bit.
   const update = isOn<Blends>() ? blend<T>(bufferRate, b, gradRate, g) : v128.mul<T>(gradRate, g),
     updateNext = isOn<Blends>() ? blend<T>(bufferRate, bNext, gradRate, gNext) : v128.mul<T>(gradRate, gNext);
-  writePair<T, W>(param, descend<T>(p, decay, isOn<Shrinks>(), update), descend<T>(pNext, decay, isOn<Shrinks>(), updateNext));
+  return writeParam<T, W>(param, descend<T, D>(p, decay, update), descend<T, D>(pNext, decay, updateNext));
 }
 
 /** `lerp`, blended in float64 for a weight that is not light. */
@@ -79,25 +69,26 @@ function average<T, K>(buffer: v128, g: v128, weight: v128, keep: v128): v128 {
   return isLight<K>() ? lerp<T>(buffer, g, weight) : blend<T>(keep, buffer, weight, g);
 }
 
-function decayed<T, K, Blends>(param: usize, grad: usize, buffer: usize, count: usize, l2: f64, decay: f64, weight: f64, bufferRate: f64, gradRate: f64): void {
-  if (l2 !== 0) step<T, K, On, Off, Blends>(param, grad, buffer, count, l2, decay, weight, bufferRate, gradRate);
-  else if (decay !== 0) step<T, K, Off, On, Blends>(param, grad, buffer, count, l2, decay, weight, bufferRate, gradRate);
-  else step<T, K, Off, Off, Blends>(param, grad, buffer, count, l2, decay, weight, bufferRate, gradRate);
+function anyBlend<T, K, D>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
+  if (scalar(scalars, 3) !== 0) return step<T, K, D, On>(param, grad, buffer, count, scalars);
+  return step<T, K, D, Off>(param, grad, buffer, count, scalars);
 }
 
-function qhm<T>(param: usize, grad: usize, buffer: usize, count: usize, l2: f64, decay: f64, weight: f64, bufferRate: f64, gradRate: f64): void {
-  const light = areLight(weight, 0),
-    blends = bufferRate !== 0;
-  if (light && blends) decayed<T, Light, On>(param, grad, buffer, count, l2, decay, weight, bufferRate, gradRate);
-  else if (light) decayed<T, Light, Off>(param, grad, buffer, count, l2, decay, weight, bufferRate, gradRate);
-  else if (blends) decayed<T, AnyWeight, On>(param, grad, buffer, count, l2, decay, weight, bufferRate, gradRate);
-  else decayed<T, AnyWeight, Off>(param, grad, buffer, count, l2, decay, weight, bufferRate, gradRate);
+function anyDecay<T, K>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
+  if (scalar(scalars, 0) !== 0) return anyBlend<T, K, Coupled>(param, grad, buffer, count, scalars);
+  if (scalar(scalars, 1) !== 0) return anyBlend<T, K, Decoupled>(param, grad, buffer, count, scalars);
+  return anyBlend<T, K, NoDecay>(param, grad, buffer, count, scalars);
 }
 
-export function qhm_f32(param: usize, grad: usize, buffer: usize, count: usize, l2: f64, decay: f64, weight: f64, bufferRate: f64, gradRate: f64): void {
-  qhm<f32>(param, grad, buffer, count, l2, decay, weight, bufferRate, gradRate);
+function qhm<T>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
+  if (areLight(scalar(scalars, 2), 0)) return anyDecay<T, Light>(param, grad, buffer, count, scalars);
+  return anyDecay<T, AnyWeight>(param, grad, buffer, count, scalars);
 }
 
-export function qhm_f64(param: usize, grad: usize, buffer: usize, count: usize, l2: f64, decay: f64, weight: f64, bufferRate: f64, gradRate: f64): void {
-  qhm<f64>(param, grad, buffer, count, l2, decay, weight, bufferRate, gradRate);
+export function qhm_f32(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
+  return qhm<f32>(param, grad, buffer, count, scalars);
+}
+
+export function qhm_f64(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
+  return qhm<f64>(param, grad, buffer, count, scalars);
 }

@@ -1,13 +1,18 @@
-/** RMSprop, plain or centered, with or without momentum. One shard; `count` elements; gradAvg and buffer are 0 where not in use. Scalars in the order of src/optimizers/rmsprop.ts. */
+/** RMSprop, plain or centered, with or without momentum (src/optimizers/rmsprop.ts); gradAvg and buffer are 0 where not in use. Scalars: l2, weight, lr, momentum, eps. */
 import {
   areLight,
   blend,
-  coupled,
+  Coupled,
+  decayed,
+  decayOf,
   Heavy,
   isOn,
+  isSuspect,
   Light,
+  lanes,
   largestFinite,
   lerpSquareAny,
+  NoDecay,
   narrow,
   Off,
   On,
@@ -15,120 +20,71 @@ import {
   pairedBytes,
   read,
   readNext,
-  spread,
+  scalar,
   wideHigh,
   wideLow,
   writePair,
+  writeParam,
 } from "./_lanes";
 
-/**
- * u = g / (sqrt(square_avg - grad_avg^2) + eps); buffer = momentum*buffer + u; param -= lr * buffer. Plain says that there is no
- * grad_avg, and that Buffers and Couples say whether buffer and l2 are there; else all of it is asked in the loop.
- */
-function step<T, K, Plain, Buffers, Couples>(
-  param: usize,
-  grad: usize,
-  squareAvg: usize,
-  gradAvg: usize,
-  buffer: usize,
-  count: usize,
-  l2: f64,
-  weight: f64,
-  lr: f64,
-  momentum: f64,
-  eps: f64,
-): void {
-  const l2s = spread<T>(l2),
-    weights = spread<T>(weight),
-    largest = largestFinite<T>(count),
-    rate = spread<T>(lr),
-    keeps = spread<T>(momentum),
-    epss = spread<T>(eps);
-  const couples = l2 !== 0;
+/** u = g / (sqrt(v) + eps), v = square_avg or, with Centered, its difference from grad_avg^2; buffer = momentum*buffer + u with Buffers; param -= lr * buffer, or lr * u. */
+function step<T, K, D, Centered, Buffers>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
+  const l2 = decayOf<T, D>(scalars),
+    weight = scalar(scalars, 1),
+    weights = lanes<T>(scalars, 1),
+    lr = lanes<T>(scalars, 2),
+    momentum = lanes<T>(scalars, 3),
+    eps = lanes<T>(scalars, 4),
+    largest = largestFinite<T>(count);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
+  let total = v128.splat<T>(0);
   let i: usize = 0;
+  // biome-ignore format: operands, then constants
   for (; i < paired; i += PAIR)
-    element<T, v128, K, Plain, Buffers, Couples>(
-      param + i,
-      grad + i,
-      squareAvg + i,
-      gradAvg ? gradAvg + i : 0,
-      buffer ? buffer + i : 0,
-      couples,
-      l2s,
-      weight,
-      weights,
-      largest,
-      rate,
-      keeps,
-      epss,
-    );
+    total = v128.add<T>(total, element<T, v128, K, D, Centered, Buffers>(param + i, grad + i, squareAvg + i, gradAvg + i, buffer + i,
+      l2, weight, weights, largest, lr, momentum, eps));
+  // biome-ignore format: operands, then constants
   for (; i < bytes; i += sizeof<T>())
-    element<T, T, K, Plain, Buffers, Couples>(
-      param + i,
-      grad + i,
-      squareAvg + i,
-      gradAvg ? gradAvg + i : 0,
-      buffer ? buffer + i : 0,
-      couples,
-      l2s,
-      weight,
-      weights,
-      largest,
-      rate,
-      keeps,
-      epss,
-    );
+    total = v128.add<T>(total, element<T, T, K, D, Centered, Buffers>(param + i, grad + i, squareAvg + i, gradAvg + i, buffer + i,
+      l2, weight, weights, largest, lr, momentum, eps));
+  return isSuspect<T>(total);
 }
 
-/** A pair of vectors, or one element. */
-function element<T, W, K, Plain, Buffers, Couples>(
-  param: usize,
-  grad: usize,
-  squareAvg: usize,
-  gradAvg: usize,
-  buffer: usize,
-  couples: bool,
-  l2: v128,
-  weight: f64,
-  weights: v128,
-  largest: v128,
-  lr: v128,
-  momentum: v128,
-  eps: v128,
-): void {
-  const adds = isOn<Plain>() ? isOn<Couples>() : couples,
-    keeps = isOn<Plain>() ? isOn<Buffers>() : buffer !== 0;
+// biome-ignore format: operands, then constants
+function element<T, W, K, D, Centered, Buffers>(
+  param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize,
+  l2: v128, weight: f64, weights: v128, largest: v128, lr: v128, momentum: v128, eps: v128,
+): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = coupled<T>(read<T, W>(grad), p, l2, adds),
-    gNext = coupled<T>(readNext<T, W>(grad), pNext, l2, adds);
-  let variance: v128, varianceNext: v128;
-  if (!isOn<Plain>() && gradAvg) {
+  const g = decayed<T, D>(read<T, W>(grad), p, l2),
+    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, l2);
+  const s = read<T, W>(squareAvg),
+    sNext = readNext<T, W>(squareAvg);
+  let v: v128, vNext: v128;
+  if (isOn<Centered>()) {
     const keep = f64x2.splat(1 - weight),
       fresh = f64x2.splat(weight);
-    const s = read<T, W>(squareAvg),
-      sNext = readNext<T, W>(squareAvg);
     const h = read<T, W>(gradAvg),
       hNext = readNext<T, W>(gradAvg);
     writePair<T, W>(squareAvg, squareMean<T>(s, g, keep, fresh), squareMean<T>(sNext, gNext, keep, fresh));
     writePair<T, W>(gradAvg, blend<T>(keep, h, fresh, g), blend<T>(keep, hNext, fresh, gNext));
-    variance = varianceOf<T>(s, h, g, keep, fresh);
-    varianceNext = varianceOf<T>(sNext, hNext, gNext, keep, fresh);
+    v = varianceOf<T>(s, h, g, keep, fresh);
+    vNext = varianceOf<T>(sNext, hNext, gNext, keep, fresh);
   } else {
-    variance = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest);
-    varianceNext = lerpSquareAny<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
-    writePair<T, W>(squareAvg, variance, varianceNext);
+    v = lerpSquareAny<T, K>(s, v128.mul<T>(g, g), weight, weights, largest);
+    vNext = lerpSquareAny<T, K>(sNext, v128.mul<T>(gNext, gNext), weight, weights, largest);
+    writePair<T, W>(squareAvg, v, vNext);
   }
-  let update = v128.div<T>(g, v128.add<T>(v128.sqrt<T>(variance), eps)),
-    updateNext = v128.div<T>(gNext, v128.add<T>(v128.sqrt<T>(varianceNext), eps));
-  if (keeps) {
-    update = v128.add<T>(v128.mul<T>(momentum, read<T, W>(buffer)), update);
-    updateNext = v128.add<T>(v128.mul<T>(momentum, readNext<T, W>(buffer)), updateNext);
-    writePair<T, W>(buffer, update, updateNext);
+  let u = v128.div<T>(g, v128.add<T>(v128.sqrt<T>(v), eps)),
+    uNext = v128.div<T>(gNext, v128.add<T>(v128.sqrt<T>(vNext), eps));
+  if (isOn<Buffers>()) {
+    u = v128.add<T>(v128.mul<T>(momentum, read<T, W>(buffer)), u);
+    uNext = v128.add<T>(v128.mul<T>(momentum, readNext<T, W>(buffer)), uNext);
+    writePair<T, W>(buffer, u, uNext);
   }
-  writePair<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, update)), v128.sub<T>(pNext, v128.mul<T>(lr, updateNext)));
+  return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, u)), v128.sub<T>(pNext, v128.mul<T>(lr, uNext)));
 }
 
 /** keep*average + fresh*sample in float64. */
@@ -160,57 +116,26 @@ function varianceHalf(s: v128, h: v128, g: v128, keep: v128, fresh: v128): v128 
   return f64x2.pmax(f64x2.sub(meanHalf(s, f64x2.mul(g, g), keep, fresh), f64x2.mul(mean, mean)), f64x2.splat(0));
 }
 
-function rmsprop<T>(
-  param: usize,
-  grad: usize,
-  squareAvg: usize,
-  gradAvg: usize,
-  buffer: usize,
-  count: usize,
-  l2: f64,
-  weight: f64,
-  lr: f64,
-  momentum: f64,
-  eps: f64,
-): void {
-  const buffers = buffer !== 0,
-    couples = l2 !== 0;
-  if (!areLight(weight, 0)) step<T, Heavy, Off, Off, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
-  else if (gradAvg) step<T, Light, Off, Off, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
-  else if (buffers && couples) step<T, Light, On, On, On>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
-  else if (buffers) step<T, Light, On, On, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
-  else if (couples) step<T, Light, On, Off, On>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
-  else step<T, Light, On, Off, Off>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+function anyBuffer<T, K, D, Centered>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
+  if (buffer) return step<T, K, D, Centered, On>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
+  return step<T, K, D, Centered, Off>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
 }
 
-export function rmsprop_f32(
-  param: usize,
-  grad: usize,
-  squareAvg: usize,
-  gradAvg: usize,
-  buffer: usize,
-  count: usize,
-  l2: f64,
-  weight: f64,
-  lr: f64,
-  momentum: f64,
-  eps: f64,
-): void {
-  rmsprop<f32>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+function anyMean<T, D>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
+  if (gradAvg) return anyBuffer<T, Light, D, On>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
+  if (areLight(scalar(scalars, 1), 0)) return anyBuffer<T, Light, D, Off>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
+  return anyBuffer<T, Heavy, D, Off>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
 }
 
-export function rmsprop_f64(
-  param: usize,
-  grad: usize,
-  squareAvg: usize,
-  gradAvg: usize,
-  buffer: usize,
-  count: usize,
-  l2: f64,
-  weight: f64,
-  lr: f64,
-  momentum: f64,
-  eps: f64,
-): void {
-  rmsprop<f64>(param, grad, squareAvg, gradAvg, buffer, count, l2, weight, lr, momentum, eps);
+function rmsprop<T>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
+  if (scalar(scalars, 0) !== 0) return anyMean<T, Coupled>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
+  return anyMean<T, NoDecay>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
+}
+
+export function rmsprop_f32(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
+  return rmsprop<f32>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
+}
+
+export function rmsprop_f64(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
+  return rmsprop<f64>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
 }

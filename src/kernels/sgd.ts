@@ -1,81 +1,93 @@
-/** SGD, without and with a momentum buffer. One shard; `count` elements. Scalars in the order of src/optimizers/sgd.ts. */
-import { coupled, isOn, Off, On, PAIR, pairedBytes, read, readNext, spread, writePair } from "./_lanes";
+/** SGD, without and with a momentum buffer (src/optimizers/sgd.ts). Scalars: l2, lr; with a buffer keep, fresh and ahead after them. */
+import {
+  Coupled,
+  decayed,
+  decayOf,
+  isOn,
+  isSuspect,
+  lanes,
+  NoDecay,
+  Off,
+  On,
+  PAIR,
+  pairedBytes,
+  read,
+  readNext,
+  scalar,
+  writePair,
+  writeParam,
+} from "./_lanes";
 
-/** param -= lr * (grad + l2*param). Couples says whether l2 is there. */
-function plain<T, Couples>(param: usize, grad: usize, count: usize, l2: f64, lr: f64): void {
-  const l2s = spread<T>(l2),
-    rate = spread<T>(lr);
+/** param -= lr * (grad + l2*param). */
+function plain<T, D>(param: usize, grad: usize, count: usize, scalars: usize): bool {
+  const l2 = decayOf<T, D>(scalars),
+    lr = lanes<T>(scalars, 1);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
+  let total = v128.splat<T>(0);
   let i: usize = 0;
-  for (; i < paired; i += PAIR) plainElement<T, v128, Couples>(param + i, grad + i, l2s, rate);
-  for (; i < bytes; i += sizeof<T>()) plainElement<T, T, Couples>(param + i, grad + i, l2s, rate);
+  for (; i < paired; i += PAIR) total = v128.add<T>(total, plainElement<T, v128, D>(param + i, grad + i, l2, lr));
+  for (; i < bytes; i += sizeof<T>()) total = v128.add<T>(total, plainElement<T, T, D>(param + i, grad + i, l2, lr));
+  return isSuspect<T>(total);
 }
 
-/** A pair of vectors, or one element. */
-function plainElement<T, W, Couples>(param: usize, grad: usize, l2: v128, lr: v128): void {
+function plainElement<T, W, D>(param: usize, grad: usize, l2: v128, lr: v128): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const direction = coupled<T>(read<T, W>(grad), p, l2, isOn<Couples>()),
-    directionNext = coupled<T>(readNext<T, W>(grad), pNext, l2, isOn<Couples>());
-  writePair<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, direction)), v128.sub<T>(pNext, v128.mul<T>(lr, directionNext)));
+  const g = decayed<T, D>(read<T, W>(grad), p, l2),
+    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, l2);
+  return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, g)), v128.sub<T>(pNext, v128.mul<T>(lr, gNext)));
 }
 
-/**
- * buffer = keep*buffer + fresh*(grad + l2*param); param -= lr * (nesterov ? grad + l2*param + ahead*buffer : buffer). Couples
- * and Nesterov say whether l2 and ahead are there.
- */
-function momentum<T, Couples, Nesterov>(param: usize, grad: usize, buffer: usize, count: usize, l2: f64, lr: f64, keep: f64, fresh: f64, ahead: f64): void {
-  const l2s = spread<T>(l2),
-    rate = spread<T>(lr),
-    keeps = spread<T>(keep),
-    freshs = spread<T>(fresh),
-    aheads = spread<T>(ahead);
+/** buffer = keep*buffer + fresh*g, g = grad + l2*param; param -= lr * (Nesterov ? g + ahead*buffer : buffer). */
+function momentum<T, D, Nesterov>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
+  const l2 = decayOf<T, D>(scalars),
+    lr = lanes<T>(scalars, 1),
+    keep = lanes<T>(scalars, 2),
+    fresh = lanes<T>(scalars, 3),
+    ahead = lanes<T>(scalars, 4);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
+  let total = v128.splat<T>(0);
   let i: usize = 0;
-  for (; i < paired; i += PAIR) momentumElement<T, v128, Couples, Nesterov>(param + i, grad + i, buffer + i, l2s, rate, keeps, freshs, aheads);
-  for (; i < bytes; i += sizeof<T>()) momentumElement<T, T, Couples, Nesterov>(param + i, grad + i, buffer + i, l2s, rate, keeps, freshs, aheads);
+  for (; i < paired; i += PAIR) total = v128.add<T>(total, momentumElement<T, v128, D, Nesterov>(param + i, grad + i, buffer + i, l2, lr, keep, fresh, ahead));
+  for (; i < bytes; i += sizeof<T>())
+    total = v128.add<T>(total, momentumElement<T, T, D, Nesterov>(param + i, grad + i, buffer + i, l2, lr, keep, fresh, ahead));
+  return isSuspect<T>(total);
 }
 
-/** A pair of vectors, or one element. */
-function momentumElement<T, W, Couples, Nesterov>(param: usize, grad: usize, buffer: usize, l2: v128, lr: v128, keep: v128, fresh: v128, ahead: v128): void {
+function momentumElement<T, W, D, Nesterov>(param: usize, grad: usize, buffer: usize, l2: v128, lr: v128, keep: v128, fresh: v128, ahead: v128): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = coupled<T>(read<T, W>(grad), p, l2, isOn<Couples>()),
-    gNext = coupled<T>(readNext<T, W>(grad), pNext, l2, isOn<Couples>());
+  const g = decayed<T, D>(read<T, W>(grad), p, l2),
+    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, l2);
   const b = v128.add<T>(v128.mul<T>(keep, read<T, W>(buffer)), v128.mul<T>(fresh, g)),
     bNext = v128.add<T>(v128.mul<T>(keep, readNext<T, W>(buffer)), v128.mul<T>(fresh, gNext));
   writePair<T, W>(buffer, b, bNext);
-  const direction = isOn<Nesterov>() ? v128.add<T>(g, v128.mul<T>(ahead, b)) : b,
-    directionNext = isOn<Nesterov>() ? v128.add<T>(gNext, v128.mul<T>(ahead, bNext)) : bNext;
-  writePair<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, direction)), v128.sub<T>(pNext, v128.mul<T>(lr, directionNext)));
+  const u = isOn<Nesterov>() ? v128.add<T>(g, v128.mul<T>(ahead, b)) : b,
+    uNext = isOn<Nesterov>() ? v128.add<T>(gNext, v128.mul<T>(ahead, bNext)) : bNext;
+  return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, u)), v128.sub<T>(pNext, v128.mul<T>(lr, uNext)));
 }
 
-function anyPlain<T>(param: usize, grad: usize, count: usize, l2: f64, lr: f64): void {
-  if (l2 !== 0) plain<T, On>(param, grad, count, l2, lr);
-  else plain<T, Off>(param, grad, count, l2, lr);
+function anyMomentum<T, D>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
+  if (scalar(scalars, 4) !== 0) return momentum<T, D, On>(param, grad, buffer, count, scalars);
+  return momentum<T, D, Off>(param, grad, buffer, count, scalars);
 }
 
-function anyMomentum<T>(param: usize, grad: usize, buffer: usize, count: usize, l2: f64, lr: f64, keep: f64, fresh: f64, ahead: f64): void {
-  if (l2 !== 0 && ahead !== 0) momentum<T, On, On>(param, grad, buffer, count, l2, lr, keep, fresh, ahead);
-  else if (l2 !== 0) momentum<T, On, Off>(param, grad, buffer, count, l2, lr, keep, fresh, ahead);
-  else if (ahead !== 0) momentum<T, Off, On>(param, grad, buffer, count, l2, lr, keep, fresh, ahead);
-  else momentum<T, Off, Off>(param, grad, buffer, count, l2, lr, keep, fresh, ahead);
+export function sgd_f32(param: usize, grad: usize, count: usize, scalars: usize): bool {
+  return scalar(scalars, 0) !== 0 ? plain<f32, Coupled>(param, grad, count, scalars) : plain<f32, NoDecay>(param, grad, count, scalars);
 }
 
-export function sgd_f32(param: usize, grad: usize, count: usize, l2: f64, lr: f64): void {
-  anyPlain<f32>(param, grad, count, l2, lr);
+export function sgd_f64(param: usize, grad: usize, count: usize, scalars: usize): bool {
+  return scalar(scalars, 0) !== 0 ? plain<f64, Coupled>(param, grad, count, scalars) : plain<f64, NoDecay>(param, grad, count, scalars);
 }
 
-export function sgd_f64(param: usize, grad: usize, count: usize, l2: f64, lr: f64): void {
-  anyPlain<f64>(param, grad, count, l2, lr);
+export function sgd_momentum_f32(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
+  if (scalar(scalars, 0) !== 0) return anyMomentum<f32, Coupled>(param, grad, buffer, count, scalars);
+  return anyMomentum<f32, NoDecay>(param, grad, buffer, count, scalars);
 }
 
-export function sgd_momentum_f32(param: usize, grad: usize, buffer: usize, count: usize, l2: f64, lr: f64, keep: f64, fresh: f64, ahead: f64): void {
-  anyMomentum<f32>(param, grad, buffer, count, l2, lr, keep, fresh, ahead);
-}
-
-export function sgd_momentum_f64(param: usize, grad: usize, buffer: usize, count: usize, l2: f64, lr: f64, keep: f64, fresh: f64, ahead: f64): void {
-  anyMomentum<f64>(param, grad, buffer, count, l2, lr, keep, fresh, ahead);
+export function sgd_momentum_f64(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
+  if (scalar(scalars, 0) !== 0) return anyMomentum<f64, Coupled>(param, grad, buffer, count, scalars);
+  return anyMomentum<f64, NoDecay>(param, grad, buffer, count, scalars);
 }

@@ -48,42 +48,43 @@ interface Blend {
 }
 
 interface AdamStage {
-  readonly kernel: "adam" | "adamw";
   readonly betas: readonly [number, number];
   readonly eps: number;
   readonly eps_root?: number;
   readonly amsgrad?: boolean;
-  /** The kernel's weight decay factor: of the gradient (adam) or of the parameter (adamw). */
-  decay(at: Moment): number;
+  /** Weight decay that is added to the gradient. */
+  readonly l2?: number;
+  /** The factor of the parameter that is taken from it beside the step. */
+  readonly decay?: (at: Moment) => number;
   /** Present where the numerator or the root is not plain Adam's. */
   readonly blend?: ((at: Moment, c1: number, c2: number) => Blend) | undefined;
 }
 
 /** The one stage of an Adam-like step: the lean kernel where the formula is plain Adam's and both weights are under 0.5, else the general one. */
-export const adamStage = ({ kernel, betas: [beta1, beta2], eps, eps_root = 0, amsgrad = false, decay, blend }: AdamStage): Stage => {
+export const adamStage = ({ betas: [beta1, beta2], eps, eps_root = 0, amsgrad = false, l2 = 0, decay = () => 0, blend }: AdamStage): Stage => {
   const operands = ["param", "grad", ...momentSlots, amsgrad ? "max_exp_avg_sq" : "absent"];
   const isLean = !blend && eps_root === 0 && 1 - beta1 < 0.5 && 1 - beta2 < 0.5;
   if (isLean) {
     return {
-      kernel,
+      kernel: "adam",
       operands,
       sums: 0,
       scalars: (at) => {
         const c1 = 1 - power(beta1, at.step);
         const root2 = Math.sqrt(1 - power(beta2, at.step));
-        return [decay(at), 1 - beta1, 1 - beta2, (at.lr * root2) / c1, eps * root2];
+        return [l2, decay(at), 1 - beta1, 1 - beta2, (at.lr * root2) / c1, eps * root2];
       },
     };
   }
   return {
-    kernel: `qh${kernel}`,
+    kernel: "qhadam",
     operands,
     sums: 0,
     scalars: (at) => {
       const c1 = 1 - power(beta1, at.step);
       const c2 = 1 - power(beta2, at.step);
       const { mean, grad, square, gradSquare } = blend?.(at, c1, c2) ?? { mean: 1 / c1, grad: 0, square: 1 / c2, gradSquare: 0 };
-      return [decay(at), 1 - beta1, 1 - beta2, at.lr, mean, grad, square, gradSquare, eps_root, eps];
+      return [l2, decay(at), 1 - beta1, 1 - beta2, at.lr, mean, grad, square, gradSquare, eps_root, eps];
     },
   };
 };

@@ -67,7 +67,7 @@ export interface Stage {
   readonly operands: readonly string[];
   /** How many float64 sums the kernel gives for a block; 0 without `sums` among the operands. */
   readonly sums: number;
-  /** Everything that is the same for all elements, in float64, in the kernel's order. */
+  /** Everything that is the same for all elements, in float64, in the kernel's order: 16 numbers at most. */
   scalars(at: Moment): readonly number[];
 }
 

@@ -34,7 +34,5 @@ export default defineOptimizer({
   slots: (values) => (values.amsgrad ? familySlots : momentSlots),
   allSlots: familySlots,
   lateSlots: [],
-  stages: ({ weight_decay, nesterov, ...values }) => [
-    adamStage({ kernel: "adam", ...values, decay: () => weight_decay, blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
-  ],
+  stages: ({ weight_decay, nesterov, ...values }) => [adamStage({ ...values, l2: weight_decay, blend: nesterov ? nesterovBlend(values.betas[0]) : undefined })],
 });

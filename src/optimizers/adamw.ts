@@ -48,6 +48,6 @@ export default defineOptimizer({
   lateSlots: [],
   check: checkDecay,
   stages: ({ nesterov, ...values }) => [
-    adamStage({ kernel: "adamw", ...values, decay: (at) => decoupledDecay(values, at), blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
+    adamStage({ ...values, decay: (at) => decoupledDecay(values, at), blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
   ],
 });

@@ -69,9 +69,8 @@ export default defineOptimizer({
   nextScalarSlots: (values, at) => ({ mu_product: productAfter(values, at) }),
   stages: ({ weight_decay, decoupled_weight_decay, ...values }) => [
     adamStage({
-      kernel: decoupled_weight_decay ? "adamw" : "adam",
       ...values,
-      decay: ({ lr }) => (decoupled_weight_decay ? lr * weight_decay : weight_decay),
+      ...(decoupled_weight_decay ? { decay: ({ lr }: Moment) => lr * weight_decay } : { l2: weight_decay }),
       blend: (at, _, c2) => {
         const product = productAfter(values, at);
         const next = momentum(values, at.step + 1);

@@ -27,5 +27,5 @@ export default defineOptimizer({
   slots: () => momentSlots,
   allSlots: familySlots,
   lateSlots: [],
-  stages: ({ nus, weight_decay, ...values }) => [adamStage({ kernel: "adam", ...values, decay: () => weight_decay, blend: quasiHyperbolicBlend(nus) })],
+  stages: ({ nus, weight_decay, ...values }) => [adamStage({ ...values, l2: weight_decay, blend: quasiHyperbolicBlend(nus) })],
 });

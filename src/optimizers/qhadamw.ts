@@ -32,5 +32,5 @@ export default defineOptimizer({
   allSlots: familySlots,
   lateSlots: [],
   check: checkDecay,
-  stages: ({ nus, ...values }) => [adamStage({ kernel: "adamw", ...values, decay: (at) => decoupledDecay(values, at), blend: quasiHyperbolicBlend(nus) })],
+  stages: ({ nus, ...values }) => [adamStage({ ...values, decay: (at) => decoupledDecay(values, at), blend: quasiHyperbolicBlend(nus) })],
 });

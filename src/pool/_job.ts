@@ -2,8 +2,8 @@
  * A job as numbers in shared memory: which kernels run on which shards, with which addresses and scalars. The main thread
  * writes it, workers take shards of it; small jobs run the same way on the main thread.
  *
- * In float64 words: [shards, then for each shard (unit's word, first element, elements), then for each unit (calls, then for
- * each call (kernel, pointers, scalars, (address, bytes an element) for each pointer, scalars))].
+ * In float64 words: [shards, then for each shard (unit's word, first element, elements), then for each unit (whether a kernel
+ * found it suspect, calls, then for each call (kernel, pointers, scalars, (address, bytes an element) for each pointer, scalars))].
  */
 
 /** Elements in a shard and in a block of a sum. Part of the promise of bit-identical steps: sums are combined block by block. */
@@ -13,8 +13,22 @@ export const SHARD = 65536;
 export const SCRATCH_AREAS = 3;
 const SCRATCH_BYTES = SHARD * Float64Array.BYTES_PER_ELEMENT;
 
-/** Bytes of one thread's scratch areas. */
-export const THREAD_SCRATCH_BYTES = SCRATCH_AREAS * SCRATCH_BYTES;
+/** Numbers that a kernel takes beside its operands, at most. */
+const MOST_SCALARS = 16;
+
+/** Bytes of one thread's scratch areas, with a block for the scalars of a kernel behind them. */
+export const THREAD_SCRATCH_BYTES = SCRATCH_AREAS * SCRATCH_BYTES + MOST_SCALARS * Float64Array.BYTES_PER_ELEMENT;
+
+/** Memory that one thread has for itself. */
+export interface Scratch {
+  readonly address: number;
+  readonly scalars: Float64Array;
+}
+
+export const scratchIn = (memory: WebAssembly.Memory, address: number): Scratch => ({
+  address,
+  scalars: new Float64Array(memory.buffer, address + SCRATCH_AREAS * SCRATCH_BYTES, MOST_SCALARS),
+});
 
 /** Memory that a kernel takes. */
 export interface Pointer {
@@ -61,7 +75,7 @@ const wordsOfCall = ({ pointers, scalars }: Call): number => 3 + 2 * pointers.le
 
 /** Float64 words that the job takes. */
 export const jobWords = (units: readonly Unit[]): number =>
-  units.reduce((sum, unit) => sum + shardsOf(unit) * SHARD_WORDS + 1 + unit.calls.reduce((words, call) => words + wordsOfCall(call), 0), 1);
+  units.reduce((sum, unit) => sum + shardsOf(unit) * SHARD_WORDS + 2 + unit.calls.reduce((words, call) => words + wordsOfCall(call), 0), 1);
 
 /** Writes the job and returns its number of shards. */
 export const writeJob = (units: readonly Unit[], words: Float64Array): number => {
@@ -75,6 +89,7 @@ export const writeJob = (units: readonly Unit[], words: Float64Array): number =>
       words[shardAt++] = start;
       words[shardAt++] = Math.min(SHARD, unit.elements - start);
     }
+    words[at++] = 0;
     words[at++] = unit.calls.length;
     for (const { kernel, pointers, scalars } of unit.calls) {
       words[at++] = kernel;
@@ -90,19 +105,32 @@ export const writeJob = (units: readonly Unit[], words: Float64Array): number =>
   return shards;
 };
 
+/** Indexes of the units in which a kernel found a result suspect: they may hold values that are not finite. */
+export const suspectsOf = (units: readonly Unit[], words: Float64Array): readonly number[] => {
+  const found: number[] = [];
+  let at = 1 + (words[0] as number) * SHARD_WORDS;
+  units.forEach(({ calls }, index) => {
+    if (words[at] !== 0) found.push(index);
+    at += calls.reduce((sum, call) => sum + wordsOfCall(call), 2);
+  });
+  return found;
+};
+
 /** Address 0 stands for memory that is not there, a negative one for a scratch area. */
 const locate = (address: number, offset: number, scratchAddress: number): number => {
   if (address < 0) return scratchAddress + (-1 - address) * SCRATCH_BYTES;
   return address === 0 ? 0 : address + offset;
 };
 
-export type Kernel = (...operands: number[]) => void;
+/** Takes addresses, the count of elements and the address of its scalars. Returns whether a result that it wrote is suspect. */
+export type Kernel = (...operands: number[]) => number | undefined;
 
-/** Runs all calls of one shard, with the scratch areas of the calling thread at `scratchAddress`. */
-export const runShard = (words: Float64Array, shard: number, kernels: readonly Kernel[], scratchAddress: number): void => {
+/** Runs all calls of one shard in the calling thread's scratch memory. */
+export const runShard = (words: Float64Array, shard: number, kernels: readonly Kernel[], scratch: Scratch): void => {
   const word = (at: number): number => words[at] as number;
   const entry = 1 + shard * SHARD_WORDS;
-  let at = word(entry);
+  const unit = word(entry);
+  let at = unit + 1;
   const start = word(entry + 1);
   const count = word(entry + 2);
   for (let calls = word(at++); calls > 0; calls--) {
@@ -111,9 +139,8 @@ export const runShard = (words: Float64Array, shard: number, kernels: readonly K
     const scalars = word(at + 2);
     at += 3;
     const operands: number[] = [];
-    for (let i = 0; i < pointers; i++, at += 2) operands.push(locate(word(at), start * word(at + 1), scratchAddress));
-    operands.push(count);
-    for (let i = 0; i < scalars; i++) operands.push(word(at++));
-    kernel(...operands);
+    for (let i = 0; i < pointers; i++, at += 2) operands.push(locate(word(at), start * word(at + 1), scratch.address));
+    for (let i = 0; i < scalars; i++) scratch.scalars[i] = word(at++);
+    if (kernel(...operands, count, scratch.scalars.byteOffset)) words[unit] = 1;
   }
 };

@@ -22,11 +22,11 @@ import {
   TRAPPED,
   type WorkerData,
 } from "./_control.ts";
-import { jobWords, type Kernel, runShard, shardCount, THREAD_SCRATCH_BYTES, type Unit, unitOf, writeJob } from "./_job.ts";
+import { jobWords, type Kernel, runShard, type Scratch, scratchIn, shardCount, suspectsOf, THREAD_SCRATCH_BYTES, type Unit, unitOf, writeJob } from "./_job.ts";
 import { Line } from "./_line.ts";
 import { allowWideVectors, compile, instantiate, kernelNames, knowsWideVectors } from "./kernels.ts";
 
-export { type Call, type Kernel, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
+export { type Call, type Kernel, type Pointer, type Scratch, SHARD, scratch, type Unit } from "./_job.ts";
 
 /** Jobs of up to this many elements run inline: waking the pool costs 1 to 24 us, as much as the work (measured). */
 export const INLINE_ELEMENTS = 2 * 65536;
@@ -43,6 +43,14 @@ const MARK = Int32Array.BYTES_PER_ELEMENT;
 /** Bytes of the arena that a pool keeps for the scratch areas of its workers and of the calling thread. */
 export const poolBytes = (workers: number): number => (workers + 1) * THREAD_SCRATCH_BYTES;
 
+/** What a job came to. */
+export interface Ran {
+  /** Seconds that it waited for other jobs. */
+  readonly waited: number;
+  /** Indexes of units whose results may hold values that are not finite: a kernel's quick look did not rule it out. */
+  readonly suspects: readonly number[];
+}
+
 export interface PoolOptions {
   /** Whether V8 may use vectors of 256 bits where it is known to do so well, in all of the process. The results are the same. */
   readonly wideVectors: boolean;
@@ -57,6 +65,8 @@ export class Pool implements AsyncDisposable {
   readonly #inline: readonly Kernel[];
   readonly #control: Int32Array;
   readonly #busy: Float64Array;
+  /** The calling thread's. */
+  readonly #scratch: Scratch;
   readonly #workers: Worker[] = [];
   readonly #options: PoolOptions;
   readonly #line = new Line();
@@ -71,6 +81,7 @@ export class Pool implements AsyncDisposable {
     this.#numbers = new Map(kernelNames(module).map((name, number) => [name, number]));
     this.#inline = instantiate(module, arena.memory);
     this.#control = new Int32Array(new SharedArrayBuffer(controlBytes(workers)));
+    this.#scratch = scratchIn(arena.memory, arena.reserved + workers * THREAD_SCRATCH_BYTES);
     this.#busy = new Float64Array(new SharedArrayBuffer(workers * WORD));
   }
 
@@ -96,9 +107,9 @@ export class Pool implements AsyncDisposable {
     return this.#inline[this.kernel(name)] as Kernel;
   }
 
-  /** Memory for what those leave, until the next job runs on the calling thread. */
-  get inlineScratch(): number {
-    return this.#scratchOf(this.workers);
+  /** Memory for their scalars and for what they leave, until the next job runs on the calling thread. */
+  get inlineScratch(): Scratch {
+    return this.#scratch;
   }
 
   get kernelNames(): readonly string[] {
@@ -124,25 +135,26 @@ export class Pool implements AsyncDisposable {
     return this.#workers;
   }
 
-  /** Runs all units to their end; the job is written into the lease. Returns the seconds that it waited for other jobs. */
-  async run(units: readonly Unit[], lease: Lease): Promise<number> {
+  /** Runs all units to their end; the job is written into the lease. */
+  async run(units: readonly Unit[], lease: Lease): Promise<Ran> {
     const elements = units.reduce((sum, unit) => sum + unit.elements, 0);
     if (elements <= INLINE_ELEMENTS) {
       const words = new Float64Array(jobWords(units));
       const shards = writeJob(units, words);
-      for (let shard = 0; shard < shards; shard++) runShard(words, shard, this.#inline, this.#scratchOf(this.workers));
-      return 0;
+      for (let shard = 0; shard < shards; shard++) runShard(words, shard, this.#inline, this.#scratch);
+      return { waited: 0, suspects: suspectsOf(units, words) };
     }
     const length = jobWords(units);
     const address = lease.alloc(length * WORD + shardCount(units) * MARK);
-    const shards = writeJob(units, new Float64Array(this.#arena.memory.buffer, address, length));
+    const words = new Float64Array(this.#arena.memory.buffer, address, length);
+    const shards = writeJob(units, words);
     const marks = new Int32Array(this.#arena.memory.buffer, address + length * WORD, shards).fill(FREE);
     const start = performance.now();
     await this.#line.enter(elements);
     try {
       const waited = (performance.now() - start) / 1000;
       await this.#runOnWorkers(address / WORD, marks, units);
-      return waited;
+      return { waited, suspects: suspectsOf(units, words) };
     } finally {
       this.#line.leave();
     }
@@ -179,7 +191,7 @@ export class Pool implements AsyncDisposable {
     this.#isRunning = false;
   }
 
-  /** Where a thread's scratch areas are; the calling thread comes after the workers. */
+  /** Where a thread's scratch memory is; the calling thread comes after the workers. */
   #scratchOf(thread: number): number {
     return this.#arena.reserved + thread * THREAD_SCRATCH_BYTES;
   }

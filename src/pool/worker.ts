@@ -1,11 +1,12 @@
 /** A worker thread: sleeps until a job is there, takes shards until none is left, says so, sleeps again. */
 import { parentPort, workerData } from "node:worker_threads";
 import { BEGUN, FINISHED_SHARD, FREE, finish, GENERATION, JOB, MARKS, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
-import { runShard } from "./_job.ts";
+import { runShard, scratchIn } from "./_job.ts";
 import { instantiate } from "./kernels.ts";
 
 const { module, memory, control, busy, index, scratchAddress, generation } = workerData as WorkerData;
 const kernels = instantiate(module, memory);
+const scratch = scratchIn(memory, scratchAddress);
 parentPort?.postMessage("ready");
 
 for (let seen = generation; ; ) {
@@ -20,7 +21,7 @@ for (let seen = generation; ; ) {
       // A job that lost a worker comes again, for the shards that are not finished.
       if (Atomics.load(marks, shard) !== FREE) continue;
       Atomics.store(marks, shard, BEGUN);
-      runShard(words, shard, kernels, scratchAddress);
+      runShard(words, shard, kernels, scratch);
       Atomics.store(marks, shard, FINISHED_SHARD);
     }
   } catch {

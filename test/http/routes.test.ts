@@ -35,7 +35,7 @@ test("GET /v1 says the version, the kernels and the limits", async () => {
   }>("/v1");
   assert.deepEqual([info.name, info.node, info.workers], ["stepd", process.version, 1]);
   assert.match(info.version, /^\d+\.\d+\.\d+$/);
-  for (const kernel of ["sgd_f32", "adamw_f32", "lamb_apply_f32"]) assert.ok(info.kernels.includes(kernel));
+  for (const kernel of ["sgd_f32", "adam_f32", "lamb_apply_f32"]) assert.ok(info.kernels.includes(kernel));
   assert.ok((info.limits["arena_bytes"] ?? 0) > 31 * 2 ** 20);
   // Without settings there are no cache and no shared folder.
   for (const [name, limit] of Object.entries(info.limits)) assert.ok(Number.isSafeInteger(limit) && limit > 0 === (name !== "cache_bytes"), name);

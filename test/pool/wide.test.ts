@@ -10,6 +10,9 @@ import { knowsWideVectors } from "../../src/pool/kernels.ts";
 const kernelsTs = new URL("../../src/pool/kernels.ts", import.meta.url);
 const kernelsWasm = new URL("../../build/kernels.wasm", import.meta.url);
 
+/** Where the scalars are in memory. */
+const SCALARS = 1024;
+
 interface Call {
   readonly kernel: string;
   /** Operands in memory; all are absent, and there are no elements. */
@@ -24,12 +27,13 @@ interface Options {
 
 /** How often V8 says in compiling a kernel for such a call that it makes one vector of two. */
 const widened = async ({ kernel, pointers, scalars }: Call, { allowed = true, flags = [] }: Options = {}): Promise<number> => {
-  const operands = [...Array<number>(pointers + 1).fill(0), ...scalars];
+  const operands = [...Array<number>(pointers + 1).fill(0), SCALARS];
   const script = `
     import { allowWideVectors, compile, instantiate, kernelNames } from ${JSON.stringify(kernelsTs.href)};
     const module = await compile(new URL(${JSON.stringify(kernelsWasm.href)}));
     const memory = new WebAssembly.Memory({ initial: 1, maximum: 65536, shared: true });
     const kernels = instantiate(module, memory);
+    new Float64Array(memory.buffer, ${SCALARS}).set(${JSON.stringify(scalars)});
     if (${allowed}) allowWideVectors();
     kernels[kernelNames(module).indexOf(${JSON.stringify(kernel)})](...${JSON.stringify(operands)});`;
   // A function is compiled when it is called, so this says what became of the loop that these scalars choose.

@@ -192,11 +192,6 @@ func product(shape []int) (int64, bool) {
 		if size < 0 {
 			return 0, false
 		}
-		if size == 0 {
-			total = 0
-		}
-	}
-	for _, size := range shape {
 		if total > 0 && int64(size) > maxExact/total {
 			return 0, false
 		}

@@ -98,3 +98,22 @@ def test_refuses_other_files() -> None:
             stepd.State(broken)
     with pytest.raises(ValueError, match="no state"):
         stepd.State.join([])
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        ("[0.0]", "[0,0]"),
+        ("[0e0]", "[0,0]"),
+        ("[-0]", "[0,0]"),
+        ("[0]", "[0,0.0]"),
+        ("[4294967296,4294967296,0]", "[0,0]"),
+    ],
+)
+def test_sizes_that_are_not_digits_alone(shape: str, offsets: str) -> None:
+    entry = f'{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}'
+    metadata = '{"format":"stepd.state/1","optimizer":"adam","revision":"1"}'
+    header = f'{{"__metadata__":{metadata},"exp_avg/w-1":{entry}}}'.encode()
+    file = len(header).to_bytes(8, "little") + header
+    with pytest.raises(ValueError, match=r"size|shape"):
+        stepd.State(file)

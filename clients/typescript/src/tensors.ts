@@ -134,12 +134,14 @@ const isObject = (value: unknown): value is Record<string, unknown> => typeof va
 
 const parseHeader = (json: Uint8Array): Record<string, unknown> => {
   try {
-    const header: unknown = JSON.parse(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(json));
-    if (isObject(header)) return header;
+    const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(json);
+    const header: unknown = JSON.parse(text);
+    // Outside of strings: 2.0, 2e0 and -0 are no sizes to the format's own library, and JSON.parse makes whole numbers of them.
+    if (isObject(header) && !/[-+.eE]/.test(text.replaceAll(/"(?:[^"\\]|\\.)*"/g, ""))) return header;
   } catch {
     // Said below.
   }
-  throw new RangeError("the header of the safetensors file is no JSON object in UTF-8");
+  throw new RangeError("the header of the safetensors file is no JSON object in UTF-8, or has numbers that are not written as digits alone");
 };
 
 /** An entry's view of the data. Its bytes are as many as dtype and shape ask for. */
@@ -150,6 +152,9 @@ const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
   if (width === undefined) throw new RangeError(`tensor ${JSON.stringify(name)}: expected a dtype of ${Object.keys(WIDTHS)}, found ${JSON.stringify(dtype)}`);
   if (!isSizes(shape) || !isSizes(offsets) || offsets.length !== 2)
     throw new RangeError(`tensor ${JSON.stringify(name)}: shape and data_offsets are not whole`);
+  // A 0 behind an overflow hides it.
+  if (shape.some((_, index) => elementsOf(shape.slice(0, index + 1)) > Number.MAX_SAFE_INTEGER))
+    throw new RangeError(`tensor ${JSON.stringify(name)}: the product of shape [${shape}] is too large`);
   const [from = 0, to = 0] = offsets;
   if (to > data.length || to - from !== elementsOf(shape) * width)
     throw new RangeError(`tensor ${JSON.stringify(name)}: expected ${elementsOf(shape) * width} bytes of ${data.length}, found ${from} to ${to}`);

@@ -264,12 +264,20 @@ def _kept_header(text: bytes) -> Header:
 
 def _read_header(text: bytes) -> Header:
     try:
-        header: dict[str, Any] = json.loads(text)
+        # The format's own library takes sizes as digits alone: no 2.0, 2e0 or -0.
+        count = _count if b"-" in text else int
+        header: dict[str, Any] = json.loads(text, parse_float=_count, parse_int=count)
         metadata: dict[str, str] = header.pop("__metadata__", {})
         entries = {name: _entry(name, entry) for name, entry in header.items()}
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the safetensors header is malformed: {error!r}") from error
     return Header(metadata, entries)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"the safetensors header has {text} where a size stands")
+    return int(text)
 
 
 def open_file(file: memoryview) -> tuple[Header, memoryview]:
@@ -314,6 +322,8 @@ def _entry(name: str, entry: Mapping[str, Any]) -> Entry:
     begin, end = entry["data_offsets"]
     if dtype not in _DTYPES:
         raise ValueError(f"{name}: expected one of {', '.join(_DTYPES)}, found {dtype}")
+    if 0 in shape and math.prod(shape[: shape.index(0)]) >= 2**53:
+        raise ValueError(f"{name}: the product of shape {list(shape)} is too large")
     expected = math.prod(shape) * _DTYPES[dtype].itemsize
     if not 0 <= begin <= end or end - begin != expected:
         raise ValueError(f"{name}: {expected} bytes are not at {begin} to {end}")

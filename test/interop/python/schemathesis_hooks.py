@@ -48,6 +48,7 @@ RELATIONS = re.compile(
     | (no\ )?value\ where\ .*\ format\ is\ \w+          # conventions of states
     | another\ name\ at\ each\ index
     | one\ of\ adadelta,\ .*                            # names of optimizers
+    | (.*\ )?at\ most\ 2\^53\ -\ 1.*                  # sums over tensors, products of their sizes
     | a\ regular\ file\ in\ the\ shared\ folder\ .*     # no file has been made
     """,
     re.VERBOSE | re.DOTALL,

@@ -316,6 +316,18 @@ def test_leaves_that_no_step_takes(
         jax.jit(transformation.update)(grads, state, params)
 
 
+def test_trees_and_states_of_others(client: stepd.Client) -> None:
+    transformation = remote(client, ADAM)
+    state = transformation.init(PARAMS)
+    with pytest.raises(ValueError, match="grads: expected the tree of params"):
+        transformation.update({"scale": jnp.ones(())}, state, PARAMS)
+    with pytest.raises(TypeError, match="expected the RemoteState of init, found tup"):
+        transformation.update(PARAMS, optax.sgd(0.1).init(PARAMS), PARAMS)
+    nothing = optax.masked(transformation, jax.tree.map(lambda leaf: False, PARAMS))
+    updates, _ = nothing.update(PARAMS, nothing.init(PARAMS), PARAMS)
+    assert jax.tree.leaves(updates) == jax.tree.leaves(PARAMS)
+
+
 def test_a_python_number_is_an_array(client: stepd.Client) -> None:
     transformation = remote(client, {"name": "sgd", "lr": 0.5})
     params = {"w": 1.0}

@@ -242,6 +242,14 @@ def test_has_no_statistics(sharded: stepd.ShardedClient) -> None:
     assert plain.stats is None
 
 
+@pytest.mark.parametrize("size", [1, 2**20])
+def test_a_closed_one_says_so(server: Server, size: int) -> None:
+    with stepd.ShardedClient([server.url], request_bytes=size) as sharded:
+        sharded.step(ADAMW, tensors(1), tensors(2))
+    with pytest.raises(RuntimeError, match="this ShardedClient is closed"):
+        sharded.step(ADAMW, tensors(1), tensors(2))
+
+
 def test_a_killed_replica_changes_no_bit(client: stepd.Client) -> None:
     steps = 200
     gradients = [tensors(seed, scale=3.0) for seed in range(10)]

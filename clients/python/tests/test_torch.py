@@ -436,6 +436,7 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "part": ([W], {"reply": {"state": "none"}}, ValueError, "reply: expected state"),
     "word": ([W], {"reply": {"params": "f8"}}, stepd.InvalidParams, "/reply/params"),
     "empty": ([], {}, ValueError, "empty parameter list"),
+    "module": (torch.nn.Linear(2, 2), {}, TypeError, "params: expected.*found Linear"),
     "integers": (
         [torch.ones(3, dtype=torch.int32)],
         {},
@@ -486,6 +487,12 @@ def test_mistakes_at_a_step(client: stepd.Client) -> None:
     with pytest.raises(ValueError, match=r"shape \[2, 2\] for a parameter of \[3\]"):
         adamw.load_state_dict(other.state_dict())
     assert adamw.state_dict() == before
+    wrong: Any
+    for wrong in ({"weight": torch.ones(3)}, None, [1]):
+        with pytest.raises(ValueError, match="state_dict: expected what state_dict"):
+            adamw.load_state_dict(wrong)
+    with pytest.raises(TypeError, match="closure: expected a function, found float"):
+        adamw.step(1.0)  # type: ignore[call-overload]
     adamw.options["clip"] = 1.0  # type: ignore[typeddict-item]
     with pytest.raises(TypeError, match="clip: expected a mapping"):
         adamw.step()

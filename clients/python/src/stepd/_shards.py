@@ -129,6 +129,7 @@ class ShardedClient:
         self._lock = threading.Lock()
         self._turns = itertools.count(1)
         self._threads = ThreadPoolExecutor(connections, "stepd")
+        self._is_closed = False
 
     def __enter__(self) -> ShardedClient:
         return self
@@ -146,7 +147,8 @@ class ShardedClient:
         return self._again, ()
 
     def close(self) -> None:
-        """Close the idle connections and end the threads."""
+        """Close the idle connections and end the threads. Calls raise RuntimeError."""
+        self._is_closed = True
         self._threads.shutdown(cancel_futures=True)
         for replica in self._replicas:
             replica.client.close()
@@ -407,6 +409,9 @@ class ShardedClient:
         But for gradients that are not finite, which is for one call the last thing to
         be wrong, and of which it names those of all tensors.
         """
+
+        if self._is_closed:
+            raise RuntimeError("this ShardedClient is closed, and makes no more calls")
 
         def run(shard: _Shard) -> T:
             return self._anywhere(call(shard), span, shard.url)

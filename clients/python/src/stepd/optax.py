@@ -154,12 +154,21 @@ def remote(
     ) -> tuple[Any, RemoteState]:
         if params is None:
             raise ValueError("stepd.optax.remote needs params in update")
+        if not isinstance(state, RemoteState):
+            kind = type(state).__name__
+            raise TypeError(f"state: expected the RemoteState of init, found {kind}")
         paths, leaves = _flatten(params)
         structure: Any = jax.tree_util.tree_structure(params)
-        gradients = _gradients(structure.flatten_up_to(grads), paths, leaves)
+        try:
+            given = structure.flatten_up_to(grads)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"grads: expected the tree of params: {error}") from None
+        gradients = _gradients(given, paths, leaves)
         if state.order is not None and state.order.shape != (len(leaves),):
             expected = f"the {state.order.size} arrays of init"
             raise ValueError(f"params: expected {expected}, found {len(leaves)}")
+        if not leaves:
+            return grads, state
 
         def step(
             file: Any, order: Any, old: Any, new: Any, given: Any

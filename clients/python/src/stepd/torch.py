@@ -59,7 +59,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
     The parameters may be DTensors (``fully_shard``, tensor parallel): each process
     steps its local shards, and the slots are DTensors. What needs a norm over all
     shards (LAMB, LARS, ``caution``, ``clip`` by ``max_norm``, ``stats``) and
-    ``non_finite="skip"`` are refused then.
+    ``non_finite="skip"`` are refused then; ``stochastic_rounding`` goes by the place in
+    the shard.
 
     Raises TypeError for a client, parameter or hyperparameter that cannot be used, and
     :class:`stepd.InvalidParams` for a value that the server refuses.
@@ -82,6 +83,10 @@ class RemoteOptimizer(torch.optim.Optimizer):
         **settings: Any,
     ) -> None:
         self._client = client_of(client)
+        if isinstance(params, torch.nn.Module):
+            kind = type(params).__name__
+            expected = "params: expected parameters, as parameters() of a module gives"
+            raise TypeError(f"{expected} them, found {kind}")
         if not isinstance(name, str):
             expected = "name: expected that of an optimizer, such as adamw, found"
             raise TypeError(f"{expected} {name!r:.60}")
@@ -191,6 +196,12 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
         Raises ValueError, before anything has changed, for a state of other slots.
         """
+        if not isinstance(state_dict, Mapping) or not (
+            {"state", "param_groups"} <= state_dict.keys()
+        ):
+            found = f"{list(state_dict)!r:.60}" if state_dict else f"{state_dict!r}"
+            expected = "expected what state_dict() of an optimizer gives, found"
+            raise ValueError(f"state_dict: {expected} {found}")
         saved = list(
             itertools.chain.from_iterable(
                 group["params"] for group in state_dict["param_groups"]
@@ -238,6 +249,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """
         loss: float | None = None
         if closure is not None:
+            if not callable(closure):
+                kind = type(closure).__name__
+                raise TypeError(f"closure: expected a function, found {kind}")
             with torch.enable_grad():
                 loss = closure()
         self.last_result = None

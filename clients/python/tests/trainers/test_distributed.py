@@ -90,6 +90,11 @@ def test_fully_sharded(found: Found) -> None:
         assert each["placements"] == each["expected_placements"]
 
 
+def test_mixed_precision(found: Found) -> None:
+    # A difference in the last place of a weight may round to another bfloat16.
+    agree(found, "mine", "theirs", rtol=1e-2, atol=1e-3)
+
+
 def test_tensor_parallel(found: Found) -> None:
     agree(found, "mine", "theirs")
 

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -67,11 +67,18 @@ class Run:
         """Seeds of this process alone."""
         return range(2 * start + self.rank, 2 * (start + steps) + self.rank, 2)
 
-    def sharded(self, seed: int = 3) -> Any:
+    def deep(self, seed: int = 3) -> Any:
+        """With rows that do not divide by two: the second process has none of some."""
         model = make_model(seed)
+        for layer in (torch.nn.Linear(2, 1), torch.nn.Linear(1, 3)):
+            model.append(layer)
+        return model.append(torch.nn.Linear(3, 2))
+
+    def sharded(self, seed: int = 3, **settings: Any) -> Any:
+        model = self.deep(seed)
         for layer in (model[0], model[2]):
-            fully_shard(layer, mesh=self.mesh)
-        return fully_shard(model, mesh=self.mesh)
+            fully_shard(layer, mesh=self.mesh, **settings)
+        return fully_shard(model, mesh=self.mesh, **settings)
 
     def data_parallel(self) -> dict[str, Any]:
         """DistributedDataParallel: every process makes the same step."""
@@ -107,7 +114,7 @@ class Run:
         """fully_shard: against torch, and against a step of whole tensors."""
         model, other = self.sharded(), self.sharded()
         mine, theirs = self.remote(model), self.adamw(other)
-        single = make_model()
+        single = self.deep()
         one = self.remote(single)
         for seed in self.batches(6):
             for each, optimizer in ((model, mine), (other, theirs)):
@@ -129,6 +136,16 @@ class Run:
             "placements": repr(slot.placements),
             "expected_placements": repr(model[0].weight.placements),
         }
+
+    def mixed_precision(self) -> dict[str, Any]:
+        """Gradients in bfloat16, reduced in float32."""
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        results = []
+        for make in (self.remote, self.adamw):
+            model = self.sharded(mp_policy=policy)
+            train(model, make(model), self.batches(4))
+            results.append(whole(model))
+        return {"mine": results[0], "theirs": results[1]}
 
     def tensor_parallel(self) -> dict[str, Any]:
         """Weights cut by columns and by rows, one bias whole in both."""
@@ -241,6 +258,7 @@ CASES: list[Callable[[Run], dict[str, Any]]] = [
     Run.data_parallel,
     Run.zero,
     Run.fully_sharded,
+    Run.mixed_precision,
     Run.tensor_parallel,
     Run.checkpoint,
     Run.checkpoint_of_torch,

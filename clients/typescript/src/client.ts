@@ -1,5 +1,6 @@
 /** Calls stepd's methods over MessagePack with `fetch`, so it runs in Node and in browsers alike. */
 import { bytesIn, CallBlobs, type Source, sizeOf } from "./blobs.ts";
+import { found, isObject, requireName, requireObject, requireSettings, requireState, requireStep, requireTensors } from "./checks.ts";
 import { StepdError } from "./errors.ts";
 import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
@@ -94,6 +95,7 @@ export class Client {
    * that is no folder to write to. `folder` is one that several clients have together.
    */
   constructor(url: string, options: ClientOptions = {}, folder?: SharedFolder) {
+    requireObject("options", options, "an object");
     this.#transport = new Transport(url, options);
     this.#folder = folder ?? (options.sharedDir === undefined ? undefined : new SharedFolder(options.sharedDir));
   }
@@ -113,7 +115,9 @@ export class Client {
    * BLOB_MISSING says that the server has no more what `cached` names, and that it was not given.
    */
   async step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult> {
+    requireStep(input);
     const { params, grads, state, cached, reply = {}, ...settings } = input;
+    if (cached !== undefined && typeof cached !== "object") throw new TypeError(`cached: expected that of a result, found ${found(cached)}`);
     if (Array.isArray(cached)) throw new TypeError("cached: expected that of a Client's result, found a ShardedClient's, which names parts of the tensors");
     const { params: knownParams, state: knownState } = cached ?? {};
     if (!params && !knownParams) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");
@@ -155,14 +159,22 @@ export class Client {
   }
 
   /** The state before the first step. */
-  async init({ params, ...settings }: Pick<StepInput, "optimizer" | "groups" | "params" | "master_weights">, options?: CallOptions): Promise<State> {
+  async init(input: Pick<StepInput, "optimizer" | "groups" | "params" | "master_weights">, options?: CallOptions): Promise<State> {
+    requireObject("init", input, "an object with optimizer and params");
+    const { params, ...settings } = input;
+    requireSettings(settings);
+    requireTensors("params", params);
     const file = fileParts(params);
     const read = (reply: unknown): State => new State(bytesIn("state", (reply as { state: unknown }).state));
     return this.#withBlobs([file], null, (blobs) => this.#transport.call("/v1/init", { ...settings, params: blobs.put(file) }, read, options, blobs.lost));
   }
 
   /** Sums of squares by tensor: phase one of exact clipping over several calls. */
-  async norms({ grads, params, loss_scale }: NormsInput, options?: CallOptions): Promise<NormsResult> {
+  async norms(input: NormsInput, options?: CallOptions): Promise<NormsResult> {
+    requireObject("norms", input, "an object with grads");
+    const { grads, params, loss_scale } = input;
+    requireTensors("grads", grads);
+    if (params !== undefined) requireTensors("params", params);
     const files = { grads: fileParts(grads), params: params && fileParts(params) };
     return this.#withBlobs([files.grads, files.params], null, (blobs) => {
       const body = { loss_scale, grads: blobs.put(files.grads), params: files.params && blobs.put(files.params) };
@@ -172,16 +184,25 @@ export class Client {
 
   /** What a step would cost, from shapes and dtypes alone. */
   async plan(params: PlanParams, options?: CallOptions): Promise<PlanResult> {
+    requireObject("plan", params, "an object with optimizer and tensors");
+    requireSettings(params);
+    requireObject("tensors", params.tensors, "shapes by name, such as { w: { shape: [2, 3] } }");
     return this.#transport.call("/v1/plan", params, readWith<PlanResult>("fits"), options);
   }
 
   /** What a state holds, by the server's reading. */
   async inspect(state: State | Uint8Array, options?: CallOptions): Promise<InspectResult> {
+    requireState(state);
     return this.#withState("/v1/state/inspect", { state }, readWith<InspectResult>("tensors"), options);
   }
 
   /** A state to or from the formats of torch, qhoptim and optax, under another optimizer of its family, or with more slots. */
   async convert(input: ConvertInput, options?: CallOptions): Promise<Conversion> {
+    requireObject("convert", input, "an object with state");
+    requireState(input.state);
+    for (const name of ["from", "to"] as const)
+      if (input[name] !== undefined && !isObject(input[name]))
+        throw new TypeError(`${name}: expected a convention such as { format: "torch" }, found ${found(input[name])}`);
     const read = (reply: unknown): Conversion => {
       const { state: file, lost } = readWith<{ state: unknown; lost: string[] }>("lost")(reply);
       return { file: bytesIn("state", file), lost };
@@ -191,6 +212,8 @@ export class Client {
 
   /** Learning rates, and momentums where they cycle, for `count` steps of a schedule after the first `from`. */
   async evaluateSchedule(params: EvaluateParams, options?: CallOptions): Promise<EvaluateResult> {
+    requireObject("evaluateSchedule", params, "an object with schedule");
+    requireObject("schedule", params.schedule, 'a schedule such as { name: "cosine", T_max: 1000 }');
     return this.#transport.call("/v1/schedule", params, readWith<EvaluateResult>("lrs"), options);
   }
 
@@ -201,6 +224,7 @@ export class Client {
 
   /** Formula, references, hyperparameters, slots and cost of one optimizer. */
   async describe(name: string, options?: CallOptions): Promise<DescribeResult> {
+    requireName("name", name);
     return this.#transport.call(`/v1/optimizers/${encodeURIComponent(name)}`, undefined, readWith<DescribeResult>("formula"), options);
   }
 
@@ -210,7 +234,7 @@ export class Client {
   }
 
   /** Whether the server takes calls; false also where it is not reached. Asks once. */
-  isReady(options: CallOptions = {}): Promise<boolean> {
+  async isReady(options: CallOptions = {}): Promise<boolean> {
     return this.#transport.isOk("/health/ready", options);
   }
 

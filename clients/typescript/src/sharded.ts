@@ -1,4 +1,6 @@
 /** A step over several calls, connections and replicas at once. Its result is that of one call, bit for bit. */
+
+import { found, requireStep } from "./checks.ts";
 import { Client, type StepInput, type StepResult, withoutState } from "./client.ts";
 import { StepdError } from "./errors.ts";
 import { requireRetries } from "./pauses.ts";
@@ -76,6 +78,7 @@ export class ShardedClient {
 
   /** `urls` are replicas; any serves any call. */
   constructor(urls: readonly string[], { requestBytes = DEFAULT_REQUEST_BYTES, connections = DEFAULT_CONNECTIONS, retries, ...options }: ShardedOptions = {}) {
+    if (!Array.isArray(urls)) throw new TypeError(`urls: expected a list of the servers' roots, found ${found(urls)}`);
     if (urls.length === 0) throw new TypeError("a ShardedClient needs at least one url");
     if (!(requestBytes > 0)) throw new TypeError(`requestBytes: expected more than 0, found ${requestBytes}`);
     if (!(connections >= 1)) throw new TypeError(`connections: expected at least 1, found ${connections}`);
@@ -95,7 +98,9 @@ export class ShardedClient {
   }
 
   /** One update. Exact clipping by norm takes a round of `norms` first. Throws as Client.step does; then nothing was changed. */
-  async step({ params, grads, state: given, cached, ...settings }: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
+  async step(input: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
+    requireStep(input);
+    const { params, grads, state: given, cached, ...settings } = input;
     if (cached) requireKept(cached, params, given);
     else if (!params) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");
     const kept: Parameters | undefined = cached && Object.fromEntries(cached.flatMap(({ tensors }) => Object.entries(tensors)));
@@ -302,6 +307,7 @@ const leaderOf = (known: Parameters, grads: Tensors): string => {
 
 /** What `cached` is where it is not that of a ShardedClient's result, in words. */
 const strangeIn = (cached: unknown): string | undefined => {
+  if (typeof cached !== "object" || cached === null) return found(cached);
   if (Object.keys(cached as object).length === 0) return "an empty one";
   if (!Array.isArray(cached)) return "a Client's, which names all tensors together";
   for (const [index, part] of (cached as readonly (Partial<CachedShard> | null)[]).entries()) {

@@ -38,6 +38,8 @@ export class State {
    * which only the client gives, when it is looked at.
    */
   constructor(file: Uint8Array | SharedPlace) {
+    if (!(file instanceof SharedPlace || file instanceof Uint8Array))
+      throw new TypeError(`expected the bytes of a state in a Uint8Array, found ${(file as object | null)?.constructor?.name ?? String(file)}`);
     if (file instanceof SharedPlace) {
       this.#place = file;
       // Memory that nobody has touched costs nothing, and tells the garbage collector how much hangs on this state.
@@ -72,7 +74,8 @@ export class State {
 
   /** One canonical file of the entries of several states of one optimizer: the server would write the same bytes. */
   static join(states: readonly State[]): State {
-    const [first] = states;
+    if (!Array.isArray(states) || !states.every((state) => state instanceof State)) throw new TypeError("states: expected a list of State");
+    const [first] = states as readonly State[];
     if (!first) throw new RangeError("there is no state to join");
     const other = states.find(({ optimizer, revision }) => optimizer !== first.optimizer || revision !== first.revision);
     if (other)
@@ -86,6 +89,7 @@ export class State {
 
   /** The state of some parameters. */
   pick(parameters: ReadonlySet<string>): State {
+    if (!(parameters instanceof Set)) throw new TypeError("parameters: expected a Set of names");
     return this.#with([...this.#fill()].filter(([key]) => parameters.has(parameterOf(key))));
   }
 

@@ -1,4 +1,5 @@
 /** One server over `fetch`: sends a call, again where that may help, and tells what is a reply of stepd from what is not. */
+import { found } from "./checks.ts";
 import { StepdError, TransportError } from "./errors.ts";
 import { decode, encodeParts } from "./msgpack.ts";
 import { isRefusal, Pauses, pause, type RetryOptions, requireRetries } from "./pauses.ts";
@@ -51,8 +52,10 @@ export class Transport {
   constructor(url: string, { token, timeoutMs = DEFAULT_TIMEOUT_MS, fetch: send, ...retries }: ClientOptions) {
     this.url = rootOf(url);
     // Said here, without the token: fetch would put it into its message.
+    if (token !== undefined && typeof token !== "string") throw new TypeError(`token: expected a string, found ${typeof token}`);
     if (token !== undefined && !/^[\x21-\x7e]+$/.test(token)) throw new TypeError("token: expected visible ASCII characters, found others");
     requireTimeout(timeoutMs);
+    if (send !== undefined && typeof send !== "function") throw new TypeError(`fetch: expected a function, found ${found(send)}`);
     requireRetries(retries);
     this.#headers = { Accept: MSGPACK, ...(token !== undefined && { Authorization: `Bearer ${token}` }) };
     this.#timeoutMs = timeoutMs;
@@ -68,6 +71,7 @@ export class Transport {
   async call<Result>(path: string, params: object | undefined, read: Read<Result>, options: CallOptions = {}, onLost?: () => void): Promise<Result> {
     // Copied here, before anything waits: the caller may change the arrays while the call is under way.
     const body = params && new Blob(encodeParts(params));
+    requireSignal(options.signal);
     const pauses = new Pauses(this.#retries, `stepd at ${this.url}`);
     for (;;) {
       options.signal?.throwIfAborted();
@@ -85,6 +89,7 @@ export class Transport {
 
   /** Whether an address answers with a status of success. Asks once. */
   async isOk(path: string, { signal, timeoutMs = this.#timeoutMs }: CallOptions): Promise<boolean> {
+    requireSignal(signal);
     const limits = limitsOf(timeoutMs, signal);
     try {
       const response = await this.#fetch(`${this.url}${path}`, { headers: this.#headers, ...limits });
@@ -198,6 +203,11 @@ const limitsOf = (timeoutMs: number, caller: AbortSignal | undefined): { readonl
   const signals = caller ? [caller] : [];
   if (timeoutMs <= MAX_TIMER_MS) signals.push(AbortSignal.timeout(Math.ceil(timeoutMs)));
   return signals.length > 0 ? { signal: AbortSignal.any(signals) } : {};
+};
+
+const requireSignal = (signal: AbortSignal | undefined): void => {
+  if (signal !== undefined && typeof (signal as Partial<AbortSignal> | null)?.throwIfAborted !== "function")
+    throw new TypeError(`signal: expected an AbortSignal, found ${found(signal)}`);
 };
 
 const requireTimeout = (timeoutMs: number): void => {

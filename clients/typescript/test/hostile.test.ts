@@ -135,9 +135,9 @@ suite("files that are none", () => {
     assert.equal(bits(parts.state.bytes as never), bits(whole.state.bytes as never));
   });
 
-  test("a parameter called __proto__ is refused by the server, and changes no prototype here", async () => {
+  test("a parameter called __proto__ is refused, and changes no prototype here", async () => {
     const tensors = Object.fromEntries([["__proto__", vector(1)]]);
-    const refused = ({ code }: StepdError): boolean => code === "TENSORS_CORRUPT";
+    const refused = { name: "TypeError", message: /no tensor can be called __proto__/ };
     await assert.rejects(client.step({ optimizer, params: tensors, grads: tensors }), refused);
     await assert.rejects(new ShardedClient([service.url], { requestBytes: 4 }).step({ optimizer, params: { ...w(1), ...tensors }, grads: tensors }), refused);
     assert.equal(({} as { data?: unknown }).data, undefined);
@@ -330,7 +330,7 @@ suite("input that is none", () => {
   });
 
   test("a state that is none is refused, by the server where it is bytes", async () => {
-    await assert.rejects(client.step({ ...input(), state: "AAAA" as never }), /state: expected a State or the bytes of one, found string/);
+    await assert.rejects(client.step({ ...input(), state: "AAAA" as never }), /state: expected a State or the bytes of one, found "AAAA"/);
     await assert.rejects(client.inspect(undefined as never), /found undefined/);
     await assert.rejects(client.step({ ...input(), state: new Uint8Array(9) }), { code: "STATE_CORRUPT" });
   });

@@ -1,0 +1,64 @@
+/** Arguments of the wrong kind, told in the caller's words before anything is sent. What is wrong with a value the server says. */
+import { State } from "./state.ts";
+
+/** A value in an error: itself where it is short, else its kind. */
+export const found = (value: unknown): string => {
+  if (value === null || typeof value !== "object") return typeof value === "string" ? JSON.stringify(value.slice(0, 60)) : String(value);
+  return (value as { constructor?: { name?: string } }).constructor?.name ?? "an object";
+};
+
+const expected = (field: string, what: string, value: unknown): TypeError => new TypeError(`${field}: expected ${what}, found ${found(value)}`);
+
+export const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value) && !ArrayBuffer.isView(value);
+
+export const requireObject = (field: string, value: unknown, what: string): void => {
+  if (!isObject(value)) throw expected(field, what, value);
+};
+
+/** What no tensor can be called: the format of files has a use for the first, JavaScript for the other. */
+const RESERVED = ["__metadata__", "__proto__"];
+
+export const requireTensors = (field: string, value: unknown): void => {
+  if (!isObject(value) || value instanceof Map) throw expected(field, "tensors by name, such as { w: { shape: [2], data: Float32Array.of(1, 2) } }", value);
+  for (const name of Object.keys(value)) {
+    if (RESERVED.includes(name)) throw new TypeError(`${field}: no tensor can be called ${name}, which is reserved`);
+    if (!isWellFormed(name)) throw new TypeError(`${field}: the name ${JSON.stringify(name)} has a lone surrogate, which UTF-8 cannot express`);
+  }
+};
+
+/** String.prototype.isWellFormed is not in every browser yet. */
+const isWellFormed = (text: string): boolean => !/\p{Surrogate}/u.test(text);
+
+export const requireState = (value: unknown): void => {
+  if (!(value instanceof State || value instanceof Uint8Array)) throw expected("state", "a State or the bytes of one", value);
+};
+
+export const requireName = (field: string, value: unknown): void => {
+  if (typeof value !== "string" || value === "") throw expected(field, "a name", value);
+};
+
+const OPTIMIZER = 'an optimizer such as { name: "adamw", lr: 1e-3 }';
+
+/** Options of a step that are objects, and lists. */
+const OBJECTS = ["schedule", "clip", "stochastic_rounding", "reply"];
+
+/** What a call has beside its tensors. */
+export const requireSettings = (settings: object): void => {
+  const { optimizer, groups, ...rest } = settings as Readonly<Record<string, unknown>>;
+  requireObject("optimizer", optimizer, OPTIMIZER);
+  if (groups !== undefined && !Array.isArray(groups)) throw expected("groups", "a list of groups", groups);
+  for (const [index, group] of ((groups ?? []) as readonly unknown[]).entries())
+    requireObject(`groups[${index}]`, group, 'a group such as { tensors: ["*.bias"], optimizer: { weight_decay: 0 } }');
+  for (const name of OBJECTS) if (rest[name] !== undefined) requireObject(name, rest[name], "an object");
+};
+
+/** The whole of what a step is given. */
+export const requireStep = (input: unknown): void => {
+  requireObject("step", input, "an object with optimizer, params, grads and state");
+  const { params, grads, state, cached: _, ...settings } = input as Record<string, unknown>;
+  requireSettings(settings);
+  if (params !== undefined) requireTensors("params", params);
+  requireTensors("grads", grads);
+  if (state !== undefined && state !== null) requireState(state);
+};

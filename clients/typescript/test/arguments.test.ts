@@ -1,0 +1,197 @@
+/** Wrong arguments of every public function and method: each is told in one line before anything is sent. */
+import assert from "node:assert/strict";
+import { after, before, suite, test } from "node:test";
+import { TestService } from "../../../test/support/service.ts";
+import { Client, ShardedClient, State, StepdError, TransportError, toTensors } from "../src/index.ts";
+
+/** Nobody listens there, and no call may find that out. */
+const URL = "http://127.0.0.1:1";
+const optimizer = { name: "adamw" };
+const w = { w: { shape: [2], data: Float32Array.of(1, 2) } };
+const good = { optimizer, params: w, grads: w };
+const result = { params: w, state: {}, step: 1 };
+
+type Case = readonly [what: string, argument: unknown, words: RegExp];
+
+const tensorsCases = (field: string): readonly Case[] =>
+  (
+    [
+      ["nothing", undefined, "expected tensors by name.*, found undefined"],
+      ["null", null, "expected tensors by name.*, found null"],
+      ["a list", [w.w], "expected tensors by name.*, found Array"],
+      ["an array", w.w.data, "expected tensors by name.*, found Float32Array"],
+      ["a Map", new Map([["w", w.w]]), "expected tensors by name.*, found Map"],
+      ["a reserved name", { __metadata__: w.w }, "no tensor can be called __metadata__"],
+      ["another reserved name", JSON.parse('{"__proto__": {}}'), "no tensor can be called __proto__"],
+      ["a lone surrogate", { "\ud800": w.w }, "the name .* has a lone surrogate"],
+    ] as const
+  ).map(([what, value, words]): Case => [`${field}: ${what}`, { ...good, [field]: value }, new RegExp(`^${field}: ${words}`)]);
+
+const settings: readonly Case[] = [
+  ["no input", undefined, /expected an object with .*, found undefined/],
+  ["null", null, /expected an object with .*, found null/],
+  ["a list", [good], /expected an object with .*, found Array/],
+  ["no optimizer", { ...good, optimizer: undefined }, /^optimizer: expected an optimizer such as .*, found undefined/],
+  ["the name of an optimizer", { ...good, optimizer: "adamw" }, /^optimizer: expected an optimizer such as .*, found "adamw"/],
+  ["groups that are none", { ...good, groups: { tensors: ["w"] } }, /^groups: expected a list of groups, found Object/],
+  ["a group that is none", { ...good, groups: ["w"] }, /^groups\[0\]: expected a group such as .*, found "w"/],
+];
+
+const states: readonly Case[] = [
+  ["a string", "run.safetensors", /^state: expected a State or the bytes of one, found "run.safetensors"/],
+  ["a result", result, /^state: expected a State or the bytes of one, found Object/],
+  ["a list of bytes", [1, 2], /^state: .*, found Array/],
+  ["an ArrayBuffer", new ArrayBuffer(3), /^state: .*, found ArrayBuffer/],
+  ["a number", 5, /^state: .*, found 5/],
+];
+
+const stateIn = (cases: readonly Case[]): readonly Case[] => cases.map(([what, state, words]) => [`as state ${what}`, { ...good, state }, words]);
+
+const METHODS: Readonly<Record<string, readonly Case[]>> = {
+  step: [
+    ...settings,
+    ...tensorsCases("params").filter(([what]) => !what.endsWith("nothing")),
+    ["no params", { optimizer, grads: w }, /^params: expected tensors, or cached/],
+    ...tensorsCases("grads"),
+    ...stateIn(states),
+    ["a schedule's name", { ...good, schedule: "cosine" }, /^schedule: expected an object, found "cosine"/],
+    ["a number to clip at", { ...good, clip: 1 }, /^clip: expected an object, found 1/],
+    ["a word as reply", { ...good, reply: "none" }, /^reply: expected an object, found "none"/],
+    ["a seed", { ...good, stochastic_rounding: 7 }, /^stochastic_rounding: expected an object, found 7/],
+    ["a word as cached", { ...good, cached: "yes" }, /^cached: expected that of a.* result, found "?yes/],
+  ],
+  init: [...settings, ...tensorsCases("params")],
+  norms: [
+    ["no input", undefined, /^norms: expected an object with grads, found undefined/],
+    ...tensorsCases("grads"),
+    ...tensorsCases("params").filter(([what]) => !what.endsWith("nothing")),
+  ],
+  plan: [
+    ...settings,
+    ["no tensors", { optimizer }, /^tensors: expected shapes by name/],
+    ["a list of shapes", { optimizer, tensors: [[2, 3]] }, /^tensors: expected shapes by name.*, found Array/],
+  ],
+  inspect: [...states, ["nothing", undefined, /^state: .*, found undefined/]],
+  convert: [
+    ["no input", undefined, /^convert: expected an object with state, found undefined/],
+    ...stateIn(states),
+    ["a format's name", { state: new Uint8Array(8), to: "torch" }, /^to: expected a convention such as .*, found "torch"/],
+    ["a format's name", { state: new Uint8Array(8), from: ["torch"] }, /^from: expected a convention such as .*, found Array/],
+  ],
+  evaluateSchedule: [
+    ["no input", undefined, /^evaluateSchedule: expected an object with schedule, found undefined/],
+    ["no schedule", {}, /^schedule: expected a schedule such as .*, found undefined/],
+    ["its name", { schedule: "cosine" }, /^schedule: expected a schedule such as .*, found "cosine"/],
+  ],
+  describe: [
+    ["nothing", undefined, /^name: expected a name, found undefined/],
+    ["no name", "", /^name: expected a name, found ""/],
+    ["an optimizer", optimizer, /^name: expected a name, found Object/],
+    ["a number", 5, /^name: expected a name, found 5/],
+  ],
+};
+
+const CALL_OPTIONS: readonly Case[] = [
+  ["a timeout of 0", { timeoutMs: 0 }, /^timeoutMs: expected milliseconds, a number above 0, found 0/],
+  ["a timeout in words", { timeoutMs: "5s" }, /^timeoutMs: expected milliseconds/],
+  ["a timeout of NaN", { timeoutMs: Number.NaN }, /^timeoutMs: expected milliseconds/],
+  ["a controller", { signal: new AbortController() }, /^signal: expected an AbortSignal, found AbortController/],
+];
+
+const CONSTRUCTORS: readonly (readonly [what: string, url: unknown, options: unknown, words: RegExp])[] = [
+  ["no url", undefined, undefined, /^url: expected the server's root/],
+  ["no scheme", "127.0.0.1:8080", undefined, /^url: expected the server's root/],
+  ["another scheme", "unix:///run/stepd.sock", undefined, /^url: expected the server's root/],
+  ["null for options", URL, null, /^options: expected an object, found null|null/],
+  ["a token that is none", URL, { token: 5 }, /^token: expected a string, found number/],
+  ["a timeout in words", URL, { timeoutMs: "60" }, /^timeoutMs: expected milliseconds/],
+  ["a timeout of 0", URL, { timeoutMs: 0 }, /^timeoutMs: expected milliseconds/],
+  ["negative retries", URL, { retries: -1 }, /^retries: expected a number from 0 on, found -1/],
+  ["retries in words", URL, { retries: "4" }, /^retries: expected a number from 0 on, found 4/],
+  ["a negative wait", URL, { refusedMs: -1 }, /^refusedMs: expected a number from 0 on, found -1/],
+  ["a logger that is none", URL, { warn: true }, /^warn: expected a function, found true/],
+  ["a fetch that is none", URL, { fetch: "fetch" }, /^fetch: expected a function, found "fetch"/],
+  ["a folder that is none", URL, { sharedDir: "/nowhere/x" }, /^sharedDir: expected a folder/],
+];
+
+type Methods = Readonly<Record<string, (...given: unknown[]) => Promise<unknown>>>;
+
+/** One line of the caller's words: no error of what was sent, and none from inside. */
+const told =
+  (words: RegExp) =>
+  (error: unknown): boolean => {
+    assert.ok(error instanceof TypeError || error instanceof RangeError, String(error));
+    assert.match(error.message, words);
+    assert.doesNotMatch(error.message, /\n|Cannot |is not iterable|of undefined/);
+    return true;
+  };
+
+suite("wrong arguments", () => {
+  const clients = { Client: new Client(URL, { retries: 0 }), ShardedClient: new ShardedClient([URL, URL], { retries: 0, requestBytes: 1 }) };
+  for (const [kind, client] of Object.entries(clients)) {
+    const methods = client as unknown as Methods;
+    for (const [method, cases] of Object.entries(METHODS)) {
+      if (!(method in client)) continue;
+      test(`${kind}.${method}`, async () => {
+        for (const [what, argument, words] of cases) await assert.rejects(async () => methods[method]?.call(client, argument), told(words), what);
+      });
+    }
+  }
+
+  for (const method of ["optimizers", "info", "isReady"])
+    test(`options of Client.${method}`, async () => {
+      for (const [what, options, words] of CALL_OPTIONS)
+        await assert.rejects(async () => (clients.Client as unknown as Methods)[method]?.call(clients.Client, options), told(words), what);
+    });
+
+  test("constructors", () => {
+    const makers: readonly ((url: unknown, options: unknown) => unknown)[] = [
+      (url, options) => new Client(url as string, options as undefined),
+      (url, options) => new ShardedClient([url as string], options as undefined),
+    ];
+    for (const [what, url, options, words] of CONSTRUCTORS)
+      for (const [index, make] of makers.entries()) if (options !== null || index === 0) assert.throws(() => make(url, options), told(words), what);
+    assert.throws(() => new ShardedClient(URL as unknown as string[]), told(/^urls: expected a list of the servers' roots, found "http/));
+    assert.throws(() => new ShardedClient(undefined as unknown as string[]), told(/^urls: expected a list/));
+    assert.throws(() => new ShardedClient([5 as unknown as string]), told(/^url: expected/));
+  });
+
+  test("states and files", () => {
+    const strange = (value: unknown): never => value as never;
+    for (const value of ["x", undefined, null, [1], new ArrayBuffer(8)])
+      assert.throws(() => new State(strange(value)), told(/^expected the bytes of a state in a Uint8Array, found/));
+    assert.throws(() => new State(new Uint8Array(3)), told(/a safetensors file has at least 8 bytes/));
+    assert.throws(() => State.join([]), told(/there is no state to join/));
+    assert.throws(() => State.join(strange("x")), told(/^states: expected a list of State/));
+    assert.throws(() => State.join(strange([new Uint8Array(8)])), told(/^states: expected a list of State/));
+    assert.throws(() => toTensors(new Uint8Array(9)), told(/./));
+  });
+
+  test("every public method has its cases", () => {
+    const own = Object.getOwnPropertyNames(Client.prototype).filter((name) => !["constructor", "url", "close"].includes(name));
+    assert.deepEqual(own.sort(), [...Object.keys(METHODS), "optimizers", "info", "isReady"].sort());
+  });
+});
+
+suite("names", () => {
+  let service: TestService;
+  before(async () => {
+    service = await TestService.start();
+  });
+  after(() => service[Symbol.asyncDispose]());
+
+  test("of every other kind travel", async () => {
+    const names = ["", "a\0b", "x".repeat(100_000), "*", "step/w", "constructor", "toString", "\uffff", "😀"];
+    const params = Object.fromEntries(names.map((name) => [name, w.w]));
+    for (const client of [new Client(service.url), new ShardedClient([service.url], { requestBytes: 1 })]) {
+      const first = await client.step({ optimizer: { name: "adamw" }, params, grads: params });
+      assert.deepEqual(Object.keys(first.params), names);
+      assert.equal((await client.step({ optimizer: { name: "adamw" }, params: first.params, grads: params, state: first.state })).step, 2);
+    }
+  });
+
+  test("errors of the server and of the way there are told apart", async () => {
+    await assert.rejects(new Client(service.url).describe("adamv"), StepdError);
+    await assert.rejects(new Client(URL, { retries: 0 }).describe("adamw"), TransportError);
+  });
+});

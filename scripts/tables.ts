@@ -4,12 +4,12 @@
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { atOnce } from "../src/codec/turns.ts";
 import { help } from "../src/config.ts";
 import { estimate } from "../src/engine/estimate.ts";
 import { errors } from "../src/errors/errors.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry } from "../src/optimizers/registry.ts";
-import { planOf } from "../src/rpc/_optimizer.ts";
-import { Rpc } from "../src/rpc/rpc.ts";
+import { methods as rpcMethods } from "../src/rpc/methods.ts";
 
 const F32_BYTES = 4;
 
@@ -62,7 +62,7 @@ const MIB = 2 ** 20;
 
 /** What is in the sizing table: a LoRA adapter, small and middle models, and what is at the end of one call's size. */
 const SIZES = [1e6, 10e6, 100e6, 250e6];
-const SETUPS: readonly (readonly [label: string, optimizer: "sgd" | "adamw", dtype: string, masterWeights: boolean])[] = [
+const SETUPS: readonly (readonly [label: string, optimizer: "sgd" | "adamw", dtype: "F32" | "BF16", masterWeights: boolean])[] = [
   ["`sgd`, no momentum, F32", "sgd", "F32", false],
   ["`adamw`, `lamb`, F32", "adamw", "F32", false],
   ["`adamw`, BF16 with F32 master weights", "adamw", "BF16", true],
@@ -82,7 +82,8 @@ const sizing = (): string => {
       const whole = Math.floor(parameters / TENSOR_ELEMENTS);
       const shapes = [...new Array<number>(whole).fill(TENSOR_ELEMENTS), parameters - whole * TENSOR_ELEMENTS];
       const tensors = Object.fromEntries(shapes.map((elements, index) => [`layer.${index}`, { shape: [elements], dtype }]));
-      const cost = estimate({ plan: planOf({ name }), tensors, gradDtype: dtype, masterWeights, capacity });
+      const call = { optimizer: { name }, tensors, grad_dtype: dtype, master_weights: masterWeights };
+      const cost = atOnce(estimate(call, () => 0, capacity));
       const seconds = ((Math.max(cost.bytes_in, cost.bytes_out) * 8) / (LINK_GBIT * 1e9)).toPrecision(2);
       return [`${parameters / 1e6} M`, label, ...[cost.bytes_in, cost.bytes_out, cost.state_bytes, cost.arena_bytes].map(mib), String(cost.requests), seconds];
     }),
@@ -93,7 +94,7 @@ const sizing = (): string => {
 const methods = (): string =>
   table(
     ["method", "REST", "does"],
-    new Rpc("").methods.map(({ name, rest, summary }) => [code(name), rest ? code(`${rest.verb} ${rest.path}`) : "", summary]),
+    rpcMethods.map(({ name, rest, summary }) => [code(name), rest ? code(`${rest.verb} ${rest.path}`) : "", summary]),
   );
 
 const errorTable = (): string =>

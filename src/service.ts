@@ -67,9 +67,7 @@ export class Service implements AsyncDisposable {
     const http = {
       admission: arena,
       text: new TextBudget(config.maxJsonMib * MIB),
-      rpc: new Rpc(version),
-      engine: new Engine(pool, arena.capacity),
-      blobs: (caller: string | undefined) => new Blobs(folder, cache, caller),
+      rpc: new Rpc(version, { engine: new Engine(pool, arena.capacity), blobs: (caller) => new Blobs(folder, cache, caller), telemetry }),
       telemetry,
       limits,
       callers: tokens,

@@ -17,15 +17,16 @@ const WORKERS = 1;
 export class Offline implements AsyncDisposable {
   readonly arena: Arena;
   readonly #pool: Pool;
-  readonly #engine: Engine;
-  readonly #rpc = new Rpc("");
-  readonly #blobs = new Blobs(undefined, undefined, undefined);
-  readonly #telemetry = new Telemetry({ level: "silent", version: "", node: process.version });
+  readonly #rpc: Rpc;
 
   private constructor(arena: Arena, pool: Pool) {
     this.arena = arena;
     this.#pool = pool;
-    this.#engine = new Engine(pool, arena.capacity);
+    this.#rpc = new Rpc("", {
+      engine: new Engine(pool, arena.capacity),
+      blobs: () => new Blobs(undefined, undefined, undefined),
+      telemetry: new Telemetry({ level: "silent", version: "", node: process.version }),
+    });
   }
 
   static async start(arenaMib: number): Promise<Offline> {
@@ -42,12 +43,7 @@ export class Offline implements AsyncDisposable {
 
   /** Calls a method. Throws StepdError. */
   async call<Result>(method: string, params: unknown, lease: Lease): Promise<Result> {
-    return (await this.#rpc.call(
-      method,
-      params,
-      { engine: this.#engine, blobs: this.#blobs, lease, telemetry: this.#telemetry, words: undefined },
-      () => {},
-    )) as Result;
+    return (await this.#rpc.call(method, params, { lease, caller: undefined }, () => {})) as Result;
   }
 
   [Symbol.asyncDispose](): Promise<void> {

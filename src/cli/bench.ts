@@ -165,7 +165,7 @@ const prepare = async (links: readonly Connection[], { optimizer, elements, dtyp
   };
   const [link] = links;
   if (!link) throw new Error("there is no connection");
-  const first = decodeMsgpack(await warmUp(link, bodyOf(null), signal)).value as { state: Uint8Array };
+  const first = decodeMsgpack(await warmUp(link, bodyOf(null), signal)) as { state: Uint8Array };
   const body = bodyOf(first.state);
   const replies = await Promise.all(links.map((link) => warmUp(link, body, signal)));
   return { body, reply: replies[0] as Buffer };

@@ -123,8 +123,8 @@ const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 export const parseStrictJson = (bytes: Buffer, onValues: (count: number) => void = () => {}): unknown => parse(bytes, onValues).value;
 
 /** The value of a JSON text, and a number in it that is not written as digits alone. */
-export const parseHeader = (bytes: Buffer): { readonly value: unknown; readonly odd: string | undefined } => {
-  const { value, odd } = parse(bytes, () => {});
+export const parseHeader = (bytes: Buffer, onValues: (count: number) => void): { readonly value: unknown; readonly odd: string | undefined } => {
+  const { value, odd } = parse(bytes, onValues);
   if (odd === undefined) return { value, odd };
   let start = odd;
   while (isNumeric(bytes[start - 1])) start--;
@@ -149,3 +149,33 @@ const parse = (bytes: Buffer, onValues: (count: number) => void): { readonly val
   withIds(value, found.ids.map(idOfText));
   return { value, odd: found.odd };
 };
+
+/** Bytes of a piece of an object's text. */
+const PIECE_BYTES = 65536;
+
+/**
+ * Cuts the text of a JSON object between its members into texts of smaller objects. The text is valid JSON if and only if all
+ * pieces are and, where there are several, none of them is empty.
+ */
+export function* splitStrictJson(text: Buffer): Generator<Buffer> {
+  let depth = 0;
+  let start = 0;
+  for (let at = 0; at < text.length && text.length > PIECE_BYTES; at++) {
+    const byte = text[at];
+    if (byte === QUOTE) {
+      const end = closingQuote(text, at + 1);
+      if (end < 0) break;
+      at = end;
+    } else if (byte === 0x7b || byte === 0x5b) depth++;
+    else if (byte === 0x7d || byte === 0x5d) depth--;
+    else if (byte === COMMA && depth === 1 && at - start >= PIECE_BYTES) {
+      yield Buffer.concat([start === 0 ? NOTHING : OPEN, text.subarray(start, at), CLOSE]);
+      start = at + 1;
+    }
+  }
+  yield start === 0 ? text : Buffer.concat([OPEN, text.subarray(start)]);
+}
+
+const NOTHING = Buffer.alloc(0);
+const OPEN = Buffer.from("{");
+const CLOSE = Buffer.from("}");

@@ -7,12 +7,9 @@ import { isUtf8 } from "node:buffer";
 import { randomBytes } from "node:crypto";
 import { addExtension, Packr, Unpackr } from "msgpackr";
 import { describe, StepdError } from "../errors/errors.ts";
-import { Frames, frameOf, type Words } from "./_frames.ts";
 import { idOfBytes, type Span, SpelledNumber, withIds } from "./_id.ts";
 import { MAX_DEPTH, MAX_VALUES } from "./_text.ts";
 import { Parts } from "./parts.ts";
-
-export type { Words } from "./_frames.ts";
 
 /** Bytes of all strings of a body together; V8 has a limit of 512 MiB for one. Blobs are bin. */
 const MAX_STRING_BYTES = 2 ** 28;
@@ -28,22 +25,8 @@ const packr = new Packr({ useRecords: false, variableMapSize: true, skipValues: 
 const malformed = (at: number, problem: string): StepdError =>
   new StepdError("PARSE_ERROR", `The body is not valid MessagePack: ${problem} at byte ${at}`, { expected: "one MessagePack value", found: problem });
 
-/** The value of a body. */
-export interface Decoded {
-  readonly value: unknown;
-  /** Where another body had the same words before: what was made of them will do for this one. */
-  readonly words: Words | undefined;
-}
-
-const frames = new Frames();
-
 /** The value of a body; `onValues` is told how many values it has before they are made. Throws PARSE_ERROR. */
-export const decodeMsgpack = (bytes: Buffer, onValues: (count: number) => void = () => {}): Decoded => {
-  const frame = frames.find(bytes);
-  if (frame) {
-    onValues(frame.values);
-    return { value: frame.value(bytes), words: frame };
-  }
+export const decodeMsgpack = (bytes: Buffer, onValues: (count: number) => void = () => {}): unknown => {
   const walk = new Walk(bytes);
   const end = walk.value(0, 0);
   if (end !== bytes.length) throw malformed(end, `${bytes.length - end} bytes after the value`);
@@ -53,9 +36,7 @@ export const decodeMsgpack = (bytes: Buffer, onValues: (count: number) => void =
     value,
     walk.ids.filter((id) => isNumber(bytes[id.start] as number)).map((id) => idOfBytes(bytes, id)),
   );
-  const made = frameOf(bytes, value, walk.values, Array.isArray(value) ? undefined : walk.ids[0]);
-  if (made) frames.add(bytes.length, made);
-  return { value, words: undefined };
+  return value;
 };
 
 /** Whether a value of this type byte is a number. */

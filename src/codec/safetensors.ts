@@ -4,9 +4,9 @@
  * Format: https://github.com/huggingface/safetensors, section "Format".
  */
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
-import { MAX_KEY, Recent } from "./_recent.ts";
-import { parseHeader } from "./_text.ts";
+import { MAX_VALUES, parseHeader, splitStrictJson } from "./_text.ts";
 import { bytesOf, elementsOf, isCountable, rankOf } from "./dtype.ts";
+import { atOnce, TURN_ITEMS, type Turns } from "./turns.ts";
 
 const LENGTH_BYTES = 8;
 /** The limit of the safetensors library. */
@@ -26,22 +26,25 @@ export interface TensorInfo {
 }
 
 export interface Safetensors {
+  /** The header with its length in front; undefined for tensors that came without one. */
+  readonly header: Buffer | undefined;
   readonly metadata: ReadonlyMap<string, string>;
   readonly tensors: readonly TensorInfo[];
 }
 
-/** What a header says, and where the file ends by it. */
-interface Layout extends Safetensors {
-  readonly end: number;
-}
-
 type Corrupt = (expected: string, found: string) => StepdError;
 
-/** By the header's bytes as Latin-1, which is one character for each. Only headers that passed all checks. */
-const layouts = new Recent<Layout>();
+/** The bytes of a file's header with its length in front; undefined where the file is too short for it. */
+export const headerOf = (file: Buffer): Buffer | undefined => {
+  if (file.length < LENGTH_BYTES || file.readUInt32LE(4) > 0) return undefined;
+  const end = LENGTH_BYTES + file.readUInt32LE(0);
+  return end > file.length ? undefined : file.subarray(0, end);
+};
 
-/** Reads the header of a file. Throws `code` naming `field` for anything that the format forbids. What it returns is shared between calls. */
-export const readSafetensors = (file: Buffer, field: string, code: ErrorName): Safetensors => {
+/** Reads the header of a file. Throws `code` naming `field` for anything that the format forbids. */
+export const readSafetensors = (file: Buffer, field: string, code: ErrorName): Safetensors => atOnce(readSafetensorsInTurns(file, field, code));
+
+export function* readSafetensorsInTurns(file: Buffer, field: string, code: ErrorName): Turns<Safetensors> {
   const corrupt: Corrupt = (expected, found) => StepdError.mismatch(code, field, expected, found);
   if (file.length < LENGTH_BYTES) throw corrupt("a safetensors file of at least 8 bytes", `${file.length} bytes`);
   const high = file.readUInt32LE(4);
@@ -50,34 +53,7 @@ export const readSafetensors = (file: Buffer, field: string, code: ErrorName): S
     throw corrupt(`a header of at most ${MAX_HEADER_BYTES} bytes`, `a header length of ${file.readBigUInt64LE(0)}`);
   const dataStart = LENGTH_BYTES + headerBytes;
   if (dataStart > file.length) throw corrupt(`a header of ${headerBytes} bytes, as the first 8 bytes say`, `${file.length - LENGTH_BYTES} bytes after them`);
-  const key = headerBytes < MAX_KEY ? file.toString("latin1", LENGTH_BYTES, dataStart) : undefined;
-  let layout = key === undefined ? undefined : layouts.get(key);
-  if (!layout) {
-    layout = readLayout(file, dataStart, field, corrupt);
-    if (key !== undefined) layouts.set(key, layout);
-  }
-  const { end } = layout;
-  if (end !== file.length) throw corrupt(`${end - dataStart} bytes of tensors, as the header says`, `${file.length - dataStart} bytes`);
-  return layout;
-};
-
-/** Reads the header whose end is at `dataStart`. */
-const readLayout = (file: Buffer, dataStart: number, field: string, corrupt: Corrupt): Layout => {
-  if (file[LENGTH_BYTES] !== 0x7b) throw corrupt("a header that starts with {", dataStart === LENGTH_BYTES ? "an empty header" : `byte ${file[LENGTH_BYTES]}`);
-  let header: ReturnType<typeof parseHeader>;
-  try {
-    header = parseHeader(file.subarray(LENGTH_BYTES, dataStart));
-  } catch (error) {
-    throw corrupt("a header in JSON", (error as Error).message);
-  }
-  const { __metadata__: metadata = {}, ...entries } = header.value as Record<string, unknown>;
-  if (!isRecord(metadata)) throw corrupt("__metadata__ to be an object", String(metadata));
-  for (const [key, value] of Object.entries(metadata)) {
-    if (typeof value !== "string") throw corrupt(`__metadata__.${key} to be a string`, JSON.stringify(value));
-  }
-  const tensors = Object.entries(entries).map(([name, entry]) => readEntry(name, entry, dataStart, field, corrupt));
-  // The format's own library reads such numbers as no sizes.
-  if (header.odd !== undefined) throw corrupt("sizes and offsets that are written as digits alone", header.odd);
+  const { metadata, tensors } = yield* readEntries(file, dataStart, field, corrupt);
   let end = dataStart;
   for (const tensor of tensors.toSorted((a, b) => a.offset - b.offset || a.bytes - b.bytes)) {
     if (tensor.offset !== end) {
@@ -88,7 +64,56 @@ const readLayout = (file: Buffer, dataStart: number, field: string, corrupt: Cor
     }
     end += tensor.bytes;
   }
-  return { metadata: new Map(Object.entries(metadata as Record<string, string>)), tensors, end };
+  if (end !== file.length) throw corrupt(`${end - dataStart} bytes of tensors, as the header says`, `${file.length - dataStart} bytes`);
+  return { header: file.subarray(0, dataStart), metadata, tensors };
+}
+
+/** Reads the header whose end is at `dataStart`: a piece of its text, then the entries of that piece. */
+function* readEntries(file: Buffer, dataStart: number, field: string, corrupt: Corrupt): Turns<Pick<Safetensors, "metadata" | "tensors">> {
+  if (file[LENGTH_BYTES] !== 0x7b) throw corrupt("a header that starts with {", dataStart === LENGTH_BYTES ? "an empty header" : `byte ${file[LENGTH_BYTES]}`);
+  const metadata = new Map<string, string>();
+  const tensors: TensorInfo[] = [];
+  const names = new Set<string>();
+  let values = 0;
+  let odd: string | undefined;
+  const parse = (text: Buffer): Record<string, unknown> => {
+    try {
+      const found = parseHeader(text, (count) => {
+        values += count;
+      });
+      odd ??= found.odd;
+      const entries = found.value as Record<string, unknown>;
+      if (Object.keys(entries).length === 0 && text.length < dataStart - LENGTH_BYTES) throw new Error("a comma without a member behind it");
+      if (values > MAX_VALUES) throw new Error(`more than ${MAX_VALUES} values`);
+      const twice = Object.keys(entries).find((name) => names.has(name));
+      if (twice !== undefined) throw new Error(`the key ${describe(twice)} stands twice in an object`);
+      return entries;
+    } catch (error) {
+      throw corrupt("a header in JSON", (error as Error).message);
+    }
+  };
+  for (const text of splitStrictJson(file.subarray(LENGTH_BYTES, dataStart))) {
+    const entries = parse(text);
+    for (const [name, entry] of Object.entries(entries)) {
+      names.add(name);
+      if (name === METADATA) readMetadata(entry, metadata, corrupt);
+      else tensors.push(readEntry(name, entry, dataStart, field, corrupt));
+      if (names.size % TURN_ITEMS === 0) yield;
+    }
+  }
+  // The format's own library reads such numbers as no sizes.
+  if (odd !== undefined) throw corrupt("sizes and offsets that are written as digits alone", odd);
+  return { metadata, tensors };
+}
+
+const METADATA = "__metadata__";
+
+const readMetadata = (given: unknown, metadata: Map<string, string>, corrupt: Corrupt): void => {
+  if (!isRecord(given)) throw corrupt("__metadata__ to be an object", String(given));
+  for (const [key, value] of Object.entries(given)) {
+    if (typeof value !== "string") throw corrupt(`__metadata__.${key} to be a string`, JSON.stringify(value));
+    metadata.set(key, value);
+  }
 };
 
 const isRecord = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null && !Array.isArray(value);
@@ -132,40 +157,27 @@ export const compareUtf8 = (a: string, b: string): number => {
 
 const orderOf = (unit: number): number => (unit < 0xd800 ? unit : unit < 0xe000 ? unit + 0x2000 : unit - 0x800);
 
-/** Sorts into the canonical order: by dtype as the safetensors library does (I64 first, which keeps all aligned), then by the bytes of the name. */
-export const canonicalOrder = <T extends TensorDescription>(tensors: readonly T[]): readonly T[] =>
-  tensors.toSorted((a, b) => rankOf(b.dtype) - rankOf(a.dtype) || compareUtf8(a.name, b.name));
+/** The canonical order: by dtype as the safetensors library does (I64 first, which keeps all aligned), then by the bytes of the name. */
+export const compareCanonical = (a: TensorDescription, b: TensorDescription): number => rankOf(b.dtype) - rankOf(a.dtype) || compareUtf8(a.name, b.name);
 
-const headers = new Recent<Buffer>();
+/** The canonical header, with its length in front, of tensors that follow in the given order without gaps. */
+export const writeHeader = (metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Buffer =>
+  atOnce(writeHeaderInTurns(metadata, tensors));
 
-/** The canonical header, with its length in front, of tensors that follow in the given order without gaps. It is shared between calls, to be read only. */
-export const writeHeader = (metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Buffer => {
-  // With the lengths of names no other tensors give the same key.
-  let key = JSON.stringify(metadata);
-  for (let index = 0; index < tensors.length && key.length < MAX_KEY; index++) {
-    const { name, dtype, shape } = tensors[index] as TensorDescription;
-    key += `${name.length}:${name}${dtype}[${shape}]`;
-  }
-  if (key.length >= MAX_KEY) return makeHeader(metadata, tensors);
-  const known = headers.get(key);
-  if (known) return known;
-  const header = makeHeader(metadata, tensors);
-  headers.set(key, header);
-  return header;
-};
-
-const makeHeader = (metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Buffer => {
+export function* writeHeaderInTurns(metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Turns<Buffer> {
+  const sorted = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1)));
+  const entries = [`"${METADATA}":${JSON.stringify(sorted)}`];
   let offset = 0;
-  const entries = tensors.map(({ name, dtype, shape }) => {
+  for (const { name, dtype, shape } of tensors) {
     const start = offset;
     offset += elementsOf(shape) * (bytesOf(dtype) as number);
-    return `${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [start, offset] })}`;
-  });
-  const sorted = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1)));
-  const json = Buffer.from(`{${[`"__metadata__":${JSON.stringify(sorted)}`, ...entries].join(",")}}`);
+    entries.push(`${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [start, offset] })}`);
+    if (entries.length % TURN_ITEMS === 0) yield;
+  }
+  const json = Buffer.from(`{${entries.join(",")}}`);
   const padded = Math.ceil(json.length / HEADER_ALIGNMENT) * HEADER_ALIGNMENT;
   const header = Buffer.alloc(LENGTH_BYTES + padded, " ");
   header.writeBigUInt64LE(BigInt(padded));
   json.copy(header, LENGTH_BYTES);
   return header;
-};
+}

@@ -1,7 +1,7 @@
 /** A state as a file of torch, qhoptim or optax: its slots are brought to their meaning there in place and go out from where they are. */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
-import { canonicalOrder, writeHeader } from "../codec/safetensors.ts";
+import { compareCanonical, writeHeader } from "../codec/safetensors.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale } from "./_elements.ts";
@@ -55,7 +55,7 @@ export const exportState = async (state: State, convention: Convention, optimize
   }
   if (holding.isCountShared && state.parameters.size > 0) entries.push(countOf(state.parameters, losses));
   const rounded = await reshape(state.parameters, holding, betas, lease);
-  const ordered = canonicalOrder(entries);
+  const ordered = entries.toSorted(compareCanonical);
   return { state: writeEntries(writeHeader({ format, optimizer: optimizer.name }, ordered), ordered, lease), lost: [...losses.sentences, ...rounded] };
 };
 

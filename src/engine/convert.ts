@@ -4,6 +4,7 @@
  */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
+import { inTurns } from "../codec/turns.ts";
 import { describe, StepdError } from "../errors/errors.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
 import { exportState } from "./_export.ts";
@@ -30,12 +31,14 @@ export const convertState = async ({ state: blob, from, to, optimizer: name, fil
   requireUsable(from, "from");
   requireUsable(to, "to");
   const wanted = name === undefined ? undefined : find(name, "/optimizer");
-  const { state, lost } = from.format === "stepd" ? { state: readState(blob, lease), lost: [] } : await importState(blob, from, sourceOf(from, wanted), lease);
+  const { state, lost } =
+    from.format === "stepd" ? { state: await inTurns(readState(blob, lease)), lost: [] } : await importState(blob, from, sourceOf(from, wanted), lease);
   const optimizer = wanted ?? state.optimizer;
   requireFamily(state, optimizer);
   const left = leaveOut(state, optimizer);
   fillSlots(state, optimizer, fill, lease);
-  const exported = to.format === "stepd" ? { state: writeState(state, optimizer, lease), lost: [] } : await exportState(state, to, optimizer, lease);
+  const exported =
+    to.format === "stepd" ? { state: await inTurns(writeState(state, optimizer, lease)), lost: [] } : await exportState(state, to, optimizer, lease);
   return { state: exported.state, lost: [...lost, ...left, ...exported.lost] };
 };
 

@@ -2,116 +2,127 @@
 import { LRUCache } from "lru-cache";
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
-import { compareUtf8 } from "../codec/safetensors.ts";
-import { groupFinder } from "../planner/groups.ts";
+import { readSafetensorsInTurns } from "../codec/safetensors.ts";
+import { inTurns, type Turns } from "../codec/turns.ts";
+import type { InitParams, NormsParams, PlanParams, StepParams } from "../generated/wire.gen.ts";
 import type { Pool } from "../pool/pool.ts";
-import { type Estimate, type EstimateInput, estimate } from "./estimate.ts";
-import type { Plan } from "./plan.ts";
-import { PreparedStep } from "./prepared.ts";
-import { Runner, type Waits } from "./runner.ts";
-import { addSlots, emptyState, MASTER_PARAM, readState, type State, slotDtype, writeState } from "./state.ts";
-import { runStep, type StepInput, type StepOutput, wantedSlots } from "./step.ts";
-import { loadTensors, requireMatch, type Tensor, type Tensors } from "./tensors.ts";
-import type { StepOptions } from "./update.ts";
+import { canonical } from "./canonical.ts";
+import { type Estimate, estimate } from "./estimate.ts";
+import { init } from "./init.ts";
+import { compile, type Layout, layoutBytes, type StepOptions } from "./layout.ts";
+import { type Matched, match, matchedBytes } from "./match.ts";
+import { type Norms, norms } from "./norms.ts";
+import type { Waits } from "./runner.ts";
+import { readState, type State } from "./state.ts";
+import { type Files, type Now, readNow, runStep, type StepOutput } from "./step.ts";
+import { keyOf, loadBlob, loadTensors, readTensors, type Tensors } from "./tensors.ts";
 
-export { makePlan, type Plan, type Schedule } from "./plan.ts";
+export type { Lease } from "../arena/arena.ts";
+export { planOf } from "./plan.ts";
 export type { Waits } from "./runner.ts";
 export { STATE_FORMAT, type State } from "./state.ts";
-export type { StepInput, StepOutput } from "./step.ts";
-export type { StepOptions } from "./update.ts";
+export type { StepOutput } from "./step.ts";
 
-/** Sums over one tensor, in float64. */
-export interface TensorNorms {
-  /** Sum of squares of the gradient, after the loss scale. */
-  readonly grad_squares: number;
-  readonly param_squares?: number;
-  readonly zeros: number;
-  readonly non_finite: number;
+/** A call whose sources are in its lease, or in its body. */
+export type Loaded<Call> = {
+  readonly [Field in keyof Call]: Field extends "params" | "grads" ? Tensors : Field extends "state" ? Uint8Array | string | null : Call[Field];
+};
+
+/** Bytes of all that is kept of headers and options. */
+const CACHE_BYTES = 2 ** 26;
+
+/** Headers of more bytes are not kept. */
+const MAX_KEY = CACHE_BYTES / 16;
+
+/** Layouts that are kept for the same headers: of trainers that differ in an option, or of one that changes it with every step. */
+const MAX_LAYOUTS = 8;
+
+/** What is known of files with the same headers. */
+interface Known {
+  readonly matched: Matched;
+  /** By their options. */
+  readonly layouts: LRUCache<string, Layout>;
 }
-
-export interface Norms {
-  readonly tensors: Readonly<Record<string, TensorNorms>>;
-  /** The root of the squares of all gradients, added in the order of the names' UTF-8 bytes. */
-  readonly grad_norm: number;
-}
-
-/** Bytes that all prepared steps together take, about. */
-const PREPARED_BYTES = 2 ** 26;
-
-/** How often a step with the same options is prepared again, because the tensors are others. */
-const PREPARATIONS = 3;
 
 export class Engine {
   readonly #pool: Pool;
   /** Bytes that all calls' memory together may have. */
   readonly #capacity: number;
-  /** How often steps with the same options were taken the general way. */
-  readonly #sights = new WeakMap<StepOptions, number>();
-  readonly #prepared = new LRUCache<StepOptions, PreparedStep>({ maxSize: PREPARED_BYTES, sizeCalculation: ({ bytes }) => bytes });
+  /** By the bytes of their headers. */
+  readonly #known = new LRUCache<string, Known>({
+    maxSize: CACHE_BYTES,
+    sizeCalculation: ({ matched }, key) => key.length + matchedBytes(matched) + MAX_LAYOUTS * layoutBytes(matched),
+  });
 
   constructor(pool: Pool, capacity: number) {
     this.#pool = pool;
     this.#capacity = capacity;
   }
 
-  /** One update. Who asks for the same again hands in the same options. Throws what docs/wire-format.md lists under optimizer.step. */
-  step(options: StepOptions, input: StepInput, lease: Lease, waits: Waits): StepOutput | Promise<StepOutput> {
-    return this.#prepared.get(options)?.run(input, lease, this.#pool, waits) ?? this.#step(options, input, lease, waits);
+  /** One update. Throws what docs/wire-format.md lists under optimizer.step. */
+  async step({ params, grads, state = null, ...options }: Loaded<StepParams>, lease: Lease, waits: Waits): Promise<StepOutput> {
+    const files: Files = {
+      params: loadTensors(params, "/params", lease),
+      grads: loadTensors(grads, "/grads", lease),
+      state: state === null ? undefined : loadBlob(state, "/state", "STATE_CORRUPT", lease),
+    };
+    const { matched, layouts } = await this.#match(files);
+    const key = canonical(options);
+    const layout = layouts.get(key) ?? (await this.#compile(options, matched));
+    layouts.set(key, layout);
+    const now = readNow(layout, files.state);
+    // A schedule that cycles the momentum changes what is compiled.
+    const current = isCycled(layout, now) ? await this.#compile(options, matched, now) : layout;
+    return runStep(current, now, files, lease, this.#pool, waits);
   }
 
-  async #step(options: StepOptions, input: StepInput, lease: Lease, waits: Waits): Promise<StepOutput> {
-    const output = await runStep(options, input, lease, this.#pool, waits);
-    const sights = this.#sights.get(options) ?? 0;
-    this.#sights.set(options, sights + 1);
-    if (sights >= 1 && sights <= PREPARATIONS) {
-      const prepared = PreparedStep.like(options, input, lease, this.#pool, PREPARED_BYTES);
-      if (prepared) this.#prepared.set(options, prepared);
-    }
-    return output;
+  async #match(files: Files): Promise<Known> {
+    const key = keyOfFiles(files);
+    const known = key === undefined ? undefined : this.#known.get(key);
+    if (known) return known;
+    const made: Known = { matched: await inTurns(matchFiles(files)), layouts: new LRUCache({ max: MAX_LAYOUTS }) };
+    if (key !== undefined) this.#known.set(key, made);
+    return made;
+  }
+
+  #compile(options: StepOptions, matched: Matched, now?: Now): Layout | Promise<Layout> {
+    const values = now?.rates.map((rates) => rates.values);
+    return inTurns(compile(options, matched, (name) => this.#pool.kernel(name), values));
   }
 
   /** The state before the first step: starting values, step 0, for all parameters. */
-  async init(plan: Plan, params: Tensors, masterWeights: boolean, lease: Lease, waits: Waits): Promise<Parts> {
-    const { optimizer, base, groups } = plan;
-    const find = groupFinder(groups);
-    const state = emptyState(optimizer);
-    const tensors = [...loadTensors(params, "/params", lease).tensors.values()];
-    const wanted = tensors.map((param) => wantedSlots(optimizer, plan.at(groups[find(param.name)]?.values ?? base, 0).values, param, masterWeights));
-    addSlots(state, optimizer, wanted, lease);
-    const masters = tensors.flatMap((param) => {
-      const master = state.parameters.get(param.name)?.slots.get(MASTER_PARAM);
-      return master ? [{ param, master }] : [];
-    });
-    await new Runner(lease, this.#pool, waits).fillMasters(masters);
-    return writeState(state, optimizer, lease);
+  init(call: Loaded<InitParams>, lease: Lease, waits: Waits): Promise<Parts> {
+    return init(call, lease, this.#pool, waits);
   }
 
   /** Sums of squares by tensor: what exact clipping over several calls needs first. */
-  async norms(grads: Tensors, params: Tensors | undefined, lossScale: number, lease: Lease, waits: Waits): Promise<Norms> {
-    const runner = new Runner(lease, this.#pool, waits);
-    const gradSet = loadTensors(grads, "/grads", lease);
-    const paramSet = params === undefined ? undefined : loadTensors(params, "/params", lease);
-    if (paramSet) requireMatch(paramSet, gradSet);
-    const ordered = [...gradSet.tensors.values()].sort((a, b) => compareUtf8(a.name, b.name));
-    const paramOf = ({ name }: Tensor): Tensor | undefined => paramSet?.tensors.get(name);
-    // As in a step: in the dtype of the arithmetic, which the parameter decides.
-    const dtypes = ordered.map((grad) => slotDtype((paramOf(grad) ?? grad).dtype));
-    const { sums } = await runner.measure(ordered, dtypes, lossScale);
-    const paramSquares = paramSet && (await runner.squares(ordered.map((grad) => paramOf(grad) as Tensor)));
-    const tensors = ordered.map(({ name }, index): [string, TensorNorms] => {
-      const { squares = 0, zeros = 0, nonFinite = 0 } = sums[index] ?? {};
-      return [name, { grad_squares: squares, ...(paramSquares && { param_squares: paramSquares[index] ?? 0 }), zeros, non_finite: nonFinite }];
-    });
-    return { tensors: Object.fromEntries(tensors), grad_norm: Math.sqrt(sums.reduce((sum, { squares }) => sum + squares, 0)) };
+  norms(call: Loaded<NormsParams>, lease: Lease, waits: Waits): Promise<Norms> {
+    return norms(call, lease, this.#pool, waits);
   }
 
   /** What a step would cost on this server. */
-  estimate(input: Omit<EstimateInput, "capacity">): Estimate {
-    return estimate({ ...input, capacity: this.#capacity });
+  plan(call: PlanParams): Estimate | Promise<Estimate> {
+    return inTurns(estimate(call, (name) => this.#pool.kernel(name), this.#capacity));
   }
 
   /** What a state holds. Throws STATE_CORRUPT. */
-  inspect(state: Uint8Array | string, lease: Lease): State {
-    return readState(state, lease);
+  inspect(state: Uint8Array | string, lease: Lease): State | Promise<State> {
+    return inTurns(readState(state, lease));
   }
+}
+
+/** Undefined where the headers are too long to keep. */
+const keyOfFiles = ({ params, grads, state }: Files): string | undefined => {
+  const keys = [keyOf(params, MAX_KEY), keyOf(grads, MAX_KEY), state ? keyOf({ bytes: state, plain: undefined }, MAX_KEY) : ""];
+  return keys.includes(undefined) ? undefined : keys.join("\n");
+};
+
+const isCycled = ({ targets }: Layout, { rates }: Now): boolean => targets.some(({ recipe }, index) => rates[index]?.values !== recipe.values);
+
+function* matchFiles({ params, grads, state }: Files): Turns<Matched> {
+  return yield* match({
+    params: yield* readTensors(params, "/params"),
+    grads: yield* readTensors(grads, "/grads"),
+    state: state && (yield* readSafetensorsInTurns(state, "/state", "STATE_CORRUPT")),
+  });
 }

@@ -1,14 +1,15 @@
 /** What a step costs, from shapes and dtypes alone: bytes in and out, state, arena, and into how many calls to split it. */
-import { bytesOf, elementsOf } from "../codec/dtype.ts";
-import { canonicalOrder, type TensorDescription, writeHeader } from "../codec/safetensors.ts";
+import { bytesOf } from "../codec/dtype.ts";
+import { type Safetensors, writeHeaderInTurns } from "../codec/safetensors.ts";
+import type { Turns } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
-import { groupFinder } from "../planner/groups.ts";
-import type { Plan } from "./plan.ts";
-import { STEP, slotDtype, stateHeader } from "./state.ts";
-import { wantedSlots } from "./step.ts";
-import { requireCountable } from "./tensors.ts";
+import type { PlanParams } from "../generated/wire.gen.ts";
+import { compile, type StepTarget } from "./layout.ts";
+import { match } from "./match.ts";
+import { SCALAR_BYTES, slotDtype } from "./state.ts";
+import { inOrder, requireCountable } from "./tensors.ts";
 
-/** A call beside its blobs, and the sums and job of its step: an upper bound. */
+/** A call beside its blobs, and the job of its step: an upper bound. */
 const OVERHEAD_BYTES = 65536;
 const OVERHEAD_BYTES_PER_TENSOR = 1024;
 
@@ -17,15 +18,6 @@ const SHARE = 8;
 
 /** And of at most this size: larger ones do not go faster, and cost more to repeat. */
 const LARGEST_CALL = 256 * 2 ** 20;
-
-export interface EstimateInput {
-  readonly plan: Plan;
-  readonly tensors: Readonly<Record<string, { readonly shape: readonly number[]; readonly dtype?: string }>>;
-  /** Dtype of all gradients; that of each parameter where it is not given. */
-  readonly gradDtype: string | undefined;
-  readonly masterWeights: boolean;
-  readonly capacity: number;
-}
 
 export interface Estimate {
   /** Elements of all parameters. */
@@ -42,66 +34,60 @@ export interface Estimate {
   readonly too_large: readonly string[];
 }
 
-interface Cost {
-  readonly name: string;
-  readonly bytesIn: number;
-  readonly bytesOut: number;
-  readonly state: number;
-  readonly arena: number;
-}
-
-export const estimate = ({ plan, tensors, gradDtype, masterWeights, capacity }: EstimateInput): Estimate => {
-  const params = Object.entries(tensors).map(([name, { shape, dtype = "F32" }]) => ({ name, shape, dtype }));
-  for (const { name, shape } of params) requireCountable(shape, `/tensors/${pointerEscape(name)}/shape`, name);
-  const grads = params.map(({ dtype, ...param }) => ({ ...param, dtype: gradDtype ?? dtype }));
-  const find = groupFinder(plan.groups);
-  const entries = params.map((param) => stateEntries(plan, find(param.name), param, masterWeights));
-  const state = canonicalOrder(entries.flat());
-  const costs = params.map((param, index) => costOf(param, grads[index] as TensorDescription, entries[index] ?? []));
-  const total = (key: "bytesIn" | "bytesOut" | "state" | "arena"): number => costs.reduce((sum, cost) => sum + cost[key], 0);
-  const stateHeaderBytes = stateHeader(plan.optimizer, state).length;
-  const paramHeaderBytes = writeHeader({}, params).length;
-  const headers = 2 * paramHeaderBytes + stateHeaderBytes;
-  const arena = total("arena") + headers + OVERHEAD_BYTES;
+/** Reads the layout of a first step, whose new state is the one that every later step takes and gives. */
+export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanParams, kernel: (name: string) => number, capacity: number): Turns<Estimate> {
+  for (const [name, { shape }] of Object.entries(tensors)) requireCountable(shape, `/tensors/${pointerEscape(name)}/shape`, name);
+  const params = yield* fileOf(Object.entries(tensors).map(([name, { shape, dtype = "F32" }]) => ({ name, shape, dtype })));
+  const grads = gradDtype === undefined ? params : yield* fileOf(params.tensors.map(({ name, shape }) => ({ name, shape, dtype: gradDtype })));
+  // Gradients that are measured take the most memory.
+  const layout = yield* compile({ ...options, non_finite: "skip", stats: "tensor" }, yield* match({ params, grads, state: undefined }), kernel);
+  const scalars = (1 + Object.keys(layout.plan.optimizer.scalarSlots ?? {}).length) * SCALAR_BYTES;
+  const costs = layout.targets.map((target) => costOf(target, scalars));
+  const total = (key: keyof Cost): number => costs.reduce((sum, cost) => sum + cost[key], 0);
+  const paramHeader = params.header?.length ?? 0;
+  const stateBytes = total("state") + (layout.output?.header.length ?? 0);
+  const bytesIn = total("param") + total("grad") + paramHeader + (grads.header?.length ?? 0) + stateBytes;
+  const arena = bytesIn + layout.workBytes + OVERHEAD_BYTES + OVERHEAD_BYTES_PER_TENSOR * costs.length;
   if (arena > Number.MAX_SAFE_INTEGER) throw StepdError.mismatch("INVALID_PARAMS", "/tensors", "at most 2^53 - 1 bytes in one step", `${arena}`);
-  const tooLarge = costs.filter((cost) => cost.arena + OVERHEAD_BYTES > capacity).map(({ name }) => name);
+  const tooLarge = layout.targets.filter((_, index) => arenaOf(costs[index] as Cost) + OVERHEAD_BYTES > capacity).map(({ name }) => name);
   return {
-    parameters: params.reduce((sum, { shape }) => sum + elementsOf(shape), 0),
-    bytes_in: total("bytesIn") + headers,
-    bytes_out: total("bytesOut") + paramHeaderBytes + stateHeaderBytes,
-    state_bytes: total("state") + stateHeaderBytes,
+    parameters: layout.targets.reduce((sum, { elements }) => sum + elements, 0),
+    bytes_in: bytesIn,
+    bytes_out: total("param") + paramHeader + stateBytes,
+    state_bytes: stateBytes,
     arena_bytes: arena,
     fits: arena <= capacity,
     requests: tooLarge.length > 0 ? 0 : requestsFor(costs, Math.min(capacity / SHARE, LARGEST_CALL)),
     too_large: tooLarge,
   };
+}
+
+function* fileOf(described: Parameters<typeof inOrder>[0] & readonly Parameters<typeof writeHeaderInTurns>[1][number][]): Turns<Safetensors> {
+  return { header: yield* writeHeaderInTurns({}, described), metadata: new Map(), tensors: inOrder(described) };
+}
+
+/** Bytes of one tensor. */
+interface Cost {
+  readonly param: number;
+  readonly grad: number;
+  readonly state: number;
+  /** A gradient in the dtype of the arithmetic. */
+  readonly home: number;
+}
+
+const costOf = ({ elements, recipe: { param, grad, slots, homeStride } }: StepTarget, scalars: number): Cost => {
+  const bytes = (dtype: string): number => elements * (bytesOf(dtype) as number);
+  return { param: bytes(param), grad: bytes(grad), state: scalars + slots.length * bytes(slotDtype(param)), home: elements * homeStride };
 };
 
-const bytes = ({ shape, dtype }: TensorDescription): number => elementsOf(shape) * (bytesOf(dtype) as number);
+const arenaOf = ({ param, grad, state, home }: Cost): number => param + grad + state + home + OVERHEAD_BYTES_PER_TENSOR;
 
-const stateEntries = (plan: Plan, group: number, param: TensorDescription, masterWeights: boolean): readonly TensorDescription[] => {
-  const { values } = plan.at(plan.groups[group]?.values ?? plan.base, 0);
-  const { slots } = wantedSlots(plan.optimizer, values, param, masterWeights);
-  return [
-    { name: `${STEP}/${param.name}`, dtype: "I64", shape: [] },
-    ...Object.keys(plan.optimizer.scalarSlots ?? {}).map((slot) => ({ name: `${slot}/${param.name}`, dtype: "F64", shape: [] })),
-    ...slots.map((slot) => ({ name: `${slot}/${param.name}`, dtype: slotDtype(param.dtype), shape: param.shape })),
-  ];
-};
-
-const costOf = (param: TensorDescription, grad: TensorDescription, entries: readonly TensorDescription[]): Cost => {
-  const state = entries.reduce((sum, entry) => sum + bytes(entry), 0);
-  // A gradient in another dtype than the arithmetic's may need memory of its own.
-  const widened = grad.dtype === slotDtype(param.dtype) ? 0 : bytes({ ...grad, dtype: slotDtype(param.dtype) });
-  const bytesIn = bytes(param) + bytes(grad) + state;
-  return { name: param.name, bytesIn, bytesOut: bytes(param) + state, state, arena: bytesIn + widened + OVERHEAD_BYTES_PER_TENSOR };
-};
-
-/** Packs tensors in their order into calls of at most `limit` bytes; a larger tensor goes alone. */
+/** Packs tensors in the order of their names into calls of at most `limit` bytes; a larger tensor goes alone. */
 const requestsFor = (costs: readonly Cost[], limit: number): number => {
   let requests = 0;
   let room = 0;
-  for (const { arena } of costs) {
+  for (const cost of costs) {
+    const arena = arenaOf(cost);
     if (arena <= room) {
       room -= arena;
       continue;

@@ -1,25 +1,27 @@
 /**
- * One optimizer step from loaded bytes to new bytes: tensors, state, hyperparameters of this step, then stage by stage on the
- * pool, in place. A failure at any point leaves nothing to undo: the reply is written only from a finished step.
+ * Runs the layout of a step on its values: counts and rates, then stage by stage on the pool, in place. A failure at any point
+ * leaves nothing to undo: the reply is written only from a finished step.
  */
 import type { Lease } from "../arena/arena.ts";
-import type { Parts } from "../codec/parts.ts";
-import { compareUtf8 } from "../codec/safetensors.ts";
+import { bytesOf } from "../codec/dtype.ts";
+import { Parts } from "../codec/parts.ts";
+import { inTurns } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
-import type { Hyperparameters, Moment, OptimizerDefinition, Stage, Values } from "../optimizers/registry.ts";
-import { groupFinder } from "../planner/groups.ts";
+import type { Moment } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
-import type { Plan } from "./plan.ts";
-import { Runner, type TensorResult, type Waits, type Work } from "./runner.ts";
-import { addSlots, emptyState, MASTER_PARAM, readState, requireFit, type State, slotDtype, writeState } from "./state.ts";
-import { loadTensors, type PlainTensors, requireMatch, type Tensor, type TensorSet, type Tensors } from "./tensors.ts";
-import { type Pair, type StepOptions, type StepReport, update } from "./update.ts";
+import type { Layout, StepTarget } from "./layout.ts";
+import { writeOutput } from "./output.ts";
+import type { Rates } from "./plan.ts";
+import { clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult } from "./report.ts";
+import { isRepeatable, MADE, Runner, type Scalars, STATE, type Waits } from "./runner.ts";
+import { newStateHeader, readStep, STEP, writeStep } from "./state.ts";
+import { type PlainTensors, replyOf, type TensorFile } from "./tensors.ts";
 
-/** The bytes of a step. */
-export interface StepInput {
-  readonly params: Tensors;
-  readonly grads: Tensors;
-  readonly state: Uint8Array | string | null;
+/** The files of a step in the arena. */
+export interface Files {
+  readonly params: TensorFile;
+  readonly grads: TensorFile;
+  readonly state: Buffer | undefined;
 }
 
 export interface StepOutput {
@@ -30,122 +32,159 @@ export interface StepOutput {
   readonly isRecoverable: boolean;
   readonly state: Parts;
   readonly report: StepReport;
-  /** Parameters that have a gradient, by dtype, for metrics. */
+  /** Elements of the parameters that have a gradient, by dtype. */
   readonly elements: Readonly<Record<string, number>>;
 }
 
-/** A gradient with its parameter and the hyperparameters of this step. */
-interface StepPair extends Pair {
-  readonly values: Values<Hyperparameters>;
-  readonly lr: number;
-  /** The tensor's count of steps with this one. */
-  readonly step: number;
+/** The values of a step beside its tensors. */
+export interface Now {
+  /** Steps taken before, by target. */
+  readonly taken: readonly number[];
+  readonly rates: readonly Rates[];
+  /** The largest step of the parameters that rest. */
+  readonly rested: number;
 }
 
+/** Reads how many steps were taken, and what the schedule says of the next. Throws STATE_CORRUPT, STATE_MISMATCH, INVALID_PARAMS. */
+export const readNow = ({ plan, targets, resting }: Layout, state: Buffer | undefined): Now => {
+  let rested = 0;
+  for (const [name, offset] of resting) rested = Math.max(rested, readStep(state as Buffer, offset, name));
+  const taken = targets.map(({ name, step }) => (step === undefined ? 0 : readStep(state as Buffer, step, name)));
+  // Most tensors of a group took as many steps.
+  const last = new Map<unknown, { readonly count: number; readonly rates: Rates }>();
+  const rates = targets.map(({ name, recipe: { values } }, index): Rates => {
+    const count = taken[index] as number;
+    if (count >= Number.MAX_SAFE_INTEGER) throw StepdError.mismatch("STATE_MISMATCH", "/state", `${STEP}/${name} below 2^53 - 1`, String(count), [name]);
+    const known = last.get(values);
+    if (known?.count === count) return known.rates;
+    const rates = plan.at(values, count);
+    last.set(values, { count, rates });
+    return rates;
+  });
+  return { taken, rates, rested };
+};
+
 /** Runs `optimizer.step`. The caller's bytes are overwritten in the lease. */
-export const runStep = async (options: StepOptions, input: StepInput, lease: Lease, pool: Pool, waits: Waits): Promise<StepOutput> => {
-  const { plan } = options;
-  const { optimizer, base } = plan;
-  const params = loadTensors(input.params, "/params", lease);
-  const grads = loadTensors(input.grads, "/grads", lease);
-  requireMatch(params, grads);
-  const state = input.state === null ? emptyState(optimizer) : readState(input.state, lease);
-  requireFit(state, optimizer, params.tensors, options.masterWeights);
-  const pairs = pairUp(plan, params.tensors, grads.tensors, state);
-  if (options.roundsReply) requireRoundable(params);
-
-  const runner = new Runner(lease, pool, waits);
-  const lastStep = (): number => [...state.parameters.values()].reduce((most, { step }) => Math.max(most, step), 0);
-  const usedLr = plan.at(base, pairs.length > 0 ? pairs.reduce((most, { step }) => Math.max(most, step), 0) - 1 : lastStep()).lr;
-  const reply = async (skipped: boolean, said: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
-    params: params.reply(),
-    rounded: options.roundsReply ? await runner.round(params) : undefined,
-    isRecoverable:
-      skipped ||
-      pairs.every(({ param }) => (options.roundsReply && param.dtype === "BF16") || state.parameters.get(param.name)?.slots.has(MASTER_PARAM) === true),
-    state: writeState(state, optimizer, lease),
-    report: { step: lastStep(), lr: usedLr, skipped, ...said },
-    elements: countElements(pairs),
+export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lease, pool: Pool, waits: Waits): Promise<StepOutput> => {
+  const { options, plan, targets, madeBytes, workBytes } = layout;
+  const nonFinite = options.non_finite ?? "error";
+  const newest = now.taken.reduce((most, taken) => Math.max(most, taken), 0);
+  const results = targets.map((target, index) => resultOf(layout, target, now, index, files.state));
+  const work = workBytes === 0 ? 0 : lease.alloc(workBytes);
+  const bases = [files.params.bytes.byteOffset, files.grads.bytes.byteOffset, files.state?.byteOffset ?? 0, 0, 0, work];
+  const runner = new Runner(lease, pool, waits, bases);
+  const usedLr = plan.at(plan.base, targets.length > 0 ? newest : now.rested).lr;
+  const output = async (isSkipped: boolean, said: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
+    params: replyOf(files.params),
+    rounded: layout.rounding && (await round(layout.rounding, files.params, lease, pool, waits)),
+    isRecoverable: isSkipped || layout.isRecoverable,
+    state: await stateOf(layout, results, files.state, bases, lease, isSkipped),
+    report: { step: Math.max(newest + (isSkipped || targets.length === 0 ? 0 : 1), now.rested), lr: usedLr, skipped: isSkipped, ...said },
+    elements: layout.elements,
   });
 
-  const updated = await update(options, pairs, () => prepare(options, pairs, state, lease), runner);
-  if (!updated) return reply(true);
-  commit(optimizer, updated.work, updated.results, state);
-  return reply(false, updated.said);
-};
-
-/** There is no direct way from F64 to BF16, and two roundings are not to nearest. */
-const requireRoundable = (params: TensorSet): void => {
-  const double = [...params.tensors.values()].find(({ dtype }) => dtype === "F64");
-  if (double) throw StepdError.mismatch("UNSUPPORTED_DTYPE", "/reply/params", "same, where there are parameters in F64", "bf16", [double.name]);
-};
-
-/** Gradients with their parameters, in the order of names, so that nothing depends on the order in the request. */
-const pairUp = (plan: Plan, params: ReadonlyMap<string, Tensor>, grads: ReadonlyMap<string, Tensor>, state: State): readonly StepPair[] => {
-  const find = groupFinder(plan.groups);
-  return [...grads.values()]
-    .sort((a, b) => compareUtf8(a.name, b.name))
-    .map((grad) => {
-      const taken = state.parameters.get(grad.name)?.step ?? 0;
-      if (taken >= Number.MAX_SAFE_INTEGER)
-        throw StepdError.mismatch("STATE_MISMATCH", "/state", `step/${grad.name} below 2^53 - 1`, String(taken), [grad.name]);
-      const { values, lr } = plan.at(plan.groups[find(grad.name)]?.values ?? plan.base, taken);
-      return { param: params.get(grad.name) as Tensor, grad, values, lr, step: taken + 1 };
+  let seen: readonly GradientSums[] = [];
+  const isMeasured = layout.needsNorm || nonFinite === "skip";
+  if (isMeasured) {
+    await runner.run(targets, ({ recipe }) => recipe.measure?.calls ?? [], isRepeatable(options.loss_scale));
+    seen = targets.map((target) => gradientSums(runner.total(target, target.recipe.measure?.look)));
+    if (nonFinite === "error") requireFinite(targets, seen);
+    if (nonFinite === "skip" && seen.some((sums) => sums.nonFinite > 0)) return output(true);
+  }
+  const scale = clipScale(layout, seen);
+  if (madeBytes > 0) bases[MADE] = makeSlots(layout, lease);
+  const scalars = (target: StepTarget, index: number): Scalars => ({ moment: (results[index] as Result).moment, scale, target });
+  for (let stage = 0; stage < layout.stages; stage++) {
+    await runner.run(targets, ({ recipe }) => recipe.phases[stage]?.calls ?? [], false, scalars);
+    if (stage === 0 && !isMeasured) {
+      seen = targets.map((target) => gradientSums(runner.total(target, target.recipe.phases[0]?.look)));
+      if (nonFinite === "error") requireFinite(targets, seen);
+    }
+    targets.forEach((target, index) => {
+      const result = results[index] as Result;
+      const phase = target.recipe.phases[stage];
+      result.moment.sums.push(runner.total(target, phase?.stage));
+      if (phase?.stats) result.stats = runner.total(target, phase.stats);
     });
+  }
+  return output(false, reportOf(layout, results, seen, scale));
 };
 
-/** Elements of parameters by dtype. */
-export const countElements = (pairs: readonly { readonly param: Pick<Tensor, "dtype" | "elements"> }[]): Record<string, number> => {
-  const counts: Record<string, number> = {};
-  for (const { param } of pairs) counts[param.dtype] = (counts[param.dtype] ?? 0) + param.elements;
-  return counts;
+interface Result extends TensorResult {
+  readonly moment: Moment & { readonly sums: number[][] };
+  stats: readonly number[];
+}
+
+/** A target's result before its first stage. Throws STATE_MISMATCH for a slot that steps were taken without, unless the optimizer lets it start late. */
+const resultOf = (
+  { plan: { optimizer } }: Layout,
+  { name, elements, recipe, scalars }: StepTarget,
+  now: Now,
+  index: number,
+  state: Buffer | undefined,
+): Result => {
+  const taken = now.taken[index] as number;
+  const [missing] = taken > 0 ? recipe.needed : [];
+  if (missing !== undefined) throw StepdError.mismatch("STATE_MISMATCH", "/state", `slot ${missing}/${name}, after ${taken} steps`, "none", [name]);
+  // After its first step a parameter that lacks a scalar slot came from another optimizer of the family, which knows how to go on.
+  const scalarSlots: Record<string, number> = taken === 0 ? { ...optimizer.scalarSlots } : {};
+  if (scalars) for (const [slot, offset] of scalars) scalarSlots[slot] = (state as Buffer).readDoubleLE(offset);
+  return { moment: { step: taken + 1, lr: (now.rates[index] as Rates).lr, first: taken === 0 || recipe.isFirst, elements, scalarSlots, sums: [] }, stats: [] };
 };
 
-/** Makes the slots that are missing and looks up each tensor's stages. */
-const prepare = ({ plan: { optimizer }, masterWeights }: StepOptions, pairs: readonly StepPair[], state: State, lease: Lease): readonly Work[] => {
-  const stages = new Map<Values<Hyperparameters>, readonly Stage[]>();
-  const stagesOf = (values: Values<Hyperparameters>): readonly Stage[] => {
-    const known = stages.get(values) ?? optimizer.stages(values);
-    stages.set(values, known);
-    return known;
-  };
-  const made = addSlots(
-    state,
-    optimizer,
-    pairs.map(({ param, values }) => wantedSlots(optimizer, values, param, masterWeights)),
-    lease,
-  );
-  return pairs.map(({ param, grad, values, lr, step }) => {
-    const parameter = state.parameters.get(param.name);
-    const fresh = made.get(param.name) ?? [];
-    const moment: Omit<Moment, "sums"> = {
-      step,
-      lr,
-      first: step === 1 || fresh.some((slot) => slot !== MASTER_PARAM),
-      elements: param.elements,
-      scalarSlots: parameter?.scalars ?? {},
-    };
-    return { param, grad, values, slots: parameter?.slots ?? new Map(), stages: stagesOf(values), moment, isMasterNew: fresh.includes(MASTER_PARAM) };
-  });
+/** Makes the slots that the state lacks, at their starting values. Returns their address. */
+export const makeSlots = ({ madeBytes, fillings }: Layout, lease: Lease): number => {
+  const base = lease.allocZeros(madeBytes);
+  for (const { offset, elements, dtype, value } of fillings) {
+    const one = Buffer.alloc(bytesOf(dtype) as number);
+    if (dtype === "F64") one.writeDoubleLE(value);
+    else one.writeFloatLE(value);
+    lease.bytes.fill(one, base + offset, base + offset + elements * one.length);
+  }
+  return base;
 };
 
-/** The slots that a parameter has under an optimizer, with the master copy of a narrow one. */
-export const wantedSlots = <P extends { readonly dtype: string }>(
-  optimizer: OptimizerDefinition,
-  values: Values<Hyperparameters>,
-  param: P,
-  masterWeights: boolean,
-) => {
-  const hasMaster = masterWeights && slotDtype(param.dtype) !== param.dtype;
-  return { param, slots: [...optimizer.slots(values), ...(hasMaster ? [MASTER_PARAM] : [])], initial: optimizer.initial?.(values) ?? {} };
+/** Writes the counts and the scalar slots of a step into the state, or a new file where its header is another. */
+const stateOf = async (
+  layout: Layout,
+  results: readonly Result[],
+  file: Buffer | undefined,
+  bases: readonly number[],
+  lease: Lease,
+  isSkipped: boolean,
+): Promise<Parts> => {
+  const { plan, targets, output } = layout;
+  const { nextScalarSlots } = plan.optimizer;
+  const next = (index: number): Readonly<Record<string, number>> =>
+    nextScalarSlots?.((targets[index] as StepTarget).recipe.values, (results[index] as Result).moment) ?? {};
+  if (!output) {
+    const state = file as Buffer;
+    if (isSkipped) return new Parts([state]);
+    targets.forEach(({ step, scalars }, index) => {
+      writeStep(state, step as number, (results[index] as Result).moment.step);
+      if (!nextScalarSlots) return;
+      const values = next(index);
+      for (const [slot, offset] of scalars ?? []) state.writeDoubleLE(values[slot] as number, offset);
+    });
+    return new Parts([state]);
+  }
+  if (isSkipped) {
+    const entries = output.entries.filter(({ block }) => block === STATE);
+    return writeOutput({ header: await inTurns(newStateHeader(plan.optimizer, entries)), entries }, file, bases, () => undefined, lease);
+  }
+  const values = results.map(({ moment }, index) => ({ ...next(index), [STEP]: moment.step }) as Readonly<Record<string, number>>);
+  return writeOutput(output, file, bases, (target, scalar) => values[target]?.[scalar], lease);
 };
 
-/** Counts the step in the state. */
-const commit = (optimizer: OptimizerDefinition, work: readonly Work[], results: readonly TensorResult[], state: State): void => {
-  work.forEach(({ param, values, moment }, index) => {
-    const parameter = state.parameters.get(param.name);
-    if (!parameter) return;
-    parameter.step = moment.step;
-    if (optimizer.nextScalarSlots) parameter.scalars = optimizer.nextScalarSlots(values, { ...moment, sums: results[index]?.sums ?? [] });
-  });
+const round = async (
+  { header, bytes, tensors, targets }: NonNullable<Layout["rounding"]>,
+  params: TensorFile,
+  lease: Lease,
+  pool: Pool,
+  waits: Waits,
+): Promise<Parts | PlainTensors> => {
+  const file = bytes === 0 ? lease.view(0, 0) : lease.view(lease.alloc(bytes), bytes);
+  if (header.length > 0) file.fill(header, 0, header.length);
+  await new Runner(lease, pool, waits, [params.bytes.byteOffset, 0, 0, 0, file.byteOffset, 0]).run(targets, ({ calls }) => calls, true);
+  return replyOf({ bytes: file, plain: params.plain && tensors });
 };

@@ -1,16 +1,18 @@
-/** Tensors of a request: names, shapes and addresses in the arena, out of a safetensors blob or of a map of numbers. */
+/** Tensors of a request as files in the arena: a safetensors blob where it lies, or a map of numbers written there without a header. */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, isCountable, readElement, writeElement } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
-import { readSafetensors, type TensorInfo, writeHeader } from "../codec/safetensors.ts";
+import { headerOf, readSafetensorsInTurns, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
+import type { Turns } from "../codec/turns.ts";
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
 
 const SUPPORTED: readonly string[] = COMPUTED;
 
-/** Tensors of one call. Each costs about 20 us of the main thread, on which others wait (measured). */
+/** Tensors of one call. */
 const MAX_TENSORS = 65536;
 
+/** A tensor in the arena. */
 export interface Tensor {
   readonly name: string;
   readonly dtype: string;
@@ -24,12 +26,11 @@ export interface Tensor {
 export type PlainTensors = Readonly<Record<string, PlainTensor>>;
 export type Tensors = Uint8Array | string | PlainTensors;
 
-export interface TensorSet {
-  readonly tensors: ReadonlyMap<string, Tensor>;
-  /** The tensors as they are now, in the form that they came in. */
-  reply(): Parts | PlainTensors;
-  /** Tensors of the same names, shapes and form in another dtype, in memory of their own that nothing is in yet. */
-  inDtype(dtype: string): TensorSet;
+/** A field of a call in the arena. */
+export interface TensorFile {
+  readonly bytes: Buffer;
+  /** Undefined for a safetensors file, whose tensors its header describes. */
+  readonly plain: readonly TensorInfo[] | undefined;
 }
 
 /** The file of a blob in the arena: where it already is (MessagePack), or decoded from base64 (JSON). */
@@ -61,11 +62,27 @@ const isBase64 = (text: string, bytes: Buffer): boolean => {
   return true;
 };
 
-/** Loads a `Tensors` field. Throws what names the field: TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS, PAYLOAD_TOO_LARGE. */
-export const loadTensors = (tensors: Tensors, field: string, lease: Lease): TensorSet => {
-  if (typeof tensors === "string" || tensors instanceof Uint8Array) return loadFile(loadBlob(tensors, field, "TENSORS_CORRUPT", lease), field, lease);
-  return loadPlain(tensors, field, lease);
+/** Loads a `Tensors` field. Throws TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS or PAYLOAD_TOO_LARGE naming the field. */
+export const loadTensors = (tensors: Tensors, field: string, lease: Lease): TensorFile =>
+  typeof tensors === "string" || tensors instanceof Uint8Array
+    ? { bytes: loadBlob(tensors, field, "TENSORS_CORRUPT", lease), plain: undefined }
+    : loadPlain(tensors, field, lease);
+
+/** A text that two files share only if they have the same tensors in the same places; undefined where it were longer than `most`. */
+export const keyOf = ({ bytes, plain }: TensorFile, most: number): string | undefined => {
+  if (plain) return JSON.stringify(plain.map(({ name, dtype, shape }) => [name, dtype, shape]));
+  const header = headerOf(bytes);
+  return header && header.length <= most ? `${bytes.length}${header.toString("latin1")}` : undefined;
 };
+
+/** The tensors of a file. Throws as loadTensors does. */
+export function* readTensors({ bytes, plain }: TensorFile, field: string): Turns<Safetensors> {
+  if (plain) return { header: undefined, metadata: new Map(), tensors: plain };
+  const file = yield* readSafetensorsInTurns(bytes, field, "TENSORS_CORRUPT");
+  requireFew(file.tensors.length, field);
+  for (const { name, dtype } of file.tensors) requireSupported(dtype, field, name);
+  return file;
+}
 
 const requireFew = (count: number, field: string): void => {
   if (count > MAX_TENSORS) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", field, `at most ${MAX_TENSORS} tensors in one call`, `${count}`);
@@ -76,30 +93,15 @@ const requireSupported = (dtype: string, field: string, name: string): void => {
   throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${field}/${pointerEscape(name)}`, `dtype ${SUPPORTED.join(", ")}`, dtype, [name]);
 };
 
-const loadFile = (file: Buffer, field: string, lease: Lease): TensorSet => {
-  const { metadata, tensors } = readSafetensors(file, field, "TENSORS_CORRUPT");
-  requireFew(tensors.length, field);
-  for (const { name, dtype } of tensors) requireSupported(dtype, field, name);
-  return {
-    tensors: new Map(
-      tensors.map(({ name, dtype, shape, elements, bytes, offset }) => [name, { name, dtype, shape, elements, bytes, address: file.byteOffset + offset }]),
-    ),
-    reply: () => new Parts([file]),
-    inDtype: (dtype) => newFile(Object.fromEntries(metadata), tensors, dtype, lease),
-  };
-};
-
-/** A file of tensors in one dtype, in the order given. */
-const newFile = (metadata: Readonly<Record<string, string>>, like: readonly TensorInfo[], dtype: string, lease: Lease): TensorSet => {
-  const header = writeHeader(
-    metadata,
-    like.map(({ name, shape }) => ({ name, shape, dtype })),
-  );
-  const size = bytesOf(dtype) as number;
-  const bytes = like.reduce((sum, { elements }) => sum + elements * size, header.length);
-  const start = lease.alloc(bytes);
-  lease.bytes.fill(header, start, start + header.length);
-  return loadFile(lease.view(start, bytes), "", lease);
+/** Descriptions of tensors that follow each other without gaps, with their places. */
+export const inOrder = (tensors: Iterable<Pick<TensorInfo, "name" | "dtype" | "shape">>): readonly TensorInfo[] => {
+  let offset = 0;
+  return Array.from(tensors, ({ name, dtype, shape }) => {
+    const elements = elementsOf(shape);
+    const bytes = elements * (bytesOf(dtype) as number);
+    offset += bytes;
+    return { name, dtype, shape, elements, bytes, offset: offset - bytes };
+  });
 };
 
 /** Throws INVALID_PARAMS for a shape that no safetensors file may have. */
@@ -109,65 +111,50 @@ export const requireCountable = (shape: readonly number[], field: string, name: 
 
 const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
 
-const loadPlain = (plain: PlainTensors, field: string, lease: Lease): TensorSet => {
-  const tensors = new Map<string, Tensor>();
-  requireFew(Object.keys(plain).length, field);
-  for (const [name, { shape, dtype = "F32", values }] of Object.entries(plain)) {
-    const at = `${field}/${pointerEscape(name)}`;
+const loadPlain = (given: PlainTensors, field: string, lease: Lease): TensorFile => {
+  const entries = Object.entries(given);
+  requireFew(entries.length, field);
+  for (const [name, { shape, dtype = "F32", values }] of entries) {
     requireSupported(dtype, field, name);
+    const at = `${field}/${pointerEscape(name)}`;
     requireCountable(shape, `${at}/shape`, name);
     const elements = elementsOf(shape);
     if (elements !== values.length) {
       throw StepdError.mismatch("TENSOR_MISMATCH", `${at}/values`, `${elements} values for shape [${shape}]`, `${values.length}`, [name]);
     }
-    const bytes = elements * (bytesOf(dtype) as number);
-    const address = lease.alloc(bytes);
-    const size = bytes / (elements || 1);
-    values.forEach((value, index) => {
+  }
+  const plain = inOrder(entries.map(([name, { shape, dtype = "F32" }]) => ({ name, dtype, shape })));
+  const length = plain.reduce((sum, { bytes }) => sum + bytes, 0);
+  const bytes = length === 0 ? lease.view(0, 0) : lease.view(lease.alloc(length), length);
+  for (const { name, dtype, offset } of plain) {
+    const size = bytesOf(dtype) as number;
+    given[name]?.values.forEach((value, index) => {
       const number = typeof value === "string" ? (SPECIAL[value] as number) : value;
-      writeElement(lease.bytes, address + size * index, dtype, number);
-      if (Number.isFinite(number) && !Number.isFinite(readElement(lease.bytes, address + size * index, dtype))) {
-        throw StepdError.mismatch("INVALID_PARAMS", `${at}/values/${index}`, `a number within the range of ${dtype}`, String(value), [name]);
+      const at = offset + size * index;
+      writeElement(bytes, at, dtype, number);
+      if (Number.isFinite(number) && !Number.isFinite(readElement(bytes, at, dtype))) {
+        const place = `${field}/${pointerEscape(name)}/values/${index}`;
+        throw StepdError.mismatch("INVALID_PARAMS", place, `a number within the range of ${dtype}`, String(value), [name]);
       }
     });
-    tensors.set(name, { name, dtype, shape, elements, bytes, address });
   }
-  return plainSet(tensors, lease);
+  return { bytes, plain };
 };
 
-const plainSet = (tensors: ReadonlyMap<string, Tensor>, lease: Lease): TensorSet => {
-  const inDtype = ({ elements, ...tensor }: Tensor, dtype: string): Tensor => {
-    const bytes = elements * (bytesOf(dtype) as number);
-    return { ...tensor, elements, dtype, bytes, address: lease.alloc(bytes) };
-  };
-  return {
-    tensors,
-    inDtype: (dtype) => plainSet(new Map([...tensors].map(([name, tensor]) => [name, inDtype(tensor, dtype)])), lease),
-    reply: () => Object.fromEntries([...tensors.values()].map((tensor) => [tensor.name, toPlain(tensor, lease)])),
-  };
-};
+/** The tensors of a file as they are now, in the form that they came in. */
+export const replyOf = ({ bytes, plain }: TensorFile): Parts | PlainTensors =>
+  plain ? Object.fromEntries(plain.map((info) => [info.name, toPlain(info, bytes)])) : new Parts([bytes]);
 
-const toPlain = ({ dtype, shape, elements, bytes, address }: Tensor, lease: Lease): PlainTensor => {
-  const size = bytes / (elements || 1);
+const toPlain = ({ dtype, shape, elements, offset }: TensorInfo, file: Buffer): PlainTensor => {
+  const size = bytesOf(dtype) as number;
   return {
     shape: [...shape],
     dtype: dtype as NonNullable<PlainTensor["dtype"]>,
     values: Array.from({ length: elements }, (_, index) => {
-      const value = readElement(lease.bytes, address + size * index, dtype);
+      const value = readElement(file, offset + size * index, dtype);
       return Number.isFinite(value) ? value : (String(value) as "NaN" | "Infinity" | "-Infinity");
     }),
   };
 };
 
-export const isSameShape = (a: readonly number[], b: readonly number[]): boolean => a === b || String(a) === String(b);
-
-/** Checks that each gradient has a parameter of its name and shape. Its dtype may be another. */
-export const requireMatch = (params: TensorSet, grads: TensorSet): void => {
-  for (const [name, grad] of grads.tensors) {
-    const param = params.tensors.get(name);
-    if (param && isSameShape(grad.shape, param.shape)) continue;
-    const field = `/grads/${pointerEscape(name)}`;
-    if (!param) throw StepdError.mismatch("TENSOR_MISMATCH", field, "the name of a parameter", `${JSON.stringify(name)}, which params does not have`, [name]);
-    throw StepdError.mismatch("TENSOR_MISMATCH", field, `shape [${param.shape}] as in params`, `[${grad.shape}]`, [name]);
-  }
-};
+export const isSameShape = (a: readonly number[], b: readonly number[]): boolean => a.length === b.length && a.every((size, index) => size === b[index]);

@@ -1,6 +1,6 @@
 /** What the HTTP room needs from rooms that it does not know. */
 import type { ServerOptions } from "node:https";
-import type { Rpc } from "../rpc/rpc.ts";
+import type { Lease, Rpc } from "../rpc/rpc.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
 import type { TextBudget } from "./text.ts";
 
@@ -21,20 +21,9 @@ export interface Limits {
   readonly maxInFlight: number;
 }
 
-/** Memory for one request: the arena's lease, as far as the transport uses it. */
-export interface BodyLease extends Disposable {
-  readonly bytes: Buffer;
-  /** The address of the first block; 0 without one. */
-  readonly start: number;
-  grow(start: number, kept: number, least: number, most: number): { readonly start: number; readonly bytes: number };
-  /** Gives back what the block at `start` has beyond its first `bytes`. */
-  trim(start: number, bytes: number): void;
-  view(start: number, bytes: number): Buffer;
-}
-
 /** Gives out leases. Throws OVERLOADED or PAYLOAD_TOO_LARGE. */
 export interface Admission {
-  lease(bytes: number): BodyLease;
+  lease(bytes: number): Lease;
 }
 
 /** Tells who calls. Throws UNAUTHENTICATED. */
@@ -47,9 +36,6 @@ export interface Service {
   /** Memory for JSON, in bytes of the bodies of calls that read or write it. */
   readonly text: TextBudget;
   readonly rpc: Rpc;
-  readonly engine: Parameters<Rpc["call"]>[2]["engine"];
-  /** What a caller's calls may name instead of sending it; the caller is the name of a token. */
-  readonly blobs: (caller: string | undefined) => Parameters<Rpc["call"]>[2]["blobs"];
   readonly telemetry: Telemetry;
   readonly limits: Limits;
   /** Undefined where anybody may call. */

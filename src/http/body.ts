@@ -4,7 +4,8 @@ import { promisify } from "node:util";
 import zlib from "node:zlib";
 import type { Request, Response } from "express";
 import { StepdError } from "../errors/errors.ts";
-import type { Admission, BodyLease, Limits } from "./_types.ts";
+import type { Lease } from "../rpc/rpc.ts";
+import type { Admission, Limits } from "./_types.ts";
 import type { MediaType } from "./negotiate.ts";
 import type { TextShare } from "./text.ts";
 
@@ -26,7 +27,7 @@ const GRACE_MS = 10_000;
 const RATE_CHECK_MS = 1000;
 
 export interface Body {
-  readonly lease: BodyLease;
+  readonly lease: Lease;
   readonly bytes: Buffer;
 }
 
@@ -96,7 +97,7 @@ const watch = (check: (now: number) => void): void => {
   }, RATE_CHECK_MS).unref();
 };
 
-const fill = (req: Request, lease: BodyLease, length: number | undefined, minRate: number, admit: (end: number, chunk: number) => void): Promise<Buffer> =>
+const fill = (req: Request, lease: Lease, length: number | undefined, minRate: number, admit: (end: number, chunk: number) => void): Promise<Buffer> =>
   new Promise((resolve, reject) => {
     const begun = performance.now();
     const check = (now: number): void => {

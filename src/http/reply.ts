@@ -3,15 +3,15 @@ import { createHash } from "node:crypto";
 import { finished } from "node:stream/promises";
 import type { Response } from "express";
 import { decodeJson, encodeJson } from "../codec/json.ts";
-import { type Decoded, decodeMsgpack, encodeMsgpack } from "../codec/msgpack.ts";
+import { decodeMsgpack, encodeMsgpack } from "../codec/msgpack.ts";
 import type { Parts } from "../codec/parts.ts";
 import { errors, type StepdError } from "../errors/errors.ts";
 import { Together } from "./_together.ts";
 import type { MediaType } from "./negotiate.ts";
 
 /** The value of a body; `onValues` is told how many values it has before they are made. */
-export const decode = (bytes: Buffer, { format }: MediaType, onValues: (count: number) => void): Decoded =>
-  format === "json" ? { value: decodeJson(bytes, onValues), words: undefined } : decodeMsgpack(bytes, onValues);
+export const decode = (bytes: Buffer, { format }: MediaType, onValues: (count: number) => void): unknown =>
+  format === "json" ? decodeJson(bytes, onValues) : decodeMsgpack(bytes, onValues);
 
 export const encode = (value: unknown, { format }: MediaType): Parts => (format === "json" ? encodeJson(value) : encodeMsgpack(value));
 

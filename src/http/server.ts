@@ -5,12 +5,11 @@ import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
 import cors from "cors";
 import express, { type Express, type NextFunction, type Request, type RequestHandler, type Response } from "express";
-import type { Decoded } from "../codec/msgpack.ts";
 import { Parts } from "../codec/parts.ts";
 import { asStepdError, errors, StepdError } from "../errors/errors.ts";
 import { Outflow } from "../errors/outflow.ts";
-import { errorReply, type Method, type Observer } from "../rpc/rpc.ts";
-import type { BodyLease, Service } from "./_types.ts";
+import { errorReply, type Lease, type Method, type Observer } from "../rpc/rpc.ts";
+import type { Service } from "./_types.ts";
 import { countUnheard } from "./_unheard.ts";
 import { ClientGone, dropRest, receive, TooSlow } from "./body.ts";
 import { bodyType, JSON_TYPE, type MediaType, refusalType, replyType } from "./negotiate.ts";
@@ -204,8 +203,8 @@ interface Kind {
   run(call: {
     readonly service: Service;
     readonly req: Request;
-    readonly lease: BodyLease;
-    readonly body: () => Decoded;
+    readonly lease: Lease;
+    readonly body: () => unknown;
     readonly type: MediaType;
     readonly id: string;
     readonly caller: string | undefined;
@@ -220,14 +219,14 @@ const restRefuse = (error: StepdError, type: MediaType, id: string): Reply => pr
 const rpcCall: Kind = {
   hasBody: true,
   async run({ service, lease, body, type, id, caller, observe }) {
-    let decoded: Decoded;
+    let value: unknown;
     try {
-      decoded = body();
+      value = body();
     } catch (error) {
       observe("unknown", asStepdError(error).code, error);
       return { status: 200, type: type.name, body: encode(errorReply(null, asStepdError(error), id), type) };
     }
-    const { status, value: reply, retryAfter } = await service.rpc.handle(decoded.value, contextOf(service, lease, caller, decoded.words), id, observe);
+    const { status, value: reply, retryAfter } = await service.rpc.handle(value, { lease, caller }, id, observe);
     if (reply === undefined) return { status, type: type.name, body: new Parts([]) };
     return { status, type: type.name, body: timedEncode(service, reply, type), headers: retryHeader(retryAfter) };
   },
@@ -242,14 +241,14 @@ const rpcCall: Kind = {
 const restPost = ({ name }: Method): Kind => ({
   hasBody: true,
   async run({ service, lease, body, type, caller, observe }) {
-    let decoded: Decoded;
+    let value: unknown;
     try {
-      decoded = body();
+      value = body();
     } catch (error) {
       observe(name, asStepdError(error).code, error);
       throw error;
     }
-    const result = await service.rpc.call(name, decoded.value, contextOf(service, lease, caller, decoded.words), observe);
+    const result = await service.rpc.call(name, value, { lease, caller }, observe);
     return { status: 200, type: type.name, body: timedEncode(service, service.rpc.wire(name, result), type) };
   },
   refuse: restRefuse,
@@ -258,7 +257,7 @@ const restPost = ({ name }: Method): Kind => ({
 const restGet = ({ name }: Method): Kind => ({
   hasBody: false,
   async run({ service, req, lease, type, caller, observe }) {
-    const result = await service.rpc.call(name, { ...req.params }, contextOf(service, lease, caller), observe).catch((error) => {
+    const result = await service.rpc.call(name, { ...req.params }, { lease, caller }, observe).catch((error) => {
       throw inPath(error);
     });
     return { status: 200, type: type.name, body: timedEncode(service, service.rpc.wire(name, result), type) };
@@ -269,17 +268,6 @@ const restGet = ({ name }: Method): Kind => ({
 /** All parameters of a GET are in its path, and a path with a wrong one leads nowhere. */
 const inPath = (error: unknown): unknown =>
   error instanceof StepdError && error.code === "INVALID_PARAMS" ? new StepdError("NOT_FOUND", error.message, error.detail) : error;
-
-type RpcContext = Parameters<Service["rpc"]["call"]>[2];
-
-/** The service's own leases are the arena's; the transport sees less of them. */
-const contextOf = ({ engine, blobs, telemetry }: Service, lease: BodyLease, caller: string | undefined, words?: Decoded["words"]): RpcContext => ({
-  engine,
-  blobs: blobs(caller),
-  telemetry,
-  lease: lease as RpcContext["lease"],
-  words,
-});
 
 const timedEncode = ({ telemetry }: Service, value: unknown, type: MediaType): Parts => {
   const start = performance.now();
@@ -337,7 +325,7 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     using lease = received.lease;
     telemetry.phase("receive", seconds(call.start));
     telemetry.moved("in", received.bytes.length);
-    const body = (): Decoded => {
+    const body = (): unknown => {
       const start = performance.now();
       try {
         return decode(received.bytes, own, (values) => text.growToValues(values));

@@ -26,7 +26,7 @@ import { jobWords, type Kernel, runShard, type Scratch, scratchIn, shardCount, s
 import { Line } from "./_line.ts";
 import { allowWideVectors, compile, instantiate, kernelNames, knowsWideVectors } from "./kernels.ts";
 
-export { type Call, type Kernel, type Pointer, type Scratch, SHARD, scratch, type Unit } from "./_job.ts";
+export { type Call, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
 
 /** Jobs of up to this many elements run inline: waking the pool costs 1 to 24 us, as much as the work (measured). */
 export const INLINE_ELEMENTS = 2 * 65536;
@@ -100,16 +100,6 @@ export class Pool implements AsyncDisposable {
     const number = this.#numbers.get(name);
     if (number === undefined) throw new Error(`there is no kernel ${name}; rebuild with scripts/build-kernels.ts`);
     return number;
-  }
-
-  /** A kernel on the calling thread, for jobs of up to INLINE_ELEMENTS that are called without units. */
-  inline(name: string): Kernel {
-    return this.#inline[this.kernel(name)] as Kernel;
-  }
-
-  /** Memory for their scalars and for what they leave, until the next job runs on the calling thread. */
-  get inlineScratch(): Scratch {
-    return this.#scratch;
   }
 
   get kernelNames(): readonly string[] {

@@ -1,5 +1,4 @@
 import type { InitParams } from "../generated/wire.gen.ts";
-import { planOf } from "./_optimizer.ts";
 import type { Method } from "./method.ts";
 
 /** optimizer.init: the state before the first step. A first step without a state gives the same result. */
@@ -11,7 +10,6 @@ export const init: Method<InitParams> = {
   rest: { verb: "POST", path: "/v1/init" },
 
   async handle(call, { engine, blobs, lease, waits }) {
-    const { optimizer, groups, params, master_weights: masterWeights = false } = await blobs.load(call, lease);
-    return { state: await engine.init(planOf(optimizer, groups), params, masterWeights, lease, waits) };
+    return { state: await engine.init(await blobs.load(call, lease), lease, waits) };
   },
 };

@@ -12,7 +12,7 @@ export const inspect: Method<InspectParams> = {
 
   async handle(call, { engine, blobs, lease }) {
     const { state } = await blobs.load(call, lease);
-    const { optimizer, revision, bytes, parameters } = engine.inspect(state, lease);
+    const { optimizer, revision, bytes, parameters } = await engine.inspect(state, lease);
     const tensors = [...parameters].map(([name, { step, slots, scalars }]) => {
       const described = [
         ...[...slots].map(([slot, { dtype, shape }]) => [slot, { dtype, shape }] as const),

@@ -1,19 +1,16 @@
 /** What a method is: its name, its schemas, its place in the REST twin, and its story. */
 import type { Blobs } from "../blobs/blobs.ts";
-import type { Engine, Waits } from "../engine/engine.ts";
+import type { Engine, Lease, Waits } from "../engine/engine.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
 
-export type { Waits } from "../engine/engine.ts";
-
-/** What a call has at hand. `lease` is typed by the engine, which is all that looks into it. */
+/** What a method has at hand. */
 export interface Context {
   readonly engine: Engine;
   readonly blobs: Blobs;
-  readonly lease: Parameters<Engine["inspect"]>[1];
+  readonly lease: Lease;
   readonly telemetry: Telemetry;
   readonly waits: Waits;
-  /** The same object for each call that says the same beside its blobs; undefined for one that is new. */
-  readonly words: object | undefined;
+  readonly openRpc: unknown;
 }
 
 export interface Method<Params = never, Result = unknown> {

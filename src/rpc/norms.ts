@@ -10,7 +10,6 @@ export const norms: Method<NormsParams> = {
   rest: { verb: "POST", path: "/v1/norms" },
 
   async handle(call, { engine, blobs, lease, waits }) {
-    const { grads, params, loss_scale: lossScale = 1 } = await blobs.load(call, lease);
-    return engine.norms(grads, params, lossScale, lease, waits);
+    return engine.norms(await blobs.load(call, lease), lease, waits);
   },
 };

@@ -1,5 +1,4 @@
 import type { PlanParams } from "../generated/wire.gen.ts";
-import { planOf } from "./_optimizer.ts";
 import type { Method } from "./method.ts";
 
 /** optimizer.plan: the cost of a step before a byte is moved. */
@@ -10,7 +9,7 @@ export const plan: Method<PlanParams> = {
   result: "plan-result.schema.json",
   rest: { verb: "POST", path: "/v1/plan" },
 
-  handle({ optimizer, groups, tensors, grad_dtype: gradDtype, master_weights: masterWeights = false }, { engine }) {
-    return engine.estimate({ plan: planOf(optimizer, groups), tensors, gradDtype, masterWeights });
+  handle(call, { engine }) {
+    return engine.plan(call);
   },
 };

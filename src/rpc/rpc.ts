@@ -1,22 +1,18 @@
 /** JSON-RPC 2.0 over decoded values: single calls, batches, notifications. The encoding and the transport are elsewhere. */
 import { setImmediate } from "node:timers/promises";
+import type { Blobs } from "../blobs/blobs.ts";
+import type { Engine, Lease, Waits } from "../engine/engine.ts";
 import { asStepdError, describe as describeValue, type ErrorName, errors, StepdError } from "../errors/errors.ts";
 import { nearest } from "../errors/nearest.ts";
+import type { Telemetry } from "../telemetry/telemetry.ts";
 import { validate } from "../validation/validate.ts";
 import { integersOf } from "./_integers.ts";
-import { convert } from "./convert.ts";
-import { describe } from "./describe.ts";
 import { openApi, openRpc } from "./discover.ts";
-import { evaluate } from "./evaluate.ts";
-import { init } from "./init.ts";
-import { inspect } from "./inspect.ts";
-import { list } from "./list.ts";
-import type { Context, Method, Waits } from "./method.ts";
-import { norms } from "./norms.ts";
-import { plan } from "./plan.ts";
-import { step } from "./step.ts";
+import type { Method } from "./method.ts";
+import { methods } from "./methods.ts";
 
-export type { Context, Method } from "./method.ts";
+export type { Lease } from "../engine/engine.ts";
+export type { Method } from "./method.ts";
 
 const MAX_BATCH = 100;
 
@@ -45,51 +41,46 @@ export interface RpcReply {
   readonly retryAfter: number | undefined;
 }
 
+/** What methods work with. */
+export interface Dependencies {
+  readonly engine: Engine;
+  /** What a caller's calls may name instead of sending it; the caller is the name of a token. */
+  blobs(caller: string | undefined): Blobs;
+  readonly telemetry: Telemetry;
+}
+
+/** What is a request's own. */
+export interface Request {
+  readonly lease: Lease;
+  readonly caller: string | undefined;
+}
+
+const byName: ReadonlyMap<string, Method> = new Map(methods.map((method) => [method.name, method]));
+
 export class Rpc {
-  readonly methods: readonly Method[];
+  readonly methods = methods;
   readonly openRpc: unknown;
   readonly openApi: unknown;
-  readonly #byName: ReadonlyMap<string, Method>;
   readonly #integers: ReadonlyMap<string, ReturnType<typeof integersOf>>;
-  /** The methods whose schema words have passed. */
-  readonly #passed = new WeakMap<object, Method>();
+  readonly #dependencies: Dependencies;
 
-  constructor(version: string) {
-    const discover: Method = {
-      name: "rpc.discover",
-      summary: "The OpenRPC document of this server",
-      params: "discover.schema.json",
-      result: "discover-result.schema.json",
-      rest: { verb: "GET", path: "/openrpc.json" },
-      handle: () => this.openRpc,
-    };
-    this.methods = [
-      step as Method,
-      init as Method,
-      norms as Method,
-      plan as Method,
-      list,
-      describe as Method,
-      inspect as Method,
-      convert as Method,
-      evaluate as Method,
-      discover,
-    ];
-    this.#byName = new Map(this.methods.map((method) => [method.name, method]));
-    this.#integers = new Map(this.methods.map(({ name, result }) => [name, integersOf(result)]));
-    this.openRpc = openRpc(this.methods, version);
-    this.openApi = openApi(this.methods, version);
+  constructor(version: string, dependencies: Dependencies) {
+    this.#dependencies = dependencies;
+    this.#integers = new Map(methods.map(({ name, result }) => [name, integersOf(result)]));
+    this.openRpc = openRpc(methods, version);
+    this.openApi = openApi(methods, version);
   }
 
   /** Calls one method. Throws StepdError. */
-  async call(name: string, params: unknown, context: Omit<Context, "waits">, observe: Observer): Promise<unknown> {
-    const method = this.#byName.get(name);
+  async call(name: string, params: unknown, { lease, caller }: Request, observe: Observer): Promise<unknown> {
+    const { engine, telemetry } = this.#dependencies;
+    const method = byName.get(name);
     const start = performance.now();
     const waits: Waits = { seconds: 0 };
-    const transferred = context.blobs.seconds;
+    const blobs = this.#dependencies.blobs(caller);
     try {
       if (!method) {
-        const near = nearest(name, [...this.#byName.keys()]);
+        const near = nearest(name, [...byName.keys()]);
         const hint = near === undefined ? "" : ` (the nearest is ${near})`;
         throw new StepdError("METHOD_NOT_FOUND", `/method: there is no method ${describeValue(name)}${hint}; rpc.discover lists them`, {
           field: "/method",
@@ -97,22 +88,16 @@ export class Rpc {
         });
       }
       if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", describeValue(params));
-      this.#validate(method, params, context.words);
-      const result = await method.handle(params as never, { ...context, waits });
+      validate(method.params, params);
+      const result = await method.handle(params as never, { engine, blobs, lease, telemetry, waits, openRpc: this.openRpc });
       observe(method.name, "ok");
       return result;
     } catch (error) {
       observe(method?.name ?? "unknown", asStepdError(error).code, error);
       throw asStepdError(error);
     } finally {
-      if (method) context.telemetry.ran((performance.now() - start) / 1000, waits.seconds, context.blobs.seconds - transferred);
+      if (method) telemetry.ran((performance.now() - start) / 1000, waits.seconds, blobs.seconds);
     }
-  }
-
-  #validate(method: Method, params: unknown, words: object | undefined): void {
-    if (words && this.#passed.get(words) === method) return;
-    validate(method.params, params);
-    if (words) this.#passed.set(words, method);
   }
 
   /** A result as it goes out. */
@@ -121,9 +106,9 @@ export class Rpc {
   }
 
   /** Answers a decoded body. */
-  async handle(body: unknown, context: Omit<Context, "waits">, requestId: string, observe: Observer): Promise<RpcReply> {
+  async handle(body: unknown, request: Request, requestId: string, observe: Observer): Promise<RpcReply> {
     if (!Array.isArray(body)) {
-      const { value, error } = await this.#answer(body, context, requestId, observe);
+      const { value, error } = await this.#answer(body, request, requestId, observe);
       const status = error && TRANSPORT.includes(error.code) ? errors[error.code].status : 200;
       return { status: value === undefined ? 204 : status, value, retryAfter: error?.detail.retry_after };
     }
@@ -134,18 +119,16 @@ export class Rpc {
     }
     // One after the other: they share the lease, and a batch is no way to take more of the pool than others.
     const values: unknown[] = [];
-    // The words are those of all calls together.
-    const one = { ...context, words: undefined };
     for (const item of body) {
       // Small calls run on this thread; others have their turn between them.
       if (item !== body[0]) await setImmediate();
-      const { value } = await this.#answer(item, one, requestId, observe);
+      const { value } = await this.#answer(item, request, requestId, observe);
       if (value !== undefined) values.push(value);
     }
     return values.length === 0 ? { status: 204, value: undefined, retryAfter: undefined } : { status: 200, value: values, retryAfter: undefined };
   }
 
-  async #answer(item: unknown, context: Omit<Context, "waits">, requestId: string, observe: Observer): Promise<{ value: unknown; error?: StepdError }> {
+  async #answer(item: unknown, request: Request, requestId: string, observe: Observer): Promise<{ value: unknown; error?: StepdError }> {
     let call: Call;
     try {
       call = readCall(item);
@@ -155,7 +138,7 @@ export class Rpc {
     }
     const isNotification = call.id === undefined;
     try {
-      const result = this.wire(call.method, await this.call(call.method, call.params, context, observe));
+      const result = this.wire(call.method, await this.call(call.method, call.params, request, observe));
       return { value: isNotification ? undefined : { jsonrpc: "2.0", result, id: call.id } };
     } catch (error) {
       const known = asStepdError(error);
@@ -185,11 +168,11 @@ const readCall = (item: unknown): Call => {
   if (typeof method !== "string") throw invalid("/method", "a string", method);
   if (params !== undefined && (typeof params !== "object" || params instanceof Uint8Array)) throw invalid("/params", "an object", params);
   if (id !== undefined && !isId(id)) throw invalid("/id", "a string, an integer of 64 bits, another finite number or null", id);
-  return { method, params: byName(params), id };
+  return { method, params: paramsByName(params), id };
 };
 
 /** Clients that send all parameters by position say "none" with [] or null, and parameters by name as the only one. */
-const byName = (params: unknown): unknown => {
+const paramsByName = (params: unknown): unknown => {
   if (!Array.isArray(params)) return params ?? {};
   if (params.length === 0) return {};
   const [only] = params;

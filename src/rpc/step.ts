@@ -1,8 +1,6 @@
-import type { StepOptions, StepOutput } from "../engine/engine.ts";
+import type { StepOutput } from "../engine/engine.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
-import { Memo } from "./_memo.ts";
-import { planOf } from "./_optimizer.ts";
 import type { Method } from "./method.ts";
 
 /** optimizer.step: new parameters and new state, or an error and nothing changed. */
@@ -13,13 +11,9 @@ export const step: Method<StepParams> = {
   result: "step-result.schema.json",
   rest: { verb: "POST", path: "/v1/step" },
 
-  async handle(call, { engine, blobs, lease, telemetry, waits, words }) {
-    const options = memo.of(words, () => optionsOf(call));
+  async handle(call, { engine, blobs, lease, telemetry, waits }) {
     await using delivery = await blobs.delivery(call);
-    const take = async () => {
-      const { params, grads, state = null } = await blobs.load(call, lease);
-      return engine.step(options, { params, grads, state }, lease, waits);
-    };
+    const take = async () => engine.step(await blobs.load(call, lease), lease, waits);
     let made: StepOutput;
     try {
       made = await take();
@@ -29,7 +23,7 @@ export const step: Method<StepParams> = {
     }
     const { report, elements } = made;
     if (report.skipped) telemetry.nonFinite();
-    else telemetry.stepped(options.plan.optimizer.name, elements);
+    else telemetry.stepped(call.optimizer.name, elements);
     return { ...(await delivery.deliver(made)), ...report };
   },
 };
@@ -38,16 +32,3 @@ const isLost = (error: unknown): boolean => error instanceof StepdError && error
 
 /** Whether the step overwrote nothing of the call: its bytes are in files or the cache, or it has lists of numbers. */
 const isThere = ({ params, grads, state }: StepParams): boolean => ![params, grads, state].some((source) => source instanceof Uint8Array);
-
-const memo = new Memo<StepOptions>();
-
-const optionsOf = (call: StepParams): StepOptions => ({
-  plan: planOf(call.optimizer, call.groups, call.schedule),
-  clip: call.clip ?? {},
-  lossScale: call.loss_scale ?? 1,
-  nonFinite: call.non_finite ?? "error",
-  stats: call.stats ?? "none",
-  masterWeights: call.master_weights ?? false,
-  seed: call.stochastic_rounding?.seed,
-  roundsReply: call.reply?.params === "bf16",
-});

@@ -1,18 +1,18 @@
 /** A batch does not keep the thread to itself. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Rpc } from "../../src/rpc/rpc.ts";
+import { type Dependencies, type Request, Rpc } from "../../src/rpc/rpc.ts";
 
 test("others have their turn between the calls of a batch", async () => {
-  const rpc = new Rpc("0.0.0");
+  const dependencies = { blobs: () => ({ seconds: 0 }), telemetry: { ran: () => {} } } as unknown as Dependencies;
+  const rpc = new Rpc("0.0.0", dependencies);
   const calls = Array.from({ length: 10 }, (_, id) => ({ jsonrpc: "2.0", id, method: "optimizer.list" }));
   let turns = 0;
   let next = setImmediate(function count() {
     turns++;
     next = setImmediate(count);
   });
-  const context = { blobs: { seconds: 0 }, telemetry: { ran: () => {} } } as unknown as Parameters<Rpc["handle"]>[1];
-  const { value } = await rpc.handle(calls, context, "r", () => {});
+  const { value } = await rpc.handle(calls, {} as Request, "r", () => {});
   clearImmediate(next);
   assert.equal((value as unknown[]).length, 10);
   assert.ok(turns >= 9, `${turns} turns`);

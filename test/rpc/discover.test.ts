@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
-import { Rpc } from "../../src/rpc/rpc.ts";
+import { openApi as makeOpenApi, openRpc as makeOpenRpc } from "../../src/rpc/discover.ts";
+import { methods } from "../../src/rpc/methods.ts";
 import { validate } from "../../src/validation/validate.ts";
 
 type Schema = Readonly<Record<string, unknown>>;
@@ -15,9 +16,10 @@ interface OpenRpc extends Document {
   readonly methods: readonly { readonly name: string; readonly params: readonly { readonly name: string; readonly schema: Schema }[] }[];
 }
 
-const rpc = new Rpc("0.0.0");
-const openApi = rpc.openApi as Document;
-const openRpc = rpc.openRpc as OpenRpc;
+const openApi = makeOpenApi(methods, "0.0.0") as unknown as Document & {
+  readonly paths: Readonly<Record<string, { readonly post?: { readonly operationId: string } }>>;
+};
+const openRpc = makeOpenRpc(methods, "0.0.0") as unknown as OpenRpc;
 
 /** Whether a schema of a document takes a value. */
 const takes = (document: Document, schema: Schema, value: unknown): boolean =>
@@ -114,9 +116,9 @@ test("every component has its name as title, and none of stepd's own keywords", 
 });
 
 test("methods with a body have an example in OpenAPI, which their schema takes", () => {
-  const { paths } = rpc.openApi as { paths: Readonly<Record<string, { post?: { operationId: string } }>> };
+  const { paths } = openApi;
   const posts = Object.values(paths).flatMap(({ post }) => post?.operationId ?? []);
-  const withBody = rpc.methods.filter(({ name }) => posts.includes(name));
+  const withBody = methods.filter(({ name }) => posts.includes(name));
   assert.equal(withBody.length, 7);
   for (const { params } of withBody) {
     const stem = params.replace(".schema.json", "");

@@ -61,13 +61,17 @@ export class TestService implements AsyncDisposable {
     this.log = log;
   }
 
-  /** Starts `node src/main.ts` with these settings and node flags; waits until it says where it listens. `node` is a command that runs another Node. */
+  /**
+   * Starts `node src/main.ts` with these settings and node flags; waits until it says where it listens. `program` is a command that
+   * runs another Node, `entry` the main.ts of another tree.
+   */
   static async start(
     env: Readonly<Record<string, string>> = {},
     nodeFlags: readonly string[] = [],
     [program, ...args]: readonly [string, ...string[]] = [process.execPath],
+    entry = main,
   ): Promise<TestService> {
-    const child = spawn(program, [...args, ...nodeFlags, main], {
+    const child = spawn(program, [...args, ...nodeFlags, entry], {
       env: { PATH: process.env["PATH"], STEPD_PORT: "0", STEPD_ARENA_MIB: "256", STEPD_LOG_LEVEL: "warn", ...env },
       stdio: ["ignore", "ignore", "pipe"],
     });

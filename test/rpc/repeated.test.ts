@@ -1,11 +1,11 @@
-/** Calls with the same words again and again: each is answered as the first was, whatever is remembered of them. */
+/** Calls that are sent again and again: each is answered as the first was. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { gradsAt, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { MSGPACK, pack, type RpcError, readReply, TestService } from "../support/service.ts";
 import { writeTensors } from "../support/tensors.ts";
 
-/** From the fourth on a step is a prepared one. */
+/** From the fourth on a step is a by a known layout. */
 const TIMES = 6;
 
 let service: TestService;
@@ -65,14 +65,14 @@ test("what is refused is refused each time", async () => {
   }
 });
 
-test("the calls of a batch are told apart, though they have their words in common", async () => {
+test("the calls of a batch are told apart", async () => {
   const calls = [await nextStep({ name: "sgd", lr: 0.5, momentum: 0.5 }), await nextStep({ name: "sgd", lr: 0.25, momentum: 0.5 })];
   const batch = calls.map((params, id) => ({ jsonrpc: "2.0", id, method: "optimizer.step", params }));
   const expected = await Promise.all(batch.map((call) => post("/rpc", call)));
   for (let time = 0; time < TIMES; time++) assert.deepEqual(await post("/rpc", batch), expected);
 });
 
-test("a prepared step goes on where its state is, and refuses a gradient that is not finite", async () => {
+test("a step with a known layout goes on where its state is, and refuses a gradient that is not finite", async () => {
   const optimizer = { name: "adamw", lr: 0.125 };
   let reply: StepReply = await service.call("optimizer.step", { optimizer, params, grads });
   for (let step = 2; step < 2 + TIMES; step++) {

@@ -1,0 +1,57 @@
+/** Long work on the main thread, cut into pieces, so that other calls run between them. */
+import { setImmediate } from "node:timers/promises";
+
+/** Work that yields wherever it may be interrupted: every few hundred items of a long loop. */
+export type Turns<T> = Generator<undefined, T>;
+
+/** The longest piece, in milliseconds, after which other calls run. */
+const TURN_MS = 10;
+
+/** Items of a long loop between two yields. */
+export const TURN_ITEMS = 256;
+
+/** Runs work without interruption. */
+export const atOnce = <T>(work: Turns<T>): T => {
+  for (;;) {
+    const { done, value } = work.next();
+    if (done) return value;
+  }
+};
+
+/** Runs work in pieces of TURN_MS. Short work ends before this returns, with nothing to await. */
+export const inTurns = <T>(work: Turns<T>): T | Promise<T> => {
+  const start = performance.now();
+  for (;;) {
+    const { done, value } = work.next();
+    if (done) return value;
+    if (performance.now() - start > TURN_MS) return setImmediate().then(() => inTurns(work));
+  }
+};
+
+/** Items that are sorted at once, and merged between two yields. */
+const RUN = 4096;
+
+/** The items in order; equal ones stay as they were. */
+export function* sorted<T>(items: readonly T[], compare: (a: T, b: T) => number): Turns<readonly T[]> {
+  let runs: (readonly T[])[] = [];
+  for (let at = 0; at < items.length; at += RUN) {
+    if (at > 0) yield;
+    runs.push(items.slice(at, at + RUN).sort(compare));
+  }
+  while (runs.length > 1) {
+    const merged: (readonly T[])[] = [];
+    for (let at = 0; at < runs.length; at += 2) merged.push(yield* merge(runs[at] ?? [], runs[at + 1] ?? [], compare));
+    runs = merged;
+  }
+  return runs[0] ?? [];
+}
+
+function* merge<T>(first: readonly T[], second: readonly T[], compare: (a: T, b: T) => number): Turns<readonly T[]> {
+  const merged: T[] = [];
+  for (let a = 0, b = 0; a < first.length || b < second.length; ) {
+    const isFirst = b === second.length || (a < first.length && compare(first[a] as T, second[b] as T) <= 0);
+    merged.push((isFirst ? first[a++] : second[b++]) as T);
+    if (merged.length % RUN === 0) yield;
+  }
+  return merged;
+}

@@ -1,0 +1,26 @@
+/** The state before the first step: what a step of all parameters makes, at step 0. */
+import type { Lease } from "../arena/arena.ts";
+import type { Parts } from "../codec/parts.ts";
+import { inTurns, type Turns } from "../codec/turns.ts";
+import type { Pool } from "../pool/pool.ts";
+import { compile, type Layout, type Output, type StepOptions } from "./layout.ts";
+import { match } from "./match.ts";
+import { writeOutput } from "./output.ts";
+import { Runner, type Waits } from "./runner.ts";
+import { STEP } from "./state.ts";
+import { makeSlots } from "./step.ts";
+import { loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
+
+export const init = async ({ params, ...options }: StepOptions & { readonly params: Tensors }, lease: Lease, pool: Pool, waits: Waits): Promise<Parts> => {
+  const file = loadTensors(params, "/params", lease);
+  const layout = await inTurns(layoutOf(options, file, (name) => pool.kernel(name)));
+  const bases = [file.bytes.byteOffset, 0, 0, makeSlots(layout, lease), 0, 0];
+  await new Runner(lease, pool, waits, bases).run(layout.targets, ({ recipe }) => recipe.fill, true);
+  const start: Readonly<Record<string, number>> = { ...layout.plan.optimizer.scalarSlots, [STEP]: 0 };
+  return writeOutput(layout.output as Output, undefined, bases, (_, scalar) => start[scalar], lease);
+};
+
+function* layoutOf(options: StepOptions, file: TensorFile, kernel: (name: string) => number): Turns<Layout> {
+  const params = yield* readTensors(file, "/params");
+  return yield* compile(options, yield* match({ params, grads: params, state: undefined }), kernel);
+}

@@ -1,0 +1,80 @@
+/** Sums of squares of gradients and parameters by tensor. */
+import type { Lease } from "../arena/arena.ts";
+import { inTurns, TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import type { Pool } from "../pool/pool.ts";
+import { aligned } from "./layout.ts";
+import { match } from "./match.ts";
+import { type NormsRecipe, Recipes } from "./recipe.ts";
+import { gradientSums, normOf } from "./report.ts";
+import { isRepeatable, Runner, sumBytes, type Target, type Waits } from "./runner.ts";
+import { loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
+
+/** Sums over one tensor, in float64. */
+export interface TensorNorms {
+  /** Sum of squares of the gradient, after the loss scale. */
+  readonly grad_squares: number;
+  readonly param_squares?: number;
+  readonly zeros: number;
+  readonly non_finite: number;
+}
+
+export interface Norms {
+  readonly tensors: Readonly<Record<string, TensorNorms>>;
+  /** The root of the squares of all gradients, added in the order of the names' UTF-8 bytes. */
+  readonly grad_norm: number;
+}
+
+interface NormsCall {
+  readonly grads: Tensors;
+  readonly params?: Tensors;
+  readonly loss_scale?: number;
+}
+
+interface Measured extends Target {
+  readonly recipe: NormsRecipe;
+}
+
+interface NormsLayout {
+  readonly targets: readonly Measured[];
+  readonly workBytes: number;
+}
+
+export const norms = async ({ grads, params, loss_scale: lossScale = 1 }: NormsCall, lease: Lease, pool: Pool, waits: Waits): Promise<Norms> => {
+  const gradFile = loadTensors(grads, "/grads", lease);
+  const paramFile = params === undefined ? undefined : loadTensors(params, "/params", lease);
+  const { targets, workBytes } = await inTurns(layoutOf(gradFile, paramFile, lossScale, (name) => pool.kernel(name)));
+  const bases = [paramFile?.bytes.byteOffset ?? 0, gradFile.bytes.byteOffset, 0, 0, 0, workBytes === 0 ? 0 : lease.alloc(workBytes)];
+  const runner = new Runner(lease, pool, waits, bases);
+  await runner.run(targets, ({ recipe }) => recipe.measure.calls, isRepeatable(lossScale));
+  if (paramFile) await runner.run(targets, ({ recipe }) => recipe.squares.calls, true);
+  const sums = targets.map((target) => gradientSums(runner.total(target, target.recipe.measure.look)));
+  const tensors = targets.map((target, index): [string, TensorNorms] => {
+    const { squares = 0, zeros = 0, nonFinite = 0 } = sums[index] ?? {};
+    const [paramSquares = 0] = runner.total(target, target.recipe.squares.look);
+    return [target.name, { grad_squares: squares, ...(paramFile && { param_squares: paramSquares }), zeros, non_finite: nonFinite }];
+  });
+  return { tensors: Object.fromEntries(tensors), grad_norm: normOf(sums) };
+};
+
+function* layoutOf(gradFile: TensorFile, paramFile: TensorFile | undefined, lossScale: number, kernel: (name: string) => number): Turns<NormsLayout> {
+  const grads = yield* readTensors(gradFile, "/grads");
+  // As in a step: in the dtype of the arithmetic, which the parameter decides.
+  const params = paramFile ? yield* readTensors(paramFile, "/params") : grads;
+  const recipes = new Recipes(kernel);
+  const known = new Map<string, NormsRecipe>();
+  const targets: Measured[] = [];
+  let workBytes = 0;
+  const { pairs } = yield* match({ params, grads, state: undefined });
+  for (const { param, grad } of pairs) {
+    const key = `${param.dtype} ${grad.dtype}`;
+    const recipe = known.get(key) ?? recipes.norms(param.dtype, grad.dtype, lossScale);
+    known.set(key, recipe);
+    const { name, elements } = grad;
+    const home = workBytes;
+    workBytes += aligned(elements * recipe.homeStride);
+    targets.push({ name, elements, offsets: [param.offset, grad.offset, home], sums: workBytes, recipe });
+    workBytes += sumBytes(elements, recipe.columns);
+    if (targets.length % TURN_ITEMS === 0) yield;
+  }
+  return { targets, workBytes };
+}

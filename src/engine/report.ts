@@ -1,0 +1,149 @@
+/** What a step says of its gradients, beside its tensors: an error, warnings, statistics. */
+import { StepdError } from "../errors/errors.ts";
+import type { Moment } from "../optimizers/registry.ts";
+import type { Layout, StepTarget } from "./layout.ts";
+
+/** The first tensors that an error or a warning names. */
+const NAMED_TENSORS = 8;
+
+/** torch adds this to the norm that it divides by (torch.nn.utils.clip_grad_norm_). */
+const CLIP_EPS = 1e-6;
+
+/** Slots that hold squares of gradients: an infinite one never becomes finite again. */
+const SQUARES = ["exp_avg_sq", "square_avg", "sum"];
+
+export interface TensorStats {
+  readonly grad_norm: number;
+  readonly param_norm: number;
+  readonly update_norm: number;
+  readonly zeros: number;
+  readonly non_finite: number;
+  readonly trust_ratio?: number;
+}
+
+/** What a reply says of a step beside its tensors. */
+export interface StepReport {
+  readonly step: number;
+  readonly lr: number;
+  readonly skipped: boolean;
+  readonly stats?: Omit<TensorStats, "trust_ratio"> & { readonly clipped: boolean; readonly tensors?: Readonly<Record<string, TensorStats>> };
+  readonly warnings?: readonly string[];
+}
+
+/** Sums over a whole gradient. */
+export interface GradientSums {
+  readonly nonFinite: number;
+  /** Values that are finite, or not, whose square is not. */
+  readonly squareOverflows: number;
+  readonly zeros: number;
+  /** Sum of squares; NaN where it was not asked for. */
+  readonly squares: number;
+}
+
+export const gradientSums = ([nonFinite = 0, squareOverflows = 0, zeros = Number.NaN, squares = Number.NaN]: readonly number[]): GradientSums => ({
+  nonFinite,
+  squareOverflows,
+  zeros,
+  squares,
+});
+
+/** What a tensor's step came to. */
+export interface TensorResult {
+  /** With the sums of each stage. */
+  readonly moment: Moment;
+  /** Sums of squares of the parameter before the step, and of its change. */
+  readonly stats: readonly number[];
+}
+
+/** The norm over all gradients, their squares added in the order of names. */
+export const normOf = (sums: readonly GradientSums[]): number => Math.sqrt(sums.reduce((sum, { squares }) => sum + squares, 0));
+
+/** The factor of all gradients: torch's for clip.max_norm, then timm's for LAMB's own max_grad_norm. */
+export const clipScale = ({ options: { clip }, maxGradNorm }: Layout, sums: readonly GradientSums[]): number => {
+  const norm = clip?.total_norm ?? normOf(sums);
+  const scale = clip?.max_norm === undefined ? 1 : Math.min(1, clip.max_norm / (norm + CLIP_EPS));
+  return maxGradNorm === undefined ? scale : scale / Math.max(1, (norm * scale) / maxGradNorm);
+};
+
+/** Throws NON_FINITE_GRADIENT naming the first tensors. */
+export const requireFinite = (targets: readonly StepTarget[], sums: readonly GradientSums[]): void => {
+  if (sums.every(({ nonFinite }) => nonFinite === 0)) return;
+  const found = targets.map(({ name }, index) => ({ name, count: sums[index]?.nonFinite ?? 0 })).filter(({ count }) => count > 0);
+  throw StepdError.mismatch(
+    "NON_FINITE_GRADIENT",
+    "/grads",
+    "finite gradients (or non_finite skip or propagate)",
+    `NaN or infinity in ${named(found)}`,
+    found.slice(0, NAMED_TENSORS).map(({ name }) => name),
+  );
+};
+
+const named = (found: readonly { readonly name: string; readonly count: number }[]): string => {
+  const first = found.slice(0, NAMED_TENSORS).map(({ name, count }) => `${JSON.stringify(name)} (${count} ${count === 1 ? "value" : "values"})`);
+  return first.join(", ") + (found.length > NAMED_TENSORS ? ` and ${found.length - NAMED_TENSORS} more tensors` : "");
+};
+
+/** Statistics and warnings of a finished step, as far as the call asked for them and there is something to warn of. */
+export const reportOf = (
+  layout: Layout,
+  results: readonly TensorResult[],
+  sums: readonly GradientSums[],
+  scale: number,
+): Pick<StepReport, "stats" | "warnings"> => {
+  const { clip, stats = "none" } = layout.options;
+  const warnings = [
+    ...(layout.targets.length === 0 ? ["No parameter has a gradient, so the step changed nothing; grads has no tensors"] : []),
+    ...(scale === 1 && clip?.max_value === undefined ? overflowWarnings(layout, sums) : []),
+    ...(scale === 0 ? ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"] : []),
+  ];
+  return { ...(stats !== "none" && { stats: statsOf(layout, results, sums, scale) }), ...(warnings.length > 0 && { warnings }) };
+};
+
+/** A gradient of over 1.8e19 in float32 makes its average of squares infinite, and the parameter never moves again. */
+const overflowWarnings = ({ plan: { optimizer }, targets }: Layout, sums: readonly GradientSums[]): readonly string[] => {
+  if (sums.every(({ squareOverflows }) => squareOverflows === 0)) return [];
+  const found = targets
+    .map(({ name, recipe: { values } }, index) => ({
+      name,
+      count: optimizer.slots(values).some((slot) => SQUARES.includes(slot)) ? (sums[index]?.squareOverflows ?? 0) : 0,
+    }))
+    .filter(({ count }) => count > 0);
+  if (found.length === 0) return [];
+  return [
+    `The squares of gradients overflow in ${named(found)}: their averages of squares are infinite from now on and these parameters stay where they are; clip the gradients`,
+  ];
+};
+
+const statsOf = (
+  { options, plan: { optimizer }, targets }: Layout,
+  results: readonly TensorResult[],
+  sums: readonly GradientSums[],
+  scale: number,
+): NonNullable<StepReport["stats"]> => {
+  const total = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0);
+  const tensors = targets.map(({ name, recipe }, index): [string, TensorStats] => {
+    const { zeros = 0, nonFinite = 0, squares = 0 } = sums[index] ?? {};
+    const { moment, stats: [paramSquares = 0, updateSquares = 0] = [] } = results[index] as TensorResult;
+    const trustRatio = optimizer.trustRatio?.(recipe.values, moment);
+    return [
+      name,
+      {
+        grad_norm: Math.sqrt(squares),
+        param_norm: Math.sqrt(paramSquares),
+        update_norm: Math.sqrt(updateSquares),
+        zeros,
+        non_finite: nonFinite,
+        ...(trustRatio !== undefined && { trust_ratio: trustRatio }),
+      },
+    ];
+  });
+  return {
+    grad_norm: normOf(sums),
+    param_norm: Math.sqrt(total(results.map(({ stats }) => stats[0] ?? 0))),
+    update_norm: Math.sqrt(total(results.map(({ stats }) => stats[1] ?? 0))),
+    zeros: total(sums.map(({ zeros }) => zeros)),
+    non_finite: total(sums.map(({ nonFinite }) => nonFinite)),
+    clipped: scale < 1,
+    ...(options.stats === "tensor" && { tensors: Object.fromEntries(tensors) }),
+  };
+};

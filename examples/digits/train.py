@@ -54,7 +54,12 @@ class Stepd:
         self.connection.request(
             "POST", "/rpc", body, {"Content-Type": "application/vnd.msgpack"}
         )
-        reply = msgpack.unpackb(self.connection.getresponse().read())
+        response = self.connection.getresponse()
+        answer = response.read()
+        if response.getheader("Content-Type") != "application/vnd.msgpack":
+            # A proxy's own words, or those of another service at that address.
+            raise RuntimeError(f"{method}: HTTP {response.status}: {answer[:200]!r}")
+        reply = msgpack.unpackb(answer)
         if "error" in reply:
             raise RuntimeError(f"{method}: {reply['error']['message']}")
         return reply["result"]

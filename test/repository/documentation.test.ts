@@ -37,19 +37,38 @@ test("the README's step with curl gives what it shows", async () => {
   assert.equal(await (await service.post("/v1/step", body, JSON_TYPE)).text(), reply.trim());
 });
 
-test("the README's steps with Python print what it shows", async () => {
+test("the README's steps with Python print what it shows, and a refusal as its sentence", async () => {
   await using service = await TestService.start();
   const [script = ""] = blocks(read("README.md"), "python");
   const [expected = ""] = blocks(read("README.md"), "text");
   const folder = mkdtempSync(join(os.tmpdir(), "stepd-readme-"));
-  try {
+  const run = async (text: string): Promise<ReturnType<typeof spawnSync>> => {
     const file = join(folder, "step.py");
-    writeFileSync(file, script.replace('"127.0.0.1", 8080', `"127.0.0.1", ${new URL(service.url).port}`));
-    const { stdout, stderr } = spawnSync(await python(), [file], { encoding: "utf8" });
-    assert.equal(stdout, expected, stderr);
+    writeFileSync(file, text.replace('"127.0.0.1", 8080', `"127.0.0.1", ${new URL(service.url).port}`));
+    return spawnSync(await python(), [file], { encoding: "utf8" });
+  };
+  try {
+    const { stdout, stderr } = await run(script);
+    assert.equal(stdout, expected, String(stderr));
+    const refused = await run(script.replace("adamw", "adamv"));
+    assert.equal(refused.status, 1);
+    assert.match(String(refused.stderr), /^\/optimizer\/name: expected one of .* found "adamv"\n$/);
   } finally {
     rmSync(folder, { recursive: true });
   }
+});
+
+test("every example of a call by hand looks at the status", () => {
+  const { stdout } = spawnSync("git", ["ls-files", "*.md"], { cwd: root, encoding: "utf8" });
+  const pages = stdout.trim().split("\n");
+  assert.ok(pages.includes("README.md") && pages.includes("docs/deployment.md"));
+  const careless = pages.flatMap((page) => {
+    const text = read(page);
+    const curls = blocks(text, "sh").filter((block) => /\bcurl\b/.test(block) && !block.includes("--fail"));
+    const scripts = blocks(text, "python").filter((block) => /getresponse|urlopen|requests\.|httpx\./.test(block) && !/status|raise_for_status/.test(block));
+    return [...curls, ...scripts].map((block) => `${page}: ${block}`);
+  });
+  assert.deepEqual(careless, []);
 });
 
 test("the settings of docs/lamb.md are settings", async () => {

@@ -42,7 +42,7 @@ const rooms: Readonly<Record<string, Room>> = {
 
 const dependencies = Object.keys((JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { dependencies: object }).dependencies);
 const packages = [...dependencies, "ajv/dist/2020.js", "node:worker_threads", "left-pad"];
-const roots = ["main", "serve", "service", "config"];
+const roots = ["main", "serve", "service", "config", "machine"];
 const files = roots.map((name) => `../${name}.ts`);
 
 const copy = mkdtempSync(join(os.tmpdir(), "stepd-imports-"));
@@ -106,7 +106,7 @@ test("the table and the linter's configuration have exactly the rooms that src h
   assert.deepEqual(ruled.sort(), folders.map((folder) => `src/${folder}/**`).sort());
 });
 
-test("files at the top of src are the entry, what it shares with the command, the composition root and the configuration", () => {
+test("files at the top of src are the entry, what it shares with the command, the composition root, the configuration and what it reads of the machine", () => {
   const files = readdirSync(join(root, "src")).filter((name) => name.endsWith(".ts"));
   assert.deepEqual(files.sort(), roots.map((name) => `${name}.ts`).sort());
 });

@@ -1,0 +1,42 @@
+package stepd
+
+import (
+	"context"
+	"errors"
+)
+
+// StateInfo is what the server reads in a state.
+type StateInfo struct {
+	Format    string `json:"format"`
+	Optimizer string `json:"optimizer"`
+	Revision  int    `json:"revision"`
+	Bytes     int64  `json:"bytes"`
+	// Elements counts those of all slots.
+	Elements int64 `json:"elements"`
+	// Tensors are by parameter.
+	Tensors map[string]struct {
+		Step  int64 `json:"step"`
+		Slots map[string]struct {
+			DType DType `json:"dtype"`
+			Shape []int `json:"shape"`
+		} `json:"slots"`
+	} `json:"tensors"`
+}
+
+// Inspect returns what a state holds, by the server's reading.
+func (c *Client) Inspect(ctx context.Context, state *State) (*StateInfo, error) {
+	if state == nil {
+		return nil, errors.New("stepd: state: expected a State, found nil")
+	}
+	if err := state.check(); err != nil {
+		return nil, err
+	}
+	info := &StateInfo{}
+	if err := c.json(ctx, "/v1/state/inspect", []field{{"state", state}}, info, c.retries); err != nil {
+		return nil, err
+	}
+	if info.Format != stateFormat {
+		return nil, badReply("format %.60q", info.Format)
+	}
+	return info, nil
+}

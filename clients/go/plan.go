@@ -1,0 +1,68 @@
+package stepd
+
+import (
+	"context"
+
+	"github.com/tinylib/msgp/msgp"
+)
+
+// PlanRequest asks what a step would cost.
+type PlanRequest struct {
+	Optimizer Optimizer
+	Groups    []Group
+	// Params matter by name, shape and dtype; Data may be nil.
+	Params        Tensors
+	GradDType     DType
+	MasterWeights bool
+}
+
+// Plan is the cost of a step as one call with a state.
+type Plan struct {
+	// Parameters counts elements.
+	Parameters int64 `json:"parameters"`
+	BytesIn    int64 `json:"bytes_in"`
+	BytesOut   int64 `json:"bytes_out"`
+	StateBytes int64 `json:"state_bytes"`
+	// ArenaBytes is the memory that the call holds on the server, an upper bound.
+	ArenaBytes int64 `json:"arena_bytes"`
+	// Fits tells whether the server takes it as one call.
+	Fits bool `json:"fits"`
+	// Requests is how many calls to split it into, so that several fit beside each other; 0 where a tensor alone is too large.
+	Requests int `json:"requests"`
+	// TooLarge are the tensors that alone do not fit.
+	TooLarge []string `json:"too_large"`
+}
+
+// Plan returns what a step would cost, from shapes and dtypes alone.
+func (c *Client) Plan(ctx context.Context, request PlanRequest) (*Plan, error) {
+	if err := checkOptimizer(request.Optimizer); err != nil {
+		return nil, err
+	}
+	names := map[string]bool{}
+	// In their order, which a Go map would not keep: the length of a header depends on it.
+	tensors := msgp.Raw(msgp.AppendMapHeader(nil, uint32(len(request.Params))))
+	for _, t := range request.Params {
+		if err := checkName(t.Name, names[t.Name]); err != nil {
+			return nil, err
+		}
+		names[t.Name] = true
+		tensors = msgp.AppendMapHeader(msgp.AppendString(tensors, t.Name), 2)
+		tensors = msgp.AppendArrayHeader(msgp.AppendString(tensors, "shape"), uint32(len(t.Shape)))
+		for _, size := range t.Shape {
+			tensors = msgp.AppendInt(tensors, size)
+		}
+		tensors = msgp.AppendString(msgp.AppendString(tensors, "dtype"), string(t.DType))
+	}
+	fields := append(optimizerFields(request.Optimizer, request.Groups, request.MasterWeights), field{"tensors", tensors})
+	if request.GradDType != "" {
+		fields = append(fields, field{"grad_dtype", string(request.GradDType)})
+	}
+	plan := &Plan{Parameters: -1}
+	if err := c.json(ctx, "/v1/plan", fields, plan, c.retries); err != nil {
+		return nil, err
+	}
+	if plan.Parameters < 0 {
+		return nil, badReply("no parameters")
+	}
+	return plan, nil
+}

@@ -8,7 +8,7 @@ import { sorted, TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
 import type { Hyperparameters, Values } from "../optimizers/registry.ts";
-import { groupFinder } from "../planner/groups.ts";
+import { groupFinder } from "./groups.ts";
 import type { Matched, Pair } from "./match.ts";
 import { type Plan, planOf } from "./plan.ts";
 import { type Kind, type Recipe, Recipes, type Treatment } from "./recipe.ts";
@@ -96,8 +96,8 @@ export const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) *
 export function* compile(options: StepOptions, matched: Matched, kernel: (name: string) => number, values?: readonly Values<Hyperparameters>[]): Turns<Layout> {
   const { clip = {}, non_finite: nonFinite = "error", stats = "none", reply = {}, master_weights: masterWeights = false } = options;
   const plan = planOf(options);
-  const { optimizer, base } = plan;
-  const maxGradNorm = (base["max_grad_norm"] ?? undefined) as number | undefined;
+  const { optimizer } = plan;
+  const maxGradNorm = normLimit(plan);
   if (clip.total_norm !== undefined && clip.max_norm === undefined && maxGradNorm === undefined) {
     throw StepdError.mismatch("INVALID_PARAMS", "/clip/total_norm", "max_norm beside it, or an optimizer with max_grad_norm", "neither");
   }
@@ -158,6 +158,10 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     elements,
   };
 }
+
+/** The norm over all gradients that the optimizer itself clips to. */
+const normLimit = ({ optimizer, base }: Plan): number | undefined =>
+  optimizer.normLimit === undefined ? undefined : ((base[optimizer.normLimit] as number | null) ?? undefined);
 
 /** Makes each recipe once. */
 class Kinds {

@@ -2,9 +2,9 @@
 import { StepdError } from "../errors/errors.ts";
 import type { Group as GivenGroup, Optimizer, StepParams } from "../generated/wire.gen.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../optimizers/registry.ts";
-import { type Group, requireFewPatterns, withDefaults } from "../planner/groups.ts";
 import { prepare } from "../schedules/registry.ts";
 import { validate } from "../validation/validate.ts";
+import { type Group, requireFewPatterns, withDefaults } from "./groups.ts";
 
 export interface Plan {
   readonly optimizer: OptimizerDefinition;
@@ -22,9 +22,6 @@ export interface Rates {
 /** The fields of a call that make its plan. */
 export type PlanOptions = Pick<StepParams, "optimizer" | "groups" | "schedule">;
 
-/** Hyperparameters that hold for the call as a whole and so cannot differ between groups. */
-const GLOBAL = ["max_grad_norm"];
-
 /** Makes the plan of a call that has passed its schema. A group's hyperparameters are merged into the call's and checked as one. Throws INVALID_PARAMS. */
 export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan => {
   const definition = registry.get(optimizer.name);
@@ -41,9 +38,9 @@ export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan 
   const resolved = merged.map((group, index) => {
     const field = `/groups/${index}/optimizer`;
     const values = resolve(group.optimizer as Optimizer, field);
-    for (const name of GLOBAL) {
-      if (values[name] !== base[name])
-        throw StepdError.mismatch("INVALID_PARAMS", `${field}/${name}`, "no value, because it holds for the whole call", String(values[name]));
+    const name = definition.normLimit;
+    if (name !== undefined && values[name] !== base[name]) {
+      throw StepdError.mismatch("INVALID_PARAMS", `${field}/${name}`, "no value, because it holds for the whole call", String(values[name]));
     }
     return { ...group, values };
   });

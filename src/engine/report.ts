@@ -9,9 +9,6 @@ const NAMED_TENSORS = 8;
 /** torch adds this to the norm that it divides by (torch.nn.utils.clip_grad_norm_). */
 const CLIP_EPS = 1e-6;
 
-/** Slots that hold squares of gradients: an infinite one never becomes finite again. */
-const SQUARES = ["exp_avg_sq", "square_avg", "sum"];
-
 export interface TensorStats {
   readonly grad_norm: number;
   readonly param_norm: number;
@@ -58,7 +55,7 @@ export interface TensorResult {
 /** The norm over all gradients, their squares added in the order of names. */
 export const normOf = (sums: readonly GradientSums[]): number => Math.sqrt(sums.reduce((sum, { squares }) => sum + squares, 0));
 
-/** The factor of all gradients: torch's for clip.max_norm, then timm's for LAMB's own max_grad_norm. */
+/** The factor of all gradients: torch's for clip.max_norm, then timm's for the optimizer's own limit. */
 export const clipScale = ({ options: { clip }, maxGradNorm }: Layout, sums: readonly GradientSums[]): number => {
   const norm = clip?.total_norm ?? normOf(sums);
   const scale = clip?.max_norm === undefined ? 1 : Math.min(1, clip.max_norm / (norm + CLIP_EPS));
@@ -105,7 +102,7 @@ const overflowWarnings = ({ plan: { optimizer }, targets }: Layout, sums: readon
   const found = targets
     .map(({ name, recipe: { values } }, index) => ({
       name,
-      count: optimizer.slots(values).some((slot) => SQUARES.includes(slot)) ? (sums[index]?.squareOverflows ?? 0) : 0,
+      count: optimizer.slots(values).some((slot) => optimizer.squareSlots?.includes(slot)) ? (sums[index]?.squareOverflows ?? 0) : 0,
     }))
     .filter(({ count }) => count > 0);
   if (found.length === 0) return [];

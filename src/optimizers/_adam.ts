@@ -23,6 +23,9 @@ export const decayScale = choice(
 export const momentSlots = ["exp_avg", "exp_avg_sq"] as const;
 export const familySlots = [...momentSlots, "max_exp_avg_sq"] as const;
 
+/** What all of the family say of the slots in their states. */
+export const familyState = { allSlots: familySlots, lateSlots: [], squareSlots: ["exp_avg_sq"], fills: { max_exp_avg_sq: "exp_avg_sq" } } as const;
+
 /** A schedule's factor is a part of lr, so that there must be one. */
 export const checkDecay = ({ weight_decay, weight_decay_scale, lr }: Parameters<typeof decoupledDecay>[0]) =>
   weight_decay !== 0 && weight_decay_scale === "schedule" && lr === 0

@@ -88,6 +88,14 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
   readonly allSlots: readonly string[];
   /** Slots that may be missing from a state of earlier steps: they start at zero, with `first` set, as in torch. */
   readonly lateSlots: readonly string[];
+  /** Slots of averages or sums of squares of gradients: an infinite one never becomes finite again. */
+  readonly squareSlots?: readonly string[];
+  /** Slots that state.convert can add to a state: the slot that each starts as a copy of, or null for zeros. */
+  readonly fills?: Readonly<Record<string, string | null>>;
+  /** Set where the peer in torch keeps no count of steps beside the slots. */
+  readonly isStepless?: true;
+  /** The hyperparameter that limits the norm over all gradients of a call, and so cannot differ between groups. */
+  readonly normLimit?: keyof H & string;
   /** What a slot starts from where that is not 0. */
   initial?(values: Values<H>): Readonly<Record<string, number>>;
   /** Slots that are one float64 number for a tensor, with what they start from. */

@@ -25,6 +25,7 @@ export default defineOptimizer({
   slots: () => ["square_avg", "acc_delta"],
   allSlots: ["square_avg", "acc_delta"],
   lateSlots: [],
+  squareSlots: ["square_avg"],
   stages: ({ rho, eps, weight_decay }) => [
     { kernel: "adadelta", operands: ["param", "grad", "square_avg", "acc_delta"], sums: 0, scalars: ({ lr }) => [weight_decay, 1 - rho, lr, eps] },
   ],

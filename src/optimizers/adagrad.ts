@@ -27,6 +27,7 @@ export default defineOptimizer({
   slots: () => ["sum"],
   allSlots: ["sum"],
   lateSlots: [],
+  squareSlots: ["sum"],
   initial: ({ initial_accumulator_value }) => ({ sum: initial_accumulator_value }),
   stages: ({ lr_decay, weight_decay, eps }) => [
     { kernel: "adagrad", operands: ["param", "grad", "sum"], sums: 0, scalars: ({ lr, step }) => [weight_decay, lr / (1 + (step - 1) * lr_decay), eps] },

@@ -1,4 +1,4 @@
-import { adamStage, amsgrad, eps, epsRoot, familySlots, lr, maximize, momentBetas, momentSlots, nesterov, nesterovBlend } from "./_adam.ts";
+import { adamStage, amsgrad, eps, epsRoot, familySlots, familyState, lr, maximize, momentBetas, momentSlots, nesterov, nesterovBlend } from "./_adam.ts";
 import { defineOptimizer, rate } from "./_define.ts";
 
 /**
@@ -32,7 +32,6 @@ export default defineOptimizer({
     nesterov,
   },
   slots: (values) => (values.amsgrad ? familySlots : momentSlots),
-  allSlots: familySlots,
-  lateSlots: [],
+  ...familyState,
   stages: ({ weight_decay, nesterov, ...values }) => [adamStage({ ...values, l2: weight_decay, blend: nesterov ? nesterovBlend(values.betas[0]) : undefined })],
 });

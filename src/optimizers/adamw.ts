@@ -7,6 +7,7 @@ import {
   eps,
   epsRoot,
   familySlots,
+  familyState,
   lr,
   maximize,
   momentBetas,
@@ -44,8 +45,7 @@ export default defineOptimizer({
     nesterov,
   },
   slots: (values) => (values.amsgrad ? familySlots : momentSlots),
-  allSlots: familySlots,
-  lateSlots: [],
+  ...familyState,
   check: checkDecay,
   stages: ({ nesterov, ...values }) => [
     adamStage({ ...values, decay: (at) => decoupledDecay(values, at), blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),

@@ -1,4 +1,4 @@
-import { eps, epsRoot, familySlots, lr, momentBetas, momentSlots } from "./_adam.ts";
+import { eps, epsRoot, familyState, lr, momentBetas, momentSlots } from "./_adam.ts";
 import { choice, defineOptimizer, flag, type Moment, optional, power, rate, type Stage } from "./_define.ts";
 
 /**
@@ -39,8 +39,8 @@ export default defineOptimizer({
     caution: flag("Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"),
   },
   slots: () => momentSlots,
-  allSlots: familySlots,
-  lateSlots: [],
+  ...familyState,
+  normLimit: "max_grad_norm",
   check: ({ trust_min, trust_max }) =>
     trust_min !== null && trust_max !== null && trust_min > trust_max
       ? { field: "trust_min", expected: `at most trust_max, ${trust_max}`, found: String(trust_min) }

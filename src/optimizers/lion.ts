@@ -34,6 +34,7 @@ export default defineOptimizer({
   slots: () => ["exp_avg"],
   allSlots: ["exp_avg"],
   lateSlots: [],
+  isStepless: true,
   stages: ({ betas: [beta1, beta2], weight_decay, caution }) =>
     caution
       ? [

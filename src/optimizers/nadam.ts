@@ -1,4 +1,4 @@
-import { adamStage, eps, familySlots, maximize, momentBetas, momentSlots } from "./_adam.ts";
+import { adamStage, eps, familyState, maximize, momentBetas, momentSlots } from "./_adam.ts";
 import { defineOptimizer, flag, type Moment, power, rate } from "./_define.ts";
 import { realPower } from "./_math.ts";
 
@@ -63,8 +63,7 @@ export default defineOptimizer({
     maximize,
   },
   slots: () => momentSlots,
-  allSlots: familySlots,
-  lateSlots: [],
+  ...familyState,
   scalarSlots: { mu_product: 1 },
   nextScalarSlots: (values, at) => ({ mu_product: productAfter(values, at) }),
   stages: ({ weight_decay, decoupled_weight_decay, ...values }) => [

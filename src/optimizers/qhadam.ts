@@ -1,4 +1,4 @@
-import { adamStage, eps, familySlots, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
+import { adamStage, eps, familyState, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
 import { defineOptimizer, pair, rate } from "./_define.ts";
 
 /**
@@ -25,7 +25,6 @@ export default defineOptimizer({
     weight_decay: rate(0, "Times the parameter, added to the gradient"),
   },
   slots: () => momentSlots,
-  allSlots: familySlots,
-  lateSlots: [],
+  ...familyState,
   stages: ({ nus, weight_decay, ...values }) => [adamStage({ ...values, l2: weight_decay, blend: quasiHyperbolicBlend(nus) })],
 });

@@ -1,4 +1,4 @@
-import { adamStage, checkDecay, decayScale, decoupledDecay, eps, familySlots, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
+import { adamStage, checkDecay, decayScale, decoupledDecay, eps, familyState, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
 import { defineOptimizer, pair, rate } from "./_define.ts";
 
 /**
@@ -29,8 +29,7 @@ export default defineOptimizer({
     weight_decay_scale: decayScale,
   },
   slots: () => momentSlots,
-  allSlots: familySlots,
-  lateSlots: [],
+  ...familyState,
   check: checkDecay,
   stages: ({ nus, ...values }) => [adamStage({ ...values, decay: (at) => decoupledDecay(values, at), blend: quasiHyperbolicBlend(nus) })],
 });

@@ -26,6 +26,8 @@ export default defineOptimizer({
   slots: () => ["momentum_buffer"],
   allSlots: ["momentum_buffer"],
   lateSlots: [],
+  fills: { momentum_buffer: null },
+  isStepless: true,
   stages: ({ momentum, nu, weight_decay, weight_decay_type }) => [
     {
       kernel: "qhm",

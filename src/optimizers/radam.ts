@@ -1,4 +1,4 @@
-import { eps, familySlots, lr, maximize, momentBetas, momentSlots } from "./_adam.ts";
+import { eps, familyState, lr, maximize, momentBetas, momentSlots } from "./_adam.ts";
 import { defineOptimizer, flag, power, rate } from "./_define.ts";
 
 /** Below this length of the approximated moving average the variance is not tractable. torch's bound; the paper's is 4. */
@@ -29,8 +29,7 @@ export default defineOptimizer({
     maximize,
   },
   slots: () => momentSlots,
-  allSlots: familySlots,
-  lateSlots: [],
+  ...familyState,
   stages: ({ betas: [beta1, beta2], eps, weight_decay, decoupled_weight_decay }) => [
     {
       kernel: "radam",

@@ -34,6 +34,8 @@ export default defineOptimizer({
   slots: ({ momentum, centered }) => ["square_avg", ...(centered ? ["grad_avg"] : []), ...(momentum === 0 ? [] : ["momentum_buffer"])],
   allSlots: ["square_avg", "grad_avg", "momentum_buffer"],
   lateSlots: ["momentum_buffer"],
+  squareSlots: ["square_avg"],
+  fills: { grad_avg: null, momentum_buffer: null },
   stages: ({ alpha, eps, weight_decay, momentum, centered }) => [
     {
       kernel: "rmsprop",

@@ -27,6 +27,8 @@ export default defineOptimizer({
   slots: ({ momentum }) => (momentum === 0 ? [] : ["momentum_buffer"]),
   allSlots: ["momentum_buffer"],
   lateSlots: ["momentum_buffer"],
+  fills: { momentum_buffer: null },
+  isStepless: true,
   check: ({ nesterov, momentum, dampening }) => {
     if (!nesterov) return undefined;
     if (momentum === 0) return { field: "nesterov", expected: "false where momentum is 0", found: "true" };

@@ -1,5 +1,5 @@
-import { convertState } from "../engine/convert.ts";
 import type { ConvertParams } from "../generated/wire.gen.ts";
+import { convertState } from "../interchange/convert.ts";
 import type { Method } from "./method.ts";
 
 /** state.convert: a state to and from the conventions of torch, qhoptim and optax, and between optimizers of a family. */

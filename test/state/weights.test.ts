@@ -1,7 +1,7 @@
 /** Steps out of the weights that qhoptim adds up, for every step until they stop growing. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { isWeightOf, stepsOf, weightAt } from "../../src/engine/_weights.ts";
+import { isWeightOf, stepsOf, weightAt } from "../../src/interchange/_weights.ts";
 
 /** Pairs of betas, with a step up to which they must be told. */
 const CASES: readonly (readonly [readonly [number, number], number])[] = [

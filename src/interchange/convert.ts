@@ -5,12 +5,12 @@
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { inTurns } from "../codec/turns.ts";
+import { MASTER_PARAM, type ParameterState, readState, type State, writeState } from "../engine/state.ts";
 import { describe, StepdError } from "../errors/errors.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
 import { exportState } from "./_export.ts";
 import { type Convention, named, requireUsable } from "./_formats.ts";
 import { importState } from "./_import.ts";
-import { MASTER_PARAM, type ParameterState, readState, type State, writeState } from "./state.ts";
 
 export interface ConvertInput {
   readonly state: Uint8Array | string;
@@ -82,26 +82,24 @@ const leaveOut = ({ parameters }: State, { name, allSlots, scalarSlots = {} }: O
   return [...lost].map(([slot, names]) => `${name} has no slot ${slot}: ${named(names)}`);
 };
 
-/** Slots that can be added, with the slot that they start as a copy of, or null for zeros. */
-const FILLS: Readonly<Record<string, string | null>> = { max_exp_avg_sq: "exp_avg_sq", momentum_buffer: null, grad_avg: null };
-
-const fillSlots = ({ parameters }: State, { name, allSlots }: OptimizerDefinition, fill: readonly string[], lease: Lease): void => {
+const fillSlots = ({ parameters }: State, { name, allSlots, fills = {} }: OptimizerDefinition, fill: readonly string[], lease: Lease): void => {
   for (const [index, slot] of fill.entries()) {
     const field = `/fill/${index}`;
-    const fillable = allSlots.filter((candidate) => candidate in FILLS);
-    if (!fillable.includes(slot)) {
+    const fillable = allSlots.filter((candidate) => candidate in fills);
+    const source = fills[slot];
+    if (source === undefined || !fillable.includes(slot)) {
       const expected =
         fillable.length === 0 ? `no slot, because ${name} has none that can be added` : `one of the slots of ${name} that can be added: ${fillable.join(", ")}`;
       throw StepdError.mismatch("INVALID_PARAMS", field, expected, slot === MASTER_PARAM ? `${describe(slot)}, which needs the parameters` : describe(slot));
     }
     for (const [parameter, { slots }] of parameters) {
-      if (!slots.has(slot)) fillSlot(slots, slot, parameter, field, lease);
+      if (!slots.has(slot)) fillSlot(slots, slot, source, parameter, field, lease);
     }
   }
 };
 
-const fillSlot = (slots: ParameterState["slots"], slot: string, parameter: string, field: string, lease: Lease): void => {
-  const source = FILLS[slot];
+/** Adds a slot as a copy of `source`, or as zeros where that is null. */
+const fillSlot = (slots: ParameterState["slots"], slot: string, source: string | null, parameter: string, field: string, lease: Lease): void => {
   const like = slots.get(source ?? "") ?? (source === null ? [...slots].find(([other]) => other !== MASTER_PARAM)?.[1] : undefined);
   if (!like) {
     const expected = `${source ?? "another slot"} of ${named([parameter])} beside it, whose shape it takes`;

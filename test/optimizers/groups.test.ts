@@ -1,7 +1,7 @@
 /** Which group a parameter is in. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { groupFinder, requireFewPatterns } from "../../src/planner/groups.ts";
+import { groupFinder, requireFewPatterns } from "../../src/engine/groups.ts";
 
 const optimizer = { name: "sgd" };
 const find = (...groups: readonly (readonly string[])[]) => groupFinder(groups.map((tensors) => ({ tensors, optimizer })));

@@ -2,13 +2,13 @@
 import type { Lease } from "../arena/arena.ts";
 import { COMPUTED } from "../codec/dtype.ts";
 import { readSafetensors, type TensorInfo } from "../codec/safetensors.ts";
+import { emptyState, type ParameterState, STEP, type State } from "../engine/state.ts";
+import { loadBlob, type Tensor } from "../engine/tensors.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale, widen } from "./_elements.ts";
 import { betasOf, COUNT, type Convention, type Foreign, type Holding, holdingOf, keyForm, named, readKey, WEIGHTS } from "./_formats.ts";
 import { isWeightOf, stepsOf, weightAt } from "./_weights.ts";
-import { emptyState, type ParameterState, STEP, type State } from "./state.ts";
-import { loadBlob, type Tensor } from "./tensors.ts";
 
 const FIELD = "/state";
 

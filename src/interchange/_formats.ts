@@ -11,9 +11,6 @@ export type Foreign = Exclude<Convention["format"], "stepd">;
 /** How many tensors a sentence names. */
 const NAMED_TENSORS = 8;
 
-/** Optimizers whose peers in torch (torch, timm, qhoptim) keep no step beside their slots. */
-const STEPLESS = ["sgd", "qhm", "lars", "lion"];
-
 /** The weights by which qhoptim corrects exp_avg and exp_avg_sq. */
 export const WEIGHTS = ["beta1_weight", "beta2_weight"] as const;
 
@@ -35,10 +32,10 @@ const same = (slots: readonly string[]): Holding["slots"] => new Map(slots.map((
 
 /** What a format holds of an optimizer; undefined where it has nothing that corresponds. */
 const holdings: Readonly<Record<Foreign, (optimizer: OptimizerDefinition) => Partial<Holding> | undefined>> = {
-  torch: ({ name, allSlots, scalarSlots = {} }) => ({
+  torch: ({ isStepless, allSlots, scalarSlots = {} }) => ({
     slots: same(allSlots),
     scalars: {
-      ...(!STEPLESS.includes(name) && { step: ["F32", "F64", "I64"] }),
+      ...(!isStepless && { step: ["F32", "F64", "I64"] }),
       ...Object.fromEntries(Object.keys(scalarSlots).map((slot) => [slot, ["F32", "F64"]])),
     },
   }),

@@ -2,7 +2,7 @@
 import { setImmediate } from "node:timers/promises";
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, readElement } from "../codec/dtype.ts";
-import type { Tensor } from "./tensors.ts";
+import type { Tensor } from "../engine/tensors.ts";
 
 /** Elements between two looks at other calls: about 4 ms. */
 const SLICE = 2 ** 18;

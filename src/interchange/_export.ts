@@ -2,12 +2,12 @@
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { compareCanonical, writeHeader } from "../codec/safetensors.ts";
+import { type Entry, type ParameterState, STEP, type State, writeEntries } from "../engine/state.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale } from "./_elements.ts";
 import { betasOf, COUNT, type Convention, type Foreign, type Holding, holdingOf, keyWriter, named, WEIGHTS } from "./_formats.ts";
 import { weightAt } from "./_weights.ts";
-import { type Entry, type ParameterState, STEP, type State, writeEntries } from "./state.ts";
 
 /** float32 holds every whole number up to this one. */
 const FLOAT32_COUNTS = 2 ** 24;

@@ -1,4 +1,4 @@
-"""What stepd.torch and stepd.optax share: the client, the options, the first check."""
+"""Code that stepd.torch and stepd.optax share: client, options and the first check."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ NonFinite = Literal["error", "skip", "propagate"]
 
 
 class Reply(TypedDict, total=False):
-    """What a step's reply has, where it is not everything as it is."""
+    """The parts of a step's reply, if they differ from the default."""
 
     #: As they are, rounded to bfloat16 (to nearest even; not from float64), or nothing.
     params: Literal["same", "bf16", "none"]

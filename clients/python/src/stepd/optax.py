@@ -41,9 +41,9 @@ _COUNTS = ("zeros", "non_finite")
 class RemoteStats(NamedTuple):
     """Statistics of a step as arrays. After a skipped step the norms are NaN.
 
-    ``tensors`` has the same by parameter, and ``trust_ratio``: arrays in the order of
-    ``jax.tree.leaves(params)``, where they were asked for. What a tensor does not have
-    is NaN in norms and 0 in counts.
+    With ``stats="tensor"``, ``tensors`` has the same by parameter, and ``trust_ratio``:
+    arrays in the order of ``jax.tree.leaves(params)``. Missing norms are NaN, missing
+    counts 0.
     """
 
     grad_norm: jax.Array
@@ -62,10 +62,10 @@ class RemoteState(NamedTuple):
     ``stepd.State(np.asarray(state.file))`` reads it. A file keeps int64 and float64
     exact, which arrays of jax by default are not.
 
-    ``order`` has for each leaf of the parameters the place of its name among the sorted
-    names of the file, so that paths in the tree may change between ``init`` and
-    ``update``. With None the paths are the names. ``stats`` is of the last step, where
-    ``remote`` was asked for statistics.
+    ``order`` maps each leaf of the parameters to its name, as an index into the sorted
+    names of the file, so that paths may change between ``init`` and ``update``. With
+    None the paths are the names. ``stats`` is of the last step, if ``remote`` was asked
+    for statistics.
     """
 
     file: jax.Array
@@ -94,9 +94,9 @@ def remote(
     (:class:`stepd.StepOptions`); ``cached`` is filled in when ``reply`` has
     ``"cache": True``. With ``stats`` the state has the last step's.
 
-    Raises TypeError for a client or a hyperparameter that cannot be used; ``init`` and
-    ``update`` raise TypeError for leaves that are no arrays of floats, ValueError for a
-    tree in which two paths give one name.
+    Raises TypeError for a client or a hyperparameter that cannot be used. ``init`` and
+    ``update`` raise TypeError for leaves that are no arrays of floats, and ValueError
+    if two paths in the tree give one name.
 
     Inside ``jit`` a :class:`stepd.StepdError` is what jax makes of it.
     """
@@ -130,8 +130,8 @@ def remote(
 
         if not numbers:
             check(remote_client, fixed["optimizer"], fixed["options"])
-        # What the state looks like depends on no value, nor do starting values, but for
-        # a copy of the parameters. Values may be traced.
+        # The length of the state depends on no value. Its content does if it has a copy
+        # of the parameters, whose values may be traced.
         zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
         alike = start([_ANY_NUMBER] * len(numbers), zeros)
         if numbers or masters:
@@ -345,7 +345,7 @@ def _names(state: State, order: Any, paths: Sequence[str]) -> list[str]:
 def _cached(
     kept: StepResult, arrays: Mapping[str, Array], state: State
 ) -> Cached | None:
-    """What the server keeps of the last result, as far as this step starts from it."""
+    """The parts of the last result on the server that this step starts from."""
     if kept.cached is None or kept.state != state:
         return None
     same = kept.params.keys() == arrays.keys() and all(

@@ -30,6 +30,8 @@ _MASTER = "master_param"
 
 _DTYPES = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64])
 
+_PLAIN = frozenset([torch.Tensor, torch.nn.Parameter])
+
 #: Optimizers whose step of a tensor depends on the norm of all of it.
 _OF_WHOLE_TENSORS = frozenset(["lamb", "lars"])
 
@@ -57,10 +59,10 @@ class RemoteOptimizer(torch.optim.Optimizer):
     gradients are made dense.
 
     The parameters may be DTensors (``fully_shard``, tensor parallel): each process
-    steps its local shards, and the slots are DTensors. What needs a norm over all
-    shards (LAMB, LARS, ``caution``, ``clip`` by ``max_norm``, ``stats``) and
-    ``non_finite="skip"`` are refused then; ``stochastic_rounding`` goes by the place in
-    the shard.
+    steps its local shards, and the slots are DTensors. LAMB, LARS, ``caution``,
+    ``stats`` and ``clip`` by ``max_norm`` need norms over all shards, and raise
+    ValueError, as ``non_finite="skip"`` does. ``stochastic_rounding`` draws by the
+    index in the local shard.
 
     Raises TypeError for a client, parameter or hyperparameter that cannot be used, and
     :class:`stepd.InvalidParams` for a value that the server refuses.
@@ -307,9 +309,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def _names(self) -> Iterable[list[str]]:
         """Names by group: the caller's own, or numbers where it gave none.
 
-        Numbers too where two groups have a name in common, which torch allows, where
-        there is a * in one, which stands for any name in a group's tensors, and where
-        one cannot be a tensor's name in a file.
+        Numbers too if two groups share a name, which torch allows, if a name has a *,
+        which matches any name in a group's tensors, or if a file cannot hold the name.
         """
         named = [group.get("param_names") for group in self.param_groups]
         everyone = [name for names in named for name in names or ["*"]]
@@ -459,7 +460,9 @@ def _check_tensor(name: str, param: torch.Tensor) -> None:
 
 
 def _is_dtensor(tensor: Any) -> bool:
-    # Whoever has one has imported its module, which takes time otherwise.
+    if type(tensor) in _PLAIN:
+        return False
+    # The import takes time, and whoever has a DTensor has done it.
     for module in ("torch.distributed.tensor", "torch.distributed._tensor"):
         kind = getattr(sys.modules.get(module), "DTensor", None)
         if kind is not None:
@@ -482,7 +485,7 @@ def _local(tensor: Any) -> torch.Tensor:
     if not _is_dtensor(tensor):
         return tensor  # type: ignore[no-any-return]
     local = tensor.to_local()
-    # What is still on its way is waited for.
+    # A collective may still be running.
     return local.wait() if hasattr(local, "wait") else local  # type: ignore[no-any-return]
 
 

@@ -54,7 +54,7 @@ def results(server: Server, tmp_path_factory: pytest.TempPathFactory) -> pathlib
 
 @pytest.fixture
 def found(results: pathlib.Path, request: pytest.FixtureRequest) -> Found:
-    """What both processes found, each on its own."""
+    """The results of both processes."""
     case = request.node.name.removeprefix("test_")
     both = []
     for rank in range(2):
@@ -88,6 +88,10 @@ def test_fully_sharded(found: Found) -> None:
     for each in found:
         assert torch.equal(each["slot"], each["single_slot"])
         assert each["placements"] == each["expected_placements"]
+
+
+def test_other_placements(found: Found) -> None:
+    agree(found, "mine", "single", rtol=0, atol=0)
 
 
 def test_mixed_precision(found: Found) -> None:

@@ -74,7 +74,7 @@ def trainer(
 
 @pytest.fixture
 def mine(client: stepd.Client) -> tuple[Any, dict[str, Any]]:
-    """What the Trainer makes its optimizer of: decay for some parameters only."""
+    """Class and arguments of the optimizer that the Trainer makes."""
     return RemoteOptimizer, {"client": client, "lr": 1e-2}
 
 
@@ -127,7 +127,7 @@ def test_trainer_resumes_to_the_same_bits(mine: Any, tmp_path: pathlib.Path) -> 
     place = str(tmp_path / "checkpoint-3")
     trainer(resumed, tmp_path, mine, **saving).train(resume_from_checkpoint=place)
     assert_equal(resumed, model)
-    # What was saved is a state of torch's AdamW too.
+    # torch's AdamW takes the same checkpoint.
     other = make_model()
     trainer(other, tmp_path, THEIRS, **saving).train(resume_from_checkpoint=place)
     assert_close(other, model, rtol=1e-4, atol=1e-5)

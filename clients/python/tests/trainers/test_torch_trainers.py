@@ -270,7 +270,7 @@ def test_a_step_in_backward(client: stepd.Client) -> None:
 
 def test_accumulated_and_clipped_gradients(client: stepd.Client) -> None:
     (model, mine), (other, theirs), start = pair(client)
-    # What clip does is what clip_grad_norm_ does, and says the norm as well.
+    # clip does what clip_grad_norm_ does, and stats have the norm that it returns.
     mine.options.update(clip={"max_norm": 0.3}, stats="global", loss_scale=2.0)
     for turn in range(4):
         for each in (model, other):

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-#: A float32 run of torch fuses some multiplications with additions, and stepd never
-#: does: after the few dozen steps of these tests that is some ten units in the last
-#: place of a weight, and next to nothing of a weight near zero.
+#: torch fuses some multiplications with additions in float32, and stepd never does.
+#: After the few dozen steps of these tests weights differ by some ten units in the last
+#: place.
 CLOSE = {"rtol": 5e-5, "atol": 5e-7}
 
 

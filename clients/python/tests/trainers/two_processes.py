@@ -1,4 +1,4 @@
-"""What two processes of torch.distributed do; test_distributed.py starts them.
+"""The two processes of torch.distributed that test_distributed.py starts.
 
 python two_processes.py RANK URL FOLDER
 
@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -137,6 +138,26 @@ class Run:
             "expected_placements": repr(model[0].weight.placements),
         }
 
+    def other_placements(self) -> dict[str, Any]:
+        """Whole gradients of parameters that are cut, and slots that were gathered."""
+        model, single = self.sharded(), self.deep()
+        mine, one = self.remote(model), self.remote(single)
+        for seed in range(3):
+            loss = loss_of(single, seed)
+            single.zero_grad()
+            backward(loss)
+            for a, b in zip(model.parameters(), single.parameters(), strict=True):
+                a.grad = distribute_tensor(b.grad, self.mesh, [Replicate()])
+                for slot in ("exp_avg", "exp_avg_sq"):
+                    if seed == 2:
+                        gathered = mine.state[a][slot].redistribute(
+                            placements=[Replicate()]
+                        )
+                        mine.state[a][slot] = gathered
+            mine.step()
+            one.step()
+        return {"mine": whole(model), "single": whole(single)}
+
     def mixed_precision(self) -> dict[str, Any]:
         """Gradients in bfloat16, reduced in float32."""
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
@@ -219,7 +240,7 @@ class Run:
         }
 
     def refusals(self) -> dict[str, Any]:
-        """What needs more than a shard says so at once; also when it is set later."""
+        """Options that need more than a shard are refused, also if set later."""
         model = self.sharded()
         sentences = {}
         cases: dict[str, dict[str, Any]] = {
@@ -258,6 +279,7 @@ CASES: list[Callable[[Run], dict[str, Any]]] = [
     Run.data_parallel,
     Run.zero,
     Run.fully_sharded,
+    Run.other_placements,
     Run.mixed_precision,
     Run.tensor_parallel,
     Run.checkpoint,

@@ -21,7 +21,7 @@ export interface Config {
   readonly idleTimeoutMs: number;
   readonly drainTimeoutMs: number;
   readonly drainGraceMs: number;
-  /** Bytes a second that a body must come with, on average after a first grace. */
+  /** The least bytes a second of a body, on average after a first grace. */
   readonly minBodyRate: number;
   readonly maxConnections: number;
   /** Calls at once; more are refused. */
@@ -179,15 +179,20 @@ const settingsOf = (machine: Machine) =>
     },
     minBodyRate: {
       name: "STEPD_MIN_BODY_RATE",
-      help: "bytes a second that a body must come with on average, after 10 s; 0 for no limit",
+      help: "least bytes a second of a body, on average after 10 s; its length divided by STEPD_REQUEST_TIMEOUT_MS is the least for a large one",
       initial: "4096",
       parse: wholeNumber(0, MAX_RATE),
     },
-    maxConnections: { name: "STEPD_MAX_CONNECTIONS", help: "connections at once; more are closed", initial: "1024", parse: wholeNumber(1, MAX_CONNECTIONS) },
+    maxConnections: {
+      name: "STEPD_MAX_CONNECTIONS",
+      help: "connections at once; the calls of 64 more get 429, further ones are closed",
+      initial: "1024",
+      parse: wholeNumber(1, MAX_CONNECTIONS),
+    },
     maxInFlight: { name: "STEPD_MAX_IN_FLIGHT", help: "calls at once; more get 429", initial: "256", parse: wholeNumber(1, MAX_CONNECTIONS) },
     maxJsonMib: {
       name: "STEPD_MAX_JSON_MIB",
-      help: "JSON bodies of all calls at once, in MiB; each takes up to ten times as much memory beside the arena",
+      help: "memory for JSON, values and headers of blobs of all calls at once, in MiB of JSON text; each takes up to ten times as much memory beside the arena",
       initial: String(defaultJson(machine)),
       parse: wholeNumber(1, MAX_JSON_MIB),
     },

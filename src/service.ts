@@ -9,7 +9,18 @@ import { Arena } from "./arena/arena.ts";
 import { BlobCache, Blobs, SharedFolder } from "./blobs/blobs.ts";
 import { type Config, ConfigError } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
-import { createAdminServer, createHttpServer, type Limits, readTls, renewTls, TextBudget, type Tls, type TlsFiles, Tokens } from "./http/server.ts";
+import {
+  createAdminServer,
+  createHttpServer,
+  HeapBudget,
+  type HttpServer,
+  type Limits,
+  readTls,
+  renewTls,
+  type Tls,
+  type TlsFiles,
+  Tokens,
+} from "./http/server.ts";
 import { Pool, poolBytes } from "./pool/pool.ts";
 import { Rpc } from "./rpc/rpc.ts";
 import { Telemetry } from "./telemetry/telemetry.ts";
@@ -36,6 +47,9 @@ const KEPT_FREE = 1 / 16;
 /** How often a drain looks whether all calls are done. */
 const DRAIN_POLL_MS = 10;
 
+/** How long before the end of a drain the bodies that are not in yet are refused, so that their callers hear of it. */
+const FAREWELL_MS = 500;
+
 /** How long callers of refused bodies may go on sending after the last call: a connection cut in mid-upload hides the refusal. */
 const LINGER_MS = 5000;
 
@@ -43,6 +57,7 @@ export class Service implements AsyncDisposable {
   readonly arena: Arena;
   readonly pool: Pool;
   readonly telemetry: Telemetry;
+  readonly #http: HttpServer;
   readonly #server: Server;
   readonly #admin: Server | undefined;
   readonly #config: Config;
@@ -66,7 +81,7 @@ export class Service implements AsyncDisposable {
     const cache = config.cacheMib === 0 ? undefined : new BlobCache(config.cacheMib * MIB);
     const http = {
       admission: arena,
-      text: new TextBudget(config.maxJsonMib * MIB),
+      heap: new HeapBudget(config.maxJsonMib * MIB),
       rpc: new Rpc(version, { engine: new Engine(pool, arena.capacity), blobs: (caller) => new Blobs(folder, cache, caller), telemetry }),
       telemetry,
       limits,
@@ -95,7 +110,8 @@ export class Service implements AsyncDisposable {
       }),
     };
     telemetry.observe({ arena, pool, folder, cache, isReady: http.isReady });
-    this.#server = createHttpServer(http);
+    this.#http = createHttpServer(http);
+    this.#server = this.#http.server;
     if (http.hasAdmin) this.#admin = createAdminServer(http);
     for (const server of [this.#server, this.#admin]) if (server) this.#sockets.set(server, socketsOf(server));
     if (files) {
@@ -157,8 +173,12 @@ export class Service implements AsyncDisposable {
     await sleep(this.#config.drainGraceMs);
     this.#state = "draining";
     const deadline = performance.now() + this.#config.drainTimeoutMs;
-    while (this.telemetry.inFlight > 0 && performance.now() < deadline) await sleep(DRAIN_POLL_MS);
-    const unfinished = this.telemetry.inFlight;
+    const lastCall = deadline - Math.min(FAREWELL_MS, this.#config.drainTimeoutMs / 2);
+    const isBusy = (): boolean => this.telemetry.inFlight > 0;
+    while (isBusy() && performance.now() < lastCall) await sleep(DRAIN_POLL_MS);
+    const refused = isBusy() ? this.#http.refuseBodies() : 0;
+    while (isBusy() && performance.now() < deadline) await sleep(DRAIN_POLL_MS);
+    const unfinished = refused + this.telemetry.inFlight;
     await this.#close(Math.min(deadline, performance.now() + LINGER_MS));
     return unfinished;
   }

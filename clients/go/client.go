@@ -82,7 +82,7 @@ func WithTLS(config *tls.Config) Option { return func(c *Client) { c.tls = confi
 // is 5 minutes. The context of a call limits all of its attempts.
 func WithTimeout(timeout time.Duration) Option { return func(c *Client) { c.timeout = timeout } }
 
-// WithRetries sets how often a call is sent again; the default is 4, and 0 turns it off. Calls are sent again after 429, 502,
+// WithRetries sets how often a call is sent again; the default is 4, and 0 turns it off. Calls are sent again after 408, 429, 502,
 // 503, 504 and lost connections, after a time that grows from attempt to attempt or that the server says (Retry-After). It is
 // always safe: the same call gives the same bytes.
 func WithRetries(retries int) Option { return func(c *Client) { c.retries = retries } }
@@ -296,7 +296,7 @@ func ended(ctx context.Context, err error) error {
 func isPassing(err error) bool {
 	if refusal := (*Error)(nil); errors.As(err, &refusal) {
 		switch refusal.Status {
-		case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 			return true
 		}
 		return false

@@ -67,6 +67,9 @@ const (
 	// ErrWorkerLost: The server lost a worker in this call. JSON-RPC -32029, HTTP 503.
 	ErrWorkerLost ErrorName = "WORKER_LOST"
 
+	// ErrSlowBody: The body came too slowly for the memory that it holds. JSON-RPC -32030, HTTP 408.
+	ErrSlowBody ErrorName = "SLOW_BODY"
+
 	// ErrDigestMismatch: The body does not have the digest that its header says. JSON-RPC -32028, HTTP 400.
 	ErrDigestMismatch ErrorName = "DIGEST_MISMATCH"
 )
@@ -93,5 +96,6 @@ var errorTable = map[ErrorName]errorEntry{
 	ErrNotFound:             {-32026, 404, "There is nothing at this address"},
 	ErrMethodNotAllowed:     {-32027, 405, "The address does not take this HTTP method"},
 	ErrWorkerLost:           {-32029, 503, "The server lost a worker in this call"},
+	ErrSlowBody:             {-32030, 408, "The body came too slowly for the memory that it holds"},
 	ErrDigestMismatch:       {-32028, 400, "The body does not have the digest that its header says"},
 }

@@ -8,6 +8,9 @@ export const MAX_DEPTH = 64;
 /** Values in one body or header. Numbers by the million belong in a blob; `[{},{},...` costs 30 times its bytes in memory. */
 export const MAX_VALUES = 2 ** 22;
 
+/** Values that are passed over between two reports of their number: what a body takes is counted while it grows. */
+export const VALUES_STEP = 2 ** 16;
+
 const QUOTE = 0x22;
 const COMMA = 0x2c;
 const COLON = 0x3a;
@@ -25,11 +28,12 @@ interface Walked {
 }
 
 /** What JSON.parse lets pass: keys that stand twice in an object, `__proto__`, and what exhausts the stack or the memory; else what a walk over the text has found. */
-const weakness = (bytes: Buffer): string | Walked => {
+const weakness = (bytes: Buffer, onValues: (count: number) => void): string | Walked => {
   const open: (Set<string> | undefined)[] = [];
   const ids: string[] = [];
   let values = 1;
   let odd: number | undefined;
+  let next = VALUES_STEP;
   for (let at = 0; at < bytes.length; at++) {
     switch (bytes[at]) {
       case COMMA:
@@ -70,7 +74,10 @@ const weakness = (bytes: Buffer): string | Walked => {
       }
     }
     if (open.length > MAX_DEPTH) return `nesting deeper than ${MAX_DEPTH}`;
+    if (values < next) continue;
     if (values > MAX_VALUES) return `more than ${MAX_VALUES} values`;
+    onValues(values);
+    next = Math.min(values + VALUES_STEP, MAX_VALUES + 1);
   }
   return { values, ids, odd };
 };
@@ -119,7 +126,7 @@ const textOf = (bytes: Buffer, start: number, end: number): string => {
 
 const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** The value of a JSON text in UTF-8. `onValues` is told how many values it has before they are made. Throws an Error that says what is wrong. */
+/** The value of a JSON text in UTF-8. `onValues` is told how many values were found, again and again while they are counted, and before they are made. Throws an Error that says what is wrong. */
 export const parseStrictJson = (bytes: Buffer, onValues: (count: number) => void = () => {}): unknown => parse(bytes, onValues).value;
 
 /** The value of a JSON text, and a number in it that is not written as digits alone. */
@@ -142,7 +149,7 @@ const parse = (bytes: Buffer, onValues: (count: number) => void): { readonly val
   } catch {
     throw new Error("it is not UTF-8");
   }
-  const found = weakness(bytes);
+  const found = weakness(bytes, onValues);
   if (typeof found === "string") throw new Error(found);
   onValues(found.values);
   const value: unknown = JSON.parse(text);

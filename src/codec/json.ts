@@ -5,7 +5,7 @@ import { SpelledNumber } from "./_id.ts";
 import { parseStrictJson } from "./_text.ts";
 import { Parts } from "./parts.ts";
 
-/** The value of a body; `onValues` is told how many values it has before they are made. Throws PARSE_ERROR, and what `onValues` throws. */
+/** The value of a body; `onValues` is told how many values it has while they are counted, before they are made. Throws PARSE_ERROR, and what `onValues` throws. */
 export const decodeJson = (bytes: Buffer, onValues?: (count: number) => void): unknown => {
   try {
     return parseStrictJson(bytes, onValues);
@@ -24,8 +24,8 @@ const { rawJSON: rawJson } = JSON as typeof JSON & { rawJSON(text: string): unkn
 /** Base64 is written in pieces of this many bytes: a multiple of 3, so that no piece but the last is padded. */
 const PIECE = 3 * 2 ** 20;
 
-/** The JSON text of a value as pieces. `Parts` become base64 strings. */
-export const encodeJson = (value: unknown): Parts => {
+/** The JSON text of a value as pieces. `Parts` become base64 strings; `onBytes` is told the length of all before these are made. */
+export const encodeJson = (value: unknown, onBytes: (bytes: number) => void = () => {}): Parts => {
   // The text is cut where a placeholder stands.
   const blobs: Parts[] = [];
   const text = JSON.stringify(value, (_, item: unknown) => {
@@ -38,6 +38,7 @@ export const encodeJson = (value: unknown): Parts => {
     blobs.push(item);
     return PLACEHOLDER;
   });
+  onBytes(blobs.reduce((sum, { length }) => sum + Math.ceil(length / 3) * 4, text.length));
   const pieces: Uint8Array[] = [];
   text.split(`"${PLACEHOLDER}"`).forEach((fragment, index) => {
     if (index > 0) pieces.push(Buffer.from('"'), ...base64(blobs[index - 1] as Parts), Buffer.from('"'));
@@ -45,6 +46,10 @@ export const encodeJson = (value: unknown): Parts => {
   });
   return new Parts(pieces);
 };
+
+/** The JSON text of an array of values that are JSON already. */
+export const joinJson = (values: readonly Parts[]): Parts =>
+  new Parts([...values.flatMap(({ pieces }, index) => [Buffer.from(index === 0 ? "[" : ","), ...pieces]), Buffer.from("]")]);
 
 function* base64(blob: Parts): Generator<Buffer> {
   // Bytes that do not fill a group of three at the end of a piece go before the next.

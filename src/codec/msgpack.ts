@@ -8,11 +8,14 @@ import { randomBytes } from "node:crypto";
 import { addExtension, Packr, Unpackr } from "msgpackr";
 import { describe, StepdError } from "../errors/errors.ts";
 import { idOfBytes, type Span, SpelledNumber, withIds } from "./_id.ts";
-import { MAX_DEPTH, MAX_VALUES } from "./_text.ts";
+import { MAX_DEPTH, MAX_VALUES, VALUES_STEP } from "./_text.ts";
 import { Parts } from "./parts.ts";
 
 /** Bytes of all strings of a body together; V8 has a limit of 512 MiB for one. Blobs are bin. */
 const MAX_STRING_BYTES = 2 ** 28;
+
+/** Bytes of strings between two reports of their sum. */
+const STRINGS_STEP = 2 ** 20;
 
 /** Bytes of "-Infinity" with its type; a float64 has 9. */
 const MAX_NUMBER_BYTES = 10;
@@ -25,12 +28,15 @@ const packr = new Packr({ useRecords: false, variableMapSize: true, skipValues: 
 const malformed = (at: number, problem: string): StepdError =>
   new StepdError("PARSE_ERROR", `The body is not valid MessagePack: ${problem} at byte ${at}`, { expected: "one MessagePack value", found: problem });
 
-/** The value of a body; `onValues` is told how many values it has before they are made. Throws PARSE_ERROR. */
-export const decodeMsgpack = (bytes: Buffer, onValues: (count: number) => void = () => {}): unknown => {
-  const walk = new Walk(bytes);
+/** Is told how many values a body has and how many bytes their strings, while they are counted and before they are made. */
+export type OnValues = (count: number, stringBytes: number) => void;
+
+/** The value of a body. Throws PARSE_ERROR, and what `onValues` throws. */
+export const decodeMsgpack = (bytes: Buffer, onValues: OnValues = () => {}): unknown => {
+  const walk = new Walk(bytes, onValues);
   const end = walk.value(0, 0);
   if (end !== bytes.length) throw malformed(end, `${bytes.length - end} bytes after the value`);
-  onValues(walk.values);
+  walk.report();
   const value: unknown = unpackr.unpack(bytes);
   withIds(
     value,
@@ -50,11 +56,15 @@ class Walk {
   #values = 0;
   #stringBytes = 0;
   readonly #ids: Span[] = [];
+  readonly #onValues: OnValues;
+  #nextValues = VALUES_STEP;
+  #nextStringBytes = STRINGS_STEP;
 
-  constructor(bytes: Buffer) {
+  constructor(bytes: Buffer, onValues: OnValues) {
     this.#bytes = bytes;
     const first = bytes[0] ?? 0;
     this.#callDepth = (first >= 0x90 && first <= 0x9f) || first === 0xdc || first === 0xdd ? 1 : 0;
+    this.#onValues = onValues;
   }
 
   /** How many values it has passed. */
@@ -67,10 +77,20 @@ class Walk {
     return this.#ids;
   }
 
+  /** Tells how much it has passed. */
+  report(): void {
+    this.#onValues(this.#values, this.#stringBytes);
+    this.#nextValues = Math.min(this.#values + VALUES_STEP, MAX_VALUES + 1);
+    this.#nextStringBytes = Math.min(this.#stringBytes + STRINGS_STEP, MAX_STRING_BYTES + 1);
+  }
+
   /** Passes over one value and returns where it ends. */
   value(start: number, depth: number): number {
     if (depth > MAX_DEPTH) throw malformed(start, `nesting deeper than ${MAX_DEPTH}`);
-    if (++this.#values > MAX_VALUES) throw malformed(start, `more than ${MAX_VALUES} values`);
+    if (++this.#values >= this.#nextValues) {
+      if (this.#values > MAX_VALUES) throw malformed(start, `more than ${MAX_VALUES} values`);
+      this.report();
+    }
     this.#need(start, 1);
     const type = this.#bytes[start] as number;
     const at = start + 1;
@@ -138,7 +158,10 @@ class Walk {
   #string(at: number, length: number): number {
     const end = this.#need(at, length);
     this.#stringBytes += length;
-    if (this.#stringBytes > MAX_STRING_BYTES) throw malformed(at, `more than ${MAX_STRING_BYTES} bytes of strings`);
+    if (this.#stringBytes >= this.#nextStringBytes) {
+      if (this.#stringBytes > MAX_STRING_BYTES) throw malformed(at, `more than ${MAX_STRING_BYTES} bytes of strings`);
+      this.report();
+    }
     if (length > 0 && !isUtf8(this.#bytes.subarray(at, end))) throw malformed(at, "a string that is not UTF-8");
     return end;
   }
@@ -199,11 +222,21 @@ addExtension({
   },
 } as unknown as Parameters<typeof addExtension>[0]);
 
-/** The MessagePack bytes of a value as pieces. `Parts` become bin, and are not copied. */
-export const encodeMsgpack = (value: unknown): Parts => {
+/** The MessagePack bytes of an array of values that are MessagePack already. */
+export const joinMsgpack = (values: readonly Parts[]): Parts => {
+  const head = Buffer.alloc(3);
+  head[0] = 0xdc;
+  head.writeUInt16BE(values.length, 1);
+  return new Parts([head, ...values.flatMap(({ pieces }) => pieces)]);
+};
+
+/** The MessagePack bytes of a value as pieces. `Parts` become bin, and are not copied; `onBytes` is told the length of all else. */
+export const encodeMsgpack = (value: unknown, onBytes: (bytes: number) => void = () => {}): Parts => {
   found.length = 0;
+  const packed = packr.pack(withZeros(value));
+  onBytes(packed.length);
   // msgpackr uses its buffer again.
-  const text = Buffer.from(packr.pack(withZeros(value)));
+  const text = Buffer.from(packed);
   const pieces: Uint8Array[] = [];
   let at = 0;
   for (const piece of found) {

@@ -33,8 +33,14 @@ export interface TensorFile {
   readonly plain: readonly TensorInfo[] | undefined;
 }
 
-/** The file of a blob in the arena: where it already is (MessagePack), or decoded from base64 (JSON). */
+/** The file of a blob in the arena: where it already is (MessagePack), or decoded from base64 (JSON). Its header is counted before anybody reads it. */
 export const loadBlob = (blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Buffer => {
+  const file = locateBlob(blob, field, code, lease);
+  lease.heap.addHeader(headerOf(file)?.length ?? 0);
+  return file;
+};
+
+const locateBlob = (blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Buffer => {
   if (typeof blob !== "string") {
     if (blob.buffer === lease.bytes.buffer) return Buffer.from(blob.buffer, blob.byteOffset, blob.byteLength);
     const start = lease.alloc(blob.length);

@@ -24,6 +24,7 @@ export const errors = {
   NOT_FOUND: { code: -32026, status: 404, title: "There is nothing at this address" },
   METHOD_NOT_ALLOWED: { code: -32027, status: 405, title: "The address does not take this HTTP method" },
   WORKER_LOST: { code: -32029, status: 503, title: "The server lost a worker in this call" },
+  SLOW_BODY: { code: -32030, status: 408, title: "The body came too slowly for the memory that it holds" },
   DIGEST_MISMATCH: { code: -32028, status: 400, title: "The body does not have the digest that its header says" },
 } as const satisfies Record<string, { readonly code: number; readonly status: number; readonly title: string }>;
 
@@ -43,7 +44,7 @@ export interface ErrorDetail {
 /** Characters of each part of an error: a caller's text in it may be as long as a body. */
 const MAX_TEXT = 1000;
 
-const clip = (text: string): string => (text.length > MAX_TEXT ? `${text.slice(0, MAX_TEXT - 3)}...`.toWellFormed() : text);
+const clip = (text: string, most = MAX_TEXT): string => (text.length > most ? `${text.slice(0, most - 3)}...`.toWellFormed() : text);
 
 /** A failure for the caller. Its message is one sentence that names the field, what was expected and what was found. */
 export class StepdError extends Error {
@@ -52,9 +53,9 @@ export class StepdError extends Error {
   readonly detail: ErrorDetail;
 
   constructor(code: ErrorName, message: string, detail: ErrorDetail = {}) {
-    super(message);
+    super(clip(message, 4 * MAX_TEXT));
     this.code = code;
-    this.detail = detail;
+    this.detail = detail.found === undefined ? detail : { ...detail, found: clip(detail.found) };
   }
 
   /** A value at `field` that is not what was expected. */

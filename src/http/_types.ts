@@ -2,7 +2,7 @@
 import type { ServerOptions } from "node:https";
 import type { Lease, Rpc } from "../rpc/rpc.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
-import type { TextBudget } from "./text.ts";
+import type { HeapBudget, HeapShare, Reclaim } from "./heap.ts";
 
 /** Named limits of the transport. */
 export interface Limits {
@@ -15,7 +15,7 @@ export interface Limits {
   readonly idleTimeoutMs: number;
   /** Milliseconds that a connection is kept open for the next request. */
   readonly keepAliveTimeoutMs: number;
-  /** Bytes a second that a body must come with on average, after the grace; 0 for no limit. */
+  /** Bytes a second that a body must come with on average, after the grace, at least; its length and the request timeout may ask for more. */
   readonly minBodyRate: number;
   readonly maxConnections: number;
   readonly maxInFlight: number;
@@ -23,7 +23,9 @@ export interface Limits {
 
 /** Gives out leases. Throws OVERLOADED or PAYLOAD_TOO_LARGE. */
 export interface Admission {
-  lease(bytes: number): Lease;
+  lease(bytes: number, heap: HeapShare): Lease;
+  /** Called for room: frees another call's memory, or returns false. */
+  reclaim: Reclaim;
 }
 
 /** Tells who calls. Throws UNAUTHENTICATED. */
@@ -33,8 +35,8 @@ export interface Callers {
 
 export interface Service {
   readonly admission: Admission;
-  /** Memory for JSON, in bytes of the bodies of calls that read or write it. */
-  readonly text: TextBudget;
+  /** Memory beside the arena. */
+  readonly heap: HeapBudget;
   readonly rpc: Rpc;
   readonly telemetry: Telemetry;
   readonly limits: Limits;

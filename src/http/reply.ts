@@ -2,18 +2,23 @@
 import { createHash } from "node:crypto";
 import { finished } from "node:stream/promises";
 import type { Response } from "express";
-import { decodeJson, encodeJson } from "../codec/json.ts";
-import { decodeMsgpack, encodeMsgpack } from "../codec/msgpack.ts";
+import { decodeJson, encodeJson, joinJson } from "../codec/json.ts";
+import { decodeMsgpack, encodeMsgpack, joinMsgpack, type OnValues } from "../codec/msgpack.ts";
 import type { Parts } from "../codec/parts.ts";
 import { errors, type StepdError } from "../errors/errors.ts";
 import { Together } from "./_together.ts";
 import type { MediaType } from "./negotiate.ts";
 
-/** The value of a body; `onValues` is told how many values it has before they are made. */
-export const decode = (bytes: Buffer, { format }: MediaType, onValues: (count: number) => void): unknown =>
-  format === "json" ? decodeJson(bytes, onValues) : decodeMsgpack(bytes, onValues);
+/** The value of a body; `onValues` is told what it takes while it is counted, before it is made. */
+export const decode = (bytes: Buffer, { format }: MediaType, onValues: OnValues): unknown =>
+  format === "json" ? decodeJson(bytes, (count) => onValues(count, 0)) : decodeMsgpack(bytes, onValues);
 
-export const encode = (value: unknown, { format }: MediaType): Parts => (format === "json" ? encodeJson(value) : encodeMsgpack(value));
+/** The bytes of a value; `onBytes` is told how many of them are no views of the arena. */
+export const encode = (value: unknown, { format }: MediaType, onBytes?: (bytes: number) => void): Parts =>
+  format === "json" ? encodeJson(value, onBytes) : encodeMsgpack(value, onBytes);
+
+/** The bytes of an array of values that are encoded already. */
+export const join = (values: readonly Parts[], { format }: MediaType): Parts => (format === "json" ? joinJson(values) : joinMsgpack(values));
 
 export interface Reply {
   readonly status: number;
@@ -49,7 +54,8 @@ export const send = async (res: Response, reply: Reply): Promise<void> => {
   const known: Record<string, string | number> = status === 204 ? { ...headers } : { "Content-Type": type, "Content-Length": body.length, ...headers };
   if (typeof wanted === "string" && /(?:^|,)\s*sha-256(?!=0)/.test(wanted)) known["Repr-Digest"] = `sha-256=:${digest(body)}:`;
   res.writeHead(status, known);
-  const room = isSmall(reply) ? (spare.pop() ?? Buffer.allocUnsafeSlow(JOINED_BYTES)) : undefined;
+  // A reply that waits behind another of its connection may wait for long: it takes no more than it needs.
+  const room = isSmall(reply) ? (res.socket ? (spare.pop() ?? Buffer.allocUnsafeSlow(JOINED_BYTES)) : Buffer.allocUnsafeSlow(body.length)) : undefined;
   if (room) res.end(body.joinInto(room));
   else {
     res.cork();
@@ -59,7 +65,7 @@ export const send = async (res: Response, reply: Reply): Promise<void> => {
   }
   // What the system took at once has no need of the listeners.
   if (!isOut(res)) await finished(res).catch(() => {}); // A caller that went away is not this server's failure.
-  if (room && isOut(res) && spare.length < MAX_SPARE) spare.push(room);
+  if (room?.length === JOINED_BYTES && isOut(res) && spare.length < MAX_SPARE) spare.push(room);
 };
 
 const digest = ({ pieces }: Parts): string => {

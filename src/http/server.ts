@@ -4,19 +4,22 @@ import { createServer, type Server } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import type { Socket } from "node:net";
 import cors from "cors";
-import express, { type Express, type NextFunction, type Request, type RequestHandler, type Response } from "express";
+import express, { type Express, type NextFunction, type Request, type Response } from "express";
 import { Parts } from "../codec/parts.ts";
 import { asStepdError, errors, StepdError } from "../errors/errors.ts";
 import { Outflow } from "../errors/outflow.ts";
 import { errorReply, type Lease, type Method, type Observer } from "../rpc/rpc.ts";
+import { Connections } from "./_connections.ts";
 import type { Service } from "./_types.ts";
-import { countUnheard } from "./_unheard.ts";
-import { ClientGone, dropRest, receive, TooSlow } from "./body.ts";
+import { ClientGone, dropRest, LINGER_MS, Receiver } from "./body.ts";
+import type { HeapShare } from "./heap.ts";
 import { bodyType, JSON_TYPE, type MediaType, refusalType, replyType } from "./negotiate.ts";
-import { decode, encode, errorHeaders, isOut, problem, type Reply, ready, retryHeader, send } from "./reply.ts";
+import { addDocuments, addHealth, addMetrics, MAX_HEADER_BYTES, problemFor, refuseOtherVerbs, requestId } from "./pages.ts";
+import { decode, encode, errorHeaders, isOut, join, problem, type Reply, ready, retryHeader, send } from "./reply.ts";
 
 export type { Admission, Limits, Service } from "./_types.ts";
-export { TextBudget } from "./text.ts";
+export { HeapBudget } from "./heap.ts";
+export { createAdminServer } from "./pages.ts";
 export { readTls, renewTls, type Tls, type TlsFiles } from "./tls.ts";
 export { Tokens } from "./tokens.ts";
 
@@ -28,9 +31,6 @@ const REQUEST_ID = /^[\w.:-]{1,128}$/;
 
 /** W3C Trace Context: version, trace id, parent id, flags. */
 const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
-
-/** Bytes of all headers of a request together. */
-const MAX_HEADER_BYTES = 16384;
 
 /** How long a browser may keep what a preflight said, in seconds. */
 const PREFLIGHT_SECONDS = 600;
@@ -53,45 +53,58 @@ const logged = ({ id, traceparent, caller }: Call): Readonly<Record<string, stri
 
 const seconds = (since: number): number => (performance.now() - since) / 1000;
 
-/** The server, not yet listening. */
-export const createHttpServer = (service: Service): Server => {
+/** What calls of one server share beside the service. */
+interface Running extends Service {
+  readonly receiver: Receiver;
+  readonly connections: Connections;
+  /** Calls that ended, for the time after which a refused one may come again. */
+  readonly finished: Outflow;
+}
+
+/** A server that does not listen yet. */
+export interface HttpServer {
+  readonly server: Server;
+  /** Refuses calls whose bodies are not in, because there is no more time for them. Returns how many. */
+  refuseBodies(): number;
+}
+
+const draining = (): StepdError => new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });
+
+export const createHttpServer = (service: Service): HttpServer => {
   const { limits, tls, telemetry } = service;
-  const app = createApp(service);
+  const receiver = new Receiver(service.admission, service.heap, limits);
+  const connections = new Connections(telemetry, limits);
+  const app = createApp({ ...service, receiver, connections, finished: new Outflow() });
+  const shortest = Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs);
   const options = {
     handshakeTimeout: limits.idleTimeoutMs,
-    requestTimeout: limits.requestTimeoutMs,
-    headersTimeout: Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs),
+    // Node's own refusals have no body. Ours of a slow body comes first, and the 408 of slow headers before silence ends the connection.
+    requestTimeout: limits.requestTimeoutMs + 2 * LINGER_MS,
+    headersTimeout: shortest - Math.ceil((2 * shortest) / TIMEOUT_CHECKS),
     keepAliveTimeout: limits.keepAliveTimeoutMs,
     maxHeaderSize: MAX_HEADER_BYTES,
     // Node looks for requests that take too long this often, every 30 s if not told.
-    connectionsCheckingInterval: Math.ceil(limits.requestTimeoutMs / TIMEOUT_CHECKS),
+    connectionsCheckingInterval: Math.ceil(shortest / TIMEOUT_CHECKS),
   };
   const server = tls ? createTlsServer({ ...options, ...tls }, app) : createServer(options, app);
-  server.maxConnections = limits.maxConnections;
-  countUnheard(server, tls !== undefined, telemetry);
+  connections.watch(server, tls !== undefined);
   // With a listener of our own, a caller that waits for 100 Continue gets it after admission (body.ts), or a refusal instead.
   server.on("checkContinue", app);
   server.setTimeout(limits.idleTimeoutMs, (socket) => {
     // Only the caller's silence counts, not the time that its call waits for the workers.
-    if (!computing.get(socket)) socket.destroy();
+    if (!connections.isComputing(socket) && !receiver.refuseSilent(socket)) connections.cutSilent(socket);
   });
-  return server;
+  return { server, refuseBodies: () => receiver.refuseAll(draining()) };
 };
 
-/** Calls that wait for their result, by connection; pipelined ones share one. To stop and start the timer of each cost 1 % of a small step. */
-const computing = new WeakMap<Socket, number>();
-
-const countComputing = (socket: Socket, more: 1 | -1): void => {
-  computing.set(socket, (computing.get(socket) ?? 0) + more);
-};
-
-const createApp = (service: Service): Express => {
+const createApp = (service: Running): Express => {
   const app = express();
   app.disable("x-powered-by");
   app.disable("etag");
-  const { rpc, telemetry } = service;
+  const { rpc, telemetry, connections } = service;
 
   app.use((req, res, next) => {
+    if (connections.cutFlooded(req.socket, res)) return;
     const given = req.headers["x-request-id"];
     res.setHeader("X-Request-Id", typeof given === "string" && REQUEST_ID.test(given) ? given : randomUUID());
     next();
@@ -126,15 +139,7 @@ const createApp = (service: Service): Express => {
     }
   };
   if (!service.hasAdmin) addMetrics(app, service, guard);
-  app.get("/openrpc.json", guard, (_, res) => {
-    res.json(rpc.openRpc);
-  });
-  app.get("/openapi.json", guard, (_, res) => {
-    res.json(rpc.openApi);
-  });
-  app.get("/v1", guard, (_, res) => {
-    res.json(service.info());
-  });
+  addDocuments(app, service, guard);
   refuseOtherVerbs(app, service);
   app.use((req, res) => {
     const error = new StepdError("NOT_FOUND", `There is nothing at ${req.path}; GET /openapi.json lists the addresses`, { found: req.path });
@@ -150,52 +155,6 @@ const createApp = (service: Service): Express => {
   return app;
 };
 
-const addHealth = (app: Express, service: Service): void => {
-  app.get(["/health/live", "/v2/health/live"], (_, res) => {
-    res.json({ live: true });
-  });
-  app.get(["/health/ready", "/v2/health/ready"], (_, res) => {
-    res.status(service.isReady() ? 200 : 503).json({ ready: service.isReady() });
-  });
-};
-
-const addMetrics = (app: Express, { telemetry }: Service, ...guards: readonly RequestHandler[]): void => {
-  app.get("/metrics", ...guards, async (_, res) => {
-    res.type(telemetry.contentType).send(await telemetry.metrics());
-  });
-};
-
-/** A server of health and metrics alone, for a port of their own. */
-export const createAdminServer = (service: Service): Server => {
-  const app = express();
-  app.disable("x-powered-by");
-  addHealth(app, service);
-  addMetrics(app, service);
-  return createServer({ maxHeaderSize: MAX_HEADER_BYTES }, app);
-};
-
-/** 405 with Allow for addresses that exist. */
-const refuseOtherVerbs = (app: Express, { rpc, hasAdmin }: Service): void => {
-  const allowed = new Map<string, string>([
-    ["/rpc", "POST"],
-    ...["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/openrpc.json", "/openapi.json", "/v1", ...(hasAdmin ? [] : ["/metrics"])].map(
-      (path) => [path, "GET"] as const,
-    ),
-  ]);
-  for (const { rest } of rpc.methods) if (rest) allowed.set(rest.path.replaceAll(/\{(\w+)\}/g, ":$1"), rest.verb);
-  for (const [path, verb] of allowed) {
-    app.all(path, (req, res) => {
-      const reply = problemFor(req, res, StepdError.mismatch("METHOD_NOT_ALLOWED", req.path, verb, req.method));
-      return send(res, { ...reply, headers: { Allow: verb === "GET" ? "GET, HEAD" : verb } });
-    });
-  }
-};
-
-const requestId = (res: Response): string => String(res.getHeader("X-Request-Id"));
-
-/** The problem details of a request that no method answers. */
-const problemFor = (req: Request, res: Response, error: StepdError): Reply => problem(error, requestId(res), refusalType(req));
-
 /** How one kind of call is answered: everything between the transport's checks and the sending. */
 interface Kind {
   /** Whether a body comes. */
@@ -204,6 +163,7 @@ interface Kind {
     readonly service: Service;
     readonly req: Request;
     readonly lease: Lease;
+    readonly heap: HeapShare;
     readonly body: () => unknown;
     readonly type: MediaType;
     readonly id: string;
@@ -218,7 +178,7 @@ const restRefuse = (error: StepdError, type: MediaType, id: string): Reply => pr
 
 const rpcCall: Kind = {
   hasBody: true,
-  async run({ service, lease, body, type, id, caller, observe }) {
+  async run({ service, lease, heap, body, type, id, caller, observe }) {
     let value: unknown;
     try {
       value = body();
@@ -226,9 +186,16 @@ const rpcCall: Kind = {
       observe("unknown", asStepdError(error).code, error);
       return { status: 200, type: type.name, body: encode(errorReply(null, asStepdError(error), id), type) };
     }
-    const { status, value: reply, retryAfter } = await service.rpc.handle(value, { lease, caller }, id, observe);
+    let encoded = 0;
+    const finish = (result: unknown): Parts => {
+      const parts = timedEncode(service, result, type, (bytes) => heap.growToReply(encoded + bytes));
+      encoded += type.format === "json" ? parts.length : headBytes(parts, lease);
+      return parts;
+    };
+    const { status, value: reply, retryAfter } = await service.rpc.handle(value, { lease, caller }, id, observe, finish);
     if (reply === undefined) return { status, type: type.name, body: new Parts([]) };
-    return { status, type: type.name, body: timedEncode(service, reply, type), headers: retryHeader(retryAfter) };
+    const parts = Array.isArray(reply) ? join(reply as Parts[], type) : finish(reply);
+    return { status, type: type.name, body: parts, headers: retryHeader(retryAfter) };
   },
   refuse: (error, type, id) => ({
     status: errors[error.code].status,
@@ -240,7 +207,7 @@ const rpcCall: Kind = {
 
 const restPost = ({ name }: Method): Kind => ({
   hasBody: true,
-  async run({ service, lease, body, type, caller, observe }) {
+  async run({ service, lease, heap, body, type, caller, observe }) {
     let value: unknown;
     try {
       value = body();
@@ -249,18 +216,18 @@ const restPost = ({ name }: Method): Kind => ({
       throw error;
     }
     const result = await service.rpc.call(name, value, { lease, caller }, observe);
-    return { status: 200, type: type.name, body: timedEncode(service, service.rpc.wire(name, result), type) };
+    return { status: 200, type: type.name, body: timedEncode(service, service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
   refuse: restRefuse,
 });
 
 const restGet = ({ name }: Method): Kind => ({
   hasBody: false,
-  async run({ service, req, lease, type, caller, observe }) {
+  async run({ service, req, lease, heap, type, caller, observe }) {
     const result = await service.rpc.call(name, { ...req.params }, { lease, caller }, observe).catch((error) => {
       throw inPath(error);
     });
-    return { status: 200, type: type.name, body: timedEncode(service, service.rpc.wire(name, result), type) };
+    return { status: 200, type: type.name, body: timedEncode(service, service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
   refuse: restRefuse,
 });
@@ -269,18 +236,25 @@ const restGet = ({ name }: Method): Kind => ({
 const inPath = (error: unknown): unknown =>
   error instanceof StepdError && error.code === "INVALID_PARAMS" ? new StepdError("NOT_FOUND", error.message, error.detail) : error;
 
-const timedEncode = ({ telemetry }: Service, value: unknown, type: MediaType): Parts => {
+/** Bytes of a reply that are no views of the arena. */
+const headBytes = ({ pieces }: Parts, lease: Lease): number =>
+  pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0);
+
+const timedEncode = ({ telemetry }: Service, value: unknown, type: MediaType, onBytes: (bytes: number) => void): Parts => {
   const start = performance.now();
-  const parts = encode(value, type);
+  const parts = encode(value, type, onBytes);
   telemetry.phase("encode", seconds(start));
   return parts;
 };
 
-/** Calls that ended, for the time after which a refused one may come again. */
-const finished = new Outflow();
-
-/** Refuses a call where there are too many already, itself counted. */
-const requirePlace = ({ telemetry, limits }: Service): void => {
+/** Refuses a call where there are too many already, itself counted, or too many connections. */
+const requirePlace = ({ telemetry, limits, connections, finished }: Running, socket: Socket): void => {
+  if (connections.isSurplus(socket)) {
+    throw new StepdError("OVERLOADED", `This server has ${limits.maxConnections} connections, which is all that it takes at once; this one ends`, {
+      expected: `at most ${limits.maxConnections} connections at once`,
+      retry_after: 1,
+    });
+  }
   const excess = telemetry.inFlight - limits.maxInFlight;
   if (excess <= 0) return;
   throw new StepdError("OVERLOADED", `This server has ${limits.maxInFlight} calls in hand, which is all that it takes at once`, {
@@ -290,7 +264,7 @@ const requirePlace = ({ telemetry, limits }: Service): void => {
 };
 
 /** The way of a call. The lease is given back on every way out, after the last byte of the reply is. */
-const answer = async (service: Service, req: Request, res: Response, kind: Kind): Promise<void> => {
+const answer = async (service: Running, req: Request, res: Response, kind: Kind): Promise<void> => {
   const { telemetry } = service;
   const { traceparent } = req.headers;
   const call: Call = {
@@ -315,44 +289,48 @@ const answer = async (service: Service, req: Request, res: Response, kind: Kind)
     const own = kind.hasBody ? bodyType(req) : JSON_TYPE;
     type = replyType(req, own);
     call.caller = service.callers?.callerOf(req.headers.authorization);
-    if (service.isDraining()) throw new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });
-    requirePlace(service);
-    using text = service.text.open();
-    const isText = own.format === "json" || type.format === "json";
+    if (service.isDraining()) throw draining();
+    requirePlace(service, req.socket);
+    using heap = service.heap.open();
+    using computing = new DisposableStack();
     const received = kind.hasBody
-      ? await receive(req, res, own, service.admission, service.limits, isText ? text : undefined, (bytes) => flight.hold(bytes))
-      : { lease: service.admission.lease(0), bytes: Buffer.alloc(0) };
+      ? await service.receiver.receive({
+          req,
+          res,
+          type: own,
+          heap,
+          hold: (bytes) => flight.hold(bytes),
+          compute: () => computing.use(service.connections.compute(req.socket)),
+        })
+      : { lease: service.admission.lease(0, heap), bytes: Buffer.alloc(0) };
     using lease = received.lease;
     telemetry.phase("receive", seconds(call.start));
     telemetry.moved("in", received.bytes.length);
     const body = (): unknown => {
       const start = performance.now();
       try {
-        return decode(received.bytes, own, (values) => text.growToValues(values));
+        return decode(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes));
       } finally {
         telemetry.phase("decode", seconds(start));
       }
     };
-    countComputing(req.socket, 1);
-    const running = kind.run({ service, req, lease, body, type, id: call.id, caller: call.caller, observe });
-    const reply = await running.finally(() => countComputing(req.socket, -1));
-    text.growToReply(reply.body.pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0));
+    const running = kind.run({ service, req, lease, heap, body, type, id: call.id, caller: call.caller, observe });
+    const reply = await running.finally(() => computing.dispose());
     await deliver(service, res, reply, call);
   } catch (error) {
     await refuse(service, req, res, kind, call, error, type ?? refusalType(req));
   } finally {
     flight.end();
     telemetry.requested(call.method, call.outcome, seconds(call.start));
-    finished.add(1);
+    service.finished.add(1);
     if (telemetry.log.isLevelEnabled("debug"))
       telemetry.log.debug({ ...logged(call), method: call.method, outcome: call.outcome, seconds: seconds(call.start) }, "call");
   }
 };
 
-const refuse = async (service: Service, req: Request, res: Response, kind: Kind, call: Call, error: unknown, type: MediaType): Promise<void> => {
+const refuse = async (service: Running, req: Request, res: Response, kind: Kind, call: Call, error: unknown, type: MediaType): Promise<void> => {
   if (error instanceof ClientGone) {
     call.outcome = "CLIENT_GONE";
-    if (error instanceof TooSlow) service.telemetry.refused("SLOW_BODY");
     return;
   }
   const known = asStepdError(error);
@@ -360,14 +338,21 @@ const refuse = async (service: Service, req: Request, res: Response, kind: Kind,
   if (error !== known) service.telemetry.log.error({ err: error, ...logged(call) }, "a call failed");
   const reply = kind.refuse(known, type, call.id);
   const isUnread = !req.complete;
-  if (isUnread) dropRest(req, service.limits.idleTimeoutMs);
+  if (isUnread) dropRest(req, known.code === "SLOW_BODY" ? Math.min(LINGER_MS, service.limits.idleTimeoutMs) : service.limits.idleTimeoutMs);
   // Who waits for 100 Continue has sent nothing yet, and may not now.
-  const headers = { ...reply.headers, ...(isUnread && req.headers.expect !== undefined && { Connection: "close" }) };
+  const isLast = isUnread ? req.headers.expect !== undefined : service.connections.isSurplus(req.socket);
+  const headers = { ...reply.headers, ...(isLast && { Connection: "close" }) };
+  // Node ends the connection with the last reply, and what the caller is still sending would destroy that on its way.
+  if (isUnread && !isLast && !res.shouldKeepAlive) {
+    res.shouldKeepAlive = true;
+    const close = (): void => req.socket.destroySoon();
+    req.once("end", () => (res.writableFinished ? close() : res.once("finish", close)));
+  }
   await deliver(service, res, { ...reply, headers }, call);
 };
 
 /** Sends a call's reply, and counts it if it was sent whole. A caller that takes too long to read it is cut off: it holds memory. */
-const deliver = async ({ telemetry, limits }: Service, res: Response, reply: Reply, call: Call): Promise<void> => {
+const deliver = async ({ telemetry, limits, connections }: Running, res: Response, reply: Reply, call: Call): Promise<void> => {
   const start = performance.now();
   // A reply that waits behind another of its connection has no socket of its own yet.
   const { socket } = res.req;
@@ -384,7 +369,7 @@ const deliver = async ({ telemetry, limits }: Service, res: Response, reply: Rep
   }
   if (!isOut(res)) {
     call.outcome = "CLIENT_GONE";
-    if (isSlow) telemetry.refused("SLOW_REPLY");
+    if (isSlow || connections.wasSilent(socket)) telemetry.refused("SLOW_REPLY");
     return;
   }
   telemetry.phase("send", seconds(start));

@@ -36,7 +36,7 @@ export type Observer = (method: string, outcome: ErrorName | "ok", error?: unkno
 
 export interface RpcReply {
   readonly status: number;
-  /** Undefined where nothing but notifications came. */
+  /** Undefined where nothing but notifications came. Of a batch, what `finish` made of each reply. */
   readonly value: unknown;
   readonly retryAfter: number | undefined;
 }
@@ -105,8 +105,14 @@ export class Rpc {
     return this.#integers.get(name)?.(result) ?? result;
   }
 
-  /** Answers a decoded body. */
-  async handle(body: unknown, request: Request, requestId: string, observe: Observer): Promise<RpcReply> {
+  /** Answers a decoded body. Of a batch each reply is finished before the next call runs, so that what they take together is known in time. */
+  async handle(
+    body: unknown,
+    request: Request,
+    requestId: string,
+    observe: Observer,
+    finish: (value: unknown) => unknown = (value) => value,
+  ): Promise<RpcReply> {
     if (!Array.isArray(body)) {
       const { value, error } = await this.#answer(body, request, requestId, observe);
       const status = error && TRANSPORT.includes(error.code) ? errors[error.code].status : 200;
@@ -123,7 +129,7 @@ export class Rpc {
       // Small calls run on this thread; others have their turn between them.
       if (item !== body[0]) await setImmediate();
       const { value } = await this.#answer(item, request, requestId, observe);
-      if (value !== undefined) values.push(value);
+      if (value !== undefined) values.push(finish(value));
     }
     return values.length === 0 ? { status: 204, value: undefined, retryAfter: undefined } : { status: 200, value: values, retryAfter: undefined };
   }

@@ -79,6 +79,20 @@ export class RawClient implements Disposable {
     assert.equal(reply?.status, 100, reply?.body.toString("latin1"));
   }
 
+  /** As hold, and goes on sending at a rate that lets it keep its memory, until the connection ends. */
+  async keep(length: number, path = "/v1/step"): Promise<void> {
+    await this.hold(length, path);
+    // Four times what the default request timeout of 300 s asks for; never the whole body.
+    const piece = Buffer.alloc(Math.ceil(length / 1500));
+    let left = length - 1;
+    const timer = setInterval(() => {
+      const part = piece.subarray(0, Math.min(left, piece.length));
+      left -= part.length;
+      if (part.length > 0) this.send(part);
+    }, 50);
+    this.socket.once("close", () => clearInterval(timer));
+  }
+
   [Symbol.dispose](): void {
     this.socket.destroy();
   }
@@ -86,7 +100,7 @@ export class RawClient implements Disposable {
 
 /** Asks a metric, over and over, until it has the value: each look is one call of the service. */
 export const until = async (service: TestService, metric: string, accepts: (value: number) => boolean): Promise<void> => {
-  const deadline = performance.now() + 10_000;
+  const deadline = performance.now() + 30_000;
   for (;;) {
     const value = await service.metric(metric);
     if (accepts(value)) return;
@@ -102,13 +116,13 @@ export const untilEmpty = async (service: TestService): Promise<void> => {
 };
 
 /** A step of SGD whose right result is easy to tell: parameters of `value`, gradients of 1, lr 1. */
-export const sgdParams = (elements: number, value: number) => ({
-  optimizer: { name: "sgd", lr: 1 },
+export const sgdParams = (elements: number, value: number, optimizer: object = { name: "sgd", lr: 1 }) => ({
+  optimizer,
   params: writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(value) } }),
   grads: writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(1) } }),
 });
 
-export const sgdBody = (elements: number, value: number): Buffer => pack(sgdParams(elements, value));
+export const sgdBody = (elements: number, value: number, optimizer?: object): Buffer => pack(sgdParams(elements, value, optimizer));
 
 /** The service for tests of memory: little of it. */
 export const serveSmall = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", ...env });

@@ -24,7 +24,7 @@ test("without room a call gets 429 with Retry-After in place of 100, and others 
   await using service = await serve();
   using first = await RawClient.connect(service);
   using second = await RawClient.connect(service);
-  await first.hold(12 * MIB);
+  await first.keep(12 * MIB);
   for (const path of ["/v1/step", "/rpc"]) {
     using refused = await RawClient.connect(service);
     refused.head(path, { "Content-Length": 8 * MIB, Expect: "100-continue" });
@@ -46,7 +46,7 @@ test("429 comes before the body is read, also to a caller that does not ask; it 
   await using service = await serve();
   using holder = await RawClient.connect(service);
   using client = await RawClient.connect(service);
-  await holder.hold(12 * MIB);
+  await holder.keep(12 * MIB);
   const body = sgdBody(1000 * 1000, 2);
   client.head("/v1/step", { "Content-Length": body.length });
   const reply = await client.reply();
@@ -87,14 +87,17 @@ test("JSON has a limit of its own for all calls at once, also for replies; Messa
   using held = await RawClient.connect(service);
   held.head("/v1/step", { "Content-Type": "application/json", "Content-Length": 2 * MIB - 4096, Expect: "100-continue" });
   assert.equal((await held.reply())?.status, 100);
+  held.send(Buffer.alloc(2 * MIB - 8192, " "));
   const json = JSON.stringify({ optimizer: { name: "sgd" }, params: { w: { shape: [1], values: [1] } }, grads: {} });
   const post = (body: string, headers: Readonly<Record<string, string>> = {}) => service.post("/v1/step", body, "application/json", headers);
-  assert.equal((await post(json)).status, 200, "what is left is for small ones");
-  const large = json.replace("[1]}", `[1]}${" ".repeat(8192)}`);
-  const refused = await post(large);
+  const large = json.replace("[1]}", `[1]}${" ".repeat(12_000)}`);
+  // What was sent is on its way until it is refused.
+  let refused = await post(large);
+  while (refused.status === 200) refused = await post(large);
   assert.deepEqual([refused.status, ((await refused.json()) as { name: string }).name], [429, "OVERLOADED"]);
   assert.match(refused.headers.get("retry-after") ?? "", /^[1-9]\d*$/);
-  // As it grows, without a length, and after inflation.
+  assert.equal((await post(json)).status, 200, "what is left is for small ones");
+  // As it grows, without a length.
   using chunked = await RawClient.connect(service);
   chunked.head("/v1/step", { "Content-Type": "application/json", "Transfer-Encoding": "chunked" });
   chunked.chunk(Buffer.from(large));
@@ -103,7 +106,7 @@ test("JSON has a limit of its own for all calls at once, also for replies; Messa
   const body = sgdBody(300_000, 2);
   assert.equal((await service.post("/v1/step", body, MSGPACK)).status, 200);
   const asJson = await service.post("/v1/step", body, MSGPACK, { Accept: "application/json" });
-  assert.equal(asJson.status, 413, "base64 of a reply is text as well");
+  assert.equal(asJson.status, 429, "base64 of a reply takes memory as well");
   held.socket.destroy();
   await untilEmpty(service);
   assert.equal((await post(large)).status, 200);
@@ -112,10 +115,28 @@ test("JSON has a limit of its own for all calls at once, also for replies; Messa
   await requireWell(service);
 });
 
+test("a refusal reaches a caller that closes after its call and is still sending", async () => {
+  await using service = await serve();
+  for (let call = 0; call < 5; call++) {
+    using client = await RawClient.connect(service);
+    client.head("/v1/step", { "Content-Length": 17 * MIB, Connection: "close" });
+    client.send(Buffer.alloc(17 * MIB));
+    assert.equal((await client.reply())?.status, 413);
+    await client.closed();
+  }
+});
+
+test("a reply in JSON that is larger than all memory for JSON gets 413 before it is made", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "1" });
+  const reply = await service.post("/v1/step", sgdBody(2 * MIB, 2), MSGPACK, { Accept: "application/json" });
+  assert.equal(reply.status, 413);
+  await requireWell(service);
+});
+
 test("a call without a body is answered while the arena is full", async () => {
   await using service = await serve();
   using holder = await RawClient.connect(service);
-  await holder.hold(16 * MIB);
+  await holder.keep(16 * MIB);
   assert.equal((await fetch(`${service.url}/v1/optimizers`)).status, 200);
   assert.equal((await fetch(`${service.url}/v1/optimizers/lamb`)).status, 200);
   assert.equal((await fetch(`${service.url}/health/ready`)).status, 200);
@@ -170,7 +191,7 @@ test("a body of unknown length that outgrows the arena gets 413, one that others
   assert.equal(await large(), 413);
   await untilEmpty(service);
   using holder = await RawClient.connect(service);
-  await holder.hold(12 * MIB);
+  await holder.keep(12 * MIB);
   using client = await RawClient.connect(service);
   client.head("/v1/step", { "Transfer-Encoding": "chunked" });
   for (let i = 0; i < 8; i++) client.chunk(Buffer.alloc(MIB));

@@ -21,8 +21,10 @@ const REASONS = [
   "UNSUPPORTED_MEDIA_TYPE",
   "NOT_ACCEPTABLE",
   "UNAUTHENTICATED",
-  "CONNECTIONS",
   "SLOW_BODY",
+  "CONNECTIONS",
+  "PIPELINED",
+  "TLS_HANDSHAKE",
   "SLOW_REPLY",
   "SLOW_REQUEST",
   "HEADERS_TOO_LARGE",
@@ -49,7 +51,7 @@ test("all reasons are there from the start, at 0", async () => {
 test("OVERLOADED: no room for a body, on either door", async () => {
   await using service = await serve();
   using holder = await RawClient.connect(service);
-  await holder.hold(15 * MIB);
+  await holder.keep(15 * MIB);
   const changes = await Changes.from(service);
   for (const path of ["/v1/step", "/rpc"]) {
     assert.equal((await service.post(path, Buffer.alloc(2 * MIB), MSGPACK)).status, 429);
@@ -69,7 +71,7 @@ test("OVERLOADED and PAYLOAD_TOO_LARGE: a step that runs out of room, on either 
   }
   const small = { ...sgdParams(MIB / 2, 1), optimizer: { name: "adam" } };
   using holder = await RawClient.connect(service);
-  await holder.hold(10 * MIB);
+  await holder.keep(10 * MIB);
   for (const [path, body] of Object.entries({ "/v1/step": pack(small), "/rpc": pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: small }) })) {
     const changes = await Changes.from(service);
     assert.equal((await service.post(path, body, MSGPACK)).status, 429);
@@ -155,10 +157,26 @@ test("CONNECTIONS: more than STEPD_MAX_CONNECTIONS", async () => {
   await second.hold(10);
   const changes = await Changes.from(service);
   const { port, hostname } = new URL(service.url);
-  const third = net.connect(Number(port), hostname);
-  third.on("error", () => {}); // The server resets it.
-  await once(third, "close");
+  using third = await RawClient.connect(service);
   await changes.become(only("CONNECTIONS"));
+  third.head("/v1/step", { "Content-Length": 0 });
+  assert.equal((await third.reply())?.status, 429);
+  await changes.become(only("OVERLOADED"));
+  // Beyond the spare ones nothing is said.
+  const more = Array.from({ length: 64 }, () => net.connect(Number(port), hostname));
+  for (const socket of more) socket.on("error", () => {}); // The server resets one.
+  await Promise.race(more.map((socket) => once(socket, "close")));
+  for (const socket of more) socket.destroy();
+  await changes.become(only("CONNECTIONS", 64));
+});
+
+test("PIPELINED: more requests on a connection than may wait for their replies", async () => {
+  await using service = await serve();
+  using client = await RawClient.connect(service);
+  const changes = await Changes.from(service);
+  client.socket.pause();
+  client.send("GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000));
+  await changes.become(only("PIPELINED"));
 });
 
 test("SLOW_BODY: a body that comes more slowly than STEPD_MIN_BODY_RATE", async () => {
@@ -166,8 +184,8 @@ test("SLOW_BODY: a body that comes more slowly than STEPD_MIN_BODY_RATE", async 
   using client = await RawClient.connect(service);
   await client.hold(MIB);
   const changes = await Changes.from(service);
-  await client.closed();
-  await changes.become({ ...only("SLOW_BODY"), [requests("unknown", "CLIENT_GONE")]: 1, stepd_in_flight_bytes: -MIB });
+  assert.equal((await client.reply())?.status, 408);
+  await changes.become({ ...only("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1, stepd_in_flight_bytes: -MIB });
 });
 
 /** What the service says to these bytes, whole, until it closes. */
@@ -186,8 +204,8 @@ test("SLOW_REQUEST: headers, or a body, that are not in within STEPD_REQUEST_TIM
   assert.equal(await answerTo(service, "POST /rpc HTTP/1.1\r\nHost: x\r\nX-A: "), "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
   await changes.become({ ...only("SLOW_REQUEST"), [requests("unknown", "CLIENT_GONE")]: 0 });
   const head = `POST /rpc HTTP/1.1\r\nHost: x\r\nContent-Type: ${MSGPACK}\r\nContent-Length: 9\r\n\r\n`;
-  assert.equal(await answerTo(service, head), "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
-  await changes.become({ ...only("SLOW_REQUEST"), [requests("unknown", "CLIENT_GONE")]: 1 });
+  assert.match(await answerTo(service, head), /^HTTP\/1.1 408 Request Timeout\r\n.*SLOW_BODY.*STEPD_REQUEST_TIMEOUT_MS/s);
+  await changes.become({ ...only("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1 });
 });
 
 test("HEADERS_TOO_LARGE: more than 16 KiB", async () => {

@@ -22,4 +22,5 @@ export type ErrorName =
   | "NOT_FOUND"
   | "METHOD_NOT_ALLOWED"
   | "WORKER_LOST"
+  | "SLOW_BODY"
   | "DIGEST_MISMATCH";

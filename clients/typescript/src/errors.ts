@@ -4,7 +4,7 @@ import type { ErrorName } from "./errors.gen.ts";
 import type { ErrorData } from "./wire.gen.ts";
 
 /** Statuses after which the same call may succeed, here or elsewhere. */
-const PASSING = [429, 502, 503, 504];
+const PASSING = [408, 429, 502, 503, 504];
 
 /** The server refused the call or failed at it; nothing was changed. */
 export class StepdError extends Error {

@@ -11,7 +11,7 @@ const MAX_REFUSED_BACKOFF_MS = 1_000;
 const MAX_ASKED_S = 60;
 
 export interface RetryOptions {
-  /** How often a call is sent again after 429, 502, 503, 504, a lost connection or a timeout. Steps are pure: sending again is safe. */
+  /** How often a call is sent again after 408, 429, 502, 503, 504, a lost connection or a timeout. Steps are pure: sending again is safe. */
   readonly retries?: number | undefined;
   /**
    * Milliseconds in which refused connections are tried again, as while a server starts anew; 30,000 by default. Such attempts do

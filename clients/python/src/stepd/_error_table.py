@@ -18,6 +18,7 @@ __all__ = [
     "Overloaded",
     "ParseError",
     "PayloadTooLarge",
+    "SlowBody",
     "StateCorrupt",
     "StateMismatch",
     "TensorMismatch",
@@ -195,6 +196,14 @@ class WorkerLost(ServerError):
     name = "WORKER_LOST"
     code = -32029
     status = 503
+
+
+class SlowBody(ServerError):
+    """The body came too slowly for the memory that it holds."""
+
+    name = "SLOW_BODY"
+    code = -32030
+    status = 408
 
 
 class DigestMismatch(ServerError):

@@ -17,7 +17,7 @@ T = TypeVar("T")
 logger = logging.getLogger("stepd")
 
 #: Statuses after which the same call may succeed.
-PASSING = frozenset({429, 502, 503, 504})
+PASSING = frozenset({408, 429, 502, 503, 504})
 
 #: Seconds between two attempts at most while connections are refused.
 _LONGEST_REFUSED_PAUSE = 1.0

@@ -1,0 +1,82 @@
+/** What is no call: health, metrics, documents, and refusals of what does not exist. */
+import { createServer, type Server } from "node:http";
+import express, { type Express, type Request, type RequestHandler, type Response } from "express";
+import { StepdError } from "../errors/errors.ts";
+import type { Service } from "./_types.ts";
+import { refusalType } from "./negotiate.ts";
+import { problem, type Reply, send } from "./reply.ts";
+
+/** Bytes of all headers of a request together. */
+export const MAX_HEADER_BYTES = 16384;
+
+export const requestId = (res: Response): string => String(res.getHeader("X-Request-Id"));
+
+/** The problem details of a request that no method answers. */
+export const problemFor = (req: Request, res: Response, error: StepdError): Reply => problem(error, requestId(res), refusalType(req));
+
+export const addHealth = (app: Express, service: Service): void => {
+  app.get(["/health/live", "/v2/health/live"], (_, res) => {
+    res.json({ live: true });
+  });
+  app.get(["/health/ready", "/v2/health/ready"], (_, res) => {
+    res.status(service.isReady() ? 200 : 503).json({ ready: service.isReady() });
+  });
+};
+
+export const addMetrics = (app: Express, { telemetry }: Service, ...guards: readonly RequestHandler[]): void => {
+  // Of requests at one time all get the same page.
+  let page: Promise<Buffer> | undefined;
+  const scrape = (): Promise<Buffer> => {
+    page ??= telemetry.metrics().then((text) => {
+      page = undefined;
+      return Buffer.from(text);
+    });
+    return page;
+  };
+  app.get("/metrics", ...guards, async (_, res) => {
+    res.type(telemetry.contentType).send(await scrape());
+  });
+};
+
+/** A server of health and metrics alone, for a port of their own. */
+export const createAdminServer = (service: Service): Server => {
+  const app = express();
+  app.disable("x-powered-by");
+  addHealth(app, service);
+  addMetrics(app, service);
+  return createServer({ maxHeaderSize: MAX_HEADER_BYTES }, app);
+};
+
+/** 405 with Allow for addresses that exist. */
+export const refuseOtherVerbs = (app: Express, { rpc, hasAdmin }: Service): void => {
+  const allowed = new Map<string, string>([
+    ["/rpc", "POST"],
+    ...["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/openrpc.json", "/openapi.json", "/v1", ...(hasAdmin ? [] : ["/metrics"])].map(
+      (path) => [path, "GET"] as const,
+    ),
+  ]);
+  for (const { rest } of rpc.methods) if (rest) allowed.set(rest.path.replaceAll(/\{(\w+)\}/g, ":$1"), rest.verb);
+  for (const [path, verb] of allowed) {
+    app.all(path, (req, res) => {
+      const reply = problemFor(req, res, StepdError.mismatch("METHOD_NOT_ALLOWED", req.path, verb, req.method));
+      return send(res, { ...reply, headers: { Allow: verb === "GET" ? "GET, HEAD" : verb } });
+    });
+  }
+};
+
+/** The descriptions of the methods, and of this server. */
+export const addDocuments = (app: Express, { rpc, info }: Service, guard: RequestHandler): void => {
+  for (const [path, document] of [
+    ["/openrpc.json", rpc.openRpc],
+    ["/openapi.json", rpc.openApi],
+  ] as const) {
+    // Once for all replies: they are large, and wait for whoever does not read.
+    const page = Buffer.from(JSON.stringify(document));
+    app.get(path, guard, (_, res) => {
+      res.type("json").send(page);
+    });
+  }
+  app.get("/v1", guard, (_, res) => {
+    res.json(info());
+  });
+};

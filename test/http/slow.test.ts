@@ -1,0 +1,165 @@
+/** Slow callers: they keep what they have while nobody needs it, hold up nobody, and are told why they are refused. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { JSON_TYPE, MSGPACK, type TestService, unpack } from "../support/service.ts";
+import { RawClient, type RawReply, requireRight, requireWell, serveSmall as serve, sgdBody, until } from "./_client.ts";
+
+const MIB = 2 ** 20;
+
+const SMALL_JSON = JSON.stringify({ optimizer: { name: "sgd" }, params: { w: { shape: [1], values: [1] } }, grads: {} });
+
+/** Sends a few bytes at a time, for as long as the connection lasts. */
+const drip = ({ socket }: RawClient, bytes = 100): void => {
+  const timer = setInterval(() => socket.write(Buffer.alloc(bytes, " ")), 100);
+  socket.once("close", () => clearInterval(timer));
+};
+
+/** Steps until one is taken. All before it must be refused for want of room. */
+const stepUntilTaken = async (service: TestService, elements: number): Promise<number> => {
+  const body = sgdBody(elements, 2);
+  for (let refusals = 0; ; refusals++) {
+    const reply = await service.post("/v1/step", body, MSGPACK);
+    const bytes = Buffer.from(await reply.arrayBuffer());
+    if (reply.status === 200) {
+      requireRight(bytes, elements, 1);
+      return refusals;
+    }
+    assert.equal(reply.status, 429);
+  }
+};
+
+const nameOf = (reply: RawReply | null): string => {
+  const value = unpackReply(reply) as { name?: string; error?: { data: { name: string } } };
+  return value.error?.data.name ?? value.name ?? "";
+};
+
+const unpackReply = (reply: RawReply | null): unknown =>
+  reply?.headers.get("content-type")?.includes("json") ? JSON.parse(reply.body.toString()) : unpack(reply?.body ?? Buffer.of(0xc0));
+
+for (const path of ["/v1/step", "/rpc"]) {
+  test(`${path}: the arena that a trickle holds goes to a call that needs it, and the trickle gets 408`, async () => {
+    await using service = await serve();
+    using slow = await RawClient.connect(service);
+    await slow.hold(15 * MIB, path);
+    drip(slow);
+    await stepUntilTaken(service, MIB);
+    const refusal = await slow.reply();
+    assert.deepEqual([refusal?.status, nameOf(refusal)], [408, "SLOW_BODY"]);
+    await slow.closed();
+    await requireWell(service);
+  });
+}
+
+test("the largest of several late bodies goes first, and only as many as have to", async () => {
+  await using service = await serve();
+  using small = await RawClient.connect(service);
+  using large = await RawClient.connect(service);
+  await small.hold(4 * MIB);
+  await large.hold(10 * MIB);
+  await stepUntilTaken(service, MIB);
+  assert.equal((await large.reply())?.status, 408);
+  const rest = sgdBody(MIB / 2 - 100, 3);
+  small.send(rest);
+  small.send(Buffer.alloc(4 * MIB - rest.length));
+  // Not a refusal for its time, but one for what it says.
+  assert.equal(nameOf(await small.reply()), "PARSE_ERROR");
+  await requireWell(service);
+});
+
+test("a body that comes at its rate keeps its memory, whoever else wants it", async () => {
+  await using service = await serve();
+  using steady = await RawClient.connect(service);
+  await steady.keep(15 * MIB);
+  const start = performance.now();
+  const body = sgdBody(MIB, 2);
+  // Longer than any body may do without bytes at first.
+  while (performance.now() - start < 4000) assert.equal((await service.post("/v1/step", body, MSGPACK)).status, 429);
+  assert.equal(await service.metric('stepd_refusals_total{reason="SLOW_BODY"}'), 0);
+});
+
+test("a step that needs memory in mid-call gets that of a late body", async () => {
+  await using service = await serve();
+  using late = await RawClient.connect(service);
+  await late.hold(9 * MIB);
+  // A first step of Adam: 4 MiB come, and 4 MiB of slots are made.
+  const elements = MIB / 2;
+  for (;;) {
+    const reply = await service.post("/v1/step", sgdBody(elements, 2, { name: "adam", lr: 1 }), MSGPACK);
+    await reply.arrayBuffer();
+    if (reply.status === 200) break;
+    assert.equal(reply.status, 429);
+  }
+  assert.equal((await late.reply())?.status, 408);
+  await requireWell(service);
+});
+
+test("a JSON body that announces all memory for JSON and trickles holds no more than what came", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "8" });
+  using slow = await RawClient.connect(service);
+  slow.head("/v1/step", { "Content-Type": JSON_TYPE, "Content-Length": 8 * MIB });
+  drip(slow, 400);
+  const padded = SMALL_JSON.replace("[1]}", `[1]}${" ".repeat(2 * MIB)}`);
+  for (let call = 0; call < 20; call++) assert.equal((await service.post("/v1/step", padded, JSON_TYPE)).status, 200);
+  assert.equal(await service.metric("stepd_in_flight_requests"), 1, "the slow one goes on");
+});
+
+test("a JSON body that comes nearly whole and then stalls gives its memory to those who need it", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "2" });
+  using slow = await RawClient.connect(service);
+  slow.head("/v1/step", { "Content-Type": JSON_TYPE, "Content-Length": 2 * MIB });
+  slow.send(Buffer.alloc(1.9 * MIB, " "));
+  const large = SMALL_JSON.replace("[1]}", `[1]}${" ".repeat(MIB)}`);
+  let statuses = "";
+  const isOver = slow.reply().then((reply) => reply?.status === 408);
+  while (!statuses.endsWith("429 200 ")) statuses += `${(await service.post("/v1/step", large, JSON_TYPE)).status} `;
+  assert.ok(await isOver);
+  await requireWell(service);
+});
+
+test("silence in an upload gets 408 after the idle time", async () => {
+  await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: "3000" });
+  using client = await RawClient.connect(service);
+  await client.hold(8 * MIB);
+  client.send(Buffer.alloc(MIB));
+  const reply = await client.reply();
+  assert.deepEqual([reply?.status, nameOf(reply)], [408, "SLOW_BODY"]);
+  assert.match(JSON.stringify(unpackReply(reply)), /STEPD_IDLE_TIMEOUT_MS/);
+  await client.closed();
+  await requireWell(service);
+});
+
+test("a head that stays unfinished gets 408 before the idle time ends the connection", async () => {
+  await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: "1000" });
+  using client = await RawClient.connect(service);
+  client.send("POST /rpc HTTP/1.1\r\nHost: x\r\nX-A: ");
+  assert.equal((await client.reply())?.status, 408);
+});
+
+test("an upload that is not in when the drain ends gets 503", async () => {
+  await using service = await serve({ STEPD_DRAIN_TIMEOUT_MS: "1000" });
+  using client = await RawClient.connect(service);
+  await client.hold(8 * MIB);
+  drip(client);
+  const reply = client.reply();
+  await service.stop();
+  assert.deepEqual([(await reply)?.status, nameOf(await reply)], [503, "DRAINING"]);
+});
+
+test("a reply whose reader is silent counts as slow", async () => {
+  await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_IDLE_TIMEOUT_MS: "4000" });
+  using client = await RawClient.connect(service);
+  client.socket.pause();
+  const body = sgdBody(4 * MIB, 2);
+  client.head("/v1/step", { "Content-Length": body.length });
+  client.send(body);
+  await until(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count === 1);
+  await requireWell(service);
+});
+
+test("CONNECT gets an answer", async () => {
+  await using service = await serve();
+  using client = await RawClient.connect(service);
+  client.send("CONNECT example:443 HTTP/1.1\r\nHost: example:443\r\n\r\n");
+  assert.equal((await client.reply())?.status, 405);
+  await client.closed();
+});

@@ -73,6 +73,8 @@ export interface Recipe extends Kind {
   readonly fill: readonly KernelCall[];
   /** One for each stage. */
   readonly phases: readonly Phase[];
+  /** Counts the values of the new parameter that are not finite. */
+  readonly results: Measurement;
   /** Columns of sums. */
   readonly columns: number;
   /** Bytes an element of memory for a widened gradient; 0 where it needs none of its own. */
@@ -130,6 +132,7 @@ export class Recipes {
       measure,
       fill: this.#fill(kind),
       phases,
+      results: this.#results(param, matrix.take(GRADIENT_SUMS.check)),
       columns: matrix.width,
       homeStride: needsHome ? (bytesOf(dtype) as number) : 0,
     };
@@ -163,6 +166,13 @@ export class Recipes {
     const dtype = slotDtype(param);
     const gradient = grad === dtype ? tensorAt(GRADS, GRAD_AT, dtype) : tensorAt(WORK, HOME_AT, dtype);
     return { calls: [...this.#unscale(grad, dtype, gradient, lossScale), this.#call("gradient_norm", dtype, [gradient, sumsAt(look)])], look };
+  }
+
+  #results(param: string, look: Columns): Measurement {
+    const dtype = slotDtype(param);
+    const stored = tensorAt(PARAMS, PARAM_AT, param);
+    const wide = param === dtype ? stored : PARAM_SCRATCH;
+    return { calls: [...this.#widen(param, dtype, stored, wide), this.#call("gradient_check", dtype, [wide, sumsAt(look)])], look };
   }
 
   #fill({ param, slots }: Kind): readonly KernelCall[] {

@@ -75,7 +75,13 @@ export const requireFinite = (targets: readonly StepTarget[], sums: readonly Gra
   );
 };
 
-const named = (found: readonly { readonly name: string; readonly count: number }[]): string => {
+/** Values of a tensor that something is wrong with. */
+export interface Count {
+  readonly name: string;
+  readonly count: number;
+}
+
+const named = (found: readonly Count[]): string => {
   const first = found.slice(0, NAMED_TENSORS).map(({ name, count }) => `${JSON.stringify(name)} (${count} ${count === 1 ? "value" : "values"})`);
   return first.join(", ") + (found.length > NAMED_TENSORS ? ` and ${found.length - NAMED_TENSORS} more tensors` : "");
 };
@@ -85,12 +91,16 @@ export const reportOf = (
   layout: Layout,
   results: readonly TensorResult[],
   sums: readonly GradientSums[],
+  nonFinite: readonly Count[],
   scale: number,
 ): Pick<StepReport, "stats" | "warnings"> => {
   const { clip, stats = "none" } = layout.options;
   const warnings = [
     ...(layout.targets.length === 0 ? ["No parameter has a gradient, so the step changed nothing; grads has no tensors"] : []),
     ...(scale === 1 && clip?.max_value === undefined ? overflowWarnings(layout, sums) : []),
+    ...(nonFinite.length > 0
+      ? [`New parameters are NaN or infinite: ${named(nonFinite)}; look at lr, eps and the dtype, and go on from the state before`]
+      : []),
     ...(scale === 0 ? ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"] : []),
   ];
   return { ...(stats !== "none" && { stats: statsOf(layout, results, sums, scale) }), ...(warnings.length > 0 && { warnings }) };

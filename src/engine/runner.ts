@@ -95,13 +95,13 @@ export class Runner {
     this.#bases = bases;
   }
 
-  /** Runs calls on each target. Repeatable ones do the same when they run twice. `from` is what scalars are computed from. */
+  /** Runs calls on each target. Repeatable ones do the same when they run twice. `from` is what scalars are computed from. Returns the indexes of targets whose results may not be finite. */
   async run<T extends Target>(
     targets: readonly T[],
     callsOf: (target: T) => readonly KernelCall[],
     isRepeatable: boolean,
     from: (target: T, index: number) => Scalars = without,
-  ): Promise<void> {
+  ): Promise<readonly number[]> {
     const units = targets.map((target, index): Unit => {
       const scalars = from(target, index);
       const calls: Call[] = [];
@@ -111,7 +111,9 @@ export class Runner {
       }
       return { elements: target.elements, calls, isRepeatable };
     });
-    this.#waits.seconds += (await this.#pool.run(units, this.#lease)).waited;
+    const { waited, suspects } = await this.#pool.run(units, this.#lease);
+    this.#waits.seconds += waited;
+    return suspects;
   }
 
   /** The sums of a whole target: block by block, in order. */

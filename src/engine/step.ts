@@ -12,7 +12,7 @@ import type { Pool } from "../pool/pool.ts";
 import type { Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
 import type { Rates } from "./plan.ts";
-import { clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult } from "./report.ts";
+import { type Count, clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult } from "./report.ts";
 import { isRepeatable, MADE, Runner, type Scalars, STATE, type Waits } from "./runner.ts";
 import { newStateHeader, readStep, STEP, writeStep } from "./state.ts";
 import { type PlainTensors, replyOf, type TensorFile } from "./tensors.ts";
@@ -94,8 +94,10 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
   const scale = clipScale(layout, seen);
   if (madeBytes > 0) bases[MADE] = makeSlots(layout, lease);
   const scalars = (target: StepTarget, index: number): Scalars => ({ moment: (results[index] as Result).moment, scale, target });
+  const suspects = new Set<number>();
   for (let stage = 0; stage < layout.stages; stage++) {
-    await runner.run(targets, ({ recipe }) => recipe.phases[stage]?.calls ?? [], false, scalars);
+    const found = await runner.run(targets, ({ recipe }) => recipe.phases[stage]?.calls ?? [], false, scalars);
+    for (const index of found) suspects.add(index);
     if (stage === 0 && !isMeasured) {
       seen = targets.map((target) => gradientSums(runner.total(target, target.recipe.phases[0]?.look)));
       if (nonFinite === "error") requireFinite(targets, seen);
@@ -107,7 +109,15 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
       if (phase?.stats) result.stats = runner.total(target, phase.stats);
     });
   }
-  return output(false, reportOf(layout, results, seen, scale));
+  return output(false, reportOf(layout, results, seen, await nonFiniteResults(targets, suspects, runner), scale));
+};
+
+/** Counts the values of new parameters that are not finite, in those where a kernel could not rule it out. */
+const nonFiniteResults = async (targets: readonly StepTarget[], suspects: ReadonlySet<number>, runner: Runner): Promise<readonly Count[]> => {
+  if (suspects.size === 0) return [];
+  const suspected = targets.filter((_, index) => suspects.has(index));
+  await runner.run(suspected, ({ recipe }) => recipe.results.calls, true);
+  return suspected.map((target) => ({ name: target.name, count: runner.total(target, target.recipe.results.look)[0] ?? 0 })).filter(({ count }) => count > 0);
 };
 
 interface Result extends TensorResult {

@@ -1,0 +1,99 @@
+/** New parameters that are not finite are counted in a warning: in every optimizer and dtype, inline and on workers. */
+import assert from "node:assert/strict";
+import { after, before, suite, test } from "node:test";
+import type { StepReply } from "../support/run.ts";
+import { JSON_TYPE, TestService } from "../support/service.ts";
+import { DTYPES, type Dtype, readTyped, round, type Typed, writeTyped } from "../support/typed.ts";
+import { variants } from "../support/variants.ts";
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start({ STEPD_WORKERS: "2" });
+});
+after(() => service[Symbol.asyncDispose]());
+
+interface Reply extends StepReply {
+  readonly warnings?: readonly string[];
+}
+
+const LARGEST: Readonly<Record<Dtype, number>> = { F16: 65504, BF16: 3.3895313892515355e38, F32: 3.4028234663852886e38, F64: Number.MAX_VALUE };
+
+/** Lets an element at the end of its range grow beyond it. F64 has no such rate, but 0/0. */
+const RATE: Readonly<Record<Dtype, number>> = { F16: 1e5, BF16: 3e38, F32: 3e38, F64: 3e38 };
+
+/** Large tensors take the test long, so two dtypes are enough: one of the kernels' own, and one that is narrowed behind them. */
+const PLACES = { inline: { size: 37, dtypes: DTYPES }, "on workers": { size: 140_001, dtypes: ["F32", "F16"] } } as const;
+
+/** Both ends of the range at the start, within and at the end of a tensor, with gradients of both signs, and one of 0. */
+const tensorsOf = (dtype: Dtype, size: number): Record<"params" | "grads", Record<string, Typed>> => {
+  const largest = LARGEST[dtype];
+  const ends = new Map([0, 1, 17, 18, size - 2, size - 1].map((at, index) => [at, index % 2 === 0 ? largest : -largest]));
+  const tensor = (values: readonly number[]): Typed => ({ dtype, shape: [values.length], values: values.map((value) => round(value, dtype)) });
+  const params = Array.from({ length: size }, (_, at) => ends.get(at) ?? 0.5);
+  const grads = Array.from({ length: size }, (_, at) => (at === 5 ? 0 : at % 3 === 0 ? -1e-3 : 1e-3));
+  return { params: { fine: tensor([1, 2, 3]), wide: tensor(params) }, grads: { fine: tensor([0.1, 0.2, 0.1]), wide: tensor(grads) } };
+};
+
+/** Steps, and requires a warning that names just the tensors and counts that the reply has. Returns the count. */
+const requireCounted = async (
+  optimizer: { readonly name: string },
+  { params, grads }: ReturnType<typeof tensorsOf>,
+  more: Readonly<Record<string, unknown>> = {},
+): Promise<number> => {
+  const reply = await service.call<Reply>("optimizer.step", { optimizer, params: writeTyped(params), grads: writeTyped(grads), ...more });
+  const counts = Object.entries(readTyped(reply.params)).map(([name, { values }]) => [name, values.filter((value) => !Number.isFinite(value)).length] as const);
+  const bad = counts.filter(([, count]) => count > 0);
+  const expected = bad.map(([name, count]) => `${JSON.stringify(name)} (${count} ${count === 1 ? "value" : "values"})`).join(", ");
+  const found = (reply.warnings ?? []).filter((warning) => warning.startsWith("New parameters"));
+  assert.equal(found.length, bad.length === 0 ? 0 : 1, `${found}, but ${expected}`);
+  if (bad.length > 0) assert.ok(found[0]?.includes(`infinite: ${expected};`), `${found[0]}, but ${expected}`);
+  return counts.reduce((sum, [, count]) => sum + count, 0);
+};
+
+for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
+  suite(place, () => {
+    for (const { label, optimizer } of variants) {
+      test(label, async () => {
+        // Decay that is added to the gradient makes its square overflow, so that nothing moves.
+        const undecayed = "weight_decay" in optimizer ? { weight_decay: 0 } : {};
+        let found = 0;
+        for (const dtype of dtypes) found += await requireCounted({ ...optimizer, ...undecayed, lr: RATE[dtype] } as never, tensorsOf(dtype, size));
+        assert.ok(found > 0, "all stayed finite, so that nothing was tried");
+      });
+    }
+
+    test("0/0 where eps is 0 and so is a gradient, in each dtype", async () => {
+      for (const name of ["adam", "adamw", "lamb", "rmsprop", "adagrad", "adamax", "adadelta"])
+        for (const dtype of dtypes) {
+          const tensors = tensorsOf(dtype, size);
+          assert.ok((await requireCounted({ name, eps: 0 } as never, tensors)) > 0, `${name}, ${dtype}`);
+        }
+    });
+
+    test("with master weights, stochastic rounding and statistics", async () => {
+      for (const dtype of ["BF16", "F16"] as const)
+        for (const more of [{ master_weights: true }, { stochastic_rounding: { seed: 3 } }, { stats: "tensor" }, { clip: { max_norm: 1 } }])
+          assert.ok((await requireCounted({ name: "adamw", lr: RATE[dtype] } as never, tensorsOf(dtype, size), more)) > 0);
+    });
+  });
+}
+
+test("a float16 parameter at 65504 that grows", async () => {
+  const one = (value: number) => ({ w: { dtype: "F16" as const, shape: [1], values: [value] } });
+  assert.equal(await requireCounted({ name: "sgd", lr: 1 } as never, { params: one(65504), grads: one(-32) }), 1);
+  assert.equal(await requireCounted({ name: "sgd", lr: 1 } as never, { params: one(65504), grads: one(-8) }), 0);
+});
+
+test("finite values whose sum overflows are no reason to warn", async () => {
+  const tensor = (value: number) => ({ w: { dtype: "F32" as const, shape: [1000], values: Array<number>(1000).fill(value) } });
+  assert.equal(await requireCounted({ name: "sgd", lr: 1 } as never, { params: tensor(3e38), grads: tensor(1) }), 0);
+});
+
+test("the first tensors are named, in JSON as well", async () => {
+  const names = Array.from({ length: 10 }, (_, index) => `w${index}`);
+  const values = (value: number) => Object.fromEntries(names.map((name) => [name, { shape: [1], values: [value] }]));
+  const json = JSON.stringify({ optimizer: { name: "adam", eps: 0 }, params: values(1), grads: values(0) });
+  const { warnings } = (await (await service.post("/v1/step", json, JSON_TYPE)).json()) as { warnings: string[] };
+  assert.equal(warnings.length, 1);
+  assert.match(warnings[0] ?? "", /^New parameters are NaN or infinite: "w0" \(1 value\), .*"w7" \(1 value\) and 2 more tensors; /);
+});

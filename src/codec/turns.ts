@@ -1,14 +1,14 @@
 /** Long work on the main thread, cut into pieces, so that other calls run between them. */
 import { setImmediate } from "node:timers/promises";
 
-/** Work that yields wherever it may be interrupted: every few hundred items of a long loop. */
+/** Work that yields wherever it may be interrupted: every few items of a long loop. */
 export type Turns<T> = Generator<undefined, T>;
 
 /** The longest piece, in milliseconds, after which other calls run. */
 const TURN_MS = 10;
 
 /** Items of a long loop between two yields. */
-export const TURN_ITEMS = 256;
+export const TURN_ITEMS = 32;
 
 /** Runs work without interruption. */
 export const atOnce = <T>(work: Turns<T>): T => {

@@ -66,20 +66,21 @@ export class Engine {
       grads: loadTensors(grads, "/grads", lease),
       state: state === null ? undefined : loadBlob(state, "/state", "STATE_CORRUPT", lease),
     };
-    const { matched, layouts } = await this.#match(files);
+    const headers = keyOfFiles(files);
+    const { matched, layouts } = (headers === undefined ? undefined : this.#known.get(headers)) ?? (await this.#match(files, headers));
     const key = canonical(options);
-    const layout = layouts.get(key) ?? (await this.#compile(options, matched));
-    layouts.set(key, layout);
+    let layout = layouts.get(key);
+    if (!layout) {
+      layout = await this.#compile(options, matched);
+      layouts.set(key, layout);
+    }
     const now = readNow(layout, files.state);
     // A schedule that cycles the momentum changes what is compiled.
     const current = isCycled(layout, now) ? await this.#compile(options, matched, now) : layout;
     return runStep(current, now, files, lease, this.#pool, waits);
   }
 
-  async #match(files: Files): Promise<Known> {
-    const key = keyOfFiles(files);
-    const known = key === undefined ? undefined : this.#known.get(key);
-    if (known) return known;
+  async #match(files: Files, key: string | undefined): Promise<Known> {
     const made: Known = { matched: await inTurns(matchFiles(files)), layouts: new LRUCache({ max: MAX_LAYOUTS }) };
     if (key !== undefined) this.#known.set(key, made);
     return made;

@@ -238,6 +238,7 @@ function* outputOf({ optimizer }: Plan, targets: readonly StepTarget[], made: re
   const scalarSlots = Object.keys(optimizer.scalarSlots ?? {});
   const indexOf = new Map(targets.map(({ name }, index) => [name, index]));
   const entries: OutputEntry[] = [];
+  let read = 0;
   for (const [name, { step, slots, scalars }] of state?.parameters ?? []) {
     const target = indexOf.get(name);
     entries.push({ ...scalar(STEP, name), target, block: STATE, offset: step as number });
@@ -248,7 +249,7 @@ function* outputOf({ optimizer }: Plan, targets: readonly StepTarget[], made: re
     }
     for (const info of slots.values())
       entries.push({ name: info.name, dtype: info.dtype, shape: info.shape, scalar: undefined, target, block: STATE, offset: info.offset });
-    if (entries.length % TURN_ITEMS < scalarSlots.length + slots.size + 1) yield;
+    if (++read % TURN_ITEMS === 0) yield;
   }
   for (const [target, { name, step }] of targets.entries()) {
     if (step === undefined) for (const slot of [STEP, ...scalarSlots]) entries.push({ ...scalar(slot, name), target, block: undefined, offset: 0 });

@@ -248,6 +248,20 @@ suite("values are checked by a layout that is known", () => {
   }
 });
 
+test("other calls run while a step of many tensors is read and compiled", async () => {
+  const shapes = Object.fromEntries(Array.from({ length: 30_000 }, (_, index) => [`layer.${index}.weight`, [1]]));
+  const files = filesAt(0, shapes);
+  using lease = arena.lease(0);
+  let turns = 0;
+  let next = setImmediate(function count() {
+    turns++;
+    next = setImmediate(count);
+  });
+  await take(newEngine(), { optimizer: adamw, ...load(lease, files) }, lease);
+  clearImmediate(next);
+  assert.ok(turns >= 5, `${turns} turns`);
+});
+
 suite("a layout is compiled once", () => {
   /** Kernels looked up, which only compiling does. */
   const lookups = async (work: () => Promise<unknown>): Promise<number> => {

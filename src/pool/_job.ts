@@ -14,7 +14,7 @@ export const SCRATCH_AREAS = 3;
 const SCRATCH_BYTES = SHARD * Float64Array.BYTES_PER_ELEMENT;
 
 /** Numbers that a kernel takes beside its operands, at most. */
-const MOST_SCALARS = 16;
+export const MOST_SCALARS = 16;
 
 /** Bytes of one thread's scratch areas, with a block for the scalars of a kernel behind them. */
 export const THREAD_SCRATCH_BYTES = SCRATCH_AREAS * SCRATCH_BYTES + MOST_SCALARS * Float64Array.BYTES_PER_ELEMENT;

@@ -65,7 +65,8 @@ export class StepdError extends Error {
       field: at,
       expected: wanted,
       found: given,
-      tensors: tensors?.map(clip),
+      // map gives its function an index too, which would be the length to cut at.
+      tensors: tensors?.map((name) => clip(name)),
     });
   }
 }

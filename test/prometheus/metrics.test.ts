@@ -91,7 +91,7 @@ test("calls by method and outcome, over both doors; a batch is one, with its fir
   await fetch(`${service.url}/v1/optimizers/nobody`);
   await post("/rpc", describe("adam"));
   await post("/rpc", rpc("optimizer.describe", { name: "adam" }));
-  await changes.become({ [requests("optimizer.describe", "ok")]: 3, [requests("optimizer.describe", "INVALID_PARAMS")]: 1 });
+  await changes.become({ [requests("optimizer.describe", "ok")]: 3, [requests("optimizer.describe", "NOT_FOUND")]: 1 });
 
   await post("/rpc", rpc("no.such", {}, 1));
   await post("/rpc", "{");

@@ -1,11 +1,9 @@
-/** Habits of the source tree: every file says what it is for, none grows past reading, rooms are flat. */
+/** Habits of the source tree: every file says what it is for, and file names have one form. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { root } from "../support/tree.ts";
-
-const MAX_LINES = 400;
 
 /** TypeScript that people write, by path. */
 const files: readonly string[] = ["src", "test", "scripts", "bench"].flatMap((folder) =>
@@ -36,19 +34,6 @@ test("a file without a word about itself is found", () => {
   assert.ok(!isIntroduced("export const a = 1; // a comment\n"));
   assert.ok(!isIntroduced('import { a } from "./a.ts";\n\nexport const b = a;\n'));
   assert.ok(isIntroduced('import {\n  a,\n} from "./a.ts";\nimport "./b.ts";\n\n/** What b is. */\nexport const b = a;\n'));
-});
-
-test(`no file has more than ${MAX_LINES} lines`, () => {
-  const long = files.map((file) => [file, readFileSync(join(root, file), "utf8").trimEnd().split("\n").length] as const);
-  assert.deepEqual(
-    long.filter(([, lines]) => lines > MAX_LINES),
-    [],
-  );
-});
-
-test("the rooms of src are flat", () => {
-  const deep = files.filter((file) => file.startsWith("src/") && file.split("/").length > 3);
-  assert.deepEqual(deep, []);
 });
 
 test("file names are lower case words, with _ in front of what only its room uses", () => {

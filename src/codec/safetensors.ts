@@ -34,12 +34,9 @@ export interface Safetensors {
 
 type Corrupt = (expected: string, found: string) => StepdError;
 
-/** The bytes of a file's header with its length in front; undefined where the file is too short for it. */
-export const headerOf = (file: Buffer): Buffer | undefined => {
-  if (file.length < LENGTH_BYTES || file.readUInt32LE(4) > 0) return undefined;
-  const end = LENGTH_BYTES + file.readUInt32LE(0);
-  return end > file.length ? undefined : file.subarray(0, end);
-};
+/** Where a file's header ends by the length in front of it, which may be behind the end of the file; infinite where there is none. */
+export const headerEnd = (file: Buffer): number =>
+  file.length < LENGTH_BYTES || file.readUInt32LE(4) > 0 ? Number.POSITIVE_INFINITY : LENGTH_BYTES + file.readUInt32LE(0);
 
 /** Reads the header of a file. Throws `code` naming `field` for anything that the format forbids. */
 export const readSafetensors = (file: Buffer, field: string, code: ErrorName): Safetensors => atOnce(readSafetensorsInTurns(file, field, code));

@@ -2,7 +2,7 @@
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, isCountable, readElement, writeElement } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
-import { headerOf, readSafetensorsInTurns, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
+import { headerEnd, readSafetensorsInTurns, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
 import type { Turns } from "../codec/turns.ts";
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
@@ -36,13 +36,14 @@ export interface TensorFile {
 /** The file of a blob in the arena: where it already is (MessagePack), or decoded from base64 (JSON). Its header is counted before anybody reads it. */
 export const loadBlob = (blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Buffer => {
   const file = locateBlob(blob, field, code, lease);
-  lease.heap.addHeader(headerOf(file)?.length ?? 0);
+  const header = headerEnd(file);
+  lease.heap.addHeader(header <= file.length ? header : 0);
   return file;
 };
 
 const locateBlob = (blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Buffer => {
   if (typeof blob !== "string") {
-    if (blob.buffer === lease.bytes.buffer) return Buffer.from(blob.buffer, blob.byteOffset, blob.byteLength);
+    if (blob.buffer === lease.bytes.buffer) return Buffer.isBuffer(blob) ? blob : Buffer.from(blob.buffer, blob.byteOffset, blob.byteLength);
     const start = lease.alloc(blob.length);
     if (blob.length > 0) lease.bytes.fill(blob, start, start + blob.length);
     return lease.view(start, blob.length);
@@ -77,8 +78,8 @@ export const loadTensors = (tensors: Tensors, field: string, lease: Lease): Tens
 /** A text that two files share only if they have the same tensors in the same places; undefined where it were longer than `most`. */
 export const keyOf = ({ bytes, plain }: TensorFile, most: number): string | undefined => {
   if (plain) return JSON.stringify(plain.map(({ name, dtype, shape }) => [name, dtype, shape]));
-  const header = headerOf(bytes);
-  return header && header.length <= most ? `${bytes.length}${header.toString("latin1")}` : undefined;
+  const end = headerEnd(bytes);
+  return end <= Math.min(most, bytes.length) ? bytes.length + bytes.toString("latin1", 0, end) : undefined;
 };
 
 /** The tensors of a file. Throws as loadTensors does. */

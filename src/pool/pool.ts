@@ -67,6 +67,7 @@ export class Pool implements AsyncDisposable {
   readonly #busy: Float64Array;
   /** The calling thread's. */
   readonly #scratch: Scratch;
+  #words = new Float64Array(0);
   readonly #workers: Worker[] = [];
   readonly #options: PoolOptions;
   readonly #line = new Line();
@@ -129,7 +130,7 @@ export class Pool implements AsyncDisposable {
   async run(units: readonly Unit[], lease: Lease): Promise<Ran> {
     const elements = units.reduce((sum, unit) => sum + unit.elements, 0);
     if (elements <= INLINE_ELEMENTS) {
-      const words = new Float64Array(jobWords(units));
+      const words = this.#inlineWords(jobWords(units));
       const shards = writeJob(units, words);
       for (let shard = 0; shard < shards; shard++) runShard(words, shard, this.#inline, this.#scratch);
       return { waited: 0, suspects: suspectsOf(units, words) };
@@ -151,6 +152,12 @@ export class Pool implements AsyncDisposable {
   }
 
   /** Runs a job until all of its shards are finished: again, for the rest, when a worker died that had shards to do. */
+  /** Memory for a job on the calling thread, used again by the next: new memory for each would cost as much as a small step's kernels. */
+  #inlineWords(length: number): Float64Array {
+    if (this.#words.length < length) this.#words = new Float64Array(2 * length);
+    return this.#words;
+  }
+
   async #runOnWorkers(job: number, marks: Int32Array, units: readonly Unit[]): Promise<void> {
     for (let runs = 1; ; runs++) {
       await this.#runOnce(job, marks);

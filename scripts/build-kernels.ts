@@ -6,6 +6,7 @@ import { createHash } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import asc from "assemblyscript/asc";
+import { digestOfSources, withDigest } from "../src/pool/sources.ts";
 
 const root = join(import.meta.dirname, "..");
 const sources = join(root, "src/kernels");
@@ -31,10 +32,11 @@ const options = [
   "65536",
 ];
 
+const sourcesDigest = digestOfSources(sources) as string;
 const hash = createHash("sha256")
   .update(options.join(" "))
-  .update(readFileSync(join(root, "node_modules/assemblyscript/package.json")));
-for (const name of files) hash.update(name).update(readFileSync(join(sources, name)));
+  .update(readFileSync(join(root, "node_modules/assemblyscript/package.json")))
+  .update(sourcesDigest);
 const digest = hash.digest("hex");
 
 const output = join(root, "build/kernels.wasm");
@@ -60,8 +62,9 @@ if (!isFresh()) {
     console.error(`The kernels do not compile: ${error.message}\n${stderr.toString()}`);
     process.exit(1);
   }
-  const made = stampOf(readFileSync(join(root, partial)));
+  const wasm = withDigest(readFileSync(join(root, partial)), sourcesDigest);
+  writeFileSync(join(root, partial), wasm);
   renameSync(join(root, partial), output);
-  writeFileSync(stamp, made);
+  writeFileSync(stamp, stampOf(wasm));
   console.log(`Built build/kernels.wasm from ${entries.length} kernel files.`);
 }

@@ -21,7 +21,7 @@ import {
   type TlsFiles,
   Tokens,
 } from "./http/server.ts";
-import { Pool, poolBytes } from "./pool/pool.ts";
+import { KernelsError, Pool, poolBytes } from "./pool/pool.ts";
 import { Rpc } from "./rpc/rpc.ts";
 import { Telemetry } from "./telemetry/telemetry.ts";
 
@@ -130,6 +130,8 @@ export class Service implements AsyncDisposable {
     const pool = await Pool.start(arena, KERNELS, config.workers, {
       wideVectors: config.wideVectors === "auto",
       onWorkerLost: (cause) => telemetry.workerLost(cause),
+    }).catch((error: unknown) => {
+      throw error instanceof KernelsError ? new ConfigError(error.message) : error;
     });
     let service: Service | undefined;
     try {

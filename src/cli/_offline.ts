@@ -5,9 +5,10 @@
 import { Arena, Lease } from "../arena/arena.ts";
 import { Blobs } from "../blobs/blobs.ts";
 import { Engine } from "../engine/engine.ts";
-import { Pool, poolBytes } from "../pool/pool.ts";
+import { KernelsError, Pool, poolBytes } from "../pool/pool.ts";
 import { Rpc } from "../rpc/rpc.ts";
 import { Telemetry } from "../telemetry/telemetry.ts";
+import { CommandError } from "./_command.ts";
 
 const KERNELS = new URL("../../build/kernels.wasm", import.meta.url);
 
@@ -37,6 +38,8 @@ export class Offline implements AsyncDisposable {
       onWorkerLost: (cause) => {
         throw cause;
       },
+    }).catch((error: unknown) => {
+      throw error instanceof KernelsError ? new CommandError(error.message) : error;
     });
     return new Offline(arena, pool);
   }

@@ -1,9 +1,11 @@
 /** The built kernels: how they are compiled, and their names, in the order that all threads number them by. */
 import { execFile } from "node:child_process";
 import { readFile } from "node:fs/promises";
+import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import v8 from "node:v8";
 import type { Kernel } from "./_job.ts";
+import { digestIn, digestOfSources } from "./sources.ts";
 
 /**
  * Versions of V8 that may make one instruction of 256 bits of two of 128, where the processor has AVX2: AdamW takes half of
@@ -41,8 +43,32 @@ export const knowsWideVectors = async ({ arch, v8, options }: Engine = thisEngin
  */
 export const allowWideVectors = (): void => v8.setFlagsFromString(WIDE_FLAG);
 
-/** Compiles the kernels, at first without optimizing them. */
-export const compile = async (file: URL): Promise<WebAssembly.Module> => WebAssembly.compile(await readFile(file));
+const SOURCES = new URL("../kernels/", import.meta.url);
+
+/** There are no kernels that this code can run. */
+export class KernelsError extends Error {
+  override readonly name = "KernelsError";
+
+  constructor(file: URL, reason: string) {
+    super(`${fileURLToPath(file)} ${reason}; npm ci and npm start build it, or node scripts/build-kernels.ts by itself`);
+  }
+}
+
+/**
+ * Compiles the kernels, at first without optimizing them. Throws KernelsError where they are not those of the sources beside this
+ * code: what kernels read of a job is decided there, so others would compute nonsense.
+ */
+export const compile = async (file: URL, sources: URL = SOURCES): Promise<WebAssembly.Module> => {
+  const wasm = await readFile(file).catch((error: NodeJS.ErrnoException) => {
+    throw new KernelsError(file, `cannot be read (${error.code})`);
+  });
+  const module = await WebAssembly.compile(wasm).catch((error: Error) => {
+    throw new KernelsError(file, `is damaged (${error.message})`);
+  });
+  const expected = digestOfSources(fileURLToPath(sources));
+  if (expected !== undefined && digestIn(module) !== expected) throw new KernelsError(file, "was built from other sources than those in src/kernels");
+  return module;
+};
 
 /** Kernel exports in the module's order. */
 export const kernelNames = (module: WebAssembly.Module): readonly string[] =>

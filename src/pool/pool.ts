@@ -27,6 +27,7 @@ import { Line } from "./_line.ts";
 import { allowWideVectors, compile, instantiate, kernelNames, knowsWideVectors } from "./kernels.ts";
 
 export { type Call, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
+export { KernelsError } from "./kernels.ts";
 
 /** Jobs of up to this many elements run inline: waking the pool costs 1 to 24 us, as much as the work (measured). */
 export const INLINE_ELEMENTS = 2 * 65536;

@@ -1,8 +1,10 @@
-/** The kernels build by themselves when they are missing or stale, and only then. */
+/** The kernels build by themselves when they are missing or stale, and only then; stale ones do not run. */
 import assert from "node:assert/strict";
-import { readdirSync, utimesSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
+import { TestService } from "../support/service.ts";
 import { TreeCopy } from "../support/tree.ts";
 
 const WASM = "build/kernels.wasm";
@@ -10,7 +12,7 @@ const SOURCE = "src/kernels/sgd.ts";
 
 /** A copy with a fresh build. */
 const builtTree = (): TreeCopy => {
-  const tree = new TreeCopy(["src/kernels"]);
+  const tree = new TreeCopy(["src/kernels", "src/pool/sources.ts"]);
   const { status, stdout, stderr } = tree.run("build-kernels.ts");
   assert.equal(status, 0, stderr);
   assert.match(stdout, /^Built build\/kernels\.wasm from \d+ kernel files\.\n$/);
@@ -59,4 +61,45 @@ test("a kernel that does not compile stops the build, names the place and leaves
   assert.match(stderr, /src\/kernels\/sgd\.ts\(\d+,\d+\)/);
   assert.equal(tree.changed(WASM), before);
   assert.deepEqual(readdirSync(join(tree.path, "build")).sort(), ["kernels.sha256", "kernels.wasm"]);
+});
+
+/** Starts the service of a copied tree, which is expected to end by itself. */
+const refusalOf = (tree: TreeCopy): { readonly status: number | null; readonly stderr: string } => {
+  const env = { ...process.env, STEPD_PORT: "0", STEPD_ARENA_MIB: "1" };
+  const { status, stderr } = spawnSync(process.execPath, ["src/main.ts"], { cwd: tree.path, env, encoding: "utf8", timeout: 60_000 });
+  return { status, stderr };
+};
+
+test("the service and its commands refuse kernels that are missing, damaged, of other sources or of an older build, in one line", async () => {
+  using tree = new TreeCopy(["src"]);
+  assert.equal(tree.run("build-kernels.ts").status, 0);
+  const file = join(tree.path, WASM);
+  const good = readFileSync(file);
+  const refused = (reason: string) => ({
+    status: 1,
+    stderr: `stepd: ${file} ${reason}; npm ci and npm start build it, or node scripts/build-kernels.ts by itself\n`,
+  });
+  const source = tree.read(SOURCE);
+  tree.write(SOURCE, `${source}// changed\n`);
+  assert.deepEqual(refusalOf(tree), refused("was built from other sources than those in src/kernels"));
+  const plan = ["src/cli/main.ts", "plan", "--optimizer", "sgd", "--tensor", "w=3"];
+  const { status, stderr } = spawnSync(process.execPath, plan, { cwd: tree.path, encoding: "utf8" });
+  assert.deepEqual({ status, stderr }, refused("was built from other sources than those in src/kernels"));
+  tree.write(SOURCE, source);
+
+  // Behind the section's kind and size.
+  const section = good.lastIndexOf("\x07sources") - 2;
+  assert.ok(section > 0);
+  writeFileSync(file, good.subarray(0, section));
+  assert.deepEqual(refusalOf(tree), refused("was built from other sources than those in src/kernels"));
+  writeFileSync(file, "damaged");
+  assert.match(refusalOf(tree).stderr, /^stepd: \S+kernels\.wasm is damaged \([^\n]+\); npm ci [^\n]+\n$/);
+  tree.delete(WASM);
+  assert.deepEqual(refusalOf(tree), refused("cannot be read (ENOENT)"));
+
+  // Without sources, as in the image and in the package, the kernels are those that came with the code.
+  writeFileSync(file, good);
+  rmSync(join(tree.path, "src/kernels"), { recursive: true });
+  await using service = await TestService.start({}, [], undefined, join(tree.path, "src/main.ts"));
+  assert.equal((await fetch(`${service.url}/health/ready`)).status, 200);
 });

@@ -5,7 +5,7 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { promisify } from "node:util";
-import { goCommand } from "../support/go.ts";
+import { containerTrainer } from "../support/go.ts";
 import { TestService } from "../support/service.ts";
 import { random, readTensors, writeTensors } from "../support/tensors.ts";
 import "../support/python.ts";
@@ -79,13 +79,9 @@ const installPython = async (folder: string): Promise<Trainer> => {
   return { language: "Python", command: [python, join(here, "step.py")] };
 };
 
-const buildGo = async (folder: string): Promise<Trainer> => {
-  const program = join(folder, "step");
-  await execute(await goCommand(), ["build", "-o", program, "."], { cwd: join(here, "go") });
-  return { language: "Go", command: [program] };
-};
+const goTrainer = async (): Promise<Trainer> => ({ language: "Go", command: [await containerTrainer()] });
 
-export const installTrainers = (folder: string): Promise<readonly [Trainer, Trainer]> => Promise.all([installPython(folder), buildGo(folder)]);
+export const installTrainers = (folder: string): Promise<readonly [Trainer, Trainer]> => Promise.all([installPython(folder), goTrainer()]);
 
 /** A trainer at work. */
 export class Training {

@@ -13,7 +13,7 @@ const run = promisify(execFile);
 export const REVISION = "0123456789abcdef0123456789abcdef01234567";
 
 /** The image that the Dockerfile builds from, where nobody says otherwise. */
-const [, OFFICIAL = "", NODE = "", DEBIAN = ""] = /^ARG NODE_IMAGE=(node:(\d+)-(\w+)-slim)$/m.exec(readFileSync(join(root, "Dockerfile"), "utf8")) ?? [];
+export const [, OFFICIAL = "", NODE = "", DEBIAN = ""] = /^ARG NODE_IMAGE=(node:(\d+)-(\w+)-slim)$/m.exec(readFileSync(join(root, "Dockerfile"), "utf8")) ?? [];
 
 /** npm's settings on this machine: the container that builds needs the same registry. Asked of the npm of the system, as npm ci was. */
 const npmSettings = async (): Promise<Readonly<Record<string, string>>> => {

@@ -7,9 +7,9 @@ import { before, test } from "node:test";
 import { promisify } from "node:util";
 import { readConfig } from "../../src/config.ts";
 import { debianProgram } from "../support/debian.ts";
+import { composeSpec } from "../support/go.ts";
 import { root } from "../support/tree.ts";
 import { configuration } from "./_haproxy.ts";
-import { goProgram } from "./_tools.ts";
 
 interface Service {
   readonly image: string;
@@ -33,8 +33,10 @@ const REPLICAS = ["stepd-1", "stepd-2", "stepd-3"];
 let services: Readonly<Record<string, Service>>;
 
 const load = async (path: string): Promise<{ readonly services: Readonly<Record<string, Service>> }> => {
-  const compose = await goProgram("compose-spec", "github.com/compose-spec/compose-go/v2/cmd", "v2.16.2");
-  const { stdout } = await promisify(execFile)(compose, ["--format", "json", path], { cwd: join(root, "deploy"), env: { PATH: process.env["PATH"] } });
+  const { stdout } = await promisify(execFile)(await composeSpec(), ["--format", "json", path], {
+    cwd: join(root, "deploy"),
+    env: { PATH: process.env["PATH"] },
+  });
   return JSON.parse(stdout);
 };
 

@@ -5,9 +5,9 @@ import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { before, test } from "node:test";
 import { readConfig } from "../../src/config.ts";
+import { helm as helmCommand, prometheusOperator } from "../support/go.ts";
 import { python } from "../support/python.ts";
 import { root } from "../support/tree.ts";
-import { goModule, goProgram } from "./_tools.ts";
 
 const chart = join(root, "deploy/helm/stepd");
 /** The oldest that the chart takes, and the newest whose schemas are here. */
@@ -64,8 +64,7 @@ interface PodSpec {
 
 let helm: string;
 before(async () => {
-  // Built within minutes where it is not in build/tools. This version asks for no newer Go than the Go client.
-  helm = await goProgram("helm", "helm.sh/helm/v3/cmd/helm", "v3.19.5");
+  helm = await helmCommand();
 });
 
 const runHelm = (...values: readonly string[]) => spawnSync(helm, values, { encoding: "utf8" });
@@ -98,8 +97,7 @@ const environmentOf = ({ containers: [{ env }] }: PodSpec): Record<string, strin
 
 /** Checks manifests by the schemas of a version of Kubernetes and of prometheus-operator; returns a line for each. */
 const validate = async (rendered: string, kubernetes: string) => {
-  const operator = await goModule("github.com/prometheus-operator/prometheus-operator", "v0.85.0");
-  const definition = join(operator, "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml");
+  const definition = join(await prometheusOperator(), "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml");
   return pipe([join(root, "test/deploy/validate.py"), kubernetes, definition], rendered);
 };
 

@@ -6,7 +6,7 @@ import os from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { type Ended, runCommand } from "../support/command.ts";
-import { goCommand } from "../support/go.ts";
+import { goTrainer } from "../support/go.ts";
 import "../support/python.ts";
 import { requireSame } from "../support/same.ts";
 import { TestService } from "../support/service.ts";
@@ -35,8 +35,7 @@ before(async () => {
   service = await TestService.start();
   const python = execFileSync(join(digits, "environment"), { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim();
   execFileSync(python, [join(digits, "train.py"), "--epochs", `${EPOCHS}`, "--export", at("digits")]);
-  execFileSync(await goCommand(), ["build", "-o", at("go-trainer"), "."], { cwd: trainer });
-  commands.go = [at("go-trainer"), "--data", at("digits"), "--settings", join(digits, "settings.json")];
+  commands.go = [await goTrainer(), "--data", at("digits"), "--settings", join(digits, "settings.json")];
   commands.python = [python, join(digits, "train.py")];
 });
 after(async () => {

@@ -12,18 +12,18 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { updateLists } from "../support/debian.ts";
+import { preparing } from "../support/prepared.ts";
 import { root } from "../support/tree.ts";
 
 const run = promisify(execFile);
 
 const home = join(root, "build/prometheus");
+const programs = join(home, "usr/bin");
 
 export const deployed = join(root, "deploy/prometheus");
 
 /** The folder with prometheus and promtool: unpacked at first use. Two test files may do so at once; the first to finish names it. */
 const unpack = async (): Promise<string> => {
-  const folder = join(home, "usr/bin");
-  if (existsSync(folder)) return folder;
   const partial = await mkdtemp(`${home}.`);
   const download = () => run("apt-get", ["-qq", "-o", "APT::Sandbox::User=root", "download", "prometheus"], { cwd: partial });
   try {
@@ -38,9 +38,9 @@ const unpack = async (): Promise<string> => {
     await rename(partial, home);
   } catch (error) {
     await rm(partial, { recursive: true, force: true });
-    if (!existsSync(folder)) throw new Error("Debian's package prometheus cannot be unpacked into build/prometheus", { cause: error });
+    if (!existsSync(programs)) throw new Error("Debian's package prometheus cannot be unpacked into build/prometheus", { cause: error });
   }
-  return folder;
+  return programs;
 };
 
 let unpacked: Promise<string> | undefined;
@@ -48,7 +48,7 @@ let unpacked: Promise<string> | undefined;
 /** The path of one of the package's programs. */
 export const program = async (name: "prometheus" | "promtool"): Promise<string> => {
   await mkdir(join(root, "build"), { recursive: true });
-  unpacked ??= unpack();
+  unpacked ??= existsSync(programs) ? Promise.resolve(programs) : preparing("Unpacking Debian's prometheus", unpack);
   return join(await unpacked, name);
 };
 

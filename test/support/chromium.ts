@@ -17,7 +17,7 @@ const FLAGS = [
 ];
 
 /** The browser's path: CHROMIUM, or Debian's package. */
-const findChromium = async (): Promise<string> => process.env["CHROMIUM"] ?? debianProgram("chromium");
+export const findChromium = async (): Promise<string> => process.env["CHROMIUM"] ?? debianProgram("chromium");
 
 export class TestBrowser implements AsyncDisposable {
   readonly #context: BrowserContext;

@@ -4,6 +4,7 @@ import { existsSync } from "node:fs";
 import { delimiter, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
+import { preparing } from "./prepared.ts";
 
 const run = promisify(execFile);
 
@@ -36,8 +37,10 @@ export const updateLists = async (): Promise<void> => {
 export const installPackages = async (...names: readonly string[]): Promise<void> => {
   if (!existsSync("/etc/debian_version") || process.getuid?.() !== 0)
     throw new Error(`expected Debian's ${names.join(", ")} or the like on this machine, or root on Debian to install them; found neither`);
-  await updateLists();
-  await apt("install", "--yes", "--no-install-recommends", ...names);
+  await preparing(`Installing Debian's ${names.join(", ")}`, async () => {
+    await updateLists();
+    await apt("install", "--yes", "--no-install-recommends", ...names);
+  });
 };
 
 /** The paths of programs, given with the package of each; the packages of those that are missing are installed at once. */

@@ -3,9 +3,13 @@ import { execFile } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { preparing } from "./prepared.ts";
 import { root } from "./tree.ts";
 
 const run = promisify(execFile);
+
+/** The oldest that runs the service as it is, and the newest. */
+export const OTHER_NODES = ["24.0.0", "26.12.1"];
 
 /** A folder that `make` fills once; `npm ci` deletes it. Of two tests that fill it at the same time one wins. */
 export const cached = async (name: string, make: (folder: string) => Promise<void>): Promise<string> => {
@@ -14,7 +18,7 @@ export const cached = async (name: string, make: (folder: string) => Promise<voi
   mkdirSync(join(folder, ".."), { recursive: true });
   const partial = mkdtempSync(`${folder}-`);
   try {
-    await make(partial);
+    await preparing(`Fetching ${name}`, () => make(partial));
     if (!existsSync(folder)) renameSync(partial, folder);
   } finally {
     rmSync(partial, { recursive: true, force: true });

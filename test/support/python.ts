@@ -5,6 +5,7 @@ import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from "node:fs
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { installPackages } from "./debian.ts";
+import { preparing } from "./prepared.ts";
 import { root } from "./tree.ts";
 
 const run = promisify(execFile);
@@ -31,9 +32,11 @@ const makeEnvironment = async (): Promise<string> => {
   mkdirSync(folder, { recursive: true });
   const partial = join(folder, `${digest}.${process.pid}`);
   try {
-    await run(system, ["-m", "venv", partial]);
-    await run(join(partial, "bin/python"), ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", requirements]);
-    renameSync(partial, home);
+    await preparing("Making a Python environment of test/python/requirements.txt", async () => {
+      await run(system, ["-m", "venv", partial]);
+      await run(join(partial, "bin/python"), ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", requirements]);
+      renameSync(partial, home);
+    });
   } catch (error) {
     rmSync(partial, { recursive: true, force: true });
     if (!existsSync(interpreter)) throw error;

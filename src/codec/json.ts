@@ -2,18 +2,20 @@
 import { randomUUID } from "node:crypto";
 import { StepdError } from "../errors/errors.ts";
 import { SpelledNumber } from "./_id.ts";
+import { isLarge, sharesOf } from "./_shares.ts";
 import { parseStrictJson } from "./_text.ts";
 import { Parts } from "./parts.ts";
+import type { Turns } from "./turns.ts";
 
 /** The value of a body; `onValues` is told how many values it has while they are counted, before they are made. Throws PARSE_ERROR, and what `onValues` throws. */
-export const decodeJson = (bytes: Buffer, onValues?: (count: number) => void): unknown => {
+export function* decodeJson(bytes: Buffer, onValues?: (count: number) => void): Turns<unknown> {
   try {
-    return parseStrictJson(bytes, onValues);
+    return yield* parseStrictJson(bytes, onValues);
   } catch (error) {
     if (error instanceof StepdError) throw error;
     throw new StepdError("PARSE_ERROR", `The body is not valid JSON: ${(error as Error).message}`, { expected: "one JSON value in UTF-8" });
   }
-};
+}
 
 /** Stands for a blob in the text while JSON.stringify runs. Random, so that no caller's string can be it. */
 const PLACEHOLDER = randomUUID();
@@ -24,9 +26,47 @@ const { rawJSON: rawJson } = JSON as typeof JSON & { rawJSON(text: string): unkn
 /** Base64 is written in pieces of this many bytes: a multiple of 3, so that no piece but the last is padded. */
 const PIECE = 3 * 2 ** 20;
 
-/** The JSON text of a value as pieces. `Parts` become base64 strings; `onBytes` is told the length of all before these are made. */
-export const encodeJson = (value: unknown, onBytes: (bytes: number) => void = () => {}): Parts => {
-  // The text is cut where a placeholder stands.
+/** The JSON text of a value as pieces. `Parts` become base64 strings; `onBytes` is told the length of what is written so far, before base64 is made of it. */
+export function* encodeJson(value: unknown, onBytes: (bytes: number) => void = () => {}): Turns<Parts> {
+  const output: Output = { pieces: [], bytes: 0, onBytes };
+  yield* write(value, output);
+  return new Parts(output.pieces);
+}
+
+interface Output {
+  readonly pieces: Uint8Array[];
+  bytes: number;
+  readonly onBytes: (bytes: number) => void;
+}
+
+function* write(value: unknown, output: Output): Turns<void> {
+  if (!isLarge(value)) {
+    yield* writeText(textOf(value), output);
+    return;
+  }
+  const [open, close] = Array.isArray(value) ? ["[", "]"] : ["{", "}"];
+  let before = open;
+  for (const share of sharesOf(value)) {
+    if ("large" in share) {
+      output.pieces.push(Buffer.from(share.key === undefined ? before : `${before}${JSON.stringify(share.key)}:`));
+      yield* write(share.large, output);
+    } else {
+      const { text, blobs } = textOf(share.small);
+      yield* writeText({ text: before + text.slice(1, -1), blobs }, output);
+    }
+    before = ",";
+    yield;
+  }
+  output.pieces.push(Buffer.from(before === open ? open + close : close));
+}
+
+interface Text {
+  readonly text: string;
+  /** What stands where the text has a placeholder. */
+  readonly blobs: readonly Parts[];
+}
+
+const textOf = (value: unknown): Text => {
   const blobs: Parts[] = [];
   const text = JSON.stringify(value, (_, item: unknown) => {
     // Ids, and the sign of a zero, which is part of a tensor's bits.
@@ -38,14 +78,26 @@ export const encodeJson = (value: unknown, onBytes: (bytes: number) => void = ()
     blobs.push(item);
     return PLACEHOLDER;
   });
-  onBytes(blobs.reduce((sum, { length }) => sum + Math.ceil(length / 3) * 4, text.length));
-  const pieces: Uint8Array[] = [];
-  text.split(`"${PLACEHOLDER}"`).forEach((fragment, index) => {
-    if (index > 0) pieces.push(Buffer.from('"'), ...base64(blobs[index - 1] as Parts), Buffer.from('"'));
-    pieces.push(Buffer.from(fragment));
-  });
-  return new Parts(pieces);
+  return { text, blobs };
 };
+
+function* writeText({ text, blobs }: Text, output: Output): Turns<void> {
+  const { pieces } = output;
+  output.bytes += blobs.reduce((sum, { length }) => sum + Math.ceil(length / 3) * 4, text.length);
+  output.onBytes(output.bytes);
+  const fragments = text.split(`"${PLACEHOLDER}"`);
+  for (const [index, fragment] of fragments.entries()) {
+    if (index > 0) {
+      pieces.push(Buffer.from('"'));
+      for (const piece of base64(blobs[index - 1] as Parts)) {
+        pieces.push(piece);
+        yield;
+      }
+      pieces.push(Buffer.from('"'));
+    }
+    pieces.push(Buffer.from(fragment));
+  }
+}
 
 /** The JSON text of an array of values that are JSON already. */
 export const joinJson = (values: readonly Parts[]): Parts =>

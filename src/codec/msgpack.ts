@@ -8,8 +8,10 @@ import { randomBytes } from "node:crypto";
 import { addExtension, Packr, Unpackr } from "msgpackr";
 import { describe, StepdError } from "../errors/errors.ts";
 import { idOfBytes, type Span, SpelledNumber, withIds } from "./_id.ts";
+import { isLarge, sharesOf } from "./_shares.ts";
 import { MAX_DEPTH, MAX_VALUES, VALUES_STEP } from "./_text.ts";
 import { Parts } from "./parts.ts";
+import type { Turns } from "./turns.ts";
 
 /** Bytes of all strings of a body together; V8 has a limit of 512 MiB for one. Blobs are bin. */
 const MAX_STRING_BYTES = 2 ** 28;
@@ -32,27 +34,109 @@ const malformed = (at: number, problem: string): StepdError =>
 export type OnValues = (count: number, stringBytes: number) => void;
 
 /** The value of a body. Throws PARSE_ERROR, and what `onValues` throws. */
-export const decodeMsgpack = (bytes: Buffer, onValues: OnValues = () => {}): unknown => {
+export function* decodeMsgpack(bytes: Buffer, onValues: OnValues = () => {}): Turns<unknown> {
   const walk = new Walk(bytes, onValues);
-  const end = walk.value(0, 0);
-  if (end !== bytes.length) throw malformed(end, `${bytes.length - end} bytes after the value`);
+  const large = yield* walk.run();
   walk.report();
-  const value: unknown = unpackr.unpack(bytes);
+  const value: unknown = large ? yield* unpackLarge(bytes, large) : unpackr.unpack(bytes);
   withIds(
     value,
     walk.ids.filter((id) => isNumber(bytes[id.start] as number)).map((id) => idOfBytes(bytes, id)),
   );
   return value;
-};
+}
+
+/** Makes a large container piece by piece. */
+function* unpackLarge(bytes: Buffer, { isMap, pieces }: Large): Turns<unknown> {
+  const list: unknown[] = [];
+  const members: Record<string, unknown> = {};
+  for (const { start, end, large } of pieces) {
+    const key: unknown[] = large && isMap ? [unpackr.unpack(bytes.subarray(start, large.start))] : [];
+    const items: unknown[] = large ? [...key, yield* unpackLarge(bytes, large)] : (unpackr.unpackMultiple(bytes.subarray(start, end)) as unknown[]);
+    if (isMap) for (let at = 0; at < items.length; at += 2) members[items[at] as string] = items[at + 1];
+    else for (const item of items) list.push(item);
+    yield;
+  }
+  return isMap ? members : list;
+}
 
 /** Whether a value of this type byte is a number. */
 const isNumber = (type: number): boolean => type <= 0x7f || type >= 0xe0 || (type >= 0xca && type <= 0xd3);
+
+/** Values that are passed, and made, between two yields. */
+const PIECE_VALUES = 2048;
+
+/** A container of more values than a piece: each of its `pieces` has some of its members. */
+interface Large {
+  readonly start: number;
+  readonly isMap: boolean;
+  readonly pieces: readonly Piece[];
+}
+
+/** Members from one byte to another; `large` is the value of the only one, where that is large. */
+interface Piece {
+  readonly start: number;
+  readonly end: number;
+  readonly large: Large | undefined;
+}
+
+/** A container that the walk is in. */
+class Open {
+  readonly start: number;
+  /** Undefined for an array. */
+  readonly keys: Set<string> | undefined;
+  /** Values that are still to come; the key and the value of a map's member are one each. */
+  left: number;
+  /** Where the present member starts. */
+  #member: number;
+  /** Where the present piece starts, and how many values came before it. */
+  #piece: number;
+  #before: number;
+  #large: Large | undefined;
+  readonly #pieces: Piece[] = [];
+
+  constructor(start: number, content: number, count: number, isMap: boolean, values: number) {
+    this.start = start;
+    this.keys = isMap ? new Set() : undefined;
+    this.left = isMap ? 2 * count : count;
+    this.#member = content;
+    this.#piece = content;
+    this.#before = values;
+  }
+
+  /** A member ends here; the walk has passed so many values. */
+  next(at: number, values: number): void {
+    if (this.#large || values - this.#before >= PIECE_VALUES) this.#cut(at, values);
+    this.#member = at;
+  }
+
+  /** The value of the present member is large, and so has a piece of its own. */
+  holds(large: Large): void {
+    if (this.#member > this.#piece) this.#cut(this.#member, this.#before);
+    this.#large = large;
+  }
+
+  /** The container ends here. Undefined for one that is not large. */
+  close(at: number, values: number): Large | undefined {
+    if (this.#pieces.length === 0) return undefined;
+    if (at > this.#piece) this.#cut(at, values);
+    return { start: this.start, isMap: this.keys !== undefined, pieces: this.#pieces };
+  }
+
+  #cut(at: number, values: number): void {
+    this.#pieces.push({ start: this.#piece, end: at, large: this.#large });
+    this.#piece = at;
+    this.#before = values;
+    this.#large = undefined;
+  }
+}
 
 /** Passes over values without making them. Extension types, keys that are not strings, and keys that stand twice are refused. */
 class Walk {
   readonly #bytes: Buffer;
   /** How deep the maps of calls are: one more in a batch. */
   readonly #callDepth: number;
+  readonly #open: Open[] = [];
   #values = 0;
   #stringBytes = 0;
   readonly #ids: Span[] = [];
@@ -84,9 +168,45 @@ class Walk {
     this.#nextStringBytes = Math.min(this.#stringBytes + STRINGS_STEP, MAX_STRING_BYTES + 1);
   }
 
-  /** Passes over one value and returns where it ends. */
-  value(start: number, depth: number): number {
-    if (depth > MAX_DEPTH) throw malformed(start, `nesting deeper than ${MAX_DEPTH}`);
+  /** Passes over the body. Returns the outermost container where it is large. */
+  *run(): Turns<Large | undefined> {
+    let at = this.#value(0);
+    let id = -1;
+    for (let around = this.#open.at(-1); around; around = this.#open.at(-1)) {
+      if (around.left === 0) {
+        this.#open.pop();
+        const large = around.close(at, this.#values);
+        const outer = this.#open.at(-1);
+        if (!outer) return this.#end(at, large);
+        if (large) outer.holds(large);
+        outer.next(at, this.#values);
+        continue;
+      }
+      const isKey = around.keys !== undefined && around.left % 2 === 0;
+      around.left--;
+      if (isKey) {
+        const key = this.#key(at, around.keys as Set<string>);
+        at = key.end;
+        if (key.name === "id" && this.#open.length - 1 === this.#callDepth) id = at;
+        continue;
+      }
+      const start = at;
+      at = this.#value(start);
+      if (start === id) this.#ids.push({ start, end: at });
+      if (this.#open.at(-1) === around) around.next(at, this.#values);
+      if (this.#values % PIECE_VALUES === 0) yield;
+    }
+    return this.#end(at, undefined);
+  }
+
+  #end(at: number, large: Large | undefined): Large | undefined {
+    if (at !== this.#bytes.length) throw malformed(at, `${this.#bytes.length - at} bytes after the value`);
+    return large;
+  }
+
+  /** Passes over a value, or into a container. Returns where the value ends or the content starts. */
+  #value(start: number): number {
+    if (this.#open.length > MAX_DEPTH) throw malformed(start, `nesting deeper than ${MAX_DEPTH}`);
     if (++this.#values >= this.#nextValues) {
       if (this.#values > MAX_VALUES) throw malformed(start, `more than ${MAX_VALUES} values`);
       this.report();
@@ -95,8 +215,8 @@ class Walk {
     const type = this.#bytes[start] as number;
     const at = start + 1;
     if (type <= 0x7f || type >= 0xe0) return at;
-    if (type <= 0x8f) return this.#map(at, type & 0x0f, depth);
-    if (type <= 0x9f) return this.#array(at, type & 0x0f, depth);
+    if (type <= 0x8f) return this.#into(start, at, type & 0x0f, true);
+    if (type <= 0x9f) return this.#into(start, at, type & 0x0f, false);
     if (type <= 0xbf) return this.#string(at, type & 0x1f);
     switch (type) {
       case 0xc0:
@@ -130,13 +250,13 @@ class Walk {
       case 0xd3:
         return this.#need(at, 8);
       case 0xdc:
-        return this.#array(at + 2, this.#length(at, 2), depth);
+        return this.#into(start, at + 2, this.#length(at, 2), false);
       case 0xdd:
-        return this.#array(at + 4, this.#length(at, 4), depth);
+        return this.#into(start, at + 4, this.#length(at, 4), false);
       case 0xde:
-        return this.#map(at + 2, this.#length(at, 2), depth);
+        return this.#into(start, at + 2, this.#length(at, 2), true);
       case 0xdf:
-        return this.#map(at + 4, this.#length(at, 4), depth);
+        return this.#into(start, at + 4, this.#length(at, 4), true);
       case 0xc1:
         throw malformed(start, "the byte 0xc1, which no value starts with");
       default:
@@ -166,29 +286,22 @@ class Walk {
     return end;
   }
 
-  #array(start: number, count: number, depth: number): number {
-    let at = start;
-    for (let i = 0; i < count; i++) at = this.value(at, depth + 1);
-    return at;
+  #into(start: number, content: number, count: number, isMap: boolean): number {
+    this.#open.push(new Open(start, content, count, isMap, this.#values));
+    return content;
   }
 
-  #map(start: number, count: number, depth: number): number {
-    const keys = new Set<string>();
-    let at = start;
-    for (let i = 0; i < count; i++) {
-      const type = this.#bytes[at] ?? 0;
-      const isString = (type >= 0xa0 && type <= 0xbf) || (type >= 0xd9 && type <= 0xdb);
-      if (!isString && at < this.#bytes.length) throw malformed(at, "a map key that is not a string");
-      const end = this.value(at, depth + 1);
-      const header = type <= 0xbf ? 1 : type === 0xd9 ? 2 : type === 0xda ? 3 : 5;
-      const key = this.#bytes.toString("utf8", at + header, end);
-      if (keys.has(key)) throw malformed(at, `the key ${describe(key)} for the second time in a map`);
-      if (key === "__proto__") throw malformed(at, 'the key "__proto__", which is not allowed');
-      keys.add(key);
-      at = this.value(end, depth + 1);
-      if (depth === this.#callDepth && key === "id") this.#ids.push({ start: end, end: at });
-    }
-    return at;
+  #key(at: number, keys: Set<string>): { readonly name: string; readonly end: number } {
+    const type = this.#bytes[at] ?? 0;
+    const isString = (type >= 0xa0 && type <= 0xbf) || (type >= 0xd9 && type <= 0xdb);
+    if (!isString && at < this.#bytes.length) throw malformed(at, "a map key that is not a string");
+    const end = this.#value(at);
+    const header = type <= 0xbf ? 1 : type === 0xd9 ? 2 : type === 0xda ? 3 : 5;
+    const name = this.#bytes.toString("utf8", at + header, end);
+    if (keys.has(name)) throw malformed(at, `the key ${describe(name)} for the second time in a map`);
+    if (name === "__proto__") throw malformed(at, 'the key "__proto__", which is not allowed');
+    keys.add(name);
+    return { name, end };
   }
 }
 
@@ -230,30 +343,77 @@ export const joinMsgpack = (values: readonly Parts[]): Parts => {
   return new Parts([head, ...values.flatMap(({ pieces }) => pieces)]);
 };
 
-/** The MessagePack bytes of a value as pieces. `Parts` become bin, and are not copied; `onBytes` is told the length of all else. */
-export const encodeMsgpack = (value: unknown, onBytes: (bytes: number) => void = () => {}): Parts => {
+/** The MessagePack bytes of a value as pieces. `Parts` become bin, and are not copied; `onBytes` is told the length of all else so far. */
+export function* encodeMsgpack(value: unknown, onBytes: (bytes: number) => void = () => {}): Turns<Parts> {
+  const output: Output = { pieces: [], bytes: 0, onBytes };
+  yield* write(value, output);
+  return new Parts(output.pieces);
+}
+
+interface Output {
+  readonly pieces: Uint8Array[];
+  bytes: number;
+  readonly onBytes: (bytes: number) => void;
+}
+
+function* write(value: unknown, output: Output): Turns<void> {
+  const { pieces } = output;
+  if (!isLarge(value)) {
+    pack(value, output);
+    return;
+  }
+  const members = Array.isArray(value) ? value : Object.values(value).filter((item) => item !== undefined);
+  const head = Buffer.alloc(5, Array.isArray(value) ? 0xdd : 0xdf);
+  head.writeUInt32BE(members.length, 1);
+  pieces.push(head);
+  for (const share of sharesOf(value)) {
+    if ("large" in share) {
+      if (share.key !== undefined) pack(share.key, output);
+      yield* write(share.large, output);
+    } else {
+      const first = pieces.length;
+      pack(share.small, output);
+      // The members alone, without the count of this share.
+      pieces[first] = withoutHead(pieces[first] as Uint8Array);
+    }
+    yield;
+  }
+}
+
+/** What follows the head of an array or a map. */
+const withoutHead = (bytes: Uint8Array): Uint8Array => {
+  const type = bytes[0] as number;
+  return bytes.subarray(type === 0xdc || type === 0xde ? 3 : type === 0xdd || type === 0xdf ? 5 : 1);
+};
+
+/** Appends the bytes of a small value. */
+const pack = (value: unknown, output: Output): void => {
   found.length = 0;
   const packed = packr.pack(withZeros(value));
-  onBytes(packed.length);
+  output.bytes += packed.length;
+  output.onBytes(output.bytes);
   // msgpackr uses its buffer again.
   const text = Buffer.from(packed);
-  const pieces: Uint8Array[] = [];
+  const append = (piece: Uint8Array): void => {
+    if (piece.length > 0) output.pieces.push(piece);
+  };
   let at = 0;
   for (const piece of found) {
     const place = text.indexOf(PLACE, at);
-    if (piece instanceof Packed) pieces.push(text.subarray(at, place), piece.bytes);
-    else {
+    if (piece instanceof Packed) {
+      append(text.subarray(at, place));
+      append(piece.bytes);
+    } else {
       // The head of a bin has room in the placeholder's.
       text[place] = 0xc6;
       text.writeUInt32BE(piece.length, place + 1);
-      pieces.push(text.subarray(at, place + 5));
+      append(text.subarray(at, place + 5));
       // No spread: a file of very many tensors has as many pieces.
-      for (const part of piece.pieces) pieces.push(part);
+      for (const part of piece.pieces) output.pieces.push(part);
     }
     at = place + PLACE.length;
   }
-  pieces.push(text.subarray(at));
-  return new Parts(pieces);
+  append(text.subarray(at));
 };
 
 /** A value whose lists with a zero below zero are packed: msgpackr writes a zero as an integer, and so loses its sign. */

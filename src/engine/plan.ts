@@ -4,7 +4,7 @@ import type { Group as GivenGroup, Optimizer, StepParams } from "../generated/wi
 import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../optimizers/registry.ts";
 import { prepare } from "../schedules/registry.ts";
 import { validate } from "../validation/validate.ts";
-import { type Group, requireFewPatterns, withDefaults } from "./groups.ts";
+import { type Group, requireFew, withDefaults } from "./groups.ts";
 
 export interface Plan {
   readonly optimizer: OptimizerDefinition;
@@ -32,9 +32,9 @@ export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan 
     if (problem) throw StepdError.mismatch("INVALID_PARAMS", `${field}/${problem.field}`, problem.expected, problem.found);
     return values;
   };
+  requireFew(groups);
   const merged = groups.map((group, index) => merge(optimizer, group, `/groups/${index}/optimizer`));
   const base = resolve(optimizer, "/optimizer");
-  requireFewPatterns(merged);
   const resolved = merged.map((group, index) => {
     const field = `/groups/${index}/optimizer`;
     const values = resolve(group.optimizer as Optimizer, field);

@@ -5,16 +5,22 @@ import type { Response } from "express";
 import { decodeJson, encodeJson, joinJson } from "../codec/json.ts";
 import { decodeMsgpack, encodeMsgpack, joinMsgpack, type OnValues } from "../codec/msgpack.ts";
 import type { Parts } from "../codec/parts.ts";
+import { atOnce, inTurns, type Turns } from "../codec/turns.ts";
 import { errors, type StepdError } from "../errors/errors.ts";
 import { Together } from "./_together.ts";
 import type { MediaType } from "./negotiate.ts";
 
-/** The value of a body; `onValues` is told what it takes while it is counted, before it is made. */
+/** The value of a body; `onValues` is told what it takes while it is counted, before it is made. A small body's value is there at once. */
 export const decode = (bytes: Buffer, { format }: MediaType, onValues: OnValues): unknown =>
-  format === "json" ? decodeJson(bytes, (count) => onValues(count, 0)) : decodeMsgpack(bytes, onValues);
+  inTurns(format === "json" ? decodeJson(bytes, (count) => onValues(count, 0)) : decodeMsgpack(bytes, onValues));
 
-/** The bytes of a value; `onBytes` is told how many of them are no views of the arena. */
-export const encode = (value: unknown, { format }: MediaType, onBytes?: (bytes: number) => void): Parts =>
+/** The bytes of a value; `onBytes` is told how many of them are no views of the arena. Those of a small value are there at once. */
+export const encode = (value: unknown, type: MediaType, onBytes?: (bytes: number) => void): Parts | Promise<Parts> => inTurns(encoding(value, type, onBytes));
+
+/** The bytes of an error, which is small. */
+export const encodeError = (value: unknown, type: MediaType): Parts => atOnce(encoding(value, type));
+
+const encoding = (value: unknown, { format }: MediaType, onBytes?: (bytes: number) => void): Turns<Parts> =>
   format === "json" ? encodeJson(value, onBytes) : encodeMsgpack(value, onBytes);
 
 /** The bytes of an array of values that are encoded already. */
@@ -90,5 +96,5 @@ export const problem = (error: StepdError, requestId: string, type: MediaType): 
   const { code, status, title } = errors[error.code];
   const body = { type: `urn:stepd:error:${error.code}`, title, status, detail: error.message, code, name: error.code, ...error.detail, request_id: requestId };
   const name = type.format === "json" ? "application/problem+json" : type.name;
-  return { status, type: name, body: encode(body, type), headers: errorHeaders(error) };
+  return { status, type: name, body: encodeError(body, type), headers: errorHeaders(error) };
 };

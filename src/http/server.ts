@@ -15,7 +15,7 @@ import { ClientGone, dropRest, LINGER_MS, Receiver } from "./body.ts";
 import type { HeapShare } from "./heap.ts";
 import { bodyType, JSON_TYPE, type MediaType, refusalType, replyType } from "./negotiate.ts";
 import { addDocuments, addHealth, addMetrics, MAX_HEADER_BYTES, problemFor, refuseOtherVerbs, requestId } from "./pages.ts";
-import { decode, encode, errorHeaders, isOut, join, problem, type Reply, ready, retryHeader, send } from "./reply.ts";
+import { decode, encode, encodeError, errorHeaders, isOut, join, problem, type Reply, ready, retryHeader, send } from "./reply.ts";
 
 export type { Admission, Limits, Service } from "./_types.ts";
 export { HeapBudget } from "./heap.ts";
@@ -164,7 +164,7 @@ interface Kind {
     readonly req: Request;
     readonly lease: Lease;
     readonly heap: HeapShare;
-    readonly body: () => unknown;
+    readonly body: () => Promise<unknown>;
     readonly type: MediaType;
     readonly id: string;
     readonly caller: string | undefined;
@@ -181,26 +181,26 @@ const rpcCall: Kind = {
   async run({ service, lease, heap, body, type, id, caller, observe }) {
     let value: unknown;
     try {
-      value = body();
+      value = await body();
     } catch (error) {
       observe("unknown", asStepdError(error).code, error);
-      return { status: 200, type: type.name, body: encode(errorReply(null, asStepdError(error), id), type) };
+      return { status: 200, type: type.name, body: encodeError(errorReply(null, asStepdError(error), id), type) };
     }
     let encoded = 0;
-    const finish = (result: unknown): Parts => {
-      const parts = timedEncode(service, result, type, (bytes) => heap.growToReply(encoded + bytes));
+    const finish = async (result: unknown): Promise<Parts> => {
+      const parts = await timedEncode(service, result, type, (bytes) => heap.growToReply(encoded + bytes));
       encoded += type.format === "json" ? parts.length : headBytes(parts, lease);
       return parts;
     };
     const { status, value: reply, retryAfter } = await service.rpc.handle(value, { lease, caller }, id, observe, finish);
     if (reply === undefined) return { status, type: type.name, body: new Parts([]) };
-    const parts = Array.isArray(reply) ? join(reply as Parts[], type) : finish(reply);
+    const parts = Array.isArray(reply) ? join(reply as Parts[], type) : await finish(reply);
     return { status, type: type.name, body: parts, headers: retryHeader(retryAfter) };
   },
   refuse: (error, type, id) => ({
     status: errors[error.code].status,
     type: type.name,
-    body: encode(errorReply(null, error, id), type),
+    body: encodeError(errorReply(null, error, id), type),
     headers: errorHeaders(error),
   }),
 };
@@ -210,13 +210,13 @@ const restPost = ({ name }: Method): Kind => ({
   async run({ service, lease, heap, body, type, caller, observe }) {
     let value: unknown;
     try {
-      value = body();
+      value = await body();
     } catch (error) {
       observe(name, asStepdError(error).code, error);
       throw error;
     }
     const result = await service.rpc.call(name, value, { lease, caller }, observe);
-    return { status: 200, type: type.name, body: timedEncode(service, service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
+    return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
   refuse: restRefuse,
 });
@@ -227,7 +227,7 @@ const restGet = ({ name }: Method): Kind => ({
     const result = await service.rpc.call(name, { ...req.params }, { lease, caller }, observe).catch((error) => {
       throw inPath(error);
     });
-    return { status: 200, type: type.name, body: timedEncode(service, service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
+    return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
   refuse: restRefuse,
 });
@@ -240,9 +240,9 @@ const inPath = (error: unknown): unknown =>
 const headBytes = ({ pieces }: Parts, lease: Lease): number =>
   pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0);
 
-const timedEncode = ({ telemetry }: Service, value: unknown, type: MediaType, onBytes: (bytes: number) => void): Parts => {
+const timedEncode = async ({ telemetry }: Service, value: unknown, type: MediaType, onBytes: (bytes: number) => void): Promise<Parts> => {
   const start = performance.now();
-  const parts = encode(value, type, onBytes);
+  const parts = await encode(value, type, onBytes);
   telemetry.phase("encode", seconds(start));
   return parts;
 };
@@ -306,10 +306,10 @@ const answer = async (service: Running, req: Request, res: Response, kind: Kind)
     using lease = received.lease;
     telemetry.phase("receive", seconds(call.start));
     telemetry.moved("in", received.bytes.length);
-    const body = (): unknown => {
+    const body = async (): Promise<unknown> => {
       const start = performance.now();
       try {
-        return decode(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes));
+        return await decode(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes));
       } finally {
         telemetry.phase("decode", seconds(start));
       }

@@ -1,11 +1,12 @@
 /** JSON-RPC 2.0 over decoded values: single calls, batches, notifications. The encoding and the transport are elsewhere. */
 import { setImmediate } from "node:timers/promises";
 import type { Blobs } from "../blobs/blobs.ts";
+import { inTurns } from "../codec/turns.ts";
 import type { Engine, Lease, Waits } from "../engine/engine.ts";
 import { asStepdError, describe as describeValue, type ErrorName, errors, StepdError } from "../errors/errors.ts";
 import { nearest } from "../errors/nearest.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
-import { validate } from "../validation/validate.ts";
+import { validateInTurns } from "../validation/validate.ts";
 import { integersOf } from "./_integers.ts";
 import { openApi, openRpc } from "./discover.ts";
 import type { Method } from "./method.ts";
@@ -88,7 +89,7 @@ export class Rpc {
         });
       }
       if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", describeValue(params));
-      validate(method.params, params);
+      await inTurns(validateInTurns(method.params, params));
       const result = await method.handle(params as never, { engine, blobs, lease, telemetry, waits, openRpc: this.openRpc });
       observe(method.name, "ok");
       return result;
@@ -129,7 +130,7 @@ export class Rpc {
       // Small calls run on this thread; others have their turn between them.
       if (item !== body[0]) await setImmediate();
       const { value } = await this.#answer(item, request, requestId, observe);
-      if (value !== undefined) values.push(finish(value));
+      if (value !== undefined) values.push(await finish(value));
     }
     return values.length === 0 ? { status: 204, value: undefined, retryAfter: undefined } : { status: 200, value: values, retryAfter: undefined };
   }

@@ -1,6 +1,7 @@
 /** Checks values against schemas/, and says of what does not pass which field it is, what was expected and what was found. */
 import type { ErrorObject } from "ajv";
 import { Ajv2020 } from "ajv/dist/2020.js";
+import type { Turns } from "../codec/turns.ts";
 import { describe as describeValue, pointerEscape, StepdError } from "../errors/errors.ts";
 import { nearest } from "../errors/nearest.ts";
 import { schemas } from "../generated/schemas.gen.ts";
@@ -19,6 +20,38 @@ export const validate = (schema: string, value: unknown, prefix = ""): void => {
   if (check(withoutBlobs(value))) return;
   throw explain(check.errors ?? [], prefix);
 };
+
+/** Members of a map of tensors that are checked between two yields. */
+const SHARE_MEMBERS = 1024;
+
+/**
+ * As `validate`, a share of each long map at a time: in the schemas, members of a map of tensors say nothing of each other.
+ * Only the map's own name and its first share are in the value that the rest is checked with.
+ */
+export function* validateInTurns(schema: string, value: unknown): Turns<void> {
+  const long = isObject(value) ? Object.entries(value).filter(([, member]) => isObject(member) && Object.keys(member).length > SHARE_MEMBERS) : [];
+  if (long.length === 0) return validate(schema, value);
+  const shares = new Map(long.map(([key, member]) => [key, sharesOf(member as object)] as const));
+  const first = { ...(value as object), ...Object.fromEntries([...shares].map(([key, share]) => [key, share.next().value])) };
+  validate(schema, first);
+  for (const [key, rest] of shares) {
+    for (const share of rest) {
+      yield;
+      validate(schema, { ...first, [key]: share });
+    }
+  }
+}
+
+const isObject = (value: unknown): value is object => typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Uint8Array);
+
+function* sharesOf(map: object): Generator<object> {
+  const keys = Object.keys(map);
+  for (let at = 0; at < keys.length; at += SHARE_MEMBERS) {
+    const share: Record<string, unknown> = {};
+    for (const key of keys.slice(at, at + SHARE_MEMBERS)) share[key] = (map as Record<string, unknown>)[key];
+    yield share;
+  }
+}
 
 /**
  * A value with symbols for its blobs. To a schema bytes would be an object with a property for each byte, and to look at

@@ -1,9 +1,13 @@
 /** JSON bodies: what comes out of bytes, what is refused, and base64 out of pieces of any size. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { decodeJson, encodeJson } from "../../src/codec/json.ts";
+import * as json from "../../src/codec/json.ts";
 import { Parts } from "../../src/codec/parts.ts";
+import { atOnce } from "../../src/codec/turns.ts";
 import { random } from "../support/tensors.ts";
+
+const decodeJson = (bytes: Buffer, onValues?: (count: number) => void) => atOnce(json.decodeJson(bytes, onValues));
+const encodeJson = (value: unknown) => atOnce(json.encodeJson(value));
 
 const shared = (text: string | Uint8Array): Buffer => {
   const bytes = Buffer.from(text as string);

@@ -1,9 +1,13 @@
 /** MessagePack bodies: what comes out of bytes, what is refused before a decoder sees it, and blobs that are never copied. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { decodeMsgpack, encodeMsgpack } from "../../src/codec/msgpack.ts";
+import * as msgpack from "../../src/codec/msgpack.ts";
 import { Parts } from "../../src/codec/parts.ts";
+import { atOnce } from "../../src/codec/turns.ts";
 import { pack, unpack } from "../support/service.ts";
+
+const decodeMsgpack = (bytes: Buffer, onValues?: (count: number) => void) => atOnce(msgpack.decodeMsgpack(bytes, onValues));
+const encodeMsgpack = (value: unknown) => atOnce(msgpack.encodeMsgpack(value));
 
 const bytes = (...items: readonly (number | string | Uint8Array)[]): Buffer =>
   Buffer.concat(items.map((item) => (typeof item === "number" ? Buffer.from([item]) : Buffer.from(item as string))));

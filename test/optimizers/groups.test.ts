@@ -1,7 +1,7 @@
 /** Which group a parameter is in. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { groupFinder, requireFewPatterns } from "../../src/engine/groups.ts";
+import { groupFinder, requireFew } from "../../src/engine/groups.ts";
 
 const optimizer = { name: "sgd" };
 const find = (...groups: readonly (readonly string[])[]) => groupFinder(groups.map((tensors) => ({ tensors, optimizer })));
@@ -35,9 +35,9 @@ test("* stands for any characters, also none", () => {
 
 test("patterns are limited, names are not", () => {
   const groups = (count: number, name: (index: number) => string) => [{ tensors: Array.from({ length: count }, (_, index) => name(index)) }];
-  requireFewPatterns(groups(256, (index) => `${index}.*`));
-  requireFewPatterns(groups(100_000, (index) => `${index}`));
-  assert.throws(() => requireFewPatterns(groups(257, (index) => `${index}.*`)), {
+  requireFew(groups(256, (index) => `${index}.*`));
+  requireFew(groups(100_000, (index) => `${index}`));
+  assert.throws(() => requireFew(groups(257, (index) => `${index}.*`)), {
     code: "INVALID_PARAMS",
     detail: { field: "/groups", expected: "at most 256 names with * in all groups", found: "257", tensors: undefined },
   });
@@ -45,9 +45,18 @@ test("patterns are limited, names are not", () => {
 
 test("the * of all patterns together are limited, because each is a search through every name", () => {
   const groups = (stars: number) => [{ tensors: ["a.*"] }, { tensors: ["*a".repeat(stars - 2), "b*"] }];
-  requireFewPatterns(groups(1024));
-  assert.throws(() => requireFewPatterns(groups(1025)), {
+  requireFew(groups(1024));
+  assert.throws(() => requireFew(groups(1025)), {
     code: "INVALID_PARAMS",
     detail: { field: "/groups", expected: "at most 1024 * in all groups", found: "1025", tensors: undefined },
+  });
+});
+
+test("groups are limited, because the hyperparameters of each are checked", () => {
+  const groups = (count: number) => Array.from({ length: count }, (_, index) => ({ tensors: [`${index}`] }));
+  requireFew(groups(4096));
+  assert.throws(() => requireFew(groups(4097)), {
+    code: "INVALID_PARAMS",
+    detail: { field: "/groups", expected: "at most 4096 groups", found: "4097", tensors: undefined },
   });
 });

@@ -73,10 +73,11 @@ export class TestService implements AsyncDisposable {
   ): Promise<TestService> {
     const child = spawn(program, [...args, ...nodeFlags, entry], {
       env: { PATH: process.env["PATH"], STEPD_PORT: "0", STEPD_ARENA_MIB: "256", STEPD_LOG_LEVEL: "warn", ...env },
-      stdio: ["ignore", "ignore", "pipe"],
+      // The channel is for what --import loads, for instance turns.ts.
+      stdio: ["ignore", "ignore", "pipe", "ipc"],
     });
     const log: string[] = [];
-    child.stderr.on("data", (chunk: Buffer) => log.push(chunk.toString()));
+    child.stderr?.on("data", (chunk: Buffer) => log.push(chunk.toString()));
     const { address, admin_address: admin } = await started(child, () => log.join(""));
     return new TestService(address, admin, child, log);
   }

@@ -1,0 +1,47 @@
+/** Values of many members, in shares that are each encoded between two turns of the event loop. */
+import { Parts } from "./parts.ts";
+
+/** Values that are encoded at once. */
+const SHARE_VALUES = 2048;
+
+/** The values in a value, or a number over `most` where there are more. */
+const weigh = (value: unknown, most: number): number => {
+  if (typeof value !== "object" || value === null || value instanceof Parts || value instanceof Uint8Array) return 1;
+  let sum = 1;
+  for (const item of Array.isArray(value) ? value : Object.values(value)) {
+    sum += weigh(item, most - sum);
+    if (sum > most) break;
+  }
+  return sum;
+};
+
+/** Whether a value is encoded in shares. */
+export const isLarge = (value: unknown): value is object => weigh(value, SHARE_VALUES) > SHARE_VALUES;
+
+/** Members of an object or an array: several small ones, or one that is large itself, with its key in an object. */
+export type Share = { readonly small: object } | { readonly large: object; readonly key: string | undefined };
+
+/** All members of an object or an array, in order. Members without a value are left out of an object, as JSON does. */
+export function* sharesOf(value: object): Generator<Share> {
+  const isArray = Array.isArray(value);
+  let members: [string, unknown][] = [];
+  let weight = 0;
+  const flush = (): Share => {
+    const small = isArray ? members.map(([, item]) => item) : Object.fromEntries(members);
+    members = [];
+    weight = 0;
+    return { small };
+  };
+  for (const key in value) {
+    const item = (value as Record<string, unknown>)[key];
+    if (item === undefined && !isArray) continue;
+    const own = weigh(item, SHARE_VALUES);
+    if (members.length > 0 && weight + own > SHARE_VALUES) yield flush();
+    if (own > SHARE_VALUES) yield { large: item as object, key: isArray ? undefined : key };
+    else {
+      members.push([key, item]);
+      weight += own;
+    }
+  }
+  if (members.length > 0) yield flush();
+}

@@ -10,6 +10,9 @@ export const MAX_DEPTH = 64;
 /** Values in one body or header. Numbers by the million belong in a blob; `[{},{},...` costs 30 times its bytes in memory. */
 export const MAX_VALUES = 2 ** 22;
 
+/** Keys of one object or map: twice the tensors of a call. The walk remembers them to find one that stands twice. */
+export const MAX_KEYS = 2 ** 17;
+
 /** Values that are passed over between two reports of their number: what a body takes is counted while it grows. */
 export const VALUES_STEP = 2 ** 16;
 
@@ -155,6 +158,7 @@ function* weakness(bytes: Buffer, onValues: (count: number) => void): Turns<stri
           const problem = keyProblem(key);
           if (problem) return problem;
           if (keys.has(key)) return `the key ${describe(key)} stands twice in an object`;
+          if (keys.size >= MAX_KEYS) return `more than ${MAX_KEYS} keys in an object`;
           keys.add(key);
           if (key === "id" && (open.length === 1 || (open.length === 2 && !open[0]?.keys))) ids.push(...numberAfter(bytes, end + 1));
         } else if (end - at > LONG_STRING_BYTES) {

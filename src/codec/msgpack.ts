@@ -9,7 +9,7 @@ import { addExtension, Packr, Unpackr } from "msgpackr";
 import { describe, StepdError } from "../errors/errors.ts";
 import { idOfBytes, type Span, SpelledNumber, withIds } from "./_id.ts";
 import { isLarge, sharesOf } from "./_shares.ts";
-import { MAX_DEPTH, MAX_VALUES, VALUES_STEP } from "./_text.ts";
+import { MAX_DEPTH, MAX_KEYS, MAX_VALUES, VALUES_STEP } from "./_text.ts";
 import { Parts } from "./parts.ts";
 import type { Turns } from "./turns.ts";
 
@@ -37,7 +37,6 @@ export type OnValues = (count: number, stringBytes: number) => void;
 export function* decodeMsgpack(bytes: Buffer, onValues: OnValues = () => {}): Turns<unknown> {
   const walk = new Walk(bytes, onValues);
   const large = yield* walk.run();
-  walk.report();
   const value: unknown = large ? yield* unpackLarge(bytes, large) : unpackr.unpack(bytes);
   withIds(
     value,
@@ -139,6 +138,7 @@ class Walk {
   readonly #open: Open[] = [];
   #values = 0;
   #stringBytes = 0;
+  #lastKey = "";
   readonly #ids: Span[] = [];
   readonly #onValues: OnValues;
   #nextValues = VALUES_STEP;
@@ -162,7 +162,7 @@ class Walk {
   }
 
   /** Tells how much it has passed. */
-  report(): void {
+  #report(): void {
     this.#onValues(this.#values, this.#stringBytes);
     this.#nextValues = Math.min(this.#values + VALUES_STEP, MAX_VALUES + 1);
     this.#nextStringBytes = Math.min(this.#stringBytes + STRINGS_STEP, MAX_STRING_BYTES + 1);
@@ -170,6 +170,17 @@ class Walk {
 
   /** Passes over the body. Returns the outermost container where it is large. */
   *run(): Turns<Large | undefined> {
+    try {
+      const large = yield* this.#run();
+      this.#report();
+      return large;
+    } finally {
+      // An error that refuses the body holds this walk by its stack, and with it the keys of all containers that it was in.
+      this.#open.length = 0;
+    }
+  }
+
+  *#run(): Turns<Large | undefined> {
     let at = this.#value(0);
     let id = -1;
     for (let around = this.#open.at(-1); around; around = this.#open.at(-1)) {
@@ -185,9 +196,8 @@ class Walk {
       const isKey = around.keys !== undefined && around.left % 2 === 0;
       around.left--;
       if (isKey) {
-        const key = this.#key(at, around.keys as Set<string>);
-        at = key.end;
-        if (key.name === "id" && this.#open.length - 1 === this.#callDepth) id = at;
+        at = this.#key(at, around.keys as Set<string>);
+        if (this.#lastKey === "id" && this.#open.length - 1 === this.#callDepth) id = at;
         continue;
       }
       const start = at;
@@ -209,7 +219,7 @@ class Walk {
     if (this.#open.length > MAX_DEPTH) throw malformed(start, `nesting deeper than ${MAX_DEPTH}`);
     if (++this.#values >= this.#nextValues) {
       if (this.#values > MAX_VALUES) throw malformed(start, `more than ${MAX_VALUES} values`);
-      this.report();
+      this.#report();
     }
     this.#need(start, 1);
     const type = this.#bytes[start] as number;
@@ -280,18 +290,20 @@ class Walk {
     this.#stringBytes += length;
     if (this.#stringBytes >= this.#nextStringBytes) {
       if (this.#stringBytes > MAX_STRING_BYTES) throw malformed(at, `more than ${MAX_STRING_BYTES} bytes of strings`);
-      this.report();
+      this.#report();
     }
     if (length > 0 && !isUtf8(this.#bytes.subarray(at, end))) throw malformed(at, "a string that is not UTF-8");
     return end;
   }
 
   #into(start: number, content: number, count: number, isMap: boolean): number {
-    this.#open.push(new Open(start, content, count, isMap, this.#values));
+    // An empty one has ended.
+    if (count > 0) this.#open.push(new Open(start, content, count, isMap, this.#values));
     return content;
   }
 
-  #key(at: number, keys: Set<string>): { readonly name: string; readonly end: number } {
+  /** Passes over the key of a member. */
+  #key(at: number, keys: Set<string>): number {
     const type = this.#bytes[at] ?? 0;
     const isString = (type >= 0xa0 && type <= 0xbf) || (type >= 0xd9 && type <= 0xdb);
     if (!isString && at < this.#bytes.length) throw malformed(at, "a map key that is not a string");
@@ -300,8 +312,10 @@ class Walk {
     const name = this.#bytes.toString("utf8", at + header, end);
     if (keys.has(name)) throw malformed(at, `the key ${describe(name)} for the second time in a map`);
     if (name === "__proto__") throw malformed(at, 'the key "__proto__", which is not allowed');
+    if (keys.size >= MAX_KEYS) throw malformed(at, `more than ${MAX_KEYS} keys in a map`);
     keys.add(name);
-    return { name, end };
+    this.#lastKey = name;
+    return end;
   }
 }
 

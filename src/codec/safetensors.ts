@@ -75,9 +75,12 @@ function* readEntries(file: Buffer, dataStart: number, field: string, corrupt: C
   let odd: string | undefined;
   const parse = (text: Buffer): Record<string, unknown> => {
     try {
+      let here = 0;
       const found = parseHeader(text, (count) => {
-        values += count;
+        here = count;
+        if (count > MAX_PIECE_VALUES) throw new Error(`more than ${MAX_PIECE_VALUES} values in an entry`);
       });
+      values += here;
       odd ??= found.odd;
       const entries = found.value as Record<string, unknown>;
       if (Object.keys(entries).length === 0 && text.length < dataStart - LENGTH_BYTES) throw new Error("a comma without a member behind it");
@@ -104,6 +107,9 @@ function* readEntries(file: Buffer, dataStart: number, field: string, corrupt: C
 }
 
 const METADATA = "__metadata__";
+
+/** Values in one piece of a header: more than its entries can have, and than `__metadata__` needs. */
+const MAX_PIECE_VALUES = 2 ** 18;
 
 const readMetadata = (given: unknown, metadata: Map<string, string>, corrupt: Corrupt): void => {
   if (!isRecord(given)) throw corrupt("__metadata__ to be an object", String(given));

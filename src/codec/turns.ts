@@ -28,6 +28,24 @@ export const inTurns = <T>(work: Turns<T>): T | Promise<T> => {
   }
 };
 
+/** Long work of one kind, one after the other: what all of it takes in memory at once is what one takes. */
+export class OneAtATime {
+  #last: Promise<unknown> = Promise.resolve();
+
+  /** Runs work in turns. Short work ends before this returns; what is longer goes on when the work before it has ended. */
+  run<T>(work: Turns<T>): T | Promise<T> {
+    const start = performance.now();
+    for (;;) {
+      const { done, value } = work.next();
+      if (done) return value;
+      if (performance.now() - start > TURN_MS) break;
+    }
+    const rest = this.#last.then(() => setImmediate()).then(() => inTurns(work));
+    this.#last = rest.catch(() => {});
+    return rest;
+  }
+}
+
 /** Items that are sorted at once, and merged between two yields. */
 const RUN = 4096;
 

@@ -10,9 +10,9 @@ import { errors, type StepdError } from "../errors/errors.ts";
 import { Together } from "./_together.ts";
 import type { MediaType } from "./negotiate.ts";
 
-/** The value of a body; `onValues` is told what it takes while it is counted, before it is made. A small body's value is there at once. */
-export const decode = (bytes: Buffer, { format }: MediaType, onValues: OnValues): unknown =>
-  inTurns(format === "json" ? decodeJson(bytes, (count) => onValues(count, 0)) : decodeMsgpack(bytes, onValues));
+/** Reads the value of a body; `onValues` is told what it takes while it is counted, before it is made. */
+export const decoding = (bytes: Buffer, { format }: MediaType, onValues: OnValues): Turns<unknown> =>
+  format === "json" ? decodeJson(bytes, (count) => onValues(count, 0)) : decodeMsgpack(bytes, onValues);
 
 /** The bytes of a value; `onBytes` is told how many of them are no views of the arena. Those of a small value are there at once. */
 export const encode = (value: unknown, type: MediaType, onBytes?: (bytes: number) => void): Parts | Promise<Parts> => inTurns(encoding(value, type, onBytes));

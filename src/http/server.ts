@@ -6,6 +6,7 @@ import type { Socket } from "node:net";
 import cors from "cors";
 import express, { type Express, type NextFunction, type Request, type Response } from "express";
 import { Parts } from "../codec/parts.ts";
+import { OneAtATime } from "../codec/turns.ts";
 import { asStepdError, errors, StepdError } from "../errors/errors.ts";
 import { Outflow } from "../errors/outflow.ts";
 import { errorReply, type Lease, type Method, type Observer } from "../rpc/rpc.ts";
@@ -15,7 +16,7 @@ import { ClientGone, dropRest, LINGER_MS, Receiver } from "./body.ts";
 import type { HeapShare } from "./heap.ts";
 import { bodyType, JSON_TYPE, type MediaType, refusalType, replyType } from "./negotiate.ts";
 import { addDocuments, addHealth, addMetrics, MAX_HEADER_BYTES, problemFor, refuseOtherVerbs, requestId } from "./pages.ts";
-import { decode, encode, encodeError, errorHeaders, isOut, join, problem, type Reply, ready, retryHeader, send } from "./reply.ts";
+import { decoding, encode, encodeError, errorHeaders, isOut, join, problem, type Reply, ready, retryHeader, send } from "./reply.ts";
 
 export type { Admission, Limits, Service } from "./_types.ts";
 export { HeapBudget } from "./heap.ts";
@@ -59,6 +60,8 @@ interface Running extends Service {
   readonly connections: Connections;
   /** Calls that ended, for the time after which a refused one may come again. */
   readonly finished: Outflow;
+  /** Large bodies are read one at a time. */
+  readonly decodes: OneAtATime;
 }
 
 /** A server that does not listen yet. */
@@ -74,7 +77,7 @@ export const createHttpServer = (service: Service): HttpServer => {
   const { limits, tls, telemetry } = service;
   const receiver = new Receiver(service.admission, service.heap, limits);
   const connections = new Connections(telemetry, limits);
-  const app = createApp({ ...service, receiver, connections, finished: new Outflow() });
+  const app = createApp({ ...service, receiver, connections, finished: new Outflow(), decodes: new OneAtATime() });
   const shortest = Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs);
   const options = {
     handshakeTimeout: limits.idleTimeoutMs,
@@ -309,7 +312,7 @@ const answer = async (service: Running, req: Request, res: Response, kind: Kind)
     const body = async (): Promise<unknown> => {
       const start = performance.now();
       try {
-        return await decode(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes));
+        return await service.decodes.run(decoding(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes)));
       } finally {
         telemetry.phase("decode", seconds(start));
       }

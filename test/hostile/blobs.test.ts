@@ -40,7 +40,7 @@ const MALFORMED: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
   "a tensor called __proto__": [rawTensors(`{"__proto__":${entry()}}`, Buffer.alloc(8)), /"__proto__" is not allowed/],
   "a tensor whose name is half of a surrogate pair": [rawTensors(`{"\\ud83d":${entry()}}`, Buffer.alloc(8)), /surrogate/],
   "a header a million levels deep": [rawTensors(`{"w":${"[".repeat(1e6)}`), /nesting deeper than 64/],
-  "a header of five million objects": [rawTensors(`{"w":[${"{},".repeat(5e6)}0]}`), /more than 4194304 values/],
+  "a header of five million objects": [rawTensors(`{"w":[${"{},".repeat(5e6)}0]}`), /more than 262144 values in an entry/],
   "metadata that is a list": [rawTensors('{"__metadata__":[]}'), /__metadata__ to be an object/],
   "metadata that is null": [rawTensors('{"__metadata__":null}'), /__metadata__ to be an object/],
   "metadata that is a number": [rawTensors('{"__metadata__":{"k":1}}'), /__metadata__.k to be a string/],

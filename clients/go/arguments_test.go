@@ -163,6 +163,12 @@ func TestWrongArguments(t *testing.T) {
 	}
 }
 
+// A deferred Close is right for a client that was never made, too.
+func TestCloseOfNothing(*testing.T) {
+	new(Client).Close()
+	new(Sharded).Close()
+}
+
 // What no rule forbids a tensor to be called travels.
 func TestNamesOfEveryKind(t *testing.T) {
 	ctx := testContext(t)

@@ -175,7 +175,9 @@ func New(address string, options ...Option) (*Client, error) {
 // Close closes connections that no call uses, and removes all files of WithSharedDir; calls that are under way may fail. States
 // stay as they are, and the client can be used again.
 func (c *Client) Close() {
-	c.http.CloseIdleConnections()
+	if c.http != nil { // nil in a zero value
+		c.http.CloseIdleConnections()
+	}
 	if c.shared != nil {
 		c.shared.close()
 	}

@@ -1,7 +1,7 @@
 /** What the documentation shows is what the code does: its tables and its examples. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -56,6 +56,13 @@ test("the README's steps with Python print what it shows, and a refusal as its s
   } finally {
     rmSync(folder, { recursive: true });
   }
+});
+
+test("the tests that docs/operations.md names are there", () => {
+  const [, table = ""] = /### What a byte may cost\n(.*?)\n\*\*Fairness/s.exec(read("docs/operations.md")) ?? [];
+  const names = [...table.matchAll(/`([a-z]+\/[a-z-]+)`/g)].map(([, name]) => name as string);
+  assert.ok(names.length > 20);
+  for (const name of names) assert.ok(existsSync(join(root, `test/${name}.test.ts`)), name);
 });
 
 test("every example of a call by hand looks at the status", () => {

@@ -9,8 +9,13 @@ export const found = (value: unknown): string => {
 
 const expected = (field: string, what: string, value: unknown): TypeError => new TypeError(`${field}: expected ${what}, found ${found(value)}`);
 
+/** Promises (a forgotten await), Maps and Sets have no members of their own, and would count as objects without any. */
 export const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value) && !ArrayBuffer.isView(value);
+  typeof value === "object" &&
+  value !== null &&
+  !ArrayBuffer.isView(value) &&
+  !(Symbol.iterator in value) &&
+  typeof (value as { then?: unknown }).then !== "function";
 
 export const requireObject = (field: string, value: unknown, what: string): void => {
   if (!isObject(value)) throw expected(field, what, value);
@@ -20,10 +25,11 @@ export const requireObject = (field: string, value: unknown, what: string): void
 const RESERVED = ["__metadata__", "__proto__"];
 
 export const requireTensors = (field: string, value: unknown): void => {
-  if (!isObject(value) || value instanceof Map) throw expected(field, "tensors by name, such as { w: { shape: [2], data: Float32Array.of(1, 2) } }", value);
-  for (const name of Object.keys(value)) {
+  if (!isObject(value)) throw expected(field, "tensors by name, such as { w: { shape: [2], data: Float32Array.of(1, 2) } }", value);
+  for (const [name, tensor] of Object.entries(value)) {
     if (RESERVED.includes(name)) throw new TypeError(`${field}: no tensor can be called ${name}, which is reserved`);
     if (!isWellFormed(name)) throw new TypeError(`${field}: the name ${JSON.stringify(name)} has a lone surrogate, which UTF-8 cannot express`);
+    if (!isObject(tensor)) throw expected(`${field}: tensor ${JSON.stringify(name)}`, "{ shape, data }", tensor);
   }
 };
 

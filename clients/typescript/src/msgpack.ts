@@ -9,9 +9,12 @@ export class Bin {
   }
 }
 
-/** stepd has no use for extensions, and a date or the like in a reply would be no reply of stepd. */
+/** stepd has no use for extensions, and a date or the like in a reply would be no reply of stepd. What comes here to be encoded is an object or nothing that MessagePack has. */
 const noExtensions: Pick<ExtensionCodec, "tryToEncode" | "decode"> = {
-  tryToEncode: () => null,
+  tryToEncode(value) {
+    if (typeof value !== "object") throw new TypeError(`expected numbers, texts, lists and objects, found a ${typeof value}`);
+    return null;
+  },
   decode(_, type) {
     throw new RangeError(`extension type ${type}`);
   },
@@ -30,13 +33,21 @@ export const encodeParts = (params: object): BlobPart[] => {
   return [
     header(MAP_32, entries.length),
     ...entries.flatMap(([key, value]) => {
-      if (!(value instanceof Bin)) return [encode(key), encode(value, encoding)];
+      if (!(value instanceof Bin)) return [encode(key), encodeValue(key, value)];
       const length = value.bytes.size;
       if (length > MAX_BIN_BYTES)
         throw new RangeError(`${key}: expected at most ${MAX_BIN_BYTES} bytes in one call, found ${length}; a ShardedClient makes several calls of it`);
       return [encode(key), header(BIN_32, length), value.bytes];
     }),
   ];
+};
+
+const encodeValue = (key: string, value: unknown): Uint8Array<ArrayBuffer> => {
+  try {
+    return encode(value, encoding);
+  } catch (error) {
+    throw new TypeError(`${key}: ${(error as Error).message}`, { cause: error });
+  }
 };
 
 /** The value of a body; its blobs are views. Throws for what is no MessagePack of stepd. */

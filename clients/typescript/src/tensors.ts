@@ -42,7 +42,8 @@ const checked = (name: string, { shape, data, dtype }: Tensor): DType => {
   if (!own && !(data instanceof Uint16Array)) fail("data in a Float32Array, Float64Array or Uint16Array", kindOf(data));
   if (own ? dtype !== undefined && dtype !== own : dtype !== "BF16" && dtype !== "F16")
     fail(`dtype ${own ?? "BF16 or F16"} for a ${kindOf(data)}`, dtype ?? "none");
-  if (!Array.isArray(shape) || !shape.every((size) => Number.isSafeInteger(size) && size >= 0)) fail("a shape of sizes from 0 on", JSON.stringify(shape));
+  if (!Array.isArray(shape) || !shape.every((size) => Number.isSafeInteger(size) && size >= 0))
+    fail("a shape of sizes from 0 on", Array.isArray(shape) ? `[${shape}]` : JSON.stringify(shape));
   if (elementsOf(shape) !== data.length) fail(`${elementsOf(shape)} values for shape [${shape}]`, data.length);
   return own ?? (dtype as DType);
 };

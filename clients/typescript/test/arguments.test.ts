@@ -21,11 +21,29 @@ const tensorsCases = (field: string): readonly Case[] =>
       ["a list", [w.w], "expected tensors by name.*, found Array"],
       ["an array", w.w.data, "expected tensors by name.*, found Float32Array"],
       ["a Map", new Map([["w", w.w]]), "expected tensors by name.*, found Map"],
+      ["a Promise, for want of an await", Promise.resolve(w), "expected tensors by name.*, found Promise"],
       ["a reserved name", { __metadata__: w.w }, "no tensor can be called __metadata__"],
       ["another reserved name", JSON.parse('{"__proto__": {}}'), "no tensor can be called __proto__"],
       ["a lone surrogate", { "\ud800": w.w }, "the name .* has a lone surrogate"],
     ] as const
   ).map(([what, value, words]): Case => [`${field}: ${what}`, { ...good, [field]: value }, new RegExp(`^${field}: ${words}`)]);
+
+const tensorCases = (field: string): readonly Case[] =>
+  (
+    [
+      ["null", null, "expected { shape, data }, found null"],
+      ["nothing", undefined, "expected { shape, data }, found undefined"],
+      ["a list", [1, 2], "expected { shape, data }, found Array"],
+      ["an array", w.w.data, "expected { shape, data }, found Float32Array"],
+      ["of a shape of BigInts", { shape: [2n], data: w.w.data }, "expected a shape of sizes from 0 on, found \\[2\\]"],
+    ] as const
+  ).map(([what, tensor, words]): Case => [`${field}: a tensor that is ${what}`, { ...good, [field]: { w: tensor } }, new RegExp(`tensor "w": ${words}`)]);
+
+/** What MessagePack has no form for. */
+const unsendable: readonly Case[] = [
+  ["a BigInt", { ...good, optimizer: { name: "adamw", lr: 1n } }, /^optimizer: expected numbers, .*, found a bigint/],
+  ["a function for a rate", { ...good, optimizer: { name: "adamw", lr: () => 1 } }, /^optimizer: expected numbers, .*, found a function/],
+];
 
 const settings: readonly Case[] = [
   ["no input", undefined, /expected an object with .*, found undefined/],
@@ -33,6 +51,7 @@ const settings: readonly Case[] = [
   ["a list", [good], /expected an object with .*, found Array/],
   ["no optimizer", { ...good, optimizer: undefined }, /^optimizer: expected an optimizer such as .*, found undefined/],
   ["the name of an optimizer", { ...good, optimizer: "adamw" }, /^optimizer: expected an optimizer such as .*, found "adamw"/],
+  ["a Promise of an optimizer", { ...good, optimizer: Promise.resolve(optimizer) }, /^optimizer: expected an optimizer such as .*, found Promise/],
   ["groups that are none", { ...good, groups: { tensors: ["w"] } }, /^groups: expected a list of groups, found Object/],
   ["a group that is none", { ...good, groups: ["w"] }, /^groups\[0\]: expected a group such as .*, found "w"/],
 ];
@@ -50,9 +69,12 @@ const stateIn = (cases: readonly Case[]): readonly Case[] => cases.map(([what, s
 const METHODS: Readonly<Record<string, readonly Case[]>> = {
   step: [
     ...settings,
+    ...unsendable,
     ...tensorsCases("params").filter(([what]) => !what.endsWith("nothing")),
     ["no params", { optimizer, grads: w }, /^params: expected tensors, or cached/],
     ...tensorsCases("grads"),
+    ...tensorCases("params"),
+    ...tensorCases("grads"),
     ...stateIn(states),
     ["a schedule's name", { ...good, schedule: "cosine" }, /^schedule: expected an object, found "cosine"/],
     ["a number to clip at", { ...good, clip: 1 }, /^clip: expected an object, found 1/],
@@ -60,10 +82,11 @@ const METHODS: Readonly<Record<string, readonly Case[]>> = {
     ["a seed", { ...good, stochastic_rounding: 7 }, /^stochastic_rounding: expected an object, found 7/],
     ["a word as cached", { ...good, cached: "yes" }, /^cached: expected that of a.* result, found "?yes/],
   ],
-  init: [...settings, ...tensorsCases("params")],
+  init: [...settings, ...unsendable, ...tensorsCases("params"), ...tensorCases("params")],
   norms: [
     ["no input", undefined, /^norms: expected an object with grads, found undefined/],
     ...tensorsCases("grads"),
+    ...tensorCases("grads"),
     ...tensorsCases("params").filter(([what]) => !what.endsWith("nothing")),
   ],
   plan: [

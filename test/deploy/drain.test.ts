@@ -66,7 +66,7 @@ test("a caller whose upload is refused in a drain can send it to its end, reads 
 });
 
 test("a caller that stops in the middle of a refused upload does not keep the process", async () => {
-  await using service = await TestService.start({ STEPD_DRAIN_TIMEOUT_MS: "1000" });
+  await using service = await TestService.start({ STEPD_DRAIN_TIMEOUT_MS: "20000" });
   using held = await RawClient.connect(service);
   const small = sgdBody(1000, 2);
   await held.hold(small.length);

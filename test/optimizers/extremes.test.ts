@@ -9,7 +9,7 @@ import { variants } from "../support/variants.ts";
 const LARGE_GRADIENT = 1e20;
 
 /** Far above a step, far below what a loop over 10^12 steps would take. */
-const MAX_MILLISECONDS = 2000;
+const MAX_MILLISECONDS = 30_000;
 
 let service: TestService;
 before(async () => {

@@ -199,7 +199,7 @@ const answerTo = async (service: TestService, text: string): Promise<string> => 
 };
 
 test("SLOW_REQUEST: headers, or a body, that are not in within STEPD_REQUEST_TIMEOUT_MS", async () => {
-  await using service = await serve({ STEPD_REQUEST_TIMEOUT_MS: "300" });
+  await using service = await serve({ STEPD_REQUEST_TIMEOUT_MS: "1500" });
   const changes = await Changes.from(service);
   assert.equal(await answerTo(service, "POST /rpc HTTP/1.1\r\nHost: x\r\nX-A: "), "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
   await changes.become({ ...only("SLOW_REQUEST"), [requests("unknown", "CLIENT_GONE")]: 0 });

@@ -409,9 +409,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 			if joined.Skipped || (len(shards[i].request.Grads) == 0 && len(request.Grads) > 0) {
 				break
 			}
-			if !slices.Contains(joined.Warnings, warning) {
-				joined.Warnings = append(joined.Warnings, warning)
-			}
+			joined.Warnings = append(joined.Warnings, warning)
 		}
 		states[i] = result.State
 		if now := [2]int64{shards[i].last, result.Step}; now[0] > furthest[0] || (now[0] == 0 && furthest[0] == 0 && now[1] > furthest[1]) {
@@ -419,6 +417,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 			joined.LR = result.LR
 		}
 	}
+	joined.Warnings = joinWarnings(joined.Warnings)
 	if request.Reply.Params != ReplyNone {
 		for _, param := range request.Params {
 			tensor, ok := stepped[param.Name]

@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 )
@@ -94,6 +95,24 @@ func TestShardedIsOneCallBitForBit(t *testing.T) {
 			}
 			return StepRequest{Optimizer: SGD(1), Params: params, Grads: grads, Clip: &Clip{MaxNorm: 0.7}}
 		})
+	})
+	t.Run("warnings of many tensors", func(t *testing.T) {
+		var params, grads Tensors
+		for i := range 40 {
+			// 0/0 in every second tensor, and squares that overflow in the others.
+			grad := make([]float32, 50)
+			if i%2 == 1 {
+				grad[0] = 1e25
+			}
+			name := fmt.Sprintf("quoted \"(%d values), ", i)
+			params, grads = append(params, From(name, random(uint64(i), 50))), append(grads, From(name, grad))
+		}
+		request := StepRequest{Optimizer: Adam(0.1).With("eps", 0), Params: params, Grads: grads}
+		result := must[*StepResult](t)(newClient(t, shared.url).Step(testContext(t), request))
+		if len(result.Warnings) != 2 || strings.Count(strings.Join(result.Warnings, ""), " more tensors") != 2 {
+			t.Fatalf("%q", result.Warnings)
+		}
+		requireSameRuns(t, 1, func(int) StepRequest { return request })
 	})
 	t.Run("no gradients at all", func(t *testing.T) {
 		requireSameRuns(t, 2, func(int) StepRequest { return StepRequest{Optimizer: AdamW(1), Params: model(1)} })

@@ -103,7 +103,8 @@ export const reportOf = (
       : []),
     ...(scale === 0 ? ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"] : []),
   ];
-  return { ...(stats !== "none" && { stats: statsOf(layout, results, sums, scale) }), ...(warnings.length > 0 && { warnings }) };
+  // By their text, so that a client that shards the step can put those of its calls into the same order.
+  return { ...(stats !== "none" && { stats: statsOf(layout, results, sums, scale) }), ...(warnings.length > 0 && { warnings: warnings.sort() }) };
 };
 
 /** A gradient of over 1.8e19 in float32 makes its average of squares infinite, and the parameter never moves again. */

@@ -2400,7 +2400,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       "warnings": {
-        "description": "What the caller should know of this step, in sentences.",
+        "description": "What the caller should know of this step: sentences in alphabetical order.",
         "type": "array",
         "items": {
           "type": "string"

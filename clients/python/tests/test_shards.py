@@ -221,6 +221,13 @@ def test_warns_as_one_call_does(client: stepd.Client, size: int) -> None:
         one = client.step(ADAMW, params, grads)
         assert len(one.warnings) == 1 and "and 12 more tensors" in one.warnings[0]
         assert_same(sharded.step(ADAMW, params, grads), one)
+        # Two sentences: 0/0 in every second tensor, and squares that overflow.
+        for name in list(grads)[::2]:
+            grads[name] = np.zeros(4, np.float32)
+        adam = {"name": "adam", "eps": 0}
+        one = client.step(adam, params, grads)
+        assert [" more tensors" in sentence for sentence in one.warnings] == [True] * 2
+        assert_same(sharded.step(adam, params, grads), one)
 
 
 def test_init_and_norms(client: stepd.Client, sharded: stepd.ShardedClient) -> None:

@@ -9,6 +9,7 @@ import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
 import { compareUtf8, type DType, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
 import type { CallOptions, ClientOptions } from "./transport.ts";
+import { joinedWarnings } from "./warnings.ts";
 import type { Cached, NormsResult } from "./wire.gen.ts";
 
 export interface ShardedOptions extends ClientOptions {
@@ -174,7 +175,7 @@ export class ShardedClient {
     const hasGrads = shards.map(({ names }) => [...names].some((name) => Object.hasOwn(grads, name)));
     const telling = hasGrads.includes(true) ? results.filter((_, index) => hasGrads[index]) : results;
     const skipped = results.some((result) => result.skipped);
-    const warnings = skipped ? [] : [...new Set(telling.flatMap((result) => result.warnings ?? []))];
+    const warnings = skipped ? [] : joinedWarnings(telling.flatMap((result) => result.warnings ?? []));
     const leader = leaderOf(known, grads);
     const joined = {
       params: Object.fromEntries(Object.keys(params ?? known).flatMap((name) => (stepped.has(name) ? [[name, stepped.get(name) as Tensor]] : []))),

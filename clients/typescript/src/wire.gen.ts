@@ -1184,7 +1184,7 @@ lr: number
 skipped: boolean
 stats?: undefined | Stats
 /**
- * What the caller should know of this step, in sentences.
+ * What the caller should know of this step: sentences in alphabetical order.
  */
 warnings?: undefined | readonly string[]
 cached?: undefined | Cached

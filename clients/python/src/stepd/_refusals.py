@@ -23,9 +23,9 @@ _LISTING = re.compile(
 
 
 def joined_sentences(sentences: Iterable[str]) -> list[str]:
-    """Sentences without repetition: those that differ in the tensors only become one.
+    """Sentences without repetition, in the order of their text, as in one call.
 
-    That is the sentence of one call: it lists the first tensors of all.
+    Those that differ in the tensors only become one, which lists the first of all.
     """
     listings: dict[tuple[str, str], list[str]] = {}
     more: dict[tuple[str, str], int] = {}
@@ -44,7 +44,7 @@ def joined_sentences(sentences: Iterable[str]) -> list[str]:
         joined.append(
             f"{head}{text}{f' and {rest} more tensors' if rest > 0 else ''}{tail}"
         )
-    return joined
+    return sorted(joined)
 
 
 def _name_in(entry: str) -> str:

@@ -1,0 +1,54 @@
+package stepd
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Tensors as a server lists them in a warning: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON.
+const listedTensor = `"(?:[^"\\]|\\.)*" \(\d+ values?\)`
+
+var (
+	listedTensors = regexp.MustCompile(listedTensor)
+	listing       = regexp.MustCompile(`(?s)^([^"]*)(` + listedTensor + `(?:, ` + listedTensor + `)*)(?: and (\d+) more tensors)?(.*)$`)
+)
+
+// joinWarnings returns the sentences without repetition and in the order of their text, as in one call. Those that differ in
+// their tensors alone become one, which lists the first of all.
+func joinWarnings(sentences []string) []string {
+	type kind struct{ head, tail string }
+	listed, more := map[kind][]string{}, map[kind]int{}
+	for _, sentence := range sentences {
+		found := listing.FindStringSubmatch(sentence)
+		if found == nil {
+			listed[kind{head: sentence}] = nil
+			continue
+		}
+		of := kind{found[1], found[4]}
+		listed[of] = append(listed[of], listedTensors.FindAllString(found[2], -1)...)
+		rest, _ := strconv.Atoi(found[3])
+		more[of] += rest
+	}
+	var joined []string
+	for of, entries := range listed {
+		slices.SortFunc(entries, func(a, b string) int { return cmp.Compare(nameIn(a), nameIn(b)) })
+		rest := more[of] + len(entries) - namedTensors
+		text := strings.Join(entries[:min(len(entries), namedTensors)], ", ")
+		if rest > 0 {
+			text += fmt.Sprintf(" and %d more tensors", rest)
+		}
+		joined = append(joined, of.head+text+of.tail)
+	}
+	slices.Sort(joined)
+	return joined
+}
+
+func nameIn(entry string) (name string) {
+	_ = json.NewDecoder(strings.NewReader(entry)).Decode(&name)
+	return name
+}

@@ -1,0 +1,31 @@
+/** What several calls warn of, as one call with all their tensors does. */
+import { compareUtf8 } from "./tensors.ts";
+
+/** The first tensors that a server names in a warning. */
+const NAMED_TENSORS = 8;
+
+/** Tensors as a server lists them: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON. */
+const LISTED = String.raw`"[^"\\]*(?:\\.[^"\\]*)*" \(\d+ values?\)`;
+const LISTING = new RegExp(String.raw`^(?<head>[^"]*)(?<list>${LISTED}(?:, ${LISTED})*)(?: and (?<more>\d+) more tensors)?(?<tail>.*)$`, "su");
+
+/** Sentences without repetition, in the order of their text, as in one call. Those that differ in their tensors alone become one. */
+export const joinedWarnings = (sentences: readonly string[]): string[] => {
+  const kinds = new Map<string, { readonly head: string; readonly tail: string; readonly listed: string[]; more: number }>();
+  for (const sentence of sentences) {
+    const { head = sentence, list = "", more = 0, tail = "" } = LISTING.exec(sentence)?.groups ?? {};
+    const key = JSON.stringify([head, tail]);
+    const kind = kinds.get(key) ?? { head, tail, listed: [], more: 0 };
+    kinds.set(key, kind);
+    kind.listed.push(...(list.match(new RegExp(LISTED, "gsu")) ?? []));
+    kind.more += Number(more);
+  }
+  return [...kinds.values()].map(({ head, tail, listed, more }) => head + listing(listed, more) + tail).sort();
+};
+
+const listing = (listed: readonly string[], more: number): string => {
+  const nameOf = (entry: string): string => JSON.parse(entry.slice(0, entry.lastIndexOf(" ("))) as string;
+  const ordered = listed.map((entry) => [nameOf(entry), entry] as const).sort(([a], [b]) => compareUtf8(a, b));
+  const rest = more + ordered.length - NAMED_TENSORS;
+  const first = ordered.slice(0, NAMED_TENSORS).map(([, entry]) => entry);
+  return first.join(", ") + (rest > 0 ? ` and ${rest} more tensors` : "");
+};

@@ -110,6 +110,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     look: isMeasured ? undefined : stats !== "none" ? "norm" : nonFinite === "error" ? "check" : undefined,
     wantsStats: stats !== "none",
     seed: options.stochastic_rounding?.seed,
+    isRounded: reply.params === "bf16",
   };
 
   const { params, pairs, state, resting, isCanonical, master, elements } = matched;
@@ -138,7 +139,6 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     workBytes += sumBytes(elements, recipe.columns);
   }
   const { madeBytes, fillings } = yield* place(made, targets, optimizer.initial);
-  const isRounded = reply.params === "bf16";
   const isInPlace =
     isCanonical && made.length === 0 && state?.optimizer === optimizer && state.revision === optimizer.revision && !addsScalars(targets, optimizer);
   return {
@@ -150,11 +150,11 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     stages: targets.reduce((most, { recipe }) => Math.max(most, recipe.phases.length), 0),
     resting,
     output: isInPlace ? undefined : yield* outputOf(plan, targets, made, state),
-    rounding: isRounded ? yield* roundingOf(params, recipes) : undefined,
+    rounding: treatment.isRounded ? yield* roundingOf(params, recipes) : undefined,
     madeBytes,
     workBytes,
     fillings,
-    isRecoverable: targets.every(({ recipe: { param, slots } }) => (isRounded && param === "BF16") || slots.some(([slot]) => slot === MASTER_PARAM)),
+    isRecoverable: targets.every(({ recipe: { param, slots } }) => (treatment.isRounded && param === "BF16") || slots.some(([slot]) => slot === MASTER_PARAM)),
     elements,
   };
 }

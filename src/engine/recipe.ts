@@ -38,6 +38,8 @@ export interface Treatment {
   readonly wantsStats: boolean;
   /** Seed of stochastic rounding to BF16; to nearest even without. */
   readonly seed: number | undefined;
+  /** Whether the reply has the parameters rounded to BF16. */
+  readonly isRounded: boolean;
 }
 
 /** What tensors with one recipe have in common. */
@@ -73,7 +75,7 @@ export interface Recipe extends Kind {
   readonly fill: readonly KernelCall[];
   /** One for each stage. */
   readonly phases: readonly Phase[];
-  /** Counts the values of the new parameter that are not finite. */
+  /** Counts the values of the new parameter that are not finite, as the reply has them. */
   readonly results: Measurement;
   /** Columns of sums. */
   readonly columns: number;
@@ -132,7 +134,7 @@ export class Recipes {
       measure,
       fill: this.#fill(kind),
       phases,
-      results: this.#results(param, matrix.take(GRADIENT_SUMS.check)),
+      results: this.#results(param, treatment.isRounded, matrix.take(GRADIENT_SUMS.check)),
       columns: matrix.width,
       homeStride: needsHome ? (bytesOf(dtype) as number) : 0,
     };
@@ -168,11 +170,14 @@ export class Recipes {
     return { calls: [...this.#unscale(grad, dtype, gradient, lossScale), this.#call("gradient_norm", dtype, [gradient, sumsAt(look)])], look };
   }
 
-  #results(param: string, look: Columns): Measurement {
+  #results(param: string, isRounded: boolean, look: Columns): Measurement {
     const dtype = slotDtype(param);
     const stored = tensorAt(PARAMS, PARAM_AT, param);
-    const wide = param === dtype ? stored : PARAM_SCRATCH;
-    return { calls: [...this.#widen(param, dtype, stored, wide), this.#call("gradient_check", dtype, [wide, sumsAt(look)])], look };
+    // Of F32 alone BF16 makes finite values infinite.
+    const overflows = isRounded && param === "F32";
+    const wide = param === dtype && !overflows ? stored : PARAM_SCRATCH;
+    const rounding = overflows ? [this.#convert("f32_bf16", stored, COPY_SCRATCH), this.#convert("bf16_f32", COPY_SCRATCH, wide)] : [];
+    return { calls: [...rounding, ...this.#widen(param, dtype, stored, wide), this.#call("gradient_check", dtype, [wide, sumsAt(look)])], look };
   }
 
   #fill({ param, slots }: Kind): readonly KernelCall[] {

@@ -13,7 +13,7 @@ import type { Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
 import type { Rates } from "./plan.ts";
 import { type Count, clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult } from "./report.ts";
-import { isRepeatable, MADE, Runner, type Scalars, STATE, type Waits } from "./runner.ts";
+import { isRepeatable, MADE, Runner, type Scalars, STATE, type Target, type Waits } from "./runner.ts";
 import { newStateHeader, readStep, STEP, writeStep } from "./state.ts";
 import { type PlainTensors, replyOf, type TensorFile } from "./tensors.ts";
 
@@ -74,9 +74,10 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
   const bases = [files.params.bytes.byteOffset, files.grads.bytes.byteOffset, files.state?.byteOffset ?? 0, 0, 0, work];
   const runner = new Runner(lease, pool, waits, bases);
   const usedLr = plan.at(plan.base, targets.length > 0 ? newest : now.rested).lr;
-  const output = async (isSkipped: boolean, said: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
+  const rounding = async (): Promise<Rounded | undefined> => layout.rounding && round(layout.rounding, files.params, lease, pool, waits);
+  const output = async (isSkipped: boolean, rounded: Rounded | undefined, said: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
     params: replyOf(files.params),
-    rounded: layout.rounding && (await round(layout.rounding, files.params, lease, pool, waits)),
+    rounded: rounded?.params,
     isRecoverable: isSkipped || layout.isRecoverable,
     state: await stateOf(layout, results, files.state, bases, lease, isSkipped),
     report: { step: Math.max(newest + (isSkipped || targets.length === 0 ? 0 : 1), now.rested), lr: usedLr, skipped: isSkipped, ...said },
@@ -89,7 +90,7 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
     await runner.run(targets, ({ recipe }) => recipe.measure?.calls ?? [], isRepeatable(options.loss_scale));
     seen = targets.map((target) => gradientSums(runner.total(target, target.recipe.measure?.look)));
     if (nonFinite === "error") requireFinite(targets, seen);
-    if (nonFinite === "skip" && seen.some((sums) => sums.nonFinite > 0)) return output(true);
+    if (nonFinite === "skip" && seen.some((sums) => sums.nonFinite > 0)) return output(true, await rounding());
   }
   const scale = clipScale(layout, seen);
   if (madeBytes > 0) bases[MADE] = makeSlots(layout, lease);
@@ -109,13 +110,14 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
       if (phase?.stats) result.stats = runner.total(target, phase.stats);
     });
   }
-  return output(false, reportOf(layout, results, seen, await nonFiniteResults(targets, suspects, runner), scale));
+  const rounded = await rounding();
+  const suspected = targets.filter(({ name }, index) => suspects.has(index) || rounded?.suspects.has(name));
+  return output(false, rounded, reportOf(layout, results, seen, await nonFiniteResults(suspected, runner), scale));
 };
 
 /** Counts the values of new parameters that are not finite, in those where a kernel could not rule it out. */
-const nonFiniteResults = async (targets: readonly StepTarget[], suspects: ReadonlySet<number>, runner: Runner): Promise<readonly Count[]> => {
-  if (suspects.size === 0) return [];
-  const suspected = targets.filter((_, index) => suspects.has(index));
+const nonFiniteResults = async (suspected: readonly StepTarget[], runner: Runner): Promise<readonly Count[]> => {
+  if (suspected.length === 0) return [];
   await runner.run(suspected, ({ recipe }) => recipe.results.calls, true);
   return suspected.map((target) => ({ name: target.name, count: runner.total(target, target.recipe.results.look)[0] ?? 0 })).filter(({ count }) => count > 0);
 };
@@ -186,15 +188,21 @@ const stateOf = async (
   return writeOutput(output, file, bases, (target, scalar) => values[target]?.[scalar], lease);
 };
 
+interface Rounded {
+  readonly params: Parts | PlainTensors;
+  /** Names of tensors that may not be finite. */
+  readonly suspects: ReadonlySet<string>;
+}
+
 const round = async (
   { header, bytes, tensors, targets }: NonNullable<Layout["rounding"]>,
   params: TensorFile,
   lease: Lease,
   pool: Pool,
   waits: Waits,
-): Promise<Parts | PlainTensors> => {
+): Promise<Rounded> => {
   const file = bytes === 0 ? lease.view(0, 0) : lease.view(lease.alloc(bytes), bytes);
   if (header.length > 0) file.fill(header, 0, header.length);
-  await new Runner(lease, pool, waits, [params.bytes.byteOffset, 0, 0, 0, file.byteOffset, 0]).run(targets, ({ calls }) => calls, true);
-  return replyOf({ bytes: file, plain: params.plain && tensors });
+  const found = await new Runner(lease, pool, waits, [params.bytes.byteOffset, 0, 0, 0, file.byteOffset, 0]).run(targets, ({ calls }) => calls, true);
+  return { params: replyOf({ bytes: file, plain: params.plain && tensors }), suspects: new Set(found.map((index) => (targets[index] as Target).name)) };
 };

@@ -84,6 +84,25 @@ test("a float16 parameter at 65504 that grows", async () => {
   assert.equal(await requireCounted({ name: "sgd", lr: 1 } as never, { params: one(65504), grads: one(-8) }), 0);
 });
 
+test("a reply in BF16 has infinities where float32 has its largest numbers", async () => {
+  const reply = { reply: { params: "bf16" } };
+  for (const size of [37, 140_001])
+    for (const dtype of ["F32", "F16", "BF16"] as const) {
+      const tensors = tensorsOf(dtype, size);
+      const still = { ...tensors, grads: { fine: tensors.params["fine"] as Typed, wide: { dtype, shape: [size], values: Array<number>(size).fill(0) } } };
+      for (const [given, more] of [
+        [still, {}],
+        [tensors, {}],
+        [tensors, { stats: "tensor", clip: { max_norm: 1 } }],
+      ] as const) {
+        const found = await requireCounted({ name: "sgd", lr: 1e-3 } as never, given, { ...reply, ...more });
+        assert.equal(found, dtype === "F32" ? 6 : 0);
+        if (dtype === "F32") assert.equal(await requireCounted({ name: "sgd", lr: 1e-3 } as never, given, more), 0);
+      }
+      assert.ok((await requireCounted({ name: "sgd", lr: RATE[dtype] } as never, tensors, reply)) > 0);
+    }
+});
+
 test("finite values whose sum overflows are no reason to warn", async () => {
   const tensor = (value: number) => ({ w: { dtype: "F32" as const, shape: [1000], values: Array<number>(1000).fill(value) } });
   assert.equal(await requireCounted({ name: "sgd", lr: 1 } as never, { params: tensor(3e38), grads: tensor(1) }), 0);

@@ -122,7 +122,7 @@ const MAX_RATE = 2 ** 30;
 const MAX_CONNECTIONS = 65536;
 
 /** Other variables of this name that people have in their environment: of the clients and examples, of the deployment, and of Kubernetes for a service named stepd. */
-const OTHERS = /^STEPD_(?:URL|IMAGE|BIND|BIND_ADMIN|\d|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP)(?:_\w+)?)$/;
+const OTHERS = /^STEPD_(?:URLS?|TOKEN|IMAGE|BIND|BIND_ADMIN|\d|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP)(?:_\w+)?)$/;
 
 const settingsOf = (machine: Machine) =>
   ({

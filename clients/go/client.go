@@ -52,7 +52,10 @@ const (
 
 // Client calls one server, or one address with many replicas behind it. It may be used by several goroutines at once.
 type Client struct {
-	url       string
+	// url is the address as it was given, for errors and the log.
+	url string
+	// root is what requests start with.
+	root      string
 	http      *http.Client
 	tls       *tls.Config
 	token     string
@@ -137,6 +140,7 @@ func New(address string, options ...Option) (*Client, error) {
 		return nil, errors.New("stepd: WithHTTPClient excludes WithTLS and Unix sockets")
 	}
 	c.url = strings.TrimSuffix(address, "/")
+	c.root = c.url
 	if c.sharedDir != nil {
 		if c.shared, err = openSharedFolder(*c.sharedDir); err != nil {
 			return nil, err
@@ -158,7 +162,7 @@ func New(address string, options ...Option) (*Client, error) {
 	transport.DisableCompression = true
 	if isUnix {
 		path := parsed.Path
-		c.url = "http://localhost"
+		c.root = "http://localhost"
 		transport.Proxy = nil
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
@@ -342,7 +346,7 @@ func (c *Client) attempt(ctx context.Context, call call) error {
 		ctx, cancel = context.WithTimeout(ctx, c.timeout)
 		defer cancel()
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url+call.path, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.root+call.path, nil)
 	if err != nil {
 		return fmt.Errorf("stepd: %w", err)
 	}

@@ -84,7 +84,6 @@ func TestAServerThatStartsAnewIsWaitedFor(t *testing.T) {
 
 func TestAnAddressAtWhichNobodyListensIsGivenUp(t *testing.T) {
 	address := fmt.Sprintf("http://127.0.0.1:%d", unusedPort(t))
-	quiet := WithLogger(slog.New(slog.DiscardHandler))
 	for name, c := range map[string]struct {
 		options []Option
 		limit   time.Duration
@@ -100,7 +99,9 @@ func TestAnAddressAtWhichNobodyListensIsGivenUp(t *testing.T) {
 			if name == "a Unix socket" {
 				at = "unix://" + t.TempDir() + "/none"
 			}
-			for kind, client := range steppers(t, at, append(c.options, quiet)...) {
+			var log syncBuffer
+			logger := WithLogger(slog.New(slog.NewTextHandler(&log, nil)))
+			for kind, client := range steppers(t, at, append(c.options, logger)...) {
 				ctx, cancel := context.WithTimeout(testContext(t), c.limit)
 				start := time.Now()
 				_, err := client.Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: model(1), Grads: model(2)})
@@ -108,9 +109,16 @@ func TestAnAddressAtWhichNobodyListensIsGivenUp(t *testing.T) {
 				if !isRefused(err) && !errors.Is(err, context.DeadlineExceeded) {
 					t.Fatal(kind, err)
 				}
+				var lost *TransportError
+				if errors.As(err, &lost) && (lost.URL != at || !strings.Contains(err.Error(), at)) {
+					t.Fatalf("%s: %v does not name %s", kind, err, at)
+				}
 				if waited := time.Since(start); waited > 20*time.Second {
 					t.Fatalf("%s: given up after %s", kind, waited)
 				}
+			}
+			if log := log.text.String(); log != "" && !strings.Contains(log, "stepd at "+at+" refuses connections") {
+				t.Fatal(log)
 			}
 		})
 	}

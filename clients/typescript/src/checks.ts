@@ -21,6 +21,14 @@ export const requireObject = (field: string, value: unknown, what: string): void
   if (!isObject(value)) throw expected(field, what, value);
 };
 
+/** Options are an object of known names: another name would be ignored, and an AbortSignal has none of its own. */
+export const requireOptions = (options: unknown, known: Readonly<Record<string, true>>): void => {
+  const names = Object.keys(known).join(", ");
+  if (!isObject(options) || options instanceof AbortSignal) throw expected("options", `an object with some of ${names}`, options);
+  const unknown = Object.keys(options).find((name) => !Object.hasOwn(known, name));
+  if (unknown !== undefined) throw expected("options", `some of ${names}`, unknown);
+};
+
 /** What no tensor can be called: the format of files has a use for the first, JavaScript for the other. */
 const RESERVED = ["__metadata__", "__proto__"];
 

@@ -1,11 +1,11 @@
 /** Calls stepd's methods over MessagePack with `fetch`, so it runs in Node and in browsers alike. */
 import { bytesIn, CallBlobs, type Source, sizeOf } from "./blobs.ts";
-import { found, isObject, requireName, requireObject, requireSettings, requireState, requireStep, requireTensors } from "./checks.ts";
+import { found, isObject, requireName, requireObject, requireOptions, requireSettings, requireState, requireStep, requireTensors } from "./checks.ts";
 import { StepdError } from "./errors.ts";
 import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
 import { fileParts, type Tensor, type Tensors, toTensorsLike, toTensorsNamed } from "./tensors.ts";
-import { type CallOptions, type ClientOptions, type Read, Transport } from "./transport.ts";
+import { type CallOptions, CLIENT_OPTIONS, type ClientOptions, type Read, Transport } from "./transport.ts";
 import type {
   Cached,
   ConvertParams,
@@ -95,7 +95,7 @@ export class Client {
    * that is no folder to write to. `folder` is one that several clients have together.
    */
   constructor(url: string, options: ClientOptions = {}, folder?: SharedFolder) {
-    requireObject("options", options, "an object");
+    requireOptions(options, CLIENT_OPTIONS);
     this.#transport = new Transport(url, options);
     this.#folder = folder ?? (options.sharedDir === undefined ? undefined : new SharedFolder(options.sharedDir));
   }

@@ -1,6 +1,6 @@
 /** A step over several calls, connections and replicas at once. Its result is that of one call, bit for bit. */
 
-import { found, requireStep } from "./checks.ts";
+import { found, requireOptions, requireStep } from "./checks.ts";
 import { Client, type StepInput, type StepResult, withoutState } from "./client.ts";
 import { StepdError } from "./errors.ts";
 import { requireRetries } from "./pauses.ts";
@@ -8,7 +8,7 @@ import { type Call, Replicas } from "./replicas.ts";
 import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
 import { compareUtf8, type DType, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
-import type { CallOptions, ClientOptions } from "./transport.ts";
+import { type CallOptions, CLIENT_OPTIONS, type ClientOptions, requireCallOptions } from "./transport.ts";
 import { joinedWarnings } from "./warnings.ts";
 import type { Cached, NormsResult } from "./wire.gen.ts";
 
@@ -20,6 +20,8 @@ export interface ShardedOptions extends ClientOptions {
   /** Rounds over all replicas after the first, where each has failed. */
   readonly retries?: number | undefined;
 }
+
+const SHARDED_OPTIONS = { ...CLIENT_OPTIONS, requestBytes: true, connections: true } as const satisfies Record<keyof ShardedOptions, true>;
 
 /** What one server keeps of the result of one call. */
 export interface CachedShard {
@@ -78,7 +80,9 @@ export class ShardedClient {
   readonly #connections: number;
 
   /** `urls` are replicas; any serves any call. */
-  constructor(urls: readonly string[], { requestBytes = DEFAULT_REQUEST_BYTES, connections = DEFAULT_CONNECTIONS, retries, ...options }: ShardedOptions = {}) {
+  constructor(urls: readonly string[], given: ShardedOptions = {}) {
+    requireOptions(given, SHARDED_OPTIONS);
+    const { requestBytes = DEFAULT_REQUEST_BYTES, connections = DEFAULT_CONNECTIONS, retries, ...options } = given;
     if (!Array.isArray(urls)) throw new TypeError(`urls: expected a list of the servers' roots, found ${found(urls)}`);
     if (urls.length === 0) throw new TypeError("a ShardedClient needs at least one url");
     if (!(requestBytes > 0)) throw new TypeError(`requestBytes: expected more than 0, found ${requestBytes}`);
@@ -101,6 +105,7 @@ export class ShardedClient {
   /** One update. Exact clipping by norm takes a round of `norms` first. Throws as Client.step does; then nothing was changed. */
   async step(input: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
     requireStep(input);
+    requireCallOptions(options);
     const { params, grads, state: given, cached, ...settings } = input;
     if (cached) requireKept(cached, params, given);
     else if (!params) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");

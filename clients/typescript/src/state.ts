@@ -114,10 +114,14 @@ export class State {
     return [...new Set([...this.#look().entries.keys()].map(slotOf))].filter((name) => name !== "step");
   }
 
-  /** A slot of all parameters that have it. */
+  /** A slot of all parameters that have it. Throws RangeError for one that the state does not have. */
   slot(name: string): Record<string, Tensor> {
     const entries = [...this.#fill()].filter(([key]) => slotOf(key) === name);
     this.#place = undefined;
+    if (entries.length === 0) {
+      const names = this.slotNames.join(", ");
+      throw new RangeError(`slot: expected ${names ? `one of ${names}` : "none, because the state has no slots"}, found ${JSON.stringify(name)}`);
+    }
     return Object.fromEntries(entries.map(([key, tensor]) => [parameterOf(key), toTensor(tensor)]));
   }
 

@@ -1,5 +1,5 @@
 /** One server over `fetch`: sends a call, again where that may help, and tells what is a reply of stepd from what is not. */
-import { found } from "./checks.ts";
+import { found, requireOptions } from "./checks.ts";
 import { StepdError, TransportError } from "./errors.ts";
 import { decode, encodeParts } from "./msgpack.ts";
 import { isRefusal, Pauses, pause, type RetryOptions, requireRetries } from "./pauses.ts";
@@ -31,6 +31,18 @@ export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
 }
+
+/** The names of options. */
+export const CLIENT_OPTIONS = {
+  token: true,
+  timeoutMs: true,
+  fetch: true,
+  sharedDir: true,
+  retries: true,
+  refusedMs: true,
+  warn: true,
+} as const satisfies Record<keyof ClientOptions, true>;
+const CALL_OPTIONS = { signal: true, timeoutMs: true } as const satisfies Record<keyof CallOptions, true>;
 
 const MSGPACK = "application/vnd.msgpack";
 const JSON_TYPE = "application/json";
@@ -71,7 +83,7 @@ export class Transport {
   async call<Result>(path: string, params: object | undefined, read: Read<Result>, options: CallOptions = {}, onLost?: () => void): Promise<Result> {
     // Copied here, before anything waits: the caller may change the arrays while the call is under way.
     const body = params && new Blob(encodeParts(params));
-    requireSignal(options.signal);
+    requireCallOptions(options);
     const pauses = new Pauses(this.#retries, `stepd at ${this.url}`);
     for (;;) {
       options.signal?.throwIfAborted();
@@ -88,8 +100,9 @@ export class Transport {
   }
 
   /** Whether an address answers with a status of success. Asks once. */
-  async isOk(path: string, { signal, timeoutMs = this.#timeoutMs }: CallOptions): Promise<boolean> {
-    requireSignal(signal);
+  async isOk(path: string, options: CallOptions): Promise<boolean> {
+    requireCallOptions(options);
+    const { signal, timeoutMs = this.#timeoutMs } = options;
     const limits = limitsOf(timeoutMs, signal);
     try {
       const response = await this.#fetch(`${this.url}${path}`, { headers: this.#headers, ...limits });
@@ -205,7 +218,10 @@ const limitsOf = (timeoutMs: number, caller: AbortSignal | undefined): { readonl
   return signals.length > 0 ? { signal: AbortSignal.any(signals) } : {};
 };
 
-const requireSignal = (signal: AbortSignal | undefined): void => {
+/** Throws TypeError for options of a call that are none. */
+export const requireCallOptions = (options: CallOptions): void => {
+  requireOptions(options, CALL_OPTIONS);
+  const { signal } = options;
   if (signal !== undefined && typeof (signal as Partial<AbortSignal> | null)?.throwIfAborted !== "function")
     throw new TypeError(`signal: expected an AbortSignal, found ${found(signal)}`);
 };

@@ -118,6 +118,10 @@ const CALL_OPTIONS: readonly Case[] = [
   ["a timeout of 0", { timeoutMs: 0 }, /^timeoutMs: expected milliseconds, a number above 0, found 0/],
   ["a timeout in words", { timeoutMs: "5s" }, /^timeoutMs: expected milliseconds/],
   ["a timeout of NaN", { timeoutMs: Number.NaN }, /^timeoutMs: expected milliseconds/],
+  ["a number", 5, /^options: expected an object with some of signal, timeoutMs, found 5$/],
+  ["null", null, /^options: expected an object with some of signal, timeoutMs, found null$/],
+  ["the signal by itself", new AbortController().signal, /^options: expected an object with some of signal, timeoutMs, found AbortSignal$/],
+  ["an option that is none", { timeout: 5 }, /^options: expected some of signal, timeoutMs, found "timeout"$/],
   ["a controller", { signal: new AbortController() }, /^signal: expected an AbortSignal, found AbortController/],
 ];
 
@@ -125,7 +129,10 @@ const CONSTRUCTORS: readonly (readonly [what: string, url: unknown, options: unk
   ["no url", undefined, undefined, /^url: expected the server's root/],
   ["no scheme", "127.0.0.1:8080", undefined, /^url: expected the server's root/],
   ["another scheme", "unix:///run/stepd.sock", undefined, /^url: expected the server's root/],
-  ["null for options", URL, null, /^options: expected an object, found null|null/],
+  ["null for options", URL, null, /^options: expected an object with some of token, .*, found null$/],
+  ["a number for options", URL, 5, /^options: expected an object with some of token, timeoutMs, .*, found 5$/],
+  ["an option that is none", URL, { timeout: 5 }, /^options: expected some of token, timeoutMs, .*, found "timeout"$/],
+  ["an option of Python's", URL, { shared_dir: undefined }, /^options: expected some of .*sharedDir.*, found "shared_dir"$/],
   ["a token that is none", URL, { token: 5 }, /^token: expected a string, found number/],
   ["a timeout in words", URL, { timeoutMs: "60" }, /^timeoutMs: expected milliseconds/],
   ["a timeout of 0", URL, { timeoutMs: 0 }, /^timeoutMs: expected milliseconds/],
@@ -167,13 +174,20 @@ suite("wrong arguments", () => {
         await assert.rejects(async () => (clients.Client as unknown as Methods)[method]?.call(clients.Client, options), told(words), what);
     });
 
+  test("options of a step", async () => {
+    for (const client of Object.values(clients))
+      for (const [what, options, words] of CALL_OPTIONS) {
+        const step = (client as unknown as Methods)["step"];
+        await assert.rejects(async () => step?.call(client, { optimizer, params: w, grads: w }, options), told(words), what);
+      }
+  });
+
   test("constructors", () => {
     const makers: readonly ((url: unknown, options: unknown) => unknown)[] = [
       (url, options) => new Client(url as string, options as undefined),
       (url, options) => new ShardedClient([url as string], options as undefined),
     ];
-    for (const [what, url, options, words] of CONSTRUCTORS)
-      for (const [index, make] of makers.entries()) if (options !== null || index === 0) assert.throws(() => make(url, options), told(words), what);
+    for (const [what, url, options, words] of CONSTRUCTORS) for (const make of makers) assert.throws(() => make(url, options), told(words), what);
     assert.throws(() => new ShardedClient(URL as unknown as string[]), told(/^urls: expected a list of the servers' roots, found "http/));
     assert.throws(() => new ShardedClient(undefined as unknown as string[]), told(/^urls: expected a list/));
     assert.throws(() => new ShardedClient([5 as unknown as string]), told(/^url: expected/));

@@ -54,6 +54,13 @@ suite("Client", () => {
     assert.deepEqual(second.state.steps["layer.weight"], 2);
     assert.equal(second.state.optimizer, "adamw");
     assert.deepEqual(second.state.slotNames.toSorted(), ["exp_avg", "exp_avg_sq"]);
+    for (const name of ["nope", undefined])
+      assert.throws(() => second.state.slot(name as string), {
+        name: "RangeError",
+        message: `slot: expected one of exp_avg, exp_avg_sq, found ${name && '"nope"'}`,
+      });
+    const { state: bare } = await client.step({ optimizer: { name: "sgd" }, params: params(), grads: grads(0) });
+    assert.throws(() => bare.slot("exp_avg"), /^RangeError: slot: expected none, because the state has no slots, found "exp_avg"$/);
     assert.equal(second.state.slot("exp_avg")["layer.bias"]?.data.length, 40);
   });
 

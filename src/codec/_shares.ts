@@ -21,6 +21,11 @@ export const isLarge = (value: unknown): value is object => weigh(value, SHARE_V
 /** Members of an object or an array: several small ones, or one that is large itself, with its key in an object. */
 export type Share = { readonly small: object } | { readonly large: object; readonly key: string | undefined };
 
+/** Items of an array as members; to ask for its keys would make a string of each index. */
+function* unnamed(items: readonly unknown[]): Generator<[string, unknown]> {
+  for (const item of items) yield ["", item];
+}
+
 /** All members of an object or an array, in order. Members without a value are left out of an object, as JSON does. */
 export function* sharesOf(value: object): Generator<Share> {
   const isArray = Array.isArray(value);
@@ -32,8 +37,7 @@ export function* sharesOf(value: object): Generator<Share> {
     weight = 0;
     return { small };
   };
-  for (const key in value) {
-    const item = (value as Record<string, unknown>)[key];
+  for (const [key, item] of isArray ? unnamed(value) : Object.entries(value)) {
     if (item === undefined && !isArray) continue;
     const own = weigh(item, SHARE_VALUES);
     if (members.length > 0 && weight + own > SHARE_VALUES) yield flush();

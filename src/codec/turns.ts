@@ -28,6 +28,16 @@ export const inTurns = <T>(work: Turns<T>): T | Promise<T> => {
   }
 };
 
+/** What `make` makes of each item, in turns. */
+export function* mapped<T, U>(items: readonly T[], make: (item: T, index: number) => U): Turns<U[]> {
+  const made: U[] = [];
+  for (const [index, item] of items.entries()) {
+    made.push(make(item, index));
+    if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
+  }
+  return made;
+}
+
 /** Long work of one kind, one after the other: what all of it takes in memory at once is what one takes. */
 export class OneAtATime {
   #last: Promise<unknown> = Promise.resolve();

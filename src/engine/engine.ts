@@ -62,8 +62,8 @@ export class Engine {
   /** One update. Throws what docs/wire-format.md lists under optimizer.step. */
   async step({ params, grads, state = null, ...options }: Loaded<StepParams>, lease: Lease, waits: Waits): Promise<StepOutput> {
     const files: Files = {
-      params: loadTensors(params, "/params", lease),
-      grads: loadTensors(grads, "/grads", lease),
+      params: await loadTensors(params, "/params", lease),
+      grads: await loadTensors(grads, "/grads", lease),
       state: state === null ? undefined : loadBlob(state, "/state", "STATE_CORRUPT", lease),
     };
     const headers = keyOfFiles(files);

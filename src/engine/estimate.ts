@@ -1,7 +1,7 @@
 /** What a step costs, from shapes and dtypes alone: bytes in and out, state, arena, and into how many calls to split it. */
 import { bytesOf } from "../codec/dtype.ts";
 import { type Safetensors, writeHeaderInTurns } from "../codec/safetensors.ts";
-import type { Turns } from "../codec/turns.ts";
+import { mapped, type Turns } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlanParams } from "../generated/wire.gen.ts";
 import { compile, type StepTarget } from "./layout.ts";
@@ -36,13 +36,16 @@ export interface Estimate {
 
 /** Reads the layout of a first step, whose new state is the one that every later step takes and gives. */
 export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanParams, kernel: (name: string) => number, capacity: number): Turns<Estimate> {
-  for (const [name, { shape }] of Object.entries(tensors)) requireCountable(shape, `/tensors/${pointerEscape(name)}/shape`, name);
-  const params = yield* fileOf(Object.entries(tensors).map(([name, { shape, dtype = "F32" }]) => ({ name, shape, dtype })));
+  const described = yield* mapped(Object.entries(tensors), ([name, { shape, dtype = "F32" }]) => {
+    requireCountable(shape, `/tensors/${pointerEscape(name)}/shape`, name);
+    return { name, shape, dtype };
+  });
+  const params = yield* fileOf(described);
   const grads = gradDtype === undefined ? params : yield* fileOf(params.tensors.map(({ name, shape }) => ({ name, shape, dtype: gradDtype })));
   // Gradients that are measured take the most memory.
   const layout = yield* compile({ ...options, non_finite: "skip", stats: "tensor" }, yield* match({ params, grads, state: undefined }), kernel);
   const scalars = (1 + Object.keys(layout.plan.optimizer.scalarSlots ?? {}).length) * SCALAR_BYTES;
-  const costs = layout.targets.map((target) => costOf(target, scalars));
+  const costs = yield* mapped(layout.targets, (target) => costOf(target, scalars));
   const total = (key: keyof Cost): number => costs.reduce((sum, cost) => sum + cost[key], 0);
   const paramHeader = params.header?.length ?? 0;
   const stateBytes = total("state") + (layout.output?.header.length ?? 0);
@@ -63,7 +66,9 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
 }
 
 function* fileOf(described: Parameters<typeof inOrder>[0] & readonly Parameters<typeof writeHeaderInTurns>[1][number][]): Turns<Safetensors> {
-  return { header: yield* writeHeaderInTurns({}, described), metadata: new Map(), tensors: inOrder(described) };
+  const header = yield* writeHeaderInTurns({}, described);
+  yield;
+  return { header, metadata: new Map(), tensors: inOrder(described) };
 }
 
 /** Bytes of one tensor. */

@@ -12,12 +12,12 @@ import { makeSlots } from "./step.ts";
 import { loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
 
 export const init = async ({ params, ...options }: StepOptions & { readonly params: Tensors }, lease: Lease, pool: Pool, waits: Waits): Promise<Parts> => {
-  const file = loadTensors(params, "/params", lease);
+  const file = await loadTensors(params, "/params", lease);
   const layout = await inTurns(layoutOf(options, file, (name) => pool.kernel(name)));
   const bases = [file.bytes.byteOffset, 0, 0, makeSlots(layout, lease), 0, 0];
   await new Runner(lease, pool, waits, bases).run(layout.targets, ({ recipe }) => recipe.fill, true);
   const start: Readonly<Record<string, number>> = { ...layout.plan.optimizer.scalarSlots, [STEP]: 0 };
-  return writeOutput(layout.output as Output, undefined, bases, (_, scalar) => start[scalar], lease);
+  return inTurns(writeOutput(layout.output as Output, undefined, bases, (_, scalar) => start[scalar], lease));
 };
 
 function* layoutOf(options: StepOptions, file: TensorFile, kernel: (name: string) => number): Turns<Layout> {

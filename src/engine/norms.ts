@@ -1,6 +1,6 @@
 /** Sums of squares of gradients and parameters by tensor. */
 import type { Lease } from "../arena/arena.ts";
-import { inTurns, TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { inTurns, mapped, TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import type { Pool } from "../pool/pool.ts";
 import { aligned } from "./layout.ts";
 import { match } from "./match.ts";
@@ -40,20 +40,22 @@ interface NormsLayout {
 }
 
 export const norms = async ({ grads, params, loss_scale: lossScale = 1 }: NormsCall, lease: Lease, pool: Pool, waits: Waits): Promise<Norms> => {
-  const gradFile = loadTensors(grads, "/grads", lease);
-  const paramFile = params === undefined ? undefined : loadTensors(params, "/params", lease);
+  const gradFile = await loadTensors(grads, "/grads", lease);
+  const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
   const { targets, workBytes } = await inTurns(layoutOf(gradFile, paramFile, lossScale, (name) => pool.kernel(name)));
   const bases = [paramFile?.bytes.byteOffset ?? 0, gradFile.bytes.byteOffset, 0, 0, 0, workBytes === 0 ? 0 : lease.alloc(workBytes)];
   const runner = new Runner(lease, pool, waits, bases);
   await runner.run(targets, ({ recipe }) => recipe.measure.calls, isRepeatable(lossScale));
   if (paramFile) await runner.run(targets, ({ recipe }) => recipe.squares.calls, true);
-  const sums = targets.map((target) => gradientSums(runner.total(target, target.recipe.measure.look)));
-  const tensors = targets.map((target, index): [string, TensorNorms] => {
+  const sums = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.measure.look))));
+  const tensors: Record<string, TensorNorms> = {};
+  const tell = (target: Measured, index: number): void => {
     const { squares = 0, zeros = 0, nonFinite = 0 } = sums[index] ?? {};
     const [paramSquares = 0] = runner.total(target, target.recipe.squares.look);
-    return [target.name, { grad_squares: squares, ...(paramFile && { param_squares: paramSquares }), zeros, non_finite: nonFinite }];
-  });
-  return { tensors: Object.fromEntries(tensors), grad_norm: normOf(sums) };
+    tensors[target.name] = { grad_squares: squares, ...(paramFile && { param_squares: paramSquares }), zeros, non_finite: nonFinite };
+  };
+  await inTurns(mapped(targets, tell));
+  return { tensors, grad_norm: normOf(sums) };
 };
 
 function* layoutOf(gradFile: TensorFile, paramFile: TensorFile | undefined, lossScale: number, kernel: (name: string) => number): Turns<NormsLayout> {

@@ -1,26 +1,24 @@
 /** The new state's file: a canonical header, scalars, and views of the slots where they lie. */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
+import { mapped, type Turns } from "../codec/turns.ts";
 import type { Output, OutputEntry } from "./layout.ts";
 import type { Bases } from "./runner.ts";
 import { type Entry, SCALAR_BYTES, scalarBytes, writeEntries } from "./state.ts";
 
 /** `scalarOf` gives a scalar's new value; undefined for one that stays as it is in `state`. */
-export const writeOutput = (
+export function* writeOutput(
   { header, entries }: Output,
   state: Buffer | undefined,
   bases: Bases,
   scalarOf: (target: number, scalar: string) => number | undefined,
   lease: Lease,
-): Parts => {
+): Turns<Parts> {
   const contentOf = ({ scalar, target, block, offset, dtype }: OutputEntry): Entry["content"] => {
     if (scalar === undefined) return (bases[block as number] as number) + offset;
     const value = target === undefined ? undefined : scalarOf(target, scalar);
     return value === undefined ? (state as Buffer).subarray(offset, offset + SCALAR_BYTES) : scalarBytes(value, dtype as "I64" | "F64");
   };
-  return writeEntries(
-    header,
-    entries.map((entry) => ({ ...entry, content: contentOf(entry) })),
-    lease,
-  );
-};
+  const contents = yield* mapped(entries, (entry): Entry => ({ dtype: entry.dtype, shape: entry.shape, name: entry.name, content: contentOf(entry) }));
+  return yield* writeEntries(header, contents, lease);
+}

@@ -2,8 +2,11 @@
  * Runs kernels on tensors whose places are known. A target is one tensor's part of a call, a recipe the kernels that targets of
  * one kind have in common. This file alone makes the pool's units of them and reads their sums.
  */
+
+import { setImmediate } from "node:timers/promises";
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
+import { inTurns, mapped } from "../codec/turns.ts";
 import type { Moment } from "../optimizers/registry.ts";
 import { type Call, type Pointer, type Pool, SHARD, type Unit } from "../pool/pool.ts";
 
@@ -102,16 +105,21 @@ export class Runner {
     isRepeatable: boolean,
     from: (target: T, index: number) => Scalars = without,
   ): Promise<readonly number[]> {
-    const units = targets.map((target, index): Unit => {
-      const scalars = from(target, index);
-      const calls: Call[] = [];
-      for (const call of callsOf(target)) {
-        const values = call.scalars(scalars);
-        if (values) calls.push({ kernel: call.kernel, pointers: call.operands.map((operand) => operand(target, this.#bases)), scalars: values });
-      }
-      return { elements: target.elements, calls, isRepeatable };
-    });
+    const made = inTurns(
+      mapped(targets, (target, index): Unit => {
+        const scalars = from(target, index);
+        const calls: Call[] = [];
+        for (const call of callsOf(target)) {
+          const values = call.scalars(scalars);
+          if (values) calls.push({ kernel: call.kernel, pointers: call.operands.map((operand) => operand(target, this.#bases)), scalars: values });
+        }
+        return { elements: target.elements, calls, isRepeatable };
+      }),
+    );
+    // Units that took turns are many: writing their job has a turn of its own.
+    const units = made instanceof Promise ? await made.finally(setImmediate) : made;
     const { waited, suspects } = await this.#pool.run(units, this.#lease);
+    if (made instanceof Promise) await setImmediate();
     this.#waits.seconds += waited;
     return suspects;
   }

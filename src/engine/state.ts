@@ -180,6 +180,7 @@ export interface Entry extends TensorDescription {
 export function* writeState(state: State, optimizer: OptimizerDefinition, lease: Lease): Turns<Parts> {
   const entries: Entry[] = [];
   for (const [name, { step, slots, scalars }] of state.parameters) {
+    if (entries.length % TURN_ITEMS < 2) yield;
     entries.push({ name: `${STEP}/${name}`, dtype: "I64", shape: [], content: scalarBytes(step, "I64") });
     for (const slot of Object.keys(optimizer.scalarSlots ?? {})) {
       const value = scalars[slot];
@@ -188,11 +189,11 @@ export function* writeState(state: State, optimizer: OptimizerDefinition, lease:
     for (const [slot, { dtype, shape, address }] of slots) entries.push({ name: `${slot}/${name}`, dtype, shape, content: address });
   }
   const ordered = yield* sorted(entries, compareCanonical);
-  return writeEntries(yield* newStateHeader(optimizer, ordered), ordered, lease);
+  return yield* writeEntries(yield* newStateHeader(optimizer, ordered), ordered, lease);
 }
 
 /** The file of a header and the entries that it describes, in their order. */
-export const writeEntries = (header: Buffer, ordered: readonly Entry[], lease: Lease): Parts => {
+export function* writeEntries(header: Buffer, ordered: readonly Entry[], lease: Lease): Turns<Parts> {
   const pieces: Uint8Array[] = [];
   // Scalars that follow each other become one piece, and so do slots that are neighbours in the arena.
   let scalars: Buffer[] = [header];
@@ -205,7 +206,8 @@ export const writeEntries = (header: Buffer, ordered: readonly Entry[], lease: L
     start = 0;
     end = 0;
   };
-  for (const { content, dtype, shape } of ordered) {
+  for (const [index, { content, dtype, shape }] of ordered.entries()) {
+    if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
     if (typeof content !== "number") {
       if (end > start) flush();
       scalars.push(content);
@@ -219,4 +221,4 @@ export const writeEntries = (header: Buffer, ordered: readonly Entry[], lease: L
   }
   flush();
   return new Parts(pieces);
-};
+}

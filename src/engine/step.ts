@@ -5,7 +5,7 @@
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
-import { inTurns } from "../codec/turns.ts";
+import { inTurns, mapped } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { Moment } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
@@ -69,14 +69,14 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
   const { options, plan, targets, madeBytes, workBytes } = layout;
   const nonFinite = options.non_finite ?? "error";
   const newest = now.taken.reduce((most, taken) => Math.max(most, taken), 0);
-  const results = targets.map((target, index) => resultOf(layout, target, now, index, files.state));
+  const results = await inTurns(mapped(targets, (target, index) => resultOf(layout, target, now, index, files.state)));
   const work = workBytes === 0 ? 0 : lease.alloc(workBytes);
   const bases = [files.params.bytes.byteOffset, files.grads.bytes.byteOffset, files.state?.byteOffset ?? 0, 0, 0, work];
   const runner = new Runner(lease, pool, waits, bases);
   const usedLr = plan.at(plan.base, targets.length > 0 ? newest : now.rested).lr;
   const rounding = async (): Promise<Rounded | undefined> => layout.rounding && round(layout.rounding, files.params, lease, pool, waits);
   const output = async (isSkipped: boolean, rounded: Rounded | undefined, said: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
-    params: replyOf(files.params),
+    params: await replyOf(files.params),
     rounded: rounded?.params,
     isRecoverable: isSkipped || layout.isRecoverable,
     state: await stateOf(layout, results, files.state, bases, lease, isSkipped),
@@ -88,7 +88,7 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
   const isMeasured = layout.needsNorm || nonFinite === "skip";
   if (isMeasured) {
     await runner.run(targets, ({ recipe }) => recipe.measure?.calls ?? [], isRepeatable(options.loss_scale));
-    seen = targets.map((target) => gradientSums(runner.total(target, target.recipe.measure?.look)));
+    seen = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.measure?.look))));
     if (nonFinite === "error") requireFinite(targets, seen);
     if (nonFinite === "skip" && seen.some((sums) => sums.nonFinite > 0)) return output(true, await rounding());
   }
@@ -100,15 +100,16 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
     const found = await runner.run(targets, ({ recipe }) => recipe.phases[stage]?.calls ?? [], false, scalars);
     for (const index of found) suspects.add(index);
     if (stage === 0 && !isMeasured) {
-      seen = targets.map((target) => gradientSums(runner.total(target, target.recipe.phases[0]?.look)));
+      seen = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.phases[0]?.look))));
       if (nonFinite === "error") requireFinite(targets, seen);
     }
-    targets.forEach((target, index) => {
+    const keepSums = (target: StepTarget, index: number): void => {
       const result = results[index] as Result;
       const phase = target.recipe.phases[stage];
       result.moment.sums.push(runner.total(target, phase?.stage));
       if (phase?.stats) result.stats = runner.total(target, phase.stats);
-    });
+    };
+    await inTurns(mapped(targets, keepSums));
   }
   const rounded = await rounding();
   const suspected = targets.filter(({ name }, index) => suspects.has(index) || rounded?.suspects.has(name));
@@ -172,20 +173,21 @@ const stateOf = async (
   if (!output) {
     const state = file as Buffer;
     if (isSkipped) return new Parts([state]);
-    targets.forEach(({ step, scalars }, index) => {
+    const write = ({ step, scalars }: StepTarget, index: number): void => {
       writeStep(state, step as number, (results[index] as Result).moment.step);
       if (!nextScalarSlots) return;
       const values = next(index);
       for (const [slot, offset] of scalars ?? []) state.writeDoubleLE(values[slot] as number, offset);
-    });
+    };
+    await inTurns(mapped(targets, write));
     return new Parts([state]);
   }
   if (isSkipped) {
     const entries = output.entries.filter(({ block }) => block === STATE);
-    return writeOutput({ header: await inTurns(newStateHeader(plan.optimizer, entries)), entries }, file, bases, () => undefined, lease);
+    return inTurns(writeOutput({ header: await inTurns(newStateHeader(plan.optimizer, entries)), entries }, file, bases, () => undefined, lease));
   }
-  const values = results.map(({ moment }, index) => ({ ...next(index), [STEP]: moment.step }) as Readonly<Record<string, number>>);
-  return writeOutput(output, file, bases, (target, scalar) => values[target]?.[scalar], lease);
+  const values = await inTurns(mapped(results, ({ moment }, index) => ({ ...next(index), [STEP]: moment.step }) as Readonly<Record<string, number>>));
+  return inTurns(writeOutput(output, file, bases, (target, scalar) => values[target]?.[scalar], lease));
 };
 
 interface Rounded {
@@ -204,5 +206,5 @@ const round = async (
   const file = bytes === 0 ? lease.view(0, 0) : lease.view(lease.alloc(bytes), bytes);
   if (header.length > 0) file.fill(header, 0, header.length);
   const found = await new Runner(lease, pool, waits, [params.bytes.byteOffset, 0, 0, 0, file.byteOffset, 0]).run(targets, ({ calls }) => calls, true);
-  return { params: replyOf({ bytes: file, plain: params.plain && tensors }), suspects: new Set(found.map((index) => (targets[index] as Target).name)) };
+  return { params: await replyOf({ bytes: file, plain: params.plain && tensors }), suspects: new Set(found.map((index) => (targets[index] as Target).name)) };
 };

@@ -3,7 +3,7 @@ import type { Lease } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, isCountable, readElement, writeElement } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
-import type { Turns } from "../codec/turns.ts";
+import { inTurns, TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
 
@@ -70,10 +70,10 @@ const isBase64 = (text: string, bytes: Buffer): boolean => {
 };
 
 /** Loads a `Tensors` field. Throws TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS or PAYLOAD_TOO_LARGE naming the field. */
-export const loadTensors = (tensors: Tensors, field: string, lease: Lease): TensorFile =>
+export const loadTensors = (tensors: Tensors, field: string, lease: Lease): TensorFile | Promise<TensorFile> =>
   typeof tensors === "string" || tensors instanceof Uint8Array
     ? { bytes: loadBlob(tensors, field, "TENSORS_CORRUPT", lease), plain: undefined }
-    : loadPlain(tensors, field, lease);
+    : inTurns(loadPlain(tensors, field, lease));
 
 /** A text that two files share only if they have the same tensors in the same places; undefined where it were longer than `most`. */
 export const keyOf = ({ bytes, plain }: TensorFile, most: number): string | undefined => {
@@ -118,10 +118,14 @@ export const requireCountable = (shape: readonly number[], field: string, name: 
 
 const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
 
-const loadPlain = (given: PlainTensors, field: string, lease: Lease): TensorFile => {
+/** Values that are written between two yields. */
+const TURN_VALUES = 16384;
+
+function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<TensorFile> {
   const entries = Object.entries(given);
   requireFew(entries.length, field);
-  for (const [name, { shape, dtype = "F32", values }] of entries) {
+  for (const [place, [name, { shape, dtype = "F32", values }]] of entries.entries()) {
+    if (place % TURN_ITEMS === TURN_ITEMS - 1) yield;
     requireSupported(dtype, field, name);
     const at = `${field}/${pointerEscape(name)}`;
     requireCountable(shape, `${at}/shape`, name);
@@ -133,9 +137,11 @@ const loadPlain = (given: PlainTensors, field: string, lease: Lease): TensorFile
   const plain = inOrder(entries.map(([name, { shape, dtype = "F32" }]) => ({ name, dtype, shape })));
   const length = plain.reduce((sum, { bytes }) => sum + bytes, 0);
   const bytes = length === 0 ? lease.view(0, 0) : lease.view(lease.alloc(length), length);
+  let written = 0;
   for (const { name, dtype, offset } of plain) {
     const size = bytesOf(dtype) as number;
-    given[name]?.values.forEach((value, index) => {
+    for (const [index, value] of given[name]?.values.entries() ?? []) {
+      if (++written % TURN_VALUES === 0) yield;
       const number = typeof value === "string" ? (SPECIAL[value] as number) : value;
       const at = offset + size * index;
       writeElement(bytes, at, dtype, number);
@@ -143,25 +149,29 @@ const loadPlain = (given: PlainTensors, field: string, lease: Lease): TensorFile
         const place = `${field}/${pointerEscape(name)}/values/${index}`;
         throw StepdError.mismatch("INVALID_PARAMS", place, `a number within the range of ${dtype}`, String(value), [name]);
       }
-    });
+    }
   }
   return { bytes, plain };
-};
+}
 
 /** The tensors of a file as they are now, in the form that they came in. */
-export const replyOf = ({ bytes, plain }: TensorFile): Parts | PlainTensors =>
-  plain ? Object.fromEntries(plain.map((info) => [info.name, toPlain(info, bytes)])) : new Parts([bytes]);
+export const replyOf = ({ bytes, plain }: TensorFile): Parts | PlainTensors | Promise<PlainTensors> =>
+  plain ? inTurns(toPlain(plain, bytes)) : new Parts([bytes]);
 
-const toPlain = ({ dtype, shape, elements, offset }: TensorInfo, file: Buffer): PlainTensor => {
-  const size = bytesOf(dtype) as number;
-  return {
-    shape: [...shape],
-    dtype: dtype as NonNullable<PlainTensor["dtype"]>,
-    values: Array.from({ length: elements }, (_, index) => {
+function* toPlain(tensors: readonly TensorInfo[], file: Buffer): Turns<PlainTensors> {
+  const plain: Record<string, PlainTensor> = {};
+  let read = 0;
+  for (const { name, dtype, shape, elements, offset } of tensors) {
+    const size = bytesOf(dtype) as number;
+    const values: PlainTensor["values"][number][] = [];
+    for (let index = 0; index < elements; index++) {
+      if (++read % TURN_VALUES === 0) yield;
       const value = readElement(file, offset + size * index, dtype);
-      return Number.isFinite(value) ? value : (String(value) as "NaN" | "Infinity" | "-Infinity");
-    }),
-  };
-};
+      values.push(Number.isFinite(value) ? value : (String(value) as "NaN" | "Infinity" | "-Infinity"));
+    }
+    plain[name] = { shape: [...shape], dtype: dtype as NonNullable<PlainTensor["dtype"]>, values };
+  }
+  return plain;
+}
 
 export const isSameShape = (a: readonly number[], b: readonly number[]): boolean => a.length === b.length && a.every((size, index) => size === b[index]);

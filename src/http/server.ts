@@ -219,7 +219,7 @@ const restPost = ({ name }: Method): Kind => ({
       throw error;
     }
     const result = await service.rpc.call(name, value, { lease, caller }, observe);
-    return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
+    return { status: 200, type: type.name, body: await timedEncode(service, await service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
   refuse: restRefuse,
 });
@@ -230,7 +230,7 @@ const restGet = ({ name }: Method): Kind => ({
     const result = await service.rpc.call(name, { ...req.params }, { lease, caller }, observe).catch((error) => {
       throw inPath(error);
     });
-    return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
+    return { status: 200, type: type.name, body: await timedEncode(service, await service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
   refuse: restRefuse,
 });

@@ -1,7 +1,8 @@
 /** A state as a file of torch, qhoptim or optax: its slots are brought to their meaning there in place and go out from where they are. */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
-import { compareCanonical, writeHeader } from "../codec/safetensors.ts";
+import { compareCanonical, writeHeaderInTurns } from "../codec/safetensors.ts";
+import { inTurns, sorted } from "../codec/turns.ts";
 import { type Entry, type ParameterState, STEP, type State, writeEntries } from "../engine/state.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
@@ -55,8 +56,9 @@ export const exportState = async (state: State, convention: Convention, optimize
   }
   if (holding.isCountShared && state.parameters.size > 0) entries.push(countOf(state.parameters, losses));
   const rounded = await reshape(state.parameters, holding, betas, lease);
-  const ordered = entries.toSorted(compareCanonical);
-  return { state: writeEntries(writeHeader({ format, optimizer: optimizer.name }, ordered), ordered, lease), lost: [...losses.sentences, ...rounded] };
+  const ordered = await inTurns(sorted(entries, compareCanonical));
+  const header = await inTurns(writeHeaderInTurns({ format, optimizer: optimizer.name }, ordered));
+  return { state: await inTurns(writeEntries(header, ordered, lease)), lost: [...losses.sentences, ...rounded] };
 };
 
 /** torch makes the buffers of sgd and lars at the first step; zeros before it would be taken for a step's. */

@@ -262,6 +262,17 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"optimizer/lr: expected a number, found a function; optax.inject_hyperparams\("
         r"lambda lr: .*schedule=",
     ),
+    "schedule option": (
+        {"optimizer": ADAM, "schedule": COSINE},
+        TypeError,
+        r"^schedule: expected a schedule of stepd.schedules, found a function; "
+        r".*lambda lr: remote\(client, \{..., \"lr\": lr\}\)\)\(lr=function\)$",
+    ),
+    "function in clip": (
+        {"optimizer": ADAM, "clip": {"max_norm": COSINE}},
+        TypeError,
+        "^clip/max_norm: expected a number, found a function; optax.inject_hyperparams",
+    ),
     "option": ({"optimizer": ADAM, "clipp": 1}, TypeError, "the nearest is clip"),
     "lr": (
         {"optimizer": {"name": "adam", "lr": -1}},

@@ -437,6 +437,10 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "word": ([W], {"reply": {"params": "f8"}}, stepd.InvalidParams, "/reply/params"),
     "empty": ([], {}, ValueError, "empty parameter list"),
     "module": (torch.nn.Linear(2, 2), {}, TypeError, "params: expected.*found Linear"),
+    "None": (None, {}, TypeError, "^params: expected.*found None$"),
+    "number": (5, {}, TypeError, "^params: expected.*found int$"),
+    "bare": ([{"lr": 1}], {}, TypeError, "^group: expected.*params, found lr$"),
+    "none in it": ([{"params": None}], {}, TypeError, "^params: expected.*found None"),
     "integers": (
         [torch.ones(3, dtype=torch.int32)],
         {},

@@ -242,6 +242,18 @@ def _numbers(
         if isinstance(value, jax.Array | np.ndarray | np.generic):
             return np.asarray(value).tolist()
         if callable(value) and not isinstance(value, Cached):
+            if path == "schedule":
+                raise TypeError(
+                    "schedule: expected a schedule of stepd.schedules, found a "
+                    "function; one of optax goes into the rate: "
+                    "optax.inject_hyperparams(lambda lr: remote(client, {..., "
+                    '"lr": lr}))(lr=function)'
+                )
+            if not path.startswith("optimizer/"):
+                raise TypeError(
+                    f"{path}: expected a number, found a function; "
+                    "optax.inject_hyperparams gives its number to remote at each step"
+                )
             key = path.rpartition("/")[2]
             raise TypeError(
                 f"{path}: expected a number, found a function; "

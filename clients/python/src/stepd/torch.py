@@ -85,10 +85,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         **settings: Any,
     ) -> None:
         self._client = client_of(client)
-        if isinstance(params, torch.nn.Module):
-            kind = type(params).__name__
-            expected = "params: expected parameters, as parameters() of a module gives"
-            raise TypeError(f"{expected} them, found {kind}")
+        _require_params(params)
         if not isinstance(name, str):
             expected = "name: expected that of an optimizer, such as adamw, found"
             raise TypeError(f"{expected} {name!r:.60}")
@@ -154,6 +151,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with hyperparameters of their own, as torch does."""
+        if isinstance(param_group, dict):
+            if "params" not in param_group:
+                found = ", ".join(map(str, param_group)) or "an empty one"
+                raise TypeError(f"group: expected a dict with params, found {found}")
+            _require_params(param_group["params"])
         super().add_param_group(param_group)
         try:
             for name, param in _labelled(self.param_groups[-1]):
@@ -440,6 +442,13 @@ def _labelled(group: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     names = group.get("param_names") or map(str, range(len(group["params"])))
     for name, param in zip(names, group["params"], strict=True):
         yield f"parameter {name}", param
+
+
+def _require_params(params: object) -> None:
+    if isinstance(params, torch.nn.Module) or not isinstance(params, Iterable):
+        found = "None" if params is None else type(params).__name__
+        expected = "params: expected parameters, as parameters() of a module gives"
+        raise TypeError(f"{expected} them, found {found}")
 
 
 def _check_tensor(name: str, param: torch.Tensor) -> None:

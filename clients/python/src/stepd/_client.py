@@ -34,9 +34,10 @@ class Client:
     ``url`` is http://, https:// or unix:///path/of/socket. ``timeout`` limits one
     attempt with its reply, in seconds, or is a :class:`Timeout`. ``retries`` is how
     often a call is sent again after 408, 429, 502, 503, 504, a lost connection or a
-    timeout, or a :class:`Retry`; that is safe, because a step is a pure function. Refused
-    connections are tried again for 30 s, and a warning in the log ``stepd`` says so;
-    not with 0 ``retries``. ``pool_size`` is how many idle connections are kept.
+    timeout, or a :class:`Retry`; that is safe, because a step is a pure function.
+    Refused connections are tried again for 30 s, and a warning in the log ``stepd``
+    says so; not with 0 ``retries``. ``pool_size`` is how many idle connections are
+    kept.
 
     ``shared_dir`` is the folder that a server on this host shares (STEPD_SHARED_DIR;
     where there are tokens, the folder of the token's name in it). Then arrays and

@@ -1,6 +1,8 @@
 /** One connection to a server that is measured: sends a request that was made once, times it, and tells what came back. */
 import http from "node:http";
 import https from "node:https";
+import { decodeMsgpack } from "../codec/msgpack.ts";
+import { atOnce } from "../codec/turns.ts";
 import { UsageError } from "./_command.ts";
 
 /** What one call came to. */
@@ -70,14 +72,14 @@ export class Connection implements Disposable {
       const request = this.#request({ ...this.#options, headers: { ...this.#options.headers, "Content-Length": body.length }, signal }, (response) => {
         const isOk = response.statusCode === 200;
         let bytes = 0;
-        let problem = "";
+        const problem: Buffer[] = [];
         response.on("data", (chunk: Buffer) => {
           if (isOk) take(chunk, bytes);
-          else if (problem.length < MAX_ERROR_BYTES) problem += chunk.toString();
+          else if (bytes < MAX_ERROR_BYTES) problem.push(chunk);
           bytes += chunk.length;
         });
         response.on("error", failed);
-        response.on("end", () => resolve({ ms: performance.now() - start, bytes, ...(!isOk && problemOf(response, problem)) }));
+        response.on("end", () => resolve({ ms: performance.now() - start, bytes, ...(!isOk && problemOf(response, Buffer.concat(problem))) }));
       });
       request.on("timeout", () => request.destroy(new Error(`no byte for ${DEADLINE_MS} ms`)));
       request.on("error", failed);
@@ -90,15 +92,16 @@ export class Connection implements Disposable {
   }
 }
 
-/** The error of a problem body (RFC 9457); a proxy's own reply has none. */
-const problemOf = ({ statusCode, headers }: http.IncomingMessage, body: string): Pick<Outcome, "error" | "detail" | "retryAfter"> => {
+/** The error of a problem body (RFC 9457) in MessagePack or JSON; a proxy's own reply has none. */
+const problemOf = ({ statusCode, headers }: http.IncomingMessage, body: Buffer): Pick<Outcome, "error" | "detail" | "retryAfter"> => {
   const asked = Number(headers["retry-after"] ?? Number.NaN);
   const retry = Number.isFinite(asked) ? { retryAfter: asked } : {};
   try {
-    const { name, detail } = JSON.parse(body) as { name?: unknown; detail?: unknown };
+    const isText = body[0] === 0x7b;
+    const { name, detail } = (isText ? JSON.parse(body.toString()) : atOnce(decodeMsgpack(body))) as { name?: unknown; detail?: unknown };
     if (typeof name === "string" && typeof detail === "string") return { error: name, detail, ...retry };
   } catch {
-    // No JSON: not stepd's.
+    // Neither of the two: not stepd's.
   }
   return { error: `HTTP ${statusCode}`, detail: "the reply is none of stepd", ...retry };
 };

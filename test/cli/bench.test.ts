@@ -197,7 +197,7 @@ test("mutual TLS", async () => {
   const { status, stderr: openssl } = spawnSync("openssl", [...request, ...names, "-keyout", key, "-out", cert], { encoding: "utf8" });
   assert.equal(status, 0, openssl);
   const tls = ["--tls-cert-file", cert, "--tls-key-file", key, "--tls-client-ca-file", cert];
-  await using server = new Command(["serve", "--port", "0", "--arena-mib", "32", "--log-level", "silent", ...tls]);
+  await using server = new Command(["serve", "--port", "0", "--arena-mib", "32", "--log-level", "fatal", ...tls]);
   const url = await server.listening();
   assert.match(url, /^https:/);
   const args = ["bench", url, "--elements", "10", "--seconds", "1"];

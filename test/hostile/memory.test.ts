@@ -156,12 +156,12 @@ survives("replies in JSON to tensors in MessagePack", 12, /413|429|200/, () => {
 
 for (const type of [JSON_TYPE, MSGPACK]) {
   const encode = (value: unknown): Buffer => (type === MSGPACK ? pack(value) : Buffer.from(JSON.stringify(value)));
-  survives(`batches of 100 large replies, ${type}`, 40, /200|413|429/, () => ({
+  survives(`batches of 100 large replies, ${type}`, 24, /200|413|429/, () => ({
     path: "/rpc",
     type,
     body: encode(Array.from({ length: 100 }, (_, id) => ({ jsonrpc: "2.0", id, method: "rpc.discover" }))),
   }));
-  survives(`batches of 100 schedules of 10,000 steps, ${type}`, 20, /200|413|429/, () => ({
+  survives(`batches of 100 schedules of 10,000 steps, ${type}`, 12, /200|413|429/, () => ({
     path: "/rpc",
     type,
     body: encode(

@@ -152,13 +152,13 @@ export class Pool implements AsyncDisposable {
     }
   }
 
-  /** Runs a job until all of its shards are finished: again, for the rest, when a worker died that had shards to do. */
   /** Memory for a job on the calling thread, used again by the next: new memory for each would cost as much as a small step's kernels. */
   #inlineWords(length: number): Float64Array {
     if (this.#words.length < length) this.#words = new Float64Array(2 * length);
     return this.#words;
   }
 
+  /** Runs a job until all of its shards are finished: again, for the rest, when a worker died that had shards to do. */
   async #runOnWorkers(job: number, marks: Int32Array, units: readonly Unit[]): Promise<void> {
     for (let runs = 1; ; runs++) {
       await this.#runOnce(job, marks);

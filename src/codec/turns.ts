@@ -7,6 +7,9 @@ export type Turns<T> = Generator<undefined, T>;
 /** The longest piece, in milliseconds, after which other calls run. */
 const TURN_MS = 10;
 
+/** The first piece of work that may have to wait for other work of its kind, in milliseconds: enough for what is short. */
+const TRIAL_MS = 1;
+
 /** Items of a long loop between two yields. */
 export const TURN_ITEMS = 32;
 
@@ -41,16 +44,26 @@ export function* mapped<T, U>(items: readonly T[], make: (item: T, index: number
 /** Long work of one kind, one after the other: what all of it takes in memory at once is what one takes. */
 export class OneAtATime {
   #last: Promise<unknown> = Promise.resolve();
+  #queued = 0;
 
-  /** Runs work in turns. Short work ends before this returns; what is longer goes on when the work before it has ended. */
-  run<T>(work: Turns<T>): T | Promise<T> {
+  /**
+   * Runs work in turns. Short work ends before this returns; what is longer goes on when the work before it has ended, and what is
+   * known to be long begins then. Work never waits for other work of its queue.
+   */
+  run<T>(work: Turns<T>, isLong = false): T | Promise<T> {
     const start = performance.now();
-    for (;;) {
+    // What waits with half of its work done holds memory as well.
+    const most = this.#queued === 0 ? TURN_MS : TRIAL_MS;
+    while (!isLong) {
       const { done, value } = work.next();
       if (done) return value;
-      if (performance.now() - start > TURN_MS) break;
+      if (performance.now() - start > most) break;
     }
-    const rest = this.#last.then(() => setImmediate()).then(() => inTurns(work));
+    this.#queued++;
+    const rest = this.#last
+      .then(() => setImmediate())
+      .then(() => inTurns(work))
+      .finally(() => this.#queued--);
     this.#last = rest.catch(() => {});
     return rest;
   }

@@ -2,8 +2,8 @@
 import { LRUCache } from "lru-cache";
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
-import { readSafetensorsInTurns } from "../codec/safetensors.ts";
-import { inTurns, type Turns } from "../codec/turns.ts";
+import { headerEnd, readSafetensorsInTurns } from "../codec/safetensors.ts";
+import { OneAtATime, type Turns } from "../codec/turns.ts";
 import type { InitParams, NormsParams, PlanParams, StepParams } from "../generated/wire.gen.ts";
 import type { Pool } from "../pool/pool.ts";
 import { canonical } from "./canonical.ts";
@@ -15,7 +15,7 @@ import { type Norms, norms } from "./norms.ts";
 import type { Waits } from "./runner.ts";
 import { readState, type State } from "./state.ts";
 import { type Files, type Now, readNow, runStep, type StepOutput } from "./step.ts";
-import { keyOf, loadBlob, loadTensors, readTensors, type Tensors } from "./tensors.ts";
+import { countNames, keyOf, loadBlob, loadTensors, readTensors, type Tensors } from "./tensors.ts";
 
 export type { Lease } from "../arena/arena.ts";
 export { planOf } from "./plan.ts";
@@ -34,8 +34,14 @@ const CACHE_BYTES = 2 ** 26;
 /** Headers of more bytes are not kept. */
 const MAX_KEY = CACHE_BYTES / 16;
 
+/** Calls with more tensors wait for each other before they are compiled. */
+const MANY = 2048;
+
 /** Layouts that are kept for the same headers: of trainers that differ in an option, or of one that changes it with every step. */
 const MAX_LAYOUTS = 8;
+
+/** Bytes of an entry of a header, at least. */
+const LEAST_ENTRY = 50;
 
 /** What is known of files with the same headers. */
 interface Known {
@@ -53,6 +59,9 @@ export class Engine {
     maxSize: CACHE_BYTES,
     sizeCalculation: ({ matched }, key) => key.length + matchedBytes(matched) + MAX_LAYOUTS * layoutBytes(matched),
   });
+
+  /** Calls with many tensors are compiled one at a time: before they are done they take several times what is kept of them. */
+  readonly #compilations = new OneAtATime();
 
   constructor(pool: Pool, capacity: number) {
     this.#pool = pool;
@@ -81,34 +90,42 @@ export class Engine {
   }
 
   async #match(files: Files, key: string | undefined): Promise<Known> {
-    const made: Known = { matched: await inTurns(matchFiles(files)), layouts: new LRUCache({ max: MAX_LAYOUTS }) };
+    const made: Known = { matched: await this.#compilations.run(matchFiles(files), hasMany(files)), layouts: new LRUCache({ max: MAX_LAYOUTS }) };
     if (key !== undefined) this.#known.set(key, made);
     return made;
   }
 
   #compile(options: StepOptions, matched: Matched, now?: Now): Layout | Promise<Layout> {
     const values = now?.rates.map((rates) => rates.values);
-    return inTurns(compile(options, matched, (name) => this.#pool.kernel(name), values));
+    return this.#compilations.run(
+      compile(options, matched, (name) => this.#pool.kernel(name), values),
+      matched.pairs.length > MANY,
+    );
   }
 
   /** The state before the first step: starting values, step 0, for all parameters. */
   init(call: Loaded<InitParams>, lease: Lease, waits: Waits): Promise<Parts> {
-    return init(call, lease, this.#pool, waits);
+    return init(call, lease, this.#pool, waits, this.#compilations);
   }
 
   /** Sums of squares by tensor: what exact clipping over several calls needs first. */
   norms(call: Loaded<NormsParams>, lease: Lease, waits: Waits): Promise<Norms> {
-    return norms(call, lease, this.#pool, waits);
+    return norms(call, lease, this.#pool, waits, this.#compilations);
   }
 
   /** What a step would cost on this server. */
-  plan(call: PlanParams): Estimate | Promise<Estimate> {
-    return inTurns(estimate(call, (name) => this.#pool.kernel(name), this.#capacity));
+  plan(call: PlanParams, lease: Lease): Estimate | Promise<Estimate> {
+    const count = Object.keys(call.tensors).length;
+    countNames(count, lease);
+    return this.#compilations.run(
+      estimate(call, (name) => this.#pool.kernel(name), this.#capacity),
+      count > MANY,
+    );
   }
 
   /** What a state holds. Throws STATE_CORRUPT. */
   inspect(state: Uint8Array | string, lease: Lease): State | Promise<State> {
-    return inTurns(readState(state, lease));
+    return this.#compilations.run(readState(state, lease));
   }
 }
 
@@ -117,6 +134,10 @@ const keyOfFiles = ({ params, grads, state }: Files): string | undefined => {
   const keys = [keyOf(params, MAX_KEY), keyOf(grads, MAX_KEY), state ? keyOf({ bytes: state, plain: undefined }, MAX_KEY) : ""];
   return keys.includes(undefined) ? undefined : keys.join("\n");
 };
+
+/** Whether files have many tensors, by the length of their headers: an entry of one takes at least 50 bytes. */
+const hasMany = (files: Files): boolean =>
+  [files.params, files.grads].some(({ bytes, plain }) => (plain ? plain.length : headerEnd(bytes) / LEAST_ENTRY) > MANY);
 
 const isCycled = ({ targets }: Layout, { rates }: Now): boolean => targets.some(({ recipe }, index) => rates[index]?.values !== recipe.values);
 

@@ -1,7 +1,7 @@
 /** The state before the first step: what a step of all parameters makes, at step 0. */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
-import { inTurns, type Turns } from "../codec/turns.ts";
+import { inTurns, type OneAtATime, type Turns } from "../codec/turns.ts";
 import type { Pool } from "../pool/pool.ts";
 import { compile, type Layout, type Output, type StepOptions } from "./layout.ts";
 import { match } from "./match.ts";
@@ -11,9 +11,15 @@ import { STEP } from "./state.ts";
 import { makeSlots } from "./step.ts";
 import { loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
 
-export const init = async ({ params, ...options }: StepOptions & { readonly params: Tensors }, lease: Lease, pool: Pool, waits: Waits): Promise<Parts> => {
+export const init = async (
+  { params, ...options }: StepOptions & { readonly params: Tensors },
+  lease: Lease,
+  pool: Pool,
+  waits: Waits,
+  compilations: OneAtATime,
+): Promise<Parts> => {
   const file = await loadTensors(params, "/params", lease);
-  const layout = await inTurns(layoutOf(options, file, (name) => pool.kernel(name)));
+  const layout = await compilations.run(layoutOf(options, file, (name) => pool.kernel(name)));
   const bases = [file.bytes.byteOffset, 0, 0, makeSlots(layout, lease), 0, 0];
   await new Runner(lease, pool, waits, bases).run(layout.targets, ({ recipe }) => recipe.fill, true);
   const start: Readonly<Record<string, number>> = { ...layout.plan.optimizer.scalarSlots, [STEP]: 0 };

@@ -1,6 +1,6 @@
 /** Sums of squares of gradients and parameters by tensor. */
 import type { Lease } from "../arena/arena.ts";
-import { inTurns, mapped, TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { inTurns, mapped, type OneAtATime, TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import type { Pool } from "../pool/pool.ts";
 import { aligned } from "./layout.ts";
 import { match } from "./match.ts";
@@ -39,10 +39,16 @@ interface NormsLayout {
   readonly workBytes: number;
 }
 
-export const norms = async ({ grads, params, loss_scale: lossScale = 1 }: NormsCall, lease: Lease, pool: Pool, waits: Waits): Promise<Norms> => {
+export const norms = async (
+  { grads, params, loss_scale: lossScale = 1 }: NormsCall,
+  lease: Lease,
+  pool: Pool,
+  waits: Waits,
+  compilations: OneAtATime,
+): Promise<Norms> => {
   const gradFile = await loadTensors(grads, "/grads", lease);
   const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
-  const { targets, workBytes } = await inTurns(layoutOf(gradFile, paramFile, lossScale, (name) => pool.kernel(name)));
+  const { targets, workBytes } = await compilations.run(layoutOf(gradFile, paramFile, lossScale, (name) => pool.kernel(name)));
   const bases = [paramFile?.bytes.byteOffset ?? 0, gradFile.bytes.byteOffset, 0, 0, 0, workBytes === 0 ? 0 : lease.alloc(workBytes)];
   const runner = new Runner(lease, pool, waits, bases);
   await runner.run(targets, ({ recipe }) => recipe.measure.calls, isRepeatable(lossScale));

@@ -33,11 +33,14 @@ export interface TensorFile {
   readonly plain: readonly TensorInfo[] | undefined;
 }
 
+/** Bytes that a byte of a header counts as: what is compiled of an entry is as much as what is read of it. */
+const HEADER_SHARE = 2;
+
 /** The file of a blob in the arena: where it already is (MessagePack), or decoded from base64 (JSON). Its header is counted before anybody reads it. */
 export const loadBlob = (blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Buffer => {
   const file = locateBlob(blob, field, code, lease);
   const header = headerEnd(file);
-  lease.heap.addHeader(header <= file.length ? header : 0);
+  lease.heap.addHeader(header <= file.length ? HEADER_SHARE * header : 0);
   return file;
 };
 
@@ -118,12 +121,19 @@ export const requireCountable = (shape: readonly number[], field: string, name: 
 
 const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
 
+/** Bytes of a header that a tensor given by name counts as. */
+const BYTES_PER_NAME = 128;
+
+/** Counts what a call takes for tensors that it gives by name. Headers of blobs count by their length. */
+export const countNames = (count: number, lease: Lease): void => lease.heap.addHeader(BYTES_PER_NAME * count);
+
 /** Values that are written between two yields. */
 const TURN_VALUES = 16384;
 
 function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<TensorFile> {
   const entries = Object.entries(given);
   requireFew(entries.length, field);
+  countNames(entries.length, lease);
   for (const [place, [name, { shape, dtype = "F32", values }]] of entries.entries()) {
     if (place % TURN_ITEMS === TURN_ITEMS - 1) yield;
     requireSupported(dtype, field, name);

@@ -9,7 +9,7 @@ export const plan: Method<PlanParams> = {
   result: "plan-result.schema.json",
   rest: { verb: "POST", path: "/v1/plan" },
 
-  handle(call, { engine }) {
-    return engine.plan(call);
+  handle(call, { engine, lease }) {
+    return engine.plan(call, lease);
   },
 };

@@ -169,18 +169,26 @@ export const writeHeader = (metadata: Readonly<Record<string, string>>, tensors:
 
 export function* writeHeaderInTurns(metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Turns<Buffer> {
   const sorted = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1)));
-  const entries = [`"${METADATA}":${JSON.stringify(sorted)}`];
+  let text = `{"${METADATA}":${JSON.stringify(sorted)}`;
+  const pieces: Buffer[] = [];
   let offset = 0;
-  for (const { name, dtype, shape } of tensors) {
+  for (const [index, { name, dtype, shape }] of tensors.entries()) {
     const start = offset;
     offset += elementsOf(shape) * (bytesOf(dtype) as number);
-    entries.push(`${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [start, offset] })}`);
-    if (entries.length % TURN_ITEMS === 0) yield;
+    text += `,${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [start, offset] })}`;
+    if (index % TURN_ITEMS < TURN_ITEMS - 1) continue;
+    // Short texts become bytes at once, so that the whole header is there as a text at no time.
+    pieces.push(Buffer.from(text));
+    text = "";
+    yield;
   }
-  const json = Buffer.from(`{${entries.join(",")}}`);
-  const padded = Math.ceil(json.length / HEADER_ALIGNMENT) * HEADER_ALIGNMENT;
-  const header = Buffer.alloc(LENGTH_BYTES + padded, " ");
+  pieces.push(Buffer.from(`${text}}`));
+  const length = pieces.reduce((sum, piece) => sum + piece.length, 0);
+  const padded = Math.ceil(length / HEADER_ALIGNMENT) * HEADER_ALIGNMENT;
+  const header = Buffer.allocUnsafe(LENGTH_BYTES + padded);
   header.writeBigUInt64LE(BigInt(padded));
-  json.copy(header, LENGTH_BYTES);
+  let at = LENGTH_BYTES;
+  for (const piece of pieces) at += piece.copy(header, at);
+  header.fill(" ", at);
   return header;
 }

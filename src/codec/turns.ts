@@ -31,6 +31,9 @@ export const inTurns = <T>(work: Turns<T>): T | Promise<T> => {
   }
 };
 
+/** How a piece of work is run in turns. */
+export type Run = <T>(work: Turns<T>) => T | Promise<T>;
+
 /** What `make` makes of each item, in turns. */
 export function* mapped<T, U>(items: readonly T[], make: (item: T, index: number) => U): Turns<U[]> {
   const made: U[] = [];
@@ -47,25 +50,27 @@ export class OneAtATime {
   #queued = 0;
 
   /**
-   * Runs work in turns. Short work ends before this returns; what is longer goes on when the work before it has ended, and what is
-   * known to be long begins then. Work never waits for other work of its queue.
+   * Runs work in turns. Short work ends before this returns; what is longer goes on when the work before it has ended. Work never
+   * waits for other work of its queue.
    */
-  run<T>(work: Turns<T>, isLong = false): T | Promise<T> {
+  run<T>(work: Turns<T>): T | Promise<T> {
     const start = performance.now();
     // What waits with half of its work done holds memory as well.
     const most = this.#queued === 0 ? TURN_MS : TRIAL_MS;
-    while (!isLong) {
+    for (;;) {
       const { done, value } = work.next();
       if (done) return value;
       if (performance.now() - start > most) break;
     }
+    return this.whole(() => setImmediate().then(() => inTurns(work)));
+  }
+
+  /** Runs a whole call, with all that it awaits, when the work before it has ended. */
+  whole<T>(call: () => Promise<T>): Promise<T> {
     this.#queued++;
-    const rest = this.#last
-      .then(() => setImmediate())
-      .then(() => inTurns(work))
-      .finally(() => this.#queued--);
-    this.#last = rest.catch(() => {});
-    return rest;
+    const result = this.#last.then(call).finally(() => this.#queued--);
+    this.#last = result.catch(() => {});
+    return result;
   }
 }
 

@@ -3,7 +3,7 @@ import { LRUCache } from "lru-cache";
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns } from "../codec/safetensors.ts";
-import { OneAtATime, type Turns } from "../codec/turns.ts";
+import { inTurns, OneAtATime, type Run, type Turns } from "../codec/turns.ts";
 import type { InitParams, NormsParams, PlanParams, StepParams } from "../generated/wire.gen.ts";
 import type { Pool } from "../pool/pool.ts";
 import { canonical } from "./canonical.ts";
@@ -15,7 +15,7 @@ import { type Norms, norms } from "./norms.ts";
 import type { Waits } from "./runner.ts";
 import { readState, type State } from "./state.ts";
 import { type Files, type Now, readNow, runStep, type StepOutput } from "./step.ts";
-import { countNames, keyOf, loadBlob, loadTensors, readTensors, type Tensors } from "./tensors.ts";
+import { countNames, keyOf, loadBlob, loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
 
 export type { Lease } from "../arena/arena.ts";
 export { planOf } from "./plan.ts";
@@ -34,8 +34,8 @@ const CACHE_BYTES = 2 ** 26;
 /** Headers of more bytes are not kept. */
 const MAX_KEY = CACHE_BYTES / 16;
 
-/** Calls with more tensors wait for each other before they are compiled. */
-const MANY = 2048;
+/** Calls with more tensors wait for each other. */
+const MANY = 4096;
 
 /** Layouts that are kept for the same headers: of trainers that differ in an option, or of one that changes it with every step. */
 const MAX_LAYOUTS = 8;
@@ -60,8 +60,10 @@ export class Engine {
     sizeCalculation: ({ matched }, key) => key.length + matchedBytes(matched) + MAX_LAYOUTS * layoutBytes(matched),
   });
 
-  /** Calls with many tensors are compiled one at a time: before they are done they take several times what is kept of them. */
-  readonly #compilations = new OneAtATime();
+  /** Calls with many tensors run one at a time: before they are done they take several times what is kept of them. */
+  readonly #large = new OneAtATime();
+  /** What is long of the others' work. */
+  readonly #small = new OneAtATime();
 
   constructor(pool: Pool, capacity: number) {
     this.#pool = pool;
@@ -75,57 +77,64 @@ export class Engine {
       grads: await loadTensors(grads, "/grads", lease),
       state: state === null ? undefined : loadBlob(state, "/state", "STATE_CORRUPT", lease),
     };
+    return this.#inLine(hasMany(files.params) || hasMany(files.grads), (run) => this.#step(options, files, lease, waits, run));
+  }
+
+  async #step(options: StepOptions, files: Files, lease: Lease, waits: Waits, run: Run): Promise<StepOutput> {
     const headers = keyOfFiles(files);
-    const { matched, layouts } = (headers === undefined ? undefined : this.#known.get(headers)) ?? (await this.#match(files, headers));
+    const { matched, layouts } = (headers === undefined ? undefined : this.#known.get(headers)) ?? (await this.#match(files, headers, run));
     const key = canonical(options);
     let layout = layouts.get(key);
     if (!layout) {
-      layout = await this.#compile(options, matched);
+      layout = await run(this.#compile(options, matched));
       layouts.set(key, layout);
     }
     const now = readNow(layout, files.state);
     // A schedule that cycles the momentum changes what is compiled.
-    const current = isCycled(layout, now) ? await this.#compile(options, matched, now) : layout;
+    const current = isCycled(layout, now) ? await run(this.#compile(options, matched, now)) : layout;
     return runStep(current, now, files, lease, this.#pool, waits);
   }
 
-  async #match(files: Files, key: string | undefined): Promise<Known> {
-    const made: Known = { matched: await this.#compilations.run(matchFiles(files), hasMany(files)), layouts: new LRUCache({ max: MAX_LAYOUTS }) };
+  async #match(files: Files, key: string | undefined, run: Run): Promise<Known> {
+    const made: Known = { matched: await run(matchFiles(files)), layouts: new LRUCache({ max: MAX_LAYOUTS }) };
     if (key !== undefined) this.#known.set(key, made);
     return made;
   }
 
-  #compile(options: StepOptions, matched: Matched, now?: Now): Layout | Promise<Layout> {
+  #compile(options: StepOptions, matched: Matched, now?: Now): Turns<Layout> {
     const values = now?.rates.map((rates) => rates.values);
-    return this.#compilations.run(
-      compile(options, matched, (name) => this.#pool.kernel(name), values),
-      matched.pairs.length > MANY,
-    );
+    return compile(options, matched, (name) => this.#pool.kernel(name), values);
   }
 
   /** The state before the first step: starting values, step 0, for all parameters. */
-  init(call: Loaded<InitParams>, lease: Lease, waits: Waits): Promise<Parts> {
-    return init(call, lease, this.#pool, waits, this.#compilations);
+  async init({ params, ...options }: Loaded<InitParams>, lease: Lease, waits: Waits): Promise<Parts> {
+    const file = await loadTensors(params, "/params", lease);
+    return this.#inLine(hasMany(file), (run) => init(options, file, lease, this.#pool, waits, run));
   }
 
   /** Sums of squares by tensor: what exact clipping over several calls needs first. */
-  norms(call: Loaded<NormsParams>, lease: Lease, waits: Waits): Promise<Norms> {
-    return norms(call, lease, this.#pool, waits, this.#compilations);
+  async norms({ grads, params, loss_scale: lossScale = 1 }: Loaded<NormsParams>, lease: Lease, waits: Waits): Promise<Norms> {
+    const gradFile = await loadTensors(grads, "/grads", lease);
+    const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
+    return this.#inLine(hasMany(gradFile), (run) => norms(gradFile, paramFile, lossScale, lease, this.#pool, waits, run));
   }
 
   /** What a step would cost on this server. */
-  plan(call: PlanParams, lease: Lease): Estimate | Promise<Estimate> {
+  async plan(call: PlanParams, lease: Lease): Promise<Estimate> {
     const count = Object.keys(call.tensors).length;
     countNames(count, lease);
-    return this.#compilations.run(
-      estimate(call, (name) => this.#pool.kernel(name), this.#capacity),
-      count > MANY,
-    );
+    return this.#inLine(count > MANY, async (run) => run(estimate(call, (name) => this.#pool.kernel(name), this.#capacity)));
   }
 
   /** What a state holds. Throws STATE_CORRUPT. */
-  inspect(state: Uint8Array | string, lease: Lease): State | Promise<State> {
-    return this.#compilations.run(readState(state, lease));
+  async inspect(state: Uint8Array | string, lease: Lease): Promise<State> {
+    const file = loadBlob(state, "/state", "STATE_CORRUPT", lease);
+    return this.#inLine(hasMany({ bytes: file, plain: undefined }), async (run) => run(readState(file)));
+  }
+
+  /** Runs a call, after others where it has many tensors. */
+  #inLine<T>(isLarge: boolean, call: (run: Run) => Promise<T>): Promise<T> {
+    return isLarge ? this.#large.whole(() => call(inTurns)) : call((work) => this.#small.run(work));
   }
 }
 
@@ -135,9 +144,8 @@ const keyOfFiles = ({ params, grads, state }: Files): string | undefined => {
   return keys.includes(undefined) ? undefined : keys.join("\n");
 };
 
-/** Whether files have many tensors, by the length of their headers: an entry of one takes at least 50 bytes. */
-const hasMany = (files: Files): boolean =>
-  [files.params, files.grads].some(({ bytes, plain }) => (plain ? plain.length : headerEnd(bytes) / LEAST_ENTRY) > MANY);
+/** Whether a file has many tensors, by the length of its header. */
+const hasMany = ({ bytes, plain }: TensorFile): boolean => (plain ? plain.length : headerEnd(bytes) / LEAST_ENTRY) > MANY;
 
 const isCycled = ({ targets }: Layout, { rates }: Now): boolean => targets.some(({ recipe }, index) => rates[index]?.values !== recipe.values);
 

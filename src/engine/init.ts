@@ -1,7 +1,7 @@
 /** The state before the first step: what a step of all parameters makes, at step 0. */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
-import { inTurns, type OneAtATime, type Turns } from "../codec/turns.ts";
+import { inTurns, type Run, type Turns } from "../codec/turns.ts";
 import type { Pool } from "../pool/pool.ts";
 import { compile, type Layout, type Output, type StepOptions } from "./layout.ts";
 import { match } from "./match.ts";
@@ -9,17 +9,10 @@ import { writeOutput } from "./output.ts";
 import { Runner, type Waits } from "./runner.ts";
 import { STEP } from "./state.ts";
 import { makeSlots } from "./step.ts";
-import { loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
+import { readTensors, type TensorFile } from "./tensors.ts";
 
-export const init = async (
-  { params, ...options }: StepOptions & { readonly params: Tensors },
-  lease: Lease,
-  pool: Pool,
-  waits: Waits,
-  compilations: OneAtATime,
-): Promise<Parts> => {
-  const file = await loadTensors(params, "/params", lease);
-  const layout = await compilations.run(layoutOf(options, file, (name) => pool.kernel(name)));
+export const init = async (options: StepOptions, file: TensorFile, lease: Lease, pool: Pool, waits: Waits, run: Run): Promise<Parts> => {
+  const layout = await run(layoutOf(options, file, (name) => pool.kernel(name)));
   const bases = [file.bytes.byteOffset, 0, 0, makeSlots(layout, lease), 0, 0];
   await new Runner(lease, pool, waits, bases).run(layout.targets, ({ recipe }) => recipe.fill, true);
   const start: Readonly<Record<string, number>> = { ...layout.plan.optimizer.scalarSlots, [STEP]: 0 };

@@ -1,13 +1,13 @@
 /** Sums of squares of gradients and parameters by tensor. */
 import type { Lease } from "../arena/arena.ts";
-import { inTurns, mapped, type OneAtATime, TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { inTurns, mapped, type Run, TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import type { Pool } from "../pool/pool.ts";
 import { aligned } from "./layout.ts";
 import { match } from "./match.ts";
 import { type NormsRecipe, Recipes } from "./recipe.ts";
 import { gradientSums, normOf } from "./report.ts";
 import { isRepeatable, Runner, sumBytes, type Target, type Waits } from "./runner.ts";
-import { loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
+import { readTensors, type TensorFile } from "./tensors.ts";
 
 /** Sums over one tensor, in float64. */
 export interface TensorNorms {
@@ -24,12 +24,6 @@ export interface Norms {
   readonly grad_norm: number;
 }
 
-interface NormsCall {
-  readonly grads: Tensors;
-  readonly params?: Tensors;
-  readonly loss_scale?: number;
-}
-
 interface Measured extends Target {
   readonly recipe: NormsRecipe;
 }
@@ -40,15 +34,15 @@ interface NormsLayout {
 }
 
 export const norms = async (
-  { grads, params, loss_scale: lossScale = 1 }: NormsCall,
+  gradFile: TensorFile,
+  paramFile: TensorFile | undefined,
+  lossScale: number,
   lease: Lease,
   pool: Pool,
   waits: Waits,
-  compilations: OneAtATime,
+  run: Run,
 ): Promise<Norms> => {
-  const gradFile = await loadTensors(grads, "/grads", lease);
-  const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
-  const { targets, workBytes } = await compilations.run(layoutOf(gradFile, paramFile, lossScale, (name) => pool.kernel(name)));
+  const { targets, workBytes } = await run(layoutOf(gradFile, paramFile, lossScale, (name) => pool.kernel(name)));
   const bases = [paramFile?.bytes.byteOffset ?? 0, gradFile.bytes.byteOffset, 0, 0, 0, workBytes === 0 ? 0 : lease.alloc(workBytes)];
   const runner = new Runner(lease, pool, waits, bases);
   await runner.run(targets, ({ recipe }) => recipe.measure.calls, isRepeatable(lossScale));

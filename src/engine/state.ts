@@ -17,7 +17,7 @@ import {
 import { sorted, TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../optimizers/registry.ts";
-import { loadBlob, type Tensor } from "./tensors.ts";
+import type { Tensor } from "./tensors.ts";
 
 export const STATE_FORMAT = "stepd.state/1";
 
@@ -121,8 +121,7 @@ export const writeStep = (file: Buffer, offset: number, step: number): void => {
 };
 
 /** Reads a whole state. Throws STATE_CORRUPT. */
-export function* readState(blob: Uint8Array | string, lease: Lease): Turns<State> {
-  const file = loadBlob(blob, FIELD, "STATE_CORRUPT", lease);
+export function* readState(file: Buffer): Turns<State> {
   const { optimizer, revision, parameters: places } = yield* readStateHeader(yield* readSafetensorsInTurns(file, FIELD, "STATE_CORRUPT"));
   const parameters = new Map<string, ParameterState>();
   for (const [name, { step, slots, scalars }] of places) {

@@ -33,14 +33,14 @@ export interface TensorFile {
   readonly plain: readonly TensorInfo[] | undefined;
 }
 
-/** Bytes that a byte of a header counts as: what is compiled of an entry is as much as what is read of it. */
-const HEADER_SHARE = 2;
+/** Bytes that a byte of a header of tensors counts as: what is compiled of an entry is as much as what is read of it. */
+const TENSORS_SHARE = 2;
 
 /** The file of a blob in the arena: where it already is (MessagePack), or decoded from base64 (JSON). Its header is counted before anybody reads it. */
 export const loadBlob = (blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Buffer => {
   const file = locateBlob(blob, field, code, lease);
   const header = headerEnd(file);
-  lease.heap.addHeader(header <= file.length ? HEADER_SHARE * header : 0);
+  lease.heap.addHeader(header <= file.length ? (code === "TENSORS_CORRUPT" ? TENSORS_SHARE : 1) * header : 0);
   return file;
 };
 

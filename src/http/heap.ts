@@ -114,7 +114,7 @@ export class HeapShare implements Disposable {
   #requireCapacity(bytes: number): void {
     const { capacity } = this.#budget;
     if (bytes <= capacity) return;
-    const expected = `at most ${capacity} bytes of JSON or as much in values, headers and reply (8 bytes a value, 128 a tensor by name, 2 for one of a header, one for 4 of the reply), or tensors as blobs in MessagePack`;
+    const expected = `at most ${capacity} bytes of JSON or as much in values, headers and reply (8 bytes a value, 128 a tensor by name, 2 for one of a header of tensors, one for 4 of the reply), or tensors as blobs in MessagePack`;
     throw StepdError.mismatch("PAYLOAD_TOO_LARGE", "the body", expected, `${bytes}`);
   }
 

@@ -6,6 +6,7 @@ import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { inTurns } from "../codec/turns.ts";
 import { MASTER_PARAM, type ParameterState, readState, type State, writeState } from "../engine/state.ts";
+import { loadBlob } from "../engine/tensors.ts";
 import { describe, StepdError } from "../errors/errors.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
 import { exportState } from "./_export.ts";
@@ -32,7 +33,9 @@ export const convertState = async ({ state: blob, from, to, optimizer: name, fil
   requireUsable(to, "to");
   const wanted = name === undefined ? undefined : find(name, "/optimizer");
   const { state, lost } =
-    from.format === "stepd" ? { state: await inTurns(readState(blob, lease)), lost: [] } : await importState(blob, from, sourceOf(from, wanted), lease);
+    from.format === "stepd"
+      ? { state: await inTurns(readState(loadBlob(blob, "/state", "STATE_CORRUPT", lease))), lost: [] }
+      : await importState(blob, from, sourceOf(from, wanted), lease);
   const optimizer = wanted ?? state.optimizer;
   requireFamily(state, optimizer);
   const left = leaveOut(state, optimizer);

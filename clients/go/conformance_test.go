@@ -360,17 +360,6 @@ func halfBits(value float64) (uint16, bool) {
 	}
 }
 
-// onWire is a number as JSON has it.
-func onWire(value float64) any {
-	switch {
-	case math.IsNaN(value):
-		return "NaN"
-	case math.IsInf(value, 0):
-		return map[bool]string{true: "Infinity", false: "-Infinity"}[value > 0]
-	}
-	return value
-}
-
 // members are those of a result whose Go type has the wire's names.
 func members(t *testing.T, result any) map[string]any {
 	t.Helper()
@@ -499,12 +488,13 @@ func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, e
 		State     []byte      `json:"state"`
 		Schedule  Schedule    `json:"schedule"`
 		Clip      *struct {
-			MaxNorm   float64  `json:"max_norm"`
-			MaxValue  float64  `json:"max_value"`
-			TotalNorm *float64 `json:"total_norm"`
+			MaxNorm   float64    `json:"max_norm"`
+			MaxValue  float64    `json:"max_value"`
+			TotalNorm *wireFloat `json:"total_norm"`
 		} `json:"clip"`
 		LossScale          float64    `json:"loss_scale"`
 		NonFinite          NonFinite  `json:"non_finite"`
+		OthersNonFinite    bool       `json:"others_non_finite"`
 		Stats              StatsLevel `json:"stats"`
 		MasterWeights      bool       `json:"master_weights"`
 		StochasticRounding *struct {
@@ -523,8 +513,11 @@ func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, e
 	strictly(t, params, &wire)
 	request := StepRequest{
 		Optimizer: wire.Optimizer, Groups: wire.Groups, Params: wire.Params.tensors(t), Grads: wire.Grads.tensors(t), Schedule: wire.Schedule,
-		Clip: (*Clip)(wire.Clip), LossScale: wire.LossScale, NonFinite: wire.NonFinite, Stats: wire.Stats, MasterWeights: wire.MasterWeights,
+		LossScale: wire.LossScale, NonFinite: wire.NonFinite, OthersNonFinite: wire.OthersNonFinite, Stats: wire.Stats, MasterWeights: wire.MasterWeights,
 		Reply: Reply(wire.Reply),
+	}
+	if clip := wire.Clip; clip != nil {
+		request.Clip = &Clip{MaxNorm: clip.MaxNorm, MaxValue: clip.MaxValue, TotalNorm: (*float64)(clip.TotalNorm)}
 	}
 	if wire.Cached != nil {
 		request.Cached = &Cached{Params: wire.Cached.Params, State: wire.Cached.State}

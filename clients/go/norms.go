@@ -96,3 +96,14 @@ func (f *wireFloat) UnmarshalJSON(text []byte) error {
 	}
 	return nil
 }
+
+// onWire is a number as the wire has it: texts stand for what JSON has no numbers for.
+func onWire(value float64) any {
+	switch {
+	case math.IsNaN(value):
+		return "NaN"
+	case math.IsInf(value, 0):
+		return map[bool]string{true: "Infinity", false: "-Infinity"}[value > 0]
+	}
+	return value
+}

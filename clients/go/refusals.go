@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -70,22 +69,23 @@ func joinRefusals(request StepRequest, refusals []*Error) error {
 	if stageOf(first) != gradValues || len(refusals) == 1 {
 		return first
 	}
+	// A call without such gradients refuses because of the others', and names none.
+	naming := slices.DeleteFunc(refusals, func(refusal *Error) bool { return len(refusal.Tensors) == 0 })
+	if len(naming) == 0 {
+		return first
+	}
 	// One call names the gradients that are not finite together.
-	joined := *first
-	for _, refusal := range refusals {
+	joined := *naming[0]
+	joined.Tensors = nil
+	found := make([]string, len(naming))
+	for i, refusal := range naming {
 		joined.Tensors = append(joined.Tensors, refusal.Tensors...)
+		found[i] = refusal.Found
 	}
 	slices.Sort(joined.Tensors)
-	joined.Tensors = slices.Compact(joined.Tensors)
-	more := ""
-	if len(joined.Tensors) > namedTensors {
-		joined.Tensors, more = joined.Tensors[:namedTensors:namedTensors], " and more tensors"
-	}
-	quoted := make([]string, len(joined.Tensors))
-	for i, name := range joined.Tensors {
-		quoted[i] = strconv.Quote(name)
-	}
-	joined.Found = "NaN or infinity in " + strings.Join(quoted, ", ") + more
+	joined.Tensors = joined.Tensors[:min(len(joined.Tensors), namedTensors)]
+	// Where a text was cut for its length, that of one call has to do.
+	joined.Found = joinSentences(found)[0]
 	joined.Message = fmt.Sprintf("%s: expected %s, found %s", joined.Field, joined.Expected, joined.Found)
 	return &joined
 }

@@ -97,11 +97,6 @@ type shard struct {
 	request StepRequest
 	// home is the client of the replica that is to be asked first; nil for any.
 	home *Client
-	// spoiled has the gradient that is another one than the caller's; its name is empty where there is none.
-	spoiled struct {
-		name string
-		sums TensorNorms
-	}
 	// last is the largest count of steps, with this one, of the parameters that have gradients; 0 where none has.
 	last int64
 }
@@ -141,13 +136,13 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 		return nil, err
 	}
 	total := math.NaN()
-	// refused is what Norms, or its result, says against the step. The step itself words it, because it has more to say first.
+	// refused is the error of Norms. The step itself words it, because other checks come first.
 	var refused error
 	if needsNorm(request) || request.NonFinite == Skip {
 		sums, err := s.norms(ctx, whole, shards)
 		switch refusal := (*Error)(nil); {
 		case err == nil:
-			total, refused = share(request, shards, sums)
+			total = tell(request, shards, sums)
 		case errors.As(err, &refusal) && (refusal.Status == http.StatusBadRequest || refusal.Status == http.StatusUnprocessableEntity):
 			refused = err
 		default:
@@ -365,9 +360,7 @@ func (s *Sharded) run(ctx context.Context, request StepRequest, shards []shard) 
 	clients := make([]*Client, len(shards))
 	err := s.each(ctx, request, shards, func(ctx context.Context, client *Client, i int) (err error) {
 		clients[i] = client
-		if results[i], buffers[i], err = client.step(ctx, shards[i].request, 0, false); err == nil {
-			shards[i].mend(results[i].Stats)
-		}
+		results[i], buffers[i], err = client.step(ctx, shards[i].request, 0, false)
 		return err
 	})
 	if err != nil {
@@ -417,7 +410,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 			joined.LR = result.LR
 		}
 	}
-	joined.Warnings = joinWarnings(joined.Warnings)
+	joined.Warnings = joinSentences(joined.Warnings)
 	if request.Reply.Params != ReplyNone {
 		for _, param := range request.Params {
 			tensor, ok := stepped[param.Name]

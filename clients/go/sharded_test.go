@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"unsafe"
 )
 
 func newSharded(t *testing.T, urls ...string) *Sharded {
@@ -176,6 +177,75 @@ func TestShardedWithGradientsThatAreNotFinite(t *testing.T) {
 			return StepRequest{Optimizer: SGD(1), Params: model(1), Grads: broken(), NonFinite: Propagate, Clip: &Clip{MaxNorm: 1}}
 		})
 	})
+}
+
+// Each call has the gradients of the caller, and is told what it has to know of the others.
+func TestShardedSendsTheCallersGradients(t *testing.T) {
+	sharded := newSharded(t, shared.url)
+	for _, value := range []float64{math.NaN(), math.Inf(1)} {
+		for _, mode := range []NonFinite{Fail, Skip, Propagate} {
+			request := StepRequest{Optimizer: AdamW(1), Params: model(1), Grads: model(2), NonFinite: mode, Clip: &Clip{MaxNorm: 1}}
+			must[[]float32](t)(Values[float32](request.Grads[0]))[3] = float32(value)
+			before := string(bytes.Join([][]byte{request.Grads[0].Data, request.Grads[1].Data, request.Grads[2].Data}, nil))
+			shards := must[[]shard](t)(sharded.pack(request))
+			tell(request, shards, must[map[string]TensorNorms](t)(sharded.norms(testContext(t), request, shards)))
+			sent, given := 0, byName(request.Grads)
+			for _, part := range shards {
+				if total := *part.request.Clip.TotalNorm; !part.request.OthersNonFinite || math.IsNaN(total) != math.IsNaN(value) || math.IsInf(total, 1) != math.IsInf(value, 1) {
+					t.Errorf("%v: told %v and a norm of %v", value, part.request.OthersNonFinite, total)
+				}
+				for _, grad := range part.request.Grads {
+					sent++
+					if unsafe.SliceData(grad.Data) != unsafe.SliceData(given[grad.Name].Data) {
+						t.Errorf("%s is not the caller's", grad.Name)
+					}
+				}
+			}
+			if after := string(bytes.Join([][]byte{request.Grads[0].Data, request.Grads[1].Data, request.Grads[2].Data}, nil)); len(shards) < 2 || sent != len(request.Grads) || after != before {
+				t.Errorf("%d calls, %d gradients, changed %v", len(shards), sent, after != before)
+			}
+			if request.Clip.TotalNorm != nil {
+				t.Error("the caller's clip was changed")
+			}
+		}
+	}
+}
+
+func TestWhatIsKnownOfOtherCalls(t *testing.T) {
+	ctx := testContext(t)
+	sharded := newSharded(t, shared.url)
+	request := StepRequest{Optimizer: SGD(1), Params: model(1), Grads: model(2), OthersNonFinite: true}
+	for name, client := range map[string]stepper{"client": sharded.Clients[0], "sharded": sharded} {
+		var refusal *Error
+		if _, err := client.Step(ctx, request); !errors.As(err, &refusal) || refusal.Name != ErrNonFiniteGradient || refusal.Field != "/others_non_finite" {
+			t.Errorf("%s: %v", name, err)
+		}
+		skip := request
+		skip.NonFinite = Skip
+		if result, err := client.Step(ctx, skip); err != nil || !result.Skipped {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, total := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
+			known := StepRequest{Optimizer: SGD(1), Params: model(1), Grads: model(2), Clip: &Clip{MaxNorm: 1, TotalNorm: &total}}
+			result, err := client.Step(ctx, known)
+			if math.IsInf(total, -1) {
+				if !errors.As(err, &refusal) || refusal.Field != "/clip/total_norm" {
+					t.Errorf("%s: %v", name, err)
+				}
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, param := range result.Params {
+				for j, value := range must[[]float32](t)(Values[float32](param)) {
+					if start := must[[]float32](t)(Values[float32](known.Params[i]))[j]; math.IsNaN(total) != math.IsNaN(float64(value)) || (!math.IsNaN(total) && value != start) {
+						t.Fatalf("%s: %v after a norm of %v", name, value, total)
+					}
+				}
+			}
+		}
+	}
 }
 
 func TestShardedErrorsAreTheServers(t *testing.T) {

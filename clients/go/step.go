@@ -12,7 +12,8 @@ type Clip struct {
 	MaxNorm float64
 	// MaxValue keeps each value within -MaxValue and MaxValue. It excludes MaxNorm.
 	MaxValue float64
-	// TotalNorm is the norm over all gradients of a step of which the call has a part; see Client.Norms. Sharded sees to it.
+	// TotalNorm is the norm over all gradients of a step of which the call has a part; see Client.Norms. It may be infinite or NaN.
+	// Sharded sees to it.
 	TotalNorm *float64
 }
 
@@ -52,7 +53,10 @@ type StepRequest struct {
 	// LossScale is what gradients are divided by, first of all.
 	LossScale float64
 	NonFinite NonFinite
-	Stats     StatsLevel
+	// OthersNonFinite says that a gradient of the step that another call has holds NaN or infinity: NonFinite then refuses or skips
+	// this call as well. Sharded sees to it.
+	OthersNonFinite bool
+	Stats           StatsLevel
 	// MasterWeights keeps a float32 copy of each BF16 or F16 parameter in the state and steps that.
 	MasterWeights bool
 	// RoundingSeed rounds BF16 parameters at random; the same seed gives the same bits. Nil rounds to nearest even.
@@ -390,6 +394,9 @@ func (r StepRequest) fields() ([]field, error) {
 	if r.NonFinite != "" {
 		fields = append(fields, field{"non_finite", string(r.NonFinite)})
 	}
+	if r.OthersNonFinite {
+		fields = append(fields, field{"others_non_finite", true})
+	}
 	if r.Stats != "" {
 		fields = append(fields, field{"stats", string(r.Stats)})
 	}
@@ -427,7 +434,7 @@ func (c *Clip) wire() map[string]any {
 		wire["max_value"] = c.MaxValue
 	}
 	if c.TotalNorm != nil {
-		wire["total_norm"] = *c.TotalNorm
+		wire["total_norm"] = onWire(*c.TotalNorm)
 	}
 	return wire
 }

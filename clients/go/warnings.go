@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Tensors as a server lists them in a warning: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON.
+// Tensors as a server lists them in a sentence: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON.
 const listedTensor = `"(?:[^"\\]|\\.)*" \(\d+ values?\)`
 
 var (
@@ -18,9 +18,9 @@ var (
 	listing       = regexp.MustCompile(`(?s)^([^"]*)(` + listedTensor + `(?:, ` + listedTensor + `)*)(?: and (\d+) more tensors)?(.*)$`)
 )
 
-// joinWarnings returns the sentences without repetition and in the order of their text, as in one call. Those that differ in
+// joinSentences returns the sentences without repetition and in the order of their text, as in one call. Those that differ in
 // their tensors alone become one, which lists the first of all.
-func joinWarnings(sentences []string) []string {
+func joinSentences(sentences []string) []string {
 	type kind struct{ head, tail string }
 	listed, more := map[kind][]string{}, map[kind]int{}
 	for _, sentence := range sentences {

@@ -65,7 +65,8 @@ export interface Layout {
   readonly plan: Plan;
   /** The norm over all gradients that the optimizer itself clips to. */
   readonly maxGradNorm: number | undefined;
-  readonly needsNorm: boolean;
+  /** Whether all gradients are measured before the first stage: for their norm, or because the step may not be made. */
+  readonly isMeasured: boolean;
   /** In the order of their names' bytes, so that nothing depends on the order in the request. */
   readonly targets: readonly StepTarget[];
   readonly stages: number;
@@ -102,7 +103,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     throw StepdError.mismatch("INVALID_PARAMS", "/clip/total_norm", "max_norm beside it, or an optimizer with max_grad_norm", "neither");
   }
   const needsNorm = (clip.max_norm !== undefined || maxGradNorm !== undefined) && clip.total_norm === undefined;
-  const isMeasured = needsNorm || nonFinite === "skip";
+  const isMeasured = needsNorm || nonFinite === "skip" || (nonFinite === "error" && options.others_non_finite === true);
   const treatment: Treatment = {
     lossScale: options.loss_scale ?? 1,
     maxValue: clip.max_value,
@@ -145,7 +146,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     options,
     plan,
     maxGradNorm,
-    needsNorm,
+    isMeasured,
     targets,
     stages: targets.reduce((most, { recipe }) => Math.max(most, recipe.phases.length), 0),
     resting,

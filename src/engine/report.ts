@@ -1,7 +1,7 @@
 /** What a step says of its gradients, beside its tensors: an error, warnings, statistics. */
 import { StepdError } from "../errors/errors.ts";
 import type { Moment } from "../optimizers/registry.ts";
-import type { Layout, StepTarget } from "./layout.ts";
+import type { Layout } from "./layout.ts";
 
 /** The first tensors that an error or a warning names. */
 const NAMED_TENSORS = 8;
@@ -57,14 +57,19 @@ export const normOf = (sums: readonly GradientSums[]): number => Math.sqrt(sums.
 
 /** The factor of all gradients: torch's for clip.max_norm, then timm's for the optimizer's own limit. */
 export const clipScale = ({ options: { clip }, maxGradNorm }: Layout, sums: readonly GradientSums[]): number => {
-  const norm = clip?.total_norm ?? normOf(sums);
+  // The name of a number beyond JSON becomes that number.
+  const norm = Number(clip?.total_norm ?? normOf(sums));
   const scale = clip?.max_norm === undefined ? 1 : Math.min(1, clip.max_norm / (norm + CLIP_EPS));
   return maxGradNorm === undefined ? scale : scale / Math.max(1, (norm * scale) / maxGradNorm);
 };
 
-/** Throws NON_FINITE_GRADIENT naming the first tensors. */
-export const requireFinite = (targets: readonly StepTarget[], sums: readonly GradientSums[]): void => {
-  if (sums.every(({ nonFinite }) => nonFinite === 0)) return;
+/** Throws NON_FINITE_GRADIENT naming the first tensors, or others_non_finite where all gradients of this call are finite. */
+export const requireFinite = ({ options, targets }: Layout, sums: readonly GradientSums[]): void => {
+  if (sums.every(({ nonFinite }) => nonFinite === 0)) {
+    if (!options.others_non_finite) return;
+    const expected = "false, or non_finite skip or propagate";
+    throw StepdError.mismatch("NON_FINITE_GRADIENT", "/others_non_finite", expected, "true: a gradient in another call of the step is NaN or infinite");
+  }
   const found = targets.map(({ name }, index) => ({ name, count: sums[index]?.nonFinite ?? 0 })).filter(({ count }) => count > 0);
   throw StepdError.mismatch(
     "NON_FINITE_GRADIENT",

@@ -66,7 +66,7 @@ export const readNow = ({ plan, targets, resting }: Layout, state: Buffer | unde
 
 /** Runs `optimizer.step`. The caller's bytes are overwritten in the lease. */
 export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lease, pool: Pool, waits: Waits): Promise<StepOutput> => {
-  const { options, plan, targets, madeBytes, workBytes } = layout;
+  const { options, plan, isMeasured, targets, madeBytes, workBytes } = layout;
   const nonFinite = options.non_finite ?? "error";
   const newest = now.taken.reduce((most, taken) => Math.max(most, taken), 0);
   const results = await inTurns(mapped(targets, (target, index) => resultOf(layout, target, now, index, files.state)));
@@ -85,12 +85,11 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
   });
 
   let seen: readonly GradientSums[] = [];
-  const isMeasured = layout.needsNorm || nonFinite === "skip";
   if (isMeasured) {
     await runner.run(targets, ({ recipe }) => recipe.measure?.calls ?? [], isRepeatable(options.loss_scale));
     seen = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.measure?.look))));
-    if (nonFinite === "error") requireFinite(targets, seen);
-    if (nonFinite === "skip" && seen.some((sums) => sums.nonFinite > 0)) return output(true, await rounding());
+    if (nonFinite === "error") requireFinite(layout, seen);
+    if (nonFinite === "skip" && (options.others_non_finite || seen.some((sums) => sums.nonFinite > 0))) return output(true, await rounding());
   }
   const scale = clipScale(layout, seen);
   if (madeBytes > 0) bases[MADE] = makeSlots(layout, lease);
@@ -101,7 +100,7 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
     for (const index of found) suspects.add(index);
     if (stage === 0 && !isMeasured) {
       seen = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.phases[0]?.look))));
-      if (nonFinite === "error") requireFinite(targets, seen);
+      if (nonFinite === "error") requireFinite(layout, seen);
     }
     const keepSums = (target: StepTarget, index: number): void => {
       const result = results[index] as Result;

@@ -2515,8 +2515,19 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           },
           "total_norm": {
             "description": "The norm over all gradients of the step, where this call has a part of them (optimizer.norms gives the parts). Also for an optimizer's max_grad_norm.",
-            "type": "number",
-            "minimum": 0
+            "anyOf": [
+              {
+                "type": "number",
+                "minimum": 0
+              },
+              {
+                "enum": [
+                  "Infinity",
+                  "NaN"
+                ]
+              }
+            ],
+            "tsType": "number | \"Infinity\" | \"NaN\""
           }
         },
         "not": {
@@ -2542,6 +2553,11 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           "propagate"
         ],
         "default": "error"
+      },
+      "others_non_finite": {
+        "description": "Whether a gradient of the step that another call has holds NaN or infinity. non_finite then refuses or skips this call as well.",
+        "type": "boolean",
+        "default": false
       },
       "stats": {
         "description": "Statistics in the reply: over all tensors, or of each as well.",

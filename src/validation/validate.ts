@@ -82,7 +82,7 @@ const COMPARISONS: Readonly<Record<string, string>> = {
   exclusiveMaximum: "less than",
 };
 
-type Alternative = { readonly type?: string | readonly string[]; readonly enum?: readonly unknown[] };
+type Alternative = { readonly type?: string | readonly string[]; readonly enum?: readonly unknown[]; readonly minimum?: number };
 
 /** What a schema of some types or of some values asks for. */
 const expectedBy = ({ type = [], enum: values }: Alternative): string => {
@@ -99,7 +99,9 @@ const explain = (found: readonly ErrorObject[], prefix: string): StepdError => {
   // Of alternatives each has its error; that of the whole follows.
   const whole = found.find(({ keyword, instancePath }) => keyword === "anyOf" && instancePath === first.instancePath);
   if (!whole) return explainOne(first, prefix);
-  const alternatives = (whole.schema as readonly Alternative[]).map(expectedBy);
+  const alternatives = (whole.schema as readonly Alternative[]).map(
+    (one) => expectedBy(one) + (one.minimum === undefined ? "" : ` of at least ${one.minimum}`),
+  );
   return StepdError.mismatch("INVALID_PARAMS", prefix + whole.instancePath, alternatives.join(" or "), describe(whole.data));
 };
 

@@ -126,6 +126,92 @@ suite("clipping", () => {
   });
 });
 
+suite("a step over several calls, each of which is told of the others", () => {
+  const names = [["w", "empty"], ["b", "scale"], ["big"]];
+  const params = startParams(SMALL);
+  const withValue = (value: number): TestTensors => ({ ...gradsAt(SMALL, 1), b: { shape: [7], data: Float32Array.of(0, value, 1, 2, 3, 4, 5) } });
+
+  const inParts = async (grads: TestTensors, more: { readonly clip: object; readonly loss_scale?: number }): Promise<readonly Reply[]> => {
+    const found: Record<string, { readonly grad_squares: number; readonly non_finite: number }> = {};
+    for (const part of names) {
+      const call = { grads: writeTensors(pick(grads, part)), loss_scale: more.loss_scale ?? 1 };
+      Object.assign(found, (await service.call<{ tensors: typeof found }>("optimizer.norms", call)).tensors);
+    }
+    const total = Math.sqrt(
+      Object.keys(found)
+        .sort()
+        .reduce((sum, name) => sum + (found[name]?.grad_squares ?? 0), 0),
+    );
+    const told = {
+      clip: { ...more.clip, total_norm: Number.isFinite(total) ? total : String(total) },
+      others_non_finite: Object.values(found).some(({ non_finite }) => non_finite > 0),
+    };
+    return Promise.all(names.map((part) => step(pick(params, part), pick(grads, part), { ...more, ...told })));
+  };
+
+  for (const { label, optimizer } of variants) {
+    for (const [what, value, more] of [
+      ["NaN, skipped", Number.NaN, { non_finite: "skip" }],
+      ["infinity, skipped", Number.POSITIVE_INFINITY, { non_finite: "skip" }],
+      ["NaN, propagated", Number.NaN, { non_finite: "propagate" }],
+      ["infinity, propagated", Number.POSITIVE_INFINITY, { non_finite: "propagate" }],
+      ["a loss scale by which a gradient overflows, propagated", 1e30, { non_finite: "propagate", loss_scale: 1e-30 }],
+      ["a loss scale by which a gradient overflows, skipped", 1e30, { non_finite: "skip", loss_scale: 1e-30 }],
+    ] as const) {
+      test(`${label}: ${what}`, async () => {
+        const given = { optimizer, clip: { max_norm: 1 }, ...more };
+        const whole = await step(params, withValue(value), given);
+        for (const [index, part] of (await inParts(withValue(value), given)).entries()) {
+          const own = names[index] as string[];
+          requireSame(readTensors(part.params), pick(readTensors(whole.params), own), "params");
+          const [{ steps, slots }, of] = [readState(part.state), readState(whole.state)];
+          assert.deepEqual(
+            [part.skipped, part.step, Object.keys(steps)],
+            [whole.skipped, whole.step, Object.keys(of.steps).filter((name) => own.includes(name))],
+          );
+          for (const [slot, tensors] of Object.entries(slots)) requireSame(tensors, pick(of.slots[slot] ?? {}, own), slot);
+        }
+      });
+    }
+  }
+
+  test("an infinite norm of finite gradients makes them 0, with one warning", async () => {
+    const told = await step(params, gradsAt(SMALL, 0), { clip: { max_norm: 1, total_norm: "Infinity" }, optimizer: { name: "sgd" } });
+    requireSame(readTensors(told.params), params);
+    assert.deepEqual(told.warnings, ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"]);
+  });
+
+  test("others_non_finite refuses with finite gradients; with others, these are named", async () => {
+    const refused = async (grads: TestTensors, more: object = {}): Promise<RpcError["data"] & { readonly tensors?: readonly string[] }> => {
+      const error: unknown = await step(params, grads, { others_non_finite: true, ...more }).catch((error) => error);
+      return (error as RpcError).data;
+    };
+    for (const more of [{}, { stats: "global" }, { clip: { max_norm: 1 } }, { optimizer: { name: "lamb" } }]) {
+      const { name, field } = await refused(gradsAt(SMALL, 0), more);
+      assert.deepEqual([name, field], ["NON_FINITE_GRADIENT", "/others_non_finite"]);
+      const own = await refused(withValue(Number.NaN), more);
+      assert.deepEqual([own.name, own.field, own.tensors], ["NON_FINITE_GRADIENT", "/grads", ["b"]]);
+    }
+    const empty = await refused({});
+    assert.deepEqual([empty.name, empty.field], ["NON_FINITE_GRADIENT", "/others_non_finite"], "also a call without gradients");
+  });
+
+  test("others_non_finite skips a call without gradients, as the step is skipped that it is of", async () => {
+    const first = await step(params, gradsAt(SMALL, 0));
+    const skipped = await step(params, {}, { state: first.state, non_finite: "skip", others_non_finite: true });
+    assert.deepEqual([skipped.skipped, skipped.warnings, Buffer.from(skipped.state)], [true, undefined, Buffer.from(first.state)]);
+  });
+
+  test("total_norm has a name for what is no finite number, in both formats", async () => {
+    for (const total_norm of [-1, "-Infinity", "Inf", Number.NaN, Number.POSITIVE_INFINITY, null]) {
+      await assert.rejects(step(params, gradsAt(SMALL, 0), { clip: { max_norm: 1, total_norm } }), ({ data }: RpcError) => {
+        assert.deepEqual([data.field, data.expected], ["/clip/total_norm", "a finite number of at least 0 or one of Infinity, NaN"]);
+        return true;
+      });
+    }
+  });
+});
+
 suite("loss scale", () => {
   test("a power of two divides exactly", async () => {
     const grads = gradsAt(SMALL, 0);

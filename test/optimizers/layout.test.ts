@@ -182,7 +182,7 @@ suite("what differs in a header or in the options has a layout of its own", () =
   }
 });
 
-/** Two values of each option of a step. */
+/** Values of each option of a step. */
 const VALUES: Readonly<Record<keyof Options, readonly unknown[]>> = {
   optimizer: [
     { name: "adamw", lr: 0.5 },
@@ -193,9 +193,10 @@ const VALUES: Readonly<Record<keyof Options, readonly unknown[]>> = {
     { name: "cosine", T_max: 10 },
     { name: "cosine", T_max: 20 },
   ],
-  clip: [{ max_norm: 0.5 }, { max_value: 0.25 }],
+  clip: [{ max_norm: 0.5 }, { max_norm: 0.5, total_norm: "Infinity" }, { max_norm: 0.5, total_norm: "NaN" }, { max_value: 0.25 }],
   loss_scale: [2, 3],
   non_finite: ["skip", "propagate"],
+  others_non_finite: [true, false],
   stats: ["global", "tensor"],
   master_weights: [true, false],
   stochastic_rounding: [{ seed: 1 }, { seed: 2 }],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from proxy import Proxy, answer, hang_up, silence
 
 import stepd
 from stepd._calls import CachedShard, KeptTensor
+from stepd._tensors import array_of
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -118,6 +120,99 @@ def test_non_finite_gradients(
     for name, array in one.params.items():
         # Payloads of NaN are outside of the promise.
         assert np.array_equal(array, two.params[name], equal_nan=True)
+
+
+REQUIRED = {"qhm": {"lr": 0.1, "momentum": 0.9, "nu": 0.7}}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 60000.0])
+@pytest.mark.parametrize("non_finite", ["skip", "propagate"])
+def test_every_optimizer_without_finite_gradients(
+    client: stepd.Client, sharded: stepd.ShardedClient, value: float, non_finite: Any
+) -> None:
+    params = tensors(1)
+    params["none"] = np.zeros((0, 2), np.float32)
+    grads = {name: array.astype(np.float16) for name, array in tensors(2).items()}
+    grads["none"] = np.zeros((0, 2), np.float16)
+    # 60,000 is infinity after the loss scale.
+    grads["deep/w"][3] = value
+    given: dict[str, Any] = {
+        "non_finite": non_finite,
+        "clip": {"max_norm": 1.0},
+        "loss_scale": 1e-34,
+    }
+    for optimizer in client.optimizers():
+        settings = {"name": optimizer["name"], **REQUIRED.get(optimizer["name"], {})}
+        one = client.step(settings, params, grads, **given)
+        two = sharded.step(settings, params, grads, **given)
+        assert (two.skipped, two.step, two.lr) == (one.skipped, one.step, one.lr)
+        assert one.skipped == (non_finite == "skip")
+        assert two.warnings == one.warnings
+        for (slot, name, a), (_, _, b) in zip(
+            one.state.entries(), two.state.entries(), strict=True
+        ):
+            x, y = array_of(a), array_of(b)
+            assert np.array_equal(x, y, equal_nan=x.dtype.kind == "f"), (slot, name)
+        for name, array in one.params.items():
+            assert np.array_equal(array, two.params[name], equal_nan=True), name
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("non_finite", [None, "error", "skip", "propagate"])
+def test_sends_the_gradients_of_the_caller(
+    sharded: stepd.ShardedClient,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+    non_finite: Any,
+) -> None:
+    params, grads = tensors(1), tensors(2)
+    grads["deep/w"][3] = value
+    for array in (*params.values(), *grads.values()):
+        array.flags.writeable = False
+    before = {name: array.tobytes() for name, array in grads.items()}
+    sent: dict[str, Any] = {}
+    step = stepd.Client.step
+
+    def noting(
+        self: Any, optimizer: Any, params: Any, grads: Any, *rest: Any, **more: Any
+    ) -> Any:
+        sent.update(grads)
+        return step(self, optimizer, params, grads, *rest, **more)
+
+    monkeypatch.setattr(stepd.Client, "step", noting)
+    given: dict[str, Any] = {"clip": {"max_norm": 1.0}, "non_finite": non_finite}
+    try:
+        assert sharded.step(ADAMW, params, grads, **given).skipped == (
+            non_finite == "skip"
+        )
+    except stepd.NonFiniteGradient as error:
+        assert non_finite in (None, "error") and error.tensors == ("deep/w",)
+    assert all(sent[name] is array for name, array in grads.items())
+    assert {name: array.tobytes() for name, array in grads.items()} == before
+
+
+@pytest.mark.parametrize("total", [math.nan, math.inf, np.float32("inf")])
+def test_what_is_known_of_other_calls(
+    client: stepd.Client, sharded: stepd.ShardedClient, total: float
+) -> None:
+    params, grads = tensors(1), tensors(2)
+    sgd, clip = {"name": "sgd"}, {"max_norm": 1.0, "total_norm": total}
+    for one in (client, sharded):
+        stepped = one.step(sgd, params, grads, clip=clip)
+        for name, array in stepped.params.items():
+            expected = np.full_like(array, np.nan) if total != total else params[name]
+            assert np.array_equal(array, expected, equal_nan=True)
+        with pytest.raises(stepd.NonFiniteGradient) as caught:
+            one.step(sgd, params, grads, others_non_finite=True)
+        assert caught.value.field == "/others_non_finite"
+        skip: Any = {"non_finite": "skip", "others_non_finite": True}
+        assert one.step(sgd, params, grads, **skip).skipped
+        broken = {**grads, "z": grads["z"] * np.nan}
+        with pytest.raises(stepd.NonFiniteGradient) as caught:
+            one.step(sgd, params, broken, others_non_finite=True)
+        assert caught.value.tensors == ("z",)
+        with pytest.raises(stepd.InvalidParams, match="/clip/total_norm"):
+            one.step(sgd, params, grads, clip={**clip, "total_norm": -math.inf})
 
 
 @pytest.mark.parametrize("loss_scale", [None, 1e-5, 1e38])

@@ -116,7 +116,7 @@ export class Client {
    */
   async step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult> {
     requireStep(input);
-    const { params, grads, state, cached, reply = {}, ...settings } = input;
+    const { params, grads, state, cached, clip, reply = {}, ...settings } = input;
     if (cached !== undefined && typeof cached !== "object") throw new TypeError(`cached: expected that of a result, found ${found(cached)}`);
     if (Array.isArray(cached)) throw new TypeError("cached: expected that of a Client's result, found a ShardedClient's, which names parts of the tensors");
     const { params: knownParams, state: knownState } = cached ?? {};
@@ -141,7 +141,12 @@ export class Client {
       };
       for (;;) {
         const hasPlaces = into.params !== undefined || into.state !== undefined;
-        const body = { ...settings, ...sources, reply: input.reply || hasPlaces ? { ...reply, into: hasPlaces ? into : undefined } : undefined };
+        const body = {
+          ...settings,
+          ...(clip && { clip: onWire(clip) }),
+          ...sources,
+          reply: input.reply || hasPlaces ? { ...reply, into: hasPlaces ? into : undefined } : undefined,
+        };
         try {
           return await this.#transport.call("/v1/step", body, read, options, blobs.lost);
         } catch (error) {
@@ -257,6 +262,10 @@ export class Client {
     return this.#withBlobs([], state, (blobs) => this.#transport.call(path, { ...settings, state: blobs.putState(state) }, read, options, blobs.lost));
   }
 }
+
+/** MessagePack too has names for a norm that is not finite. */
+const onWire = (clip: NonNullable<StepSettings["clip"]>): typeof clip =>
+  typeof clip.total_norm !== "number" || Number.isFinite(clip.total_norm) ? clip : { ...clip, total_norm: String(clip.total_norm) as "NaN" | "Infinity" };
 
 const sizeIn = (parts: readonly Uint8Array[]): number => parts.reduce((sum, { length }) => sum + length, 0);
 

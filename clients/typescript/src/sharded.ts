@@ -117,18 +117,14 @@ export class ShardedClient {
     const shards = cached?.map((kept): Shard => ({ names: new Set(Object.keys(kept.tensors)), kept })) ?? pack(Object.keys(known), sizeOf, this.#requestBytes);
     // A gradient or state without a parameter goes along, for the server to refuse.
     for (const name of [...Object.keys(grads), ...(state?.parameters ?? [])]) if (!Object.hasOwn(known, name)) shards[0]?.names.add(name);
-    let { optimizer, clip, non_finite } = settings;
-    /** The gradients without numbers, where all calls have to have one. */
-    let spoils: ReadonlySet<string> | undefined;
+    let { clip, others_non_finite } = settings;
     const inputOf = ({ names, kept }: Shard): StepInput => {
-      const own = pick(grads, names);
       const part = {
         ...settings,
-        optimizer,
         clip,
-        non_finite,
+        others_non_finite,
         params: params && pick(params, names),
-        grads: spoils && ![...names].some((name) => spoils?.has(name)) ? spoiled(own, known, non_finite === "skip") : own,
+        grads: pick(grads, names),
         // The state of a single shard stays whole: in a shared folder it need not be read then.
         state: shards.length > 1 ? state?.pick(names) : state,
         cached: kept?.cached,
@@ -151,25 +147,16 @@ export class ShardedClient {
     if (shards.length > 1) {
       // As in one call: what does not fit is refused before any number is looked at.
       if (misfit !== undefined) await stepEach(shards.filter(({ names }) => names.has(misfit)));
-      const { max_grad_norm: ownNorm } = optimizer as { max_grad_norm?: number | null };
-      const maxNorm = clip?.max_norm;
-      const clipsByNorm = (maxNorm !== undefined || typeof ownNorm === "number") && clip?.total_norm === undefined;
-      if (clipsByNorm || non_finite === "skip") {
+      const { max_grad_norm: ownNorm } = settings.optimizer as { max_grad_norm?: number | null };
+      const clipsByNorm = (clip?.max_norm !== undefined || typeof ownNorm === "number") && clip?.total_norm === undefined;
+      if (clipsByNorm || settings.non_finite === "skip") {
         const sums = await norms();
         const broken = new Set(brokenIn(sums));
-        const total = Math.sqrt(sums.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0));
-        if (broken.size > 0 && non_finite === "skip") spoils = broken;
-        else if (broken.size > 0 && non_finite !== "propagate") await stepEach(shards.filter(({ names }) => [...names].some((name) => broken.has(name))));
-        else if (clipsByNorm && Number.isFinite(total)) clip = { ...clip, total_norm: total };
-        else if (clipsByNorm && (Number.isNaN(total) || (maxNorm !== undefined && typeof ownNorm === "number"))) {
-          // What all gradients are multiplied by is no number.
-          spoils = new Set(sums.filter(([, { grad_squares }]) => Number.isNaN(grad_squares)).map(([name]) => name));
-          non_finite = "propagate";
-        } else if (clipsByNorm) {
-          // Infinity cannot be sent. This comes to 0 as well.
-          clip = { ...clip, total_norm: Number.MAX_VALUE, ...(maxNorm !== undefined && { max_norm: Math.min(maxNorm, Number.MIN_VALUE) }) };
-          if (typeof ownNorm === "number") optimizer = { ...optimizer, max_grad_norm: Math.min(ownNorm, Number.MIN_VALUE) } as typeof optimizer;
-        }
+        if (broken.size > 0) others_non_finite = true;
+        if (clipsByNorm) clip = { ...clip, total_norm: Math.sqrt(sums.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0)) };
+        const isRefused = broken.size > 0 && settings.non_finite !== "skip" && settings.non_finite !== "propagate";
+        // Of the calls, those with such gradients name them.
+        if (isRefused) await stepEach(shards.filter(({ names }) => [...names].some((name) => broken.has(name))));
       }
     }
 
@@ -351,22 +338,6 @@ const zerosOf = (known: Parameters): Tensors =>
     if (dtype === "F64") return { shape, data: new Float64Array(count) };
     return dtype === "F32" ? { shape, data: new Float32Array(count) } : { shape, data: new Uint16Array(count), dtype };
   });
-
-/** The first 16 bits of NaN as processors make it, with its sign. */
-const NAN_BITS = { F64: 0xfff8, F32: 0xffc0, BF16: 0xffc0, F16: 0xfe00 } as const;
-
-/**
- * Gradients of which one has a value that is none, so that the call skips, or multiplies all by that. Those without values cannot
- * be spoiled: a call that is to skip does without them, unless they are wrong.
- */
-const spoiled = (grads: Tensors, known: Parameters, skips: boolean): Tensors => {
-  const [name, first] = Object.entries(grads).find(([, { data }]) => data.length > 0) ?? [];
-  if (name === undefined || !first) return skips && misfitOf(known, grads) === undefined ? {} : grads;
-  const data = first.data.slice();
-  const bits = new Uint16Array(data.buffer, 0, data.BYTES_PER_ELEMENT / 2).fill(0);
-  bits[bits.length - 1] = NAN_BITS[dtypeOf(first)];
-  return { ...grads, [name]: { ...first, data } };
-};
 
 const mapped = <In, Out>(record: Readonly<Record<string, In>>, change: (value: In, name: string) => Out): Record<string, Out> =>
   Object.fromEntries(Object.entries(record).map(([name, value]) => [name, change(value, name)]));

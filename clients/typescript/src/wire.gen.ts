@@ -1276,7 +1276,7 @@ max_value?: undefined | number
 /**
  * The norm over all gradients of the step, where this call has a part of them (optimizer.norms gives the parts). Also for an optimizer's max_grad_norm.
  */
-total_norm?: undefined | number
+total_norm?: undefined | number | "Infinity" | "NaN"
 }
 /**
  * What the gradients are divided by, first of all: a normal number of float32.
@@ -1286,6 +1286,10 @@ loss_scale?: undefined | number
  * What a NaN or an infinity in a gradient does: refuse the call, return everything unchanged with skipped: true, or go on.
  */
 non_finite?: undefined | ("error" | "skip" | "propagate")
+/**
+ * Whether a gradient of the step that another call has holds NaN or infinity. non_finite then refuses or skips this call as well.
+ */
+others_non_finite?: undefined | boolean
 /**
  * Statistics in the reply: over all tensors, or of each as well.
  */

@@ -194,11 +194,51 @@ suite("how a step is divided", () => {
     }
   });
 
-  test("a step with a norm that cannot be sent has the caller's tensors alone", async () => {
+  for (const [what, value, total_norm] of [
+    ["NaN", NaNs, "NaN"],
+    ["infinity", vector(Number.POSITIVE_INFINITY, 1), "Infinity"],
+  ] as const) {
+    for (const non_finite of ["skip", "propagate"] as const) {
+      test(`each call has the caller's gradients and is told of the others: ${what}, ${non_finite}`, async () => {
+        const bodies: Body[] = [];
+        const sharded = new ShardedClient([service.url], { requestBytes: 1, fetch: noting(bodies) });
+        const given = { ...grads, a: value };
+        const before = Object.values(given).map(({ data }) => bits(data));
+        const result = await sharded.step({ optimizer: { name: "adamw" }, params, grads: given, clip: { max_norm: 1 }, non_finite });
+        assert.deepEqual([Object.keys(result.params), result.skipped], [Object.keys(params), non_finite === "skip"]);
+        const steps = bodies.filter(({ optimizer }) => optimizer !== undefined);
+        assert.equal(steps.length, 5);
+        for (const { clip, others_non_finite } of steps) assert.deepEqual([clip, others_non_finite], [{ max_norm: 1, total_norm }, true]);
+        const sent = Object.fromEntries(
+          steps.flatMap((body) => [...readFile(body["grads"] as Uint8Array).entries].map(([name, { bytes }]) => [name, bytes.toString("hex")])),
+        );
+        assert.deepEqual(
+          Object.keys(given).map((name) => sent[name]),
+          before,
+        );
+        assert.deepEqual(
+          Object.values(given).map(({ data }) => bits(data)),
+          before,
+        );
+      });
+    }
+  }
+
+  test("others_non_finite and a total_norm that is not finite mean the same to a Client and to a ShardedClient", async () => {
     const sharded = new ShardedClient([service.url], { requestBytes: 1 });
-    const broken = { optimizer: { name: "adamw" }, params, grads: { ...grads, a: NaNs }, clip: { max_norm: 1 } } as const;
-    const { params: stepped, state } = await sharded.step({ ...broken, non_finite: "propagate" });
-    assert.deepEqual([Object.keys(stepped), [...state.parameters].sort()], [Object.keys(params), Object.keys(params).sort()]);
+    for (const settings of [
+      { others_non_finite: true },
+      { others_non_finite: true, non_finite: "skip" },
+      { clip: { max_norm: 1, total_norm: Number.POSITIVE_INFINITY } },
+      { clip: { max_norm: 1, total_norm: Number.NaN } },
+      { clip: { max_norm: 1, total_norm: Number.NEGATIVE_INFINITY } },
+    ] as const) {
+      const input = { optimizer: { name: "sgd", lr: 1 }, params, grads, ...settings } as const;
+      const whole = await outcome(client.step(input));
+      assert.deepEqual(await outcome(sharded.step(input)), whole);
+    }
+    const steps = await client.step({ optimizer: { name: "sgd", lr: 1 }, params, grads, clip: { max_norm: 1, total_norm: Number.NaN } });
+    assert.ok(Object.values(steps.params).every(({ data }) => data.every(Number.isNaN)));
   });
 });
 

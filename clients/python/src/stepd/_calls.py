@@ -5,6 +5,7 @@ Nothing here sends anything: Client and AsyncClient run the same calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -246,6 +247,8 @@ def step(
     fields: Json = {"optimizer": optimizer, **options}
     reply: Reply = fields.pop("reply", None) or {}
     cached: Cached = fields.pop("cached", None) or Cached()
+    if fields.get("clip") is not None:
+        fields["clip"] = _with_names(fields["clip"])
     if cached.shards:
         raise ValueError(
             "cached: expected that of a Client's result, found a ShardedClient's, "
@@ -367,6 +370,15 @@ def _cached(cached: Json | None) -> Cached | None:
     if not cached:
         return None
     return Cached(**{field: kept["sha256"] for field, kept in cached.items()})
+
+
+def _with_names(clip: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The clip with the name of its total_norm, where that is infinity or NaN."""
+    total: Any = clip.get("total_norm")
+    if not hasattr(total, "__float__") or math.isfinite(total):
+        return clip
+    sign = "-" if total < 0 else ""
+    return {**clip, "total_norm": "NaN" if math.isnan(total) else f"{sign}Infinity"}
 
 
 def _numbers(values: Json) -> Json:

@@ -92,6 +92,9 @@ _MAPPINGS = {
 }
 
 
+_FLAGS = ("master_weights", "others_non_finite")
+
+
 def require_options(options: Mapping[str, Any]) -> None:
     """The options of a step, by the names that a step has."""
     for name, value in options.items():
@@ -105,7 +108,7 @@ def require_options(options: Mapping[str, Any]) -> None:
             require_number(name, value)
         elif name in ("non_finite", "stats") and not isinstance(value, str):
             raise expected(name, "a str", value)
-        elif name == "master_weights" and not isinstance(value, bool):
+        elif name in _FLAGS and not isinstance(value, bool):
             raise expected(name, "True or False", value)
 
 

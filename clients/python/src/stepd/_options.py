@@ -36,12 +36,15 @@ class StepOptions(TypedDict, total=False):
     groups: Groups | None
     #: A learning-rate schedule, by each tensor's own count of steps.
     schedule: Schedule | None
-    #: ``{"max_norm": 1.0}`` or ``{"max_value": 0.5}``, after the loss scale.
+    #: ``{"max_norm": 1.0}`` or ``{"max_value": 0.5}``, after the loss scale; beside
+    #: ``max_norm`` the ``total_norm`` over all gradients, of which the call has some.
     clip: Mapping[str, float] | None
     #: The divisor of the gradients.
     loss_scale: float | None
     #: The reaction to a NaN or an infinity in a gradient.
     non_finite: NonFinite | None
+    #: Whether a gradient of the step that another call has holds NaN or infinity.
+    others_non_finite: bool | None
     #: The statistics of the result: none, over all tensors, or of each as well.
     stats: Literal["none", "global", "tensor"] | None
     #: Whether the state has a float32 copy of each bfloat16 and float16 parameter.

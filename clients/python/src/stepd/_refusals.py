@@ -53,7 +53,11 @@ def _name_in(entry: str) -> str:
 
 
 def joined_refusal(refusals: Sequence[NonFiniteGradient]) -> NonFiniteGradient:
-    """The error of one call with all tensors that several calls have refused."""
+    """The error of one call with all tensors that several calls have refused.
+
+    Calls without such tensors refuse because of the others', and name none.
+    """
+    refusals = [error for error in refusals if error.tensors] or refusals[:1]
     first = refusals[0]
     tensors = itertools.chain.from_iterable(error.tensors for error in refusals)
     texts = {

@@ -33,11 +33,9 @@ from ._client import Client
 from ._error_table import BlobMissing, NonFiniteGradient
 from ._errors import StepdError
 from ._norms import (
-    clipped_by,
     clips_by_norm,
     differ_in_arithmetic,
     is_double,
-    spoiled,
     total_norm,
     zeros_of,
 )
@@ -201,43 +199,20 @@ class ShardedClient:
         if state is not None:
             shards[0].strays += [name for name in state.steps if name not in known]
 
-        clips = clips_by_norm(optimizer, clip)
-        #: The gradients without numbers, where all calls have to have one.
-        spoils: set[str] | None = None
-        if clips or non_finite == "skip":
+        if clips_by_norm(optimizer, clip) or non_finite == "skip":
             zeros = {name: zeros_of(tensor) for name, tensor in known.items()}
             norms = self._norms(shards, grads, zeros, loss_scale, span)
-            broken = {name for name, tensor in norms.items() if tensor.non_finite}
-            if broken and non_finite == "skip":
-                spoils = broken
-            elif broken and non_finite != "propagate":
-                # No norm is sent: the calls that have the gradients refuse them.
-                pass
-            elif clips:
-                clipped = clipped_by(total_norm(norms), optimizer, clip)
-                if clipped is None:
-                    spoils = {
-                        name
-                        for name, tensor in norms.items()
-                        if math.isnan(tensor.grad_squares)
-                    }
-                    non_finite = "propagate"
-                else:
-                    optimizer, clip = clipped
+            if any(tensor.non_finite for tensor in norms.values()):
+                options["others_non_finite"] = True
+            if clips_by_norm(optimizer, clip):
+                options["clip"] = {**(clip or {}), "total_norm": total_norm(norms)}
 
         def call(shard: _Shard) -> Callable[[Client], tuple[StepResult, str]]:
             names = shard.names
             own = None if params is None else _only(params, names)
             own_grads = _only(grads, names)
-            if spoils is not None and spoils.isdisjoint(names):
-                own_grads = spoiled(own_grads, shard.tensors, non_finite == "skip")
             own_state = None if state is None else state.pick(names)
-            own_options: StepOptions = {
-                **options,
-                "clip": clip,
-                "non_finite": non_finite,
-                "cached": shard.kept,
-            }
+            own_options: StepOptions = {**options, "cached": shard.kept}
 
             def step(client: Client) -> tuple[StepResult, str]:
                 result = client.step(

@@ -82,6 +82,11 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
   readonly formula: string;
   readonly references: readonly string[];
   readonly hyperparameters: H;
+  /**
+   * Settings that the suites over all optimizers run it with, by a label of its own: one for each way through its kernels.
+   * Labels begin with the name. Its pinned bits stand under them.
+   */
+  readonly variants: Readonly<Record<string, Partial<Values<NoInfer<H>>>>>;
   /** The slots in use with these hyperparameters, in the names of torch. */
   slots(values: Values<H>): readonly string[];
   /** All slots that can be in a state of this optimizer. */

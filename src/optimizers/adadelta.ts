@@ -22,6 +22,10 @@ export default defineOptimizer({
     weight_decay: rate(0, "Times the parameter, added to the gradient"),
     maximize,
   },
+  variants: {
+    adadelta: { weight_decay: 0.01 },
+    "adadelta with small rho": { rho: 0.3, maximize: true },
+  },
   slots: () => ["square_avg", "acc_delta"],
   allSlots: ["square_avg", "acc_delta"],
   lateSlots: [],

@@ -24,6 +24,10 @@ export default defineOptimizer({
     eps: rate(1e-10, "Added to the root"),
     maximize,
   },
+  variants: {
+    adagrad: { lr_decay: 0.1, weight_decay: 0.01, initial_accumulator_value: 0.5 },
+    "adagrad, maximizing": { maximize: true },
+  },
   slots: () => ["sum"],
   allSlots: ["sum"],
   lateSlots: [],

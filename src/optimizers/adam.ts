@@ -31,6 +31,12 @@ export default defineOptimizer({
     eps_root: epsRoot,
     nesterov,
   },
+  variants: {
+    adam: { weight_decay: 0.01 },
+    "adam with amsgrad": { amsgrad: true, maximize: true },
+    "adam with small betas": { betas: [0.4, 0.3] },
+    "adam, Nesterov": { nesterov: true, eps_root: 1e-8 },
+  },
   slots: (values) => (values.amsgrad ? familySlots : momentSlots),
   ...familyState,
   stages: ({ weight_decay, nesterov, ...values }) => [adamStage({ ...values, l2: weight_decay, blend: nesterov ? nesterovBlend(values.betas[0]) : undefined })],

@@ -21,6 +21,10 @@ export default defineOptimizer({
     weight_decay: rate(0, "Times the parameter, added to the gradient"),
     maximize,
   },
+  variants: {
+    adamax: { weight_decay: 0.01 },
+    "adamax with small betas": { betas: [0.4, 0.3], maximize: true },
+  },
   slots: () => ["exp_avg", "exp_inf"],
   allSlots: ["exp_avg", "exp_inf"],
   lateSlots: [],

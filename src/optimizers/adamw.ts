@@ -44,6 +44,10 @@ export default defineOptimizer({
     eps_root: epsRoot,
     nesterov,
   },
+  variants: {
+    adamw: {},
+    "adamw, undecayed scale": { weight_decay_scale: "none", weight_decay: 0.001, amsgrad: true },
+  },
   slots: (values) => (values.amsgrad ? familySlots : momentSlots),
   ...familyState,
   check: checkDecay,

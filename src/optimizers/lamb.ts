@@ -38,6 +38,12 @@ export default defineOptimizer({
     eps_root: epsRoot,
     caution: flag("Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"),
   },
+  variants: {
+    lamb: {},
+    "lamb, decoupled and bounded": { weight_decay_mode: "decoupled", trust_max: 10, bias_correction: "step_size", grad_averaging: false },
+    "lamb with caution": { caution: true },
+    "lamb with max_grad_norm": { max_grad_norm: 1 },
+  },
   slots: () => momentSlots,
   ...familyState,
   normLimit: "max_grad_norm",

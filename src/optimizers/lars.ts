@@ -58,6 +58,12 @@ export default defineOptimizer({
     always_adapt: flag("Take the ratio also where weight_decay is 0, which trust_denominator sum leaves at 1 otherwise"),
     lr_in_momentum: flag("Multiply lr into the buffer (optax) instead of behind it (timm)"),
   },
+  variants: {
+    lars: { weight_decay: 0.01, nesterov: true },
+    "lars of optax": { trust_denominator: "decayed_grad", lr_in_momentum: true, eps: 0, weight_decay: 0.01 },
+    "lars without momentum, clipped": { momentum: 0, trust_clip: true, always_adapt: true },
+    "lars with dampening": { dampening: 0.1, weight_decay: 0.01 },
+  },
   slots: ({ momentum }) => (momentum === 0 ? [] : ["momentum_buffer"]),
   allSlots: ["momentum_buffer"],
   lateSlots: ["momentum_buffer"],

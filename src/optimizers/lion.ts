@@ -31,6 +31,11 @@ export default defineOptimizer({
     maximize,
     caution: flag("Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"),
   },
+  variants: {
+    lion: { weight_decay: 0.1 },
+    "lion with caution": { caution: true, weight_decay: 0.1 },
+    "lion with small betas": { betas: [0.4, 0.3], maximize: true },
+  },
   slots: () => ["exp_avg"],
   allSlots: ["exp_avg"],
   lateSlots: [],

@@ -62,6 +62,10 @@ export default defineOptimizer({
     momentum_decay: rate(4e-3, "How fast the momentum warms up"),
     maximize,
   },
+  variants: {
+    nadam: { weight_decay: 0.01 },
+    "nadam, decoupled": { weight_decay: 0.01, decoupled_weight_decay: true, momentum_decay: 0.1, maximize: true },
+  },
   slots: () => momentSlots,
   ...familyState,
   scalarSlots: { mu_product: 1 },

@@ -24,6 +24,10 @@ export default defineOptimizer({
     eps: eps(1e-8),
     weight_decay: rate(0, "Times the parameter, added to the gradient"),
   },
+  variants: {
+    qhadam: { weight_decay: 0.01 },
+    "qhadam with nu2": { nus: [0.8, 0.9] },
+  },
   slots: () => momentSlots,
   ...familyState,
   stages: ({ nus, weight_decay, ...values }) => [adamStage({ ...values, l2: weight_decay, blend: quasiHyperbolicBlend(nus) })],

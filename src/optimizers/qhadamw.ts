@@ -28,6 +28,9 @@ export default defineOptimizer({
     weight_decay: rate(0, "Times the parameter, taken from it beside the step"),
     weight_decay_scale: decayScale,
   },
+  variants: {
+    qhadamw: { weight_decay: 0.01 },
+  },
   slots: () => momentSlots,
   ...familyState,
   check: checkDecay,

@@ -23,6 +23,10 @@ export default defineOptimizer({
     weight_decay: rate(0, "Times the parameter"),
     weight_decay_type: choice(["grad", "direct"], "grad", "Add the decay to the gradient, or take lr times it from the parameter"),
   },
+  variants: {
+    qhm: { lr: 0.5, momentum: 0.9, nu: 0.7, weight_decay: 0.01 },
+    "qhm, direct decay": { lr: 0.5, momentum: 0.999, nu: 0.7, weight_decay: 0.01, weight_decay_type: "direct" },
+  },
   slots: () => ["momentum_buffer"],
   allSlots: ["momentum_buffer"],
   lateSlots: [],

@@ -28,6 +28,10 @@ export default defineOptimizer({
     decoupled_weight_decay: flag("Take lr*weight_decay times the parameter from it instead"),
     maximize,
   },
+  variants: {
+    radam: { weight_decay: 0.01 },
+    "radam, never rectified, decoupled": { betas: [0.9, 0.4], weight_decay: 0.01, decoupled_weight_decay: true, maximize: true },
+  },
   slots: () => momentSlots,
   ...familyState,
   stages: ({ betas: [beta1, beta2], eps, weight_decay, decoupled_weight_decay }) => [

@@ -31,6 +31,10 @@ export default defineOptimizer({
     centered: flag("Divide by the deviation from the mean gradient (slot grad_avg)"),
     maximize,
   },
+  variants: {
+    rmsprop: { weight_decay: 0.01 },
+    "rmsprop, centered with momentum": { centered: true, momentum: 0.9, alpha: 0.4, maximize: true },
+  },
   slots: ({ momentum, centered }) => ["square_avg", ...(centered ? ["grad_avg"] : []), ...(momentum === 0 ? [] : ["momentum_buffer"])],
   allSlots: ["square_avg", "grad_avg", "momentum_buffer"],
   lateSlots: ["momentum_buffer"],

@@ -24,6 +24,11 @@ export default defineOptimizer({
     nesterov: flag("Step along the gradient plus the decayed buffer"),
     maximize: flag("Go up the gradient instead of down"),
   },
+  variants: {
+    sgd: { lr: 0.1 },
+    "sgd with momentum and dampening": { lr: 0.1, momentum: 0.9, dampening: 0.1, weight_decay: 0.01 },
+    "sgd with Nesterov, maximizing": { lr: 0.1, momentum: 0.9, nesterov: true, maximize: true },
+  },
   slots: ({ momentum }) => (momentum === 0 ? [] : ["momentum_buffer"]),
   allSlots: ["momentum_buffer"],
   lateSlots: ["momentum_buffer"],

@@ -278,6 +278,12 @@ const requireTogether = ({ tlsCertFile, tlsKeyFile, tlsClientCaFile }: Config): 
     throw new ConfigError("STEPD_TLS_CERT_FILE: expected a certificate beside STEPD_TLS_CLIENT_CA_FILE, found none");
 };
 
+/** What an environment has that does not do here what its name suggests, as sentences. */
+export const misleadingIn = (env: Readonly<Record<string, string | undefined>>, { tokensFile }: Config): readonly string[] =>
+  env["STEPD_TOKEN"] && tokensFile === ""
+    ? ["STEPD_TOKEN is a setting of clients: calls to this server need no token, because STEPD_TOKENS_FILE names no file of tokens"]
+    : [];
+
 /** The settings by their variables, for the log. None of them is a secret: those lie in files, of which the settings are paths. */
 export const namedSettings = (config: Config): Readonly<Record<string, unknown>> =>
   Object.fromEntries(Object.entries(settings).map(([key, { name }]) => [name, config[key as keyof Config]]));

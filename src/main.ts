@@ -1,6 +1,6 @@
 /** The entry of `npm start`: flags and environment. */
 import { parseArgs } from "node:util";
-import { ConfigError, help, readConfig } from "./config.ts";
+import { ConfigError, help, misleadingIn, readConfig } from "./config.ts";
 import { serve } from "./serve.ts";
 import { version } from "./service.ts";
 
@@ -26,7 +26,8 @@ if (flags.help) console.log(help());
 else if (flags.version) console.log(version);
 else {
   try {
-    await serve(readConfig(process.env));
+    const config = readConfig(process.env);
+    await serve(config, misleadingIn(process.env, config));
   } catch (error) {
     if (error instanceof ConfigError) fail(error.message);
     throw error;

@@ -12,8 +12,8 @@ const STOPPING = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
 /** Signals that mean nothing here. Without a listener SIGUSR1 opens the port of Node's inspector, and SIGUSR2 ends the process. */
 const IGNORED = ["SIGUSR1", "SIGUSR2"] as const;
 
-/** Starts, logs where it listens, and drains at SIGTERM, SIGINT and SIGHUP. Throws ConfigError where it cannot start with these settings. */
-export const serve = async (config: Config): Promise<void> => {
+/** Starts, logs where it listens and the given warnings, and drains at SIGTERM, SIGINT and SIGHUP. Throws ConfigError where it cannot start with these settings. */
+export const serve = async (config: Config, warnings: readonly string[]): Promise<void> => {
   let telemetry: Telemetry | undefined;
   for (const signal of IGNORED) process.on(signal, () => telemetry?.log.warn({ signal }, "signal ignored"));
   // Young objects get no more room than the start took. Under overload it grew to 128 MiB, which bought nothing (measured).
@@ -25,6 +25,7 @@ export const serve = async (config: Config): Promise<void> => {
   const { address, adminAddress } = service;
   const facts = { version, node: process.version, pid: process.pid, address, admin_address: adminAddress, settings: namedSettings(config) };
   service.telemetry.started(`stepd ${version} listens on ${address}`, facts);
+  for (const warning of warnings) telemetry.log.warn(warning);
 };
 
 /** Ends the process after a last line of the log that has the exit status and its reason. */

@@ -9,7 +9,7 @@ import os from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import { help, readConfig, settings } from "../src/config.ts";
+import { help, misleadingIn, readConfig, settings } from "../src/config.ts";
 import { started } from "./support/service.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -145,6 +145,12 @@ test("variables of clients, examples and the deployment, and those of Kubernetes
   assert.deepEqual(readConfig(env), readConfig({}));
   await using service = run({ ...small, ...env });
   await service.listening();
+});
+
+test("the token of clients misleads only where the server has no tokens of its own", () => {
+  const misleading = (env: Env): readonly string[] => misleadingIn(env, readConfig(env));
+  assert.equal(misleading({ STEPD_TOKEN: "abc" }).length, 1);
+  assert.deepEqual([misleading({}), misleading({ STEPD_TOKEN: "" }), misleading({ STEPD_TOKEN: "abc", STEPD_TOKENS_FILE: "tokens" })], [[], [], []]);
 });
 
 test("a port in use stops the start", async () => {

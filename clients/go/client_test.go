@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"regexp"
+	"strings"
 	"testing"
 )
 
@@ -25,9 +27,21 @@ func TestStepGoesOnFromItsState(t *testing.T) {
 	if steps := second.State.Steps(); steps["layer.weight"] != 2 || len(steps) != len(testShapes) || second.Stats != nil {
 		t.Fatalf("%v", steps)
 	}
-	slot, ok := second.State.Slot("exp_avg").Get("layer.bias")
+	slot, ok := must[Tensors](t)(second.State.Slot("exp_avg")).Get("layer.bias")
 	if values := must[[]float32](t)(Values[float32](slot)); !ok || len(values) != 40 || values[0] == 0 {
 		t.Fatalf("%v", values)
+	}
+}
+
+func TestASlotThatIsNotThere(t *testing.T) {
+	client, ctx := newClient(t, shared.url), testContext(t)
+	state := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: model(1), Grads: model(2)})).State
+	for _, name := range []string{"exp_avgs", "max_exp_avg_sq", "step", ""} {
+		slot, err := state.Slot(name)
+		expected := fmt.Sprintf(`expected one of ["exp_avg" "exp_avg_sq"], found %q`, name)
+		if slot != nil || !errors.Is(err, ErrNoSlot) || !strings.HasSuffix(err.Error(), expected) {
+			t.Errorf("%v, %v", slot, err)
+		}
 	}
 }
 
@@ -71,7 +85,7 @@ func TestAllDTypes(t *testing.T) {
 	seed := uint64(7)
 	request := StepRequest{Optimizer: AdamW(0.1), Params: tensors[:1], Grads: tensors[:1], MasterWeights: true, RoundingSeed: &seed}
 	master := must[*StepResult](t)(client.Step(ctx, request))
-	if slot := master.State.Slot("master_param"); len(slot) != 1 || slot[0].DType != F32 {
+	if slot := must[Tensors](t)(master.State.Slot("master_param")); len(slot) != 1 || slot[0].DType != F32 {
 		t.Fatalf("%v", master.State.SlotNames())
 	}
 }

@@ -408,7 +408,11 @@ var conformanceCalls = map[string]func(t *testing.T, client *Client, params []by
 			}
 			tensors[name] = tensor
 		}
-		return map[string]any{"tensors": tensors, "grad_norm": onWire(norms.GradNorm)}, nil
+		result := map[string]any{"tensors": tensors, "grad_norm": onWire(norms.GradNorm)}
+		if norms.Warnings != nil {
+			result["warnings"] = norms.Warnings
+		}
+		return result, nil
 	},
 	"optimizer.plan": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
 		var wire struct {

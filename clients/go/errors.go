@@ -92,6 +92,9 @@ var (
 	ErrBadFile = errors.New("stepd: not a valid safetensors file")
 	// ErrStateKept says that a state is not here but only on the server, because of Reply.State.
 	ErrStateKept = errors.New("stepd: the state stayed on the server (ReplyNone); it goes by Cached only")
+
+	// ErrNoSlot says that no parameter of a state has a slot.
+	ErrNoSlot = errors.New("stepd: no such slot in the state")
 	// ErrBadTensor says that a tensor of the caller contradicts itself or what it belongs to.
 	ErrBadTensor = errors.New("stepd: not a valid tensor")
 )

@@ -20,6 +20,8 @@ type Norms struct {
 	Tensors map[string]TensorNorms
 	// GradNorm is the root of the squares of all gradients, added in the order of the names' bytes.
 	GradNorm float64
+	// Warnings are sentences on this call.
+	Warnings []string
 }
 
 // TensorNorms are sums over one tensor, in float64.
@@ -62,6 +64,7 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 			NonFinite    int64      `json:"non_finite"`
 		} `json:"tensors"`
 		GradNorm *wireFloat `json:"grad_norm"`
+		Warnings []string   `json:"warnings"`
 	}
 	if err := c.json(ctx, "/v1/norms", fields, &wire, retries); err != nil {
 		return nil, err
@@ -69,7 +72,7 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 	if wire.GradNorm == nil {
 		return nil, badReply("no grad_norm")
 	}
-	norms := &Norms{Tensors: make(map[string]TensorNorms, len(wire.Tensors)), GradNorm: float64(*wire.GradNorm)}
+	norms := &Norms{Tensors: make(map[string]TensorNorms, len(wire.Tensors)), GradNorm: float64(*wire.GradNorm), Warnings: wire.Warnings}
 	for _, grad := range request.Grads {
 		sums := wire.Tensors[grad.Name]
 		if sums.GradSquares == nil {

@@ -283,20 +283,23 @@ func (s *State) SlotNames() []string {
 }
 
 // Slot returns a slot, such as exp_avg, of all parameters that have it, under the parameters' names. The data are the state's
-// own and must not be changed. It panics where Bytes does.
-func (s *State) Slot(name string) Tensors {
+// own and must not be changed. Errors are ErrNoSlot for a slot that no parameter has, and those of WriteTo.
+func (s *State) Slot(name string) (Tensors, error) {
 	entries, err := s.tensors()
 	if err != nil {
-		panic(err)
+		return nil, err
 	}
 	var tensors Tensors
 	for _, entry := range entries {
-		if slot, parameter, _ := strings.Cut(entry.Name, "/"); slot == name {
+		if slot, parameter, _ := strings.Cut(entry.Name, "/"); slot == name && slot != "step" {
 			entry.Name = parameter
 			tensors = append(tensors, entry)
 		}
 	}
-	return tensors
+	if tensors == nil {
+		return nil, fmt.Errorf("%w: expected one of %q, found %q", ErrNoSlot, s.SlotNames(), name)
+	}
+	return tensors, nil
 }
 
 // joinStates makes one state of the states of different parameters.

@@ -1,5 +1,5 @@
 /** `stepd serve`: the service with its settings as options, derived from the table of src/config.ts. */
-import { type Config, ConfigError, readConfig, settings } from "../config.ts";
+import { type Config, ConfigError, misleadingIn, readConfig, settings } from "../config.ts";
 import { type Command, CommandError, defineCommand, type Option, UsageError } from "./_command.ts";
 
 const PREFIX = "STEPD_";
@@ -38,7 +38,7 @@ export const serve = (env: Readonly<Record<string, string | undefined>>): Comman
       // Loaded once the settings are right: it takes longer than to say that they are not.
       const { serve } = await import("../serve.ts");
       try {
-        await serve(config);
+        await serve(config, misleadingIn(env, config));
       } catch (error) {
         throw error instanceof ConfigError ? new CommandError(inOptions(error.message)) : error;
       }

@@ -22,6 +22,7 @@ export interface Norms {
   readonly tensors: Readonly<Record<string, TensorNorms>>;
   /** The root of the squares of all gradients, added in the order of the names' UTF-8 bytes. */
   readonly grad_norm: number;
+  readonly warnings?: readonly string[];
 }
 
 interface Measured extends Target {
@@ -55,7 +56,11 @@ export const norms = async (
     tensors[target.name] = { grad_squares: squares, ...(paramFile && { param_squares: paramSquares }), zeros, non_finite: nonFinite };
   };
   await inTurns(mapped(targets, tell));
-  return { tensors, grad_norm: normOf(sums) };
+  return {
+    tensors,
+    grad_norm: normOf(sums),
+    ...(targets.length === 0 && { warnings: ["No parameter has a gradient, so all norms are 0; grads has no tensors"] }),
+  };
 };
 
 function* layoutOf(gradFile: TensorFile, paramFile: TensorFile | undefined, lossScale: number, kernel: (name: string) => number): Turns<NormsLayout> {

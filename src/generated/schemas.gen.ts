@@ -647,6 +647,13 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "grad_norm": {
         "$ref": "tensor.schema.json#/$defs/Value"
+      },
+      "warnings": {
+        "description": "What the caller should know of this call.",
+        "type": "array",
+        "items": {
+          "type": "string"
+        }
       }
     }
   },

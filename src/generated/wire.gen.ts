@@ -1090,6 +1090,10 @@ tensors: {
 [k: string]: TensorNorms
 }
 grad_norm: Value
+/**
+ * What the caller should know of this call.
+ */
+warnings?: string[]
 }
 export interface TensorNorms {
 grad_squares: Value

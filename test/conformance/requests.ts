@@ -171,6 +171,7 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
   yield other("optimizer.init", "init.error-optimizer", "a hyperparameter out of range", { optimizer: { name: "sgd", momentum: -1 }, params });
   yield other("optimizer.norms", "norms.grads", "sums of squares of gradients", { grads });
   yield other("optimizer.norms", "norms.params", "those of parameters as well, with a loss scale", { grads, params, loss_scale: 16 });
+  yield other("optimizer.norms", "norms.empty", "no gradients at all", { grads: {} });
   yield other("optimizer.norms", "norms.non-finite", "NaN and infinity are counted", { grads: poisoned });
   const shapes = Object.fromEntries(Object.entries(params).map(([name, { shape, dtype }]) => [name, { shape, dtype }]));
   yield other("optimizer.plan", "plan.adamw", "the cost of a step", { optimizer: adamw, tensors: shapes });

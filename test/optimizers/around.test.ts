@@ -331,6 +331,25 @@ suite("non-finite gradients", () => {
     assert.ok(Buffer.from(taken.params).equals(Buffer.from(first.params)));
   });
 
+  for (const dtype of ["F32", "F16", "BF16"] as const) {
+    test(`a skipped step has the form that was asked for: ${dtype} parameters in BF16`, async () => {
+      const tensor = (values: readonly number[]) => ({ w: { dtype, shape: [values.length], values } });
+      const call = { optimizer: { name: "adamw" }, params: writeTyped(tensor([1, -1.00390625, 3.1234567, 1e-3])), non_finite: "skip" };
+      const grads = writeTyped(tensor([1, 2, 3, 4]));
+      const take = (more: object): Promise<Reply> => service.call("optimizer.step", { ...call, ...more });
+      const { state } = await take({ grads });
+      for (const more of [{}, { state }, { master_weights: dtype !== "F32" }, { loss_scale: 8, clip: { max_norm: 1 } }]) {
+        const reply = { reply: { params: "bf16" }, ...more };
+        // Without gradients the parameters stay, too.
+        const { params: expected, state: kept } = await take({ grads: writeTyped({}), ...reply });
+        const found = await take({ grads: writeTyped(tensor([1, Number.NaN, 3, 4])), ...reply });
+        assert.deepEqual([found.skipped, readTyped(found.params)["w"]?.dtype, readTyped(found.params)], [true, "BF16", readTyped(expected)]);
+        assert.ok(Buffer.from(found.state).equals(Buffer.from(kept)));
+        assert.deepEqual(await take({ grads, others_non_finite: true, ...reply }), found);
+      }
+    });
+  }
+
   test("a skipped step has no statistics; norms says which gradients were not finite", async () => {
     const skipped = await step(params, grads, { non_finite: "skip", stats: "tensor" });
     assert.deepEqual(Object.keys(skipped).sort(), ["lr", "params", "skipped", "state", "step"]);

@@ -219,3 +219,24 @@ test("tokens and keys are not in the settings of the start", async () => {
     rmSync(folder, { recursive: true });
   }
 });
+
+test("a start with the token of clients in its environment says what is in force", async () => {
+  const warnings = async (env: Readonly<Record<string, string>>): Promise<readonly string[]> => {
+    await using service = new SocketService(["ignore", "ignore", "pipe"], env);
+    let text = "";
+    service.child.stderr?.on("data", (chunk) => {
+      text += chunk;
+    });
+    const closed = once(service.child, "close");
+    await service.ready();
+    service.child.kill("SIGTERM");
+    await closed;
+    assert.ok(!text.includes(TOKEN), text);
+    const lines = text.trim().split("\n");
+    return lines.map((line) => JSON.parse(line) as { level: number; msg: string }).flatMap(({ level, msg }) => (level === 40 ? [msg] : []));
+  };
+  assert.deepEqual(await warnings({ STEPD_TOKEN: TOKEN }), [
+    "STEPD_TOKEN is a setting of clients: calls to this server need no token, because STEPD_TOKENS_FILE names no file of tokens",
+  ]);
+  assert.deepEqual(await warnings({}), []);
+});

@@ -301,3 +301,30 @@ def test_names_of_any_other_kind_travel(client: stepd.Client) -> None:
     result = client.step(ADAMW, arrays, arrays)
     assert list(result.params) == names
     assert client.step(ADAMW, result.params, arrays, result.state).step == 2
+
+
+@pytest.mark.parametrize("mask", [[True, False], False, np.ma.nomask])
+def test_masked_arrays_are_refused(client: stepd.Client, mask: Any) -> None:
+    plain = {"w": np.ones(2, np.float32)}
+    masked = {"w": np.ma.masked_array(np.ones(2, np.float32), mask)}
+    with stepd.ShardedClient([client.url]) as sharded:
+        calls: list[Callable[[], Any]] = [
+            lambda: client.step({"name": "adamw"}, plain, masked),
+            lambda: client.step({"name": "adamw"}, masked, plain),
+            lambda: client.init({"name": "adamw"}, masked),
+            lambda: client.norms(masked),
+            lambda: client.plan({"name": "adamw"}, masked),
+            lambda: sharded.step({"name": "adamw"}, plain, masked),
+        ]
+        for call in calls:
+            sentence = "w: expected an array without a mask, found a masked array"
+            with pytest.raises(TypeError, match=sentence):
+                call()
+
+
+def test_norms_of_nothing_warn(client: stepd.Client) -> None:
+    with stepd.ShardedClient([client.url]) as sharded:
+        for one in (client, sharded):
+            (sentence,) = one.norms({}).warnings
+            assert sentence.startswith("No parameter has a gradient")
+            assert one.norms({"w": np.ones(2, np.float32)}).warnings == ()

@@ -148,6 +148,11 @@ def norms(client: Any, params: Json) -> Any:
     return client.norms(grads, given and arrays_of(given), **rest)
 
 
+def normed(result: stepd.NormsResult) -> Json:
+    found = dataclasses.asdict(result)
+    return found if result.warnings else {**found, "warnings": None}
+
+
 def init(client: Any, params: Json) -> Any:
     rest = dict(params)
     return client.init(rest.pop("optimizer"), arrays_of(rest.pop("params")), **rest)
@@ -174,7 +179,7 @@ Method = tuple[Callable[[Any, Json], Any], Callable[[Any], Json]]
 METHODS: dict[str, Method] = {
     "optimizer.step": (step, stepped),
     "optimizer.init": (init, lambda state: {"state": text_of(state.to_bytes())}),
-    "optimizer.norms": (norms, dataclasses.asdict),
+    "optimizer.norms": (norms, normed),
     "optimizer.plan": (plan, dict),
     "optimizer.describe": (lambda client, params: client.describe(**params), dict),
     "state.inspect": (

@@ -344,3 +344,36 @@ def test_a_python_number_is_an_array(client: stepd.Client) -> None:
     params = {"w": 1.0}
     updates, _ = transformation.update(params, transformation.init(params), params)
     assert updates["w"] == -0.5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"w": jnp.ones(2), "b": jnp.ones(3)},
+        {"w": jnp.ones(3), "b": jnp.ones((2, 1))},
+    ],
+)
+def test_the_state_of_another_tree_is_told(
+    client: stepd.Client, other: dict[str, Any]
+) -> None:
+    transformation = remote(client, {"name": "adamw"})
+    state = transformation.init({"w": jnp.ones(3), "b": jnp.ones(2)})
+    with pytest.raises(stepd.StateMismatch, match=r"expected exp_avg/b to be F32 \["):
+        transformation.update(other, state, other)
+    fewer = {"w": jnp.ones(3)}
+    with pytest.raises(ValueError, match="expected the 2 arrays of init, found 1"):
+        transformation.update(fewer, state, fewer)
+
+
+def test_errors_of_the_server_are_themselves_outside_of_jit(
+    client: stepd.Client,
+) -> None:
+    transformation = remote(client, {"name": "adamw"})
+    state = transformation.init(PARAMS)
+    broken = jax.tree.map(lambda one: one * jnp.nan, PARAMS)
+    with pytest.raises(stepd.NonFiniteGradient) as caught:
+        transformation.update(broken, state, PARAMS)
+    assert caught.value.tensors == ("layer/b", "layer/w", "scale")
+    masked = {"w": np.ma.masked_array(np.ones(3, np.float32), [True, False, False])}
+    with pytest.raises(TypeError, match="w: expected an array without a mask"):
+        transformation.init(masked)

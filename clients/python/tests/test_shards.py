@@ -251,6 +251,21 @@ def test_clips_in_the_dtype_of_the_step(
     assert_same(sharded.step(**given, **settings), client.step(**given, **settings))
 
 
+def test_a_skipped_step_has_the_form_that_was_asked_for(
+    client: stepd.Client, sharded: stepd.ShardedClient
+) -> None:
+    params, grads = tensors(1), tensors(2)
+    grads["z"][0] = np.nan
+    reply: Any = {"params": "bf16"}
+    one = client.step(ADAMW, params, {}, reply=reply)
+    for either in (client, sharded):
+        two = either.step(ADAMW, params, grads, non_finite="skip", reply=reply)
+        assert two.skipped
+        for name, array in one.params.items():
+            assert two.params[name].dtype == stepd.bfloat16
+            assert two.params[name].tobytes() == array.tobytes()
+
+
 def test_skips_what_only_float32_overflows(
     client: stepd.Client, sharded: stepd.ShardedClient
 ) -> None:

@@ -534,3 +534,41 @@ def test_says_what_to_install(name: str) -> None:
     code = f"import sys; sys.modules[{name!r}] = None; import stepd; stepd.{name}"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f'needs {name}: pip install "stepd[{name}]"' in ended.stderr
+
+
+def shared_pairs() -> dict[str, tuple[Any, Any]]:
+    flat = torch.zeros(12)
+    parts = torch.nn.Parameter(flat[:8]), torch.nn.Parameter(flat[4:])
+    grid = torch.zeros(4, 3)
+    crossing = torch.nn.Parameter(grid[:, :2]), torch.nn.Parameter(grid[:, 1:])
+    weight = torch.nn.Parameter(torch.zeros(3))
+    return {
+        "whole": (weight, torch.nn.Parameter(weight.data)),
+        "overlapping": parts,
+        "crossing": crossing,
+    }
+
+
+@pytest.mark.parametrize("pair", shared_pairs().values(), ids=shared_pairs())
+def test_parameters_of_one_memory_are_refused(
+    client: stepd.Client, pair: tuple[Any, Any]
+) -> None:
+    sentence = "expected memory of its own, found that of parameter 0 of group 0"
+    with pytest.raises(ValueError, match=sentence):
+        RemoteOptimizer(list(pair), client, "sgd", lr=1.0)
+    optimizer = RemoteOptimizer([pair[0]], client, "sgd", lr=1.0)
+    with pytest.raises(ValueError, match="one update would be lost"):
+        optimizer.add_param_group({"params": [pair[1]]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_parts_of_one_storage_are_stepped(client: stepd.Client) -> None:
+    grid, flat = torch.zeros(4, 3), torch.zeros(12)
+    apart = [grid[:, 0], grid[:, 1], grid[:, 2], flat[:6], flat[6:], flat[:0]]
+    params = [torch.nn.Parameter(view) for view in apart]
+    optimizer = RemoteOptimizer(params, client, "sgd", lr=1.0)
+    for place, param in enumerate(params):
+        param.grad = torch.full_like(param, -1.0 - place)
+    optimizer.step()
+    assert torch.equal(grid, torch.tensor([1.0, 2.0, 3.0]).expand(4, 3))
+    assert torch.equal(flat, torch.tensor([4.0] * 6 + [5.0] * 6))

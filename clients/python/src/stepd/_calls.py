@@ -187,6 +187,7 @@ class NormsResult:
 
     tensors: dict[str, TensorNorms]
     grad_norm: float
+    warnings: tuple[str, ...] = ()
 
 
 def _blob(field: str, arrays: Mapping[str, Any]) -> Blob:
@@ -431,7 +432,8 @@ def norms(
             name: TensorNorms(**_numbers(values))
             for name, values in reply["tensors"].items()
         }
-        return NormsResult(tensors, float(reply["grad_norm"]))
+        warnings = tuple(reply.get("warnings", ()))
+        return NormsResult(tensors, float(reply["grad_norm"]), warnings)
 
     require_options({"loss_scale": loss_scale})
     require_arrays("grads", grads)

@@ -201,7 +201,7 @@ class ShardedClient:
 
         if clips_by_norm(optimizer, clip) or non_finite == "skip":
             zeros = {name: zeros_of(tensor) for name, tensor in known.items()}
-            norms = self._norms(shards, grads, zeros, loss_scale, span)
+            norms = _tensors_of(self._norms(shards, grads, zeros, loss_scale, span))
             if any(tensor.non_finite for tensor in norms.values()):
                 options["others_non_finite"] = True
             if clips_by_norm(optimizer, clip):
@@ -304,7 +304,7 @@ class ShardedClient:
         if params is not None:
             require_arrays("params", params)
         shards = self._pack(grads, params or {}, None)
-        tensors = self._norms(
+        results = self._norms(
             shards,
             grads,
             params,
@@ -312,7 +312,10 @@ class ShardedClient:
             self._span(timeout),
             of_params=params is not None,
         )
-        return NormsResult(tensors, total_norm(tensors))
+        tensors = _tensors_of(results)
+        warnings = itertools.chain.from_iterable(one.warnings for one in results)
+        said = tuple(joined_sentences(warnings))
+        return NormsResult(tensors, total_norm(tensors), said)
 
     def describe(self, name: str) -> dict[str, Any]:
         """Formula, references, hyperparameters, slots and cost of an optimizer."""
@@ -333,7 +336,7 @@ class ShardedClient:
         span: Span,
         *,
         of_params: bool = False,
-    ) -> dict[str, TensorNorms]:
+    ) -> list[NormsResult]:
         def call(shard: _Shard) -> Callable[[Client], NormsResult]:
             own = _only(grads, shard.names)
             given: dict[str, Array] | None = _only(params or {}, list(own))
@@ -345,10 +348,7 @@ class ShardedClient:
                 own, given, loss_scale=loss_scale, timeout=span.rest()
             )
 
-        tensors: dict[str, TensorNorms] = {}
-        for result in self._each(shards, call, span):
-            tensors.update(result.tensors)
-        return tensors
+        return self._each(shards, call, span)
 
     def _pack(self, params: Arrays, grads: Arrays, state: State | None) -> list[_Shard]:
         """The tensors by call, in their order. There is at least one call."""
@@ -535,6 +535,13 @@ def _asked(error: StepdError) -> float:
     """Seconds that a server asked to wait; those that did not ask come last."""
     asked: float | None = getattr(error, "retry_after", None)
     return math.inf if asked is None else asked
+
+
+def _tensors_of(results: Sequence[NormsResult]) -> dict[str, TensorNorms]:
+    tensors: dict[str, TensorNorms] = {}
+    for result in results:
+        tensors.update(result.tensors)
+    return tensors
 
 
 def _only(arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:

@@ -89,6 +89,7 @@ def _sendable(name: str, array: Any) -> tuple[str, Array]:
             f"{name}: expected an array, found {found}; "
             "np.asarray(values, np.float32) makes one of a list of numbers"
         )
+    refuse_masked(name, array)
     try:
         array = np.asarray(array)
     except Exception as error:
@@ -110,6 +111,15 @@ def _sendable(name: str, array: Any) -> tuple[str, Array]:
         )
     # Of an array without dimensions it would make one with a dimension.
     return wire, np.ascontiguousarray(array).reshape(array.shape)
+
+
+def refuse_masked(name: str, array: Any) -> None:
+    """Raise TypeError for an array whose mask would be lost."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected an array without a mask, found a masked array; "
+            "array.filled(0) gives its masked values a number"
+        )
 
 
 def name_fault(name: Any) -> str | None:

@@ -23,7 +23,7 @@ from ._client import Client
 from ._options import Optimizer, StepOptions
 from ._shards import ShardedClient
 from ._state import State
-from ._tensors import Array
+from ._tensors import Array, refuse_masked
 from ._timeout import Timeout
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def remote(
     ``update`` raise TypeError for leaves that are no arrays of floats, and ValueError
     if two paths in the tree give one name.
 
-    Inside ``jit`` a :class:`stepd.StepdError` is what jax makes of it.
+    ``update`` raises :class:`stepd.StateMismatch` for the state of another tree. Inside
+    ``jit`` a :class:`stepd.StepdError` is what jax makes of it.
     """
     remote_client = _client_of(client) if isinstance(client, str) else client_of(client)
     if not isinstance(optimizer, Mapping):
@@ -135,13 +136,7 @@ def remote(
         zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
         alike = start([_ANY_NUMBER] * len(numbers), zeros)
         if numbers or masters:
-            file = jax.pure_callback(
-                start,
-                _shape(alike.shape, jnp.uint8),
-                numbers,
-                leaves,
-                vmap_method="sequential",
-            )
+            file = _called(start, _shape(alike.shape, jnp.uint8), numbers, leaves)
         else:
             file = jnp.asarray(alike)
         # Each name's place among the sorted ones.
@@ -204,7 +199,7 @@ def remote(
         shapes = [_shape(leaf.shape, leaf.dtype) for leaf in leaves]
         empty = _stats(None, stats, len(leaves), []) if stats != "none" else None
         after = jax.tree.map(lambda one: _shape(one.shape, one.dtype), empty)
-        updates, file, new_stats = jax.pure_callback(
+        updates, file, new_stats = _called(
             step,
             (shapes, _shape(state.file.shape, jnp.uint8), after),
             state.file,
@@ -212,11 +207,20 @@ def remote(
             leaves,
             gradients,
             numbers,
-            vmap_method="sequential",
         )
         return structure.unflatten(updates), RemoteState(file, state.order, new_stats)
 
     return optax.GradientTransformation(init, update)
+
+
+def _called(function: Callable[..., Any], shapes: Any, *given: Any) -> Any:
+    """The result of a function of arrays, as a callback where one of them is traced.
+
+    A callback makes a traceback of every error.
+    """
+    if any(isinstance(one, jax.core.Tracer) for one in jax.tree.leaves(given)):
+        return jax.pure_callback(function, shapes, *given, vmap_method="sequential")
+    return jax.tree.map(jnp.asarray, function(*given))
 
 
 @functools.lru_cache(maxsize=8)
@@ -311,6 +315,7 @@ def _is_variable(node: Any) -> bool:
 
 
 def _float_array(name: str, leaf: Any) -> Any:
+    refuse_masked(name, leaf)
     try:
         array = jnp.asarray(leaf)
     except (TypeError, ValueError):

@@ -171,6 +171,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         optimizers = [self._hyperparameters(group) for group in self.param_groups]
         if any(_is_sharded(param) for param in self._params()):
             self._check_shards(optimizers)
+        _require_own_memory(self.param_groups)
         groups = [{"tensors": ["*"], "optimizer": one} for one in optimizers]
         optimizer = {"name": self._name, **optimizers[0]}
         check(self._client, optimizer, self.options, groups)
@@ -449,6 +450,48 @@ def _require_params(params: object) -> None:
         found = "None" if params is None else type(params).__name__
         expected = "params: expected parameters, as parameters() of a module gives"
         raise TypeError(f"{expected} them, found {found}")
+
+
+def _require_own_memory(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError for two parameters that lie in the same memory.
+
+    Each would be stepped from the same values, and the second would overwrite the
+    first.
+    """
+    places: list[tuple[int, int, str, torch.Tensor]] = []
+    labelled = [
+        (f"{label} of group {index}", param)
+        for index, group in enumerate(groups)
+        for label, param in _labelled(group)
+    ]
+    for label, param in labelled:
+        local = _local(param).detach()
+        if local.is_meta or not local.numel() or not local.data_ptr():
+            continue
+        # From the first byte to behind the last; strides of torch are not negative.
+        steps = zip(local.shape, local.stride(), strict=True)
+        last = sum((size - 1) * stride for size, stride in steps)
+        start = local.data_ptr()
+        places.append((start, start + (last + 1) * local.element_size(), label, local))
+    places.sort(key=lambda place: place[:2])
+    for (_, end, one, a), (start, _, other, b) in itertools.pairwise(places):
+        if start < end and a.device == b.device and _share(a, b):
+            raise ValueError(
+                f"{other}: expected memory of its own, found that of {one}, and one "
+                "update would be lost; give a shared tensor as one parameter"
+            )
+
+
+def _share(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether tensors whose bounds overlap have an element in common."""
+    if one.is_contiguous() and other.is_contiguous():
+        return True
+    try:
+        work: Any = 10**5
+        return np.shares_memory(_array(one), _array(other), max_work=work)
+    except RuntimeError:
+        # Too hard to find out.
+        return False
 
 
 def _check_tensor(name: str, param: torch.Tensor) -> None:

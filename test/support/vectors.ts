@@ -1,4 +1,4 @@
-/** The golden vectors in test/vectors (format stepd-oracle/1), and what each peer's settings and state are in stepd's terms. */
+/** The golden vectors in test/vectors (test/vectors/record/format.schema.json describes them), and what each peer's settings and state are in stepd's terms. */
 import { readdirSync, readFileSync } from "node:fs";
 import type { TestState, TestTensor, TestTensors } from "./tensors.ts";
 

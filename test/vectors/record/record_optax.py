@@ -1,0 +1,180 @@
+"""Vectors of optax."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from recording import ODD, Arrays, Case, Peer, Run, record
+
+# Not hyperparameters, or recorded under another name.
+_NOT_RECORDED = (
+    "learning_rate",
+    "mu_dtype",
+    "mask",
+    "weight_decay_mask",
+    "trust_ratio_mask",
+)
+
+# optax's names of slots, and ours.
+_SLOTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "trace"}
+
+
+class OptaxRun(Run):
+    def __init__(
+        self,
+        make: Callable[..., optax.GradientTransformation],
+        case: Case,
+        params: Arrays,
+    ) -> None:
+        given = dict(case.given)
+        signature = inspect.signature(make).parameters
+        defaults = {
+            name: parameter.default
+            for name, parameter in signature.items()
+            if name not in _NOT_RECORDED
+        }
+        # no_decay names the tensors that the mask leaves out; lr comes last.
+        self.hyperparameters = {
+            **defaults,
+            **{name: value for name, value in given.items() if name != "lr"},
+            "lr": given["lr"],
+        }
+        no_decay = given.pop("no_decay", ())
+        mask = (
+            {"mask": {name: name not in no_decay for name in params}}
+            if no_decay
+            else {}
+        )
+        self._is_f64 = next(iter(params.values())).dtype == np.float64
+        with self._precision():
+            self._optimizer = make(given.pop("lr"), **given, **mask)
+            self._params = {
+                name: jax.numpy.asarray(value) for name, value in params.items()
+            }
+            self._state = self._optimizer.init(self._params)
+
+    def _precision(self) -> Any:
+        return jax.enable_x64(self._is_f64)
+
+    def step(self, grads: Arrays, lr: float | None) -> None:
+        with self._precision():
+            updates, self._state = self._optimizer.update(
+                grads, self._state, self._params
+            )
+            self._params = optax.apply_updates(self._params, updates)
+
+    def params(self) -> Arrays:
+        return {name: np.asarray(value) for name, value in self._params.items()}
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        slots: dict[str, dict[str, Any]] = {name: {} for name in self._params}
+        for part in self._state:
+            for slot, value in (
+                part._asdict().items() if hasattr(part, "_asdict") else ()
+            ):
+                for name in self._params:
+                    if slot == "count":
+                        slots[name]["step"] = int(value)
+                    elif slot in _SLOTS:
+                        slots[name][_SLOTS[slot]] = np.asarray(value[name])
+        return slots
+
+
+def _peer(name: str, cases: list[Case]) -> Peer:
+    source = {
+        "package": "optax",
+        "version": f"{optax.__version__} (jax {jax.__version__})",
+        "class": name,
+    }
+    return Peer(
+        source, lambda case, params: OptaxRun(getattr(optax, name), case, params), cases
+    )
+
+
+PEERS = {
+    "adam.optax": _peer(
+        "adam",
+        [
+            Case("default", 1740126724, {"lr": 0.001}),
+            Case("eps-root", 2207514214, {"eps_root": 1e-08, "lr": 0.01}),
+            Case("nesterov", 3911369418, {"nesterov": True, "lr": 0.01}),
+        ],
+    ),
+    "adamw.optax": _peer(
+        "adamw",
+        [
+            Case("default", 1461177047, {"lr": 0.001}),
+            Case(
+                "wd.1-mask",
+                2732351564,
+                {"weight_decay": 0.1, "no_decay": ("b", "s"), "lr": 0.01},
+            ),
+            Case(
+                "zeros-first",
+                293621855,
+                {"weight_decay": 0.1, "lr": 0.01},
+                grads="zeros_first",
+            ),
+        ],
+    ),
+    "lamb.optax": _peer(
+        "lamb",
+        [
+            Case("default", 2467760438, {"lr": 0.001}),
+            Case(
+                "wd.01",
+                2715700290,
+                {"weight_decay": 0.01, "lr": 0.01},
+                shapes=ODD,
+                steps=4,
+            ),
+            Case(
+                "eps-root",
+                1269825749,
+                {"eps_root": 1e-06, "weight_decay": 0.1, "lr": 0.01},
+            ),
+            Case(
+                "mask",
+                3396768451,
+                {"weight_decay": 0.1, "no_decay": ("b", "s"), "lr": 0.01},
+                note="mask removes the decay only; the trust ratio is still applied",
+            ),
+            Case("zero-params", 3525601962, {"lr": 0.01}, grads="zero_params"),
+            Case("zeros", 564484453, {"lr": 0.01}, grads="zeros"),
+        ],
+    ),
+    "lars.optax": _peer(
+        "lars",
+        [
+            Case("default", 105059381, {"lr": 1.0}),
+            Case(
+                "wd", 217626919, {"weight_decay": 0.01, "lr": 0.5}, shapes=ODD, steps=4
+            ),
+            Case(
+                "nesterov",
+                3097311710,
+                {"weight_decay": 0.01, "nesterov": True, "lr": 0.5},
+            ),
+            Case("zero-params", 2329742076, {"lr": 0.5}, grads="zero_params"),
+        ],
+    ),
+    "lion.optax": _peer(
+        "lion",
+        [
+            Case("default", 3075656239, {"lr": 0.001}),
+            Case(
+                "wd.1",
+                566074076,
+                {"weight_decay": 0.1, "lr": 0.01},
+                shapes=ODD,
+                steps=4,
+            ),
+        ],
+    ),
+}
+
+if __name__ == "__main__":
+    record(PEERS)

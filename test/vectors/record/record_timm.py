@@ -1,0 +1,161 @@
+"""Vectors of timm.optim."""
+
+import timm
+import torch
+from recording import LARGE, ODD, Case, Peer, record
+from timm.optim import Lamb, Lars, Lion
+from torch_run import torch_run
+
+
+def _peer(optimizer: type[torch.optim.Optimizer], cases: list[Case]) -> Peer:
+    source = {
+        "package": "timm",
+        "version": timm.__version__,
+        "class": optimizer.__name__,
+    }
+    return Peer(source, torch_run(optimizer), cases)
+
+
+PEERS = {
+    "lamb.timm": _peer(
+        Lamb,
+        [
+            Case("default", 1970817549),
+            Case("noclip", 1004058660, {"max_grad_norm": None}, steps=8),
+            Case(
+                "noclip-trustclip",
+                1666561179,
+                {"lr": 0.01, "max_grad_norm": None, "trust_clip": True},
+                shapes=ODD,
+                steps=4,
+            ),
+            Case("wd0-noadapt", 5107912, {"weight_decay": 0.0, "max_grad_norm": None}),
+            Case(
+                "wd0-always",
+                2630316828,
+                {"weight_decay": 0.0, "max_grad_norm": None, "always_adapt": True},
+            ),
+            Case(
+                "no-biascorr",
+                699780366,
+                {"bias_correction": False, "max_grad_norm": None},
+            ),
+            Case(
+                "no-gradavg",
+                1624296809,
+                {"grad_averaging": False, "max_grad_norm": None},
+            ),
+            Case(
+                "decoupled",
+                1357111263,
+                {
+                    "lr": 0.01,
+                    "weight_decay": 0.1,
+                    "max_grad_norm": None,
+                    "decoupled_decay": True,
+                },
+            ),
+            Case("caution", 2830798023, {"max_grad_norm": None, "caution": True}),
+            Case(
+                "zero-params", 752752310, {"max_grad_norm": None}, grads="zero_params"
+            ),
+            Case(
+                "zero-grads",
+                26618375,
+                {"weight_decay": 0.0, "max_grad_norm": None, "always_adapt": True},
+                grads="zeros",
+            ),
+            Case("clip.1", 75809694, {"lr": 0.01, "max_grad_norm": 0.1}),
+            Case("clip-big-not-active", 3942504071, {"max_grad_norm": 10000.0}),
+            Case(
+                "sched",
+                3362937064,
+                {"max_grad_norm": None},
+                lrs=(0.0001, 0.0005, 0.001, 0.0, 0.002),
+            ),
+            Case(
+                "groups-bias-excluded",
+                3211173643,
+                {"lr": 0.01, "weight_decay": 0.05},
+                groups=(
+                    {"tensors": ("w", "s"), "hyperparameters": {}},
+                    {"tensors": ("b", "z"), "hyperparameters": {"weight_decay": 0.0}},
+                ),
+            ),
+            Case("big", 294282097, {"max_grad_norm": None}, shapes=LARGE, steps=4),
+            Case(
+                "zeros-first", 2388206766, {"max_grad_norm": None}, grads="zeros_first"
+            ),
+            Case(
+                "missing",
+                1720070411,
+                grads="missing",
+                note="timm: one step count per group; "
+                "it advances for tensors without a gradient too",
+            ),
+        ],
+    ),
+    "lars.timm": _peer(
+        Lars,
+        [
+            Case("mom-wd", 3152496169, {"momentum": 0.9, "weight_decay": 0.0001}),
+            Case(
+                "nesterov",
+                95987485,
+                {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.001, "nesterov": True},
+                shapes=ODD,
+                steps=4,
+            ),
+            Case(
+                "trustclip",
+                2860024223,
+                {
+                    "lr": 0.1,
+                    "momentum": 0.9,
+                    "weight_decay": 0.01,
+                    "trust_coeff": 0.02,
+                    "trust_clip": True,
+                },
+            ),
+            Case("wd0-plain-sgd", 4112462749, {"lr": 0.1, "momentum": 0.9}),
+            Case("always", 3505493908, {"momentum": 0.9, "always_adapt": True}),
+            Case(
+                "zero-params",
+                3186774411,
+                {"momentum": 0.9, "weight_decay": 0.0001},
+                grads="zero_params",
+            ),
+            Case(
+                "zeros-first",
+                527786899,
+                {"momentum": 0.9, "weight_decay": 0.01},
+                grads="zeros_first",
+            ),
+            Case(
+                "damp",
+                1702353424,
+                {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01},
+            ),
+        ],
+    ),
+    "lion.timm": _peer(
+        Lion,
+        [
+            Case("default", 2216228350),
+            Case(
+                "wd.1",
+                1447640057,
+                {"lr": 0.01, "weight_decay": 0.1},
+                shapes=ODD,
+                steps=4,
+            ),
+            Case("caution", 1507472180, {"lr": 0.01, "caution": True}),
+            Case("zeros-first", 2077199847, {"lr": 0.01}, grads="zeros_first"),
+            Case("max", 458984448, {"lr": 0.01, "maximize": True}),
+            Case("denormal", 876907910, grads="denormal"),
+        ],
+    ),
+}
+
+if __name__ == "__main__":
+    record(PEERS)

@@ -5,7 +5,9 @@
  *   lr / c1 * m / (sqrt(v) / sqrt(c2) + eps)  =  (lr * sqrt(c2) / c1) * m / (sqrt(v) + eps * sqrt(c2)),  c1 = 1 - beta1^t, c2 = 1 - beta2^t
  * which has one division and one root an element, and fewer roundings.
  */
-import { betas, choice, flag, type Moment, power, rate, type Stage } from "./_define.ts";
+
+import { repeatedSquaring } from "../math/power.ts";
+import { betas, choice, flag, type Moment, rate, type Stage } from "./_define.ts";
 
 export const lr = rate(1e-3, "Learning rate; with a schedule, its base");
 export const eps = (initial: number) => rate(initial, "Added to the root of the second moment, after the bias correction");
@@ -73,8 +75,8 @@ export const adamStage = ({ betas: [beta1, beta2], eps, eps_root = 0, amsgrad = 
       operands,
       sums: 0,
       scalars: (at) => {
-        const c1 = 1 - power(beta1, at.step);
-        const root2 = Math.sqrt(1 - power(beta2, at.step));
+        const c1 = 1 - repeatedSquaring(beta1, at.step);
+        const root2 = Math.sqrt(1 - repeatedSquaring(beta2, at.step));
         return [l2, decay(at), 1 - beta1, 1 - beta2, (at.lr * root2) / c1, eps * root2];
       },
     };
@@ -84,8 +86,8 @@ export const adamStage = ({ betas: [beta1, beta2], eps, eps_root = 0, amsgrad = 
     operands,
     sums: 0,
     scalars: (at) => {
-      const c1 = 1 - power(beta1, at.step);
-      const c2 = 1 - power(beta2, at.step);
+      const c1 = 1 - repeatedSquaring(beta1, at.step);
+      const c2 = 1 - repeatedSquaring(beta2, at.step);
       const { mean, grad, square, gradSquare } = blend?.(at, c1, c2) ?? { mean: 1 / c1, grad: 0, square: 1 / c2, gradSquare: 0 };
       return [l2, decay(at), 1 - beta1, 1 - beta2, at.lr, mean, grad, square, gradSquare, eps_root, eps];
     },
@@ -96,7 +98,7 @@ export const adamStage = ({ betas: [beta1, beta2], eps, eps_root = 0, amsgrad = 
 export const nesterovBlend =
   (beta1: number) =>
   (at: Moment, c1: number, c2: number): Blend => ({
-    mean: beta1 / (1 - power(beta1, at.step + 1)),
+    mean: beta1 / (1 - repeatedSquaring(beta1, at.step + 1)),
     grad: (1 - beta1) / c1,
     square: 1 / c2,
     gradSquare: 0,

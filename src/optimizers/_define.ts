@@ -144,15 +144,3 @@ export const betas = (initial: readonly [number, number], description: string) =
 /** Two weights, each any finite number. */
 export const pair = (initial: readonly [number, number], description: string) =>
   ({ type: "array", items: { type: "number", minimum: -FLOAT32_MAX, maximum: FLOAT32_MAX }, minItems: 2, maxItems: 2, default: initial, description }) as const;
-
-/**
- * base^exponent by repeated squaring with plain multiplications, for whole exponents up to 2^53: the same bits on every
- * machine, which Math.pow does not promise.
- */
-export const power = (base: number, exponent: number): number => {
-  let result = 1;
-  for (let square = base, rest = exponent; rest > 0; rest = Math.floor(rest / 2), square *= square) {
-    if (rest % 2 === 1) result *= square;
-  }
-  return result;
-};

@@ -1,5 +1,6 @@
+import { repeatedSquaring } from "../math/power.ts";
 import { maximize, momentBetas } from "./_adam.ts";
-import { defineOptimizer, power, rate } from "./_define.ts";
+import { defineOptimizer, rate } from "./_define.ts";
 
 /**
  * Adamax: Adam with the infinity norm in place of the second moment, as in torch.
@@ -33,7 +34,7 @@ export default defineOptimizer({
       kernel: "adamax",
       operands: ["param", "grad", "exp_avg", "exp_inf"],
       sums: 0,
-      scalars: ({ lr, step }) => [weight_decay, 1 - beta1, beta2, lr / (1 - power(beta1, step)), eps],
+      scalars: ({ lr, step }) => [weight_decay, 1 - beta1, beta2, lr / (1 - repeatedSquaring(beta1, step)), eps],
     },
   ],
 });

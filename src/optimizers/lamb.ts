@@ -1,5 +1,6 @@
+import { repeatedSquaring } from "../math/power.ts";
 import { eps, epsRoot, familyState, lr, momentBetas, momentSlots } from "./_adam.ts";
-import { choice, defineOptimizer, flag, type Moment, optional, power, rate, type Stage } from "./_define.ts";
+import { choice, defineOptimizer, flag, type Moment, optional, rate, type Stage } from "./_define.ts";
 
 /**
  * LAMB: Adam's direction, scaled for each tensor by the ratio of the parameter's norm to the update's.
@@ -63,8 +64,8 @@ export default defineOptimizer({
     // The bias corrections move out of the root and the division, as in _adam.ts.
     const moments = (at: Moment): readonly number[] => {
       const isCorrected = bias_correction === "moments";
-      const c1 = isCorrected ? 1 - power(beta1, at.step) : 1;
-      const c2 = isCorrected ? 1 - power(beta2, at.step) : 1;
+      const c1 = isCorrected ? 1 - repeatedSquaring(beta1, at.step) : 1;
+      const c2 = isCorrected ? 1 - repeatedSquaring(beta2, at.step) : 1;
       const root2 = Math.sqrt(c2);
       return [values.grad_averaging ? 1 : 0, 1 - beta1, 1 - beta2, root2 / c1, values.eps_root * c2, values.eps * root2];
     };
@@ -73,7 +74,8 @@ export default defineOptimizer({
       operands: ["param", "grad"],
       sums: 0,
       scalars: (at) => {
-        const stepSize = bias_correction === "step_size" ? (at.lr * Math.sqrt(1 - power(beta2, at.step))) / (1 - power(beta1, at.step)) : at.lr;
+        const stepSize =
+          bias_correction === "step_size" ? (at.lr * Math.sqrt(1 - repeatedSquaring(beta2, at.step))) / (1 - repeatedSquaring(beta1, at.step)) : at.lr;
         return [decay(at), stepSize * trustRatio(values, at.sums)];
       },
     };

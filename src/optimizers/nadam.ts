@@ -1,6 +1,7 @@
+import { repeatedSquaring } from "../math/power.ts";
+import { realPower } from "../math/real-power.ts";
 import { adamStage, eps, familyState, maximize, momentBetas, momentSlots } from "./_adam.ts";
-import { defineOptimizer, flag, type Moment, power, rate } from "./_define.ts";
-import { realPower } from "./_math.ts";
+import { defineOptimizer, flag, type Moment, rate } from "./_define.ts";
 
 /** Dozat's constant of the momentum's warm-up, as torch has it. */
 const WARMUP = 0.96;
@@ -26,7 +27,7 @@ const productBefore = (values: Momentum, { step, scalarSlots }: Moment): number 
   let product = 1;
   for (let t = 1; t < step && product >= NEGLIGIBLE; t++) {
     const mu = momentum(values, t);
-    if (mu === beta1) return product * power(beta1, step - t);
+    if (mu === beta1) return product * repeatedSquaring(beta1, step - t);
     product *= mu;
   }
   return product;

@@ -1,5 +1,6 @@
+import { repeatedSquaring } from "../math/power.ts";
 import { eps, familyState, lr, maximize, momentBetas, momentSlots } from "./_adam.ts";
-import { defineOptimizer, flag, power, rate } from "./_define.ts";
+import { defineOptimizer, flag, rate } from "./_define.ts";
 
 /** Below this length of the approximated moving average the variance is not tractable. torch's bound; the paper's is 4. */
 const TRACTABLE = 5;
@@ -40,8 +41,8 @@ export default defineOptimizer({
       operands: ["param", "grad", ...momentSlots],
       sums: 0,
       scalars: ({ lr, step }) => {
-        const c1 = 1 - power(beta1, step);
-        const power2 = power(beta2, step);
+        const c1 = 1 - repeatedSquaring(beta1, step);
+        const power2 = repeatedSquaring(beta2, step);
         const longest = 2 / (1 - beta2) - 1;
         const rho = longest - (2 * step * power2) / (1 - power2);
         const head = decoupled_weight_decay ? [0, lr * weight_decay] : [weight_decay, 0];

@@ -1,5 +1,5 @@
+import { cosineFall, mix } from "../math/cosine.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
-import { cosineFall, mix } from "./_math.ts";
 
 /**
  * SGDR: half a cosine from the base rate to eta_min, again and again, each T_mult times as long as the one before.

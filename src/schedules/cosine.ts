@@ -1,5 +1,5 @@
+import { cosineFall, mix } from "../math/cosine.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
-import { cosineFall, mix } from "./_math.ts";
 
 /**
  * Half a cosine from the base rate to eta_min; past T_max it goes back up, with the period 2 T_max, as in torch.

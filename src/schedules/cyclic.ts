@@ -1,5 +1,6 @@
+import { mix } from "../math/cosine.ts";
+import { wholePower } from "../math/power.ts";
 import { choice, defineSchedule, flag, number, optionalSteps, steps } from "./_define.ts";
-import { mix, wholePower } from "./_math.ts";
 
 /**
  * Up and down between two rates, with the momentum going the other way. The base rate of the optimizer plays no part, as in torch.

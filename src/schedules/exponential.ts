@@ -1,5 +1,5 @@
+import { wholePower } from "../math/power.ts";
 import { defineSchedule, number } from "./_define.ts";
-import { wholePower } from "./_math.ts";
 
 /**
  * Multiplied by gamma at every step.

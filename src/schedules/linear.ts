@@ -1,5 +1,5 @@
+import { mix } from "../math/cosine.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
-import { mix } from "./_math.ts";
 
 /**
  * A straight line between two fractions of the base rate, then the second.

@@ -1,5 +1,5 @@
+import { wholePower } from "../math/power.ts";
 import { defineSchedule, milestones, number, reached } from "./_define.ts";
-import { wholePower } from "./_math.ts";
 
 /**
  * Multiplied by gamma at each milestone; a milestone that is listed twice decays twice, as in torch.

@@ -1,6 +1,6 @@
 import { StepdError } from "../errors/errors.ts";
+import { cosineFall, mix } from "../math/cosine.ts";
 import { choice, defineSchedule, flag, number, steps } from "./_define.ts";
-import { cosineFall, mix } from "./_math.ts";
 
 /** From one rate to another, and from one momentum to another, until a step that need not be whole. */
 interface Phase {

@@ -1,5 +1,5 @@
+import { power as powerOf } from "../math/power.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
-import { power as powerOf } from "./_math.ts";
 
 /**
  * Falls to 0 as a power of the part that is left.

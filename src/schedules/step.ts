@@ -1,5 +1,5 @@
+import { wholePower } from "../math/power.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
-import { wholePower } from "./_math.ts";
 
 /**
  * Multiplied by gamma once in so many steps.

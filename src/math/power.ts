@@ -1,60 +1,23 @@
 /**
- * Cosines and powers in float64 with the same bits on every machine. IEEE 754 fixes + - * / and the remainder %; Math.cos,
- * Math.exp, Math.log and Math.pow are left to the engine by ECMAScript, so none of them is here. Where one float64 is not
- * enough, a value is the unevaluated sum of two (Dekker, 1971, https://doi.org/10.1007/BF01397083).
+ * Powers in float64 with the same bits on every machine. IEEE 754 fixes + - * / and the square root; ECMAScript leaves the last
+ * bits of Math.pow, Math.exp and Math.log to the engine, so no function here uses them.
  */
+import { add, divide, exactSum, multiply, type Pair } from "./_double.ts";
+import { inverseFactorial } from "./_series.ts";
 
-/** A value as high + low, low being at most half a last place of high. */
-interface Pair {
-  readonly high: number;
-  readonly low: number;
-}
-
-/** 2^27 + 1 cuts a float64 into halves whose products are exact. */
-const SPLITTER = 134217729;
+/**
+ * base^exponent for whole exponents from 0 up to 2^53, by repeated squaring with plain multiplications. Used for the bias
+ * corrections of the optimizers. `wholePower` is more exact and has other bits.
+ */
+export const repeatedSquaring = (base: number, exponent: number): number => {
+  let result = 1;
+  for (let square = base, rest = exponent; rest > 0; rest = Math.floor(rest / 2), square *= square) {
+    if (rest % 2 === 1) result *= square;
+  }
+  return result;
+};
 
 const LN2: Pair = { high: Math.LN2, low: 2.3190468138462996e-17 };
-
-/** A sum with its rounding error, for operands in any order. */
-const exactSum = (a: number, b: number): Pair => {
-  const high = a + b;
-  const part = high - a;
-  return { high, low: a - (high - part) + (b - part) };
-};
-
-/** A sum with its rounding error where a is the larger. */
-const quickSum = (a: number, b: number): Pair => {
-  const high = a + b;
-  return { high, low: b - (high - a) };
-};
-
-/** A product with its rounding error. */
-const exactProduct = (a: number, b: number): Pair => {
-  const high = a * b;
-  const aBig = SPLITTER * a;
-  const aHigh = aBig - (aBig - a);
-  const aLow = a - aHigh;
-  const bBig = SPLITTER * b;
-  const bHigh = bBig - (bBig - b);
-  const bLow = b - bHigh;
-  return { high, low: aHigh * bHigh - high + aHigh * bLow + aLow * bHigh + aLow * bLow };
-};
-
-const add = (a: Pair, b: Pair): Pair => {
-  const { high, low } = exactSum(a.high, b.high);
-  return quickSum(high, low + (a.low + b.low));
-};
-
-const multiply = (a: Pair, b: Pair): Pair => {
-  const { high, low } = exactProduct(a.high, b.high);
-  return quickSum(high, low + (a.high * b.low + a.low * b.high));
-};
-
-const divide = (a: Pair, b: Pair): Pair => {
-  const quotient = a.high / b.high;
-  const { high, low } = exactProduct(quotient, b.high);
-  return quickSum(quotient, (a.high - high - low + a.low - quotient * b.low) / b.high);
-};
 
 const bits = new DataView(new ArrayBuffer(8));
 const EXPONENT_BIAS = 1023;
@@ -142,15 +105,6 @@ const logarithm = (value: number): Pair => {
   return add(multiply({ high: exponent, low: 0 }, LN2), { high: 2 * atanh.high, low: 2 * atanh.low });
 };
 
-/** 1/0!, 1/1!, 1/2!, ... */
-const INVERSE_FACTORIALS: readonly number[] = Array.from({ length: 20 }, (_, n) => {
-  let factorial = 1;
-  for (let factor = 2; factor <= n; factor++) factorial *= factor;
-  return 1 / factorial;
-});
-
-const inverseFactorial = (n: number): number => INVERSE_FACTORIALS[n] as number;
-
 /** e^value for a pair, from e^(k ln 2 + r) = 2^k e^r with |r| <= 0.35 and Taylor's series up to r^15. */
 const exponential = (value: Pair): number => {
   if (value.high > 720) return Number.POSITIVE_INFINITY;
@@ -172,33 +126,3 @@ export const power = (base: number, exponent: number): number => {
   if (rough < -760) return 0;
   return exponential(multiply(log, { high: exponent, low: 0 }));
 };
-
-/** sin(pi x) for x from 0 to 1/4. */
-const sineOfSmall = (x: number): number => {
-  const z = Math.PI * x;
-  const squared = z * z;
-  let series = 0;
-  for (let n = 19; n >= 3; n -= 2) series = inverseFactorial(n) - series * squared;
-  return z - z * (squared * series);
-};
-
-/** cos(pi x) for x from 0 to 1/4. */
-const cosineOfSmall = (x: number): number => {
-  const z = Math.PI * x;
-  const squared = z * z;
-  let series = 0;
-  for (let n = 18; n >= 4; n -= 2) series = inverseFactorial(n) - series * squared;
-  return 1 - squared * (0.5 - squared * series);
-};
-
-/**
- * (1 + cos(pi part / whole)) / 2 for 0 <= part <= whole, whole > 0: 1 at the start, 0 at the end, to a few last places also
- * near the end, because there it is the square of a sine, where 1 + cos would cancel.
- */
-export const cosineFall = (part: number, whole: number): number => {
-  const root = 2 * part <= whole ? cosineOfSmall(part / whole / 2) : sineOfSmall((whole - part) / whole / 2);
-  return root * root;
-};
-
-/** `from` where left is 1, `to` where it is 0, both exact, and exact in between where they are equal. */
-export const mix = (from: number, to: number, left: number): number => (left > 0.5 ? from + (to - from) * (1 - left) : to + (from - to) * left);

@@ -1,7 +1,7 @@
 /** The real power that nadam needs, against Math.pow, which is not the same on all machines but close on each. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { realPower } from "../../src/optimizers/_math.ts";
+import { realPower } from "../../src/math/real-power.ts";
 import { random } from "../support/tensors.ts";
 
 const requireClose = (base: number, exponent: number, ulps: number): void => {

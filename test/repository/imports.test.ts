@@ -138,7 +138,7 @@ for (const room of Object.keys(rooms)) {
   });
 
   test(`${room}: the linter lets pass what the room may import`, () => {
-    const onlyOwn = ["optimizers", "kernels"].includes(room);
+    const onlyOwn = ["optimizers", "kernels", "math"].includes(room);
     const allowed = [
       ...[...specifiers(room), ...files, ...packages].filter((specifier) => isAllowed(room, specifier)),
       "./_shared.ts",

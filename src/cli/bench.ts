@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { bytesOf, COMPUTED, writeElement } from "../codec/dtype.ts";
-import { decodeMsgpack, encodeMsgpack } from "../codec/msgpack.ts";
+import { decodeMsgpack, MsgpackWriter } from "../codec/msgpack.ts";
 import { Parts } from "../codec/parts.ts";
 import { writeHeader } from "../codec/safetensors.ts";
 import { atOnce } from "../codec/turns.ts";
@@ -161,7 +161,7 @@ const prepare = async (links: readonly Connection[], { optimizer, elements, dtyp
   const params = tensorFile(elements, dtype, 0);
   const grads = tensorFile(elements, dtype, 1);
   const bodyOf = (state: Uint8Array | null): Buffer => {
-    const { pieces } = atOnce(encodeMsgpack({ optimizer, params, grads, state: state && new Parts([state]) }));
+    const { pieces } = atOnce(new MsgpackWriter().encode({ optimizer, params, grads, state: state && new Parts([state]) }));
     return Buffer.concat(pieces);
   };
   const [link] = links;

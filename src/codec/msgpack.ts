@@ -25,7 +25,7 @@ const MAX_NUMBER_BYTES = 10;
 // As in JSON, a number is a float64; ids are read again.
 const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true, int64AsType: "number" });
 // A member without a value is left out, as in JSON.
-const packr = new Packr({ useRecords: false, variableMapSize: true, skipValues: [undefined] } as ConstructorParameters<typeof Packr>[0]);
+const PACKING = { useRecords: false, variableMapSize: true, skipValues: [undefined] } as ConstructorParameters<typeof Packr>[0];
 
 const malformed = (at: number, problem: string): StepdError =>
   new StepdError("PARSE_ERROR", `The body is not valid MessagePack: ${problem} at byte ${at}`, { expected: "one MessagePack value", found: problem });
@@ -321,7 +321,7 @@ class Walk {
 
 /** Stands for a piece of ours in what msgpackr writes. Random, so that no caller's bytes can be it. */
 const PLACEHOLDER = randomBytes(16);
-const PLACE = Buffer.from(packr.pack(PLACEHOLDER));
+const PLACE = Buffer.from(new Packr(PACKING).pack(PLACEHOLDER));
 
 /** A value that is MessagePack already. */
 class Packed {
@@ -332,22 +332,24 @@ class Packed {
   }
 }
 
-/** The pieces of the value that is being packed, in order. */
-const found: (Parts | Packed)[] = [];
-for (const Class of [Parts, Packed]) {
-  const write = (piece: Parts | Packed): Buffer => {
-    found.push(piece);
-    return PLACEHOLDER;
-  };
-  addExtension({ Class, write } as unknown as Parameters<typeof addExtension>[0]);
+/** msgpackr's writer, which collects the pieces that it writes placeholders for. */
+class Packer extends Packr {
+  /** The pieces of the present value, in order. */
+  readonly found: (Parts | Packed)[] = [];
 }
-addExtension({
-  Class: SpelledNumber,
-  write: ({ packed }: SpelledNumber): Buffer => {
-    found.push(new Packed(packed));
-    return PLACEHOLDER;
-  },
-} as unknown as Parameters<typeof addExtension>[0]);
+
+const addPiece = <T>(Class: abstract new (...args: never[]) => T, pieceOf: (value: T) => Parts | Packed): void => {
+  addExtension({
+    Class,
+    write(this: Packer, value: T): Buffer {
+      this.found.push(pieceOf(value));
+      return PLACEHOLDER;
+    },
+  } as unknown as Parameters<typeof addExtension>[0]);
+};
+addPiece(Parts, (parts) => parts);
+addPiece(Packed, (packed) => packed);
+addPiece(SpelledNumber, ({ packed }) => new Packed(packed));
 
 /** The MessagePack bytes of an array of values that are MessagePack already. */
 export const joinMsgpack = (values: readonly Parts[]): Parts => {
@@ -357,14 +359,20 @@ export const joinMsgpack = (values: readonly Parts[]): Parts => {
   return new Parts([head, ...values.flatMap(({ pieces }) => pieces)]);
 };
 
-/** The MessagePack bytes of a value as pieces. `Parts` become bin, and are not copied; `onBytes` is told the length of all else so far. */
-export function* encodeMsgpack(value: unknown, onBytes: (bytes: number) => void = () => {}): Turns<Parts> {
-  const output: Output = { pieces: [], bytes: 0, onBytes };
-  yield* write(value, output);
-  return new Parts(output.pieces);
+/** Makes MessagePack bytes of values, with a buffer of its own. */
+export class MsgpackWriter {
+  readonly #packer = new Packer(PACKING);
+
+  /** The bytes of a value as pieces. `Parts` become bin without a copy; `onBytes` gets the length of everything else so far. */
+  *encode(value: unknown, onBytes: (bytes: number) => void = () => {}): Turns<Parts> {
+    const output: Output = { packer: this.#packer, pieces: [], bytes: 0, onBytes };
+    yield* write(value, output);
+    return new Parts(output.pieces);
+  }
 }
 
 interface Output {
+  readonly packer: Packer;
   readonly pieces: Uint8Array[];
   bytes: number;
   readonly onBytes: (bytes: number) => void;
@@ -402,8 +410,9 @@ const withoutHead = (bytes: Uint8Array): Uint8Array => {
 
 /** Appends the bytes of a small value. */
 const pack = (value: unknown, output: Output): void => {
-  found.length = 0;
-  const packed = packr.pack(withZeros(value));
+  const { packer } = output;
+  packer.found.length = 0;
+  const packed = packer.pack(withZeros(value));
   output.bytes += packed.length;
   output.onBytes(output.bytes);
   // msgpackr uses its buffer again.
@@ -412,7 +421,7 @@ const pack = (value: unknown, output: Output): void => {
     if (piece.length > 0) output.pieces.push(piece);
   };
   let at = 0;
-  for (const piece of found) {
+  for (const piece of packer.found) {
     const place = text.indexOf(PLACE, at);
     if (piece instanceof Packed) {
       append(text.subarray(at, place));
@@ -428,6 +437,8 @@ const pack = (value: unknown, output: Output): void => {
     at = place + PLACE.length;
   }
   append(text.subarray(at));
+  // They may be views of a call's memory.
+  packer.found.length = 0;
 };
 
 /** A value whose lists with a zero below zero are packed: msgpackr writes a zero as an integer, and so loses its sign. */

@@ -2,9 +2,10 @@
 import { createServer, type Server } from "node:http";
 import express, { type Express, type Request, type RequestHandler, type Response } from "express";
 import { StepdError } from "../errors/errors.ts";
+import type { Running } from "./_running.ts";
 import type { Service } from "./_types.ts";
 import { refusalType } from "./negotiate.ts";
-import { problem, type Reply, send } from "./reply.ts";
+import type { Replies, Reply } from "./reply.ts";
 
 /** Bytes of all headers of a request together. */
 export const MAX_HEADER_BYTES = 16384;
@@ -12,7 +13,7 @@ export const MAX_HEADER_BYTES = 16384;
 export const requestId = (res: Response): string => String(res.getHeader("X-Request-Id"));
 
 /** The problem details of a request that no method answers. */
-export const problemFor = (req: Request, res: Response, error: StepdError): Reply => problem(error, requestId(res), refusalType(req));
+export const problemFor = (replies: Replies, req: Request, res: Response, error: StepdError): Reply => replies.problem(error, requestId(res), refusalType(req));
 
 export const addHealth = (app: Express, service: Service): void => {
   app.get(["/health/live", "/v2/health/live"], (_, res) => {
@@ -48,7 +49,7 @@ export const createAdminServer = (service: Service): Server => {
 };
 
 /** 405 with Allow for addresses that exist. */
-export const refuseOtherVerbs = (app: Express, { rpc, hasAdmin }: Service): void => {
+export const refuseOtherVerbs = (app: Express, { rpc, hasAdmin, replies }: Running): void => {
   const allowed = new Map<string, string>([
     ["/rpc", "POST"],
     ...["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/openrpc.json", "/openapi.json", "/v1", ...(hasAdmin ? [] : ["/metrics"])].map(
@@ -58,8 +59,8 @@ export const refuseOtherVerbs = (app: Express, { rpc, hasAdmin }: Service): void
   for (const { rest } of rpc.methods) if (rest) allowed.set(rest.path.replaceAll(/\{(\w+)\}/g, ":$1"), rest.verb);
   for (const [path, verb] of allowed) {
     app.all(path, (req, res) => {
-      const reply = problemFor(req, res, StepdError.mismatch("METHOD_NOT_ALLOWED", req.path, verb, req.method));
-      return send(res, { ...reply, headers: { Allow: verb === "GET" ? "GET, HEAD" : verb } });
+      const reply = problemFor(replies, req, res, StepdError.mismatch("METHOD_NOT_ALLOWED", req.path, verb, req.method));
+      return replies.send(res, { ...reply, headers: { Allow: verb === "GET" ? "GET, HEAD" : verb } });
     });
   }
 };

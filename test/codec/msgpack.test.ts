@@ -7,7 +7,7 @@ import { atOnce } from "../../src/codec/turns.ts";
 import { pack, unpack } from "../support/service.ts";
 
 const decodeMsgpack = (bytes: Buffer, onValues?: (count: number) => void) => atOnce(msgpack.decodeMsgpack(bytes, onValues));
-const encodeMsgpack = (value: unknown) => atOnce(msgpack.encodeMsgpack(value));
+const encodeMsgpack = (value: unknown) => atOnce(new msgpack.MsgpackWriter().encode(value));
 
 const bytes = (...items: readonly (number | string | Uint8Array)[]): Buffer =>
   Buffer.concat(items.map((item) => (typeof item === "number" ? Buffer.from([item]) : Buffer.from(item as string))));

@@ -1,0 +1,160 @@
+/** The way of a call: admission, its body, its endpoint, its reply, and what goes into metrics and the log. */
+import type { Socket } from "node:net";
+import type { Request, Response } from "express";
+import { asStepdError, StepdError } from "../errors/errors.ts";
+import type { Observer } from "../rpc/rpc.ts";
+import { seconds } from "./_clock.ts";
+import { draining, type Running } from "./_running.ts";
+import { ClientGone, dropRest, LINGER_MS } from "./body.ts";
+import type { Endpoint } from "./endpoints.ts";
+import { bodyType, JSON_TYPE, type MediaType, refusalType, replyType } from "./negotiate.ts";
+import { requestId } from "./pages.ts";
+import { decoding, isOut, type Reply } from "./reply.ts";
+
+/** W3C Trace Context: version, trace id, parent id, flags. */
+const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
+
+/** A call from its headers on, for metrics and the log. */
+interface Call {
+  readonly id: string;
+  readonly traceparent: string | undefined;
+  readonly start: number;
+  /** The name of the caller's token. */
+  caller: string | undefined;
+  method: string;
+  outcome: string;
+  /** Methods called: more than one in a batch. */
+  calls: number;
+}
+
+/** What every line of the log about a call carries. */
+const logged = ({ id, traceparent, caller }: Call): Readonly<Record<string, string | undefined>> => ({ request_id: id, traceparent, caller });
+
+/** Refuses a call where there are too many already, itself counted, or too many connections. */
+const requirePlace = ({ telemetry, limits, connections, finished }: Running, socket: Socket): void => {
+  if (connections.isSurplus(socket)) {
+    throw new StepdError("OVERLOADED", `This server has ${limits.maxConnections} connections, which is all that it takes at once; this one ends`, {
+      expected: `at most ${limits.maxConnections} connections at once`,
+      retry_after: 1,
+    });
+  }
+  const excess = telemetry.inFlight - limits.maxInFlight;
+  if (excess <= 0) return;
+  throw new StepdError("OVERLOADED", `This server has ${limits.maxInFlight} calls in hand, which is all that it takes at once`, {
+    expected: `at most ${limits.maxInFlight} calls at once`,
+    retry_after: finished.retryAfter(excess),
+  });
+};
+
+/** The way of a call. The lease is given back on every way out, after the last byte of the reply is. */
+export const answer = async (service: Running, req: Request, res: Response, endpoint: Endpoint): Promise<void> => {
+  const { telemetry } = service;
+  const { traceparent } = req.headers;
+  const call: Call = {
+    id: requestId(res),
+    traceparent: typeof traceparent === "string" && TRACEPARENT.test(traceparent) ? traceparent : undefined,
+    start: performance.now(),
+    caller: undefined,
+    method: "unknown",
+    outcome: "ok",
+    calls: 0,
+  };
+  const flight = telemetry.begin();
+  const observe: Observer = (method, outcome, error) => {
+    call.method = call.calls++ === 0 ? method : "batch";
+    // Of a batch, the first failure.
+    if (call.outcome === "ok") call.outcome = outcome;
+    if (outcome === "NON_FINITE_GRADIENT") telemetry.nonFinite();
+    if (outcome === "INTERNAL_ERROR") telemetry.log.error({ err: error, ...logged(call), method }, "a call failed");
+  };
+  let type: MediaType | undefined;
+  try {
+    const own = endpoint.hasBody ? bodyType(req) : JSON_TYPE;
+    type = replyType(req, own);
+    call.caller = service.callers?.callerOf(req.headers.authorization);
+    if (service.isDraining()) throw draining();
+    requirePlace(service, req.socket);
+    using heap = service.heap.open();
+    using computing = new DisposableStack();
+    const received = endpoint.hasBody
+      ? await service.receiver.receive({
+          req,
+          res,
+          type: own,
+          heap,
+          hold: (bytes) => flight.hold(bytes),
+          compute: () => computing.use(service.connections.compute(req.socket)),
+        })
+      : { lease: service.admission.lease(0, heap), bytes: Buffer.alloc(0) };
+    using lease = received.lease;
+    telemetry.phase("receive", seconds(call.start));
+    telemetry.moved("in", received.bytes.length);
+    const body = async (): Promise<unknown> => {
+      const start = performance.now();
+      try {
+        return await service.decodes.run(decoding(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes)));
+      } finally {
+        telemetry.phase("decode", seconds(start));
+      }
+    };
+    const running = endpoint.run({ service, req, lease, heap, body, type, id: call.id, caller: call.caller, observe });
+    const reply = await running.finally(() => computing.dispose());
+    await deliver(service, res, reply, call);
+  } catch (error) {
+    await refuse(service, req, res, endpoint, call, error, type ?? refusalType(req));
+  } finally {
+    flight.end();
+    telemetry.requested(call.method, call.outcome, seconds(call.start));
+    service.finished.add(1);
+    if (telemetry.log.isLevelEnabled("debug"))
+      telemetry.log.debug({ ...logged(call), method: call.method, outcome: call.outcome, seconds: seconds(call.start) }, "call");
+  }
+};
+
+const refuse = async (service: Running, req: Request, res: Response, endpoint: Endpoint, call: Call, error: unknown, type: MediaType): Promise<void> => {
+  if (error instanceof ClientGone) {
+    call.outcome = "CLIENT_GONE";
+    return;
+  }
+  const known = asStepdError(error);
+  call.outcome = known.code;
+  if (error !== known) service.telemetry.log.error({ err: error, ...logged(call) }, "a call failed");
+  const reply = endpoint.refuse(service, known, type, call.id);
+  const isUnread = !req.complete;
+  if (isUnread) dropRest(req, known.code === "SLOW_BODY" ? Math.min(LINGER_MS, service.limits.idleTimeoutMs) : service.limits.idleTimeoutMs);
+  // Who waits for 100 Continue has sent nothing yet, and may not now.
+  const isLast = isUnread ? req.headers.expect !== undefined : service.connections.isSurplus(req.socket);
+  const headers = { ...reply.headers, ...(isLast && { Connection: "close" }) };
+  // Node ends the connection with the last reply, and what the caller is still sending would destroy that on its way.
+  if (isUnread && !isLast && !res.shouldKeepAlive) {
+    res.shouldKeepAlive = true;
+    const close = (): void => req.socket.destroySoon();
+    req.once("end", () => (res.writableFinished ? close() : res.once("finish", close)));
+  }
+  await deliver(service, res, { ...reply, headers }, call);
+};
+
+/** Sends a call's reply, and counts it if it was sent whole. A caller that takes too long to read it is cut off: it holds memory. */
+const deliver = async ({ telemetry, limits, connections, replies }: Running, res: Response, reply: Reply, call: Call): Promise<void> => {
+  const start = performance.now();
+  // A reply that waits behind another of its connection has no socket of its own yet.
+  const { socket } = res.req;
+  let isSlow = false;
+  await replies.ready(reply);
+  const sending = replies.send(res, reply);
+  // Small replies are with the system by now.
+  if (!isOut(res)) {
+    const timer = setTimeout(() => {
+      isSlow = true;
+      socket.destroy();
+    }, limits.requestTimeoutMs);
+    await sending.finally(() => clearTimeout(timer));
+  }
+  if (!isOut(res)) {
+    call.outcome = "CLIENT_GONE";
+    if (isSlow || connections.wasSilent(socket)) telemetry.refused("SLOW_REPLY");
+    return;
+  }
+  telemetry.phase("send", seconds(start));
+  telemetry.moved("out", reply.body.length);
+};

@@ -1,0 +1,102 @@
+/** How calls are answered between the transport's checks and the sending: JSON-RPC, and the REST twin of each method. */
+import type { Request } from "express";
+import { Parts } from "../codec/parts.ts";
+import { asStepdError, errors, StepdError } from "../errors/errors.ts";
+import { errorReply, type Lease, type Method, type Observer } from "../rpc/rpc.ts";
+import { seconds } from "./_clock.ts";
+import type { Running } from "./_running.ts";
+import type { HeapShare } from "./heap.ts";
+import type { MediaType } from "./negotiate.ts";
+import { errorHeaders, join, type Reply, retryHeader } from "./reply.ts";
+
+/** How calls of one address are answered: everything between the transport's checks and the sending. */
+export interface Endpoint {
+  /** Whether a body comes. */
+  readonly hasBody: boolean;
+  run(call: {
+    readonly service: Running;
+    readonly req: Request;
+    readonly lease: Lease;
+    readonly heap: HeapShare;
+    readonly body: () => Promise<unknown>;
+    readonly type: MediaType;
+    readonly id: string;
+    readonly caller: string | undefined;
+    readonly observe: Observer;
+  }): Promise<Reply>;
+  /** The reply to a failure before or outside of `run`. */
+  refuse(service: Running, error: StepdError, type: MediaType, id: string): Reply;
+}
+
+const restRefuse = ({ replies }: Running, error: StepdError, type: MediaType, id: string): Reply => replies.problem(error, id, type);
+
+export const rpcCall: Endpoint = {
+  hasBody: true,
+  async run({ service, lease, heap, body, type, id, caller, observe }) {
+    let value: unknown;
+    try {
+      value = await body();
+    } catch (error) {
+      observe("unknown", asStepdError(error).code, error);
+      return { status: 200, type: type.name, body: service.replies.encodeError(errorReply(null, asStepdError(error), id), type) };
+    }
+    let encoded = 0;
+    const finish = async (result: unknown): Promise<Parts> => {
+      const parts = await timedEncode(service, result, type, (bytes) => heap.growToReply(encoded + bytes));
+      encoded += type.format === "json" ? parts.length : headBytes(parts, lease);
+      return parts;
+    };
+    const { status, value: reply, retryAfter } = await service.rpc.handle(value, { lease, caller }, id, observe, finish);
+    if (reply === undefined) return { status, type: type.name, body: new Parts([]) };
+    const parts = Array.isArray(reply) ? join(reply as Parts[], type) : await finish(reply);
+    return { status, type: type.name, body: parts, headers: retryHeader(retryAfter) };
+  },
+  refuse: ({ replies }, error, type, id) => ({
+    status: errors[error.code].status,
+    type: type.name,
+    body: replies.encodeError(errorReply(null, error, id), type),
+    headers: errorHeaders(error),
+  }),
+};
+
+export const restPost = ({ name }: Method): Endpoint => ({
+  hasBody: true,
+  async run({ service, lease, heap, body, type, caller, observe }) {
+    let value: unknown;
+    try {
+      value = await body();
+    } catch (error) {
+      observe(name, asStepdError(error).code, error);
+      throw error;
+    }
+    const result = await service.rpc.call(name, value, { lease, caller }, observe);
+    return { status: 200, type: type.name, body: await timedEncode(service, await service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
+  },
+  refuse: restRefuse,
+});
+
+export const restGet = ({ name }: Method): Endpoint => ({
+  hasBody: false,
+  async run({ service, req, lease, heap, type, caller, observe }) {
+    const result = await service.rpc.call(name, { ...req.params }, { lease, caller }, observe).catch((error) => {
+      throw inPath(error);
+    });
+    return { status: 200, type: type.name, body: await timedEncode(service, await service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
+  },
+  refuse: restRefuse,
+});
+
+/** All parameters of a GET are in its path, and a path with a wrong one leads nowhere. */
+const inPath = (error: unknown): unknown =>
+  error instanceof StepdError && error.code === "INVALID_PARAMS" ? new StepdError("NOT_FOUND", error.message, error.detail) : error;
+
+/** Bytes of a reply that are no views of the arena. */
+const headBytes = ({ pieces }: Parts, lease: Lease): number =>
+  pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0);
+
+const timedEncode = async ({ telemetry, replies }: Running, value: unknown, type: MediaType, onBytes: (bytes: number) => void): Promise<Parts> => {
+  const start = performance.now();
+  const parts = await replies.encode(value, type, onBytes);
+  telemetry.phase("encode", seconds(start));
+  return parts;
+};

@@ -339,18 +339,23 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def _state_of(self, params: Mapping[str, torch.Tensor]) -> State | None:
         """The state in stepd's form, of views where that is possible."""
-        entries: list[tuple[str, Tensor]] = []
+        # A dict has no object for each entry, which the garbage collector would visit.
+        entries: dict[str, Tensor] = {}
+        # Most parameters took as many steps.
+        counts: dict[int, Tensor] = {}
         for name, param in params.items():
             kept = {k: v for k, v in self.state.get(param, {}).items() if v is not None}
             if not kept:
                 continue
             # torch's SGD counts no steps; a buffer is there from the first one on.
             steps = int(kept.pop(STEP, 1))
-            entries.append((f"{STEP}/{name}", scalar("I64", steps)))
+            if steps not in counts:
+                counts[steps] = scalar("I64", steps)
+            entries[f"{STEP}/{name}"] = counts[steps]
             dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
             for slot, value in kept.items():
                 if slot not in self._slots:
-                    entries.append((f"{slot}/{name}", scalar("F64", float(value))))
+                    entries[f"{slot}/{name}"] = scalar("F64", float(value))
                     continue
                 local = _local_like(slot, value, param)
                 if slot == _MASTER and not torch.equal(
@@ -359,11 +364,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
                     # The weights were set by someone else, such as torch's own AdamW:
                     # the server makes a new copy of them.
                     continue
-                entry = tensor_of(slot, _array(local.to(dtype)))
-                entries.append((f"{slot}/{name}", entry))
+                wide = local if local.dtype is dtype else local.to(dtype)
+                entries[f"{slot}/{name}"] = tensor_of(slot, _array(wide))
         if not entries:
             return None
-        return State.from_entries(self._name, self._revision, entries)
+        return State.from_entries(self._name, self._revision, entries.items())
 
     def _take(self, result: StepResult, params: Mapping[str, torch.Tensor]) -> None:
         for name, param in params.items():
@@ -372,7 +377,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             param = params[name]
             value: torch.Tensor
             if slot == STEP:
-                value = torch.tensor(float(array_of(entry)), dtype=torch.float32)
+                count = int.from_bytes(entry.data, "little")
+                value = torch.from_numpy(np.array(count, np.float32))
             elif slot in self._slots:
                 value = _placed(_tensor(array_of(entry)), param)
             else:
@@ -558,7 +564,7 @@ def _local_like(name: str, tensor: Any, param: Any) -> torch.Tensor:
 def _placed(value: torch.Tensor, param: Any) -> torch.Tensor:
     """A slot where its parameter is, and as that is distributed."""
     if not _is_dtensor(param):
-        return value.to(param.device)
+        return value if param.is_cpu else value.to(param.device)
     placed: torch.Tensor = type(param).from_local(
         value.to(_local(param).device),
         param.device_mesh,
@@ -583,7 +589,10 @@ def _array(tensor: torch.Tensor) -> Array:
     """A view of a tensor in the CPU's memory, else a copy."""
     if tensor.is_meta:
         raise ValueError("expected parameters with values, found some on device meta")
-    tensor = tensor.detach().cpu()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if not tensor.is_cpu:
+        tensor = tensor.cpu()
     if tensor.dtype == torch.bfloat16:
         # numpy has no bfloat16 of its own, so torch does not convert it.
         return tensor.view(torch.int16).numpy().view(np.uint16).view(bfloat16)

@@ -50,6 +50,10 @@ const requireCounted = async (
   return counts.reduce((sum, [, count]) => sum + count, 0);
 };
 
+/** A state of one step. Some optimizers leave the parameters as they are in their first. */
+const stateOf = async (optimizer: { readonly name: string }, { params, grads }: ReturnType<typeof tensorsOf>): Promise<Uint8Array> =>
+  (await service.call<Reply>("optimizer.step", { optimizer, params: writeTyped(params), grads: writeTyped(grads) })).state;
+
 for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
   suite(place, () => {
     for (const { label, optimizer } of variants) {
@@ -57,7 +61,10 @@ for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
         // Decay that is added to the gradient makes its square overflow, so that nothing moves.
         const undecayed = "weight_decay" in optimizer ? { weight_decay: 0 } : {};
         let found = 0;
-        for (const dtype of dtypes) found += await requireCounted({ ...optimizer, ...undecayed, lr: RATE[dtype] } as never, tensorsOf(dtype, size));
+        for (const dtype of dtypes) {
+          const [fast, tensors] = [{ ...optimizer, ...undecayed, lr: RATE[dtype] }, tensorsOf(dtype, size)];
+          found += (await requireCounted(fast, tensors)) || (await requireCounted(fast, tensors, { state: await stateOf(fast, tensors) }));
+        }
         assert.ok(found > 0, "all stayed finite, so that nothing was tried");
       });
     }

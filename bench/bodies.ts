@@ -1,15 +1,15 @@
-/** The requests that are sent: whole steps in mid-training, in MessagePack. */
+/** Request bodies for the benchmarks: complete AdamW steps in mid-training, as MessagePack. */
 import { pack, Unpackr } from "msgpackr";
 import { writeHeader } from "../src/codec/safetensors.ts";
 import { RawClient } from "./client.ts";
 
 const unpackr = new Unpackr({ useRecords: false });
 
-/** Memory for bodies and replies in the server, in MiB: enough for one step of 16 Mi parameters. */
+/** Arena size of the measured servers, in MiB: room for one step of 16 Mi parameters. */
 export const ARENA_MIB = "640";
 
 /** Values between 0.25 and 1 in size: no subnormals anywhere. */
-const values = (elements: number, signed: boolean): Buffer => {
+const randomValues = (elements: number, signed: boolean): Buffer => {
   const data = new Float32Array(elements);
   for (let i = 0; i < elements; i++) {
     const size = 0.25 + ((Math.imul(i, 2654435761) >>> 9) / 2 ** 24) * 1.5;
@@ -18,26 +18,26 @@ const values = (elements: number, signed: boolean): Buffer => {
   return Buffer.from(data.buffer);
 };
 
-/** Tensors that share out the elements evenly, in the order of their names, as a trainer has them that sends what it was sent. */
-const shared = (elements: number, tensors: number, prefix = ""): { name: string; dtype: string; shape: number[] }[] =>
+/** Divides the elements evenly among tensors, sorted by name: the order in which stepd writes files, hence in which trainers send them. */
+const evenTensors = (elements: number, tensors: number, prefix = ""): { name: string; dtype: string; shape: number[] }[] =>
   Array.from({ length: tensors }, (_, i) => ({ name: `${prefix}w${String(i).padStart(5, "0")}`, dtype: "F32", shape: [elements / tensors] }));
 
-/** A safetensors file, its header padded so that a peer finds the values aligned. */
-const file = (elements: number, tensors: number): Buffer => Buffer.concat([writeHeader({}, shared(elements, tensors)), values(elements, true)]);
+/** A safetensors file. Its header is padded to align the values, which spares the peers a copy. */
+const file = (elements: number, tensors: number): Buffer => Buffer.concat([writeHeader({}, evenTensors(elements, tensors)), randomValues(elements, true)]);
 
 const STEPS = 100;
 
 const state = (elements: number, tensors: number): Buffer => {
   const header = writeHeader({ format: "stepd.state/1", optimizer: "adamw", revision: "1" }, [
-    ...shared(elements, tensors, "step/").map(({ name }) => ({ name, dtype: "I64", shape: [] })),
-    ...shared(elements, tensors, "exp_avg/"),
-    ...shared(elements, tensors, "exp_avg_sq/"),
+    ...evenTensors(elements, tensors, "step/").map(({ name }) => ({ name, dtype: "I64", shape: [] })),
+    ...evenTensors(elements, tensors, "exp_avg/"),
+    ...evenTensors(elements, tensors, "exp_avg_sq/"),
   ]);
   const steps = new BigInt64Array(tensors).fill(BigInt(STEPS));
-  return Buffer.concat([header, Buffer.from(steps.buffer), values(elements, true), values(elements, false)]);
+  return Buffer.concat([header, Buffer.from(steps.buffer), randomValues(elements, true), randomValues(elements, false)]);
 };
 
-/** A request as it goes out. */
+/** An HTTP request, ready to be written to a socket. */
 export interface Request {
   readonly head: Buffer;
   readonly body: Buffer;
@@ -48,27 +48,27 @@ export const request = (path: string, body: Buffer): Request => ({
   body,
 });
 
-/** What a step is of. */
+/** The blobs of one AdamW step: parameters, gradients and a complete state. */
 export const stepBlobs = (elements: number, tensors = 1): { readonly params: Buffer; readonly grads: Buffer; readonly state: Buffer } => ({
   params: file(elements, tensors),
   grads: file(elements, tensors),
   state: state(elements, tensors),
 });
 
-/** A step of AdamW with all its slots there. `more` are further fields of the call, or take the place of the blobs. */
+/** An AdamW step with a complete state. `more` adds fields to the call or replaces its blobs. */
 export const stepRequest = (elements: number, more: Readonly<Record<string, unknown>> = {}, tensors = 1): Request => {
   const call = { optimizer: { name: "adamw", lr: 1e-3 }, ...stepBlobs(elements, tensors), ...more };
   return request("/rpc", Buffer.from(pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: call })));
 };
 
-/** The same bytes as a step's, without one: `reply` bytes come back. */
+/** Sends the body of a step to the echo server, which returns `reply` bytes. */
 export const echoRequest = ({ body }: Request, reply: number): Request => request(`/echo/${reply}`, body);
 
 interface StepReply {
   readonly result: { readonly params: Buffer; readonly state: Buffer; readonly step: number };
 }
 
-/** A peer's last bits may differ, as torch fuses multiplications and additions. */
+/** Relative tolerance, because torch fuses multiplications and additions. */
 const TOLERANCE = 1e-6;
 
 const floats = (bytes: Buffer): Float32Array => {
@@ -76,7 +76,7 @@ const floats = (bytes: Buffer): Float32Array => {
   return new Float32Array(Uint8Array.from(bytes.subarray(start)).buffer);
 };
 
-/** Throws unless a peer does the step that stepd does: the same bytes for a header, values that are close. */
+/** Throws unless a peer's reply to a step matches stepd's: equal headers, values within the tolerance. */
 export const checkPeer = async (name: string, service: string, peer: string): Promise<void> => {
   const [expected, found] = await Promise.all(
     [service, peer].map(async (address) => {
@@ -93,7 +93,7 @@ export const checkPeer = async (name: string, service: string, peer: string): Pr
   for (const field of ["params", "state"] as const) {
     const [a, b] = [floats(expected[field]), floats(found[field])];
     if (a.length !== b.length) complain(field);
-    // The count of steps comes first in a state, and is no float.
+    // A state begins with the step count, which is an integer.
     for (let i = field === "state" ? 2 : 0; i < a.length; i++) if (!(Math.abs((a[i] as number) - (b[i] as number)) <= TOLERANCE)) complain(field);
   }
 };

@@ -1,10 +1,10 @@
-/** A client that costs next to nothing: a raw socket, a request that is made once, replies read into one buffer that is used again. */
+/** A minimal HTTP client: a raw socket that sends a prepared request and reads every reply into the same buffer. */
 import net from "node:net";
 
-/** The kernel's reads are at most about this long. */
+/** The size of the read buffer; the operating system returns at most about this much at once. */
 const READ_BYTES = 2 ** 20;
 
-/** A reply that takes this long is not coming. */
+/** A request fails after this time without a complete reply. */
 const DEADLINE_MS = 60_000;
 
 export class RawClient implements Disposable {
@@ -28,7 +28,7 @@ export class RawClient implements Disposable {
     this.#socket.on("close", () => this.#onError(new Error("the server closed the connection")));
   }
 
-  /** Connects to what a server says that it listens on. */
+  /** Connects to the address that a server printed. */
   static async connect(address: string): Promise<RawClient> {
     const target = address.startsWith("unix:") ? { path: address.slice("unix:".length) } : { host: "127.0.0.1", port: Number(new URL(address).port) };
     const client = new RawClient(target);
@@ -39,14 +39,14 @@ export class RawClient implements Disposable {
     return client;
   }
 
-  /** As request, with the reply's body. */
+  /** Sends a request like request(), and returns the reply's body. */
   async read(head: Buffer, body: Buffer): Promise<Buffer> {
     const chunks: Buffer[] = [];
     const length = await this.request(head, body, (chunk) => chunks.push(Buffer.from(chunk)));
     return Buffer.concat(chunks).subarray(-length);
   }
 
-  /** Sends a head and a body, and resolves with the reply's length of body once all of it is in. */
+  /** Sends a head and a body. Resolves with the length of the reply's body once the reply is complete. */
   request(head: Buffer, body: Buffer, onChunk: (chunk: Buffer) => void = () => {}): Promise<number> {
     return new Promise((resolve, reject) => {
       let header = "";

@@ -1,6 +1,6 @@
 /**
- * The floor for a step: the same stack (Express, chunks filled into shared memory, a reply of shared views written without
- * joining), the same bytes up and down, and nothing in between: no decoding, no kernel. POST /echo/<bytes of the reply>.
+ * The lower bound for the time of a step: the same stack (Express, request chunks copied into shared memory, a reply written from
+ * shared views) moves the same number of bytes, without decoding or kernels. Endpoint: POST /echo/<bytes of the reply>.
  */
 import { createServer } from "node:http";
 import express from "express";
@@ -10,7 +10,7 @@ import { discard } from "../src/http/body.ts";
 const arena = new Arena(Number(process.argv[2] ?? "640"), 0);
 const socket = process.argv[3] ?? "";
 
-/** Views in a reply, as many as a step's reply has large ones. */
+/** Views in a reply: as many as a step's reply has large ones. */
 const PIECES = 3;
 
 const app = express();
@@ -41,9 +41,9 @@ app.post("/echo/:bytes", (req, res) => {
 
 const server = createServer({ requestTimeout: 0 }, app);
 server.keepAliveTimeout = 600_000;
-const say = (): void => {
+const announce = (): void => {
   const address = server.address();
   console.log(`echo listens on ${typeof address === "object" && address ? `http://127.0.0.1:${address.port}` : `unix:${socket}`}`);
 };
-if (socket === "") server.listen(0, "127.0.0.1", say);
-else server.listen(socket, say);
+if (socket === "") server.listen(0, "127.0.0.1", announce);
+else server.listen(socket, announce);

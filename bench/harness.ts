@@ -1,4 +1,4 @@
-/** Kernels over an arena without a server: jobs of each optimizer, on the calling thread and on workers. */
+/** Runs kernels without a server: the jobs of each optimizer on arrays in an arena, on the calling thread and on workers. */
 import { Arena } from "../src/arena/arena.ts";
 import { registry } from "../src/optimizers/registry.ts";
 import { jobWords, runShard, scratchIn, writeJob } from "../src/pool/_job.ts";
@@ -12,12 +12,12 @@ const FLOAT = 4;
 const SHARD = 65536;
 
 /**
- * Bytes between two arrays, the same here and in peers/kernels.py. Arrays that lie a power of two apart get in each other's way:
- * at 64 Mi AdamW took 7.8 ns for an element that way, 1.9 with 128 bytes between and 0.88 with these (measured).
+ * Bytes between two arrays; peers/kernels.py uses the same. Arrays whose distance is a power of two compete for cache sets: with 64
+ * Mi elements AdamW took 7.8 ns per element without a gap, 1.9 with 128 bytes and 0.88 with this gap (measured).
  */
-const BETWEEN = 65536;
+const GAP_BYTES = 65536;
 
-/** Jobs of up to this many elements the pool runs inline. */
+/** The pool runs jobs of up to this many elements on the calling thread. */
 const INLINE = 2 * SHARD;
 
 export interface Case {
@@ -29,7 +29,7 @@ export interface Case {
 const defaults = (hyperparameters: Readonly<Record<string, { readonly default?: unknown }>>): Readonly<Record<string, unknown>> =>
   Object.fromEntries(Object.entries(hyperparameters).map(([name, { default: initial }]) => [name, initial]));
 
-/** Addresses of what a kernel takes. */
+/** Addresses of a kernel's arrays. */
 export interface Memory {
   readonly param: number;
   readonly grad: number;
@@ -38,7 +38,7 @@ export interface Memory {
   readonly sums: number;
 }
 
-/** The jobs of one step, stage by stage. */
+/** The jobs of one optimizer step, one for each stage. */
 export const jobsOf = ({ optimizer, values = {} }: Case, elements: number, memory: Memory, kernel: (name: string) => number): readonly Unit[] => {
   const definition = registry.get(optimizer);
   if (!definition) throw new Error(`there is no optimizer ${optimizer}`);
@@ -61,7 +61,7 @@ export const jobsOf = ({ optimizer, values = {} }: Case, elements: number, memor
   }));
 };
 
-/** Runs jobs on the calling thread, in the pool's shards. */
+/** Runs jobs on the calling thread, split into the pool's shards. */
 const inlineRunner = (arena: Arena, module: WebAssembly.Module) => {
   const kernels = instantiate(module, arena.memory);
   const scratch = scratchIn(arena.memory, arena.reserved);
@@ -81,7 +81,7 @@ const poolRunner =
     for (const unit of units) await pool.run([unit], lease);
   };
 
-/** Values between 0.25 and 1 in size, so that nothing underflows however long they are averaged: subnormals cost 1.8 times (measured). */
+/** Values between 0.25 and 1 in size, so that no moving average becomes subnormal: subnormals take 1.8 times as long (measured). */
 const fill = (array: Float32Array, signed: boolean): void => {
   let state = 7;
   for (let i = 0; i < array.length; i++) {
@@ -91,15 +91,15 @@ const fill = (array: Float32Array, signed: boolean): void => {
   }
 };
 
-export type Way = "inline" | "1 worker" | "2 workers";
+export type Placement = "inline" | "1 worker" | "2 workers";
 
-/** How jobs of a size run: the service's own pool takes small ones inline, so there is no figure for workers. */
-export const waysOf = (elements: number): readonly Way[] => (elements > INLINE ? ["inline", "1 worker", "2 workers"] : ["inline"]);
+/** Where jobs of a size can run: the pool runs small jobs on the calling thread, so these have no figures for workers. */
+export const placementsOf = (elements: number): readonly Placement[] => (elements > INLINE ? ["inline", "1 worker", "2 workers"] : ["inline"]);
 
-/** One module's kernels. */
+/** The kernels of one WebAssembly module. */
 export interface Module {
   kernel(name: string): number;
-  readonly run: Readonly<Record<Way, (jobs: readonly Unit[]) => Promise<void> | undefined>>;
+  readonly run: Readonly<Record<Placement, (jobs: readonly Unit[]) => Promise<void> | undefined>>;
 }
 
 export class Bench implements AsyncDisposable {
@@ -107,7 +107,7 @@ export class Bench implements AsyncDisposable {
   readonly #pools: Pool[] = [];
 
   constructor(largest: number) {
-    this.#arena = new Arena((4 * (largest * FLOAT + BETWEEN)) / 2 ** 20 + 16, poolBytes(2));
+    this.#arena = new Arena((4 * (largest * FLOAT + GAP_BYTES)) / 2 ** 20 + 16, poolBytes(2));
   }
 
   async load(url: URL): Promise<Module> {
@@ -124,10 +124,10 @@ export class Bench implements AsyncDisposable {
     };
   }
 
-  /** Calls with the addresses and the arrays of a size, filled, and gives the memory back afterwards. */
+  /** Calls `use` with filled arrays of a size and their addresses, then frees the memory. */
   async with<T>(elements: number, use: (memory: Memory, arrays: Arrays) => Promise<T>): Promise<T> {
     using lease = this.#arena.lease(0);
-    const alloc = (): number => lease.alloc(elements * FLOAT + BETWEEN);
+    const alloc = (): number => lease.alloc(elements * FLOAT + GAP_BYTES);
     const memory = { param: alloc(), grad: alloc(), slot0: alloc(), slot1: alloc(), sums: lease.alloc((elements / SHARD + 1) * 32) };
     const view = (address: number): Float32Array => new Float32Array(this.#arena.memory.buffer, address, elements);
     const arrays = { param: view(memory.param), grad: view(memory.grad), slot0: view(memory.slot0), slot1: view(memory.slot1) };

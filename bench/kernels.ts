@@ -1,5 +1,5 @@
-/** Nanoseconds per element of each optimizer's kernels, beside the plain loop and the memory limit. */
-import { Bench, type Case, jobsOf, KERNELS, type Memory, waysOf } from "./harness.ts";
+/** Nanoseconds per element of each optimizer's kernels, compared with a plain loop and with the memory bandwidth. */
+import { Bench, type Case, jobsOf, KERNELS, type Memory, placementsOf } from "./harness.ts";
 import { type Arrays, loops } from "./loops.ts";
 import { type Figures, medians, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
 import { buildStream, streamJobs } from "./stream.ts";
@@ -9,14 +9,14 @@ const LARGEST = 2 ** 24;
 const GAP_MS = 30;
 
 /**
- * Steps in a row. After a gap Linux may start both workers on one virtual processor, and moves one away only at its next balance,
- * 4 to 8 ms later (perf sched): of a single step of 16 Mi elements that was a third, and not what the kernels take.
+ * Steps to run in a row. After a pause Linux may start both workers on one virtual processor, and moves one of them only 4 to 8 ms
+ * later, at its next balancing (perf sched). That was a third of the time of a single step of 16 Mi elements.
  */
 export const repetitionsOf = (elements: number): number => Math.max(5, Math.min(40, 2 ** 22 / elements));
 
 interface LoopCase extends Case {
   readonly loop: string;
-  /** Arrays that each pass reads; all but the gradient are written. */
+  /** Number of arrays that each pass reads. It writes all of them except the gradient. */
   readonly streams: readonly number[];
 }
 
@@ -39,27 +39,27 @@ export const benchKernels = async (setup: Setup): Promise<Report> => {
   const measure = async (item: LoopCase, elements: number, memory: Memory, arrays: Arrays): Promise<void> => {
     const jobs = jobsOf(item, elements, memory, kernels.kernel);
     const streams = streamJobs(item.streams, elements, memory, limits.kernel);
-    const ways = waysOf(elements);
+    const placements = placementsOf(elements);
     const repetitions = repetitionsOf(elements);
     const loop = (title: string, name: string) => repeated(title, Math.max(1, repetitions >> 2), () => void loops[name]?.(arrays));
     const isRounded = item.title === "adamw";
     const contenders = [
-      ...ways.map((way) => repeated(way, repetitions, () => kernels.run[way](jobs))),
-      ...ways.map((way) => repeated(`limit ${way}`, repetitions, () => limits.run[way](streams))),
+      ...placements.map((placement) => repeated(placement, repetitions, () => kernels.run[placement](jobs))),
+      ...placements.map((placement) => repeated(`limit ${placement}`, repetitions, () => limits.run[placement](streams))),
       loop("loop", item.loop),
       ...(isRounded ? [loop("rounded", "adamwRounded")] : []),
     ];
-    const of = await race(`${item.title}, ${sizeName(elements)}`, contenders, GAP_MS, setup);
-    const best = ways.map(of).reduce((a, b) => (a.median <= b.median ? a : b));
-    const hasWorkers = ways.includes("2 workers");
+    const figuresOf = await race(`${item.title}, ${sizeName(elements)}`, contenders, GAP_MS, setup);
+    const best = placements.map(figuresOf).reduce((a, b) => (a.median <= b.median ? a : b));
+    const hasWorkers = placements.includes("2 workers");
     const times = (a: Figures, b: Figures): string => (a.median / b.median).toFixed(2);
-    const cell = (name: string, isThere = true): string => (isThere ? perElement(of(name), elements) : "-");
+    const cell = (name: string, isThere = true): string => (isThere ? perElement(figuresOf(name), elements) : "-");
     rows.push([
       item.title,
       sizeName(elements),
-      times(of("loop"), best),
-      times(of("inline"), of("limit inline")),
-      hasWorkers ? times(of("2 workers"), of("limit 2 workers")) : "-",
+      times(figuresOf("loop"), best),
+      times(figuresOf("inline"), figuresOf("limit inline")),
+      hasWorkers ? times(figuresOf("2 workers"), figuresOf("limit 2 workers")) : "-",
       cell("inline"),
       cell("1 worker", hasWorkers),
       cell("2 workers", hasWorkers),
@@ -67,9 +67,11 @@ export const benchKernels = async (setup: Setup): Promise<Report> => {
       cell("limit 2 workers", hasWorkers),
       cell("loop"),
     ]);
-    if (isRounded) rows.push(["  float32 loop", sizeName(elements), times(of("rounded"), best), ...Array<string>(7).fill("-"), cell("rounded")]);
+    if (isRounded) rows.push(["  float32 loop", sizeName(elements), times(figuresOf("rounded"), best), ...Array<string>(7).fill("-"), cell("rounded")]);
     if (elements === LARGEST)
-      ratios.push(ratio(`${item.title} kernel, ${sizeName(elements)}, 1 thread / reading and writing its arrays`, of("inline"), of("limit inline")));
+      ratios.push(
+        ratio(`${item.title} kernel, ${sizeName(elements)}, 1 thread / reading and writing its arrays`, figuresOf("inline"), figuresOf("limit inline")),
+      );
   };
   for (const elements of SIZES) for (const item of CASES) await bench.with(elements, (memory, arrays) => measure(item, elements, memory, arrays));
   return {
@@ -83,7 +85,7 @@ export const benchKernels = async (setup: Setup): Promise<Report> => {
 
 const LAMB_GOAL = 1.6;
 
-/** LAMB against AdamW: two passes and two sums against one pass. */
+/** LAMB (two passes over the arrays and two sums) against AdamW (one pass). */
 export const benchLamb = async (setup: Setup): Promise<Report> => {
   await using bench = new Bench(LARGEST);
   const kernels = await bench.load(KERNELS);
@@ -91,15 +93,15 @@ export const benchLamb = async (setup: Setup): Promise<Report> => {
   const ratios: Ratio[] = [];
   for (const elements of [2 ** 20, LARGEST]) {
     await bench.with(elements, async (memory) => {
-      const ways = ["inline", "2 workers"] as const;
+      const placements = ["inline", "2 workers"] as const;
       const contenders = ["adamw", "lamb"].flatMap((optimizer) => {
         const jobs = jobsOf({ title: optimizer, optimizer }, elements, memory, kernels.kernel);
-        return ways.map((way) => repeated(`${optimizer} ${way}`, repetitionsOf(elements), () => kernels.run[way](jobs)));
+        return placements.map((placement) => repeated(`${optimizer} ${placement}`, repetitionsOf(elements), () => kernels.run[placement](jobs)));
       });
-      const of = await race(`lamb, ${sizeName(elements)}`, contenders, GAP_MS, setup);
-      for (const way of ways) {
-        const threads = way === "inline" ? "1 thread" : "2 workers";
-        const [lamb, adamw] = [of(`lamb ${way}`), of(`adamw ${way}`)];
+      const figuresOf = await race(`lamb, ${sizeName(elements)}`, contenders, GAP_MS, setup);
+      for (const placement of placements) {
+        const threads = placement === "inline" ? "1 thread" : "2 workers";
+        const [lamb, adamw] = [figuresOf(`lamb ${placement}`), figuresOf(`adamw ${placement}`)];
         const result = ratio(`LAMB kernels, ${sizeName(elements)}, ${threads} / AdamW`, lamb, adamw, LAMB_GOAL);
         ratios.push(result);
         rows.push([sizeName(elements), threads, result.median.toFixed(2), result.min.toFixed(2), perElement(lamb, elements), perElement(adamw, elements)]);

@@ -1,4 +1,4 @@
-/** What one would write without kernels: plain loops over Float32Array, arithmetic in float64; for AdamW also rounded to float32 after each operation. */
+/** Optimizers as plain loops over Float32Array, computed in float64. AdamW also exists with every operation rounded to float32. */
 
 export interface Arrays {
   readonly param: Float32Array;
@@ -15,11 +15,11 @@ const BETA2 = 0.999;
 const EPS = 1e-8;
 const DECAY = 0.01;
 const NU = 0.7;
-// The corrections of the tenth step.
+// Bias corrections of the tenth step.
 const C1 = 1 - BETA1 ** 10;
 const C2 = 1 - BETA2 ** 10;
 
-/** Reads without a check that the index is in range, as the type checker wants one. */
+/** Reads without a bounds check, in the form that the type checker accepts. */
 const at = (array: Float32Array, index: number): number => array[index] as number;
 
 const sgd: Loop = ({ param, grad }) => {
@@ -57,7 +57,7 @@ const adamLike =
     }
   };
 
-/** The same bits as a float32 machine: every operation rounded. */
+/** Rounds every operation to float32, like hardware that computes in float32. */
 const adamwRounded: Loop = ({ param, grad, slot0, slot1 }) => {
   const f = Math.fround;
   const weight1 = f(1 - BETA1);

@@ -1,6 +1,6 @@
 /**
- * `npm run bench [-- PART... --rounds N --no-write --check]`: measures, prints tables, and writes them to docs/performance.md and
- * ratios.json. --check writes nothing: it compares with ratios.json and fails where something has become slower. See bench/README.md.
+ * `npm run bench [-- PART... --rounds N --no-write --check]` measures, prints tables, and writes them to docs/performance.md and
+ * ratios.json. --check writes nothing: it compares with ratios.json and fails on a slowdown. See bench/README.md.
  */
 import { parseArgs } from "node:util";
 import { heading, Progress, table } from "../src/cli/terminal.ts";
@@ -12,7 +12,7 @@ import { benchPython } from "./python.ts";
 import { benchConcurrency, benchRate } from "./rate.ts";
 import { compare, describeMachine, type Measured, readRecord, writeRecord } from "./record.ts";
 import { Quiet, type Report, type Setup } from "./rounds.ts";
-import { benchAround, benchSteps } from "./steps.ts";
+import { benchGradientOptions, benchSteps } from "./steps.ts";
 import { benchTorch } from "./torch.ts";
 import { benchTransport } from "./transport.ts";
 
@@ -20,7 +20,7 @@ const LEAST_ROUNDS = 6;
 
 interface Part {
   readonly run: (setup: Setup) => Promise<Report>;
-  /** What needs Python: the whole part, its comparison with peers, or nothing. */
+  /** What needs the Python environment: the whole part, its comparison with peers, or nothing. */
   readonly needs?: "python" | "peers";
 }
 
@@ -32,7 +32,7 @@ const PARTS: Readonly<Record<string, Part>> = {
   transport: { run: benchTransport },
   rate: { run: benchRate, needs: "peers" },
   concurrency: { run: benchConcurrency },
-  around: { run: benchAround },
+  "gradient-options": { run: benchGradientOptions },
   python: { run: benchPython, needs: "python" },
   memory: { run: benchMemory, needs: "peers" },
 };
@@ -57,14 +57,14 @@ const isWritten = (values.write ?? !values.check) && python !== undefined;
 const machine = await describeMachine(python);
 console.log(`${machine}\n`);
 
-/** The bar is gone before the table comes. */
+/** Removes the progress bar before the table is printed. */
 const withProgress = async (run: (bar: Progress) => Promise<Report>): Promise<Report> => {
   using bar = new Progress();
   return await run(bar);
 };
 
 const measured: Record<string, Measured> = {};
-// A job that runs on workers does not keep a process alive by itself.
+// Jobs that run on workers do not keep the process alive by themselves.
 const keepAlive = setInterval(() => {}, 1000);
 try {
   for (const [name, { run, needs }] of Object.entries(PARTS)) {

@@ -1,4 +1,4 @@
-/** The processes that are measured: servers, which say where they listen, and Python scripts that take commands by line. */
+/** The measured processes: servers, which print their address, and Python scripts, which read one command per line. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
@@ -9,7 +9,7 @@ import type { Readable, Writable } from "node:stream";
 
 const peers = join(import.meta.dirname, "peers");
 
-/** The interpreter with what peers/requirements.txt names, if that environment was made. */
+/** The interpreter of the environment made from peers/requirements.txt, or undefined if that environment is missing. */
 export const findPython = (): string | undefined => {
   const interpreter = join(peers, ".venv/bin/python");
   return existsSync(join(peers, ".venv/requirements")) ? interpreter : undefined;
@@ -17,7 +17,7 @@ export const findPython = (): string | undefined => {
 
 export const HOW_TO_GET_PYTHON = "no Python environment in bench/peers/.venv; `clients/python/environment bench/peers/requirements.txt` makes it";
 
-/** What must not outlive this process, however it ends. */
+/** Clean-up functions that run at exit, however this process ends. */
 const leftovers = new Set<() => void>();
 process.on("exit", () => {
   for (const remove of leftovers) remove();
@@ -26,7 +26,7 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => 
 
 type Output = "stdout" | "stderr";
 
-/** Starts a process of which one output is read. */
+/** Starts a process and pipes one of its outputs. */
 const start = (command: string, args: readonly string[], env: Readonly<Record<string, string>>, input: "ignore" | "pipe", read: Output): ChildProcess => {
   const outputs = (["stdout", "stderr"] as const).map((output) => (output === read ? "pipe" : "inherit"));
   const child = spawn(command, args, { env: { PATH: process.env["PATH"], ...env }, stdio: [input, ...outputs] });
@@ -60,29 +60,29 @@ export class Server implements AsyncDisposable {
     throw new Error(`${args[0]} did not start`);
   }
 
-  /** stepd, on a free port or the socket given. */
+  /** Starts stepd on a free port or on the given socket. */
   static stepd(env: Readonly<Record<string, string>>): Promise<Server> {
     const settings = { STEPD_LOG_LEVEL: "warn", ...("STEPD_SOCKET" in env ? {} : { STEPD_PORT: "0" }), ...env };
     return Server.#start(process.execPath, [join(import.meta.dirname, "../src/main.ts")], settings, "stderr");
   }
 
-  /** The echo of the same stack. */
+  /** Starts the echo server of the same stack. */
   static echo(arenaMib: string, socket = ""): Promise<Server> {
     return Server.#start(process.execPath, [join(import.meta.dirname, "echo-server.ts"), arenaMib, socket], {});
   }
 
-  /** The same service by FastAPI and torch. */
+  /** Starts the FastAPI service with torch. */
   static fastapi(python: string, form: "functional" | "object", threads: number): Promise<Server> {
     return Server.#start(python, [join(peers, "service.py"), form, String(threads)], { OMP_NUM_THREADS: String(threads) });
   }
 
-  /** A line of the kernel's account of this process's memory in bytes: VmRSS now, VmHWM at its peak. */
+  /** Reads a line of /proc/PID/status in bytes: VmRSS is the resident memory now, VmHWM its peak. */
   memory(line: "VmRSS" | "VmHWM"): number {
     const text = readFileSync(`/proc/${this.#child.pid}/status`, "utf8");
     return Number(new RegExp(`^${line}:\\s+(\\d+) kB$`, "m").exec(text)?.[1]) * 1024;
   }
 
-  /** Milliseconds of processor time that it has taken, in all threads; Linux counts in hundredths of a second. */
+  /** Processor time of all threads in milliseconds; Linux counts in hundredths of a second. */
   processorMs(): number {
     const text = readFileSync(`/proc/${this.#child.pid}/stat`, "utf8");
     const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
@@ -94,7 +94,7 @@ export class Server implements AsyncDisposable {
   }
 }
 
-/** A Python script of peers/ that answers each line of its input with one line. */
+/** A Python script in peers/ that answers each line of input with one line. */
 export class Peer implements AsyncDisposable {
   readonly #child: ChildProcess;
   readonly #lines: NodeJS.AsyncIterator<string>;
@@ -108,7 +108,7 @@ export class Peer implements AsyncDisposable {
     this.#lines = lines[Symbol.asyncIterator]();
   }
 
-  /** Starts it and takes its first line, which says that it is ready. */
+  /** Starts the script and waits for the line that says it is ready. */
   static async start(python: string, script: string, args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Peer> {
     const child = start(python, [join(peers, script), ...args], env, "pipe", "stdout");
     const peer = new Peer(script, child, child.stdin as Writable, createInterface({ input: child.stdout as Readable }));
@@ -127,7 +127,7 @@ export class Peer implements AsyncDisposable {
     return this.#line();
   }
 
-  /** Asks for something that answers with milliseconds. */
+  /** Sends a command whose answer is a time in milliseconds. */
   async time(command: string): Promise<number> {
     const answer = await this.ask(command);
     const value = Number(answer);
@@ -140,7 +140,7 @@ export class Peer implements AsyncDisposable {
   }
 }
 
-/** A folder for sockets that is gone at the end. */
+/** A temporary folder for sockets, removed at the end. */
 export class Folder implements Disposable {
   readonly path: string;
   readonly #remove = (): void => rmSync(this.path, { recursive: true, force: true });

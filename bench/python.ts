@@ -1,9 +1,9 @@
-/** What the Python client takes of a step for itself: against a bare socket that sends and receives the same bytes. */
+/** The Python client's own time per step, compared with a bare socket that sends and receives the same bytes. */
 import { ARENA_MIB } from "./bodies.ts";
 import { Peer, Server } from "./processes.ts";
 import { medians, ms, type Ratio, type Report, race, ratio, type Setup, sizeName } from "./rounds.ts";
 
-/** Of the step's time. */
+/** Goal: the client's own share of the step's time. */
 const SHARE_GOAL = 0.15;
 
 const SIZES = [
@@ -23,13 +23,13 @@ export const benchPython = async (setup: Setup): Promise<Report> => {
   for (const { elements, repetitions, goal } of SIZES) {
     await client.ask(`prepare ${elements}`);
     const contenders = ["bare", "Client", "AsyncClient"].map((name) => ({ name, time: () => client.time(`${name} ${repetitions}`) }));
-    const of = await race(`Python client, ${sizeName(elements)}`, contenders, GAP_MS, setup);
-    const bare = of("bare");
+    const figuresOf = await race(`Python client, ${sizeName(elements)}`, contenders, GAP_MS, setup);
+    const bare = figuresOf("bare");
     rows.push([sizeName(elements), "bare socket", ms(bare), ""]);
     for (const name of ["Client", "AsyncClient"]) {
-      const result = ratio(`${name} of Python, step of ${sizeName(elements)} / bare socket`, of(name), bare, name === "Client" ? goal : undefined);
+      const result = ratio(`${name} of Python, step of ${sizeName(elements)} / bare socket`, figuresOf(name), bare, name === "Client" ? goal : undefined);
       ratios.push(result);
-      rows.push([sizeName(elements), name, ms(of(name)), (1 - 1 / result.median).toFixed(2)]);
+      rows.push([sizeName(elements), name, ms(figuresOf(name)), (1 - 1 / result.median).toFixed(2)]);
     }
   }
   return { title: "The Python client, over TCP", figures: medians(setup.rounds), head: ["parameters", "", "ms", "own share"], rows, ratios };

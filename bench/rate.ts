@@ -1,4 +1,4 @@
-/** Many connections at once: small steps by the second, and 16 clients with steps of 1 Mi parameters. */
+/** Many connections at once: small steps per second, and 16 clients with steps of 1 Mi parameters. */
 import { checkPeer, echoRequest, type Request, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Server } from "./processes.ts";
@@ -7,7 +7,7 @@ import { type Contender, type Figures, medians, ms, type Ratio, type Report, rac
 const CONNECTIONS = 16;
 const GAP_MS = 100;
 
-/** Sends so many requests over connections, each of which sends its next when its reply is in. `onReply` is called with the connection and its milliseconds. */
+/** Sends `count` requests; each connection sends its next request after the reply. `onReply` gets the connection and the milliseconds. */
 const send = async (
   clients: readonly RawClient[],
   { head, body }: Request,
@@ -30,11 +30,11 @@ const connect = (stack: AsyncDisposableStack, server: Server): Promise<readonly 
   Promise.all(Array.from({ length: CONNECTIONS }, async () => stack.use(await RawClient.connect(server.address))));
 
 const SMALL = 1000;
-/** Enough for one round of warm-up to compile what a server that runs for long has compiled. */
+/** Requests in a round: enough for the warm-up round to trigger the compilation that a long-running server has behind it. */
 const SMALL_REQUESTS = 8000;
 const GOALS = { functional: 1 / 3, object: 1 / 4 };
 
-/** Small steps by 16 connections, and the processor time of each in the server. */
+/** Small steps on 16 connections, and the server's processor time for each. */
 export const benchRate = async (setup: Setup): Promise<Report> => {
   const { python } = setup;
   await using stack = new AsyncDisposableStack();
@@ -70,13 +70,19 @@ export const benchRate = async (setup: Setup): Promise<Report> => {
       },
     });
   }
-  const of = await race("small steps, 16 connections", contenders, GAP_MS, setup);
+  const figuresOf = await race("small steps, 16 connections", contenders, GAP_MS, setup);
   const ratios: Ratio[] = [];
   const rows = rivals.map(({ name, goal }) => {
-    if (name !== "stepd") ratios.push(ratio(`small steps, ${CONNECTIONS} connections, time / ${name}`, of("stepd"), of(name), goal));
+    if (name !== "stepd") ratios.push(ratio(`small steps, ${CONNECTIONS} connections, time / ${name}`, figuresOf("stepd"), figuresOf(name), goal));
     const bySecond = (milliseconds: number): string => Math.round(1000 / milliseconds).toLocaleString("en-US");
     const { ms: total, requests } = processor.get(name) ?? { ms: 0, requests: 1 };
-    return [name, bySecond(of(name).median), bySecond(of(name).min), (of(name).median / of("stepd").median).toFixed(2), (total / requests).toFixed(3)];
+    return [
+      name,
+      bySecond(figuresOf(name).median),
+      bySecond(figuresOf(name).min),
+      (figuresOf(name).median / figuresOf("stepd").median).toFixed(2),
+      (total / requests).toFixed(3),
+    ];
   });
   return {
     title: `Steps of ${SMALL.toLocaleString("en-US")} parameters, ${CONNECTIONS} connections`,
@@ -89,10 +95,10 @@ export const benchRate = async (setup: Setup): Promise<Report> => {
 
 const LARGE = 2 ** 20;
 const LARGE_REQUESTS = 3 * CONNECTIONS;
-/** A throughput of at least 0.9. */
+/** The throughput must reach 0.9 of one client's; the ratio is of times. */
 const CONCURRENCY_GOAL = 1 / 0.9;
 
-/** 16 clients with steps of 1 Mi parameters at once, against one client alone. */
+/** 16 clients with steps of 1 Mi parameters at once, compared with one client alone. */
 export const benchConcurrency = async (setup: Setup): Promise<Report> => {
   await using stack = new AsyncDisposableStack();
   const step = stepRequest(LARGE);
@@ -115,8 +121,8 @@ export const benchConcurrency = async (setup: Setup): Promise<Report> => {
       waits.all.push(elapsed);
     }),
   ];
-  const of = await race("16 clients of 1 Mi", contenders, GAP_MS, setup);
-  const [one, all] = [of("one"), of("all")];
+  const figuresOf = await race("16 clients of 1 Mi", contenders, GAP_MS, setup);
+  const [one, all] = [figuresOf("one"), figuresOf("all")];
   const best: Figures = { median: one.min, min: one.min };
   const name = `${CONNECTIONS} clients of 1 Mi, time of a step`;
   const ratios = [ratio(`${name} / one client's best`, all, best, CONCURRENCY_GOAL), ratio(`${name} / one client`, all, one)];

@@ -1,4 +1,4 @@
-/** What was measured, kept in bench/ratios.json: the source of docs/performance.md, and what --check compares with. */
+/** The results, kept in bench/ratios.json: docs/performance.md is written from them, and --check compares with them. */
 import { execFile, execFileSync } from "node:child_process";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import os from "node:os";
@@ -9,30 +9,30 @@ import type { Report } from "./rounds.ts";
 
 const FILE = join(import.meta.dirname, "ratios.json");
 
-/** More than this times its committed value is a regression. */
+/** A ratio above this multiple of its committed value is a regression. */
 const TOLERANCE = 1.2;
 
 export interface Measured extends Report {
   readonly date: string;
   readonly machine: string;
-  /** The part of the runs that began while others were at work there. */
+  /** Share of the runs that began while other processes used the machine. */
   readonly disturbed: number;
 }
 
-/** By part. */
+/** Results, by part of the benchmark. */
 export type Results = Readonly<Record<string, Measured>>;
 
 export const readRecord = (): Results => (existsSync(FILE) ? JSON.parse(readFileSync(FILE, "utf8")) : {});
 
-/** Parts stand in the given order. */
+/** Writes the parts in the given order. */
 export const writeRecord = (record: Results, order: readonly string[]): void => {
   const sorted = Object.fromEntries(order.flatMap((part) => (record[part] ? [[part, record[part]]] : [])));
   writeFileSync(FILE, JSON.stringify(sorted, null, 2));
-  // Laid out as the linter wants all JSON here.
+  // Formats the file as the linter formats JSON.
   execFileSync(join(import.meta.dirname, "../node_modules/.bin/biome"), ["format", "--write", FILE], { stdio: "ignore" });
 };
 
-/** One line: processor, cores, memory, Node and, with the peers, torch and the rest. */
+/** Describes the machine in one line: processor, cores, memory, Node and, with peers, the versions of torch and the other packages. */
 export const describeMachine = async (python: string | undefined): Promise<string> => {
   const words = [
     os.cpus()[0]?.model ?? "unknown processor",
@@ -50,8 +50,8 @@ export const describeMachine = async (python: string | undefined): Promise<strin
 };
 
 /**
- * Compares ratios by name. Medians swing on a machine that others share, and minima with luck, so a ratio counts as slower
- * where both are beyond the tolerance.
+ * Compares ratios by name. Other load moves the medians, and luck the minima, so a ratio counts as slower only if both exceed the
+ * tolerance.
  */
 export const compare = (measured: Results, record: Results): { readonly text: string; readonly slower: number } => {
   const committed = new Map(Object.values(record).flatMap(({ ratios }) => ratios.map((ratio) => [ratio.name, ratio] as const)));

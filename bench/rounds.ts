@@ -1,6 +1,6 @@
 /**
- * How everything here is timed: in every round each contender runs once, in an order shuffled anew, with a gap before each,
- * because a fixed order gave ratios that did not hold (measured). Medians over rounds, with minima beside them.
+ * How all benchmarks are timed. Each round runs every contender once, with a pause before each, in a newly shuffled order: a fixed
+ * order gave ratios that did not repeat (measured). The results are medians over the rounds, beside the minima.
  */
 import os from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
@@ -8,11 +8,11 @@ import type { Progress } from "../src/cli/terminal.ts";
 
 export interface Contender {
   readonly name: string;
-  /** Runs once and says the milliseconds that count, so that a process elsewhere can hold the clock. */
+  /** Runs once and returns the milliseconds that count; the clock may be in another process. */
   time(): Promise<number>;
 }
 
-/** A contender that is timed here: the mean of some runs in a row counts as one figure. */
+/** A contender timed in this process: the mean of several runs in a row counts as one time. */
 export const repeated = (name: string, repetitions: number, run: () => Promise<unknown> | undefined): Contender => ({
   name,
   async time() {
@@ -39,38 +39,38 @@ const median = (values: readonly number[]): number => {
   return sorted.length % 2 === 1 ? (sorted[middle] as number) : ((sorted[middle - 1] as number) + (sorted[middle] as number)) / 2;
 };
 
-/** What a race found: the figures of a contender by its name. */
+/** The result of a race: the figures of each contender by name. */
 export type Result = (name: string) => Figures;
 
-/** Of a gap's processor time, what others may take for the machine to count as quiet. */
-const OTHERS = 0.2;
+/** The machine counts as quiet if other processes take at most this share of the processor time. */
+const OTHERS_SHARE = 0.2;
 
-/** Longest that a part waits for quiet, in all. */
-const PATIENCE_MS = 90_000;
+/** Longest total wait for a quiet machine in one part. */
+const LONGEST_WAIT_MS = 90_000;
 
-/** Keeps timed runs away from what others do on the machine. */
+/** Delays timed runs until other processes are quiet. */
 export class Quiet {
-  #patience = PATIENCE_MS;
+  #waitLeft = LONGEST_WAIT_MS;
   #runs = 0;
   #disturbed = 0;
 
-  /** Waits the gap, and on until a gap has passed in which the processors were idle. Gives up where they never are. */
+  /** Waits for the gap, then for a gap in which the processors were idle. Gives up once LONGEST_WAIT_MS is used up. */
   async wait(gapMs: number): Promise<void> {
     this.#runs++;
     for (;;) {
       const [idle, start] = [idleMs(), performance.now()];
       await delay(gapMs);
       const elapsed = performance.now() - start;
-      // The kernel counts in steps of 10 ms on each core.
-      if (idleMs() - idle >= (1 - OTHERS) * elapsed * os.cpus().length - 10) return;
-      this.#patience -= elapsed;
-      if (this.#patience > 0) continue;
+      // Linux counts processor time in steps of 10 ms per core.
+      if (idleMs() - idle >= (1 - OTHERS_SHARE) * elapsed * os.cpus().length - 10) return;
+      this.#waitLeft -= elapsed;
+      if (this.#waitLeft > 0) continue;
       this.#disturbed++;
       return;
     }
   }
 
-  /** The part of the runs, from 0 to 1, that began while others were at work. */
+  /** Share of the runs, from 0 to 1, that began while other processes were active. */
   get disturbed(): number {
     return Number((this.#disturbed / Math.max(this.#runs, 1)).toFixed(2));
   }
@@ -78,7 +78,7 @@ export class Quiet {
 
 const idleMs = (): number => os.cpus().reduce((sum, { times }) => sum + times.idle, 0);
 
-/** Milliseconds of one run of each contender, after a round of warm-up that is thrown away. */
+/** Times each contender once per round, after a warm-up round whose times are discarded. */
 export const race = async (title: string, contenders: readonly Contender[], gapMs: number, { rounds, bar, quiet }: Setup): Promise<Result> => {
   bar.begin(title, contenders.length * (rounds + 1));
   const times = new Map(contenders.map(({ name }) => [name, [] as number[]]));
@@ -97,12 +97,12 @@ export const race = async (title: string, contenders: readonly Contender[], gapM
   };
 };
 
-/** One time against another of the same race. Less is better. */
+/** The time of one contender divided by another's in the same race. Lower is better. */
 export interface Ratio {
   readonly name: string;
   readonly median: number;
   readonly min: number;
-  /** The goal, where there is one: the median is at most this. */
+  /** The goal, if there is one: the median must not exceed it. */
   readonly goal?: number;
 }
 
@@ -113,25 +113,25 @@ export const ratio = (name: string, a: Figures, b: Figures, goal?: number): Rati
   ...(goal === undefined ? {} : { goal }),
 });
 
-/** What a part of the benchmark gives: a table for people, and ratios. */
+/** The output of one part: a table to read, and ratios. */
 export interface Report {
   readonly title: string;
-  /** What a figure of the table is, of how many. */
+  /** What a figure in the table is, and over how many rounds. */
   readonly figures: string;
   readonly head: readonly string[];
   readonly rows: readonly (readonly string[])[];
   readonly ratios: readonly Ratio[];
 }
 
-/** What a time in a table is. */
+/** Describes the times in a table. */
 export const medians = (rounds: number): string => `median [minimum] of ${rounds} rounds`;
 
-/** What is the same for all parts. */
+/** Options that all parts share. */
 export interface Setup {
   readonly rounds: number;
   readonly bar: Progress;
   readonly quiet: Quiet;
-  /** The interpreter of the peers' environment; undefined where there is none. */
+  /** The interpreter of the peers' environment, or undefined without one. */
   readonly python: string | undefined;
 }
 
@@ -140,9 +140,9 @@ export const sizeName = (elements: number): string => {
   return elements >= 1024 && elements % 1024 === 0 ? `${elements / 1024} Ki` : elements.toLocaleString("en-US");
 };
 
-/** Milliseconds: median [min]. */
+/** Milliseconds as text: median [minimum]. */
 export const ms = ({ median, min }: Figures): string => `${median.toFixed(median < 10 ? 3 : 1)} [${min.toFixed(min < 10 ? 3 : 1)}]`;
 
-/** Nanoseconds for each element: median [min]. */
+/** Nanoseconds per element as text: median [minimum]. */
 export const perElement = ({ median, min }: Figures, elements: number): string =>
   `${((median * 1e6) / elements).toFixed(3)} [${((min * 1e6) / elements).toFixed(3)}]`;

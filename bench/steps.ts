@@ -1,6 +1,6 @@
 /**
- * The time of a whole AdamW step, from the first byte of the request out to the last of the reply in: over TCP and a Unix
- * socket, against an echo of the same bytes by the same stack, and against the same service by FastAPI and torch.
+ * Time of a whole AdamW step, from the first byte of the request to the last byte of the reply, over TCP and a Unix socket.
+ * Compared with an echo of the same bytes by the same stack, and with a FastAPI service that steps with torch.
  */
 import { join } from "node:path";
 import { ARENA_MIB, checkPeer, echoRequest, type Request, stepRequest } from "./bodies.ts";
@@ -10,7 +10,7 @@ import { type Contender, medians, ms, type Ratio, type Report, race, ratio, repe
 
 const GAP_MS = 100;
 
-/** In the order of the table. A goal for small steps is in rate.ts. The one of many tensors is an adapter's: 32 layers of 14. */
+/** In the order of the table. The goal for small steps is in rate.ts. The entry with many tensors is a LoRA adapter: 32 layers of 14 tensors. */
 const SIZES = [
   { elements: 1000, repetitions: 100 },
   { elements: 2 ** 16, repetitions: 20 },
@@ -57,18 +57,18 @@ export const benchSteps = async (setup: Setup): Promise<Report> => {
       repeated("echo, Unix socket", repetitions, sender(echoUnix, echo)),
       ...peers.map(({ name, client }) => repeated(name, repetitions, sender(client, step))),
     ];
-    const of = await race(`step, ${size}`, contenders, GAP_MS, setup);
-    const name = (way: string, other: string): string => `step of ${size}, ${way} / ${other}`;
+    const figuresOf = await race(`step, ${size}`, contenders, GAP_MS, setup);
+    const name = (transport: string, other: string): string => `step of ${size}, ${transport} / ${other}`;
     ratios.push(
-      ratio(name("TCP", "echo"), of("TCP"), of("echo, TCP"), echoGoal),
-      ratio(name("Unix socket", "echo"), of("Unix socket"), of("echo, Unix socket")),
-      ratio(name("Unix socket", "TCP"), of("Unix socket"), of("TCP"), socketGoal),
-      ...peers.map((peer) => ratio(name("TCP", peer.name), of("TCP"), of(peer.name), fastapiGoal)),
+      ratio(name("TCP", "echo"), figuresOf("TCP"), figuresOf("echo, TCP"), echoGoal),
+      ratio(name("Unix socket", "echo"), figuresOf("Unix socket"), figuresOf("echo, Unix socket")),
+      ratio(name("Unix socket", "TCP"), figuresOf("Unix socket"), figuresOf("TCP"), socketGoal),
+      ...peers.map((peer) => ratio(name("TCP", peer.name), figuresOf("TCP"), figuresOf(peer.name), fastapiGoal)),
     );
     const bytes = `${(step.body.length / 1e6).toFixed(2)} + ${(reply / 1e6).toFixed(2)}`;
-    const against = (way: string): string => ((of("TCP").median / of(way).median) as number).toFixed(2);
+    const against = (transport: string): string => ((figuresOf("TCP").median / figuresOf(transport).median) as number).toFixed(2);
     for (const contender of contenders.map((each) => each.name))
-      rows.push([size, contender, ms(of(contender)), contender === "TCP" ? "" : against(contender), contender === "TCP" ? bytes : ""]);
+      rows.push([size, contender, ms(figuresOf(contender)), contender === "TCP" ? "" : against(contender), contender === "TCP" ? bytes : ""]);
   }
   return {
     title: "A whole AdamW step in MessagePack on one connection",
@@ -79,8 +79,8 @@ export const benchSteps = async (setup: Setup): Promise<Report> => {
   };
 };
 
-/** What goes on around the update, as fields of a call. The first is what the others are measured against. */
-const AROUND = {
+/** Gradient checks, statistics, clipping and the loss scale as fields of a call. The first entry is the baseline. */
+const GRADIENT_OPTIONS = {
   "no check (propagate)": { non_finite: "propagate" },
   "check (error, the default)": {},
   "stats global": { stats: "global" },
@@ -89,30 +89,35 @@ const AROUND = {
   "clip, loss scale and stats": { clip: { max_norm: 1 }, loss_scale: 1024, stats: "tensor" },
 };
 
-/** The goal is for the check and statistics. */
-const CHECKED = ["check (error, the default)", "stats global", "stats tensor"];
-const AROUND_GOAL = 1.1;
+/** The cases that must meet the goal: the gradient check and statistics. */
+const OPTIONS_WITH_GOAL = ["check (error, the default)", "stats global", "stats tensor"];
+const CHECK_GOAL = 1.1;
 
-/** What the check of gradients, statistics, clipping and the loss scale cost, against the step that does none of it. */
-export const benchAround = async (setup: Setup): Promise<Report> => {
+/** The cost of the gradient check, statistics, clipping and the loss scale, compared with a step without them. */
+export const benchGradientOptions = async (setup: Setup): Promise<Report> => {
   await using stack = new AsyncDisposableStack();
   const service = stack.use(await Server.stepd({ STEPD_ARENA_MIB: ARENA_MIB }));
   const client = stack.use(await RawClient.connect(service.address));
   const rows: string[][] = [];
   const ratios: Ratio[] = [];
   for (const { elements, repetitions } of SIZES.filter((size) => size.elements >= 2 ** 20)) {
-    const contenders = Object.entries(AROUND).map(([name, more]) => repeated(name, repetitions, sender(client, stepRequest(elements, more))));
-    const of = await race(`around, ${sizeName(elements)}`, contenders, GAP_MS, setup);
-    const [base = "", ...others] = Object.keys(AROUND);
-    rows.push([sizeName(elements), base, "", "", ms(of(base))]);
+    const contenders = Object.entries(GRADIENT_OPTIONS).map(([name, more]) => repeated(name, repetitions, sender(client, stepRequest(elements, more))));
+    const figuresOf = await race(`gradient options, ${sizeName(elements)}`, contenders, GAP_MS, setup);
+    const [base = "", ...others] = Object.keys(GRADIENT_OPTIONS);
+    rows.push([sizeName(elements), base, "", "", ms(figuresOf(base))]);
     for (const name of others) {
-      const result = ratio(`step of ${sizeName(elements)}, ${name} / no check`, of(name), of(base), CHECKED.includes(name) ? AROUND_GOAL : undefined);
+      const result = ratio(
+        `step of ${sizeName(elements)}, ${name} / no check`,
+        figuresOf(name),
+        figuresOf(base),
+        OPTIONS_WITH_GOAL.includes(name) ? CHECK_GOAL : undefined,
+      );
       ratios.push(result);
-      rows.push([sizeName(elements), name, result.median.toFixed(2), result.min.toFixed(2), ms(of(name))]);
+      rows.push([sizeName(elements), name, result.median.toFixed(2), result.min.toFixed(2), ms(figuresOf(name))]);
     }
   }
   return {
-    title: "What surrounds the update, over TCP",
+    title: "Gradient checks, statistics, clipping and loss scale, over TCP",
     figures: medians(setup.rounds),
     head: ["parameters", "step with", "ratio", "of minima", "ms"],
     rows,

@@ -1,4 +1,4 @@
-/** The memory limit: kernels that read and write the arrays of an optimizer and compute nothing. Compiled into build/. */
+/** The memory limit: kernels that read and write an optimizer's arrays and compute nothing. Compiled into build/. */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import asc from "assemblyscript/asc";
@@ -8,7 +8,7 @@ import type { Memory } from "./harness.ts";
 const root = join(import.meta.dirname, "..");
 const output = "build/bench-stream.wasm";
 
-/** `zero` is 0, which no compiler knows, so every load and store stays; the bits of the gradient never arrive. */
+/** `zero` is 0 at run time but unknown to the compiler, so all loads and stores stay, and adding zero times the gradient changes nothing. */
 const kernel = (arrays: number): string => {
   const names = ["param", "grad", "slot0", "slot1"].slice(0, arrays);
   const stored = names.filter((name) => name !== "grad");
@@ -23,7 +23,7 @@ ${stored.map((name) => `    v128.store(${name} + i, v128.or(${name}0, g));\n    
 }`;
 };
 
-/** Compiles stream2, stream3 and stream4 (by the number of arrays) and returns where the module is. */
+/** Compiles stream2, stream3 and stream4 (named by the number of arrays) and returns the module's URL. */
 export const buildStream = async (): Promise<URL> => {
   const source = [2, 3, 4].map(kernel).join("\n");
   mkdirSync(join(root, "build"), { recursive: true });
@@ -39,7 +39,7 @@ export const buildStream = async (): Promise<URL> => {
   return new URL(`../${output}`, import.meta.url);
 };
 
-/** One job for each pass, of so many arrays. */
+/** One job per pass over the given number of arrays. */
 export const streamJobs = (
   passes: readonly number[],
   elements: number,

@@ -1,4 +1,4 @@
-/** Kernels against torch's own optimizers, in a process each for one and for two threads. */
+/** Kernels compared with torch's own optimizers, which run in one process for each number of threads. */
 import { Bench, jobsOf, KERNELS } from "./harness.ts";
 import { repetitionsOf } from "./kernels.ts";
 import { Peer } from "./processes.ts";
@@ -6,9 +6,9 @@ import { type Contender, medians, perElement, type Ratio, type Report, race, rat
 
 const SIZES = [2 ** 20, 2 ** 24, 2 ** 26];
 const LARGEST = 2 ** 26;
-/** Of these on, the arrays are in RAM. */
+/** From this size on, the arrays do not fit into the cache. */
 const IN_RAM = 2 ** 24;
-/** More than torch's threads keep spinning for after a step. */
+/** A pause longer than torch's threads spin after a step. */
 const GAP_MS = 50;
 
 const CASES = [
@@ -26,7 +26,7 @@ export const benchTorch = async (setup: Setup): Promise<Report> => {
   const kernels = await bench.load(KERNELS);
   const start = async (threads: number) => stack.use(await Peer.start(python, "kernels.py", [String(threads)], { OMP_NUM_THREADS: String(threads) }));
   const torch = { "1 thread": await start(1), "2 threads": await start(2) };
-  const ways = { "1 thread": "inline", "2 threads": "2 workers" } as const;
+  const placements = { "1 thread": "inline", "2 threads": "2 workers" } as const;
   const rows: string[][] = [];
   const ratios: Ratio[] = [];
   for (const { title, goals, ...item } of CASES) {
@@ -37,24 +37,29 @@ export const benchTorch = async (setup: Setup): Promise<Report> => {
         const contenders: Contender[] = [];
         for (const threads of ["1 thread", "2 threads"] as const) {
           await torch[threads].ask(`prepare ${item.optimizer} ${elements}`);
-          contenders.push(repeated(threads, repetitions, () => kernels.run[ways[threads]](jobs)));
+          contenders.push(repeated(threads, repetitions, () => kernels.run[placements[threads]](jobs)));
           for (const implementation of ["fused", "foreach"])
             contenders.push({ name: `${implementation} ${threads}`, time: () => torch[threads].time(`${implementation} ${repetitions}`) });
         }
-        const of = await race(`${title}, ${sizeName(elements)}, torch`, contenders, GAP_MS, setup);
+        const figuresOf = await race(`${title}, ${sizeName(elements)}, torch`, contenders, GAP_MS, setup);
         const isInRam = elements >= IN_RAM;
         for (const threads of ["1 thread", "2 threads"] as const) {
           const name = (rival: string): string => `${title} kernel, ${sizeName(elements)}, ${threads} / torch ${rival}`;
-          const fused = ratio(name("fused"), of(threads), of(`fused ${threads}`), isInRam ? goals[threads === "1 thread" ? "one" : "two"] : undefined);
+          const fused = ratio(
+            name("fused"),
+            figuresOf(threads),
+            figuresOf(`fused ${threads}`),
+            isInRam ? goals[threads === "1 thread" ? "one" : "two"] : undefined,
+          );
           const hasForeachGoal = isInRam && threads === "1 thread" && item.optimizer === "adamw";
-          const foreach = ratio(name("foreach"), of(threads), of(`foreach ${threads}`), hasForeachGoal ? FOREACH_GOAL : undefined);
+          const foreach = ratio(name("foreach"), figuresOf(threads), figuresOf(`foreach ${threads}`), hasForeachGoal ? FOREACH_GOAL : undefined);
           ratios.push(fused, foreach);
           rows.push([
             title,
             sizeName(elements),
             threads,
             ...[fused.median, fused.min, foreach.median].map((value) => value.toFixed(2)),
-            ...[threads, `fused ${threads}`, `foreach ${threads}`].map((contender) => perElement(of(contender), elements)),
+            ...[threads, `fused ${threads}`, `foreach ${threads}`].map((contender) => perElement(figuresOf(contender), elements)),
           ]);
         }
       });

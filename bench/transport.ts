@@ -1,4 +1,4 @@
-/** A step whose tensors do not travel, against the same step over TCP: by the shared folder, and by names of what the service keeps. */
+/** A step whose tensors stay on the server, by shared folder or by cache name, compared with the same step over TCP. */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Unpackr } from "msgpackr";
@@ -14,17 +14,17 @@ const SIZES = [
   { elements: 2 ** 24, repetitions: 2, sharedGoal: 0.5 },
 ];
 
-/** Of the largest size, more than the results of two steps. */
+/** Room for the results of more than two steps of the largest size. */
 const CACHE_MIB = "512";
 
-const MEMORY = "/dev/shm";
+const SHARED_MEMORY = "/dev/shm";
 
 interface Cached {
   readonly result: { readonly cached: Readonly<Record<"params" | "state", { readonly sha256: string }>> };
 }
 
 export const benchTransport = async (setup: Setup): Promise<Report> => {
-  using folder = new Folder(MEMORY);
+  using folder = new Folder(SHARED_MEMORY);
   await using stack = new AsyncDisposableStack();
   const server = stack.use(await Server.stepd({ STEPD_ARENA_MIB: ARENA_MIB, STEPD_SHARED_DIR: folder.path, STEPD_CACHE_MIB: CACHE_MIB }));
   const client = stack.use(await RawClient.connect(server.address));
@@ -33,26 +33,31 @@ export const benchTransport = async (setup: Setup): Promise<Report> => {
   for (const { elements, repetitions, sharedGoal } of SIZES) {
     const requests: Readonly<Record<string, Request>> = {
       TCP: stepRequest(elements),
-      "shared memory": stepRequest(elements, shared(folder.path, elements)),
-      "cache, state stays": stepRequest(elements, { ...(await keep(client, elements)), reply: { state: "none", cache: true } }),
+      "shared memory": stepRequest(elements, shareStep(folder.path, elements)),
+      "cache, state stays": stepRequest(elements, { ...(await cacheResults(client, elements)), reply: { state: "none", cache: true } }),
     };
     const contenders: readonly Contender[] = Object.entries(requests).map(([name, { head, body }]) =>
       repeated(name, repetitions, () => client.request(head, body)),
     );
-    const of = await race(`transport, ${sizeName(elements)}`, contenders, GAP_MS, setup);
+    const figuresOf = await race(`transport, ${sizeName(elements)}`, contenders, GAP_MS, setup);
     for (const [name, { head, body }] of Object.entries(requests)) {
-      const bytes = `${mega(body.length)} + ${mega(await client.request(head, body))}`;
+      const bytes = `${megabytes(body.length)} + ${megabytes(await client.request(head, body))}`;
       if (name === "TCP") {
-        rows.push([sizeName(elements), name, "", "", ms(of(name)), bytes]);
+        rows.push([sizeName(elements), name, "", "", ms(figuresOf(name)), bytes]);
         continue;
       }
-      const result = ratio(`step of ${sizeName(elements)}, ${name} / TCP`, of(name), of("TCP"), name === "shared memory" ? sharedGoal : undefined);
+      const result = ratio(
+        `step of ${sizeName(elements)}, ${name} / TCP`,
+        figuresOf(name),
+        figuresOf("TCP"),
+        name === "shared memory" ? sharedGoal : undefined,
+      );
       ratios.push(result);
-      rows.push([sizeName(elements), name, result.median.toFixed(2), result.min.toFixed(2), ms(of(name)), bytes]);
+      rows.push([sizeName(elements), name, result.median.toFixed(2), result.min.toFixed(2), ms(figuresOf(name)), bytes]);
     }
   }
   return {
-    title: "Tensors that do not travel",
+    title: "Tensors that stay on the server",
     figures: medians(setup.rounds),
     head: ["parameters", "", "/ TCP", "of minima", "ms", "MB up + down"],
     rows,
@@ -60,10 +65,10 @@ export const benchTransport = async (setup: Setup): Promise<Report> => {
   };
 };
 
-const mega = (bytes: number): string => (bytes / 1e6).toFixed(bytes < 1e5 ? 4 : 2);
+const megabytes = (bytes: number): string => (bytes / 1e6).toFixed(bytes < 1e5 ? 4 : 2);
 
-/** Lays the step out in files, a file for each blob as the clients have it, with places of their own for its results, so that every run is of the same bytes. */
-const shared = (folder: string, elements: number): Readonly<Record<string, unknown>> => {
+/** Writes the step's blobs into files, one each, with separate places for the results, so that every run steps the same bytes. */
+const shareStep = (folder: string, elements: number): Readonly<Record<string, unknown>> => {
   const { params, grads, state } = stepBlobs(elements);
   let files = 0;
   const place = (blob: Buffer) => {
@@ -74,8 +79,8 @@ const shared = (folder: string, elements: number): Readonly<Record<string, unkno
   return { params: place(params), grads: place(grads), state: place(state), reply: { into: { params: place(params), state: place(state) } } };
 };
 
-/** Has the service keep the results of a step, and returns their names. */
-const keep = async (client: RawClient, elements: number): Promise<Readonly<Record<string, unknown>>> => {
+/** Makes the service cache the results of a step, and returns their names. */
+const cacheResults = async (client: RawClient, elements: number): Promise<Readonly<Record<string, unknown>>> => {
   const { head, body } = stepRequest(elements, { reply: { params: "none", state: "none", cache: true } });
   const { result } = new Unpackr({ useRecords: false }).unpack(await client.read(head, body)) as Cached;
   return result.cached;

@@ -1,6 +1,6 @@
 /**
- * Compiles src/kernels/*.ts (AssemblyScript) to build/kernels.wasm, if it is missing or older than its sources by content.
- * Runs after `npm ci` and before `npm start`, `npm test` and `npm run bench`, so nobody has to think of it.
+ * Compiles src/kernels/*.ts (AssemblyScript) to build/kernels.wasm if it is missing or older than its sources by content. Runs
+ * automatically after `npm ci` and before `npm start`, `npm test` and `npm run bench`.
  */
 import { createHash } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
@@ -14,7 +14,7 @@ const files = readdirSync(sources)
   .filter((name) => name.endsWith(".ts"))
   .sort();
 
-/** No fused multiply-add and no relaxed SIMD: neither feature is enabled, and test/repository/opcodes.test.ts reads the result. */
+/** Fused multiply-add and relaxed SIMD stay disabled; test/repository/opcodes.test.ts checks the result. */
 const options = [
   "-O3",
   "--runtime",
@@ -42,7 +42,7 @@ const digest = hash.digest("hex");
 const output = join(root, "build/kernels.wasm");
 const stamp = join(root, "build/kernels.sha256");
 
-/** Says what a build was made of and what came out, so that a damaged one is not taken for fresh. */
+/** Stamp of a build: the digests of its sources and of its output, so that a damaged build is not taken for fresh. */
 const stampOf = (wasm: Uint8Array): string => `${digest} ${createHash("sha256").update(wasm).digest("hex")}\n`;
 
 const isFresh = (): boolean => {

@@ -1,6 +1,6 @@
 /**
- * Compiles src to JavaScript in dist, for the npm package: Node does not strip types below node_modules. dist is laid out as
- * src is, so that what the code reads beside itself (build/kernels.wasm, package.json) is where it expects it.
+ * Compiles src to JavaScript in dist for the npm package, because Node does not strip types below node_modules. dist has the layout
+ * of src, so that paths to neighbours (build/kernels.wasm, package.json) stay valid.
  */
 import { spawnSync } from "node:child_process";
 import { readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -13,7 +13,7 @@ rmSync(output, { recursive: true, force: true });
 const { status } = spawnSync(process.execPath, [join(root, "node_modules/typescript/bin/tsc"), "-p", join(root, "tsconfig.build.json")], { stdio: "inherit" });
 if (status !== 0) process.exit(1);
 
-// tsc rewrites what is imported, but not modules that are named by a URL: a worker's, or one that another process runs.
+// tsc rewrites the extensions of imports, but not those in URLs of modules that run in a worker or another process.
 const MODULE_URL = /(new URL\("\.[^"]*)\.ts(", import\.meta\.url\))/g;
 
 for (const file of readdirSync(output, { recursive: true, encoding: "utf8" }).filter((name) => name.endsWith(".js"))) {

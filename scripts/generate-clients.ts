@@ -1,6 +1,6 @@
 /**
- * Writes what clients/python shares with the server. Part of `npm run generate`; a test writes to a folder of its own, its
- * argument, and compares.
+ * Writes the parts of clients/python that derive from the server. Part of `npm run generate`. A test passes another target folder
+ * as the argument and compares.
  *
  *   src/errors/errors.ts            -> clients/python/src/stepd/_error_table.py
  *   schemas/optimizer.schema.json   -> clients/python/src/stepd/optimizers.py
@@ -14,10 +14,10 @@ const root = join(import.meta.dirname, "..");
 const target = process.argv[2] ?? join(root, "clients/python/src/stepd");
 const header = "# DO NOT EDIT: written by `npm run generate`.\n";
 
-/** `__all__` of a module. */
+/** The `__all__` list of a module. */
 const exported = (names: readonly string[]): string => `__all__ = [\n${names.map((name) => `    "${name}",\n`).join("")}]`;
 
-/** INVALID_PARAMS as InvalidParams. */
+/** Converts INVALID_PARAMS to InvalidParams. */
 const classOf = (name: string): string =>
   name
     .toLowerCase()
@@ -80,7 +80,7 @@ const literal = (value: unknown): string => {
   return JSON.stringify(value);
 };
 
-/** Long lines broken between words. */
+/** Breaks long lines between words. */
 const wrap = (text: string, indent: string): string => {
   const lines = [""];
   for (const word of text.split(" ")) {
@@ -114,7 +114,7 @@ ${given.map(([key]) => `        "${key}": ${key},\n`).join("")}    }
 `;
 };
 
-/** A module of functions, one for each branch of a tagged object's schema. */
+/** Writes a module with one function for each branch of a tagged object's schema. */
 const writeModule = (schema: string, module: string, title: string): void => {
   const { oneOf } = JSON.parse(readFileSync(join(root, "schemas", `${schema}.schema.json`), "utf8")) as { readonly oneOf: readonly Branch[] };
   const body = oneOf.map(functionOf).join("\n");

@@ -1,4 +1,4 @@
-/** Writes what clients/typescript shares with the server: the wire's types and the names of errors. Part of `npm run generate`. */
+/** Writes the parts of clients/typescript that derive from the server: types of the wire, error names. Part of `npm run generate`. */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { errors } from "../src/errors/errors.ts";
@@ -7,8 +7,8 @@ const root = join(import.meta.dirname, "..");
 const target = join(root, "clients/typescript/src");
 
 /**
- * The wire's types as a caller wants them: an absent member may be undefined (also under exactOptionalPropertyTypes), arrays may be
- * read-only (`as const`), and numbers are numbers, because MessagePack has NaN and infinity.
+ * Adapts the wire's types to callers: an absent member may be undefined (also under exactOptionalPropertyTypes), arrays may be
+ * read-only (`as const`), and numbers need no names for NaN and infinity, because MessagePack has both.
  */
 const forCallers = (types: string): string =>
   types

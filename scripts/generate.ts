@@ -1,6 +1,6 @@
 /**
- * Writes everything that derives from the definitions of optimizers and schedules and from schemas/: run `npm run generate`
- * after a change to any. The files are committed, and CI fails where they do not agree with their sources.
+ * Writes everything that derives from schemas/ and from the definitions of optimizers and schedules: run `npm run generate` after a
+ * change to any of these. The files are committed, and CI fails if they differ from their sources.
  *
  *   src/optimizers/*.ts    -> src/optimizers/_registry.gen.ts, schemas/optimizer.schema.json
  *   src/schedules/*.ts     -> src/schedules/_registry.gen.ts, schemas/schedule.schema.json
@@ -14,7 +14,7 @@ import { compile, type JSONSchema } from "json-schema-to-typescript";
 const root = join(import.meta.dirname, "..");
 const header = "// DO NOT EDIT: written by `npm run generate`.\n";
 
-/** Writes a room's registry: every definition in the room by its name. Returns the definitions. */
+/** Writes a folder's registry, which maps names to definitions. Returns the definitions. */
 const writeRegistry = async (room: string, definition: string, title: string) => {
   const stems = readdirSync(join(root, "src", room))
     .filter((file) => file.endsWith(".ts") && !file.startsWith("_") && file !== "registry.ts")
@@ -92,6 +92,6 @@ const types = await compile(everything, "Wire", {
 });
 writeFileSync(join(root, "src/generated/wire.gen.ts"), types);
 
-// Only now, because it imports what has been written above.
+// Imported here because it imports files that were written above.
 const { writeTables } = await import("./tables.ts");
 writeTables(root);

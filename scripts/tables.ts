@@ -1,6 +1,6 @@
 /**
- * The tables of README.md and docs/ that derive from code, each between two markers, so that they cannot drift:
- * `npm run generate` writes them, and test/repository/tables.test.ts compares.
+ * The tables in README.md and docs/ that derive from code. `npm run generate` writes each between two markers, and
+ * test/repository/tables.test.ts compares.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -13,7 +13,7 @@ import { methods as rpcMethods } from "../src/rpc/methods.ts";
 
 const F32_BYTES = 4;
 
-/** Text in a cell: a bar would end it, in code as well. */
+/** Escapes the text of a cell: an unescaped bar ends the cell, even in code. */
 const cell = (text: string): string => text.replaceAll("|", "\\|");
 
 const code = (text: string): string => `\`${text}\``;
@@ -21,7 +21,7 @@ const code = (text: string): string => `\`${text}\``;
 const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
   [head, head.map(() => "---"), ...rows].map((row) => `| ${row.map(cell).join(" | ")} |`).join("\n");
 
-/** "Kingma & Ba, 2015, https://..." as a link. */
+/** Converts "Kingma & Ba, 2015, https://..." to a Markdown link. */
 const link = (reference: string): string => reference.replace(/^(.*), (https:\/\/\S+)$/, "[$1]($2)");
 
 const isPeer = (reference: string): boolean => /^peers?: /.test(reference);
@@ -43,7 +43,7 @@ const optimizers = (): string =>
     ]),
   );
 
-/** Defaults that depend on the machine. */
+/** Settings whose defaults depend on the machine. */
 const DEPENDS: Readonly<Record<string, string>> = {
   STEPD_WORKERS: "processors of the machine, or of a CPU quota",
   STEPD_ARENA_MIB: "half of the memory, at most 4096, less where a memory limit lacks the room",
@@ -60,7 +60,7 @@ const settings = (): string => {
 
 const MIB = 2 ** 20;
 
-/** What is in the sizing table: a LoRA adapter, small and middle models, and what is at the end of one call's size. */
+/** Model sizes of the sizing table: a LoRA adapter, small and medium models, and one near the size limit of a call. */
 const SIZES = [1e6, 10e6, 100e6, 250e6];
 const SETUPS: readonly (readonly [label: string, optimizer: "sgd" | "adamw", dtype: "F32" | "BF16", masterWeights: boolean])[] = [
   ["`sgd`, no momentum, F32", "sgd", "F32", false],
@@ -68,10 +68,10 @@ const SETUPS: readonly (readonly [label: string, optimizer: "sgd" | "adamw", dty
   ["`adamw`, BF16 with F32 master weights", "adamw", "BF16", true],
 ];
 
-/** Gigabits a second at which the table tells the time of a step's bytes. */
+/** Network rate in Gbit/s, for the table's transfer times. */
 const LINK_GBIT = 10;
 
-/** Models as a file of 4 Mi parameters a tensor, so that a step can be split. */
+/** Splits a model into tensors of 4 Mi parameters, because a step can only be split between tensors. */
 const TENSOR_ELEMENTS = 2 ** 22;
 
 const sizing = (): string => {
@@ -103,7 +103,7 @@ const errorTable = (): string =>
     Object.entries(errors).map(([name, { code: number, status, title }]) => [code(name), String(number), String(status), title]),
   );
 
-/** What a hyperparameter may be. */
+/** Describes the values that a hyperparameter accepts. */
 const range = (schema: Hyperparameters[string]): string => {
   const {
     enum: choices,
@@ -164,10 +164,10 @@ const contents: Readonly<Record<string, Readonly<Record<string, () => string>>>>
   "docs/optimizers.md": { hyperparameters: () => [...registry.values()].map(hyperparameters).join("\n\n") },
 };
 
-/** Files that have tables. */
+/** Files that contain generated tables. */
 export const filesWithTables: readonly string[] = Object.keys(contents);
 
-/** A text with one table between its markers. */
+/** Replaces the table between its markers in a text. */
 const fill = (text: string, name: string, content: string, file: string): string => {
   const begin = `<!-- begin ${name}: DO NOT EDIT, written by npm run generate -->`;
   const end = `<!-- end ${name} -->`;
@@ -177,7 +177,7 @@ const fill = (text: string, name: string, content: string, file: string): string
   return `${text.slice(0, start + begin.length)}\n\n${content}\n\n${text.slice(stop)}`;
 };
 
-/** Writes all tables under `root`. */
+/** Writes all tables into the files below `root`. */
 export const writeTables = (root: string): void => {
   for (const [file, tables] of Object.entries(contents)) {
     const path = join(root, file);

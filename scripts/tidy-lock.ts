@@ -1,9 +1,9 @@
 /**
- * Makes the files package-lock.json portable after `npm install`: run it whenever a dependency changes (`npm run lock`).
+ * Makes package-lock.json files portable after `npm install`. Run `npm run lock` whenever a dependency changes.
  *
- * 1. Takes out the download addresses, so that the file works with any registry or mirror.
- * 2. Adds the optional packages of other platforms that the local registry did not serve. npm 11 leaves them out of the
- *    file, and `npm ci` then refuses it (npm/cli issue 9846). Without integrity they are still pinned by exact version.
+ * 1. Removes the download addresses, so that the file works with any registry or mirror.
+ * 2. Adds optional packages of other platforms that the local registry did not serve. npm 11 omits them, and `npm ci` then refuses
+ * the file (npm/cli issue 9846). Entries without integrity are still pinned to an exact version.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 
@@ -32,7 +32,7 @@ for (const name of ["package-lock.json", "test/interop/package-lock.json"]) {
       const os = platforms.exec(name)?.[1];
       const cpu = processors.exec(name)?.[1];
       if (lock.packages[path] || !os || !cpu) continue;
-      // In the order that npm writes, so that the next install changes nothing here.
+      // Keys in npm's order, so that the next install does not change the file.
       lock.packages[path] = {
         version: version.replace(/^[\^~]/, ""),
         cpu: [cpu],

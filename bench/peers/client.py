@@ -1,9 +1,9 @@
-"""The Python client of stepd, timed on command: client.py URL
+"""Times the Python client of stepd on command: client.py URL
 
-Reads a command a line and answers each with a line: `prepare ELEMENTS` with "ok";
-`bare REPETITIONS`, `Client REPETITIONS` and `AsyncClient REPETITIONS` with the
-milliseconds of a step, the mean of so many in a row. `bare` is a socket that sends the
-same request and receives the same reply into one buffer, without looking at it.
+Reads one command per line and answers each with one line. `prepare ELEMENTS` returns
+"ok". `bare REPETITIONS`, `Client REPETITIONS` and `AsyncClient REPETITIONS` return the
+milliseconds of a step, as the mean of that many in a row. `bare` is a socket that sends
+the same request and receives the reply into one buffer without reading it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ import stepd
 from stepd._calls import step as step_call
 
 ADAMW = {"name": "adamw"}
-# A reply's header ends within these.
+# Limit on the size of a reply's header.
 HEAD_BYTES = 4096
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
 
 class Bare:
-    """Sends what the client sends, and receives into memory that is used again."""
+    """Sends the client's request over a raw socket, and reuses one buffer for the
+    replies.
+    """
 
     def __init__(
         self, url: str, params: Arrays, grads: Arrays, state: stepd.State
@@ -77,7 +79,7 @@ async def mean(
 
 
 def values(elements: int, seed: int) -> Arrays:
-    """Far from subnormal, which would be slow."""
+    """Random values, none of them near subnormal: subnormal arithmetic is slow."""
     generator = np.random.default_rng(seed)
     return {"w": generator.uniform(0.25, 1, elements).astype(np.float32)}
 

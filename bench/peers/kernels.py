@@ -1,9 +1,9 @@
-"""torch's own optimizers on arrays in memory, timed on command: kernels.py THREADS
+"""Times torch's own optimizers on arrays in memory, on command: kernels.py THREADS
 
-Reads a command a line and answers each with a line: `prepare OPTIMIZER ELEMENTS` with
-"ok", `fused REPETITIONS` and `foreach REPETITIONS` with the milliseconds of a step, the
-mean of so many in a row. The rival is `fused`; `foreach` is what torch takes on a CPU
-if nothing is asked for.
+Reads one command per line and answers each with one line. `prepare OPTIMIZER ELEMENTS`
+returns "ok". `fused REPETITIONS` and `foreach REPETITIONS` return the milliseconds of a
+step, as the mean of that many in a row. The benchmark competes with `fused`; `foreach`
+is torch's default on a CPU.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import time
 import torch
 
 IMPLEMENTATIONS = ("fused", "foreach")
-BETWEEN = 65536
+GAP_BYTES = 65536
 
 
 def fill(array: torch.Tensor, signed: bool, seed: int) -> None:
-    """Values between 0.25 and 1 in size: nothing subnormal, however long averaged."""
+    """Values between 0.25 and 1 in size, so that no moving average becomes subnormal.
+    """
     generator = torch.Generator().manual_seed(seed)
     array.uniform_(0.25, 1, generator=generator)
     if signed:
@@ -26,8 +27,8 @@ def fill(array: torch.Tensor, signed: bool, seed: int) -> None:
 
 
 def arrays_of(elements: int) -> list[torch.Tensor]:
-    """Four arrays with the same bytes between them as in ../harness.ts."""
-    stride = elements + BETWEEN // 4
+    """Four arrays, with the same gap between them as in ../harness.ts."""
+    stride = elements + GAP_BYTES // 4
     memory = torch.empty(4 * stride)
     return [memory[i * stride : i * stride + elements] for i in range(4)]
 
@@ -68,7 +69,8 @@ def main() -> None:
     for line in sys.stdin:
         match line.split():
             case ["prepare", name, elements]:
-                # Before the next are made: at 64 Mi each takes a gigabyte.
+                # Frees the old arrays first: at 64 Mi elements the arrays take a
+                # gigabyte.
                 optimizers.clear()
                 for implementation in IMPLEMENTATIONS:
                     optimizers[implementation] = optimizer_of(

@@ -1,7 +1,7 @@
 """Draws ratios with their goals: plot.py PICTURE < JSON
 
-The JSON is a list of {name, median, min, goal}. Less is better; a bar that ends left of
-its mark has reached the goal.
+The JSON is a list of {name, median, min, goal}. Lower is better: a bar that ends left
+of its mark meets the goal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-# Told apart by people who do not see red and green as different.
+# These two colors are distinct under red-green color blindness.
 REACHED, MISSED = "#0072b2", "#e69f00"
 
 

@@ -1,11 +1,10 @@
 """The same service as one would write it in Python: service.py FORM THREADS
 
-FastAPI, uvicorn with uvloop and httptools, ormsgpack, and torch's fused AdamW. It takes
-the call that stepd takes and gives the reply that stepd gives. FORM is `functional`,
-which calls torch's fused function, or `object`, which makes a torch.optim.AdamW for
-each call. Both are quick: nothing is validated, the gradient is used where it
-lies, and parameters and state are copied once, into memory that is stepped in place and
-sent.
+FastAPI, uvicorn with uvloop and httptools, ormsgpack, and torch's fused AdamW. It
+accepts stepd's calls and returns stepd's replies. FORM is `functional`, which calls
+torch's fused function, or `object`, which creates a torch.optim.AdamW for each call.
+Both skip what costs time: they validate nothing, use the gradient without a copy, and
+copy parameters and state once, into memory that is updated in place and sent.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ Update = Callable[[dict[str, Any], Tensors, Tensors, Tensors], None]
 
 DTYPES = {"F32": torch.float32, "I64": torch.int64}
 
-# The gradient's memory cannot be written, and is not.
+# torch warns that the gradient's memory is read-only; nothing writes to it.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 
 def tensors_of(file: bytes | bytearray) -> Tensors:
-    """The tensors of a safetensors file, where they lie."""
+    """Views of the tensors in a safetensors file, without copies."""
     (length,) = struct.unpack_from("<Q", file)
     header = json.loads(file[8 : 8 + length])
     header.pop("__metadata__", None)
@@ -122,7 +121,7 @@ def application(update: Update) -> FastAPI:
 
 
 class Announced(uvicorn.Server):
-    """Says where it listens once it does."""
+    """Prints its address once it listens."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -142,7 +141,8 @@ def main() -> None:
         log_level="warning",
         access_log=False,
         lifespan="off",
-        # Of 5 s: a large round of the others takes longer.
+        # The default of 5 s is too short: a large round of the other contenders takes
+        # longer.
         timeout_keep_alive=600,
     )
     Announced(config).run(sockets=[listener])

@@ -1,6 +1,6 @@
 /**
- * The Grafana dashboard as code: `node deploy/grafana/dashboard.ts` writes stepd.json beside this file. A test compares the
- * two, asks a real Prometheus every query, and reads the result with Grafana's own schema.
+ * The Grafana dashboard as code: `node deploy/grafana/dashboard.ts` writes stepd.json beside this file. A test compares the file
+ * with this code, runs every query on a real Prometheus, and validates the result with Grafana's schema.
  */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -55,24 +55,24 @@ interface Panel {
   readonly description: string;
   readonly unit: string;
   readonly queries: readonly Query[];
-  /** One on top of the other, where the sum means something. */
+  /** Stacks the series, for values whose sum has a meaning. */
   readonly isStacked?: boolean;
 }
 
 interface Stat extends Omit<Panel, "isStacked"> {
-  /** From this value on it is red; below this value, with `isLow`. */
+  /** The value turns red from this limit on, or below it with `isLow`. */
   readonly limit?: number;
   readonly isLow?: boolean;
 }
 
-/** What every selector begins with. */
-const OWN = 'job="$job", instance=~"$instance"';
+/** Selects the chosen job and instances; every selector begins with it. */
+const SELECTOR = 'job="$job", instance=~"$instance"';
 
-/** A series of the chosen instances. */
-const of = (name: string, labels = ""): string => `${name}{${OWN}${labels === "" ? "" : `, ${labels}`}}`;
+/** The series of a metric for the chosen instances. */
+const series = (name: string, labels = ""): string => `${name}{${SELECTOR}${labels === "" ? "" : `, ${labels}`}}`;
 
-/** How fast a counter grows, over a window that Grafana chooses by the time between scrapes. */
-const rate = (name: string, labels = ""): string => `rate(${of(name, labels)}[$__rate_interval])`;
+/** The growth per second of a counter. Grafana chooses the window by the scrape interval. */
+const rate = (name: string, labels = ""): string => `rate(${series(name, labels)}[$__rate_interval])`;
 
 const sum = (expr: string, ...by: readonly string[]): string => (by.length === 0 ? `sum(${expr})` : `sum by (${by.join(", ")}) (${expr})`);
 
@@ -80,40 +80,40 @@ const quantile = (share: number, name: string, ...by: readonly string[]): string
 
 const requests = sum(rate("stepd_request_seconds_count"));
 
-/** A share of all calls, 0 where the counted ones have no series yet. */
+/** A share of all calls; 0 while the counted calls have no series yet. */
 const shareOf = (counted: string): string => `(${sum(counted)} or vector(0)) / ${requests}`;
 
-const one = (expr: string, legend = ""): readonly Query[] => [{ expr, legend }];
+const singleQuery = (expr: string, legend = ""): readonly Query[] => [{ expr, legend }];
 
 const stats: readonly Stat[] = [
-  { title: "Ready", description: "Instances that take calls", unit: Short, queries: one(sum(of("stepd_ready"))), limit: 1, isLow: true },
-  { title: "Calls", description: "Calls a second", unit: RequestsPerSecond, queries: one(requests) },
+  { title: "Ready", description: "Instances that take calls", unit: Short, queries: singleQuery(sum(series("stepd_ready"))), limit: 1, isLow: true },
+  { title: "Calls", description: "Calls a second", unit: RequestsPerSecond, queries: singleQuery(requests) },
   {
     title: "Failures",
     description: "Calls that end with INTERNAL_ERROR",
     unit: PercentUnit,
-    queries: one(shareOf(rate("stepd_request_seconds_count", 'outcome="INTERNAL_ERROR"'))),
+    queries: singleQuery(shareOf(rate("stepd_request_seconds_count", 'outcome="INTERNAL_ERROR"'))),
     limit: 0.01,
   },
   {
     title: "Refused for want of room",
     description: "Calls and connections turned away: OVERLOADED, CONNECTIONS",
     unit: PercentUnit,
-    queries: one(shareOf(rate("stepd_refusals_total", 'reason=~"OVERLOADED|CONNECTIONS"'))),
+    queries: singleQuery(shareOf(rate("stepd_refusals_total", 'reason=~"OVERLOADED|CONNECTIONS"'))),
     limit: 0.05,
   },
   {
     title: "Step, 99th percentile",
     description: "Of optimizer.step from its headers to its last byte out. The objective is in the rules",
     unit: Seconds,
-    queries: one(`histogram_quantile(0.99, ${sum(rate("stepd_request_seconds_bucket", 'method="optimizer.step"'), "le")})`),
+    queries: singleQuery(`histogram_quantile(0.99, ${sum(rate("stepd_request_seconds_bucket", 'method="optimizer.step"'), "le")})`),
     limit: 2.5,
   },
   {
     title: "Arena in use",
     description: "The fullest arena: what does not fit is refused",
     unit: PercentUnit,
-    queries: one(`max(${of("stepd_arena_used_bytes")} / ${of("stepd_arena_capacity_bytes")})`),
+    queries: singleQuery(`max(${series("stepd_arena_used_bytes")} / ${series("stepd_arena_capacity_bytes")})`),
     limit: 0.85,
   },
 ];
@@ -124,21 +124,21 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       title: "Calls by method",
       description: "unknown: refused or broken before their method was known; batch: several calls in one body",
       unit: RequestsPerSecond,
-      queries: one(sum(rate("stepd_request_seconds_count"), "method"), "{{method}}"),
+      queries: singleQuery(sum(rate("stepd_request_seconds_count"), "method"), "{{method}}"),
       isStacked: true,
     },
     {
       title: "Calls by outcome",
       description: "ok, or the name of the error",
       unit: RequestsPerSecond,
-      queries: one(sum(rate("stepd_request_seconds_count"), "outcome"), "{{outcome}}"),
+      queries: singleQuery(sum(rate("stepd_request_seconds_count"), "outcome"), "{{outcome}}"),
       isStacked: true,
     },
     {
       title: "Bytes of bodies",
       description: "Of calls in, and of replies out",
       unit: BytesPerSecondIEC,
-      queries: one(sum(rate("stepd_bytes_total"), "direction"), "{{direction}}"),
+      queries: singleQuery(sum(rate("stepd_bytes_total"), "direction"), "{{direction}}"),
     },
   ],
   Latency: [
@@ -155,13 +155,13 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       title: "Phases: 99th percentile",
       description: "receive and send are the callers' and the network's; queue is the wait for the workers behind other calls",
       unit: Seconds,
-      queries: one(quantile(0.99, "stepd_phase_seconds", "phase"), "{{phase}}"),
+      queries: singleQuery(quantile(0.99, "stepd_phase_seconds", "phase"), "{{phase}}"),
     },
     {
       title: "Phases: mean",
       description: "Where the time of a call goes",
       unit: Seconds,
-      queries: one(`${sum(rate("stepd_phase_seconds_sum"), "phase")} / ${sum(rate("stepd_phase_seconds_count"), "phase")}`, "{{phase}}"),
+      queries: singleQuery(`${sum(rate("stepd_phase_seconds_sum"), "phase")} / ${sum(rate("stepd_phase_seconds_count"), "phase")}`, "{{phase}}"),
       isStacked: true,
     },
   ],
@@ -170,22 +170,22 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       title: "Refusals by reason",
       description: "Calls refused before they ran, and connections cut",
       unit: RequestsPerSecond,
-      queries: one(sum(rate("stepd_refusals_total"), "reason"), "{{reason}}"),
+      queries: singleQuery(sum(rate("stepd_refusals_total"), "reason"), "{{reason}}"),
       isStacked: true,
     },
     {
       title: "Steps with gradients that are not finite",
       description: "Refused or skipped for NaN or infinity",
       unit: CountsPerSecond,
-      queries: one(sum(rate("stepd_non_finite_gradients_total"), "instance"), "{{instance}}"),
+      queries: singleQuery(sum(rate("stepd_non_finite_gradients_total"), "instance"), "{{instance}}"),
     },
     {
       title: "Drains and restarts",
       description: "Ready: 1, draining: 0; and the age of the process",
       unit: Short,
       queries: [
-        { expr: of("stepd_ready"), legend: "{{instance}} ready" },
-        { expr: `changes(${of("process_start_time_seconds")}[1h])`, legend: "{{instance}} restarts in an hour" },
+        { expr: series("stepd_ready"), legend: "{{instance}} ready" },
+        { expr: `changes(${series("process_start_time_seconds")}[1h])`, legend: "{{instance}} restarts in an hour" },
       ],
     },
   ],
@@ -195,23 +195,23 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       description: "Bytes that calls hold, the most they ever held, and what there is",
       unit: BytesIEC,
       queries: [
-        { expr: of("stepd_arena_used_bytes"), legend: "{{instance}} used" },
-        { expr: of("stepd_arena_high_water_bytes"), legend: "{{instance}} high water" },
-        { expr: of("stepd_arena_capacity_bytes"), legend: "{{instance}} capacity" },
+        { expr: series("stepd_arena_used_bytes"), legend: "{{instance}} used" },
+        { expr: series("stepd_arena_high_water_bytes"), legend: "{{instance}} high water" },
+        { expr: series("stepd_arena_capacity_bytes"), legend: "{{instance}} capacity" },
       ],
     },
     {
       title: "Bodies in flight",
       description: "Bytes of bodies of calls that are received, computed or sent. The Helm chart scales by it",
       unit: BytesIEC,
-      queries: one(of("stepd_in_flight_bytes"), "{{instance}}"),
+      queries: singleQuery(series("stepd_in_flight_bytes"), "{{instance}}"),
       isStacked: true,
     },
     {
       title: "Calls in flight",
       description: "Calls that are received, computed or sent",
       unit: Short,
-      queries: one(of("stepd_in_flight_requests"), "{{instance}}"),
+      queries: singleQuery(series("stepd_in_flight_requests"), "{{instance}}"),
       isStacked: true,
     },
   ],
@@ -220,13 +220,13 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       title: "Workers busy",
       description: "Share of the worker threads' time in kernels",
       unit: PercentUnit,
-      queries: one(`${rate("stepd_worker_busy_seconds_total")} / ${of("stepd_workers")}`, "{{instance}}"),
+      queries: singleQuery(`${rate("stepd_worker_busy_seconds_total")} / ${series("stepd_workers")}`, "{{instance}}"),
     },
     {
       title: "Elements a second by optimizer",
       description: "Parameters stepped",
       unit: CountsPerSecond,
-      queries: one(sum(rate("stepd_elements_total"), "optimizer", "dtype"), "{{optimizer}} {{dtype}}"),
+      queries: singleQuery(sum(rate("stepd_elements_total"), "optimizer", "dtype"), "{{optimizer}} {{dtype}}"),
       isStacked: true,
     },
     {
@@ -234,8 +234,8 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       description: "Jobs for the workers, with the one that runs; threads that died in the last hour",
       unit: Short,
       queries: [
-        { expr: of("stepd_queued_jobs"), legend: "{{instance}} jobs" },
-        { expr: `increase(${of("stepd_workers_lost_total")}[1h])`, legend: "{{instance}} lost" },
+        { expr: series("stepd_queued_jobs"), legend: "{{instance}} jobs" },
+        { expr: `increase(${series("stepd_workers_lost_total")}[1h])`, legend: "{{instance}} lost" },
       ],
     },
   ],
@@ -244,15 +244,15 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       title: "Resident memory",
       description: "Of the whole process: the arena as far as it was used, the heap, and buffers",
       unit: BytesIEC,
-      queries: one(of("process_resident_memory_bytes"), "{{instance}}"),
+      queries: singleQuery(series("process_resident_memory_bytes"), "{{instance}}"),
     },
     {
       title: "Event loop lag",
       description: "How late the main thread is: it receives, decodes, encodes and sends",
       unit: Seconds,
       queries: [
-        { expr: of("nodejs_eventloop_lag_p50_seconds"), legend: "{{instance}} p50" },
-        { expr: of("nodejs_eventloop_lag_p99_seconds"), legend: "{{instance}} p99" },
+        { expr: series("nodejs_eventloop_lag_p50_seconds"), legend: "{{instance}} p50" },
+        { expr: series("nodejs_eventloop_lag_p99_seconds"), legend: "{{instance}} p99" },
       ],
     },
     {
@@ -309,7 +309,7 @@ const timePanel = ({ title, description, unit, queries, isStacked = false }: Pan
     .span(COLUMNS / PANELS_IN_ROW)
     .height(PANEL_HEIGHT);
 
-/** The dashboard that stepd.json holds. */
+/** Builds the dashboard that is committed as stepd.json. */
 export const dashboard = (): Dashboard => {
   const builder = new DashboardBuilder("stepd")
     .uid("stepd")

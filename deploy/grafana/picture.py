@@ -1,6 +1,7 @@
-"""Draws panels of stepd.json from what a Prometheus has, as Grafana would: docs/metrics.png is made with it.
+"""Draws panels of stepd.json from a Prometheus, as Grafana would. docs/metrics.png is
+made with it.
 
-test/prometheus/picture.ts makes the load and calls this. By hand:
+test/prometheus/picture.ts produces load and calls this script. By hand:
 
     python deploy/grafana/picture.py http://localhost:9090 --minutes 60 --output panels.png
 """
@@ -25,7 +26,7 @@ from PIL import Image
 
 DASHBOARD = Path(__file__).with_name("stepd.json")
 
-# The main panels, in the order of the picture.
+# The main panels, in their order in the picture.
 PANELS = (
     "Calls by method",
     "Calls by outcome",
@@ -47,13 +48,14 @@ COLUMNS = 3
 POINTS = 240
 DPI = 80
 
-# Lines and text need few colours, and the file is a quarter of the size.
+# A small palette is enough for lines and text, and makes the file a quarter of the
+# size.
 COLOURS = 96
 
-# Gridlines, at least.
+# Minimum number of gridlines.
 LINES = 4
 
-# Suffixes of a unit's steps and their size.
+# The suffixes of a unit's multiples, and the factor between them.
 SI = (1000.0, ("", " K", " M", " G", " T"))
 IEC = (1024.0, (" B", " KiB", " MiB", " GiB", " TiB"))
 
@@ -69,7 +71,7 @@ def scaled(value: float, base: float, suffixes: tuple[str, ...]) -> str:
 
 
 def formatted(value: float, unit: str) -> str:
-    """A value in one of the units of dashboard.ts."""
+    """Formats a value in one of the units of dashboard.ts."""
     if value == 0:
         return "0"
     if unit in ("bytes", "binBps"):
@@ -92,7 +94,8 @@ def query(prometheus: str, expression: str, start: float, end: float) -> list[Se
 
 
 def named(legend: str, labels: dict[str, str], instances: list[str]) -> str:
-    """A series' name; instances are numbered, which is shorter than their addresses."""
+    """The name of a series. Instances are numbered, because their addresses are long.
+    """
     for label, value in labels.items():
         text = f"stepd-{instances.index(value) + 1}" if label == "instance" else value
         legend = legend.replace("{{" + label + "}}", text)
@@ -102,7 +105,7 @@ def named(legend: str, labels: dict[str, str], instances: list[str]) -> str:
 def draw(axes: Axes, panel: dict[str, Any], series: list[tuple[str, list[float], list[float]]], step: float) -> None:
     unit = panel["fieldConfig"]["defaults"]["unit"]
     stacking = panel["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"]
-    # What is 0 all the time tells nothing, and fills the legend.
+    # A series that is always 0 shows nothing and takes space in the legend.
     shown = [one for one in series if any(value > 0 for value in one[2])] or series[:1]
     if stacking == "normal":
         times = sorted({at for _, points, _ in shown for at in points})
@@ -126,7 +129,9 @@ def draw(axes: Axes, panel: dict[str, Any], series: list[tuple[str, list[float],
 
 
 def with_gaps(points: list[float], values: list[float], step: float) -> tuple[list[float], list[float]]:
-    """No line where there was nothing: over the time that a replica was down."""
+    """Interrupts the line where samples are missing, for instance while a replica was
+    down.
+    """
     times, found = points[:1], values[:1]
     for before, at, value in zip(points, points[1:], values[1:], strict=False):
         if at - before > 1.5 * step:

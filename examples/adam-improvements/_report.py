@@ -1,4 +1,4 @@
-"""What the scripts share around their sweeps: options, results as JSON, figures."""
+"""What the scripts share apart from training: options, results as JSON, figures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-import stepd
+from _train import Digits, load_digits
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from _train import Digits, load_digits
+import stepd
 
 Json = dict[str, Any]
 Values = npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ def run(
     measure: Callable[[stepd.Client, Digits, bool], Json],
     draw: Callable[[Json], Figure],
 ) -> None:
-    """Measure, write NAME.json, draw it as NAME.png."""
+    """Measures, writes the results to NAME.json, and draws NAME.png."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,12 +70,14 @@ def run(
     matplotlib.use("Agg")
     plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
     figure = draw(json.loads(file.read_text()))
-    # Without the library's version in it, the same results are the same file.
+    # Omits matplotlib's version, so that equal results give equal files.
     figure.savefig(arguments.out / f"{name}.png", dpi=110, metadata={"Software": None})
 
 
 def numbers(array: npt.ArrayLike, digits: int = 5) -> Any:
-    """An array as lists for JSON; what a diverged network measures is null."""
+    """Converts an array to lists for JSON. NaN, the result of a diverged network,
+    becomes null.
+    """
     rounded = np.round(np.asarray(array, np.float64), digits)
     values = rounded.astype(object)
     values[~np.isfinite(rounded)] = None
@@ -83,14 +85,14 @@ def numbers(array: npt.ArrayLike, digits: int = 5) -> Any:
 
 
 def array(values: Any) -> Values:
-    """Lists of JSON as an array, with NaN for null."""
+    """Converts lists from JSON to an array. null becomes NaN."""
     return np.array(values, np.float64)
 
 
 def band(
     axis: Axes, x: Sequence[int], by_seed: Values, label: str, style: Json
 ) -> None:
-    """The mean over the seeds as a line, the standard deviation as a band."""
+    """Draws the mean over the seeds as a line, and the standard deviation as a band."""
     mean, spread = by_seed.mean(axis=0), by_seed.std(axis=0, ddof=1)
     axis.plot(x, mean, label=label, linewidth=1.4, markersize=4, **style)
     axis.fill_between(

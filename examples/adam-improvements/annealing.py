@@ -1,8 +1,8 @@
 """Does AdamW with cosine annealing reach the test accuracy of SGD with momentum?
 
-Every contender gets a search of the same size: the learning rate and weight decay with
-the best validation accuracy, over seeds of their own. The chosen setting then trains
-with fresh seeds, which are measured on MNIST's test set after every epoch.
+Every contender gets an equally large search for the learning rate and weight decay with
+the best validation accuracy, on separate seeds. The best setting then trains with fresh
+seeds, and is measured on MNIST's test set after every epoch.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
-import stepd
+from _report import STYLES, Json, array, band, numbers, run
+from _train import Digits, Sweep, tick, together
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from _report import STYLES, Json, array, band, numbers, run
-from _train import Digits, Sweep, tick, together
+import stepd
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ CONTENDERS = {
     "SGD": Contender("sgd", *_SGD),
     "SGD, cosine": Contender("sgd", *_SGD, anneals=True),
     "Adam": Contender("adam", *_ADAM),
-    # The control: whether it is the decoupled decay or the annealing that helps.
+    # The control, which separates the effect of decoupled decay from that of annealing.
     "Adam, cosine": Contender("adam", *_ADAM, anneals=True),
     "AdamW": Contender("adamw", *_ADAMW),
     "AdamW, cosine": Contender("adamw", *_ADAMW, anneals=True),
@@ -101,7 +101,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
             return {
                 "optimizer": {"name": contender.optimizer, **best},
                 "valid_accuracy": numbers(100 * accuracy, 2),
-                # By seed, then epoch.
+                # Indexed by seed, then by epoch.
                 "test_accuracy": numbers(100 * np.stack(by_epoch, axis=-1), 2),
             }
 
@@ -111,7 +111,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
 
 
 def draw(results: Json) -> Figure:
-    """Test accuracy by epoch, and that of each seed at the end."""
+    """Plots test accuracy by epoch, and each seed's accuracy at the end."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 3.9), layout="constrained", width_ratios=(1.4, 1)
     )

@@ -1,8 +1,9 @@
 """Does LAMB need no warm-up at batch sizes from 64 to the full set, and AdamW one?
 
-Every batch size gets the same number of epochs, so the full set has few steps. At each
-one the learning rates of a grid are tried by validation loss; beside the best of them
-stands what the square-root rule of LAMB's paper gives from the best at batch 64.
+Every batch size trains for the same number of epochs, so the full set has few steps. A
+grid of learning rates is tried at each size, and validation loss selects the best one.
+The result is compared with the square-root rule of LAMB's paper, which scales the best
+rate at batch 64.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import stepd
+from _report import STYLES, Json, array, numbers, run
+from _train import Digits, Sweep, tick, together
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from _report import STYLES, Json, array, numbers, run
-from _train import Digits, Sweep, tick, together
+import stepd
 
 #: Part of the steps in which a warm-up raises the rate from 0.
 WARM_UP = 0.2
@@ -75,18 +76,18 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
                 for _ in range(steps[batch]):
                     sweep.step()
                     tick(bar)
-                # Where a seed diverges the mean is no number, and the rate is out.
+                # One diverged seed makes the mean NaN, which excludes the rate.
                 loss = sweep.validation()[0].mean(axis=1)
                 losses.append(np.nan_to_num(loss, nan=np.inf))
                 accuracies.append(100 * sweep.test()[1])
             return {
                 "optimizer": {"name": contender.optimizer, "weight_decay": 0.01},
                 "rates": rates,
-                # By batch size: the place of the rate with the lowest loss.
+                # By batch size: the index of the rate with the lowest loss.
                 "best": np.argmin(losses, axis=1).tolist(),
-                # By batch size, then rate.
+                # Indexed by batch size, then by rate.
                 "valid_loss": numbers(losses, 4),
-                # By batch size, then rate, then seed.
+                # Indexed by batch size, then by rate, then by seed.
                 "test_accuracy": numbers(np.stack(accuracies), 2),
             }
 
@@ -96,18 +97,18 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
 
 
 def _schedule(steps: int, warms_up: bool) -> Json:
-    """Down to 0 in a line; with a warm-up, up in another one before."""
+    """A linear decay to 0, after a linear warm-up if there is one."""
     up = max(1, round(WARM_UP * steps)) if warms_up else 0
     down = {"name": "polynomial", "total_iters": steps - up}
     if not up:
         return down
-    # The first step of a line from 0 would be lost.
+    # Starts above 0, because a step at rate 0 would be wasted.
     rise = {"name": "linear", "start_factor": 1 / (up + 1), "total_iters": up}
     return {"name": "sequence", "milestones": [up], "schedules": [rise, down]}
 
 
 def draw(results: Json) -> Figure:
-    """Accuracy at the best rates, then over the rates of each batch size."""
+    """Plots accuracy at the best rates, then over the rates of each batch size."""
     batches = results["batches"]
     figure, axes = plt.subplots(
         1, 3, figsize=(11, 3.8), layout="constrained", width_ratios=(1.1, 1, 1)

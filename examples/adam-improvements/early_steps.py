@@ -1,7 +1,7 @@
 """Do QHAdam and QHAdamW learn faster than Adam and AdamW in the early steps?
 
-The same first weights and the same batches for all four, several learning rates, and
-the loss on images put aside, from the first step on.
+All four start from the same weights and see the same batches, at several learning
+rates. The validation loss is measured from the first step on.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import stepd
+from _report import STYLES, Json, array, band, numbers, run
+from _train import Digits, Sweep, tick, together
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from tqdm import tqdm
 
-from _report import STYLES, Json, array, band, numbers, run
-from _train import Digits, Sweep, tick, together
+import stepd
 
 #: The betas and nus are those that the QHAdam paper recommends.
 OPTIMIZERS: dict[str, Json] = {
@@ -49,7 +49,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
     with tqdm(total=len(OPTIMIZERS) * steps, unit="step", desc="early steps") as bar:
 
         def losses_of(name: str) -> Any:
-            """By rate, then seed, then step."""
+            """Losses, indexed by rate, then by seed, then by step."""
             sweep = Sweep(
                 client,
                 digits,
@@ -74,7 +74,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
 
 
 def draw(results: Json) -> Figure:
-    """Above the loss for each learning rate, below the quasi-hyperbolic gain."""
+    """Plots the loss for each learning rate, and below it the quasi-hyperbolic gain."""
     rates, steps = results["rates"], results["at"]
     figure, axes = plt.subplots(
         2,

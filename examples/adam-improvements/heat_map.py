@@ -1,9 +1,9 @@
 """Learning rate times weight decay: is the best decay the same at every rate?
 
-Adam adds the decay to the gradient. AdamW takes it from the weights: lr * decay of
-them, or with weight_decay_scale "schedule" decay times the schedule's factor, whatever
-lr is. Test error over the grid, with cosine annealing, where decay is needed: there are
-few images, and a part of their labels is wrong.
+Adam adds the decay to the gradient. AdamW subtracts lr * decay times the weights, or
+decay times the schedule's factor with weight_decay_scale "schedule", independent of lr.
+The script maps the test error with cosine annealing, on a task that needs decay: it has
+few images, and part of their labels is wrong.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import stepd
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from tqdm import tqdm
-
 from _report import Json, array, numbers, run
 from _train import Digits, Sweep, tick, together
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from page import power
+from tqdm import tqdm
+
+import stepd
 
 #: Part of the images whose label is drawn at random.
 NOISE = 0.3
@@ -90,7 +90,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
 
 
 def draw(results: Json) -> Figure:
-    """A panel for each form; a ring around the best decay of each rate."""
+    """Draws one panel per form, with a ring around the best decay of each rate."""
     forms = results["forms"].items()
     means = [array(form["test_error"]).mean(axis=-1) for _, form in forms]
     low = min(mean.min() for mean in means)

@@ -1,7 +1,7 @@
 """Writes the tables of docs/adam-improvements.md from the results beside its figures.
 
-With --check it writes nothing, and its exit code is 1 where the page says something
-else. Another page may be named; its results are in the folder of the same name.
+With --check it writes nothing, and exits with 1 if the page differs. The argument may
+name another page, whose results are in the folder of the same name.
 
 Needs no package, so that the check runs everywhere.
 """
@@ -29,12 +29,12 @@ def spread(values: Sequence[float], digits: int = 2, sign: str = "") -> str:
 
 
 def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Seed by seed, which have weights and batches in common."""
+    """Differences between pairs of the same seed, which share weights and batches."""
     return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 
 def power(value: float) -> str:
-    """A number of a logarithmic grid: 3e-4, 1e1."""
+    """Formats a number of a logarithmic grid: 3e-4, 1e1."""
     digit, exponent = f"{value:.0e}".split("e")
     return f"{digit}e{int(exponent)}"
 
@@ -56,7 +56,8 @@ def heat_map(results: Json) -> str:
             f"{power(decays[at])}: {spread(row[at])}"
             for at, row in zip(best, errors, strict=True)
         ]
-        # Mean over all pairs of rates: a decay chosen at one is used at the other.
+        # The mean over all pairs of rates: the decay chosen at one is used at the
+        # other.
         pairs = list(permutations(range(len(rates)), 2))
         lost = [
             fmean(
@@ -136,7 +137,8 @@ def batch_size(results: Json) -> str:
             rates, accuracy = contender["rates"], contender["test_accuracy"][index]
             place = contender["best"][index]
             best.append(f"{spread(accuracy[place])} ({rates[place]:.2g})")
-            # Rates are powers of 2, so the root of a batch 4 times as large is one on.
+            # Rates are powers of 2, so 4 times the batch moves the square-root rule one
+            # rate up.
             place = contender["best"][0] + round(log2(batch / batches[0]) / 2)
             scaled.append(
                 f"{spread(accuracy[place])} ({rates[place]:.2g})"
@@ -163,7 +165,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
 
 
 def written(page: Path) -> str:
-    """The page's text with the tables of its results."""
+    """The page's text, with the tables filled from its results."""
     text = page.read_text()
     for name, make in TABLES.items():
         results = json.loads((page.with_suffix("") / f"{name}.json").read_text())

@@ -1,8 +1,8 @@
-"""Writes page/digits.bin, the data of the page, from scikit-learn's copy of the digits.
+"""Writes page/digits.bin, the page's data, from scikit-learn's copy of the digits.
 
     pip install scikit-learn && python digits.py
 
-Each image is 65 bytes: 8x8 pixels from 0 to 16 row by row, then its digit.
+Each image takes 65 bytes: 8x8 pixels from 0 to 16 in row-major order, then the digit.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
 /**
- * Serves the page, and starts a stepd that allows its origin, unless STEPD_URL names one. Prints the address to open; ends with Ctrl-C.
+ * Serves the page, and starts a stepd that allows its origin, unless STEPD_URL names one. Prints the address to open; Ctrl-C ends
+ * it.
  *
- * esbuild bundles the page at each request: one dependency, no configuration, and a page that is always of the sources.
+ * esbuild bundles the page at each request, so the page always matches its sources, with one dependency and no configuration.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";

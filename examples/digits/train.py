@@ -1,10 +1,10 @@
 """Train a classifier of handwritten digits with every optimizer step done by stepd.
 
 The model is an MLP in numpy with its gradients written out by hand. Each minibatch
-sends parameters, gradients and state to the service as MessagePack and goes on with
-what comes back. Nothing about the optimizer lives in this process.
+sends parameters, gradients and state to the service as MessagePack, and continues with
+the reply. Nothing about the optimizer lives in this process.
 
-The run can stop at any step and go on later, also in another language: see
+The run can stop at any step and resume later, also in another language: see
 examples/go-trainer.
 """
 
@@ -31,15 +31,15 @@ Tensors = dict[str, np.ndarray]
 BATCH = 64
 HIDDEN = 64
 
-# What each optimizer is asked to do (what is not named takes the service's default), and
-# what else the trainers of all languages agree on.
+# Hyperparameters of each optimizer (the service's defaults apply to the rest), and the
+# other settings that the trainers of all languages share.
 SETTINGS = json.loads(Path(__file__).with_name("settings.json").read_text())
 
 DTYPES = {"F32": "<f4", "I32": "<i4", "I64": "<i8"}
 
 
 class Stepd:
-    """A stepd server over one connection that stays open."""
+    """A stepd server, called over one persistent connection."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -57,7 +57,7 @@ class Stepd:
         response = self.connection.getresponse()
         answer = response.read()
         if response.getheader("Content-Type") != "application/vnd.msgpack":
-            # A proxy's own words, or those of another service at that address.
+            # The reply came from a proxy, or from another service at that address.
             raise RuntimeError(f"{method}: HTTP {response.status}: {answer[:200]!r}")
         reply = msgpack.unpackb(answer)
         if "error" in reply:
@@ -66,7 +66,7 @@ class Stepd:
 
 
 def to_safetensors(tensors: Tensors) -> bytes:
-    """A safetensors file: the header's length, the header in JSON, the data."""
+    """Encodes a safetensors file: the header's length, the header in JSON, the data."""
     names = {np.dtype(code): name for name, code in DTYPES.items()}
     header, end = {}, 0
     for name, array in tensors.items():
@@ -94,13 +94,13 @@ def from_safetensors(file: bytes) -> Tensors:
 
 
 def steps_of(state: bytes | None) -> int:
-    """The steps that a state has taken."""
+    """The number of steps that a state has taken."""
     slots = from_safetensors(state) if state else {}
     return max((int(slots[key]) for key in slots if key.startswith("step/")), default=0)
 
 
 def save(path: str, file: bytes) -> None:
-    """Write a file of which nobody ever sees a part."""
+    """Writes a file atomically: it is never visible in part."""
     partial = f"{path}.{os.getpid()}.part"
     Path(partial).write_bytes(file)
     os.replace(partial, path)
@@ -127,7 +127,7 @@ def forward(params: Tensors, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def loss_and_grads(
     params: Tensors, x: np.ndarray, y: np.ndarray
 ) -> tuple[float, Tensors]:
-    """Mean cross-entropy of a batch and its gradient by every parameter."""
+    """Mean cross-entropy of a batch, and its gradient for every parameter."""
     hidden, logits = forward(params, x)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -147,7 +147,7 @@ def loss_and_grads(
 
 
 def batches_of(rng: np.random.Generator, count: int, epochs: int) -> np.ndarray:
-    """Which images each step sees: epochs x batches x BATCH indexes."""
+    """The images of each step, as an array of indexes: epochs x batches x BATCH."""
     batches = count // BATCH
     order = [rng.permutation(count)[: batches * BATCH] for _ in range(epochs)]
     return np.array(order, np.int32).reshape(epochs, batches, BATCH)

@@ -1,9 +1,9 @@
-"""Federated averaging over simulated clients whose outer step stepd does.
+"""Federated averaging over simulated clients, with stepd for the outer step.
 
-Each round, some of the clients take the model, train it on their own digits by SGD, and
-send back what they got. The server takes the mean of how far they went for a gradient,
-and gives it to an optimizer (Reddi et al., 2021, Adaptive Federated Optimization,
-https://arxiv.org/abs/2003.00295, algorithm 2). With SGD at rate 1 that is plain
+In each round some clients take the model, train it on their own digits by SGD, and
+return it. The server averages how far the clients moved and passes the result to an
+optimizer as a gradient (Reddi et al., 2021, Adaptive Federated Optimization,
+https://arxiv.org/abs/2003.00295, algorithm 2). With SGD at rate 1 this is plain
 averaging of the clients' models.
 """
 
@@ -46,7 +46,7 @@ OUTER: dict[str, dict[str, Any]] = {
 
 
 def digits() -> tuple[Images, Images]:
-    """The images to train on and those to test with, the same for all seeds."""
+    """Training and test images, the same for all seeds."""
     images, labels = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(
         (images / 16).astype(np.float32),
@@ -59,10 +59,10 @@ def digits() -> tuple[Images, Images]:
 
 
 def split(data: Images, rng: np.random.Generator) -> list[Images]:
-    """Images by client: each digit's go to the clients in shares drawn at random.
+    """Divides the images of each digit among the clients, in random shares.
 
     The shares have a Dirichlet distribution (Hsu et al., 2019,
-    https://arxiv.org/abs/1909.06335), so no client's images are like another's.
+    https://arxiv.org/abs/1909.06335), so every client has its own mixture of digits.
     """
     owned: list[list[int]] = [[] for _ in range(CLIENTS)]
     for digit in range(10):
@@ -92,7 +92,7 @@ def forward(params: Tensors, x: Array) -> tuple[Array, Array]:
 
 
 def gradients(params: Tensors, x: Array, y: Array) -> Tensors:
-    """Of the mean cross-entropy of a batch."""
+    """Gradients of a batch's mean cross-entropy."""
     hidden, logits = forward(params, x)
     exp = np.exp(logits - logits.max(axis=1, keepdims=True))
     d_logits = exp / exp.sum(axis=1, keepdims=True)
@@ -112,7 +112,7 @@ def accuracy(params: Tensors, data: Images) -> float:
 
 
 def train_client(params: Tensors, data: Images, rng: np.random.Generator) -> Tensors:
-    """The client's own model after some passes of SGD over its own images."""
+    """The client's model after some epochs of SGD on its own images."""
     params = {name: array.copy() for name, array in params.items()}
     for _ in range(LOCAL_EPOCHS):
         order = rng.permutation(len(data[0]))
@@ -124,7 +124,7 @@ def train_client(params: Tensors, data: Images, rng: np.random.Generator) -> Ten
 
 
 def pseudo_gradient(params: Tensors, models: list[Tensors], counts: Array) -> Tensors:
-    """From the clients' mean to where they started, each weighed by its images."""
+    """The parameters minus the clients' mean, weighted by their numbers of images."""
     weights = (counts / counts.sum()).astype(np.float32)
     return {
         name: array
@@ -136,7 +136,7 @@ def pseudo_gradient(params: Tensors, models: list[Tensors], counts: Array) -> Te
 def train(
     client: stepd.Client, outer: dict[str, Any], seed: int, rounds: int, bar: Any
 ) -> list[float]:
-    """Accuracies after each round. Nothing random depends on the optimizer."""
+    """Accuracy after each round. The optimizer does not influence any random choice."""
     rng = np.random.default_rng(seed)
     train_set, test_set = digits()
     clients = split(train_set, rng)
@@ -156,7 +156,7 @@ def train(
 
 
 def rounds_to(goal: float, reached: Array) -> str:
-    """The first round whose mean accuracy is the goal's."""
+    """The first round whose mean accuracy reaches the goal."""
     there = np.flatnonzero(reached.mean(axis=0) >= goal)
     return str(there[0] + 1) if len(there) else "-"
 

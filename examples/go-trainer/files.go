@@ -13,9 +13,9 @@ import (
 	"stepd"
 )
 
-// What the trainer reads and writes: settings, the data set, and runs that stopped.
+// Reading and writing of settings, the data set, and interrupted runs.
 
-// settings are what the trainers of all languages agree on.
+// settings are shared by the trainers of all languages.
 type settings struct {
 	Goal       float64
 	Seed       int
@@ -35,10 +35,10 @@ func readSettings(path string) (settings, error) {
 	return s, nil
 }
 
-// parameters are the names and the order of a network's tensors.
+// parameters names a network's tensors, in order.
 var parameters = []string{"hidden.weight", "hidden.bias", "output.weight", "output.bias"}
 
-// tensors are views of the network's values: what changes them changes the network.
+// tensors returns views of the network's values: a change to them changes the network.
 func (n network[T]) tensors() stepd.Tensors {
 	return stepd.Tensors{
 		stepd.From(parameters[0], n.hiddenWeight, n.inputs(), n.hidden()), stepd.From(parameters[1], n.hiddenBias),
@@ -46,7 +46,7 @@ func (n network[T]) tensors() stepd.Tensors {
 	}
 }
 
-// networkOf copies the values of tensors, whose names begin with a prefix.
+// networkOf copies a network from the tensors whose names begin with a prefix.
 func networkOf(tensors stepd.Tensors, prefix string) (network[float32], error) {
 	var n network[float32]
 	for i, target := range []*[]float32{&n.hiddenWeight, &n.hiddenBias, &n.outputWeight, &n.outputBias} {
@@ -71,13 +71,13 @@ func networkOf(tensors stepd.Tensors, prefix string) (network[float32], error) {
 	return n, nil
 }
 
-// digits is what examples/digits/train.py --export writes: the split and scaled images, the first parameters, and which images
-// each step sees.
+// digits is the file that examples/digits/train.py --export writes: the split and scaled images, the first parameters, and the
+// images of each step.
 type digits struct {
 	seed                    int32
 	trainImages, testImages []float32
 	trainLabels, testLabels []int32
-	// batches are by epoch and step.
+	// batches is indexed by epoch, then by step.
 	batches [][][]int32
 	first   network[float32]
 }
@@ -102,7 +102,7 @@ func readDigits(path string) (*digits, error) {
 	return d, nil
 }
 
-// reader keeps the first error; what it returns after one is of no use.
+// reader keeps the first error; later results are meaningless.
 type reader struct {
 	tensors stepd.Tensors
 	err     error
@@ -114,7 +114,7 @@ func (r *reader) fail(format string, args ...any) {
 	}
 }
 
-// images are those of a part of the data set, and their labels.
+// images returns the images of a part of the data set, and their labels.
 func (r *reader) images(part string, n network[float32]) ([]float32, []int32) {
 	labels, _ := r.indexes(part+".labels", 1, n.outputs())
 	tensor, _ := r.tensors.Get(part + ".images")
@@ -125,7 +125,7 @@ func (r *reader) images(part string, n network[float32]) ([]float32, []int32) {
 	return images, labels
 }
 
-// indexes are whole numbers below a limit.
+// indexes returns whole numbers below a limit, and their shape.
 func (r *reader) indexes(name string, dimensions, limit int) ([]int32, []int) {
 	tensor, _ := r.tensors.Get(name)
 	values := make([]int32, len(tensor.Data)/4)
@@ -142,8 +142,8 @@ func (r *reader) indexes(name string, dimensions, limit int) ([]int32, []int) {
 	return values, tensor.Shape
 }
 
-// A run that stopped is three files, which trainers in all languages read: the parameters, the optimizer's state, and the
-// gradients of the last step.
+// An interrupted run is three files that trainers in all languages read: the parameters, the optimizer's state, and the gradients
+// of the last step.
 func paramsFile(prefix string) string { return prefix + ".params.safetensors" }
 func stateFile(prefix string) string  { return prefix + ".state.safetensors" }
 func gradsFile(prefix string) string  { return prefix + ".grads.safetensors" }
@@ -165,7 +165,7 @@ func saveRun(prefix string, n, grads network[float32], state *stepd.State) error
 	if state != nil {
 		return errors.Join(err, state.Save(stateFile(prefix)))
 	}
-	// A state of another run must not stand beside these parameters.
+	// Removes the state of an earlier run, which does not belong to these parameters.
 	if removed := os.Remove(stateFile(prefix)); !errors.Is(removed, fs.ErrNotExist) {
 		err = errors.Join(err, removed)
 	}

@@ -25,7 +25,7 @@ func TestRunsAreReadAsTheyWereSaved(t *testing.T) {
 	if !slices.Equal(found.hiddenWeight, small().hiddenWeight) || !slices.Equal(found.outputBias, small().outputBias) || found.inputs() != 3 {
 		t.Fatalf("%+v", found)
 	}
-	// The network is stepped through its tensors.
+	// A step writes through the network's tensors.
 	tensors := found.tensors()
 	copy(tensors[3].Data, []byte{0, 0, 128, 63})
 	if found.outputBias[0] != 1 {
@@ -33,7 +33,7 @@ func TestRunsAreReadAsTheyWereSaved(t *testing.T) {
 	}
 }
 
-func TestNetworksThatAreNone(t *testing.T) {
+func TestReadNetworkRejectsWrongTensors(t *testing.T) {
 	for expected, change := range map[string]func(stepd.Tensors) stepd.Tensors{
 		"expected the tensor output.bias, found none":         func(ts stepd.Tensors) stepd.Tensors { return ts[:3] },
 		"hidden.weight: expected shape [3 2], found [2 3]":    func(ts stepd.Tensors) stepd.Tensors { ts[0].Shape = []int{2, 3}; return ts },

@@ -1,5 +1,5 @@
-// Train a classifier of handwritten digits in Go, with every optimizer step done by stepd: the same network, data, first
-// parameters and batches as examples/digits in Python, whose runs this one goes on with, and the other way round.
+// Train a classifier of handwritten digits in Go, with every optimizer step done by stepd. The network, the data, the first
+// parameters and the batches are those of examples/digits in Python, and each trainer can resume the other's runs.
 package main
 
 import (
@@ -59,7 +59,7 @@ func readArguments() arguments {
 	return a
 }
 
-// train makes the run and tells whether it reached the goal.
+// train runs the training and reports whether it reached the goal.
 func train(ctx context.Context, a arguments) (reached bool, err error) {
 	settings, err := readSettings(a.settings)
 	if err != nil {
@@ -116,7 +116,7 @@ func train(ctx context.Context, a arguments) (reached bool, err error) {
 		replay = false
 		result, err := client.Step(ctx, stepd.StepRequest{
 			Optimizer: optimizer, Groups: settings.Groups, Params: params, Grads: grads.tensors(), State: state,
-			Into: params, // The network itself is updated.
+			Into: params, // The step updates the network itself.
 		})
 		if err != nil {
 			return false, err
@@ -143,7 +143,7 @@ func train(ctx context.Context, a arguments) (reached bool, err error) {
 	return accuracy > settings.Goal || stop < len(batches), nil
 }
 
-// start returns the network and the state that the run begins with.
+// start returns the network and the state from which the run continues.
 func start(a arguments, first network[float32]) (network[float32], *stepd.State, error) {
 	if a.resume == "" {
 		return first, nil, nil
@@ -164,7 +164,7 @@ func newBar(total, done int) *progressbar.ProgressBar {
 	return bar
 }
 
-// stepsOf are the steps that a state has taken.
+// stepsOf returns the number of steps that a state has taken.
 func stepsOf(state *stepd.State) int {
 	most := int64(0)
 	if state != nil {

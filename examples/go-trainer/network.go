@@ -9,7 +9,7 @@ import (
 
 type float interface{ float32 | float64 }
 
-// network has its weights in row-major order, a row for each input. The gradients of a network have the same form.
+// network holds its weights in row-major order, one row for each input. Gradients have the same type.
 type network[T float] struct {
 	hiddenWeight, hiddenBias, outputWeight, outputBias []T
 }
@@ -22,14 +22,14 @@ func (n network[T]) size() int {
 	return len(n.hiddenWeight) + len(n.hiddenBias) + len(n.outputWeight) + len(n.outputBias)
 }
 
-// zerosLike makes room for gradients.
+// zerosLike allocates gradients of a network's shape.
 func zerosLike[T float](n network[T]) network[T] {
 	return network[T]{
 		make([]T, len(n.hiddenWeight)), make([]T, len(n.hiddenBias)), make([]T, len(n.outputWeight)), make([]T, len(n.outputBias)),
 	}
 }
 
-// layer adds to out, of the size of the bias, bias + in * weight.
+// layer adds bias + in * weight to out.
 func layer[T float](out, in, weight, bias []T) {
 	copy(out, bias)
 	for i, value := range in {
@@ -51,7 +51,7 @@ func dot[T float](a, b []T) (sum T) {
 	return sum
 }
 
-// forward writes the hidden values and the logits of one image.
+// forward computes the hidden activations and the logits of one image.
 func (n network[T]) forward(image, hidden, logits []T) {
 	layer(hidden, image, n.hiddenWeight, n.hiddenBias)
 	for i := range hidden {
@@ -60,7 +60,7 @@ func (n network[T]) forward(image, hidden, logits []T) {
 	layer(logits, hidden, n.outputWeight, n.outputBias)
 }
 
-// lossAndGrads returns the loss of a batch of images, and its gradient by every parameter.
+// lossAndGrads returns the loss of a batch of images, and its gradient for every parameter.
 func (n network[T]) lossAndGrads(images []T, labels, batch []int32) (T, network[T]) {
 	grads := zerosLike(n)
 	hidden, dHidden := make([]T, n.hidden()), make([]T, n.hidden())
@@ -71,7 +71,7 @@ func (n network[T]) lossAndGrads(images []T, labels, batch []int32) (T, network[
 		label := labels[index]
 		n.forward(image, hidden, logits)
 		loss -= scale * logSoftmax(logits)[label]
-		// The gradient by a logit is its probability, less 1 for the right one.
+		// The gradient of a logit is its probability, minus 1 for the correct digit.
 		dLogits := logits
 		for i := range dLogits {
 			dLogits[i] = scale * T(math.Exp(float64(dLogits[i])))
@@ -93,7 +93,7 @@ func (n network[T]) lossAndGrads(images []T, labels, batch []int32) (T, network[
 	return loss, grads
 }
 
-// logSoftmax makes logarithms of probabilities of logits, in place.
+// logSoftmax replaces logits by log-probabilities.
 func logSoftmax[T float](logits []T) []T {
 	most, sum := slices.Max(logits), 0.0
 	for _, logit := range logits {
@@ -105,7 +105,7 @@ func logSoftmax[T float](logits []T) []T {
 	return logits
 }
 
-// accuracy is the part of the images whose largest logit is that of their label.
+// accuracy is the share of images whose largest logit is that of their label.
 func (n network[T]) accuracy(images []T, labels []int32) float64 {
 	hidden, logits := make([]T, n.hidden()), make([]T, n.outputs())
 	right := 0

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// The gradient of every parameter is the slope of the loss, measured in float64.
+// The gradient of every parameter must equal the slope of the loss, measured in float64.
 func TestGradients(t *testing.T) {
 	const inputs, hidden, outputs, images, step = 5, 4, 3, 6, 1e-6
 	source := rand.New(rand.NewPCG(7, 1))

@@ -1,9 +1,9 @@
 """Fine-tune a small network with adapters; stepd does every optimizer step.
 
-The network first learns handwritten digits as they are, with torch's own AdamW: it
-stands for a model that was trained elsewhere. Then the images are turned by a quarter,
-its weights are frozen, and low-rank adapters beside them (LoRA) and its biases learn to
-read the turned ones. Only these few parameters travel to the server.
+The network first learns handwritten digits with torch's own AdamW: it stands for a
+model that was trained elsewhere. Then the images are turned by a quarter and its
+weights are frozen. Its biases, and low-rank adapters beside its weights (LoRA), learn
+to read the turned images. Only these few parameters travel to the server.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ PRETRAINING_EPOCHS = 15
 
 
 class Adapted(nn.Module):
-    """A linear layer whose weight stays, plus a product of two thin matrices.
+    """A linear layer with a frozen weight, plus a product of two thin matrices.
 
     W + up @ down (Hu et al., 2021, https://arxiv.org/abs/2106.09685). up is zero at
-    first, so that the layer starts as it was.
+    first, so the layer starts unchanged.
     """
 
     def __init__(self, layer: nn.Linear, generator: torch.Generator) -> None:
@@ -58,7 +58,7 @@ class Adapted(nn.Module):
 
 
 def digits() -> tuple[Images, Images]:
-    """Images of 8 x 8 and labels: those to train on, and those to test with."""
+    """Images of 8 x 8 pixels and their labels: training set, test set."""
     images, labels = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(
         torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 8, 8),
@@ -86,7 +86,7 @@ def train_epoch(
     epoch: int,
     after_step: Callable[[float], None],
 ) -> None:
-    """One pass over whole batches, in an order that the epoch's number decides."""
+    """One pass over complete batches; the epoch's number decides their order."""
     generator = torch.Generator().manual_seed(SEED + epoch)
     order = torch.randperm(len(data[0]), generator=generator)
     for batch in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
@@ -124,7 +124,7 @@ def adapted(base: nn.Sequential) -> nn.Sequential:
 
 
 def groups_of(model: nn.Module) -> Groups:
-    """Adapters, and biases, which go more slowly and are not decayed."""
+    """Parameter groups: adapters, and biases with a lower rate and no decay."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     biases = [(n, p) for n, p in trained if n.endswith("bias")]
     adapters = [(n, p) for n, p in trained if not n.endswith("bias")]
@@ -135,7 +135,7 @@ def groups_of(model: nn.Module) -> Groups:
 
 
 def digest_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
-    """Of every bit of the model and of the optimizer's state."""
+    """The SHA-256 of every bit of the model and of the optimizer's state."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
@@ -146,7 +146,7 @@ def digest_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
 
 
 class Run:
-    """A fine-tuning that can be saved after any epoch and goes on to the same bits."""
+    """A fine-tuning that can be saved after any epoch and resumes to the same bits."""
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ def read_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = read_arguments()
     epochs: int = arguments.epochs
-    # The network is too small for more threads, and their number changes sums.
+    # One thread: more would not help a network this small, and would change the sums.
     torch.set_num_threads(1)
     train, test = digits()
     base = pretrained(train)

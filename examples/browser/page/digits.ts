@@ -1,4 +1,4 @@
-/** The handwritten digits of digits.bin: 8x8 pixels each, and which digit it is. */
+/** The handwritten digits of digits.bin: images of 8x8 pixels and their labels. */
 
 export interface Digits {
   readonly count: number;
@@ -13,10 +13,10 @@ export const CLASSES = 10;
 
 const ROW_BYTES = PIXELS + 1;
 const DARKEST = 16;
-/** Every fifth image is for the test. */
+/** Every fifth image is for testing. */
 const TEST_EVERY = 5;
 
-/** Takes the file apart, into images to train on and images to test with. */
+/** Splits the file into training images and test images. */
 export const readDigits = (file: Uint8Array): { readonly train: Digits; readonly test: Digits } => {
   const rows = Array.from({ length: file.length / ROW_BYTES }, (_, row) => file.subarray(row * ROW_BYTES, (row + 1) * ROW_BYTES));
   const isTest = (index: number): boolean => index % TEST_EVERY === 0;

@@ -1,11 +1,11 @@
-/** The page: reads what the visitor chose, trains, and shows how it goes. */
+/** The page: reads the visitor's choices, trains, and shows the progress. */
 import { Client, type Optimizer, StepdError, TransportError } from "@stepd/client";
 import { type Digits, PIXELS, readDigits, WIDTH } from "./digits.ts";
 import { accuracyOf, guesses, sizeOf, start } from "./model.ts";
 import { Plot } from "./plot.ts";
 import { type Progress, train } from "./train.ts";
 
-/** Settings that suit this task; an optimizer that is not here starts with the server's defaults. */
+/** Hyperparameters that suit this task. An optimizer without an entry starts with the server's defaults. */
 const SUITED: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
   adadelta: { lr: 1 },
   adagrad: { lr: 0.05 },
@@ -26,7 +26,7 @@ const SUITED: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
 
 const COLORS = ["#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#db2777", "#4d7c0f"];
 const SHOWN_DIGITS = 40;
-/** How often the plot gains a point and the browser a chance to draw. */
+/** Steps between two points of the plot; the browser draws after each point. */
 const PLOT_EVERY = 5;
 
 const find = <Type extends Element>(selector: string): Type => {
@@ -77,7 +77,7 @@ const percent = (part: number): string => `${(100 * part).toFixed(1)} %`;
 
 const frame = (): Promise<unknown> => new Promise(requestAnimationFrame);
 
-/** Draws some test images, with what the network takes them for. */
+/** Draws some test images with the digits that the network predicts. */
 const showDigits = (test: Digits, guessed: Uint8Array): void => {
   const figures = Array.from({ length: SHOWN_DIGITS }, (_, index) => {
     const canvas = document.createElement("canvas");
@@ -93,7 +93,7 @@ const showDigits = (test: Digits, guessed: Uint8Array): void => {
   find("#digits").replaceChildren(...figures);
 };
 
-/** A row of the table of runs. */
+/** Adds a row to the table of runs, and returns a function that sets its cells. */
 const addRun = (color: string, optimizer: Optimizer): ((cells: readonly string[]) => void) => {
   const row = runs.insertRow();
   const { name, ...settings } = optimizer;

@@ -1,4 +1,4 @@
-/** A network with one hidden layer that tells digits apart, with its gradients written out by hand. */
+/** A network with one hidden layer that classifies digits, with its gradients written out by hand. */
 import { CLASSES, type Digits, PIXELS } from "./digits.ts";
 
 const HIDDEN = 32;
@@ -12,10 +12,10 @@ const SHAPES = {
 
 type Name = keyof typeof SHAPES;
 
-/** Parameters, or gradients: tensors as the client takes and gives them. */
+/** Parameters or gradients, as tensors in the client's form. */
 export type Network = Readonly<Record<Name, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
 
-/** Repeatable numbers from 0 to 1 (xorshift32). */
+/** A repeatable random generator of numbers from 0 to 1 (xorshift32). */
 export const random = (seed: number): (() => number) => {
   let state = seed | 0 || 1;
   return () => {
@@ -34,7 +34,7 @@ const networkOf = (value: (name: Name, shape: readonly number[]) => number): Net
   return Object.fromEntries(tensors) as Network;
 };
 
-/** Weights at random, in the width that He et al. (2015, https://arxiv.org/abs/1502.01852) derive for rectifiers; no biases. */
+/** Random weights with the variance that He et al. (2015, https://arxiv.org/abs/1502.01852) derive for ReLU; zero biases. */
 export const start = (seed: number): Network => {
   const next = random(seed);
   return networkOf((_, [inputs = 1, outputs]) => (outputs === undefined ? 0 : (2 * next() - 1) * Math.sqrt(6 / inputs)));
@@ -51,7 +51,7 @@ const multiply = (x: Float32Array, weight: Float32Array, y: Float32Array): void 
   }
 };
 
-/** What the network makes of an image: the hidden layer after its rectifier, and how likely each digit is. */
+/** Computes the activations of the hidden layer, and the probability of each digit, for one image. */
 const forward = (network: Network, x: Float32Array): { readonly hidden: Float32Array; readonly chances: Float32Array } => {
   const hidden = network["hidden.bias"].data.slice();
   multiply(x, network["hidden.weight"].data, hidden);
@@ -66,7 +66,7 @@ const forward = (network: Network, x: Float32Array): { readonly hidden: Float32A
 
 const imageOf = ({ pixels }: Digits, index: number): Float32Array => pixels.subarray(index * PIXELS, (index + 1) * PIXELS);
 
-/** The mean cross-entropy of some images, and its gradients. */
+/** The mean cross-entropy of a batch, and its gradients. */
 export const lossAndGradients = (network: Network, digits: Digits, batch: readonly number[]): { readonly loss: number; readonly gradients: Network } => {
   const gradients = networkOf(() => 0);
   let loss = 0;
@@ -99,12 +99,12 @@ const addOuter = (x: Float32Array, y: Float32Array, to: Float32Array): void => {
   }
 };
 
-/** The digit that the network takes each image for. */
+/** The digit that the network predicts for each image. */
 export const guesses = (network: Network, digits: Digits): Uint8Array =>
   Uint8Array.from({ length: digits.count }, (_, index) => {
     const { chances } = forward(network, imageOf(digits, index));
     return chances.indexOf(Math.max(...chances));
   });
 
-/** The part of guesses that are right. */
+/** The share of correct predictions. */
 export const accuracyOf = (guessed: Uint8Array, { labels }: Digits): number => guessed.filter((digit, index) => digit === labels[index]).length / labels.length;

@@ -1,4 +1,4 @@
-/** A plot in SVG that grows while a run goes on: the loss on a logarithmic axis, the test accuracy below it. Runs stay, to compare. */
+/** An SVG plot that grows during a run, with the number of steps on the horizontal axis. Earlier runs stay, for comparison. */
 
 export interface Curve {
   add(step: number, value: number): void;
@@ -11,7 +11,7 @@ interface Drawn {
 
 export interface Axis {
   readonly title: string;
-  /** Where a value stands, from 0 (bottom) to 1 (top). */
+  /** The height of a value, from 0 (bottom) to 1 (top). */
   readonly place: (value: number) => number;
   readonly ticks: readonly (readonly [value: number, label: string])[];
 }
@@ -62,7 +62,7 @@ export class Plot {
     return MARGIN.top + INNER_HEIGHT * (1 - (Number.isNaN(place) ? 1 : place));
   }
 
-  /** A new curve of a run with so many steps. */
+  /** Adds the curve of a run with the given number of steps. */
   curve(color: string, steps: number): Curve {
     if (steps > this.#lastStep) this.#stretch(steps);
     const curve: Drawn = { line: draw(this.#curves, "polyline", { class: "curve", stroke: color }), points: [] };
@@ -75,7 +75,7 @@ export class Plot {
     };
   }
 
-  /** Makes room on the axis of steps for a longer run. */
+  /** Extends the horizontal axis for a longer run. */
   #stretch(steps: number): void {
     this.#lastStep = steps;
     this.#steps.replaceChildren();

@@ -1,4 +1,4 @@
-/** The training loop: gradients here, every optimizer step on stepd. */
+/** The training loop: the page computes gradients, and stepd does every optimizer step. */
 import type { Client, Optimizer, Schedule, State } from "@stepd/client";
 import type { Digits } from "./digits.ts";
 import { lossAndGradients, type Network, random, start } from "./model.ts";
@@ -9,7 +9,7 @@ const SEED = 7;
 export interface Settings {
   readonly optimizer: Optimizer;
   readonly epochs: number;
-  /** A cosine from the rate down to 0 over the run. */
+  /** Anneals the learning rate to 0 along a cosine over the run. */
   readonly anneal: boolean;
 }
 
@@ -22,7 +22,7 @@ export interface Progress {
   readonly state: State;
 }
 
-/** Trains from the start, and tells after each step how it goes. */
+/** Trains from the start, and yields the progress after each step. */
 export async function* train(client: Client, digits: Digits, { optimizer, epochs, anneal }: Settings, signal: AbortSignal): AsyncGenerator<Progress> {
   const batches = Math.floor(digits.count / BATCH);
   const steps = epochs * batches;
@@ -41,7 +41,7 @@ export async function* train(client: Client, digits: Digits, { optimizer, epochs
   }
 }
 
-/** Numbers below `count` in a random order (Fisher and Yates). */
+/** The numbers below `count` in a random order (Fisher and Yates). */
 const shuffled = (count: number, next: () => number): readonly number[] => {
   const order = Array.from({ length: count }, (_, index) => index);
   for (let i = count - 1; i > 0; i--) {

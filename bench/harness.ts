@@ -1,5 +1,6 @@
 /** Runs kernels without a server: the jobs of each optimizer on arrays in an arena, on the calling thread and on workers. */
 import { Arena } from "../src/arena/arena.ts";
+import { atOnce } from "../src/codec/turns.ts";
 import { registry } from "../src/optimizers/registry.ts";
 import { jobWords, runShard, scratchIn, writeJob } from "../src/pool/_job.ts";
 import { compile, instantiate } from "../src/pool/kernels.ts";
@@ -68,7 +69,7 @@ const inlineRunner = (arena: Arena, module: WebAssembly.Module) => {
   return (units: readonly Unit[]): undefined => {
     for (const unit of units) {
       const words = new Float64Array(jobWords([unit]));
-      const shards = writeJob([unit], words);
+      const shards = atOnce(writeJob([unit], words));
       for (let shard = 0; shard < shards; shard++) runShard(words, shard, kernels, scratch);
     }
   };

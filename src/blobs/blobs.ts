@@ -1,5 +1,6 @@
 /** Blobs that do not travel: what a call names instead of sending it, and results that are kept or written instead of sent. */
 import type { Lease } from "../arena/arena.ts";
+import type { Mapping } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { BlobSource, CachedBlob, PlainTensor, SharedBlob, StepParams, TensorsSource } from "../generated/wire.gen.ts";
@@ -9,7 +10,7 @@ import { type SharedFolder, type SharedPlace, settled } from "./shared.ts";
 export { BlobCache } from "./cache.ts";
 export { SharedFolder } from "./shared.ts";
 
-type PlainTensors = Readonly<Record<string, PlainTensor>>;
+type PlainTensors = Mapping<PlainTensor>;
 
 /** A call's fields that may be sources, as they are once the bytes are in the lease. */
 type Loaded<Call> = {

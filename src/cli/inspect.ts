@@ -1,5 +1,6 @@
 /** `stepd inspect`: what a state, or another file of tensors, holds. Reads the header and the scalars; the numbers only for --stats. */
 import { COMPUTED, readElement } from "../codec/dtype.ts";
+import { plainOf } from "../codec/members.ts";
 import type { TensorInfo } from "../codec/safetensors.ts";
 import { STATE_FORMAT } from "../engine/engine.ts";
 import type { InspectResult } from "../generated/wire.gen.ts";
@@ -60,7 +61,8 @@ const readState = async (head: Buffer, path: string): Promise<InspectResult> => 
   const { FileLease, Offline } = await import("./_offline.ts");
   await using offline = await Offline.start(1);
   try {
-    return await offline.call<InspectResult>("state.inspect", { state: head }, new FileLease(offline.arena, head));
+    const { tensors, ...told } = await offline.call<InspectResult>("state.inspect", { state: head }, new FileLease(offline.arena, head));
+    return { ...told, tensors: plainOf(tensors) };
   } catch (error) {
     throw renamed(error, [[/^\/state/, literal(path)]]);
   }

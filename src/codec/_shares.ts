@@ -1,4 +1,5 @@
 /** Values of many members, in shares that are each encoded between two turns of the event loop. */
+import { Members } from "./members.ts";
 import { Parts } from "./parts.ts";
 
 /** Values that are encoded at once. */
@@ -7,9 +8,15 @@ const SHARE_VALUES = 2048;
 /** The values in a value, or a number over `most` where there are more. */
 const weigh = (value: unknown, most: number): number => {
   if (typeof value !== "object" || value === null || value instanceof Parts || value instanceof Uint8Array) return 1;
+  if (value instanceof Members) return most + 1;
   let sum = 1;
-  for (const item of Array.isArray(value) ? value : Object.values(value)) {
-    sum += weigh(item, most - sum);
+  if (Array.isArray(value)) {
+    for (let at = 0; at < value.length && sum <= most; at++) sum += weigh(value[at], most - sum);
+    return sum;
+  }
+  // No list of all keys or values: there may be many.
+  for (const key in value) {
+    sum += weigh((value as Record<string, unknown>)[key], most - sum);
     if (sum > most) break;
   }
   return sum;
@@ -37,7 +44,7 @@ export function* sharesOf(value: object): Generator<Share> {
     weight = 0;
     return { small };
   };
-  for (const [key, item] of isArray ? unnamed(value) : Object.entries(value)) {
+  for (const [key, item] of value instanceof Members ? value : isArray ? unnamed(value) : Object.entries(value)) {
     if (item === undefined && !isArray) continue;
     const own = weigh(item, SHARE_VALUES);
     if (members.length > 0 && weight + own > SHARE_VALUES) yield flush();

@@ -10,6 +10,7 @@ import { describe, StepdError } from "../errors/errors.ts";
 import { idOfBytes, type Span, SpelledNumber, withIds } from "./_id.ts";
 import { isLarge, sharesOf } from "./_shares.ts";
 import { MAX_DEPTH, MAX_KEYS, MAX_VALUES, VALUES_STEP } from "./_text.ts";
+import { Members } from "./members.ts";
 import { Parts } from "./parts.ts";
 import type { Turns } from "./turns.ts";
 
@@ -183,6 +184,7 @@ class Walk {
   *#run(): Turns<Large | undefined> {
     let at = this.#value(0);
     let id = -1;
+    let pause = PIECE_VALUES;
     for (let around = this.#open.at(-1); around; around = this.#open.at(-1)) {
       if (around.left === 0) {
         this.#open.pop();
@@ -204,7 +206,9 @@ class Walk {
       at = this.#value(start);
       if (start === id) this.#ids.push({ start, end: at });
       if (this.#open.at(-1) === around) around.next(at, this.#values);
-      if (this.#values % PIECE_VALUES === 0) yield;
+      if (this.#values < pause) continue;
+      pause = this.#values + PIECE_VALUES;
+      yield;
     }
     return this.#end(at, undefined);
   }
@@ -384,9 +388,8 @@ function* write(value: unknown, output: Output): Turns<void> {
     pack(value, output);
     return;
   }
-  const members = Array.isArray(value) ? value : Object.values(value).filter((item) => item !== undefined);
   const head = Buffer.alloc(5, Array.isArray(value) ? 0xdd : 0xdf);
-  head.writeUInt32BE(members.length, 1);
+  head.writeUInt32BE(sizeOf(value), 1);
   pieces.push(head);
   for (const share of sharesOf(value)) {
     if ("large" in share) {
@@ -401,6 +404,12 @@ function* write(value: unknown, output: Output): Turns<void> {
     yield;
   }
 }
+
+/** The items of an array, or the members of an object that have a value. */
+const sizeOf = (value: object): number => {
+  if (value instanceof Members) return value.size;
+  return Array.isArray(value) ? value.length : Object.values(value).filter((item) => item !== undefined).length;
+};
 
 /** What follows the head of an array or a map. */
 const withoutHead = (bytes: Uint8Array): Uint8Array => {

@@ -6,7 +6,7 @@
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import { MAX_VALUES, parseHeader, splitStrictJson } from "./_text.ts";
 import { bytesOf, elementsOf, isCountable, rankOf } from "./dtype.ts";
-import { atOnce, TURN_ITEMS, type Turns } from "./turns.ts";
+import { atOnce, sorted, TURN_ITEMS, TURN_PASSES, type Turns } from "./turns.ts";
 
 const LENGTH_BYTES = 8;
 /** The limit of the safetensors library. */
@@ -52,7 +52,8 @@ export function* readSafetensorsInTurns(file: Buffer, field: string, code: Error
   if (dataStart > file.length) throw corrupt(`a header of ${headerBytes} bytes, as the first 8 bytes say`, `${file.length - LENGTH_BYTES} bytes after them`);
   const { metadata, tensors } = yield* readEntries(file, dataStart, field, corrupt);
   let end = dataStart;
-  for (const tensor of tensors.toSorted((a, b) => a.offset - b.offset || a.bytes - b.bytes)) {
+  for (const [index, tensor] of (yield* sorted(tensors, (a, b) => a.offset - b.offset || a.bytes - b.bytes)).entries()) {
+    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
     if (tensor.offset !== end) {
       throw corrupt(
         `tensor ${JSON.stringify(tensor.name)} to start at offset ${end - dataStart}, without gap or overlap`,
@@ -168,8 +169,8 @@ export const writeHeader = (metadata: Readonly<Record<string, string>>, tensors:
   atOnce(writeHeaderInTurns(metadata, tensors));
 
 export function* writeHeaderInTurns(metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Turns<Buffer> {
-  const sorted = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1)));
-  let text = `{"${METADATA}":${JSON.stringify(sorted)}`;
+  const ordered = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1)));
+  let text = `{"${METADATA}":${JSON.stringify(ordered)}`;
   const pieces: Buffer[] = [];
   let offset = 0;
   for (const [index, { name, dtype, shape }] of tensors.entries()) {
@@ -188,7 +189,10 @@ export function* writeHeaderInTurns(metadata: Readonly<Record<string, string>>, 
   const header = Buffer.allocUnsafe(LENGTH_BYTES + padded);
   header.writeBigUInt64LE(BigInt(padded));
   let at = LENGTH_BYTES;
-  for (const piece of pieces) at += piece.copy(header, at);
+  for (const [index, piece] of pieces.entries()) {
+    at += piece.copy(header, at);
+    if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
+  }
   header.fill(" ", at);
   return header;
 }

@@ -13,6 +13,9 @@ const TRIAL_MS = 1;
 /** Items of a long loop between two yields. */
 export const TURN_ITEMS = 32;
 
+/** Items of a long loop that does little with each, between two yields. */
+export const TURN_PASSES = 1024;
+
 /** Runs work without interruption. */
 export const atOnce = <T>(work: Turns<T>): T => {
   for (;;) {

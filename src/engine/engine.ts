@@ -3,7 +3,7 @@ import { LRUCache } from "lru-cache";
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns } from "../codec/safetensors.ts";
-import { inTurns, OneAtATime, type Run, type Turns } from "../codec/turns.ts";
+import { inTurns, OneAtATime, type Run, TURN_PASSES, type Turns } from "../codec/turns.ts";
 import type { InitParams, NormsParams, PlanParams, StepParams } from "../generated/wire.gen.ts";
 import type { Pool } from "../pool/pool.ts";
 import { canonical } from "./canonical.ts";
@@ -15,7 +15,7 @@ import { type Norms, norms } from "./norms.ts";
 import type { Waits } from "./runner.ts";
 import { readState, type State } from "./state.ts";
 import { type Files, type Now, readNow, runStep, type StepOutput } from "./step.ts";
-import { countNames, keyOf, loadBlob, loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
+import { countNames, keyOf, LEAST_ENTRY, loadBlob, loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
 
 export type { Lease } from "../arena/arena.ts";
 export { planOf } from "./plan.ts";
@@ -40,8 +40,8 @@ const MANY = 4096;
 /** Layouts that are kept for the same headers: of trainers that differ in an option, or of one that changes it with every step. */
 const MAX_LAYOUTS = 8;
 
-/** Bytes of an entry of a header, at least. */
-const LEAST_ENTRY = 50;
+/** Characters of base64 that tell the length of a header. */
+const HEAD_CHARACTERS = 12;
 
 /** What is known of files with the same headers. */
 interface Known {
@@ -57,7 +57,7 @@ export class Engine {
   /** By the bytes of their headers. */
   readonly #known = new LRUCache<string, Known>({
     maxSize: CACHE_BYTES,
-    sizeCalculation: ({ matched }, key) => key.length + matchedBytes(matched) + MAX_LAYOUTS * layoutBytes(matched),
+    sizeCalculation: ({ matched, layouts }, key) => key.length + matchedBytes(matched) + sum(layouts, ([options, layout]) => layoutBytes(layout, options)),
   });
 
   /** Calls with many tensors run one at a time: before they are done they take several times what is kept of them. */
@@ -75,23 +75,26 @@ export class Engine {
     const files: Files = {
       params: await loadTensors(params, "/params", lease),
       grads: await loadTensors(grads, "/grads", lease),
-      state: state === null ? undefined : loadBlob(state, "/state", "STATE_CORRUPT", lease),
+      state: state === null ? undefined : await inTurns(loadBlob(state, "/state", "STATE_CORRUPT", lease)),
     };
     return this.#inLine(hasMany(files.params) || hasMany(files.grads), (run) => this.#step(options, files, lease, waits, run));
   }
 
   async #step(options: StepOptions, files: Files, lease: Lease, waits: Waits, run: Run): Promise<StepOutput> {
     const headers = keyOfFiles(files);
-    const { matched, layouts } = (headers === undefined ? undefined : this.#known.get(headers)) ?? (await this.#match(files, headers, run));
+    const known = (headers === undefined ? undefined : this.#known.get(headers)) ?? (await this.#match(files, headers, run));
+    const { matched, layouts } = known;
     const key = canonical(options);
     let layout = layouts.get(key);
     if (!layout) {
       layout = await run(this.#compile(options, matched));
       layouts.set(key, layout);
+      // Counts the new layout. The cache takes the size of another value alone.
+      if (headers !== undefined) this.#known.set(headers, { ...known });
     }
-    const now = readNow(layout, files.state);
+    const now = await inTurns(readNow(layout, files.state));
     // A schedule that cycles the momentum changes what is compiled.
-    const current = isCycled(layout, now) ? await run(this.#compile(options, matched, now)) : layout;
+    const current = (await inTurns(isCycled(layout, now))) ? await run(this.#compile(options, matched, now)) : layout;
     return runStep(current, now, files, lease, this.#pool, waits);
   }
 
@@ -128,8 +131,14 @@ export class Engine {
 
   /** What a state holds. Throws STATE_CORRUPT. */
   async inspect(state: Uint8Array | string, lease: Lease): Promise<State> {
-    const file = loadBlob(state, "/state", "STATE_CORRUPT", lease);
-    return this.#inLine(hasMany({ bytes: file, plain: undefined }), async (run) => run(readState(file)));
+    return this.withState(state, loadState(state, lease));
+  }
+
+  /** Does work on a state, after others' where it has many tensors. */
+  async withState<T>(state: Uint8Array | string, work: Turns<T>): Promise<T> {
+    const head =
+      typeof state === "string" ? Buffer.from(state.slice(0, HEAD_CHARACTERS), "base64") : Buffer.from(state.buffer, state.byteOffset, state.byteLength);
+    return this.#inLine(hasMany({ bytes: head, plain: undefined }), async (run) => run(work));
   }
 
   /** Runs a call, after others where it has many tensors. */
@@ -137,6 +146,12 @@ export class Engine {
     return isLarge ? this.#large.whole(() => call(inTurns)) : call((work) => this.#small.run(work));
   }
 }
+
+function* loadState(state: Uint8Array | string, lease: Lease): Turns<State> {
+  return yield* readState(yield* loadBlob(state, "/state", "STATE_CORRUPT", lease));
+}
+
+const sum = <T>(items: Iterable<T>, bytes: (item: T) => number): number => [...items].reduce((total, item) => total + bytes(item), 0);
 
 /** Undefined where the headers are too long to keep. */
 const keyOfFiles = ({ params, grads, state }: Files): string | undefined => {
@@ -147,7 +162,13 @@ const keyOfFiles = ({ params, grads, state }: Files): string | undefined => {
 /** Whether a file has many tensors, by the length of its header. */
 const hasMany = ({ bytes, plain }: TensorFile): boolean => (plain ? plain.length : headerEnd(bytes) / LEAST_ENTRY) > MANY;
 
-const isCycled = ({ targets }: Layout, { rates }: Now): boolean => targets.some(({ recipe }, index) => rates[index]?.values !== recipe.values);
+function* isCycled({ targets }: Layout, { rates }: Now): Turns<boolean> {
+  for (const [index, { recipe }] of targets.entries()) {
+    if (rates[index]?.values !== recipe.values) return true;
+    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+  }
+  return false;
+}
 
 function* matchFiles({ params, grads, state }: Files): Turns<Matched> {
   return yield* match({

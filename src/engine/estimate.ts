@@ -1,6 +1,6 @@
 /** What a step costs, from shapes and dtypes alone: bytes in and out, state, arena, and into how many calls to split it. */
 import { bytesOf } from "../codec/dtype.ts";
-import { type Safetensors, writeHeaderInTurns } from "../codec/safetensors.ts";
+import { type Safetensors, type TensorDescription, writeHeaderInTurns } from "../codec/safetensors.ts";
 import { mapped, type Turns } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlanParams } from "../generated/wire.gen.ts";
@@ -36,7 +36,10 @@ export interface Estimate {
 
 /** Reads the layout of a first step, whose new state is the one that every later step takes and gives. */
 export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanParams, kernel: (name: string) => number, capacity: number): Turns<Estimate> {
-  const described = yield* mapped(Object.entries(tensors), ([name, { shape, dtype = "F32" }]) => {
+  const names = Object.keys(tensors);
+  yield;
+  const described = yield* mapped(names, (name) => {
+    const { shape, dtype = "F32" } = tensors[name] as PlanParams["tensors"][string];
     requireCountable(shape, `/tensors/${pointerEscape(name)}/shape`, name);
     return { name, shape, dtype };
   });
@@ -65,10 +68,10 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
   };
 }
 
-function* fileOf(described: Parameters<typeof inOrder>[0] & readonly Parameters<typeof writeHeaderInTurns>[1][number][]): Turns<Safetensors> {
+function* fileOf(described: readonly TensorDescription[]): Turns<Safetensors> {
   const header = yield* writeHeaderInTurns({}, described);
   yield;
-  return { header, metadata: new Map(), tensors: inOrder(described) };
+  return { header, metadata: new Map(), tensors: yield* inOrder(described) };
 }
 
 /** Bytes of one tensor. */

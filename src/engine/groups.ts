@@ -42,12 +42,8 @@ const MAX_WILDCARDS = 1024;
 
 const isPattern = (name: string): boolean => name.includes("*");
 
-/** Every group's hyperparameters are checked. */
-const MAX_GROUPS = 4096;
-
-/** Throws INVALID_PARAMS if there are more groups, patterns or * than a call may have. */
+/** Throws INVALID_PARAMS if there are more patterns or * than a call may have. */
 export const requireFew = (groups: readonly { readonly tensors: readonly string[] }[]): void => {
-  if (groups.length > MAX_GROUPS) throw StepdError.mismatch("INVALID_PARAMS", "/groups", `at most ${MAX_GROUPS} groups`, `${groups.length}`);
   const patterns = groups.flatMap(({ tensors }) => tensors.filter(isPattern));
   if (patterns.length > MAX_PATTERNS)
     throw StepdError.mismatch("INVALID_PARAMS", "/groups", `at most ${MAX_PATTERNS} names with * in all groups`, `${patterns.length}`);

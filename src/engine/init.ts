@@ -13,7 +13,7 @@ import { readTensors, type TensorFile } from "./tensors.ts";
 
 export const init = async (options: StepOptions, file: TensorFile, lease: Lease, pool: Pool, waits: Waits, run: Run): Promise<Parts> => {
   const layout = await run(layoutOf(options, file, (name) => pool.kernel(name)));
-  const bases = [file.bytes.byteOffset, 0, 0, makeSlots(layout, lease), 0, 0];
+  const bases = [file.bytes.byteOffset, 0, 0, await inTurns(makeSlots(layout, lease)), 0, 0];
   await new Runner(lease, pool, waits, bases).run(layout.targets, ({ recipe }) => recipe.fill, true);
   const start: Readonly<Record<string, number>> = { ...layout.plan.optimizer.scalarSlots, [STEP]: 0 };
   return inTurns(writeOutput(layout.output as Output, undefined, bases, (_, scalar) => start[scalar], lease));

@@ -4,7 +4,7 @@
  */
 import { bytesOf } from "../codec/dtype.ts";
 import { compareCanonical, type Safetensors, type TensorDescription, type TensorInfo, writeHeaderInTurns } from "../codec/safetensors.ts";
-import { sorted, TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { sorted, TURN_ITEMS, TURN_PASSES, type Turns } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
 import type { Hyperparameters, Values } from "../optimizers/registry.ts";
@@ -70,6 +70,8 @@ export interface Layout {
   /** In the order of their names' bytes, so that nothing depends on the order in the request. */
   readonly targets: readonly StepTarget[];
   readonly stages: number;
+  /** Different recipes of the targets. */
+  readonly recipes: number;
   /** Parameters of the state that have no gradient, with the places of their steps. */
   readonly resting: readonly (readonly [name: string, offset: number])[];
   /** Undefined where the new state takes the place of the old. */
@@ -148,6 +150,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     maxGradNorm,
     isMeasured,
     targets,
+    recipes: kinds.count,
     stages: targets.reduce((most, { recipe }) => Math.max(most, recipe.phases.length), 0),
     resting,
     output: isInPlace ? undefined : yield* outputOf(plan, targets, made, state),
@@ -172,6 +175,8 @@ class Kinds {
   readonly #masterWeights: boolean;
   readonly #groupOf: (name: string) => number;
   readonly #known = new Map<Values<Hyperparameters>, Map<string, Recipe>>();
+  /** Recipes that it has made. */
+  count = 0;
 
   constructor(plan: Plan, recipes: Recipes, treatment: Treatment, masterWeights: boolean) {
     this.#plan = plan;
@@ -195,6 +200,7 @@ class Kinds {
     const kind: Kind = { param: param.dtype, grad: grad.dtype, values, stages: optimizer.stages(values), slots, isFirst: made.length > 0, needed };
     recipe = this.#recipes.step(kind, this.#treatment);
     known.set(key, recipe);
+    this.count++;
     return recipe;
   }
 }
@@ -216,7 +222,8 @@ function* place(
 ): Turns<{ readonly madeBytes: number; readonly fillings: readonly Filling[] }> {
   const fillings: Filling[] = [];
   let madeBytes = 0;
-  for (const { slot, target, at, elements, dtype } of yield* sorted(made, compareCanonical)) {
+  for (const [index, { slot, target, at, elements, dtype }] of (yield* sorted(made, compareCanonical)).entries()) {
+    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
     const { offsets, recipe } = targets[target] as StepTarget;
     (offsets as number[])[at] = madeBytes;
     const value = initial?.(recipe.values)[slot] ?? 0;
@@ -237,7 +244,11 @@ const scalar = (slot: string, name: string) => ({ name: `${slot}/${name}`, dtype
 /** The canonical file of the state after the step. */
 function* outputOf({ optimizer }: Plan, targets: readonly StepTarget[], made: readonly Made[], state: StateHeader | undefined): Turns<Output> {
   const scalarSlots = Object.keys(optimizer.scalarSlots ?? {});
-  const indexOf = new Map(targets.map(({ name }, index) => [name, index]));
+  const indexOf = new Map<string, number>();
+  for (const [index, { name }] of targets.entries()) {
+    indexOf.set(name, index);
+    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+  }
   const entries: OutputEntry[] = [];
   let read = 0;
   for (const [name, { step, slots, scalars }] of state?.parameters ?? []) {
@@ -256,7 +267,8 @@ function* outputOf({ optimizer }: Plan, targets: readonly StepTarget[], made: re
     if (step === undefined) for (const slot of [STEP, ...scalarSlots]) entries.push({ ...scalar(slot, name), target, block: undefined, offset: 0 });
     if (target % TURN_ITEMS === TURN_ITEMS - 1) yield;
   }
-  for (const { name, dtype, shape, target, at } of made) {
+  for (const [index, { name, dtype, shape, target, at }] of made.entries()) {
+    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
     entries.push({ name, dtype, shape, scalar: undefined, target, block: MADE, offset: targets[target]?.offsets[at] ?? 0 });
   }
   const ordered = yield* sorted(entries, compareCanonical);
@@ -267,7 +279,7 @@ function* outputOf({ optimizer }: Plan, targets: readonly StepTarget[], made: re
 function* roundingOf({ metadata, tensors, header: given }: Safetensors, recipes: Recipes): Turns<Rounding> {
   const double = tensors.find(({ dtype }) => dtype === "F64");
   if (double) throw StepdError.mismatch("UNSUPPORTED_DTYPE", "/reply/params", "same, where there are parameters in F64", "bf16", [double.name]);
-  const rounded = inOrder(tensors.map(({ name, shape }) => ({ name, shape, dtype: "BF16" })));
+  const rounded = yield* inOrder(tensors.map(({ name, shape }) => ({ name, shape, dtype: "BF16" })));
   // Tensors by name have no header.
   const header = given ? yield* writeHeaderInTurns(Object.fromEntries(metadata), rounded) : Buffer.alloc(0);
   const callsOf = new Map(["F32", "F16", "BF16"].map((dtype) => [dtype, recipes.round(dtype)]));
@@ -285,6 +297,9 @@ function* roundingOf({ metadata, tensors, header: given }: Safetensors, recipes:
   };
 }
 
-/** Bytes that a layout takes in memory, about. */
-export const layoutBytes = ({ pairs, params, state, isCanonical }: Matched): number =>
-  4096 + 320 * pairs.length + (isCanonical ? 0 : 600 * Math.max(params.tensors.length, state?.parameters.size ?? 0));
+/** Bytes that a layout takes in memory, about; its options have the text `key`. */
+export const layoutBytes = ({ recipes, targets, output, rounding }: Layout, key: string): number => {
+  const ofOutput = output ? output.header.length + 260 * output.entries.length : 0;
+  const ofRounding = rounding ? rounding.header.length + 400 * rounding.targets.length : 0;
+  return 8192 + 8 * key.length + 6144 * recipes + 280 * targets.length + ofOutput + ofRounding;
+};

@@ -1,6 +1,6 @@
 /** The files of a step, by their headers: each gradient with its parameter and what the state has for it, whatever the options. */
 import { compareCanonical, compareUtf8, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
-import { sorted, TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { sorted, TURN_ITEMS, TURN_PASSES, type Turns } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import { MASTER_PARAM, type ParameterPlaces, readStateHeader, type StateHeader, slotDtype, stateHeader } from "./state.ts";
 import { isSameShape } from "./tensors.ts";
@@ -37,7 +37,11 @@ export interface Matched {
 
 /** Throws TENSOR_MISMATCH, STATE_CORRUPT, STATE_MISMATCH. */
 export function* match({ params, grads, state: file }: Headers): Turns<Matched> {
-  const paramOf = new Map(params.tensors.map((info) => [info.name, info]));
+  const paramOf = new Map<string, TensorInfo>();
+  for (const [index, info] of params.tensors.entries()) {
+    paramOf.set(info.name, info);
+    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+  }
   const state = file && (yield* readStateHeader(file));
   const pairs: Pair[] = [];
   const elements: Record<string, number> = {};
@@ -52,11 +56,17 @@ export function* match({ params, grads, state: file }: Headers): Turns<Matched> 
     elements[param.dtype] = (elements[param.dtype] ?? 0) + param.elements;
     if (pairs.length % TURN_ITEMS === 0) yield;
   }
-  const stepped = new Set(pairs.map(({ param }) => param.name));
+  const stepped = new Set<string>();
+  for (const [index, { param }] of pairs.entries()) {
+    stepped.add(param.name);
+    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+  }
   const resting: [string, number][] = [];
   let master: string | undefined;
+  let checked = 0;
   for (const [name, places] of state?.parameters ?? []) {
     requireFit(name, places, paramOf.get(name));
+    if (++checked % TURN_ITEMS === 0) yield;
     if (places.slots.has(MASTER_PARAM)) master ??= name;
     if (!stepped.has(name)) resting.push([name, places.step as number]);
   }

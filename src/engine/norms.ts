@@ -1,5 +1,6 @@
 /** Sums of squares of gradients and parameters by tensor. */
 import type { Lease } from "../arena/arena.ts";
+import { type Mapping, mappingOf } from "../codec/members.ts";
 import { inTurns, mapped, type Run, TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import type { Pool } from "../pool/pool.ts";
 import { aligned } from "./layout.ts";
@@ -19,7 +20,7 @@ export interface TensorNorms {
 }
 
 export interface Norms {
-  readonly tensors: Readonly<Record<string, TensorNorms>>;
+  readonly tensors: Mapping<TensorNorms>;
   /** The root of the squares of all gradients, added in the order of the names' UTF-8 bytes. */
   readonly grad_norm: number;
   readonly warnings?: readonly string[];
@@ -49,13 +50,11 @@ export const norms = async (
   await runner.run(targets, ({ recipe }) => recipe.measure.calls, isRepeatable(lossScale));
   if (paramFile) await runner.run(targets, ({ recipe }) => recipe.squares.calls, true);
   const sums = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.measure.look))));
-  const tensors: Record<string, TensorNorms> = {};
-  const tell = (target: Measured, index: number): void => {
+  const tensors = mappingOf(targets, (target, index): readonly [string, TensorNorms] => {
     const { squares = 0, zeros = 0, nonFinite = 0 } = sums[index] ?? {};
     const [paramSquares = 0] = runner.total(target, target.recipe.squares.look);
-    tensors[target.name] = { grad_squares: squares, ...(paramFile && { param_squares: paramSquares }), zeros, non_finite: nonFinite };
-  };
-  await inTurns(mapped(targets, tell));
+    return [target.name, { grad_squares: squares, ...(paramFile && { param_squares: paramSquares }), zeros, non_finite: nonFinite }];
+  });
   return {
     tensors,
     grad_norm: normOf(sums),

@@ -1,4 +1,5 @@
 /** What a step says of its gradients, beside its tensors: an error, warnings, statistics. */
+import { type Mapping, mappingOf } from "../codec/members.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { Moment } from "../optimizers/registry.ts";
 import type { Layout } from "./layout.ts";
@@ -23,7 +24,7 @@ export interface StepReport {
   readonly step: number;
   readonly lr: number;
   readonly skipped: boolean;
-  readonly stats?: Omit<TensorStats, "trust_ratio"> & { readonly clipped: boolean; readonly tensors?: Readonly<Record<string, TensorStats>> };
+  readonly stats?: Omit<TensorStats, "trust_ratio"> & { readonly clipped: boolean; readonly tensors?: Mapping<TensorStats> };
   readonly warnings?: readonly string[];
 }
 
@@ -133,8 +134,7 @@ const statsOf = (
   sums: readonly GradientSums[],
   scale: number,
 ): NonNullable<StepReport["stats"]> => {
-  const total = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0);
-  const tensors = targets.map(({ name, recipe }, index): [string, TensorStats] => {
+  const tensors = mappingOf(targets, ({ name, recipe }, index): readonly [string, TensorStats] => {
     const { zeros = 0, nonFinite = 0, squares = 0 } = sums[index] ?? {};
     const { moment, stats: [paramSquares = 0, updateSquares = 0] = [] } = results[index] as TensorResult;
     const trustRatio = optimizer.trustRatio?.(recipe.values, moment);
@@ -150,13 +150,14 @@ const statsOf = (
       },
     ];
   });
+  const total = <T>(items: readonly T[], value: (item: T) => number): number => items.reduce((sum, item) => sum + value(item), 0);
   return {
     grad_norm: normOf(sums),
-    param_norm: Math.sqrt(total(results.map(({ stats }) => stats[0] ?? 0))),
-    update_norm: Math.sqrt(total(results.map(({ stats }) => stats[1] ?? 0))),
-    zeros: total(sums.map(({ zeros }) => zeros)),
-    non_finite: total(sums.map(({ nonFinite }) => nonFinite)),
+    param_norm: Math.sqrt(total(results, ({ stats }) => stats[0] ?? 0)),
+    update_norm: Math.sqrt(total(results, ({ stats }) => stats[1] ?? 0)),
+    zeros: total(sums, ({ zeros }) => zeros),
+    non_finite: total(sums, ({ nonFinite }) => nonFinite),
     clipped: scale < 1,
-    ...(options.stats === "tensor" && { tensors: Object.fromEntries(tensors) }),
+    ...(options.stats === "tensor" && { tensors }),
   };
 };

@@ -191,33 +191,55 @@ export function* writeState(state: State, optimizer: OptimizerDefinition, lease:
   return yield* writeEntries(yield* newStateHeader(optimizer, ordered), ordered, lease);
 }
 
+/** Pieces of fewer bytes are copied together: to write each takes longer. */
+const SMALL_BYTES = 1024;
+
+/** Bytes of small pieces that are copied together at once. */
+const COPIED_BYTES = 65536;
+
 /** The file of a header and the entries that it describes, in their order. */
 export function* writeEntries(header: Buffer, ordered: readonly Entry[], lease: Lease): Turns<Parts> {
   const pieces: Uint8Array[] = [];
-  // Scalars that follow each other become one piece, and so do slots that are neighbours in the arena.
-  let scalars: Buffer[] = [header];
+  let small: Uint8Array[] = [];
+  let smallBytes = 0;
+  const flush = (): void => {
+    if (small.length > 0) pieces.push(Buffer.concat(small));
+    small = [];
+    smallBytes = 0;
+  };
+  const append = (piece: Uint8Array): void => {
+    if (piece.length < SMALL_BYTES) {
+      small.push(piece);
+      smallBytes += piece.length;
+      if (smallBytes >= COPIED_BYTES) flush();
+    } else {
+      flush();
+      pieces.push(piece);
+    }
+  };
+  append(header);
+  // Slots that are neighbours in the arena become one piece.
   let start = 0;
   let end = 0;
-  const flush = (): void => {
-    if (scalars.length > 0) pieces.push(Buffer.concat(scalars));
-    if (end > start) pieces.push(lease.view(start, end - start));
-    scalars = [];
+  const endRun = (): void => {
+    if (end > start) append(lease.view(start, end - start));
     start = 0;
     end = 0;
   };
   for (const [index, { content, dtype, shape }] of ordered.entries()) {
     if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
     if (typeof content !== "number") {
-      if (end > start) flush();
-      scalars.push(content);
+      endRun();
+      append(content);
       continue;
     }
-    if (scalars.length > 0 || content !== end) {
-      flush();
+    if (content !== end) {
+      endRun();
       start = content;
     }
     end = content + elementsOf(shape) * (bytesOf(dtype) as number);
   }
+  endRun();
   flush();
   return new Parts(pieces);
 }

@@ -5,7 +5,7 @@
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
-import { inTurns, mapped } from "../codec/turns.ts";
+import { inTurns, mapped, TURN_PASSES, type Turns } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { Moment } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
@@ -15,7 +15,7 @@ import type { Rates } from "./plan.ts";
 import { type Count, clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult } from "./report.ts";
 import { isRepeatable, MADE, Runner, type Scalars, STATE, type Target, type Waits } from "./runner.ts";
 import { newStateHeader, readStep, STEP, writeStep } from "./state.ts";
-import { type PlainTensors, replyOf, type TensorFile } from "./tensors.ts";
+import { type Reply, replyOf, type TensorFile } from "./tensors.ts";
 
 /** The files of a step in the arena. */
 export interface Files {
@@ -25,9 +25,9 @@ export interface Files {
 }
 
 export interface StepOutput {
-  readonly params: Parts | PlainTensors;
+  readonly params: Reply;
   /** The parameters rounded to BF16. */
-  readonly rounded: Parts | PlainTensors | undefined;
+  readonly rounded: Reply | undefined;
   /** Whether the rounded parameters or the state have all that the step changed of the parameters. */
   readonly isRecoverable: boolean;
   readonly state: Parts;
@@ -46,13 +46,16 @@ export interface Now {
 }
 
 /** Reads how many steps were taken, and what the schedule says of the next. Throws STATE_CORRUPT, STATE_MISMATCH, INVALID_PARAMS. */
-export const readNow = ({ plan, targets, resting }: Layout, state: Buffer | undefined): Now => {
+export function* readNow({ plan, targets, resting }: Layout, state: Buffer | undefined): Turns<Now> {
   let rested = 0;
-  for (const [name, offset] of resting) rested = Math.max(rested, readStep(state as Buffer, offset, name));
-  const taken = targets.map(({ name, step }) => (step === undefined ? 0 : readStep(state as Buffer, step, name)));
+  for (const [index, [name, offset]] of resting.entries()) {
+    rested = Math.max(rested, readStep(state as Buffer, offset, name));
+    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+  }
+  const taken = yield* mapped(targets, ({ name, step }) => (step === undefined ? 0 : readStep(state as Buffer, step, name)));
   // Most tensors of a group took as many steps.
   const last = new Map<unknown, { readonly count: number; readonly rates: Rates }>();
-  const rates = targets.map(({ name, recipe: { values } }, index): Rates => {
+  const rates = yield* mapped(targets, ({ name, recipe: { values } }, index): Rates => {
     const count = taken[index] as number;
     if (count >= Number.MAX_SAFE_INTEGER) throw StepdError.mismatch("STATE_MISMATCH", "/state", `${STEP}/${name} below 2^53 - 1`, String(count), [name]);
     const known = last.get(values);
@@ -62,7 +65,7 @@ export const readNow = ({ plan, targets, resting }: Layout, state: Buffer | unde
     return rates;
   });
   return { taken, rates, rested };
-};
+}
 
 /** Runs `optimizer.step`. The caller's bytes are overwritten in the lease. */
 export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lease, pool: Pool, waits: Waits): Promise<StepOutput> => {
@@ -92,7 +95,7 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
     if (nonFinite === "skip" && (options.others_non_finite || seen.some((sums) => sums.nonFinite > 0))) return output(true, await rounding());
   }
   const scale = clipScale(layout, seen);
-  if (madeBytes > 0) bases[MADE] = makeSlots(layout, lease);
+  if (madeBytes > 0) bases[MADE] = await inTurns(makeSlots(layout, lease));
   const scalars = (target: StepTarget, index: number): Scalars => ({ moment: (results[index] as Result).moment, scale, target });
   const suspects = new Set<number>();
   for (let stage = 0; stage < layout.stages; stage++) {
@@ -144,17 +147,28 @@ const resultOf = (
   return { moment: { step: taken + 1, lr: (now.rates[index] as Rates).lr, first: taken === 0 || recipe.isFirst, elements, scalarSlots, sums: [] }, stats: [] };
 };
 
+/** Bytes that are filled between two yields. */
+const FILLED_BYTES = 2 ** 23;
+
 /** Makes the slots that the state lacks, at their starting values. Returns their address. */
-export const makeSlots = ({ madeBytes, fillings }: Layout, lease: Lease): number => {
-  const base = lease.allocZeros(madeBytes);
-  for (const { offset, elements, dtype, value } of fillings) {
+export function* makeSlots({ madeBytes, fillings }: Layout, lease: Lease): Turns<number> {
+  const base = lease.alloc(madeBytes);
+  const fill = function* (value: Buffer, start: number, end: number): Turns<void> {
+    for (let at = start; at < end; at += FILLED_BYTES) {
+      if (at > start) yield;
+      lease.bytes.fill(value, at, Math.min(at + FILLED_BYTES, end));
+    }
+  };
+  yield* fill(Buffer.alloc(1), base, base + madeBytes);
+  for (const [index, { offset, elements, dtype, value }] of fillings.entries()) {
+    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
     const one = Buffer.alloc(bytesOf(dtype) as number);
     if (dtype === "F64") one.writeDoubleLE(value);
     else one.writeFloatLE(value);
-    lease.bytes.fill(one, base + offset, base + offset + elements * one.length);
+    yield* fill(one, base + offset, base + offset + elements * one.length);
   }
   return base;
-};
+}
 
 /** Writes the counts and the scalar slots of a step into the state, or a new file where its header is another. */
 const stateOf = async (
@@ -190,7 +204,7 @@ const stateOf = async (
 };
 
 interface Rounded {
-  readonly params: Parts | PlainTensors;
+  readonly params: Reply;
   /** Names of tensors that may not be finite. */
   readonly suspects: ReadonlySet<string>;
 }

@@ -1,9 +1,10 @@
 /** Tensors of a request as files in the arena: a safetensors blob where it lies, or a map of numbers written there without a header. */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, isCountable, readElement, writeElement } from "../codec/dtype.ts";
+import { type Mapping, mappingOf } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
-import { headerEnd, readSafetensorsInTurns, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
-import { inTurns, TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { headerEnd, readSafetensorsInTurns, type Safetensors, type TensorDescription, type TensorInfo } from "../codec/safetensors.ts";
+import { inTurns, mapped, TURN_ITEMS, TURN_PASSES, type Turns } from "../codec/turns.ts";
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
 
@@ -11,6 +12,9 @@ const SUPPORTED: readonly string[] = COMPUTED;
 
 /** Tensors of one call. */
 const MAX_TENSORS = 65536;
+
+/** Characters of a tensor's name, as in schemas/: every name is compared with every pattern of a group. */
+const MAX_NAME = 1024;
 
 /** A tensor in the arena. */
 export interface Tensor {
@@ -37,49 +41,57 @@ export interface TensorFile {
 const TENSORS_SHARE = 2;
 
 /** The file of a blob in the arena: where it already is (MessagePack), or decoded from base64 (JSON). Its header is counted before anybody reads it. */
-export const loadBlob = (blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Buffer => {
-  const file = locateBlob(blob, field, code, lease);
+export function* loadBlob(blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Turns<Buffer> {
+  const file = typeof blob === "string" ? yield* readBase64(blob, field, code, lease) : locateBlob(blob, lease);
   const header = headerEnd(file);
   lease.heap.addHeader(header <= file.length ? (code === "TENSORS_CORRUPT" ? TENSORS_SHARE : 1) * header : 0);
   return file;
+}
+
+const locateBlob = (blob: Uint8Array, lease: Lease): Buffer => {
+  if (blob.buffer === lease.bytes.buffer) return Buffer.isBuffer(blob) ? blob : Buffer.from(blob.buffer, blob.byteOffset, blob.byteLength);
+  const start = lease.alloc(blob.length);
+  if (blob.length > 0) lease.bytes.fill(blob, start, start + blob.length);
+  return lease.view(start, blob.length);
 };
 
-const locateBlob = (blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Buffer => {
-  if (typeof blob !== "string") {
-    if (blob.buffer === lease.bytes.buffer) return Buffer.isBuffer(blob) ? blob : Buffer.from(blob.buffer, blob.byteOffset, blob.byteLength);
-    const start = lease.alloc(blob.length);
-    if (blob.length > 0) lease.bytes.fill(blob, start, start + blob.length);
-    return lease.view(start, blob.length);
-  }
-  const padding = blob.endsWith("==") ? 2 : blob.endsWith("=") ? 1 : 0;
-  const bytes = (blob.length / 4) * 3 - padding;
-  if (blob.length % 4 !== 0) throw StepdError.mismatch(code, field, "base64, whose length is a multiple of 4", `${blob.length} characters`);
-  const start = lease.alloc(bytes);
-  const written = lease.bytes.write(blob, start, bytes, "base64");
-  const file = lease.view(start, bytes);
-  if (written !== bytes || !isBase64(blob, file)) throw StepdError.mismatch(code, field, "base64 (RFC 4648, 4)", `another text: ${describe(blob)}`);
-  return file;
-};
-
-/** A piece of this many bytes ends with a whole group of base64. */
+/** Bytes of base64 that are read between two yields: they end with a whole group. */
 const PIECE = 3 * 2 ** 18;
 
-/** Whether a text is the base64 of these bytes. Node reads other alphabets, cuts characters to a byte, and ignores bits that are left over. */
-const isBase64 = (text: string, bytes: Buffer): boolean => {
-  for (let at = 0; at < bytes.length; at += PIECE) {
-    if (!text.startsWith(bytes.toString("base64", at, Math.min(at + PIECE, bytes.length)), (at / 3) * 4)) return false;
+function* readBase64(blob: string, field: string, code: ErrorName, lease: Lease): Turns<Buffer> {
+  const padding = blob.endsWith("==") ? 2 : blob.endsWith("=") ? 1 : 0;
+  const length = (blob.length / 4) * 3 - padding;
+  if (blob.length % 4 !== 0) throw StepdError.mismatch(code, field, "base64, whose length is a multiple of 4", `${blob.length} characters`);
+  const file = lease.view(lease.alloc(length), length);
+  for (let at = 0; at < length; at += PIECE) {
+    const text = blob.slice((at / 3) * 4, ((at + PIECE) / 3) * 4);
+    const end = at + file.write(text, at, "base64");
+    // Node reads other alphabets, cuts characters to a byte, and ignores bits that are left over.
+    if (end !== Math.min(at + PIECE, length) || file.toString("base64", at, end) !== text) {
+      throw StepdError.mismatch(code, field, "base64 (RFC 4648, 4)", `another text: ${describe(blob)}`);
+    }
+    if (end < length) yield;
   }
-  return true;
-};
+  return file;
+}
 
 /** Loads a `Tensors` field. Throws TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS or PAYLOAD_TOO_LARGE naming the field. */
 export const loadTensors = (tensors: Tensors, field: string, lease: Lease): TensorFile | Promise<TensorFile> =>
-  typeof tensors === "string" || tensors instanceof Uint8Array
-    ? { bytes: loadBlob(tensors, field, "TENSORS_CORRUPT", lease), plain: undefined }
-    : inTurns(loadPlain(tensors, field, lease));
+  inTurns(typeof tensors === "string" || tensors instanceof Uint8Array ? loadFile(tensors, field, lease) : loadPlain(tensors, field, lease));
+
+function* loadFile(blob: Uint8Array | string, field: string, lease: Lease): Turns<TensorFile> {
+  return { bytes: yield* loadBlob(blob, field, "TENSORS_CORRUPT", lease), plain: undefined };
+}
+
+/** More tensors by name are not kept: to make their text takes longer than to match them. */
+const MAX_NAMED = 4096;
+
+/** Bytes of a tensor in a header, at least. */
+export const LEAST_ENTRY = 50;
 
 /** A text that two files share only if they have the same tensors in the same places; undefined where it were longer than `most`. */
 export const keyOf = ({ bytes, plain }: TensorFile, most: number): string | undefined => {
+  if (plain && plain.length > MAX_NAMED) return undefined;
   if (plain) return JSON.stringify(plain.map(({ name, dtype, shape }) => [name, dtype, shape]));
   const end = headerEnd(bytes);
   return end <= Math.min(most, bytes.length) ? bytes.length + bytes.toString("latin1", 0, end) : undefined;
@@ -90,7 +102,18 @@ export function* readTensors({ bytes, plain }: TensorFile, field: string): Turns
   if (plain) return { header: undefined, metadata: new Map(), tensors: plain };
   const file = yield* readSafetensorsInTurns(bytes, field, "TENSORS_CORRUPT");
   requireFew(file.tensors.length, field);
-  for (const { name, dtype } of file.tensors) requireSupported(dtype, field, name);
+  for (const [index, { name, dtype }] of file.tensors.entries()) {
+    requireSupported(dtype, field, name);
+    if (name.length > MAX_NAME) {
+      throw StepdError.mismatch(
+        "PAYLOAD_TOO_LARGE",
+        `${field}/${pointerEscape(name)}`,
+        `a name of at most ${MAX_NAME} characters`,
+        `${name.length} characters`,
+      );
+    }
+    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+  }
   return file;
 }
 
@@ -104,9 +127,9 @@ const requireSupported = (dtype: string, field: string, name: string): void => {
 };
 
 /** Descriptions of tensors that follow each other without gaps, with their places. */
-export const inOrder = (tensors: Iterable<Pick<TensorInfo, "name" | "dtype" | "shape">>): readonly TensorInfo[] => {
+export const inOrder = (tensors: readonly TensorDescription[]): Turns<TensorInfo[]> => {
   let offset = 0;
-  return Array.from(tensors, ({ name, dtype, shape }) => {
+  return mapped(tensors, ({ name, dtype, shape }) => {
     const elements = elementsOf(shape);
     const bytes = elements * (bytesOf(dtype) as number);
     offset += bytes;
@@ -131,11 +154,14 @@ export const countNames = (count: number, lease: Lease): void => lease.heap.addH
 const TURN_VALUES = 16384;
 
 function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<TensorFile> {
-  const entries = Object.entries(given);
-  requireFew(entries.length, field);
-  countNames(entries.length, lease);
-  for (const [place, [name, { shape, dtype = "F32", values }]] of entries.entries()) {
-    if (place % TURN_ITEMS === TURN_ITEMS - 1) yield;
+  const names = Object.keys(given);
+  requireFew(names.length, field);
+  countNames(names.length, lease);
+  yield;
+  const described: TensorDescription[] = [];
+  for (const name of names) {
+    if (described.length % TURN_ITEMS === TURN_ITEMS - 1) yield;
+    const { shape, dtype = "F32", values } = given[name] as PlainTensor;
     requireSupported(dtype, field, name);
     const at = `${field}/${pointerEscape(name)}`;
     requireCountable(shape, `${at}/shape`, name);
@@ -143,12 +169,14 @@ function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<Ten
     if (elements !== values.length) {
       throw StepdError.mismatch("TENSOR_MISMATCH", `${at}/values`, `${elements} values for shape [${shape}]`, `${values.length}`, [name]);
     }
+    described.push({ name, dtype, shape });
   }
-  const plain = inOrder(entries.map(([name, { shape, dtype = "F32" }]) => ({ name, dtype, shape })));
+  const plain = yield* inOrder(described);
   const length = plain.reduce((sum, { bytes }) => sum + bytes, 0);
   const bytes = length === 0 ? lease.view(0, 0) : lease.view(lease.alloc(length), length);
   let written = 0;
-  for (const { name, dtype, offset } of plain) {
+  for (const [place, { name, dtype, offset }] of plain.entries()) {
+    if (place % TURN_PASSES === TURN_PASSES - 1) yield;
     const size = bytesOf(dtype) as number;
     for (const [index, value] of given[name]?.values.entries() ?? []) {
       if (++written % TURN_VALUES === 0) yield;
@@ -164,24 +192,43 @@ function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<Ten
   return { bytes, plain };
 }
 
-/** The tensors of a file as they are now, in the form that they came in. */
-export const replyOf = ({ bytes, plain }: TensorFile): Parts | PlainTensors | Promise<PlainTensors> =>
-  plain ? inTurns(toPlain(plain, bytes)) : new Parts([bytes]);
+/** What a reply has of a file of tensors. */
+export type Reply = Parts | Mapping<PlainTensor>;
 
-function* toPlain(tensors: readonly TensorInfo[], file: Buffer): Turns<PlainTensors> {
-  const plain: Record<string, PlainTensor> = {};
-  let read = 0;
-  for (const { name, dtype, shape, elements, offset } of tensors) {
-    const size = bytesOf(dtype) as number;
-    const values: PlainTensor["values"][number][] = [];
-    for (let index = 0; index < elements; index++) {
-      if (++read % TURN_VALUES === 0) yield;
-      const value = readElement(file, offset + size * index, dtype);
-      values.push(Number.isFinite(value) ? value : (String(value) as "NaN" | "Infinity" | "-Infinity"));
-    }
-    plain[name] = { shape: [...shape], dtype: dtype as NonNullable<PlainTensor["dtype"]>, values };
-  }
-  return plain;
+/** The tensors of a file as they are now, in the form that they came in. */
+export const replyOf = ({ bytes, plain }: TensorFile): Reply | Promise<Reply> => (plain ? inTurns(toPlain(plain, bytes)) : new Parts([bytes]));
+
+function* toPlain(tensors: readonly TensorInfo[], file: Buffer): Turns<Mapping<PlainTensor>> {
+  const long = new Map<TensorInfo, PlainTensor["values"]>();
+  for (const tensor of tensors) if (tensor.elements > TURN_VALUES) long.set(tensor, yield* longValues(tensor, file));
+  const tell = (tensor: TensorInfo): readonly [string, PlainTensor] => {
+    const { name, dtype, shape, elements } = tensor;
+    const values = long.get(tensor) ?? valuesOf(tensor, file, 0, elements);
+    return [name, { shape: [...shape], dtype: dtype as NonNullable<PlainTensor["dtype"]>, values }];
+  };
+  return mappingOf(tensors, tell, file.length > TURN_VALUES);
 }
+
+function* longValues(tensor: TensorInfo, file: Buffer): Turns<PlainTensor["values"]> {
+  const values: Value[] = [];
+  for (let from = 0; from < tensor.elements; from += TURN_VALUES) {
+    for (const value of valuesOf(tensor, file, from, Math.min(from + TURN_VALUES, tensor.elements))) values.push(value);
+    yield;
+  }
+  return values;
+}
+
+type Value = PlainTensor["values"][number];
+
+/** The values of a tensor from one to another. */
+const valuesOf = ({ dtype, offset }: TensorInfo, file: Buffer, from: number, to: number): Value[] => {
+  const size = bytesOf(dtype) as number;
+  const values: Value[] = [];
+  for (let index = from; index < to; index++) {
+    const value = readElement(file, offset + size * index, dtype);
+    values.push(Number.isFinite(value) ? value : (String(value) as Value));
+  }
+  return values;
+};
 
 export const isSameShape = (a: readonly number[], b: readonly number[]): boolean => a.length === b.length && a.every((size, index) => size === b[index]);

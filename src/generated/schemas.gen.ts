@@ -379,7 +379,8 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "minItems": 1,
         "items": {
           "type": "string",
-          "minLength": 1
+          "minLength": 1,
+          "maxLength": 1024
         }
       },
       "optimizer": {
@@ -445,6 +446,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "groups": {
         "description": "Parameter groups; the first that matches a parameter takes it.",
         "type": "array",
+        "maxItems": 4096,
         "items": {
           "$ref": "group.schema.json"
         }
@@ -1812,6 +1814,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "groups": {
         "description": "Parameter groups; the first that matches a parameter takes it.",
         "type": "array",
+        "maxItems": 4096,
         "items": {
           "$ref": "group.schema.json"
         }
@@ -1819,6 +1822,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "tensors": {
         "description": "Shapes and dtypes of the parameters by name.",
         "type": "object",
+        "propertyNames": {
+          "maxLength": 1024
+        },
         "additionalProperties": {
           "title": "TensorShape",
           "type": "object",
@@ -2110,6 +2116,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           },
           "milestones": {
             "type": "array",
+            "maxItems": 1024,
             "items": {
               "type": "integer",
               "minimum": 0,
@@ -2256,10 +2263,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "$ref": "schedule.schema.json"
             },
             "minItems": 1,
+            "maxItems": 64,
             "description": "One more than the milestones; may hold sequences"
           },
           "milestones": {
             "type": "array",
+            "maxItems": 1024,
             "items": {
               "type": "integer",
               "minimum": 1,
@@ -2480,6 +2489,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "groups": {
         "description": "Parameter groups; the first that matches a parameter takes it.",
         "type": "array",
+        "maxItems": 4096,
         "items": {
           "$ref": "group.schema.json"
         }
@@ -2719,6 +2729,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "title": "PlainTensors",
         "description": "Tensors by name.",
         "type": "object",
+        "propertyNames": {
+          "maxLength": 1024
+        },
         "additionalProperties": {
           "$ref": "#/$defs/PlainTensor"
         },

@@ -1,36 +1,36 @@
 /** Loops over the elements of slots in the arena that no kernel has: rare, so in JavaScript, a slice at a time. */
-import { setImmediate } from "node:timers/promises";
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, readElement } from "../codec/dtype.ts";
+import type { Turns } from "../codec/turns.ts";
 import type { Tensor } from "../engine/tensors.ts";
 
-/** Elements between two looks at other calls: about 4 ms. */
+/** Elements between two yields: about 4 ms. */
 const SLICE = 2 ** 18;
 
 const F32_BYTES = 4;
 const F64_BYTES = 8;
 
 /** Calls `run` with ranges that cover all elements. */
-const inSlices = async (elements: number, run: (from: number, to: number) => void): Promise<void> => {
+function* inSlices(elements: number, run: (from: number, to: number) => void): Turns<void> {
   for (let from = 0; from < elements; from += SLICE) {
-    if (from > 0) await setImmediate();
+    if (from > 0) yield;
     run(from, Math.min(from + SLICE, elements));
   }
-};
+}
 
 /**
  * Multiplies or divides all elements of an F32 or F64 tensor in place, in float64, rounded once. Returns how many the opposite
  * would not give back.
  */
-export const rescale = async (lease: Lease, { address, elements, bytes, dtype }: Tensor, factor: number, isDivision: boolean): Promise<number> => {
+export function* rescale(lease: Lease, { address, elements, bytes, dtype }: Tensor, factor: number, isDivision: boolean): Turns<number> {
   const view = new DataView(lease.bytes.buffer, lease.bytes.byteOffset + address, bytes);
   const run = dtype === "F64" ? rescaleF64 : rescaleF32;
   let changed = 0;
-  await inSlices(elements, (from, to) => {
+  yield* inSlices(elements, (from, to) => {
     changed += run(view, from, to, factor, isDivision);
   });
   return changed;
-};
+}
 
 /** One NaN is as good as another. */
 const isChanged = (before: number, back: number): boolean => back !== before && !Number.isNaN(before);
@@ -58,12 +58,12 @@ const rescaleF64 = (view: DataView, from: number, to: number, factor: number, is
 };
 
 /** A BF16 or F16 tensor as F32 in memory of its own, which holds every value of either. */
-export const widen = async (lease: Lease, tensor: Tensor): Promise<Tensor> => {
+export function* widen(lease: Lease, tensor: Tensor): Turns<Tensor> {
   const bytes = tensor.elements * F32_BYTES;
   const address = lease.alloc(bytes);
   const size = bytesOf(tensor.dtype) as number;
-  await inSlices(tensor.elements, (from, to) => {
+  yield* inSlices(tensor.elements, (from, to) => {
     for (let i = from; i < to; i++) lease.bytes.writeFloatLE(readElement(lease.bytes, tensor.address + i * size, tensor.dtype), address + i * F32_BYTES);
   });
   return { ...tensor, dtype: "F32", bytes, address };
-};
+}

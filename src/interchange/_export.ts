@@ -2,7 +2,7 @@
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { compareCanonical, writeHeaderInTurns } from "../codec/safetensors.ts";
-import { inTurns, sorted } from "../codec/turns.ts";
+import { sorted, TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import { type Entry, type ParameterState, STEP, type State, writeEntries } from "../engine/state.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
@@ -36,14 +36,16 @@ class Losses {
 }
 
 /** Writes a state in a foreign format. Throws STATE_MISMATCH, INVALID_PARAMS. */
-export const exportState = async (state: State, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Promise<Exported> => {
+export function* exportState(state: State, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Turns<Exported> {
   const format = convention.format as Foreign;
   const holding = holdingOf(format, optimizer, "/to");
   const betas = holding.isCorrected ? betasOf(convention, "/to") : undefined;
   const keyOf = keyWriter(convention);
   const losses = new Losses();
   const entries: Entry[] = [];
+  let told = 0;
   for (const [name, parameter] of state.parameters) {
+    if (++told % TURN_ITEMS === 0) yield;
     const before = entries.length;
     for (const [slot, { dtype, shape, address }] of parameter.slots) {
       const foreign = holding.slots.get(slot);
@@ -55,11 +57,12 @@ export const exportState = async (state: State, convention: Convention, optimize
     if (entries.length === before) losses.add(`${format} has no entry for a parameter that has no slots there`, name);
   }
   if (holding.isCountShared && state.parameters.size > 0) entries.push(countOf(state.parameters, losses));
-  const rounded = await reshape(state.parameters, holding, betas, lease);
-  const ordered = await inTurns(sorted(entries, compareCanonical));
-  const header = await inTurns(writeHeaderInTurns({ format, optimizer: optimizer.name }, ordered));
-  return { state: await inTurns(writeEntries(header, ordered, lease)), lost: [...losses.sentences, ...rounded] };
-};
+  yield;
+  const rounded = yield* reshape(state.parameters, holding, betas, lease);
+  const ordered = yield* sorted(entries, compareCanonical);
+  const header = yield* writeHeaderInTurns({ format, optimizer: optimizer.name }, ordered);
+  return { state: yield* writeEntries(header, ordered, lease), lost: [...losses.sentences, ...rounded] };
+}
 
 /** torch makes the buffers of sgd and lars at the first step; zeros before it would be taken for a step's. */
 const isUnborn = ({ lateSlots }: OptimizerDefinition, { scalars, isCountShared }: Holding, { step }: ParameterState, slot: string): boolean =>
@@ -132,23 +135,25 @@ const countOf = (parameters: ReadonlyMap<string, ParameterState>, losses: Losses
 };
 
 /** Brings the slots to their meaning in the format, in place. Returns what that loses. */
-const reshape = async (
+function* reshape(
   parameters: ReadonlyMap<string, ParameterState>,
   { isNegated, slots: held }: Holding,
   betas: readonly [number, number] | undefined,
   lease: Lease,
-): Promise<readonly string[]> => {
+): Turns<readonly string[]> {
   let changed = 0;
+  let read = 0;
   let elements = 0;
   for (const { step, slots } of parameters.values()) {
+    if (++read % TURN_ITEMS === 0) yield;
     for (const [slot, tensor] of slots) {
       if (!held.has(slot)) continue;
-      if (isNegated) await rescale(lease, tensor, -1, false);
+      if (isNegated) yield* rescale(lease, tensor, -1, false);
       if (!betas || step === 0) continue;
       const beta = betas[slot === "exp_avg" ? 0 : 1];
-      changed += await rescale(lease, tensor, weightAt(beta, step) * (1 - beta), true);
+      changed += yield* rescale(lease, tensor, weightAt(beta, step) * (1 - beta), true);
       elements += tensor.elements;
     }
   }
   return changed > 0 ? [`qhoptim keeps bias-corrected moments: ${changed} of ${elements} values are rounded so that the way back gives another last bit`] : [];
-};
+}

@@ -1,9 +1,10 @@
 /** A file of torch, qhoptim or optax as a state: its slots are used where they are in the arena, and brought to stepd's meaning in place. */
 import type { Lease } from "../arena/arena.ts";
 import { COMPUTED } from "../codec/dtype.ts";
-import { readSafetensors, type TensorInfo } from "../codec/safetensors.ts";
+import { readSafetensorsInTurns, type TensorInfo } from "../codec/safetensors.ts";
+import { TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import { emptyState, type ParameterState, STEP, type State } from "../engine/state.ts";
-import { loadBlob, type Tensor } from "../engine/tensors.ts";
+import type { Tensor } from "../engine/tensors.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale, widen } from "./_elements.ts";
@@ -32,35 +33,39 @@ export interface Imported {
 }
 
 /** Reads a file of a foreign format. Throws STATE_CORRUPT, STATE_MISMATCH, UNSUPPORTED_DTYPE, INVALID_PARAMS. */
-export const importState = async (blob: Uint8Array | string, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Promise<Imported> => {
+export function* importState(file: Buffer, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Turns<Imported> {
   const holding = holdingOf(convention.format as Foreign, optimizer, "/from");
   const betas = holding.isCorrected ? betasOf(convention, "/from") : undefined;
-  const { drafts, count } = readFile(blob, convention, holding, lease);
+  const { drafts, count } = yield* readFile(file, convention, holding);
   const state = emptyState(optimizer);
   for (const [name, { slots, scalars }] of drafts) {
     const step = betas ? stepOfWeights(name, scalars, betas, convention.step) : (scalars.get(STEP) ?? count ?? convention.step);
     if (step === undefined) throw missingStep("the count of steps, which the file does not have", name);
     const kept = [...scalars].filter(([slot]) => slot in (optimizer.scalarSlots ?? {}));
     state.parameters.set(name, { step, slots, scalars: Object.fromEntries(kept) });
+    if (state.parameters.size % TURN_ITEMS === 0) yield;
   }
+  let read = 0;
   for (const { slots } of state.parameters.values()) {
-    for (const [slot, tensor] of slots) if (tensor.dtype !== "F32" && tensor.dtype !== "F64") slots.set(slot, await widen(lease, tensor));
+    for (const [slot, tensor] of slots) if (tensor.dtype !== "F32" && tensor.dtype !== "F64") slots.set(slot, yield* widen(lease, tensor));
     const buffer = slots.get("momentum_buffer");
-    if (holding.isNegated && buffer) await rescale(lease, buffer, -1, false);
+    if (holding.isNegated && buffer) yield* rescale(lease, buffer, -1, false);
+    if (++read % TURN_ITEMS === 0) yield;
   }
-  return { state, lost: betas ? await uncorrect(state.parameters, drafts, betas, lease) : [] };
-};
+  return { state, lost: betas ? yield* uncorrect(state.parameters, drafts, betas, lease) : [] };
+}
 
 const missingStep = (expected: string, name: string): StepdError =>
   StepdError.mismatch("INVALID_PARAMS", "/from/step", expected, `none for ${named([name])}`, [name]);
 
-const readFile = (blob: Uint8Array | string, convention: Convention, { slots, scalars, isCountShared }: Holding, lease: Lease): Read => {
-  const file = loadBlob(blob, FIELD, "STATE_CORRUPT", lease);
+function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCountShared }: Holding): Turns<Read> {
   const drafts = new Map<string, Draft>();
   const slotOf = new Map([...slots].map(([own, foreign]) => [foreign, own]));
   const known = [...slotOf.keys(), ...Object.keys(scalars)];
   let count: number | undefined;
-  for (const info of readSafetensors(file, FIELD, "STATE_CORRUPT").tensors) {
+  const { tensors } = yield* readSafetensorsInTurns(file, FIELD, "STATE_CORRUPT");
+  for (const [index, info] of tensors.entries()) {
+    if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
     if (isCountShared && info.name === COUNT) {
       count = readScalar(file, info, ["I32", "I64"], true);
       continue;
@@ -77,7 +82,7 @@ const readFile = (blob: Uint8Array | string, convention: Convention, { slots, sc
     else if (slot !== undefined) draft.slots.set(slot, locate(file, info, key.parameter));
   }
   return { drafts, count };
-};
+}
 
 const locate = (file: Buffer, { offset, ...info }: TensorInfo, name: string): Tensor => {
   if (!(COMPUTED as readonly string[]).includes(info.dtype)) {
@@ -130,22 +135,24 @@ const stepOfWeights = (name: string, scalars: Draft["scalars"], betas: readonly 
 };
 
 /** Makes corrected moments raw, in place. Returns what that loses. */
-const uncorrect = async (
+function* uncorrect(
   parameters: ReadonlyMap<string, ParameterState>,
   drafts: Read["drafts"],
   betas: readonly [number, number],
   lease: Lease,
-): Promise<readonly string[]> => {
+): Turns<readonly string[]> {
+  let read = 0;
   let changed = 0;
   let elements = 0;
   const reweighed: string[] = [];
   for (const [name, { step, slots }] of parameters) {
+    if (++read % TURN_ITEMS === 0) yield;
     const weights = weightsOf(name, drafts.get(name)?.scalars ?? new Map());
     if (weights.some((weight, index) => weight !== weightAt(betas[index] as number, step))) reweighed.push(name);
     for (const [index, slot] of ["exp_avg", "exp_avg_sq"].entries()) {
       const tensor = slots.get(slot);
       if (!tensor || step === 0) continue;
-      changed += await rescale(lease, tensor, (weights[index] as number) * (1 - (betas[index] as number)), false);
+      changed += yield* rescale(lease, tensor, (weights[index] as number) * (1 - (betas[index] as number)), false);
       elements += tensor.elements;
     }
   }
@@ -155,4 +162,4 @@ const uncorrect = async (
       ? [`stepd keeps steps in place of the weights, which the way back computes anew, with other last bits for ${named(reweighed)}`]
       : []),
   ];
-};
+}

@@ -4,7 +4,7 @@
  */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
-import { inTurns } from "../codec/turns.ts";
+import { TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import { MASTER_PARAM, type ParameterState, readState, type State, writeState } from "../engine/state.ts";
 import { loadBlob } from "../engine/tensors.ts";
 import { describe, StepdError } from "../errors/errors.ts";
@@ -28,22 +28,20 @@ export interface Converted {
 }
 
 /** Converts a state. The caller's bytes are overwritten in the lease. */
-export const convertState = async ({ state: blob, from, to, optimizer: name, fill }: ConvertInput, lease: Lease): Promise<Converted> => {
+export function* convertState({ state: blob, from, to, optimizer: name, fill }: ConvertInput, lease: Lease): Turns<Converted> {
   requireUsable(from, "from");
   requireUsable(to, "to");
   const wanted = name === undefined ? undefined : find(name, "/optimizer");
-  const { state, lost } =
-    from.format === "stepd"
-      ? { state: await inTurns(readState(loadBlob(blob, "/state", "STATE_CORRUPT", lease))), lost: [] }
-      : await importState(blob, from, sourceOf(from, wanted), lease);
+  const source = from.format === "stepd" ? undefined : sourceOf(from, wanted);
+  const file = yield* loadBlob(blob, "/state", "STATE_CORRUPT", lease);
+  const { state, lost } = source ? yield* importState(file, from, source, lease) : { state: yield* readState(file), lost: [] };
   const optimizer = wanted ?? state.optimizer;
   requireFamily(state, optimizer);
-  const left = leaveOut(state, optimizer);
-  fillSlots(state, optimizer, fill, lease);
-  const exported =
-    to.format === "stepd" ? { state: await inTurns(writeState(state, optimizer, lease)), lost: [] } : await exportState(state, to, optimizer, lease);
+  const left = yield* leaveOut(state, optimizer);
+  yield* fillSlots(state, optimizer, fill, lease);
+  const exported = to.format === "stepd" ? { state: yield* writeState(state, optimizer, lease), lost: [] } : yield* exportState(state, to, optimizer, lease);
   return { state: exported.state, lost: [...lost, ...left, ...exported.lost] };
-};
+}
 
 const find = (name: string, field: string): OptimizerDefinition => {
   const found = registry.get(name);
@@ -68,9 +66,11 @@ const requireFamily = ({ optimizer: source, revision }: State, optimizer: Optimi
 };
 
 /** Takes away what the new optimizer has no place for. Returns what that loses. */
-const leaveOut = ({ parameters }: State, { name, allSlots, scalarSlots = {} }: OptimizerDefinition): readonly string[] => {
+function* leaveOut({ parameters }: State, { name, allSlots, scalarSlots = {} }: OptimizerDefinition): Turns<readonly string[]> {
+  let read = 0;
   const lost = new Map<string, string[]>();
   for (const [parameter, { slots, scalars }] of parameters) {
+    if (++read % TURN_ITEMS === 0) yield;
     const left = [
       ...[...slots.keys()].filter((slot) => !allSlots.includes(slot) && slot !== MASTER_PARAM),
       ...Object.keys(scalars).filter((slot) => !(slot in scalarSlots)),
@@ -83,9 +83,10 @@ const leaveOut = ({ parameters }: State, { name, allSlots, scalarSlots = {} }: O
     }
   }
   return [...lost].map(([slot, names]) => `${name} has no slot ${slot}: ${named(names)}`);
-};
+}
 
-const fillSlots = ({ parameters }: State, { name, allSlots, fills = {} }: OptimizerDefinition, fill: readonly string[], lease: Lease): void => {
+function* fillSlots({ parameters }: State, { name, allSlots, fills = {} }: OptimizerDefinition, fill: readonly string[], lease: Lease): Turns<void> {
+  let filled = 0;
   for (const [index, slot] of fill.entries()) {
     const field = `/fill/${index}`;
     const fillable = allSlots.filter((candidate) => candidate in fills);
@@ -97,9 +98,10 @@ const fillSlots = ({ parameters }: State, { name, allSlots, fills = {} }: Optimi
     }
     for (const [parameter, { slots }] of parameters) {
       if (!slots.has(slot)) fillSlot(slots, slot, source, parameter, field, lease);
+      if (++filled % TURN_ITEMS === 0) yield;
     }
   }
-};
+}
 
 /** Adds a slot as a copy of `source`, or as zeros where that is null. */
 const fillSlot = (slots: ParameterState["slots"], slot: string, source: string | null, parameter: string, field: string, lease: Lease): void => {

@@ -5,6 +5,7 @@
  * In float64 words: [shards, then for each shard (unit's word, first element, elements), then for each unit (whether a kernel
  * found it suspect, calls, then for each call (kernel, pointers, scalars, (address, bytes an element) for each pointer, scalars))].
  */
+import type { Turns } from "../codec/turns.ts";
 
 /** Elements in a shard and in a block of a sum. Part of the promise of bit-identical steps: sums are combined block by block. */
 export const SHARD = 65536;
@@ -77,13 +78,17 @@ const wordsOfCall = ({ pointers, scalars }: Call): number => 3 + 2 * pointers.le
 export const jobWords = (units: readonly Unit[]): number =>
   units.reduce((sum, unit) => sum + shardsOf(unit) * SHARD_WORDS + 2 + unit.calls.reduce((words, call) => words + wordsOfCall(call), 0), 1);
 
+/** Units of a large job that are written between two yields. */
+const TURN_UNITS = 256;
+
 /** Writes the job and returns its number of shards. */
-export const writeJob = (units: readonly Unit[], words: Float64Array): number => {
+export function* writeJob(units: readonly Unit[], words: Float64Array): Turns<number> {
   const shards = shardCount(units);
   let shardAt = 1;
   let at = 1 + shards * SHARD_WORDS;
   words[0] = shards;
-  for (const unit of units) {
+  for (const [index, unit] of units.entries()) {
+    if (index % TURN_UNITS === TURN_UNITS - 1) yield;
     for (let start = 0; start < unit.elements; start += SHARD) {
       words[shardAt++] = at;
       words[shardAt++] = start;
@@ -103,7 +108,7 @@ export const writeJob = (units: readonly Unit[], words: Float64Array): number =>
     }
   }
   return shards;
-};
+}
 
 /** Indexes of the units in which a kernel found a result suspect: they may hold values that are not finite. */
 export const suspectsOf = (units: readonly Unit[], words: Float64Array): readonly number[] => {

@@ -5,6 +5,7 @@
  */
 import { Worker } from "node:worker_threads";
 import type { Arena, Lease } from "../arena/arena.ts";
+import { atOnce, inTurns } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import {
   BEGUN,
@@ -31,6 +32,9 @@ export { KernelsError } from "./kernels.ts";
 
 /** Jobs of up to this many elements run inline: waking the pool costs 1 to 24 us, as much as the work (measured). */
 export const INLINE_ELEMENTS = 2 * 65536;
+
+/** Jobs of more tensors do not run inline: each takes a microsecond, however small it is. */
+const INLINE_UNITS = 4096;
 
 /** A worker that dies this often before it is ready would do so for ever. */
 const MAX_FAILED_STARTS = 5;
@@ -130,16 +134,17 @@ export class Pool implements AsyncDisposable {
   /** Runs all units to their end; the job is written into the lease. */
   async run(units: readonly Unit[], lease: Lease): Promise<Ran> {
     const elements = units.reduce((sum, unit) => sum + unit.elements, 0);
-    if (elements <= INLINE_ELEMENTS) {
+    if (elements <= INLINE_ELEMENTS && units.length <= INLINE_UNITS) {
       const words = this.#inlineWords(jobWords(units));
-      const shards = writeJob(units, words);
+      const shards = atOnce(writeJob(units, words));
       for (let shard = 0; shard < shards; shard++) runShard(words, shard, this.#inline, this.#scratch);
       return { waited: 0, suspects: suspectsOf(units, words) };
     }
     const length = jobWords(units);
     const address = lease.alloc(length * WORD + shardCount(units) * MARK);
     const words = new Float64Array(this.#arena.memory.buffer, address, length);
-    const shards = writeJob(units, words);
+    const written = inTurns(writeJob(units, words));
+    const shards = written instanceof Promise ? await written : written;
     const marks = new Int32Array(this.#arena.memory.buffer, address + length * WORD, shards).fill(FREE);
     const start = performance.now();
     await this.#line.enter(elements);

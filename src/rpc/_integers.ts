@@ -2,30 +2,10 @@
  * Integers of results, by their schemas. The MessagePack writer makes a float64 of every number from 2^32 on, and typed readers
  * refuse a float where the schema has an integer; of a bigint it makes an integer. Real numbers stay as they are.
  */
-import type { Turns } from "../codec/turns.ts";
+import { Members } from "../codec/members.ts";
 import { schemas } from "../generated/schemas.gen.ts";
 
 type Convert = (value: unknown) => unknown;
-
-/** Members of a map of tensors that are converted between two yields. */
-const SHARE_MEMBERS = 1024;
-
-/** Converts a result, a share of each long map in it at a time. */
-export function* inShares(result: unknown, convert: Convert): Turns<unknown> {
-  const long = isPlain(result) ? Object.entries(result).filter(([, member]) => isPlain(member) && Object.keys(member).length > SHARE_MEMBERS) : [];
-  if (long.length === 0) return convert(result);
-  const rest = convert({ ...(result as object), ...Object.fromEntries(long.map(([key]) => [key, {}])) }) as Record<string, unknown>;
-  for (const [key, member] of long) {
-    const converted: Record<string, unknown> = {};
-    const entries = Object.entries(member as object);
-    for (let at = 0; at < entries.length; at += SHARE_MEMBERS) {
-      Object.assign(converted, (convert({ [key]: Object.fromEntries(entries.slice(at, at + SHARE_MEMBERS)) }) as Record<string, object>)[key]);
-      yield;
-    }
-    rest[key] = converted;
-  }
-  return rest;
-}
 
 interface Schema {
   readonly $ref?: string;
@@ -94,13 +74,14 @@ const members = (all: readonly (readonly [string, Convert | undefined])[]): Conv
 
 const everyMember = (convert: Convert | undefined): Convert | undefined =>
   convert &&
-  ((value) =>
-    isPlain(value)
-      ? changed(
-          value,
-          Object.keys(value).map((key) => [key, convert] as const),
-        )
-      : value);
+  ((value) => {
+    if (value instanceof Members) return value.map(convert);
+    if (!isPlain(value)) return value;
+    return changed(
+      value,
+      Object.keys(value).map((key) => [key, convert] as const),
+    );
+  });
 
 const everyItem = (convert: Convert | undefined): Convert | undefined =>
   convert && ((value) => (Array.isArray(value) && value.some((item) => convert(item) !== item) ? value.map(convert) : value));

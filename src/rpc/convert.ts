@@ -10,8 +10,8 @@ export const convert: Method<ConvertParams> = {
   result: "convert-result.schema.json",
   rest: { verb: "POST", path: "/v1/state/convert" },
 
-  async handle(call, { blobs, lease }) {
+  async handle(call, { engine, blobs, lease }) {
     const { state, from = { format: "stepd" }, to = { format: "stepd" }, optimizer, fill = [] } = await blobs.load(call, lease);
-    return convertState({ state, from, to, optimizer, fill }, lease);
+    return engine.withState(state, convertState({ state, from, to, optimizer, fill }, lease));
   },
 };

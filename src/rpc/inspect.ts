@@ -1,3 +1,4 @@
+import { mappingOf } from "../codec/members.ts";
 import { STATE_FORMAT } from "../engine/engine.ts";
 import type { InspectParams } from "../generated/wire.gen.ts";
 import type { Method } from "./method.ts";
@@ -13,14 +14,15 @@ export const inspect: Method<InspectParams> = {
   async handle(call, { engine, blobs, lease }) {
     const { state } = await blobs.load(call, lease);
     const { optimizer, revision, bytes, parameters } = await engine.inspect(state, lease);
-    const tensors = [...parameters].map(([name, { step, slots, scalars }]) => {
+    let elements = 0;
+    for (const { slots } of parameters.values()) for (const slot of slots.values()) elements += slot.elements;
+    const tensors = mappingOf([...parameters], ([name, { step, slots, scalars }]) => {
       const described = [
         ...[...slots].map(([slot, { dtype, shape }]) => [slot, { dtype, shape }] as const),
         ...Object.keys(scalars).map((slot) => [slot, { dtype: "F64", shape: [] }] as const),
       ];
       return [name, { step, slots: Object.fromEntries(described) }] as const;
     });
-    const elements = [...parameters.values()].flatMap(({ slots }) => [...slots.values()]).reduce((sum, slot) => sum + slot.elements, 0);
-    return { format: STATE_FORMAT, optimizer: optimizer.name, revision, bytes, elements, tensors: Object.fromEntries(tensors) };
+    return { format: STATE_FORMAT, optimizer: optimizer.name, revision, bytes, elements, tensors };
   },
 };

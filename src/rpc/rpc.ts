@@ -7,7 +7,7 @@ import { asStepdError, describe as describeValue, type ErrorName, errors, StepdE
 import { nearest } from "../errors/nearest.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
 import { validateInTurns } from "../validation/validate.ts";
-import { inShares, integersOf } from "./_integers.ts";
+import { integersOf } from "./_integers.ts";
 import { openApi, openRpc } from "./discover.ts";
 import type { Method } from "./method.ts";
 import { methods } from "./methods.ts";
@@ -104,7 +104,7 @@ export class Rpc {
   /** A result as it goes out. */
   wire(name: string, result: unknown): unknown {
     const convert = this.#integers.get(name);
-    return convert ? inTurns(inShares(result, convert)) : result;
+    return convert ? convert(result) : result;
   }
 
   /** Answers a decoded body. Of a batch each reply is finished before the next call runs, so that what they take together is known in time. */
@@ -146,7 +146,7 @@ export class Rpc {
     }
     const isNotification = call.id === undefined;
     try {
-      const result = await this.wire(call.method, await this.call(call.method, call.params, request, observe));
+      const result = this.wire(call.method, await this.call(call.method, call.params, request, observe));
       return { value: isNotification ? undefined : { jsonrpc: "2.0", result, id: call.id } };
     } catch (error) {
       const known = asStepdError(error);

@@ -100,9 +100,13 @@ export const optionalSteps = (description: string, minimum: number): Argument<nu
   description,
 });
 
+/** Milestones of a schedule, and schedules of a sequence. */
+export const [MAX_MILESTONES, MAX_SCHEDULES] = [1024, 64] as const;
+
 /** Counts of steps, in order. */
 export const milestones = (description: string, minimum: number): Argument<readonly number[]> => ({
   type: "array",
+  maxItems: MAX_MILESTONES,
   items: { type: "integer", minimum, maximum: MAX_WHOLE },
   description,
 });
@@ -121,6 +125,7 @@ export const schedules = (description: string): Argument<readonly Schedule[]> =>
   type: "array",
   items: { $ref: "schedule.schema.json" },
   minItems: 1,
+  maxItems: MAX_SCHEDULES,
   description,
 });
 

@@ -1,6 +1,6 @@
 /** What other rooms see of the schedules: all of them by name, and the rates of a step. */
 import { StepdError } from "../errors/errors.ts";
-import { type Evaluator, FLOAT32_MAX, type Rates, type Schedule, type Values } from "./_define.ts";
+import { type Evaluator, FLOAT32_MAX, MAX_SCHEDULES, type Rates, type Schedule, type Values } from "./_define.ts";
 import { registry } from "./_registry.gen.ts";
 
 export type { Evaluator, Rates, Schedule, ScheduleDefinition } from "./_define.ts";
@@ -15,6 +15,7 @@ export { registry } from "./_registry.gen.ts";
  *   so late (one_cycle) or the rate is more than float32 can hold.
  */
 export const prepare = (schedule: Schedule, field = "/schedule"): Evaluator => {
+  requireFew(schedule, field);
   const evaluate = prepareOne(schedule, field);
   return (lr, step) => {
     const rates = evaluate(lr, step);
@@ -22,6 +23,18 @@ export const prepare = (schedule: Schedule, field = "/schedule"): Evaluator => {
     if (!(rates.lr <= FLOAT32_MAX)) throw StepdError.mismatch("INVALID_PARAMS", field, "learning rates that float32 can hold", `${rates.lr} at step ${step}`);
     return rates;
   };
+};
+
+/** Sequences in sequences multiply their parts, which all are prepared for a call. */
+const requireFew = (schedule: Schedule, field: string): void => {
+  let count = 0;
+  const visit = ({ schedules = [] }: Schedule & { readonly schedules?: readonly Schedule[] }): void => {
+    for (const part of schedules) {
+      if (++count > MAX_SCHEDULES) throw StepdError.mismatch("INVALID_PARAMS", field, `at most ${MAX_SCHEDULES} schedules, within each other or not`, "more");
+      visit(part);
+    }
+  };
+  visit(schedule);
 };
 
 const prepareOne = (schedule: Schedule, field: string): Evaluator => {

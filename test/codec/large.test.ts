@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Packr, Unpackr } from "msgpackr";
 import { decodeJson, encodeJson } from "../../src/codec/json.ts";
+import { Members, plainOf } from "../../src/codec/members.ts";
 import { decodeMsgpack, MsgpackWriter } from "../../src/codec/msgpack.ts";
 import { Parts } from "../../src/codec/parts.ts";
 import { atOnce, type Turns } from "../../src/codec/turns.ts";
@@ -51,6 +52,16 @@ for (const [name, value] of Object.entries(VALUES)) {
       for (const work of [() => decodeMsgpack(bytes), () => new MsgpackWriter().encode(value), () => encodeJson(value)]) assert.ok(yields<unknown>(work()) > 1);
   });
 }
+
+test("members that are made while they are written", () => {
+  const members = new Members(20_000, () => Object.entries(map));
+  const value = { jsonrpc: "2.0", result: { members, count: 1 } };
+  const plain = { jsonrpc: "2.0", result: { members: map, count: 1 } };
+  assert.deepEqual(JSON.parse(Buffer.concat(atOnce(encodeJson(value)).pieces).toString()), plain);
+  assert.deepEqual(unpackr.unpack(Buffer.concat(atOnce(new MsgpackWriter().encode(value)).pieces)), plain);
+  assert.ok(yields(encodeJson(value)) > 10 && yields(new MsgpackWriter().encode(value)) > 10);
+  assert.deepEqual(plainOf(members), map);
+});
 
 test("blobs, zeros below zero and members without a value in a long map", () => {
   const blob = new Parts([Buffer.from("ab"), Buffer.from("c")]);

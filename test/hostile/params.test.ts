@@ -18,7 +18,12 @@ const plain = (fields: Readonly<Record<string, unknown>>, without = "") => {
   const tensor = { shape: [2, 2], values: [1, 2, 3, 4], ...fields };
   return step({ grads: { w: Object.fromEntries(Object.entries(tensor).filter(([key]) => key !== without)) } });
 };
-const invalid = (params: unknown, field: string, says: RegExp): ParamsCase => ({ params, error: "INVALID_PARAMS", field, says });
+const invalid = (params: unknown, field: string, says: RegExp): ParamsCase => ({ params, error: "INVALID_PARAMS", ...(field !== "" && { field }), says });
+
+const tensors = (count: number) => Object.fromEntries(Array.from({ length: count }, (_, index) => [`t${index}`, { shape: [1], values: [1] }]));
+const counted = (count: number) => Array.from({ length: count }, (_, index) => index + 1);
+const constant = () => ({ name: "constant" });
+const sequence = (schedules: readonly unknown[]) => ({ name: "sequence", schedules, milestones: counted(schedules.length - 1) });
 
 const f32 = (...data: number[]) => ({ shape: [data.length], data: Float32Array.from(data) });
 
@@ -158,6 +163,63 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "a value that float32 cannot hold": invalid(plain({ values: [1, 2, 3, 1e39] }), "/grads/w/values/3", /range of F32/),
   "a dtype that is none": invalid(plain({ dtype: "F33" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
   "a dtype that steps are not computed in": invalid(plain({ dtype: "I64" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
+  // Errors behind what is checked at once.
+  "a value behind many": invalid(
+    plain({ shape: [40_000], values: Array.from({ length: 40_000 }, (_, index) => (index === 35_000 ? "x" : 1)) }),
+    "/grads/w/values/35000",
+    /found "x"/,
+  ),
+  "a tensor behind many": invalid(step({ grads: { ...tensors(3000), z: { shape: [1] } } }), "/grads/z/values", /found none/),
+  "a value behind many of a tensor behind many": invalid(
+    step({ grads: { ...tensors(3000), z: { shape: [20_000], values: [...Array<number>(19_999).fill(1), null] } } }),
+    "/grads/z/values/19999",
+    /found null/,
+  ),
+  // Limits.
+  "more fields than a call has": invalid(step(Object.fromEntries(Array.from({ length: 60_000 }, (_, index) => [`x${index}`, 1]))), "", /at most 1024 fields/),
+  "more fields than a tensor has": invalid(
+    plain(Object.fromEntries(Array.from({ length: 2000 }, (_, index) => [`x${index}`, 1]))),
+    "/grads/w",
+    /at most 1024 fields, found 2002/,
+  ),
+  "more fields in all than can be checked": invalid(
+    step({ groups: Array.from({ length: 4000 }, () => Object.fromEntries(Array.from({ length: 50 }, (_, index) => [`x${index}`, 1]))) }),
+    "",
+    /at most 131072 fields/,
+  ),
+  "a name of 1,025 characters": invalid(
+    step({ grads: { [MARK + "é".repeat(1025 - MARK.length)]: { shape: [1], values: [1] } } }),
+    `/grads/${MARK}${"é".repeat(990 - MARK.length)}...`,
+    /a name of at most 1024 characters, found 1025 characters/,
+  ),
+  "a name of 1,025 characters in a blob": {
+    params: step({ grads: writeTensors({ [`${MARK}${"x".repeat(1025 - MARK.length)}`]: f32(1) }) }),
+    error: "PAYLOAD_TOO_LARGE",
+    field: `/grads/${MARK}${"x".repeat(990 - MARK.length)}...`,
+    says: /a name of at most 1024 characters, found 1025 characters/,
+  },
+  "a pattern of 1,025 characters": invalid(
+    step({ groups: [{ tensors: ["*".repeat(1025)], optimizer: {} }] }),
+    "/groups/0/tensors/0",
+    /at most 1024 characters/,
+  ),
+  "4,097 groups": invalid(
+    step({ groups: Array.from({ length: 4097 }, (_, index) => ({ tensors: [`${index}`], optimizer: {} })) }),
+    "/groups",
+    /at most 4096 items, found an array of 4097/,
+  ),
+  "1,025 milestones": invalid(step({ schedule: { name: "multistep", milestones: counted(1025) } }), "/schedule/milestones", /at most 1024 items/),
+  "a million milestones": invalid(
+    step({ schedule: { name: "multistep", milestones: counted(1_000_000) } }),
+    "/schedule/milestones",
+    /at most 1024 items, found an array of 1000000/,
+  ),
+  "65 schedules": invalid(step({ schedule: sequence(Array.from({ length: 65 }, constant)) }), "/schedule/schedules", /at most 64 items/),
+  "65 schedules within each other": invalid(
+    step({ schedule: sequence([sequence(Array.from({ length: 32 }, constant)), sequence(Array.from({ length: 31 }, constant))]) }),
+    "/schedule",
+    /at most 64 schedules/,
+  ),
   // Gradients against parameters.
   "a gradient without a parameter": {
     params: step({ grads: writeTensors({ [MARK]: f32(1) }) }),

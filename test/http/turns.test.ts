@@ -6,8 +6,11 @@ import { Packr } from "msgpackr";
 import { JSON_TYPE, MSGPACK, readReply, TestService } from "../support/service.ts";
 import { rawTensors } from "../support/tensors.ts";
 
-/** Most calls are under 100 ms and none is over 250 on a machine that others use as well; docs/performance.md has the figures. The goal is 50. */
-const MOST_MS = 500;
+/** Of a call's own work. All are under 50 ms on a machine that others use as well, as docs/performance.md has it; a slower one may take longer. */
+const MOST_MS = 150;
+
+/** With V8's collections of garbage in it, whose time depends on all that the heap has. */
+const MOST_COLLECTED_MS = 500;
 
 const TENSORS = 65536;
 const ELEMENTS = 3;
@@ -19,6 +22,11 @@ const header = `{${names.map((name, index) => `"${name}":${entry(4 * ELEMENTS * 
 const file = rawTensors(header, Buffer.from(new Float32Array(TENSORS * ELEMENTS).fill(0.5).buffer));
 const base64 = file.toString("base64");
 const plain = Object.fromEntries(names.map((name) => [name, { shape: [ELEMENTS], values: [0.5, 0.25, 0.125] }]));
+const otherNames = Object.fromEntries(names.map((name) => [`other.${name}`, plain[name]]));
+const named = Array.from({ length: PATTERNS }, (_, group) => ({
+  tensors: names.slice(group * PATTERNS, (group + 1) * PATTERNS),
+  optimizer: { lr: 1e-3 / (group + 1) },
+}));
 const shapes = Object.fromEntries(names.map((name) => [name, { shape: [ELEMENTS] }]));
 const groups = [{ tensors: Array.from({ length: PATTERNS }, (_, index) => `*.layers.*.${index}x.*.bias*`), optimizer: { weight_decay: 0 } }];
 const optimizer = { name: "adamw" };
@@ -61,6 +69,28 @@ const steps: readonly (readonly [label: string, type: string, body: Call | reado
     { method: "schedule.evaluate", params: { schedule: { name: "cosine", T_max: 10_000 }, lr: 1, from: 0, count: 10_000 } },
   ],
   [
+    "4,000,000 numbers in JSON",
+    JSON_TYPE,
+    { method: "optimizer.norms", params: { grads: { w: { shape: [2 * MANY], values: Array<number>(2 * MANY).fill(1) } } } },
+  ],
+  ["gradients of other names", MSGPACK, { method: "optimizer.step", params: { optimizer, params: plain, grads: otherNames } }],
+  [
+    "131,072 fields that no method has",
+    MSGPACK,
+    { method: "optimizer.step", params: Object.fromEntries(Array.from({ length: 2 * TENSORS }, (_, i) => [`x${i}`, 1])) },
+  ],
+  [
+    "a million milestones",
+    MSGPACK,
+    { method: "schedule.evaluate", params: { schedule: { name: "multistep", milestones: Array.from({ length: 1e6 }, (_, i) => i) } } },
+  ],
+  [
+    "100,000 schedules",
+    JSON_TYPE,
+    { method: "schedule.evaluate", params: { schedule: { name: "sequence", milestones: [1], schedules: Array(1e5).fill({ name: "constant" }) } } },
+  ],
+  ["names of groups for each tensor", MSGPACK, { method: "optimizer.plan", params: { optimizer, groups: named, tensors: shapes } }],
+  [
     "a batch of 100",
     MSGPACK,
     Array.from({ length: 100 }, () => ({
@@ -80,7 +110,7 @@ suite("turns of the main thread", () => {
   });
   after(() => service?.[Symbol.asyncDispose]());
 
-  const longestTurn = async (): Promise<{ readonly processor: number; readonly histogram: number }> => {
+  const longestTurn = async (): Promise<{ readonly processor: number; readonly own: number; readonly collection: number; readonly histogram: number }> => {
     const answer = once(service.process, "message");
     service.process.send?.("longest");
     return (await answer)[0];
@@ -99,9 +129,12 @@ suite("turns of the main thread", () => {
       const response = await run();
       assert.equal(response.status, 200);
       reply = await readReply(response);
-      const { processor, histogram } = await longestTurn();
-      t.diagnostic(`${time}: ${processor.toFixed(1)} ms of the processor, ${histogram.toFixed(1)} ms by the histogram`);
-      assert.ok(processor <= MOST_MS, `the ${time} call held the main thread for ${processor.toFixed(1)} ms`);
+      const { processor, own, collection, histogram } = await longestTurn();
+      t.diagnostic(
+        `${time}: ${own.toFixed(1)} ms of the processor, ${processor.toFixed(1)} with collections of the heap, of which the longest took ${collection.toFixed(1)}; ${histogram.toFixed(1)} by the histogram`,
+      );
+      assert.ok(own <= MOST_MS, `the ${time} call held the main thread for ${own.toFixed(1)} ms`);
+      assert.ok(processor <= MOST_COLLECTED_MS, `the ${time} call and collections held the main thread for ${processor.toFixed(1)} ms`);
     }
     return reply;
   };

@@ -51,12 +51,3 @@ test("the * of all patterns together are limited, because each is a search throu
     detail: { field: "/groups", expected: "at most 1024 * in all groups", found: "1025", tensors: undefined },
   });
 });
-
-test("groups are limited, because the hyperparameters of each are checked", () => {
-  const groups = (count: number) => Array.from({ length: count }, (_, index) => ({ tensors: [`${index}`] }));
-  requireFew(groups(4096));
-  assert.throws(() => requireFew(groups(4097)), {
-    code: "INVALID_PARAMS",
-    detail: { field: "/groups", expected: "at most 4096 groups", found: "4097", tensors: undefined },
-  });
-});

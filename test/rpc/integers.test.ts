@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { decode } from "@msgpack/msgpack";
+import { Members, plainOf } from "../../src/codec/members.ts";
 import { integersOf } from "../../src/rpc/_integers.ts";
 import { MSGPACK, pack, TestService } from "../support/service.ts";
 import { writeState, writeTensors } from "../support/tensors.ts";
@@ -51,6 +52,15 @@ test("steps beyond 2^32, of a reply and of a state that is looked into", async (
     assert.equal((decode(reply) as { step: number }).step, 2 ** 40 + 1);
   }
   assert.equal(typeOf(await post("/v1/state/inspect", { state }), "step"), INT64);
+});
+
+test("integers of members that are made while they are written", () => {
+  const members = new Members(2, () => [
+    ["a", { step: 2 ** 40, slots: {} }],
+    ["b", { step: 1, slots: {} }],
+  ]);
+  const { tensors } = (integersOf("inspect-result.schema.json") as (value: unknown) => unknown)({ tensors: members }) as { tensors: typeof members };
+  assert.deepEqual(plainOf(tensors), { a: { step: 2n ** 40n, slots: {} }, b: { step: 1, slots: {} } });
 });
 
 test("real numbers of any size stay floats", async () => {

@@ -355,6 +355,8 @@ export interface MultistepSchedule {
 name: "multistep"
 /**
  * Steps at which the rate decays, in ascending order; one that is listed twice decays twice
+ * 
+ * @maxItems 1024
  */
 milestones: readonly number[]
 /**
@@ -431,10 +433,13 @@ name: "sequence"
  * One more than the milestones; may hold sequences
  * 
  * @minItems 1
+ * @maxItems 64
  */
 schedules: readonly [Schedule, ...(Schedule)[]]
 /**
  * Steps at which the next schedule begins, in ascending order
+ * 
+ * @maxItems 1024
  */
 milestones: readonly number[]
 }
@@ -480,6 +485,8 @@ export interface InitParams {
 optimizer: Optimizer
 /**
  * Parameter groups; the first that matches a parameter takes it.
+ * 
+ * @maxItems 4096
  */
 groups?: undefined | readonly Group[]
 params: TensorsSource
@@ -1156,6 +1163,8 @@ export interface PlanParams {
 optimizer: Optimizer
 /**
  * Parameter groups; the first that matches a parameter takes it.
+ * 
+ * @maxItems 4096
  */
 groups?: undefined | readonly Group[]
 /**
@@ -1256,6 +1265,8 @@ export interface StepParams {
 optimizer: Optimizer
 /**
  * Parameter groups; the first that matches a parameter takes it.
+ * 
+ * @maxItems 4096
  */
 groups?: undefined | readonly Group[]
 params: TensorsSource

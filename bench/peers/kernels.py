@@ -18,7 +18,7 @@ GAP_BYTES = 65536
 
 
 def fill(array: torch.Tensor, signed: bool, seed: int) -> None:
-    """Values between 0.25 and 1 in size, so that no moving average becomes subnormal."""
+    """Values from 0.25 to 1 in size, so that no moving average becomes subnormal."""
     generator = torch.Generator().manual_seed(seed)
     array.uniform_(0.25, 1, generator=generator)
     if signed:

@@ -172,7 +172,7 @@ class Sweep:
         return rows
 
     def _tensors(self, stacked: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Named views: one per setting, or one per network if the optimizer uses norms."""
+        """Named views: one per setting, or per network if the optimizer uses norms."""
         axes = self._shape if self.optimizer in LAYERWISE else self._shape[:1]
         return {
             "/".join([*map(str, index), name]): array[index]

@@ -1,4 +1,4 @@
-/** Settings and flags of the real process: right values, wrong values, and what a person at a terminal sees. */
+/** Settings and flags of the real process: valid values, invalid values, and the messages at a terminal. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -25,7 +25,7 @@ interface Run {
   readonly stderr: string;
 }
 
-/** A process of the service; `ended` has what it wrote and its exit code. */
+/** Starts the service; `ended` resolves with its output and exit code. */
 const run = (env: Env, args: readonly string[] = [], command: readonly string[] = [process.execPath, main]) => {
   const [file = "", ...rest] = command;
   const child = spawn(file, [...rest, ...args], { cwd: root, env: { PATH: process.env["PATH"], ...env }, stdio: ["ignore", "pipe", "pipe"] });
@@ -38,7 +38,7 @@ const run = (env: Env, args: readonly string[] = [], command: readonly string[] 
     stderr += chunk;
   });
   const ended = once(child, "close").then(([code]): Run => ({ code: code as number | null, stdout, stderr }));
-  /** Resolves with the address once the process says that it listens. */
+  /** Resolves with the address once the process prints it. */
   const listening = async (): Promise<string> => (await started(child, () => stderr)).address;
   return {
     child,
@@ -51,7 +51,7 @@ const run = (env: Env, args: readonly string[] = [], command: readonly string[] 
   };
 };
 
-/** The status of a service on a Unix socket. */
+/** The HTTP status of /health/live on a Unix socket. */
 const live = (socketPath: string): Promise<number | undefined> =>
   new Promise((resolve, reject) => {
     http.get({ socketPath, path: "/health/live" }, (res) => resolve(res.resume().statusCode)).once("error", reject);
@@ -59,7 +59,7 @@ const live = (socketPath: string): Promise<number | undefined> =>
 
 const small: Env = { STEPD_PORT: "0", STEPD_ARENA_MIB: "16", STEPD_WORKERS: "1" };
 
-/** One line on stderr that starts with the variable and says what was expected and found; nothing on stdout; exit code 1. */
+/** Requires exit code 1, an empty stdout, and one line on stderr that names the variable, the expected and the found. */
 const refusal = async (env: Env, variable: string, found: string): Promise<void> => {
   await using service = run({ ...small, ...env });
   const { code, stdout, stderr } = await service.ended;
@@ -83,7 +83,7 @@ for (const [name, [least, most]] of Object.entries(wholeNumbers)) {
   const low = least === 0 ? "-1" : String(least - 1);
   for (const wrong of [low, String(most + 1), "many", ""])
     test(`${name}=${JSON.stringify(wrong)} stops the start`, () => refusal({ [name]: wrong }, name, JSON.stringify(wrong)));
-  test(`${name} takes whole numbers in decimal digits only`, () => {
+  test(`${name} accepts only whole numbers in decimal digits`, () => {
     for (const wrong of ["1.5", "0x10", " 8", "8 ", "1e2", "+8", "NaN", "Infinity", "\u0668"])
       assert.throws(
         () => readConfig({ [name]: wrong }),
@@ -91,51 +91,51 @@ for (const [name, [least, most]] of Object.entries(wholeNumbers)) {
           error.name === "ConfigError" && error.message.startsWith(`${name}: expected `) && error.message.endsWith(`, found ${JSON.stringify(wrong)}`),
       );
   });
-  test(`${name} takes its least and its most`, () => {
+  test(`${name} accepts its minimum and its maximum`, () => {
     for (const value of [least, most]) assert.ok(Object.values(readConfig({ [name]: String(value) })).includes(value));
   });
 }
 
-test("a log level that does not exist stops the start", () => refusal({ STEPD_LOG_LEVEL: "loud" }, "STEPD_LOG_LEVEL", '"loud"'));
+test("an unknown log level stops the start", () => refusal({ STEPD_LOG_LEVEL: "loud" }, "STEPD_LOG_LEVEL", '"loud"'));
 test("a log level in capitals stops the start", () => refusal({ STEPD_LOG_LEVEL: "INFO" }, "STEPD_LOG_LEVEL", '"INFO"'));
-test("wide vectors that are neither auto nor off stop the start", () => refusal({ STEPD_WIDE_VECTORS: "on" }, "STEPD_WIDE_VECTORS", '"on"'));
+test("STEPD_WIDE_VECTORS other than auto and off stops the start", () => refusal({ STEPD_WIDE_VECTORS: "on" }, "STEPD_WIDE_VECTORS", '"on"'));
 test("an empty log level stops the start", () => refusal({ STEPD_LOG_LEVEL: "" }, "STEPD_LOG_LEVEL", '""'));
 test("an empty host stops the start", () => refusal({ STEPD_HOST: "" }, "STEPD_HOST", '""'));
-test("a host that is not this machine stops the start", () => refusal({ STEPD_HOST: "192.0.2.1" }, "STEPD_HOST", '"192.0.2.1"'));
-test("a socket in a folder that does not exist stops the start", () => {
+test("a host that is not an address of this machine stops the start", () => refusal({ STEPD_HOST: "192.0.2.1" }, "STEPD_HOST", '"192.0.2.1"'));
+test("a socket in a missing folder stops the start", () => {
   const path = join(scratch, "missing/stepd.sock");
   return refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
 });
-test("a socket at a path that is too long stops the start", () => {
+test("a socket path that is too long stops the start", () => {
   const path = join(scratch, "s".repeat(200));
   return refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
 });
-test("a socket at the path of a plain file stops the start and leaves the file", async () => {
+test("a socket path that is a regular file stops the start and keeps the file", async () => {
   const path = join(scratch, "file");
   writeFileSync(path, "precious");
   await refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
   assert.equal(readFileSync(path, "utf8"), "precious");
 });
 
-test("a setting that is like no other is refused without one", async () => {
+test("an unknown setting that resembles none is refused without a suggestion", async () => {
   await using service = run({ ...small, STEPD_FOO: "2" });
   assert.match((await service.ended).stderr, /^stepd: STEPD_FOO: expected a setting that --help lists, found an unknown name\n$/);
 });
 
-test("a setting that does not exist stops the start and points to the nearest", async () => {
+test("an unknown setting stops the start and suggests the nearest one", async () => {
   await using service = run({ ...small, STEPD_WORKER: "2" });
   const { code, stderr } = await service.ended;
   assert.equal(code, 1);
   assert.match(stderr, /^stepd: STEPD_WORKER: expected a setting that --help lists \(the nearest is STEPD_WORKERS\), found [^\n]*\n$/);
 });
 
-/** Variables of this name in the files of a folder that people run or read. */
+/** STEPD_ variables in the files of a folder that people run or read. */
 const namesIn = (folder: string): readonly string[] =>
   readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
     .filter((file) => !/node_modules|\.venv|__pycache__|\/build\//.test(file) && statSync(join(root, folder, file)).isFile())
     .flatMap((file) => readFileSync(join(root, folder, file), "utf8").match(/\bSTEPD_[A-Z0-9_]*[A-Z0-9]\b/g) ?? []);
 
-test("variables of clients, examples and the deployment, and those of Kubernetes, are no mistake", async () => {
+test("variables of clients, examples, the deployment and Kubernetes are accepted", async () => {
   const names = new Set(["clients", "examples", "deploy"].flatMap(namesIn));
   for (const name of ["STEPD_URL", "STEPD_IMAGE", "STEPD_BIND"]) assert.ok(names.has(name), name);
   const people = ["STEPD_TOKEN", "STEPD_URLS"];
@@ -147,7 +147,7 @@ test("variables of clients, examples and the deployment, and those of Kubernetes
   await service.listening();
 });
 
-test("the token of clients misleads only where the server has no tokens of its own", () => {
+test("STEPD_TOKEN, the clients' variable, gives a warning only on a server without tokens", () => {
   const misleading = (env: Env): readonly string[] => misleadingIn(env, readConfig(env));
   assert.equal(misleading({ STEPD_TOKEN: "abc" }).length, 1);
   assert.deepEqual([misleading({}), misleading({ STEPD_TOKEN: "" }), misleading({ STEPD_TOKEN: "abc", STEPD_TOKENS_FILE: "tokens" })], [[], [], []]);
@@ -165,7 +165,7 @@ test("a port in use stops the start", async () => {
   }
 });
 
-test("a socket in use stops the start, one left over does not", async () => {
+test("a socket in use stops the start; a stale socket is replaced", async () => {
   const path = join(scratch, "stepd.sock");
   {
     await using first = run({ ...small, STEPD_SOCKET: path });
@@ -181,14 +181,14 @@ test("a socket in use stops the start, one left over does not", async () => {
   assert.ok(!existsSync(path), "a drained service takes its socket away");
 });
 
-test("port 0 picks a free port and prints it", async () => {
+test("port 0 chooses a free port and prints it", async () => {
   await using service = run(small);
   const address = await service.listening();
   assert.match(address, /^http:\/\/127\.0\.0\.1:[1-9]\d*$/);
   assert.equal((await fetch(`${address}/health/ready`)).status, 200);
 });
 
-test("workers, arena and an IPv6 host reach the service", async (t) => {
+test("workers, arena size and an IPv6 host take effect", async (t) => {
   const hosts = Object.values(os.networkInterfaces()).flat();
   const host = hosts.some((address) => address?.address === "::1") ? "::1" : "127.0.0.1";
   t.diagnostic(`host ${host}`);
@@ -200,7 +200,7 @@ test("workers, arena and an IPv6 host reach the service", async (t) => {
   assert.ok(info.limits.arena_bytes <= 8 * 2 ** 20 && info.limits.arena_bytes > 7 * 2 ** 20, String(info.limits.arena_bytes));
 });
 
-test("STEPD_LOG_LEVEL=debug logs calls on stderr as JSON", async () => {
+test("STEPD_LOG_LEVEL=debug logs calls to stderr as JSON", async () => {
   await using service = run({ ...small, STEPD_LOG_LEVEL: "debug" });
   await fetch(`${await service.listening()}/v1/optimizers`);
   service.child.kill("SIGTERM");
@@ -233,7 +233,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     request.write(body.subarray(0, 10));
     await delay(200);
     service.child.kill(signal);
-    service.child.kill(signal); // The terminal sends one, npm the other.
+    service.child.kill(signal); // A terminal and npm both deliver the signal, so the process gets it twice.
     await delay(200);
     request.end(body.subarray(10));
     const [response] = (await once(request, "response")) as [http.IncomingMessage];
@@ -244,7 +244,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
   });
 }
 
-test("a call that outlasts the drain time is cut off, and the exit code says so", async () => {
+test("a call that exceeds the drain timeout is cut, which the exit code shows", async () => {
   await using service = run({ ...small, STEPD_DRAIN_TIMEOUT_MS: "200" });
   const address = new URL(await service.listening());
   const request = http.request({ port: address.port, method: "POST", path: "/rpc", headers: { "Content-Type": "application/json", "Content-Length": 100 } });
@@ -255,7 +255,7 @@ test("a call that outlasts the drain time is cut off, and the exit code says so"
   assert.equal((await service.ended).code, 1);
 });
 
-test("a second signal later on does not wait", async () => {
+test("a later second signal ends the drain at once", async () => {
   await using service = run(small);
   const address = new URL(await service.listening());
   const request = http.request({ port: address.port, method: "POST", path: "/rpc", headers: { "Content-Type": "application/json", "Content-Length": 100 } });
@@ -294,7 +294,7 @@ test("--help lists every setting with its default and exits with 0", async () =>
   }
 });
 
-test("--help works with a setting that is wrong", async () => {
+test("--help works despite an invalid setting", async () => {
   await using process = run({ STEPD_PORT: "x" }, ["--help"]);
   assert.equal((await process.ended).code, 0);
 });
@@ -306,7 +306,7 @@ test("--version prints the version of package.json and exits with 0", async () =
 });
 
 for (const args of [["--prot"], ["serve"], ["--help=yes"]]) {
-  test(`the argument ${args} stops the start with one line`, async () => {
+  test(`the argument ${args} stops the start with a one-line error`, async () => {
     await using process = run(small, args);
     const { code, stdout, stderr } = await process.ended;
     assert.deepEqual({ code, stdout }, { code: 1, stdout: "" });
@@ -314,7 +314,7 @@ for (const args of [["--prot"], ["serve"], ["--help=yes"]]) {
   });
 }
 
-test("settings that need each other, and origins that are none, are refused by name", () => {
+test("incomplete combinations of settings and invalid origins are refused by name", () => {
   const refused: readonly (readonly [Env, RegExp])[] = [
     [{ STEPD_TLS_CERT_FILE: "c" }, /^STEPD_TLS_KEY_FILE: /],
     [{ STEPD_TLS_KEY_FILE: "k" }, /^STEPD_TLS_CERT_FILE: /],
@@ -326,7 +326,7 @@ test("settings that need each other, and origins that are none, are refused by n
   for (const [env, message] of refused) assert.throws(() => readConfig(env), { name: "ConfigError", message });
 });
 
-test("without settings the defaults hold, and other variables are not read", () => {
+test("without settings the defaults apply, and other variables are ignored", () => {
   const config = readConfig({ PORT: "1", HOST: "x", stepd_port: "2" });
   const { workers, arenaMib, maxJsonMib, ...rest } = config;
   assert.deepEqual(rest, {
@@ -363,9 +363,9 @@ test("the configuration is frozen", () => {
   assert.throws(() => Object.assign(config, { port: 1 }), TypeError);
 });
 
-test("the help names every setting that is read, and no other", () => {
+test("the help names exactly the settings that are read", () => {
   const given = { STEPD_HOST: "h", STEPD_WIDE_VECTORS: "off", STEPD_LOG_LEVEL: "info", STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81" } as Env;
-  // A certificate is nothing without its key, nor the other way round.
+  // A certificate needs its key and a key its certificate, so both are set.
   const others = { STEPD_TLS_CERT_FILE: "c", STEPD_TLS_KEY_FILE: "k" };
   for (const name of help().match(/STEPD_\w+/g) ?? []) assert.doesNotThrow(() => readConfig({ ...others, [name]: given[name] ?? "1" }));
 });

@@ -1,4 +1,4 @@
-/** The arena: first fit, joining of neighbours, growth, refusals, and a long random run against a model. */
+/** The arena: first fit, merging of neighbours, growth, refusals, and a long random run checked against a model. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Arena, type Lease } from "../../src/arena/arena.ts";
@@ -12,14 +12,14 @@ const make = (): { arena: Arena; whole: number; first: number } => {
   return { arena, whole: arena.capacity, first: lease.start };
 };
 
-test("holds at least nearly what it is asked for, and never gives out address 0", () => {
+test("lease() allocates nearly all of the arena or more, and never at address 0", () => {
   const { arena, whole, first } = make();
   assert.ok(whole > MIB - 2048 && whole <= MIB);
   assert.ok(first >= 1024);
   assert.deepEqual([arena.used, arena.leases], [0, 0]);
 });
 
-test("gives the lowest block that is large enough", () => {
+test("lease() takes the lowest block that is large enough", () => {
   const { arena, first } = make();
   const leases = [100, 1000, 100, 100].map((bytes) => arena.lease(bytes));
   leases[1]?.release();
@@ -29,7 +29,7 @@ test("gives the lowest block that is large enough", () => {
   assert.ok(large.start > (leases[3] as Lease).start, "what does not fit the hole goes behind");
 });
 
-test("blocks start at multiples of a cache line and do not overlap", () => {
+test("blocks start at cache lines and do not overlap", () => {
   const { arena } = make();
   const starts = [1, 63, 64, 65, 1].map((bytes) => arena.lease(bytes).start);
   assert.deepEqual(
@@ -46,7 +46,7 @@ for (const order of [
   [2, 0, 1],
   [2, 1, 0],
 ]) {
-  test(`neighbours that come free in the order ${order} become one block`, () => {
+  test(`neighbours freed in the order ${order} merge into one block`, () => {
     const { arena, whole, first } = make();
     const third = Math.floor(whole / 3 / 64) * 64;
     const leases = [third, third, whole - 2 * third].map((bytes) => arena.lease(bytes));
@@ -57,7 +57,7 @@ for (const order of [
   });
 }
 
-test("refuses with OVERLOADED and a whole number of seconds what does not fit now", () => {
+test("lease() throws OVERLOADED with a whole number of seconds if the block does not fit at present", () => {
   const { arena, whole } = make();
   const half = arena.lease(whole / 2);
   assert.throws(
@@ -70,7 +70,7 @@ test("refuses with OVERLOADED and a whole number of seconds what does not fit no
   assert.equal(arena.lease(whole / 2 + 64).bytes, arena.bytes);
 });
 
-test("a short wait is told while memory comes free fast or no rate is known yet, and a longer one while little comes free", () => {
+test("retry_after is short while memory is freed fast or no rate is known, and longer while little is freed", () => {
   const { arena, whole } = make();
   const wait = (): number => {
     using _ = arena.lease(whole);
@@ -93,13 +93,13 @@ test("a short wait is told while memory comes free fast or no rate is known yet,
   assert.equal(wait(), 1);
 });
 
-test("refuses with PAYLOAD_TOO_LARGE what can never fit", () => {
+test("lease() throws PAYLOAD_TOO_LARGE if the block can never fit", () => {
   const { arena, whole } = make();
   assert.throws(() => arena.lease(whole + 1), { code: "PAYLOAD_TOO_LARGE" });
   assert.equal(arena.used, 0);
 });
 
-test("refuses with PAYLOAD_TOO_LARGE what can never fit beside the call's own blocks, so that nobody sends it again and again", () => {
+test("alloc() throws PAYLOAD_TOO_LARGE if the block can never fit beside the call's own blocks", () => {
   const { arena, whole } = make();
   const lease = arena.lease(Math.floor(whole * 0.6));
   assert.throws(() => lease.alloc(Math.floor(whole * 0.6)), { code: "PAYLOAD_TOO_LARGE" });
@@ -107,7 +107,7 @@ test("refuses with PAYLOAD_TOO_LARGE what can never fit beside the call's own bl
   assert.equal(arena.used, 0);
 });
 
-test("what would fit if other calls were not there is OVERLOADED", () => {
+test("alloc() throws OVERLOADED if the block would fit without the other calls", () => {
   const { arena, whole } = make();
   const [first, second] = [arena.lease(whole / 4), arena.lease(whole / 2)];
   assert.throws(() => first.alloc(whole / 2), { code: "OVERLOADED" });
@@ -115,14 +115,14 @@ test("what would fit if other calls were not there is OVERLOADED", () => {
   first.alloc(whole / 2);
 });
 
-test("a lease of nothing holds no memory, also where there is none left", () => {
+test("an empty lease needs no memory, even in a full arena", () => {
   const { arena, whole } = make();
   using _ = arena.lease(whole);
   using empty = arena.lease(0);
   assert.deepEqual([arena.leases, arena.used, empty.start], [2, whole, 0]);
 });
 
-test("gives back everything once, however often it is released", () => {
+test("release() frees everything once, however often it is called", () => {
   const { arena } = make();
   const lease = arena.lease(1000);
   lease.alloc(5);
@@ -134,7 +134,7 @@ test("gives back everything once, however often it is released", () => {
   assert.equal(arena.highWater, 1024 + 64 + 64);
 });
 
-test("allocZeros clears what the last user left", () => {
+test("allocZeros() clears the memory of the previous call", () => {
   const { arena } = make();
   const dirty = arena.lease(256);
   dirty.bytes.fill(7, dirty.start, dirty.start + 256);
@@ -144,7 +144,7 @@ test("allocZeros clears what the last user left", () => {
   assert.ok(lease.view(start, 100).every((byte) => byte === 0));
 });
 
-test("grows in place where the memory behind is free, up to the whole arena", () => {
+test("a block grows in place, up to the whole arena, if the memory behind it is free", () => {
   const { arena, whole, first } = make();
   const lease = arena.lease(64);
   lease.bytes.fill("abc", first, first + 3);
@@ -156,7 +156,7 @@ test("grows in place where the memory behind is free, up to the whole arena", ()
   assert.equal(arena.used, 0);
 });
 
-test("moves with its content where the memory behind is taken", () => {
+test("a block moves with its contents if the memory behind it is taken", () => {
   const { arena, first } = make();
   const lease = arena.lease(64);
   const other = arena.lease(64);
@@ -167,7 +167,7 @@ test("moves with its content where the memory behind is taken", () => {
   assert.equal(arena.lease(64).start, first, "the old block is free");
 });
 
-test("growth that does not fit is refused, and the block stays as it was", () => {
+test("a growth that does not fit is refused, and the block stays unchanged", () => {
   const { arena, whole, first } = make();
   const lease = arena.lease(64);
   const other = arena.lease(whole - 128);
@@ -181,13 +181,13 @@ test("growth that does not fit is refused, and the block stays as it was", () =>
   assert.equal(arena.used, 0);
 });
 
-test("a block that may grow further takes what there is, if that is enough", () => {
+test("a block that asks for room to spare gets what is free, if the minimum fits", () => {
   const { arena, whole, first } = make();
   const lease = arena.lease(Math.ceil(whole * 0.6));
   assert.deepEqual(lease.grow(first, 10, Math.ceil(whole * 0.6) + 1, Math.ceil(whole * 1.2)), { start: first, bytes: whole });
 });
 
-test("trim gives back the end of a block, and only that", () => {
+test("trim() frees the end of a block and nothing else", () => {
   const { arena, whole, first } = make();
   const lease = arena.lease(whole);
   lease.bytes.fill("abc", first, first + 3);
@@ -202,7 +202,7 @@ test("trim gives back the end of a block, and only that", () => {
   assert.equal(arena.used, 0);
 });
 
-test("30,000 random allocations, growths and releases agree with a model that paints every byte", () => {
+test("30,000 random allocations, growths and releases agree with a model that marks every byte", () => {
   const { arena, whole } = make();
   const next = random(7);
   const pick = (below: number): number => Math.floor(Math.abs(next()) * below);
@@ -267,7 +267,7 @@ test("30,000 random allocations, growths and releases agree with a model that pa
   assert.ok(arena.lease(whole));
 });
 
-test("takes the 4 GiB of WebAssembly, without touching them", () => {
+test("an arena of 4 GiB works, without touching all of it", () => {
   const arena = new Arena(4096, 0);
   const lease = arena.lease(3 * 2 ** 30);
   const high = lease.alloc(100);
@@ -276,7 +276,7 @@ test("takes the 4 GiB of WebAssembly, without touching them", () => {
   assert.equal(lease.view(high, 4).toString(), "high");
 });
 
-test("large calls leave a part free for small ones and for what calls in hand ask for; one that is alone may have everything", () => {
+test("large calls leave a reserve for small calls and for running calls, but a call alone may use everything", () => {
   const arena = new Arena(16, 0, 1 / 16);
   const MIB = 2 ** 20;
   {
@@ -293,7 +293,7 @@ test("large calls leave a part free for small ones and for what calls in hand as
   assert.deepEqual([second.start > first.start, small.start > second.start], [true, true]);
 });
 
-test("a block that grows leaves the part free as well, and a small call in hand keeps no large one out", () => {
+test("a growing block leaves the reserve free, and a small running call does not block a large one", () => {
   const MIB = 2 ** 20;
   const arena = new Arena(16, 0, 1 / 16);
   using small = arena.lease(1000);
@@ -310,7 +310,7 @@ test("a block that grows leaves the part free as well, and a small call in hand 
   assert.notEqual(late.start, other.start);
 });
 
-test("a lease that has been released takes and gives nothing any more", () => {
+test("a released lease allocates and frees nothing", () => {
   const arena = new Arena(1, 0);
   const lease = arena.lease(100_000);
   const { start } = lease;

@@ -1,4 +1,4 @@
-/** A shared folder of a test's own, in memory where the machine has such a file system. */
+/** A temporary shared folder for one test, in memory (/dev/shm) if the machine has it. */
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -14,7 +14,7 @@ const MEMORY = "/dev/shm";
 export class SharedFolder implements Disposable {
   readonly path = mkdtempSync(join(existsSync(MEMORY) ? MEMORY : tmpdir(), "stepd-test-"));
 
-  /** Writes blobs one after the other into a file and returns where they are. A number is that much room. */
+  /** Writes blobs into one file, one after the other, and returns their places. A number reserves that many bytes. */
   write(file: string, ...blobs: readonly (Uint8Array | number)[]): Place[] {
     let offset = 0;
     const parts = blobs.map((blob) => (typeof blob === "number" ? Buffer.alloc(blob) : blob));

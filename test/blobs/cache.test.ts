@@ -1,4 +1,4 @@
-/** Results that the server keeps: named by their digest, each caller's own, bounded, and never needed. */
+/** Cached results: addressed by digest, separate for each caller, bounded in size, and never required. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -47,7 +47,7 @@ const requireError = async (params: unknown, name: string, field: string, to = s
 };
 
 for (const { label, optimizer: variant } of variants) {
-  test(`${label}: steps by digest are steps by value`, async () => {
+  test(`${label}: steps by digest give the same bytes as steps by value`, async () => {
     const expected = await run(service, { optimizer: variant, shapes: LARGE, steps: STEPS });
     let from: { params: unknown; state: unknown } = { params: writeTensors(startParams(LARGE)), state: null };
     for (let step = 0; step < STEPS; step++) {
@@ -64,7 +64,7 @@ for (const { label, optimizer: variant } of variants) {
   });
 }
 
-test("a name that is not known is BLOB_MISSING, and counted", async () => {
+test("an unknown digest is BLOB_MISSING and counts as a miss", async () => {
   const before = await service.metric('stepd_cache_lookups_total{result="miss"}');
   const name = { sha256: "0".repeat(64) };
   await requireError({ ...call, params: name }, "BLOB_MISSING", "/params");
@@ -75,7 +75,7 @@ test("a name that is not known is BLOB_MISSING, and counted", async () => {
   assert.match(text, new RegExp(`^stepd_cache_lookups_total\\{result="miss"\\} ${(Number.isNaN(before) ? 0 : before) + 3}$`, "m"));
 });
 
-test("without a cache nothing is kept, and no state is lost for it", async () => {
+test("a server without a cache keeps nothing, and refuses calls that would lose the state", async () => {
   await using bare = await TestService.start();
   const result = await bare.call<CachedReply>("optimizer.step", { ...call, reply: { cache: true } });
   assert.equal(result.cached, undefined);
@@ -85,7 +85,7 @@ test("without a cache nothing is kept, and no state is lost for it", async () =>
   await requireError({ ...call, reply: { state: "none" } }, "INVALID_PARAMS", "/reply/cache");
 });
 
-test("each caller has names of its own", async () => {
+test("a caller cannot read another caller's cached results", async () => {
   const folder = mkdtempSync(join(tmpdir(), "stepd-cache-"));
   const [alice, bob] = ["alice-token-0123456789", "bob-token-0123456789"];
   writeFileSync(join(folder, "tokens"), `alice ${alice}\nbob ${bob}\n`);
@@ -98,7 +98,7 @@ test("each caller has names of its own", async () => {
   assert.equal((await guarded.post("/v1/step", pack({ ...call, ...cached }), MSGPACK, as(alice))).status, 200);
 });
 
-test("what is too large is not kept, and a state that would be lost is refused", async () => {
+test("a result above the cache's size is not cached, and a call that would lose the state is refused", async () => {
   await using small = await TestService.start({ STEPD_CACHE_MIB: "1" });
   const wide = { w: [200_000] };
   const large = { optimizer, params: writeTensors(startParams(wide)), grads: writeTensors(gradsAt(wide, 0)) };
@@ -106,12 +106,12 @@ test("what is too large is not kept, and a state that would be lost is refused",
   assert.equal(kept.cached?.state, undefined);
   await requireError({ ...large, reply: { cache: true, state: "none" } }, "PAYLOAD_TOO_LARGE", "/reply/state", small);
   assert.ok((await small.metric("stepd_cache_used_bytes")) <= 2 ** 20);
-  // SGD with momentum has a state of the size of its parameters: both do not fit, one does.
+  // The state of SGD with momentum is as large as the parameters: one of them fits, both do not.
   const half = await small.call<CachedReply>("optimizer.step", { ...large, optimizer: { name: "sgd", momentum: 0.9 }, reply: { cache: true } });
   assert.deepEqual(Object.keys(half.cached ?? {}), ["state"]);
 });
 
-test("what was not used for longest goes first, and copies under way count", async () => {
+test("the least recently used blob is evicted first, and copies in progress count against the limit", async () => {
   const cache = new BlobCache(1000);
   const blob = (fill: number, bytes = 400): Parts => new Parts([Buffer.alloc(bytes / 2, fill), Buffer.alloc(bytes / 2, fill)]);
   const [a, b] = [await cache.put(blob(1), undefined), await cache.put(blob(2), undefined)] as [string, string];
@@ -125,7 +125,7 @@ test("what was not used for longest goes first, and copies under way count", asy
   assert.ok(many.filter((name) => name !== undefined && cache.get(name, undefined)).length <= 2);
 });
 
-/** The bits of a float32 rounded to BF16, to nearest even, by integers. */
+/** Rounds float32 to BF16 (nearest even) with integer arithmetic, as a reference. */
 const rounded = (file: Uint8Array): Map<string, Buffer> =>
   new Map(
     [...readFile(file).entries].map(([name, { bytes }]) => {
@@ -138,7 +138,7 @@ const rounded = (file: Uint8Array): Map<string, Buffer> =>
     }),
   );
 
-test("parameters in BF16: rounded to nearest even, in the order and form of the request, the rest of the reply as ever", async () => {
+test("reply.params bf16 rounds to nearest even, keeps the order and form of the request, and changes nothing else", async () => {
   const expected = await service.call<StepReply>("optimizer.step", call);
   const found = await service.call<StepReply>("optimizer.step", { ...call, reply: { params: "bf16", cache: true } });
   const { entries } = readFile(found.params);
@@ -149,13 +149,13 @@ test("parameters in BF16: rounded to nearest even, in the order and form of the 
     assert.ok(bytes.equals(bits.get(name) as Buffer), name);
   }
   requireSame(found.state, expected.state, "state");
-  // Without a gradient nothing changes, and so nothing is lost.
+  // A tensor without a gradient stays unchanged, so its rounding loses nothing.
   const plain = { optimizer: { name: "sgd" }, params: { w: { shape: [3], values: [1, 1.00390625, "NaN"] } }, grads: {} };
   const reply = await service.call<{ params: unknown }>("optimizer.step", { ...plain, reply: { params: "bf16" } });
   assert.deepEqual(reply.params, { w: { shape: [3], dtype: "BF16", values: [1, 1, "NaN"] } });
 });
 
-test("BF16 of other dtypes: from F16 and BF16, not from F64", async () => {
+test("reply.params bf16 accepts F16 and BF16 parameters, but not F64", async () => {
   const values = [1, -2.5, 0.333251953125, 65504];
   const of = (dtype: string) => ({
     optimizer: { name: "sgd", lr: 0 },
@@ -171,7 +171,7 @@ test("BF16 of other dtypes: from F16 and BF16, not from F64", async () => {
   await requireError(of("F64"), "UNSUPPORTED_DTYPE", "/reply/params");
 });
 
-test("a skipped step has the same forms", async () => {
+test("a skipped step honours reply.params and reply.state", async () => {
   const bad = writeTensors({ w: { shape: [3, 11], data: new Float32Array(33).fill(Number.NaN) } });
   const result = await service.call<CachedReply & { skipped: boolean }>("optimizer.step", {
     ...call,
@@ -184,23 +184,23 @@ test("a skipped step has the same forms", async () => {
   assert.equal(result.cached?.params?.sha256, sha256(params));
 });
 
-test("new parameters that were to be kept and are not would be lost: the call is refused", async () => {
+test("a call that would lose the new parameters, because they are not cached, is refused", async () => {
   const lost = (reply: unknown, more = {}, to = service) => requireError({ ...call, ...more, reply }, "INVALID_PARAMS", "/reply/params", to);
-  // Tensors by name are not kept.
+  // Tensors by name are never cached.
   const byName = { params: { w: { shape: [1], values: [1] } }, grads: { w: { shape: [1], values: [1] } } };
   await lost({ params: "none", cache: true }, byName);
   await using bare = await TestService.start();
   await lost({ params: "none", cache: true }, {}, bare);
-  // The state fits, both do not.
+  // The state alone fits into the cache; state and parameters together do not.
   await using small = await TestService.start({ STEPD_CACHE_MIB: "1" });
   const wide = { w: [100_000] };
   const large = { params: writeTensors(startParams(wide)), grads: writeTensors(gradsAt(wide, 0)) };
   for (const params of ["none", "bf16"])
     await requireError({ ...call, ...large, reply: { params, state: "none", cache: true } }, "PAYLOAD_TOO_LARGE", "/reply/params", small);
-  // A state with master copies has the parameters.
+  // A state with master copies contains the parameters, so nothing is lost.
   const narrow = { params: { w: { shape: [1], dtype: "BF16", values: [1] } }, grads: { w: { shape: [1], values: [1] } } };
   const reply = await bare.call<StepReply>("optimizer.step", { ...call, ...narrow, master_weights: true, reply: { params: "none", cache: true } });
   assert.deepEqual(["params" in reply, "state" in reply], [false, true]);
-  // Nobody asked to keep them.
+  // reply.cache is absent, so parameters may be left out.
   assert.equal("params" in (await bare.call<StepReply>("optimizer.step", { ...call, reply: { params: "none" } })), false);
 });

@@ -1,4 +1,4 @@
-/** Results that find no room in the middle of being written to a file of the shared folder. */
+/** Results whose file in the shared folder runs out of space in the middle of a write. */
 import assert from "node:assert/strict";
 import { execFileSync, spawnSync } from "node:child_process";
 import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
@@ -20,7 +20,7 @@ const params = writeTensors(startParams(SMALL));
 const grads = writeTensors(gradsAt(SMALL, 0));
 const optimizer = { name: "adamw" };
 
-/** The problem that a step comes to. */
+/** The problem details of a step that must fail. */
 const refusalOf = async (service: TestService, call: unknown): Promise<RpcError["data"] & { readonly status: number }> => {
   const response = await service.post("/v1/step", pack(call), MSGPACK);
   return (await readReply(response)) as RpcError["data"] & { readonly status: number };
@@ -32,7 +32,7 @@ const requireWell = async (service: TestService, expected: StepReply): Promise<v
   assert.ok(Buffer.from(again.state).equals(Buffer.from(expected.state)));
 };
 
-test("EFBIG: a limit of file sizes that ends in the middle of a place", async () => {
+test("EFBIG: the file size limit ends in the middle of a place", async () => {
   using folder = new SharedFolder();
   await using service = await TestService.start({ STEPD_SHARED_DIR: folder.path });
   const expected = await service.call<StepReply>("optimizer.step", { optimizer, params, grads });
@@ -43,20 +43,20 @@ test("EFBIG: a limit of file sizes that ends in the middle of a place", async ()
   assert.deepEqual([status, name, field], [400, "INVALID_PARAMS", "/reply/into/state/file"]);
   assert.equal(wanted, `a place that takes all ${expected.state.length} bytes of the result`);
   assert.equal(found, `EFBIG, the server's limit of file sizes (ulimit -f), after ${written} bytes; what was there before is overwritten so far`);
-  // What was written before the failure is there, and no more.
+  // The bytes before the failure are written, and no others.
   const bytes = folder.read(room);
   assert.ok(bytes.subarray(0, written).equals(Buffer.from(expected.state).subarray(0, written)));
   assert.ok(bytes.subarray(written).every((byte) => byte === 0));
   await requireWell(service, expected);
 });
 
-/** A file system of so many KiB of memory; undefined where this machine lets nobody mount one. */
+/** Mounts a tmpfs of a size in KiB. Returns undefined if the machine does not allow mounts. */
 const mount = (path: string, kib: number): Disposable | undefined => {
   if (spawnSync("mount", ["-t", "tmpfs", "-o", `size=${kib}k`, "tmpfs", path]).status !== 0) return undefined;
   return { [Symbol.dispose]: () => void execFileSync("umount", [path]) };
 };
 
-test("ENOSPC: a hole in a file whose blocks hide it, on a full file system", async (context) => {
+test("ENOSPC: a full file system cannot fill a hole that the file's block count hides", async (context) => {
   using folder = new SharedFolder();
   const full = join(folder.path, "full");
   mkdirSync(full);
@@ -64,7 +64,7 @@ test("ENOSPC: a hole in a file whose blocks hide it, on a full file system", asy
   if (!mounted) return context.skip("nothing can be mounted here");
   await using service = await TestService.start({ STEPD_SHARED_DIR: full });
   const expected = await service.call<StepReply>("optimizer.step", { optimizer, params, grads });
-  // One page with memory, holes, and as much memory behind the end.
+  // One allocated page, then holes, then blocks allocated behind the end that hide the holes in the block count.
   const file = join(full, "holes");
   writeFileSync(file, Buffer.alloc(PAGE));
   truncateSync(file, 8 * PAGE);
@@ -81,7 +81,7 @@ test("ENOSPC: a hole in a file whose blocks hide it, on a full file system", asy
   await requireWell(service, expected);
 });
 
-test("ENOSPC of a device", async () => {
+test("ENOSPC: a full device", async () => {
   using folder = new SharedFolder();
   const shared = new Folder(folder.path);
   await using place = new SharedPlace(shared, await open("/dev/full", "w"), { file: "f", offset: 0, length: 9 }, "/state");

@@ -1,4 +1,4 @@
-/** Steps by files of the shared folder: the same bytes as by the socket, and nothing of a file that is not the caller's own. */
+/** Steps on files of the shared folder: the same bytes as over the socket, and no access to other callers' files. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { linkSync, mkdirSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
@@ -13,7 +13,7 @@ import { variants } from "../support/variants.ts";
 import { type Place, SharedFolder } from "./_folder.ts";
 
 const STEPS = 3;
-/** More than any state here. */
+/** Larger than any state in these tests. */
 const STATE_ROOM = 8 * 2 ** 20;
 
 let folder: SharedFolder;
@@ -49,7 +49,7 @@ const requireError = async (call: unknown, field: string, says: RegExp, name = "
 };
 
 for (const { label, optimizer: variant } of variants) {
-  test(`${label}: in place, as by the socket`, async () => {
+  test(`${label}: steps in place give the same bytes as steps over the socket`, async () => {
     const expected = await run(service, { optimizer: variant, shapes: LARGE, steps: STEPS });
     const file = label.replaceAll(/\W/g, "_");
     const start = writeTensors(startParams(LARGE));
@@ -68,7 +68,7 @@ for (const { label, optimizer: variant } of variants) {
   });
 }
 
-test("other places leave those alone that the bytes came from", async () => {
+test("results written to other places leave the inputs unchanged", async () => {
   const [from, gradPlace, to, room] = folder.write("apart", params, grads, params.length + 100, STATE_ROOM) as [Place, Place, Place, Place];
   const expected = await service.call<StepReply>("optimizer.step", { optimizer, params, grads });
   const reply = await service.call<SharedReply>("optimizer.step", { optimizer, params: from, grads: gradPlace, reply: { into: { params: to, state: room } } });
@@ -77,12 +77,12 @@ test("other places leave those alone that the bytes came from", async () => {
   requireSame(folder.read(reply.params), expected.params, "params");
   requireSame(folder.read(reply.state), expected.state, "state");
   requireSame(folder.read(from), params, "the params given");
-  // Blobs that came by the socket may go to files, too.
+  // Results of tensors that came over the socket can go to files, too.
   const mixed = await service.call<SharedReply>("optimizer.step", { optimizer, params, grads, reply: { into: { params: to, state: room } } });
   assert.deepEqual(mixed, reply);
 });
 
-test("JSON names files as MessagePack does", async () => {
+test("JSON calls can name files, like MessagePack calls", async () => {
   const [at, gradPlace] = folder.write("json", params, grads) as [Place, Place];
   const { state: _, ...expected } = await service.call<StepReply>("optimizer.step", { optimizer, params, grads });
   const response = await service.post("/v1/step", JSON.stringify({ optimizer, params: at, grads: gradPlace }), JSON_TYPE);
@@ -111,7 +111,7 @@ test("a refused step writes nothing", async () => {
   const [at, gradPlace, room, small] = folder.write("refused", params, bad, STATE_ROOM, 100) as [Place, Place, Place, Place];
   const call = { optimizer, params: at, grads: gradPlace, reply: { into: { state: room } } };
   await requireError(call, "/grads", /NaN or infinity/, "NON_FINITE_GRADIENT");
-  // Too little room for the state is found before the parameters are written.
+  // The missing room for the state is noticed before the parameters are written.
   await requireError(
     { ...call, grads, reply: { into: { state: small } } },
     "/reply/into/state/length",
@@ -125,7 +125,7 @@ test("a refused step writes nothing", async () => {
   assert.ok(folder.read(room).every((byte) => byte === 0));
 });
 
-test("places that are none", async () => {
+test("invalid places are refused with the field at fault", async () => {
   const [at, gradPlace, room] = folder.write("places", params, grads, STATE_ROOM) as [Place, Place, Place];
   const call = { optimizer, params: at, grads: gradPlace };
   const size = room.offset + room.length;
@@ -145,7 +145,7 @@ test("places that are none", async () => {
   await requireError({ ...call, params: { file: "places" } }, "/params/offset", /found none/);
 });
 
-test("nothing but a regular file with one name is opened", async () => {
+test("only a regular file with a single link is opened", async () => {
   const call = { optimizer, params, grads };
   const place = { offset: 0, length: grads.length };
   writeFileSync(join(folder.path, "target"), grads);
@@ -167,7 +167,7 @@ test("nothing but a regular file with one name is opened", async () => {
   await requireError({ ...call, grads: { file: "target", ...place } }, "/grads/file", /another name as well/);
 });
 
-test("a file that is cut short while it is read is an error", async () => {
+test("a file that shrinks during the read is an error", async () => {
   const large = writeTensors({ w: { shape: [2 ** 23], data: new Float32Array(2 ** 23) } });
   const [at] = folder.write("cut", large) as [Place];
   const call = service.call<StepReply>("optimizer.step", { optimizer: { name: "sgd" }, params: at, grads: {} }).then(
@@ -175,12 +175,12 @@ test("a file that is cut short while it is read is an error", async () => {
     (error: Error) => error.message,
   );
   truncateSync(join(folder.path, "cut"), 8);
-  // Whether the server was faster or not, it answers, and lives.
+  // The server may finish before the truncation; in either case it must answer and stay alive.
   assert.match(await call, /^ok$|\/params\/length: expected|cut/);
   assert.equal(await service.metric("stepd_arena_used_bytes"), 0);
 });
 
-test("a caller's files are those in the folder of its token's name", async () => {
+test("a caller reads only the folder that has the name of its token", async () => {
   using own = new SharedFolder();
   const [alice, bob] = ["alice-token-0123456789", "bob-token-0123456789"];
   writeFileSync(join(own.path, "tokens"), `alice ${alice}\nbob ${bob}\n`);
@@ -200,7 +200,7 @@ test("a caller's files are those in the folder of its token's name", async () =>
   requireSame(own.read(at), params, "the file outside of her folder");
 });
 
-test("without a folder there are no files, and a folder that is none stops the start", async () => {
+test("without a shared folder, calls that name files are refused; an invalid folder stops the start", async () => {
   await using bare = await TestService.start();
   await requireError(
     { optimizer, params: { file: "a", offset: 0, length: 1 }, grads },
@@ -220,14 +220,14 @@ test("without a folder there are no files, and a folder that is none stops the s
   await assert.rejects(TestService.start({ STEPD_SHARED_DIR: join(folder.path, "target") }), /STEPD_SHARED_DIR: expected a folder/);
 });
 
-test("what a file has counts against the arena", async () => {
+test("bytes read from files count against the arena", async () => {
   await using small = await TestService.start({ STEPD_SHARED_DIR: folder.path, STEPD_ARENA_MIB: "1" });
   const [at] = folder.write("large", Buffer.alloc(2 ** 21)) as [Place];
   await requireError({ optimizer, params: at, grads }, undefined as never, /arena holds/, "PAYLOAD_TOO_LARGE", small);
   assert.equal(await small.metric("stepd_arena_used_bytes"), 0);
 });
 
-test("a failure waits for the other reads and writes, whose memory would be another call's by then", async () => {
+test("a failed read waits for the other reads and writes, whose memory another call would get otherwise", async () => {
   let isWritten = false;
   const slow = new Promise<void>((resolve) => setTimeout(resolve, 50)).then(() => {
     isWritten = true;
@@ -237,7 +237,7 @@ test("a failure waits for the other reads and writes, whose memory would be anot
   assert.deepEqual(await settled([1, Promise.resolve("two")]), [1, "two"]);
 });
 
-test("a token's name that is no folder's does not lead out of the shared folder", async () => {
+test("a token name that is no valid folder name cannot leave the shared folder", async () => {
   using own = new SharedFolder();
   const token = "dots-token-0123456789";
   writeFileSync(join(own.path, "tokens"), `.. ${token}\n. ${token}1\n`);
@@ -250,7 +250,7 @@ test("a token's name that is no folder's does not lead out of the shared folder"
   }
 });
 
-test("a caller's folder that is exchanged for a link in the middle leads nowhere else", async () => {
+test("replacing a caller's folder by a symbolic link during a call opens no other folder", async () => {
   using own = new SharedFolder();
   const token = "alice-token-0123456789";
   writeFileSync(join(own.path, "tokens"), `alice ${token}\n`);
@@ -281,21 +281,21 @@ test("a caller's folder that is exchanged for a link in the middle leads nowhere
   await exchange;
 });
 
-test("a file with holes is no place for results", async () => {
+test("a file with holes is refused as a place for results", async () => {
   writeFileSync(join(folder.path, "holes"), "");
   truncateSync(join(folder.path, "holes"), 2 ** 20);
   const place = { file: "holes", offset: 0, length: 2 ** 20 };
   await requireError({ optimizer, params, grads, reply: { into: { state: place } } }, "/reply/into/state/file", /found one with holes/);
 });
 
-test("rounded parameters do not go over the whole ones unasked", async () => {
+test("BF16 parameters do not overwrite the full-precision file unless asked to", async () => {
   const [at] = folder.write("whole", params) as [Place];
   await requireError({ optimizer, params: at, grads, reply: { params: "bf16" } }, "/reply/into/params", /must not lie over the whole ones/);
 });
 
-test("calls by file leave the part of the arena that is kept for small ones", async () => {
+test("calls with files leave the arena's reserve to small calls", async () => {
   await using service = await TestService.start({ STEPD_SHARED_DIR: folder.path, STEPD_ARENA_MIB: "64" });
-  // Two fill the arena to a few KiB.
+  // Two of these fill the arena up to a few KiB.
   const elements = 2 ** 23 - 1024;
   const large = writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(1) } });
   const [at] = folder.write("greedy", large) as [Place];
@@ -313,7 +313,7 @@ test("calls by file leave the part of the arena that is kept for small ones", as
   assert.ok(taken.some((count) => count > 0));
 });
 
-test("pipelined calls: the first one's end does not make the second one's computing a silence", async () => {
+test("pipelined calls: the end of the first does not start the idle timeout of the second", async () => {
   using own = new SharedFolder();
   const idleMs = 80;
   await using quick = await TestService.start({
@@ -326,7 +326,7 @@ test("pipelined calls: the first one's end does not make the second one's comput
   const header = JSON.stringify({ w: { dtype: "F32", shape: [elements], data_offsets: [0, elements * 4] } });
   const [{ length }] = own.write("long", rawTensors(header)) as [Place];
   truncateSync(join(own.path, "long"), length + elements * 4);
-  // Of a file as well, so that it ends when the second one has begun.
+  // The first call reads a file too, so that it ends after the second has begun.
   const [first] = own.write("first", writeTensors({ w: { shape: [2 ** 22], data: new Float32Array(2 ** 22) } })) as [Place];
   const request = (params: unknown): Buffer => {
     const body = pack(params);

@@ -1,4 +1,4 @@
-/** The real `stepd` command as a child process, for its tests. */
+/** Runs the real `stepd` command as a child process. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -11,7 +11,7 @@ export const COMMANDS: readonly string[] = ["serve", "inspect", "convert", "plan
 
 export const main = join(root, "src/cli/main.ts");
 
-/** The system's Node, where there is another than the one that npm brought. */
+/** Node binaries of the system, which differ from the one installed by npm. */
 export const others = ["/usr/bin/node", "/usr/local/bin/node"].filter((path) => existsSync(path));
 
 export interface Ended {
@@ -20,14 +20,14 @@ export interface Ended {
   readonly stderr: string;
 }
 
-/** A running command with what it wrote so far. It is killed at the end of the test's scope. */
+/** A running command and its output so far. It is killed at the end of the scope. */
 export class Command implements AsyncDisposable {
   readonly child: ChildProcess;
   readonly ended: Promise<Ended>;
   stdout = "";
   stderr = "";
 
-  /** Starts a program; without one, `node src/cli/main.ts`. */
+  /** Starts a program, by default `node src/cli/main.ts`. */
   constructor(args: readonly string[], env: Readonly<Record<string, string>> = {}, program: readonly string[] = [process.execPath, main], cwd = root) {
     const [file = "", ...rest] = program;
     this.child = spawn(file, [...rest, ...args], { cwd, env: { PATH: process.env["PATH"], ...env }, stdio: ["ignore", "pipe", "pipe"] });
@@ -40,7 +40,7 @@ export class Command implements AsyncDisposable {
     this.ended = once(this.child, "close").then(([code]) => ({ code: code as number | null, stdout: this.stdout, stderr: this.stderr }));
   }
 
-  /** Where the service listens, once it says so. */
+  /** Waits for the line that names the address, and returns the address. */
   async listening(): Promise<string> {
     return (await started(this.child, () => this.stderr)).address;
   }
@@ -51,13 +51,13 @@ export class Command implements AsyncDisposable {
   }
 }
 
-/** Runs a command to its end. */
+/** Runs a command and waits for its end. */
 export const stepd = async (...args: readonly string[]): Promise<Ended> => {
   await using command = new Command(args);
   return await command.ended;
 };
 
-/** A folder that is gone at the end of the test's scope. */
+/** A temporary folder, removed at the end of the scope. */
 export class Folder implements Disposable {
   readonly path = mkdtempSync(join(os.tmpdir(), "stepd-cli-"));
 

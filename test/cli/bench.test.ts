@@ -1,4 +1,4 @@
-/** `stepd bench` against real servers: what it counts, refusals, errors, Ctrl-C, tokens, TLS and sockets. */
+/** `stepd bench` against real servers: counts, refusals, errors, Ctrl-C, tokens, TLS and sockets. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { once } from "node:events";
@@ -23,7 +23,7 @@ interface Row {
   readonly errors: Readonly<Record<string, number>>;
 }
 
-test("it counts the steps that the server counts", async () => {
+test("bench counts the same steps as the server", async () => {
   await using service = await TestService.start();
   const args = ["bench", service.url, "--elements", "1000,20000", "--connections", "3", "--seconds", "1", "--check", "--json"];
   const { code, stdout, stderr } = await stepd(...args, "--optimizer", "lamb", "--set", "lr=0.01", "--dtype", "BF16");
@@ -38,7 +38,7 @@ test("it counts the steps that the server counts", async () => {
   );
   const metrics = await (await fetch(`${service.url}/metrics`)).text();
   const counted = Number(/^stepd_elements_total\{optimizer="lamb",dtype="BF16"\} (\d+)$/m.exec(metrics)?.[1]);
-  // Beside the steps that are counted, each size has one that makes the state and one more on each connection.
+  // Two kinds of steps are not counted: for each size, one that creates the state, and one on each connection.
   assert.equal(
     counted,
     rows.reduce((sum, { steps, elements }) => sum + (steps + 4) * elements, 0),
@@ -47,12 +47,12 @@ test("it counts the steps that the server counts", async () => {
     assert.ok(row.steps > 0 && row.seconds >= 1);
     assert.ok(row.p50_ms > 0 && row.p50_ms <= row.p90_ms && row.p90_ms <= row.p99_ms);
     assert.ok(Math.abs(row.steps_per_second * row.seconds - row.steps) < 1e-6);
-    // Two parameters in 2 bytes each and two moments in 4 make a step's body, beside headers.
+    // A step sends two parameters of 2 bytes and two moments of 4 bytes each, plus headers.
     assert.ok(row.bytes_in_per_second / row.steps_per_second > 12 * row.elements);
   }
 });
 
-test("a table for people, over a Unix socket", async () => {
+test("bench prints a table, over a Unix socket", async () => {
   using folder = new Folder();
   const address = `unix:${folder.at("stepd.sock")}`;
   await using server = new Command(["serve", "--socket", folder.at("stepd.sock"), "--arena-mib", "32", "--log-level", "warn"]);
@@ -62,15 +62,15 @@ test("a table for people, over a Unix socket", async () => {
   assert.match(stdout, /^adamw, F32\n\nelements {2}connections .*refused {2}errors\n[- ]+\n1,000 +1 +[\d,]+ +[\d.]+ .* 0 +0\n$/);
 });
 
-/** When the second signal comes: at once, and about when the command ends. */
+/** Delays of the second signal in ms: at once, and about when the command ends. */
 for (const gap of [0, 4, 6, 8])
-  test(`Ctrl-C ends with what was measured, the second ${gap} ms after the first`, async () => {
+  test(`Ctrl-C prints the results so far, with a second signal after ${gap} ms`, async () => {
     await using service = await TestService.start();
     const start = performance.now();
     await using command = new Command(["bench", service.url, "--elements", "1000,2000", "--seconds", "600", "--json"]);
-    // Not a number until the first step.
+    // The field is not a number before the first step.
     while (!((await service.metric('stepd_elements_total{optimizer="adamw",dtype="F32"}')) > 20_000)) await delay(20);
-    // As from a terminal: once to the command itself, once forwarded.
+    // npx forwards the terminal's signal, so the command gets it twice.
     command.child.kill("SIGINT");
     if (gap > 0) await delay(gap);
     command.child.kill("SIGINT");
@@ -86,7 +86,7 @@ for (const gap of [0, 4, 6, 8])
 
 type Answer = { readonly status: number; readonly headers?: http.OutgoingHttpHeaders; readonly body?: string } | "lost" | undefined;
 
-/** A server that passes calls on to another, but answers some of them itself, or changes what comes back. */
+/** A proxy that answers some calls itself, or changes the replies of the server behind it. */
 const between = async (url: string, answer: (call: number) => Answer, change: (reply: Buffer, call: number) => void = () => {}) => {
   let calls = 0;
   const server = http.createServer(async (request, response) => {
@@ -126,7 +126,7 @@ const problem = (status: number, name: string) => ({
   body: JSON.stringify({ name, detail: "no", code: 0 }),
 });
 
-test("refusals and errors are counted apart, and errors make it fail", async () => {
+test("refusals and errors are counted separately, and errors set the exit status", async () => {
   await using service = await TestService.start();
   const answers = new Map<number, Answer>([
     [1, problem(429, "OVERLOADED")],
@@ -146,7 +146,7 @@ test("refusals and errors are counted apart, and errors make it fail", async () 
   assert.ok(row.steps > 0);
 });
 
-test("refusals alone are no failure", async () => {
+test("refusals alone do not set the exit status", async () => {
   await using service = await TestService.start();
   await using proxy = await between(service.url, (call) => (call === 4 ? problem(429, "OVERLOADED") : undefined));
   const { code, stdout } = await stepd("bench", proxy.url, "--elements", "10", "--seconds", "1");
@@ -154,7 +154,7 @@ test("refusals alone are no failure", async () => {
   assert.match(stdout, / 1 +0\n$/);
 });
 
-test("--check finds a reply of the right length with other bytes", async () => {
+test("--check detects a reply of the right length with wrong bytes", async () => {
   await using service = await TestService.start();
   await using proxy = await between(
     service.url,
@@ -172,7 +172,7 @@ test("--check finds a reply of the right length with other bytes", async () => {
   assert.ok((row?.errors["OTHER_REPLY"] ?? 0) > 0);
 });
 
-test("a token from a file; without it the first refusal ends the run", async () => {
+test("the token comes from a file; without it the first refusal ends the run", async () => {
   using folder = new Folder();
   const tokens = folder.write("tokens", "tester s3cret-of-the-test\n");
   await using server = new Command(["serve", "--port", "0", "--arena-mib", "32", "--log-level", "error", "--tokens-file", tokens]);
@@ -188,10 +188,10 @@ test("a token from a file; without it the first refusal ends the run", async () 
   assert.equal(two.stderr, "stepd: --token-file: expected one token of visible ASCII characters, found others\n");
 });
 
-test("mutual TLS", async () => {
+test("bench supports mutual TLS", async () => {
   using folder = new Folder();
   const [cert, key] = [folder.at("cert.pem"), folder.at("key.pem")];
-  // One certificate that has signed itself is authority, server and caller.
+  // One self-signed certificate serves as authority, server and client.
   const request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=stepd"];
   const names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:TRUE"];
   const { status, stderr: openssl } = spawnSync("openssl", [...request, ...names, "-keyout", key, "-out", cert], { encoding: "utf8" });
@@ -211,7 +211,7 @@ test("mutual TLS", async () => {
   assert.match(missing.stderr, /^stepd: --ca: expected a file that can be read, found [^\n]+\n$/);
 });
 
-test("a bar on a terminal, and none elsewhere", async () => {
+test("the progress bar appears only on a terminal", async () => {
   await using service = await TestService.start();
   const args = ["bench", service.url, "--elements", "10", "--seconds", "1"];
   const { code, stdout, stderr } = await stepd(...args);
@@ -222,7 +222,7 @@ test("a bar on a terminal, and none elsewhere", async () => {
   assert.match((await terminal.ended).stdout, /10 elements .*\d+%/);
 });
 
-test("a server that is not there or does not know the optimizer", async () => {
+test("an unreachable server or an unknown optimizer is an error", async () => {
   const nobody = await stepd("bench", "http://127.0.0.1:1", "--seconds", "1");
   assert.equal(nobody.code, 1);
   assert.match(nobody.stderr, /^stepd: the first step did not go well: ECONNREFUSED: [^\n]+\n$/);

@@ -1,4 +1,4 @@
-/** What every command has in common: help, version, exit codes, and one line for a wrong use. */
+/** Common behaviour of all commands: help, version, exit status, and one-line errors for wrong usage. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -9,12 +9,12 @@ import { COMMANDS, Command, Folder, main, stepd } from "./_command.ts";
 
 const FIXTURE = join(root, "test/fixtures/adamw.safetensors");
 
-test("--version is the package's", async () => {
+test("--version prints the package's version", async () => {
   const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
   assert.deepEqual(await stepd("--version"), { code: 0, stdout: `${version}\n`, stderr: "" });
 });
 
-test("--help lists every command, and each has a help that lists its options", async () => {
+test("--help lists every command, and each command's help lists its options", async () => {
   const { code, stdout } = await stepd("--help");
   assert.equal(code, 0);
   for (const name of COMMANDS) assert.match(stdout, new RegExp(`^  ${name} `, "m"));
@@ -27,7 +27,7 @@ test("--help lists every command, and each has a help that lists its options", a
   }
 });
 
-test("help goes before missing arguments", async () => {
+test("--help takes precedence over missing arguments", async () => {
   assert.equal((await stepd("convert", "-h")).code, 0);
 });
 
@@ -69,7 +69,7 @@ const WRONG: readonly (readonly [readonly string[], RegExp])[] = [
 ];
 
 for (const [args, expected] of WRONG) {
-  test(`wrong use: stepd ${args.map((arg) => (arg === FIXTURE ? "FILE" : arg)).join(" ")}`, async () => {
+  test(`wrong usage is refused: stepd ${args.map((arg) => (arg === FIXTURE ? "FILE" : arg)).join(" ")}`, async () => {
     const { code, stdout, stderr } = await stepd(...args);
     assert.equal(code, 2, stderr);
     assert.equal(stdout, "");
@@ -78,7 +78,7 @@ for (const [args, expected] of WRONG) {
   });
 }
 
-test("a reader that stops early is no failure", async () => {
+test("a pipe closed early by its reader is not a failure", async () => {
   using folder = new Folder();
   const tensors = Array.from({ length: 5000 }, (_, index) => `tensor${index}=1`).flatMap((tensor) => ["--tensor", tensor]);
   folder.write("args", tensors.join("\n"));
@@ -87,7 +87,7 @@ test("a reader that stops early is no failure", async () => {
   assert.deepEqual({ status, stdout, stderr }, { status: 0, stdout: "{\n", stderr: "" });
 });
 
-test("colours only where they are asked for or a terminal is", async () => {
+test("output is coloured only on request or on a terminal", async () => {
   const isColoured = async (env: Readonly<Record<string, string>>): Promise<boolean> => {
     await using command = new Command(["--help"], env);
     return (await command.ended).stdout.includes("\u001b");

@@ -1,4 +1,4 @@
-/** `stepd convert`: the service's conversion from file to file, and what it does and does not overwrite. */
+/** `stepd convert`: converts files as the service does, and overwrites files only on request. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -17,7 +17,7 @@ const convert = async (...args: readonly string[]): Promise<string> => {
   return stdout;
 };
 
-test("to torch by index and back gives the same bytes", async () => {
+test("converting to torch by index and back gives the same bytes", async () => {
   using folder = new Folder();
   const names = folder.write("names", "layer.weight\nlayer.bias\n");
   await convert(FIXTURE, folder.at("torch"), "--to", "torch", "--names", names);
@@ -29,7 +29,7 @@ test("to torch by index and back gives the same bytes", async () => {
   assert.ok(readFileSync(folder.at("back")).equals(readFileSync(FIXTURE)));
 });
 
-test("the file is the server's, byte for byte, from one foreign format to another", async () => {
+test("converting between foreign formats gives the same bytes as the server", async () => {
   using folder = new Folder();
   await using service = await TestService.start();
   await convert(FIXTURE, folder.at("torch"), "--to", "torch");
@@ -47,7 +47,7 @@ test("the file is the server's, byte for byte, from one foreign format to anothe
   assert.ok(readFileSync(folder.at("qhoptim")).equals(state));
 });
 
-test("a slot is filled and what is lost is said", async () => {
+test("convert fills missing slots and reports what is lost", async () => {
   using folder = new Folder();
   await convert(FIXTURE, folder.at("filled"), "--optimizer", "adam", "--fill", "max_exp_avg_sq");
   const { metadata, entries } = readFile(readFileSync(folder.at("filled")));
@@ -64,7 +64,7 @@ test("a slot is filled and what is lost is said", async () => {
   assert.deepEqual([out, bytes, lost.length], [folder.at("optax"), readFileSync(folder.at("optax")).length, 1]);
 });
 
-test("nothing is overwritten without --force, and a file may take its own place with it", async () => {
+test("convert overwrites only with --force, which also allows the input as output", async () => {
   using folder = new Folder();
   const path = folder.write("state", readFileSync(FIXTURE));
   const { code, stderr } = await stepd("convert", path, path, "--optimizer", "adam");
@@ -76,7 +76,7 @@ test("nothing is overwritten without --force, and a file may take its own place 
   assert.deepEqual(readdirSync(folder.path), ["state"]);
 });
 
-test("a refusal is one line that names the option or the file, and leaves no file", async () => {
+test("a refused conversion prints one line with the option or file, and leaves no output", async () => {
   using folder = new Folder();
   const names = folder.write("names", "only");
   const sgd = folder.write(

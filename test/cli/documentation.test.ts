@@ -1,4 +1,4 @@
-/** What docs/cli.md shows is what the command prints; what it lists is what there is. */
+/** docs/cli.md against the command: the examples print what the page shows, and every listed option exists. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync, rmSync } from "node:fs";
@@ -10,7 +10,7 @@ import { COMMANDS, Command, Folder, main, others, stepd } from "./_command.ts";
 const page = readFileSync(join(root, "docs/cli.md"), "utf8");
 const shown = [...page.matchAll(/^```console\n\$ stepd ([^\n]*)\n(.*?)^```$/gms)].map(([, args = "", output = ""]) => ({ args: args.split(" "), output }));
 
-test("there are examples", () => {
+test("docs/cli.md contains examples", () => {
   assert.ok(shown.length >= 2);
 });
 
@@ -21,13 +21,13 @@ for (const { args, output } of shown) {
   });
 }
 
-/** What runs the first line of the page: npx with a cache of its own, without a registry. */
+/** Runs the page's first line with npx, with a separate cache and without a registry. */
 const npx = (folder: Folder, line: string): Command => {
   const env = { HOME: folder.path, npm_config_cache: folder.path, npm_config_offline: "true", npm_config_update_notifier: "false" };
   return new Command([], env, line.split(" "));
 };
 
-test("the first line of the page works in a checkout as it stands", async () => {
+test("the first line of docs/cli.md works in an unmodified checkout", async () => {
   const line = /^```sh\n(npx stepd) COMMAND/m.exec(page)?.[1] ?? "";
   using folder = new Folder();
   for (const args of ["--help", "plan --tensor w=10 --arena-mib 16"]) {
@@ -48,7 +48,7 @@ for (const node of [process.execPath, ...others]) {
 }
 
 for (const node of others) {
-  test(`without the package's own Node, bin/stepd.js says under ${node} in one line which Node is needed`, async () => {
+  test(`without the package's Node, bin/stepd.js names the required Node in one line under ${node}`, async () => {
     if (Number.parseInt(spawnSync(node, ["--version"], { encoding: "utf8" }).stdout.slice(1), 10) >= 24) return;
     using tree = new TreeCopy(["bin", "src"]);
     rmSync(join(tree.path, "node_modules"));
@@ -59,7 +59,7 @@ for (const node of others) {
   });
 }
 
-test("the options that the page names are options", async () => {
+test("every option in docs/cli.md exists", async () => {
   const sections = page.split(/^## /m).map((section) => section.split(/\n/, 1).concat(section));
   for (const [name = "", text = ""] of sections.filter(([name = ""]) => COMMANDS.includes(name))) {
     const { stdout } = await stepd(name, "--help");

@@ -1,4 +1,4 @@
-/** `stepd inspect` on states and other files: what it says, what it reads, what it refuses. */
+/** `stepd inspect` on states and other files: its output, what it reads, and what it refuses. */
 import assert from "node:assert/strict";
 import { closeSync, ftruncateSync, mkdirSync, openSync, readFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
@@ -9,7 +9,7 @@ import { Command, Folder, main, stepd } from "./_command.ts";
 
 const FIXTURE = join(root, "test/fixtures/adamw.safetensors");
 
-test("a state that another library wrote", async () => {
+test("inspect reads a state written by another library", async () => {
   const { code, stdout, stderr } = await stepd("inspect", FIXTURE);
   assert.equal(code, 0, stderr);
   const expected = `${FIXTURE}: state of adamw, revision 1, 616 B
@@ -28,7 +28,7 @@ layer.weight  exp_avg_sq    41    F32  [2, 3]         6     24
   assert.equal(stdout, expected);
 });
 
-test("statistics are those of the numbers", async () => {
+test("statistics match the tensor's values", async () => {
   using folder = new Folder();
   const w = { shape: [2, 2], data: Float32Array.of(3, -4, Number.NaN, 0) };
   const path = folder.write("params", writeTensors({ w, none: { shape: [0], data: new Float32Array() } }));
@@ -49,7 +49,7 @@ test("statistics are those of the numbers", async () => {
   );
 });
 
-test("statistics of a tensor that is read in several chunks, in float64 and narrower dtypes", async () => {
+test("statistics are exact for a tensor read in several chunks, in float64 and narrower dtypes", async () => {
   using folder = new Folder();
   const elements = 3_000_001;
   const wide = Float64Array.from({ length: elements }, (_, index) => index);
@@ -64,7 +64,7 @@ test("statistics of a tensor that is read in several chunks, in float64 and narr
   const { stdout, stderr } = await stepd("inspect", path, "--stats", "--json");
   const { tensors } = JSON.parse(stdout || stderr) as { tensors: Record<string, { min?: number; max?: number; norm?: number }> };
   const last = elements - 1;
-  // The sum of the squares up to n, in closed form.
+  // The sum of squares up to n, in closed form.
   const norm = Math.sqrt((last * (last + 1) * (2 * last + 1)) / 6);
   const { wide: found, bits, half, ids } = tensors;
   assert.deepEqual([found?.min, found?.max], [0, last]);
@@ -73,7 +73,7 @@ test("statistics of a tensor that is read in several chunks, in float64 and narr
   assert.equal(ids?.min, undefined);
 });
 
-test("parameters at different steps, without slots, and with a scalar slot", async () => {
+test("inspect shows parameters at different steps, without slots, and with a scalar slot", async () => {
   using folder = new Folder();
   const one = { shape: [1], data: Float32Array.of(1) };
   const slots = { exp_avg: { a: one }, exp_avg_sq: { a: one } };
@@ -84,7 +84,7 @@ test("parameters at different steps, without slots, and with a scalar slot", asy
   assert.match(stdout, /^b +- +0$/m);
 });
 
-test("of a state of 6 GiB only the header and the step are read", async () => {
+test("inspect reads only the header and the steps of a 6 GiB state", async () => {
   using folder = new Folder();
   const elements = 6 * 2 ** 27;
   const end = 8 + elements * 4;
@@ -110,7 +110,7 @@ test("of a state of 6 GiB only the header and the step are read", async () => {
   assert.ok(Number(stderr) < 512 * 1024, `${stderr} KiB`);
 });
 
-test("what cannot be read is one line that names the file", async () => {
+test("an unreadable file is a one-line error that names it", async () => {
   using folder = new Folder();
   mkdirSync(folder.at("folder"));
   const state = readFileSync(FIXTURE);
@@ -133,7 +133,7 @@ test("what cannot be read is one line that names the file", async () => {
   }
 });
 
-test("names and metadata that would steer the terminal are shown, not obeyed", async () => {
+test("control characters in names and metadata are escaped", async () => {
   using folder = new Folder();
   const name = "w\u001b[2J\n\u202efake";
   const header = JSON.stringify({ __metadata__: { note: "a\u0007b" }, [name]: { dtype: "F32", shape: [1], data_offsets: [0, 4] } });
@@ -143,7 +143,7 @@ test("names and metadata that would steer the terminal are shown, not obeyed", a
   assert.match(stdout, /^w\\u001b\[2J\\u000a\\u202efake +F32/m);
 });
 
-test("a header that says it is nearly as long as a large file is refused from its length", async () => {
+test("a header length near the size of a large file is refused before the header is read", async () => {
   using folder = new Folder();
   const path = folder.write("sparse", Buffer.alloc(8));
   const size = 2 ** 31;

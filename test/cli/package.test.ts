@@ -1,4 +1,4 @@
-/** The npm package as a user gets it: packed, installed into an empty folder from its file, run by npx and by the system's Node. */
+/** The npm package as users get it: packed, installed into an empty folder, and run by npx and by the system's Node. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -14,14 +14,14 @@ const manifest = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as
 const folder = new Folder();
 after(() => folder[Symbol.dispose]());
 
-/** Runs a program to its end; it must succeed. */
+/** Runs a program that must succeed. */
 const run = (cwd: string, file: string, ...args: readonly string[]): string => {
   const { status, stdout, stderr } = spawnSync(file, args, { cwd, encoding: "utf8", env: { ...process.env, npm_config_update_notifier: "false" } });
   assert.equal(status, 0, `${file} ${args.join(" ")}: ${stdout}${stderr}`);
   return stdout;
 };
 
-/** Packs a copy of the tree, in which dist is made anew, and installs the result. */
+/** Packs a copy of the tree, which builds dist anew, and installs the package. */
 const install = (): readonly string[] => {
   using tree = new TreeCopy(["bin", "src", "tsconfig.json", "tsconfig.build.json", "README.md", "LICENSE", "build/kernels.wasm", "build/kernels.sha256"]);
   const [{ filename, files }] = JSON.parse(run(tree.path, "npm", "pack", "--json", "--silent", "--pack-destination", folder.path)) as [
@@ -35,7 +35,7 @@ const install = (): readonly string[] => {
 const files = install();
 const bin = folder.at("node_modules/.bin/stepd");
 
-test("the package has the JavaScript of every source, the kernels, and nothing else", () => {
+test("the package contains the JavaScript of every source, the kernels, and nothing else", () => {
   const sources = readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith(".ts") && !file.startsWith("kernels/"));
   const expected = [
     ...sources.map((file) => `dist/${file.replace(/\.ts$/, ".js")}`),
@@ -48,16 +48,16 @@ test("the package has the JavaScript of every source, the kernels, and nothing e
   assert.deepEqual([...files].sort(), expected.sort());
 });
 
-test("npx stepd --version", () => {
+test("npx stepd --version prints the version", () => {
   assert.equal(run(folder.path, "npx", "stepd", "--version"), `${manifest.version}\n`);
 });
 
-test("commands that compute run from the package", () => {
+test("commands that compute work from the package", () => {
   assert.match(run(folder.path, bin, "plan", "--tensor", "w=1000"), /1,000 parameters/);
   assert.match(run(folder.path, bin, "inspect", join(root, "test/fixtures/adamw.safetensors")), /state of adamw/);
 });
 
-/** Takes the README's step and looks whether the reply is the README's. */
+/** Sends the README's step, and requires the README's reply. */
 const requireReadmeStep = async (address: string): Promise<void> => {
   const readme = readFileSync(join(root, "README.md"), "utf8");
   const body = /-d '(\{.*?)'\n/s.exec(readme)?.[1] ?? "";
@@ -69,7 +69,7 @@ const requireReadmeStep = async (address: string): Promise<void> => {
 const SMALL = { STEPD_ARENA_MIB: "32", STEPD_LOG_LEVEL: "warn" };
 
 for (const node of [undefined, ...others]) {
-  test(`stepd serve ${node === undefined ? "" : `under ${node} `}steps on the pinned Node and ends with 0 at SIGTERM`, async () => {
+  test(`stepd serve ${node === undefined ? "" : `under ${node} `}takes steps on the pinned Node and exits with 0 on SIGTERM`, async () => {
     await using server = new Command(["serve", "--port", "0"], SMALL, node === undefined ? [bin] : [node, bin], folder.path);
     const address = await server.listening();
     const { node: version } = (await (await fetch(`${address}/v1`)).json()) as { node: string };
@@ -80,7 +80,7 @@ for (const node of [undefined, ...others]) {
   });
 }
 
-/** Waits until nobody answers there. */
+/** Waits until the address refuses connections. */
 const requireEnd = async (address: string): Promise<void> => {
   for (let waited = 0; waited < 20_000; waited += 50) {
     const isAnswered = await fetch(`${address}/health/live`).then(
@@ -93,7 +93,7 @@ const requireEnd = async (address: string): Promise<void> => {
   assert.fail(`the service on ${address} runs on`);
 };
 
-test("npx stepd serve steps, and does not outlive npx", async () => {
+test("npx stepd serve takes steps, and ends with npx", async () => {
   await using npx = new Command(["serve", "--port", "0"], SMALL, ["npx", "stepd"], folder.path);
   const address = await npx.listening();
   await requireReadmeStep(address);
@@ -101,8 +101,8 @@ test("npx stepd serve steps, and does not outlive npx", async () => {
   await requireEnd(address);
 });
 
-test("the service does not outlive a launcher that is killed", async () => {
-  // Another program file than the pinned one, so that the launcher starts the service in a process of its own.
+test("the service ends if its launcher is killed", async () => {
+  // This Node differs from the pinned one, so the launcher starts the service in a second process.
   await using server = new Command(["serve", "--port", "0"], SMALL, [process.execPath, bin], folder.path);
   const address = await server.listening();
   server.child.kill("SIGKILL");

@@ -1,11 +1,11 @@
-/** `stepd plan`: the server's own numbers, and their time on a network. */
+/** `stepd plan`: the server's plan, and the transfer time over a network. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "../support/service.ts";
 import { rawTensors } from "../support/tensors.ts";
 import { Folder, stepd } from "./_command.ts";
 
-test("a file and the same shapes as options give the plan of a server with that memory", async () => {
+test("a file, and its shapes as options, give the plan of a server with the same memory", async () => {
   using folder = new Folder();
   await using service = await TestService.start({ STEPD_ARENA_MIB: "64", STEPD_WORKERS: "1" });
   const header = {
@@ -30,14 +30,14 @@ test("a file and the same shapes as options give the plan of a server with that 
   }
 });
 
-test("what does not fit is said", async () => {
+test("plan says what does not fit", async () => {
   const { code, stdout } = await stepd("plan", "--tensor", "large=10000x10000", "--tensor", "small=3", "--arena-mib", "100");
   assert.equal(code, 0);
   assert.match(stdout, /^memory: 1\.60 GB as one call, which does not fit into 105 MB$/m);
   assert.match(stdout, /^calls: {2}none: these tensors alone are too large: large$/m);
 });
 
-test("a file with a dtype that no step takes is refused by its name", async () => {
+test("a file with an unsupported dtype is refused by its name", async () => {
   using folder = new Folder();
   const path = folder.write("params", rawTensors('{"ids":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}', Buffer.alloc(8)));
   const { code, stderr } = await stepd("plan", path);

@@ -1,4 +1,4 @@
-/** `stepd serve`: the settings as options, and the same life as `npm start`. */
+/** `stepd serve`: settings as options, and the same behaviour as `npm start`. */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import net from "node:net";
@@ -9,7 +9,7 @@ import { Command, Folder, stepd } from "./_command.ts";
 
 const SMALL = { STEPD_ARENA_MIB: "16", STEPD_WORKERS: "1", STEPD_LOG_LEVEL: "warn" };
 
-test("every setting is an option with its help and default", async () => {
+test("every setting is an option with help and default", async () => {
   const { stdout } = await stepd("serve", "--help");
   for (const { name, help, initial } of Object.values(settings)) {
     const option = `--${name
@@ -21,7 +21,7 @@ test("every setting is an option with its help and default", async () => {
   }
 });
 
-test("an option goes before its variable; it steps and drains", async () => {
+test("an option overrides its variable, and the service steps and drains", async () => {
   await using server = new Command(["serve", "--port", "0", "--workers", "1"], { ...SMALL, STEPD_PORT: "1", STEPD_WORKERS: "2" });
   const address = await server.listening();
   const { workers } = (await (await fetch(`${address}/v1`)).json()) as { workers: number };
@@ -34,7 +34,7 @@ test("an option goes before its variable; it steps and drains", async () => {
   assert.equal((await server.ended).code, 0);
 });
 
-test("a Unix socket", async () => {
+test("serve listens on a Unix socket", async () => {
   using folder = new Folder();
   const path = folder.at("stepd.sock");
   await using server = new Command(["serve", "--socket", path], SMALL);
@@ -44,7 +44,7 @@ test("a Unix socket", async () => {
   assert.equal((await server.ended).code, 0);
 });
 
-test("a setting that makes no sense bears the name by which it was given", async () => {
+test("an invalid setting is reported under the name by which it was given", async () => {
   await using byVariable = new Command(["serve"], { ...SMALL, STEPD_PORT: "x" });
   const variable = await byVariable.ended;
   assert.equal(variable.code, 2);
@@ -55,7 +55,7 @@ test("a setting that makes no sense bears the name by which it was given", async
   assert.match(option.stderr, /^stepd: STEPD_TLS_KEY_FILE: expected the key of --tls-cert-file, found none\n$/);
 });
 
-test("a port in use is a failure, not a wrong use", async () => {
+test("a port in use is a failure, not wrong usage", async () => {
   const taken = net.createServer().listen(0, "127.0.0.1");
   try {
     await new Promise((resolve) => taken.once("listening", resolve));

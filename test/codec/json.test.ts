@@ -1,4 +1,4 @@
-/** JSON bodies: what comes out of bytes, what is refused, and base64 out of pieces of any size. */
+/** JSON bodies: decoded values, refusals, and base64 in pieces of any size. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as json from "../../src/codec/json.ts";
@@ -33,7 +33,7 @@ const VALUES: readonly unknown[] = [
 ];
 
 for (const value of VALUES) {
-  test(`decodes ${JSON.stringify(value)} as JSON.parse does, spread out or not`, () => {
+  test(`decodes ${JSON.stringify(value)} like JSON.parse, in any pieces`, () => {
     assert.deepEqual(decodeJson(shared(JSON.stringify(value))), value);
     assert.deepEqual(decodeJson(shared(JSON.stringify(value, null, 3))), value);
   });
@@ -66,27 +66,27 @@ for (const [name, [text, message]] of Object.entries(REFUSED)) {
   });
 }
 
-test("takes the same key in different objects, and in strings that are no keys", () => {
+test("accepts equal keys in different objects, and strings that look like keys", () => {
   assert.deepEqual(decodeJson(shared('[{"a":"a"},{"a":["a","a"]}]')), [{ a: "a" }, { a: ["a", "a"] }]);
 });
 
-test("takes 64 levels", () => {
+test("accepts 64 levels of nesting", () => {
   decodeJson(shared("[".repeat(64) + "]".repeat(64)));
 });
 
-test("takes time in proportion to the text, however many quotes are escaped", () => {
+test("decoding time is proportional to the length, however many quotes are escaped", () => {
   const start = performance.now();
   assert.throws(() => decodeJson(shared(`"${'\\"'.repeat(500_000)}`)), { code: "PARSE_ERROR" });
   assert.throws(() => decodeJson(shared(`"${"\\".repeat(1_000_001)}`)), { code: "PARSE_ERROR" });
   assert.ok(performance.now() - start < 60_000, "a scan that starts again at each quote takes over 10 minutes");
 });
 
-test("takes a long base64 string whose slashes are escaped", () => {
+test("decodes a long base64 string with escaped slashes", () => {
   const value = decodeJson(shared(`"${"AAA\\/".repeat(4_000_000)}"`)) as string;
   assert.equal(value.length, 16_000_000);
 });
 
-test("a long key does not make a long message", () => {
+test("a long key gives a short message", () => {
   const key = "k".repeat(100_000);
   assert.throws(
     () => decodeJson(shared(`{"${key}":1,"${key}":2}`)),
@@ -94,7 +94,7 @@ test("a long key does not make a long message", () => {
   );
 });
 
-test("writes blobs as base64, whatever pieces they come in", () => {
+test("encodes blobs as base64, in any division into pieces", () => {
   const next = random(5);
   for (let round = 0; round < 300; round++) {
     const whole = Buffer.from(Array.from({ length: Math.floor(Math.abs(next()) * 40) }, () => Math.floor(Math.abs(next()) * 256)));
@@ -110,12 +110,12 @@ test("writes blobs as base64, whatever pieces they come in", () => {
   }
 });
 
-test("writes a blob of more than one piece of base64, out of shared memory", () => {
+test("encodes a blob of several base64 pieces from shared memory", () => {
   const bytes = shared(Buffer.alloc(7 * 2 ** 20 + 1, "0123456789"));
   const { blob } = JSON.parse(textOf(encodeJson({ blob: new Parts([bytes.subarray(0, 5), bytes.subarray(5)]) }))) as { blob: string };
   assert.ok(Buffer.from(blob, "base64").equals(bytes));
 });
 
-test("keeps the sign of a zero and every digit of a whole number over 2^53", () => {
+test("keeps the sign of zero and all digits of integers above 2^53", () => {
   assert.equal(textOf(encodeJson({ id: 2n ** 64n - 1n, values: [-0, 0, 1] })), '{"id":18446744073709551615,"values":[-0,0,1]}');
 });

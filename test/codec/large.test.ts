@@ -1,4 +1,4 @@
-/** Values of many members are read and written in pieces, between which other calls run: the result is that of reading and writing at once. */
+/** Bodies with many members are decoded and encoded in slices, with other calls in between. The result must equal that of a single pass. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Packr, Unpackr } from "msgpackr";
@@ -27,7 +27,7 @@ const VALUES: Readonly<Record<string, unknown>> = {
   "keys that are integers": Object.fromEntries(Array.from({ length: 20_000 }, (_, index) => [String(20_000 - index), index])),
 };
 
-/** How often work may be interrupted. */
+/** Counts how often the work yields. */
 const yields = <T>(work: Turns<T>): number => {
   let count = 0;
   while (!work.next().done) count++;
@@ -35,7 +35,7 @@ const yields = <T>(work: Turns<T>): number => {
 };
 
 for (const [name, value] of Object.entries(VALUES)) {
-  test(`JSON of ${name}`, () => {
+  test(`decodes and encodes JSON of ${name} in slices`, () => {
     for (const space of [0, 1]) {
       const bytes = Buffer.from(JSON.stringify(value, null, space));
       assert.deepEqual(atOnce(decodeJson(bytes)), value);
@@ -44,7 +44,7 @@ for (const [name, value] of Object.entries(VALUES)) {
     assert.deepEqual(JSON.parse(Buffer.concat(atOnce(encodeJson(value)).pieces).toString()), value);
   });
 
-  test(`MessagePack of ${name}`, () => {
+  test(`decodes and encodes MessagePack of ${name} in slices`, () => {
     const bytes = Buffer.from(packr.pack(value));
     assert.deepEqual(atOnce(decodeMsgpack(bytes)), value);
     assert.deepEqual(unpackr.unpack(Buffer.concat(atOnce(new MsgpackWriter().encode(value)).pieces)), value);
@@ -53,7 +53,7 @@ for (const [name, value] of Object.entries(VALUES)) {
   });
 }
 
-test("members that are made while they are written", () => {
+test("members created during encoding give the same bytes as a plain object", () => {
   const members = new Members(20_000, () => Object.entries(map));
   const value = { jsonrpc: "2.0", result: { members, count: 1 } };
   const plain = { jsonrpc: "2.0", result: { members: map, count: 1 } };
@@ -63,7 +63,7 @@ test("members that are made while they are written", () => {
   assert.deepEqual(plainOf(members), map);
 });
 
-test("blobs, zeros below zero and members without a value in a long map", () => {
+test("encodes blobs, negative zeros and undefined members in a long map", () => {
   const blob = new Parts([Buffer.from("ab"), Buffer.from("c")]);
   const value = { map, blob, none: undefined, zeros: [...many, -0], list: [undefined, ...many] };
   const json = JSON.parse(Buffer.concat(atOnce(encodeJson(value)).pieces).toString());
@@ -72,7 +72,7 @@ test("blobs, zeros below zero and members without a value in a long map", () => 
   assert.deepEqual(packed, { map, blob: Buffer.from("abc"), zeros: [...many, -0] });
 });
 
-test("a blob of a long MessagePack body is a view of it", () => {
+test("a blob in a long MessagePack body is a view of the body", () => {
   const bytes = Buffer.from(packr.pack({ many, blob: Buffer.from("abc") }));
   const { blob } = atOnce(decodeMsgpack(bytes)) as { blob: Buffer };
   assert.equal(blob.buffer, bytes.buffer);
@@ -108,7 +108,7 @@ for (const [name, body] of Object.entries(REFUSED)) {
   });
 }
 
-test("a long string is cut neither in an escape nor in a character", () => {
+test("a long string is never split inside an escape or a character", () => {
   for (const unit of ["\\u00e9", "é", "𝄞", '\\"', "\\\\", "ab\\n", `${"A".repeat(61)}\\/`]) {
     const body = `"${unit.repeat(Math.ceil(2_500_000 / Buffer.byteLength(unit)))}"`;
     for (const shift of ["", "x", "xy", "xyz"]) {

@@ -1,4 +1,4 @@
-/** MessagePack bodies: what comes out of bytes, what is refused before a decoder sees it, and blobs that are never copied. */
+/** MessagePack bodies: decoded values, what is refused before decoding, and blobs without copies. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as msgpack from "../../src/codec/msgpack.ts";
@@ -49,10 +49,10 @@ for (const value of VALUES) {
   });
 }
 
-test("decodes NaN, infinities, whole numbers over 2^53 and the empty bin", () => {
+test("decodes NaN, infinities, integers above 2^53 and the empty bin", () => {
   assert.deepEqual(
     decodeMsgpack(bytes(0x95, 0xca, u32(0x7fc00000), 0xca, u32(0xff800000), 0xcf, u32(0xffffffff), u32(0xffffffff), 0xcf, u32(0), u32(9), 0xc4, 0)),
-    // A number is a float64, as in JSON.
+    // Every number decodes to a float64, as in JSON.
     [Number.NaN, Number.NEGATIVE_INFINITY, 2 ** 64, 9, Buffer.alloc(0)],
   );
 });
@@ -102,7 +102,7 @@ for (const [name, [body, message]] of Object.entries(REFUSED)) {
   });
 }
 
-test("blobs come out as views of the body", () => {
+test("decoded blobs are views of the body", () => {
   const body = Buffer.from(new SharedArrayBuffer(64));
   body.fill(pack({ name: "a name of more than fifteen bytes", blob: Buffer.from("abc") }), 8);
   const length = pack({ name: "a name of more than fifteen bytes", blob: Buffer.from("abc") }).length;
@@ -112,7 +112,7 @@ test("blobs come out as views of the body", () => {
   assert.equal(body.subarray(blob.byteOffset, blob.byteOffset + 3).toString(), "abc");
 });
 
-test("writes blobs in their own pieces, without a copy, and the rest as msgpackr does", () => {
+test("encodes blobs as separate pieces without a copy, and everything else like msgpackr", () => {
   const pieces = [Buffer.from("ab"), Buffer.from("cde")];
   const parts = encodeMsgpack([{ result: { blob: new Parts(pieces), none: undefined, other: { x: [1, "é"] } }, id: 2n ** 63n }, 5]);
   assert.deepEqual(unpack(Buffer.concat(parts.pieces)), [{ result: { blob: Buffer.from("abcde"), other: { x: [1, "é"] } }, id: 2n ** 63n }, 5]);
@@ -120,16 +120,16 @@ test("writes blobs in their own pieces, without a copy, and the rest as msgpackr
   assert.equal(parts.length, Buffer.concat(parts.pieces).length);
 });
 
-test("writes many values without one overwriting another", () => {
+test("encodes many values without overwriting earlier ones", () => {
   const value = { a: Array.from({ length: 1000 }, (_, i) => `name ${i}`), blob: new Parts([Buffer.from("z")]), b: "y".repeat(100_000) };
   assert.deepEqual(unpack(Buffer.concat(encodeMsgpack(value).pieces)), { ...value, blob: Buffer.from("z") });
 });
 
-test("keeps the sign of a zero", () => {
+test("keeps the sign of zero", () => {
   const { values } = unpack(Buffer.concat(encodeMsgpack({ values: [0, -0, "NaN", 1.5, 7] }).pieces)) as { values: unknown[] };
   assert.deepEqual(values, [0, -0, "NaN", 1.5, 7]);
 });
 
-test("members without a value are left out, also where nothing else is special", () => {
+test("omits undefined members, even without other special values", () => {
   assert.deepEqual(unpack(Buffer.concat(encodeMsgpack({ error: { name: "X", tensors: undefined } }).pieces)), { error: { name: "X" } });
 });

@@ -1,4 +1,4 @@
-/** The safetensors reader takes every file of the format and no other; the writer gives equal tensors equal bytes. */
+/** The safetensors reader accepts every valid file and no other; the writer gives equal tensors equal bytes. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { compareCanonical, compareUtf8, readSafetensors, writeHeader } from "../../src/codec/safetensors.ts";
@@ -6,7 +6,7 @@ import { random, rawTensors } from "../support/tensors.ts";
 
 const read = (file: Buffer) => readSafetensors(file, "/params", "TENSORS_CORRUPT");
 
-test("reads what the writer wrote, in shared memory at an odd address", () => {
+test("reads the writer's output, in shared memory at an odd address", () => {
   const described = [
     { name: "w", dtype: "F32", shape: [2, 3] },
     { name: "step/w", dtype: "I64", shape: [] },
@@ -35,7 +35,7 @@ test("reads what the writer wrote, in shared memory at an odd address", () => {
   assert.deepEqual(at("w"), { name: "w", dtype: "F32", shape: [2, 3], elements: 6, bytes: 24, offset: header.length + 8 });
 });
 
-test("takes entries in any order, spaces after the header, and a file without tensors", () => {
+test("accepts entries in any order, spaces after the header, and a file without tensors", () => {
   const header = '{"b":{"data_offsets":[4,8],"shape":[1],"dtype":"F32"},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}   ';
   assert.deepEqual(
     read(rawTensors(header, Buffer.alloc(8))).tensors.map(({ name }) => name),
@@ -44,7 +44,7 @@ test("takes entries in any order, spaces after the header, and a file without te
   assert.deepEqual(read(rawTensors("{}")).tensors, []);
 });
 
-test("the canonical order is that of the UTF-8 bytes, also past U+FFFF", () => {
+test("the canonical order compares UTF-8 bytes, also above U+FFFF", () => {
   const next = random(11);
   const points = [0x2f, 0x41, 0x7f, 0x80, 0x7ff, 0x800, 0xd7ff, 0xe000, 0xfffd, 0xffff, 0x10000, 0x1f600, 0x10ffff];
   const name = (): string =>
@@ -57,7 +57,7 @@ test("the canonical order is that of the UTF-8 bytes, also past U+FFFF", () => {
   }
 });
 
-test("the canonical order puts wide types first, so that every tensor is aligned", () => {
+test("the canonical order puts wide dtypes first, so that every tensor is aligned", () => {
   const names = [
     { name: "a", dtype: "BF16", shape: [] },
     { name: "b", dtype: "F32", shape: [] },
@@ -70,14 +70,14 @@ test("the canonical order puts wide types first, so that every tensor is aligned
   assert.deepEqual(names, ["I64 c", "I64 d", "F64 a", "F32 b", "BF16 a"]);
 });
 
-test("equal tensors and metadata give equal bytes, whatever their order", () => {
+test("equal tensors and metadata give equal bytes, in any order", () => {
   const tensors = ["z", "a", "\u{10000}", "\uffff"].map((name) => ({ name, dtype: "F32", shape: [1] }));
   const first = writeHeader({ x: "1", y: "2" }, tensors.toSorted(compareCanonical));
   const second = writeHeader({ y: "2", x: "1" }, tensors.toReversed().toSorted(compareCanonical));
   assert.ok(first.equals(second));
 });
 
-test("corrupting any byte of a header never gives anything but a clean refusal or a file that adds up", () => {
+test("any corrupted header byte gives a refusal or a consistent file", () => {
   const header = '{"__metadata__":{"k":"v"},"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}';
   const file = rawTensors(header, Buffer.alloc(16));
   const next = random(3);
@@ -96,7 +96,7 @@ test("corrupting any byte of a header never gives anything but a clean refusal o
   }
 });
 
-test("a header that differs in a byte is another, and each file has the length that its header says", () => {
+test("headers that differ in one byte stay distinct, and every file has the length in its header", () => {
   const file = Buffer.concat([writeHeader({ a: "1" }, [{ name: "w", dtype: "F32", shape: [2] }]), Buffer.alloc(8)]);
   const first = read(file);
   assert.deepEqual(read(Buffer.from(file)), first);
@@ -105,7 +105,7 @@ test("a header that differs in a byte is another, and each file has the length t
     const other = Buffer.from(file);
     other[at] = byte;
     if (byte === 0x77) continue;
-    // One byte alone: ASCII without control characters, quote and backslash.
+    // One byte each: printable ASCII without quote and backslash.
     if (byte < 0x20 || byte > 0x7f || byte === 0x22 || byte === 0x5c) assert.throws(() => read(other), { code: "TENSORS_CORRUPT" });
     else assert.equal(read(other).tensors[0]?.name, String.fromCharCode(byte));
   }
@@ -114,7 +114,7 @@ test("a header that differs in a byte is another, and each file has the length t
   assert.deepEqual(read(file), first);
 });
 
-test("headers that could be taken for each other are written apart", () => {
+test("similar headers of different meaning give different bytes", () => {
   const one = (name: string, shape: readonly number[]) => ({ name, dtype: "F32", shape });
   const files: readonly (readonly [Readonly<Record<string, string>>, readonly ReturnType<typeof one>[]])[] = [
     [{}, [one("a", [1])]],
@@ -131,7 +131,7 @@ test("headers that could be taken for each other are written apart", () => {
   assert.equal(new Set(texts).size, files.length);
 });
 
-test("long headers are read piece by piece: what is wrong anywhere is refused", () => {
+test("long headers are read in pieces, and an error anywhere is refused", () => {
   const entry = (index: number): string => `"w${index}":{"dtype":"F32","shape":[1],"data_offsets":[${4 * index},${4 * index + 4}]}`;
   const COUNT = 10_000;
   const entries = Array.from({ length: COUNT }, (_, index) => entry(index));

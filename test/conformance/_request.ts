@@ -1,4 +1,4 @@
-/** What a case asks, and the tensors that most of them step. */
+/** The request of a conformance case, and the tensors that most cases step. */
 
 export interface Call {
   readonly method: string;
@@ -6,14 +6,14 @@ export interface Call {
 }
 
 export interface Request extends Call {
-  /** Name of the file. */
+  /** Name of the case's file in cases/. */
   readonly file: string;
   readonly about: string;
-  /** With a cache and a shared folder, or with neither; absent where that makes no difference. */
+  /** The server that the case needs: with a cache and a shared folder, or without both. Absent if it makes no difference. */
   readonly server?: "storing" | "bare";
-  /** Files of the shared folder before the call, in base64. */
+  /** Contents of the shared folder before the call, in base64. */
   readonly files?: Readonly<Record<string, string>>;
-  /** Calls that the server has had before this one. */
+  /** Calls to make before this one. */
   readonly before?: readonly Call[];
 }
 

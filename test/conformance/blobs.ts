@@ -1,14 +1,14 @@
-/** Requests of replies that leave something out, and of blobs that do not travel: named by digest, or lying in the shared folder. */
+/** Requests with a `reply` that omits or rounds something, and with blobs named by digest or place instead of sent. */
 import { createHash } from "node:crypto";
 import { rawTensors } from "../support/tensors.ts";
 import { type Ask, adamw, type Call, grads, params, poisoned, type Request, recast, second } from "./_request.ts";
 
 const digestOf = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
 
-/** Tensors of a dtype each. Wide ones come first, as all clients put them. */
+/** Tensors of three dtypes, wide dtypes first: the order in which all clients write them. */
 const mixed = Object.fromEntries(Object.entries(params).map(([name, tensor], index) => [name, { ...tensor, dtype: ["F32", "F16", "BF16"][index] }]));
 
-/** Steps from the start with a `reply`, from tensors by name. */
+/** First steps with a `reply`, on tensors by name. */
 const replies: readonly (readonly [file: string, about: string, settings: Request["params"], server?: Request["server"]])[] = [
   ["reply-same", "the whole reply, said in full", { reply: { params: "same", state: "same", cache: false } }],
   ["reply-bf16", "new parameters of each dtype rounded to BF16, the state as ever", { params: mixed, reply: { params: "bf16" } }],
@@ -20,7 +20,8 @@ const replies: readonly (readonly [file: string, about: string, settings: Reques
         w: {
           shape: [14],
           dtype: "F32",
-          // Halfway down and up to even, a bit beside halfway, the largest BF16 and halfway to infinity, the largest F32, and subnormals.
+          // Ties that round down and up to even, values beside a tie, the largest BF16, a tie with infinity, the largest F32, and
+          // subnormals.
           values: [
             1 + 2 ** -8,
             1 + 3 * 2 ** -8,
@@ -61,7 +62,7 @@ const replies: readonly (readonly [file: string, about: string, settings: Reques
     { params: recast(params, "BF16"), master_weights: true, reply: { params: "none", cache: true } },
     "bare",
   ],
-  // What is refused.
+  // Refused requests.
   ["error-reply-form", "a form that parameters do not come in", { reply: { params: "f16" } }],
   ["error-reply-bf16-f64", "F64 parameters rounded to BF16", { params: { ...params, größe: { ...params.größe, dtype: "F64" } }, reply: { params: "bf16" } }],
   ["error-reply-state", "a state that nobody would have", { reply: { state: "none" } }],
@@ -80,10 +81,10 @@ interface Place {
   readonly length: number;
 }
 
-/** What room for results holds before: bytes of it that a result does not take stay as they are. */
+/** Initial content of the room for results; the bytes that a result does not use keep it. */
 const FILLER = 0xa5;
 
-/** A file's content in base64, and the places of its parts. A number is that much room. Between parts there is a byte of nobody. */
+/** Lays out a file: its content in base64 and the places of its parts. A number reserves that many bytes; an unused byte separates parts. */
 const layOut = (file: string, ...parts: readonly (Uint8Array | number)[]): { readonly files: Record<string, string>; readonly places: readonly Place[] } => {
   const gap = Buffer.alloc(1, FILLER);
   const bytes = parts.map((part) => (typeof part === "number" ? Buffer.alloc(part, FILLER) : part));
@@ -96,7 +97,7 @@ const layOut = (file: string, ...parts: readonly (Uint8Array | number)[]): { rea
   return { files: { [file]: Buffer.concat(bytes.flatMap((part) => [gap, part])).toString("base64") }, places };
 };
 
-/** The file of F32 tensors that all clients write: in the order of their names, its header padded as a state's is. */
+/** A file of F32 tensors as all clients write it: sorted by name, with the header padded like a state's. */
 const fileOf = (tensors: Tensors): Buffer => {
   const inOrder = Object.entries(tensors).sort(([a], [b]) => Buffer.compare(Buffer.from(a), Buffer.from(b)));
   let end = 0;
@@ -139,7 +140,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   const two = await bytesOf({ params: text(one.params), state: text(one.state), ...gradients });
   const storing = { server: "storing" } as const;
 
-  // The server keeps results and is told which.
+  // The server caches results, and later calls name them by digest.
   const first = call({ ...start, reply: { cache: true } });
   yield { file: "step.cached.1", about: "a step whose result is kept: its digests", ...storing, ...first };
   const cached = { ...storing, before: [first] };
@@ -180,7 +181,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
     ...call({ ...gradients, params: { sha256: digestOf(one.state) } }),
   };
 
-  // The shared folder: what is in the file goes back to where it came from, or into another place.
+  // Files of the shared folder: results go back to the place of the inputs, or to another place.
   const inPlace = layOut("run", one.params, fileOf(second), one.state);
   const [runParams, runGrads, runState] = inPlace.places;
   yield {

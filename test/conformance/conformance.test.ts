@@ -1,6 +1,6 @@
 /**
- * The conformance set against the server: over JSON-RPC in JSON, over the REST twin in JSON, and over MessagePack. The clients run the
- * same files in suites of their own: clients/python/tests, clients/go and clients/typescript/test.
+ * The conformance set against the server: JSON-RPC in JSON, REST in JSON, and MessagePack. The clients run the same files in their
+ * own suites: clients/python/tests, clients/go and clients/typescript/test.
  */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
@@ -26,16 +26,16 @@ const paths: Readonly<Record<string, string>> = {
   "schedule.evaluate": "/v1/schedule",
 };
 
-/** What may be a blob. */
+/** The members that may be blobs. */
 const BLOBS = ["params", "grads", "state"];
 
 const mapBlobs = (call: Json, change: (blob: unknown) => unknown): Json =>
   Object.fromEntries(Object.entries(call).map(([name, value]) => [name, BLOBS.includes(name) ? change(value) : value]));
 
-/** MessagePack has blobs as bytes. */
+/** Converts base64 blobs to bytes, their form in MessagePack. */
 const toBinary = (call: Json): Json => mapBlobs(call, (blob) => (typeof blob === "string" ? Buffer.from(blob, "base64") : blob));
 
-/** And norms that are no number as they are. */
+/** Converts infinite and NaN norms to their JSON names. */
 const fromBinary = (value: unknown): unknown => {
   if (value instanceof Uint8Array) return Buffer.from(value).toString("base64");
   if (typeof value === "number" && !Number.isFinite(value)) return String(value);
@@ -44,7 +44,7 @@ const fromBinary = (value: unknown): unknown => {
   return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, fromBinary(item)]));
 };
 
-/** A blob that lies in one of the files; any other value as it is. */
+/** Reads a blob that is named by its place in a file; returns other values unchanged. */
 const fetched = (value: unknown, files: Case["files"] = {}): unknown => {
   const { file, offset, length } = (value ?? {}) as { file?: string; offset: number; length: number };
   if (file === undefined) return value;
@@ -65,7 +65,7 @@ describe("conformance set", () => {
   });
   after(() => servers[Symbol.asyncDispose]());
 
-  it("is what requests.ts and this server make (node test/conformance/record.ts)", async () => {
+  it("cases/ is up to date with requests.ts and this server (node test/conformance/record.ts)", async () => {
     const made = new Map<string, Case>();
     for await (const [file, recorded] of casesOf(servers)) made.set(`${file}.json`, recorded);
     assert.deepEqual(files, [...made.keys()].sort());
@@ -100,7 +100,7 @@ describe("conformance set", () => {
     });
   }
 
-  /** The result with everything sent, from blobs that calls before it have made. What may be kept of it is known then. */
+  /** The result of the same call with all blobs sent. `known` maps digests to blobs of earlier calls, and gains those of this call. */
   const sent = async ({ method, params }: Call, known: Map<unknown, unknown>, files?: Case["files"]): Promise<Json> => {
     const blobOf = (source: unknown): unknown => {
       const { sha256 } = (source ?? {}) as { sha256?: string };
@@ -115,7 +115,7 @@ describe("conformance set", () => {
     return { ...result, ...rounded, cached };
   };
 
-  it("has the bytes of calls with everything sent where something does not travel", async () => {
+  it("cases that name blobs give the same bytes as calls that send them", async () => {
     let count = 0;
     for (const file of files) {
       const { server, before = [], files, result, written, ...call } = await read(file);

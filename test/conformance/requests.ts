@@ -1,6 +1,6 @@
 /**
- * The requests of the conformance set. Each becomes a file of cases/ with the server's answer (record.ts), which the server and the
- * clients in Python, Go and TypeScript run. Only what a typed client can say stands here; the rest is in test/hostile.
+ * The requests of the conformance set. record.ts writes each with the server's answer to a file of cases/, which the server and the
+ * clients in Python, Go and TypeScript run. Only requests that a typed client can make are here; the others are in test/hostile.
  */
 import { variants } from "../support/variants.ts";
 import { type Ask, adamw, grads, params, poisoned, type Request, recast, second } from "./_request.ts";
@@ -9,7 +9,7 @@ import { blobs } from "./blobs.ts";
 const adam = { name: "adam", lr: 0.1 };
 const sgd = { name: "sgd", lr: 0.1, momentum: 0.9 };
 
-/** Steps from the start whose settings are those of optimizer.step. */
+/** First steps, as parameters of optimizer.step. */
 const steps: readonly (readonly [file: string, about: string, settings: Readonly<Record<string, unknown>>])[] = [
   [
     "groups",
@@ -87,7 +87,7 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
       grads: { w: { shape: [6], dtype: "F32", values: [1, -1, 0, 0, 0, 1.1754943508222875e-38] } },
     },
   ],
-  // What is refused.
+  // Refused requests.
   ["error-unknown-optimizer", "a name that no optimizer has", { optimizer: { name: "adamv" } }],
   ["error-betas", "a beta out of range", { optimizer: { name: "adam", betas: [0.9, 1] } }],
   ["error-unknown-hyperparameter", "a hyperparameter of another optimizer", { optimizer: { name: "sgd", betas: [0.9, 0.99] } }],
@@ -107,7 +107,7 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
   ["error-non-finite", "NaN in a gradient, which is refused by default", { optimizer: adamw, grads: poisoned }],
 ];
 
-/** The requests in their order; `ask` gives the answers that later requests build on. */
+/** The requests in order. `ask` returns the answers that later requests build on. */
 export async function* requests(ask: Ask): AsyncGenerator<Request> {
   const stateOf = async (optimizer: object, settings: object = {}): Promise<unknown> =>
     (await ask("optimizer.step", { optimizer, params, grads, ...settings })).result?.["state"];

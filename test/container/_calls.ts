@@ -1,22 +1,22 @@
-/** Calls that a test holds back until it has done something to the container. */
+/** Calls whose body a test sends later, after it has done something to the container. */
 import { once } from "node:events";
 import http from "node:http";
 import { MSGPACK, pack, unpack } from "../support/service.ts";
 import { readTensors, writeTensors } from "../support/tensors.ts";
 
-/** A step of SGD whose right result is easy to tell: parameters of 3, gradients of 1, lr 1. */
+/** A step of SGD with a known result: parameters 3, gradients 1, lr 1. */
 export const stepBody = (elements: number): Buffer => {
   const file = (value: number) => writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(value) } });
   return pack({ optimizer: { name: "sgd", lr: 1 }, params: file(3), grads: file(1) });
 };
 
-/** The same step as text, of which each element is some 8 bytes. */
+/** The same step as JSON text, with about 8 bytes per element. */
 export const jsonBody = (elements: number): Buffer => {
   const map = (value: string): string => `{"w":{"shape":[${elements}],"values":[${new Array(elements).fill(value).join()}]}}`;
   return Buffer.from(`{"optimizer":{"name":"sgd","lr":1},"params":${map("3.0")},"grads":${map("1.0")}}`);
 };
 
-/** Whether a reply in MessagePack has the right parameters, in the form in which the call had them. */
+/** Whether a MessagePack reply has the right parameters, in the form that the call used. */
 export const isRight = (body: Buffer, elements: number): boolean => {
   const { params } = unpack(body) as { readonly params: Uint8Array | { readonly w: { readonly values: readonly number[] } } };
   const values = params instanceof Uint8Array ? readTensors(params)["w"]?.data : params.w.values;
@@ -28,12 +28,12 @@ export interface Reply {
   readonly body: Buffer;
 }
 
-/** A call that has said its length, and sends its body when it is told. */
+/** A call that sends its head at once and its body on command. */
 export class HeldCall {
   readonly #request: http.ClientRequest;
   readonly #body: Buffer;
   readonly reply: Promise<Reply>;
-  /** Whether the service agreed to take the body. */
+  /** Resolves with whether the service admitted the body. */
   readonly isAdmitted: Promise<boolean>;
 
   constructor(url: string, body: Buffer, { type = MSGPACK, length = body.length } = {}) {
@@ -61,7 +61,7 @@ export class HeldCall {
     return this.reply;
   }
 
-  /** Sends the body if the service takes it. */
+  /** Sends the body if the service admits it, and returns the reply. */
   async finish(): Promise<Reply> {
     if (await this.isAdmitted) return this.send();
     this.#request.destroy();

@@ -1,4 +1,4 @@
-/** Trainers in Python and Go on the real clients, installed as a user would, and what the same steps give here. */
+/** Trainers in Python and Go on the real clients, installed as users install them, and the results to expect. */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -15,24 +15,24 @@ const execute = promisify(execFile);
 
 const here = import.meta.dirname;
 
-/** One tensor that a worker does alone, and one that all share. */
+/** A tensor small enough for one worker, and one that is split among all. */
 const SIZES = { b: 7, w: 150_000 } as const;
 
 type Values = Readonly<Record<string, Float32Array<ArrayBuffer>>>;
 
 const startValues = (): Values => Object.fromEntries(Object.entries(SIZES).map(([name, size]) => [name, Float32Array.from({ length: size }, random(size))]));
 
-/** As step.py and main.go have it. */
+/** The same gradients as in step.py and main.go. */
 const gradient = (step: number, size: number): Float32Array<ArrayBuffer> =>
   Float32Array.from({ length: size }, (_, i) => (((i * 7 + step * 3) % 16) - 7.5) / 8);
 
 const tensors = (values: Values): Buffer =>
   writeTensors(Object.fromEntries(Object.entries(values).map(([name, data]) => [name, { shape: [data.length], data }])));
 
-/** The bytes of parameters and state, by file. */
+/** Final parameters and state: bytes by file name. */
 export type Outcome = ReadonlyMap<string, Buffer>;
 
-/** A run that goes from trainer to trainer through a folder. */
+/** A training run whose files pass from trainer to trainer in a folder. */
 export class Run {
   readonly folder: string;
 
@@ -48,7 +48,7 @@ export class Run {
   }
 }
 
-/** What so many steps give on a server of this tree, without a container and without a client's library. */
+/** The expected outcome after `steps` steps, from a server of this tree, without a container or client library. */
 export const outcomeHere = async (steps: number): Promise<Outcome> => {
   await using service = await TestService.start();
   let params: Uint8Array = tensors(startValues());
@@ -69,7 +69,7 @@ export interface Trainer {
   readonly command: readonly string[];
 }
 
-/** A virtual environment with the Python client and what it asks for, in the versions that it is tested with. */
+/** Installs the Python client and its dependencies, in the tested versions, into a virtual environment. */
 const installPython = async (folder: string): Promise<Trainer> => {
   const home = join(folder, "python");
   await execute(process.env["PYTHON"] ?? "python3", ["-m", "venv", home]);
@@ -83,10 +83,10 @@ const goTrainer = async (): Promise<Trainer> => ({ language: "Go", command: [awa
 
 export const installTrainers = (folder: string): Promise<readonly [Trainer, Trainer]> => Promise.all([installPython(folder), goTrainer()]);
 
-/** A trainer at work. */
+/** A running trainer process. */
 export class Training {
   readonly #child: ChildProcess;
-  /** The step that it did last, as it tells. */
+  /** The trainer's output: the number of each finished step. */
   readonly #steps: AsyncIterator<string>;
   readonly #exit: Promise<unknown[]>;
   readonly #errors: string[] = [];
@@ -99,7 +99,7 @@ export class Training {
     this.#exit = once(child, "close");
   }
 
-  /** Waits until it has done so many steps. */
+  /** Waits until the trainer has finished a step. */
   async reach(step: number): Promise<void> {
     for (;;) {
       const { value, done } = await this.#steps.next();
@@ -112,7 +112,7 @@ export class Training {
     return this.#child.exitCode !== null || this.#child.signalCode !== null;
   }
 
-  /** Waits for its end and returns the last step that it told. Throws where it failed. */
+  /** Waits for the trainer's end and returns its last step. Throws if it failed. */
   async finish(): Promise<number> {
     let last = 0;
     for (let line = await this.#steps.next(); !line.done; line = await this.#steps.next()) last = Number(line.value);

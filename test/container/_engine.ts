@@ -1,4 +1,4 @@
-/** A Docker engine for a suite: the one that answers, or one of its own. All that is made on it goes away with it, also if the suite is killed. */
+/** A Docker engine for the suite: the running one, or a new one. Everything made on it is removed at the end, even if the suite is killed. */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
@@ -9,18 +9,18 @@ const run = promisify(execFile);
 const keeper = new URL("./_keeper.ts", import.meta.url).pathname;
 
 interface Place {
-  /** As DOCKER_HOST has it; empty for docker's own choice. */
+  /** The value for DOCKER_HOST; empty for docker's default. */
   readonly host: string;
-  /** A folder for whatever the suite writes. */
+  /** A folder for the suite's files. */
   readonly folder: string;
   readonly isOwn: boolean;
 }
 
 export class Engine implements AsyncDisposable {
   readonly folder: string;
-  /** Whether it was started for this suite. */
+  /** Whether this suite started the engine. */
   readonly isOwn: boolean;
-  /** What images, networks and containers bear. */
+  /** The label of all images, networks and containers of this run. */
   readonly label: string;
   readonly #keeper: ChildProcess;
 
@@ -33,15 +33,15 @@ export class Engine implements AsyncDisposable {
 
   static async start(): Promise<Engine> {
     const label = `stepd.test=${process.pid}-${Date.now()}`;
-    // In a session of its own, where Ctrl-C does not reach it. It ends when its input does.
+    // A separate session, which Ctrl-C does not reach. The keeper ends when its input closes.
     const child = spawn(process.execPath, [keeper, label], { detached: true, stdio: ["pipe", "pipe", "pipe"] });
     const errors: string[] = [];
     child.stderr.on("data", (chunk: Buffer) => errors.push(chunk.toString()));
     for await (const line of createInterface({ input: child.stdout })) {
       const place = JSON.parse(line) as Place;
-      // docker and testcontainers both read it.
+      // Both docker and testcontainers read DOCKER_HOST.
       if (place.host !== "") process.env["DOCKER_HOST"] = place.host;
-      process.env["TESTCONTAINERS_RYUK_DISABLED"] = "true"; // The keeper does its work, and its image is not to be had everywhere.
+      process.env["TESTCONTAINERS_RYUK_DISABLED"] = "true"; // The keeper replaces Ryuk, whose image may not be available.
       if (place.isOwn) process.env["TESTCONTAINERS_HOST_OVERRIDE"] = "127.0.0.1";
       child.stderr.pipe(process.stderr);
       return new Engine(place, label, child);
@@ -49,7 +49,7 @@ export class Engine implements AsyncDisposable {
     throw new Error(`no Docker engine: ${errors.join("")}`);
   }
 
-  /** Runs docker and returns what it printed. */
+  /** Runs docker and returns its output. */
   async docker(...args: readonly string[]): Promise<string> {
     const { stdout } = await run("docker", args, { maxBuffer: 2 ** 28 });
     return stdout.trim();

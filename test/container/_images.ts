@@ -1,4 +1,4 @@
-/** The images of the suite: the service's, and what it is built from. */
+/** Images of the suite: the service's image, and the base image that it is built from. */
 import { execFile } from "node:child_process";
 import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
@@ -9,13 +9,13 @@ import type { Engine } from "./_engine.ts";
 
 const run = promisify(execFile);
 
-/** What the image's label says that it was built from. */
+/** A revision for the image's label. */
 export const REVISION = "0123456789abcdef0123456789abcdef01234567";
 
-/** The image that the Dockerfile builds from, where nobody says otherwise. */
+/** The Dockerfile's default base image. */
 export const [, OFFICIAL = "", NODE = "", DEBIAN = ""] = /^ARG NODE_IMAGE=(node:(\d+)-(\w+)-slim)$/m.exec(readFileSync(join(root, "Dockerfile"), "utf8")) ?? [];
 
-/** npm's settings on this machine: the container that builds needs the same registry. Asked of the npm of the system, as npm ci was. */
+/** The npm settings of this machine, because the build container needs the same registry. Asks the system's npm, like npm ci. */
 const npmSettings = async (): Promise<Readonly<Record<string, string>>> => {
   const PATH = (process.env["PATH"] ?? "").split(delimiter).filter((folder) => !folder.includes("node_modules"));
   const { stdout } = await run("npm", ["config", "get", "registry", "cafile", "userconfig", "globalconfig"], {
@@ -26,7 +26,7 @@ const npmSettings = async (): Promise<Readonly<Record<string, string>>> => {
   return Object.fromEntries(lines.map((line) => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]));
 };
 
-/** What Debian's packages, this process's node and this machine's npm give in place of the official image. */
+/** Dockerfile lines that replace the official image: Debian's packages, this process's Node, and this machine's npm. */
 const makeOfficial = async (engine: Engine, context: string): Promise<readonly string[]> => {
   if (process.versions.node.split(".")[0] !== NODE) throw new Error(`expected node ${NODE} to run the suite, found ${process.version}`);
   await debianProgram("mmdebstrap").catch((error: Error) => {
@@ -47,14 +47,14 @@ const makeOfficial = async (engine: Engine, context: string): Promise<readonly s
   ];
 };
 
-/** Builds the image to build from: node and npm, with this machine's npm settings. */
+/** Builds the base image: Node and npm, with the npm settings of this machine. */
 const buildBase = async (engine: Engine): Promise<string> => {
   const context = join(engine.folder, "base");
   mkdirSync(context);
   const isThere = await engine.docker("images", "--quiet", OFFICIAL);
   const lines = [...(isThere ? [`FROM ${OFFICIAL}`] : await makeOfficial(engine, context))];
   const { registry, userconfig = "", globalconfig = "", ...settings } = await npmSettings();
-  // npm's own setting, or what node adds to the authorities that it knows.
+  // The certificate authorities: npm's setting, or Node's extra ones.
   const cafile = existsSync(settings["cafile"] ?? "") ? settings["cafile"] : process.env["NODE_EXTRA_CA_CERTS"];
   lines.push(`ENV npm_config_registry=${registry}`);
   for (const [name, source, target] of [
@@ -78,7 +78,7 @@ const buildBase = async (engine: Engine): Promise<string> => {
 export const buildService = async (engine: Engine): Promise<string> => {
   const base = await buildBase(engine);
   const tag = `stepd:${engine.label.split("=")[1]}`;
-  // The host's network: registries may be reachable through it alone.
+  // Builds on the host's network, which may be the only way to the registries.
   const options = ["--force-rm", "--network", "host", "--label", engine.label, "--build-arg", `NODE_IMAGE=${base}`, "--build-arg", `REVISION=${REVISION}`];
   await engine.docker("build", ...options, "--tag", tag, root);
   return tag;

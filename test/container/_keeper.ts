@@ -1,7 +1,7 @@
 /**
- * Keeps a Docker engine for a suite, in a process of its own that outlives the suite by the time that cleaning up takes,
- * whatever ended the suite. Starts an engine where none answers, prints where it is, and waits for its standard input to end.
- * Then it removes what bears the run's label, the run's folder, and the engine if it has started it.
+ * Keeps a Docker engine for the suite, in a separate process that survives the suite until everything is cleaned up. Starts an
+ * engine if none answers, prints its address, and waits for standard input to close. Then removes everything with the run's label,
+ * the run's folder, and the engine if the keeper started it.
  */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -36,8 +36,8 @@ const isAnswering = async (): Promise<boolean> => {
 };
 
 /**
- * An engine that shares nothing with another one on the machine: socket, data and containerd are its own, and it leaves
- * bridges, firewall and forwarding alone. The network that the suite makes, with ports published on loopback, needs none of these.
+ * Starts an engine that is isolated from any other on the machine: it has its own socket, data and containerd, and does not touch
+ * bridges, firewall or forwarding. The suite's network, with ports published on loopback, needs none of these.
  */
 const startEngine = async (): Promise<void> => {
   await debianProgram("dockerd", "docker.io");
@@ -54,7 +54,7 @@ const startEngine = async (): Promise<void> => {
   }
 };
 
-/** What a command lists, one word a line, given to another command. */
+/** Runs one docker command on all the names that another docker command lists. */
 const each = async (list: readonly string[], act: readonly string[]): Promise<void> => {
   const names = (await docker(...list)).split("\n").filter(Boolean);
   if (names.length > 0) await docker(...act, ...new Set(names));
@@ -72,7 +72,7 @@ const stopEngine = async (): Promise<void> => {
 };
 
 const cleanUp = async (): Promise<void> => {
-  // On an engine of our own everything goes, also the containers of a build that was cut off.
+  // Everything on the suite's own engine goes, including containers of an interrupted build.
   const filter = engine === undefined ? ["--filter", `label=${label}`] : [];
   const steps = [
     () => each(["ps", "--all", "--quiet", ...filter], ["rm", "--force", "--volumes"]),
@@ -82,7 +82,7 @@ const cleanUp = async (): Promise<void> => {
     },
     stopEngine,
     async () => {
-      // What was killed may have left mounts, the innermost last.
+      // Killed containers may leave mounts; inner mounts come later in the list.
       const mounts = readFileSync("/proc/mounts", "utf8")
         .split("\n")
         .map((line) => line.split(" ")[1] ?? "");
@@ -90,7 +90,7 @@ const cleanUp = async (): Promise<void> => {
     },
     async () => rmSync(folder, { recursive: true, force: true, maxRetries: 10 }),
   ];
-  // Each step is tried, whatever became of those before.
+  // A failed step does not prevent the next.
   for (const step of steps) {
     await step().catch((error: Error) => {
       process.exitCode = 1;
@@ -106,7 +106,7 @@ const finish = async (): Promise<void> => {
   process.exit();
 };
 
-// The suite may be gone, and with it who reads this.
+// The readers of these streams may be gone together with the suite.
 for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
 process.stdin.on("end", finish).on("error", finish).resume();
 process.on("SIGTERM", finish).on("SIGINT", finish);

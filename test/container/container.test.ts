@@ -1,6 +1,6 @@
 /**
- * The image as it is built and run: npm run test:container. Starts a Docker engine where none answers, builds the image once
- * for all tests, and takes everything away again. docs/container.md says what it needs.
+ * The container image, built and run: npm run test:container. Starts a Docker engine if none answers, builds the image once for all
+ * tests, and removes everything at the end. docs/container.md lists the requirements.
  */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -24,11 +24,11 @@ const execute = promisify(execFile);
 
 const MIB = 2 ** 20;
 const NODE = "/usr/local/bin/node";
-/** Far more than a test takes on a busy machine. */
+/** Far longer than any test takes on a busy machine. */
 const LIMITED = { timeout: 180_000 };
-/** Calls in flight when a container is told to stop. */
+/** Calls in flight when the container is stopped. */
 const CALLS = 50;
-/** Steps of a run in which the container is killed after some ten: enough that most of them come after. */
+/** Steps of a run whose container is killed after about ten, so that most steps come later. */
 const LONG_RUN = 150;
 
 let engine: Engine;
@@ -76,7 +76,7 @@ const getText = async (url: string): Promise<string> => {
   return response.text();
 };
 
-/** Asks the image's health check of a container, now. */
+/** Returns a function that runs the image's health check in the container. */
 const probe = async (container: StartedTestContainer): Promise<() => Promise<boolean>> => {
   const { Config } = await inspect<{ readonly Config: { readonly Healthcheck: { readonly Test: readonly string[] } } }>(image);
   const [kind, ...command] = Config.Healthcheck.Test;
@@ -97,7 +97,7 @@ const requireSame = (found: Outcome, expected: Outcome): void => {
   for (const [file, bytes] of expected) assert.ok(found.get(file)?.equals(bytes), `${file} differs`);
 };
 
-/** The paths of all files in the image. */
+/** Paths of all files in the image. */
 const filesOfImage = async (): Promise<readonly string[]> => {
   const id = await engine.docker("create", "--label", engine.label, image);
   const archive = join(engine.folder, "image.tar");
@@ -107,7 +107,7 @@ const filesOfImage = async (): Promise<readonly string[]> => {
   return stdout.split("\n");
 };
 
-test("the image holds the service, node and its libraries, and nothing to build, test or explore with", LIMITED, async () => {
+test("the image contains the service, Node and its libraries, but no tools to build, test or explore", LIMITED, async () => {
   const files = await filesOfImage();
   for (const file of ["app/src/main.ts", "app/build/kernels.wasm", "app/package.json", "app/LICENSE", "app/node_modules/express/package.json"])
     assert.ok(files.includes(file), file);
@@ -129,7 +129,7 @@ test("the image holds the service, node and its libraries, and nothing to build,
   assert.deepEqual(left, []);
 });
 
-test("the image says who made it, runs as a user without rights, and stops by SIGTERM", LIMITED, async () => {
+test("the image has its labels, runs as an unprivileged user, and stops on SIGTERM", LIMITED, async () => {
   const { Config } = await inspect<{ readonly Config: Readonly<Record<string, unknown>> & { readonly Labels: Readonly<Record<string, string>> } }>(image);
   assert.deepEqual([Config["User"], Config["StopSignal"], Config["ExposedPorts"]], ["10001:10001", "SIGTERM", { "8080/tcp": {} }]);
   const { version, license, description } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as Record<string, string>;
@@ -144,7 +144,7 @@ test("the image says who made it, runs as a user without rights, and stops by SI
   assert.equal(await engine.docker("run", "--rm", "--network", "none", "--label", engine.label, image, "--version"), version);
 });
 
-test("a container is healthy, counts what it does, and runs without root, shell and a file system to write to", LIMITED, async () => {
+test("a container is healthy, counts its calls, and runs without root, shell and writable file system", LIMITED, async () => {
   await using container = await start();
   const url = urlOf(container);
   assert.equal(await getText(`${url}/health/live`), '{"live":true}');
@@ -168,12 +168,12 @@ test("a container is healthy, counts what it does, and runs without root, shell 
   while ((await stateOf(container)).Health.Status !== "healthy") await delay(200);
 });
 
-test("the health check follows the settings: another port, an admin port, a socket, TLS", LIMITED, async () => {
+test("the health check follows the settings: port, admin port, socket, TLS", LIMITED, async () => {
   const secrets = join(engine.folder, "tls");
   mkdirSync(secrets);
   const subject = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=stepd.test", "-days", "1"];
   await execute("openssl", ["req", ...subject, "-keyout", join(secrets, "key.pem"), "-out", join(secrets, "cert.pem")]);
-  chmodSync(join(secrets, "key.pem"), 0o644); // The container's user is nobody here.
+  chmodSync(join(secrets, "key.pem"), 0o644); // The container's user has no account on this machine, so the key must be readable for all.
   const cases: readonly Readonly<Record<string, string>>[] = [
     { STEPD_PORT: "9000" },
     { STEPD_ADMIN_PORT: "9001" },
@@ -194,7 +194,7 @@ test("the health check follows the settings: another port, an admin port, a sock
   }
 });
 
-test("the Python and Go clients step a container, one after the other, to the bytes of a server outside", LIMITED, async () => {
+test("the Python and Go clients, in turn, get the same bytes from a container as from a server outside", LIMITED, async () => {
   await using container = await start();
   const run = new Run(engine.folder, "clients");
   const [python, go] = trainers;
@@ -204,7 +204,7 @@ test("the Python and Go clients step a container, one after the other, to the by
   requireSame(run.outcome, await outcomeHere(20));
 });
 
-test("a container that is killed and starts again costs the Python and Go clients no step", LIMITED, async () => {
+test("a killed and restarted container costs the Python and Go clients no step", LIMITED, async () => {
   const port = await freePort();
   await using container = await start((service) => service.withHostPort(port));
   const works = trainers.map((trainer) => {
@@ -241,7 +241,7 @@ test(`docker stop lets ${CALLS} steps in flight finish`, LIMITED, async () => {
   assert.deepEqual([ExitCode, OOMKilled], [0, false]);
 });
 
-test("a container of 512 MiB refuses what it cannot hold, and goes on", LIMITED, async () => {
+test("a container of 512 MiB refuses calls that it cannot hold, and keeps running", LIMITED, async () => {
   await using container = await start((service) => service.withResourcesQuota({ memory: 0.5 }));
   const url = urlOf(container);
   const { limits } = JSON.parse(await getText(`${url}/v1`)) as { readonly limits: { readonly arena_bytes: number } };
@@ -254,7 +254,7 @@ test("a container of 512 MiB refuses what it cannot hold, and goes on", LIMITED,
   assert.equal((await new HeldCall(url, Buffer.alloc(0), { length: 300 * MIB }).finish()).status, 413);
   assert.equal((await new HeldCall(url, Buffer.alloc(0), { length: 60 * MIB, type: JSON_TYPE }).finish()).status, 413);
 
-  // Twelve bodies of 80 MiB, of which the arena has room for three.
+  // Twelve bodies of 80 MiB; the arena has room for three.
   const elements = 10 * MIB;
   const replies = await send(12, stepBody(elements));
   const statuses = replies.map(({ status }) => status);
@@ -264,7 +264,7 @@ test("a container of 512 MiB refuses what it cannot hold, and goes on", LIMITED,
     elements,
   );
 
-  // JSON lives outside of the arena and takes several times its length: as many bodies as have a part of the memory, and no more.
+  // JSON is parsed outside the arena and takes several times its length: the memory admits only some of these bodies.
   const values = 200_000;
   const texts = await send(24, jsonBody(values), JSON_TYPE);
   assert.ok(texts.some(({ status }) => status === 200));

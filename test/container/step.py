@@ -1,7 +1,7 @@
 """Steps a small model through the Python client: python step.py URL FIRST LAST FOLDER.
 
-Takes the steps FIRST to LAST - 1. Parameters and state are in FOLDER, before and after,
-so that another program can go on. Prints a line after each step.
+Takes the steps FIRST to LAST - 1, and prints a line after each. Reads parameters and
+state from FOLDER and writes them back, so that another program can continue.
 """
 
 import sys
@@ -12,7 +12,7 @@ import stepd
 
 
 def gradient(step: int, size: int) -> np.ndarray:
-    """Small fractions that are exact in float32, so that every language has the same."""
+    """Small fractions, exact in float32, so that every language computes the same."""
     return ((np.arange(size) * 7 + step * 3) % 16 - 7.5).astype(np.float32) / 8
 
 

@@ -11,7 +11,7 @@ export const configuration = join(root, "deploy/haproxy/haproxy.cfg");
 
 const START_MS = 10_000;
 
-/** Ports of this machine that are free now. */
+/** Finds free ports on this machine. */
 const freePorts = async (count: number): Promise<readonly number[]> => {
   const servers = await Promise.all(
     Array.from({ length: count }, async () => {
@@ -38,7 +38,7 @@ export class Haproxy implements AsyncDisposable {
     this.log = log;
   }
 
-  /** Starts it in front of three replicas, and waits until it is ready. */
+  /** Starts HAProxy in front of three replicas, and waits until it is ready. */
   static async start(replicas: readonly string[]): Promise<Haproxy> {
     const [bind, admin] = (await freePorts(2)).map((port) => `127.0.0.1:${port}`) as [string, string];
     const hosts = replicas.map((url, index) => [`STEPD_${index + 1}`, new URL(url).host] as const);
@@ -70,7 +70,7 @@ export class Haproxy implements AsyncDisposable {
     }
   }
 
-  /** Waits until HAProxy sees a replica (from 1) up or down. */
+  /** Waits until HAProxy reports a replica (numbered from 1) as UP or DOWN. */
   async waitFor(replica: number, state: "UP" | "DOWN", withinMs = START_MS): Promise<void> {
     const deadline = performance.now() + withinMs;
     while ((await this.metric("haproxy_server_status", `proxy="stepd",server="stepd-${replica}",state="${state}"`)) !== 1) {
@@ -79,7 +79,7 @@ export class Haproxy implements AsyncDisposable {
     }
   }
 
-  /** A value of its metrics. */
+  /** Reads a value from HAProxy's metrics. */
   async metric(name: string, labels: string): Promise<number> {
     const lines = (await (await fetch(`${this.#admin}/metrics`)).text()).split("\n");
     const line = lines.find((candidate) => candidate.startsWith(`${name}{${labels}} `));

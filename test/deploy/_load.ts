@@ -1,4 +1,4 @@
-/** Trainers that step through a balancer, each over connections of its own, and compare every result with a recorded run. */
+/** Trainers that step through a load balancer, each with a client of its own, and compare every result with a recorded run. */
 import assert from "node:assert/strict";
 import { Client, State, type StepResult, type Tensors } from "../../clients/typescript/src/index.ts";
 import type { Shapes } from "../support/run.ts";
@@ -7,13 +7,13 @@ import { randomTensors } from "../support/tensors.ts";
 export interface Run {
   readonly start: Tensors;
   readonly grads: readonly Tensors[];
-  /** The results of a replica that nobody disturbs. */
+  /** The results of an undisturbed replica. */
   readonly results: readonly StepResult[];
 }
 
 const OPTIMIZER = { name: "adamw", lr: 0.01 } as const;
 
-/** Takes steps on one server, directly, so that the results of others can be compared with them. */
+/** Records a run on one server, as the reference for other runs. */
 export const record = async (url: string, shapes: Shapes, steps: number): Promise<Run> => {
   const client = new Client(url);
   const start = randomTensors(shapes, 1);
@@ -34,10 +34,10 @@ const requireEqual = (found: StepResult, expected: StepResult): void => {
   assert.ok(Buffer.from(found.state.bytes).equals(expected.state.bytes), "the state differs");
 };
 
-/** What the trainers saw. */
+/** Counts of a load: steps of all trainers, and failed HTTP calls. */
 export interface Tally {
   steps: number;
-  /** Of single HTTP calls, before any retry: what a caller without retries would have seen, by kind. */
+  /** Failures of single HTTP calls by kind, before any retry: what a caller without retries would see. */
   readonly failures: Map<string, number>;
 }
 
@@ -48,7 +48,7 @@ const kindOf = (error: unknown): string => {
   return cause === undefined ? (code ?? message) : kindOf(cause);
 };
 
-/** A fetch that notes what went wrong. */
+/** A fetch that counts failures. */
 const countingFetch = ({ failures }: Tally): typeof fetch => {
   const note = (kind: string): void => void failures.set(kind, (failures.get(kind) ?? 0) + 1);
   return async (...call) => {
@@ -64,7 +64,7 @@ const countingFetch = ({ failures }: Tally): typeof fetch => {
   };
 };
 
-/** Takes the steps of a run again and again until it is told to stop, with the client's own retries. Throws where one fails or differs. */
+/** Repeats the steps of a run until it is stopped, with the client's own retries. Throws if a step fails or differs. */
 export const train = async (url: string, { start, grads, results }: Run, tally: Tally, stop: AbortSignal): Promise<void> => {
   const client = new Client(url, { fetch: countingFetch(tally) });
   for (let step = 0; !stop.aborted; step = (step + 1) % grads.length) {

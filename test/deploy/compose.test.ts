@@ -1,4 +1,4 @@
-/** deploy/compose.yaml as Compose's own loader reads it: it is valid, hardened, and its parts fit together. */
+/** deploy/compose.yaml, read by Compose's own loader: it is valid and hardened, and its parts fit together. */
 import assert from "node:assert/strict";
 import { execFile, spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
@@ -47,11 +47,11 @@ before(async () => {
 const service = (name: string): Service => services[name] as Service;
 const settings = (name: string): Readonly<Record<string, string>> => service(name).environment ?? {};
 
-test("it has three replicas, HAProxy, Prometheus and Grafana", () => {
+test("compose.yaml defines three replicas, HAProxy, Prometheus and Grafana", () => {
   assert.deepEqual(Object.keys(services).sort(), ["grafana", "haproxy", "prometheus", ...REPLICAS]);
 });
 
-test("every container is read-only, has no rights to gain, and has limits", () => {
+test("every container is read-only, cannot gain privileges, and has limits", () => {
   for (const [name, { read_only, cap_drop, cap_add, privileged, security_opt, deploy }] of Object.entries(services)) {
     assert.deepEqual(
       { read_only, cap_drop, cap_add, privileged, security_opt },
@@ -63,19 +63,19 @@ test("every container is read-only, has no rights to gain, and has limits", () =
   }
 });
 
-test("every container has a check of its health: the replicas have their image's", () => {
+test("every container has a health check; replicas use their image's", () => {
   for (const [name, { healthcheck }] of Object.entries(services)) assert.equal(healthcheck === undefined, REPLICAS.includes(name), name);
   assert.match(readFileSync(join(root, "Dockerfile"), "utf8"), /^HEALTHCHECK /m);
 });
 
-test("images have a version, and ports are on loopback", () => {
+test("images have versions, and ports are on loopback", () => {
   for (const [name, { image, ports = [] }] of Object.entries(services)) {
     if (!REPLICAS.includes(name)) assert.match(image, /:v?\d+\.\d+/);
     for (const { host_ip } of ports) assert.equal(host_ip, "127.0.0.1", name);
   }
 });
 
-test("what is mounted is there, and only the volume of Prometheus can be written", () => {
+test("every mounted path exists, and only Prometheus's volume is writable", () => {
   const mounts = Object.values(services).flatMap(({ volumes = [] }) => volumes);
   for (const { type, source, read_only } of mounts) {
     if (type === "bind") assert.ok(existsSync(source), source);
@@ -87,7 +87,7 @@ test("what is mounted is there, and only the volume of Prometheus can be written
   );
 });
 
-test("the replicas' settings are settings, and fit their memory and the time that they have to stop", () => {
+test("the replicas' settings are valid, and fit their memory limit and stop grace period", () => {
   for (const name of REPLICAS) {
     const config = readConfig(settings(name));
     const memory = /^(\d+)M$/.exec(service(name).deploy.resources.limits.memory ?? "")?.[1];
@@ -98,7 +98,7 @@ test("the replicas' settings are settings, and fit their memory and the time tha
   }
 });
 
-test("HAProxy takes its settings, leads to the replicas, and notices a drain within the grace", async () => {
+test("HAProxy accepts its configuration, reaches the replicas, and notices a drain within the grace", async () => {
   const { STEPD_1, STEPD_2, STEPD_3 } = settings("haproxy");
   assert.deepEqual(
     [STEPD_1, STEPD_2, STEPD_3],
@@ -107,7 +107,7 @@ test("HAProxy takes its settings, leads to the replicas, and notices a drain wit
   for (const name of REPLICAS) assert.ok("calls" in service(name).networks);
   const checked = spawnSync(await debianProgram("haproxy"), ["-c", "-f", configuration], { env: { ...settings("haproxy") }, encoding: "utf8" });
   assert.equal(checked.status, 0, checked.stderr);
-  // The names are those of containers, which are not here.
+  // The names belong to containers, so they do not resolve here.
   assert.deepEqual(checked.stderr.match(/^\[WARNING\].*(?<!could not resolve address '.*', disabling server\.)$/gm), null);
   const checks = /default-server check inter (\d+)s fastinter (\d+)ms .*fall 2 /.exec(readFileSync(configuration, "utf8"));
   const noticed = Number(checks?.[1]) * 1000 + Number(checks?.[2]);

@@ -1,4 +1,4 @@
-/** SIGTERM second by second, without a balancer: what a caller of a replica sees in the grace, after it, and in mid-upload. */
+/** SIGTERM without a load balancer: what a caller sees during the grace, after it, and in mid-upload. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { test } from "node:test";
@@ -14,7 +14,7 @@ const untilUnready = async (service: TestService): Promise<void> => {
   while (await isReady(service)) assert.ok(performance.now() < deadline);
 };
 
-test("in the grace a replica serves, on connections that it asks to close, and is not ready", async () => {
+test("a replica in its grace is not ready, but serves calls and asks to close connections", async () => {
   await using service = await TestService.start({ STEPD_DRAIN_GRACE_MS: `${GRACE_MS}` });
   const body = sgdBody(1000, 2);
   using kept = await RawClient.connect(service);
@@ -36,7 +36,7 @@ test("in the grace a replica serves, on connections that it asks to close, and i
   assert.ok(performance.now() - start >= GRACE_MS, "the grace is served to its end");
 });
 
-test("a caller whose upload is refused in a drain can send it to its end, reads the refusal, and is not cut", async () => {
+test("a caller whose upload is refused in a drain can finish it, reads the refusal, and is not cut", async () => {
   await using service = await TestService.start({ STEPD_DRAIN_GRACE_MS: "0" });
   using held = await RawClient.connect(service);
   const small = sgdBody(1000, 2);
@@ -44,7 +44,7 @@ test("a caller whose upload is refused in a drain can send it to its end, reads 
   const exit = service.stop();
   await untilUnready(service);
 
-  // More than the sockets hold: it goes out only as far as the replica reads.
+  // More bytes than the socket buffers hold, so the upload advances only as far as the replica reads.
   const large = sgdBody(8 * 2 ** 20, 2);
   using refused = await RawClient.connect(service);
   let reset: Error | undefined;
@@ -55,7 +55,7 @@ test("a caller whose upload is refused in a drain can send it to its end, reads 
   refused.send(large.subarray(0, 2 ** 20));
   const reply = await refused.reply();
   assert.equal(reply?.status, 503);
-  // The last call ends here, and with it the drain, were it not for the upload.
+  // The last call ends; only the refused upload keeps the drain from ending.
   held.send(small);
   assert.equal((await held.reply())?.status, 200);
   assert.equal(refused.socket.destroyed, false);
@@ -65,7 +65,7 @@ test("a caller whose upload is refused in a drain can send it to its end, reads 
   assert.equal(await exit, 0);
 });
 
-test("a caller that stops in the middle of a refused upload does not keep the process", async () => {
+test("a caller that stalls in a refused upload does not keep the process alive", async () => {
   await using service = await TestService.start({ STEPD_DRAIN_TIMEOUT_MS: "20000" });
   using held = await RawClient.connect(service);
   const small = sgdBody(1000, 2);

@@ -1,4 +1,4 @@
-/** deploy/helm: the chart is in order, what it renders is valid by Kubernetes' own schemas, and its values are checked. */
+/** deploy/helm: the chart passes lint, its output is valid under Kubernetes' own schemas, and its values are checked. */
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { join } from "node:path";
@@ -10,7 +10,7 @@ import { python } from "../support/python.ts";
 import { root } from "../support/tree.ts";
 
 const chart = join(root, "deploy/helm/stepd");
-/** The oldest that the chart takes, and the newest whose schemas are here. */
+/** The oldest version that the chart supports, and the newest with schemas in the validator. */
 const KUBERNETES = ["1.31", "1.37"];
 
 const EVERYTHING = [
@@ -75,7 +75,7 @@ const render = (values: readonly string[] = [], kubernetes: string = KUBERNETES.
   return stdout;
 };
 
-/** Runs a script with a text as its input. */
+/** Runs a program with a text as its input. */
 const pipe = async (args: readonly string[], input: string): Promise<{ readonly code: number | null; readonly output: string }> => {
   const child = spawn(await python(), args, { stdio: ["pipe", "pipe", "inherit"] });
   const exit = new Promise<number | null>((resolve) => child.on("exit", resolve));
@@ -95,13 +95,13 @@ const podOf = (manifests: readonly Manifest[]): PodSpec => {
 
 const environmentOf = ({ containers: [{ env }] }: PodSpec): Record<string, string> => Object.fromEntries(env.map(({ name, value }) => [name, value]));
 
-/** Checks manifests by the schemas of a version of Kubernetes and of prometheus-operator; returns a line for each. */
+/** Validates manifests against the schemas of Kubernetes and prometheus-operator. Returns one line per manifest. */
 const validate = async (rendered: string, kubernetes: string) => {
   const definition = join(await prometheusOperator(), "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml");
   return pipe([join(root, "test/deploy/validate.py"), kubernetes, definition], rendered);
 };
 
-test("helm lint finds nothing", () => {
+test("helm lint reports nothing", () => {
   for (const values of [[], EVERYTHING]) {
     const { status, stdout } = runHelm("lint", "--strict", chart, ...values.flatMap((value) => ["--set", value]));
     assert.equal(status, 0, stdout);
@@ -109,7 +109,7 @@ test("helm lint finds nothing", () => {
 });
 
 for (const kubernetes of KUBERNETES) {
-  test(`what it renders is valid in Kubernetes ${kubernetes}`, async () => {
+  test(`the rendered chart is valid in Kubernetes ${kubernetes}`, async () => {
     const plain = await validate(render([], kubernetes), kubernetes);
     assert.deepEqual(plain, {
       code: 0,
@@ -120,7 +120,7 @@ for (const kubernetes of KUBERNETES) {
   });
 }
 
-test("the check finds unknown fields, wrong types and wrong custom resources", async () => {
+test("the validation finds unknown fields, wrong types and invalid custom resources", async () => {
   const rendered = render(EVERYTHING);
   for (const [right, wrong, found] of [
     ["readOnlyRootFilesystem", "readOnlyRootFileSystem", /wrong Deployment .*readOnlyRootFileSystem/],
@@ -134,7 +134,7 @@ test("the check finds unknown fields, wrong types and wrong custom resources", a
   }
 });
 
-test("the pod is confined and knows nothing of the cluster", async () => {
+test("the pod is confined and has no access to the cluster", async () => {
   const pod = podOf(await parse(render()));
   assert.deepEqual(pod.securityContext, {
     runAsNonRoot: true,
@@ -145,11 +145,11 @@ test("the pod is confined and knows nothing of the cluster", async () => {
   });
   assert.deepEqual(pod.containers[0].securityContext, { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ["ALL"] } });
   assert.equal(pod.automountServiceAccountToken, false);
-  // With them, a service named stepd would set STEPD_PORT in the pod.
+  // Service links of a service named stepd would set STEPD_PORT in the pod.
   assert.equal(pod.enableServiceLinks, false);
 });
 
-test("the pod's settings are settings, with and without secrets", async () => {
+test("the pod's settings are valid, with and without secrets", async () => {
   const plain = readConfig(environmentOf(podOf(await parse(render()))));
   assert.deepEqual([plain.host, plain.port, plain.adminHost, plain.adminPort, plain.tokensFile, plain.tlsCertFile], ["0.0.0.0", 8080, "0.0.0.0", 8081, "", ""]);
   const pod = podOf(await parse(render(EVERYTHING)));
@@ -164,7 +164,7 @@ test("the pod's settings are settings, with and without secrets", async () => {
   );
 });
 
-test("probes are on the port that asks for no token, and memory and time are enough", async () => {
+test("probes use the port without tokens, and memory and stop time suffice", async () => {
   for (const values of [["arenaMib=4096", "nodeMib=700", "drain.graceMs=1", "drain.timeoutMs=600000"], []]) {
     const pod = podOf(await parse(render(values)));
     const config = readConfig(environmentOf(pod));
@@ -178,7 +178,7 @@ test("probes are on the port that asks for no token, and memory and time are eno
   }
 });
 
-test("the autoscaler aims at its share of the arena, and then the deployment has no number of its own", async () => {
+test("the autoscaler aims at its share of the arena, and the deployment then sets no number of replicas", async () => {
   const manifests = await parse(render(["autoscaling.enabled=true", "autoscaling.targetArenaPercent=75", "arenaMib=4096"]));
   const { spec } = manifests.find(({ kind }) => kind === "HorizontalPodAutoscaler") as Manifest;
   assert.deepEqual(spec["metrics"], [
@@ -203,7 +203,7 @@ for (const [value, message] of [
   });
 }
 
-test("an autoscaler whose ends are the wrong way round is refused", () => {
+test("an autoscaler with maxReplicas below minReplicas is refused", () => {
   const { status, stderr } = runHelm("template", "run", chart, "--kube-version", "1.37", "--set", "autoscaling.enabled=true,autoscaling.maxReplicas=2");
   assert.notEqual(status, 0);
   assert.match(stderr, /autoscaling\.maxReplicas: expected at least minReplicas \(3\), found 2/);

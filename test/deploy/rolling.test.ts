@@ -1,4 +1,4 @@
-/** Three replicas behind HAProxy lose no step: one after the other is restarted under load, and one is killed. */
+/** Three replicas behind HAProxy lose no step while each is restarted under load, or while two are killed in turn. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
@@ -8,14 +8,14 @@ import { TestService } from "../support/service.ts";
 import { Haproxy } from "./_haproxy.ts";
 import { failuresOf, type Run, record, type Tally, train } from "./_load.ts";
 
-/** The first fits HAProxy's buffer, so HAProxy itself can send it again; the second does not; the third is a body of 64 MiB. */
+/** The first load fits HAProxy's buffer, so HAProxy can resend it; the second does not; the third has bodies of 64 MiB. */
 const LOADS = [
   { shapes: { w: [10, 40], b: [40] }, trainers: 4, steps: 20 },
   { shapes: { w: [256, 512], b: [512] }, trainers: 4, steps: 20 },
   { shapes: { w: [2048, 2048] }, trainers: 1, steps: 3 },
 ] as const;
 
-/** The grace is longer than HAProxy takes to notice, with room for a machine that is busy with other tests. */
+/** The grace exceeds the time that HAProxy needs to notice a drain, with a margin for a busy machine. */
 const SETTINGS = { STEPD_WORKERS: "1", STEPD_ARENA_MIB: "384", STEPD_DRAIN_GRACE_MS: "4000" } as const;
 
 class Cluster implements AsyncDisposable {
@@ -39,12 +39,12 @@ class Cluster implements AsyncDisposable {
     }
   }
 
-  /** A replica by its number, from 1 as in haproxy.cfg. */
+  /** A replica by its number in haproxy.cfg, from 1. */
   replica(number: number): TestService {
     return this.#replicas[number - 1] as TestService;
   }
 
-  /** Starts a replica again, at the address that it had, and waits until HAProxy sends it calls. */
+  /** Restarts a replica at its old address, and waits until HAProxy uses it again. */
   async startAgain(number: number): Promise<void> {
     const { port } = new URL(this.replica(number).url);
     this.#replicas[number - 1] = await TestService.start({ ...this.#settings, STEPD_PORT: port });
@@ -56,7 +56,7 @@ class Cluster implements AsyncDisposable {
   }
 }
 
-/** Runs the load while something happens to the replicas. Every step must be answered, with the right bytes, before and after. */
+/** Runs the load while `happen` disturbs the replicas. Every step before, during and after must return the right bytes. */
 const underLoad = async (happen: (cluster: Cluster, tally: Tally) => Promise<void>): Promise<Tally> => {
   await using cluster = await Cluster.start();
   const runs: Run[] = [];
@@ -78,7 +78,7 @@ const underLoad = async (happen: (cluster: Cluster, tally: Tally) => Promise<voi
   return tally;
 };
 
-/** Waits until the trainers have gone on by many steps. */
+/** Waits until the trainers have taken 50 more steps. */
 const stepsMore = async (tally: Tally, trainers: Promise<unknown>): Promise<void> => {
   const goal = tally.steps + 50;
   while (tally.steps < goal) await Promise.race([pause(20), trainers]);
@@ -87,7 +87,7 @@ const stepsMore = async (tally: Tally, trainers: Promise<unknown>): Promise<void
 const describe = ({ steps, failures }: Tally): string =>
   `${steps} steps; a caller without retries would have seen ${JSON.stringify(Object.fromEntries(failures))}`;
 
-test("a rolling restart under load loses no step, and no caller needs its retries", async (t) => {
+test("a rolling restart under load loses no step, and callers need no retries", async (t) => {
   const tally = await underLoad(async (cluster) => {
     for (const number of [1, 2, 3]) {
       const start = performance.now();
@@ -103,7 +103,7 @@ test("a rolling restart under load loses no step, and no caller needs its retrie
   assert.equal(failuresOf(tally), 0);
 });
 
-test("a replica that is killed under load costs no step", async (t) => {
+test("killing a replica under load loses no step", async (t) => {
   const tally = await underLoad(async (cluster) => {
     for (const number of [2, 3]) {
       await cluster.replica(number).stop("SIGKILL");
@@ -114,8 +114,8 @@ test("a replica that is killed under load costs no step", async (t) => {
   t.diagnostic(describe(tally));
 });
 
-test("HAProxy sends a small call that a draining replica refuses to another one", async () => {
-  // Without a grace, HAProxy goes on sending calls to a replica that refuses them until its next check.
+test("HAProxy resends a small call that a draining replica refuses", async () => {
+  // Without a grace, HAProxy keeps sending calls to the draining replica until its next check.
   await using cluster = await Cluster.start({ ...SETTINGS, STEPD_DRAIN_GRACE_MS: "0" });
   const replica = cluster.replica(1);
   using upload = await RawClient.connect(replica);
@@ -134,7 +134,7 @@ test("HAProxy sends a small call that a draining replica refuses to another one"
   assert.equal(await exit, 0);
 });
 
-test("HAProxy passes the caller's request id on, and gives one where there is none", async () => {
+test("HAProxy forwards the caller's request id, and sets one if it is missing", async () => {
   await using cluster = await Cluster.start();
   const idOf = async (headers: Record<string, string>): Promise<string | null> => {
     const response = await fetch(`${cluster.haproxy.url}/v1`, { headers });
@@ -151,7 +151,7 @@ test("HAProxy passes the caller's request id on, and gives one where there is no
   }
 });
 
-test("HAProxy says that it is not ready when no replica is", async () => {
+test("HAProxy reports not ready if no replica is ready", async () => {
   await using cluster = await Cluster.start();
   const ready = async (): Promise<number> => (await fetch(`${cluster.haproxy.url}/health/ready`)).status;
   assert.equal(await ready(), 200);

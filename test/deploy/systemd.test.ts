@@ -1,4 +1,4 @@
-/** deploy/systemd: systemd finds the unit right and well confined, and the service runs within it. */
+/** deploy/systemd: systemd accepts the unit and rates it as confined, and the service runs under it. */
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
@@ -13,14 +13,14 @@ import { debianPrograms } from "../support/debian.ts";
 import { MSGPACK, started } from "../support/service.ts";
 import { root } from "../support/tree.ts";
 
-/** Of 100, as systemd-analyze security counts the points of a service that is open to everything. */
+/** Highest exposure allowed, on the scale of 0 to 100 of systemd-analyze security. */
 const MAX_EXPOSURE = 15;
 
 const text = readFileSync(join(root, "deploy/systemd/stepd.service"), "utf8");
 const scratch = mkdtempSync(join(tmpdir(), "stepd-systemd-"));
 after(() => rmSync(scratch, { recursive: true }));
 
-/** The unit with this tree in place of the installed one: systemd looks whether its program is there. */
+/** The unit with this tree as the installation, because systemd checks that the program exists. */
 const unit = join(scratch, "stepd.service");
 before(() => writeFileSync(unit, text.replaceAll("/opt/stepd", root)));
 
@@ -39,23 +39,23 @@ const analyze = (...values: readonly string[]) => spawnSync(analyzer, ["--no-pag
 const valuesOf = (key: string): readonly string[] => [...text.matchAll(new RegExp(`^${key}=(.*)$`, "gm"))].map(([, value = ""]) => value);
 const environment = Object.fromEntries(valuesOf("Environment").map((entry) => entry.split("=") as [string, string]));
 
-test("systemd finds nothing wrong with the unit", () => {
+test("systemd-analyze verify accepts the unit", () => {
   const { status, stdout, stderr } = analyze("verify", unit);
   assert.deepEqual({ status, stdout, stderr }, { status: 0, stdout: "", stderr: "" });
 });
 
-test("systemd finds a misspelt setting", () => {
+test("systemd-analyze verify finds a misspelt setting", () => {
   const wrong = join(scratch, "wrong.service");
   writeFileSync(wrong, text.replaceAll("/opt/stepd", root).replace("ProtectClock", "ProtectClocks"));
   assert.match(analyze("verify", wrong).stderr, /ProtectClocks/);
 });
 
-test("the unit is open to little", () => {
+test("systemd-analyze security rates the unit's exposure below the limit", () => {
   const { status, stdout } = analyze("security", "--offline=true", `--threshold=${MAX_EXPOSURE}`, unit);
   assert.equal(status, 0, stdout);
 });
 
-test("the group of callers is one that systemd can make", () => {
+test("systemd-sysusers can create the callers' group", () => {
   const folder = mkdtempSync(join(scratch, "root-"));
   mkdirSync(join(folder, "etc"));
   const file = join(root, "deploy/systemd/sysusers.conf");
@@ -64,7 +64,7 @@ test("the group of callers is one that systemd can make", () => {
   assert.match(readFileSync(join(folder, "etc/group"), "utf8"), new RegExp(`^${valuesOf("Group")[0]}:`, "m"));
 });
 
-test("the settings are settings, and there is memory and time for them", () => {
+test("the unit's settings are valid, and its memory and stop time suffice", () => {
   const { NODE_ENV, ...settings } = environment;
   assert.equal(NODE_ENV, "production");
   const config = readConfig(settings);
@@ -73,7 +73,7 @@ test("the settings are settings, and there is memory and time for them", () => {
   assert.ok((config.drainGraceMs + config.drainTimeoutMs + 5000) / 1000 < Number(valuesOf("TimeoutStopSec")[0]));
 });
 
-/** The system calls of a set of systemd's, with those of the sets that it contains. */
+/** The system calls in one of systemd's sets, including nested sets. */
 const callsOf = (name: string): ReadonlySet<string> => {
   const lines = analyze("syscall-filter", name)
     .stdout.split("\n")
@@ -82,7 +82,7 @@ const callsOf = (name: string): ReadonlySet<string> => {
   return new Set(names.flatMap((entry) => (entry.startsWith("@") ? [...callsOf(entry)] : entry)));
 };
 
-test("the service does its work with the system calls that the unit allows, on a socket that its group may use", async () => {
+test("the service works with the system calls that the unit allows, on a socket for its group", async () => {
   const trace = join(scratch, "trace");
   const socket = join(scratch, "stepd.sock");
   const [program = "", ...values] = (valuesOf("ExecStart")[0] ?? "").replaceAll("/opt/stepd", root).split(" ");
@@ -106,7 +106,7 @@ test("the service does its work with the system calls that the unit allows, on a
     assert.equal(response.statusCode, 200);
     for await (const _ of response);
     assert.equal((statSync(socket).mode & 0o777).toString(8), "770");
-    // strace itself ignores SIGTERM while its program runs.
+    // Signals the whole process group, because strace itself ignores SIGTERM while its program runs.
     process.kill(-(child.pid as number), "SIGTERM");
     assert.deepEqual(await once(child, "exit"), [0, null]);
   } finally {

@@ -1,7 +1,8 @@
-"""Checks Kubernetes manifests on standard input: validate.py VERSION [CRD.yaml ...]. A line each of what was found, 1 if any is wrong.
+"""Validates Kubernetes manifests on standard input: validate.py VERSION [CRD.yaml ...]
 
-The APIs' schemas are those of the package kubernetes-validate, read strictly: an unknown field is an error. Custom resources are
-checked against the files of their definitions, as strictly.
+Prints one line per manifest; exit status 1 if any is invalid. The schemas come from the
+package kubernetes-validate, and from CRD files for custom resources. Both are applied
+strictly: an unknown field is an error.
 """
 
 import sys
@@ -14,7 +15,7 @@ import yaml
 
 
 def closed(schema: Any) -> Any:
-    """A schema in which objects have no fields but those that it names."""
+    """Makes a schema refuse all fields that it does not name."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
@@ -32,7 +33,7 @@ def custom_resources(paths: list[str]) -> dict[tuple[str, str], Any]:
         spec = yaml.safe_load(Path(path).read_text())["spec"]
         for version in spec["versions"]:
             schema = closed(version["schema"]["openAPIV3Schema"])
-            # The definition says only that there is metadata.
+            # The definition does not describe metadata.
             schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
             schemas[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
     return schemas

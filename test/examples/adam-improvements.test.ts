@@ -1,4 +1,4 @@
-/** The claims about Adam's successors: every script trains for real, in a tiny setting, and the page shows what was measured. */
+/** The experiments on improvements of Adam: every script trains in a tiny setting, and the page shows the measured results. */
 import assert from "node:assert/strict";
 import { copyFileSync, cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -26,7 +26,7 @@ const page = (...options: string[]) => execute(process.env["PYTHON"] ?? "python3
 
 const results = (from: string, name: string) => JSON.parse(readFileSync(join(from, `${name}.json`), "utf8"));
 
-/** All numbers of nested lists, which have these lengths. */
+/** Flattens nested lists and checks their lengths. */
 const numbers = (value: unknown, ...lengths: readonly number[]): number[] => {
   const [length, ...inner] = lengths;
   if (length === undefined) {
@@ -80,7 +80,7 @@ test("every script trains on stepd, and writes results and a figure", async () =
     assertWithin(losses, 0.5, 2.4);
     for (const [first, , , last] of early.loss[name][0]) assert.ok(last < first - 0.2, `${first} to ${last}`);
   }
-  // Two optimizers, not two names of one.
+  // The optimizers really differ, not just their names.
   assert.notEqual(JSON.stringify(early.loss.adam), JSON.stringify(early.loss.qhadam));
 
   const batchSize = results(folder, "batch_size");
@@ -90,7 +90,7 @@ test("every script trains on stepd, and writes results and a figure", async () =
   }
 });
 
-test("the run says which options it does not know", async () => {
+test("run refuses unknown options by name", async () => {
   for (const [options, message] of [
     [["--only", "heat"], "expected heat_map, annealing, early_steps or batch_size, found heat"],
     [["--fast"], "expected --only SCRIPT, --quick or --out FOLDER, found --fast"],
@@ -102,7 +102,7 @@ test("the run says which options it does not know", async () => {
   }
 });
 
-test("the page shows the figures, and its tables are those of at least 5 seeds' results", async () => {
+test("the page shows the figures, and its tables match the results of at least 5 seeds", async () => {
   assertFigures(join(docs, "adam-improvements"));
   const text = readFileSync(join(docs, "adam-improvements.md"), "utf8");
   for (const name of names) {
@@ -113,7 +113,7 @@ test("the page shows the figures, and its tables are those of at least 5 seeds' 
   assert.equal(code, 0, log);
 });
 
-test("the page's check fails where a number differs", async () => {
+test("page.py --check fails if a number differs", async () => {
   const copy = join(folder, "copy.md");
   copyFileSync(join(docs, "adam-improvements.md"), copy);
   cpSync(join(docs, "adam-improvements"), join(folder, "copy"), { recursive: true });

@@ -1,4 +1,4 @@
-/** The browser example as a visitor uses it: one command, a headless Chromium, real training in the tab. */
+/** The browser example as a visitor uses it: one command, a headless Chromium, and training in the tab. */
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
@@ -20,7 +20,7 @@ const { train } = readDigits(readFileSync(join(folder, "page/digits.bin")));
 
 /** The example, started by its command. */
 class Example implements AsyncDisposable {
-  /** What it says to open. */
+  /** The address that the example prints. */
   readonly address: string;
   readonly #process: ReturnType<typeof spawn>;
 
@@ -52,7 +52,7 @@ class Example implements AsyncDisposable {
 
 const inState = (page: Page, state: string): Promise<unknown> => page.waitForSelector(`body[data-state="${state}"]`, { timeout: 120_000 });
 
-/** Trains once, and gives the last row of the table of runs. */
+/** Trains once, and returns the last row of the table of runs. */
 const trainIn = async (
   page: Page,
   optimizer: string,
@@ -78,7 +78,7 @@ suite("browser example", () => {
     await example?.[Symbol.asyncDispose]();
   });
 
-  test("trains in the tab to over 94 %, under two optimizers, and shows it", async () => {
+  test("the page trains to over 94 %, with two optimizers, and plots the runs", async () => {
     const { page, errors } = await browser.open(example.address);
     await inState(page, "ready");
     assert.ok((await page.locator("#optimizer option").count()) >= 15);
@@ -97,7 +97,7 @@ suite("browser example", () => {
     if (picture !== undefined) await page.screenshot({ path: picture, fullPage: true });
   });
 
-  test("stops on demand, and says what stepd refuses", async () => {
+  test("the page stops on demand, and shows stepd's refusals", async () => {
     const { page } = await browser.open(example.address);
     await inState(page, "ready");
     await page.fill("#epochs", "200");
@@ -113,7 +113,7 @@ suite("browser example", () => {
     assert.equal(await page.locator("#status").textContent(), "stepd refused: /optimizer/lr: expected at least 0, found -1");
   });
 
-  test("says what may be wrong where stepd is not reached", async () => {
+  test("the page explains what to check if stepd is unreachable", async () => {
     const url = new URL(example.address);
     url.searchParams.set("stepd", "http://127.0.0.1:1");
     const { page } = await browser.open(url.href);
@@ -121,7 +121,7 @@ suite("browser example", () => {
     assert.match((await page.locator("#status").textContent()) ?? "", /was not reached.*STEPD_CORS_ORIGINS/);
   });
 
-  test("steps in the tab are those in Node, bit for bit", async () => {
+  test("steps in the tab give the same bits as steps in Node", async () => {
     const { page } = await browser.open(example.address);
     const bundle = await build({
       entryPoints: [join(root, "clients/typescript/src/index.ts")],
@@ -131,7 +131,7 @@ suite("browser example", () => {
       footer: { js: "globalThis.stepd = stepd;" },
       write: false,
     });
-    // By the debugger, not as an element: the page's content policy has no place for scripts of others.
+    // Injects the script through the debugger, because the page's content security policy blocks foreign scripts.
     await page.evaluate(bundle.outputFiles[0]?.text ?? "");
     const settings = { optimizer: { name: "adamw", lr: 0.01 }, clip: { max_norm: 0.5 }, schedule: { name: "cosine", T_max: 20 } } as const;
     const client = new Client(example.stepd);
@@ -160,7 +160,7 @@ suite("browser example", () => {
     assert.ok(lossAndGradients(network, train, all).loss < 0.9 * lossAndGradients(start(3), train, all).loss, "it learnt");
   });
 
-  test("the gradients are those of the loss", () => {
+  test("the gradients match finite differences of the loss", () => {
     const network = start(5);
     const batch = [1, 2, 3, 5, 8];
     const { gradients } = lossAndGradients(network, train, batch);
@@ -179,7 +179,7 @@ suite("browser example", () => {
     }
   });
 
-  test("its types hold", () => {
+  test("the example type-checks", () => {
     const { stdout } = spawnSync(process.execPath, [join(root, "node_modules/typescript/bin/tsc"), "-p", folder], { encoding: "utf8" });
     assert.equal(stdout, "");
   });
@@ -187,7 +187,7 @@ suite("browser example", () => {
 
 type Plain = Readonly<Record<string, { readonly shape: readonly number[]; readonly data: readonly number[] }>>;
 
-/** Tensors in a form that goes into the tab; a number is a number there too. */
+/** Converts tensors to lists of numbers, a form that can be passed into the tab. */
 const plain = (network: Network): Plain => Object.fromEntries(Object.entries(network).map(([name, { shape, data }]) => [name, { shape, data: [...data] }]));
 
 const sameBits = (found: readonly number[], { buffer, byteOffset, byteLength }: Float32Array): boolean =>
@@ -208,7 +208,7 @@ interface TabResult {
   readonly params: Readonly<Record<string, readonly number[]>>;
 }
 
-/** Runs in the tab, so it sees nothing of this file. */
+/** This function runs in the tab, so it cannot use anything else in this file. */
 const stepInTab = async ({ url, params, grads, state, settings, sharded }: TabInput): Promise<TabResult> => {
   const { Client, ShardedClient } = (globalThis as unknown as { stepd: typeof stepd }).stepd;
   const typed = (tensors: Plain): stepd.Tensors =>

@@ -1,4 +1,4 @@
-/** The example as a user runs it: one command, a real data set, a real server. */
+/** The digits example as a user runs it: one command, a real data set, a real server. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "../support/service.ts";
@@ -8,7 +8,7 @@ const EXAMPLE = "digits";
 
 const accuracyIn = (out: string): number => Number(/test accuracy ([\d.]+)%/.exec(out)?.[1]);
 
-test("the digits example trains to over 95 % on a server of its own", async () => {
+test("the digits example trains to over 95 % on its own server", async () => {
   const { code, out, log } = await runExample(EXAMPLE, ["--epochs", "15"]);
   assert.equal(code, 0, out + log);
   assert.ok(accuracyIn(out) > 95, out);
@@ -18,7 +18,7 @@ test("the digits example trains to over 95 % on a server of its own", async () =
   assert.match(log, /100%.*330\/330/);
 });
 
-test("the digits example uses the server of STEPD_URL, and prints the same twice", async () => {
+test("the digits example uses the server of STEPD_URL, and prints the same each time", async () => {
   await using service = await TestService.start();
   const options = ["--epochs", "15", "--optimizer", "lamb"];
   const first = await runExample(EXAMPLE, options, service.url);
@@ -29,7 +29,7 @@ test("the digits example uses the server of STEPD_URL, and prints the same twice
   assert.ok((await service.metric("stepd_elements_total")) > 0);
 });
 
-test("the digits example exits with 1 where it does not learn enough", async () => {
+test("the digits example exits with 1 if it does not learn enough", async () => {
   const { code, out } = await runExample(EXAMPLE, ["--epochs", "1", "--lr", "0"]);
   assert.equal(code, 1);
   assert.ok(accuracyIn(out) < 95, out);

@@ -1,4 +1,4 @@
-/** The federated example as a user runs it: all three outer steps learn, and an optimizer needs fewer rounds than averaging. */
+/** The federated example as a user runs it: all three outer steps learn, and optimizers need fewer rounds than averaging. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "../support/service.ts";
@@ -8,7 +8,7 @@ const EXAMPLE = "federated";
 const STEPS = 'stepd_request_seconds_count{method="optimizer.step",outcome="ok"}';
 
 interface Row {
-  /** Mean accuracies in per cent, at the rounds that are shown. */
+  /** Mean accuracies in per cent, at the printed rounds. */
   readonly accuracies: readonly number[];
   readonly roundsTo90: number;
 }
@@ -31,7 +31,7 @@ test("momentum and Adam as outer steps reach 90 % in fewer rounds than averaging
   assert.ok(adam.roundsTo90 < averaging.roundsTo90, out);
 });
 
-test("every outer step is one call, and the same seeds give the same table", async () => {
+test("every outer step is one call, and equal seeds give equal tables", async () => {
   await using service = await TestService.start();
   const options = ["--rounds", "6", "--seeds", "2"];
   const first = await runExample(EXAMPLE, options, service.url);

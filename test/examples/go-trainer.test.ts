@@ -1,4 +1,4 @@
-/** Trainers in Go and in Python that go on with each other's runs: the same data, files and steps, byte for byte. */
+/** Trainers in Go and Python that continue each other's runs: equal data, files and steps, byte for byte. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -28,7 +28,7 @@ const at = (name: string): string => join(folder, name);
 const digits = join(root, "examples/digits");
 const trainer = join(root, "examples/go-trainer");
 
-/** The trainers without what their run scripts do at each start: the export of the data alone takes longer than training. */
+/** The trainers without the setup of their run scripts, whose export of the data takes longer than training. */
 const commands: Record<Language, readonly string[]> = { go: [], python: [] };
 let service: TestService;
 before(async () => {
@@ -48,10 +48,10 @@ const run = ([command = "", ...given]: readonly string[], options: readonly stri
 
 const train = (language: Language, ...options: readonly string[]): Promise<Ended> => run(commands[language], options, service.url);
 
-/** The Go trainer as a user runs it, from another folder than its own. */
+/** Runs the Go trainer as a user does, from another folder than its own. */
 const runScript = (options: readonly string[], url = service.url): Promise<Ended> => run([join(trainer, "run")], options, url);
 
-/** A run that must succeed. */
+/** Runs a training that must succeed. */
 const trained = async (language: Language, ...options: readonly string[]): Promise<Ended> => {
   const done = await train(language, ...options);
   assert.equal(done.code, 0, done.out + done.log);
@@ -59,7 +59,7 @@ const trained = async (language: Language, ...options: readonly string[]): Promi
 };
 
 const state = (name: string): Buffer => readFileSync(at(`${name}.state.safetensors`));
-/** The bytes of each tensor; the order of a file's tensors is its writer's. */
+/** Compares the bytes of each tensor, because the order of tensors depends on the writer. */
 const tensors = (name: string): Record<string, string> =>
   Object.fromEntries([...readFile(readFileSync(at(`${name}.safetensors`))).entries].map(([key, { bytes }]) => [key, bytes.toString("hex")]));
 
@@ -74,7 +74,7 @@ const requireTrained = ({ out }: Ended): void => {
   assert.ok(Number(accuracy) > 95, out);
 };
 
-test("the Go trainer trains to over 95 % on a server of its own", async () => {
+test("the Go trainer trains to over 95 % on its own server", async () => {
   const { code, out, log } = await runScript([], "");
   assert.equal(code, 0, out + log);
   requireTrained({ code, out, log });
@@ -85,7 +85,7 @@ test("the Go trainer trains to over 95 % on a server of its own", async () => {
 });
 
 for (const language of ["go", "python"] as const)
-  test(`${language}: half a run and the other half are the whole run, byte for byte`, async () => {
+  test(`${language}: two halves of a run give the same bytes as the whole run`, async () => {
     await trained(language, "--save", `${language}-whole`);
     await trained(language, "--stop-after", `${HALF}`, "--save", language);
     assert.deepEqual([...new Set(Object.values(readState(state(language)).steps))], [HALF]);
@@ -94,18 +94,18 @@ for (const language of ["go", "python"] as const)
   });
 
 for (const [first, second] of directions) {
-  test(`${second} writes what it read of ${first}, byte for byte`, async () => {
+  test(`${second} reads the run of ${first} and writes the same bytes`, async () => {
     await trained(second, "--resume", first, "--stop-after", `${HALF}`, "--save", `${second}-of-${first}`);
     requireSameRun(`${second}-of-${first}`, first);
   });
 
-  test(`${second} goes on with the run of ${first} to over 95 %`, async () => {
+  test(`${second} continues the run of ${first} to over 95 %`, async () => {
     requireTrained(await trained(second, "--resume", first, "--save", `${first}-then-${second}`));
     const { optimizer, steps } = readState(state(`${first}-then-${second}`));
     assert.deepEqual([optimizer, ...new Set(Object.values(steps))], ["adamw", STEPS]);
   });
 
-  test(`a step of ${first} repeated by ${second} gives the same bytes, and its own gradients are as near as float32 is`, async () => {
+  test(`${second} replays a step of ${first} to the same bytes, and its own gradients agree within float32 accuracy`, async () => {
     const next = `${HALF + 1}`;
     await trained(first, "--resume", first, "--stop-after", next, "--save", `${first}-next`);
     await trained(second, "--resume", first, "--stop-after", next, "--save", `${second}-replay`, "--replay", `${first}-next.grads.safetensors`);
@@ -121,7 +121,7 @@ for (const [first, second] of directions) {
   });
 }
 
-test("another seed makes another run, and data of another one are refused", async () => {
+test("another seed gives another run, and data of a wrong seed are refused", async () => {
   await trained("go", "--stop-after", "1", "--save", "seed-7");
   const { code, log } = await runScript(["--seed", "8", "--stop-after", "1", "--save", "seed-8"]);
   assert.equal(code, 0, log);
@@ -131,7 +131,7 @@ test("another seed makes another run, and data of another one are refused", asyn
   assert.match(other.log, /expected data of seed 8, found 7/);
 });
 
-test("a run that cannot be read is an error with its name", async () => {
+test("an unreadable run is an error that names the file", async () => {
   const missing = await train("go", "--resume", "nowhere");
   assert.equal(missing.code, 1, missing.out);
   assert.match(missing.log, /nowhere\.params\.safetensors/);
@@ -142,7 +142,7 @@ test("a run that cannot be read is an error with its name", async () => {
   assert.match(cut.log, /cut\.state\.safetensors: stepd: not a valid safetensors file/);
 });
 
-test("the Go trainer exits with 1 where it does not learn enough", async () => {
+test("the Go trainer exits with 1 if it does not learn enough", async () => {
   const { code, out } = await train("go", "--epochs", "1", "--lr", "0");
   assert.equal(code, 1, out);
 });

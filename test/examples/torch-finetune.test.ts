@@ -1,4 +1,4 @@
-/** The fine-tuning example as a user runs it: it learns what torch's own AdamW learns, and a resumed run is the whole run. */
+/** The fine-tuning example as a user runs it: it reaches the accuracy of torch's AdamW, and a resumed run equals an uninterrupted one. */
 import assert from "node:assert/strict";
 import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
@@ -10,7 +10,7 @@ import { runExample } from "./_run.ts";
 const EXAMPLE = "torch-finetune";
 const EPOCHS = ["--epochs", "10"];
 const STEPS = 220;
-/** An optimizer has its settings checked by a step of no tensors when it is made. */
+/** A new RemoteOptimizer checks its settings with one step without tensors. */
 const CHECK = 1;
 const STEPS_DONE = 'stepd_request_seconds_count{method="optimizer.step",outcome="ok"}';
 
@@ -25,7 +25,7 @@ const accuraciesIn = (out: string, library: string): readonly [number, number] =
   return [Number(found[1]), Number(found[2])];
 };
 
-test("fine-tuning on stepd learns what torch's AdamW learns, and a resumed run is the whole one on another server", async () => {
+test("fine-tuning on stepd matches torch's AdamW, and resuming on another server gives the same bits", async () => {
   await using service = await TestService.start();
   const whole = await runExample(EXAMPLE, EPOCHS, service.url);
   assert.equal(whole.code, 0, whole.out + whole.log);

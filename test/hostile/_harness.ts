@@ -1,10 +1,10 @@
-/** What all hostile tests share: one real service, calls in every encoding, and what every refusal must look like. */
+/** Shared by all hostile tests: one real service, calls in every encoding, and the form that every refusal must have. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, readReply, TestService, unpack } from "../support/service.ts";
 import { readState, readTensors, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
 
-/** Code and HTTP status of each error, written down a second time: callers rely on them. */
+/** Code and HTTP status of each error. This copy is deliberate: callers rely on the values. */
 export const ERRORS = {
   PARSE_ERROR: [-32700, 400],
   INVALID_REQUEST: [-32600, 400],
@@ -26,12 +26,12 @@ export const ERRORS = {
 
 export type Name = keyof typeof ERRORS;
 
-/** A refusal as a test expects it. */
+/** The refusal that a test expects. */
 export interface Expected {
   readonly error: Name;
-  /** The field; undefined where the whole body is wrong. */
+  /** The field at fault; undefined if the whole body is wrong. */
   readonly field?: string;
-  /** What the message must say. */
+  /** A pattern that the message must match. */
   readonly says?: RegExp;
 }
 
@@ -45,10 +45,10 @@ interface Refusal {
 
 let started: TestService | undefined;
 
-/** The service of this file. */
+/** The service of the current test file. */
 export const service = (): TestService => started as TestService;
 
-/** Starts the service before this file's tests, and checks after them that nothing of them is left. */
+/** Starts a service before the tests of this file, and stops it after them. */
 export const useService = (env: Readonly<Record<string, string>> = {}): void => {
   before(async () => {
     started = await TestService.start({ STEPD_ARENA_MIB: "64", ...env });
@@ -58,9 +58,9 @@ export const useService = (env: Readonly<Record<string, string>> = {}): void => 
   });
 };
 
-/** To be called last: the arena is empty, nothing is in flight, and the next step is right. */
+/** Adds a final test: the arena is empty, nothing is in flight, and the next step is right. */
 export const checkNothingIsLeft = (): void => {
-  test("after all of these: the arena is empty, nothing is in flight, the next step is right, and no caller's text is a label", async () => {
+  test("after all refusals the arena is empty, nothing is in flight, the next step is right, and no label has a caller's text", async () => {
     assert.equal(await service().metric("stepd_arena_used_bytes"), 0);
     assert.equal(await service().metric("stepd_in_flight_requests"), 0);
     assert.equal(await service().metric("stepd_in_flight_bytes"), 0);
@@ -79,7 +79,7 @@ export const checkNothingIsLeft = (): void => {
   });
 };
 
-/** Stands in names that a caller chooses; it must not come up in a metric. */
+/** Part of names that callers choose; it must not appear in a metric. */
 export const MARK = "hostile_mark";
 
 const LABELS =
@@ -92,21 +92,21 @@ export const TENSORS: TestTensors = {
 
 const zeros: TestTensors = Object.fromEntries(Object.entries(TENSORS).map(([name, { shape, data }]) => [name, { shape, data: new Float32Array(data.length) }]));
 
-/** A good state of Adam after three steps. */
+/** A valid state of Adam after three steps. */
 export const STATE = { optimizer: "adam", steps: { w: 3, b: 3 }, slots: { exp_avg: zeros, exp_avg_sq: zeros } };
 
 export type Fields = Readonly<Record<string, unknown>>;
 
-/** The parameters of a good step, with these fields in their place. Undefined takes a field away. */
+/** Parameters of a valid step, with `fields` replaced; an undefined value removes its field. */
 export const step = (fields: Fields = {}): Fields => {
   const all = { optimizer: { name: "adam" }, params: writeTensors(TENSORS), grads: writeTensors(TENSORS), state: writeState(STATE), ...fields };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
 };
 
-/** JSON text with bytes as base64. */
+/** Encodes as JSON, with bytes as base64. */
 export const toJson = (value: unknown): string =>
   JSON.stringify(value, function (this: Record<string, unknown>, key, item) {
-    // Buffer's own toJSON has run by now, so the value is taken from its holder.
+    // Reads the value from its holder, because Buffer's toJSON has already replaced `item`.
     const held = this[key];
     return held instanceof Uint8Array ? Buffer.from(held).toString("base64") : item;
   });
@@ -118,7 +118,7 @@ const PATHS: Readonly<Record<string, string>> = {
   "state.inspect": "/v1/state/inspect",
 };
 
-/** The error of a reply, in whichever form it came. */
+/** The error in a reply of JSON-RPC or REST. */
 const refusalOf = (text: unknown): Refusal => {
   if (String((text as { type?: unknown }).type).startsWith("urn:stepd:error:")) {
     const { detail, ...rest } = text as Omit<Refusal, "message"> & { detail: string };
@@ -129,13 +129,13 @@ const refusalOf = (text: unknown): Refusal => {
   return { code: error.code, message: error.message, ...error.data };
 };
 
-/** Nothing of the server's inside may be in a reply. */
+/** Asserts that a reply reveals no internals of the server: stack traces, paths, error classes. */
 export const requireNoInsides = (text: string): void => {
   assert.doesNotMatch(text, /\n\s+at |\\n\s+at |file:\/\/|node_modules|node:internal|\.ts\b|TypeError|RangeError|ERR_/);
   assert.ok(!text.includes(process.cwd()));
 };
 
-/** Asserts that a reply is this refusal, and gives it back. */
+/** Asserts that a reply is the expected refusal, and returns it. */
 export const requireRefusal = async (response: Response, { error, field, says }: Expected, status: number): Promise<Refusal> => {
   const reply = await readReply(response);
   requireNoInsides(JSON.stringify(reply));
@@ -149,19 +149,19 @@ export const requireRefusal = async (response: Response, { error, field, says }:
   return found;
 };
 
-/** What keeps its HTTP status on /rpc. */
+/** Errors that keep their HTTP status on /rpc. */
 const TRANSPORT: readonly Name[] = ["PAYLOAD_TOO_LARGE"];
 
 export interface ParamsCase extends Expected {
   readonly params: unknown;
   readonly method?: string;
-  /** "msgpack" for values that JSON cannot carry, "json" for those that MessagePack cannot. */
+  /** Restricts the encoding: "msgpack" for values that JSON cannot express, "json" for the reverse. */
   readonly only?: "json" | "msgpack";
 }
 
-/** A test of parameters that must be refused alike by RPC and REST, in JSON and in MessagePack. */
+/** Adds a test: RPC and REST refuse the parameters alike, in JSON and in MessagePack. */
 export const refusesParams = (name: string, { params, method = "optimizer.step", only, ...expected }: ParamsCase): void => {
-  test(name, async () => {
+  test(`refuses ${name}`, async () => {
     const messages = new Set<string>();
     for (const type of [JSON_TYPE, MSGPACK]) {
       if (only && type !== (only === "json" ? JSON_TYPE : MSGPACK)) continue;

@@ -1,4 +1,4 @@
-/** Safetensors files that are not: as tensors, as a state, and in broken base64. */
+/** Invalid safetensors files: as tensors, as a state, and in invalid base64. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { pack, readReply } from "../support/service.ts";
@@ -15,7 +15,7 @@ const length = (value: bigint, rest: string | Uint8Array = ""): Buffer => {
   return Buffer.concat([bytes, Buffer.from(rest as string)]);
 };
 
-/** Each is refused as params, as grads and as a state. */
+/** Each file is refused as params, as grads and as a state. */
 const MALFORMED: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
   "no bytes": [Buffer.alloc(0), /at least 8 bytes, found 0 bytes/],
   "seven bytes": [Buffer.alloc(7), /at least 8 bytes, found 7 bytes/],
@@ -95,7 +95,7 @@ for (const [name, [blob, says]] of Object.entries(MALFORMED)) {
   }
 }
 
-/** A state with other metadata, or with keys of our choice. */
+/** A state with other metadata, or with extra entries. */
 const stateOf = (metadata: string, entries = ""): Buffer =>
   rawTensors(`{"__metadata__":${metadata}${entries && `,${entries}`}}`, Buffer.alloc(entries === "" ? 0 : 8));
 const good = '{"format":"stepd.state/1","optimizer":"adam","revision":"1"}';
@@ -162,11 +162,11 @@ for (const field of ["params", "grads"]) {
 
 const text = writeTensors(TENSORS).toString("base64");
 
-/** A file whose base64 has slashes. */
+/** A file whose base64 contains slashes. */
 const slashed = rawTensors('{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', Buffer.alloc(8, 0xff)).toString("base64");
 assert.ok(slashed.includes("/"));
 
-/** The base64 of a file with so many characters of padding, whose last character has bits that no byte takes. */
+/** Base64 with `padding` equals signs whose last character has unused bits set. */
 const leftOver = (padding: number): string => {
   const files = [0, 1, 2].map((spaces) => rawTensors(`{}${" ".repeat(spaces)}`).toString("base64"));
   const file = files.find((candidate) => candidate.length - candidate.indexOf("=") === padding && candidate.includes("=")) as string;
@@ -201,7 +201,7 @@ for (const [name, [value, says]] of Object.entries(BASE64)) {
   }
 }
 
-test("whatever byte of a state is changed, the reply is a result or a refusal that names it", async () => {
+test("a state with one changed byte gives a result, or a refusal that names the state", async () => {
   const state = writeState(STATE);
   for (let at = 0; at < state.length; at += 3) {
     const broken = Buffer.from(state);
@@ -216,7 +216,7 @@ test("whatever byte of a state is changed, the reply is a result or a refusal th
   }
 });
 
-test("files that are good are taken, so the refusals above have their reasons", async () => {
+test("the valid files behind the refused ones are accepted", async () => {
   for (const fields of [{}, { state: undefined }, { state: stateOf(good, stepEntry("step/w")) }]) {
     const response = await service().post("/v1/step", toJson(step(fields)), "application/json");
     assert.equal(response.status, 200, await response.text());
@@ -224,7 +224,7 @@ test("files that are good are taken, so the refusals above have their reasons", 
   await requireRefusal(await service().post("/v1/step", toJson(step({ state: "AA==" })), "application/json"), { error: "STATE_CORRUPT", field: "/state" }, 422);
 });
 
-test("more tensors than a call may have are refused, and as many as it may are taken", async () => {
+test("a call with one tensor above the limit is refused, and one at the limit is accepted", async () => {
   for (const [count, status] of [
     [65_537, 413],
     [65_536, 200],

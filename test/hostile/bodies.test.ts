@@ -1,4 +1,4 @@
-/** Bodies that are cut off, too large, malformed, or not what their headers say, and addresses that are wrong. */
+/** Bodies that are truncated, too large, malformed, or unlike their headers, and wrong addresses. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import http from "node:http";
@@ -21,12 +21,12 @@ const u32 = (value: number): Buffer => {
 const call = { jsonrpc: "2.0", id: 1, method: "optimizer.step", params: step() };
 const jsonCall = toJson(call);
 const packedCall = pack(call);
-/** The start of a MessagePack call whose parameters follow. */
+/** The start of a MessagePack call, up to its parameters. */
 const packedStart = bytes(0x84, 0xa7, "jsonrpc", 0xa3, "2.0", 0xa2, "id", 1, 0xa6, "method", 0xae, "optimizer.step", 0xa6, "params");
 
 const malformed = (body: string | Uint8Array, says: RegExp): readonly [string | Uint8Array, RegExp] => [body, says];
 
-/** PARSE_ERROR: HTTP 200 on /rpc as JSON-RPC has it, 400 on the REST twin. */
+/** PARSE_ERROR has HTTP status 200 on /rpc, as JSON-RPC demands, and 400 on REST. */
 const NOT_JSON: Readonly<Record<string, readonly [string | Uint8Array, RegExp]>> = {
   "an empty body": malformed("", /not valid JSON/),
   "a JSON body that is cut off": malformed(jsonCall.slice(0, -20), /not valid JSON/),
@@ -79,7 +79,7 @@ for (const [type, cases] of [
   [MSGPACK, NOT_MSGPACK],
 ] as const) {
   for (const [name, [body, says]] of Object.entries(cases)) {
-    test(name, async () => {
+    test(`refuses ${name}`, async () => {
       const found = await requireRefusal(await service().post("/rpc", body, type), { error: "PARSE_ERROR", says }, 200);
       const rest = await requireRefusal(await service().post("/v1/step", body, type), { error: "PARSE_ERROR", says }, 400);
       assert.equal(found.message, rest.message);
@@ -97,7 +97,7 @@ const unsupported = (field: string, rest: Omit<Headed, "error" | "field">): Head
 const digest = (data: string | Uint8Array): string => createHash("sha256").update(data).digest("base64");
 const bomb = Buffer.from(`"${"a".repeat(17 * 2 ** 20)}"`);
 
-/** Refusals by what the headers say: the same status on /rpc and on the REST twin. */
+/** Refusals due to headers have the same status on /rpc and on REST. */
 const HEADED: Readonly<Record<string, Headed>> = {
   "a content type that is none": unsupported("Content-Type", { type: "json", says: /application\/json, application\/vnd.msgpack/ }),
   "text/plain": unsupported("Content-Type", { type: "text/plain", says: /found text\/plain/ }),
@@ -166,7 +166,7 @@ const HEADED: Readonly<Record<string, Headed>> = {
 };
 
 for (const [name, { body = jsonCall, type = JSON_TYPE, headers = {}, ...expected }] of Object.entries(HEADED)) {
-  test(name, async () => {
+  test(`refuses ${name}`, async () => {
     const status = ERRORS[expected.error][1];
     const found = await requireRefusal(await service().post("/rpc", body, type, headers), expected, status);
     const rest = await requireRefusal(await service().post("/v1/step", body, type, headers), expected, status);
@@ -174,12 +174,12 @@ for (const [name, { body = jsonCall, type = JSON_TYPE, headers = {}, ...expected
   });
 }
 
-test("no content type at all", async () => {
+test("refuses a body without a content type", async () => {
   const response = await fetch(`${service().url}/rpc`, { method: "POST", body: Buffer.from(jsonCall) });
   await requireRefusal(response, { error: "UNSUPPORTED_MEDIA_TYPE", field: "Content-Type", says: /found none/ }, 415);
 });
 
-test("a step that needs more memory than the arena has beside its own body is too large, not to be sent again", async () => {
+test("a step whose own tensors cannot fit into the arena gets PAYLOAD_TOO_LARGE, so that nobody retries it", async () => {
   const data = new Float32Array(5 * 2 ** 20);
   const blob = bytes(u32(0), u32(0), "");
   const header = Buffer.from(`{"w":{"dtype":"F32","shape":[${data.length}],"data_offsets":[0,${data.byteLength}]}}`);
@@ -189,7 +189,7 @@ test("a step that needs more memory than the arena has beside its own body is to
   await requireRefusal(response, { error: "PAYLOAD_TOO_LARGE", says: /arena holds/ }, 413);
 });
 
-/** What comes back on a raw connection until it is closed. */
+/** Sends bytes on a raw connection, and returns everything received until it closes. */
 const raw = (text: string | Uint8Array): Promise<string> =>
   new Promise((resolve, reject) => {
     const { hostname, port } = new URL(service().url);
@@ -229,14 +229,14 @@ const RAW: Readonly<Record<string, readonly [string, RegExp]>> = {
 };
 
 for (const [name, [text, status]] of Object.entries(RAW)) {
-  test(name, async () => {
+  test(`refuses ${name}`, async () => {
     const reply = await raw(text);
     assert.match(reply, status);
     requireNoInsides(reply);
   });
 }
 
-/** Verbs and addresses, as http.request sends them: fetch would tidy them up. */
+/** Sends a method and a path unchanged; fetch would normalize them. */
 const ask = (method: string, path: string): Promise<{ readonly status: number; readonly headers: http.IncomingHttpHeaders; readonly body: string }> =>
   new Promise((resolve, reject) => {
     const request = http.request(service().url, { method, path }, (response) => {
@@ -262,7 +262,7 @@ for (const [method, path, allow] of [
   ["PUT", "/metrics", "GET, HEAD"],
   ["POST", "/openrpc.json", "GET, HEAD"],
 ] as const) {
-  test(`${method} ${path} is not allowed`, async () => {
+  test(`${method} ${path} gets METHOD_NOT_ALLOWED`, async () => {
     const { status, headers, body } = await ask(method, path);
     const problem = JSON.parse(body) as { code: number; name: string; field: string; detail: string; request_id: string };
     assert.deepEqual([status, headers.allow, problem.name, problem.code, problem.field], [405, allow, "METHOD_NOT_ALLOWED", -32027, path]);
@@ -283,7 +283,7 @@ for (const path of [
   "/%2e%2e/",
   "/v1/optimizers/%2e%2e%2fstep/x",
 ]) {
-  test(`nothing is at ${path}`, async () => {
+  test(`${path} gets NOT_FOUND`, async () => {
     const { status, body } = await ask("GET", path);
     const problem = JSON.parse(body) as { name: string; code: number };
     requireNoInsides(body);
@@ -292,7 +292,7 @@ for (const path of [
 }
 
 for (const path of ["/v1/optimizers/%", "/v1/optimizers/%zz", "/v1/optimizers/%c3%28", "/v1/optimizers/%ff"]) {
-  test(`the bad percent escape of ${path}`, async () => {
+  test(`the invalid percent escape in ${path} gets INVALID_REQUEST`, async () => {
     const { status, headers, body } = await ask("GET", path);
     const problem = JSON.parse(body) as { name: string; code: number; request_id: string };
     requireNoInsides(body);
@@ -302,14 +302,14 @@ for (const path of ["/v1/optimizers/%", "/v1/optimizers/%zz", "/v1/optimizers/%c
 }
 
 for (const name of ["adamv", "ADAM", MARK, "__proto__", "constructor", "%00", "adam%2f", "é"]) {
-  test(`an optimizer at /v1/optimizers/${name}`, async () => {
+  test(`the unknown optimizer /v1/optimizers/${name} gets NOT_FOUND`, async () => {
     const { status, body } = await ask("GET", `/v1/optimizers/${encodeURI(name).replaceAll("%25", "%")}`);
     const problem = JSON.parse(body) as { name: string; field: string };
     assert.deepEqual([status, problem.name, problem.field], [404, "NOT_FOUND", "/name"]);
   });
 }
 
-test("a request id that is not one is replaced", async () => {
+test("an invalid request id is replaced", async () => {
   for (const id of ["a b", "x".repeat(129), '"', ""]) {
     const response = await service().post("/rpc", "{}", JSON_TYPE, { "X-Request-Id": id });
     assert.match(response.headers.get("x-request-id") ?? "", /^[0-9a-f-]{36}$/);
@@ -318,7 +318,7 @@ test("a request id that is not one is replaced", async () => {
   }
 });
 
-test("the good bodies that the bad ones were made from are taken", async () => {
+test("the valid bodies behind the refused ones are accepted", async () => {
   for (const [body, type, headers] of [
     [jsonCall, JSON_TYPE, {}],
     [packedCall, MSGPACK, {}],

@@ -1,4 +1,4 @@
-/** Connections that send much and read nothing: what each costs, on a server that has done nothing else. */
+/** Memory taken by connections that send a lot and read nothing, on a fresh server. */
 import assert from "node:assert/strict";
 import net from "node:net";
 import { test } from "node:test";
@@ -10,10 +10,10 @@ const LIMITS = { STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "8" };
 
 const CONNECTIONS = 300;
 
-/** Just fewer than end a connection. */
+/** One less than the number of pipelined requests that closes a connection. */
 const PIPELINED = 15;
 
-/** Opens connections that send this and do not read, and waits until each has sent it or is closed. */
+/** Opens connections that send a text and read nothing. Waits until each has sent everything or is closed. */
 const flood = async ({ url }: TestService, connections: number, text: string, use: () => Promise<void>): Promise<void> => {
   const { port, hostname } = new URL(url);
   const sockets = Array.from({ length: connections }, () => net.connect(Number(port), hostname));
@@ -40,7 +40,7 @@ for (const [what, text] of [
   ["calls", `POST /v1/step HTTP/1.1\r\nHost: x\r\nContent-Type: ${MSGPACK}\r\nContent-Length: 1\r\n\r\n\x01`.repeat(PIPELINED)],
   ["unfinished heads", `POST /v1/step HTTP/1.1\r\nHost: x\r\nX-A: ${"a".repeat(15_000)}`],
 ] as const) {
-  test(`${CONNECTIONS} connections that send ${what} and read nothing`, async (t) => {
+  test(`${CONNECTIONS} connections that send ${what} and read nothing stay within the memory limit`, async (t) => {
     await using service = await serveSmall(LIMITS);
     await flood(service, CONNECTIONS, text, async () => {
       assert.equal((await fetch(`${service.url}/health/live`)).status, 200, "the others go on");

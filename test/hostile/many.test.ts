@@ -1,4 +1,4 @@
-/** What calls with many tensors cost in memory, each kind on a server of its own: under 1.3 times what the settings say, and each call gets an answer. */
+/** Memory taken by calls with many tensors, each kind on a fresh server: at most 1.3 times the configured sum, and every call is answered. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { serveSmall, untilEmpty } from "../http/_client.ts";
@@ -31,7 +31,7 @@ const CASES: Readonly<Record<string, readonly [path: string, make: (count: numbe
 
 for (const [name, [path, make]] of Object.entries(CASES)) {
   for (const count of [15_000, 60_000]) {
-    test(`${name} of ${count} tensors, ${CALLS} at once`, async (t) => {
+    test(`${CALLS} parallel calls of ${name} with ${count} tensors stay within the memory limit`, async (t) => {
       await using service = await serveSmall(LIMITS);
       const body = new Uint8Array(pack(make(count)));
       const headers = { "Content-Type": MSGPACK };

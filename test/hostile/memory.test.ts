@@ -1,6 +1,6 @@
 /**
- * What hostile calls cost in memory: the resident memory of a real server stays under 1.3 times what its settings say
- * (docs/operations.md, "What a byte may cost"), and each call gets an answer.
+ * Memory taken by hostile calls: the resident memory of a real server stays under 1.3 times the sum of its settings
+ * (docs/operations.md, "Sizing"), and every call is answered.
  */
 import assert from "node:assert/strict";
 import net from "node:net";
@@ -29,7 +29,7 @@ interface Call {
   readonly body: Uint8Array;
 }
 
-/** Sends a call on a connection of its own. Returns the status of the answer, or why there is none. */
+/** Sends a call on a separate connection. Returns the status of the answer, or the reason that there is none. */
 const statusOf = ({ path = "/v1/step", type = JSON_TYPE, headers = "", body }: Call): Promise<string> =>
   new Promise((resolve) => {
     const { port, hostname } = new URL(service.url);
@@ -44,9 +44,9 @@ const statusOf = ({ path = "/v1/step", type = JSON_TYPE, headers = "", body }: C
     socket.write(body);
   });
 
-/** Asserts that so many calls at once are all answered, with one of these statuses, and what they cost. */
+/** Adds a test: parallel calls all get one of the expected statuses, within the memory limit. */
 const survives = (name: string, calls: number, statuses: RegExp, make: () => Call): void => {
-  test(name, async (t) => {
+  test(`${name}: the server stays within its memory limit`, async (t) => {
     const call = make();
     peakMib(service);
     const answers = await Promise.all(Array.from({ length: calls }, () => statusOf(call)));
@@ -67,7 +67,7 @@ const u32 = (value: number): Buffer => {
 
 const bin = (bytes: Uint8Array): Buffer => Buffer.concat([Buffer.of(0xc6), u32(bytes.length), bytes]);
 
-/** A file that is all header. */
+/** A safetensors file that consists of its header. */
 const headerOnly = (text: string): Buffer => {
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(text.length));
@@ -87,7 +87,7 @@ survives("60 calls of 7 MiB in a few bytes of gzip", 60, /400|429/, () => ({
 }));
 survives("zstd that asks for a window of 128 MiB", 100, /400/, () => ({
   headers: "Content-Encoding: zstd\r\n",
-  // A frame header: no content size, no single segment, a window of 2^27 bytes; then a block of one repeated byte.
+  // A frame header (no content size, no single segment, a window of 2^27 bytes), then a block of one repeated byte.
   body: Buffer.of(0x28, 0xb5, 0x2f, 0xfd, 0x00, (27 - 10) << 3, 0x03 | (0 << 3), 0xff, 0x0f, 0x20),
 }));
 
@@ -175,7 +175,7 @@ for (const type of [JSON_TYPE, MSGPACK]) {
   }));
 }
 
-test("after all of these the process lives, and has logged no failure", () => {
+test("after all hostile calls the process is alive and has logged no failure", () => {
   assert.equal(service.process.exitCode, null);
   assert.doesNotMatch(service.log.join(""), /INTERNAL_ERROR|a call failed|a request failed/);
 });

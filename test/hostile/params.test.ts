@@ -1,4 +1,4 @@
-/** Parameters that pass every parser and must not pass the schema or the checks behind it. */
+/** Parameters that pass every parser, but must fail the schema or the checks behind it. */
 
 import { writeState, writeTensors } from "../support/tensors.ts";
 import { checkNothingIsLeft, MARK, type ParamsCase, refusesParams, step, TENSORS, useService } from "./_harness.ts";
@@ -64,7 +64,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "an optimizer that is null": invalid(step({ optimizer: null }), "/optimizer", /expected object, found null/),
   "an optimizer that is a list": invalid(step({ optimizer: ["adam"] }), "/optimizer", /expected object, found an array of 1/),
   "qhm without what it must have": invalid(step({ optimizer: { name: "qhm", lr: 1, nu: 0.7 } }), "/optimizer/momentum", /found none/),
-  // Hyperparameters out of their range.
+  // Hyperparameters out of range.
   "a learning rate that is text": invalid(optimizer({ lr: "0.1" }), "/optimizer/lr", /expected a finite number, found "0.1"/),
   "a learning rate that is null": invalid(optimizer({ lr: null }), "/optimizer/lr", /expected a finite number, found null/),
   "a learning rate below zero": invalid(optimizer({ lr: -1e-9 }), "/optimizer/lr", /at least 0, found -1e-9/),
@@ -102,7 +102,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "hyperparameters of a group that contradict the call's": invalid(group({ nesterov: true }, "sgd"), "/groups/1/optimizer/nesterov", /momentum is 0/),
   "max_grad_norm in a group": invalid(group({ max_grad_norm: 1 }, "lamb"), "/groups/1/optimizer/max_grad_norm", /holds for the whole call/),
   "an unknown field in a group": invalid(step({ groups: [{ tensors: ["w"], optimizer: {}, lr: 1 }] }), "/groups/0/lr", /one of tensors, optimizer\)/),
-  // Bytes where an object is to be, which have a property for each byte.
+  // Bytes in place of an object: a Buffer has a property for each byte.
   "bytes as optimizer": { ...invalid(step({ optimizer: Buffer.alloc(5) }), "/optimizer", /expected object, found 5 bytes/), only: "msgpack" },
   "bytes as a group": { ...invalid(step({ groups: [Buffer.alloc(5)] }), "/groups/0", /expected object, found 5 bytes/), only: "msgpack" },
   "bytes as a group's optimizer": {
@@ -115,7 +115,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   },
   "bytes as a tensor": { ...invalid(step({ grads: { w: Buffer.alloc(4) } }), "/grads/w", /expected object, found 4 bytes/), only: "msgpack" },
   "bytes as values": { ...invalid(plain({ values: Buffer.alloc(16) }), "/grads/w/values", /expected array, found 16 bytes/), only: "msgpack" },
-  // The other fields of a step.
+  // Other fields of a step.
   "a schedule that is text": invalid(step({ schedule: "cosine" }), "/schedule", /expected object/),
   "an unknown schedule": invalid(step({ schedule: { name: "cosin" } }), "/schedule/name", /nearest is cosine/),
   "a clip of nothing": { params: step({ clip: {} }), error: "INVALID_PARAMS", field: "/clip" },
@@ -129,7 +129,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "unknown statistics": invalid(step({ stats: true }), "/stats", /one of none, global, tensor/),
   "a seed that is a fraction": invalid(step({ stochastic_rounding: { seed: 0.5 } }), "/stochastic_rounding/seed", /expected integer/),
   "stochastic rounding without a seed": invalid(step({ stochastic_rounding: {} }), "/stochastic_rounding/seed", /found none/),
-  // Tensors as numbers.
+  // Tensors as lists of numbers.
   "params that are a number": invalid(step({ params: 5 }), "/params", /expected object, found 5/),
   "params that are a list": invalid(step({ params: [] }), "/params", /expected object, found an array/),
   "params that are null": invalid(step({ params: null }), "/params", /found null/),
@@ -163,7 +163,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "a value that float32 cannot hold": invalid(plain({ values: [1, 2, 3, 1e39] }), "/grads/w/values/3", /range of F32/),
   "a dtype that is none": invalid(plain({ dtype: "F33" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
   "a dtype that steps are not computed in": invalid(plain({ dtype: "I64" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
-  // Errors behind what is checked at once.
+  // Errors behind the first slice of a check.
   "a value behind many": invalid(
     plain({ shape: [40_000], values: Array.from({ length: 40_000 }, (_, index) => (index === 35_000 ? "x" : 1)) }),
     "/grads/w/values/35000",
@@ -220,7 +220,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     "/schedule",
     /at most 64 schedules/,
   ),
-  // Gradients against parameters.
+  // Gradients that do not match the parameters.
   "a gradient without a parameter": {
     params: step({ grads: writeTensors({ [MARK]: f32(1) }) }),
     error: "TENSOR_MISMATCH",
@@ -246,7 +246,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     field: "/grads",
     says: /"w" \(3 values\)/,
   },
-  // States that are well-formed and do not fit.
+  // Well-formed states that do not fit the call.
   "a state that is an object": {
     params: step({ state: {} }),
     error: "INVALID_PARAMS",
@@ -284,7 +284,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     field: "/state",
     says: /step\/b below 2\^53 - 1/,
   },
-  // The other methods.
+  // Other methods.
   "init without params": { ...invalid({ optimizer: { name: "adam" } }, "/params", /found none/), method: "optimizer.init" },
   "init with gradients": {
     ...invalid({ optimizer: { name: "adam" }, params: writeTensors(TENSORS), grads: "" }, "/grads", /one of optimizer, groups, params, master_weights/),

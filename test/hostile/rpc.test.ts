@@ -1,4 +1,4 @@
-/** JSON-RPC itself: requests that are none, batches, notifications, ids. */
+/** JSON-RPC itself: invalid requests, batches, notifications, ids. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, readReply } from "../support/service.ts";
@@ -20,7 +20,7 @@ const invalid = (body: unknown, field: string | undefined, says: RegExp): RpcCas
   ...(field !== undefined && { field }),
 });
 
-/** Refused with HTTP 200 and an error object, in JSON and in MessagePack. */
+/** Requests that get HTTP 200 and an error object, in JSON and in MessagePack. */
 const CASES: Readonly<Record<string, RpcCase>> = {
   "a number": invalid(5, undefined, /a JSON-RPC request object, found 5/),
   "a text": invalid("optimizer.list", undefined, /a JSON-RPC request object/),
@@ -75,7 +75,7 @@ const CASES: Readonly<Record<string, RpcCase>> = {
 };
 
 for (const [name, { body, only, ...expected }] of Object.entries(CASES)) {
-  test(name, async () => {
+  test(`refuses ${name}`, async () => {
     if (only !== "msgpack") await requireRefusal(await service().post("/rpc", toJson(body), JSON_TYPE), expected, 200);
     const response = await service().post("/rpc", pack(body), MSGPACK);
     await requireRefusal(response.clone(), expected, 200);
@@ -101,7 +101,7 @@ const requireNothing = (response: Response, reply: unknown): void => {
   assert.equal(response.headers.get("content-type"), null);
 };
 
-test("notifications get 204 and nothing else, also those that fail", async () => {
+test("notifications get 204 and no body, even if they fail", async () => {
   for (const body of [
     without("id"),
     { ...without("id"), method: MARK },
@@ -111,22 +111,22 @@ test("notifications get 204 and nothing else, also those that fail", async () =>
     await both(body, requireNothing);
 });
 
-test("a batch of nothing but notifications gets 204", () => both([without("id"), { ...without("id"), method: MARK }], requireNothing));
+test("a batch of only notifications gets 204", () => both([without("id"), { ...without("id"), method: MARK }], requireNothing));
 
-test("a notification that is no request is told so, as the specification has it", () =>
+test("an invalid notification gets an error, as JSON-RPC demands", () =>
   both({ jsonrpc: "2.0", method: 1 }, (response, reply) => {
     assert.equal(response.status, 200);
     assert.deepEqual([(reply as { id: unknown }).id, (reply as { error: { code: number } }).error.code], [null, -32600]);
   }));
 
 for (const id of [null, 0, "", "x", -1, 1.5, 2 ** 53 - 1, "é".repeat(1000)]) {
-  test(`the id ${JSON.stringify(id)?.slice(0, 20)} comes back as it is, with a result and with an error`, async () => {
+  test(`the id ${JSON.stringify(id)?.slice(0, 20)} returns unchanged, with a result and with an error`, async () => {
     await both(list({ id }), (_, reply) => assert.equal((reply as { id: unknown }).id, id));
     await both(list({ id, method: MARK }), (_, reply) => assert.equal((reply as { id: unknown }).id, id));
   });
 }
 
-test("an id over 2^53 comes back with every digit, in MessagePack and in JSON", async () => {
+test("an id above 2^53 returns with all digits, in MessagePack and in JSON", async () => {
   const id = 2n ** 64n - 1n;
   const packed = (await readReply(await service().post("/rpc", pack(list({ id })), MSGPACK))) as { id: unknown };
   assert.equal(packed.id, id);
@@ -134,7 +134,7 @@ test("an id over 2^53 comes back with every digit, in MessagePack and in JSON", 
   assert.match(text, /"id":18446744073709551615\}/);
 });
 
-test("a batch is answered call by call, in order, without its notifications", () =>
+test("a batch is answered in order, without its notifications", () =>
   both([list({ id: "a" }), 5, without("id"), list({ id: "b", method: MARK }), [], list({ id: "c", params: [1] }), list({ id: null })], (response, reply) => {
     assert.equal(response.status, 200);
     const answers = (reply as { id: unknown; result?: unknown; error?: { code: number } }[]).map(({ id, error }) => [id, error?.code]);
@@ -148,7 +148,7 @@ test("a batch is answered call by call, in order, without its notifications", ()
     ]);
   }));
 
-test("a batch of 100 steps is done, with one bad among them", async () => {
+test("a batch of 100 steps with one invalid step succeeds in the other 99", async () => {
   const calls = Array.from({ length: 100 }, (_, id) => list({ id, method: "optimizer.step", params: step(id === 50 ? { grads: Buffer.alloc(3) } : {}) }));
   await both(calls, (_, reply) => {
     const answers = reply as { id: number; result?: unknown; error?: { data: { name: string } } }[];
@@ -160,7 +160,7 @@ test("a batch of 100 steps is done, with one bad among them", async () => {
   });
 });
 
-test("members of the prototype are no members", () =>
+test("prototype members are not accepted as members", () =>
   both(list({ params: {} }), (_, reply) => {
     assert.deepEqual(Object.keys(reply as object).sort(), ["id", "jsonrpc", "result"]);
   }));

@@ -1,7 +1,6 @@
 // Steps a small model through the Go client: step URL FIRST LAST FOLDER.
-//
-// Takes the steps FIRST to LAST - 1. Parameters and state are in FOLDER, before and after, so that another program can go on.
-// Prints a line after each step.
+// Takes the steps FIRST to LAST - 1, and prints a line after each. Reads parameters and state from FOLDER and writes them back, so
+// that another program can continue.
 package main
 
 import (
@@ -17,7 +16,7 @@ import (
 	"stepd"
 )
 
-// Small fractions that are exact in float32, so that every language has the same.
+// gradient returns small fractions that are exact in float32, so that every language computes the same.
 func gradient(step, size int) []float32 {
 	values := make([]float32, size)
 	for i := range values {

@@ -12,7 +12,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// blob is a bin value whose bytes lie in several slices. They are never joined.
+// blob is a bin value whose bytes lie in several slices, which are never joined.
 type blob struct {
 	parts [][]byte
 	size  int64
@@ -29,7 +29,7 @@ func (b blob) WriteTo(w io.Writer) (written int64, err error) {
 	return written, nil
 }
 
-// save writes a file of which no other process ever sees a part: a new file takes the place of the old one.
+// save writes a file atomically: it renames a finished temporary file, so no other process ever sees a part of it.
 func (b blob) save(path string) (err error) {
 	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.part")
 	if err != nil {
@@ -41,7 +41,7 @@ func (b blob) save(path string) (err error) {
 			_ = os.Remove(file.Name())
 		}
 	}()
-	// Small parts, such as counts of steps, are collected.
+	// Small parts, such as step counts, are buffered.
 	buffered := bufio.NewWriterSize(file, copyBytes)
 	if _, err = b.WriteTo(buffered); err != nil {
 		return err
@@ -66,7 +66,7 @@ type field struct {
 	value any
 }
 
-// encode writes a map of fields in MessagePack. The parts of blobs stay the memory that they are.
+// encode encodes fields as a MessagePack map. Blobs are not copied.
 func encode(fields []field) (blob, error) {
 	var body blob
 	add := func(part []byte) {
@@ -105,8 +105,8 @@ func encode(fields []field) (blob, error) {
 	return body, nil
 }
 
-// upload lends a body's parts to net/http, which may go on reading after it returned. close takes them back: from then on the
-// caller may change its tensors.
+// upload lends a body's parts to net/http, which may still read after it has returned. close takes them back; then the caller may
+// change its tensors.
 type upload struct {
 	mu     sync.Mutex
 	closed bool

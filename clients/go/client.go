@@ -1,5 +1,5 @@
-// Package stepd is a client of the stepd optimizer service: parameters, gradients and state go in, new parameters and new
-// state come out, bit for bit the same from any replica.
+// Package stepd is a client of the stepd optimizer service. A step sends parameters, gradients and state, and returns new
+// parameters and a new state with the same bits from any replica.
 package stepd
 
 import (
@@ -31,30 +31,30 @@ const (
 
 	defaultTimeout = 5 * time.Minute
 	defaultRetries = 4
-	// defaultRefused is how long refused connections are tried again.
+	// defaultRefused limits the retries of refused connections.
 	defaultRefused = 30 * time.Second
 	firstBackoff   = 50 * time.Millisecond
 	maxBackoff     = 5 * time.Second
-	// maxRefusedBackoff is shorter, because to ask costs nothing, and the server may be back any moment.
+	// maxRefusedBackoff is short: a refused attempt costs nothing, and the server may be back at any moment.
 	maxRefusedBackoff = time.Second
-	// maxWait is the longest Retry-After that a call waits for; after a longer one the caller gets the error.
+	// maxWait is the longest Retry-After that a call obeys; beyond it the caller gets the error.
 	maxWait = time.Minute
 
-	// expectBytes is the size from which a body is sent only after the server has agreed to take it.
+	// expectBytes is the body size from which the client sends Expect: 100-continue.
 	expectBytes     = 1 << 20
 	expectTimeout   = time.Second
 	connections     = 64
 	copyBytes       = 256 << 10
 	maxProblemBytes = 1 << 20
-	// idleTimeout is shorter than the server's 75 s, so that no call starts on a connection that is being closed.
+	// idleTimeout is below the server's 75 s, so that no call starts on a connection that the server is closing.
 	idleTimeout = time.Minute
 )
 
-// Client calls one server, or one address with many replicas behind it. It may be used by several goroutines at once.
+// Client calls one server, or one address with many replicas behind it. It is safe for concurrent use.
 type Client struct {
-	// url is the address as it was given, for errors and the log.
+	// url is the address as the caller gave it, for errors and logs.
 	url string
-	// root is what requests start with.
+	// root is the prefix of all request URLs.
 	root      string
 	http      *http.Client
 	tls       *tls.Config
@@ -75,35 +75,35 @@ type Option func(*Client)
 // WithToken sends a bearer token with every call.
 func WithToken(token string) Option { return func(c *Client) { c.token = token } }
 
-// WithHTTPClient makes calls with an HTTP client of one's own. It excludes WithTLS and Unix sockets.
+// WithHTTPClient replaces the HTTP client. It excludes WithTLS and Unix sockets.
 func WithHTTPClient(client *http.Client) Option { return func(c *Client) { c.http = client } }
 
-// WithTLS sets what an https server is verified with, and a client certificate.
+// WithTLS sets the TLS configuration: root certificates and a client certificate.
 func WithTLS(config *tls.Config) Option { return func(c *Client) { c.tls = config } }
 
-// WithTimeout sets how long one attempt may take, from the connection to the last byte of the reply; 0 is no limit. The default
-// is 5 minutes. The context of a call limits all of its attempts.
+// WithTimeout limits one attempt, from the connection to the last byte of the reply; 0 is no limit. The default is 5 minutes.
+// The context of a call limits all of its attempts.
 func WithTimeout(timeout time.Duration) Option { return func(c *Client) { c.timeout = timeout } }
 
-// WithRetries sets how often a call is sent again; the default is 4, and 0 turns it off. Calls are sent again after 408, 429, 502,
-// 503, 504 and lost connections, after a time that grows from attempt to attempt or that the server says (Retry-After). It is
-// always safe: the same call gives the same bytes.
+// WithRetries limits the retries of a call; the default is 4, and 0 turns them off. Calls are retried after 408, 429, 502, 503,
+// 504 and lost connections, with exponential backoff or after the server's Retry-After. Retries are always safe: the same call
+// gives the same bytes.
 func WithRetries(retries int) Option { return func(c *Client) { c.retries = retries } }
 
-// WithRefused sets how long a call whose connection is refused is tried again, as while a server starts anew; the default is 30
-// seconds. Such attempts do not count as retries. 0 turns it off, as does WithRetries(0).
+// WithRefused limits how long a call keeps trying while connections are refused, as during a restart; the default is 30 seconds.
+// These attempts do not count as retries. 0 or WithRetries(0) turns them off.
 func WithRefused(limit time.Duration) Option { return func(c *Client) { c.refused = limit } }
 
-// WithLogger sets where a warning of refused connections goes; the default is slog.Default().
+// WithLogger receives warnings about refused connections; the default is slog.Default().
 func WithLogger(logger *slog.Logger) Option { return func(c *Client) { c.logger = logger } }
 
-// WithRequestID sets where the X-Request-Id of a call comes from: at most 128 of the characters A-Z a-z 0-9 _ . : -. The server
-// writes it to its log and into errors.
+// WithRequestID sets the source of the X-Request-Id header: at most 128 of the characters A-Z a-z 0-9 _ . : -. The server puts it
+// into its log and its errors.
 func WithRequestID(id func(context.Context) string) Option {
 	return func(c *Client) { c.requestID = id }
 }
 
-// New makes a client of the server at an http:// or https:// address, or unix:///path of a socket. It does not connect.
+// New creates a client for an http:// or https:// address, or unix:///path of a socket. It does not connect.
 func New(address string, options ...Option) (*Client, error) {
 	c := &Client{timeout: defaultTimeout, retries: defaultRetries, refused: defaultRefused}
 	for _, option := range options {
@@ -114,7 +114,7 @@ func New(address string, options ...Option) (*Client, error) {
 	}
 	parsed, err := url.Parse(address)
 	isUnix := err == nil && parsed.Scheme == "unix"
-	// None of these errors repeats the address, or url.Parse's, which does: either may hold a password or a token.
+	// No error repeats the address or the text of url.Parse, because either may hold a password or a token.
 	switch {
 	case !strings.HasPrefix(address, "unix:///") && strings.Contains(address, "@"):
 		return nil, errors.New("stepd: address: expected none with user info (user:password@host), found an @; a token goes to WithToken")
@@ -151,14 +151,14 @@ func New(address string, options ...Option) (*Client, error) {
 		return c, nil
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	// A copy, because net/http writes into it, and several clients may be given the same one.
+	// A copy, because net/http changes it, and the caller may pass one configuration to several clients.
 	transport.TLSClientConfig = c.tls.Clone()
 	transport.MaxIdleConnsPerHost = connections
 	transport.IdleConnTimeout = idleTimeout
 	transport.ExpectContinueTimeout = expectTimeout
 	transport.WriteBufferSize = copyBytes
 	transport.ReadBufferSize = copyBytes
-	// With compression the length of a reply, which bounds what is allocated, would be unknown.
+	// Compression would hide the reply's length, which bounds the allocation.
 	transport.DisableCompression = true
 	if isUnix {
 		path := parsed.Path
@@ -170,14 +170,14 @@ func New(address string, options ...Option) (*Client, error) {
 	}
 	c.http = &http.Client{
 		Transport: transport,
-		// A redirect of a body of gigabytes is a wrong address.
+		// Redirects are not followed: a wrong address should fail before gigabytes are sent twice.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil
 }
 
-// Close closes connections that no call uses, and removes all files of WithSharedDir; calls that are under way may fail. States
-// stay as they are, and the client can be used again.
+// Close closes idle connections and removes all files of WithSharedDir; calls in progress may fail. States stay valid, and the
+// client can be used again.
 func (c *Client) Close() {
 	if c.http != nil { // nil in a zero value
 		c.http.CloseIdleConnections()
@@ -187,17 +187,17 @@ func (c *Client) Close() {
 	}
 }
 
-// call is one call, which may be sent several times.
+// call is one call, with all of its attempts.
 type call struct {
 	path string
 	// parcel is nil for GET.
 	parcel *parcel
 	accept string
-	// read takes the reply of status 200. It may be called again, for another attempt.
+	// read decodes a reply of status 200. Each attempt may call it again.
 	read func(*http.Response) error
 }
 
-// do sends a call until it succeeds, fails for good, or was sent again `retries` times.
+// do sends a call until it succeeds, fails for good, or has used up its retries.
 func (c *Client) do(ctx context.Context, call call, retries int) error {
 	if err := c.check(ctx); err != nil {
 		return err
@@ -215,16 +215,16 @@ func (c *Client) do(ctx context.Context, call call, retries int) error {
 	}
 }
 
-// pauses are those between the attempts of one call.
+// pauses are the waits between the attempts of one call.
 type pauses struct {
 	retries int
-	// refused is how long refused connections are tried again.
+	// refused limits the retries of refused connections.
 	refused time.Duration
 	logger  *slog.Logger
 	server  string
 
 	attempt int
-	// refusals are those in a row, of which the first was at since.
+	// refusals counts refused connections in a row; since is the time of the first.
 	refusals int
 	since    time.Time
 }
@@ -240,7 +240,7 @@ func (c *Client) pauses(retries int, server string) *pauses {
 	return p
 }
 
-// pause waits after a failure. It returns false where the call is to be given up, and where the context ends before.
+// pause waits after a failure. It returns false if the call should give up, or if the context ends first.
 func (p *pauses) pause(ctx context.Context, err error) bool {
 	if isRefused(err) {
 		return p.pauseRefused(ctx)
@@ -268,14 +268,13 @@ func (p *pauses) pauseRefused(ctx context.Context) bool {
 	return pause(ctx, min(wait, left))
 }
 
-// isRefused tells whether nobody listens at the address, as while a server starts anew. At the path of a Unix socket there may
-// be no file.
+// isRefused tells whether nothing listens at the address, as during a restart. For a Unix socket this includes a missing file.
 func isRefused(err error) bool {
 	dial := (*net.OpError)(nil)
 	return errors.As(err, &dial) && dial.Op == "dial" && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT))
 }
 
-// check tells a client of New and a context from what is none.
+// check refuses a Client that New did not create, and a nil context.
 func (c *Client) check(ctx context.Context) error {
 	if c == nil || c.http == nil {
 		return errors.New("stepd: expected a Client of New, found none")
@@ -286,7 +285,7 @@ func (c *Client) check(ctx context.Context) error {
 	return nil
 }
 
-// ended returns the context's error where that has ended, and err before.
+// ended returns the context's error if it has ended, and err otherwise.
 func ended(ctx context.Context, err error) error {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
@@ -298,7 +297,7 @@ func ended(ctx context.Context, err error) error {
 	}
 }
 
-// isPassing tells whether the same call may succeed later or elsewhere.
+// isPassing tells whether the same call may succeed later or on another replica.
 func isPassing(err error) bool {
 	if refusal := (*Error)(nil); errors.As(err, &refusal) {
 		switch refusal.Status {
@@ -310,8 +309,7 @@ func isPassing(err error) bool {
 	return errors.As(err, new(*TransportError))
 }
 
-// waitAfter returns the pause before the next attempt: what the server says, or a growing time with jitter, so that callers
-// that were refused together do not come back together.
+// waitAfter returns the wait before the next attempt: the server's Retry-After, or exponential backoff.
 func waitAfter(err error, attempt int) time.Duration {
 	if refusal := (*Error)(nil); errors.As(err, &refusal) && refusal.saysWhen {
 		return refusal.RetryAfter
@@ -319,13 +317,13 @@ func waitAfter(err error, attempt int) time.Duration {
 	return backoff(attempt, maxBackoff)
 }
 
-// backoff is a pause that grows from attempt to attempt, with jitter.
+// backoff grows exponentially, with jitter, so that callers that failed together do not retry together.
 func backoff(attempt int, most time.Duration) time.Duration {
 	pause := min(firstBackoff<<min(attempt, 16), most)
 	return pause/2 + rand.N(pause/2)
 }
 
-// pause waits. It returns false at once where the wait would be too long or past the context's end.
+// pause waits. It returns false at once if the wait is longer than maxWait or than the context allows.
 func pause(ctx context.Context, wait time.Duration) bool {
 	if deadline, ok := ctx.Deadline(); wait > maxWait || (ok && time.Until(deadline) < wait) {
 		return false
@@ -396,7 +394,7 @@ func isRequestID(id string) bool {
 	})
 }
 
-// lossReader remembers that a connection was lost, whatever the reader above it makes of it.
+// lossReader records that the connection was lost, because decoders above it may replace the error.
 type lossReader struct {
 	from io.ReadCloser
 	lost error
@@ -412,7 +410,7 @@ func (r *lossReader) Read(p []byte) (int, error) {
 
 func (r *lossReader) Close() error { return r.from.Close() }
 
-// readProblem makes an error of a reply that is not 200.
+// readProblem returns the error in a reply whose status is not 200.
 func readProblem(response *http.Response) error {
 	text, _ := io.ReadAll(io.LimitReader(response.Body, maxProblemBytes))
 	if strings.HasPrefix(response.Header.Get("Content-Type"), msgpackType) {
@@ -426,7 +424,7 @@ func readProblem(response *http.Response) error {
 		Type string `json:"type"`
 		*Error
 	}{Error: problem}
-	// Other services have errors in JSON too.
+	// Other services send errors in JSON too.
 	if json.Unmarshal(text, &wire) != nil || problem.Name == "" || wire.Type != problemType+string(problem.Name) {
 		problem = &Error{Message: fmt.Sprintf("%.200q", text)}
 	}
@@ -438,11 +436,11 @@ func readProblem(response *http.Response) error {
 	return problem
 }
 
-// retryAfter reads a Retry-After: seconds, or a date. False for what is neither.
+// retryAfter parses a Retry-After header, which is seconds or a date. It returns false for anything else.
 func retryAfter(text string) (time.Duration, bool) {
 	if text != "" && strings.Trim(text, "0123456789.") == "" {
 		if seconds, err := strconv.ParseFloat(text, 64); err == nil {
-			// A year, to stay within a Duration; it is far beyond what is waited for.
+			// At most a year, which fits a Duration and exceeds every wait.
 			return time.Duration(min(seconds, 365*24*3600) * float64(time.Second)), true
 		}
 		return 0, false
@@ -454,7 +452,7 @@ func retryAfter(text string) (time.Duration, bool) {
 	return max(0, time.Until(date)), true
 }
 
-// json calls a method whose reply is small, and reads it into result.
+// json calls a method with a small JSON reply, and decodes it into result.
 func (c *Client) json(ctx context.Context, path string, fields []field, result any, retries int) error {
 	sent := int64(0)
 	call := call{path: path, accept: jsonType, read: func(response *http.Response) error {
@@ -478,7 +476,7 @@ func (c *Client) json(ctx context.Context, path string, fields []field, result a
 	return c.do(ctx, call, retries)
 }
 
-// readUpTo reads everything, with memory for what has come and not for what was announced.
+// readUpTo reads everything. It allocates for the bytes received, not for the length announced.
 func readUpTo(from io.Reader, most int64) ([]byte, error) {
 	var text bytes.Buffer
 	n, err := io.Copy(&text, io.LimitReader(from, most+1))

@@ -4,17 +4,17 @@ import (
 	"context"
 )
 
-// Convention is how a safetensors file holds the state of an optimizer. Zero values are absent.
+// Convention describes how a safetensors file holds an optimizer's state. Zero values are absent.
 type Convention struct {
 	// Format is "stepd", "torch", "qhoptim" or "optax".
 	Format string
-	// Optimizer is that of a given file in another format than stepd's.
+	// Optimizer is the optimizer of a file that is not in stepd's format.
 	Optimizer string
-	// Names are the parameters in the order of their indexes in a file of torch or qhoptim; nil where the file has names.
+	// Names lists the parameters by their index in a torch or qhoptim file; nil if the file holds names.
 	Names []string
-	// Betas are those of the whole run, for qhoptim.
+	// Betas are the betas of the whole run; qhoptim only.
 	Betas []float64
-	// Step is the steps taken, for parameters of which the given file does not tell.
+	// Step is the step count of parameters for which the file has none.
 	Step int64
 }
 
@@ -35,27 +35,27 @@ func (c Convention) wire() map[string]any {
 	return wire
 }
 
-// ConvertRequest brings a state from one convention to another, under another optimizer of its family, or with more slots.
+// ConvertRequest converts a state to another convention or to another optimizer of its family, or adds slots.
 type ConvertRequest struct {
-	// File is a safetensors file; State.Bytes makes one of a state.
+	// File is a safetensors file; State.Bytes returns one.
 	File []byte
-	// From and To are stepd's own convention where nil.
+	// From and To are conventions; nil is stepd's own.
 	From, To *Convention
-	// Optimizer is that which the result is to be of; that of the file where empty.
+	// Optimizer is the optimizer of the result; empty keeps that of the file.
 	Optimizer string
-	// Fill are slots to add where they are missing.
+	// Fill lists slots to add if they are missing.
 	Fill []string
 }
 
 // Converted is a converted state.
 type Converted struct {
-	// File is a safetensors file, for ReadState where it is in stepd's convention.
+	// File is a safetensors file; ReadState reads it if it is in stepd's convention.
 	File []byte
-	// Lost are sentences of what the result does not hold; none where the way back gives the same numbers.
+	// Lost has one sentence for each part of the state that File cannot hold. Empty if the conversion back gives the same numbers.
 	Lost []string
 }
 
-// Convert brings a state to or from the formats of torch, qhoptim and optax.
+// Convert converts a state to or from the formats of torch, qhoptim and optax.
 func (c *Client) Convert(ctx context.Context, request ConvertRequest) (*Converted, error) {
 	fields := []field{{"state", blob{parts: [][]byte{request.File}, size: int64(len(request.File))}}}
 	if request.From != nil {

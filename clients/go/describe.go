@@ -7,7 +7,7 @@ import (
 	"net/url"
 )
 
-// OptimizerInfo names an optimizer.
+// OptimizerInfo is an optimizer's entry in the server's list.
 type OptimizerInfo struct {
 	Name    string `json:"name"`
 	Title   string `json:"title"`
@@ -28,22 +28,22 @@ func (c *Client) Optimizers(ctx context.Context) ([]OptimizerInfo, error) {
 	return list.Optimizers, nil
 }
 
-// Description is everything about one optimizer.
+// Description describes one optimizer completely.
 type Description struct {
 	OptimizerInfo
-	// Revision is raised when any bit of the results changes.
+	// Revision increases whenever any bit of the results changes.
 	Revision int `json:"revision"`
-	// Family is that of the optimizers that take each other's state.
+	// Family groups the optimizers that accept each other's state.
 	Family     string   `json:"family"`
 	References []string `json:"references"`
-	// Hyperparameters is the JSON Schema of the Optimizer.
+	// Hyperparameters is the JSON Schema of the Optimizer object.
 	Hyperparameters json.RawMessage `json:"hyperparameters"`
 	Slots           struct {
-		// Default are the slots with the default hyperparameters.
+		// Default lists the slots that the default hyperparameters need.
 		Default []string `json:"default"`
 		All     []string `json:"all"`
 	} `json:"slots"`
-	// BytesPerParameter are moved by a step in F32 with the default hyperparameters.
+	// BytesPerParameter counts the bytes per element that an F32 step with the default hyperparameters transfers.
 	BytesPerParameter struct {
 		In    int `json:"in"`
 		Out   int `json:"out"`
@@ -51,7 +51,7 @@ type Description struct {
 	} `json:"bytes_per_parameter"`
 }
 
-// Describe returns everything about one optimizer.
+// Describe returns the description of one optimizer.
 func (c *Client) Describe(ctx context.Context, name string) (*Description, error) {
 	if name == "" {
 		return nil, errors.New("stepd: Describe: expected a name, found none")

@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// ErrorName is the server's stable name of a failure. It is an error itself, so that
-// errors.Is(err, ErrOverloaded) tells what a call failed with.
+// ErrorName is the server's stable name of an error. It is itself an error, so that errors.Is(err, ErrOverloaded) works.
 type ErrorName string
 
 type errorEntry struct {
@@ -23,7 +22,7 @@ func (n ErrorName) Error() string {
 	return "stepd: " + string(n)
 }
 
-// Error is a refusal or a failure of the server. Nothing was changed. Get it with errors.As.
+// Error is an error that the server returned; nothing was changed. Get it with errors.As.
 //
 // On the wire (application/problem+json, or the same members in MessagePack):
 //
@@ -32,9 +31,9 @@ func (n ErrorName) Error() string {
 //	 "detail":"/optimizer/lr: expected at least 0, found -1","code":-32602,"name":"INVALID_PARAMS",
 //	 "field":"/optimizer/lr","expected":"at least 0","found":"-1","request_id":"2f1c..."}
 type Error struct {
-	// Code is the JSON-RPC code; 0 where a proxy answered instead of stepd.
+	// Code is the JSON-RPC code; 0 if a proxy answered instead of stepd.
 	Code int `json:"code"`
-	// Name is stable; empty where a proxy answered instead of stepd.
+	// Name is the stable name; empty if a proxy answered instead of stepd.
 	Name ErrorName `json:"name"`
 	// Message is one sentence.
 	Message string `json:"detail"`
@@ -47,9 +46,9 @@ type Error struct {
 	RequestID string   `json:"request_id"`
 	// Status is the HTTP status.
 	Status int `json:"status"`
-	// RetryAfter is the time after which the call may succeed; 0 where the server did not say.
+	// RetryAfter is the time to wait before a retry; 0 if the server gave none.
 	RetryAfter time.Duration `json:"-"`
-	// saysWhen tells a Retry-After of 0 from none.
+	// saysWhen distinguishes a Retry-After of 0 from none.
 	saysWhen bool
 }
 
@@ -63,7 +62,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("stepd: %s: %s (request %s)", string(e.Name), e.Message, e.RequestID)
 }
 
-// Is makes errors.Is work with the names: errors.Is(err, ErrStateMismatch).
+// Is matches the error's name: errors.Is(err, ErrStateMismatch).
 func (e *Error) Is(target error) bool {
 	name, ok := target.(ErrorName)
 	return ok && e.Name != "" && e.Name == name
@@ -73,7 +72,7 @@ func badReply(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrBadReply, fmt.Sprintf(format, args...))
 }
 
-// TransportError says that the server was not reached, or that the connection was lost before the reply was complete.
+// TransportError means that the server was not reached, or that the connection was lost before the reply was complete.
 type TransportError struct {
 	URL string
 	Err error
@@ -86,15 +85,15 @@ func (e *TransportError) Error() string {
 func (e *TransportError) Unwrap() error { return e.Err }
 
 var (
-	// ErrBadReply says that what came is not a reply of stepd to the call.
+	// ErrBadReply means that the reply did not come from stepd, or does not fit the call.
 	ErrBadReply = errors.New("stepd: not a reply of stepd")
-	// ErrBadFile says that bytes are not a valid safetensors file, or not a state.
+	// ErrBadFile means that the bytes are not a valid safetensors file, or not a state.
 	ErrBadFile = errors.New("stepd: not a valid safetensors file")
-	// ErrStateKept says that a state is not here but only on the server, because of Reply.State.
+	// ErrStateKept means that only the server has the state, because of Reply.State.
 	ErrStateKept = errors.New("stepd: the state stayed on the server (ReplyNone); it goes by Cached only")
 
-	// ErrNoSlot says that no parameter of a state has a slot.
+	// ErrNoSlot means that no parameter in the state has the slot.
 	ErrNoSlot = errors.New("stepd: no such slot in the state")
-	// ErrBadTensor says that a tensor of the caller contradicts itself or what it belongs to.
+	// ErrBadTensor means that a tensor of the caller contradicts itself or the tensor that it belongs to.
 	ErrBadTensor = errors.New("stepd: not a valid tensor")
 )

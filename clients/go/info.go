@@ -7,7 +7,7 @@ import (
 	"net/http"
 )
 
-// Info is what the server says of itself.
+// Info describes a server.
 type Info struct {
 	Name    string   `json:"name"`
 	Version string   `json:"version"`
@@ -30,7 +30,7 @@ func (c *Client) Info(ctx context.Context) (*Info, error) {
 	return info, nil
 }
 
-// Ready tells whether the server takes calls. It asks once; the error is why the server was not reached.
+// Ready tells whether the server accepts calls. It asks once; the error says why the server could not be reached.
 func (c *Client) Ready(ctx context.Context) (bool, error) {
 	err := c.do(ctx, call{path: "/health/ready", accept: jsonType, read: func(response *http.Response) error {
 		_, err := io.Copy(io.Discard, io.LimitReader(response.Body, maxProblemBytes))

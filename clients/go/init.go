@@ -8,13 +8,13 @@ import (
 type InitRequest struct {
 	Optimizer Optimizer
 	Groups    []Group
-	// Params matter by name, shape and dtype; with MasterWeights by value as well.
+	// Params are used for their names, shapes and dtypes; with MasterWeights also for their values.
 	Params        Tensors
 	MasterWeights bool
 }
 
-// Init returns the state before the first step: starting values, step 0. A first Step without a state gives the same as one
-// with it. Errors are those of Step.
+// Init returns the state before the first step: initial values, step 0. A first Step without a state gives the same result as one
+// with this state. Errors are those of Step.
 func (c *Client) Init(ctx context.Context, request InitRequest) (*State, error) {
 	if err := checkOptimizer(request.Optimizer); err != nil {
 		return nil, err

@@ -5,15 +5,15 @@ import (
 	"errors"
 )
 
-// StateInfo is what the server reads in a state.
+// StateInfo is the server's description of a state.
 type StateInfo struct {
 	Format    string `json:"format"`
 	Optimizer string `json:"optimizer"`
 	Revision  int    `json:"revision"`
 	Bytes     int64  `json:"bytes"`
-	// Elements counts those of all slots.
+	// Elements counts the elements of all slots.
 	Elements int64 `json:"elements"`
-	// Tensors are by parameter.
+	// Tensors is keyed by parameter.
 	Tensors map[string]struct {
 		Step  int64 `json:"step"`
 		Slots map[string]struct {
@@ -23,7 +23,7 @@ type StateInfo struct {
 	} `json:"tensors"`
 }
 
-// Inspect returns what a state holds, by the server's reading.
+// Inspect returns the contents of a state, as the server reads it.
 func (c *Client) Inspect(ctx context.Context, state *State) (*StateInfo, error) {
 	if state == nil {
 		return nil, errors.New("stepd: state: expected a State, found nil")

@@ -6,36 +6,35 @@ import (
 	"math"
 )
 
-// NormsRequest asks for sums of squares.
+// NormsRequest asks for the sums of squares of gradients.
 type NormsRequest struct {
 	Grads Tensors
-	// Params are optional. Where one is F64 and its gradient is not, or the other way round, they decide the arithmetic, as in
-	// a step.
+	// Params are optional. A parameter is needed if it or its gradient, but not both, is F64: its dtype decides the arithmetic.
 	Params    Tensors
 	LossScale float64
 }
 
-// Norms are sums over the gradients, after the loss scale.
+// Norms holds sums over gradients, after the loss scale.
 type Norms struct {
 	Tensors map[string]TensorNorms
-	// GradNorm is the root of the squares of all gradients, added in the order of the names' bytes.
+	// GradNorm is the Euclidean norm of all gradients, summed in byte order of the names.
 	GradNorm float64
-	// Warnings are sentences on this call.
+	// Warnings are sentences about this call.
 	Warnings []string
 }
 
-// TensorNorms are sums over one tensor, in float64.
+// TensorNorms holds sums over one tensor, in float64.
 type TensorNorms struct {
 	GradSquares float64
-	// ParamSquares is nil where the call had no parameters.
+	// ParamSquares is nil if the call had no parameters.
 	ParamSquares *float64
 	// Zeros and NonFinite count gradient values.
 	Zeros     int64
 	NonFinite int64
 }
 
-// Norms returns the sums of squares that exact clipping over several calls needs first: those of all tensors of all calls,
-// added in the order of the names' bytes, have the root that is Clip.TotalNorm. Sharded does this by itself.
+// Norms returns the sums of squares for exact clipping over several calls. Add those of all tensors of all calls, in byte order of
+// the names; the root of the sum is Clip.TotalNorm. Sharded does this by itself.
 func (c *Client) Norms(ctx context.Context, request NormsRequest) (*Norms, error) {
 	return c.norms(ctx, request, c.retries)
 }
@@ -83,7 +82,7 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 	return norms, nil
 }
 
-// wireFloat reads the strings that stand for what JSON has no numbers for.
+// wireFloat decodes numbers, and the strings that replace numbers that JSON lacks.
 type wireFloat float64
 
 func (f *wireFloat) UnmarshalJSON(text []byte) error {
@@ -100,7 +99,7 @@ func (f *wireFloat) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// onWire is a number as the wire has it: texts stand for what JSON has no numbers for.
+// onWire encodes a number; NaN and infinities become strings, because JSON has no such numbers.
 func onWire(value float64) any {
 	switch {
 	case math.IsNaN(value):

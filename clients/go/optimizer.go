@@ -2,9 +2,9 @@ package stepd
 
 import "maps"
 
-// Optimizer is an optimizer by its name with hyperparameters, in the names of the wire, which are torch's:
-// Optimizer{"name": "adamw", "lr": 1e-3}. Those that are absent take the server's defaults; Client.Describe lists them. It is
-// what encoding/json makes of such an object, so it can stand in a configuration file.
+// Optimizer is an optimizer's name with hyperparameters, under the wire's names, which are torch's:
+// Optimizer{"name": "adamw", "lr": 1e-3}. Absent ones take the server's defaults, which Client.Describe lists. A configuration
+// file can hold it as a JSON object.
 type Optimizer map[string]any
 
 // SGD is stochastic gradient descent.
@@ -25,7 +25,7 @@ func QHAdamW(lr float64) Optimizer { return Optimizer{"name": "qhadamw", "lr": l
 // LAMB is layer-wise adaptive Adam for large batches.
 func LAMB(lr float64) Optimizer { return Optimizer{"name": "lamb", "lr": lr} }
 
-// With returns the optimizer with one more hyperparameter: AdamW(1e-3).With("betas", []float64{0.9, 0.95}).
+// With returns a copy with one more hyperparameter: AdamW(1e-3).With("betas", []float64{0.9, 0.95}).
 func (o Optimizer) With(name string, value any) Optimizer {
 	other := maps.Clone(o)
 	if other == nil {
@@ -35,14 +35,14 @@ func (o Optimizer) With(name string, value any) Optimizer {
 	return other
 }
 
-// Schedule is a learning-rate schedule by its name with arguments, in torch's names: Schedule{"name": "cosine", "T_max": 100}.
+// Schedule is a learning-rate schedule's name with arguments, under torch's names: Schedule{"name": "cosine", "T_max": 100}.
 type Schedule map[string]any
 
-// Group gives some parameters other hyperparameters. The first group that matches a parameter takes it.
+// Group gives some parameters other hyperparameters. A parameter belongs to the first group that matches it.
 type Group struct {
-	// Tensors are names of parameters, in which * stands for any characters.
+	// Tensors are parameter names; * matches any characters.
 	Tensors []string
-	// Optimizer has the hyperparameters that differ from the call's, without a name.
+	// Optimizer holds the hyperparameters that differ from the call's, without a name.
 	Optimizer Optimizer
 }
 

@@ -9,9 +9,9 @@ import (
 	"runtime"
 )
 
-// A call on its way out: its body, and what of it lies in the shared folder instead.
+// The encoding of a request: its body, and the blobs that lie in the shared folder instead.
 
-// place is where in the shared folder bytes are, or room for them.
+// place is a range of a file in the shared folder, which holds bytes or is reserved for them.
 type place struct {
 	file   string
 	offset int64
@@ -22,37 +22,36 @@ func (p place) wire() map[string]any {
 	return map[string]any{"file": p.file, "offset": p.offset, "length": p.length}
 }
 
-// digest is the SHA-256 of a blob that the server keeps.
+// digest is the SHA-256 of a blob in the server's cache.
 type digest string
 
-// results says what comes back of a step and where to. Of what has a room of 0 bytes the size is not known, or it is not
-// wanted in a file.
+// results describes what a step returns. params and state are the bytes to reserve in files; 0 if the size is unknown or the
+// reply carries the blob in its body.
 type results struct {
 	reply         map[string]any
 	params, state int64
-	// sendState sends the state in the body.
+	// sendState sends the state in the body instead of a file.
 	sendState bool
 }
 
-// parcel is a call's body and what belongs to it. It must be released.
+// parcel is an encoded request with its files. The caller must release it.
 type parcel struct {
 	body blob
-	// sent is what the call has in all, in the body and in files.
+	// sent is the total size of the request, in the body and in files.
 	sent int64
-	// inputs have what the call brings: files that were written for it, and callers' memory (Share).
+	// inputs are the files of the request: written for it, or the caller's own memory (Share).
 	inputs []*region
-	// params and state are rooms for the results; nil where those come in the body.
+	// params and state are reserved for the results; nil if the reply carries them in its body.
 	params, state *region
-	// named are those of states that the call names.
+	// named are the leases of states that the request names.
 	named []*lease
-	// lent tells that inputs are memory that its caller changes after the call.
+	// lent is true if inputs include memory that the caller may change after the call.
 	lent bool
-	// isOpen tells that an attempt was given up, so that the server may still be at it.
+	// isOpen is true if an attempt was abandoned, so that the server may still be working on it.
 	isOpen bool
 }
 
-// pack encodes a call. The values of fields may be a blob or a *State, which go through the shared folder if there is one and
-// they are not small.
+// pack encodes a request. A field's value may be a blob or a *State; large ones go through the shared folder if there is one.
 func (c *Client) pack(ctx context.Context, fields []field, want results) (*parcel, error) {
 	if err := c.check(ctx); err != nil {
 		return nil, err
@@ -105,7 +104,7 @@ func (c *Client) pack(ctx context.Context, fields []field, want results) (*parce
 	return p, nil
 }
 
-// share puts what is not there yet into files, one for each field, and names them in the fields.
+// share writes each blob that is not in the folder yet to a file, and replaces the field's value by its place.
 func (p *parcel) share(ctx context.Context, folder *sharedFolder, fields []field, files []blob, want results) error {
 	type copying struct {
 		from blob
@@ -156,15 +155,15 @@ func (p *parcel) share(ctx context.Context, folder *sharedFolder, fields []field
 	})
 }
 
-// note takes down how an attempt ended. Only an answer of the server itself tells that it is through with the call.
+// note records how an attempt ended. Only an error from stepd itself proves that the server has finished with the call.
 func (p *parcel) note(err error) {
 	if refusal := (*Error)(nil); p != nil && err != nil && !(errors.As(err, &refusal) && refusal.Name != "") {
 		p.isOpen = true
 	}
 }
 
-// release gives the files back. Those of a call that may still go on somewhere are not used again: what that call reads does
-// not change, but for callers' memory, and where it writes nothing else will be.
+// release returns the files to the folder. If the call may still be running, they are retired instead: its inputs must not change,
+// and it must not overwrite anything else.
 func (p *parcel) release() {
 	for _, r := range append(p.inputs, p.params, p.state) {
 		if r != nil {
@@ -181,7 +180,7 @@ func (p *parcel) release() {
 	p.named = nil
 }
 
-// check refuses places that were not offered.
+// check refuses places that the request did not offer.
 func (p *parcel) check(reply stepReply) error {
 	isOther := func(at *place, room *region) bool {
 		return at != nil && (room == nil || at.file != room.name || at.offset != 0 || at.length > room.size)
@@ -195,11 +194,11 @@ func (p *parcel) check(reply stepReply) error {
 	return nil
 }
 
-// mayChange tells that the results' files may yet get other bytes: an attempt that was given up reads the caller's memory when
-// it comes to it, and writes what it makes of that. It does not as long as the caller waits for the call.
+// mayChange tells whether an abandoned attempt may still overwrite the results: it may read memory that the caller has changed
+// since, and write other values.
 func (p *parcel) mayChange() bool { return p.isOpen && p.lent }
 
-// takeState makes a state of the room for it. It stays in its file, where that stays as it is.
+// takeState returns the new state, which stays in its file unless that may change.
 func (p *parcel) takeState(length int64) (*State, error) {
 	l := p.state.hold(length, p.isOpen)
 	p.state = nil
@@ -213,7 +212,7 @@ func (p *parcel) takeState(length int64) (*State, error) {
 	return state, nil
 }
 
-// readParams copies the new parameters' file of so many bytes, into the buffer if there is one.
+// readParams reads `length` bytes of new parameters from their file, into the buffer if there is one.
 func (p *parcel) readParams(ctx context.Context, length int64, buffer *scratch) ([]byte, error) {
 	var data []byte
 	if buffer != nil && int64(cap(buffer.bytes)) >= length {
@@ -227,7 +226,7 @@ func (p *parcel) readParams(ctx context.Context, length int64, buffer *scratch) 
 	return data, transfer(ctx, [][]byte{data}, 0, readWorkers, p.params.file.ReadAt)
 }
 
-// paramsAre tells whether the new parameters' file of so many bytes is laid out as another one is.
+// paramsAre tells whether the file of new parameters, `length` bytes long, has the same header as `file`.
 func (p *parcel) paramsAre(length int64, file blob) bool {
 	header := make([]byte, len(file.parts[0]))
 	if length != file.size {
@@ -237,7 +236,7 @@ func (p *parcel) paramsAre(length int64, file blob) bool {
 	return err == nil && bytes.Equal(header, file.parts[0])
 }
 
-// exchange makes a call whose reply is MessagePack. The parcel is still to be released, after an error too.
+// exchange makes a call with a MessagePack reply. The caller must release the parcel, after an error too.
 func (c *Client) exchange(ctx context.Context, path string, p *parcel, buffer *scratch, retries int) (stepReply, error) {
 	var reply stepReply
 	err := c.do(ctx, call{path: path, parcel: p, accept: msgpackType, read: func(response *http.Response) (err error) {
@@ -249,7 +248,7 @@ func (c *Client) exchange(ctx context.Context, path string, p *parcel, buffer *s
 	return reply, err
 }
 
-// once makes a call of which nothing comes back in files.
+// once makes a call that returns nothing in files.
 func (c *Client) once(ctx context.Context, path string, fields []field) (stepReply, error) {
 	p, err := c.pack(ctx, fields, results{})
 	if err != nil {

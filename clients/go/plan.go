@@ -6,11 +6,11 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// PlanRequest asks what a step would cost.
+// PlanRequest asks for the cost of a step.
 type PlanRequest struct {
 	Optimizer Optimizer
 	Groups    []Group
-	// Params matter by name, shape and dtype; Data may be nil.
+	// Params are used for their names, shapes and dtypes; Data may be nil.
 	Params        Tensors
 	GradDType     DType
 	MasterWeights bool
@@ -23,23 +23,23 @@ type Plan struct {
 	BytesIn    int64 `json:"bytes_in"`
 	BytesOut   int64 `json:"bytes_out"`
 	StateBytes int64 `json:"state_bytes"`
-	// ArenaBytes is the memory that the call holds on the server, an upper bound.
+	// ArenaBytes is an upper bound of the memory that the call holds on the server.
 	ArenaBytes int64 `json:"arena_bytes"`
-	// Fits tells whether the server takes it as one call.
+	// Fits tells whether the server accepts the step as one call.
 	Fits bool `json:"fits"`
-	// Requests is how many calls to split it into, so that several fit beside each other; 0 where a tensor alone is too large.
+	// Requests is the number of calls to split the step into, so that several fit at once; 0 if one tensor alone is too large.
 	Requests int `json:"requests"`
-	// TooLarge are the tensors that alone do not fit.
+	// TooLarge lists the tensors that are too large on their own.
 	TooLarge []string `json:"too_large"`
 }
 
-// Plan returns what a step would cost, from shapes and dtypes alone.
+// Plan returns the cost of a step, from shapes and dtypes alone.
 func (c *Client) Plan(ctx context.Context, request PlanRequest) (*Plan, error) {
 	if err := checkOptimizer(request.Optimizer); err != nil {
 		return nil, err
 	}
 	names := map[string]bool{}
-	// In their order, which a Go map would not keep: the length of a header depends on it.
+	// In the order of Params, which a Go map would not keep: the length of a safetensors header depends on it.
 	tensors := msgp.Raw(msgp.AppendMapHeader(nil, uint32(len(request.Params))))
 	for _, t := range request.Params {
 		if err := checkName(t.Name, names[t.Name]); err != nil {

@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// Which of the refusals of several calls is that of one call with all their tensors.
+// Merges the errors of several calls into the one that a single call with all tensors would return.
 
-// The checks of a step by a server, in their order.
+// The server's checks of a step, in their order.
 const (
-	// wholeCall is what does not depend on the call's tensors, so that any of the calls says the same.
+	// wholeCall is any check that does not depend on tensors, so that every call fails it alike.
 	wholeCall = iota
 	paramsThemselves
 	gradsThemselves
@@ -38,22 +38,22 @@ func stageOf(refusal *Error) int {
 	case ErrNonFiniteGradient:
 		return gradValues
 	}
-	// The one check of a setting that comes after those of tensors.
+	// The only check of a setting that follows the checks of tensors.
 	if refusal.Field == "/clip/total_norm" {
 		return totalNorm
 	}
 	return wholeCall
 }
 
-// namedTensors is how many tensors a refusal names at most.
+// namedTensors is the most tensors that an error names.
 const namedTensors = 8
 
-// joinRefusals returns nil where there is none.
+// joinRefusals merges the errors of several calls; nil if there are none.
 func joinRefusals(request StepRequest, refusals []*Error) error {
 	if len(refusals) == 0 {
 		return nil
 	}
-	// A server reads tensors in the order of their file, and a state by parameter.
+	// The server checks tensors in file order, and a state by parameter.
 	ranks := map[int]map[string]int{}
 	for stage, tensors := range map[int]Tensors{paramsThemselves: request.Params, gradsThemselves: request.Grads, gradsBesideParams: request.Grads} {
 		ranks[stage] = map[string]int{}
@@ -69,12 +69,12 @@ func joinRefusals(request StepRequest, refusals []*Error) error {
 	if stageOf(first) != gradValues || len(refusals) == 1 {
 		return first
 	}
-	// A call without such gradients refuses because of the others', and names none.
+	// A call whose own gradients are finite refuses because of OthersNonFinite, and names no tensors.
 	naming := slices.DeleteFunc(refusals, func(refusal *Error) bool { return len(refusal.Tensors) == 0 })
 	if len(naming) == 0 {
 		return first
 	}
-	// One call names the gradients that are not finite together.
+	// One call would name all non-finite gradients together.
 	joined := *naming[0]
 	joined.Tensors = nil
 	found := make([]string, len(naming))
@@ -84,7 +84,7 @@ func joinRefusals(request StepRequest, refusals []*Error) error {
 	}
 	slices.Sort(joined.Tensors)
 	joined.Tensors = joined.Tensors[:min(len(joined.Tensors), namedTensors)]
-	// Where a text was cut for its length, that of one call has to do.
+	// The server truncates long texts per call, so a merged text may differ; the first one is used.
 	joined.Found = joinSentences(found)[0]
 	joined.Message = fmt.Sprintf("%s: expected %s, found %s", joined.Field, joined.Expected, joined.Found)
 	return &joined

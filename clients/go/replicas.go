@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Which replica takes a call of Sharded, where the call goes when that fails, and how long the replica is left alone then.
+// Selects a replica for each call of Sharded, fails over to others, and avoids a failed replica for a cool-down.
 
 const (
 	firstRest = time.Second
@@ -22,20 +22,19 @@ type replicas struct {
 	health []health
 }
 
-// health is what is known of a replica. The zero value is a good one.
+// health is the record of one replica. The zero value is healthy.
 type health struct {
-	// failures are those in a row.
+	// failures counts failures in a row.
 	failures   int
 	failed     time.Time
 	restsUntil time.Time
 }
 
-// rest is how long a replica is left alone after its last failure.
+// rest is the cool-down after the last failure.
 func (h health) rest() time.Duration { return min(firstRest<<min(h.failures-1, 10), maxRest) }
 
-// anywhere tries replicas until one answers, each once in a round, with a pause after each round; that of the client `home`, if
-// any, is the first. What is wrong with the call itself is returned at once. What one replica does not have, and was not given,
-// another may have.
+// anywhere tries replicas until one answers: each once per round, with a wait between rounds, and `home` first if it is not nil.
+// It returns at once if the call itself is faulty. After ErrBlobMissing it goes on, because another replica may have the blob.
 func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client, call func(client *Client) error) error {
 	first := slices.Index(clients, home)
 	var pauses *pauses
@@ -52,7 +51,7 @@ func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client
 			err := call(clients[i])
 			isMissing := errors.Is(err, ErrBlobMissing)
 			if err == nil || (errors.As(err, new(*Error)) && !isOfReplica(err)) {
-				// One that refuses a call is well.
+				// A replica that refuses a call works.
 				r.succeeded(i)
 				if !isMissing {
 					return err
@@ -63,7 +62,7 @@ func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client
 					return err
 				}
 				r.hasFailed(i, start)
-				// Of a round in which only some refuse the connection the others' failures count.
+				// A refused connection counts only if every replica of the round refused.
 				if failed == nil || isRefused(failed) || !isRefused(err) {
 					failed = err
 				}
@@ -82,7 +81,7 @@ func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client
 	}
 }
 
-// isOfReplica tells whether a failure is that of the replica, or of what stands in its place, and not of the call.
+// isOfReplica tells whether a failure lies with the replica, or with a proxy in its place, and not with the call.
 func isOfReplica(err error) bool {
 	if refusal := (*Error)(nil); errors.As(err, &refusal) && (refusal.Name == "" || refusal.Name == ErrInternal) {
 		return true
@@ -90,8 +89,8 @@ func isOfReplica(err error) bool {
 	return isPassing(err) || errors.Is(err, ErrBadReply)
 }
 
-// pick takes the replica `first` if it was not tried yet and does not rest, or the next one of that kind; the one that rests the
-// shortest if all do.
+// pick returns `first` unless it was tried or is cooling down, otherwise the next such replica. If all are cooling down, it returns
+// the one that is ready first.
 func (r *replicas) pick(tried []bool, first int) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -112,7 +111,7 @@ func (r *replicas) pick(tried []bool, first int) int {
 	}
 	r.next = best + 1
 	if h := &r.health[best]; h.failures > 0 && left(best) == 0 {
-		// One call finds out whether it is back. If it hangs, the others do not.
+		// One call probes the replica. The others avoid it, so they do not hang if it does.
 		h.restsUntil = now.Add(h.rest())
 	}
 	return best
@@ -124,7 +123,7 @@ func (r *replicas) succeeded(i int) {
 	r.health[i] = health{}
 }
 
-// hasFailed notes the failure of a call. Calls that were under way together fail together, which counts once.
+// hasFailed records a failed call. Calls in progress at the same time fail together, which counts once.
 func (r *replicas) hasFailed(i int, start time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -12,29 +12,29 @@ import (
 )
 
 const (
-	// maxStringBytes bounds a key or a sentence of a reply; a tensor's name is a key.
+	// maxStringBytes limits a key or a warning in a reply; tensor names are keys.
 	maxStringBytes = 16 << 20
 	maxReplyDepth  = 64
-	// trustFactor times the request, or trustBytes, is what a blob is given memory for before its bytes are there. Replies are
-	// smaller than that: three times the parameters at a first Adam step, against twice in the request.
+	// A blob gets memory before its bytes arrive only up to trustFactor times the request, or trustBytes. Replies stay below: a
+	// first Adam step returns three times the parameters, and its request holds twice.
 	trustFactor = 4
 	trustBytes  = 1 << 20
-	// A reply is refused beyond replyFactor times the request and replyBytes. The largest is the state of Init for F16 parameters
-	// with master copies: 8 times.
+	// A reply larger than replyFactor times the request plus replyBytes is refused. The largest valid one is 8 times: the state of
+	// Init for F16 parameters with master weights.
 	replyFactor = 16
 	replyBytes  = 64 << 20
-	// A map or a list has at most this many members, and one more for as many bytes of the request: a tensor takes more of them.
+	// A map or list has at most replyMembers members, plus one per tensorBytes of the request, because a tensor takes more than that.
 	replyMembers = 1000
 	tensorBytes  = 40
 )
 
-// maxReply is what the reply to a request may have.
+// maxReply is the largest accepted reply to a request of `sent` bytes.
 func maxReply(sent int64) int64 { return replyFactor*sent + replyBytes }
 
-// stepReply is the reply of a method as it stands on the wire; blobs are nil where absent.
+// stepReply is a method's decoded reply; absent blobs are nil.
 type stepReply struct {
 	params, state []byte
-	// paramsAt and stateAt are where a blob was written instead.
+	// paramsAt and stateAt are the places of blobs that the server wrote into the shared folder.
 	paramsAt, stateAt *place
 	cached            Cached
 	step              int64
@@ -43,12 +43,12 @@ type stepReply struct {
 	stats             *Stats
 	warnings          []string
 	lost              []string
-	// members are the keys that stood there.
+	// members are the keys that the reply contained.
 	members map[string]bool
 }
 
-// decodeStep reads the MessagePack reply of optimizer.step and of what has some of its fields. `length` is the reply's
-// Content-Length or -1, `sent` the bytes of the request. Parameters go into `buffer` if there is one. The error wraps
+// decodeStep decodes the MessagePack reply of optimizer.step, and of methods with some of its fields. `length` is the reply's
+// Content-Length or -1; `sent` is the request's size in bytes. Parameters go into `buffer` if it is not nil. The error wraps
 // ErrBadReply.
 func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply, error) {
 	limited := &io.LimitedReader{R: from, N: maxReply(sent)}
@@ -101,7 +101,7 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 	return reply, nil
 }
 
-// result checks a step's reply without its blobs.
+// result checks a step's reply, except its blobs.
 func (r stepReply) result(form Reply) (*StepResult, error) {
 	members := []string{"step", "lr", "skipped"}
 	if form.Params != ReplyNone {
@@ -123,7 +123,7 @@ func (r stepReply) result(form Reply) (*StepResult, error) {
 	return result, nil
 }
 
-// readParams checks the new parameters against those that are expected; nil where that is not known.
+// readParams checks the new parameters against the expected ones; nil expects any.
 func (r stepReply) readParams(sent Tensors) (Tensors, error) {
 	_, tensors, err := readTensors(r.params)
 	if err != nil {
@@ -155,16 +155,16 @@ func (r stepReply) readState() (*State, error) {
 	return state, nil
 }
 
-// decoder reads values as they come. No length on the wire decides alone what is allocated.
+// decoder decodes values from a stream. No length in the reply alone decides how much memory is allocated.
 type decoder struct {
 	*msgp.Reader
-	// rest is what all blobs to come may have together.
+	// rest is the number of bytes left for all further blobs.
 	rest  int64
 	trust int64
 	most  int64
 }
 
-// object calls member after each key, to read its value, and returns the keys.
+// object reads a map: it calls member after each key, to read the value, and returns the keys.
 func (d *decoder) object(member func(key string) error) (map[string]bool, error) {
 	count, err := d.count(d.ReadMapHeader())
 	if err != nil {
@@ -187,7 +187,7 @@ func (d *decoder) object(member func(key string) error) (map[string]bool, error)
 	return seen, nil
 }
 
-// count refuses more members than a reply has use for: each takes more memory here than it did bytes.
+// count refuses more members than any reply has: each takes more memory here than bytes in the reply.
 func (d *decoder) count(count uint32, err error) (uint32, error) {
 	if err == nil && int64(count) > d.most {
 		err = fmt.Errorf("%d members where %d are the most", count, d.most)
@@ -195,7 +195,7 @@ func (d *decoder) count(count uint32, err error) (uint32, error) {
 	return count, err
 }
 
-// blob reads a bin into the buffer, or into new memory, which grows with the bytes that come where it is more than trusted.
+// blob reads a bin into the buffer, or into new memory, which grows as bytes arrive if the blob is larger than trusted.
 func (d *decoder) blob(buffer *scratch) ([]byte, error) {
 	size, err := d.ReadBytesHeader()
 	if err != nil {
@@ -234,7 +234,7 @@ func (d *decoder) blob(buffer *scratch) ([]byte, error) {
 	return data, nil
 }
 
-// blobOrPlace reads a bin, or where in the shared folder its bytes are.
+// blobOrPlace reads a bin, or the place of its bytes in the shared folder.
 func (d *decoder) blobOrPlace(buffer *scratch) (data []byte, at *place, err error) {
 	if kind, err := d.NextType(); err != nil || kind != msgp.MapType {
 		data, err := d.blob(buffer)
@@ -257,7 +257,7 @@ func (d *decoder) blobOrPlace(buffer *scratch) (data []byte, at *place, err erro
 	return nil, at, err
 }
 
-// digests reads what the server keeps.
+// digests reads the digests of the blobs that the server has cached.
 func (d *decoder) digests() (cached Cached, err error) {
 	_, err = d.object(func(key string) error {
 		target := map[string]*string{"params": &cached.Params, "state": &cached.State}[key]
@@ -278,7 +278,7 @@ func (d *decoder) digests() (cached Cached, err error) {
 	return cached, err
 }
 
-// number reads a float or a whole number: JavaScript writes 1.0 as 1.
+// number reads a float or an integer, because JavaScript encodes 1.0 as 1.
 func (d *decoder) number() (float64, error) {
 	kind, err := d.NextType()
 	if err != nil {
@@ -375,7 +375,7 @@ func (d *decoder) tensorStat() (stat TensorStat, err error) {
 	return stat, err
 }
 
-// scratch is memory for parameters on their way into the caller's, used again from step to step.
+// scratch is a reusable buffer for parameters that are then copied to the caller's memory.
 type scratch struct{ bytes []byte }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}

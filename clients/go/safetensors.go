@@ -13,8 +13,8 @@ import (
 	"unicode/utf8"
 )
 
-// The safetensors format: 8 bytes of header length (little-endian), the header in JSON, then the tensors' bytes. The reader
-// is strict: every byte is accounted for once. The writer is canonical: equal tensors give equal bytes, those of the server.
+// The safetensors format: 8 bytes of header length (little-endian), the header in JSON, then the tensors' bytes. The reader is
+// strict: every byte belongs to exactly one tensor. The writer is canonical: equal tensors give the same bytes as the server's.
 
 const (
 	lengthBytes = 8
@@ -26,7 +26,7 @@ const (
 	metadataKey     = "__metadata__"
 )
 
-// Save writes the tensors to a safetensors file, which takes the place of an old one as a whole.
+// Save writes the tensors to a safetensors file, which atomically replaces an old one.
 func (ts Tensors) Save(path string) error {
 	file, err := fileParts(nil, ts)
 	if err != nil {
@@ -35,7 +35,7 @@ func (ts Tensors) Save(path string) error {
 	return file.save(path)
 }
 
-// LoadTensors reads a safetensors file. The error wraps ErrBadFile where it is none.
+// LoadTensors reads a safetensors file. The error wraps ErrBadFile if the file is invalid.
 func LoadTensors(path string) (Tensors, error) {
 	file, err := os.ReadFile(path)
 	if err != nil {
@@ -48,7 +48,7 @@ func LoadTensors(path string) (Tensors, error) {
 	return tensors, nil
 }
 
-// readTensors reads a file. The tensors, in the order of their bytes, are views of it. The error wraps ErrBadFile.
+// readTensors parses a file. The tensors, in file order, are views of it. The error wraps ErrBadFile.
 func readTensors(file []byte) (metadata map[string]string, tensors []Tensor, err error) {
 	start, err := dataStart(file, int64(len(file)))
 	if err != nil {
@@ -66,7 +66,7 @@ func readTensors(file []byte) (metadata map[string]string, tensors []Tensor, err
 	return metadata, tensors, nil
 }
 
-// dataStart returns where the data of a file of so many bytes start, of which the first are given.
+// dataStart returns the offset of the data in a file of fileBytes; `first` holds at least the header's length.
 func dataStart(first []byte, fileBytes int64) (int64, error) {
 	if fileBytes < lengthBytes {
 		return 0, badFile("%d bytes, and the shortest has 8", fileBytes)
@@ -78,12 +78,12 @@ func dataStart(first []byte, fileBytes int64) (int64, error) {
 	return lengthBytes + int64(headerBytes), nil
 }
 
-// readHeader returns the tensors, without data, in the order of their bytes, which cover so many exactly.
+// readHeader returns the tensors, without data, in file order. They must cover dataBytes exactly.
 func readHeader(header []byte, dataBytes int64) (metadata map[string]string, entries []headerEntry, err error) {
 	if metadata, entries, err = parseHeader(header); err != nil {
 		return nil, nil, err
 	}
-	// An empty tensor stands before the one that starts where it does.
+	// An empty tensor precedes the tensor with the same start.
 	slices.SortStableFunc(entries, func(a, b headerEntry) int {
 		return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end))
 	})
@@ -109,13 +109,13 @@ func readHeader(header []byte, dataBytes int64) (metadata map[string]string, ent
 	return metadata, entries, nil
 }
 
-// checkName tells whether a tensor can have a name, beside those that are there already.
+// checkName refuses a name that no tensor may have, or that another tensor already has.
 func checkName(name string, isThere bool) error {
 	switch {
 	case isThere:
 		return fmt.Errorf("%w: the name %.200q stands twice", ErrBadTensor, name)
 	case name == metadataKey || name == "__proto__":
-		// The format has a use for the first, and the server refuses the other, for which JavaScript has one.
+		// safetensors reserves the first name, and the server refuses the second, which JavaScript reserves.
 		return fmt.Errorf("%w: the name %q is reserved", ErrBadTensor, name)
 	case !utf8.ValidString(name):
 		return fmt.Errorf("%w: the name %.200q is not UTF-8", ErrBadTensor, name)
@@ -132,8 +132,7 @@ type headerEntry struct {
 	start, end int64
 }
 
-// parseHeader reads the header, which has one fixed form. encoding/json would let pass keys that stand twice and halves of
-// surrogate pairs.
+// parseHeader parses the header, which has one fixed form. encoding/json would accept duplicate keys and lone surrogates.
 func parseHeader(header []byte) (map[string]string, []headerEntry, error) {
 	if !utf8.Valid(header) {
 		return nil, nil, badFile("a header that is not UTF-8")
@@ -171,7 +170,7 @@ func parseHeader(header []byte) (map[string]string, []headerEntry, error) {
 	return metadata, entries, nil
 }
 
-// headerParser reads JSON of the forms that a header has. After an error everything ends at once.
+// headerParser parses the JSON forms that a header may contain. After an error every method does nothing.
 type headerParser struct {
 	text []byte
 	at   int
@@ -191,7 +190,7 @@ func (p *headerParser) space() {
 	}
 }
 
-// next passes over a character if it is the next one.
+// next consumes c if it is the next character.
 func (p *headerParser) next(c byte) bool {
 	p.space()
 	if p.at < len(p.text) && p.text[p.at] == c {
@@ -207,7 +206,7 @@ func (p *headerParser) expect(c byte) {
 	}
 }
 
-// object calls member after each key, to read its value.
+// object reads an object: it calls member after each key, to read the value.
 func (p *headerParser) object(member func(key string)) {
 	p.list('{', '}', func() {
 		key := p.str()
@@ -278,7 +277,7 @@ func (p *headerParser) numbers(most int) (values []int64) {
 	return values
 }
 
-// number reads a whole number from 0 to maxExact, written as digits.
+// number reads an integer from 0 to maxExact, written as digits only.
 func (p *headerParser) number() int64 {
 	p.space()
 	start := p.at
@@ -313,7 +312,7 @@ func (p *headerParser) str() string {
 
 var escapes = map[byte]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
 
-// escaped reads the rest of a string, of which the start has no escapes.
+// escaped reads the rest of a string from its first escape on.
 func (p *headerParser) escaped(start int) string {
 	out := append([]byte(nil), p.text[start:p.at]...)
 	for p.at < len(p.text) {
@@ -353,7 +352,7 @@ func (p *headerParser) escaped(start int) string {
 	return ""
 }
 
-// unit reads u and four hexadecimal digits.
+// unit reads the letter u and four hexadecimal digits.
 func (p *headerParser) unit() rune {
 	if p.at+5 > len(p.text) || p.text[p.at] != 'u' {
 		p.fail("half of a surrogate pair or an escape that ends early")
@@ -367,8 +366,7 @@ func (p *headerParser) unit() rune {
 	return rune(value)
 }
 
-// canonical returns tensors in the order in which a file has them: by dtype, the wide ones first, then by the bytes of the
-// name. It leaves its argument as it is.
+// canonical returns a copy of the tensors in file order: wide dtypes first, then by the bytes of the name.
 func canonical(tensors []Tensor) []Tensor {
 	ordered := slices.Clone(tensors)
 	slices.SortStableFunc(ordered, func(a, b Tensor) int {
@@ -379,7 +377,7 @@ func canonical(tensors []Tensor) []Tensor {
 	return ordered
 }
 
-// fileParts returns the parts of the canonical file: the header, then each tensor's own memory. The error wraps ErrBadTensor.
+// fileParts returns the canonical file in parts: the header, then each tensor's own memory. The error wraps ErrBadTensor.
 func fileParts(metadata map[string]string, tensors []Tensor) (blob, error) {
 	ordered := canonical(tensors)
 	header := make([]byte, lengthBytes, lengthBytes+128*(len(ordered)+1))
@@ -435,7 +433,7 @@ func fileParts(metadata map[string]string, tensors []Tensor) (blob, error) {
 	return blob{parts: parts, size: int64(len(header)) + offset}, nil
 }
 
-// appendQuoted writes a JSON string as JavaScript does, because files of equal content shall be equal.
+// appendQuoted writes a JSON string with JavaScript's escapes, so that equal files have equal bytes.
 func appendQuoted(out []byte, text string) []byte {
 	const hex = "0123456789abcdef"
 	out = append(out, '"')

@@ -5,21 +5,21 @@ import (
 	"errors"
 )
 
-// ScheduleRequest asks for a range of steps of a schedule.
+// ScheduleRequest asks for the rates of a range of steps.
 type ScheduleRequest struct {
 	Schedule Schedule
-	// LR is the base learning rate, which is the optimizer's in a step; nil is the server's default.
+	// LR is the base learning rate, the optimizer's lr in a step; nil is the server's default.
 	LR *float64
-	// From is the steps taken before the first of the range.
+	// From is the number of steps before the range.
 	From int64
-	// Count is the steps in the range; 0 is one.
+	// Count is the number of steps in the range; 0 means 1.
 	Count int
 }
 
-// Rates are what a schedule gives for each step of a range.
+// Rates holds a schedule's values for each step of a range.
 type Rates struct {
 	LRs []float64 `json:"lrs"`
-	// Momentums are nil where the schedule does not cycle them, as a whole or in a part.
+	// Momentums is nil if the schedule does not cycle the momentum; elements are nil for parts that do not.
 	Momentums []*float64 `json:"momentums"`
 }
 

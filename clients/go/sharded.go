@@ -16,27 +16,26 @@ const (
 	defaultParallel     = 4
 )
 
-// Sharded makes steps over several calls, connections and replicas at once. The new parameters and the new state are those of
-// one call bit for bit, also with clipping by norm over all gradients and LAMB's max_grad_norm: those take a round of
-// Client.Norms first. A call that fails goes to another replica. Set the fields before the first call; then it may be used by
-// several goroutines at once.
+// Sharded splits a step over several calls, connections and replicas. The result has the same bits as one call, also with clipping
+// by norm and LAMB's max_grad_norm, which first take a round of Client.Norms. A failed call goes to another replica. Set the fields
+// before the first call; after that it is safe for concurrent use.
 type Sharded struct {
-	// Clients are of replicas, of which any serves any call. Retries of each are the rounds over all of them.
+	// Clients are interchangeable replicas. Their retries are rounds over all of them.
 	Clients []*Client
-	// RequestBytes is about how much goes into a call, counting parameters, gradients and state; a larger tensor goes alone.
-	// 0 is 64 MiB.
+	// RequestBytes is the approximate size of a call: parameters, gradients and state. A larger tensor gets a call of its own. 0 means
+	// 64 MiB.
 	RequestBytes int64
-	// Parallel is how many calls are under way at once; 0 is 4.
+	// Parallel limits the calls in progress; 0 means 4.
 	Parallel int
 
 	replicas replicas
-	// groups number the calls that Share has laid memory out for, from 1, by where their tensors start.
+	// groups maps the first byte of a tensor that Share returned to the number, from 1, of its call.
 	mu     sync.Mutex
 	groups map[*byte]int
 	last   int
 }
 
-// NewSharded makes clients of replicas with the same options, which have the files of WithSharedDir together.
+// NewSharded creates clients of replicas with the same options. They share the files of WithSharedDir.
 func NewSharded(urls []string, options ...Option) (*Sharded, error) {
 	s := &Sharded{}
 	if len(urls) == 0 {
@@ -74,39 +73,39 @@ func (s *Sharded) limit() int64 {
 
 var errNoClients = errors.New("stepd: Sharded has no Clients")
 
-// cachedShard is what a replica keeps of the result of one call.
+// cachedShard is what one replica has cached of one call's result.
 type cachedShard struct {
-	// client is that of the replica.
+	// client is the replica's client.
 	client *Client
-	// cached is empty where it keeps nothing.
+	// cached is empty if the replica has cached nothing.
 	cached Cached
 	part
 }
 
-// part has the parameters of a call.
+// part is the parameters of one call.
 type part struct {
 	// params have no data.
 	params Tensors
-	// steps are those taken, by parameter.
+	// steps are the steps taken, by parameter.
 	steps map[string]int64
 }
 
-// shard is the part of a step that one call makes.
+// shard is one call of a step.
 type shard struct {
 	part
 	request StepRequest
-	// home is the client of the replica that is to be asked first; nil for any.
+	// home is the client to try first; nil for any.
 	home *Client
-	// last is the largest count of steps, with this one, of the parameters that have gradients; 0 where none has.
+	// last is the largest step count, after this step, among parameters with gradients; 0 without any.
 	last int64
 }
 
-// Step makes one update as Client.Step does, with the same errors; on any of them nothing was changed. Global norms in Stats
-// are added up from those of the tensors, so that their last bits may differ from one call's.
+// Step runs one step as Client.Step does, with the same errors; after an error nothing was changed. Global norms in Stats are
+// summed from those of the tensors, so their last bits may differ from one call's.
 //
-// With Cached, which is that of a result of Sharded, the tensors are divided as they were then, and each call goes first to the
-// replica that keeps what it names. Another one is sent what is given beside it. Where Params are nil, the new ones have the order
-// of the calls.
+// Cached must come from a result of Sharded. The tensors are then split as they were for that result, and each call goes first to
+// the replica that has its blobs; other replicas receive Params and State. If Params is nil, the new parameters have the order of
+// the calls.
 func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, error) {
 	if len(s.Clients) == 0 {
 		return nil, errNoClients
@@ -126,7 +125,7 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 	if err != nil {
 		return nil, err
 	}
-	// What is known of the whole step, whoever has the values.
+	// The whole step, with parameters from Cached if the caller has none.
 	whole := request
 	whole.Cached = nil
 	if request.Cached != nil {
@@ -136,7 +135,7 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 		return nil, err
 	}
 	total := math.NaN()
-	// refused is the error of Norms. The step itself words it, because other checks come first.
+	// refused is the error of Norms. It is not returned, because the step's own checks may fail first.
 	var refused error
 	if needsNorm(request) || request.NonFinite == Skip {
 		sums, err := s.norms(ctx, whole, shards)
@@ -169,7 +168,7 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 	return result, nil
 }
 
-// paramsOf returns the parameters of all calls, without data, in an order if one is given.
+// paramsOf returns the parameters of all calls, without data, in the given order if there is one.
 func paramsOf(shards []shard, order Tensors) (params Tensors) {
 	for _, part := range shards {
 		params = append(params, part.params...)
@@ -181,7 +180,7 @@ func paramsOf(shards []shard, order Tensors) (params Tensors) {
 	return params
 }
 
-// pack divides a step by parameters.
+// pack splits a step into calls.
 func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 	params, grads := byName(request.Params), byName(request.Grads)
 	for _, tensors := range []Tensors{request.Params, request.Grads} {
@@ -242,7 +241,7 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 			delete(entries, param.Name)
 		}
 	}
-	// What belongs to no parameter is an error, which the server words.
+	// A gradient or state without a parameter joins the first call, so that the server refuses it.
 	for _, name := range slices.Sorted(maps.Keys(grads)) {
 		shards[0].request.Grads = append(shards[0].request.Grads, grads[name])
 	}
@@ -261,7 +260,7 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 	return shards, nil
 }
 
-// divide makes at least one call, in the order of the parameters, or as Share has laid them out.
+// divide returns at least one call, in the order of the parameters, or as Share has laid them out.
 func (s *Sharded) divide(request StepRequest, grads map[string]Tensor, entries map[string][]Tensor) []shard {
 	var shards []shard
 	room := int64(0)
@@ -298,7 +297,7 @@ func (s *Sharded) divide(request StepRequest, grads map[string]Tensor, entries m
 	return shards
 }
 
-// kept makes the calls of the result that Cached is of.
+// kept returns the calls of the result that Cached belongs to.
 func kept(request StepRequest) ([]shard, error) {
 	if request.Cached.shards == nil {
 		found := "a Client's, which names all tensors together"
@@ -328,7 +327,7 @@ func kept(request StepRequest) ([]shard, error) {
 	return shards, nil
 }
 
-// after are the parameters once a step was made.
+// after returns the parameters with the step counts after a step.
 func (p part) after(request StepRequest, skipped bool) part {
 	steps := maps.Clone(p.steps)
 	for _, grad := range request.Grads {
@@ -339,7 +338,7 @@ func (p part) after(request StepRequest, skipped bool) part {
 	return part{p.params, steps}
 }
 
-// rootOfSum adds in the order of the names' bytes, in which the server adds too.
+// rootOfSum returns the root of the sum of squares, added in byte order of the names, as the server adds them.
 func rootOfSum[T any](values map[string]T, square func(T) float64) float64 {
 	sum := 0.0
 	for _, name := range slices.Sorted(maps.Keys(values)) {
@@ -348,7 +347,7 @@ func rootOfSum[T any](values map[string]T, square func(T) float64) float64 {
 	return math.Sqrt(sum)
 }
 
-// run makes the calls and joins what they give. The new parameters with Into are scratch memory until release.
+// run makes the calls and merges their results. With Into, the new parameters are scratch memory until release.
 func (s *Sharded) run(ctx context.Context, request StepRequest, shards []shard) (*StepResult, func(), error) {
 	results := make([]*StepResult, len(shards))
 	buffers := make([]*scratch, len(shards))
@@ -389,7 +388,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 	joined := &StepResult{Skipped: slices.ContainsFunc(results, func(result *StepResult) bool { return result.Skipped })}
 	states := make([]*State, len(results))
 	stepped := map[string]Tensor{}
-	// One call says the rate of its furthest parameter that has a gradient, or of its state where none has.
+	// The reported rate is that of the parameter with the most steps among those with a gradient, or among all if none has one.
 	furthest := [2]int64{-1, -1}
 	for i, result := range results {
 		if result.Skipped != joined.Skipped && len(shards[i].request.Grads) > 0 {
@@ -398,7 +397,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 		maps.Copy(stepped, byName(result.Params))
 		joined.Step = max(joined.Step, result.Step)
 		for _, warning := range result.Warnings {
-			// A part without gradients is warned of by itself, which says nothing of a step that has some.
+			// A shard without gradients warns about that, which is wrong for a step that has some in other shards.
 			if joined.Skipped || (len(shards[i].request.Grads) == 0 && len(request.Grads) > 0) {
 				break
 			}
@@ -453,8 +452,8 @@ func joinStats(results []*StepResult) *Stats {
 	return joined
 }
 
-// each makes calls of a step, some at once. The first failure ends the others, except that after a refusal of tensors they go
-// on: one of theirs may be what a single call says.
+// each runs the calls of a step, several at once. The first failure cancels the others. After a tensor was refused the others go on,
+// because a single call might report one of their errors instead.
 func (s *Sharded) each(caller context.Context, request StepRequest, shards []shard, call func(ctx context.Context, client *Client, i int) error) error {
 	ctx, cancel := context.WithCancelCause(caller)
 	defer cancel(nil)
@@ -485,7 +484,7 @@ func (s *Sharded) each(caller context.Context, request StepRequest, shards []sha
 	}
 	close(indexes)
 	workers.Wait()
-	// The first failure is the cause; those after it are its echoes.
+	// The first failure is the cause; later ones only follow from the cancellation.
 	failure := context.Cause(ctx)
 	if caller.Err() != nil && errors.Is(failure, context.Cause(caller)) {
 		return ended(caller, nil)

@@ -9,7 +9,7 @@ import (
 
 // The norm over all gradients of a step over several calls.
 
-// needsNorm tells whether the step depends on the norm over all gradients, and does not have it.
+// needsNorm tells whether the step clips by a norm that the caller has not passed.
 func needsNorm(request StepRequest) bool {
 	if request.Clip != nil && request.Clip.TotalNorm != nil {
 		return false
@@ -17,7 +17,7 @@ func needsNorm(request StepRequest) bool {
 	return (request.Clip != nil && request.Clip.MaxNorm != 0) || !isNull(request.Optimizer["max_grad_norm"])
 }
 
-// isNull tells whether a value is null on the wire, which a pointer to nothing is too.
+// isNull tells whether a value is null on the wire, as a nil pointer is too.
 func isNull(value any) bool {
 	v := reflect.ValueOf(value)
 	for v.Kind() == reflect.Pointer {
@@ -26,7 +26,7 @@ func isNull(value any) bool {
 	return !v.IsValid()
 }
 
-// tell gives each call the norm over all gradients and whether all of them are finite. It returns the norm.
+// tell sets the norm over all gradients, and whether other calls have non-finite ones, in each call. It returns the norm.
 func tell(request StepRequest, shards []shard, sums map[string]TensorNorms) float64 {
 	total := rootOfSum(sums, func(sums TensorNorms) float64 { return sums.GradSquares })
 	isBroken := false
@@ -48,14 +48,14 @@ func tell(request StepRequest, shards []shard, sums map[string]TensorNorms) floa
 	return total
 }
 
-// norms returns the sums of all gradients.
+// norms returns the sums of squares of all gradients.
 func (s *Sharded) norms(ctx context.Context, request StepRequest, shards []shard) (map[string]TensorNorms, error) {
 	found := make([]*Norms, len(shards))
 	err := s.each(ctx, request, shards, func(ctx context.Context, client *Client, i int) (err error) {
 		part := shards[i].request
 		request := NormsRequest{Grads: part.Grads, LossScale: part.LossScale}
 		params := byName(shards[i].params)
-		// The arithmetic is that of the parameter, which the server has to know only where it is another. Its values do not matter.
+		// Parameters are sent only if their dtype changes the arithmetic: one of the pair is F64. Their values do not matter.
 		if slices.ContainsFunc(part.Grads, func(grad Tensor) bool { return (grad.DType == F64) != (params[grad.Name].DType == F64) }) {
 			request.Params = slices.Clone(shards[i].params)
 			zero(request.Params)

@@ -2,14 +2,14 @@ package stepd
 
 import "maps"
 
-// Memory that lies as the calls of a step do: what Share gives, and which tensors make a call then.
+// Memory that is laid out as the calls of a step: Share allocates it, and divide finds the calls again.
 
-// elementBytes is about what a step of AdamW in float32 sends of an element: parameter, gradient and two slots.
+// elementBytes is what a float32 AdamW step sends per element: parameter, gradient and two slots.
 const elementBytes = 16
 
-// Share is Client.Share for the calls of steps: it lays the tensors out by call, in their order, with RequestBytes for parameters,
-// gradients and two slots in float32. Params and Grads that were shared so, under the same names, are not copied, and Step divides
-// Params of that kind as they lie. It is for the Clients of NewSharded; of others the first alone need not copy.
+// Share is Client.Share for sharded steps: one file per call, in the order of the tensors, sized by RequestBytes for parameters,
+// gradients and two float32 slots. Params and Grads that were shared under the same names are not copied, and Step splits such
+// Params along the files. Use the Clients of NewSharded; otherwise only the first client avoids the copy.
 func (s *Sharded) Share(tensors Tensors) (shared Tensors, free func(), err error) {
 	if len(s.Clients) == 0 {
 		return nil, nil, errNoClients
@@ -49,7 +49,7 @@ func (s *Sharded) Share(tensors Tensors) (shared Tensors, free func(), err error
 	return shared, free, nil
 }
 
-// remember makes one call of tensors, until it is told to forget.
+// remember records that the tensors form one call, until forget.
 func (s *Sharded) remember(tensors Tensors) (forget func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,7 +70,7 @@ func (s *Sharded) remember(tensors Tensors) (forget func()) {
 	}
 }
 
-// groupsOf returns the group of each tensor, 0 where it has none. One without values goes with the one before, as in Share.
+// groupsOf returns the group of each tensor; 0 without one. A tensor without values joins the previous one's, as in Share.
 func (s *Sharded) groupsOf(tensors Tensors) []int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -14,45 +14,44 @@ import (
 	"weak"
 )
 
-// The files of a client in a folder that the server shares: how they are made, lent to calls and states, used again and
-// removed. They are read and written, not mapped, so that a file that is cut short by somebody is an error and no signal. Only
-// the memory that a caller has asked for (Share) is mapped, and no result is ever written to such a file.
+// Files in a folder that the server shares: created, lent to calls and states, reused and removed. Files are read and written, not
+// mapped, so that a file that somebody truncates causes an error and no signal. Only Share maps memory, and no result is ever
+// written to such a file.
 
 const (
-	// shareBytes is the size from which a call's blobs go through files; smaller ones are faster in the body.
+	// shareBytes is the least size of a call that uses files; smaller blobs are faster in the body.
 	shareBytes = 64 << 10
-	// blockBytes is what sizes are rounded up to, so that a file fits again when a header has grown by some bytes.
+	// blockBytes is the granularity of file sizes, so that a file still fits when its header has grown.
 	blockBytes = 64 << 10
-	// pieceBytes are copied at a time. Several workers read a file; Linux lets one at a time write to it, and who waits spins.
+	// pieceBytes is the size of one copy. Several workers read a file; one writes, because Linux locks a file for writing and
+	// waiting writers spin.
 	pieceBytes   = 4 << 20
 	readWorkers  = 4
 	writeWorkers = 1
-	// idleUses is how many files are lent out before one that nobody took is removed.
+	// idleUses is the number of other files lent out before an unused one is removed.
 	idleUses = 64
-	// The collector is called when states hold more files than this: either of the numbers, and the bytes with the first.
+	// States that hold more than fewHeld files and heldBytes, or more than manyHeld files, trigger a garbage collection.
 	fewHeld   = 4
 	manyHeld  = 32
 	heldBytes = 64 << 20
 )
 
-// WithSharedDir names the folder that a server on the same host shares with this process (its STEPD_SHARED_DIR; the folder of
-// the token's name in that, where it has tokens). From 64 KiB on, tensors and states then lie in files there instead of
-// travelling, with the same results; Share saves the copies to there. A folder that is missing or cannot be written is an error
-// of New. Close removes the files; a process that ends without it leaves them.
+// WithSharedDir names the folder that a server on the same host shares (its STEPD_SHARED_DIR; with tokens, the subfolder with the
+// token's name). Tensors and states of 64 KiB and more then go through files there, with the same results; Share avoids the
+// copies. New fails if the folder is missing or not writable. Close removes the files; a process that ends without it leaves
+// them.
 func WithSharedDir(path string) Option { return func(c *Client) { c.sharedDir = &path } }
 
-// Share copies tensors to memory that is a file in the folder of WithSharedDir, so that calls of this client need not: where
-// the Params or the Grads of a call are all of these tensors, under the same names, it names the file. Data may be nil, which is
-// zeros, to be filled in later.
+// Share copies tensors into a file of the WithSharedDir folder and returns them as mapped memory. A call whose Params or Grads are
+// exactly these tensors, under the same names, sends no copy. Data may be nil, which gives zeros to fill in later.
 //
-// The memory is the caller's, to be changed whenever no call has it. The client writes to it where it is Into, as to any other,
-// and at no other time. It stays until free, even when nothing points there any more; after Close it is copied like any other.
-// After free, which must not be called while a call has the tensors, the slices that lie in it, those of Values too, must not be
-// used: that may end the process or change what others have. Touching memory of which somebody has cut the file short ends the
-// process as well.
+// The memory belongs to the caller, who may change it while no call uses it. The client writes to it only as Into. It lives until
+// free, even without references; after Close calls copy it again. Do not call free while a call uses the tensors. After free, do
+// not touch their slices or those of Values: that may crash the process or change other data. Touching memory whose file somebody
+// has truncated crashes the process too.
 //
-// Without WithSharedDir, below 64 KiB, and on other systems than Linux it is memory of Go's own. Errors are ErrBadTensor for
-// tensors that contradict themselves, and those of files.
+// Without WithSharedDir, below 64 KiB, and on systems other than Linux, it is ordinary Go memory. Errors are ErrBadTensor for
+// tensors that contradict themselves, and file errors.
 func (c *Client) Share(tensors Tensors) (shared Tensors, free func(), err error) {
 	shared = slices.Clone(tensors)
 	zero(shared)
@@ -82,7 +81,7 @@ func (c *Client) Share(tensors Tensors) (shared Tensors, free func(), err error)
 	return shared, free, nil
 }
 
-// zero gives tensors without data zeros.
+// zero allocates zeros for tensors without data.
 func zero(tensors Tensors) {
 	for i, t := range tensors {
 		if t.Data == nil {
@@ -93,20 +92,20 @@ func zero(tensors Tensors) {
 	}
 }
 
-// sharedFolder has the files of one client, or of those of a Sharded.
+// sharedFolder manages the files of one client, or of the clients of a Sharded.
 type sharedFolder struct {
 	root *os.Root
-	// least is the size from which a call uses the folder.
+	// least is the smallest call that uses the folder.
 	least int64
 
 	mu      sync.Mutex
 	regions []*region
 	uses    uint64
-	// allowed is how many files states may hold before the collector is called.
+	// allowed is the number of files that states may hold before a garbage collection.
 	allowed int
 }
 
-// region is a file. All but the first four fields belong to the folder's lock; the bytes of memory are a caller's.
+// region is a file. The folder's lock guards all but the first four fields; the bytes of memory belong to a caller.
 type region struct {
 	folder *sharedFolder
 	name   string
@@ -114,18 +113,18 @@ type region struct {
 	size   int64
 
 	linked bool
-	// busy counts the calls that have it.
+	// busy counts the calls that use the file.
 	busy int
-	// memory is the file as a caller has it by Share; nil where nobody has. Then only calls that read the file have it beside.
+	// memory is the file mapped for a caller of Share; nil otherwise. Then only calls that read the file use it too.
 	memory []byte
-	// holder is the state that has it; nil once the collector has found that nobody can see that state any more.
+	// holder is the state in the file; nil once the garbage collector has found that state unreachable.
 	holder weak.Pointer[lease]
-	// spent tells that a call whose end nobody knows may still read or write it, so that nothing else may ever be in it.
+	// spent is true if an abandoned call may still read or write the file, so that it is never reused.
 	spent bool
 	used  uint64
 }
 
-// lease is a state's hold on the start of a region: as long as it can be reached, the bytes stay.
+// lease is a state's hold on the start of a region: the bytes stay while the lease is reachable.
 type lease struct {
 	region *region
 	length int64
@@ -146,7 +145,7 @@ func openSharedFolder(path string) (*sharedFolder, error) {
 	return f, nil
 }
 
-// create makes a file of a name that nobody can guess. A link or a file of that name is an error.
+// create creates a file with an unguessable name. An existing link or file of that name is an error.
 func (f *sharedFolder) create(size int64) (*region, error) {
 	name := "stepd-go-" + rand.Text()
 	file, err := f.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o660)
@@ -161,7 +160,7 @@ func (f *sharedFolder) create(size int64) (*region, error) {
 	return r, nil
 }
 
-// acquire lends a region of at least so many bytes to a call. Its old bytes are still in it.
+// acquire lends a region of at least `size` bytes to a call. Its old bytes remain.
 func (f *sharedFolder) acquire(size int64) (*region, error) {
 	size = (size + blockBytes - 1) / blockBytes * blockBytes
 	f.mu.Lock()
@@ -176,7 +175,7 @@ func (f *sharedFolder) acquire(size int64) (*region, error) {
 	if r == nil {
 		var err error
 		if r, err = f.create(size); err != nil {
-			// Perhaps there is no more room than what lies here unused.
+			// Free the unused files here, and try again.
 			f.collect()
 			f.discard(func(r *region) bool { return r.isFree() })
 			if r, err = f.create(size); err != nil {
@@ -189,14 +188,14 @@ func (f *sharedFolder) acquire(size int64) (*region, error) {
 	return r, nil
 }
 
-// share gives a region of at least so many bytes to a caller, as memory; nil where the system has none of that kind.
+// share gives a caller a region of at least `size` bytes as mapped memory; nil on systems without mapping.
 func (f *sharedFolder) share(size int64) (memory []byte, free func(), err error) {
 	r, err := f.acquire(size)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer r.release(false)
-	// Once: the region may be another's later.
+	// Only once, because the region may belong to another caller later.
 	free = sync.OnceFunc(func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -219,7 +218,7 @@ func (f *sharedFolder) share(size int64) (memory []byte, free func(), err error)
 	return memory, free, nil
 }
 
-// find lends the region to a call in whose memory a blob lies as a file; nil where there is none.
+// find lends a call the region whose mapped memory already holds the blob as a file; nil if there is none.
 func (f *sharedFolder) find(file blob) *region {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -231,8 +230,8 @@ func (f *sharedFolder) find(file blob) *region {
 	return f.regions[i]
 }
 
-// has tells whether the parts of a blob are the start of the memory: its header by value, for that is made anew for each call,
-// the tensors by where they are.
+// has tells whether the memory starts with the parts of a blob. It compares the header by value, because each call encodes a new
+// one, and the tensors by address.
 func (r *region) has(file blob) bool {
 	if len(file.parts) < 2 || file.size > int64(len(r.memory)) {
 		return false
@@ -247,7 +246,7 @@ func (r *region) has(file blob) bool {
 	return bytes.Equal(file.parts[0], r.memory[:len(file.parts[0])])
 }
 
-// free finds the smallest region that nobody has and that is not much too large, and removes those that are of no use.
+// free returns the smallest unused region that is not much too large, and removes useless ones.
 func (f *sharedFolder) free(size int64) *region {
 	f.discard(func(r *region) bool { return r.isFree() && (r.spent || f.uses-r.used > idleUses) })
 	var best *region
@@ -271,7 +270,7 @@ func (f *sharedFolder) discard(is func(*region) bool) {
 	})
 }
 
-// remove takes the file out of the folder. A state that holds it can still read it.
+// remove unlinks the file. A state that holds it can still read it.
 func (f *sharedFolder) remove(r *region) {
 	if r.linked {
 		r.linked = false
@@ -282,7 +281,7 @@ func (f *sharedFolder) remove(r *region) {
 	}
 }
 
-// held counts what states have, also those that nobody can see any more but the collector has not found.
+// held counts the files of states, including unreachable states that the garbage collector has not found yet.
 func (f *sharedFolder) held() (count int, bytes int64) {
 	for _, r := range f.regions {
 		if r.holder.Value() != nil {
@@ -293,14 +292,14 @@ func (f *sharedFolder) held() (count int, bytes int64) {
 	return count, bytes
 }
 
-// isFull tells that it is time to look for states that nobody can see any more. The collector comes by itself only when Go's
-// own memory has grown, and a state in a file takes none of that.
+// isFull tells whether to collect unreachable states. The garbage collector runs by itself only when Go's own memory grows, which a
+// state in a file does not use.
 func (f *sharedFolder) isFull() bool {
 	count, bytes := f.held()
 	return count >= max(fewHeld, f.allowed) && (bytes >= heldBytes || count >= manyHeld)
 }
 
-// collect lets the collector find them, without the lock meanwhile.
+// collect runs the garbage collector, without holding the lock.
 func (f *sharedFolder) collect() (count int, bytes int64) {
 	f.mu.Unlock()
 	runtime.GC()
@@ -308,8 +307,7 @@ func (f *sharedFolder) collect() (count int, bytes int64) {
 	return f.held()
 }
 
-// release ends a call's use of a region. After a call whose end nobody knows (`spent`) it is not used again, unless a caller
-// has it.
+// release ends a call's use of a region. With `spent` the region is never reused, unless a caller of Share owns it.
 func (r *region) release(spent bool) {
 	f := r.folder
 	f.mu.Lock()
@@ -321,7 +319,7 @@ func (r *region) release(spent bool) {
 	}
 }
 
-// hold gives a region that a call had to a state.
+// hold turns a call's region into a state's.
 func (r *region) hold(length int64, spent bool) *lease {
 	r.folder.mu.Lock()
 	defer r.folder.mu.Unlock()
@@ -331,14 +329,14 @@ func (r *region) hold(length int64, spent bool) *lease {
 	return l
 }
 
-// spend keeps others from using a state's region after it: a call that nobody waits for may still read there.
+// spend marks a state's region as never to be reused, because an abandoned call may still read it.
 func (l *lease) spend() {
 	l.region.folder.mu.Lock()
 	defer l.region.folder.mu.Unlock()
 	l.region.spent = true
 }
 
-// isIn tells whether a server finds the bytes in a folder.
+// isIn tells whether a server finds the bytes in the folder.
 func (l *lease) isIn(f *sharedFolder) bool {
 	if l == nil || l.region.folder != f {
 		return false
@@ -348,21 +346,21 @@ func (l *lease) isIn(f *sharedFolder) bool {
 	return l.region.linked
 }
 
-// read fills memory with the bytes from an offset.
+// read fills p with the bytes from an offset.
 func (l *lease) read(p []byte, at int64) error {
 	err := transfer(context.Background(), [][]byte{p}, at, readWorkers, l.region.file.ReadAt)
 	runtime.KeepAlive(l)
 	return err
 }
 
-// close removes all files. Calls that are under way may fail; states and memory stay.
+// close removes all files. Calls in progress may fail; states and mapped memory stay valid.
 func (f *sharedFolder) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.discard(func(*region) bool { return true })
 }
 
-// transfer moves parts that lie one behind the other in a file from an offset on, as many pieces at once as there are workers.
+// transfer copies consecutive parts of a file, from an offset on, with as many pieces at once as there are workers.
 func transfer(ctx context.Context, parts [][]byte, at int64, workers int, move func(p []byte, at int64) (int, error)) error {
 	type piece struct {
 		data []byte
@@ -391,7 +389,7 @@ func transfer(ctx context.Context, parts [][]byte, at int64, workers int, move f
 	return atOnce(int(min(int64(workers), int64(runtime.GOMAXPROCS(0)), 1+(at-start)/pieceBytes)), func(int) error { return work() })
 }
 
-// atOnce does the same work for each number below count and returns the first of their errors, once all have ended.
+// atOnce runs work for each number below count concurrently, waits for all, and returns the first error.
 func atOnce(count int, work func(i int) error) error {
 	errs := make([]error, count)
 	var workers sync.WaitGroup
@@ -414,7 +412,7 @@ func atOnce(count int, work func(i int) error) error {
 	return nil
 }
 
-// fill gives an empty file its size and its memory by writing zeros.
+// fill allocates an empty file by writing zeros.
 func fill(file *os.File, size int64) error {
 	zeros := make([]byte, min(size, 1<<20))
 	for at := int64(0); at < size; {

@@ -6,7 +6,7 @@ import (
 	"syscall"
 )
 
-// reserve gives a new file its size and its memory, so that a full file system is an error here and not one of the server.
+// reserve allocates a new file, so that a full file system fails here and not on the server.
 func reserve(file *os.File, size int64) error {
 	if size == 0 {
 		return nil
@@ -27,7 +27,7 @@ func reserve(file *os.File, size int64) error {
 	return errors.Join(err, refused)
 }
 
-// mapFile makes memory of the start of a file. Who changes one changes the other.
+// mapFile maps the start of a file into memory, shared with every other reader and writer.
 func mapFile(file *os.File, size int64) ([]byte, error) {
 	connection, err := file.SyscallConn()
 	if err != nil {
@@ -41,5 +41,5 @@ func mapFile(file *os.File, size int64) ([]byte, error) {
 	return memory, errors.Join(err, refused)
 }
 
-// unmapFile ends what mapFile began, of which nothing may be used any more.
+// unmapFile removes the mapping; none of its memory may be used afterwards.
 func unmapFile(memory []byte) { _ = syscall.Munmap(memory) }

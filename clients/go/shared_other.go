@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// reserve gives a new file its size and its memory: with zeros, as there is no fallocate.
+// reserve allocates a new file by writing zeros, because there is no fallocate.
 func reserve(file *os.File, size int64) error { return fill(file, size) }
 
 func mapFile(*os.File, int64) ([]byte, error) { return nil, errors.ErrUnsupported }

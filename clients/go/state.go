@@ -14,24 +14,24 @@ import (
 
 const stateFormat = "stepd.state/1"
 
-// State is the state of an optimizer: for each parameter its count of steps (I64) and its slots, such as exp_avg, in the
-// parameter's shape and in F32, or F64 for a parameter in F64. As a file it is safetensors, which any language reads. A State
-// does not change.
+// State is an optimizer's state. For each parameter it holds the step count (I64) and the slots, such as exp_avg, in the
+// parameter's shape, as F64 for an F64 parameter and F32 otherwise. As a file it is safetensors, readable from any language. A
+// State is immutable.
 type State struct {
 	optimizer string
 	revision  string
-	// entries are in canonical order. Where the state lies in a file, only those of steps have data; see tensors.
+	// entries are in canonical order. For a state in a file only the step entries have data; tensors reads the rest.
 	entries []Tensor
 	steps   map[string]int64
-	// at is where it lies in the shared folder; nil where in memory of its own.
+	// at is the state's place in the shared folder; nil if it is in memory.
 	at   *lease
 	load func() ([]Tensor, error)
-	// kept tells that it is not here at all.
+	// kept is true if only the server has the state.
 	kept bool
 }
 
-// ReadState reads a state file in memory. The state keeps views of file, which must not change. It is strict: keys that stand
-// twice, gaps, overlaps, wrong counts and what else does not belong in a state are errors, which wrap ErrBadFile.
+// ReadState parses a state file in memory. The state keeps views of file, which must not change. Duplicate keys, gaps, overlaps,
+// wrong step counts and unknown entries are errors, which wrap ErrBadFile.
 func ReadState(file []byte) (*State, error) {
 	metadata, tensors, err := readTensors(file)
 	if err != nil {
@@ -40,7 +40,7 @@ func ReadState(file []byte) (*State, error) {
 	return stateOf(metadata, tensors)
 }
 
-// readSharedState reads of a state in the shared folder what is not its slots; those are read when somebody looks at them.
+// readSharedState reads a state's header and steps from the shared folder; its slots are read on demand.
 func readSharedState(l *lease) (*State, error) {
 	first := make([]byte, min(lengthBytes, l.length))
 	if err := l.read(first, 0); err != nil {
@@ -58,7 +58,7 @@ func readSharedState(l *lease) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Counts of steps come first in a file as the server writes it, so that they are read at once.
+	// The server writes the step counts first, so one read gets them all.
 	end := int64(0)
 	for _, entry := range entries {
 		if entry.isStep() {
@@ -92,7 +92,7 @@ func readSharedState(l *lease) (*State, error) {
 	return state, nil
 }
 
-// check tells a state of a result or a file from one of nobody. Nil is none at all, which is well.
+// check refuses a zero State, which no result or file produced. Nil is valid: no state.
 func (s *State) check() error {
 	if s != nil && !s.kept && s.optimizer == "" {
 		return errors.New("stepd: State: expected that of a result, or nil, found a zero value")
@@ -100,7 +100,7 @@ func (s *State) check() error {
 	return nil
 }
 
-// inMemory is the state apart from its file.
+// inMemory returns a copy of the state that does not depend on its file.
 func (s *State) inMemory() (*State, error) {
 	entries, err := s.tensors()
 	if err != nil {
@@ -111,7 +111,7 @@ func (s *State) inMemory() (*State, error) {
 
 func (t Tensor) isStep() bool { return strings.HasPrefix(t.Name, "step/") }
 
-// stateOf makes a state of a file's metadata and tensors.
+// stateOf builds a state from a file's metadata and tensors.
 func stateOf(metadata map[string]string, tensors []Tensor) (*State, error) {
 	if metadata["format"] != stateFormat {
 		return nil, badFile("format %.60q, and a state has %s", metadata["format"], stateFormat)
@@ -171,7 +171,7 @@ func LoadState(path string) (*State, error) {
 	return state, nil
 }
 
-// Save writes the state to a file of which no other process ever sees a part: a new file takes the place of the old one.
+// Save writes the state to a file atomically: no other process ever sees a part of it.
 func (s *State) Save(path string) error {
 	file, err := s.file()
 	if err != nil {
@@ -180,7 +180,7 @@ func (s *State) Save(path string) error {
 	return file.save(path)
 }
 
-// WriteTo writes the state's file. Equal states give equal bytes, those of the server.
+// WriteTo writes the state's file. Equal states give equal bytes, the same as the server's.
 func (s *State) WriteTo(w io.Writer) (int64, error) {
 	file, err := s.file()
 	if err != nil {
@@ -189,8 +189,8 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	return file.WriteTo(w)
 }
 
-// Bytes returns the state's file as one new slice. It panics where the state is not here (Err) or its file in the shared folder
-// was damaged; WriteTo returns an error instead.
+// Bytes returns the state's file as one new slice. It panics if only the server has the state (see Err), or if its file in the
+// shared folder is damaged; WriteTo returns an error instead.
 func (s *State) Bytes() []byte {
 	file, err := s.file()
 	if err != nil {
@@ -199,8 +199,8 @@ func (s *State) Bytes() []byte {
 	return slices.Concat(file.parts...)
 }
 
-// Err returns ErrStateKept where the state is on the server only, and nil otherwise. Of such a state Save and WriteTo give that
-// error, and what cannot give one panics with it.
+// Err returns ErrStateKept if only the server has the state, and nil otherwise. Save and WriteTo then return that error; methods
+// without an error result panic with it.
 func (s *State) Err() error {
 	if s.kept {
 		return ErrStateKept
@@ -208,7 +208,7 @@ func (s *State) Err() error {
 	return nil
 }
 
-// mustBeHere panics where a wrong value would be read otherwise.
+// mustBeHere panics if only the server has the state.
 func (s *State) mustBeHere() {
 	if err := s.Err(); err != nil {
 		panic(err)
@@ -234,7 +234,7 @@ func (s *State) file() (blob, error) {
 	return fileParts(map[string]string{"format": stateFormat, "optimizer": s.optimizer, "revision": s.revision}, entries)
 }
 
-// room is what the state after this one takes; 0 where that is not known.
+// room is the number of bytes to reserve for the next state; 0 if unknown.
 func (s *State) room() (int64, error) {
 	if s.at != nil {
 		return s.at.length + blockBytes, nil
@@ -252,7 +252,7 @@ func (s *State) Optimizer() string {
 	return s.optimizer
 }
 
-// Revision returns the revision of that optimizer's arithmetic.
+// Revision returns the revision of the optimizer's arithmetic.
 func (s *State) Revision() int {
 	s.mustBeHere()
 	revision, _ := strconv.Atoi(s.revision)
@@ -282,8 +282,8 @@ func (s *State) SlotNames() []string {
 	return slices.Compact(names)
 }
 
-// Slot returns a slot, such as exp_avg, of all parameters that have it, under the parameters' names. The data are the state's
-// own and must not be changed. Errors are ErrNoSlot for a slot that no parameter has, and those of WriteTo.
+// Slot returns a slot, such as exp_avg, of all parameters that have it, under the parameters' names. The data belong to the state
+// and must not be changed. Errors are ErrNoSlot for a slot that no parameter has, and those of WriteTo.
 func (s *State) Slot(name string) (Tensors, error) {
 	entries, err := s.tensors()
 	if err != nil {
@@ -302,7 +302,7 @@ func (s *State) Slot(name string) (Tensors, error) {
 	return tensors, nil
 }
 
-// joinStates makes one state of the states of different parameters.
+// joinStates merges the states of different parameters.
 func joinStates(states []*State) (*State, error) {
 	first := states[0]
 	var entries []Tensor
@@ -320,7 +320,7 @@ func joinStates(states []*State) (*State, error) {
 	return newState(first.optimizer, first.revision, entries)
 }
 
-// stepEntry is the entry of a parameter's count of steps.
+// stepEntry returns the entry of a parameter's step count.
 func stepEntry(parameter string, step int64) Tensor {
 	return Tensor{Name: "step/" + parameter, DType: I64, Shape: []int{}, Data: binary.LittleEndian.AppendUint64(nil, uint64(step))}
 }

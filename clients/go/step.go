@@ -12,25 +12,25 @@ type Clip struct {
 	MaxNorm float64
 	// MaxValue keeps each value within -MaxValue and MaxValue. It excludes MaxNorm.
 	MaxValue float64
-	// TotalNorm is the norm over all gradients of a step of which the call has a part; see Client.Norms. It may be infinite or NaN.
-	// Sharded sees to it.
+	// TotalNorm is the norm over all gradients of a step whose other gradients are in other calls; see Client.Norms. It may be
+	// infinite or NaN. Sharded sets it.
 	TotalNorm *float64
 }
 
-// NonFinite says what a NaN or an infinity in a gradient does.
+// NonFinite selects what a NaN or an infinity in a gradient does.
 type NonFinite string
 
-// Fail refuses the call with ErrNonFiniteGradient and is the default; Skip returns everything as it was; Propagate goes on.
+// Fail, the default, refuses the call with ErrNonFiniteGradient; Skip returns everything unchanged; Propagate computes with it.
 const (
 	Fail      NonFinite = "error"
 	Skip      NonFinite = "skip"
 	Propagate NonFinite = "propagate"
 )
 
-// StatsLevel says which statistics a reply has.
+// StatsLevel selects the statistics in a reply.
 type StatsLevel string
 
-// NoStats is the default; GlobalStats are over all tensors; TensorStats are of each tensor as well.
+// NoStats is the default; GlobalStats covers all tensors together; TensorStats adds those of each tensor.
 const (
 	NoStats     StatsLevel = "none"
 	GlobalStats StatsLevel = "global"
@@ -41,70 +41,70 @@ const (
 type StepRequest struct {
 	Optimizer Optimizer
 	Groups    []Group
-	// Params are F32, F64, BF16 or F16 of any shape. One without a gradient is left as it is. Nil where Cached names them.
+	// Params are F32, F64, BF16 or F16 of any shape. One without a gradient does not change. Nil if Cached names them.
 	Params Tensors
-	// Grads have the names and shapes of parameters; their dtype may be another of the four.
+	// Grads have the names and shapes of parameters; their dtypes may differ from the parameters'.
 	Grads Tensors
-	// State is that of the last result; nil at the first step.
+	// State is the State of the last result; nil at the first step.
 	State *State
 	// Schedule makes the learning rate a function of the steps in the state.
 	Schedule Schedule
 	Clip     *Clip
-	// LossScale is what gradients are divided by, first of all.
+	// LossScale divides the gradients, before everything else.
 	LossScale float64
 	NonFinite NonFinite
-	// OthersNonFinite says that a gradient of the step that another call has holds NaN or infinity: NonFinite then refuses or skips
-	// this call as well. Sharded sees to it.
+	// OthersNonFinite means that another call of this step has NaN or infinity in its gradients: NonFinite then refuses or skips
+	// this call as well. Sharded sets it.
 	OthersNonFinite bool
 	Stats           StatsLevel
-	// MasterWeights keeps a float32 copy of each BF16 or F16 parameter in the state and steps that.
+	// MasterWeights keeps a float32 copy of each BF16 or F16 parameter in the state, and steps that copy.
 	MasterWeights bool
-	// RoundingSeed rounds BF16 parameters at random; the same seed gives the same bits. Nil rounds to nearest even.
+	// RoundingSeed rounds BF16 parameters stochastically; the same seed gives the same bits. Nil rounds to nearest even.
 	RoundingSeed *uint64
-	// Into takes the new parameters, by name, once the whole reply is there; after an error it is as it was. It must have the
-	// dtypes (BF16 with ReplyBF16) and shapes of Params, and may be Params. Nil makes new tensors.
+	// Into receives the new parameters, by name, once the reply is complete; after an error it is unchanged. It must have the dtypes
+	// (BF16 with ReplyBF16) and shapes of Params, and may be Params itself. Nil allocates new tensors.
 	Into Tensors
-	// Reply says what comes back.
+	// Reply selects what the reply carries.
 	Reply Reply
-	// Cached is that of the last result: what it names is not sent. It says that Params and State, where they are given too, are
-	// those of that result; they are sent once the server has lost its own. Where they are not given that is ErrBlobMissing.
+	// Cached is the Cached of the last result; blobs that it names are not sent. Params and State, if set too, must be those of that
+	// result: they are sent if the server has dropped its copy. Otherwise that is ErrBlobMissing.
 	Cached *Cached
 }
 
-// ReplyForm says in which form something comes back.
+// ReplyForm selects the form in which a reply carries a result.
 type ReplyForm string
 
-// ReplySame is the default; ReplyBF16 rounds parameters to BF16, to nearest even (not those in F64); ReplyNone leaves it out.
+// ReplySame is the default; ReplyBF16 rounds parameters, except F64, to BF16, to nearest even; ReplyNone omits the result.
 const (
 	ReplySame ReplyForm = "same"
 	ReplyBF16 ReplyForm = "bf16"
 	ReplyNone ReplyForm = "none"
 )
 
-// Reply says what comes back of a step. Zero values are absent.
+// Reply selects what the reply to a step carries. Zero values are absent.
 type Reply struct {
 	// Params are ReplySame, ReplyBF16 or ReplyNone.
 	Params ReplyForm
-	// State is ReplySame or ReplyNone. The new state is then on the server only, which takes Cache.
+	// State is ReplySame or ReplyNone. With ReplyNone only the server has the new state, which requires Cache.
 	State ReplyForm
-	// Cache asks the server to keep the new parameters, not rounded, and the new state, if it has a cache (STEPD_CACHE_MIB).
+	// Cache asks the server to cache the new parameters, unrounded, and the new state, if it has a cache (STEPD_CACHE_MIB).
 	Cache bool
 }
 
-// Cached names what the server keeps of a result, by SHA-256 in hexadecimal; empty where it does not keep it. It may forget at
-// any time. That of a result of Sharded has no names to be read, and is for Sharded only.
+// Cached names the blobs of a result in the server's cache, by SHA-256 in hexadecimal; empty if it has cached none. The server may
+// drop them at any time. The Cached of a Sharded result has no readable names, and works with Sharded only.
 type Cached struct {
 	Params, State string
-	// otherParams and otherState tell that the result had these in another form or not at all. Then what a caller gives as
-	// values cannot stand for them.
+	// otherParams and otherState are true if the result held the blob in another form or not at all. Values from the caller then
+	// cannot replace it.
 	otherParams, otherState bool
-	// sent is what the calls that led here had, in bytes: it bounds the reply of the next.
+	// sent is the size in bytes of the values behind the names, which bounds the next reply.
 	sent int64
-	// shards are what replicas keep of a result of Sharded. Then Params and State are empty.
+	// shards are the cached blobs of a Sharded result. Then Params and State are empty.
 	shards []cachedShard
 }
 
-// Stats are Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step and of
+// Stats holds Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step and of
 // their change, and counts of gradient values.
 type Stats struct {
 	GradNorm   float64
@@ -113,46 +113,46 @@ type Stats struct {
 	// Zeros and NonFinite count gradient values.
 	Zeros     int64
 	NonFinite int64
-	// Clipped tells whether clipping by norm made the gradients smaller.
+	// Clipped tells whether clipping by norm scaled the gradients.
 	Clipped bool
-	// Tensors are by parameter, with TensorStats.
+	// Tensors is keyed by parameter; only with TensorStats.
 	Tensors map[string]TensorStat
 }
 
-// TensorStat is what Stats has of one parameter.
+// TensorStat holds the statistics of one parameter.
 type TensorStat struct {
 	GradNorm   float64
 	ParamNorm  float64
 	UpdateNorm float64
 	Zeros      int64
 	NonFinite  int64
-	// TrustRatio is nil where the optimizer has none.
+	// TrustRatio is nil if the optimizer has none.
 	TrustRatio *float64
 }
 
-// StepResult is what a step gives.
+// StepResult is the result of a step.
 type StepResult struct {
-	// Params are the new parameters in the order of the request, in its Into where that was given. Nil with ReplyNone.
+	// Params are the new parameters in the order of the request, in its Into if that was set. Nil with ReplyNone.
 	Params Tensors
-	// State is the new state. With ReplyNone it has an error (State.Err) and no values, and is of use beside Cached only.
+	// State is the new state. With ReplyNone it has an error (State.Err) and no values, and is only useful with Cached.
 	State *State
-	// Cached is for the next request; nil where the server keeps nothing.
+	// Cached goes into the next request; nil if the server has cached nothing.
 	Cached *Cached
-	// Step is the largest count of steps in the state.
+	// Step is the largest step count in the state.
 	Step int64
-	// LR is the learning rate that was used.
+	// LR is the learning rate of this step.
 	LR float64
-	// Skipped tells that nothing was done, because of Skip.
+	// Skipped tells whether the step did nothing, because of Skip.
 	Skipped bool
 	// Stats is nil with NoStats.
 	Stats *Stats
-	// Warnings are sentences on this step.
+	// Warnings are sentences about this step.
 	Warnings []string
 }
 
-// Step makes one update. On an error nothing was changed. Errors are *Error (ErrBlobMissing for what Cached names and the server
-// has lost), *TransportError, the context's, ErrBadTensor for tensors that contradict themselves, ErrStateKept, ErrBadReply, and
-// those of files with WithSharedDir.
+// Step runs one optimizer step. After an error nothing was changed. Errors are *Error (ErrBlobMissing if the server has dropped what
+// Cached names), *TransportError, the context's error, ErrBadTensor for tensors that contradict themselves, ErrStateKept,
+// ErrBadReply, and file errors with WithSharedDir.
 func (c *Client) Step(ctx context.Context, request StepRequest) (*StepResult, error) {
 	if err := checkInto(request); err != nil {
 		return nil, err
@@ -166,8 +166,8 @@ func (c *Client) Step(ctx context.Context, request StepRequest) (*StepResult, er
 	return result, nil
 }
 
-// step makes the call, and again where the server lacks what it was to have or cannot put the new state where it was to. With
-// Into the result's parameters are in the scratch buffer, for writeInto, or there already where that is allowed (`direct`).
+// step makes the call, and repeats it if the server lacks a cached blob or has no room for the new state. With Into the new
+// parameters are in the scratch buffer, for writeInto, or already in place if `direct` allows that.
 func (c *Client) step(ctx context.Context, request StepRequest, retries int, direct bool) (*StepResult, *scratch, error) {
 	sendState := false
 	for {
@@ -187,7 +187,7 @@ func (c *Client) step(ctx context.Context, request StepRequest, retries int, dir
 	}
 }
 
-// without returns what is still to be named after a refusal, where the caller has given what the server lacks.
+// without returns the names that remain after ErrBlobMissing; false if the caller has no value for the missing one.
 func (c *Cached) without(request StepRequest, refusal *Error) (*Cached, bool) {
 	if c == nil || refusal.Name != ErrBlobMissing {
 		return nil, false
@@ -270,7 +270,7 @@ func (p *parcel) result(ctx context.Context, request StepRequest, reply stepRepl
 				return nil, err
 			}
 			if p.paramsAre(at.length, file) {
-				// Nothing can go wrong any more, and Into is not left between old and new.
+				// From here nothing may fail or be cancelled, so that Into is never half new.
 				return result, transfer(context.WithoutCancel(ctx), file.parts[1:], int64(len(file.parts[0])), readWorkers, p.params.file.ReadAt)
 			}
 		}
@@ -282,7 +282,7 @@ func (p *parcel) result(ctx context.Context, request StepRequest, reply stepRepl
 	return result, err
 }
 
-// expected are names, dtypes and shapes of the new parameters, without data; nil where they are not known.
+// expected returns names, dtypes and shapes of the new parameters, without data; nil if unknown.
 func (r StepRequest) expected() Tensors {
 	sent := r.Params
 	if r.Cached != nil && r.Cached.Params != "" {
@@ -300,7 +300,7 @@ func (r StepRequest) expected() Tensors {
 	return expected
 }
 
-// targets are the tensors of Into of which the new values are expected, in that order.
+// targets returns the tensors of Into in the order of the expected parameters.
 func (r StepRequest) targets(expected Tensors) Tensors {
 	into := byName(r.Into)
 	targets := make(Tensors, len(expected))
@@ -310,7 +310,7 @@ func (r StepRequest) targets(expected Tensors) Tensors {
 	return targets
 }
 
-// rooms are the bytes that the new parameters and the new state may take; 0 where they do not come back or nobody knows.
+// rooms returns the bytes to reserve for new parameters and state; 0 if the reply omits them or the size is unknown.
 func (r StepRequest) rooms() (params, state int64, err error) {
 	room := func(tensors Tensors) (int64, error) {
 		file, err := fileParts(nil, tensors)
@@ -321,7 +321,7 @@ func (r StepRequest) rooms() (params, state int64, err error) {
 		case r.Into != nil:
 			params, err = room(r.targets(r.expected()))
 		case r.expected() != nil:
-			// In BF16 they take no more, but for a letter in the header.
+			// BF16 values take no more room, except one letter in the header.
 			params, err = room(r.Params)
 		}
 	}
@@ -406,7 +406,7 @@ func (r StepRequest) fields() ([]field, error) {
 	return fields, nil
 }
 
-// checkOptimizer tells that an optimizer was forgotten, which as an empty one would be a name of nothing.
+// checkOptimizer refuses a nil optimizer, for which the server's error would only mention an empty name.
 func checkOptimizer(optimizer Optimizer) error {
 	if optimizer == nil {
 		return errors.New("stepd: optimizer: expected an optimizer, found none")
@@ -439,7 +439,7 @@ func (c *Clip) wire() map[string]any {
 	return wire
 }
 
-// checkInto finds out before the call whether the result will fit.
+// checkInto checks before the call that the result will fit.
 func checkInto(request StepRequest) error {
 	if request.Into == nil || request.Reply.Params == ReplyNone {
 		return nil
@@ -454,7 +454,7 @@ func checkInto(request StepRequest) error {
 	return nil
 }
 
-// writeInto moves the new parameters to where the caller wants them.
+// writeInto copies the new parameters into the caller's tensors.
 func writeInto(request StepRequest, result *StepResult) {
 	if request.Into == nil {
 		return

@@ -7,10 +7,10 @@ import (
 	"unsafe"
 )
 
-// DType is an element type, in the names of safetensors.
+// DType is an element type, under its safetensors name.
 type DType string
 
-// Element types of parameters and gradients. I64 is that of the step counts in a state.
+// Element types of parameters and gradients. I64 is the type of the step counts in a state.
 const (
 	F32  DType = "F32"
 	F64  DType = "F64"
@@ -19,8 +19,7 @@ const (
 	I64  DType = "I64"
 )
 
-// dtypes are all that safetensors has, with their bytes for an element, in the order in which files lay them out from the
-// last to the first.
+// dtypes are all types of safetensors with their bytes per element, in reverse file order.
 var dtypes = []struct {
 	name  DType
 	bytes int64
@@ -29,7 +28,7 @@ var dtypes = []struct {
 	{"I32", 4}, {"U32", 4}, {F32, 4}, {"C64", 8}, {F64, 8}, {I64, 8}, {"U64", 8},
 }
 
-// dtypeOf returns the bytes of an element and the rank in a file; 0 bytes for what is no dtype.
+// dtypeOf returns the bytes per element and the rank in a file; 0 bytes for an unknown dtype.
 func dtypeOf(name DType) (bytes int64, rank int) {
 	for rank, dtype := range dtypes {
 		if dtype.name == name {
@@ -39,8 +38,8 @@ func dtypeOf(name DType) (bytes int64, rank int) {
 	return 0, -1
 }
 
-// Tensor is a named array. Data are its elements in row-major order, each little-endian; Shape is the size of each dimension,
-// and no dimension makes a scalar.
+// Tensor is a named array. Data holds its elements in row-major order, each little-endian. Shape holds the size of each dimension;
+// a scalar has none.
 type Tensor struct {
 	Name  string
 	DType DType
@@ -48,10 +47,10 @@ type Tensor struct {
 	Data  []byte
 }
 
-// Tensors is a set of tensors with different names.
+// Tensors is a list of tensors with different names.
 type Tensors []Tensor
 
-// Get returns the tensor of a name.
+// Get returns the tensor with the given name.
 func (ts Tensors) Get(name string) (Tensor, bool) {
 	for _, t := range ts {
 		if t.Name == name {
@@ -61,15 +60,15 @@ func (ts Tensors) Get(name string) (Tensor, bool) {
 	return Tensor{}, false
 }
 
-// Element is what a Go slice of tensor elements has. uint16 holds the bits of BF16 and F16.
+// Element is a Go type of tensor elements. uint16 holds the bits of BF16 and F16.
 type Element interface {
 	float32 | float64 | uint16
 }
 
 var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
 
-// From makes a tensor of float32 (F32) or float64 (F64) values. Without a shape it has one dimension. On a little-endian
-// machine Data is the memory of values, not a copy.
+// From makes a tensor of float32 (F32) or float64 (F64) values. Without a shape it has one dimension. On a little-endian machine
+// Data shares the memory of values.
 func From[T float32 | float64](name string, values []T, shape ...int) Tensor {
 	dtype := F32
 	if unsafe.Sizeof(*new(T)) == 8 {
@@ -78,7 +77,7 @@ func From[T float32 | float64](name string, values []T, shape ...int) Tensor {
 	return from(name, dtype, values, shape)
 }
 
-// FromBits makes a BF16 or F16 tensor of the bits of its values. Otherwise it is as From.
+// FromBits makes a BF16 or F16 tensor from the bits of its values, like From.
 func FromBits(name string, dtype DType, bits []uint16, shape ...int) Tensor {
 	return from(name, dtype, bits, shape)
 }
@@ -118,9 +117,8 @@ func bytesOf[T Element](values []T) []byte {
 	return data
 }
 
-// Values returns the elements: float32 of F32, float64 of F64, uint16 bits of BF16 and F16. It is a view of Data on a
-// little-endian machine where Data is aligned, as that of replies and of files is; else it is a copy. The error wraps
-// ErrBadTensor.
+// Values returns the elements: float32 for F32, float64 for F64, uint16 bits for BF16 and F16. It is a view of Data if the machine
+// is little-endian and Data is aligned, as Data from replies and files is; otherwise a copy. The error wraps ErrBadTensor.
 func Values[T Element](t Tensor) ([]T, error) {
 	var zero T
 	size := int(unsafe.Sizeof(zero))
@@ -156,7 +154,7 @@ func Values[T Element](t Tensor) ([]T, error) {
 	return values, nil
 }
 
-// check tells whether the tensor's bytes fit its shape and dtype.
+// check returns an error unless the tensor's bytes fit its shape and dtype.
 func (t Tensor) check() error {
 	size, _ := dtypeOf(t.DType)
 	if size == 0 {
@@ -182,10 +180,10 @@ func (t Tensor) like(other Tensor) bool {
 	return true
 }
 
-// maxExact is the largest whole number that the server's JavaScript and JSON of all languages hold exactly.
+// maxExact is the largest integer that JavaScript, and so the server, holds exactly.
 const maxExact = 1<<53 - 1
 
-// product multiplies sizes; false where one is negative or the result is beyond maxExact.
+// product multiplies sizes; false if one is negative or the product exceeds maxExact.
 func product(shape []int) (int64, bool) {
 	total := int64(1)
 	for _, size := range shape {
@@ -200,7 +198,7 @@ func product(shape []int) (int64, bool) {
 	return total, true
 }
 
-// alignedBytes makes n bytes that start where any element may.
+// alignedBytes allocates n bytes, aligned for any element type.
 func alignedBytes(n int) []byte {
 	if n == 0 {
 		return []byte{}

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Tensors as a server lists them in a sentence: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON.
+// The server's list of tensors in a warning: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON strings.
 const listedTensor = `"(?:[^"\\]|\\.)*" \(\d+ values?\)`
 
 var (
@@ -18,8 +18,7 @@ var (
 	listing       = regexp.MustCompile(`(?s)^([^"]*)(` + listedTensor + `(?:, ` + listedTensor + `)*)(?: and (\d+) more tensors)?(.*)$`)
 )
 
-// joinSentences returns the sentences without repetition and in the order of their text, as in one call. Those that differ in
-// their tensors alone become one, which lists the first of all.
+// joinSentences removes duplicates, sorts by text, and merges sentences that differ only in their tensors, as one call would.
 func joinSentences(sentences []string) []string {
 	type kind struct{ head, tail string }
 	listed, more := map[kind][]string{}, map[kind]int{}

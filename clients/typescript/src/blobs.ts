@@ -1,87 +1,87 @@
-/** The blobs of one call: in the shared folder, where there is one and the call is not small, or else in its body. */
+/** The blobs of one call: in the shared folder if there is one and the call is large enough, otherwise in the request body. */
 import { Bin } from "./msgpack.ts";
 import type { SharedFolder, SharedPlace } from "./shared.ts";
 import { placeOf, State } from "./state.ts";
 import type { SharedBlob } from "./wire.gen.ts";
 
-/** Less than this goes into the body: a file costs more than its bytes. */
+/** Smaller calls use the request body: a file costs more than copying its bytes. */
 const MIN_SHARED_BYTES = 64 * 2 ** 10;
 
-/** What a result may be longer than what went in: the server's header may have an empty __metadata__. */
+/** Extra room for a result: the server's safetensors header may hold an empty __metadata__. */
 const SLACK_BYTES = 4096;
 
-/** A blob as the body has it. */
-export type Source = Bin | SharedBlob;
+/** A blob in the form that the request body carries. */
+export type BodyBlob = Bin | SharedBlob;
 
 export class CallBlobs {
   readonly #folder: SharedFolder | undefined;
-  /** Places that the server may look at. */
-  readonly #seen: SharedPlace[] = [];
-  /** Those of them that are nobody's when the call is over. */
-  readonly #own = new Set<SharedPlace>();
+  /** Places that the request names; the server may read and write them. */
+  readonly #places: SharedPlace[] = [];
+  /** Those places that are released when the call ends. */
+  readonly #owned = new Set<SharedPlace>();
 
-  /** `bytes` is the size of all blobs together. */
+  /** `bytes` is the total size of all blobs. */
   constructor(folder: SharedFolder | undefined, bytes: number) {
     this.#folder = bytes < MIN_SHARED_BYTES ? undefined : folder;
   }
 
-  /** A copy of the parts: the caller may change the arrays while the call is under way. */
-  put(parts: readonly Uint8Array<ArrayBuffer>[]): Source {
-    return this.#folder ? this.#hold(this.#folder.write(parts)) : new Bin(new Blob([...parts]));
+  /** Copies the parts, because the caller may change the arrays during the call. */
+  put(parts: readonly Uint8Array<ArrayBuffer>[]): BodyBlob {
+    return this.#folder ? this.#own(this.#folder.write(parts)) : new Bin(new Blob([...parts]));
   }
 
-  /** A state, which stays where it is if that is this folder. */
-  putState(state: State | Uint8Array): Source {
+  /** Adds a state, without a copy if it already lies in this folder. */
+  putState(state: State | Uint8Array): BodyBlob {
     const place = this.#folder && placeOf(state);
     if (!place || place.folder !== this.#folder) return this.put([fileOf(state)]);
-    this.#seen.push(place);
+    this.#places.push(place);
     return place.blob;
   }
 
-  /** Room for a result as large as what went in; undefined where it comes in the body. */
+  /** Reserves room for a result of `bytes`; undefined if the reply carries it in its body. */
   room(bytes: number): SharedBlob | undefined {
-    return this.#folder && this.#hold(this.#folder.room(bytes + SLACK_BYTES));
+    return this.#folder && this.#own(this.#folder.room(bytes + SLACK_BYTES));
   }
 
-  /** A blob for the body, also of one that was put into the folder. */
-  async inBody(source: Source): Promise<Bin> {
+  /** Returns a blob for the request body, reading it back if it lies in the folder. */
+  async inBody(source: BodyBlob): Promise<Bin> {
     return source instanceof Bin ? source : new Bin(new Blob([await this.#find(source).read()]));
   }
 
-  /** The bytes of a result. Throws RangeError where it is none. */
+  /** Returns the bytes of a result. Throws RangeError if the reply holds no valid one. */
   async take(name: string, value: unknown): Promise<Uint8Array<ArrayBuffer>> {
     return isShared(value) ? this.#find(value).trimmed(value.length).read() : bytesIn(name, value);
   }
 
-  /** A new state, which stays where the server wrote it until somebody looks at it. Throws RangeError where it is none. */
+  /** Returns the new state, which stays in its file until it is read. Throws RangeError if the reply holds no valid one. */
   takeState(value: unknown): State {
     if (!isShared(value)) return new State(bytesIn("state", value));
     const room = this.#find(value);
     const place = room.trimmed(value.length);
-    this.#own.delete(room);
+    this.#owned.delete(room);
     this.#folder?.keep(place);
     return new State(place);
   }
 
-  /** A reply was lost: the server may still be reading and writing, so these files are not used for anything else. */
+  /** Marks the files as lost: without a reply, the server may still use them, so they are never reused. */
   readonly lost = (): void => {
-    for (const { region } of this.#seen) region.isLost = true;
+    for (const { region } of this.#places) region.isLost = true;
   };
 
-  /** The call is over. */
+  /** Releases the call's files. */
   release(): void {
-    for (const place of this.#own) this.#folder?.release(place);
-    this.#own.clear();
+    for (const place of this.#owned) this.#folder?.release(place);
+    this.#owned.clear();
   }
 
-  #hold(place: SharedPlace): SharedBlob {
-    this.#seen.push(place);
-    this.#own.add(place);
+  #own(place: SharedPlace): SharedBlob {
+    this.#places.push(place);
+    this.#owned.add(place);
     return place.blob;
   }
 
   #find({ file, length }: SharedBlob): SharedPlace {
-    const place = this.#seen.find(({ region }) => region.file === file);
+    const place = this.#places.find(({ region }) => region.file === file);
     if (!place || !(Number.isSafeInteger(length) && length >= 0 && length <= place.length))
       throw new RangeError("expected a result in the place that was asked for, found another");
     return place;
@@ -90,7 +90,7 @@ export class CallBlobs {
 
 const isShared = (value: unknown): value is SharedBlob => typeof (value as SharedBlob | null | undefined)?.file === "string";
 
-/** How many bytes a state has. */
+/** Size of a state in bytes; 0 without one. */
 export const sizeOf = (state: State | Uint8Array | null | undefined): number => (state ? (placeOf(state) ?? fileOf(state)).length : 0);
 
 const fileOf = (state: State | Uint8Array): Uint8Array<ArrayBuffer> => {

@@ -1,15 +1,15 @@
-/** Arguments of the wrong kind, told in the caller's words before anything is sent. What is wrong with a value the server says. */
+/** Checks the kinds of arguments before anything is sent. The server checks their values. */
 import { State } from "./state.ts";
 
-/** A value in an error: itself where it is short, else its kind. */
-export const found = (value: unknown): string => {
+/** A value for an error message: itself if it is short, otherwise its class. */
+export const describeValue = (value: unknown): string => {
   if (value === null || typeof value !== "object") return typeof value === "string" ? JSON.stringify(value.slice(0, 60)) : String(value);
   return (value as { constructor?: { name?: string } }).constructor?.name ?? "an object";
 };
 
-const expected = (field: string, what: string, value: unknown): TypeError => new TypeError(`${field}: expected ${what}, found ${found(value)}`);
+const expected = (field: string, what: string, value: unknown): TypeError => new TypeError(`${field}: expected ${what}, found ${describeValue(value)}`);
 
-/** Promises (a forgotten await), Maps and Sets have no members of their own, and would count as objects without any. */
+/** Rejects promises (a forgotten await), Maps and Sets: without own properties they would pass as empty objects. */
 export const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" &&
   value !== null &&
@@ -21,7 +21,7 @@ export const requireObject = (field: string, value: unknown, what: string): void
   if (!isObject(value)) throw expected(field, what, value);
 };
 
-/** Options are an object of known names: another name would be ignored, and an AbortSignal has none of its own. */
+/** Rejects unknown option names, which would be ignored, and a bare AbortSignal, which has no own properties. */
 export const requireOptions = (options: unknown, known: Readonly<Record<string, true>>): void => {
   const names = Object.keys(known).join(", ");
   if (!isObject(options) || options instanceof AbortSignal) throw expected("options", `an object with some of ${names}`, options);
@@ -29,7 +29,7 @@ export const requireOptions = (options: unknown, known: Readonly<Record<string, 
   if (unknown !== undefined) throw expected("options", `some of ${names}`, unknown);
 };
 
-/** What no tensor can be called: the format of files has a use for the first, JavaScript for the other. */
+/** Names that no tensor may have: safetensors reserves the first, JavaScript the second. */
 const RESERVED = ["__metadata__", "__proto__"];
 
 export const requireTensors = (field: string, value: unknown): void => {
@@ -54,10 +54,10 @@ export const requireName = (field: string, value: unknown): void => {
 
 const OPTIMIZER = 'an optimizer such as { name: "adamw", lr: 1e-3 }';
 
-/** Options of a step that are objects, and lists. */
+/** Options of a step that must be objects. */
 const OBJECTS = ["schedule", "clip", "stochastic_rounding", "reply"];
 
-/** What a call has beside its tensors. */
+/** Checks everything in a call except its tensors and state. */
 export const requireSettings = (settings: object): void => {
   const { optimizer, groups, ...rest } = settings as Readonly<Record<string, unknown>>;
   requireObject("optimizer", optimizer, OPTIMIZER);
@@ -67,7 +67,7 @@ export const requireSettings = (settings: object): void => {
   for (const name of OBJECTS) if (rest[name] !== undefined) requireObject(name, rest[name], "an object");
 };
 
-/** The whole of what a step is given. */
+/** Checks the whole input of a step. */
 export const requireStep = (input: unknown): void => {
   requireObject("step", input, "an object with optimizer, params, grads and state");
   const { params, grads, state, cached: _, ...settings } = input as Record<string, unknown>;

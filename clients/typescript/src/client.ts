@@ -1,6 +1,6 @@
-/** Calls stepd's methods over MessagePack with `fetch`, so it runs in Node and in browsers alike. */
-import { bytesIn, CallBlobs, type Source, sizeOf } from "./blobs.ts";
-import { found, isObject, requireName, requireObject, requireOptions, requireSettings, requireState, requireStep, requireTensors } from "./checks.ts";
+/** Client of one stepd server: MessagePack over `fetch`, in Node and in browsers. */
+import { type BodyBlob, bytesIn, CallBlobs, sizeOf } from "./blobs.ts";
+import { describeValue, isObject, requireName, requireObject, requireOptions, requireSettings, requireState, requireStep, requireTensors } from "./checks.ts";
 import { StepdError } from "./errors.ts";
 import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
@@ -22,31 +22,31 @@ import type {
   StepResult as WireResult,
 } from "./wire.gen.ts";
 
-/** What comes back of a step. The client itself says where to. */
+/** Which results the reply carries. The client itself sets where they go (`into`). */
 export type StepReply = Omit<ReplyOptions, "into">;
 
-/** Everything of a step but its tensors, in the names of the wire. */
+/** A step's options without its tensors, under their wire names. */
 export interface StepSettings extends Omit<StepParams, "params" | "grads" | "state" | "reply"> {
-  /** What comes back, and whether the server keeps the result (`cache`). */
+  /** Which results the reply carries, and whether the server caches them (`cache`). */
   readonly reply?: StepReply | undefined;
 }
 
 export interface StepInput extends StepSettings {
   readonly params: Tensors;
   readonly grads: Tensors;
-  /** The state of the last result, or the bytes of a stored one; none at the first step. */
+  /** The state of the last result, or the bytes of a stored state; absent at the first step. */
   readonly state?: State | Uint8Array | null | undefined;
   /**
-   * What the server keeps of an earlier result (its `cached`): parameters and state that it names are not sent. `params` and
-   * `state` beside it are that result's, and go out where the server has them no more; so they stay as they are until the call is over.
+   * The `cached` member of an earlier result. The client does not send the parameters and state that it names. If the server has
+   * dropped one of them, the client sends `params` or `state` instead, so both must stay unchanged until the call ends.
    */
   readonly cached?: Cached | undefined;
 }
 
-/** A step of parameters that only the server has. */
+/** A step whose parameters only the server's cache holds. */
 export interface CachedStepInput extends Omit<StepInput, "params" | "cached"> {
   readonly params?: undefined;
-  /** It has to name the parameters. */
+  /** Must name the parameters. */
   readonly cached: Cached;
 }
 
@@ -58,7 +58,7 @@ export interface StepResult extends Omit<WireResult, "params" | "state"> {
 }
 
 export interface NormsInput extends Pick<StepInput, "grads" | "loss_scale"> {
-  /** Their dtypes decide the arithmetic where they differ from the gradients'. */
+  /** Needed if a dtype differs from its gradient's: the parameter's dtype decides the arithmetic. */
   readonly params?: Tensors | undefined;
 }
 
@@ -71,11 +71,11 @@ export interface ConvertInput extends Omit<ConvertParams, "state"> {
 export interface Conversion {
   /** A safetensors file in the convention `to`; `new State(file)` where that is stepd's. */
   readonly file: Uint8Array<ArrayBuffer>;
-  /** Sentences of what the file does not hold of the given state. */
+  /** One sentence for each part of the given state that `file` cannot hold. */
   readonly lost: readonly string[];
 }
 
-/** What a server is. */
+/** Version, kernels, workers and limits of a server. */
 export interface ServerInfo {
   readonly name: string;
   readonly version: string;
@@ -91,8 +91,8 @@ export class Client {
   #folder: SharedFolder | undefined;
 
   /**
-   * `url` is the server's root, such as http://127.0.0.1:8080. Throws TypeError for options that are none, and for a `sharedDir`
-   * that is no folder to write to. `folder` is one that several clients have together.
+   * `url` is the server's root, such as http://127.0.0.1:8080; `folder` is shared by several clients. Throws TypeError for invalid
+   * options, and for a `sharedDir` that is not a writable folder.
    */
   constructor(url: string, options: ClientOptions = {}, folder?: SharedFolder) {
     requireOptions(options, CLIENT_OPTIONS);
@@ -104,30 +104,30 @@ export class Client {
     return this.#transport.url;
   }
 
-  /** Removes the client's files from `sharedDir`. Calls after that send their bytes; results stay as they are. */
+  /** Removes the client's files from `sharedDir`. Later calls send their bytes in the request; earlier results stay valid. */
   close(): void {
     this.#folder?.close();
     this.#folder = undefined;
   }
 
   /**
-   * One update. Throws StepdError and TransportError; then nothing was changed and `params` and `state` are as they were. The code
-   * BLOB_MISSING says that the server has no more what `cached` names, and that it was not given.
+   * Runs one optimizer step. Throws StepdError or TransportError, and then changes nothing. The error code BLOB_MISSING means that the
+   * server has dropped what `cached` names and that the caller did not pass it.
    */
   async step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult> {
     requireStep(input);
     const { params, grads, state, cached, clip, reply = {}, ...settings } = input;
-    if (cached !== undefined && typeof cached !== "object") throw new TypeError(`cached: expected that of a result, found ${found(cached)}`);
+    if (cached !== undefined && typeof cached !== "object") throw new TypeError(`cached: expected that of a result, found ${describeValue(cached)}`);
     if (Array.isArray(cached)) throw new TypeError("cached: expected that of a Client's result, found a ShardedClient's, which names parts of the tensors");
-    const { params: knownParams, state: knownState } = cached ?? {};
-    if (!params && !knownParams) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");
+    const { params: cachedParams, state: cachedState } = cached ?? {};
+    if (!params && !cachedParams) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");
     const files = { params: params && fileParts(params), grads: fileParts(grads) };
     return this.#withBlobs([files.params, files.grads], state, async (blobs) => {
       const values = {
         params: () => files.params && blobs.put(files.params),
         state: () => (state ? blobs.putState(state) : undefined),
       };
-      const sources = { params: knownParams ?? values.params(), grads: blobs.put(files.grads), state: knownState ?? values.state() ?? null };
+      const sources = { params: cachedParams ?? values.params(), grads: blobs.put(files.grads), state: cachedState ?? values.state() ?? null };
       const into = {
         params: files.params && reply.params !== "none" ? blobs.room(sizeIn(files.params)) : undefined,
         state: state && reply.state !== "none" ? blobs.room(sizeOf(state)) : undefined,
@@ -135,7 +135,7 @@ export class Client {
       const read = async (answer: unknown): Promise<StepResult> => {
         const { params: stepped, state: next, ...rest } = answer as WireResult;
         const tensorsIn = (file: Uint8Array): Record<string, Tensor> =>
-          params && files.params && !knownParams && reply.params !== "bf16" ? toTensorsLike(params, files.params, file) : toTensorsNamed(params, file);
+          params && files.params && !cachedParams && reply.params !== "bf16" ? toTensorsLike(params, files.params, file) : toTensorsNamed(params, file);
         const result = { ...rest, params: reply.params === "none" ? {} : tensorsIn(await blobs.take("params", stepped)) };
         return reply.state === "none" ? withoutState(result) : { ...result, state: blobs.takeState(next) };
       };
@@ -143,27 +143,27 @@ export class Client {
         const hasPlaces = into.params !== undefined || into.state !== undefined;
         const body = {
           ...settings,
-          ...(clip && { clip: onWire(clip) }),
+          ...(clip && { clip: clipOnWire(clip) }),
           ...sources,
           reply: input.reply || hasPlaces ? { ...reply, into: hasPlaces ? into : undefined } : undefined,
         };
         try {
           return await this.#transport.call("/v1/step", body, read, options, blobs.lost);
         } catch (error) {
-          const missing = missingIn(error);
+          const missing = missingBlobOf(error);
           const value = missing && sources[missing] === cached?.[missing] ? values[missing]() : undefined;
           if (missing && value) sources[missing] = value;
           else if (into.state && isTooSmall(error)) {
             into.state = undefined;
-            // In the folder the state would be written over.
-            if (state && sources.state !== knownState) sources.state = await blobs.inBody(sources.state as Source);
+            // The server would overwrite a state in the folder.
+            if (state && sources.state !== cachedState) sources.state = await blobs.inBody(sources.state as BodyBlob);
           } else throw error;
         }
       }
     });
   }
 
-  /** The state before the first step. */
+  /** Returns the state before the first step. */
   async init(input: Pick<StepInput, "optimizer" | "groups" | "params" | "master_weights">, options?: CallOptions): Promise<State> {
     requireObject("init", input, "an object with optimizer and params");
     const { params, ...settings } = input;
@@ -174,7 +174,7 @@ export class Client {
     return this.#withBlobs([file], null, (blobs) => this.#transport.call("/v1/init", { ...settings, params: blobs.put(file) }, read, options, blobs.lost));
   }
 
-  /** Sums of squares by tensor: phase one of exact clipping over several calls. */
+  /** Returns the sums of squares of each tensor: phase one of exact clipping over several calls. */
   async norms(input: NormsInput, options?: CallOptions): Promise<NormsResult> {
     requireObject("norms", input, "an object with grads");
     const { grads, params, loss_scale } = input;
@@ -187,7 +187,7 @@ export class Client {
     });
   }
 
-  /** What a step would cost, from shapes and dtypes alone. */
+  /** Returns the cost of a step in bytes and calls, from shapes and dtypes alone. */
   async plan(params: PlanParams, options?: CallOptions): Promise<PlanResult> {
     requireObject("plan", params, "an object with optimizer and tensors");
     requireSettings(params);
@@ -195,19 +195,19 @@ export class Client {
     return this.#transport.call("/v1/plan", params, readWith<PlanResult>("fits"), options);
   }
 
-  /** What a state holds, by the server's reading. */
+  /** Returns the contents of a state, as the server reads it. */
   async inspect(state: State | Uint8Array, options?: CallOptions): Promise<InspectResult> {
     requireState(state);
     return this.#withState("/v1/state/inspect", { state }, readWith<InspectResult>("tensors"), options);
   }
 
-  /** A state to or from the formats of torch, qhoptim and optax, under another optimizer of its family, or with more slots. */
+  /** Converts a state to or from torch, qhoptim and optax, to another optimizer of its family, or adds slots. */
   async convert(input: ConvertInput, options?: CallOptions): Promise<Conversion> {
     requireObject("convert", input, "an object with state");
     requireState(input.state);
     for (const name of ["from", "to"] as const)
       if (input[name] !== undefined && !isObject(input[name]))
-        throw new TypeError(`${name}: expected a convention such as { format: "torch" }, found ${found(input[name])}`);
+        throw new TypeError(`${name}: expected a convention such as { format: "torch" }, found ${describeValue(input[name])}`);
     const read = (reply: unknown): Conversion => {
       const { state: file, lost } = readWith<{ state: unknown; lost: string[] }>("lost")(reply);
       return { file: bytesIn("state", file), lost };
@@ -215,35 +215,35 @@ export class Client {
     return this.#withState("/v1/state/convert", input, read, options);
   }
 
-  /** Learning rates, and momentums where they cycle, for `count` steps of a schedule after the first `from`. */
+  /** Returns the learning rates, and the momentums if the schedule cycles them, of `count` steps after the first `from`. */
   async evaluateSchedule(params: EvaluateParams, options?: CallOptions): Promise<EvaluateResult> {
     requireObject("evaluateSchedule", params, "an object with schedule");
     requireObject("schedule", params.schedule, 'a schedule such as { name: "cosine", T_max: 1000 }');
     return this.#transport.call("/v1/schedule", params, readWith<EvaluateResult>("lrs"), options);
   }
 
-  /** The optimizers of the server with their formulas. */
+  /** Returns the server's optimizers with their formulas. */
   async optimizers(options?: CallOptions): Promise<ListResult["optimizers"]> {
     return (await this.#transport.call("/v1/optimizers", undefined, readWith<ListResult>("optimizers"), options)).optimizers;
   }
 
-  /** Formula, references, hyperparameters, slots and cost of one optimizer. */
+  /** Returns formula, references, hyperparameters, slots and cost of one optimizer. */
   async describe(name: string, options?: CallOptions): Promise<DescribeResult> {
     requireName("name", name);
     return this.#transport.call(`/v1/optimizers/${encodeURIComponent(name)}`, undefined, readWith<DescribeResult>("formula"), options);
   }
 
-  /** Version, kernels, workers and limits of the server. */
+  /** Returns version, kernels, workers and limits of the server. */
   async info(options?: CallOptions): Promise<ServerInfo> {
     return this.#transport.call("/v1", undefined, readWith<ServerInfo>("limits"), options);
   }
 
-  /** Whether the server takes calls; false also where it is not reached. Asks once. */
+  /** Whether the server accepts calls; false if it cannot be reached. Asks once, without retries. */
   async isReady(options: CallOptions = {}): Promise<boolean> {
     return this.#transport.isOk("/health/ready", options);
   }
 
-  /** A call with blobs of these files and this state, which are its own until it is over. */
+  /** Runs a call with the blobs of `files` and `state`, and releases them afterwards. */
   async #withBlobs<Result>(
     files: readonly (ReturnType<typeof fileParts> | undefined)[],
     state: State | Uint8Array | null | undefined,
@@ -263,22 +263,22 @@ export class Client {
   }
 }
 
-/** MessagePack too has names for a norm that is not finite. */
-const onWire = (clip: NonNullable<StepSettings["clip"]>): typeof clip =>
+/** Encodes an infinite or NaN norm as a string: the schema allows no such numbers, in MessagePack either. */
+const clipOnWire = (clip: NonNullable<StepSettings["clip"]>): typeof clip =>
   typeof clip.total_norm !== "number" || Number.isFinite(clip.total_norm) ? clip : { ...clip, total_norm: String(clip.total_norm) as "NaN" | "Infinity" };
 
 const sizeIn = (parts: readonly Uint8Array[]): number => parts.reduce((sum, { length }) => sum + length, 0);
 
-/** Which of the blobs the server knows no more. */
-const missingIn = (error: unknown): "params" | "state" | undefined => {
+/** The blob that the server has dropped from its cache; undefined for any other error. */
+const missingBlobOf = (error: unknown): "params" | "state" | undefined => {
   if (!(error instanceof StepdError && error.code === "BLOB_MISSING")) return undefined;
   return error.field === "/params" ? "params" : error.field === "/state" ? "state" : undefined;
 };
 
-/** Whether the new state is larger than the old one: it has slots that come late. */
+/** Whether the new state outgrew its place: an optimizer may add slots after the first step. */
 const isTooSmall = (error: unknown): boolean => error instanceof StepdError && error.code === "INVALID_PARAMS" && error.field === "/reply/into/state/length";
 
-/** Not enumerable, so that a copy of the result, or a look at all of it, does not throw. */
+/** Adds a `state` whose getter throws; it is not enumerable, so that copying or printing the result does not throw. */
 export const withoutState = <Result extends object>(result: Result): Result & Pick<StepResult, "state"> =>
   Object.defineProperty(result, "state", {
     get: () => {
@@ -286,7 +286,7 @@ export const withoutState = <Result extends object>(result: Result): Result & Pi
     },
   }) as Result & Pick<StepResult, "state">;
 
-/** Takes a reply for a result where it has the member that tells it from others. */
+/** Returns a reader that accepts a reply if it has `member`, which only replies of this method have. */
 const readWith =
   <Result>(member: keyof Result & string) =>
   (reply: unknown): Result => {

@@ -1,12 +1,12 @@
-/** What a call can fail with. Tell them apart by `name` (the class) and, of the server's, by `code` (its stable name). */
+/** Errors of a call. `name` is the class; `code` is the server's stable name of the error. */
 
 import type { ErrorName } from "./errors.gen.ts";
 import type { ErrorData } from "./wire.gen.ts";
 
-/** Statuses after which the same call may succeed, here or elsewhere. */
-const PASSING = [408, 429, 502, 503, 504];
+/** HTTP statuses after which a retry may succeed, on this server or another. */
+const RETRYABLE = [408, 429, 502, 503, 504];
 
-/** The server refused the call or failed at it; nothing was changed. */
+/** The server refused the call or failed during it; nothing was changed. */
 export class StepdError extends Error {
   override readonly name = "StepdError";
   /** The server's stable name of the error, such as STATE_MISMATCH. */
@@ -20,7 +20,7 @@ export class StepdError extends Error {
   readonly found: string | undefined;
   readonly tensors: readonly string[];
   readonly requestId: string | undefined;
-  /** Seconds after which the call may succeed. */
+  /** Seconds to wait before a retry. */
   readonly retryAfter: number | undefined;
 
   constructor(message: string, rpcCode: number, status: number, data: ErrorData) {
@@ -37,7 +37,7 @@ export class StepdError extends Error {
   }
 
   get isPassing(): boolean {
-    return PASSING.includes(this.status);
+    return RETRYABLE.includes(this.status);
   }
 }
 
@@ -48,14 +48,14 @@ interface TransportErrorOptions {
   readonly isRefused?: boolean;
 }
 
-/** The server was not reached, or what came was no reply of stepd. */
+/** The server could not be reached, or the reply did not come from stepd. */
 export class TransportError extends Error {
   override readonly name = "TransportError";
-  /** The HTTP status, where there was a reply. */
+  /** The HTTP status, if there was a reply. */
   readonly status: number | undefined;
-  /** Seconds after which a proxy wants to be asked again. */
+  /** Seconds to wait before a retry, as a proxy asks for. */
   readonly retryAfter: number | undefined;
-  /** Whether nobody listens at the address. A browser does not say. */
+  /** Whether the connection was refused. Always false in browsers, which do not report it. */
   readonly isRefused: boolean;
 
   constructor(message: string, { cause, status, retryAfter, isRefused = false }: TransportErrorOptions = {}) {
@@ -66,6 +66,6 @@ export class TransportError extends Error {
   }
 
   get isPassing(): boolean {
-    return this.status === undefined || PASSING.includes(this.status);
+    return this.status === undefined || RETRYABLE.includes(this.status);
   }
 }

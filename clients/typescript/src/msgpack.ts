@@ -1,7 +1,7 @@
-/** MessagePack: blobs go out as they are, without a copy; what comes in has no extension types and nothing after its value. */
+/** MessagePack: encodes blobs without a copy; rejects extension types and trailing bytes. */
 import { Decoder, type EncoderOptions, type ExtensionCodec, encode } from "@msgpack/msgpack";
 
-/** Bytes that stand for one bin value. */
+/** Bytes that are encoded as one bin value. */
 export class Bin {
   readonly bytes: Blob;
   constructor(bytes: Blob) {
@@ -9,7 +9,7 @@ export class Bin {
   }
 }
 
-/** stepd has no use for extensions, and a date or the like in a reply would be no reply of stepd. What comes here to be encoded is an object or nothing that MessagePack has. */
+/** Rejects extension types: stepd sends none. The encoder calls this codec only for objects and for types that MessagePack lacks. */
 const noExtensions: Pick<ExtensionCodec, "tryToEncode" | "decode"> = {
   tryToEncode(value) {
     if (typeof value !== "object") throw new TypeError(`expected numbers, texts, lists and objects, found a ${typeof value}`);
@@ -27,7 +27,7 @@ const MAX_BIN_BYTES = 2 ** 32 - 1;
 const MAP_32 = 0xdf;
 const BIN_32 = 0xc6;
 
-/** The bytes of a map in parts. Throws RangeError where a blob is larger than MessagePack can say. */
+/** Encodes a map, as a list of parts. Throws RangeError for a blob beyond the 4 GiB that MessagePack allows. */
 export const encodeParts = (params: object): BlobPart[] => {
   const entries = Object.entries(params).filter(([, value]) => value !== undefined);
   return [
@@ -50,10 +50,10 @@ const encodeValue = (key: string, value: unknown): Uint8Array<ArrayBuffer> => {
   }
 };
 
-/** The value of a body; its blobs are views. Throws for what is no MessagePack of stepd. */
+/** Decodes a body; its blobs are views. Throws for invalid MessagePack and for extension types. */
 export const decode = (bytes: Uint8Array): unknown => decoder.decode(bytes);
 
-/** A type byte and a length of four bytes. */
+/** A type byte, then a big-endian length of four bytes. */
 const header = (type: number, length: number): Uint8Array<ArrayBuffer> => {
   const bytes = new Uint8Array(5);
   bytes[0] = type;

@@ -1,10 +1,10 @@
-/** A step over several calls, connections and replicas at once. Its result is that of one call, bit for bit. */
+/** A step that is split over several calls, connections and replicas. The result has the same bits as one call. */
 
-import { found, requireOptions, requireStep } from "./checks.ts";
+import { describeValue, requireOptions, requireStep } from "./checks.ts";
 import { Client, type StepInput, type StepResult, withoutState } from "./client.ts";
 import { StepdError } from "./errors.ts";
-import { requireRetries } from "./pauses.ts";
 import { type Call, Replicas } from "./replicas.ts";
+import { requireRetries } from "./retries.ts";
 import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
 import { compareUtf8, type DType, dtypeOf, type Tensor, type Tensors } from "./tensors.ts";
@@ -13,38 +13,38 @@ import { joinedWarnings } from "./warnings.ts";
 import type { Cached, NormsResult } from "./wire.gen.ts";
 
 export interface ShardedOptions extends ClientOptions {
-  /** About how many bytes of parameters, gradients and state go into a call; a larger tensor goes alone. */
+  /** Approximate bytes of parameters, gradients and state per call; a larger tensor gets a call of its own. */
   readonly requestBytes?: number;
-  /** Calls that are under way at once. */
+  /** Calls in progress at once. */
   readonly connections?: number;
-  /** Rounds over all replicas after the first, where each has failed. */
+  /** Further rounds over all replicas after every one has failed. */
   readonly retries?: number | undefined;
 }
 
 const SHARDED_OPTIONS = { ...CLIENT_OPTIONS, requestBytes: true, connections: true } as const satisfies Record<keyof ShardedOptions, true>;
 
-/** What one server keeps of the result of one call. */
+/** What one server has cached of one call's result. */
 export interface CachedShard {
   readonly url: string;
   readonly cached: Cached;
-  /** The parameters of the call: what the client has to know where only the server has their values. */
-  readonly tensors: Readonly<Record<string, Known>>;
+  /** The call's parameters: shapes, dtypes and step counts, for when only the server has the values. */
+  readonly tensors: Readonly<Record<string, TensorInfo>>;
 }
 
-interface Known {
+interface TensorInfo {
   readonly shape: readonly number[];
   readonly dtype: DType;
   /** Steps taken. */
   readonly step: number;
 }
 
-/** Statistics are of single calls. */
+/** A sharded step has no `stats`, because the server computes them per call. */
 export interface ShardedInput extends Omit<StepInput, "params" | "stats" | "cached"> {
-  /** May be left out where `cached` names all of them. */
+  /** May be absent if `cached` names all of them. */
   readonly params?: Tensors | undefined;
   /**
-   * That of an earlier result of a ShardedClient. The tensors are divided as they were then, and each call goes first to the
-   * server that keeps what it names; another one is sent what is given beside it, as a Client does.
+   * The `cached` member of an earlier result of a ShardedClient. The tensors are split as they were then, and each call goes first
+   * to the server that has its blobs. Any other server receives `params` and `state`, as with a Client.
    */
   readonly cached?: readonly CachedShard[] | undefined;
 }
@@ -53,24 +53,24 @@ export interface ShardedResult extends Omit<StepResult, "stats" | "cached"> {
   readonly cached?: readonly CachedShard[] | undefined;
 }
 
-/** What one call has of a step. */
+/** The parameters of one call. */
 interface Shard {
   readonly names: Set<string>;
-  readonly kept?: CachedShard;
+  readonly cachedShard?: CachedShard;
 }
 
-interface Stepped {
+interface Answer {
   readonly result: StepResult;
   readonly url: string;
 }
 
 type Norms = readonly (readonly [name: string, sums: NormsResult["tensors"][string]])[];
-type Parameters = Readonly<Record<string, Known>>;
+type TensorInfos = Readonly<Record<string, TensorInfo>>;
 
 const DEFAULT_REQUEST_BYTES = 64 * 2 ** 20;
 const DEFAULT_CONNECTIONS = 4;
 
-/** Room for the gradients that an error names, where requestBytes is less: any server takes so much. */
+/** Least call size for an error that names non-finite gradients; any server accepts this much. */
 const MIN_REFUSED_BYTES = 2 ** 20;
 
 export class ShardedClient {
@@ -79,107 +79,111 @@ export class ShardedClient {
   readonly #requestBytes: number;
   readonly #connections: number;
 
-  /** `urls` are replicas; any serves any call. */
+  /** `urls` are interchangeable replicas. Throws TypeError for invalid options. */
   constructor(urls: readonly string[], given: ShardedOptions = {}) {
     requireOptions(given, SHARDED_OPTIONS);
     const { requestBytes = DEFAULT_REQUEST_BYTES, connections = DEFAULT_CONNECTIONS, retries, ...options } = given;
-    if (!Array.isArray(urls)) throw new TypeError(`urls: expected a list of the servers' roots, found ${found(urls)}`);
+    if (!Array.isArray(urls)) throw new TypeError(`urls: expected a list of the servers' roots, found ${describeValue(urls)}`);
     if (urls.length === 0) throw new TypeError("a ShardedClient needs at least one url");
     if (!(requestBytes > 0)) throw new TypeError(`requestBytes: expected more than 0, found ${requestBytes}`);
     if (!(connections >= 1)) throw new TypeError(`connections: expected at least 1, found ${connections}`);
     const rounds = { ...options, retries };
     requireRetries(rounds);
     const folder = options.sharedDir === undefined ? undefined : new SharedFolder(options.sharedDir);
-    // A call that fails goes to another replica at once, so a client by itself does not send again.
+    // The clients do not retry: a failed call goes to another replica at once.
     this.#clients = urls.map((url) => new Client(url, { ...options, retries: 0 }, folder));
     this.#replicas = new Replicas(this.#clients, rounds);
     this.#requestBytes = requestBytes;
     this.#connections = connections;
   }
 
-  /** Removes the files from `sharedDir`. Calls after that send their bytes; results stay as they are. */
+  /** Removes the files from `sharedDir`. Later calls send their bytes in the request; earlier results stay valid. */
   close(): void {
     for (const client of this.#clients) client.close();
   }
 
-  /** One update. Exact clipping by norm takes a round of `norms` first. Throws as Client.step does; then nothing was changed. */
+  /** Runs one step. Exact clipping by norm first takes a round of `norms` calls. Throws as Client.step does, and then changes nothing. */
   async step(input: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
     requireStep(input);
     requireCallOptions(options);
     const { params, grads, state: given, cached, ...settings } = input;
-    if (cached) requireKept(cached, params, given);
+    if (cached) requireCached(cached, params, given);
     else if (!params) throw new TypeError("params: expected tensors, or cached with the name of some; found neither");
-    const kept: Parameters | undefined = cached && Object.fromEntries(cached.flatMap(({ tensors }) => Object.entries(tensors)));
-    const misfit = misfitOf(kept ?? params ?? {}, grads);
-    const state = given instanceof Uint8Array ? await this.#read(given, { ...settings, params: params ?? {}, grads }, misfit, options) : given;
-    const known = kept ?? knownOf(params ?? {}, state);
+    const cachedInfos: TensorInfos | undefined = cached && Object.fromEntries(cached.flatMap(({ tensors }) => Object.entries(tensors)));
+    const mismatch = mismatchOf(cachedInfos ?? params ?? {}, grads);
+    const state = given instanceof Uint8Array ? await this.#read(given, { ...settings, params: params ?? {}, grads }, mismatch, options) : given;
+    const infos = cachedInfos ?? infosOf(params ?? {}, state);
     const sizeOf = sizeIn(params ?? {}, grads, state);
-    const shards = cached?.map((kept): Shard => ({ names: new Set(Object.keys(kept.tensors)), kept })) ?? pack(Object.keys(known), sizeOf, this.#requestBytes);
-    // A gradient or state without a parameter goes along, for the server to refuse.
-    for (const name of [...Object.keys(grads), ...(state?.parameters ?? [])]) if (!Object.hasOwn(known, name)) shards[0]?.names.add(name);
+    const shards =
+      cached?.map((cachedShard): Shard => ({ names: new Set(Object.keys(cachedShard.tensors)), cachedShard })) ??
+      pack(Object.keys(infos), sizeOf, this.#requestBytes);
+    // A gradient or state without a parameter joins the first call, so that the server refuses it.
+    for (const name of [...Object.keys(grads), ...(state?.parameters ?? [])]) if (!Object.hasOwn(infos, name)) shards[0]?.names.add(name);
     let { clip, others_non_finite } = settings;
-    const inputOf = ({ names, kept }: Shard): StepInput => {
+    const inputOf = ({ names, cachedShard }: Shard): StepInput => {
       const part = {
         ...settings,
         clip,
         others_non_finite,
         params: params && pick(params, names),
         grads: pick(grads, names),
-        // The state of a single shard stays whole: in a shared folder it need not be read then.
+        // The state of a single shard stays whole, so a state in a shared folder need not be read.
         state: shards.length > 1 ? state?.pick(names) : state,
-        cached: kept?.cached,
+        cached: cachedShard?.cached,
       };
       return part as StepInput;
     };
-    const norms = (): Promise<Norms> => this.#norms(shards, known, { grads, loss_scale: settings.loss_scale }, options);
-    const stepEach = async (some: readonly Shard[]): Promise<Stepped[]> => {
+    const norms = (): Promise<Norms> => this.#norms(shards, infos, { grads, loss_scale: settings.loss_scale }, options);
+    const stepEach = async (some: readonly Shard[]): Promise<Answer[]> => {
       try {
         return await this.#each(some, options, (shard) => {
           const input = inputOf(shard);
           return async (client, call) => ({ result: await client.step(input, call), url: client.url });
         });
       } catch (error) {
-        // A shard names its own tensors only.
-        throw shards.length > 1 && isNonFinite(error) ? await this.#named(error, norms, { ...settings, params: {}, grads }, known, sizeOf, options) : error;
+        // The error of one shard names only its own tensors.
+        throw shards.length > 1 && isNonFiniteError(error)
+          ? await this.#nonFiniteError(error, norms, { ...settings, params: {}, grads }, infos, sizeOf, options)
+          : error;
       }
     };
 
     if (shards.length > 1) {
-      // As in one call: what does not fit is refused before any number is looked at.
-      if (misfit !== undefined) await stepEach(shards.filter(({ names }) => names.has(misfit)));
+      // As in one call, a wrong shape or name is refused before the values are checked.
+      if (mismatch !== undefined) await stepEach(shards.filter(({ names }) => names.has(mismatch)));
       const { max_grad_norm: ownNorm } = settings.optimizer as { max_grad_norm?: number | null };
       const clipsByNorm = (clip?.max_norm !== undefined || typeof ownNorm === "number") && clip?.total_norm === undefined;
       if (clipsByNorm || settings.non_finite === "skip") {
         const sums = await norms();
-        const broken = new Set(brokenIn(sums));
-        if (broken.size > 0) others_non_finite = true;
+        const nonFinite = new Set(nonFiniteIn(sums));
+        if (nonFinite.size > 0) others_non_finite = true;
         if (clipsByNorm) clip = { ...clip, total_norm: Math.sqrt(sums.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0)) };
-        const isRefused = broken.size > 0 && settings.non_finite !== "skip" && settings.non_finite !== "propagate";
-        // Of the calls, those with such gradients name them.
-        if (isRefused) await stepEach(shards.filter(({ names }) => [...names].some((name) => broken.has(name))));
+        const isRefused = nonFinite.size > 0 && settings.non_finite !== "skip" && settings.non_finite !== "propagate";
+        // Only the calls with non-finite gradients are sent; the server's error names them.
+        if (isRefused) await stepEach(shards.filter(({ names }) => [...names].some((name) => nonFinite.has(name))));
       }
     }
 
     const answers = await stepEach(shards);
     const results = answers.map(({ result }) => result);
     const stepped = new Map(results.flatMap((result) => Object.entries(result.params)));
-    // A part without gradients is warned of by itself, which says nothing of a step that has some.
+    // A shard without gradients warns about that, which is wrong for a step that has some in other shards.
     const hasGrads = shards.map(({ names }) => [...names].some((name) => Object.hasOwn(grads, name)));
-    const telling = hasGrads.includes(true) ? results.filter((_, index) => hasGrads[index]) : results;
+    const relevant = hasGrads.includes(true) ? results.filter((_, index) => hasGrads[index]) : results;
     const skipped = results.some((result) => result.skipped);
-    const warnings = skipped ? [] : joinedWarnings(telling.flatMap((result) => result.warnings ?? []));
-    const leader = leaderOf(known, grads);
+    const warnings = skipped ? [] : joinedWarnings(relevant.flatMap((result) => result.warnings ?? []));
+    const lrTensor = lrTensorOf(infos, grads);
     const joined = {
-      params: Object.fromEntries(Object.keys(params ?? known).flatMap((name) => (stepped.has(name) ? [[name, stepped.get(name) as Tensor]] : []))),
+      params: Object.fromEntries(Object.keys(params ?? infos).flatMap((name) => (stepped.has(name) ? [[name, stepped.get(name) as Tensor]] : []))),
       step: results.reduce((most, { step }) => Math.max(most, step), 0),
-      lr: (results[shards.findIndex(({ names }) => names.has(leader))] ?? results[0])?.lr as number,
+      lr: (results[shards.findIndex(({ names }) => names.has(lrTensor))] ?? results[0])?.lr as number,
       skipped,
       ...(warnings.length > 0 && { warnings }),
       ...(results.some((result) => result.cached) && {
         cached: answers.map(({ result, url }, index) => ({
           url,
           cached: result.cached ?? {},
-          tensors: afterStep(pick(known, (shards[index] as Shard).names), skipped ? {} : grads),
+          tensors: afterStep(pick(infos, (shards[index] as Shard).names), skipped ? {} : grads),
         })),
       }),
     };
@@ -188,12 +192,12 @@ export class ShardedClient {
     return { ...joined, state: states.length > 1 ? State.join(states) : (states[0] as State) };
   }
 
-  /** A stored state. Of one that is none the server says so, after what it says of settings and tensors. */
-  async #read(bytes: Uint8Array, { params, grads, ...settings }: StepInput, misfit: string | undefined, options: CallOptions): Promise<State> {
+  /** Reads a stored state. For an invalid one the server's error is thrown, after its checks of settings and tensors. */
+  async #read(bytes: Uint8Array, { params, grads, ...settings }: StepInput, mismatch: string | undefined, options: CallOptions): Promise<State> {
     try {
       return new State(bytes);
     } catch (error) {
-      const names = new Set(misfit === undefined ? [] : [misfit]);
+      const names = new Set(mismatch === undefined ? [] : [mismatch]);
       await this.#replicas.call(
         (client, call) => client.step({ ...settings, params: pick(params, names), grads: pick(grads, names), state: bytes }, call),
         options,
@@ -202,43 +206,43 @@ export class ShardedClient {
     }
   }
 
-  /** The error of one call with the gradients that are not finite, as many as go into it, in place of a single shard's. */
-  async #named(
+  /** Returns the error of a call that holds the non-finite gradients of all shards, as many as fit. */
+  async #nonFiniteError(
     refusal: StepdError,
     norms: () => Promise<Norms>,
     { grads, ...settings }: StepInput,
-    known: Parameters,
+    infos: TensorInfos,
     sizeOf: (name: string) => number,
     options: CallOptions,
   ): Promise<unknown> {
     try {
-      const [{ names }] = pack(brokenIn(await norms()), sizeOf, Math.max(this.#requestBytes, MIN_REFUSED_BYTES));
-      const input = { ...settings, params: zerosOf(pick(known, names)), grads: pick(grads, names), reply: undefined };
+      const [{ names }] = pack(nonFiniteIn(await norms()), sizeOf, Math.max(this.#requestBytes, MIN_REFUSED_BYTES));
+      const input = { ...settings, params: zerosOf(pick(infos, names)), grads: pick(grads, names), reply: undefined };
       await this.#replicas.call((client, call) => client.step(input, call), options);
     } catch (error) {
-      if (isNonFinite(error)) return error;
+      if (isNonFiniteError(error)) return error;
     }
     return refusal;
   }
 
-  /** Sums of all tensors, in the order of the names' UTF-8 bytes, in which the server adds them too. */
+  /** Sums of squares of all tensors, in UTF-8 order of their names, which is the server's order of addition. */
   async #norms(
     shards: readonly Shard[],
-    known: Parameters,
+    infos: TensorInfos,
     { grads, loss_scale }: Pick<StepInput, "grads" | "loss_scale">,
     options: CallOptions,
   ): Promise<Norms> {
     const results = await this.#each(shards, options, ({ names }) => {
       const part = pick(grads, names);
-      const theirs = pick(known, new Set(Object.keys(part)));
-      // The parameter's dtype decides the arithmetic, so it has to be told where the gradient's would be another: one of the two is F64.
-      const differs = Object.entries(theirs).some(([name, { dtype }]) => (dtype === "F64") !== (dtypeOf(part[name] as Tensor) === "F64"));
-      return (client, call) => client.norms({ grads: part, loss_scale, params: differs ? zerosOf(theirs) : undefined }, call);
+      const gradParams = pick(infos, new Set(Object.keys(part)));
+      // The parameter's dtype decides the arithmetic, so parameters are sent if just one of the pair is F64.
+      const differs = Object.entries(gradParams).some(([name, { dtype }]) => (dtype === "F64") !== (dtypeOf(part[name] as Tensor) === "F64"));
+      return (client, call) => client.norms({ grads: part, loss_scale, params: differs ? zerosOf(gradParams) : undefined }, call);
     });
     return results.flatMap(({ tensors }) => Object.entries(tensors)).sort(([a], [b]) => compareUtf8(a, b));
   }
 
-  /** Runs a call for each item, some at once. Where one fails, the others end, and only then is its error thrown. */
+  /** Runs one call per shard, several at once. After a failure the running calls end before the error is thrown. */
   async #each<Result>(shards: readonly Shard[], { signal, ...options }: CallOptions, callOf: (shard: Shard) => Call<Result>): Promise<Result[]> {
     const results: Result[] = [];
     const failed = new AbortController();
@@ -249,7 +253,7 @@ export class ShardedClient {
     const work = async (): Promise<void> => {
       for (let index = next++; index < shards.length && !failed.signal.aborted; index = next++) {
         const shard = shards[index] as Shard;
-        results[index] = await this.#replicas.call(callOf(shard), { ...options, signal: failed.signal }, shard.kept?.url);
+        results[index] = await this.#replicas.call(callOf(shard), { ...options, signal: failed.signal }, shard.cachedShard?.url);
       }
     };
     const guarded = (): Promise<void> => work().catch((error: unknown) => failed.abort(error));
@@ -260,22 +264,22 @@ export class ShardedClient {
   }
 }
 
-const isNonFinite = (error: unknown): error is StepdError => error instanceof StepdError && error.code === "NON_FINITE_GRADIENT";
+const isNonFiniteError = (error: unknown): error is StepdError => error instanceof StepdError && error.code === "NON_FINITE_GRADIENT";
 
-const brokenIn = (norms: Norms): readonly string[] => norms.filter(([, { non_finite }]) => non_finite > 0).map(([name]) => name);
+const nonFiniteIn = (norms: Norms): readonly string[] => norms.filter(([, { non_finite }]) => non_finite > 0).map(([name]) => name);
 
-/** The first gradient that no parameter has the name and shape of, which is the one that the server names. */
-const misfitOf = (params: Readonly<Record<string, Pick<Tensor, "shape">>>, grads: Tensors): string | undefined =>
+/** The first gradient with no parameter of its name and shape, which is also the one that the server's error names. */
+const mismatchOf = (params: Readonly<Record<string, Pick<Tensor, "shape">>>, grads: Tensors): string | undefined =>
   Object.keys(grads).find((name) => !Object.hasOwn(params, name) || String(params[name]?.shape) !== String(grads[name]?.shape));
 
-/** How many bytes go out for a parameter. */
+/** Returns the bytes that a parameter adds to a request: itself, its gradient and its state. */
 const sizeIn = (params: Tensors, grads: Tensors, state: State | null | undefined): ((name: string) => number) => {
   const ofState = state?.sizes;
   const sizeOf = (tensors: Tensors, name: string): number => (Object.hasOwn(tensors, name) ? (tensors[name] as Tensor).data.byteLength : 0);
   return (name) => sizeOf(params, name) + sizeOf(grads, name) + (ofState?.get(name) ?? 0);
 };
 
-/** Packs names in their order into at least one shard, each of about the given size. */
+/** Packs names in their order into one or more shards of about the given size. */
 const pack = (names: readonly string[], sizeOf: (name: string) => number, setSize: number): [Shard, ...Shard[]] => {
   const sets: [Shard, ...Shard[]] = [{ names: new Set() }];
   let room = setSize;
@@ -291,16 +295,16 @@ const pack = (names: readonly string[], sizeOf: (name: string) => number, setSiz
   return sets;
 };
 
-/** The tensor whose rate is that of the whole call: of those with a gradient, or of all where none has one, the first with the most steps. */
-const leaderOf = (known: Parameters, grads: Tensors): string => {
-  const own = Object.keys(grads).filter((name) => Object.hasOwn(known, name));
-  const taken = (name: string): number => known[name]?.step ?? 0;
-  return (own.length > 0 ? own : Object.keys(known)).reduce((most, name) => (taken(name) > taken(most) ? name : most), own[0] ?? Object.keys(known)[0] ?? "");
+/** The tensor whose learning rate is the step's: the first with the most steps among those with a gradient, or among all. */
+const lrTensorOf = (infos: TensorInfos, grads: Tensors): string => {
+  const own = Object.keys(grads).filter((name) => Object.hasOwn(infos, name));
+  const taken = (name: string): number => infos[name]?.step ?? 0;
+  return (own.length > 0 ? own : Object.keys(infos)).reduce((most, name) => (taken(name) > taken(most) ? name : most), own[0] ?? Object.keys(infos)[0] ?? "");
 };
 
-/** What `cached` is where it is not that of a ShardedClient's result, in words. */
-const strangeIn = (cached: unknown): string | undefined => {
-  if (typeof cached !== "object" || cached === null) return found(cached);
+/** Why `cached` is not a ShardedClient's; undefined if it is one. */
+const cachedProblem = (cached: unknown): string | undefined => {
+  if (typeof cached !== "object" || cached === null) return describeValue(cached);
   if (Object.keys(cached as object).length === 0) return "an empty one";
   if (!Array.isArray(cached)) return "a Client's, which names all tensors together";
   for (const [index, part] of (cached as readonly (Partial<CachedShard> | null)[]).entries()) {
@@ -310,10 +314,10 @@ const strangeIn = (cached: unknown): string | undefined => {
   return undefined;
 };
 
-/** Throws TypeError for what is not that of a ShardedClient, and where something is neither named nor given. */
-const requireKept = (cached: readonly CachedShard[], params: Tensors | undefined, state: ShardedInput["state"]): void => {
-  const found = strangeIn(cached);
-  if (found !== undefined) throw new TypeError(`cached: expected that of a ShardedClient's result, found ${found}`);
+/** Throws TypeError if `cached` is not a ShardedClient's, or if a blob is neither named nor passed. */
+const requireCached = (cached: readonly CachedShard[], params: Tensors | undefined, state: ShardedInput["state"]): void => {
+  const problem = cachedProblem(cached);
+  if (problem !== undefined) throw new TypeError(`cached: expected that of a ShardedClient's result, found ${problem}`);
   const names = cached.flatMap(({ tensors }) => Object.keys(tensors));
   if (params && String(Object.keys(params).sort()) !== String(names.sort())) throw new TypeError("params: expected those of the result that cached is of");
   for (const { cached: named } of cached) {
@@ -322,18 +326,18 @@ const requireKept = (cached: readonly CachedShard[], params: Tensors | undefined
   }
 };
 
-const knownOf = (params: Tensors, state: State | null | undefined): Parameters => {
+const infosOf = (params: Tensors, state: State | null | undefined): TensorInfos => {
   const steps = state?.steps ?? {};
   const stepOf = (name: string): number => (Object.hasOwn(steps, name) ? (steps[name] as number) : 0);
   return mapped(params, (tensor, name) => ({ shape: tensor.shape, dtype: dtypeOf(tensor), step: stepOf(name) }));
 };
 
-const afterStep = (known: Parameters, grads: Tensors): Parameters =>
-  mapped(known, (tensor, name) => ({ ...tensor, step: tensor.step + Number(Object.hasOwn(grads, name)) }));
+const afterStep = (infos: TensorInfos, grads: Tensors): TensorInfos =>
+  mapped(infos, (tensor, name) => ({ ...tensor, step: tensor.step + Number(Object.hasOwn(grads, name)) }));
 
-/** What stands for parameters where their values do not matter. */
-const zerosOf = (known: Parameters): Tensors =>
-  mapped(known, ({ shape, dtype }) => {
+/** Zeros in place of parameters whose values do not matter. */
+const zerosOf = (infos: TensorInfos): Tensors =>
+  mapped(infos, ({ shape, dtype }) => {
     const count = shape.reduce((product, size) => product * size, 1);
     if (dtype === "F64") return { shape, data: new Float64Array(count) };
     return dtype === "F32" ? { shape, data: new Float32Array(count) } : { shape, data: new Uint16Array(count), dtype };

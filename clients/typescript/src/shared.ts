@@ -1,25 +1,25 @@
 /**
- * A folder that a server on the same host shares: bytes stand in files there instead of travelling. Node only; node:fs is asked
- * for when the option is set, so that a browser's bundle has no module of Node's.
+ * A folder shared with a server on the same host: requests name files in it instead of carrying the bytes. Node only. The module
+ * `node:fs` is loaded only when the option is set, so that browser bundles contain no Node module.
  *
- * Files are taken again, because new memory costs more than a copy, but only when nobody can see them: neither this process nor
- * a server that still works at a call whose reply was lost.
+ * Files are reused, because new memory costs more than a copy. A file is reused only when nobody can see it: neither this process
+ * nor a server that may still be working on a call whose reply was lost.
  */
 import type { SharedBlob } from "./wire.gen.ts";
 
-/** Read at a time, several at once on Node's threads. */
+/** Bytes per read; several reads run at once on Node's threads. */
 const PIECE_BYTES = 16 * 2 ** 20;
 
-/** Buffers in one write; Linux takes 1024. */
+/** Buffers per write; Linux allows 1024. */
 const MAX_BUFFERS = 1024;
 
-/** Before the umask: the server's user may be another one of the group. */
+/** Before the umask. Writable for the group, because the server may run as another user. */
 const MODE = 0o660;
 
-/** Zeros that are written at a time. */
+/** Bytes of zeros per write. */
 const ZEROS = 2 ** 20;
 
-/** What is used of node:fs. The package has no types of Node's. */
+/** The part of node:fs that this module uses; the package does not depend on Node's types. */
 interface Files {
   readonly constants: Readonly<Record<"O_RDWR" | "O_CREAT" | "O_EXCL" | "O_NOFOLLOW", number | undefined>>;
   realpathSync(path: string): string;
@@ -36,34 +36,34 @@ interface NodeProcess {
   on(event: "exit", listener: () => void): void;
 }
 
-/** A file, and what it has room for. */
+/** A file and its capacity in bytes. */
 interface Region {
   readonly file: string;
   readonly fd: number;
   capacity: number;
-  /** Whether a server may still read or write it, for a call whose reply was lost. */
+  /** Whether a server may still use the file, for a call whose reply was lost. */
   isLost: boolean;
 }
 
 /** Removes the files of a folder. */
 type Clean = () => void;
 
-/** What there is to remove when the process ends; undefined until there was a folder. */
-let unclean: Set<Clean> | undefined;
+/** Folders to clean when the process exits; undefined until the first folder. */
+let cleanAtExit: Set<Clean> | undefined;
 
-const abandoned = new FinalizationRegistry<Clean>((clean) => clean());
+const collectedFolders = new FinalizationRegistry<Clean>((clean) => clean());
 
 export class SharedFolder {
   readonly #files: Files;
   readonly #path: string;
-  /** All that have a name. */
+  /** All files that still have a name in the folder. */
   readonly #regions = new Set<Region>();
   #free: Region[] = [];
   #isClosed = false;
-  readonly #dropped = new FinalizationRegistry<Region>((region) => this.#release(region));
+  readonly #collectedPlaces = new FinalizationRegistry<Region>((region) => this.#release(region));
   readonly #clean: Clean;
 
-  /** `path` is the folder as this process sees it. Throws TypeError where it is none, or no file can be made there. */
+  /** `path` is the folder as this process sees it. Throws TypeError if no file can be created there. */
   constructor(path: string) {
     const { process } = globalThis as unknown as { process?: NodeProcess };
     const files = process?.getBuiltinModule?.("node:fs") as Files | undefined;
@@ -78,21 +78,21 @@ export class SharedFolder {
         cause,
       });
     }
-    if (unclean === undefined) {
-      unclean = new Set();
+    if (cleanAtExit === undefined) {
+      cleanAtExit = new Set();
       process.on("exit", cleanAll);
     }
     this.#clean = cleaner(files, this.#path, this.#regions);
-    unclean.add(this.#clean);
-    abandoned.register(this, this.#clean);
+    cleanAtExit.add(this.#clean);
+    collectedFolders.register(this, this.#clean);
   }
 
-  /** Room for a result. */
+  /** Reserves room for a result. */
   room(bytes: number): SharedPlace {
     return new SharedPlace(this, this.#files, this.#acquire(bytes), bytes);
   }
 
-  /** Writes parts one after the other, before it returns. Throws what the file system says, for instance that the folder is full. */
+  /** Writes the parts in sequence, synchronously. Throws the file system's error, for instance if the folder is full. */
   write(parts: readonly Uint8Array[]): SharedPlace {
     const place = this.room(parts.reduce((sum, { length }) => sum + length, 0));
     try {
@@ -104,17 +104,17 @@ export class SharedFolder {
     return place;
   }
 
-  /** Nobody looks at a place any more. */
+  /** Frees a place for reuse. */
   release({ region }: SharedPlace): void {
     this.#release(region);
   }
 
-  /** A place that is released when the last reference to it is gone. */
+  /** Releases a place when its last reference is gone. */
   keep(place: SharedPlace): void {
-    this.#dropped.register(place, place.region);
+    this.#collectedPlaces.register(place, place.region);
   }
 
-  /** Removes all files. What they hold can still be read by who has a place; the memory is free after that. */
+  /** Removes all files. Existing places stay readable; their memory is freed once the last one is gone. */
   close(): void {
     this.#isClosed = true;
     this.#clean();
@@ -131,7 +131,7 @@ export class SharedFolder {
     return region;
   }
 
-  /** The smallest free file with so much room, or else the largest, made larger. */
+  /** Takes the smallest free file with enough capacity, otherwise grows the largest. */
   #acquire(bytes: number): Region {
     const bySize = [...this.#free].sort((a, b) => a.capacity - b.capacity);
     const region = bySize.find(({ capacity }) => capacity >= bytes) ?? bySize.at(-1) ?? this.#create();
@@ -145,7 +145,7 @@ export class SharedFolder {
     return region;
   }
 
-  /** Makes a file as large, with memory for all of it: with zeros, as Node has no fallocate. Throws the file system's error where it is full. */
+  /** Grows a file by writing zeros, because Node has no fallocate. Throws the file system's error if the folder is full. */
   #reserve(region: Region, bytes: number): void {
     const zeros = new Uint8Array(Math.min(Math.max(bytes - region.capacity, 0), ZEROS));
     while (region.capacity < bytes) {
@@ -164,29 +164,29 @@ export class SharedFolder {
   }
 }
 
-/** It must not know the folder, which would stay for ever then. */
+/** Returns the function that removes the files. It must not refer to the folder, which could never be collected then. */
 const cleaner = (files: Files, path: string, regions: Set<Region>): Clean => {
   const clean = (): void => {
     for (const region of regions) remove(files, path, region);
     regions.clear();
-    unclean?.delete(clean);
+    cleanAtExit?.delete(clean);
   };
   return clean;
 };
 
 const cleanAll = (): void => {
-  for (const clean of unclean ?? []) clean();
+  for (const clean of cleanAtExit ?? []) clean();
 };
 
 const remove = (files: Files, path: string, { file }: Region): void => {
   try {
     files.unlinkSync(`${path}/${file}`);
   } catch {
-    // Somebody else has removed it, or the whole folder.
+    // Somebody else has already removed the file or the folder.
   }
 };
 
-/** The start of a file of the folder, which is one call's or one state's. */
+/** The first `length` bytes of a file in the folder, owned by one call or one state. */
 export class SharedPlace {
   readonly folder: SharedFolder;
   readonly region: Region;
@@ -200,12 +200,12 @@ export class SharedPlace {
     this.#files = files;
   }
 
-  /** What names it to the server. */
+  /** The place as requests name it. */
   get blob(): SharedBlob {
     return { file: this.region.file, offset: 0, length: this.length };
   }
 
-  /** As much of it as was written. */
+  /** The part that the server has written. */
   trimmed(length: number): SharedPlace {
     return new SharedPlace(this.folder, this.#files, this.region, length);
   }
@@ -220,7 +220,7 @@ export class SharedPlace {
     }
   }
 
-  /** All of it, in new memory. */
+  /** Reads all bytes into new memory. */
   async read(): Promise<Uint8Array<ArrayBuffer>> {
     const memory = new Uint8Array(this.length);
     const starts = Array.from({ length: Math.ceil(this.length / PIECE_BYTES) }, (_, index) => index * PIECE_BYTES);
@@ -228,11 +228,11 @@ export class SharedPlace {
     return memory;
   }
 
-  /** The bytes from `start` to `end`, to where they stand in `memory`. */
+  /** Reads the bytes from `start` to `end` into the same positions of `memory`. */
   readSync(memory: Uint8Array, start: number, end: number): void {
     for (let at = start; at < end; at += PIECE_BYTES) {
       const length = Math.min(PIECE_BYTES, end - at);
-      requireAll(this.#files.readSync(this.region.fd, memory, at, length, at), length);
+      requireLength(this.#files.readSync(this.region.fd, memory, at, length, at), length);
     }
   }
 
@@ -241,7 +241,7 @@ export class SharedPlace {
       this.#files.read(this.region.fd, memory, start, length, start, (error, bytesRead) => {
         try {
           if (error) throw error;
-          resolve(requireAll(bytesRead, length));
+          resolve(requireLength(bytesRead, length));
         } catch (cause) {
           reject(cause);
         }
@@ -250,11 +250,11 @@ export class SharedPlace {
   }
 }
 
-const requireAll = (read: number, length: number): void => {
+const requireLength = (read: number, length: number): void => {
   if (read < length) throw new Error(`a file of the shared folder was cut short: expected ${length} bytes, found ${read}`);
 };
 
-/** Parts that are written together. */
+/** Groups the parts into writes of at most PIECE_BYTES and MAX_BUFFERS. */
 const batches = (parts: readonly Uint8Array[]): Uint8Array[][] => {
   const all: Uint8Array[][] = [];
   let room = 0;

@@ -1,16 +1,16 @@
-/** The state of an optimizer: a safetensors file that any language reads. */
+/** The state of an optimizer: a safetensors file, readable from any language. */
 import { SharedPlace } from "./shared.ts";
 import { compareUtf8, dataStartOf, type FileTensor, fileOf, LENGTH_BYTES, readFile, type Tensor, toTensor } from "./tensors.ts";
 
 const FORMAT = "stepd.state/1";
 
-/** Canonical order: all steps, then float64, then float32, each by the bytes of the key. */
+/** Canonical order of the entries: I64 step counts, then F64, then F32, each by UTF-8 order of the key. */
 const RANK: Readonly<Record<string, number>> = { I64: 0, F64: 1, F32: 2 };
 
 const slotOf = (key: string): string => key.slice(0, key.indexOf("/"));
 const parameterOf = (key: string): string => key.slice(key.indexOf("/") + 1);
 
-/** What a file says. */
+/** The parsed header and step counts. */
 interface Contents {
   readonly optimizer: string;
   readonly revision: number;
@@ -18,14 +18,14 @@ interface Contents {
   readonly entries: ReadonlyMap<string, FileTensor>;
 }
 
-/** Where a state stands in a shared folder, if its bytes were not given out. */
+/** The place of a state in a shared folder; undefined if it has none, or if the caller has received its bytes. */
 export let placeOf: (state: State | Uint8Array) => SharedPlace | undefined;
 
 export class State {
-  /** The file. That of one in a shared folder is read as it is looked at: the first `#read` bytes are there. */
+  /** The file. From a shared folder it is read on demand; `#bytesRead` counts the bytes read so far. */
   readonly #file: Uint8Array<ArrayBuffer>;
-  #read: number;
-  /** While nobody else has the bytes, and so nobody can have changed them. */
+  #bytesRead: number;
+  /** Set only while no caller has received the bytes and could have changed them. */
   #place: SharedPlace | undefined;
   #contents: Contents | undefined;
 
@@ -34,89 +34,91 @@ export class State {
   }
 
   /**
-   * Takes a file's bytes, without a copy. Throws RangeError where they are no stepd state; for a place in a shared folder,
-   * which only the client gives, when it is looked at.
+   * Wraps the file's bytes without a copy. Throws RangeError if they are not a stepd state. A place in a shared folder, which only
+   * the client passes, is checked on first use.
    */
   constructor(file: Uint8Array | SharedPlace) {
     if (!(file instanceof SharedPlace || file instanceof Uint8Array))
       throw new TypeError(`expected the bytes of a state in a Uint8Array, found ${(file as object | null)?.constructor?.name ?? String(file)}`);
     if (file instanceof SharedPlace) {
       this.#place = file;
-      // Memory that nobody has touched costs nothing, and tells the garbage collector how much hangs on this state.
+      // Untouched memory costs nothing, and its size tells the garbage collector how much this state holds.
       this.#file = new Uint8Array(file.length);
-      this.#read = 0;
+      this.#bytesRead = 0;
     } else {
       this.#file = file as Uint8Array<ArrayBuffer>;
-      this.#read = file.length;
+      this.#bytesRead = file.length;
       this.#contents = this.#parse();
     }
   }
 
-  /** The file. Store it as it is; the same bytes resume the run exactly. */
+  /** The file's bytes. Store them unchanged: the same bytes resume the run exactly. */
   get bytes(): Uint8Array<ArrayBuffer> {
-    this.#fill();
+    this.#readAll();
     this.#place = undefined;
     return this.#file;
   }
 
   get optimizer(): string {
-    return this.#look().optimizer;
+    return this.#parsed().optimizer;
   }
 
   get revision(): number {
-    return this.#look().revision;
+    return this.#parsed().revision;
   }
 
-  /** Steps taken, by parameter. */
+  /** Steps taken, by parameter name. */
   get steps(): Readonly<Record<string, number>> {
-    return this.#look().steps;
+    return this.#parsed().steps;
   }
 
-  /** One canonical file of the entries of several states of one optimizer: the server would write the same bytes. */
+  /** Merges states of one optimizer into one canonical file, with the bytes that the server would write. */
   static join(states: readonly State[]): State {
     if (!Array.isArray(states) || !states.every((state) => state instanceof State)) throw new TypeError("states: expected a list of State");
     const [first] = states as readonly State[];
     if (!first) throw new RangeError("there is no state to join");
-    const other = states.find(({ optimizer, revision }) => optimizer !== first.optimizer || revision !== first.revision);
-    if (other)
-      throw new RangeError(`expected states of ${first.optimizer} revision ${first.revision}, found one of ${other.optimizer} revision ${other.revision}`);
-    const entries = states.flatMap((state) => [...state.#fill()]);
+    const different = states.find(({ optimizer, revision }) => optimizer !== first.optimizer || revision !== first.revision);
+    if (different)
+      throw new RangeError(
+        `expected states of ${first.optimizer} revision ${first.revision}, found one of ${different.optimizer} revision ${different.revision}`,
+      );
+    const entries = states.flatMap((state) => [...state.#readAll()]);
     entries.sort(([a, { dtype: left }], [b, { dtype: right }]) => (RANK[left] ?? 3) - (RANK[right] ?? 3) || compareUtf8(a, b));
-    const twice = entries.find(([key], index) => key === entries[index + 1]?.[0]);
-    if (twice) throw new RangeError(`${JSON.stringify(twice[0])} stands in two of the states`);
-    return first.#with(entries);
+    const duplicate = entries.find(([key], index) => key === entries[index + 1]?.[0]);
+    if (duplicate) throw new RangeError(`${JSON.stringify(duplicate[0])} stands in two of the states`);
+    return first.#build(entries);
   }
 
-  /** The state of some parameters. */
+  /** Returns the part of the state that belongs to `parameters`. */
   pick(parameters: ReadonlySet<string>): State {
     if (!(parameters instanceof Set)) throw new TypeError("parameters: expected a Set of names");
-    return this.#with([...this.#fill()].filter(([key]) => parameters.has(parameterOf(key))));
+    return this.#build([...this.#readAll()].filter(([key]) => parameters.has(parameterOf(key))));
   }
 
-  #with(entries: readonly (readonly [string, FileTensor])[]): State {
+  #build(entries: readonly (readonly [string, FileTensor])[]): State {
     return new State(fileOf({ format: FORMAT, optimizer: this.optimizer, revision: String(this.revision) }, entries));
   }
 
-  /** The names of all parameters that the state has anything of. */
+  /** Names of all parameters in the state. */
   get parameters(): ReadonlySet<string> {
-    return new Set([...this.#look().entries.keys()].map(parameterOf));
+    return new Set([...this.#parsed().entries.keys()].map(parameterOf));
   }
 
-  /** How many bytes of data the state has of each parameter. */
+  /** Bytes of state data, by parameter name. */
   get sizes(): ReadonlyMap<string, number> {
     const sizes = new Map<string, number>();
-    for (const [key, { bytes }] of this.#look().entries) sizes.set(parameterOf(key), (sizes.get(parameterOf(key)) ?? 0) + bytes.length);
+    for (const [key, { bytes }] of this.#parsed().entries) sizes.set(parameterOf(key), (sizes.get(parameterOf(key)) ?? 0) + bytes.length);
     return sizes;
   }
 
-  /** The names of the slots, such as exp_avg. */
+  /** Names of the slots, such as exp_avg. */
   get slotNames(): readonly string[] {
-    return [...new Set([...this.#look().entries.keys()].map(slotOf))].filter((name) => name !== "step");
+    return [...new Set([...this.#parsed().entries.keys()].map(slotOf))].filter((name) => name !== "step");
   }
 
-  /** A slot of all parameters that have it. Throws RangeError for one that the state does not have. */
+  /** Returns one slot of all parameters that have it. Throws RangeError for an unknown slot. */
   slot(name: string): Record<string, Tensor> {
-    const entries = [...this.#fill()].filter(([key]) => slotOf(key) === name);
+    const entries = [...this.#readAll()].filter(([key]) => slotOf(key) === name);
     this.#place = undefined;
     if (entries.length === 0) {
       const names = this.slotNames.join(", ");
@@ -125,7 +127,7 @@ export class State {
     return Object.fromEntries(entries.map(([key, tensor]) => [parameterOf(key), toTensor(tensor)]));
   }
 
-  #look(): Contents {
+  #parsed(): Contents {
     this.#contents ??= this.#parse();
     return this.#contents;
   }
@@ -146,16 +148,16 @@ export class State {
     };
   }
 
-  /** The entries, with all their bytes. */
-  #fill(): ReadonlyMap<string, FileTensor> {
+  /** Reads all bytes, and returns the entries. */
+  #readAll(): ReadonlyMap<string, FileTensor> {
     this.#readTo(this.#file.length);
-    return this.#look().entries;
+    return this.#parsed().entries;
   }
 
   #readTo(end: number): void {
-    if (end <= this.#read) return;
-    this.#place?.readSync(this.#file, this.#read, end);
-    this.#read = end;
+    if (end <= this.#bytesRead) return;
+    this.#place?.readSync(this.#file, this.#bytesRead, end);
+    this.#bytesRead = end;
   }
 }
 

@@ -1,18 +1,18 @@
-/** Tensors as typed arrays, and the safetensors files that they travel in. */
+/** Tensors as typed arrays, and the safetensors files that carry them. */
 
 export type DType = "F32" | "F64" | "BF16" | "F16";
 
-/** Data in row-major order. BF16 and F16 are their bits: JavaScript has no arrays of them everywhere. */
+/** Data in row-major order. BF16 and F16 are raw bits, because not every platform has such arrays. */
 export interface Tensor {
   readonly shape: readonly number[];
   readonly data: Float32Array | Float64Array | Uint16Array;
-  /** Needed for Uint16Array (BF16 or F16); else it follows from the array. */
+  /** Required for Uint16Array (BF16 or F16); otherwise the array implies it. */
   readonly dtype?: DType | undefined;
 }
 
 export type Tensors = Readonly<Record<string, Tensor>>;
 
-/** A tensor of a file, as it stands there: `bytes` is a view, not a copy. */
+/** A tensor in a file; `bytes` is a view, not a copy. */
 export interface FileTensor {
   readonly dtype: string;
   readonly shape: readonly number[];
@@ -24,47 +24,47 @@ export interface SafetensorsFile {
   readonly tensors: ReadonlyMap<string, FileTensor>;
 }
 
-/** Bytes of an element of each dtype that a parameter or a slot may have. */
+/** Bytes per element of each dtype in parameters and slots. */
 const WIDTHS: Readonly<Record<string, number>> = { F32: 4, F64: 8, BF16: 2, F16: 2, I64: 8, I32: 4 };
 
-/** The length of the header comes first in a file. */
+/** Size of the header's length, which begins a safetensors file. */
 export const LENGTH_BYTES = 8;
 const HEADER_ALIGNMENT = 8;
 
 const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
-/** The dtype of a tensor. Throws TypeError, with the tensor's name, where array, shape and dtype do not fit each other. */
-const checked = (name: string, { shape, data, dtype }: Tensor): DType => {
+/** Returns a tensor's dtype. Throws TypeError, with the tensor's name, if array, shape and dtype contradict each other. */
+const checkedDtype = (name: string, { shape, data, dtype }: Tensor): DType => {
   const fail = (expected: string, found: unknown): never => {
     throw new TypeError(`tensor ${JSON.stringify(name)}: expected ${expected}, found ${found}`);
   };
-  const own = data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : undefined;
-  if (!own && !(data instanceof Uint16Array)) fail("data in a Float32Array, Float64Array or Uint16Array", kindOf(data));
-  if (own ? dtype !== undefined && dtype !== own : dtype !== "BF16" && dtype !== "F16")
-    fail(`dtype ${own ?? "BF16 or F16"} for a ${kindOf(data)}`, dtype ?? "none");
+  const implied = data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : undefined;
+  if (!implied && !(data instanceof Uint16Array)) fail("data in a Float32Array, Float64Array or Uint16Array", kindOf(data));
+  if (implied ? dtype !== undefined && dtype !== implied : dtype !== "BF16" && dtype !== "F16")
+    fail(`dtype ${implied ?? "BF16 or F16"} for a ${kindOf(data)}`, dtype ?? "none");
   if (!Array.isArray(shape) || !shape.every((size) => Number.isSafeInteger(size) && size >= 0))
     fail("a shape of sizes from 0 on", Array.isArray(shape) ? `[${shape}]` : JSON.stringify(shape));
   if (elementsOf(shape) !== data.length) fail(`${elementsOf(shape)} values for shape [${shape}]`, data.length);
-  return own ?? (dtype as DType);
+  return implied ?? (dtype as DType);
 };
 
 const kindOf = (value: unknown): string => (value as object | null | undefined)?.constructor?.name ?? String(value);
 
 export const dtypeOf = ({ data, dtype }: Tensor): DType => (data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : (dtype as DType));
 
-/** Bytes of a tensor's data, without a copy. */
+/** A view of a tensor's data as bytes. */
 export const bytesOf = ({ data }: Tensor): Uint8Array<ArrayBuffer> => new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
 
-/** The parts of a safetensors file: the header, then each tensor's own bytes. */
+/** A safetensors file in parts: the header, then the bytes of each tensor. */
 export const fileParts = (tensors: Tensors): [header: Uint8Array<ArrayBuffer>, ...data: Uint8Array<ArrayBuffer>[]] => {
   const entries = Object.entries(tensors).map(([name, tensor]): [string, FileTensor] => [
     name,
-    { dtype: checked(name, tensor), shape: tensor.shape, bytes: bytesOf(tensor) },
+    { dtype: checkedDtype(name, tensor), shape: tensor.shape, bytes: bytesOf(tensor) },
   ]);
   return [headerOf([], entries), ...Object.values(tensors).map(bytesOf)];
 };
 
-/** Length and JSON of a file's header, padded as the server does. */
+/** A file's length field and JSON header, padded as the server pads it. */
 const headerOf = (first: readonly string[], entries: readonly (readonly [string, FileTensor])[]): Uint8Array<ArrayBuffer> => {
   let offset = 0;
   const described = entries.map(([key, { dtype, shape, bytes }]) => {
@@ -80,7 +80,7 @@ const headerOf = (first: readonly string[], entries: readonly (readonly [string,
   return header;
 };
 
-/** A file of entries in their order. */
+/** A safetensors file with the entries in the given order. */
 export const fileOf = (metadata: Readonly<Record<string, string>>, entries: readonly (readonly [string, FileTensor])[]): Uint8Array<ArrayBuffer> => {
   const header = headerOf([`"__metadata__":${JSON.stringify(metadata)}`], entries);
   const file = new Uint8Array(entries.reduce((sum, [, { bytes }]) => sum + bytes.length, header.length));
@@ -93,7 +93,7 @@ export const fileOf = (metadata: Readonly<Record<string, string>>, entries: read
   return file;
 };
 
-/** Orders strings as their UTF-8 bytes, which is the order of code points: surrogates come after all other code units. */
+/** Compares strings in UTF-8 order, which is code-point order: surrogates come after all other code units. */
 export const compareUtf8 = (a: string, b: string): number => {
   const length = Math.min(a.length, b.length);
   for (let index = 0; index < length; index++) {
@@ -105,7 +105,7 @@ export const compareUtf8 = (a: string, b: string): number => {
 
 const rank = (unit: number): number => (unit >= 0xe000 ? unit - 0x800 : unit >= 0xd800 ? unit + 0x2000 : unit);
 
-/** Where the data of a file start. Throws RangeError where that is beyond its end. */
+/** Offset of a file's data. Throws RangeError if it lies beyond the end of the file. */
 export const dataStartOf = (file: Uint8Array): number => {
   if (file.length < LENGTH_BYTES) throw new RangeError(`a safetensors file has at least ${LENGTH_BYTES} bytes, this has ${file.length}`);
   const length = new DataView(file.buffer, file.byteOffset, LENGTH_BYTES).getBigUint64(0, true);
@@ -113,7 +113,7 @@ export const dataStartOf = (file: Uint8Array): number => {
   return LENGTH_BYTES + Number(length);
 };
 
-/** Reads a file; the tensors are views of it. Throws RangeError for what is no such file. */
+/** Parses a safetensors file; the tensors are views of it. Throws RangeError for an invalid file. */
 export const readFile = (file: Uint8Array): SafetensorsFile => {
   const start = dataStartOf(file);
   const { __metadata__: metadata = {}, ...header } = parseHeader(file.slice(LENGTH_BYTES, start));
@@ -121,7 +121,7 @@ export const readFile = (file: Uint8Array): SafetensorsFile => {
     throw new RangeError("__metadata__: expected strings by name");
   const data = file.subarray(start);
   const tensors = Object.entries(header).map(([name, entry]): [string, FileTensor] => [name, viewOf(name, entry, data)]);
-  // No gap, no overlap, nothing left over: else two readers might see different tensors in one file.
+  // No gap, no overlap, no trailing bytes: otherwise two readers could see different tensors in one file.
   let end = data.byteOffset;
   for (const { byteOffset, length } of tensors.map(([, { bytes }]) => bytes).sort((a, b) => a.byteOffset - b.byteOffset || a.length - b.length)) {
     if (byteOffset !== end) throw new RangeError("the tensors of the safetensors file do not cover its data exactly");
@@ -137,15 +137,15 @@ const parseHeader = (json: Uint8Array): Record<string, unknown> => {
   try {
     const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(json);
     const header: unknown = JSON.parse(text);
-    // Outside of strings: 2.0, 2e0 and -0 are no sizes to the format's own library, and JSON.parse makes whole numbers of them.
+    // Sizes must be digits only: safetensors rejects 2.0, 2e0 and -0, but JSON.parse turns them into integers.
     if (isObject(header) && !/[-+.eE]/.test(text.replaceAll(/"(?:[^"\\]|\\.)*"/g, ""))) return header;
   } catch {
-    // Said below.
+    // Falls through to the error below.
   }
   throw new RangeError("the header of the safetensors file is no JSON object in UTF-8, or has numbers that are not written as digits alone");
 };
 
-/** An entry's view of the data. Its bytes are as many as dtype and shape ask for. */
+/** An entry's view of the data. Throws RangeError if its size does not match dtype and shape. */
 const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
   const { dtype, shape, data_offsets: offsets } = (isObject(entry) ? entry : {}) as Partial<Record<"dtype" | "shape" | "data_offsets", unknown>>;
   const width = typeof dtype === "string" && Object.hasOwn(WIDTHS, dtype) ? WIDTHS[dtype] : undefined;
@@ -153,7 +153,7 @@ const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
   if (width === undefined) throw new RangeError(`tensor ${JSON.stringify(name)}: expected a dtype of ${Object.keys(WIDTHS)}, found ${JSON.stringify(dtype)}`);
   if (!isSizes(shape) || !isSizes(offsets) || offsets.length !== 2)
     throw new RangeError(`tensor ${JSON.stringify(name)}: shape and data_offsets are not whole`);
-  // A 0 behind an overflow hides it.
+  // Partial products, because a 0 after an overflow would hide it.
   if (shape.some((_, index) => elementsOf(shape.slice(0, index + 1)) > Number.MAX_SAFE_INTEGER))
     throw new RangeError(`tensor ${JSON.stringify(name)}: the product of shape [${shape}] is too large`);
   const [from = 0, to = 0] = offsets;
@@ -162,7 +162,7 @@ const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
   return { dtype: dtype as string, shape, bytes: data.subarray(from, to) };
 };
 
-/** A file's tensor as a typed array: a view where the bytes are aligned, else a copy. */
+/** A file's tensor as a typed array: a view if the bytes are aligned, otherwise a copy. */
 export const toTensor = ({ dtype, shape, bytes }: FileTensor): Tensor => {
   const width = WIDTHS[dtype] ?? 1;
   const { buffer, byteOffset, byteLength } = bytes.byteOffset % width === 0 ? bytes : bytes.slice();
@@ -172,11 +172,11 @@ export const toTensor = ({ dtype, shape, bytes }: FileTensor): Tensor => {
   throw new RangeError(`a tensor of dtype ${dtype} is none that stepd steps`);
 };
 
-/** All tensors of a file. Throws RangeError for what is no safetensors file, and for other dtypes. */
+/** All tensors of a file. Throws RangeError for an invalid safetensors file, and for dtypes that no parameter can have. */
 export const toTensors = (file: Uint8Array): Record<string, Tensor> =>
   Object.fromEntries([...readFile(file).tensors].map(([name, tensor]) => [name, toTensor(tensor)]));
 
-/** The tensors of a reply, whose file has the header that was sent, byte for byte; anything else is no reply to that call. */
+/** The tensors of a reply. Throws RangeError unless the file's header equals the sent one byte for byte. */
 export const toTensorsLike = (sent: Tensors, [header, ...parts]: ReturnType<typeof fileParts>, file: Uint8Array): Record<string, Tensor> => {
   const length = parts.reduce((sum, part) => sum + part.length, header.length);
   if (file.length !== length || !header.every((byte, index) => byte === file[index]))
@@ -191,7 +191,7 @@ export const toTensorsLike = (sent: Tensors, [header, ...parts]: ReturnType<type
   );
 };
 
-/** The tensors of a reply whose file has a header of its own: of these names and shapes, where they are known. */
+/** The tensors of a reply with another header. Throws RangeError if names or shapes differ from those sent, if any were. */
 export const toTensorsNamed = (sent: Tensors | undefined, file: Uint8Array): Record<string, Tensor> => {
   const found = toTensors(file);
   const shapesOf = (tensors: Tensors): readonly string[] =>

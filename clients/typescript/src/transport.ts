@@ -1,38 +1,38 @@
-/** One server over `fetch`: sends a call, again where that may help, and tells what is a reply of stepd from what is not. */
-import { found, requireOptions } from "./checks.ts";
+/** HTTP calls to one server over `fetch`: sends, retries, and rejects replies that are not stepd's. */
+import { describeValue, requireOptions } from "./checks.ts";
 import { StepdError, TransportError } from "./errors.ts";
 import { decode, encodeParts } from "./msgpack.ts";
-import { isRefusal, Pauses, pause, type RetryOptions, requireRetries } from "./pauses.ts";
+import { Backoff, isRefusal, pause, type RetryOptions, requireRetries } from "./retries.ts";
 import type { ErrorData } from "./wire.gen.ts";
 
-/** What is used of `fetch`. */
+/** The part of `fetch` that the client uses. */
 export type Fetch = (url: string, init: RequestInit) => Promise<Response>;
 
 export interface ClientOptions extends RetryOptions {
   /** Bearer token. */
   readonly token?: string | undefined;
-  /** Milliseconds for one attempt of a call with its reply; Infinity for no limit. */
+  /** Milliseconds for one attempt, from sending to the end of the reply; Infinity for no limit. */
   readonly timeoutMs?: number | undefined;
-  /** A fetch of one's own, for instance one that uses a Unix socket. */
+  /** A replacement for fetch, for instance over a Unix socket. */
   readonly fetch?: Fetch | undefined;
   /**
-   * A folder that a server on this host shares (its STEPD_SHARED_DIR), as this process sees it: tensors and states of 64 KiB and
-   * more stand in files there instead of travelling. With tokens it is the folder of the token's name in the server's. Node only.
+   * The folder that a server on this host shares (its STEPD_SHARED_DIR), as this process sees it. Calls of 64 KiB and more put their
+   * tensors and states into files there. With tokens, pass the subfolder with the token's name. Node only.
    */
   readonly sharedDir?: string | undefined;
 }
 
-/** Makes a result of a reply's value. */
+/** Builds a result from a decoded reply. */
 export type Read<Result> = (reply: unknown) => Result | Promise<Result>;
 
 /** Options of a single call. */
 export interface CallOptions {
-  /** Ends the call and its retries; the call then throws the signal's reason. */
+  /** Aborts the call and its retries; the call then throws the signal's reason. */
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
 }
 
-/** The names of options. */
+/** The option names, for requireOptions. */
 export const CLIENT_OPTIONS = {
   token: true,
   timeoutMs: true,
@@ -49,9 +49,9 @@ const JSON_TYPE = "application/json";
 
 const DEFAULT_TIMEOUT_MS = 60_000;
 const LARGE_BYTES = 2 ** 20;
-/** The first status of errors that are not the call's. */
+/** Errors below this status are final: the server is no longer working on the call. */
 const SERVER_FAULT = 500;
-/** What a timer takes; it would fire at once beyond. */
+/** Longest delay of a timer; a longer one would fire at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 export class Transport {
@@ -63,11 +63,11 @@ export class Transport {
 
   constructor(url: string, { token, timeoutMs = DEFAULT_TIMEOUT_MS, fetch: send, ...retries }: ClientOptions) {
     this.url = rootOf(url);
-    // Said here, without the token: fetch would put it into its message.
+    // Checked here, because fetch would put the token into its error message.
     if (token !== undefined && typeof token !== "string") throw new TypeError(`token: expected a string, found ${typeof token}`);
     if (token !== undefined && !/^[\x21-\x7e]+$/.test(token)) throw new TypeError("token: expected visible ASCII characters, found others");
     requireTimeout(timeoutMs);
-    if (send !== undefined && typeof send !== "function") throw new TypeError(`fetch: expected a function, found ${found(send)}`);
+    if (send !== undefined && typeof send !== "function") throw new TypeError(`fetch: expected a function, found ${describeValue(send)}`);
     requireRetries(retries);
     this.#headers = { Accept: MSGPACK, ...(token !== undefined && { Authorization: `Bearer ${token}` }) };
     this.#timeoutMs = timeoutMs;
@@ -77,14 +77,14 @@ export class Transport {
   }
 
   /**
-   * Calls a method of the REST twin: a POST where there are params. `read` makes the result, and throws for what is none. `onLost`
-   * is told of each attempt after which the server may still be at work.
+   * Calls a REST method: POST with `params`, GET without. `read` builds the result, and throws for an invalid one. `onLost` is
+   * called after each attempt that may have left the server at work.
    */
   async call<Result>(path: string, params: object | undefined, read: Read<Result>, options: CallOptions = {}, onLost?: () => void): Promise<Result> {
-    // Copied here, before anything waits: the caller may change the arrays while the call is under way.
+    // Copied before the first await, because the caller may change the arrays during the call.
     const body = params && new Blob(encodeParts(params));
     requireCallOptions(options);
-    const pauses = new Pauses(this.#retries, `stepd at ${this.url}`);
+    const backoff = new Backoff(this.#retries, `stepd at ${this.url}`);
     for (;;) {
       options.signal?.throwIfAborted();
       try {
@@ -92,14 +92,14 @@ export class Transport {
       } catch (error) {
         if (!(error instanceof StepdError && error.status < SERVER_FAULT)) onLost?.();
         const isPassing = (error instanceof TransportError || error instanceof StepdError) && error.isPassing;
-        const wait = isPassing ? pauses.after(error) : undefined;
+        const wait = isPassing ? backoff.delayAfter(error) : undefined;
         if (wait === undefined) throw error;
         await pause(wait, options.signal);
       }
     }
   }
 
-  /** Whether an address answers with a status of success. Asks once. */
+  /** Whether a GET succeeds. Asks once, without retries. */
   async isOk(path: string, options: CallOptions): Promise<boolean> {
     requireCallOptions(options);
     const { signal, timeoutMs = this.#timeoutMs } = options;
@@ -139,7 +139,7 @@ export class Transport {
     }
   }
 
-  /** The error of a problem body (RFC 9457); a proxy's own reply has none. */
+  /** The error in a problem body (RFC 9457), or a TransportError if the reply came from a proxy. */
   #problem(path: string, response: Response, bytes: Uint8Array): Error {
     const { status } = response;
     const retryAfter = secondsOf(response.headers.get("retry-after"));
@@ -150,7 +150,7 @@ export class Transport {
       if (typeof detail === "string" && typeof code === "number" && typeof data.name === "string")
         return new StepdError(detail, code, status, { ...(data as ErrorData), retry_after: secondsOf(data.retry_after) ?? retryAfter });
     } catch {
-      // Not stepd's.
+      // The body is not stepd's.
     }
     return new TransportError(`${this.url}${path}: HTTP ${status}, and the reply is none of stepd`, { status, retryAfter });
   }
@@ -163,7 +163,7 @@ const HTTP_DATES = [
   /^[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}$/,
 ];
 
-/** Seconds of a Retry-After, which is a number of them or a date; undefined for anything else. */
+/** Seconds of a Retry-After header, which is a number or a date; undefined for anything else. */
 const secondsOf = (asked: unknown): number | undefined => {
   const text = String(asked).trim();
   const isDate = HTTP_DATES.some((form) => form.test(text));
@@ -172,18 +172,18 @@ const secondsOf = (asked: unknown): number | undefined => {
   return Number.isFinite(seconds) ? Math.max(seconds, 0) : undefined;
 };
 
-/** The root of a server, without the slash at its end. */
+/** The server's root without a trailing slash. Throws TypeError for an invalid URL. */
 const rootOf = (url: string): string => {
   const { protocol, origin, pathname, search, hash, username, password } = URL.canParse(url) ? new URL(url) : ({} as Partial<URL>);
   if (!(protocol === "http:" || protocol === "https:") || search || hash || username || password) {
-    // Not repeated where it may hold a password, also where it is too broken to say which part that is.
+    // A URL with an @ may hold a password, even if it is malformed, so the error does not repeat it.
     const found = String(url).includes("@") ? "one with user information, which belongs into the option token" : JSON.stringify(url);
     throw new TypeError(`url: expected the server's root, such as http://127.0.0.1:8080, found ${found}`);
   }
   return `${origin}${pathname?.replace(/\/+$/, "")}`;
 };
 
-/** A body in one array. A large one is read into it piece by piece: arrayBuffer() would hold it twice, and takes a quarter longer (measured, 192 MiB). */
+/** Reads a body into one array. Large bodies are read in chunks: arrayBuffer() would need twice the memory and a quarter more time (measured, 192 MiB). */
 const readBody = async (response: Response): Promise<Uint8Array<ArrayBuffer>> => {
   const length = Number(response.headers.get("content-length"));
   if (!response.body || !(length >= LARGE_BYTES) || response.headers.has("content-encoding")) return new Uint8Array(await response.arrayBuffer());
@@ -204,13 +204,13 @@ const decodeAs = (type: string, bytes: Uint8Array<ArrayBuffer>): unknown => {
   throw new RangeError(`Content-Type: expected ${MSGPACK}, found ${type}`);
 };
 
-/** A message with that of its cause: fetch says only "fetch failed". */
+/** An error's message with its cause's, because fetch alone reports only "fetch failed". */
 const reasonOf = (error: unknown): string => {
   if (!(error instanceof Error)) return String(error);
   return error.cause instanceof Error && error.cause.message !== "" ? `${error.message}: ${error.cause.message}` : error.message;
 };
 
-/** The signal of an attempt: the caller's, and one that ends the attempt when its time is up. */
+/** The signal of one attempt: the caller's, and the timeout. */
 const limitsOf = (timeoutMs: number, caller: AbortSignal | undefined): { readonly signal?: AbortSignal } => {
   requireTimeout(timeoutMs);
   const signals = caller ? [caller] : [];
@@ -218,12 +218,12 @@ const limitsOf = (timeoutMs: number, caller: AbortSignal | undefined): { readonl
   return signals.length > 0 ? { signal: AbortSignal.any(signals) } : {};
 };
 
-/** Throws TypeError for options of a call that are none. */
+/** Throws TypeError for invalid options of a call. */
 export const requireCallOptions = (options: CallOptions): void => {
   requireOptions(options, CALL_OPTIONS);
   const { signal } = options;
   if (signal !== undefined && typeof (signal as Partial<AbortSignal> | null)?.throwIfAborted !== "function")
-    throw new TypeError(`signal: expected an AbortSignal, found ${found(signal)}`);
+    throw new TypeError(`signal: expected an AbortSignal, found ${describeValue(signal)}`);
 };
 
 const requireTimeout = (timeoutMs: number): void => {

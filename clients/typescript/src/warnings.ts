@@ -1,14 +1,14 @@
-/** What several calls warn of, as one call with all their tensors does. */
+/** Merges the warnings of several calls into those that one call with all tensors would return. */
 import { compareUtf8 } from "./tensors.ts";
 
-/** The first tensors that a server names in a warning. */
+/** How many tensors a server names in one warning. */
 const NAMED_TENSORS = 8;
 
-/** Tensors as a server lists them: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON. */
+/** The server's list of tensors: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON strings. */
 const LISTED = String.raw`"[^"\\]*(?:\\.[^"\\]*)*" \(\d+ values?\)`;
 const LISTING = new RegExp(String.raw`^(?<head>[^"]*)(?<list>${LISTED}(?:, ${LISTED})*)(?: and (?<more>\d+) more tensors)?(?<tail>.*)$`, "su");
 
-/** Sentences without repetition, in the order of their text, as in one call. Those that differ in their tensors alone become one. */
+/** Removes duplicates, sorts by text, and merges warnings that differ only in their tensors. */
 export const joinedWarnings = (sentences: readonly string[]): string[] => {
   const kinds = new Map<string, { readonly head: string; readonly tail: string; readonly listed: string[]; more: number }>();
   for (const sentence of sentences) {

@@ -1,4 +1,4 @@
-// A trainer in a module of its own, outside of this repository: module_test.go builds it in the ways that README.md tells.
+// A trainer in its own module, outside this repository; module_test.go builds it in the ways that README.md describes.
 package main
 
 import (

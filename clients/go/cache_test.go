@@ -65,7 +65,7 @@ func TestCacheMiss(t *testing.T) {
 	for name, change := range map[string]func(*StepRequest){
 		"no state":             func(*StepRequest) {},
 		"no values":            func(r *StepRequest) { r.Params = nil },
-		"a state left there":   func(r *StepRequest) { r.State = &State{kept: true} },
+		"a state left there":   func(r *StepRequest) { r.State = &State{onServer: true} },
 		"rounded parameters":   func(r *StepRequest) { r.State = first.State; r.Cached.otherParams = true },
 		"a state of elsewhere": func(r *StepRequest) { r.State = first.State; r.Cached.otherState = true },
 	} {
@@ -189,7 +189,7 @@ func TestErrorsOfReplies(t *testing.T) {
 		"an unknown form":             {func(r *StepRequest) { r.Reply.Params = "f8" }, ErrInvalidParams},
 		"no digest":                   {func(r *StepRequest) { r.Cached = &Cached{State: "x"} }, ErrInvalidParams},
 		"BF16 of F64":                 {func(r *StepRequest) { r.Params, r.Grads, r.Reply.Params = many(1, F64), nil, ReplyBF16 }, ErrUnsupportedDType},
-		"a state that is not here":    {func(r *StepRequest) { r.State = &State{kept: true} }, ErrStateKept},
+		"a state that is not here":    {func(r *StepRequest) { r.State = &State{onServer: true} }, ErrStateKept},
 		"neither values nor a digest": {func(r *StepRequest) { r.Params, r.Cached = nil, &Cached{} }, ErrBadTensor},
 		"an Into of another dtype":    {func(r *StepRequest) { r.Into, r.Reply.Params = r.Params, ReplyBF16 }, ErrBadTensor},
 	} {
@@ -197,7 +197,7 @@ func TestErrorsOfReplies(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := client.Inspect(ctx, &State{kept: true}); !errors.Is(err, ErrStateKept) {
+	if _, err := client.Inspect(ctx, &State{onServer: true}); !errors.Is(err, ErrStateKept) {
 		t.Error(err)
 	}
 	// A server without a cache keeps nothing.

@@ -190,9 +190,9 @@ func (c *Client) Close() {
 // call is one call, with all of its attempts.
 type call struct {
 	path string
-	// parcel is nil for GET.
-	parcel *parcel
-	accept string
+	// request is nil for GET.
+	request *encodedRequest
+	accept  string
 	// read decodes a reply of status 200. Each attempt may call it again.
 	read func(*http.Response) error
 }
@@ -202,21 +202,21 @@ func (c *Client) do(ctx context.Context, call call, retries int) error {
 	if err := c.check(ctx); err != nil {
 		return err
 	}
-	pauses := c.pauses(retries, "stepd at "+c.url)
+	retrier := c.newRetrier(retries, "stepd at "+c.url)
 	for {
 		err := c.attempt(ctx, call)
-		call.parcel.note(err)
+		call.request.recordOutcome(err)
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil || !isPassing(err) || !pauses.pause(ctx, err) {
+		if ctx.Err() != nil || !isRetryable(err) || !retrier.wait(ctx, err) {
 			return ended(ctx, err)
 		}
 	}
 }
 
-// pauses are the waits between the attempts of one call.
-type pauses struct {
+// retrier decides on the retries of one call.
+type retrier struct {
 	retries int
 	// refused limits the retries of refused connections.
 	refused time.Duration
@@ -229,8 +229,8 @@ type pauses struct {
 	since    time.Time
 }
 
-func (c *Client) pauses(retries int, server string) *pauses {
-	p := &pauses{retries: retries, refused: c.refused, logger: c.logger, server: server}
+func (c *Client) newRetrier(retries int, server string) *retrier {
+	p := &retrier{retries: retries, refused: c.refused, logger: c.logger, server: server}
 	if retries <= 0 {
 		p.refused = 0
 	}
@@ -240,18 +240,18 @@ func (c *Client) pauses(retries int, server string) *pauses {
 	return p
 }
 
-// pause waits after a failure. It returns false if the call should give up, or if the context ends first.
-func (p *pauses) pause(ctx context.Context, err error) bool {
+// wait waits after a failure. It returns false if the call should give up, or if the context ends first.
+func (p *retrier) wait(ctx context.Context, err error) bool {
 	if isRefused(err) {
-		return p.pauseRefused(ctx)
+		return p.waitRefused(ctx)
 	}
 	p.refusals = 0
 	attempt := p.attempt
 	p.attempt++
-	return attempt < p.retries && pause(ctx, waitAfter(err, attempt))
+	return attempt < p.retries && sleep(ctx, retryDelay(err, attempt))
 }
 
-func (p *pauses) pauseRefused(ctx context.Context) bool {
+func (p *retrier) waitRefused(ctx context.Context) bool {
 	if p.refused <= 0 {
 		return false
 	}
@@ -265,7 +265,7 @@ func (p *pauses) pauseRefused(ctx context.Context) bool {
 	}
 	wait := backoff(p.refusals, maxRefusedBackoff)
 	p.refusals++
-	return pause(ctx, min(wait, left))
+	return sleep(ctx, min(wait, left))
 }
 
 // isRefused tells whether nothing listens at the address, as during a restart. For a Unix socket this includes a missing file.
@@ -297,8 +297,8 @@ func ended(ctx context.Context, err error) error {
 	}
 }
 
-// isPassing tells whether the same call may succeed later or on another replica.
-func isPassing(err error) bool {
+// isRetryable tells whether the same call may succeed later or on another replica.
+func isRetryable(err error) bool {
 	if refusal := (*Error)(nil); errors.As(err, &refusal) {
 		switch refusal.Status {
 		case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
@@ -309,9 +309,9 @@ func isPassing(err error) bool {
 	return errors.As(err, new(*TransportError))
 }
 
-// waitAfter returns the wait before the next attempt: the server's Retry-After, or exponential backoff.
-func waitAfter(err error, attempt int) time.Duration {
-	if refusal := (*Error)(nil); errors.As(err, &refusal) && refusal.saysWhen {
+// retryDelay returns the wait before the next attempt: the server's Retry-After, or exponential backoff.
+func retryDelay(err error, attempt int) time.Duration {
+	if refusal := (*Error)(nil); errors.As(err, &refusal) && refusal.hasRetryAfter {
 		return refusal.RetryAfter
 	}
 	return backoff(attempt, maxBackoff)
@@ -323,8 +323,8 @@ func backoff(attempt int, most time.Duration) time.Duration {
 	return pause/2 + rand.N(pause/2)
 }
 
-// pause waits. It returns false at once if the wait is longer than maxWait or than the context allows.
-func pause(ctx context.Context, wait time.Duration) bool {
+// sleep waits. It returns false at once if the wait is longer than maxWait or than the context allows.
+func sleep(ctx context.Context, wait time.Duration) bool {
 	if deadline, ok := ctx.Deadline(); wait > maxWait || (ok && time.Until(deadline) < wait) {
 		return false
 	}
@@ -348,8 +348,8 @@ func (c *Client) attempt(ctx context.Context, call call) error {
 	if err != nil {
 		return fmt.Errorf("stepd: %w", err)
 	}
-	if call.parcel != nil {
-		up := &upload{body: call.parcel.body}
+	if call.request != nil {
+		up := &upload{body: call.request.body}
 		defer up.close()
 		request.Method = http.MethodPost
 		request.ContentLength = up.body.size
@@ -432,7 +432,7 @@ func readProblem(response *http.Response) error {
 	if problem.RequestID == "" {
 		problem.RequestID = response.Header.Get("X-Request-Id")
 	}
-	problem.RetryAfter, problem.saysWhen = retryAfter(response.Header.Get("Retry-After"))
+	problem.RetryAfter, problem.hasRetryAfter = retryAfter(response.Header.Get("Retry-After"))
 	return problem
 }
 
@@ -471,7 +471,7 @@ func (c *Client) json(ctx context.Context, path string, fields []field, result a
 			return err
 		}
 		defer p.release()
-		sent, call.parcel = p.sent, p
+		sent, call.request = p.sent, p
 	}
 	return c.do(ctx, call, retries)
 }

@@ -50,7 +50,7 @@ func TestConformance(t *testing.T) {
 	storing := newClient(t, shared.url)
 	testConformance(t, func(c conformanceCase) *Client {
 		switch {
-		case c.isOfFilesAlone():
+		case c.isAboutFiles():
 			return nil
 		case c.Server == "storing":
 			return storing
@@ -65,7 +65,7 @@ func TestSharedConformance(t *testing.T) {
 	storing := newSharing(t, shared.url, 1)
 	testConformance(t, func(c conformanceCase) *Client {
 		switch {
-		case c.isOfFilesAlone():
+		case c.isAboutFiles():
 			return bare
 		case c.Server == "bare":
 			return nil
@@ -74,8 +74,8 @@ func TestSharedConformance(t *testing.T) {
 	})
 }
 
-// isOfFilesAlone tells that files are refused as such.
-func (c conformanceCase) isOfFilesAlone() bool { return c.Server == "bare" && c.Files != nil }
+// isAboutFiles tells that files are refused as such.
+func (c conformanceCase) isAboutFiles() bool { return c.Server == "bare" && c.Files != nil }
 
 // testConformance runs the cases that clientFor has a client for.
 func testConformance(t *testing.T, clientFor func(c conformanceCase) *Client) {

@@ -70,7 +70,7 @@ func (c *Client) Convert(ctx context.Context, request ConvertRequest) (*Converte
 	if request.Fill != nil {
 		fields = append(fields, field{"fill", request.Fill})
 	}
-	reply, err := c.once(ctx, "/v1/state/convert", fields)
+	reply, err := c.callWithoutFiles(ctx, "/v1/state/convert", fields)
 	if err == nil && reply.state == nil {
 		err = badReply("no state")
 	}

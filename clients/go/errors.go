@@ -48,8 +48,8 @@ type Error struct {
 	Status int `json:"status"`
 	// RetryAfter is the time to wait before a retry; 0 if the server gave none.
 	RetryAfter time.Duration `json:"-"`
-	// saysWhen distinguishes a Retry-After of 0 from none.
-	saysWhen bool
+	// hasRetryAfter distinguishes a Retry-After of 0 from none.
+	hasRetryAfter bool
 }
 
 func (e *Error) Error() string {

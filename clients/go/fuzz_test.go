@@ -75,7 +75,7 @@ func replySeeds() [][]byte {
 
 // resultOf is the result of a call that sent everything.
 func resultOf(reply stepReply, sent Tensors) (*StepResult, error) {
-	p := &parcel{}
+	p := &encodedRequest{}
 	if err := p.check(reply); err != nil {
 		return nil, err
 	}

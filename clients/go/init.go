@@ -24,7 +24,7 @@ func (c *Client) Init(ctx context.Context, request InitRequest) (*State, error) 
 		return nil, err
 	}
 	fields := append(optimizerFields(request.Optimizer, request.Groups, request.MasterWeights), field{"params", params})
-	reply, err := c.once(ctx, "/v1/init", fields)
+	reply, err := c.callWithoutFiles(ctx, "/v1/init", fields)
 	if err != nil {
 		return nil, err
 	}

@@ -12,8 +12,8 @@ import (
 // Selects a replica for each call of Sharded, fails over to others, and avoids a failed replica for a cool-down.
 
 const (
-	firstRest = time.Second
-	maxRest   = time.Minute
+	firstCoolDown = time.Second
+	maxCoolDown   = time.Minute
 )
 
 type replicas struct {
@@ -25,19 +25,21 @@ type replicas struct {
 // health is the record of one replica. The zero value is healthy.
 type health struct {
 	// failures counts failures in a row.
-	failures   int
-	failed     time.Time
-	restsUntil time.Time
+	failures      int
+	failedAt      time.Time
+	coolDownUntil time.Time
 }
 
-// rest is the cool-down after the last failure.
-func (h health) rest() time.Duration { return min(firstRest<<min(h.failures-1, 10), maxRest) }
+// coolDown is the cool-down after the last failure.
+func (h health) coolDown() time.Duration {
+	return min(firstCoolDown<<min(h.failures-1, 10), maxCoolDown)
+}
 
-// anywhere tries replicas until one answers: each once per round, with a wait between rounds, and `home` first if it is not nil.
+// tryReplicas tries replicas until one answers: each once per round, with a wait between rounds, and `home` first if it is not nil.
 // It returns at once if the call itself is faulty. After ErrBlobMissing it goes on, because another replica may have the blob.
-func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client, call func(client *Client) error) error {
+func (r *replicas) tryReplicas(ctx context.Context, clients []*Client, home *Client, call func(client *Client) error) error {
 	first := slices.Index(clients, home)
-	var pauses *pauses
+	var retrier *retrier
 	for {
 		var missing, failed error
 		tried := make([]bool, len(clients))
@@ -50,18 +52,18 @@ func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client
 			start := time.Now()
 			err := call(clients[i])
 			isMissing := errors.Is(err, ErrBlobMissing)
-			if err == nil || (errors.As(err, new(*Error)) && !isOfReplica(err)) {
+			if err == nil || (errors.As(err, new(*Error)) && !isReplicaFault(err)) {
 				// A replica that refuses a call works.
-				r.succeeded(i)
+				r.recordSuccess(i)
 				if !isMissing {
 					return err
 				}
 				missing = err
 			} else {
-				if ctx.Err() != nil || !isOfReplica(err) {
+				if ctx.Err() != nil || !isReplicaFault(err) {
 					return err
 				}
-				r.hasFailed(i, start)
+				r.recordFailure(i, start)
 				// A refused connection counts only if every replica of the round refused.
 				if failed == nil || isRefused(failed) || !isRefused(err) {
 					failed = err
@@ -70,10 +72,10 @@ func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client
 			if left > 0 {
 				continue
 			}
-			if pauses == nil {
-				pauses = clients[i].pauses(clients[i].retries, "every stepd replica")
+			if retrier == nil {
+				retrier = clients[i].newRetrier(clients[i].retries, "every stepd replica")
 			}
-			if failed == nil || !pauses.pause(ctx, failed) {
+			if failed == nil || !retrier.wait(ctx, failed) {
 				return ended(ctx, cmp.Or(missing, failed))
 			}
 			break
@@ -81,12 +83,12 @@ func (r *replicas) anywhere(ctx context.Context, clients []*Client, home *Client
 	}
 }
 
-// isOfReplica tells whether a failure lies with the replica, or with a proxy in its place, and not with the call.
-func isOfReplica(err error) bool {
+// isReplicaFault tells whether a failure lies with the replica, or with a proxy in its place, and not with the call.
+func isReplicaFault(err error) bool {
 	if refusal := (*Error)(nil); errors.As(err, &refusal) && (refusal.Name == "" || refusal.Name == ErrInternal) {
 		return true
 	}
-	return isPassing(err) || errors.Is(err, ErrBadReply)
+	return isRetryable(err) || errors.Is(err, ErrBadReply)
 }
 
 // pick returns `first` unless it was tried or is cooling down, otherwise the next such replica. If all are cooling down, it returns
@@ -98,7 +100,7 @@ func (r *replicas) pick(tried []bool, first int) int {
 		r.health = append(r.health, make([]health, len(tried)-len(r.health))...)
 	}
 	now := time.Now()
-	left := func(i int) time.Duration { return max(0, r.health[i].restsUntil.Sub(now)) }
+	left := func(i int) time.Duration { return max(0, r.health[i].coolDownUntil.Sub(now)) }
 	best := -1
 	for k := range tried {
 		i := (r.next + k) % len(tried)
@@ -112,26 +114,26 @@ func (r *replicas) pick(tried []bool, first int) int {
 	r.next = best + 1
 	if h := &r.health[best]; h.failures > 0 && left(best) == 0 {
 		// One call probes the replica. The others avoid it, so they do not hang if it does.
-		h.restsUntil = now.Add(h.rest())
+		h.coolDownUntil = now.Add(h.coolDown())
 	}
 	return best
 }
 
-func (r *replicas) succeeded(i int) {
+func (r *replicas) recordSuccess(i int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.health[i] = health{}
 }
 
-// hasFailed records a failed call. Calls in progress at the same time fail together, which counts once.
-func (r *replicas) hasFailed(i int, start time.Time) {
+// recordFailure records a failed call. Calls in progress at the same time fail together, which counts once.
+func (r *replicas) recordFailure(i int, start time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h := &r.health[i]
-	if start.Before(h.failed) {
+	if start.Before(h.failedAt) {
 		return
 	}
-	h.failed = time.Now()
+	h.failedAt = time.Now()
 	h.failures++
-	h.restsUntil = h.failed.Add(h.rest())
+	h.coolDownUntil = h.failedAt.Add(h.coolDown())
 }

@@ -127,10 +127,10 @@ func TestRestsOfAReplica(t *testing.T) {
 	}
 	for _, seconds := range []int{1, 2, 4, 8, 16, 32, 60, 60, 60} {
 		start := time.Now()
-		r.hasFailed(0, start)
+		r.recordFailure(0, start)
 		// Those that were sent together with it change nothing.
-		r.hasFailed(0, start.Add(-time.Nanosecond))
-		if rest := r.health[0].restsUntil.Sub(r.health[0].failed); rest != time.Duration(seconds)*time.Second {
+		r.recordFailure(0, start.Add(-time.Nanosecond))
+		if rest := r.health[0].coolDownUntil.Sub(r.health[0].failedAt); rest != time.Duration(seconds)*time.Second {
 			t.Fatalf("a rest of %s, expected %d s", rest, seconds)
 		}
 	}
@@ -142,7 +142,7 @@ func TestRestsOfAReplica(t *testing.T) {
 	if picked := r.pick([]bool{false, true}, -1); picked != 0 {
 		t.Fatal("the only one left was not picked")
 	}
-	r.health[0].restsUntil = time.Now()
+	r.health[0].coolDownUntil = time.Now()
 	probes := 0
 	for range 6 {
 		if r.pick([]bool{false, false}, -1) == 0 {
@@ -152,14 +152,14 @@ func TestRestsOfAReplica(t *testing.T) {
 	if probes != 1 {
 		t.Fatalf("%d calls at once to one that may be dead still", probes)
 	}
-	r.succeeded(0)
+	r.recordSuccess(0)
 	picked := map[int]bool{r.pick([]bool{false, false}, -1): true, r.pick([]bool{false, false}, -1): true}
 	if len(picked) != 2 {
 		t.Fatal("a replica that answered still rests")
 	}
 	start := time.Now()
-	r.hasFailed(0, start)
-	if rest := r.health[0].restsUntil.Sub(r.health[0].failed); rest != time.Second {
+	r.recordFailure(0, start)
+	if rest := r.health[0].coolDownUntil.Sub(r.health[0].failedAt); rest != time.Second {
 		t.Fatalf("a rest of %s after a success", rest)
 	}
 }
@@ -167,7 +167,7 @@ func TestRestsOfAReplica(t *testing.T) {
 // One that refuses a call is back.
 func TestRefusalsEndTheRest(t *testing.T) {
 	sharded := newSharded(t, shared.url, "http://127.0.0.1:1")
-	sharded.replicas.health = []health{{failures: 3, restsUntil: time.Now().Add(time.Second)}, {failures: 3, restsUntil: time.Now().Add(time.Minute)}}
+	sharded.replicas.health = []health{{failures: 3, coolDownUntil: time.Now().Add(time.Second)}, {failures: 3, coolDownUntil: time.Now().Add(time.Minute)}}
 	if _, err := sharded.Step(testContext(t), StepRequest{Optimizer: SGD(-1)}); !errors.Is(err, ErrInvalidParams) {
 		t.Fatal(err)
 	}
@@ -204,10 +204,10 @@ func TestRetryAfter(t *testing.T) {
 			t.Errorf("%q: %s %v", text, found, ok)
 		}
 	}
-	if wait := waitAfter(&Error{Status: 503}, 0); wait < firstBackoff/2 || wait > firstBackoff {
+	if wait := retryDelay(&Error{Status: 503}, 0); wait < firstBackoff/2 || wait > firstBackoff {
 		t.Errorf("a pause of %s where the server said nothing", wait)
 	}
-	if wait := waitAfter(&Error{Status: 503, saysWhen: true}, 0); wait != 0 {
+	if wait := retryDelay(&Error{Status: 503, hasRetryAfter: true}, 0); wait != 0 {
 		t.Errorf("a pause of %s where the server said none", wait)
 	}
 }

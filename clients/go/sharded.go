@@ -96,8 +96,8 @@ type shard struct {
 	request StepRequest
 	// home is the client to try first; nil for any.
 	home *Client
-	// last is the largest step count, after this step, among parameters with gradients; 0 without any.
-	last int64
+	// maxStep is the largest step count, after this step, among parameters with gradients; 0 without any.
+	maxStep int64
 }
 
 // Step runs one step as Client.Step does, with the same errors; after an error nothing was changed. Global norms in Stats are
@@ -121,7 +121,7 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 	if err := request.State.check(); err != nil {
 		return nil, err
 	}
-	shards, err := s.pack(request)
+	shards, err := s.split(request)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +141,7 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 		sums, err := s.norms(ctx, whole, shards)
 		switch refusal := (*Error)(nil); {
 		case err == nil:
-			total = tell(request, shards, sums)
+			total = setNorm(request, shards, sums)
 		case errors.As(err, &refusal) && (refusal.Status == http.StatusBadRequest || refusal.Status == http.StatusUnprocessableEntity):
 			refused = err
 		default:
@@ -180,8 +180,8 @@ func paramsOf(shards []shard, order Tensors) (params Tensors) {
 	return params
 }
 
-// pack splits a step into calls.
-func (s *Sharded) pack(request StepRequest) ([]shard, error) {
+// split splits a step into calls.
+func (s *Sharded) split(request StepRequest) ([]shard, error) {
 	params, grads := byName(request.Params), byName(request.Grads)
 	for _, tensors := range []Tensors{request.Params, request.Grads} {
 		names := make(map[string]bool, len(tensors))
@@ -192,9 +192,9 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 			names[tensor.Name] = true
 		}
 	}
-	isHere := request.State != nil && (request.Cached == nil || request.State.Err() == nil)
+	hasState := request.State != nil && (request.Cached == nil || request.State.Err() == nil)
 	entries := map[string][]Tensor{}
-	if isHere {
+	if hasState {
 		all, err := request.State.tensors()
 		if err != nil {
 			return nil, err
@@ -208,7 +208,7 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 		shards = s.divide(request, grads, entries)
 	} else {
 		var err error
-		if shards, err = kept(request); err != nil {
+		if shards, err = cachedShards(request); err != nil {
 			return nil, err
 		}
 	}
@@ -234,7 +234,7 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 			}
 			if grad, ok := grads[param.Name]; ok {
 				part.request.Grads = append(part.request.Grads, grad)
-				part.last = max(part.last, part.steps[param.Name]+1)
+				part.maxStep = max(part.maxStep, part.steps[param.Name]+1)
 			}
 			states[i] = append(states[i], entries[param.Name]...)
 			delete(grads, param.Name)
@@ -248,7 +248,7 @@ func (s *Sharded) pack(request StepRequest) ([]shard, error) {
 	for _, name := range slices.Sorted(maps.Keys(entries)) {
 		states[0] = append(states[0], entries[name]...)
 	}
-	if isHere {
+	if hasState {
 		for i := range shards {
 			state, err := newState(request.State.optimizer, request.State.revision, states[i])
 			if err != nil {
@@ -297,8 +297,8 @@ func (s *Sharded) divide(request StepRequest, grads map[string]Tensor, entries m
 	return shards
 }
 
-// kept returns the calls of the result that Cached belongs to.
-func kept(request StepRequest) ([]shard, error) {
+// cachedShards returns the calls of the result that Cached belongs to.
+func cachedShards(request StepRequest) ([]shard, error) {
 	if request.Cached.shards == nil {
 		found := "a Client's, which names all tensors together"
 		if request.Cached.Params == "" && request.Cached.State == "" {
@@ -338,8 +338,8 @@ func (p part) after(request StepRequest, skipped bool) part {
 	return part{p.params, steps}
 }
 
-// rootOfSum returns the root of the sum of squares, added in byte order of the names, as the server adds them.
-func rootOfSum[T any](values map[string]T, square func(T) float64) float64 {
+// rootOfSquares returns the root of the sum of squares, added in byte order of the names, as the server adds them.
+func rootOfSquares[T any](values map[string]T, square func(T) float64) float64 {
 	sum := 0.0
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		sum += square(values[name])
@@ -389,7 +389,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 	states := make([]*State, len(results))
 	stepped := map[string]Tensor{}
 	// The reported rate is that of the parameter with the most steps among those with a gradient, or among all if none has one.
-	furthest := [2]int64{-1, -1}
+	most := [2]int64{-1, -1}
 	for i, result := range results {
 		if result.Skipped != joined.Skipped && len(shards[i].request.Grads) > 0 {
 			return nil, badReply("a part of a step was skipped, and another was not")
@@ -404,8 +404,8 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 			joined.Warnings = append(joined.Warnings, warning)
 		}
 		states[i] = result.State
-		if now := [2]int64{shards[i].last, result.Step}; now[0] > furthest[0] || (now[0] == 0 && furthest[0] == 0 && now[1] > furthest[1]) {
-			furthest = now
+		if now := [2]int64{shards[i].maxStep, result.Step}; now[0] > most[0] || (now[0] == 0 && most[0] == 0 && now[1] > most[1]) {
+			most = now
 			joined.LR = result.LR
 		}
 	}
@@ -421,7 +421,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 	}
 	var err error
 	if request.Reply.State == ReplyNone {
-		joined.State = &State{kept: true}
+		joined.State = &State{onServer: true}
 	} else if joined.State, err = joinStates(states); err != nil {
 		return nil, err
 	}
@@ -446,9 +446,9 @@ func joinStats(results []*StepResult) *Stats {
 		joined.Zeros += stat.Zeros
 		joined.NonFinite += stat.NonFinite
 	}
-	joined.GradNorm = rootOfSum(joined.Tensors, func(stat TensorStat) float64 { return stat.GradNorm * stat.GradNorm })
-	joined.ParamNorm = rootOfSum(joined.Tensors, func(stat TensorStat) float64 { return stat.ParamNorm * stat.ParamNorm })
-	joined.UpdateNorm = rootOfSum(joined.Tensors, func(stat TensorStat) float64 { return stat.UpdateNorm * stat.UpdateNorm })
+	joined.GradNorm = rootOfSquares(joined.Tensors, func(stat TensorStat) float64 { return stat.GradNorm * stat.GradNorm })
+	joined.ParamNorm = rootOfSquares(joined.Tensors, func(stat TensorStat) float64 { return stat.ParamNorm * stat.ParamNorm })
+	joined.UpdateNorm = rootOfSquares(joined.Tensors, func(stat TensorStat) float64 { return stat.UpdateNorm * stat.UpdateNorm })
 	return joined
 }
 
@@ -469,7 +469,7 @@ func (s *Sharded) each(caller context.Context, request StepRequest, shards []sha
 		go func() {
 			defer workers.Done()
 			for i := range indexes {
-				err := s.replicas.anywhere(ctx, s.Clients, shards[i].home, func(client *Client) error { return call(ctx, client, i) })
+				err := s.replicas.tryReplicas(ctx, s.Clients, shards[i].home, func(client *Client) error { return call(ctx, client, i) })
 				if errors.As(err, &refusals[i]) && stageOf(refusals[i]) > wholeCall {
 					continue
 				}

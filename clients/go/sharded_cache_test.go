@@ -233,7 +233,7 @@ func TestErrorsOfShardedCached(t *testing.T) {
 		"a state without one":  {sharded, func(r *StepRequest) { r.Cached = &less }, "State is nil"},
 		"an Into that is less": {sharded, func(r *StepRequest) { r.Cached, r.Params, r.Into = several.Cached, nil, model(1)[1:] }, "Into has no"},
 		"nobody keeps a state": {sharded, func(r *StepRequest) { r.Reply = Reply{State: ReplyNone} }, "/reply/cache"},
-		"a state that is gone": {sharded, func(r *StepRequest) { r.State = &State{kept: true} }, ErrStateKept.Error()},
+		"a state that is gone": {sharded, func(r *StepRequest) { r.State = &State{onServer: true} }, ErrStateKept.Error()},
 	} {
 		changed := request
 		c.change(&changed)
@@ -275,7 +275,7 @@ func TestShardedShare(t *testing.T) {
 	}
 	request := StepRequest{Optimizer: AdamW(0.01), Params: params, Into: params, Grads: grads, Clip: &Clip{MaxNorm: 1}}
 	other := StepRequest{Optimizer: AdamW(0.01), Params: tensors(1), Clip: &Clip{MaxNorm: 1}}
-	if shards := must[[]shard](t)(sharded.pack(request)); len(shards) != 4 {
+	if shards := must[[]shard](t)(sharded.split(request)); len(shards) != 4 {
 		t.Fatalf("%d calls", len(shards))
 	}
 	for i := range uint64(4) {
@@ -288,7 +288,7 @@ func TestShardedShare(t *testing.T) {
 		expected := must[*StepResult](t)(newClient(t, shared.url).Step(ctx, other))
 		requireSameStep(t, found, expected)
 		requireSame(t, params, expected.Params)
-		for _, part := range must[[]shard](t)(sharded.pack(request)) {
+		for _, part := range must[[]shard](t)(sharded.split(request)) {
 			for _, tensors := range []Tensors{part.request.Params, part.request.Grads} {
 				r := folder.find(must[blob](t)(fileParts(nil, tensors)))
 				if r == nil {

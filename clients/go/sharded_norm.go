@@ -26,16 +26,16 @@ func isNull(value any) bool {
 	return !v.IsValid()
 }
 
-// tell sets the norm over all gradients, and whether other calls have non-finite ones, in each call. It returns the norm.
-func tell(request StepRequest, shards []shard, sums map[string]TensorNorms) float64 {
-	total := rootOfSum(sums, func(sums TensorNorms) float64 { return sums.GradSquares })
-	isBroken := false
+// setNorm sets the norm over all gradients, and whether other calls have non-finite ones, in each call. It returns the norm.
+func setNorm(request StepRequest, shards []shard, sums map[string]TensorNorms) float64 {
+	total := rootOfSquares(sums, func(sums TensorNorms) float64 { return sums.GradSquares })
+	hasNonFinite := false
 	for _, tensor := range sums {
-		isBroken = isBroken || tensor.NonFinite > 0
+		hasNonFinite = hasNonFinite || tensor.NonFinite > 0
 	}
 	for i := range shards {
 		part := &shards[i].request
-		part.OthersNonFinite = part.OthersNonFinite || isBroken
+		part.OthersNonFinite = part.OthersNonFinite || hasNonFinite
 		if needsNorm(request) {
 			clip := Clip{}
 			if request.Clip != nil {

@@ -187,8 +187,8 @@ func TestShardedSendsTheCallersGradients(t *testing.T) {
 			request := StepRequest{Optimizer: AdamW(1), Params: model(1), Grads: model(2), NonFinite: mode, Clip: &Clip{MaxNorm: 1}}
 			must[[]float32](t)(Values[float32](request.Grads[0]))[3] = float32(value)
 			before := string(bytes.Join([][]byte{request.Grads[0].Data, request.Grads[1].Data, request.Grads[2].Data}, nil))
-			shards := must[[]shard](t)(sharded.pack(request))
-			tell(request, shards, must[map[string]TensorNorms](t)(sharded.norms(testContext(t), request, shards)))
+			shards := must[[]shard](t)(sharded.split(request))
+			setNorm(request, shards, must[map[string]TensorNorms](t)(sharded.norms(testContext(t), request, shards)))
 			sent, given := 0, byName(request.Grads)
 			for _, part := range shards {
 				if total := *part.request.Clip.TotalNorm; !part.request.OthersNonFinite || math.IsNaN(total) != math.IsNaN(value) || math.IsInf(total, 1) != math.IsInf(value, 1) {

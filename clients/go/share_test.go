@@ -340,7 +340,7 @@ func TestSharedMemoryIsFreed(t *testing.T) {
 		t.Fatal("no file")
 	}
 	// A call has it: it is not another's before the call has ended.
-	p := must[*parcel](t)(client.pack(ctx, []field{{"grads", must[blob](t)(fileParts(nil, first.tensors))}}, results{}))
+	p := must[*encodedRequest](t)(client.pack(ctx, []field{{"grads", must[blob](t)(fileParts(nil, first.tensors))}}, results{}))
 	first.free()
 	second := must3(t)(client.Share(many(2, F32)))
 	if fileOf(client, second.tensors) == name {

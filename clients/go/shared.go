@@ -60,7 +60,7 @@ func (c *Client) Share(tensors Tensors) (shared Tensors, free func(), err error)
 		return nil, nil, err
 	}
 	memory, free := []byte(nil), func() {}
-	if c.shared != nil && file.size >= c.shared.least {
+	if c.shared != nil && file.size >= c.shared.minBytes {
 		if memory, free, err = c.shared.share(file.size); err != nil {
 			return nil, nil, err
 		}
@@ -95,8 +95,8 @@ func zero(tensors Tensors) {
 // sharedFolder manages the files of one client, or of the clients of a Sharded.
 type sharedFolder struct {
 	root *os.Root
-	// least is the smallest call that uses the folder.
-	least int64
+	// minBytes is the smallest call that uses the folder.
+	minBytes int64
 
 	mu      sync.Mutex
 	regions []*region
@@ -119,9 +119,9 @@ type region struct {
 	memory []byte
 	// holder is the state in the file; nil once the garbage collector has found that state unreachable.
 	holder weak.Pointer[lease]
-	// spent is true if an abandoned call may still read or write the file, so that it is never reused.
-	spent bool
-	used  uint64
+	// retired is true if an abandoned call may still read or write the file, so that it is never reused.
+	retired bool
+	used    uint64
 }
 
 // lease is a state's hold on the start of a region: the bytes stay while the lease is reachable.
@@ -135,7 +135,7 @@ func openSharedFolder(path string) (*sharedFolder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stepd: WithSharedDir: %w", err)
 	}
-	f := &sharedFolder{root: root, least: shareBytes}
+	f := &sharedFolder{root: root, minBytes: shareBytes}
 	probe, err := f.create(0)
 	if err != nil {
 		_ = root.Close()
@@ -222,7 +222,7 @@ func (f *sharedFolder) share(size int64) (memory []byte, free func(), err error)
 func (f *sharedFolder) find(file blob) *region {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	i := slices.IndexFunc(f.regions, func(r *region) bool { return r.has(file) })
+	i := slices.IndexFunc(f.regions, func(r *region) bool { return r.holds(file) })
 	if i < 0 {
 		return nil
 	}
@@ -230,9 +230,9 @@ func (f *sharedFolder) find(file blob) *region {
 	return f.regions[i]
 }
 
-// has tells whether the memory starts with the parts of a blob. It compares the header by value, because each call encodes a new
+// holds tells whether the memory starts with the parts of a blob. It compares the header by value, because each call encodes a new
 // one, and the tensors by address.
-func (r *region) has(file blob) bool {
+func (r *region) holds(file blob) bool {
 	if len(file.parts) < 2 || file.size > int64(len(r.memory)) {
 		return false
 	}
@@ -248,7 +248,7 @@ func (r *region) has(file blob) bool {
 
 // free returns the smallest unused region that is not much too large, and removes useless ones.
 func (f *sharedFolder) free(size int64) *region {
-	f.discard(func(r *region) bool { return r.isFree() && (r.spent || f.uses-r.used > idleUses) })
+	f.discard(func(r *region) bool { return r.isFree() && (r.retired || f.uses-r.used > idleUses) })
 	var best *region
 	for _, r := range f.regions {
 		if r.isFree() && r.size >= size && r.size <= 2*size && (best == nil || r.size < best.size) {
@@ -307,33 +307,33 @@ func (f *sharedFolder) collect() (count int, bytes int64) {
 	return f.held()
 }
 
-// release ends a call's use of a region. With `spent` the region is never reused, unless a caller of Share owns it.
-func (r *region) release(spent bool) {
+// release ends a call's use of a region. With retired the region is never reused, unless a caller of Share owns it.
+func (r *region) release(retired bool) {
 	f := r.folder
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r.busy--
-	if r.memory == nil && (spent || !r.linked) {
+	if r.memory == nil && (retired || !r.linked) {
 		f.discard(func(other *region) bool { return other == r })
 		f.remove(r)
 	}
 }
 
 // hold turns a call's region into a state's.
-func (r *region) hold(length int64, spent bool) *lease {
+func (r *region) hold(length int64, retired bool) *lease {
 	r.folder.mu.Lock()
 	defer r.folder.mu.Unlock()
 	l := &lease{region: r, length: length}
 	r.holder = weak.Make(l)
-	r.busy, r.spent = r.busy-1, spent
+	r.busy, r.retired = r.busy-1, retired
 	return l
 }
 
-// spend marks a state's region as never to be reused, because an abandoned call may still read it.
-func (l *lease) spend() {
+// retire marks a state's region as never to be reused, because an abandoned call may still read it.
+func (l *lease) retire() {
 	l.region.folder.mu.Lock()
 	defer l.region.folder.mu.Unlock()
-	l.region.spent = true
+	l.region.retired = true
 }
 
 // isIn tells whether a server finds the bytes in the folder.

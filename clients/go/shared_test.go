@@ -21,7 +21,7 @@ import (
 func newSharing(t *testing.T, url string, least int64, options ...Option) *Client {
 	t.Helper()
 	client := newClient(t, url, append([]Option{WithSharedDir(sharedDir)}, options...)...)
-	client.shared.least = least
+	client.shared.minBytes = least
 	return client
 }
 

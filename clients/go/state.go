@@ -26,8 +26,8 @@ type State struct {
 	// at is the state's place in the shared folder; nil if it is in memory.
 	at   *lease
 	load func() ([]Tensor, error)
-	// kept is true if only the server has the state.
-	kept bool
+	// onServer is true if only the server has the state.
+	onServer bool
 }
 
 // ReadState parses a state file in memory. The state keeps views of file, which must not change. Duplicate keys, gaps, overlaps,
@@ -94,7 +94,7 @@ func readSharedState(l *lease) (*State, error) {
 
 // check refuses a zero State, which no result or file produced. Nil is valid: no state.
 func (s *State) check() error {
-	if s != nil && !s.kept && s.optimizer == "" {
+	if s != nil && !s.onServer && s.optimizer == "" {
 		return errors.New("stepd: State: expected that of a result, or nil, found a zero value")
 	}
 	return nil
@@ -202,14 +202,14 @@ func (s *State) Bytes() []byte {
 // Err returns ErrStateKept if only the server has the state, and nil otherwise. Save and WriteTo then return that error; methods
 // without an error result panic with it.
 func (s *State) Err() error {
-	if s.kept {
+	if s.onServer {
 		return ErrStateKept
 	}
 	return nil
 }
 
-// mustBeHere panics if only the server has the state.
-func (s *State) mustBeHere() {
+// mustHaveValues panics if only the server has the state.
+func (s *State) mustHaveValues() {
 	if err := s.Err(); err != nil {
 		panic(err)
 	}
@@ -234,12 +234,12 @@ func (s *State) file() (blob, error) {
 	return fileParts(map[string]string{"format": stateFormat, "optimizer": s.optimizer, "revision": s.revision}, entries)
 }
 
-// room is the number of bytes to reserve for the next state; 0 if unknown.
-func (s *State) room() (int64, error) {
+// reserveBytes is the number of bytes to reserve for the next state; 0 if unknown.
+func (s *State) reserveBytes() (int64, error) {
 	if s.at != nil {
 		return s.at.length + blockBytes, nil
 	}
-	if s.kept {
+	if s.onServer {
 		return 0, nil
 	}
 	file, err := s.file()
@@ -248,20 +248,20 @@ func (s *State) room() (int64, error) {
 
 // Optimizer returns the name of the optimizer that wrote the state.
 func (s *State) Optimizer() string {
-	s.mustBeHere()
+	s.mustHaveValues()
 	return s.optimizer
 }
 
 // Revision returns the revision of the optimizer's arithmetic.
 func (s *State) Revision() int {
-	s.mustBeHere()
+	s.mustHaveValues()
 	revision, _ := strconv.Atoi(s.revision)
 	return revision
 }
 
 // Steps returns the steps taken, by parameter.
 func (s *State) Steps() map[string]int64 {
-	s.mustBeHere()
+	s.mustHaveValues()
 	steps := make(map[string]int64, len(s.steps))
 	for name, step := range s.steps {
 		steps[name] = step
@@ -271,7 +271,7 @@ func (s *State) Steps() map[string]int64 {
 
 // SlotNames returns the names of the slots, sorted.
 func (s *State) SlotNames() []string {
-	s.mustBeHere()
+	s.mustHaveValues()
 	var names []string
 	for _, entry := range s.entries {
 		if slot, _, _ := strings.Cut(entry.Name, "/"); slot != "step" {

@@ -210,7 +210,7 @@ func (c *Client) stepOnce(ctx context.Context, request StepRequest, retries int,
 	}
 	want := results{reply: request.Reply.wire(), sendState: sendState}
 	if c.shared != nil {
-		if want.params, want.state, err = request.rooms(); err != nil {
+		if want.params, want.state, err = request.reserveBytes(); err != nil {
 			return nil, nil, err
 		}
 		if sendState {
@@ -242,14 +242,14 @@ func (c *Client) stepOnce(ctx context.Context, request StepRequest, retries int,
 }
 
 // result checks a reply and reads its blobs.
-func (p *parcel) result(ctx context.Context, request StepRequest, reply stepReply, buffer *scratch, direct bool) (*StepResult, error) {
+func (p *encodedRequest) result(ctx context.Context, request StepRequest, reply stepReply, buffer *scratch, direct bool) (*StepResult, error) {
 	result, err := reply.result(request.Reply)
 	if err != nil {
 		return nil, err
 	}
 	switch {
 	case request.Reply.State == ReplyNone:
-		result.State = &State{kept: true}
+		result.State = &State{onServer: true}
 	case reply.stateAt != nil:
 		result.State, err = p.takeState(reply.stateAt.length)
 	default:
@@ -269,7 +269,7 @@ func (p *parcel) result(ctx context.Context, request StepRequest, reply stepRepl
 			if err != nil {
 				return nil, err
 			}
-			if p.paramsAre(at.length, file) {
+			if p.paramsMatch(at.length, file) {
 				// From here nothing may fail or be cancelled, so that Into is never half new.
 				return result, transfer(context.WithoutCancel(ctx), file.parts[1:], int64(len(file.parts[0])), readWorkers, p.params.file.ReadAt)
 			}
@@ -310,8 +310,8 @@ func (r StepRequest) targets(expected Tensors) Tensors {
 	return targets
 }
 
-// rooms returns the bytes to reserve for new parameters and state; 0 if the reply omits them or the size is unknown.
-func (r StepRequest) rooms() (params, state int64, err error) {
+// reserveBytes returns the bytes to reserve for new parameters and state; 0 if the reply omits them or the size is unknown.
+func (r StepRequest) reserveBytes() (params, state int64, err error) {
 	room := func(tensors Tensors) (int64, error) {
 		file, err := fileParts(nil, tensors)
 		return file.size + blockBytes, err
@@ -326,7 +326,7 @@ func (r StepRequest) rooms() (params, state int64, err error) {
 		}
 	}
 	if r.Reply.State != ReplyNone && r.State != nil && err == nil {
-		state, err = r.State.room()
+		state, err = r.State.reserveBytes()
 	}
 	return params, state, err
 }

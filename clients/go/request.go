@@ -34,8 +34,8 @@ type results struct {
 	sendState bool
 }
 
-// parcel is an encoded request with its files. The caller must release it.
-type parcel struct {
+// encodedRequest is an encoded request with its files. The caller must release it.
+type encodedRequest struct {
 	body blob
 	// sent is the total size of the request, in the body and in files.
 	sent int64
@@ -45,18 +45,18 @@ type parcel struct {
 	params, state *region
 	// named are the leases of states that the request names.
 	named []*lease
-	// lent is true if inputs include memory that the caller may change after the call.
-	lent bool
-	// isOpen is true if an attempt was abandoned, so that the server may still be working on it.
-	isOpen bool
+	// hasCallerMemory is true if inputs include memory that the caller may change after the call.
+	hasCallerMemory bool
+	// mayBeRunning is true if an attempt was abandoned, so that the server may still be working on it.
+	mayBeRunning bool
 }
 
 // pack encodes a request. A field's value may be a blob or a *State; large ones go through the shared folder if there is one.
-func (c *Client) pack(ctx context.Context, fields []field, want results) (*parcel, error) {
+func (c *Client) pack(ctx context.Context, fields []field, want results) (*encodedRequest, error) {
 	if err := c.check(ctx); err != nil {
 		return nil, err
 	}
-	p := &parcel{}
+	p := &encodedRequest{}
 	total := int64(0)
 	files := make([]blob, len(fields))
 	for i, f := range fields {
@@ -80,7 +80,7 @@ func (c *Client) pack(ctx context.Context, fields []field, want results) (*parce
 		total += files[i].size
 	}
 	var err error
-	if c.shared != nil && total >= c.shared.least && total > 0 {
+	if c.shared != nil && total >= c.shared.minBytes && total > 0 {
 		p.sent = total
 		err = p.share(ctx, c.shared, fields, files, want)
 	} else {
@@ -105,7 +105,7 @@ func (c *Client) pack(ctx context.Context, fields []field, want results) (*parce
 }
 
 // share writes each blob that is not in the folder yet to a file, and replaces the field's value by its place.
-func (p *parcel) share(ctx context.Context, folder *sharedFolder, fields []field, files []blob, want results) error {
+func (p *encodedRequest) share(ctx context.Context, folder *sharedFolder, fields []field, files []blob, want results) error {
 	type copying struct {
 		from blob
 		to   *region
@@ -119,7 +119,7 @@ func (p *parcel) share(ctx context.Context, folder *sharedFolder, fields []field
 		case file.size > 0:
 			r := folder.find(file)
 			if r != nil {
-				p.lent = true
+				p.hasCallerMemory = true
 			} else {
 				var err error
 				if r, err = folder.acquire(file.size); err != nil {
@@ -155,25 +155,25 @@ func (p *parcel) share(ctx context.Context, folder *sharedFolder, fields []field
 	})
 }
 
-// note records how an attempt ended. Only an error from stepd itself proves that the server has finished with the call.
-func (p *parcel) note(err error) {
+// recordOutcome records how an attempt ended. Only an error from stepd itself proves that the server has finished with the call.
+func (p *encodedRequest) recordOutcome(err error) {
 	if refusal := (*Error)(nil); p != nil && err != nil && !(errors.As(err, &refusal) && refusal.Name != "") {
-		p.isOpen = true
+		p.mayBeRunning = true
 	}
 }
 
 // release returns the files to the folder. If the call may still be running, they are retired instead: its inputs must not change,
 // and it must not overwrite anything else.
-func (p *parcel) release() {
+func (p *encodedRequest) release() {
 	for _, r := range append(p.inputs, p.params, p.state) {
 		if r != nil {
-			r.release(p.isOpen)
+			r.release(p.mayBeRunning)
 		}
 	}
 	p.inputs, p.params, p.state = nil, nil, nil
 	for _, l := range p.named {
-		if p.isOpen {
-			l.spend()
+		if p.mayBeRunning {
+			l.retire()
 		}
 		runtime.KeepAlive(l)
 	}
@@ -181,7 +181,7 @@ func (p *parcel) release() {
 }
 
 // check refuses places that the request did not offer.
-func (p *parcel) check(reply stepReply) error {
+func (p *encodedRequest) check(reply stepReply) error {
 	isOther := func(at *place, room *region) bool {
 		return at != nil && (room == nil || at.file != room.name || at.offset != 0 || at.length > room.size)
 	}
@@ -196,11 +196,11 @@ func (p *parcel) check(reply stepReply) error {
 
 // mayChange tells whether an abandoned attempt may still overwrite the results: it may read memory that the caller has changed
 // since, and write other values.
-func (p *parcel) mayChange() bool { return p.isOpen && p.lent }
+func (p *encodedRequest) mayChange() bool { return p.mayBeRunning && p.hasCallerMemory }
 
 // takeState returns the new state, which stays in its file unless that may change.
-func (p *parcel) takeState(length int64) (*State, error) {
-	l := p.state.hold(length, p.isOpen)
+func (p *encodedRequest) takeState(length int64) (*State, error) {
+	l := p.state.hold(length, p.mayBeRunning)
 	p.state = nil
 	state, err := readSharedState(l)
 	if err == nil && p.mayChange() {
@@ -213,7 +213,7 @@ func (p *parcel) takeState(length int64) (*State, error) {
 }
 
 // readParams reads `length` bytes of new parameters from their file, into the buffer if there is one.
-func (p *parcel) readParams(ctx context.Context, length int64, buffer *scratch) ([]byte, error) {
+func (p *encodedRequest) readParams(ctx context.Context, length int64, buffer *scratch) ([]byte, error) {
 	var data []byte
 	if buffer != nil && int64(cap(buffer.bytes)) >= length {
 		data = buffer.bytes[:length]
@@ -226,8 +226,8 @@ func (p *parcel) readParams(ctx context.Context, length int64, buffer *scratch) 
 	return data, transfer(ctx, [][]byte{data}, 0, readWorkers, p.params.file.ReadAt)
 }
 
-// paramsAre tells whether the file of new parameters, `length` bytes long, has the same header as `file`.
-func (p *parcel) paramsAre(length int64, file blob) bool {
+// paramsMatch tells whether the file of new parameters, `length` bytes long, has the same header as `file`.
+func (p *encodedRequest) paramsMatch(length int64, file blob) bool {
 	header := make([]byte, len(file.parts[0]))
 	if length != file.size {
 		return false
@@ -236,10 +236,10 @@ func (p *parcel) paramsAre(length int64, file blob) bool {
 	return err == nil && bytes.Equal(header, file.parts[0])
 }
 
-// exchange makes a call with a MessagePack reply. The caller must release the parcel, after an error too.
-func (c *Client) exchange(ctx context.Context, path string, p *parcel, buffer *scratch, retries int) (stepReply, error) {
+// exchange makes a call with a MessagePack reply. The caller must release the request, after an error too.
+func (c *Client) exchange(ctx context.Context, path string, p *encodedRequest, buffer *scratch, retries int) (stepReply, error) {
 	var reply stepReply
-	err := c.do(ctx, call{path: path, parcel: p, accept: msgpackType, read: func(response *http.Response) (err error) {
+	err := c.do(ctx, call{path: path, request: p, accept: msgpackType, read: func(response *http.Response) (err error) {
 		if reply, err = decodeStep(response.Body, response.ContentLength, p.sent, buffer); err != nil {
 			return err
 		}
@@ -248,8 +248,8 @@ func (c *Client) exchange(ctx context.Context, path string, p *parcel, buffer *s
 	return reply, err
 }
 
-// once makes a call that returns nothing in files.
-func (c *Client) once(ctx context.Context, path string, fields []field) (stepReply, error) {
+// callWithoutFiles makes a call that returns nothing in files.
+func (c *Client) callWithoutFiles(ctx context.Context, path string, fields []field) (stepReply, error) {
 	p, err := c.pack(ctx, fields, results{})
 	if err != nil {
 		return stepReply{}, err

@@ -16,7 +16,7 @@ func serverState(t *testing.T, request StepRequest) []byte {
 	t.Helper()
 	client := newClient(t, shared.url)
 	fields := must[[]field](t)(request.fields())
-	return must[stepReply](t)(client.once(testContext(t), "/v1/step", fields)).state
+	return must[stepReply](t)(client.callWithoutFiles(testContext(t), "/v1/step", fields)).state
 }
 
 func TestStateIsTheServersBytes(t *testing.T) {

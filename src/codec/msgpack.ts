@@ -17,6 +17,9 @@ import type { Turns } from "./turns.ts";
 /** Bytes of all strings of a body together; V8 has a limit of 512 MiB for one. Blobs are bin. */
 const MAX_STRING_BYTES = 2 ** 28;
 
+/** Strings of up to this many bytes are looked at byte by byte. */
+const SHORT_STRING = 32;
+
 /** Bytes of strings between two reports of their sum. */
 const STRINGS_STEP = 2 ** 20;
 
@@ -296,8 +299,15 @@ class Walk {
       if (this.#stringBytes > MAX_STRING_BYTES) throw malformed(at, `more than ${MAX_STRING_BYTES} bytes of strings`);
       this.#report();
     }
-    if (length > 0 && !isUtf8(this.#bytes.subarray(at, end))) throw malformed(at, "a string that is not UTF-8");
+    if (!this.#isShortAscii(at, end) && !isUtf8(this.#bytes.subarray(at, end))) throw malformed(at, "a string that is not UTF-8");
     return end;
+  }
+
+  /** Names of fields are short, and a view of each for isUtf8 takes longer than to look at its bytes. */
+  #isShortAscii(start: number, end: number): boolean {
+    if (end - start > SHORT_STRING) return false;
+    for (let at = start; at < end; at++) if ((this.#bytes[at] as number) > 0x7f) return false;
+    return true;
   }
 
   #into(start: number, content: number, count: number, isMap: boolean): number {

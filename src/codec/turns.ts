@@ -37,6 +37,10 @@ export const inTurns = <T>(work: Turns<T>): T | Promise<T> => {
 /** How a piece of work is run in turns. */
 export type Run = <T>(work: Turns<T>) => T | Promise<T>;
 
+/** Maps items in turns. A few items are mapped at once. */
+export const mapInTurns = <T, U>(items: readonly T[], make: (item: T, index: number) => U): U[] | Promise<U[]> =>
+  items.length <= TURN_ITEMS ? items.map(make) : inTurns(mapped(items, make));
+
 /** What `make` makes of each item, in turns. */
 export function* mapped<T, U>(items: readonly T[], make: (item: T, index: number) => U): Turns<U[]> {
   const made: U[] = [];

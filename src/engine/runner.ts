@@ -6,7 +6,7 @@
 import { setImmediate } from "node:timers/promises";
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
-import { inTurns, mapped } from "../codec/turns.ts";
+import { mapInTurns } from "../codec/turns.ts";
 import type { Moment } from "../optimizers/registry.ts";
 import { type Call, type Pointer, type Pool, SHARD, type Unit } from "../pool/pool.ts";
 
@@ -105,17 +105,15 @@ export class Runner {
     isRepeatable: boolean,
     from: (target: T, index: number) => Scalars = without,
   ): Promise<readonly number[]> {
-    const made = inTurns(
-      mapped(targets, (target, index): Unit => {
-        const scalars = from(target, index);
-        const calls: Call[] = [];
-        for (const call of callsOf(target)) {
-          const values = call.scalars(scalars);
-          if (values) calls.push({ kernel: call.kernel, pointers: call.operands.map((operand) => operand(target, this.#bases)), scalars: values });
-        }
-        return { elements: target.elements, calls, isRepeatable };
-      }),
-    );
+    const made = mapInTurns(targets, (target, index): Unit => {
+      const scalars = from(target, index);
+      const calls: Call[] = [];
+      for (const call of callsOf(target)) {
+        const values = call.scalars(scalars);
+        if (values) calls.push({ kernel: call.kernel, pointers: call.operands.map((operand) => operand(target, this.#bases)), scalars: values });
+      }
+      return { elements: target.elements, calls, isRepeatable };
+    });
     // Units that took turns are many: writing their job has a turn of its own.
     const units = made instanceof Promise ? await made.finally(setImmediate) : made;
     const { waited, suspects } = await this.#pool.run(units, this.#lease);

@@ -5,7 +5,7 @@
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
-import { inTurns, mapped, TURN_PASSES, type Turns } from "../codec/turns.ts";
+import { inTurns, mapInTurns, mapped, TURN_PASSES, type Turns } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { Moment } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
@@ -72,7 +72,7 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
   const { options, plan, isMeasured, targets, madeBytes, workBytes } = layout;
   const nonFinite = options.non_finite ?? "error";
   const newest = now.taken.reduce((most, taken) => Math.max(most, taken), 0);
-  const results = await inTurns(mapped(targets, (target, index) => resultOf(layout, target, now, index, files.state)));
+  const results = await mapInTurns(targets, (target, index) => resultOf(layout, target, now, index, files.state));
   const work = workBytes === 0 ? 0 : lease.alloc(workBytes);
   const bases = [files.params.bytes.byteOffset, files.grads.bytes.byteOffset, files.state?.byteOffset ?? 0, 0, 0, work];
   const runner = new Runner(lease, pool, waits, bases);
@@ -90,7 +90,7 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
   let seen: readonly GradientSums[] = [];
   if (isMeasured) {
     await runner.run(targets, ({ recipe }) => recipe.measure?.calls ?? [], isRepeatable(options.loss_scale));
-    seen = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.measure?.look))));
+    seen = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.measure?.look)));
     if (nonFinite === "error") requireFinite(layout, seen);
     if (nonFinite === "skip" && (options.others_non_finite || seen.some((sums) => sums.nonFinite > 0))) return output(true, await rounding());
   }
@@ -102,7 +102,7 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
     const found = await runner.run(targets, ({ recipe }) => recipe.phases[stage]?.calls ?? [], false, scalars);
     for (const index of found) suspects.add(index);
     if (stage === 0 && !isMeasured) {
-      seen = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.phases[0]?.look))));
+      seen = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.phases[0]?.look)));
       if (nonFinite === "error") requireFinite(layout, seen);
     }
     const keepSums = (target: StepTarget, index: number): void => {
@@ -111,7 +111,7 @@ export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lea
       result.moment.sums.push(runner.total(target, phase?.stage));
       if (phase?.stats) result.stats = runner.total(target, phase.stats);
     };
-    await inTurns(mapped(targets, keepSums));
+    await mapInTurns(targets, keepSums);
   }
   const rounded = await rounding();
   const suspected = targets.filter(({ name }, index) => suspects.has(index) || rounded?.suspects.has(name));
@@ -192,14 +192,14 @@ const stateOf = async (
       const values = next(index);
       for (const [slot, offset] of scalars ?? []) state.writeDoubleLE(values[slot] as number, offset);
     };
-    await inTurns(mapped(targets, write));
+    await mapInTurns(targets, write);
     return new Parts([state]);
   }
   if (isSkipped) {
     const entries = output.entries.filter(({ block }) => block === STATE);
     return inTurns(writeOutput({ header: await inTurns(newStateHeader(plan.optimizer, entries)), entries }, file, bases, () => undefined, lease));
   }
-  const values = await inTurns(mapped(results, ({ moment }, index) => ({ ...next(index), [STEP]: moment.step }) as Readonly<Record<string, number>>));
+  const values = await mapInTurns(results, ({ moment }, index) => ({ ...next(index), [STEP]: moment.step }) as Readonly<Record<string, number>>);
   return inTurns(writeOutput(output, file, bases, (target, scalar) => values[target]?.[scalar], lease));
 };
 

@@ -1,7 +1,7 @@
 /** What a step says of its gradients, beside its tensors: an error, warnings, statistics. */
 import { type Mapping, mappingOf } from "../codec/members.ts";
 import { StepdError } from "../errors/errors.ts";
-import type { Moment } from "../optimizers/registry.ts";
+import type { StepContext } from "../optimizers/registry.ts";
 import type { Layout } from "./layout.ts";
 
 /** The first tensors that an error or a warning names. */
@@ -48,7 +48,7 @@ export const gradientSums = ([nonFinite = 0, squareOverflows = 0, zeros = Number
 /** What a tensor's step came to. */
 export interface TensorResult {
   /** With the sums of each stage. */
-  readonly moment: Moment;
+  readonly moment: StepContext;
   /** Sums of squares of the parameter before the step, and of its change. */
   readonly stats: readonly number[];
 }

@@ -7,7 +7,7 @@ import { setImmediate } from "node:timers/promises";
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import { mapInTurns } from "../codec/turns.ts";
-import type { Moment } from "../optimizers/registry.ts";
+import type { StepContext } from "../optimizers/registry.ts";
 import { type Call, type Pointer, type Pool, SHARD, type Unit } from "../pool/pool.ts";
 
 /** The blocks of memory that tensors lie in: the files of a call, slots made in this step, rounded parameters, and gradients and sums between kernels. */
@@ -31,7 +31,7 @@ export interface Target {
 
 /** What scalars are computed from. */
 export interface Scalars {
-  readonly moment: Moment;
+  readonly moment: StepContext;
   /** Factor of all gradients. */
   readonly scale: number;
   readonly target: Target;
@@ -134,6 +134,6 @@ export class Runner {
   }
 }
 
-const NOWHERE: Moment = { step: 0, lr: 0, first: false, elements: 0, sums: [], scalarSlots: {} };
+const NOWHERE: StepContext = { step: 0, lr: 0, isFirst: false, elements: 0, sums: [], scalarSlots: {} };
 
 const without = (target: Target): Scalars => ({ moment: NOWHERE, scale: 1, target });

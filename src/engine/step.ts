@@ -7,7 +7,7 @@ import { bytesOf } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
 import { inTurns, mapInTurns, mapped, TURN_PASSES, type Turns } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
-import type { Moment } from "../optimizers/registry.ts";
+import type { StepContext } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
 import type { Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
@@ -126,7 +126,7 @@ const nonFiniteResults = async (suspected: readonly StepTarget[], runner: Runner
 };
 
 interface Result extends TensorResult {
-  readonly moment: Moment & { readonly sums: number[][] };
+  readonly moment: StepContext & { readonly sums: number[][] };
   stats: readonly number[];
 }
 
@@ -144,7 +144,10 @@ const resultOf = (
   // After its first step a parameter that lacks a scalar slot came from another optimizer of the family, which knows how to go on.
   const scalarSlots: Record<string, number> = taken === 0 ? { ...optimizer.scalarSlots } : {};
   if (scalars) for (const [slot, offset] of scalars) scalarSlots[slot] = (state as Buffer).readDoubleLE(offset);
-  return { moment: { step: taken + 1, lr: (now.rates[index] as Rates).lr, first: taken === 0 || recipe.isFirst, elements, scalarSlots, sums: [] }, stats: [] };
+  return {
+    moment: { step: taken + 1, lr: (now.rates[index] as Rates).lr, isFirst: taken === 0 || recipe.isFirst, elements, scalarSlots, sums: [] },
+    stats: [],
+  };
 };
 
 /** Bytes that are filled between two yields. */

@@ -753,7 +753,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the gradient"
+            "description": "Weight decay (L2): the parameter times this is added to the gradient"
           },
           "maximize": {
             "type": "boolean",
@@ -786,21 +786,21 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "How much of the first rate each step adds to its divisor"
+            "description": "Learning rate decay: step t divides the rate by 1 + (t-1)*lr_decay"
           },
           "weight_decay": {
             "type": "number",
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the gradient"
+            "description": "Weight decay (L2): the parameter times this is added to the gradient"
           },
           "initial_accumulator_value": {
             "type": "number",
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "What sum starts from"
+            "description": "Initial value of sum"
           },
           "eps": {
             "type": "number",
@@ -862,7 +862,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the gradient"
+            "description": "Weight decay (L2): the parameter times this is added to the gradient"
           },
           "amsgrad": {
             "type": "boolean",
@@ -934,7 +934,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the gradient"
+            "description": "Weight decay (L2): the parameter times this is added to the gradient"
           },
           "maximize": {
             "type": "boolean",
@@ -989,7 +989,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.01,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, taken from it beside the step"
+            "description": "Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter"
           },
           "weight_decay_scale": {
             "type": "string",
@@ -1071,7 +1071,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.01,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the update before its norm is taken"
+            "description": "Weight decay; weight_decay_mode selects its form"
           },
           "weight_decay_mode": {
             "type": "string",
@@ -1080,7 +1080,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "decoupled"
             ],
             "default": "in_update",
-            "description": "Decay inside the update, or lr times it from the parameter before the norms"
+            "description": "Add weight_decay times the parameter to the update before its norm, or subtract lr times it from the parameter before the norms"
           },
           "bias_correction": {
             "type": "string",
@@ -1099,7 +1099,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "decayed_only"
             ],
             "default": "always",
-            "description": "Where the trust ratio applies; decayed_only takes 1 where weight_decay is 0 (timm, apex)"
+            "description": "When the trust ratio applies; decayed_only uses 1 if weight_decay is 0 (timm, apex)"
           },
           "trust_min": {
             "type": [
@@ -1134,7 +1134,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           "grad_averaging": {
             "type": "boolean",
             "default": true,
-            "description": "Weigh the new gradient by 1-beta1 in exp_avg; false adds it whole"
+            "description": "Multiply the new gradient by 1-beta1 in exp_avg; false adds it unscaled"
           },
           "eps_root": {
             "type": "number",
@@ -1146,7 +1146,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           "caution": {
             "type": "boolean",
             "default": false,
-            "description": "Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"
+            "description": "Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"
           }
         }
       },
@@ -1181,19 +1181,19 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": -3.4028234663852886e+38,
             "maximum": 3.4028234663852886e+38,
-            "description": "How much of each new gradient is held back from the buffer"
+            "description": "Fraction of each new gradient that is not added to the buffer"
           },
           "weight_decay": {
             "type": "number",
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the gradient"
+            "description": "Weight decay (L2): the parameter times this is added to the gradient"
           },
           "nesterov": {
             "type": "boolean",
             "default": false,
-            "description": "Step along the scaled gradient plus the decayed buffer"
+            "description": "Nesterov momentum: step along the scaled gradient plus momentum times the buffer"
           },
           "trust_coefficient": {
             "type": "number",
@@ -1216,7 +1216,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "decayed_grad"
             ],
             "default": "sum",
-            "description": "Norms added (timm), or the norm of the sum (optax)"
+            "description": "Sum of the norms (timm), or norm of the decayed gradient (optax)"
           },
           "trust_clip": {
             "type": "boolean",
@@ -1226,12 +1226,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           "always_adapt": {
             "type": "boolean",
             "default": false,
-            "description": "Take the ratio also where weight_decay is 0, which trust_denominator sum leaves at 1 otherwise"
+            "description": "Apply the trust ratio even if weight_decay is 0; otherwise trust_denominator sum uses 1 then"
           },
           "lr_in_momentum": {
             "type": "boolean",
             "default": false,
-            "description": "Multiply lr into the buffer (optax) instead of behind it (timm)"
+            "description": "Apply lr before the momentum buffer (optax) instead of after it (timm)"
           }
         }
       },
@@ -1274,7 +1274,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times lr times the parameter, taken from it beside the step"
+            "description": "Decoupled weight decay: lr times this times the parameter is subtracted from the parameter"
           },
           "maximize": {
             "type": "boolean",
@@ -1284,7 +1284,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           "caution": {
             "type": "boolean",
             "default": false,
-            "description": "Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"
+            "description": "Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"
           }
         }
       },
@@ -1334,19 +1334,19 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the gradient"
+            "description": "Weight decay (L2): the parameter times this is added to the gradient"
           },
           "decoupled_weight_decay": {
             "type": "boolean",
             "default": false,
-            "description": "Take lr*weight_decay times the parameter from it instead"
+            "description": "Subtract lr*weight_decay times the parameter from the parameter instead"
           },
           "momentum_decay": {
             "type": "number",
             "default": 0.004,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "How fast the momentum warms up"
+            "description": "Speed of the momentum's warm-up"
           },
           "maximize": {
             "type": "boolean",
@@ -1402,7 +1402,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               0.7,
               1
             ],
-            "description": "Weights of the first and second moment against the present gradient; any finite numbers"
+            "description": "Weights of the first and second moment, relative to the current gradient; any finite numbers"
           },
           "eps": {
             "type": "number",
@@ -1416,7 +1416,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the gradient"
+            "description": "Weight decay (L2): the parameter times this is added to the gradient"
           }
         }
       },
@@ -1467,7 +1467,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               0.7,
               1
             ],
-            "description": "Weights of the first and second moment against the present gradient; any finite numbers"
+            "description": "Weights of the first and second moment, relative to the current gradient; any finite numbers"
           },
           "eps": {
             "type": "number",
@@ -1481,7 +1481,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, taken from it beside the step"
+            "description": "Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter"
           },
           "weight_decay_scale": {
             "type": "string",
@@ -1526,14 +1526,14 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "number",
             "minimum": -3.4028234663852886e+38,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight of the buffer against the present gradient"
+            "description": "Weight of the buffer, relative to the current gradient"
           },
           "weight_decay": {
             "type": "number",
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter"
+            "description": "Weight decay: a multiple of the parameter"
           },
           "weight_decay_type": {
             "type": "string",
@@ -1542,7 +1542,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "direct"
             ],
             "default": "grad",
-            "description": "Add the decay to the gradient, or take lr times it from the parameter"
+            "description": "Add the decay to the gradient, or subtract lr times it from the parameter"
           }
         }
       },
@@ -1592,12 +1592,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the gradient"
+            "description": "Weight decay (L2): the parameter times this is added to the gradient"
           },
           "decoupled_weight_decay": {
             "type": "boolean",
             "default": false,
-            "description": "Take lr*weight_decay times the parameter from it instead"
+            "description": "Subtract lr*weight_decay times the parameter from the parameter instead"
           },
           "maximize": {
             "type": "boolean",
@@ -1644,7 +1644,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the gradient"
+            "description": "Weight decay (L2): the parameter times this is added to the gradient"
           },
           "momentum": {
             "type": "number",
@@ -1696,19 +1696,19 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": -3.4028234663852886e+38,
             "maximum": 3.4028234663852886e+38,
-            "description": "How much of each new gradient is held back from the buffer"
+            "description": "Fraction of each new gradient that is not added to the buffer"
           },
           "weight_decay": {
             "type": "number",
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Times the parameter, added to the gradient"
+            "description": "Weight decay (L2): the parameter times this is added to the gradient"
           },
           "nesterov": {
             "type": "boolean",
             "default": false,
-            "description": "Step along the gradient plus the decayed buffer"
+            "description": "Nesterov momentum: step along the gradient plus momentum times the buffer"
           },
           "maximize": {
             "type": "boolean",
@@ -1890,14 +1890,14 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.3333333333333333,
             "minimum": 0,
             "maximum": 1,
-            "description": "What the rate is multiplied by at first"
+            "description": "Factor of the base rate before step total_iters"
           },
           "total_iters": {
             "type": "integer",
             "default": 5,
             "minimum": 0,
             "maximum": 9007199254740991,
-            "description": "Steps with the factor"
+            "description": "Number of steps with the factor"
           }
         }
       },
@@ -1925,7 +1925,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "The least rate"
+            "description": "The lowest rate"
           }
         }
       },
@@ -1953,20 +1953,20 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 1,
             "minimum": 1,
             "maximum": 9007199254740991,
-            "description": "How many times as long each period is as the one before"
+            "description": "Factor from the length of one period to the next"
           },
           "eta_min": {
             "type": "number",
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "The least rate"
+            "description": "The lowest rate"
           }
         }
       },
       {
         "title": "CyclicSchedule",
-        "description": "lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(cycles done) or gamma^t by mode",
+        "description": "lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(completed cycles) or gamma^t by mode",
         "type": "object",
         "required": [
           "name",
@@ -2005,7 +2005,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": null,
             "minimum": 1,
             "maximum": 9007199254740991,
-            "description": "Steps down; null for as many as up"
+            "description": "Steps down; null means step_size_up"
           },
           "mode": {
             "type": "string",
@@ -2015,33 +2015,33 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "exp_range"
             ],
             "default": "triangular",
-            "description": "How the height changes"
+            "description": "Change of the height from cycle to cycle"
           },
           "gamma": {
             "type": "number",
             "default": 1,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "What each step multiplies the height by in exp_range"
+            "description": "Factor of the height per step in exp_range"
           },
           "cycle_momentum": {
             "type": "boolean",
             "default": true,
-            "description": "Cycle the momentum, or the first of betas, against the rate"
+            "description": "Cycle the momentum, or the first of betas, inversely to the rate"
           },
           "base_momentum": {
             "type": "number",
             "default": 0.8,
             "minimum": 0,
             "exclusiveMaximum": 1,
-            "description": "The lowest momentum, where the rate is highest"
+            "description": "The lowest momentum, at the highest rate"
           },
           "max_momentum": {
             "type": "number",
             "default": 0.9,
             "minimum": 0,
             "exclusiveMaximum": 1,
-            "description": "The highest momentum, where the rate is base_lr"
+            "description": "The highest momentum, at base_lr"
           }
         }
       },
@@ -2062,7 +2062,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "number",
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "What each step multiplies the rate by"
+            "description": "Factor of the rate per step"
           }
         }
       },
@@ -2083,21 +2083,21 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.3333333333333333,
             "minimum": 0,
             "maximum": 1,
-            "description": "What the rate is multiplied by at the first step"
+            "description": "Factor of the base rate at the first step"
           },
           "end_factor": {
             "type": "number",
             "default": 1,
             "minimum": 0,
             "maximum": 1,
-            "description": "What it is multiplied by from total_iters on"
+            "description": "Factor of the base rate from step total_iters on"
           },
           "total_iters": {
             "type": "integer",
             "default": 5,
             "minimum": 1,
             "maximum": 9007199254740991,
-            "description": "Steps from one to the other"
+            "description": "Steps from start_factor to end_factor"
           }
         }
       },
@@ -2129,7 +2129,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.1,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "What each decay multiplies the rate by"
+            "description": "Factor of the rate per decay"
           }
         }
       },
@@ -2164,7 +2164,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.3,
             "minimum": 0,
             "maximum": 1,
-            "description": "The part of the cycle in which the rate goes up"
+            "description": "Fraction of the cycle in which the rate rises"
           },
           "anneal_strategy": {
             "type": "string",
@@ -2173,12 +2173,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "linear"
             ],
             "default": "cos",
-            "description": "The line between two rates"
+            "description": "Shape of the curve between two rates"
           },
           "cycle_momentum": {
             "type": "boolean",
             "default": true,
-            "description": "Cycle the momentum, or the first of betas, against the rate"
+            "description": "Cycle the momentum, or the first of betas, inversely to the rate"
           },
           "base_momentum": {
             "type": "number",
@@ -2199,19 +2199,19 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 25,
             "exclusiveMinimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "max_lr is this times the first rate"
+            "description": "Ratio of max_lr to the first rate"
           },
           "final_div_factor": {
             "type": "number",
             "default": 10000,
             "exclusiveMinimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "The first rate is this times the last"
+            "description": "Ratio of the first rate to the last"
           },
           "three_phase": {
             "type": "boolean",
             "default": false,
-            "description": "Go down as long as up, then on to the last rate"
+            "description": "Fall to the first rate in as many steps as the rise, then to the last rate"
           }
         }
       },
@@ -2239,7 +2239,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 1,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Any number of at least 0, whole or not"
+            "description": "Exponent: any number of at least 0, not only integers"
           }
         }
       },
@@ -2264,7 +2264,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             },
             "minItems": 1,
             "maxItems": 64,
-            "description": "One more than the milestones; may hold sequences"
+            "description": "One schedule more than milestones; a schedule may be a sequence itself"
           },
           "milestones": {
             "type": "array",
@@ -2302,7 +2302,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.1,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "What each decay multiplies the rate by"
+            "description": "Factor of the rate per decay"
           }
         }
       }

@@ -238,11 +238,11 @@ count?: number
 export interface ConstantSchedule {
 name: "constant"
 /**
- * What the rate is multiplied by at first
+ * Factor of the base rate before step total_iters
  */
 factor?: number
 /**
- * Steps with the factor
+ * Number of steps with the factor
  */
 total_iters?: number
 }
@@ -256,7 +256,7 @@ name: "cosine"
  */
 T_max: number
 /**
- * The least rate
+ * The lowest rate
  */
 eta_min?: number
 }
@@ -270,16 +270,16 @@ name: "cosine_warm_restarts"
  */
 T_0: number
 /**
- * How many times as long each period is as the one before
+ * Factor from the length of one period to the next
  */
 T_mult?: number
 /**
- * The least rate
+ * The lowest rate
  */
 eta_min?: number
 }
 /**
- * lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(cycles done) or gamma^t by mode
+ * lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in step_size_up steps and back in step_size_down; scale is 1, 1/2^(completed cycles) or gamma^t by mode
  */
 export interface CyclicSchedule {
 name: "cyclic"
@@ -296,27 +296,27 @@ max_lr: number
  */
 step_size_up?: number
 /**
- * Steps down; null for as many as up
+ * Steps down; null means step_size_up
  */
 step_size_down?: (number | null)
 /**
- * How the height changes
+ * Change of the height from cycle to cycle
  */
 mode?: ("triangular" | "triangular2" | "exp_range")
 /**
- * What each step multiplies the height by in exp_range
+ * Factor of the height per step in exp_range
  */
 gamma?: number
 /**
- * Cycle the momentum, or the first of betas, against the rate
+ * Cycle the momentum, or the first of betas, inversely to the rate
  */
 cycle_momentum?: boolean
 /**
- * The lowest momentum, where the rate is highest
+ * The lowest momentum, at the highest rate
  */
 base_momentum?: number
 /**
- * The highest momentum, where the rate is base_lr
+ * The highest momentum, at base_lr
  */
 max_momentum?: number
 }
@@ -326,7 +326,7 @@ max_momentum?: number
 export interface ExponentialSchedule {
 name: "exponential"
 /**
- * What each step multiplies the rate by
+ * Factor of the rate per step
  */
 gamma: number
 }
@@ -336,15 +336,15 @@ gamma: number
 export interface LinearSchedule {
 name: "linear"
 /**
- * What the rate is multiplied by at the first step
+ * Factor of the base rate at the first step
  */
 start_factor?: number
 /**
- * What it is multiplied by from total_iters on
+ * Factor of the base rate from step total_iters on
  */
 end_factor?: number
 /**
- * Steps from one to the other
+ * Steps from start_factor to end_factor
  */
 total_iters?: number
 }
@@ -360,7 +360,7 @@ name: "multistep"
  */
 milestones: number[]
 /**
- * What each decay multiplies the rate by
+ * Factor of the rate per decay
  */
 gamma?: number
 }
@@ -378,15 +378,15 @@ max_lr: number
  */
 total_steps: number
 /**
- * The part of the cycle in which the rate goes up
+ * Fraction of the cycle in which the rate rises
  */
 pct_start?: number
 /**
- * The line between two rates
+ * Shape of the curve between two rates
  */
 anneal_strategy?: ("cos" | "linear")
 /**
- * Cycle the momentum, or the first of betas, against the rate
+ * Cycle the momentum, or the first of betas, inversely to the rate
  */
 cycle_momentum?: boolean
 /**
@@ -398,15 +398,15 @@ base_momentum?: number
  */
 max_momentum?: number
 /**
- * max_lr is this times the first rate
+ * Ratio of max_lr to the first rate
  */
 div_factor?: number
 /**
- * The first rate is this times the last
+ * Ratio of the first rate to the last
  */
 final_div_factor?: number
 /**
- * Go down as long as up, then on to the last rate
+ * Fall to the first rate in as many steps as the rise, then to the last rate
  */
 three_phase?: boolean
 }
@@ -420,7 +420,7 @@ name: "polynomial"
  */
 total_iters?: number
 /**
- * Any number of at least 0, whole or not
+ * Exponent: any number of at least 0, not only integers
  */
 power?: number
 }
@@ -430,7 +430,7 @@ power?: number
 export interface SequenceSchedule {
 name: "sequence"
 /**
- * One more than the milestones; may hold sequences
+ * One schedule more than milestones; a schedule may be a sequence itself
  * 
  * @minItems 1
  * @maxItems 64
@@ -453,7 +453,7 @@ name: "step"
  */
 step_size: number
 /**
- * What each decay multiplies the rate by
+ * Factor of the rate per decay
  */
 gamma?: number
 }
@@ -513,7 +513,7 @@ rho?: number
  */
 eps?: number
 /**
- * Times the parameter, added to the gradient
+ * Weight decay (L2): the parameter times this is added to the gradient
  */
 weight_decay?: number
 /**
@@ -531,15 +531,15 @@ name: "adagrad"
  */
 lr?: number
 /**
- * How much of the first rate each step adds to its divisor
+ * Learning rate decay: step t divides the rate by 1 + (t-1)*lr_decay
  */
 lr_decay?: number
 /**
- * Times the parameter, added to the gradient
+ * Weight decay (L2): the parameter times this is added to the gradient
  */
 weight_decay?: number
 /**
- * What sum starts from
+ * Initial value of sum
  */
 initial_accumulator_value?: number
 /**
@@ -572,7 +572,7 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Times the parameter, added to the gradient
+ * Weight decay (L2): the parameter times this is added to the gradient
  */
 weight_decay?: number
 /**
@@ -613,7 +613,7 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Times the parameter, added to the gradient
+ * Weight decay (L2): the parameter times this is added to the gradient
  */
 weight_decay?: number
 /**
@@ -642,7 +642,7 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Times the parameter, taken from it beside the step
+ * Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter
  */
 weight_decay?: number
 /**
@@ -687,11 +687,11 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Times the parameter, added to the update before its norm is taken
+ * Weight decay; weight_decay_mode selects its form
  */
 weight_decay?: number
 /**
- * Decay inside the update, or lr times it from the parameter before the norms
+ * Add weight_decay times the parameter to the update before its norm, or subtract lr times it from the parameter before the norms
  */
 weight_decay_mode?: ("in_update" | "decoupled")
 /**
@@ -699,7 +699,7 @@ weight_decay_mode?: ("in_update" | "decoupled")
  */
 bias_correction?: ("moments" | "step_size" | "none")
 /**
- * Where the trust ratio applies; decayed_only takes 1 where weight_decay is 0 (timm, apex)
+ * When the trust ratio applies; decayed_only uses 1 if weight_decay is 0 (timm, apex)
  */
 adapt?: ("always" | "decayed_only")
 /**
@@ -715,7 +715,7 @@ trust_max?: (number | null)
  */
 max_grad_norm?: (number | null)
 /**
- * Weigh the new gradient by 1-beta1 in exp_avg; false adds it whole
+ * Multiply the new gradient by 1-beta1 in exp_avg; false adds it unscaled
  */
 grad_averaging?: boolean
 /**
@@ -723,7 +723,7 @@ grad_averaging?: boolean
  */
 eps_root?: number
 /**
- * Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)
+ * Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)
  */
 caution?: boolean
 }
@@ -741,15 +741,15 @@ lr?: number
  */
 momentum?: number
 /**
- * How much of each new gradient is held back from the buffer
+ * Fraction of each new gradient that is not added to the buffer
  */
 dampening?: number
 /**
- * Times the parameter, added to the gradient
+ * Weight decay (L2): the parameter times this is added to the gradient
  */
 weight_decay?: number
 /**
- * Step along the scaled gradient plus the decayed buffer
+ * Nesterov momentum: step along the scaled gradient plus momentum times the buffer
  */
 nesterov?: boolean
 /**
@@ -761,7 +761,7 @@ trust_coefficient?: number
  */
 eps?: number
 /**
- * Norms added (timm), or the norm of the sum (optax)
+ * Sum of the norms (timm), or norm of the decayed gradient (optax)
  */
 trust_denominator?: ("sum" | "decayed_grad")
 /**
@@ -769,11 +769,11 @@ trust_denominator?: ("sum" | "decayed_grad")
  */
 trust_clip?: boolean
 /**
- * Take the ratio also where weight_decay is 0, which trust_denominator sum leaves at 1 otherwise
+ * Apply the trust ratio even if weight_decay is 0; otherwise trust_denominator sum uses 1 then
  */
 always_adapt?: boolean
 /**
- * Multiply lr into the buffer (optax) instead of behind it (timm)
+ * Apply lr before the momentum buffer (optax) instead of after it (timm)
  */
 lr_in_momentum?: boolean
 }
@@ -794,7 +794,7 @@ lr?: number
  */
 betas?: [number, number]
 /**
- * Times lr times the parameter, taken from it beside the step
+ * Decoupled weight decay: lr times this times the parameter is subtracted from the parameter
  */
 weight_decay?: number
 /**
@@ -802,7 +802,7 @@ weight_decay?: number
  */
 maximize?: boolean
 /**
- * Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)
+ * Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)
  */
 caution?: boolean
 }
@@ -827,15 +827,15 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Times the parameter, added to the gradient
+ * Weight decay (L2): the parameter times this is added to the gradient
  */
 weight_decay?: number
 /**
- * Take lr*weight_decay times the parameter from it instead
+ * Subtract lr*weight_decay times the parameter from the parameter instead
  */
 decoupled_weight_decay?: boolean
 /**
- * How fast the momentum warms up
+ * Speed of the momentum's warm-up
  */
 momentum_decay?: number
 /**
@@ -860,7 +860,7 @@ lr?: number
  */
 betas?: [number, number]
 /**
- * Weights of the first and second moment against the present gradient; any finite numbers
+ * Weights of the first and second moment, relative to the current gradient; any finite numbers
  * 
  * @minItems 2
  * @maxItems 2
@@ -871,7 +871,7 @@ nus?: [number, number]
  */
 eps?: number
 /**
- * Times the parameter, added to the gradient
+ * Weight decay (L2): the parameter times this is added to the gradient
  */
 weight_decay?: number
 }
@@ -892,7 +892,7 @@ lr?: number
  */
 betas?: [number, number]
 /**
- * Weights of the first and second moment against the present gradient; any finite numbers
+ * Weights of the first and second moment, relative to the current gradient; any finite numbers
  * 
  * @minItems 2
  * @maxItems 2
@@ -903,7 +903,7 @@ nus?: [number, number]
  */
 eps?: number
 /**
- * Times the parameter, taken from it beside the step
+ * Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter
  */
 weight_decay?: number
 /**
@@ -925,15 +925,15 @@ lr: number
  */
 momentum: number
 /**
- * Weight of the buffer against the present gradient
+ * Weight of the buffer, relative to the current gradient
  */
 nu: number
 /**
- * Times the parameter
+ * Weight decay: a multiple of the parameter
  */
 weight_decay?: number
 /**
- * Add the decay to the gradient, or take lr times it from the parameter
+ * Add the decay to the gradient, or subtract lr times it from the parameter
  */
 weight_decay_type?: ("grad" | "direct")
 }
@@ -958,11 +958,11 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Times the parameter, added to the gradient
+ * Weight decay (L2): the parameter times this is added to the gradient
  */
 weight_decay?: number
 /**
- * Take lr*weight_decay times the parameter from it instead
+ * Subtract lr*weight_decay times the parameter from the parameter instead
  */
 decoupled_weight_decay?: boolean
 /**
@@ -988,7 +988,7 @@ alpha?: number
  */
 eps?: number
 /**
- * Times the parameter, added to the gradient
+ * Weight decay (L2): the parameter times this is added to the gradient
  */
 weight_decay?: number
 /**
@@ -1018,15 +1018,15 @@ lr?: number
  */
 momentum?: number
 /**
- * How much of each new gradient is held back from the buffer
+ * Fraction of each new gradient that is not added to the buffer
  */
 dampening?: number
 /**
- * Times the parameter, added to the gradient
+ * Weight decay (L2): the parameter times this is added to the gradient
  */
 weight_decay?: number
 /**
- * Step along the gradient plus the decayed buffer
+ * Nesterov momentum: step along the gradient plus momentum times the buffer
  */
 nesterov?: boolean
 /**

@@ -20,7 +20,7 @@ import {
   writeParam,
 } from "./_lanes";
 
-/** d = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g; acc_delta averages d^2; param -= lr * d. */
+/** d = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g; acc_delta is the running average of d^2; param -= lr * d. */
 function step<T, K, D>(param: usize, grad: usize, squareAvg: usize, accDelta: usize, count: usize, scalars: usize): bool {
   const l2 = decayOf<T, D>(scalars),
     weight = scalar(scalars, 1),

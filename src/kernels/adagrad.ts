@@ -1,5 +1,5 @@
 /** Adagrad (src/optimizers/adagrad.ts). Scalars: l2, lr, eps. */
-import { change } from "./_adam";
+import { adaptiveUpdate } from "./_adam";
 import { Coupled, decayed, decayOf, isSuspect, lanes, NoDecay, PAIR, pairedBytes, read, readNext, scalar, writePair, writeParam } from "./_lanes";
 
 /** sum += g^2; param -= lr * g / (sqrt(sum) + eps). */
@@ -24,7 +24,7 @@ function element<T, W, D>(param: usize, grad: usize, sum: usize, l2: v128, lr: v
   const s = v128.add<T>(read<T, W>(sum), v128.mul<T>(g, g)),
     sNext = v128.add<T>(readNext<T, W>(sum), v128.mul<T>(gNext, gNext));
   writePair<T, W>(sum, s, sNext);
-  return writeParam<T, W>(param, v128.sub<T>(p, change<T>(g, s, lr, eps)), v128.sub<T>(pNext, change<T>(gNext, sNext, lr, eps)));
+  return writeParam<T, W>(param, v128.sub<T>(p, adaptiveUpdate<T>(g, s, lr, eps)), v128.sub<T>(pNext, adaptiveUpdate<T>(gNext, sNext, lr, eps)));
 }
 
 function adagrad<T>(param: usize, grad: usize, sum: usize, count: usize, scalars: usize): bool {

@@ -1,5 +1,5 @@
-/** Adam and AdamW for weights below 0.5: one division and one root an element (src/optimizers/_adam.ts). Scalars: l2, decay, weight1, weight2, stepSize, eps. */
-import { change } from "./_adam";
+/** Adam and AdamW for weights below 0.5: one division and one root per element (src/optimizers/_adam.ts). Scalars: l2, decay, weight1, weight2, stepSize, eps. */
+import { adaptiveUpdate } from "./_adam";
 import {
   Coupled,
   Decoupled,
@@ -24,7 +24,7 @@ import {
   writeParam,
 } from "./_lanes";
 
-/** param -= decay*param + stepSize * exp_avg / (sqrt(v) + eps), v = exp_avg_sq or, with Max, its running maximum. */
+/** param -= decay*param + stepSize * exp_avg / (sqrt(v) + eps), where v is exp_avg_sq, or its running maximum with Max. */
 function step<T, D, Max>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
   const decay = decayOf<T, D>(scalars),
     weight1 = lanes<T>(scalars, 2),
@@ -77,8 +77,8 @@ function element<T, W, D, Max>(
     vNext = v128.max<T>(readNext<T, W>(maxExpAvgSq), vNext);
     writePair<T, W>(maxExpAvgSq, v, vNext);
   }
-  const update = change<T>(m, v, stepSize, eps),
-    updateNext = change<T>(mNext, vNext, stepSize, eps);
+  const update = adaptiveUpdate<T>(m, v, stepSize, eps),
+    updateNext = adaptiveUpdate<T>(mNext, vNext, stepSize, eps);
   return writeParam<T, W>(param, descend<T, D>(p, decay, update), descend<T, D>(pNext, decay, updateNext));
 }
 

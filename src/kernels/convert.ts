@@ -1,6 +1,6 @@
 /**
- * Conversions between the dtypes of tensors and those of arithmetic: exact where they widen, to nearest even where they
- * narrow, subnormal numbers kept. Names are convert_<from>_<to>. Those to BF16 and F16 return whether a result is NaN or infinite.
+ * Conversions between the tensors' dtypes and the arithmetic types. Widening is exact, narrowing rounds to nearest even, and
+ * subnormal numbers are kept. Names are convert_<from>_<to>. Conversions to BF16 and F16 return true if a result is NaN or infinite.
  */
 import { constant, narrow, readPair, scalar, wideHigh, wideLow } from "./_lanes";
 
@@ -16,12 +16,12 @@ export function convert_bf16_f32(source: usize, target: usize, count: usize): vo
   for (; i < count; i++) store<u32>(target + 4 * i, (<u32>load<u16>(source + 2 * i)) << 16);
 }
 
-/** 2^112 carries the exponent's bias from 15 to 127. */
+/** 2^112: multiplying by it moves the exponent's bias from 15 to 127. */
 function halfScale(count: usize): v128 {
   return constant<i32>(0x77800000, count);
 }
 
-/** What `halfScale` makes of exponent 31, 2^16, which is infinity and NaN. */
+/** 2^16, the scaled value of exponent 31, which in float16 means infinity or NaN. */
 function halfSpecial(count: usize): v128 {
   return constant<i32>(0x47800000, count);
 }
@@ -30,7 +30,7 @@ function infinity(count: usize): v128 {
   return constant<i32>(0x7f800000, count);
 }
 
-/** Four float16 in the low halves of lanes to float32: the exponent is moved by a multiplication, which also normalizes subnormals. */
+/** Converts four float16 values, in the low halves of the lanes, to float32. Multiplying by `scale` rebiases the exponent and normalizes subnormals. */
 function halfToSingle(halves: v128, scale: v128, special: v128, inf: v128): v128 {
   const sign = i32x4.shl(i32x4.shr_u(halves, 15), 31);
   const magnitude = f32x4.mul(i32x4.shr_u(i32x4.shl(halves, 17), 4), scale);
@@ -51,16 +51,16 @@ export function convert_f16_f32(source: usize, target: usize, count: usize): voi
   for (; i < count; i++) v128.store_lane<f32>(target + 4 * i, halfToSingle(i32x4.splat(<i32>load<u16>(source + 2 * i)), scale, special, inf), 0);
 }
 
-/** Infinity without the sign, which is shifted out: at least this is what is not finite. */
+/** Infinity shifted left by one, without its sign. Larger values are NaN. */
 const BF16_INFINITY: i32 = 0xff00;
 const F16_INFINITY: i32 = 0xf800;
 
-/** The largest magnitudes so far, in 16 bits with 0 at the end. */
+/** The largest magnitudes so far, lane by lane: 16 bits, shifted left by one to drop the sign. */
 function larger(most: v128, halves: v128): v128 {
   return i16x8.max_u(most, i16x8.shl(halves, 1));
 }
 
-/** Whether one of the largest magnitudes is that of infinity or above it; `last` is the largest of what came behind the vectors. */
+/** True if a result is infinite or NaN: `most` holds the largest magnitudes of the vectors, `last` that of the tail. */
 function reaches(most: v128, last: i32, infinity: i32): bool {
   return last >= infinity || v128.any_true(i16x8.ge_u(most, i16x8.splat(<i16>infinity)));
 }
@@ -69,7 +69,7 @@ function largerLast(last: i32, half: i32): i32 {
   return max(last, (half << 1) & 0xffff);
 }
 
-/** Adds `carry` to the bits below the BF16 part and cuts them off; NaN becomes a quiet NaN instead of being carried to infinity. */
+/** Adds `carry` and drops the low 16 bits. A NaN becomes a quiet NaN; the carry could otherwise turn it into infinity. */
 function toBf16(value: v128, carry: v128, quietBit: v128): v128 {
   const rounded = i32x4.shr_u(i32x4.add(value, carry), 16);
   const quiet = v128.or(i32x4.shr_u(value, 16), quietBit);
@@ -80,7 +80,7 @@ function bf16QuietBit(count: usize): v128 {
   return constant<i32>(0x40, count);
 }
 
-/** Half of the last place that is kept, less one where the part that is kept is even: ties go to even. */
+/** The carry for rounding to nearest even: half of the last kept place, minus one if the kept part is even. */
 function nearestEven(value: v128, below: v128): v128 {
   return i32x4.add(below, i32x4.shr_u(i32x4.shl(value, 15), 31));
 }
@@ -109,8 +109,8 @@ export function convert_f32_bf16(source: usize, target: usize, count: usize): bo
 }
 
 /**
- * Sixteen bits that look random, from an element's index and a key of 64 bits: two rounds of multiply and xor-shift. The
- * constants are those of Wellons' lowbias32 (https://nullprogram.com/blog/2018/07/31/).
+ * Sixteen pseudo-random bits from an element's index and a 64-bit key: two rounds of multiply and xor-shift, with the
+ * constants of Wellons' lowbias32 (https://nullprogram.com/blog/2018/07/31/).
  */
 function noise(index: v128, keyLow: v128, keyHigh: v128, first: v128, second: v128): v128 {
   const mixed = mix(v128.xor(mix(v128.xor(index, keyLow), first, second), keyHigh), first, second);
@@ -125,7 +125,7 @@ function mix(value: v128, first: v128, second: v128): v128 {
   return v128.xor(x, i32x4.shr_u(x, 16));
 }
 
-/** Rounds up with the probability of the part that is cut off. Scalars: the lower and the upper half of the key. `index` is one more than the tensor's element that the shard starts at. */
+/** Stochastic rounding: rounds up with a probability equal to the dropped fraction. Scalars: the lower and the upper half of the key. `index` is the tensor's index of the shard's first element, plus one. */
 export function convert_stochastic_f32_bf16(source: usize, target: usize, index: usize, count: usize, scalars: usize): bool {
   const low = i32x4.splat(<i32>(<u32>scalar(scalars, 0))),
     high = i32x4.splat(<i32>(<u32>scalar(scalars, 1)));
@@ -155,17 +155,17 @@ export function convert_stochastic_f32_bf16(source: usize, target: usize, index:
   return reaches(most, last, BF16_INFINITY);
 }
 
-/** Four float32 to float16 in the low halves of lanes, to nearest even. */
+/** Converts four float32 values to float16, in the low halves of the lanes, rounded to nearest even. */
 function singleToHalf(value: v128, rebias: v128, half: v128, leastNormal: v128, inf: v128): v128 {
   const sign = i32x4.shl(i32x4.shr_u(value, 31), 15);
   const magnitude = i32x4.shr_u(i32x4.shl(value, 1), 1);
-  // Normal results: half of the last place, less one where the kept part is even, is in what rebiases the exponent.
+  // Normal results: `rebias` also holds the rounding carry for an even kept part; `odd` adds the missing one.
   const odd = i32x4.shr_u(i32x4.shl(value, 18), 31);
   const normal = i32x4.shr_u(i32x4.add(i32x4.add(magnitude, rebias), odd), 13);
-  // Subnormal results: adding 0.5 leaves the rounded bits at the end of the sum.
+  // Subnormal results: adding 0.5 aligns the sum so that its last bits are the rounded result.
   const subnormal = i32x4.sub(f32x4.add(magnitude, half), half);
   const finite = v128.bitselect(subnormal, normal, i32x4.lt_s(magnitude, leastNormal));
-  // From 65520 on the nearest is infinity; a NaN keeps a bit of its own.
+  // Values from 65520 on round to infinity; NaN sets one more bit.
   const nan = i32x4.shl(i32x4.shr_u(f32x4.ne(value, value), 31), 9);
   return v128.or(v128.or(i32x4.min_s(finite, inf), nan), sign);
 }

@@ -1,15 +1,15 @@
-/** Passes over gradients that every optimizer shares: checks, sums, scaling. `scale`, `divide` and `clamp` have one scalar. */
-import { filled, lanes, PAIR, pairedBytes, read, readNext, scalar, spread, VECTOR, wholeBytes, write, writePair } from "./_lanes";
+/** Gradient passes shared by all optimizers: checks, sums, scaling. `scale`, `divide` and `clamp` take one scalar. */
+import { lanes, PAIR, pairedBytes, read, readNext, scalar, spread, VECTOR, wholeBytes, write, writePair, zeroUnusedLanes } from "./_lanes";
 import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce";
 
-/** 0 where the square is finite, else NaN. */
-function defect<T>(g: v128): v128 {
+/** 0 where the square of the gradient is finite, else NaN. */
+function squareDefect<T>(g: v128): v128 {
   const square = v128.mul<T>(g, g);
   return v128.sub<T>(square, square);
 }
 
-/** sums = [values that are NaN or infinite, values whose square is not finite]: x - x is 0 for every finite x, else NaN. */
-function tallies<T>(grad: usize, sums: usize, count: usize): void {
+/** sums = [count of NaN or infinite values, count of values whose square is not finite]. x - x is 0 for every finite x, else NaN. */
+function countNonFinite<T>(grad: usize, sums: usize, count: usize): void {
   const whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
   const zero = i32x4.splat(0);
@@ -19,24 +19,24 @@ function tallies<T>(grad: usize, sums: usize, count: usize): void {
   for (; i < whole; i += VECTOR) {
     const g = read<T, v128>(grad + i);
     found = tally(found, v128.ne<T>(v128.sub<T>(g, g), zero));
-    large = tally(large, v128.ne<T>(defect<T>(g), zero));
+    large = tally(large, v128.ne<T>(squareDefect<T>(g), zero));
   }
   for (; i < bytes; i += sizeof<T>()) {
     const g = read<T, T>(grad + i);
     found = tally(found, v128.ne<T>(v128.sub<T>(g, g), zero));
-    large = tally(large, v128.ne<T>(defect<T>(g), zero));
+    large = tally(large, v128.ne<T>(squareDefect<T>(g), zero));
   }
   storeTally<T>(sums, found);
   storeTally<T>(sums + 8, large);
 }
 
-/** Zeros as the first two sums. */
-function storeNone(sums: usize): void {
+/** Stores zero as the two counts of `countNonFinite`. */
+function storeAllFinite(sums: usize): void {
   store<f64>(sums, 0);
   store<f64>(sums + 8, 0);
 }
 
-/** sums as in `tallies`. Values are told apart only where a square is not finite, which takes two thirds of the time. */
+/** sums as in `countNonFinite`. A fast pass tests for any non-finite square, and counts only then: two thirds of the time. */
 function check<T>(grad: usize, sums: usize, count: usize): void {
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
@@ -44,16 +44,16 @@ function check<T>(grad: usize, sums: usize, count: usize): void {
     second = v128.splat<T>(0);
   let i: usize = 0;
   for (; i < paired; i += PAIR) {
-    first = v128.add<T>(first, defect<T>(read<T, v128>(grad + i)));
-    second = v128.add<T>(second, defect<T>(readNext<T, v128>(grad + i)));
+    first = v128.add<T>(first, squareDefect<T>(read<T, v128>(grad + i)));
+    second = v128.add<T>(second, squareDefect<T>(readNext<T, v128>(grad + i)));
   }
-  for (; i < bytes; i += sizeof<T>()) first = v128.add<T>(first, defect<T>(read<T, T>(grad + i)));
+  for (; i < bytes; i += sizeof<T>()) first = v128.add<T>(first, squareDefect<T>(read<T, T>(grad + i)));
   const all = v128.add<T>(first, second);
-  if (v128.any_true(v128.ne<T>(all, all))) tallies<T>(grad, sums, count);
-  else storeNone(sums);
+  if (v128.any_true(v128.ne<T>(all, all))) countNonFinite<T>(grad, sums, count);
+  else storeAllFinite(sums);
 }
 
-/** sums = those of `tallies`, zeros, sum of squares. */
+/** sums = [the two counts of `countNonFinite`, count of zeros, sum of squares]. */
 function norm<T>(grad: usize, sums: usize, count: usize): void {
   const whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
@@ -70,18 +70,18 @@ function norm<T>(grad: usize, sums: usize, count: usize): void {
   }
   for (; i < bytes; i += sizeof<T>()) {
     const g = read<T, T>(grad + i);
-    zeros = tally(zeros, filled<T, T>(v128.eq<T>(g, zero)));
+    zeros = tally(zeros, zeroUnusedLanes<T, T>(v128.eq<T>(g, zero)));
     low = squaresLow<T>(low, g);
   }
   storeTally<T>(sums + 16, zeros);
   storeSum(sums + 24, low, high);
-  // A sum that is a finite number of T has no part that is none.
+  // A sum within T's finite range proves that every square is finite in T.
   const largest: f64 = sizeof<T>() === 4 ? <f64>f32.MAX_VALUE : f64.MAX_VALUE;
-  if (load<f64>(sums + 24) <= largest) storeNone(sums);
-  else tallies<T>(grad, sums, count);
+  if (load<f64>(sums + 24) <= largest) storeAllFinite(sums);
+  else countNonFinite<T>(grad, sums, count);
 }
 
-/** grad *= factor: -1 for `maximize`, the clipping coefficient otherwise. */
+/** grad *= factor: -1 for `maximize`, or the clipping coefficient. */
 function scale<T>(grad: usize, count: usize, scalars: usize): void {
   const factors = lanes<T>(scalars, 0);
   const paired = pairedBytes<T>(count),
@@ -91,7 +91,7 @@ function scale<T>(grad: usize, count: usize, scalars: usize): void {
   for (; i < bytes; i += sizeof<T>()) write<T, T>(grad + i, v128.mul<T>(read<T, T>(grad + i), factors));
 }
 
-/** grad /= divisor, rounded once: exact for powers of two. */
+/** grad /= divisor, rounded once; exact if the divisor is a power of two. */
 function divide<T>(grad: usize, count: usize, scalars: usize): void {
   const divisors = lanes<T>(scalars, 0);
   const paired = pairedBytes<T>(count),
@@ -102,7 +102,7 @@ function divide<T>(grad: usize, count: usize, scalars: usize): void {
   for (; i < bytes; i += sizeof<T>()) write<T, T>(grad + i, v128.div<T>(read<T, T>(grad + i), divisors));
 }
 
-/** grad = min(max(grad, -limit), limit); NaN stays. */
+/** grad = min(max(grad, -limit), limit); NaN stays NaN. */
 function clamp<T>(grad: usize, count: usize, scalars: usize): void {
   const limit = scalar(scalars, 0);
   const upper = spread<T>(limit),

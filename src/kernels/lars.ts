@@ -1,12 +1,11 @@
 /**
- * LARS in two passes, because the trust ratio needs the norms of whole tensors. buffer is 0 without momentum. Scalars: lars_norms l2;
- * lars_apply l2, gain, rate, keep, fresh, ahead.
+ * LARS in two passes, because the trust ratio needs the norms of whole tensors. Without momentum the address `buffer` is 0.
+ * Scalars: lars_norms l2; lars_apply l2, gain, rate, bufferFactor, gradFactor, nesterov.
  */
 import {
   Coupled,
   decayed,
   decayOf,
-  filled,
   isCoupled,
   isOn,
   isSuspect,
@@ -21,6 +20,7 @@ import {
   wholeBytes,
   wideLow,
   write,
+  zeroUnusedLanes,
 } from "./_lanes";
 import { squaresLow, storeSum } from "./_reduce";
 
@@ -47,66 +47,66 @@ function norms<T, D>(param: usize, grad: usize, sums: usize, count: usize, scala
   for (; i < bytes; i += sizeof<T>()) {
     const p = read<T, T>(param + i);
     paramLow = squaresLow<T>(paramLow, p);
-    gradLow = squaresLow<T>(gradLow, filled<T, T>(decayed<T, D>(read<T, T>(grad + i), p, l2)));
+    gradLow = squaresLow<T>(gradLow, zeroUnusedLanes<T, T>(decayed<T, D>(read<T, T>(grad + i), p, l2)));
   }
   storeSum(sums, paramLow, paramHigh);
   storeSum(sums + 8, gradLow, gradHigh);
 }
 
 /**
- * d = gain * (grad + l2*param); buffer = keep*buffer + fresh*d; param -= rate * (ahead ? d + ahead*buffer : buffer), in float64
- * with one rounding each. Buffers and Nesterov say whether buffer and ahead are there.
+ * d = gain * (grad + l2*param); buffer = bufferFactor*buffer + gradFactor*d; param -= rate * (Nesterov ? d + nesterov*buffer : buffer).
+ * All in float64, each result rounded once. Buffers compiles the loop with a momentum buffer.
  */
 function apply<T, D, Buffers, Nesterov>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
   const l2 = f64x2.splat(scalar(scalars, 0) * scalar(scalars, 1)),
     gain = f64x2.splat(scalar(scalars, 1)),
     rate = f64x2.splat(scalar(scalars, 2)),
-    keep = f64x2.splat(scalar(scalars, 3)),
-    fresh = f64x2.splat(scalar(scalars, 4)),
-    ahead = f64x2.splat(scalar(scalars, 5));
+    bufferFactor = f64x2.splat(scalar(scalars, 3)),
+    gradFactor = f64x2.splat(scalar(scalars, 4)),
+    nesterov = f64x2.splat(scalar(scalars, 5));
   const fours = (count & ~3) * sizeof<T>(),
     bytes = count * sizeof<T>();
   let total = v128.splat<T>(0);
   let i: usize = 0;
-  for (; i < fours; i += 2 * half<T>())
-    total = v128.add<T>(total, element<T, v128, D, Buffers, Nesterov>(param + i, grad + i, buffer + i, l2, gain, rate, keep, fresh, ahead));
+  for (; i < fours; i += 2 * twoElements<T>())
+    total = v128.add<T>(total, element<T, v128, D, Buffers, Nesterov>(param + i, grad + i, buffer + i, l2, gain, rate, bufferFactor, gradFactor, nesterov));
   for (; i < bytes; i += sizeof<T>())
-    total = v128.add<T>(total, element<T, T, D, Buffers, Nesterov>(param + i, grad + i, buffer + i, l2, gain, rate, keep, fresh, ahead));
+    total = v128.add<T>(total, element<T, T, D, Buffers, Nesterov>(param + i, grad + i, buffer + i, l2, gain, rate, bufferFactor, gradFactor, nesterov));
   return isSuspect<T>(total);
 }
 
-/** Bytes of the elements that a vector of float64 holds. */
-function half<T>(): usize {
+/** Bytes of two elements, as many as a float64 vector holds. */
+function twoElements<T>(): usize {
   return 2 * sizeof<T>();
 }
 
-/** Reads two elements, or one with zeros beside it, in float64. */
+/** Reads two elements, or one and a zero, widened to float64. */
 function wide<T, W>(at: usize): v128 {
   return wideLow<T>(isVector<W>() ? readPair<T>(at) : read<T, T>(at));
 }
 
-/** Reads the two elements after those; beside one there is nothing. */
+/** Reads the next two elements, widened to float64; zeros if W is one element. */
 function wideNext<T, W>(at: usize): v128 {
-  return isVector<W>() ? wideLow<T>(readPair<T>(at + half<T>())) : f64x2.splat(0);
+  return isVector<W>() ? wideLow<T>(readPair<T>(at + twoElements<T>())) : f64x2.splat(0);
 }
 
-/** Rounds and writes what `wide` and `wideNext` have read. Returns the sum, as `writeParam` does. */
+/** Rounds and writes four elements, or one. Returns their sum, as `writeParam` does. */
 function writeWide<T, W>(at: usize, low: v128, high: v128): v128 {
   if (sizeof<T>() === 4 || !isVector<W>()) {
     const value = narrow<T>(low, high);
     write<T, W>(at, value);
-    return filled<T, W>(value);
+    return zeroUnusedLanes<T, W>(value);
   }
   v128.store(at, low);
   v128.store(at, high, VECTOR);
   return f64x2.add(low, high);
 }
 
-/** Four elements, or one. */
+/** One step of four elements, or of one. */
 // biome-ignore format: operands, then constants
 function element<T, W, D, Buffers, Nesterov>(
   param: usize, grad: usize, buffer: usize,
-  l2: v128, gain: v128, rate: v128, keep: v128, fresh: v128, ahead: v128,
+  l2: v128, gain: v128, rate: v128, bufferFactor: v128, gradFactor: v128, nesterov: v128,
 ): v128 {
   const p = wide<T, W>(param),
     pNext = wideNext<T, W>(param);
@@ -115,26 +115,26 @@ function element<T, W, D, Buffers, Nesterov>(
   let step = d,
     stepNext = dNext;
   if (isOn<Buffers>()) {
-    step = kept(wide<T, W>(buffer), d, keep, fresh);
-    stepNext = kept(wideNext<T, W>(buffer), dNext, keep, fresh);
+    step = nextBuffer(wide<T, W>(buffer), d, bufferFactor, gradFactor);
+    stepNext = nextBuffer(wideNext<T, W>(buffer), dNext, bufferFactor, gradFactor);
     writeWide<T, W>(buffer, step, stepNext);
     if (isOn<Nesterov>()) {
-      step = f64x2.add(f64x2.mul(ahead, step), d);
-      stepNext = f64x2.add(f64x2.mul(ahead, stepNext), dNext);
+      step = f64x2.add(f64x2.mul(nesterov, step), d);
+      stepNext = f64x2.add(f64x2.mul(nesterov, stepNext), dNext);
     }
   }
   return writeWide<T, W>(param, f64x2.sub(p, f64x2.mul(rate, step)), f64x2.sub(pNext, f64x2.mul(rate, stepNext)));
 }
 
-/** gain*g + l2*p in float64, the decay left out whole where there is none. */
+/** gain*g + l2*p in float64, or gain*g without coupled decay. */
 function scaled<D>(g: v128, p: v128, l2: v128, gain: v128): v128 {
   const plain = f64x2.mul(gain, g);
   return isCoupled<D>() ? f64x2.add(plain, f64x2.mul(l2, p)) : plain;
 }
 
-/** keep*b + fresh*d in float64. */
-function kept(b: v128, d: v128, keep: v128, fresh: v128): v128 {
-  return f64x2.add(f64x2.mul(keep, b), f64x2.mul(fresh, d));
+/** bufferFactor*b + gradFactor*d in float64. */
+function nextBuffer(b: v128, d: v128, bufferFactor: v128, gradFactor: v128): v128 {
+  return f64x2.add(f64x2.mul(bufferFactor, b), f64x2.mul(gradFactor, d));
 }
 
 function anyNorms<T>(param: usize, grad: usize, sums: usize, count: usize, scalars: usize): void {

@@ -1,11 +1,13 @@
-/** Lion (src/optimizers/lion.ts); with `caution` in two passes, the update in the gradient's memory for LAMB's second. Scalars: decay, weight1, weight2, lr; with caution weight1, weight2. */
+/**
+ * Lion (src/optimizers/lion.ts). With `caution` it takes two passes: lion_cautious writes the update over the gradient, lamb_apply
+ * applies it. Scalars: lion decay, weight1, weight2, lr; lion_cautious weight1, weight2.
+ */
 import {
   AnyWeight,
   areLight,
   constant,
   Decoupled,
   descend,
-  filled,
   isSuspect,
   Light,
   lanes,
@@ -18,10 +20,11 @@ import {
   scalar,
   writePair,
   writeParam,
+  zeroUnusedLanes,
 } from "./_lanes";
 import { storeTally, tally } from "./_reduce";
 
-/** -1, 0 or 1; NaN stays. */
+/** -1, 0 or 1; NaN stays NaN. */
 function sign<T>(value: v128, one: v128): v128 {
   const zero = i32x4.splat(0);
   const positive = v128.and(v128.gt<T>(value, zero), one);
@@ -72,7 +75,7 @@ function element<T, W, K, D>(
   return writeParam<T, W>(param, descend<T, D>(p, decay, v128.mul<T>(lr, u)), descend<T, D>(pNext, decay, v128.mul<T>(lr, uNext)));
 }
 
-/** u where its sign is the gradient's, else 0, over the gradient; exp_avg as in `step`; sums = [how many agree]. */
+/** Writes u over the gradient where their signs agree, else 0; exp_avg as in `step`. sums = [number of elements that agree]. */
 function cautious<T, K>(grad: usize, expAvg: usize, sums: usize, count: usize, scalars: usize): void {
   const weight1 = scalar(scalars, 0),
     weight2 = scalar(scalars, 1),
@@ -88,7 +91,7 @@ function cautious<T, K>(grad: usize, expAvg: usize, sums: usize, count: usize, s
   storeTally<T>(sums, agree);
 }
 
-/** Returns -1 for each value in a lane whose sign agrees. */
+/** Returns, in each lane, -1 for each element whose sign agrees. */
 function cautiousElement<T, W, K>(grad: usize, expAvg: usize, weight1: f64, weights1: v128, weight2: f64, weights2: v128, one: v128): v128 {
   const zero = i32x4.splat(0);
   const g = read<T, W>(grad),
@@ -101,7 +104,7 @@ function cautiousElement<T, W, K>(grad: usize, expAvg: usize, weight1: f64, weig
   const agrees = v128.gt<T>(v128.mul<T>(u, g), zero),
     agreesNext = v128.gt<T>(v128.mul<T>(uNext, gNext), zero);
   writePair<T, W>(grad, v128.and(u, agrees), v128.and(uNext, agreesNext));
-  return i32x4.add(filled<T, W>(agrees), agreesNext);
+  return i32x4.add(zeroUnusedLanes<T, W>(agrees), agreesNext);
 }
 
 function anyDecay<T, K>(param: usize, grad: usize, expAvg: usize, count: usize, scalars: usize): bool {

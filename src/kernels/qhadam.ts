@@ -1,8 +1,8 @@
 /**
- * Adam's descendants: its step with the terms of QHAdam, of Nesterov's moment and of eps_root, for any weights (src/optimizers/_adam.ts).
+ * The general Adam step, for any weights, with the terms of QHAdam, Nesterov and eps_root (src/optimizers/_adam.ts).
  * Scalars: l2, decay, weight1, weight2, stepSize, meanScale, gradScale, squareScale, gradSquareScale, epsRoot, eps.
  */
-import { change } from "./_adam";
+import { adaptiveUpdate } from "./_adam";
 import {
   AnyWeight,
   areLight,
@@ -86,16 +86,16 @@ function element<T, W, K, D, Max>(
     vNext = v128.max<T>(readNext<T, W>(maxExpAvgSq), vNext);
     writePair<T, W>(maxExpAvgSq, v, vNext);
   }
-  const root = v128.add<T>(mixed<T>(square, v, nowSquare, gg, useSquare), epsRoot),
-    rootNext = v128.add<T>(mixed<T>(square, vNext, nowSquare, ggNext, useSquare), epsRoot);
-  const update = change<T>(mixed<T>(mean, m, now, g, useGrad), root, stepSize, eps),
-    updateNext = change<T>(mixed<T>(mean, mNext, now, gNext, useGrad), rootNext, stepSize, eps);
+  const root = v128.add<T>(quasiHyperbolic<T>(square, v, nowSquare, gg, useSquare), epsRoot),
+    rootNext = v128.add<T>(quasiHyperbolic<T>(square, vNext, nowSquare, ggNext, useSquare), epsRoot);
+  const update = adaptiveUpdate<T>(quasiHyperbolic<T>(mean, m, now, g, useGrad), root, stepSize, eps),
+    updateNext = adaptiveUpdate<T>(quasiHyperbolic<T>(mean, mNext, now, gNext, useGrad), rootNext, stepSize, eps);
   return writeParam<T, W>(param, descend<T, D>(p, decay, update), descend<T, D>(pNext, decay, updateNext));
 }
 
-/** scale * average + sampleScale * sample, the second term dropped whole where `uses` has no bits. */
-function mixed<T>(scale: v128, average: v128, sampleScale: v128, sample: v128, uses: v128): v128 {
-  return v128.add<T>(v128.mul<T>(scale, average), v128.and(v128.mul<T>(sampleScale, sample), uses));
+/** scale * average + sampleScale * sample; a zero `sampleMask` removes the second term. */
+function quasiHyperbolic<T>(scale: v128, average: v128, sampleScale: v128, sample: v128, sampleMask: v128): v128 {
+  return v128.add<T>(v128.mul<T>(scale, average), v128.and(v128.mul<T>(sampleScale, sample), sampleMask));
 }
 
 function anyMax<T, K, D>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {

@@ -26,7 +26,7 @@ import {
   writeParam,
 } from "./_lanes";
 
-/** buffer = lerp(buffer, g, weight); param -= decay*param + bufferRate*buffer + gradRate*g, g = grad + l2*param. Blends says whether bufferRate is there. */
+/** g = grad + l2*param; buffer = lerp(buffer, g, weight); param -= decay*param + bufferRate*buffer + gradRate*g. Blends compiles the loop with bufferRate. */
 function step<T, K, D, Blends>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
   const rate = scalar(scalars, 4),
     mean = scalar(scalars, 2);
@@ -58,13 +58,13 @@ function element<T, W, K, D, Blends>(
   const b = average<T, K>(read<T, W>(buffer), g, weight, keep),
     bNext = average<T, K>(readNext<T, W>(buffer), gNext, weight, keep);
   writePair<T, W>(buffer, b, bNext);
-  // Without the buffer the operations are those of plain SGD, bit for bit.
+  // Without bufferRate the operations are those of plain SGD, bit for bit.
   const update = isOn<Blends>() ? blend<T>(bufferRate, b, gradRate, g) : v128.mul<T>(gradRate, g),
     updateNext = isOn<Blends>() ? blend<T>(bufferRate, bNext, gradRate, gNext) : v128.mul<T>(gradRate, gNext);
   return writeParam<T, W>(param, descend<T, D>(p, decay, update), descend<T, D>(pNext, decay, updateNext));
 }
 
-/** `lerp`, blended in float64 for a weight that is not light. */
+/** `lerp`; for a heavy weight, computed in float64. */
 function average<T, K>(buffer: v128, g: v128, weight: v128, keep: v128): v128 {
   return isLight<K>() ? lerp<T>(buffer, g, weight) : blend<T>(keep, buffer, weight, g);
 }

@@ -29,10 +29,10 @@ import {
 } from "./_lanes";
 
 /**
- * exp_avg and exp_avg_sq as in Adam; param -= decay*param + stepSize * exp_avg / (Divides ? sqrt(exp_avg_sq) + eps : 1). Without
- * rectification the squares are left out whole, so that one that has overflowed does no harm.
+ * exp_avg and exp_avg_sq as in Adam; param -= decay*param + stepSize * exp_avg / (Rectified ? sqrt(exp_avg_sq) + eps : 1). The step
+ * without rectification never reads exp_avg_sq's root, so an overflowed average does no harm.
  */
-function step<T, K, D, Divides>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {
+function step<T, K, D, Rectified>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {
   const decay = decayOf<T, D>(scalars),
     weight1 = scalar(scalars, 2),
     weight2 = scalar(scalars, 3),
@@ -47,17 +47,17 @@ function step<T, K, D, Divides>(param: usize, grad: usize, expAvg: usize, expAvg
   let i: usize = 0;
   // biome-ignore format: operands, then constants
   for (; i < paired; i += PAIR)
-    total = v128.add<T>(total, element<T, v128, K, D, Divides>(param + i, grad + i, expAvg + i, expAvgSq + i,
+    total = v128.add<T>(total, element<T, v128, K, D, Rectified>(param + i, grad + i, expAvg + i, expAvgSq + i,
       decay, weight1, weights1, weight2, weights2, largest, stepSize, eps));
   // biome-ignore format: operands, then constants
   for (; i < bytes; i += sizeof<T>())
-    total = v128.add<T>(total, element<T, T, K, D, Divides>(param + i, grad + i, expAvg + i, expAvgSq + i,
+    total = v128.add<T>(total, element<T, T, K, D, Rectified>(param + i, grad + i, expAvg + i, expAvgSq + i,
       decay, weight1, weights1, weight2, weights2, largest, stepSize, eps));
   return isSuspect<T>(total);
 }
 
 // biome-ignore format: operands, then constants
-function element<T, W, K, D, Divides>(
+function element<T, W, K, D, Rectified>(
   param: usize, grad: usize, expAvg: usize, expAvgSq: usize,
   decay: v128, weight1: f64, weights1: v128, weight2: f64, weights2: v128, largest: v128, stepSize: v128, eps: v128,
 ): v128 {
@@ -71,7 +71,7 @@ function element<T, W, K, D, Divides>(
     vNext = readNext<T, W>(expAvgSq);
   const gg = v128.mul<T>(g, g),
     ggNext = v128.mul<T>(gNext, gNext);
-  // One branch for both of a pair: two take a tenth of the step for weights that are not light (measured).
+  // One branch for both vectors of a pair: two branches cost a tenth of the step with heavy weights (measured).
   if (isLight<K>() || areLight(weight1, 0)) {
     m = lerp<T>(m, g, weights1);
     mNext = lerp<T>(mNext, gNext, weights1);
@@ -88,22 +88,22 @@ function element<T, W, K, D, Divides>(
   }
   writePair<T, W>(expAvg, m, mNext);
   writePair<T, W>(expAvgSq, v, vNext);
-  if (isOn<Divides>()) {
+  if (isOn<Rectified>()) {
     m = v128.div<T>(m, v128.add<T>(v128.sqrt<T>(v), eps));
     mNext = v128.div<T>(mNext, v128.add<T>(v128.sqrt<T>(vNext), eps));
   }
   return writeParam<T, W>(param, descend<T, D>(p, decay, v128.mul<T>(stepSize, m)), descend<T, D>(pNext, decay, v128.mul<T>(stepSize, mNext)));
 }
 
-function anyDivision<T, K, D>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {
+function anyRectification<T, K, D>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {
   if (scalar(scalars, 5) !== 0) return step<T, K, D, On>(param, grad, expAvg, expAvgSq, count, scalars);
   return step<T, K, D, Off>(param, grad, expAvg, expAvgSq, count, scalars);
 }
 
 function anyDecay<T, K>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {
-  if (scalar(scalars, 0) !== 0) return anyDivision<T, K, Coupled>(param, grad, expAvg, expAvgSq, count, scalars);
-  if (scalar(scalars, 1) !== 0) return anyDivision<T, K, Decoupled>(param, grad, expAvg, expAvgSq, count, scalars);
-  return anyDivision<T, K, NoDecay>(param, grad, expAvg, expAvgSq, count, scalars);
+  if (scalar(scalars, 0) !== 0) return anyRectification<T, K, Coupled>(param, grad, expAvg, expAvgSq, count, scalars);
+  if (scalar(scalars, 1) !== 0) return anyRectification<T, K, Decoupled>(param, grad, expAvg, expAvgSq, count, scalars);
+  return anyRectification<T, K, NoDecay>(param, grad, expAvg, expAvgSq, count, scalars);
 }
 
 function radam<T>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {

@@ -1,4 +1,4 @@
-/** RMSprop, plain or centered, with or without momentum (src/optimizers/rmsprop.ts); gradAvg and buffer are 0 where not in use. Scalars: l2, weight, lr, momentum, eps. */
+/** RMSprop, plain or centered, with or without momentum (src/optimizers/rmsprop.ts). The address of an unused gradAvg or buffer is 0. Scalars: l2, weight, lr, momentum, eps. */
 import {
   areLight,
   blend,
@@ -27,7 +27,7 @@ import {
   writeParam,
 } from "./_lanes";
 
-/** u = g / (sqrt(v) + eps), v = square_avg or, with Centered, its difference from grad_avg^2; buffer = momentum*buffer + u with Buffers; param -= lr * buffer, or lr * u. */
+/** u = g / (sqrt(v) + eps), where v is square_avg, or square_avg - grad_avg^2 with Centered; param -= lr * u. With Buffers, u is buffer = momentum*buffer + u. */
 function step<T, K, D, Centered, Buffers>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
   const l2 = decayOf<T, D>(scalars),
     weight = scalar(scalars, 1),
@@ -64,14 +64,14 @@ function element<T, W, K, D, Centered, Buffers>(
     sNext = readNext<T, W>(squareAvg);
   let v: v128, vNext: v128;
   if (isOn<Centered>()) {
-    const keep = f64x2.splat(1 - weight),
-      fresh = f64x2.splat(weight);
+    const alpha64 = f64x2.splat(1 - weight),
+      weight64 = f64x2.splat(weight);
     const h = read<T, W>(gradAvg),
       hNext = readNext<T, W>(gradAvg);
-    writePair<T, W>(squareAvg, squareMean<T>(s, g, keep, fresh), squareMean<T>(sNext, gNext, keep, fresh));
-    writePair<T, W>(gradAvg, blend<T>(keep, h, fresh, g), blend<T>(keep, hNext, fresh, gNext));
-    v = varianceOf<T>(s, h, g, keep, fresh);
-    vNext = varianceOf<T>(sNext, hNext, gNext, keep, fresh);
+    writePair<T, W>(squareAvg, squareMean<T>(s, g, alpha64, weight64), squareMean<T>(sNext, gNext, alpha64, weight64));
+    writePair<T, W>(gradAvg, blend<T>(alpha64, h, weight64, g), blend<T>(alpha64, hNext, weight64, gNext));
+    v = varianceOf<T>(s, h, g, alpha64, weight64);
+    vNext = varianceOf<T>(sNext, hNext, gNext, alpha64, weight64);
   } else {
     v = lerpSquareAny<T, K>(s, v128.mul<T>(g, g), weight, weights, largest);
     vNext = lerpSquareAny<T, K>(sNext, v128.mul<T>(gNext, gNext), weight, weights, largest);
@@ -87,33 +87,33 @@ function element<T, W, K, D, Centered, Buffers>(
   return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, u)), v128.sub<T>(pNext, v128.mul<T>(lr, uNext)));
 }
 
-/** keep*average + fresh*sample in float64. */
-function meanHalf(average: v128, sample: v128, keep: v128, fresh: v128): v128 {
-  return f64x2.add(f64x2.mul(keep, average), f64x2.mul(fresh, sample));
+/** alpha*average + weight*sample in float64. */
+function meanHalf(average: v128, sample: v128, alpha64: v128, weight64: v128): v128 {
+  return f64x2.add(f64x2.mul(alpha64, average), f64x2.mul(weight64, sample));
 }
 
-/** keep*s + fresh*g^2 in float64, rounded once. */
-function squareMean<T>(s: v128, g: v128, keep: v128, fresh: v128): v128 {
+/** alpha*s + weight*g^2 in float64, rounded once to T. */
+function squareMean<T>(s: v128, g: v128, alpha64: v128, weight64: v128): v128 {
   const low = wideLow<T>(g);
-  const left = meanHalf(wideLow<T>(s), f64x2.mul(low, low), keep, fresh);
+  const left = meanHalf(wideLow<T>(s), f64x2.mul(low, low), alpha64, weight64);
   if (sizeof<T>() === 8) return left;
   const high = wideHigh<T>(g);
-  return narrow<T>(left, meanHalf(wideHigh<T>(s), f64x2.mul(high, high), keep, fresh));
+  return narrow<T>(left, meanHalf(wideHigh<T>(s), f64x2.mul(high, high), alpha64, weight64));
 }
 
 /**
- * The new mean of squares less the square of the new mean, of averages in float64 that are not rounded yet, because the two are
- * close to each other. Rounding can make it negative; it is 0 then. NaN stays.
+ * The variance: the new mean of squares minus the square of the new mean. Both are float64 values before rounding, because they
+ * are close to each other. A negative difference, from rounding, becomes 0; NaN stays NaN.
  */
-function varianceOf<T>(s: v128, h: v128, g: v128, keep: v128, fresh: v128): v128 {
-  const left = varianceHalf(wideLow<T>(s), wideLow<T>(h), wideLow<T>(g), keep, fresh);
+function varianceOf<T>(s: v128, h: v128, g: v128, alpha64: v128, weight64: v128): v128 {
+  const left = varianceHalf(wideLow<T>(s), wideLow<T>(h), wideLow<T>(g), alpha64, weight64);
   if (sizeof<T>() === 8) return left;
-  return narrow<T>(left, varianceHalf(wideHigh<T>(s), wideHigh<T>(h), wideHigh<T>(g), keep, fresh));
+  return narrow<T>(left, varianceHalf(wideHigh<T>(s), wideHigh<T>(h), wideHigh<T>(g), alpha64, weight64));
 }
 
-function varianceHalf(s: v128, h: v128, g: v128, keep: v128, fresh: v128): v128 {
-  const mean = meanHalf(h, g, keep, fresh);
-  return f64x2.pmax(f64x2.sub(meanHalf(s, f64x2.mul(g, g), keep, fresh), f64x2.mul(mean, mean)), f64x2.splat(0));
+function varianceHalf(s: v128, h: v128, g: v128, alpha64: v128, weight64: v128): v128 {
+  const mean = meanHalf(h, g, alpha64, weight64);
+  return f64x2.pmax(f64x2.sub(meanHalf(s, f64x2.mul(g, g), alpha64, weight64), f64x2.mul(mean, mean)), f64x2.splat(0));
 }
 
 function anyBuffer<T, K, D, Centered>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {

@@ -1,4 +1,4 @@
-/** SGD, without and with a momentum buffer (src/optimizers/sgd.ts). Scalars: l2, lr; with a buffer keep, fresh and ahead after them. */
+/** SGD, without and with a momentum buffer (src/optimizers/sgd.ts). Scalars: sgd l2, lr; sgd_momentum l2, lr, bufferFactor, gradFactor, nesterov. */
 import {
   Coupled,
   decayed,
@@ -39,33 +39,43 @@ function plainElement<T, W, D>(param: usize, grad: usize, l2: v128, lr: v128): v
   return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, g)), v128.sub<T>(pNext, v128.mul<T>(lr, gNext)));
 }
 
-/** buffer = keep*buffer + fresh*g, g = grad + l2*param; param -= lr * (Nesterov ? g + ahead*buffer : buffer). */
+/** g = grad + l2*param; buffer = bufferFactor*buffer + gradFactor*g; param -= lr * (Nesterov ? g + nesterov*buffer : buffer). */
 function momentum<T, D, Nesterov>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
   const l2 = decayOf<T, D>(scalars),
     lr = lanes<T>(scalars, 1),
-    keep = lanes<T>(scalars, 2),
-    fresh = lanes<T>(scalars, 3),
-    ahead = lanes<T>(scalars, 4);
+    bufferFactor = lanes<T>(scalars, 2),
+    gradFactor = lanes<T>(scalars, 3),
+    nesterov = lanes<T>(scalars, 4);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
   let total = v128.splat<T>(0);
   let i: usize = 0;
-  for (; i < paired; i += PAIR) total = v128.add<T>(total, momentumElement<T, v128, D, Nesterov>(param + i, grad + i, buffer + i, l2, lr, keep, fresh, ahead));
+  for (; i < paired; i += PAIR)
+    total = v128.add<T>(total, momentumElement<T, v128, D, Nesterov>(param + i, grad + i, buffer + i, l2, lr, bufferFactor, gradFactor, nesterov));
   for (; i < bytes; i += sizeof<T>())
-    total = v128.add<T>(total, momentumElement<T, T, D, Nesterov>(param + i, grad + i, buffer + i, l2, lr, keep, fresh, ahead));
+    total = v128.add<T>(total, momentumElement<T, T, D, Nesterov>(param + i, grad + i, buffer + i, l2, lr, bufferFactor, gradFactor, nesterov));
   return isSuspect<T>(total);
 }
 
-function momentumElement<T, W, D, Nesterov>(param: usize, grad: usize, buffer: usize, l2: v128, lr: v128, keep: v128, fresh: v128, ahead: v128): v128 {
+function momentumElement<T, W, D, Nesterov>(
+  param: usize,
+  grad: usize,
+  buffer: usize,
+  l2: v128,
+  lr: v128,
+  bufferFactor: v128,
+  gradFactor: v128,
+  nesterov: v128,
+): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
   const g = decayed<T, D>(read<T, W>(grad), p, l2),
     gNext = decayed<T, D>(readNext<T, W>(grad), pNext, l2);
-  const b = v128.add<T>(v128.mul<T>(keep, read<T, W>(buffer)), v128.mul<T>(fresh, g)),
-    bNext = v128.add<T>(v128.mul<T>(keep, readNext<T, W>(buffer)), v128.mul<T>(fresh, gNext));
+  const b = v128.add<T>(v128.mul<T>(bufferFactor, read<T, W>(buffer)), v128.mul<T>(gradFactor, g)),
+    bNext = v128.add<T>(v128.mul<T>(bufferFactor, readNext<T, W>(buffer)), v128.mul<T>(gradFactor, gNext));
   writePair<T, W>(buffer, b, bNext);
-  const u = isOn<Nesterov>() ? v128.add<T>(g, v128.mul<T>(ahead, b)) : b,
-    uNext = isOn<Nesterov>() ? v128.add<T>(gNext, v128.mul<T>(ahead, bNext)) : bNext;
+  const u = isOn<Nesterov>() ? v128.add<T>(g, v128.mul<T>(nesterov, b)) : b,
+    uNext = isOn<Nesterov>() ? v128.add<T>(gNext, v128.mul<T>(nesterov, bNext)) : bNext;
   return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, u)), v128.sub<T>(pNext, v128.mul<T>(lr, uNext)));
 }
 

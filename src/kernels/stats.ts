@@ -1,8 +1,8 @@
-/** Norms of parameters and of their change, taken while a shard is in the cache. One shard; `sums` is this block's row of float64 results. */
+/** Sums of squares of parameters and of their change, taken while the shard is in the cache. */
 import { read, VECTOR, wholeBytes, write } from "./_lanes";
 import { squaresHigh, squaresLow, storeSum } from "./_reduce";
 
-/** Copies the parameters before a step changes them; sums = [sum of squares]. */
+/** Copies the parameters before a step; sums = [sum of their squares]. */
 function keep<T>(param: usize, copy: usize, sums: usize, count: usize): void {
   const whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
@@ -23,7 +23,7 @@ function keep<T>(param: usize, copy: usize, sums: usize, count: usize): void {
   storeSum(sums, low, high);
 }
 
-/** sums = [sum of squares of the change since the copy]. */
+/** sums = [sum of squares of the parameters' change since `keep` copied them]. */
 function moved<T>(param: usize, copy: usize, sums: usize, count: usize): void {
   const whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
@@ -39,7 +39,7 @@ function moved<T>(param: usize, copy: usize, sums: usize, count: usize): void {
   storeSum(sums, low, high);
 }
 
-/** sums = [sum of squares]. */
+/** sums = [sum of squares of the values]. */
 function squares<T>(values: usize, sums: usize, count: usize): void {
   const whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();

@@ -1,28 +1,28 @@
-/** Sums, products and quotients of float64 values with more than twice the digits, each the unevaluated sum of two (Dekker, 1971, https://doi.org/10.1007/BF01397083). */
+/** Double-double arithmetic: a value is the unevaluated sum of two float64 numbers (Dekker, 1971, https://doi.org/10.1007/BF01397083). */
 
-/** A value as high + low, low being at most half a last place of high. */
+/** The value high + low, with |low| at most half a unit in the last place of high. */
 export interface Pair {
   readonly high: number;
   readonly low: number;
 }
 
-/** 2^27 + 1 cuts a float64 into halves whose products are exact. */
+/** 2^27 + 1: splits a float64 into two halves whose products are exact. */
 const SPLITTER = 134217729;
 
-/** A sum with its rounding error, for operands in any order. */
+/** a + b with its rounding error, for operands of any size. */
 export const exactSum = (a: number, b: number): Pair => {
   const high = a + b;
   const part = high - a;
   return { high, low: a - (high - part) + (b - part) };
 };
 
-/** A sum with its rounding error where a is the larger. */
+/** a + b with its rounding error, if |a| >= |b|. */
 const quickSum = (a: number, b: number): Pair => {
   const high = a + b;
   return { high, low: b - (high - a) };
 };
 
-/** A product with its rounding error. */
+/** a * b with its rounding error. */
 export const exactProduct = (a: number, b: number): Pair => {
   const high = a * b;
   const aBig = SPLITTER * a;

@@ -1,4 +1,4 @@
-/** Coefficients of the power series. */
+/** Coefficients of the power series of sine, cosine and the exponential. */
 
 /** 1/0!, 1/1!, 1/2!, ... */
 const INVERSE_FACTORIALS: readonly number[] = Array.from({ length: 20 }, (_, n) => {

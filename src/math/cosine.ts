@@ -1,4 +1,4 @@
-/** Cosines and the mix of two values, in float64 with the same bits on every machine: Math.cos may differ between engines. */
+/** Cosine and interpolation in float64, with the same bits on every machine. Math.cos may differ between JavaScript engines. */
 import { inverseFactorial } from "./_series.ts";
 
 /** sin(pi x) for x from 0 to 1/4. */
@@ -20,13 +20,13 @@ const cosineOfSmall = (x: number): number => {
 };
 
 /**
- * (1 + cos(pi part / whole)) / 2 for 0 <= part <= whole, whole > 0: 1 at the start, 0 at the end, to a few last places also
- * near the end, because there it is the square of a sine, where 1 + cos would cancel.
+ * (1 + cos(pi part / whole)) / 2 for 0 <= part <= whole and whole > 0: from 1 down to 0. Near the end it squares a sine, because
+ * 1 + cos would cancel there; so it is exact to a few last places everywhere.
  */
 export const cosineFall = (part: number, whole: number): number => {
   const root = 2 * part <= whole ? cosineOfSmall(part / whole / 2) : sineOfSmall((whole - part) / whole / 2);
   return root * root;
 };
 
-/** `from` where left is 1, `to` where it is 0, both exact, and exact in between where they are equal. */
+/** Linear interpolation: `from` at left = 1, `to` at left = 0. Exact at both ends, and everywhere if the ends are equal. */
 export const mix = (from: number, to: number, left: number): number => (left > 0.5 ? from + (to - from) * (1 - left) : to + (from - to) * left);

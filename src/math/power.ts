@@ -6,13 +6,13 @@ import { add, divide, exactSum, multiply, type Pair } from "./_double.ts";
 import { inverseFactorial } from "./_series.ts";
 
 /**
- * base^exponent for whole exponents from 0 up to 2^53, by repeated squaring with plain multiplications. Used for the bias
- * corrections of the optimizers. `wholePower` is more exact and has other bits.
+ * base^exponent for whole exponents from 0 to 2^53, by repeated squaring in float64. The optimizers' bias corrections use it.
+ * `wholePower` is more exact, and its results differ in the last bits.
  */
 export const repeatedSquaring = (base: number, exponent: number): number => {
   let result = 1;
-  for (let square = base, rest = exponent; rest > 0; rest = Math.floor(rest / 2), square *= square) {
-    if (rest % 2 === 1) result *= square;
+  for (let square = base, remaining = exponent; remaining > 0; remaining = Math.floor(remaining / 2), square *= square) {
+    if (remaining % 2 === 1) result *= square;
   }
   return result;
 };
@@ -21,11 +21,11 @@ const LN2: Pair = { high: Math.LN2, low: 2.3190468138462996e-17 };
 
 const bits = new DataView(new ArrayBuffer(8));
 const EXPONENT_BIAS = 1023;
-/** The exponent's place in the upper half of a float64. */
+/** The lowest exponent bit in the upper 32 bits of a float64. */
 const EXPONENT_UNIT = 0x100000;
 const SUBNORMAL_SHIFT = 54;
 
-/** 2^exponent, for the exponents of normal numbers. */
+/** 2^exponent, for exponents from -1022 to 1023. */
 const powerOfTwo = (exponent: number): number => {
   bits.setUint32(0, (exponent + EXPONENT_BIAS) * EXPONENT_UNIT);
   bits.setUint32(4, 0);
@@ -34,7 +34,7 @@ const powerOfTwo = (exponent: number): number => {
 
 const TWO_TO_54 = powerOfTwo(SUBNORMAL_SHIFT);
 
-/** A positive number as mantissa * 2^exponent, the mantissa from 1 up to 2. */
+/** Splits a positive number into mantissa * 2^exponent, with 1 <= mantissa < 2. */
 const disassemble = (value: number): { readonly mantissa: number; readonly exponent: number } => {
   if (value < powerOfTwo(-1022)) {
     const { mantissa, exponent } = disassemble(value * TWO_TO_54);
@@ -52,13 +52,13 @@ const assemble = (mantissa: number, exponent: number): number => {
   if (exponent > 1100) return Number.POSITIVE_INFINITY;
   if (exponent < -1200) return 0;
   const half = Math.floor(exponent / 2);
-  // The first product is exact, so a subnormal result is rounded but once.
+  // The first product is exact, so a subnormal result is rounded only once.
   return mantissa * powerOfTwo(half) * powerOfTwo(exponent - half);
 };
 
 /**
- * base^exponent for base >= 0 and whole exponents from 0 up to 2^53: repeated squaring of a pair, its power of two kept
- * apart. One float64 would lose half a last place with each unit of the exponent; the pair loses less than one in all.
+ * base^exponent for base >= 0 and whole exponents from 0 to 2^53: repeated squaring of a double-double, with its power of two
+ * stored apart. The total error is below one last place; plain float64 would lose half a last place per unit of the exponent.
  */
 export const wholePower = (base: number, exponent: number): number => {
   if (exponent === 0 || base === 1) return 1;
@@ -68,8 +68,8 @@ export const wholePower = (base: number, exponent: number): number => {
   let squareScale = scale;
   let result: Pair = { high: 1, low: 0 };
   let resultScale = 0;
-  for (let rest = exponent; ; ) {
-    if (rest % 2 === 1) {
+  for (let remaining = exponent; ; ) {
+    if (remaining % 2 === 1) {
       result = multiply(result, square);
       resultScale += squareScale;
       if (result.high >= 2) {
@@ -77,8 +77,8 @@ export const wholePower = (base: number, exponent: number): number => {
         resultScale++;
       }
     }
-    rest = Math.floor(rest / 2);
-    if (rest === 0) return assemble(result.high + result.low, resultScale);
+    remaining = Math.floor(remaining / 2);
+    if (remaining === 0) return assemble(result.high + result.low, resultScale);
     square = multiply(square, square);
     squareScale *= 2;
     if (square.high >= 2) {
@@ -88,10 +88,10 @@ export const wholePower = (base: number, exponent: number): number => {
   }
 };
 
-/** 1, 1/3, 1/5, ... as pairs: the series of atanh. With |s| <= 0.172 the seventeenth term is below 2^-80 of the first. */
+/** 1, 1/3, 1/5, ...: the series of atanh. With |s| <= 0.172 the seventeenth term is below 2^-80 of the first. */
 const ODD_RECIPROCALS: readonly Pair[] = Array.from({ length: 17 }, (_, index) => divide({ high: 1, low: 0 }, { high: 2 * index + 1, low: 0 }));
 
-/** The natural logarithm of a positive number as a pair, from log m = 2 atanh((m - 1) / (m + 1)) with m within sqrt(2) of 1. */
+/** The natural logarithm of a positive number, from log m = 2 atanh((m - 1) / (m + 1)) with m from sqrt(1/2) to sqrt(2). */
 const logarithm = (value: number): Pair => {
   let { mantissa, exponent } = disassemble(value);
   if (mantissa > Math.SQRT2) {
@@ -105,7 +105,7 @@ const logarithm = (value: number): Pair => {
   return add(multiply({ high: exponent, low: 0 }, LN2), { high: 2 * atanh.high, low: 2 * atanh.low });
 };
 
-/** e^value for a pair, from e^(k ln 2 + r) = 2^k e^r with |r| <= 0.35 and Taylor's series up to r^15. */
+/** e^value, from e^(k ln 2 + r) = 2^k e^r with |r| <= 0.35 and the Taylor series up to r^15. */
 const exponential = (value: Pair): number => {
   if (value.high > 720) return Number.POSITIVE_INFINITY;
   if (value.high < -760) return 0;
@@ -116,7 +116,7 @@ const exponential = (value: Pair): number => {
   return assemble(1 + (r.high + (r.low + r.high * r.high * series)), k);
 };
 
-/** base^exponent for base >= 0 and exponent >= 0, within one last place (0.8 measured); 0^0 is 1. */
+/** base^exponent for base >= 0 and exponent >= 0, within one unit in the last place (0.8 measured). 0^0 is 1. */
 export const power = (base: number, exponent: number): number => {
   if (exponent % 1 === 0 && exponent <= Number.MAX_SAFE_INTEGER) return wholePower(base, exponent);
   if (base === 0) return 0;

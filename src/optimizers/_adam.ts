@@ -1,13 +1,13 @@
 /**
- * What Adam and its descendants share: hyperparameters, slots and the scalars of their two kernels.
+ * Shared parts of Adam and its variants: hyperparameters, slots, and the scalars of their two kernels.
  *
- * The formulas are those of the papers with the constants moved out of the loop:
+ * The formulas are the papers', with the constants moved out of the loop:
  *   lr / c1 * m / (sqrt(v) / sqrt(c2) + eps)  =  (lr * sqrt(c2) / c1) * m / (sqrt(v) + eps * sqrt(c2)),  c1 = 1 - beta1^t, c2 = 1 - beta2^t
- * which has one division and one root an element, and fewer roundings.
+ * This form takes one division and one root per element, and rounds less often.
  */
 
 import { repeatedSquaring } from "../math/power.ts";
-import { betas, choice, flag, type Moment, rate, type Stage } from "./_define.ts";
+import { betas, choice, flag, rate, type Stage, type StepContext } from "./_define.ts";
 
 export const lr = rate(1e-3, "Learning rate; with a schedule, its base");
 export const eps = (initial: number) => rate(initial, "Added to the root of the second moment, after the bias correction");
@@ -25,24 +25,24 @@ export const decayScale = choice(
 export const momentSlots = ["exp_avg", "exp_avg_sq"] as const;
 export const familySlots = [...momentSlots, "max_exp_avg_sq"] as const;
 
-/** What all of the family say of the slots in their states. */
+/** The slot fields that all optimizers of the family have in their definitions. */
 export const familyState = { allSlots: familySlots, lateSlots: [], squareSlots: ["exp_avg_sq"], fills: { max_exp_avg_sq: "exp_avg_sq" } } as const;
 
-/** A schedule's factor is a part of lr, so that there must be one. */
+/** Decay by the schedule's factor, lr_t/lr, needs an lr above 0. */
 export const checkDecay = ({ weight_decay, weight_decay_scale, lr }: Parameters<typeof decoupledDecay>[0]) =>
   weight_decay !== 0 && weight_decay_scale === "schedule" && lr === 0
     ? { field: "lr", expected: 'more than 0 where weight_decay_scale is "schedule"', found: "0" }
     : undefined;
 
-/** The factor of the parameter that a decoupled step takes away. */
-export const decoupledDecay = (values: { weight_decay: number; weight_decay_scale: "lr" | "schedule" | "none"; lr: number }, at: Moment): number => {
+/** The fraction of the parameter that a step with decoupled weight decay subtracts. */
+export const decoupledDecay = (values: { weight_decay: number; weight_decay_scale: "lr" | "schedule" | "none"; lr: number }, context: StepContext): number => {
   if (values.weight_decay === 0) return 0;
-  if (values.weight_decay_scale === "lr") return at.lr * values.weight_decay;
-  if (values.weight_decay_scale === "none" || at.lr === values.lr) return values.weight_decay;
-  return (at.lr / values.lr) * values.weight_decay;
+  if (values.weight_decay_scale === "lr") return context.lr * values.weight_decay;
+  if (values.weight_decay_scale === "none" || context.lr === values.lr) return values.weight_decay;
+  return (context.lr / values.lr) * values.weight_decay;
 };
 
-/** What goes into the general kernel; plain Adam has mean 1/c1, square 1/c2 and zeros. */
+/** The factors of the general kernel. Plain Adam has mean 1/c1, square 1/c2, and zeros. */
 interface Blend {
   /** Factors of exp_avg and of the gradient in the numerator. */
   readonly mean: number;
@@ -57,27 +57,27 @@ interface AdamStage {
   readonly eps: number;
   readonly eps_root?: number;
   readonly amsgrad?: boolean;
-  /** Weight decay that is added to the gradient. */
+  /** Coupled weight decay, added to the gradient. */
   readonly l2?: number;
-  /** The factor of the parameter that is taken from it beside the step. */
-  readonly decay?: (at: Moment) => number;
-  /** Present where the numerator or the root is not plain Adam's. */
-  readonly blend?: ((at: Moment, c1: number, c2: number) => Blend) | undefined;
+  /** Decoupled weight decay: the fraction of the parameter to subtract. */
+  readonly decay?: (context: StepContext) => number;
+  /** Present if the numerator or the root differs from plain Adam's. */
+  readonly blend?: ((context: StepContext, c1: number, c2: number) => Blend) | undefined;
 }
 
-/** The one stage of an Adam-like step: the lean kernel where the formula is plain Adam's and both weights are under 0.5, else the general one. */
+/** The single stage of an Adam-like step: the `adam` kernel for plain Adam with both weights below 0.5, else the general `qhadam` kernel. */
 export const adamStage = ({ betas: [beta1, beta2], eps, eps_root = 0, amsgrad = false, l2 = 0, decay = () => 0, blend }: AdamStage): Stage => {
   const operands = ["param", "grad", ...momentSlots, amsgrad ? "max_exp_avg_sq" : "absent"];
-  const isLean = !blend && eps_root === 0 && 1 - beta1 < 0.5 && 1 - beta2 < 0.5;
-  if (isLean) {
+  const isPlainAdam = !blend && eps_root === 0 && 1 - beta1 < 0.5 && 1 - beta2 < 0.5;
+  if (isPlainAdam) {
     return {
       kernel: "adam",
       operands,
       sums: 0,
-      scalars: (at) => {
-        const c1 = 1 - repeatedSquaring(beta1, at.step);
-        const root2 = Math.sqrt(1 - repeatedSquaring(beta2, at.step));
-        return [l2, decay(at), 1 - beta1, 1 - beta2, (at.lr * root2) / c1, eps * root2];
+      scalars: (context) => {
+        const c1 = 1 - repeatedSquaring(beta1, context.step);
+        const root2 = Math.sqrt(1 - repeatedSquaring(beta2, context.step));
+        return [l2, decay(context), 1 - beta1, 1 - beta2, (context.lr * root2) / c1, eps * root2];
       },
     };
   }
@@ -85,11 +85,11 @@ export const adamStage = ({ betas: [beta1, beta2], eps, eps_root = 0, amsgrad = 
     kernel: "qhadam",
     operands,
     sums: 0,
-    scalars: (at) => {
-      const c1 = 1 - repeatedSquaring(beta1, at.step);
-      const c2 = 1 - repeatedSquaring(beta2, at.step);
-      const { mean, grad, square, gradSquare } = blend?.(at, c1, c2) ?? { mean: 1 / c1, grad: 0, square: 1 / c2, gradSquare: 0 };
-      return [l2, decay(at), 1 - beta1, 1 - beta2, at.lr, mean, grad, square, gradSquare, eps_root, eps];
+    scalars: (context) => {
+      const c1 = 1 - repeatedSquaring(beta1, context.step);
+      const c2 = 1 - repeatedSquaring(beta2, context.step);
+      const { mean, grad, square, gradSquare } = blend?.(context, c1, c2) ?? { mean: 1 / c1, grad: 0, square: 1 / c2, gradSquare: 0 };
+      return [l2, decay(context), 1 - beta1, 1 - beta2, context.lr, mean, grad, square, gradSquare, eps_root, eps];
     },
   };
 };
@@ -97,13 +97,15 @@ export const adamStage = ({ betas: [beta1, beta2], eps, eps_root = 0, amsgrad = 
 /** Nesterov's numerator as optax writes it: beta1 * m / (1 - beta1^(t+1)) + (1 - beta1) * g / c1. */
 export const nesterovBlend =
   (beta1: number) =>
-  (at: Moment, c1: number, c2: number): Blend => ({
-    mean: beta1 / (1 - repeatedSquaring(beta1, at.step + 1)),
+  (context: StepContext, c1: number, c2: number): Blend => ({
+    mean: beta1 / (1 - repeatedSquaring(beta1, context.step + 1)),
     grad: (1 - beta1) / c1,
     square: 1 / c2,
     gradSquare: 0,
   });
 
-/** The quasi-hyperbolic means; undefined for nus (1, 1), where QHAdam is Adam and runs its code. */
+/** The factors of QHAdam. Undefined for nus (1, 1), which is Adam and runs Adam's kernel. */
 export const quasiHyperbolicBlend = ([nu1, nu2]: readonly [number, number]) =>
-  nu1 === 1 && nu2 === 1 ? undefined : (_: Moment, c1: number, c2: number): Blend => ({ mean: nu1 / c1, grad: 1 - nu1, square: nu2 / c2, gradSquare: 1 - nu2 });
+  nu1 === 1 && nu2 === 1
+    ? undefined
+    : (_: StepContext, c1: number, c2: number): Blend => ({ mean: nu1 / c1, grad: 1 - nu1, square: nu2 / c2, gradSquare: 1 - nu2 });

@@ -1,12 +1,12 @@
 /**
- * What an optimizer is to stepd: names, hyperparameters as JSON Schema, state slots, and the kernel stages with the scalars
- * they take. The wire schema, OpenRPC, OpenAPI, the documentation table and the clients' types all derive from it.
+ * The definition of an optimizer: names, hyperparameters as JSON Schema, state slots, and kernel stages with their scalars.
+ * The wire schema, OpenRPC, OpenAPI, the documentation table and the clients' types all derive from it.
  */
 
 /** The largest float32: a hyperparameter above it would be infinite in a float32 kernel. */
 const FLOAT32_MAX = 3.4028234663852886e38;
 
-/** One hyperparameter: a JSON Schema with its default. Without a default it must be given. */
+/** One hyperparameter: a JSON Schema with its default. A hyperparameter without a default is required. */
 export type Hyperparameter =
   | { readonly type: "number"; readonly default?: number; readonly minimum?: number; readonly maximum?: number; readonly description: string }
   | { readonly type: "boolean"; readonly default: boolean; readonly description: string }
@@ -43,80 +43,80 @@ type ValueOf<P extends Hyperparameter> = P extends { type: "number" }
 export type Hyperparameters = Readonly<Record<string, Hyperparameter>>;
 export type Values<H extends Hyperparameters> = { readonly [K in keyof H]: ValueOf<H[K]> };
 
-/** What the scalars of one tensor's step depend on, beside the hyperparameters. */
-export interface Moment {
-  /** The tensor's count of steps with this one: 1 at its first. */
+/** The inputs of one tensor's step, beside the hyperparameters, from which its scalars are computed. */
+export interface StepContext {
+  /** The number of this step, counted per tensor from 1. */
   readonly step: number;
-  /** The learning rate of this step; `lr` among the hyperparameters is the base that a schedule starts from. */
+  /** The learning rate of this step. The hyperparameter `lr` is the base rate of the schedule. */
   readonly lr: number;
-  /** Whether a slot was made by this very step, by first use or because the state had none. */
-  readonly first: boolean;
-  /** Elements of the tensor. */
+  /** True if this step creates a slot: at the tensor's first step, or because the state lacks the slot. */
+  readonly isFirst: boolean;
+  /** The number of elements of the tensor. */
   readonly elements: number;
-  /** For each stage that has run: its sums over the whole tensor. */
+  /** The sums over the whole tensor, one row for each finished stage. */
   readonly sums: readonly (readonly number[])[];
-  /** The scalar slots as they were before this step. */
+  /** The scalar slots before this step. */
   readonly scalarSlots: Readonly<Record<string, number>>;
 }
 
-/** One kernel over all elements of a tensor. The next stage starts when every tensor has finished this one. */
+/** One kernel run over all elements of a tensor. A stage starts when every tensor has finished the one before. */
 export interface Stage {
   /** The kernel's export without its dtype suffix. */
   readonly kernel: string;
-  /** Memory that the kernel takes, in its order: `param`, `grad`, a slot, `sums`, or `absent` for a slot not in use. */
+  /** The kernel's address arguments, in order: `param`, `grad`, a slot, `sums`, or `absent` for an unused slot. */
   readonly operands: readonly string[];
-  /** How many float64 sums the kernel gives for a block; 0 without `sums` among the operands. */
+  /** The number of float64 sums per block; 0 if `sums` is not an operand. */
   readonly sums: number;
-  /** Everything that is the same for all elements, in float64, in the kernel's order: 16 numbers at most. */
-  scalars(at: Moment): readonly number[];
+  /** The kernel's float64 scalars, in order: the values that are the same for all elements. At most 16. */
+  scalars(context: StepContext): readonly number[];
 }
 
 export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters> {
   readonly name: string;
   readonly title: string;
-  /** Raised when any bit of a result changes; the state carries it. */
+  /** Increased with every change to the bits of a result. Each state records it. */
   readonly revision: number;
-  /** Optimizers of one family share slots and their meaning, so a state of one continues under another. */
+  /** Optimizers of one family share slots with the same meaning, so the state of one can continue under another. */
   readonly family: string;
-  /** The update in plain text, as the documentation prints it. */
+  /** The update formula in plain text, for the documentation. */
   readonly formula: string;
   readonly references: readonly string[];
   readonly hyperparameters: H;
   /**
-   * Settings that the suites over all optimizers run it with, by a label of its own: one for each way through its kernels.
-   * Labels begin with the name. Its pinned bits stand under them.
+   * Hyperparameters for the tests over all optimizers: one variant for each path through the kernels. Keys are labels that begin
+   * with the optimizer's name; the pinned digests use them.
    */
   readonly variants: Readonly<Record<string, Partial<Values<NoInfer<H>>>>>;
-  /** The slots in use with these hyperparameters, in the names of torch. */
+  /** The slots in use with these hyperparameters, under torch's names. */
   slots(values: Values<H>): readonly string[];
-  /** All slots that can be in a state of this optimizer. */
+  /** All slots that a state of this optimizer may hold. */
   readonly allSlots: readonly string[];
-  /** Slots that may be missing from a state of earlier steps: they start at zero, with `first` set, as in torch. */
+  /** Slots that may be missing after the first step. They start at zero, with `isFirst` set, as in torch. */
   readonly lateSlots: readonly string[];
-  /** Slots of averages or sums of squares of gradients: an infinite one never becomes finite again. */
+  /** Slots that hold averages or sums of squared gradients. Once infinite, they never become finite again. */
   readonly squareSlots?: readonly string[];
-  /** Slots that state.convert can add to a state: the slot that each starts as a copy of, or null for zeros. */
+  /** Slots that state.convert can add to a state. The value is the slot to copy, or null for zeros. */
   readonly fills?: Readonly<Record<string, string | null>>;
-  /** Set where the peer in torch keeps no count of steps beside the slots. */
+  /** Set if torch's optimizer stores no step count beside the slots. */
   readonly isStepless?: true;
-  /** The hyperparameter that limits the norm over all gradients of a call, and so cannot differ between groups. */
+  /** The hyperparameter that limits the norm over all gradients of a call. It must be equal in all groups. */
   readonly normLimit?: keyof H & string;
-  /** What a slot starts from where that is not 0. */
+  /** Initial values of the slots that do not start at 0. */
   initial?(values: Values<H>): Readonly<Record<string, number>>;
-  /** Slots that are one float64 number for a tensor, with what they start from. */
+  /** Slots that hold one float64 number per tensor, with their initial values. */
   readonly scalarSlots?: Readonly<Record<string, number>>;
   /** The scalar slots after this step. */
-  nextScalarSlots?(values: Values<H>, at: Moment): Readonly<Record<string, number>>;
-  /** What is wrong with a combination of hyperparameters that are each in range: the field, what was expected, what was found. */
+  nextScalarSlots?(values: Values<H>, context: StepContext): Readonly<Record<string, number>>;
+  /** Checks a combination of hyperparameters that are each in range. Returns the field, the expected and the found value of an error. */
   check?(values: Values<H>): { readonly field: string; readonly expected: string; readonly found: string } | undefined;
   stages(values: Values<H>): readonly Stage[];
-  /** The factor that a finished step scaled a tensor's update by, where the optimizer has one. */
-  trustRatio?(values: Values<H>, at: Moment): number;
+  /** The trust ratio of a finished step: the factor that scaled the tensor's update. */
+  trustRatio?(values: Values<H>, context: StepContext): number;
 }
 
 export const defineOptimizer = <const H extends Hyperparameters>(definition: OptimizerDefinition<H>): OptimizerDefinition<H> => definition;
 
-/** A finite number of at least `minimum` that float32 can hold. */
+/** A finite number of at least `minimum`, within the range of float32. */
 export const number = <const D extends number | undefined>(initial: D, description: string, minimum?: number) =>
   ({
     type: "number",
@@ -137,7 +137,7 @@ export const optional = (description: string) => ({ type: ["number", "null"], de
 export const choice = <const C extends readonly string[]>(choices: C, initial: C[number], description: string) =>
   ({ type: "string", enum: choices, default: initial, description }) as const;
 
-/** Two decay rates from 0 up to, not including, 1. */
+/** Two decay rates, each at least 0 and below 1. */
 export const betas = (initial: readonly [number, number], description: string) =>
   ({ type: "array", items: { type: "number", minimum: 0, exclusiveMaximum: 1 }, minItems: 2, maxItems: 2, default: initial, description }) as const;
 

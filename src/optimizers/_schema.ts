@@ -1,4 +1,4 @@
-/** The JSON Schema of one optimizer's object on the wire, from its definition. */
+/** Derives the JSON Schema of an optimizer's wire object from its definition. */
 import type { OptimizerDefinition } from "./_define.ts";
 
 export const optimizerSchema = ({ name, title, formula, hyperparameters }: OptimizerDefinition) => {

@@ -2,7 +2,7 @@ import { maximize } from "./_adam.ts";
 import { defineOptimizer, number, rate } from "./_define.ts";
 
 /**
- * Adadelta, as in torch: eps stands under both roots.
+ * Adadelta, as in torch: eps is added under both roots.
  *
  *   s <- rho*s + (1-rho)*g^2
  *   d = sqrt(acc + eps) / sqrt(s + eps) * g,  acc <- rho*acc + (1-rho)*d^2
@@ -19,7 +19,7 @@ export default defineOptimizer({
     lr: rate(1, "Learning rate; with a schedule, its base"),
     rho: { ...number(0.9, "Decay rate of square_avg and acc_delta", 0), maximum: 1 },
     eps: rate(1e-6, "Added under both roots"),
-    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
     maximize,
   },
   variants: {

@@ -8,7 +8,7 @@ import { defineOptimizer, rate } from "./_define.ts";
  *   m <- beta1*m + (1-beta1)*g          v <- beta2*v + (1-beta2)*g^2
  *   p <- p - lr * (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps)
  *
- * With amsgrad, v under the root is the running maximum of the uncorrected v. eps_root and nesterov are optax's.
+ * With amsgrad, the running maximum of the uncorrected v replaces v under the root. eps_root and nesterov follow optax.
  */
 export default defineOptimizer({
   name: "adam",
@@ -25,7 +25,7 @@ export default defineOptimizer({
     lr,
     betas: momentBetas([0.9, 0.999]),
     eps: eps(1e-8),
-    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
     amsgrad,
     maximize,
     eps_root: epsRoot,

@@ -19,7 +19,7 @@ export default defineOptimizer({
     lr: rate(2e-3, "Learning rate; with a schedule, its base"),
     betas: momentBetas([0.9, 0.999]),
     eps: rate(1e-8, "Added to the size of each gradient"),
-    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
     maximize,
   },
   variants: {

@@ -23,7 +23,7 @@ import { defineOptimizer, rate } from "./_define.ts";
  *   m <- beta1*m + (1-beta1)*g          v <- beta2*v + (1-beta2)*g^2
  *   p <- p - (lr*weight_decay*p + lr * (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps))
  *
- * The decay is multiplied by lr, as in torch; the paper multiplies it by the schedule's factor alone (weight_decay_scale "schedule").
+ * lr multiplies the decay, as in torch. In the paper the schedule's factor alone multiplies it (weight_decay_scale "schedule").
  */
 export default defineOptimizer({
   name: "adamw",
@@ -37,7 +37,7 @@ export default defineOptimizer({
     lr,
     betas: momentBetas([0.9, 0.999]),
     eps: eps(1e-8),
-    weight_decay: rate(0.01, "Times the parameter, taken from it beside the step"),
+    weight_decay: rate(0.01, "Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter"),
     weight_decay_scale: decayScale,
     amsgrad,
     maximize,
@@ -52,6 +52,6 @@ export default defineOptimizer({
   ...familyState,
   check: checkDecay,
   stages: ({ nesterov, ...values }) => [
-    adamStage({ ...values, decay: (at) => decoupledDecay(values, at), blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
+    adamStage({ ...values, decay: (context) => decoupledDecay(values, context), blend: nesterov ? nesterovBlend(values.betas[0]) : undefined }),
   ],
 });

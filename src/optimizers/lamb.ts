@@ -1,16 +1,16 @@
 import { repeatedSquaring } from "../math/power.ts";
 import { eps, epsRoot, familyState, lr, momentBetas, momentSlots } from "./_adam.ts";
-import { choice, defineOptimizer, flag, type Moment, optional, rate, type Stage } from "./_define.ts";
+import { choice, defineOptimizer, flag, optional, rate, type Stage, type StepContext } from "./_define.ts";
 
 /**
  * LAMB: Adam's direction, scaled for each tensor by the ratio of the parameter's norm to the update's.
  *
  *   m, v as in Adam;  r = (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps);  u = r + weight_decay * p
- *   trust_ratio = |p| / |u|, 1 where either is 0, kept within trust_min and trust_max
+ *   trust_ratio = |p| / |u|, or 1 if either is 0, clamped to [trust_min, trust_max]
  *   p <- p - lr * trust_ratio * u
  *
- * Norms are Euclidean over one tensor, of the parameter before the step. docs/lamb.md has the settings that reproduce the
- * paper, timm, optax, apex, DeepSpeed and albert, which all differ.
+ * Norms are Euclidean, over one tensor, of the parameter before the step. The paper, timm, optax, apex, DeepSpeed and albert
+ * all differ; docs/lamb.md lists the settings that reproduce each.
  */
 export default defineOptimizer({
   name: "lamb",
@@ -24,20 +24,24 @@ export default defineOptimizer({
     lr,
     betas: momentBetas([0.9, 0.999]),
     eps: eps(1e-6),
-    weight_decay: rate(0.01, "Times the parameter, added to the update before its norm is taken"),
-    weight_decay_mode: choice(["in_update", "decoupled"], "in_update", "Decay inside the update, or lr times it from the parameter before the norms"),
+    weight_decay: rate(0.01, "Weight decay; weight_decay_mode selects its form"),
+    weight_decay_mode: choice(
+      ["in_update", "decoupled"],
+      "in_update",
+      "Add weight_decay times the parameter to the update before its norm, or subtract lr times it from the parameter before the norms",
+    ),
     bias_correction: choice(
       ["moments", "step_size", "none"],
       "moments",
       "Correct the moments (paper), the step size outside the ratio (DeepSpeed), or nothing (albert)",
     ),
-    adapt: choice(["always", "decayed_only"], "always", "Where the trust ratio applies; decayed_only takes 1 where weight_decay is 0 (timm, apex)"),
+    adapt: choice(["always", "decayed_only"], "always", "When the trust ratio applies; decayed_only uses 1 if weight_decay is 0 (timm, apex)"),
     trust_min: optional("Lower bound of the trust ratio"),
     trust_max: optional("Upper bound of the trust ratio"),
     max_grad_norm: optional("Divide all gradients by max(1, norm/max_grad_norm), the norm over all tensors; null does not clip (timm: 1.0)"),
-    grad_averaging: flag("Weigh the new gradient by 1-beta1 in exp_avg; false adds it whole", true),
+    grad_averaging: flag("Multiply the new gradient by 1-beta1 in exp_avg; false adds it unscaled", true),
     eps_root: epsRoot,
-    caution: flag("Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"),
+    caution: flag("Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"),
   },
   variants: {
     lamb: {},
@@ -52,7 +56,7 @@ export default defineOptimizer({
     trust_min !== null && trust_max !== null && trust_min > trust_max
       ? { field: "trust_min", expected: `at most trust_max, ${trust_max}`, found: String(trust_min) }
       : undefined,
-  trustRatio: (values, at) => trustRatio(values, at.sums),
+  trustRatio: (values, context) => trustRatio(values, context.sums),
   stages: (values) => {
     const {
       betas: [beta1, beta2],
@@ -60,12 +64,12 @@ export default defineOptimizer({
       bias_correction,
     } = values;
     const inUpdate = values.weight_decay_mode === "in_update" ? weight_decay : 0;
-    const decay = ({ lr }: Moment): number => (values.weight_decay_mode === "decoupled" ? lr * weight_decay : 0);
-    // The bias corrections move out of the root and the division, as in _adam.ts.
-    const moments = (at: Moment): readonly number[] => {
+    const decay = ({ lr }: StepContext): number => (values.weight_decay_mode === "decoupled" ? lr * weight_decay : 0);
+    // The bias corrections are moved out of the root and the division, as in _adam.ts.
+    const moments = (context: StepContext): readonly number[] => {
       const isCorrected = bias_correction === "moments";
-      const c1 = isCorrected ? 1 - repeatedSquaring(beta1, at.step) : 1;
-      const c2 = isCorrected ? 1 - repeatedSquaring(beta2, at.step) : 1;
+      const c1 = isCorrected ? 1 - repeatedSquaring(beta1, context.step) : 1;
+      const c2 = isCorrected ? 1 - repeatedSquaring(beta2, context.step) : 1;
       const root2 = Math.sqrt(c2);
       return [values.grad_averaging ? 1 : 0, 1 - beta1, 1 - beta2, root2 / c1, values.eps_root * c2, values.eps * root2];
     };
@@ -73,10 +77,12 @@ export default defineOptimizer({
       kernel: "lamb_apply",
       operands: ["param", "grad"],
       sums: 0,
-      scalars: (at) => {
+      scalars: (context) => {
         const stepSize =
-          bias_correction === "step_size" ? (at.lr * Math.sqrt(1 - repeatedSquaring(beta2, at.step))) / (1 - repeatedSquaring(beta1, at.step)) : at.lr;
-        return [decay(at), stepSize * trustRatio(values, at.sums)];
+          bias_correction === "step_size"
+            ? (context.lr * Math.sqrt(1 - repeatedSquaring(beta2, context.step))) / (1 - repeatedSquaring(beta1, context.step))
+            : context.lr;
+        return [decay(context), stepSize * trustRatio(values, context.sums)];
       },
     };
     if (!values.caution) {
@@ -85,7 +91,7 @@ export default defineOptimizer({
           kernel: "lamb_moments",
           operands: ["param", "grad", ...momentSlots, "sums"],
           sums: 2,
-          scalars: (at) => [decay(at), inUpdate, ...moments(at)],
+          scalars: (context) => [decay(context), inUpdate, ...moments(context)],
         },
         apply,
       ];
@@ -96,14 +102,14 @@ export default defineOptimizer({
         kernel: "lamb_decayed",
         operands: ["param", "grad", "sums"],
         sums: 2,
-        scalars: (at) => [decay(at), inUpdate, 1 / Math.max((at.sums.at(-1)?.[0] ?? 0) / at.elements, LEAST_AGREEMENT)],
+        scalars: (context) => [decay(context), inUpdate, 1 / Math.max((context.sums.at(-1)?.[0] ?? 0) / context.elements, LEAST_AGREEMENT)],
       },
       apply,
     ];
   },
 });
 
-/** timm's lower bound of the share of elements that `caution` keeps. */
+/** The least fraction of agreeing elements that `caution` divides by, as in timm. */
 const LEAST_AGREEMENT = 1e-3;
 
 interface Trust {
@@ -113,8 +119,8 @@ interface Trust {
   readonly trust_max: number | null;
 }
 
-/** From the sums of the last stage that took norms. */
-const trustRatio = ({ weight_decay, adapt, trust_min, trust_max }: Trust, sums: Moment["sums"]): number => {
+/** The trust ratio, from the sums of the last stage that computed norms: those with two sums. */
+const trustRatio = ({ weight_decay, adapt, trust_min, trust_max }: Trust, sums: StepContext["sums"]): number => {
   if (adapt === "decayed_only" && weight_decay === 0) return 1;
   const [paramNorm = 0, updateNorm = 0] = (sums.findLast(({ length }) => length === 2) ?? []).map(Math.sqrt);
   const ratio = paramNorm > 0 && updateNorm > 0 ? paramNorm / updateNorm : 1;

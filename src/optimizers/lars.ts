@@ -1,4 +1,4 @@
-import { choice, defineOptimizer, flag, type Moment, number, rate, type Stage } from "./_define.ts";
+import { choice, defineOptimizer, flag, number, rate, type Stage, type StepContext } from "./_define.ts";
 
 interface Settings {
   readonly weight_decay: number;
@@ -12,27 +12,27 @@ interface Settings {
 const isAdapted = ({ weight_decay, always_adapt, trust_denominator }: Settings): boolean =>
   weight_decay !== 0 || always_adapt || trust_denominator === "decayed_grad";
 
-/** trust_coefficient * |p| / denominator, 1 where a norm is 0. */
-const trustRatio = (settings: Settings, { sums, lr }: Pick<Moment, "sums" | "lr">): number => {
+/** trust_coefficient * |p| / denominator, or 1 if a norm is 0. */
+const trustRatio = (settings: Settings, { sums, lr }: Pick<StepContext, "sums" | "lr">): number => {
   if (!isAdapted(settings)) return 1;
   const { weight_decay, trust_coefficient, eps, trust_denominator, trust_clip } = settings;
   const [paramNorm = 0, gradNorm = 0] = (sums[0] ?? []).map(Math.sqrt);
   const denominator = trust_denominator === "sum" ? gradNorm + weight_decay * paramNorm + eps : gradNorm + eps;
   const ratio = paramNorm > 0 && gradNorm > 0 ? (trust_coefficient * paramNorm) / denominator : 1;
-  // Compared before it is divided: lr and ratio may both be 0.
+  // Compares before dividing, because lr and ratio may both be 0.
   return !trust_clip ? ratio : ratio < lr ? ratio / lr : 1;
 };
 
 /**
- * LARS: SGD with momentum whose gradient is scaled for each tensor by the ratio of the parameter's norm to the gradient's.
+ * LARS: SGD with momentum. The ratio of the parameter's norm to the gradient's scales each tensor's gradient.
  *
  *   ratio = trust_coefficient * |p| / (|g| + weight_decay*|p| + eps)   (trust_denominator "sum", timm)
  *   ratio = trust_coefficient * |p| / (|g + weight_decay*p| + eps)     (trust_denominator "decayed_grad", optax)
  *   d = ratio * (g + weight_decay*p);  buf <- momentum*buf + (1-dampening)*d, at the first step buf <- d
  *   p <- p - lr * (nesterov ? d + momentum*buf : buf)
  *
- * ratio is 1 where a norm is 0. With lr_in_momentum (optax) lr is multiplied into d, so a schedule acts on the buffer.
- * optax keeps the buffer's negative.
+ * ratio is 1 if a norm is 0. With lr_in_momentum (optax) lr multiplies d, so a schedule acts on the buffer. optax stores the
+ * negative of the buffer.
  */
 export default defineOptimizer({
   name: "lars",
@@ -48,15 +48,15 @@ export default defineOptimizer({
   hyperparameters: {
     lr: rate(1, "Learning rate; with a schedule, its base"),
     momentum: rate(0.9, "Decay rate of momentum_buffer; 0 keeps no buffer"),
-    dampening: number(0, "How much of each new gradient is held back from the buffer"),
-    weight_decay: rate(0, "Times the parameter, added to the gradient"),
-    nesterov: flag("Step along the scaled gradient plus the decayed buffer"),
+    dampening: number(0, "Fraction of each new gradient that is not added to the buffer"),
+    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    nesterov: flag("Nesterov momentum: step along the scaled gradient plus momentum times the buffer"),
     trust_coefficient: rate(1e-3, "Factor of the trust ratio"),
     eps: rate(1e-8, "Added to the trust ratio's denominator"),
-    trust_denominator: choice(["sum", "decayed_grad"], "sum", "Norms added (timm), or the norm of the sum (optax)"),
+    trust_denominator: choice(["sum", "decayed_grad"], "sum", "Sum of the norms (timm), or norm of the decayed gradient (optax)"),
     trust_clip: flag("Keep ratio/lr at most 1, as LARC and timm do"),
-    always_adapt: flag("Take the ratio also where weight_decay is 0, which trust_denominator sum leaves at 1 otherwise"),
-    lr_in_momentum: flag("Multiply lr into the buffer (optax) instead of behind it (timm)"),
+    always_adapt: flag("Apply the trust ratio even if weight_decay is 0; otherwise trust_denominator sum uses 1 then"),
+    lr_in_momentum: flag("Apply lr before the momentum buffer (optax) instead of after it (timm)"),
   },
   variants: {
     lars: { weight_decay: 0.01, nesterov: true },
@@ -90,10 +90,17 @@ export default defineOptimizer({
         kernel: "lars_apply",
         operands: ["param", "grad", momentum === 0 ? "absent" : "momentum_buffer"],
         sums: 0,
-        scalars: (at) => {
-          const ratio = trustRatio(values, at);
-          const gain = lr_in_momentum ? at.lr * ratio : ratio;
-          return [weight_decay, gain, lr_in_momentum ? 1 : at.lr, at.first ? 0 : momentum, at.first ? 1 : 1 - dampening, nesterov ? momentum : 0];
+        scalars: (context) => {
+          const ratio = trustRatio(values, context);
+          const gain = lr_in_momentum ? context.lr * ratio : ratio;
+          return [
+            weight_decay,
+            gain,
+            lr_in_momentum ? 1 : context.lr,
+            context.isFirst ? 0 : momentum,
+            context.isFirst ? 1 : 1 - dampening,
+            nesterov ? momentum : 0,
+          ];
         },
       },
     ];

@@ -1,17 +1,17 @@
 import { maximize, momentBetas } from "./_adam.ts";
 import { defineOptimizer, flag, rate } from "./_define.ts";
 
-/** timm's lower bound of the share of elements that `caution` keeps. */
+/** The least fraction of agreeing elements that `caution` divides by, as in timm. */
 const LEAST_AGREEMENT = 1e-3;
 
 /**
- * Lion: steps of one size along the sign of a blend of momentum and gradient, with decoupled weight decay.
+ * Lion: steps of size lr along the sign of a blend of momentum and gradient, with decoupled weight decay.
  *
  *   u = sign(beta1*m + (1-beta1)*g),  sign(0) = 0
  *   p <- p - (lr*weight_decay*p + lr*u)
  *   m <- beta2*m + (1-beta2)*g
  *
- * Where the blend is nearly zero, its sign and with it 2*lr of the step hang on the last bit.
+ * If the blend is nearly zero, its last bit decides the sign, and so 2*lr of the step.
  */
 export default defineOptimizer({
   name: "lion",
@@ -27,9 +27,9 @@ export default defineOptimizer({
   hyperparameters: {
     lr: rate(1e-4, "Learning rate; with a schedule, its base"),
     betas: momentBetas([0.9, 0.99]),
-    weight_decay: rate(0, "Times lr times the parameter, taken from it beside the step"),
+    weight_decay: rate(0, "Decoupled weight decay: lr times this times the parameter is subtracted from the parameter"),
     maximize,
-    caution: flag("Drop the parts of the update whose sign differs from the gradient's and scale the rest up (timm)"),
+    caution: flag("Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"),
   },
   variants: {
     lion: { weight_decay: 0.1 },

@@ -1,12 +1,12 @@
 import { repeatedSquaring } from "../math/power.ts";
 import { realPower } from "../math/real-power.ts";
 import { adamStage, eps, familyState, maximize, momentBetas, momentSlots } from "./_adam.ts";
-import { defineOptimizer, flag, type Moment, rate } from "./_define.ts";
+import { defineOptimizer, flag, rate, type StepContext } from "./_define.ts";
 
-/** Dozat's constant of the momentum's warm-up, as torch has it. */
+/** Dozat's constant for the momentum's warm-up, as in torch. */
 const WARMUP = 0.96;
 
-/** One minus a product below this is 1 in float64, so it counts as 0: a long run's product is the same kept or made anew. */
+/** Smaller products count as 0: one minus them is 1 in float64. So a stored product equals a recomputed one after many steps. */
 const NEGLIGIBLE = 2 ** -60;
 
 interface Momentum {
@@ -17,10 +17,10 @@ interface Momentum {
 const momentum = ({ betas: [beta1], momentum_decay }: Momentum, t: number): number => beta1 * (1 - 0.5 * realPower(WARMUP, t * momentum_decay));
 
 /**
- * The product of mu over all steps before this one: kept in the state, or made anew where a state of another optimizer goes on.
- * Either the product is negligible or the warm-up is over within 2,600 steps, whatever the step and the hyperparameters.
+ * The product of mu over all earlier steps: from the state, or recomputed if the state comes from another optimizer. The loop
+ * ends within 2,600 rounds for any hyperparameters: by then the product is negligible or the warm-up is over.
  */
-const productBefore = (values: Momentum, { step, scalarSlots }: Moment): number => {
+const productBefore = (values: Momentum, { step, scalarSlots }: StepContext): number => {
   const kept = scalarSlots["mu_product"];
   if (kept !== undefined) return kept;
   const [beta1] = values.betas;
@@ -33,18 +33,18 @@ const productBefore = (values: Momentum, { step, scalarSlots }: Moment): number 
   return product;
 };
 
-const productAfter = (values: Momentum, at: Moment): number => {
-  const product = productBefore(values, at) * momentum(values, at.step);
+const productAfter = (values: Momentum, context: StepContext): number => {
+  const product = productBefore(values, context) * momentum(values, context.step);
   return product < NEGLIGIBLE ? 0 : product;
 };
 
 /**
- * NAdam: Adam with Nesterov's momentum and a warm-up of it, as in torch.
+ * NAdam: Adam with Nesterov momentum and a momentum warm-up, as in torch.
  *
  *   mu_t = beta1 * (1 - 0.96^(t*momentum_decay) / 2),  P_t = mu_1 * ... * mu_t
  *   p <- p - lr * ((1-mu_t) / (1-P_t) * g + mu_{t+1} / (1-P_{t+1}) * m) / (sqrt(v / (1-beta2^t)) + eps)
  *
- * P is kept in the scalar slot mu_product; torch keeps it in float32 and rounds it at every step.
+ * The scalar slot mu_product stores P in float64; torch stores it in float32 and rounds it at every step.
  */
 export default defineOptimizer({
   name: "nadam",
@@ -58,9 +58,9 @@ export default defineOptimizer({
     lr: rate(2e-3, "Learning rate; with a schedule, its base"),
     betas: momentBetas([0.9, 0.999]),
     eps: eps(1e-8),
-    weight_decay: rate(0, "Times the parameter, added to the gradient"),
-    decoupled_weight_decay: flag("Take lr*weight_decay times the parameter from it instead"),
-    momentum_decay: rate(4e-3, "How fast the momentum warms up"),
+    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    decoupled_weight_decay: flag("Subtract lr*weight_decay times the parameter from the parameter instead"),
+    momentum_decay: rate(4e-3, "Speed of the momentum's warm-up"),
     maximize,
   },
   variants: {
@@ -70,15 +70,15 @@ export default defineOptimizer({
   slots: () => momentSlots,
   ...familyState,
   scalarSlots: { mu_product: 1 },
-  nextScalarSlots: (values, at) => ({ mu_product: productAfter(values, at) }),
+  nextScalarSlots: (values, context) => ({ mu_product: productAfter(values, context) }),
   stages: ({ weight_decay, decoupled_weight_decay, ...values }) => [
     adamStage({
       ...values,
-      ...(decoupled_weight_decay ? { decay: ({ lr }: Moment) => lr * weight_decay } : { l2: weight_decay }),
-      blend: (at, _, c2) => {
-        const product = productAfter(values, at);
-        const next = momentum(values, at.step + 1);
-        return { mean: next / (1 - product * next), grad: (1 - momentum(values, at.step)) / (1 - product), square: 1 / c2, gradSquare: 0 };
+      ...(decoupled_weight_decay ? { decay: ({ lr }: StepContext) => lr * weight_decay } : { l2: weight_decay }),
+      blend: (context, _, c2) => {
+        const product = productAfter(values, context);
+        const next = momentum(values, context.step + 1);
+        return { mean: next / (1 - product * next), grad: (1 - momentum(values, context.step)) / (1 - product), square: 1 / c2, gradSquare: 0 };
       },
     }),
   ],

@@ -2,12 +2,12 @@ import { adamStage, eps, familyState, lr, momentBetas, momentSlots, quasiHyperbo
 import { defineOptimizer, pair, rate } from "./_define.ts";
 
 /**
- * QHAdam: the moments of Adam, each blended with the present gradient.
+ * QHAdam: Adam's moments, each blended with the current gradient.
  *
  *   g <- g + weight_decay * p,  m and v as in Adam,  mhat = m / (1-beta1^t),  vhat = v / (1-beta2^t)
  *   p <- p - lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps)
  *
- * The slots hold the raw moments, as in torch; qhoptim and IPRally keep mhat and vhat there. nus (1, 1) is Adam, bit for bit.
+ * The slots hold the uncorrected moments, as in torch; qhoptim and IPRally store mhat and vhat. nus (1, 1) is Adam, bit for bit.
  */
 export default defineOptimizer({
   name: "qhadam",
@@ -20,9 +20,9 @@ export default defineOptimizer({
   hyperparameters: {
     lr,
     betas: momentBetas([0.995, 0.999]),
-    nus: pair([0.7, 1.0], "Weights of the first and second moment against the present gradient; any finite numbers"),
+    nus: pair([0.7, 1.0], "Weights of the first and second moment, relative to the current gradient; any finite numbers"),
     eps: eps(1e-8),
-    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
   },
   variants: {
     qhadam: { weight_decay: 0.01 },

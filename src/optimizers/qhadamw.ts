@@ -23,9 +23,9 @@ export default defineOptimizer({
   hyperparameters: {
     lr,
     betas: momentBetas([0.995, 0.999]),
-    nus: pair([0.7, 1.0], "Weights of the first and second moment against the present gradient; any finite numbers"),
+    nus: pair([0.7, 1.0], "Weights of the first and second moment, relative to the current gradient; any finite numbers"),
     eps: eps(1e-8),
-    weight_decay: rate(0, "Times the parameter, taken from it beside the step"),
+    weight_decay: rate(0, "Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter"),
     weight_decay_scale: decayScale,
   },
   variants: {
@@ -34,5 +34,5 @@ export default defineOptimizer({
   slots: () => momentSlots,
   ...familyState,
   check: checkDecay,
-  stages: ({ nus, ...values }) => [adamStage({ ...values, decay: (at) => decoupledDecay(values, at), blend: quasiHyperbolicBlend(nus) })],
+  stages: ({ nus, ...values }) => [adamStage({ ...values, decay: (context) => decoupledDecay(values, context), blend: quasiHyperbolicBlend(nus) })],
 });

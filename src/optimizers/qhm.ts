@@ -19,9 +19,9 @@ export default defineOptimizer({
   hyperparameters: {
     lr: rate(undefined, "Learning rate; with a schedule, its base. The paper's experiments use 1 with momentum 0.999 and nu 0.7"),
     momentum: rate(undefined, "Decay rate of momentum_buffer"),
-    nu: number(undefined, "Weight of the buffer against the present gradient"),
-    weight_decay: rate(0, "Times the parameter"),
-    weight_decay_type: choice(["grad", "direct"], "grad", "Add the decay to the gradient, or take lr times it from the parameter"),
+    nu: number(undefined, "Weight of the buffer, relative to the current gradient"),
+    weight_decay: rate(0, "Weight decay: a multiple of the parameter"),
+    weight_decay_type: choice(["grad", "direct"], "grad", "Add the decay to the gradient, or subtract lr times it from the parameter"),
   },
   variants: {
     qhm: { lr: 0.5, momentum: 0.9, nu: 0.7, weight_decay: 0.01 },

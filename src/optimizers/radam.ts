@@ -2,17 +2,17 @@ import { repeatedSquaring } from "../math/power.ts";
 import { eps, familyState, lr, maximize, momentBetas, momentSlots } from "./_adam.ts";
 import { defineOptimizer, flag, rate } from "./_define.ts";
 
-/** Below this length of the approximated moving average the variance is not tractable. torch's bound; the paper's is 4. */
+/** The rectification applies if rho, the length of the approximated moving average, exceeds this. torch uses 5, the paper 4. */
 const TRACTABLE = 5;
 
 /**
- * RAdam: Adam whose step is rectified for the variance of its second moment, as in torch.
+ * RAdam: Adam with a step rectified for the variance of the second moment, as in torch.
  *
  *   rho_inf = 2/(1-beta2) - 1,  rho = rho_inf - 2*t*beta2^t / (1-beta2^t)
  *   rho > 5:  p <- p - lr * m/(1-beta1^t) * sqrt((rho-4)(rho-2)rho_inf / ((rho_inf-4)(rho_inf-2)rho)) * sqrt(1-beta2^t) / (sqrt(v) + eps)
  *   else      p <- p - lr * m/(1-beta1^t)
  *
- * eps is added before the bias correction here.
+ * Unlike in Adam, eps is added before the bias correction.
  */
 export default defineOptimizer({
   name: "radam",
@@ -25,8 +25,8 @@ export default defineOptimizer({
     lr,
     betas: momentBetas([0.9, 0.999]),
     eps: eps(1e-8),
-    weight_decay: rate(0, "Times the parameter, added to the gradient"),
-    decoupled_weight_decay: flag("Take lr*weight_decay times the parameter from it instead"),
+    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    decoupled_weight_decay: flag("Subtract lr*weight_decay times the parameter from the parameter instead"),
     maximize,
   },
   variants: {
@@ -43,12 +43,12 @@ export default defineOptimizer({
       scalars: ({ lr, step }) => {
         const c1 = 1 - repeatedSquaring(beta1, step);
         const power2 = repeatedSquaring(beta2, step);
-        const longest = 2 / (1 - beta2) - 1;
-        const rho = longest - (2 * step * power2) / (1 - power2);
-        const head = decoupled_weight_decay ? [0, lr * weight_decay] : [weight_decay, 0];
-        if (!(rho > TRACTABLE)) return [...head, 1 - beta1, 1 - beta2, lr / c1, 0, 0];
-        const rectification = Math.sqrt(((rho - 4) * (rho - 2) * longest) / ((longest - 4) * (longest - 2) * rho));
-        return [...head, 1 - beta1, 1 - beta2, (lr * rectification * Math.sqrt(1 - power2)) / c1, 1, eps];
+        const rhoInf = 2 / (1 - beta2) - 1;
+        const rho = rhoInf - (2 * step * power2) / (1 - power2);
+        const decay = decoupled_weight_decay ? [0, lr * weight_decay] : [weight_decay, 0];
+        if (!(rho > TRACTABLE)) return [...decay, 1 - beta1, 1 - beta2, lr / c1, 0, 0];
+        const rectification = Math.sqrt(((rho - 4) * (rho - 2) * rhoInf) / ((rhoInf - 4) * (rhoInf - 2) * rho));
+        return [...decay, 1 - beta1, 1 - beta2, (lr * rectification * Math.sqrt(1 - power2)) / c1, 1, eps];
       },
     },
   ],

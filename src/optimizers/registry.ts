@@ -1,4 +1,4 @@
-/** What other rooms see of the optimizers: all of them by name, what a definition is, and its JSON Schema. */
-export type { Hyperparameters, Moment, OptimizerDefinition, Stage, Values } from "./_define.ts";
+/** The public part of optimizers/: the registry by name, the definition's types, and the JSON Schema of a definition. */
+export type { Hyperparameters, OptimizerDefinition, Stage, StepContext, Values } from "./_define.ts";
 export { registry } from "./_registry.gen.ts";
 export { optimizerSchema } from "./_schema.ts";

@@ -7,8 +7,8 @@ import { defineOptimizer, flag, rate } from "./_define.ts";
  *   s <- alpha*s + (1-alpha)*g^2;  centered: h <- alpha*h + (1-alpha)*g, q = s - h^2, else q = s
  *   u = g / (sqrt(q) + eps);  with momentum: buf <- momentum*buf + u, p <- p - lr*buf, else p <- p - lr*u
  *
- * Centered, q is taken in float64 from averages that are not rounded yet, and is at least 0. torch rounds them first, so that q can
- * be negative and its root NaN.
+ * When centered, q is computed in float64 from unrounded averages, and is at least 0. torch rounds the averages first, so its q
+ * can be negative and the root NaN.
  */
 export default defineOptimizer({
   name: "rmsprop",
@@ -26,7 +26,7 @@ export default defineOptimizer({
     lr: rate(1e-2, "Learning rate; with a schedule, its base"),
     alpha: rate(0.99, "Decay rate of square_avg and grad_avg"),
     eps: rate(1e-8, "Added to the root"),
-    weight_decay: rate(0, "Times the parameter, added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
     momentum: rate(0, "Decay rate of momentum_buffer; 0 keeps no buffer"),
     centered: flag("Divide by the deviation from the mean gradient (slot grad_avg)"),
     maximize,

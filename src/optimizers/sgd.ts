@@ -4,7 +4,7 @@ import { defineOptimizer, flag, number, rate } from "./_define.ts";
  * SGD with momentum, dampening and Nesterov's form, as in torch.
  *
  *   g <- g + weight_decay * p
- *   buf <- momentum*buf + (1-dampening)*g;  at the first step buf <- g, whatever the dampening
+ *   buf <- momentum*buf + (1-dampening)*g;  at the first step buf <- g, without dampening
  *   p <- p - lr * (nesterov ? g + momentum*buf : buf)
  *
  * Without momentum there is no buffer and p <- p - lr * g.
@@ -19,9 +19,9 @@ export default defineOptimizer({
   hyperparameters: {
     lr: rate(1e-3, "Learning rate; with a schedule, its base"),
     momentum: rate(0, "Decay rate of momentum_buffer; 0 keeps no buffer"),
-    dampening: number(0, "How much of each new gradient is held back from the buffer"),
-    weight_decay: rate(0, "Times the parameter, added to the gradient"),
-    nesterov: flag("Step along the gradient plus the decayed buffer"),
+    dampening: number(0, "Fraction of each new gradient that is not added to the buffer"),
+    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    nesterov: flag("Nesterov momentum: step along the gradient plus momentum times the buffer"),
     maximize: flag("Go up the gradient instead of down"),
   },
   variants: {
@@ -48,7 +48,7 @@ export default defineOptimizer({
             kernel: "sgd_momentum",
             operands: ["param", "grad", "momentum_buffer"],
             sums: 0,
-            scalars: ({ lr, first }) => [weight_decay, lr, first ? 0 : momentum, first ? 1 : 1 - dampening, nesterov ? momentum : 0],
+            scalars: ({ lr, isFirst }) => [weight_decay, lr, isFirst ? 0 : momentum, isFirst ? 1 : 1 - dampening, nesterov ? momentum : 0],
           },
         ],
 });

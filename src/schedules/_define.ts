@@ -1,28 +1,28 @@
 /**
- * What a schedule is to stepd: a name, arguments as JSON Schema in torch's names, and the learning rate as a pure function of
- * the number of steps taken. The wire schema, OpenRPC, OpenAPI and the clients' types derive from it.
+ * The definition of a schedule: a name, arguments as JSON Schema under torch's names, and the learning rate as a pure function
+ * of the number of steps taken. The wire schema, OpenRPC, OpenAPI and the clients' types derive from it.
  */
 
 /** The largest float32: a rate above it would be infinite in a float32 kernel. */
 export const FLOAT32_MAX = 3.4028234663852886e38;
 
-/** What a schedule says of one step. `momentum` is there where the schedule cycles it. */
+/** The rates of one step. `momentum` is present if the schedule cycles the momentum. */
 export interface Rates {
   readonly lr: number;
   readonly momentum?: number;
-  /** What the rate is a part of, where that is an argument of the schedule's own and not the base rate: of one_cycle and cyclic. */
+  /** The schedule's own highest rate (one_cycle, cyclic), which replaces the base rate as the reference of lr_t/lr. */
   readonly peak?: number;
 }
 
-/** The rates of the step that comes after `step` others, with this base learning rate. */
+/** Computes the rates of a step from the base learning rate and the number of steps taken before it. */
 export type Evaluator = (lr: number, step: number) => Rates;
 
-/** A schedule as it comes over the wire, its schema having passed. */
+/** A schedule from a request, valid by its schema. */
 export interface Schedule {
   readonly name: string;
 }
 
-/** One argument: a JSON Schema with its default. Without a default it must be given. */
+/** One argument: a JSON Schema with its default. An argument without a default is required. */
 export interface Argument<Value = unknown> {
   readonly type: string | readonly string[];
   readonly default?: Value;
@@ -33,18 +33,18 @@ export interface Argument<Value = unknown> {
 export type Arguments = Readonly<Record<string, Argument>>;
 export type Values<A extends Arguments> = { readonly [K in keyof A]: A[K] extends Argument<infer Value> ? Value : never };
 
-/** What is wrong with arguments that have each passed their schema: a JSON pointer within the schedule, and the rest of the error. */
+/** An error in a combination of arguments that are each valid. `field` is a JSON pointer within the schedule. */
 export interface Problem {
   readonly field: string;
   readonly expected: string;
   readonly found: string;
 }
 
-/** What a definition has at hand beside its arguments. */
-export interface Surroundings {
-  /** The JSON pointer of this schedule, for errors that depend on the step. */
+/** The inputs of `prepare` beside the arguments. */
+export interface PrepareContext {
+  /** The JSON pointer of this schedule in the request, for errors that depend on the step. */
   readonly field: string;
-  /** Prepares a schedule within this one, `path` being its JSON pointer from here. */
+  /** Prepares a nested schedule; `path` is its JSON pointer within this one. */
   nested(schedule: Schedule, path: string): Evaluator;
 }
 
@@ -58,8 +58,8 @@ export interface ScheduleDefinition<A extends Arguments = Arguments> {
   readonly references: readonly string[];
   readonly arguments: A;
   check?(values: Values<A>): Problem | undefined;
-  /** Does once what is the same for all steps. The evaluator takes time of at most the logarithm of the step. */
-  prepare(values: Values<A>, surroundings: Surroundings): Evaluator;
+  /** Returns the evaluator, after the work that is the same for all steps. The evaluator takes at most logarithmic time in the step. */
+  prepare(values: Values<A>, context: PrepareContext): Evaluator;
 }
 
 export const defineSchedule = <const A extends Arguments>(definition: ScheduleDefinition<A>): ScheduleDefinition<A> => definition;
@@ -71,7 +71,7 @@ interface Bounds {
   readonly exclusiveMaximum?: number;
 }
 
-/** A number within bounds, at most what float32 can hold. */
+/** A number within bounds; the maximum defaults to the largest float32. */
 export const number = (description: string, bounds: Bounds, initial?: number): Argument<number> => ({
   type: "number",
   ...(initial !== undefined && { default: initial }),
@@ -91,7 +91,7 @@ export const steps = (description: string, minimum: number, initial?: number): A
   description,
 });
 
-/** A count of steps, or null for what the description says. */
+/** A count of steps, or null; the description says what null means. */
 export const optionalSteps = (description: string, minimum: number): Argument<number | null> => ({
   type: ["integer", "null"],
   default: null,
@@ -100,10 +100,10 @@ export const optionalSteps = (description: string, minimum: number): Argument<nu
   description,
 });
 
-/** Milestones of a schedule, and schedules of a sequence. */
+/** The most milestones of a schedule, and the most schedules of a sequence. */
 export const [MAX_MILESTONES, MAX_SCHEDULES] = [1024, 64] as const;
 
-/** Counts of steps, in order. */
+/** A list of step counts; the schedule's `check` tests their order. */
 export const milestones = (description: string, minimum: number): Argument<readonly number[]> => ({
   type: "array",
   maxItems: MAX_MILESTONES,
@@ -120,7 +120,7 @@ export const choice = <const C extends string>(description: string, choices: rea
   description,
 });
 
-/** Schedules within a schedule. */
+/** Nested schedules. */
 export const schedules = (description: string): Argument<readonly Schedule[]> => ({
   type: "array",
   items: { $ref: "schedule.schema.json" },
@@ -129,8 +129,8 @@ export const schedules = (description: string): Argument<readonly Schedule[]> =>
   description,
 });
 
-/** How many of these ascending milestones the step has reached, in time of their logarithm. */
-export const reached = (ascending: readonly number[], step: number): number => {
+/** The number of milestones at or before the step, by binary search. */
+export const milestonesReached = (ascending: readonly number[], step: number): number => {
   let low = 0;
   let high = ascending.length;
   while (low < high) {

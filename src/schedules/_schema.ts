@@ -1,4 +1,4 @@
-/** The JSON Schema of one schedule's object on the wire, from its definition. */
+/** Derives the JSON Schema of a schedule's wire object from its definition. */
 import type { ScheduleDefinition } from "./_define.ts";
 
 export const scheduleSchema = ({ name, title, formula, arguments: all }: ScheduleDefinition) => {

@@ -1,7 +1,7 @@
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
- * A fraction of the base rate at first, then the base rate.
+ * A fraction of the base rate for the first total_iters steps, then the base rate.
  *
  *   lr_t = lr * factor for t < total_iters, then lr
  */
@@ -12,8 +12,8 @@ export default defineSchedule({
   formula: "lr_t = lr * factor for t < total_iters, then lr",
   references: ["peer: torch.optim.lr_scheduler.ConstantLR"],
   arguments: {
-    factor: number("What the rate is multiplied by at first", { minimum: 0, maximum: 1 }, 1 / 3),
-    total_iters: steps("Steps with the factor", 0, 5),
+    factor: number("Factor of the base rate before step total_iters", { minimum: 0, maximum: 1 }, 1 / 3),
+    total_iters: steps("Number of steps with the factor", 0, 5),
   },
   prepare:
     ({ factor, total_iters }) =>

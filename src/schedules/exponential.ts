@@ -2,11 +2,11 @@ import { wholePower } from "../math/power.ts";
 import { defineSchedule, number } from "./_define.ts";
 
 /**
- * Multiplied by gamma at every step.
+ * A rate that gamma multiplies at every step.
  *
  *   lr_t = lr * gamma^t
  *
- * optax.exponential_decay without stairs is this with gamma = decay_rate^(1 / transition_steps).
+ * optax.exponential_decay without staircase equals this with gamma = decay_rate^(1 / transition_steps).
  */
 export default defineSchedule({
   name: "exponential",
@@ -14,7 +14,7 @@ export default defineSchedule({
   torch: "ExponentialLR",
   formula: "lr_t = lr * gamma^t",
   references: ["peers: torch.optim.lr_scheduler.ExponentialLR; optax.exponential_decay with gamma = decay_rate^(1 / transition_steps)"],
-  arguments: { gamma: number("What each step multiplies the rate by", { minimum: 0 }) },
+  arguments: { gamma: number("Factor of the rate per step", { minimum: 0 }) },
   prepare:
     ({ gamma }) =>
     (lr, step) => ({ lr: lr * wholePower(gamma, step) }),

@@ -2,12 +2,12 @@ import { mix } from "../math/cosine.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
- * A straight line between two fractions of the base rate, then the second.
+ * A straight line from one fraction of the base rate to another, then constant.
  *
  *   lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)
  *
- * Warm-up of Goyal et al. is this with start_factor 1/k. torch refuses start_factor 0, because it computes each rate from the
- * one before; here it is a warm-up from 0, as optax has it.
+ * The warm-up of Goyal et al. is this with start_factor 1/k. start_factor 0 gives a warm-up from 0, as in optax. torch refuses it,
+ * because it computes each rate from the one before.
  */
 export default defineSchedule({
   name: "linear",
@@ -16,9 +16,9 @@ export default defineSchedule({
   formula: "lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)",
   references: ["Goyal et al., 2017, https://arxiv.org/abs/1706.02677", "peers: torch.optim.lr_scheduler.LinearLR; optax.linear_schedule"],
   arguments: {
-    start_factor: number("What the rate is multiplied by at the first step", { minimum: 0, maximum: 1 }, 1 / 3),
-    end_factor: number("What it is multiplied by from total_iters on", { minimum: 0, maximum: 1 }, 1),
-    total_iters: steps("Steps from one to the other", 1, 5),
+    start_factor: number("Factor of the base rate at the first step", { minimum: 0, maximum: 1 }, 1 / 3),
+    end_factor: number("Factor of the base rate from step total_iters on", { minimum: 0, maximum: 1 }, 1),
+    total_iters: steps("Steps from start_factor to end_factor", 1, 5),
   },
   prepare:
     ({ start_factor, end_factor, total_iters }) =>

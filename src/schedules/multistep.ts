@@ -1,8 +1,8 @@
 import { wholePower } from "../math/power.ts";
-import { defineSchedule, milestones, number, reached } from "./_define.ts";
+import { defineSchedule, milestones, milestonesReached, number } from "./_define.ts";
 
 /**
- * Multiplied by gamma at each milestone; a milestone that is listed twice decays twice, as in torch.
+ * A rate that gamma multiplies at each milestone. A milestone that is listed twice decays twice, as in torch.
  *
  *   lr_t = lr * gamma^(number of milestones <= t)
  */
@@ -14,7 +14,7 @@ export default defineSchedule({
   references: ["peer: torch.optim.lr_scheduler.MultiStepLR"],
   arguments: {
     milestones: milestones("Steps at which the rate decays, in ascending order; one that is listed twice decays twice", 0),
-    gamma: number("What each decay multiplies the rate by", { minimum: 0 }, 0.1),
+    gamma: number("Factor of the rate per decay", { minimum: 0 }, 0.1),
   },
   check({ milestones: all }) {
     const index = all.findIndex((milestone, at) => milestone < (all[at - 1] ?? 0));
@@ -23,5 +23,5 @@ export default defineSchedule({
   },
   prepare:
     ({ milestones: all, gamma }) =>
-    (lr, step) => ({ lr: lr * wholePower(gamma, reached(all, step)) }),
+    (lr, step) => ({ lr: lr * wholePower(gamma, milestonesReached(all, step)) }),
 });

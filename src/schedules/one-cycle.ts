@@ -2,7 +2,7 @@ import { StepdError } from "../errors/errors.ts";
 import { cosineFall, mix } from "../math/cosine.ts";
 import { choice, defineSchedule, flag, number, steps } from "./_define.ts";
 
-/** From one rate to another, and from one momentum to another, until a step that need not be whole. */
+/** A phase of the cycle: the rate and the momentum at its start and its end. `end` is a step, perhaps fractional. */
 interface Phase {
   readonly end: number;
   readonly lr: readonly [number, number];
@@ -10,15 +10,14 @@ interface Phase {
 }
 
 /**
- * 1cycle: up from max_lr / div_factor to max_lr, then down to a fraction of the start, with the momentum going the other way.
- * The base rate plays no part, as in torch.
+ * 1cycle: up from max_lr / div_factor to max_lr, then down to a fraction of the start. The momentum moves the opposite way. The
+ * optimizer's lr is unused, as in torch.
  *
  *   initial = max_lr / div_factor, min = initial / final_div_factor, n = total_steps
  *   two phases:   initial -> max_lr at pct_start*n - 1, -> min at n - 1
  *   three phases: initial -> max_lr at pct_start*n - 1, -> initial at 2*pct_start*n - 2, -> min at n - 1
  *
- * Steps from total_steps on are refused. torch refuses them as well, but for the one at total_steps, where it goes beyond its
- * last phase.
+ * Steps from total_steps on are refused. torch accepts the step at total_steps, beyond its last phase, and refuses later ones.
  */
 export default defineSchedule({
   name: "one_cycle",
@@ -30,14 +29,14 @@ export default defineSchedule({
   arguments: {
     max_lr: number("The highest rate", { minimum: 0 }),
     total_steps: steps("Steps of the whole cycle", 1),
-    pct_start: number("The part of the cycle in which the rate goes up", { minimum: 0, maximum: 1 }, 0.3),
-    anneal_strategy: choice("The line between two rates", ["cos", "linear"], "cos"),
-    cycle_momentum: flag("Cycle the momentum, or the first of betas, against the rate", true),
+    pct_start: number("Fraction of the cycle in which the rate rises", { minimum: 0, maximum: 1 }, 0.3),
+    anneal_strategy: choice("Shape of the curve between two rates", ["cos", "linear"], "cos"),
+    cycle_momentum: flag("Cycle the momentum, or the first of betas, inversely to the rate", true),
     base_momentum: number("The lowest momentum, where the rate is highest", { minimum: 0, exclusiveMaximum: 1 }, 0.85),
     max_momentum: number("The highest momentum", { minimum: 0, exclusiveMaximum: 1 }, 0.95),
-    div_factor: number("max_lr is this times the first rate", { exclusiveMinimum: 0 }, 25),
-    final_div_factor: number("The first rate is this times the last", { exclusiveMinimum: 0 }, 1e4),
-    three_phase: flag("Go down as long as up, then on to the last rate", false),
+    div_factor: number("Ratio of max_lr to the first rate", { exclusiveMinimum: 0 }, 25),
+    final_div_factor: number("Ratio of the first rate to the last", { exclusiveMinimum: 0 }, 1e4),
+    three_phase: flag("Fall to the first rate in as many steps as the rise, then to the last rate", false),
   },
   prepare(
     { max_lr, total_steps, pct_start, anneal_strategy, cycle_momentum, base_momentum, max_momentum, div_factor, final_div_factor, three_phase },
@@ -65,7 +64,7 @@ export default defineSchedule({
   },
 });
 
-/** From the first of two values to the second; in a phase without length, the second. */
+/** Interpolates from the first of two values to the second. A phase of length 0 returns the second. */
 const blend = (strategy: "cos" | "linear", part: number, whole: number): ((ends: readonly [number, number]) => number) => {
   const left = whole === 0 ? 0 : strategy === "cos" ? cosineFall(part, whole) : (whole - part) / whole;
   return ([from, to]) => mix(from, to, left);

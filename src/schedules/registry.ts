@@ -1,4 +1,4 @@
-/** What other rooms see of the schedules: all of them by name, and the rates of a step. */
+/** The public part of schedules/: the registry by name, and the evaluation of a schedule. */
 import { StepdError } from "../errors/errors.ts";
 import { type Evaluator, FLOAT32_MAX, MAX_SCHEDULES, type Rates, type Schedule, type Values } from "./_define.ts";
 import { registry } from "./_registry.gen.ts";
@@ -7,19 +7,19 @@ export type { Evaluator, Rates, Schedule, ScheduleDefinition } from "./_define.t
 export { registry } from "./_registry.gen.ts";
 
 /**
- * Checks a schedule that has passed its schema and does once what is the same for all its steps.
+ * Checks a schedule that is valid by its schema, and returns its evaluator.
  *
  * @param field - JSON pointer of the schedule in the call, for errors.
- * @returns the rates by base learning rate and number of steps taken, a whole number up to 2^53.
- * @throws INVALID_PARAMS from here where arguments do not fit each other, and from the evaluator where the schedule has no step
- *   so late (one_cycle) or the rate is more than float32 can hold.
+ * @returns a function from base learning rate and number of steps taken, an integer up to 2^53, to the step's rates.
+ * @throws INVALID_PARAMS if arguments contradict each other. The evaluator throws it if the schedule has ended (one_cycle), or if
+ *   the rate exceeds float32.
  */
 export const prepare = (schedule: Schedule, field = "/schedule"): Evaluator => {
   requireFew(schedule, field);
   const evaluate = prepareOne(schedule, field);
   return (lr, step) => {
     const rates = evaluate(lr, step);
-    // Written so that NaN is refused as well.
+    // The negated comparison also refuses NaN.
     if (!(rates.lr <= FLOAT32_MAX)) throw StepdError.mismatch("INVALID_PARAMS", field, "learning rates that float32 can hold", `${rates.lr} at step ${step}`);
     return rates;
   };
@@ -49,5 +49,5 @@ const prepareOne = (schedule: Schedule, field: string): Evaluator => {
   return definition.prepare(values, { field, nested: (inner, path) => prepareOne(inner, `${field}${path}`) });
 };
 
-/** The rates of the step that comes after `step` others: lrs[0] of the schedule for the first. Throws as `prepare` does. */
+/** The rates of the step after `step` earlier ones; the first step has step = 0. Throws as `prepare` does. */
 export const evaluate = (schedule: Schedule, lr: number, step: number): Rates => prepare(schedule)(lr, step);

@@ -1,7 +1,7 @@
-import { defineSchedule, milestones, reached, schedules } from "./_define.ts";
+import { defineSchedule, milestones, milestonesReached, schedules } from "./_define.ts";
 
 /**
- * One schedule after another, each from its own step 0 and from the base rate, as torch's SequentialLR.
+ * One schedule after another. Each starts at its own step 0 and from the base rate, as in torch's SequentialLR.
  *
  *   lr_t = schedules[i] at t - milestones[i-1], i = number of milestones <= t
  */
@@ -12,7 +12,7 @@ export default defineSchedule({
   formula: "lr_t = schedules[i] at step t - milestones[i-1] with the same base rate, i = number of milestones <= t",
   references: ["peers: torch.optim.lr_scheduler.SequentialLR; optax.join_schedules"],
   arguments: {
-    schedules: schedules("One more than the milestones; may hold sequences"),
+    schedules: schedules("One schedule more than milestones; a schedule may be a sequence itself"),
     milestones: milestones("Steps at which the next schedule begins, in ascending order", 1),
   },
   check({ schedules: parts, milestones: all }) {
@@ -26,7 +26,7 @@ export default defineSchedule({
   prepare({ schedules: parts, milestones: all }, { nested }) {
     const evaluators = parts.map((part, index) => nested(part, `/schedules/${index}`));
     return (lr, step) => {
-      const index = reached(all, step);
+      const index = milestonesReached(all, step);
       return (evaluators[index] as (typeof evaluators)[number])(lr, step - (all[index - 1] ?? 0));
     };
   },

@@ -2,7 +2,7 @@ import { wholePower } from "../math/power.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
- * Multiplied by gamma once in so many steps.
+ * A rate that gamma multiplies once every step_size steps.
  *
  *   lr_t = lr * gamma^floor(t / step_size)
  */
@@ -14,7 +14,7 @@ export default defineSchedule({
   references: ["peer: torch.optim.lr_scheduler.StepLR"],
   arguments: {
     step_size: steps("Steps between two decays", 1),
-    gamma: number("What each decay multiplies the rate by", { minimum: 0 }, 0.1),
+    gamma: number("Factor of the rate per decay", { minimum: 0 }, 0.1),
   },
   prepare:
     ({ step_size, gamma }) =>

@@ -87,7 +87,7 @@ suite("the scalars of a step are finite numbers for all decay rates and counts o
       for (const betas of pairs) {
         const values = { ...defaults, ...given, ...(betas && { betas }) } as never;
         for (const step of STEPS) {
-          const at = { step, lr: 1e-3, first: step === 1, elements: 7, sums: [[3, 5]], scalarSlots: {} };
+          const at = { step, lr: 1e-3, isFirst: step === 1, elements: 7, sums: [[3, 5]], scalarSlots: {} };
           for (const { kernel, scalars } of definition.stages(values)) {
             const found = scalars(at);
             assert.ok(found.length <= MOST_SCALARS);

@@ -42,7 +42,8 @@ def adadelta(
     lr: Learning rate; with a schedule, its base.
     rho: Decay rate of square_avg and acc_delta.
     eps: Added under both roots.
-    weight_decay: Times the parameter, added to the gradient.
+    weight_decay: Weight decay (L2): the parameter times this is added to the
+        gradient.
     maximize: Go up the gradient instead of down.
     """
     return {
@@ -69,9 +70,10 @@ def adagrad(
     g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps).
 
     lr: Learning rate; with a schedule, its base.
-    lr_decay: How much of the first rate each step adds to its divisor.
-    weight_decay: Times the parameter, added to the gradient.
-    initial_accumulator_value: What sum starts from.
+    lr_decay: Learning rate decay: step t divides the rate by 1 + (t-1)*lr_decay.
+    weight_decay: Weight decay (L2): the parameter times this is added to the
+        gradient.
+    initial_accumulator_value: Initial value of sum.
     eps: Added to the root.
     maximize: Go up the gradient instead of down.
     """
@@ -105,7 +107,8 @@ def adam(
     lr: Learning rate; with a schedule, its base.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Times the parameter, added to the gradient.
+    weight_decay: Weight decay (L2): the parameter times this is added to the
+        gradient.
     amsgrad: Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq).
     maximize: Go up the gradient instead of down.
     eps_root: Added under the root, as in optax.
@@ -140,7 +143,8 @@ def adamax(
     lr: Learning rate; with a schedule, its base.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the size of each gradient.
-    weight_decay: Times the parameter, added to the gradient.
+    weight_decay: Weight decay (L2): the parameter times this is added to the
+        gradient.
     maximize: Go up the gradient instead of down.
     """
     return {
@@ -174,7 +178,8 @@ def adamw(
     lr: Learning rate; with a schedule, its base.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Times the parameter, taken from it beside the step.
+    weight_decay: Decoupled weight decay: the parameter times this, scaled by
+        weight_decay_scale, is subtracted from the parameter.
     weight_decay_scale: What multiplies weight_decay: lr (torch), the schedule's
         factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with
         one_cycle and cyclic), or nothing (IPRally's QHAdamW).
@@ -221,22 +226,22 @@ def lamb(
     lr: Learning rate; with a schedule, its base.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Times the parameter, added to the update before its norm is taken.
-    weight_decay_mode: Decay inside the update, or lr times it from the parameter
-        before the norms.
+    weight_decay: Weight decay; weight_decay_mode selects its form.
+    weight_decay_mode: Add weight_decay times the parameter to the update before its
+        norm, or subtract lr times it from the parameter before the norms.
     bias_correction: Correct the moments (paper), the step size outside the ratio
         (DeepSpeed), or nothing (albert).
-    adapt: Where the trust ratio applies; decayed_only takes 1 where weight_decay is
-        0 (timm, apex).
+    adapt: When the trust ratio applies; decayed_only uses 1 if weight_decay is 0
+        (timm, apex).
     trust_min: Lower bound of the trust ratio.
     trust_max: Upper bound of the trust ratio.
     max_grad_norm: Divide all gradients by max(1, norm/max_grad_norm), the norm over
         all tensors; null does not clip (timm: 1.0).
-    grad_averaging: Weigh the new gradient by 1-beta1 in exp_avg; false adds it
-        whole.
+    grad_averaging: Multiply the new gradient by 1-beta1 in exp_avg; false adds it
+        unscaled.
     eps_root: Added under the root, as in optax.
-    caution: Drop the parts of the update whose sign differs from the gradient's and
-        scale the rest up (timm).
+    caution: Zero the elements of the update whose sign differs from the gradient's,
+        and scale up the others (timm).
     """
     return {
         "name": "lamb",
@@ -278,16 +283,20 @@ def lars(
 
     lr: Learning rate; with a schedule, its base.
     momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
-    dampening: How much of each new gradient is held back from the buffer.
-    weight_decay: Times the parameter, added to the gradient.
-    nesterov: Step along the scaled gradient plus the decayed buffer.
+    dampening: Fraction of each new gradient that is not added to the buffer.
+    weight_decay: Weight decay (L2): the parameter times this is added to the
+        gradient.
+    nesterov: Nesterov momentum: step along the scaled gradient plus momentum times
+        the buffer.
     trust_coefficient: Factor of the trust ratio.
     eps: Added to the trust ratio's denominator.
-    trust_denominator: Norms added (timm), or the norm of the sum (optax).
+    trust_denominator: Sum of the norms (timm), or norm of the decayed gradient
+        (optax).
     trust_clip: Keep ratio/lr at most 1, as LARC and timm do.
-    always_adapt: Take the ratio also where weight_decay is 0, which
-        trust_denominator sum leaves at 1 otherwise.
-    lr_in_momentum: Multiply lr into the buffer (optax) instead of behind it (timm).
+    always_adapt: Apply the trust ratio even if weight_decay is 0; otherwise
+        trust_denominator sum uses 1 then.
+    lr_in_momentum: Apply lr before the momentum buffer (optax) instead of after it
+        (timm).
     """
     return {
         "name": "lars",
@@ -320,10 +329,11 @@ def lion(
 
     lr: Learning rate; with a schedule, its base.
     betas: Decay rates of exp_avg and exp_avg_sq.
-    weight_decay: Times lr times the parameter, taken from it beside the step.
+    weight_decay: Decoupled weight decay: lr times this times the parameter is
+        subtracted from the parameter.
     maximize: Go up the gradient instead of down.
-    caution: Drop the parts of the update whose sign differs from the gradient's and
-        scale the rest up (timm).
+    caution: Zero the elements of the update whose sign differs from the gradient's,
+        and scale up the others (timm).
     """
     return {
         "name": "lion",
@@ -354,10 +364,11 @@ def nadam(
     lr: Learning rate; with a schedule, its base.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Times the parameter, added to the gradient.
-    decoupled_weight_decay: Take lr*weight_decay times the parameter from it
-        instead.
-    momentum_decay: How fast the momentum warms up.
+    weight_decay: Weight decay (L2): the parameter times this is added to the
+        gradient.
+    decoupled_weight_decay: Subtract lr*weight_decay times the parameter from the
+        parameter instead.
+    momentum_decay: Speed of the momentum's warm-up.
     maximize: Go up the gradient instead of down.
     """
     return {
@@ -387,10 +398,11 @@ def qhadam(
 
     lr: Learning rate; with a schedule, its base.
     betas: Decay rates of exp_avg and exp_avg_sq.
-    nus: Weights of the first and second moment against the present gradient; any
-        finite numbers.
+    nus: Weights of the first and second moment, relative to the current gradient;
+        any finite numbers.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Times the parameter, added to the gradient.
+    weight_decay: Weight decay (L2): the parameter times this is added to the
+        gradient.
     """
     return {
         "name": "qhadam",
@@ -419,10 +431,11 @@ def qhadamw(
 
     lr: Learning rate; with a schedule, its base.
     betas: Decay rates of exp_avg and exp_avg_sq.
-    nus: Weights of the first and second moment against the present gradient; any
-        finite numbers.
+    nus: Weights of the first and second moment, relative to the current gradient;
+        any finite numbers.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Times the parameter, taken from it beside the step.
+    weight_decay: Decoupled weight decay: the parameter times this, scaled by
+        weight_decay_scale, is subtracted from the parameter.
     weight_decay_scale: What multiplies weight_decay: lr (torch), the schedule's
         factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with
         one_cycle and cyclic), or nothing (IPRally's QHAdamW).
@@ -454,10 +467,10 @@ def qhm(
     lr: Learning rate; with a schedule, its base. The paper's experiments use 1 with
         momentum 0.999 and nu 0.7.
     momentum: Decay rate of momentum_buffer.
-    nu: Weight of the buffer against the present gradient.
-    weight_decay: Times the parameter.
-    weight_decay_type: Add the decay to the gradient, or take lr times it from the
-        parameter.
+    nu: Weight of the buffer, relative to the current gradient.
+    weight_decay: Weight decay: a multiple of the parameter.
+    weight_decay_type: Add the decay to the gradient, or subtract lr times it from
+        the parameter.
     """
     return {
         "name": "qhm",
@@ -486,9 +499,10 @@ def radam(
     lr: Learning rate; with a schedule, its base.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Times the parameter, added to the gradient.
-    decoupled_weight_decay: Take lr*weight_decay times the parameter from it
-        instead.
+    weight_decay: Weight decay (L2): the parameter times this is added to the
+        gradient.
+    decoupled_weight_decay: Subtract lr*weight_decay times the parameter from the
+        parameter instead.
     maximize: Go up the gradient instead of down.
     """
     return {
@@ -521,7 +535,8 @@ def rmsprop(
     lr: Learning rate; with a schedule, its base.
     alpha: Decay rate of square_avg and grad_avg.
     eps: Added to the root.
-    weight_decay: Times the parameter, added to the gradient.
+    weight_decay: Weight decay (L2): the parameter times this is added to the
+        gradient.
     momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
     centered: Divide by the deviation from the mean gradient (slot grad_avg).
     maximize: Go up the gradient instead of down.
@@ -554,9 +569,11 @@ def sgd(
 
     lr: Learning rate; with a schedule, its base.
     momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
-    dampening: How much of each new gradient is held back from the buffer.
-    weight_decay: Times the parameter, added to the gradient.
-    nesterov: Step along the gradient plus the decayed buffer.
+    dampening: Fraction of each new gradient that is not added to the buffer.
+    weight_decay: Weight decay (L2): the parameter times this is added to the
+        gradient.
+    nesterov: Nesterov momentum: step along the gradient plus momentum times the
+        buffer.
     maximize: Go up the gradient instead of down.
     """
     return {

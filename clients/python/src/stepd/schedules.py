@@ -31,8 +31,8 @@ def constant(
 
     lr_t = lr * factor for t < total_iters, then lr.
 
-    factor: What the rate is multiplied by at first.
-    total_iters: Steps with the factor.
+    factor: Factor of the base rate before step total_iters.
+    total_iters: Number of steps with the factor.
     """
     return {
         "name": "constant",
@@ -51,7 +51,7 @@ def cosine(
     lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * t / T_max)) / 2.
 
     T_max: Steps from the base rate to eta_min.
-    eta_min: The least rate.
+    eta_min: The lowest rate.
     """
     return {
         "name": "cosine",
@@ -72,8 +72,8 @@ def cosine_warm_restarts(
     the last restart, T_i = T_0 * T_mult^i.
 
     T_0: Steps until the first restart.
-    T_mult: How many times as long each period is as the one before.
-    eta_min: The least rate.
+    T_mult: Factor from the length of one period to the next.
+    eta_min: The lowest rate.
     """
     return {
         "name": "cosine_warm_restarts",
@@ -98,18 +98,19 @@ def cyclic(
     """CyclicSchedule.
 
     lr_t = base_lr + (max_lr - base_lr) * height * scale; height goes 0 -> 1 in
-    step_size_up steps and back in step_size_down; scale is 1, 1/2^(cycles done) or
+    step_size_up steps and back in step_size_down; scale is 1, 1/2^(completed cycles) or
     gamma^t by mode.
 
     base_lr: The lowest rate.
     max_lr: The highest rate.
     step_size_up: Steps up.
-    step_size_down: Steps down; null for as many as up.
-    mode: How the height changes.
-    gamma: What each step multiplies the height by in exp_range.
-    cycle_momentum: Cycle the momentum, or the first of betas, against the rate.
-    base_momentum: The lowest momentum, where the rate is highest.
-    max_momentum: The highest momentum, where the rate is base_lr.
+    step_size_down: Steps down; null means step_size_up.
+    mode: Change of the height from cycle to cycle.
+    gamma: Factor of the height per step in exp_range.
+    cycle_momentum: Cycle the momentum, or the first of betas, inversely to the
+        rate.
+    base_momentum: The lowest momentum, at the highest rate.
+    max_momentum: The highest momentum, at base_lr.
     """
     return {
         "name": "cyclic",
@@ -133,7 +134,7 @@ def exponential(
 
     lr_t = lr * gamma^t.
 
-    gamma: What each step multiplies the rate by.
+    gamma: Factor of the rate per step.
     """
     return {
         "name": "exponential",
@@ -152,9 +153,9 @@ def linear(
     lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) /
     total_iters).
 
-    start_factor: What the rate is multiplied by at the first step.
-    end_factor: What it is multiplied by from total_iters on.
-    total_iters: Steps from one to the other.
+    start_factor: Factor of the base rate at the first step.
+    end_factor: Factor of the base rate from step total_iters on.
+    total_iters: Steps from start_factor to end_factor.
     """
     return {
         "name": "linear",
@@ -175,7 +176,7 @@ def multistep(
 
     milestones: Steps at which the rate decays, in ascending order; one that is
         listed twice decays twice.
-    gamma: What each decay multiplies the rate by.
+    gamma: Factor of the rate per decay.
     """
     return {
         "name": "multistep",
@@ -205,14 +206,16 @@ def one_cycle(
 
     max_lr: The highest rate.
     total_steps: Steps of the whole cycle.
-    pct_start: The part of the cycle in which the rate goes up.
-    anneal_strategy: The line between two rates.
-    cycle_momentum: Cycle the momentum, or the first of betas, against the rate.
+    pct_start: Fraction of the cycle in which the rate rises.
+    anneal_strategy: Shape of the curve between two rates.
+    cycle_momentum: Cycle the momentum, or the first of betas, inversely to the
+        rate.
     base_momentum: The lowest momentum, where the rate is highest.
     max_momentum: The highest momentum.
-    div_factor: max_lr is this times the first rate.
-    final_div_factor: The first rate is this times the last.
-    three_phase: Go down as long as up, then on to the last rate.
+    div_factor: Ratio of max_lr to the first rate.
+    final_div_factor: Ratio of the first rate to the last.
+    three_phase: Fall to the first rate in as many steps as the rise, then to the
+        last rate.
     """
     return {
         "name": "one_cycle",
@@ -239,7 +242,7 @@ def polynomial(
     lr_t = lr * (1 - min(t, total_iters) / total_iters)^power.
 
     total_iters: Steps until 0.
-    power: Any number of at least 0, whole or not.
+    power: Exponent: any number of at least 0, not only integers.
     """
     return {
         "name": "polynomial",
@@ -258,7 +261,8 @@ def sequence(
     lr_t = schedules[i] at step t - milestones[i-1] with the same base rate, i = number
     of milestones <= t.
 
-    schedules: One more than the milestones; may hold sequences.
+    schedules: One schedule more than milestones; a schedule may be a sequence
+        itself.
     milestones: Steps at which the next schedule begins, in ascending order.
     """
     return {
@@ -278,7 +282,7 @@ def step(
     lr_t = lr * gamma^floor(t / step_size).
 
     step_size: Steps between two decays.
-    gamma: What each decay multiplies the rate by.
+    gamma: Factor of the rate per decay.
     """
     return {
         "name": "step",

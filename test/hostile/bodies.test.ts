@@ -99,7 +99,7 @@ const bomb = Buffer.from(`"${"a".repeat(17 * 2 ** 20)}"`);
 
 /** Refusals due to headers have the same status on /rpc and on REST. */
 const HEADED: Readonly<Record<string, Headed>> = {
-  "a content type that is none": unsupported("Content-Type", { type: "json", says: /application\/json, application\/vnd.msgpack/ }),
+  "an invalid content type": unsupported("Content-Type", { type: "json", says: /application\/json, application\/vnd.msgpack/ }),
   "text/plain": unsupported("Content-Type", { type: "text/plain", says: /found text\/plain/ }),
   "a form": unsupported("Content-Type", { type: "application/x-www-form-urlencoded" }),
   "an octet stream": unsupported("Content-Type", { type: "application/octet-stream" }),

@@ -45,9 +45,9 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "an unknown optimizer": invalid(step({ optimizer: { name: "adamv" } }), "/optimizer/name", /one of .*\(the nearest is adamw\)/),
   "an optimizer called __proto__": invalid(step({ optimizer: { name: "__proto__" } }), "/optimizer/name", /one of/),
   "an optimizer called constructor": invalid(step({ optimizer: { name: "constructor" } }), "/optimizer/name", /one of/),
-  "an optimizer in capitals that another is a part of": invalid(step({ optimizer: { name: "AdamW" } }), "/optimizer/name", /the nearest is adamw\)/),
-  "an optimizer that is like none": invalid(step({ optimizer: { name: "shampoo" } }), "/optimizer/name", /, sgd, found "shampoo"/),
-  "a hyperparameter that is like none": invalid(
+  "an optimizer in wrong capitals whose name contains another": invalid(step({ optimizer: { name: "AdamW" } }), "/optimizer/name", /the nearest is adamw\)/),
+  "an unknown optimizer without a similar name": invalid(step({ optimizer: { name: "shampoo" } }), "/optimizer/name", /, sgd, found "shampoo"/),
+  "an unknown hyperparameter without a similar name": invalid(
     optimizer({ learning_rate: 1 }),
     "/optimizer/learning_rate",
     /a known field \(one of name, lr, .*\), found "learning_rate"/,
@@ -82,7 +82,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "betas by name": invalid(optimizer({ betas: { beta1: 0.9 } }), "/optimizer/betas", /expected array, found an object/),
   "an eps below zero": invalid(optimizer({ eps: -1 }), "/optimizer/eps", /at least 0/),
   "a flag that is a number": invalid(optimizer({ amsgrad: 1 }), "/optimizer/amsgrad", /expected boolean, found 1/),
-  "a choice that is none": invalid(
+  "a value outside the choices": invalid(
     step({ optimizer: { name: "adamw", weight_decay_scale: "LR" } }),
     "/optimizer/weight_decay_scale",
     /one of lr, schedule, none, found "LR"/,
@@ -161,7 +161,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     /found an array of 2/,
   ),
   "a value that float32 cannot hold": invalid(plain({ values: [1, 2, 3, 1e39] }), "/grads/w/values/3", /range of F32/),
-  "a dtype that is none": invalid(plain({ dtype: "F33" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
+  "an unknown dtype": invalid(plain({ dtype: "F33" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
   "a dtype that steps are not computed in": invalid(plain({ dtype: "I64" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
   // Errors behind the first slice of a check.
   "a value behind many": invalid(

@@ -1,4 +1,4 @@
-/** A raw HTTP/1.1 connection for tests: it sends what it is told, when it is told, and stops reading on command. */
+/** A raw HTTP/1.1 connection for tests, which decide when it sends and when it stops reading. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import net from "node:net";
@@ -21,8 +21,8 @@ export class RawClient implements Disposable {
     socket.on("data", (chunk) => {
       this.#received = Buffer.concat([this.#received, chunk]);
     });
-    socket.on("error", () => {}); // A reset is one of the ends that tests look for.
-    // Not events.once, which fails at a reset.
+    socket.on("error", () => {}); // Tests expect resets, too.
+    // events.once() would reject on a reset.
     this.#closed = new Promise((resolve) => socket.once("close", resolve));
   }
 
@@ -36,18 +36,18 @@ export class RawClient implements Disposable {
     this.socket.write(data);
   }
 
-  /** Sends the head of a POST. */
+  /** Sends the head of a POST request. */
   head(path: string, headers: Readonly<Record<string, string | number>>): void {
     const lines = Object.entries({ Host: "test", "Content-Type": MSGPACK, ...headers }).map(([name, value]) => `${name}: ${value}\r\n`);
     this.send(`POST ${path} HTTP/1.1\r\n${lines.join("")}\r\n`);
   }
 
-  /** Sends one chunk of a body without a length; an empty one ends it. */
+  /** Sends one chunk of a body without a length; an empty chunk ends the body. */
   chunk(data: Uint8Array): void {
     this.send(Buffer.concat([Buffer.from(`${data.length.toString(16)}\r\n`), data, Buffer.from("\r\n")]));
   }
 
-  /** The next reply, or null if the connection ends before it. */
+  /** Returns the next reply, or null if the connection ends first. */
   async reply(): Promise<RawReply | null> {
     for (;;) {
       const end = this.#received.indexOf("\r\n\r\n");
@@ -67,22 +67,22 @@ export class RawClient implements Disposable {
     }
   }
 
-  /** Waits until the other side has closed the connection. */
+  /** Waits until the server has closed the connection. */
   async closed(): Promise<void> {
     await this.#closed;
   }
 
-  /** Sends the head of a call with Expect, and waits until the service has admitted it. */
+  /** Sends a request head with Expect, and waits until the service has admitted it. */
   async hold(length: number, path = "/v1/step"): Promise<void> {
     this.head(path, { "Content-Length": length, Expect: "100-continue" });
     const reply = await this.reply();
     assert.equal(reply?.status, 100, reply?.body.toString("latin1"));
   }
 
-  /** As hold, and goes on sending at a rate that lets it keep its memory, until the connection ends. */
+  /** Like hold(), then keeps sending, fast enough to keep its memory, until the connection ends. */
   async keep(length: number, path = "/v1/step"): Promise<void> {
     await this.hold(length, path);
-    // Four times what the default request timeout of 300 s asks for; never the whole body.
+    // Four times the rate that the default request timeout of 300 s demands, without completing the body.
     const piece = Buffer.alloc(Math.ceil(length / 1500));
     let left = length - 1;
     const timer = setInterval(() => {
@@ -98,7 +98,7 @@ export class RawClient implements Disposable {
   }
 }
 
-/** Asks a metric, over and over, until it has the value: each look is one call of the service. */
+/** Polls a metric until its value is accepted. Each poll is one HTTP call. */
 export const until = async (service: TestService, metric: string, accepts: (value: number) => boolean): Promise<void> => {
   const deadline = performance.now() + 30_000;
   for (;;) {
@@ -108,14 +108,14 @@ export const until = async (service: TestService, metric: string, accepts: (valu
   }
 };
 
-/** Waits until every lease has been given back. */
+/** Waits until all leases are released. */
 export const untilEmpty = async (service: TestService): Promise<void> => {
   await until(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
   await until(service, "stepd_in_flight_requests", (calls) => calls === 0);
   await until(service, "stepd_in_flight_bytes", (bytes) => bytes === 0);
 };
 
-/** A step of SGD whose right result is easy to tell: parameters of `value`, gradients of 1, lr 1. */
+/** A step of SGD with a known result: parameters `value`, gradients 1, lr 1. */
 export const sgdParams = (elements: number, value: number, optimizer: object = { name: "sgd", lr: 1 }) => ({
   optimizer,
   params: writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(value) } }),
@@ -124,16 +124,16 @@ export const sgdParams = (elements: number, value: number, optimizer: object = {
 
 export const sgdBody = (elements: number, value: number, optimizer?: object): Buffer => pack(sgdParams(elements, value, optimizer));
 
-/** The service for tests of memory: little of it. */
+/** Starts a service with little memory. */
 export const serveSmall = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", ...env });
 
-/** A reply of sgdParams' step has so many elements, all of this value. */
+/** Asserts that the reply to a step of sgdParams has the expected number of elements and value. */
 export const requireRight = (body: Uint8Array, elements: number, expected: number): void => {
   const data = readTensors((unpack(body) as { params: Uint8Array }).params)["w"]?.data;
   assert.deepEqual([data?.length, data?.every((value) => value === expected)], [elements, true]);
 };
 
-/** The service steps right, and holds nothing. */
+/** Asserts that the service holds nothing and steps correctly. */
 export const requireWell = async (service: TestService): Promise<void> => {
   await untilEmpty(service);
   const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3, 5));

@@ -1,4 +1,4 @@
-/** Admission by bytes before a body is read. */
+/** Admission of bodies by their size, before they are read. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { gzipSync } from "node:zlib";
@@ -7,7 +7,7 @@ import { RawClient, requireRight, requireWell, serveSmall as serve, sgdBody, unt
 
 const MIB = 2 ** 20;
 
-test("Expect: 100-continue gets 100 only once there is room, and then the call is done", async () => {
+test("a call with Expect gets 100 once there is room, and is then answered", async () => {
   await using service = await serve();
   using client = await RawClient.connect(service);
   const body = sgdBody(1000, 2);
@@ -20,7 +20,7 @@ test("Expect: 100-continue gets 100 only once there is room, and then the call i
   await requireWell(service);
 });
 
-test("without room a call gets 429 with Retry-After in place of 100, and others are not disturbed", async () => {
+test("a call without room gets 429 with Retry-After instead of 100, and other calls continue", async () => {
   await using service = await serve();
   using first = await RawClient.connect(service);
   using second = await RawClient.connect(service);
@@ -42,7 +42,7 @@ test("without room a call gets 429 with Retry-After in place of 100, and others 
   await third.hold(8 * MIB);
 });
 
-test("429 comes before the body is read, also to a caller that does not ask; it may go on on the same connection", async () => {
+test("429 comes before the body is read, even without Expect, and the connection stays usable", async () => {
   await using service = await serve();
   using holder = await RawClient.connect(service);
   using client = await RawClient.connect(service);
@@ -62,7 +62,7 @@ test("429 comes before the body is read, also to a caller that does not ask; it 
   await requireWell(service);
 });
 
-test("what can never fit gets 413 in place of 100, without Retry-After", async () => {
+test("a body that can never fit gets 413 instead of 100, without Retry-After", async () => {
   await using service = await serve();
   for (const length of [17 * MIB, 2 ** 32, 2 ** 40]) {
     using client = await RawClient.connect(service);
@@ -73,7 +73,7 @@ test("what can never fit gets 413 in place of 100, without Retry-After", async (
   await requireWell(service);
 });
 
-test("a JSON body over its own limit gets 413, however large the arena is", async () => {
+test("a JSON body above the JSON limit gets 413, however large the arena is", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "512", STEPD_MAX_JSON_MIB: "100" });
   using client = await RawClient.connect(service);
   client.head("/v1/step", { "Content-Type": "application/json", "Content-Length": 101 * MIB, Expect: "100-continue" });
@@ -82,7 +82,7 @@ test("a JSON body over its own limit gets 413, however large the arena is", asyn
   assert.match(reply.body.toString(), /at most 104857600 bytes of JSON/);
 });
 
-test("JSON has a limit of its own for all calls at once, also for replies; MessagePack goes on beside it", async () => {
+test("the JSON limit holds for all calls and replies together, and MessagePack is not affected", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "2" });
   using held = await RawClient.connect(service);
   held.head("/v1/step", { "Content-Type": "application/json", "Content-Length": 2 * MIB - 4096, Expect: "100-continue" });
@@ -91,13 +91,13 @@ test("JSON has a limit of its own for all calls at once, also for replies; Messa
   const json = JSON.stringify({ optimizer: { name: "sgd" }, params: { w: { shape: [1], values: [1] } }, grads: {} });
   const post = (body: string, headers: Readonly<Record<string, string>> = {}) => service.post("/v1/step", body, "application/json", headers);
   const large = json.replace("[1]}", `[1]}${" ".repeat(12_000)}`);
-  // What was sent is on its way until it is refused.
+  // The held bytes take effect once the server has received them; calls are refused from then on.
   let refused = await post(large);
   while (refused.status === 200) refused = await post(large);
   assert.deepEqual([refused.status, ((await refused.json()) as { name: string }).name], [429, "OVERLOADED"]);
   assert.match(refused.headers.get("retry-after") ?? "", /^[1-9]\d*$/);
   assert.equal((await post(json)).status, 200, "what is left is for small ones");
-  // As it grows, without a length.
+  // A chunked body is refused as it grows.
   using chunked = await RawClient.connect(service);
   chunked.head("/v1/step", { "Content-Type": "application/json", "Transfer-Encoding": "chunked" });
   chunked.chunk(Buffer.from(large));
@@ -115,7 +115,7 @@ test("JSON has a limit of its own for all calls at once, also for replies; Messa
   await requireWell(service);
 });
 
-test("a refusal reaches a caller that closes after its call and is still sending", async () => {
+test("a refusal reaches a caller that closes after its call, even while it is still sending", async () => {
   await using service = await serve();
   for (let call = 0; call < 5; call++) {
     using client = await RawClient.connect(service);
@@ -126,14 +126,14 @@ test("a refusal reaches a caller that closes after its call and is still sending
   }
 });
 
-test("a reply in JSON that is larger than all memory for JSON gets 413 before it is made", async () => {
+test("a JSON reply larger than the JSON limit gets 413 before it is encoded", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "1" });
   const reply = await service.post("/v1/step", sgdBody(2 * MIB, 2), MSGPACK, { Accept: "application/json" });
   assert.equal(reply.status, 413);
   await requireWell(service);
 });
 
-test("a call without a body is answered while the arena is full", async () => {
+test("a call without a body is answered even if the arena is full", async () => {
   await using service = await serve();
   using holder = await RawClient.connect(service);
   await holder.keep(16 * MIB);
@@ -142,7 +142,7 @@ test("a call without a body is answered while the arena is full", async () => {
   assert.equal((await fetch(`${service.url}/health/ready`)).status, 200);
 });
 
-test("a body of unknown length grows to what it needs, up to nearly the whole arena", async () => {
+test("a chunked body grows as needed, up to nearly the whole arena", async () => {
   await using service = await serve();
   const elements = 1700 * 1000;
   const body = sgdBody(elements, 2);
@@ -157,7 +157,7 @@ test("a body of unknown length grows to what it needs, up to nearly the whole ar
   await requireWell(service);
 });
 
-test("bodies of unknown length that grow side by side keep their bytes", async () => {
+test("chunked bodies that grow side by side keep their bytes", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64" });
   const elements = 300 * 1000;
   const clients = await Promise.all(Array.from({ length: 4 }, () => RawClient.connect(service)));
@@ -179,7 +179,7 @@ test("bodies of unknown length that grow side by side keep their bytes", async (
   await requireWell(service);
 });
 
-test("a body of unknown length that outgrows the arena gets 413, one that others leave no room gets 429", async () => {
+test("a chunked body larger than the arena gets 413; one that fits but lacks room gets 429", async () => {
   await using service = await serve();
   const large = async (): Promise<number | undefined> => {
     using client = await RawClient.connect(service);
@@ -203,7 +203,7 @@ test("a body of unknown length that outgrows the arena gets 413, one that others
   await requireWell(service);
 });
 
-test("a chunked body fits the smallest arena there is", async () => {
+test("a chunked body fits into the smallest arena", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "1" });
   using client = await RawClient.connect(service);
   const body = sgdBody(1000, 3);
@@ -215,7 +215,7 @@ test("a chunked body fits the smallest arena there is", async () => {
   requireRight(reply.body, 1000, 2);
 });
 
-test("the sum of all bodies never passes the arena, whatever 60 callers do at once", async () => {
+test("the sum of all bodies never exceeds the arena, with 60 parallel callers", async () => {
   await using service = await serve();
   const sizes = Array.from({ length: 60 }, (_, index) => 1000 + 50_000 * (index % 9));
   const statuses = await Promise.all(

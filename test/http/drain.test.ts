@@ -1,4 +1,4 @@
-/** SIGTERM with calls on their way in and out, and all of it over a Unix socket. */
+/** SIGTERM while calls arrive and replies leave, over TCP and over a Unix socket. */
 import assert from "node:assert/strict";
 import { mkdtemp, rm } from "node:fs/promises";
 import http from "node:http";
@@ -11,7 +11,7 @@ import { RawClient, sgdBody } from "./_client.ts";
 
 const MIB = 2 ** 20;
 
-/** What `path` answers, over TCP or a Unix socket, on a connection of its own. */
+/** Sends a request over TCP or a Unix socket, on a separate connection. */
 const ask = (
   { url }: TestService,
   path: string,
@@ -35,7 +35,7 @@ const ask = (
     request.on("error", reject).end(body);
   });
 
-/** Sends SIGTERM and waits until the service says that it is not ready. */
+/** Sends SIGTERM and waits until the service reports that it is not ready. */
 const term = async (service: TestService): Promise<void> => {
   service.process.kill("SIGTERM");
   const deadline = performance.now() + 5000;
@@ -84,9 +84,9 @@ const drains = async (env: Readonly<Record<string, string>>): Promise<void> => {
 
 test("a drain lets an upload finish, refuses new calls with 503, and exits with 0", () => drains({}));
 
-test("so does a drain over a Unix socket", () => withSocket((path) => drains({ STEPD_SOCKET: path })));
+test("a drain does the same over a Unix socket", () => withSocket((path) => drains({ STEPD_SOCKET: path })));
 
-test("a drain lets a reply go out whole to a slow reader", async () => {
+test("a drain lets a slow reader receive a reply to its end", async () => {
   await using service = await TestService.start();
   using client = await RawClient.connect(service);
   const body = sgdBody(4 * MIB, 2);
@@ -106,7 +106,7 @@ test("a drain lets a reply go out whole to a slow reader", async () => {
   assert.equal(await service.stop(), 0);
 });
 
-test("a drain without calls ends at once, also with connections that are kept open", async () => {
+test("a drain without calls ends at once, even with idle keep-alive connections", async () => {
   await using service = await TestService.start();
   using client = await RawClient.connect(service);
   const body = sgdBody(10, 2);
@@ -117,7 +117,7 @@ test("a drain without calls ends at once, also with connections that are kept op
   await client.closed();
 });
 
-test("calls that come in one after the other while the service drains do not keep it", async () => {
+test("new calls during a drain do not delay its end", async () => {
   await using service = await TestService.start();
   using client = await RawClient.connect(service);
   await client.hold(100);
@@ -132,7 +132,7 @@ test("calls that come in one after the other while the service drains do not kee
   await Promise.all(hammers);
 });
 
-test("a step over a Unix socket is the step over TCP, byte for byte", () =>
+test("a step over a Unix socket returns the same bytes as over TCP", () =>
   withSocket(async (path) => {
     const body = sgdBody(1_000_000, 7);
     await using unix = await TestService.start({ STEPD_SOCKET: path });

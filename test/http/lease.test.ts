@@ -1,4 +1,4 @@
-/** Leases are given back on every way that a call can end. */
+/** Every end of a call releases its leases. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, readReply, type TestService } from "../support/service.ts";
@@ -7,7 +7,7 @@ import { RawClient, requireRight, requireWell, serveSmall as serve, sgdBody, sgd
 const MIB = 2 ** 20;
 
 for (const how of ["destroys", "ends"] as const) {
-  test(`a client that ${how} its connection in the middle of an upload leaves nothing behind`, async () => {
+  test(`a client that ${how} its connection in mid-upload leaves nothing behind`, async () => {
     await using service = await serve();
     using client = await RawClient.connect(service);
     await client.hold(8 * MIB);
@@ -20,13 +20,13 @@ for (const how of ["destroys", "ends"] as const) {
   });
 }
 
-/** Sends a step whose reply is far larger than what sockets hold back, and reads nothing of it. */
+/** Sends a step whose reply far exceeds the socket buffers, and reads none of it. */
 const stall = async (service: TestService): Promise<RawClient> => {
   const client = await RawClient.connect(service);
   const body = sgdBody(4 * MIB, 2);
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);
-  // From the first bytes of the reply on nothing more is read.
+  // Stops reading at the first bytes of the reply.
   const begun = new Promise<boolean>((resolve) => {
     client.socket.once("data", () => {
       client.socket.pause();
@@ -38,14 +38,14 @@ const stall = async (service: TestService): Promise<RawClient> => {
   return client;
 };
 
-test("a client that goes away in the middle of its reply leaves nothing behind", async () => {
+test("a client that disconnects in mid-reply leaves nothing behind", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64" });
   using client = await stall(service);
   client.socket.destroy();
   await requireWell(service);
 });
 
-test("a slow reader keeps its reply whole while other calls are served", async () => {
+test("a slow reader receives its whole reply while other calls are served", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "128" });
   using client = await stall(service);
   for (let i = 0; i < 5; i++) await service.call("optimizer.step", sgdParams(1_000_000, 9));
@@ -56,7 +56,7 @@ test("a slow reader keeps its reply whole while other calls are served", async (
   await requireWell(service);
 });
 
-test("silence in an upload ends the connection after the idle time", async () => {
+test("silence in an upload ends the connection after the idle timeout", async () => {
   await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: "1000" });
   using client = await RawClient.connect(service);
   await client.hold(8 * MIB);
@@ -65,13 +65,13 @@ test("silence in an upload ends the connection after the idle time", async () =>
   await requireWell(service);
 });
 
-test("a client that does not read its reply is cut off after the idle time", async () => {
+test("a client that does not read its reply is cut off after the idle timeout", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_IDLE_TIMEOUT_MS: "3000" });
   using _ = await stall(service);
   await requireWell(service);
 });
 
-test("a client that does not read its replies is cut off after the request time, the one that waits behind another as well", async () => {
+test("unread replies are cut off after the request timeout, including one that waits behind another", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_REQUEST_TIMEOUT_MS: "1000" });
   using client = await RawClient.connect(service);
   client.socket.pause();
@@ -81,7 +81,7 @@ test("a client that does not read its replies is cut off after the request time,
     client.head("/rpc", { "Content-Length": slow.length });
     client.send(slow);
   }
-  // Ready before those in front of it, and with a state larger than what the system holds of a reply.
+  // This reply is ready before those in front of it, and larger than the socket buffers.
   const body = pack({ ...sgdParams(MIB, 3), optimizer: { name: "adamw" } });
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);
@@ -89,11 +89,11 @@ test("a client that does not read its replies is cut off after the request time,
   await requireWell(service);
 });
 
-test("a call that takes longer than the idle time is answered", async () => {
-  // This process sends and reads without a pause of that length, also on a busy machine.
+test("a call that takes longer than the idle timeout is answered", async () => {
+  // Longer than any pause of this process while it sends and reads, even on a busy machine.
   const idleMs = 250;
   await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: `${idleMs}` });
-  // Each level costs as much as the one within it and more.
+  // Each level costs more than the level inside it.
   let schedule: object = { name: "cosine_warm_restarts", T_0: 10, T_mult: 2 };
   for (let level = 0; level < 4; level++) schedule = { name: "sequence", schedules: [{ name: "exponential", gamma: 0.9999 }, schedule], milestones: [5] };
   const call = { jsonrpc: "2.0", id: 1, method: "schedule.evaluate", params: { schedule, from: 2 ** 40, count: 10_000 } };
@@ -105,7 +105,7 @@ test("a call that takes longer than the idle time is answered", async () => {
   assert.ok(took > idleMs, `it took only ${took} ms`);
 });
 
-test("an upload that drips is ended after the request time, however busy it looks", async () => {
+test("an upload that trickles is ended after the request timeout", async () => {
   await using service = await serve({ STEPD_REQUEST_TIMEOUT_MS: "1000" });
   using client = await RawClient.connect(service);
   await client.hold(8 * MIB);
@@ -115,14 +115,14 @@ test("an upload that drips is ended after the request time, however busy it look
   await requireWell(service);
 });
 
-test("headers that never end are cut off after the request time", async () => {
+test("headers that never end are cut off after the request timeout", async () => {
   await using service = await serve({ STEPD_REQUEST_TIMEOUT_MS: "1000" });
   using client = await RawClient.connect(service);
   client.send("POST /rpc HTTP/1.1\r\nHost: x\r\nX-A: ");
   await client.closed();
 });
 
-test("errors give back what they hold, at every point where a call can fail", async () => {
+test("every error releases its leases, at any point where a call can fail", async () => {
   await using service = await serve();
   const good = sgdParams(100_000, 1);
   for (const params of [
@@ -137,13 +137,13 @@ test("errors give back what they hold, at every point where a call can fail", as
   await requireWell(service);
 });
 
-test("the rest of a refused body that grows does not give its memory back a second time", async () => {
+test("the rest of a refused chunked body does not release its memory a second time", async () => {
   await using service = await serve({ STEPD_MAX_JSON_MIB: "1" });
   using refused = await RawClient.connect(service);
   refused.head("/v1/step", { "Content-Type": "application/json", "Transfer-Encoding": "chunked" });
   for (let sent = 0; sent < 1.1 * MIB; sent += 50_000) refused.chunk(Buffer.alloc(50_000, " "));
   assert.equal((await refused.reply())?.status, 413);
-  // Its memory is another's by now; only then does the body end.
+  // Another call takes the freed memory; only then does the refused body end.
   using victim = await RawClient.connect(service);
   const body = sgdBody(MIB / 2, 2);
   victim.head("/v1/step", { "Content-Length": body.length });
@@ -158,7 +158,7 @@ test("the rest of a refused body that grows does not give its memory back a seco
   await requireWell(service);
 });
 
-/** A small step is right, and the arena holds what it held before. */
+/** Asserts that a small step is right, and that the arena holds only what it held before. */
 const requireWellBeside = async (service: TestService, held: number): Promise<void> => {
   for (let step = 0; step < 5; step++) {
     const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3000, 5));
@@ -168,7 +168,7 @@ const requireWellBeside = async (service: TestService, held: number): Promise<vo
   assert.ok(used >= held && used < held + 65536, `${used} bytes are in use, ${held} held`);
 };
 
-test("a reply that is not read in time is cut off, and its memory given back", async () => {
+test("a reply that is not read in time is cut off, and its memory is released", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_REQUEST_TIMEOUT_MS: "2000", STEPD_IDLE_TIMEOUT_MS: "60000" });
   using client = await stall(service);
   await until(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count > 0);
@@ -176,7 +176,7 @@ test("a reply that is not read in time is cut off, and its memory given back", a
   client.socket.destroy();
 });
 
-test("replies beside the arena have a limit for all calls at once", async () => {
+test("replies outside the arena have a common limit", async () => {
   await using service = await serve({ STEPD_MAX_JSON_MIB: "1", STEPD_MAX_IN_FLIGHT: "64" });
   const evaluate = { jsonrpc: "2.0", id: 1, method: "schedule.evaluate", params: { schedule: { name: "cosine", T_max: 3 }, count: 10_000 } };
   const status = async (calls: number): Promise<number> =>
@@ -186,7 +186,7 @@ test("replies beside the arena have a limit for all calls at once", async () => 
   await requireWell(service);
 });
 
-test("many small values have a limit for all calls at once, in JSON and in MessagePack", async () => {
+test("values outside the arena have a common limit, in JSON and in MessagePack", async () => {
   await using service = await serve({ STEPD_MAX_JSON_MIB: "1" });
   const call = (count: number) => ({ jsonrpc: "2.0", id: 1, method: "optimizer.list", params: { x: Array.from({ length: count }, () => ({})) } });
   for (const [count, name] of [

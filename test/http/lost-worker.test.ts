@@ -1,4 +1,4 @@
-/** A step that loses a worker in the middle of a shard: taken again where its bytes are still there, else sent back for the caller to repeat. */
+/** A step that loses a worker in the middle: the service repeats it if its inputs are intact; otherwise the caller must send it again. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { readConfig } from "../../src/config.ts";
@@ -9,7 +9,7 @@ import { JSON_TYPE, MSGPACK, pack, unpack } from "../support/service.ts";
 import { readTensors, writeTensors } from "../support/tensors.ts";
 import { requireRight, sgdBody } from "./_client.ts";
 
-/** More than runs on the main thread. */
+/** More elements than the main thread computes itself. */
 const ELEMENTS = 300_000;
 
 const folder = new SharedFolder();
@@ -24,7 +24,7 @@ after(async () => {
   folder[Symbol.dispose]();
 });
 
-/** The next `count` jobs overwrite what they are to overwrite, and then say that they lost a worker. */
+/** Makes the next `count` jobs write their results, and then report a lost worker. */
 const lose = (count: number): void => {
   const run = service.pool.run.bind(service.pool);
   let left = count;
@@ -41,7 +41,7 @@ const post = (path: string, body: Uint8Array | string, type: string): Promise<Re
 const tensors = (value: number): Uint8Array => writeTensors({ w: { shape: [ELEMENTS], data: new Float32Array(ELEMENTS).fill(value) } });
 const optimizer = { name: "sgd", lr: 1 };
 
-test("a body that was sent is overwritten: 503 with Retry-After on both doors, and the same call again is right", async () => {
+test("a step on sent bytes gets 503 with Retry-After over RPC and REST, and succeeds when sent again", async () => {
   lose(1);
   const refused = await post("/v1/step", sgdBody(ELEMENTS, 3), MSGPACK);
   assert.deepEqual([refused.status, refused.headers.get("retry-after")], [503, "1"]);
@@ -56,7 +56,7 @@ test("a body that was sent is overwritten: 503 with Retry-After on both doors, a
   requireRight(new Uint8Array(await again.arrayBuffer()), ELEMENTS, 2);
 });
 
-test("a step on a shared file is taken again, to its right result", async () => {
+test("a step on a shared file is repeated, with the right result", async () => {
   const [params, grads] = folder.write("blobs", tensors(3), tensors(1)) as [Place, Place];
   lose(1);
   const reply = await post("/v1/step", pack({ optimizer, params, grads }), MSGPACK);
@@ -66,7 +66,7 @@ test("a step on a shared file is taken again, to its right result", async () => 
   assert.ok(data?.length === ELEMENTS && data.every((value) => value === 2));
 });
 
-test("a step whose numbers came as lists is taken again, once", async () => {
+test("a step on lists of numbers is repeated once", async () => {
   const list = (value: number) => ({ w: { shape: [ELEMENTS], values: new Array<number>(ELEMENTS).fill(value) } });
   const body = JSON.stringify({ optimizer, params: list(3), grads: list(1) });
   lose(1);

@@ -1,4 +1,4 @@
-/** Media types, compression, digests, request ids, keep-alive, and many callers at once. */
+/** Media types, compression, digests, request ids, keep-alive, and many parallel callers. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import http from "node:http";
@@ -21,7 +21,7 @@ const list = { jsonrpc: "2.0", id: 7, method: "optimizer.list" };
 const encoded = (type: string): string | Buffer => (type === JSON_TYPE ? JSON.stringify(list) : pack(list));
 
 for (const type of [JSON_TYPE, MSGPACK, "application/msgpack", "application/x-msgpack"]) {
-  test(`${type} gets its own type back`, async () => {
+  test(`a request in ${type} gets a reply in the same type`, async () => {
     const response = await service.post("/rpc", encoded(type), type);
     assert.deepEqual([response.status, response.headers.get("content-type")], [200, type]);
     assert.equal(((await readReply(response)) as { id: number }).id, 7);
@@ -70,7 +70,7 @@ for (const [type, accept, expected] of [
 const PROBLEM = ["code", "detail", "expected", "field", "found", "name", "request_id", "status", "title", "type"];
 const PROBLEM_TYPE = "application/problem+json";
 
-test("an error has the type that was asked for", async () => {
+test("an error has the requested media type", async () => {
   const body = JSON.stringify({ ...list, method: "none" });
   const rpc = await service.post("/rpc", body, JSON_TYPE, { Accept: MSGPACK });
   assert.equal(rpc.headers.get("content-type"), MSGPACK);
@@ -90,7 +90,7 @@ test("an error has the type that was asked for", async () => {
   }
 });
 
-test("so has a refusal that no method makes, on either door", async () => {
+test("a refusal before any method runs has the requested media type, over RPC and REST", async () => {
   for (const [method, path, headers, status, json] of [
     ["GET", "/nowhere", {}, 404, PROBLEM_TYPE],
     ["POST", "/v1/optimizers", { "Content-Type": MSGPACK }, 405, PROBLEM_TYPE],
@@ -109,12 +109,12 @@ test("so has a refusal that no method makes, on either door", async () => {
       assert.ok(path === "/rpc" ? (reply.error?.code ?? 0) < -32000 : reply.status === status);
     }
   }
-  // Without an Accept that can be met, the type of the request.
+  // If no type in Accept is supported, the reply has the request's type.
   const sent = await service.post("/v1/step", pack({}), MSGPACK, { Accept: "text/html" });
   assert.deepEqual([sent.status, sent.headers.get("content-type")], [406, MSGPACK]);
 });
 
-test("a step goes in as JSON and comes out as MessagePack, and the other way", async () => {
+test("a step in JSON can return MessagePack, and the reverse", async () => {
   const params = sgdParams(3, 2);
   const asJson = JSON.stringify({ ...params, params: params.params.toString("base64"), grads: params.grads.toString("base64") });
   const packed = (await readReply(await service.post("/v1/step", asJson, JSON_TYPE, { Accept: MSGPACK }))) as { params: Uint8Array; state: Uint8Array };
@@ -124,7 +124,7 @@ test("a step goes in as JSON and comes out as MessagePack, and the other way", a
   assert.deepEqual([...(readTensors(packed.params)["w"]?.data ?? [])], [1, 1, 1]);
 });
 
-test("plain tensors keep every value, the sign of zero and what is not finite", async () => {
+test("tensors by name keep every value, including negative zeros and non-finite values", async () => {
   const values = [0, -0, 1e-45, 3.4028234663852886e38, "NaN", "Infinity", "-Infinity"];
   const zeros = values.map(() => 0);
   const body = JSON.stringify({
@@ -147,7 +147,7 @@ for (const [encoding, compress] of [
   ["GZIP", gzipSync],
   ["identity", Buffer.from],
 ] as const) {
-  test(`JSON in ${encoding} is taken`, async () => {
+  test(`JSON with Content-Encoding ${encoding} is accepted`, async () => {
     const response = await service.post("/rpc", compress(Buffer.from(JSON.stringify(list))), JSON_TYPE, { "Content-Encoding": encoding });
     assert.equal(((await readReply(response)) as { id: number }).id, 7);
   });
@@ -156,23 +156,23 @@ for (const [encoding, compress] of [
 const digest = (bytes: Uint8Array): string => `sha-256=:${createHash("sha256").update(bytes).digest("base64")}:`;
 
 for (const type of [JSON_TYPE, MSGPACK]) {
-  test(`Want-Repr-Digest gets the digest of a reply in ${type}`, async () => {
+  test(`Want-Repr-Digest returns the digest of a reply in ${type}`, async () => {
     const response = await service.post("/v1/step", sgdBody(1000, 1), MSGPACK, { Accept: type, "Want-Repr-Digest": "sha-512=1, sha-256=5" });
     assert.equal(response.headers.get("repr-digest"), digest(new Uint8Array(await response.arrayBuffer())));
   });
 }
 
-test("without Want-Repr-Digest, or with it at 0, there is no digest", async () => {
+test("a reply has no digest without Want-Repr-Digest, or with weight 0", async () => {
   for (const headers of [{}, { "Want-Repr-Digest": "sha-256=0" }, { "Want-Repr-Digest": "sha-512=1" }] as Record<string, string>[])
     assert.equal((await service.post("/rpc", encoded(MSGPACK), MSGPACK, headers)).headers.get("repr-digest"), null);
 });
 
-test("a body with its right digest is taken", async () => {
+test("a body with a correct digest is accepted", async () => {
   const body = sgdBody(10, 1);
   assert.equal((await service.post("/v1/step", body, MSGPACK, { "Content-Digest": digest(body) })).status, 200);
 });
 
-test("X-Request-Id comes back, on results, errors, refusals and plain pages", async () => {
+test("X-Request-Id is returned with results, errors, refusals and pages", async () => {
   const headers = { "X-Request-Id": "trace-1:a.b_C" };
   const id = (response: Response): string | null => response.headers.get("x-request-id");
   assert.equal(id(await service.post("/rpc", encoded(MSGPACK), MSGPACK, headers)), "trace-1:a.b_C");
@@ -182,13 +182,13 @@ test("X-Request-Id comes back, on results, errors, refusals and plain pages", as
   for (const path of ["/v1", "/health/ready", "/nothing", "/rpc"]) assert.equal(id(await fetch(service.url + path, { headers })), "trace-1:a.b_C", path);
 });
 
-test("without one a request gets an id, another each time", async () => {
+test("a request without an id gets a new one each time", async () => {
   const ids = await Promise.all([1, 2, 3].map(async () => (await service.post("/rpc", encoded(MSGPACK), MSGPACK)).headers.get("x-request-id")));
   assert.equal(new Set(ids).size, 3);
   for (const id of ids) assert.match(id ?? "", /^[0-9a-f-]{36}$/);
 });
 
-test("a connection is kept for many calls, good and bad", async () => {
+test("a connection stays open over many calls, valid and invalid", async () => {
   const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
   const sockets = new Set<unknown>();
   const post = (body: Buffer): Promise<number> =>
@@ -208,7 +208,7 @@ test("a connection is kept for many calls, good and bad", async () => {
   agent.destroy();
 });
 
-test("calls that are sent without waiting are answered in their order", async () => {
+test("pipelined calls are answered in order", async () => {
   using client = await RawClient.connect(service);
   const bodies = Array.from({ length: 20 }, (_, index) => sgdBody(1 + index * 1000, index));
   for (const body of bodies) {
@@ -222,7 +222,7 @@ test("calls that are sent without waiting are answered in their order", async ()
   }
 });
 
-test("many callers at once each get their own result, on the calling thread and on the workers", async () => {
+test("many parallel callers each get their own result, inline and on workers", async () => {
   const next = random(9);
   const sizes = Array.from({ length: 40 }, (_, index) => (index % 8 === 0 ? 200_000 : 1 + Math.floor(Math.abs(next()) * 20_000)));
   const calls = sizes.map((elements, seed) => {
@@ -240,7 +240,7 @@ test("many callers at once each get their own result, on the calling thread and 
   }
 });
 
-test("HEAD of a page has the headers and no body", async () => {
+test("HEAD of a page returns its headers without a body", async () => {
   for (const path of ["/v1", "/v1/optimizers", "/health/live", "/metrics"]) {
     const response = await fetch(service.url + path, { method: "HEAD" });
     assert.equal(response.status, 200);
@@ -248,7 +248,7 @@ test("HEAD of a page has the headers and no body", async () => {
   }
 });
 
-test("joined replies that wait for their reader are not written over by others", async () => {
+test("joined replies that wait for their readers are not overwritten by other replies", async () => {
   const ELEMENTS = 15_000;
   const clients = await Promise.all(Array.from({ length: 3 }, () => RawClient.connect(service)));
   const CALLS = 100;

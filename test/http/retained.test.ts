@@ -1,4 +1,4 @@
-/** What is over is not kept: thousands of refused calls a second must leave nothing behind. In this process, to count its objects. */
+/** Finished calls stay in memory no longer, even at thousands of refusals per second. Runs the service in this process to count its objects. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import http from "node:http";
@@ -14,7 +14,7 @@ for (const [how, headers] of [
   ["asks before it sends its body", "Expect: 100-continue\r\n"],
   ["goes away in the middle of its body", ""],
 ] as const) {
-  test(`a refused call whose caller ${how} is not kept`, async () => {
+  test(`a refused call whose caller ${how} is not retained`, async () => {
     await using service = await Service.start(readConfig({ STEPD_PORT: "0", STEPD_ARENA_MIB: "8", STEPD_WORKERS: "1", STEPD_LOG_LEVEL: "silent" }));
     const refuse = async (): Promise<void> => {
       const socket = net.connect(Number(new URL(service.address).port), "127.0.0.1").on("error", () => {});
@@ -25,7 +25,7 @@ for (const [how, headers] of [
     };
     for (let call = 0; call < CALLS; call++) await refuse();
     const deadline = performance.now() + 10_000;
-    // Counting collects garbage first.
+    // queryObjects collects garbage before it counts.
     const kept = (): number => v8.queryObjects(http.IncomingMessage, { format: "count" }) as number;
     while (kept() > CALLS / 10 && performance.now() < deadline) await new Promise((resolve) => setTimeout(resolve, 50));
     assert.ok(kept() <= CALLS / 10, `${kept()} of ${CALLS} requests are kept`);

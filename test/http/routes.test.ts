@@ -1,4 +1,4 @@
-/** Every address of the service, and the REST twin against JSON-RPC. */
+/** Every address of the service, and the REST endpoints against JSON-RPC. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { errors } from "../../src/errors/errors.ts";
@@ -18,12 +18,12 @@ const get = async <T>(path: string): Promise<T> => {
   return (await response.json()) as T;
 };
 
-test("live and ready, also by KServe's names", async () => {
+test("live and ready answer, also under KServe's names", async () => {
   for (const path of ["/health/live", "/v2/health/live"]) assert.deepEqual(await get(path), { live: true });
   for (const path of ["/health/ready", "/v2/health/ready"]) assert.deepEqual(await get(path), { ready: true });
 });
 
-test("GET /v1 says the version, the kernels and the limits", async () => {
+test("GET /v1 returns the version, the kernels and the limits", async () => {
   const info = await get<{
     name: string;
     version: string;
@@ -37,12 +37,12 @@ test("GET /v1 says the version, the kernels and the limits", async () => {
   assert.match(info.version, /^\d+\.\d+\.\d+$/);
   for (const kernel of ["sgd_f32", "adam_f32", "lamb_apply_f32"]) assert.ok(info.kernels.includes(kernel));
   assert.ok((info.limits["arena_bytes"] ?? 0) > 31 * 2 ** 20);
-  // Without settings there are no cache and no shared folder.
+  // Both default settings: no cache and no shared folder.
   for (const [name, limit] of Object.entries(info.limits)) assert.ok(Number.isSafeInteger(limit) && limit > 0 === (name !== "cache_bytes"), name);
   assert.equal(info.shared_memory, false);
 });
 
-test("/metrics is for Prometheus", async () => {
+test("/metrics has Prometheus's format", async () => {
   const response = await fetch(`${service.url}/metrics`);
   assert.match(response.headers.get("content-type") ?? "", /^text\/plain; version=0\.0\.4/);
   const text = await response.text();
@@ -57,14 +57,14 @@ const rpc = async (method: string, params: unknown, type: string): Promise<unkno
   return reply.result;
 };
 
-test("GET /v1/optimizers is optimizer.list, and has all of the registry", async () => {
+test("GET /v1/optimizers equals optimizer.list and contains the whole registry", async () => {
   const { optimizers } = await get<{ optimizers: { name: string }[] }>("/v1/optimizers");
   assert.deepEqual(optimizers.map(({ name }) => name).sort(), [...registry.keys()].sort());
   assert.deepEqual({ optimizers }, await rpc("optimizer.list", {}, JSON_TYPE));
 });
 
 for (const name of registry.keys()) {
-  test(`GET /v1/optimizers/${name} is optimizer.describe, in both encodings`, async () => {
+  test(`GET /v1/optimizers/${name} equals optimizer.describe, in both encodings`, async () => {
     const described = await get<{ name: string; bytes_per_parameter: { in: number; out: number; state: number } }>(`/v1/optimizers/${name}`);
     assert.equal(described.name, name);
     const { in: into, out, state } = described.bytes_per_parameter;
@@ -76,7 +76,7 @@ for (const name of registry.keys()) {
   });
 }
 
-test("GET of an optimizer that there is none of is 404, with the nearest; JSON-RPC says that a parameter is wrong", async () => {
+test("GET of an unknown optimizer is 404 with a suggestion; JSON-RPC reports a wrong parameter", async () => {
   for (const [name, says] of [
     ["AdamV", /nearest is adamw\), found "AdamV"$/],
     ["nope", /, sgd, found "nope"$/],
@@ -94,7 +94,7 @@ test("GET of an optimizer that there is none of is 404, with the nearest; JSON-R
 
 const tensors = { w: { shape: [2], dtype: "F32", values: [1, 2] } };
 
-/** Parameters that every method with a POST of its own takes. */
+/** Valid parameters of every method that has a POST endpoint. */
 const GOOD: Readonly<Record<string, unknown>> = {
   "optimizer.step": { optimizer: { name: "adamw" }, params: tensors, grads: tensors },
   "optimizer.init": { optimizer: { name: "lamb" }, params: tensors },
@@ -108,7 +108,7 @@ interface OpenApi {
   readonly paths: Readonly<Record<string, Readonly<Record<string, { readonly operationId: string }>>>>;
 }
 
-test("every method of OpenRPC has its twin in OpenAPI, and gives the same there", async () => {
+test("every OpenRPC method has an OpenAPI endpoint that returns the same", async () => {
   const openRpc = await get<{ openrpc: string; methods: { name: string; errors: { code: number; data: { name: string } }[] }[] }>("/openrpc.json");
   const openApi = await get<OpenApi>("/openapi.json");
   assert.match(openRpc.openrpc, /^1\./);
@@ -137,11 +137,11 @@ test("every method of OpenRPC has its twin in OpenAPI, and gives the same there"
   }
 });
 
-test("rpc.discover is /openrpc.json", async () => {
+test("rpc.discover equals /openrpc.json", async () => {
   assert.deepEqual(await rpc("rpc.discover", {}, JSON_TYPE), await get("/openrpc.json"));
 });
 
-test("every reference in OpenRPC and in OpenAPI leads somewhere", async () => {
+test("every reference in the OpenRPC and OpenAPI documents resolves", async () => {
   for (const path of ["/openrpc.json", "/openapi.json"]) {
     const document = await get<object>(path);
     const check = (value: unknown): void => {
@@ -161,7 +161,7 @@ test("every reference in OpenRPC and in OpenAPI leads somewhere", async () => {
   }
 });
 
-test("the same request gives the same bytes, by either address and on any call", async () => {
+test("equal requests get equal bytes, by either address and in every call", async () => {
   const body = pack({ ...sgdParams(1000, 3), optimizer: { name: "adamw" } });
   const replies = await Promise.all([1, 2, 3].map(async () => Buffer.from(await (await service.post("/v1/step", body, MSGPACK)).arrayBuffer())));
   assert.ok(replies.every((reply) => reply.equals(replies[0] as Buffer)));

@@ -1,4 +1,4 @@
-/** Who may call: tokens and certificates, their renewal while the service runs, the admin port, CORS, and what the log says of a caller. */
+/** Access control: tokens and certificates with their renewal, the admin port, CORS, and what the log reveals about a caller. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
@@ -17,7 +17,7 @@ const ALICE = "alice-0123456789abcdef";
 const BOB = "bob-0123456789abcdef";
 const step = pack(sgdParams(3, 5));
 
-/** Replaces a file at once, as a mounted secret is. */
+/** Replaces a file atomically, as Kubernetes does with a mounted secret. */
 const replace = (path: string, text: string): void => {
   writeFileSync(`${path}.new`, text);
   renameSync(`${path}.new`, path);
@@ -40,7 +40,7 @@ const eventually = async (accepts: () => Promise<boolean>, what: string): Promis
   }
 };
 
-test("with a tokens file a call needs a token, over either door; health needs none", async () => {
+test("with a tokens file every call needs a token, over RPC and REST; health does not", async () => {
   await using service = await TestService.start({ STEPD_TOKENS_FILE: tokensFile() });
   const refused: readonly Readonly<Record<string, string>>[] = [
     {},
@@ -80,7 +80,7 @@ test("a caller without a token is refused before its body is admitted", async ()
   assert.deepEqual([reply?.status, reply?.headers.get("connection")], [401, "close"]);
 });
 
-test("tokens are taken over when the file changes; a broken file changes nothing", async () => {
+test("changed tokens take effect at once; a broken tokens file changes nothing", async () => {
   const path = tokensFile(`alice ${ALICE}\n`);
   await using service = await TestService.start({ STEPD_TOKENS_FILE: path, STEPD_LOG_LEVEL: "debug" });
   const statusOf = async (token: string): Promise<number> => (await service.post("/v1/step", step, MSGPACK, bearer(token))).status;
@@ -101,7 +101,7 @@ test("tokens are taken over when the file changes; a broken file changes nothing
   for (const secret of [ALICE, second, BOB]) assert.ok(!log.includes(secret), "a token is in the log");
 });
 
-test("a tokens file that is no such file stops the start with one line that repeats nothing of it", async () => {
+test("an invalid tokens file stops the start with one line that quotes nothing of it", async () => {
   for (const [text, message] of [
     ["", /expected at least one line/],
     ["# nobody\n", /expected at least one line/],
@@ -122,7 +122,7 @@ test("a tokens file that is no such file stops the start with one line that repe
   await assert.rejects(TestService.start({ STEPD_TOKENS_FILE: join(scratch, "absent") }), /STEPD_TOKENS_FILE: ENOENT/);
 });
 
-test("the log of a call has its request id, its traceparent and its caller, and no values of tensors", async () => {
+test("the log of a call has its request id, traceparent and caller, but no tensor values", async () => {
   await using service = await TestService.start({ STEPD_TOKENS_FILE: tokensFile(), STEPD_LOG_LEVEL: "trace" });
   const traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
   const body = JSON.stringify({
@@ -144,7 +144,7 @@ test("the log of a call has its request id, its traceparent and its caller, and 
   assert.doesNotMatch(service.log.join(""), /123456|98765|24691/);
 });
 
-test("with an admin port metrics are there only, and health on both", async () => {
+test("with an admin port, metrics are only there, and health is on both ports", async () => {
   await using service = await TestService.start({ STEPD_ADMIN_PORT: "0", STEPD_TOKENS_FILE: tokensFile() });
   const admin = service.admin ?? assert.fail("no admin address was printed");
   assert.notEqual(admin, service.url);
@@ -159,7 +159,7 @@ test("with an admin port metrics are there only, and health on both", async () =
   assert.equal(await service.stop(), 0);
 });
 
-test("no page of another origin may call unless its origin is listed", async () => {
+test("pages can call only from a listed origin", async () => {
   const preflight = (service: TestService, origin: string) =>
     fetch(`${service.url}/v1/step`, {
       method: "OPTIONS",
@@ -184,7 +184,7 @@ test("no page of another origin may call unless its origin is listed", async () 
   assert.equal(other.headers.get("access-control-allow-origin"), null);
 });
 
-/** Makes a key and a certificate that `ca` signs, or that signs itself. */
+/** Makes a key, and a certificate signed by `ca` or by itself. */
 const certificate = (name: string, ca?: string): { readonly cert: string; readonly key: string } => {
   const [cert, key] = [join(scratch, `${name}.pem`), join(scratch, `${name}.key`)];
   const signer =
@@ -204,11 +204,11 @@ const certificate = (name: string, ca?: string): { readonly cert: string; readon
 interface TlsReply {
   readonly status: number;
   readonly body: Buffer;
-  /** The common name of the server's certificate. */
+  /** Common name of the server's certificate. */
   readonly peer: string;
 }
 
-/** A step over a TLS connection of its own. */
+/** Sends a step over a separate TLS connection. */
 const callTls = (service: TestService, options: https.RequestOptions): Promise<TlsReply> =>
   new Promise((resolve, reject) => {
     const request = https.request(
@@ -224,7 +224,7 @@ const callTls = (service: TestService, options: https.RequestOptions): Promise<T
     request.on("error", reject).end(step);
   });
 
-test("TLS, certificates renewed while the service runs, and mutual TLS", async () => {
+test("TLS works, certificates renew while the service runs, and mutual TLS refuses strangers", async () => {
   const ca = certificate("ca");
   const { cert, key } = certificate("server", "ca");
   const env = { STEPD_TLS_CERT_FILE: cert, STEPD_TLS_KEY_FILE: key };
@@ -256,18 +256,18 @@ test("TLS, certificates renewed while the service runs, and mutual TLS", async (
   assert.equal((await fetch(`${service.admin}/health/ready`)).status, 200, "probes have no certificate");
   assert.equal((await callTls(service, { ...trust, ...pair(client), headers: { "X-Long": "a".repeat(16384) } })).status, 431);
   const metrics = await (await fetch(`${service.admin}/metrics`)).text();
-  // A handshake that fails is no request.
+  // A failed handshake is not counted as a request.
   assert.match(metrics, /reason="HEADERS_TOO_LARGE"\} 1\n.*reason="MALFORMED"\} 0\n/);
 });
 
-test("a certificate without its key, or none at all, stops the start with one line", async () => {
+test("a certificate without its key, or a file without a certificate, stops the start with one line", async () => {
   const one = certificate("one");
   const two = certificate("two");
   await assert.rejects(TestService.start({ STEPD_TLS_CERT_FILE: one.cert, STEPD_TLS_KEY_FILE: two.key }), /stepd: STEPD_TLS_KEY_FILE: .*another key[^\n]*\n$/);
   await assert.rejects(TestService.start({ STEPD_TLS_CERT_FILE: join(scratch, "no"), STEPD_TLS_KEY_FILE: two.key }), /STEPD_TLS_CERT_FILE: .*ENOENT/);
 });
 
-test("more connections, or more calls, than allowed get 429 with Retry-After", async () => {
+test("connections and calls above their limits get 429 with Retry-After", async () => {
   await using service = await TestService.start({ STEPD_MAX_CONNECTIONS: "3", STEPD_ADMIN_PORT: "0" });
   const first = await Promise.all([RawClient.connect(service), RawClient.connect(service), RawClient.connect(service)]);
   for (const client of first) await client.hold(1000);
@@ -303,7 +303,7 @@ test("more connections, or more calls, than allowed get 429 with Retry-After", a
   await untilEmpty(busy);
 });
 
-test("a body that comes too slowly is refused and its memory given back", async () => {
+test("a body that comes too slowly is refused, and its memory is released", async () => {
   await using service = await TestService.start({ STEPD_MIN_BODY_RATE: "1000", STEPD_ARENA_MIB: "16" });
   using slow = await RawClient.connect(service);
   await slow.hold(15 * 2 ** 20);
@@ -322,7 +322,7 @@ test("a body that comes too slowly is refused and its memory given back", async 
   await slow.closed();
 });
 
-test("a connection that stays silent in its handshake does not hold up a drain, and ends with the idle time", async () => {
+test("a connection that is silent in its handshake does not delay a drain, and ends with the idle timeout", async () => {
   const { cert, key } = certificate("silent");
   const env = { STEPD_TLS_CERT_FILE: cert, STEPD_TLS_KEY_FILE: key, STEPD_IDLE_TIMEOUT_MS: "1000", STEPD_ADMIN_PORT: "0" };
   await using service = await TestService.start(env);

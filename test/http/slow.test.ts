@@ -1,4 +1,4 @@
-/** Slow callers: they keep what they have while nobody needs it, hold up nobody, and are told why they are refused. */
+/** Slow callers: they keep their memory while nobody needs it, delay nobody, and learn why they are refused. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, type TestService, unpack } from "../support/service.ts";
@@ -8,13 +8,13 @@ const MIB = 2 ** 20;
 
 const SMALL_JSON = JSON.stringify({ optimizer: { name: "sgd" }, params: { w: { shape: [1], values: [1] } }, grads: {} });
 
-/** Sends a few bytes at a time, for as long as the connection lasts. */
+/** Sends a few bytes at a time until the connection closes. */
 const drip = ({ socket }: RawClient, bytes = 100): void => {
   const timer = setInterval(() => socket.write(Buffer.alloc(bytes, " ")), 100);
   socket.once("close", () => clearInterval(timer));
 };
 
-/** Steps until one is taken. All before it must be refused for want of room. */
+/** Repeats a step until it succeeds, and requires 429 before that. Returns the number of refusals. */
 const stepUntilTaken = async (service: TestService, elements: number): Promise<number> => {
   const body = sgdBody(elements, 2);
   for (let refusals = 0; ; refusals++) {
@@ -37,7 +37,7 @@ const unpackReply = (reply: RawReply | null): unknown =>
   reply?.headers.get("content-type")?.includes("json") ? JSON.parse(reply.body.toString()) : unpack(reply?.body ?? Buffer.of(0xc0));
 
 for (const path of ["/v1/step", "/rpc"]) {
-  test(`${path}: the arena that a trickle holds goes to a call that needs it, and the trickle gets 408`, async () => {
+  test(`${path}: a call that needs memory gets that of a trickling body, which gets 408`, async () => {
     await using service = await serve();
     using slow = await RawClient.connect(service);
     await slow.hold(15 * MIB, path);
@@ -50,7 +50,7 @@ for (const path of ["/v1/step", "/rpc"]) {
   });
 }
 
-test("the largest of several late bodies goes first, and only as many as have to", async () => {
+test("the largest of several late bodies is ended first, and no more than necessary", async () => {
   await using service = await serve();
   using small = await RawClient.connect(service);
   using large = await RawClient.connect(service);
@@ -61,18 +61,18 @@ test("the largest of several late bodies goes first, and only as many as have to
   const rest = sgdBody(MIB / 2 - 100, 3);
   small.send(rest);
   small.send(Buffer.alloc(4 * MIB - rest.length));
-  // Not a refusal for its time, but one for what it says.
+  // The body is refused for its content, not for its time.
   assert.equal(nameOf(await small.reply()), "PARSE_ERROR");
   await requireWell(service);
 });
 
-test("a body that comes at its rate keeps its memory, whoever else wants it", async () => {
+test("a body that keeps up its rate keeps its memory, even if others need it", async () => {
   await using service = await serve();
   using steady = await RawClient.connect(service);
   await steady.keep(15 * MIB);
   const start = performance.now();
   const body = sgdBody(MIB, 2);
-  // Longer than any body may do without bytes at first.
+  // Longer than the initial time in which a body may send nothing.
   while (performance.now() - start < 4000) assert.equal((await service.post("/v1/step", body, MSGPACK)).status, 429);
   assert.equal(await service.metric('stepd_refusals_total{reason="SLOW_BODY"}'), 0);
 });
@@ -81,7 +81,7 @@ test("a step that needs memory in mid-call gets that of a late body", async () =
   await using service = await serve();
   using late = await RawClient.connect(service);
   await late.hold(9 * MIB);
-  // A first step of Adam: 4 MiB come, and 4 MiB of slots are made.
+  // The first step of Adam: the arrived body takes 4 MiB, and the new slots 4 MiB more.
   const elements = MIB / 2;
   for (;;) {
     const reply = await service.post("/v1/step", sgdBody(elements, 2, { name: "adam", lr: 1 }), MSGPACK);
@@ -93,7 +93,7 @@ test("a step that needs memory in mid-call gets that of a late body", async () =
   await requireWell(service);
 });
 
-test("a JSON body that announces all memory for JSON and trickles holds no more than what came", async () => {
+test("a trickling JSON body holds only what has arrived, not the length that it announced", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "8" });
   using slow = await RawClient.connect(service);
   slow.head("/v1/step", { "Content-Type": JSON_TYPE, "Content-Length": 8 * MIB });
@@ -103,7 +103,7 @@ test("a JSON body that announces all memory for JSON and trickles holds no more 
   assert.equal(await service.metric("stepd_in_flight_requests"), 1, "the slow one goes on");
 });
 
-test("a JSON body that comes nearly whole and then stalls gives its memory to those who need it", async () => {
+test("a JSON body that stalls near its end loses its memory to calls that need it", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "2" });
   using slow = await RawClient.connect(service);
   slow.head("/v1/step", { "Content-Type": JSON_TYPE, "Content-Length": 2 * MIB });
@@ -113,7 +113,7 @@ test("a JSON body that comes nearly whole and then stalls gives its memory to th
   const isOver = slow.reply().then((reply) => {
     refusal = reply;
   });
-  // Refused while the stalled body may still be ahead of its rate, taken from then on.
+  // Calls are refused while the stalled body may still be ahead of its rate, and accepted afterwards.
   while (refusal === undefined) assert.match(`${(await service.post("/v1/step", large, JSON_TYPE)).status}`, /^(?:200|429)$/);
   await isOver;
   assert.equal(refusal?.status, 408);
@@ -121,7 +121,7 @@ test("a JSON body that comes nearly whole and then stalls gives its memory to th
   await requireWell(service);
 });
 
-test("silence in an upload gets 408 after the idle time", async () => {
+test("silence in an upload gets 408 after the idle timeout", async () => {
   await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: "3000" });
   using client = await RawClient.connect(service);
   await client.hold(8 * MIB);
@@ -133,14 +133,14 @@ test("silence in an upload gets 408 after the idle time", async () => {
   await requireWell(service);
 });
 
-test("a head that stays unfinished gets 408 before the idle time ends the connection", async () => {
+test("an unfinished head gets 408 before the idle timeout closes the connection", async () => {
   await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: "1000" });
   using client = await RawClient.connect(service);
   client.send("POST /rpc HTTP/1.1\r\nHost: x\r\nX-A: ");
   assert.equal((await client.reply())?.status, 408);
 });
 
-test("an upload that is not in when the drain ends gets 503", async () => {
+test("an upload that is incomplete when the drain ends gets 503", async () => {
   await using service = await serve({ STEPD_DRAIN_TIMEOUT_MS: "1000" });
   using client = await RawClient.connect(service);
   await client.hold(8 * MIB);

@@ -1,4 +1,4 @@
-/** The files of TLS: what does not belong together is refused, at the start and in a renewal; times of certificates are told. */
+/** TLS files: mismatches are refused at the start and at a renewal; the validity of certificates is reported. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
@@ -27,7 +27,7 @@ const openssl = (...args: readonly string[]): void => {
 
 const pathsOf = (name: string): Pair => ({ cert: join(scratch, `${name}.pem`), key: join(scratch, `${name}.key`) });
 
-/** A certificate that signs itself for 30 days, and its key. */
+/** Makes a key and a self-signed certificate, valid for 30 days. */
 const make = (name: string, type: keyof typeof KEYS): Pair => {
   const { cert, key } = pathsOf(name);
   openssl("req", "-x509", "-newkey", ...KEYS[type], "-nodes", "-days", "30", "-subj", `/CN=${name}`, "-keyout", key, "-out", cert);
@@ -36,7 +36,7 @@ const make = (name: string, type: keyof typeof KEYS): Pair => {
 
 const AUTHORITY = "[ca]\ndefault_ca=d\n[d]\ndatabase=index\nnew_certs_dir=.\nrand_serial=yes\ndefault_md=sha256\npolicy=p\n[p]\ncommonName=supplied\n";
 
-/** The same for other times, as YYYYMMDDHHMMSSZ: only an authority may choose its beginning. */
+/** Makes a certificate for other dates (YYYYMMDDHHMMSSZ); only an authority can choose the start. */
 const makeFor = (name: string, from: string, to: string): Pair => {
   const { cert, key } = pathsOf(name);
   writeFileSync(join(scratch, "index"), "");
@@ -53,7 +53,7 @@ const ec = make("ec", "ec");
 const rsa = make("rsa", "rsa");
 const other = make("other", "ec");
 
-/** A file with a text. */
+/** Writes a text to a file and returns its path. */
 const file = (name: string, text: string): string => {
   const path = join(scratch, name);
   writeFileSync(path, text);
@@ -62,7 +62,7 @@ const file = (name: string, text: string): string => {
 
 const textOf = (path: string): string => readFileSync(path, "utf8");
 
-/** Puts a text into the place of another at once. */
+/** Replaces a file atomically. */
 const replace = (path: string, text: string): void => {
   writeFileSync(`${path}.new`, text);
   renameSync(`${path}.new`, path);
@@ -93,7 +93,7 @@ const refused: Readonly<Record<string, readonly [Pair, string, RegExp]>> = {
 };
 
 for (const [name, [{ cert, key }, clientCa, message]] of Object.entries(refused)) {
-  test(`${name} is refused by the setting's name, in one line`, () => {
+  test(`${name} is refused in one line that names the setting`, () => {
     assert.throws(() => readTls({ cert, key, clientCa }), { message });
     assert.throws(
       () => readTls({ cert, key, clientCa }),
@@ -102,11 +102,11 @@ for (const [name, [{ cert, key }, clientCa, message]] of Object.entries(refused)
   });
 }
 
-test("a pair that does not fit stops the start", async () => {
+test("a mismatched pair stops the start", async () => {
   await assert.rejects(TestService.start(envOf({ cert: ec.cert, key: rsa.key })), /stepd: STEPD_TLS_KEY_FILE: [^\n]*\n$/);
 });
 
-/** The common name of the certificate that a service shows. */
+/** Common name of the certificate that the service presents. */
 const shown = (service: TestService): Promise<string> =>
   new Promise((resolve, reject) => {
     const socket = tls.connect({ port: Number(new URL(service.url).port), host: "127.0.0.1", rejectUnauthorized: false }, () => {
@@ -125,7 +125,7 @@ const expiryOf = async (service: TestService, name: string): Promise<number> => 
   return Number(new RegExp(`^stepd_tls_expiry_timestamp_seconds\\{file="${name}"\\} (.*)$`, "m").exec(text)?.[1]);
 };
 
-test("half of a renewal to another type of key is not taken: the pair before stays until the other half is there", async () => {
+test("a half-finished renewal to another key type is not used: the old pair stays until both files match", async () => {
   const pair = { cert: file("served.pem", textOf(ec.cert)), key: file("served.key", textOf(ec.key)) };
   await using service = await TestService.start({ ...envOf(pair), STEPD_ADMIN_PORT: "0", STEPD_LOG_LEVEL: "info" });
   assert.equal(await shown(service), "ec");
@@ -138,7 +138,7 @@ test("half of a renewal to another type of key is not taken: the pair before sta
   assert.equal(await shown(service), "rsa");
 });
 
-test("certificates that have expired, or are not valid yet, are a warning at the start and in a renewal; the expiry is a metric", async () => {
+test("expired and not yet valid certificates give a warning, and the expiry is a metric", async () => {
   const expired = makeFor("expired", "20200101000000Z", "20200201000000Z");
   const early = makeFor("early", "20990101000000Z", "20990201000000Z");
   const authorities = file("authorities.pem", textOf(early.cert) + textOf(other.cert));
@@ -163,7 +163,7 @@ test("certificates that have expired, or are not valid yet, are a warning at the
   assert.equal(await expiryOf(service, "certificate"), Date.UTC(2099, 1, 1) / 1000);
 });
 
-test("without TLS the expiry is 0", async () => {
+test("without TLS the expiry metric is 0", async () => {
   await using service = await TestService.start({ STEPD_ADMIN_PORT: "0" });
   assert.deepEqual([await expiryOf(service, "certificate"), await expiryOf(service, "client_ca")], [0, 0]);
 });

@@ -1,10 +1,10 @@
-/** Small replies of one turn go out at its end, and nobody waits for too many others. */
+/** Small replies of one event loop turn are sent together at its end, or earlier if there are many. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setImmediate as turn } from "node:timers/promises";
 import { Together } from "../../src/http/_together.ts";
 
-/** Lets so many wait, and returns how many go before the turn ends and how many have gone after it. */
+/** Starts `count` waits. Returns how many have ended before the end of the turn, and how many after it. */
 const waitAll = async (together: Together, count: number): Promise<{ readonly before: number; readonly after: number }> => {
   let gone = 0;
   const all = Array.from({ length: count }, () => together.wait().then(() => gone++));
@@ -17,7 +17,7 @@ const waitAll = async (together: Together, count: number): Promise<{ readonly be
   return { before, after };
 };
 
-test("those of a turn go at its end, of many the first before it", async () => {
+test("replies of a turn are sent at its end, and every 32 of them at once", async () => {
   const together = new Together();
   for (const [count, before] of [
     [1, 0],

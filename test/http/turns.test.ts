@@ -1,4 +1,4 @@
-/** No call holds the main thread for long, whatever it brings within the named limits: health and other calls have their turns between. */
+/** No call within the limits blocks the main thread for long, so that health checks and other calls run in between. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { after, before, suite, test } from "node:test";
@@ -6,10 +6,10 @@ import { Packr } from "msgpackr";
 import { JSON_TYPE, MSGPACK, readReply, TestService } from "../support/service.ts";
 import { rawTensors } from "../support/tensors.ts";
 
-/** Of a call's own work. All are under 50 ms on a machine that others use as well, as docs/performance.md has it; a slower one may take longer. */
+/** Longest turn of a call's own work. docs/performance.md shows less than 50 ms on a shared machine; slower machines may take longer. */
 const MOST_MS = 150;
 
-/** With V8's collections of garbage in it, whose time depends on all that the heap has. */
+/** Longest turn including garbage collections, whose time depends on the whole heap. */
 const MOST_COLLECTED_MS = 500;
 
 const TENSORS = 65536;
@@ -33,7 +33,7 @@ const optimizer = { name: "adamw" };
 
 const MANY = 2_000_000;
 const numbers = { w: { shape: [MANY], values: Array.from({ length: MANY }, (_, index) => index / 1024) } };
-/** One tensor as large as the settings below let base64 be. */
+/** Elements of the largest tensor that the JSON limit below admits as base64. */
 const LARGE = 5_500_000;
 const large = rawTensors(`{"w":{"dtype":"F32","shape":[${LARGE}],"data_offsets":[0,${4 * LARGE}]}}`, Buffer.alloc(4 * LARGE)).toString("base64");
 
@@ -100,7 +100,7 @@ const steps: readonly (readonly [label: string, type: string, body: Call | reado
   ],
 ];
 
-suite("turns of the main thread", () => {
+suite("no turn of the main thread is long", () => {
   let service: TestService;
   before(async () => {
     service = await TestService.start({ STEPD_ARENA_MIB: "2048", STEPD_MAX_JSON_MIB: "64" }, [
@@ -117,8 +117,8 @@ suite("turns of the main thread", () => {
   };
 
   const call = (body: Call | readonly Call[], type: string): Promise<Response> => {
-    const told = (one: Call) => ({ jsonrpc: "2.0", id: 1, ...one });
-    const value = "method" in body ? told(body) : body.map(told);
+    const toRequest = (one: Call) => ({ jsonrpc: "2.0", id: 1, ...one });
+    const value = "method" in body ? toRequest(body) : body.map(toRequest);
     return service.post("/rpc", type === MSGPACK ? Buffer.from(packr.pack(value)) : JSON.stringify(value), type);
   };
 
@@ -140,12 +140,12 @@ suite("turns of the main thread", () => {
   };
 
   for (const [label, type, body] of steps) {
-    test(label, async (t) => {
+    test(`${label} has only short turns`, async (t) => {
       await requireShortTurns(t, () => call(body, type));
     });
   }
 
-  test("a step from a state, its inspection and its conversion", async (t) => {
+  test("a step from a state, its inspection and its conversion have only short turns", async (t) => {
     const { result } = (await readReply(await call({ method: "optimizer.init", params: { optimizer, params: file } }, MSGPACK))) as {
       result: { state: Uint8Array };
     };

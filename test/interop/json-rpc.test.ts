@@ -1,11 +1,11 @@
-/** Public JSON-RPC clients call a real server as their documentation says: list, describe, a step, and an error. */
+/** Public JSON-RPC clients call a real server as their documentation shows: list, describe, a step, and an error. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { TestService } from "../support/service.ts";
 import { type Answers, answers, CALLS } from "./_calls.ts";
 import { goEthereum, python, run } from "./_packages.ts";
 
-/** Each package with the command that calls through it. */
+/** Each package, with the command that runs its calls. */
 const CLIENTS: readonly (readonly [name: string, ...command: readonly string[]])[] = [
   ...["jsonrpclib-pelix", "jsonrpc-requests", "jsonrpcclient", "tinyrpc"].map((name) => [name, python, "python/clients.py", name] as const),
   ...["@open-rpc/client-js", "jayson", "json-rpc-2.0"].map((name) => [name, process.execPath, "javascript/clients.mjs", name] as const),
@@ -21,7 +21,7 @@ before(async () => {
 after(() => service[Symbol.asyncDispose]());
 
 for (const [name, command = "", ...values] of CLIENTS) {
-  test(`${name} lists, describes, steps, and tells of an error`, async () => {
+  test(`${name} lists, describes, steps, and reports an error`, async () => {
     const output = await run(command, [...values, `${service.url}/rpc`], { input: JSON.stringify(CALLS) });
     assert.deepEqual(JSON.parse(output), expected);
   });

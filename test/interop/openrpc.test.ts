@@ -1,4 +1,4 @@
-/** OpenRPC's own tools read /openrpc.json, put its schemas in the place of their references, and check calls by it. */
+/** OpenRPC's own tools read /openrpc.json, resolve its references, and validate calls with it. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { TestService } from "../support/service.ts";
@@ -15,7 +15,7 @@ const optimizer = { name: "adamw" };
 const linear = { name: "linear" };
 const sequence = (...schedules: readonly object[]): object => ({ name: "sequence", schedules, milestones: schedules.slice(1).map((_, index) => index + 1) });
 
-/** Calls, each with whether the document takes it. */
+/** Calls, each with the expected verdict. */
 const CALLS: readonly (readonly [method: string, params: object, isTaken: boolean])[] = [
   ["optimizer.list", {}, true],
   ["optimizer.describe", { name: "adamw" }, true],
@@ -28,7 +28,7 @@ const CALLS: readonly (readonly [method: string, params: object, isTaken: boolea
   ["optimizer.step", { optimizer: { name: "adamv" }, params: tensors, grads: tensors }, false],
 ];
 
-test("OpenRPC's schema-utils parses the document and tells right calls from wrong ones", async () => {
+test("OpenRPC's schema-utils parses the document, accepts valid calls and rejects invalid ones", async () => {
   const calls = JSON.stringify(CALLS.map(([method, params]) => ({ method, params })));
   const output = await run(process.execPath, ["javascript/openrpc.mjs", `${service.url}/openrpc.json`], { input: calls });
   const { methods, taken } = JSON.parse(output) as { methods: string[]; taken: boolean[] };

@@ -1,10 +1,10 @@
-/** The fall of a cosine against Math.cos and Math.sin, which are close on each machine. */
+/** The cosine decay against Math.cos and Math.sin, which are accurate on every machine. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { cosineFall, mix } from "../../src/math/cosine.ts";
 import { requireWithin, uniform } from "./_ulps.ts";
 
-test("the fall of a cosine agrees with Math.cos and, near its end, with Math.sin, to 8 ulp", () => {
+test("the cosine decay agrees with Math.cos and, near its end, with Math.sin, to 8 ulp", () => {
   const random = uniform(3);
   for (let round = 0; round < 20_000; round++) {
     const whole = Math.ceil(2 ** (50 * random())) + 1;
@@ -14,7 +14,7 @@ test("the fall of a cosine agrees with Math.cos and, near its end, with Math.sin
   }
 });
 
-test("the fall of a cosine is exact at both ends and never rises", () => {
+test("the cosine decay is exact at both ends and never rises", () => {
   for (const whole of [1, 2, 3, 10, 1000, 12_345]) {
     assert.equal(cosineFall(0, whole), 1);
     assert.equal(cosineFall(whole, whole), 0);
@@ -22,7 +22,7 @@ test("the fall of a cosine is exact at both ends and never rises", () => {
   }
 });
 
-test("a mix is exact at both ends and between equals", () => {
+test("a mix is exact at both ends and between equal values", () => {
   const random = uniform(4);
   for (let round = 0; round < 1000; round++) {
     const [from, to] = [random(), random()];

@@ -1,4 +1,4 @@
-/** Powers against Math.pow, which is close on each machine, and that no room depends on mathematics whose bits the engine chooses. */
+/** Powers against Math.pow, which is accurate on every machine. No code may depend on mathematics whose bits the engine chooses. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -7,7 +7,7 @@ import { power, wholePower } from "../../src/math/power.ts";
 import { root } from "../support/tree.ts";
 import { requireWithin, uniform } from "./_ulps.ts";
 
-test("whole powers agree with Math.pow to 2 ulp, exponents up to 2^53", () => {
+test("integer powers agree with Math.pow to 2 ulp, up to exponent 2^53", () => {
   const random = uniform(1);
   for (let round = 0; round < 20_000; round++) {
     const exponent = Math.floor(2 ** (53 * random()));
@@ -16,14 +16,14 @@ test("whole powers agree with Math.pow to 2 ulp, exponents up to 2^53", () => {
   }
 });
 
-test("whole powers of whole numbers are exact as long as they fit", () => {
+test("integer powers of integers are exact as long as they fit", () => {
   for (let base = 2n; base <= 40n; base++) {
     for (let exponent = 0n; base ** exponent <= 2n ** 53n; exponent++)
       assert.equal(wholePower(Number(base), Number(exponent)), Number(base ** exponent), `${base}^${exponent}`);
   }
 });
 
-test("powers that are not whole agree with Math.pow to 3 ulp, which is below 1e-15 relative", () => {
+test("fractional powers agree with Math.pow to 3 ulp, which is below 1e-15 relative", () => {
   const random = uniform(2);
   for (let round = 0; round < 20_000; round++) {
     const base = round % 3 === 0 ? 1 - random() ** 6 * 0.9 : 10 ** (20 * random() - 15);
@@ -32,7 +32,7 @@ test("powers that are not whole agree with Math.pow to 3 ulp, which is below 1e-
   }
 });
 
-test("powers at the ends of their domain", () => {
+test("powers are right at the ends of their domain", () => {
   const examples: readonly (readonly [number, number, number])[] = [
     [0, 0, 1],
     [0, 0.5, 0],
@@ -57,7 +57,7 @@ test("powers at the ends of their domain", () => {
   for (const [base, exponent, expected] of examples) requireWithin(power(base, exponent), expected, 1, `${base}^${exponent}`);
 });
 
-test("no schedule and no optimizer uses mathematics whose bits are the engine's choice", () => {
+test("no schedule and no optimizer uses mathematics whose bits the engine chooses", () => {
   const rooms = ["math", "schedules", "optimizers"].map((room) => join(root, "src", room));
   const allowed = ["sqrt", "floor", "min", "max", "abs", "PI", "LN2", "SQRT2", "SQRT1_2", "round", "fround", "trunc"];
   const found = rooms
@@ -65,7 +65,7 @@ test("no schedule and no optimizer uses mathematics whose bits are the engine's 
     .flatMap((file) => {
       const code = readFileSync(file, "utf8")
         .replaceAll(/\/\*\*[\s\S]*?\*\/|\/\/.*/g, "")
-        // Whole powers of two are exact everywhere.
+        // Integer powers of two are exact everywhere.
         .replaceAll(/\b2 \*\* -?\d+/g, "");
       return [...code.matchAll(/Math\.(\w+)|(\*\*)/g)]
         .map(([, name, stars]) => `${file}: ${name ?? stars}`)

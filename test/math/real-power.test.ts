@@ -1,4 +1,4 @@
-/** The real power that nadam needs, against Math.pow, which is not the same on all machines but close on each. */
+/** The real power that nadam needs, against Math.pow, whose bits vary by machine but are always close. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { realPower } from "../../src/math/real-power.ts";
@@ -11,11 +11,11 @@ const requireClose = (base: number, exponent: number, ulps: number): void => {
   assert.ok(Math.abs(found - expected) <= ulps * unit, `${base}^${exponent}: ${found}, not ${expected}`);
 };
 
-test("nadam's powers of 0.96, from the first step to where they vanish", () => {
+test("nadam's powers of 0.96 agree, from the first step until they vanish", () => {
   for (let step = 1; step < 20_000; step += 7) for (const decay of [0.004, 0.1, 1, 3.7]) requireClose(0.96, step * decay, 4);
 });
 
-test("any base and exponent whose power is a normal number", () => {
+test("powers agree for any base and exponent whose power is a normal number", () => {
   const next = random(3);
   for (let i = 0; i < 20_000; i++) {
     const base = 2 ** (8 * next());
@@ -23,7 +23,7 @@ test("any base and exponent whose power is a normal number", () => {
   }
 });
 
-test("the ends", () => {
+test("powers are exact at the ends of their domain", () => {
   assert.equal(realPower(0.96, 0), 1);
   assert.equal(realPower(1, 1e300), 1);
   assert.equal(realPower(0.96, 1e300), 0);

@@ -15,7 +15,7 @@ const machines: Readonly<Record<string, () => Promise<TestService>>> = {
   "2 workers": () => TestService.start({ STEPD_WORKERS: "2" }),
   "3 workers": () => TestService.start({ STEPD_WORKERS: "3" }),
   "7 workers": () => TestService.start({ STEPD_WORKERS: "7" }),
-  // --no-liftoff compiles each kernel at once as it is after many steps: with vectors of 256 bits where the CPU has them, else of 128.
+  // --no-liftoff compiles each kernel at once with the optimizing compiler, which uses 256-bit vectors if the CPU has them.
   "wide vectors": () => TestService.start({ STEPD_WORKERS: "2" }, ["--no-liftoff"]),
   "wide vectors off": () => TestService.start({ STEPD_WORKERS: "2", STEPD_WIDE_VECTORS: "off" }, ["--no-liftoff"]),
   "no optimizing compiler": () => TestService.start({ STEPD_WORKERS: "2" }, ["--liftoff-only"]),
@@ -37,7 +37,7 @@ const requireSameReply = (found: StepReply, expected: StepReply): void => {
   assert.ok(Buffer.from(found.state).equals(Buffer.from(expected.state)), "state");
 };
 
-suite("any machine", () => {
+suite("the same bytes on any machine", () => {
   for (const { label, optimizer } of variants) {
     test(label, async () => {
       const replies = await Promise.all([...services.values()].map((machine) => run(machine, { optimizer, shapes: LARGE, steps: STEPS })));
@@ -49,7 +49,7 @@ suite("any machine", () => {
 const pick = <T>(all: Readonly<Record<string, T>>, names: readonly string[]): Record<string, T> =>
   Object.fromEntries(Object.entries(all).filter(([name]) => names.includes(name)));
 
-/** Steps over two requests a step, each with some of the tensors. */
+/** Runs steps as two requests each, with part of the tensors in either. */
 const runSharded = async (
   { optimizer }: Variant,
   shards: readonly (readonly string[])[],
@@ -70,7 +70,7 @@ const runSharded = async (
   return { params, state };
 };
 
-suite("tensors split over two requests", () => {
+suite("the same bytes with tensors split over two requests", () => {
   for (const variant of variants.filter(({ isGlobal }) => !isGlobal)) {
     test(variant.label, async () => {
       const whole = await run(service(), { optimizer: variant.optimizer, shapes: LARGE, steps: STEPS });
@@ -90,10 +90,10 @@ interface JsonReply {
   readonly result: { readonly params: string; readonly state: string };
 }
 
-/** From the fifth step on with the same words it is a prepared one in MessagePack, never in JSON. */
+/** More than five steps, because the server reuses the layout of repeated MessagePack steps; JSON steps are compared with them. */
 const PREPARED_STEPS = 7;
 
-suite("JSON and MessagePack, blobs and maps", () => {
+suite("the same bytes in JSON and MessagePack, by blob and by name", () => {
   for (const { label, optimizer } of variants) {
     test(label, async () => {
       const expected = await run(service(), { optimizer, shapes: SMALL, steps: PREPARED_STEPS });

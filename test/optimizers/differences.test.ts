@@ -1,4 +1,4 @@
-/** Differences that can round below zero in front of a root or a division: results stay finite and near their value in float64. */
+/** Differences that may round below zero before a root or a division: results stay finite and close to float64. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { registry } from "../../src/optimizers/registry.ts";
@@ -20,14 +20,14 @@ suite("rmsprop, centered", () => {
   const eps = 1e-8;
   const optimizer = { name: "rmsprop", centered: true, lr };
 
-  /** One step in float64; returns the parameter's change and the new averages. */
+  /** One step in float64. Returns the parameter's change and the new averages. */
   const stepOf = (squareAvg: number, gradAvg: number, g: number) => {
     const s = alpha * squareAvg + (1 - alpha) * g * g;
     const h = alpha * gradAvg + (1 - alpha) * g;
     return { s, h, change: (lr * g) / (Math.sqrt(Math.max(s - h * h, 0)) + eps) };
   };
 
-  test("an element of a run whose float32 averages would give a negative variance", async () => {
+  test("centered rmsprop stays finite where float32 averages give a negative variance", async () => {
     const gradient = 16.031227111816406;
     const [gradAvg, squareAvg] = [16.031322479248047, 257.0033264160156];
     const one = (value: number) => ({ w: { shape: [1], data: Float32Array.of(value) } });
@@ -37,14 +37,14 @@ suite("rmsprop, centered", () => {
     const expected = 1 - stepOf(squareAvg, gradAvg, gradient).change;
     const found = readTensors(params)["w"]?.data[0] as number;
     assert.ok(Math.abs(found - expected) < 1e-4, `${found}, not ${expected}`);
-    // The same over JSON.
+    // The same step over JSON.
     const values = (value: number) => ({ w: { shape: [1], values: [value] } });
     const json = JSON.stringify({ optimizer, params: values(1), grads: values(gradient), state: writeState(state).toString("base64") });
     const reply = (await (await service.post("/v1/step", json, JSON_TYPE)).json()) as { params: { w: { values: number[] } } };
     assert.equal(reply.params.w.values[0], found);
   });
 
-  test("gradients that shrink and then stay the same: near float64 while float32 averages can tell, finite to the end", async () => {
+  test("centered rmsprop on gradients that shrink to a constant stays near float64 while float32 can, and finite afterwards", async () => {
     const size = 256;
     const shrinkAt = 300;
     const grads = Float32Array.from({ length: size }, (_, i) => (i + 1) / 7);
@@ -68,13 +68,13 @@ suite("rmsprop, centered", () => {
   });
 });
 
-/** The closest to 1 that a decay rate can be. */
+/** The largest decay rate below 1. */
 const LARGEST_BETA = 1 - 2 ** -53;
 
 const BETAS = [0, 5e-324, 1e-300, 0.5, 0.9, 0.999, 1 - 1e-12, LARGEST_BETA];
 const STEPS = [1, 2, 3, 10, 1e6, 2 ** 31, Number.MAX_SAFE_INTEGER];
 
-suite("the scalars of a step are finite numbers for all decay rates and counts of steps", () => {
+suite("scalars are finite for all decay rates and step counts", () => {
   for (const { label, optimizer } of variants) {
     test(label, () => {
       const definition = registry.get(optimizer.name);

@@ -1,4 +1,4 @@
-/** Every dtype of parameters with every dtype of gradients: the step is that of the widened values, rounded once to nearest even. */
+/** Every parameter dtype with every gradient dtype: the step computes on widened values and rounds once, to nearest even. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { gradsAt, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -10,7 +10,7 @@ import { type Variant, variants } from "../support/variants.ts";
 
 const STEPS = 2;
 
-/** Enough for the pool and for a tail; small enough to convert in JavaScript. */
+/** Large enough for the pool with an odd tail; small enough to convert in JavaScript. */
 const SHAPES = { ...SMALL, wide: [140_003] } as const;
 
 let service: TestService;
@@ -54,7 +54,7 @@ for (const paramDtype of DTYPES) {
 suite("master weights", () => {
   for (const { label, optimizer } of variants) {
     for (const dtype of ["BF16", "F16"] as const) {
-      test(`${label}, ${dtype}: the float32 run, shown in ${dtype}`, async () => {
+      test(`${label}, ${dtype}: the float32 run, rounded to ${dtype} in replies`, async () => {
         const more = { master_weights: true };
         let params = typed(startParams(SMALL), dtype);
         let exact = cast(params, "F32");
@@ -78,7 +78,7 @@ suite("master weights", () => {
     }
   }
 
-  test("init with master weights is the start of a run with them", async () => {
+  test("init with master weights equals a first step without a state", async () => {
     const params = typed(startParams(SMALL), "BF16");
     const grads = typed(gradsAt(SMALL, 0), "BF16");
     const optimizer = { name: "adamw" };
@@ -97,7 +97,7 @@ suite("master weights", () => {
   });
 });
 
-test("a state with master copies is refused for a parameter that needs none", async () => {
+test("a state with master copies is refused for a parameter dtype that needs none", async () => {
   const { state } = await step({ name: "sgd" }, typed(startParams(SMALL), "BF16"), typed(gradsAt(SMALL, 0), "BF16"), null, { master_weights: true });
   const wide = step({ name: "sgd" }, typed(startParams(SMALL), "F32"), typed(gradsAt(SMALL, 1), "F32"), state, { master_weights: true });
   await assert.rejects(wide, /a BF16 or F16 parameter beside master_param/);
@@ -105,39 +105,39 @@ test("a state with master copies is refused for a parameter that needs none", as
 
 suite("stochastic rounding to BF16", () => {
   const params = { w: { dtype: "BF16", shape: [200_000], values: new Array<number>(200_000).fill(1) } } as const;
-  // A step of 2^-9 lies a quarter of the way from 1 down to the next BF16, 1 - 2^-8 being the half of the spacing above 1.
+  // A step goes from 1 to 1 + 2^-9, a quarter of the way to the next BF16, 1 + 2^-7.
   const grads = { w: { dtype: "F32", shape: [200_000], values: new Array<number>(200_000).fill(-1) } } as const;
   const optimizer = { name: "sgd", lr: 2 ** -9 };
   const roundedWith = async (seed: number, on = service): Promise<Uint8Array> =>
     (await on.call<StepReply>("optimizer.step", { optimizer, params: writeTyped(params), grads: writeTyped(grads), stochastic_rounding: { seed } })).params;
 
-  test("rounds up as often as the value is near", async () => {
+  test("rounds up with a probability equal to the distance", async () => {
     const values = readTyped(await roundedWith(1))["w"]?.values ?? [];
     assert.deepEqual(new Set(values), new Set([1, 1 + 2 ** -7]));
     const share = values.filter((value) => value > 1).length / values.length;
     assert.ok(Math.abs(share - 0.25) < 0.005, String(share));
   });
 
-  test("gives the same bits for the same seed on any workers, others for another", async () => {
+  test("equal seeds give equal bits on any number of workers, and different seeds differ", async () => {
     await using other = await TestService.start({ STEPD_WORKERS: "3" });
     const first = Buffer.from(await roundedWith(1));
     assert.ok(first.equals(Buffer.from(await roundedWith(1, other))));
     assert.ok(!first.equals(Buffer.from(await roundedWith(2))));
   });
 
-  test("without it, rounding is to nearest", async () => {
+  test("without stochastic rounding, values round to nearest", async () => {
     const { params: plain } = await service.call<StepReply>("optimizer.step", { optimizer, params: writeTyped(params), grads: writeTyped(grads) });
     assert.deepEqual(new Set(readTyped(plain)["w"]?.values), new Set([1]));
   });
 
-  test("beside master weights, which it would not be needed for, rounding is to nearest", async () => {
+  test("with master weights, stochastic rounding is not needed and values round to nearest", async () => {
     const call = { optimizer, params: writeTyped(params), grads: writeTyped(grads), master_weights: true };
     const plain = await service.call<StepReply>("optimizer.step", call);
     assert.deepEqual(await service.call<StepReply>("optimizer.step", { ...call, stochastic_rounding: { seed: 1 } }), plain);
   });
 });
 
-test("maps carry every dtype, rounded to nearest even, and refuse what does not fit", async () => {
+test("tensors by name carry every dtype, round to nearest even, and refuse values out of range", async () => {
   const values = { F32: 1 + 2 ** -24, F64: 0.1, BF16: 1 + 2 ** -8 + 2 ** -40, F16: 1 + 2 ** -11 + 2 ** -40 } as const;
   const params = Object.fromEntries(Object.entries(values).map(([dtype, value]) => [dtype, { dtype, shape: [2], values: [value, "NaN"] }]));
   const reply = await service.call<{ params: Record<string, { values: unknown[] }> }>("optimizer.step", { optimizer: { name: "sgd" }, params, grads: {} });

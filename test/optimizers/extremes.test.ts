@@ -1,14 +1,14 @@
-/** Finite input at the ends of its range: no NaN out of it, and no time beyond a step's. */
+/** Finite input at the ends of its range gives no NaN, and takes no longer than a step. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../support/service.ts";
 import { readTensors, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
 import { variants } from "../support/variants.ts";
 
-/** A gradient whose square is infinite in float32. */
+/** Its square overflows float32. */
 const LARGE_GRADIENT = 1e20;
 
-/** Far above a step, far below what a loop over 10^12 steps would take. */
+/** Far longer than a step, far shorter than a loop over 10^12 steps. */
 const MAX_MILLISECONDS = 30_000;
 
 let service: TestService;
@@ -33,7 +33,7 @@ const requireNumbers = (params: TestTensors): void => {
   for (const value of params["w"]?.data ?? []) assert.ok(Number.isFinite(value), String(params["w"]?.data));
 };
 
-suite("a gradient whose square overflows, in a vector and in the tail", () => {
+suite("results are finite if a gradient's square overflows, in a vector and in the tail", () => {
   for (const { label, optimizer } of variants) {
     test(label, async () => {
       const first = await step(optimizer, tensor(LARGE_GRADIENT, 1, -1, 0, -LARGE_GRADIENT));
@@ -43,7 +43,7 @@ suite("a gradient whose square overflows, in a vector and in the tail", () => {
   }
 });
 
-suite("hyperparameters at the ends of their range", () => {
+suite("results are finite with hyperparameters at the ends of their range", () => {
   const ends: readonly object[] = [
     { name: "nadam", momentum_decay: 3e38 },
     { name: "nadam", momentum_decay: 0 },
@@ -68,7 +68,7 @@ suite("hyperparameters at the ends of their range", () => {
   }
 });
 
-suite("nadam goes on from Adam after any number of steps, in no time", () => {
+suite("nadam continues an Adam state of 10^12 steps without a loop over them", () => {
   const slots = { exp_avg: tensor(0.1), exp_avg_sq: tensor(0.1) };
   for (const momentum_decay of [0, 4e-3, 0.3, 1e3]) {
     for (const beta1 of [0.9, 1 - 1e-12]) {

@@ -1,4 +1,4 @@
-/** Which group a parameter is in. */
+/** How parameters are assigned to groups. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { groupFinder, requireFew } from "../../src/engine/groups.ts";
@@ -6,7 +6,7 @@ import { groupFinder, requireFew } from "../../src/engine/groups.ts";
 const optimizer = { name: "sgd" };
 const find = (...groups: readonly (readonly string[])[]) => groupFinder(groups.map((tensors) => ({ tensors, optimizer })));
 
-test("the first group that matches takes the parameter, by name or by pattern", () => {
+test("the first group that matches by name or pattern takes the parameter", () => {
   const group = find(["b", "head.*"], ["*.bias"], ["b", "a.bias", "c"], ["*"]);
   assert.deepEqual(["b", "head.bias", "a.bias", "c", "zz"].map(group), [0, 0, 1, 2, 3]);
   assert.equal(find(["b"], ["c.*"])("d"), -1);
@@ -15,7 +15,7 @@ test("the first group that matches takes the parameter, by name or by pattern", 
   assert.equal(find(["__proto__"], ["constructor"])("constructor"), 1);
 });
 
-test("* stands for any characters, also none", () => {
+test("* matches any characters, or none", () => {
   const cases: readonly (readonly [pattern: string, matches: readonly string[], others: readonly string[]])[] = [
     ["*", ["", "a", "*"], []],
     ["a*", ["a", "ab", "a*"], ["", "ba"]],
@@ -33,7 +33,7 @@ test("* stands for any characters, also none", () => {
   }
 });
 
-test("patterns are limited, names are not", () => {
+test("the number of patterns is limited, that of names is not", () => {
   const groups = (count: number, name: (index: number) => string) => [{ tensors: Array.from({ length: count }, (_, index) => name(index)) }];
   requireFew(groups(256, (index) => `${index}.*`));
   requireFew(groups(100_000, (index) => `${index}`));
@@ -43,7 +43,7 @@ test("patterns are limited, names are not", () => {
   });
 });
 
-test("the * of all patterns together are limited, because each is a search through every name", () => {
+test("the number of * in all patterns is limited, because each * searches through every name", () => {
   const groups = (stars: number) => [{ tensors: ["a.*"] }, { tensors: ["*a".repeat(stars - 2), "b*"] }];
   requireFew(groups(1024));
   assert.throws(() => requireFew(groups(1025)), {

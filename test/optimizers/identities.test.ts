@@ -16,7 +16,7 @@ interface Identity {
   readonly name: string;
   readonly left: unknown;
   readonly right: unknown;
-  /** Whether both keep the same slots. */
+  /** Whether both optimizers keep the same slots. */
   readonly hasSameSlots: boolean;
 }
 
@@ -93,7 +93,7 @@ const slots = ({ state }: StepReply): unknown => {
   return { steps, slots };
 };
 
-test("a state goes on under another optimizer of the Adam family", async () => {
+test("a state continues under another optimizer of the Adam family", async () => {
   const first = await run(service, { optimizer: { name: "adamw", betas: [0.9, 0.999] }, shapes: SMALL, steps: 2 });
   const switched = await run(service, {
     optimizer: { name: "qhadamw", nus: [1, 1], betas: [0.9, 0.999], weight_decay: 0.01 },
@@ -109,12 +109,12 @@ test("a state goes on under another optimizer of the Adam family", async () => {
   assert.equal(lamb.step, 5);
 });
 
-// After 80 steps the product has become 0.
+// After 80 steps the product has vanished.
 for (const [steps, momentum_decay] of [
   [3, 0.1],
   [80, 0.004],
 ] as const) {
-  test(`nadam goes on from a state without mu_product as from one with it, after ${steps} steps`, async () => {
+  test(`nadam continues a state without mu_product like one with it, after ${steps} steps`, async () => {
     const optimizer = { name: "nadam", momentum_decay };
     const first = await run(service, { optimizer, shapes: SMALL, steps });
     const straight = await run(service, { optimizer, shapes: SMALL, steps: 1, from: steps, ...first });
@@ -125,7 +125,7 @@ for (const [steps, momentum_decay] of [
   });
 }
 
-test("rmsprop keeps the slots of its options alone", async () => {
+test("rmsprop keeps only the slots of its options", async () => {
   const slotsOf = async (more: object): Promise<readonly string[]> =>
     Object.keys(readState((await run(service, { optimizer: { name: "rmsprop", ...more }, shapes: SMALL, steps: 1 })).state).slots).sort();
   assert.deepEqual(await slotsOf({ momentum: 0 }), ["square_avg"]);

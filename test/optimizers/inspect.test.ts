@@ -21,7 +21,7 @@ interface Inspection {
 }
 
 for (const { label, optimizer } of variants) {
-  test(label, async () => {
+  test(`state.inspect shows all slots: ${label}`, async () => {
     const { state } = await run(service, { optimizer, shapes: SMALL, steps: 2 });
     const { tensors, ...rest } = await service.call<Inspection>("state.inspect", { state });
     const { entries, metadata } = readFile(state);

@@ -1,4 +1,4 @@
-/** A step with a layout that an earlier call compiled against the same step with one of its own: the same bytes, reports and errors. */
+/** Steps with a layout cached from an earlier call, compared with the same steps on a fresh engine: equal bytes, reports and errors. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { after, before, mock, suite, test } from "node:test";
@@ -21,7 +21,7 @@ before(async () => {
 });
 after(() => pool[Symbol.asyncDispose]());
 
-/** Tensors of which none has an even address, with one of two shards. */
+/** None of these tensors has an even address; one takes two shards. */
 const SHAPES = { ...SMALL, long: [70_001] } as const;
 
 type Options = Omit<StepParams, "params" | "grads" | "state">;
@@ -32,7 +32,7 @@ interface Files {
   readonly state: Buffer | null;
 }
 
-/** Copies files into a lease, one after the other as in a body. */
+/** Copies files into a lease, one after the other, like blobs in a body. */
 const load = (lease: Lease, { params, grads, state }: Files): Files => {
   const place = (bytes: Buffer): Buffer => {
     const at = lease.alloc(bytes.length + 1) + 1;
@@ -44,7 +44,7 @@ const load = (lease: Lease, { params, grads, state }: Files): Files => {
 
 const join = (parts: unknown): Buffer => Buffer.concat((parts as Parts).pieces.map((piece) => Buffer.from(piece)));
 
-/** What a step comes to, its tensors copied out of the arena; or its error. */
+/** The output of a step, with its tensors copied out of the arena, or its error. */
 type Outcome = (Omit<StepOutput, "params" | "rounded" | "state"> & { readonly params: unknown; readonly state: Buffer }) | { readonly message: string };
 
 const take = async (engine: Engine, call: Loaded<StepParams>, lease: Lease): Promise<Outcome> => {
@@ -59,7 +59,7 @@ const take = async (engine: Engine, call: Loaded<StepParams>, lease: Lease): Pro
 
 const newEngine = (): Engine => new Engine(pool, arena.capacity);
 
-/** Takes a step by an engine that may know its layout and by one that knows none. Asserts that both come to the same, and returns it. */
+/** Takes a step on a warm engine, which may have its layout cached, and on a fresh one. Requires equal outcomes, and returns one. */
 const both = async (warm: Engine, options: Options, files: Files): Promise<Outcome> => {
   using lease = arena.lease(0);
   const expected = await take(newEngine(), { ...options, ...load(lease, files) }, lease);
@@ -94,7 +94,7 @@ const requireSameSteps = async (options: Options, files: (step: number) => Files
 const cosine = { name: "cosine", T_max: 10 } as const;
 const adamw = { name: "adamw" } as const;
 
-suite("the same bytes by a layout that is known", () => {
+suite("a cached layout gives the same bytes", () => {
   for (const { label, optimizer } of variants) test(label, () => requireSameSteps({ optimizer: optimizer as Options["optimizer"], schedule: cosine }));
 
   const cases: Readonly<Record<string, Partial<Options>>> = {
@@ -128,7 +128,7 @@ suite("the same bytes by a layout that is known", () => {
       })));
   }
 
-  test("with groups, and gradients of some tensors only", async () => {
+  test("with groups, and gradients for only some tensors", async () => {
     const groups: Options["groups"] = [{ tensors: ["b*"], optimizer: { weight_decay: 0.5, betas: [0.5, 0.75] } }];
     const { scale, big } = startParams(SHAPES);
     await requireSameSteps({ optimizer: { name: "adamw", lr: 0.1 }, groups }, (step) =>
@@ -136,7 +136,7 @@ suite("the same bytes by a layout that is known", () => {
     );
   });
 
-  test("without slots, where a parameter has its first gradient late", async () => {
+  test("without slots, if a parameter gets its first gradient late", async () => {
     const { b, ...others } = gradsAt(SMALL, 0);
     const warm = newEngine();
     const first = await both(warm, { optimizer: { name: "sgd" } }, { ...filesAt(0, SMALL), grads: writeTensors(others) });
@@ -148,19 +148,19 @@ suite("the same bytes by a layout that is known", () => {
 
   test("on the workers", () => requireSameSteps({ optimizer: { name: "lamb" } }, (step) => filesAt(step, LARGE)));
 
-  test("slots that are not in use", async () => {
+  test("with slots that are not in use", async () => {
     const first = await both(newEngine(), { optimizer: { name: "adam", amsgrad: true } }, filesAt(0));
     await requireSameSteps({ optimizer: { name: "adam" } }, (step) => (step === 0 ? follow(first, gradsFile(0)) : filesAt(step)));
   });
 
-  test("a momentum that a schedule takes to 0 and back", () =>
+  test("with a momentum that a schedule lowers to 0 and raises again", () =>
     requireSameSteps({
       optimizer: { name: "sgd", momentum: 0.5 },
       schedule: { name: "cyclic", base_lr: 0.1, max_lr: 0.2, step_size_up: 2, base_momentum: 0 },
     }));
 });
 
-suite("what differs in a header or in the options has a layout of its own", () => {
+suite("a change of headers or options gets a layout of its own", () => {
   const cases: Readonly<Record<string, (files: Files) => Partial<Options> & Partial<Files>>> = {
     "tensors under other names": (files) => ({ params: withName(files.params), grads: withName(files.grads), state: null }),
     "a longer file": (files) => ({ params: Buffer.concat([files.params, Buffer.alloc(4)]) }),
@@ -182,7 +182,7 @@ suite("what differs in a header or in the options has a layout of its own", () =
   }
 });
 
-/** Values of each option of a step. */
+/** Values for each option of a step. */
 const VALUES: Readonly<Record<keyof Options, readonly unknown[]>> = {
   optimizer: [
     { name: "adamw", lr: 0.5 },
@@ -203,7 +203,7 @@ const VALUES: Readonly<Record<keyof Options, readonly unknown[]>> = {
   reply: [{ params: "bf16" }, { params: "none" }],
 };
 
-test("each option of the schema holds in turn with the others", async () => {
+test("every option of the schema takes effect in every call, in turn with the others", async () => {
   const schema = JSON.parse(readFileSync(new URL("../../schemas/step.schema.json", import.meta.url), "utf8")) as { readonly properties: object };
   const options = Object.keys(schema.properties).filter((name) => !["params", "grads", "state"].includes(name));
   assert.deepEqual(Object.keys(VALUES).sort(), options.sort(), "a new option has its values in this test");
@@ -216,7 +216,7 @@ test("each option of the schema holds in turn with the others", async () => {
   }
 });
 
-suite("values are checked by a layout that is known", () => {
+suite("a cached layout still checks values", () => {
   const cases: Readonly<Record<string, (files: Files) => Files>> = {
     "a step below 0": (files) => ({ ...files, state: withStep(files.state, -1n) }),
     "the last step that can be counted": (files) => ({ ...files, state: withStep(files.state, 2n ** 53n - 1n) }),
@@ -263,8 +263,8 @@ test("other calls run while a step of many tensors is read and compiled", async 
   assert.ok(turns >= 5, `${turns} turns`);
 });
 
-suite("a layout is compiled once", () => {
-  /** Kernels looked up, which only compiling does. */
+suite("a repeated call does not compile its layout again", () => {
+  /** Counts kernel lookups, which happen only during compilation. */
   const lookups = async (work: () => Promise<unknown>): Promise<number> => {
     const kernel = mock.method(pool, "kernel");
     await work();
@@ -302,14 +302,14 @@ suite("a layout is compiled once", () => {
   }
 });
 
-/** A file whose last value is another. */
+/** Replaces the last value of a file. */
 const withFloat = (file: Buffer, value: number): Buffer => {
   const changed = Buffer.from(file);
   changed.writeFloatLE(value, file.length - 4);
   return changed;
 };
 
-/** A state whose count of steps of a tensor is another. */
+/** Replaces a tensor's step count in a state. */
 const withStep = (state: Buffer | null, step: bigint, name = "b"): Buffer => {
   const changed = Buffer.from(state as Buffer);
   const start = 8 + changed.readUInt32LE(0);
@@ -320,7 +320,7 @@ const withStep = (state: Buffer | null, step: bigint, name = "b"): Buffer => {
 
 const withName = (file: Buffer): Buffer => Buffer.from(file.toString("latin1").replace('"big"', '"bog"'), "latin1");
 
-/** A state whose header has other spaces, says the same, and is not what stepd writes. */
+/** A state with other spaces in its header: equivalent, but not as stepd writes it. */
 const withSpace = (state: Buffer | null): Buffer => {
   const file = state as Buffer;
   const end = 8 + file.readUInt32LE(0);

@@ -1,4 +1,4 @@
-/** optimizer.plan says what a step then really costs. */
+/** optimizer.plan predicts what a step really costs. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { SMALL, type StepReply } from "../support/run.ts";
@@ -32,7 +32,7 @@ const ones = (dtype: Dtype): Record<string, Typed> =>
   );
 
 for (const { label, optimizer } of variants) {
-  test(`the bytes of a real step: ${label}`, async () => {
+  test(`plan predicts the bytes of a real step: ${label}`, async () => {
     for (const dtype of DTYPES) {
       const master_weights = dtype === "BF16";
       const tensors = Object.fromEntries(Object.entries(SMALL).map(([name, shape]) => [name, { shape, dtype }]));
@@ -51,7 +51,7 @@ for (const { label, optimizer } of variants) {
   });
 }
 
-test("says what does not fit, and how many calls to make", async () => {
+test("plan says what does not fit, and how many calls to make", async () => {
   const many = Object.fromEntries(Array.from({ length: 8 }, (_, index) => [`layer.${index}`, { shape: [256, 1024] }]));
   const cost = await service.call<Cost>("optimizer.plan", { optimizer: { name: "adamw" }, tensors: many });
   assert.ok(cost.fits);
@@ -62,7 +62,7 @@ test("says what does not fit, and how many calls to make", async () => {
   assert.deepEqual(large.too_large, ["embedding"]);
 });
 
-test("a shape that no file may have, or more bytes than a number counts, is refused", async () => {
+test("shapes above the limits of numbers and files are refused", async () => {
   const refused = async (shape: readonly number[]) => {
     const error = await service.call("optimizer.plan", { optimizer: { name: "adamw" }, tensors: { w: { shape } } }).catch((thrown: RpcError) => thrown);
     const { name, field } = (error as RpcError).data;

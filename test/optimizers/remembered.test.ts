@@ -1,4 +1,4 @@
-/** What is remembered of headers and options, in memory: in a process of its own, where nothing else comes and goes. */
+/** Memory of cached layouts, measured in a separate process, where nothing else allocates. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setFlagsFromString } from "node:v8";

@@ -1,4 +1,4 @@
-/** New parameters that are not finite are counted in a warning: in every optimizer and dtype, inline and on workers. */
+/** New parameters that are not finite are counted in a warning: for every optimizer and dtype, inline and on workers. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import type { StepReply } from "../support/run.ts";
@@ -18,13 +18,13 @@ interface Reply extends StepReply {
 
 const LARGEST: Readonly<Record<Dtype, number>> = { F16: 65504, BF16: 3.3895313892515355e38, F32: 3.4028234663852886e38, F64: Number.MAX_VALUE };
 
-/** Lets an element at the end of its range grow beyond it. F64 has no such rate, but 0/0. */
+/** Learning rates that move an element at the end of its range beyond it. F64 has no such rate, so it uses 0/0. */
 const RATE: Readonly<Record<Dtype, number>> = { F16: 1e5, BF16: 3e38, F32: 3e38, F64: 3e38 };
 
-/** Large tensors take the test long, so two dtypes are enough: one of the kernels' own, and one that is narrowed behind them. */
+/** Large tensors are slow to test, so two dtypes must do: one that kernels write, and one that is narrowed afterwards. */
 const PLACES = { inline: { size: 37, dtypes: DTYPES }, "on workers": { size: 140_001, dtypes: ["F32", "F16"] } } as const;
 
-/** Both ends of the range at the start, within and at the end of a tensor, with gradients of both signs, and one of 0. */
+/** Tensors with both ends of the range at their start, inside and at their end. Gradients have both signs, and one is 0. */
 const tensorsOf = (dtype: Dtype, size: number): Record<"params" | "grads", Record<string, Typed>> => {
   const largest = LARGEST[dtype];
   const ends = new Map([0, 1, 17, 18, size - 2, size - 1].map((at, index) => [at, index % 2 === 0 ? largest : -largest]));
@@ -34,7 +34,7 @@ const tensorsOf = (dtype: Dtype, size: number): Record<"params" | "grads", Recor
   return { params: { fine: tensor([1, 2, 3]), wide: tensor(params) }, grads: { fine: tensor([0.1, 0.2, 0.1]), wide: tensor(grads) } };
 };
 
-/** Steps, and requires a warning that names just the tensors and counts that the reply has. Returns the count. */
+/** Takes a step, and requires a warning with the tensors and counts of non-finite values in the reply. Returns the total count. */
 const requireCounted = async (
   optimizer: { readonly name: string },
   { params, grads }: ReturnType<typeof tensorsOf>,
@@ -58,7 +58,7 @@ for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
   suite(place, () => {
     for (const { label, optimizer } of variants) {
       test(label, async () => {
-        // Decay that is added to the gradient makes its square overflow, so that nothing moves.
+        // Without decay: decay added to the gradient would make its square overflow, and nothing would move.
         const undecayed = "weight_decay" in optimizer ? { weight_decay: 0 } : {};
         let found = 0;
         for (const dtype of dtypes) {
@@ -69,7 +69,7 @@ for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
       });
     }
 
-    test("0/0 where eps is 0 and so is a gradient, in each dtype", async () => {
+    test("0/0 from a zero gradient with eps 0 is counted in each dtype", async () => {
       for (const name of ["adam", "adamw", "lamb", "rmsprop", "adagrad", "adamax", "adadelta"])
         for (const dtype of dtypes) {
           const tensors = tensorsOf(dtype, size);
@@ -77,7 +77,7 @@ for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
         }
     });
 
-    test("with master weights, stochastic rounding and statistics", async () => {
+    test("values are counted with master weights, stochastic rounding and statistics", async () => {
       for (const dtype of ["BF16", "F16"] as const)
         for (const more of [{ master_weights: true }, { stochastic_rounding: { seed: 3 } }, { stats: "tensor" }, { clip: { max_norm: 1 } }])
           assert.ok((await requireCounted({ name: "adamw", lr: RATE[dtype] } as never, tensorsOf(dtype, size), more)) > 0);
@@ -85,13 +85,13 @@ for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
   });
 }
 
-test("a float16 parameter at 65504 that grows", async () => {
+test("a float16 parameter that grows beyond 65504 is counted", async () => {
   const one = (value: number) => ({ w: { dtype: "F16" as const, shape: [1], values: [value] } });
   assert.equal(await requireCounted({ name: "sgd", lr: 1 } as never, { params: one(65504), grads: one(-32) }), 1);
   assert.equal(await requireCounted({ name: "sgd", lr: 1 } as never, { params: one(65504), grads: one(-8) }), 0);
 });
 
-test("a reply in BF16 has infinities where float32 has its largest numbers", async () => {
+test("the largest float32 values become infinite in a BF16 reply and are counted", async () => {
   const reply = { reply: { params: "bf16" } };
   for (const size of [37, 140_001])
     for (const dtype of ["F32", "F16", "BF16"] as const) {
@@ -110,12 +110,12 @@ test("a reply in BF16 has infinities where float32 has its largest numbers", asy
     }
 });
 
-test("finite values whose sum overflows are no reason to warn", async () => {
+test("finite values with an infinite sum give no warning", async () => {
   const tensor = (value: number) => ({ w: { dtype: "F32" as const, shape: [1000], values: Array<number>(1000).fill(value) } });
   assert.equal(await requireCounted({ name: "sgd", lr: 1 } as never, { params: tensor(3e38), grads: tensor(1) }), 0);
 });
 
-test("the first tensors are named, in JSON as well", async () => {
+test("the warning names the first tensors, in JSON too", async () => {
   const names = Array.from({ length: 10 }, (_, index) => `w${index}`);
   const values = (value: number) => Object.fromEntries(names.map((name) => [name, { shape: [1], values: [value] }]));
   const json = JSON.stringify({ optimizer: { name: "adam", eps: 0 }, params: values(1), grads: values(0) });

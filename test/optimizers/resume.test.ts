@@ -1,4 +1,4 @@
-/** Exact resume: 2N steps are N steps, the state on disk, another process, and N more, byte for byte. */
+/** Exact resume: N steps, a state saved to disk and loaded in another process, and N more steps give the bytes of 2N steps. */
 import assert from "node:assert/strict";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -26,7 +26,7 @@ after(async () => {
 });
 
 for (const { label, optimizer } of variants) {
-  test(label, async () => {
+  test(`resume is exact: ${label}`, async () => {
     const straight = await run(first, { optimizer, shapes: SMALL, steps: 2 * N });
     const half = await run(first, { optimizer, shapes: SMALL, steps: N });
     const files = { params: join(folder, `${label}.params`), state: join(folder, `${label}.state`) };
@@ -47,7 +47,7 @@ for (const { label, optimizer } of variants) {
 }
 
 for (const { label, optimizer } of variants) {
-  test(`${label}: a state from init is the same start as none`, async () => {
+  test(`${label}: a state from init gives the same start as no state`, async () => {
     const { state } = await first.call<{ state: Uint8Array }>("optimizer.init", { optimizer, params: writeTensors(startParams(SMALL)) });
     const fromInit = await run(first, { optimizer, shapes: SMALL, steps: 2, state });
     const fromNothing = await run(first, { optimizer, shapes: SMALL, steps: 2 });

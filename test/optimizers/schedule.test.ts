@@ -1,4 +1,4 @@
-/** A schedule in a step: the step that its rates would give by hand, from the state's own count. */
+/** A step with a schedule equals a step with the schedule's value at the state's own count. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { gradsAt, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -33,7 +33,7 @@ const warmup = {
   milestones: [3],
 };
 
-suite("a schedule is the rates that it evaluates to, bit for bit", () => {
+suite("a schedule gives the bits of its evaluated rates", () => {
   for (const { label, optimizer } of variants) {
     test(label, async () => {
       const base = (optimizer["lr"] as number | undefined) ?? 0.01;
@@ -52,13 +52,13 @@ suite("a schedule is the rates that it evaluates to, bit for bit", () => {
   }
 });
 
-suite("what has no effect is taken, because calls say the same of each part of a model", () => {
+suite("options without effect are accepted, because calls for all parts of a model carry the same options", () => {
   const [params, optimizer] = [writeTensors(startParams(SMALL)), { name: "adamw", lr: 0.1 }];
   for (const schedule of [
     { name: "one_cycle", max_lr: 0.5, total_steps: 10 },
     { name: "cyclic", base_lr: 0.1, max_lr: 0.5 },
   ]) {
-    test(`a group's lr under ${schedule.name}`, async () => {
+    test(`a group's lr under ${schedule.name}, which replaces it`, async () => {
       const plain = await step(optimizer, params, 0, null, { schedule });
       assert.deepEqual(await step(optimizer, params, 0, null, { schedule, groups: [{ tensors: ["*"], optimizer: { lr: 9 } }] }), plain);
     });
@@ -69,19 +69,19 @@ suite("what has no effect is taken, because calls say the same of each part of a
     assert.deepEqual(await step(optimizer, params, 0, null, { groups: [{ tensors: ["head.*", "absent"], optimizer: { lr: 9 } }] }), plain);
   });
 
-  test("stochastic rounding where there is no BF16", async () => {
+  test("stochastic rounding without BF16 parameters", async () => {
     const plain = await step(optimizer, params, 0, null);
     assert.deepEqual(await step(optimizer, params, 0, null, { stochastic_rounding: { seed: 7 } }), plain);
   });
 });
 
-suite("one_cycle drives the momentum the other way", () => {
+suite("one_cycle moves the momentum opposite to the rate", () => {
   const schedule = { name: "one_cycle", max_lr: 0.5, total_steps: 10 };
   for (const [optimizer, withMomentum] of [
     [{ name: "sgd", momentum: 0.9 }, (momentum: number) => ({ momentum })],
     [{ name: "adamw", betas: [0.9, 0.99] }, (momentum: number) => ({ betas: [momentum, 0.99] })],
   ] as const) {
-    test(optimizer.name, async () => {
+    test(`${optimizer.name} equals steps with the evaluated rates and momentums`, async () => {
       const { lrs, momentums } = await rates(schedule, 0.1);
       let [params, state]: [Uint8Array, Uint8Array | null] = [writeTensors(startParams(SMALL)), null];
       for (let index = 0; index < STEPS; index++) {
@@ -93,7 +93,7 @@ suite("one_cycle drives the momentum the other way", () => {
     });
   }
 
-  test("past its end is an error that names the step", async () => {
+  test("a step past the schedule's end is an error that names the step", async () => {
     const params = writeTensors(startParams(SMALL));
     let state: Uint8Array | null = null;
     for (let index = 0; index < 3; index++) ({ state } = await step({ name: "sgd", momentum: 0.9 }, params, index, state));
@@ -130,13 +130,13 @@ suite('weight_decay_scale "schedule" follows the schedule, not the lr', () => {
   };
 
   for (const name of ["adamw", "qhadamw"]) {
-    test(`${name}: any lr gives the same decay`, async () => {
+    test(`${name}: every lr gives the same decay`, async () => {
       const reference = await decayed(name, 0.001, "schedule");
       for (const lr of [0.5, 8, 1e-6]) assert.deepEqual(near(readTensors(await decayed(name, lr, "schedule"))), near(readTensors(reference)));
       assert.ok(!(await decayed(name, 0.5, "lr")).equals(await decayed(name, 0.001, "lr")), "with the scale lr it differs");
     });
 
-    test(`${name}: the decay is the schedule's factor times weight_decay, and none leaves the factor out`, async () => {
+    test(`${name}: scale schedule multiplies weight_decay by the schedule's factor, and scale none does not`, async () => {
       const { lrs } = await rates(warmup, 1);
       for (const [scale, factors] of [
         ["schedule", lrs],
@@ -153,7 +153,7 @@ suite('weight_decay_scale "schedule" follows the schedule, not the lr', () => {
     [{ name: "one_cycle", max_lr: 0.5, total_steps: STEPS, cycle_momentum: false }, 0.5],
     [{ name: "cyclic", base_lr: 0.01, max_lr: 0.2, step_size_up: 2, cycle_momentum: false }, 0.2],
   ] as const) {
-    test(`${schedule.name}: the factor is of max_lr, whatever the base rate, which plays no part`, async () => {
+    test(`${schedule.name}: the factor is relative to max_lr, and the base rate has no effect`, async () => {
       const { lrs } = await rates(schedule, 1);
       for (const lr of [1e-3, 8]) {
         let [params, state]: [Uint8Array, Uint8Array | null] = [writeTensors(startParams(SMALL)), null];
@@ -168,7 +168,7 @@ suite('weight_decay_scale "schedule" follows the schedule, not the lr', () => {
     });
   }
 
-  test("a base rate of 0, of which nothing is a part, is refused", async () => {
+  test("a base rate of 0 is refused, because no factor can be derived from it", async () => {
     const optimizer = { name: "qhadamw", lr: 0, weight_decay: 0.05, weight_decay_scale: "schedule" };
     await assert.rejects(step(optimizer, writeTensors(startParams(SMALL)), 0, null, { schedule: warmup }), (error: RpcError) => {
       assert.deepEqual([error.data.name, error.data.field], ["INVALID_PARAMS", "/optimizer/lr"]);
@@ -176,6 +176,6 @@ suite('weight_decay_scale "schedule" follows the schedule, not the lr', () => {
     });
   });
 
-  /** lr_t / lr is rounded differently for different lr: in the last bit of float64, which float32 hardly ever shows. */
+  /** lr_t / lr rounds differently for different lr, in the last bit of float64; float32 hardly ever shows it. */
   const near = (tensors: ReturnType<typeof readTensors>): unknown => Object.values(tensors).map(({ data }) => [...data].map((value) => value.toPrecision(6)));
 });

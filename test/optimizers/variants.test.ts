@@ -1,4 +1,4 @@
-/** The suites over the registry run every optimizer that there is, and tell its variants apart. */
+/** The suites over the registry cover every optimizer, and distinguish its variants. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { registry } from "../../src/optimizers/registry.ts";

@@ -1,6 +1,6 @@
 /**
- * The golden vectors of independent peers through the running service. One-step mode feeds the peer's float32 parameters and
- * state of the step before; from the start, the errors against the peer's float64 run are compared with the peer's own.
+ * The golden vectors of independent peers against the running service. One-step tests start each step from the peer's float32
+ * parameters and state. Tests from the start compare stepd's error with the peer's own, both against the peer's float64 run.
  */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
@@ -9,10 +9,10 @@ import { TestService } from "../support/service.ts";
 import { readState, readTensors, type TestState, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
 import { type Case, gradientCounts, settings, slotsAfter, stateAfter, tensors, ulp, values, vectorFiles } from "../support/vectors.ts";
 
-/** Parameters and moments may differ from the peer's by this many ulp of the larger of old and new. */
+/** Allowed difference from the peer's parameters and moments, in ulp of the larger of the old and the new value. */
 const MAX_ULPS = 8;
 
-/** RMS error over the peer's, for all cases of a file together and for any one. */
+/** Allowed RMS error relative to the peer's: over all cases of a file, and in any single case. */
 const MAX_POOLED = 1.05;
 const MAX_SINGLE = 1.5;
 
@@ -39,10 +39,10 @@ const step = (testCase: Case, index: number, params: TestTensors, state: Uint8Ar
   });
 };
 
-/** The float32 parameters of the peer after `count` steps. */
+/** The peer's float32 parameters after `count` steps. */
 const paramsAfter = (testCase: Case, count: number): TestTensors => tensors(count === 0 ? testCase.initial : (testCase.steps[count - 1]?.f32.params ?? {}));
 
-/** Compares element by element; NaN and infinities must agree in kind. */
+/** Compares element by element; NaN and infinities must match exactly. */
 const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLike<number>, old: ArrayLike<number> | undefined): void => {
   assert.equal(found.length, expected.length, where);
   for (let i = 0; i < expected.length; i++) {
@@ -57,10 +57,10 @@ const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLi
   }
 };
 
-/** Where optax takes 1 - beta^t in float32. */
+/** Optimizers for which optax computes 1 - beta^t in float32. */
 const IMPRECISE = ["adam", "adamw", "lamb"];
 
-/** The parameters that a step must give: the peer's float32, or where it has not the precision to ask for, its formula in float64. */
+/** The expected parameters of a step: the peer's float32 values, or its formula in float64 if the peer itself is imprecise. */
 const expectedAfter = (testCase: Case, index: number, params: TestTensors, state: TestState | null): Readonly<Record<string, ArrayLike<number>>> => {
   const current = testCase.steps[index];
   const names = Object.keys(params);
@@ -102,7 +102,7 @@ interface Errors {
   peer: number;
 }
 
-/** Squared errors of the parameters against the float64 run, in units of the learning rate. */
+/** Sums of squared parameter errors against the float64 run, in units of the learning rate. */
 const fromStart = async (testCase: Case): Promise<Errors> => {
   const errors: Errors = { ours: 0, peer: 0 };
   let params = paramsAfter(testCase, 0);
@@ -115,7 +115,7 @@ const fromStart = async (testCase: Case): Promise<Errors> => {
     const counts = gradientCounts(testCase, index + 1);
     const unit = current?.lr || (testCase.hyperparameters["lr"] as number) || 1;
     for (const [name, { data }] of Object.entries(params)) {
-      // timm counts steps by group, stepd by tensor as torch does: after a missing gradient the bias corrections differ.
+      // timm counts steps per group, stepd per tensor like torch: after a missing gradient their bias corrections differ.
       if (testCase.peer === "timm" && counts[name] !== index + 1) continue;
       const truth = values(current?.f64.params[name] ?? { dtype: "f64", shape: [], b64: "" });
       const peer = values(current?.f32.params[name] ?? { dtype: "f32", shape: [], b64: "" });
@@ -137,9 +137,9 @@ const ratio = ({ ours, peer }: Errors): number => (peer === 0 && ours === 0 ? 1 
 
 for (const [file, cases] of vectorFiles) {
   suite(file, () => {
-    for (const testCase of cases) test(`${testCase.name}, one step at a time`, () => oneStep(testCase));
+    for (const testCase of cases) test(`${testCase.name} matches the peer, one step at a time`, () => oneStep(testCase));
 
-    test("from the start: no farther from the float64 run than the peer", async () => {
+    test("from the start, the error against float64 does not exceed the peer's", async () => {
       const pooled: Errors = { ours: 0, peer: 0 };
       for (const testCase of cases.filter(({ f32_range }) => !f32_range)) {
         const errors = await fromStart(testCase);

@@ -1,7 +1,7 @@
 /**
- * Loaded into a server by --import: measures the longest turn of its event loop. The parent asks over IPC, and gets what was longest
- * since it last asked, in ms: a turn in processor time of the main thread, which a busy machine does not lengthen, a turn without the
- * collections of garbage in it, a collection, and a turn by the loop's own histogram.
+ * Loaded into a server with --import: measures the longest turn of its event loop. The parent asks over IPC, and gets the longest
+ * since its last question in ms: a turn in processor time (which a busy machine does not lengthen), a turn without its garbage
+ * collections, a garbage collection, and a turn by the loop's own histogram.
  */
 import { monitorEventLoopDelay, PerformanceObserver, performance } from "node:perf_hooks";
 
@@ -14,14 +14,14 @@ interface Turn {
   readonly processor: number;
 }
 
-/** Turns of some length, which are few. */
+/** Turns longer than LONG_MS; shorter ones are not kept. */
 let turns: Turn[] = [];
 const LONG_MS = 10;
 
 let last = process.threadCpuUsage();
 let start = performance.now();
 
-/** The loop never sleeps: each of its turns ends here. */
+/** Runs once in every turn. It schedules itself again, so the loop never sleeps. */
 const endTurn = (): void => {
   const now = process.threadCpuUsage();
   const end = performance.now();
@@ -33,13 +33,13 @@ const endTurn = (): void => {
 };
 setImmediate(endTurn);
 
-/** Collections of garbage: what the heap needs for all calls, and no call's own work. */
+/** Garbage collections: work for the whole heap, not for one call. */
 let collections: { readonly start: number; readonly ms: number }[] = [];
 new PerformanceObserver((list) => {
   for (const { startTime, duration } of list.getEntries()) collections.push({ start: startTime, ms: duration });
 }).observe({ entryTypes: ["gc"] });
 
-/** A turn's time without collections in it. */
+/** Processor time of a turn without its garbage collections. */
 const ownOf = ({ start, end, processor }: Turn): number => {
   const within = collections.filter(({ start: at, ms }) => at < end && at + ms > start);
   return within.reduce((rest, { ms }) => rest - ms, processor);

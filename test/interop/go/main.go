@@ -1,7 +1,6 @@
-// Calls a service through the rpc package of go-ethereum: interop URL. It sends all params by position: none as [], and those of
-// stepd as the only one.
-//
-// The params of the calls come as JSON on standard input; the results go out as JSON: list, describe, step, and the error of a
+// Calls a service through the rpc package of go-ethereum: interop URL. Passes all params by position: none as [], an object as the
+// only element.
+// Reads the params of the calls as JSON from standard input. Prints the results as JSON: list, describe, step, and the error of a
 // describe that fails.
 package main
 

@@ -1,12 +1,12 @@
 /**
- * Calls a service through a JSON-RPC package of JavaScript, as its documentation says: clients.mjs PACKAGE URL.
+ * Calls a service through a JavaScript JSON-RPC package, as its documentation shows: clients.mjs PACKAGE URL.
  *
- * The params of the calls come as JSON on standard input; the results go out as JSON: list, describe, step, and the error of a
+ * Reads the params of the calls as JSON from standard input. Prints the results as JSON: list, describe, step, and the error of a
  * describe that fails.
  */
 import { text } from "node:stream/consumers";
 
-/** Makes of each package a function that calls a method, and throws the error's code and message. */
+/** For each package, creates a function that calls a method and throws the error's code and message. */
 const PACKAGES = {
   async "@open-rpc/client-js"(url) {
     const { Client, HTTPTransport, RequestManager } = await import("@open-rpc/client-js");

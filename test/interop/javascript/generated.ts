@@ -1,7 +1,7 @@
 /**
- * Takes two steps through the client that @hey-api/openapi-ts made of /openapi.json, in ./client: generated.js URL.
+ * Takes two steps through the client that @hey-api/openapi-ts generated from /openapi.json into ./client: generated.js URL.
  *
- * The results go out as JSON: list, describe, step, the step after it, and the error of a describe that fails.
+ * Prints the results as JSON: list, describe, step, the following step, and the error of a describe that fails.
  */
 import { createClient } from "./client/client/index.js";
 import { optimizerDescribe, optimizerList, optimizerStep } from "./client/sdk.gen.js";

@@ -1,14 +1,14 @@
 /**
- * Reads an OpenRPC document with OpenRPC's own tools and checks calls by it: openrpc.mjs URL.
+ * Reads an OpenRPC document with OpenRPC's own tools and validates calls with it: openrpc.mjs URL.
  *
- * The calls come as JSON on standard input: [{method, params}]. What goes out says for each whether the document takes it.
+ * Reads the calls as JSON from standard input: [{method, params}]. Prints for each whether the document accepts it.
  */
 import { text } from "node:stream/consumers";
 import { MethodCallValidator, parseOpenRPCDocument, validateOpenRPCDocument } from "@open-rpc/schema-utils-js";
 
 const [url] = process.argv.slice(2);
 const document = await (await fetch(url)).json();
-// By the meta-schema of OpenRPC.
+// Validates the document itself against OpenRPC's meta-schema.
 const valid = validateOpenRPCDocument(document);
 if (valid !== true) throw valid;
 const parsed = await parseOpenRPCDocument(document, { dereference: true });

@@ -1,7 +1,8 @@
-"""Calls a service through a JSON-RPC package of Python, as its documentation says: clients.py PACKAGE URL.
+"""Calls a service through a Python JSON-RPC package, as its documentation shows:
+clients.py PACKAGE URL.
 
-The params of the calls come as JSON on standard input; the results go out as JSON: list, describe, step, and the error of a
-describe that fails.
+Reads the params of the calls as JSON from standard input. Prints the results as JSON:
+list, describe, step, and the error of a describe that fails.
 """
 
 import json
@@ -48,7 +49,7 @@ def tinyrpc(url, call):
     from tinyrpc.protocols.jsonrpc import JSONRPCProtocol
     from tinyrpc.transports.http import HttpPostClientTransport
 
-    # By itself it sends no Content-Type (docs/interoperability.md).
+    # The package sends no Content-Type by default (docs/interoperability.md).
     client = RPCClient(JSONRPCProtocol(), HttpPostClientTransport(url, headers={"Content-Type": "application/json"}))
     try:
         client.call("optimizer.describe", [], call["unknown"])

@@ -1,7 +1,9 @@
-"""Takes two steps through the client that openapi-python-client made of /openapi.json: generated.py URL.
+"""Takes two steps through the client that openapi-python-client generated from
+/openapi.json: generated.py URL.
 
-The params of a step come as JSON on standard input; the results go out as JSON: list, describe, step, the step after it, and
-the error of a describe that fails. The folder of the client, stepd_rest, is on PYTHONPATH.
+Reads the params of a step as JSON from standard input. Prints the results as JSON:
+list, describe, step, the following step, and the error of a describe that fails. The
+client's folder, stepd_rest, is on PYTHONPATH.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""What schemathesis must know of stepd: MessagePack, and the refusals of calls that no schema can forbid."""
+"""Teaches schemathesis about stepd: MessagePack, and refusals that no schema can
+express.
+"""
 
 import base64
 import re
@@ -10,7 +12,7 @@ MSGPACK = "application/vnd.msgpack"
 
 
 def mapped(value, change):
-    """A value with each of its leaves changed."""
+    """Applies a change to every leaf of a value."""
     if isinstance(value, dict):
         return {key: mapped(item, change) for key, item in value.items()}
     if isinstance(value, list):
@@ -19,7 +21,7 @@ def mapped(value, change):
 
 
 def packable(value):
-    """Integers of JSON have no bounds, those of MessagePack have 64 bits."""
+    """Bounds integers to the 64 bits of MessagePack; JSON has no such limit."""
     return float(value) if isinstance(value, int) and not -(2**63) <= value < 2**64 else value
 
 
@@ -30,12 +32,13 @@ def pack(_, value):
 
 @schemathesis.deserializer(MSGPACK)
 def unpack(_, response):
-    """A reply as its schema says it: a blob is bin here and base64 there."""
+    """Decodes a reply into the form of its schema: blobs become base64."""
     return mapped(msgpack.unpackb(response.content), lambda leaf: base64.b64encode(leaf).decode() if isinstance(leaf, bytes) else leaf)
 
 
-# Of INVALID_PARAMS, what depends on another field, on the server's files, or on names that it alone knows. More than these is
-# a schema that allows what the service refuses.
+# INVALID_PARAMS errors that depend on another field, on the server's files, or on names
+# that only the server knows. Any other one means that a schema allows what the service
+# refuses.
 RELATIONS = re.compile(
     r"""
     \d+\ milestones,\ one\ fewer\ than\ schedules       # a sequence's milestones
@@ -54,13 +57,15 @@ RELATIONS = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-# Errors that tell of the content of blobs and tensors, or of the server's cache.
+# Errors that depend on the contents of blobs and tensors, or on the server's cache.
 CONTENT = {"BLOB_MISSING", "STATE_CORRUPT", "STATE_MISMATCH", "TENSORS_CORRUPT", "TENSOR_MISMATCH", "NON_FINITE_GRADIENT", "UNSUPPORTED_DTYPE", "PAYLOAD_TOO_LARGE"}
 
 
 @schemathesis.check
 def refusal_is_of_content(_, response, case):
-    """In the place of positive_data_acceptance, which takes every refusal of what passes the schemas for a fault."""
+    """Replaces positive_data_acceptance, which reports every refusal of schema-valid
+    input.
+    """
     if case.meta is None or not case.meta.generation.mode.is_positive or response.status_code < 400:
         return
     problem = msgpack.unpackb(response.content) if response.headers["content-type"] == [MSGPACK] else response.json()

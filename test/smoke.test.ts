@@ -1,10 +1,10 @@
-/** The thin path: one step from socket to kernel and back. */
+/** One step from socket to kernel and back. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "./support/service.ts";
 import { readState, readTensors, writeTensors } from "./support/tensors.ts";
 
-test("AdamW's first step moves each parameter by lr against its gradient, less the decay", async () => {
+test("AdamW's first step moves each parameter by lr against its gradient, plus weight decay", async () => {
   await using service = await TestService.start();
   const params = writeTensors({ w: { shape: [3], data: Float32Array.of(1, 2, 3) } });
   const grads = writeTensors({ w: { shape: [3], data: Float32Array.of(0.1, 0.2, -0.3) } });

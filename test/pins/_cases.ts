@@ -1,4 +1,4 @@
-/** Every result whose bits are pinned: each case calls a service and hashes what it answers. */
+/** All results whose bits are pinned: each case calls a service and hashes the replies. */
 import { createHash, type Hash } from "node:crypto";
 import { registry } from "../../src/optimizers/registry.ts";
 import { gradsAt, type Shapes, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -9,19 +9,19 @@ import { DTYPES, type Dtype, typed, writeTyped } from "../support/typed.ts";
 import { type Variant, variants } from "../support/variants.ts";
 
 export interface Case {
-  /** An optimizer, or a part of the service in `REVISIONS`. */
+  /** The owner of the bits: an optimizer, or a part of the service in `REVISIONS`. */
   readonly owner: string;
   readonly label: string;
-  /** Whether the tensors are large enough for the workers. */
+  /** Whether the tensors are large enough to run on workers. */
   readonly isLarge: boolean;
   /** Returns the SHA-256 digest of the replies, in hexadecimal. */
   digest(service: TestService): Promise<string>;
 }
 
-/** Revisions of what belongs to no optimizer. Raise one when a change of its bits is intended. */
+/** Revisions of the parts that belong to no optimizer. Raise one to change its bits on purpose. */
 const REVISIONS: Readonly<Record<string, number>> = { norms: 1, schedules: 1, conversions: 1 };
 
-/** The revision that a case's digest belongs to. */
+/** The revision that a case's digest is pinned for. */
 export const revisionOf = (owner: string): number => {
   const revision = registry.get(owner)?.revision ?? REVISIONS[owner];
   if (revision === undefined) throw new Error(`no revision of ${owner}`);
@@ -40,7 +40,7 @@ const WIDTH: Readonly<Record<string, number>> = { F64: 8, F32: 4, BF16: 2, F16: 
 /** Hashes a safetensors file. `hasNaN` hashes every NaN as all ones, because NaN payloads differ between machines. */
 const hashFile = (hash: Hash, file: Uint8Array, hasNaN = false): void => {
   const { metadata, entries } = readFile(file);
-  // The revision is pinned beside the digest.
+  // Leaves out the revision, which is pinned separately.
   hash.update(JSON.stringify(Object.entries({ ...metadata, revision: "" }).sort()));
   for (const [name, { dtype, shape, bytes }] of entries) {
     hash.update(JSON.stringify([name, dtype, shape]));
@@ -55,7 +55,7 @@ const hashNumbers = (hash: Hash, values: readonly (number | null | undefined)[])
   for (const value of values) hash.update(Float64Array.of(typeof value === "number" && !Number.isNaN(value) ? value : Number.MAX_VALUE));
 };
 
-/** The numbers of a report, with their names. */
+/** Hashes the names and numbers of a report. */
 const hashReport = (hash: Hash, report: object): void => {
   for (const [name, value] of Object.entries(report)) {
     hash.update(name);
@@ -65,7 +65,7 @@ const hashReport = (hash: Hash, report: object): void => {
   }
 };
 
-/** More elements than run inline, over blocks and with odd ends. */
+/** Tensors too large to run inline, with several blocks and odd ends. */
 const LARGE = { "encoder.weight": [211, 331], "encoder/bias": [66_001], scale: [], ünï: [3] } as const;
 
 interface Reply extends StepReply {
@@ -79,19 +79,19 @@ interface Run {
   readonly steps: number;
   readonly dtype: Dtype;
   readonly gradDtype?: Dtype;
-  /** Other tensors than those of `startParams` and `gradsAt`. */
+  /** Tensors to use instead of `startParams` and `gradsAt`. */
   readonly tensors?: (step: number) => { readonly params: TestTensors; readonly grads: TestTensors };
-  /** Options of the step. */
+  /** More options of the step. */
   readonly more?: Readonly<Record<string, unknown>>;
 }
 
-/** Files of the usual tensors, which many cases share. */
+/** Cached files of the usual tensors, which many cases share. */
 const files = new Map<string, Buffer>();
 
 const fileOf = (key: string, make: () => TestTensors, dtype: Dtype): Buffer => {
   const known = files.get(`${key} ${dtype}`);
   if (known) return known;
-  // Float32 as it is, with the payloads of NaN.
+  // Writes float32 unconverted, to keep the payloads of NaN.
   const file = dtype === "F32" ? writeTensors(make()) : writeTyped(typed(make(), dtype));
   files.set(`${key} ${dtype}`, file);
   return file;
@@ -120,7 +120,7 @@ const hashRun = async (service: TestService, { optimizer, shapes, steps, dtype, 
   return hash.digest("hex");
 };
 
-/** Numbers at the ends of float32 and around zero. Each tensor starts elsewhere, so that gradients meet all kinds of parameters. */
+/** Values at the ends of float32's range and around zero. Each tensor starts at another value, so that all kinds of gradients and parameters meet. */
 const FINITE = [0, -0, 1e-45, -3e-39, 1.2e-38, 1, -1.5, 1e-20, 65504, -3e5, 1e19, -2e19, 3.4e38, 0.1, -7];
 const SPECIAL = [...FINITE, Infinity, -Infinity, Number.NaN];
 
@@ -129,7 +129,7 @@ const spread = (values: readonly number[], shape: readonly number[], start: numb
   data: Float32Array.from({ length: shape.reduce((product, size) => product * size, 1) }, (_, i) => values[(start + i) % values.length] as number),
 });
 
-/** A NaN whose payload BF16 cuts off: without its quiet bit, infinity. */
+/** A NaN whose payload does not fit into BF16: without the quiet bit it would become infinity. */
 const CUT_NAN = 0x7f800001;
 
 const withCutNaN = ({ shape, data }: TestTensor): TestTensor => {
@@ -137,7 +137,7 @@ const withCutNaN = ({ shape, data }: TestTensor): TestTensor => {
   return { shape, data };
 };
 
-/** Tensors of extreme values; `special` has NaN and infinities, `resting` has a gradient in every other step. */
+/** Tensors of extreme values: `special` has NaN and infinities, `resting` has a gradient in every other step. */
 const extremes = (step: number) => ({
   params: {
     finite: spread(FINITE, [7, 13], 0),
@@ -156,7 +156,7 @@ const extremes = (step: number) => ({
 const dtypesOf = (label: string, isLarge: boolean, owner: string, run: Omit<Run, "dtype">): readonly Case[] =>
   DTYPES.map((dtype) => ({ owner, label: `${label}, ${dtype}`, isLarge, digest: (service) => hashRun(service, { ...run, dtype }) }));
 
-/** More than four, so that a step of which the server keeps something is among them. */
+/** More than four steps, so that later ones use the server's cached layout. */
 const SMALL_STEPS = 7;
 const LARGE_STEPS = 3;
 const EXTREME_STEPS = 4;
@@ -184,7 +184,7 @@ const variantCases = ({ label, optimizer }: Variant): readonly Case[] => [
   },
 ];
 
-/** Options of a step, each with AdamW and with LAMB (whose step needs whole tensors). */
+/** Options of a step, each with AdamW and with LAMB, which needs whole tensors. */
 const OPTIONS: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
   "clip.max_norm": { clip: { max_norm: 0.5 } },
   "clip.max_value": { clip: { max_value: 0.25 } },
@@ -310,7 +310,7 @@ const scheduleCases: readonly Case[] = schedules.map((schedule) => ({
   },
 }));
 
-/** States in other formats, and back. */
+/** Conversions to other formats and back. */
 const FORMATS: readonly (readonly [optimizer: Readonly<Record<string, unknown>>, format: Readonly<Record<string, unknown>>, more?: object])[] = [
   [{ name: "adamw" }, { format: "torch" }],
   [{ name: "nadam" }, { format: "torch" }],

@@ -1,4 +1,4 @@
-/** The file of pinned digests: for each owner its revision and, by case, the digest. */
+/** The file of pinned digests: a revision for each owner, and a digest for each case. */
 import { readFileSync, writeFileSync } from "node:fs";
 
 export interface Pins {

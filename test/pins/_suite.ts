@@ -7,7 +7,7 @@ import { readPins } from "./_pinned.ts";
 
 const pins = readPins();
 
-/** Every case that `isWanted` selects must give its pinned digest on the service that `start` starts. */
+/** Adds a test for every case that `isWanted` selects: the started service must return its pinned digest. */
 export const requirePins = (machine: string, start: () => Promise<TestService>, isWanted: (pinned: Case) => boolean = () => true): void => {
   suite(machine, () => {
     let service: TestService;

@@ -1,4 +1,4 @@
-/** Results have the bits that are pinned in pinned.json, with and without AVX. node test/pins/update.ts writes the digests of a raised revision. */
+/** Results have the bits pinned in pinned.json, with and without AVX. node test/pins/update.ts writes the digests of a raised revision. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "../support/service.ts";
@@ -8,19 +8,19 @@ import { requirePins } from "./_suite.ts";
 
 const pins = readPins();
 
-test("every case is pinned, and nothing else", () => {
+test("pinned.json has every case and no other", () => {
   const expected = cases.map(({ owner, label }) => `${owner}: ${label}`);
   const found = Object.entries(pins).flatMap(([owner, { digests }]) => Object.keys(digests).map((label) => `${owner}: ${label}`));
   assert.equal(new Set(expected).size, expected.length);
   assert.deepEqual(found.sort(), expected.sort());
 });
 
-test("the digests are those of the present revisions", () => {
+test("the digests belong to the current revisions", () => {
   for (const [owner, { revision }] of Object.entries(pins))
     assert.equal(revision, revisionOf(owner), `run node test/pins/update.ts for the new revision of ${owner}`);
 });
 
-// --no-liftoff compiles each kernel at once with the optimizing compiler, which is where AVX is used.
+// --no-liftoff compiles each kernel at once with the optimizing compiler, the only one that uses AVX.
 requirePins("2 workers", () => TestService.start({ STEPD_WORKERS: "2" }, ["--no-liftoff"]));
 requirePins(
   "a CPU without AVX",

@@ -1,6 +1,6 @@
 /**
- * Writes the digests of new cases, and those of optimizers whose revision was raised: node test/pins/update.ts
- * Digests that changed at the same revision are listed and stay as they are, with exit status 1: raise the revision first.
+ * Writes the digests of new cases, and of owners whose revision was raised: node test/pins/update.ts
+ * Lists digests that changed without a new revision, keeps the old ones, and exits with status 1: raise the revision first.
  */
 import { TestService } from "../support/service.ts";
 import { cases, revisionOf } from "./_cases.ts";
@@ -9,7 +9,7 @@ import { type Pins, readPins, writePins } from "./_pinned.ts";
 await using service = await TestService.start();
 const before = readPins();
 const after: Record<string, Pins & { readonly digests: Record<string, string> }> = {};
-/** Labels of cases whose bits are others, by owner. */
+/** Labels of cases with changed bits, by owner. */
 const changed = new Map<string, string[]>();
 for (const { owner, label, digest } of cases) {
   const revision = revisionOf(owner);

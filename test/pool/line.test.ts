@@ -1,4 +1,4 @@
-/** The order of turns in front of the workers. */
+/** The order in which jobs get the workers. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setImmediate as turn } from "node:timers/promises";
@@ -7,7 +7,7 @@ import { Line } from "../../src/pool/_line.ts";
 const SHORT = 1000;
 const LONG = 2 ** 24;
 
-/** Lets jobs by name stand in line and returns the order in which they had their turn. */
+/** Queues named jobs, and returns the order in which they ran. */
 const orderOf = async (jobs: readonly (readonly [name: string, elements: number])[]): Promise<readonly string[]> => {
   const line = new Line();
   await line.enter(SHORT);
@@ -25,12 +25,12 @@ const orderOf = async (jobs: readonly (readonly [name: string, elements: number]
   return order;
 };
 
-test("jobs of one kind run in the order in which they came", async () => {
+test("jobs of similar size run in order of arrival", async () => {
   const names = ["a", "b", "c", "d"];
   for (const elements of [SHORT, LONG]) assert.deepEqual(await orderOf(names.map((name) => [name, elements])), names);
 });
 
-test("a short job passes all long ones that wait", async () => {
+test("a short job overtakes all waiting long jobs", async () => {
   assert.deepEqual(
     await orderOf([
       ["long 1", LONG],
@@ -41,13 +41,13 @@ test("a short job passes all long ones that wait", async () => {
   );
 });
 
-test("a long job has its turn after eight short ones, however many there are", async () => {
+test("a long job runs after at most eight short ones", async () => {
   const shorts = Array.from({ length: 20 }, (_, index) => [`short ${index}`, SHORT] as const);
   const order = await orderOf([["long 1", LONG], ["long 2", LONG], ...shorts]);
   assert.deepEqual([order.indexOf("long 1"), order.indexOf("long 2")], [8, 17]);
 });
 
-test("one job at a time", async () => {
+test("only one job runs at a time", async () => {
   const line = new Line();
   let running = 0;
   await Promise.all(

@@ -1,4 +1,4 @@
-/** The pool: any number of workers gives the bytes of one thread, and a dead worker's shards are done by the others, and a kernel's trap ends no more than its call. */
+/** The pool: any number of workers gives the bytes of one thread, other workers take over a dead worker's shards, and a trap fails only its call. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { test } from "node:test";
@@ -19,7 +19,7 @@ const start = async (workers: number, mebibytes = 64): Promise<Made> => {
   const arena = new Arena(mebibytes, poolBytes(workers));
   const lost: unknown[] = [];
   const pool = await Pool.start(arena, kernels, workers, { wideVectors: true, onWorkerLost: (cause) => lost.push(cause) });
-  // The workers do not keep a process running, and a test has nothing else that does.
+  // Workers do not keep a process alive, and a test file has nothing else that does.
   const keepAlive = setInterval(() => {}, 2 ** 30);
   const dispose = async (): Promise<void> => {
     clearInterval(keepAlive);
@@ -30,7 +30,7 @@ const start = async (workers: number, mebibytes = 64): Promise<Made> => {
 
 const address = (start: number, stride = 4) => ({ address: start, stride });
 
-/** p -= lr * g for parameters of all zeros and gradients of all ones. */
+/** A job that computes p -= lr * g, with parameters 0 and gradients 1. */
 const sgd = (pool: Pool, lease: Lease, elements: number, lr = 1): { readonly param: number; readonly unit: Unit } => {
   const param = lease.allocZeros(elements * 4);
   const grad = lease.alloc(elements * 4);
@@ -45,10 +45,10 @@ const requireAll = (lease: Lease, param: number, elements: number, expected: num
   assert.equal(wrong, -1, `element ${wrong} is ${floats(lease, param, elements)[wrong]}, not ${expected}`);
 };
 
-/** What gradient_norm writes for a block: four float64 sums. */
+/** Size of gradient_norm's output for a block: four float64 sums. */
 const NORM_SUMS_BYTES = 32;
 
-/** Momentum on three tensors of which none is a whole number of shards, and sums of squares of their gradients. */
+/** A job with momentum on three tensors, each with an incomplete last shard, and with sums of their squared gradients. */
 const mixedJob = (pool: Pool, lease: Lease): { readonly units: Unit[]; bytes(): Buffer } => {
   const next = random(1);
   const views: Buffer[] = [];
@@ -75,7 +75,7 @@ const mixedJob = (pool: Pool, lease: Lease): { readonly units: Unit[]; bytes(): 
   return { units, bytes: () => Buffer.concat(views) };
 };
 
-/** Jobs of so few elements run on the calling thread: one unit at a time, and shard by shard for the large one. */
+/** The result of the calling thread, which runs jobs this small: each unit alone, and the large one shard by shard. */
 const inline = async (): Promise<Buffer> => {
   await using made = await start(1);
   using lease = made.arena.lease(0);
@@ -101,7 +101,7 @@ test("1, 2, 3 and 7 workers give the bytes of the calling thread", async () => {
   }
 });
 
-test("a job of nothing, and one with empty tensors, are done", async () => {
+test("an empty job, and one with empty tensors, complete", async () => {
   await using made = await start(2);
   using lease = made.arena.lease(0);
   await made.pool.run([], lease);
@@ -110,7 +110,7 @@ test("a job of nothing, and one with empty tensors, are done", async () => {
   requireAll(lease, param, 3 * SHARD, -1);
 });
 
-test("jobs queue, and every one is finished when its own call returns", async () => {
+test("queued jobs are complete when their own calls return", async () => {
   await using made = await start(2);
   const runs = Array.from({ length: 20 }, async (_, index) => {
     using lease = made.arena.lease(0);
@@ -124,7 +124,7 @@ test("jobs queue, and every one is finished when its own call returns", async ()
   assert.equal(made.arena.used, 0);
 });
 
-test("thousands of jobs one after the other are each finished when they say so", async () => {
+test("each of 2,000 consecutive jobs is complete when its call returns", async () => {
   await using made = await start(7);
   using lease = made.arena.lease(0);
   const { param, unit } = sgd(made.pool, lease, 2 * SHARD + 1);
@@ -135,14 +135,14 @@ test("thousands of jobs one after the other are each finished when they say so",
   }
 });
 
-test("a late notification for an earlier job does not end the one that runs", async () => {
+test("a late notification of an earlier job does not end the running one", async () => {
   await using made = await start(2, 512);
   using lease = made.arena.lease(0);
   const elements = 32 * 2 ** 20;
   const { param, unit } = sgd(made.pool, lease, elements);
   const { waitAsync } = Atomics;
   let wakes = 0;
-  // Each wait is woken at once, as a worker does that notifies late.
+  // Wakes every wait at once, like a late notification of a worker.
   Atomics.waitAsync = ((array: Int32Array, index: number, value: number) => {
     const waiting = waitAsync(array, index, value);
     if (wakes++ < 3) Atomics.notify(array, index);
@@ -157,10 +157,10 @@ test("a late notification for an earlier job does not end the one that runs", as
   requireAll(lease, param, elements, -1);
 });
 
-/** Calls of a shard that take seconds. */
+/** Calls per shard; together they take seconds. */
 const LONG = 200_000;
 
-/** A job of three shards, each of so many steps of SGD, of which a test can see that they began. */
+/** A job of three shards with LONG steps of SGD each. begun() resolves once a shard has begun. */
 const longJob = (pool: Pool, lease: Lease): { readonly unit: Unit; begun(shard: number): Promise<void> } => {
   const { param, unit } = sgd(pool, lease, 3 * SHARD);
   const view = floats(lease, param, 3 * SHARD);
@@ -170,7 +170,7 @@ const longJob = (pool: Pool, lease: Lease): { readonly unit: Unit; begun(shard: 
   return { unit: { ...unit, calls: unit.calls.flatMap((call) => Array<Call>(LONG).fill(call)) }, begun };
 };
 
-test("a shard that was half done fails its job, for the caller to send again; the worker is replaced, and the next job is right", async () => {
+test("a job with a half-done shard fails so that the caller sends it again, and the next job succeeds on new workers", async () => {
   await using made = await start(2, 128);
   using lease = made.arena.lease(0);
   const { unit, begun } = longJob(made.pool, lease);
@@ -187,13 +187,13 @@ test("a shard that was half done fails its job, for the caller to send again; th
   for (const [index, worker] of workers.entries()) assert.notEqual(made.pool.threads[index], worker);
 });
 
-test("what a lost worker had not begun is done by the others", async () => {
+test("other workers take over shards that a lost worker had not begun", async () => {
   for (const ended of [[0], [1], [0, 1]]) {
     await using made = await start(2);
     using lease = made.arena.lease(0);
     const elements = 40 * SHARD;
     const { param, unit } = sgd(made.pool, lease, elements);
-    // Asleep, each ends before it takes a shard.
+    // The workers are asleep, so they end before they take a shard.
     for (const index of ended) void made.pool.threads[index]?.terminate();
     await made.pool.run([unit], lease);
     requireAll(lease, param, elements, -1);
@@ -201,7 +201,7 @@ test("what a lost worker had not begun is done by the others", async () => {
   }
 });
 
-test("a half done shard that overwrites nothing is done again", async () => {
+test("a half-done shard that overwrites nothing is repeated", async () => {
   await using made = await start(2, 128);
   using lease = made.arena.lease(0);
   const { param, unit } = sgd(made.pool, lease, 3 * SHARD);
@@ -224,7 +224,7 @@ test("a half done shard that overwrites nothing is done again", async () => {
   for (let shard = 0; shard < 3; shard++) assert.ok(squares.subarray(4 * shard, 4 * shard + 4).includes(4 * SHARD), `${squares}`);
 });
 
-test("a job whose every run ends its workers comes to an end", async () => {
+test("a job that loses its workers in every attempt fails in the end", async () => {
   await using made = await start(1, 128);
   using lease = made.arena.lease(0);
   const { param } = sgd(made.pool, lease, 3 * SHARD);
@@ -245,7 +245,7 @@ test("a job whose every run ends its workers comes to an end", async () => {
   await rejected;
 });
 
-test("a worker that ends while nothing runs is replaced, and no call sees it", async () => {
+test("a worker that ends while idle is replaced, and no call notices", async () => {
   await using made = await start(2);
   using lease = made.arena.lease(0);
   const worker = made.pool.threads[1];
@@ -259,7 +259,7 @@ test("a worker that ends while nothing runs is replaced, and no call sees it", a
   assert.equal(made.lost.length, 1);
 });
 
-test("jobs that wait behind one whose workers die are run", async () => {
+test("jobs that wait behind a job with dying workers run", async () => {
   await using made = await start(2, 128);
   using lease = made.arena.lease(0);
   const { unit, begun } = longJob(made.pool, lease);
@@ -278,7 +278,7 @@ for (const [where, elements] of [
   ["on the workers", 4 * SHARD],
   ["on the calling thread", 100],
 ] as const) {
-  test(`a kernel that traps ${where} fails its call only`, async () => {
+  test(`a kernel that traps ${where} fails only its call`, async () => {
     await using made = await start(2);
     using lease = made.arena.lease(0);
     const { unit } = sgd(made.pool, lease, elements);
@@ -292,12 +292,12 @@ for (const [where, elements] of [
   });
 }
 
-test("a kernel that is not there is named", async () => {
+test("the error for an unknown kernel names it", async () => {
   await using made = await start(1);
   assert.throws(() => made.pool.kernel("no_such_kernel"), /no_such_kernel/);
 });
 
-test("tensors above 3 GiB in the arena are stepped like any other", async () => {
+test("tensors above 3 GiB in the arena are stepped correctly", async () => {
   await using made = await start(2, 3500);
   using lease = made.arena.lease(3 * 2 ** 30);
   for (const elements of [100, 3 * SHARD]) {

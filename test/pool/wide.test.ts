@@ -1,4 +1,4 @@
-/** That V8 does make 256-bit instructions of the kernels that are written in pairs of vectors, and none where it may not. */
+/** V8 compiles kernels written as pairs of vectors to 256-bit instructions, except where it must not. */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -10,12 +10,12 @@ import { knowsWideVectors } from "../../src/pool/kernels.ts";
 const kernelsTs = new URL("../../src/pool/kernels.ts", import.meta.url);
 const kernelsWasm = new URL("../../build/kernels.wasm", import.meta.url);
 
-/** Where the scalars are in memory. */
+/** Address of the scalars. */
 const SCALARS = 1024;
 
 interface Call {
   readonly kernel: string;
-  /** Operands in memory; all are absent, and there are no elements. */
+  /** Number of operands in memory. All are null pointers, and there are no elements. */
   readonly pointers: number;
   readonly scalars: readonly number[];
 }
@@ -25,7 +25,7 @@ interface Options {
   readonly flags?: readonly string[];
 }
 
-/** How often V8 says in compiling a kernel for such a call that it makes one vector of two. */
+/** How often V8 reports, while it compiles the kernel for such a call, that it merges two vectors. */
 const widened = async ({ kernel, pointers, scalars }: Call, { allowed = true, flags = [] }: Options = {}): Promise<number> => {
   const operands = [...Array<number>(pointers + 1).fill(0), SCALARS];
   const script = `
@@ -36,13 +36,13 @@ const widened = async ({ kernel, pointers, scalars }: Call, { allowed = true, fl
     new Float64Array(memory.buffer, ${SCALARS}).set(${JSON.stringify(scalars)});
     if (${allowed}) allowWideVectors();
     kernels[kernelNames(module).indexOf(${JSON.stringify(kernel)})](...${JSON.stringify(operands)});`;
-  // A function is compiled when it is called, so this says what became of the loop that these scalars choose.
+  // V8 compiles a function at its first call, so the count belongs to the loop that these scalars select.
   const args = ["--no-liftoff", "--trace-wasm-revectorize", ...flags, "--input-type=module", "--eval", script];
   const { stdout } = await promisify(execFile)(process.execPath, args, { maxBuffer: 2 ** 28 });
   return stdout.matchAll(/Decide to vectorize/g).toArray().length;
 };
 
-/** The calls of an optimizer's step, with its defaults but for `values`. */
+/** The kernel calls of an optimizer's step, with its defaults except for `values`. */
 const callsOf = (optimizer: string, values: Readonly<Record<string, unknown>> = {}, dtype = "f32"): readonly Call[] => {
   const definition = registry.get(optimizer);
   assert.ok(definition);
@@ -80,7 +80,7 @@ const STEPS: Readonly<Record<string, readonly Call[]>> = {
   "lion, caution": callsOf("lion", { caution: true, ...decayed }),
 };
 
-/** Passes over gradients, and conversions. */
+/** Kernels that pass over gradients, and conversions. */
 const PASSES: readonly Call[] = [
   ...["scale", "divide", "clamp"].map((name) => ({ kernel: `gradient_${name}_f32`, pointers: 1, scalars: [2] })),
   ...["bf16_f32", "f16_f32", "f32_bf16", "f32_f16"].map((name) => ({ kernel: `convert_${name}`, pointers: 2, scalars: [] })),
@@ -96,7 +96,7 @@ const requireWide = async (call: Call): Promise<void> => {
   else assert.equal(count, 0);
 };
 
-suite("256 bits where this processor and this Node have them", () => {
+suite("kernels use 256 bits if the processor and Node support them", () => {
   for (const [label, calls] of Object.entries(STEPS)) {
     test(label, async () => {
       for (const call of calls) await requireWide(call);
@@ -105,18 +105,18 @@ suite("256 bits where this processor and this Node have them", () => {
   for (const call of PASSES) test(call.kernel, () => requireWide(call));
 });
 
-suite("128 bits", () => {
+suite("kernels use 128 bits", () => {
   const [adamw] = callsOf("adamw");
   assert.ok(adamw);
-  test("where wide vectors are off", async () => {
+  test("without wide vectors", async () => {
     assert.equal(await widened(adamw, { allowed: false }), 0);
   });
-  test("on a processor without AVX2", async () => {
+  test("without AVX2 in the processor", async () => {
     assert.equal(await widened(adamw, { flags: ["--no-enable-avx2"] }), 0);
   });
 });
 
-test("V8 is asked for wide vectors only where it has the flag", async () => {
+test("wide vectors are requested only if V8 has the flag", async () => {
   const options = async (): Promise<string> => "Options:\n  --experimental-wasm-revectorize (enable it)\n        type: bool\n";
   const engine = { arch: "x64", v8: "13.6.233.17-node.53", options };
   const none = async (): Promise<never> => assert.fail("its options are not asked for");
@@ -127,7 +127,7 @@ test("V8 is asked for wide vectors only where it has the flag", async () => {
   assert.equal(await knowsWideVectors({ ...engine, options: () => Promise.reject(new Error("no process can be started")) }), false);
 });
 
-test("of this Node it says what V8's own list says", async () => {
+test("knowsWideVectors() agrees with the flags that this Node's V8 lists", async () => {
   const { stdout } = await promisify(execFile)(process.execPath, ["--v8-options"], { maxBuffer: 2 ** 24 });
   const isKnown = process.arch === "x64" && process.versions.v8.startsWith("13.6.") && / --experimental-wasm-revectorize /.test(stdout);
   assert.equal(await knowsWideVectors(), isKnown);

@@ -1,4 +1,4 @@
-/** The real service on a Unix socket, with the outputs that a test gives it: where it listens does not depend on its log. */
+/** The real service on a Unix socket, with outputs that the test provides. The address is known in advance, without reading the log. */
 import { type ChildProcess, type StdioOptions, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -17,7 +17,7 @@ export interface Answer {
 
 const SMALL = { STEPD_ARENA_MIB: "16", STEPD_WORKERS: "1" };
 
-/** A JSON-RPC call that any server answers. */
+/** A JSON-RPC call that every server answers. */
 export const LIST = JSON.stringify({ jsonrpc: "2.0", id: 1, method: "optimizer.list" });
 
 export class SocketService implements AsyncDisposable {
@@ -38,7 +38,7 @@ export class SocketService implements AsyncDisposable {
     return path;
   }
 
-  /** Waits until the service takes calls. */
+  /** Waits until the service accepts calls. */
   async ready(): Promise<void> {
     let isOver = false;
     void this.ended.then(() => {
@@ -50,7 +50,7 @@ export class SocketService implements AsyncDisposable {
     }
   }
 
-  /** A request of which the body, if there is one, is not sent yet. */
+  /** Opens a request; its body, if there is one, is not sent yet. */
   open(path: string, length?: number, headers: Env = {}): http.ClientRequest {
     const body = length === undefined ? {} : { "Content-Type": "application/json", "Content-Length": length };
     return http.request({ socketPath: this.socket, path, agent: false, method: length === undefined ? "GET" : "POST", headers: { ...body, ...headers } });
@@ -63,7 +63,7 @@ export class SocketService implements AsyncDisposable {
     return answer;
   }
 
-  /** A metric's value. */
+  /** The value of a metric. */
   async metric(name: string): Promise<number> {
     return Number(new RegExp(`^${name} (.*)$`, "m").exec((await this.ask("/metrics")).text)?.[1]);
   }

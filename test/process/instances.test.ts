@@ -1,4 +1,4 @@
-/** Two services in one process share no cache, rate or counter, and no module of src keeps anything between calls. */
+/** Two services in one process share no cache, rate or counter, and no module of src keeps state between calls. */
 import assert from "node:assert/strict";
 import { globSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -31,13 +31,13 @@ const post = async ({ address }: Service, params: unknown, path = "/v1/step"): P
   return { status: response.status, value: await readReply(response) };
 };
 
-/** The series of a service that count what callers did; gauges of the process are the same for both. */
+/** Series that count what callers did. Process gauges are left out, because both services share them. */
 const counted = async (service: Service): Promise<readonly string[]> => {
   const text = await (await fetch(`${service.address}/metrics`)).text();
   return text.split("\n").filter((line) => /^stepd_(requests|refused|phase|bytes|steps|cache|non_finite|in_flight)/.test(line));
 };
 
-test("calls of one service change no counter of the other, and nothing that the other answers", async () => {
+test("calls to one service change neither the counters nor the answers of the other", async () => {
   const before = await counted(unused);
   const kept: { sha256: string }[] = [];
   for (let round = 0; round < 3; round++) {
@@ -55,7 +55,7 @@ test("calls of one service change no counter of the other, and nothing that the 
   assert.equal((value as { name: string }).name, "BLOB_MISSING");
 });
 
-test("a module of src has no variable and no empty container that calls could fill", () => {
+test("no module of src has a variable or an empty container that calls could fill", () => {
   const files = globSync("src/**/*.ts", { cwd: root }).filter((file) => !file.startsWith("src/kernels/"));
   assert.ok(files.length > 100);
   const mutable = /^(?:export )?(?:let|var) |^(?:export )?const [^=]*= (?:new (?:Map|Set|WeakMap|WeakSet|Array|LRUCache)\b[^(]*\((?:\)|\{)|\[\];|\{\};)/;

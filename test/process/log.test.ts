@@ -1,4 +1,4 @@
-/** The log's output fails, is closed, or is read by nobody: lines are lost and counted, calls and drains go on. */
+/** A log whose output fails, is closed, or is not read: lines are lost and counted, but calls and drains continue. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { once } from "node:events";
@@ -15,7 +15,7 @@ import { answerOf, LIST, SocketService } from "./_service.ts";
 const TOKEN = "trainer-0123456789abcdef";
 const BEARER = { Authorization: `Bearer ${TOKEN}` };
 
-/** A call is in the middle of its body when SIGTERM comes: it is answered, and the process ends with 0. */
+/** Sends SIGTERM in the middle of a call's body, and requires an answer and exit status 0. */
 const requireDrain = async (service: SocketService, headers = {}): Promise<void> => {
   const request = service.open("/rpc", LIST.length, headers);
   const answer = answerOf(request);
@@ -29,7 +29,7 @@ const requireDrain = async (service: SocketService, headers = {}): Promise<void>
 };
 
 for (const output of ["standard output", "standard error", "both"] as const) {
-  test(`${output} on a full file system`, async () => {
+  test(`calls and drains continue with ${output} on a full file system`, async () => {
     const full = openSync("/dev/full", "w");
     const stdio = ["ignore", output === "standard error" ? "ignore" : full, output === "standard output" ? "ignore" : full] as const;
     await using service = new SocketService([...stdio], { STEPD_LOG_LEVEL: "info" });
@@ -42,7 +42,7 @@ for (const output of ["standard output", "standard error", "both"] as const) {
   });
 }
 
-test("a renewed tokens file is taken over though its line of the log is lost", async () => {
+test("a renewed tokens file takes effect although its log line is lost", async () => {
   const folder = mkdtempSync(join(os.tmpdir(), "stepd-log-"));
   const tokens = join(folder, "tokens");
   writeFileSync(tokens, `old ${TOKEN}-old\n`);
@@ -61,7 +61,7 @@ test("a renewed tokens file is taken over though its line of the log is lost", a
   }
 });
 
-/** A named pipe: what it holds can be read by the test, or by nobody. */
+/** A named pipe, which the test may read or leave unread. */
 class Fifo implements Disposable {
   readonly #folder = mkdtempSync(join(os.tmpdir(), "stepd-log-"));
   readonly reader: number;
@@ -79,9 +79,9 @@ class Fifo implements Disposable {
   }
 }
 
-// Node makes sockets of its children's pipes; a shell makes pipes.
+// Node connects its children by sockets, a shell by pipes.
 for (const kind of ["socket", "pipe"] as const) {
-  test(`a reader of the log that goes away: ${kind}`, async () => {
+  test(`calls and drains continue after the log's reader disconnects: ${kind}`, async () => {
     using fifo = new Fifo();
     await using service = new SocketService(["ignore", "ignore", kind === "socket" ? "pipe" : fifo.writer], { STEPD_LOG_LEVEL: "debug" });
     closeSync(fifo.writer);
@@ -92,12 +92,12 @@ for (const kind of ["socket", "pipe"] as const) {
     await requireDrain(service);
   });
 
-  test(`a reader of the log that never reads: ${kind}`, async () => {
+  test(`calls and drains continue if the log is never read: ${kind}`, async () => {
     using fifo = new Fifo();
     await using service = new SocketService(["ignore", "ignore", kind === "socket" ? "pipe" : fifo.writer], { STEPD_LOG_LEVEL: "debug" });
     closeSync(fifo.writer);
     await service.ready();
-    // More than either holds, about 64 and 200 KiB, and less than waits in front of it.
+    // More than a pipe (about 64 KiB) or socket (about 200 KiB) holds, and less than the limit of waiting lines.
     const id = { "X-Request-Id": "r".repeat(128), traceparent: `00-${"1".repeat(32)}-${"2".repeat(16)}-01` };
     for (let i = 0; i < 600; i++) assert.equal((await service.ask("/rpc", LIST, id)).status, 200);
     assert.equal(await service.metric("stepd_log_lines_lost_total"), 0);
@@ -106,16 +106,16 @@ for (const kind of ["socket", "pipe"] as const) {
   });
 }
 
-/** A tenth of what waits at most. */
+/** A tenth of the limit for waiting lines. */
 const LINE = `${"x".repeat(100_000)}\n`;
 
-test("a pipe that is full keeps lines up to a limit, and loses whole lines only", async () => {
+test("a full pipe keeps lines up to a limit, and loses only whole lines", async () => {
   using fifo = new Fifo();
   using stream = new LogStream(fifo.writer);
   for (let i = 0; i < 20; i++) stream.write(LINE);
   assert.ok(stream.lost > 0 && stream.lost < 20, `${stream.lost}`);
   const chunk = Buffer.alloc(2 ** 16);
-  /** Reads until so many bytes have come. */
+  /** Reads until the given number of bytes has arrived. */
   const read = async (bytes: number): Promise<string> => {
     let text = "";
     while (text.length < bytes) {
@@ -137,7 +137,7 @@ test("a pipe that is full keeps lines up to a limit, and loses whole lines only"
   closeSync(fifo.reader);
 });
 
-test("what a command prints and cannot be written is a failure of one line, and a lost error keeps its exit code", () => {
+test("a command that cannot write its output fails with one line, and an unwritable error keeps its exit status", () => {
   const full = openSync("/dev/full", "w");
   const commands = [
     ["src/cli/main.ts", "--help"],
@@ -162,7 +162,7 @@ test("what a command prints and cannot be written is a failure of one line, and 
   closeSync(full);
 });
 
-test("every line of the server is JSON: the start with its settings, the drain, and the exit status with its reason", async () => {
+test("every log line is JSON: the start with its settings, the drain, and the exit status with its reason", async () => {
   const lines = async (env: Readonly<Record<string, string>>, during: (service: SocketService) => Promise<void>): Promise<Record<string, unknown>[]> => {
     await using service = new SocketService(["ignore", "pipe", "pipe"], env);
     const texts = { stdout: "", stderr: "" };
@@ -195,7 +195,7 @@ test("every line of the server is JSON: the start with its settings, the drain, 
     while ((await service.metric("stepd_in_flight_requests")) < 1) await delay(10);
     service.child.kill("SIGTERM");
   };
-  // At any level but silent there is a start, and the reason for an exit status of 1.
+  // Every level except silent logs the start, and the reason for exit status 1.
   const late = await lines({ STEPD_DRAIN_TIMEOUT_MS: "100", STEPD_LOG_LEVEL: "error" }, held);
   assert.deepEqual(
     late.map(({ level, exit_status: status, in_flight: calls }) => [level, status, calls]),
@@ -207,7 +207,7 @@ test("every line of the server is JSON: the start with its settings, the drain, 
   assert.match(String(late[1]?.["msg"]), /drain time is over/);
 });
 
-test("tokens and keys are not in the settings of the start", async () => {
+test("the settings in the start's log line contain no tokens and keys", async () => {
   const folder = mkdtempSync(join(os.tmpdir(), "stepd-log-"));
   try {
     const tokens = join(folder, "tokens");
@@ -220,7 +220,7 @@ test("tokens and keys are not in the settings of the start", async () => {
   }
 });
 
-test("a start with the token of clients in its environment says what is in force", async () => {
+test("STEPD_TOKEN in the server's environment gives a warning that says what is in force", async () => {
   const warnings = async (env: Readonly<Record<string, string>>): Promise<readonly string[]> => {
     await using service = new SocketService(["ignore", "ignore", "pipe"], env);
     let text = "";

@@ -1,4 +1,4 @@
-/** The machine's memory and processors within control groups of version 1 and 2, what the defaults make of them, and what is refused. */
+/** Memory and processors of the machine within control groups (versions 1 and 2), the defaults derived from them, and refusals. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -70,11 +70,12 @@ const groups: Readonly<Record<string, readonly [Readonly<Record<string, string>>
   ],
 };
 
-for (const [name, [files, expected]] of Object.entries(groups)) test(name, () => assert.deepEqual(machineOf(files), { memory: 64 * GIB, ...expected }));
+for (const [name, [files, expected]] of Object.entries(groups))
+  test(`limits are right with ${name}`, () => assert.deepEqual(machineOf(files), { memory: 64 * GIB, ...expected }));
 
 const limited = (mebibytes: number, processors = 2): Machine => ({ memory: 64 * GIB, memoryLimit: mebibytes * MIB, processors });
 
-test("defaults fit into any memory limit that has room for Node.js", () => {
+test("defaults fit into any memory limit with room for Node.js", () => {
   for (const mebibytes of [192, 256, 512, 1024, 2048, 16384]) {
     for (const processors of [1, 2, 64]) {
       const { arenaMib, workers, maxJsonMib } = readConfig({}, limited(mebibytes, processors));
@@ -86,7 +87,7 @@ test("defaults fit into any memory limit that has room for Node.js", () => {
   assert.equal(readConfig({}, { memory: 64 * GIB, memoryLimit: undefined, processors: 3 }).workers, 3);
 });
 
-test("settings beyond the memory limit are refused in one line that says what has room", () => {
+test("settings above the memory limit are refused in one line that says what fits", () => {
   const refused: readonly (readonly [Readonly<Record<string, string>>, number, string])[] = [
     [{ STEPD_ARENA_MIB: "1024" }, 512, "found STEPD_ARENA_MIB=1024, where 322 MiB are left"],
     [{ STEPD_CACHE_MIB: "4096" }, 512, "STEPD_CACHE_MIB=4096 and the arena, found no room for STEPD_ARENA_MIB, where 0 MiB are left"],
@@ -104,7 +105,7 @@ test("settings beyond the memory limit are refused in one line that says what ha
   assert.equal(readConfig({ STEPD_ARENA_MIB: "322" }, limited(512)).arenaMib, 322);
 });
 
-/** Control groups of version 1 of this test's own; undefined where the machine has none that this user may make. */
+/** Creates control groups of version 1 for this test; undefined if the machine has none or does not permit it. */
 const ownGroups = () => {
   const folders = ["memory", "cpu"].map((controller) => {
     const own = new RegExp(`^\\d+:(?:\\S*,)?${controller}(?:,\\S*)?:(.*)$`, "m").exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1] ?? "";
@@ -125,11 +126,11 @@ const ownGroups = () => {
   }
 };
 
-test("real control groups: half a processor and 512 MiB", async (t) => {
+test("the service respects real control groups of half a processor and 512 MiB", async (t) => {
   using groups = ownGroups();
   if (!groups) return t.skip("no control groups of version 1 that this user may make");
   const start = (env: Readonly<Record<string, string>>) => {
-    // The shell goes into the groups and becomes the service.
+    // The shell joins the groups, then becomes the service.
     const script = `${groups.folders.map((folder) => `echo $$ > ${folder}/cgroup.procs`).join(" && ")} && exec "$0" "$1"`;
     const child = spawn("sh", ["-c", script, process.execPath, join(root, "src/main.ts")], {
       env: { PATH: process.env["PATH"], STEPD_PORT: "0", ...env },
@@ -154,7 +155,7 @@ test("real control groups: half a processor and 512 MiB", async (t) => {
   }
 });
 
-test("without control groups this machine is what Node.js says", () => {
+test("without control groups, Node.js's values for the machine apply", () => {
   const { memory, processors } = readMachine(() => undefined);
   assert.deepEqual([memory, processors], [os.totalmem(), os.availableParallelism()]);
 });

@@ -1,4 +1,4 @@
-/** Signals: SIGHUP drains as SIGTERM does, SIGUSR1 and SIGUSR2 change nothing, and launchers pass them all on. */
+/** SIGHUP drains like SIGTERM, SIGUSR1 and SIGUSR2 change nothing, and launchers forward all signals. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
@@ -32,7 +32,7 @@ const portsOf = (pid: number): readonly number[] => {
   );
 };
 
-/** Starts the service and resolves with a way to wait for a text in its log. */
+/** Reads the service's log, and returns a function that waits for a text in it. */
 const logged = (service: SocketService): ((text: string) => Promise<void>) => {
   let log = "";
   (service.child.stderr as Readable).on("data", (chunk: Buffer) => {
@@ -47,7 +47,7 @@ const WAYS: Readonly<Record<string, readonly string[]>> = {
   "node src/main.ts": [process.execPath, join(root, "src/main.ts")],
   "node --disable-sigusr1 src/main.ts": [process.execPath, "--disable-sigusr1", join(root, "src/main.ts")],
   "stepd serve": [process.execPath, join(root, "src/cli/main.ts"), "serve"],
-  // Another Node than the pinned one, to which the launcher hands over.
+  // A Node other than the pinned one, which makes the launcher start a second process.
   ...Object.fromEntries(others.map((node) => [`stepd serve under ${node}`, [node, join(root, "bin/stepd.js"), "serve"]])),
 };
 
@@ -72,7 +72,7 @@ for (const [way, command] of Object.entries(WAYS)) {
   });
 }
 
-test("an inspector that was asked for is there", async () => {
+test("an explicitly requested inspector is available", async () => {
   const env: Env = { STEPD_LOG_LEVEL: "info" };
   await using service = new SocketService(["ignore", "ignore", "pipe"], env, [process.execPath, "--inspect=127.0.0.1:0", join(root, "src/main.ts")]);
   await service.ready();

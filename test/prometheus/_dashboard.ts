@@ -1,4 +1,4 @@
-/** The panels of a Grafana dashboard's JSON, and its queries as Prometheus takes them. */
+/** Panels of a Grafana dashboard in JSON, and their queries in the form that Prometheus accepts. */
 
 interface Source {
   readonly type: string;
@@ -14,7 +14,7 @@ interface RawPanel {
   readonly gridPos: Panel["grid"];
   readonly fieldConfig?: { readonly defaults?: { readonly unit?: string } };
   readonly targets?: readonly { readonly expr: string; readonly datasource: Source }[];
-  /** Of a row that is folded. */
+  /** Panels inside a collapsed row. */
   readonly panels?: readonly RawPanel[];
 }
 
@@ -28,7 +28,7 @@ export interface Panel {
   readonly sources: readonly (Source | undefined)[];
 }
 
-/** The panels that show something: all but the rows. */
+/** All panels except the rows. */
 export const panelsOf = (json: string): readonly Panel[] => {
   const { panels } = JSON.parse(json) as { panels: readonly RawPanel[] };
   return panels
@@ -45,6 +45,6 @@ export const panelsOf = (json: string): readonly Panel[] => {
     }));
 };
 
-/** A query with the variables that Grafana replaces. */
+/** Replaces Grafana's variables in a query. */
 export const concrete = (query: string, rateInterval: string): string =>
   query.replaceAll("$__rate_interval", rateInterval).replaceAll("$job", "stepd").replaceAll("$instance", ".*");

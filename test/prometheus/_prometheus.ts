@@ -1,6 +1,6 @@
 /**
- * The real Prometheus for tests: the programs of Debian's package, and a running one over the rules of deploy/prometheus.
- * The package is unpacked into build/, not installed, so that its system service never starts.
+ * A real Prometheus for tests: the programs of Debian's package, and a running server with the rules of deploy/prometheus. The
+ * package is unpacked into build/ instead of installed, so that its system service never starts.
  */
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -22,7 +22,7 @@ const programs = join(home, "usr/bin");
 
 export const deployed = join(root, "deploy/prometheus");
 
-/** The folder with prometheus and promtool: unpacked at first use. Two test files may do so at once; the first to finish names it. */
+/** The folder with prometheus and promtool, unpacked at first use. If two test files unpack it at once, the first to finish wins. */
 const unpack = async (): Promise<string> => {
   const partial = await mkdtemp(`${home}.`);
   const download = () => run("apt-get", ["-qq", "-o", "APT::Sandbox::User=root", "download", "prometheus"], { cwd: partial });
@@ -45,7 +45,7 @@ const unpack = async (): Promise<string> => {
 
 let unpacked: Promise<string> | undefined;
 
-/** The path of one of the package's programs. */
+/** Path of one of the package's programs. */
 export const program = async (name: "prometheus" | "promtool"): Promise<string> => {
   await mkdir(join(root, "build"), { recursive: true });
   unpacked ??= existsSync(programs) ? Promise.resolve(programs) : preparing("Unpacking Debian's prometheus", unpack);
@@ -57,7 +57,7 @@ export interface ToolResult {
   readonly output: string;
 }
 
-/** Runs promtool with what it reads on its standard input. */
+/** Runs promtool with a text as its standard input. */
 export const promtool = async (values: readonly string[], input = "", cwd: string = deployed): Promise<ToolResult> => {
   const child = spawn(await program("promtool"), values, { cwd, stdio: ["pipe", "pipe", "pipe"] });
   let output = "";
@@ -66,7 +66,7 @@ export const promtool = async (values: readonly string[], input = "", cwd: strin
       output += chunk.toString();
     });
   }
-  child.stdin.on("error", () => {}); // It may end without reading.
+  child.stdin.on("error", () => {}); // promtool may end without reading its input.
   child.stdin.end(input);
   const [status] = (await once(child, "close")) as [number];
   return { status, output };
@@ -81,7 +81,7 @@ const freePort = async (): Promise<number> => {
   return port;
 };
 
-/** One time series of an answer: its labels and its values as Prometheus writes them. */
+/** A time series of an answer: its labels, and its values as Prometheus writes them. */
 export interface Series {
   readonly metric: Readonly<Record<string, string>>;
   readonly value?: readonly [number, string];
@@ -89,7 +89,7 @@ export interface Series {
 
 const START_MS = 60_000;
 
-/** The deployed configuration with other targets and another pace. */
+/** Changes the targets and the interval in the deployed configuration. */
 const configure = (text: string, targets: readonly string[], intervalMs: number): string => {
   const replaced = text
     .replace(/targets: \[.*?\]/s, `targets: ${JSON.stringify(targets)}`)
@@ -110,7 +110,7 @@ export class Prometheus implements AsyncDisposable {
     this.#folder = folder;
   }
 
-  /** Starts it with the deployed configuration and rules, but these targets and this time between scrapes and evaluations. */
+  /** Starts Prometheus with the deployed configuration and rules, but with these targets and this interval. */
   static async start(targets: readonly string[], intervalMs: number): Promise<Prometheus> {
     const folder = await mkdtemp(join(os.tmpdir(), "stepd-prometheus-"));
     const port = await freePort();
@@ -136,7 +136,7 @@ export class Prometheus implements AsyncDisposable {
     return prometheus;
   }
 
-  /** An answer of its HTTP API. Throws with the error that Prometheus names. */
+  /** An answer of the HTTP API. Throws with the error that Prometheus reports. */
   async get<T>(path: string, values: Readonly<Record<string, string>> = {}): Promise<T> {
     const response = await fetch(`${this.url}/api/v1/${path}?${new URLSearchParams(values)}`);
     const { data, error } = (await response.json()) as { data?: T; error?: string };
@@ -144,7 +144,7 @@ export class Prometheus implements AsyncDisposable {
     return data as T;
   }
 
-  /** What a query says now. */
+  /** Evaluates a query at the present time. */
   async query(query: string): Promise<readonly Series[]> {
     return (await this.get<{ result: readonly Series[] }>("query", { query })).result;
   }

@@ -1,5 +1,5 @@
 /**
- * The table of all metrics in docs/metrics.md, from what a real server says: `node test/prometheus/_table.ts` writes it,
+ * The table of all metrics in docs/metrics.md, made from a real server's exposition. `node test/prometheus/_table.ts` writes it,
  * and a test compares.
  */
 import { readFileSync, writeFileSync } from "node:fs";
@@ -13,13 +13,13 @@ export const page = join(root, "docs/metrics.md");
 
 const MARKERS = /(<!-- begin metrics:[^>]*-->\n\n).*?(\n\n<!-- end metrics -->)/s;
 
-/** Units by the end of a name, before _total. */
+/** Units by suffix of the name, before _total. */
 const UNITS = [
   ["_bytes", "bytes"],
   ["_seconds", "seconds"],
 ] as const;
 
-/** Labels that belong to the format, not to the metric. */
+/** Labels of the exposition format itself. */
 const FORMAT_LABELS = ["le", "quantile"];
 
 const labelsOf = (text: string, name: string): readonly string[] => {
@@ -28,7 +28,7 @@ const labelsOf = (text: string, name: string): readonly string[] => {
   return [...new Set(found)].filter((label) => !FORMAT_LABELS.includes(label));
 };
 
-/** Ours first. */
+/** Puts stepd's own metrics first. */
 const tableOf = (text: string): string => {
   const metrics = [...text.matchAll(/^# HELP (\S+) (.*)\n# TYPE \S+ (\w+)$/gm)].map(([, name = "", help = "", type = ""]) => {
     const unit = UNITS.find(([end]) => name.replace(/_total$/, "").endsWith(end))?.[1] ?? "";
@@ -40,13 +40,13 @@ const tableOf = (text: string): string => {
   return [["metric", "type", "labels", "unit", "meaning"], ["---", "---", "---", "---", "---"], ...rows].map((row) => `| ${row.join(" | ")} |`).join("\n");
 };
 
-/** The page with the table of a server that has taken a step, so that every metric has its labels. */
+/** Replaces the table in the page. The server has taken a step, so that every metric has its labels. */
 export const withTable = async (text: string): Promise<string> => {
-  // With a small young generation the first collection of garbage comes soon.
+  // A small young generation triggers a garbage collection soon.
   await using service = await TestService.start({}, ["--max-semi-space-size=1"]);
   const tensor = { w: { shape: [1], values: [1] } };
   await (await service.post("/v1/step", JSON.stringify({ optimizer: { name: "sgd" }, params: tensor, grads: tensor }), JSON_TYPE)).text();
-  // Its metric has labels only from then on.
+  // The garbage collection's metric has labels only after the first one.
   let metrics = "";
   while (!metrics.includes("nodejs_gc_duration_seconds_count{") || !metrics.includes("stepd_request_seconds_count{")) {
     metrics = await exposition(service);

@@ -1,4 +1,4 @@
-/** The Grafana dashboard: what its builder makes, what Grafana's schema takes, and laid out without gaps or overlaps. */
+/** The Grafana dashboard: it matches its builder and Grafana's schema, without gaps or overlaps in the layout. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -12,14 +12,14 @@ import { type Panel, panelsOf } from "./_dashboard.ts";
 const text = readFileSync(join(root, "deploy/grafana/stepd.json"), "utf8");
 const panels = panelsOf(text);
 
-/** Reads a dashboard with Grafana's schema. */
+/** Validates a dashboard with Grafana's schema. */
 const check = async (json: string) => spawnSync(await dashboardSchema(), { input: json, encoding: "utf8" });
 
-test("stepd.json is what dashboard.ts makes", () => {
+test("stepd.json matches dashboard.ts", () => {
   assert.ok(text === dashboardJson(), "run node deploy/grafana/dashboard.ts");
 });
 
-test("Grafana's schema takes it", async () => {
+test("Grafana's schema accepts stepd.json", async () => {
   const { status, stderr } = await check(text);
   assert.equal(status, 0, stderr);
 });
@@ -38,7 +38,7 @@ for (const [what, broken, message] of [
   });
 }
 
-test("each panel says what it shows, in which unit, from the data source of the dashboard's choice", () => {
+test("each panel has a description, a unit, and the dashboard's data source", () => {
   assert.ok(panels.length >= 20, `${panels.length}`);
   assert.equal(new Set(panels.map(({ title }) => title)).size, panels.length);
   assert.equal(new Set(panels.map(({ id }) => id)).size, panels.length);
@@ -48,7 +48,7 @@ test("each panel says what it shows, in which unit, from the data source of the 
   }
 });
 
-test("panels fill the grid's lines, and none lies on another", () => {
+test("panels fill the rows of the grid without overlap", () => {
   const cells = new Map<string, string>();
   for (const { title, grid } of panels) {
     assert.ok(grid.x >= 0 && grid.x + grid.w <= 24, title);

@@ -1,4 +1,4 @@
-/** docs/metrics.md says what is: its table is a real server's, its alerts and labels are the rules' and the code's. */
+/** docs/metrics.md is accurate: its table matches a real server, its alerts the rules, its reasons the code. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -8,11 +8,11 @@ import { page, withTable } from "./_table.ts";
 
 const text = readFileSync(page, "utf8");
 
-test("the table of metrics is a real server's", async () => {
+test("the table of metrics matches a real server", async () => {
   assert.equal(await withTable(text), text, "run node test/prometheus/_table.ts");
 });
 
-test("the alerts are those of the rules, with their severities", () => {
+test("the alerts match the rules, with their severities", () => {
   const rules = readFileSync(join(deployed, "stepd.rules.yml"), "utf8");
   const expected = [...rules.matchAll(/- alert: (\w+)\n.*?severity: (\w+)/gs)].map(([, name, severity]) => `${name} ${severity}`);
   const found = [...text.matchAll(/^\| (Stepd\w+) \| (\w+) \|/gm)].map(([, name, severity]) => `${name} ${severity}`);
@@ -20,7 +20,7 @@ test("the alerts are those of the rules, with their severities", () => {
   assert.deepEqual(found, expected);
 });
 
-test("the reasons of refusals are the code's", () => {
+test("the reasons of refusals match the code", () => {
   const code = readFileSync(join(import.meta.dirname, "../../src/telemetry/telemetry.ts"), "utf8");
   const expected = [...(/const REFUSALS = \[(.*?)\]/s.exec(code)?.[1] ?? "").matchAll(/"(\w+)"/g)].map(([, reason]) => reason);
   const [row = ""] = /^\| `reason` .*$/m.exec(text) ?? [];

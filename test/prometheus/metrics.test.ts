@@ -1,4 +1,4 @@
-/** Each metric of a real server, driven through what it counts: the right series, by the right amount, and no other. */
+/** Each metric of a real server, driven by what it counts: the right series changes by the right amount, and no other. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
@@ -13,19 +13,19 @@ const MIB = 2 ** 20;
 
 const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "64", STEPD_WORKERS: "2", ...env });
 
-/** How long a slow caller takes. */
+/** Duration of a slow caller's request. */
 const SLOW_MS = 400;
 
 const rpc = (method: string, params: unknown, id?: number) => ({ jsonrpc: "2.0", method, params, ...(id !== undefined && { id }) });
 
 const PHASES = ["receive", "decode", "queue", "compute", "encode", "send"];
 
-/** A change of each phase's count: 1 in these, 0 in the others. */
+/** Expected changes of the phases' counts: 1 for these, 0 for the others. */
 const once = (...names: readonly string[]) => Object.fromEntries(PHASES.map((name) => [phases(name), Number(names.includes(name))]));
 
 const tensor = (dtype: string, values: readonly (number | string)[]) => ({ shape: [values.length], dtype, values });
 
-test("the exposition is what promtool takes, every metric with its help, type and unit", async () => {
+test("promtool accepts the exposition, and every metric has help, type and unit", async () => {
   await using service = await serve();
   await service.call("optimizer.step", sgdParams(3, 5));
   const text = await exposition(service);
@@ -40,13 +40,13 @@ test("the exposition is what promtool takes, every metric with its help, type an
   }
 });
 
-test("promtool finds what is wrong with an exposition", async () => {
+test("promtool finds errors in an exposition", async () => {
   const { status, output } = await promtool(["check", "metrics"], "# TYPE stepd_things counter\nstepd_things 1\n");
   assert.notEqual(status, 0);
   assert.match(output, /no help text/);
 });
 
-test("elements by optimizer and dtype: those that were stepped, and no others", async () => {
+test("elements by optimizer and dtype count only stepped elements", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   const mixed = {
@@ -81,7 +81,7 @@ test("elements by optimizer and dtype: those that were stepped, and no others", 
   await changes.become({ stepd_non_finite_gradients_total: 0, [elements("sgd", "F32")]: 1 });
 });
 
-test("calls by method and outcome, over both doors; a batch is one, with its first failure", async () => {
+test("calls count by method and outcome, over RPC and REST; a batch counts once, with its first failure", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   const post = (path: string, value: unknown, type = JSON_TYPE) => service.post(path, typeof value === "string" ? value : JSON.stringify(value), type);
@@ -114,7 +114,7 @@ test("calls by method and outcome, over both doors; a batch is one, with its fir
   );
 });
 
-test("phases: each once for a call that goes through, and those that a failing call came to", async () => {
+test("a successful call counts in each phase once, and a failing call in the phases that it reached", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   await service.call("optimizer.step", sgdParams(3, 5));
@@ -133,11 +133,11 @@ test("phases: each once for a call that goes through, and those that a failing c
   await changes.become(once("receive", "queue", "compute", "encode", "send"));
 });
 
-test("receive is as long as the body takes, and send as long as the caller", async () => {
+test("receive lasts as long as the upload, and send as long as the download", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   using client = await RawClient.connect(service);
-  // More than the buffers of both ends of a connection hold.
+  // More than the socket buffers of both ends hold.
   const body = sgdBody(3 * MIB, 3);
   await client.hold(body.length);
   await delay(SLOW_MS);
@@ -153,7 +153,7 @@ test("receive is as long as the body takes, and send as long as the caller", asy
   assert.ok((second['stepd_request_seconds_sum{method="optimizer.step",outcome="ok"}'] ?? 0) >= (2 * SLOW_MS) / 1000);
 });
 
-test("queue is the time behind another job, and not in compute; workers are busy with both", async () => {
+test("queue counts the wait behind another job, compute does not, and workers are busy with both", async () => {
   await using service = await Service.start(readConfig({ STEPD_PORT: "0", STEPD_ARENA_MIB: "256", STEPD_WORKERS: "1", STEPD_LOG_LEVEL: "silent" }));
   const { pool, arena } = service;
   const size = 16 * MIB;
@@ -182,7 +182,7 @@ test("queue is the time behind another job, and not in compute; workers are busy
   assert.ok(busy > took / 2 && busy <= took + compute, `the worker was busy for ${busy} s`);
 });
 
-test("bytes of bodies in and out, of good replies and of errors", async () => {
+test("bytes count bodies in and out, of results and of errors", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   for (const body of [sgdBody(1000, 2), Buffer.from("not msgpack")]) {
@@ -191,7 +191,7 @@ test("bytes of bodies in and out, of good replies and of errors", async () => {
   }
 });
 
-test("bytes in flight: what was admitted, and what came of a body that does not say its length", async () => {
+test("bytes in flight count admitted bodies, and received bytes of chunked bodies", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   using known = await RawClient.connect(service);
@@ -217,7 +217,7 @@ test("bytes in flight: what was admitted, and what came of a body that does not 
   await changes.become({ stepd_in_flight_bytes: -1 - 100_000 - MIB, stepd_in_flight_requests: -1, [requests("unknown", "CLIENT_GONE")]: 1 });
 });
 
-test("a caller that goes away in the middle of its reply is no success, and its reply not sent", async () => {
+test("a caller that disconnects in mid-reply counts as no success, and its reply as not sent", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "256" });
   const changes = await Changes.from(service);
   const client = await RawClient.connect(service);
@@ -230,11 +230,11 @@ test("a caller that goes away in the middle of its reply is no success, and its 
   await changes.become({ [requests("optimizer.step", "CLIENT_GONE")]: 1, [requests("optimizer.step", "ok")]: 0, [bytes("out")]: 0, [phases("send")]: 0 });
 });
 
-test("nor is the small reply to a caller that has reset its connection", async () => {
+test("a small reply to a caller that has reset its connection counts as not sent", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   const list = pack({ jsonrpc: "2.0", id: 1, method: "optimizer.list" });
-  // While this keeps the thread, the others come and go.
+  // This call blocks the thread while the other callers come and go.
   const evaluate = { jsonrpc: "2.0", id: 1, method: "schedule.evaluate", params: { schedule: { name: "cosine", T_max: 10 }, from: 0, count: 10_000 } };
   using busy = await RawClient.connect(service);
   const clients = await Promise.all(Array.from({ length: 5 }, () => RawClient.connect(service)));
@@ -250,7 +250,7 @@ test("nor is the small reply to a caller that has reset its connection", async (
   await changes.become({ [requests("optimizer.list", "CLIENT_GONE")]: clients.length, [requests("optimizer.list", "ok")]: 0, [phases("send")]: 1 });
 });
 
-test("arena, workers, readiness and build", async () => {
+test("arena, workers, readiness and build have the right values", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   for (const [name, value] of [

@@ -1,6 +1,6 @@
 /**
- * Makes docs/metrics.png: `node test/prometheus/picture.ts [minutes]`. Three replicas and a real Prometheus under a load with
- * what an operator meets in it: more than the arenas hold, gradients with NaN, a replica that drains and comes back.
+ * Makes docs/metrics.png: `node test/prometheus/picture.ts [minutes]`. Runs three replicas and a real Prometheus under the load
+ * that operators meet: more than the arenas hold, gradients with NaN, and a replica that drains and restarts.
  */
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
@@ -22,14 +22,14 @@ const CALLERS = 4;
 const RUSH_CALLERS = 12;
 const PAUSE_MS = 50;
 
-/** Parts of the time at which things happen. */
+/** The times of events, as parts of the whole duration. */
 const RUSH = [0.25, 0.4] as const;
 const NON_FINITE = [0.5, 0.6] as const;
 const RESTART = 0.7;
 
 const grafana = join(root, "deploy/grafana");
 
-/** matplotlib in an environment of its own. */
+/** A Python environment with matplotlib. */
 const python = async (): Promise<string> => {
   const home = join(root, "build/venv/picture");
   const interpreter = join(home, "bin/python");
@@ -68,11 +68,11 @@ const start = performance.now();
 const part = (): number => (performance.now() - start) / 60_000 / minutes;
 const isWithin = ([from, to]: readonly [number, number]): boolean => part() >= from && part() < to;
 
-/** Calls one replica after the other, and waits as long as a refusal says. */
+/** Calls the replicas in turn, and waits as long as refusals demand. */
 const caller = async (index: number, next: (turn: number) => Buffer | undefined): Promise<void> => {
   for (let turn = index; part() < 1; turn++) {
     const body = next(turn);
-    // A replica that is down refuses the connection.
+    // A stopped replica refuses the connection.
     const reply = body && (await services[turn % REPLICAS]?.post("/v1/step", body, MSGPACK).catch(() => undefined));
     await reply?.arrayBuffer().catch(() => {});
     await delay(Number(reply?.headers.get("retry-after") ?? 0) * 1000 + PAUSE_MS);

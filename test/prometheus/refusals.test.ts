@@ -1,4 +1,4 @@
-/** Every reason for which stepd refuses a call, by a call that is refused for it: counted once, under that reason and no other. */
+/** Every reason for a refusal, provoked by a call: it is counted once, under that reason and no other. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -35,10 +35,10 @@ type Reason = (typeof REASONS)[number];
 
 const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", STEPD_ADMIN_PORT: "0", ...env });
 
-/** So many refusals for this reason and none for another. */
+/** Expected counts: `count` refusals for one reason, none for the others. */
 const only = (reason: Reason, count = 1) => Object.fromEntries(REASONS.map((name) => [refusals(name), name === reason ? count : 0]));
 
-test("all reasons are there from the start, at 0", async () => {
+test("all reasons are exported from the start, with 0", async () => {
   await using service = await serve();
   const text = await (await fetch(`${service.admin}/metrics`)).text();
   const found = [...text.matchAll(/^stepd_refusals_total\{reason="(\w+)"\} (\d+)$/gm)].map(([, reason, count]) => [reason, count]);
@@ -48,7 +48,7 @@ test("all reasons are there from the start, at 0", async () => {
   );
 });
 
-test("OVERLOADED: no room for a body, on either door", async () => {
+test("OVERLOADED counts a body without room, over RPC and REST", async () => {
   await using service = await serve();
   using holder = await RawClient.connect(service);
   await holder.keep(15 * MIB);
@@ -59,9 +59,9 @@ test("OVERLOADED: no room for a body, on either door", async () => {
   }
 });
 
-test("OVERLOADED and PAYLOAD_TOO_LARGE: a step that runs out of room, on either door", async () => {
+test("OVERLOADED and PAYLOAD_TOO_LARGE count a step that runs out of room, over RPC and REST", async () => {
   await using service = await serve();
-  // Adam's new state is as large as the body.
+  // Adam's new state needs as much room as the body.
   const params = { ...sgdParams(1.5 * MIB, 1), optimizer: { name: "adam" } };
   const bodies = { "/v1/step": pack(params), "/rpc": pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params }) };
   for (const [path, body] of Object.entries(bodies)) {
@@ -79,7 +79,7 @@ test("OVERLOADED and PAYLOAD_TOO_LARGE: a step that runs out of room, on either 
   }
 });
 
-test("OVERLOADED: more calls than STEPD_MAX_IN_FLIGHT", async () => {
+test("OVERLOADED counts calls above STEPD_MAX_IN_FLIGHT", async () => {
   await using service = await serve({ STEPD_MAX_IN_FLIGHT: "1" });
   using holder = await RawClient.connect(service);
   await holder.hold(1000);
@@ -88,7 +88,7 @@ test("OVERLOADED: more calls than STEPD_MAX_IN_FLIGHT", async () => {
   await changes.become(only("OVERLOADED"));
 });
 
-test("PAYLOAD_TOO_LARGE: a body that can never fit, with its length and without", async () => {
+test("PAYLOAD_TOO_LARGE counts a body that can never fit, with and without a length", async () => {
   await using service = await serve({ STEPD_MAX_JSON_MIB: "1" });
   const changes = await Changes.from(service);
   assert.equal((await service.post("/v1/step", Buffer.alloc(17 * MIB), MSGPACK)).status, 413);
@@ -100,7 +100,7 @@ test("PAYLOAD_TOO_LARGE: a body that can never fit, with its length and without"
   await changes.become(only("PAYLOAD_TOO_LARGE"));
 });
 
-test("UNSUPPORTED_MEDIA_TYPE and NOT_ACCEPTABLE", async () => {
+test("UNSUPPORTED_MEDIA_TYPE and NOT_ACCEPTABLE are counted", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   assert.equal((await service.post("/v1/step", "x", "text/plain")).status, 415);
@@ -109,7 +109,7 @@ test("UNSUPPORTED_MEDIA_TYPE and NOT_ACCEPTABLE", async () => {
   await changes.become(only("NOT_ACCEPTABLE"));
 });
 
-test("UNAUTHENTICATED: a call without a token, and an address without a body", async () => {
+test("UNAUTHENTICATED counts calls and pages without a token", async () => {
   const folder = mkdtempSync(join(os.tmpdir(), "stepd-refusals-"));
   try {
     const file = join(folder, "tokens");
@@ -125,7 +125,7 @@ test("UNAUTHENTICATED: a call without a token, and an address without a body", a
   }
 });
 
-test("DRAINING: a call after SIGTERM; readiness ends there, metrics do not", async () => {
+test("DRAINING counts a call after SIGTERM; readiness ends, metrics stay available", async () => {
   await using service = await serve({ STEPD_DRAIN_GRACE_MS: "1" });
   using holder = await RawClient.connect(service);
   const body = sgdBody(1000, 2);
@@ -134,7 +134,7 @@ test("DRAINING: a call after SIGTERM; readiness ends there, metrics do not", asy
   const changes = await Changes.from(service);
   service.process.kill("SIGTERM");
   await changes.become({ stepd_ready: -1 });
-  // The grace passes; then calls are refused.
+  // After the grace, calls are refused.
   for (;;) {
     late.head("/v1/step", { "Content-Length": body.length });
     late.send(body);
@@ -149,7 +149,7 @@ test("DRAINING: a call after SIGTERM; readiness ends there, metrics do not", asy
   assert.equal(await service.stop(), 0);
 });
 
-test("CONNECTIONS: more than STEPD_MAX_CONNECTIONS", async () => {
+test("CONNECTIONS counts connections above STEPD_MAX_CONNECTIONS", async () => {
   await using service = await serve({ STEPD_MAX_CONNECTIONS: "2" });
   using first = await RawClient.connect(service);
   using second = await RawClient.connect(service);
@@ -162,15 +162,15 @@ test("CONNECTIONS: more than STEPD_MAX_CONNECTIONS", async () => {
   third.head("/v1/step", { "Content-Length": 0 });
   assert.equal((await third.reply())?.status, 429);
   await changes.become(only("OVERLOADED"));
-  // Beyond the spare ones nothing is said.
+  // Beyond the reserve, connections are closed without an answer.
   const more = Array.from({ length: 64 }, () => net.connect(Number(port), hostname));
-  for (const socket of more) socket.on("error", () => {}); // The server resets one.
+  for (const socket of more) socket.on("error", () => {}); // The server resets one of them.
   await Promise.race(more.map((socket) => once(socket, "close")));
   for (const socket of more) socket.destroy();
   await changes.become(only("CONNECTIONS", 64));
 });
 
-test("PIPELINED: more requests on a connection than may wait for their replies", async () => {
+test("PIPELINED counts requests above the limit of waiting replies on a connection", async () => {
   await using service = await serve();
   using client = await RawClient.connect(service);
   const changes = await Changes.from(service);
@@ -179,7 +179,7 @@ test("PIPELINED: more requests on a connection than may wait for their replies",
   await changes.become(only("PIPELINED"));
 });
 
-test("SLOW_BODY: a body that comes more slowly than STEPD_MIN_BODY_RATE", async () => {
+test("SLOW_BODY counts a body slower than STEPD_MIN_BODY_RATE", async () => {
   await using service = await serve({ STEPD_MIN_BODY_RATE: "1000000" });
   using client = await RawClient.connect(service);
   await client.hold(MIB);
@@ -188,7 +188,7 @@ test("SLOW_BODY: a body that comes more slowly than STEPD_MIN_BODY_RATE", async 
   await changes.become({ ...only("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1, stepd_in_flight_bytes: -MIB });
 });
 
-/** What the service says to these bytes, whole, until it closes. */
+/** Sends bytes on a raw connection, and returns everything received until it closes. */
 const answerTo = async (service: TestService, text: string): Promise<string> => {
   const { port, hostname } = new URL(service.url);
   const socket = net.connect(Number(port), hostname).setEncoding("latin1");
@@ -198,7 +198,7 @@ const answerTo = async (service: TestService, text: string): Promise<string> => 
   return answer;
 };
 
-test("SLOW_REQUEST: headers, or a body, that are not in within STEPD_REQUEST_TIMEOUT_MS", async () => {
+test("SLOW_REQUEST counts headers or bodies that exceed STEPD_REQUEST_TIMEOUT_MS", async () => {
   await using service = await serve({ STEPD_REQUEST_TIMEOUT_MS: "1500" });
   const changes = await Changes.from(service);
   assert.equal(await answerTo(service, "POST /rpc HTTP/1.1\r\nHost: x\r\nX-A: "), "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
@@ -208,7 +208,7 @@ test("SLOW_REQUEST: headers, or a body, that are not in within STEPD_REQUEST_TIM
   await changes.become({ ...only("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1 });
 });
 
-test("HEADERS_TOO_LARGE: more than 16 KiB", async () => {
+test("HEADERS_TOO_LARGE counts headers above 16 KiB", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   const answer = await answerTo(service, `GET /v1 HTTP/1.1\r\nHost: x\r\nX-Long: ${"a".repeat(16384)}\r\n\r\n`);
@@ -216,7 +216,7 @@ test("HEADERS_TOO_LARGE: more than 16 KiB", async () => {
   await changes.become(only("HEADERS_TOO_LARGE"));
 });
 
-test("MALFORMED: what is not HTTP, and a chunk that is none", async () => {
+test("MALFORMED counts input that is not HTTP, and an invalid chunk", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   const head = `POST /rpc HTTP/1.1\r\nHost: x\r\nContent-Type: ${MSGPACK}\r\nTransfer-Encoding: chunked\r\n\r\n`;
@@ -226,7 +226,7 @@ test("MALFORMED: what is not HTTP, and a chunk that is none", async () => {
   }
 });
 
-test("a caller that goes away is refused nothing", async () => {
+test("a caller that disconnects counts as no refusal", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   const { port, hostname } = new URL(service.url);
@@ -235,12 +235,12 @@ test("a caller that goes away is refused nothing", async () => {
     socket.on("error", () => {});
     await once(socket, "close");
   }
-  // By a call that is refused later the others are counted, if they are.
+  // A later refusal proves that the counts are complete.
   assert.equal((await service.post("/v1/step", "x", "text/plain")).status, 415);
   await changes.become(only("UNSUPPORTED_MEDIA_TYPE"));
 });
 
-test("a worker that dies is counted", async () => {
+test("a dead worker is counted", async () => {
   await using service = await Service.start(readConfig({ STEPD_PORT: "0", STEPD_ARENA_MIB: "8", STEPD_WORKERS: "2", STEPD_LOG_LEVEL: "silent" }));
   const changes = await Changes.from({ url: service.address, admin: undefined });
   void service.pool.threads[0]?.terminate();

@@ -1,4 +1,4 @@
-/** The rules of deploy/prometheus: well-formed, and each alert with unit tests that see it fire and see it stay silent. */
+/** The rules of deploy/prometheus: they are well-formed, and each alert has unit tests in which it fires and in which it stays silent. */
 import assert from "node:assert/strict";
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
@@ -14,7 +14,7 @@ const runbook = readFileSync(join(root, "docs/operations.md"), "utf8");
 const alerts = [...text.matchAll(/^ {6}- alert: (\w+)$/gm)].map(([, name = ""]) => name);
 const recordings = [...text.matchAll(/^ {6}- record: (\S+)$/gm)].map(([, name = ""]) => name);
 
-/** Runs the unit tests over other rules. */
+/** Runs the unit tests against modified rules. */
 const unitTests = async (rules: string) => {
   const folder = mkdtempSync(join(os.tmpdir(), "stepd-rules-"));
   try {
@@ -26,7 +26,7 @@ const unitTests = async (rules: string) => {
   }
 };
 
-/** The rules with one alert's expression replaced by others. */
+/** Replaces the expression of one alert. */
 const withExpression = (name: string, edit: (expression: string) => string): string => {
   const rule = new RegExp(`(- alert: ${name}\\n {8}expr: )((?:\\|\\n(?: {10}.*\\n)+)|.*\\n)`);
   assert.match(text, rule);
@@ -39,7 +39,7 @@ const ruleOf = (name: string): string => text.slice(text.indexOf(`- alert: ${nam
 /** The comparison at the end of an expression. */
 const THRESHOLD = /\s+(?:>|==) [^}>=]+$/;
 
-test("Prometheus takes the configuration and the rules", async () => {
+test("promtool accepts the configuration and the rules", async () => {
   for (const values of [
     ["check", "config", "prometheus.yml"],
     ["check", "rules", "--lint=all", "--lint-fatal", "stepd.rules.yml"],
@@ -55,7 +55,7 @@ test("the unit tests of the rules pass", async () => {
   assert.equal(status, 0, output);
 });
 
-test("there is an alert for each thing that the operator has to know", () => {
+test("the expected alerts exist", () => {
   assert.deepEqual(alerts, [
     "StepdDown",
     "StepdAbsent",
@@ -74,13 +74,13 @@ test("there is an alert for each thing that the operator has to know", () => {
 });
 
 for (const name of alerts) {
-  test(`${name} that never fires fails its unit tests`, async () => {
+  test(`${name} fails its unit tests if it never fires`, async () => {
     const { status, output } = await unitTests(withExpression(name, () => 'up{job="nothing"} == 0'));
     assert.notEqual(status, 0);
     assert.match(output, new RegExp(`alertname: ?${name}`));
   });
 
-  test(`${name} without its threshold fails its unit tests`, async () => {
+  test(`${name} fails its unit tests without its threshold`, async () => {
     const { status, output } = await unitTests(
       withExpression(name, (expression) => expression.trimEnd().replace(THRESHOLD, "").replace('absent(up{job="stepd"})', "vector(1)")),
     );
@@ -89,14 +89,14 @@ for (const name of alerts) {
   });
 
   if (ruleOf(name).includes("        for: ")) {
-    test(`${name} that does not wait fails its unit tests`, async () => {
+    test(`${name} fails its unit tests if it does not wait`, async () => {
       const { status, output } = await unitTests(text.replace(ruleOf(name), ruleOf(name).replace(/ {8}for: .*\n/, "")));
       assert.notEqual(status, 0);
       assert.match(output, new RegExp(`alertname: ?${name}`));
     });
   }
 
-  test(`${name} has a severity, sentences and a runbook of its own`, () => {
+  test(`${name} has a severity, a summary, a description and a runbook section`, () => {
     const rule = ruleOf(name);
     assert.match(rule, /^ {10}severity: (critical|warning)$/m);
     assert.match(rule, /^ {10}summary: \S/m);

@@ -1,4 +1,4 @@
-/** A real Prometheus with the deployed rules scrapes real servers: every rule and every query of the dashboard and of the documentation has data. */
+/** A real Prometheus with the deployed rules scrapes real servers: all rules, and all queries of the dashboard and documentation, return data. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -17,12 +17,12 @@ const WAIT_MS = 60_000;
 
 const read = (file: string): string => readFileSync(join(root, file), "utf8");
 
-/** What a caller does, of every kind that a panel counts. */
+/** Makes calls of every kind that a panel counts. */
 const work = async (url: string): Promise<void> => {
   const post = async (path: string, body: Uint8Array | string, type = MSGPACK): Promise<number> => {
     const reply = await fetch(`${url}${path}`, { method: "POST", body: body as BodyInit, headers: { "Content-Type": type } });
     await reply.arrayBuffer();
-    // As clients do: a worker that a test ends may have had a part of the step.
+    // Retries like the clients, because a worker that a test kills may have held part of the step.
     return reply.status === 503 ? post(path, body, type) : reply.status;
   };
   for (const name of ["adamw", "sgd", "lion"]) assert.equal(await post("/v1/step", pack({ ...sgdParams(300_000, 1), optimizer: { name } })), 200);
@@ -34,7 +34,7 @@ const work = async (url: string): Promise<void> => {
 
 const hasNumber = ({ value }: Series): boolean => value !== undefined && Number.isFinite(Number(value[1]));
 
-/** Steps go on all the time, so that no rate is of nothing. */
+/** Steps in the background, so that every rate has data. */
 let isOver = false;
 let load: Promise<void>;
 let service: TestService;
@@ -56,13 +56,13 @@ before(async () => {
 
 after(async () => {
   isOver = true;
-  await load?.catch(() => {}); // Its failure is a test's below.
+  await load?.catch(() => {}); // The failure is reported by a test below.
   await prometheus?.[Symbol.asyncDispose]();
   await service?.[Symbol.asyncDispose]();
   await other?.[Symbol.asyncDispose]();
 });
 
-/** Asks until the answer has a number in it: a rate needs two scrapes. */
+/** Repeats a query until it returns a number, because a rate needs two scrapes. */
 const data = async (query: string): Promise<readonly Series[]> => {
   const deadline = performance.now() + WAIT_MS;
   for (;;) {
@@ -73,12 +73,12 @@ const data = async (query: string): Promise<readonly Series[]> => {
   }
 };
 
-test("both servers are scraped", async () => {
+test("Prometheus scrapes both servers", async () => {
   assert.equal((await data('sum(up{job="stepd"}) == 2')).length, 1);
   assert.equal((await data("sum(stepd_ready) == 2")).length, 1);
 });
 
-test("what Prometheus counts is what was done", async () => {
+test("Prometheus's counts match the calls made", async () => {
   const { params, grads } = sgdParams(1000, 2);
   const before = Number((await data('sum(stepd_elements_total{optimizer="radam"}) or vector(0)'))[0]?.value?.[1]);
   for (let i = 0; i < 5; i++) await service.call("optimizer.step", { optimizer: { name: "radam" }, params, grads });
@@ -97,12 +97,12 @@ for (const [, query = ""] of read("docs/metrics.md").matchAll(/^```promql\n(.*?)
   });
 }
 
-test("the dashboard's choices have data", async () => {
+test("the dashboard's variables have data", async () => {
   assert.deepEqual(await prometheus.get("label/job/values", { "match[]": "stepd_build_info" }), ["stepd"]);
   assert.equal((await prometheus.get<readonly string[]>("label/instance/values", { "match[]": 'stepd_build_info{job="stepd"}' })).length, 2);
 });
 
-test("every recording has data and every rule is evaluated without an error", async () => {
+test("every recording rule has data, and every rule evaluates without an error", async () => {
   const rules = readFileSync(join(deployed, "stepd.rules.yml"), "utf8");
   const recordings = [...rules.matchAll(/- record: (\S+)/g)].map(([, name = ""]) => name);
   assert.ok(recordings.length >= 11, `${recordings.length}`);
@@ -116,7 +116,7 @@ test("every recording has data and every rule is evaluated without an error", as
   );
 });
 
-test("a worker that dies fires its alert, which the dashboard marks, and no other does", async () => {
+test("a dead worker fires its alert, which the dashboard marks, and no other", async () => {
   const firing =
     (JSON.parse(read("deploy/grafana/stepd.json")) as { annotations: { list: readonly { expr?: string }[] } }).annotations.list.find(({ expr }) => expr)
       ?.expr ?? "";
@@ -126,7 +126,7 @@ test("a worker that dies fires its alert, which the dashboard marks, and no othe
   assert.deepEqual([alert?.metric["alertname"], alert?.metric["instance"], rest], ["StepdWorkerLost", new URL(other.address).host, []]);
 });
 
-test("the servers were well all the time", async () => {
+test("the servers stayed healthy throughout", async () => {
   assert.equal((await service.post("/v1/step", sgdBody(3, 1), MSGPACK)).status, 200);
   isOver = true;
   await load;

@@ -1,4 +1,4 @@
-/** A state is a file that Python's safetensors package reads and writes; stepd goes on with what that package wrote. */
+/** Python's safetensors package reads and writes states; stepd continues from what it wrote. */
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
@@ -11,7 +11,7 @@ import { root } from "../support/tree.ts";
 
 const fixture = join(root, "test/fixtures/adamw.safetensors");
 
-/** Names with what sorts, quotes and parses in other ways elsewhere. */
+/** Names that other languages sort, quote or parse differently. */
 const shapes = { "layer.weight": [5, 7], "layer.bias": [7], scalar: [], 'a/b "ü" \u{1f600}': [3], "\uffee": [2], empty: [0, 4] };
 
 interface Result {
@@ -29,7 +29,7 @@ const stepOn = (service: TestService, optimizer: unknown, params: Uint8Array, se
   service.call<Result>("optimizer.step", { optimizer, params, grads: writeTensors(randomTensors(shapes, seed)), ...(state && { state }) });
 
 for (const optimizer of [{ name: "adamw", amsgrad: true }, { name: "sgd", lr: 0.1, momentum: 0.9 }, { name: "lamb" }]) {
-  test(`Python reads a state of ${optimizer.name} and writes one that stepd goes on with, bit for bit`, async () => {
+  test(`Python reads a state of ${optimizer.name} and writes one that stepd continues with, bit for bit`, async () => {
     await using service = await TestService.start();
     const folder = mkdtempSync(join(os.tmpdir(), "stepd-python-"));
     try {
@@ -58,7 +58,7 @@ for (const optimizer of [{ name: "adamw", amsgrad: true }, { name: "sgd", lr: 0.
   });
 }
 
-test("stepd's canonical order and layout are those of the package, metadata aside", async () => {
+test("stepd's canonical order and layout match the package's, except for metadata", async () => {
   await using service = await TestService.start();
   const folder = mkdtempSync(join(os.tmpdir(), "stepd-python-"));
   try {
@@ -72,7 +72,7 @@ test("stepd's canonical order and layout are those of the package, metadata asid
   }
 });
 
-test("a stored file that the package wrote steps like the same state from elsewhere", async () => {
+test("a stored state written by the package steps like the same state from elsewhere", async () => {
   await using service = await TestService.start();
   const file = readFileSync(fixture);
   const state = readState(file);

@@ -1,6 +1,6 @@
-"""Read a state with Python's safetensors, print what is in it, and write it again.
+"""Reads a state with Python's safetensors, prints its contents, and writes it again.
 
-state.py IN OUT: a line of JSON on standard output, the tensors and metadata in OUT.
+state.py IN OUT: prints a line of JSON, and writes the tensors and metadata to OUT.
 """
 
 import json

@@ -1,4 +1,4 @@
-/** What the documentation shows is what the code does: its tables and its examples. */
+/** The documentation matches the code: its tables and its examples. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -12,11 +12,11 @@ import { root, TreeCopy } from "../support/tree.ts";
 
 const read = (file: string): string => readFileSync(join(root, file), "utf8");
 
-/** The fenced blocks of a language, in order. */
+/** The fenced code blocks of a language, in order. */
 const blocks = (text: string, language: string): readonly string[] =>
   [...text.matchAll(new RegExp(`^\`\`\`${language}\\n(.*?)^\`\`\`$`, "gms"))].map(([, block = ""]) => block);
 
-test("tables agree with the code", () => {
+test("generated tables agree with the code", () => {
   using tree = new TreeCopy(["README.md", "docs"]);
   for (const file of filesWithTables) tree.write(file, tree.read(file).replace(/(<!-- begin [^>]*-->).*?(<!-- end)/gs, "$1\n$2"));
   writeTables(tree.path);
@@ -29,7 +29,7 @@ test("a page without its markers is an error", () => {
   assert.throws(() => writeTables(tree.path), /README\.md lacks the markers/);
 });
 
-test("the README's step with curl gives what it shows", async () => {
+test("the README's step with curl returns what the README shows", async () => {
   await using service = await TestService.start();
   const [command = ""] = blocks(read("README.md"), "sh").filter((block) => block.includes("/v1/step"));
   const [reply = ""] = blocks(read("README.md"), "json");
@@ -37,7 +37,7 @@ test("the README's step with curl gives what it shows", async () => {
   assert.equal(await (await service.post("/v1/step", body, JSON_TYPE)).text(), reply.trim());
 });
 
-test("the README's steps with Python print what it shows, and a refusal as its sentence", async () => {
+test("the README's steps with Python print what the README shows, and a refusal as its message", async () => {
   await using service = await TestService.start();
   const [script = ""] = blocks(read("README.md"), "python");
   const [expected = ""] = blocks(read("README.md"), "text");
@@ -58,14 +58,14 @@ test("the README's steps with Python print what it shows, and a refusal as its s
   }
 });
 
-test("the tests that docs/operations.md names are there", () => {
+test("the tests that docs/operations.md names exist", () => {
   const [, table = ""] = /### What a byte may cost\n(.*?)\n\*\*Fairness/s.exec(read("docs/operations.md")) ?? [];
   const names = [...table.matchAll(/`([a-z]+\/[a-z-]+)`/g)].map(([, name]) => name as string);
   assert.ok(names.length > 20);
   for (const name of names) assert.ok(existsSync(join(root, `test/${name}.test.ts`)), name);
 });
 
-test("every example of a call by hand looks at the status", () => {
+test("every hand-written example of a call checks the status", () => {
   const { stdout } = spawnSync("git", ["ls-files", "*.md"], { cwd: root, encoding: "utf8" });
   const pages = stdout.trim().split("\n");
   assert.ok(pages.includes("README.md") && pages.includes("docs/deployment.md"));
@@ -78,7 +78,7 @@ test("every example of a call by hand looks at the status", () => {
   assert.deepEqual(careless, []);
 });
 
-test("the settings of docs/lamb.md are settings", async () => {
+test("the settings in docs/lamb.md are valid", async () => {
   await using service = await TestService.start();
   const settings = blocks(read("docs/lamb.md"), "json");
   assert.equal(settings.length, 6);
@@ -100,7 +100,7 @@ const STEP = `
   await service[Symbol.asyncDispose]();
 `;
 
-test("the optimizer of docs/adding-an-optimizer.md compiles and steps", () => {
+test("the optimizer in docs/adding-an-optimizer.md compiles and steps", () => {
   using tree = new TreeCopy(["src", "schemas", "README.md", "docs", "tsconfig.json"]);
   for (const block of blocks(read("docs/adding-an-optimizer.md"), "ts")) {
     const [, file = "", text = ""] = /^\/\/ (\S+)\n(.*)$/s.exec(block) ?? [];

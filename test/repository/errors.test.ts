@@ -1,4 +1,4 @@
-/** The table of errors: counted, unique, and documented entry by entry. */
+/** The table of errors: its entries are counted, unique and documented. */
 import assert from "node:assert/strict";
 import { existsSync, readFileSync } from "node:fs";
 import { STATUS_CODES } from "node:http";
@@ -7,10 +7,10 @@ import { test } from "node:test";
 import { errors } from "../../src/errors/errors.ts";
 import { root } from "../support/tree.ts";
 
-/** A new error changes this number, docs/wire-format.md, and a test that provokes it. */
+/** A new error needs a change of this number, a line in docs/wire-format.md, and a test that provokes it. */
 const COUNT = 23;
 
-/** The names of the JSON-RPC specification with its codes. */
+/** Names and codes from the JSON-RPC specification. */
 const SPECIFIED = { PARSE_ERROR: -32700, INVALID_REQUEST: -32600, METHOD_NOT_FOUND: -32601, INVALID_PARAMS: -32602, INTERNAL_ERROR: -32603 };
 
 const entries = Object.entries(errors);
@@ -19,11 +19,11 @@ test(`there are ${COUNT} errors`, () => {
   assert.equal(entries.length, COUNT);
 });
 
-test("each error has a code of its own", () => {
+test("every error has a unique code", () => {
   assert.equal(new Set(entries.map(([, { code }]) => code)).size, entries.length);
 });
 
-test("the errors of JSON-RPC have its codes, the others are in the range for implementations", () => {
+test("JSON-RPC's errors have their specified codes, and the others are in the range for implementations", () => {
   for (const [name, { code }] of entries) {
     const specified = (SPECIFIED as Readonly<Record<string, number>>)[name];
     if (specified !== undefined) assert.equal(code, specified, name);
@@ -31,7 +31,7 @@ test("the errors of JSON-RPC have its codes, the others are in the range for imp
   }
 });
 
-test("names, statuses and titles are well formed", () => {
+test("names, statuses and titles are well-formed", () => {
   for (const [name, { status, title }] of entries) {
     assert.match(name, /^[A-Z]+(_[A-Z]+)*$/);
     assert.ok(status >= 400 && status in STATUS_CODES, `${name} ${status}`);
@@ -49,7 +49,7 @@ test("docs/wire-format.md lists each error with its code and status in one line"
   assert.deepEqual(undocumented, []);
 });
 
-test("the documentation names no error that does not exist", () => {
+test("the documentation names no unknown error", () => {
   const known = new Set<string>(entries.map(([name]) => name));
   const table = readFileSync(join(root, "docs/wire-format.md"), "utf8").matchAll(/^\|\s*`?([A-Z]+(?:_[A-Z]+)+)`?\s*\|/gm);
   assert.deepEqual(

@@ -6,13 +6,13 @@ import { join } from "node:path";
 import { suite, test } from "node:test";
 import { root } from "../support/tree.ts";
 
-/** The first version in which every advisory published by November 2026 is fixed. */
+/** The first versions that fix all advisories published until November 2026. */
 const FIXED: Readonly<Record<string, string>> = {
-  // GHSA-6v7p-g79w-8964: an Unpacker that is used after an error reads out of bounds.
+  // GHSA-6v7p-g79w-8964: an Unpacker reads out of bounds if it is used after an error.
   msgpack: "1.2.1",
-  // CVE-2026-69244, and the ones that 3.13.4, 3.14.0 and 3.14.2 fix.
+  // CVE-2026-69244, and the advisories fixed by 3.13.4, 3.14.0 and 3.14.2.
   aiohttp: "3.14.3",
-  // GHSA-rrmf-rvhw-rf47; 2.6 fixes CVE-2025-32434.
+  // GHSA-rrmf-rvhw-rf47; CVE-2025-32434 is fixed by 2.6.
   torch: "2.13",
   // CVE-2024-34062.
   tqdm: "4.66.3",
@@ -38,13 +38,13 @@ suite("floors of versions", () => {
   for (const file of files) {
     const found = [...readFileSync(join(root, file), "utf8").matchAll(REQUIREMENT)].map(({ groups }) => groups as { name: string; version: string });
     if (found.length === 0) continue;
-    test(file, () => {
+    test(`${file} allows no vulnerable version`, () => {
       for (const { name, version } of found)
         assert.ok(!isBelow(version, FIXED[name] as string), `${name} ${version}: ${FIXED[name]} is the first without a known vulnerability`);
     });
   }
 
-  test("the Python client's own are looked at", () => {
+  test("the check covers the Python client's own requirements", () => {
     const text = readFileSync(join(root, "clients/python/pyproject.toml"), "utf8");
     const names = [...text.matchAll(REQUIREMENT)].map(({ groups }) => groups?.["name"]);
     assert.deepEqual(names.sort(), ["aiohttp", "msgpack", "torch"]);

@@ -1,4 +1,4 @@
-/** What `npm run generate` writes is what is committed, and it follows its sources. */
+/** The committed files match the output of `npm run generate`, which follows its sources. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -28,11 +28,11 @@ test("generated files agree with their sources", () => {
   for (const file of generated) assert.equal(tree.read(file), readFileSync(join(root, file), "utf8"), `${file}: run npm run generate`);
 });
 
-test("every generated file says so", () => {
+test("every generated file says that it is generated", () => {
   for (const file of generated) assert.match(readFileSync(join(root, file), "utf8").slice(0, 250), /DO NOT EDIT/, file);
 });
 
-test("a changed default reaches the schema, the types and the copy of the schemas", () => {
+test("a changed default reaches the schema, the types and the copies of the schemas", () => {
   using tree = new TreeCopy(SOURCES);
   const source = "src/optimizers/adamw.ts";
   tree.write(source, tree.read(source).replace("rate(0.01,", "rate(0.0625,"));
@@ -41,7 +41,7 @@ test("a changed default reaches the schema, the types and the copy of the schema
     assert.ok(tree.read(file).includes("0.0625") && !readFileSync(join(root, file), "utf8").includes("0.0625"), file);
 });
 
-test("a new optimizer is in the registry without a line written by hand", () => {
+test("a new optimizer enters the registry without a hand-written line", () => {
   using tree = new TreeCopy(SOURCES);
   tree.write("src/optimizers/planted.ts", tree.read("src/optimizers/qhm.ts").replace('name: "qhm"', 'name: "planted"'));
   generate(tree);

@@ -1,4 +1,4 @@
-/** The rooms of src and what each may import, as the linter enforces it: violations are planted in a copy of its configuration. */
+/** The folders of src and their allowed imports, as the linter enforces them: the tests plant violations in a copy of its configuration. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -12,11 +12,11 @@ const biome = join(root, "node_modules/.bin/biome");
 interface Room {
   readonly rooms: readonly string[];
   readonly packages: readonly string[];
-  /** Files at the top of src. */
+  /** Files at the top of src that the folder may import. */
   readonly roots?: readonly string[];
 }
 
-/** Rooms with what they may import; from nothing but this table the plants are made. */
+/** Folders with their allowed imports. All planted imports derive from this table. */
 const rooms: Readonly<Record<string, Room>> = {
   cli: {
     rooms: ["rpc", "blobs", "engine", "codec", "arena", "pool", "telemetry", "errors", "generated"],
@@ -55,7 +55,7 @@ interface Diagnostic {
   readonly location: { readonly path: string | { readonly file: string }; readonly start?: { readonly line: number } };
 }
 
-/** Lints sources given by path below src, and returns the lines of each with a finding of a rule. */
+/** Lints sources, given by path below src. Returns the lines with findings of a rule. */
 const lint = (files: Readonly<Record<string, readonly string[]>>, rule: string): ReadonlyMap<string, ReadonlySet<number>> => {
   rmSync(join(copy, "src"), { recursive: true, force: true });
   for (const [path, lines] of Object.entries(files)) {
@@ -95,7 +95,7 @@ const isAllowed = (room: string, specifier: string): boolean => {
   return own?.packages.some((name) => specifier === name || specifier.startsWith(`${name}/`)) ?? false;
 };
 
-test("the table and the linter's configuration have exactly the rooms that src has", () => {
+test("the table, the linter's configuration and src have the same folders", () => {
   const folders = readdirSync(join(root, "src"), { withFileTypes: true })
     .filter((entry) => entry.isDirectory())
     .map(({ name }) => name);
@@ -107,7 +107,7 @@ test("the table and the linter's configuration have exactly the rooms that src h
   assert.deepEqual(ruled.sort(), folders.map((folder) => `src/${folder}/**`).sort());
 });
 
-test("files at the top of src are the entry, what it shares with the command, the composition root, the configuration and what it reads of the machine", () => {
+test("the top of src has only the entries, their shared code, the composition root, the configuration and the machine's limits", () => {
   const files = readdirSync(join(root, "src")).filter((name) => name.endsWith(".ts"));
   assert.deepEqual(files.sort(), roots.map((name) => `${name}.ts`).sort());
 });
@@ -116,13 +116,13 @@ for (const room of Object.keys(rooms)) {
   const forbidden = [
     ...[...specifiers(room), ...files, ...packages].filter((specifier) => !isAllowed(room, specifier)),
     "../../scripts/generate.ts",
-    // Ways around the pattern of another room.
+    // Paths that bypass the pattern for another folder.
     "./../main.ts",
     ...Object.keys(rooms)
       .filter((other) => !isAllowed(room, `../${other}/x.ts`) && other !== room)
       .flatMap((other) => [`./../${other}/x.ts`, `../errors/../${other}/x.ts`, `./deep/../../${other}/x.ts`]),
   ];
-  test(`${room}: the linter reports all ${forbidden.length} imports that the room may not have`, () => {
+  test(`${room}: the linter reports all ${forbidden.length} forbidden imports`, () => {
     const forms: readonly ((specifier: string, index: number) => string)[] = [
       (specifier, index) => `import { x as x${index} } from "${specifier}";`,
       (specifier, index) => `import type { X as X${index} } from "${specifier}";`,
@@ -137,7 +137,7 @@ for (const room of Object.keys(rooms)) {
     }
   });
 
-  test(`${room}: the linter lets pass what the room may import`, () => {
+  test(`${room}: the linter allows the permitted imports`, () => {
     const onlyOwn = ["optimizers", "kernels", "math"].includes(room);
     const allowed = [
       ...[...specifiers(room), ...files, ...packages].filter((specifier) => isAllowed(room, specifier)),
@@ -163,7 +163,7 @@ test("only the entries and config.ts may read the environment", () => {
   assert.deepEqual(found.sort(), forbidden.sort());
 });
 
-test("an import in a circle is reported", () => {
+test("a circular import is reported", () => {
   const files = {
     "errors/a.ts": ['import { b } from "./b.ts";', "export const a = b;"],
     "errors/b.ts": ['import { a } from "./a.ts";', "export const b = a;"],

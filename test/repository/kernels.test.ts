@@ -1,4 +1,4 @@
-/** The kernels build by themselves when they are missing or stale, and only then; stale ones do not run. */
+/** Kernels are rebuilt automatically if they are missing or stale, and only then; stale kernels do not run. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
@@ -10,7 +10,7 @@ import { TreeCopy } from "../support/tree.ts";
 const WASM = "build/kernels.wasm";
 const SOURCE = "src/kernels/sgd.ts";
 
-/** A copy with a fresh build. */
+/** A copy of the tree with a fresh build. */
 const builtTree = (): TreeCopy => {
   const tree = new TreeCopy(["src/kernels", "src/pool/sources.ts"]);
   const { status, stdout, stderr } = tree.run("build-kernels.ts");
@@ -19,7 +19,7 @@ const builtTree = (): TreeCopy => {
   return tree;
 };
 
-test("a missing build is made, a fresh one left alone", () => {
+test("a missing build is made, and a fresh one is kept", () => {
   using tree = builtTree();
   const before = tree.changed(WASM);
   const { status, stdout } = tree.run("build-kernels.ts");
@@ -29,7 +29,7 @@ test("a missing build is made, a fresh one left alone", () => {
   assert.match(tree.run("build-kernels.ts").stdout, /^Built/);
 });
 
-test("a source with new content makes the build stale, a source with a new time does not", () => {
+test("new content of a source makes the build stale, a new time does not", () => {
   using tree = builtTree();
   utimesSync(join(tree.path, SOURCE), new Date(), new Date());
   assert.equal(tree.run("build-kernels.ts").stdout, "");
@@ -50,7 +50,7 @@ test("a damaged build is made again", () => {
   assert.match(tree.run("build-kernels.ts").stdout, /^Built/);
 });
 
-test("a kernel that does not compile stops the build, names the place and leaves the last build", () => {
+test("a kernel that does not compile stops the build, is named, and leaves the last build", () => {
   using tree = builtTree();
   const before = tree.changed(WASM);
   tree.write(SOURCE, `${tree.read(SOURCE)}\nexport function planted(): i32 {\n  return missing;\n}\n`);
@@ -63,14 +63,14 @@ test("a kernel that does not compile stops the build, names the place and leaves
   assert.deepEqual(readdirSync(join(tree.path, "build")).sort(), ["kernels.sha256", "kernels.wasm"]);
 });
 
-/** Starts the service of a copied tree, which is expected to end by itself. */
+/** Starts the service of a copied tree, which must end by itself. */
 const refusalOf = (tree: TreeCopy): { readonly status: number | null; readonly stderr: string } => {
   const env = { ...process.env, STEPD_PORT: "0", STEPD_ARENA_MIB: "1" };
   const { status, stderr } = spawnSync(process.execPath, ["src/main.ts"], { cwd: tree.path, env, encoding: "utf8", timeout: 60_000 });
   return { status, stderr };
 };
 
-test("the service and its commands refuse kernels that are missing, damaged, of other sources or of an older build, in one line", async () => {
+test("missing, damaged, stale or old kernels are refused in one line", async () => {
   using tree = new TreeCopy(["src"]);
   assert.equal(tree.run("build-kernels.ts").status, 0);
   const file = join(tree.path, WASM);
@@ -87,7 +87,7 @@ test("the service and its commands refuse kernels that are missing, damaged, of 
   assert.deepEqual({ status, stderr }, refused("was built from other sources than those in src/kernels"));
   tree.write(SOURCE, source);
 
-  // Behind the section's kind and size.
+  // The position after the section's kind and size.
   const section = good.lastIndexOf("\x07sources") - 2;
   assert.ok(section > 0);
   writeFileSync(file, good.subarray(0, section));
@@ -97,7 +97,7 @@ test("the service and its commands refuse kernels that are missing, damaged, of 
   tree.delete(WASM);
   assert.deepEqual(refusalOf(tree), refused("cannot be read (ENOENT)"));
 
-  // Without sources, as in the image and in the package, the kernels are those that came with the code.
+  // Without sources, as in the image and in the package, the shipped kernels are used.
   writeFileSync(file, good);
   rmSync(join(tree.path, "src/kernels"), { recursive: true });
   await using service = await TestService.start({}, [], undefined, join(tree.path, "src/main.ts"));

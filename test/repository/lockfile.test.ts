@@ -1,4 +1,4 @@
-/** The files package-lock.json work with any registry and on every platform. */
+/** The package-lock.json files work with any registry and on every platform. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -26,7 +26,7 @@ for (const folder of ["", "test/interop"]) {
     Record<"dependencies" | "devDependencies", Record<string, string> | undefined>
   >;
 
-  /** Where node would look for a package that the one at `path` names. */
+  /** Resolves a package that the one at `path` names, like Node. */
   const find = (path: string, name: string): Entry | undefined => {
     for (let folder = path; ; folder = folder.slice(0, Math.max(0, folder.lastIndexOf("/node_modules/")))) {
       const found = packages[folder === "" ? `node_modules/${name}` : `${folder}/node_modules/${name}`];
@@ -42,7 +42,7 @@ for (const folder of ["", "test/interop"]) {
     assert.doesNotMatch(text.replaceAll(/"(url|homepage)": "[^"]*"/g, ""), /"https?:\/\/[^"]*\.tgz/);
   });
 
-  test(`${folder || "."}: every optional dependency that is named has an entry of a fitting version`, () => {
+  test(`${folder || "."}: every optional dependency has an entry with a matching version`, () => {
     const missing: string[] = [];
     for (const [path, { optionalDependencies = {} }] of Object.entries(packages)) {
       for (const [name, version] of Object.entries(optionalDependencies)) {
@@ -53,7 +53,7 @@ for (const folder of ["", "test/interop"]) {
     assert.deepEqual(missing, []);
   });
 
-  test(`${folder || "."}: what every platform installs is pinned by content`, () => {
+  test(`${folder || "."}: packages for all platforms are pinned by integrity`, () => {
     const unpinned = Object.entries(packages).filter(([path, { integrity, optional }]) => path !== "" && !optional && integrity === undefined);
     assert.deepEqual(
       unpinned.map(([path]) => path),
@@ -61,9 +61,9 @@ for (const folder of ["", "test/interop"]) {
     );
   });
 
-  test(`${folder || "."}: package.json names exact versions, and the lock file has them`, () => {
+  test(`${folder || "."}: package.json has exact versions, and the lock file has the same`, () => {
     for (const [name, given] of Object.entries({ ...manifest.dependencies, ...manifest.devDependencies })) {
-      // A package may stand under the name that it had.
+      // A package may be installed under an alias.
       const version = given.replace(/^npm:@?[^@]+@/, "");
       assert.match(version, /^\d+\.\d+\.\d+(-[\w.]+)?$/, name);
       assert.equal(packages[`node_modules/${name}`]?.version, version, name);
@@ -75,7 +75,7 @@ const files = [LOCK, join("test/interop", LOCK)];
 const text = readFileSync(join(root, LOCK), "utf8");
 const { packages } = JSON.parse(text) as { packages: Readonly<Record<string, Entry>> };
 
-test("npm warns of no package's engine under the Node versions that ours allows", () => {
+test("no package's engine range excludes a Node version that ours allows", () => {
   const { engines } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { engines: { node: string } };
   const least = engines.node.split("||").map((range) => String(semver.minVersion(range)));
   assert.ok(least.length > 1 && least.includes("24.0.0"), `${least}`);
@@ -97,7 +97,7 @@ test("tidy-lock changes nothing in tidy files", () => {
   for (const file of files) assert.equal(tree.read(file), readFileSync(join(root, file), "utf8"));
 });
 
-test("tidy-lock takes planted addresses out and puts packages of other platforms back", () => {
+test("tidy-lock removes planted addresses and restores packages of other platforms", () => {
   using tree = new TreeCopy(files);
   const lock = JSON.parse(text) as { packages: Record<string, Entry> };
   const other = Object.keys(lock.packages).find((path) => path.startsWith("node_modules/@biomejs/cli-win32"));

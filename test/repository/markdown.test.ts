@@ -1,4 +1,4 @@
-/** Every Markdown file renders as it was meant: whole tables, closed fences, links and anchors that lead somewhere. */
+/** Every Markdown file renders as intended: complete tables, closed fences, and links and anchors with targets. */
 import assert from "node:assert/strict";
 import { existsSync, globSync, readFileSync, statSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
@@ -11,10 +11,10 @@ const INSTALLED = ["node_modules", "build", "dist", ".venv", ".git"];
 
 const files: readonly string[] = globSync("**/*.md", { cwd: root, exclude: (path) => INSTALLED.includes(path.split("/").at(-1) ?? "") }).sort();
 
-// Links are looked for where Markdown says them, not in every word with a dot.
+// Finds links only in Markdown syntax, not in every word with a dot.
 const markdown = new MarkdownIt({ html: true, linkify: false });
 
-/** A file's text with what a reader of it needs. */
+/** The text of a file, parsed. */
 class Page {
   readonly lines: readonly string[];
   readonly tokens: readonly Token[];
@@ -28,12 +28,12 @@ class Page {
     return new Page(readFileSync(join(root, file), "utf8"));
   }
 
-  /** What the tokens of a type cover, as the lines that they start at, from 0, and end before. */
+  /** Line ranges (from 0, end exclusive) that the tokens of a type cover. */
   spans(type: string): readonly (readonly [number, number])[] {
     return this.tokens.filter((token) => token.type === type).flatMap(({ map }) => (map ? [map] : []));
   }
 
-  /** Where links and images lead. */
+  /** The targets of links and images. */
   targets(): readonly string[] {
     return this.tokens
       .flatMap(({ children }) => children ?? [])
@@ -41,7 +41,7 @@ class Page {
       .filter((target) => typeof target === "string");
   }
 
-  /** The names that a link into the page may have after its #. */
+  /** Anchors in the page. */
   anchors(): ReadonlySet<string> {
     const slugger = new GithubSlugger();
     const titles = this.tokens.flatMap((token, index) => {
@@ -52,7 +52,7 @@ class Page {
   }
 }
 
-/** Cells of a line of a table. */
+/** Number of cells in a table row. */
 const cells = (line: string): number =>
   line
     .trim()
@@ -60,7 +60,7 @@ const cells = (line: string): number =>
     .replace(/(?<!\\)\|$/, "")
     .split(/(?<!\\)\|/).length;
 
-/** The lines, from 1, that look like a table's and are in none, or have another number of cells than their table's head. */
+/** Lines (from 1) that look like table rows but are outside of a table, or have the wrong number of cells. */
 const brokenRows = (page: Page): readonly string[] => {
   const tables = page.spans("table_open");
   const literal = ["fence", "code_block", "html_block"].flatMap((type) => page.spans(type));
@@ -73,7 +73,7 @@ const brokenRows = (page: Page): readonly string[] => {
   });
 };
 
-/** The fences that end with their page instead of a line of their own, or whose language is not said. */
+/** Fences that are not closed, or lack a language. */
 const brokenFences = (page: Page): readonly string[] =>
   page.tokens.flatMap(({ type, map, markup, info }) => {
     if (type !== "fence" || !map) return [];
@@ -81,14 +81,14 @@ const brokenFences = (page: Page): readonly string[] =>
     return last.trim() !== markup ? [`${map[0] + 1}: a fence without an end`] : info.trim() === "" ? [`${map[0] + 1}: a fence without a language`] : [];
   });
 
-/** What in the text of a page only a parser that failed leaves there: the brackets of a link without its target. */
+/** Text with brackets of links that the parser did not recognize. */
 const brokenLinks = (page: Page): readonly string[] =>
   page.tokens
     .flatMap(({ children }) => children ?? [])
     .filter(({ type, content }) => type === "text" && /\]\s?[[(]/.test(content))
     .map(({ content }) => `no link: ${content}`);
 
-/** Where a link of a file leads to nothing; undefined where it leads somewhere, or out of the tree. */
+/** The problem with a link's target; undefined if it exists or is outside of the tree. */
 const missing = (file: string, target: string): string | undefined => {
   if (URL.canParse(target)) return /^(https|mailto):/.test(target) ? undefined : `${target}: expected https`;
   const [path = "", anchor] = target.split("#");
@@ -99,7 +99,7 @@ const missing = (file: string, target: string): string | undefined => {
   return Page.read(at).anchors().has(anchor) ? undefined : `${target}: ${at} has no heading of that name`;
 };
 
-test("the files of all parts of the tree are looked at", () => {
+test("files of all parts of the tree are checked", () => {
   for (const file of ["README.md", "docs/wire-format.md", "clients/go/README.md", "examples/federated/README.md", "test/conformance/README.md"])
     assert.ok(files.includes(file), file);
 });
@@ -107,12 +107,12 @@ test("the files of all parts of the tree are looked at", () => {
 for (const file of files) {
   const page = Page.read(file);
 
-  test(`${file}: tables are whole`, () => assert.deepEqual(brokenRows(page), []));
-  test(`${file}: fences end and name their language`, () => assert.deepEqual(brokenFences(page), []));
-  test(`${file}: links lead somewhere`, () => assert.deepEqual([...brokenLinks(page), ...page.targets().flatMap((target) => missing(file, target) ?? [])], []));
+  test(`${file}: tables are complete`, () => assert.deepEqual(brokenRows(page), []));
+  test(`${file}: fences are closed and have a language`, () => assert.deepEqual(brokenFences(page), []));
+  test(`${file}: links have targets`, () => assert.deepEqual([...brokenLinks(page), ...page.targets().flatMap((target) => missing(file, target) ?? [])], []));
 }
 
-test("each mistake is found", () => {
+test("the checks find each kind of mistake", () => {
   const table = "| a | b |\n| --- | --- |\n| 1 | 2 |\n";
   assert.deepEqual(brokenRows(new Page(table)), []);
   assert.deepEqual(brokenRows(new Page(`${table}\n| 3 | 4 |\n`)), ["5: a row outside of a table"]);

@@ -1,4 +1,4 @@
-/** The built kernels hold no instruction whose result may differ between machines: read from the module's own code. */
+/** The built kernels contain no instruction whose result may differ between machines, judging by their code. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -6,7 +6,7 @@ import binaryen from "binaryen";
 
 const { Features } = binaryen;
 
-/** How often each instruction stands in a module. */
+/** Number of occurrences of each instruction in a module. */
 const opcodes = (bytes: Uint8Array): ReadonlyMap<string, number> => {
   const module = binaryen.readBinary(bytes);
   module.setFeatures(Features.All);
@@ -16,7 +16,7 @@ const opcodes = (bytes: Uint8Array): ReadonlyMap<string, number> => {
   return counts;
 };
 
-/** Instructions of the relaxed SIMD proposal (0xfd 0x100 and above), fused ones among them, by name. */
+/** Names of the relaxed SIMD proposal's instructions (0xfd 0x100 and above), which include fused ones. */
 const RELAXED = /relaxed|laneselect|dot_i8x16_i7x16|madd|fma/;
 
 const relaxedIn = (bytes: Uint8Array): readonly string[] => [...opcodes(bytes).keys()].filter((name) => RELAXED.test(name));
@@ -30,17 +30,17 @@ const assemble = (name: string, operands: number): Uint8Array => {
   return module.emitBinary();
 };
 
-test("the kernels are made of SIMD instructions", () => {
+test("the kernels use SIMD instructions", () => {
   const counts = opcodes(kernels);
   for (const name of ["v128.load", "v128.store", "f32x4.mul", "f32x4.div", "f32x4.sqrt", "f64x2.add"])
     assert.ok((counts.get(name) ?? 0) > 0, `no ${name} in build/kernels.wasm`);
 });
 
-test("the kernels have no relaxed SIMD instruction, so no fused multiply-add", () => {
+test("the kernels contain no relaxed SIMD instruction, hence no fused multiply-add", () => {
   assert.deepEqual(relaxedIn(kernels), []);
 });
 
-test("the kernels take nothing but memory from their host, so no function of the host's mathematics", () => {
+test("the kernels import only memory, hence no mathematics of the host", () => {
   const imports = WebAssembly.Module.imports(new WebAssembly.Module(kernels));
   assert.deepEqual(imports, [{ module: "env", name: "memory", kind: "memory" }]);
 });
@@ -68,7 +68,7 @@ for (const [name, operands] of relaxed) {
   });
 }
 
-test("a planted bitselect, which does not vary, is not taken for one", () => {
+test("a planted bitselect, which is deterministic, is not reported", () => {
   const planted = assemble("v128.bitselect", 3);
   assert.deepEqual(relaxedIn(planted), []);
   assert.equal(opcodes(planted).get("v128.bitselect"), 1);

@@ -1,4 +1,4 @@
-/** What tests need is made before them and announced, and not within them. */
+/** The tests' requirements are prepared and announced before the tests, not during them. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ import { root } from "../support/tree.ts";
 
 const { TESTS_PREPARED: isPrepared, ...env } = process.env;
 
-/** Runs a line of work as a test file would do it. */
+/** Runs preparing() as a test file would. */
 const prepare = (prepared: boolean) => {
   const script = `import { preparing } from ${JSON.stringify(join(root, "test/support/prepared.ts"))}; console.log(await preparing("Making tea", async () => "tea"));`;
   return runCommand(process.execPath, ["--input-type=module", "--eval", script], { env: { ...env, ...(prepared && { TESTS_PREPARED: "1" }) } });
@@ -20,14 +20,14 @@ test("work is announced before it is done", async () => {
   assert.match(log, /^Making tea \.\.\.\nMaking tea: done in \d+ s\n$/);
 });
 
-test("where tests are prepared, one that lacks something says what, and does not make it", async () => {
+test("with TESTS_PREPARED set, a test that lacks something names it and does not make it", async () => {
   const { code, out, log } = await prepare(true);
   assert.deepEqual({ code, out }, { code: 1, out: "" });
   assert.match(log, /this test needs what is missing \(Making tea\)/);
   assert.doesNotMatch(log, /Making tea \.\.\./);
 });
 
-test("the scripts that need something prepare it, and a second time nothing is left to do", {
+test("the scripts prepare what their tests need, and a second run finds nothing to do", {
   skip: isPrepared === undefined && "only after npm run prepare:tests",
 }, async () => {
   const { scripts } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { scripts: Readonly<Record<string, string>> };

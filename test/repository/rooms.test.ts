@@ -1,4 +1,4 @@
-/** What a room must not know is not written in it. */
+/** Folders of src do not mention what they must not know. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -6,11 +6,11 @@ import { test } from "node:test";
 import { registry } from "../../src/optimizers/registry.ts";
 import { root } from "../support/tree.ts";
 
-/** The sources of a room by file. */
+/** The source texts of a folder, by file. */
 const sources = (room: string): readonly (readonly [file: string, text: string])[] =>
   readdirSync(join(root, "src", room)).map((file) => [`${room}/${file}`, readFileSync(join(root, "src", room, file), "utf8")]);
 
-test("the engine names no optimizer, no family and no slot of one: what it needs of them are fields of their definitions", () => {
+test("the engine names no optimizer, family or slot; it reads fields of definitions instead", () => {
   const definitions = [...registry.values()];
   const names = new Set(definitions.flatMap(({ name, family, allSlots, scalarSlots = {} }) => [name, family, ...allSlots, ...Object.keys(scalarSlots)]));
   assert.ok(names.size > 20);

@@ -1,42 +1,42 @@
-/** Habits of the source tree: every file says what it is for, and file names have one form. */
+/** Conventions of the source tree: every file describes itself, and file names have one form. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { root } from "../support/tree.ts";
 
-/** TypeScript that people write, by path. */
+/** Hand-written TypeScript files, by path. */
 const files: readonly string[] = ["src", "test", "scripts", "bench"].flatMap((folder) =>
   readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
     .filter((file) => file.endsWith(".ts") && !file.endsWith(".gen.ts") && !file.includes("node_modules"))
     .map((file) => join(folder, file)),
 );
 
-/** Whether a text starts with a comment, or the first thing that it exports has one right above it. */
+/** Whether a text starts with a comment, or has one directly above its first export. */
 const isIntroduced = (text: string): boolean => {
   if (/^(\/\*\*|\/\/)\s*\S/.test(text)) return true;
   const before = text.slice(0, Math.max(0, text.search(/^export (?!type \{|\{|\*)/m)));
   return /(\*\/|^\/\/ .+)\s*$/m.test(before.trimEnd().split("\n").at(-1) ?? "");
 };
 
-test("there are files to look at", () => {
+test("the checks have files to read", () => {
   assert.ok(files.length > 60, `${files.length}`);
 });
 
-test("every file says what it is for before it does anything", () => {
+test("every file begins with a description", () => {
   assert.deepEqual(
     files.filter((file) => !isIntroduced(readFileSync(join(root, file), "utf8"))),
     [],
   );
 });
 
-test("a file without a word about itself is found", () => {
+test("a file without a description is found", () => {
   assert.ok(!isIntroduced("export const a = 1; // a comment\n"));
   assert.ok(!isIntroduced('import { a } from "./a.ts";\n\nexport const b = a;\n'));
   assert.ok(isIntroduced('import {\n  a,\n} from "./a.ts";\nimport "./b.ts";\n\n/** What b is. */\nexport const b = a;\n'));
 });
 
-test("file names are lower case words, with _ in front of what only its room uses", () => {
+test("file names are lower case words, with a leading _ for files private to their folder", () => {
   assert.deepEqual(
     files.filter((file) => !/^_?[a-z0-9]+([.-][a-z0-9]+)*\.ts$/.test(file.split("/").at(-1) ?? "")),
     [],

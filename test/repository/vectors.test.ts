@@ -1,4 +1,4 @@
-/** The golden vectors: each file follows the format, has a recorder that names it, and has the inputs of its seeds. */
+/** The golden vectors: each file follows the format, has a recorder that names it, and contains the inputs that its seeds give. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -36,7 +36,7 @@ const files = readdirSync(folder, { recursive: true, encoding: "utf8" })
 
 const validate = new Ajv({ strictTypes: false, allErrors: true }).compile(json("record/format.schema.json") as object);
 
-/** What a schema cannot say: names, shapes and sizes agree with each other. */
+/** Checks what a schema cannot express: names, shapes and sizes agree with each other. */
 const requireConsistent = (file: string, { name, optimizer, peer, tensors, initial, steps }: Case): void => {
   assert.equal(`${optimizer}.${peer}.json`, file, name);
   assert.ok(name.startsWith(`${optimizer}.${peer}.`), name);
@@ -76,7 +76,7 @@ for (const file of files) {
     test("follows the format", () => {
       const content = json(file) as { readonly cases: readonly Case[] };
       const isValid = validate(content);
-      // A failed oneOf lists both formats; the deepest errors are those of the format that was meant.
+      // A failed oneOf lists errors for both formats; the deepest belong to the intended one.
       const errors = (validate.errors ?? []).toSorted((a, b) => b.instancePath.length - a.instancePath.length).slice(0, 5);
       assert.ok(isValid, errors.map(({ instancePath, message, params }) => `${instancePath} ${message} ${JSON.stringify(params)}`).join("\n"));
       if (file.includes("/")) return;
@@ -85,7 +85,7 @@ for (const file of files) {
       assert.equal(new Set(names).size, names.length, "two cases have one name");
     });
 
-    test("has a recorder that names it, and run starts that", () => {
+    test("has a recorder that names it and that run starts", () => {
       const peer = file.includes("/") ? "schedules" : file.split(".")[1];
       const recorder = readFileSync(join(folder, `record/record_${peer}.py`), "utf8");
       assert.ok(recorder.includes(`"${file}"`) || recorder.includes(`"${file.replace(/\.json$/, "")}"`));

@@ -1,9 +1,9 @@
-/** A batch does not keep the thread to itself. */
+/** A batch does not occupy the main thread alone. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { type Dependencies, type Request, Rpc } from "../../src/rpc/rpc.ts";
 
-test("others have their turn between the calls of a batch", async () => {
+test("other work runs between the calls of a batch", async () => {
   const dependencies = { blobs: () => ({ seconds: 0 }), telemetry: { ran: () => {} } } as unknown as Dependencies;
   const rpc = new Rpc("0.0.0", dependencies);
   const calls = Array.from({ length: 10 }, (_, id) => ({ jsonrpc: "2.0", id, method: "optimizer.list" }));

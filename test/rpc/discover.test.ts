@@ -1,4 +1,4 @@
-/** What /openapi.json and /openrpc.json allow is what the service takes, and OpenRPC's references end. */
+/** /openapi.json and /openrpc.json allow exactly what the service accepts, and OpenRPC's references do not loop. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
@@ -21,7 +21,7 @@ const openApi = makeOpenApi(methods, "0.0.0") as unknown as Document & {
 };
 const openRpc = makeOpenRpc(methods, "0.0.0") as unknown as OpenRpc;
 
-/** Whether a schema of a document takes a value. */
+/** Whether a document's schema accepts a value. */
 const takes = (document: Document, schema: Schema, value: unknown): boolean =>
   new Ajv2020({ strict: false, validateFormats: false }).validate({ ...schema, components: document.components }, value);
 
@@ -33,7 +33,7 @@ const digest = { sha256: "0".repeat(64) };
 const linear = { name: "linear" };
 const sequence = (...schedules: readonly object[]): object => ({ name: "sequence", schedules, milestones: schedules.slice(1).map((_, index) => index + 1) });
 
-/** Params of methods: of each those that are right, and those that are wrong in one thing. */
+/** Params of methods: valid ones, and ones with a single mistake. */
 const CASES: Readonly<Record<string, { readonly right: readonly object[]; readonly wrong: readonly object[] }>> = {
   step: {
     right: [
@@ -87,7 +87,7 @@ for (const [name, { right, wrong }] of Object.entries(CASES)) {
       else assert.throws(check);
       const title = `${name[0]?.toUpperCase()}${name.slice(1)}Params`;
       assert.equal(takes(openApi, openApi.components.schemas[title] as Schema, value), isRight, "OpenAPI");
-      // OpenRPC says parameters one by one.
+      // OpenRPC describes each parameter separately.
       const { params = [] } = openRpc.methods.find((method) => method.name === METHODS[name]) ?? {};
       const properties = Object.fromEntries(params.map((param) => [param.name, param.schema]));
       const required = params.filter((param) => (param as { required?: boolean }).required).map((param) => param.name);
@@ -100,7 +100,7 @@ for (const [name, { right, wrong }] of Object.entries(CASES)) {
 const referencesIn = (schema: Schema): readonly string[] =>
   [...JSON.stringify(schema).matchAll(/"#\/components\/schemas\/([^"]+)"/g)].map(([, name = ""]) => name);
 
-test("no reference of OpenRPC leads back, because its tools put schemas in the place of references", () => {
+test("OpenRPC's references have no cycle, because its tools replace references by schemas", () => {
   const follow = (name: string, path: readonly string[]): void => {
     assert.ok(!path.includes(name), [...path, name].join(" -> "));
     for (const next of referencesIn(openRpc.components.schemas[name] as Schema)) follow(next, [...path, name]);
@@ -115,7 +115,7 @@ test("every component has its name as title, and none of stepd's own keywords", 
   }
 });
 
-test("methods with a body have an example in OpenAPI, which their schema takes", () => {
+test("methods with a body have an OpenAPI example that their schema accepts", () => {
   const { paths } = openApi;
   const posts = Object.values(paths).flatMap(({ post }) => post?.operationId ?? []);
   const withBody = methods.filter(({ name }) => posts.includes(name));

@@ -1,4 +1,4 @@
-/** Ids of calls: each comes back exactly as it was sent, in either format, or is refused. */
+/** Ids of calls return exactly as they were sent, in either format, or are refused. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { JSON_TYPE, MSGPACK, readReply, TestService } from "../support/service.ts";
@@ -11,7 +11,7 @@ after(() => service[Symbol.asyncDispose]());
 
 const jsonCall = (id: string, method = "optimizer.list"): string => `{"id" :\t${id} , "jsonrpc":"2.0", "method":"${method}","params":{}}`;
 
-/** The text of the id in a JSON reply, which is its last member. */
+/** The text of the id in a JSON reply, where it is the last member. */
 const idOf = (text: string): string => text.slice(text.lastIndexOf('"id":') + 5, -1);
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString("hex");
@@ -21,7 +21,7 @@ const text = (value: string): Buffer => Buffer.concat([Buffer.from([0xa0 | value
 const packedCall = (id: Buffer, method = "optimizer.list"): Buffer =>
   Buffer.concat([Buffer.from([0x83]), text("jsonrpc"), text("2.0"), text("id"), id, text("method"), text(method)]);
 
-/** The bytes of the id in a MessagePack reply, which is its last member. */
+/** The bytes of the id in a MessagePack reply, where it is the last member. */
 const packedIdOf = (bytes: Buffer): string => hex(bytes.subarray(bytes.lastIndexOf(text("id")) + 3));
 
 const post = async (body: string | Uint8Array, type: string, accept: string): Promise<Buffer> => {
@@ -30,7 +30,7 @@ const post = async (body: string | Uint8Array, type: string, accept: string): Pr
   return Buffer.from(await response.arrayBuffer());
 };
 
-/** As JSON text, and as the bytes of the same number in MessagePack. */
+/** Ids as JSON text, and the same numbers as bytes of MessagePack. */
 const TEXTS: Readonly<Record<string, string>> = {
   "7": "07",
   "-1": "ff",
@@ -54,18 +54,18 @@ const TEXTS: Readonly<Record<string, string>> = {
 };
 
 for (const [id, packed] of Object.entries(TEXTS)) {
-  test(`the id ${id} of JSON comes back`, async () => {
+  test(`the id ${id} of JSON returns unchanged`, async () => {
     for (const method of ["optimizer.list", "none"]) {
       assert.equal(idOf((await post(jsonCall(id, method), JSON_TYPE, JSON_TYPE)).toString()), id);
       const found = packedIdOf(await post(jsonCall(id, method), JSON_TYPE, MSGPACK));
-      // Integers of up to 2^53 have several forms, which a reader does not tell apart.
+      // Integers up to 2^53 have several encodings that decode to the same value.
       if (id === "9007199254740991") assert.equal(BigInt(id), 2n ** 53n - 1n);
       else assert.equal(found, packed);
     }
   });
 }
 
-test("so do the ids of a batch, whatever stands between them", async () => {
+test("the ids of a batch return unchanged, with any text between them", async () => {
   const ids = Object.keys(TEXTS);
   const calls = ids.map((id) => jsonCall(id));
   const mixed = ["5", '{"jsonrpc":"2.0","method":"optimizer.list"}', jsonCall('"9007199254740993"'), jsonCall("null"), '[{"id":1.0}]', ...calls];
@@ -74,7 +74,7 @@ test("so do the ids of a batch, whatever stands between them", async () => {
   assert.deepEqual(found, ["null", '"9007199254740993"', "null", "null", ...ids]);
 });
 
-test("an id in the parameters is a parameter", async () => {
+test("an id among the parameters is a parameter", async () => {
   const body = '{"jsonrpc":"2.0","method":"optimizer.list","params":{"id":1.0,"x":{"id":2.0}},"id":3.0}';
   const reply = (await post(body, JSON_TYPE, JSON_TYPE)).toString();
   assert.equal(idOf(reply), "3.0");
@@ -97,12 +97,12 @@ for (const [packed, id] of [
   ["cb4415af1d78b58c40", "100000000000000000000.0"],
   ["cb7fefffffffffffff", "1.7976931348623157e+308"],
 ] as const) {
-  test(`the id ${packed} of MessagePack comes back`, async () => {
-    // Again and again, because bodies that say the same as another are read in another way.
+  test(`the id ${packed} of MessagePack returns unchanged`, async () => {
+    // Repeats the call, because repeated bodies are decoded in another way.
     for (const method of ["optimizer.list", "none", "optimizer.list"]) {
       const body = packedCall(Buffer.from(packed, "hex"), method);
       const found = packedIdOf(await post(body, MSGPACK, MSGPACK));
-      // An integer may change its width, not its value.
+      // An integer may change its width, but not its value.
       const expected = packed === "d3ffffffffffffffff" ? "ff" : packed === "cf0020000000000001" ? "d30020000000000001" : packed;
       assert.equal(found, expected);
       assert.equal(idOf((await post(body, MSGPACK, JSON_TYPE)).toString()), id);

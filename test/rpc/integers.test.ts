@@ -1,4 +1,4 @@
-/** Integers of results are integers of MessagePack at any size, and real numbers are not. */
+/** Integers in results are MessagePack integers of any size, and real numbers are floats. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { decode } from "@msgpack/msgpack";
@@ -13,7 +13,7 @@ before(async () => {
 });
 after(() => service[Symbol.asyncDispose]());
 
-/** The type byte of a map's member, which must stand there once. */
+/** The type byte of a map member that must occur once. */
 const typeOf = (bytes: Buffer, key: string): number => {
   const name = Buffer.concat([Buffer.from([0xa0 | key.length]), Buffer.from(key)]);
   const at = bytes.indexOf(name);
@@ -26,7 +26,7 @@ const post = async (path: string, params: unknown): Promise<Buffer> => Buffer.fr
 const INT64 = 0xd3;
 const FLOAT64 = 0xcb;
 
-test("the bytes of a large plan, by either door and in a batch", async () => {
+test("the byte counts of a large plan are integers, over RPC, REST and in a batch", async () => {
   const params = { optimizer: { name: "adamw" }, tensors: { w: { shape: [2 ** 34] } } };
   const call = { jsonrpc: "2.0", id: 2 ** 40, method: "optimizer.plan", params };
   for (const [path, body] of [
@@ -41,11 +41,11 @@ test("the bytes of a large plan, by either door and in a batch", async () => {
   assert.equal(plan["parameters"], 2n ** 34n);
 });
 
-test("steps beyond 2^32, of a reply and of a state that is looked into", async () => {
+test("steps above 2^32 are integers in replies and inspected states", async () => {
   const zeros = { w: { shape: [1], data: new Float32Array(1) } };
   const state = writeState({ optimizer: "adam", steps: { w: 2 ** 40 }, slots: { exp_avg: zeros, exp_avg_sq: zeros } });
   const tensors = writeTensors(zeros);
-  // The second time a step like this goes another way.
+  // The second step like this uses a cached layout.
   for (let time = 0; time < 3; time++) {
     const reply = await post("/v1/step", { optimizer: { name: "adam" }, params: tensors, grads: tensors, state });
     assert.equal(typeOf(reply, "step"), INT64);
@@ -54,7 +54,7 @@ test("steps beyond 2^32, of a reply and of a state that is looked into", async (
   assert.equal(typeOf(await post("/v1/state/inspect", { state }), "step"), INT64);
 });
 
-test("integers of members that are made while they are written", () => {
+test("integers of members created during encoding are converted", () => {
   const members = new Members(2, () => [
     ["a", { step: 2 ** 40, slots: {} }],
     ["b", { step: 1, slots: {} }],
@@ -68,7 +68,7 @@ test("real numbers of any size stay floats", async () => {
   assert.deepEqual([typeOf(reply, "grad_squares"), typeOf(reply, "grad_norm")], [FLOAT64, FLOAT64]);
 });
 
-test("only integers of the schema are changed, at any depth, in a copy", () => {
+test("only integers of the schema are converted, at any depth, in a copy", () => {
   const convert = integersOf("norms-result.schema.json");
   const norms = { tensors: { zeros: { grad_squares: 2 ** 40, zeros: 2 ** 40, non_finite: 1 } }, grad_norm: 2 ** 40 };
   assert.deepEqual(convert?.(norms), { tensors: { zeros: { grad_squares: 2 ** 40, zeros: 2n ** 40n, non_finite: 1 } }, grad_norm: 2 ** 40 });

@@ -1,4 +1,4 @@
-/** Numbers of parameters: both formats read them as float64, and what float64 cannot hold is refused where it matters. */
+/** Numbers in parameters decode to float64 in both formats, and numbers beyond float64 are refused where it matters. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { schemas } from "../../src/generated/schemas.gen.ts";
@@ -10,7 +10,7 @@ before(async () => {
 });
 after(() => service[Symbol.asyncDispose]());
 
-test("every integer of a request has a largest value that float64 holds", () => {
+test("every integer of a request has a maximum that float64 can hold", () => {
   const look = (schema: unknown, path: string): void => {
     if (typeof schema !== "object" || schema === null) return;
     const { type, maximum } = schema as { type?: string | string[]; maximum?: number };
@@ -22,7 +22,7 @@ test("every integer of a request has a largest value that float64 holds", () => 
   for (const schema of asked) look(schema, schema.$id);
 });
 
-/** A step of one parameter 0 whose gradient is this JSON text; lr 1. */
+/** A step of a parameter 0 with a gradient given as JSON text, and lr 1. */
 const stepJson = (grad: string, more = ""): string =>
   `{"optimizer":{"name":"sgd","lr":1},"params":{"w":{"shape":[1],"dtype":"F64","values":[0]}},"grads":{"w":{"shape":[1],"dtype":"F64","values":[${grad}]}}${more}}`;
 

@@ -1,4 +1,4 @@
-/** A new option of a step costs a place in the schema and one in the engine. */
+/** A new option of a step needs one change in the schema and one in the engine. */
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -17,7 +17,7 @@ interface Reply {
 
 type Call = Readonly<Record<string, unknown>>;
 
-/** A reply to a call in MessagePack or JSON, with its tensors as base64 and without what differs from one to the next. */
+/** The reply to a call in MessagePack or JSON: tensors as base64, without members that vary between calls. */
 const post = async (service: TestService, call: Call, type: string = MSGPACK): Promise<unknown> => {
   const text = (_: string, value: unknown) => ((value as { type?: string } | null)?.type === "Buffer" ? Buffer.from(value as never).toString("base64") : value);
   const reply = (await readReply(await service.post("/v1/step", type === MSGPACK ? pack(call) : JSON.stringify(call, text), type))) as Record<string, unknown>;
@@ -25,13 +25,13 @@ const post = async (service: TestService, call: Call, type: string = MSGPACK): P
   return JSON.parse(JSON.stringify(rest, text));
 };
 
-/** A step that follows another. */
+/** A call whose state comes from an earlier step. */
 const nextCall = async (service: TestService): Promise<Call> => {
   const first = (await readReply(await service.post("/v1/step", pack({ optimizer: { name: "adamw" }, params, grads }), MSGPACK))) as Reply;
   return { optimizer: { name: "adamw", lr: 0.25 }, params: first.params, grads, state: first.state };
 };
 
-test("an option added in the schema and in one place of the engine holds for the first call as for the next", async () => {
+test("an option added in the schema and in one place of the engine takes effect in first and later calls", async () => {
   using tree = new TreeCopy(["src", "schemas", "build/kernels.wasm", "README.md", "docs"]);
   const replaceOnce = (file: string, text: string, by: string): void => {
     const parts = tree.read(file).split(text);

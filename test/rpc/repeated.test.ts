@@ -1,11 +1,11 @@
-/** Calls that are sent again and again: each is answered as the first was. */
+/** Repeated calls: each is answered like the first. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { gradsAt, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { MSGPACK, pack, type RpcError, readReply, TestService } from "../support/service.ts";
 import { writeTensors } from "../support/tensors.ts";
 
-/** From the fourth on a step is a by a known layout. */
+/** From the fourth call on, a step uses a cached layout. */
 const TIMES = 6;
 
 let service: TestService;
@@ -17,7 +17,7 @@ after(() => service[Symbol.asyncDispose]());
 const params = writeTensors(startParams(SMALL));
 const grads = writeTensors(gradsAt(SMALL, 0));
 
-/** A step with a state of one step. */
+/** A call with the state of one step. */
 const nextStep = async (optimizer: unknown, more = {}): Promise<Record<string, unknown>> => {
   const { state } = await service.call<StepReply>("optimizer.step", { optimizer, params, grads });
   return { optimizer, params, grads, state, ...more };
@@ -25,7 +25,7 @@ const nextStep = async (optimizer: unknown, more = {}): Promise<Record<string, u
 
 const post = async (path: string, body: unknown): Promise<unknown> => readReply(await service.post(path, pack(body), MSGPACK));
 
-/** A reply without what differs from one to the next. */
+/** A reply without the members that vary between calls. */
 const plain = (reply: unknown): unknown => {
   const { request_id: _, ...rest } = reply as Record<string, unknown>;
   return rest;
@@ -34,7 +34,7 @@ const plain = (reply: unknown): unknown => {
 /** The result of a JSON-RPC reply. */
 const resultOf = (reply: unknown): unknown => (reply as { result: unknown }).result;
 
-test("a call gets the same reply each time, by both doors, with any id", async () => {
+test("a call gets the same reply each time, over RPC and REST, with any id", async () => {
   const call = await nextStep({ name: "lamb" });
   const expected = await post("/v1/step", call);
   for (let id = 0; id < TIMES; id++) {
@@ -43,7 +43,7 @@ test("a call gets the same reply each time, by both doors, with any id", async (
   }
 });
 
-test("what passes at one address does not pass at another", async () => {
+test("a body accepted at one address is not accepted at another", async () => {
   const call = await nextStep({ name: "adam" });
   for (let time = 0; time < TIMES; time++) {
     assert.equal((plain(await post("/v1/norms", call)) as { name?: string }).name, "INVALID_PARAMS");
@@ -51,7 +51,7 @@ test("what passes at one address does not pass at another", async () => {
   }
 });
 
-test("what is refused is refused each time", async () => {
+test("a refused call is refused each time", async () => {
   const wrong = [
     { ...(await nextStep({ name: "adam" })), optimizer: { name: "adam", lr: -1 } },
     await nextStep({ name: "adam" }, { grads: writeTensors({ w: { shape: [2], data: new Float32Array(2) } }) }),
@@ -65,14 +65,14 @@ test("what is refused is refused each time", async () => {
   }
 });
 
-test("the calls of a batch are told apart", async () => {
+test("the calls of a batch are distinguished", async () => {
   const calls = [await nextStep({ name: "sgd", lr: 0.5, momentum: 0.5 }), await nextStep({ name: "sgd", lr: 0.25, momentum: 0.5 })];
   const batch = calls.map((params, id) => ({ jsonrpc: "2.0", id, method: "optimizer.step", params }));
   const expected = await Promise.all(batch.map((call) => post("/rpc", call)));
   for (let time = 0; time < TIMES; time++) assert.deepEqual(await post("/rpc", batch), expected);
 });
 
-test("a step with a known layout goes on where its state is, and refuses a gradient that is not finite", async () => {
+test("a step with a cached layout continues from its state, and refuses non-finite gradients", async () => {
   const optimizer = { name: "adamw", lr: 0.125 };
   let reply: StepReply = await service.call("optimizer.step", { optimizer, params, grads });
   for (let step = 2; step < 2 + TIMES; step++) {
@@ -86,13 +86,13 @@ test("a step with a known layout goes on where its state is, and refuses a gradi
   }
 });
 
-test("parameters by name may be the only one of a list, and an empty list or null is none", async () => {
+test("params may be a list of one object, and an empty list or null means none", async () => {
   const call = await nextStep({ name: "lamb" });
   const expected = resultOf(await post("/rpc", { jsonrpc: "2.0", id: 1, method: "optimizer.step", params: call }));
   for (let id = 0; id < TIMES; id++) assert.deepEqual(resultOf(await post("/rpc", { jsonrpc: "2.0", id, method: "optimizer.step", params: [call] })), expected);
   const list = (params?: unknown) => post("/rpc", { jsonrpc: "2.0", id: 1, method: "optimizer.list", ...(params !== undefined && { params }) });
   for (const none of [[], [{}], {}, null]) assert.deepEqual(await list(none), await list());
-  // The REST twin's body is the object itself.
+  // The body of a REST call is the object itself.
   const { status } = (await post("/v1/step", [call])) as { status: number };
   assert.equal(status, 400);
 });

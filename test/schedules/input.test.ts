@@ -1,4 +1,4 @@
-/** Bad schedules through the running service: the error names the field, in JSON and in MessagePack. */
+/** Invalid schedules against the running service: the error names the field, in JSON and in MessagePack. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { registry } from "../../src/schedules/registry.ts";
@@ -17,7 +17,7 @@ const call = async (params: unknown, type: string): Promise<{ readonly result?: 
   return (await readReply(await service.post("/rpc", type === MSGPACK ? pack(body) : JSON.stringify(body), type))) as never;
 };
 
-/** Asserts that a call is refused at this field, with the same words in both encodings; `words` is part of what was expected or found. */
+/** Asserts that a call is refused at a field, with equal messages in both encodings. `words` must occur in what was expected or found. */
 const requireRefused = async (params: unknown, field: string, words = "", types: readonly string[] = [JSON_TYPE, MSGPACK]): Promise<void> => {
   for (const type of types) {
     const { error } = await call(params, type);
@@ -29,7 +29,7 @@ const requireRefused = async (params: unknown, field: string, words = "", types:
   }
 };
 
-/** A small valid object of each schedule: what must be given. */
+/** A minimal valid object for each schedule. */
 const valid: Readonly<Record<string, Fields>> = {
   constant: {},
   step: { step_size: 3 },
@@ -53,7 +53,7 @@ interface Bounds {
   readonly exclusiveMaximum?: number;
 }
 
-/** Values of each kind that an argument with these bounds must not take. */
+/** Invalid values for an argument with these bounds. */
 const badValues = ({ type, minimum, exclusiveMinimum, maximum, exclusiveMaximum }: Bounds): readonly unknown[] => {
   const types = [type].flat();
   const bad: unknown[] = [{}, types.includes("string") ? "nearly" : "1", types.includes("boolean") ? 1 : true];
@@ -80,7 +80,7 @@ test("every schedule has a valid example, which is accepted", async () => {
 for (const [name, { arguments: all }] of registry) {
   const given = valid[name] as Fields;
   for (const [key, argument] of Object.entries(all)) {
-    test(`${name}: ${key} of the wrong type, out of range or missing is refused by its name`, async () => {
+    test(`${name}: ${key} is refused by its name if it has the wrong type, is out of range, or is missing`, async () => {
       for (const bad of badValues(argument as Bounds)) await requireRefused({ schedule: { name, ...given, [key]: bad } }, `/schedule/${key}`);
       if ([argument.type].flat().some((type) => ["number", "integer"].includes(type))) {
         for (const bad of [Number.NaN, Number.POSITIVE_INFINITY])
@@ -93,13 +93,13 @@ for (const [name, { arguments: all }] of registry) {
     });
   }
 
-  test(`${name}: an argument that it does not have is refused, with the nearest`, async () => {
+  test(`${name}: an unknown argument is refused, with a suggestion`, async () => {
     const nearest = Object.keys(all)[0] as string;
     await requireRefused({ schedule: { name, ...given, [`${nearest}x`]: 1 } }, `/schedule/${nearest}x`, `the nearest is ${nearest})`);
   });
 }
 
-/** Calls with one thing wrong, the field that the error names, and words of it. */
+/** Calls with one mistake, the field that the error names, and words of its message. */
 const refused: Readonly<Record<string, readonly [Fields, string, string]>> = {
   "no schedule": [{}, "/schedule", "found none"],
   "a schedule that is null": [{ schedule: null }, "/schedule", "expected object, found null"],
@@ -201,9 +201,9 @@ const refused: Readonly<Record<string, readonly [Fields, string, string]>> = {
   "a field that the method does not have": [{ schedule: { name: "constant" }, step: 1 }, "/step", "a known field"],
 };
 
-for (const [what, [params, field, words]] of Object.entries(refused)) test(`refused: ${what}`, () => requireRefused(params, field, words));
+for (const [what, [params, field, words]] of Object.entries(refused)) test(`refuses ${what}`, () => requireRefused(params, field, words));
 
-test("nesting is bounded: deep sequences are refused, those of a sane depth are not", async () => {
+test("deep sequences are refused, and those of moderate depth are accepted", async () => {
   const nest = (depth: number): unknown => (depth === 0 ? { name: "constant" } : { name: "sequence", schedules: [nest(depth - 1)], milestones: [] });
   for (const type of [JSON_TYPE, MSGPACK]) {
     assert.deepEqual((await call({ schedule: nest(20), lr: 0.5, from: 9 }, type)).result, { lrs: [0.5] });
@@ -211,20 +211,20 @@ test("nesting is bounded: deep sequences are refused, those of a sane depth are 
   }
 });
 
-test("the largest range comes whole, and its last step is the step itself", async () => {
+test("the largest range is returned whole, and its last value equals that of the single step", async () => {
   const schedule = { name: "cosine", T_max: 10_000 };
   const { result } = (await call({ schedule, from: 7, count: 10_000 }, JSON_TYPE)) as { result: { lrs: number[] } };
   assert.equal(result.lrs.length, 10_000);
   assert.deepEqual((await call({ schedule, from: 10_006 }, MSGPACK)).result, { lrs: result.lrs.slice(-1) });
 });
 
-test("a sequence says null for the momentum of a part that has none", async () => {
+test("a sequence returns a null momentum for a part that has none", async () => {
   const schedules = [{ name: "constant" }, { name: "one_cycle", max_lr: 1, total_steps: 5 }];
   const params = { schedule: { name: "sequence", schedules, milestones: [2] }, from: 1, count: 2 };
   for (const type of [JSON_TYPE, MSGPACK]) assert.deepEqual(((await call(params, type)).result as { momentums: unknown }).momentums, [null, 0.95]);
 });
 
-test("POST /v1/schedule is the same method, its errors problems", async () => {
+test("POST /v1/schedule is the same method, with errors as problem details", async () => {
   const good = await service.post("/v1/schedule", JSON.stringify({ schedule: { name: "step", step_size: 2 }, lr: 1, count: 3 }), JSON_TYPE);
   assert.equal(good.status, 200);
   assert.deepEqual(await readReply(good), { lrs: [1, 1, 0.1] });
@@ -238,7 +238,7 @@ interface Described {
   readonly components: { readonly schemas: Readonly<Record<string, { oneOf?: { $ref: string }[]; properties?: { name?: { const?: string } } }>> };
 }
 
-test("the descriptions of the service have the method and every schedule", async () => {
+test("the API documents contain the method and every schedule", async () => {
   const openRpc = (await (await fetch(`${service.url}/openrpc.json`)).json()) as Described & { methods: { name: string }[] };
   assert.ok(openRpc.methods.some(({ name }) => name === "schedule.evaluate"));
   const openApi = (await (await fetch(`${service.url}/openapi.json`)).json()) as Described & { paths: object };

@@ -1,4 +1,4 @@
-/** What holds of the schedules whatever the oracle says: ends, periods, late steps, the same bits everywhere. */
+/** Properties of schedules that hold independent of any peer: ends, periods, late steps, equal bits everywhere. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { test } from "node:test";
@@ -11,11 +11,11 @@ const LATE = [1e6, 2 ** 32 + 1, 2 ** 53 - 1];
 const lr = (schedule: Given, step: number): number => evaluate(schedule, LR, step).lr;
 const momentum = (schedule: Given, step: number): number | undefined => evaluate(schedule, LR, step).momentum;
 
-test("the examples have every schedule", () => {
+test("the examples cover every schedule", () => {
   assert.deepEqual([...new Set(examples.map(({ name }) => name))].sort(), [...registry.keys()].sort());
 });
 
-test("the same bits on every machine: all examples' first 500 steps have this digest", () => {
+test("the first 500 values of all examples have a pinned digest, so their bits are the same on every machine", () => {
   const hash = createHash("sha256");
   for (const schedule of examples) {
     const at = prepare(schedule);
@@ -30,7 +30,7 @@ test("the same bits on every machine: all examples' first 500 steps have this di
 });
 
 for (const schedule of examples) {
-  test(`${JSON.stringify(schedule)} depends on the step alone and has rates at late steps`, () => {
+  test(`${JSON.stringify(schedule)} depends only on the step, and has values at late steps`, () => {
     const at = prepare(schedule);
     const forward = Array.from({ length: 500 }, (_, step) => at(LR, step));
     for (let step = 499; step >= 0; step--) assert.deepEqual(evaluate(schedule, LR, step), forward[step]);
@@ -42,7 +42,7 @@ for (const schedule of examples) {
   });
 }
 
-test("a schedule with factor 1 or gamma 1 is the base rate, to the bit", () => {
+test("a schedule with factor 1 or gamma 1 gives the base rate, bit for bit", () => {
   for (const schedule of [
     { name: "constant", factor: 1 },
     { name: "step", step_size: 3, gamma: 1 },
@@ -55,7 +55,7 @@ test("a schedule with factor 1 or gamma 1 is the base rate, to the bit", () => {
     for (const step of [0, 1, 4, 17, ...LATE]) assert.equal(lr(schedule, step), LR, `${schedule.name} at ${step}`);
 });
 
-test("constant: the factor up to total_iters, then the base rate; never with total_iters 0", () => {
+test("constant gives the factor up to total_iters, then the base rate; total_iters 0 gives the base rate", () => {
   const schedule = { name: "constant", factor: 0.5, total_iters: 3 };
   assert.deepEqual(
     [0, 2, 3, 4, 2 ** 53 - 1].map((step) => lr(schedule, step)),
@@ -72,7 +72,7 @@ test("step and multistep decay at the step itself; a milestone listed twice deca
   close(lr({ name: "multistep", milestones: [] }, 1e6), LR);
 });
 
-test("linear and polynomial are exact at both ends and stay at the second", () => {
+test("linear and polynomial are exact at both ends, and stay at the second", () => {
   const linear = { name: "linear", start_factor: 0.3, end_factor: 0.7, total_iters: 9 };
   assert.equal(lr(linear, 0), LR * 0.3);
   for (const step of [9, 10, ...LATE]) assert.equal(lr(linear, step), LR * 0.7);
@@ -82,7 +82,7 @@ test("linear and polynomial are exact at both ends and stay at the second", () =
   for (const step of [9, 10, ...LATE]) assert.equal(lr(polynomial, step), 0);
 });
 
-test("cosine falls to eta_min at T_max, goes back up, and has the period 2 T_max, to the bit", () => {
+test("cosine falls to eta_min at T_max, rises again, and has the period 2 T_max, bit for bit", () => {
   const schedule = { name: "cosine", T_max: 33, eta_min: 0.01 };
   assert.equal(lr(schedule, 0), LR);
   assert.equal(lr(schedule, 33), 0.01);
@@ -93,7 +93,7 @@ test("cosine falls to eta_min at T_max, goes back up, and has the period 2 T_max
   }
 });
 
-test("cosine_warm_restarts starts again at the base rate after T_0 * (1 + T_mult + ...) steps", () => {
+test("cosine_warm_restarts restarts at the base rate after T_0 * (1 + T_mult + ...) steps", () => {
   const schedule = { name: "cosine_warm_restarts", T_0: 5, T_mult: 2 };
   const restarts = [0, 5, 15, 35, 75, 5 * (2 ** 45 - 1)];
   for (const step of restarts) assert.equal(lr(schedule, step), LR, `step ${step}`);
@@ -101,7 +101,7 @@ test("cosine_warm_restarts starts again at the base rate after T_0 * (1 + T_mult
   assert.equal(lr({ ...schedule, T_mult: 1 }, 5 * 2 ** 40 + 3), lr(schedule, 3));
 });
 
-test("one_cycle meets its rates and momentums at the ends of its phases, whatever the base rate", () => {
+test("one_cycle reaches its rates and momentums at the ends of its phases, for any base rate", () => {
   const two = { name: "one_cycle", max_lr: 0.5, total_steps: 101, pct_start: 50 / 101, div_factor: 20, final_div_factor: 50 };
   assert.deepEqual(evaluate(two, 7, 0), { peak: 0.5, lr: 0.025, momentum: 0.95 });
   assert.deepEqual(evaluate(two, 7, 49), { peak: 0.5, lr: 0.5, momentum: 0.85 });
@@ -113,7 +113,7 @@ test("one_cycle meets its rates and momentums at the ends of its phases, whateve
   assert.equal(momentum({ ...two, cycle_momentum: false }, 5), undefined);
 });
 
-test("one_cycle has rates in every step of every length, also where a phase has none", () => {
+test("one_cycle has a rate in every step for every length, even if a phase has no step", () => {
   for (const three_phase of [false, true])
     for (const pct_start of [0, 0.1, 0.3, 0.5, 0.9, 1])
       for (let total_steps = 1; total_steps < 25; total_steps++)
@@ -124,7 +124,7 @@ test("one_cycle has rates in every step of every length, also where a phase has 
         }
 });
 
-test("cyclic is at base_lr and max_lr where it turns, with the momentum the other way", () => {
+test("cyclic is at base_lr and max_lr at its turning points, with the momentum opposite", () => {
   const schedule = { name: "cyclic", base_lr: 0.01, max_lr: 0.3, step_size_up: 13, step_size_down: 5 };
   for (const cycle of [0, 18, 180, 18 * 2 ** 40]) {
     assert.deepEqual(evaluate(schedule, 7, cycle), { peak: 0.3, lr: 0.01, momentum: 0.9 });
@@ -138,7 +138,7 @@ test("cyclic is at base_lr and max_lr where it turns, with the momentum the othe
   assert.ok(Math.abs(lr(shrinking, 13) - (0.01 + 0.29 * 0.9 ** 13)) < 1e-15);
 });
 
-test("a sequence hands over at its milestones, each part from its own step 0 and the base rate", () => {
+test("a sequence switches at its milestones, and each part starts at its own step 0 and the base rate", () => {
   const parts: readonly Given[] = [
     { name: "linear", start_factor: 0.25, total_iters: 5 },
     { name: "exponential", gamma: 0.9 },
@@ -149,11 +149,11 @@ test("a sequence hands over at its milestones, each part from its own step 0 and
     const [index, start] = step < 5 ? [0, 0] : step < 12 ? [1, 5] : [2, 12];
     assert.equal(lr(schedule, step), lr(parts[index] as Given, step - start), `step ${step}`);
   }
-  // Warm-up to the base rate, then a schedule that starts at it: no jump.
+  // A warm-up to the base rate, followed by a schedule that starts there: no jump.
   assert.equal(lr(schedule, 5), LR);
 });
 
-test("a sequence within a sequence is the sequence of its parts", () => {
+test("a nested sequence equals the sequence of its parts", () => {
   const [a, b, c] = [{ name: "linear" }, { name: "step", step_size: 4 }, { name: "exponential", gamma: 0.5 }];
   const inner = { name: "sequence", schedules: [a, b], milestones: [6] };
   const nested = { name: "sequence", schedules: [inner, c], milestones: [20] };

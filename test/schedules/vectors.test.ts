@@ -39,7 +39,7 @@ interface Expressed {
   readonly lr: number;
 }
 
-/** Peers' schedules whose name or arguments are not torch's, in stepd's. */
+/** Translations of peers' schedules whose name or arguments differ from torch's. */
 const OTHERS: Readonly<Record<string, (args: never, lr: number) => Expressed>> = {
   SequentialLR: ({ schedulers, milestones }: { schedulers: { scheduler: string; args: object }[]; milestones: number[] }, lr) => ({
     schedule: { name: "sequence", schedules: schedulers.map(({ scheduler, args }) => ({ name: TORCH[scheduler], ...args })), milestones },
@@ -56,7 +56,7 @@ const OTHERS: Readonly<Record<string, (args: never, lr: number) => Expressed>> =
     },
     lr,
   }),
-  // optax stays at end_value, where torch's cosine goes back up: so a constant comes last.
+  // optax stays at end_value, while torch's cosine would rise again; a constant follows instead.
   "optax.warmup_cosine_decay_schedule": (args: { init_value: number; peak_value: number; warmup_steps: number; decay_steps: number; end_value: number }) => ({
     schedule: {
       name: "sequence",
@@ -73,7 +73,7 @@ const OTHERS: Readonly<Record<string, (args: never, lr: number) => Expressed>> =
     schedule: { name: "linear", start_factor: 1, end_factor: args.end_value / args.init_value, total_iters: args.transition_steps },
     lr: args.init_value,
   }),
-  // Only for end_value 0: a power that ends elsewhere is in none of torch's schedules.
+  // Only with end_value 0: torch has no polynomial that ends elsewhere.
   "optax.polynomial_schedule": (args: { init_value: number; end_value: number; power: number; transition_steps: number }) => {
     assert.equal(args.end_value, 0);
     return { schedule: { name: "polynomial", power: args.power, total_iters: args.transition_steps }, lr: args.init_value };
@@ -115,11 +115,11 @@ for (const given of cases.filter(({ metrics }) => !metrics)) {
   });
 }
 
-test("what is not a pure function of the step is left to the caller: ReduceLROnPlateau needs a metric", async () => {
+test("ReduceLROnPlateau is left to the caller, because it needs a metric", async () => {
   const plateau = cases.find(({ metrics }) => metrics);
   assert.equal(plateau?.scheduler, "ReduceLROnPlateau");
   await assert.rejects(service.call("schedule.evaluate", { schedule: { name: "plateau" } }), { message: /one of constant, .*found "plateau"/ });
-  // The caller follows its metric and sends each lr: without a factor a schedule hands it through as it is.
+  // The caller computes each lr from its metric; a schedule with factor 1 passes it through.
   for (const lr of new Set(plateau.lrs)) {
     assert.deepEqual(await service.call("schedule.evaluate", { schedule: { name: "constant", factor: 1 }, lr, from: 17 }), { lrs: [lr] });
   }

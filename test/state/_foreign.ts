@@ -1,9 +1,9 @@
-/** Files in the formats of other libraries for tests, written without the code under test, and the peers' states of the vectors as such files. */
+/** Files in other libraries' formats, written without the code under test, and the peers' recorded states as such files. */
 import assert from "node:assert/strict";
 import { rawTensors, readFile } from "../support/tensors.ts";
 import { type Case, gradientCounts, values } from "../support/vectors.ts";
 
-/** Bytes of an element of the dtypes that tests write. */
+/** Encoders for the dtypes that tests write. */
 const writers = {
   F32: (numbers: readonly number[]) => Buffer.from(Float32Array.from(numbers).buffer),
   F64: (numbers: readonly number[]) => Buffer.from(Float64Array.from(numbers).buffer),
@@ -27,7 +27,7 @@ export const f32 = (...numbers: readonly number[]): Entry => ({ dtype: "F32", sh
 export const f64 = (...numbers: readonly number[]): Entry => ({ dtype: "F64", shape: [numbers.length], values: numbers });
 export const scalar = (dtype: Entry["dtype"], value: number): Entry => ({ dtype, shape: [], values: [value] });
 
-/** A safetensors file in the order given, as Python writes it without metadata. */
+/** Writes a safetensors file in the given order, like Python's package without metadata. */
 export const writeEntries = (entries: Entries, metadata?: Readonly<Record<string, string>>): Buffer => {
   let offset = 0;
   const data = Object.values(entries).map(({ dtype, values: numbers }) => writers[dtype](numbers));
@@ -40,7 +40,7 @@ export const writeEntries = (entries: Entries, metadata?: Readonly<Record<string
   return rawTensors(`{${all.join(",")}}`, Buffer.concat(data));
 };
 
-/** The numbers of a file by key. */
+/** The values of a file, by key. */
 export const readEntries = (file: Uint8Array): Record<string, Entry> =>
   Object.fromEntries(
     [...readFile(file).entries].map(([name, { dtype, shape, bytes }]) => {
@@ -59,12 +59,12 @@ export const readEntries = (file: Uint8Array): Record<string, Entry> =>
 
 export type Format = "torch" | "qhoptim" | "optax";
 
-/** The format that a peer's states have as files. */
+/** The file format of a peer's states. */
 export const formatOf = ({ peer }: Case): Format => (peer === "optax" ? "optax" : peer === "qhoptim" || peer === "iprally" ? "qhoptim" : "torch");
 
 const OPTAX: Readonly<Record<string, string>> = { exp_avg: "mu", exp_avg_sq: "nu", trace: "trace" };
 
-/** The peer's float32 state after `count` steps as its own file, by index of `names` (torch, qhoptim) or by name (optax). */
+/** The peer's float32 state after `count` steps in its own format: by index into `names` (torch, qhoptim) or by name (optax). */
 export const peerState = (testCase: Case, count: number, names: readonly string[]): Entries => {
   const format = formatOf(testCase);
   const entries: Record<string, Entry> = {};
@@ -84,5 +84,5 @@ export const peerState = (testCase: Case, count: number, names: readonly string[
   return entries;
 };
 
-/** The most steps that a tensor has had, for files that do not say it. */
+/** The largest number of steps of any tensor, for formats without step counts. */
 export const mostSteps = (testCase: Case, count: number): number => Math.max(1, ...Object.values(gradientCounts(testCase, count)));

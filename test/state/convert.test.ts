@@ -1,4 +1,4 @@
-/** state.convert there and back: the same bytes where the formats allow it, and where not `lost` says what differs. */
+/** state.convert to a format and back: equal bytes if the format can hold the state; otherwise `lost` lists the differences. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { run, SMALL } from "../support/run.ts";
@@ -27,19 +27,19 @@ const BETAS = [0.9, 0.999];
 
 const metadata = (optimizer: string) => ({ format: "stepd.state/1", optimizer, revision: "1" });
 
-/** A state of stepd by hand. */
+/** A stepd state built from entries. */
 const stateOf = (optimizer: string, entries: Entries): Buffer => writeEntries(entries, metadata(optimizer));
 
 const requireBytes = (found: Uint8Array, expected: Uint8Array, what: string): void => assert.ok(Buffer.compare(found, expected) === 0, `${what}: other bytes`);
 
-/** Optimizers that a format has something for. */
+/** Optimizers that each format can hold. */
 const HELD: Readonly<Record<Format, RegExp>> = {
   torch: /./,
   qhoptim: /^(sgd|qhm|adamw?|qhadamw?|lamb|nadam|radam)$/,
   optax: /^(sgd|lars|lion|adamw?|qhadamw?|lamb|nadam|radam)$/,
 };
 
-/** What the variants lose in a format, as sentences of `lost` begin. */
+/** The beginnings of the sentences in `lost` that a format must give for a variant. */
 const expectedLosses = (format: Format, optimizer: string, slots: readonly string[]): readonly RegExp[] => {
   const isAdam = HELD.qhoptim.test(optimizer) && !/^(sgd|qhm)$/.test(optimizer);
   return [
@@ -53,7 +53,7 @@ const expectedLosses = (format: Format, optimizer: string, slots: readonly strin
   ];
 };
 
-/** How many numbers of two files differ, which have the same keys. */
+/** Number of differing values in two files with equal keys. */
 const countDifferences = (found: Entries, expected: Entries): number => {
   let differences = 0;
   for (const [key, { values }] of Object.entries(expected)) {
@@ -100,7 +100,7 @@ for (const format of ["torch", "qhoptim", "optax"] as const) {
   });
 }
 
-/** A state of two parameters in float64, one of which is a scalar. */
+/** A float64 state of two parameters, one of them a scalar. */
 const float64State = (optimizer: string, step: number): Buffer => {
   const next = random(3);
   const numbers = Array.from({ length: 500 }, next);
@@ -114,7 +114,7 @@ const float64State = (optimizer: string, step: number): Buffer => {
   });
 };
 
-test("float64 slots: the same bytes through torch and optax, and as many last bits as qhoptim says", async () => {
+test("float64 slots survive torch and optax bit for bit, and change through qhoptim by as many last bits as it reports", async () => {
   const state = (await convert({ state: float64State("adam", 7) })).state;
   for (const format of ["torch", "optax"]) {
     const there = await convert({ state, to: { format } });
@@ -129,7 +129,7 @@ test("float64 slots: the same bytes through torch and optax, and as many last bi
   assert.equal(countDifferences(readEntries(back.state), readEntries(state)), said);
 });
 
-test("a foreign file goes through stepd with the same numbers, whatever its order and the dtype of its steps", async () => {
+test("a foreign file keeps its numbers through stepd, in any order and with any dtype of steps", async () => {
   const slots: Entries = {
     "state.1.exp_avg": f32(1, -2),
     "state.1.exp_avg_sq": f32(1, 4),
@@ -148,7 +148,7 @@ test("a foreign file goes through stepd with the same numbers, whatever its orde
   }
 });
 
-test("names may have dots and slashes, and need not be in the file", async () => {
+test("names may contain dots and slashes, and need not occur in the file", async () => {
   const given = writeEntries({ "state.a.b/c.momentum_buffer": f32(1) });
   const { state } = await convert({ state: given, from: { format: "torch", step: 2 }, optimizer: "sgd" });
   requireSame(readEntries(state), { "step/a.b/c": scalar("I64", 2), "momentum_buffer/a.b/c": f32(1) });
@@ -156,7 +156,7 @@ test("names may have dots and slashes, and need not be in the file", async () =>
   requireSame(readEntries(indexed), { "state.1.momentum_buffer": f32(1) });
 });
 
-test("slots in BF16 become F32", async () => {
+test("BF16 slots become F32", async () => {
   const half: Entry = { dtype: "BF16", shape: [3], values: [1.5, -2, 3.140625] };
   const { state, lost } = await convert({
     state: writeEntries({ "mu/w": half, "nu/w": f32(1, 2, 3), count: scalar("I64", 4) }),
@@ -166,7 +166,7 @@ test("slots in BF16 become F32", async () => {
   requireSame(readEntries(state), { "step/w": scalar("I64", 4), "exp_avg/w": f32(1.5, -2, 3.140625), "exp_avg_sq/w": f32(1, 2, 3) });
 });
 
-test("JSON and MessagePack, RPC and REST give the same", async () => {
+test("JSON and MessagePack over RPC and REST give the same", async () => {
   const state = float64State("qhadam", 9);
   const to = { format: "qhoptim", betas: BETAS };
   const expected = await convert({ state, to });
@@ -176,7 +176,7 @@ test("JSON and MessagePack, RPC and REST give the same", async () => {
   assert.deepEqual(reply.lost, expected.lost);
 });
 
-test("larger than a slice: every element is converted once", async () => {
+test("a tensor larger than a slice has every element converted once", async () => {
   const values = Array.from({ length: 600_000 }, (_, index) => index % 1000);
   const state = stateOf("adam", {
     "step/w": scalar("I64", 1),
@@ -189,7 +189,7 @@ test("larger than a slice: every element is converted once", async () => {
   assert.ok(corrected.length === 600_000 && corrected.every((value, index) => value === 2 * (index % 1000)));
 });
 
-test("torch: a step that float32 does not hold, master copies, and buffers before the first step", async () => {
+test("torch: a step above float32's precision, master copies, and buffers before the first step are converted", async () => {
   const { state, lost } = await convert({
     state: stateOf("adamw", { "step/w": scalar("I64", 2 ** 24 + 1), "exp_avg/w": f32(1), "exp_avg_sq/w": f32(1), "master_param/w": f32(1) }),
     to: { format: "torch" },
@@ -204,14 +204,14 @@ test("torch: a step that float32 does not hold, master copies, and buffers befor
   assert.deepEqual(readEntries(unborn.state), {});
 });
 
-test("torch: NAdam's mu_product may be missing, and is missed on the way back", async () => {
+test("torch: a missing mu_product of NAdam is accepted, and reported as lost on the way back", async () => {
   const file = { "state.w.step": scalar("F32", 3), "state.w.exp_avg": f32(1), "state.w.exp_avg_sq": f32(1) };
   const { state } = await convert({ state: writeEntries(file), from: { format: "torch" }, optimizer: "nadam" });
   const { lost } = await convert({ state, to: { format: "torch" } });
   assert.deepEqual(lost, ['torch needs mu_product, which the state has only after a step of nadam: "w"']);
 });
 
-test("optax: parameters before their first step take over the count, and int32 ends", async () => {
+test("optax: parameters before their first step get the common count, and counts end at int32's limit", async () => {
   const slots = { "exp_avg/a": f32(1), "exp_avg/b": f32(0) };
   const mixed = await convert({ state: stateOf("lion", { "step/a": scalar("I64", 5), "step/b": scalar("I64", 0), ...slots }), to: { format: "optax" } });
   assert.deepEqual(mixed.lost, ['optax has one count, so that these go on from step 5 in place of 0: "b"']);
@@ -221,7 +221,7 @@ test("optax: parameters before their first step take over the count, and int32 e
   assert.deepEqual(readEntries(late.state)["count"]?.values, [2 ** 31 - 1]);
 });
 
-test("optax: the trace of lars has the other sign", async () => {
+test("optax: the trace of lars has the opposite sign", async () => {
   const { state } = await convert({ state: writeEntries({ "trace/w": f32(1, -2, 0) }), from: { format: "optax", step: 3 }, optimizer: "lars" });
   requireSame(readEntries(state), { "step/w": scalar("I64", 3), "momentum_buffer/w": f32(-1, 2, -0) });
 });
@@ -234,7 +234,7 @@ test("qhoptim: a parameter before its first step keeps weights of 0", async () =
   requireBytes((await convert({ state: there.state, from: qhoptim, optimizer: "qhadam" })).state, state, "step 0");
 });
 
-test("qhoptim: weights that have stopped growing need the step, which then is kept", async () => {
+test("qhoptim: weights that no longer grow need a given step, which is then kept", async () => {
   const state = stateOf("qhadam", { "step/w": scalar("I64", 100_000), "exp_avg/w": f32(1), "exp_avg_sq/w": f32(1) });
   const qhoptim = { format: "qhoptim", betas: BETAS };
   const there = await convert({ state, to: qhoptim });
@@ -244,9 +244,9 @@ test("qhoptim: weights that have stopped growing need the step, which then is ke
   await assert.rejects(convert({ state: there.state, from: { ...qhoptim, step: 100 }, optimizer: "qhadam" }), /\/from\/step: .*as after 100 steps/);
 });
 
-suite("under another optimizer", () => {
+suite("conversion to another optimizer", () => {
   const shared = { "step/w": scalar("I64", 3), "exp_avg/w": f32(1, 2), "exp_avg_sq/w": f32(3, 4) };
-  test("of the family: the same slots under another name", async () => {
+  test("keeps all slots within the family", async () => {
     const names = ["adam", "adamw", "qhadam", "qhadamw", "lamb", "nadam", "radam"];
     for (const from of names) {
       for (const to of names) {
@@ -257,13 +257,13 @@ suite("under another optimizer", () => {
     }
   });
 
-  test("what it has no place for is lost, and said", async () => {
+  test("reports a slot that the other optimizer lacks as lost", async () => {
     const { state, lost } = await convert({ state: stateOf("nadam", { ...shared, "mu_product/w": scalar("F64", 0.5) }), optimizer: "adam" });
     assert.deepEqual(lost, ['adam has no slot mu_product: "w"']);
     requireSame(readEntries(state), shared);
   });
 
-  test("a foreign file of one may become a state of another", async () => {
+  test("reads a foreign file of one optimizer as a state of another", async () => {
     const given = writeEntries({ "mu/w": f32(1, 2), "nu/w": f32(3, 4), count: scalar("I32", 3) });
     const { state } = await convert({ state: given, from: { format: "optax", optimizer: "adamw" }, optimizer: "qhadamw" });
     assert.equal(readFile(state).metadata["optimizer"], "qhadamw");
@@ -271,8 +271,8 @@ suite("under another optimizer", () => {
   });
 });
 
-suite("slots added", () => {
-  test("max_exp_avg_sq is a copy of exp_avg_sq, and a step with amsgrad goes on from it as one without would", async () => {
+suite("fill adds slots", () => {
+  test("max_exp_avg_sq is a copy of exp_avg_sq, and a step with amsgrad continues from it", async () => {
     const { state, params } = await run(service, { optimizer: { name: "adam" }, shapes: SMALL, steps: 2 });
     const filled = await convert({ state, fill: ["max_exp_avg_sq"] });
     const entries = readEntries(filled.state);
@@ -295,7 +295,7 @@ suite("slots added", () => {
     }
   });
 
-  test("and go out in the target's format", async () => {
+  test("filled slots are written in the target's format", async () => {
     const given = { "state.0.step": scalar("F32", 2), "state.0.exp_avg": f32(1), "state.0.exp_avg_sq": f32(4) };
     const torch = { format: "torch", names: ["w"] };
     const { state } = await convert({ state: writeEntries(given), from: torch, to: torch, optimizer: "adam", fill: ["max_exp_avg_sq"] });
@@ -303,7 +303,7 @@ suite("slots added", () => {
   });
 });
 
-test("a run that went through torch in between ends with the bytes of one that did not", async () => {
+test("a run whose state goes through torch ends with the same bytes", async () => {
   const optimizer = { name: "adamw", amsgrad: true };
   const whole = await run(service, { optimizer, shapes: SMALL, steps: 4 });
   const half = await run(service, { optimizer, shapes: SMALL, steps: 2 });

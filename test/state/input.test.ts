@@ -1,4 +1,4 @@
-/** What state.convert refuses, in JSON and in MessagePack, by RPC and by REST: which field, what was expected, what was found. */
+/** Refusals of state.convert, in JSON and MessagePack, over RPC and REST: which field, what was expected, what was found. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, type RpcError, readReply, TestService } from "../support/service.ts";
@@ -213,8 +213,8 @@ const toJson = (value: unknown): string =>
 for (const [title, cases] of Object.entries(CASES)) {
   suite(title, () => {
     for (const [label, [params, name, field, says]] of Object.entries(cases)) {
-      test(label, async () => {
-        // MessagePack has a value for undefined; the field is to be absent.
+      test(`refuses ${label}`, async () => {
+        // Removes undefined values, which MessagePack would encode: the field must be absent.
         const clean = Object.fromEntries(
           Object.entries(params).map(([key, value]) => [
             key,
@@ -241,7 +241,7 @@ for (const [title, cases] of Object.entries(CASES)) {
   });
 }
 
-test("after all of these nothing is left in the arena, and a conversion is right", async () => {
+test("after all refusals the arena is empty, and a conversion is right", async () => {
   assert.equal(await service.metric("stepd_arena_used_bytes"), 0);
   const { lost } = await service.call<{ lost: string[] }>("state.convert", { state: ADAM, to: { format: "torch" } });
   assert.deepEqual(lost, []);

@@ -1,4 +1,4 @@
-/** The golden vectors as files of their peers: the peer's state is imported, a step taken, the new state exported and compared with the peer's. */
+/** The golden vectors as files of their peers: import the peer's state, take a step, export, and compare with the peer's next state. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../support/service.ts";
@@ -8,7 +8,7 @@ import { formatOf, mostSteps, peerState, readEntries, writeEntries } from "./_fo
 
 const MAX_ULPS = 8;
 
-/** The weights are sums that qhoptim adds up step by step. */
+/** The weights are sums that qhoptim accumulates step by step. */
 const MAX_WEIGHT_ERROR = 1e-12;
 
 let service: TestService;
@@ -22,7 +22,7 @@ interface Reply {
   readonly lost: readonly string[];
 }
 
-/** What a moment's own spacing is at least, in the corrected form: that of float32 divided by the correction. */
+/** Lower bound of a moment's spacing in bias-corrected form: float32's spacing divided by the correction. */
 const leastOf = (key: string, weight: number | undefined, betas: readonly number[]): number => {
   const beta = betas[key.endsWith("exp_avg_sq") ? 1 : 0] ?? 0;
   return 2 ** -149 / (weight === undefined || weight === 0 ? 1 : weight * (1 - beta));
@@ -48,11 +48,11 @@ const oneStep = async (testCase: Case): Promise<void> => {
     const found = readEntries(exported.state);
     const expected = peerState(testCase, index + 1, names);
     const where = `${testCase.name} step ${index + 1}`;
-    // stepd keeps a parameter of qhoptim's only once it had a gradient, and a count of optax's for optimizers that have none there.
+    // stepd keeps a qhoptim parameter only after its first gradient, and an optax count only for optimizers that have one there.
     if (!("count" in expected)) delete found["count"];
     assert.deepEqual(Object.keys(found).sort(), Object.keys(expected).sort(), where);
     for (const [key, { values, dtype, shape }] of Object.entries(expected)) {
-      // timm counts steps by group, also for parameters without a gradient.
+      // timm counts steps per group, including parameters without a gradient.
       if (testCase.peer === "timm" && key.endsWith(".step")) continue;
       assert.deepEqual([found[key]?.dtype, found[key]?.shape], [dtype, shape], `${where} ${key}`);
       const weight = found[key.replace(/exp_avg(_sq)?$/, (slot) => (slot === "exp_avg" ? "beta1_weight" : "beta2_weight"))]?.values[0];
@@ -72,6 +72,6 @@ const oneStep = async (testCase: Case): Promise<void> => {
 
 for (const [file, cases] of vectorFiles) {
   suite(file, () => {
-    for (const testCase of cases) test(testCase.name, () => oneStep(testCase));
+    for (const testCase of cases) test(`${testCase.name} matches the peer's next state`, () => oneStep(testCase));
   });
 }

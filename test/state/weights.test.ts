@@ -1,9 +1,9 @@
-/** Steps out of the weights that qhoptim adds up, for every step until they stop growing. */
+/** Step counts recovered from the weights that qhoptim accumulates, for every step until the weights stop growing. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { isWeightOf, stepsOf, weightAt } from "../../src/interchange/_weights.ts";
 
-/** Pairs of betas, with a step up to which they must be told. */
+/** Pairs of betas, each with the step up to which the count must be recovered. */
 const CASES: readonly (readonly [readonly [number, number], number])[] = [
   [[0.9, 0.999], 15_000],
   [[0.995, 0.999], 15_000],
@@ -15,7 +15,7 @@ const CASES: readonly (readonly [readonly [number, number], number])[] = [
 ];
 
 for (const [betas, least] of CASES) {
-  test(`betas ${betas}: the steps are told up to ${least} and never wrong`, () => {
+  test(`betas ${betas}: steps are recovered up to ${least} and never wrong`, () => {
     let weights: [number, number] = [0, 0];
     assert.equal(stepsOf(weights, betas), 0);
     for (let step = 1; step <= 200_000; step++) {
@@ -31,14 +31,14 @@ for (const [betas, least] of CASES) {
   });
 }
 
-test("a weight is not that of another step or beta", () => {
+test("a weight of another step or beta is refused", () => {
   assert.ok(!isWeightOf(weightAt(0.9, 10), 0.9, 11));
   assert.ok(!isWeightOf(weightAt(0.9, 10), 0.95, 10));
   assert.ok(!isWeightOf(1e200, 0.9, 10));
   assert.ok(!isWeightOf(1, 0.9, 0));
 });
 
-test("weights without steps taken, after one, and after more than can be counted", () => {
+test("weights are right before the first step, after one step, and at the largest count", () => {
   assert.deepEqual([weightAt(0.9, 0), weightAt(0.9, 1), weightAt(0, 5)], [0, 1, 1]);
   assert.ok(Math.abs(weightAt(0.999, Number.MAX_SAFE_INTEGER) - 1000) < 1e-9);
 });

@@ -1,4 +1,4 @@
-/** A Node of arm64 on an x64 machine: its binary from npm, its libraries from Debian, run by qemu's user-mode emulation. */
+/** Node for arm64 on an x64 machine: the binary from npm, its libraries from Debian, run by qemu's user-mode emulation. */
 import { execFile } from "node:child_process";
 import { mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -8,10 +8,10 @@ import { cached, nodeBinary } from "./nodes.ts";
 
 const run = promisify(execFile);
 
-/** What the binary links to. */
+/** Debian packages of the libraries that the binary links to. */
 const LIBRARIES = ["libc6", "libstdc++6", "libgcc-s1"];
 
-/** Downloads and unpacks packages of Debian's arm64, with lists of their own beside the machine's. */
+/** Downloads and unpacks arm64 packages of Debian, with separate package lists. */
 const unpackLibraries = async (target: string): Promise<void> => {
   const work = join(target, "apt");
   for (const path of ["lists/partial", "cache/archives/partial"]) mkdirSync(join(work, path), { recursive: true });
@@ -30,7 +30,7 @@ const unpackLibraries = async (target: string): Promise<void> => {
   rmSync(work, { recursive: true });
 };
 
-/** The command that runs a Node as arm64. What is missing is installed, which takes root on Debian. */
+/** The command that runs Node for arm64. Installs what is missing, which needs root on Debian. */
 export const arm64Node = async (version: string): Promise<readonly [string, ...string[]]> => {
   const { "qemu-aarch64": qemu } = await debianPrograms({ "qemu-aarch64": "qemu-user", "dpkg-deb": "dpkg" });
   const [libraries, node] = await Promise.all([cached("debian-arm64", unpackLibraries), nodeBinary(version, "linux-arm64")]);

@@ -1,11 +1,11 @@
-/** A headless Chromium for tests: Debian's, which is installed where it is missing, driven by playwright-core. */
+/** A headless Chromium for tests: Debian's package, installed if it is missing, driven by playwright-core. */
 import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { type BrowserContext, chromium, type Page } from "playwright-core";
 import { debianProgram } from "./debian.ts";
 
-/** Without the network flags it asks for updates and the like, which a closed network refuses many times over. */
+/** The network flags prevent requests for updates and the like, which a closed network would refuse many times. */
 const FLAGS = [
   "--no-sandbox",
   "--disable-gpu",
@@ -35,7 +35,7 @@ export class TestBrowser implements AsyncDisposable {
     return new TestBrowser(await chromium.launchPersistentContext(profile, { executablePath, headless: true, args: FLAGS, viewport }), profile);
   }
 
-  /** A new tab. What goes wrong in it comes out in `errors`. */
+  /** Opens a new tab. Its errors are collected in `errors`. */
   async open(url: string): Promise<{ readonly page: Page; readonly errors: readonly string[] }> {
     const page = await this.#context.newPage();
     const errors: string[] = [];

@@ -1,11 +1,11 @@
-/** Runs a command to its end, for tests of what people start at a terminal. */
+/** Runs a command to its end, for tests of commands that people run. */
 import { type SpawnOptions, spawn } from "node:child_process";
 import { once } from "node:events";
 
 export interface Ended {
   readonly code: number;
   readonly out: string;
-  /** What went to standard error: progress bars, and what was wrong. */
+  /** Standard error: progress bars and errors. */
   readonly log: string;
 }
 

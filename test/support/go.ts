@@ -1,4 +1,4 @@
-/** Go for tests: the command that clients/go/toolchain.sh finds, or installs on a bare machine, and programs of Go, built once into build/tools. */
+/** Go for tests: the toolchain that clients/go/toolchain.sh finds or installs, and Go programs, built once into build/tools. */
 import { execFile, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
@@ -14,7 +14,7 @@ const run = promisify(execFile);
 const tools = join(root, "build/tools");
 
 const findGo = async (): Promise<string> => {
-  // What the script installs, it says.
+  // The script announces what it installs.
   const child = spawn("bash", ["-c", "source ./toolchain.sh && use_go >&2 && command -v go"], {
     cwd: join(root, "clients/go"),
     stdio: ["ignore", "pipe", "inherit"],
@@ -26,17 +26,17 @@ const findGo = async (): Promise<string> => {
 
 let found: Promise<string> | undefined;
 
-/** The path of go, which is as new as the Go client asks. */
+/** Path of a go that is new enough for the Go client. */
 export const goCommand = (): Promise<string> => {
   found ??= findGo();
   return found;
 };
 
-/** Runs go. Others on the machine go first: a build takes minutes of processor time. */
+/** Runs go at low priority, because a build takes minutes of processor time. */
 const go = async (cwd: string, values: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<string> =>
   (await run("nice", ["-n", "10", await goCommand(), ...values], { cwd, maxBuffer: 2 ** 26, env: { ...process.env, ...env } })).stdout;
 
-/** A program of build/tools. Two test files may build it at once: the last to finish gives it its name. */
+/** A program in build/tools. If two test files build it at once, the last to finish replaces the other. */
 const tool = async (name: string, build: (folder: string) => Promise<unknown>): Promise<string> => {
   const program = join(tools, name);
   if (existsSync(program)) return program;
@@ -52,11 +52,11 @@ const tool = async (name: string, build: (folder: string) => Promise<unknown>): 
   return program;
 };
 
-/** The path of a program of a module's package at a version. */
+/** Path of a program from a published module. */
 const published = (name: string, path: string, version: string): Promise<string> =>
   tool(`${name}-${version}`, (folder) => go(folder, ["install", "-ldflags=-s", `${path}@${version}`], { GOBIN: folder, CGO_ENABLED: "0" }));
 
-/** The path of the program of a folder of this tree. `parts` are the other folders of the tree that it is made of. */
+/** Path of a program built from a folder of this tree. `parts` are the other folders that it depends on. */
 const goProgram = (name: string, folder: string, parts: readonly string[] = []): Promise<string> => {
   const hash = createHash("sha256");
   for (const part of [folder, ...parts]) {
@@ -66,7 +66,7 @@ const goProgram = (name: string, folder: string, parts: readonly string[] = []):
   return tool(`${name}-${hash.digest("hex").slice(0, 12)}`, (partial) => go(join(root, folder), ["build", "-o", partial, "."]));
 };
 
-/** The folder of a module's files. */
+/** The folder with a module's files. */
 const moduleFiles = async (path: string, version: string): Promise<string> => {
   mkdirSync(tools, { recursive: true });
   const folder = join((await go(tools, ["env", "GOMODCACHE"])).trim(), `${path}@${version}`);
@@ -74,19 +74,19 @@ const moduleFiles = async (path: string, version: string): Promise<string> => {
   return folder;
 };
 
-/** Helm. This version asks for no newer Go than the Go client. */
+/** Helm, in a version that needs no newer Go than the Go client. */
 export const helm = (): Promise<string> => published("helm", "helm.sh/helm/v3/cmd/helm", "v3.19.5");
 
 /** Compose's own loader. */
 export const composeSpec = (): Promise<string> => published("compose-spec", "github.com/compose-spec/compose-go/v2/cmd", "v2.16.2");
 
-/** The files of prometheus-operator, with the definitions of its resources. */
+/** The files of prometheus-operator, which contain its resource definitions. */
 export const prometheusOperator = (): Promise<string> => moduleFiles("github.com/prometheus-operator/prometheus-operator", "v0.85.0");
 
-/** Reads a dashboard with Grafana's schema. */
+/** The program that validates a dashboard with Grafana's schema. */
 export const dashboardSchema = (): Promise<string> => goProgram("dashboard-schema", "test/prometheus/schema");
 
 export const goTrainer = (): Promise<string> => goProgram("go-trainer", "examples/go-trainer", ["clients/go"]);
 
-/** The trainer of the container suite. */
+/** The Go trainer of the container suite. */
 export const containerTrainer = (): Promise<string> => goProgram("container-trainer", "test/container/go", ["clients/go"]);

@@ -1,4 +1,4 @@
-/** Other Nodes than the pinned one, from npm's packages of their binaries. */
+/** Node versions other than the pinned one, from npm's packages of their binaries. */
 import { execFile } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -8,10 +8,10 @@ import { root } from "./tree.ts";
 
 const run = promisify(execFile);
 
-/** The oldest that runs the service as it is, and the newest. */
+/** The oldest and the newest version that can run the service. */
 export const OTHER_NODES = ["24.0.0", "26.12.1"];
 
-/** A folder that `make` fills once; `npm ci` deletes it. Of two tests that fill it at the same time one wins. */
+/** A folder that `make` fills once and `npm ci` deletes. If two tests fill it at once, one of them wins. */
 export const cached = async (name: string, make: (folder: string) => Promise<void>): Promise<string> => {
   const folder = join(root, "node_modules/.cache", name);
   if (existsSync(folder)) return folder;
@@ -26,7 +26,7 @@ export const cached = async (name: string, make: (folder: string) => Promise<voi
   return folder;
 };
 
-/** The path of a Node's binary. */
+/** Path of a Node binary. */
 export const nodeBinary = async (version: string, platform = `${process.platform}-${process.arch}`): Promise<string> => {
   const name = `node-${platform}`;
   const folder = await cached(`${name}-${version}`, async (target) => {

@@ -1,9 +1,9 @@
-/** What tests need beside npm ci is built or installed before them by ../prepare.ts, which says so; a test that starts alone does it by itself. */
+/** ../prepare.ts builds and installs the tests' requirements before the tests, and announces it; a test that runs alone does so itself. */
 
-/** Set by the scripts of package.json, which prepare first: then a test finds everything, or fails with the name of what is missing. */
+/** Set by package.json's scripts after preparation: a test then finds everything, or fails with the name of what is missing. */
 const IS_PREPARED = process.env["TESTS_PREPARED"] !== undefined;
 
-/** Does work that takes seconds to minutes, once on a machine: says what before, and how long it took after. */
+/** Runs work that takes seconds to minutes, once per machine. Announces it before, and prints its duration after. */
 export const preparing = async <Result>(what: string, work: () => Promise<Result>): Promise<Result> => {
   if (IS_PREPARED) throw new Error(`this test needs what is missing (${what}): test/prepare.ts should make it before the tests`);
   const start = performance.now();

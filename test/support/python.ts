@@ -1,4 +1,4 @@
-/** A Python of this machine with the packages of test/python/requirements.txt, for tests that need another language. */
+/** A Python with the packages of test/python/requirements.txt, for tests that need another language. */
 import { execFile, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from "node:fs";
@@ -13,15 +13,15 @@ const run = promisify(execFile);
 const requirements = join(root, "test/python/requirements.txt");
 const system = process.env["PYTHON"] ?? "python3";
 
-// As the examples and the Python client need it. A bare Debian has a Python without venv, or none.
+// The examples and the Python client need the same. A bare Debian has Python without venv, or no Python.
 if (spawnSync(system, ["-c", "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"]).status !== 0) {
   if (system !== "python3") throw new Error(`expected Python 3.11 or newer with venv as PYTHON, found ${system}`);
   await installPackages("python3", "python3-venv");
 }
 
 /**
- * The interpreter of build/venv/<digest of the requirements>, made at first use. Two test files may make it at the same time:
- * each builds one of its own name, the first to finish gives it the final name, and the other throws its own away.
+ * The interpreter of build/venv/<digest of the requirements>, made at first use. If two test files make it at once, each builds
+ * under a temporary name; the first to finish renames its copy, and the other deletes its own.
  */
 const makeEnvironment = async (): Promise<string> => {
   const folder = join(root, "build/venv");
@@ -46,12 +46,12 @@ const makeEnvironment = async (): Promise<string> => {
 
 let environment: Promise<string> | undefined;
 
-/** The path of the interpreter. */
+/** Path of the interpreter. */
 export const python = (): Promise<string> => {
   environment ??= makeEnvironment();
   return environment;
 };
 
-/** Runs a script of the tree and returns what it printed. Throws with its error output where it fails. */
+/** Runs a script of the tree and returns its output. Throws with its error output if it fails. */
 export const runPython = async (script: string, ...values: readonly string[]): Promise<string> =>
   (await run(await python(), [join(root, script), ...values])).stdout;

@@ -3,7 +3,7 @@ import type { Schedule } from "../../src/schedules/registry.ts";
 
 export type Given = Schedule & Readonly<Record<string, unknown>>;
 
-/** One of each schedule, with all modes of those that have some. */
+/** An example of each schedule, in each of its modes. */
 export const examples: readonly Given[] = [
   { name: "constant" },
   { name: "step", step_size: 7 },

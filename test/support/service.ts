@@ -1,4 +1,4 @@
-/** A real stepd process for a test: started on a free port (or a socket), called over HTTP, stopped at the end. */
+/** A real stepd process for a test: started on a free port or a socket, called over HTTP, stopped at the end. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import type { Readable } from "node:stream";
@@ -15,7 +15,7 @@ export const JSON_TYPE = "application/json";
 export const pack = (value: unknown): Buffer => Buffer.from(packr.pack(value));
 export const unpack = (bytes: Uint8Array): unknown => unpackr.unpack(bytes);
 
-/** Reads a reply's body by its content type. */
+/** Decodes a reply's body by its content type. */
 export const readReply = async (response: Response): Promise<unknown> => {
   const bytes = Buffer.from(await response.arrayBuffer());
   if (bytes.length === 0) return undefined;
@@ -28,14 +28,14 @@ export interface RpcError {
   readonly data: { readonly name: string; readonly field?: string; readonly expected?: string; readonly found?: string; readonly request_id: string };
 }
 
-/** What the log's line of the start has of a service. */
+/** The addresses in the log line of the start. */
 export interface Started {
   readonly address: string;
   readonly admin_address?: string;
   readonly settings: Readonly<Record<string, unknown>>;
 }
 
-/** Waits until a log, which is what `text` gives, has the line that says where the service listens. */
+/** Waits until the log contains the line with the service's address. `text` returns the log so far. */
 export const started = async (child: ChildProcess, text: () => string): Promise<Started> => {
   const closed = once(child, "close");
   for (;;) {
@@ -48,10 +48,10 @@ export const started = async (child: ChildProcess, text: () => string): Promise<
 
 export class TestService implements AsyncDisposable {
   readonly url: string;
-  /** Where metrics and health are beside that, with STEPD_ADMIN_PORT. */
+  /** Address of metrics and health, with STEPD_ADMIN_PORT. */
   readonly admin: string | undefined;
   readonly process: ReturnType<typeof spawn>;
-  /** What the process wrote to its log so far. */
+  /** The log so far. */
   readonly log: string[];
 
   private constructor(url: string, admin: string | undefined, process: ReturnType<typeof spawn>, log: string[]) {
@@ -62,8 +62,8 @@ export class TestService implements AsyncDisposable {
   }
 
   /**
-   * Starts `node src/main.ts` with these settings and node flags; waits until it says where it listens. `program` is a command that
-   * runs another Node, `entry` the main.ts of another tree.
+   * Starts `node src/main.ts` with settings and Node flags, and waits for its address. `program` replaces Node by another command,
+   * `entry` main.ts by that of another tree.
    */
   static async start(
     env: Readonly<Record<string, string>> = {},
@@ -73,7 +73,7 @@ export class TestService implements AsyncDisposable {
   ): Promise<TestService> {
     const child = spawn(program, [...args, ...nodeFlags, entry], {
       env: { PATH: process.env["PATH"], STEPD_PORT: "0", STEPD_ARENA_MIB: "256", STEPD_LOG_LEVEL: "warn", ...env },
-      // The channel is for what --import loads, for instance turns.ts.
+      // The IPC channel is for modules loaded with --import, such as turns.ts.
       stdio: ["ignore", "ignore", "pipe", "ipc"],
     });
     const log: string[] = [];
@@ -82,12 +82,12 @@ export class TestService implements AsyncDisposable {
     return new TestService(address, admin, child, log);
   }
 
-  /** Posts a body as it is. */
+  /** Posts a body unchanged. */
   post(path: string, body: Uint8Array | string, type: string, headers: Readonly<Record<string, string>> = {}): Promise<Response> {
     return fetch(`${this.url}${path}`, { method: "POST", body: body as BodyInit, headers: { "Content-Type": type, ...headers } });
   }
 
-  /** Calls a method over MessagePack and returns its result; throws the error object. */
+  /** Calls a method over MessagePack and returns its result. Throws the error object. */
   async call<T>(method: string, params: unknown): Promise<T> {
     const response = await this.post("/rpc", pack({ jsonrpc: "2.0", id: 1, method, params }), MSGPACK);
     const { result, error } = (await readReply(response)) as { result?: T; error?: RpcError };
@@ -95,7 +95,7 @@ export class TestService implements AsyncDisposable {
     return result as T;
   }
 
-  /** A metric's value: the first line that starts with `name`. */
+  /** Value of a metric, from the first line that starts with `name`. */
   async metric(name: string): Promise<number> {
     const text = await (await fetch(`${this.url}/metrics`)).text();
     const line = text.split("\n").find((candidate) => candidate.startsWith(`${name} `) || candidate.startsWith(`${name}{`));

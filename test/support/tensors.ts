@@ -7,7 +7,7 @@ export interface TestTensor {
 
 export type TestTensors = Readonly<Record<string, TestTensor>>;
 
-/** A safetensors file of F32 tensors, in the order given. */
+/** Writes a safetensors file of F32 tensors, in the given order. */
 export const writeTensors = (tensors: TestTensors): Buffer => {
   let offset = 0;
   const header = Object.entries(tensors).map(([name, { shape, data }]) => {
@@ -19,7 +19,7 @@ export const writeTensors = (tensors: TestTensors): Buffer => {
   return rawTensors(`{${header.join(",")}}`, Buffer.concat(chunks));
 };
 
-/** A file of a header text and data as they are. */
+/** Writes a file from a header text and data, unchecked. */
 export const rawTensors = (header: string, data: Uint8Array = Buffer.alloc(0)): Buffer => {
   const text = Buffer.from(header);
   const length = Buffer.alloc(8);
@@ -33,7 +33,7 @@ interface Entry {
   readonly data_offsets: readonly [number, number];
 }
 
-/** The header and the bytes of each tensor of a file. */
+/** Reads a file's metadata, and the bytes of each tensor. */
 export const readFile = (
   file: Uint8Array,
 ): { readonly metadata: Readonly<Record<string, string>>; readonly entries: ReadonlyMap<string, Entry & { readonly bytes: Buffer }> } => {
@@ -58,13 +58,13 @@ export const readTensors = (file: Uint8Array): Record<string, TestTensor> => {
 export interface TestState {
   readonly optimizer: string;
   readonly steps: Readonly<Record<string, number>>;
-  /** By slot, then by parameter. */
+  /** Indexed by slot, then by parameter. */
   readonly slots: Readonly<Record<string, TestTensors>>;
-  /** Slots that are one float64 number, by slot, then by parameter. */
+  /** Slots that hold one float64 number, indexed by slot, then by parameter. */
   readonly scalars?: Readonly<Record<string, Readonly<Record<string, number>>>>;
 }
 
-/** A stepd state file, not in canonical order: what another language might write. */
+/** Writes a stepd state in another than the canonical order, as another language might. */
 export const writeState = ({ optimizer, steps, slots, scalars = {} }: TestState): Buffer => {
   let offset = 0;
   const header = [`"__metadata__":${JSON.stringify({ format: "stepd.state/1", optimizer, revision: "1" })}`];
@@ -89,7 +89,7 @@ export const writeState = ({ optimizer, steps, slots, scalars = {} }: TestState)
   return rawTensors(`{${header.join(",")}}`, Buffer.concat(data));
 };
 
-/** What a state file holds. */
+/** Reads a state file. */
 export const readState = (file: Uint8Array): TestState => {
   const { metadata, entries } = readFile(file);
   const steps: Record<string, number> = {};
@@ -105,7 +105,7 @@ export const readState = (file: Uint8Array): TestState => {
   return { optimizer: metadata["optimizer"] ?? "", steps, slots };
 };
 
-/** Repeatable values in (-1, 1) (mulberry32). */
+/** A repeatable random generator of values in (-1, 1) (mulberry32). */
 export const random = (seed: number): (() => number) => {
   let state = seed >>> 0;
   return () => {
@@ -117,7 +117,7 @@ export const random = (seed: number): (() => number) => {
   };
 };
 
-/** Tensors of repeatable values. */
+/** Tensors of repeatable random values. */
 export const randomTensors = (shapes: Readonly<Record<string, readonly number[]>>, seed: number): Record<string, TestTensor> => {
   const next = random(seed);
   return Object.fromEntries(

@@ -1,4 +1,4 @@
-/** A copy of the parts of the tree that scripts read, for tests that let scripts write. */
+/** A copy of the parts of the tree that scripts read, for tests of scripts that write files. */
 import { spawnSync } from "node:child_process";
 import { cpSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import os from "node:os";
@@ -20,7 +20,7 @@ export class TreeCopy implements Disposable {
     symlinkSync(join(root, "node_modules"), join(this.path, "node_modules"), "dir");
   }
 
-  /** Runs one of the copied scripts. */
+  /** Runs a copied script. */
   run(script: string): ScriptResult {
     return spawnSync(process.execPath, [join("scripts", script)], { cwd: this.path, encoding: "utf8" });
   }

@@ -1,4 +1,4 @@
-/** The golden vectors in test/vectors (test/vectors/record/format.schema.json describes them), and what each peer's settings and state are in stepd's terms. */
+/** The golden vectors in test/vectors (format: test/vectors/record/format.schema.json), and translations of the peers' settings and states. */
 import { readdirSync, readFileSync } from "node:fs";
 import type { TestState, TestTensor, TestTensors } from "./tensors.ts";
 
@@ -36,14 +36,14 @@ export interface Case {
 
 const folder = new URL("../vectors/", import.meta.url);
 
-/** All cases of all files, by file name without its ending (`adamw.torch`). */
+/** All cases, by file name without its extension (`adamw.torch`). */
 export const vectorFiles: ReadonlyMap<string, readonly Case[]> = new Map(
   readdirSync(folder)
     .filter((file) => file.endsWith(".json"))
     .map((file) => [file.replace(/\.json$/, ""), (JSON.parse(readFileSync(new URL(file, folder), "utf8")) as { cases: Case[] }).cases]),
 );
 
-/** An array's values, float32 or float64. */
+/** The values of an array, in float32 or float64. */
 export const values = ({ dtype, b64 }: RawArray): Float32Array | Float64Array => {
   const { buffer } = Uint8Array.from(Buffer.from(b64, "base64"));
   return dtype === "f32" ? new Float32Array(buffer) : new Float64Array(buffer);
@@ -56,10 +56,10 @@ export const tensors = (raw: Readonly<Record<string, RawArray>>): TestTensors =>
 
 type Settings = Readonly<Record<string, unknown>>;
 
-/** A peer's hyperparameters in stepd's terms. */
+/** Translates a peer's hyperparameters. */
 const translate = (optimizer: string, peer: string, given: Settings): Settings => {
   const { decouple_weight_decay: _, no_decay: __, corrected_weight_decay: ___, decoupled_weight_decay: decoupled, b1, b2, ...common } = given;
-  // torch builds AdamW of Adam by this flag.
+  // torch implements AdamW as Adam with this flag.
   const rest = ["nadam", "radam"].includes(optimizer) ? { ...common, decoupled_weight_decay: decoupled } : common;
   if (peer === "iprally") return { ...rest, weight_decay_scale: "none" };
   if (optimizer === "lars") {
@@ -82,7 +82,7 @@ const translate = (optimizer: string, peer: string, given: Settings): Settings =
   };
 };
 
-/** The `optimizer` and `groups` of a call that does what the peer did at this step. */
+/** The `optimizer` and `groups` of a call that repeats the peer's step. */
 export const settings = ({ optimizer, peer, hyperparameters, groups = [] }: Case, { lr }: RawStep): { optimizer: Settings; groups: unknown[] } => {
   const noDecay = hyperparameters["no_decay"] as readonly string[] | undefined;
   return {
@@ -94,22 +94,22 @@ export const settings = ({ optimizer, peer, hyperparameters, groups = [] }: Case
   };
 };
 
-/** Peers whose slots hold bias-corrected moments: stepd's are these times 1 - beta^t. */
+/** Peers whose slots hold bias-corrected moments; stepd's slots are 1 - beta^t times these. */
 const CORRECTED = ["qhadam", "qhadamw"];
 
 const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight", "mu_product"];
 
-/** optax's trace is the negative of the buffer. */
+/** optax's trace is the negated momentum buffer. */
 const slotName = (slot: string): string => (slot === "trace" ? "momentum_buffer" : slot);
 
-/** How many gradients each tensor had in the first `count` steps. */
+/** Number of gradients of each tensor in the first `count` steps. */
 export const gradientCounts = ({ steps }: Case, count: number): Record<string, number> => {
   const counts: Record<string, number> = {};
   for (const { grads } of steps.slice(0, count)) for (const name of Object.keys(grads)) counts[name] = (counts[name] ?? 0) + 1;
   return counts;
 };
 
-/** A peer's slots after `count` steps in stepd's meaning, in float64. */
+/** A peer's slots after `count` steps, converted to stepd's definition, in float64. */
 export const slotsAfter = (testCase: Case, count: number, precision: "f32" | "f64"): Record<string, Record<string, Float64Array>> => {
   const state = testCase.steps[count - 1]?.[precision].state ?? {};
   const [beta1 = 0, beta2 = 0] = (testCase.hyperparameters["betas"] ?? []) as readonly number[];
@@ -128,7 +128,7 @@ export const slotsAfter = (testCase: Case, count: number, precision: "f32" | "f6
   return slots;
 };
 
-/** The peer's float32 state after `count` steps as a stepd state, or null before the first. */
+/** The peer's float32 state after `count` steps as a stepd state; null before the first step. */
 export const stateAfter = (testCase: Case, count: number): TestState | null => {
   if (count === 0) return null;
   const raw = testCase.steps[count - 1]?.f32.state ?? {};
@@ -146,7 +146,7 @@ export const stateAfter = (testCase: Case, count: number): TestState | null => {
   return { optimizer: testCase.optimizer, steps, slots, ...(products.length > 0 && { scalars: { mu_product: Object.fromEntries(products) } }) };
 };
 
-/** The spacing of float32 at a value: 2^-149 at least. */
+/** The spacing of float32 at a value, at least 2^-149. */
 export const ulp = (value: number): number => {
   const size = Math.abs(value);
   if (!Number.isFinite(size)) return Number.NaN;

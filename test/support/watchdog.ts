@@ -1,10 +1,10 @@
 /**
- * Ends the process of a test file that is still there long after its tests' time is over, for instance because a test loops:
- * the runner reports such a test, and waits for its process for ever. (--test-force-exit would end it, and loses results.)
+ * Ends the process of a test file that runs far beyond its time limit, for instance because a test loops. The runner reports such a
+ * test, but waits for its process forever. (--test-force-exit would end it too, but loses results.)
  */
 const FILE_MS = 900_000;
 
-// Set by the runner in the processes of the files; its own process has no such limit.
+// Only the processes of test files have this variable, set by the runner; the runner itself has no limit.
 if (process.env["NODE_TEST_CONTEXT"] !== undefined) {
   setTimeout(() => {
     console.error(`${process.argv[1]}: ended ${FILE_MS / 1000} s after its start`);

@@ -1,5 +1,5 @@
-// Reads a dashboard from standard input with Grafana's own schema, as its foundation SDK for Go has it: unknown fields,
-// wrong types and values that are not allowed are errors. One line for each, and status 1.
+// Validates a dashboard from standard input with Grafana's schema in its foundation SDK for Go: unknown fields, wrong types and
+// invalid values are errors. Prints one error per line, and exits with status 1.
 package main
 
 import (
@@ -21,7 +21,7 @@ func check(raw []byte) error {
 	runtime.RegisterPanelcfgVariant(timeseries.VariantConfig())
 	var read dashboard.Dashboard
 	err := read.UnmarshalJSONStrict(raw)
-	// It returns an empty list of errors, which is not nil, where it found none.
+	// Without errors the SDK returns an empty list, which is not nil.
 	if found, isList := err.(cog.BuildErrors); err != nil && !(isList && len(found) == 0) {
 		return err
 	}

@@ -1,4 +1,4 @@
-"""stepd: optimizer steps done by a stateless service, bit-identical everywhere."""
+"""stepd: optimizer steps run by a stateless service, bit-identical everywhere."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ __all__ += _error_table.__all__
 
 
 def __getattr__(name: str) -> Any:
-    # These need extras, and nobody else shall wait for their imports.
+    # Imported on first use, because these need extras and take time to import.
     if name == "AsyncClient":
         from ._async_client import AsyncClient
 

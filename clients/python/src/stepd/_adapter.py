@@ -1,4 +1,4 @@
-"""Code that stepd.torch and stepd.optax share: client, options and the first check."""
+"""Code shared by stepd.torch and stepd.optax: client, options and the first check."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ._tensors import name_fault
 
 
 def client_of(client: Any) -> Any:
-    """The client that was given, or one of the URL. Raises TypeError for the rest."""
+    """Return the client, or a new one for a URL. Raises TypeError for anything else."""
     if isinstance(client, str):
         own = Client(client)
-        # Nobody else can close it.
+        # The caller has no handle to close it.
         weakref.finalize(own, own._transport.close)
         return own
     step = getattr(client, "step", None)
@@ -31,7 +31,7 @@ def client_of(client: Any) -> Any:
 
 
 def adapter_options(given: Mapping[str, Any]) -> StepOptions:
-    """The options of each step. Raises what says which of them an adapter refuses."""
+    """Return the options of each step. Raises TypeError for one an adapter refuses."""
     options = step_options(given)
     if options.get("cached") is not None:
         raise TypeError(
@@ -57,7 +57,7 @@ def check(
     options: StepOptions,
     groups: Groups | None = None,
 ) -> None:
-    """Let the server check hyperparameters and options, by a step of no tensors.
+    """Let the server check hyperparameters and options, with a step of no tensors.
 
     Raises :class:`stepd.InvalidParams`, which names the field.
     """
@@ -71,5 +71,5 @@ def check(
 
 
 def is_sendable(name: str) -> bool:
-    """Whether a tensor may have that name in a safetensors file."""
+    """Whether a safetensors file may hold a tensor of that name."""
     return name_fault(name) is None

@@ -1,8 +1,8 @@
 """The client for asyncio.
 
-On aiohttp: of the maintained libraries it is the one that sends memory views, reads
-without gathering a body first, keeps connections, and knows Unix sockets. A chunk
-that came in is copied once, to its place in the blob that it is a part of.
+It uses aiohttp, the one maintained library that sends memory views, streams replies,
+keeps connections and supports Unix sockets. A received chunk is copied once, to its
+place in the blob that it belongs to.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: A part is handed over in pieces, each when the socket has taken the last: what the
-#: event loop cannot send at once it may copy.
+#: Parts are sent in pieces, each after the socket has accepted the last, because the
+#: event loop may copy whatever it cannot send at once.
 _PIECE_BYTES = 2**20
 
 _READ_AHEAD_BYTES = 2**20
@@ -63,8 +63,7 @@ _READ_AHEAD_BYTES = 2**20
 class AsyncClient:
     """Calls one server from an event loop. The arguments are those of :class:`Client`.
 
-    With ``shared_dir`` what is copied to the folder is copied in the loop: about 10 ms
-    for 64 MiB.
+    With ``shared_dir``, copies to the folder block the loop: about 10 ms for 64 MiB.
 
     Raises what :class:`Client` raises.
     """
@@ -101,7 +100,7 @@ class AsyncClient:
         self._ssl = ssl_context
         self._pool_size = pool_size
         self._memory = Pool()
-        #: A connection belongs to the loop that it was made in.
+        #: Connections by event loop, because each works only in the loop that made it.
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
     async def __aenter__(self) -> AsyncClient:
@@ -116,7 +115,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections of this event loop, and the rest as :class:`Client`."""
+        """Close this event loop's connections; otherwise as :meth:`Client.close`."""
         await self._forget_ended_loops()
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None:
@@ -128,13 +127,13 @@ class AsyncClient:
     async def _forget_ended_loops(self) -> None:
         for loop in [loop for loop in self._sessions if loop.is_closed()]:
             session = self._sessions.pop(loop, None)
-            # Its sockets are closed when they are collected; nothing can run there.
+            # The loop has ended, so garbage collection closes the sockets.
             with contextlib.suppress(RuntimeError):
                 if session is not None:
                     await session.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy has connections and shared files of its own.
+        # A copy gets its own connections and shared files.
         return self._again, ()
 
     def __repr__(self) -> str:
@@ -211,7 +210,7 @@ class AsyncClient:
         timeout: float | Timeout | None = None,
         **options: Unpack[StepOptions],
     ) -> StepResult:
-        """One update, as :meth:`Client.step`."""
+        """Run one step, as :meth:`Client.step`."""
         call = calls.step(
             optimizer, params, grads, state, step_options(options), self._shared
         )
@@ -226,7 +225,7 @@ class AsyncClient:
         master_weights: bool | None = None,
         timeout: float | Timeout | None = None,
     ) -> State:
-        """The state before the first step, as :meth:`Client.init`."""
+        """Return the state before the first step, as :meth:`Client.init`."""
         return await self._run(
             calls.init(optimizer, params, groups, master_weights, self._shared),
             timeout,
@@ -240,7 +239,7 @@ class AsyncClient:
         loss_scale: float | None = None,
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
-        """Sums of squares by tensor, as :meth:`Client.norms`."""
+        """Return the sums of squares of each tensor, as :meth:`Client.norms`."""
         call = calls.norms(grads, params, loss_scale, self._shared)
         return await self._run(call, timeout)
 
@@ -254,7 +253,7 @@ class AsyncClient:
         master_weights: bool | None = None,
         timeout: float | Timeout | None = None,
     ) -> Json:
-        """What a step would cost, as :meth:`Client.plan`."""
+        """Return the cost of a step, as :meth:`Client.plan`."""
         return await self._run(
             calls.plan(optimizer, tensors, groups, grad_dtype, master_weights), timeout
         )
@@ -262,7 +261,7 @@ class AsyncClient:
     async def inspect(
         self, state: State, *, timeout: float | Timeout | None = None
     ) -> Json:
-        """What a state holds, by the server's reading."""
+        """Return the contents of a state, as the server reads it."""
         return await self._run(calls.inspect(state, self._shared), timeout)
 
     async def convert(
@@ -275,7 +274,7 @@ class AsyncClient:
         fill: Sequence[str] | None = None,
         timeout: float | Timeout | None = None,
     ) -> Conversion:
-        """A state to or from other formats, as :meth:`Client.convert`."""
+        """Convert a state to or from other formats, as :meth:`Client.convert`."""
         return await self._run(
             calls.convert(state, source, target, optimizer, fill, self._shared), timeout
         )
@@ -289,27 +288,27 @@ class AsyncClient:
         count: int | None = None,
         timeout: float | Timeout | None = None,
     ) -> Json:
-        """Learning rates of a schedule, as :meth:`Client.evaluate_schedule`."""
+        """Return a schedule's rates, as :meth:`Client.evaluate_schedule`."""
         return await self._run(
             calls.evaluate_schedule(schedule, lr, start, count), timeout
         )
 
     async def optimizers(self, *, timeout: float | Timeout | None = None) -> list[Json]:
-        """Name, title and formula of the server's optimizers."""
+        """Return name, title and formula of the server's optimizers."""
         return await self._run(calls.optimizers(), timeout)
 
     async def describe(
         self, name: str, *, timeout: float | Timeout | None = None
     ) -> Json:
-        """Formula, references, hyperparameters, slots and cost of an optimizer."""
+        """Return formula, references, hyperparameters, slots and cost."""
         return await self._run(calls.describe(name), timeout)
 
     async def info(self, *, timeout: float | Timeout | None = None) -> Json:
-        """Version, limits and kernels of the server."""
+        """Return version, limits and kernels of the server."""
         return await self._run(calls.info(), timeout)
 
     async def ready(self, *, timeout: float | Timeout | None = None) -> bool:
-        """Whether the server takes calls. False also if it is not reached."""
+        """Whether the server accepts calls. False if it cannot be reached."""
         limit = self._timeout if timeout is None else timeout_of(timeout)
         try:
             return bool((await self._send(calls.ready(), limit))["ready"])

@@ -1,6 +1,6 @@
-"""Each method of the server as a request and the reading of its reply.
+"""Each method of the server: how to encode its request and to read its reply.
 
-Nothing here sends anything: Client and AsyncClient run the same calls.
+Nothing here sends anything. Client and AsyncClient run these calls.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Call(Generic[T]):
     path: str
     body: list[memoryview]
     read: Callable[[Json], T]
-    #: What has to stay where it is until the reply is there.
+    #: Objects that must stay alive until the reply is complete.
     held: object = None
-    #: What to send in place of it after an error, at once; None if there is nothing.
+    #: The call to send at once after an error, in place of this one; None to give up.
     instead: Callable[[StepdError], Call[T] | None] = lambda error: None
-    #: The same call where the server may still be busy with this one, and write.
+    #: Makes an equal call with new files, if the server may still write to these.
     again: Callable[[], Call[T]] | None = None
 
     @property
@@ -67,23 +67,23 @@ class Call(Generic[T]):
 
 @dataclass(frozen=True)
 class TensorStats:
-    """Euclidean norms of a tensor and counts of its gradient's values."""
+    """Euclidean norms of one tensor, and counts of its gradient's values."""
 
     grad_norm: float
     param_norm: float
     update_norm: float
     zeros: int
     non_finite: int
-    #: Of LAMB and LARS: what the step was multiplied by.
+    #: LAMB and LARS only: the factor of the step.
     trust_ratio: float | None = None
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Euclidean norms over all tensors and counts of the gradients' values.
+    """Euclidean norms over all tensors, and counts of the gradients' values.
 
-    Gradients count after the loss scale and before clipping, parameters before the
-    step. ``tensors`` has those of each tensor if they were asked for.
+    Gradients are measured after the loss scale and before clipping, parameters before
+    the step. ``tensors`` holds the statistics of each tensor, if requested.
     """
 
     grad_norm: float
@@ -97,16 +97,16 @@ class Stats:
 
 @dataclass(frozen=True)
 class Cached:
-    """What the server keeps of a result: SHA-256 in hexadecimal, None for nothing."""
+    """SHA-256 digests, in hexadecimal, of a result in the server's cache, or None."""
 
     params: str | None = None
     state: str | None = None
-    #: Of a ShardedClient's result, instead of the two: what is kept of each call.
+    #: Only of a ShardedClient's result, in place of the digests: one entry per call.
     shards: tuple[CachedShard, ...] = ()
 
 
 class KeptTensor(NamedTuple):
-    """What the client has to know of a parameter that only a server has."""
+    """Shape, precision and step count of a parameter that only the server has."""
 
     shape: tuple[int, ...]
     is_double: bool
@@ -116,7 +116,7 @@ class KeptTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class CachedShard:
-    """What one server keeps of one call's result."""
+    """What one server has cached of one call's result."""
 
     url: str
     cached: Cached
@@ -128,26 +128,26 @@ class CachedShard:
 class StepResult:
     """New parameters and new state."""
 
-    #: The new parameters, in the caller's order, shapes and dtypes; none of them where
-    #: ``reply`` left them out. By ``cached`` alone they have the order of the file.
+    #: The new parameters in the caller's order, shapes and dtypes; empty if ``reply``
+    #: omits them. With ``cached`` alone they have the order of the server's file.
     params: dict[str, Array]
-    #: The next step's state. ValueError where ``reply`` left it out.
+    #: The state for the next step. Raises ValueError if ``reply`` omits it.
     state: State = field(repr=False)
     #: The largest step count in the state.
     step: int
-    #: The learning rate that was used.
+    #: The learning rate of this step.
     lr: float
-    #: Whether nothing was done because of ``non_finite="skip"``.
+    #: Whether the step did nothing, because of ``non_finite="skip"``.
     skipped: bool
     stats: Stats | None = None
     warnings: tuple[str, ...] = ()
-    #: For the next step's ``cached``; None where the server keeps nothing.
+    #: For the next step's ``cached``; None if the server has cached nothing.
     cached: Cached | None = None
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            # Of what is not there.
+            # Called only for attributes that are missing.
             if name != "state":
                 raise AttributeError(f"StepResult has no attribute {name!r}")
             raise ValueError(
@@ -158,22 +158,22 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A state in another convention."""
+    """A converted state."""
 
     #: A safetensors file.
     file: memoryview
-    #: Sentences of what the file does not hold of the given state.
+    #: One sentence for each part of the given state that the file cannot hold.
     lost: tuple[str, ...]
 
     @property
     def state(self) -> State:
-        """The file as a state. Raises ValueError where it is in another's format."""
+        """The file as a State. Raises ValueError if it is not in stepd's format."""
         return State(self.file)
 
 
 @dataclass(frozen=True)
 class TensorNorms:
-    """Sums of squares of a tensor's values in float64."""
+    """Sums of squares over one tensor, in float64."""
 
     grad_squares: float
     zeros: int
@@ -183,7 +183,7 @@ class TensorNorms:
 
 @dataclass(frozen=True)
 class NormsResult:
-    """Sums of squares by tensor, and the norm over all gradients of the call."""
+    """Sums of squares of each tensor, and the norm over all gradients of the call."""
 
     tensors: dict[str, TensorNorms]
     grad_norm: float
@@ -221,7 +221,7 @@ def require_step(
     state: State | None,
     options: StepOptions,
 ) -> None:
-    """Raises TypeError for arguments of the wrong kind."""
+    """Raise TypeError for arguments of the wrong kind."""
     require_optimizer(optimizer)
     if params is not None:
         require_arrays("params", params)
@@ -272,19 +272,20 @@ NO_STATE = State.from_entries("", 0, ())
 
 
 def without_state(result: StepResult) -> StepResult:
-    """The result of a step whose state stayed on the server."""
+    """Return the result with a ``state`` attribute that raises ValueError."""
     bare = replace(result, state=NO_STATE)
     del vars(bare)["state"]
     return bare
 
 
-# Closures that call each other would be a cycle, and keep arrays until it is collected.
+# A class, because closures that refer to each other form a cycle, which would keep the
+# arrays until the garbage collector runs.
 @dataclass(frozen=True)
 class _Step:
-    """A step in its forms, some of which are for servers that cannot take others."""
+    """A step in all its encodings, because some servers cannot accept all of them."""
 
     fields: Json
-    #: What can be sent as it is.
+    #: The blobs that can be sent in full, by field.
     whole: Mapping[str, Blob]
     names: list[str] | None
     reply: Reply
@@ -293,7 +294,7 @@ class _Step:
     def call(
         self, named: Mapping[str, str], *, shares_state: bool = True
     ) -> Call[StepResult]:
-        """The step with digests for what is ``named``."""
+        """Encode the step, with digests in place of the blobs that are ``named``."""
         into = self._places(shares_state)
         sources: Json = {key: {"sha256": digest} for key, digest in named.items()}
         for key in self.whole.keys() - named.keys():
@@ -313,15 +314,15 @@ class _Step:
         )
 
     def _places(self, shares_state: bool) -> dict[str, Place]:
-        """Places for results: apart from those of the inputs, so that a call may fail.
+        """Reserve places for results, apart from the inputs, so that a call may fail.
 
-        Where the size is not known there is none, and the reply has the bytes.
+        A result of unknown size has no place; the reply carries its bytes.
         """
         rooms: dict[str, int] = {}
         if "params" in self.whole and self.reply.get("params") != "none":
             rooms["params"] = self.whole["params"].nbytes
             if self.reply.get("params") == "bf16":
-                # The header is another one, and may be longer where the data are not.
+                # The bfloat16 header may be longer than the header that was sent.
                 rooms["params"] += 64 * (1 + len(self.names or ()))
         if "state" in self.whole and self.reply.get("state") != "none" and shares_state:
             rooms["state"] = self.whole["state"].nbytes
@@ -337,7 +338,7 @@ class _Step:
         if isinstance(error, BlobMissing) and missing in {
             f"/{field}" for field in named.keys() & self.whole.keys()
         }:
-            # A server that was started anew has none of them.
+            # A server that has restarted has lost every blob.
             left = named.keys() - self.whole.keys()
             return self.call({field: named[field] for field in left})
         too_long = missing == "/reply/into/state/length"
@@ -374,7 +375,7 @@ def _cached(cached: Json | None) -> Cached | None:
 
 
 def _with_names(clip: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The clip with the name of its total_norm, where that is infinity or NaN."""
+    """Return the clip with an infinite or NaN total_norm as a string."""
     total: Any = clip.get("total_norm")
     if not hasattr(total, "__float__") or math.isfinite(total):
         return clip
@@ -383,7 +384,7 @@ def _with_names(clip: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _numbers(values: Json) -> Json:
-    """Norms as floats: in JSON infinity and NaN are texts."""
+    """Return norms as floats, because JSON has infinity and NaN as strings."""
     return {
         key: float(value) if isinstance(value, str) else value
         for key, value in values.items()

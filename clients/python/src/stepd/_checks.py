@@ -1,6 +1,6 @@
-"""Arguments of the wrong kind, told in the caller's words before anything is sent.
+"""Checks of the kinds of arguments, before anything is sent.
 
-What is wrong with a value, such as a learning rate below 0, the server says.
+The server checks values, such as a learning rate below 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ._tensors import RESERVED_NAMES, name_fault
 
 
 def found(value: object) -> str:
-    """A value in an error: its kind, and itself where it is short."""
+    """Return a value's type, with the value itself if it is short."""
     kind = type(value).__name__
     if value is None:
         return "None"
@@ -83,7 +83,7 @@ def require_groups(groups: object) -> None:
         require_mapping(f"groups[{index}]", group, example)
 
 
-#: Options of a step that are mappings, each with an example.
+#: Options of a step that are mappings, each with an example for its error.
 _MAPPINGS = {
     "schedule": '{"name": "cosine", "T_max": 1000}',
     "clip": '{"max_norm": 1.0}',
@@ -96,7 +96,7 @@ _FLAGS = ("master_weights", "others_non_finite")
 
 
 def require_options(options: Mapping[str, Any]) -> None:
-    """The options of a step, by the names that a step has."""
+    """Raise TypeError for an option of a step that has the wrong kind."""
     for name, value in options.items():
         if value is None:
             continue
@@ -113,19 +113,19 @@ def require_options(options: Mapping[str, Any]) -> None:
 
 
 def require_number(field: str, value: object) -> None:
-    # numpy's numbers of all kinds have it, and nothing that is none.
+    # numpy's scalars of every kind have __float__, and other objects do not.
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise expected(field, "a number", value)
 
 
 def require_arrays(field: str, value: object) -> None:
-    """Arrays by names that a tensor can have; what the arrays are comes later."""
+    """Raise TypeError unless ``value`` maps valid names; arrays are checked later."""
     if not isinstance(value, Mapping):
         has_params = isinstance(getattr(value, "params", None), Mapping)
         hint = "; its params are meant" if has_params else ""
         raise expected(field, "a mapping of names to arrays", value, hint)
     for name in value:
-        # Most names: the loop is in front of every step.
+        # The fast path for most names, because this loop precedes every step.
         if type(name) is str and name.isascii() and name not in RESERVED_NAMES:
             continue
         fault = name_fault(name)

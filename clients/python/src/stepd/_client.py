@@ -29,26 +29,24 @@ T = TypeVar("T")
 
 
 class Client:
-    """Calls one server over connections that stay open. Threads may share it.
+    """Calls one server over persistent connections. Safe to share between threads.
 
     ``url`` is http://, https:// or unix:///path/of/socket. ``timeout`` limits one
-    attempt with its reply, in seconds, or is a :class:`Timeout`. ``retries`` is how
-    often a call is sent again after 408, 429, 502, 503, 504, a lost connection or a
-    timeout, or a :class:`Retry`; that is safe, because a step is a pure function.
-    Refused connections are tried again for 30 s, and a warning in the log ``stepd``
-    says so; not with 0 ``retries``. ``pool_size`` is how many idle connections are
-    kept.
+    attempt, up to the end of its reply, in seconds, or is a :class:`Timeout`.
+    ``retries`` limits the retries after 408, 429, 502, 503, 504, a lost connection or a
+    timeout, or is a :class:`Retry`. Retries are safe, because a step is a pure
+    function. Refused connections are retried for 30 s, with a warning in the log
+    ``stepd``, unless ``retries`` is 0. ``pool_size`` limits the idle connections.
 
     ``shared_dir`` is the folder that a server on this host shares (STEPD_SHARED_DIR;
-    where there are tokens, the folder of the token's name in it). Then arrays and
-    states of 64 KiB or more do not go over the connection, but lie in files there,
-    which the client makes and :meth:`close` removes.
+    with tokens, the subfolder with the token's name). Arrays and states of 64 KiB or
+    more then go through files there. The client creates them; :meth:`close` removes
+    them.
 
-    Raises ValueError for another URL, for one with a user or password in it, and for a
-    token that cannot stand in a header; OSError for a folder that is not there or that
-    cannot be written. Every method raises :class:`ServerError` for what the server
-    refuses, :class:`TransportError` if it was not reached, and OSError if the folder
-    has no room.
+    Raises ValueError for any other URL, for a URL with a user or password, and for a
+    token that a header cannot hold; OSError for a folder that is missing or not
+    writable. Every method raises :class:`ServerError` if the server refuses the call,
+    :class:`TransportError` if it cannot be reached, and OSError if the folder is full.
     """
 
     def __init__(
@@ -92,16 +90,16 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the idle connections, remove the shared files, free kept memory.
+        """Close idle connections, remove the shared files, and free pooled memory.
 
-        Results stay as they are.
+        Results stay valid.
         """
         self._transport.close()
         if self._shared is not None:
             self._shared.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy has connections and shared files of its own.
+        # A copy gets its own connections and shared files.
         return self._again, ()
 
     def __repr__(self) -> str:
@@ -128,23 +126,23 @@ class Client:
         timeout: float | Timeout | None = None,
         **options: Unpack[StepOptions],
     ) -> StepResult:
-        """One update: new parameters and new state. The arrays given are untouched.
+        """Run one step: return new parameters and state. Arrays passed are not changed.
 
-        ``params`` and ``grads`` are arrays of any shape by name, in float16, bfloat16,
-        float32 or float64; a gradient has its parameter's shape. A parameter without
-        one is left as it is. ``state`` is the last result's, none at the first step.
-        The options are those of optimizer.step on the wire, :class:`StepOptions`.
+        ``params`` and ``grads`` map names to arrays of any shape in float16, bfloat16,
+        float32 or float64; a gradient has its parameter's shape. A parameter without a
+        gradient does not change. ``state`` is the last result's, None at the first
+        step. The options are those of optimizer.step on the wire, :class:`StepOptions`.
 
-        ``reply`` says what comes back: ``params`` as they are, in bfloat16 or not at
-        all, ``state`` or not, and with ``cache`` whether the server keeps them. With
-        ``cached``, that of an earlier result, params and state that it names are not
-        sent: the caller says that they are that result's. They may be given all the
-        same, and are sent then if the server has them no more. ``params`` is None only
-        where ``cached`` names them.
+        ``reply`` selects the results: ``params`` unchanged, in bfloat16 or omitted,
+        ``state`` or not, and with ``cache`` whether the server caches them.
 
-        Raises TypeError for arrays of other dtypes and for other options, ValueError
-        where params are missing and :class:`BlobMissing` for what the server has no
-        more and was not given.
+        ``cached`` is that of an earlier result: the client does not send the params and
+        state that it names. ``params`` and ``state``, if given too, must be those of
+        that result: they are sent if the server has dropped its copy. ``params`` may be
+        None only if ``cached`` names them.
+
+        Raises TypeError for other dtypes or options, ValueError if params are missing,
+        and :class:`BlobMissing` if the server has dropped a blob that was not given.
         """
         call = calls.step(
             optimizer, params, grads, state, step_options(options), self._shared
@@ -160,7 +158,7 @@ class Client:
         master_weights: bool | None = None,
         timeout: float | Timeout | None = None,
     ) -> State:
-        """The state before the first step: starting values, step 0."""
+        """Return the state before the first step: initial values, step 0."""
         call = calls.init(optimizer, params, groups, master_weights, self._shared)
         return self._run(call, timeout)
 
@@ -172,7 +170,7 @@ class Client:
         loss_scale: float | None = None,
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
-        """Sums of squares by tensor: phase one of exact clipping over several calls."""
+        """Return the sums of squares for exact clipping over several calls."""
         call = calls.norms(grads, params, loss_scale, self._shared)
         return self._run(call, timeout)
 
@@ -186,9 +184,9 @@ class Client:
         master_weights: bool | None = None,
         timeout: float | Timeout | None = None,
     ) -> Json:
-        """What a step would cost: bytes in and out, state, memory, how many calls.
+        """Return the cost of a step: bytes in and out, state, memory, number of calls.
 
-        ``tensors`` are arrays, of which only the shapes are sent, or
+        ``tensors`` maps names to arrays, of which only shape and dtype are sent, or to
         ``{"shape": [...], "dtype": "F32"}``.
         """
         return self._run(
@@ -196,7 +194,7 @@ class Client:
         )
 
     def inspect(self, state: State, *, timeout: float | Timeout | None = None) -> Json:
-        """What a state holds, by the server's reading."""
+        """Return the contents of a state, as the server reads it."""
         return self._run(calls.inspect(state, self._shared), timeout)
 
     def convert(
@@ -209,13 +207,13 @@ class Client:
         fill: Sequence[str] | None = None,
         timeout: float | Timeout | None = None,
     ) -> Conversion:
-        """A state to or from the formats of torch, qhoptim and optax.
+        """Convert a state to or from the formats of torch, qhoptim and optax.
 
         ``state`` is a State, or the bytes of a safetensors file in the convention
         ``source``: ``{"format": "torch", "optimizer": "adamw", "names": [...]}``.
-        ``target`` is what the result shall be in; each is stepd's own if absent. A
-        state may go to another ``optimizer`` of its family, and be given the slots of
-        ``fill``.
+        ``target`` is the result's convention; both default to stepd's own.
+        ``optimizer`` may be another one of the same family, and ``fill`` lists slots to
+        add.
         """
         call = calls.convert(state, source, target, optimizer, fill, self._shared)
         return self._run(call, timeout)
@@ -229,26 +227,26 @@ class Client:
         count: int | None = None,
         timeout: float | Timeout | None = None,
     ) -> Json:
-        """``{"lrs": [...]}`` for ``count`` steps of a schedule from step ``start``.
+        """Return ``{"lrs": [...]}`` for ``count`` steps of a schedule from ``start``.
 
-        0 is the first step. ``momentums`` are there where the schedule cycles them.
+        Step 0 is the first. ``momentums`` are included if the schedule cycles them.
         """
         return self._run(calls.evaluate_schedule(schedule, lr, start, count), timeout)
 
     def optimizers(self, *, timeout: float | Timeout | None = None) -> list[Json]:
-        """Name, title and formula of the server's optimizers."""
+        """Return name, title and formula of the server's optimizers."""
         return self._run(calls.optimizers(), timeout)
 
     def describe(self, name: str, *, timeout: float | Timeout | None = None) -> Json:
-        """Formula, references, hyperparameters, slots and cost of an optimizer."""
+        """Return formula, references, hyperparameters, slots and cost."""
         return self._run(calls.describe(name), timeout)
 
     def info(self, *, timeout: float | Timeout | None = None) -> Json:
-        """Version, limits and kernels of the server."""
+        """Return version, limits and kernels of the server."""
         return self._run(calls.info(), timeout)
 
     def ready(self, *, timeout: float | Timeout | None = None) -> bool:
-        """Whether the server takes calls. False also if it is not reached."""
+        """Whether the server accepts calls. False if it cannot be reached."""
         limit = self._timeout if timeout is None else timeout_of(timeout)
         try:
             return bool(self._transport.send(calls.ready(), limit)["ready"])

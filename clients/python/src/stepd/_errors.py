@@ -1,10 +1,10 @@
-"""Everything that goes wrong, as a tree.
+"""The tree of errors.
 
     StepdError
-      TransportError      the server was not reached, or what came back is not its word
-        ConnectError      no connection, or it broke
+      TransportError      the server was not reached, or the reply is not stepd's
+        ConnectError      the connection failed or broke
         TimeoutError      no connection or no bytes in time
-      ServerError         the server's own error; one class each in _error_table.py
+      ServerError         the server reported an error; subclasses in _error_table.py
 
 After any of them nothing has changed: params and state are as they were.
 """
@@ -22,9 +22,9 @@ class StepdError(Exception):
 
 
 class TransportError(StepdError):
-    """There is no answer of the server.
+    """The server did not answer.
 
-    ``status`` and ``retry_after`` (seconds) are a proxy's, if one answered.
+    ``status`` and ``retry_after`` (seconds) are set if a proxy answered instead.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TransportError(StepdError):
 class ConnectError(TransportError, ConnectionError):
     """The connection could not be made, or it broke.
 
-    ``refused`` says that nobody listens at the address.
+    ``refused`` is true if nothing listens at the address.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class ConnectError(TransportError, ConnectionError):
 
 
 class TimeoutError(TransportError, builtins.TimeoutError):  # noqa: A001
-    """The connection or the next bytes of the answer did not come in time."""
+    """The connection, or the next bytes of the reply, did not come in time."""
 
 
 class ServerError(StepdError):
-    """An error that the server reports.
+    """An error that the server reported.
 
-    A problem as the server sends it:
+    On the wire:
     {"type": "urn:stepd:error:INVALID_PARAMS", "title": "...", "status": 400,
      "detail": "/optimizer/lr: expected ...", "code": -32602, "name": "INVALID_PARAMS",
      "field": "/optimizer/lr", "expected": "...", "found": "...", "request_id": "..."}
@@ -76,7 +76,7 @@ class ServerError(StepdError):
     #: Its HTTP status.
     status: int = 0
 
-    #: All errors of the server by name.
+    #: All error classes by name.
     by_name: ClassVar[dict[str, type[ServerError]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -87,19 +87,19 @@ class ServerError(StepdError):
         self.name = problem["name"]
         self.code = problem.get("code", self.code)
         self.status = problem.get("status", self.status)
-        #: JSON pointer to the parameter that is wrong.
+        #: JSON pointer to the faulty parameter.
         self.field: str | None = problem.get("field")
         self.expected: str | None = problem.get("expected")
         self.found: str | None = problem.get("found")
-        #: The first tensors concerned.
+        #: The first of the tensors concerned.
         self.tensors: tuple[str, ...] = tuple(problem.get("tensors", ()))
-        #: Seconds after which the call may succeed.
+        #: Seconds to wait before a retry.
         self.retry_after: float | None = seconds_of(problem.get("retry_after"))
-        #: The request in the server's log.
+        #: The request's id in the server's log.
         self.request_id: str | None = problem.get("request_id")
 
     def problem(self) -> dict[str, Any]:
-        """What the error was made of."""
+        """Return the problem details that the error was made from."""
         fields = ("name", "code", "status", "field", "expected", "found")
         more = ("tensors", "retry_after", "request_id")
         return {
@@ -112,9 +112,9 @@ class ServerError(StepdError):
 
 
 def server_error(problem: Any) -> ServerError:
-    """The error of a problem: the base class for a name that is not in the table.
+    """Return the error for problem details; the base class for an unknown name.
 
-    Raises ValueError, KeyError or TypeError for what is no problem of stepd's.
+    Raises ValueError, KeyError or TypeError if they are not stepd's.
     """
     name = problem["name"]
     if problem["type"] != f"urn:stepd:error:{name}":
@@ -123,6 +123,6 @@ def server_error(problem: Any) -> ServerError:
 
 
 def seconds_of(value: Any) -> float | None:
-    """A number of seconds that can be waited; None for all else."""
+    """Return a finite number of seconds from 0 on; None for anything else."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) and value >= 0 else None

@@ -1,9 +1,9 @@
-"""Memory that is used again once nothing views it.
+"""Memory that is reused once nothing views it.
 
-New memory costs more than a step does with it: its pages are cleared by the system at
-the first touch. So a pool keeps what came back, and gives it out again. What is given
-out comes back by itself, when the last array or memory view of it is gone, however far
-that one is from the first: numpy's views hold on to what they are views of.
+New memory costs more than the step itself, because the system clears each page at the
+first touch. So a pool keeps returned memory and hands it out again. A region returns
+by itself when the last array or memory view of it is gone, because every numpy view
+refers to the object that it is a view of.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from time import monotonic
 
 import numpy as np
 
-#: Below this, memory is not worth keeping: the allocator does that by itself.
+#: Smaller memory is not pooled: the allocator already reuses it.
 KEPT_BYTES = 2**20
 
-#: Seconds after which what nobody needed is given back to the system.
+#: Seconds after which unused memory is given back to the system.
 _KEPT_SECONDS = 60.0
 
-#: How often this process has forked.
+#: How often this process has been forked from another.
 _forks = 0
 
 
@@ -38,48 +38,48 @@ class Region:
 
     def __init__(self, memory: memoryview) -> None:
         self.memory = memory
-        #: Whether the pool takes it back.
+        #: Whether the pool takes the region back.
         self.is_reusable = True
-        #: When it came back to the pool.
+        #: When the region came back to the pool.
         self.since = 0.0
         self._forks = _forks
 
     @property
     def is_stale(self) -> bool:
-        """Whether it is time to let it go.
+        """Whether the pool should drop the region.
 
-        After a fork another process may view it, and its views are not known here.
+        After a fork another process may have views of it that are unknown here.
         """
         return self._forks != _forks or monotonic() - self.since > _KEPT_SECONDS
 
 
 class Pool:
-    """Gives out memory, and again what came back. Threads may share it.
+    """A pool of memory. Safe to share between threads.
 
-    It holds no more than was in use at once, and of that what was used of late.
+    It keeps at most as much as was in use at once, and only what was used recently.
     """
 
     def __init__(self) -> None:
-        # There is no lock, because regions come back wherever the last view happens to
-        # end, and that may be in the middle of any method here. Each step is atomic.
+        # Without a lock, because a region may return inside any method here, wherever
+        # the last view of it ends. Each operation on the list is atomic.
         self._free: list[Region] = []
 
     def close(self) -> None:
-        """Give back what is free, and what comes back later."""
+        """Release the free regions, and any that come back later."""
         self._free = []
 
     def take(self, nbytes: int) -> tuple[memoryview, Region]:
-        """Some bytes, of any content, and the region that they are the start of."""
+        """Return ``nbytes`` of uninitialized memory, and the region that it starts."""
         region = self._reused(nbytes) or self._make(nbytes)
-        # An array, for numpy does not look for an owner beyond the first array that is
-        # no view of another one; and such a one cannot be collected as part of a cycle.
+        # An array as the owner: numpy views refer to the first array that owns its
+        # memory, and such an array is never part of a reference cycle.
         lease = np.frombuffer(region.memory, np.uint8, nbytes)
         finalizer = weakref.finalize(lease, _give_back, region, self._free)
         finalizer.atexit = False
         return lease.data, region
 
     def _make(self, nbytes: int) -> Region:
-        # Not a bytearray, which would be filled with zeros first.
+        # Not a bytearray, which would be zeroed first.
         return Region(np.empty(nbytes, np.uint8).data)
 
     def _reused(self, nbytes: int) -> Region | None:
@@ -89,12 +89,12 @@ class Pool:
                 self._claim(region)
             elif nbytes <= region.memory.nbytes <= 2 * nbytes:
                 fits.append(region)
-        # What was used last is likeliest to be in the processor's cache.
+        # The most recently used region is the likeliest to be in the processor's cache.
         fits.sort(key=lambda region: (region.memory.nbytes, -region.since))
         return next(filter(self._claim, fits), None)
 
     def _claim(self, region: Region) -> bool:
-        """Take it off the free ones, unless another thread was faster."""
+        """Take the region from the free ones; False if another thread was faster."""
         try:
             self._free.remove(region)
         except ValueError:

@@ -17,27 +17,27 @@ def is_double(array: Array) -> bool:
 
 
 def differ_in_arithmetic(params: Arrays, grads: Arrays) -> bool:
-    """Whether a float64 tensor belongs to one that is none."""
+    """Whether just one of a parameter and its gradient is float64, for any pair."""
     return any(
         is_double(param) != is_double(grads[name]) for name, param in params.items()
     )
 
 
 def zeros_of(tensor: KeptTensor) -> Array:
-    """What stands for a parameter where its values do not matter; takes no memory."""
+    """Zeros in place of a parameter whose values do not matter; uses no memory."""
     dtype = np.float64 if tensor.is_double else np.float32
     return np.broadcast_to(np.zeros((), dtype), tensor.shape)
 
 
 def clips_by_norm(optimizer: Optimizer, clip: Mapping[str, float] | None) -> bool:
-    """Whether the step needs the norm over all gradients, and does not have it."""
+    """Whether the step clips by a norm that the caller has not passed."""
     given = clip or {}
     needs = "max_norm" in given or optimizer.get("max_grad_norm") is not None
     return needs and "total_norm" not in given
 
 
 def total_norm(norms: Mapping[str, TensorNorms]) -> float:
-    """The norm over all gradients, added in the order in which a server adds."""
+    """Return the norm over all gradients, summed in the server's order of addition."""
     total = 0.0
     for name in sorted(norms, key=str.encode):
         total += norms[name].grad_squares

@@ -19,50 +19,50 @@ NonFinite = Literal["error", "skip", "propagate"]
 
 
 class Reply(TypedDict, total=False):
-    """The parts of a step's reply, if they differ from the default."""
+    """The results in a step's reply, if they differ from the default."""
 
-    #: As they are, rounded to bfloat16 (to nearest even; not from float64), or nothing.
+    #: Unchanged; rounded to bfloat16 (to nearest even), except float64; or omitted.
     params: Literal["same", "bf16", "none"]
-    #: As it is, or nothing: then it stays on the server only, and needs ``cache``.
+    #: Unchanged, or omitted: then only the server has it, which needs ``cache``.
     state: Literal["same", "none"]
-    #: Whether the server shall keep the new parameters and the new state, if it can.
+    #: Whether the server caches the new parameters and state, if it has a cache.
     cache: bool
 
 
 class StepOptions(TypedDict, total=False):
-    """The options of a step. Each may be None, which means its default."""
+    """The options of a step. None means the default."""
 
     #: Hyperparameters of some tensors: ``[{"tensors": ["*.bias"], "optimizer": {}}]``.
     groups: Groups | None
-    #: A learning-rate schedule, by each tensor's own count of steps.
+    #: A learning-rate schedule; each tensor's own step count is its time.
     schedule: Schedule | None
-    #: ``{"max_norm": 1.0}`` or ``{"max_value": 0.5}``, after the loss scale; beside
-    #: ``max_norm`` the ``total_norm`` over all gradients, of which the call has some.
+    #: ``{"max_norm": 1.0}`` or ``{"max_value": 0.5}``, after the loss scale.
+    #: ``total_norm`` is the norm over all gradients, if this call holds only some.
     clip: Mapping[str, float] | None
     #: The divisor of the gradients.
     loss_scale: float | None
-    #: The reaction to a NaN or an infinity in a gradient.
+    #: What a NaN or an infinity in a gradient does.
     non_finite: NonFinite | None
-    #: Whether a gradient of the step that another call has holds NaN or infinity.
+    #: Whether another call of the same step has NaN or infinity in its gradients.
     others_non_finite: bool | None
-    #: The statistics of the result: none, over all tensors, or of each as well.
+    #: Statistics in the result: none, over all tensors, or of each tensor as well.
     stats: Literal["none", "global", "tensor"] | None
-    #: Whether the state has a float32 copy of each bfloat16 and float16 parameter.
+    #: Whether the state keeps a float32 copy of each bfloat16 and float16 parameter.
     master_weights: bool | None
-    #: ``{"seed": 1}`` rounds bfloat16 parameters up or down at random.
+    #: ``{"seed": 1}`` rounds bfloat16 parameters stochastically.
     stochastic_rounding: Mapping[str, int] | None
-    #: The parts of the reply.
+    #: The results in the reply.
     reply: Reply | None
-    #: ``cached`` of an earlier result, for what the server still has.
+    #: ``cached`` of an earlier result; the client does not send what it names.
     cached: Cached | None
 
 
-#: Their names.
+#: The names of the options.
 STEP_OPTIONS = sorted(StepOptions.__optional_keys__)
 
 
 def step_options(given: Mapping[str, Any]) -> StepOptions:
-    """The options, by names that a step has. Raises TypeError for any other name."""
+    """Return the options. Raises TypeError for an unknown name."""
     for name in given:
         if name not in STEP_OPTIONS:
             expected = ", ".join(STEP_OPTIONS)
@@ -72,6 +72,6 @@ def step_options(given: Mapping[str, Any]) -> StepOptions:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of a sentence about an unknown name."""
+    """Return a hint with the nearest known name, for an error about an unknown one."""
     near = difflib.get_close_matches(name, known, 1)
     return f"; the nearest is {near[0]}" if near else ""

@@ -1,4 +1,4 @@
-"""What several calls say, as one call with all their tensors says it."""
+"""Merges errors and warnings of several calls into those of one call."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 
 from ._error_table import NonFiniteGradient
 
-#: Tensors that a server names in an error or a warning.
+#: How many tensors a server names in an error or a warning.
 _NAMED_TENSORS = 8
 
-#: Tensors as a server lists them in a sentence: "a" (1 value), "b" (2 values) and 3
-#: more tensors. Names are JSON.
+#: The server's list of tensors in a sentence: "a" (1 value), "b" (2 values) and 3 more
+#: tensors. Names are JSON strings.
 _LISTED = r'"(?:[^"\\]|\\.)*" \(\d+ values?\)'
 _LISTING = re.compile(
     rf"(?P<head>.*?)(?P<list>{_LISTED}(?:, {_LISTED})*)"
@@ -23,9 +23,9 @@ _LISTING = re.compile(
 
 
 def joined_sentences(sentences: Iterable[str]) -> list[str]:
-    """Sentences without repetition, in the order of their text, as in one call.
+    """Remove duplicates and sort by text, as one call would.
 
-    Those that differ in the tensors only become one, which lists the first of all.
+    Sentences that differ only in their tensors are merged.
     """
     listings: dict[tuple[str, str], list[str]] = {}
     more: dict[tuple[str, str], int] = {}
@@ -53,9 +53,9 @@ def _name_in(entry: str) -> str:
 
 
 def joined_refusal(refusals: Sequence[NonFiniteGradient]) -> NonFiniteGradient:
-    """The error of one call with all tensors that several calls have refused.
+    """Return the error of one call with all the tensors that several calls refused.
 
-    Calls without such tensors refuse because of the others', and name none.
+    Calls whose own gradients are finite refuse because of others, and name no tensors.
     """
     refusals = [error for error in refusals if error.tensors] or refusals[:1]
     first = refusals[0]
@@ -68,7 +68,7 @@ def joined_refusal(refusals: Sequence[NonFiniteGradient]) -> NonFiniteGradient:
         {
             **first.problem(),
             "tensors": sorted(tensors, key=str.encode)[:_NAMED_TENSORS],
-            # Where a text was cut for its length, that of the first call has to do.
+            # The server truncates long texts per call; the first call's text is used.
             **{member: joined_sentences(each)[0] for member, each in texts.items()},
         }
     )

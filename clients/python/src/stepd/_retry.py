@@ -1,4 +1,4 @@
-"""When a call is sent again, and when not."""
+"""When to retry a call, and how long to wait before."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ logger = logging.getLogger("stepd")
 #: Statuses after which the same call may succeed.
 PASSING = frozenset({408, 429, 502, 503, 504})
 
-#: Seconds between two attempts at most while connections are refused.
+#: Longest wait, in seconds, between attempts while connections are refused.
 _LONGEST_REFUSED_PAUSE = 1.0
 
 
 def is_passing(error: StepdError) -> bool:
-    """Whether the same server may take the same call later.
+    """Whether the same server may accept the same call later.
 
-    A step is a pure function, so to send it again is always safe.
+    A step is a pure function, so a retry is always safe.
     """
     if isinstance(error, TransportError):
         return error.status is None or error.status in PASSING
@@ -34,9 +34,9 @@ def is_passing(error: StepdError) -> bool:
 
 
 def is_of_server(error: StepdError) -> bool:
-    """Whether another server may take the same call: the call itself is not wrong.
+    """Whether the error lies with the server, so that another may accept the call.
 
-    So it is with all that no stepd said, such as the 404 of another service there.
+    This includes every reply that is not stepd's, such as another service's 404.
     """
     if isinstance(error, TransportError):
         return True
@@ -44,20 +44,19 @@ def is_of_server(error: StepdError) -> bool:
 
 
 def is_refused(error: StepdError) -> bool:
-    """Whether nobody listens at the address, as while a server starts anew."""
+    """Whether nothing listens at the address, as during a restart."""
     return isinstance(error, ConnectError) and error.refused
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a call is sent again, and after which pauses.
+    """How often to retry a call, and how long to wait before.
 
-    The pause doubles from ``first`` to ``longest`` seconds and is shortened at random
-    by up to a half. What the server says (Retry-After) is the least, but no more than
-    ``longest_asked`` seconds.
+    The wait doubles from ``first`` to ``longest`` seconds, minus a random part of up to
+    a half. The server's Retry-After is the least wait, up to ``longest_asked`` seconds.
 
-    A refused connection does not count as an attempt: for ``refused`` seconds it is
-    tried again, at least once a second, so that a server may be started anew.
+    Refused connections do not count as attempts: for ``refused`` seconds they are
+    retried at least once a second, to bridge a restart of the server.
     """
 
     attempts: int = 4
@@ -98,7 +97,7 @@ def _require_attempts(value: object, name: str, other: str) -> None:
 
 
 def retry_of(retries: int | Retry) -> Retry:
-    """A number of attempts with its pauses; 0 is for no second attempt at all."""
+    """Return a Retry with that many attempts; 0 turns every retry off."""
     if isinstance(retries, Retry):
         return retries
     _require_attempts(retries, "retries", " or a stepd.Retry")
@@ -106,7 +105,7 @@ def retry_of(retries: int | Retry) -> Retry:
 
 
 class Pauses:
-    """The pauses of one call, which ends at ``end`` on the monotonic clock."""
+    """The waits of one call, which ends at ``end`` on the monotonic clock."""
 
     def __init__(self, retry: Retry, server: str, end: float = math.inf) -> None:
         self._retry = retry
@@ -146,7 +145,7 @@ class Pauses:
 
 
 class Tries(Generic[T]):
-    """What is sent for one call until it succeeds or is given up."""
+    """The attempts of one call, which may change what is sent."""
 
     def __init__(self, call: Call[T], pauses: Pauses) -> None:
         #: What to send next.
@@ -154,7 +153,7 @@ class Tries(Generic[T]):
         self._pauses = pauses
 
     def after(self, error: StepdError) -> float:
-        """Seconds until the next is to be sent. Raises the error to give up."""
+        """Return the seconds until the next attempt. Raises the error to give up."""
         instead = self.call.instead(error)
         if instead is not None:
             self.call = instead

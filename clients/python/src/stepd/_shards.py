@@ -1,4 +1,4 @@
-"""A step over several calls, connections and replicas, whose result is that of one."""
+"""A step split over several calls, connections and replicas, with one call's result."""
 
 from __future__ import annotations
 
@@ -54,25 +54,25 @@ T = TypeVar("T")
 
 MIB = 2**20
 
-#: Seconds that a replica is left alone after a failure, while there are others:
-#: doubled with each failure in a row.
+#: Cool-down in seconds of a replica after a failure, while there are others. It
+#: doubles with each failure in a row.
 _FIRST_REST = 1.0
 _LONGEST_REST = 60.0
 
 
 class ShardedClient:
-    """Steps a model over several servers as if one had done it, bit for bit.
+    """Splits a step over several servers. The result has the same bits as one call.
 
-    ``urls`` are replicas: any serves any call. Tensors are packed in their order into
-    calls of about ``request_bytes`` (parameters, gradients and state together; a
-    larger tensor goes alone), and ``connections`` calls are under way at once.
+    ``urls`` are interchangeable replicas. Tensors are packed in their order into calls
+    of about ``request_bytes`` (parameters, gradients and state together; a larger
+    tensor gets its own call), and ``connections`` calls run at once.
 
-    A call that a replica fails, and not because the call is wrong, goes to another one
-    at once. When all have failed there is a pause; ``retries`` counts the rounds after
-    the first, but for those in which every one refused the connection. A replica that
-    failed is left alone while there are others: for 1 s, and twice as long after each
-    further failure, up to 60 s. The other arguments are those of :class:`Client`.
-    Threads may share it.
+    A call that fails, unless the call itself is wrong, goes to another replica at once.
+    When all replicas have failed, the client waits. ``retries`` limits the rounds after
+    the first, not counting rounds in which every replica refused the connection. A
+    failed replica is avoided for a cool-down of 1 s, doubled with each failure in a
+    row, up to 60 s. The other arguments are those of :class:`Client`. Safe to share
+    between threads.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ShardedClient:
             for url in urls
         ]
         if shared_dir is not None:
-            # One for all: what came from one replica may go to another.
+            # One folder for all, so that a result of one replica can go to another.
             shared = SharedFolder(shared_dir)
             for replica in self._replicas:
                 replica.client._shared = shared
@@ -141,11 +141,11 @@ class ShardedClient:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy has connections and threads of its own.
+        # A copy gets its own connections and threads.
         return self._again, ()
 
     def close(self) -> None:
-        """Close the idle connections and end the threads. Calls raise RuntimeError."""
+        """Close idle connections, end the threads. Later calls raise RuntimeError."""
         self._is_closed = True
         self._threads.shutdown(cancel_futures=True)
         for replica in self._replicas:
@@ -161,15 +161,15 @@ class ShardedClient:
         timeout: float | Timeout | None = None,
         **options: Unpack[StepOptions],
     ) -> StepResult:
-        """One update: the result of :meth:`Client.step`, and its errors.
+        """Run one step: the result of :meth:`Client.step`, and its errors.
 
         Clipping by the norm over all gradients, LAMB's ``max_grad_norm`` and
-        ``non_finite="skip"`` take a round of ``norms`` first. Statistics are those of
-        single calls, so there are none here.
+        ``non_finite="skip"`` take a round of ``norms`` first. There are no statistics,
+        because the server computes them per call.
 
         ``cached`` is that of an earlier result of a ShardedClient. The tensors are
-        packed as they were then, and each call goes first to the server that keeps
-        what it names. Another one is sent what is given beside it.
+        packed as they were then, and each call goes first to the server that has its
+        blobs. Any other server receives ``params`` and ``state``.
         """
         span = self._span(timeout)
         options = step_options(options)
@@ -194,7 +194,7 @@ class ShardedClient:
         known: dict[str, KeptTensor] = {}
         for shard in shards:
             known.update(shard.tensors)
-        # What belongs to no parameter goes with the first call, whose server says so.
+        # A gradient or state without a parameter joins the first call, to be refused.
         shards[0].strays += sorted(grads.keys() - known.keys())
         if state is not None:
             shards[0].strays += [name for name in state.steps if name not in known]
@@ -230,8 +230,8 @@ class ShardedClient:
         answers = self._each(shards, call, span)
         results = [result for result, _ in answers]
         skipped = any(result.skipped for result in results)
-        # A shard without gradients is warned of by itself, which says nothing of a
-        # step that has some.
+        # A shard without gradients warns about that, which is wrong for a step that
+        # has some in other shards.
         warnings = itertools.chain.from_iterable(
             result.warnings
             for shard, result in zip(shards, results, strict=True)
@@ -275,7 +275,7 @@ class ShardedClient:
         master_weights: bool | None = None,
         timeout: float | Timeout | None = None,
     ) -> State:
-        """The state before the first step, as :meth:`Client.init`."""
+        """Return the state before the first step, as :meth:`Client.init`."""
         span = self._span(timeout)
         require_arrays("params", params)
 
@@ -299,7 +299,7 @@ class ShardedClient:
         loss_scale: float | None = None,
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
-        """Sums of squares by tensor and the norm over all, as :meth:`Client.norms`."""
+        """Return the sums of squares and the norm over all, as :meth:`Client.norms`."""
         require_arrays("grads", grads)
         if params is not None:
             require_arrays("params", params)
@@ -318,7 +318,7 @@ class ShardedClient:
         return NormsResult(tensors, total_norm(tensors), said)
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Formula, references, hyperparameters, slots and cost of an optimizer."""
+        """Return formula, references, hyperparameters, slots and cost."""
         span = self._span(None)
         return self._anywhere(
             lambda client: client.describe(name, timeout=span.rest()), span
@@ -340,8 +340,8 @@ class ShardedClient:
         def call(shard: _Shard) -> Callable[[Client], NormsResult]:
             own = _only(grads, shard.names)
             given: dict[str, Array] | None = _only(params or {}, list(own))
-            # The parameter's dtype decides in which the gradient is squared, so it has
-            # to be there where it would be another. Else its bytes can stay here.
+            # The parameter's dtype decides the arithmetic, so parameters are sent only
+            # if just one of a pair is float64.
             if not of_params and not differ_in_arithmetic(given or {}, own):
                 given = None
             return lambda client: client.norms(
@@ -351,7 +351,7 @@ class ShardedClient:
         return self._each(shards, call, span)
 
     def _pack(self, params: Arrays, grads: Arrays, state: State | None) -> list[_Shard]:
-        """The tensors by call, in their order. There is at least one call."""
+        """Split the tensors, in their order, into at least one call."""
         sizes = {name: np.asarray(array).nbytes for name, array in params.items()}
         for name in sizes:
             if name in grads:
@@ -379,10 +379,10 @@ class ShardedClient:
         call: Callable[[_Shard], Callable[[Client], T]],
         span: Span,
     ) -> list[T]:
-        """Make a call for each shard, some at once. Raises the first one's error.
+        """Run a call for each shard, several at once. Raises the first shard's error.
 
-        But for gradients that are not finite, which is for one call the last thing to
-        be wrong, and of which it names those of all tensors.
+        Errors about non-finite gradients are merged instead: one call checks for them
+        last, and names all such tensors.
         """
 
         if self._is_closed:
@@ -413,10 +413,10 @@ class ShardedClient:
     def _anywhere(
         self, call: Callable[[Client], T], span: Span, home: str | None = None
     ) -> T:
-        """Try the replicas until one answers. What is wrong with the call is raised.
+        """Try the replicas until one answers. Raises at once if the call is wrong.
 
-        The one at ``home`` is the first, if it does not rest. Of what one does not have
-        and was not given, another may.
+        ``home`` comes first unless it is cooling down. After BlobMissing the next
+        replica is tried, which may have the blob.
         """
         pauses = Pauses(self._retry, "every stepd replica", span.end)
         while True:
@@ -438,7 +438,7 @@ class ShardedClient:
                         if is_of_server(error):
                             replica.rest(failed_before + 1)
                         else:
-                            # One that refuses a call is well.
+                            # A replica that refuses a call works.
                             replica.recover()
                     if not is_of_server(error) and not isinstance(error, BlobMissing):
                         raise
@@ -450,7 +450,7 @@ class ShardedClient:
                     with self._lock:
                         replica.calls -= 1
             missing = [one for one in failures if isinstance(one, BlobMissing)]
-            # The first to take calls again is worth waiting for.
+            # Wait for the replica that will be ready first.
             heard = [one for one in failures if not is_refused(one)]
             pause = pauses.after(min(heard or failures, key=_asked))
             if pause is None or len(missing) == len(failures):
@@ -460,14 +460,14 @@ class ShardedClient:
 
 @dataclass
 class _Shard:
-    """The part of a step that one call makes."""
+    """One call of a step."""
 
     #: The parameters, in their order.
     tensors: dict[str, KeptTensor]
-    #: What the server at ``url`` keeps of them and of their state.
+    #: What the server at ``url`` has cached of them and of their state.
     kept: Cached | None = None
     url: str | None = None
-    #: Gradients and parts of the state that belong to no parameter.
+    #: Gradients and parts of the state without a parameter.
     strays: list[str] = field(default_factory=list)
 
     @property
@@ -475,7 +475,7 @@ class _Shard:
         return [*self.tensors, *self.strays]
 
     def stepped(self, names: Collection[str]) -> dict[str, KeptTensor]:
-        """The parameters after a step of those that are named."""
+        """Return the parameters, with a step more for those in ``names``."""
         return {
             name: tensor._replace(step=tensor.step + (name in names))
             for name, tensor in self.tensors.items()
@@ -483,9 +483,9 @@ class _Shard:
 
 
 def _kept(cached: Cached, params: Arrays | None, state: State | None) -> list[_Shard]:
-    """The calls of the result that ``cached`` is of.
+    """Return the calls of the result that ``cached`` belongs to.
 
-    Raises ValueError where something is neither named nor given.
+    Raises ValueError if a blob is neither named nor given.
     """
     if not cached.shards:
         found = "a Client's, which names all tensors together"
@@ -511,17 +511,17 @@ class _Replica:
         self.client = client
         self.calls = 0
         self.turn = 0
-        #: In a row.
+        #: Failures in a row.
         self.failures = 0
         self.rests_until = 0.0
 
     def burden(self, home: str | None) -> tuple[float, bool, int, int]:
-        """Least for the next to call: not resting, home, fewest calls, longest ago."""
+        """Sort key, lowest first: cool-down, not home, calls in progress, last use."""
         rest = self.rests_until if self.rests_until > monotonic() else 0.0
         return rest, self.client.url != home, self.calls, self.turn
 
     def rest(self, failures: int) -> None:
-        """Leave it alone. Calls that were under way together have failed once."""
+        """Start a cool-down. Calls that fail together count as one failure."""
         self.failures = max(self.failures, failures)
         rest = math.ldexp(_FIRST_REST, min(self.failures - 1, 10))
         self.rests_until = monotonic() + min(rest, _LONGEST_REST)
@@ -532,7 +532,7 @@ class _Replica:
 
 
 def _asked(error: StepdError) -> float:
-    """Seconds that a server asked to wait; those that did not ask come last."""
+    """Return the server's Retry-After in seconds; infinity if it gave none."""
     asked: float | None = getattr(error, "retry_after", None)
     return math.inf if asked is None else asked
 

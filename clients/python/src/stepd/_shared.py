@@ -1,8 +1,8 @@
 """A folder that the client shares with a server on its host, for instance in /dev/shm.
 
-What a call sends is laid out in files there, and the server writes results to others:
-only their places go over the connection. A file is mapped into memory, and is used
-again when nothing views it any more.
+The client writes its blobs to files there, and the server writes results to others;
+only their places go over the connection. Files are mapped into memory, and are reused
+when nothing views them any more.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import numpy as np
 from ._memory import Pool, Region
 from ._wire import Blob
 
-#: Smaller blobs go over the connection: naming a place would not be faster.
+#: Smaller blobs go over the connection, which is as fast.
 SHARED_BYTES = 65536
 
-#: Smaller data are compared by their bytes: the steps, say, may be in other memory.
+#: Smaller parts are compared by value, because an equal copy may be in other memory.
 _COMPARED_BYTES = 4096
 
-#: What no file system makes other sizes of.
+#: Files grow in whole pages, as the file system allocates them.
 _PAGE_BYTES = 4096
 
 
 class SharedFile(Region):
-    """A file of the folder. It is removed when nothing needs it, or at the end."""
+    """A file of the folder, which is removed when nothing needs it, or at exit."""
 
     def __init__(self, folder: str, nbytes: int) -> None:
-        # The name is a secret: who knows it could write to the file.
+        # An unguessable name, because whoever knows it could write to the file.
         self.name = f"stepd-{secrets.token_hex(16)}"
         path = os.path.join(folder, self.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
@@ -43,7 +43,7 @@ class SharedFile(Region):
         self.remove = weakref.finalize(self, _remove, path, self.pid)
         try:
             size = -(-nbytes // _PAGE_BYTES) * _PAGE_BYTES
-            # Mapped memory for which there is no room would end the process.
+            # Without it, touching memory of a full file system would end the process.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, 0, size)
             else:
@@ -60,16 +60,16 @@ class SharedFile(Region):
 
 
 def _remove(path: str, pid: int) -> None:
-    # A forked child does not own the files.
+    # A forked child does not own its parent's files.
     if os.getpid() == pid:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
 
 class Place(dict[str, Any]):
-    """Where bytes lie in the folder, as the wire has it.
+    """A range of a file in the folder, in the wire's form.
 
-    ``parts`` are views of them: as long as these are there, the file is left alone.
+    ``parts`` are views of it; while any of them lives, the file is not reused.
     """
 
     def __init__(self, file: SharedFile, offset: int, parts: list[memoryview]) -> None:
@@ -79,18 +79,18 @@ class Place(dict[str, Any]):
         self._parts = parts
 
     def written(self, reply: Any) -> memoryview:
-        """What a reply says was written here. Raises ValueError if it was not."""
+        """Return the bytes that a reply reports. Raises ValueError if elsewhere."""
         if reply["file"] != self["file"] or reply["offset"] != self["offset"]:
             raise ValueError(f"expected bytes in {self['file']}, found {reply!r}")
-        # From now on the server leaves the file alone.
+        # The reply shows that the server has finished with the file.
         self._file.is_reusable = True
         return self._parts[0][: reply["length"]]
 
 
 class SharedFolder(Pool):
-    """Files in one folder.
+    """The files in one folder.
 
-    Raises OSError where there is no folder, or one that cannot be written.
+    Raises OSError if the folder is missing or not writable.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -107,16 +107,16 @@ class SharedFolder(Pool):
             raise OSError(error.errno, sentence, self._path) from error
 
     def close(self) -> None:
-        """Remove all files. Arrays that view them stay as they are."""
+        """Remove all files. Arrays that view them stay valid."""
         for file in self._own():
             file.remove()
         self._files.clear()
         super().close()
 
     def source(self, blob: Blob) -> Blob | Place:
-        """Where a blob's bytes lie in the folder already, or where they are copied to.
+        """Return the place of a blob's bytes, and copy them there if necessary.
 
-        The blob itself if it is small. Raises OSError where there is no room.
+        Returns a small blob itself. Raises OSError if the folder is full.
         """
         if blob.nbytes < SHARED_BYTES:
             return blob
@@ -130,10 +130,10 @@ class SharedFolder(Pool):
         return Place(file, 0, [memory])
 
     def target(self, nbytes: int) -> Place | None:
-        """Where a result of so many bytes shall go; None if it is small.
+        """Reserve a place for a result of ``nbytes``; None if it is small.
 
-        The file is used again only if a reply says that it is written: where a reply
-        is lost, the server may still write. Raises OSError where there is no room.
+        The file is reused only after a reply reports it: after a lost reply, the server
+        may still write to it. Raises OSError if the folder is full.
         """
         if nbytes < SHARED_BYTES:
             return None
@@ -152,13 +152,13 @@ class SharedFolder(Pool):
         return file
 
     def _own(self) -> list[SharedFile]:
-        """The files that this process has made, and that are still there."""
+        """Return the existing files that this process has made."""
         files = [reference() for reference in self._files.valuerefs()]
         pid = os.getpid()
         return [file for file in files if file is not None and file.pid == pid]
 
     def _found(self, blob: Blob) -> Place | None:
-        """The place of a blob whose data lie in a file as they would be sent."""
+        """Return the place of a blob that already lies in a file; None otherwise."""
         parts = blob.parts
         largest = max(range(len(parts)), key=lambda i: parts[i].nbytes)
         before = sum(part.nbytes for part in parts[:largest])
@@ -172,7 +172,7 @@ class SharedFolder(Pool):
 
 
 def _holds(memory: memoryview, blob: Blob) -> bool:
-    """Whether memory starts with a blob's bytes. Its data, if large, must be there."""
+    """Whether memory starts with a blob's bytes; large parts must be that memory."""
     start = 0
     for index, part in enumerate(blob.parts):
         there = memory[start : (start := start + part.nbytes)]

@@ -1,4 +1,4 @@
-"""The state of an optimizer: a safetensors file that any language reads."""
+"""The state of an optimizer: a safetensors file, readable from any language."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Source = bytes | bytearray | memoryview
 
 
 class State(Mapping[str, Array]):
-    """What an optimizer remembers: the last result's, and the next step's input.
+    """An optimizer's state: part of a step's result, and input of the next step.
 
-    A mapping from ``<slot>/<parameter>`` to a read-only array of the slot's shape
-    (float32, or float64 for float64 parameters), and from ``step/<parameter>`` to an
-    int64 scalar. The arrays are views of the file's bytes.
+    A read-only mapping. ``<slot>/<parameter>`` is an array of the parameter's shape in
+    float32, or float64 for float64 parameters; ``step/<parameter>`` is an int64 scalar.
+    The arrays are views of the file's bytes.
     """
 
     def __init__(self, file: Source) -> None:
-        """Read a file's bytes, without a copy. Raises ValueError if it is no state."""
+        """Parse a file's bytes, without a copy. Raises ValueError if not a state."""
         try:
             view = memoryview(file).cast("B")
         except TypeError:
@@ -52,19 +52,19 @@ class State(Mapping[str, Array]):
 
     @classmethod
     def of_server(cls, file: memoryview) -> State:
-        """The state of a reply, whose bytes are canonical: they go out as they came."""
+        """Return the state of a reply, whose bytes are sent back unchanged."""
         state = cls(file)
         state._file = file
         return state
 
     @functools.cached_property
     def _entries(self) -> dict[str, Tensor]:
-        # Made only for who needs all at once: the next step sends the file as it is.
+        # Built only on demand, because the next step sends the file unchanged.
         assert self._opened is not None
         return dict(tensors_in(*self._opened))
 
     def _items(self) -> Iterable[tuple[str, Tensor]]:
-        """All entries, one at a time where they are not there yet."""
+        """Iterate over all entries, without building the dict if it is missing."""
         if self._opened is None or "_entries" in vars(self):
             return self._entries.items()
         return tensors_in(*self._opened)
@@ -78,7 +78,7 @@ class State(Mapping[str, Array]):
     def from_entries(
         cls, optimizer: str, revision: int, entries: Iterable[tuple[str, Tensor]]
     ) -> State:
-        """A state of entries in any order. Their bytes are not copied."""
+        """Return a state of the entries, in any order, without copying their bytes."""
         state = cls.__new__(cls)
         metadata = {
             "format": FORMAT,
@@ -92,12 +92,12 @@ class State(Mapping[str, Array]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> State:
-        """Read a .safetensors file. Raises OSError, or ValueError if it is no state."""
+        """Read a .safetensors file. Raises OSError, or ValueError if not a state."""
         with open(path, "rb") as file:
             return cls(file.read())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a .safetensors file. A file of that name is replaced as a whole."""
+        """Write a .safetensors file. An existing file is replaced atomically."""
         partial = f"{os.fspath(path)}.{os.getpid()}.partial"
         try:
             with open(partial, "wb") as file:
@@ -109,11 +109,11 @@ class State(Mapping[str, Array]):
             raise
 
     def to_bytes(self) -> bytes:
-        """The file. Equal states are equal bytes."""
+        """Return the file's bytes. Equal states give equal bytes."""
         return b"".join(self.parts())
 
     def parts(self) -> list[memoryview]:
-        """The file in parts, whose bytes are those of the state."""
+        """Return the file in parts, which are views of the state's bytes."""
         if self._file is not None:
             return [self._file]
         return file_parts(self._entries, self._metadata)
@@ -125,12 +125,12 @@ class State(Mapping[str, Array]):
 
     @property
     def optimizer(self) -> str:
-        """The optimizer that wrote the state."""
+        """Name of the optimizer that wrote the state."""
         return self._metadata["optimizer"]
 
     @property
     def revision(self) -> int:
-        """The revision of that optimizer."""
+        """Revision of that optimizer's arithmetic."""
         return int(self._metadata["revision"])
 
     @property
@@ -144,7 +144,7 @@ class State(Mapping[str, Array]):
 
     @property
     def slots(self) -> dict[str, dict[str, Array]]:
-        """The arrays by slot, then by parameter; without the steps."""
+        """Return the arrays by slot, then by parameter; without the steps."""
         slots: dict[str, dict[str, Array]] = {}
         for slot, name, tensor in self.entries():
             if slot != STEP:
@@ -152,13 +152,13 @@ class State(Mapping[str, Array]):
         return slots
 
     def entries(self) -> Iterator[tuple[str, str, Tensor]]:
-        """Slot, parameter and entry of everything in the file."""
+        """Iterate over slot, parameter and tensor of all entries."""
         for key, tensor in self._items():
             slot, _, name = key.partition("/")
             yield slot, name, tensor
 
     def pick(self, parameters: Collection[str]) -> State:
-        """The state of some parameters, without a copy."""
+        """Return the part of the state for some parameters, without a copy."""
         if isinstance(parameters, str):
             raise TypeError(f"parameters: expected names, found one str {parameters!r}")
         wanted = frozenset(parameters)
@@ -174,7 +174,7 @@ class State(Mapping[str, Array]):
 
     @classmethod
     def join(cls, states: Iterable[State]) -> State:
-        """The states of different parameters as one: the server's own bytes for them.
+        """Merge states of different parameters, into the bytes a server would write.
 
         Raises ValueError without a state.
         """

@@ -1,7 +1,7 @@
 """Arrays as safetensors files and back, without copies.
 
-A file goes out as a short header and memory views of the arrays; a file that came
-in is one buffer, and its arrays are views of it.
+A file is sent as a short header and memory views of the arrays. A received file is
+one buffer, and its arrays are views of it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ except ImportError:
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
-#: The dtype of bfloat16 arrays: that of ml_dtypes if it is installed, else uint16
-#: with a mark. ``bits.view(stepd.bfloat16)`` makes such an array of uint16 bits.
+#: The dtype of bfloat16 arrays: ml_dtypes' if that is installed, otherwise uint16 with
+#: metadata. ``bits.view(stepd.bfloat16)`` makes such an array from uint16 bits.
 bfloat16: np.dtype[Any] = (
     np.dtype(np.uint16, metadata={"stepd": "BF16"})
     if _bfloat16 is None
     else np.dtype(_bfloat16)
 )
 
-#: In the order of a canonical file.
+#: By safetensors name, in the order of a canonical file.
 _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
@@ -46,30 +46,30 @@ _MAX_HEADER_BYTES = 100_000_000
 
 
 class Tensor(NamedTuple):
-    """An entry of a file: dtype in the names of safetensors, shape, bytes."""
+    """A tensor in a file: safetensors dtype, shape, bytes."""
 
     dtype: str
     shape: tuple[int, ...]
     data: memoryview
 
 
-#: The names in files of the dtypes that a caller's arrays may have.
+#: The safetensors names of the dtypes that a caller's arrays may have.
 _WIRE: dict[Any, str] = {_DTYPES[name]: name for name in ("F64", "F32", "F16")}
 
-#: Smaller arrays are copied to one part: that costs less than a view of each.
+#: Smaller arrays are copied into one part, which costs less than a view of each.
 _COPIED_BYTES = 4096
 
-#: What no tensor can be called: the format has a use for the first, and the server
-#: refuses the other, which JavaScript has a use for.
+#: Names that no tensor may have: safetensors reserves the first, and JavaScript, so
+#: the server, the second.
 RESERVED_NAMES = frozenset({"__metadata__", "__proto__"})
 
 
-#: What numpy makes arrays of, in a dtype that the caller did not choose.
+#: Types that numpy would convert to an array of a dtype that the caller did not choose.
 _NO_ARRAYS = (list, tuple, dict, set, str, bytes, int, float, complex)
 
 
 def tensor_of(name: str, array: Any) -> Tensor:
-    """The entry of an array, a view of it where it is contiguous and little-endian.
+    """Return an array as a Tensor, a view if it is contiguous and little-endian.
 
     Raises TypeError for a dtype other than float16, bfloat16, float32 and float64.
     """
@@ -78,7 +78,7 @@ def tensor_of(name: str, array: Any) -> Tensor:
 
 
 def _sendable(name: str, array: Any) -> tuple[str, Array]:
-    """The dtype in a file, and the array as it lies there."""
+    """Return an array's safetensors dtype, and the array as the file holds it."""
     if type(array) is np.ndarray:
         wire = _WIRE.get(array.dtype)
         if wire is not None and array.flags.c_contiguous:
@@ -109,12 +109,12 @@ def _sendable(name: str, array: Any) -> tuple[str, Array]:
         raise TypeError(
             f"{name}: expected float16, bfloat16, float32 or float64, found {dtype}"
         )
-    # Of an array without dimensions it would make one with a dimension.
+    # The reshape, because ascontiguousarray turns a scalar into a 1-d array.
     return wire, np.ascontiguousarray(array).reshape(array.shape)
 
 
 def refuse_masked(name: str, array: Any) -> None:
-    """Raise TypeError for an array whose mask would be lost."""
+    """Raise TypeError for a masked array, whose mask would be lost."""
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(
             f"{name}: expected an array without a mask, found a masked array; "
@@ -123,7 +123,7 @@ def refuse_masked(name: str, array: Any) -> None:
 
 
 def name_fault(name: Any) -> str | None:
-    """Why a tensor cannot have a name, as a sentence; None if it can."""
+    """Return why no tensor can have that name, as a sentence; None if one can."""
     if not isinstance(name, str):
         return f"expected names as str, found {name!r}"
     if name in RESERVED_NAMES:
@@ -140,31 +140,31 @@ def _is_marked(dtype: np.dtype[Any]) -> bool:
 
 
 def scalar(dtype: str, value: float) -> Tensor:
-    """A scalar entry, I64 or F64."""
+    """Return a scalar tensor, I64 or F64."""
     array: Array = np.array([value], _DTYPES[dtype])
     return Tensor(dtype, (), array.view(np.uint8).data)
 
 
 def array_of(tensor: Tensor) -> Array:
-    """The array of an entry, a view of its bytes."""
+    """Return the array of a tensor, a view of its bytes."""
     array: Array = np.ndarray(tensor.shape, _DTYPES[tensor.dtype], tensor.data)
     return array
 
 
 def canonical(entries: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Entries in the order of a canonical file: by dtype, then by the name's UTF-8."""
+    """Return entries in canonical order: by dtype, then by UTF-8 order of names."""
     given = dict(entries)
     by_dtype: dict[str, list[str]] = {dtype: [] for dtype in _DTYPES}
     for name, tensor in given.items():
         by_dtype[tensor.dtype].append(name)
-    # The order of code points, in which str compares, is that of bytes in UTF-8.
+    # str compares by code point, which is the order of UTF-8 bytes.
     return {name: given[name] for own in by_dtype.values() for name in sorted(own)}
 
 
 def file_parts(
     entries: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> list[memoryview]:
-    """A safetensors file in parts: its header, then the bytes as they are."""
+    """Return a safetensors file in parts: the header, then each tensor's bytes."""
     header = _HeaderText()
     if metadata is not None:
         header.add_metadata(metadata)
@@ -174,10 +174,10 @@ def file_parts(
 
 
 def arrays_parts(field: str, arrays: Mapping[str, Any]) -> list[memoryview]:
-    """The file of a caller's arrays in parts, which are views of the larger arrays.
+    """Return a safetensors file of arrays in parts; large arrays are views.
 
-    Wide elements come first, so that all are aligned. Raises TypeError for what is no
-    array that can be sent.
+    Wide dtypes come first, so that all are aligned. Raises TypeError for an array that
+    cannot be sent.
     """
     if not isinstance(arrays, Mapping):
         found = type(arrays).__name__
@@ -210,10 +210,10 @@ def arrays_parts(field: str, arrays: Mapping[str, Any]) -> list[memoryview]:
 
 
 class _HeaderText:
-    """The header of a file, as text that grows.
+    """The header of a file, built as text.
 
-    Without a dict and lists for each tensor: of many small ones they would cost more
-    than the step, most of all in the garbage collector.
+    A dict and lists per tensor would cost more than the step for many small tensors,
+    above all in the garbage collector.
     """
 
     def __init__(self) -> None:
@@ -232,13 +232,13 @@ class _HeaderText:
         )
 
     def start(self) -> memoryview:
-        """Length and header, as a file starts."""
+        """Return the file's length field and header."""
         text = f"{{{','.join(self._entries)}}}".encode()
         padded = text.ljust(math.ceil(len(text) / _ALIGNMENT) * _ALIGNMENT)
         return memoryview(len(padded).to_bytes(_LENGTH_BYTES, "little") + padded)
 
 
-#: A name in JSON, not escaped but where it has to be.
+#: Encodes a name as a JSON string, with the fewest escapes.
 _quoted = json.encoder.encode_basestring
 
 
@@ -247,7 +247,7 @@ def _json(value: Any) -> str:
 
 
 class Entry(NamedTuple):
-    """What a header says of a tensor, whose bytes are between two places."""
+    """A tensor's header entry; ``begin`` and ``end`` delimit its bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -256,25 +256,25 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A header that was read. Nobody may change it."""
+    """A parsed header. It is cached, so it must not be changed."""
 
     metadata: dict[str, str]
     entries: dict[str, Entry]
 
 
-#: Headers of more bytes are read anew each time.
+#: Longer headers are not cached.
 _KEPT_HEADER_BYTES = 2**21
 
 
 @functools.lru_cache(maxsize=32)
 def _kept_header(text: bytes) -> Header:
-    """The header of a file. From step to step it is the same."""
+    """Parse a header, and cache it, because it stays the same from step to step."""
     return _read_header(text)
 
 
 def _read_header(text: bytes) -> Header:
     try:
-        # The format's own library takes sizes as digits alone: no 2.0, 2e0 or -0.
+        # The format's own library accepts sizes only as digits: no 2.0, 2e0 or -0.
         count = _count if b"-" in text else int
         header: dict[str, Any] = json.loads(text, parse_float=_count, parse_int=count)
         metadata: dict[str, str] = header.pop("__metadata__", {})
@@ -291,7 +291,7 @@ def _count(text: str) -> int:
 
 
 def open_file(file: memoryview) -> tuple[Header, memoryview]:
-    """Header and data of a safetensors file. Raises ValueError if it is none."""
+    """Return header and data of a safetensors file. Raises ValueError if invalid."""
     if file.nbytes < _LENGTH_BYTES:
         raise ValueError(f"a safetensors file has 8 bytes or more, not {file.nbytes}")
     length = int.from_bytes(file[:_LENGTH_BYTES], "little")
@@ -310,19 +310,19 @@ def open_file(file: memoryview) -> tuple[Header, memoryview]:
 
 
 def read_file(file: memoryview) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and entries of a safetensors file. Raises ValueError if it is none."""
+    """Return metadata and tensors of a file. Raises ValueError if invalid."""
     header, data = open_file(file)
     return header.metadata, dict(tensors_in(header, data))
 
 
 def tensors_in(header: Header, data: memoryview) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a file, as views of its data."""
+    """Iterate over names and tensors of a file, which are views of its data."""
     for name, (dtype, shape, begin, end) in header.entries.items():
         yield name, Tensor(dtype, shape, data[begin:end])
 
 
 def tensor_in(header: Header, data: memoryview, name: str) -> Tensor:
-    """One tensor of a file. Raises KeyError where there is none of that name."""
+    """Return one tensor of a file. Raises KeyError for an unknown name."""
     dtype, shape, begin, end = header.entries[name]
     return Tensor(dtype, shape, data[begin:end])
 
@@ -341,7 +341,7 @@ def _entry(name: str, entry: Mapping[str, Any]) -> Entry:
 
 
 def arrays_of(file: memoryview, names: Sequence[str] | None) -> dict[str, Array]:
-    """The arrays of a file in the order of the names or its own, as views of it."""
+    """Return a file's arrays, in the order of ``names`` or its own, as views of it."""
     header, data = open_file(file)
     arrays: dict[str, Array] = {}
     for name in header.entries if names is None else names:

@@ -1,4 +1,4 @@
-"""How long a call may take."""
+"""Limits on the duration of a call."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from time import monotonic
 class Timeout:
     """Limits in seconds; None is no limit.
 
-    ``connect`` limits the making of a connection, ``read`` a silence of the server, and
-    ``total`` one attempt, up to the last byte of its reply. ``deadline`` limits the
-    whole call, with all attempts and the pauses between them.
+    ``connect`` limits the connection, ``read`` the wait for the next bytes, ``total``
+    one attempt up to the last byte of its reply, and ``deadline`` the whole call with
+    all attempts and the waits between them.
     """
 
     connect: float | None = 5.0
@@ -29,7 +29,7 @@ class Timeout:
                 object.__setattr__(self, field.name, _seconds(value, field.name))
 
     def end(self) -> float:
-        """When a call that starts now has to end, on the monotonic clock."""
+        """Return the monotonic time at which a call that starts now must end."""
         return math.inf if self.deadline is None else monotonic() + self.deadline
 
 
@@ -49,7 +49,7 @@ DEFAULT_TIMEOUT = Timeout()
 
 
 def timeout_of(timeout: float | Timeout) -> Timeout:
-    """Limits of one number: it is that of an attempt, and so of every silence."""
+    """Return a Timeout; a number limits each attempt, and so each wait within it."""
     if isinstance(timeout, Timeout):
         return timeout
     seconds = _seconds(timeout, "timeout")
@@ -58,7 +58,7 @@ def timeout_of(timeout: float | Timeout) -> Timeout:
 
 
 def time_left(end: float) -> float:
-    """Seconds until then. Raises TimeoutError after it."""
+    """Return the seconds until ``end``. Raises TimeoutError after it."""
     left = end - monotonic()
     if left <= 0:
         raise builtins.TimeoutError("the time of the call is over")
@@ -66,22 +66,22 @@ def time_left(end: float) -> float:
 
 
 class Span:
-    """The time of a call that makes several requests. It starts now."""
+    """The time of a call that makes several requests, from now on."""
 
     def __init__(self, timeout: Timeout) -> None:
         self._timeout = timeout
         self.end = timeout.end()
 
     def rest(self) -> Timeout:
-        """The limits of a request that is made now."""
+        """Return the limits of a request that starts now."""
         if self.end == math.inf:
             return self._timeout
-        # What is over is over for the request too, which raises the error.
+        # After the end, a tiny deadline lets the request itself raise the error.
         return replace(self._timeout, deadline=max(self.end - monotonic(), 1e-9))
 
 
 class Clock:
-    """What is left of the time of one attempt, which starts now."""
+    """The time of one attempt, from now on."""
 
     def __init__(self, timeout: Timeout, end: float = math.inf) -> None:
         self._timeout = timeout
@@ -89,15 +89,15 @@ class Clock:
         self._end = min(monotonic() + total, end)
 
     def connecting(self) -> float | None:
-        """Seconds for a connection; None without a limit."""
+        """Return the seconds left for a connection; None without a limit."""
         return self._within(self._timeout.connect)
 
     def silence(self) -> float | None:
-        """Seconds for the next bytes; None without a limit."""
+        """Return the seconds left for the next bytes; None without a limit."""
         return self._within(self._timeout.read)
 
     def whole(self) -> float | None:
-        """Seconds for all of the rest; None without a limit."""
+        """Return the seconds left for the whole attempt; None without a limit."""
         return self._within(None)
 
     def _within(self, limit: float | None) -> float | None:

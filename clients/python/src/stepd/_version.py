@@ -1,3 +1,3 @@
-"""The version, which is the server's."""
+"""The version, equal to the server's."""
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
-"""Bodies in MessagePack, of which the large blobs are never copied.
+"""MessagePack bodies, whose large blobs are never copied.
 
-A request is a list of parts, the blobs among them as they are. A reply is read by a
-generator that says where the next bytes shall go, so that each blob lands in a
-buffer of its own, wherever the bytes come from. Large buffers come from a pool.
+A request is a list of parts, in which blobs are views. A generator decodes the reply:
+it yields the buffer for the next bytes, so that each blob is received directly into
+its own memory. Large buffers come from a pool.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ MEDIA_TYPE = "application/vnd.msgpack"
 
 _MAX_BLOB = 2**32 - 1
 
-#: The first bytes of a map, with none of which a text in JSON starts.
+#: First bytes of a MessagePack map; no JSON text starts with any of them.
 _MAPS = [bytes([first]) for first in (*range(0x80, 0x90), 0xDE, 0xDF)]
 
 #: Parts below this size are joined: one send costs more than copying them.
 _JOIN_BYTES = 65536
 
-#: Bytes read ahead; more only for a value other than a blob that is longer.
+#: Bytes read ahead; a longer value that is not a blob reads more.
 _AHEAD_BYTES = 16384
 
 
 class Blob:
-    """Parts that stand for one bin value."""
+    """Parts that are encoded as one bin value."""
 
     def __init__(self, parts: list[memoryview]) -> None:
         self.parts = parts
@@ -40,7 +40,7 @@ class Blob:
 
 
 def _plain(value: Any) -> Any:
-    """What MessagePack does not know by itself: numpy's scalars, other mappings."""
+    """Convert a type that MessagePack lacks: numpy's scalars, other mappings."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -53,7 +53,7 @@ def _plain(value: Any) -> Any:
 
 
 def encode(fields: Mapping[str, Any]) -> list[memoryview]:
-    """A map in parts. A field that is None is left out."""
+    """Encode a map, in parts. Fields that are None are omitted."""
     packer = msgpack.Packer(default=_plain)
     given = {key: value for key, value in fields.items() if value is not None}
     parts = [memoryview(packer.pack_map_header(len(given)))]
@@ -88,13 +88,13 @@ def _packed(packer: msgpack.Packer, key: str, value: Any) -> bytes:
 
 
 def problem_in(body: bytes) -> Any:
-    """The problem details of an error, which are an object in JSON or a map here."""
+    """Decode an error's problem details, from JSON or MessagePack."""
     is_map = body[:1] in _MAPS
     return msgpack.unpackb(body) if is_map else json.loads(body)
 
 
 def _joined(parts: list[memoryview]) -> list[memoryview]:
-    """The same bytes with neighbouring small parts in one."""
+    """Merge neighbouring small parts."""
     result: list[memoryview] = []
     small = bytearray()
     for part in parts:
@@ -112,10 +112,10 @@ Reader = Generator[memoryview, int, dict[str, Any]]
 
 
 def decode(total: int, pool: Pool) -> Reader:
-    """Read a map of ``total`` bytes. Yields a buffer to fill and takes the count.
+    """Decode a map of ``total`` bytes: yields buffers to fill, receives byte counts.
 
-    The values of its blobs are memory views, each of a buffer of its own, which is
-    aligned for any dtype. Raises ValueError for bytes that are no such map.
+    Its blobs are memory views, each of its own buffer, aligned for any dtype. Raises
+    ValueError for invalid bytes.
     """
     ahead = _Ahead(total, pool)
     value: Any
@@ -134,7 +134,7 @@ def decode(total: int, pool: Pool) -> Reader:
 
 
 class _Ahead:
-    """Bytes that were read and not yet used."""
+    """Bytes that were read but not yet decoded."""
 
     def __init__(self, total: int, pool: Pool) -> None:
         self._unread = total
@@ -143,11 +143,11 @@ class _Ahead:
 
     @property
     def left(self) -> int:
-        """Bytes of the body that are not used."""
+        """Bytes of the body that are not decoded yet."""
         return self._unread + len(self._buffer)
 
     def _more(self, count: int) -> Generator[memoryview, int, None]:
-        """Read until there are ``count`` bytes."""
+        """Read until ``count`` bytes are buffered."""
         while len(self._buffer) < count:
             chunk = memoryview(bytearray(min(max(count, _AHEAD_BYTES), self._unread)))
             got = yield from self._fill(chunk)
@@ -179,7 +179,7 @@ class _Ahead:
         return int.from_bytes(self._take(1 + size)[1:], "big")
 
     def blob_length(self) -> Generator[memoryview, int, int | None]:
-        """The length of the blob that follows; None if another value does."""
+        """Return the length of the next blob; None if the next value is no blob."""
         yield from self._more(1)
         size = {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(self._buffer[0])
         if size is None:
@@ -192,7 +192,7 @@ class _Ahead:
 
     def blob(self, length: int) -> Generator[memoryview, int, memoryview]:
         if length < KEPT_BYTES:
-            # Not a bytearray, which would be filled with zeros first.
+            # Not a bytearray, which would be zeroed first.
             blob = np.empty(length, np.uint8).data
         else:
             blob, _ = self._pool.take(length)
@@ -207,7 +207,7 @@ class _Ahead:
         count = 1
         while True:
             yield from self._more(min(count, self.left) or 1)
-            # Its limits of lengths follow from this: nothing is longer than the body.
+            # max_buffer_size also bounds every length: nothing exceeds the body.
             unpacker = msgpack.Unpacker(max_buffer_size=max(self.left, 1))
             unpacker.feed(self._buffer)
             try:

@@ -1,4 +1,4 @@
-"""An optax transformation whose steps stepd does. Needs the extra ``optax``."""
+"""An optax transformation that runs its steps on stepd. Needs the extra ``optax``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ._timeout import Timeout
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-#: What stands for a traced hyperparameter where only the shape of a state matters.
+#: Replaces a traced hyperparameter when only the shape of a state matters.
 _ANY_NUMBER = 0.5
 
 _shape: Any = jax.ShapeDtypeStruct
@@ -41,9 +41,9 @@ _COUNTS = ("zeros", "non_finite")
 class RemoteStats(NamedTuple):
     """Statistics of a step as arrays. After a skipped step the norms are NaN.
 
-    With ``stats="tensor"``, ``tensors`` has the same by parameter, and ``trust_ratio``:
-    arrays in the order of ``jax.tree.leaves(params)``. Missing norms are NaN, missing
-    counts 0.
+    With ``stats="tensor"``, ``tensors`` holds the same by parameter, with
+    ``trust_ratio``: arrays in the order of ``jax.tree.leaves(params)``. Missing norms
+    are NaN, missing counts 0.
     """
 
     grad_norm: jax.Array
@@ -57,15 +57,15 @@ class RemoteStats(NamedTuple):
 
 
 class RemoteState(NamedTuple):
-    """The state as a safetensors file, uint8[bytes], whose length stays the same.
+    """The state as a safetensors file, uint8[bytes] of constant length.
 
     ``stepd.State(np.asarray(state.file))`` reads it. A file keeps int64 and float64
-    exact, which arrays of jax by default are not.
+    exactly, which jax arrays by default do not.
 
     ``order`` maps each leaf of the parameters to its name, as an index into the sorted
-    names of the file, so that paths may change between ``init`` and ``update``. With
-    None the paths are the names. ``stats`` is of the last step, if ``remote`` was asked
-    for statistics.
+    names of the file, so that paths may change between ``init`` and ``update``. None
+    means that the paths are the names. ``stats`` are those of the last step, if
+    ``remote`` was asked for statistics.
     """
 
     file: jax.Array
@@ -80,26 +80,26 @@ def remote(
     timeout: float | Timeout | None = None,
     **options: Unpack[StepOptions],
 ) -> optax.GradientTransformation:
-    """A ``GradientTransformation`` of any optimizer, usable under ``jit``.
+    """Return a ``GradientTransformation`` for any optimizer, usable under ``jit``.
 
-    Parameters may be any tree of arrays in float16, bfloat16, float32 or float64; the
-    names that ``groups`` go by are the paths in the tree, such as ``layer/w``.
-    ``update`` needs ``params``. A parameter whose gradient is None is left as it is.
-    The updates are the differences of the new and the old parameters:
-    ``optax.apply_updates`` gives the new ones but for the last bits. Under ``vmap``
-    each entry is a step of its own, one call after the other.
+    Parameters may be any tree of arrays in float16, bfloat16, float32 or float64.
+    ``groups`` match them by their paths in the tree, such as ``layer/w``. ``update``
+    needs ``params``. A parameter whose gradient is None does not change. The updates
+    are the differences of new and old parameters, so ``optax.apply_updates`` gives the
+    new ones except for the last bits. Under ``vmap`` each entry is a step of its own,
+    in one call after the other.
 
-    Numbers in ``optimizer`` and in the options may be arrays of jax, traced ones too,
-    as ``optax.inject_hyperparams`` makes them. The options are those of a step
-    (:class:`stepd.StepOptions`); ``cached`` is filled in when ``reply`` has
-    ``"cache": True``. With ``stats`` the state has the last step's.
+    Numbers in ``optimizer`` and in the options may be jax arrays, even traced ones, as
+    ``optax.inject_hyperparams`` makes them. The options are those of a step
+    (:class:`stepd.StepOptions`). With ``reply={"cache": True}``, ``cached`` is set
+    automatically. With ``stats`` the state holds those of the last step.
 
     Raises TypeError for a client or a hyperparameter that cannot be used. ``init`` and
-    ``update`` raise TypeError for leaves that are no arrays of floats, and ValueError
-    if two paths in the tree give one name.
+    ``update`` raise TypeError for leaves that are not arrays of floats, and ValueError
+    if two paths in the tree give the same name.
 
     ``update`` raises :class:`stepd.StateMismatch` for the state of another tree. Inside
-    ``jit`` a :class:`stepd.StepdError` is what jax makes of it.
+    ``jit``, jax wraps a :class:`stepd.StepdError` in its own exception.
     """
     remote_client = _client_of(client) if isinstance(client, str) else client_of(client)
     if not isinstance(optimizer, Mapping):
@@ -131,15 +131,15 @@ def remote(
 
         if not numbers:
             check(remote_client, fixed["optimizer"], fixed["options"])
-        # The length of the state depends on no value. Its content does if it has a copy
-        # of the parameters, whose values may be traced.
+        # The length of the state depends on no value. Its content does with master
+        # weights, whose values may be traced.
         zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
         alike = start([_ANY_NUMBER] * len(numbers), zeros)
         if numbers or masters:
             file = _called(start, _shape(alike.shape, jnp.uint8), numbers, leaves)
         else:
             file = jnp.asarray(alike)
-        # Each name's place among the sorted ones.
+        # Each name's index among the sorted names.
         order = jnp.asarray(np.argsort(np.argsort(names)), jnp.int32)
         empty = _stats(None, stats, len(names), []) if stats != "none" else None
         return RemoteState(file, order, jax.tree.map(jnp.asarray, empty))
@@ -214,9 +214,9 @@ def remote(
 
 
 def _called(function: Callable[..., Any], shapes: Any, *given: Any) -> Any:
-    """The result of a function of arrays, as a callback where one of them is traced.
+    """Call a function of arrays, through a callback if one of them is traced.
 
-    A callback makes a traceback of every error.
+    Only then, because a callback prints a traceback for every error.
     """
     if any(isinstance(one, jax.core.Tracer) for one in jax.tree.leaves(given)):
         return jax.pure_callback(function, shapes, *given, vmap_method="sequential")
@@ -225,14 +225,14 @@ def _called(function: Callable[..., Any], shapes: Any, *given: Any) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _client_of(url: str) -> Any:
-    """One client for all transformations of a URL: inject_hyperparams makes many."""
+    """Return one client per URL, because inject_hyperparams calls ``remote`` often."""
     return client_of(url)
 
 
 def _numbers(
     settings: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[Any], Callable[[Sequence[Any]], dict[str, Any]]]:
-    """Settings apart from their traced numbers, these, and what joins the two again."""
+    """Split settings into constants, traced numbers, and a function that joins them."""
     traced: list[Any] = []
 
     def plain(value: Any, path: str) -> Any:
@@ -282,13 +282,13 @@ def _numbers(
 
 
 class _Traced(NamedTuple):
-    """The place of a number that is not known yet."""
+    """The index of a number that is traced."""
 
     place: int
 
 
 def _flatten(tree: Any) -> tuple[list[str], list[Any]]:
-    """Names and arrays of a tree. A variable of flax.nnx goes by its own path."""
+    """Return names and arrays of a tree. A flax.nnx variable counts as one leaf."""
     by_name: dict[str, Any] = {}
     leaves: list[Any] = []
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
@@ -333,7 +333,7 @@ def _float_array(name: str, leaf: Any) -> Any:
 def _gradients(
     given: Sequence[Any], names: Sequence[str], leaves: Sequence[Any]
 ) -> dict[int, Any]:
-    """The gradients that are there, by the place of their parameters."""
+    """Return the gradients that are not None, by index of their parameter."""
     gradients: dict[int, Any] = {}
     for place, (gradient, name, leaf) in enumerate(
         zip(given, names, leaves, strict=True)
@@ -352,7 +352,7 @@ def _gradients(
 
 
 def _names(state: State, order: Any, paths: Sequence[str]) -> list[str]:
-    """The names of the leaves: those in the state, or else their paths."""
+    """Return the names of the leaves: those in the state, otherwise their paths."""
     names = sorted({name for _, name, _ in state.entries()})
     if order is None or len(names) != len(paths):
         return list(paths)
@@ -362,7 +362,7 @@ def _names(state: State, order: Any, paths: Sequence[str]) -> list[str]:
 def _cached(
     kept: StepResult, arrays: Mapping[str, Array], state: State
 ) -> Cached | None:
-    """The parts of the last result on the server that this step starts from."""
+    """Return the digests that this step can use in place of parameters and state."""
     if kept.cached is None or kept.state != state:
         return None
     same = kept.params.keys() == arrays.keys() and all(
@@ -371,7 +371,7 @@ def _cached(
     )
     if same:
         return kept.cached
-    # Updates that are added give other last bits: then only the state is not sent.
+    # apply_updates changes the last bits of parameters; then only the state is cached.
     return Cached(state=kept.cached.state) if kept.cached.state else None
 
 
@@ -382,7 +382,7 @@ def _bits(array: Array) -> Array:
 def _stats(
     result: StepResult | None, which: str, tensors: int, names: Sequence[str]
 ) -> RemoteStats:
-    """Statistics as arrays, of nothing where there is no result."""
+    """Return statistics as arrays; of an empty step if there is no result."""
     real = np.dtype(jax.dtypes.canonicalize_dtype(float))
     count = np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
     whole = result.stats if result is not None else None

@@ -1,4 +1,4 @@
-"""A torch optimizer whose steps stepd does. Needs the extra ``torch``."""
+"""A torch optimizer that runs its steps on stepd. Needs the extra ``torch``."""
 
 from __future__ import annotations
 
@@ -32,47 +32,47 @@ _DTYPES = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 _PLAIN = frozenset([torch.Tensor, torch.nn.Parameter])
 
-#: Optimizers whose step of a tensor depends on the norm of all of it.
+#: Optimizers whose step depends on the norm of a whole tensor.
 _OF_WHOLE_TENSORS = frozenset(["lamb", "lars"])
 
-#: From :meth:`RemoteOptimizer.step` to its caller, over two wrappers of torch's.
+#: Stack level of the caller of :meth:`RemoteOptimizer.step`, past two torch wrappers.
 _CALLER = 4
 
 
 class RemoteOptimizer(torch.optim.Optimizer):
     """Any optimizer of a stepd server, as a :class:`torch.optim.Optimizer`.
 
-    ``params`` are what every torch optimizer takes: tensors, pairs of name and
-    tensor, or groups, which may have hyperparameters of their own. ``client`` is a
-    Client, a ShardedClient or a URL, ``name`` the optimizer, and its hyperparameters
+    ``params`` are what every torch optimizer accepts: tensors, pairs of name and
+    tensor, or groups, which may have their own hyperparameters. ``client`` is a
+    Client, a ShardedClient or a URL. ``name`` is the optimizer; its hyperparameters
     have the names and defaults of ``client.describe(name)``. Learning rate schedulers
-    and closures work as with torch's own.
+    and closures work as with torch's optimizers.
 
     The options of a step (:class:`stepd.StepOptions`: ``clip``, ``stats``,
-    ``loss_scale`` and so on) are keyword arguments too. They are kept in ``options``,
-    where they may be changed between steps. ``groups`` are torch's, and ``cached`` is
-    filled in when ``reply`` has ``"cache": True``.
+    ``loss_scale`` and so on) are keyword arguments too. ``options`` holds them, and may
+    be changed between steps. ``groups`` are torch's. With ``reply={"cache": True}``,
+    ``cached`` is set automatically.
 
-    ``state_dict`` is torch's: ``step`` (float32 scalar) and the slots in torch's names
-    and meaning, so Adam's and AdamW's go either way. Slots of bfloat16 and float16
-    parameters are float32. Parameters on other devices are copied over. Sparse
-    gradients are made dense.
+    ``state_dict`` is torch's: ``step`` (float32 scalar) and the slots under torch's
+    names, so that Adam's and AdamW's convert both ways. Slots of bfloat16 and float16
+    parameters are float32. Parameters on other devices are copied to the CPU. Sparse
+    gradients are converted to dense ones.
 
-    The parameters may be DTensors (``fully_shard``, tensor parallel): each process
-    steps its local shards, and the slots are DTensors. LAMB, LARS, ``caution``,
-    ``stats`` and ``clip`` by ``max_norm`` need norms over all shards, and raise
-    ValueError, as ``non_finite="skip"`` does. ``stochastic_rounding`` draws by the
-    index in the local shard.
+    Parameters may be DTensors (``fully_shard``, tensor parallel): each process steps
+    its local shards, and the slots are DTensors. LAMB, LARS, ``caution``, ``stats`` and
+    ``clip`` by ``max_norm`` need norms over all shards, and raise ValueError, as
+    ``non_finite="skip"`` does. ``stochastic_rounding`` draws by the index in the local
+    shard.
 
     Raises TypeError for a client, parameter or hyperparameter that cannot be used, and
     :class:`stepd.InvalidParams` for a value that the server refuses.
     """
 
     #: The last step's result, without the parameters, which are in the model. None
-    #: before the first step, and where no parameter had a gradient.
+    #: before the first step, and if no parameter had a gradient.
     last_result: StepResult | None = None
 
-    #: Whether a group that is added is not one of the constructor's.
+    #: Whether the constructor has finished, so that further groups are additions.
     _is_made = False
 
     def __init__(
@@ -114,7 +114,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._slots = frozenset([*described["slots"]["all"], _MASTER])
         self._known = frozenset(known)
         self._timeout = timeout
-        #: The options of each step. Changes hold from the next step on.
+        #: The options of each step. Changes apply from the next step on.
         self.options: StepOptions = adapter_options(options)
         self._kept: _Kept | None = None
         defaults = {key: value.get("default") for key, value in known.items()}
@@ -128,7 +128,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         return self.last_result is not None and self.last_result.skipped
 
     def __getstate__(self) -> dict[str, Any]:
-        # torch's own knows nothing of a subclass's attributes.
+        # torch's own __getstate__ omits the attributes of subclasses.
         own = (
             "_client",
             "_name",
@@ -144,13 +144,13 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # A state of torch's own optimizers lacks what only stepd has.
+        # A state from torch's own optimizers lacks the hyperparameters of stepd.
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with hyperparameters of their own, as torch does."""
+        """Add parameters with their own hyperparameters, as torch does."""
         if isinstance(param_group, dict):
             if "params" not in param_group:
                 found = ", ".join(map(str, param_group)) or "an empty one"
@@ -167,7 +167,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             raise
 
     def _check(self) -> None:
-        """Refuse at once what a step would refuse, whatever the gradients are."""
+        """Raise at once what a step would raise, whatever the gradients are."""
         optimizers = [self._hyperparameters(group) for group in self.param_groups]
         if any(_is_sharded(param) for param in self._params()):
             self._check_shards(optimizers)
@@ -177,7 +177,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         check(self._client, optimizer, self.options, groups)
 
     def _check_shards(self, optimizers: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse what needs more of a DTensor than the shard in this process."""
+        """Raise ValueError for a step that needs more of a DTensor than its shard."""
         options = self.options
         which = None
         if self._name in _OF_WHOLE_TENSORS:
@@ -197,9 +197,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
             raise ValueError(f"DTensors are stepped by local shards, but {which}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load this or torch's optimizer's state: its hyperparameters are taken too.
+        """Load a state of this or of torch's optimizer, with its hyperparameters.
 
-        Raises ValueError, before anything has changed, for a state of other slots.
+        Raises ValueError, before anything has changed, if the slots differ.
         """
         if not isinstance(state_dict, Mapping) or not (
             {"state", "param_groups"} <= state_dict.keys()
@@ -217,7 +217,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._kept = None
         for key, param in zip(saved, self._params(), strict=True):
-            # torch has cast everything but the step to the parameter's dtype.
+            # torch has cast every slot but the step to the parameter's dtype.
             wide = torch.float64 if param.dtype == torch.float64 else torch.float32
             for slot, value in state_dict["state"].get(key, {}).items():
                 if slot == STEP or not isinstance(value, torch.Tensor):
@@ -246,9 +246,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update of all parameters that have a gradient.
+        """Step all parameters that have a gradient.
 
-        Warns if none has one, and of what the server warns of.
+        Warns if none has one, and passes on the server's warnings.
 
         Raises :class:`stepd.StepdError`; then nothing has changed.
         """
@@ -282,7 +282,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         for entry, optimizer in zip(groups[1:], optimizers[1:], strict=True):
             entry["optimizer"] = optimizer
         options = adapter_options(self.options)
-        # The first group is what holds for those that no other names.
+        # The first group applies to every tensor that no later group names.
         options["groups"] = groups[1:] or None
         params = {name: _array(_local(param)) for name, param in stepped.items()}
         if self._kept is not None and self._kept.fits(params, self.state, stepped):
@@ -310,10 +310,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
             yield from group["params"]
 
     def _names(self) -> Iterable[list[str]]:
-        """Names by group: the caller's own, or numbers where it gave none.
+        """Return the names by group: the caller's own, or numbers.
 
-        Numbers too if two groups share a name, which torch allows, if a name has a *,
-        which matches any name in a group's tensors, or if a file cannot hold the name.
+        Numbers are used if there are no names, if two groups share one, which torch
+        allows, if one holds a *, which a group would match against any name, or if a
+        file cannot hold one.
         """
         named = [group.get("param_names") for group in self.param_groups]
         everyone = [name for names in named for name in names or ["*"]]
@@ -327,7 +328,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def _hyperparameters(self, group: Mapping[str, Any]) -> dict[str, Any]:
         for flag in ("maximize", "decoupled_weight_decay"):
-            # torch's Adam is AdamW by a flag, which is a name here.
+            # torch's Adam with this flag is AdamW, which has its own name here.
             means_it = flag == "maximize" or self._name == "adam"
             if group.get(flag) and flag not in self._known and means_it:
                 raise ValueError(f"{self._name} of stepd has no {flag}")
@@ -338,16 +339,16 @@ class RemoteOptimizer(torch.optim.Optimizer):
         }
 
     def _state_of(self, params: Mapping[str, torch.Tensor]) -> State | None:
-        """The state in stepd's form, of views where that is possible."""
-        # A dict has no object for each entry, which the garbage collector would visit.
+        """Return the state in stepd's form, of views if possible."""
+        # A dict, because the garbage collector would visit an object for each entry.
         entries: dict[str, Tensor] = {}
-        # Most parameters took as many steps.
+        # Most parameters have the same step count, so they share its tensor.
         counts: dict[int, Tensor] = {}
         for name, param in params.items():
             kept = {k: v for k, v in self.state.get(param, {}).items() if v is not None}
             if not kept:
                 continue
-            # torch's SGD counts no steps; a buffer is there from the first one on.
+            # torch's SGD does not count steps; a buffer exists from the first step on.
             steps = int(kept.pop(STEP, 1))
             if steps not in counts:
                 counts[steps] = scalar("I64", steps)
@@ -361,8 +362,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 if slot == _MASTER and not torch.equal(
                     local.to(param.dtype), _local(param)
                 ):
-                    # The weights were set by someone else, such as torch's own AdamW:
-                    # the server makes a new copy of them.
+                    # Somebody else, such as torch's own AdamW, has set the weights, so
+                    # the server makes a new master copy.
                     continue
                 wide = local if local.dtype is dtype else local.to(dtype)
                 entries[f"{slot}/{name}"] = tensor_of(slot, _array(wide))
@@ -387,7 +388,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
 
 class _Kept:
-    """A result that the server keeps, and whether the next step starts from it."""
+    """A result that the server has cached, and whether the next step can use it."""
 
     def __init__(
         self,
@@ -404,10 +405,10 @@ class _Kept:
         state: Mapping[torch.Tensor, Mapping[str, Any]],
         params: Mapping[str, torch.Tensor],
     ) -> bool:
-        """Whether parameters and state are, to the bit, what the result gave.
+        """Whether parameters and state have the same bits as the result.
 
-        A slot that was changed in place has another version. Parameters are compared,
-        because ``param.data`` changes without one.
+        A slot that was changed in place has another version. Parameters are compared by
+        value, because changes through ``param.data`` do not count as versions.
         """
         kept = self.result.params
         now = _versions(state, params)
@@ -445,7 +446,7 @@ def _bits(array: Array) -> Array:
 
 
 def _labelled(group: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters of a group with what a sentence calls them."""
+    """Iterate over a group's parameters, each with a label for errors."""
     names = group.get("param_names") or map(str, range(len(group["params"])))
     for name, param in zip(names, group["params"], strict=True):
         yield f"parameter {name}", param
@@ -459,9 +460,9 @@ def _require_params(params: object) -> None:
 
 
 def _require_own_memory(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Raise ValueError for two parameters that lie in the same memory.
+    """Raise ValueError for two parameters that overlap in memory.
 
-    Each would be stepped from the same values, and the second would overwrite the
+    Both would be stepped from the same values, and the second would overwrite the
     first.
     """
     places: list[tuple[int, int, str, torch.Tensor]] = []
@@ -474,7 +475,7 @@ def _require_own_memory(groups: Iterable[Mapping[str, Any]]) -> None:
         local = _local(param).detach()
         if local.is_meta or not local.numel() or not local.data_ptr():
             continue
-        # From the first byte to behind the last; strides of torch are not negative.
+        # From the first byte to the end of the last element; torch strides are >= 0.
         steps = zip(local.shape, local.stride(), strict=True)
         last = sum((size - 1) * stride for size, stride in steps)
         start = local.data_ptr()
@@ -489,19 +490,19 @@ def _require_own_memory(groups: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _share(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether tensors whose bounds overlap have an element in common."""
+    """Whether tensors with overlapping bounds have an element in common."""
     if one.is_contiguous() and other.is_contiguous():
         return True
     try:
         work: Any = 10**5
         return np.shares_memory(_array(one), _array(other), max_work=work)
     except RuntimeError:
-        # Too hard to find out.
+        # Too hard to decide.
         return False
 
 
 def _check_tensor(name: str, param: torch.Tensor) -> None:
-    """Raise TypeError for a parameter that no step can take."""
+    """Raise TypeError for a parameter that no step accepts."""
     if param.dtype.is_complex:
         raise TypeError(
             f"{name}: expected real numbers, found {param.dtype}; "
@@ -520,7 +521,7 @@ def _check_tensor(name: str, param: torch.Tensor) -> None:
 def _is_dtensor(tensor: Any) -> bool:
     if type(tensor) in _PLAIN:
         return False
-    # The import takes time, and whoever has a DTensor has done it.
+    # Not imported here: the import takes time, and a DTensor proves that it was done.
     for module in ("torch.distributed.tensor", "torch.distributed._tensor"):
         kind = getattr(sys.modules.get(module), "DTensor", None)
         if kind is not None:
@@ -529,7 +530,7 @@ def _is_dtensor(tensor: Any) -> bool:
 
 
 def _is_sharded(tensor: Any) -> bool:
-    """Whether this process has a part of a tensor."""
+    """Whether this process holds only a part of the tensor."""
     if not _is_dtensor(tensor):
         return False
     return any(
@@ -539,18 +540,18 @@ def _is_sharded(tensor: Any) -> bool:
 
 
 def _local(tensor: Any) -> torch.Tensor:
-    """The shard of a DTensor in this process; another tensor as it is."""
+    """Return this process's shard of a DTensor; any other tensor unchanged."""
     if not _is_dtensor(tensor):
         return tensor  # type: ignore[no-any-return]
     local = tensor.to_local()
-    # A collective may still be running.
+    # Wait for a collective that may still be running.
     return local.wait() if hasattr(local, "wait") else local  # type: ignore[no-any-return]
 
 
 def _local_like(name: str, tensor: Any, param: Any) -> torch.Tensor:
-    """The part of a gradient or slot that belongs to this process's of the parameter.
+    """Return the part of a gradient or slot that belongs to the parameter's shard.
 
-    Raises ValueError where one is a DTensor and the other is none.
+    Raises ValueError if just one of the two is a DTensor.
     """
     if _is_dtensor(tensor) != _is_dtensor(param):
         kinds = ("a DTensor", "a plain tensor")
@@ -562,7 +563,7 @@ def _local_like(name: str, tensor: Any, param: Any) -> torch.Tensor:
 
 
 def _placed(value: torch.Tensor, param: Any) -> torch.Tensor:
-    """A slot where its parameter is, and as that is distributed."""
+    """Return a slot on its parameter's device, distributed as the parameter is."""
     if not _is_dtensor(param):
         return value if param.is_cpu else value.to(param.device)
     placed: torch.Tensor = type(param).from_local(
@@ -580,13 +581,13 @@ def _gradient(param: torch.Tensor) -> torch.Tensor:
     gradient = param.grad
     assert gradient is not None
     if gradient.layout != torch.strided:
-        # Rows that occur twice are added up.
+        # Converting to dense adds up duplicate rows.
         gradient = gradient.to_dense()
     return _local_like("gradient", gradient, param)
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    """A view of a tensor in the CPU's memory, else a copy."""
+    """Return a view of a tensor in the CPU's memory, otherwise a copy."""
     if tensor.is_meta:
         raise ValueError("expected parameters with values, found some on device meta")
     if tensor.requires_grad:
@@ -594,7 +595,7 @@ def _array(tensor: torch.Tensor) -> Array:
     if not tensor.is_cpu:
         tensor = tensor.cpu()
     if tensor.dtype == torch.bfloat16:
-        # numpy has no bfloat16 of its own, so torch does not convert it.
+        # numpy has no bfloat16, so torch cannot convert it.
         return tensor.view(torch.int16).numpy().view(np.uint16).view(bfloat16)
     array: Array = tensor.numpy()
     return array

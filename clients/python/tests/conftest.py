@@ -18,7 +18,7 @@ NODE = ROOT / "node_modules/.bin/node"
 
 
 class Server:
-    """A stepd process. Its URL is there as soon as it listens."""
+    """A stepd process. ``url`` is set once it listens."""
 
     def __init__(self, **settings: str) -> None:
         own = {"STEPD_PORT": "0", "STEPD_ARENA_MIB": "256", "STEPD_LOG_LEVEL": "warn"}

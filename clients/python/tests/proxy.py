@@ -1,4 +1,4 @@
-"""A proxy that spoils some connections on purpose."""
+"""A proxy that breaks some connections on purpose."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Spoil = Callable[[socket.socket], None]
 
 
 class Proxy:
-    """Spoils the first connections by ``spoils``, one each; pipes all later ones.
+    """Breaks the first connections, one for each of ``spoils``; pipes all later ones.
 
-    ``spoils`` may get more later.
+    A test may append to ``spoils`` later.
 
-    With a TLS context it is https:// to its callers.
+    With a TLS context, callers connect by https://.
     """
 
     def __init__(
@@ -84,18 +84,18 @@ def pipe(source: socket.socket, target: socket.socket) -> None:
 
 
 def hang_up(connection: socket.socket) -> None:
-    """End before a byte of the reply."""
+    """Close the connection before the first byte of the reply."""
     connection.recv(1)
 
 
 def silence(connection: socket.socket) -> None:
-    """Take everything and say nothing until the caller is gone."""
+    """Read everything, and send nothing until the caller has gone."""
     while connection.recv(65536):
         pass
 
 
 def cut(connection: socket.socket) -> None:
-    """End in the middle of a reply."""
+    """Close the connection in the middle of a reply."""
     connection.recv(65536)
     connection.sendall(
         b"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.msgpack\r\n"
@@ -104,7 +104,7 @@ def cut(connection: socket.socket) -> None:
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """A whole request. To close with some of it unread would cut the answer off."""
+    """Read a whole request, because closing with unread bytes would cut the reply."""
     request = b""
     while b"\r\n\r\n" not in request:
         request += connection.recv(65536)
@@ -116,7 +116,7 @@ def read_request(connection: socket.socket) -> bytes:
 
 
 def answer(status: str, body: bytes = b"", *headers: str) -> Spoil:
-    """Read the request, answer, and end."""
+    """Return a spoil that reads the request, answers, and closes."""
 
     def spoil(connection: socket.socket) -> None:
         read_request(connection)

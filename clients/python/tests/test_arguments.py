@@ -1,6 +1,6 @@
-"""Wrong arguments, each told in one sentence before anything is sent.
+"""Wrong arguments raise a one-sentence error before anything is sent.
 
-For every public function: the mistakes that callers are likeliest to make.
+For every public function: the likeliest mistakes of callers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 import stepd
 
-#: Nobody listens there: what is sent is an error of another kind.
+#: Nothing listens here, so that a call that is sent raises another error.
 URL = "http://127.0.0.1:1"
 ADAMW = {"name": "adamw"}
 W = {"w": np.ones(3, np.float32)}
@@ -28,7 +28,7 @@ CLIENTS: dict[str, Callable[..., Any]] = {
 }
 LONE = "\ud800"
 
-#: Arguments, and what the sentence says.
+#: Arguments, and a part of the error's text.
 Case = tuple[dict[str, Any], str]
 
 CONSTRUCTORS: list[Case] = [
@@ -137,7 +137,7 @@ def cases_of(field: str, given: list[tuple[Any, str]]) -> list[Case]:
     return [({field: value}, f"{field}: {words}") for value, words in given]
 
 
-#: Good arguments of each method, and the ones in whose place bad ones stand.
+#: Valid arguments of each method, and invalid ones to replace some of them.
 METHODS: dict[str, tuple[dict[str, Any], list[Case]]] = {
     "step": (
         {"optimizer": ADAMW, "params": W, "grads": W},
@@ -228,7 +228,7 @@ def refused(words: str, make: Callable[[], object]) -> None:
     with pytest.raises((TypeError, ValueError, OSError), match=words) as caught:
         make()
     assert not isinstance(caught.value, stepd.StepdError)
-    # One line, of the caller's own: no words of the libraries below alone.
+    # One line, worded by the client: never just the text of a library below.
     assert len(str(caught.value).splitlines()) == 1
 
 

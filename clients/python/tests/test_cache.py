@@ -1,4 +1,4 @@
-"""What the server keeps, and replies that leave something out."""
+"""Results in the server's cache, and replies that omit results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_run_by_digests(kind: Any, caching: Server) -> None:
         assert agree(kept, first) and isinstance(kept.cached, stepd.Cached)
         assert kept.cached.params and kept.cached.state
         assert pickle.loads(pickle.dumps(kept.cached)) == kept.cached
-        # With values, without some, and with none.
+        # With all values, with some, and with none.
         for params, state in (
             (kept.params, kept.state),
             (kept.params, None),
@@ -158,7 +158,7 @@ def test_with_shared_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
                         ADAMW, params, tensors(3, dtype), cached=other.cached
                     )
                     assert last.step == 3
-                    # Places only for what has no name.
+                    # Only blobs that are sent in full have places.
                     assert not calls[-1].files.keys() & {"params", "state"}
                     assert len(calls[-1].written) == (params is not None)
     assert list(folder.iterdir()) == []
@@ -177,7 +177,7 @@ def test_what_is_wrong(caching: Server, server: Server) -> None:
         with pytest.raises(stepd.InvalidParams):
             client.step(ADAMW, tensors(1), tensors(1), reply={"state": "none"})
     with stepd.Client(server.url) as client:
-        # A server without a cache keeps nothing, and says so where it matters.
+        # A server without a cache caches nothing, and refuses calls that need one.
         assert client.step(ADAMW, tensors(1), tensors(1), reply=KEEP).cached is None
         with pytest.raises(stepd.InvalidParams, match="STEPD_CACHE_MIB"):
             client.step(
@@ -189,7 +189,7 @@ def test_what_is_wrong(caching: Server, server: Server) -> None:
 
 
 def sharded(*urls: str, **options: Any) -> stepd.ShardedClient:
-    """With a call for each tensor."""
+    """A client that makes one call per tensor."""
     return stepd.ShardedClient(urls, **{"request_bytes": 1, "retries": 0, **options})
 
 
@@ -226,7 +226,7 @@ def test_a_sharded_run_by_digests(
         for seed in range(5):
             grads = tensors(seed)
             if seed % 2:
-                # The others stay, with counts of steps of their own.
+                # The other parameters do not step, so the step counts differ.
                 grads = {"s": grads["s"], "v": grads["v"].astype(np.float64)}
             before = (mirror.params, mirror.state) if mirror else (params, None)
             mirror = plain.step(
@@ -263,7 +263,7 @@ def test_sharded_digests_go_to_who_knows_them(caching: Server) -> None:
         calls = [sent(replica.client) for replica in client._replicas]
         for _ in range(3):
             client.step(ADAMW, None, tensors(3), cached=kept.cached)
-        # Gradients alone are sent where everything is given too.
+        # Only gradients are sent, even if everything is given.
         client.step(ADAMW, kept.params, tensors(3), kept.state, cached=kept.cached)
         assert sum(map(len, calls)) == 4 * len(shards)
         grads = sum(array.nbytes for array in tensors(3).values())
@@ -275,7 +275,7 @@ def test_another_replica_is_sent_what_it_lacks(caching: Server) -> None:
     with stepd.Client(caching.url) as plain, ExitStack() as stack:
         other = stack.enter_context(Server(STEPD_CACHE_MIB="64"))
         client = stack.enter_context(sharded(caching.url, other.url))
-        # Of these no server has had anything.
+        # No server has ever cached these.
         fresh = {name: one for name, one in tensors(71).items() if one.size}
         kept = client.step(ADAMW, fresh, fresh, reply=KEEP)
         assert kept.cached is not None
@@ -290,9 +290,9 @@ def test_another_replica_is_sent_what_it_lacks(caching: Server) -> None:
         )
         assert agree(again, expected) and again.cached is not None
         assert {one.url for one in again.cached.shards} == {caching.url}
-        # One more for each that moved, and for no other.
+        # One more call for each moved shard, and for no other.
         assert len(calls) == len(kept.cached.shards) + len(moved)
-        # Without the values nobody can go on.
+        # Without the values no server can continue.
         with pytest.raises(stepd.BlobMissing):
             client.step(ADAMW, None, grads, cached=kept.cached)
         with pytest.raises(stepd.BlobMissing):
@@ -307,11 +307,11 @@ def test_who_knows_the_digests_is_waited_for(caching: Server) -> None:
         stepd.Client(caching.url) as plain,
         sharded(home.url, other.url, retries=1) as client,
     ):
-        # All of it is kept by one, which then fails twice.
-        client._replicas[1].rests_until = float("inf")
+        # One replica has cached everything, and then fails twice.
+        client._replicas[1].cool_down_until = float("inf")
         kept = client.step(ADAMW, tensors(1), tensors(2), reply=KEEP)
         expected = plain.step(ADAMW, kept.params, tensors(3), kept.state)
-        client._replicas[1].rests_until = 0.0
+        client._replicas[1].cool_down_until = 0.0
         client._replicas[0].client.close()
         home.spoils += [busy, hang_up]
         result = client.step(ADAMW, None, tensors(3), cached=kept.cached)

@@ -41,7 +41,7 @@ def test_steps_and_leaves_what_was_given(client: stepd.Client) -> None:
         assert array.shape == params[name].shape
         assert array.dtype == np.float32
         assert array.flags.writeable and array.flags.aligned
-        # The first step of Adam is lr in size.
+        # Adam's first step has the size of lr.
         moved = np.abs(array - params[name] * np.float32(1 - 1e-4))
         assert np.allclose(moved, 1e-2, rtol=1e-3)
     again = client.step(ADAMW, result.params, grads, result.state)
@@ -62,7 +62,7 @@ def test_names_what_is_wrong(client: stepd.Client) -> None:
     with pytest.raises(stepd.NonFiniteGradient) as spoiled:
         client.step(ADAMW, {"w": np.zeros(1)}, {"w": np.array([np.nan])})
     assert spoiled.value.tensors == ("w",)
-    # The connection is as good as before.
+    # The connection is still usable.
     assert client.ready()
 
 

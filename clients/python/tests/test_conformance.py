@@ -1,6 +1,6 @@
-"""The conformance set of test/conformance, by the public methods of every client.
+"""The conformance set of test/conformance, run by the public methods of every client.
 
-The server's own suite and the other clients' run the same files.
+The server's suite and the other clients' tests run the same files.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ FILES = sorted(FOLDER.glob("*.json"))
 if not FILES:
     raise RuntimeError(f"{FOLDER} has no cases")
 
-#: Names of what may be a blob.
+#: The fields that may hold a blob.
 BLOBS = ("params", "grads", "state")
 
 ERROR_MEMBERS = ("name", "code", "status", "field", "expected", "found", "tensors")
 
-#: bfloat16 is ml_dtypes' here, which numpy converts.
+#: bfloat16 is ml_dtypes' here, because numpy can convert it.
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -47,7 +47,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def arrays_of(tensors: Mapping[str, Json] | str) -> Arrays:
-    """Tensors by name, or of a file in base64."""
+    """Return arrays by name, from tensors or from a file in base64."""
     if isinstance(tensors, str):
         _, entries = read_file(memoryview(base64.b64decode(tensors)))
         return {name: entry_array(entry) for name, entry in entries.items()}
@@ -72,7 +72,7 @@ def text_of(file: bytes | memoryview) -> str:
 
 
 def json_of(value: Any) -> Any:
-    """A result's member as JSON has it, without what is absent."""
+    """Return a result's member as JSON, without absent members."""
     if isinstance(value, Mapping):
         return {k: json_of(v) for k, v in value.items() if v is not None}
     if isinstance(value, (list, tuple)):
@@ -84,7 +84,7 @@ def json_of(value: Any) -> Any:
 
 
 def fetched(members: Json, files: Mapping[str, str]) -> Json:
-    """Members with the bytes of the files where places in them stand."""
+    """Return members, with the files' bytes in place of their places."""
     whole = dict(members)
     for name in BLOBS:
         source = members.get(name)
@@ -97,7 +97,7 @@ def fetched(members: Json, files: Mapping[str, str]) -> Json:
 
 
 def digests_of(params: Json) -> dict[str, str]:
-    """What params name instead of giving it."""
+    """Return the digests in params, by field."""
     named = {name: params[name] for name in BLOBS if name in params}
     return {
         name: value["sha256"]
@@ -122,8 +122,8 @@ def stepped(result: stepd.StepResult) -> Json:
     return found
 
 
-# Each gives the call of a case (awaitable with an AsyncClient), and what its result
-# is on the wire. Members of params that it does not know are refused by the client.
+# Each function makes a case's call (awaitable with an AsyncClient) and returns its
+# result in wire form. The client refuses params that the function does not handle.
 
 
 def step(client: Any, params: Json) -> Any:
@@ -132,7 +132,7 @@ def step(client: Any, params: Json) -> Any:
         rest["cached"] = stepd.Cached(digests.get("params"), digests.get("state"))
         rest.update(dict.fromkeys(digests))
     if "reply" in rest:
-        # Places for results are the client's own.
+        # The client itself chooses the places of results.
         rest["reply"] = {k: v for k, v in rest["reply"].items() if k != "into"}
     given = rest.pop("params")
     arrays = None if given is None else arrays_of(given)
@@ -199,7 +199,7 @@ def call_of(case: Json, params: Json) -> Callable[[Any], Any]:
 
 
 def check(case: Json, run: Callable[[Callable[[Any], Any]], Any]) -> None:
-    """Runs a case. ``run`` takes a function of a client and gives its result."""
+    """Run a case. ``run`` takes a function of a client, and returns its result."""
     for earlier in case.get("before", ()):
         run(call_of(earlier, earlier["params"]))
     params = fetched(case["params"], case.get("files", {}))
@@ -223,17 +223,17 @@ def require_same(found: Arrays, expected: Arrays) -> None:
     assert list(found) == list(expected)
     for name, array in expected.items():
         assert found[name].dtype == array.dtype and found[name].shape == array.shape
-        # Equal numbers are equal bits, but for zeros, whose sign JSON does not keep,
-        # and NaNs, whose payload is outside of the promise.
+        # Equal numbers have equal bits, except zeros, whose sign JSON loses, and NaNs,
+        # whose payload the promise excludes.
         same = np.array_equal(found[name], array, equal_nan=True)
         assert same, f"{name}: {found[name]} is not {array}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Servers:
-    #: With neither a cache nor a shared folder.
+    #: Has neither a cache nor a shared folder.
     bare: Server
-    #: With both.
+    #: Has both.
     storing: Server
     folder: pathlib.Path
 
@@ -254,12 +254,12 @@ def case_in(file: pathlib.Path) -> Json:
 
 
 def is_of_files_alone(case: Json) -> bool:
-    """Whether files are refused as such. Without them there is nothing to refuse."""
+    """Whether the case tests that a server refuses files."""
     return case.get("server") == "bare" and "files" in case
 
 
 def run_with(kind: str, case: Json, *given: Any, **options: Any) -> None:
-    """Runs a case on a client of its own."""
+    """Run a case on a new client."""
 
     async def run(call: Callable[[Any], Any]) -> Any:
         async with stepd.AsyncClient(*given, **options) as client:
@@ -300,7 +300,7 @@ def test_case_in_shared_memory(
     assert list(servers.folder.iterdir()) == []
 
 
-#: What ShardedClient does not have: methods that take no tensors, statistics, and
+#: Cases that ShardedClient cannot run: methods without tensors, statistics, and
 #: digests of all tensors together.
 NOT_SHARDED = (
     *("convert.", "inspect.", "plan.", "schedule."),
@@ -312,7 +312,7 @@ NOT_SHARDED = (
 
 
 def can_be_sharded(case: Json) -> bool:
-    """Whether ShardedClient has the case's method, with all of its arguments."""
+    """Whether ShardedClient has the case's method and all of its arguments."""
     method = getattr(stepd.ShardedClient, case["method"].partition(".")[2], None)
     known = {*inspect.signature(method).parameters} if method else set()
     if "options" in known:

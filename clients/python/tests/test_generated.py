@@ -1,4 +1,4 @@
-"""What was written from the server's tables is what the server takes."""
+"""The server accepts the code that was generated from its tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import stepd
 
 W = {"w": np.ones((2, 2), np.float32)}
 
-#: For arguments that have no default.
+#: Values for arguments without a default.
 EXAMPLES: dict[str, Any] = {
     "lr": 0.1,
     "momentum": 0.9,

@@ -1,4 +1,4 @@
-"""The install commands of the READMEs work as they stand, from a checkout."""
+"""The READMEs' install commands work unchanged in a checkout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sysconfig
 import pytest
 from conftest import ROOT
 
-#: What each extra is for.
+#: A use of each extra.
 USES = {
     "": "stepd.Client",
     "async": "stepd.AsyncClient",
@@ -27,8 +27,8 @@ def commands(readme: pathlib.Path) -> list[str]:
 
 
 def in_environment(folder: pathlib.Path, command: str, **more: str) -> str:
-    """Run a command in the root, with the environment's programs first on the path."""
-    # Offline: pip finds what it needs among the packages of the tests.
+    """Run a command in the root, with the environment's bin first in the path."""
+    # Offline: pip finds the packages in the tests' own environment.
     settings = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"} | more
     ended = subprocess.run(
         command,
@@ -45,7 +45,7 @@ def in_environment(folder: pathlib.Path, command: str, **more: str) -> str:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """An empty environment that can import the packages of the tests' environment."""
+    """An empty environment that can import the packages of the tests' own."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -61,7 +61,7 @@ def test_of_the_client(environment: pathlib.Path) -> None:
         )
         assert found is not None, command
         extras.append(found[1] or "")
-        # The tests' torch comes without some of its packages (overrides.txt).
+        # The tests' torch lacks some of its dependencies (overrides.txt).
         settings = {"PIP_NO_DEPS": "1"} if extras[-1] == "torch" else {}
         in_environment(environment, command, **settings)
         use = f"import stepd; {USES[extras[-1]]}; print(stepd.__file__)"

@@ -1,4 +1,4 @@
-"""Memory that is used again, and never while anything views it."""
+"""Memory is reused, but never while anything views it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import stepd
 from stepd import _memory
 from stepd._memory import Pool
 
-SIZE = 2 * _memory.KEPT_BYTES
+SIZE = 2 * _memory.POOLED_BYTES
 
 
 def address(memory: Any) -> int:
@@ -54,7 +54,7 @@ def test_is_left_alone_while_anything_views_it(view: Any) -> None:
     again, _ = pool.take(SIZE - 5)
     assert (address(again), again.nbytes) == (at, SIZE - 5)
     del again
-    # A much larger one is no use, and a much smaller one a waste.
+    # A much larger request does not fit, and a much smaller one would waste memory.
     assert address(pool.take(SIZE + 1)[0]) != at
     assert address(pool.take(SIZE // 3)[0]) != at
 
@@ -94,7 +94,7 @@ assert region.memory.nbytes == 2**21 - 1
 
 
 def test_is_not_used_again_after_a_fork() -> None:
-    # In a process without threads.
+    # In another process, because forking is unsafe with threads.
     subprocess.run([sys.executable, "-c", FORK], check=True)
 
 
@@ -114,5 +114,5 @@ def test_replies_use_it_again_and_kept_results_stay(server: Server) -> None:
         assert address(first.data.cast("B")) not in places
         assert np.array_equal(first, copies[0])
         assert np.array_equal(state, copies[1])
-    # Also after the client is closed.
+    # The state stays valid after the client is closed.
     assert np.array_equal(state, copies[1])

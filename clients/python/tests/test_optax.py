@@ -103,7 +103,7 @@ def test_vmap_is_a_step_for_each_entry(client: stepd.Client) -> None:
 
 def test_paths_may_change_between_init_and_update(client: stepd.Client) -> None:
     transformation = remote(client, {"name": "adamw", "lr": 1e-2})
-    # As flax wraps arrays for init: another path, the same order of leaves.
+    # flax wraps arrays like this for init: other paths, the same order of leaves.
     wrapped = {key: {"value": leaf} for key, leaf in LEAVES.items()}
     grads = {key: jnp.full_like(leaf, 0.5) for key, leaf in LEAVES.items()}
     found = jax.jit(transformation.update)(grads, transformation.init(wrapped), LEAVES)
@@ -112,7 +112,7 @@ def test_paths_may_change_between_init_and_update(client: stepd.Client) -> None:
         jax.tree.leaves(found[0]), jax.tree.leaves(expected[0]), strict=True
     ):
         assert jnp.array_equal(a, b)
-    # Without the order, names are what counts.
+    # Without the order, the names must match.
     state = transformation.init(wrapped)
     with pytest.raises(Exception, match="/value"):
         transformation.update(grads, RemoteState(state.file), LEAVES)
@@ -120,8 +120,7 @@ def test_paths_may_change_between_init_and_update(client: stepd.Client) -> None:
         transformation.update({"w": jnp.ones(3)}, state, {"w": jnp.ones(3)})
 
 
-#: In the order of the tree, "b" and the places from 0 to 11, which is not that of the
-#: names.
+#: The order of the leaves, 00 to 11, which differs from that of their names in a tree.
 LEAVES: dict[str, Any] = {
     f"{place:02}": jnp.full(2, 1.0 + place) for place in range(12)
 }
@@ -197,7 +196,7 @@ def test_master_weights_and_replies_in_bfloat16(client: stepd.Client) -> None:
     for _ in range(8):
         updates, state = transformation.update(params, state, params)
         params = optax.apply_updates(params, updates)
-    # Single steps are less than half of what bfloat16 tells apart.
+    # A single step is below half of the distance between bfloat16 values.
     kept = stepd.State(np.asarray(state.file).data)["master_param/w"]
     np.testing.assert_allclose(kept, 1 - 8 * 5e-4, rtol=1e-4)
     assert params["w"][0] < 1

@@ -1,4 +1,4 @@
-"""The scripts that the tests and the examples are run with."""
+"""The scripts that run the tests and the examples."""
 
 from __future__ import annotations
 

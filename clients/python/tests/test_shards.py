@@ -1,4 +1,4 @@
-"""A sharded step is the whole step, whatever fails on the way."""
+"""A sharded step equals the whole step, whatever fails in between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conftest import Server
 from proxy import Proxy, answer, hang_up, silence
 
 import stepd
-from stepd._calls import CachedShard, KeptTensor
+from stepd._calls import CachedShard, TensorInfo
 from stepd._tensors import array_of
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -118,7 +118,7 @@ def test_non_finite_gradients(
     assert two.skipped == (non_finite == "skip")
     assert two.state.to_bytes() == one.state.to_bytes() or non_finite == "propagate"
     for name, array in one.params.items():
-        # Payloads of NaN are outside of the promise.
+        # The promise excludes the payloads of NaN.
         assert np.array_equal(array, two.params[name], equal_nan=True)
 
 
@@ -134,7 +134,7 @@ def test_every_optimizer_without_finite_gradients(
     params["none"] = np.zeros((0, 2), np.float32)
     grads = {name: array.astype(np.float16) for name, array in tensors(2).items()}
     grads["none"] = np.zeros((0, 2), np.float16)
-    # 60,000 is infinity after the loss scale.
+    # 60,000 becomes infinity after the loss scale.
     grads["deep/w"][3] = value
     given: dict[str, Any] = {
         "non_finite": non_finite,
@@ -242,7 +242,7 @@ def test_clips_in_the_dtype_of_the_step(
     settings: dict[str, Any],
 ) -> None:
     given: dict[str, Any] = {"params": tensors(1), "grads": tensors(2)}
-    # No value of these is one of float32, so that each dtype has its own squares.
+    # No value is exact in float32, so that float32 and float64 squares differ.
     third = {name: array / 3.0 for name, array in tensors(3).items()}
     of = wide.split()[-1]
     for name in ("deep/w", "z") if "some" in wide else list(third):
@@ -316,7 +316,7 @@ def test_a_refusal_names_what_that_of_one_call_does(
                 one.step(ADAMW, params, grads, clip=clip)
             errors.append({**caught.value.problem(), "request_id": None})
         assert errors[0] == errors[1]
-        # What is wrong with the call comes before what is in the gradients.
+        # A wrong shape is reported before the values of gradients.
         grads["9"] = grads["9"][:2]
         with pytest.raises(stepd.TensorMismatch):
             client.step(ADAMW, params, grads, clip=clip)
@@ -331,7 +331,7 @@ def test_warns_as_one_call_does(client: stepd.Client, size: int) -> None:
         one = client.step(ADAMW, params, grads)
         assert len(one.warnings) == 1 and "and 12 more tensors" in one.warnings[0]
         assert_same(sharded.step(ADAMW, params, grads), one)
-        # Two sentences: 0/0 in every second tensor, and squares that overflow.
+        # Two warnings: 0/0 in every second tensor, and squares that overflow.
         for name in list(grads)[::2]:
             grads[name] = np.zeros(4, np.float32)
         adam = {"name": "adam", "eps": 0}
@@ -390,7 +390,7 @@ def test_a_killed_replica_changes_no_bit(client: stepd.Client) -> None:
 
             def kill(index: int) -> None:
                 if index == steps // 2:
-                    # SIGKILL, while the step's calls are under way.
+                    # SIGKILL, while the step's calls are in progress.
                     threading.Timer(0.003, b.process.kill).start()
 
             params, state = run(sharded.step, kill)
@@ -431,7 +431,7 @@ FOREIGN = {
 @pytest.mark.parametrize("spoil", FOREIGN.values(), ids=FOREIGN)
 def test_another_replica_takes_what_one_fails(server: Server, spoil: Any) -> None:
     params, grads = tensors(1), tensors(2)
-    # No second round: the one replica that works has to be reached in the first.
+    # No second round: the first must reach the one replica that works.
     with (
         Proxy(server.url, [spoil] * 99) as a,
         Proxy(server.url, [spoil] * 99) as b,
@@ -475,7 +475,7 @@ def test_every_round_tries_every_replica_once(server: Server) -> None:
 
 
 class Clock:
-    """Time that passes only when it is told to, or slept."""
+    """A clock that advances only by sleep, or when the test sets it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -502,7 +502,7 @@ def test_a_dead_replica_rests_longer_each_time(server: Server, clock: Clock) -> 
     ):
         start = clock.now
         asked: list[float] = []
-        # 9 failures, then it works: the rests are 1, 2, 4 ... 60, 60 s.
+        # After 9 failures it works; the cool-downs are 1, 2, 4 ... 60, 60 s.
         while len(asked) < 10:
             before = bad.connections
             sharded.describe("adamw")
@@ -510,11 +510,11 @@ def test_a_dead_replica_rests_longer_each_time(server: Server, clock: Clock) -> 
                 asked.append(clock.now - start)
             clock.now += 0.5
         assert asked == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
-        # It works now, so that the next failure is a first one.
+        # A success resets the cool-down, so that the next is 1 s.
         bad.spoils += [hang_up] * 9
         again: list[float] = []
         while len(again) < 3:
-            # A new connection, as the open one is not spoiled.
+            # Only new connections are spoiled, so the open one is closed.
             sharded._replicas[0].client.close()
             before = bad.connections
             sharded.describe("adamw")
@@ -536,22 +536,22 @@ def test_a_replica_that_refuses_a_call_is_well(
         while bad.spoils:
             with pytest.raises(stepd.ConnectError):
                 sharded.describe("adamw")
-        assert replica.rests_until == clock.now + 4
+        assert replica.cool_down_until == clock.now + 4
         digests = stepd.Cached("0" * 64, "0" * 64)
-        kept = CachedShard(bad.url, digests, {"w": KeptTensor((), False, 1)})
+        kept = CachedShard(bad.url, digests, {"w": TensorInfo((), False, 1)})
         if has_digests:
             with pytest.raises(stepd.BlobMissing):
                 sharded.step(ADAMW, None, {}, cached=stepd.Cached(shards=(kept,)))
         else:
             with pytest.raises(stepd.InvalidParams):
                 sharded.step({"name": "adamw", "lr": -1}, tensors(1), {})
-        assert (replica.failures, replica.rests_until) == (0, 0)
-        # So the next failure is a first one.
+        assert (replica.failures, replica.cool_down_until) == (0, 0)
+        # A success resets the cool-down, so that the next is 1 s.
         replica.client.close()
         bad.spoils.append(hang_up)
         with pytest.raises(stepd.ConnectError):
             sharded.describe("adamw")
-        assert replica.rests_until == clock.now + 1
+        assert replica.cool_down_until == clock.now + 1
 
 
 def test_one_that_rests_is_asked_before_one_that_just_failed(
@@ -565,7 +565,7 @@ def test_one_that_rests_is_asked_before_one_that_just_failed(
         while long_dead.spoils:
             sharded.describe("adamw")
             clock.now += 0.5
-        # It works now, but rests for longer than the other will.
+        # It works now, but its cool-down is longer than the other replica's will be.
         other.spoils += [hang_up] * 2
         sharded._replicas[1].client.close()
         sharded.describe("adamw")
@@ -593,9 +593,9 @@ def test_calls_that_fail_together_are_one_failure(clock: Clock) -> None:
             thread.start()
         for thread in asking:
             thread.join()
-        assert replica.rests_until == clock.now + 1
+        assert replica.cool_down_until == clock.now + 1
         ask(sharded)
-        assert replica.rests_until == clock.now + 2
+        assert replica.cool_down_until == clock.now + 2
         assert bad.connections == 4
 
 

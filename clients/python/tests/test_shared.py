@@ -1,4 +1,4 @@
-"""Shared memory: the same bytes as over TCP, wherever they lie and whatever is lost."""
+"""Shared memory gives the same bytes as TCP, wherever they lie and whatever is lost."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def tensors(seed: int, dtype: Any = np.float32, size: int = 30_000) -> Arrays:
 
 
 def options_of(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Those of a client by TCP, and of one with shared memory."""
+    """Options of a TCP client, and of one with shared memory."""
     return [{}, {"shared_dir": folder}]
 
 
@@ -93,7 +93,7 @@ def agree(one: stepd.StepResult, other: stepd.StepResult) -> bool:
 
 
 def steps(client: Any, optimizer: Any, dtype: Any, count: int = 4) -> list[Any]:
-    """Results of a run, all of them kept."""
+    """Run steps, and keep all of their results."""
     results: list[Any] = []
     params, state = tensors(1, dtype), None
     for seed in range(count):
@@ -104,7 +104,7 @@ def steps(client: Any, optimizer: Any, dtype: Any, count: int = 4) -> list[Any]:
 
 
 class Blocking:
-    """An AsyncClient in a loop of its own."""
+    """An AsyncClient with its own event loop, called like a Client."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         self._loop = asyncio.new_event_loop()
@@ -141,19 +141,19 @@ def test_same_bytes(
     with kind(sharing.url, shared_dir=folder) as client:
         results = steps(client, optimizer, dtype)
         assert left(folder)
-    # All of them, though the folder is empty now.
+    # The results stay valid, although the folder is empty now.
     assert left(folder) == []
     assert all(map(agree, results, expected))
 
 
 class Sent:
-    """What is known of a call when it is over: it holds no memory."""
+    """A record of a call that does not keep its memory alive."""
 
     def __init__(self, call: Any) -> None:
         self.nbytes: int = call.nbytes
         self.files = {
             key: place["file"]
-            for key, place in call.held.items()
+            for key, place in call.kept_alive.items()
             if isinstance(place, Place)
         }
         found = re.findall(rb"stepd-[0-9a-f]{32}", bytes(call.body[0]))
@@ -161,7 +161,7 @@ class Sent:
 
 
 def sent(client: stepd.Client) -> list[Sent]:
-    """Calls from now on."""
+    """Record the calls from now on."""
     calls: list[Sent] = []
     send = client._transport.send
 
@@ -186,18 +186,18 @@ def test_only_what_is_not_there_is_copied(
             files |= set(left(folder))
             assert calls[-1].nbytes < 1000
         for last, call in itertools.pairwise(calls[1:]):
-            # In place where the last call had them written, and nowhere else.
+            # Sent from the file that the last call's result was written to.
             assert {call.files["params"], call.files["state"]} == last.written
-        # Parameters, state, twice, and gradients.
+        # Two files each for parameters and state, and one for gradients, at most.
         assert len(files) <= 6
-        # The same with parameters in another order is another file.
+        # The same parameters in another order need another file.
         turned = dict(reversed(result.params.items()))
         one = client.step(adamw, turned, tensors(9), result.state)
         assert calls[-1].files["params"] not in calls[-2].written
         assert calls[-1].files["state"] in calls[-2].written
         other = client.step(adamw, result.params, tensors(9), result.state)
         assert one.state == other.state
-        # So is one of which a tensor is new.
+        # A new array for one tensor needs another file too.
         result.params["v"] = result.params["v"] + 1
         expected = result.params["v"].copy()
         stepped = client.step(adamw, result.params, {}, result.state)
@@ -224,7 +224,7 @@ def test_changes_are_seen_and_change_no_other(
         assert agree(second, kept)
         third = client.step(adamw, first.params, tensors(4), first.state)
         assert agree(third, plain.step(adamw, mirror.params, tensors(4), mirror.state))
-        # A result that nobody holds any more, but for a row of it.
+        # Only a view of one row keeps this result alive.
         row = third.params["w"][2, 5:9]
         value = row.copy()
         del first, third
@@ -239,7 +239,7 @@ def test_a_state_that_grows(sharing: Server, folder: pathlib.Path) -> None:
     results = []
     for options in options_of(folder):
         with stepd.Client(sharing.url, **options) as client:
-            # In which momentum starts late.
+            # The next optimizer adds momentum, so that the state grows.
             first = client.step({"name": "rmsprop"}, tensors(1), tensors(2))
             calls = sent(client)
             optimizer = {"name": "rmsprop", "momentum": 0.9}
@@ -253,7 +253,7 @@ def test_a_state_that_grows(sharing: Server, folder: pathlib.Path) -> None:
 
 
 def swallow(url: str, then: Callable[[], None] = lambda: None) -> Any:
-    """Have the server do the call, and lose its reply."""
+    """Return a spoil that lets the server run the call, and drops its reply."""
 
     def spoil(connection: socket.socket) -> None:
         host, port = url.removeprefix("http://").split(":")
@@ -277,7 +277,7 @@ def test_a_lost_reply(kind: Any, sharing: Server, folder: pathlib.Path) -> None:
     ):
         results = steps(client, adamw, np.float32, 1)
         for seed in range(1, 4):
-            # Each on a connection of its own, whose first replies are lost.
+            # Each on a new connection, whose first replies are lost.
             params, state = results[-1].params, results[-1].state
             before = {name: array.copy() for name, array in params.items()}
             results.append(client.step(adamw, params, tensors(seed), state))
@@ -287,7 +287,7 @@ def test_a_lost_reply(kind: Any, sharing: Server, folder: pathlib.Path) -> None:
 
 
 def test_a_late_writer_does_no_harm(sharing: Server, folder: pathlib.Path) -> None:
-    """A server whose reply was lost writes when the next steps are done."""
+    """A server whose reply was lost still writes, after the next steps."""
     adamw = {"name": "adamw"}
     requests: list[bytes] = []
 
@@ -313,7 +313,7 @@ def test_a_late_writer_does_no_harm(sharing: Server, folder: pathlib.Path) -> No
             late.sendall(requests[0])
             late.recv(65536)
         assert fourth.state.to_bytes() == file
-        # Nor is there anything that it could have written to.
+        # The folder no longer has the files that it would write to.
         places = requests[0].split(b"into")[1]
         into = re.findall(rb"stepd-[0-9a-f]{32}", places)[:2]
         assert len(into) == 2 and not names & {name.decode() for name in into}
@@ -368,7 +368,7 @@ def test_a_server_that_shares_nothing(server: Server, folder: pathlib.Path) -> N
     with stepd.Client(server.url, shared_dir=folder) as client:
         with pytest.raises(stepd.InvalidParams, match="shares no folder"):
             client.step({"name": "adamw"}, tensors(1), tensors(1))
-        # What is small goes as before.
+        # Small calls go over the connection.
         small = {"w": np.ones(9, np.float32)}
         assert client.step({"name": "adamw"}, small, small).step == 1
 
@@ -492,7 +492,7 @@ def test_torch(sharing: Server, folder: pathlib.Path) -> None:
                 model(torch.ones(2, 300)).square().mean().backward()
                 optimizer.step()
             if options:
-                # The state stays where it is.
+                # The state is sent from its own file, without a copy.
                 assert calls[-1].files["state"] in calls[-2].written
             found.append([p.detach().clone() for p in model.parameters()])
     assert all(map(torch.equal, *found))

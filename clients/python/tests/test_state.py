@@ -1,4 +1,4 @@
-"""State as a file, against the safetensors library and the server."""
+"""State files, checked against the safetensors library and the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of many small tensors, as they are made and read."""
+"""Files of many small tensors: how they are encoded and parsed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_work_of_a_tensor_leaves_nothing_to_the_garbage_collector() -> None:
     try:
         before = gc.get_count()[0]
         call = step(optimizer, arrays, arrays, None, {})
-        # A dict and lists for each entry of a header would be 12,000.
+        # With a dict and lists per header entry it would be 12,000 objects.
         assert gc.get_count()[0] - before < 4000
     finally:
         gc.enable()

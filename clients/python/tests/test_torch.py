@@ -17,7 +17,7 @@ from conftest import Server  # noqa: E402
 import stepd  # noqa: E402
 from stepd.torch import RemoteOptimizer  # noqa: E402
 
-# The oracle fuses some multiplications and additions, stepd never does.
+# torch fuses some multiplications with additions; stepd never does.
 CLOSE = {"rtol": 2e-5, "atol": 1e-7}
 
 
@@ -88,7 +88,7 @@ def test_state_goes_either_way(client: stepd.Client, name: str) -> None:
     train(other, theirs, 5)
     assert_close(model, other)
 
-    # And back: what torch wrote is taken over.
+    # The other direction: load a state that torch has written.
     again = copy.deepcopy(other)
     resumed = RemoteOptimizer(again.parameters(), client, name)
     resumed.load_state_dict(copy.deepcopy(theirs.state_dict()))
@@ -215,7 +215,7 @@ def test_a_stale_master_copy_is_made_anew(client: stepd.Client) -> None:
     settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0}
     mine = RemoteOptimizer([weight], client, master_weights=True, **settings)
     mine.step()
-    # Between these two bfloat16 has no value, so that the copy is worth keeping.
+    # The copy lies between two bfloat16 values, so that rounding it would show.
     copied = mine.state[weight]["master_param"].clone()
     assert not torch.equal(copied, weight.float())
     mine.param_groups[0]["lr"] = 1e-6
@@ -231,7 +231,7 @@ def test_a_stale_master_copy_is_made_anew(client: stepd.Client) -> None:
     again = RemoteOptimizer([weight], client, master_weights=True, **settings)
     again.load_state_dict(theirs.state_dict())
     again.step()
-    # Equal gradients make steps of lr each.
+    # With equal gradients each step has the size of lr.
     torch.testing.assert_close(weight.float(), before - 0.1, rtol=0.01, atol=0)
 
     weight.data.fill_(5.0)
@@ -329,7 +329,7 @@ def test_stochastic_rounding_and_replies_in_bfloat16(client: stepd.Client) -> No
         weight.grad = torch.ones(1000, dtype=torch.bfloat16)
         RemoteOptimizer([weight], client, "sgd", lr=1e-3, **settings).step()
         steps.append(weight.detach().clone())
-    # A quarter of the distance to the next bfloat16.
+    # The step is a quarter of the distance to the next bfloat16.
     assert torch.equal(steps[0], torch.ones(1000, dtype=torch.bfloat16))
     assert 0.1 < (steps[1] != 1).float().mean() < 0.4
     wide = torch.nn.Parameter(torch.ones(3))
@@ -353,7 +353,7 @@ def test_names_what_the_server_keeps() -> None:
                 model = make_model()
                 optimizer = RemoteOptimizer(model.parameters(), client, reply=reply)
                 train(model, optimizer, 3)
-                # Neither of these leaves what the server has.
+                # After either change the server's cached copy is outdated.
                 with torch.no_grad():
                     model[0].weight[0, 0] += 1
                 train(model, optimizer, 1)
@@ -368,7 +368,7 @@ def test_names_what_the_server_keeps() -> None:
                 train(model, optimizer, 1)
             runs.append(model)
         named = [one is not None for one in sent]
-        # The constructor's check, then the steps.
+        # First the constructor's check, then the steps.
         assert named == [False] + [False, True, True] + [False] * 3 + [
             *(False, True, False)
         ]

@@ -1,4 +1,4 @@
-"""Connections that fail, wait, speak TLS or are Unix sockets; both clients alike."""
+"""Failing and slow connections, TLS and Unix sockets, with both clients."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_waits_as_long_as_the_server_says(run: Run, server: Server) -> None:
             run(proxy.url, "step", ADAMW, W, W, retries=0)
         assert caught.value.retry_after == 1
         assert proxy.connections == 1
-    # A proxy's own, which says it in the header.
+    # A proxy's reply, with the wait in its header.
     busy = answer("503 Service Unavailable", b"busy", "Retry-After: 1")
     with Proxy(server.url, [busy]) as proxy:
         start = time.monotonic()
@@ -134,7 +134,7 @@ def test_waits_no_time_that_is_none_in_a_problem(
 
 @both
 def test_waits_until_a_date(run: Run, server: Server) -> None:
-    # Dates have whole seconds.
+    # HTTP dates have whole seconds.
     date = datetime.now(timezone.utc) + timedelta(seconds=2)
     after = format_datetime(date.replace(microsecond=0), usegmt=True)
     busy = answer("503 Service Unavailable", b"busy", f"Retry-After: {after}")
@@ -164,7 +164,7 @@ def test_says_why_it_gave_up(run: Run, server: Server) -> None:
 
 
 def drip(head: bytes, body: bytes) -> Callable[[socket.socket], None]:
-    """Answer with all of it, a byte of the second part at a time."""
+    """Return a spoil that answers: first ``head``, then ``body`` byte by byte."""
 
     def spoil(connection: socket.socket) -> None:
         read_request(connection)
@@ -182,7 +182,7 @@ PACKED = msgpack.packb({"optimizers": ["x" * 200], "state": bytes(3000)})
 
 
 def sip(connection: socket.socket) -> None:
-    """Take a request in little pieces, and answer at its end."""
+    """Read a request in small pieces, and answer at its end."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     for _ in range(200):
         time.sleep(0.05)
@@ -208,7 +208,7 @@ def test_a_dripping_reply_does_not_hold_a_call_open(run: Run, spoil: Any) -> Non
         run(proxy.url, "optimizers", retries=0, timeout=0.5)
 
 
-# asyncio closes a connection only after the peer has taken what was sent.
+# asyncio closes a connection only after the peer has read everything sent.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @both
@@ -242,7 +242,7 @@ all_three = pytest.mark.parametrize(
 
 @contextlib.contextmanager
 def restarting(port: int, seconds: float) -> Iterator[None]:
-    """A server on the port, but only after some seconds."""
+    """A server that starts on the port after some seconds."""
     servers: list[Server] = []
     timer = threading.Timer(
         seconds, lambda: servers.append(Server(STEPD_PORT=str(port)))
@@ -421,7 +421,7 @@ def test_a_closed_idle_connection_is_not_used(server: Server) -> None:
 
 def test_overload_of_a_real_server() -> None:
     big = {"w": np.ones(1_000_000, np.float32)}
-    # A server that has not stepped yet asks for 30 s.
+    # A server that has not stepped yet asks for a wait of 30 s.
     retry = stepd.Retry(attempts=100, longest_asked=0.1)
     server = Server(STEPD_ARENA_MIB="24")
     with server, stepd.Client(server.url, retries=retry) as client:
@@ -510,7 +510,7 @@ def test_copies_of_clients(twin: Any, server: Server) -> None:
         assert sharded.step(ADAMW, W, W).step == 1
 
 
-# What a loop leaves behind that ended before the client was closed.
+# The event loop ends before the client is closed, and leaves sockets behind.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_an_async_client_outlives_its_loop(server: Server) -> None:
     client = stepd.AsyncClient(server.url)

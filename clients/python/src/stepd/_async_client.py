@@ -35,13 +35,13 @@ from ._http import (
     address_of,
     error_of,
     headers_of,
-    nobody_listens,
+    is_refusal,
     reply_of,
     token_of,
 )
 from ._memory import Pool
 from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
-from ._retry import Pauses, Retry, Tries, retry_of
+from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays
@@ -162,12 +162,12 @@ class AsyncClient:
     async def _run(self, call: Call[T], timeout: float | Timeout | None = None) -> T:
         limit = self._timeout if timeout is None else timeout_of(timeout)
         end = limit.end()
-        tries = Tries(call, Pauses(self._retry, f"stepd at {self.url}", end))
+        attempts = Attempts(call, Backoff(self._retry, f"stepd at {self.url}", end))
         while True:
             try:
-                return await self._send(tries.call, limit, end)
+                return await self._send(attempts.call, limit, end)
             except StepdError as error:
-                pause = tries.after(error)
+                pause = attempts.delay_after(error)
             await asyncio.sleep(pause)
 
     async def _send(self, call: Call[T], timeout: Timeout, end: float = math.inf) -> T:
@@ -175,7 +175,7 @@ class AsyncClient:
         base = "http://localhost" if at.socket is not None else at.url.rstrip("/")
         try:
             limits = aiohttp.ClientTimeout(
-                total=Clock(timeout, end).whole(),
+                total=Clock(timeout, end).whole_attempt(),
                 sock_connect=timeout.connect,
                 sock_read=timeout.read,
             )
@@ -197,7 +197,7 @@ class AsyncClient:
             raise ConnectError(
                 f"stepd at {self.url} was not reached: {error!r}",
                 refused=isinstance(error, aiohttp.ClientConnectorError)
-                and nobody_listens(error),
+                and is_refusal(error),
             ) from error
 
     async def step(

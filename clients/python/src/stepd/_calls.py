@@ -54,11 +54,11 @@ class Call(Generic[T]):
     body: list[memoryview]
     read: Callable[[Json], T]
     #: Objects that must stay alive until the reply is complete.
-    held: object = None
+    kept_alive: object = None
     #: The call to send at once after an error, in place of this one; None to give up.
-    instead: Callable[[StepdError], Call[T] | None] = lambda error: None
+    replacement: Callable[[StepdError], Call[T] | None] = lambda error: None
     #: Makes an equal call with new files, if the server may still write to these.
-    again: Callable[[], Call[T]] | None = None
+    with_new_files: Callable[[], Call[T]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -105,7 +105,7 @@ class Cached:
     shards: tuple[CachedShard, ...] = ()
 
 
-class KeptTensor(NamedTuple):
+class TensorInfo(NamedTuple):
     """Shape, precision and step count of a parameter that only the server has."""
 
     shape: tuple[int, ...]
@@ -121,7 +121,7 @@ class CachedShard:
     url: str
     cached: Cached
     #: The parameters of the call, in their order.
-    tensors: Mapping[str, KeptTensor] = field(hash=False)
+    tensors: Mapping[str, TensorInfo] = field(hash=False)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _post(
     shared: SharedFolder | None = None,
 ) -> Call[T]:
     fields = {key: _source(value, shared) for key, value in fields.items()}
-    return Call("POST", path, encode(fields), read, held=fields)
+    return Call("POST", path, encode(fields), read, kept_alive=fields)
 
 
 def _source(value: Any, shared: SharedFolder | None) -> Any:
@@ -302,15 +302,15 @@ class _Step:
             blob = self.whole[key]
             sources[key] = _source(blob, self.shared if shares else None)
         reply = {**self.reply, "into": into} if into else self.reply
-        again = partial(self.call, named, shares_state=shares_state)
+        repeat = partial(self.call, named, shares_state=shares_state)
         return Call(
             "POST",
             "/v1/step",
             encode({**self.fields, "reply": reply or None, **sources}),
             partial(self._read, into),
-            held=sources,
-            instead=partial(self._instead, named, frozenset(into)),
-            again=again if into else None,
+            kept_alive=sources,
+            replacement=partial(self._replacement, named, frozenset(into)),
+            with_new_files=repeat if into else None,
         )
 
     def _places(self, shares_state: bool) -> dict[str, Place]:
@@ -331,7 +331,7 @@ class _Step:
         places = {field: self.shared.target(room) for field, room in rooms.items()}
         return {field: place for field, place in places.items() if place is not None}
 
-    def _instead(
+    def _replacement(
         self, named: Mapping[str, str], into: frozenset[str], error: StepdError
     ) -> Call[StepResult] | None:
         missing = getattr(error, "field", None)

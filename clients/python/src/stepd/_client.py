@@ -16,7 +16,7 @@ from ._checks import require_count, require_tls
 from ._errors import StepdError, TransportError
 from ._http import Transport, address_of
 from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
-from ._retry import Pauses, Retry, Tries, retry_of
+from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays
@@ -108,12 +108,12 @@ class Client:
     def _run(self, call: Call[T], timeout: float | Timeout | None = None) -> T:
         limit = self._timeout if timeout is None else timeout_of(timeout)
         end = limit.end()
-        tries = Tries(call, Pauses(self._retry, f"stepd at {self.url}", end))
+        attempts = Attempts(call, Backoff(self._retry, f"stepd at {self.url}", end))
         while True:
             try:
-                return self._transport.send(tries.call, limit, end)
+                return self._transport.send(attempts.call, limit, end)
             except StepdError as error:
-                pause = tries.after(error)
+                pause = attempts.delay_after(error)
             time.sleep(pause)
 
     def step(

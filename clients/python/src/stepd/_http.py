@@ -178,7 +178,7 @@ class _Timed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(self._clock.silence())
+        self._sock.settimeout(self._clock.next_bytes())
         return self._bytes.readinto(buffer)
 
     def close(self) -> None:
@@ -196,11 +196,11 @@ class _Response(http.client.HTTPResponse):
 def _send_all(sock: socket.socket, part: memoryview, clock: Clock) -> None:
     sent = 0
     while sent < part.nbytes:
-        sock.settimeout(clock.silence())
+        sock.settimeout(clock.next_bytes())
         sent += sock.send(part[sent:])
 
 
-def nobody_listens(error: OSError) -> bool:
+def is_refusal(error: OSError) -> bool:
     """Whether the connection was refused, or a Unix socket's file is missing."""
     return error.errno in (errno.ECONNREFUSED, errno.ENOENT)
 
@@ -248,7 +248,7 @@ class Transport:
             self._drop(connection)
             raise ConnectError(
                 f"stepd at {url} was not reached: {error!r}",
-                refused=isinstance(error, OSError) and nobody_listens(error),
+                refused=isinstance(error, OSError) and is_refusal(error),
             ) from error
         except ServerError:
             self._give(connection)
@@ -264,7 +264,7 @@ class Transport:
     ) -> T:
         target = self.address.prefix + call.path
         connection.response_class = functools.partial(_Response, clock)  # type: ignore[assignment]
-        connection.sock.settimeout(clock.silence())
+        connection.sock.settimeout(clock.next_bytes())
         connection.putrequest(call.verb, target, skip_accept_encoding=True)
         for name, value in headers_of(call, self._token).items():
             connection.putheader(name, value)

@@ -15,10 +15,10 @@ from time import monotonic
 import numpy as np
 
 #: Smaller memory is not pooled: the allocator already reuses it.
-KEPT_BYTES = 2**20
+POOLED_BYTES = 2**20
 
 #: Seconds after which unused memory is given back to the system.
-_KEPT_SECONDS = 60.0
+_POOLED_SECONDS = 60.0
 
 #: How often this process has been forked from another.
 _forks = 0
@@ -50,7 +50,7 @@ class Region:
 
         After a fork another process may have views of it that are unknown here.
         """
-        return self._forks != _forks or monotonic() - self.since > _KEPT_SECONDS
+        return self._forks != _forks or monotonic() - self.since > _POOLED_SECONDS
 
 
 class Pool:

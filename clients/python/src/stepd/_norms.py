@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ._calls import KeptTensor, TensorNorms
+from ._calls import TensorInfo, TensorNorms
 from ._options import Optimizer
 from ._tensors import Array, Arrays
 
@@ -23,7 +23,7 @@ def differ_in_arithmetic(params: Arrays, grads: Arrays) -> bool:
     )
 
 
-def zeros_of(tensor: KeptTensor) -> Array:
+def zeros_of(tensor: TensorInfo) -> Array:
     """Zeros in place of a parameter whose values do not matter; uses no memory."""
     dtype = np.float64 if tensor.is_double else np.float32
     return np.broadcast_to(np.zeros((), dtype), tensor.shape)

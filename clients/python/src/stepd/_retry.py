@@ -17,30 +17,30 @@ T = TypeVar("T")
 logger = logging.getLogger("stepd")
 
 #: Statuses after which the same call may succeed.
-PASSING = frozenset({408, 429, 502, 503, 504})
+RETRYABLE = frozenset({408, 429, 502, 503, 504})
 
 #: Longest wait, in seconds, between attempts while connections are refused.
 _LONGEST_REFUSED_PAUSE = 1.0
 
 
-def is_passing(error: StepdError) -> bool:
+def is_retryable(error: StepdError) -> bool:
     """Whether the same server may accept the same call later.
 
     A step is a pure function, so a retry is always safe.
     """
     if isinstance(error, TransportError):
-        return error.status is None or error.status in PASSING
-    return isinstance(error, ServerError) and error.status in PASSING
+        return error.status is None or error.status in RETRYABLE
+    return isinstance(error, ServerError) and error.status in RETRYABLE
 
 
-def is_of_server(error: StepdError) -> bool:
+def is_server_fault(error: StepdError) -> bool:
     """Whether the error lies with the server, so that another may accept the call.
 
     This includes every reply that is not stepd's, such as another service's 404.
     """
     if isinstance(error, TransportError):
         return True
-    return isinstance(error, ServerError) and error.status in PASSING | {500}
+    return isinstance(error, ServerError) and error.status in RETRYABLE | {500}
 
 
 def is_refused(error: StepdError) -> bool:
@@ -79,12 +79,16 @@ class Retry:
         """Seconds before the attempt after ``attempt`` (from 0); None to give up."""
         if attempt >= self.attempts:
             return None
-        pause = _growing(self.first, attempt, self.longest)
-        asked: float | None = getattr(error, "retry_after", None)
-        return pause if asked is None else min(asked, self.longest_asked) + pause
+        pause = _exponential(self.first, attempt, self.longest)
+        retry_after: float | None = getattr(error, "retry_after", None)
+        return (
+            pause
+            if retry_after is None
+            else min(retry_after, self.longest_asked) + pause
+        )
 
 
-def _growing(first: float, attempt: int, longest: float) -> float:
+def _exponential(first: float, attempt: int, longest: float) -> float:
     return min(first * 2.0 ** min(attempt, 64), longest) * random.uniform(0.5, 1)
 
 
@@ -104,7 +108,7 @@ def retry_of(retries: int | Retry) -> Retry:
     return Retry(retries) if retries else Retry(0, refused=0)
 
 
-class Pauses:
+class Backoff:
     """The waits of one call, which ends at ``end`` on the monotonic clock."""
 
     def __init__(self, retry: Retry, server: str, end: float = math.inf) -> None:
@@ -115,18 +119,18 @@ class Pauses:
         self._refusals = 0
         self._refused_until = 0.0
 
-    def after(self, error: StepdError) -> float | None:
+    def delay_after(self, error: StepdError) -> float | None:
         """Seconds until the next attempt; None to give up."""
         now = monotonic()
         if is_refused(error):
-            pause = self._while_refused(now)
+            pause = self._refused_delay(now)
         else:
             self._refusals = 0
             pause = self._retry.pause(self._attempt, error)
             self._attempt += 1
         return None if pause is None or now + pause >= self._end else pause
 
-    def _while_refused(self, now: float) -> float | None:
+    def _refused_delay(self, now: float) -> float | None:
         if self._refusals == 0:
             self._refused_until = now + self._retry.refused
             if self._retry.refused:
@@ -139,28 +143,28 @@ class Pauses:
         if left <= 0:
             return None
         first = max(self._retry.first, 0.01)
-        pause = _growing(first, self._refusals, _LONGEST_REFUSED_PAUSE)
+        pause = _exponential(first, self._refusals, _LONGEST_REFUSED_PAUSE)
         self._refusals += 1
         return min(pause, left)
 
 
-class Tries(Generic[T]):
+class Attempts(Generic[T]):
     """The attempts of one call, which may change what is sent."""
 
-    def __init__(self, call: Call[T], pauses: Pauses) -> None:
+    def __init__(self, call: Call[T], backoff: Backoff) -> None:
         #: What to send next.
         self.call = call
-        self._pauses = pauses
+        self._backoff = backoff
 
-    def after(self, error: StepdError) -> float:
+    def delay_after(self, error: StepdError) -> float:
         """Return the seconds until the next attempt. Raises the error to give up."""
-        instead = self.call.instead(error)
-        if instead is not None:
-            self.call = instead
+        replacement = self.call.replacement(error)
+        if replacement is not None:
+            self.call = replacement
             return 0
-        pause = self._pauses.after(error) if is_passing(error) else None
+        pause = self._backoff.delay_after(error) if is_retryable(error) else None
         if pause is None:
             raise error
-        if self.call.again is not None and isinstance(error, TransportError):
-            self.call = self.call.again()
+        if self.call.with_new_files is not None and isinstance(error, TransportError):
+            self.call = self.call.with_new_files()
         return pause

@@ -21,9 +21,9 @@ from ._calls import (
     NO_STATE,
     Cached,
     CachedShard,
-    KeptTensor,
     NormsResult,
     StepResult,
+    TensorInfo,
     TensorNorms,
     require_step,
     without_state,
@@ -41,7 +41,7 @@ from ._norms import (
 )
 from ._options import Groups, Optimizer, StepOptions, step_options
 from ._refusals import joined_refusal, joined_sentences
-from ._retry import Pauses, Retry, is_of_server, is_refused, retry_of
+from ._retry import Backoff, Retry, is_refused, is_server_fault, retry_of
 from ._shared import SharedFolder
 from ._state import State
 from ._tensors import Array, Arrays
@@ -56,8 +56,8 @@ MIB = 2**20
 
 #: Cool-down in seconds of a replica after a failure, while there are others. It
 #: doubles with each failure in a row.
-_FIRST_REST = 1.0
-_LONGEST_REST = 60.0
+_FIRST_COOL_DOWN = 1.0
+_LONGEST_COOL_DOWN = 60.0
 
 
 class ShardedClient:
@@ -186,18 +186,18 @@ class ShardedClient:
         loss_scale = options.get("loss_scale")
         reply = options.get("reply") or {}
         if cached is not None:
-            shards = _kept(cached, params, state)
+            shards = _cached_shards(cached, params, state)
         elif params is not None:
             shards = self._pack(params, grads, state)
         else:
             raise ValueError("params: expected arrays, or cached that names them")
-        known: dict[str, KeptTensor] = {}
+        known: dict[str, TensorInfo] = {}
         for shard in shards:
             known.update(shard.tensors)
         # A gradient or state without a parameter joins the first call, to be refused.
-        shards[0].strays += sorted(grads.keys() - known.keys())
+        shards[0].unmatched += sorted(grads.keys() - known.keys())
         if state is not None:
-            shards[0].strays += [name for name in state.steps if name not in known]
+            shards[0].unmatched += [name for name in state.steps if name not in known]
 
         if clips_by_norm(optimizer, clip) or non_finite == "skip":
             zeros = {name: zeros_of(tensor) for name, tensor in known.items()}
@@ -212,7 +212,7 @@ class ShardedClient:
             own = None if params is None else _only(params, names)
             own_grads = _only(grads, names)
             own_state = None if state is None else state.pick(names)
-            own_options: StepOptions = {**options, "cached": shard.kept}
+            own_options: StepOptions = {**options, "cached": shard.cached}
 
             def step(client: Client) -> tuple[StepResult, str]:
                 result = client.step(
@@ -220,7 +220,7 @@ class ShardedClient:
                     own,
                     own_grads,
                     own_state,
-                    timeout=span.rest(),
+                    timeout=span.remaining(),
                     **own_options,
                 )
                 return result, client.url
@@ -286,7 +286,7 @@ class ShardedClient:
                 own,
                 groups=groups,
                 master_weights=master_weights,
-                timeout=span.rest(),
+                timeout=span.remaining(),
             )
 
         return State.join(self._each(self._pack(params, {}, None), call, span))
@@ -320,8 +320,8 @@ class ShardedClient:
     def describe(self, name: str) -> dict[str, Any]:
         """Return formula, references, hyperparameters, slots and cost."""
         span = self._span(None)
-        return self._anywhere(
-            lambda client: client.describe(name, timeout=span.rest()), span
+        return self._try_replicas(
+            lambda client: client.describe(name, timeout=span.remaining()), span
         )
 
     def _span(self, timeout: float | Timeout | None) -> Span:
@@ -345,7 +345,7 @@ class ShardedClient:
             if not of_params and not differ_in_arithmetic(given or {}, own):
                 given = None
             return lambda client: client.norms(
-                own, given, loss_scale=loss_scale, timeout=span.rest()
+                own, given, loss_scale=loss_scale, timeout=span.remaining()
             )
 
         return self._each(shards, call, span)
@@ -367,7 +367,7 @@ class ShardedClient:
             if size > room and shards[-1].tensors:
                 shards.append(_Shard({}))
                 room = self._request_bytes
-            shards[-1].tensors[name] = KeptTensor(
+            shards[-1].tensors[name] = TensorInfo(
                 np.shape(params[name]), is_double(params[name]), taken.get(name, 0)
             )
             room -= size
@@ -389,7 +389,7 @@ class ShardedClient:
             raise RuntimeError("this ShardedClient is closed, and makes no more calls")
 
         def run(shard: _Shard) -> T:
-            return self._anywhere(call(shard), span, shard.url)
+            return self._try_replicas(call(shard), span, shard.url)
 
         if len(shards) == 1:
             return [run(shards[0])]
@@ -410,7 +410,7 @@ class ShardedClient:
             raise joined_refusal(refusals)
         return results
 
-    def _anywhere(
+    def _try_replicas(
         self, call: Callable[[Client], T], span: Span, home: str | None = None
     ) -> T:
         """Try the replicas until one answers. Raises at once if the call is wrong.
@@ -418,14 +418,14 @@ class ShardedClient:
         ``home`` comes first unless it is cooling down. After BlobMissing the next
         replica is tried, which may have the blob.
         """
-        pauses = Pauses(self._retry, "every stepd replica", span.end)
+        backoff = Backoff(self._retry, "every stepd replica", span.end)
         while True:
             failures: list[StepdError] = []
             tried: list[_Replica] = []
             while len(tried) < len(self._replicas):
                 with self._lock:
                     left = [one for one in self._replicas if one not in tried]
-                    replica = min(left, key=lambda one: one.burden(home))
+                    replica = min(left, key=lambda one: one.load(home))
                     replica.calls += 1
                     replica.turn = next(self._turns)
                     failed_before = replica.failures
@@ -435,12 +435,14 @@ class ShardedClient:
                 except StepdError as error:
                     failures.append(error)
                     with self._lock:
-                        if is_of_server(error):
-                            replica.rest(failed_before + 1)
+                        if is_server_fault(error):
+                            replica.start_cool_down(failed_before + 1)
                         else:
                             # A replica that refuses a call works.
                             replica.recover()
-                    if not is_of_server(error) and not isinstance(error, BlobMissing):
+                    if not is_server_fault(error) and not isinstance(
+                        error, BlobMissing
+                    ):
                         raise
                 else:
                     with self._lock:
@@ -451,8 +453,8 @@ class ShardedClient:
                         replica.calls -= 1
             missing = [one for one in failures if isinstance(one, BlobMissing)]
             # Wait for the replica that will be ready first.
-            heard = [one for one in failures if not is_refused(one)]
-            pause = pauses.after(min(heard or failures, key=_asked))
+            not_refused = [one for one in failures if not is_refused(one)]
+            pause = backoff.delay_after(min(not_refused or failures, key=_retry_after))
             if pause is None or len(missing) == len(failures):
                 raise (missing or failures)[-1]
             sleep(pause)
@@ -463,18 +465,18 @@ class _Shard:
     """One call of a step."""
 
     #: The parameters, in their order.
-    tensors: dict[str, KeptTensor]
+    tensors: dict[str, TensorInfo]
     #: What the server at ``url`` has cached of them and of their state.
-    kept: Cached | None = None
+    cached: Cached | None = None
     url: str | None = None
     #: Gradients and parts of the state without a parameter.
-    strays: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
-        return [*self.tensors, *self.strays]
+        return [*self.tensors, *self.unmatched]
 
-    def stepped(self, names: Collection[str]) -> dict[str, KeptTensor]:
+    def stepped(self, names: Collection[str]) -> dict[str, TensorInfo]:
         """Return the parameters, with a step more for those in ``names``."""
         return {
             name: tensor._replace(step=tensor.step + (name in names))
@@ -482,7 +484,9 @@ class _Shard:
         }
 
 
-def _kept(cached: Cached, params: Arrays | None, state: State | None) -> list[_Shard]:
+def _cached_shards(
+    cached: Cached, params: Arrays | None, state: State | None
+) -> list[_Shard]:
     """Return the calls of the result that ``cached`` belongs to.
 
     Raises ValueError if a blob is neither named nor given.
@@ -513,28 +517,28 @@ class _Replica:
         self.turn = 0
         #: Failures in a row.
         self.failures = 0
-        self.rests_until = 0.0
+        self.cool_down_until = 0.0
 
-    def burden(self, home: str | None) -> tuple[float, bool, int, int]:
+    def load(self, home: str | None) -> tuple[float, bool, int, int]:
         """Sort key, lowest first: cool-down, not home, calls in progress, last use."""
-        rest = self.rests_until if self.rests_until > monotonic() else 0.0
-        return rest, self.client.url != home, self.calls, self.turn
+        cool_down = self.cool_down_until if self.cool_down_until > monotonic() else 0.0
+        return cool_down, self.client.url != home, self.calls, self.turn
 
-    def rest(self, failures: int) -> None:
+    def start_cool_down(self, failures: int) -> None:
         """Start a cool-down. Calls that fail together count as one failure."""
         self.failures = max(self.failures, failures)
-        rest = math.ldexp(_FIRST_REST, min(self.failures - 1, 10))
-        self.rests_until = monotonic() + min(rest, _LONGEST_REST)
+        seconds = math.ldexp(_FIRST_COOL_DOWN, min(self.failures - 1, 10))
+        self.cool_down_until = monotonic() + min(seconds, _LONGEST_COOL_DOWN)
 
     def recover(self) -> None:
         self.failures = 0
-        self.rests_until = 0.0
+        self.cool_down_until = 0.0
 
 
-def _asked(error: StepdError) -> float:
+def _retry_after(error: StepdError) -> float:
     """Return the server's Retry-After in seconds; infinity if it gave none."""
-    asked: float | None = getattr(error, "retry_after", None)
-    return math.inf if asked is None else asked
+    retry_after: float | None = getattr(error, "retry_after", None)
+    return math.inf if retry_after is None else retry_after
 
 
 def _tensors_of(results: Sequence[NormsResult]) -> dict[str, TensorNorms]:

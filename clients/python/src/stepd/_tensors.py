@@ -263,11 +263,11 @@ class Header(NamedTuple):
 
 
 #: Longer headers are not cached.
-_KEPT_HEADER_BYTES = 2**21
+_CACHED_HEADER_BYTES = 2**21
 
 
 @functools.lru_cache(maxsize=32)
-def _kept_header(text: bytes) -> Header:
+def _cached_header(text: bytes) -> Header:
     """Parse a header, and cache it, because it stays the same from step to step."""
     return _read_header(text)
 
@@ -299,8 +299,8 @@ def open_file(file: memoryview) -> tuple[Header, memoryview]:
     if length > _MAX_HEADER_BYTES or start > file.nbytes:
         raise ValueError(f"a safetensors header of {length} bytes is not in the file")
     text = bytes(file[_LENGTH_BYTES:start])
-    is_kept = length <= _KEPT_HEADER_BYTES
-    header = _kept_header(text) if is_kept else _read_header(text)
+    is_cached = length <= _CACHED_HEADER_BYTES
+    header = _cached_header(text) if is_cached else _read_header(text)
     data = file[start:]
     end = max((entry.end for entry in header.entries.values()), default=0)
     if end > data.nbytes:

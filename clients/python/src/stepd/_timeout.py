@@ -72,7 +72,7 @@ class Span:
         self._timeout = timeout
         self.end = timeout.end()
 
-    def rest(self) -> Timeout:
+    def remaining(self) -> Timeout:
         """Return the limits of a request that starts now."""
         if self.end == math.inf:
             return self._timeout
@@ -92,11 +92,11 @@ class Clock:
         """Return the seconds left for a connection; None without a limit."""
         return self._within(self._timeout.connect)
 
-    def silence(self) -> float | None:
+    def next_bytes(self) -> float | None:
         """Return the seconds left for the next bytes; None without a limit."""
         return self._within(self._timeout.read)
 
-    def whole(self) -> float | None:
+    def whole_attempt(self) -> float | None:
         """Return the seconds left for the whole attempt; None without a limit."""
         return self._within(None)
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from ._memory import KEPT_BYTES, Pool
+from ._memory import POOLED_BYTES, Pool
 
 MEDIA_TYPE = "application/vnd.msgpack"
 
@@ -117,23 +117,23 @@ def decode(total: int, pool: Pool) -> Reader:
     Its blobs are memory views, each of its own buffer, aligned for any dtype. Raises
     ValueError for invalid bytes.
     """
-    ahead = _Ahead(total, pool)
+    reader = _ReadAhead(total, pool)
     value: Any
     result: dict[str, Any] = {}
-    for _ in range((yield from ahead.map_length())):
-        key = yield from ahead.value()
-        length = yield from ahead.blob_length()
+    for _ in range((yield from reader.map_length())):
+        key = yield from reader.value()
+        length = yield from reader.blob_length()
         if length is None:
-            value = yield from ahead.value()
+            value = yield from reader.value()
         else:
-            value = yield from ahead.blob(length)
+            value = yield from reader.blob(length)
         result[key] = value
-    if ahead.left:
-        raise ValueError(f"{ahead.left} bytes follow the reply")
+    if reader.left:
+        raise ValueError(f"{reader.left} bytes follow the reply")
     return result
 
 
-class _Ahead:
+class _ReadAhead:
     """Bytes that were read but not yet decoded."""
 
     def __init__(self, total: int, pool: Pool) -> None:
@@ -191,7 +191,7 @@ class _Ahead:
         return length
 
     def blob(self, length: int) -> Generator[memoryview, int, memoryview]:
-        if length < KEPT_BYTES:
+        if length < POOLED_BYTES:
             # Not a bytearray, which would be zeroed first.
             blob = np.empty(length, np.uint8).data
         else:

@@ -113,7 +113,7 @@ def remote(
     stats: str = fixed["options"].get("stats") or "none"
     masters: bool | None = fixed["options"].get("master_weights")
     keeps = bool((fixed["options"].get("reply") or {}).get("cache"))
-    kept: list[StepResult] = []
+    cached_result: list[StepResult] = []
 
     def init(params: Any) -> RemoteState:
         names, leaves = _flatten(params)
@@ -174,8 +174,8 @@ def remote(
             arrays = dict(zip(names, before, strict=True))
             settings = fill([np.asarray(one).tolist() for one in given])
             own_options: StepOptions = settings["options"]
-            if kept:
-                own_options["cached"] = _cached(kept[0], arrays, own_state)
+            if cached_result:
+                own_options["cached"] = _cached(cached_result[0], arrays, own_state)
             result = remote_client.step(
                 settings["optimizer"],
                 arrays,
@@ -184,7 +184,7 @@ def remote(
                 timeout=timeout,
                 **own_options,
             )
-            kept[:] = [result] if keeps and result.cached else []
+            cached_result[:] = [result] if keeps and result.cached else []
             updates = [
                 np.asarray(result.params[name].astype(array.dtype) - array)
                 for name, array in arrays.items()
@@ -360,19 +360,19 @@ def _names(state: State, order: Any, paths: Sequence[str]) -> list[str]:
 
 
 def _cached(
-    kept: StepResult, arrays: Mapping[str, Array], state: State
+    result: StepResult, arrays: Mapping[str, Array], state: State
 ) -> Cached | None:
     """Return the digests that this step can use in place of parameters and state."""
-    if kept.cached is None or kept.state != state:
+    if result.cached is None or result.state != state:
         return None
-    same = kept.params.keys() == arrays.keys() and all(
-        np.array_equal(_bits(kept.params[name].astype(array.dtype)), _bits(array))
+    same = result.params.keys() == arrays.keys() and all(
+        np.array_equal(_bits(result.params[name].astype(array.dtype)), _bits(array))
         for name, array in arrays.items()
     )
     if same:
-        return kept.cached
+        return result.cached
     # apply_updates changes the last bits of parameters; then only the state is cached.
-    return Cached(state=kept.cached.state) if kept.cached.state else None
+    return Cached(state=result.cached.state) if result.cached.state else None
 
 
 def _bits(array: Array) -> Array:

@@ -33,7 +33,7 @@ _DTYPES = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64
 _PLAIN = frozenset([torch.Tensor, torch.nn.Parameter])
 
 #: Optimizers whose step depends on the norm of a whole tensor.
-_OF_WHOLE_TENSORS = frozenset(["lamb", "lars"])
+_NEEDS_WHOLE_TENSORS = frozenset(["lamb", "lars"])
 
 #: Stack level of the caller of :meth:`RemoteOptimizer.step`, past two torch wrappers.
 _CALLER = 4
@@ -116,7 +116,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._timeout = timeout
         #: The options of each step. Changes apply from the next step on.
         self.options: StepOptions = adapter_options(options)
-        self._kept: _Kept | None = None
+        self._cached: _CachedResult | None = None
         defaults = {key: value.get("default") for key, value in known.items()}
         super().__init__(params, {**defaults, **hyperparameters})
         self._check()
@@ -140,7 +140,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         )
         mine = {key: getattr(self, key) for key in (*own, "options")}
         kept: dict[str, Any] = super().__getstate__()
-        return {**kept, **mine, "_kept": None}
+        return {**kept, **mine, "_cached": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -180,7 +180,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """Raise ValueError for a step that needs more of a DTensor than its shard."""
         options = self.options
         which = None
-        if self._name in _OF_WHOLE_TENSORS:
+        if self._name in _NEEDS_WHOLE_TENSORS:
             which = f"{self._name} needs the norm of whole tensors"
         elif any(optimizer.get("caution") for optimizer in optimizers):
             which = "caution counts the values of whole tensors"
@@ -215,7 +215,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         for key, param in zip(saved, self._params(), strict=False):
             self._check_slots(state_dict["state"].get(key, {}), param)
         super().load_state_dict(state_dict)
-        self._kept = None
+        self._cached = None
         for key, param in zip(saved, self._params(), strict=True):
             # torch has cast every slot but the step to the parameter's dtype.
             wide = torch.float64 if param.dtype == torch.float64 else torch.float32
@@ -285,8 +285,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         # The first group applies to every tensor that no later group names.
         options["groups"] = groups[1:] or None
         params = {name: _array(_local(param)) for name, param in stepped.items()}
-        if self._kept is not None and self._kept.fits(params, self.state, stepped):
-            options["cached"] = self._kept.result.cached
+        if self._cached is not None and self._cached.fits(params, self.state, stepped):
+            options["cached"] = self._cached.result.cached
         result = self._client.step(
             {"name": self._name, **optimizers[0]},
             params,
@@ -295,11 +295,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
             timeout=self._timeout,
             **options,
         )
-        self._kept = None
+        self._cached = None
         if not result.skipped:
             self._take(result, stepped)
             if result.cached is not None:
-                self._kept = _Kept(result, self.state, stepped)
+                self._cached = _CachedResult(result, self.state, stepped)
         self.last_result = replace(result, params={})
         for sentence in result.warnings:
             warnings.warn(sentence, RuntimeWarning, stacklevel=_CALLER)
@@ -387,7 +387,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             self.state[param][slot] = value
 
 
-class _Kept:
+class _CachedResult:
     """A result that the server has cached, and whether the next step can use it."""
 
     def __init__(

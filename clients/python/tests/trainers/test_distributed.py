@@ -54,7 +54,7 @@ def results(server: Server, tmp_path_factory: pytest.TempPathFactory) -> pathlib
 
 @pytest.fixture
 def found(results: pathlib.Path, request: pytest.FixtureRequest) -> Found:
-    """The results of both processes."""
+    """The results that both processes have saved."""
     case = request.node.name.removeprefix("test_")
     both = []
     for rank in range(2):
@@ -69,7 +69,7 @@ def found(results: pathlib.Path, request: pytest.FixtureRequest) -> Found:
 def agree(found: Found, one: str, other: str, **tolerance: float) -> None:
     for each in found:
         assert_close(each[one], each[other], **tolerance)
-    # Both processes have the same weights, to the bit.
+    # Both processes have bit-identical weights.
     assert_equal(found[0][one], found[1][one])
 
 
@@ -83,7 +83,7 @@ def test_zero(found: Found) -> None:
 
 def test_fully_sharded(found: Found) -> None:
     agree(found, "mine", "theirs")
-    # A step of shards has the bits of a step of whole tensors.
+    # A step of shards has the same bits as a step of whole tensors.
     agree(found, "mine", "single", rtol=0, atol=0)
     for each in found:
         assert torch.equal(each["slot"], each["single_slot"])
@@ -95,7 +95,7 @@ def test_other_placements(found: Found) -> None:
 
 
 def test_mixed_precision(found: Found) -> None:
-    # A difference in the last place of a weight may round to another bfloat16.
+    # A difference in the last bit of a weight may round to another bfloat16.
     agree(found, "mine", "theirs", rtol=1e-2, atol=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""flax (nnx, linen) and chains of optax, with stepd and with optax's optimizer."""
+"""flax (nnx, linen) and optax chains, with stepd and with optax's own optimizer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from stepd.optax import RemoteState, remote
 
 Remote = Callable[..., optax.GradientTransformation]
 
-#: optax adds the difference of a new parameter and an old one, and XLA fuses some
-#: multiplications with additions: some units in the last place after a few steps.
+#: optax adds the difference of new and old parameters, and XLA fuses multiplications
+#: with additions: a few units in the last place after a few steps.
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -46,7 +46,7 @@ def data(seed: Any) -> tuple[Any, Any]:
 
 
 class Model(nnx.Module):  # type: ignore[misc]
-    """Twelve layers in a list: their paths are numbers, whose order is not by text."""
+    """Twelve layers in a list: their paths sort differently as text than as numbers."""
 
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)
@@ -87,7 +87,7 @@ def test_nnx(client: stepd.Client, jit: bool) -> None:
     assert_close(mine, theirs)
     state = stepd.State(np.asarray(optimizer.opt_state.file[...]).data)
     assert set(state.steps.values()) == {steps}
-    # Names are the paths in the model.
+    # The names are the paths in the model.
     assert {"first/bias", "layers/11/kernel"} <= state.steps.keys()
 
 
@@ -124,7 +124,7 @@ def test_nnx_groups_and_statistics(client: stepd.Client) -> None:
     theirs, _ = fit_nnx(chain)
     barrier: Any = jax.effects_barrier
     barrier()
-    # Torch's rule of clipping adds 1e-6 to the norm, optax's does not.
+    # torch's clipping adds 1e-6 to the norm; optax's does not.
     assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
     found = float(optimizer.opt_state.stats.grad_norm[...])
     assert found == pytest.approx(norms[-1], rel=1e-4)
@@ -162,7 +162,7 @@ def test_nnx_goes_on_to_the_same_bits(client: stepd.Client) -> None:
 
 
 class Layers(flax.linen.Module):  # type: ignore[misc]
-    """Some layers with names by flax."""
+    """A few layers, named by flax."""
 
     @flax.linen.compact  # type: ignore[untyped-decorator]
     def __call__(self, x: Any) -> Any:
@@ -210,7 +210,7 @@ def is_none(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim <= 1, params)
 
 
-#: Each makes a transformation of one that makes AdamW.
+#: Each builds a transformation around a function that makes AdamW.
 WRAPPERS: dict[str, Callable[[Callable[..., Any]], Any]] = {
     "alone": lambda make: make(),
     "chain": lambda make: optax.chain(

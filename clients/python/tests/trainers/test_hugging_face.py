@@ -1,4 +1,4 @@
-"""The Trainer of transformers, accelerate and PEFT, on models made from a config."""
+"""transformers' Trainer, accelerate and PEFT, on models built from a config."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_model() -> Any:
 
 
 class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Counting from a start, which a model learns soon."""
+    """Sequences that count up from a start, which a model learns quickly."""
 
     def __len__(self) -> int:
         return 32
@@ -74,7 +74,7 @@ def trainer(
 
 @pytest.fixture
 def mine(client: stepd.Client) -> tuple[Any, dict[str, Any]]:
-    """Class and arguments of the optimizer that the Trainer makes."""
+    """Class and arguments of the optimizer that the Trainer creates."""
     return RemoteOptimizer, {"client": client, "lr": 1e-2}
 
 
@@ -127,7 +127,7 @@ def test_trainer_resumes_to_the_same_bits(mine: Any, tmp_path: pathlib.Path) -> 
     place = str(tmp_path / "checkpoint-3")
     trainer(resumed, tmp_path, mine, **saving).train(resume_from_checkpoint=place)
     assert_equal(resumed, model)
-    # torch's AdamW takes the same checkpoint.
+    # torch's AdamW loads the same checkpoint.
     other = make_model()
     trainer(other, tmp_path, THEIRS, **saving).train(resume_from_checkpoint=place)
     assert_close(other, model, rtol=1e-4, atol=1e-5)
@@ -197,7 +197,7 @@ def test_lora(mine: Any, tmp_path: pathlib.Path, dtype: torch.dtype) -> None:
         if not torch.equal(a, b)
     }
     assert changed and all("lora_" in name for name in changed)
-    # Nothing but the adapters has a state, or was sent.
+    # Only the adapters have a state, so only they were sent.
     optimizer: Any = runs[0].optimizer
     remote = getattr(optimizer, "optimizer", optimizer)
     assert len(remote.state) == len(changed)
@@ -231,7 +231,7 @@ def test_a_classifier_by_hand(client: stepd.Client) -> None:
             optimizer.zero_grad()
             backward(each(tokens, labels=torch.tensor([0, 1, 0, 1])).loss)
             optimizer.step()
-    # A key's bias has no gradient but noise, of which Adam makes steps of lr.
+    # The gradient of a key's bias is only noise, from which Adam makes steps of lr.
     for name, theirs in other.named_parameters():
         ours = model.get_parameter(name)
         atol = 1e-2 if name.endswith("key.bias") else 1e-5

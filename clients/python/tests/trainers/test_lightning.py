@@ -1,4 +1,4 @@
-"""Lightning's Trainer with RemoteOptimizer and with torch's own."""
+"""Lightning's Trainer with RemoteOptimizer and with torch's optimizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepd.torch import RemoteOptimizer
 
 
 class Module(lightning.LightningModule):  # type: ignore[misc]
-    """A small model whose optimizer is made by ``make``."""
+    """A small model; ``make`` creates its optimizer."""
 
     def __init__(self, make: Any, automatic: bool = True) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_fit(makers: Any, tmp_path: pathlib.Path, settings: dict[str, Any]) -> N
     start = copy.deepcopy(modules[0].model)
     for module in modules:
         fit(module, tmp_path, **settings)
-    # In mixed precision a difference in the last place may round to another bfloat16.
+    # In mixed precision a difference in the last bit may round to another bfloat16.
     loose = {"rtol": 1e-2, "atol": 1e-3} if "precision" in settings else {}
     assert_close(modules[0].model, modules[1].model, **loose)
     assert_moved(modules[0].model, start)
@@ -107,7 +107,7 @@ def test_resumes_to_the_same_bits(makers: Any, tmp_path: pathlib.Path) -> None:
     trainer.save_checkpoint(place)
     again = Module(makers[0])
     fit(again, tmp_path, steps=6, resume=place)
-    # Lightning begins the epoch anew, so the batches are others than in a straight run.
+    # Lightning restarts the epoch, so the batches differ from an uninterrupted run.
     twin = Module(makers[1])
     fit(twin, tmp_path, steps=6, resume=place)
     assert_close(again.model, twin.model)

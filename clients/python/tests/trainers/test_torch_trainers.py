@@ -1,4 +1,4 @@
-"""Training loops of torch, each with RemoteOptimizer and with torch's own optimizer."""
+"""torch training loops, each with RemoteOptimizer and with torch's own optimizer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def remote(model: Any, client: stepd.Client, name: str = "adamw", **more: Any) -
 def pair(
     client: stepd.Client, name: str = "adamw", **more: Any
 ) -> tuple[Pair, Pair, Any]:
-    """A model with stepd, its twin with torch, and the model as it was."""
+    """Return a model with stepd, its copy with torch, and the initial model."""
     ours, kind, settings = TWINS[name]
     start = make_model()
     model, other = copy.deepcopy(start), copy.deepcopy(start)
@@ -68,7 +68,7 @@ def test_checkpoints_there_and_back(client: stepd.Client, name: str) -> None:
     assert_close(model, other)
     assert_moved(model, start)
 
-    # Through a file, as it is loaded by default: tensors and plain values only.
+    # Through a file, with torch.load's default: tensors and plain values only.
     files = {}
     for key, optimizer in (("mine", mine), ("theirs", theirs)):
         files[key] = io.BytesIO()
@@ -188,8 +188,8 @@ def test_grad_scaler(client: stepd.Client) -> None:
             scaler.update()
         scales.append(scaler.get_scale())
     assert scales[0] == scales[1] != 2.0**10
-    # Half of the steps have gradients in bfloat16, whose 8 bits make differences in the
-    # last place of a weight large now and then.
+    # Half of the steps have bfloat16 gradients, whose 8 bits sometimes amplify a
+    # difference in the last bit of a weight.
     assert_close(model, other, rtol=1e-3, atol=1e-5)
     assert_moved(model, start)
     assert int(mine.state[model[0].weight]["step"]) == 7
@@ -198,7 +198,7 @@ def test_grad_scaler(client: stepd.Client) -> None:
 @pytest.mark.parametrize("what", ["model", "step"])
 def test_compile(client: stepd.Client, what: str) -> None:
     (model, mine), (other, theirs), start = pair(client)
-    # Graphs are captured as for the default backend; no compiler of C++ is needed.
+    # aot_eager captures graphs like the default backend, but needs no C++ compiler.
     if what == "model":
         train(torch.compile(model, backend="aot_eager"), mine, 6)
     else:
@@ -270,7 +270,7 @@ def test_a_step_in_backward(client: stepd.Client) -> None:
 
 def test_accumulated_and_clipped_gradients(client: stepd.Client) -> None:
     (model, mine), (other, theirs), start = pair(client)
-    # clip does what clip_grad_norm_ does, and stats have the norm that it returns.
+    # clip equals clip_grad_norm_, and stats hold the norm that it returns.
     mine.options.update(clip={"max_norm": 0.3}, stats="global", loss_scale=2.0)
     for turn in range(4):
         for each in (model, other):
@@ -345,7 +345,7 @@ def test_other_dtypes(client: stepd.Client, dtype: torch.dtype) -> None:
     if dtype == torch.float64:
         assert_close(model, reference, rtol=1e-13, atol=1e-15)
         return
-    # A float32 copy is what steps, and the weights are that, rounded.
+    # The step changes a float32 copy; the weights are that copy, rounded.
     copies = {
         name: mine.state[p]["master_param"] for name, p in model.named_parameters()
     }
@@ -372,6 +372,6 @@ def test_a_larger_model_over_several_calls(server: Server, calls: str) -> None:
                 if each is other:
                     torch.nn.utils.clip_grad_norm_(each.parameters(), 0.5)
                 optimizer.step()
-        # Attention's key bias has no gradient but noise: Adam makes steps of lr of it.
+        # The gradient of a key's bias is only noise, from which Adam makes steps of lr.
         noise = {"rtol": CLOSE["rtol"], "atol": 5e-3}
         assert_close(model, other, **noise)

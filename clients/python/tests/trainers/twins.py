@@ -1,4 +1,4 @@
-"""Small models, and what it means that two runs agree."""
+"""Small models, and checks that two runs agree."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-#: torch fuses some multiplications with additions in float32, and stepd never does.
-#: After the few dozen steps of these tests weights differ by some ten units in the last
+#: torch fuses some multiplications with additions in float32; stepd never does. After
+#: the few dozen steps of these tests, weights differ by about ten units in the last
 #: place.
 CLOSE = {"rtol": 5e-5, "atol": 5e-7}
 
@@ -30,12 +30,12 @@ def loss_of(model: Any, seed: int) -> torch.Tensor:
 
 
 def backward(loss: Any) -> None:
-    """``loss.backward()``, which torch leaves untyped."""
+    """Call ``loss.backward()``, which torch leaves untyped."""
     loss.backward()
 
 
 def train(model: Any, optimizer: Any, steps: range | int, scheduler: Any = None) -> Any:
-    """Some steps, each with its own batch. The last loss."""
+    """Run steps, each with its own batch, and return the last loss."""
     loss: Any = None
     for seed in range(steps) if isinstance(steps, int) else steps:
         optimizer.zero_grad()
@@ -48,7 +48,7 @@ def train(model: Any, optimizer: Any, steps: range | int, scheduler: Any = None)
 
 
 def assert_close(one: Any, other: Any, **tolerance: float) -> None:
-    """The parameters of two models, or two mappings of tensors, agree."""
+    """Check that two models' parameters, or two mappings of tensors, agree."""
     a, b = (
         each if isinstance(each, dict) else each.state_dict() for each in (one, other)
     )
@@ -62,11 +62,11 @@ def assert_close(one: Any, other: Any, **tolerance: float) -> None:
 
 
 def assert_equal(one: Any, other: Any) -> None:
-    """The same to the bit."""
+    """Check that two models or mappings are bit-identical."""
     assert_close(one, other, rtol=0, atol=0)
 
 
 def assert_moved(one: Any, other: Any) -> None:
-    """Training has changed every parameter: agreement means something."""
+    """Check that training has changed every parameter, so that agreement means much."""
     for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
         assert not torch.equal(a, b), name

@@ -2,7 +2,7 @@
 
 python two_processes.py RANK URL FOLDER
 
-Each case runs in both, and saves what it found, or its error, to FOLDER/CASE.RANK.pt.
+Each case runs in both processes, and saves its result or error to FOLDER/CASE.RANK.pt.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RATE: dict[str, Any] = {"lr": 1e-2}
 
 
 def whole(model: torch.nn.Module) -> Tensors:
-    """Copies of all parameters, put together from their shards."""
+    """Copies of all parameters, gathered from their shards."""
     return {
         name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
         for name, p in model.named_parameters()
@@ -52,7 +52,7 @@ def whole(model: torch.nn.Module) -> Tensors:
 
 
 class Run:
-    """This process's part of each case."""
+    """One process's part of each case."""
 
     def __init__(self, rank: int, url: str, folder: pathlib.Path) -> None:
         self.rank = rank
@@ -65,11 +65,11 @@ class Run:
         return RemoteOptimizer(named, self.client, name, **{**RATE, **more})
 
     def batches(self, steps: int, start: int = 0) -> range:
-        """Seeds of this process alone."""
+        """Seeds for this process only."""
         return range(2 * start + self.rank, 2 * (start + steps) + self.rank, 2)
 
     def deep(self, seed: int = 3) -> Any:
-        """With rows that do not divide by two: the second process has none of some."""
+        """A model with odd numbers of rows: the second process has none of some."""
         model = make_model(seed)
         for layer in (torch.nn.Linear(2, 1), torch.nn.Linear(1, 3)):
             model.append(layer)
@@ -95,7 +95,7 @@ class Run:
         return torch.optim.AdamW(model.named_parameters(), **RATE)
 
     def zero(self) -> dict[str, Any]:
-        """ZeroRedundancyOptimizer: each process steps some of the parameters."""
+        """ZeroRedundancyOptimizer: each process steps a part of the parameters."""
         results = []
         kinds: list[tuple[Any, dict[str, Any]]] = [
             (RemoteOptimizer, {"client": self.client}),
@@ -139,7 +139,7 @@ class Run:
         }
 
     def other_placements(self) -> dict[str, Any]:
-        """Whole gradients of parameters that are cut, and slots that were gathered."""
+        """Whole gradients of sharded parameters, and slots that were gathered."""
         model, single = self.sharded(), self.deep()
         mine, one = self.remote(model), self.remote(single)
         for seed in range(3):
@@ -169,7 +169,7 @@ class Run:
         return {"mine": results[0], "theirs": results[1]}
 
     def tensor_parallel(self) -> dict[str, Any]:
-        """Weights cut by columns and by rows, one bias whole in both."""
+        """Weights split by columns and by rows, with one bias whole in both."""
         models = []
         for make in (self.remote, self.adamw):
             model = parallelize_module(
@@ -178,13 +178,13 @@ class Run:
                 {"0": ColwiseParallel(), "2": RowwiseParallel()},
             )
             optimizer = make(model)
-            # The same batch in both: the model is what is parallel.
+            # The same batch in both processes, because the model is what is split.
             train(model, optimizer, 6)
             models.append(whole(model))
         return {"mine": models[0], "theirs": models[1]}
 
     def checkpoint(self) -> dict[str, Any]:
-        """torch.distributed.checkpoint: saved, loaded by a new model, continued."""
+        """torch.distributed.checkpoint: save, load into a new model, continue."""
         model = self.sharded()
         optimizer = self.remote(model, "nadam")
         train(model, optimizer, self.batches(3))
@@ -205,7 +205,7 @@ class Run:
         return {"straight": whole(model), "resumed": whole(again), "lr": rate}
 
     def checkpoint_of_torch(self) -> dict[str, Any]:
-        """A sharded run of torch's AdamW goes on here, and back."""
+        """A sharded run of torch's AdamW continues here, and the other way round."""
         model = self.sharded()
         theirs = self.adamw(model)
         train(model, theirs, self.batches(3))
@@ -216,7 +216,7 @@ class Run:
             again = self.sharded(seed=4)
             optimizer = make(again)
             state: Any = copy.deepcopy(saved[1])
-            # torch takes no hyperparameter that the optimizer does not have.
+            # torch rejects hyperparameters that its optimizer does not have.
             known = optimizer.param_groups[0].keys()
             for group in state.get("param_groups", []):
                 for key in group.keys() - known:
@@ -240,7 +240,7 @@ class Run:
         }
 
     def refusals(self) -> dict[str, Any]:
-        """Options that need more than a shard are refused, also if set later."""
+        """Options that need more than a shard raise, even if they are set later."""
         model = self.sharded()
         sentences = {}
         cases: dict[str, dict[str, Any]] = {
@@ -264,7 +264,7 @@ class Run:
             optimizer.step()
         except ValueError as error:
             sentences["later"] = str(error)
-        # A plain slot beside a parameter that is cut cannot be told apart from a shard.
+        # A plain slot of a sharded parameter cannot be distinguished from a shard.
         optimizer.options["clip"] = None
         weight = model[0].weight
         optimizer.state[weight]["exp_avg"] = torch.zeros(weight.shape)
@@ -299,7 +299,7 @@ def main(rank: int, url: str, folder: pathlib.Path) -> None:
         except Exception:
             found = {"error": traceback.format_exc()}
         torch.save(found, folder / f"{case.__name__}.{rank}.pt")
-        # A case that failed in one process would hold up the other's collectives.
+        # A process that goes on after a failure would block the other's collectives.
         if "error" in found:
             raise SystemExit(1)
     run.client.close()

@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// mistake is a call with a wrong argument, and what the error has to say.
+// mistake is a call with a wrong argument, and a part of the expected error.
 type mistake struct {
 	name  string
 	words string
 	call  func(ctx context.Context) error
 }
 
-// Wrong arguments of every exported function and method: each is told in one line, without a panic.
+// Wrong arguments of every exported function and method return a one-line error, and never panic.
 func TestWrongArguments(t *testing.T) {
 	client := newClient(t, shared.url, WithRetries(0))
 	sharded := newSharded(t, shared.url)
@@ -88,7 +88,7 @@ func TestWrongArguments(t *testing.T) {
 			return ignore((&Sharded{Clients: []*Client{nil, {}}}).Step(ctx, good))
 		}},
 		{"a Sharded without clients", "Sharded has no Clients", func(ctx context.Context) error { return ignore(new(Sharded).Step(ctx, good)) }},
-		//nolint:staticcheck // That is the mistake.
+		//nolint:staticcheck // The nil context is the mistake under test.
 		{"no context", "expected a context, found nil", func(context.Context) error { return step(func(*StepRequest) {})(nil) }},
 
 		{"no optimizer", "optimizer: expected an optimizer, found none", step(func(r *StepRequest) { r.Optimizer = nil })},
@@ -163,13 +163,13 @@ func TestWrongArguments(t *testing.T) {
 	}
 }
 
-// A deferred Close is right for a client that was never made, too.
+// A deferred Close also works on a client that New never created.
 func TestCloseOfNothing(*testing.T) {
 	new(Client).Close()
 	new(Sharded).Close()
 }
 
-// What no rule forbids a tensor to be called travels.
+// Every name that no rule forbids reaches the server and returns.
 func TestNamesOfEveryKind(t *testing.T) {
 	ctx := testContext(t)
 	var params Tensors

@@ -5,10 +5,10 @@ import (
 	"testing"
 )
 
-// BenchmarkStep is a whole AdamW step in place over loopback: 16 bytes of each parameter go out and 12 come back.
+// BenchmarkStep is a whole in-place AdamW step over loopback: it sends 16 bytes per parameter and receives 12.
 func BenchmarkStep(b *testing.B) { benchmarkStep(b) }
 
-// BenchmarkSharedStep is the same in shared memory.
+// BenchmarkSharedStep is the same step in shared memory.
 func BenchmarkSharedStep(b *testing.B) { benchmarkStep(b, WithSharedDir(sharedDir)) }
 
 func benchmarkStep(b *testing.B, options ...Option) {

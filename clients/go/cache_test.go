@@ -24,7 +24,7 @@ func TestCachedIsNotSent(t *testing.T) {
 				found := must[*StepResult](t)(client.Step(ctx, request))
 				expected := must[*StepResult](t)(plain.Step(ctx, other))
 				if request.Params == nil {
-					// Nobody but the server knew their order.
+					// Only the server knew their order.
 					found.Params = inOrder(found.Params, expected.Params)
 				}
 				requireSameStep(t, found, expected)
@@ -36,7 +36,7 @@ func TestCachedIsNotSent(t *testing.T) {
 				}
 				request.Params, request.State, request.Cached = found.Params, found.State, found.Cached
 				if i == 1 {
-					// Not needed.
+					// The cached blobs suffice.
 					request.Params, request.State = nil, nil
 				}
 				other.Params, other.State = expected.Params, expected.State
@@ -49,10 +49,10 @@ func TestCacheMiss(t *testing.T) {
 	ctx := testContext(t)
 	proxy := newFlaky()
 	client := newClient(t, serve(t, proxy).URL, WithRetries(0))
-	// Values that no server has seen.
+	// Values that no server has cached.
 	seed := uint64(time.Now().UnixNano())
 	request := StepRequest{Optimizer: AdamW(0.01), Params: many(seed, F32), Grads: many(seed+1, F32), Reply: Reply{Cache: true}}
-	// A server that has started again knows nothing.
+	// The server has restarted, so its cache is empty.
 	first := must[*StepResult](t)(newClient(t, ownServer(t, "STEPD_CACHE_MIB=64").url).Step(ctx, request))
 	request.Params, request.State, request.Cached = first.Params, first.State, first.Cached
 	expected := must[*StepResult](t)(newClient(t, shared.url).Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: first.Params, Grads: request.Grads, State: first.State}))
@@ -80,7 +80,7 @@ func TestCacheMiss(t *testing.T) {
 			}
 		})
 	}
-	// What is given is sent, and what the server has is not.
+	// The client sends the params, and names the state that the server has cached.
 	mixed := request
 	mixed.Cached = &Cached{Params: first.Cached.Params, State: found.Cached.State}
 	mixed.Params = found.Params
@@ -149,7 +149,7 @@ func TestSmallerReplies(t *testing.T) {
 	}
 }
 
-// rounded are BF16, to nearest even.
+// rounded returns the tensors in BF16, rounded to nearest even.
 func rounded(t *testing.T, tensors Tensors) (out Tensors) {
 	for _, tensor := range tensors {
 		words := must[[]uint32](t)(wordsOf(tensor))
@@ -200,12 +200,12 @@ func TestErrorsOfReplies(t *testing.T) {
 	if _, err := client.Inspect(ctx, &State{onServer: true}); !errors.Is(err, ErrStateKept) {
 		t.Error(err)
 	}
-	// A server without a cache keeps nothing.
+	// A server without a cache returns no digests.
 	uncached := newClient(t, ownServer(t).url)
 	if result := must[*StepResult](t)(uncached.Step(ctx, StepRequest{Optimizer: SGD(1), Params: model(1), Reply: Reply{Cache: true}})); result.Cached != nil {
 		t.Error(result.Cached)
 	}
-	// A reply may be larger than what is sent: here of a frozen model.
+	// With cached params, the reply may be larger than the request: here for a frozen model.
 	big := Tensors{From("frozen", make([]float32, 5<<20)), From("w", []float32{1})}
 	request := StepRequest{Optimizer: SGD(1), Params: big, Reply: Reply{Cache: true}}
 	first := must[*StepResult](t)(client.Step(ctx, request))

@@ -16,8 +16,8 @@ import (
 	"testing"
 )
 
-// The conformance set of all clients: each case is a call with the server's answer, both as JSON on the wire. Here it is made
-// by the client's public methods, on tensors of the case's dtypes.
+// The conformance set of all clients: each case holds a call and the server's answer, both as the wire's JSON. Here the client's
+// public methods make the call, with tensors of the case's dtypes.
 
 type conformanceCall struct {
 	Method string          `json:"method"`
@@ -29,7 +29,7 @@ type conformanceCase struct {
 	About string `json:"about"`
 	// Server is "storing" for one with a cache and a shared folder, "bare" for one with neither, and empty for any.
 	Server string `json:"server"`
-	// Files are in the shared folder; Written is what the call leaves of them.
+	// Files are the files in the shared folder before the call; Written are their contents after it.
 	Files   map[string][]byte          `json:"files"`
 	Written map[string][]byte          `json:"written"`
 	Before  []conformanceCall          `json:"before"`
@@ -59,7 +59,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// The same with everything in files.
+// The same cases with all blobs in files.
 func TestSharedConformance(t *testing.T) {
 	bare := newSharing(t, ownServer(t).url, 1)
 	storing := newSharing(t, shared.url, 1)
@@ -74,10 +74,10 @@ func TestSharedConformance(t *testing.T) {
 	})
 }
 
-// isAboutFiles tells that files are refused as such.
+// isAboutFiles tells whether the case tests that a server refuses files.
 func (c conformanceCase) isAboutFiles() bool { return c.Server == "bare" && c.Files != nil }
 
-// testConformance runs the cases that clientFor has a client for.
+// testConformance runs the cases for which clientFor returns a client.
 func testConformance(t *testing.T, clientFor func(c conformanceCase) *Client) {
 	files := must[[]string](t)(filepath.Glob(filepath.Join(root, "test/conformance/cases/*.json")))
 	if len(files) == 0 {
@@ -113,7 +113,7 @@ func testConformance(t *testing.T, clientFor func(c conformanceCase) *Client) {
 	}
 }
 
-// The same steps divided over calls of a tensor each.
+// The same steps, sharded into one call per tensor.
 func TestShardedConformance(t *testing.T) {
 	files := must[[]string](t)(filepath.Glob(filepath.Join(root, "test/conformance/cases/step.*.json")))
 	bare, storing := newSharded(t, ownServer(t).url), newSharded(t, shared.url)
@@ -123,8 +123,7 @@ func TestShardedConformance(t *testing.T) {
 		c := readCase(t, path)
 		var members map[string]json.RawMessage
 		strictly(t, c.Params, &members)
-		// Global norms may differ in the last bits, and the words of errors in which tensors they name. Digests are of all tensors
-		// together.
+		// Skipped: global norms may differ in the last bits, errors may name other tensors, and digests cover all tensors at once.
 		if c.Error != nil || c.Result["stats"] != nil || c.Result["cached"] != nil || members["cached"] != nil {
 			continue
 		}
@@ -142,7 +141,7 @@ func TestShardedConformance(t *testing.T) {
 	}
 }
 
-// readCase reads a case as a caller of the client has it: blobs that lie in files are given as they are.
+// readCase reads a case in the form that a caller uses: with blobs in place of files.
 func readCase(t *testing.T, path string) conformanceCase {
 	t.Helper()
 	var c conformanceCase
@@ -158,7 +157,7 @@ func readCase(t *testing.T, path string) conformanceCase {
 	return c
 }
 
-// run makes a call and returns its result in the form of the wire.
+// run makes a call and returns its result in wire form.
 func (c conformanceCall) run(t *testing.T, client *Client) (map[string]any, error) {
 	t.Helper()
 	run, ok := conformanceCalls[c.Method]
@@ -168,7 +167,7 @@ func (c conformanceCall) run(t *testing.T, client *Client) (map[string]any, erro
 	return run(t, client, c.Params)
 }
 
-// nativeParams puts what is named by digest under `cached`, and leaves out places for results: they are the client's own.
+// nativeParams moves digests to `cached`, and drops places for results, which the client itself chooses.
 func nativeParams(t *testing.T, params []byte, files map[string][]byte) json.RawMessage {
 	t.Helper()
 	var members map[string]json.RawMessage
@@ -185,7 +184,7 @@ func nativeParams(t *testing.T, params []byte, files map[string][]byte) json.Raw
 	return must[[]byte](t)(json.Marshal(members))
 }
 
-// takeBlobs puts the bytes of the files where places in them stand, and takes out digests and returns them.
+// takeBlobs replaces places by the bytes of their files. It removes digests, and returns them.
 func takeBlobs(t *testing.T, members map[string]json.RawMessage, files map[string][]byte) (digests map[string]string) {
 	t.Helper()
 	digests = map[string]string{}
@@ -195,7 +194,7 @@ func takeBlobs(t *testing.T, members map[string]json.RawMessage, files map[strin
 			Offset, Length int
 			SHA256         string
 		}
-		// Neither of a text nor of tensors by name there is anything to be had.
+		// Strings and tensors by name leave source empty, which is right.
 		_ = json.Unmarshal(members[name], &source)
 		switch {
 		case source.SHA256 != "":
@@ -208,7 +207,7 @@ func takeBlobs(t *testing.T, members map[string]json.RawMessage, files map[strin
 	return digests
 }
 
-// strictly reads JSON that must have no member that the target has not: a case may not say more than the test sends.
+// strictly decodes JSON and rejects unknown members, so that the test covers everything in a case.
 func strictly(t *testing.T, text []byte, target any) {
 	t.Helper()
 	decoder := json.NewDecoder(bytes.NewReader(text))
@@ -218,7 +217,7 @@ func strictly(t *testing.T, text []byte, target any) {
 	}
 }
 
-// requireSameOnWire compares a result's members: tensors bit for bit in their dtype, blobs byte for byte, all else as JSON.
+// requireSameOnWire compares the members of a result: tensors and blobs by their bytes, everything else as JSON.
 func requireSameOnWire(t *testing.T, found map[string]any, expected map[string]json.RawMessage) {
 	t.Helper()
 	if names := slices.Sorted(maps.Keys(expected)); !slices.Equal(slices.Sorted(maps.Keys(found)), names) {
@@ -247,12 +246,12 @@ func requireSameOnWire(t *testing.T, found map[string]any, expected map[string]j
 	}
 }
 
-// wireTensors are in the order of the case: it decides the lengths of headers, which optimizer.plan tells.
+// wireTensors keep the order of the case, which decides the header's length and so the bytes that optimizer.plan reports.
 type wireTensors []wireTensor
 
 type wireTensor struct {
 	name string
-	// data is of a tensor of a file.
+	// data is set for a tensor from a file.
 	data   []byte
 	Shape  []int       `json:"shape"`
 	DType  DType       `json:"dtype"`
@@ -283,7 +282,7 @@ func (w *wireTensors) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// readFile takes the tensors of a blob.
+// readFile decodes the tensors of a blob.
 func (w *wireTensors) readFile(text []byte) error {
 	var file []byte
 	if err := json.Unmarshal(text, &file); err != nil {
@@ -317,7 +316,7 @@ func (w wireTensors) tensors(t *testing.T) Tensors {
 	return tensors
 }
 
-// appendExactly appends a value's bytes in a dtype that holds it without rounding.
+// appendExactly appends a value in a dtype; it fails if the dtype would round the value.
 func appendExactly(data []byte, dtype DType, value float64) ([]byte, error) {
 	single := math.Float32bits(float32(value))
 	isExact := float64(float32(value)) == value || math.IsNaN(value)
@@ -340,7 +339,7 @@ func appendExactly(data []byte, dtype DType, value float64) ([]byte, error) {
 	return nil, fmt.Errorf("%v is no %s", value, dtype)
 }
 
-// halfBits returns the F16 of a value; false where it has to be rounded.
+// halfBits returns a value as F16; false if it would have to be rounded.
 func halfBits(value float64) (uint16, bool) {
 	const fractionBits, smallest, infinity, quietNaN = 10, -14, 0x7c00, 0x7e00
 	sign := uint16(math.Float64bits(value)>>48) & 0x8000
@@ -360,7 +359,7 @@ func halfBits(value float64) (uint16, bool) {
 	}
 }
 
-// members are those of a result whose Go type has the wire's names.
+// members returns the members of a result whose Go type uses the wire's names.
 func members(t *testing.T, result any) map[string]any {
 	t.Helper()
 	var wire map[string]any
@@ -368,7 +367,7 @@ func members(t *testing.T, result any) map[string]any {
 	return wire
 }
 
-// conformanceCalls make a case's call and return its result in the form of the wire.
+// conformanceCalls make a case's call, by method, and return its result in wire form.
 var conformanceCalls = map[string]func(t *testing.T, client *Client, params []byte) (map[string]any, error){
 	"optimizer.step": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
 		return conformStep(t, client, params)

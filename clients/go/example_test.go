@@ -20,7 +20,7 @@ func gradient(w []float32) []float32 {
 	return g
 }
 
-// A training loop: the weights are stepped in place, and the state goes from step to step.
+// A training loop: each step updates the weights in place, and passes its state to the next.
 func Example() {
 	client, err := stepd.New(os.Getenv("STEPD_URL")) // such as http://127.0.0.1:8080 or unix:///run/stepd.sock
 	if err != nil {
@@ -48,7 +48,7 @@ func Example() {
 	// Output: [3.00 3.00 3.00] after 300 steps
 }
 
-// A state is a file; the run goes on from it as if nothing had happened.
+// A state is a file. A run that loads it continues with the same bits.
 func ExampleState_Save() {
 	client, err := stepd.New(os.Getenv("STEPD_URL"))
 	if err != nil {
@@ -86,7 +86,7 @@ func ExampleState_Save() {
 	// Output: adamw [exp_avg exp_avg_sq] step 2
 }
 
-// What went wrong, by name and in detail.
+// An error of the server has a name and details.
 func ExampleError() {
 	client, err := stepd.New(os.Getenv("STEPD_URL"))
 	if err != nil {
@@ -105,7 +105,7 @@ func ExampleError() {
 	// Output: /optimizer/lr: expected at least 0, found -1
 }
 
-// A server on the same host: tensors lie in files of a folder that both see, and do not travel.
+// A server on the same host: tensors go through files in a folder that both processes share.
 func ExampleWithSharedDir() {
 	// The folder that the server was started with, such as STEPD_SHARED_DIR=/dev/shm/stepd.
 	client, err := stepd.New(os.Getenv("STEPD_URL"), stepd.WithSharedDir(os.Getenv("STEPD_SHARED_DIR")))
@@ -130,7 +130,7 @@ func ExampleWithSharedDir() {
 	// Output: 0.30 after 3 steps
 }
 
-// Parameters and gradients in the shared folder from the start: a step does not copy them there.
+// Parameters and gradients live in the shared folder from the start, so a step copies nothing.
 func ExampleClient_Share() {
 	client, err := stepd.New(os.Getenv("STEPD_URL"), stepd.WithSharedDir(os.Getenv("STEPD_SHARED_DIR")))
 	if err != nil {
@@ -174,7 +174,7 @@ func ExampleClient_Share() {
 	// Output: 0.30 after 3 steps
 }
 
-// Parameters and state stay on the server; gradients go there in BF16 or F32, and parameters come back in BF16.
+// Parameters and state stay on the server. A step sends gradients in BF16 or F32, and returns parameters in BF16.
 func ExampleStepRequest_cached() {
 	client, err := stepd.New(os.Getenv("STEPD_URL"))
 	if err != nil {
@@ -206,7 +206,7 @@ func ExampleStepRequest_cached() {
 	// 4 F32 true
 }
 
-// A model in several calls over several replicas, with exact clipping over all of it.
+// A model in several calls over several replicas, clipped by its whole norm.
 func ExampleSharded() {
 	sharded, err := stepd.NewSharded([]string{os.Getenv("STEPD_URL"), os.Getenv("STEPD_URL")})
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// What the strict reader takes, the canonical writer writes, and the reader takes that again as it is.
+// What the strict reader accepts, the canonical writer can write, and the reader reads back unchanged.
 func FuzzReadTensors(f *testing.F) {
 	for _, content := range hostile {
 		f.Add(content)
@@ -45,7 +45,7 @@ func FuzzReadTensors(f *testing.F) {
 	})
 }
 
-// replySeeds are whole replies and broken ones.
+// replySeeds are valid replies and broken ones.
 func replySeeds() [][]byte {
 	state := file("{"+goodMeta+","+goodStep+"}", step1)
 	whole := msgp.AppendMapHeader(nil, 8)
@@ -73,7 +73,7 @@ func replySeeds() [][]byte {
 	}
 }
 
-// resultOf is the result of a call that sent everything.
+// resultOf returns the result of a call that sent all of its tensors.
 func resultOf(reply stepReply, sent Tensors) (*StepResult, error) {
 	p := &encodedRequest{}
 	if err := p.check(reply); err != nil {
@@ -82,7 +82,7 @@ func resultOf(reply stepReply, sent Tensors) (*StepResult, error) {
 	return p.result(context.Background(), StepRequest{Params: sent}, reply, nil, false)
 }
 
-// A reply is decoded or refused, and what it holds came with it.
+// A reply is decoded or refused, and the result holds only bytes of the reply.
 func FuzzDecodeStep(f *testing.F) {
 	for _, seed := range replySeeds() {
 		f.Add(seed)
@@ -120,7 +120,7 @@ func TestReplyWithAllFields(t *testing.T) {
 	}
 }
 
-// Lengths that promise gigabytes cost no memory: neither with a Content-Length that lies nor without any.
+// Lengths that promise gigabytes allocate no memory, with a false Content-Length or none.
 func TestMemoryFollowsTheBytesThatCome(t *testing.T) {
 	const most = 64 << 20
 	for i, seed := range replySeeds() {

@@ -25,9 +25,9 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// Servers and callers that do not keep to the rules.
+// Servers and callers that break the rules.
 
-// allMethods are calls of every method of the client.
+// allMethods call every method of the client.
 var allMethods = map[string]func(ctx context.Context, c *Client) error{
 	"Step": func(ctx context.Context, c *Client) error {
 		_, err := c.Step(ctx, StepRequest{Optimizer: SGD(1), Params: model(1), Grads: model(2)})
@@ -65,7 +65,7 @@ var allMethods = map[string]func(ctx context.Context, c *Client) error{
 	"Info":       func(ctx context.Context, c *Client) error { _, err := c.Info(ctx); return err },
 }
 
-// What is well-formed and says nothing is no reply: a result without its members would be taken for zeros.
+// A well-formed reply without the expected members is an error: its missing values would otherwise be read as zeros.
 func TestRepliesThatSayNothing(t *testing.T) {
 	for _, body := range []string{"{}", "null", "[]", `""`, "0", `{"tensors":{},"lrs":[],"momentums":[],"optimizers":[],"name":"","format":""}`,
 		`{"grad_norm":null,"tensors":{"scale":{}}}`, `{"grad_norm":1,"tensors":{"layer.weight":{"grad_squares":null}}}`, "\x80", "\xc0", "\x90", "\x81\xa5state\xc4\x00"} {
@@ -75,7 +75,7 @@ func TestRepliesThatSayNothing(t *testing.T) {
 		})).URL)
 		for name, call := range allMethods {
 			if name == "Convert" && body == "\x81\xa5state\xc4\x00" {
-				continue // An empty file, which it does not read, is what it may be given.
+				continue // Convert does not parse its file, so an empty one is valid.
 			}
 			if err := call(testContext(t), client); !errors.Is(err, ErrBadReply) {
 				t.Errorf("%s of %q: %v", name, body, err)
@@ -100,7 +100,7 @@ func TestStepRepliesWithoutAMember(t *testing.T) {
 	}
 }
 
-// A reply without end is cut off, and takes no more memory than a bounded multiple of what was allowed.
+// An endless reply is cut off, after a bounded multiple of the memory that the request allows.
 func TestRepliesWithoutEnd(t *testing.T) {
 	header := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 	for name, c := range map[string]struct{ start, rest []byte }{
@@ -144,14 +144,14 @@ func TestTooManyMembers(t *testing.T) {
 		if _, err := decodeStep(bytes.NewReader(reply), -1, 0, nil); !errors.Is(err, ErrBadReply) {
 			t.Error(err)
 		}
-		// A large request may have a large reply.
+		// A large request allows a large reply.
 		if _, err := decodeStep(bytes.NewReader(reply), -1, 1<<20, nil); err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-// However the bytes come, the reply is the same, and a part of them is none.
+// The decoder gives the same result for any split of the bytes, and an error for a truncated reply.
 func TestShortReads(t *testing.T) {
 	whole := replySeeds()[0]
 	expected := must[stepReply](t)(decodeStep(bytes.NewReader(whole), int64(len(whole)), 0, nil))
@@ -175,7 +175,7 @@ func TestShortReads(t *testing.T) {
 	}
 }
 
-// The errors of hostile files are short, whatever they quote, and those of files say which.
+// Errors about hostile files are short, whatever they quote, and errors from files wrap ErrBadFile.
 func TestErrorsAreShort(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	for _, header := range []string{
@@ -201,7 +201,7 @@ func TestErrorsAreShort(t *testing.T) {
 	}
 }
 
-// What cannot stand in a header is the caller's error and is not sent.
+// Text that a header cannot hold is the caller's error, and is not sent.
 func TestHeadersOfTheCaller(t *testing.T) {
 	for _, token := range []string{"a\nb", "a b", "ä", "\x00"} {
 		if _, err := New(shared.url, WithToken(token)); err == nil || strings.Contains(err.Error(), token) {
@@ -224,7 +224,7 @@ func TestHeadersOfTheCaller(t *testing.T) {
 	}
 }
 
-// One TLS configuration may serve several clients, and stays the caller's.
+// Several clients may use one TLS configuration, which they do not change.
 func TestTLSConfigurationStaysTheCallers(t *testing.T) {
 	secure := httptest.NewTLSServer(newFlaky())
 	t.Cleanup(secure.Close)
@@ -297,13 +297,13 @@ func TestEndsOfTheContext(t *testing.T) {
 	}
 }
 
-// Many callers share a client, and nothing is left behind: neither bits in each other's tensors nor goroutines.
+// Many callers share one client, without mixing their tensors and without leaking goroutines.
 func TestManyCallersAtOnce(t *testing.T) {
 	const callers, steps = 16, 5
 	before := runtime.NumGoroutine()
 	client := must[*Client](t)(New(shared.url))
 	sharded := &Sharded{Clients: []*Client{client, client}, RequestBytes: 1000}
-	// Every other one through Sharded, on tensors of its own; each caller's values are different.
+	// Every other caller uses Sharded; each has tensors of different values.
 	run := func(client stepper, seed uint64) (Tensors, error) {
 		params := model(seed)
 		var state *State

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// What a step over several calls refuses, and what it gives in spite of gradients that are not finite, is that of one call. Each
-// two of these faults are put together, because one of them hides the other.
+// A sharded step refuses what one call refuses, and returns the same with non-finite gradients. Faults are tested in pairs, because
+// the first one found hides the other.
 func TestShardedRefusesWhatOneCallDoes(t *testing.T) {
 	ctx := testContext(t)
 	whole, sharded := newClient(t, shared.url), newSharded(t, shared.url)
@@ -142,7 +142,7 @@ func TestShardedNamesEightTensors(t *testing.T) {
 	}
 }
 
-// A norm that overflows, of finite gradients: it is no number that can be sent.
+// A norm of finite gradients may overflow, and then cannot be sent as a JSON number.
 func TestShardedNormsBeyondFloat64(t *testing.T) {
 	for _, mode := range []NonFinite{Fail, Skip, Propagate} {
 		requireSameRuns(t, 2, func(int) StepRequest {

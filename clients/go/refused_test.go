@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// unusedPort is one at which nobody listens.
+// unusedPort returns a port at which nothing listens.
 func unusedPort(t *testing.T) int {
 	t.Helper()
 	listener := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
@@ -21,7 +21,7 @@ func unusedPort(t *testing.T) int {
 	return listener.Addr().(*net.TCPAddr).Port
 }
 
-// syncBuffer is a log that several goroutines write.
+// syncBuffer is a log buffer for several goroutines.
 type syncBuffer struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -33,7 +33,7 @@ func (b *syncBuffer) Write(p []byte) (int, error) {
 	return b.text.Write(p)
 }
 
-// steppers makes both kinds of clients of one address.
+// steppers returns both kinds of clients for one address.
 func steppers(t *testing.T, address string, options ...Option) map[string]stepper {
 	t.Helper()
 	sharded := must[*Sharded](t)(NewSharded([]string{address, address}, options...))

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// always answers all calls alike and counts them.
+// always gives every call the same answer, and counts the calls.
 type always struct {
 	mu     sync.Mutex
 	answer http.HandlerFunc
@@ -31,7 +31,7 @@ func (a *always) count() int {
 	return a.calls
 }
 
-// page answers as what is not stepd does.
+// page answers with a body that is not stepd's.
 func page(status int, mediaType, text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", mediaType)
@@ -128,7 +128,7 @@ func TestRestsOfAReplica(t *testing.T) {
 	for _, seconds := range []int{1, 2, 4, 8, 16, 32, 60, 60, 60} {
 		start := time.Now()
 		r.recordFailure(0, start)
-		// Those that were sent together with it change nothing.
+		// A failure of a call that started before the last failure changes nothing.
 		r.recordFailure(0, start.Add(-time.Nanosecond))
 		if rest := r.health[0].coolDownUntil.Sub(r.health[0].failedAt); rest != time.Duration(seconds)*time.Second {
 			t.Fatalf("a rest of %s, expected %d s", rest, seconds)
@@ -164,7 +164,7 @@ func TestRestsOfAReplica(t *testing.T) {
 	}
 }
 
-// One that refuses a call is back.
+// A refusal shows that the replica works, and ends its cool-down.
 func TestRefusalsEndTheRest(t *testing.T) {
 	sharded := newSharded(t, shared.url, "http://127.0.0.1:1")
 	sharded.replicas.health = []health{{failures: 3, coolDownUntil: time.Now().Add(time.Second)}, {failures: 3, coolDownUntil: time.Now().Add(time.Minute)}}
@@ -176,7 +176,7 @@ func TestRefusalsEndTheRest(t *testing.T) {
 	}
 }
 
-// A replica that stays dead is called at 0, 1 and 3 seconds, where each second would be 4 calls.
+// A dead replica is tried at 0, 1 and 3 seconds, although each second makes 4 calls.
 func TestDeadReplicasAreCalledLessAndLess(t *testing.T) {
 	dead := &always{answer: cut("")}
 	sharded := newSharded(t, serve(t, dead).URL, shared.url)
@@ -212,7 +212,7 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// No error repeats a password or a token, wherever it stands.
+// No error repeats a password or a token, whichever part of the address holds it.
 func TestErrorsKeepSecrets(t *testing.T) {
 	const secret = "hunter2"
 	for _, address := range []string{
@@ -238,6 +238,6 @@ func TestErrorsKeepSecrets(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	// A socket's path may have an @.
+	// A socket's path may contain an @.
 	newClient(t, "unix:///run/a@b")
 }

@@ -17,14 +17,14 @@ import (
 
 const root = "../.."
 
-// shared is the server of all tests that do not need one of their own. It shares sharedDir and has a cache.
+// shared is the server for all tests that need no server of their own. It has a cache and shares sharedDir.
 var (
 	shared    *server
 	sharedDir string
 )
 
 func TestMain(m *testing.M) {
-	// The workers of `go test -fuzz` call no server, and are killed in the end.
+	// The workers of `go test -fuzz` call no server, and are killed at the end.
 	if slices.Contains(os.Args, "-test.fuzzworker") {
 		os.Exit(m.Run())
 	}
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer shared.kill()
-		// Where the examples find it.
+		// For the examples.
 		os.Setenv("STEPD_URL", shared.url)
 		os.Setenv("STEPD_SHARED_DIR", sharedDir)
 		code := m.Run()
@@ -51,7 +51,7 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// memoryDir is where a file system in memory is, and empty where it is not known.
+// memoryDir returns the path of a file system in memory; empty if there is none.
 func memoryDir() string {
 	if _, err := os.Stat("/dev/shm"); err != nil {
 		return ""
@@ -65,10 +65,10 @@ type server struct {
 	exited  chan struct{}
 }
 
-// startServer starts `node src/main.ts` on a free port and waits until it says where it listens.
+// startServer starts `node src/main.ts` on a free port, and waits until it logs its address.
 func startServer(env ...string) (*server, error) {
 	node := "node"
-	// Where the system's Node is older, the repository has one of its own.
+	// The repository's own Node, if it is installed, because the system's may be too old.
 	if own, err := filepath.Abs(filepath.Join(root, "node_modules/.bin/node")); err == nil {
 		if _, err := os.Stat(own); err == nil {
 			node = own
@@ -102,7 +102,7 @@ func startServer(env ...string) (*server, error) {
 	return nil, fmt.Errorf("the server did not start: %s", log.String())
 }
 
-// kill ends the server as a lost machine does: with SIGKILL.
+// kill stops the server with SIGKILL, as if its machine were lost.
 func (s *server) kill() {
 	_ = s.process.Process.Kill()
 	<-s.exited
@@ -134,7 +134,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// random are normally distributed values, the same for the same seed.
+// random returns normally distributed values, reproducible by seed.
 func random(seed uint64, count int) []float32 {
 	source := rand.New(rand.NewPCG(seed, 1))
 	values := make([]float32, count)
@@ -151,7 +151,7 @@ var testShapes = []struct {
 	{"layer.weight", []int{50, 40}}, {"layer.bias", []int{40}}, {"scale", []int{}}, {"empty", []int{0, 3}}, {"ünï\"\n\x01", []int{3}}, {"\uffff", []int{2}}, {"😀", []int{2}},
 }
 
-// model makes tensors of all kinds of names and shapes.
+// model returns tensors with all kinds of names and shapes.
 func model(seed uint64) Tensors {
 	var tensors Tensors
 	for i, t := range testShapes {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// newCalls makes a Sharded of servers that has a call for each tensor and no second round.
+// newCalls returns a Sharded that makes one call per tensor, and no second round.
 func newCalls(t *testing.T, urls []string, options ...Option) *Sharded {
 	t.Helper()
 	sharded := must[*Sharded](t)(NewSharded(urls, append([]Option{WithRetries(0)}, options...)...))
@@ -20,7 +20,7 @@ func newCalls(t *testing.T, urls []string, options ...Option) *Sharded {
 	return sharded
 }
 
-// fresh are tensors of which no server has had anything, as it has of an empty one.
+// fresh returns tensors that no server has cached. Empty ones are left out, because all of them have the same digest.
 func fresh() Tensors {
 	return slices.DeleteFunc(many(uint64(time.Now().UnixNano()), F32), func(t Tensor) bool { return len(t.Data) == 0 })
 }
@@ -45,7 +45,7 @@ func TestShardedCachedIsOneCall(t *testing.T) {
 					for i := range uint64(5) {
 						grads := many(i+2, F32)
 						if i%2 == 1 {
-							// The others keep their counts of steps; one is in another arithmetic than its parameter.
+							// The other parameters do not step; one gradient has another arithmetic than its parameter.
 							grads = Tensors{grads[4], doubled(t, grads[5])}
 						}
 						request.Grads, other.Grads = grads, grads
@@ -92,7 +92,7 @@ func TestShardedCachedMiss(t *testing.T) {
 	first := must[*StepResult](t)(sharded.Step(ctx, request))
 	request.Params, request.State, request.Cached = first.Params, first.State, first.Cached
 	expected := must[*StepResult](t)(plain.Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: first.Params, Grads: request.Grads, State: first.State}))
-	// called counts the calls of the first replica since it was asked last.
+	// called returns and resets the number of calls to the first replica.
 	called := func() int {
 		proxy.mu.Lock()
 		defer proxy.mu.Unlock()
@@ -112,22 +112,22 @@ func TestShardedCachedMiss(t *testing.T) {
 	if moved == 0 || moved == calls {
 		t.Fatalf("%d of %d calls went to the second", moved, calls)
 	}
-	// Each goes to the one that knows it.
+	// Each call goes to the replica that has its blobs.
 	called()
-	// Not in the turn of the first step.
+	// Start with the other replica than the first step did.
 	sharded.replicas.next = 1
 	requireSameStep(t, must[*StepResult](t)(sharded.Step(ctx, request)), expected)
 	if count := called(); count != calls-moved {
 		t.Fatalf("%d calls for %d", count, calls-moved)
 	}
-	// What the other lacks is sent, for those calls alone.
+	// The surviving replica receives the missing blobs, for those calls only.
 	second.kill()
 	found := must[*StepResult](t)(sharded.Step(ctx, request))
 	requireSameStep(t, found, expected)
 	if count := called(); count != calls+moved || at(found.Cached, sharded.Clients[0]) != calls {
 		t.Fatalf("%d calls for %d and %d", count, calls, moved)
 	}
-	// Where it is not given, nobody can go on.
+	// Without the values, no replica can continue.
 	for _, params := range []Tensors{nil, request.Params} {
 		request.Params, request.State = params, nil
 		var refusal *Error
@@ -135,7 +135,7 @@ func TestShardedCachedMiss(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Who has it is waited for.
+	// The client waits for the replica that has the blobs.
 	proxy.mu.Lock()
 	proxy.answers = []http.HandlerFunc{refuse(http.StatusServiceUnavailable, "OVERLOADED", "0"), refuse(http.StatusServiceUnavailable, "OVERLOADED", "0")}
 	proxy.mu.Unlock()
@@ -199,7 +199,7 @@ func TestShardedReplies(t *testing.T) {
 		request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32), Reply: reply}
 		requireSameStep(t, must[*StepResult](t)(sharded.Step(ctx, request)), must[*StepResult](t)(plain.Step(ctx, request)))
 	}
-	// Rounded parameters in a caller's memory, of whole ones that a server keeps.
+	// Rounded results in the caller's memory, while a server caches the unrounded parameters.
 	request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32), Reply: Reply{Params: ReplyBF16, State: ReplyNone, Cache: true}}
 	expected := must[*StepResult](t)(plain.Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: request.Params, Grads: request.Grads}))
 	first := must[*StepResult](t)(sharded.Step(ctx, request))
@@ -243,7 +243,7 @@ func TestErrorsOfShardedCached(t *testing.T) {
 	}
 }
 
-// A step in memory of Share names it, whichever replica takes the call.
+// A step on memory from Share names its files, whichever replica takes the call.
 func TestShardedShare(t *testing.T) {
 	ctx := testContext(t)
 	second := ownServer(t, "STEPD_SHARED_DIR="+sharedDir)
@@ -316,7 +316,7 @@ func TestShardedShare(t *testing.T) {
 	}
 }
 
-// What was never freed is not held for longer than the clients are open.
+// Close forgets shared memory that was never freed.
 func TestShardedCloseForgetsWhatWasShared(t *testing.T) {
 	sharded := newCalls(t, []string{shared.url})
 	params, free, err := sharded.Share(model(1))

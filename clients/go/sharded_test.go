@@ -31,7 +31,7 @@ type stepper interface {
 	Step(context.Context, StepRequest) (*StepResult, error)
 }
 
-// requireSameRuns makes the same steps both ways and compares all of what they give.
+// requireSameRuns runs the same steps sharded and whole, and compares everything that they return.
 func requireSameRuns(t *testing.T, steps int, request func(step int) StepRequest) {
 	t.Helper()
 	ctx := testContext(t)
@@ -90,7 +90,7 @@ func TestShardedIsOneCallBitForBit(t *testing.T) {
 				params = append(params, From(fmt.Sprint("layer ", i), random(uint64(i), 100)))
 				grads = append(grads, From(fmt.Sprint("layer ", i), random(uint64(100*step+i), 100)))
 			}
-			// In float64 the last bit of the norm shows in the parameters.
+			// In float64 the last bit of the norm changes the parameters.
 			for i := range params {
 				params[i] = doubled(t, params[i])
 			}
@@ -179,7 +179,7 @@ func TestShardedWithGradientsThatAreNotFinite(t *testing.T) {
 	})
 }
 
-// Each call has the gradients of the caller, and is told what it has to know of the others.
+// Each call carries the caller's own gradients, and the clip and flag that describe those of the other calls.
 func TestShardedSendsTheCallersGradients(t *testing.T) {
 	sharded := newSharded(t, shared.url)
 	for _, value := range []float64{math.NaN(), math.Inf(1)} {
@@ -293,7 +293,7 @@ func TestShardedStats(t *testing.T) {
 	}
 }
 
-// killer kills a server in the middle of the upload of its nth step.
+// killer kills a server during the upload of its nth step.
 type killer struct {
 	http.RoundTripper
 	server *server
@@ -318,8 +318,7 @@ func (b *killingBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Two hundred steps over three servers, of which one dies in the middle of a call: the bytes are those of one server and one
-// call a step.
+// Two hundred steps over three servers, one of which dies during a call, give the bytes of one server and one call per step.
 func TestShardedOutlivesAReplica(t *testing.T) {
 	const steps, callsUntilDeath = 200, 100
 	servers := []*server{ownServer(t), ownServer(t), ownServer(t)}

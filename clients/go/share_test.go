@@ -18,7 +18,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// recordingTransport keeps the fields of the last call.
+// recordingTransport records the fields of the last call.
 type recordingTransport struct {
 	http.RoundTripper
 	fields map[string]any
@@ -38,7 +38,7 @@ func (r *recordingTransport) RoundTrip(request *http.Request) (*http.Response, e
 	return r.RoundTripper.RoundTrip(request)
 }
 
-// file is the name of the file that a field of the last call names.
+// file returns the name of the file that a field of the last call names.
 func (r *recordingTransport) file(t *testing.T, field string) string {
 	t.Helper()
 	at, ok := r.fields[field].(map[string]any)
@@ -53,7 +53,7 @@ func newRecording(t *testing.T) (*Client, *recordingTransport) {
 	return newSharing(t, shared.url, shareBytes, WithHTTPClient(&http.Client{Transport: transport})), transport
 }
 
-// newShared shares tensors until the end of the test.
+// newShared shares tensors until the test ends.
 func newShared(t *testing.T, client *Client, tensors Tensors) Tensors {
 	t.Helper()
 	given, free, err := client.Share(tensors)
@@ -64,7 +64,7 @@ func newShared(t *testing.T, client *Client, tensors Tensors) Tensors {
 	return given
 }
 
-// fileOf is the name of the file in which a caller's tensors lie; empty where they are Go's own memory.
+// fileOf returns the name of the file that holds the caller's tensors; empty if they are in Go's own memory.
 func fileOf(client *Client, tensors Tensors) string {
 	for _, r := range client.shared.regions {
 		for _, tensor := range tensors {
@@ -100,7 +100,7 @@ func TestSharedMemoryIsNotCopied(t *testing.T) {
 			request := StepRequest{Optimizer: c.optimizer, Params: newShared(t, client, first), MasterWeights: c.masters, Clip: &Clip{MaxNorm: 1}}
 			requireSame(t, request.Params, first)
 			request.Into = request.Params
-			// Without data: zeros, to be filled in.
+			// Without data Share gives zeros, which the test fills in later.
 			empty := many(0, c.dtype)
 			for i := range empty {
 				empty[i].Data = nil
@@ -148,7 +148,7 @@ func TestSharedMemoryIsNotCopied(t *testing.T) {
 	}
 }
 
-// What is not laid out as the file is goes into another one, with the values that the caller sees.
+// Tensors that do not match the file's layout are copied to another file, with their current values.
 func TestSharedMemoryInOtherSets(t *testing.T) {
 	ctx := testContext(t)
 	client, sent := newRecording(t)
@@ -197,7 +197,7 @@ func TestSharedMemoryInOtherSets(t *testing.T) {
 			if fileOf(client, found.Params) != "" {
 				t.Fatal("a result lies in the caller's memory")
 			}
-			// A part as Into leaves the rest as it was.
+			// An Into with a part of the file leaves the rest unchanged.
 			request.Into = c.params
 			into := must[*StepResult](t)(client.Step(ctx, request))
 			requireSame(t, c.params, found.Params)
@@ -209,7 +209,7 @@ func TestSharedMemoryInOtherSets(t *testing.T) {
 	}
 }
 
-// A call that was given up reads the caller's memory later than the one that was sent again, and makes something else of it.
+// An abandoned call may read the caller's memory after the retry, when it holds other values.
 func TestSharedMemoryAfterALostReply(t *testing.T) {
 	ctx := testContext(t)
 	plain := newClient(t, shared.url)
@@ -220,7 +220,7 @@ func TestSharedMemoryAfterALostReply(t *testing.T) {
 	request.Into = request.Params
 	other := StepRequest{Optimizer: AdamW(0.01), Params: first}
 	var late [][]byte
-	// The files that the lost calls write to, open as such a call on its way has them.
+	// The files that the lost calls will write to, kept open as by a running call.
 	var rooms []*os.File
 	open := func(body []byte) {
 		call, _, err := msgp.ReadIntfBytes(body)
@@ -320,7 +320,7 @@ func TestSharedMemoryAfterErrors(t *testing.T) {
 			t.Fatal(bad, err)
 		}
 	}
-	// A folder in which no file can be made.
+	// A folder in which no file can be created.
 	gone := must[string](t)(os.MkdirTemp(sharedDir, "x"))
 	closed := must[*Client](t)(New(shared.url, WithSharedDir(gone)))
 	if err := os.Remove(gone); err != nil {
@@ -339,7 +339,7 @@ func TestSharedMemoryIsFreed(t *testing.T) {
 	if name == "" {
 		t.Fatal("no file")
 	}
-	// A call has it: it is not another's before the call has ended.
+	// While a call uses the file, no other caller gets it.
 	p := must[*encodedRequest](t)(client.pack(ctx, []field{{"grads", must[blob](t)(fileParts(nil, first.tensors))}}, results{}))
 	first.free()
 	second := must3(t)(client.Share(many(2, F32)))
@@ -351,11 +351,11 @@ func TestSharedMemoryIsFreed(t *testing.T) {
 	if fileOf(client, third.tensors) != name {
 		t.Fatal("the file is not used again")
 	}
-	// That of the first owner, again: it is not the first owner's any more.
+	// A second free by the first owner does nothing, because the file has a new owner.
 	first.free()
 	requireSame(t, third.tensors, many(3, F32))
 	third.free()
-	// Zeros where other tensors were.
+	// Zeros, although the file held other tensors before.
 	empty := many(4, F32)
 	for i := range empty {
 		empty[i].Data = nil
@@ -369,7 +369,7 @@ func TestSharedMemoryIsFreed(t *testing.T) {
 	if left := must[[]os.DirEntry](t)(os.ReadDir(sharedDir)); len(left) > 0 {
 		t.Fatal(left)
 	}
-	// The memory is still there, and is copied.
+	// The memory is still valid, and is copied.
 	request := StepRequest{Optimizer: AdamW(0.01), Params: second.tensors, Grads: second.tensors}
 	requireSameStep(t, must[*StepResult](t)(client.Step(ctx, request)), must[*StepResult](t)(newClient(t, shared.url).Step(ctx, request)))
 	requireSame(t, second.tensors, many(2, F32))
@@ -392,7 +392,7 @@ func must3(t *testing.T) func(tensors Tensors, free func(), err error) given {
 	}
 }
 
-// The client is gone, and its files are; the memory is not.
+// The client is collected and its files are removed, but the memory stays valid.
 func TestSharedMemoryOutlivesTheClient(t *testing.T) {
 	outlived := func() Tensors {
 		dropped := must[*Client](t)(New(shared.url, WithSharedDir(sharedDir)))
@@ -426,12 +426,12 @@ func TestSharedMemoryThatIsNone(t *testing.T) {
 	if len(client.shared.regions) > 0 {
 		t.Fatal("a file for little")
 	}
-	// Another client's memory is copied.
+	// Memory that belongs to another client is copied.
 	request := StepRequest{Optimizer: AdamW(0.01), Params: newShared(t, client, many(1, F32)), Grads: many(2, F32)}
 	beside := newSharing(t, shared.url, shareBytes)
 	expected := must[*StepResult](t)(plain.Step(ctx, request))
 	requireSameStep(t, must[*StepResult](t)(beside.Step(ctx, request)), expected)
-	// So does Sharded, where a call has not all of them.
+	// Sharded copies too, if a call needs only some of the tensors.
 	sharded := &Sharded{Clients: []*Client{client, beside}, RequestBytes: 100_000}
 	request.Into = request.Params
 	requireSameStep(t, must[*StepResult](t)(sharded.Step(ctx, request)), expected)

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// newSharing is a client with a shared folder, which it uses from `least` bytes on.
+// newSharing returns a client with a shared folder, which it uses from `least` bytes on.
 func newSharing(t *testing.T, url string, least int64, options ...Option) *Client {
 	t.Helper()
 	client := newClient(t, url, append([]Option{WithSharedDir(sharedDir)}, options...)...)
@@ -25,7 +25,7 @@ func newSharing(t *testing.T, url string, least int64, options ...Option) *Clien
 	return client
 }
 
-// many are tensors of more than what goes in a body.
+// many returns more tensor data than a body carries when there is a shared folder.
 func many(seed uint64, dtype DType) Tensors {
 	values := random(seed, 40_000)
 	switch dtype {
@@ -40,7 +40,7 @@ func many(seed uint64, dtype DType) Tensors {
 	}
 	bits := make([]uint16, len(values))
 	for i := range bits {
-		// Numbers from 1 to 2 in either of the two.
+		// Values from 1 to 2, in either dtype.
 		bits[i] = 0x3f80 | uint16(i&0x7f)
 		if dtype == F16 {
 			bits[i] = 0x3c00 | uint16(i&0x3ff)
@@ -93,7 +93,7 @@ func TestSharedStepsAreThoseOfTCP(t *testing.T) {
 				request.Params, request.State = found.Params, found.State
 				inPlace.State = within.State
 				if i%2 == 1 {
-					// Not at every step: the next shall also go from a state that nobody has looked at.
+					// Only at some steps, because requireSameStep reads the state, and unread states must work too.
 					requireSameStep(t, found, expected)
 					requireSameStep(t, within, expected)
 					requireSame(t, inPlace.Params, expected.Params)
@@ -132,7 +132,7 @@ func TestSharedOtherMethods(t *testing.T) {
 	if sent.bytes > 5*4096 {
 		t.Fatalf("%d bytes were sent", sent.bytes)
 	}
-	// To another client it goes as bytes.
+	// Another client receives it as bytes.
 	if info := must[*StateInfo](t)(newSharing(t, shared.url, shareBytes).Inspect(ctx, stepped.State)); info.Tensors["big"].Step != 1 {
 		t.Fatalf("%+v", info)
 	}
@@ -154,7 +154,7 @@ func TestSharedWithTokens(t *testing.T) {
 	if len(must[[]os.DirEntry](t)(os.ReadDir(own))) == 0 {
 		t.Fatal("no files")
 	}
-	// Beside it the server does not look.
+	// The server accepts files only from the token's own folder.
 	beside := newClient(t, address, WithToken(token), WithSharedDir(filepath.Join(folder, "shared")))
 	if _, err := beside.Step(testContext(t), request); !errors.Is(err, ErrInvalidParams) {
 		t.Fatal(err)
@@ -165,7 +165,7 @@ func TestSharedWithTokens(t *testing.T) {
 	}
 }
 
-// lose lets the server make a call and cuts the connection instead of replying. The body is kept.
+// lose lets the server run a call, then cuts the connection instead of replying. It keeps the request's body.
 func lose(next http.Handler, body *[]byte) http.HandlerFunc {
 	return func(_ http.ResponseWriter, r *http.Request) {
 		*body, _ = io.ReadAll(r.Body)
@@ -190,7 +190,7 @@ func TestSharedStepAfterALostReply(t *testing.T) {
 	other.Params = clone(request.Params)
 	other.Into = nil
 	var late [][]byte
-	// The states that it read and wrote, whose files must not be used for anything else.
+	// The states that lost calls read and wrote; their files must never be reused.
 	var touched []string
 	for i := range uint64(8) {
 		var body []byte
@@ -207,7 +207,7 @@ func TestSharedStepAfterALostReply(t *testing.T) {
 			touched = append(touched, request.State.at.region.name, found.State.at.region.name)
 		}
 		for _, body := range late {
-			// The call that was given up goes on: it changes nothing of what came after it.
+			// The abandoned call runs late, and must change nothing that came after it.
 			response, err := http.Post(shared.url+"/v1/step", msgpackType, bytes.NewReader(body))
 			if err != nil {
 				t.Fatal(err)
@@ -242,7 +242,7 @@ func TestSharedResultsStayAsTheyAre(t *testing.T) {
 		request.State, other.State = found[i].State, expected[i].State
 		request.Params, other.Params = found[i].Params, expected[i].Params
 		if i == 20 {
-			// What the caller changes is seen.
+			// The next step uses the caller's changes.
 			request.Params, other.Params = clone(found[i].Params), clone(found[i].Params)
 			request.Params[0].Data[5] ^= 1
 			other.Params[0].Data[5] ^= 1
@@ -269,11 +269,11 @@ func TestSharedFilesAreUsedAgain(t *testing.T) {
 	for _, r := range client.shared.regions {
 		total += r.size
 	}
-	// 40 states would be 320 MiB.
+	// Without reuse, 40 states would take 320 MiB.
 	if most := int64(heldBytes + 5*(8<<20) + 3*(4<<20)); total > most || request.State.Steps()["w"] != 40 {
 		t.Fatalf("%d bytes in %d files", total, len(client.shared.regions))
 	}
-	// Another model's files take their place in time.
+	// Files of another size replace the unused ones over time.
 	small := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32)}
 	request.State = nil
 	for range idleUses + 1 {
@@ -288,7 +288,7 @@ func TestSharedFilesAreUsedAgain(t *testing.T) {
 	}
 }
 
-// A state that grows is more than the room for it.
+// A state that outgrows its place is sent again in the body.
 func TestSharedStateThatGrows(t *testing.T) {
 	ctx := testContext(t)
 	client := newSharing(t, shared.url, shareBytes)
@@ -327,10 +327,10 @@ func TestSharedClosing(t *testing.T) {
 	if left := must[[]os.DirEntry](t)(os.ReadDir(sharedDir)); len(left) > 0 {
 		t.Fatal(left)
 	}
-	// The state is still there, and the client makes new files.
+	// The state stays valid, and the client creates new files.
 	requireSameStep(t, must[*StepResult](t)(client.Step(ctx, request)), must[*StepResult](t)(newClient(t, shared.url).Step(ctx, request)))
 
-	// A client that is dropped removes its files too.
+	// A client that is collected removes its files too.
 	func() {
 		dropped := must[*Client](t)(New(shared.url, WithSharedDir(sharedDir)))
 		must[*StepResult](t)(dropped.Step(ctx, request))
@@ -360,7 +360,7 @@ func TestSharedErrors(t *testing.T) {
 	if _, err := alone.Step(testContext(t), request); !errors.As(err, &refusal) || refusal.Name != ErrInvalidParams || !strings.Contains(refusal.Message, "shares no folder") {
 		t.Fatal(err)
 	}
-	// Small calls need no folder.
+	// Small calls use no folder.
 	must[*StepResult](t)(alone.Step(testContext(t), StepRequest{Optimizer: AdamW(0.01), Params: model(1), Grads: model(2)}))
 
 	client := newSharing(t, shared.url, shareBytes)
@@ -380,7 +380,7 @@ func TestSharedErrors(t *testing.T) {
 	if slices.ContainsFunc(client.shared.regions, func(r *region) bool { return r.busy > 0 }) {
 		t.Fatal("a file is still lent")
 	}
-	// A file that somebody has cut short is an error.
+	// A truncated file is an error.
 	request.State = must[*StepResult](t)(client.Step(testContext(t), request)).State
 	state := must[*StepResult](t)(client.Step(testContext(t), request)).State
 	if err := state.at.region.file.Truncate(100); err != nil {
@@ -413,7 +413,7 @@ func TestSharedShards(t *testing.T) {
 	}
 }
 
-// Steps of several goroutines have files of their own.
+// Concurrent steps use different files.
 func TestSharedStepsAtOnce(t *testing.T) {
 	ctx := testContext(t)
 	client, plain := newSharing(t, shared.url, shareBytes), newClient(t, shared.url)

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// serverState is a state as the server wrote it, and the parameters.
+// serverState returns the state file that the server sends for a step.
 func serverState(t *testing.T, request StepRequest) []byte {
 	t.Helper()
 	client := newClient(t, shared.url)
@@ -33,7 +33,7 @@ func TestStateIsTheServersBytes(t *testing.T) {
 				t.Fatal("the bytes differ")
 			}
 			path := filepath.Join(t.TempDir(), "state.safetensors")
-			for range 2 { // The second takes the place of the first.
+			for range 2 { // The second save replaces the first file.
 				if err := state.Save(path); err != nil {
 					t.Fatal(err)
 				}
@@ -54,7 +54,7 @@ func TestStateIsTheServersBytes(t *testing.T) {
 	}
 }
 
-// N steps, a file, and N steps by another client are 2N steps.
+// A run that is saved, loaded by another client and continued has the same bytes as an uninterrupted one.
 func TestResumeIsExact(t *testing.T) {
 	const half = 5
 	path := filepath.Join(t.TempDir(), "state.safetensors")
@@ -113,7 +113,7 @@ func TestTensorsInAFile(t *testing.T) {
 	}
 }
 
-// A state that Python's safetensors library wrote, with torch's numbers in it.
+// A state that Python's safetensors library has written, with torch's numbers.
 func TestStateOfAnotherLanguage(t *testing.T) {
 	state := must[*State](t)(LoadState(filepath.Join(root, "test/fixtures/adamw.safetensors")))
 	if state.Optimizer() != "adamw" || state.Revision() != 1 || !slices.Equal(state.SlotNames(), []string{"exp_avg", "exp_avg_sq"}) {
@@ -127,7 +127,7 @@ func TestStateOfAnotherLanguage(t *testing.T) {
 	}
 }
 
-// file puts a length in front of a header and data behind it.
+// file returns a safetensors file: the length, the header, then the data.
 func file(header, data string) []byte {
 	return append(append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...), data...)
 }
@@ -138,7 +138,7 @@ const (
 	step1    = "\x01\x00\x00\x00\x00\x00\x00\x00"
 )
 
-// hostile are files that nobody may take for a state.
+// hostile are files that no reader may accept as a state.
 var hostile = map[string][]byte{
 	"nothing":                  {},
 	"seven bytes":              []byte("1234567"),
@@ -196,7 +196,7 @@ func TestHostileStates(t *testing.T) {
 		if _, err := ReadState(content); !errors.Is(err, ErrBadFile) {
 			t.Errorf("%s: %v", name, err)
 		}
-		// The server is of the same opinion.
+		// The server refuses it too.
 		sent := []field{{"state", blob{parts: [][]byte{content}, size: int64(len(content))}}}
 		err := client.json(ctx, "/v1/state/inspect", sent, new(any), 0)
 		if !errors.Is(err, ErrStateCorrupt) && !errors.Is(err, ErrUnsupportedDType) {

@@ -1,5 +1,5 @@
-# Sourced, in the folder of a Go module: puts a Go on PATH that is as new as its go.mod asks. On a bare Debian it is installed;
-# one that is too old fetches a newer one, as a module, the way Go itself does from 1.21 on.
+# Source this in the folder of a Go module. use_go puts a Go of the version in go.mod on PATH. It installs Go on a bare Debian;
+# a Go that is too old downloads a newer one as a module, as Go itself does from 1.21 on.
 
 go_fail() {
   echo "$1" >&2
@@ -25,10 +25,10 @@ use_go() {
   [[ $needed == *.*.* ]] || needed=$needed.0
   echo "$(go env GOVERSION) is older than go.mod asks: fetching go$needed"
   module=golang.org/toolchain@v0.0.1-go$needed.$(go env GOHOSTOS)-$(go env GOHOSTARCH)
-  # From outside of the module, whose go.mod an old Go may not even read.
+  # Run outside the module, because an old Go may fail to parse its go.mod.
   folder=$(cd / && go mod download -json "$module" | sed -n 's/^.*"Dir": "\(.*\)".*$/\1/p')
   [ -n "$folder" ] || go_fail "Go $needed or newer is needed, and $module could not be fetched"
-  # Modules have no executable files.
+  # Files of a module are not executable.
   chmod -R +x "$folder/bin" "$folder/pkg/tool"
   PATH="$folder/bin:$PATH"
   go_is_new_enough "$needed" || go_fail "$folder is not Go $needed"

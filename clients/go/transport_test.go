@@ -22,7 +22,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// flaky stands before the shared server and answers the first calls itself.
+// flaky is a proxy to the shared server that answers the first calls itself.
 type flaky struct {
 	mu      sync.Mutex
 	answers []http.HandlerFunc
@@ -37,8 +37,8 @@ func newFlaky(answers ...http.HandlerFunc) *flaky {
 }
 
 func (f *flaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// Go's server closes a body that is not read to its end when the answer begins, and the reverse proxy, which looks for
-	// more after the last byte, then drops the connection in the middle of a fast answer.
+	// The body is read completely first. Otherwise Go's server would close it when the answer begins, and the reverse proxy, which
+	// reads past the last byte, could drop the connection during a fast answer.
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
@@ -66,7 +66,7 @@ func refuse(status int, name ErrorName, after string) http.HandlerFunc {
 	}
 }
 
-// cut ends the connection after a part of an answer.
+// cut sends a part of an answer, then closes the connection.
 func cut(part string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if part != "" {
@@ -147,7 +147,7 @@ func TestCallsAreNotSentAgain(t *testing.T) {
 
 func TestTimeoutOfAnAttempt(t *testing.T) {
 	hang := func(_ http.ResponseWriter, r *http.Request) {
-		// Only behind the body does this server look whether the caller is still there.
+		// This server notices that the caller has gone only after it has read the body.
 		_, _ = io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 	}
@@ -164,7 +164,7 @@ func TestTimeoutOfAnAttempt(t *testing.T) {
 	}
 }
 
-// stall passes the first bytes of a connection on to the shared server, and then no more.
+// stall forwards the first bytes of a connection to the shared server, and then nothing more.
 func stall(t *testing.T, after int64) (address string, stalled <-chan struct{}) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -194,7 +194,7 @@ func stall(t *testing.T, after int64) (address string, stalled <-chan struct{}) 
 	return "http://" + listener.Addr().String(), reached
 }
 
-// A byte now and then is no reply, and neither is one taken now and then.
+// The timeout also ends a reply that drips byte by byte, and a server that stops reading the request.
 func TestTimeoutOfDripsAndStalls(t *testing.T) {
 	drip := func(kind string, body []byte) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
@@ -232,7 +232,7 @@ func TestTimeoutOfDripsAndStalls(t *testing.T) {
 	}
 }
 
-// net/http may read a body after the call has returned; then the tensors are the caller's again.
+// net/http may read a body after the call has returned, when the tensors belong to the caller again.
 func TestTensorsAreNotReadAfterTheCall(t *testing.T) {
 	up := &upload{body: blob{parts: [][]byte{[]byte("abc"), []byte("def")}, size: 6}}
 	reader := must[io.ReadCloser](t)(up.reader())
@@ -256,7 +256,7 @@ func TestCancellationInMidUpload(t *testing.T) {
 	done := make(chan error)
 	go func() {
 		_, err := client.Step(ctx, StepRequest{Optimizer: SGD(1), Params: params, Grads: params, Into: params})
-		// Nothing reads the tensors any more: the race detector would see it.
+		// Nothing reads the tensors any more; the race detector would notice.
 		clear(weights)
 		done <- err
 	}()
@@ -273,7 +273,7 @@ func TestCancellationInMidUpload(t *testing.T) {
 	must[*StepResult](t)(newClient(t, shared.url).Step(testContext(t), StepRequest{Optimizer: SGD(1), Params: model(1), Grads: model(2)}))
 }
 
-// A body of this size is sent only after the server has room for it.
+// A large body is sent only after the server has admitted it.
 func TestRefusalBeforeTheUpload(t *testing.T) {
 	small := ownServer(t, "STEPD_ARENA_MIB=32")
 	address := small.url

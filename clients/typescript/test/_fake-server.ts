@@ -1,4 +1,4 @@
-/** A server of a test's own, for replies that stepd would not give. */
+/** A server that returns replies that stepd would never give. */
 import { once } from "node:events";
 import { createServer, type RequestListener } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -6,7 +6,7 @@ import type { AddressInfo } from "node:net";
 export const MSGPACK = "application/vnd.msgpack";
 
 export class FakeServer implements AsyncDisposable {
-  /** How often it was called. */
+  /** Number of calls received. */
   calls = 0;
   readonly #server = createServer((req, res) => {
     this.calls++;

@@ -1,4 +1,4 @@
-/** A folder for a server and its trainers, in memory where the host has that, and what calls of a client look like. */
+/** A folder shared by a server and its trainers, in memory if the host allows, and recorders of a client's calls. */
 import { createHash } from "node:crypto";
 import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import os from "node:os";
@@ -23,7 +23,7 @@ export class TestFolder implements Disposable {
 
 export type Body = Readonly<Record<string, unknown>>;
 
-/** A fetch that notes what was sent. */
+/** Returns a fetch that records the request bodies. */
 export const noting = (bodies: Body[], send: Fetch = fetch): Fetch => {
   return async (url, init) => {
     if (init.body) bodies.push(decode(new Uint8Array(await (init.body as Blob).arrayBuffer())) as Body);
@@ -31,7 +31,7 @@ export const noting = (bodies: Body[], send: Fetch = fetch): Fetch => {
   };
 };
 
-/** Collects garbage, and waits for what comes of it. */
+/** Runs the garbage collector, and waits for the finalizers. */
 export const collect = async (): Promise<void> => {
   setFlagsFromString("--expose-gc");
   const gc = runInNewContext("gc") as () => void;
@@ -41,7 +41,7 @@ export const collect = async (): Promise<void> => {
   }
 };
 
-/** Digests of all bytes of a result, to compare. */
+/** Digests of all bytes of a result. */
 export const digests = ({ params, state }: { readonly params: Readonly<Record<string, Tensor>>; readonly state: State }): Readonly<Record<string, string>> => ({
   ...Object.fromEntries(Object.entries(params).map(([name, { data, dtype, shape }]) => [name, `${dtype} [${shape}] ${digest(data)}`])),
   state: digest(state.bytes),

@@ -1,4 +1,4 @@
-/** Tensors of the wire's JSON as typed arrays, exactly. */
+/** Converts the tensors of the wire's JSON to typed arrays, exactly. */
 import type { DType, Tensor } from "../src/index.ts";
 
 type Value = number | string;
@@ -11,10 +11,10 @@ export interface WireTensor {
 
 const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
 
-/** A number for each of the names that JSON has for what is none; anything else as it is. */
+/** Converts the strings "NaN", "Infinity" and "-Infinity" to numbers; returns anything else unchanged. */
 export const floatOf = (value: unknown): unknown => (typeof value === "string" && Object.hasOwn(SPECIAL, value) ? SPECIAL[value] : value);
 
-/** Bits of F16: every half-precision number once, to look values up in. */
+/** The bits of every F16 number, by value. */
 const halves = new Map<number, number>();
 for (let bits = 0; bits < 2 ** 16; bits++) {
   const [sign, exponent, fraction] = [bits >> 15 ? -1 : 1, (bits >> 10) & 31, bits & 1023];
@@ -42,5 +42,5 @@ export const toTensor = ({ shape, dtype = "F32", values }: WireTensor): Tensor =
   return { shape, dtype, data: Uint16Array.from(numbers, (value) => bitsOf(value, dtype)) };
 };
 
-/** The bytes of an array in hex, to compare and to read. */
+/** The bytes of an array in hexadecimal. */
 export const bits = ({ buffer, byteOffset, byteLength }: Tensor["data"]): string => Buffer.from(buffer, byteOffset, byteLength).toString("hex");

@@ -1,10 +1,10 @@
-/** Wrong arguments of every public function and method: each is told in one line before anything is sent. */
+/** Wrong arguments of every public function and method raise a one-line error before anything is sent. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
 import { Client, ShardedClient, State, StepdError, TransportError, toTensors } from "../src/index.ts";
 
-/** Nobody listens there, and no call may find that out. */
+/** Nothing listens here, so that a call that is sent fails with another error. */
 const URL = "http://127.0.0.1:1";
 const optimizer = { name: "adamw" };
 const w = { w: { shape: [2], data: Float32Array.of(1, 2) } };
@@ -39,7 +39,7 @@ const tensorCases = (field: string): readonly Case[] =>
     ] as const
   ).map(([what, tensor, words]): Case => [`${field}: a tensor that is ${what}`, { ...good, [field]: { w: tensor } }, new RegExp(`tensor "w": ${words}`)]);
 
-/** What MessagePack has no form for. */
+/** Values that MessagePack cannot encode. */
 const unsendable: readonly Case[] = [
   ["a BigInt", { ...good, optimizer: { name: "adamw", lr: 1n } }, /^optimizer: expected numbers, .*, found a bigint/],
   ["a function for a rate", { ...good, optimizer: { name: "adamw", lr: () => 1 } }, /^optimizer: expected numbers, .*, found a function/],
@@ -146,7 +146,7 @@ const CONSTRUCTORS: readonly (readonly [what: string, url: unknown, options: unk
 
 type Methods = Readonly<Record<string, (...given: unknown[]) => Promise<unknown>>>;
 
-/** One line of the caller's words: no error of what was sent, and none from inside. */
+/** Matches a TypeError or RangeError of one line, worded by the client and not by the JavaScript engine. */
 const told =
   (words: RegExp) =>
   (error: unknown): boolean => {

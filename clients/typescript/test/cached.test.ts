@@ -1,4 +1,4 @@
-/** What the server keeps and is named by its digest, and replies that leave parts out: against real servers, and such as lose what they kept. */
+/** Results in the server's cache, and replies that omit results: against real servers, some of which lose their cache. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
@@ -24,14 +24,14 @@ after(async () => {
   folder[Symbol.dispose]();
 });
 
-/** Another server on the same port: it knows nothing of what the first kept. */
+/** Replaces the server by a new one on the same port, whose cache is empty. */
 const restart = async (): Promise<void> => {
   const { port } = new URL(service.url);
   await service.stop("SIGKILL");
   service = await TestService.start({ STEPD_CACHE_MIB: "64", STEPD_SHARED_DIR: folder.path, STEPD_PORT: port });
 };
 
-/** Steps with everything sent; the reference of the others. */
+/** Runs steps that send everything, as the reference. */
 const run = async (steps: number): Promise<StepResult> => {
   let result = await plain.step({ optimizer, params: params(), grads: grads(0) });
   for (let step = 1; step < steps; step++) result = await plain.step({ optimizer, params: result.params, state: result.state, grads: grads(step) });
@@ -40,14 +40,14 @@ const run = async (steps: number): Promise<StepResult> => {
 
 const keep = { optimizer, reply: { cache: true } } as const;
 
-/** With and without a shared folder. */
+/** Client options without and with a shared folder. */
 const transports = [
   ["over a socket", () => ({})],
   ["in a shared folder", () => ({ sharedDir: folder.path })],
 ] as const;
 
 for (const [how, optionsOf] of transports) {
-  /** A client that notes what it sends. */
+  /** A client that records what it sends. */
   const started = (send?: Fetch): { client: Client; bodies: Body[] } => {
     const bodies: Body[] = [];
     return { client: new Client(service.url, { ...optionsOf(), fetch: noting(bodies, send) }), bodies };
@@ -178,7 +178,7 @@ for (const [how, optionsOf] of transports) {
 
 for (const [how, optionsOf] of transports) {
   suite(`several servers, ${how}`, () => {
-    /** A call for each tensor. `bodies` are by server. */
+    /** A client that makes one call per tensor; `bodies` are the recorded calls by server. */
     const started = (others: readonly string[] = [], retries = 0): { client: ShardedClient; bodies: Map<string, Body[]> } => {
       const urls = [service.url, ...others];
       const bodies = new Map(urls.map((url): [string, Body[]] => [new URL(url).host, []]));
@@ -206,7 +206,7 @@ for (const [how, optionsOf] of transports) {
           let values: { params?: Tensors | undefined; state?: StepResult["state"] | undefined } = { params: all };
           for (let count = 0; count < 5; count++) {
             const { scale, bias, ...rest } = allGrads(count);
-            // Without some, the tensors have counts of steps of their own; one is in another arithmetic than its parameter.
+            // The other tensors do not step, so the step counts differ; one gradient has another arithmetic than its parameter.
             const now = (count % 2 ? { scale, bias: { shape: [300], data: Float64Array.from(bias?.data ?? []) } } : { ...rest, scale, bias }) as Tensors;
             whole = await plain.step({ ...step, params: whole?.params ?? all, state: whole?.state, grads: now });
             const result = await client.step({ ...step, ...values, cached, grads: now, reply: count < 4 ? reply : undefined });
@@ -225,12 +225,12 @@ for (const [how, optionsOf] of transports) {
     test("each call goes to the server that keeps what it names, and what another one lacks is sent to that for that call alone", async () => {
       await using other = await startOther();
       const { client, bodies } = started([other.url]);
-      // Tensors of which no other test has had anything kept.
+      // Tensors that no other test has cached.
       const fresh = allGrads(how === transports[0][0] ? 50 : 51);
       const { params, state, cached } = await client.step({ ...keep, params: fresh, grads: allGrads(0) });
       const moved = cached?.filter(({ url }) => url === other.url).length ?? 0;
       assert.deepEqual([cached?.length, moved], [4, 2]);
-      // So that it is not in the turn of the first step.
+      // A step in between, so that the next one starts with another replica.
       await client.step({ optimizer, params: { bias: all["bias"] as Tensor }, grads: {} });
       for (const list of bodies.values()) list.length = 0;
       await client.step({ optimizer, params, state, cached, grads: allGrads(1) });
@@ -246,11 +246,11 @@ for (const [how, optionsOf] of transports) {
       const again = await client.step({ ...keep, params, state, cached, grads: allGrads(1) });
       const before = await plain.step({ optimizer, params: fresh, grads: allGrads(0) });
       assert.deepEqual(digests(again), digests(await plain.step({ optimizer, params: before.params, state: before.state, grads: allGrads(1) })));
-      // The parameters, then the state: that is once more for each or twice.
+      // Each moved call is repeated once or twice: without its parameters, then without its state.
       assert.ok(own.length > 4 && own.length <= 4 + 2 * moved, `${own.length} calls`);
       assert.equal(own.filter((body) => "sha256" in (body["params"] as Body)).length, 4);
       assert.deepEqual(new Set(again.cached?.map(({ url }) => url)), new Set([service.url]));
-      // What was not given cannot be sent.
+      // Without the values no server can continue.
       await assert.rejects(client.step({ optimizer, cached, grads: allGrads(1) }), { code: "BLOB_MISSING" });
       client.close();
     });

@@ -32,10 +32,10 @@ interface Now {
   readonly state: State | null;
 }
 
-/** What goes into the next step. */
+/** The part of a result that the next step needs. */
 const only = ({ params, state }: Now): Now => ({ params, state });
 
-/** Steps with one client; the reference of the sharded runs. */
+/** Runs steps with one client, as the reference for the sharded runs. */
 const run = async (steps: number): Promise<Now> => {
   let now: Now = { params: params(), state: null };
   for (let step = 0; step < steps; step++) now = only(await client.step({ optimizer, ...now, grads: grads(step), clip: { max_norm: 1 } }));

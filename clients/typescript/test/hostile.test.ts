@@ -1,4 +1,4 @@
-/** The client against servers that fail, lie or hang, callers that give up, and input that is none. */
+/** Servers that fail, lie or hang, callers that abort, and invalid input. */
 import assert from "node:assert/strict";
 import { getEventListeners } from "node:events";
 import { after, before, suite, test } from "node:test";
@@ -155,7 +155,7 @@ suite("pauses, timeouts and callers that give up", () => {
     assert.equal(fake.calls, 2);
   });
 
-  /** What an error says of a reply's Retry-After, with a body of stepd or without. */
+  /** The retryAfter of the error for a reply with this header. */
   const askedBy = async (header: string, body = ""): Promise<number | undefined> => {
     const busy = async (): Promise<Response> => new Response(body, { status: 503, headers: { "Retry-After": header } });
     const error: unknown = await new Client("http://x", { retries: 0, fetch: busy }).info().catch((error: unknown) => error);
@@ -186,7 +186,7 @@ suite("pauses, timeouts and callers that give up", () => {
       res.writeHead(503, { "Retry-After": new Date(Date.now() + 2000).toUTCString() }).end();
     });
     await assert.rejects(new Client(fake.url, { retries: 1 }).info(), { name: "TransportError", status: 503 });
-    // A date has whole seconds.
+    // An HTTP date has whole seconds.
     assert.ok((times[1] as number) - (times[0] as number) >= 1000);
   });
 

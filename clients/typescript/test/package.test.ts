@@ -1,4 +1,4 @@
-/** The client as an npm package: built, packed, installed into an empty folder, and used there from JavaScript and from strict TypeScript. */
+/** The npm package: built, packed, installed into an empty folder, and used from JavaScript and from strict TypeScript. */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -13,7 +13,7 @@ const run = promisify(execFile);
 const tsc = join(root, "node_modules/typescript/bin/tsc");
 const client = join(root, "clients/typescript");
 
-/** What a user writes; the README's steps too. */
+/** A user's program, with the steps of the README. */
 const PROGRAM = `
 import { Client, ShardedClient, State, StepdError } from "@stepd/client";
 
@@ -31,7 +31,7 @@ const refusal = await client.step({ optimizer: { name: "adamw", lr: -1 }, params
 console.log(JSON.stringify({ w: [...params.w.data], steps: state.steps, step: sharded.step, refused: refusal instanceof StepdError && refusal.field }));
 `;
 
-/** Types that hold under every strict option: read-only settings, undefined where something may be absent, and no wrong hyperparameter. */
+/** A program that must compile under every strict option: read-only settings, optional members, no wrong hyperparameters. */
 const TYPED = `
 import { Client, type Group, type Optimizer, type Schedule, ShardedClient, type State, type StepResult, type Tensors, toTensors } from "@stepd/client";
 
@@ -54,9 +54,9 @@ export const step = async (client: Client, params: Tensors, grads: Tensors, stat
   const steps: number | undefined = next.steps["w"];
   if (cached) await client.step({ optimizer, grads, cached, reply: { params: "bf16", state: "none", cache: true } });
   new Client(client.url, { sharedDir: undefined }).close();
-  // @ts-expect-error parameters are given, or named
+  // @ts-expect-error params must be passed or named in cached
   await client.step({ optimizer, grads });
-  // @ts-expect-error the client itself says where results go
+  // @ts-expect-error the client itself chooses where results go
   await client.step({ optimizer, params, grads, reply: { into: {} } });
   console.log(steps);
   // @ts-expect-error sgd has no betas
@@ -78,7 +78,7 @@ suite("npm package", () => {
     mkdirSync(packed);
     mkdirSync(home);
     const npm = async (cwd: string, ...command: readonly string[]): Promise<string> => (await run("npm", [...command, "--offline"], { cwd })).stdout;
-    // The client, which packing builds, and from this repository the one package that it needs as it is.
+    // Packs the client, which builds it, and its only dependency from this repository's node_modules.
     const files = [npm(packed, "pack", "--silent", client), npm(packed, "pack", "--silent", "--ignore-scripts", join(root, "node_modules/@msgpack/msgpack"))];
     writeFileSync(join(home, "package.json"), JSON.stringify({ name: "home", private: true, type: "module" }));
     await npm(home, "install", "--no-audit", "--no-fund", ...(await Promise.all(files)).map((file) => join(packed, file.trim())));
@@ -133,7 +133,7 @@ suite("the README's installation", () => {
       writeFileSync(join(project, "package.json"), JSON.stringify({ name: "project", private: true, type: "module" }));
       const [, command = ""] = /```sh\n(npm install .*?)\n```/s.exec(read("clients/typescript/README.md")) ?? [];
       assert.notEqual(command, "");
-      // What `npm ci` of this repository has fetched is not fetched again.
+      // Prefer the packages that `npm ci` of this repository has already downloaded.
       const env = { ...process.env, npm_config_prefer_offline: "true", npm_config_audit: "false", npm_config_fund: "false" };
       await run("sh", ["-ec", command], { cwd: project, env });
       const program = 'import { Client } from "@stepd/client"; console.log(new Client("http://127.0.0.1:1").url);';

@@ -1,4 +1,4 @@
-/** The README's examples do what they say, each as a program of its own against a server that has what they need. */
+/** The README's examples give the documented results, each as a separate program against a suitable server. */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -11,7 +11,7 @@ const readme = readFileSync(new URL("../README.md", import.meta.url), "utf8");
 const blocks = [...readme.matchAll(/```js\n(.*?)```/gs)].map(([, block]) => block as string);
 const index = new URL("../src/index.ts", import.meta.url).href;
 
-/** Runs an example with another address and folder, and reads a value at its end. */
+/** Runs an example against another address and folder, and returns a value from its end. */
 const run = async (block: string, url: string, folder: string, value: string): Promise<unknown> => {
   const program = block.replace('"@stepd/client"', JSON.stringify(index)).replace("http://127.0.0.1:8080", url).replace("/dev/shm/stepd", folder);
   const around = `const gradients = [1, 2].map((value) => ({ w: { shape: [2], data: Float32Array.of(value, value) } }));\n${program}\nconsole.log(JSON.stringify(${value}));`;
@@ -20,7 +20,7 @@ const run = async (block: string, url: string, folder: string, value: string): P
 };
 
 suite("README", () => {
-  // The last, over a Unix socket, is in socket.test.ts.
+  // socket.test.ts runs the last example, over a Unix socket.
   const values: readonly (readonly [title: string, value: string, expected: unknown])[] = [
     ["the first", "state.steps.w", 2],
     ["in shared memory", "[state.steps.w, params.w.data.length, state.bytes.length > 8e6]", [3, 1_000_000, true]],

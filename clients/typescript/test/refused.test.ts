@@ -1,4 +1,4 @@
-/** A server that starts anew, one that is not there, and those that give or take a byte now and then. */
+/** A server that restarts, one that is missing, and connections that drip or read byte by byte. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { type AddressInfo, createServer, type Socket } from "node:net";

@@ -1,4 +1,4 @@
-/** Sharded steps: they come to what one call comes to, refusals as well, and replicas that fail are gone round. */
+/** Sharded steps give the results and the errors of one call, and avoid replicas that fail. */
 import assert from "node:assert/strict";
 import { after, afterEach, before, mock, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
@@ -22,10 +22,10 @@ before(async () => {
 });
 after(() => service[Symbol.asyncDispose]());
 
-/** What both kinds of clients take. */
+/** The input that both kinds of clients accept. */
 type BothInput = Omit<StepInput, "stats" | "cached">;
 
-/** What a step came to, to compare. */
+/** A step's result or error in comparable form. */
 const outcome = async (step: Promise<Omit<StepResult, "stats" | "cached">>): Promise<unknown> => {
   try {
     const { params: stepped, state, ...rest } = await step;
@@ -104,7 +104,7 @@ suite("what one call comes to, so does a sharded step", () => {
   };
   for (const [what, settings] of Object.entries(steps)) {
     test(what, async () => {
-      // The state is of another optimizer of the family, whose name has to go.
+      // The error names the state's optimizer, so the state comes from another optimizer of the family.
       const from = settings.optimizer?.name === "lamb" ? lamb : ({ name: "adam" } as const);
       const own = settings.params ?? params;
       const { state } = await client.step({ optimizer: from, params: own, grads, master_weights: settings.master_weights });
@@ -165,7 +165,7 @@ suite("how a step is divided", () => {
       sizes.push((init.body as Blob).size);
       return fetch(url, init);
     };
-    // A tensor has 8,000 bytes without a state, and 16,008 with one.
+    // A tensor takes 8,000 bytes without a state, and 16,008 bytes with one.
     const sharded = new ShardedClient([service.url], { requestBytes: 17_000, fetch: counting });
     const { state } = await sharded.step({ optimizer: { name: "adamw" }, params: tensors, grads: tensors });
     assert.deepEqual([sizes.length, sizes.filter((size) => size < 18_500).length], [3, 3]);
@@ -254,7 +254,7 @@ suite("replicas that fail", () => {
 
   afterEach(() => mock.restoreAll());
 
-  /** Stops the clock by which replicas rest; it goes on when the test says so. */
+  /** Stops the clock of the replicas' cool-downs; the test advances it. */
   const stopClock = (): { pass(ms: number): void } => {
     let now = performance.now();
     mock.method(performance, "now", () => now);

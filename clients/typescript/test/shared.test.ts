@@ -1,4 +1,4 @@
-/** The client and a server that share a folder: the same bytes as over a socket, whatever happens to calls, arrays and states. */
+/** A client and a server that share a folder give the same bytes as a socket, whatever happens to calls, arrays and states. */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { mkdirSync, statSync, writeFileSync } from "node:fs";
@@ -25,13 +25,13 @@ import { type Body, collect, digests, noting, TestFolder } from "./_folder.ts";
 
 const SIZE = 20_000;
 
-/** Values of a size that all dtypes have. */
+/** Returns a tensor whose values every dtype can hold. */
 const tensor = (dtype: DType, seed: number, size = SIZE): Tensor => {
   const shape = [size / 100, 100];
   const value = (_: unknown, index: number): number => Math.sin(seed * 1000 + index);
   if (dtype === "F32") return { shape, data: Float32Array.from({ length: size }, value) };
   if (dtype === "F64") return { shape, data: Float64Array.from({ length: size }, value) };
-  // From 0.5 on, and below 1, with a sign.
+    // Magnitudes from 0.5 to below 1, with a sign.
   const [one, step] = dtype === "BF16" ? [0x3f00, 0x7f] : [0x3800, 0x3ff];
   return { shape, dtype, data: Uint16Array.from({ length: size }, (_, index) => one | ((seed * 77 + index * 31) & step) | (index % 2 ? 0x8000 : 0)) };
 };
@@ -58,7 +58,7 @@ interface Place {
   readonly file: string;
 }
 
-/** What a body says of places, where it does. */
+/** The places in a request body; absent if the call uses no files. */
 interface Places {
   readonly params?: Place;
   readonly grads?: Place;
@@ -66,7 +66,7 @@ interface Places {
   readonly reply?: { readonly into: { readonly params?: Place; readonly state?: Place } };
 }
 
-/** The files that a call names. */
+/** The names of the files that a call names. */
 const filesOf = (body: Body | undefined): readonly (string | undefined)[] => {
   const { params, grads, state, reply } = body as Places;
   return [params, grads, state, reply?.into.params, reply?.into.state].filter((place) => place !== undefined && place !== null).map(({ file }) => file);
@@ -75,7 +75,7 @@ const filesOf = (body: Body | undefined): readonly (string | undefined)[] => {
 const stateOf = (body: Body | undefined): string | undefined => (body as Places).state?.file;
 const writtenBy = (body: Body | undefined): string | undefined => (body as Places).reply?.into.state?.file;
 
-/** Runs with a client that shares the folder; nothing is left after that. */
+/** Runs a test with a client that shares the folder, and checks that it leaves no files. */
 const sharing = async (run: (client: Client, plain: Client) => Promise<void>, options: ClientOptions = {}): Promise<void> => {
   const client = new Client(service.url, { ...options, sharedDir: folder.path });
   try {
@@ -96,7 +96,7 @@ interface Stepper {
   step(input: Omit<StepInput, "cached">): Promise<Pick<StepResult, "params" | "state">>;
 }
 
-/** Steps as a trainer makes them, and all bytes that came out. */
+/** Runs steps like a trainer, and returns all bytes of their results. */
 const train = async (client: Stepper, dtype: DType, settings: Omit<StepInput, "params" | "grads" | "cached">, steps = 4): Promise<unknown> => {
   let now: Now = { params: tensors(dtype, 1), state: null };
   const results: (Now & { state: State })[] = [];
@@ -311,7 +311,7 @@ suite("what a caller does with arrays and states", () => {
       return states.map(digests);
     };
     await sharing(async (client, plain) => assert.deepEqual(await run(client), await run(plain)));
-    // A state in the folder, large enough to be written over.
+      // A state in the folder, large enough for a new state to overwrite it.
     const late = async (client: Client): Promise<unknown> => {
       const [params, grads] = [tensors("BF16", 1), tensors("BF16", 2)];
       const first = await client.step({ optimizer: adamw, params, grads });
@@ -368,7 +368,7 @@ suite("what a caller does with arrays and states", () => {
 });
 
 suite("lost replies", () => {
-  /** Loses the first replies: after the server has done its work, or before it has begun. */
+  /** Loses the first replies: after the server has run the call, or before it starts. */
   const losing = (numbers: readonly number[], isSent: boolean, lost: Blob[] = []): Fetch => {
     let calls = 0;
     return async (url, init) => {
@@ -392,7 +392,7 @@ suite("lost replies", () => {
     const late: Blob[] = [];
     const lose = losing([2, 4], false, late);
     let calls = 0;
-    // Each further call waits for what was lost to arrive after all.
+      // Before each further call, the lost requests arrive after all.
     const overtaken: Fetch = async (url, init) => {
       if (calls++ > 5) for (const body of late) await (await service.post("/v1/step", new Uint8Array(await body.arrayBuffer()), MSGPACK)).arrayBuffer();
       return lose(url, init);

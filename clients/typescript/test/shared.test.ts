@@ -31,7 +31,7 @@ const tensor = (dtype: DType, seed: number, size = SIZE): Tensor => {
   const value = (_: unknown, index: number): number => Math.sin(seed * 1000 + index);
   if (dtype === "F32") return { shape, data: Float32Array.from({ length: size }, value) };
   if (dtype === "F64") return { shape, data: Float64Array.from({ length: size }, value) };
-    // Magnitudes from 0.5 to below 1, with a sign.
+  // Magnitudes from 0.5 to below 1, with a sign.
   const [one, step] = dtype === "BF16" ? [0x3f00, 0x7f] : [0x3800, 0x3ff];
   return { shape, dtype, data: Uint16Array.from({ length: size }, (_, index) => one | ((seed * 77 + index * 31) & step) | (index % 2 ? 0x8000 : 0)) };
 };
@@ -311,7 +311,7 @@ suite("what a caller does with arrays and states", () => {
       return states.map(digests);
     };
     await sharing(async (client, plain) => assert.deepEqual(await run(client), await run(plain)));
-      // A state in the folder, large enough for a new state to overwrite it.
+    // A state in the folder, large enough for a new state to overwrite it.
     const late = async (client: Client): Promise<unknown> => {
       const [params, grads] = [tensors("BF16", 1), tensors("BF16", 2)];
       const first = await client.step({ optimizer: adamw, params, grads });
@@ -392,7 +392,7 @@ suite("lost replies", () => {
     const late: Blob[] = [];
     const lose = losing([2, 4], false, late);
     let calls = 0;
-      // Before each further call, the lost requests arrive after all.
+    // Before each further call, the lost requests arrive after all.
     const overtaken: Fetch = async (url, init) => {
       if (calls++ > 5) for (const body of late) await (await service.post("/v1/step", new Uint8Array(await body.arrayBuffer()), MSGPACK)).arrayBuffer();
       return lose(url, init);

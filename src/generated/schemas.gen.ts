@@ -13,7 +13,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "additionalProperties": false,
     "properties": {
       "format": {
-        "description": "stepd's own; a flattened state_dict of torch; the same of qhoptim or IPRally, with bias-corrected moments; optax.",
+        "description": "stepd: its own format; torch: a flattened state_dict; qhoptim: the same with bias-corrected moments, as of qhoptim or IPRally; optax: its own format.",
         "enum": [
           "stepd",
           "torch",
@@ -22,11 +22,11 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         ]
       },
       "optimizer": {
-        "description": "The optimizer that a file in another format than stepd's is of; the call's where absent.",
+        "description": "The optimizer of a file that is not in stepd's format; defaults to the call's.",
         "type": "string"
       },
       "names": {
-        "description": "torch and qhoptim: the parameters by their index in the file. Without it the file has their names.",
+        "description": "torch and qhoptim: the parameter names by index in the file. Absent if the file itself holds names.",
         "type": "array",
         "items": {
           "type": "string"
@@ -44,7 +44,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "maxItems": 2
       },
       "step": {
-        "description": "Steps taken, for parameters of which the file does not tell.",
+        "description": "Step count of parameters for which the file has none.",
         "type": "integer",
         "minimum": 1,
         "maximum": 9007199254740991
@@ -67,7 +67,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/Blob"
       },
       "lost": {
-        "description": "Sentences of what the result does not hold of the given state; none where the way back gives the same numbers.",
+        "description": "One sentence for each part of the given state that the result cannot hold. Empty if converting back gives the same numbers.",
         "type": "array",
         "items": {
           "type": "string"
@@ -79,7 +79,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "convert.schema.json",
     "title": "ConvertParams",
-    "description": "A state to bring from one convention to another (each stepd's own where absent), under another optimizer of its family, or with more slots.",
+    "description": "A state to convert: from one convention to another (each defaults to stepd's own), to another optimizer of its family, or with more slots.",
     "examples": [
       {
         "state": "0AAAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJzdGVwZC5zdGF0ZS8xIiwib3B0aW1pemVyIjoic2dkIiwicmV2aXNpb24iOiIxIn0sInN0ZXAvdyI6eyJkdHlwZSI6Ikk2NCIsInNoYXBlIjpbXSwiZGF0YV9vZmZzZXRzIjpbMCw4XX0sIm1vbWVudHVtX2J1ZmZlci93Ijp7ImR0eXBlIjoiRjMyIiwic2hhcGUiOlsyXSwiZGF0YV9vZmZzZXRzIjpbOCwxNl19fSAgICAgAAAAAAAAAAAAAAAAAAAAAA==",
@@ -104,11 +104,11 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "convention.schema.json"
       },
       "optimizer": {
-        "description": "The optimizer that the state is to be of, of the same family; the one that it is of where absent.",
+        "description": "The optimizer of the result, of the same family; defaults to the state's own.",
         "type": "string"
       },
       "fill": {
-        "description": "Slots to add where they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.",
+        "description": "Slots to add if they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.",
         "type": "array",
         "items": {
           "type": "string"
@@ -120,7 +120,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "describe-result.schema.json",
     "title": "DescribeResult",
-    "description": "Everything about one optimizer.",
+    "description": "The complete description of one optimizer.",
     "type": "object",
     "required": [
       "name",
@@ -145,7 +145,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "type": "integer"
       },
       "family": {
-        "description": "Optimizers of one family take each other's state.",
+        "description": "Optimizers of one family accept each other's state.",
         "type": "string"
       },
       "formula": {
@@ -162,7 +162,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "type": "object"
       },
       "slots": {
-        "description": "State per parameter with the default hyperparameters, and all slots that there can be.",
+        "description": "Slots of a parameter: those that the default hyperparameters need, and all possible ones.",
         "type": "object",
         "required": [
           "default",
@@ -185,7 +185,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       "bytes_per_parameter": {
-        "description": "Bytes that a step in F32 with the default hyperparameters moves, for each parameter.",
+        "description": "Bytes per element that an F32 step with the default hyperparameters transfers.",
         "type": "object",
         "required": [
           "in",
@@ -211,7 +211,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "describe.schema.json",
     "title": "DescribeParams",
-    "description": "Which optimizer.",
+    "description": "The optimizer to describe.",
     "type": "object",
     "required": [
       "name"
@@ -247,7 +247,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "error.schema.json",
     "title": "ErrorData",
-    "description": "What an error says beside its code and message.",
+    "description": "The details of an error, besides its code and message.",
     "type": "object",
     "required": [
       "name"
@@ -259,7 +259,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "type": "string"
       },
       "field": {
-        "description": "JSON pointer into the parameters.",
+        "description": "JSON pointer to the faulty parameter.",
         "type": "string"
       },
       "expected": {
@@ -269,11 +269,11 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "type": "string"
       },
       "retry_after": {
-        "description": "Seconds.",
+        "description": "Seconds to wait before a retry.",
         "type": "integer"
       },
       "tensors": {
-        "description": "The first tensors concerned.",
+        "description": "The first of the tensors concerned.",
         "type": "array",
         "items": {
           "type": "string"
@@ -288,7 +288,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "evaluate-result.schema.json",
     "title": "EvaluateResult",
-    "description": "What the schedule gives for each step of the range.",
+    "description": "The schedule's values for each step of the range.",
     "type": "object",
     "required": [
       "lrs"
@@ -303,7 +303,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       "momentums": {
-        "description": "Momentums, where the schedule cycles them; null for a step of a sequence whose part does not.",
+        "description": "Momentums, if the schedule cycles them; null at steps of a sequence whose current schedule does not.",
         "type": "array",
         "items": {
           "type": [
@@ -339,21 +339,21 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "schedule.schema.json"
       },
       "lr": {
-        "description": "The base learning rate, which is the optimizer's lr in a step.",
+        "description": "The base learning rate; in a step it is the optimizer's lr.",
         "type": "number",
         "minimum": 0,
         "maximum": 3.4028234663852886e+38,
         "default": 0.001
       },
       "from": {
-        "description": "Steps taken before the first of the range; 0 for the first step of all.",
+        "description": "Number of steps before the range; 0 starts at the first step.",
         "type": "integer",
         "minimum": 0,
         "maximum": 9007199254740990,
         "default": 0
       },
       "count": {
-        "description": "Steps in the range.",
+        "description": "Number of steps in the range.",
         "type": "integer",
         "minimum": 1,
         "maximum": 10000,
@@ -374,7 +374,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "additionalProperties": false,
     "properties": {
       "tensors": {
-        "description": "Names of parameters; * stands for any characters. The first group that matches a parameter takes it.",
+        "description": "Parameter names; * matches any characters. A parameter belongs to the first group that matches it.",
         "type": "array",
         "minItems": 1,
         "items": {
@@ -384,7 +384,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       "optimizer": {
-        "description": "Hyperparameters that differ from the call's optimizer. The name stays.",
+        "description": "Hyperparameters that differ from the call's optimizer, whose name cannot change.",
         "type": "object",
         "properties": {
           "name": false
@@ -397,7 +397,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "init-result.schema.json",
     "title": "InitResult",
-    "description": "A state of zeros at step 0.",
+    "description": "The initial state, at step 0.",
     "type": "object",
     "required": [
       "state"
@@ -413,7 +413,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "init.schema.json",
     "title": "InitParams",
-    "description": "The state before the first step, for these parameters; only their names, shapes and dtypes matter.",
+    "description": "Parameters whose initial state to return. Their values matter only with master_weights.",
     "examples": [
       {
         "optimizer": {
@@ -444,7 +444,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "optimizer.schema.json"
       },
       "groups": {
-        "description": "Parameter groups; the first that matches a parameter takes it.",
+        "description": "Parameter groups; a parameter belongs to the first one that matches it.",
         "type": "array",
         "maxItems": 4096,
         "items": {
@@ -455,7 +455,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
       "master_weights": {
-        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.",
+        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.",
         "type": "boolean",
         "default": false
       }
@@ -465,7 +465,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "inspect-result.schema.json",
     "title": "InspectResult",
-    "description": "What a state holds.",
+    "description": "Contents of a state.",
     "type": "object",
     "required": [
       "format",
@@ -488,17 +488,17 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "minimum": 1
       },
       "bytes": {
-        "description": "Size of the state.",
+        "description": "Size of the state in bytes.",
         "type": "integer",
         "minimum": 0
       },
       "elements": {
-        "description": "Elements in all slots.",
+        "description": "Number of elements in all slots.",
         "type": "integer",
         "minimum": 0
       },
       "tensors": {
-        "description": "By parameter name.",
+        "description": "Steps and slots by parameter name.",
         "type": "object",
         "additionalProperties": {
           "type": "object",
@@ -544,7 +544,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "inspect.schema.json",
     "title": "InspectParams",
-    "description": "A state to look into.",
+    "description": "A state whose contents to list.",
     "examples": [
       {
         "state": "0AAAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJzdGVwZC5zdGF0ZS8xIiwib3B0aW1pemVyIjoic2dkIiwicmV2aXNpb24iOiIxIn0sInN0ZXAvdyI6eyJkdHlwZSI6Ikk2NCIsInNoYXBlIjpbXSwiZGF0YV9vZmZzZXRzIjpbMCw4XX0sIm1vbWVudHVtX2J1ZmZlci93Ijp7ImR0eXBlIjoiRjMyIiwic2hhcGUiOlsyXSwiZGF0YV9vZmZzZXRzIjpbOCwxNl19fSAgICAgAAAAAAAAAAAAAAAAAAAAAA=="
@@ -611,7 +611,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "norms-result.schema.json",
     "title": "NormsResult",
-    "description": "Add grad_squares of all tensors of all calls in the order of the names' UTF-8 bytes, in float64; the root is clip.total_norm.",
+    "description": "Sums by tensor. Add grad_squares of all tensors of all calls in float64, in UTF-8 order of their names; the root is clip.total_norm.",
     "type": "object",
     "required": [
       "tensors",
@@ -620,7 +620,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "additionalProperties": false,
     "properties": {
       "tensors": {
-        "description": "By parameter name.",
+        "description": "Sums by parameter name.",
         "type": "object",
         "additionalProperties": {
           "title": "TensorNorms",
@@ -651,7 +651,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/Value"
       },
       "warnings": {
-        "description": "What the caller should know of this call.",
+        "description": "Warnings about this call.",
         "type": "array",
         "items": {
           "type": "string"
@@ -663,7 +663,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "norms.schema.json",
     "title": "NormsParams",
-    "description": "Sums of squares of gradients, and of their parameters where given: phase one of a step over several calls with exact clipping.",
+    "description": "Sums of squares of gradients, and of their parameters if given: phase one of exact clipping over several calls.",
     "examples": [
       {
         "grads": {
@@ -693,7 +693,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
       "loss_scale": {
-        "description": "What the gradients are divided by, first of all: a normal number of float32.",
+        "description": "Divisor of the gradients, applied first: a normal float32 number.",
         "type": "number",
         "minimum": 1.1754943508222875e-38,
         "maximum": 3.4028234663852886e+38,
@@ -1723,7 +1723,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "plan-result.schema.json",
     "title": "PlanResult",
-    "description": "What a step costs, as one call with a state.",
+    "description": "Cost of a step as one call with a state.",
     "type": "object",
     "required": [
       "parameters",
@@ -1738,7 +1738,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "additionalProperties": false,
     "properties": {
       "parameters": {
-        "description": "Elements of all parameters.",
+        "description": "Number of elements in all parameters.",
         "type": "integer",
         "minimum": 0
       },
@@ -1758,21 +1758,21 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "minimum": 0
       },
       "arena_bytes": {
-        "description": "Memory that the call holds on the server, an upper bound.",
+        "description": "Upper bound of the memory that the call holds on the server.",
         "type": "integer",
         "minimum": 0
       },
       "fits": {
-        "description": "Whether this server takes it as one call.",
+        "description": "Whether this server accepts the step as one call.",
         "type": "boolean"
       },
       "requests": {
-        "description": "How many calls to split it into, so that several fit beside each other; 0 where a tensor alone is too large.",
+        "description": "Number of calls to split the step into, so that several fit at once; 0 if one tensor alone is too large.",
         "type": "integer",
         "minimum": 0
       },
       "too_large": {
-        "description": "Tensors that alone do not fit.",
+        "description": "Tensors that are too large on their own.",
         "type": "array",
         "items": {
           "type": "string"
@@ -1784,7 +1784,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "plan.schema.json",
     "title": "PlanParams",
-    "description": "A step without its data: what it would cost.",
+    "description": "A step without its data, whose cost to compute.",
     "examples": [
       {
         "optimizer": {
@@ -1812,7 +1812,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "optimizer.schema.json"
       },
       "groups": {
-        "description": "Parameter groups; the first that matches a parameter takes it.",
+        "description": "Parameter groups; a parameter belongs to the first one that matches it.",
         "type": "array",
         "maxItems": 4096,
         "items": {
@@ -1853,7 +1853,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/Dtype"
       },
       "master_weights": {
-        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.",
+        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.",
         "type": "boolean",
         "default": false
       }
@@ -2312,7 +2312,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "step-result.schema.json",
     "title": "StepResult",
-    "description": "New parameters and new state, unless the call asked to leave them out.",
+    "description": "New parameters and new state, unless the call omits them.",
     "type": "object",
     "required": [
       "step",
@@ -2333,16 +2333,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "minimum": 0
       },
       "lr": {
-        "description": "The learning rate that was used.",
+        "description": "The learning rate of this step.",
         "type": "number"
       },
       "skipped": {
-        "description": "Whether nothing was done because of non_finite skip.",
+        "description": "Whether the step did nothing, because of non_finite skip.",
         "type": "boolean"
       },
       "stats": {
         "title": "Stats",
-        "description": "Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values. A step that was skipped has none.",
+        "description": "Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values. Absent for a skipped step.",
         "type": "object",
         "required": [
           "grad_norm",
@@ -2372,11 +2372,11 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "integer"
           },
           "clipped": {
-            "description": "Whether clipping by norm made the gradients smaller.",
+            "description": "Whether clipping by norm scaled the gradients.",
             "type": "boolean"
           },
           "tensors": {
-            "description": "By parameter name.",
+            "description": "Statistics by parameter name.",
             "type": "object",
             "additionalProperties": {
               "title": "TensorStats",
@@ -2416,7 +2416,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       "warnings": {
-        "description": "What the caller should know of this step: sentences in alphabetical order.",
+        "description": "Warnings about this step, in alphabetical order.",
         "type": "array",
         "items": {
           "type": "string"
@@ -2424,7 +2424,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "cached": {
         "title": "Cached",
-        "description": "What the server keeps: to be sent instead of the bytes next time.",
+        "description": "Digests of the results in the server's cache, which the next call may send in place of the bytes.",
         "type": "object",
         "additionalProperties": false,
         "properties": {
@@ -2442,7 +2442,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "step.schema.json",
     "title": "StepParams",
-    "description": "One optimizer step: parameters, gradients and state in. Gradients go by the names of their parameters, in the same shapes; a parameter without one is left as it is: no decay, no step.",
+    "description": "One optimizer step: parameters, gradients and state. A gradient has the name and shape of its parameter. A parameter without a gradient does not change: no decay, no step.",
     "examples": [
       {
         "optimizer": {
@@ -2487,7 +2487,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "optimizer.schema.json"
       },
       "groups": {
-        "description": "Parameter groups; the first that matches a parameter takes it.",
+        "description": "Parameter groups; a parameter belongs to the first one that matches it.",
         "type": "array",
         "maxItems": 4096,
         "items": {
@@ -2521,17 +2521,17 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "minProperties": 1,
         "properties": {
           "max_norm": {
-            "description": "Multiply all gradients by min(1, max_norm / (norm + 1e-6)), the norm over all gradients of the call or total_norm, as torch.nn.utils.clip_grad_norm_ does.",
+            "description": "Multiply all gradients by min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does. The norm is over all gradients of the call, or total_norm.",
             "type": "number",
             "exclusiveMinimum": 0
           },
           "max_value": {
-            "description": "Keep each value within -max_value and max_value.",
+            "description": "Clamp each value to the range from -max_value to max_value.",
             "type": "number",
             "exclusiveMinimum": 0
           },
           "total_norm": {
-            "description": "The norm over all gradients of the step, where this call has a part of them (optimizer.norms gives the parts). Also for an optimizer's max_grad_norm.",
+            "description": "The norm over all gradients of the step, if this call holds only some (optimizer.norms returns the sums). Also used by an optimizer's max_grad_norm.",
             "anyOf": [
               {
                 "type": "number",
@@ -2556,14 +2556,14 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$comment": "one of max_norm and max_value, or total_norm alone for an optimizer with max_grad_norm"
       },
       "loss_scale": {
-        "description": "What the gradients are divided by, first of all: a normal number of float32.",
+        "description": "Divisor of the gradients, applied first: a normal float32 number.",
         "type": "number",
         "minimum": 1.1754943508222875e-38,
         "maximum": 3.4028234663852886e+38,
         "default": 1
       },
       "non_finite": {
-        "description": "What a NaN or an infinity in a gradient does: refuse the call, return everything unchanged with skipped: true, or go on.",
+        "description": "What a NaN or an infinity in a gradient does: error refuses the call, skip returns everything unchanged with skipped: true, propagate computes with it.",
         "enum": [
           "error",
           "skip",
@@ -2572,12 +2572,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "default": "error"
       },
       "others_non_finite": {
-        "description": "Whether a gradient of the step that another call has holds NaN or infinity. non_finite then refuses or skips this call as well.",
+        "description": "Whether another call of the same step has NaN or infinity in its gradients. non_finite then refuses or skips this call as well.",
         "type": "boolean",
         "default": false
       },
       "stats": {
-        "description": "Statistics in the reply: over all tensors, or of each as well.",
+        "description": "Statistics in the reply: none, over all tensors, or of each tensor as well.",
         "enum": [
           "none",
           "global",
@@ -2586,12 +2586,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "default": "none"
       },
       "master_weights": {
-        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.",
+        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.",
         "type": "boolean",
         "default": false
       },
       "stochastic_rounding": {
-        "description": "Round BF16 parameters up or down at random, by how near they are; the same seed gives the same bits. Without it, and where there are master weights, to nearest even.",
+        "description": "Round BF16 parameters stochastically; the same seed gives the same bits. Without it, or with master weights, round to nearest even.",
         "type": "object",
         "required": [
           "seed"
@@ -2607,12 +2607,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "reply": {
         "title": "ReplyOptions",
-        "description": "What comes back, and where to.",
+        "description": "Which results the reply carries, and where they go.",
         "type": "object",
         "additionalProperties": false,
         "properties": {
           "params": {
-            "description": "The new parameters as they are, rounded to BF16 (to nearest even), or left out.",
+            "description": "The new parameters: unchanged, rounded to BF16 (to nearest even), or omitted.",
             "enum": [
               "same",
               "bf16",
@@ -2621,7 +2621,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": "same"
           },
           "state": {
-            "description": "The new state, or nothing of it where the server keeps it.",
+            "description": "The new state: included, or omitted if the server caches it.",
             "enum": [
               "same",
               "none"
@@ -2629,13 +2629,13 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": "same"
           },
           "cache": {
-            "description": "Keep the new parameters and the new state on the server, if it has a cache: cached in the reply has what to name them by.",
+            "description": "Keep the new parameters and the new state in the server's cache, if it has one. The reply's cached names them.",
             "type": "boolean",
             "default": false
           },
           "into": {
             "title": "ReplyPlaces",
-            "description": "Where in the shared folder the server writes to instead of sending. What came from there goes back to its place if nothing is said.",
+            "description": "Places in the shared folder for the results, instead of the reply. By default a blob from the folder is overwritten by its result.",
             "type": "object",
             "additionalProperties": false,
             "properties": {
@@ -2655,7 +2655,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "tensor.schema.json",
     "title": "Tensor",
-    "description": "How tensors and state travel.",
+    "description": "How requests and replies carry tensors and states.",
     "$defs": {
       "Blob": {
         "title": "Blob",
@@ -2666,7 +2666,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "Dtype": {
         "title": "Dtype",
-        "description": "Element type, in the names of safetensors.",
+        "description": "Element type, under its safetensors name.",
         "type": "string",
         "enum": [
           "F32",
@@ -2694,7 +2694,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "PlainTensor": {
         "title": "PlainTensor",
-        "description": "A tensor as a list of numbers, for small things and for curl. Values are in row-major order.",
+        "description": "A tensor as a list of numbers in row-major order, for small tensors and for curl.",
         "type": "object",
         "required": [
           "shape",
@@ -2753,7 +2753,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "SharedBlob": {
         "title": "SharedBlob",
-        "description": "Bytes of a file in the folder that the server shares with trainers on its host (STEPD_SHARED_DIR).",
+        "description": "A range of a file in the folder that the server shares with trainers on its host (STEPD_SHARED_DIR).",
         "type": "object",
         "required": [
           "file",
@@ -2763,19 +2763,19 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "additionalProperties": false,
         "properties": {
           "file": {
-            "description": "Name of a regular file in the folder; with tokens, in the caller's own folder in it.",
+            "description": "Name of a regular file in the folder; with tokens, in the token's own subfolder.",
             "type": "string",
             "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$",
             "$comment": "a name of at most 128 letters, digits, _ . and -, that does not start with . or -"
           },
           "offset": {
-            "description": "Where the bytes start.",
+            "description": "Offset of the first byte.",
             "type": "integer",
             "minimum": 0,
             "maximum": 9007199254740991
           },
           "length": {
-            "description": "How many there are; of a place for a reply, how many there may be.",
+            "description": "Number of bytes; for a place in a reply, the most that fit.",
             "type": "integer",
             "minimum": 0,
             "maximum": 9007199254740991
@@ -2784,7 +2784,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "CachedBlob": {
         "title": "CachedBlob",
-        "description": "Bytes that an earlier reply named under cached, if the server still has them (STEPD_CACHE_MIB).",
+        "description": "A blob in the server's cache (STEPD_CACHE_MIB), named by an earlier reply under cached. The server may have dropped it.",
         "type": "object",
         "required": [
           "sha256"
@@ -2801,7 +2801,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "BlobSource": {
         "title": "BlobSource",
-        "description": "A blob, or where the server finds one.",
+        "description": "A blob, or a reference to one in the shared folder or the cache.",
         "if": {
           "type": "object",
           "required": [
@@ -2839,7 +2839,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "TensorsSource": {
         "title": "TensorsSource",
-        "description": "Tensors, or where the server finds their safetensors file.",
+        "description": "Tensors, or a reference to their safetensors file in the shared folder or the cache.",
         "if": {
           "type": "object",
           "required": [
@@ -2877,7 +2877,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "BlobResult": {
         "title": "BlobResult",
-        "description": "A blob, or where in the shared folder it was written.",
+        "description": "A blob, or the place in the shared folder that holds it.",
         "if": {
           "type": "object",
           "required": [
@@ -2899,7 +2899,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "TensorsResult": {
         "title": "TensorsResult",
-        "description": "Tensors, or where in the shared folder their file was written.",
+        "description": "Tensors, or the place in the shared folder that holds their file.",
         "if": {
           "type": "object",
           "required": [

@@ -6,7 +6,7 @@
  */
 export type Blob = Uint8Array | string
 /**
- * A blob, or where the server finds one.
+ * A blob, or a reference to one in the shared folder or the cache.
  */
 export type BlobSource = Uint8Array | string | SharedBlob | CachedBlob
 /**
@@ -18,7 +18,7 @@ export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSc
  */
 export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LARS | Lion | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | SGD)
 /**
- * Tensors, or where the server finds their safetensors file.
+ * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
 export type TensorsSource = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
 /**
@@ -26,19 +26,19 @@ export type TensorsSource = Uint8Array | string | { readonly [name: string]: Pla
  */
 export type Value = number
 /**
- * Element type, in the names of safetensors.
+ * Element type, under its safetensors name.
  */
 export type Dtype = ("F32" | "F64" | "BF16" | "F16")
 /**
- * Tensors, or where in the shared folder their file was written.
+ * Tensors, or the place in the shared folder that holds their file.
  */
 export type TensorsResult = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob
 /**
- * A blob, or where in the shared folder it was written.
+ * A blob, or the place in the shared folder that holds it.
  */
 export type BlobResult = Uint8Array | string | SharedBlob
 /**
- * Element type, in the names of safetensors.
+ * Element type, under its safetensors name.
  */
 export type Dtype1 = ("F32" | "F64" | "BF16" | "F16")
 
@@ -75,15 +75,15 @@ export interface Wire {
  */
 export interface Convention {
 /**
- * stepd's own; a flattened state_dict of torch; the same of qhoptim or IPRally, with bias-corrected moments; optax.
+ * stepd: its own format; torch: a flattened state_dict; qhoptim: the same with bias-corrected moments, as of qhoptim or IPRally; optax: its own format.
  */
 format: ("stepd" | "torch" | "qhoptim" | "optax")
 /**
- * The optimizer that a file in another format than stepd's is of; the call's where absent.
+ * The optimizer of a file that is not in stepd's format; defaults to the call's.
  */
 optimizer?: undefined | string
 /**
- * torch and qhoptim: the parameters by their index in the file. Without it the file has their names.
+ * torch and qhoptim: the parameter names by index in the file. Absent if the file itself holds names.
  */
 names?: undefined | readonly string[]
 /**
@@ -94,7 +94,7 @@ names?: undefined | readonly string[]
  */
 betas?: undefined | readonly [number, number]
 /**
- * Steps taken, for parameters of which the file does not tell.
+ * Step count of parameters for which the file has none.
  */
 step?: undefined | number
 }
@@ -104,35 +104,35 @@ step?: undefined | number
 export interface ConvertResult {
 state: Blob
 /**
- * Sentences of what the result does not hold of the given state; none where the way back gives the same numbers.
+ * One sentence for each part of the given state that the result cannot hold. Empty if converting back gives the same numbers.
  */
 lost: readonly string[]
 }
 /**
- * A state to bring from one convention to another (each stepd's own where absent), under another optimizer of its family, or with more slots.
+ * A state to convert: from one convention to another (each defaults to stepd's own), to another optimizer of its family, or with more slots.
  */
 export interface ConvertParams {
 state: BlobSource
 from?: undefined | Convention
 to?: undefined | Convention
 /**
- * The optimizer that the state is to be of, of the same family; the one that it is of where absent.
+ * The optimizer of the result, of the same family; defaults to the state's own.
  */
 optimizer?: undefined | string
 /**
- * Slots to add where they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.
+ * Slots to add if they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.
  */
 fill?: undefined | readonly string[]
 }
 /**
- * Everything about one optimizer.
+ * The complete description of one optimizer.
  */
 export interface DescribeResult {
 name: string
 title: string
 revision: number
 /**
- * Optimizers of one family take each other's state.
+ * Optimizers of one family accept each other's state.
  */
 family: string
 formula: string
@@ -144,14 +144,14 @@ hyperparameters: {
 [k: string]: unknown
 }
 /**
- * State per parameter with the default hyperparameters, and all slots that there can be.
+ * Slots of a parameter: those that the default hyperparameters need, and all possible ones.
  */
 slots: {
 default: readonly string[]
 all: readonly string[]
 }
 /**
- * Bytes that a step in F32 with the default hyperparameters moves, for each parameter.
+ * Bytes per element that an F32 step with the default hyperparameters transfers.
  */
 bytes_per_parameter: {
 in: number
@@ -160,7 +160,7 @@ state: number
 }
 }
 /**
- * Which optimizer.
+ * The optimizer to describe.
  */
 export interface DescribeParams {
 name: string
@@ -178,7 +178,7 @@ export interface DiscoverParams {
 
 }
 /**
- * What an error says beside its code and message.
+ * The details of an error, besides its code and message.
  */
 export interface ErrorData {
 /**
@@ -186,23 +186,23 @@ export interface ErrorData {
  */
 name: string
 /**
- * JSON pointer into the parameters.
+ * JSON pointer to the faulty parameter.
  */
 field?: undefined | string
 expected?: undefined | string
 found?: undefined | string
 /**
- * Seconds.
+ * Seconds to wait before a retry.
  */
 retry_after?: undefined | number
 /**
- * The first tensors concerned.
+ * The first of the tensors concerned.
  */
 tensors?: undefined | readonly string[]
 request_id?: undefined | string
 }
 /**
- * What the schedule gives for each step of the range.
+ * The schedule's values for each step of the range.
  */
 export interface EvaluateResult {
 /**
@@ -210,7 +210,7 @@ export interface EvaluateResult {
  */
 lrs: readonly number[]
 /**
- * Momentums, where the schedule cycles them; null for a step of a sequence whose part does not.
+ * Momentums, if the schedule cycles them; null at steps of a sequence whose current schedule does not.
  */
 momentums?: undefined | readonly (number | null)[]
 }
@@ -220,15 +220,15 @@ momentums?: undefined | readonly (number | null)[]
 export interface EvaluateParams {
 schedule: Schedule
 /**
- * The base learning rate, which is the optimizer's lr in a step.
+ * The base learning rate; in a step it is the optimizer's lr.
  */
 lr?: undefined | number
 /**
- * Steps taken before the first of the range; 0 for the first step of all.
+ * Number of steps before the range; 0 starts at the first step.
  */
 from?: undefined | number
 /**
- * Steps in the range.
+ * Number of steps in the range.
  */
 count?: undefined | number
 }
@@ -462,36 +462,36 @@ gamma?: undefined | number
  */
 export interface Group {
 /**
- * Names of parameters; * stands for any characters. The first group that matches a parameter takes it.
+ * Parameter names; * matches any characters. A parameter belongs to the first group that matches it.
  * 
  * @minItems 1
  */
 tensors: readonly [string, ...(string)[]]
 /**
- * Hyperparameters that differ from the call's optimizer. The name stays.
+ * Hyperparameters that differ from the call's optimizer, whose name cannot change.
  */
 optimizer: { readonly [hyperparameter: string]: unknown }
 }
 /**
- * A state of zeros at step 0.
+ * The initial state, at step 0.
  */
 export interface InitResult {
 state: Blob
 }
 /**
- * The state before the first step, for these parameters; only their names, shapes and dtypes matter.
+ * Parameters whose initial state to return. Their values matter only with master_weights.
  */
 export interface InitParams {
 optimizer: Optimizer
 /**
- * Parameter groups; the first that matches a parameter takes it.
+ * Parameter groups; a parameter belongs to the first one that matches it.
  * 
  * @maxItems 4096
  */
 groups?: undefined | readonly Group[]
 params: TensorsSource
 /**
- * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.
  */
 master_weights?: undefined | boolean
 }
@@ -1035,22 +1035,22 @@ nesterov?: undefined | boolean
 maximize?: undefined | boolean
 }
 /**
- * What a state holds.
+ * Contents of a state.
  */
 export interface InspectResult {
 format: "stepd.state/1"
 optimizer: string
 revision: number
 /**
- * Size of the state.
+ * Size of the state in bytes.
  */
 bytes: number
 /**
- * Elements in all slots.
+ * Number of elements in all slots.
  */
 elements: number
 /**
- * By parameter name.
+ * Steps and slots by parameter name.
  */
 tensors: {
 [k: string]: {
@@ -1065,7 +1065,7 @@ shape: readonly number[]
 }
 }
 /**
- * A state to look into.
+ * A state whose contents to list.
  */
 export interface InspectParams {
 state: BlobSource
@@ -1087,18 +1087,18 @@ export interface ListParams {
 
 }
 /**
- * Add grad_squares of all tensors of all calls in the order of the names' UTF-8 bytes, in float64; the root is clip.total_norm.
+ * Sums by tensor. Add grad_squares of all tensors of all calls in float64, in UTF-8 order of their names; the root is clip.total_norm.
  */
 export interface NormsResult {
 /**
- * By parameter name.
+ * Sums by parameter name.
  */
 tensors: {
 [k: string]: TensorNorms
 }
 grad_norm: Value
 /**
- * What the caller should know of this call.
+ * Warnings about this call.
  */
 warnings?: undefined | readonly string[]
 }
@@ -1109,22 +1109,22 @@ zeros: number
 non_finite: number
 }
 /**
- * Sums of squares of gradients, and of their parameters where given: phase one of a step over several calls with exact clipping.
+ * Sums of squares of gradients, and of their parameters if given: phase one of exact clipping over several calls.
  */
 export interface NormsParams {
 grads: TensorsSource
 params?: undefined | TensorsSource
 /**
- * What the gradients are divided by, first of all: a normal number of float32.
+ * Divisor of the gradients, applied first: a normal float32 number.
  */
 loss_scale?: undefined | number
 }
 /**
- * What a step costs, as one call with a state.
+ * Cost of a step as one call with a state.
  */
 export interface PlanResult {
 /**
- * Elements of all parameters.
+ * Number of elements in all parameters.
  */
 parameters: number
 /**
@@ -1140,29 +1140,29 @@ bytes_out: number
  */
 state_bytes: number
 /**
- * Memory that the call holds on the server, an upper bound.
+ * Upper bound of the memory that the call holds on the server.
  */
 arena_bytes: number
 /**
- * Whether this server takes it as one call.
+ * Whether this server accepts the step as one call.
  */
 fits: boolean
 /**
- * How many calls to split it into, so that several fit beside each other; 0 where a tensor alone is too large.
+ * Number of calls to split the step into, so that several fit at once; 0 if one tensor alone is too large.
  */
 requests: number
 /**
- * Tensors that alone do not fit.
+ * Tensors that are too large on their own.
  */
 too_large: readonly string[]
 }
 /**
- * A step without its data: what it would cost.
+ * A step without its data, whose cost to compute.
  */
 export interface PlanParams {
 optimizer: Optimizer
 /**
- * Parameter groups; the first that matches a parameter takes it.
+ * Parameter groups; a parameter belongs to the first one that matches it.
  * 
  * @maxItems 4096
  */
@@ -1173,12 +1173,12 @@ groups?: undefined | readonly Group[]
 tensors: { readonly [name: string]: { readonly shape: readonly number[]; readonly dtype?: undefined | Dtype } }
 grad_dtype?: undefined | Dtype
 /**
- * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.
  */
 master_weights?: undefined | boolean
 }
 /**
- * New parameters and new state, unless the call asked to leave them out.
+ * New parameters and new state, unless the call omits them.
  */
 export interface StepResult {
 params?: undefined | TensorsResult
@@ -1188,22 +1188,22 @@ state?: undefined | BlobResult
  */
 step: number
 /**
- * The learning rate that was used.
+ * The learning rate of this step.
  */
 lr: number
 /**
- * Whether nothing was done because of non_finite skip.
+ * Whether the step did nothing, because of non_finite skip.
  */
 skipped: boolean
 stats?: undefined | Stats
 /**
- * What the caller should know of this step: sentences in alphabetical order.
+ * Warnings about this step, in alphabetical order.
  */
 warnings?: undefined | readonly string[]
 cached?: undefined | Cached
 }
 /**
- * Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values. A step that was skipped has none.
+ * Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values. Absent for a skipped step.
  */
 export interface Stats {
 grad_norm: Value
@@ -1218,11 +1218,11 @@ zeros: number
  */
 non_finite: number
 /**
- * Whether clipping by norm made the gradients smaller.
+ * Whether clipping by norm scaled the gradients.
  */
 clipped: boolean
 /**
- * By parameter name.
+ * Statistics by parameter name.
  */
 tensors?: undefined | {
 [k: string]: TensorStats
@@ -1243,14 +1243,14 @@ non_finite: number
 trust_ratio?: undefined | Value
 }
 /**
- * What the server keeps: to be sent instead of the bytes next time.
+ * Digests of the results in the server's cache, which the next call may send in place of the bytes.
  */
 export interface Cached {
 params?: undefined | CachedBlob
 state?: undefined | CachedBlob
 }
 /**
- * Bytes that an earlier reply named under cached, if the server still has them (STEPD_CACHE_MIB).
+ * A blob in the server's cache (STEPD_CACHE_MIB), named by an earlier reply under cached. The server may have dropped it.
  */
 export interface CachedBlob {
 /**
@@ -1259,12 +1259,12 @@ export interface CachedBlob {
 sha256: string
 }
 /**
- * One optimizer step: parameters, gradients and state in. Gradients go by the names of their parameters, in the same shapes; a parameter without one is left as it is: no decay, no step.
+ * One optimizer step: parameters, gradients and state. A gradient has the name and shape of its parameter. A parameter without a gradient does not change: no decay, no step.
  */
 export interface StepParams {
 optimizer: Optimizer
 /**
- * Parameter groups; the first that matches a parameter takes it.
+ * Parameter groups; a parameter belongs to the first one that matches it.
  * 
  * @maxItems 4096
  */
@@ -1281,40 +1281,40 @@ schedule?: undefined | Schedule
  */
 clip?: undefined | {
 /**
- * Multiply all gradients by min(1, max_norm / (norm + 1e-6)), the norm over all gradients of the call or total_norm, as torch.nn.utils.clip_grad_norm_ does.
+ * Multiply all gradients by min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does. The norm is over all gradients of the call, or total_norm.
  */
 max_norm?: undefined | number
 /**
- * Keep each value within -max_value and max_value.
+ * Clamp each value to the range from -max_value to max_value.
  */
 max_value?: undefined | number
 /**
- * The norm over all gradients of the step, where this call has a part of them (optimizer.norms gives the parts). Also for an optimizer's max_grad_norm.
+ * The norm over all gradients of the step, if this call holds only some (optimizer.norms returns the sums). Also used by an optimizer's max_grad_norm.
  */
 total_norm?: undefined | number | "Infinity" | "NaN"
 }
 /**
- * What the gradients are divided by, first of all: a normal number of float32.
+ * Divisor of the gradients, applied first: a normal float32 number.
  */
 loss_scale?: undefined | number
 /**
- * What a NaN or an infinity in a gradient does: refuse the call, return everything unchanged with skipped: true, or go on.
+ * What a NaN or an infinity in a gradient does: error refuses the call, skip returns everything unchanged with skipped: true, propagate computes with it.
  */
 non_finite?: undefined | ("error" | "skip" | "propagate")
 /**
- * Whether a gradient of the step that another call has holds NaN or infinity. non_finite then refuses or skips this call as well.
+ * Whether another call of the same step has NaN or infinity in its gradients. non_finite then refuses or skips this call as well.
  */
 others_non_finite?: undefined | boolean
 /**
- * Statistics in the reply: over all tensors, or of each as well.
+ * Statistics in the reply: none, over all tensors, or of each tensor as well.
  */
 stats?: undefined | ("none" | "global" | "tensor")
 /**
- * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param) and step that.
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.
  */
 master_weights?: undefined | boolean
 /**
- * Round BF16 parameters up or down at random, by how near they are; the same seed gives the same bits. Without it, and where there are master weights, to nearest even.
+ * Round BF16 parameters stochastically; the same seed gives the same bits. Without it, or with master weights, round to nearest even.
  */
 stochastic_rounding?: undefined | {
 seed: number
@@ -1322,49 +1322,49 @@ seed: number
 reply?: undefined | ReplyOptions
 }
 /**
- * What comes back, and where to.
+ * Which results the reply carries, and where they go.
  */
 export interface ReplyOptions {
 /**
- * The new parameters as they are, rounded to BF16 (to nearest even), or left out.
+ * The new parameters: unchanged, rounded to BF16 (to nearest even), or omitted.
  */
 params?: undefined | ("same" | "bf16" | "none")
 /**
- * The new state, or nothing of it where the server keeps it.
+ * The new state: included, or omitted if the server caches it.
  */
 state?: undefined | ("same" | "none")
 /**
- * Keep the new parameters and the new state on the server, if it has a cache: cached in the reply has what to name them by.
+ * Keep the new parameters and the new state in the server's cache, if it has one. The reply's cached names them.
  */
 cache?: undefined | boolean
 into?: undefined | ReplyPlaces
 }
 /**
- * Where in the shared folder the server writes to instead of sending. What came from there goes back to its place if nothing is said.
+ * Places in the shared folder for the results, instead of the reply. By default a blob from the folder is overwritten by its result.
  */
 export interface ReplyPlaces {
 params?: undefined | SharedBlob
 state?: undefined | SharedBlob
 }
 /**
- * Bytes of a file in the folder that the server shares with trainers on its host (STEPD_SHARED_DIR).
+ * A range of a file in the folder that the server shares with trainers on its host (STEPD_SHARED_DIR).
  */
 export interface SharedBlob {
 /**
- * Name of a regular file in the folder; with tokens, in the caller's own folder in it.
+ * Name of a regular file in the folder; with tokens, in the token's own subfolder.
  */
 file: string
 /**
- * Where the bytes start.
+ * Offset of the first byte.
  */
 offset: number
 /**
- * How many there are; of a place for a reply, how many there may be.
+ * Number of bytes; for a place in a reply, the most that fit.
  */
 length: number
 }
 /**
- * A tensor as a list of numbers, for small things and for curl. Values are in row-major order.
+ * A tensor as a list of numbers in row-major order, for small tensors and for curl.
  */
 export interface PlainTensor {
 /**

@@ -173,7 +173,7 @@ func TestCloseOfNothing(*testing.T) {
 func TestNamesOfEveryKind(t *testing.T) {
 	ctx := testContext(t)
 	var params Tensors
-	for _, name := range []string{"", "a\x00b", strings.Repeat("x", 100_000), "*", "step/w", "constructor", "\uffff", "😀"} {
+	for _, name := range []string{"", "a\x00b", strings.Repeat("x", 1024), "*", "step/w", "constructor", "\uffff", "😀"} {
 		params = append(params, From(name, []float32{1, 2}))
 	}
 	client := newClient(t, shared.url)

@@ -296,7 +296,7 @@ def test_timeouts_and_retries() -> None:
 
 
 def test_names_of_any_other_kind_travel(client: stepd.Client) -> None:
-    names = ["", "a\0b", "x" * 100_000, "*", "step/w", "constructor", "\uffff", "😀"]
+    names = ["", "a\0b", "x" * 1024, "*", "step/w", "constructor", "\uffff", "😀"]
     arrays = dict.fromkeys(names, W["w"])
     result = client.step(ADAMW, arrays, arrays)
     assert list(result.params) == names

@@ -218,7 +218,7 @@ suite("names", () => {
   after(() => service[Symbol.asyncDispose]());
 
   test("of every other kind travel", async () => {
-    const names = ["", "a\0b", "x".repeat(100_000), "*", "step/w", "constructor", "toString", "\uffff", "😀"];
+    const names = ["", "a\0b", "x".repeat(1024), "*", "step/w", "constructor", "toString", "\uffff", "😀"];
     const params = Object.fromEntries(names.map((name) => [name, w.w]));
     for (const client of [new Client(service.url), new ShardedClient([service.url], { requestBytes: 1 })]) {
       const first = await client.step({ optimizer: { name: "adamw" }, params, grads: params });

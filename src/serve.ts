@@ -24,7 +24,7 @@ export const serve = async (config: Config, warnings: readonly string[]): Promis
   stopAtSignals(service);
   const { address, adminAddress } = service;
   const facts = { version, node: process.version, pid: process.pid, address, admin_address: adminAddress, settings: namedSettings(config) };
-  service.telemetry.started(`stepd ${version} listens on ${address}`, facts);
+  service.telemetry.logStart(`stepd ${version} listens on ${address}`, facts);
   for (const warning of warnings) telemetry.log.warn(warning);
 };
 

@@ -75,7 +75,7 @@ export class Service implements AsyncDisposable {
     const limits = limitsOf(config);
     const files = tlsFiles(config);
     const tls = files && checkTls(files);
-    if (tls) telemetry.certificates(tls.certificates);
+    if (tls) telemetry.setCertificates(tls.certificates);
     const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
     const folder = config.sharedDir === "" ? undefined : openFolder(config.sharedDir);
     const cache = config.cacheMib === 0 ? undefined : new BlobCache(config.cacheMib * MIB);
@@ -116,8 +116,8 @@ export class Service implements AsyncDisposable {
     for (const server of [this.#server, this.#admin]) if (server) this.#sockets.set(server, socketsOf(server));
     if (files) {
       const onReload = (result: Tls | Error): void => {
-        telemetry.reloaded("STEPD_TLS_CERT_FILE", result instanceof Error ? result : undefined, {});
-        if (!(result instanceof Error)) telemetry.certificates(result.certificates);
+        telemetry.logReload("STEPD_TLS_CERT_FILE", result instanceof Error ? result : undefined, {});
+        if (!(result instanceof Error)) telemetry.setCertificates(result.certificates);
       };
       this.#watches.use(renewTls(this.#server as unknown as TlsServer, files, onReload));
     }
@@ -268,7 +268,7 @@ const checkTls = (files: TlsFiles): Tls => {
 const readTokens = (path: string, telemetry: Telemetry): Tokens => {
   const onReload = (result: number | Error): void => {
     const error = result instanceof Error ? result : undefined;
-    telemetry.reloaded("STEPD_TOKENS_FILE", error, error ? {} : { tokens: result });
+    telemetry.logReload("STEPD_TOKENS_FILE", error, error ? {} : { tokens: result });
   };
   try {
     return new Tokens(path, { onReload });

@@ -1,22 +1,23 @@
 /**
- * The shared memory that bytes are received into, computed in and sent from: one shared WebAssembly.Memory, given out in
- * leases. A request holds one lease; the sum of all leases never passes the capacity, and nothing waits for room.
+ * The arena: one shared WebAssembly.Memory in which requests are received, computed and answered. Each request holds one lease.
+ * All leases together never exceed the capacity; a request without room is refused at once instead of waiting.
  */
+
+import { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
-import { Outflow } from "../errors/outflow.ts";
 
 const MIB = 2 ** 20;
 const PAGE = 65536;
 
-/** Every block starts at a multiple of this: a cache line. */
+/** Every block starts at a multiple of a cache line. */
 const ALIGNMENT = 64;
 
-/** The lowest addresses are never given out, so that address 0 can mean "absent" to a kernel. */
+/** Lower addresses are never allocated, so that address 0 can mean "absent" to a kernel. */
 const LOWEST = 1024;
 
 const MAX_PAGES = 65536;
 
-/** What a call asks for first, if it is larger than this, leaves the part free that is kept for others. */
+/** Input blocks up to this size may use the part of the arena that is reserved for small calls. */
 const SMALL_BYTES = 65536;
 
 interface Block {
@@ -28,9 +29,9 @@ const sizeOf = ({ start, end }: Block): number => end - start;
 
 const roundUp = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
-/** Counts what a call needs of the JavaScript heap. Throws OVERLOADED or PAYLOAD_TOO_LARGE. */
+/** Limits a call's use of the JavaScript heap. Throws OVERLOADED or PAYLOAD_TOO_LARGE. */
 export interface HeapMeter {
-  /** Room for the header of one more blob. */
+  /** Reserves heap for the header of one more blob. */
   addHeader(bytes: number): void;
 }
 
@@ -38,24 +39,24 @@ const UNMETERED: HeapMeter = { addHeader: () => {} };
 
 export class Arena {
   readonly memory: WebAssembly.Memory;
-  /** All of the memory. `bytes.fill(chunk, start, end)` copies at full speed at any alignment; `set` and `copy` do not (10 times slower, measured). */
+  /** The whole memory. Copy into it with `bytes.fill(chunk, start, end)`: at odd alignments `set` and `copy` are 10 times slower (measured). */
   readonly bytes: Buffer;
-  /** Where the reserved bytes are. */
+  /** The address of the reserved bytes. */
   readonly reserved: number;
-  /** Bytes that leases can hold together. */
+  /** The most bytes of all leases together. */
   readonly capacity: number;
   readonly #keptFree: number;
   #free: Block[];
   #used = 0;
   #highWater = 0;
   #leases = 0;
-  readonly #outflow = new Outflow();
-  /** Frees another call's memory for `asking`; false if there is none to free. Set by the owner of calls whose memory may be taken back. */
+  readonly #drainRate = new DrainRate();
+  /** Frees the memory of a call other than `asking`; false if there is none to free. Set by the receiver, which may evict a stalled body. */
   reclaim: (asking: object) => boolean = () => false;
 
   /**
-   * Makes an arena with room for leases of `mebibytes` MiB and `reservedBytes` beside them, within the 4 GiB of WebAssembly.
-   * Large calls leave `keptFree` of it (0 to 1) to small ones, and to what calls in hand need for their results.
+   * Creates an arena of `mebibytes` MiB for leases, plus `reservedBytes`, within WebAssembly's limit of 4 GiB. Large inputs leave
+   * the fraction `keptFree` of it (0 to 1) to small calls and to the results of admitted calls.
    */
   constructor(mebibytes: number, reservedBytes: number, keptFree = 0) {
     const pages = Math.min(Math.ceil((LOWEST + reservedBytes + mebibytes * MIB) / PAGE), MAX_PAGES);
@@ -77,12 +78,12 @@ export class Arena {
     return this.#highWater;
   }
 
-  /** Leases that are held now. */
+  /** The number of open leases. */
   get leases(): number {
     return this.#leases;
   }
 
-  /** Opens a lease with a first block of `bytes`, or without one for 0. Throws PAYLOAD_TOO_LARGE for what can never fit, OVERLOADED for what does not fit now. */
+  /** Opens a lease with a first block of `bytes`, or without a block for 0. Throws PAYLOAD_TOO_LARGE if it can never fit, OVERLOADED if it does not fit now. */
   lease(bytes: number, heap: HeapMeter = UNMETERED): Lease {
     const lease = new Lease(
       this,
@@ -101,12 +102,12 @@ export class Arena {
     return lease;
   }
 
-  /** Takes the lowest block that is large enough: low addresses are warm in memory. `held` is what the lease has already; `isFirst` says that the call brings this, and not that it needs it. */
-  take(bytes: number, asking: Lease, held: number, isFirst = held === 0): Block {
+  /** Allocates the lowest free block that is large enough, because low addresses are likely to be in the cache. `held` is the size of the lease; `isInput` marks bytes that the call sends. */
+  allocate(bytes: number, asking: Lease, held: number, isInput = held === 0): Block {
     const size = roundUp(Math.max(bytes, 1));
     const find = (): number => {
-      const isGreedy = isFirst && size > SMALL_BYTES && size > this.#roomFor(held);
-      return isGreedy ? -1 : this.#free.findIndex(({ start, end }) => end - start >= size);
+      const exceedsShare = isInput && size > SMALL_BYTES && size > this.#roomFor(held);
+      return exceedsShare ? -1 : this.#free.findIndex(({ start, end }) => end - start >= size);
     };
     let index = find();
     while (index < 0 && held + size <= this.capacity && this.reclaim(asking)) index = find();
@@ -120,14 +121,14 @@ export class Arena {
     return block;
   }
 
-  /** Lengthens a block in place to `most` bytes or to what is free behind it. Does nothing where that is less than `least`. */
-  extend(block: Block, least: number, most: number): void {
+  /** Extends a block in place, to `maxBytes` or to the end of the free memory behind it. Does nothing if that is less than `minBytes`. */
+  extend(block: Block, minBytes: number, maxBytes: number): void {
     const room = this.#roomFor(sizeOf(block));
-    if (least - sizeOf(block) > room) return;
+    if (minBytes - sizeOf(block) > room) return;
     const index = this.#free.findIndex(({ start }) => start === block.end);
     const hole = this.#free[index];
-    if (!hole || hole.end - block.start < least) return;
-    const end = Math.min(Math.max(block.start + roundUp(Math.min(most, sizeOf(block) + room)), block.end), hole.end);
+    if (!hole || hole.end - block.start < minBytes) return;
+    const end = Math.min(Math.max(block.start + roundUp(Math.min(maxBytes, sizeOf(block) + room)), block.end), hole.end);
     this.#used += end - block.end;
     this.#highWater = Math.max(this.#highWater, this.#used);
     block.end = end;
@@ -135,15 +136,15 @@ export class Arena {
     if (hole.start === hole.end) this.#free.splice(index, 1);
   }
 
-  /** Bytes that a call which holds `own` may take in its large blocks: everything, where the others hold no more than the part that is kept free, else up to that part. */
+  /** The bytes that a call holding `own` may still take for large inputs. All of the arena if the other calls hold little, else the rest outside the part kept free. */
   #roomFor(own: number): number {
     return this.#used - own <= this.#keptFree ? this.capacity : this.capacity - this.#keptFree - this.#used;
   }
 
-  /** Puts a block back and joins it with its free neighbours. */
-  give({ start, end }: Block): void {
+  /** Frees a block and merges it with its free neighbours. */
+  free({ start, end }: Block): void {
     this.#used -= end - start;
-    this.#outflow.add(end - start);
+    this.#drainRate.add(end - start);
     let index = this.#free.findIndex((hole) => hole.start > start);
     if (index < 0) index = this.#free.length;
     const before = this.#free[index - 1];
@@ -160,7 +161,7 @@ export class Arena {
 
   #refusal(bytes: number, size: number, held: number): StepdError {
     const found = `${held + bytes} bytes`;
-    // What does not fit beside the call's own blocks will not fit when it is sent again, however empty the arena is then.
+    // Too large even for an empty arena, beside the call's own blocks: a retry cannot succeed.
     if (held + size > this.capacity) {
       return new StepdError("PAYLOAD_TOO_LARGE", `The call needs ${found} at once; this server's arena holds ${this.capacity}`, {
         expected: `at most ${this.capacity} bytes`,
@@ -168,20 +169,20 @@ export class Arena {
       });
     }
     return new StepdError("OVERLOADED", `The call needs ${bytes} more bytes; ${this.capacity - this.#used} of ${this.capacity} are free now`, {
-      retry_after: this.#outflow.retryAfter(Math.max(bytes - (this.capacity - this.#used), 1)),
+      retry_after: this.#drainRate.retryAfter(Math.max(bytes - (this.capacity - this.#used), 1)),
       found,
     });
   }
 }
 
-/** One request's memory: a few blocks that are given back together, on every path out (`using`). */
+/** The memory of one request: blocks that are freed together when the lease is disposed (`using`). */
 export class Lease implements Disposable {
   readonly arena: Arena;
-  /** What the call takes beside the arena. */
+  /** The limit on the call's use of the JavaScript heap. */
   readonly heap: HeapMeter;
   readonly #blocks: Block[] = [];
   readonly #onRelease: () => void;
-  /** Bytes of all blocks, kept as a sum: adding them up for each of 131,072 blocks took 44 s (measured). */
+  /** Bytes of all blocks, as a running sum: adding up 131,072 blocks at every allocation took 44 s (measured). */
   #held = 0;
   #isReleased = false;
 
@@ -191,7 +192,7 @@ export class Lease implements Disposable {
     this.#onRelease = onRelease;
   }
 
-  /** All of the arena's memory; addresses from `alloc` are offsets in it. */
+  /** The whole memory of the arena. Addresses from `alloc` are offsets in it. */
   get bytes(): Buffer {
     return this.arena.bytes;
   }
@@ -201,25 +202,25 @@ export class Lease implements Disposable {
     return this.#blocks[0]?.start ?? 0;
   }
 
-  /** The address of `bytes` more bytes, which still hold what their last user left. */
+  /** Allocates `bytes` and returns their address. The memory is not cleared. */
   alloc(bytes: number): number {
-    return this.#take(bytes);
+    return this.#allocate(bytes);
   }
 
-  /** As alloc, for what a call brings beside its body: large calls leave room to small ones. */
+  /** As `alloc`, for input beside the body. Large inputs leave the part kept free to small calls. */
   allocInput(bytes: number): number {
-    return this.#take(bytes, true);
+    return this.#allocate(bytes, true);
   }
 
-  #take(bytes: number, isFirst?: true): number {
+  #allocate(bytes: number, isInput?: true): number {
     if (this.#isReleased) throw new Error("this lease has been released");
-    const block = this.arena.take(bytes, this, this.#held, isFirst);
+    const block = this.arena.allocate(bytes, this, this.#held, isInput);
     this.#blocks.push(block);
     this.#held += sizeOf(block);
     return block.start;
   }
 
-  /** The address of `bytes` more bytes of zeros. */
+  /** Allocates `bytes` of zeros and returns their address. */
   allocZeros(bytes: number): number {
     const start = this.alloc(bytes);
     this.bytes.fill(0, start, start + bytes);
@@ -227,40 +228,40 @@ export class Lease implements Disposable {
   }
 
   /**
-   * Makes the block at `start` larger: to `most` bytes where there is room, else to at least `least`. It stays where it is if
-   * it can; else it moves, with the first `kept` bytes of its content. Returns where it is and how large.
+   * Grows the block at `start` to `maxBytes` if there is room, else to at least `minBytes`. If it cannot grow in place it moves,
+   * with the first `contentBytes` of its content. Returns its address and size.
    */
-  grow(start: number, kept: number, least: number, most: number): { readonly start: number; readonly bytes: number } {
+  grow(start: number, contentBytes: number, minBytes: number, maxBytes: number): { readonly start: number; readonly bytes: number } {
     const index = this.#blocks.findIndex((block) => block.start === start);
     const old = this.#blocks[index];
     if (!old) throw new Error(`no block of this lease starts at ${start}`);
     this.#held -= sizeOf(old);
-    this.arena.extend(old, least, most);
+    this.arena.extend(old, minBytes, maxBytes);
     this.#held += sizeOf(old);
-    if (sizeOf(old) >= least) return { start, bytes: sizeOf(old) };
-    // Alone in the arena the block would have grown in place, so that it counts only once here.
-    const grown = this.arena.take(least, this, this.#held - sizeOf(old));
-    this.bytes.copyWithin(grown.start, start, start + kept);
+    if (sizeOf(old) >= minBytes) return { start, bytes: sizeOf(old) };
+    // The old block is not counted: alone in the arena it would have grown in place.
+    const grown = this.arena.allocate(minBytes, this, this.#held - sizeOf(old));
+    this.bytes.copyWithin(grown.start, start, start + contentBytes);
     this.#blocks[index] = grown;
     this.#held -= sizeOf(old);
-    this.arena.give(old);
-    this.arena.extend(grown, least, most);
+    this.arena.free(old);
+    this.arena.extend(grown, minBytes, maxBytes);
     this.#held += sizeOf(grown);
     return { start: grown.start, bytes: sizeOf(grown) };
   }
 
-  /** Gives back what the block at `start` has beyond its first `bytes`. */
+  /** Frees the part of the block at `start` beyond its first `bytes`. */
   trim(start: number, bytes: number): void {
     const block = this.#blocks.find((candidate) => candidate.start === start);
     if (!block) return;
     const end = start + roundUp(Math.max(bytes, 1));
     if (end >= block.end) return;
-    this.arena.give({ start: end, end: block.end });
+    this.arena.free({ start: end, end: block.end });
     this.#held -= block.end - end;
     block.end = end;
   }
 
-  /** A view of this lease's memory, without a copy. */
+  /** A view of the arena's memory, without a copy. */
   view(start: number, bytes: number): Buffer {
     return this.bytes.subarray(start, start + bytes);
   }
@@ -268,8 +269,8 @@ export class Lease implements Disposable {
   release(): void {
     if (this.#isReleased) return;
     this.#isReleased = true;
-    // Without its blocks nothing can be given back a second time, whoever still has the lease.
-    for (const block of this.#blocks.splice(0)) this.arena.give(block);
+    // Empties the list, so that a released lease cannot free its blocks again.
+    for (const block of this.#blocks.splice(0)) this.arena.free(block);
     this.#onRelease();
   }
 

@@ -1,4 +1,4 @@
-/** Blobs that do not travel: what a call names instead of sending it, and results that are kept or written instead of sent. */
+/** Blobs by reference: a call names a file or a cached blob instead of sending bytes, and results go to a file or the cache instead of the reply. */
 import type { Lease } from "../arena/arena.ts";
 import type { Mapping } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
@@ -12,7 +12,7 @@ export { SharedFolder } from "./shared.ts";
 
 type PlainTensors = Mapping<PlainTensor>;
 
-/** A call's fields that may be sources, as they are once the bytes are in the lease. */
+/** A call whose references are replaced by bytes in the lease. */
 type Loaded<Call> = {
   readonly [Field in keyof Call]: Field extends "params" | "grads" | "state" ? Exclude<Call[Field], SharedBlob | CachedBlob> : Call[Field];
 };
@@ -25,17 +25,17 @@ interface Sources {
   readonly state?: BlobSource | null;
 }
 
-/** What a step came to. */
+/** The result of a step. */
 interface Result {
   readonly params: Parts | PlainTensors;
-  /** The parameters rounded, where that was asked for. */
+  /** The rounded parameters, if the call asks for them. */
   readonly rounded?: Parts | PlainTensors | undefined;
   readonly state: Parts;
-  /** Whether the new parameters can be had from the rounded ones or from the state. */
+  /** True if the new parameters can be recovered from the rounded ones or from the state. */
   readonly isRecoverable: boolean;
 }
 
-/** What the reply says of it. */
+/** The part of the reply that describes the result. */
 interface Delivered {
   readonly params?: Parts | PlainTensors | SharedBlob;
   readonly state?: Parts | SharedBlob;
@@ -46,32 +46,32 @@ const isShared = (source: unknown): source is SharedBlob => typeof (source as { 
 
 const isCached = (source: unknown): source is CachedBlob => typeof (source as { sha256?: unknown } | null | undefined)?.sha256 === "string";
 
-const travels = (source: unknown): boolean => !isShared(source) && !isCached(source);
+const isInline = (source: unknown): boolean => !isShared(source) && !isCached(source);
 
-/** What the calls of one request may name. */
+/** Resolves the blob references of one request. */
 export class Blobs {
   readonly #folder: SharedFolder | undefined;
   readonly #cache: BlobCache | undefined;
   readonly #caller: string | undefined;
-  /** Time spent with files and the cache. */
+  /** Seconds spent on files and the cache. */
   seconds = 0;
 
-  /** `caller` is the name of the request's token. Each of the two stores may be missing. */
+  /** `caller` is the name of the request's token. Without `folder` or `cache` the respective references are refused. */
   constructor(folder: SharedFolder | undefined, cache: BlobCache | undefined, caller: string | undefined) {
     this.#folder = folder;
     this.#cache = cache;
     this.#caller = caller;
   }
 
-  /** The call with the bytes that it names in its lease. Throws INVALID_PARAMS or BLOB_MISSING naming the field, and what the arena refuses. */
+  /** Reads all referenced blobs into the lease. Throws INVALID_PARAMS or BLOB_MISSING with the field, and the arena's errors. */
   load<Call extends Sources>(call: Call, lease: Lease): Loaded<Call> | Promise<Loaded<Call>> {
-    if (travels(call.params) && travels(call.grads) && travels(call.state)) return call as Loaded<Call>;
+    if (isInline(call.params) && isInline(call.grads) && isInline(call.state)) return call as Loaded<Call>;
     return this.#timed(async () => ({ ...call, ...(await this.#load(call, lease)) }) as Loaded<Call>);
   }
 
-  /** Where a step's result shall go, its files open. Throws INVALID_PARAMS for what this server cannot do. */
+  /** Opens the destination of a step's result. Throws INVALID_PARAMS if the server cannot deliver there. */
   delivery(call: Pick<StepParams, "params" | "state" | "reply">): Delivery | Promise<Delivery> {
-    return call.reply === undefined && !isShared(call.params) && !isShared(call.state) ? BY_REPLY : this.#delivery(call);
+    return call.reply === undefined && !isShared(call.params) && !isShared(call.state) ? IN_REPLY : this.#delivery(call);
   }
 
   async #delivery({ params, state, reply = {} }: Pick<StepParams, "params" | "state" | "reply">): Promise<Delivery> {
@@ -92,7 +92,7 @@ export class Blobs {
         const target = into ?? (isShared(source) ? source : undefined);
         if (target && reply[field] !== "none") places[field] = await this.#open(target, "write", `${into ? "/reply/into" : ""}/${field}`);
       }
-      requireApart(places);
+      requireDisjoint(places);
     } catch (error) {
       await delivery[Symbol.asyncDispose]();
       throw error;
@@ -107,10 +107,10 @@ export class Blobs {
         const source = call[field];
         if (isShared(source)) places[field] = await this.#open(source, "read", `/${field}`);
       }
-      // From here to the copies nothing waits: a blob of the cache may be gone afterwards.
+      // No await between here and the copies, because the cache may evict a blob in the meantime.
       const sources = FIELDS.flatMap((field) => {
         const source = call[field];
-        const from = isCached(source) ? this.#recall(source, `/${field}`) : places[field];
+        const from = isCached(source) ? this.#fromCache(source, `/${field}`) : places[field];
         return from ? [{ field, from, length: from instanceof Uint8Array ? from.length : from.blob.length }] : [];
       });
       let start = lease.allocInput(sources.reduce((sum, { length }) => sum + length, 0));
@@ -128,7 +128,7 @@ export class Blobs {
     }
   }
 
-  #recall({ sha256 }: CachedBlob, field: string): Uint8Array {
+  #fromCache({ sha256 }: CachedBlob, field: string): Uint8Array {
     const blob = this.#cache?.get(sha256, this.#caller);
     if (!blob) throw StepdError.mismatch("BLOB_MISSING", field, "the digest of a blob that this server still has; send the blob", sha256);
     return blob;
@@ -149,8 +149,8 @@ export class Blobs {
   }
 }
 
-/** Both results in one file must not lie over each other. */
-const requireApart = ({ params, state }: { readonly params?: SharedPlace; readonly state?: SharedPlace }): void => {
+/** Throws if both results go to overlapping ranges of one file. */
+const requireDisjoint = ({ params, state }: { readonly params?: SharedPlace; readonly state?: SharedPlace }): void => {
   if (!params || !state || params.blob.file !== state.blob.file) return;
   const [a, b] = [params.blob, state.blob];
   if (a.offset >= b.offset + b.length || b.offset >= a.offset + a.length) return;
@@ -164,19 +164,19 @@ const requireApart = ({ params, state }: { readonly params?: SharedPlace; readon
 
 type Timed = <T>(work: () => Promise<T> | T) => Promise<T>;
 
-/** A step's result on its way out. */
+/** The destination of a step's result. */
 export interface Delivery extends AsyncDisposable {
-  /** Keeps and writes the result of a step that has succeeded whole, and says what the reply has of it. */
+  /** Caches and writes the result of a finished step. Returns the part of the reply that describes it. */
   deliver(result: Result): Delivered | Promise<Delivered>;
 }
 
-/** All of it in the reply. */
-const BY_REPLY: Delivery = {
+/** Sends the whole result in the reply. */
+const IN_REPLY: Delivery = {
   deliver: ({ params, state }) => ({ params, state }),
   [Symbol.asyncDispose]: async () => {},
 };
 
-/** To files, to the cache, or in another form. */
+/** Delivers the result to files or the cache, or in another form. */
 class PlacedDelivery implements Delivery {
   readonly #reply: NonNullable<StepParams["reply"]>;
   readonly #places: { readonly params?: SharedPlace; readonly state?: SharedPlace };
@@ -209,13 +209,13 @@ class PlacedDelivery implements Delivery {
     if (params !== undefined && this.#places.params && !(params instanceof Parts)) {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/into/params", "params as a blob or a file beside it", "tensors by name");
     }
-    // All that can be refused is refused before anything is written.
+    // All checks come before the first write.
     if (params instanceof Parts) this.#places.params?.requireRoom(params.length);
     this.#places.state?.requireRoom(state.length);
-    const cached = this.#cache && (await this.#keep(this.#cache, whole, state));
-    if (stateForm === "none" && !cached?.state) throw unkept("state", state.length, this.#cache?.capacity ?? 0);
-    // Who does not ask to keep them wants to do without.
-    if (this.#reply.cache === true && form !== "same" && !isRecoverable && !cached?.params) throw this.#lost(whole, state, form);
+    const cached = this.#cache && (await this.#putInCache(this.#cache, whole, state));
+    if (stateForm === "none" && !cached?.state) throw notCached("state", state.length, this.#cache?.capacity ?? 0);
+    // Without reply.cache the caller has chosen to discard them.
+    if (this.#reply.cache === true && form !== "same" && !isRecoverable && !cached?.params) throw this.#paramsLost(whole, state, form);
     const written = (field: "params" | "state", result: Parts | PlainTensors | undefined) =>
       result instanceof Parts && this.#places[field] ? this.#places[field].write(result) : result;
     const [newParams, newState] = await settled([written("params", params), written("state", stateForm === "none" ? undefined : state)]);
@@ -226,17 +226,17 @@ class PlacedDelivery implements Delivery {
     };
   }
 
-  async #keep(cache: BlobCache, params: Parts | PlainTensors, state: Parts): Promise<NonNullable<Delivered["cached"]>> {
-    // What does not fit together would push each other out; the state is the larger part.
+  async #putInCache(cache: BlobCache, params: Parts | PlainTensors, state: Parts): Promise<NonNullable<Delivered["cached"]>> {
+    // If both do not fit together, each would evict the other; only the state, the larger part, is cached then.
     const fits = params instanceof Parts && params.length + state.length <= cache.capacity;
     const forParams = fits ? await cache.put(params, this.#caller) : undefined;
     const forState = await cache.put(state, this.#caller);
     return { ...(forParams && { params: { sha256: forParams } }), ...(forState && { state: { sha256: forState } }) };
   }
 
-  /** Why the new parameters would be lost. */
-  #lost(params: Parts | PlainTensors, state: Parts, form: string): StepdError {
-    if (this.#cache && params instanceof Parts) return unkept("params", params.length + state.length, this.#cache.capacity);
+  /** The error for new parameters that would be lost: neither in the reply nor in the cache. */
+  #paramsLost(params: Parts | PlainTensors, state: Parts, form: string): StepdError {
+    if (this.#cache && params instanceof Parts) return notCached("params", params.length + state.length, this.#cache.capacity);
     const expected = "same, because the new parameters would be lost: kept are those that come as a blob, on a server with a cache";
     return StepdError.mismatch("INVALID_PARAMS", "/reply/params", expected, form);
   }
@@ -246,7 +246,7 @@ class PlacedDelivery implements Delivery {
   }
 }
 
-const unkept = (what: "params" | "state", bytes: number, capacity: number): StepdError =>
+const notCached = (what: "params" | "state", bytes: number, capacity: number): StepdError =>
   bytes > capacity
     ? StepdError.mismatch(
         "PAYLOAD_TOO_LARGE",

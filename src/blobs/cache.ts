@@ -1,15 +1,14 @@
 /**
- * A memory of results, named by the SHA-256 of their bytes, so that a trainer can name its parameters and its state instead of
- * sending them. Off unless asked for, bounded in bytes, and never needed: what is not there is sent again. Each caller has its
- * own names: nobody learns by a name what another has.
+ * The cache of results, under the SHA-256 of their bytes: a trainer names its parameters and its state instead of sending them.
+ * It is off by default and bounded in bytes. A blob that was evicted is simply sent again. Each caller sees only its own blobs.
  */
 import { createHash } from "node:crypto";
 import { setImmediate } from "node:timers/promises";
 import { LRUCache } from "lru-cache";
 import type { Parts } from "../codec/parts.ts";
 
-/** Hashed and copied at a time; other calls have their turn between (about 3 ms, measured). */
-const PIECE_BYTES = 4 * 2 ** 20;
+/** The bytes hashed and copied between two yields to other calls (about 3 ms, measured). */
+const CHUNK_BYTES = 4 * 2 ** 20;
 
 export class BlobCache {
   readonly capacity: number;
@@ -24,19 +23,19 @@ export class BlobCache {
     this.#blobs = new LRUCache({
       maxSize: capacity,
       sizeCalculation: ({ length }) => Math.max(length, 1),
-      // At once: left to the garbage collector, what was crowded out took as much memory again (measured). Node 20 cannot.
+      // Frees the memory at once: left to the garbage collector, evicted blobs took as much memory again (measured). Node 20 lacks `transfer`.
       dispose: ({ buffer }, _, reason) => {
         if (reason !== "delete") (buffer as ArrayBuffer).transfer?.(0);
       },
     });
   }
 
-  /** Bytes that it holds. */
+  /** Bytes in the cache. */
   get used(): number {
     return this.#blobs.calculatedSize;
   }
 
-  /** The blob is to be used before anything else happens: its memory goes when it is crowded out. */
+  /** Returns the cached bytes. Copy them before the next await, because an eviction frees the memory. */
   get(sha256: string, caller: string | undefined): Buffer | undefined {
     const blob = this.#blobs.get(keyOf(sha256, caller));
     if (blob) this.hits++;
@@ -44,22 +43,22 @@ export class BlobCache {
     return blob;
   }
 
-  /** Keeps a copy and returns its digest. Nothing is kept, and undefined returned, of what is too large, or crowded out by others before it is there. */
+  /** Caches a copy and returns its digest. Returns undefined, and caches nothing, if the result exceeds the capacity or is evicted during the copy. */
   async put(result: Parts, caller: string | undefined): Promise<string | undefined> {
     if (result.length > this.capacity) return undefined;
     const copy = Buffer.allocUnsafeSlow(result.length);
-    // In the cache from the start, so that copies under way count as well.
+    // Cached under a placeholder from the start, so that unfinished copies count towards the capacity.
     const placeholder = `unfinished/${this.#unfinished++}`;
     this.#blobs.set(placeholder, copy);
     const hash = createHash("sha256");
     let end = 0;
     for (const piece of result.pieces) {
-      for (let at = 0; at < piece.length; at += PIECE_BYTES) {
-        const part = piece.subarray(at, at + PIECE_BYTES);
+      for (let at = 0; at < piece.length; at += CHUNK_BYTES) {
+        const part = piece.subarray(at, at + CHUNK_BYTES);
         hash.update(part);
         copy.fill(part, end, end + part.length);
         end += part.length;
-        if (part.length === PIECE_BYTES) await setImmediate();
+        if (part.length === CHUNK_BYTES) await setImmediate();
         if (!this.#blobs.has(placeholder)) return undefined;
       }
     }
@@ -70,5 +69,5 @@ export class BlobCache {
   }
 }
 
-/** A caller's name has no slash, and no digest is the word of the placeholders. */
+/** Keys are unique: a caller's name has no slash, and no digest equals a placeholder's number. */
 const keyOf = (sha256: string, caller: string | undefined): string => `${caller ?? ""}/${sha256}`;

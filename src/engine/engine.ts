@@ -12,14 +12,14 @@ import { init } from "./init.ts";
 import { compile, type Layout, layoutBytes, type StepOptions } from "./layout.ts";
 import { type Matched, match, matchedBytes } from "./match.ts";
 import { type Norms, norms } from "./norms.ts";
-import type { Waits } from "./runner.ts";
+import type { QueueTime } from "./runner.ts";
 import { readState, type State } from "./state.ts";
 import { type Files, type Now, readNow, runStep, type StepOutput } from "./step.ts";
 import { countNames, keyOf, LEAST_ENTRY, loadBlob, loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
 
 export type { Lease } from "../arena/arena.ts";
 export { planOf } from "./plan.ts";
-export type { Waits } from "./runner.ts";
+export type { QueueTime } from "./runner.ts";
 export { STATE_FORMAT, type State } from "./state.ts";
 export type { StepOutput } from "./step.ts";
 
@@ -71,16 +71,16 @@ export class Engine {
   }
 
   /** One update. Throws what docs/wire-format.md lists under optimizer.step. */
-  async step({ params, grads, state = null, ...options }: Loaded<StepParams>, lease: Lease, waits: Waits): Promise<StepOutput> {
+  async step({ params, grads, state = null, ...options }: Loaded<StepParams>, lease: Lease, queueTime: QueueTime): Promise<StepOutput> {
     const files: Files = {
       params: await loadTensors(params, "/params", lease),
       grads: await loadTensors(grads, "/grads", lease),
       state: state === null ? undefined : await inTurns(loadBlob(state, "/state", "STATE_CORRUPT", lease)),
     };
-    return this.#inLine(hasMany(files.params) || hasMany(files.grads), (run) => this.#step(options, files, lease, waits, run));
+    return this.#inLine(hasMany(files.params) || hasMany(files.grads), (run) => this.#step(options, files, lease, queueTime, run));
   }
 
-  async #step(options: StepOptions, files: Files, lease: Lease, waits: Waits, run: Run): Promise<StepOutput> {
+  async #step(options: StepOptions, files: Files, lease: Lease, queueTime: QueueTime, run: Run): Promise<StepOutput> {
     const headers = keyOfFiles(files);
     const known = (headers === undefined ? undefined : this.#known.get(headers)) ?? (await this.#match(files, headers, run));
     const { matched, layouts } = known;
@@ -95,7 +95,7 @@ export class Engine {
     const now = await inTurns(readNow(layout, files.state));
     // A schedule that cycles the momentum changes what is compiled.
     const current = (await inTurns(isCycled(layout, now))) ? await run(this.#compile(options, matched, now)) : layout;
-    return runStep(current, now, files, lease, this.#pool, waits);
+    return runStep(current, now, files, lease, this.#pool, queueTime);
   }
 
   async #match(files: Files, key: string | undefined, run: Run): Promise<Known> {
@@ -110,16 +110,16 @@ export class Engine {
   }
 
   /** The state before the first step: starting values, step 0, for all parameters. */
-  async init({ params, ...options }: Loaded<InitParams>, lease: Lease, waits: Waits): Promise<Parts> {
+  async init({ params, ...options }: Loaded<InitParams>, lease: Lease, queueTime: QueueTime): Promise<Parts> {
     const file = await loadTensors(params, "/params", lease);
-    return this.#inLine(hasMany(file), (run) => init(options, file, lease, this.#pool, waits, run));
+    return this.#inLine(hasMany(file), (run) => init(options, file, lease, this.#pool, queueTime, run));
   }
 
   /** Sums of squares by tensor: what exact clipping over several calls needs first. */
-  async norms({ grads, params, loss_scale: lossScale = 1 }: Loaded<NormsParams>, lease: Lease, waits: Waits): Promise<Norms> {
+  async norms({ grads, params, loss_scale: lossScale = 1 }: Loaded<NormsParams>, lease: Lease, queueTime: QueueTime): Promise<Norms> {
     const gradFile = await loadTensors(grads, "/grads", lease);
     const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
-    return this.#inLine(hasMany(gradFile), (run) => norms(gradFile, paramFile, lossScale, lease, this.#pool, waits, run));
+    return this.#inLine(hasMany(gradFile), (run) => norms(gradFile, paramFile, lossScale, lease, this.#pool, queueTime, run));
   }
 
   /** What a step would cost on this server. */

@@ -6,15 +6,15 @@ import type { Pool } from "../pool/pool.ts";
 import { compile, type Layout, type Output, type StepOptions } from "./layout.ts";
 import { match } from "./match.ts";
 import { writeOutput } from "./output.ts";
-import { Runner, type Waits } from "./runner.ts";
+import { type QueueTime, Runner } from "./runner.ts";
 import { STEP } from "./state.ts";
 import { makeSlots } from "./step.ts";
 import { readTensors, type TensorFile } from "./tensors.ts";
 
-export const init = async (options: StepOptions, file: TensorFile, lease: Lease, pool: Pool, waits: Waits, run: Run): Promise<Parts> => {
+export const init = async (options: StepOptions, file: TensorFile, lease: Lease, pool: Pool, queueTime: QueueTime, run: Run): Promise<Parts> => {
   const layout = await run(layoutOf(options, file, (name) => pool.kernel(name)));
   const bases = [file.bytes.byteOffset, 0, 0, await inTurns(makeSlots(layout, lease)), 0, 0];
-  await new Runner(lease, pool, waits, bases).run(layout.targets, ({ recipe }) => recipe.fill, true);
+  await new Runner(lease, pool, queueTime, bases).run(layout.targets, ({ recipe }) => recipe.fill, true);
   const start: Readonly<Record<string, number>> = { ...layout.plan.optimizer.scalarSlots, [STEP]: 0 };
   return inTurns(writeOutput(layout.output as Output, undefined, bases, (_, scalar) => start[scalar], lease));
 };

@@ -7,7 +7,7 @@ import { aligned } from "./layout.ts";
 import { match } from "./match.ts";
 import { type NormsRecipe, Recipes } from "./recipe.ts";
 import { gradientSums, normOf } from "./report.ts";
-import { isRepeatable, Runner, sumBytes, type Target, type Waits } from "./runner.ts";
+import { isRepeatable, type QueueTime, Runner, sumBytes, type Target } from "./runner.ts";
 import { readTensors, type TensorFile } from "./tensors.ts";
 
 /** Sums over one tensor, in float64. */
@@ -41,12 +41,12 @@ export const norms = async (
   lossScale: number,
   lease: Lease,
   pool: Pool,
-  waits: Waits,
+  queueTime: QueueTime,
   run: Run,
 ): Promise<Norms> => {
   const { targets, workBytes } = await run(layoutOf(gradFile, paramFile, lossScale, (name) => pool.kernel(name)));
   const bases = [paramFile?.bytes.byteOffset ?? 0, gradFile.bytes.byteOffset, 0, 0, 0, workBytes === 0 ? 0 : lease.alloc(workBytes)];
-  const runner = new Runner(lease, pool, waits, bases);
+  const runner = new Runner(lease, pool, queueTime, bases);
   await runner.run(targets, ({ recipe }) => recipe.measure.calls, isRepeatable(lossScale));
   if (paramFile) await runner.run(targets, ({ recipe }) => recipe.squares.calls, true);
   const sums = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.measure.look))));

@@ -81,20 +81,20 @@ export const sumsAt = (columns: Columns, from = 0): Operand => {
 export const isRepeatable = (lossScale = 1): boolean => lossScale === 1;
 
 /** The time that a call spent waiting for other calls' jobs. It is counted up as it passes, so that it is known of a call that fails, too. */
-export interface Waits {
+export interface QueueTime {
   seconds: number;
 }
 
 export class Runner {
   readonly #lease: Lease;
   readonly #pool: Pool;
-  readonly #waits: Waits;
+  readonly #queueTime: QueueTime;
   readonly #bases: Bases;
 
-  constructor(lease: Lease, pool: Pool, waits: Waits, bases: Bases) {
+  constructor(lease: Lease, pool: Pool, queueTime: QueueTime, bases: Bases) {
     this.#lease = lease;
     this.#pool = pool;
-    this.#waits = waits;
+    this.#queueTime = queueTime;
     this.#bases = bases;
   }
 
@@ -116,9 +116,9 @@ export class Runner {
     });
     // Units that took turns are many: writing their job has a turn of its own.
     const units = made instanceof Promise ? await made.finally(setImmediate) : made;
-    const { waited, suspects } = await this.#pool.run(units, this.#lease);
+    const { queueSeconds, suspects } = await this.#pool.run(units, this.#lease);
     if (made instanceof Promise) await setImmediate();
-    this.#waits.seconds += waited;
+    this.#queueTime.seconds += queueSeconds;
     return suspects;
   }
 

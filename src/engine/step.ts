@@ -13,7 +13,7 @@ import type { Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
 import type { Rates } from "./plan.ts";
 import { type Count, clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult } from "./report.ts";
-import { isRepeatable, MADE, Runner, type Scalars, STATE, type Target, type Waits } from "./runner.ts";
+import { isRepeatable, MADE, type QueueTime, Runner, type Scalars, STATE, type Target } from "./runner.ts";
 import { newStateHeader, readStep, STEP, writeStep } from "./state.ts";
 import { type Reply, replyOf, type TensorFile } from "./tensors.ts";
 
@@ -68,16 +68,16 @@ export function* readNow({ plan, targets, resting }: Layout, state: Buffer | und
 }
 
 /** Runs `optimizer.step`. The caller's bytes are overwritten in the lease. */
-export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lease, pool: Pool, waits: Waits): Promise<StepOutput> => {
+export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lease, pool: Pool, queueTime: QueueTime): Promise<StepOutput> => {
   const { options, plan, isMeasured, targets, madeBytes, workBytes } = layout;
   const nonFinite = options.non_finite ?? "error";
   const newest = now.taken.reduce((most, taken) => Math.max(most, taken), 0);
   const results = await mapInTurns(targets, (target, index) => resultOf(layout, target, now, index, files.state));
   const work = workBytes === 0 ? 0 : lease.alloc(workBytes);
   const bases = [files.params.bytes.byteOffset, files.grads.bytes.byteOffset, files.state?.byteOffset ?? 0, 0, 0, work];
-  const runner = new Runner(lease, pool, waits, bases);
+  const runner = new Runner(lease, pool, queueTime, bases);
   const usedLr = plan.at(plan.base, targets.length > 0 ? newest : now.rested).lr;
-  const rounding = async (): Promise<Rounded | undefined> => layout.rounding && round(layout.rounding, files.params, lease, pool, waits);
+  const rounding = async (): Promise<Rounded | undefined> => layout.rounding && round(layout.rounding, files.params, lease, pool, queueTime);
   const output = async (isSkipped: boolean, rounded: Rounded | undefined, said: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
     params: await replyOf(files.params),
     rounded: rounded?.params,
@@ -217,10 +217,10 @@ const round = async (
   params: TensorFile,
   lease: Lease,
   pool: Pool,
-  waits: Waits,
+  queueTime: QueueTime,
 ): Promise<Rounded> => {
   const file = bytes === 0 ? lease.view(0, 0) : lease.view(lease.alloc(bytes), bytes);
   if (header.length > 0) file.fill(header, 0, header.length);
-  const found = await new Runner(lease, pool, waits, [params.bytes.byteOffset, 0, 0, 0, file.byteOffset, 0]).run(targets, ({ calls }) => calls, true);
+  const found = await new Runner(lease, pool, queueTime, [params.bytes.byteOffset, 0, 0, 0, file.byteOffset, 0]).run(targets, ({ calls }) => calls, true);
   return { params: await replyOf({ bytes: file, plain: params.plain && tensors }), suspects: new Set(found.map((index) => (targets[index] as Target).name)) };
 };

@@ -1,6 +1,6 @@
 /**
- * Every failure that a caller can see, in one table: JSON-RPC code, HTTP status and title. The documentation and the clients
- * derive from it, and test/errors.test.ts counts it.
+ * All errors that a caller can receive, in one table: JSON-RPC code, HTTP status and title. The documentation and the clients
+ * derive from it, and a test counts its entries.
  */
 export const errors = {
   PARSE_ERROR: { code: -32700, status: 400, title: "The body is not well-formed" },
@@ -30,23 +30,23 @@ export const errors = {
 
 export type ErrorName = keyof typeof errors;
 
-/** Where and what was wrong: `field` is a JSON pointer into the parameters. */
+/** The details of an error. `field` is a JSON pointer into the parameters. */
 export interface ErrorDetail {
   readonly field?: string | undefined;
   readonly expected?: string | undefined;
   readonly found?: string | undefined;
   /** Seconds after which the call may succeed. */
   readonly retry_after?: number | undefined;
-  /** The first tensors concerned. */
+  /** The names of the first few tensors concerned. */
   readonly tensors?: readonly string[] | undefined;
 }
 
-/** Characters of each part of an error: a caller's text in it may be as long as a body. */
+/** The most characters of each part of an error, because it may quote a caller's text of any length. */
 const MAX_TEXT = 1000;
 
 const clip = (text: string, most = MAX_TEXT): string => (text.length > most ? `${text.slice(0, most - 3)}...`.toWellFormed() : text);
 
-/** A failure for the caller. Its message is one sentence that names the field, what was expected and what was found. */
+/** An error for the caller. Its message is one sentence with the field, the expected and the found value. */
 export class StepdError extends Error {
   override readonly name = "StepdError";
   readonly code: ErrorName;
@@ -58,24 +58,24 @@ export class StepdError extends Error {
     this.detail = detail.found === undefined ? detail : { ...detail, found: clip(detail.found) };
   }
 
-  /** A value at `field` that is not what was expected. */
+  /** An error for an unexpected value at `field`. */
   static mismatch(code: ErrorName, field: string, expected: string, found: string, tensors?: readonly string[]): StepdError {
     const [at, wanted, given] = [clip(field), clip(expected), clip(found)];
     return new StepdError(code, `${at || "the body"}: expected ${wanted}, found ${given}`, {
       field: at,
       expected: wanted,
       found: given,
-      // map gives its function an index too, which would be the length to cut at.
+      // Not `map(clip)`: map also passes the index, which clip would take as the length limit.
       tensors: tensors?.map((name) => clip(name)),
     });
   }
 }
 
-/** What callers are told of a failure that is not theirs: no stack, no internals. */
+/** The error that the caller receives. An unexpected exception becomes INTERNAL_ERROR, without its stack or message. */
 export const asStepdError = (error: unknown): StepdError =>
   error instanceof StepdError ? error : new StepdError("INTERNAL_ERROR", "The server failed; its log has the cause under this request's id");
 
-/** A name as one part of a JSON pointer (RFC 6901). */
+/** Escapes a name as one segment of a JSON pointer (RFC 6901). */
 export const pointerEscape = (name: string): string => name.replaceAll("~", "~0").replaceAll("/", "~1");
 
 /** A short description of a value for `found`. */

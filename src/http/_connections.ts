@@ -37,7 +37,7 @@ export class Connections {
   /** Counts the connections of a server, and what node refuses by itself. */
   watch(server: Server, isTls: boolean): void {
     server.maxConnections = this.#limit + SPARE_CONNECTIONS;
-    server.on("drop", () => this.#telemetry.refused("CONNECTIONS"));
+    server.on("drop", () => this.#telemetry.countRefusal("CONNECTIONS"));
     server.on("connection", (socket: Socket) => {
       this.#open++;
       socket.once("close", () => this.#open--);
@@ -47,15 +47,15 @@ export class Connections {
       // Not by clientError: with a listener for that node answers nothing. It ends the connection with the same error.
       socket.on("error", ({ code = "" }: NodeJS.ErrnoException) => {
         const reason = reasonOf(code);
-        if (reason) this.#telemetry.refused(reason);
+        if (reason) this.#telemetry.countRefusal(reason);
       });
     });
     server.on("tlsClientError", ({ code }: NodeJS.ErrnoException) => {
-      if (code !== "ECONNRESET") this.#telemetry.refused("TLS_HANDSHAKE");
+      if (code !== "ECONNRESET") this.#telemetry.countRefusal("TLS_HANDSHAKE");
     });
     // Without a listener node closes the connection and says nothing.
     server.on("connect", (_, socket: Socket) => {
-      this.#telemetry.refused("MALFORMED");
+      this.#telemetry.countRefusal("MALFORMED");
       socket.on("error", () => {});
       socket.end("HTTP/1.1 405 Method Not Allowed\r\nAllow: GET, HEAD, POST\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     });
@@ -63,7 +63,7 @@ export class Connections {
 
   #markSurplus(socket: Socket): void {
     this.#surplus.add(socket);
-    this.#telemetry.refused("CONNECTIONS");
+    this.#telemetry.countRefusal("CONNECTIONS");
     const timer = setTimeout(() => socket.destroy(), SPARE_MS).unref();
     socket.once("close", () => clearTimeout(timer));
   }
@@ -90,7 +90,7 @@ export class Connections {
   cutFlooded(socket: Socket, res: ServerResponse): boolean {
     if (socket.destroyed) return true;
     if (!this.#isFlooded(socket, res)) return false;
-    this.#telemetry.refused("PIPELINED");
+    this.#telemetry.countRefusal("PIPELINED");
     socket.destroy();
     return true;
   }

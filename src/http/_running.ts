@@ -1,7 +1,7 @@
 /** What the calls of one server share. */
 import type { OneAtATime } from "../codec/turns.ts";
+import type { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
-import type { Outflow } from "../errors/outflow.ts";
 import type { Connections } from "./_connections.ts";
 import type { Service } from "./_types.ts";
 import type { Receiver } from "./body.ts";
@@ -12,7 +12,7 @@ export interface Running extends Service {
   readonly connections: Connections;
   readonly replies: Replies;
   /** Calls that ended, for the time after which a refused one may come again. */
-  readonly finished: Outflow;
+  readonly finished: DrainRate;
   /** Large bodies are read one at a time. */
   readonly decodes: OneAtATime;
 }

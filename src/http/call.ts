@@ -59,12 +59,12 @@ export const answer = async (service: Running, req: Request, res: Response, endp
     outcome: "ok",
     calls: 0,
   };
-  const flight = telemetry.begin();
+  const flight = telemetry.beginCall();
   const observe: Observer = (method, outcome, error) => {
     call.method = call.calls++ === 0 ? method : "batch";
     // Of a batch, the first failure.
     if (call.outcome === "ok") call.outcome = outcome;
-    if (outcome === "NON_FINITE_GRADIENT") telemetry.nonFinite();
+    if (outcome === "NON_FINITE_GRADIENT") telemetry.countNonFinite();
     if (outcome === "INTERNAL_ERROR") telemetry.log.error({ err: error, ...logged(call), method }, "a call failed");
   };
   let type: MediaType | undefined;
@@ -82,19 +82,19 @@ export const answer = async (service: Running, req: Request, res: Response, endp
           res,
           type: own,
           heap,
-          hold: (bytes) => flight.hold(bytes),
+          hold: (bytes) => flight.addBytes(bytes),
           compute: () => computing.use(service.connections.compute(req.socket)),
         })
       : { lease: service.admission.lease(0, heap), bytes: Buffer.alloc(0) };
     using lease = received.lease;
-    telemetry.phase("receive", seconds(call.start));
-    telemetry.moved("in", received.bytes.length);
+    telemetry.recordPhase("receive", seconds(call.start));
+    telemetry.countBytes("in", received.bytes.length);
     const body = async (): Promise<unknown> => {
       const start = performance.now();
       try {
         return await service.decodes.run(decoding(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes)));
       } finally {
-        telemetry.phase("decode", seconds(start));
+        telemetry.recordPhase("decode", seconds(start));
       }
     };
     const running = endpoint.run({ service, req, lease, heap, body, type, id: call.id, caller: call.caller, observe });
@@ -104,7 +104,7 @@ export const answer = async (service: Running, req: Request, res: Response, endp
     await refuse(service, req, res, endpoint, call, error, type ?? refusalType(req));
   } finally {
     flight.end();
-    telemetry.requested(call.method, call.outcome, seconds(call.start));
+    telemetry.recordCall(call.method, call.outcome, seconds(call.start));
     service.finished.add(1);
     if (telemetry.log.isLevelEnabled("debug"))
       telemetry.log.debug({ ...logged(call), method: call.method, outcome: call.outcome, seconds: seconds(call.start) }, "call");
@@ -152,9 +152,9 @@ const deliver = async ({ telemetry, limits, connections, replies }: Running, res
   }
   if (!isOut(res)) {
     call.outcome = "CLIENT_GONE";
-    if (isSlow || connections.wasSilent(socket)) telemetry.refused("SLOW_REPLY");
+    if (isSlow || connections.wasSilent(socket)) telemetry.countRefusal("SLOW_REPLY");
     return;
   }
-  telemetry.phase("send", seconds(start));
-  telemetry.moved("out", reply.body.length);
+  telemetry.recordPhase("send", seconds(start));
+  telemetry.countBytes("out", reply.body.length);
 };

@@ -70,7 +70,7 @@ export const restPost = ({ name }: Method): Endpoint => ({
       throw error;
     }
     const result = await service.rpc.call(name, value, { lease, caller }, observe);
-    return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
+    return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.toWire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
   refuse: restRefuse,
 });
@@ -81,7 +81,7 @@ export const restGet = ({ name }: Method): Endpoint => ({
     const result = await service.rpc.call(name, { ...req.params }, { lease, caller }, observe).catch((error) => {
       throw inPath(error);
     });
-    return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.wire(name, result), type, (bytes) => heap.growToReply(bytes)) };
+    return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.toWire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
   refuse: restRefuse,
 });
@@ -97,6 +97,6 @@ const headBytes = ({ pieces }: Parts, lease: Lease): number =>
 const timedEncode = async ({ telemetry, replies }: Running, value: unknown, type: MediaType, onBytes: (bytes: number) => void): Promise<Parts> => {
   const start = performance.now();
   const parts = await replies.encode(value, type, onBytes);
-  telemetry.phase("encode", seconds(start));
+  telemetry.recordPhase("encode", seconds(start));
   return parts;
 };

@@ -3,8 +3,9 @@
  * V8 has no limit that fits one call, so all calls share one budget. Its unit is a byte of a JSON body, which takes about ten
  * bytes of memory; a value takes about 80, and plain bytes are there once or twice (measured).
  */
+
+import { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
-import { Outflow } from "../errors/outflow.ts";
 
 /** Bytes of JSON that a value counts as. */
 const BYTES_PER_VALUE = 8;
@@ -17,7 +18,7 @@ export type Reclaim = (asking: object) => boolean;
 
 export class HeapBudget {
   readonly capacity: number;
-  readonly #outflow = new Outflow();
+  readonly #drainRate = new DrainRate();
   #used = 0;
   /** Set by the owner of calls whose memory may be taken back. */
   reclaim: Reclaim = () => false;
@@ -52,7 +53,7 @@ export class HeapBudget {
         {
           expected: `at most ${this.capacity} bytes of JSON in all calls`,
           found: `${this.#used + bytes} bytes`,
-          retry_after: this.#outflow.retryAfter(this.#used + bytes - this.capacity),
+          retry_after: this.#drainRate.retryAfter(this.#used + bytes - this.capacity),
         },
       );
     }
@@ -60,7 +61,7 @@ export class HeapBudget {
 
   give(bytes: number): void {
     this.#used -= bytes;
-    this.#outflow.add(bytes);
+    this.#drainRate.add(bytes);
   }
 }
 

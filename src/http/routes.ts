@@ -52,7 +52,7 @@ export const createApp = (service: Running): Express => {
       service.callers?.callerOf(req.headers.authorization);
       next();
     } catch (error) {
-      telemetry.refused("UNAUTHENTICATED");
+      telemetry.countRefusal("UNAUTHENTICATED");
       void replies.send(res, problemFor(replies, req, res, asStepdError(error)));
     }
   };

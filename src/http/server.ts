@@ -2,7 +2,7 @@
 import { createServer, type Server } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import { OneAtATime } from "../codec/turns.ts";
-import { Outflow } from "../errors/outflow.ts";
+import { DrainRate } from "../errors/drain-rate.ts";
 import { Connections } from "./_connections.ts";
 import { draining } from "./_running.ts";
 import type { Service } from "./_types.ts";
@@ -31,7 +31,7 @@ export const createHttpServer = (service: Service): HttpServer => {
   const { limits, tls, telemetry } = service;
   const receiver = new Receiver(service.admission, service.heap, limits);
   const connections = new Connections(telemetry, limits);
-  const app = createApp({ ...service, receiver, connections, replies: new Replies(), finished: new Outflow(), decodes: new OneAtATime() });
+  const app = createApp({ ...service, receiver, connections, replies: new Replies(), finished: new DrainRate(), decodes: new OneAtATime() });
   const shortest = Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs);
   const options = {
     handshakeTimeout: limits.idleTimeoutMs,

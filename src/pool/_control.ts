@@ -1,48 +1,48 @@
-/** The words of shared memory by which the main thread and the workers meet. */
+/** The control block: int32 fields in shared memory that synchronize the main thread and the workers. */
 
-/** Raised by the main thread for each job; workers sleep on it. */
+/** The job's number. The main thread increments it for each job; workers sleep on it. */
 export const GENERATION = 0;
-/** The next shard to take. */
+/** The index of the next shard that a worker will claim. */
 export const TICKET = 1;
-/** Shards in the job. */
+/** The number of shards of the job. */
 export const SHARDS = 2;
-/** Where the job's words are, in float64 words from the start of the arena. */
+/** The job's address, in float64 words from the start of the arena. */
 export const JOB = 3;
-/** The last generation that all workers have finished; the main thread waits on it. */
+/** The last generation that all workers have finished. The main thread waits on it. */
 export const FINISHED = 4;
-/** Not 0 where a kernel trapped in this job. */
+/** Not 0 if a kernel trapped in this job. */
 export const TRAPPED = 5;
-/** Where the marks of the job's shards are, in int32 words from the start of the arena. */
-export const MARKS = 6;
-/** From here on, for each worker, the last generation that it has finished. */
+/** The address of the job's shard states, in int32 words from the start of the arena. */
+export const SHARD_STATES = 6;
+/** From this index on, one field per worker: the last generation that it has finished. */
 export const DONE = 16;
 
-/** Marks of a shard: nobody has begun it, a worker writes it, it is finished. */
-export const FREE = 0;
-export const BEGUN = 1;
-export const FINISHED_SHARD = 2;
+/** The states of a shard: not begun, running on a worker, finished. */
+export const SHARD_FREE = 0;
+export const SHARD_BEGUN = 1;
+export const SHARD_FINISHED = 2;
 
 export const controlBytes = (workers: number): number => (DONE + workers) * Int32Array.BYTES_PER_ELEMENT;
 
-/** Marks a worker as done with a generation; whoever is last wakes the main thread. */
+/** Marks a worker as done with a generation. The last worker wakes the main thread. */
 export const finish = (control: Int32Array, worker: number, generation: number): void => {
   Atomics.store(control, DONE + worker, generation);
-  // Store, then look at all: of two workers that finish together at least one sees both flags.
+  // Stores its flag before reading all of them, so of two workers that finish together at least one sees both flags.
   for (let i = DONE; i < control.length; i++) if (Atomics.load(control, i) !== generation) return;
   Atomics.store(control, FINISHED, generation);
   Atomics.notify(control, FINISHED);
 };
 
-/** What a worker is started with. */
+/** The start arguments of a worker thread. */
 export interface WorkerData {
   readonly module: WebAssembly.Module;
   readonly memory: WebAssembly.Memory;
   readonly control: Int32Array;
-  /** Seconds that each worker has spent in kernels. */
+  /** Seconds in kernels, per worker. */
   readonly busy: Float64Array;
   readonly index: number;
-  /** Where this thread's scratch areas are in the arena. */
+  /** The arena address of this thread's scratch areas. */
   readonly scratchAddress: number;
-  /** The generation at the worker's start: it waits for the next. */
+  /** The generation at the worker's start. The worker waits for the next one. */
   readonly generation: number;
 }

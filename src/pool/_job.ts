@@ -1,26 +1,28 @@
 /**
- * A job as numbers in shared memory: which kernels run on which shards, with which addresses and scalars. The main thread
- * writes it, workers take shards of it; small jobs run the same way on the main thread.
+ * A job encoded as float64 words in shared memory: the kernels to run on each shard, with addresses and scalars. The main thread
+ * writes it, and workers claim its shards. Small jobs run the same way on the main thread. The layout:
  *
- * In float64 words: [shards, then for each shard (unit's word, first element, elements), then for each unit (whether a kernel
- * found it suspect, calls, then for each call (kernel, pointers, scalars, (address, bytes an element) for each pointer, scalars))].
+ *   job:   shard count, then all shards, then all units
+ *   shard: index of its unit's first word, first element, element count
+ *   unit:  1 if a result is suspect, call count, then its calls
+ *   call:  kernel, pointer count, scalar count, then (address, bytes per element) for each pointer, then the scalars
  */
 import type { Turns } from "../codec/turns.ts";
 
-/** Elements in a shard and in a block of a sum. Part of the promise of bit-identical steps: sums are combined block by block. */
+/** Elements of a shard, and of a block of a sum. Changing it changes bits, because sums are combined block by block. */
 export const SHARD = 65536;
 
-/** Scratch areas that each thread has for itself, each with room for a shard of float64. */
+/** Scratch areas per thread. Each has room for one shard of float64. */
 export const SCRATCH_AREAS = 3;
 const SCRATCH_BYTES = SHARD * Float64Array.BYTES_PER_ELEMENT;
 
-/** Numbers that a kernel takes beside its operands, at most. */
+/** The most scalars of one kernel. */
 export const MOST_SCALARS = 16;
 
-/** Bytes of one thread's scratch areas, with a block for the scalars of a kernel behind them. */
+/** Bytes of one thread's scratch areas and of the kernel scalars that follow them. */
 export const THREAD_SCRATCH_BYTES = SCRATCH_AREAS * SCRATCH_BYTES + MOST_SCALARS * Float64Array.BYTES_PER_ELEMENT;
 
-/** Memory that one thread has for itself. */
+/** The private memory of one thread. */
 export interface Scratch {
   readonly address: number;
   readonly scalars: Float64Array;
@@ -31,34 +33,34 @@ export const scratchIn = (memory: WebAssembly.Memory, address: number): Scratch 
   scalars: new Float64Array(memory.buffer, address + SCRATCH_AREAS * SCRATCH_BYTES, MOST_SCALARS),
 });
 
-/** Memory that a kernel takes. */
+/** One operand of a kernel, as an address for the tensor's first element. */
 export interface Pointer {
   readonly address: number;
-  /** Bytes by which it advances for each element before the shard. */
+  /** Bytes per element: a shard's address is `address` plus its first element times the stride. */
   readonly stride: number;
 }
 
-/** A scratch area of whichever thread runs the shard: what one call of a unit leaves there, the next finds. */
+/** A scratch area of the thread that runs the shard. It carries data from one call of a unit to the next. */
 export const scratch = (area: number): Pointer => ({ address: -1 - area, stride: 0 });
 
-/** One kernel with its memory. */
+/** One kernel with its operands and scalars. */
 export interface Call {
   readonly kernel: number;
   readonly pointers: readonly Pointer[];
   readonly scalars: readonly number[];
 }
 
-/** Calls that run one after the other on each shard of a tensor, so that the second finds its data in the cache. */
+/** Calls that run one after the other on each shard of a tensor, so that later calls find the data in the processor's cache. */
 export interface Unit {
   readonly elements: number;
   readonly calls: readonly Call[];
-  /** Whether the calls overwrite none of what they read: a shard that was left half done may be done again. */
+  /** True if the calls do not overwrite their inputs, so that an interrupted shard can run again. */
   readonly isRepeatable?: boolean;
 }
 
 const SHARD_WORDS = 3;
 
-/** The unit that a shard is of. */
+/** The unit that a shard belongs to. */
 export const unitOf = (units: readonly Unit[], shard: number): Unit | undefined => {
   let first = 0;
   return units.find((unit) => {
@@ -69,19 +71,19 @@ export const unitOf = (units: readonly Unit[], shard: number): Unit | undefined 
 
 const shardsOf = ({ elements }: Unit): number => Math.ceil(elements / SHARD);
 
-/** Shards of a job. */
+/** The number of shards of a job. */
 export const shardCount = (units: readonly Unit[]): number => units.reduce((sum, unit) => sum + shardsOf(unit), 0);
 
 const wordsOfCall = ({ pointers, scalars }: Call): number => 3 + 2 * pointers.length + scalars.length;
 
-/** Float64 words that the job takes. */
+/** The length of the encoded job, in float64 words. */
 export const jobWords = (units: readonly Unit[]): number =>
   units.reduce((sum, unit) => sum + shardsOf(unit) * SHARD_WORDS + 2 + unit.calls.reduce((words, call) => words + wordsOfCall(call), 0), 1);
 
-/** Units of a large job that are written between two yields. */
+/** Units written between two yields to the event loop. */
 const TURN_UNITS = 256;
 
-/** Writes the job and returns its number of shards. */
+/** Encodes the job and returns its number of shards. */
 export function* writeJob(units: readonly Unit[], words: Float64Array): Turns<number> {
   const shards = shardCount(units);
   let shardAt = 1;
@@ -110,7 +112,7 @@ export function* writeJob(units: readonly Unit[], words: Float64Array): Turns<nu
   return shards;
 }
 
-/** Indexes of the units in which a kernel found a result suspect: they may hold values that are not finite. */
+/** Indexes of the units with a suspect result: it may hold NaN or infinity. */
 export const suspectsOf = (units: readonly Unit[], words: Float64Array): readonly number[] => {
   const found: number[] = [];
   let at = 1 + (words[0] as number) * SHARD_WORDS;
@@ -121,16 +123,16 @@ export const suspectsOf = (units: readonly Unit[], words: Float64Array): readonl
   return found;
 };
 
-/** Address 0 stands for memory that is not there, a negative one for a scratch area. */
-const locate = (address: number, offset: number, scratchAddress: number): number => {
+/** The operand's address for a shard. Address 0 means an absent operand, a negative one a scratch area. */
+const operandAddress = (address: number, offset: number, scratchAddress: number): number => {
   if (address < 0) return scratchAddress + (-1 - address) * SCRATCH_BYTES;
   return address === 0 ? 0 : address + offset;
 };
 
-/** Takes addresses, the count of elements and the address of its scalars. Returns whether a result that it wrote is suspect. */
+/** Arguments: operand addresses, the element count, the address of the scalars. Returns true if a result is suspect. */
 export type Kernel = (...operands: number[]) => number | undefined;
 
-/** Runs all calls of one shard in the calling thread's scratch memory. */
+/** Runs all calls of one shard on the calling thread. */
 export const runShard = (words: Float64Array, shard: number, kernels: readonly Kernel[], scratch: Scratch): void => {
   const word = (at: number): number => words[at] as number;
   const entry = 1 + shard * SHARD_WORDS;
@@ -144,7 +146,7 @@ export const runShard = (words: Float64Array, shard: number, kernels: readonly K
     const scalars = word(at + 2);
     at += 3;
     const operands: number[] = [];
-    for (let i = 0; i < pointers; i++, at += 2) operands.push(locate(word(at), start * word(at + 1), scratch.address));
+    for (let i = 0; i < pointers; i++, at += 2) operands.push(operandAddress(word(at), start * word(at + 1), scratch.address));
     for (let i = 0; i < scalars; i++) scratch.scalars[i] = word(at++);
     if (kernel(...operands, count, scratch.scalars.byteOffset)) words[unit] = 1;
   }

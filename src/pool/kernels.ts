@@ -1,4 +1,4 @@
-/** The built kernels: how they are compiled, and their names, in the order that all threads number them by. */
+/** Compiles and instantiates the built kernels. All threads number the kernels by their order in the module. */
 import { execFile } from "node:child_process";
 import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
@@ -8,44 +8,44 @@ import type { Kernel } from "./_job.ts";
 import { digestIn, digestOfSources } from "./sources.ts";
 
 /**
- * Versions of V8 that may make one instruction of 256 bits of two of 128, where the processor has AVX2: AdamW takes half of
- * the time in the cache and 0.85 of it in RAM (measured). V8 calls it experimental, so it is on only where all tests have passed
- * with it; test/optimizers/determinism.test.ts compares the bits with those of 128.
+ * V8 versions for which all tests have passed with revectorization, which V8 calls experimental. On a processor with AVX2 it merges
+ * two 128-bit instructions into one of 256 bits: AdamW takes half the time in the cache and 0.85 of it in RAM (measured).
+ * test/optimizers/determinism.test.ts compares the bits with those of 128-bit vectors.
  */
 const WIDE_VERSIONS = /^13\.6\./;
 const WIDE_FLAG = "--experimental-wasm-revectorize";
 
-/** What says whether a V8 knows the flag: those for other processors do not, nor do all builds for this one. */
+/** The facts that decide whether V8 has the flag. V8 for other processors lacks it, and so do some x64 builds. */
 export interface Engine {
   readonly arch: string;
   readonly v8: string;
-  /** The help of V8's options. */
+  /** The output of `node --v8-options`. */
   options(): Promise<string>;
 }
 
 const thisEngine: Engine = {
   arch: process.arch,
   v8: process.versions.v8,
-  // Only a process that is starting prints them.
+  // Node prints them only at start, so this runs another process.
   options: async () => (await promisify(execFile)(process.execPath, ["--v8-options"], { maxBuffer: 2 ** 24 })).stdout,
 };
 
-/** Whether V8 is known to do well with wide vectors and has the flag: it prints an error for one that it has not. */
+/** True if this V8 version is tested with wide vectors and has the flag. V8 prints an error for a flag that it lacks. */
 export const knowsWideVectors = async ({ arch, v8, options }: Engine = thisEngine): Promise<boolean> => {
   if (arch !== "x64" || !WIDE_VERSIONS.test(v8)) return false;
-  const text = await options().catch(() => "");
-  return new RegExp(`^ +${WIDE_FLAG} `, "m").test(text);
+  const help = await options().catch(() => "");
+  return new RegExp(`^ +${WIDE_FLAG} `, "m").test(help);
 };
 
 /**
- * Lets V8 use wide vectors in all kernels that it optimizes from now on, in all of the process. To be called when the workers are there:
- * with flags that node was not built with, each thread starts in twice the time (measured).
+ * Lets V8 use wide vectors in every kernel that it optimizes from now on, in the whole process. Call it after the workers have
+ * started: with flags other than Node's build-time ones, each thread takes twice as long to start (measured).
  */
 export const allowWideVectors = (): void => v8.setFlagsFromString(WIDE_FLAG);
 
 const SOURCES = new URL("../kernels/", import.meta.url);
 
-/** There are no kernels that this code can run. */
+/** The kernels file is missing, damaged, or built from other sources. */
 export class KernelsError extends Error {
   override readonly name = "KernelsError";
 
@@ -55,8 +55,8 @@ export class KernelsError extends Error {
 }
 
 /**
- * Compiles the kernels, at first without optimizing them. Throws KernelsError where they are not those of the sources beside this
- * code: what kernels read of a job is decided there, so others would compute nonsense.
+ * Compiles the kernels. Throws KernelsError if they were built from other sources than those beside this code: a mismatch in the
+ * arguments would give wrong results.
  */
 export const compile = async (file: URL, sources: URL = SOURCES): Promise<WebAssembly.Module> => {
   const wasm = await readFile(file).catch((error: NodeJS.ErrnoException) => {
@@ -70,13 +70,13 @@ export const compile = async (file: URL, sources: URL = SOURCES): Promise<WebAss
   return module;
 };
 
-/** Kernel exports in the module's order. */
+/** The names of the kernel exports, in the module's order. */
 export const kernelNames = (module: WebAssembly.Module): readonly string[] =>
   WebAssembly.Module.exports(module)
     .filter(({ kind }) => kind === "function")
     .map(({ name }) => name);
 
-/** The kernels over a memory, in the order of `kernelNames`. */
+/** Instantiates the kernels over a memory, in the order of `kernelNames`. */
 export const instantiate = (module: WebAssembly.Module, memory: WebAssembly.Memory): readonly Kernel[] => {
   const { exports } = new WebAssembly.Instance(module, { env: { memory } });
   return kernelNames(module).map((name) => exports[name] as Kernel);

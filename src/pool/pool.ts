@@ -1,65 +1,65 @@
 /**
- * Runs jobs on dedicated worker threads over the arena. One job at a time has all workers; each takes shards from an atomic
- * ticket. Jobs too small to be worth a wake-up run on the calling thread. A worker that dies is replaced, and the others do its
- * shards. The job fails only if a shard was left half done that overwrites what it reads.
+ * Runs jobs on dedicated worker threads over the arena. One job at a time uses all workers, which claim shards by an atomic ticket.
+ * Jobs that are too small to be worth a wake-up run on the calling thread. The pool replaces a worker that dies, and the others
+ * run its shards. The job fails only if the dead worker left a shard half done that overwrites its inputs.
  */
 import { Worker } from "node:worker_threads";
 import type { Arena, Lease } from "../arena/arena.ts";
 import { atOnce, inTurns } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import {
-  BEGUN,
   controlBytes,
   DONE,
   FINISHED,
-  FINISHED_SHARD,
-  FREE,
   finish,
   GENERATION,
   JOB,
-  MARKS,
+  SHARD_BEGUN,
+  SHARD_FINISHED,
+  SHARD_FREE,
+  SHARD_STATES,
   SHARDS,
   TICKET,
   TRAPPED,
   type WorkerData,
 } from "./_control.ts";
 import { jobWords, type Kernel, runShard, type Scratch, scratchIn, shardCount, suspectsOf, THREAD_SCRATCH_BYTES, type Unit, unitOf, writeJob } from "./_job.ts";
-import { Line } from "./_line.ts";
+import { JobQueue } from "./_queue.ts";
 import { allowWideVectors, compile, instantiate, kernelNames, knowsWideVectors } from "./kernels.ts";
 
 export { type Call, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
 export { KernelsError } from "./kernels.ts";
 
-/** Jobs of up to this many elements run inline: waking the pool costs 1 to 24 us, as much as the work (measured). */
+/** Jobs of up to this many elements run on the calling thread: waking the workers costs 1 to 24 us, as much as the work (measured). */
 export const INLINE_ELEMENTS = 2 * 65536;
 
-/** Jobs of more tensors do not run inline: each takes a microsecond, however small it is. */
+/** Jobs of more tensors run on the workers: even the smallest tensor takes a microsecond. */
 const INLINE_UNITS = 4096;
 
-/** A worker that dies this often before it is ready would do so for ever. */
+/** Worker starts that may fail in a row before the pool gives up. */
 const MAX_FAILED_STARTS = 5;
 
-/** A job that loses a worker this often is likely to be the cause. */
+/** Runs of one job. A job that loses a worker in each of them is likely to be the cause. */
 const MAX_RUNS = 4;
 
 const WORD = Float64Array.BYTES_PER_ELEMENT;
-const MARK = Int32Array.BYTES_PER_ELEMENT;
+const STATE_BYTES = Int32Array.BYTES_PER_ELEMENT;
 
-/** Bytes of the arena that a pool keeps for the scratch areas of its workers and of the calling thread. */
+/** Arena bytes that a pool reserves for the scratch areas of its workers and of the calling thread. */
 export const poolBytes = (workers: number): number => (workers + 1) * THREAD_SCRATCH_BYTES;
 
-/** What a job came to. */
-export interface Ran {
-  /** Seconds that it waited for other jobs. */
-  readonly waited: number;
-  /** Indexes of units whose results may hold values that are not finite: a kernel's quick look did not rule it out. */
+/** The outcome of a job. */
+export interface JobResult {
+  /** Seconds in the queue, behind other jobs. */
+  readonly queueSeconds: number;
+  /** Indexes of units whose results may hold NaN or infinity. */
   readonly suspects: readonly number[];
 }
 
 export interface PoolOptions {
-  /** Whether V8 may use vectors of 256 bits where it is known to do so well, in all of the process. The results are the same. */
+  /** Lets V8 use 256-bit vectors, in the whole process, if its version is tested with them. The results are the same. */
   readonly wideVectors: boolean;
-  /** A worker thread ended by itself. */
+  /** Called when a worker thread ends by itself. */
   onWorkerLost(cause: unknown): void;
 }
 
@@ -70,12 +70,12 @@ export class Pool implements AsyncDisposable {
   readonly #inline: readonly Kernel[];
   readonly #control: Int32Array;
   readonly #busy: Float64Array;
-  /** The calling thread's. */
+  /** The scratch areas of the calling thread. */
   readonly #scratch: Scratch;
-  #words = new Float64Array(0);
+  #inlineBuffer = new Float64Array(0);
   readonly #workers: Worker[] = [];
   readonly #options: PoolOptions;
-  readonly #line = new Line();
+  readonly #queue = new JobQueue();
   #isRunning = false;
   #isClosing = false;
   #failedStarts = 0;
@@ -116,86 +116,86 @@ export class Pool implements AsyncDisposable {
     return this.#busy.length;
   }
 
-  /** Jobs that wait for the workers, with the one that runs. */
+  /** The number of jobs that wait for the workers, plus one for the running job. */
   get queued(): number {
-    return this.#line.length;
+    return this.#queue.length;
   }
 
-  /** Seconds that all workers together have spent in kernels. */
+  /** Seconds in kernels, summed over all workers. */
   get busySeconds(): number {
     return this.#busy.reduce((sum, seconds) => sum + seconds, 0);
   }
 
-  /** The thread ids of the workers, for tests that end one. */
+  /** The worker threads, for tests that terminate one. */
   get threads(): readonly Worker[] {
     return this.#workers;
   }
 
-  /** Runs all units to their end; the job is written into the lease. */
-  async run(units: readonly Unit[], lease: Lease): Promise<Ran> {
+  /** Runs all units. The encoded job takes memory of the lease. */
+  async run(units: readonly Unit[], lease: Lease): Promise<JobResult> {
     const elements = units.reduce((sum, unit) => sum + unit.elements, 0);
     if (elements <= INLINE_ELEMENTS && units.length <= INLINE_UNITS) {
       const words = this.#inlineWords(jobWords(units));
       const shards = atOnce(writeJob(units, words));
       for (let shard = 0; shard < shards; shard++) runShard(words, shard, this.#inline, this.#scratch);
-      return { waited: 0, suspects: suspectsOf(units, words) };
+      return { queueSeconds: 0, suspects: suspectsOf(units, words) };
     }
     const length = jobWords(units);
-    const address = lease.alloc(length * WORD + shardCount(units) * MARK);
+    const address = lease.alloc(length * WORD + shardCount(units) * STATE_BYTES);
     const words = new Float64Array(this.#arena.memory.buffer, address, length);
     const written = inTurns(writeJob(units, words));
     const shards = written instanceof Promise ? await written : written;
-    const marks = new Int32Array(this.#arena.memory.buffer, address + length * WORD, shards).fill(FREE);
+    const states = new Int32Array(this.#arena.memory.buffer, address + length * WORD, shards).fill(SHARD_FREE);
     const start = performance.now();
-    await this.#line.enter(elements);
+    await this.#queue.enter(elements);
     try {
-      const waited = (performance.now() - start) / 1000;
-      await this.#runOnWorkers(address / WORD, marks, units);
-      return { waited, suspects: suspectsOf(units, words) };
+      const queueSeconds = (performance.now() - start) / 1000;
+      await this.#runOnWorkers(address / WORD, states, units);
+      return { queueSeconds, suspects: suspectsOf(units, words) };
     } finally {
-      this.#line.leave();
+      this.#queue.leave();
     }
   }
 
-  /** Memory for a job on the calling thread, used again by the next: new memory for each would cost as much as a small step's kernels. */
+  /** A reused buffer for jobs on the calling thread: allocating one per job would cost as much as a small step's kernels. */
   #inlineWords(length: number): Float64Array {
-    if (this.#words.length < length) this.#words = new Float64Array(2 * length);
-    return this.#words;
+    if (this.#inlineBuffer.length < length) this.#inlineBuffer = new Float64Array(2 * length);
+    return this.#inlineBuffer;
   }
 
-  /** Runs a job until all of its shards are finished: again, for the rest, when a worker died that had shards to do. */
-  async #runOnWorkers(job: number, marks: Int32Array, units: readonly Unit[]): Promise<void> {
+  /** Runs a job until all shards are finished. If a worker dies, it runs the unfinished shards again. */
+  async #runOnWorkers(job: number, states: Int32Array, units: readonly Unit[]): Promise<void> {
     for (let runs = 1; ; runs++) {
-      await this.#runOnce(job, marks);
+      await this.#runOnce(job, states);
       if (Atomics.load(this.#control, TRAPPED) !== 0) throw new StepdError("INTERNAL_ERROR", "A kernel failed in this call; nothing was changed");
-      if (marks.every((mark) => mark === FINISHED_SHARD)) return;
-      const isLost = marks.some((mark, shard) => mark === BEGUN && !unitOf(units, shard)?.isRepeatable);
+      if (states.every((state) => state === SHARD_FINISHED)) return;
+      const isLost = states.some((state, shard) => state === SHARD_BEGUN && !unitOf(units, shard)?.isRepeatable);
       if (isLost || runs === MAX_RUNS)
         throw new StepdError("WORKER_LOST", "A worker thread died during this call; nothing was changed, send it again", { retry_after: 1 });
-      for (const [shard, mark] of marks.entries()) if (mark === BEGUN) marks[shard] = FREE;
+      for (const [shard, state] of states.entries()) if (state === SHARD_BEGUN) states[shard] = SHARD_FREE;
     }
   }
 
-  async #runOnce(job: number, marks: Int32Array): Promise<void> {
+  async #runOnce(job: number, states: Int32Array): Promise<void> {
     const control = this.#control;
     const generation = (Atomics.load(control, GENERATION) + 1) | 0;
     this.#isRunning = true;
     Atomics.store(control, TRAPPED, 0);
     Atomics.store(control, JOB, job);
-    Atomics.store(control, MARKS, marks.byteOffset / MARK);
-    Atomics.store(control, SHARDS, marks.length);
+    Atomics.store(control, SHARD_STATES, states.byteOffset / STATE_BYTES);
+    Atomics.store(control, SHARDS, states.length);
     Atomics.store(control, TICKET, 0);
-    // Last, so that whoever sees the new generation sees the whole job.
+    // Stored last, so that a thread that sees the new generation sees the whole job.
     Atomics.store(control, GENERATION, generation);
     Atomics.notify(control, GENERATION);
-    // A worker may notify late: for the job before this one, when another had done so already.
+    // Waits in a loop, because a worker may still send a late notification for the previous job.
     for (let seen = Atomics.load(control, FINISHED); seen !== generation; seen = Atomics.load(control, FINISHED))
       await Atomics.waitAsync(control, FINISHED, seen).value;
     this.#isRunning = false;
   }
 
-  /** Where a thread's scratch memory is; the calling thread comes after the workers. */
-  #scratchOf(thread: number): number {
+  /** The address of a worker's scratch areas. The calling thread's areas follow the workers'. */
+  #scratchAddress(thread: number): number {
     return this.#arena.reserved + thread * THREAD_SCRATCH_BYTES;
   }
 
@@ -208,7 +208,7 @@ export class Pool implements AsyncDisposable {
       control: this.#control,
       busy: this.#busy,
       index,
-      scratchAddress: this.#scratchOf(index),
+      scratchAddress: this.#scratchAddress(index),
       generation,
     };
     const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData: data, execArgv: [] });
@@ -219,7 +219,7 @@ export class Pool implements AsyncDisposable {
     worker.once("message", () => {
       isReady = true;
       this.#failedStarts = 0;
-      worker.unref(); // A pool alone does not keep the process running.
+      worker.unref(); // An idle pool must not keep the process running.
       resolve();
     });
     worker.on("error", (error) => {
@@ -235,7 +235,7 @@ export class Pool implements AsyncDisposable {
     return promise;
   }
 
-  /** Ends the running job's wait for a dead worker and starts another in its place. */
+  /** Starts a worker in a dead one's place, and marks the dead one as done with the running job. */
   #replace(index: number): void {
     const generation = Atomics.load(this.#control, GENERATION);
     if (this.#failedStarts >= MAX_FAILED_STARTS) throw new Error("worker threads cannot be started");
@@ -243,7 +243,7 @@ export class Pool implements AsyncDisposable {
     if (this.#isRunning) finish(this.#control, index, generation);
   }
 
-  /** Ends the workers. No job may be running. */
+  /** Terminates the workers. No job may be running. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#isClosing = true;
     await Promise.all(this.#workers.map((worker) => worker.terminate()));

@@ -1,6 +1,6 @@
-/** A worker thread: sleeps until a job is there, takes shards until none is left, says so, sleeps again. */
+/** A worker thread: sleeps until the next job, claims shards until none is left, reports the end, and sleeps again. */
 import { parentPort, workerData } from "node:worker_threads";
-import { BEGUN, FINISHED_SHARD, FREE, finish, GENERATION, JOB, MARKS, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
+import { finish, GENERATION, JOB, SHARD_BEGUN, SHARD_FINISHED, SHARD_FREE, SHARD_STATES, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
 import { runShard, scratchIn } from "./_job.ts";
 import { instantiate } from "./kernels.ts";
 
@@ -16,13 +16,13 @@ for (let seen = generation; ; ) {
   try {
     const words = new Float64Array(memory.buffer, Atomics.load(control, JOB) * Float64Array.BYTES_PER_ELEMENT);
     const shards = Atomics.load(control, SHARDS);
-    const marks = new Int32Array(memory.buffer, Atomics.load(control, MARKS) * Int32Array.BYTES_PER_ELEMENT, shards);
+    const states = new Int32Array(memory.buffer, Atomics.load(control, SHARD_STATES) * Int32Array.BYTES_PER_ELEMENT, shards);
     for (let shard = Atomics.add(control, TICKET, 1); shard < shards; shard = Atomics.add(control, TICKET, 1)) {
-      // A job that lost a worker comes again, for the shards that are not finished.
-      if (Atomics.load(marks, shard) !== FREE) continue;
-      Atomics.store(marks, shard, BEGUN);
+      // After the loss of a worker the same job runs again; its finished shards are skipped.
+      if (Atomics.load(states, shard) !== SHARD_FREE) continue;
+      Atomics.store(states, shard, SHARD_BEGUN);
       runShard(words, shard, kernels, scratch);
-      Atomics.store(marks, shard, FINISHED_SHARD);
+      Atomics.store(states, shard, SHARD_FINISHED);
     }
   } catch {
     Atomics.store(control, TRAPPED, 1);

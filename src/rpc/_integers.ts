@@ -1,6 +1,6 @@
 /**
- * Integers of results, by their schemas. The MessagePack writer makes a float64 of every number from 2^32 on, and typed readers
- * refuse a float where the schema has an integer; of a bigint it makes an integer. Real numbers stay as they are.
+ * Converts large integers of results to bigint, guided by their schemas. The MessagePack writer encodes numbers from 2^32 on as
+ * float64, which typed readers refuse for an integer; it encodes a bigint as an integer. Real numbers are left unchanged.
  */
 import { Members } from "../codec/members.ts";
 import { schemas } from "../generated/schemas.gen.ts";
@@ -20,19 +20,19 @@ interface Schema {
   readonly oneOf?: readonly Schema[];
 }
 
-/** What msgpackr writes as an integer by itself. */
+/** The range of numbers that msgpackr writes as integers by itself. */
 const [LEAST, MOST] = [-(2 ** 31), 2 ** 32 - 1];
 
 const asInteger: Convert = (value) => (typeof value === "number" && Number.isInteger(value) && (value > MOST || value < LEAST) ? BigInt(value) : value);
 
-/** A function that makes bigints of a result's large integers; undefined for a schema without integers. */
+/** Compiles a schema into a function that converts a result's large integers to bigint. Undefined for a schema without integers. */
 export const integersOf = (id: string): Convert | undefined => compile(schemas.find(({ $id }) => $id === id) as Schema, id);
 
 const compile = (schema: Schema | boolean | undefined, file: string): Convert | undefined => {
   if (typeof schema !== "object") return undefined;
   if (schema.$ref !== undefined) return compile(...resolve(schema.$ref, file));
   const { type, properties, additionalProperties, items, then, else: otherwise, anyOf = [], oneOf = [] } = schema;
-  // An alternative that a value does not have changes nothing of it: integers stand at other places, or in other types.
+  // Applies all alternatives: one that a value does not match leaves it unchanged.
   const converts = [
     [type].flat().includes("integer") ? asInteger : undefined,
     members(Object.entries(properties ?? {}).map(([key, member]) => [key, compile(member, file)])),
@@ -43,7 +43,7 @@ const compile = (schema: Schema | boolean | undefined, file: string): Convert | 
   return converts.length === 0 ? undefined : (value) => converts.reduce((converted, convert) => convert(converted), value);
 };
 
-/** The schema of a reference, and the file that it stands in. */
+/** The schema that a reference names, and the file that contains it. */
 const resolve = (ref: string, from: string): [Schema, string] => {
   const [file = "", pointer = ""] = ref.split("#");
   const id = file === "" ? from : file;
@@ -52,7 +52,7 @@ const resolve = (ref: string, from: string): [Schema, string] => {
   return [found as Schema, id];
 };
 
-/** Objects and lists alone: a blob in pieces is neither. */
+/** True for plain objects, and false for class instances such as Parts. */
 const isPlain = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype;
 

@@ -2,7 +2,7 @@ import type { ConvertParams } from "../generated/wire.gen.ts";
 import { convertState } from "../interchange/convert.ts";
 import type { Method } from "./method.ts";
 
-/** state.convert: a state to and from the conventions of torch, qhoptim and optax, and between optimizers of a family. */
+/** state.convert: converts a state to and from the formats of torch, qhoptim and optax, and between optimizers of a family. */
 export const convert: Method<ConvertParams> = {
   name: "state.convert",
   summary: "A state to and from the formats of torch, qhoptim and optax, under another optimizer of its family, or with more slots",

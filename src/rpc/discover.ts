@@ -1,27 +1,27 @@
-/** The machine-readable descriptions of the service, from the methods and their schemas. */
+/** The OpenRPC and OpenAPI documents, derived from the methods and their schemas. */
 import { errors } from "../errors/errors.ts";
 import { schemas } from "../generated/schemas.gen.ts";
 import type { Method } from "./method.ts";
 
 type Schema = Readonly<Record<string, unknown>>;
 
-const HOME = "components/schemas";
+const COMPONENTS_PATH = "components/schemas";
 
-/** What only stepd reads, or says where a schema stands. The constants of `name` say what `discriminator` does, and need no table of components. */
-const OWN = ["$id", "$schema", "$comment", "$defs", "tsType", "blob", "discriminator"];
+/** Keywords to remove: stepd's own, those that locate a schema, and `discriminator`, which the constants of `name` make redundant. */
+const REMOVED_KEYWORDS = ["$id", "$schema", "$comment", "$defs", "tsType", "blob", "discriminator"];
 
-/** Keywords that hold values instead of schemas. */
-const VALUES = ["const", "default", "enum", "examples"];
+/** Keywords that hold values, not schemas. */
+const VALUE_KEYWORDS = ["const", "default", "enum", "examples"];
 
-/** A blob in JSON (RFC 4648, 4): the characters in front of the padding have no bits left over. */
+/** A blob in JSON: canonical base64 (RFC 4648, section 4), with zero bits before the padding. */
 const BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
 
-/** A schema that nothing passes; not all generators know `false`. */
+/** A schema that nothing matches. Some client generators do not support `false`. */
 const NEVER: Schema = { not: {} };
 
 const byId = new Map(schemas.map((schema) => [schema.$id, schema]));
 
-/** The schema that a reference in schemas/ names. References without a file are of the tensors' file. */
+/** The schema that a reference in schemas/ names. References without a file point into tensor.schema.json. */
 const lookUp = (reference: string): Schema => {
   const [file, pointer = ""] = reference.split("#");
   const schema = byId.get(file || "tensor.schema.json");
@@ -33,20 +33,20 @@ const lookUp = (reference: string): Schema => {
   return found as Schema;
 };
 
-/** How often a schema may be in itself where references may not lead back: a sequence in a sequence of schedules. */
+/** The nesting depth of a recursive schema, such as a sequence of schedules, in documents that forbid recursive references. */
 const MAX_LEVELS = 2;
 
 /**
- * The components of a document: each schema that has a title, by that title. Generators of clients make a type of each, and
- * look for references nowhere else.
+ * The components of a document: every schema with a title, under that title. Client generators make a type of each component and
+ * resolve references only to components.
  */
 class Components {
   readonly #found = new Map<string, Schema>();
-  /** What each title stands for. */
+  /** The source schema of each title. */
   readonly #sources = new Map<unknown, Schema>();
   readonly #isRecursive: boolean;
-  /** Titles of the components that are in the making, the outermost first. */
-  readonly #within: string[] = [];
+  /** The titles of the components under construction, outermost first. */
+  readonly #path: string[] = [];
 
   constructor({ isRecursive }: { readonly isRecursive: boolean }) {
     this.#isRecursive = isRecursive;
@@ -56,7 +56,7 @@ class Components {
     return Object.fromEntries([...this.#found].sort(([a], [b]) => (a < b ? -1 : 1)));
   }
 
-  /** Standard JSON Schema for one of schemas/, which has a keyword of its own and conditions, for better errors. */
+  /** Converts a schema of schemas/ to standard JSON Schema, without stepd's own keywords and without if/then/else. */
   standard(value: unknown): unknown {
     if (Array.isArray(value)) return value.map((item) => this.standard(item));
     if (typeof value !== "object" || value === null) return value;
@@ -65,7 +65,7 @@ class Components {
     return typeof title === "string" ? this.#component(title, value as Schema) : this.#plain(rest);
   }
 
-  /** A schema under a title of its own. */
+  /** Adds a schema under a title and returns a reference to it. */
   add(title: string, schema: Schema): Schema {
     return this.#component(title, { ...schema, title });
   }
@@ -77,24 +77,24 @@ class Components {
     const level = this.#isRecursive ? 0 : this.#levelOf(title);
     const name = level === 0 ? title : `${title}${level + 1}`;
     if (!this.#found.has(name)) {
-      // In its place before its parts, which may lead back to it.
+      // Registers the name before converting the parts, because they may refer back to it.
       this.#found.set(name, {});
-      this.#within.push(title);
+      this.#path.push(title);
       this.#found.set(name, this.#plain({ ...schema, title: name }));
-      this.#within.pop();
+      this.#path.pop();
     }
-    return { $ref: `#/${HOME}/${name}` };
+    return { $ref: `#/${COMPONENTS_PATH}/${name}` };
   }
 
   #levelOf(title: unknown): number {
-    return this.#within.filter((outer) => outer === title).length;
+    return this.#path.filter((outer) => outer === title).length;
   }
 
   #plain(schema: Schema): Schema {
     const { if: condition, then: _, else: __, ...rest } = schema;
     const own = Object.fromEntries(
       Object.entries(rest)
-        .filter(([key]) => !OWN.includes(key))
+        .filter(([key]) => !REMOVED_KEYWORDS.includes(key))
         .map(([key, value]) => [key, this.#keyword(key, value)]),
     );
     if (condition !== undefined) return { ...own, oneOf: branches(schema).map((branch) => this.standard(branch)) };
@@ -102,8 +102,8 @@ class Components {
   }
 
   #keyword(key: string, value: unknown): unknown {
-    if (VALUES.includes(key)) return value;
-    // Properties by name: one may be called as a keyword is.
+    if (VALUE_KEYWORDS.includes(key)) return value;
+    // The keys of `properties` are names, not keywords, even where they look alike.
     if (key === "properties")
       return Object.fromEntries(Object.entries(value as Schema).map(([name, schema]) => [name, schema === false ? NEVER : this.standard(schema)]));
     if (key !== "oneOf" || this.#isRecursive) return this.standard(value);
@@ -111,10 +111,10 @@ class Components {
   }
 }
 
-/** What a schema with conditions takes, as alternatives of which a value is one. */
+/** The branches of if/then/else as a list of alternatives for oneOf. */
 const branches = ({ if: condition, then, else: otherwise }: Schema): readonly unknown[] => {
-  const rest = otherwise as Schema;
-  return [then === true ? condition : then, ...("if" in rest ? branches(rest) : [rest])];
+  const last = otherwise as Schema;
+  return [then === true ? condition : then, ...("if" in last ? branches(last) : [last])];
 };
 
 const propertiesOf = (id: string): { readonly properties: Readonly<Record<string, Schema>>; readonly required: readonly string[] } => {
@@ -122,7 +122,7 @@ const propertiesOf = (id: string): { readonly properties: Readonly<Record<string
   return { properties: (schema["properties"] ?? {}) as Record<string, Schema>, required: (schema["required"] ?? []) as string[] };
 };
 
-/** The OpenRPC 1.3 document. Its tools put the schemas in the place of their references, so these must not lead back. */
+/** The OpenRPC 1.3 document. OpenRPC tools inline all references, so it must not contain recursive ones. */
 export const openRpc = (methods: readonly Method[], version: string): Schema => {
   const components = new Components({ isRecursive: false });
   return {
@@ -148,7 +148,7 @@ export const openRpc = (methods: readonly Method[], version: string): Schema => 
   };
 };
 
-/** What the first words of the methods' names stand for. */
+/** Descriptions of the tags: the first words of the methods' names. */
 const TAGS: Readonly<Record<string, string>> = {
   optimizer: "Optimizers: steps, and what comes before and beside them",
   state: "States of optimizers: what they hold, and their conversion",
@@ -158,10 +158,10 @@ const TAGS: Readonly<Record<string, string>> = {
 
 const MEDIA_TYPES = ["application/json", "application/vnd.msgpack"];
 
-/** Problem details in JSON have a name of their own, those in MessagePack have not. */
+/** The media types of problem details. Only the JSON form has a type of its own. */
 const PROBLEM_TYPES = ["application/problem+json", "application/vnd.msgpack"];
 
-/** The OpenAPI 3.1 document of the REST twin. */
+/** The OpenAPI 3.1 document of the REST API. */
 export const openApi = (methods: readonly Method[], version: string): Schema => {
   const components = new Components({ isRecursive: true });
   const content = (id: string): Schema => Object.fromEntries(MEDIA_TYPES.map((type) => [type, { schema: components.standard(lookUp(id)) }]));
@@ -213,7 +213,7 @@ export const openApi = (methods: readonly Method[], version: string): Schema => 
     },
     servers: [{ url: "/" }],
     tags: Object.entries(TAGS).map(([name, description]) => ({ name, description })),
-    // Servers without tokens take calls without.
+    // Authentication is optional: servers without tokens accept calls without one.
     security: [{}, { bearer: [] }],
     paths,
     components: { schemas: components.schemas, securitySchemes: { bearer: { type: "http", scheme: "bearer" } } },

@@ -4,10 +4,10 @@ import type { EvaluateParams } from "../generated/wire.gen.ts";
 import { prepare, type Rates } from "../schedules/registry.ts";
 import type { Method } from "./method.ts";
 
-/** Steps between two looks at other calls: the slowest schedules take 3 us for a step, the largest range 10,000 of them. */
-const SLICE = 5000;
+/** Steps evaluated between two yields to other calls. The slowest schedules take 3 us per step, and a range has at most 10,000. */
+const STEPS_PER_YIELD = 5000;
 
-/** schedule.evaluate: the learning rates of a range of steps, as optimizer.step would use them. */
+/** schedule.evaluate: the learning rates that optimizer.step uses, for a range of steps. */
 export const evaluate: Method<EvaluateParams> = {
   name: "schedule.evaluate",
   summary: "Learning rates, and momentums where they cycle, for a range of steps of a schedule",
@@ -19,13 +19,13 @@ export const evaluate: Method<EvaluateParams> = {
     if (from + count > Number.MAX_SAFE_INTEGER) {
       throw StepdError.mismatch("INVALID_PARAMS", "/count", `at most ${Number.MAX_SAFE_INTEGER - from} steps from there`, `${count}`);
     }
-    const at = prepare(schedule);
+    const evaluator = prepare(schedule);
     const rates: Rates[] = [];
     while (rates.length < count) {
-      rates.push(at(lr, from + rates.length));
-      if (rates.length % SLICE === 0) await setImmediate();
+      rates.push(evaluator(lr, from + rates.length));
+      if (rates.length % STEPS_PER_YIELD === 0) await setImmediate();
     }
-    const cycles = rates.some(({ momentum }) => momentum !== undefined);
-    return { lrs: rates.map((rate) => rate.lr), ...(cycles && { momentums: rates.map(({ momentum = null }) => momentum) }) };
+    const hasMomentum = rates.some(({ momentum }) => momentum !== undefined);
+    return { lrs: rates.map((rate) => rate.lr), ...(hasMomentum && { momentums: rates.map(({ momentum = null }) => momentum) }) };
   },
 };

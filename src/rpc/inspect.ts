@@ -3,7 +3,7 @@ import { STATE_FORMAT } from "../engine/engine.ts";
 import type { InspectParams } from "../generated/wire.gen.ts";
 import type { Method } from "./method.ts";
 
-/** state.inspect: what a state holds, without its numbers. */
+/** state.inspect: the contents of a state without its values: optimizer, steps, slots, dtypes and shapes. */
 export const inspect: Method<InspectParams> = {
   name: "state.inspect",
   summary: "What a state holds: optimizer, steps, slots with dtypes and shapes",

@@ -1,7 +1,7 @@
 import { registry } from "../optimizers/registry.ts";
 import type { Method } from "./method.ts";
 
-/** optimizer.list: the optimizers of this server. */
+/** optimizer.list: all optimizers with their formulas. */
 export const list: Method = {
   name: "optimizer.list",
   summary: "The optimizers of this server with their formulas",

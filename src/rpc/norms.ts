@@ -1,7 +1,7 @@
 import type { NormsParams } from "../generated/wire.gen.ts";
 import type { Method } from "./method.ts";
 
-/** optimizer.norms: phase one of a step over several calls. optimizer.step with clip.total_norm is phase two. */
+/** optimizer.norms: the first phase of a step that is sharded over several calls. optimizer.step with clip.total_norm is the second. */
 export const norms: Method<NormsParams> = {
   name: "optimizer.norms",
   summary: "Sums of squares of gradients by tensor, for exact clipping over several calls",
@@ -9,7 +9,7 @@ export const norms: Method<NormsParams> = {
   result: "norms-result.schema.json",
   rest: { verb: "POST", path: "/v1/norms" },
 
-  async handle(call, { engine, blobs, lease, waits }) {
-    return engine.norms(await blobs.load(call, lease), lease, waits);
+  async handle(call, { engine, blobs, lease, queueTime }) {
+    return engine.norms(await blobs.load(call, lease), lease, queueTime);
   },
 };

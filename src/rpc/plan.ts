@@ -1,7 +1,7 @@
 import type { PlanParams } from "../generated/wire.gen.ts";
 import type { Method } from "./method.ts";
 
-/** optimizer.plan: the cost of a step before a byte is moved. */
+/** optimizer.plan: the cost of a step, from shapes and dtypes alone. */
 export const plan: Method<PlanParams> = {
   name: "optimizer.plan",
   summary: "What a step would cost, from shapes and dtypes alone: bytes in and out, state, memory, how many calls",

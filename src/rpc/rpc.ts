@@ -1,8 +1,8 @@
-/** JSON-RPC 2.0 over decoded values: single calls, batches, notifications. The encoding and the transport are elsewhere. */
+/** JSON-RPC 2.0 over decoded values: single calls, batches, notifications. codec/ handles the encoding, http/ the transport. */
 import { setImmediate } from "node:timers/promises";
 import type { Blobs } from "../blobs/blobs.ts";
 import { inTurns } from "../codec/turns.ts";
-import type { Engine, Lease, Waits } from "../engine/engine.ts";
+import type { Engine, Lease, QueueTime } from "../engine/engine.ts";
 import { asStepdError, describe as describeValue, type ErrorName, errors, StepdError } from "../errors/errors.ts";
 import { nearest } from "../errors/nearest.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
@@ -17,40 +17,40 @@ export type { Method } from "./method.ts";
 
 const MAX_BATCH = 100;
 
-/** Refusals that keep their HTTP status, because proxies and clients act on it. */
-const TRANSPORT: readonly ErrorName[] = ["OVERLOADED", "PAYLOAD_TOO_LARGE", "DRAINING", "WORKER_LOST"];
+/** Errors that set the HTTP status of an RPC reply, because proxies and clients act on it. */
+const STATUS_ERRORS: readonly ErrorName[] = ["OVERLOADED", "PAYLOAD_TOO_LARGE", "DRAINING", "WORKER_LOST"];
 
-/** A number that the codec writes as it came is a Number object. */
+/** A request id. The codec wraps a number in a Number object to write it back exactly as received. */
 type Id = string | number | bigint | InstanceType<typeof Number> | null;
 
 const [LEAST_INTEGER, MOST_INTEGER] = [-(2n ** 63n), 2n ** 64n - 1n];
 
-/** Whether an id can go out in both formats as it came in. */
+/** True if both formats can return the id unchanged. */
 const isId = (id: unknown): id is Id => {
   if (typeof id === "bigint") return id >= LEAST_INTEGER && id <= MOST_INTEGER;
   if (typeof id === "number" || id instanceof Number) return Number.isFinite(Number(id));
   return typeof id === "string" || id === null;
 };
 
-/** What a call came to, for metrics and logs: a method's name (or "unknown") and an error's name or "ok". */
+/** Receives the outcome of each call, for metrics and logs: the method's name (or "unknown"), and the error's name or "ok". */
 export type Observer = (method: string, outcome: ErrorName | "ok", error?: unknown) => void;
 
 export interface RpcReply {
   readonly status: number;
-  /** Undefined where nothing but notifications came. Of a batch, what `finish` made of each reply. */
+  /** The reply, or for a batch the list of replies after `finish`. Undefined if the body has only notifications. */
   readonly value: unknown;
   readonly retryAfter: number | undefined;
 }
 
-/** What methods work with. */
+/** The services that the methods use. */
 export interface Dependencies {
   readonly engine: Engine;
-  /** What a caller's calls may name instead of sending it; the caller is the name of a token. */
+  /** The blob references of a caller, which is the name of a token. */
   blobs(caller: string | undefined): Blobs;
   readonly telemetry: Telemetry;
 }
 
-/** What is a request's own. */
+/** The per-request state. */
 export interface Request {
   readonly lease: Lease;
   readonly caller: string | undefined;
@@ -77,7 +77,7 @@ export class Rpc {
     const { engine, telemetry } = this.#dependencies;
     const method = byName.get(name);
     const start = performance.now();
-    const waits: Waits = { seconds: 0 };
+    const queueTime: QueueTime = { seconds: 0 };
     const blobs = this.#dependencies.blobs(caller);
     try {
       if (!method) {
@@ -90,24 +90,24 @@ export class Rpc {
       }
       if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", describeValue(params));
       await inTurns(validateInTurns(method.params, params));
-      const result = await method.handle(params as never, { engine, blobs, lease, telemetry, waits, openRpc: this.openRpc });
+      const result = await method.handle(params as never, { engine, blobs, lease, telemetry, queueTime, openRpc: this.openRpc });
       observe(method.name, "ok");
       return result;
     } catch (error) {
       observe(method?.name ?? "unknown", asStepdError(error).code, error);
       throw asStepdError(error);
     } finally {
-      if (method) telemetry.ran((performance.now() - start) / 1000, waits.seconds, blobs.seconds);
+      if (method) telemetry.recordMethod((performance.now() - start) / 1000, queueTime.seconds, blobs.seconds);
     }
   }
 
-  /** A result as it goes out. */
-  wire(name: string, result: unknown): unknown {
+  /** Prepares a result for the wire: large integers become bigint. */
+  toWire(name: string, result: unknown): unknown {
     const convert = this.#integers.get(name);
     return convert ? convert(result) : result;
   }
 
-  /** Answers a decoded body. Of a batch each reply is finished before the next call runs, so that what they take together is known in time. */
+  /** Answers a decoded body. In a batch, `finish` runs on each reply before the next call, so that the memory of all replies is limited in time. */
   async handle(
     body: unknown,
     request: Request,
@@ -117,7 +117,7 @@ export class Rpc {
   ): Promise<RpcReply> {
     if (!Array.isArray(body)) {
       const { value, error } = await this.#answer(body, request, requestId, observe);
-      const status = error && TRANSPORT.includes(error.code) ? errors[error.code].status : 200;
+      const status = error && STATUS_ERRORS.includes(error.code) ? errors[error.code].status : 200;
       return { status: value === undefined ? 204 : status, value, retryAfter: error?.detail.retry_after };
     }
     if (body.length === 0 || body.length > MAX_BATCH) {
@@ -125,10 +125,10 @@ export class Rpc {
       observe("unknown", error.code, error);
       return { status: 200, value: errorReply(null, error, requestId), retryAfter: undefined };
     }
-    // One after the other: they share the lease, and a batch is no way to take more of the pool than others.
+    // Sequential, because the calls share a lease, and so that a batch gets no more of the pool than a single call.
     const values: unknown[] = [];
     for (const item of body) {
-      // Small calls run on this thread; others have their turn between them.
+      // Yields between calls, because small ones run on this thread.
       if (item !== body[0]) await setImmediate();
       const { value } = await this.#answer(item, request, requestId, observe);
       if (value !== undefined) values.push(await finish(value));
@@ -146,7 +146,7 @@ export class Rpc {
     }
     const isNotification = call.id === undefined;
     try {
-      const result = this.wire(call.method, await this.call(call.method, call.params, request, observe));
+      const result = this.toWire(call.method, await this.call(call.method, call.params, request, observe));
       return { value: isNotification ? undefined : { jsonrpc: "2.0", result, id: call.id } };
     } catch (error) {
       const known = asStepdError(error);
@@ -179,7 +179,7 @@ const readCall = (item: unknown): Call => {
   return { method, params: paramsByName(params), id };
 };
 
-/** Clients that send all parameters by position say "none" with [] or null, and parameters by name as the only one. */
+/** Clients that send parameters by position encode no parameters as [] or null, and named parameters as a one-element list. */
 const paramsByName = (params: unknown): unknown => {
   if (!Array.isArray(params)) return params ?? {};
   if (params.length === 0) return {};
@@ -187,7 +187,7 @@ const paramsByName = (params: unknown): unknown => {
   return params.length === 1 && typeof only === "object" && only !== null && !Array.isArray(only) && !(only instanceof Uint8Array) ? only : params;
 };
 
-/** The error object of a reply. Also what transport refusals on /rpc carry. */
+/** The error reply of JSON-RPC, also for requests to /rpc that are refused before they are decoded. */
 export const errorReply = (id: Id, error: StepdError, requestId: string): unknown => ({
   jsonrpc: "2.0",
   error: { code: errors[error.code].code, message: error.message, data: { name: error.code, ...error.detail, request_id: requestId } },

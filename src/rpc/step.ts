@@ -3,7 +3,7 @@ import { StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
 import type { Method } from "./method.ts";
 
-/** optimizer.step: new parameters and new state, or an error and nothing changed. */
+/** optimizer.step: returns new parameters and new state, or an error without any change. */
 export const step: Method<StepParams> = {
   name: "optimizer.step",
   summary: "One optimizer update: parameters, gradients and state in, new parameters and new state out",
@@ -11,24 +11,24 @@ export const step: Method<StepParams> = {
   result: "step-result.schema.json",
   rest: { verb: "POST", path: "/v1/step" },
 
-  async handle(call, { engine, blobs, lease, telemetry, waits }) {
+  async handle(call, { engine, blobs, lease, telemetry, queueTime }) {
     await using delivery = await blobs.delivery(call);
-    const take = async () => engine.step(await blobs.load(call, lease), lease, waits);
-    let made: StepOutput;
+    const runStep = async () => engine.step(await blobs.load(call, lease), lease, queueTime);
+    let output: StepOutput;
     try {
-      made = await take();
+      output = await runStep();
     } catch (error) {
-      if (!isLost(error) || !isThere(call)) throw error;
-      made = await take();
+      if (!isWorkerLost(error) || !isInputIntact(call)) throw error;
+      output = await runStep();
     }
-    const { report, elements } = made;
-    if (report.skipped) telemetry.nonFinite();
-    else telemetry.stepped(call.optimizer.name, elements);
-    return { ...(await delivery.deliver(made)), ...report };
+    const { report, elements } = output;
+    if (report.skipped) telemetry.countNonFinite();
+    else telemetry.countElements(call.optimizer.name, elements);
+    return { ...(await delivery.deliver(output)), ...report };
   },
 };
 
-const isLost = (error: unknown): boolean => error instanceof StepdError && error.code === "WORKER_LOST";
+const isWorkerLost = (error: unknown): boolean => error instanceof StepdError && error.code === "WORKER_LOST";
 
-/** Whether the step overwrote nothing of the call: its bytes are in files or the cache, or it has lists of numbers. */
-const isThere = ({ params, grads, state }: StepParams): boolean => ![params, grads, state].some((source) => source instanceof Uint8Array);
+/** True if a failed step left the inputs unchanged, because none is a blob in the lease: they are files, cached blobs, or lists of numbers. */
+const isInputIntact = ({ params, grads, state }: StepParams): boolean => ![params, grads, state].some((source) => source instanceof Uint8Array);

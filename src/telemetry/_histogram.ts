@@ -1,14 +1,14 @@
 /**
- * A histogram of times that prom-client writes out as one of its own. Its own finds the series of each observation by all of
- * its labels: with seven of them a call that was a twelfth of a small step (measured).
+ * A histogram of durations that prom-client can export. prom-client's own looks up the series of each observation by a hash of
+ * its labels, which took a twelfth of a small step at seven observations per call (measured).
  */
 
-/** Seconds, from 50 us to over a minute. */
+/** Upper bounds in seconds, from 50 us to a minute. */
 const BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60];
 
-/** The observations under the same labels. */
+/** The observations under one combination of labels. */
 class Series {
-  /** Observations in each bucket and in no lower one; those above all buckets come last. */
+  /** Observations per bucket, not cumulative. The last entry counts those above all buckets. */
   readonly counts = new Array<number>(BUCKETS.length + 1).fill(0);
   sum = 0;
 
@@ -20,7 +20,7 @@ class Series {
   }
 }
 
-/** With one label and, where there is a second name, another. */
+/** A histogram with one or two labels. */
 export class Histogram {
   readonly name: string;
   readonly help: string;
@@ -36,17 +36,17 @@ export class Histogram {
   }
 
   observe(seconds: number, first: string, second = ""): void {
-    const known = this.#series.get(first)?.get(second);
-    (known ?? this.#begin(first, second)).observe(seconds);
+    const existing = this.#series.get(first)?.get(second);
+    (existing ?? this.#addSeries(first, second)).observe(seconds);
   }
 
-  #begin(first: string, second: string): Series {
+  #addSeries(first: string, second: string): Series {
     const series = new Series();
     this.#series.set(first, (this.#series.get(first) ?? new Map<string, Series>()).set(second, series));
     return series;
   }
 
-  /** What prom-client asks a metric for. */
+  /** The interface that prom-client reads a metric by. */
   async get() {
     const { name, help, type, aggregator } = this;
     return { name, help, type, aggregator, values: [...this.#values()] };
@@ -54,16 +54,16 @@ export class Histogram {
 
   *#values() {
     const [firstName, secondName] = this.#labelNames;
-    for (const [first, same] of this.#series) {
-      for (const [second, { counts, sum }] of same) {
+    for (const [first, bySecond] of this.#series) {
+      for (const [second, { counts, sum }] of bySecond) {
         const labels = { [firstName]: first, ...(secondName !== undefined && { [secondName]: second }) };
-        let below = 0;
+        let cumulative = 0;
         for (const [bucket, count] of counts.entries()) {
-          below += count;
-          yield { metricName: `${this.name}_bucket`, labels: { le: BUCKETS[bucket] ?? "+Inf", ...labels }, value: below };
+          cumulative += count;
+          yield { metricName: `${this.name}_bucket`, labels: { le: BUCKETS[bucket] ?? "+Inf", ...labels }, value: cumulative };
         }
         yield { metricName: `${this.name}_sum`, labels, value: sum };
-        yield { metricName: `${this.name}_count`, labels, value: below };
+        yield { metricName: `${this.name}_count`, labels, value: cumulative };
       }
     }
   }

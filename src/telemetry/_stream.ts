@@ -1,11 +1,11 @@
-/** The file descriptor of the log. It may be full, closed, or read by nobody: lines may be lost, and the process never waits for it. */
+/** Writes the log to a file descriptor without blocking. If the reader is slow or gone, lines are lost; the process never waits. */
 import { closeSync, constants, fstatSync, openSync, writeSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 
-/** Bytes that may wait for a slow reader; lines beyond are lost. */
+/** The most bytes that wait for a slow reader; further lines are lost. */
 const MAX_WAITING_BYTES = 2 ** 20;
 
-/** How often a full pipe is tried again, in ms. */
+/** Time between two attempts to write to a full pipe, in ms. */
 const RETRY_MS = 20;
 
 export class LogStream implements Disposable {
@@ -14,9 +14,9 @@ export class LogStream implements Disposable {
   readonly #waiting: Buffer[] = [];
   #waitingBytes = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
-  /** Whether the first waiting line was written in part. */
-  #isBegun = false;
-  /** Whether a line was lost after a part of it was written: the next one must not join it. */
+  /** True if a part of the first waiting line is written. */
+  #isPartial = false;
+  /** True if a partly written line was lost, so that the next line must start with a newline. */
   #isTorn = false;
   #lost = 0;
 
@@ -25,12 +25,12 @@ export class LogStream implements Disposable {
     this.#isOwn = this.#fd !== fd;
   }
 
-  /** Lines that could not be written. */
+  /** The number of lines that could not be written. */
   get lost(): number {
     return this.#lost;
   }
 
-  /** Writes a line now, later if the reader is slow, or never. Throws nothing. */
+  /** Writes a line at once, or later if the reader is slow, or drops it. Never throws. */
   write(line: string): void {
     const bytes = Buffer.from(line);
     if (this.#waitingBytes + bytes.length > MAX_WAITING_BYTES) {
@@ -42,9 +42,9 @@ export class LogStream implements Disposable {
     if (this.#timer === undefined) this.#flush();
   }
 
-  /** Resolves once no line waits, at the latest after `most` ms. */
-  async flushed(most: number): Promise<void> {
-    const deadline = performance.now() + most;
+  /** Resolves once no line waits, or after `timeout` ms. */
+  async flushed(timeout: number): Promise<void> {
+    const deadline = performance.now() + timeout;
     while (this.#waiting.length > 0 && performance.now() < deadline) await sleep(RETRY_MS);
   }
 
@@ -55,17 +55,17 @@ export class LogStream implements Disposable {
         if (this.#isTorn) writeSync(this.#fd, "\n");
         this.#isTorn = false;
         const written = writeSync(this.#fd, line);
-        this.#isBegun = written < line.length;
+        this.#isPartial = written < line.length;
         this.#waitingBytes -= written;
-        if (this.#isBegun) this.#waiting[0] = line.subarray(written);
+        if (this.#isPartial) this.#waiting[0] = line.subarray(written);
         else this.#waiting.shift();
       } catch (error) {
         if ((error as NodeJS.ErrnoException).code === "EAGAIN") {
           this.#timer = setTimeout(() => this.#flush(), RETRY_MS).unref();
           return;
         }
-        this.#isTorn ||= this.#isBegun;
-        this.#isBegun = false;
+        this.#isTorn ||= this.#isPartial;
+        this.#isPartial = false;
         this.#waiting.shift();
         this.#waitingBytes -= line.length;
         this.#lost++;
@@ -79,15 +79,15 @@ export class LogStream implements Disposable {
   }
 }
 
-/** The same output, written to without waiting. Throws nothing. */
+/** A descriptor of the same output that never blocks. Never throws. */
 const withoutBlocking = (fd: number): number => {
-  // Files never block, and opened again they would be written from their start.
+  // Files never block, and a reopened file would be written from its start.
   if (fstatSync(fd).isFile()) return fd;
   try {
-    // A description of its own: the mode of the one that was inherited is the other processes' too.
+    // Opens a new file description, because the inherited one shares its mode with other processes.
     return openSync(`/proc/self/fd/${fd}`, constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
   } catch {
-    // Sockets cannot be opened so, nor pipes of another user, nor anything outside Linux. Node makes its own streams not block, and puts the mode back at the end.
+    // Fails for sockets, for pipes of another user, and outside Linux. Accessing Node's own stream makes the descriptor non-blocking; Node restores the mode at exit.
     void (fd === 1 ? process.stdout : process.stderr);
     return fd;
   }

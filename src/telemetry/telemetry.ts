@@ -1,4 +1,4 @@
-/** Metrics for Prometheus and the log. Labels are names of ours only, never a caller's text. */
+/** The Prometheus metrics and the log. Labels come from fixed sets of names, never from a caller's text. */
 import pino, { type Logger } from "pino";
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import { Histogram } from "./_histogram.ts";
@@ -6,18 +6,19 @@ import { LogStream } from "./_stream.ts";
 
 export type Phase = "receive" | "decode" | "transfer" | "queue" | "compute" | "encode" | "send";
 
-/** What the gauges read when they are scraped. */
+/** The objects that gauges and counters read at each scrape. */
 export interface Sources {
   readonly arena: { readonly used: number; readonly capacity: number; readonly highWater: number };
   readonly pool: { readonly busySeconds: number; readonly workers: number; readonly queued: number };
-  /** Undefined where they are off. */
+  /** Undefined if no folder is shared. */
   readonly folder: { readonly bytesIn: number; readonly bytesOut: number } | undefined;
+  /** Undefined if the cache is off. */
   readonly cache: { readonly used: number; readonly capacity: number; readonly hits: number; readonly misses: number } | undefined;
-  /** Whether calls are taken: false from the start of a drain on. */
+  /** True if the server accepts calls; false from the start of a drain. */
   isReady(): boolean;
 }
 
-/** Why calls are refused before they run: names of errors, then what ends a connection without a reply, then what node answers by itself. */
+/** Why calls are refused before they run: error names first, then reasons to cut a connection, then errors that Node answers itself. */
 const REFUSALS = [
   "OVERLOADED",
   "PAYLOAD_TOO_LARGE",
@@ -37,7 +38,7 @@ const REFUSALS = [
 
 export type Refusal = (typeof REFUSALS)[number];
 
-/** Of prom-client's own: gauges by names that end like a counter's, which it also has by type, one that has no series most of the time, and names that end with a type. */
+/** prom-client's default metrics that break naming rules (gauges named _total, names that end in a type) or are mostly empty. */
 const DROPPED = [
   "nodejs_active_handles_total",
   "nodejs_active_requests_total",
@@ -47,7 +48,7 @@ const DROPPED = [
   "nodejs_eventloop_utilization_histogram",
 ];
 
-/** Files of certificates: the server's chain, and the authorities of its callers. */
+/** The certificate files: the server's chain, and the authorities that sign client certificates. */
 const CERTIFICATE_FILES = ["certificate", "client_ca"] as const;
 
 export interface Certificate {
@@ -57,11 +58,11 @@ export interface Certificate {
   readonly validTo: Date;
 }
 
-/** A call between its headers and its last byte out. */
-export interface Flight {
-  /** So many more bytes of its body were admitted. */
-  hold(bytes: number): void;
-  /** Its last byte is out, or its connection gone. */
+/** A call in flight: from its headers to the last byte of the reply. */
+export interface CallInFlight {
+  /** Counts admitted bytes of its body. */
+  addBytes(bytes: number): void;
+  /** Ends the call: its last byte is sent, or its connection closed. */
   end(): void;
 }
 
@@ -69,7 +70,7 @@ const directions = (bytes: { readonly in: number; readonly out: number }) => Obj
 
 const STDERR = 2;
 
-/** How long the end of the process waits for a slow reader of the log, in ms. */
+/** The longest wait for a slow reader of the log at shutdown, in ms. */
 const FLUSH_MS = 1000;
 
 export class Telemetry implements Disposable {
@@ -83,8 +84,8 @@ export class Telemetry implements Disposable {
   readonly #nonFinite: Counter;
   readonly #workersLost: Counter;
   readonly #expiry: Gauge<"file">;
-  readonly #moved = { in: 0, out: 0 };
-  readonly #stepped = new Map<string, { readonly optimizer: string; readonly dtype: string; count: number }>();
+  readonly #bytes = { in: 0, out: 0 };
+  readonly #elements = new Map<string, { readonly optimizer: string; readonly dtype: string; count: number }>();
   #inFlight = 0;
   #inFlightBytes = 0;
 
@@ -94,13 +95,13 @@ export class Telemetry implements Disposable {
     const registers = [this.#registry];
     collectDefaultMetrics({ register: this.#registry });
     for (const name of DROPPED) this.#registry.removeSingleMetric(name);
-    // Its declaration has classes of its own only; it asks for no more than `get` gives.
+    // prom-client's types allow only its own classes, but it calls nothing but `get`.
     for (const histogram of [this.#requests, this.#phases]) this.#registry.registerMetric(histogram as unknown as Metric);
     this.#counter("stepd_bytes_total", "Bytes of calls' bodies that came whole, after inflation, and of replies that went out whole", ["direction"], () =>
-      directions(this.#moved),
+      directions(this.#bytes),
     );
     this.#counter("stepd_elements_total", "Parameters stepped", ["optimizer", "dtype"], () =>
-      [...this.#stepped.values()].map(({ count, ...labels }) => [labels, count]),
+      [...this.#elements.values()].map(({ count, ...labels }) => [labels, count]),
     );
     this.#gauge("stepd_in_flight_requests", "Calls that are being received, computed or sent", () => this.#inFlight);
     this.#gauge("stepd_in_flight_bytes", "Bytes of the admitted bodies of calls in flight", () => this.#inFlightBytes);
@@ -110,7 +111,7 @@ export class Telemetry implements Disposable {
       labelNames: ["reason"],
       registers,
     });
-    // At 0 from the start: of a counter that appears with 1, Prometheus sees no increase.
+    // Starts every reason at 0, because Prometheus sees no increase in a counter that first appears with 1.
     for (const reason of REFUSALS) this.#refusals.inc({ reason }, 0);
     this.#nonFinite = new Counter({ name: "stepd_non_finite_gradients_total", help: "Steps refused or skipped for NaN or infinity in a gradient", registers });
     this.#workersLost = new Counter({ name: "stepd_workers_lost_total", help: "Worker threads that died and were replaced", registers });
@@ -128,7 +129,7 @@ export class Telemetry implements Disposable {
     );
   }
 
-  /** Connects what is read when it is scraped. */
+  /** Registers the metrics that are read at each scrape. */
   observe({ arena, pool, folder, cache, isReady }: Sources): void {
     this.#gauge("stepd_arena_used_bytes", "Bytes of the arena that leases hold", () => arena.used);
     this.#gauge("stepd_arena_capacity_bytes", "Bytes of the arena", () => arena.capacity);
@@ -148,7 +149,7 @@ export class Telemetry implements Disposable {
     );
   }
 
-  /** A gauge that is read when it is scraped: one that is set at each call costs each call. */
+  /** A gauge that is read at each scrape, so that calls do not pay for updating it. */
   #gauge(name: string, help: string, read: () => number): void {
     new Gauge({
       name,
@@ -160,7 +161,7 @@ export class Telemetry implements Disposable {
     });
   }
 
-  /** A counter that is read when it is scraped: its series by their labels. */
+  /** A counter that is read at each scrape: pairs of labels and value. */
   #counter(name: string, help: string, labelNames: readonly string[], read: () => readonly (readonly [Readonly<Record<string, string>>, number])[]): void {
     new Counter({
       name,
@@ -182,17 +183,17 @@ export class Telemetry implements Disposable {
     return this.#registry.metrics();
   }
 
-  /** Calls in flight; a drain waits until there are none. */
+  /** The number of calls in flight. A drain waits until it is 0. */
   get inFlight(): number {
     return this.#inFlight;
   }
 
-  /** A call began. */
-  begin(): Flight {
+  /** Counts a call in flight until its `end`. */
+  beginCall(): CallInFlight {
     let held = 0;
     this.#inFlight++;
     return {
-      hold: (bytes) => {
+      addBytes: (bytes) => {
         held += bytes;
         this.#inFlightBytes += bytes;
       },
@@ -203,53 +204,53 @@ export class Telemetry implements Disposable {
     };
   }
 
-  /** A call ended. */
-  requested(method: string, outcome: string, seconds: number): void {
+  /** Records a finished call. */
+  recordCall(method: string, outcome: string, seconds: number): void {
     this.#requests.observe(seconds, method, outcome);
     const refusal = outcome === "ok" ? undefined : REFUSALS.find((reason) => reason === outcome);
-    if (refusal) this.refused(refusal);
+    if (refusal) this.countRefusal(refusal);
   }
 
-  phase(phase: Phase, seconds: number): void {
+  recordPhase(phase: Phase, seconds: number): void {
     this.#phases.observe(seconds, phase);
   }
 
-  moved(direction: "in" | "out", bytes: number): void {
-    this.#moved[direction] += bytes;
+  countBytes(direction: "in" | "out", bytes: number): void {
+    this.#bytes[direction] += bytes;
   }
 
-  /** A method ran, to whatever end, for so many seconds in all; in some of them it waited for other calls' jobs, or for files and the cache. */
-  ran(total: number, queue: number, transfer: number): void {
-    this.phase("compute", total - queue - transfer);
-    this.phase("queue", queue);
-    if (transfer > 0) this.phase("transfer", transfer);
+  /** Records a method's total seconds. `queue` seconds were spent behind other calls' jobs, `transfer` seconds on files and the cache. */
+  recordMethod(total: number, queue: number, transfer: number): void {
+    this.recordPhase("compute", total - queue - transfer);
+    this.recordPhase("queue", queue);
+    if (transfer > 0) this.recordPhase("transfer", transfer);
   }
 
-  /** A step was taken, with so many elements by dtype. */
-  stepped(optimizer: string, elements: Readonly<Record<string, number>>): void {
+  /** Counts the elements of a step, by dtype. */
+  countElements(optimizer: string, elements: Readonly<Record<string, number>>): void {
     for (const [dtype, count] of Object.entries(elements)) {
       const key = `${optimizer} ${dtype}`;
-      const series = this.#stepped.get(key) ?? { optimizer, dtype, count: 0 };
+      const series = this.#elements.get(key) ?? { optimizer, dtype, count: 0 };
       series.count += count;
-      this.#stepped.set(key, series);
+      this.#elements.set(key, series);
     }
   }
 
-  /** A connection or a request was refused that does not count as a call. */
-  refused(reason: Refusal): void {
+  /** Counts a refused connection, or a refused request that is not a call. */
+  countRefusal(reason: Refusal): void {
     this.#refusals.inc({ reason });
   }
 
-  nonFinite(): void {
+  countNonFinite(): void {
     this.#nonFinite.inc();
   }
 
-  /** The service listens. This line is there at every level but silent: of a free port it is all that tells. */
-  started(message: string, facts: Readonly<Record<string, unknown>>): void {
+  /** Logs the listening address, at every level but silent: nothing else reveals a port that the system chose. */
+  logStart(message: string, facts: Readonly<Record<string, unknown>>): void {
     if (this.#stream) this.log.child({}, { level: "info" }).info(facts, message);
   }
 
-  /** Resolves once the log is written, as far as its reader is there. */
+  /** Resolves once the log is written, or after FLUSH_MS if its reader is slow. */
   readonly flushed = async (): Promise<void> => {
     await this.#stream?.flushed(FLUSH_MS);
   };
@@ -258,8 +259,8 @@ export class Telemetry implements Disposable {
     this.#stream?.[Symbol.dispose]();
   }
 
-  /** These certificates are in use from now on. */
-  certificates(list: readonly Certificate[]): void {
+  /** Exports the expiry of the certificates in use, and warns of expired ones. */
+  setCertificates(list: readonly Certificate[]): void {
     for (const file of CERTIFICATE_FILES) {
       const ends = list.filter((certificate) => certificate.file === file).map(({ validTo }) => validTo.getTime() / 1000);
       if (ends.length > 0) this.#expiry.set({ file }, Math.min(...ends));
@@ -271,8 +272,8 @@ export class Telemetry implements Disposable {
     }
   }
 
-  /** A file of a setting changed, and was taken over or not. */
-  reloaded(setting: string, error: Error | undefined, facts: Readonly<Record<string, unknown>>): void {
+  /** Logs the reload of a setting's file, or the error that prevented it. */
+  logReload(setting: string, error: Error | undefined, facts: Readonly<Record<string, unknown>>): void {
     if (error) this.log.error({ setting, reason: error.message }, "a changed file is not taken; what was read before stays");
     else this.log.info({ setting, ...facts }, "a changed file was taken over");
   }

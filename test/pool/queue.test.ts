@@ -2,26 +2,26 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setImmediate as turn } from "node:timers/promises";
-import { Line } from "../../src/pool/_line.ts";
+import { JobQueue } from "../../src/pool/_queue.ts";
 
 const SHORT = 1000;
 const LONG = 2 ** 24;
 
 /** Queues named jobs, and returns the order in which they ran. */
 const orderOf = async (jobs: readonly (readonly [name: string, elements: number])[]): Promise<readonly string[]> => {
-  const line = new Line();
-  await line.enter(SHORT);
+  const queue = new JobQueue();
+  await queue.enter(SHORT);
   const order: string[] = [];
   const all = jobs.map(async ([name, elements]) => {
-    await line.enter(elements);
+    await queue.enter(elements);
     order.push(name);
     await turn();
-    line.leave();
+    queue.leave();
   });
-  assert.equal(line.length, jobs.length + 1);
-  line.leave();
+  assert.equal(queue.length, jobs.length + 1);
+  queue.leave();
   await Promise.all(all);
-  assert.equal(line.length, 0);
+  assert.equal(queue.length, 0);
   return order;
 };
 
@@ -48,16 +48,16 @@ test("a long job runs after at most eight short ones", async () => {
 });
 
 test("only one job runs at a time", async () => {
-  const line = new Line();
+  const queue = new JobQueue();
   let running = 0;
   await Promise.all(
     Array.from({ length: 50 }, async (_, index) => {
-      await line.enter(index % 3 === 0 ? LONG : SHORT);
+      await queue.enter(index % 3 === 0 ? LONG : SHORT);
       assert.equal(++running, 1);
       await turn();
       running--;
-      line.leave();
+      queue.leave();
     }),
   );
-  assert.equal(line.length, 0);
+  assert.equal(queue.length, 0);
 });

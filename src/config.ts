@@ -1,11 +1,11 @@
-/** The environment and the flags, checked once and frozen. No other file reads the environment. */
+/** The configuration, read from the environment, checked and frozen. No other file reads the environment. */
 import { nearest } from "./errors/nearest.ts";
 import { type Machine, readMachine } from "./machine.ts";
 
 const MIB = 2 ** 20;
 const MAX_ARENA_MIB = 4096;
 const DEFAULT_JSON_MIB = 64;
-/** A JSON body passes through a string, which V8 limits to 512 MiB. */
+/** A JSON body is decoded through a string, which V8 limits to 512 MiB. */
 const MAX_JSON_MIB = 256;
 
 export interface Config {
@@ -21,27 +21,27 @@ export interface Config {
   readonly idleTimeoutMs: number;
   readonly drainTimeoutMs: number;
   readonly drainGraceMs: number;
-  /** The least bytes a second of a body, on average after a first grace. */
+  /** The minimum average rate of a body, in bytes per second, after a grace period. */
   readonly minBodyRate: number;
   readonly maxConnections: number;
-  /** Calls at once; more are refused. */
+  /** The most concurrent calls; further ones are refused. */
   readonly maxInFlight: number;
   readonly maxJsonMib: number;
-  /** Memory for results that callers ask to keep; 0 for none. */
+  /** Memory for cached results; 0 turns the cache off. */
   readonly cacheMib: number;
-  /** Paths; empty where a thing is not wanted. */
+  /** A path, as all settings below that end in Dir or File. Empty turns the feature off. */
   readonly sharedDir: string;
   readonly tokensFile: string;
   readonly tlsCertFile: string;
   readonly tlsKeyFile: string;
   readonly tlsClientCaFile: string;
-  /** Where /metrics and health are beside the service itself; undefined for nowhere. */
+  /** The port of a second server for /metrics and health; undefined for none. */
   readonly adminPort: number | undefined;
   readonly adminHost: string;
   readonly corsOrigins: readonly string[];
 }
 
-/** A setting that does not make sense. Its message is one line. */
+/** An invalid setting. Its message is one line. */
 export class ConfigError extends Error {
   override readonly name = "ConfigError";
 }
@@ -49,17 +49,17 @@ export class ConfigError extends Error {
 interface Setting<T> {
   readonly name: string;
   readonly help: string;
-  /** The default as the help prints it. */
+  /** The default, as the help prints it. */
   readonly initial: string;
   parse(text: string, name: string): T;
 }
 
 const wholeNumber =
-  (least: number, most: number) =>
+  (minimum: number, maximum: number) =>
   (text: string, name: string): number => {
     const value = Number(text);
-    if (!/^\d+$/.test(text) || value < least || value > most)
-      throw new ConfigError(`${name}: expected a whole number from ${least} to ${most}, found ${JSON.stringify(text)}`);
+    if (!/^\d+$/.test(text) || value < minimum || value > maximum)
+      throw new ConfigError(`${name}: expected a whole number from ${minimum} to ${maximum}, found ${JSON.stringify(text)}`);
     return value;
   };
 
@@ -77,7 +77,7 @@ const optional =
 
 const text = (value: string): string => value;
 
-/** Origins as browsers send them: a scheme and a host, with a port where it is not the scheme's own. */
+/** Parses origins as browsers send them: scheme and host, with a port unless it is the scheme's default. */
 const origins = (text: string, name: string): readonly string[] => {
   const list = text.split(",").flatMap((part) => part.trim() || []);
   for (const origin of list) {
@@ -99,20 +99,20 @@ const NODE_MIB = 110;
 /** Memory of a worker thread, in MiB (measured). */
 const WORKER_MIB = 20;
 
-/** JSON takes up to so many times its length in memory while it is read (measured). */
-const JSON_MEMORY = 10;
+/** The memory that decoding JSON takes, as a multiple of its length (measured). */
+const JSON_MEMORY_FACTOR = 10;
 
 /** The memory that this process may use, in MiB. */
 const memoryMib = ({ memory, memoryLimit = memory }: Machine): number => memoryLimit / MIB;
 
-/** One for each processor, within an eighth of a memory limit. */
+/** One worker per processor, limited to an eighth of the memory limit. */
 const defaultWorkers = ({ processors, memoryLimit = Number.POSITIVE_INFINITY }: Machine): number =>
   Math.max(1, Math.min(processors, MAX_WORKERS, Math.floor(memoryLimit / MIB / 8 / WORKER_MIB)));
 
-/** Half of the memory, within what WebAssembly can address. */
+/** Half of the memory, up to WebAssembly's limit. */
 const defaultArena = (machine: Machine): number => Math.max(1, Math.min(MAX_ARENA_MIB, Math.floor(memoryMib(machine) / 2)));
 
-/** The memory of JSON is to be a small part of all. */
+/** 1/128 of the memory, because JSON takes up to ten times its length. */
 const defaultJson = (machine: Machine): number => Math.max(1, Math.min(DEFAULT_JSON_MIB, Math.floor(memoryMib(machine) / 128)));
 
 const MAX_WORKERS = 256;
@@ -121,8 +121,8 @@ const MAX_CACHE_MIB = 2 ** 20;
 const MAX_RATE = 2 ** 30;
 const MAX_CONNECTIONS = 65536;
 
-/** Other variables of this name that people have in their environment: of the clients and examples, of the deployment, and of Kubernetes for a service named stepd. */
-const OTHERS = /^STEPD_(?:URLS?|TOKEN|IMAGE|BIND|BIND_ADMIN|\d|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP)(?:_\w+)?)$/;
+/** Other STEPD_ variables that an environment may contain: of the clients, the examples, the deployment, and of Kubernetes for a service named stepd. */
+const FOREIGN_VARIABLES = /^STEPD_(?:URLS?|TOKEN|IMAGE|BIND|BIND_ADMIN|\d|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP)(?:_\w+)?)$/;
 
 const settingsOf = (machine: Machine) =>
   ({
@@ -229,38 +229,38 @@ const settingsOf = (machine: Machine) =>
 
 const PREFIX = "STEPD_";
 
-const here = readMachine();
+const thisMachine = readMachine();
 
-/** The settings, with the defaults of this machine. */
-export const settings = settingsOf(here);
+/** The settings, with this machine's defaults. */
+export const settings = settingsOf(thisMachine);
 
 /** Reads the configuration. Throws ConfigError. */
-export const readConfig = (env: Readonly<Record<string, string | undefined>>, machine = here): Config => {
+export const readConfig = (env: Readonly<Record<string, string | undefined>>, machine = thisMachine): Config => {
   const settings = settingsOf(machine);
   const known = Object.values(settings).map(({ name }) => name);
-  const unknown = Object.keys(env).find((name) => name.startsWith(PREFIX) && !known.includes(name) && !OTHERS.test(name));
+  const unknown = Object.keys(env).find((name) => name.startsWith(PREFIX) && !known.includes(name) && !FOREIGN_VARIABLES.test(name));
   if (unknown) throw unknownSetting(unknown, known);
   const values = Object.entries(settings).map(([key, { name, initial, parse }]) => [key, parse(env[name] ?? initial, name)]);
   const config = Object.fromEntries(values) as Config;
-  requireTogether(config);
+  requireTlsComplete(config);
   const arenaMib = arenaWithin(config, env[settings.arenaMib.name] !== undefined, machine);
   return Object.freeze({ ...config, arenaMib });
 };
 
-/** The arena, which is made smaller where nobody asked for its size. Throws ConfigError for what the memory limit has no room for. */
-const arenaWithin = ({ arenaMib, workers, maxJsonMib, cacheMib }: Config, isAsked: boolean, { memoryLimit }: Machine): number => {
+/** The arena size within the memory limit. Reduces a default size; throws ConfigError for an explicit size that does not fit. */
+const arenaWithin = ({ arenaMib, workers, maxJsonMib, cacheMib }: Config, isExplicit: boolean, { memoryLimit }: Machine): number => {
   if (memoryLimit === undefined) return arenaMib;
   const limit = Math.floor(memoryLimit / MIB);
-  const others = NODE_MIB + WORKER_MIB * workers + JSON_MEMORY * maxJsonMib + cacheMib;
+  const others = NODE_MIB + WORKER_MIB * workers + JSON_MEMORY_FACTOR * maxJsonMib + cacheMib;
   const room = limit - others;
   if (arenaMib <= room) return arenaMib;
-  if (room >= 1 && !isAsked) return room;
-  const parts = `${NODE_MIB} for Node.js, ${WORKER_MIB} for each of ${workers} workers, ${JSON_MEMORY} times STEPD_MAX_JSON_MIB=${maxJsonMib}, STEPD_CACHE_MIB=${cacheMib}`;
-  const found = isAsked ? `STEPD_ARENA_MIB=${arenaMib}` : "no room for STEPD_ARENA_MIB";
+  if (room >= 1 && !isExplicit) return room;
+  const parts = `${NODE_MIB} for Node.js, ${WORKER_MIB} for each of ${workers} workers, ${JSON_MEMORY_FACTOR} times STEPD_MAX_JSON_MIB=${maxJsonMib}, STEPD_CACHE_MIB=${cacheMib}`;
+  const found = isExplicit ? `STEPD_ARENA_MIB=${arenaMib}` : "no room for STEPD_ARENA_MIB";
   throw new ConfigError(`memory limit of ${limit} MiB: expected room for ${parts} and the arena, found ${found}, where ${Math.max(room, 0)} MiB are left`);
 };
 
-/** All settings have the same beginning, which makes no two of them alike. */
+/** The error for an unknown setting. It compares names without the common prefix, which would make all of them similar. */
 const unknownSetting = (unknown: string, known: readonly string[]): ConfigError => {
   const near = nearest(
     unknown.slice(PREFIX.length),
@@ -271,20 +271,20 @@ const unknownSetting = (unknown: string, known: readonly string[]): ConfigError 
   );
 };
 
-const requireTogether = ({ tlsCertFile, tlsKeyFile, tlsClientCaFile }: Config): void => {
+const requireTlsComplete = ({ tlsCertFile, tlsKeyFile, tlsClientCaFile }: Config): void => {
   if (tlsCertFile !== "" && tlsKeyFile === "") throw new ConfigError("STEPD_TLS_KEY_FILE: expected the key of STEPD_TLS_CERT_FILE, found none");
   if (tlsKeyFile !== "" && tlsCertFile === "") throw new ConfigError("STEPD_TLS_CERT_FILE: expected the certificate of STEPD_TLS_KEY_FILE, found none");
   if (tlsClientCaFile !== "" && tlsCertFile === "")
     throw new ConfigError("STEPD_TLS_CERT_FILE: expected a certificate beside STEPD_TLS_CLIENT_CA_FILE, found none");
 };
 
-/** What an environment has that does not do here what its name suggests, as sentences. */
+/** Warnings about variables in the environment that have no effect on the server. */
 export const misleadingIn = (env: Readonly<Record<string, string | undefined>>, { tokensFile }: Config): readonly string[] =>
   env["STEPD_TOKEN"] && tokensFile === ""
     ? ["STEPD_TOKEN is a setting of clients: calls to this server need no token, because STEPD_TOKENS_FILE names no file of tokens"]
     : [];
 
-/** The settings by their variables, for the log. None of them is a secret: those lie in files, of which the settings are paths. */
+/** The settings by variable name, for the log. None is a secret: secrets are in files, and the settings hold only their paths. */
 export const namedSettings = (config: Config): Readonly<Record<string, unknown>> =>
   Object.fromEntries(Object.entries(settings).map(([key, { name }]) => [name, config[key as keyof Config]]));
 

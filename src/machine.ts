@@ -1,16 +1,16 @@
-/** What this process may use of its machine: memory and processors, within its control groups (of a container, or of systemd). */
+/** The memory and processors that this process may use, within the limits of its control groups (of a container or systemd). */
 import { readFileSync } from "node:fs";
 import os from "node:os";
 
-/** The text of a file; undefined where there is none. */
+/** Reads a file as text. Returns undefined if it does not exist. */
 export type ReadText = (path: string) => string | undefined;
 
 export interface Machine {
-  /** Bytes of memory that there are. */
+  /** Physical memory in bytes. */
   readonly memory: number;
-  /** Bytes of memory beyond which the process is killed; undefined without a limit. */
+  /** The memory limit in bytes, beyond which the process is killed. Undefined without a limit. */
   readonly memoryLimit: number | undefined;
-  /** Processors that can be kept busy, at least 1. */
+  /** The number of usable processors, at least 1. */
   readonly processors: number;
 }
 
@@ -24,7 +24,7 @@ const readText: ReadText = (path) => {
   }
 };
 
-/** This machine. The limits of a group are also those of the groups around it. */
+/** Reads the limits. The limits of the enclosing control groups apply too. */
 export const readMachine = (read: ReadText = readText, memory = os.totalmem(), processors = os.availableParallelism()): Machine => {
   const limit = least([...valuesOf(read, "memory", "memory.max"), ...valuesOf(read, "memory", "memory.limit_in_bytes")].map(Number));
   const quotas = [
@@ -35,18 +35,18 @@ export const readMachine = (read: ReadText = readText, memory = os.totalmem(), p
   return {
     memory,
     memoryLimit: limit !== undefined && limit < memory ? limit : undefined,
-    // A part of a processor keeps one worker busy for that part of the time.
+    // Rounds up, because a fraction of a processor still runs one worker for a fraction of the time.
     processors: quota === undefined ? processors : Math.max(1, Math.min(processors, Math.ceil(quota))),
   };
 };
 
-/** The least of the numbers that are positive and finite: "max", -1 and files that are not there are no limit. */
+/** The smallest positive finite number. "max", -1 and missing files mean no limit. */
 const least = (values: readonly number[]): number | undefined => {
   const limits = values.filter((value) => value > 0 && Number.isFinite(value));
   return limits.length === 0 ? undefined : Math.min(...limits);
 };
 
-/** What files of a controller say in the group of this process and in those around it, with a space between. */
+/** The contents of a controller's files, joined by a space, for this process's group and each enclosing group. */
 const valuesOf = (read: ReadText, controller: string, ...files: readonly string[]): readonly string[] =>
   foldersOf(read, controller).flatMap((folder) => {
     const texts = files.map((file) => read(`${folder}/${file}`)?.trim());
@@ -54,8 +54,8 @@ const valuesOf = (read: ReadText, controller: string, ...files: readonly string[
   });
 
 /**
- * The folders of this process's groups under a controller, from its own to the root. Version 2 has one tree for all controllers,
- * version 1 one for each. In a container the path may be that of the host, which is not there: its root is the container's group.
+ * The folders of this process's control groups, from its own to the root. Version 2 has one tree for all controllers, version 1
+ * one per controller. In a container the path may be the host's and not exist; the root is then the container's group.
  */
 const foldersOf = (read: ReadText, controller: string): readonly string[] =>
   (read("/proc/self/cgroup") ?? "").split("\n").flatMap((line) => {

@@ -1,4 +1,4 @@
-/** The entry of `npm start`: flags and environment. */
+/** The entry point of `npm start`: reads the flags and the environment, and runs the service. */
 import { parseArgs } from "node:util";
 import { ConfigError, help, misleadingIn, readConfig } from "./config.ts";
 import { serve } from "./serve.ts";

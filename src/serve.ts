@@ -1,22 +1,22 @@
-/** Runs the service until a signal ends the process: what `npm start` and `stepd serve` have in common. */
+/** Runs the service until a signal ends the process, for both `npm start` and `stepd serve`. */
 import v8 from "node:v8";
 import { type Config, namedSettings } from "./config.ts";
 import { Service, version } from "./service.ts";
 import type { Telemetry } from "./telemetry/telemetry.ts";
 
-/** A signal within this time after the first is the same one, forwarded. */
+/** A second signal within this time counts as the first one, forwarded by a parent process. */
 const REPEAT_MS = 500;
 
 const STOPPING = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
 
-/** Signals that mean nothing here. Without a listener SIGUSR1 opens the port of Node's inspector, and SIGUSR2 ends the process. */
+/** Signals to ignore. Without a listener SIGUSR1 opens the port of Node's inspector, and SIGUSR2 ends the process. */
 const IGNORED = ["SIGUSR1", "SIGUSR2"] as const;
 
-/** Starts, logs where it listens and the given warnings, and drains at SIGTERM, SIGINT and SIGHUP. Throws ConfigError where it cannot start with these settings. */
+/** Starts the service, logs its address and the warnings, and drains on SIGTERM, SIGINT and SIGHUP. Throws ConfigError if the settings do not allow a start. */
 export const serve = async (config: Config, warnings: readonly string[]): Promise<void> => {
   let telemetry: Telemetry | undefined;
   for (const signal of IGNORED) process.on(signal, () => telemetry?.log.warn({ signal }, "signal ignored"));
-  // Young objects get no more room than the start took. Under overload it grew to 128 MiB, which bought nothing (measured).
+  // Keeps V8's young generation at its initial size. Under overload it grew to 128 MiB without any gain (measured).
   v8.setFlagsFromString("--semi-space-growth-factor=1");
   const service = await Service.start(config);
   telemetry = service.telemetry;
@@ -28,7 +28,7 @@ export const serve = async (config: Config, warnings: readonly string[]): Promis
   for (const warning of warnings) telemetry.log.warn(warning);
 };
 
-/** Ends the process after a last line of the log that has the exit status and its reason. */
+/** Logs the exit status and its reason, and ends the process. */
 const end = async ({ log, flushed }: Telemetry, status: 0 | 1, facts: Readonly<Record<string, unknown>>, message: string): Promise<never> => {
   log[status === 0 ? "info" : "error"]({ ...facts, exit_status: status }, message);
   await flushed();
@@ -41,7 +41,7 @@ const stopAtSignals = (service: Service): void => {
   const secondsSince = (start: number): number => Math.round(performance.now() - start) / 1000;
   const stop = async (signal: string): Promise<void> => {
     if (drainStart !== undefined) {
-      // Ctrl-C reaches this process twice, from the terminal and from npm; only a later signal means "now".
+      // Ctrl-C arrives twice, from the terminal and from npm. Only a later signal asks to stop at once.
       if (performance.now() - drainStart <= REPEAT_MS) return;
       await end(telemetry, 1, { signal, in_flight: telemetry.inFlight, seconds: secondsSince(drainStart) }, `stopped by a second ${signal} in the drain`);
     }
@@ -56,7 +56,7 @@ const stopAtSignals = (service: Service): void => {
   for (const signal of STOPPING) process.on(signal, stop);
 };
 
-/** Failures and warnings of the process as lines of the log. Node itself would write them as text, and wait for the reader. */
+/** Logs the process's warnings and uncaught exceptions. Node itself would write plain text, and block on a slow reader. */
 const logFailures = (telemetry: Telemetry): void => {
   process.removeAllListeners("warning");
   process.on("warning", (warning) => telemetry.log.warn({ err: warning }, "Node.js warns"));

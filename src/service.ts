@@ -1,4 +1,4 @@
-/** The composition root: makes the parts, connects them, listens, and drains. */
+/** The composition root: creates and connects the components, listens, and drains. */
 import { readFileSync } from "node:fs";
 import { lstat, rm } from "node:fs/promises";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
@@ -41,16 +41,16 @@ const limitsOf = ({ requestTimeoutMs, idleTimeoutMs, minBodyRate, maxConnections
   maxInFlight,
 });
 
-/** The part of the arena that large calls leave to small ones. */
+/** The fraction of the arena that large calls leave to small ones. */
 const KEPT_FREE = 1 / 16;
 
-/** How often a drain looks whether all calls are done. */
+/** The interval at which a drain checks whether all calls are finished. */
 const DRAIN_POLL_MS = 10;
 
-/** How long before the end of a drain the bodies that are not in yet are refused, so that their callers hear of it. */
-const FAREWELL_MS = 500;
+/** The time before the end of a drain at which unfinished bodies are refused, so that their callers still get a reply. */
+const REFUSE_BODIES_MS = 500;
 
-/** How long callers of refused bodies may go on sending after the last call: a connection cut in mid-upload hides the refusal. */
+/** The time that callers of refused bodies may go on sending. A connection that is cut in mid-upload would lose the error reply. */
 const LINGER_MS = 5000;
 
 export class Service implements AsyncDisposable {
@@ -62,9 +62,9 @@ export class Service implements AsyncDisposable {
   readonly #admin: Server | undefined;
   readonly #config: Config;
   readonly #sockets = new Map<Server, ReadonlySet<net.Socket>>();
-  /** Files that are looked at for changes. */
+  /** Watched files: tokens and certificates. */
   readonly #watches = new DisposableStack();
-  /** "leaving" is not ready and serves still: balancers notice before anything is refused. */
+  /** In "leaving" the server is not ready but still accepts calls, so that load balancers notice before any call is refused. */
   #state: "serving" | "leaving" | "draining" = "serving";
 
   private constructor(config: Config, arena: Arena, pool: Pool, telemetry: Telemetry) {
@@ -144,13 +144,13 @@ export class Service implements AsyncDisposable {
     return service;
   }
 
-  /** Where the service listens, as a caller would write it. */
+  /** The URL of the service, or unix:PATH. */
   get address(): string {
     const { socket, tlsCertFile } = this.#config;
     return socket === "" ? addressOf(this.#server, tlsCertFile === "" ? "http" : "https") : `unix:${socket}`;
   }
 
-  /** Where metrics and health are beside that. */
+  /** The URL of the admin server for metrics and health, if there is one. */
   get adminAddress(): string | undefined {
     return this.#admin && addressOf(this.#admin, "http");
   }
@@ -166,8 +166,8 @@ export class Service implements AsyncDisposable {
   }
 
   /**
-   * Says that it is not ready, refuses new calls after the grace, lets those in flight finish within the drain time, and closes.
-   * Returns how many did not finish.
+   * Reports not ready, refuses new calls after the grace period, waits for the calls in flight up to the drain timeout, and closes.
+   * Returns the number of unfinished calls.
    */
   async drain(): Promise<number> {
     this.#state = "leaving";
@@ -175,9 +175,9 @@ export class Service implements AsyncDisposable {
     await sleep(this.#config.drainGraceMs);
     this.#state = "draining";
     const deadline = performance.now() + this.#config.drainTimeoutMs;
-    const lastCall = deadline - Math.min(FAREWELL_MS, this.#config.drainTimeoutMs / 2);
+    const refusalTime = deadline - Math.min(REFUSE_BODIES_MS, this.#config.drainTimeoutMs / 2);
     const isBusy = (): boolean => this.telemetry.inFlight > 0;
-    while (isBusy() && performance.now() < lastCall) await sleep(DRAIN_POLL_MS);
+    while (isBusy() && performance.now() < refusalTime) await sleep(DRAIN_POLL_MS);
     const refused = isBusy() ? this.#http.refuseBodies() : 0;
     while (isBusy() && performance.now() < deadline) await sleep(DRAIN_POLL_MS);
     const unfinished = refused + this.telemetry.inFlight;
@@ -199,7 +199,7 @@ export class Service implements AsyncDisposable {
   }
 }
 
-/** The open connections of a server; node's own list lacks those that are still in a TLS handshake. */
+/** The open connections of a server. Node's own list lacks connections in a TLS handshake. */
 const socketsOf = (server: Server): ReadonlySet<net.Socket> => {
   const sockets = new Set<net.Socket>();
   server.on("connection", (socket: net.Socket) => {
@@ -209,7 +209,7 @@ const socketsOf = (server: Server): ReadonlySet<net.Socket> => {
   return sockets;
 };
 
-/** Takes no more connections, waits for the requests on the open ones until the deadline, and cuts what is left. */
+/** Stops accepting connections, waits for open requests until the deadline, and closes the remaining connections. */
 const closeServer = async (server: Server, sockets: ReadonlySet<net.Socket>, deadline: number): Promise<void> => {
   let isClosed = false;
   const closed = new Promise<void>((resolve) => server.close(() => resolve())).then(() => {
@@ -217,7 +217,7 @@ const closeServer = async (server: Server, sockets: ReadonlySet<net.Socket>, dea
   });
   while (!isClosed && performance.now() < deadline) {
     server.closeIdleConnections();
-    // Of a connection that nothing ever came from node does not say that it is idle.
+    // Node does not report a connection as idle until it has received a byte.
     for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
     await Promise.race([closed, sleep(DRAIN_POLL_MS)]);
   }
@@ -226,8 +226,8 @@ const closeServer = async (server: Server, sockets: ReadonlySet<net.Socket>, dea
 };
 
 /**
- * Asks the caller, a balancer's pool of connections too, for a new connection next time, which leads to another replica.
- * Not before the body is in: node cuts the connection with such a reply, and the caller could not finish sending.
+ * Adds "Connection: close" to the reply, so that callers and load balancers reconnect, and so reach another replica. It waits for
+ * the end of the body, because Node closes the connection with such a reply while the caller may still be sending.
  */
 const closeAfterReply = (req: IncomingMessage, res: ServerResponse): void => {
   const close = (): void => {
@@ -237,7 +237,7 @@ const closeAfterReply = (req: IncomingMessage, res: ServerResponse): void => {
   else req.once("end", close);
 };
 
-/** Throws ConfigError where the machine does not give as much address space. */
+/** Creates the arena. Throws ConfigError if the address space does not suffice. */
 const makeArena = (mebibytes: number, reservedBytes: number): Arena => {
   try {
     return new Arena(mebibytes, reservedBytes, KEPT_FREE);
@@ -282,7 +282,7 @@ const addressOf = (server: Server, scheme: string): string => {
   return `${scheme}://${family === "IPv6" ? `[${address}]` : address}:${port}`;
 };
 
-/** Listens, and says by the settings' names why it cannot. */
+/** Starts listening. Throws ConfigError with the setting to change. */
 const listen = async (server: Server, where: net.ListenOptions, names: readonly [string, string] | readonly [string]): Promise<void> => {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
   server.once("error", (error: NodeJS.ErrnoException) => {
@@ -292,7 +292,7 @@ const listen = async (server: Server, where: net.ListenOptions, names: readonly 
   await promise;
 };
 
-/** Why a server cannot listen, by the setting that is to be changed. */
+/** The error for a server that cannot listen, with the setting to change. */
 const listenError = ({ path, host, port }: net.ListenOptions, [at, portName = ""]: readonly string[], error: NodeJS.ErrnoException): ConfigError => {
   if (path !== undefined) {
     const reason = error.code === "EADDRINUSE" ? "in use" : error.message;
@@ -303,9 +303,9 @@ const listenError = ({ path, host, port }: net.ListenOptions, [at, portName = ""
   return new ConfigError(`${at}: expected an address of this machine, found ${JSON.stringify(host)} (${error.message})`);
 };
 
-/** A socket file that nobody listens on is left over from a process that was killed. */
+/** Removes a socket file without a listener, left over from a killed process. */
 const removeStaleSocket = async (path: string): Promise<void> => {
-  // A plain file refuses connections too, and is somebody's.
+  // Never removes anything but a socket: a plain file refuses connections, too.
   if (!(await lstat(path).catch(() => undefined))?.isSocket()) return;
   const isAnswered = await new Promise<boolean>((resolve) => {
     const probe = net.connect(path, () => {

@@ -1,4 +1,4 @@
-/** What a command of `stepd` is, and how its arguments are read: one table of options gives the parser, the checks and the help. */
+/** The definition of a `stepd` command and the parser of its arguments. One table of options gives the parser, the checks and the help. */
 import { parseArgs } from "node:util";
 import { nearest } from "../errors/nearest.ts";
 import { heading } from "./terminal.ts";
@@ -8,18 +8,18 @@ export class UsageError extends Error {
   override readonly name = "UsageError";
 }
 
-/** A command that could not do its work. Its message is one line. */
+/** A command that failed. Its message is one line. */
 export class CommandError extends Error {
   override readonly name = "CommandError";
 }
 
 export interface Option {
   readonly help: string;
-  /** What stands for the value in the help; an option without is a switch. */
+  /** The placeholder of the value in the help. An option without one is a switch. */
   readonly value?: string;
-  /** May stand several times. */
+  /** True if the option may be repeated. */
   readonly isMultiple?: boolean;
-  /** The default as the help prints it. */
+  /** The default, as the help prints it. */
   readonly initial?: string;
   readonly short?: string;
 }
@@ -33,16 +33,16 @@ export type Values<O extends Options> = { readonly [K in keyof O]: Value<O[K]> }
 export interface Command<O extends Options = Options> {
   readonly name: string;
   readonly summary: string;
-  /** Names of the arguments, all needed; one that ends with ? may be missing. */
+  /** Names of the arguments. All are required, except one that ends with "?". */
   readonly args: readonly string[];
   readonly options: O;
-  /** What the help says below the options. */
+  /** Paragraphs below the options in the help. */
   readonly notes: readonly string[];
-  /** Does the work and returns the exit code. */
+  /** Runs the command and returns the exit code. */
   run(values: Values<O>, args: readonly string[]): Promise<number>;
 }
 
-/** Types a command: the values that `run` gets follow from its options. */
+/** Defines a command. The type of `run`'s values follows from the options. */
 export const defineCommand = <const O extends Options>(command: Command<O>): Command => command as unknown as Command;
 
 const HELP: Option = { help: "print this", short: "h" };
@@ -53,19 +53,19 @@ export interface Parsed {
   readonly args: readonly string[];
 }
 
-/** Reads the arguments of a command. Throws UsageError. */
+/** Parses the arguments of a command. Throws UsageError. */
 export const parse = ({ args: names, options }: Command, argv: readonly string[]): Parsed => {
   const all: Options = { ...options, help: HELP };
   const config = Object.entries(all).map(([name, { value, short }]) => {
     return [name, { type: value === undefined ? "boolean" : "string", multiple: true, ...(short && { short }) }] as const;
   });
-  // Not strict: its refusals do not say what was expected.
+  // Not strict, because parseArgs' own errors do not name the expected value.
   const { tokens } = parseArgs({ args: [...argv], options: Object.fromEntries(config), strict: false, allowPositionals: true, tokens: true });
   const given = new Map<string, string[]>();
   const args: string[] = [];
   for (const token of tokens) {
     if (token.kind === "positional") args.push(token.value);
-    if (token.kind === "option") given.set(token.name, [...(given.get(token.name) ?? []), textGiven(token, all)]);
+    if (token.kind === "option") given.set(token.name, [...(given.get(token.name) ?? []), optionText(token, all)]);
   }
   const isHelp = given.has("help");
   if (!isHelp) requireArgs(names, args);
@@ -85,7 +85,7 @@ interface OptionToken {
   readonly inlineValue: boolean | undefined;
 }
 
-const textGiven = ({ name, rawName, value, inlineValue }: OptionToken, options: Options): string => {
+const optionText = ({ name, rawName, value, inlineValue }: OptionToken, options: Options): string => {
   const option = Object.hasOwn(options, name) ? options[name] : undefined;
   if (!option) {
     const near = nearest(name, Object.keys(options));
@@ -95,7 +95,7 @@ const textGiven = ({ name, rawName, value, inlineValue }: OptionToken, options: 
     if (value !== undefined) throw new UsageError(`${rawName}: expected no value, found ${JSON.stringify(value)}`);
     return "";
   }
-  // A forgotten value would swallow the next option.
+  // If the value is missing, parseArgs takes the next option for it.
   if (value === undefined || (!inlineValue && value.startsWith("--")))
     throw new UsageError(`${rawName}: expected ${option.value}, found ${value ?? "nothing"}`);
   return value;
@@ -108,21 +108,21 @@ const requireArgs = (names: readonly string[], args: readonly string[]): void =>
   if (extra !== undefined) throw new UsageError(`expected ${names.length === 0 ? "no arguments" : names.join(" ")}, found ${JSON.stringify(extra)} besides`);
 };
 
-/** A whole number out of an option's text. Throws UsageError. */
-export const wholeNumber = (text: string, name: string, least: number, most: number): number => {
+/** Parses an option's text as a whole number. Throws UsageError. */
+export const wholeNumber = (text: string, name: string, minimum: number, maximum: number): number => {
   const number = Number(text);
-  if (!/^\d+$/.test(text) || number < least || number > most)
-    throw new UsageError(`--${name}: expected a whole number from ${least} to ${most}, found ${JSON.stringify(text)}`);
+  if (!/^\d+$/.test(text) || number < minimum || number > maximum)
+    throw new UsageError(`--${name}: expected a whole number from ${minimum} to ${maximum}, found ${JSON.stringify(text)}`);
   return number;
 };
 
-/** Words for some choices, with the nearest to what was found. */
+/** The choices as a phrase for an error message, with the one nearest to the found text. */
 export const anyOf = (text: string, choices: readonly string[]): string => {
   const near = nearest(text, choices);
   return `one of ${choices.join(", ")}${near === undefined ? "" : ` (the nearest is ${near})`}`;
 };
 
-/** One of some words. Throws UsageError. */
+/** Checks that an option's text is one of the choices. Throws UsageError. */
 export const oneOf = <T extends string>(text: string, name: string, choices: readonly T[]): T => {
   if (!(choices as readonly string[]).includes(text)) throw new UsageError(`--${name}: expected ${anyOf(text, choices)}, found ${JSON.stringify(text)}`);
   return text as T;

@@ -1,4 +1,4 @@
-/** Safetensors files on disk: the header and the scalars without the rest, chunks of a tensor, and a way to write that leaves no half file. */
+/** Safetensors files on disk: reads the header and scalars alone or a tensor in chunks, and writes files atomically. */
 import { closeSync, constants, fstatSync, fsyncSync, lstatSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { bytesOf } from "../codec/dtype.ts";
@@ -9,7 +9,7 @@ import { CommandError, UsageError } from "./_command.ts";
 const LENGTH_BYTES = 8;
 const CHUNK_BYTES = 8 * 2 ** 20;
 
-/** An open file of tensors. */
+/** An open safetensors file. */
 export class TensorFile implements Disposable {
   readonly path: string;
   readonly size: number;
@@ -30,8 +30,8 @@ export class TensorFile implements Disposable {
   }
 
   /**
-   * The file with only its header and its scalars in it. The rest is memory that was never touched, which takes address space
-   * but no pages: files larger than the memory can be looked into.
+   * Reads only the header and the scalars into a buffer of the file's size. Untouched memory takes address space but no pages, so
+   * the file may be larger than the machine's memory.
    */
   readHead(): { readonly file: Buffer; readonly content: Safetensors } {
     let file: Buffer;
@@ -43,20 +43,20 @@ export class TensorFile implements Disposable {
     this.#fill(file, 0, LENGTH_BYTES);
     if (this.size >= LENGTH_BYTES) {
       const header = file.readBigUInt64LE(0);
-      // A header that is too long for the reader is refused by it from the length alone.
+      // readSafetensors refuses a longer header by its length alone.
       if (header <= Math.min(this.size - LENGTH_BYTES, MAX_HEADER_BYTES)) this.#fill(file, LENGTH_BYTES, LENGTH_BYTES + Number(header));
     }
     const content = readSafetensors(file, this.path, "TENSORS_CORRUPT");
-    for (const [start, end] of joined(content.tensors.filter(({ shape }) => shape.length === 0))) this.#fill(file, start, end);
+    for (const [start, end] of mergedRanges(content.tensors.filter(({ shape }) => shape.length === 0))) this.#fill(file, start, end);
     return { file, content };
   }
 
-  /** Reads all of the file to where there is room for it. */
+  /** Reads the whole file into `target`. */
   readInto(target: Buffer): void {
     this.#fill(target, 0, this.size);
   }
 
-  /** The bytes of a tensor in chunks of whole elements, which are overwritten by the next. */
+  /** Reads a tensor in chunks of whole elements. Each chunk overwrites the one before. */
   *chunks({ dtype, offset, bytes }: TensorInfo): Generator<Buffer> {
     const size = bytesOf(dtype) as number;
     const chunk = Buffer.allocUnsafeSlow(Math.min(bytes, CHUNK_BYTES - (CHUNK_BYTES % size)));
@@ -76,8 +76,8 @@ export class TensorFile implements Disposable {
   }
 }
 
-/** Ranges of tensors that stand next to each other as one. */
-const joined = (tensors: readonly TensorInfo[]): readonly (readonly [number, number])[] => {
+/** The byte ranges of tensors, with adjacent ranges merged. */
+const mergedRanges = (tensors: readonly TensorInfo[]): readonly (readonly [number, number])[] => {
   const ranges: [number, number][] = [];
   for (const { offset, bytes } of tensors.toSorted((a, b) => a.offset - b.offset)) {
     const last = ranges.at(-1);
@@ -87,7 +87,7 @@ const joined = (tensors: readonly TensorInfo[]): readonly (readonly [number, num
   return ranges;
 };
 
-/** One read gives at most 2 GiB. */
+/** The bytes per system call; Linux limits it to 2 GiB. */
 const MAX_READ_BYTES = 2 ** 30;
 
 const readFully = (fd: number, target: Buffer, position: number, path: string): void => {
@@ -104,13 +104,13 @@ const reasonOf = (error: unknown): string => REASONS[(error as NodeJS.ErrnoExcep
 
 const exists = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined;
 
-/** Throws where there is something that may not be overwritten. */
+/** Throws if a file exists at the path, unless `isForced`. */
 export const requireFree = (path: string, isForced: boolean): void => {
   if (!isForced && exists(path)) throw new CommandError(`${path}: expected a path where nothing is, or --force, found a file`);
 };
 
-/** Writes a file whole or not at all: beside its place first, and then there. */
-export const writeWhole = (path: string, pieces: readonly Uint8Array[], isForced: boolean): void => {
+/** Writes a file atomically: first to a temporary file beside it, then by a rename. */
+export const writeAtomically = (path: string, pieces: readonly Uint8Array[], isForced: boolean): void => {
   const partial = join(dirname(path), `.${basename(path)}.${process.pid}.partial`);
   let fd: number;
   try {
@@ -135,11 +135,11 @@ export const writeWhole = (path: string, pieces: readonly Uint8Array[], isForced
   }
 };
 
-/** A text that stands for itself where something is replaced by it. */
-export const literal = (text: string): string => text.replaceAll("$", "$$$$");
+/** Escapes a text for use as a replacement pattern of String.replace. */
+export const escapeReplacement = (text: string): string => text.replaceAll("$", "$$$$");
 
-/** An error of the service with the file or the option in place of the field. */
-export const renamed = (error: unknown, names: readonly (readonly [RegExp, string])[]): unknown => {
+/** Replaces the field of a service error by the name of the file or the option. */
+export const withOptionName = (error: unknown, names: readonly (readonly [RegExp, string])[]): unknown => {
   if (!(error instanceof StepdError)) return error;
   const { field = "", expected, found } = error.detail;
   const match = names.find(([pattern]) => pattern.test(field));

@@ -1,18 +1,18 @@
-/** One connection to a server that is measured: sends a request that was made once, times it, and tells what came back. */
+/** One connection to the server under measurement: sends a prepared request and returns its time and outcome. */
 import http from "node:http";
 import https from "node:https";
 import { decodeMsgpack } from "../codec/msgpack.ts";
 import { atOnce } from "../codec/turns.ts";
 import { UsageError } from "./_command.ts";
 
-/** What one call came to. */
+/** The outcome of one call. */
 export interface Outcome {
   readonly ms: number;
   readonly bytes: number;
-  /** The name of the server's error, the HTTP status, or the code of the failure; none where it went well. */
+  /** The name of the server's error, the HTTP status, or the code of a connection failure. Absent on success. */
   readonly error?: string;
   readonly detail?: string;
-  /** Seconds that the server asks to wait. */
+  /** The reply's Retry-After, in seconds. */
   readonly retryAfter?: number;
 }
 
@@ -20,7 +20,7 @@ export interface Target {
   /** The server's root, or unix:PATH. */
   readonly address: string;
   readonly token: string | undefined;
-  /** In PEM. */
+  /** Trusted authorities in PEM. */
   readonly ca: Buffer | undefined;
   readonly cert: Buffer | undefined;
   readonly key: Buffer | undefined;
@@ -30,10 +30,10 @@ const UNIX = "unix:";
 const PATH = "/v1/step";
 const MSGPACK = "application/vnd.msgpack";
 
-/** Bytes of an error's body that are kept. */
+/** The most bytes of an error's body that are read. */
 const MAX_ERROR_BYTES = 65536;
 
-/** A reply that takes this long is not coming. */
+/** The time without a byte after which a call fails. */
 const DEADLINE_MS = 300_000;
 
 export class Connection implements Disposable {
@@ -41,15 +41,15 @@ export class Connection implements Disposable {
   readonly #request: typeof http.request;
   readonly #options: http.RequestOptions;
 
-  /** Throws UsageError for an address that is none. */
+  /** Throws UsageError for an invalid address. */
   constructor({ address, token, ca, cert, key }: Target) {
     const isUnix = address.startsWith(UNIX);
     const url = URL.canParse(address) ? new URL(address) : undefined;
     if (!isUnix && url?.protocol !== "http:" && url?.protocol !== "https:")
       throw new UsageError(`URL: expected the server's root, such as http://127.0.0.1:8080 or unix:/run/stepd.sock, found ${JSON.stringify(address)}`);
     const isTls = url?.protocol === "https:";
-    const keep = { keepAlive: true, maxSockets: 1 };
-    this.#agent = isTls ? new https.Agent({ ...keep, ...(ca && { ca }), ...(cert && { cert }), ...(key && { key }) }) : new http.Agent(keep);
+    const agentOptions = { keepAlive: true, maxSockets: 1 };
+    this.#agent = isTls ? new https.Agent({ ...agentOptions, ...(ca && { ca }), ...(cert && { cert }), ...(key && { key }) }) : new http.Agent(agentOptions);
     this.#request = isTls ? https.request : http.request;
     this.#options = {
       ...(isUnix ? { socketPath: address.slice(UNIX.length), host: "localhost" } : { host: url?.hostname.replace(/^\[|\]$/g, ""), port: url?.port }),
@@ -61,8 +61,8 @@ export class Connection implements Disposable {
     };
   }
 
-  /** Sends one step. Each piece of the reply is given to `take`. Throws the signal's reason. */
-  step(body: Buffer, signal: AbortSignal, take: (chunk: Buffer, at: number) => void): Promise<Outcome> {
+  /** Sends one step. Calls `onChunk` for each chunk of the reply. Throws the signal's reason. */
+  step(body: Buffer, signal: AbortSignal, onChunk: (chunk: Buffer, at: number) => void): Promise<Outcome> {
     const start = performance.now();
     return new Promise((resolve, reject) => {
       const failed = (error: NodeJS.ErrnoException): void => {
@@ -74,7 +74,7 @@ export class Connection implements Disposable {
         let bytes = 0;
         const problem: Buffer[] = [];
         response.on("data", (chunk: Buffer) => {
-          if (isOk) take(chunk, bytes);
+          if (isOk) onChunk(chunk, bytes);
           else if (bytes < MAX_ERROR_BYTES) problem.push(chunk);
           bytes += chunk.length;
         });
@@ -92,7 +92,7 @@ export class Connection implements Disposable {
   }
 }
 
-/** The error of a problem body (RFC 9457) in MessagePack or JSON; a proxy's own reply has none. */
+/** The error of a problem body (RFC 9457) in MessagePack or JSON, or the HTTP status alone for a proxy's own reply. */
 const problemOf = ({ statusCode, headers }: http.IncomingMessage, body: Buffer): Pick<Outcome, "error" | "detail" | "retryAfter"> => {
   const asked = Number(headers["retry-after"] ?? Number.NaN);
   const retry = Number.isFinite(asked) ? { retryAfter: asked } : {};
@@ -101,7 +101,7 @@ const problemOf = ({ statusCode, headers }: http.IncomingMessage, body: Buffer):
     const { name, detail } = (isText ? JSON.parse(body.toString()) : atOnce(decodeMsgpack(body))) as { name?: unknown; detail?: unknown };
     if (typeof name === "string" && typeof detail === "string") return { error: name, detail, ...retry };
   } catch {
-    // Neither of the two: not stepd's.
+    // Neither JSON nor MessagePack, so not a reply of stepd.
   }
   return { error: `HTTP ${statusCode}`, detail: "the reply is none of stepd", ...retry };
 };

@@ -1,6 +1,6 @@
 /**
- * The methods of the service in this process, without a network: the same validation, the same results, the same errors.
- * Commands load it once their arguments are right, because compiling the schemas takes longer than all else that they do.
+ * Runs the service's methods in this process, without a network: the same validation, results and errors. Commands import this
+ * module only after checking their arguments, because compiling the schemas takes longer than all their other work.
  */
 import { Arena, Lease } from "../arena/arena.ts";
 import { Blobs } from "../blobs/blobs.ts";
@@ -12,7 +12,7 @@ import { CommandError } from "./_command.ts";
 
 const KERNELS = new URL("../../build/kernels.wasm", import.meta.url);
 
-/** What the commands call moves bytes and does no step. */
+/** One worker is enough: the commands run no steps. */
 const WORKERS = 1;
 
 export class Offline implements AsyncDisposable {
@@ -33,7 +33,7 @@ export class Offline implements AsyncDisposable {
   static async start(arenaMib: number): Promise<Offline> {
     const arena = new Arena(arenaMib, poolBytes(WORKERS));
     const pool = await Pool.start(arena, KERNELS, WORKERS, {
-      // What runs once is hardly ever optimized.
+      // A single run is too short for V8's optimizer.
       wideVectors: false,
       onWorkerLost: (cause) => {
         throw cause;
@@ -54,7 +54,7 @@ export class Offline implements AsyncDisposable {
   }
 }
 
-/** A lease whose memory is that of a file, so that what is read in place is not copied into the arena, and may be larger. */
+/** A lease whose memory is a file's buffer. The file is read in place instead of being copied into the arena, and may be larger than it. */
 export class FileLease extends Lease {
   readonly #file: Buffer;
 

@@ -1,4 +1,4 @@
-/** An optimizer out of `--optimizer adamw --set lr=0.1`. The service's own schema checks it. */
+/** Builds an optimizer from `--optimizer adamw --set lr=0.1`. The service's schema validates it. */
 import { UsageError } from "./_command.ts";
 
 export const optimizerOptions = {
@@ -18,7 +18,7 @@ const readSetting = (text: string): readonly [string, unknown] => {
   return [text.slice(0, equals), readValue(text.slice(equals + 1))];
 };
 
-/** Numbers, true, false and null as in JSON; a list where there are commas; anything else is text. */
+/** Parses a value: a list if it has commas, else JSON, else a string. */
 const readValue = (text: string): unknown => {
   if (text.includes(",")) return text.split(",").map(readValue);
   try {
@@ -28,7 +28,7 @@ const readValue = (text: string): unknown => {
   }
 };
 
-/** Refused fields of an optimizer under the options that gave them. */
+/** The options that correspond to an optimizer's fields, for errors. */
 export const optimizerFields: readonly (readonly [RegExp, string])[] = [
   [/^\/optimizer\/name$/, "--optimizer"],
   [/^\/optimizer\//, "--set "],

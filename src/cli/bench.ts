@@ -1,4 +1,4 @@
-/** `stepd bench`: real steps against a running server from some connections at once, and what they came to. */
+/** `stepd bench`: measures a running server with real steps on several connections at once. */
 import { readFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { bytesOf, COMPUTED, writeElement } from "../codec/dtype.ts";
@@ -15,10 +15,10 @@ const MAX_ELEMENTS = 2 ** 27;
 const MAX_CONNECTIONS = 1024;
 const MAX_SECONDS = 86400;
 
-/** How often the bar moves. */
+/** Time between two updates of the progress bar. */
 const TICK_MS = 100;
 
-/** A connection that was lost or refused is not opened again at once. */
+/** The least pause after a failed call. */
 const PAUSE_MS = 100;
 
 /** Errors after which the same call may succeed. */
@@ -58,7 +58,7 @@ export const bench = defineCommand({
     const optimizer = optimizerOf(values);
 
     const stop = new AbortController();
-    // To the end: Ctrl-C comes twice, from the terminal and from bin/stepd.js, and the second must not end the process before the table.
+    // The handlers stay until exit: Ctrl-C arrives twice, from the terminal and from bin/stepd.js, and the second must not suppress the table.
     for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => stop.abort());
     const rows: Row[] = [];
     using bar = new Progress();
@@ -71,7 +71,7 @@ export const bench = defineCommand({
     if (rows.length === 0) throw new CommandError("stopped before the first step was measured");
     console.log(values.json ? JSON.stringify(rows, null, 2) : textOf(rows, optimizer.name, dtype));
     const code = rows.every(({ steps, errors }) => steps > 0 && Object.keys(errors).length === 0) ? 0 : 1;
-    // Node takes its handlers of signals away 8 ms before a process ends by itself (measured), and the second Ctrl-C would end it instead.
+    // Exits explicitly: at a normal exit Node removes signal handlers 8 ms early (measured), and a second Ctrl-C would kill the process then.
     process.stdout.write("", () => process.exit(code));
     return code;
   },
@@ -104,25 +104,25 @@ interface Row {
   readonly seconds: number;
   readonly steps: number;
   readonly steps_per_second: number;
-  /** Bytes of bodies, of the steps that were answered. */
+  /** Request bytes of the successful steps. */
   readonly bytes_in_per_second: number;
   readonly bytes_out_per_second: number;
   readonly p50_ms: number | null;
   readonly p90_ms: number | null;
   readonly p99_ms: number | null;
   readonly refusals: number;
-  /** By name, without refusals. */
+  /** Error counts by name, without refusals. */
   readonly errors: Readonly<Record<string, number>>;
 }
 
-/** Measures steps of one size. Undefined where it was stopped before the first. */
+/** Measures steps of one size. Undefined if stopped before the first step. */
 const measure = async (settings: Settings): Promise<Row | undefined> => {
   const { target, connections, elements, seconds, signal, bar } = settings;
   using stack = new DisposableStack();
-  const links = Array.from({ length: connections }, () => stack.use(new Connection(target)));
+  const sockets = Array.from({ length: connections }, () => stack.use(new Connection(target)));
   let prepared: Prepared;
   try {
-    prepared = await prepare(links, settings);
+    prepared = await prepare(sockets, settings);
   } catch (error) {
     if (signal.aborted) return undefined;
     throw error;
@@ -133,7 +133,7 @@ const measure = async (settings: Settings): Promise<Row | undefined> => {
   const tally = new Tally();
   const start = performance.now();
   const deadline = start + seconds * 1000;
-  await Promise.all(links.map((link) => repeat(link, prepared, tally, deadline, settings)));
+  await Promise.all(sockets.map((connection) => repeat(connection, prepared, tally, deadline, settings)));
   timer[Symbol.dispose]();
   return tally.row(elements, connections, (performance.now() - start) / 1000, prepared.body.length);
 };
@@ -152,48 +152,48 @@ class Timer implements Disposable {
 
 interface Prepared {
   readonly body: Buffer;
-  /** The reply that every step must get again. */
+  /** The expected reply of every step. */
   readonly reply: Buffer;
 }
 
-/** Takes the step that makes the state, then one with it on each connection. */
-const prepare = async (links: readonly Connection[], { optimizer, elements, dtype, signal }: Settings): Promise<Prepared> => {
+/** Runs the first step, which creates the state, then one step with that state on each connection. */
+const prepare = async (connections: readonly Connection[], { optimizer, elements, dtype, signal }: Settings): Promise<Prepared> => {
   const params = tensorFile(elements, dtype, 0);
   const grads = tensorFile(elements, dtype, 1);
   const bodyOf = (state: Uint8Array | null): Buffer => {
     const { pieces } = atOnce(new MsgpackWriter().encode({ optimizer, params, grads, state: state && new Parts([state]) }));
     return Buffer.concat(pieces);
   };
-  const [link] = links;
-  if (!link) throw new Error("there is no connection");
-  const first = atOnce(decodeMsgpack(await warmUp(link, bodyOf(null), signal))) as { state: Uint8Array };
+  const [connection] = connections;
+  if (!connection) throw new Error("there is no connection");
+  const first = atOnce(decodeMsgpack(await warmUp(connection, bodyOf(null), signal))) as { state: Uint8Array };
   const body = bodyOf(first.state);
-  const replies = await Promise.all(links.map((link) => warmUp(link, body, signal)));
+  const replies = await Promise.all(connections.map((each) => warmUp(each, body, signal)));
   return { body, reply: replies[0] as Buffer };
 };
 
-/** How often a step of the warm-up is sent that the server has no room for. */
+/** Attempts to send a warm-up step to an overloaded server. */
 const MAX_WARM_UPS = 20;
 
-const warmUp = async (link: Connection, body: Buffer, signal: AbortSignal): Promise<Buffer> => {
+const warmUp = async (connection: Connection, body: Buffer, signal: AbortSignal): Promise<Buffer> => {
   for (let attempt = 1; ; attempt++) {
     const chunks: Buffer[] = [];
-    const { error, detail, retryAfter = 0 } = await link.step(body, signal, (chunk) => chunks.push(chunk));
+    const { error, detail, retryAfter = 0 } = await connection.step(body, signal, (chunk) => chunks.push(chunk));
     if (error === undefined) return Buffer.concat(chunks);
     if (!REFUSALS.includes(error) || attempt === MAX_WARM_UPS) throw new CommandError(`the first step did not go well: ${error}: ${detail}`);
     await delay(Math.max(retryAfter * 1000, PAUSE_MS), undefined, { signal });
   }
 };
 
-/** Steps on one connection until the time is up or the signal comes. */
-const repeat = async (link: Connection, { body, reply }: Prepared, tally: Tally, deadline: number, { isChecked, signal }: Settings): Promise<void> => {
+/** Sends steps on one connection until the deadline or the signal. */
+const repeat = async (connection: Connection, { body, reply }: Prepared, tally: Tally, deadline: number, { isChecked, signal }: Settings): Promise<void> => {
   while (performance.now() < deadline && !signal.aborted) {
     let isSame = true;
     const compare = (chunk: Buffer, at: number): void => {
       if (isChecked && reply.compare(chunk, 0, chunk.length, at, Math.min(at + chunk.length, reply.length)) !== 0) isSame = false;
     };
     try {
-      const outcome = await link.step(body, signal, compare);
+      const outcome = await connection.step(body, signal, compare);
       const isWhole = outcome.error !== undefined || (isSame && outcome.bytes === reply.length);
       tally.add(isWhole ? outcome : { ...outcome, error: "OTHER_REPLY" });
       const { error, retryAfter = 0 } = outcome;
@@ -205,7 +205,7 @@ const repeat = async (link: Connection, { body, reply }: Prepared, tally: Tally,
   }
 };
 
-/** Counts what calls come to. */
+/** Collects the outcomes of calls. */
 class Tally {
   readonly #times: number[] = [];
   readonly #errors = new Map<string, number>();
@@ -222,7 +222,7 @@ class Tally {
 
   row(elements: number, connections: number, seconds: number, bodyBytes: number): Row {
     const sorted = Float64Array.from(this.#times).sort();
-    /** The nearest rank: a time that a step really took. */
+    /** The percentile by nearest rank, so that it is the time of an actual step. */
     const percentile = (percent: number): number | null => sorted[Math.max(Math.ceil((sorted.length * percent) / 100) - 1, 0)] ?? null;
     const steps = sorted.length;
     return {
@@ -262,7 +262,7 @@ const textOf = (rows: readonly Row[], optimizer: string, dtype: string): string 
   return [`${optimizer}, ${dtype}`, "", table(head, cells), ...(errors.length > 0 ? ["", ...errors] : [])].join("\n");
 };
 
-/** A file of one tensor. Its values are between 0.25 and 1 in size, so that nothing is subnormal, and the same in every run. */
+/** A safetensors file of one tensor. Its values have magnitudes from 0.25 to 1, so none is subnormal, and are the same in every run. */
 const tensorFile = (elements: number, dtype: string, seed: number): Parts => {
   const size = bytesOf(dtype) as number;
   const data = Buffer.allocUnsafeSlow(elements * size);

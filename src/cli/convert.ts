@@ -2,18 +2,18 @@
 import { readFileSync } from "node:fs";
 import type { Parts } from "../codec/parts.ts";
 import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
-import { literal, renamed, requireFree, TensorFile, writeWhole } from "./_file.ts";
+import { escapeReplacement, requireFree, TensorFile, withOptionName, writeAtomically } from "./_file.ts";
 import { bytesText } from "./terminal.ts";
 
 const MIB = 2 ** 20;
 const FORMATS = ["stepd", "torch", "qhoptim", "optax"] as const;
 
-/** What WebAssembly can address. */
+/** WebAssembly's limit of 4 GiB. */
 const MAX_ARENA_MIB = 4096;
 
-/** The file, its float32 copy where its slots are narrower, and slots that are added. Memory that is not used is never touched. */
+/** Arena size per byte of the file: the file, its float32 copy, and added slots. Unused memory is never touched. */
 const ARENA_PER_FILE = 4;
-const ARENA_LEAST_MIB = 64;
+const MIN_ARENA_MIB = 64;
 
 export const convert = defineCommand({
   name: "convert",
@@ -60,9 +60,9 @@ export const convert = defineCommand({
   },
 });
 
-/** A refused field under the option that gave it. Both sides have names and betas; those of OUT have options of their own only where IN is foreign. */
+/** The options that correspond to fields, for errors. --names and --betas apply to the foreign side; only if IN is foreign does OUT have its own. */
 const fieldNames = (input: string, isFromForeign: boolean): readonly (readonly [RegExp, string])[] => [
-  [/^\/state/, literal(input)],
+  [/^\/state/, escapeReplacement(input)],
   [/^\/from\/optimizer/, "--from-optimizer"],
   [/^\/(from|to)\/format/, "--$1"],
   [/^\/from\/(names|betas|step)(\/\d+)?/, "--$1"],
@@ -81,20 +81,20 @@ const convertFile = async (
   const mebibytes = Math.ceil(file.size / MIB);
   if (mebibytes > MAX_ARENA_MIB) throw new CommandError(`${input}: expected at most ${MAX_ARENA_MIB} MiB, found ${mebibytes} MiB`);
   const { Offline } = await import("./_offline.ts");
-  await using offline = await Offline.start(Math.min(MAX_ARENA_MIB, ARENA_LEAST_MIB + ARENA_PER_FILE * mebibytes));
+  await using offline = await Offline.start(Math.min(MAX_ARENA_MIB, MIN_ARENA_MIB + ARENA_PER_FILE * mebibytes));
   using lease = offline.arena.lease(0);
   const state = lease.view(lease.alloc(file.size), file.size);
   file.readInto(state);
   try {
     const { state: converted, lost } = await offline.call<{ state: Parts; lost: string[] }>("state.convert", { ...params, state }, lease);
-    writeWhole(output, converted.pieces, isForced);
+    writeAtomically(output, converted.pieces, isForced);
     return { lost, bytes: converted.length };
   } catch (error) {
-    throw renamed(error, fieldNames(input, params.from.format !== "stepd"));
+    throw withOptionName(error, fieldNames(input, params.from.format !== "stepd"));
   }
 };
 
-/** Names and betas as the wire has them. */
+/** The names and betas of a convention, for the wire. */
 const conventionOf = ({ names, betas }: { readonly names: string | undefined; readonly betas: string | undefined }, prefix: string) => ({
   ...(names !== undefined && { names: readNames(names, `${prefix}names`) }),
   ...(betas !== undefined && { betas: readBetas(betas, `${prefix}betas`) }),

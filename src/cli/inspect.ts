@@ -1,15 +1,15 @@
-/** `stepd inspect`: what a state, or another file of tensors, holds. Reads the header and the scalars; the numbers only for --stats. */
+/** `stepd inspect`: prints the contents of a state or another safetensors file. Reads the header and the scalars; the whole file only for --stats. */
 import { COMPUTED, readElement } from "../codec/dtype.ts";
 import { plainOf } from "../codec/members.ts";
 import type { TensorInfo } from "../codec/safetensors.ts";
 import { STATE_FORMAT } from "../engine/engine.ts";
 import type { InspectResult } from "../generated/wire.gen.ts";
 import { defineCommand } from "./_command.ts";
-import { literal, renamed, TensorFile } from "./_file.ts";
+import { escapeReplacement, TensorFile, withOptionName } from "./_file.ts";
 import { bytesText, counted, countText, numberText, Progress, printable, table } from "./terminal.ts";
 
 interface Stats {
-  /** Of the values that are finite; null where there are none. */
+  /** The smallest finite value; null if there is none. */
   readonly min: number | null;
   readonly max: number | null;
   readonly norm: number;
@@ -64,7 +64,7 @@ const readState = async (head: Buffer, path: string): Promise<InspectResult> => 
     const { tensors, ...told } = await offline.call<InspectResult>("state.inspect", { state: head }, new FileLease(offline.arena, head));
     return { ...told, tensors: plainOf(tensors) };
   } catch (error) {
-    throw renamed(error, [[/^\/state/, literal(path)]]);
+    throw withOptionName(error, [[/^\/state/, escapeReplacement(path)]]);
   }
 };
 
@@ -109,7 +109,7 @@ const cells = (report: TensorReport | undefined, hasStats: boolean): readonly st
 
 const MEASURED: readonly string[] = COMPUTED;
 
-/** Statistics of the tensors whose numbers are floats. */
+/** Statistics of the tensors with a floating-point dtype. */
 const statsOf = (file: TensorFile, tensors: readonly TensorInfo[]): ReadonlyMap<string, Stats> => {
   const floats = tensors.filter(({ dtype }) => MEASURED.includes(dtype));
   using bar = new Progress();

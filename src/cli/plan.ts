@@ -1,8 +1,8 @@
-/** `stepd plan`: optimizer.plan without a server, and what its bytes take on networks of some speeds. */
+/** `stepd plan`: optimizer.plan without a server, with the transfer times on networks of several speeds. */
 import { readConfig } from "../config.ts";
 import type { PlanParams, PlanResult } from "../generated/wire.gen.ts";
 import { defineCommand, UsageError, wholeNumber } from "./_command.ts";
-import { literal, renamed, TensorFile } from "./_file.ts";
+import { escapeReplacement, TensorFile, withOptionName } from "./_file.ts";
 import { optimizerFields, optimizerOf, optimizerOptions } from "./_optimizer.ts";
 import { bytesText, counted, countText, secondsText, table } from "./terminal.ts";
 
@@ -44,8 +44,8 @@ export const plan = defineCommand({
     try {
       result = await offline.call<PlanResult>("optimizer.plan", params, lease);
     } catch (error) {
-      throw renamed(error, [
-        [/^\/tensors\//, path === undefined ? "--tensor " : `${literal(path)}: `],
+      throw withOptionName(error, [
+        [/^\/tensors\//, path === undefined ? "--tensor " : `${escapeReplacement(path)}: `],
         [/^\/grad_dtype/, "--grad-dtype"],
         [/^\/master_weights/, "--master-weights"],
         ...optimizerFields,
@@ -95,7 +95,7 @@ const tensorsIn = (path: string): Shapes => {
   return Object.fromEntries(tensors.map(({ name, shape, dtype }) => [name, { shape, dtype: dtype as NonNullable<Shapes[string]["dtype"]> }]));
 };
 
-/** A parameter of an option's text; without a name it is called by its place. */
+/** Parses --tensor. A parameter without a name gets one from its position. */
 const readTensor = (text: string, index: number): readonly [string, Shapes[string]] => {
   const equals = text.lastIndexOf("=");
   const [sizes = "", dtype, more] = text.slice(equals + 1).split(":");

@@ -26,7 +26,7 @@ export const serve = (env: Readonly<Record<string, string | undefined>>): Comman
 
     async run(values) {
       const given = Object.entries(values).flatMap(([option, value]) => (value === undefined ? [] : [[option, variables.get(option) ?? "", value] as const]));
-      /** A message with the names that the caller used. */
+      /** Replaces variable names in a message by the options that the caller used. */
       const inOptions = (message: string): string =>
         given.reduce((text, [option, variable]) => text.replaceAll(new RegExp(`\\b${variable}\\b`, "g"), `--${option}`), message);
       let config: Config;
@@ -35,7 +35,7 @@ export const serve = (env: Readonly<Record<string, string | undefined>>): Comman
       } catch (error) {
         throw error instanceof ConfigError ? new UsageError(inOptions(error.message)) : error;
       }
-      // Loaded once the settings are right: it takes longer than to say that they are not.
+      // Imported only with valid settings, so that an error message appears without the import's delay.
       const { serve } = await import("../serve.ts");
       try {
         await serve(config, misleadingIn(env, config));

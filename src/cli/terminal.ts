@@ -1,15 +1,15 @@
-/** What a person at a terminal sees: tables, progress, numbers with units. Colours and bars only where there is a terminal. */
+/** Terminal output: tables, progress bars, numbers with units. Colours and bars appear only on a terminal. */
 import { styleText } from "node:util";
 import { Presets, SingleBar } from "cli-progress";
 
-/** Bold on a terminal; NO_COLOR and pipes get the text as it is. */
+/** Bold text on a terminal, plain text with NO_COLOR or in a pipe. */
 export const heading = (text: string): string => styleText("bold", text, { stream: process.stdout });
 
-/** Text from a file or a server, with what would steer the terminal made visible. */
+/** Escapes control characters in text from a file or a server. */
 export const printable = (text: string): string =>
   text.replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
-/** A table of text: first column to the left, the others to the right. */
+/** Formats a table. The first `leftColumns` columns are left-aligned, the others right-aligned. */
 export const table = (head: readonly string[], given: readonly (readonly string[])[], leftColumns = 1): string => {
   const rows = given.map((row) => row.map(printable));
   const widths = head.map((cell, column) => Math.max(cell.length, ...rows.map((row) => (row[column] ?? "").length)));
@@ -21,7 +21,7 @@ export const table = (head: readonly string[], given: readonly (readonly string[
   return [line(head), widths.map((width) => "-".repeat(width)).join("  "), ...rows.map(line)].join("\n");
 };
 
-/** A bar on a terminal, nothing elsewhere. */
+/** A progress bar on a terminal; does nothing elsewhere. */
 export class Progress implements Disposable {
   #bar: SingleBar | undefined;
 
@@ -44,7 +44,7 @@ export class Progress implements Disposable {
 
 const SIZES = ["B", "kB", "MB", "GB", "TB", "PB"];
 
-/** Bytes with a decimal unit, as networks count. */
+/** Bytes with a decimal unit, for instance "1.50 MB". */
 export const bytesText = (bytes: number): string => {
   const unit = Math.min(Math.floor(Math.log10(Math.max(bytes, 1)) / 3), SIZES.length - 1);
   const scaled = bytes / 1000 ** unit;
@@ -56,7 +56,7 @@ export const countText = (count: number): string => count.toLocaleString("en-US"
 /** "1 tensor", "2 tensors". */
 export const counted = (count: number, noun: string): string => `${countText(count)} ${noun}${count === 1 ? "" : "s"}`;
 
-/** Three digits, and not more zeros than a reader can count. */
+/** A number rounded to six significant digits. */
 export const numberText = (value: number): string => (value === 0 || !Number.isFinite(value) ? String(value) : String(Number(value.toPrecision(6))));
 
 export const secondsText = (seconds: number): string => {

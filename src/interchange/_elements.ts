@@ -1,4 +1,4 @@
-/** Loops over the elements of slots in the arena that no kernel has: rare, so in JavaScript, a slice at a time. */
+/** Element loops that are too rare for a kernel: plain JavaScript over slots in the arena, a slice at a time. */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, readElement } from "../codec/dtype.ts";
 import type { Turns } from "../codec/turns.ts";
@@ -19,8 +19,8 @@ function* inSlices(elements: number, run: (from: number, to: number) => void): T
 }
 
 /**
- * Multiplies or divides all elements of an F32 or F64 tensor in place, in float64, rounded once. Returns how many the opposite
- * would not give back.
+ * Multiplies or divides all elements of an F32 or F64 tensor in place, in float64, rounded once. Returns the number of elements
+ * that the inverse operation does not restore exactly.
  */
 export function* rescale(lease: Lease, { address, elements, bytes, dtype }: Tensor, factor: number, isDivision: boolean): Turns<number> {
   const view = new DataView(lease.bytes.buffer, lease.bytes.byteOffset + address, bytes);
@@ -32,8 +32,8 @@ export function* rescale(lease: Lease, { address, elements, bytes, dtype }: Tens
   return changed;
 }
 
-/** One NaN is as good as another. */
-const isChanged = (before: number, back: number): boolean => back !== before && !Number.isNaN(before);
+/** True if a value is not restored. NaN counts as restored. */
+const isChanged = (before: number, restored: number): boolean => restored !== before && !Number.isNaN(before);
 
 const rescaleF32 = (view: DataView, from: number, to: number, factor: number, isDivision: boolean): number => {
   let changed = 0;
@@ -57,7 +57,7 @@ const rescaleF64 = (view: DataView, from: number, to: number, factor: number, is
   return changed;
 };
 
-/** A BF16 or F16 tensor as F32 in memory of its own, which holds every value of either. */
+/** Copies a BF16 or F16 tensor to new memory as F32, exactly. */
 export function* widen(lease: Lease, tensor: Tensor): Turns<Tensor> {
   const bytes = tensor.elements * F32_BYTES;
   const address = lease.alloc(bytes);

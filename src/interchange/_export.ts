@@ -1,4 +1,4 @@
-/** A state as a file of torch, qhoptim or optax: its slots are brought to their meaning there in place and go out from where they are. */
+/** Exports a state to a file of torch, qhoptim or optax. Slots are converted in place and sent from where they lie in the arena. */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { compareCanonical, writeHeaderInTurns } from "../codec/safetensors.ts";
@@ -7,11 +7,11 @@ import { type Entry, type ParameterState, STEP, type State, writeEntries } from 
 import { StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale } from "./_elements.ts";
-import { betasOf, COUNT, type Convention, type Foreign, type Holding, holdingOf, keyWriter, named, WEIGHTS } from "./_formats.ts";
+import { betasOf, COUNT, type Convention, type Foreign, firstNames, keyWriter, type StorageLayout, storageLayoutOf, WEIGHTS } from "./_formats.ts";
 import { weightAt } from "./_weights.ts";
 
-/** float32 holds every whole number up to this one. */
-const FLOAT32_COUNTS = 2 ** 24;
+/** float32 represents every integer up to this one. */
+const MAX_FLOAT32_COUNT = 2 ** 24;
 
 const INT32_MAX = 2 ** 31 - 1;
 
@@ -20,7 +20,7 @@ export interface Exported {
   readonly lost: readonly string[];
 }
 
-/** What is lost, by sentence: the parameters that it is said of. */
+/** Collects the losses of a conversion: each sentence with the parameters that it concerns. */
 class Losses {
   readonly #bySentence = new Map<string, string[]>();
 
@@ -31,47 +31,47 @@ class Losses {
   }
 
   get sentences(): readonly string[] {
-    return [...this.#bySentence].map(([sentence, parameters]) => `${sentence}: ${named(parameters)}`);
+    return [...this.#bySentence].map(([sentence, parameters]) => `${sentence}: ${firstNames(parameters)}`);
   }
 }
 
 /** Writes a state in a foreign format. Throws STATE_MISMATCH, INVALID_PARAMS. */
 export function* exportState(state: State, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Turns<Exported> {
   const format = convention.format as Foreign;
-  const holding = holdingOf(format, optimizer, "/to");
-  const betas = holding.isCorrected ? betasOf(convention, "/to") : undefined;
+  const layout = storageLayoutOf(format, optimizer, "/to");
+  const betas = layout.isCorrected ? betasOf(convention, "/to") : undefined;
   const keyOf = keyWriter(convention);
   const losses = new Losses();
   const entries: Entry[] = [];
-  let told = 0;
+  let done = 0;
   for (const [name, parameter] of state.parameters) {
-    if (++told % TURN_ITEMS === 0) yield;
+    if (++done % TURN_ITEMS === 0) yield;
     const before = entries.length;
     for (const [slot, { dtype, shape, address }] of parameter.slots) {
-      const foreign = holding.slots.get(slot);
+      const foreign = layout.slots.get(slot);
       if (foreign === undefined) losses.add(`${format} has nothing that corresponds to ${slot}`, name);
-      else if (isUnborn(optimizer, holding, parameter, slot)) losses.add(`${format} has no ${slot} before the first step of ${optimizer.name}`, name);
+      else if (isNotCreatedYet(optimizer, layout, parameter, slot)) losses.add(`${format} has no ${slot} before the first step of ${optimizer.name}`, name);
       else entries.push({ name: keyOf(name, foreign), dtype, shape, content: address });
     }
-    entries.push(...scalarsOf(name, parameter, { format, optimizer, holding, betas, keyOf, losses }));
+    entries.push(...scalarsOf(name, parameter, { format, optimizer, layout, betas, keyOf, losses }));
     if (entries.length === before) losses.add(`${format} has no entry for a parameter that has no slots there`, name);
   }
-  if (holding.isCountShared && state.parameters.size > 0) entries.push(countOf(state.parameters, losses));
+  if (layout.isCountShared && state.parameters.size > 0) entries.push(countOf(state.parameters, losses));
   yield;
-  const rounded = yield* reshape(state.parameters, holding, betas, lease);
+  const rounded = yield* convertSlots(state.parameters, layout, betas, lease);
   const ordered = yield* sorted(entries, compareCanonical);
   const header = yield* writeHeaderInTurns({ format, optimizer: optimizer.name }, ordered);
   return { state: yield* writeEntries(header, ordered, lease), lost: [...losses.sentences, ...rounded] };
 }
 
-/** torch makes the buffers of sgd and lars at the first step; zeros before it would be taken for a step's. */
-const isUnborn = ({ lateSlots }: OptimizerDefinition, { scalars, isCountShared }: Holding, { step }: ParameterState, slot: string): boolean =>
+/** torch creates the buffers of sgd and lars at the first step. Exported zeros would look like the result of a step. */
+const isNotCreatedYet = ({ lateSlots }: OptimizerDefinition, { scalars, isCountShared }: StorageLayout, { step }: ParameterState, slot: string): boolean =>
   step === 0 && lateSlots.includes(slot) && !isCountShared && !(STEP in scalars);
 
 interface Target {
   readonly format: Foreign;
   readonly optimizer: OptimizerDefinition;
-  readonly holding: Holding;
+  readonly layout: StorageLayout;
   readonly betas: readonly [number, number] | undefined;
   keyOf(parameter: string, slot: string): string;
   readonly losses: Losses;
@@ -89,18 +89,18 @@ const f64 = (name: string, value: number): Entry => {
   return { name, dtype: "F64", shape: [], content };
 };
 
-/** A parameter's step, weights and scalar slots, as far as the format has them. */
-const scalarsOf = (name: string, { step, scalars }: ParameterState, { format, optimizer, holding, betas, keyOf, losses }: Target): readonly Entry[] => {
+/** The scalar entries of a parameter that the format has: step, weights and scalar slots. */
+const scalarsOf = (name: string, { step, scalars }: ParameterState, { format, optimizer, layout, betas, keyOf, losses }: Target): readonly Entry[] => {
   const entries: Entry[] = [];
-  if (STEP in holding.scalars) {
-    if (step > FLOAT32_COUNTS)
-      losses.add(`${format} counts steps in float32, where ${step} is ${Math.fround(step)} and nothing counts on beyond ${FLOAT32_COUNTS}`, name);
+  if (STEP in layout.scalars) {
+    if (step > MAX_FLOAT32_COUNT)
+      losses.add(`${format} counts steps in float32, where ${step} is ${Math.fround(step)} and nothing counts on beyond ${MAX_FLOAT32_COUNT}`, name);
     entries.push(f32(keyOf(name, STEP), step));
-  } else if (!holding.isCountShared && !betas) losses.add(`${format} keeps no step of ${optimizer.name}; the way back needs from.step ${step}`, name);
+  } else if (!layout.isCountShared && !betas) losses.add(`${format} keeps no step of ${optimizer.name}; the way back needs from.step ${step}`, name);
   if (betas) entries.push(...WEIGHTS.map((key, index) => f64(keyOf(name, key), weightAt(betas[index] as number, step))));
   for (const slot of Object.keys(optimizer.scalarSlots ?? {})) {
     const value = scalars[slot];
-    if (!(slot in holding.scalars)) {
+    if (!(slot in layout.scalars)) {
       if (value !== undefined) losses.add(`${format} has nothing that corresponds to ${slot}`, name);
     } else if (value === undefined) losses.add(`${format} needs ${slot}, which the state has only after a step of ${optimizer.name}`, name);
     else {
@@ -111,7 +111,7 @@ const scalarsOf = (name: string, { step, scalars }: ParameterState, { format, op
   return entries;
 };
 
-/** optax's one count. A parameter before its first step goes in as one whose gradients were all zero. */
+/** optax's single step count. A parameter before its first step takes the others' count, as if its gradients had been zero. */
 const countOf = (parameters: ReadonlyMap<string, ParameterState>, losses: Losses): Entry => {
   const taken = [...parameters].filter(([, { step }]) => step > 0);
   const [first] = taken;
@@ -122,7 +122,7 @@ const countOf = (parameters: ReadonlyMap<string, ParameterState>, losses: Losses
       "STATE_MISMATCH",
       "/state",
       "the same step for all parameters, because optax has one count",
-      `${first[1].step} for ${named([first[0]])} and ${other[1].step} for ${named([other[0]])}`,
+      `${first[1].step} for ${firstNames([first[0]])} and ${other[1].step} for ${firstNames([other[0]])}`,
       [first[0], other[0]],
     );
   }
@@ -134,10 +134,10 @@ const countOf = (parameters: ReadonlyMap<string, ParameterState>, losses: Losses
   return { name: COUNT, dtype: "I32", shape: [], content };
 };
 
-/** Brings the slots to their meaning in the format, in place. Returns what that loses. */
-function* reshape(
+/** Converts the slots' values to the format's convention, in place. Returns the losses as sentences. */
+function* convertSlots(
   parameters: ReadonlyMap<string, ParameterState>,
-  { isNegated, slots: held }: Holding,
+  { isNegated, slots: held }: StorageLayout,
   betas: readonly [number, number] | undefined,
   lease: Lease,
 ): Turns<readonly string[]> {

@@ -1,37 +1,37 @@
-/** The formats that states come and go in beside stepd's own: their keys, the names of their slots, and what they count steps in. */
+/** The foreign state formats: their keys, slot names, and step counts. */
 import { describe, StepdError } from "../errors/errors.ts";
 import type { Convention } from "../generated/wire.gen.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
 
 export type { Convention } from "../generated/wire.gen.ts";
 
-/** The format of a file that is not a state of stepd. */
+/** A format other than stepd's own. */
 export type Foreign = Exclude<Convention["format"], "stepd">;
 
-/** How many tensors a sentence names. */
+/** The most tensors that a sentence names. */
 const NAMED_TENSORS = 8;
 
-/** The weights by which qhoptim corrects exp_avg and exp_avg_sq. */
+/** qhoptim's bias-correction weights of exp_avg and exp_avg_sq. */
 export const WEIGHTS = ["beta1_weight", "beta2_weight"] as const;
 
-/** What a format holds of an optimizer. */
-export interface Holding {
-  /** Its name of each slot. A slot that is not here it does not hold. */
+/** How a format stores the state of an optimizer. */
+export interface StorageLayout {
+  /** The format's slot names, by stepd's. Slots that are not listed are not stored. */
   readonly slots: ReadonlyMap<string, string>;
-  /** Scalars of each parameter, with the dtypes that they are read in; written in the first. */
+  /** The scalars of each parameter, with the accepted dtypes. Written in the first dtype. */
   readonly scalars: Readonly<Record<string, readonly string[]>>;
-  /** Whether all of the file's parameters share one step. */
+  /** True if all parameters of a file share one step count. */
   readonly isCountShared: boolean;
-  /** Whether exp_avg and exp_avg_sq are divided by 1 - beta^t. */
+  /** True if exp_avg and exp_avg_sq are stored divided by 1 - beta^t. */
   readonly isCorrected: boolean;
-  /** Whether momentum_buffer has the other sign. */
+  /** True if momentum_buffer is stored with the opposite sign. */
   readonly isNegated: boolean;
 }
 
-const same = (slots: readonly string[]): Holding["slots"] => new Map(slots.map((slot) => [slot, slot]));
+const same = (slots: readonly string[]): StorageLayout["slots"] => new Map(slots.map((slot) => [slot, slot]));
 
-/** What a format holds of an optimizer; undefined where it has nothing that corresponds. */
-const holdings: Readonly<Record<Foreign, (optimizer: OptimizerDefinition) => Partial<Holding> | undefined>> = {
+/** The layout of an optimizer's state in a format. Undefined if the format has no corresponding optimizer. */
+const layouts: Readonly<Record<Foreign, (optimizer: OptimizerDefinition) => Partial<StorageLayout> | undefined>> = {
   torch: ({ isStepless, allSlots, scalarSlots = {} }) => ({
     slots: same(allSlots),
     scalars: {
@@ -46,7 +46,7 @@ const holdings: Readonly<Record<Foreign, (optimizer: OptimizerDefinition) => Par
   },
   optax: ({ family }) => {
     const shared = { isCountShared: true };
-    // Not max_exp_avg_sq: optax takes the maximum of the corrected moment.
+    // Without max_exp_avg_sq, because optax's is the maximum of the corrected moment.
     if (family === "adam") return { ...shared, slots: new Map(Object.entries({ exp_avg: "mu", exp_avg_sq: "nu" })) };
     if (family === "lion") return { ...shared, slots: new Map([["exp_avg", "mu"]]) };
     if (family === "sgd" || family === "lars") return { ...shared, slots: new Map([["momentum_buffer", "trace"]]), isNegated: family === "lars" };
@@ -54,24 +54,24 @@ const holdings: Readonly<Record<Foreign, (optimizer: OptimizerDefinition) => Par
   },
 };
 
-/** Throws where the format has nothing that corresponds to the optimizer; `field` is its convention. */
-export const holdingOf = (format: Foreign, optimizer: OptimizerDefinition, field: string): Holding => {
-  const holding = holdings[format](optimizer);
-  if (holding) return { slots: new Map(), scalars: {}, isCountShared: false, isCorrected: false, isNegated: false, ...holding };
-  const names = [...registry.values()].filter((other) => holdings[format](other)).map(({ name }) => name);
+/** The layout of an optimizer's state in a format. Throws STATE_MISMATCH if there is none; `field` is the convention's field. */
+export const storageLayoutOf = (format: Foreign, optimizer: OptimizerDefinition, field: string): StorageLayout => {
+  const layout = layouts[format](optimizer);
+  if (layout) return { slots: new Map(), scalars: {}, isCountShared: false, isCorrected: false, isNegated: false, ...layout };
+  const names = [...registry.values()].filter((other) => layouts[format](other)).map(({ name }) => name);
   throw StepdError.mismatch("STATE_MISMATCH", `${field}/format`, `another format than ${format}, which holds states of ${names.join(", ")}`, optimizer.name);
 };
 
-/** The scalar that all parameters of an optax file share. */
+/** The key of the step count that all parameters of an optax file share. */
 export const COUNT = "count";
 
-/** Fields of a convention by format, where the file is read and where it is written. */
+/** The convention fields that each format uses, for reading and for writing. */
 const FIELDS: Readonly<Record<"from" | "to", Readonly<Record<Convention["format"], readonly string[]>>>> = {
   from: { stepd: [], torch: ["optimizer", "names", "step"], qhoptim: ["optimizer", "names", "betas", "step"], optax: ["optimizer", "step"] },
   to: { stepd: [], torch: ["names"], qhoptim: ["names", "betas"], optax: [] },
 };
 
-/** Throws INVALID_PARAMS for a field that its format has no use for, and for a name that stands twice. */
+/** Throws INVALID_PARAMS for a field that the format does not use, and for a duplicate name. */
 export const requireUsable = (convention: Convention, side: "from" | "to"): void => {
   const { format, names = [] } = convention;
   const unused = Object.keys(convention).find((key) => key !== "format" && !FIELDS[side][format].includes(key));
@@ -93,7 +93,7 @@ export const requireUsable = (convention: Convention, side: "from" | "to"): void
   }
 };
 
-/** Betas that a format needs. Throws INVALID_PARAMS. */
+/** The betas of a convention that needs them. Throws INVALID_PARAMS if they are missing. */
 export const betasOf = ({ betas }: Convention, field: string): readonly [number, number] => {
   if (betas) return betas as [number, number];
   throw StepdError.mismatch("INVALID_PARAMS", `${field}/betas`, "the betas of the run, because qhoptim keeps bias-corrected moments", "none");
@@ -101,13 +101,13 @@ export const betasOf = ({ betas }: Convention, field: string): readonly [number,
 
 interface Key {
   readonly parameter: string;
-  /** In the name that the format has for it. */
+  /** The format's name of the slot. */
   readonly slot: string;
 }
 
 const PREFIX = "state.";
 
-/** Reads a key. Undefined where it has not the form that `keyForm` says. */
+/** Parses a key. Undefined if it does not have the form that `keyForm` describes. */
 export const readKey = (key: string, { format, names }: Convention): Key | undefined => {
   if (format === "optax") {
     const slash = key.indexOf("/");
@@ -127,7 +127,7 @@ export const readKey = (key: string, { format, names }: Convention): Key | undef
 export const keyForm = ({ format, names }: Convention): string =>
   format === "optax" ? `<slot>/<parameter>, or ${COUNT},` : `state.<${names ? "index" : "parameter"}>.<slot>`;
 
-/** What writes the keys of a format. Throws where a parameter has no index. */
+/** Returns a function that builds a format's keys. It throws for a parameter without an index. */
 export const keyWriter = ({ format, names }: Convention): ((parameter: string, slot: string) => string) => {
   if (format === "optax") return (parameter, slot) => `${slot}/${parameter}`;
   const indexes = names && new Map(names.map((name, index) => [name, index]));
@@ -139,8 +139,8 @@ export const keyWriter = ({ format, names }: Convention): ((parameter: string, s
   };
 };
 
-/** The first of some parameters, for a sentence. */
-export const named = (parameters: readonly string[]): string => {
+/** The first few parameter names as a phrase. */
+export const firstNames = (parameters: readonly string[]): string => {
   const rest = parameters.length - NAMED_TENSORS;
   return parameters.slice(0, NAMED_TENSORS).map(describe).join(", ") + (rest > 0 ? ` and ${rest} more` : "");
 };

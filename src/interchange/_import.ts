@@ -1,4 +1,4 @@
-/** A file of torch, qhoptim or optax as a state: its slots are used where they are in the arena, and brought to stepd's meaning in place. */
+/** Imports a file of torch, qhoptim or optax as a state. Slots stay in place in the arena and are converted there. */
 import type { Lease } from "../arena/arena.ts";
 import { COMPUTED } from "../codec/dtype.ts";
 import { readSafetensorsInTurns, type TensorInfo } from "../codec/safetensors.ts";
@@ -8,14 +8,14 @@ import type { Tensor } from "../engine/tensors.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale, widen } from "./_elements.ts";
-import { betasOf, COUNT, type Convention, type Foreign, type Holding, holdingOf, keyForm, named, readKey, WEIGHTS } from "./_formats.ts";
+import { betasOf, COUNT, type Convention, type Foreign, firstNames, keyForm, readKey, type StorageLayout, storageLayoutOf, WEIGHTS } from "./_formats.ts";
 import { isWeightOf, stepsOf, weightAt } from "./_weights.ts";
 
 const FIELD = "/state";
 
 const corrupt = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_CORRUPT", FIELD, expected, found);
 
-/** What a file says of one parameter, before its steps are known. */
+/** The entries of one parameter in a file, before its step count is known. */
 interface Draft {
   readonly slots: Map<string, Tensor>;
   readonly scalars: Map<string, number>;
@@ -34,9 +34,9 @@ export interface Imported {
 
 /** Reads a file of a foreign format. Throws STATE_CORRUPT, STATE_MISMATCH, UNSUPPORTED_DTYPE, INVALID_PARAMS. */
 export function* importState(file: Buffer, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Turns<Imported> {
-  const holding = holdingOf(convention.format as Foreign, optimizer, "/from");
-  const betas = holding.isCorrected ? betasOf(convention, "/from") : undefined;
-  const { drafts, count } = yield* readFile(file, convention, holding);
+  const layout = storageLayoutOf(convention.format as Foreign, optimizer, "/from");
+  const betas = layout.isCorrected ? betasOf(convention, "/from") : undefined;
+  const { drafts, count } = yield* readFile(file, convention, layout);
   const state = emptyState(optimizer);
   for (const [name, { slots, scalars }] of drafts) {
     const step = betas ? stepOfWeights(name, scalars, betas, convention.step) : (scalars.get(STEP) ?? count ?? convention.step);
@@ -49,16 +49,16 @@ export function* importState(file: Buffer, convention: Convention, optimizer: Op
   for (const { slots } of state.parameters.values()) {
     for (const [slot, tensor] of slots) if (tensor.dtype !== "F32" && tensor.dtype !== "F64") slots.set(slot, yield* widen(lease, tensor));
     const buffer = slots.get("momentum_buffer");
-    if (holding.isNegated && buffer) yield* rescale(lease, buffer, -1, false);
+    if (layout.isNegated && buffer) yield* rescale(lease, buffer, -1, false);
     if (++read % TURN_ITEMS === 0) yield;
   }
   return { state, lost: betas ? yield* uncorrect(state.parameters, drafts, betas, lease) : [] };
 }
 
 const missingStep = (expected: string, name: string): StepdError =>
-  StepdError.mismatch("INVALID_PARAMS", "/from/step", expected, `none for ${named([name])}`, [name]);
+  StepdError.mismatch("INVALID_PARAMS", "/from/step", expected, `none for ${firstNames([name])}`, [name]);
 
-function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCountShared }: Holding): Turns<Read> {
+function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCountShared }: StorageLayout): Turns<Read> {
   const drafts = new Map<string, Draft>();
   const slotOf = new Map([...slots].map(([own, foreign]) => [foreign, own]));
   const known = [...slotOf.keys(), ...Object.keys(scalars)];
@@ -71,7 +71,7 @@ function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCou
       continue;
     }
     const key = readKey(info.name, convention);
-    // torch's step is read also where it keeps none.
+    // A torch file's step is read even for optimizers that store none in torch.
     const dtypes =
       key && (key.slot === STEP && convention.format === "torch" ? ["F32", "F64", "I64"] : Object.hasOwn(scalars, key.slot) ? scalars[key.slot] : undefined);
     const slot = key && slotOf.get(key.slot);
@@ -79,19 +79,19 @@ function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCou
     const draft = drafts.get(key.parameter) ?? { slots: new Map(), scalars: new Map() };
     drafts.set(key.parameter, draft);
     if (dtypes) draft.scalars.set(key.slot, readScalar(file, info, dtypes, key.slot === STEP));
-    else if (slot !== undefined) draft.slots.set(slot, locate(file, info, key.parameter));
+    else if (slot !== undefined) draft.slots.set(slot, slotTensor(file, info, key.parameter));
   }
   return { drafts, count };
 }
 
-const locate = (file: Buffer, { offset, ...info }: TensorInfo, name: string): Tensor => {
+const slotTensor = (file: Buffer, { offset, ...info }: TensorInfo, name: string): Tensor => {
   if (!(COMPUTED as readonly string[]).includes(info.dtype)) {
     throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${FIELD}/${pointerEscape(info.name)}`, `dtype ${COMPUTED.join(", ")}`, info.dtype, [info.name]);
   }
   return { ...info, name, address: file.byteOffset + offset };
 };
 
-/** A number of the file. A count must be whole. */
+/** Reads a scalar of the file. A count must be a whole number. */
 const readScalar = (file: Buffer, { name, dtype, shape, offset }: TensorInfo, dtypes: readonly string[], isCount: boolean): number => {
   if (!dtypes.includes(dtype) || shape.length > 0) throw corrupt(`${name} to be a scalar in ${dtypes.join(" or ")}`, `${dtype} [${shape}]`);
   const value = {
@@ -107,26 +107,26 @@ const readScalar = (file: Buffer, { name, dtype, shape, offset }: TensorInfo, dt
 const weightsOf = (name: string, scalars: Draft["scalars"]): readonly [number, number] => {
   const [first, second] = WEIGHTS.map((key) => {
     const weight = scalars.get(key);
-    if (weight === undefined) throw corrupt(`${key} beside the moments of ${named([name])}`, "none");
-    if (!(weight === 0 || (weight >= 1 && Number.isFinite(weight)))) throw corrupt(`${key} of ${named([name])} to be 0 or at least 1`, String(weight));
+    if (weight === undefined) throw corrupt(`${key} beside the moments of ${firstNames([name])}`, "none");
+    if (!(weight === 0 || (weight >= 1 && Number.isFinite(weight)))) throw corrupt(`${key} of ${firstNames([name])} to be 0 or at least 1`, String(weight));
     return weight;
   }) as [number, number];
   return [first, second];
 };
 
-/** The steps that a parameter's weights stand for, or where they have stopped growing the given ones. */
+/** The step count that a parameter's weights imply. If they have stopped growing, the given step count. */
 const stepOfWeights = (name: string, scalars: Draft["scalars"], betas: readonly [number, number], given: number | undefined): number => {
   const weights = weightsOf(name, scalars);
-  const told = stepsOf(weights, betas);
-  const steps = told ?? given;
+  const implied = stepsOf(weights, betas);
+  const steps = implied ?? given;
   if (steps === undefined) throw missingStep("the count of steps, because the weights have stopped growing and no longer tell it", name);
   weights.forEach((weight, index) => {
     const beta = betas[index] as number;
     if (isWeightOf(weight, beta, steps)) return;
     throw StepdError.mismatch(
       "STATE_MISMATCH",
-      told === undefined ? "/from/step" : "/from/betas",
-      `${WEIGHTS[index]} of ${named([name])} to be ${weightAt(beta, steps)}, as after ${steps} steps with beta ${beta}`,
+      implied === undefined ? "/from/step" : "/from/betas",
+      `${WEIGHTS[index]} of ${firstNames([name])} to be ${weightAt(beta, steps)}, as after ${steps} steps with beta ${beta}`,
       String(weight),
       [name],
     );
@@ -134,7 +134,7 @@ const stepOfWeights = (name: string, scalars: Draft["scalars"], betas: readonly 
   return steps;
 };
 
-/** Makes corrected moments raw, in place. Returns what that loses. */
+/** Undoes the bias correction of the moments, in place. Returns the losses as sentences. */
 function* uncorrect(
   parameters: ReadonlyMap<string, ParameterState>,
   drafts: Read["drafts"],
@@ -159,7 +159,7 @@ function* uncorrect(
   return [
     ...(changed > 0 ? [`stepd keeps raw moments: ${changed} of ${elements} values are rounded so that the way back gives another last bit`] : []),
     ...(reweighed.length > 0
-      ? [`stepd keeps steps in place of the weights, which the way back computes anew, with other last bits for ${named(reweighed)}`]
+      ? [`stepd keeps steps in place of the weights, which the way back computes anew, with other last bits for ${firstNames(reweighed)}`]
       : []),
   ];
 }

@@ -1,6 +1,6 @@
 /**
- * A state from one convention to another: read into stepd's meaning, renamed within its family, slots added, written in the
- * target's meaning. Slots stay where they are in the arena from the request to the reply.
+ * Converts a state between conventions: imports it, changes its optimizer within the family, adds slots, and exports it. Slots
+ * stay in place in the arena from the request to the reply.
  */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
@@ -10,7 +10,7 @@ import { loadBlob } from "../engine/tensors.ts";
 import { describe, StepdError } from "../errors/errors.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
 import { exportState } from "./_export.ts";
-import { type Convention, named, requireUsable } from "./_formats.ts";
+import { type Convention, firstNames, requireUsable } from "./_formats.ts";
 import { importState } from "./_import.ts";
 
 export interface ConvertInput {
@@ -23,24 +23,24 @@ export interface ConvertInput {
 
 export interface Converted {
   readonly state: Parts;
-  /** Sentences of what the new state does not hold of the old. */
+  /** Sentences that name what the conversion loses. */
   readonly lost: readonly string[];
 }
 
-/** Converts a state. The caller's bytes are overwritten in the lease. */
+/** Converts a state. Overwrites the caller's bytes in the lease. */
 export function* convertState({ state: blob, from, to, optimizer: name, fill }: ConvertInput, lease: Lease): Turns<Converted> {
   requireUsable(from, "from");
   requireUsable(to, "to");
-  const wanted = name === undefined ? undefined : find(name, "/optimizer");
-  const source = from.format === "stepd" ? undefined : sourceOf(from, wanted);
+  const target = name === undefined ? undefined : find(name, "/optimizer");
+  const source = from.format === "stepd" ? undefined : sourceOf(from, target);
   const file = yield* loadBlob(blob, "/state", "STATE_CORRUPT", lease);
   const { state, lost } = source ? yield* importState(file, from, source, lease) : { state: yield* readState(file), lost: [] };
-  const optimizer = wanted ?? state.optimizer;
+  const optimizer = target ?? state.optimizer;
   requireFamily(state, optimizer);
-  const left = yield* leaveOut(state, optimizer);
+  const dropped = yield* dropSlots(state, optimizer);
   yield* fillSlots(state, optimizer, fill, lease);
   const exported = to.format === "stepd" ? { state: yield* writeState(state, optimizer, lease), lost: [] } : yield* exportState(state, to, optimizer, lease);
-  return { state: exported.state, lost: [...lost, ...left, ...exported.lost] };
+  return { state: exported.state, lost: [...lost, ...dropped, ...exported.lost] };
 }
 
 const find = (name: string, field: string): OptimizerDefinition => {
@@ -49,8 +49,8 @@ const find = (name: string, field: string): OptimizerDefinition => {
   return found;
 };
 
-const sourceOf = ({ optimizer, format }: Convention, wanted: OptimizerDefinition | undefined): OptimizerDefinition => {
-  const source = optimizer === undefined ? wanted : find(optimizer, "/from/optimizer");
+const sourceOf = ({ optimizer, format }: Convention, target: OptimizerDefinition | undefined): OptimizerDefinition => {
+  const source = optimizer === undefined ? target : find(optimizer, "/from/optimizer");
   if (!source) throw StepdError.mismatch("INVALID_PARAMS", "/from/optimizer", `the optimizer of the state, because files of ${format} do not say it`, "none");
   return source;
 };
@@ -61,28 +61,28 @@ const requireFamily = ({ optimizer: source, revision }: State, optimizer: Optimi
     const family = [...registry.values()].filter(({ family }) => family === source.family).map(({ name }) => name);
     throw mismatch("/optimizer", `${family.join(", ")}, the family ${source.family} of the state of ${source.name}`, optimizer.name);
   }
-  // Its new file would bear a revision of this server, which it does not have.
+  // The new file would carry this server's older revision number, which is wrong for its contents.
   if (revision > source.revision) throw mismatch("/state", `a state of ${source.name} revision ${source.revision} or older`, `revision ${revision}`);
 };
 
-/** Takes away what the new optimizer has no place for. Returns what that loses. */
-function* leaveOut({ parameters }: State, { name, allSlots, scalarSlots = {} }: OptimizerDefinition): Turns<readonly string[]> {
+/** Removes the slots that the new optimizer does not have. Returns the losses as sentences. */
+function* dropSlots({ parameters }: State, { name, allSlots, scalarSlots = {} }: OptimizerDefinition): Turns<readonly string[]> {
   let read = 0;
   const lost = new Map<string, string[]>();
   for (const [parameter, { slots, scalars }] of parameters) {
     if (++read % TURN_ITEMS === 0) yield;
-    const left = [
+    const dropped = [
       ...[...slots.keys()].filter((slot) => !allSlots.includes(slot) && slot !== MASTER_PARAM),
       ...Object.keys(scalars).filter((slot) => !(slot in scalarSlots)),
     ];
-    for (const slot of left) {
+    for (const slot of dropped) {
       slots.delete(slot);
       const names = lost.get(slot) ?? [];
       lost.set(slot, names);
       names.push(parameter);
     }
   }
-  return [...lost].map(([slot, names]) => `${name} has no slot ${slot}: ${named(names)}`);
+  return [...lost].map(([slot, names]) => `${name} has no slot ${slot}: ${firstNames(names)}`);
 }
 
 function* fillSlots({ parameters }: State, { name, allSlots, fills = {} }: OptimizerDefinition, fill: readonly string[], lease: Lease): Turns<void> {
@@ -103,11 +103,11 @@ function* fillSlots({ parameters }: State, { name, allSlots, fills = {} }: Optim
   }
 }
 
-/** Adds a slot as a copy of `source`, or as zeros where that is null. */
+/** Adds a slot: a copy of the slot `source`, or zeros if that is null. */
 const fillSlot = (slots: ParameterState["slots"], slot: string, source: string | null, parameter: string, field: string, lease: Lease): void => {
   const like = slots.get(source ?? "") ?? (source === null ? [...slots].find(([other]) => other !== MASTER_PARAM)?.[1] : undefined);
   if (!like) {
-    const expected = `${source ?? "another slot"} of ${named([parameter])} beside it, whose shape it takes`;
+    const expected = `${source ?? "another slot"} of ${firstNames([parameter])} beside it, whose shape it takes`;
     throw StepdError.mismatch("STATE_MISMATCH", field, expected, "none", [parameter]);
   }
   const address = source === null ? lease.allocZeros(like.bytes) : lease.alloc(like.bytes);

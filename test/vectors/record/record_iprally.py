@@ -1,4 +1,4 @@
-"""Vectors of iprally/qhadamw-pytorch, a module that ./run fetches."""
+"""Records vectors of iprally/qhadamw-pytorch, a module that ./run fetches."""
 
 from qhadamw import QHAdamW
 from recording import LARGE, ODD, Case, Peer, record

@@ -1,4 +1,4 @@
-"""Vectors of optax."""
+"""Records vectors of optax."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from recording import ODD, Arrays, Case, Peer, Run, record
 
-# Not hyperparameters, or recorded under another name.
+# Arguments that are not hyperparameters, or are recorded under another name.
 _NOT_RECORDED = (
     "learning_rate",
     "mu_dtype",
@@ -18,7 +18,7 @@ _NOT_RECORDED = (
     "trust_ratio_mask",
 )
 
-# optax's names of slots, and ours.
+# optax's slot names, and stepd's.
 _SLOTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "trace"}
 
 
@@ -36,7 +36,7 @@ class OptaxRun(Run):
             for name, parameter in signature.items()
             if name not in _NOT_RECORDED
         }
-        # no_decay names the tensors that the mask leaves out; lr comes last.
+        # no_decay lists the tensors that the mask excludes; lr comes last.
         self.hyperparameters = {
             **defaults,
             **{name: value for name, value in given.items() if name != "lr"},

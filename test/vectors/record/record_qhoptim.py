@@ -1,4 +1,4 @@
-"""Vectors of qhoptim."""
+"""Records vectors of qhoptim."""
 
 from importlib.metadata import version
 
@@ -7,7 +7,7 @@ from qhoptim.pyt import QHM, QHAdam
 from recording import ODD, Case, Peer, record
 from torch_run import torch_run
 
-# The release is of this commit: its optimizers are the same text.
+# The release's optimizers have the same text as this commit.
 COMMIT = "e81dea3"
 
 

@@ -1,4 +1,4 @@
-"""Learning rates of the schedules of torch and optax, in float64."""
+"""Records learning rates of torch's and optax's schedules, in float64."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -166,7 +166,7 @@ def _torch(
         lrs.append(group["lr"])
         momentums.append(group["momentum"])
         optimizer.step()
-        # OneCycleLR has no more steps than these.
+        # OneCycleLR allows at most this many steps.
         if step < STEPS - 1:
             scheduler.step(*([metrics[step]] if metrics else []))
     return {
@@ -181,7 +181,7 @@ def _torch(
 
 
 def _goyal() -> dict[str, Any]:
-    """The paper's warm-up by torch's parts, each of which counts its own steps."""
+    """The paper's warm-up, built from torch's schedules, which count steps separately."""
     warmup = GOYAL["warmup_iters"]
     parts = [
         {

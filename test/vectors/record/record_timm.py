@@ -1,4 +1,4 @@
-"""Vectors of timm.optim."""
+"""Records vectors of timm.optim."""
 
 import timm
 import torch

@@ -1,4 +1,4 @@
-"""Vectors of torch.optim."""
+"""Records vectors of torch.optim."""
 
 import torch
 from recording import LARGE, ODD, ONE, Case, Peer, record
@@ -6,7 +6,7 @@ from torch_run import torch_run
 
 
 def _peer(optimizer: type[torch.optim.Optimizer], cases: list[Case]) -> Peer:
-    # The version without the build: any build of it runs this on the CPU.
+    # The version without its build suffix: any build computes the same on the CPU.
     version = f"{torch.__version__.partition('+')[0]}+cpu"
     source = {"package": "torch", "version": version, "class": optimizer.__name__}
     return Peer(source, torch_run(optimizer), cases)

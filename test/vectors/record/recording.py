@@ -1,7 +1,7 @@
-"""What all recorders share: the inputs of a case, the format, writing and comparing.
+"""Shared by all recorders: the inputs of a case, the format, writing and comparing.
 
-format.schema.json describes the format. Run by itself, this module checks that the
-inputs of all vectors follow from their seeds; it needs numpy alone.
+format.schema.json describes the format. As a script, this module checks that the inputs
+of all vectors follow from their seeds; this needs only numpy.
 """
 
 import base64
@@ -29,7 +29,9 @@ ONE: Shapes = {"w": (1,)}
 
 @dataclass(frozen=True)
 class Case:
-    """A run to record. `given` holds what is not a default of the peer."""
+    """A run to record. `given` holds the hyperparameters that are not the peer's
+    defaults.
+    """
 
     name: str
     seed: int
@@ -37,9 +39,9 @@ class Case:
     shapes: Shapes = field(default_factory=lambda: SMALL)
     grads: str = "normal"
     steps: int = 5
-    # The learning rate of each step, where it changes.
+    # The learning rate of each step, if it changes.
     lrs: Sequence[float] = ()
-    # Tensors with hyperparameters of their own.
+    # Groups of tensors with their own hyperparameters.
     groups: Sequence[Mapping[str, Any]] = ()
     note: str | None = None
 
@@ -58,7 +60,7 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Peer:
-    """What `<optimizer>.<peer>.json` holds. `start` begins a run of a case."""
+    """The contents of `<optimizer>.<peer>.json`. `start` begins a run of a case."""
 
     source: Mapping[str, str]
     start: Callable[[Case, Arrays], Run]
@@ -69,11 +71,11 @@ class Peer:
 
 
 def _f32(values: Any) -> np.ndarray:
-    """Rounds to float32. Arithmetic with arrays of no dimensions gives numbers."""
+    """Rounds to float32. Arithmetic on zero-dimensional arrays yields plain numbers."""
     return np.asarray(values, np.float32)
 
 
-# What standard normal draws are multiplied by, for each kind of gradients.
+# Factor on the standard normal draws, for each kind of gradient.
 _SCALES = {
     "normal": 1.0,
     "zeros": 0.0,
@@ -81,7 +83,7 @@ _SCALES = {
     "tiny": 1e-22,
     "large18": 1e18,
     "large30": 1e30,
-    # These differ in more than the scale, see below.
+    # These kinds differ in more than the factor; see below.
     "zeros_first": 1.0,
     "zero_params": 1.0,
     "sparse": 1.0,
@@ -110,8 +112,8 @@ def gradient(
 def inputs(case: Case) -> tuple[Arrays, list[Arrays]]:
     """The parameters and each step's gradients, all exact in float32.
 
-    One generator draws the tensors in their order: the parameters, then for each
-    step the gradients, also those that are left out.
+    One generator draws the tensors in order: first the parameters, then the gradients
+    of each step, including those that are left out.
     """
     draws = np.random.default_rng(case.seed)
     params = {
@@ -126,7 +128,8 @@ def inputs(case: Case) -> tuple[Arrays, list[Arrays]]:
             name: _f32(gradient(case.grads, step, draws, shape))
             for name, shape in case.shapes.items()
         }
-        # The first tensor rests in the second step, the second in the third.
+        # The first tensor has no gradient in the second step, the second none in the
+        # third.
         if case.grads == "missing" and step in (1, 2):
             del grads[list(case.shapes)[step - 1]]
         steps.append(grads)
@@ -169,7 +172,7 @@ def _snapshot(run: Run) -> dict[str, Any]:
 def _pairs(
     steps: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Each array of the float32 run, with its kind and the float64 run's."""
+    """Each array of the float32 run, with its kind and the float64 run's array."""
     for step in steps:
         f32, f64 = step["f32"], step["f64"]
         for name, raw in f32["params"].items():
@@ -181,7 +184,7 @@ def _pairs(
 
 
 def _measured(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The errors of the float32 run, and where it left the range of float32."""
+    """The errors of the float32 run, and the places where it left float32's range."""
     errors: dict[str, list[np.ndarray]] = {}
     left = set()
     for kind, found, truth in _pairs(steps):
@@ -255,7 +258,7 @@ def _recorded(file: str, peer: Peer, case: Case) -> dict[str, Any]:
 
 
 def _ulps(found: Any, expected: Any) -> float:
-    """How far apart two arrays of one dtype are at most, in ulp of the larger."""
+    """The largest difference of two arrays of one dtype, in ulp of the larger value."""
     a, b = np.asarray(found), np.asarray(expected)
     with np.errstate(all="ignore"):
         unit = np.spacing(np.maximum(np.abs(a), np.abs(b)))
@@ -269,7 +272,7 @@ def _is_array(value: Any) -> bool:
 def _differences(
     found: Any, expected: Any, path: str = ""
 ) -> Iterator[tuple[str, float | None]]:
-    """Each place where two values differ; of arrays, with how many ulp."""
+    """Each place where two values differ; for arrays, by how many ulp."""
     if found == expected and type(found) is type(expected):
         return
     if (
@@ -314,10 +317,10 @@ def _compare(path: Path, text: str) -> bool:
 
 
 def write(files: Mapping[str, Callable[[], Any]]) -> None:
-    """Writes each file by its path in test/vectors. `--check` compares it instead."""
+    """Writes each file by its path in test/vectors, or compares it with `--check`."""
     are_equal = True
     for name, make in files.items():
-        # As compact as it can be: these files are data, read by programs.
+        # Compact, because programs read these files, not people.
         text = json.dumps(make(), separators=(",", ":"))
         path = VECTORS / name
         if "--check" in sys.argv[1:]:
@@ -329,7 +332,7 @@ def write(files: Mapping[str, Callable[[], Any]]) -> None:
 
 
 def record(peers: Mapping[str, Peer]) -> None:
-    """Writes the vectors of each peer, by the name of its file without `.json`."""
+    """Writes each peer's vectors. Keys are file names without `.json`."""
     write(
         {
             f"{file}.json": lambda file=file, peer=peer: {

@@ -1,4 +1,4 @@
-"""Runs of optimizers that are built on torch.optim.Optimizer."""
+"""Runs of optimizers derived from torch.optim.Optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from recording import Arrays, Case, Run
 
-# How a run is computed, not what: these are not hyperparameters.
+# Arguments that select an implementation; they are not hyperparameters.
 _NOT_RECORDED = ("foreach", "fused", "capturable", "differentiable")
 
-# One order of summing.
+# One thread fixes the order of sums.
 torch.set_num_threads(1)
 
 
 def _array(value: Any) -> Any:
-    """A slot. Steps become integers; qhoptim's weights are Python floats."""
+    """Converts a slot. Steps become integers; qhoptim's weights are Python floats."""
     if isinstance(value, torch.Tensor):
         return value.detach().numpy().copy()
     return np.array(value, np.float64) if isinstance(value, float) else value
@@ -39,7 +39,7 @@ class TorchRun(Run):
             for group in case.groups
         ]
         self._optimizer = make(groups or list(self._params.values()), **case.given)
-        # timm's Lion alone would take the loop over lists, whose last bits differ.
+        # Only timm's Lion would loop over lists of tensors, whose last bits differ.
         for group in self._optimizer.param_groups:
             if "foreach" in group:
                 group["foreach"] = False
@@ -51,7 +51,7 @@ class TorchRun(Run):
 
     def step(self, grads: Arrays, lr: float | None) -> None:
         for name, param in self._params.items():
-            # A copy, because some peers write into the gradient.
+            # Some peers write into the gradient, so they get a copy.
             param.grad = torch.from_numpy(grads[name].copy()) if name in grads else None
         torch.set_default_dtype(self._dtype)
         if lr is not None:
@@ -63,7 +63,7 @@ class TorchRun(Run):
         return {name: _array(param) for name, param in self._params.items()}
 
     def state(self) -> dict[str, dict[str, Any]]:
-        # timm's Lamb keeps one step for each group.
+        # timm's Lamb keeps one step per group.
         steps = {
             id(param): int(group["step"])
             for group in self._optimizer.param_groups

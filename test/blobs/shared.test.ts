@@ -259,7 +259,7 @@ test("replacing a caller's folder by a symbolic link during a call opens no othe
   await using guarded = await TestService.start({ STEPD_SHARED_DIR: join(own.path, "shared"), STEPD_TOKENS_FILE: join(own.path, "tokens") });
   const alice = join(own.path, "shared/alice");
   let isOver = false;
-  const exchange = (async () => {
+  const replaceFolder = (async () => {
     while (!isOver) {
       for (const target of ["real", "../secret"]) {
         if (target === "real") mkdirSync(alice);
@@ -278,7 +278,7 @@ test("replacing a caller's folder by a symbolic link during a call opens no othe
   await Promise.all([call(), call(), call(), call()]).finally(() => {
     isOver = true;
   });
-  await exchange;
+  await replaceFolder;
 });
 
 test("a file with holes is refused as a place for results", async () => {

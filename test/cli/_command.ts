@@ -12,7 +12,7 @@ export const COMMANDS: readonly string[] = ["serve", "inspect", "convert", "plan
 export const main = join(root, "src/cli/main.ts");
 
 /** Node binaries of the system, which differ from the one installed by npm. */
-export const others = ["/usr/bin/node", "/usr/local/bin/node"].filter((path) => existsSync(path));
+export const systemNodes = ["/usr/bin/node", "/usr/local/bin/node"].filter((path) => existsSync(path));
 
 export interface Ended {
   readonly code: number | null;

@@ -87,7 +87,7 @@ for (const gap of [0, 4, 6, 8])
 type Answer = { readonly status: number; readonly headers?: http.OutgoingHttpHeaders; readonly body?: string } | "lost" | undefined;
 
 /** A proxy that answers some calls itself, or changes the replies of the server behind it. */
-const between = async (url: string, answer: (call: number) => Answer, change: (reply: Buffer, call: number) => void = () => {}) => {
+const startProxy = async (url: string, answer: (call: number) => Answer, change: (reply: Buffer, call: number) => void = () => {}) => {
   let calls = 0;
   const server = http.createServer(async (request, response) => {
     const chunks: Buffer[] = [];
@@ -137,7 +137,7 @@ test("refusals and errors are counted separately, and errors set the exit status
     [9, "lost"],
     [10, { status: 200, headers: { "Content-Type": "application/vnd.msgpack" }, body: "another reply" }],
   ]);
-  await using proxy = await between(service.url, (call) => answers.get(call));
+  await using proxy = await startProxy(service.url, (call) => answers.get(call));
   const { code, stdout, stderr } = await stepd("bench", proxy.url, "--elements", "10", "--seconds", "2", "--json");
   assert.equal(code, 1, stderr);
   const [row] = JSON.parse(stdout) as Row[];
@@ -148,7 +148,7 @@ test("refusals and errors are counted separately, and errors set the exit status
 
 test("refusals alone do not set the exit status", async () => {
   await using service = await TestService.start();
-  await using proxy = await between(service.url, (call) => (call === 4 ? problem(429, "OVERLOADED") : undefined));
+  await using proxy = await startProxy(service.url, (call) => (call === 4 ? problem(429, "OVERLOADED") : undefined));
   const { code, stdout } = await stepd("bench", proxy.url, "--elements", "10", "--seconds", "1");
   assert.equal(code, 0);
   assert.match(stdout, / 1 +0\n$/);
@@ -156,7 +156,7 @@ test("refusals alone do not set the exit status", async () => {
 
 test("--check detects a reply of the right length with wrong bytes", async () => {
   await using service = await TestService.start();
-  await using proxy = await between(
+  await using proxy = await startProxy(
     service.url,
     () => undefined,
     (reply, call) => {

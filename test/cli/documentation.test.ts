@@ -5,7 +5,7 @@ import { readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { root, TreeCopy } from "../support/tree.ts";
-import { COMMANDS, Command, Folder, main, others, stepd } from "./_command.ts";
+import { COMMANDS, Command, Folder, main, stepd, systemNodes } from "./_command.ts";
 
 const page = readFileSync(join(root, "docs/cli.md"), "utf8");
 const shown = [...page.matchAll(/^```console\n\$ stepd ([^\n]*)\n(.*?)^```$/gms)].map(([, args = "", output = ""]) => ({ args: args.split(" "), output }));
@@ -38,7 +38,7 @@ test("the first line of docs/cli.md works in an unmodified checkout", async () =
   }
 });
 
-for (const node of [process.execPath, ...others]) {
+for (const node of [process.execPath, ...systemNodes]) {
   test(`bin/stepd.js runs the sources of a checkout under ${node}`, async () => {
     await using command = new Command(["inspect", "test/fixtures/adamw.safetensors"], {}, [node, join(root, "bin/stepd.js")]);
     const { code, stdout, stderr } = await command.ended;
@@ -47,7 +47,7 @@ for (const node of [process.execPath, ...others]) {
   });
 }
 
-for (const node of others) {
+for (const node of systemNodes) {
   test(`without the package's Node, bin/stepd.js names the required Node in one line under ${node}`, async () => {
     if (Number.parseInt(spawnSync(node, ["--version"], { encoding: "utf8" }).stdout.slice(1), 10) >= 24) return;
     using tree = new TreeCopy(["bin", "src"]);

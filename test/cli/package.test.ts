@@ -7,7 +7,7 @@ import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { JSON_TYPE } from "../support/service.ts";
 import { root, TreeCopy } from "../support/tree.ts";
-import { Command, Folder, others } from "./_command.ts";
+import { Command, Folder, systemNodes } from "./_command.ts";
 
 const manifest = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string; dependencies: { node: string } };
 
@@ -68,7 +68,7 @@ const requireReadmeStep = async (address: string): Promise<void> => {
 
 const SMALL = { STEPD_ARENA_MIB: "32", STEPD_LOG_LEVEL: "warn" };
 
-for (const node of [undefined, ...others]) {
+for (const node of [undefined, ...systemNodes]) {
   test(`stepd serve ${node === undefined ? "" : `under ${node} `}takes steps on the pinned Node and exits with 0 on SIGTERM`, async () => {
     await using server = new Command(["serve", "--port", "0"], SMALL, node === undefined ? [bin] : [node, bin], folder.path);
     const address = await server.listening();

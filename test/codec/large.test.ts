@@ -28,7 +28,7 @@ const VALUES: Readonly<Record<string, unknown>> = {
 };
 
 /** Counts how often the work yields. */
-const yields = <T>(work: Turns<T>): number => {
+const countYields = <T>(work: Turns<T>): number => {
   let count = 0;
   while (!work.next().done) count++;
   return count;
@@ -39,7 +39,7 @@ for (const [name, value] of Object.entries(VALUES)) {
     for (const space of [0, 1]) {
       const bytes = Buffer.from(JSON.stringify(value, null, space));
       assert.deepEqual(atOnce(decodeJson(bytes)), value);
-      assert.ok(yields(decodeJson(bytes)) > 1);
+      assert.ok(countYields(decodeJson(bytes)) > 1);
     }
     assert.deepEqual(JSON.parse(Buffer.concat(atOnce(encodeJson(value)).pieces).toString()), value);
   });
@@ -49,7 +49,8 @@ for (const [name, value] of Object.entries(VALUES)) {
     assert.deepEqual(atOnce(decodeMsgpack(bytes)), value);
     assert.deepEqual(unpackr.unpack(Buffer.concat(atOnce(new MsgpackWriter().encode(value)).pieces)), value);
     if (typeof value === "object")
-      for (const work of [() => decodeMsgpack(bytes), () => new MsgpackWriter().encode(value), () => encodeJson(value)]) assert.ok(yields<unknown>(work()) > 1);
+      for (const work of [() => decodeMsgpack(bytes), () => new MsgpackWriter().encode(value), () => encodeJson(value)])
+        assert.ok(countYields<unknown>(work()) > 1);
   });
 }
 
@@ -59,7 +60,7 @@ test("members created during encoding give the same bytes as a plain object", ()
   const plain = { jsonrpc: "2.0", result: { members: map, count: 1 } };
   assert.deepEqual(JSON.parse(Buffer.concat(atOnce(encodeJson(value)).pieces).toString()), plain);
   assert.deepEqual(unpackr.unpack(Buffer.concat(atOnce(new MsgpackWriter().encode(value)).pieces)), plain);
-  assert.ok(yields(encodeJson(value)) > 10 && yields(new MsgpackWriter().encode(value)) > 10);
+  assert.ok(countYields(encodeJson(value)) > 10 && countYields(new MsgpackWriter().encode(value)) > 10);
   assert.deepEqual(plainOf(members), map);
 });
 

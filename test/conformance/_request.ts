@@ -34,12 +34,12 @@ export const grads = {
   "layer/bias": { shape: [2], dtype: "F32", values: [-0.75, 0.00390625] },
   größe: { shape: [], dtype: "F32", values: [-1.5] },
 };
-export const second = {
+export const secondGrads = {
   "layer.weight": { shape: [2, 3], dtype: "F32", values: [-0.5, 0.0625, 1, -1, 0.5, 0.25] },
   "layer/bias": { shape: [2], dtype: "F32", values: [0.375, -2] },
   größe: { shape: [], dtype: "F32", values: [0.5] },
 };
-export const poisoned = { ...grads, "layer/bias": { shape: [2], dtype: "F32", values: ["NaN", "-Infinity"] } };
+export const nonFiniteGrads = { ...grads, "layer/bias": { shape: [2], dtype: "F32", values: ["NaN", "-Infinity"] } };
 
 export const recast = (tensors: Readonly<Record<string, object>>, dtype: string): Record<string, object> =>
   Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, { ...tensor, dtype }]));

@@ -1,7 +1,7 @@
 /** Requests with a `reply` that omits or rounds something, and with blobs named by digest or place instead of sent. */
 import { createHash } from "node:crypto";
 import { rawTensors } from "../support/tensors.ts";
-import { type Ask, adamw, type Call, grads, params, poisoned, type Request, recast, second } from "./_request.ts";
+import { type Ask, adamw, type Call, grads, nonFiniteGrads, params, type Request, recast, secondGrads } from "./_request.ts";
 
 const digestOf = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
 
@@ -52,7 +52,7 @@ const replies: readonly (readonly [file: string, about: string, settings: Reques
   [
     "reply-bf16-skip",
     "a step that was skipped, rounded all the same",
-    { params: { ...params, größe: { ...params.größe, values: [1.01171875] } }, grads: poisoned, non_finite: "skip", reply: { params: "bf16" } },
+    { params: { ...params, größe: { ...params.größe, values: [1.01171875] } }, grads: nonFiniteGrads, non_finite: "skip", reply: { params: "bf16" } },
   ],
   ["reply-none", "no parameters come back, statistics do", { stats: "global", reply: { params: "none" } }],
   ["reply-cache-bare", "a server without a cache keeps nothing, and says nothing of it", { reply: { cache: true } }, "bare"],
@@ -129,14 +129,14 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
     const { result } = await ask("optimizer.step", call(settings).params);
     return { params: Buffer.from(result?.["params"] as string, "base64"), state: Buffer.from(result?.["state"] as string, "base64") };
   };
-  const named = ({ params, state }: { readonly params: Buffer; readonly state: Buffer }): Request["params"] => ({
+  const byDigest = ({ params, state }: { readonly params: Buffer; readonly state: Buffer }): Request["params"] => ({
     params: { sha256: digestOf(params) },
     state: { sha256: digestOf(state) },
   });
 
   const start = { params: text(fileOf(params)), grads: text(fileOf(grads)) };
   const one = await bytesOf(start);
-  const gradients = { grads: text(fileOf(second)) };
+  const gradients = { grads: text(fileOf(secondGrads)) };
   const two = await bytesOf({ params: text(one.params), state: text(one.state), ...gradients });
   const storing = { server: "storing" } as const;
 
@@ -144,35 +144,35 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   const first = call({ ...start, reply: { cache: true } });
   yield { file: "step.cached.1", about: "a step whose result is kept: its digests", ...storing, ...first };
   const cached = { ...storing, before: [first] };
-  yield { file: "step.cached.2", about: "the second step, from digests", ...cached, ...call({ ...named(one), ...gradients }) };
+  yield { file: "step.cached.2", about: "the second step, from digests", ...cached, ...call({ ...byDigest(one), ...gradients }) };
   yield {
     file: "step.cached-params",
     about: "parameters by digest, the state sent",
     ...cached,
-    ...call({ ...named(one), ...gradients, state: text(one.state) }),
+    ...call({ ...byDigest(one), ...gradients, state: text(one.state) }),
   };
   yield {
     file: "step.cached-state",
     about: "the state by digest, parameters sent",
     ...cached,
-    ...call({ ...named(one), ...gradients, params: text(one.params) }),
+    ...call({ ...byDigest(one), ...gradients, params: text(one.params) }),
   };
   yield {
     file: "step.cached-bf16",
     about: "from digests, rounded in the reply: the next step is from the whole parameters that are kept",
     ...cached,
-    ...call({ ...named(one), ...gradients, reply: { params: "bf16", cache: true } }),
+    ...call({ ...byDigest(one), ...gradients, reply: { params: "bf16", cache: true } }),
   };
   const kept = call({ ...start, reply: { params: "bf16", state: "none", cache: true } });
   yield { file: "step.kept.1", about: "a state that stays on the server", ...storing, ...kept };
-  const keptTwice = call({ ...named(one), ...gradients, reply: { params: "none", state: "none", cache: true } });
+  const keptTwice = call({ ...byDigest(one), ...gradients, reply: { params: "none", state: "none", cache: true } });
   yield { file: "step.kept.2", about: "a step of which nothing comes back but digests", ...storing, before: [kept], ...keptTwice };
   yield {
     file: "step.kept.3",
     about: "the third step of a run that stayed on the server, whole",
     ...storing,
     before: [kept, keptTwice],
-    ...call({ ...named(two), grads: start.grads }),
+    ...call({ ...byDigest(two), grads: start.grads }),
   };
   yield {
     file: "step.error-cached-kind",
@@ -182,7 +182,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   };
 
   // Files of the shared folder: results go back to the place of the inputs, or to another place.
-  const inPlace = layOut("run", one.params, fileOf(second), one.state);
+  const inPlace = layOut("run", one.params, fileOf(secondGrads), one.state);
   const [runParams, runGrads, runState] = inPlace.places;
   yield {
     file: "step.shared",
@@ -221,12 +221,12 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
     ...cached,
     files: { ...inPlace.files, ...target.files },
     ...call({
-      ...named(one),
+      ...byDigest(one),
       grads: runGrads,
       reply: { cache: true, into: { params: target.places[0], state: target.places[1] } },
     }),
   };
-  const spoilt = layOut("run", fileOf(params), fileOf(poisoned));
+  const spoilt = layOut("run", fileOf(params), fileOf(nonFiniteGrads));
   yield {
     file: "step.error-shared",
     about: "a step in shared memory that is refused leaves the file as it was",

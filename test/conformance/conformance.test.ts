@@ -45,7 +45,7 @@ const fromBinary = (value: unknown): unknown => {
 };
 
 /** Reads a blob that is named by its place in a file; returns other values unchanged. */
-const fetched = (value: unknown, files: Case["files"] = {}): unknown => {
+const readBlob = (value: unknown, files: Case["files"] = {}): unknown => {
   const { file, offset, length } = (value ?? {}) as { file?: string; offset: number; length: number };
   if (file === undefined) return value;
   return Buffer.from(files[file] ?? "", "base64")
@@ -101,10 +101,10 @@ describe("conformance set", () => {
   }
 
   /** The result of the same call with all blobs sent. `known` maps digests to blobs of earlier calls, and gains those of this call. */
-  const sent = async ({ method, params }: Call, known: Map<unknown, unknown>, files?: Case["files"]): Promise<Json> => {
+  const resultBySending = async ({ method, params }: Call, known: Map<unknown, unknown>, files?: Case["files"]): Promise<Json> => {
     const blobOf = (source: unknown): unknown => {
       const { sha256 } = (source ?? {}) as { sha256?: string };
-      return sha256 === undefined ? fetched(source, files) : known.get(sha256);
+      return sha256 === undefined ? readBlob(source, files) : known.get(sha256);
     };
     const { reply = {}, ...call } = mapBlobs(params, blobOf);
     const { result = {} } = await answerOf(servers.bare, method, call);
@@ -121,9 +121,9 @@ describe("conformance set", () => {
       const { server, before = [], files, result, written, ...call } = await read(file);
       if (server !== "storing" || !result) continue;
       const known = new Map<unknown, unknown>();
-      for (const earlier of before) await sent(earlier, known);
-      const expected = await sent(call, known, files);
-      for (const [name, value] of Object.entries(result)) assert.deepEqual(fetched(value, written), expected[name], `${file}: ${name}`);
+      for (const earlier of before) await resultBySending(earlier, known);
+      const expected = await resultBySending(call, known, files);
+      for (const [name, value] of Object.entries(result)) assert.deepEqual(readBlob(value, written), expected[name], `${file}: ${name}`);
       count++;
     }
     assert.ok(count > 0);

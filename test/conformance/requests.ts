@@ -3,7 +3,7 @@
  * clients in Python, Go and TypeScript run. Only requests that a typed client can make are here; the others are in test/hostile.
  */
 import { variants } from "../support/variants.ts";
-import { type Ask, adamw, grads, params, poisoned, type Request, recast, second } from "./_request.ts";
+import { type Ask, adamw, grads, nonFiniteGrads, params, type Request, recast, secondGrads } from "./_request.ts";
 import { blobs } from "./blobs.ts";
 
 const adam = { name: "adam", lr: 0.1 };
@@ -35,8 +35,8 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
   ],
   ["others-propagate", "NaN in a gradient of another call changes nothing here", { optimizer: sgd, non_finite: "propagate", others_non_finite: true }],
   ["loss-scale", "a loss scale", { optimizer: adamw, loss_scale: 128, stats: "global" }],
-  ["skip", "NaN and infinity skipped: all as it was", { optimizer: adamw, grads: poisoned, non_finite: "skip" }],
-  ["propagate", "NaN and infinity in gradients go on", { optimizer: sgd, grads: poisoned, non_finite: "propagate" }],
+  ["skip", "NaN and infinity skipped: all as it was", { optimizer: adamw, grads: nonFiniteGrads, non_finite: "skip" }],
+  ["propagate", "NaN and infinity in gradients go on", { optimizer: sgd, grads: nonFiniteGrads, non_finite: "propagate" }],
   ["missing-gradient", "a parameter without a gradient stays", { optimizer: adamw, grads: { größe: grads.größe } }],
   ["empty", "no parameters at all", { optimizer: adamw, params: {}, grads: {} }],
   ["f64", "float64 throughout", { optimizer: adamw, params: recast(params, "F64"), grads: recast(grads, "F64") }],
@@ -104,7 +104,7 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
     { optimizer: sgd, grads: { "layer.weight": { shape: [3, 2], dtype: "F32", values: [1, 2, 3, 4, 5, 6] } } },
   ],
   ["error-stray-gradient", "a gradient without a parameter", { optimizer: sgd, grads: { other: { shape: [1], dtype: "F32", values: [1] } } }],
-  ["error-non-finite", "NaN in a gradient, which is refused by default", { optimizer: adamw, grads: poisoned }],
+  ["error-non-finite", "NaN in a gradient, which is refused by default", { optimizer: adamw, grads: nonFiniteGrads }],
 ];
 
 /** The requests in order. `ask` returns the answers that later requests build on. */
@@ -123,7 +123,7 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
     const first = step(`${file}.1`, `${label}: the first step`, { optimizer });
     yield first;
     const { result } = await ask(first.method, first.params);
-    yield step(`${file}.2`, `${label}: the second step`, { optimizer, params: result?.["params"], grads: second, state: result?.["state"] });
+    yield step(`${file}.2`, `${label}: the second step`, { optimizer, params: result?.["params"], grads: secondGrads, state: result?.["state"] });
   }
   for (const [file, about, settings] of steps) yield step(file, about, settings);
 
@@ -134,7 +134,7 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
   yield step("master-weights.2", "the second step of master copies", {
     optimizer: adamw,
     ...narrow,
-    grads: second,
+    grads: secondGrads,
     state: await stateOf(adamw, narrow),
   });
   const single = { params: { größe: params.größe }, grads: { größe: grads.größe } };
@@ -172,7 +172,7 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
   yield other("optimizer.norms", "norms.grads", "sums of squares of gradients", { grads });
   yield other("optimizer.norms", "norms.params", "those of parameters as well, with a loss scale", { grads, params, loss_scale: 16 });
   yield other("optimizer.norms", "norms.empty", "no gradients at all", { grads: {} });
-  yield other("optimizer.norms", "norms.non-finite", "NaN and infinity are counted", { grads: poisoned });
+  yield other("optimizer.norms", "norms.non-finite", "NaN and infinity are counted", { grads: nonFiniteGrads });
   const shapes = Object.fromEntries(Object.entries(params).map(([name, { shape, dtype }]) => [name, { shape, dtype }]));
   yield other("optimizer.plan", "plan.adamw", "the cost of a step", { optimizer: adamw, tensors: shapes });
   yield other("optimizer.plan", "plan.bf16", "that with BF16 gradients and master copies", {

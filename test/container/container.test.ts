@@ -25,7 +25,7 @@ const execute = promisify(execFile);
 const MIB = 2 ** 20;
 const NODE = "/usr/local/bin/node";
 /** Far longer than any test takes on a busy machine. */
-const LIMITED = { timeout: 180_000 };
+const TEST_LIMITS = { timeout: 180_000 };
 /** Calls in flight when the container is stopped. */
 const CALLS = 50;
 /** Steps of a run whose container is killed after about ten, so that most steps come later. */
@@ -107,7 +107,7 @@ const filesOfImage = async (): Promise<readonly string[]> => {
   return stdout.split("\n");
 };
 
-test("the image contains the service, Node and its libraries, but no tools to build, test or explore", LIMITED, async () => {
+test("the image contains the service, Node and its libraries, but no tools to build, test or explore", TEST_LIMITS, async () => {
   const files = await filesOfImage();
   for (const file of ["app/src/main.ts", "app/build/kernels.wasm", "app/package.json", "app/LICENSE", "app/node_modules/express/package.json"])
     assert.ok(files.includes(file), file);
@@ -129,7 +129,7 @@ test("the image contains the service, Node and its libraries, but no tools to bu
   assert.deepEqual(left, []);
 });
 
-test("the image has its labels, runs as an unprivileged user, and stops on SIGTERM", LIMITED, async () => {
+test("the image has its labels, runs as an unprivileged user, and stops on SIGTERM", TEST_LIMITS, async () => {
   const { Config } = await inspect<{ readonly Config: Readonly<Record<string, unknown>> & { readonly Labels: Readonly<Record<string, string>> } }>(image);
   assert.deepEqual([Config["User"], Config["StopSignal"], Config["ExposedPorts"]], ["10001:10001", "SIGTERM", { "8080/tcp": {} }]);
   const { version, license, description } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as Record<string, string>;
@@ -144,7 +144,7 @@ test("the image has its labels, runs as an unprivileged user, and stops on SIGTE
   assert.equal(await engine.docker("run", "--rm", "--network", "none", "--label", engine.label, image, "--version"), version);
 });
 
-test("a container is healthy, counts its calls, and runs without root, shell and writable file system", LIMITED, async () => {
+test("a container is healthy, counts its calls, and runs without root, shell and writable file system", TEST_LIMITS, async () => {
   await using container = await start();
   const url = urlOf(container);
   assert.equal(await getText(`${url}/health/live`), '{"live":true}');
@@ -168,7 +168,7 @@ test("a container is healthy, counts its calls, and runs without root, shell and
   while ((await stateOf(container)).Health.Status !== "healthy") await delay(200);
 });
 
-test("the health check follows the settings: port, admin port, socket, TLS", LIMITED, async () => {
+test("the health check follows the settings: port, admin port, socket, TLS", TEST_LIMITS, async () => {
   const secrets = join(engine.folder, "tls");
   mkdirSync(secrets);
   const subject = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=stepd.test", "-days", "1"];
@@ -194,7 +194,7 @@ test("the health check follows the settings: port, admin port, socket, TLS", LIM
   }
 });
 
-test("the Python and Go clients, in turn, get the same bytes from a container as from a server outside", LIMITED, async () => {
+test("the Python and Go clients, in turn, get the same bytes from a container as from a server outside", TEST_LIMITS, async () => {
   await using container = await start();
   const run = new Run(engine.folder, "clients");
   const [python, go] = trainers;
@@ -204,7 +204,7 @@ test("the Python and Go clients, in turn, get the same bytes from a container as
   requireSame(run.outcome, await outcomeHere(20));
 });
 
-test("a killed and restarted container costs the Python and Go clients no step", LIMITED, async () => {
+test("a killed and restarted container costs the Python and Go clients no step", TEST_LIMITS, async () => {
   const port = await freePort();
   await using container = await start((service) => service.withHostPort(port));
   const works = trainers.map((trainer) => {
@@ -224,7 +224,7 @@ test("a killed and restarted container costs the Python and Go clients no step",
   for (const { run } of works) requireSame(run.outcome, expected);
 });
 
-test(`docker stop lets ${CALLS} steps in flight finish`, LIMITED, async () => {
+test(`docker stop lets ${CALLS} steps in flight finish`, TEST_LIMITS, async () => {
   await using container = await start();
   const url = urlOf(container);
   const elements = 20_000;
@@ -241,7 +241,7 @@ test(`docker stop lets ${CALLS} steps in flight finish`, LIMITED, async () => {
   assert.deepEqual([ExitCode, OOMKilled], [0, false]);
 });
 
-test("a container of 512 MiB refuses calls that it cannot hold, and keeps running", LIMITED, async () => {
+test("a container of 512 MiB refuses calls that it cannot hold, and keeps running", TEST_LIMITS, async () => {
   await using container = await start((service) => service.withResourcesQuota({ memory: 0.5 }));
   const url = urlOf(container);
   const { limits } = JSON.parse(await getText(`${url}/v1`)) as { readonly limits: { readonly arena_bytes: number } };

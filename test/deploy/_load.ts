@@ -35,21 +35,21 @@ const requireEqual = (found: StepResult, expected: StepResult): void => {
 };
 
 /** Counts of a load: steps of all trainers, and failed HTTP calls. */
-export interface Tally {
+export interface LoadCounts {
   steps: number;
   /** Failures of single HTTP calls by kind, before any retry: what a caller without retries would see. */
   readonly failures: Map<string, number>;
 }
 
-export const failuresOf = ({ failures }: Tally): number => failures.values().reduce((sum, count) => sum + count, 0);
+export const failuresOf = ({ failures }: LoadCounts): number => failures.values().reduce((sum, count) => sum + count, 0);
 
-const kindOf = (error: unknown): string => {
+const failureKind = (error: unknown): string => {
   const { code, message, cause } = error as { code?: string; message: string; cause?: unknown };
-  return cause === undefined ? (code ?? message) : kindOf(cause);
+  return cause === undefined ? (code ?? message) : failureKind(cause);
 };
 
 /** A fetch that counts failures. */
-const countingFetch = ({ failures }: Tally): typeof fetch => {
+const countingFetch = ({ failures }: LoadCounts): typeof fetch => {
   const note = (kind: string): void => void failures.set(kind, (failures.get(kind) ?? 0) + 1);
   return async (...call) => {
     try {
@@ -58,14 +58,14 @@ const countingFetch = ({ failures }: Tally): typeof fetch => {
       const bytes = await response.arrayBuffer();
       return new Response(bytes, response);
     } catch (error) {
-      note(kindOf(error));
+      note(failureKind(error));
       throw error;
     }
   };
 };
 
 /** Repeats the steps of a run until it is stopped, with the client's own retries. Throws if a step fails or differs. */
-export const train = async (url: string, { start, grads, results }: Run, tally: Tally, stop: AbortSignal): Promise<void> => {
+export const train = async (url: string, { start, grads, results }: Run, tally: LoadCounts, stop: AbortSignal): Promise<void> => {
   const client = new Client(url, { fetch: countingFetch(tally) });
   for (let step = 0; !stop.aborted; step = (step + 1) % grads.length) {
     const last = step === 0 ? undefined : (results[step - 1] as StepResult);

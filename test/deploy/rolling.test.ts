@@ -6,7 +6,7 @@ import { Client } from "../../clients/typescript/src/index.ts";
 import { RawClient, sgdBody } from "../http/_client.ts";
 import { TestService } from "../support/service.ts";
 import { Haproxy } from "./_haproxy.ts";
-import { failuresOf, type Run, record, type Tally, train } from "./_load.ts";
+import { failuresOf, type LoadCounts, type Run, record, train } from "./_load.ts";
 
 /** The first load fits HAProxy's buffer, so HAProxy can resend it; the second does not; the third has bodies of 64 MiB. */
 const LOADS = [
@@ -57,20 +57,20 @@ class Cluster implements AsyncDisposable {
 }
 
 /** Runs the load while `happen` disturbs the replicas. Every step before, during and after must return the right bytes. */
-const underLoad = async (happen: (cluster: Cluster, tally: Tally) => Promise<void>): Promise<Tally> => {
+const underLoad = async (happen: (cluster: Cluster, tally: LoadCounts) => Promise<void>): Promise<LoadCounts> => {
   await using cluster = await Cluster.start();
   const runs: Run[] = [];
   for (const { shapes, steps } of LOADS) runs.push(await record(cluster.replica(1).url, shapes, steps));
-  const tally: Tally = { steps: 0, failures: new Map() };
+  const tally: LoadCounts = { steps: 0, failures: new Map() };
   const stop = new AbortController();
   const trainers = LOADS.flatMap(({ trainers: count }, index) =>
     Array.from({ length: count }, () => train(cluster.haproxy.url, runs[index] as Run, tally, stop.signal)),
   );
   const all = Promise.all(trainers);
   try {
-    await stepsMore(tally, all);
+    await untilMoreSteps(tally, all);
     await Promise.race([all, happen(cluster, tally)]);
-    await stepsMore(tally, all);
+    await untilMoreSteps(tally, all);
   } finally {
     stop.abort();
     await all;
@@ -79,12 +79,12 @@ const underLoad = async (happen: (cluster: Cluster, tally: Tally) => Promise<voi
 };
 
 /** Waits until the trainers have taken 50 more steps. */
-const stepsMore = async (tally: Tally, trainers: Promise<unknown>): Promise<void> => {
+const untilMoreSteps = async (tally: LoadCounts, trainers: Promise<unknown>): Promise<void> => {
   const goal = tally.steps + 50;
   while (tally.steps < goal) await Promise.race([pause(20), trainers]);
 };
 
-const describe = ({ steps, failures }: Tally): string =>
+const describe = ({ steps, failures }: LoadCounts): string =>
   `${steps} steps; a caller without retries would have seen ${JSON.stringify(Object.fromEntries(failures))}`;
 
 test("a rolling restart under load loses no step, and callers need no retries", async (t) => {
@@ -176,7 +176,7 @@ test("three uploads that announce 260 MB and trickle do not keep a trainer from 
   const held = async (): Promise<number> =>
     Math.min(...(await Promise.all([1, 2, 3].map((number) => cluster.replica(number).metric("stepd_arena_used_bytes")))));
   while ((await held()) < 200_000_000) await pause(20);
-  const tally: Tally = { steps: 0, failures: new Map() };
+  const tally: LoadCounts = { steps: 0, failures: new Map() };
   const stop = new AbortController();
   const training = train(cluster.haproxy.url, run, tally, stop.signal);
   while (tally.steps < 20) await Promise.race([pause(20), training]);

@@ -74,13 +74,13 @@ export const checkNothingIsLeft = (): void => {
     assert.deepEqual(readState(result.state).slots, { momentum_buffer: { w: { shape: [2], data: Float32Array.of(1, -1) } } });
     const text = await (await fetch(`${service().url}/metrics`)).text();
     for (const [, name, value] of text.matchAll(/^stepd_[^{]*\{(?:.*?,)?(\w+)="([^"]*)"/gm)) assert.match(`${name} ${value}`, LABELS);
-    assert.doesNotMatch(text, new RegExp(MARK));
+    assert.doesNotMatch(text, new RegExp(CALLER_TEXT));
     assert.doesNotMatch(service().log.join(""), /INTERNAL_ERROR|a call failed|a request failed/);
   });
 };
 
 /** Part of names that callers choose; it must not appear in a metric. */
-export const MARK = "hostile_mark";
+export const CALLER_TEXT = "hostile_mark";
 
 const LABELS =
   /^(?:method (?:unknown|batch|optimizer\.\w+|state\.\w+|schedule\.\w+|rpc\.discover)|outcome (?:ok|[A-Z_]+)|phase \w+|direction (?:in|out)|file (?:certificate|client_ca)|result (?:hit|miss)|optimizer [a-z]+|dtype [A-Z0-9]+|reason [A-Z_]+|version [\d.]+|node v[\d.]+|le [\d.+Inf]+)$/;
@@ -150,7 +150,7 @@ export const requireRefusal = async (response: Response, { error, field, says }:
 };
 
 /** Errors that keep their HTTP status on /rpc. */
-const TRANSPORT: readonly Name[] = ["PAYLOAD_TOO_LARGE"];
+const KEEPS_STATUS: readonly Name[] = ["PAYLOAD_TOO_LARGE"];
 
 export interface ParamsCase extends Expected {
   readonly params: unknown;
@@ -173,7 +173,7 @@ export const refusesParams = (name: string, { params, method = "optimizer.step",
       assert.equal(rest.headers.get("content-type"), type === MSGPACK ? MSGPACK : "application/problem+json");
       const rpc = await service().post("/rpc", encode({ jsonrpc: "2.0", id: "x", method, params }), type);
       assert.equal(rpc.headers.get("content-type"), type);
-      messages.add((await requireRefusal(rpc, expected, TRANSPORT.includes(expected.error) ? status : 200)).message);
+      messages.add((await requireRefusal(rpc, expected, KEEPS_STATUS.includes(expected.error) ? status : 200)).message);
       assert.ok(code < 0);
     }
     if (!(expected.error === "PAYLOAD_TOO_LARGE")) assert.equal(messages.size, 1, [...messages].join("\n"));

@@ -7,10 +7,10 @@ const PROCESS_MIB = 270;
 const PER_JSON_BYTE = 10;
 
 /** Factor on the limit for garbage that is not collected yet. */
-const SLACK = 1.3;
+const GARBAGE_FACTOR = 1.3;
 
-export const mostMib = ({ STEPD_ARENA_MIB, STEPD_MAX_JSON_MIB }: { readonly STEPD_ARENA_MIB: string; readonly STEPD_MAX_JSON_MIB: string }): number =>
-  SLACK * (Number(STEPD_ARENA_MIB) + PROCESS_MIB + PER_JSON_BYTE * Number(STEPD_MAX_JSON_MIB));
+export const memoryLimitMib = ({ STEPD_ARENA_MIB, STEPD_MAX_JSON_MIB }: { readonly STEPD_ARENA_MIB: string; readonly STEPD_MAX_JSON_MIB: string }): number =>
+  GARBAGE_FACTOR * (Number(STEPD_ARENA_MIB) + PROCESS_MIB + PER_JSON_BYTE * Number(STEPD_MAX_JSON_MIB));
 
 /** Peak resident memory in MiB since the last call of this function. */
 export const peakMib = ({ process: { pid } }: TestService): number => {

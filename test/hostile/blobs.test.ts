@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { pack, readReply } from "../support/service.ts";
 import { rawTensors, writeState, writeTensors } from "../support/tensors.ts";
-import { checkNothingIsLeft, type Fields, MARK, refusesParams, requireRefusal, STATE, service, step, TENSORS, toJson, useService } from "./_harness.ts";
+import { CALLER_TEXT, checkNothingIsLeft, type Fields, refusesParams, requireRefusal, STATE, service, step, TENSORS, toJson, useService } from "./_harness.ts";
 
 useService();
 
@@ -111,7 +111,7 @@ const CORRUPT_STATES: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
   "a state of tensors": [writeTensors(TENSORS), /__metadata__.format/],
   "a state of another format": [stateOf(good.replace("state/1", "state/2")), /found "stepd.state\/2"/],
   "a state without an optimizer": [stateOf('{"format":"stepd.state/1","revision":"1"}'), /__metadata__.optimizer .*found ""/],
-  "a state of an unknown optimizer": [stateOf(good.replace("adam", MARK)), /__metadata__.optimizer .*found "hostile_mark"/],
+  "a state of an unknown optimizer": [stateOf(good.replace("adam", CALLER_TEXT)), /__metadata__.optimizer .*found "hostile_mark"/],
   "a state of an optimizer called __proto__": [stateOf(good.replace("adam", "__proto__")), /__metadata__.optimizer/],
   "a state without a revision": [stateOf('{"format":"stepd.state/1","optimizer":"adam"}'), /__metadata__.revision .*found ""/],
   "a state of revision 0": [stateOf(good.replace('"1"', '"0"')), /__metadata__.revision .*found "0"/],
@@ -167,7 +167,7 @@ const slashed = rawTensors('{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]
 assert.ok(slashed.includes("/"));
 
 /** Base64 with `padding` equals signs whose last character has unused bits set. */
-const leftOver = (padding: number): string => {
+const withUnusedBits = (padding: number): string => {
   const files = [0, 1, 2].map((spaces) => rawTensors(`{}${" ".repeat(spaces)}`).toString("base64"));
   const file = files.find((candidate) => candidate.length - candidate.indexOf("=") === padding && candidate.includes("=")) as string;
   return file.replace(/[^=](?==)/, (char) => String.fromCharCode(char.charCodeAt(0) + 1));
@@ -187,8 +187,8 @@ const BASE64: Readonly<Record<string, readonly [string, RegExp]>> = {
   ],
   "base64 with one shifted character": [`${String.fromCharCode(text.charCodeAt(0) + 0x2100)}${text.slice(1)}`, /expected base64/],
   "base64 in the alphabet for URLs": [slashed.replaceAll("/", "_"), /expected base64/],
-  "base64 with bits that are left over": [leftOver(1), /expected base64/],
-  "base64 with more bits that are left over": [leftOver(2), /expected base64/],
+  "base64 with bits that are left over": [withUnusedBits(1), /expected base64/],
+  "base64 with more bits that are left over": [withUnusedBits(2), /expected base64/],
   "text outside of ASCII": ["ééé€", /expected base64/],
 };
 

@@ -6,7 +6,7 @@ import net from "node:net";
 import { test } from "node:test";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { JSON_TYPE, MSGPACK, pack, readReply, unpack } from "../support/service.ts";
-import { checkNothingIsLeft, ERRORS, type Expected, MARK, requireNoInsides, requireRefusal, service, step, toJson, useService } from "./_harness.ts";
+import { CALLER_TEXT, checkNothingIsLeft, ERRORS, type Expected, requireNoInsides, requireRefusal, service, step, toJson, useService } from "./_harness.ts";
 
 useService();
 
@@ -43,7 +43,7 @@ const NOT_JSON: Readonly<Record<string, readonly [string | Uint8Array, RegExp]>>
   "JSON arrays 100,000 deep": malformed("[".repeat(1e5) + "]".repeat(1e5), /nesting deeper than 64/),
   "JSON objects 100,000 deep": malformed(`${'{"a":'.repeat(1e5)}1${"}".repeat(1e5)}`, /nesting deeper than 64/),
   "JSON with a key twice": malformed('{"jsonrpc":"2.0","id":1,"id":2}', /the key "id" stands twice/),
-  "JSON with a tensor twice": malformed(`{"params":{"${MARK}":1,"${MARK}":1}}`, /stands twice/),
+  "JSON with a tensor twice": malformed(`{"params":{"${CALLER_TEXT}":1,"${CALLER_TEXT}":1}}`, /stands twice/),
   "JSON with the key __proto__": malformed('{"__proto__":{"name":"adam"}}', /"__proto__" is not allowed/),
   "JSON with the key __proto__ deep inside": malformed('{"params":{"optimizer":{"__proto__":{}}}}', /"__proto__" is not allowed/),
   "a bomb of JSON objects": malformed(`[${"{},".repeat(6e6)}{}]`, /more than 4194304 values/),
@@ -87,18 +87,18 @@ for (const [type, cases] of [
   }
 }
 
-interface Headed extends Expected {
+interface HeaderCase extends Expected {
   readonly body?: string | Uint8Array;
   readonly type?: string;
   readonly headers?: Readonly<Record<string, string>>;
 }
 
-const unsupported = (field: string, rest: Omit<Headed, "error" | "field">): Headed => ({ error: "UNSUPPORTED_MEDIA_TYPE", field, ...rest });
+const unsupported = (field: string, rest: Omit<HeaderCase, "error" | "field">): HeaderCase => ({ error: "UNSUPPORTED_MEDIA_TYPE", field, ...rest });
 const digest = (data: string | Uint8Array): string => createHash("sha256").update(data).digest("base64");
 const bomb = Buffer.from(`"${"a".repeat(17 * 2 ** 20)}"`);
 
 /** Refusals due to headers have the same status on /rpc and on REST. */
-const HEADED: Readonly<Record<string, Headed>> = {
+const HEADER_CASES: Readonly<Record<string, HeaderCase>> = {
   "an invalid content type": unsupported("Content-Type", { type: "json", says: /application\/json, application\/vnd.msgpack/ }),
   "text/plain": unsupported("Content-Type", { type: "text/plain", says: /found text\/plain/ }),
   "a form": unsupported("Content-Type", { type: "application/x-www-form-urlencoded" }),
@@ -165,7 +165,7 @@ const HEADED: Readonly<Record<string, Headed>> = {
   "a body larger than the arena": { error: "PAYLOAD_TOO_LARGE", type: MSGPACK, body: Buffer.alloc(65 * 2 ** 20), says: /needs 68157440 bytes at once/ },
 };
 
-for (const [name, { body = jsonCall, type = JSON_TYPE, headers = {}, ...expected }] of Object.entries(HEADED)) {
+for (const [name, { body = jsonCall, type = JSON_TYPE, headers = {}, ...expected }] of Object.entries(HEADER_CASES)) {
   test(`refuses ${name}`, async () => {
     const status = ERRORS[expected.error][1];
     const found = await requireRefusal(await service().post("/rpc", body, type, headers), expected, status);
@@ -190,7 +190,7 @@ test("a step whose own tensors cannot fit into the arena gets PAYLOAD_TOO_LARGE,
 });
 
 /** Sends bytes on a raw connection, and returns everything received until it closes. */
-const raw = (text: string | Uint8Array): Promise<string> =>
+const exchangeRaw = (text: string | Uint8Array): Promise<string> =>
   new Promise((resolve, reject) => {
     const { hostname, port } = new URL(service().url);
     let reply = "";
@@ -230,14 +230,14 @@ const RAW: Readonly<Record<string, readonly [string, RegExp]>> = {
 
 for (const [name, [text, status]] of Object.entries(RAW)) {
   test(`refuses ${name}`, async () => {
-    const reply = await raw(text);
+    const reply = await exchangeRaw(text);
     assert.match(reply, status);
     requireNoInsides(reply);
   });
 }
 
 /** Sends a method and a path unchanged; fetch would normalize them. */
-const ask = (method: string, path: string): Promise<{ readonly status: number; readonly headers: http.IncomingHttpHeaders; readonly body: string }> =>
+const requestPath = (method: string, path: string): Promise<{ readonly status: number; readonly headers: http.IncomingHttpHeaders; readonly body: string }> =>
   new Promise((resolve, reject) => {
     const request = http.request(service().url, { method, path }, (response) => {
       let body = "";
@@ -263,7 +263,7 @@ for (const [method, path, allow] of [
   ["POST", "/openrpc.json", "GET, HEAD"],
 ] as const) {
   test(`${method} ${path} gets METHOD_NOT_ALLOWED`, async () => {
-    const { status, headers, body } = await ask(method, path);
+    const { status, headers, body } = await requestPath(method, path);
     const problem = JSON.parse(body) as { code: number; name: string; field: string; detail: string; request_id: string };
     assert.deepEqual([status, headers.allow, problem.name, problem.code, problem.field], [405, allow, "METHOD_NOT_ALLOWED", -32027, path]);
     assert.ok(problem.detail.includes(method));
@@ -275,7 +275,7 @@ for (const path of [
   "/",
   "/v2",
   "/v1/nothing",
-  `/${MARK}`,
+  `/${CALLER_TEXT}`,
   "/v1/optimizers/adam/more",
   "/rpc/x",
   "/../../etc/passwd",
@@ -284,7 +284,7 @@ for (const path of [
   "/v1/optimizers/%2e%2e%2fstep/x",
 ]) {
   test(`${path} gets NOT_FOUND`, async () => {
-    const { status, body } = await ask("GET", path);
+    const { status, body } = await requestPath("GET", path);
     const problem = JSON.parse(body) as { name: string; code: number };
     requireNoInsides(body);
     assert.deepEqual([status, problem.name, problem.code], [404, "NOT_FOUND", -32026]);
@@ -293,7 +293,7 @@ for (const path of [
 
 for (const path of ["/v1/optimizers/%", "/v1/optimizers/%zz", "/v1/optimizers/%c3%28", "/v1/optimizers/%ff"]) {
   test(`the invalid percent escape in ${path} gets INVALID_REQUEST`, async () => {
-    const { status, headers, body } = await ask("GET", path);
+    const { status, headers, body } = await requestPath("GET", path);
     const problem = JSON.parse(body) as { name: string; code: number; request_id: string };
     requireNoInsides(body);
     assert.deepEqual([status, problem.name, problem.code], [400, "INVALID_REQUEST", -32600]);
@@ -301,9 +301,9 @@ for (const path of ["/v1/optimizers/%", "/v1/optimizers/%zz", "/v1/optimizers/%c
   });
 }
 
-for (const name of ["adamv", "ADAM", MARK, "__proto__", "constructor", "%00", "adam%2f", "é"]) {
+for (const name of ["adamv", "ADAM", CALLER_TEXT, "__proto__", "constructor", "%00", "adam%2f", "é"]) {
   test(`the unknown optimizer /v1/optimizers/${name} gets NOT_FOUND`, async () => {
-    const { status, body } = await ask("GET", `/v1/optimizers/${encodeURI(name).replaceAll("%25", "%")}`);
+    const { status, body } = await requestPath("GET", `/v1/optimizers/${encodeURI(name).replaceAll("%25", "%")}`);
     const problem = JSON.parse(body) as { name: string; field: string };
     assert.deepEqual([status, problem.name, problem.field], [404, "NOT_FOUND", "/name"]);
   });

@@ -4,7 +4,7 @@ import net from "node:net";
 import { test } from "node:test";
 import { serveSmall, untilEmpty } from "../http/_client.ts";
 import { MSGPACK, type TestService } from "../support/service.ts";
-import { mostMib, peakMib } from "./_memory.ts";
+import { memoryLimitMib, peakMib } from "./_memory.ts";
 
 const LIMITS = { STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "8" };
 
@@ -14,7 +14,7 @@ const CONNECTIONS = 300;
 const PIPELINED = 15;
 
 /** Opens connections that send a text and read nothing. Waits until each has sent everything or is closed. */
-const flood = async ({ url }: TestService, connections: number, text: string, use: () => Promise<void>): Promise<void> => {
+const floodWith = async ({ url }: TestService, connections: number, text: string, use: () => Promise<void>): Promise<void> => {
   const { port, hostname } = new URL(url);
   const sockets = Array.from({ length: connections }, () => net.connect(Number(port), hostname));
   try {
@@ -42,9 +42,9 @@ for (const [what, text] of [
 ] as const) {
   test(`${CONNECTIONS} connections that send ${what} and read nothing stay within the memory limit`, async (t) => {
     await using service = await serveSmall(LIMITS);
-    await flood(service, CONNECTIONS, text, async () => {
+    await floodWith(service, CONNECTIONS, text, async () => {
       assert.equal((await fetch(`${service.url}/health/live`)).status, 200, "the others go on");
-      const [peak, most] = [peakMib(service), mostMib(LIMITS)];
+      const [peak, most] = [peakMib(service), memoryLimitMib(LIMITS)];
       t.diagnostic(`${peak.toFixed(0)} of ${most.toFixed(0)} MiB`);
       assert.ok(peak < most, `${peak} MiB of ${most}`);
     });

@@ -3,10 +3,10 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { serveSmall, untilEmpty } from "../http/_client.ts";
 import { MSGPACK, pack } from "../support/service.ts";
-import { mostMib, peakMib } from "./_memory.ts";
+import { memoryLimitMib, peakMib } from "./_memory.ts";
 
 const LIMITS = { STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "8" };
-const MOST_MIB = mostMib(LIMITS);
+const MOST_MIB = memoryLimitMib(LIMITS);
 const CALLS = 30;
 
 const mapOf = (count: number, tensor: unknown): Record<string, unknown> => Object.fromEntries(Array.from({ length: count }, (_, i) => [`t${i}`, tensor]));

@@ -8,11 +8,11 @@ import { after, before, test } from "node:test";
 import zlib from "node:zlib";
 import { serveSmall, untilEmpty } from "../http/_client.ts";
 import { JSON_TYPE, MSGPACK, pack, type TestService } from "../support/service.ts";
-import { mostMib, peakMib } from "./_memory.ts";
+import { memoryLimitMib, peakMib } from "./_memory.ts";
 
 const MIB = 2 ** 20;
 const LIMITS = { STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "8" };
-const MOST_MIB = mostMib(LIMITS);
+const MOST_MIB = memoryLimitMib(LIMITS);
 
 let service: TestService;
 
@@ -45,7 +45,7 @@ const statusOf = ({ path = "/v1/step", type = JSON_TYPE, headers = "", body }: C
   });
 
 /** Adds a test: parallel calls all get one of the expected statuses, within the memory limit. */
-const survives = (name: string, calls: number, statuses: RegExp, make: () => Call): void => {
+const requireSurvival = (name: string, calls: number, statuses: RegExp, make: () => Call): void => {
   test(`${name}: the server stays within its memory limit`, async (t) => {
     const call = make();
     peakMib(service);
@@ -77,32 +77,32 @@ const headerOnly = (text: string): Buffer => {
 const list = (count: number, item: (index: number) => string): string => Array.from({ length: count }, (_, index) => item(index)).join(",");
 
 const inflated = Buffer.from(`{"a":"${" ".repeat(16 * MIB - 10)}"}`);
-survives("250 calls of 16 MiB in 546 bytes of zstd", 250, /400|413|429/, () => ({
+requireSurvival("250 calls of 16 MiB in 546 bytes of zstd", 250, /400|413|429/, () => ({
   headers: "Content-Encoding: zstd\r\n",
   body: zlib.zstdCompressSync(inflated),
 }));
-survives("60 calls of 7 MiB in a few bytes of gzip", 60, /400|429/, () => ({
+requireSurvival("60 calls of 7 MiB in a few bytes of gzip", 60, /400|429/, () => ({
   headers: "Content-Encoding: gzip\r\n",
   body: zlib.gzipSync(inflated.subarray(0, 7 * MIB)),
 }));
-survives("zstd that asks for a window of 128 MiB", 100, /400/, () => ({
+requireSurvival("zstd that asks for a window of 128 MiB", 100, /400/, () => ({
   headers: "Content-Encoding: zstd\r\n",
   // A frame header (no content size, no single segment, a window of 2^27 bytes), then a block of one repeated byte.
   body: Buffer.of(0x28, 0xb5, 0x2f, 0xfd, 0x00, (27 - 10) << 3, 0x03 | (0 << 3), 0xff, 0x0f, 0x20),
 }));
 
-survives("JSON of nothing but keys", 20, /400|413|429/, () => ({ body: Buffer.from(`{${list(450_000, (i) => `"k${i}":0`)}}`) }));
-survives("JSON of empty arrays", 20, /400|413|429/, () => ({ body: Buffer.from(`[${list(900_000, () => "[]")}]`) }));
-survives("JSON of empty arrays, beyond the limit of values", 20, /400|413|429/, () => ({ body: Buffer.from(`[${list(2_500_000, () => "[]")}]`) }));
-survives("JSON of one long string that is no name of a method", 20, /200|429/, () => ({
+requireSurvival("JSON of nothing but keys", 20, /400|413|429/, () => ({ body: Buffer.from(`{${list(450_000, (i) => `"k${i}":0`)}}`) }));
+requireSurvival("JSON of empty arrays", 20, /400|413|429/, () => ({ body: Buffer.from(`[${list(900_000, () => "[]")}]`) }));
+requireSurvival("JSON of empty arrays, beyond the limit of values", 20, /400|413|429/, () => ({ body: Buffer.from(`[${list(2_500_000, () => "[]")}]`) }));
+requireSurvival("JSON of one long string that is no name of a method", 20, /200|429/, () => ({
   path: "/rpc",
   body: Buffer.from(`{"jsonrpc":"2.0","id":1,"method":"${"\u00e9".repeat(3 * MIB)}"}`),
 }));
-survives("JSON of plain numbers as tensors", 20, /200|413|429/, () => ({
+requireSurvival("JSON of plain numbers as tensors", 20, /200|413|429/, () => ({
   body: Buffer.from(`{"optimizer":{"name":"sgd"},"params":{"w":{"shape":[1000000],"values":[${list(1_000_000, () => "1")}]}},"grads":{}}`),
 }));
 
-survives("MessagePack of nothing but keys", 6, /400|413|429/, () => ({
+requireSurvival("MessagePack of nothing but keys", 6, /400|413|429/, () => ({
   type: MSGPACK,
   body: Buffer.concat([
     Buffer.of(0xdf),
@@ -110,11 +110,11 @@ survives("MessagePack of nothing but keys", 6, /400|413|429/, () => ({
     ...Array.from({ length: 600_000 }, (_, i) => Buffer.concat([Buffer.of(0xa5), Buffer.from(i.toString(36).padStart(5, "0")), Buffer.of(0)])),
   ]),
 }));
-survives("MessagePack of four million empty maps", 14, /400|413|429/, () => ({
+requireSurvival("MessagePack of four million empty maps", 14, /400|413|429/, () => ({
   type: MSGPACK,
   body: Buffer.concat([Buffer.of(0xdd), u32(4_000_000), Buffer.alloc(4_000_000, 0x80)]),
 }));
-survives("MessagePack of a string of 50 MiB", 4, /400|413|429/, () => ({
+requireSurvival("MessagePack of a string of 50 MiB", 4, /400|413|429/, () => ({
   type: MSGPACK,
   body: Buffer.concat([Buffer.of(0x81, 0xa1, 0x61, 0xdb), u32(50 * MIB), Buffer.alloc(50 * MIB, "a")]),
 }));
@@ -123,7 +123,7 @@ for (const [what, text] of [
   ["tensors", () => `{${list(60_000, (i) => `"t${i}":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}`)}}`],
   ["one nested value", () => `{"a":[${list(500_000, () => "[]")}]}`],
 ] as const) {
-  survives(`headers of blobs that are nothing but ${what}`, 6, /200|413|422|429/, () => {
+  requireSurvival(`headers of blobs that are nothing but ${what}`, 6, /200|413|422|429/, () => {
     const blob = headerOnly(text());
     const optimizer = pack({ name: "sgd" });
     return {
@@ -143,7 +143,7 @@ for (const [what, text] of [
   });
 }
 
-survives("replies in JSON to tensors in MessagePack", 12, /413|429|200/, () => {
+requireSurvival("replies in JSON to tensors in MessagePack", 12, /413|429|200/, () => {
   const data = new Uint8Array(24 * MIB);
   const header = `{"w":{"dtype":"F32","shape":[${data.length / 4}],"data_offsets":[0,${data.length}]}}`;
   const params = Buffer.concat([headerOnly(header), data]);
@@ -156,12 +156,12 @@ survives("replies in JSON to tensors in MessagePack", 12, /413|429|200/, () => {
 
 for (const type of [JSON_TYPE, MSGPACK]) {
   const encode = (value: unknown): Buffer => (type === MSGPACK ? pack(value) : Buffer.from(JSON.stringify(value)));
-  survives(`batches of 100 large replies, ${type}`, 24, /200|413|429/, () => ({
+  requireSurvival(`batches of 100 large replies, ${type}`, 24, /200|413|429/, () => ({
     path: "/rpc",
     type,
     body: encode(Array.from({ length: 100 }, (_, id) => ({ jsonrpc: "2.0", id, method: "rpc.discover" }))),
   }));
-  survives(`batches of 100 schedules of 10,000 steps, ${type}`, 12, /200|413|429/, () => ({
+  requireSurvival(`batches of 100 schedules of 10,000 steps, ${type}`, 12, /200|413|429/, () => ({
     path: "/rpc",
     type,
     body: encode(

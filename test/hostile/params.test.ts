@@ -1,7 +1,7 @@
 /** Parameters that pass every parser, but must fail the schema or the checks behind it. */
 
 import { writeState, writeTensors } from "../support/tensors.ts";
-import { checkNothingIsLeft, MARK, type ParamsCase, refusesParams, step, TENSORS, useService } from "./_harness.ts";
+import { CALLER_TEXT, checkNothingIsLeft, type ParamsCase, refusesParams, step, TENSORS, useService } from "./_harness.ts";
 
 useService();
 
@@ -36,9 +36,9 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "an unknown field beside the known": invalid(step({ gradz: 1 }), "/gradz", /the nearest is grads/),
   "an unknown field with a slash and a tilde": invalid(step({ "a/b~c": 1 }), "/a~1b~0c", /known field/),
   "an unknown field of 100,000 characters": {
-    params: step({ [`${MARK}${"x".repeat(100_000)}`]: 1 }),
+    params: step({ [`${CALLER_TEXT}${"x".repeat(100_000)}`]: 1 }),
     error: "INVALID_PARAMS",
-    field: `/${MARK}${"x".repeat(996 - MARK.length)}...`,
+    field: `/${CALLER_TEXT}${"x".repeat(996 - CALLER_TEXT.length)}...`,
   },
   "an unknown hyperparameter": invalid(optimizer({ beta: [0.9, 0.99] }), "/optimizer/beta", /the nearest is betas/),
   "a hyperparameter of another optimizer": invalid(optimizer({ nus: [1, 1] }), "/optimizer/nus", /known field/),
@@ -188,14 +188,14 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     /at most 131072 fields/,
   ),
   "a name of 1,025 characters": invalid(
-    step({ grads: { [MARK + "é".repeat(1025 - MARK.length)]: { shape: [1], values: [1] } } }),
-    `/grads/${MARK}${"é".repeat(990 - MARK.length)}...`,
+    step({ grads: { [CALLER_TEXT + "é".repeat(1025 - CALLER_TEXT.length)]: { shape: [1], values: [1] } } }),
+    `/grads/${CALLER_TEXT}${"é".repeat(990 - CALLER_TEXT.length)}...`,
     /a name of at most 1024 characters, found 1025 characters/,
   ),
   "a name of 1,025 characters in a blob": {
-    params: step({ grads: writeTensors({ [`${MARK}${"x".repeat(1025 - MARK.length)}`]: f32(1) }) }),
+    params: step({ grads: writeTensors({ [`${CALLER_TEXT}${"x".repeat(1025 - CALLER_TEXT.length)}`]: f32(1) }) }),
     error: "PAYLOAD_TOO_LARGE",
-    field: `/grads/${MARK}${"x".repeat(990 - MARK.length)}...`,
+    field: `/grads/${CALLER_TEXT}${"x".repeat(990 - CALLER_TEXT.length)}...`,
     says: /a name of at most 1024 characters, found 1025 characters/,
   },
   "a pattern of 1,025 characters": invalid(
@@ -222,9 +222,9 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   ),
   // Gradients that do not match the parameters.
   "a gradient without a parameter": {
-    params: step({ grads: writeTensors({ [MARK]: f32(1) }) }),
+    params: step({ grads: writeTensors({ [CALLER_TEXT]: f32(1) }) }),
     error: "TENSOR_MISMATCH",
-    field: `/grads/${MARK}`,
+    field: `/grads/${CALLER_TEXT}`,
     says: /which params does not have/,
   },
   "a gradient of another shape": {
@@ -261,7 +261,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     says: /a state of .*adam.*found a state of sgd/,
   },
   "a state of a tensor that params does not have": {
-    params: step({ state: writeState({ optimizer: "adam", steps: { [MARK]: 0 }, slots: {} }) }),
+    params: step({ state: writeState({ optimizer: "adam", steps: { [CALLER_TEXT]: 0 }, slots: {} }) }),
     error: "STATE_MISMATCH",
     field: "/state",
     says: /found state of "hostile_mark"/,

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, readReply } from "../support/service.ts";
-import { checkNothingIsLeft, type Expected, MARK, requireRefusal, service, step, toJson, useService } from "./_harness.ts";
+import { CALLER_TEXT, checkNothingIsLeft, type Expected, requireRefusal, service, step, toJson, useService } from "./_harness.ts";
 
 useService();
 
@@ -42,8 +42,8 @@ const CASES: Readonly<Record<string, RpcCase>> = {
   "params that are a number": invalid(list({ params: 0 }), "/params", /an object, found 0/),
   "params that are bytes": { ...invalid(list({ params: Buffer.alloc(3) }), "/params", /found 3 bytes/), only: "msgpack" },
   "32 MiB of bytes as params": { ...invalid(list({ params: Buffer.alloc(2 ** 25) }), "/params", /found 33554432 bytes/), only: "msgpack" },
-  "an unknown member": invalid(list({ [MARK]: 1 }), `/${MARK}`, /one of jsonrpc, method, params, id/),
-  "an unknown method": { body: list({ method: MARK }), error: "METHOD_NOT_FOUND", field: "/method", says: /"hostile_mark"; rpc.discover lists them/ },
+  "an unknown member": invalid(list({ [CALLER_TEXT]: 1 }), `/${CALLER_TEXT}`, /one of jsonrpc, method, params, id/),
+  "an unknown method": { body: list({ method: CALLER_TEXT }), error: "METHOD_NOT_FOUND", field: "/method", says: /"hostile_mark"; rpc.discover lists them/ },
   "a method of the prototype": { body: list({ method: "constructor" }), error: "METHOD_NOT_FOUND", field: "/method" },
   "a method with a slash": { body: list({ method: "/v1/step" }), error: "METHOD_NOT_FOUND", field: "/method" },
   "an empty method": { body: list({ method: "" }), error: "METHOD_NOT_FOUND", field: "/method" },
@@ -84,7 +84,7 @@ for (const [name, { body, only, ...expected }] of Object.entries(CASES)) {
   });
 }
 
-const both = async (body: unknown, check: (response: Response, reply: unknown) => void): Promise<void> => {
+const inBothFormats = async (body: unknown, check: (response: Response, reply: unknown) => void): Promise<void> => {
   for (const [bytes, type] of [
     [toJson(body), JSON_TYPE],
     [pack(body), MSGPACK],
@@ -104,25 +104,25 @@ const requireNothing = (response: Response, reply: unknown): void => {
 test("notifications get 204 and no body, even if they fail", async () => {
   for (const body of [
     without("id"),
-    { ...without("id"), method: MARK },
+    { ...without("id"), method: CALLER_TEXT },
     { jsonrpc: "2.0", method: "optimizer.step", params: {} },
     { jsonrpc: "2.0", method: "optimizer.step", params: [] },
   ])
-    await both(body, requireNothing);
+    await inBothFormats(body, requireNothing);
 });
 
-test("a batch of only notifications gets 204", () => both([without("id"), { ...without("id"), method: MARK }], requireNothing));
+test("a batch of only notifications gets 204", () => inBothFormats([without("id"), { ...without("id"), method: CALLER_TEXT }], requireNothing));
 
 test("an invalid notification gets an error, as JSON-RPC demands", () =>
-  both({ jsonrpc: "2.0", method: 1 }, (response, reply) => {
+  inBothFormats({ jsonrpc: "2.0", method: 1 }, (response, reply) => {
     assert.equal(response.status, 200);
     assert.deepEqual([(reply as { id: unknown }).id, (reply as { error: { code: number } }).error.code], [null, -32600]);
   }));
 
 for (const id of [null, 0, "", "x", -1, 1.5, 2 ** 53 - 1, "é".repeat(1000)]) {
   test(`the id ${JSON.stringify(id)?.slice(0, 20)} returns unchanged, with a result and with an error`, async () => {
-    await both(list({ id }), (_, reply) => assert.equal((reply as { id: unknown }).id, id));
-    await both(list({ id, method: MARK }), (_, reply) => assert.equal((reply as { id: unknown }).id, id));
+    await inBothFormats(list({ id }), (_, reply) => assert.equal((reply as { id: unknown }).id, id));
+    await inBothFormats(list({ id, method: CALLER_TEXT }), (_, reply) => assert.equal((reply as { id: unknown }).id, id));
   });
 }
 
@@ -135,22 +135,25 @@ test("an id above 2^53 returns with all digits, in MessagePack and in JSON", asy
 });
 
 test("a batch is answered in order, without its notifications", () =>
-  both([list({ id: "a" }), 5, without("id"), list({ id: "b", method: MARK }), [], list({ id: "c", params: [1] }), list({ id: null })], (response, reply) => {
-    assert.equal(response.status, 200);
-    const answers = (reply as { id: unknown; result?: unknown; error?: { code: number } }[]).map(({ id, error }) => [id, error?.code]);
-    assert.deepEqual(answers, [
-      ["a", undefined],
-      [null, -32600],
-      ["b", -32601],
-      [null, -32600],
-      ["c", -32602],
-      [null, undefined],
-    ]);
-  }));
+  inBothFormats(
+    [list({ id: "a" }), 5, without("id"), list({ id: "b", method: CALLER_TEXT }), [], list({ id: "c", params: [1] }), list({ id: null })],
+    (response, reply) => {
+      assert.equal(response.status, 200);
+      const answers = (reply as { id: unknown; result?: unknown; error?: { code: number } }[]).map(({ id, error }) => [id, error?.code]);
+      assert.deepEqual(answers, [
+        ["a", undefined],
+        [null, -32600],
+        ["b", -32601],
+        [null, -32600],
+        ["c", -32602],
+        [null, undefined],
+      ]);
+    },
+  ));
 
 test("a batch of 100 steps with one invalid step succeeds in the other 99", async () => {
   const calls = Array.from({ length: 100 }, (_, id) => list({ id, method: "optimizer.step", params: step(id === 50 ? { grads: Buffer.alloc(3) } : {}) }));
-  await both(calls, (_, reply) => {
+  await inBothFormats(calls, (_, reply) => {
     const answers = reply as { id: number; result?: unknown; error?: { data: { name: string } } }[];
     assert.deepEqual(
       answers.map(({ id }) => id),
@@ -161,7 +164,7 @@ test("a batch of 100 steps with one invalid step succeeds in the other 99", asyn
 });
 
 test("prototype members are not accepted as members", () =>
-  both(list({ params: {} }), (_, reply) => {
+  inBothFormats(list({ params: {} }), (_, reply) => {
     assert.deepEqual(Object.keys(reply as object).sort(), ["id", "jsonrpc", "result"]);
   }));
 

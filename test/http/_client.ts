@@ -99,7 +99,7 @@ export class RawClient implements Disposable {
 }
 
 /** Polls a metric until its value is accepted. Each poll is one HTTP call. */
-export const until = async (service: TestService, metric: string, accepts: (value: number) => boolean): Promise<void> => {
+export const untilMetric = async (service: TestService, metric: string, accepts: (value: number) => boolean): Promise<void> => {
   const deadline = performance.now() + 30_000;
   for (;;) {
     const value = await service.metric(metric);
@@ -110,9 +110,9 @@ export const until = async (service: TestService, metric: string, accepts: (valu
 
 /** Waits until all leases are released. */
 export const untilEmpty = async (service: TestService): Promise<void> => {
-  await until(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
-  await until(service, "stepd_in_flight_requests", (calls) => calls === 0);
-  await until(service, "stepd_in_flight_bytes", (bytes) => bytes === 0);
+  await untilMetric(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
+  await untilMetric(service, "stepd_in_flight_requests", (calls) => calls === 0);
+  await untilMetric(service, "stepd_in_flight_bytes", (bytes) => bytes === 0);
 };
 
 /** A step of SGD with a known result: parameters `value`, gradients 1, lr 1. */

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { gzipSync } from "node:zlib";
 import { MSGPACK } from "../support/service.ts";
-import { RawClient, requireRight, requireWell, serveSmall as serve, sgdBody, until, untilEmpty } from "./_client.ts";
+import { RawClient, requireRight, requireWell, serveSmall as serve, sgdBody, untilEmpty, untilMetric } from "./_client.ts";
 
 const MIB = 2 ** 20;
 
@@ -37,7 +37,7 @@ test("a call without room gets 429 with Retry-After instead of 100, and other ca
   await second.hold(3 * MIB);
   assert.equal(await service.metric('stepd_refusals_total{reason="OVERLOADED"}'), 2);
   first.socket.destroy();
-  await until(service, "stepd_arena_used_bytes", (bytes) => bytes < 4 * MIB);
+  await untilMetric(service, "stepd_arena_used_bytes", (bytes) => bytes < 4 * MIB);
   using third = await RawClient.connect(service);
   await third.hold(8 * MIB);
 });
@@ -52,7 +52,7 @@ test("429 comes before the body is read, even without Expect, and the connection
   const reply = await client.reply();
   assert.equal(reply?.status, 429, "before a byte of the body was sent");
   holder.socket.destroy();
-  await until(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
+  await untilMetric(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
   client.send(body);
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);

@@ -36,7 +36,7 @@ const ask = (
   });
 
 /** Sends SIGTERM and waits until the service reports that it is not ready. */
-const term = async (service: TestService): Promise<void> => {
+const sendSigterm = async (service: TestService): Promise<void> => {
   service.process.kill("SIGTERM");
   const deadline = performance.now() + 5000;
   while ((await ask(service, "/health/ready")).status !== 503) assert.ok(performance.now() < deadline);
@@ -61,7 +61,7 @@ const drains = async (env: Readonly<Record<string, string>>): Promise<void> => {
   using client = await RawClient.connect(service);
   const body = sgdBody(1000, 2);
   await client.hold(body.length);
-  await term(service);
+  await sendSigterm(service);
   assert.deepEqual(JSON.parse((await ask(service, "/health/ready")).body.toString()), { ready: false });
   assert.equal((await ask(service, "/health/live")).status, 200);
   for (const [path, given] of [
@@ -98,7 +98,7 @@ test("a drain lets a slow reader receive a reply to its end", async () => {
       resolve();
     });
   });
-  await term(service);
+  await sendSigterm(service);
   client.socket.resume();
   const reply = await client.reply();
   assert.equal(reply?.status, 200);
@@ -121,15 +121,15 @@ test("new calls during a drain do not delay its end", async () => {
   await using service = await TestService.start();
   using client = await RawClient.connect(service);
   await client.hold(100);
-  await term(service);
+  await sendSigterm(service);
   let isOver = false;
-  const hammers = Array.from({ length: 8 }, async () => {
+  const callers = Array.from({ length: 8 }, async () => {
     while (!isOver) await ask(service, "/v1/step", "{}").catch(() => {});
   });
   client.socket.destroy();
   assert.equal(await service.stop(), 0);
   isOver = true;
-  await Promise.all(hammers);
+  await Promise.all(callers);
 });
 
 test("a step over a Unix socket returns the same bytes as over TCP", () =>

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, readReply, type TestService } from "../support/service.ts";
-import { RawClient, requireRight, requireWell, serveSmall as serve, sgdBody, sgdParams, until, untilEmpty } from "./_client.ts";
+import { RawClient, requireRight, requireWell, serveSmall as serve, sgdBody, sgdParams, untilEmpty, untilMetric } from "./_client.ts";
 
 const MIB = 2 ** 20;
 
@@ -12,7 +12,7 @@ for (const how of ["destroys", "ends"] as const) {
     using client = await RawClient.connect(service);
     await client.hold(8 * MIB);
     client.send(Buffer.alloc(MIB));
-    await until(service, "stepd_arena_used_bytes", (bytes) => bytes >= 8 * MIB);
+    await untilMetric(service, "stepd_arena_used_bytes", (bytes) => bytes >= 8 * MIB);
     if (how === "destroys") client.socket.resetAndDestroy();
     else client.socket.end();
     await requireWell(service);
@@ -85,7 +85,7 @@ test("unread replies are cut off after the request timeout, including one that w
   const body = pack({ ...sgdParams(MIB, 3), optimizer: { name: "adamw" } });
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);
-  await until(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count > 0);
+  await untilMetric(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count > 0);
   await requireWell(service);
 });
 
@@ -148,7 +148,7 @@ test("the rest of a refused chunked body does not release its memory a second ti
   const body = sgdBody(MIB / 2, 2);
   victim.head("/v1/step", { "Content-Length": body.length });
   victim.send(body.subarray(0, body.length - 10));
-  await until(service, "stepd_arena_used_bytes", (bytes) => bytes >= body.length);
+  await untilMetric(service, "stepd_arena_used_bytes", (bytes) => bytes >= body.length);
   refused.chunk(Buffer.alloc(0));
   await requireWellBeside(service, body.length);
   victim.send(body.subarray(body.length - 10));
@@ -171,7 +171,7 @@ const requireWellBeside = async (service: TestService, held: number): Promise<vo
 test("a reply that is not read in time is cut off, and its memory is released", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_REQUEST_TIMEOUT_MS: "2000", STEPD_IDLE_TIMEOUT_MS: "60000" });
   using client = await stall(service);
-  await until(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count > 0);
+  await untilMetric(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count > 0);
   await requireWell(service);
   client.socket.destroy();
 });

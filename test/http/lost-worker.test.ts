@@ -25,7 +25,7 @@ after(async () => {
 });
 
 /** Makes the next `count` jobs write their results, and then report a lost worker. */
-const lose = (count: number): void => {
+const loseWorkers = (count: number): void => {
   const run = service.pool.run.bind(service.pool);
   let left = count;
   service.pool.run = async (units, lease) => {
@@ -42,11 +42,11 @@ const tensors = (value: number): Uint8Array => writeTensors({ w: { shape: [ELEME
 const optimizer = { name: "sgd", lr: 1 };
 
 test("a step on sent bytes gets 503 with Retry-After over RPC and REST, and succeeds when sent again", async () => {
-  lose(1);
+  loseWorkers(1);
   const refused = await post("/v1/step", sgdBody(ELEMENTS, 3), MSGPACK);
   assert.deepEqual([refused.status, refused.headers.get("retry-after")], [503, "1"]);
   await refused.arrayBuffer();
-  lose(1);
+  loseWorkers(1);
   const body = pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: { optimizer, params: tensors(3), grads: tensors(1) } });
   const rpc = await post("/rpc", body, MSGPACK);
   const { error } = unpack(Buffer.from(await rpc.arrayBuffer())) as { error: { code: number; data: { name: string; retry_after: number } } };
@@ -58,7 +58,7 @@ test("a step on sent bytes gets 503 with Retry-After over RPC and REST, and succ
 
 test("a step on a shared file is repeated, with the right result", async () => {
   const [params, grads] = folder.write("blobs", tensors(3), tensors(1)) as [Place, Place];
-  lose(1);
+  loseWorkers(1);
   const reply = await post("/v1/step", pack({ optimizer, params, grads }), MSGPACK);
   assert.equal(reply.status, 200);
   await reply.arrayBuffer();
@@ -69,11 +69,11 @@ test("a step on a shared file is repeated, with the right result", async () => {
 test("a step on lists of numbers is repeated once", async () => {
   const list = (value: number) => ({ w: { shape: [ELEMENTS], values: new Array<number>(ELEMENTS).fill(value) } });
   const body = JSON.stringify({ optimizer, params: list(3), grads: list(1) });
-  lose(1);
+  loseWorkers(1);
   const reply = await post("/v1/step", body, JSON_TYPE);
   assert.equal(reply.status, 200);
   const { params } = (await reply.json()) as { params: { w: { values: number[] } } };
   assert.ok(params.w.values.length === ELEMENTS && params.w.values.every((value) => value === 2));
-  lose(2);
+  loseWorkers(2);
   assert.equal((await post("/v1/step", body, JSON_TYPE)).status, 503);
 });

@@ -95,7 +95,7 @@ test("GET of an unknown optimizer is 404 with a suggestion; JSON-RPC reports a w
 const tensors = { w: { shape: [2], dtype: "F32", values: [1, 2] } };
 
 /** Valid parameters of every method that has a POST endpoint. */
-const GOOD: Readonly<Record<string, unknown>> = {
+const VALID_PARAMS: Readonly<Record<string, unknown>> = {
   "optimizer.step": { optimizer: { name: "adamw" }, params: tensors, grads: tensors },
   "optimizer.init": { optimizer: { name: "lamb" }, params: tensors },
   "optimizer.norms": { grads: tensors },
@@ -126,8 +126,8 @@ test("every OpenRPC method has an OpenAPI endpoint that returns the same", async
     );
     if (twin.verb !== "post") continue;
     for (const type of [JSON_TYPE, MSGPACK]) {
-      const state = await rpc("optimizer.init", GOOD["optimizer.init"], type);
-      const params = GOOD[name] ?? state;
+      const state = await rpc("optimizer.init", VALID_PARAMS["optimizer.init"], type);
+      const params = VALID_PARAMS[name] ?? state;
       const response = await service.post(twin.path, type === MSGPACK ? pack(params) : JSON.stringify(params), type);
       const text = response.status === 200 ? "" : await response.clone().text();
       assert.equal(response.status, 200, `${name}: ${text}`);

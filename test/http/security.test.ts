@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { JSON_TYPE, MSGPACK, pack, readReply, TestService } from "../support/service.ts";
-import { RawClient, sgdParams, until, untilEmpty } from "./_client.ts";
+import { RawClient, sgdParams, untilEmpty, untilMetric } from "./_client.ts";
 
 const scratch = mkdtempSync(join(os.tmpdir(), "stepd-security-"));
 after(() => rmSync(scratch, { recursive: true, force: true }));
@@ -317,7 +317,7 @@ test("a body that comes too slowly is refused, and its memory is released", asyn
   } finally {
     clearInterval(drip);
   }
-  await until(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
+  await untilMetric(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
   assert.equal(await service.metric('stepd_refusals_total{reason="SLOW_BODY"}'), 1);
   await slow.closed();
 });

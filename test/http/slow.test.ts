@@ -2,14 +2,14 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, type TestService, unpack } from "../support/service.ts";
-import { RawClient, type RawReply, requireRight, requireWell, serveSmall as serve, sgdBody, until } from "./_client.ts";
+import { RawClient, type RawReply, requireRight, requireWell, serveSmall as serve, sgdBody, untilMetric } from "./_client.ts";
 
 const MIB = 2 ** 20;
 
 const SMALL_JSON = JSON.stringify({ optimizer: { name: "sgd" }, params: { w: { shape: [1], values: [1] } }, grads: {} });
 
 /** Sends a few bytes at a time until the connection closes. */
-const drip = ({ socket }: RawClient, bytes = 100): void => {
+const trickle = ({ socket }: RawClient, bytes = 100): void => {
   const timer = setInterval(() => socket.write(Buffer.alloc(bytes, " ")), 100);
   socket.once("close", () => clearInterval(timer));
 };
@@ -41,7 +41,7 @@ for (const path of ["/v1/step", "/rpc"]) {
     await using service = await serve();
     using slow = await RawClient.connect(service);
     await slow.hold(15 * MIB, path);
-    drip(slow);
+    trickle(slow);
     await stepUntilTaken(service, MIB);
     const refusal = await slow.reply();
     assert.deepEqual([refusal?.status, nameOf(refusal)], [408, "SLOW_BODY"]);
@@ -97,7 +97,7 @@ test("a trickling JSON body holds only what has arrived, not the length that it 
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "8" });
   using slow = await RawClient.connect(service);
   slow.head("/v1/step", { "Content-Type": JSON_TYPE, "Content-Length": 8 * MIB });
-  drip(slow, 400);
+  trickle(slow, 400);
   const padded = SMALL_JSON.replace("[1]}", `[1]}${" ".repeat(2 * MIB)}`);
   for (let call = 0; call < 20; call++) assert.equal((await service.post("/v1/step", padded, JSON_TYPE)).status, 200);
   assert.equal(await service.metric("stepd_in_flight_requests"), 1, "the slow one goes on");
@@ -144,7 +144,7 @@ test("an upload that is incomplete when the drain ends gets 503", async () => {
   await using service = await serve({ STEPD_DRAIN_TIMEOUT_MS: "1000" });
   using client = await RawClient.connect(service);
   await client.hold(8 * MIB);
-  drip(client);
+  trickle(client);
   const reply = client.reply();
   await service.stop();
   assert.deepEqual([(await reply)?.status, nameOf(await reply)], [503, "DRAINING"]);
@@ -157,7 +157,7 @@ test("a reply whose reader is silent counts as slow", async () => {
   const body = sgdBody(4 * MIB, 2);
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);
-  await until(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count === 1);
+  await untilMetric(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count === 1);
   await requireWell(service);
 });
 

@@ -37,7 +37,7 @@ const make = (name: string, type: keyof typeof KEYS): Pair => {
 const AUTHORITY = "[ca]\ndefault_ca=d\n[d]\ndatabase=index\nnew_certs_dir=.\nrand_serial=yes\ndefault_md=sha256\npolicy=p\n[p]\ncommonName=supplied\n";
 
 /** Makes a certificate for other dates (YYYYMMDDHHMMSSZ); only an authority can choose the start. */
-const makeFor = (name: string, from: string, to: string): Pair => {
+const makeDated = (name: string, from: string, to: string): Pair => {
   const { cert, key } = pathsOf(name);
   writeFileSync(join(scratch, "index"), "");
   writeFileSync(join(scratch, "authority"), AUTHORITY);
@@ -107,7 +107,7 @@ test("a mismatched pair stops the start", async () => {
 });
 
 /** Common name of the certificate that the service presents. */
-const shown = (service: TestService): Promise<string> =>
+const presentedName = (service: TestService): Promise<string> =>
   new Promise((resolve, reject) => {
     const socket = tls.connect({ port: Number(new URL(service.url).port), host: "127.0.0.1", rejectUnauthorized: false }, () => {
       resolve(String(socket.getPeerCertificate().subject.CN));
@@ -116,7 +116,7 @@ const shown = (service: TestService): Promise<string> =>
     socket.on("error", reject);
   });
 
-const inLog = async (service: TestService, text: string): Promise<void> => {
+const untilLogged = async (service: TestService, text: string): Promise<void> => {
   while (!service.log.join("").includes(text)) await delay(20);
 };
 
@@ -128,19 +128,19 @@ const expiryOf = async (service: TestService, name: string): Promise<number> => 
 test("a half-finished renewal to another key type is not used: the old pair stays until both files match", async () => {
   const pair = { cert: file("served.pem", textOf(ec.cert)), key: file("served.key", textOf(ec.key)) };
   await using service = await TestService.start({ ...envOf(pair), STEPD_ADMIN_PORT: "0", STEPD_LOG_LEVEL: "info" });
-  assert.equal(await shown(service), "ec");
+  assert.equal(await presentedName(service), "ec");
   replace(pair.cert, textOf(rsa.cert));
-  await inLog(service, "is not taken");
+  await untilLogged(service, "is not taken");
   assert.match(service.log.join(""), /STEPD_TLS_KEY_FILE: expected the private key of the first certificate \(rsa\), found another key \(ec\)/);
-  assert.equal(await shown(service), "ec");
+  assert.equal(await presentedName(service), "ec");
   replace(pair.key, textOf(rsa.key));
-  await inLog(service, "was taken over");
-  assert.equal(await shown(service), "rsa");
+  await untilLogged(service, "was taken over");
+  assert.equal(await presentedName(service), "rsa");
 });
 
 test("expired and not yet valid certificates give a warning, and the expiry is a metric", async () => {
-  const expired = makeFor("expired", "20200101000000Z", "20200201000000Z");
-  const early = makeFor("early", "20990101000000Z", "20990201000000Z");
+  const expired = makeDated("expired", "20200101000000Z", "20200201000000Z");
+  const early = makeDated("early", "20990101000000Z", "20990201000000Z");
   const authorities = file("authorities.pem", textOf(early.cert) + textOf(other.cert));
   const pair = { cert: file("times.pem", textOf(expired.cert)), key: file("times.key", textOf(expired.key)) };
   await using service = await TestService.start({ ...envOf(pair, authorities), STEPD_ADMIN_PORT: "0", STEPD_LOG_LEVEL: "info" });
@@ -159,7 +159,7 @@ test("expired and not yet valid certificates give a warning, and the expiry is a
   assert.ok(left > 29 * 86400 && left < 31 * 86400, "of several the first");
   replace(pair.cert, textOf(early.cert));
   replace(pair.key, textOf(early.key));
-  await inLog(service, '"file":"certificate","subject":"CN=early"');
+  await untilLogged(service, '"file":"certificate","subject":"CN=early"');
   assert.equal(await expiryOf(service, "certificate"), Date.UTC(2099, 1, 1) / 1000);
 });
 

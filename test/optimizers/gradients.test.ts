@@ -238,7 +238,7 @@ suite("loss scale", () => {
   });
 
   /** Options that select each path of a gradient to its kernel: with or without a norm beforehand, kept for a second stage or not. */
-  const ways = [{}, { stats: "tensor" }, { clip: { max_norm: 1e30 } }, { non_finite: "skip" }, { optimizer: { name: "lamb" } }];
+  const pathOptions = [{}, { stats: "tensor" }, { clip: { max_norm: 1e30 } }, { non_finite: "skip" }, { optimizer: { name: "lamb" } }];
 
   for (const dtype of ["F32", "BF16"] as const) {
     const params = writeTyped({ w: { dtype, shape: [3], values: [1, 2, 3] } });
@@ -253,7 +253,7 @@ suite("loss scale", () => {
 
     test(`float64 gradients are divided before they are rounded to float32: ${dtype} parameters`, async () => {
       const wide = [1e39, -2.5e42, 3e10];
-      for (const more of ways) {
+      for (const more of pathOptions) {
         const { params: found, ...rest } = await take(more, "F64", wide, 2 ** 40);
         const divided = wide.map((value) => Math.fround(value / 2 ** 40));
         const { params: expected, ...expectedRest } = await take(more, "F32", divided, 1);
@@ -270,7 +270,7 @@ suite("loss scale", () => {
     test(`float64 gradients within float32's range give the bits of float32 gradients: ${dtype} parameters`, async () => {
       const values = [0.1, -1 / 3, 1e20];
       for (const loss_scale of [3, 1000.7, 0.3, 1 + 2 ** -20]) {
-        for (const more of ways) {
+        for (const more of pathOptions) {
           const found = await take(more, "F64", values, loss_scale);
           assert.deepEqual(found, await take(more, "F32", values.map(Math.fround), loss_scale), `${loss_scale} ${JSON.stringify(more)}`);
         }

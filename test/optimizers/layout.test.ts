@@ -47,7 +47,7 @@ const join = (parts: unknown): Buffer => Buffer.concat((parts as Parts).pieces.m
 /** The output of a step, with its tensors copied out of the arena, or its error. */
 type Outcome = (Omit<StepOutput, "params" | "rounded" | "state"> & { readonly params: unknown; readonly state: Buffer }) | { readonly message: string };
 
-const take = async (engine: Engine, call: Loaded<StepParams>, lease: Lease): Promise<Outcome> => {
+const takeStep = async (engine: Engine, call: Loaded<StepParams>, lease: Lease): Promise<Outcome> => {
   try {
     const { params, rounded, state, ...rest } = await engine.step(call, lease, { seconds: 0 });
     const copied = (tensors: unknown) => (tensors && "pieces" in (tensors as object) ? join(tensors) : tensors);
@@ -60,15 +60,15 @@ const take = async (engine: Engine, call: Loaded<StepParams>, lease: Lease): Pro
 const newEngine = (): Engine => new Engine(pool, arena.capacity);
 
 /** Takes a step on a warm engine, which may have its layout cached, and on a fresh one. Requires equal outcomes, and returns one. */
-const both = async (warm: Engine, options: Options, files: Files): Promise<Outcome> => {
+const requireSameOutcome = async (warm: Engine, options: Options, files: Files): Promise<Outcome> => {
   using lease = arena.lease(0);
-  const expected = await take(newEngine(), { ...options, ...load(lease, files) }, lease);
-  assert.deepEqual(await take(warm, { ...options, ...load(lease, files) }, lease), expected);
+  const expected = await takeStep(newEngine(), { ...options, ...load(lease, files) }, lease);
+  assert.deepEqual(await takeStep(warm, { ...options, ...load(lease, files) }, lease), expected);
   return expected;
 };
 
 /** The files of the next step. */
-const follow = (outcome: Outcome, grads: Buffer): Files => {
+const nextFiles = (outcome: Outcome, grads: Buffer): Files => {
   assert.ok("state" in outcome, JSON.stringify(outcome));
   return { params: outcome.params as Buffer, grads, state: outcome.state };
 };
@@ -80,15 +80,15 @@ const filesAt = (step: number, shapes: Shapes = SHAPES): Files => ({ params: wri
 /** An engine that has taken two steps, and the files of the third. */
 const afterTwo = async (options: Options, files: (step: number) => Files = filesAt): Promise<{ readonly warm: Engine; readonly files: Files }> => {
   const warm = newEngine();
-  const first = await both(warm, options, files(0));
-  const second = await both(warm, options, follow(first, files(1).grads));
-  return { warm, files: follow(second, files(2).grads) };
+  const first = await requireSameOutcome(warm, options, files(0));
+  const second = await requireSameOutcome(warm, options, nextFiles(first, files(1).grads));
+  return { warm, files: nextFiles(second, files(2).grads) };
 };
 
 const requireSameSteps = async (options: Options, files: (step: number) => Files = filesAt): Promise<void> => {
   const { warm, files: third } = await afterTwo(options, files);
   let now = third;
-  for (let step = 3; step < 6; step++) now = follow(await both(warm, options, now), files(step).grads);
+  for (let step = 3; step < 6; step++) now = nextFiles(await requireSameOutcome(warm, options, now), files(step).grads);
 };
 
 const cosine = { name: "cosine", T_max: 10 } as const;
@@ -139,9 +139,12 @@ suite("a cached layout gives the same bytes", () => {
   test("without slots, if a parameter gets its first gradient late", async () => {
     const { b, ...others } = gradsAt(SMALL, 0);
     const warm = newEngine();
-    const first = await both(warm, { optimizer: { name: "sgd" } }, { ...filesAt(0, SMALL), grads: writeTensors(others) });
-    for (let time = 0; time < 3; time++) await both(warm, { optimizer: { name: "sgd" } }, follow(first, writeTensors({ b } as TestTensors)));
-    const { params, state } = (await both(warm, { optimizer: { name: "sgd" } }, follow(first, gradsFile(1, SMALL)))) as { params: Buffer; state: Buffer };
+    const first = await requireSameOutcome(warm, { optimizer: { name: "sgd" } }, { ...filesAt(0, SMALL), grads: writeTensors(others) });
+    for (let time = 0; time < 3; time++) await requireSameOutcome(warm, { optimizer: { name: "sgd" } }, nextFiles(first, writeTensors({ b } as TestTensors)));
+    const { params, state } = (await requireSameOutcome(warm, { optimizer: { name: "sgd" } }, nextFiles(first, gradsFile(1, SMALL)))) as {
+      params: Buffer;
+      state: Buffer;
+    };
     assert.deepEqual(readState(state).steps, { b: 1, big: 2, empty: 2, scale: 2, w: 2 });
     assert.equal(params.length, filesAt(0, SMALL).params.length);
   });
@@ -149,8 +152,8 @@ suite("a cached layout gives the same bytes", () => {
   test("on the workers", () => requireSameSteps({ optimizer: { name: "lamb" } }, (step) => filesAt(step, LARGE)));
 
   test("with slots that are not in use", async () => {
-    const first = await both(newEngine(), { optimizer: { name: "adam", amsgrad: true } }, filesAt(0));
-    await requireSameSteps({ optimizer: { name: "adam" } }, (step) => (step === 0 ? follow(first, gradsFile(0)) : filesAt(step)));
+    const first = await requireSameOutcome(newEngine(), { optimizer: { name: "adam", amsgrad: true } }, filesAt(0));
+    await requireSameSteps({ optimizer: { name: "adam" } }, (step) => (step === 0 ? nextFiles(first, gradsFile(0)) : filesAt(step)));
   });
 
   test("with a momentum that a schedule lowers to 0 and raises again", () =>
@@ -175,8 +178,8 @@ suite("a change of headers or options gets a layout of its own", () => {
       const { warm, files } = await afterTwo({ optimizer: adamw });
       const { params, grads, state, ...options } = { ...files, optimizer: adamw, ...change(files) };
       for (let time = 0; time < 3; time++) {
-        await both(warm, options, { params, grads, state });
-        await both(warm, { optimizer: adamw }, files);
+        await requireSameOutcome(warm, options, { params, grads, state });
+        await requireSameOutcome(warm, { optimizer: adamw }, files);
       }
     });
   }
@@ -211,7 +214,7 @@ test("every option of the schema takes effect in every call, in turn with the ot
   const odd = { ...files, grads: withFloat(files.grads, Number.NaN) };
   for (let time = 0; time < 3; time++) {
     for (const [name, values] of Object.entries(VALUES)) {
-      for (const value of values) for (const some of [files, odd]) await both(warm, { optimizer: adamw, [name]: value }, some);
+      for (const value of values) for (const some of [files, odd]) await requireSameOutcome(warm, { optimizer: adamw, [name]: value }, some);
     }
   }
 });
@@ -228,8 +231,8 @@ suite("a cached layout still checks values", () => {
     test(what, async () => {
       const options: Options = { optimizer: adamw, schedule: { name: "one_cycle", max_lr: 0.1, total_steps: 20, cycle_momentum: false } };
       const { warm, files } = await afterTwo(options);
-      assert.ok("message" in (await both(warm, options, change(files))));
-      assert.ok("state" in (await both(warm, options, files)), "the step itself is taken");
+      assert.ok("message" in (await requireSameOutcome(warm, options, change(files))));
+      assert.ok("state" in (await requireSameOutcome(warm, options, files)), "the step itself is taken");
     });
   }
 
@@ -243,8 +246,8 @@ suite("a cached layout still checks values", () => {
     test(what, async () => {
       const options = { optimizer: adamw, ...more };
       const { warm, files } = await afterTwo(options);
-      await both(warm, options, { ...files, grads: withFloat(files.grads, value) });
-      await both(warm, options, files);
+      await requireSameOutcome(warm, options, { ...files, grads: withFloat(files.grads, value) });
+      await requireSameOutcome(warm, options, files);
     });
   }
 });
@@ -258,7 +261,7 @@ test("other calls run while a step of many tensors is read and compiled", async 
     turns++;
     next = setImmediate(count);
   });
-  await take(newEngine(), { optimizer: adamw, ...load(lease, files) }, lease);
+  await takeStep(newEngine(), { optimizer: adamw, ...load(lease, files) }, lease);
   clearImmediate(next);
   assert.ok(turns >= 5, `${turns} turns`);
 });
@@ -288,15 +291,15 @@ suite("a repeated call does not compile its layout again", () => {
       const engine = newEngine();
       using lease = arena.lease(0);
       const options = { optimizer: adamw } as const;
-      const first = await take(newEngine(), { ...options, ...load(lease, filesAt(0, SMALL)) }, lease);
-      const files = follow(first, gradsFile(1, SMALL));
-      const step = () => take(engine, { ...options, ...(form(files) as Files) }, lease);
+      const first = await takeStep(newEngine(), { ...options, ...load(lease, filesAt(0, SMALL)) }, lease);
+      const files = nextFiles(first, gradsFile(1, SMALL));
+      const step = () => takeStep(engine, { ...options, ...(form(files) as Files) }, lease);
       let expected: Outcome | undefined;
       assert.ok((await lookups(async () => (expected = await step()))) > 0);
       assert.equal(await lookups(async () => assert.deepEqual(await step(), expected)), 0);
       assert.deepEqual(
         (expected as { readonly state: Buffer }).state,
-        ((await take(newEngine(), { ...options, ...load(lease, files) }, lease)) as { state: Buffer }).state,
+        ((await takeStep(newEngine(), { ...options, ...load(lease, files) }, lease)) as { state: Buffer }).state,
       );
     });
   }

@@ -19,7 +19,7 @@ interface Reply extends StepReply {
 const LARGEST: Readonly<Record<Dtype, number>> = { F16: 65504, BF16: 3.3895313892515355e38, F32: 3.4028234663852886e38, F64: Number.MAX_VALUE };
 
 /** Learning rates that move an element at the end of its range beyond it. F64 has no such rate, so it uses 0/0. */
-const RATE: Readonly<Record<Dtype, number>> = { F16: 1e5, BF16: 3e38, F32: 3e38, F64: 3e38 };
+const OVERFLOWING_RATE: Readonly<Record<Dtype, number>> = { F16: 1e5, BF16: 3e38, F32: 3e38, F64: 3e38 };
 
 /** Large tensors are slow to test, so two dtypes must do: one that kernels write, and one that is narrowed afterwards. */
 const PLACES = { inline: { size: 37, dtypes: DTYPES }, "on workers": { size: 140_001, dtypes: ["F32", "F16"] } } as const;
@@ -62,7 +62,7 @@ for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
         const undecayed = "weight_decay" in optimizer ? { weight_decay: 0 } : {};
         let found = 0;
         for (const dtype of dtypes) {
-          const [fast, tensors] = [{ ...optimizer, ...undecayed, lr: RATE[dtype] }, tensorsOf(dtype, size)];
+          const [fast, tensors] = [{ ...optimizer, ...undecayed, lr: OVERFLOWING_RATE[dtype] }, tensorsOf(dtype, size)];
           found += (await requireCounted(fast, tensors)) || (await requireCounted(fast, tensors, { state: await stateOf(fast, tensors) }));
         }
         assert.ok(found > 0, "all stayed finite, so that nothing was tried");
@@ -80,7 +80,7 @@ for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
     test("values are counted with master weights, stochastic rounding and statistics", async () => {
       for (const dtype of ["BF16", "F16"] as const)
         for (const more of [{ master_weights: true }, { stochastic_rounding: { seed: 3 } }, { stats: "tensor" }, { clip: { max_norm: 1 } }])
-          assert.ok((await requireCounted({ name: "adamw", lr: RATE[dtype] } as never, tensorsOf(dtype, size), more)) > 0);
+          assert.ok((await requireCounted({ name: "adamw", lr: OVERFLOWING_RATE[dtype] } as never, tensorsOf(dtype, size), more)) > 0);
     });
   });
 }
@@ -106,7 +106,7 @@ test("the largest float32 values become infinite in a BF16 reply and are counted
         assert.equal(found, dtype === "F32" ? 6 : 0);
         if (dtype === "F32") assert.equal(await requireCounted({ name: "sgd", lr: 1e-3 } as never, given, more), 0);
       }
-      assert.ok((await requireCounted({ name: "adam", lr: RATE[dtype] } as never, tensors, reply)) > 0);
+      assert.ok((await requireCounted({ name: "adam", lr: OVERFLOWING_RATE[dtype] } as never, tensors, reply)) > 0);
     }
 });
 

@@ -58,13 +58,13 @@ const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLi
 };
 
 /** Optimizers for which optax computes 1 - beta^t in float32. */
-const IMPRECISE = ["adam", "adamw", "lamb"];
+const IMPRECISE_IN_OPTAX = ["adam", "adamw", "lamb"];
 
 /** The expected parameters of a step: the peer's float32 values, or its formula in float64 if the peer itself is imprecise. */
 const expectedAfter = (testCase: Case, index: number, params: TestTensors, state: TestState | null): Readonly<Record<string, ArrayLike<number>>> => {
   const current = testCase.steps[index];
   const names = Object.keys(params);
-  if (testCase.peer !== "optax" || !current || !IMPRECISE.includes(testCase.optimizer)) {
+  if (testCase.peer !== "optax" || !current || !IMPRECISE_IN_OPTAX.includes(testCase.optimizer)) {
     const after = paramsAfter(testCase, index + 1);
     return Object.fromEntries(names.map((name) => [name, after[name]?.data ?? []]));
   }

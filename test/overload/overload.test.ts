@@ -78,7 +78,7 @@ const bestRate = async ({ url }: TestService): Promise<number> => {
 };
 
 /** Pins a process to one processor, so that client and server do not compete for it while both are measured. */
-const pin = (processor: number, pid: number | undefined): void => {
+const pinToProcessor = (processor: number, pid: number | undefined): void => {
   const { status, stderr } = spawnSync("taskset", ["--all-tasks", "--cpu-list", "--pid", String(processor), String(pid)], { encoding: "utf8" });
   assert.equal(status, 0, stderr);
 };
@@ -86,8 +86,8 @@ const pin = (processor: number, pid: number | undefined): void => {
 test("four times the capacity for a minute is handled at nearly the best rate, within memory", async (t) => {
   await using service = await TestService.start({ STEPD_ARENA_MIB: `${ARENA_MIB}`, STEPD_WORKERS: "2", STEPD_ADMIN_PORT: "0" });
   if (os.availableParallelism() > 1) {
-    pin(0, service.process.pid);
-    pin(1, process.pid);
+    pinToProcessor(0, service.process.pid);
+    pinToProcessor(1, process.pid);
   }
   const before = await bestRate(service);
 

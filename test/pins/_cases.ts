@@ -199,15 +199,15 @@ const OPTIONS: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
   "schedule cyclic": { schedule: { name: "cyclic", base_lr: 0.01, max_lr: 0.3, step_size_up: 3 } },
 };
 
-const NARROW: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
+const NARROW_OPTIONS: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
   master_weights: { master_weights: true },
   stochastic_rounding: { stochastic_rounding: { seed: 7 } },
   "master_weights, stats": { master_weights: true, stats: "tensor" },
 };
 
-const STEPPED = [{ name: "adamw" }, { name: "lamb", weight_decay: 0.1 }] as const;
+const OPTION_OPTIMIZERS = [{ name: "adamw" }, { name: "lamb", weight_decay: 0.1 }] as const;
 
-const optionCases: readonly Case[] = STEPPED.flatMap((optimizer) => [
+const optionCases: readonly Case[] = OPTION_OPTIMIZERS.flatMap((optimizer) => [
   ...Object.entries(OPTIONS).flatMap(([label, more]) =>
     dtypesOf(`${label}: inline`, false, optimizer.name, { optimizer, shapes: SMALL, steps: SMALL_STEPS, more }),
   ),
@@ -219,7 +219,7 @@ const optionCases: readonly Case[] = STEPPED.flatMap((optimizer) => [
       digest: (service) => hashRun(service, { optimizer, shapes: LARGE, steps: LARGE_STEPS, dtype: "F32", more }),
     }),
   ),
-  ...Object.entries(NARROW).flatMap(([label, more]) =>
+  ...Object.entries(NARROW_OPTIONS).flatMap(([label, more]) =>
     (["BF16", "F16"] as const).flatMap((dtype): Case[] => [
       {
         owner: optimizer.name,

@@ -9,13 +9,13 @@ import { random } from "../support/tensors.ts";
 
 const kernels = new URL("../../build/kernels.wasm", import.meta.url);
 
-interface Made extends AsyncDisposable {
+interface RunningPool extends AsyncDisposable {
   readonly arena: Arena;
   readonly pool: Pool;
   readonly lost: unknown[];
 }
 
-const start = async (workers: number, mebibytes = 64): Promise<Made> => {
+const start = async (workers: number, mebibytes = 64): Promise<RunningPool> => {
   const arena = new Arena(mebibytes, poolBytes(workers));
   const lost: unknown[] = [];
   const pool = await Pool.start(arena, kernels, workers, { wideVectors: true, onWorkerLost: (cause) => lost.push(cause) });

@@ -8,7 +8,7 @@ const SHORT = 1000;
 const LONG = 2 ** 24;
 
 /** Queues named jobs, and returns the order in which they ran. */
-const orderOf = async (jobs: readonly (readonly [name: string, elements: number])[]): Promise<readonly string[]> => {
+const runOrder = async (jobs: readonly (readonly [name: string, elements: number])[]): Promise<readonly string[]> => {
   const queue = new JobQueue();
   await queue.enter(SHORT);
   const order: string[] = [];
@@ -27,12 +27,12 @@ const orderOf = async (jobs: readonly (readonly [name: string, elements: number]
 
 test("jobs of similar size run in order of arrival", async () => {
   const names = ["a", "b", "c", "d"];
-  for (const elements of [SHORT, LONG]) assert.deepEqual(await orderOf(names.map((name) => [name, elements])), names);
+  for (const elements of [SHORT, LONG]) assert.deepEqual(await runOrder(names.map((name) => [name, elements])), names);
 });
 
 test("a short job overtakes all waiting long jobs", async () => {
   assert.deepEqual(
-    await orderOf([
+    await runOrder([
       ["long 1", LONG],
       ["long 2", LONG],
       ["short", SHORT],
@@ -43,7 +43,7 @@ test("a short job overtakes all waiting long jobs", async () => {
 
 test("a long job runs after at most eight short ones", async () => {
   const shorts = Array.from({ length: 20 }, (_, index) => [`short ${index}`, SHORT] as const);
-  const order = await orderOf([["long 1", LONG], ["long 2", LONG], ...shorts]);
+  const order = await runOrder([["long 1", LONG], ["long 2", LONG], ...shorts]);
   assert.deepEqual([order.indexOf("long 1"), order.indexOf("long 2")], [8, 17]);
 });
 

@@ -26,7 +26,7 @@ interface Options {
 }
 
 /** How often V8 reports, while it compiles the kernel for such a call, that it merges two vectors. */
-const widened = async ({ kernel, pointers, scalars }: Call, { allowed = true, flags = [] }: Options = {}): Promise<number> => {
+const countMergedVectors = async ({ kernel, pointers, scalars }: Call, { allowed = true, flags = [] }: Options = {}): Promise<number> => {
   const operands = [...Array<number>(pointers + 1).fill(0), SCALARS];
   const script = `
     import { allowWideVectors, compile, instantiate, kernelNames } from ${JSON.stringify(kernelsTs.href)};
@@ -91,7 +91,7 @@ const hasAvx2 = process.arch === "x64" && process.platform === "linux" && / avx2
 const isWide = hasAvx2 && process.versions.v8.startsWith("13.6.");
 
 const requireWide = async (call: Call): Promise<void> => {
-  const count = await widened(call);
+  const count = await countMergedVectors(call);
   if (isWide) assert.ok(count > 0, `V8 kept all of ${call.kernel} at 128 bits`);
   else assert.equal(count, 0);
 };
@@ -109,10 +109,10 @@ suite("kernels use 128 bits", () => {
   const [adamw] = callsOf("adamw");
   assert.ok(adamw);
   test("without wide vectors", async () => {
-    assert.equal(await widened(adamw, { allowed: false }), 0);
+    assert.equal(await countMergedVectors(adamw, { allowed: false }), 0);
   });
   test("without AVX2 in the processor", async () => {
-    assert.equal(await widened(adamw, { flags: ["--no-enable-avx2"] }), 0);
+    assert.equal(await countMergedVectors(adamw, { flags: ["--no-enable-avx2"] }), 0);
   });
 });
 

@@ -107,12 +107,12 @@ for (const kind of ["socket", "pipe"] as const) {
 }
 
 /** A tenth of the limit for waiting lines. */
-const LINE = `${"x".repeat(100_000)}\n`;
+const LONG_LINE = `${"x".repeat(100_000)}\n`;
 
 test("a full pipe keeps lines up to a limit, and loses only whole lines", async () => {
   using fifo = new Fifo();
   using stream = new LogStream(fifo.writer);
-  for (let i = 0; i < 20; i++) stream.write(LINE);
+  for (let i = 0; i < 20; i++) stream.write(LONG_LINE);
   assert.ok(stream.lost > 0 && stream.lost < 20, `${stream.lost}`);
   const chunk = Buffer.alloc(2 ** 16);
   /** Reads until the given number of bytes has arrived. */
@@ -129,7 +129,7 @@ test("a full pipe keeps lines up to a limit, and loses only whole lines", async 
     return text;
   };
   const kept = 20 - stream.lost;
-  assert.equal(await read(kept * LINE.length), LINE.repeat(kept));
+  assert.equal(await read(kept * LONG_LINE.length), LONG_LINE.repeat(kept));
   stream.write("again\n");
   await stream.flushed(1000);
   assert.equal(await read(6), "again\n");

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import type { Readable } from "node:stream";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import { others } from "../cli/_command.ts";
+import { systemNodes } from "../cli/_command.ts";
 import { root } from "../support/tree.ts";
 import { answerOf, type Env, LIST, SocketService } from "./_service.ts";
 
@@ -33,7 +33,7 @@ const portsOf = (pid: number): readonly number[] => {
 };
 
 /** Reads the service's log, and returns a function that waits for a text in it. */
-const logged = (service: SocketService): ((text: string) => Promise<void>) => {
+const watchLog = (service: SocketService): ((text: string) => Promise<void>) => {
   let log = "";
   (service.child.stderr as Readable).on("data", (chunk: Buffer) => {
     log += chunk.toString();
@@ -43,18 +43,18 @@ const logged = (service: SocketService): ((text: string) => Promise<void>) => {
   };
 };
 
-const WAYS: Readonly<Record<string, readonly string[]>> = {
+const LAUNCHERS: Readonly<Record<string, readonly string[]>> = {
   "node src/main.ts": [process.execPath, join(root, "src/main.ts")],
   "node --disable-sigusr1 src/main.ts": [process.execPath, "--disable-sigusr1", join(root, "src/main.ts")],
   "stepd serve": [process.execPath, join(root, "src/cli/main.ts"), "serve"],
   // A Node other than the pinned one, which makes the launcher start a second process.
-  ...Object.fromEntries(others.map((node) => [`stepd serve under ${node}`, [node, join(root, "bin/stepd.js"), "serve"]])),
+  ...Object.fromEntries(systemNodes.map((node) => [`stepd serve under ${node}`, [node, join(root, "bin/stepd.js"), "serve"]])),
 };
 
-for (const [way, command] of Object.entries(WAYS)) {
+for (const [way, command] of Object.entries(LAUNCHERS)) {
   test(`${way}: SIGUSR1 opens no inspector, SIGUSR2 ends nothing, SIGHUP drains`, async () => {
     await using service = new SocketService(["ignore", "ignore", "pipe"], {}, command);
-    const inLog = logged(service);
+    const inLog = watchLog(service);
     await service.ready();
     await inLog("listens on");
     for (const signal of ["SIGUSR1", "SIGUSR2"] as const) service.child.kill(signal);

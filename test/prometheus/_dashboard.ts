@@ -46,5 +46,5 @@ export const panelsOf = (json: string): readonly Panel[] => {
 };
 
 /** Replaces Grafana's variables in a query. */
-export const concrete = (query: string, rateInterval: string): string =>
+export const withoutVariables = (query: string, rateInterval: string): string =>
   query.replaceAll("$__rate_interval", rateInterval).replaceAll("$job", "stepd").replaceAll("$instance", ".*");

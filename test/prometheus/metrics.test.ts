@@ -21,7 +21,7 @@ const rpc = (method: string, params: unknown, id?: number) => ({ jsonrpc: "2.0",
 const PHASES = ["receive", "decode", "queue", "compute", "encode", "send"];
 
 /** Expected changes of the phases' counts: 1 for these, 0 for the others. */
-const once = (...names: readonly string[]) => Object.fromEntries(PHASES.map((name) => [phases(name), Number(names.includes(name))]));
+const phaseChanges = (...names: readonly string[]) => Object.fromEntries(PHASES.map((name) => [phases(name), Number(names.includes(name))]));
 
 const tensor = (dtype: string, values: readonly (number | string)[]) => ({ shape: [values.length], dtype, values });
 
@@ -118,19 +118,19 @@ test("a successful call counts in each phase once, and a failing call in the pha
   await using service = await serve();
   const changes = await Changes.from(service);
   await service.call("optimizer.step", sgdParams(3, 5));
-  const all = await changes.become(once(...PHASES));
+  const all = await changes.become(phaseChanges(...PHASES));
   for (const phase of PHASES) assert.ok(phase === "queue" || (all[phaseSeconds(phase)] ?? 0) > 0, phase);
   const sum = PHASES.reduce((total, phase) => total + (all[phaseSeconds(phase)] ?? 0), 0);
   assert.ok(sum <= (all['stepd_request_seconds_sum{method="optimizer.step",outcome="ok"}'] ?? 0), "phases do not overlap");
 
   await service.post("/v1/step", "{", JSON_TYPE);
-  await changes.become(once("receive", "decode", "send"));
+  await changes.become(phaseChanges("receive", "decode", "send"));
   await service.post("/v1/step", "{}", JSON_TYPE);
-  await changes.become(once("receive", "decode", "queue", "compute", "send"));
+  await changes.become(phaseChanges("receive", "decode", "queue", "compute", "send"));
   await service.post("/v1/step", "x", "text/plain");
-  await changes.become(once("send"));
+  await changes.become(phaseChanges("send"));
   await fetch(`${service.url}/v1/optimizers`);
-  await changes.become(once("receive", "queue", "compute", "encode", "send"));
+  await changes.become(phaseChanges("receive", "queue", "compute", "encode", "send"));
 });
 
 test("receive lasts as long as the upload, and send as long as the download", async () => {
@@ -143,12 +143,12 @@ test("receive lasts as long as the upload, and send as long as the download", as
   await delay(SLOW_MS);
   client.socket.pause();
   client.send(body);
-  const first = await changes.become({ ...once("receive", "decode", "queue", "compute", "encode"), [bytes("in")]: body.length });
+  const first = await changes.become({ ...phaseChanges("receive", "decode", "queue", "compute", "encode"), [bytes("in")]: body.length });
   assert.ok((first[phaseSeconds("receive")] ?? 0) >= SLOW_MS / 1000, `receive took ${first[phaseSeconds("receive")]} s`);
   await delay(SLOW_MS);
   client.socket.resume();
   assert.equal((await client.reply())?.status, 200);
-  const second = await changes.become({ ...once("send"), [requests("optimizer.step", "ok")]: 1 });
+  const second = await changes.become({ ...phaseChanges("send"), [requests("optimizer.step", "ok")]: 1 });
   assert.ok((second[phaseSeconds("send")] ?? 0) >= SLOW_MS / 1000, `send took ${second[phaseSeconds("send")]} s`);
   assert.ok((second['stepd_request_seconds_sum{method="optimizer.step",outcome="ok"}'] ?? 0) >= (2 * SLOW_MS) / 1000);
 });

@@ -23,9 +23,9 @@ const RUSH_CALLERS = 12;
 const PAUSE_MS = 50;
 
 /** The times of events, as parts of the whole duration. */
-const RUSH = [0.25, 0.4] as const;
-const NON_FINITE = [0.5, 0.6] as const;
-const RESTART = 0.7;
+const RUSH_INTERVAL = [0.25, 0.4] as const;
+const NON_FINITE_INTERVAL = [0.5, 0.6] as const;
+const RESTART_AT = 0.7;
 
 const grafana = join(root, "deploy/grafana");
 
@@ -80,7 +80,7 @@ const caller = async (index: number, next: (turn: number) => Buffer | undefined)
 };
 
 const restart = async (): Promise<void> => {
-  while (part() < RESTART) await delay(PAUSE_MS);
+  while (part() < RESTART_AT) await delay(PAUSE_MS);
   const old = services[0] as TestService;
   const ports = [old.url, old.admin ?? ""].map((url) => new URL(url).port);
   await old.stop();
@@ -92,8 +92,8 @@ const bar = new SingleBar({ format: "{bar} {percentage} % of {minutes} min" }, P
 bar.start(100, 0, { minutes });
 const timer = setInterval(() => bar.update(Math.min(100, Math.round(part() * 100))), SCRAPE_MS);
 try {
-  const normal = (turn: number): Buffer | undefined => (turn % 4 === 0 && isWithin(NON_FINITE) ? nonFinite : bodies[turn % bodies.length]);
-  const rush = (): Buffer | undefined => (isWithin(RUSH) ? large : undefined);
+  const normal = (turn: number): Buffer | undefined => (turn % 4 === 0 && isWithin(NON_FINITE_INTERVAL) ? nonFinite : bodies[turn % bodies.length]);
+  const rush = (): Buffer | undefined => (isWithin(RUSH_INTERVAL) ? large : undefined);
   await Promise.all([
     restart(),
     ...Array.from({ length: CALLERS }, (_, index) => caller(index, normal)),

@@ -36,7 +36,7 @@ type Reason = (typeof REASONS)[number];
 const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", STEPD_ADMIN_PORT: "0", ...env });
 
 /** Expected counts: `count` refusals for one reason, none for the others. */
-const only = (reason: Reason, count = 1) => Object.fromEntries(REASONS.map((name) => [refusals(name), name === reason ? count : 0]));
+const refusalChanges = (reason: Reason, count = 1) => Object.fromEntries(REASONS.map((name) => [refusals(name), name === reason ? count : 0]));
 
 test("all reasons are exported from the start, with 0", async () => {
   await using service = await serve();
@@ -55,7 +55,7 @@ test("OVERLOADED counts a body without room, over RPC and REST", async () => {
   const changes = await Changes.from(service);
   for (const path of ["/v1/step", "/rpc"]) {
     assert.equal((await service.post(path, Buffer.alloc(2 * MIB), MSGPACK)).status, 429);
-    await changes.become({ ...only("OVERLOADED"), [requests("unknown", "OVERLOADED")]: 1 });
+    await changes.become({ ...refusalChanges("OVERLOADED"), [requests("unknown", "OVERLOADED")]: 1 });
   }
 });
 
@@ -67,7 +67,7 @@ test("OVERLOADED and PAYLOAD_TOO_LARGE count a step that runs out of room, over 
   for (const [path, body] of Object.entries(bodies)) {
     const changes = await Changes.from(service);
     assert.equal((await service.post(path, body, MSGPACK)).status, 413);
-    await changes.become({ ...only("PAYLOAD_TOO_LARGE"), [requests("optimizer.step", "PAYLOAD_TOO_LARGE")]: 1 });
+    await changes.become({ ...refusalChanges("PAYLOAD_TOO_LARGE"), [requests("optimizer.step", "PAYLOAD_TOO_LARGE")]: 1 });
   }
   const small = { ...sgdParams(MIB / 2, 1), optimizer: { name: "adam" } };
   using holder = await RawClient.connect(service);
@@ -75,7 +75,7 @@ test("OVERLOADED and PAYLOAD_TOO_LARGE count a step that runs out of room, over 
   for (const [path, body] of Object.entries({ "/v1/step": pack(small), "/rpc": pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: small }) })) {
     const changes = await Changes.from(service);
     assert.equal((await service.post(path, body, MSGPACK)).status, 429);
-    await changes.become({ ...only("OVERLOADED"), [requests("optimizer.step", "OVERLOADED")]: 1 });
+    await changes.become({ ...refusalChanges("OVERLOADED"), [requests("optimizer.step", "OVERLOADED")]: 1 });
   }
 });
 
@@ -85,28 +85,28 @@ test("OVERLOADED counts calls above STEPD_MAX_IN_FLIGHT", async () => {
   await holder.hold(1000);
   const changes = await Changes.from(service);
   assert.equal((await service.post("/v1/step", sgdBody(3, 1), MSGPACK)).status, 429);
-  await changes.become(only("OVERLOADED"));
+  await changes.become(refusalChanges("OVERLOADED"));
 });
 
 test("PAYLOAD_TOO_LARGE counts a body that can never fit, with and without a length", async () => {
   await using service = await serve({ STEPD_MAX_JSON_MIB: "1" });
   const changes = await Changes.from(service);
   assert.equal((await service.post("/v1/step", Buffer.alloc(17 * MIB), MSGPACK)).status, 413);
-  await changes.become(only("PAYLOAD_TOO_LARGE"));
+  await changes.become(refusalChanges("PAYLOAD_TOO_LARGE"));
   using client = await RawClient.connect(service);
   client.head("/v1/step", { "Content-Type": JSON_TYPE, "Transfer-Encoding": "chunked" });
   client.chunk(Buffer.alloc(MIB + 1));
   assert.equal((await client.reply())?.status, 413);
-  await changes.become(only("PAYLOAD_TOO_LARGE"));
+  await changes.become(refusalChanges("PAYLOAD_TOO_LARGE"));
 });
 
 test("UNSUPPORTED_MEDIA_TYPE and NOT_ACCEPTABLE are counted", async () => {
   await using service = await serve();
   const changes = await Changes.from(service);
   assert.equal((await service.post("/v1/step", "x", "text/plain")).status, 415);
-  await changes.become(only("UNSUPPORTED_MEDIA_TYPE"));
+  await changes.become(refusalChanges("UNSUPPORTED_MEDIA_TYPE"));
   assert.equal((await service.post("/rpc", "{}", JSON_TYPE, { Accept: "text/html" })).status, 406);
-  await changes.become(only("NOT_ACCEPTABLE"));
+  await changes.become(refusalChanges("NOT_ACCEPTABLE"));
 });
 
 test("UNAUTHENTICATED counts calls and pages without a token", async () => {
@@ -117,9 +117,9 @@ test("UNAUTHENTICATED counts calls and pages without a token", async () => {
     await using service = await serve({ STEPD_TOKENS_FILE: file });
     const changes = await Changes.from(service);
     assert.equal((await service.post("/v1/step", sgdBody(3, 1), MSGPACK)).status, 401);
-    await changes.become({ ...only("UNAUTHENTICATED"), [requests("unknown", "UNAUTHENTICATED")]: 1 });
+    await changes.become({ ...refusalChanges("UNAUTHENTICATED"), [requests("unknown", "UNAUTHENTICATED")]: 1 });
     assert.equal((await fetch(`${service.url}/openapi.json`)).status, 401);
-    await changes.become({ ...only("UNAUTHENTICATED"), [requests("unknown", "UNAUTHENTICATED")]: 0 });
+    await changes.become({ ...refusalChanges("UNAUTHENTICATED"), [requests("unknown", "UNAUTHENTICATED")]: 0 });
   } finally {
     rmSync(folder, { recursive: true });
   }
@@ -143,7 +143,7 @@ test("DRAINING counts a call after SIGTERM; readiness ends, metrics stay availab
     if (reply.status === 503) break;
     await changes.become({ [requests("optimizer.step", "ok")]: 1 });
   }
-  await changes.become({ ...only("DRAINING"), [requests("unknown", "DRAINING")]: 1 });
+  await changes.become({ ...refusalChanges("DRAINING"), [requests("unknown", "DRAINING")]: 1 });
   holder.send(body);
   assert.equal((await holder.reply())?.status, 200);
   assert.equal(await service.stop(), 0);
@@ -158,16 +158,16 @@ test("CONNECTIONS counts connections above STEPD_MAX_CONNECTIONS", async () => {
   const changes = await Changes.from(service);
   const { port, hostname } = new URL(service.url);
   using third = await RawClient.connect(service);
-  await changes.become(only("CONNECTIONS"));
+  await changes.become(refusalChanges("CONNECTIONS"));
   third.head("/v1/step", { "Content-Length": 0 });
   assert.equal((await third.reply())?.status, 429);
-  await changes.become(only("OVERLOADED"));
+  await changes.become(refusalChanges("OVERLOADED"));
   // Beyond the reserve, connections are closed without an answer.
   const more = Array.from({ length: 64 }, () => net.connect(Number(port), hostname));
   for (const socket of more) socket.on("error", () => {}); // The server resets one of them.
   await Promise.race(more.map((socket) => once(socket, "close")));
   for (const socket of more) socket.destroy();
-  await changes.become(only("CONNECTIONS", 64));
+  await changes.become(refusalChanges("CONNECTIONS", 64));
 });
 
 test("PIPELINED counts requests above the limit of waiting replies on a connection", async () => {
@@ -176,7 +176,7 @@ test("PIPELINED counts requests above the limit of waiting replies on a connecti
   const changes = await Changes.from(service);
   client.socket.pause();
   client.send("GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000));
-  await changes.become(only("PIPELINED"));
+  await changes.become(refusalChanges("PIPELINED"));
 });
 
 test("SLOW_BODY counts a body slower than STEPD_MIN_BODY_RATE", async () => {
@@ -185,7 +185,7 @@ test("SLOW_BODY counts a body slower than STEPD_MIN_BODY_RATE", async () => {
   await client.hold(MIB);
   const changes = await Changes.from(service);
   assert.equal((await client.reply())?.status, 408);
-  await changes.become({ ...only("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1, stepd_in_flight_bytes: -MIB });
+  await changes.become({ ...refusalChanges("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1, stepd_in_flight_bytes: -MIB });
 });
 
 /** Sends bytes on a raw connection, and returns everything received until it closes. */
@@ -202,10 +202,10 @@ test("SLOW_REQUEST counts headers or bodies that exceed STEPD_REQUEST_TIMEOUT_MS
   await using service = await serve({ STEPD_REQUEST_TIMEOUT_MS: "1500" });
   const changes = await Changes.from(service);
   assert.equal(await answerTo(service, "POST /rpc HTTP/1.1\r\nHost: x\r\nX-A: "), "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
-  await changes.become({ ...only("SLOW_REQUEST"), [requests("unknown", "CLIENT_GONE")]: 0 });
+  await changes.become({ ...refusalChanges("SLOW_REQUEST"), [requests("unknown", "CLIENT_GONE")]: 0 });
   const head = `POST /rpc HTTP/1.1\r\nHost: x\r\nContent-Type: ${MSGPACK}\r\nContent-Length: 9\r\n\r\n`;
   assert.match(await answerTo(service, head), /^HTTP\/1.1 408 Request Timeout\r\n.*SLOW_BODY.*STEPD_REQUEST_TIMEOUT_MS/s);
-  await changes.become({ ...only("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1 });
+  await changes.become({ ...refusalChanges("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1 });
 });
 
 test("HEADERS_TOO_LARGE counts headers above 16 KiB", async () => {
@@ -213,7 +213,7 @@ test("HEADERS_TOO_LARGE counts headers above 16 KiB", async () => {
   const changes = await Changes.from(service);
   const answer = await answerTo(service, `GET /v1 HTTP/1.1\r\nHost: x\r\nX-Long: ${"a".repeat(16384)}\r\n\r\n`);
   assert.equal(answer, "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n");
-  await changes.become(only("HEADERS_TOO_LARGE"));
+  await changes.become(refusalChanges("HEADERS_TOO_LARGE"));
 });
 
 test("MALFORMED counts input that is not HTTP, and an invalid chunk", async () => {
@@ -222,7 +222,7 @@ test("MALFORMED counts input that is not HTTP, and an invalid chunk", async () =
   const head = `POST /rpc HTTP/1.1\r\nHost: x\r\nContent-Type: ${MSGPACK}\r\nTransfer-Encoding: chunked\r\n\r\n`;
   for (const text of ["\x16\x03\x01\x02\x00", "GET /v1 HTTP/1.1\r\nno header\r\n\r\n", `${head}zz\r\n`]) {
     assert.equal(await answerTo(service, text), "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
-    await changes.become(only("MALFORMED"));
+    await changes.become(refusalChanges("MALFORMED"));
   }
 });
 
@@ -237,7 +237,7 @@ test("a caller that disconnects counts as no refusal", async () => {
   }
   // A later refusal proves that the counts are complete.
   assert.equal((await service.post("/v1/step", "x", "text/plain")).status, 415);
-  await changes.become(only("UNSUPPORTED_MEDIA_TYPE"));
+  await changes.become(refusalChanges("UNSUPPORTED_MEDIA_TYPE"));
 });
 
 test("a dead worker is counted", async () => {

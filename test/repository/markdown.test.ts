@@ -89,7 +89,7 @@ const brokenLinks = (page: Page): readonly string[] =>
     .map(({ content }) => `no link: ${content}`);
 
 /** The problem with a link's target; undefined if it exists or is outside of the tree. */
-const missing = (file: string, target: string): string | undefined => {
+const linkProblem = (file: string, target: string): string | undefined => {
   if (URL.canParse(target)) return /^(https|mailto):/.test(target) ? undefined : `${target}: expected https`;
   const [path = "", anchor] = target.split("#");
   const at = path === "" ? file : normalize(join(dirname(file), decodeURIComponent(path)));
@@ -109,7 +109,8 @@ for (const file of files) {
 
   test(`${file}: tables are complete`, () => assert.deepEqual(brokenRows(page), []));
   test(`${file}: fences are closed and have a language`, () => assert.deepEqual(brokenFences(page), []));
-  test(`${file}: links have targets`, () => assert.deepEqual([...brokenLinks(page), ...page.targets().flatMap((target) => missing(file, target) ?? [])], []));
+  test(`${file}: links have targets`, () =>
+    assert.deepEqual([...brokenLinks(page), ...page.targets().flatMap((target) => linkProblem(file, target) ?? [])], []));
 }
 
 test("the checks find each kind of mistake", () => {
@@ -123,8 +124,8 @@ test("the checks find each kind of mistake", () => {
   assert.deepEqual(brokenFences(new Page("```\nls\n```\n")), ["1: a fence without a language"]);
   assert.equal(brokenLinks(new Page("[a](b c) and [d] [e]\n")).length, 1);
   assert.deepEqual(brokenLinks(new Page("[a](b) and `[c](d)`\n")), []);
-  assert.equal(missing("docs/cli.md", "wire-format.md#optimizerstep"), undefined);
-  assert.match(missing("docs/cli.md", "wire-format.md#nothing") ?? "", /no heading/);
-  assert.match(missing("docs/cli.md", "nothing.md") ?? "", /there is no docs\/nothing\.md/);
-  assert.match(missing("docs/cli.md", "http://example.org") ?? "", /expected https/);
+  assert.equal(linkProblem("docs/cli.md", "wire-format.md#optimizerstep"), undefined);
+  assert.match(linkProblem("docs/cli.md", "wire-format.md#nothing") ?? "", /no heading/);
+  assert.match(linkProblem("docs/cli.md", "nothing.md") ?? "", /there is no docs\/nothing\.md/);
+  assert.match(linkProblem("docs/cli.md", "http://example.org") ?? "", /expected https/);
 });

@@ -22,7 +22,7 @@ const openApi = makeOpenApi(methods, "0.0.0") as unknown as Document & {
 const openRpc = makeOpenRpc(methods, "0.0.0") as unknown as OpenRpc;
 
 /** Whether a document's schema accepts a value. */
-const takes = (document: Document, schema: Schema, value: unknown): boolean =>
+const accepts = (document: Document, schema: Schema, value: unknown): boolean =>
   new Ajv2020({ strict: false, validateFormats: false }).validate({ ...schema, components: document.components }, value);
 
 const tensors = { w: { shape: [2], values: [1, "NaN"] } };
@@ -86,12 +86,12 @@ for (const [name, { right, wrong }] of Object.entries(CASES)) {
       if (isRight) assert.doesNotThrow(check);
       else assert.throws(check);
       const title = `${name[0]?.toUpperCase()}${name.slice(1)}Params`;
-      assert.equal(takes(openApi, openApi.components.schemas[title] as Schema, value), isRight, "OpenAPI");
+      assert.equal(accepts(openApi, openApi.components.schemas[title] as Schema, value), isRight, "OpenAPI");
       // OpenRPC describes each parameter separately.
       const { params = [] } = openRpc.methods.find((method) => method.name === METHODS[name]) ?? {};
       const properties = Object.fromEntries(params.map((param) => [param.name, param.schema]));
       const required = params.filter((param) => (param as { required?: boolean }).required).map((param) => param.name);
-      assert.equal(takes(openRpc, { type: "object", properties, required, additionalProperties: false }, value), isRight, "OpenRPC");
+      assert.equal(accepts(openRpc, { type: "object", properties, required, additionalProperties: false }, value), isRight, "OpenRPC");
     });
   }
 }

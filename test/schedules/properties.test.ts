@@ -6,7 +6,7 @@ import { evaluate, prepare, registry } from "../../src/schedules/registry.ts";
 import { examples, type Given } from "../support/schedules.ts";
 
 const LR = 0.1;
-const LATE = [1e6, 2 ** 32 + 1, 2 ** 53 - 1];
+const LATE_STEPS = [1e6, 2 ** 32 + 1, 2 ** 53 - 1];
 
 const lr = (schedule: Given, step: number): number => evaluate(schedule, LR, step).lr;
 const momentum = (schedule: Given, step: number): number | undefined => evaluate(schedule, LR, step).momentum;
@@ -35,7 +35,7 @@ for (const schedule of examples) {
     const forward = Array.from({ length: 500 }, (_, step) => at(LR, step));
     for (let step = 499; step >= 0; step--) assert.deepEqual(evaluate(schedule, LR, step), forward[step]);
     if (schedule.name === "one_cycle") return;
-    for (const step of LATE) {
+    for (const step of LATE_STEPS) {
       const { lr: late } = at(LR, step);
       assert.ok(late >= 0 && late <= 0.3, `${late} at step ${step}`);
     }
@@ -52,7 +52,7 @@ test("a schedule with factor 1 or gamma 1 gives the base rate, bit for bit", () 
     { name: "polynomial", power: 0 },
     { name: "cosine", T_max: 7, eta_min: LR },
   ])
-    for (const step of [0, 1, 4, 17, ...LATE]) assert.equal(lr(schedule, step), LR, `${schedule.name} at ${step}`);
+    for (const step of [0, 1, 4, 17, ...LATE_STEPS]) assert.equal(lr(schedule, step), LR, `${schedule.name} at ${step}`);
 });
 
 test("constant gives the factor up to total_iters, then the base rate; total_iters 0 gives the base rate", () => {
@@ -75,11 +75,11 @@ test("step and multistep decay at the step itself; a milestone listed twice deca
 test("linear and polynomial are exact at both ends, and stay at the second", () => {
   const linear = { name: "linear", start_factor: 0.3, end_factor: 0.7, total_iters: 9 };
   assert.equal(lr(linear, 0), LR * 0.3);
-  for (const step of [9, 10, ...LATE]) assert.equal(lr(linear, step), LR * 0.7);
+  for (const step of [9, 10, ...LATE_STEPS]) assert.equal(lr(linear, step), LR * 0.7);
   assert.equal(lr({ name: "linear", start_factor: 0 }, 0), 0);
   const polynomial = { name: "polynomial", total_iters: 9, power: 0.9 };
   assert.equal(lr(polynomial, 0), LR);
-  for (const step of [9, 10, ...LATE]) assert.equal(lr(polynomial, step), 0);
+  for (const step of [9, 10, ...LATE_STEPS]) assert.equal(lr(polynomial, step), 0);
 });
 
 test("cosine falls to eta_min at T_max, rises again, and has the period 2 T_max, bit for bit", () => {

@@ -40,7 +40,7 @@ interface Expressed {
 }
 
 /** Translations of peers' schedules whose name or arguments differ from torch's. */
-const OTHERS: Readonly<Record<string, (args: never, lr: number) => Expressed>> = {
+const TRANSLATIONS: Readonly<Record<string, (args: never, lr: number) => Expressed>> = {
   SequentialLR: ({ schedulers, milestones }: { schedulers: { scheduler: string; args: object }[]; milestones: number[] }, lr) => ({
     schedule: { name: "sequence", schedules: schedulers.map(({ scheduler, args }) => ({ name: TORCH[scheduler], ...args })), milestones },
     lr,
@@ -87,7 +87,7 @@ const OTHERS: Readonly<Record<string, (args: never, lr: number) => Expressed>> =
 const express = ({ scheduler, args, base_lr }: Case): Expressed | undefined => {
   const name = TORCH[scheduler];
   if (name) return { schedule: { name, ...args }, lr: base_lr as number };
-  return OTHERS[scheduler]?.(args as never, base_lr ?? 0);
+  return TRANSLATIONS[scheduler]?.(args as never, base_lr ?? 0);
 };
 
 const requireClose = (found: readonly (number | null)[], expected: readonly number[], what: string): void => {

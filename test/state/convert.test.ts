@@ -33,7 +33,7 @@ const stateOf = (optimizer: string, entries: Entries): Buffer => writeEntries(en
 const requireBytes = (found: Uint8Array, expected: Uint8Array, what: string): void => assert.ok(Buffer.compare(found, expected) === 0, `${what}: other bytes`);
 
 /** Optimizers that each format can hold. */
-const HELD: Readonly<Record<Format, RegExp>> = {
+const CONVERTIBLE: Readonly<Record<Format, RegExp>> = {
   torch: /./,
   qhoptim: /^(sgd|qhm|adamw?|qhadamw?|lamb|nadam|radam)$/,
   optax: /^(sgd|lars|lion|adamw?|qhadamw?|lamb|nadam|radam)$/,
@@ -41,7 +41,7 @@ const HELD: Readonly<Record<Format, RegExp>> = {
 
 /** The beginnings of the sentences in `lost` that a format must give for a variant. */
 const expectedLosses = (format: Format, optimizer: string, slots: readonly string[]): readonly RegExp[] => {
-  const isAdam = HELD.qhoptim.test(optimizer) && !/^(sgd|qhm)$/.test(optimizer);
+  const isAdam = CONVERTIBLE.qhoptim.test(optimizer) && !/^(sgd|qhm)$/.test(optimizer);
   return [
     ...(slots.includes("max_exp_avg_sq") && format !== "torch" ? [/has nothing that corresponds to max_exp_avg_sq: "b", "big"/] : []),
     ...(!isAdam && (format === "qhoptim" || (format === "torch" && /^(sgd|qhm|lars|lion)$/.test(optimizer)))
@@ -70,7 +70,7 @@ const countDifferences = (found: Entries, expected: Entries): number => {
 for (const format of ["torch", "qhoptim", "optax"] as const) {
   suite(`to ${format} and back`, () => {
     for (const { label, optimizer } of variants) {
-      if (!HELD[format].test(optimizer.name)) continue;
+      if (!CONVERTIBLE[format].test(optimizer.name)) continue;
       test(label, async () => {
         const { state } = await run(service, { optimizer, shapes: SMALL, steps: STEPS });
         const slots = [...new Set([...readFile(state).entries.keys()].map((key) => key.split("/")[0] as string))].filter(

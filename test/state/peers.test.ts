@@ -23,7 +23,7 @@ interface Reply {
 }
 
 /** Lower bound of a moment's spacing in bias-corrected form: float32's spacing divided by the correction. */
-const leastOf = (key: string, weight: number | undefined, betas: readonly number[]): number => {
+const minimumSpacing = (key: string, weight: number | undefined, betas: readonly number[]): number => {
   const beta = betas[key.endsWith("exp_avg_sq") ? 1 : 0] ?? 0;
   return 2 ** -149 / (weight === undefined || weight === 0 ? 1 : weight * (1 - beta));
 };
@@ -56,7 +56,7 @@ const oneStep = async (testCase: Case): Promise<void> => {
       if (testCase.peer === "timm" && key.endsWith(".step")) continue;
       assert.deepEqual([found[key]?.dtype, found[key]?.shape], [dtype, shape], `${where} ${key}`);
       const weight = found[key.replace(/exp_avg(_sq)?$/, (slot) => (slot === "exp_avg" ? "beta1_weight" : "beta2_weight"))]?.values[0];
-      const least = format === "qhoptim" && key.includes("exp_avg") ? leastOf(key, weight, betas ?? []) : 0;
+      const least = format === "qhoptim" && key.includes("exp_avg") ? minimumSpacing(key, weight, betas ?? []) : 0;
       for (const [i, value] of values.entries()) {
         const ours = found[key]?.values[i] as number;
         if (!Number.isFinite(value)) assert.equal(ours, value, `${where} ${key}[${i}]`);

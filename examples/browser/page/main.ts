@@ -6,7 +6,7 @@ import { Plot } from "./plot.ts";
 import { type Progress, train } from "./train.ts";
 
 /** Hyperparameters that suit this task. An optimizer without an entry starts with the server's defaults. */
-const SUITED: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
+const SUITABLE_SETTINGS: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
   adadelta: { lr: 1 },
   adagrad: { lr: 0.05 },
   adam: { lr: 0.01 },
@@ -110,7 +110,7 @@ const addRun = (color: string, optimizer: Optimizer): ((cells: readonly string[]
 };
 
 const run = async (train_: Digits, test: Digits, signal: AbortSignal): Promise<void> => {
-  const optimizer = { ...SUITED[choice.value], name: choice.value, lr: rate.valueAsNumber } as Optimizer;
+  const optimizer = { ...SUITABLE_SETTINGS[choice.value], name: choice.value, lr: rate.valueAsNumber } as Optimizer;
   const color = COLORS[runs.rows.length % COLORS.length] as string;
   const showRun = addRun(color, optimizer);
   const settings = { optimizer, epochs: epochs.valueAsNumber, anneal: anneal.checked };
@@ -160,7 +160,7 @@ const begin = async (): Promise<void> => {
     formula.textContent = optimizers.find(({ name }) => name === choice.value)?.formula ?? "";
     const { hyperparameters } = await client.describe(choice.value);
     const { lr } = hyperparameters["properties"] as { lr?: { default?: number } };
-    rate.value = String(SUITED[choice.value]?.["lr"] ?? lr?.default ?? 0.01);
+    rate.value = String(SUITABLE_SETTINGS[choice.value]?.["lr"] ?? lr?.default ?? 0.01);
   };
   choice.addEventListener("change", () => void choose());
   await choose();

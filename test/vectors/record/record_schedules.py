@@ -181,7 +181,7 @@ def _torch(
 
 
 def _goyal() -> dict[str, Any]:
-    """The paper's warm-up, built from torch's schedules, which count steps separately."""
+    """The paper's warm-up, made of torch schedules that count steps separately."""
     warmup = GOYAL["warmup_iters"]
     parts = [
         {

@@ -1,4 +1,4 @@
-/** A step whose tensors stay on the server, by shared folder or by cache name, compared with the same step over TCP. */
+/** A step that names its tensors, in the shared folder or in the cache, compared with a step that sends them over TCP. */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Unpackr } from "msgpackr";
@@ -57,7 +57,7 @@ export const benchTransport = async (setup: Setup): Promise<Report> => {
     }
   }
   return {
-    title: "Tensors that stay on the server",
+    title: "Tensors in the shared folder or the cache",
     figures: medians(setup.rounds),
     head: ["parameters", "", "/ TCP", "of minima", "ms", "MB up + down"],
     rows,

@@ -8,7 +8,7 @@ const target = join(root, "clients/typescript/src");
 
 /**
  * Adapts the wire's types to callers: an absent member may be undefined (also under exactOptionalPropertyTypes), arrays may be
- * read-only (`as const`), and numbers need no names for NaN and infinity, because MessagePack has both.
+ * read-only (`as const`), and numbers need no strings for NaN and infinity, because MessagePack has both values.
  */
 const forCallers = (types: string): string =>
   types

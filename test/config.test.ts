@@ -129,7 +129,7 @@ test("an unknown setting stops the start and suggests the nearest one", async ()
   assert.match(stderr, /^stepd: STEPD_WORKER: expected a setting that --help lists \(the nearest is STEPD_WORKERS\), found [^\n]*\n$/);
 });
 
-/** STEPD_ variables in the files of a folder that people run or read. */
+/** Names of all STEPD_ variables in a folder's files, except in installed and built ones. */
 const namesIn = (folder: string): readonly string[] =>
   readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
     .filter((file) => !/node_modules|\.venv|__pycache__|\/build\//.test(file) && statSync(join(root, folder, file)).isFile())

@@ -86,7 +86,7 @@ const shareOf = (counted: string): string => `(${sum(counted)} or vector(0)) / $
 const singleQuery = (expr: string, legend = ""): readonly Query[] => [{ expr, legend }];
 
 const stats: readonly Stat[] = [
-  { title: "Ready", description: "Instances that take calls", unit: Short, queries: singleQuery(sum(series("stepd_ready"))), limit: 1, isLow: true },
+  { title: "Ready", description: "Instances that accept calls", unit: Short, queries: singleQuery(sum(series("stepd_ready"))), limit: 1, isLow: true },
   { title: "Calls", description: "Calls a second", unit: RequestsPerSecond, queries: singleQuery(requests) },
   {
     title: "Failures",
@@ -96,22 +96,22 @@ const stats: readonly Stat[] = [
     limit: 0.01,
   },
   {
-    title: "Refused for want of room",
-    description: "Calls and connections turned away: OVERLOADED, CONNECTIONS",
+    title: "Refused for lack of room",
+    description: "Refused calls and connections: OVERLOADED, CONNECTIONS",
     unit: PercentUnit,
     queries: singleQuery(shareOf(rate("stepd_refusals_total", 'reason=~"OVERLOADED|CONNECTIONS"'))),
     limit: 0.05,
   },
   {
     title: "Step, 99th percentile",
-    description: "Of optimizer.step from its headers to its last byte out. The objective is in the rules",
+    description: "Duration of optimizer.step, from its headers to its last byte out. The rules define the objective",
     unit: Seconds,
     queries: singleQuery(`histogram_quantile(0.99, ${sum(rate("stepd_request_seconds_bucket", 'method="optimizer.step"'), "le")})`),
     limit: 2.5,
   },
   {
     title: "Arena in use",
-    description: "The fullest arena: what does not fit is refused",
+    description: "Use of the fullest arena. Calls that do not fit are refused",
     unit: PercentUnit,
     queries: singleQuery(`max(${series("stepd_arena_used_bytes")} / ${series("stepd_arena_capacity_bytes")})`),
     limit: 0.85,
@@ -136,7 +136,7 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
     },
     {
       title: "Bytes of bodies",
-      description: "Of calls in, and of replies out",
+      description: "Bytes of calls received and of replies sent",
       unit: BytesPerSecondIEC,
       queries: singleQuery(sum(rate("stepd_bytes_total"), "direction"), "{{direction}}"),
     },
@@ -144,7 +144,7 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
   Latency: [
     {
       title: "Calls: median, 99th percentile",
-      description: "From the headers to the last byte out, by method",
+      description: "Duration from the headers to the last byte out, by method",
       unit: Seconds,
       queries: [
         { expr: quantile(0.5, "stepd_request_seconds", "method"), legend: "{{method}} p50" },
@@ -153,13 +153,13 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
     },
     {
       title: "Phases: 99th percentile",
-      description: "receive and send are the callers' and the network's; queue is the wait for the workers behind other calls",
+      description: "receive and send depend on callers and network; queue is the wait for the workers behind other calls",
       unit: Seconds,
       queries: singleQuery(quantile(0.99, "stepd_phase_seconds", "phase"), "{{phase}}"),
     },
     {
       title: "Phases: mean",
-      description: "Where the time of a call goes",
+      description: "Mean time of a call in each phase",
       unit: Seconds,
       queries: singleQuery(`${sum(rate("stepd_phase_seconds_sum"), "phase")} / ${sum(rate("stepd_phase_seconds_count"), "phase")}`, "{{phase}}"),
       isStacked: true,
@@ -168,20 +168,20 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
   Refusals: [
     {
       title: "Refusals by reason",
-      description: "Calls refused before they ran, and connections cut",
+      description: "Calls refused before they ran, and connections cut off",
       unit: RequestsPerSecond,
       queries: singleQuery(sum(rate("stepd_refusals_total"), "reason"), "{{reason}}"),
       isStacked: true,
     },
     {
-      title: "Steps with gradients that are not finite",
-      description: "Refused or skipped for NaN or infinity",
+      title: "Steps with non-finite gradients",
+      description: "Steps refused or skipped because of NaN or infinity",
       unit: CountsPerSecond,
       queries: singleQuery(sum(rate("stepd_non_finite_gradients_total"), "instance"), "{{instance}}"),
     },
     {
       title: "Drains and restarts",
-      description: "Ready: 1, draining: 0; and the age of the process",
+      description: "1 while ready, 0 while draining; and the age of the process",
       unit: Short,
       queries: [
         { expr: series("stepd_ready"), legend: "{{instance}} ready" },
@@ -192,7 +192,7 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
   Memory: [
     {
       title: "Arena",
-      description: "Bytes that calls hold, the most they ever held, and what there is",
+      description: "Bytes held by calls, their maximum so far, and the capacity",
       unit: BytesIEC,
       queries: [
         { expr: series("stepd_arena_used_bytes"), legend: "{{instance}} used" },
@@ -202,14 +202,14 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
     },
     {
       title: "Bodies in flight",
-      description: "Bytes of bodies of calls that are received, computed or sent. The Helm chart scales by it",
+      description: "Body bytes of calls being received, computed or sent. The Helm chart scales by this metric",
       unit: BytesIEC,
       queries: singleQuery(series("stepd_in_flight_bytes"), "{{instance}}"),
       isStacked: true,
     },
     {
       title: "Calls in flight",
-      description: "Calls that are received, computed or sent",
+      description: "Calls being received, computed or sent",
       unit: Short,
       queries: singleQuery(series("stepd_in_flight_requests"), "{{instance}}"),
       isStacked: true,
@@ -218,20 +218,20 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
   Work: [
     {
       title: "Workers busy",
-      description: "Share of the worker threads' time in kernels",
+      description: "Share of the worker threads' time spent in kernels",
       unit: PercentUnit,
       queries: singleQuery(`${rate("stepd_worker_busy_seconds_total")} / ${series("stepd_workers")}`, "{{instance}}"),
     },
     {
       title: "Elements a second by optimizer",
-      description: "Parameters stepped",
+      description: "Parameters stepped per second",
       unit: CountsPerSecond,
       queries: singleQuery(sum(rate("stepd_elements_total"), "optimizer", "dtype"), "{{optimizer}} {{dtype}}"),
       isStacked: true,
     },
     {
       title: "Jobs waiting, workers lost",
-      description: "Jobs for the workers, with the one that runs; threads that died in the last hour",
+      description: "Jobs for the workers, including the running one; threads that died in the last hour",
       unit: Short,
       queries: [
         { expr: series("stepd_queued_jobs"), legend: "{{instance}} jobs" },
@@ -242,13 +242,13 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
   Process: [
     {
       title: "Resident memory",
-      description: "Of the whole process: the arena as far as it was used, the heap, and buffers",
+      description: "Memory of the whole process: the used part of the arena, the heap, and buffers",
       unit: BytesIEC,
       queries: singleQuery(series("process_resident_memory_bytes"), "{{instance}}"),
     },
     {
       title: "Event loop lag",
-      description: "How late the main thread is: it receives, decodes, encodes and sends",
+      description: "Delay of the main thread, which receives, decodes, encodes and sends",
       unit: Seconds,
       queries: [
         { expr: series("nodejs_eventloop_lag_p50_seconds"), legend: "{{instance}} p50" },
@@ -257,7 +257,7 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
     },
     {
       title: "Processor and garbage collection",
-      description: "Processors in use, and the share of a processor that garbage collection takes",
+      description: "Processors in use, and the share of one processor spent in garbage collection",
       unit: Short,
       queries: [
         { expr: rate("process_cpu_seconds_total"), legend: "{{instance}} processors" },

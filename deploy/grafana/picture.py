@@ -35,7 +35,7 @@ PANELS = (
     "Phases: 99th percentile",
     "Phases: mean",
     "Refusals by reason",
-    "Steps with gradients that are not finite",
+    "Steps with non-finite gradients",
     "Drains and restarts",
     "Arena",
     "Bodies in flight",

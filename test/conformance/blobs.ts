@@ -10,11 +10,11 @@ const mixed = Object.fromEntries(Object.entries(params).map(([name, tensor], ind
 
 /** First steps with a `reply`, on tensors by name. */
 const replies: readonly (readonly [file: string, about: string, settings: Request["params"], server?: Request["server"]])[] = [
-  ["reply-same", "the whole reply, said in full", { reply: { params: "same", state: "same", cache: false } }],
-  ["reply-bf16", "new parameters of each dtype rounded to BF16, the state as ever", { params: mixed, reply: { params: "bf16" } }],
+  ["reply-same", "all parts of the reply, requested explicitly", { reply: { params: "same", state: "same", cache: false } }],
+  ["reply-bf16", "new parameters of each dtype rounded to BF16, with an unrounded state", { params: mixed, reply: { params: "bf16" } }],
   [
     "reply-bf16-ties",
-    "rounding to nearest even: halfway cases, subnormals, and what is too large or no number",
+    "rounding to nearest even: ties, subnormals, values beyond BF16's range, and non-finite values",
     {
       params: {
         w: {
@@ -51,24 +51,24 @@ const replies: readonly (readonly [file: string, about: string, settings: Reques
   ],
   [
     "reply-bf16-skip",
-    "a step that was skipped, rounded all the same",
+    "a skipped step also rounds its parameters",
     { params: { ...params, größe: { ...params.größe, values: [1.01171875] } }, grads: nonFiniteGrads, non_finite: "skip", reply: { params: "bf16" } },
   ],
-  ["reply-none", "no parameters come back, statistics do", { stats: "global", reply: { params: "none" } }],
-  ["reply-cache-bare", "a server without a cache keeps nothing, and says nothing of it", { reply: { cache: true } }, "bare"],
+  ["reply-none", "a reply without parameters, but with statistics", { stats: "global", reply: { params: "none" } }],
+  ["reply-cache-bare", "a server without a cache keeps nothing, and reports no digests", { reply: { cache: true } }, "bare"],
   [
     "reply-none-bare",
-    "parameters that may be left out because the state has them: their float32 copies",
+    "parameters may be left out if the state has their float32 copies",
     { params: recast(params, "BF16"), master_weights: true, reply: { params: "none", cache: true } },
     "bare",
   ],
   // Refused requests.
-  ["error-reply-form", "a form that parameters do not come in", { reply: { params: "f16" } }],
+  ["error-reply-form", "an unknown form of parameters", { reply: { params: "f16" } }],
   ["error-reply-bf16-f64", "F64 parameters rounded to BF16", { params: { ...params, größe: { ...params.größe, dtype: "F64" } }, reply: { params: "bf16" } }],
-  ["error-reply-state", "a state that nobody would have", { reply: { state: "none" } }],
-  ["error-reply-state-bare", "a state to be kept by a server without a cache", { reply: { state: "none", cache: true } }, "bare"],
-  ["error-reply-params-bare", "parameters to be kept by a server without a cache", { reply: { params: "none", cache: true } }, "bare"],
-  ["error-digest", "a digest that is none", { params: { sha256: "e3b0c442" } }],
+  ["error-reply-state", "a state that would be lost", { reply: { state: "none" } }],
+  ["error-reply-state-bare", "caching a state on a server without a cache", { reply: { state: "none", cache: true } }, "bare"],
+  ["error-reply-params-bare", "caching parameters on a server without a cache", { reply: { params: "none", cache: true } }, "bare"],
+  ["error-digest", "an invalid digest", { params: { sha256: "e3b0c442" } }],
   ["error-missing-params", "parameters that the server does not have", { params: { sha256: digestOf("parameters of nobody") } }],
   ["error-missing-state", "a state that the server does not have", { state: { sha256: digestOf("a state of nobody") } }],
 ];
@@ -142,9 +142,9 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
 
   // The server caches results, and later calls name them by digest.
   const first = call({ ...start, reply: { cache: true } });
-  yield { file: "step.cached.1", about: "a step whose result is kept: its digests", ...storing, ...first };
+  yield { file: "step.cached.1", about: "a step whose result is cached: its digests", ...storing, ...first };
   const cached = { ...storing, before: [first] };
-  yield { file: "step.cached.2", about: "the second step, from digests", ...cached, ...call({ ...byDigest(one), ...gradients }) };
+  yield { file: "step.cached.2", about: "the second step, with parameters and state by digest", ...cached, ...call({ ...byDigest(one), ...gradients }) };
   yield {
     file: "step.cached-params",
     about: "parameters by digest, the state sent",
@@ -159,24 +159,24 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   };
   yield {
     file: "step.cached-bf16",
-    about: "from digests, rounded in the reply: the next step is from the whole parameters that are kept",
+    about: "a step by digest with a rounded reply: the cache keeps the unrounded parameters",
     ...cached,
     ...call({ ...byDigest(one), ...gradients, reply: { params: "bf16", cache: true } }),
   };
   const kept = call({ ...start, reply: { params: "bf16", state: "none", cache: true } });
   yield { file: "step.kept.1", about: "a state that stays on the server", ...storing, ...kept };
   const keptTwice = call({ ...byDigest(one), ...gradients, reply: { params: "none", state: "none", cache: true } });
-  yield { file: "step.kept.2", about: "a step of which nothing comes back but digests", ...storing, before: [kept], ...keptTwice };
+  yield { file: "step.kept.2", about: "a step that returns only digests", ...storing, before: [kept], ...keptTwice };
   yield {
     file: "step.kept.3",
-    about: "the third step of a run that stayed on the server, whole",
+    about: "the third step of a cached run, with a full reply",
     ...storing,
     before: [kept, keptTwice],
     ...call({ ...byDigest(two), grads: start.grads }),
   };
   yield {
     file: "step.error-cached-kind",
-    about: "the digest of a state where parameters are asked for",
+    about: "the digest of a state in place of parameters",
     ...cached,
     ...call({ ...gradients, params: { sha256: digestOf(one.state) } }),
   };
@@ -186,7 +186,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   const [runParams, runGrads, runState] = inPlace.places;
   yield {
     file: "step.shared",
-    about: "the second step in shared memory: parameters and state go back to where they came from",
+    about: "the second step in shared memory, which overwrites parameters and state in place",
     ...storing,
     files: inPlace.files,
     ...call({ params: runParams, grads: runGrads, state: runState }),
@@ -210,7 +210,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   const rounded = layOut("rounded", one.params.length + 64);
   yield {
     file: "step.shared-bf16",
-    about: "parameters rounded into a place of their own, the whole ones as they were, the state back to where it came from",
+    about: "rounded parameters in a separate place, unrounded ones unchanged, the state in place",
     ...storing,
     files: { ...inPlace.files, ...rounded.files },
     ...call({ params: runParams, grads: runGrads, state: runState, reply: { params: "bf16", into: { params: rounded.places[0] } } }),
@@ -229,14 +229,14 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   const spoilt = layOut("run", fileOf(params), fileOf(nonFiniteGrads));
   yield {
     file: "step.error-shared",
-    about: "a step in shared memory that is refused leaves the file as it was",
+    about: "a refused step in shared memory leaves the file unchanged",
     ...storing,
     files: spoilt.files,
     ...call({ params: spoilt.places[0], grads: spoilt.places[1] }),
   };
   yield {
     file: "step.error-shared-bare",
-    about: "shared memory where the server shares no folder",
+    about: "shared memory on a server without a shared folder",
     server: "bare",
     files: { ...source.files, ...target.files },
     ...call({ params: source.places[0], grads: source.places[1], reply: { into: { params: target.places[0] } } }),
@@ -254,7 +254,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   yield other("state.inspect", "inspect.shared", "a state in shared memory", { state: runState });
   yield other("state.convert", "convert.shared", "a state in shared memory under another optimizer", { state: runState, optimizer: "adam" });
   yield {
-    ...other("optimizer.init", "init.error-shared-bare", "shared memory where the server shares no folder", { optimizer: adamw, params: runParams }),
+    ...other("optimizer.init", "init.error-shared-bare", "shared memory on a server without a shared folder", { optimizer: adamw, params: runParams }),
     server: "bare",
   };
 }

@@ -26,8 +26,8 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
   ["one-cycle", "a schedule that cycles betas", { optimizer: adam, schedule: { name: "one_cycle", max_lr: 0.5, total_steps: 5 } }],
   ["clip-norm", "clipping by the norm, with statistics by tensor", { optimizer: sgd, clip: { max_norm: 0.5 }, stats: "tensor" }],
   ["clip-value", "clipping by value", { optimizer: sgd, clip: { max_value: 0.25 } }],
-  ["total-norm", "clipping by a norm that the caller gives", { optimizer: sgd, clip: { max_norm: 0.5, total_norm: 8 } }],
-  ["total-norm-infinity", "clipping by an infinite norm that the caller gives", { optimizer: sgd, clip: { max_norm: 0.5, total_norm: "Infinity" } }],
+  ["total-norm", "clipping by a total norm from the caller", { optimizer: sgd, clip: { max_norm: 0.5, total_norm: 8 } }],
+  ["total-norm-infinity", "clipping by an infinite total norm from the caller", { optimizer: sgd, clip: { max_norm: 0.5, total_norm: "Infinity" } }],
   [
     "others-skip",
     "NaN in a gradient of another call skips this one",
@@ -35,20 +35,20 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
   ],
   ["others-propagate", "NaN in a gradient of another call changes nothing here", { optimizer: sgd, non_finite: "propagate", others_non_finite: true }],
   ["loss-scale", "a loss scale", { optimizer: adamw, loss_scale: 128, stats: "global" }],
-  ["skip", "NaN and infinity skipped: all as it was", { optimizer: adamw, grads: nonFiniteGrads, non_finite: "skip" }],
-  ["propagate", "NaN and infinity in gradients go on", { optimizer: sgd, grads: nonFiniteGrads, non_finite: "propagate" }],
-  ["missing-gradient", "a parameter without a gradient stays", { optimizer: adamw, grads: { größe: grads.größe } }],
+  ["skip", "a skipped step with NaN and infinity changes nothing", { optimizer: adamw, grads: nonFiniteGrads, non_finite: "skip" }],
+  ["propagate", "NaN and infinity propagate from the gradients", { optimizer: sgd, grads: nonFiniteGrads, non_finite: "propagate" }],
+  ["missing-gradient", "a parameter without a gradient stays unchanged", { optimizer: adamw, grads: { größe: grads.größe } }],
   ["empty", "no parameters at all", { optimizer: adamw, params: {}, grads: {} }],
   ["f64", "float64 throughout", { optimizer: adamw, params: recast(params, "F64"), grads: recast(grads, "F64") }],
   ["f64-f32", "float64 parameters, float32 gradients", { optimizer: adamw, params: recast(params, "F64") }],
   ["bf16", "BF16 parameters and gradients", { optimizer: adamw, params: recast(params, "BF16"), grads: recast(grads, "BF16") }],
   ["f16", "F16 parameters, F32 gradients", { optimizer: adamw, params: recast(params, "F16") }],
   ["master-weights", "float32 master copies of BF16 parameters", { optimizer: adamw, params: recast(params, "BF16"), master_weights: true }],
-  ["stochastic-rounding", "BF16 rounded at random by seed", { optimizer: adamw, params: recast(params, "BF16"), stochastic_rounding: { seed: 7 } }],
+  ["stochastic-rounding", "BF16 with stochastic rounding by seed", { optimizer: adamw, params: recast(params, "BF16"), stochastic_rounding: { seed: 7 } }],
   ["lamb-stats", "LAMB with its trust ratios", { optimizer: { name: "lamb", lr: 0.1 }, stats: "tensor" }],
   [
     "groups-schedule",
-    "each group its own base rate under a schedule, and an empty group",
+    "a base rate per group under a schedule, and a group without parameters",
     {
       optimizer: { name: "qhadamw", lr: 0.1, weight_decay: 0.1, weight_decay_scale: "schedule" },
       groups: [
@@ -58,7 +58,7 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
       schedule: { name: "cosine", T_max: 10, eta_min: 0.01 },
     },
   ],
-  ["skip-finite", "skip where nothing has to be skipped", { optimizer: adamw, non_finite: "skip", clip: { max_norm: 1 } }],
+  ["skip-finite", "non_finite skip with finite gradients", { optimizer: adamw, non_finite: "skip", clip: { max_norm: 1 } }],
   [
     "all-dtypes",
     "a parameter of each dtype in one call",
@@ -88,19 +88,19 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
     },
   ],
   // Refused requests.
-  ["error-unknown-optimizer", "a name that no optimizer has", { optimizer: { name: "adamv" } }],
+  ["error-unknown-optimizer", "an unknown optimizer", { optimizer: { name: "adamv" } }],
   ["error-betas", "a beta out of range", { optimizer: { name: "adam", betas: [0.9, 1] } }],
   ["error-unknown-hyperparameter", "a hyperparameter of another optimizer", { optimizer: { name: "sgd", betas: [0.9, 0.99] } }],
   ["error-negative-lr", "a negative learning rate", { optimizer: { name: "sgd", lr: -1 } }],
-  ["error-clip", "a clip of zero", { optimizer: sgd, clip: { max_norm: -2 } }],
-  ["error-total-norm", "a norm below zero", { optimizer: sgd, clip: { max_norm: 1, total_norm: -1 } }],
+  ["error-clip", "a negative max_norm", { optimizer: sgd, clip: { max_norm: -2 } }],
+  ["error-total-norm", "a negative total_norm", { optimizer: sgd, clip: { max_norm: 1, total_norm: -1 } }],
   ["error-others-non-finite", "NaN in a gradient of another call refuses this one", { optimizer: sgd, others_non_finite: true }],
   ["error-schedule", "a schedule that does not exist", { optimizer: sgd, schedule: { name: "cosin", T_max: 3 } }],
   ["error-schedule-end", "a schedule without its argument", { optimizer: sgd, schedule: { name: "cosine" } }],
   ["error-group", "a hyperparameter of a group out of range", { optimizer: adamw, groups: [{ tensors: ["*"], optimizer: { eps: -1 } }] }],
   [
     "error-shape",
-    "a gradient in another shape than its parameter",
+    "a gradient whose shape differs from its parameter's",
     { optimizer: sgd, grads: { "layer.weight": { shape: [3, 2], dtype: "F32", values: [1, 2, 3, 4, 5, 6] } } },
   ],
   ["error-stray-gradient", "a gradient without a parameter", { optimizer: sgd, grads: { other: { shape: [1], dtype: "F32", values: [1] } } }],
@@ -128,30 +128,30 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
   for (const [file, about, settings] of steps) yield step(file, about, settings);
 
   const state = await stateOf(adamw);
-  yield step("other-family", "a state of Adam's family under another of its optimizers", { optimizer: { name: "qhadam" }, state });
+  yield step("other-family", "a state under another optimizer of Adam's family", { optimizer: { name: "qhadam" }, state });
   yield step("error-family", "a state of another family", { optimizer: { name: "rmsprop" }, state });
   const narrow = { params: recast(params, "BF16"), master_weights: true };
-  yield step("master-weights.2", "the second step of master copies", {
+  yield step("master-weights.2", "the second step with master copies", {
     optimizer: adamw,
     ...narrow,
     grads: secondGrads,
     state: await stateOf(adamw, narrow),
   });
   const single = { params: { größe: params.größe }, grads: { größe: grads.größe } };
-  yield step("error-state-master", "a state with master copies where they are not asked for", {
+  yield step("error-state-master", "a state with master copies, without master_weights", {
     optimizer: adamw,
     ...single,
     params: recast(single.params, "BF16"),
     state: await stateOf(adamw, { ...single, params: recast(single.params, "BF16"), master_weights: true }),
   });
-  yield step("error-state-dtype", "a state whose slots are in another dtype than the parameters ask for", {
+  yield step("error-state-dtype", "a state whose slots do not match the dtype of the parameters", {
     optimizer: adamw,
     ...single,
     params: recast(single.params, "F64"),
     state: await stateOf(adamw, single),
   });
-  yield step("error-state-parameter", "a state of a parameter that is not there", { optimizer: adamw, params: { größe: params.größe }, grads: {}, state });
-  yield step("error-one-cycle-over", "a schedule that is over", {
+  yield step("error-state-parameter", "a state of a missing parameter", { optimizer: adamw, params: { größe: params.größe }, grads: {}, state });
+  yield step("error-one-cycle-over", "a schedule past its end", {
     optimizer: adam,
     state: await stateOf(adam),
     schedule: { name: "one_cycle", max_lr: 0.5, total_steps: 1 },
@@ -159,7 +159,7 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
 
   const other = (method: string, file: string, about: string, params: Request["params"]): Request => ({ file, about, method, params });
   yield other("optimizer.init", "init.adamw", "the state before the first step", { optimizer: adamw, params });
-  yield other("optimizer.init", "init.adagrad", "a starting value that is not zero", {
+  yield other("optimizer.init", "init.adagrad", "a slot with a non-zero initial value", {
     optimizer: { name: "adagrad", initial_accumulator_value: 0.5 },
     params,
   });
@@ -170,41 +170,41 @@ export async function* requests(ask: Ask): AsyncGenerator<Request> {
   });
   yield other("optimizer.init", "init.error-optimizer", "a hyperparameter out of range", { optimizer: { name: "sgd", momentum: -1 }, params });
   yield other("optimizer.norms", "norms.grads", "sums of squares of gradients", { grads });
-  yield other("optimizer.norms", "norms.params", "those of parameters as well, with a loss scale", { grads, params, loss_scale: 16 });
+  yield other("optimizer.norms", "norms.params", "sums of squares of gradients and parameters, with a loss scale", { grads, params, loss_scale: 16 });
   yield other("optimizer.norms", "norms.empty", "no gradients at all", { grads: {} });
   yield other("optimizer.norms", "norms.non-finite", "NaN and infinity are counted", { grads: nonFiniteGrads });
   const shapes = Object.fromEntries(Object.entries(params).map(([name, { shape, dtype }]) => [name, { shape, dtype }]));
   yield other("optimizer.plan", "plan.adamw", "the cost of a step", { optimizer: adamw, tensors: shapes });
-  yield other("optimizer.plan", "plan.bf16", "that with BF16 gradients and master copies", {
+  yield other("optimizer.plan", "plan.bf16", "the cost of a step with BF16 gradients and master copies", {
     optimizer: adamw,
     tensors: recast(shapes, "BF16"),
     grad_dtype: "BF16",
     master_weights: true,
   });
-  yield other("optimizer.describe", "describe.sgd", "all about an optimizer", { name: "sgd" });
-  yield other("state.inspect", "inspect.adamw", "what a state holds", { state });
+  yield other("optimizer.describe", "describe.sgd", "the description of an optimizer", { name: "sgd" });
+  yield other("state.inspect", "inspect.adamw", "the contents of a state", { state });
   yield other("state.convert", "convert.torch", "a state in torch's format", {
     state,
     to: { format: "torch", names: ["layer.weight", "layer/bias", "größe"] },
   });
   const { result: torch } = await ask("state.convert", { state, to: { format: "torch", names: ["layer.weight", "layer/bias", "größe"] } });
-  yield other("state.convert", "convert.from-torch", "and back", {
+  yield other("state.convert", "convert.from-torch", "a state from torch's format", {
     state: torch?.["state"],
     from: { format: "torch", optimizer: "adamw", names: ["layer.weight", "layer/bias", "größe"] },
   });
-  yield other("state.convert", "convert.optimizer", "a state under another optimizer, with a slot more", {
+  yield other("state.convert", "convert.optimizer", "a state under another optimizer, with a filled slot", {
     state,
     optimizer: "adam",
     fill: ["max_exp_avg_sq"],
   });
-  yield other("state.convert", "convert.lost", "what a format does not hold", {
+  yield other("state.convert", "convert.lost", "a state that the format cannot hold completely", {
     state: await stateOf({ name: "adamw", amsgrad: true }),
     to: { format: "optax" },
   });
-  yield other("state.convert", "convert.error-corrupt", "bytes that are no safetensors file", { state: Buffer.from("not a state").toString("base64") });
+  yield other("state.convert", "convert.error-corrupt", "bytes that are not a safetensors file", { state: Buffer.from("not a state").toString("base64") });
   yield other("state.convert", "convert.error-family", "an optimizer of another family", { state, optimizer: "sgd" });
   yield other("schedule.evaluate", "schedule.cosine", "a range of a schedule", { schedule: { name: "cosine", T_max: 10 }, lr: 0.1, from: 3, count: 5 });
-  yield other("schedule.evaluate", "schedule.sequence", "a sequence of which a part cycles the momentum", {
+  yield other("schedule.evaluate", "schedule.sequence", "a sequence with a part that cycles the momentum", {
     schedule: {
       name: "sequence",
       schedules: [

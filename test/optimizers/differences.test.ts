@@ -76,7 +76,7 @@ const STEPS = [1, 2, 3, 10, 1e6, 2 ** 31, Number.MAX_SAFE_INTEGER];
 
 suite("scalars are finite for all decay rates and step counts", () => {
   for (const { label, optimizer } of variants) {
-    test(label, () => {
+    test(`scalars of ${label}`, () => {
       const definition = registry.get(optimizer.name);
       assert.ok(definition);
       const defaults = Object.fromEntries(

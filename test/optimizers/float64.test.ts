@@ -46,6 +46,6 @@ const run = async (testCase: Case): Promise<void> => {
 
 for (const [file, cases] of vectorFiles) {
   suite(file, () => {
-    for (const testCase of cases) test(testCase.name, () => run(testCase));
+    for (const testCase of cases) test(`${testCase.name} is within 1e-12 of the peer`, () => run(testCase));
   });
 }

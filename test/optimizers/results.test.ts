@@ -57,7 +57,7 @@ const stateOf = async (optimizer: { readonly name: string }, { params, grads }: 
 for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
   suite(place, () => {
     for (const { label, optimizer } of variants) {
-      test(label, async () => {
+      test(`non-finite parameters are counted: ${label}`, async () => {
         // Without decay: decay added to the gradient would make its square overflow, and nothing would move.
         const undecayed = "weight_decay" in optimizer ? { weight_decay: 0 } : {};
         let found = 0;

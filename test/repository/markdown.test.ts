@@ -14,7 +14,7 @@ const files: readonly string[] = globSync("**/*.md", { cwd: root, exclude: (path
 // Finds links only in Markdown syntax, not in every word with a dot.
 const markdown = new MarkdownIt({ html: true, linkify: false });
 
-/** The text of a file, parsed. */
+/** A parsed Markdown file. */
 class Page {
   readonly lines: readonly string[];
   readonly tokens: readonly Token[];

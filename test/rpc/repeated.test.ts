@@ -17,7 +17,7 @@ after(() => service[Symbol.asyncDispose]());
 const params = writeTensors(startParams(SMALL));
 const grads = writeTensors(gradsAt(SMALL, 0));
 
-/** A call with the state of one step. */
+/** A step that continues after another. */
 const nextStep = async (optimizer: unknown, more = {}): Promise<Record<string, unknown>> => {
   const { state } = await service.call<StepReply>("optimizer.step", { optimizer, params, grads });
   return { optimizer, params, grads, state, ...more };

@@ -68,10 +68,10 @@ const countDifferences = (found: Entries, expected: Entries): number => {
 };
 
 for (const format of ["torch", "qhoptim", "optax"] as const) {
-  suite(`to ${format} and back`, () => {
+  suite(`state.convert to ${format} and back`, () => {
     for (const { label, optimizer } of variants) {
       if (!CONVERTIBLE[format].test(optimizer.name)) continue;
-      test(label, async () => {
+      test(`${label} keeps its state, or reports what is lost`, async () => {
         const { state } = await run(service, { optimizer, shapes: SMALL, steps: STEPS });
         const slots = [...new Set([...readFile(state).entries.keys()].map((key) => key.split("/")[0] as string))].filter(
           (slot) => slot !== "step" && slot !== "mu_product",

@@ -169,7 +169,7 @@ func TestCloseOfNothing(*testing.T) {
 	new(Sharded).Close()
 }
 
-// Every name that no rule forbids reaches the server and returns.
+// Unusual but valid tensor names survive a step.
 func TestNamesOfEveryKind(t *testing.T) {
 	ctx := testContext(t)
 	var params Tensors

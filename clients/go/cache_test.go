@@ -36,7 +36,7 @@ func TestCachedIsNotSent(t *testing.T) {
 				}
 				request.Params, request.State, request.Cached = found.Params, found.State, found.Cached
 				if i == 1 {
-					// The cached blobs suffice.
+					// No values are needed, because the server has both blobs.
 					request.Params, request.State = nil, nil
 				}
 				other.Params, other.State = expected.Params, expected.State

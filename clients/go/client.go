@@ -170,7 +170,7 @@ func New(address string, options ...Option) (*Client, error) {
 	}
 	c.http = &http.Client{
 		Transport: transport,
-		// Redirects are not followed: a wrong address should fail before gigabytes are sent twice.
+		// Redirects are not followed, because a redirected upload of gigabytes means a wrong address.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil
@@ -424,7 +424,7 @@ func readProblem(response *http.Response) error {
 		Type string `json:"type"`
 		*Error
 	}{Error: problem}
-	// Other services send errors in JSON too.
+	// Other services send JSON errors too, but without stepd's name and type.
 	if json.Unmarshal(text, &wire) != nil || problem.Name == "" || wire.Type != problemType+string(problem.Name) {
 		problem = &Error{Message: fmt.Sprintf("%.200q", text)}
 	}
@@ -440,7 +440,7 @@ func readProblem(response *http.Response) error {
 func retryAfter(text string) (time.Duration, bool) {
 	if text != "" && strings.Trim(text, "0123456789.") == "" {
 		if seconds, err := strconv.ParseFloat(text, 64); err == nil {
-			// At most a year, which fits a Duration and exceeds every wait.
+			// Capped at a year, which fits a Duration and is longer than any wait.
 			return time.Duration(min(seconds, 365*24*3600) * float64(time.Second)), true
 		}
 		return 0, false

@@ -194,7 +194,7 @@ func takeBlobs(t *testing.T, members map[string]json.RawMessage, files map[strin
 			Offset, Length int
 			SHA256         string
 		}
-		// Strings and tensors by name leave source empty, which is right.
+		// Base64 strings and plain tensors do not decode into source, which then stays empty.
 		_ = json.Unmarshal(members[name], &source)
 		switch {
 		case source.SHA256 != "":
@@ -246,7 +246,7 @@ func requireSameOnWire(t *testing.T, found map[string]any, expected map[string]j
 	}
 }
 
-// wireTensors keep the order of the case, which decides the header's length and so the bytes that optimizer.plan reports.
+// wireTensors keep the order of the case: it decides the header's length, and so the bytes that optimizer.plan reports.
 type wireTensors []wireTensor
 
 type wireTensor struct {

@@ -94,6 +94,6 @@ var (
 
 	// ErrNoSlot means that no parameter in the state has the slot.
 	ErrNoSlot = errors.New("stepd: no such slot in the state")
-	// ErrBadTensor means that a tensor of the caller contradicts itself or the tensor that it belongs to.
+	// ErrBadTensor means that a caller's tensor is inconsistent, or does not match its parameter.
 	ErrBadTensor = errors.New("stepd: not a valid tensor")
 )

@@ -206,7 +206,7 @@ func ExampleStepRequest_cached() {
 	// 4 F32 true
 }
 
-// A model in several calls over several replicas, clipped by its whole norm.
+// A model in several calls over several replicas, with exact clipping by the norm of all gradients.
 func ExampleSharded() {
 	sharded, err := stepd.NewSharded([]string{os.Getenv("STEPD_URL"), os.Getenv("STEPD_URL")})
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// What the strict reader accepts, the canonical writer can write, and the reader reads back unchanged.
+// A file that the strict reader accepts survives a round trip through the canonical writer.
 func FuzzReadTensors(f *testing.F) {
 	for _, content := range hostile {
 		f.Add(content)
@@ -120,7 +120,7 @@ func TestReplyWithAllFields(t *testing.T) {
 	}
 }
 
-// Lengths that promise gigabytes allocate no memory, with a false Content-Length or none.
+// A length that promises gigabytes allocates no memory, whether the Content-Length is false or missing.
 func TestMemoryFollowsTheBytesThatCome(t *testing.T) {
 	const most = 64 << 20
 	for i, seed := range replySeeds() {

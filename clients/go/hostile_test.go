@@ -100,7 +100,7 @@ func TestStepRepliesWithoutAMember(t *testing.T) {
 	}
 }
 
-// An endless reply is cut off, after a bounded multiple of the memory that the request allows.
+// An endless reply is cut off. It takes at most a fixed multiple of the memory that the request allows.
 func TestRepliesWithoutEnd(t *testing.T) {
 	header := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 	for name, c := range map[string]struct{ start, rest []byte }{
@@ -175,7 +175,7 @@ func TestShortReads(t *testing.T) {
 	}
 }
 
-// Errors about hostile files are short, whatever they quote, and errors from files wrap ErrBadFile.
+// Errors about hostile files are short, whatever they quote, and name the file.
 func TestErrorsAreShort(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	for _, header := range []string{
@@ -303,7 +303,7 @@ func TestManyCallersAtOnce(t *testing.T) {
 	before := runtime.NumGoroutine()
 	client := must[*Client](t)(New(shared.url))
 	sharded := &Sharded{Clients: []*Client{client, client}, RequestBytes: 1000}
-	// Every other caller uses Sharded; each has tensors of different values.
+	// Every other caller uses Sharded. Each caller has different values.
 	run := func(client stepper, seed uint64) (Tensors, error) {
 		params := model(seed)
 		var state *State

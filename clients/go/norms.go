@@ -9,7 +9,7 @@ import (
 // NormsRequest asks for the sums of squares of gradients.
 type NormsRequest struct {
 	Grads Tensors
-	// Params are optional. A parameter is needed if it or its gradient, but not both, is F64: its dtype decides the arithmetic.
+	// Params are optional. Pass a parameter if exactly one of it and its gradient is F64, because its dtype decides the arithmetic.
 	Params    Tensors
 	LossScale float64
 }
@@ -82,7 +82,7 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 	return norms, nil
 }
 
-// wireFloat decodes numbers, and the strings that replace numbers that JSON lacks.
+// wireFloat decodes a number, or the string that stands for NaN or an infinity.
 type wireFloat float64
 
 func (f *wireFloat) UnmarshalJSON(text []byte) error {

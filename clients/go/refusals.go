@@ -84,7 +84,7 @@ func joinRefusals(request StepRequest, refusals []*Error) error {
 	}
 	slices.Sort(joined.Tensors)
 	joined.Tensors = joined.Tensors[:min(len(joined.Tensors), namedTensors)]
-	// The server truncates long texts per call, so a merged text may differ; the first one is used.
+	// The server truncates long texts per call, so the texts may not merge; the first one is used.
 	joined.Found = joinSentences(found)[0]
 	joined.Message = fmt.Sprintf("%s: expected %s, found %s", joined.Field, joined.Expected, joined.Found)
 	return &joined

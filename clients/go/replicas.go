@@ -53,7 +53,7 @@ func (r *replicas) tryReplicas(ctx context.Context, clients []*Client, home *Cli
 			err := call(clients[i])
 			isMissing := errors.Is(err, ErrBlobMissing)
 			if err == nil || (errors.As(err, new(*Error)) && !isReplicaFault(err)) {
-				// A replica that refuses a call works.
+				// A refusal of the call shows that the replica works.
 				r.recordSuccess(i)
 				if !isMissing {
 					return err
@@ -64,7 +64,7 @@ func (r *replicas) tryReplicas(ctx context.Context, clients []*Client, home *Cli
 					return err
 				}
 				r.recordFailure(i, start)
-				// A refused connection counts only if every replica of the round refused.
+				// The round's error is a refused connection only if every replica refused.
 				if failed == nil || isRefused(failed) || !isRefused(err) {
 					failed = err
 				}
@@ -113,7 +113,7 @@ func (r *replicas) pick(tried []bool, first int) int {
 	}
 	r.next = best + 1
 	if h := &r.health[best]; h.failures > 0 && left(best) == 0 {
-		// One call probes the replica. The others avoid it, so they do not hang if it does.
+		// This call probes the replica. A new cool-down keeps other calls away from it, in case it hangs.
 		h.coolDownUntil = now.Add(h.coolDown())
 	}
 	return best
@@ -125,7 +125,7 @@ func (r *replicas) recordSuccess(i int) {
 	r.health[i] = health{}
 }
 
-// recordFailure records a failed call. Calls in progress at the same time fail together, which counts once.
+// recordFailure records a failed call. Calls that ran at the same time fail together, and count as one failure.
 func (r *replicas) recordFailure(i int, start time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -176,7 +176,7 @@ func TestRefusalsEndTheRest(t *testing.T) {
 	}
 }
 
-// A dead replica is tried at 0, 1 and 3 seconds, although each second makes 4 calls.
+// A dead replica is tried at 0, 1 and 3 seconds, although the test makes 4 calls per second.
 func TestDeadReplicasAreCalledLessAndLess(t *testing.T) {
 	dead := &always{answer: cut("")}
 	sharded := newSharded(t, serve(t, dead).URL, shared.url)

@@ -15,7 +15,7 @@ const (
 	// maxStringBytes limits a key or a warning in a reply; tensor names are keys.
 	maxStringBytes = 16 << 20
 	maxReplyDepth  = 64
-	// A blob gets memory before its bytes arrive only up to trustFactor times the request, or trustBytes. Replies stay below: a
+	// Before its bytes arrive, a blob gets at most trustFactor times the request's size, or trustBytes. Valid replies stay below: a
 	// first Adam step returns three times the parameters, and its request holds twice.
 	trustFactor = 4
 	trustBytes  = 1 << 20
@@ -23,7 +23,7 @@ const (
 	// Init for F16 parameters with master weights.
 	replyFactor = 16
 	replyBytes  = 64 << 20
-	// A map or list has at most replyMembers members, plus one per tensorBytes of the request, because a tensor takes more than that.
+	// A map or list has at most replyMembers members, plus one per tensorBytes of the request. A tensor takes more bytes than that.
 	replyMembers = 1000
 	tensorBytes  = 40
 )
@@ -123,7 +123,7 @@ func (r stepReply) result(form Reply) (*StepResult, error) {
 	return result, nil
 }
 
-// readParams checks the new parameters against the expected ones; nil expects any.
+// readParams reads the new parameters and checks them against those sent; nil accepts any.
 func (r stepReply) readParams(sent Tensors) (Tensors, error) {
 	_, tensors, err := readTensors(r.params)
 	if err != nil {
@@ -187,7 +187,7 @@ func (d *decoder) object(member func(key string) error) (map[string]bool, error)
 	return seen, nil
 }
 
-// count refuses more members than any reply has: each takes more memory here than bytes in the reply.
+// count refuses more members than a valid reply has, because a member takes more memory than bytes in the reply.
 func (d *decoder) count(count uint32, err error) (uint32, error) {
 	if err == nil && int64(count) > d.most {
 		err = fmt.Errorf("%d members where %d are the most", count, d.most)

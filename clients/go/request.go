@@ -41,7 +41,7 @@ type encodedRequest struct {
 	sent int64
 	// inputs are the files of the request: written for it, or the caller's own memory (Share).
 	inputs []*region
-	// params and state are reserved for the results; nil if the reply carries them in its body.
+	// params and state are the regions for the results; nil if the reply carries them in its body.
 	params, state *region
 	// named are the leases of states that the request names.
 	named []*lease
@@ -194,8 +194,8 @@ func (p *encodedRequest) check(reply stepReply) error {
 	return nil
 }
 
-// mayChange tells whether an abandoned attempt may still overwrite the results: it may read memory that the caller has changed
-// since, and write other values.
+// mayChange tells whether the results may still change: an abandoned attempt may read memory that the caller has changed since,
+// and overwrite them.
 func (p *encodedRequest) mayChange() bool { return p.mayBeRunning && p.hasCallerMemory }
 
 // takeState returns the new state, which stays in its file unless that may change.

@@ -83,7 +83,7 @@ func readHeader(header []byte, dataBytes int64) (metadata map[string]string, ent
 	if metadata, entries, err = parseHeader(header); err != nil {
 		return nil, nil, err
 	}
-	// An empty tensor precedes the tensor with the same start.
+	// An empty tensor starts where the next one does, and comes first.
 	slices.SortStableFunc(entries, func(a, b headerEntry) int {
 		return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end))
 	})

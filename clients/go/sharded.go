@@ -29,7 +29,7 @@ type Sharded struct {
 	Parallel int
 
 	replicas replicas
-	// groups maps the first byte of a tensor that Share returned to the number, from 1, of its call.
+	// groups maps each tensor from Share, by its first byte, to the number of its call, from 1.
 	mu     sync.Mutex
 	groups map[*byte]int
 	last   int
@@ -135,7 +135,7 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 		return nil, err
 	}
 	total := math.NaN()
-	// refused is the error of Norms. It is not returned, because the step's own checks may fail first.
+	// refused is the error of Norms. The step's own error goes first, because some of its checks come earlier.
 	var refused error
 	if needsNorm(request) || request.NonFinite == Skip {
 		sums, err := s.norms(ctx, whole, shards)
@@ -327,7 +327,7 @@ func cachedShards(request StepRequest) ([]shard, error) {
 	return shards, nil
 }
 
-// after returns the parameters with the step counts after a step.
+// after returns the part with its step counts after a step.
 func (p part) after(request StepRequest, skipped bool) part {
 	steps := maps.Clone(p.steps)
 	for _, grad := range request.Grads {

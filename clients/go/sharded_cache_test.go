@@ -45,7 +45,7 @@ func TestShardedCachedIsOneCall(t *testing.T) {
 					for i := range uint64(5) {
 						grads := many(i+2, F32)
 						if i%2 == 1 {
-							// The other parameters do not step; one gradient has another arithmetic than its parameter.
+							// The other parameters do not step. One gradient is float64, and its parameter is not.
 							grads = Tensors{grads[4], doubled(t, grads[5])}
 						}
 						request.Grads, other.Grads = grads, grads
@@ -114,7 +114,7 @@ func TestShardedCachedMiss(t *testing.T) {
 	}
 	// Each call goes to the replica that has its blobs.
 	called()
-	// Start with the other replica than the first step did.
+	// The first step began with the other replica.
 	sharded.replicas.next = 1
 	requireSameStep(t, must[*StepResult](t)(sharded.Step(ctx, request)), expected)
 	if count := called(); count != calls-moved {

@@ -26,7 +26,7 @@ func isNull(value any) bool {
 	return !v.IsValid()
 }
 
-// setNorm sets the norm over all gradients, and whether other calls have non-finite ones, in each call. It returns the norm.
+// setNorm gives each call the norm over all gradients, and whether any of them is non-finite. It returns the norm.
 func setNorm(request StepRequest, shards []shard, sums map[string]TensorNorms) float64 {
 	total := rootOfSquares(sums, func(sums TensorNorms) float64 { return sums.GradSquares })
 	hasNonFinite := false

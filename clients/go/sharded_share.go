@@ -2,7 +2,7 @@ package stepd
 
 import "maps"
 
-// Memory that is laid out as the calls of a step: Share allocates it, and divide finds the calls again.
+// Memory laid out like the calls of a step. Share allocates it, and divide recognizes it.
 
 // elementBytes is what a float32 AdamW step sends per element: parameter, gradient and two slots.
 const elementBytes = 16
@@ -49,7 +49,7 @@ func (s *Sharded) Share(tensors Tensors) (shared Tensors, free func(), err error
 	return shared, free, nil
 }
 
-// remember records that the tensors form one call, until forget.
+// remember records that the tensors form one call, until forget is called.
 func (s *Sharded) remember(tensors Tensors) (forget func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

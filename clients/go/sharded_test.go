@@ -100,7 +100,7 @@ func TestShardedIsOneCallBitForBit(t *testing.T) {
 	t.Run("warnings of many tensors", func(t *testing.T) {
 		var params, grads Tensors
 		for i := range 40 {
-			// 0/0 in every second tensor, and squares that overflow in the others.
+			// Two causes of warnings: 0/0 in every second tensor, and overflowing squares in the others.
 			grad := make([]float32, 50)
 			if i%2 == 1 {
 				grad[0] = 1e25

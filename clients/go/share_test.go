@@ -197,7 +197,7 @@ func TestSharedMemoryInOtherSets(t *testing.T) {
 			if fileOf(client, found.Params) != "" {
 				t.Fatal("a result lies in the caller's memory")
 			}
-			// An Into with a part of the file leaves the rest unchanged.
+			// An Into with only some of the file's tensors leaves the others unchanged.
 			request.Into = c.params
 			into := must[*StepResult](t)(client.Step(ctx, request))
 			requireSame(t, c.params, found.Params)

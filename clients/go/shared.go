@@ -30,7 +30,7 @@ const (
 	writeWorkers = 1
 	// idleUses is the number of other files lent out before an unused one is removed.
 	idleUses = 64
-	// States that hold more than fewHeld files and heldBytes, or more than manyHeld files, trigger a garbage collection.
+	// States trigger a garbage collection when they hold fewHeld files and heldBytes, or manyHeld files.
 	fewHeld   = 4
 	manyHeld  = 32
 	heldBytes = 64 << 20
@@ -51,7 +51,7 @@ func WithSharedDir(path string) Option { return func(c *Client) { c.sharedDir = 
 // has truncated crashes the process too.
 //
 // Without WithSharedDir, below 64 KiB, and on systems other than Linux, it is ordinary Go memory. Errors are ErrBadTensor for
-// tensors that contradict themselves, and file errors.
+// inconsistent tensors, and file errors.
 func (c *Client) Share(tensors Tensors) (shared Tensors, free func(), err error) {
 	shared = slices.Clone(tensors)
 	zero(shared)
@@ -95,7 +95,7 @@ func zero(tensors Tensors) {
 // sharedFolder manages the files of one client, or of the clients of a Sharded.
 type sharedFolder struct {
 	root *os.Root
-	// minBytes is the smallest call that uses the folder.
+	// minBytes is the size from which a call uses the folder.
 	minBytes int64
 
 	mu      sync.Mutex
@@ -115,7 +115,7 @@ type region struct {
 	linked bool
 	// busy counts the calls that use the file.
 	busy int
-	// memory is the file mapped for a caller of Share; nil otherwise. Then only calls that read the file use it too.
+	// memory is the file as mapped for a caller of Share; nil if it is not. No call writes to a mapped file.
 	memory []byte
 	// holder is the state in the file; nil once the garbage collector has found that state unreachable.
 	holder weak.Pointer[lease]

@@ -25,7 +25,7 @@ func newSharing(t *testing.T, url string, least int64, options ...Option) *Clien
 	return client
 }
 
-// many returns more tensor data than a body carries when there is a shared folder.
+// many returns tensors that are large enough for the shared folder.
 func many(seed uint64, dtype DType) Tensors {
 	values := random(seed, 40_000)
 	switch dtype {

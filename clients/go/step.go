@@ -67,7 +67,7 @@ type StepRequest struct {
 	// Reply selects what the reply carries.
 	Reply Reply
 	// Cached is the Cached of the last result; blobs that it names are not sent. Params and State, if set too, must be those of that
-	// result: they are sent if the server has dropped its copy. Otherwise that is ErrBlobMissing.
+	// result: they are sent if the server has dropped its copy. Without them, that is ErrBlobMissing.
 	Cached *Cached
 }
 
@@ -95,10 +95,10 @@ type Reply struct {
 // drop them at any time. The Cached of a Sharded result has no readable names, and works with Sharded only.
 type Cached struct {
 	Params, State string
-	// otherParams and otherState are true if the result held the blob in another form or not at all. Values from the caller then
-	// cannot replace it.
+	// otherParams and otherState are true if the result held the blob in another form, or not at all. The caller's values then
+	// cannot replace the cached blob.
 	otherParams, otherState bool
-	// sent is the size in bytes of the values behind the names, which bounds the next reply.
+	// sent is the total size of the requests that led here; it limits the size of the next reply.
 	sent int64
 	// shards are the cached blobs of a Sharded result. Then Params and State are empty.
 	shards []cachedShard
@@ -151,7 +151,7 @@ type StepResult struct {
 }
 
 // Step runs one optimizer step. After an error nothing was changed. Errors are *Error (ErrBlobMissing if the server has dropped what
-// Cached names), *TransportError, the context's error, ErrBadTensor for tensors that contradict themselves, ErrStateKept,
+// Cached names), *TransportError, the context's error, ErrBadTensor for inconsistent tensors, ErrStateKept,
 // ErrBadReply, and file errors with WithSharedDir.
 func (c *Client) Step(ctx context.Context, request StepRequest) (*StepResult, error) {
 	if err := checkInto(request); err != nil {
@@ -406,7 +406,7 @@ func (r StepRequest) fields() ([]field, error) {
 	return fields, nil
 }
 
-// checkOptimizer refuses a nil optimizer, for which the server's error would only mention an empty name.
+// checkOptimizer refuses a nil optimizer, because the server would only report an empty name.
 func checkOptimizer(optimizer Optimizer) error {
 	if optimizer == nil {
 		return errors.New("stepd: optimizer: expected an optimizer, found none")

@@ -84,7 +84,7 @@ def json_of(value: Any) -> Any:
 
 
 def fetched(members: Json, files: Mapping[str, str]) -> Json:
-    """Return members, with the files' bytes in place of their places."""
+    """Return members, with places replaced by the bytes of their files."""
     whole = dict(members)
     for name in BLOBS:
         source = members.get(name)

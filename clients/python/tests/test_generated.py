@@ -1,4 +1,4 @@
-"""The server accepts the code that was generated from its tables."""
+"""The server accepts what the functions generated from its tables build."""
 
 from __future__ import annotations
 

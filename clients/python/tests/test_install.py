@@ -45,7 +45,7 @@ def in_environment(folder: pathlib.Path, command: str, **more: str) -> str:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """An empty environment that can import the packages of the tests' own."""
+    """An empty environment that can import the packages of the tests' environment."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")

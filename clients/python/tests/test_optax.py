@@ -120,7 +120,7 @@ def test_paths_may_change_between_init_and_update(client: stepd.Client) -> None:
         transformation.update({"w": jnp.ones(3)}, state, {"w": jnp.ones(3)})
 
 
-#: The order of the leaves, 00 to 11, which differs from that of their names in a tree.
+#: Thirteen leaves: 00 to 11, then b.
 LEAVES: dict[str, Any] = {
     f"{place:02}": jnp.full(2, 1.0 + place) for place in range(12)
 }

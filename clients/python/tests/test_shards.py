@@ -1,4 +1,4 @@
-"""A sharded step equals the whole step, whatever fails in between."""
+"""A sharded step equals the whole step, whatever fails during it."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ def test_warns_as_one_call_does(client: stepd.Client, size: int) -> None:
         one = client.step(ADAMW, params, grads)
         assert len(one.warnings) == 1 and "and 12 more tensors" in one.warnings[0]
         assert_same(sharded.step(ADAMW, params, grads), one)
-        # Two warnings: 0/0 in every second tensor, and squares that overflow.
+        # Two causes of warnings: 0/0 in every second tensor, and overflowing squares.
         for name in list(grads)[::2]:
             grads[name] = np.zeros(4, np.float32)
         adam = {"name": "adam", "eps": 0}

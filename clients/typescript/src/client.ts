@@ -69,7 +69,7 @@ export interface ConvertInput extends Omit<ConvertParams, "state"> {
 
 /** A converted state. */
 export interface Conversion {
-  /** A safetensors file in the convention `to`; `new State(file)` where that is stepd's. */
+  /** A safetensors file in the convention `to`; if that is stepd's, `new State(file)` reads it. */
   readonly file: Uint8Array<ArrayBuffer>;
   /** One sentence for each part of the given state that `file` cannot hold. */
   readonly lost: readonly string[];
@@ -155,7 +155,7 @@ export class Client {
           if (missing && value) sources[missing] = value;
           else if (into.state && isTooSmall(error)) {
             into.state = undefined;
-            // The server would overwrite a state in the folder.
+            // Without a place for the result, the server would overwrite a state in the folder.
             if (state && sources.state !== cachedState) sources.state = await blobs.inBody(sources.state as BodyBlob);
           } else throw error;
         }

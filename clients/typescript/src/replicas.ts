@@ -44,7 +44,7 @@ export class Replicas {
           else {
             if (!isReplicaFault(error)) throw error;
             if (error.retryAfter !== undefined) retryAfters.push(error.retryAfter);
-            // A refused connection counts only if every replica of the round refused.
+            // The round's error is a refused connection only if every replica refused.
             if (!last || isRefused(last) || !isRefused(error)) last = error;
           }
         }

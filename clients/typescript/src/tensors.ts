@@ -153,7 +153,7 @@ const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
   if (width === undefined) throw new RangeError(`tensor ${JSON.stringify(name)}: expected a dtype of ${Object.keys(WIDTHS)}, found ${JSON.stringify(dtype)}`);
   if (!isSizes(shape) || !isSizes(offsets) || offsets.length !== 2)
     throw new RangeError(`tensor ${JSON.stringify(name)}: shape and data_offsets are not whole`);
-  // Partial products, because a 0 after an overflow would hide it.
+  // Checks every partial product, because a later 0 would hide an overflow.
   if (shape.some((_, index) => elementsOf(shape.slice(0, index + 1)) > Number.MAX_SAFE_INTEGER))
     throw new RangeError(`tensor ${JSON.stringify(name)}: the product of shape [${shape}] is too large`);
   const [from = 0, to = 0] = offsets;
@@ -176,7 +176,7 @@ export const toTensor = ({ dtype, shape, bytes }: FileTensor): Tensor => {
 export const toTensors = (file: Uint8Array): Record<string, Tensor> =>
   Object.fromEntries([...readFile(file).tensors].map(([name, tensor]) => [name, toTensor(tensor)]));
 
-/** The tensors of a reply. Throws RangeError unless the file's header equals the sent one byte for byte. */
+/** The tensors of a reply. Throws RangeError unless its header equals the header that was sent, byte for byte. */
 export const toTensorsLike = (sent: Tensors, [header, ...parts]: ReturnType<typeof fileParts>, file: Uint8Array): Record<string, Tensor> => {
   const length = parts.reduce((sum, part) => sum + part.length, header.length);
   if (file.length !== length || !header.every((byte, index) => byte === file[index]))
@@ -191,7 +191,7 @@ export const toTensorsLike = (sent: Tensors, [header, ...parts]: ReturnType<type
   );
 };
 
-/** The tensors of a reply with another header. Throws RangeError if names or shapes differ from those sent, if any were. */
+/** The tensors of a reply with another header. Throws RangeError if their names or shapes differ from `sent`. */
 export const toTensorsNamed = (sent: Tensors | undefined, file: Uint8Array): Record<string, Tensor> => {
   const found = toTensors(file);
   const shapesOf = (tensors: Tensors): readonly string[] =>

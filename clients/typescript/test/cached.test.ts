@@ -206,7 +206,7 @@ for (const [how, optionsOf] of transports) {
           let values: { params?: Tensors | undefined; state?: StepResult["state"] | undefined } = { params: all };
           for (let count = 0; count < 5; count++) {
             const { scale, bias, ...rest } = allGrads(count);
-            // The other tensors do not step, so the step counts differ; one gradient has another arithmetic than its parameter.
+            // The other tensors do not step, so the step counts differ. One gradient is float64, and its parameter is not.
             const now = (count % 2 ? { scale, bias: { shape: [300], data: Float64Array.from(bias?.data ?? []) } } : { ...rest, scale, bias }) as Tensors;
             whole = await plain.step({ ...step, params: whole?.params ?? all, state: whole?.state, grads: now });
             const result = await client.step({ ...step, ...values, cached, grads: now, reply: count < 4 ? reply : undefined });

@@ -131,7 +131,7 @@ suite("what one call comes to, so does a sharded step", () => {
   test("warnings of many tensors are those of one call: as many sentences, in its order, with as many names", async () => {
     const names = ["￿", "😀", 'quoted "(3 values), ', ...Array.from({ length: 20 }, (_, index) => `w${index}`)];
     const ones = Object.fromEntries(names.map((name) => [name, vector(1, 1)]));
-    // 0/0 in every second tensor, and squares that overflow in the others.
+    // Two causes of warnings: 0/0 in every second tensor, and overflowing squares in the others.
     const mixed = Object.fromEntries(names.map((name, index) => [name, index % 2 === 0 ? vector(0, 1) : vector(1e25, 1)]));
     const input = { optimizer: { name: "adam", eps: 0 }, params: ones, grads: mixed } as const;
     const { warnings = [] } = await client.step(input);

@@ -31,7 +31,7 @@ def client_of(client: Any) -> Any:
 
 
 def adapter_options(given: Mapping[str, Any]) -> StepOptions:
-    """Return the options of each step. Raises TypeError for one an adapter refuses."""
+    """Return a step's options. Raises TypeError for those that adapters refuse."""
     options = step_options(given)
     if options.get("cached") is not None:
         raise TypeError(

@@ -55,7 +55,7 @@ class Call(Generic[T]):
     read: Callable[[Json], T]
     #: Objects that must stay alive until the reply is complete.
     kept_alive: object = None
-    #: The call to send at once after an error, in place of this one; None to give up.
+    #: Returns a call to send at once instead, if that avoids the error; None otherwise.
     replacement: Callable[[StepdError], Call[T] | None] = lambda error: None
     #: Makes an equal call with new files, if the server may still write to these.
     with_new_files: Callable[[], Call[T]] | None = None

@@ -113,13 +113,13 @@ def require_options(options: Mapping[str, Any]) -> None:
 
 
 def require_number(field: str, value: object) -> None:
-    # numpy's scalars of every kind have __float__, and other objects do not.
+    # Numbers of all kinds have __float__, also numpy's; other objects do not.
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise expected(field, "a number", value)
 
 
 def require_arrays(field: str, value: object) -> None:
-    """Raise TypeError unless ``value`` maps valid names; arrays are checked later."""
+    """Raise TypeError unless it is a mapping with valid names. Arrays come later."""
     if not isinstance(value, Mapping):
         has_params = isinstance(getattr(value, "params", None), Mapping)
         hint = "; its params are meant" if has_params else ""

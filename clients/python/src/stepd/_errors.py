@@ -112,7 +112,7 @@ class ServerError(StepdError):
 
 
 def server_error(problem: Any) -> ServerError:
-    """Return the error for problem details; the base class for an unknown name.
+    """Return the error for problem details: a ServerError if its name is unknown.
 
     Raises ValueError, KeyError or TypeError if they are not stepd's.
     """

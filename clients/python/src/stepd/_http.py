@@ -92,7 +92,7 @@ def address_of(url: str) -> Address:
 
 
 def token_of(token: str | None) -> str | None:
-    """Return the token. Raises ValueError, without it, if a header cannot hold it."""
+    """Check a token. The ValueError for an invalid one does not show it."""
     if token is not None and not isinstance(token, str):
         raise TypeError(f"token: expected a str, found {type(token).__name__}")
     if token is not None and not re.fullmatch(r"[!-~]+", token):
@@ -146,7 +146,7 @@ def _seconds_until(retry_after: str) -> float | None:
 
 
 def reply_of(call: Call[T], reply: Any) -> T:
-    """Return a call's result from a decoded reply. Raises ValueError unless a map."""
+    """Return a call's result from a decoded reply. Raises ValueError if no map."""
     if not isinstance(reply, dict):
         raise ValueError(f"expected a map, found {type(reply).__name__}")
     return call.read(reply)
@@ -313,7 +313,7 @@ class Transport:
         return connection
 
     def _take(self) -> http.client.HTTPConnection | None:
-        """Take an idle connection; one that is readable has been closed meanwhile."""
+        """Take an idle connection. The server has closed those that are readable."""
         while True:
             with self._lock:
                 if self._pid != os.getpid():

@@ -71,8 +71,8 @@ class Pool:
     def take(self, nbytes: int) -> tuple[memoryview, Region]:
         """Return ``nbytes`` of uninitialized memory, and the region that it starts."""
         region = self._reused(nbytes) or self._make(nbytes)
-        # An array as the owner: numpy views refer to the first array that owns its
-        # memory, and such an array is never part of a reference cycle.
+        # An array, because every numpy view of it refers to it directly, and because it
+        # cannot be part of a reference cycle.
         lease = np.frombuffer(region.memory, np.uint8, nbytes)
         finalizer = weakref.finalize(lease, _give_back, region, self._free)
         finalizer.atexit = False

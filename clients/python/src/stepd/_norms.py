@@ -17,7 +17,7 @@ def is_double(array: Array) -> bool:
 
 
 def differ_in_arithmetic(params: Arrays, grads: Arrays) -> bool:
-    """Whether just one of a parameter and its gradient is float64, for any pair."""
+    """Whether exactly one of a parameter and its gradient is float64, in any pair."""
     return any(
         is_double(param) != is_double(grads[name]) for name, param in params.items()
     )

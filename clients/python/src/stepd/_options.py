@@ -23,7 +23,7 @@ class Reply(TypedDict, total=False):
 
     #: Unchanged; rounded to bfloat16 (to nearest even), except float64; or omitted.
     params: Literal["same", "bf16", "none"]
-    #: Unchanged, or omitted: then only the server has it, which needs ``cache``.
+    #: Unchanged, or omitted: then only the server has the state. Requires ``cache``.
     state: Literal["same", "none"]
     #: Whether the server caches the new parameters and state, if it has a cache.
     cache: bool
@@ -34,7 +34,7 @@ class StepOptions(TypedDict, total=False):
 
     #: Hyperparameters of some tensors: ``[{"tensors": ["*.bias"], "optimizer": {}}]``.
     groups: Groups | None
-    #: A learning-rate schedule; each tensor's own step count is its time.
+    #: A learning-rate schedule, evaluated at each tensor's own step count.
     schedule: Schedule | None
     #: ``{"max_norm": 1.0}`` or ``{"max_value": 0.5}``, after the loss scale.
     #: ``total_norm`` is the norm over all gradients, if this call holds only some.

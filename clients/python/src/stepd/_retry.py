@@ -76,7 +76,7 @@ class Retry:
                 )
 
     def pause(self, attempt: int, error: StepdError) -> float | None:
-        """Seconds before the attempt after ``attempt`` (from 0); None to give up."""
+        """Seconds to wait after attempt number ``attempt``, from 0; None to give up."""
         if attempt >= self.attempts:
             return None
         pause = _exponential(self.first, attempt, self.longest)

@@ -145,7 +145,7 @@ class ShardedClient:
         return self._again, ()
 
     def close(self) -> None:
-        """Close idle connections, end the threads. Later calls raise RuntimeError."""
+        """Close connections and end the threads. Later calls raise RuntimeError."""
         self._is_closed = True
         self._threads.shutdown(cancel_futures=True)
         for replica in self._replicas:
@@ -438,7 +438,7 @@ class ShardedClient:
                         if is_server_fault(error):
                             replica.start_cool_down(failed_before + 1)
                         else:
-                            # A replica that refuses a call works.
+                            # A refusal of the call shows that it works.
                             replica.recover()
                     if not is_server_fault(error) and not isinstance(
                         error, BlobMissing
@@ -477,7 +477,7 @@ class _Shard:
         return [*self.tensors, *self.unmatched]
 
     def stepped(self, names: Collection[str]) -> dict[str, TensorInfo]:
-        """Return the parameters, with a step more for those in ``names``."""
+        """Return the parameters, with one more step for those in ``names``."""
         return {
             name: tensor._replace(step=tensor.step + (name in names))
             for name, tensor in self.tensors.items()

@@ -43,7 +43,7 @@ class SharedFile(Region):
         self.remove = weakref.finalize(self, _remove, path, self.pid)
         try:
             size = -(-nbytes // _PAGE_BYTES) * _PAGE_BYTES
-            # Without it, touching memory of a full file system would end the process.
+            # Allocate now: touching unbacked memory later would end the process.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, 0, size)
             else:
@@ -79,7 +79,7 @@ class Place(dict[str, Any]):
         self._parts = parts
 
     def written(self, reply: Any) -> memoryview:
-        """Return the bytes that a reply reports. Raises ValueError if elsewhere."""
+        """Return the written bytes. Raises ValueError for another place."""
         if reply["file"] != self["file"] or reply["offset"] != self["offset"]:
             raise ValueError(f"expected bytes in {self['file']}, found {reply!r}")
         # The reply shows that the server has finished with the file.
@@ -172,7 +172,7 @@ class SharedFolder(Pool):
 
 
 def _holds(memory: memoryview, blob: Blob) -> bool:
-    """Whether memory starts with a blob's bytes; large parts must be that memory."""
+    """Whether memory starts with a blob's bytes. Large parts must lie in it."""
     start = 0
     for index, part in enumerate(blob.parts):
         there = memory[start : (start := start + part.nbytes)]

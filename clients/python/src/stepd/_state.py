@@ -64,7 +64,7 @@ class State(Mapping[str, Array]):
         return dict(tensors_in(*self._opened))
 
     def _items(self) -> Iterable[tuple[str, Tensor]]:
-        """Iterate over all entries, without building the dict if it is missing."""
+        """Iterate over all entries. Does not build a dict of them."""
         if self._opened is None or "_entries" in vars(self):
             return self._entries.items()
         return tensors_in(*self._opened)

@@ -59,8 +59,8 @@ _WIRE: dict[Any, str] = {_DTYPES[name]: name for name in ("F64", "F32", "F16")}
 #: Smaller arrays are copied into one part, which costs less than a view of each.
 _COPIED_BYTES = 4096
 
-#: Names that no tensor may have: safetensors reserves the first, and JavaScript, so
-#: the server, the second.
+#: Names that no tensor may have: safetensors reserves the first, and the server
+#: refuses the second, which JavaScript reserves.
 RESERVED_NAMES = frozenset({"__metadata__", "__proto__"})
 
 
@@ -109,7 +109,7 @@ def _sendable(name: str, array: Any) -> tuple[str, Array]:
         raise TypeError(
             f"{name}: expected float16, bfloat16, float32 or float64, found {dtype}"
         )
-    # The reshape, because ascontiguousarray turns a scalar into a 1-d array.
+    # Reshaped, because ascontiguousarray turns a scalar into a 1-d array.
     return wire, np.ascontiguousarray(array).reshape(array.shape)
 
 

@@ -207,7 +207,7 @@ class _ReadAhead:
         count = 1
         while True:
             yield from self._more(min(count, self.left) or 1)
-            # max_buffer_size also bounds every length: nothing exceeds the body.
+            # max_buffer_size also limits the lengths inside to that of the body.
             unpacker = msgpack.Unpacker(max_buffer_size=max(self.left, 1))
             unpacker.feed(self._buffer)
             try:

@@ -86,8 +86,8 @@ def remote(
     ``groups`` match them by their paths in the tree, such as ``layer/w``. ``update``
     needs ``params``. A parameter whose gradient is None does not change. The updates
     are the differences of new and old parameters, so ``optax.apply_updates`` gives the
-    new ones except for the last bits. Under ``vmap`` each entry is a step of its own,
-    in one call after the other.
+    new ones except for the last bits. Under ``vmap`` each entry is a separate step;
+    the calls follow one another.
 
     Numbers in ``optimizer`` and in the options may be jax arrays, even traced ones, as
     ``optax.inject_hyperparams`` makes them. The options are those of a step
@@ -216,7 +216,7 @@ def remote(
 def _called(function: Callable[..., Any], shapes: Any, *given: Any) -> Any:
     """Call a function of arrays, through a callback if one of them is traced.
 
-    Only then, because a callback prints a traceback for every error.
+    Otherwise the call is direct, because a callback prints every error's traceback.
     """
     if any(isinstance(one, jax.core.Tracer) for one in jax.tree.leaves(given)):
         return jax.pure_callback(function, shapes, *given, vmap_method="sequential")
@@ -371,7 +371,7 @@ def _cached(
     )
     if same:
         return result.cached
-    # apply_updates changes the last bits of parameters; then only the state is cached.
+    # apply_updates may change parameters' last bits; then they are sent in full.
     return Cached(state=result.cached.state) if result.cached.state else None
 
 
@@ -382,7 +382,7 @@ def _bits(array: Array) -> Array:
 def _stats(
     result: StepResult | None, which: str, tensors: int, names: Sequence[str]
 ) -> RemoteStats:
-    """Return statistics as arrays; of an empty step if there is no result."""
+    """Return statistics as arrays: NaN and 0 if there is no result."""
     real = np.dtype(jax.dtypes.canonicalize_dtype(float))
     count = np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
     whole = result.stats if result is not None else None

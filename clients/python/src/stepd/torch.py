@@ -50,19 +50,19 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     The options of a step (:class:`stepd.StepOptions`: ``clip``, ``stats``,
     ``loss_scale`` and so on) are keyword arguments too. ``options`` holds them, and may
-    be changed between steps. ``groups`` are torch's. With ``reply={"cache": True}``,
-    ``cached`` is set automatically.
+    be changed between steps. torch's parameter groups replace ``groups``. With
+    ``reply={"cache": True}``, ``cached`` is set automatically.
 
     ``state_dict`` is torch's: ``step`` (float32 scalar) and the slots under torch's
-    names, so that Adam's and AdamW's convert both ways. Slots of bfloat16 and float16
-    parameters are float32. Parameters on other devices are copied to the CPU. Sparse
-    gradients are converted to dense ones.
+    names, so that states of Adam and AdamW load in both directions. Slots of bfloat16
+    and float16 parameters are float32. Parameters on other devices are copied to the
+    CPU. Sparse gradients are converted to dense ones.
 
     Parameters may be DTensors (``fully_shard``, tensor parallel): each process steps
     its local shards, and the slots are DTensors. LAMB, LARS, ``caution``, ``stats`` and
     ``clip`` by ``max_norm`` need norms over all shards, and raise ValueError, as
-    ``non_finite="skip"`` does. ``stochastic_rounding`` draws by the index in the local
-    shard.
+    ``non_finite="skip"`` does. ``stochastic_rounding`` draws by each element's index in
+    the local shard.
 
     Raises TypeError for a client, parameter or hyperparameter that cannot be used, and
     :class:`stepd.InvalidParams` for a value that the server refuses.
@@ -312,9 +312,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def _names(self) -> Iterable[list[str]]:
         """Return the names by group: the caller's own, or numbers.
 
-        Numbers are used if there are no names, if two groups share one, which torch
-        allows, if one holds a *, which a group would match against any name, or if a
-        file cannot hold one.
+        Numbers are used without names, if two groups share a name (torch allows it), if
+        a name contains * (a wildcard in groups), or if a file cannot hold a name.
         """
         named = [group.get("param_names") for group in self.param_groups]
         everyone = [name for names in named for name in names or ["*"]]
@@ -521,7 +520,7 @@ def _check_tensor(name: str, param: torch.Tensor) -> None:
 def _is_dtensor(tensor: Any) -> bool:
     if type(tensor) in _PLAIN:
         return False
-    # Not imported here: the import takes time, and a DTensor proves that it was done.
+    # A lookup avoids a slow import: if a DTensor exists, its module is loaded.
     for module in ("torch.distributed.tensor", "torch.distributed._tensor"):
         kind = getattr(sys.modules.get(module), "DTensor", None)
         if kind is not None:

@@ -67,6 +67,6 @@ def assert_equal(one: Any, other: Any) -> None:
 
 
 def assert_moved(one: Any, other: Any) -> None:
-    """Check that training has changed every parameter, so that agreement means much."""
+    """Check that training has changed every parameter, or agreement proves nothing."""
     for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
         assert not torch.equal(a, b), name

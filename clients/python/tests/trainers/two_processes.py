@@ -69,7 +69,7 @@ class Run:
         return range(2 * start + self.rank, 2 * (start + steps) + self.rank, 2)
 
     def deep(self, seed: int = 3) -> Any:
-        """A model with odd numbers of rows: the second process has none of some."""
+        """A model with odd row counts: the second process lacks rows of some layers."""
         model = make_model(seed)
         for layer in (torch.nn.Linear(2, 1), torch.nn.Linear(1, 3)):
             model.append(layer)

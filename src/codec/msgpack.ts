@@ -28,8 +28,8 @@ const MAX_NUMBER_BYTES = 10;
 
 // As in JSON, a number is a float64; ids are read again.
 const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true, int64AsType: "number" });
-// A member without a value is left out, as in JSON.
-const PACKING = { useRecords: false, variableMapSize: true, skipValues: [undefined] } as ConstructorParameters<typeof Packr>[0];
+// A member without a value is left out, as in JSON. A member `toJSON` is a tensor.
+const PACKING = { useRecords: false, variableMapSize: true, skipValues: [undefined], useToJSON: false } as ConstructorParameters<typeof Packr>[0];
 
 const malformed = (at: number, problem: string): StepdError =>
   new StepdError("PARSE_ERROR", `The body is not valid MessagePack: ${problem} at byte ${at}`, { expected: "one MessagePack value", found: problem });

@@ -16,7 +16,7 @@ const checks = new Map(schemas.map(({ $id }) => [$id as string, ajv.getSchema($i
 /** Throws INVALID_PARAMS unless the value passes the schema. `prefix` is the JSON pointer of the value. */
 export const validate = (schema: string, value: unknown, prefix = ""): void => atOnce(validateInTurns(schema, value, prefix));
 
-/** Items of a list that are checked between two yields. */
+/** Values of lists that are checked between two yields. */
 const SHARE_ITEMS = 16384;
 
 /** Fields of an object. A map of tensors may have more: so many of its members are checked between two yields. */
@@ -24,6 +24,9 @@ const MAX_FIELDS = 1024;
 
 /** Fields of all objects that are checked at once. */
 const MAX_ALL_FIELDS = 2 ** 17;
+
+/** The fields of calls that may be maps of tensors. */
+const MAPS: readonly unknown[] = ["params", "grads", "tensors"];
 
 /** Where a part of a value is: the keys that lead to it. */
 type Path = readonly (string | number)[];
@@ -40,58 +43,108 @@ interface Long {
 export function* validateInTurns(schema: string, value: unknown, prefix = ""): Turns<void> {
   const check = checks.get(schema);
   if (!check) throw new Error(`there is no schema ${schema}`);
-  yield* checkPart(check, undefined, [], value, prefix, 0);
-}
-
-/** Checks a part of a value in what is around it: `whole` is the value with the first shares. Of a list, the part starts at an index. */
-function* checkPart(check: ValidateFunction, whole: unknown, path: Path, part: unknown, prefix: string, start: number): Turns<void> {
-  const long: Long[] = [];
   const keys = new Map<object, readonly string[]>();
-  if (path.length === 0 && isObject(part)) {
-    const fields = Object.keys(part);
-    keys.set(part, fields);
+  if (isObject(value)) {
+    const fields = Object.keys(value);
     if (fields.length > MAX_FIELDS) throw tooMany(prefix, MAX_FIELDS, fields.length);
     for (const field of fields) {
-      const member = (part as Readonly<Record<string, unknown>>)[field];
-      if (!isObject(member)) continue;
-      keys.set(member, Object.keys(member));
-      if ((keys.get(member)?.length ?? 0) > MAX_FIELDS) yield;
+      const member = (value as Readonly<Record<string, unknown>>)[field];
+      if (!MAPS.includes(field) || !isObject(member)) continue;
+      const names = keysOf(member);
+      keys.set(member, names);
+      if (names.length > MAX_FIELDS) yield;
     }
   }
-  const around = placed(whole, path, firstShares(part, path, keys, long, prefix));
-  if (!check(around)) throw explain(wholeErrors(check.errors ?? [], long, pointerOf(path), start), prefix);
-  for (const { path: place, value, keys } of long) {
+  const { copy, long } = firstShares(value, [], prefix, 0, keys);
+  if (!check(copy)) throw explain(wholeErrors(check.errors ?? [], long, [], 0), prefix);
+  yield* checkRest(check, copy, long, prefix);
+}
+
+/** Checks what first shares have left, a share at a time. `whole` is the value with the first shares. */
+function* checkRest(check: ValidateFunction, whole: unknown, rest: readonly Long[], prefix: string): Turns<void> {
+  for (const { path, value, keys } of rest) {
     const isList = Array.isArray(value);
-    const step = isList ? SHARE_ITEMS : MAX_FIELDS;
-    for (let at = step; at < (isList ? value.length : keys.length); at += step) {
+    const count = isList ? value.length : keys.length;
+    const endOf = (at: number): number => (isList ? at + SHARE_ITEMS : shareEnd(value as Readonly<Record<string, unknown>>, keys, at));
+    for (let at = endOf(0), end = at; at < count; at = end) {
       yield;
+      end = endOf(at);
       const share = isList
-        ? value.slice(at, at + step)
-        : Object.fromEntries(keys.slice(at, at + step).map((key) => [key, (value as Readonly<Record<string, unknown>>)[key]]));
-      yield* checkPart(check, around, place, share, prefix, isList ? at : 0);
+        ? value.slice(at, end)
+        : Object.fromEntries(keys.slice(at, end).map((key) => [key, (value as Readonly<Record<string, unknown>>)[key]]));
+      const start = isList ? at : 0;
+      const { copy, long } = firstShares(share, path, prefix, start);
+      const around = alone(whole, path, copy);
+      if (!check(around)) throw explain(wholeErrors(check.errors ?? [], long, path, start), prefix);
+      yield* checkRest(check, around, long, prefix);
     }
   }
 }
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Uint8Array);
 
+/** The keys of a map. Members that are no objects come first: a schema tells by them what the map is. */
+const keysOf = (map: object): readonly string[] => {
+  const keys = Object.keys(map);
+  const isMember = (key: string): boolean => isObject((map as Readonly<Record<string, unknown>>)[key]);
+  return keys.every(isMember) ? keys : [...keys.filter((key) => !isMember(key)), ...keys.filter(isMember)];
+};
+
+/** Where the share of a map ends that starts at an index of its keys. */
+const shareEnd = (map: Readonly<Record<string, unknown>>, keys: readonly string[], start: number): number => {
+  const most = Math.min(start + MAX_FIELDS, keys.length);
+  let items = 0;
+  let end = start;
+  for (; end < most; end++) {
+    const member = map[keys[end] as string];
+    // A blob may be here, whose bytes are no members.
+    if (isObject(member)) for (const key in member) items += lengthOf((member as Readonly<Record<string, unknown>>)[key]);
+    if (items > SHARE_ITEMS && end > start) break;
+  }
+  return end;
+};
+
+const lengthOf = (value: unknown): number => (Array.isArray(value) ? value.length : 0);
+
 const tooMany = (field: string, most: number, found: number): StepdError =>
   StepdError.mismatch("INVALID_PARAMS", field, `at most ${most} fields`, String(found));
+
+/** A part in what is around it, without what is long there and checked by itself. Of a list, the part's item is the only one. */
+const alone = (whole: unknown, [field, ...path]: Path, part: unknown): unknown => {
+  if (field === undefined) return part;
+  const around = Object.fromEntries(Object.entries(whole as object).map(([name, value]) => [name, shortened(name, value)]));
+  const member = (whole as Readonly<Record<string, unknown>>)[field];
+  // Of a map of tensors, one is enough.
+  const [name, ...inner] = MAPS.includes(field) ? path : [];
+  around[field] = name === undefined ? placed(member, path, part) : { [name]: placed((member as Readonly<Record<string, unknown>>)[name], inner, part) };
+  return around;
+};
+
+const shortened = (field: string, value: unknown): unknown => {
+  if (Array.isArray(value)) return [];
+  return MAPS.includes(field) && isObject(value) ? {} : value;
+};
 
 /** A value with another part in a place. */
 const placed = (whole: unknown, [key, ...path]: Path, part: unknown): unknown => {
   if (key === undefined) return part;
-  const copy = (Array.isArray(whole) ? [...whole] : { ...(whole as object) }) as Record<string | number, unknown>;
-  copy[key] = placed(copy[key], path, part);
-  return copy;
+  const inner = placed((whole as Readonly<Record<string | number, unknown>> | undefined)?.[key], path, part);
+  return typeof key === "number" ? [inner] : { ...(whole as object), [key]: inner };
 };
 
 /**
- * A value with the first shares of what is long in it, which `long` gets, and with symbols for its blobs. To a schema bytes would be
- * an object with a property for each byte, and to look at these takes a hundred times the memory of the bytes. Of some objects the
- * keys are known already.
+ * A value with the first shares of what is long in it, the rest of which is in `long`, and with symbols for its blobs. To a schema
+ * bytes would be an object with a property for each byte, and to look at these takes a hundred times the memory of the bytes.
+ * A list starts at an index of its whole. Of some maps the keys are known already.
  */
-const firstShares = (value: unknown, path: Path, known: ReadonlyMap<object, readonly string[]>, long: Long[], prefix: string): unknown => {
+const firstShares = (
+  value: unknown,
+  path: Path,
+  prefix: string,
+  start: number,
+  known: ReadonlyMap<object, readonly string[]> = new Map(),
+): { readonly copy: unknown; readonly long: readonly Long[] } => {
+  const long: Long[] = [];
   let fields = 0;
   const visit = (item: unknown, place: Path): unknown => {
     if (typeof item !== "object" || item === null) return item;
@@ -99,18 +152,20 @@ const firstShares = (value: unknown, path: Path, known: ReadonlyMap<object, read
     if (Array.isArray(item)) {
       if (item.length > SHARE_ITEMS) long.push({ path: place, value: item, keys: [] });
       const share = item.length > SHARE_ITEMS ? item.slice(0, SHARE_ITEMS) : item;
-      return share.some((member) => typeof member === "object") ? share.map((member, index) => visit(member, [...place, index])) : share;
+      const first = place === path ? start : 0;
+      return share.some((member) => typeof member === "object") ? share.map((member, index) => visit(member, [...place, first + index])) : share;
     }
-    const keys = known.get(item) ?? Object.keys(item);
-    const isLong = keys.length > MAX_FIELDS;
-    // Maps of tensors are fields of the call itself.
-    if (isLong && place.length !== 1) throw tooMany(prefix + pointerOf(place), MAX_FIELDS, keys.length);
-    fields += Math.min(keys.length, MAX_FIELDS);
+    const isMap = place.length === 1 && MAPS.includes(place[0]);
+    const keys = isMap ? (known.get(item) ?? keysOf(item)) : Object.keys(item);
+    if (!isMap && keys.length > MAX_FIELDS) throw tooMany(prefix + pointerOf(place), MAX_FIELDS, keys.length);
+    const end = isMap ? shareEnd(item as Record<string, unknown>, keys, 0) : keys.length;
+    const isLong = end < keys.length;
+    fields += end;
     if (fields > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, fields);
     if (isLong) long.push({ path: place, value: item as Record<string, unknown>, keys });
     // What holds no blob and is not long is not copied.
     let copy: Record<string, unknown> | undefined = isLong ? {} : undefined;
-    for (const key of isLong ? keys.slice(0, MAX_FIELDS) : keys) {
+    for (const key of isLong ? keys.slice(0, end) : keys) {
       const member = (item as Record<string, unknown>)[key];
       const visited = typeof member === "object" ? visit(member, [...place, key]) : member;
       if (!copy && visited === member) continue;
@@ -119,7 +174,7 @@ const firstShares = (value: unknown, path: Path, known: ReadonlyMap<object, read
     }
     return copy ?? item;
   };
-  return visit(value, path);
+  return { copy: visit(value, path), long };
 };
 
 const pointerOf = (path: Path): string => path.map((key) => `/${pointerEscape(String(key))}`).join("");
@@ -144,13 +199,21 @@ const expectedBy = ({ type = [], enum: values }: Alternative): string => {
     .join(" or ");
 };
 
-/** Errors of shares as errors of the whole value: long lists are found whole, and indexes into `list` count from `start`. */
-const wholeErrors = (errors: readonly ErrorObject[], long: readonly Long[], list: string, start: number): readonly ErrorObject[] =>
-  errors.map((error) => ({
-    ...error,
-    data: long.find(({ path }) => pointerOf(path) === error.instancePath)?.value ?? error.data,
-    instancePath: start === 0 ? error.instancePath : moved(error.instancePath, list, start),
-  }));
+/** Errors of a share as errors of the whole value: long lists are found whole, and the share stands at its path, in a list from `start` on. */
+const wholeErrors = (errors: readonly ErrorObject[], long: readonly Long[], path: Path, start: number): readonly ErrorObject[] => {
+  const place = pointerOf(path.map((key) => (typeof key === "number" ? 0 : key)));
+  return errors.map((error) => {
+    const inner = error.instancePath.slice(place.length);
+    const instancePath = pointerOf(path) + (start === 0 ? inner : moved(inner, start));
+    return { ...error, instancePath, data: long.find((one) => pointerOf(one.path) === instancePath)?.value ?? error.data };
+  });
+};
+
+/** A pointer into a list with its index further on. */
+const moved = (pointer: string, start: number): string => {
+  const [, index, ...rest] = pointer.split("/");
+  return index === undefined ? pointer : ["", Number(index) + start, ...rest].join("/");
+};
 
 const explain = (found: readonly ErrorObject[], prefix: string): StepdError => {
   const [first] = found;
@@ -162,13 +225,6 @@ const explain = (found: readonly ErrorObject[], prefix: string): StepdError => {
     (one) => expectedBy(one) + (one.minimum === undefined ? "" : ` of at least ${one.minimum}`),
   );
   return StepdError.mismatch("INVALID_PARAMS", prefix + whole.instancePath, alternatives.join(" or "), describe(whole.data));
-};
-
-/** A pointer into a list with its index further on. */
-const moved = (pointer: string, list: string, start: number): string => {
-  if (!pointer.startsWith(`${list}/`)) return pointer;
-  const [index = "", ...rest] = pointer.slice(list.length + 1).split("/");
-  return [list, Number(index) + start, ...rest].join("/");
 };
 
 const explainOne = ({ keyword, instancePath, params, data, parentSchema, propertyName }: ErrorObject, prefix: string): StepdError => {

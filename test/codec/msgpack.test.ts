@@ -120,6 +120,11 @@ test("encodes blobs as separate pieces without a copy, and everything else like 
   assert.equal(parts.length, Buffer.concat(parts.pieces).length);
 });
 
+test("encodes members by names that JavaScript gives a meaning", () => {
+  const tensors = { constructor: { shape: [1] }, toJSON: { shape: [2] }, toString: { shape: [3] }, valueOf: { shape: [4] } };
+  assert.deepEqual(unpack(Buffer.concat(encodeMsgpack({ tensors }).pieces)), { tensors });
+});
+
 test("encodes many values without overwriting earlier ones", () => {
   const value = { a: Array.from({ length: 1000 }, (_, i) => `name ${i}`), blob: new Parts([Buffer.from("z")]), b: "y".repeat(100_000) };
   assert.deepEqual(unpack(Buffer.concat(encodeMsgpack(value).pieces)), { ...value, blob: Buffer.from("z") });

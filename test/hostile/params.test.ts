@@ -21,6 +21,7 @@ const plain = (fields: Readonly<Record<string, unknown>>, without = "") => {
 const invalid = (params: unknown, field: string, says: RegExp): ParamsCase => ({ params, error: "INVALID_PARAMS", ...(field !== "" && { field }), says });
 
 const tensors = (count: number) => Object.fromEntries(Array.from({ length: count }, (_, index) => [`t${index}`, { shape: [1], values: [1] }]));
+const numbered = (count: number) => Object.fromEntries(Array.from({ length: count }, (_, index) => [`x${index}`, 1]));
 const counted = (count: number) => Array.from({ length: count }, (_, index) => index + 1);
 const constant = () => ({ name: "constant" });
 const sequence = (schedules: readonly unknown[]) => ({ name: "sequence", schedules, milestones: counted(schedules.length - 1) });
@@ -175,18 +176,18 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     "/grads/z/values/19999",
     /found null/,
   ),
+  "an object of many fields behind many values": invalid(
+    plain({ shape: [20_001], values: [...Array<number>(20_000).fill(1), numbered(1025)] }),
+    "/grads/w/values/20000",
+    /at most 1024 fields, found 1025/,
+  ),
+  "a file behind many tensors": invalid(step({ grads: { ...tensors(2048), file: "x", offset: 0, length: 1 } }), "/grads/t0", /one of file, offset, length/),
+  "a digest behind many tensors": invalid(step({ grads: { ...tensors(2048), sha256: "0".repeat(64) } }), "/grads/t0", /one of sha256/),
   // Limits.
-  "more fields than a call has": invalid(step(Object.fromEntries(Array.from({ length: 60_000 }, (_, index) => [`x${index}`, 1]))), "", /at most 1024 fields/),
-  "more fields than a tensor has": invalid(
-    plain(Object.fromEntries(Array.from({ length: 2000 }, (_, index) => [`x${index}`, 1]))),
-    "/grads/w",
-    /at most 1024 fields, found 2002/,
-  ),
-  "more fields in all than can be checked": invalid(
-    step({ groups: Array.from({ length: 4000 }, () => Object.fromEntries(Array.from({ length: 50 }, (_, index) => [`x${index}`, 1]))) }),
-    "",
-    /at most 131072 fields/,
-  ),
+  "more fields than a call has": invalid(step(numbered(60_000)), "", /at most 1024 fields/),
+  "more fields than a tensor has": invalid(plain(numbered(2000)), "/grads/w", /at most 1024 fields, found 2002/),
+  "more fields than an optimizer has": invalid(step({ optimizer: { ...numbered(1024), name: "adam" } }), "/optimizer", /at most 1024 fields, found 1025/),
+  "more fields in all than can be checked": invalid(step({ groups: Array.from({ length: 4000 }, () => numbered(50)) }), "", /at most 131072 fields/),
   "a name of 1,025 characters": invalid(
     step({ grads: { [CALLER_TEXT + "é".repeat(1025 - CALLER_TEXT.length)]: { shape: [1], values: [1] } } }),
     `/grads/${CALLER_TEXT}${"é".repeat(990 - CALLER_TEXT.length)}...`,

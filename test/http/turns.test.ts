@@ -73,6 +73,14 @@ const steps: readonly (readonly [label: string, type: string, body: Call | reado
     JSON_TYPE,
     { method: "optimizer.norms", params: { grads: { w: { shape: [2 * MANY], values: Array<number>(2 * MANY).fill(1) } } } },
   ],
+  [
+    "4,000,000 numbers in 244 tensors",
+    MSGPACK,
+    {
+      method: "optimizer.norms",
+      params: { grads: Object.fromEntries(Array.from({ length: 244 }, (_, i) => [`w${i}`, { shape: [16_390], values: Array<number>(16_390).fill(1) }])) },
+    },
+  ],
   ["gradients of other names", MSGPACK, { method: "optimizer.step", params: { optimizer, params: plain, grads: otherNames } }],
   [
     "131,072 fields that no method has",

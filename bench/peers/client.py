@@ -29,7 +29,7 @@ HEAD_BYTES = 4096
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
 
-class Bare:
+class BareSocket:
     """Sends the client's request over a raw socket, and reuses one buffer for the
     replies.
     """
@@ -99,7 +99,7 @@ async def main(url: str) -> None:
             params, grads = values(int(number), 1), values(int(number), 2)
             state = client.step(ADAMW, params, grads).state
             steps = {
-                "bare": Bare(url, params, grads, state).exchange,
+                "bare": BareSocket(url, params, grads, state).exchange,
                 "Client": partial(client.step, ADAMW, params, grads, state),
                 "AsyncClient": partial(async_client.step, ADAMW, params, grads, state),
             }

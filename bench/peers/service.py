@@ -120,7 +120,7 @@ def application(update: Update) -> FastAPI:
     return app
 
 
-class Announced(uvicorn.Server):
+class AnnouncingServer(uvicorn.Server):
     """Prints its address once it listens."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -145,7 +145,7 @@ def main() -> None:
         # longer.
         timeout_keep_alive=600,
     )
-    Announced(config).run(sockets=[listener])
+    AnnouncingServer(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def query(prometheus: str, expression: str, start: float, end: float) -> list[Se
     ]
 
 
-def named(legend: str, labels: dict[str, str], instances: list[str]) -> str:
+def series_name(legend: str, labels: dict[str, str], instances: list[str]) -> str:
     """The name of a series. Instances are numbered, because their addresses are long.
     """
     for label, value in labels.items():
@@ -162,7 +162,7 @@ def main() -> None:
         for target in panels[title]["targets"]:
             expression = target["expr"].replace("$__rate_interval", options.window).replace("$job", "stepd").replace("$instance", ".*")
             for labels, points, values in query(options.prometheus, expression, start, end):
-                found.append((named(target["legendFormat"], labels, instances), points, values))
+                found.append((series_name(target["legendFormat"], labels, instances), points, values))
         draw(axes, panels[title], found, step)
         axes.set_xlim(0, end - start)
         axes.xaxis.set_major_locator(MultipleLocator(60 * max(1, round(options.minutes / 6))))

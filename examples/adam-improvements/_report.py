@@ -12,12 +12,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from _train import Digits, load_digits
+import stepd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import stepd
+from _train import Digits, load_digits
 
 Json = dict[str, Any]
 Values = npt.NDArray[np.float64]

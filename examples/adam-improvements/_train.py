@@ -17,9 +17,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
-
 import stepd
+from tqdm import tqdm
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.integer[Any]]
@@ -193,7 +192,7 @@ class Sweep:
         return loss / count, right / count
 
 
-def together(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def run_parallel(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Runs the sweeps of all items in parallel.
 
     The server steps some of them while numpy computes the gradients of others.
@@ -202,7 +201,7 @@ def together(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return list(pool.map(work, items))
 
 
-def tick(bar: tqdm[Any]) -> None:
+def advance(bar: tqdm[Any]) -> None:
     """Advances a progress bar that several sweeps share."""
     with bar.get_lock():
         bar.update()

@@ -11,13 +11,13 @@ import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
-from _report import STYLES, Json, array, band, numbers, run
-from _train import Digits, Sweep, tick, together
+import stepd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import stepd
+from _report import STYLES, Json, array, band, numbers, run
+from _train import Digits, Sweep, advance, run_parallel
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
             )
             for _ in range(steps):
                 search.step()
-                tick(bar)
+                advance(bar)
             accuracy = search.validation()[1].mean(axis=1)
             best = settings[int(accuracy.argmax())]
             final = Sweep(
@@ -95,7 +95,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
             by_epoch = []
             for step in range(1, steps + 1):
                 final.step()
-                tick(bar)
+                advance(bar)
                 if step % final.steps_per_epoch == 0:
                     by_epoch.append(final.test()[1][0])
             return {
@@ -105,7 +105,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
                 "test_accuracy": numbers(100 * np.stack(by_epoch, axis=-1), 2),
             }
 
-        found = together(search_and_train, list(CONTENDERS.values()))
+        found = run_parallel(search_and_train, list(CONTENDERS.values()))
     results["contenders"] = dict(zip(CONTENDERS, found, strict=True))
     return results
 

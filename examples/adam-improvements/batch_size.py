@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from _report import STYLES, Json, array, numbers, run
-from _train import Digits, Sweep, tick, together
+import stepd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import stepd
+from _report import STYLES, Json, array, numbers, run
+from _train import Digits, Sweep, advance, run_parallel
 
 #: Part of the steps in which a warm-up raises the rate from 0.
 WARM_UP = 0.2
@@ -75,7 +75,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
                 )
                 for _ in range(steps[batch]):
                     sweep.step()
-                    tick(bar)
+                    advance(bar)
                 # One diverged seed makes the mean NaN, which excludes the rate.
                 loss = sweep.validation()[0].mean(axis=1)
                 losses.append(np.nan_to_num(loss, nan=np.inf))
@@ -91,7 +91,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
                 "test_accuracy": numbers(np.stack(accuracies), 2),
             }
 
-        found = together(train_all, list(CONTENDERS.values()))
+        found = run_parallel(train_all, list(CONTENDERS.values()))
     results["contenders"] = dict(zip(CONTENDERS, found, strict=True))
     return results
 

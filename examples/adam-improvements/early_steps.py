@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from _report import STYLES, Json, array, band, numbers, run
-from _train import Digits, Sweep, tick, together
+import stepd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from tqdm import tqdm
 
-import stepd
+from _report import STYLES, Json, array, band, numbers, run
+from _train import Digits, Sweep, advance, run_parallel
 
 #: The betas and nus are those that the QHAdam paper recommends.
 OPTIMIZERS: dict[str, Json] = {
@@ -65,10 +65,10 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
                 sweep.step()
                 if step % every == 0:
                     losses.append(sweep.validation()[0])
-                tick(bar)
+                advance(bar)
             return numbers(np.stack(losses, axis=-1), 4)
 
-        found = together(losses_of, list(OPTIMIZERS))
+        found = run_parallel(losses_of, list(OPTIMIZERS))
     results["loss"] = dict(zip(OPTIMIZERS, found, strict=True))
     return results
 

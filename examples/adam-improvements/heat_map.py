@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from _report import Json, array, numbers, run
-from _train import Digits, Sweep, tick, together
+import stepd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from page import power
 from tqdm import tqdm
 
-import stepd
+from _report import Json, array, numbers, run
+from _train import Digits, Sweep, advance, run_parallel
+from page import format_power
 
 #: Part of the images whose label is drawn at random.
 NOISE = 0.3
@@ -76,7 +76,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
             )
             for _ in range(steps):
                 sweep.step()
-                tick(bar)
+                advance(bar)
             accuracy = sweep.test()[1].reshape(rows, columns, len(seeds))
             return {
                 "optimizer": {"name": form.optimizer, **form.fixed},
@@ -84,7 +84,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
                 "test_error": numbers(100 * (1 - accuracy), 2),
             }
 
-        found = together(train_grid, list(FORMS.values()))
+        found = run_parallel(train_grid, list(FORMS.values()))
     results["forms"] = dict(zip(FORMS, found, strict=True))
     return results
 
@@ -129,9 +129,11 @@ def draw(results: Json) -> Figure:
         )
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("weight decay")
-        axis.set_xticks(range(len(form["decays"])), [power(d) for d in form["decays"]])
+        axis.set_xticks(
+            range(len(form["decays"])), [format_power(d) for d in form["decays"]]
+        )
         axis.grid(False)
-    axes[0].set_yticks(range(len(rates)), [power(rate) for rate in rates])
+    axes[0].set_yticks(range(len(rates)), [format_power(rate) for rate in rates])
     axes[0].set_ylabel("learning rate")
     bar = figure.colorbar(image, ax=axes, extend="max", pad=0.01)
     bar.set_label(f"test error in %, mean of {len(results['seeds'])} seeds")

@@ -23,7 +23,7 @@ Json = dict[str, Any]
 PAGE = Path(__file__).parents[2] / "docs/adam-improvements.md"
 
 
-def spread(values: Sequence[float], digits: int = 2, sign: str = "") -> str:
+def mean_and_deviation(values: Sequence[float], digits: int = 2, sign: str = "") -> str:
     """Mean and sample standard deviation."""
     return f"{fmean(values):{sign}.{digits}f} ± {stdev(values):.{digits}f}"
 
@@ -33,7 +33,7 @@ def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 
-def power(value: float) -> str:
+def format_power(value: float) -> str:
     """Formats a number of a logarithmic grid: 3e-4, 1e1."""
     digit, exponent = f"{value:.0e}".split("e")
     return f"{digit}e{int(exponent)}"
@@ -53,7 +53,7 @@ def heat_map(results: Json) -> str:
             min(range(len(decays)), key=lambda at: fmean(row[at])) for row in errors
         ]
         column = [
-            f"{power(decays[at])}: {spread(row[at])}"
+            f"{format_power(decays[at])}: {mean_and_deviation(row[at])}"
             for at, row in zip(best, errors, strict=True)
         ]
         # The mean over all pairs of rates: the decay chosen at one is used at the
@@ -66,8 +66,8 @@ def heat_map(results: Json) -> str:
             )
             for seed in range(len(results["seeds"]))
         ]
-        columns.append([*column, spread(lost)])
-    labels = [*(power(rate) for rate in rates), "lost with another rate's decay"]
+        columns.append([*column, mean_and_deviation(lost)])
+    labels = [*(format_power(rate) for rate in rates), "lost with another rate's decay"]
     rows = [list(row) for row in zip(labels, *columns, strict=True)]
     return table(["lr", *results["forms"]], rows)
 
@@ -88,8 +88,8 @@ def annealing(results: Json) -> str:
                 label,
                 f"{optimizer['lr']:g}",
                 f"{optimizer['weight_decay']:g}",
-                spread(last[label]),
-                "" if label == rival else spread(against, sign="+"),
+                mean_and_deviation(last[label]),
+                "" if label == rival else mean_and_deviation(against, sign="+"),
                 ""
                 if label == rival
                 else f"{sum(d > 0 for d in against)} of {len(against)}",
@@ -119,7 +119,7 @@ def early_steps(results: Json) -> str:
                 ahead = sum(a < b for a, b in zip(ours, theirs, strict=True))
                 change = [100 * (a / b - 1) for a, b in zip(ours, theirs, strict=True)]
                 cells.append(
-                    f"{fmean(theirs):.3f}; {spread(change, 1, '+')} % "
+                    f"{fmean(theirs):.3f}; {mean_and_deviation(change, 1, '+')} % "
                     f"({ahead} of {len(change)})"
                 )
             rows.append([f"{plain}, {quasi}", f"{rate:g}", *cells])
@@ -136,12 +136,12 @@ def batch_size(results: Json) -> str:
         for contender in contenders.values():
             rates, accuracy = contender["rates"], contender["test_accuracy"][index]
             place = contender["best"][index]
-            best.append(f"{spread(accuracy[place])} ({rates[place]:.2g})")
+            best.append(f"{mean_and_deviation(accuracy[place])} ({rates[place]:.2g})")
             # Rates are powers of 2, so 4 times the batch moves the square-root rule one
             # rate up.
             place = contender["best"][0] + round(log2(batch / batches[0]) / 2)
             scaled.append(
-                f"{spread(accuracy[place])} ({rates[place]:.2g})"
+                f"{mean_and_deviation(accuracy[place])} ({rates[place]:.2g})"
                 if place < len(rates)
                 else "beyond the grid"
             )
@@ -164,7 +164,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
 }
 
 
-def written(page: Path) -> str:
+def page_text(page: Path) -> str:
     """The page's text, with the tables filled from its results."""
     text = page.read_text()
     for name, make in TABLES.items():
@@ -188,7 +188,7 @@ def main() -> int:
         "page", nargs="?", type=Path, default=PAGE, help="(%(default)s)"
     )
     arguments = parser.parse_args()
-    text = written(arguments.page)
+    text = page_text(arguments.page)
     if not arguments.check:
         arguments.page.write_text(text)
     elif text != arguments.page.read_text():

@@ -45,7 +45,7 @@ OUTER: dict[str, dict[str, Any]] = {
 }
 
 
-def digits() -> tuple[Images, Images]:
+def load_digit_sets() -> tuple[Images, Images]:
     """Training and test images, the same for all seeds."""
     images, labels = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(
@@ -138,7 +138,7 @@ def train(
 ) -> list[float]:
     """Accuracy after each round. The optimizer does not influence any random choice."""
     rng = np.random.default_rng(seed)
-    train_set, test_set = digits()
+    train_set, test_set = load_digit_sets()
     clients = split(train_set, rng)
     params, state = init(rng), None
     reached = []

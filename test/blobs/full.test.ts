@@ -26,7 +26,7 @@ const refusalOf = async (service: TestService, call: unknown): Promise<RpcError[
   return (await readReply(response)) as RpcError["data"] & { readonly status: number };
 };
 
-const requireWell = async (service: TestService, expected: StepReply): Promise<void> => {
+const requireHealthy = async (service: TestService, expected: StepReply): Promise<void> => {
   assert.equal(await service.metric("stepd_arena_used_bytes"), 0);
   const again = await service.call<StepReply>("optimizer.step", { optimizer, params, grads });
   assert.ok(Buffer.from(again.state).equals(Buffer.from(expected.state)));
@@ -47,7 +47,7 @@ test("EFBIG: the file size limit ends in the middle of a place", async () => {
   const bytes = folder.read(room);
   assert.ok(bytes.subarray(0, written).equals(Buffer.from(expected.state).subarray(0, written)));
   assert.ok(bytes.subarray(written).every((byte) => byte === 0));
-  await requireWell(service, expected);
+  await requireHealthy(service, expected);
 });
 
 /** Mounts a tmpfs of a size in KiB. Returns undefined if the machine does not allow mounts. */
@@ -78,7 +78,7 @@ test("ENOSPC: a full file system cannot fill a hole that the file's block count 
   assert.deepEqual([status, name, field], [400, "INVALID_PARAMS", "/reply/into/state/file"]);
   assert.equal(found, "ENOSPC, a full file system, after 100 bytes; what was there before is overwritten so far");
   assert.match(service.log.join(""), /^\{"level":30,[^\n]* listens on [^\n]*\}\n$/, "nothing is logged but the start");
-  await requireWell(service, expected);
+  await requireHealthy(service, expected);
 });
 
 test("ENOSPC: a full device", async () => {

@@ -85,7 +85,10 @@ interface Place {
 const FILLER = 0xa5;
 
 /** Lays out a file: its content in base64 and the places of its parts. A number reserves that many bytes; an unused byte separates parts. */
-const layOut = (file: string, ...parts: readonly (Uint8Array | number)[]): { readonly files: Record<string, string>; readonly places: readonly Place[] } => {
+const layOutFile = (
+  file: string,
+  ...parts: readonly (Uint8Array | number)[]
+): { readonly files: Record<string, string>; readonly places: readonly Place[] } => {
   const gap = Buffer.alloc(1, FILLER);
   const bytes = parts.map((part) => (typeof part === "number" ? Buffer.alloc(part, FILLER) : part));
   let offset = 0;
@@ -182,7 +185,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   };
 
   // Files of the shared folder: results go back to the place of the inputs, or to another place.
-  const inPlace = layOut("run", one.params, fileOf(secondGrads), one.state);
+  const inPlace = layOutFile("run", one.params, fileOf(secondGrads), one.state);
   const [runParams, runGrads, runState] = inPlace.places;
   yield {
     file: "step.shared",
@@ -198,8 +201,8 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
     files: inPlace.files,
     ...call({ params: text(one.params), grads: runGrads, state: text(one.state) }),
   };
-  const source = layOut("run", fileOf(params), fileOf(grads));
-  const target = layOut("next", one.params.length, one.state.length + 100);
+  const source = layOutFile("run", fileOf(params), fileOf(grads));
+  const target = layOutFile("next", one.params.length, one.state.length + 100);
   yield {
     file: "step.shared-into",
     about: "the first step from one file into another, with room for a state",
@@ -207,7 +210,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
     files: { ...source.files, ...target.files },
     ...call({ params: source.places[0], grads: source.places[1], reply: { into: { params: target.places[0], state: target.places[1] } } }),
   };
-  const rounded = layOut("rounded", one.params.length + 64);
+  const rounded = layOutFile("rounded", one.params.length + 64);
   yield {
     file: "step.shared-bf16",
     about: "rounded parameters in a separate place, unrounded ones unchanged, the state in place",
@@ -226,13 +229,13 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
       reply: { cache: true, into: { params: target.places[0], state: target.places[1] } },
     }),
   };
-  const spoilt = layOut("run", fileOf(params), fileOf(nonFiniteGrads));
+  const nonFinite = layOutFile("run", fileOf(params), fileOf(nonFiniteGrads));
   yield {
     file: "step.error-shared",
     about: "a refused step in shared memory leaves the file unchanged",
     ...storing,
-    files: spoilt.files,
-    ...call({ params: spoilt.places[0], grads: spoilt.places[1] }),
+    files: nonFinite.files,
+    ...call({ params: nonFinite.places[0], grads: nonFinite.places[1] }),
   };
   yield {
     file: "step.error-shared-bare",

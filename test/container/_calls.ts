@@ -17,7 +17,7 @@ export const jsonBody = (elements: number): Buffer => {
 };
 
 /** Whether a MessagePack reply has the right parameters, in the form that the call used. */
-export const isRight = (body: Buffer, elements: number): boolean => {
+export const hasRightParams = (body: Buffer, elements: number): boolean => {
   const { params } = unpack(body) as { readonly params: Uint8Array | { readonly w: { readonly values: readonly number[] } } };
   const values = params instanceof Uint8Array ? readTensors(params)["w"]?.data : params.w.values;
   return values?.length === elements && values.every((value) => value === 2);

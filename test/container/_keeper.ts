@@ -55,7 +55,7 @@ const startEngine = async (): Promise<void> => {
 };
 
 /** Runs one docker command on all the names that another docker command lists. */
-const each = async (list: readonly string[], act: readonly string[]): Promise<void> => {
+const runOnEach = async (list: readonly string[], act: readonly string[]): Promise<void> => {
   const names = (await docker(...list)).split("\n").filter(Boolean);
   if (names.length > 0) await docker(...act, ...new Set(names));
 };
@@ -75,10 +75,10 @@ const cleanUp = async (): Promise<void> => {
   // Everything on the suite's own engine goes, including containers of an interrupted build.
   const filter = engine === undefined ? ["--filter", `label=${label}`] : [];
   const steps = [
-    () => each(["ps", "--all", "--quiet", ...filter], ["rm", "--force", "--volumes"]),
-    () => each(["network", "ls", "--quiet", "--filter", `label=${label}`], ["network", "rm"]),
+    () => runOnEach(["ps", "--all", "--quiet", ...filter], ["rm", "--force", "--volumes"]),
+    () => runOnEach(["network", "ls", "--quiet", "--filter", `label=${label}`], ["network", "rm"]),
     async () => {
-      if (engine === undefined) await each(["images", "--quiet", ...filter], ["rmi", "--force"]);
+      if (engine === undefined) await runOnEach(["images", "--quiet", ...filter], ["rmi", "--force"]);
     },
     stopEngine,
     async () => {

@@ -14,7 +14,7 @@ import { promisify } from "node:util";
 import { type StartedTestContainer, Wait } from "testcontainers";
 import { JSON_TYPE } from "../support/service.ts";
 import { root } from "../support/tree.ts";
-import { HeldCall, isRight, jsonBody, type Reply, stepBody } from "./_calls.ts";
+import { HeldCall, hasRightParams, jsonBody, type Reply, stepBody } from "./_calls.ts";
 import { installTrainers, type Outcome, outcomeHere, Run, type Trainer, Training } from "./_clients.ts";
 import { Engine } from "./_engine.ts";
 import { buildService, REVISION } from "./_images.ts";
@@ -149,7 +149,7 @@ test("a container is healthy, counts its calls, and runs without root, shell and
   const url = urlOf(container);
   assert.equal(await getText(`${url}/health/live`), '{"live":true}');
   const reply = await new HeldCall(url, stepBody(1000)).finish();
-  assert.ok(reply.status === 200 && isRight(reply.body, 1000));
+  assert.ok(reply.status === 200 && hasRightParams(reply.body, 1000));
   const metrics = await getText(`${url}/metrics`);
   assert.match(metrics, /^stepd_elements_total\{[^}]*optimizer="sgd"[^}]*\} 1000$/m);
 
@@ -235,7 +235,7 @@ test(`docker stop lets ${CALLS} steps in flight finish`, TEST_LIMITS, async () =
   while ((await fetch(`${url}/health/ready`)).status !== 503) await delay(10);
   assert.equal((await new HeldCall(url, body).finish()).status, 503);
   const replies = await Promise.all(calls.map((call) => call.send()));
-  assert.equal(replies.filter(({ status, body }) => status === 200 && isRight(body, elements)).length, CALLS);
+  assert.equal(replies.filter(({ status, body }) => status === 200 && hasRightParams(body, elements)).length, CALLS);
   await stop;
   const { ExitCode, OOMKilled } = await stateOf(container);
   assert.deepEqual([ExitCode, OOMKilled], [0, false]);
@@ -249,7 +249,7 @@ test("a container of 512 MiB refuses calls that it cannot hold, and keeps runnin
   const before = await stateOf(container);
   const send = (calls: number, body: Buffer, type?: string) => Promise.all(Array.from({ length: calls }, () => new HeldCall(url, body, { type }).finish()));
   const requireRight = (replies: readonly Reply[], elements: number): void =>
-    assert.ok(replies.every(({ status, body }) => status === 200 && isRight(body, elements)));
+    assert.ok(replies.every(({ status, body }) => status === 200 && hasRightParams(body, elements)));
 
   assert.equal((await new HeldCall(url, Buffer.alloc(0), { length: 300 * MIB }).finish()).status, 413);
   assert.equal((await new HeldCall(url, Buffer.alloc(0), { length: 60 * MIB, type: JSON_TYPE }).finish()).status, 413);

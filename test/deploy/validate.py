@@ -14,13 +14,13 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import yaml
 
 
-def closed(schema: Any) -> Any:
+def strict(schema: Any) -> Any:
     """Makes a schema refuse all fields that it does not name."""
     if isinstance(schema, list):
-        return [closed(item) for item in schema]
+        return [strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    result = {key: closed(value) for key, value in schema.items()}
+    result = {key: strict(value) for key, value in schema.items()}
     if "properties" in schema and isinstance(schema["properties"], dict) and schema.get("type") == "object":
         result.setdefault("additionalProperties", False)
     return result
@@ -32,7 +32,7 @@ def custom_resources(paths: list[str]) -> dict[tuple[str, str], Any]:
     for path in paths:
         spec = yaml.safe_load(Path(path).read_text())["spec"]
         for version in spec["versions"]:
-            schema = closed(version["schema"]["openAPIV3Schema"])
+            schema = strict(version["schema"]["openAPIV3Schema"])
             # The definition does not describe metadata.
             schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
             schemas[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema

@@ -130,7 +130,7 @@ const refusalOf = (text: unknown): Refusal => {
 };
 
 /** Asserts that a reply reveals no internals of the server: stack traces, paths, error classes. */
-export const requireNoInsides = (text: string): void => {
+export const requireNoInternals = (text: string): void => {
   assert.doesNotMatch(text, /\n\s+at |\\n\s+at |file:\/\/|node_modules|node:internal|\.ts\b|TypeError|RangeError|ERR_/);
   assert.ok(!text.includes(process.cwd()));
 };
@@ -138,7 +138,7 @@ export const requireNoInsides = (text: string): void => {
 /** Asserts that a reply is the expected refusal, and returns it. */
 export const requireRefusal = async (response: Response, { error, field, says }: Expected, status: number): Promise<Refusal> => {
   const reply = await readReply(response);
-  requireNoInsides(JSON.stringify(reply));
+  requireNoInternals(JSON.stringify(reply));
   const found = refusalOf(reply);
   assert.deepEqual([found.name, found.code, response.status], [error, ERRORS[error][0], status], found.message);
   assert.equal(found.field || undefined, field, found.message);

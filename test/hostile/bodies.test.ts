@@ -6,7 +6,7 @@ import net from "node:net";
 import { test } from "node:test";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { JSON_TYPE, MSGPACK, pack, readReply, unpack } from "../support/service.ts";
-import { CALLER_TEXT, checkNothingIsLeft, ERRORS, type Expected, requireNoInsides, requireRefusal, service, step, toJson, useService } from "./_harness.ts";
+import { CALLER_TEXT, checkNothingIsLeft, ERRORS, type Expected, requireNoInternals, requireRefusal, service, step, toJson, useService } from "./_harness.ts";
 
 useService();
 
@@ -232,7 +232,7 @@ for (const [name, [text, status]] of Object.entries(RAW)) {
   test(`refuses ${name}`, async () => {
     const reply = await exchangeRaw(text);
     assert.match(reply, status);
-    requireNoInsides(reply);
+    requireNoInternals(reply);
   });
 }
 
@@ -286,7 +286,7 @@ for (const path of [
   test(`${path} gets NOT_FOUND`, async () => {
     const { status, body } = await requestPath("GET", path);
     const problem = JSON.parse(body) as { name: string; code: number };
-    requireNoInsides(body);
+    requireNoInternals(body);
     assert.deepEqual([status, problem.name, problem.code], [404, "NOT_FOUND", -32026]);
   });
 }
@@ -295,7 +295,7 @@ for (const path of ["/v1/optimizers/%", "/v1/optimizers/%zz", "/v1/optimizers/%c
   test(`the invalid percent escape in ${path} gets INVALID_REQUEST`, async () => {
     const { status, headers, body } = await requestPath("GET", path);
     const problem = JSON.parse(body) as { name: string; code: number; request_id: string };
-    requireNoInsides(body);
+    requireNoInternals(body);
     assert.deepEqual([status, problem.name, problem.code], [400, "INVALID_REQUEST", -32600]);
     assert.equal(problem.request_id, headers["x-request-id"]);
   });

@@ -128,15 +128,15 @@ export const sgdBody = (elements: number, value: number, optimizer?: object): Bu
 export const serveSmall = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", ...env });
 
 /** Asserts that the reply to a step of sgdParams has the expected number of elements and value. */
-export const requireRight = (body: Uint8Array, elements: number, expected: number): void => {
+export const requireResult = (body: Uint8Array, elements: number, expected: number): void => {
   const data = readTensors((unpack(body) as { params: Uint8Array }).params)["w"]?.data;
   assert.deepEqual([data?.length, data?.every((value) => value === expected)], [elements, true]);
 };
 
 /** Asserts that the service holds nothing and steps correctly. */
-export const requireWell = async (service: TestService): Promise<void> => {
+export const requireHealthy = async (service: TestService): Promise<void> => {
   await untilEmpty(service);
   const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3, 5));
-  requireRight(pack({ params }), 3, 4);
+  requireResult(pack({ params }), 3, 4);
   await untilEmpty(service);
 };

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { gzipSync } from "node:zlib";
 import { MSGPACK } from "../support/service.ts";
-import { RawClient, requireRight, requireWell, serveSmall as serve, sgdBody, untilEmpty, untilMetric } from "./_client.ts";
+import { RawClient, requireHealthy, requireResult, serveSmall as serve, sgdBody, untilEmpty, untilMetric } from "./_client.ts";
 
 const MIB = 2 ** 20;
 
@@ -16,8 +16,8 @@ test("a call with Expect gets 100 once there is room, and is then answered", asy
   client.send(body);
   const reply = await client.reply();
   assert.equal(reply?.status, 200);
-  requireRight(reply.body, 1000, 1);
-  await requireWell(service);
+  requireResult(reply.body, 1000, 1);
+  await requireHealthy(service);
 });
 
 test("a call without room gets 429 with Retry-After instead of 100, and other calls continue", async () => {
@@ -58,8 +58,8 @@ test("429 comes before the body is read, even without Expect, and the connection
   client.send(body);
   const again = await client.reply();
   assert.equal(again?.status, 200);
-  requireRight(again.body, 1000 * 1000, 1);
-  await requireWell(service);
+  requireResult(again.body, 1000 * 1000, 1);
+  await requireHealthy(service);
 });
 
 test("a body that can never fit gets 413 instead of 100, without Retry-After", async () => {
@@ -70,7 +70,7 @@ test("a body that can never fit gets 413 instead of 100, without Retry-After", a
     const reply = await client.reply();
     assert.deepEqual([reply?.status, reply?.headers.has("retry-after")], [413, false]);
   }
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("a JSON body above the JSON limit gets 413, however large the arena is", async () => {
@@ -112,7 +112,7 @@ test("the JSON limit holds for all calls and replies together, and MessagePack i
   assert.equal((await post(large)).status, 200);
   const packed = gzipSync(json.replace("[1]}", `[1]}${" ".repeat(3 * MIB)}`));
   assert.equal((await service.post("/v1/step", packed, "application/json", { "Content-Encoding": "gzip" })).status, 413);
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("a refusal reaches a caller that closes after its call, even while it is still sending", async () => {
@@ -130,7 +130,7 @@ test("a JSON reply larger than the JSON limit gets 413 before it is encoded", as
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "1" });
   const reply = await service.post("/v1/step", sgdBody(2 * MIB, 2), MSGPACK, { Accept: "application/json" });
   assert.equal(reply.status, 413);
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("a call without a body is answered even if the arena is full", async () => {
@@ -153,8 +153,8 @@ test("a chunked body grows as needed, up to nearly the whole arena", async () =>
   client.chunk(Buffer.alloc(0));
   const reply = await client.reply();
   assert.equal(reply?.status, 200, reply?.body.toString("latin1").slice(0, 300));
-  requireRight(reply.body, elements, 1);
-  await requireWell(service);
+  requireResult(reply.body, elements, 1);
+  await requireHealthy(service);
 });
 
 test("chunked bodies that grow side by side keep their bytes", async () => {
@@ -173,10 +173,10 @@ test("chunked bodies that grow side by side keep their bytes", async () => {
   for (const [index, client] of clients.entries()) {
     const reply = await client.reply();
     assert.equal(reply?.status, 200);
-    requireRight(reply.body, elements, 10 * index - 1);
+    requireResult(reply.body, elements, 10 * index - 1);
     client[Symbol.dispose]();
   }
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("a chunked body larger than the arena gets 413; one that fits but lacks room gets 429", async () => {
@@ -200,7 +200,7 @@ test("a chunked body larger than the arena gets 413; one that fits but lacks roo
   assert.equal(reply?.status, 429);
   assert.match(reply.headers.get("retry-after") ?? "", /^[1-9]\d*$/);
   holder.socket.destroy();
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("a chunked body fits into the smallest arena", async () => {
@@ -212,7 +212,7 @@ test("a chunked body fits into the smallest arena", async () => {
   client.chunk(Buffer.alloc(0));
   const reply = await client.reply();
   assert.equal(reply?.status, 200);
-  requireRight(reply.body, 1000, 2);
+  requireResult(reply.body, 1000, 2);
 });
 
 test("the sum of all bodies never exceeds the arena, with 60 parallel callers", async () => {
@@ -222,7 +222,7 @@ test("the sum of all bodies never exceeds the arena, with 60 parallel callers", 
     sizes.map(async (elements, index) => {
       const reply = await service.post("/v1/step", sgdBody(elements, index), MSGPACK);
       const body = Buffer.from(await reply.arrayBuffer());
-      if (reply.status === 200) requireRight(body, elements, index - 1);
+      if (reply.status === 200) requireResult(body, elements, index - 1);
       return reply.status;
     }),
   );
@@ -232,5 +232,5 @@ test("the sum of all bodies never exceeds the arena, with 60 parallel callers", 
   );
   assert.ok(statuses.includes(200));
   assert.ok((await service.metric("stepd_arena_high_water_bytes")) <= 16 * MIB);
-  await requireWell(service);
+  await requireHealthy(service);
 });

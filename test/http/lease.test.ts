@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, readReply, type TestService } from "../support/service.ts";
-import { RawClient, requireRight, requireWell, serveSmall as serve, sgdBody, sgdParams, untilEmpty, untilMetric } from "./_client.ts";
+import { RawClient, requireHealthy, requireResult, serveSmall as serve, sgdBody, sgdParams, untilEmpty, untilMetric } from "./_client.ts";
 
 const MIB = 2 ** 20;
 
@@ -15,7 +15,7 @@ for (const how of ["destroys", "ends"] as const) {
     await untilMetric(service, "stepd_arena_used_bytes", (bytes) => bytes >= 8 * MIB);
     if (how === "destroys") client.socket.resetAndDestroy();
     else client.socket.end();
-    await requireWell(service);
+    await requireHealthy(service);
     assert.ok((await service.metric('stepd_request_seconds_count{method="unknown",outcome="CLIENT_GONE"}')) === 1);
   });
 }
@@ -42,7 +42,7 @@ test("a client that disconnects in mid-reply leaves nothing behind", async () =>
   await using service = await serve({ STEPD_ARENA_MIB: "64" });
   using client = await stall(service);
   client.socket.destroy();
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("a slow reader receives its whole reply while other calls are served", async () => {
@@ -52,8 +52,8 @@ test("a slow reader receives its whole reply while other calls are served", asyn
   client.socket.resume();
   const reply = await client.reply();
   assert.equal(reply?.status, 200);
-  requireRight(reply.body, 4 * MIB, 1);
-  await requireWell(service);
+  requireResult(reply.body, 4 * MIB, 1);
+  await requireHealthy(service);
 });
 
 test("silence in an upload ends the connection after the idle timeout", async () => {
@@ -62,13 +62,13 @@ test("silence in an upload ends the connection after the idle timeout", async ()
   await client.hold(8 * MIB);
   client.send(Buffer.alloc(MIB));
   await client.closed();
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("a client that does not read its reply is cut off after the idle timeout", async () => {
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_IDLE_TIMEOUT_MS: "3000" });
   using _ = await stall(service);
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("unread replies are cut off after the request timeout, including one that waits behind another", async () => {
@@ -86,7 +86,7 @@ test("unread replies are cut off after the request timeout, including one that w
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);
   await untilMetric(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count > 0);
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("a call that takes longer than the idle timeout is answered", async () => {
@@ -112,7 +112,7 @@ test("an upload that trickles is ended after the request timeout", async () => {
   const drip = setInterval(() => client.send(Buffer.alloc(1)), 20);
   await client.closed();
   clearInterval(drip);
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("headers that never end are cut off after the request timeout", async () => {
@@ -134,7 +134,7 @@ test("every error releases its leases, at any point where a call can fail", asyn
     await assert.rejects(service.call("optimizer.step", params));
     await untilEmpty(service);
   }
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("the rest of a refused chunked body does not release its memory a second time", async () => {
@@ -150,19 +150,19 @@ test("the rest of a refused chunked body does not release its memory a second ti
   victim.send(body.subarray(0, body.length - 10));
   await untilMetric(service, "stepd_arena_used_bytes", (bytes) => bytes >= body.length);
   refused.chunk(Buffer.alloc(0));
-  await requireWellBeside(service, body.length);
+  await requireHealthyBeside(service, body.length);
   victim.send(body.subarray(body.length - 10));
   const reply = await victim.reply();
   assert.equal(reply?.status, 200);
-  requireRight(reply.body, MIB / 2, 1);
-  await requireWell(service);
+  requireResult(reply.body, MIB / 2, 1);
+  await requireHealthy(service);
 });
 
 /** Asserts that a small step is right, and that the arena holds only what it held before. */
-const requireWellBeside = async (service: TestService, held: number): Promise<void> => {
+const requireHealthyBeside = async (service: TestService, held: number): Promise<void> => {
   for (let step = 0; step < 5; step++) {
     const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3000, 5));
-    requireRight(pack({ params }), 3000, 4);
+    requireResult(pack({ params }), 3000, 4);
   }
   const used = await service.metric("stepd_arena_used_bytes");
   assert.ok(used >= held && used < held + 65536, `${used} bytes are in use, ${held} held`);
@@ -172,7 +172,7 @@ test("a reply that is not read in time is cut off, and its memory is released", 
   await using service = await serve({ STEPD_ARENA_MIB: "64", STEPD_REQUEST_TIMEOUT_MS: "2000", STEPD_IDLE_TIMEOUT_MS: "60000" });
   using client = await stall(service);
   await untilMetric(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count > 0);
-  await requireWell(service);
+  await requireHealthy(service);
   client.socket.destroy();
 });
 
@@ -183,7 +183,7 @@ test("replies outside the arena have a common limit", async () => {
     (await service.post("/rpc", JSON.stringify(Array.from({ length: calls }, () => evaluate)), JSON_TYPE)).status;
   assert.equal(await status(10), 200);
   assert.equal(await status(100), 413);
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("values outside the arena have a common limit, in JSON and in MessagePack", async () => {
@@ -196,5 +196,5 @@ test("values outside the arena have a common limit, in JSON and in MessagePack",
     const replies = [await service.post("/rpc", JSON.stringify(call(count)), JSON_TYPE), await service.post("/rpc", pack(call(count)), MSGPACK)];
     for (const reply of replies) assert.equal(((await readReply(reply)) as { error: { data: { name: string } } }).error.data.name, name);
   }
-  await requireWell(service);
+  await requireHealthy(service);
 });

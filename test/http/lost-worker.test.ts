@@ -7,7 +7,7 @@ import { Service } from "../../src/service.ts";
 import { type Place, SharedFolder } from "../blobs/_folder.ts";
 import { JSON_TYPE, MSGPACK, pack, unpack } from "../support/service.ts";
 import { readTensors, writeTensors } from "../support/tensors.ts";
-import { requireRight, sgdBody } from "./_client.ts";
+import { requireResult, sgdBody } from "./_client.ts";
 
 /** More elements than the main thread computes itself. */
 const ELEMENTS = 300_000;
@@ -53,7 +53,7 @@ test("a step on sent bytes gets 503 with Retry-After over RPC and REST, and succ
   assert.deepEqual([rpc.status, rpc.headers.get("retry-after"), error.code, error.data.name, error.data.retry_after], [503, "1", -32029, "WORKER_LOST", 1]);
   const again = await post("/v1/step", sgdBody(ELEMENTS, 3), MSGPACK);
   assert.equal(again.status, 200);
-  requireRight(new Uint8Array(await again.arrayBuffer()), ELEMENTS, 2);
+  requireResult(new Uint8Array(await again.arrayBuffer()), ELEMENTS, 2);
 });
 
 test("a step on a shared file is repeated, with the right result", async () => {

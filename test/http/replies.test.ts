@@ -6,7 +6,7 @@ import { after, before, test } from "node:test";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { JSON_TYPE, MSGPACK, pack, readReply, TestService, unpack } from "../support/service.ts";
 import { random, randomTensors, readTensors, writeTensors } from "../support/tensors.ts";
-import { RawClient, requireRight, sgdBody, sgdParams, untilEmpty } from "./_client.ts";
+import { RawClient, requireResult, sgdBody, sgdParams, untilEmpty } from "./_client.ts";
 
 let service: TestService;
 before(async () => {
@@ -267,7 +267,7 @@ test("joined replies that wait for their readers are not overwritten by other re
       for (let call = 0; call < CALLS; call++) {
         const reply = await client.reply();
         assert.equal(reply?.status, 200);
-        requireRight(reply?.body ?? Buffer.alloc(0), ELEMENTS, index * CALLS + call - 1);
+        requireResult(reply?.body ?? Buffer.alloc(0), ELEMENTS, index * CALLS + call - 1);
       }
       client[Symbol.dispose]();
     }),

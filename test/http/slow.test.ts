@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, type TestService, unpack } from "../support/service.ts";
-import { RawClient, type RawReply, requireRight, requireWell, serveSmall as serve, sgdBody, untilMetric } from "./_client.ts";
+import { RawClient, type RawReply, requireHealthy, requireResult, serveSmall as serve, sgdBody, untilMetric } from "./_client.ts";
 
 const MIB = 2 ** 20;
 
@@ -21,7 +21,7 @@ const stepUntilTaken = async (service: TestService, elements: number): Promise<n
     const reply = await service.post("/v1/step", body, MSGPACK);
     const bytes = Buffer.from(await reply.arrayBuffer());
     if (reply.status === 200) {
-      requireRight(bytes, elements, 1);
+      requireResult(bytes, elements, 1);
       return refusals;
     }
     assert.equal(reply.status, 429);
@@ -46,7 +46,7 @@ for (const path of ["/v1/step", "/rpc"]) {
     const refusal = await slow.reply();
     assert.deepEqual([refusal?.status, nameOf(refusal)], [408, "SLOW_BODY"]);
     await slow.closed();
-    await requireWell(service);
+    await requireHealthy(service);
   });
 }
 
@@ -63,7 +63,7 @@ test("the largest of several late bodies is ended first, and no more than necess
   small.send(Buffer.alloc(4 * MIB - rest.length));
   // The body is refused for its content, not for its time.
   assert.equal(nameOf(await small.reply()), "PARSE_ERROR");
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("a body that keeps up its rate keeps its memory, even if others need it", async () => {
@@ -90,7 +90,7 @@ test("a step that needs memory in mid-call gets that of a late body", async () =
     assert.equal(reply.status, 429);
   }
   assert.equal((await late.reply())?.status, 408);
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("a trickling JSON body holds only what has arrived, not the length that it announced", async () => {
@@ -118,7 +118,7 @@ test("a JSON body that stalls near its end loses its memory to calls that need i
   await isOver;
   assert.equal(refusal?.status, 408);
   assert.equal((await service.post("/v1/step", large, JSON_TYPE)).status, 200);
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("silence in an upload gets 408 after the idle timeout", async () => {
@@ -130,7 +130,7 @@ test("silence in an upload gets 408 after the idle timeout", async () => {
   assert.deepEqual([reply?.status, nameOf(reply)], [408, "SLOW_BODY"]);
   assert.match(JSON.stringify(unpackReply(reply)), /STEPD_IDLE_TIMEOUT_MS/);
   await client.closed();
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("an unfinished head gets 408 before the idle timeout closes the connection", async () => {
@@ -158,7 +158,7 @@ test("a reply whose reader is silent counts as slow", async () => {
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);
   await untilMetric(service, 'stepd_refusals_total{reason="SLOW_REPLY"}', (count) => count === 1);
-  await requireWell(service);
+  await requireHealthy(service);
 });
 
 test("CONNECT gets an answer", async () => {

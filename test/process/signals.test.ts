@@ -20,14 +20,14 @@ const portsOf = (pid: number): readonly number[] => {
       }
     }),
   );
-  const LISTEN = "0A";
+  const LISTEN_STATE = "0A";
   return ["tcp", "tcp6"].flatMap((table) =>
     readFileSync(`/proc/${pid}/net/${table}`, "utf8")
       .trim()
       .split("\n")
       .slice(1)
       .map((line) => line.trim().split(/\s+/))
-      .filter((fields) => fields[3] === LISTEN && inodes.has(fields[9] ?? ""))
+      .filter((fields) => fields[3] === LISTEN_STATE && inodes.has(fields[9] ?? ""))
       .map((fields) => Number.parseInt(fields[1]?.split(":")[1] ?? "", 16)),
   );
 };

@@ -13,7 +13,7 @@ const files: readonly string[] = ["src", "test", "scripts", "bench"].flatMap((fo
 );
 
 /** Whether a text starts with a comment, or has one directly above its first export. */
-const isIntroduced = (text: string): boolean => {
+const hasDescription = (text: string): boolean => {
   if (/^(\/\*\*|\/\/)\s*\S/.test(text)) return true;
   const before = text.slice(0, Math.max(0, text.search(/^export (?!type \{|\{|\*)/m)));
   return /(\*\/|^\/\/ .+)\s*$/m.test(before.trimEnd().split("\n").at(-1) ?? "");
@@ -25,15 +25,15 @@ test("the checks have files to read", () => {
 
 test("every file begins with a description", () => {
   assert.deepEqual(
-    files.filter((file) => !isIntroduced(readFileSync(join(root, file), "utf8"))),
+    files.filter((file) => !hasDescription(readFileSync(join(root, file), "utf8"))),
     [],
   );
 });
 
 test("a file without a description is found", () => {
-  assert.ok(!isIntroduced("export const a = 1; // a comment\n"));
-  assert.ok(!isIntroduced('import { a } from "./a.ts";\n\nexport const b = a;\n'));
-  assert.ok(isIntroduced('import {\n  a,\n} from "./a.ts";\nimport "./b.ts";\n\n/** What b is. */\nexport const b = a;\n'));
+  assert.ok(!hasDescription("export const a = 1; // a comment\n"));
+  assert.ok(!hasDescription('import { a } from "./a.ts";\n\nexport const b = a;\n'));
+  assert.ok(hasDescription('import {\n  a,\n} from "./a.ts";\nimport "./b.ts";\n\n/** What b is. */\nexport const b = a;\n'));
 });
 
 test("file names are lower case words, with a leading _ for files private to their folder", () => {

@@ -14,8 +14,8 @@ after(() => service[Symbol.asyncDispose]());
 const stepd = (optimizer: string, entries: Entries, revision = "1"): Buffer => writeEntries(entries, { format: "stepd.state/1", optimizer, revision });
 
 const MOMENTS: Entries = { "exp_avg/w": f32(1), "exp_avg_sq/w": f32(1) };
-const AFTER_TWO: Entries = { "step/w": scalar("I64", 2), ...MOMENTS };
-const ADAM = stepd("adam", AFTER_TWO);
+const AFTER_TWO_STEPS: Entries = { "step/w": scalar("I64", 2), ...MOMENTS };
+const ADAM = stepd("adam", AFTER_TWO_STEPS);
 const TORCH: Entries = { "state.0.exp_avg": f32(1), "state.0.exp_avg_sq": f32(1) };
 const STEP: Entries = { "state.0.step": scalar("F32", 2) };
 const QHADAM: Entries = { ...TORCH, "state.0.beta1_weight": scalar("F64", 1.9), "state.0.beta2_weight": scalar("F64", 1.999) };
@@ -98,7 +98,7 @@ const CASES: Readonly<Record<string, Readonly<Record<string, Case>>>> = {
   "states that do not fit": {
     "another family": [{ state: ADAM, optimizer: "sgd" }, "STATE_MISMATCH", "/optimizer", /adam, adamw, .*the family adam of the state of adam, found sgd/],
     "another family than the file's": [{ ...torch({ ...TORCH, ...STEP }), optimizer: "lion" }, "STATE_MISMATCH", "/optimizer", /family adam/],
-    "a newer revision": [{ state: stepd("adam", AFTER_TWO, "99") }, "STATE_MISMATCH", "/state", /revision 1 or older, found revision 99/],
+    "a newer revision": [{ state: stepd("adam", AFTER_TWO_STEPS, "99") }, "STATE_MISMATCH", "/state", /revision 1 or older, found revision 99/],
     "a format that has no such optimizer, out": [
       { state: stepd("adagrad", { "step/w": scalar("I64", 1), "sum/w": f32(1) }), to: { format: "optax" } },
       "STATE_MISMATCH",
@@ -114,7 +114,7 @@ const CASES: Readonly<Record<string, Readonly<Record<string, Case>>>> = {
     "an index without a name": [torch({ "state.7.step": scalar("F32", 1) }, { names: ["w"] }), "STATE_MISMATCH", "/from/names", /a name for index 7.*1 names/],
     "a name without an index": [{ state: ADAM, to: { format: "torch", names: ["v"] } }, "STATE_MISMATCH", "/to/names", /none that is "w"/],
     "different steps for optax": [
-      { state: stepd("adam", { ...AFTER_TWO, "step/v": scalar("I64", 3), "exp_avg/v": f32(1) }), to: { format: "optax" } },
+      { state: stepd("adam", { ...AFTER_TWO_STEPS, "step/v": scalar("I64", 3), "exp_avg/v": f32(1) }), to: { format: "optax" } },
       "STATE_MISMATCH",
       "/state",
       /the same step.*2 for "w" and 3 for "v"/,

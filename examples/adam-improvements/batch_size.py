@@ -19,7 +19,7 @@ from tqdm import tqdm
 from _report import STYLES, Json, array, numbers, run
 from _train import Digits, Sweep, advance, run_parallel
 
-#: Part of the steps in which a warm-up raises the rate from 0.
+#: Share of the steps in which a warm-up raises the learning rate.
 WARM_UP = 0.2
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from _report import STYLES, Json, array, band, numbers, run
 from _train import Digits, Sweep, advance, run_parallel
 
-#: The betas and nus are those that the QHAdam paper recommends.
+#: Betas and nus as the QHAdam paper recommends.
 OPTIMIZERS: dict[str, Json] = {
     "adam": {},
     "qhadam": {"betas": [0.995, 0.999], "nus": [0.7, 1.0]},
@@ -27,7 +27,7 @@ OPTIMIZERS: dict[str, Json] = {
 }
 
 
-#: There are too many steps to mark each.
+#: Lines without markers, because there are too many steps.
 LINES = [{**style, "marker": None} for style in STYLES]
 
 PAIRS = (("adam", "qhadam"), ("adamw", "qhadamw"))

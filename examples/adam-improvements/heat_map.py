@@ -20,7 +20,7 @@ from _report import Json, array, numbers, run
 from _train import Digits, Sweep, advance, run_parallel
 from page import format_power
 
-#: Part of the images whose label is drawn at random.
+#: Share of the images with a random label.
 NOISE = 0.3
 
 

@@ -99,7 +99,7 @@ def annealing(results: Json) -> str:
     return table(head, rows)
 
 
-#: Steps at which the table looks.
+#: Steps shown in the table.
 EARLY = (10, 25, 50, 100, 300)
 
 

@@ -33,11 +33,11 @@ LOCAL_RATE = 0.1
 LOCAL_BATCH = 16
 HIDDEN = 32
 
-#: Concentration of the clients' mixtures of digits: the smaller, the fewer digits each
-#: client has.
+#: Dirichlet concentration of the clients' mixtures: a smaller value gives each client
+#: fewer different digits.
 ALPHA = 0.2
 
-#: The rates are the best of those in the README.
+#: The best learning rates of those in the README.
 OUTER: dict[str, dict[str, Any]] = {
     "averaging": stepd.optimizers.sgd(lr=1.0),
     "momentum": stepd.optimizers.sgd(lr=0.5, momentum=0.9),

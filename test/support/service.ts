@@ -62,8 +62,8 @@ export class TestService implements AsyncDisposable {
   }
 
   /**
-   * Starts `node src/main.ts` with settings and Node flags, and waits for its address. `program` replaces Node by another command,
-   * `entry` main.ts by that of another tree.
+   * Starts `node src/main.ts` with settings and Node flags, and waits for its address. `program` is a command
+   * that runs another Node; `entry` is the main.ts of another tree.
    */
   static async start(
     env: Readonly<Record<string, string>> = {},

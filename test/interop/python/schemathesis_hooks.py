@@ -43,16 +43,16 @@ RELATIONS = re.compile(
     r"""
     \d+\ milestones,\ one\ fewer\ than\ schedules       # a sequence's milestones
     | (at\ least|more\ than)\ \d+,\ the\ milestone\ before\ it
-    | more\ than\ the\ \d+\ steps\ taken                # a schedule that is over
+    | more\ than\ the\ \d+\ steps\ taken                # a schedule past its end
     | at\ most\ \d+\ steps\ from\ there
     | learning\ rates\ that\ float32\ can\ hold
-    | a\ known\ field.*                                # hyperparameters of a group, which has the optimizer of the call
-    | (false|true)(,\ because|\ where)\ .*              # hyperparameters and options that exclude each other
-    | (no\ )?value\ where\ .*\ format\ is\ \w+          # conventions of states
+    | a\ known\ field.*                                # hyperparameters of a group, known only with the call's optimizer
+    | (false|true)(,\ because|\ where)\ .*              # options that exclude each other
+    | (no\ )?value\ where\ .*\ format\ is\ \w+          # conventions of state formats
     | another\ name\ at\ each\ index
     | one\ of\ adadelta,\ .*                            # names of optimizers
     | (.*\ )?at\ most\ 2\^53\ -\ 1.*                  # sums over tensors, products of their sizes
-    | a\ regular\ file\ in\ the\ shared\ folder\ .*     # no file has been made
+    | a\ regular\ file\ in\ the\ shared\ folder\ .*     # missing files
     """,
     re.VERBOSE | re.DOTALL,
 )

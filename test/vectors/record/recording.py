@@ -184,7 +184,7 @@ def _pairs(
 
 
 def _measured(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The errors of the float32 run, and the places where it left float32's range."""
+    """The errors of the float32 run, and the ways in which it left float32's range."""
     errors: dict[str, list[np.ndarray]] = {}
     left = set()
     for kind, found, truth in _pairs(steps):

@@ -105,6 +105,29 @@ func TestCallsAreSentAgain(t *testing.T) {
 	}
 }
 
+// TestLongestWait holds the longest pauses: a minute that a server asks for, 5 s of the client's own.
+func TestLongestWait(t *testing.T) {
+	isBegun := func(wait, patience time.Duration) bool {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		time.AfterFunc(patience, cancel)
+		return pause(ctx, wait) || ctx.Err() != nil
+	}
+	if !isBegun(time.Minute, 50*time.Millisecond) {
+		t.Error("a minute was not waited for")
+	}
+	if isBegun(time.Minute+time.Second, 10*time.Second) {
+		t.Error("more than a minute was waited for")
+	}
+	var longest time.Duration
+	for range 200 {
+		longest = max(longest, waitAfter(io.ErrUnexpectedEOF, 99))
+	}
+	if longest <= 4*time.Second || longest > 5*time.Second {
+		t.Errorf("the client's own longest pause is %s", longest)
+	}
+}
+
 func TestCallsAreNotSentAgain(t *testing.T) {
 	ctx := testContext(t)
 	text := func(body string) http.HandlerFunc {

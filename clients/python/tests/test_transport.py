@@ -419,6 +419,23 @@ def test_a_closed_idle_connection_is_not_used(server: Server) -> None:
         client.close()
 
 
+@pytest.mark.parametrize("asked", [59, 60, 61, 1e12])
+def test_waits_at_most_a_minute_that_a_server_asks_for(asked: float) -> None:
+    error = stepd.StepdError("busy")
+    pause = stepd.Retry().pause(0, error)
+    assert pause is not None and 0.025 <= pause <= 0.05
+    error.retry_after = asked  # type: ignore[attr-defined]
+    pause = stepd.Retry().pause(0, error)
+    assert pause is not None and 0.025 <= pause - min(asked, 60) <= 0.05 + 1e-9
+
+
+def test_waits_of_its_own_grow_up_to_five_seconds() -> None:
+    retry = stepd.Retry(attempts=100)
+    pauses = [retry.pause(99, stepd.StepdError("lost")) or 0 for _ in range(200)]
+    assert 2.5 <= min(pauses) and 4 < max(pauses) <= 5
+    assert retry.pause(100, stepd.StepdError("lost")) is None
+
+
 def test_overload_of_a_real_server() -> None:
     big = {"w": np.ones(1_000_000, np.float32)}
     # A server that has not stepped yet asks for a wait of 30 s.

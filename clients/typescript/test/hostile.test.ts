@@ -7,6 +7,7 @@ import { encode } from "@msgpack/msgpack";
 import { TestService } from "../../../test/support/service.ts";
 import { rawTensors } from "../../../test/support/tensors.ts";
 import { Client, ShardedClient, State, StepdError, type StepInput, type Tensor, type Tensors, TransportError } from "../src/index.ts";
+import { Pauses } from "../src/pauses.ts";
 import { FakeServer, MSGPACK } from "./_fake-server.ts";
 import { bits } from "./_tensors.ts";
 
@@ -211,6 +212,20 @@ suite("pauses, timeouts and callers that give up", () => {
       assert.equal(fake.calls, asked === 1e12 ? 1 : 5);
     });
   }
+
+  test("a client waits at most a minute that a server asks for, and at most 5 s of its own", () => {
+    const passing = (retryAfter?: number): TransportError => new TransportError("busy", { retryAfter });
+    const waits = (retryAfter: number | undefined, attempt: number): number => {
+      const pauses = new Pauses({ retries: 100 }, "the server");
+      for (let i = 0; i < attempt; i++) pauses.after(passing());
+      return pauses.after(passing(retryAfter)) ?? Number.NaN;
+    };
+    const requireBetween = (found: number, least: number, most: number): void => assert.ok(found >= least && found <= most, `${found} ms`);
+    for (const asked of [60, 61, 1e12]) requireBetween(waits(asked, 0), 60_025, 60_050);
+    requireBetween(waits(59, 0), 59_025, 59_050);
+    for (const attempt of [7, 99]) requireBetween(waits(undefined, attempt), 2500, 5000);
+    assert.ok(Math.max(...Array.from({ length: 200 }, () => waits(undefined, 9))) > 4000, "grows up to 5 s");
+  });
 
   test("a server that says nothing, and one that stops in mid-reply, run into the timeout", async () => {
     await using silent = await FakeServer.start(() => {});

@@ -39,12 +39,17 @@ for (const value of VALUES) {
   });
 }
 
+/** An object of so many keys. */
+const keys = (count: number): string => `{${Array.from({ length: count }, (_, index) => `"${index}":0`).join(",")}}`;
+
 const REFUSED: Readonly<Record<string, readonly [string | Uint8Array, RegExp]>> = {
   "an empty body": ["", /JSON/],
   "a text that ends in a string": ['{"a', /JSON/],
   "a text that ends after a backslash": ['"\\', /JSON/],
   "the same key twice": ['{"a":1,"b":2,"a":3}', /the key "a" stands twice/],
   "the same key twice, once escaped": ['{"a":1,"\\u0061":3}', /the key "a" stands twice/],
+  "the empty key twice": ['{"":1,"":2}', /the key "" stands twice/],
+  "131073 keys in an object": [keys(131_073), /more than 131072 keys in an object/],
   "the same key twice, deep inside": ['[{"x":[{"y":{"k":1 , "k" :2}}]}]', /the key "k" stands twice/],
   "the key __proto__": ['{"__proto__":{}}', /"__proto__" is not allowed/],
   "the key __proto__, escaped": ['{"\\u005f_proto__":{}}', /"__proto__" is not allowed/],
@@ -68,6 +73,10 @@ for (const [name, [text, message]] of Object.entries(REFUSED)) {
 
 test("accepts equal keys in different objects, and strings that look like keys", () => {
   assert.deepEqual(decodeJson(shared('[{"a":"a"},{"a":["a","a"]}]')), [{ a: "a" }, { a: ["a", "a"] }]);
+});
+
+test("accepts 131072 keys in an object", () => {
+  assert.equal(Object.keys(decodeJson(shared(keys(131_072))) as object).length, 131_072);
 });
 
 test("accepts 64 levels of nesting", () => {

@@ -44,6 +44,21 @@ test("accepts entries in any order, spaces after the header, and a file without 
   assert.deepEqual(read(rawTensors("{}")).tensors, []);
 });
 
+test("accepts 32 dimensions, and a header length of 100,000,000", () => {
+  const of = (rank: number): Buffer =>
+    rawTensors(JSON.stringify({ w: { dtype: "U8", shape: Array<number>(rank).fill(1), data_offsets: [0, 1] } }), Buffer.alloc(1));
+  assert.equal(read(of(32)).tensors[0]?.shape.length, 32);
+  assert.throws(() => read(of(33)), { code: "TENSORS_CORRUPT", message: /found shape/ });
+  const says = (length: number): Buffer => {
+    const file = Buffer.alloc(8);
+    file.writeUInt32LE(length);
+    return file;
+  };
+  // It is refused for what is missing behind it.
+  assert.throws(() => read(says(100_000_000)), { code: "TENSORS_CORRUPT", message: /as the first 8 bytes say, found 0 bytes/ });
+  assert.throws(() => read(says(100_000_001)), { code: "TENSORS_CORRUPT", message: /at most 100000000 bytes/ });
+});
+
 test("the canonical order compares UTF-8 bytes, also above U+FFFF", () => {
   const next = random(11);
   const points = [0x2f, 0x41, 0x7f, 0x80, 0x7ff, 0x800, 0xd7ff, 0xe000, 0xfffd, 0xffff, 0x10000, 0x1f600, 0x10ffff];

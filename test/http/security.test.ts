@@ -41,7 +41,9 @@ const eventually = async (accepts: () => Promise<boolean>, what: string): Promis
 };
 
 test("with a tokens file every call needs a token, over RPC and REST; health does not", async () => {
-  await using service = await TestService.start({ STEPD_TOKENS_FILE: tokensFile() });
+  const longestName = "n".repeat(32);
+  const shortest = "0123456789abcdef";
+  await using service = await TestService.start({ STEPD_TOKENS_FILE: tokensFile(`alice ${ALICE}\nbob ${BOB}\n${longestName} ${shortest}\n`) });
   const refused: readonly Readonly<Record<string, string>>[] = [
     {},
     { Authorization: "Basic YWxpY2U6eA==" },
@@ -66,7 +68,7 @@ test("with a tokens file every call needs a token, over RPC and REST; health doe
   for (const path of ["/metrics", "/v1", "/openapi.json", "/openrpc.json", "/v1/optimizers", "/v1/optimizers/sgd"])
     assert.equal((await fetch(service.url + path)).status, 401, path);
   for (const path of ["/health/live", "/health/ready"]) assert.equal((await fetch(service.url + path)).status, 200, path);
-  for (const headers of [bearer(ALICE), bearer(BOB), { authorization: `bearer  ${BOB}` }])
+  for (const headers of [bearer(ALICE), bearer(BOB), { authorization: `bearer  ${BOB}` }, bearer(shortest)])
     assert.equal((await service.post("/v1/step", step, MSGPACK, headers)).status, 200);
   const metrics = await (await fetch(`${service.url}/metrics`, { headers: bearer(ALICE) })).text();
   assert.match(metrics, /stepd_refusals_total\{reason="UNAUTHENTICATED"\} 2\d\n/);
@@ -108,8 +110,10 @@ test("an invalid tokens file stops the start with one line that quotes nothing o
     [`alice ${ALICE} ${BOB}\n`, /line 1: expected a name/],
     ["alice secretsecretsecr\u00e9t\n", /line 1: expected a name/],
     ["0123456789abcdef0123456789abcdef trainer-production-a\n", /line 1: expected a name/],
-    [`${"x".repeat(40)} trainer-production-a\n`, /line 1: expected a name/],
-    ["\nalice tooshort\n", /line 2: expected a token of at least 16 characters, found 8/],
+    [`${"x".repeat(33)} trainer-production-a\n`, /line 1: expected a name/],
+    ["al@ice trainer-production-a\n", /line 1: expected a name/],
+    ["DEADBEEF00000000 trainer-production-a\n", /line 1: expected a name/],
+    ["\nalice tooshorttooshor\n", /line 2: expected a token of at least 16 characters, found 15/],
   ] as const) {
     const failure = await TestService.start({ STEPD_TOKENS_FILE: tokensFile(text) }).then(
       async (service) => `it started: ${await service.stop()}`,

@@ -8,7 +8,7 @@ import { Engine, type Loaded, type StepOutput } from "../../src/engine/engine.ts
 import type { StepParams } from "../../src/generated/wire.gen.ts";
 import { Pool, poolBytes } from "../../src/pool/pool.ts";
 import { gradsAt, LARGE, type Shapes, SMALL, startParams } from "../support/run.ts";
-import { readState, type TestTensors, writeTensors } from "../support/tensors.ts";
+import { readFile, readState, type TestTensors, writeTensors } from "../support/tensors.ts";
 import { typed, writeTyped } from "../support/typed.ts";
 import { variants } from "../support/variants.ts";
 
@@ -147,6 +147,26 @@ suite("a cached layout gives the same bytes", () => {
     };
     assert.deepEqual(readState(state).steps, { b: 1, big: 2, empty: 2, scale: 2, w: 2 });
     assert.equal(params.length, filesAt(0, SMALL).params.length);
+  });
+
+  test("parameters that rest keep their steps and scalars where others make a new file", async () => {
+    const { w, b } = gradsAt(SMALL, 0);
+    const options: Options = { optimizer: { name: "nadam" } };
+    const warm = newEngine();
+    const first = await both(warm, options, { ...filesAt(0, SMALL), grads: writeTensors({ w } as TestTensors) });
+    const second = await both(warm, options, follow(first, writeTensors({ w } as TestTensors)));
+    const before = readFile((second as { state: Buffer }).state).entries;
+    const third = await both(warm, options, follow(second, writeTensors({ b } as TestTensors)));
+    const { state, report } = third as StepOutput & { state: Buffer };
+    assert.deepEqual(readState(state).steps, { b: 1, w: 2 });
+    assert.equal(report.step, 2);
+    const after = readFile(state).entries;
+    assert.ok(before.has("mu_product/w"));
+    for (const [key, { bytes }] of before) assert.deepEqual(after.get(key)?.bytes, bytes, key);
+    // Without a gradient all rest, and the rate is that of the furthest.
+    const decays: Options = { optimizer: { name: "nadam", lr: 1 }, schedule: { name: "exponential", gamma: 0.5 } };
+    const { report: last } = (await both(warm, decays, follow(third, writeTensors({})))) as StepOutput;
+    assert.deepEqual([last.step, last.lr], [2, 0.25]);
   });
 
   test("on the workers", () => requireSameSteps({ optimizer: { name: "lamb" } }, (step) => filesAt(step, LARGE)));

@@ -111,7 +111,7 @@ func TestLongestWait(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		time.AfterFunc(patience, cancel)
-		return pause(ctx, wait) || ctx.Err() != nil
+		return sleep(ctx, wait) || ctx.Err() != nil
 	}
 	if !isBegun(time.Minute, 50*time.Millisecond) {
 		t.Error("a minute was not waited for")
@@ -121,7 +121,7 @@ func TestLongestWait(t *testing.T) {
 	}
 	var longest time.Duration
 	for range 200 {
-		longest = max(longest, waitAfter(io.ErrUnexpectedEOF, 99))
+		longest = max(longest, retryDelay(io.ErrUnexpectedEOF, 99))
 	}
 	if longest <= 4*time.Second || longest > 5*time.Second {
 		t.Errorf("the client's own longest pause is %s", longest)

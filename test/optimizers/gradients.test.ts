@@ -5,7 +5,7 @@ import { gradsAt, LARGE, SMALL, type StepReply, startParams } from "../support/r
 import { requireSame } from "../support/same.ts";
 import { type RpcError, TestService } from "../support/service.ts";
 import { readState, readTensors, type TestTensors, writeTensors } from "../support/tensors.ts";
-import { type Dtype, readTyped, writeTyped } from "../support/typed.ts";
+import { type Dtype, readTyped, typed, writeTyped } from "../support/typed.ts";
 import { variants } from "../support/variants.ts";
 
 let service: TestService;
@@ -124,6 +124,14 @@ suite("clipping", () => {
     assert.deepEqual(tensors["v"], { grad_squares: 1, param_squares: 25, zeros: 1, non_finite: 0 });
     assert.deepEqual(tensors["w"], { grad_squares: Number.NaN, param_squares: 4, zeros: 1, non_finite: 1 });
   });
+
+  for (const dtype of ["F32", "F64"] as const) {
+    test(`norms counts values, whole vectors and what follows them, in ${dtype}`, async () => {
+      const w = { shape: [7], data: Float32Array.of(0, 3, Number.NaN, 4, Number.POSITIVE_INFINITY, 0, -0) };
+      const { tensors } = await service.call<{ tensors: Record<string, unknown> }>("optimizer.norms", { grads: writeTyped(typed({ w }, dtype)) });
+      assert.deepEqual(tensors["w"], { grad_squares: Number.NaN, zeros: 3, non_finite: 2 });
+    });
+  }
 });
 
 suite("a step split over several calls", () => {

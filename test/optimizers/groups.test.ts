@@ -26,6 +26,7 @@ test("* matches any characters, or none", () => {
     ["a.b*", ["a.b", "a.bc"], ["axb"]],
     ["a**b***c", ["abc", "axbxc"], ["ac"]],
     ["ab*ba", ["abba", "ab.ba"], ["aba"]],
+    ["a*b*b", ["abb", "axbxb"], ["ab", "axb"]],
   ];
   for (const [pattern, matches, others] of cases) {
     for (const name of matches) assert.equal(find([pattern])(name), 0, `${pattern} and ${name}`);

@@ -270,6 +270,31 @@ const optionCases: readonly Case[] = OPTION_OPTIMIZERS.flatMap((optimizer) => [
   ),
 ]);
 
+/** Averages whose newest sample weighs a half, from where another formula is used, a little less, and a little more. */
+const AVERAGED: readonly Variant["optimizer"][] = [
+  ...["adamw", "adamax", "lamb", "lion", "qhadam", "radam"].flatMap((name) => [
+    { name, betas: [0.5, 0.55] },
+    { name, betas: [0.55, 0.5] },
+    { name, betas: [0.45, 0.55] },
+    { name, betas: [0.55, 0.45] },
+  ]),
+  ...[0.45, 0.5, 0.55].flatMap((weight) => [
+    { name: "rmsprop", alpha: weight },
+    { name: "adadelta", rho: weight },
+  ]),
+];
+
+const averageCases: readonly Case[] = AVERAGED.flatMap(({ name, ...more }) =>
+  (["F32", "F64"] as const).map(
+    (dtype): Case => ({
+      owner: name,
+      label: `${JSON.stringify(more)}: inline, ${dtype}`,
+      isLarge: false,
+      digest: (service) => hashRun(service, { optimizer: { name, ...more }, shapes: SMALL, steps: SMALL_STEPS, dtype }),
+    }),
+  ),
+);
+
 interface Norms {
   readonly tensors: Readonly<Record<string, Readonly<Record<string, number>>>>;
   readonly grad_norm: number;
@@ -337,4 +362,4 @@ const conversionCases: readonly Case[] = FORMATS.map(([optimizer, to, more = {}]
   },
 }));
 
-export const cases: readonly Case[] = [...variants.flatMap(variantCases), ...optionCases, ...normCases, ...scheduleCases, ...conversionCases];
+export const cases: readonly Case[] = [...variants.flatMap(variantCases), ...optionCases, ...averageCases, ...normCases, ...scheduleCases, ...conversionCases];

@@ -7,7 +7,7 @@ import { encode } from "@msgpack/msgpack";
 import { TestService } from "../../../test/support/service.ts";
 import { rawTensors } from "../../../test/support/tensors.ts";
 import { Client, ShardedClient, State, StepdError, type StepInput, type Tensor, type Tensors, TransportError } from "../src/index.ts";
-import { Pauses } from "../src/pauses.ts";
+import { Backoff } from "../src/retries.ts";
 import { FakeServer, MSGPACK } from "./_fake-server.ts";
 import { bits } from "./_tensors.ts";
 
@@ -213,12 +213,12 @@ suite("pauses, timeouts and callers that give up", () => {
     });
   }
 
-  test("a client waits at most a minute that a server asks for, and at most 5 s of its own", () => {
+  test("the client waits at most a minute of a Retry-After, and at most 5 s of its own backoff", () => {
     const passing = (retryAfter?: number): TransportError => new TransportError("busy", { retryAfter });
     const waits = (retryAfter: number | undefined, attempt: number): number => {
-      const pauses = new Pauses({ retries: 100 }, "the server");
-      for (let i = 0; i < attempt; i++) pauses.after(passing());
-      return pauses.after(passing(retryAfter)) ?? Number.NaN;
+      const backoff = new Backoff({ retries: 100 }, "the server");
+      for (let i = 0; i < attempt; i++) backoff.delayAfter(passing());
+      return backoff.delayAfter(passing(retryAfter)) ?? Number.NaN;
     };
     const requireBetween = (found: number, least: number, most: number): void => assert.ok(found >= least && found <= most, `${found} ms`);
     for (const asked of [60, 61, 1e12]) requireBetween(waits(asked, 0), 60_025, 60_050);

@@ -1,22 +1,22 @@
-/** Long work on the main thread, cut into pieces, so that other calls run between them. */
+/** Cooperative multitasking: long work on the main thread runs in turns, so that other calls run in between. */
 import { setImmediate } from "node:timers/promises";
 
-/** Work that yields wherever it may be interrupted: every few items of a long loop. */
+/** Work that yields every few items of a long loop, where it may be interrupted. */
 export type Turns<T> = Generator<undefined, T>;
 
-/** The longest piece, in milliseconds, after which other calls run. */
+/** The length of a turn, in milliseconds, after which other calls run. */
 const TURN_MS = 10;
 
-/** The first piece of work that may have to wait for other work of its kind, in milliseconds: enough for what is short. */
+/** The length of the first turn while other work is queued, in milliseconds: enough for short work. */
 const TRIAL_MS = 1;
 
-/** Items of a long loop between two yields. */
+/** Items of a loop between two yields. */
 export const TURN_ITEMS = 32;
 
-/** Items of a long loop that does little with each, between two yields. */
+/** Items between two yields in a loop that does little per item. */
 export const TURN_PASSES = 1024;
 
-/** Runs work without interruption. */
+/** Runs work without interruption and returns its result. */
 export const atOnce = <T>(work: Turns<T>): T => {
   for (;;) {
     const { done, value } = work.next();
@@ -24,7 +24,7 @@ export const atOnce = <T>(work: Turns<T>): T => {
   }
 };
 
-/** Runs work in pieces of TURN_MS. Short work ends before this returns, with nothing to await. */
+/** Runs work in turns of TURN_MS. Work that fits into one turn returns its result, not a promise. */
 export const inTurns = <T>(work: Turns<T>): T | Promise<T> => {
   const start = performance.now();
   for (;;) {
@@ -34,46 +34,46 @@ export const inTurns = <T>(work: Turns<T>): T | Promise<T> => {
   }
 };
 
-/** How a piece of work is run in turns. */
+/** A function that runs work in turns. */
 export type Run = <T>(work: Turns<T>) => T | Promise<T>;
 
-/** Maps items in turns. A few items are mapped at once. */
-export const mapInTurns = <T, U>(items: readonly T[], make: (item: T, index: number) => U): U[] | Promise<U[]> =>
-  items.length <= TURN_ITEMS ? items.map(make) : inTurns(mapped(items, make));
+/** Maps items in turns. A few items are mapped without turns. */
+export const mapInTurns = <T, U>(items: readonly T[], map: (item: T, index: number) => U): U[] | Promise<U[]> =>
+  items.length <= TURN_ITEMS ? items.map(map) : inTurns(mapped(items, map));
 
-/** What `make` makes of each item, in turns. */
-export function* mapped<T, U>(items: readonly T[], make: (item: T, index: number) => U): Turns<U[]> {
-  const made: U[] = [];
+/** Array.map as work that yields. */
+export function* mapped<T, U>(items: readonly T[], map: (item: T, index: number) => U): Turns<U[]> {
+  const results: U[] = [];
   for (const [index, item] of items.entries()) {
-    made.push(make(item, index));
+    results.push(map(item, index));
     if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
   }
-  return made;
+  return results;
 }
 
-/** Long work of one kind, one after the other: what all of it takes in memory at once is what one takes. */
+/** A queue that runs long work one at a time, so that its memory peaks do not add up. */
 export class OneAtATime {
   #last: Promise<unknown> = Promise.resolve();
   #queued = 0;
 
   /**
-   * Runs work in turns. Short work ends before this returns; what is longer goes on when the work before it has ended. Work never
-   * waits for other work of its queue.
+   * Runs work in turns. Short work returns its result at once; longer work continues after the queued work before it. Work must not
+   * wait for other work of the same queue, which would deadlock.
    */
   run<T>(work: Turns<T>): T | Promise<T> {
     const start = performance.now();
-    // What waits with half of its work done holds memory as well.
-    const most = this.#queued === 0 ? TURN_MS : TRIAL_MS;
+    // A short first turn while others are queued, because half-done work holds memory while it waits.
+    const firstTurn = this.#queued === 0 ? TURN_MS : TRIAL_MS;
     for (;;) {
       const { done, value } = work.next();
       if (done) return value;
-      if (performance.now() - start > most) break;
+      if (performance.now() - start > firstTurn) break;
     }
-    return this.whole(() => setImmediate().then(() => inTurns(work)));
+    return this.runCall(() => setImmediate().then(() => inTurns(work)));
   }
 
-  /** Runs a whole call, with all that it awaits, when the work before it has ended. */
-  whole<T>(call: () => Promise<T>): Promise<T> {
+  /** Runs an asynchronous call when the work before it has ended. */
+  runCall<T>(call: () => Promise<T>): Promise<T> {
     this.#queued++;
     const result = this.#last.then(call).finally(() => this.#queued--);
     this.#last = result.catch(() => {});
@@ -81,10 +81,10 @@ export class OneAtATime {
   }
 }
 
-/** Items that are sorted at once, and merged between two yields. */
+/** Items sorted at once, and items merged between two yields. */
 const RUN = 4096;
 
-/** The items in order; equal ones stay as they were. */
+/** A stable sort as work that yields. */
 export function* sorted<T>(items: readonly T[], compare: (a: T, b: T) => number): Turns<readonly T[]> {
   let runs: (readonly T[])[] = [];
   for (let at = 0; at < items.length; at += RUN) {

@@ -1,6 +1,6 @@
 /**
- * A value of a call as a text that no other value has: JSON with the members of objects in order, -0 apart from 0, and numbers
- * beyond JSON by their names.
+ * Serializes a value to a unique text, for cache keys: JSON with sorted object keys, with -0 distinct from 0, and with names for
+ * the numbers that JSON lacks.
  */
 export const canonical = (value: unknown): string => {
   if (typeof value === "number") return Object.is(value, -0) ? "-0" : String(value);

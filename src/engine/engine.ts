@@ -1,4 +1,4 @@
-/** What the service can do with bytes in a lease: one method for each of its jobs. */
+/** The engine: steps, norms, plans, and the reading of states, on tensors in a lease. */
 import { LRUCache } from "lru-cache";
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
@@ -14,8 +14,8 @@ import { type Matched, match, matchedBytes } from "./match.ts";
 import { type Norms, norms } from "./norms.ts";
 import type { QueueTime } from "./runner.ts";
 import { readState, type State } from "./state.ts";
-import { type Files, type Now, readNow, runStep, type StepOutput } from "./step.ts";
-import { countNames, keyOf, LEAST_ENTRY, loadBlob, loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
+import { type Files, type Progress, readProgress, runStep, type StepOutput } from "./step.ts";
+import { countPlainTensors, keyOf, LEAST_ENTRY, loadBlob, loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
 
 export type { Lease } from "../arena/arena.ts";
 export { planOf } from "./plan.ts";
@@ -23,127 +23,127 @@ export type { QueueTime } from "./runner.ts";
 export { STATE_FORMAT, type State } from "./state.ts";
 export type { StepOutput } from "./step.ts";
 
-/** A call whose sources are in its lease, or in its body. */
+/** A call whose blobs are in the lease. */
 export type Loaded<Call> = {
   readonly [Field in keyof Call]: Field extends "params" | "grads" ? Tensors : Field extends "state" ? Uint8Array | string | null : Call[Field];
 };
 
-/** Bytes of all that is kept of headers and options. */
+/** The size of the cache of headers and layouts. */
 const CACHE_BYTES = 2 ** 26;
 
-/** Headers of more bytes are not kept. */
+/** The most bytes of headers that are cached. */
 const MAX_KEY = CACHE_BYTES / 16;
 
-/** Calls with more tensors wait for each other. */
-const MANY = 4096;
+/** Calls with more tensors run one at a time. */
+const MANY_TENSORS = 4096;
 
-/** Layouts that are kept for the same headers: of trainers that differ in an option, or of one that changes it with every step. */
+/** The most cached layouts per set of headers. A trainer may change an option at every step. */
 const MAX_LAYOUTS = 8;
 
-/** Characters of base64 that tell the length of a header. */
-const HEAD_CHARACTERS = 12;
+/** The base64 characters that contain the header's length. */
+const LENGTH_CHARACTERS = 12;
 
-/** What is known of files with the same headers. */
-interface Known {
+/** The cache entry for files with the same headers. */
+interface CacheEntry {
   readonly matched: Matched;
-  /** By their options. */
+  /** Layouts by the options of the call. */
   readonly layouts: LRUCache<string, Layout>;
 }
 
 export class Engine {
   readonly #pool: Pool;
-  /** Bytes that all calls' memory together may have. */
+  /** The arena's capacity in bytes. */
   readonly #capacity: number;
-  /** By the bytes of their headers. */
-  readonly #known = new LRUCache<string, Known>({
+  /** Cache entries by the bytes of the files' headers. */
+  readonly #cache = new LRUCache<string, CacheEntry>({
     maxSize: CACHE_BYTES,
     sizeCalculation: ({ matched, layouts }, key) => key.length + matchedBytes(matched) + sum(layouts, ([options, layout]) => layoutBytes(layout, options)),
   });
 
-  /** Calls with many tensors run one at a time: before they are done they take several times what is kept of them. */
-  readonly #large = new OneAtATime();
-  /** What is long of the others' work. */
-  readonly #small = new OneAtATime();
+  /** Calls with many tensors. They run one at a time, because their peak memory is several times that of their cache entry. */
+  readonly #largeCalls = new OneAtATime();
+  /** The long parts of all other calls. */
+  readonly #longWork = new OneAtATime();
 
   constructor(pool: Pool, capacity: number) {
     this.#pool = pool;
     this.#capacity = capacity;
   }
 
-  /** One update. Throws what docs/wire-format.md lists under optimizer.step. */
+  /** Runs one step. docs/wire-format.md lists its errors under optimizer.step. */
   async step({ params, grads, state = null, ...options }: Loaded<StepParams>, lease: Lease, queueTime: QueueTime): Promise<StepOutput> {
     const files: Files = {
       params: await loadTensors(params, "/params", lease),
       grads: await loadTensors(grads, "/grads", lease),
       state: state === null ? undefined : await inTurns(loadBlob(state, "/state", "STATE_CORRUPT", lease)),
     };
-    return this.#inLine(hasMany(files.params) || hasMany(files.grads), (run) => this.#step(options, files, lease, queueTime, run));
+    return this.#runCall(hasManyTensors(files.params) || hasManyTensors(files.grads), (run) => this.#step(options, files, lease, queueTime, run));
   }
 
   async #step(options: StepOptions, files: Files, lease: Lease, queueTime: QueueTime, run: Run): Promise<StepOutput> {
-    const headers = keyOfFiles(files);
-    const known = (headers === undefined ? undefined : this.#known.get(headers)) ?? (await this.#match(files, headers, run));
-    const { matched, layouts } = known;
+    const headers = headersKey(files);
+    const entry = (headers === undefined ? undefined : this.#cache.get(headers)) ?? (await this.#match(files, headers, run));
+    const { matched, layouts } = entry;
     const key = canonical(options);
     let layout = layouts.get(key);
     if (!layout) {
       layout = await run(this.#compile(options, matched));
       layouts.set(key, layout);
-      // Counts the new layout. The cache takes the size of another value alone.
-      if (headers !== undefined) this.#known.set(headers, { ...known });
+      // Sets a copy, because the cache recomputes the size only for a different object.
+      if (headers !== undefined) this.#cache.set(headers, { ...entry });
     }
-    const now = await inTurns(readNow(layout, files.state));
-    // A schedule that cycles the momentum changes what is compiled.
-    const current = (await inTurns(isCycled(layout, now))) ? await run(this.#compile(options, matched, now)) : layout;
-    return runStep(current, now, files, lease, this.#pool, queueTime);
+    const progress = await inTurns(readProgress(layout, files.state));
+    // A cycled momentum is compiled into the layout, so this step needs its own.
+    const current = (await inTurns(isCycled(layout, progress))) ? await run(this.#compile(options, matched, progress)) : layout;
+    return runStep(current, progress, files, lease, this.#pool, queueTime);
   }
 
-  async #match(files: Files, key: string | undefined, run: Run): Promise<Known> {
-    const made: Known = { matched: await run(matchFiles(files)), layouts: new LRUCache({ max: MAX_LAYOUTS }) };
-    if (key !== undefined) this.#known.set(key, made);
-    return made;
+  async #match(files: Files, key: string | undefined, run: Run): Promise<CacheEntry> {
+    const entry: CacheEntry = { matched: await run(matchFiles(files)), layouts: new LRUCache({ max: MAX_LAYOUTS }) };
+    if (key !== undefined) this.#cache.set(key, entry);
+    return entry;
   }
 
-  #compile(options: StepOptions, matched: Matched, now?: Now): Turns<Layout> {
-    const values = now?.rates.map((rates) => rates.values);
+  #compile(options: StepOptions, matched: Matched, progress?: Progress): Turns<Layout> {
+    const values = progress?.rates.map((rates) => rates.values);
     return compile(options, matched, (name) => this.#pool.kernel(name), values);
   }
 
-  /** The state before the first step: starting values, step 0, for all parameters. */
+  /** Creates the state before the first step: initial values and step 0 for all parameters. */
   async init({ params, ...options }: Loaded<InitParams>, lease: Lease, queueTime: QueueTime): Promise<Parts> {
     const file = await loadTensors(params, "/params", lease);
-    return this.#inLine(hasMany(file), (run) => init(options, file, lease, this.#pool, queueTime, run));
+    return this.#runCall(hasManyTensors(file), (run) => init(options, file, lease, this.#pool, queueTime, run));
   }
 
-  /** Sums of squares by tensor: what exact clipping over several calls needs first. */
+  /** Computes the sums of squares by tensor, for exact clipping over several calls. */
   async norms({ grads, params, loss_scale: lossScale = 1 }: Loaded<NormsParams>, lease: Lease, queueTime: QueueTime): Promise<Norms> {
     const gradFile = await loadTensors(grads, "/grads", lease);
     const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
-    return this.#inLine(hasMany(gradFile), (run) => norms(gradFile, paramFile, lossScale, lease, this.#pool, queueTime, run));
+    return this.#runCall(hasManyTensors(gradFile), (run) => norms(gradFile, paramFile, lossScale, lease, this.#pool, queueTime, run));
   }
 
-  /** What a step would cost on this server. */
+  /** Estimates the cost of a step on this server. */
   async plan(call: PlanParams, lease: Lease): Promise<Estimate> {
     const count = Object.keys(call.tensors).length;
-    countNames(count, lease);
-    return this.#inLine(count > MANY, async (run) => run(estimate(call, (name) => this.#pool.kernel(name), this.#capacity)));
+    countPlainTensors(count, lease);
+    return this.#runCall(count > MANY_TENSORS, async (run) => run(estimate(call, (name) => this.#pool.kernel(name), this.#capacity)));
   }
 
-  /** What a state holds. Throws STATE_CORRUPT. */
+  /** Reads a state. Throws STATE_CORRUPT. */
   async inspect(state: Uint8Array | string, lease: Lease): Promise<State> {
     return this.withState(state, loadState(state, lease));
   }
 
-  /** Does work on a state, after others' where it has many tensors. */
+  /** Runs work on a state. A state with many tensors waits for other large calls. */
   async withState<T>(state: Uint8Array | string, work: Turns<T>): Promise<T> {
     const head =
-      typeof state === "string" ? Buffer.from(state.slice(0, HEAD_CHARACTERS), "base64") : Buffer.from(state.buffer, state.byteOffset, state.byteLength);
-    return this.#inLine(hasMany({ bytes: head, plain: undefined }), async (run) => run(work));
+      typeof state === "string" ? Buffer.from(state.slice(0, LENGTH_CHARACTERS), "base64") : Buffer.from(state.buffer, state.byteOffset, state.byteLength);
+    return this.#runCall(hasManyTensors({ bytes: head, plain: undefined }), async (run) => run(work));
   }
 
-  /** Runs a call, after others where it has many tensors. */
-  #inLine<T>(isLarge: boolean, call: (run: Run) => Promise<T>): Promise<T> {
-    return isLarge ? this.#large.whole(() => call(inTurns)) : call((work) => this.#small.run(work));
+  /** Runs a call. A large call waits for other large ones. */
+  #runCall<T>(isLarge: boolean, call: (run: Run) => Promise<T>): Promise<T> {
+    return isLarge ? this.#largeCalls.runCall(() => call(inTurns)) : call((work) => this.#longWork.run(work));
   }
 }
 
@@ -153,16 +153,16 @@ function* loadState(state: Uint8Array | string, lease: Lease): Turns<State> {
 
 const sum = <T>(items: Iterable<T>, bytes: (item: T) => number): number => [...items].reduce((total, item) => total + bytes(item), 0);
 
-/** Undefined where the headers are too long to keep. */
-const keyOfFiles = ({ params, grads, state }: Files): string | undefined => {
+/** The cache key of the files' headers. Undefined if they are too long to cache. */
+const headersKey = ({ params, grads, state }: Files): string | undefined => {
   const keys = [keyOf(params, MAX_KEY), keyOf(grads, MAX_KEY), state ? keyOf({ bytes: state, plain: undefined }, MAX_KEY) : ""];
   return keys.includes(undefined) ? undefined : keys.join("\n");
 };
 
-/** Whether a file has many tensors, by the length of its header. */
-const hasMany = ({ bytes, plain }: TensorFile): boolean => (plain ? plain.length : headerEnd(bytes) / LEAST_ENTRY) > MANY;
+/** True if a file may have many tensors, judged by the length of its header. */
+const hasManyTensors = ({ bytes, plain }: TensorFile): boolean => (plain ? plain.length : headerEnd(bytes) / LEAST_ENTRY) > MANY_TENSORS;
 
-function* isCycled({ targets }: Layout, { rates }: Now): Turns<boolean> {
+function* isCycled({ targets }: Layout, { rates }: Progress): Turns<boolean> {
   for (const [index, { recipe }] of targets.entries()) {
     if (rates[index]?.values !== recipe.values) return true;
     if (index % TURN_PASSES === TURN_PASSES - 1) yield;

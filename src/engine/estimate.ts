@@ -1,4 +1,4 @@
-/** What a step costs, from shapes and dtypes alone: bytes in and out, state, arena, and into how many calls to split it. */
+/** The cost of a step, from shapes and dtypes alone: bytes in and out, state, arena, and the suggested number of calls. */
 import { bytesOf } from "../codec/dtype.ts";
 import { type Safetensors, type TensorDescription, writeHeaderInTurns } from "../codec/safetensors.ts";
 import { mapped, type Turns } from "../codec/turns.ts";
@@ -7,17 +7,17 @@ import type { PlanParams } from "../generated/wire.gen.ts";
 import { compile, type StepTarget } from "./layout.ts";
 import { match } from "./match.ts";
 import { SCALAR_BYTES, slotDtype } from "./state.ts";
-import { inOrder, requireCountable } from "./tensors.ts";
+import { requireCountable, withOffsets } from "./tensors.ts";
 
-/** A call beside its blobs, and the job of its step: an upper bound. */
+/** Upper bounds of a call's bytes beside its blobs, including the encoded job. */
 const OVERHEAD_BYTES = 65536;
 const OVERHEAD_BYTES_PER_TENSOR = 1024;
 
-/** Calls are suggested of at most this share of the arena, so that several fit beside each other. */
-const SHARE = 8;
+/** A suggested call takes at most 1/8 of the arena, so that several fit at once. */
+const ARENA_DIVISOR = 8;
 
-/** And of at most this size: larger ones do not go faster, and cost more to repeat. */
-const LARGEST_CALL = 256 * 2 ** 20;
+/** The largest suggested call. Larger ones are not faster, and cost more to repeat. */
+const MAX_CALL_BYTES = 256 * 2 ** 20;
 
 export interface Estimate {
   /** Elements of all parameters. */
@@ -25,16 +25,16 @@ export interface Estimate {
   readonly bytes_in: number;
   readonly bytes_out: number;
   readonly state_bytes: number;
-  /** Memory of the arena that the step holds as one call. */
+  /** The arena bytes of the step as one call. */
   readonly arena_bytes: number;
   readonly fits: boolean;
-  /** How many calls are suggested; 0 where a tensor alone does not fit. */
+  /** The suggested number of calls; 0 if a single tensor does not fit. */
   readonly requests: number;
-  /** Tensors that alone are more than this server's arena. */
+  /** Tensors that do not fit into this server's arena, each by itself. */
   readonly too_large: readonly string[];
 }
 
-/** Reads the layout of a first step, whose new state is the one that every later step takes and gives. */
+/** Estimates from the layout of a first step. Its new state has the size of the state of every later step. */
 export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanParams, kernel: (name: string) => number, capacity: number): Turns<Estimate> {
   const names = Object.keys(tensors);
   yield;
@@ -45,7 +45,7 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
   });
   const params = yield* fileOf(described);
   const grads = gradDtype === undefined ? params : yield* fileOf(params.tensors.map(({ name, shape }) => ({ name, shape, dtype: gradDtype })));
-  // Gradients that are measured take the most memory.
+  // These options measure the gradients, which takes the most memory.
   const layout = yield* compile({ ...options, non_finite: "skip", stats: "tensor" }, yield* match({ params, grads, state: undefined }), kernel);
   const scalars = (1 + Object.keys(layout.plan.optimizer.scalarSlots ?? {}).length) * SCALAR_BYTES;
   const costs = yield* mapped(layout.targets, (target) => costOf(target, scalars));
@@ -63,7 +63,7 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
     state_bytes: stateBytes,
     arena_bytes: arena,
     fits: arena <= capacity,
-    requests: tooLarge.length > 0 ? 0 : requestsFor(costs, Math.min(capacity / SHARE, LARGEST_CALL)),
+    requests: tooLarge.length > 0 ? 0 : requestsFor(costs, Math.min(capacity / ARENA_DIVISOR, MAX_CALL_BYTES)),
     too_large: tooLarge,
   };
 }
@@ -71,26 +71,26 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
 function* fileOf(described: readonly TensorDescription[]): Turns<Safetensors> {
   const header = yield* writeHeaderInTurns({}, described);
   yield;
-  return { header, metadata: new Map(), tensors: yield* inOrder(described) };
+  return { header, metadata: new Map(), tensors: yield* withOffsets(described) };
 }
 
-/** Bytes of one tensor. */
+/** The bytes of one tensor, by use. */
 interface Cost {
   readonly param: number;
   readonly grad: number;
   readonly state: number;
-  /** A gradient in the dtype of the arithmetic. */
-  readonly home: number;
+  /** The gradient, widened to the arithmetic type. */
+  readonly wideGrad: number;
 }
 
-const costOf = ({ elements, recipe: { param, grad, slots, homeStride } }: StepTarget, scalars: number): Cost => {
+const costOf = ({ elements, recipe: { param, grad, slots, wideGradStride } }: StepTarget, scalars: number): Cost => {
   const bytes = (dtype: string): number => elements * (bytesOf(dtype) as number);
-  return { param: bytes(param), grad: bytes(grad), state: scalars + slots.length * bytes(slotDtype(param)), home: elements * homeStride };
+  return { param: bytes(param), grad: bytes(grad), state: scalars + slots.length * bytes(slotDtype(param)), wideGrad: elements * wideGradStride };
 };
 
-const arenaOf = ({ param, grad, state, home }: Cost): number => param + grad + state + home + OVERHEAD_BYTES_PER_TENSOR;
+const arenaOf = ({ param, grad, state, wideGrad }: Cost): number => param + grad + state + wideGrad + OVERHEAD_BYTES_PER_TENSOR;
 
-/** Packs tensors in the order of their names into calls of at most `limit` bytes; a larger tensor goes alone. */
+/** Counts the calls of at most `limit` bytes that hold all tensors in the order of their names. A larger tensor gets its own call. */
 const requestsFor = (costs: readonly Cost[], limit: number): number => {
   let requests = 0;
   let room = 0;

@@ -1,28 +1,28 @@
-/** Parameter groups: which hyperparameters each tensor's step has. Pure. */
+/** Parameter groups: finds the hyperparameters of each tensor by its name. */
 import { StepdError } from "../errors/errors.ts";
 import type { Hyperparameters, OptimizerDefinition, Values } from "../optimizers/registry.ts";
 
-/** An optimizer as it came, checked: its name and the hyperparameters that were given. */
-export type Given = Readonly<Record<string, unknown>> & { readonly name: string };
+/** An optimizer of a valid request: its name and the given hyperparameters, without defaults. */
+export type OptimizerInput = Readonly<Record<string, unknown>> & { readonly name: string };
 
 export interface Group {
   readonly tensors: readonly string[];
-  readonly optimizer: Given;
+  readonly optimizer: OptimizerInput;
 }
 
-/** All hyperparameters of an optimizer, defaults filled in. */
-export const withDefaults = ({ hyperparameters }: OptimizerDefinition, given: Given): Values<Hyperparameters> => {
+/** The hyperparameters of an optimizer, with defaults for those not given. */
+export const withDefaults = ({ hyperparameters }: OptimizerDefinition, given: OptimizerInput): Values<Hyperparameters> => {
   const values: Record<string, unknown> = {};
   for (const name of Object.keys(hyperparameters)) values[name] = given[name] === undefined ? hyperparameters[name]?.default : given[name];
   return values as Values<Hyperparameters>;
 };
 
-/** Compiles a name in which * stands for any characters into a test of names. */
+/** Compiles a pattern, in which * matches any characters, into a test of names. */
 const matcher = (pattern: string): ((name: string) => boolean) => {
   const [head = "", ...tail] = pattern.split(/\*+/);
   const last = tail.pop() ?? "";
   return (name) => {
-    // Most patterns differ from a name at its ends, which costs less to see than a search.
+    // Tests the ends first: most patterns fail there, at less cost than a search.
     if (name.length < head.length + last.length || !name.endsWith(last) || !name.startsWith(head)) return false;
     let at = head.length;
     for (const piece of tail) {
@@ -34,16 +34,16 @@ const matcher = (pattern: string): ((name: string) => boolean) => {
   };
 };
 
-/** Every tensor's name is compared with every pattern, which bounds their number. Names without * are looked up, so any number may come. */
+/** The most names with *, because each is compared with every tensor's name. Names without * are looked up in a map and not limited. */
 const MAX_PATTERNS = 256;
 
-/** Every piece between two * is a search through every name. */
+/** The most * in all patterns, because the part between two * is searched for in every tensor's name. */
 const MAX_WILDCARDS = 1024;
 
 const isPattern = (name: string): boolean => name.includes("*");
 
-/** Throws INVALID_PARAMS if there are more patterns or * than a call may have. */
-export const requireFew = (groups: readonly { readonly tensors: readonly string[] }[]): void => {
+/** Throws INVALID_PARAMS if the groups have too many patterns or too many *. */
+export const requireFewPatterns = (groups: readonly { readonly tensors: readonly string[] }[]): void => {
   const patterns = groups.flatMap(({ tensors }) => tensors.filter(isPattern));
   if (patterns.length > MAX_PATTERNS)
     throw StepdError.mismatch("INVALID_PARAMS", "/groups", `at most ${MAX_PATTERNS} names with * in all groups`, `${patterns.length}`);
@@ -51,7 +51,7 @@ export const requireFew = (groups: readonly { readonly tensors: readonly string[
   if (wildcards > MAX_WILDCARDS) throw StepdError.mismatch("INVALID_PARAMS", "/groups", `at most ${MAX_WILDCARDS} * in all groups`, `${wildcards}`);
 };
 
-/** For a tensor's name the index of the first group that matches, or -1. */
+/** Returns a function from a tensor's name to the index of the first matching group, or -1. */
 export const groupFinder = (groups: readonly Group[]): ((name: string) => number) => {
   const exact = new Map<string, number>();
   const patterns: (readonly [group: number, matches: (name: string) => boolean])[] = [];
@@ -62,8 +62,8 @@ export const groupFinder = (groups: readonly Group[]): ((name: string) => number
     }
   });
   return (name) => {
-    const named = exact.get(name) ?? groups.length;
-    const found = patterns.find(([group, matches]) => group < named && matches(name))?.[0] ?? named;
-    return found < groups.length ? found : -1;
+    const exactGroup = exact.get(name) ?? groups.length;
+    const firstGroup = patterns.find(([group, matches]) => group < exactGroup && matches(name))?.[0] ?? exactGroup;
+    return firstGroup < groups.length ? firstGroup : -1;
   };
 };

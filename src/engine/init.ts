@@ -1,4 +1,4 @@
-/** The state before the first step: what a step of all parameters makes, at step 0. */
+/** Creates the state before the first step: the slots that a step of all parameters would create, with step 0. */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { inTurns, type Run, type Turns } from "../codec/turns.ts";
@@ -8,12 +8,12 @@ import { match } from "./match.ts";
 import { writeOutput } from "./output.ts";
 import { type QueueTime, Runner } from "./runner.ts";
 import { STEP } from "./state.ts";
-import { makeSlots } from "./step.ts";
+import { createSlots } from "./step.ts";
 import { readTensors, type TensorFile } from "./tensors.ts";
 
 export const init = async (options: StepOptions, file: TensorFile, lease: Lease, pool: Pool, queueTime: QueueTime, run: Run): Promise<Parts> => {
   const layout = await run(layoutOf(options, file, (name) => pool.kernel(name)));
-  const bases = [file.bytes.byteOffset, 0, 0, await inTurns(makeSlots(layout, lease)), 0, 0];
+  const bases = [file.bytes.byteOffset, 0, 0, await inTurns(createSlots(layout, lease)), 0, 0];
   await new Runner(lease, pool, queueTime, bases).run(layout.targets, ({ recipe }) => recipe.fill, true);
   const start: Readonly<Record<string, number>> = { ...layout.plan.optimizer.scalarSlots, [STEP]: 0 };
   return inTurns(writeOutput(layout.output as Output, undefined, bases, (_, scalar) => start[scalar], lease));

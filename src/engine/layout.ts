@@ -1,6 +1,6 @@
 /**
- * A step without its values. The options of the call and the headers of its files give names, offsets, groups, stages and output
- * places; one layout serves all calls with the same options and headers.
+ * The layout of a step: names, offsets, groups, stages and the new state's entries, compiled from the call's options and the
+ * files' headers. It contains no tensor values, so one layout serves all calls with the same options and headers.
  */
 import { bytesOf } from "../codec/dtype.ts";
 import { compareCanonical, type Safetensors, type TensorDescription, type TensorInfo, writeHeaderInTurns } from "../codec/safetensors.ts";
@@ -11,30 +11,31 @@ import type { Hyperparameters, Values } from "../optimizers/registry.ts";
 import { groupFinder } from "./groups.ts";
 import type { Matched, Pair } from "./match.ts";
 import { type Plan, planOf } from "./plan.ts";
-import { type Kind, type Recipe, Recipes, type Treatment } from "./recipe.ts";
-import { type KernelCall, MADE, STATE, sumBytes, type Target } from "./runner.ts";
-import { MASTER_PARAM, newStateHeader, requireFamily, STEP, type StateHeader, slotDtype, wantedSlots } from "./state.ts";
-import { inOrder } from "./tensors.ts";
+import { type Recipe, type RecipeInput, Recipes, type Treatment } from "./recipe.ts";
+import { type KernelCall, NEW_SLOTS, STATE, sumBytes, type Target } from "./runner.ts";
+import { MASTER_PARAM, newStateHeader, requiredSlots, requireFamily, STEP, type StateHeader, slotDtype } from "./state.ts";
+import { withOffsets } from "./tensors.ts";
 
-/** Everything that a step is asked, beside its tensors. */
+/** All fields of a step's call, except its tensors. */
 export type StepOptions = Omit<StepParams, "params" | "grads" | "state">;
 
-/** A tensor that is stepped. */
+/** A parameter that the step updates. */
 export interface StepTarget extends Target {
   readonly recipe: Recipe;
-  /** Where its step and its scalar slots are in the state; undefined where the state has none yet. */
+  /** The offset of its step count in the state; undefined if the state has none. */
   readonly step: number | undefined;
+  /** The offsets of its scalar slots in the state. */
   readonly scalars: ReadonlyMap<string, number> | undefined;
 }
 
-/** An entry of the new state: a slot in its block, or a scalar of a target or of a parameter that rests. */
+/** An entry of the new state: a slot, or a scalar. "Resting" parameters have state but no gradient in this step. */
 export interface OutputEntry extends TensorDescription {
-  /** The slot of a scalar. */
+  /** The name of the scalar; undefined for a slot. */
   readonly scalar: string | undefined;
-  /** Index of the target; undefined for a parameter that rests. */
+  /** Index of the target; undefined for a resting parameter. */
   readonly target: number | undefined;
-  /** Undefined for a scalar that the state does not have yet. */
-  readonly block: typeof STATE | typeof MADE | undefined;
+  /** The block that contains the content; undefined for a new scalar. */
+  readonly block: typeof STATE | typeof NEW_SLOTS | undefined;
   readonly offset: number;
 }
 
@@ -44,15 +45,15 @@ export interface Output {
   readonly entries: readonly OutputEntry[];
 }
 
-/** A slot that starts from another value than 0. */
-interface Filling {
+/** A new slot whose initial value is not 0. */
+interface InitialValue {
   readonly offset: number;
   readonly elements: number;
   readonly dtype: string;
   readonly value: number;
 }
 
-/** Parameters in BF16, beside those of the step. */
+/** The additional output of all parameters rounded to BF16. */
 export interface Rounding {
   readonly header: Buffer;
   readonly bytes: number;
@@ -63,37 +64,38 @@ export interface Rounding {
 export interface Layout {
   readonly options: StepOptions;
   readonly plan: Plan;
-  /** The norm over all gradients that the optimizer itself clips to. */
+  /** The limit of the norm over all gradients that the optimizer itself has, if any. */
   readonly maxGradNorm: number | undefined;
-  /** Whether all gradients are measured before the first stage: for their norm, or because the step may not be made. */
+  /** True if all gradients are measured before the first stage: for clipping by norm, or because the step may be skipped or refused. */
   readonly isMeasured: boolean;
-  /** In the order of their names' bytes, so that nothing depends on the order in the request. */
+  /** Sorted by the bytes of their names, so that the order in the request has no influence. */
   readonly targets: readonly StepTarget[];
   readonly stages: number;
-  /** Different recipes of the targets. */
+  /** The number of different recipes. */
   readonly recipes: number;
-  /** Parameters of the state that have no gradient, with the places of their steps. */
+  /** Parameters of the state without a gradient, with the offsets of their step counts. */
   readonly resting: readonly (readonly [name: string, offset: number])[];
-  /** Undefined where the new state takes the place of the old. */
+  /** Undefined if the new state overwrites the old one in place. */
   readonly output: Output | undefined;
   readonly rounding: Rounding | undefined;
-  /** Bytes of the slots that the step makes, and of gradients and sums between kernels. */
-  readonly madeBytes: number;
+  /** Bytes of the slots that the step creates. */
+  readonly newSlotBytes: number;
+  /** Bytes of widened gradients and of sums. */
   readonly workBytes: number;
-  readonly fillings: readonly Filling[];
-  /** Whether the rounded parameters or the state have all that the step changes of the parameters. */
+  readonly initialValues: readonly InitialValue[];
+  /** True if the new parameters can be recovered from the rounded ones or from the state. */
   readonly isRecoverable: boolean;
-  /** Elements of the targets' parameters by dtype, for metrics. */
+  /** The number of updated elements by dtype, for metrics. */
   readonly elements: Readonly<Record<string, number>>;
 }
 
-/** A cache line, at which memory for widened gradients starts. */
+/** The alignment of widened gradients: a cache line. */
 const ALIGNMENT = 64;
 
 export const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
 /**
- * Compiles a step. `values` are the hyperparameters of each target where a schedule changes them. Throws INVALID_PARAMS,
+ * Compiles the layout of a step. `values` are each target's hyperparameters if a schedule changes them. Throws INVALID_PARAMS,
  * TENSOR_MISMATCH, STATE_CORRUPT, STATE_MISMATCH, UNSUPPORTED_DTYPE.
  */
 export function* compile(options: StepOptions, matched: Matched, kernel: (name: string) => number, values?: readonly Values<Hyperparameters>[]): Turns<Layout> {
@@ -110,7 +112,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     lossScale: options.loss_scale ?? 1,
     maxValue: clip.max_value,
     isMeasured,
-    look: isMeasured ? undefined : stats !== "none" ? "norm" : nonFinite === "error" ? "check" : undefined,
+    gradientCheck: isMeasured ? undefined : stats !== "none" ? "norm" : nonFinite === "error" ? "check" : undefined,
     wantsStats: stats !== "none",
     seed: options.stochastic_rounding?.seed,
     isRounded: reply.params === "bf16",
@@ -122,60 +124,60 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     throw StepdError.mismatch("STATE_MISMATCH", "/state", "master_weights: true, because the state has master copies", "false", [master]);
   }
   const recipes = new Recipes(kernel);
-  const kinds = new Kinds(plan, recipes, treatment, masterWeights);
+  const recipeCache = new RecipeCache(plan, recipes, treatment, masterWeights);
 
   const targets: StepTarget[] = [];
-  const made: Made[] = [];
+  const newSlots: NewSlot[] = [];
   let workBytes = 0;
   for (const [index, pair] of pairs.entries()) {
-    const { param, grad, places } = pair;
+    const { param, grad, stateEntries } = pair;
     if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
     const { name, elements, dtype } = param;
-    const recipe = kinds.of(pair, values?.[index]);
+    const recipe = recipeCache.of(pair, values?.[index]);
     const offsets = [param.offset, grad.offset, workBytes];
-    workBytes += aligned(elements * recipe.homeStride);
-    for (const [slot, isMade] of recipe.slots) {
-      if (isMade) made.push({ name: `${slot}/${name}`, dtype: slotDtype(dtype), shape: param.shape, slot, target: index, elements, at: offsets.length });
-      offsets.push(places?.slots.get(slot)?.offset ?? 0);
+    workBytes += aligned(elements * recipe.wideGradStride);
+    for (const [slot, isNew] of recipe.slots) {
+      if (isNew) newSlots.push({ name: `${slot}/${name}`, dtype: slotDtype(dtype), shape: param.shape, slot, target: index, elements, at: offsets.length });
+      offsets.push(stateEntries?.slots.get(slot)?.offset ?? 0);
     }
-    targets.push({ name, elements, offsets, sums: workBytes, recipe, step: places?.step, scalars: optimizer.scalarSlots && places?.scalars });
+    targets.push({ name, elements, offsets, sums: workBytes, recipe, step: stateEntries?.step, scalars: optimizer.scalarSlots && stateEntries?.scalars });
     workBytes += sumBytes(elements, recipe.columns);
   }
-  const { madeBytes, fillings } = yield* place(made, targets, optimizer.initial);
+  const { newSlotBytes, initialValues } = yield* assignOffsets(newSlots, targets, optimizer.initial);
   const isInPlace =
-    isCanonical && made.length === 0 && state?.optimizer === optimizer && state.revision === optimizer.revision && !addsScalars(targets, optimizer);
+    isCanonical && newSlots.length === 0 && state?.optimizer === optimizer && state.revision === optimizer.revision && !addsScalars(targets, optimizer);
   return {
     options,
     plan,
     maxGradNorm,
     isMeasured,
     targets,
-    recipes: kinds.count,
+    recipes: recipeCache.count,
     stages: targets.reduce((most, { recipe }) => Math.max(most, recipe.phases.length), 0),
     resting,
-    output: isInPlace ? undefined : yield* outputOf(plan, targets, made, state),
+    output: isInPlace ? undefined : yield* outputOf(plan, targets, newSlots, state),
     rounding: treatment.isRounded ? yield* roundingOf(params, recipes) : undefined,
-    madeBytes,
+    newSlotBytes,
     workBytes,
-    fillings,
+    initialValues,
     isRecoverable: targets.every(({ recipe: { param, slots } }) => (treatment.isRounded && param === "BF16") || slots.some(([slot]) => slot === MASTER_PARAM)),
     elements,
   };
 }
 
-/** The norm over all gradients that the optimizer itself clips to. */
+/** The optimizer's own limit of the norm over all gradients, if it has one. */
 const normLimit = ({ optimizer, base }: Plan): number | undefined =>
   optimizer.normLimit === undefined ? undefined : ((base[optimizer.normLimit] as number | null) ?? undefined);
 
-/** Makes each recipe once. */
-class Kinds {
+/** Creates each recipe once. */
+class RecipeCache {
   readonly #plan: Plan;
   readonly #recipes: Recipes;
   readonly #treatment: Treatment;
   readonly #masterWeights: boolean;
   readonly #groupOf: (name: string) => number;
-  readonly #known = new Map<Values<Hyperparameters>, Map<string, Recipe>>();
-  /** Recipes that it has made. */
+  readonly #recipesOf = new Map<Values<Hyperparameters>, Map<string, Recipe>>();
+  /** The number of recipes. */
   count = 0;
 
   constructor(plan: Plan, recipes: Recipes, treatment: Treatment, masterWeights: boolean) {
@@ -186,54 +188,55 @@ class Kinds {
     this.#groupOf = groupFinder(plan.groups);
   }
 
-  /** The recipe of a pair, under other hyperparameters than its group's where these are given. */
-  of({ param, grad, places, kind: key }: Pair, changed: Values<Hyperparameters> | undefined): Recipe {
+  /** The recipe of a pair. `changed` replaces its group's hyperparameters. */
+  of({ param, grad, stateEntries, recipeKey: key }: Pair, changed: Values<Hyperparameters> | undefined): Recipe {
     const { optimizer, groups, base } = this.#plan;
     const values = changed ?? groups[this.#groupOf(param.name)]?.values ?? base;
-    const known = this.#known.get(values) ?? new Map<string, Recipe>();
-    this.#known.set(values, known);
-    let recipe = known.get(key);
+    const byKey = this.#recipesOf.get(values) ?? new Map<string, Recipe>();
+    this.#recipesOf.set(values, byKey);
+    let recipe = byKey.get(key);
     if (recipe) return recipe;
-    const slots = wantedSlots(optimizer, values, param.dtype, this.#masterWeights).map((slot) => [slot, !places?.slots.has(slot)] as const);
-    const made = slots.filter(([slot, isMade]) => isMade && slot !== MASTER_PARAM).map(([slot]) => slot);
-    const needed = made.filter((slot) => !optimizer.lateSlots.includes(slot));
-    const kind: Kind = { param: param.dtype, grad: grad.dtype, values, stages: optimizer.stages(values), slots, isFirst: made.length > 0, needed };
-    recipe = this.#recipes.step(kind, this.#treatment);
-    known.set(key, recipe);
+    const slots = requiredSlots(optimizer, values, param.dtype, this.#masterWeights).map((slot) => [slot, !stateEntries?.slots.has(slot)] as const);
+    const newSlots = slots.filter(([slot, isNew]) => isNew && slot !== MASTER_PARAM).map(([slot]) => slot);
+    const needed = newSlots.filter((slot) => !optimizer.lateSlots.includes(slot));
+    const input: RecipeInput = { param: param.dtype, grad: grad.dtype, values, stages: optimizer.stages(values), slots, isFirst: newSlots.length > 0, needed };
+    recipe = this.#recipes.step(input, this.#treatment);
+    byKey.set(key, recipe);
     this.count++;
     return recipe;
   }
 }
 
-/** A slot that the step makes. */
-interface Made extends TensorDescription {
+/** A slot that the step creates. */
+interface NewSlot extends TensorDescription {
   readonly slot: string;
-  /** Index of its target, and of its offset there. */
+  /** Index of its target. */
   readonly target: number;
+  /** Index of its offset in the target's offsets. */
   readonly at: number;
   readonly elements: number;
 }
 
-/** Gives the slots that are made their places: one block in the order of the file, so that it goes out in one piece. */
-function* place(
-  made: readonly Made[],
+/** Assigns the offsets of the new slots: one block in the order of the new state file, so that it is sent in one piece. */
+function* assignOffsets(
+  newSlots: readonly NewSlot[],
   targets: readonly StepTarget[],
   initial: Plan["optimizer"]["initial"],
-): Turns<{ readonly madeBytes: number; readonly fillings: readonly Filling[] }> {
-  const fillings: Filling[] = [];
-  let madeBytes = 0;
-  for (const [index, { slot, target, at, elements, dtype }] of (yield* sorted(made, compareCanonical)).entries()) {
+): Turns<{ readonly newSlotBytes: number; readonly initialValues: readonly InitialValue[] }> {
+  const initialValues: InitialValue[] = [];
+  let newSlotBytes = 0;
+  for (const [index, { slot, target, at, elements, dtype }] of (yield* sorted(newSlots, compareCanonical)).entries()) {
     if (index % TURN_PASSES === TURN_PASSES - 1) yield;
     const { offsets, recipe } = targets[target] as StepTarget;
-    (offsets as number[])[at] = madeBytes;
+    (offsets as number[])[at] = newSlotBytes;
     const value = initial?.(recipe.values)[slot] ?? 0;
-    if (value !== 0) fillings.push({ offset: madeBytes, elements, dtype, value });
-    madeBytes += elements * (bytesOf(dtype) as number);
+    if (value !== 0) initialValues.push({ offset: newSlotBytes, elements, dtype, value });
+    newSlotBytes += elements * (bytesOf(dtype) as number);
   }
-  return { madeBytes, fillings };
+  return { newSlotBytes, initialValues };
 }
 
-/** Whether the step adds a count or a scalar slot to the state. */
+/** True if the step adds a step count or a scalar slot to the state. */
 const addsScalars = (targets: readonly StepTarget[], { scalarSlots = {} }: Plan["optimizer"]): boolean => {
   const slots = Object.keys(scalarSlots);
   return targets.some(({ step, scalars }) => step === undefined || slots.some((slot) => !scalars?.has(slot)));
@@ -241,8 +244,8 @@ const addsScalars = (targets: readonly StepTarget[], { scalarSlots = {} }: Plan[
 
 const scalar = (slot: string, name: string) => ({ name: `${slot}/${name}`, dtype: slot === STEP ? "I64" : "F64", shape: [], scalar: slot });
 
-/** The canonical file of the state after the step. */
-function* outputOf({ optimizer }: Plan, targets: readonly StepTarget[], made: readonly Made[], state: StateHeader | undefined): Turns<Output> {
+/** The header and entries of the new state's file, in canonical order. */
+function* outputOf({ optimizer }: Plan, targets: readonly StepTarget[], newSlots: readonly NewSlot[], state: StateHeader | undefined): Turns<Output> {
   const scalarSlots = Object.keys(optimizer.scalarSlots ?? {});
   const indexOf = new Map<string, number>();
   for (const [index, { name }] of targets.entries()) {
@@ -267,20 +270,20 @@ function* outputOf({ optimizer }: Plan, targets: readonly StepTarget[], made: re
     if (step === undefined) for (const slot of [STEP, ...scalarSlots]) entries.push({ ...scalar(slot, name), target, block: undefined, offset: 0 });
     if (target % TURN_ITEMS === TURN_ITEMS - 1) yield;
   }
-  for (const [index, { name, dtype, shape, target, at }] of made.entries()) {
+  for (const [index, { name, dtype, shape, target, at }] of newSlots.entries()) {
     if (index % TURN_PASSES === TURN_PASSES - 1) yield;
-    entries.push({ name, dtype, shape, scalar: undefined, target, block: MADE, offset: targets[target]?.offsets[at] ?? 0 });
+    entries.push({ name, dtype, shape, scalar: undefined, target, block: NEW_SLOTS, offset: targets[target]?.offsets[at] ?? 0 });
   }
   const ordered = yield* sorted(entries, compareCanonical);
   return { header: yield* newStateHeader(optimizer, ordered), entries: ordered };
 }
 
-/** The parameters as another file in BF16. There is no direct way from F64 to BF16, and two roundings are not to nearest. */
+/** The layout of the rounded parameters. F64 is refused: no kernel converts it to BF16 directly, and rounding twice is not to nearest. */
 function* roundingOf({ metadata, tensors, header: given }: Safetensors, recipes: Recipes): Turns<Rounding> {
   const double = tensors.find(({ dtype }) => dtype === "F64");
   if (double) throw StepdError.mismatch("UNSUPPORTED_DTYPE", "/reply/params", "same, where there are parameters in F64", "bf16", [double.name]);
-  const rounded = yield* inOrder(tensors.map(({ name, shape }) => ({ name, shape, dtype: "BF16" })));
-  // Tensors by name have no header.
+  const rounded = yield* withOffsets(tensors.map(({ name, shape }) => ({ name, shape, dtype: "BF16" })));
+  // Tensors given by name have no header.
   const header = given ? yield* writeHeaderInTurns(Object.fromEntries(metadata), rounded) : Buffer.alloc(0);
   const callsOf = new Map(["F32", "F16", "BF16"].map((dtype) => [dtype, recipes.round(dtype)]));
   return {
@@ -297,7 +300,7 @@ function* roundingOf({ metadata, tensors, header: given }: Safetensors, recipes:
   };
 }
 
-/** Bytes that a layout takes in memory, about; its options have the text `key`. */
+/** The approximate heap size of a layout in bytes; `key` is its cache key. */
 export const layoutBytes = ({ recipes, targets, output, rounding }: Layout, key: string): number => {
   const ofOutput = output ? output.header.length + 260 * output.entries.length : 0;
   const ofRounding = rounding ? rounding.header.length + 400 * rounding.targets.length : 0;

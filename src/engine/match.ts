@@ -1,8 +1,8 @@
-/** The files of a step, by their headers: each gradient with its parameter and what the state has for it, whatever the options. */
+/** Matches the headers of a step's files: each gradient with its parameter and its entries in the state. Independent of the options. */
 import { compareCanonical, compareUtf8, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
 import { sorted, TURN_ITEMS, TURN_PASSES, type Turns } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
-import { MASTER_PARAM, type ParameterPlaces, readStateHeader, type StateHeader, slotDtype, stateHeader } from "./state.ts";
+import { MASTER_PARAM, type ParameterEntries, readStateHeader, type StateHeader, slotDtype, stateHeader } from "./state.ts";
 import { isSameShape } from "./tensors.ts";
 
 export interface Headers {
@@ -11,31 +11,31 @@ export interface Headers {
   readonly state: Safetensors | undefined;
 }
 
-/** A gradient, its parameter, and its places in the state. */
+/** A gradient, its parameter, and the parameter's entries in the state. */
 export interface Pair {
   readonly param: TensorInfo;
   readonly grad: TensorInfo;
-  readonly places: ParameterPlaces | undefined;
-  /** The same text for pairs of the same dtypes and slots. */
-  readonly kind: string;
+  readonly stateEntries: ParameterEntries | undefined;
+  /** The dtypes and slots as text: pairs with the same hyperparameters and the same key share a recipe. */
+  readonly recipeKey: string;
 }
 
 export interface Matched {
   readonly params: Safetensors;
-  /** In the order of their names' bytes, so that nothing depends on the order in the request. */
+  /** Sorted by the bytes of their names, so that the order in the request has no influence. */
   readonly pairs: readonly Pair[];
   readonly state: StateHeader | undefined;
-  /** Parameters of the state that have no gradient, with the places of their steps. */
+  /** Resting parameters: they have state but no gradient. With the offsets of their step counts. */
   readonly resting: readonly (readonly [name: string, offset: number])[];
-  /** Whether the state's header is the one that stepd writes. */
+  /** True if the state's header equals the one that stepd would write. */
   readonly isCanonical: boolean;
-  /** A parameter with a master copy. */
+  /** The name of a parameter with a master copy, if there is one. */
   readonly master: string | undefined;
-  /** Elements of the pairs' parameters by dtype. */
+  /** The number of updated elements by dtype. */
   readonly elements: Readonly<Record<string, number>>;
 }
 
-/** Throws TENSOR_MISMATCH, STATE_CORRUPT, STATE_MISMATCH. */
+/** Matches the files. Throws TENSOR_MISMATCH, STATE_CORRUPT, STATE_MISMATCH. */
 export function* match({ params, grads, state: file }: Headers): Turns<Matched> {
   const paramOf = new Map<string, TensorInfo>();
   for (const [index, info] of params.tensors.entries()) {
@@ -51,8 +51,8 @@ export function* match({ params, grads, state: file }: Headers): Turns<Matched> 
     const field = `/grads/${pointerEscape(name)}`;
     if (!param) throw StepdError.mismatch("TENSOR_MISMATCH", field, "the name of a parameter", `${JSON.stringify(name)}, which params does not have`, [name]);
     if (!isSameShape(shape, param.shape)) throw StepdError.mismatch("TENSOR_MISMATCH", field, `shape [${param.shape}] as in params`, `[${shape}]`, [name]);
-    const places = state?.parameters.get(name);
-    pairs.push({ param, grad, places, kind: `${param.dtype} ${grad.dtype} ${places ? [...places.slots.keys()].join(" ") : ""}` });
+    const stateEntries = state?.parameters.get(name);
+    pairs.push({ param, grad, stateEntries, recipeKey: `${param.dtype} ${grad.dtype} ${stateEntries ? [...stateEntries.slots.keys()].join(" ") : ""}` });
     elements[param.dtype] = (elements[param.dtype] ?? 0) + param.elements;
     if (pairs.length % TURN_ITEMS === 0) yield;
   }
@@ -64,11 +64,11 @@ export function* match({ params, grads, state: file }: Headers): Turns<Matched> 
   const resting: [string, number][] = [];
   let master: string | undefined;
   let checked = 0;
-  for (const [name, places] of state?.parameters ?? []) {
-    requireFit(name, places, paramOf.get(name));
+  for (const [name, stateEntries] of state?.parameters ?? []) {
+    requireFit(name, stateEntries, paramOf.get(name));
     if (++checked % TURN_ITEMS === 0) yield;
-    if (places.slots.has(MASTER_PARAM)) master ??= name;
-    if (!stepped.has(name)) resting.push([name, places.step as number]);
+    if (stateEntries.slots.has(MASTER_PARAM)) master ??= name;
+    if (!stepped.has(name)) resting.push([name, stateEntries.step as number]);
   }
   return {
     params,
@@ -81,8 +81,8 @@ export function* match({ params, grads, state: file }: Headers): Turns<Matched> 
   };
 }
 
-/** Checks that the slots of a parameter are of its shape. Throws STATE_MISMATCH. */
-const requireFit = (name: string, { slots }: ParameterPlaces, param: TensorInfo | undefined): void => {
+/** Checks the shape and dtype of a parameter's slots. Throws STATE_MISMATCH. */
+const requireFit = (name: string, { slots }: ParameterEntries, param: TensorInfo | undefined): void => {
   const mismatch = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", "/state", expected, found, [name]);
   if (!param) throw mismatch("state of tensors that params has", `state of ${JSON.stringify(name)}`);
   const expected = slotDtype(param.dtype);
@@ -94,6 +94,6 @@ const requireFit = (name: string, { slots }: ParameterPlaces, param: TensorInfo 
   }
 };
 
-/** Bytes that it takes in memory, about. */
+/** The approximate heap size in bytes. */
 export const matchedBytes = ({ params, pairs, state }: Matched): number =>
   4096 + 400 * params.tensors.length + 400 * pairs.length + 800 * (state?.parameters.size ?? 0);

@@ -1,4 +1,4 @@
-/** Sums of squares of gradients and parameters by tensor. */
+/** optimizer.norms: sums of squares of gradients and parameters, by tensor. */
 import type { Lease } from "../arena/arena.ts";
 import { type Mapping, mappingOf } from "../codec/members.ts";
 import { inTurns, mapped, type Run, TURN_ITEMS, type Turns } from "../codec/turns.ts";
@@ -10,7 +10,7 @@ import { gradientSums, normOf } from "./report.ts";
 import { isRepeatable, type QueueTime, Runner, sumBytes, type Target } from "./runner.ts";
 import { readTensors, type TensorFile } from "./tensors.ts";
 
-/** Sums over one tensor, in float64. */
+/** The float64 sums over one tensor. */
 export interface TensorNorms {
   /** Sum of squares of the gradient, after the loss scale. */
   readonly grad_squares: number;
@@ -21,7 +21,7 @@ export interface TensorNorms {
 
 export interface Norms {
   readonly tensors: Mapping<TensorNorms>;
-  /** The root of the squares of all gradients, added in the order of the names' UTF-8 bytes. */
+  /** The norm over all gradients. Squares are added in the order of the names' UTF-8 bytes. */
   readonly grad_norm: number;
   readonly warnings?: readonly string[];
 }
@@ -49,10 +49,10 @@ export const norms = async (
   const runner = new Runner(lease, pool, queueTime, bases);
   await runner.run(targets, ({ recipe }) => recipe.measure.calls, isRepeatable(lossScale));
   if (paramFile) await runner.run(targets, ({ recipe }) => recipe.squares.calls, true);
-  const sums = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.measure.look))));
+  const sums = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.measure.sums))));
   const tensors = mappingOf(targets, (target, index): readonly [string, TensorNorms] => {
     const { squares = 0, zeros = 0, nonFinite = 0 } = sums[index] ?? {};
-    const [paramSquares = 0] = runner.total(target, target.recipe.squares.look);
+    const [paramSquares = 0] = runner.total(target, target.recipe.squares.sums);
     return [target.name, { grad_squares: squares, ...(paramFile && { param_squares: paramSquares }), zeros, non_finite: nonFinite }];
   });
   return {
@@ -64,7 +64,7 @@ export const norms = async (
 
 function* layoutOf(gradFile: TensorFile, paramFile: TensorFile | undefined, lossScale: number, kernel: (name: string) => number): Turns<NormsLayout> {
   const grads = yield* readTensors(gradFile, "/grads");
-  // As in a step: in the dtype of the arithmetic, which the parameter decides.
+  // The parameter's dtype decides the arithmetic type, as in a step.
   const params = paramFile ? yield* readTensors(paramFile, "/params") : grads;
   const recipes = new Recipes(kernel);
   const known = new Map<string, NormsRecipe>();
@@ -77,7 +77,7 @@ function* layoutOf(gradFile: TensorFile, paramFile: TensorFile | undefined, loss
     known.set(key, recipe);
     const { name, elements } = grad;
     const home = workBytes;
-    workBytes += aligned(elements * recipe.homeStride);
+    workBytes += aligned(elements * recipe.wideGradStride);
     targets.push({ name, elements, offsets: [param.offset, grad.offset, home], sums: workBytes, recipe });
     workBytes += sumBytes(elements, recipe.columns);
     if (targets.length % TURN_ITEMS === 0) yield;

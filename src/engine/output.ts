@@ -1,4 +1,4 @@
-/** The new state's file: a canonical header, scalars, and views of the slots where they lie. */
+/** Writes the new state's file: the header, the scalars, and views of the slots in place. */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { mapped, type Turns } from "../codec/turns.ts";
@@ -6,7 +6,7 @@ import type { Output, OutputEntry } from "./layout.ts";
 import type { Bases } from "./runner.ts";
 import { type Entry, SCALAR_BYTES, scalarBytes, writeEntries } from "./state.ts";
 
-/** `scalarOf` gives a scalar's new value; undefined for one that stays as it is in `state`. */
+/** `scalarOf` returns a scalar's new value, or undefined to copy the value from `state`. */
 export function* writeOutput(
   { header, entries }: Output,
   state: Buffer | undefined,

@@ -1,17 +1,17 @@
-/** What a call asks for, checked as a whole: the optimizer, the hyperparameters of each group, and the schedule. */
+/** The plan of a call: its optimizer, the hyperparameters of each group, and its schedule, all checked. */
 import { StepdError } from "../errors/errors.ts";
 import type { Group as GivenGroup, Optimizer, StepParams } from "../generated/wire.gen.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../optimizers/registry.ts";
 import { prepare } from "../schedules/registry.ts";
 import { validate } from "../validation/validate.ts";
-import { type Group, requireFew, withDefaults } from "./groups.ts";
+import { type Group, requireFewPatterns, withDefaults } from "./groups.ts";
 
 export interface Plan {
   readonly optimizer: OptimizerDefinition;
   readonly base: Values<Hyperparameters>;
   readonly groups: readonly (Group & { readonly values: Values<Hyperparameters> })[];
-  /** The hyperparameters and the learning rate of the step that follows so many: `values` itself unless a schedule changes it. */
-  at(values: Values<Hyperparameters>, stepsTaken: number): Rates;
+  /** The hyperparameters and the learning rate of the step after `stepsTaken` others. Returns `values` itself unless a schedule changes them. */
+  ratesAt(values: Values<Hyperparameters>, stepsTaken: number): Rates;
 }
 
 export interface Rates {
@@ -19,10 +19,10 @@ export interface Rates {
   readonly lr: number;
 }
 
-/** The fields of a call that make its plan. */
+/** The fields of a call that determine its plan. */
 export type PlanOptions = Pick<StepParams, "optimizer" | "groups" | "schedule">;
 
-/** Makes the plan of a call that has passed its schema. A group's hyperparameters are merged into the call's and checked as one. Throws INVALID_PARAMS. */
+/** Creates the plan of a call that is valid by its schema. Merges each group's hyperparameters into the call's and checks the result. Throws INVALID_PARAMS. */
 export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan => {
   const definition = registry.get(optimizer.name);
   if (!definition) throw new Error(`the schema let an unknown optimizer pass: ${optimizer.name}`);
@@ -32,7 +32,7 @@ export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan 
     if (problem) throw StepdError.mismatch("INVALID_PARAMS", `${field}/${problem.field}`, problem.expected, problem.found);
     return values;
   };
-  requireFew(groups);
+  requireFewPatterns(groups);
   const merged = groups.map((group, index) => merge(optimizer, group, `/groups/${index}/optimizer`));
   const base = resolve(optimizer, "/optimizer");
   const resolved = merged.map((group, index) => {
@@ -49,7 +49,7 @@ export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan 
     optimizer: definition,
     base,
     groups: resolved,
-    at: (values, stepsTaken) => {
+    ratesAt: (values, stepsTaken) => {
       const base = values["lr"] as number;
       if (!evaluate) return { values, lr: base };
       const { lr, momentum, peak } = evaluate(base, stepsTaken);
@@ -65,7 +65,7 @@ const merge = (optimizer: Optimizer, { tensors, optimizer: override }: GivenGrou
   return { tensors, optimizer: values };
 };
 
-/** The momentum that a schedule cycles is `momentum`, or the first of `betas`, as in torch. */
+/** Sets the momentum from a schedule: the hyperparameter `momentum`, or the first of `betas`, as in torch. */
 const withMomentum = (values: Values<Hyperparameters>, momentum: number): Values<Hyperparameters> => {
   if ("momentum" in values) return { ...values, momentum };
   if ("betas" in values) return { ...values, betas: [momentum, (values["betas"] as readonly number[])[1] as number] };

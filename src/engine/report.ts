@@ -1,13 +1,13 @@
-/** What a step says of its gradients, beside its tensors: an error, warnings, statistics. */
+/** The report of a step: the error for non-finite gradients, warnings, statistics, and the clipping factor. */
 import { type Mapping, mappingOf } from "../codec/members.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { StepContext } from "../optimizers/registry.ts";
 import type { Layout } from "./layout.ts";
 
-/** The first tensors that an error or a warning names. */
+/** The most tensors that an error or a warning names. */
 const NAMED_TENSORS = 8;
 
-/** torch adds this to the norm that it divides by (torch.nn.utils.clip_grad_norm_). */
+/** torch adds this to the norm before dividing by it (torch.nn.utils.clip_grad_norm_). */
 const CLIP_EPS = 1e-6;
 
 export interface TensorStats {
@@ -19,7 +19,7 @@ export interface TensorStats {
   readonly trust_ratio?: number;
 }
 
-/** What a reply says of a step beside its tensors. */
+/** The fields of a step's reply beside its tensors. */
 export interface StepReport {
   readonly step: number;
   readonly lr: number;
@@ -31,10 +31,10 @@ export interface StepReport {
 /** Sums over a whole gradient. */
 export interface GradientSums {
   readonly nonFinite: number;
-  /** Values that are finite, or not, whose square is not. */
+  /** The number of values whose square is not finite. */
   readonly squareOverflows: number;
   readonly zeros: number;
-  /** Sum of squares; NaN where it was not asked for. */
+  /** The sum of squares; NaN if it was not computed. */
   readonly squares: number;
 }
 
@@ -45,26 +45,26 @@ export const gradientSums = ([nonFinite = 0, squareOverflows = 0, zeros = Number
   squares,
 });
 
-/** What a tensor's step came to. */
+/** The result of one tensor's step. */
 export interface TensorResult {
-  /** With the sums of each stage. */
-  readonly moment: StepContext;
-  /** Sums of squares of the parameter before the step, and of its change. */
+  /** The step's context, with the sums of each stage. */
+  readonly context: StepContext;
+  /** The sums of squares of the parameter before the step and of its change. */
   readonly stats: readonly number[];
 }
 
-/** The norm over all gradients, their squares added in the order of names. */
+/** The norm over all gradients. Squares are added in the order of names. */
 export const normOf = (sums: readonly GradientSums[]): number => Math.sqrt(sums.reduce((sum, { squares }) => sum + squares, 0));
 
-/** The factor of all gradients: torch's for clip.max_norm, then timm's for the optimizer's own limit. */
+/** The clipping factor of all gradients: torch's formula for clip.max_norm, then timm's for the optimizer's own limit. */
 export const clipScale = ({ options: { clip }, maxGradNorm }: Layout, sums: readonly GradientSums[]): number => {
-  // The name of a number beyond JSON becomes that number.
+  // total_norm may be the string "Infinity" or "NaN".
   const norm = Number(clip?.total_norm ?? normOf(sums));
   const scale = clip?.max_norm === undefined ? 1 : Math.min(1, clip.max_norm / (norm + CLIP_EPS));
   return maxGradNorm === undefined ? scale : scale / Math.max(1, (norm * scale) / maxGradNorm);
 };
 
-/** Throws NON_FINITE_GRADIENT naming the first tensors, or others_non_finite where all gradients of this call are finite. */
+/** Throws NON_FINITE_GRADIENT with the first tensors that are not finite, or for others_non_finite if this call's are all finite. */
 export const requireFinite = ({ options, targets }: Layout, sums: readonly GradientSums[]): void => {
   if (sums.every(({ nonFinite }) => nonFinite === 0)) {
     if (!options.others_non_finite) return;
@@ -81,7 +81,7 @@ export const requireFinite = ({ options, targets }: Layout, sums: readonly Gradi
   );
 };
 
-/** Values of a tensor that something is wrong with. */
+/** The number of faulty values of a tensor. */
 export interface Count {
   readonly name: string;
   readonly count: number;
@@ -92,7 +92,7 @@ const named = (found: readonly Count[]): string => {
   return first.join(", ") + (found.length > NAMED_TENSORS ? ` and ${found.length - NAMED_TENSORS} more tensors` : "");
 };
 
-/** Statistics and warnings of a finished step, as far as the call asked for them and there is something to warn of. */
+/** The statistics of a finished step, if the call asks for them, and its warnings. */
 export const reportOf = (
   layout: Layout,
   results: readonly TensorResult[],
@@ -109,11 +109,11 @@ export const reportOf = (
       : []),
     ...(scale === 0 ? ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"] : []),
   ];
-  // By their text, so that a client that shards the step can put those of its calls into the same order.
+  // Sorted by text, so that a client that shards the step can merge the warnings into the same order.
   return { ...(stats !== "none" && { stats: statsOf(layout, results, sums, scale) }), ...(warnings.length > 0 && { warnings: warnings.sort() }) };
 };
 
-/** A gradient of over 1.8e19 in float32 makes its average of squares infinite, and the parameter never moves again. */
+/** Warns of overflowing squares: a float32 gradient above 1.8e19 makes its average of squares infinite, and the parameter never changes again. */
 const overflowWarnings = ({ plan: { optimizer }, targets }: Layout, sums: readonly GradientSums[]): readonly string[] => {
   if (sums.every(({ squareOverflows }) => squareOverflows === 0)) return [];
   const found = targets
@@ -136,8 +136,8 @@ const statsOf = (
 ): NonNullable<StepReport["stats"]> => {
   const tensors = mappingOf(targets, ({ name, recipe }, index): readonly [string, TensorStats] => {
     const { zeros = 0, nonFinite = 0, squares = 0 } = sums[index] ?? {};
-    const { moment, stats: [paramSquares = 0, updateSquares = 0] = [] } = results[index] as TensorResult;
-    const trustRatio = optimizer.trustRatio?.(recipe.values, moment);
+    const { context, stats: [paramSquares = 0, updateSquares = 0] = [] } = results[index] as TensorResult;
+    const trustRatio = optimizer.trustRatio?.(recipe.values, context);
     return [
       name,
       {

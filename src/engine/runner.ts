@@ -1,6 +1,6 @@
 /**
- * Runs kernels on tensors whose places are known. A target is one tensor's part of a call, a recipe the kernels that targets of
- * one kind have in common. This file alone makes the pool's units of them and reads their sums.
+ * Runs recipes on targets. A target is one tensor of a call with its offsets; a recipe is a sequence of kernel calls that targets
+ * share. Only this file builds the pool's units and reads the sums.
  */
 
 import { setImmediate } from "node:timers/promises";
@@ -10,44 +10,44 @@ import { mapInTurns } from "../codec/turns.ts";
 import type { StepContext } from "../optimizers/registry.ts";
 import { type Call, type Pointer, type Pool, SHARD, type Unit } from "../pool/pool.ts";
 
-/** The blocks of memory that tensors lie in: the files of a call, slots made in this step, rounded parameters, and gradients and sums between kernels. */
-export const [PARAMS, GRADS, STATE, MADE, ROUNDED, WORK] = [0, 1, 2, 3, 4, 5] as const;
+/** The memory blocks that offsets refer to: the three files of a call, new slots, rounded parameters, and work memory for gradients and sums. */
+export const [PARAMS, GRADS, STATE, NEW_SLOTS, ROUNDED, WORKSPACE] = [0, 1, 2, 3, 4, 5] as const;
 
-/** Addresses of the blocks in one call. */
+/** The addresses of the blocks in one call. */
 export type Bases = readonly number[];
 
-/** Bytes of a kernel's sum, a float64. */
+/** The bytes of one sum, a float64. */
 const SUM_BYTES = 8;
 
-/** One tensor of a call, in as many places as its recipe has. */
+/** One tensor of a call, with an offset for each operand of its recipe. */
 export interface Target {
   readonly name: string;
   readonly elements: number;
-  /** Offsets in their blocks. */
+  /** The offsets of its operands, each in its block. */
   readonly offsets: readonly number[];
-  /** Offset of its sums in the block WORK. */
+  /** The offset of its sums in the block WORKSPACE. */
   readonly sums: number;
 }
 
-/** What scalars are computed from. */
-export interface Scalars {
-  readonly moment: StepContext;
-  /** Factor of all gradients. */
+/** The inputs from which a call's scalars are computed. */
+export interface ScalarInputs {
+  readonly context: StepContext;
+  /** The clipping factor of all gradients. */
   readonly scale: number;
   readonly target: Target;
 }
 
-/** Memory that a kernel takes, once the call's blocks have addresses. */
+/** Computes a kernel's pointer from a target and the addresses of the blocks. */
 export type Operand = (target: Target, bases: Bases) => Pointer;
 
 export interface KernelCall {
   readonly kernel: number;
   readonly operands: readonly Operand[];
-  /** Undefined leaves the call out. */
-  scalars(from: Scalars): readonly number[] | undefined;
+  /** Computes the scalars. Undefined skips the call. */
+  scalars(inputs: ScalarInputs): readonly number[] | undefined;
 }
 
-/** Sums that a kernel gives for each block of a target: columns of the target's matrix of sums. */
+/** The sums of one kernel: a range of columns in a target's matrix of sums, which has one row per shard. */
 export interface Columns {
   readonly first: number;
   readonly width: number;
@@ -58,7 +58,7 @@ export const fixed =
   () =>
     pointer;
 
-/** The tensor at an index of the target's offsets. */
+/** The operand for one of the target's offsets. */
 export const tensorAt = (block: number, index: number, dtype: string): Operand => {
   const stride = bytesOf(dtype) as number;
   return ({ offsets }, bases) => ({ address: (bases[block] as number) + (offsets[index] as number), stride });
@@ -66,21 +66,21 @@ export const tensorAt = (block: number, index: number, dtype: string): Operand =
 
 const blocksOf = ({ elements }: Target): number => Math.ceil(elements / SHARD);
 
-/** Bytes of so many columns of sums. */
+/** The bytes of a target's matrix of sums. */
 export const sumBytes = (elements: number, columns: number): number => Math.ceil(elements / SHARD) * columns * SUM_BYTES;
 
 const rowAddress = (target: Target, { first, width }: Columns, block: number): number => target.sums + (first * blocksOf(target) + width * block) * SUM_BYTES;
 
-/** A kernel's row of sums, from the given one on. */
+/** The operand for a kernel's sums, from column `from` on. */
 export const sumsAt = (columns: Columns, from = 0): Operand => {
   const stride = (columns.width * SUM_BYTES) / SHARD;
-  return (target, bases) => ({ address: (bases[WORK] as number) + rowAddress(target, columns, 0) + from * SUM_BYTES, stride });
+  return (target, bases) => ({ address: (bases[WORKSPACE] as number) + rowAddress(target, columns, 0) + from * SUM_BYTES, stride });
 };
 
-/** Whether gradients can be measured twice: a loss scale divides them in place. */
+/** True if gradients can be measured again after a lost worker. A loss scale divides them in place, which must happen once. */
 export const isRepeatable = (lossScale = 1): boolean => lossScale === 1;
 
-/** The time that a call spent waiting for other calls' jobs. It is counted up as it passes, so that it is known of a call that fails, too. */
+/** A call's waiting time for other calls' jobs. A mutable counter, so that a failed call reports it, too. */
 export interface QueueTime {
   seconds: number;
 }
@@ -98,42 +98,42 @@ export class Runner {
     this.#bases = bases;
   }
 
-  /** Runs calls on each target. Repeatable ones do the same when they run twice. `from` is what scalars are computed from. Returns the indexes of targets whose results may not be finite. */
+  /** Runs the kernel calls of each target. `isRepeatable` allows running a shard again after a lost worker. Returns the indexes of targets whose results may not be finite. */
   async run<T extends Target>(
     targets: readonly T[],
     callsOf: (target: T) => readonly KernelCall[],
     isRepeatable: boolean,
-    from: (target: T, index: number) => Scalars = without,
+    inputsOf: (target: T, index: number) => ScalarInputs = withoutContext,
   ): Promise<readonly number[]> {
-    const made = mapInTurns(targets, (target, index): Unit => {
-      const scalars = from(target, index);
+    const built = mapInTurns(targets, (target, index): Unit => {
+      const inputs = inputsOf(target, index);
       const calls: Call[] = [];
       for (const call of callsOf(target)) {
-        const values = call.scalars(scalars);
+        const values = call.scalars(inputs);
         if (values) calls.push({ kernel: call.kernel, pointers: call.operands.map((operand) => operand(target, this.#bases)), scalars: values });
       }
       return { elements: target.elements, calls, isRepeatable };
     });
-    // Units that took turns are many: writing their job has a turn of its own.
-    const units = made instanceof Promise ? await made.finally(setImmediate) : made;
+    // If building the units needed several turns, there are many. Yields, so that writing their job starts a new turn.
+    const units = built instanceof Promise ? await built.finally(setImmediate) : built;
     const { queueSeconds, suspects } = await this.#pool.run(units, this.#lease);
-    if (made instanceof Promise) await setImmediate();
+    if (built instanceof Promise) await setImmediate();
     this.#queueTime.seconds += queueSeconds;
     return suspects;
   }
 
-  /** The sums of a whole target: block by block, in order. */
+  /** The sums over a whole target: its rows added in order. */
   total(target: Target, columns: Columns | undefined): number[] {
     if (!columns) return [];
     const totals = new Array<number>(columns.width).fill(0);
     for (let block = 0; block < blocksOf(target); block++) {
-      const row = (this.#bases[WORK] as number) + rowAddress(target, columns, block);
+      const row = (this.#bases[WORKSPACE] as number) + rowAddress(target, columns, block);
       for (let i = 0; i < columns.width; i++) totals[i] = (totals[i] as number) + this.#lease.bytes.readDoubleLE(row + i * SUM_BYTES);
     }
     return totals;
   }
 }
 
-const NOWHERE: StepContext = { step: 0, lr: 0, isFirst: false, elements: 0, sums: [], scalarSlots: {} };
+const NO_CONTEXT: StepContext = { step: 0, lr: 0, isFirst: false, elements: 0, sums: [], scalarSlots: {} };
 
-const without = (target: Target): Scalars => ({ moment: NOWHERE, scale: 1, target });
+const withoutContext = (target: Target): ScalarInputs => ({ context: NO_CONTEXT, scale: 1, target });

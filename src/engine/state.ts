@@ -1,7 +1,7 @@
 /**
- * The state of an optimizer as a safetensors file: keys `<slot>/<parameter>` and `step/<parameter>` (the first / splits),
- * and in the metadata the format, the optimizer and its revision. The slots are used in place; a new file is the canonical
- * header and views of wherever the slots are.
+ * The state of an optimizer as a safetensors file. Keys are `<slot>/<parameter>` and `step/<parameter>`, split at the first "/";
+ * the metadata holds the format, the optimizer and its revision. Slots are used in place: a new file is a canonical header and
+ * views of the slots.
  */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, elementsOf } from "../codec/dtype.ts";
@@ -24,19 +24,19 @@ export const STATE_FORMAT = "stepd.state/1";
 export const STEP = "step";
 const FIELD = "/state";
 
-/** Bytes of a step (I64) and of a scalar slot (F64). */
+/** The bytes of a step count (I64) or a scalar slot (F64). */
 export const SCALAR_BYTES = 8;
 
-/** The float32 copy that is kept of a parameter in a narrower dtype. */
+/** The slot of the master copy: a float32 copy of a BF16 or F16 parameter. */
 export const MASTER_PARAM = "master_param";
 
-/** What is kept for one parameter. */
+/** The state of one parameter. */
 export interface ParameterState {
-  /** Steps taken. */
+  /** The number of steps taken. */
   step: number;
-  /** By slot. */
+  /** Tensors by slot. */
   readonly slots: Map<string, Tensor>;
-  /** Slots that are one float64 number. */
+  /** Scalar slots: one float64 number each. */
   scalars: Readonly<Record<string, number>>;
 }
 
@@ -51,22 +51,23 @@ const corrupt = (expected: string, found: string): StepdError => StepdError.mism
 
 export const emptyState = (optimizer: OptimizerDefinition): State => ({ optimizer, revision: optimizer.revision, bytes: 0, parameters: new Map() });
 
-/** What the header of a state says of one parameter: where its values are in the file. */
-export interface ParameterPlaces {
-  /** Undefined while the header is being read and its step has not come yet. */
+/** One parameter's entries in the header of a state. */
+export interface ParameterEntries {
+  /** The offset of its step count. Undefined only while the header is being read. */
   step: number | undefined;
   readonly slots: Map<string, TensorInfo>;
+  /** The offsets of its scalar slots. */
   readonly scalars: Map<string, number>;
 }
 
-/** A state without its values. */
+/** The contents of a state's header. */
 export interface StateHeader {
   readonly optimizer: OptimizerDefinition;
   readonly revision: number;
-  readonly parameters: ReadonlyMap<string, ParameterPlaces>;
+  readonly parameters: ReadonlyMap<string, ParameterEntries>;
 }
 
-/** Reads the header of a state as it is, for whichever optimizer it says. Throws STATE_CORRUPT. */
+/** Reads the header of a state of any optimizer. Throws STATE_CORRUPT. */
 export function* readStateHeader({ metadata, tensors }: Safetensors): Turns<StateHeader> {
   const format = metadata.get("format");
   if (format !== STATE_FORMAT) throw corrupt(`__metadata__.format ${STATE_FORMAT}`, format === undefined ? "none" : JSON.stringify(format));
@@ -78,7 +79,7 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Turns<Stat
 
   const scalarSlots = Object.keys(optimizer.scalarSlots ?? {});
   const known = [...optimizer.allSlots, MASTER_PARAM, ...scalarSlots, STEP];
-  const parameters = new Map<string, ParameterPlaces>();
+  const parameters = new Map<string, ParameterEntries>();
   for (const [index, info] of tensors.entries()) {
     if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
     const { name: key, dtype, shape, offset } = info;
@@ -86,18 +87,18 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Turns<Stat
     const slot = key.slice(0, slash);
     if (slash < 0 || !known.includes(slot)) throw corrupt(`keys <slot>/<parameter> with a slot among ${known.join(", ")}`, JSON.stringify(key));
     const parameter = key.slice(slash + 1);
-    const places = parameters.get(parameter) ?? { step: undefined, slots: new Map(), scalars: new Map() };
-    parameters.set(parameter, places);
+    const entries = parameters.get(parameter) ?? { step: undefined, slots: new Map(), scalars: new Map() };
+    parameters.set(parameter, entries);
     const requireScalar = (expected: string): void => {
       if (dtype !== expected || shape.length > 0) throw corrupt(`${key} to be an ${expected} scalar`, `${dtype} [${shape}]`);
     };
     if (slot === STEP) {
       requireScalar("I64");
-      places.step = offset;
+      entries.step = offset;
     } else if (scalarSlots.includes(slot)) {
       requireScalar("F64");
-      places.scalars.set(slot, offset);
-    } else places.slots.set(slot, info);
+      entries.scalars.set(slot, offset);
+    } else entries.slots.set(slot, info);
   }
   for (const [parameter, { step }] of parameters) {
     if (step === undefined) throw corrupt(`a key step/${parameter} beside the slots of ${JSON.stringify(parameter)}`, "none");
@@ -105,10 +106,10 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Turns<Stat
   return { optimizer, revision: Number(revision), parameters };
 }
 
-/** A step is an I64 in two halves. */
+/** The factor of the upper half of a step count, an I64 that is read and written as two 32-bit halves. */
 const HALF = 2 ** 32;
 
-/** Reads the step of a parameter. Throws STATE_CORRUPT. */
+/** Reads the step count of a parameter. Throws STATE_CORRUPT. */
 export const readStep = (file: Buffer, offset: number, parameter: string): number => {
   const step = file.readUInt32LE(offset) + file.readInt32LE(offset + 4) * HALF;
   if (step >= 0 && step <= Number.MAX_SAFE_INTEGER) return step;
@@ -122,9 +123,9 @@ export const writeStep = (file: Buffer, offset: number, step: number): void => {
 
 /** Reads a whole state. Throws STATE_CORRUPT. */
 export function* readState(file: Buffer): Turns<State> {
-  const { optimizer, revision, parameters: places } = yield* readStateHeader(yield* readSafetensorsInTurns(file, FIELD, "STATE_CORRUPT"));
+  const { optimizer, revision, parameters: entries } = yield* readStateHeader(yield* readSafetensorsInTurns(file, FIELD, "STATE_CORRUPT"));
   const parameters = new Map<string, ParameterState>();
-  for (const [name, { step, slots, scalars }] of places) {
+  for (const [name, { step, slots, scalars }] of entries) {
     const tensors = [...slots].map(([slot, { offset, ...info }]) => [slot, { ...info, name, address: file.byteOffset + offset }] as const);
     const values = [...scalars].map(([slot, offset]) => [slot, file.readDoubleLE(offset)] as const);
     parameters.set(name, { step: readStep(file, step as number, name), slots: new Map(tensors), scalars: Object.fromEntries(values) });
@@ -133,7 +134,7 @@ export function* readState(file: Buffer): Turns<State> {
   return { optimizer, revision, bytes: file.length, parameters };
 }
 
-/** Checks that a state can go on under an optimizer. Throws STATE_MISMATCH. */
+/** Checks that a state can continue under an optimizer. Throws STATE_MISMATCH. */
 export const requireFamily = (state: StateHeader, optimizer: OptimizerDefinition): void => {
   const mismatch = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", FIELD, expected, found);
   if (state.optimizer.family !== optimizer.family) {
@@ -145,16 +146,16 @@ export const requireFamily = (state: StateHeader, optimizer: OptimizerDefinition
   }
 };
 
-/** The slots that a parameter has under an optimizer, with the master copy of a narrow one. */
-export const wantedSlots = (optimizer: OptimizerDefinition, values: Values<Hyperparameters>, dtype: string, masterWeights: boolean): readonly string[] => [
+/** The slots that a parameter needs under an optimizer, including the master copy of a narrow dtype. */
+export const requiredSlots = (optimizer: OptimizerDefinition, values: Values<Hyperparameters>, dtype: string, masterWeights: boolean): readonly string[] => [
   ...optimizer.slots(values),
   ...(masterWeights && slotDtype(dtype) !== dtype ? [MASTER_PARAM] : []),
 ];
 
-/** Slots are in float32, or in float64 for parameters in float64. */
+/** The dtype of slots and of arithmetic: F64 for F64 parameters, else F32. */
 export const slotDtype = (param: string): string => (param === "F64" ? "F64" : "F32");
 
-/** A step or a scalar slot in the file. */
+/** Encodes a step count or a scalar slot. */
 export const scalarBytes = (value: number, dtype: "I64" | "F64"): Buffer => {
   const bytes = Buffer.allocUnsafe(SCALAR_BYTES);
   if (dtype === "I64") bytes.writeBigInt64LE(BigInt(value));
@@ -170,12 +171,12 @@ export const stateHeader = ({ optimizer, revision }: Pick<StateHeader, "optimize
 export const newStateHeader = (optimizer: OptimizerDefinition, ordered: readonly TensorDescription[]): Turns<Buffer> =>
   stateHeader({ optimizer, revision: optimizer.revision }, ordered);
 
-/** What a file holds under one key: a scalar's bytes, or a slot by its address in the arena. */
+/** One entry of a file. Its content is a scalar's bytes, or a slot's address in the arena. */
 export interface Entry extends TensorDescription {
   readonly content: Buffer | number;
 }
 
-/** The canonical file of a state, under the name of an optimizer. */
+/** Writes a state as a canonical file of an optimizer. */
 export function* writeState(state: State, optimizer: OptimizerDefinition, lease: Lease): Turns<Parts> {
   const entries: Entry[] = [];
   for (const [name, { step, slots, scalars }] of state.parameters) {
@@ -191,13 +192,13 @@ export function* writeState(state: State, optimizer: OptimizerDefinition, lease:
   return yield* writeEntries(yield* newStateHeader(optimizer, ordered), ordered, lease);
 }
 
-/** Pieces of fewer bytes are copied together: to write each takes longer. */
+/** Smaller pieces are copied into one buffer, because sending each by itself takes longer. */
 const SMALL_BYTES = 1024;
 
-/** Bytes of small pieces that are copied together at once. */
+/** The size at which a buffer of small pieces is complete. */
 const COPIED_BYTES = 65536;
 
-/** The file of a header and the entries that it describes, in their order. */
+/** Writes a file from a header and its entries, in order. */
 export function* writeEntries(header: Buffer, ordered: readonly Entry[], lease: Lease): Turns<Parts> {
   const pieces: Uint8Array[] = [];
   let small: Uint8Array[] = [];
@@ -218,7 +219,7 @@ export function* writeEntries(header: Buffer, ordered: readonly Entry[], lease: 
     }
   };
   append(header);
-  // Slots that are neighbours in the arena become one piece.
+  // Slots that are adjacent in the arena become one piece.
   let start = 0;
   let end = 0;
   const endRun = (): void => {

@@ -1,6 +1,6 @@
 /**
- * Runs the layout of a step on its values: counts and rates, then stage by stage on the pool, in place. A failure at any point
- * leaves nothing to undo: the reply is written only from a finished step.
+ * Runs a layout on the values of a call: reads step counts and rates, then runs the stages on the pool, in place. A failure needs
+ * no undo, because the reply is written only from a finished step.
  */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
@@ -13,11 +13,11 @@ import type { Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
 import type { Rates } from "./plan.ts";
 import { type Count, clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult } from "./report.ts";
-import { isRepeatable, MADE, type QueueTime, Runner, type Scalars, STATE, type Target } from "./runner.ts";
+import { isRepeatable, NEW_SLOTS, type QueueTime, Runner, type ScalarInputs, STATE, type Target } from "./runner.ts";
 import { newStateHeader, readStep, STEP, writeStep } from "./state.ts";
 import { type Reply, replyOf, type TensorFile } from "./tensors.ts";
 
-/** The files of a step in the arena. */
+/** The input files of a step, in the arena. */
 export interface Files {
   readonly params: TensorFile;
   readonly grads: TensorFile;
@@ -28,142 +28,143 @@ export interface StepOutput {
   readonly params: Reply;
   /** The parameters rounded to BF16. */
   readonly rounded: Reply | undefined;
-  /** Whether the rounded parameters or the state have all that the step changed of the parameters. */
+  /** True if the new parameters can be recovered from the rounded ones or from the state. */
   readonly isRecoverable: boolean;
   readonly state: Parts;
   readonly report: StepReport;
-  /** Elements of the parameters that have a gradient, by dtype. */
+  /** The number of updated elements by dtype. */
   readonly elements: Readonly<Record<string, number>>;
 }
 
-/** The values of a step beside its tensors. */
-export interface Now {
-  /** Steps taken before, by target. */
+/** The step counts and rates of a step. */
+export interface Progress {
+  /** The number of steps taken before this one, by target. */
   readonly taken: readonly number[];
+  /** The rates of this step, by target. */
   readonly rates: readonly Rates[];
-  /** The largest step of the parameters that rest. */
-  readonly rested: number;
+  /** The largest step count of the resting parameters. */
+  readonly restingStep: number;
 }
 
-/** Reads how many steps were taken, and what the schedule says of the next. Throws STATE_CORRUPT, STATE_MISMATCH, INVALID_PARAMS. */
-export function* readNow({ plan, targets, resting }: Layout, state: Buffer | undefined): Turns<Now> {
-  let rested = 0;
+/** Reads the step counts from the state and evaluates the schedule. Throws STATE_CORRUPT, STATE_MISMATCH, INVALID_PARAMS. */
+export function* readProgress({ plan, targets, resting }: Layout, state: Buffer | undefined): Turns<Progress> {
+  let restingStep = 0;
   for (const [index, [name, offset]] of resting.entries()) {
-    rested = Math.max(rested, readStep(state as Buffer, offset, name));
+    restingStep = Math.max(restingStep, readStep(state as Buffer, offset, name));
     if (index % TURN_PASSES === TURN_PASSES - 1) yield;
   }
   const taken = yield* mapped(targets, ({ name, step }) => (step === undefined ? 0 : readStep(state as Buffer, step, name)));
-  // Most tensors of a group took as many steps.
+  // Reuses the last rates, because most tensors of a group have the same step count.
   const last = new Map<unknown, { readonly count: number; readonly rates: Rates }>();
   const rates = yield* mapped(targets, ({ name, recipe: { values } }, index): Rates => {
     const count = taken[index] as number;
     if (count >= Number.MAX_SAFE_INTEGER) throw StepdError.mismatch("STATE_MISMATCH", "/state", `${STEP}/${name} below 2^53 - 1`, String(count), [name]);
     const known = last.get(values);
     if (known?.count === count) return known.rates;
-    const rates = plan.at(values, count);
+    const rates = plan.ratesAt(values, count);
     last.set(values, { count, rates });
     return rates;
   });
-  return { taken, rates, rested };
+  return { taken, rates, restingStep };
 }
 
-/** Runs `optimizer.step`. The caller's bytes are overwritten in the lease. */
-export const runStep = async (layout: Layout, now: Now, files: Files, lease: Lease, pool: Pool, queueTime: QueueTime): Promise<StepOutput> => {
-  const { options, plan, isMeasured, targets, madeBytes, workBytes } = layout;
+/** Runs a step. Overwrites the caller's bytes in the lease. */
+export const runStep = async (layout: Layout, progress: Progress, files: Files, lease: Lease, pool: Pool, queueTime: QueueTime): Promise<StepOutput> => {
+  const { options, plan, isMeasured, targets, newSlotBytes, workBytes } = layout;
   const nonFinite = options.non_finite ?? "error";
-  const newest = now.taken.reduce((most, taken) => Math.max(most, taken), 0);
-  const results = await mapInTurns(targets, (target, index) => resultOf(layout, target, now, index, files.state));
+  const newest = progress.taken.reduce((most, taken) => Math.max(most, taken), 0);
+  const results = await mapInTurns(targets, (target, index) => resultOf(layout, target, progress, index, files.state));
   const work = workBytes === 0 ? 0 : lease.alloc(workBytes);
   const bases = [files.params.bytes.byteOffset, files.grads.bytes.byteOffset, files.state?.byteOffset ?? 0, 0, 0, work];
   const runner = new Runner(lease, pool, queueTime, bases);
-  const usedLr = plan.at(plan.base, targets.length > 0 ? newest : now.rested).lr;
+  const lr = plan.ratesAt(plan.base, targets.length > 0 ? newest : progress.restingStep).lr;
   const rounding = async (): Promise<Rounded | undefined> => layout.rounding && round(layout.rounding, files.params, lease, pool, queueTime);
-  const output = async (isSkipped: boolean, rounded: Rounded | undefined, said: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
+  const output = async (isSkipped: boolean, rounded: Rounded | undefined, details: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
     params: await replyOf(files.params),
     rounded: rounded?.params,
     isRecoverable: isSkipped || layout.isRecoverable,
     state: await stateOf(layout, results, files.state, bases, lease, isSkipped),
-    report: { step: Math.max(newest + (isSkipped || targets.length === 0 ? 0 : 1), now.rested), lr: usedLr, skipped: isSkipped, ...said },
+    report: { step: Math.max(newest + (isSkipped || targets.length === 0 ? 0 : 1), progress.restingStep), lr, skipped: isSkipped, ...details },
     elements: layout.elements,
   });
 
-  let seen: readonly GradientSums[] = [];
+  let gradSums: readonly GradientSums[] = [];
   if (isMeasured) {
     await runner.run(targets, ({ recipe }) => recipe.measure?.calls ?? [], isRepeatable(options.loss_scale));
-    seen = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.measure?.look)));
-    if (nonFinite === "error") requireFinite(layout, seen);
-    if (nonFinite === "skip" && (options.others_non_finite || seen.some((sums) => sums.nonFinite > 0))) return output(true, await rounding());
+    gradSums = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.measure?.sums)));
+    if (nonFinite === "error") requireFinite(layout, gradSums);
+    if (nonFinite === "skip" && (options.others_non_finite || gradSums.some((sums) => sums.nonFinite > 0))) return output(true, await rounding());
   }
-  const scale = clipScale(layout, seen);
-  if (madeBytes > 0) bases[MADE] = await inTurns(makeSlots(layout, lease));
-  const scalars = (target: StepTarget, index: number): Scalars => ({ moment: (results[index] as Result).moment, scale, target });
+  const scale = clipScale(layout, gradSums);
+  if (newSlotBytes > 0) bases[NEW_SLOTS] = await inTurns(createSlots(layout, lease));
+  const scalars = (target: StepTarget, index: number): ScalarInputs => ({ context: (results[index] as Result).context, scale, target });
   const suspects = new Set<number>();
   for (let stage = 0; stage < layout.stages; stage++) {
     const found = await runner.run(targets, ({ recipe }) => recipe.phases[stage]?.calls ?? [], false, scalars);
     for (const index of found) suspects.add(index);
     if (stage === 0 && !isMeasured) {
-      seen = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.phases[0]?.look)));
-      if (nonFinite === "error") requireFinite(layout, seen);
+      gradSums = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.phases[0]?.gradientSums)));
+      if (nonFinite === "error") requireFinite(layout, gradSums);
     }
-    const keepSums = (target: StepTarget, index: number): void => {
+    const storeSums = (target: StepTarget, index: number): void => {
       const result = results[index] as Result;
       const phase = target.recipe.phases[stage];
-      result.moment.sums.push(runner.total(target, phase?.stage));
-      if (phase?.stats) result.stats = runner.total(target, phase.stats);
+      result.context.sums.push(runner.total(target, phase?.stageSums));
+      if (phase?.statsSums) result.stats = runner.total(target, phase.statsSums);
     };
-    await mapInTurns(targets, keepSums);
+    await mapInTurns(targets, storeSums);
   }
   const rounded = await rounding();
   const suspected = targets.filter(({ name }, index) => suspects.has(index) || rounded?.suspects.has(name));
-  return output(false, rounded, reportOf(layout, results, seen, await nonFiniteResults(suspected, runner), scale));
+  return output(false, rounded, reportOf(layout, results, gradSums, await nonFiniteResults(suspected, runner), scale));
 };
 
-/** Counts the values of new parameters that are not finite, in those where a kernel could not rule it out. */
+/** Counts the non-finite values of the new parameters that a kernel reported as suspect. */
 const nonFiniteResults = async (suspected: readonly StepTarget[], runner: Runner): Promise<readonly Count[]> => {
   if (suspected.length === 0) return [];
   await runner.run(suspected, ({ recipe }) => recipe.results.calls, true);
-  return suspected.map((target) => ({ name: target.name, count: runner.total(target, target.recipe.results.look)[0] ?? 0 })).filter(({ count }) => count > 0);
+  return suspected.map((target) => ({ name: target.name, count: runner.total(target, target.recipe.results.sums)[0] ?? 0 })).filter(({ count }) => count > 0);
 };
 
 interface Result extends TensorResult {
-  readonly moment: StepContext & { readonly sums: number[][] };
+  readonly context: StepContext & { readonly sums: number[][] };
   stats: readonly number[];
 }
 
-/** A target's result before its first stage. Throws STATE_MISMATCH for a slot that steps were taken without, unless the optimizer lets it start late. */
+/** Creates a target's result, before its first stage. Throws STATE_MISMATCH if a slot is missing after the first step, unless it is one of lateSlots. */
 const resultOf = (
   { plan: { optimizer } }: Layout,
   { name, elements, recipe, scalars }: StepTarget,
-  now: Now,
+  progress: Progress,
   index: number,
   state: Buffer | undefined,
 ): Result => {
-  const taken = now.taken[index] as number;
+  const taken = progress.taken[index] as number;
   const [missing] = taken > 0 ? recipe.needed : [];
   if (missing !== undefined) throw StepdError.mismatch("STATE_MISMATCH", "/state", `slot ${missing}/${name}, after ${taken} steps`, "none", [name]);
-  // After its first step a parameter that lacks a scalar slot came from another optimizer of the family, which knows how to go on.
+  // After the first step a missing scalar slot means a state of another optimizer of the family. The optimizer then recomputes the slot.
   const scalarSlots: Record<string, number> = taken === 0 ? { ...optimizer.scalarSlots } : {};
   if (scalars) for (const [slot, offset] of scalars) scalarSlots[slot] = (state as Buffer).readDoubleLE(offset);
   return {
-    moment: { step: taken + 1, lr: (now.rates[index] as Rates).lr, isFirst: taken === 0 || recipe.isFirst, elements, scalarSlots, sums: [] },
+    context: { step: taken + 1, lr: (progress.rates[index] as Rates).lr, isFirst: taken === 0 || recipe.isFirst, elements, scalarSlots, sums: [] },
     stats: [],
   };
 };
 
-/** Bytes that are filled between two yields. */
+/** The bytes filled between two yields. */
 const FILLED_BYTES = 2 ** 23;
 
-/** Makes the slots that the state lacks, at their starting values. Returns their address. */
-export function* makeSlots({ madeBytes, fillings }: Layout, lease: Lease): Turns<number> {
-  const base = lease.alloc(madeBytes);
+/** Creates the slots that the state lacks, with their initial values. Returns their address. */
+export function* createSlots({ newSlotBytes, initialValues }: Layout, lease: Lease): Turns<number> {
+  const base = lease.alloc(newSlotBytes);
   const fill = function* (value: Buffer, start: number, end: number): Turns<void> {
     for (let at = start; at < end; at += FILLED_BYTES) {
       if (at > start) yield;
       lease.bytes.fill(value, at, Math.min(at + FILLED_BYTES, end));
     }
   };
-  yield* fill(Buffer.alloc(1), base, base + madeBytes);
-  for (const [index, { offset, elements, dtype, value }] of fillings.entries()) {
+  yield* fill(Buffer.alloc(1), base, base + newSlotBytes);
+  for (const [index, { offset, elements, dtype, value }] of initialValues.entries()) {
     if (index % TURN_PASSES === TURN_PASSES - 1) yield;
     const one = Buffer.alloc(bytesOf(dtype) as number);
     if (dtype === "F64") one.writeDoubleLE(value);
@@ -173,7 +174,7 @@ export function* makeSlots({ madeBytes, fillings }: Layout, lease: Lease): Turns
   return base;
 }
 
-/** Writes the counts and the scalar slots of a step into the state, or a new file where its header is another. */
+/** Writes the new step counts and scalar slots: into the state in place, or into a new file if its header changes. */
 const stateOf = async (
   layout: Layout,
   results: readonly Result[],
@@ -185,12 +186,12 @@ const stateOf = async (
   const { plan, targets, output } = layout;
   const { nextScalarSlots } = plan.optimizer;
   const next = (index: number): Readonly<Record<string, number>> =>
-    nextScalarSlots?.((targets[index] as StepTarget).recipe.values, (results[index] as Result).moment) ?? {};
+    nextScalarSlots?.((targets[index] as StepTarget).recipe.values, (results[index] as Result).context) ?? {};
   if (!output) {
     const state = file as Buffer;
     if (isSkipped) return new Parts([state]);
     const write = ({ step, scalars }: StepTarget, index: number): void => {
-      writeStep(state, step as number, (results[index] as Result).moment.step);
+      writeStep(state, step as number, (results[index] as Result).context.step);
       if (!nextScalarSlots) return;
       const values = next(index);
       for (const [slot, offset] of scalars ?? []) state.writeDoubleLE(values[slot] as number, offset);
@@ -202,13 +203,13 @@ const stateOf = async (
     const entries = output.entries.filter(({ block }) => block === STATE);
     return inTurns(writeOutput({ header: await inTurns(newStateHeader(plan.optimizer, entries)), entries }, file, bases, () => undefined, lease));
   }
-  const values = await mapInTurns(results, ({ moment }, index) => ({ ...next(index), [STEP]: moment.step }) as Readonly<Record<string, number>>);
+  const values = await mapInTurns(results, ({ context }, index) => ({ ...next(index), [STEP]: context.step }) as Readonly<Record<string, number>>);
   return inTurns(writeOutput(output, file, bases, (target, scalar) => values[target]?.[scalar], lease));
 };
 
 interface Rounded {
   readonly params: Reply;
-  /** Names of tensors that may not be finite. */
+  /** The names of tensors with suspect values, perhaps NaN or infinite. */
   readonly suspects: ReadonlySet<string>;
 }
 

@@ -1,4 +1,4 @@
-/** Tensors of a request as files in the arena: a safetensors blob where it lies, or a map of numbers written there without a header. */
+/** The tensors of a request as files in the arena: a safetensors blob in place, or plain numbers written there without a header. */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, isCountable, readElement, writeElement } from "../codec/dtype.ts";
 import { type Mapping, mappingOf } from "../codec/members.ts";
@@ -10,10 +10,10 @@ import type { PlainTensor } from "../generated/wire.gen.ts";
 
 const SUPPORTED: readonly string[] = COMPUTED;
 
-/** Tensors of one call. */
+/** The most tensors of one call. */
 const MAX_TENSORS = 65536;
 
-/** Characters of a tensor's name, as in schemas/: every name is compared with every pattern of a group. */
+/** The most characters of a tensor's name, as in schemas/, because each name is compared with every pattern of a group. */
 const MAX_NAME = 1024;
 
 /** A tensor in the arena. */
@@ -23,51 +23,51 @@ export interface Tensor {
   readonly shape: readonly number[];
   readonly elements: number;
   readonly bytes: number;
-  /** Where the tensor's bytes are in the arena. */
+  /** The arena address of the tensor's bytes. */
   readonly address: number;
 }
 
 export type PlainTensors = Readonly<Record<string, PlainTensor>>;
 export type Tensors = Uint8Array | string | PlainTensors;
 
-/** A field of a call in the arena. */
+/** The tensors of one field of a call, in the arena. */
 export interface TensorFile {
   readonly bytes: Buffer;
-  /** Undefined for a safetensors file, whose tensors its header describes. */
+  /** The tensors that were given as plain numbers. Undefined for a safetensors file, whose header describes its tensors. */
   readonly plain: readonly TensorInfo[] | undefined;
 }
 
-/** Bytes that a byte of a header of tensors counts as: what is compiled of an entry is as much as what is read of it. */
-const TENSORS_SHARE = 2;
+/** The heap weight of a header byte: the compiled layout of an entry takes as much memory as the parsed entry. */
+const HEADER_WEIGHT = 2;
 
-/** The file of a blob in the arena: where it already is (MessagePack), or decoded from base64 (JSON). Its header is counted before anybody reads it. */
+/** Loads a blob into the arena: it is already there (MessagePack) or is decoded from base64 (JSON). Reserves heap for its header before it is parsed. */
 export function* loadBlob(blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Turns<Buffer> {
-  const file = typeof blob === "string" ? yield* readBase64(blob, field, code, lease) : locateBlob(blob, lease);
+  const file = typeof blob === "string" ? yield* readBase64(blob, field, code, lease) : blobInArena(blob, lease);
   const header = headerEnd(file);
-  lease.heap.addHeader(header <= file.length ? (code === "TENSORS_CORRUPT" ? TENSORS_SHARE : 1) * header : 0);
+  lease.heap.addHeader(header <= file.length ? (code === "TENSORS_CORRUPT" ? HEADER_WEIGHT : 1) * header : 0);
   return file;
 }
 
-const locateBlob = (blob: Uint8Array, lease: Lease): Buffer => {
+const blobInArena = (blob: Uint8Array, lease: Lease): Buffer => {
   if (blob.buffer === lease.bytes.buffer) return Buffer.isBuffer(blob) ? blob : Buffer.from(blob.buffer, blob.byteOffset, blob.byteLength);
   const start = lease.alloc(blob.length);
   if (blob.length > 0) lease.bytes.fill(blob, start, start + blob.length);
   return lease.view(start, blob.length);
 };
 
-/** Bytes of base64 that are read between two yields: they end with a whole group. */
-const PIECE = 3 * 2 ** 18;
+/** The decoded bytes of base64 between two yields: a multiple of 3, so that groups stay whole. */
+const CHUNK_BYTES = 3 * 2 ** 18;
 
 function* readBase64(blob: string, field: string, code: ErrorName, lease: Lease): Turns<Buffer> {
   const padding = blob.endsWith("==") ? 2 : blob.endsWith("=") ? 1 : 0;
   const length = (blob.length / 4) * 3 - padding;
   if (blob.length % 4 !== 0) throw StepdError.mismatch(code, field, "base64, whose length is a multiple of 4", `${blob.length} characters`);
   const file = lease.view(lease.alloc(length), length);
-  for (let at = 0; at < length; at += PIECE) {
-    const text = blob.slice((at / 3) * 4, ((at + PIECE) / 3) * 4);
+  for (let at = 0; at < length; at += CHUNK_BYTES) {
+    const text = blob.slice((at / 3) * 4, ((at + CHUNK_BYTES) / 3) * 4);
     const end = at + file.write(text, at, "base64");
-    // Node reads other alphabets, cuts characters to a byte, and ignores bits that are left over.
-    if (end !== Math.min(at + PIECE, length) || file.toString("base64", at, end) !== text) {
+    // Encodes again and compares, because Node accepts other alphabets, truncates characters to a byte, and ignores excess bits.
+    if (end !== Math.min(at + CHUNK_BYTES, length) || file.toString("base64", at, end) !== text) {
       throw StepdError.mismatch(code, field, "base64 (RFC 4648, 4)", `another text: ${describe(blob)}`);
     }
     if (end < length) yield;
@@ -83,25 +83,25 @@ function* loadFile(blob: Uint8Array | string, field: string, lease: Lease): Turn
   return { bytes: yield* loadBlob(blob, field, "TENSORS_CORRUPT", lease), plain: undefined };
 }
 
-/** More tensors by name are not kept: to make their text takes longer than to match them. */
-const MAX_NAMED = 4096;
+/** Calls with more plain tensors are not cached, because building their key takes longer than matching them. */
+const MAX_PLAIN_TENSORS = 4096;
 
-/** Bytes of a tensor in a header, at least. */
+/** The minimum bytes of a tensor's entry in a header. */
 export const LEAST_ENTRY = 50;
 
-/** A text that two files share only if they have the same tensors in the same places; undefined where it were longer than `most`. */
-export const keyOf = ({ bytes, plain }: TensorFile, most: number): string | undefined => {
-  if (plain && plain.length > MAX_NAMED) return undefined;
+/** A cache key: equal for two files only if they have the same tensors at the same offsets. Undefined if it would be longer than `maxLength`. */
+export const keyOf = ({ bytes, plain }: TensorFile, maxLength: number): string | undefined => {
+  if (plain && plain.length > MAX_PLAIN_TENSORS) return undefined;
   if (plain) return JSON.stringify(plain.map(({ name, dtype, shape }) => [name, dtype, shape]));
   const end = headerEnd(bytes);
-  return end <= Math.min(most, bytes.length) ? bytes.length + bytes.toString("latin1", 0, end) : undefined;
+  return end <= Math.min(maxLength, bytes.length) ? bytes.length + bytes.toString("latin1", 0, end) : undefined;
 };
 
-/** The tensors of a file. Throws as loadTensors does. */
+/** Reads the tensors' descriptions of a file. Throws as `loadTensors` does. */
 export function* readTensors({ bytes, plain }: TensorFile, field: string): Turns<Safetensors> {
   if (plain) return { header: undefined, metadata: new Map(), tensors: plain };
   const file = yield* readSafetensorsInTurns(bytes, field, "TENSORS_CORRUPT");
-  requireFew(file.tensors.length, field);
+  requireFewTensors(file.tensors.length, field);
   for (const [index, { name, dtype }] of file.tensors.entries()) {
     requireSupported(dtype, field, name);
     if (name.length > MAX_NAME) {
@@ -117,7 +117,7 @@ export function* readTensors({ bytes, plain }: TensorFile, field: string): Turns
   return file;
 }
 
-const requireFew = (count: number, field: string): void => {
+const requireFewTensors = (count: number, field: string): void => {
   if (count > MAX_TENSORS) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", field, `at most ${MAX_TENSORS} tensors in one call`, `${count}`);
 };
 
@@ -126,8 +126,8 @@ const requireSupported = (dtype: string, field: string, name: string): void => {
   throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${field}/${pointerEscape(name)}`, `dtype ${SUPPORTED.join(", ")}`, dtype, [name]);
 };
 
-/** Descriptions of tensors that follow each other without gaps, with their places. */
-export const inOrder = (tensors: readonly TensorDescription[]): Turns<TensorInfo[]> => {
+/** Assigns contiguous offsets to tensors, in order. */
+export const withOffsets = (tensors: readonly TensorDescription[]): Turns<TensorInfo[]> => {
   let offset = 0;
   return mapped(tensors, ({ name, dtype, shape }) => {
     const elements = elementsOf(shape);
@@ -137,26 +137,26 @@ export const inOrder = (tensors: readonly TensorDescription[]): Turns<TensorInfo
   });
 };
 
-/** Throws INVALID_PARAMS for a shape that no safetensors file may have. */
+/** Throws INVALID_PARAMS for a shape with too many elements for a safetensors file. */
 export const requireCountable = (shape: readonly number[], field: string, name: string): void => {
   if (!isCountable(shape)) throw StepdError.mismatch("INVALID_PARAMS", field, "sizes whose product is at most 2^53 - 1", `[${shape}]`, [name]);
 };
 
 const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
 
-/** Bytes of a header that a tensor given by name counts as. */
-const BYTES_PER_NAME = 128;
+/** The heap reserved per plain tensor, in bytes of a header. */
+const BYTES_PER_PLAIN_TENSOR = 128;
 
-/** Counts what a call takes for tensors that it gives by name. Headers of blobs count by their length. */
-export const countNames = (count: number, lease: Lease): void => lease.heap.addHeader(BYTES_PER_NAME * count);
+/** Reserves heap for the descriptions of plain tensors, as `loadBlob` does for headers. */
+export const countPlainTensors = (count: number, lease: Lease): void => lease.heap.addHeader(BYTES_PER_PLAIN_TENSOR * count);
 
-/** Values that are written between two yields. */
+/** The values written between two yields. */
 const TURN_VALUES = 16384;
 
 function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<TensorFile> {
   const names = Object.keys(given);
-  requireFew(names.length, field);
-  countNames(names.length, lease);
+  requireFewTensors(names.length, field);
+  countPlainTensors(names.length, lease);
   yield;
   const described: TensorDescription[] = [];
   for (const name of names) {
@@ -171,7 +171,7 @@ function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<Ten
     }
     described.push({ name, dtype, shape });
   }
-  const plain = yield* inOrder(described);
+  const plain = yield* withOffsets(described);
   const length = plain.reduce((sum, { bytes }) => sum + bytes, 0);
   const bytes = length === 0 ? lease.view(0, 0) : lease.view(lease.alloc(length), length);
   let written = 0;
@@ -192,21 +192,21 @@ function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<Ten
   return { bytes, plain };
 }
 
-/** What a reply has of a file of tensors. */
+/** A file of tensors in the form of a reply. */
 export type Reply = Parts | Mapping<PlainTensor>;
 
-/** The tensors of a file as they are now, in the form that they came in. */
+/** Returns the tensors in the form in which they were given: a blob, or plain numbers. */
 export const replyOf = ({ bytes, plain }: TensorFile): Reply | Promise<Reply> => (plain ? inTurns(toPlain(plain, bytes)) : new Parts([bytes]));
 
 function* toPlain(tensors: readonly TensorInfo[], file: Buffer): Turns<Mapping<PlainTensor>> {
-  const long = new Map<TensorInfo, PlainTensor["values"]>();
-  for (const tensor of tensors) if (tensor.elements > TURN_VALUES) long.set(tensor, yield* longValues(tensor, file));
-  const tell = (tensor: TensorInfo): readonly [string, PlainTensor] => {
+  const longValuesOf = new Map<TensorInfo, PlainTensor["values"]>();
+  for (const tensor of tensors) if (tensor.elements > TURN_VALUES) longValuesOf.set(tensor, yield* longValues(tensor, file));
+  const entryOf = (tensor: TensorInfo): readonly [string, PlainTensor] => {
     const { name, dtype, shape, elements } = tensor;
-    const values = long.get(tensor) ?? valuesOf(tensor, file, 0, elements);
+    const values = longValuesOf.get(tensor) ?? valuesOf(tensor, file, 0, elements);
     return [name, { shape: [...shape], dtype: dtype as NonNullable<PlainTensor["dtype"]>, values }];
   };
-  return mappingOf(tensors, tell, file.length > TURN_VALUES);
+  return mappingOf(tensors, entryOf, file.length > TURN_VALUES);
 }
 
 function* longValues(tensor: TensorInfo, file: Buffer): Turns<PlainTensor["values"]> {
@@ -220,7 +220,7 @@ function* longValues(tensor: TensorInfo, file: Buffer): Turns<PlainTensor["value
 
 type Value = PlainTensor["values"][number];
 
-/** The values of a tensor from one to another. */
+/** Reads the values of a tensor from index `from` up to `to`. */
 const valuesOf = ({ dtype, offset }: TensorInfo, file: Buffer, from: number, to: number): Value[] => {
   const size = bytesOf(dtype) as number;
   const values: Value[] = [];

@@ -1,7 +1,7 @@
 /** How parameters are assigned to groups. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { groupFinder, requireFew } from "../../src/engine/groups.ts";
+import { groupFinder, requireFewPatterns } from "../../src/engine/groups.ts";
 
 const optimizer = { name: "sgd" };
 const find = (...groups: readonly (readonly string[])[]) => groupFinder(groups.map((tensors) => ({ tensors, optimizer })));
@@ -36,9 +36,9 @@ test("* matches any characters, or none", () => {
 
 test("the number of patterns is limited, that of names is not", () => {
   const groups = (count: number, name: (index: number) => string) => [{ tensors: Array.from({ length: count }, (_, index) => name(index)) }];
-  requireFew(groups(256, (index) => `${index}.*`));
-  requireFew(groups(100_000, (index) => `${index}`));
-  assert.throws(() => requireFew(groups(257, (index) => `${index}.*`)), {
+  requireFewPatterns(groups(256, (index) => `${index}.*`));
+  requireFewPatterns(groups(100_000, (index) => `${index}`));
+  assert.throws(() => requireFewPatterns(groups(257, (index) => `${index}.*`)), {
     code: "INVALID_PARAMS",
     detail: { field: "/groups", expected: "at most 256 names with * in all groups", found: "257", tensors: undefined },
   });
@@ -46,8 +46,8 @@ test("the number of patterns is limited, that of names is not", () => {
 
 test("the number of * in all patterns is limited, because each * searches through every name", () => {
   const groups = (stars: number) => [{ tensors: ["a.*"] }, { tensors: ["*a".repeat(stars - 2), "b*"] }];
-  requireFew(groups(1024));
-  assert.throws(() => requireFew(groups(1025)), {
+  requireFewPatterns(groups(1024));
+  assert.throws(() => requireFewPatterns(groups(1025)), {
     code: "INVALID_PARAMS",
     detail: { field: "/groups", expected: "at most 1024 * in all groups", found: "1025", tensors: undefined },
   });

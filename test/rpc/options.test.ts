@@ -39,7 +39,7 @@ test("an option added in the schema and in one place of the engine takes effect 
     tree.write(file, parts.join(by));
   };
   replaceOnce("schemas/step.schema.json", '"loss_scale": {', '"gradient_factor": { "type": "number" },\n    "loss_scale": {');
-  replaceOnce("src/engine/step.ts", "clipScale(layout, seen)", "clipScale(layout, seen) * (options.gradient_factor ?? 1)");
+  replaceOnce("src/engine/step.ts", "clipScale(layout, gradSums)", "clipScale(layout, gradSums) * (options.gradient_factor ?? 1)");
   const { status, stderr } = tree.run("generate.ts");
   assert.equal(status, 0, stderr);
 

@@ -1,15 +1,15 @@
 /**
- * Ids of calls, which must come back as they were sent. A JavaScript number keeps neither the digits beyond 2^53 nor the
- * difference between 1 and 1.0, so those ids are read from the body's own text or bytes.
+ * Ids of calls, which the reply must repeat exactly. A JavaScript number loses digits beyond 2^53 and the difference between 1 and
+ * 1.0, so numeric ids are read from the body's own text or bytes.
  */
 
-/** The bytes of a value from `start` to `end`. */
+/** The byte range of a value, from `start` up to `end`. */
 export interface Span {
   readonly start: number;
   readonly end: number;
 }
 
-/** A number with its spelling in both formats. */
+/** A number with its exact spelling in JSON and MessagePack. */
 export class SpelledNumber extends Number {
   readonly json: string;
   readonly packed: Uint8Array;
@@ -25,7 +25,7 @@ export class SpelledNumber extends Number {
   }
 }
 
-/** Puts exact ids into a decoded call, or into the calls of a batch: `ids` are the numbers among their ids, in order. */
+/** Replaces numeric ids in a decoded call, or in the calls of a batch, by exact ones. `ids` are the numeric ids in order. */
 export const withIds = (body: unknown, ids: readonly unknown[]): void => {
   let next = 0;
   for (const call of Array.isArray(body) ? body : [body]) {
@@ -33,7 +33,7 @@ export const withIds = (body: unknown, ids: readonly unknown[]): void => {
   }
 };
 
-/** The id of a JSON number: a number or a bigint where those are spelled alike. */
+/** The id for a JSON number: a plain number or bigint if that has the same spelling, else a SpelledNumber. */
 export const idOfText = (text: string): unknown => {
   const value = Number(text);
   if (/^(?:0|-?[1-9]\d*)$/.test(text)) return Number.isSafeInteger(value) ? value : BigInt(text);
@@ -42,7 +42,7 @@ export const idOfText = (text: string): unknown => {
 
 const INT64 = 8;
 
-/** The id of a MessagePack number. */
+/** The id for a MessagePack number. */
 export const idOfBytes = (bytes: Buffer, { start, end }: Span): unknown => {
   const at = start + 1;
   const wide = (value: bigint): unknown => (Number.isSafeInteger(Number(value)) ? Number(value) : value);

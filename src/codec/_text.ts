@@ -1,55 +1,55 @@
-/** Strict reading of JSON text, which both JSON bodies and safetensors headers need: JSON.parse takes what must not pass. */
+/** A strict JSON parser for bodies and safetensors headers. It refuses inputs that JSON.parse accepts, such as duplicate keys. */
 import { isUtf8 } from "node:buffer";
 import { describe } from "../errors/errors.ts";
 import { idOfText, withIds } from "./_id.ts";
 import { atOnce, type Turns } from "./turns.ts";
 
-/** Objects and arrays within each other, in JSON and in MessagePack. */
+/** The deepest nesting of objects and arrays, in JSON and in MessagePack. */
 export const MAX_DEPTH = 64;
 
-/** Values in one body or header. Numbers by the million belong in a blob; `[{},{},...` costs 30 times its bytes in memory. */
+/** The most values of a body or header. `[{},{},...` takes 30 times its length in memory, and millions of numbers belong in a blob. */
 export const MAX_VALUES = 2 ** 22;
 
-/** Keys of one object or map: twice the tensors of a call. The walk remembers them to find one that stands twice. */
+/** The most keys of an object or map: twice the tensors of a call. The scan stores them to find duplicates. */
 export const MAX_KEYS = 2 ** 17;
 
-/** Values that are passed over between two reports of their number: what a body takes is counted while it grows. */
+/** The values between two calls of `onValues`, which limits a body's memory while it is scanned. */
 export const VALUES_STEP = 2 ** 16;
 
 const QUOTE = 0x22;
 const COMMA = 0x2c;
 const COLON = 0x3a;
 const BACKSLASH = 0x5c;
-/** Characters of a number. */
+/** The characters of a JSON number. */
 const NUMBER = Buffer.from("0123456789+-.eE");
 const WHITESPACE: readonly (number | undefined)[] = [0x20, 0x09, 0x0a, 0x0d];
 
-/** Bytes of text that are parsed between two yields. */
+/** The bytes of text parsed between two yields. */
 const PIECE_BYTES = 65536;
 
-/** Bytes of a string's text that are read at once. */
+/** The bytes of a string parsed between two yields. */
 const LONG_STRING_BYTES = 2 ** 20;
 
-/** Bytes of text that are walked over between two yields. */
-const WALK_BYTES = 65536;
+/** The bytes scanned between two yields. */
+const SCAN_BYTES = 65536;
 
-/** A container or a string whose text is longer than a piece: `pieces` of a container are texts of some of its members. */
+/** The range of a container or a string that is too long to parse in one turn. */
 interface Large {
   readonly start: number;
   readonly end: number;
-  /** Undefined for a string. */
+  /** The ranges to parse one by one. Undefined for a string. */
   readonly pieces: readonly Piece[] | undefined;
 }
 
-/** Text from one comma of a container to another; `large` is the value of the only member in it, where that is large. */
+/** The range of some members of a container, between two commas. If its only member has a large value, that is `large`. */
 interface Piece {
   readonly start: number;
   readonly end: number;
   readonly large: Large | undefined;
 }
 
-/** A container that the walk is in. */
-class Open {
+/** An unclosed container during the scan. */
+class OpenContainer {
   readonly start: number;
   /** Undefined for an array. */
   readonly keys: Set<string> | undefined;
@@ -65,19 +65,19 @@ class Open {
     this.#member = start + 1;
   }
 
-  /** A member ends at this comma. */
+  /** Ends a member at a comma. */
   comma(at: number): void {
     if (this.#large || at - this.#piece >= PIECE_BYTES) this.#cut(at);
     this.#member = at + 1;
   }
 
-  /** The value of the present member is large, and so has a piece of its own. */
-  holds(large: Large): void {
+  /** Marks the current member's value as large, which gives the member its own piece. */
+  addLarge(large: Large): void {
     if (this.#member > this.#piece) this.#cut(this.#member - 1);
     this.#large = large;
   }
 
-  /** The container ends at this bracket. Undefined for one that is not large. */
+  /** Ends the container at its bracket. Returns undefined if it is not large. */
   close(at: number): Large | undefined {
     if (this.#pieces.length === 0 && !this.#large) return undefined;
     this.#cut(at);
@@ -91,35 +91,35 @@ class Open {
   }
 }
 
-interface Walked {
+interface ScanResult {
   readonly values: number;
-  /** The numbers under the key `id` of the outermost object, or of those of the outermost array. */
+  /** The numeric values of the key `id` in the outermost object, or in the objects of the outermost array. */
   readonly ids: readonly string[];
-  /** Where the first number is that is not written as digits alone, if there is one; a literal counts as one. */
-  readonly odd: number | undefined;
-  /** The outermost value, where it is large. */
+  /** The position of the first number with a sign, point or exponent. A literal such as `true` counts, too. */
+  readonly nonDigit: number | undefined;
+  /** The outermost value, if it is large. */
   readonly large: Large | undefined;
 }
 
-/** What JSON.parse lets pass: keys that stand twice in an object, `__proto__`, and what exhausts the stack or the memory; else what a walk over the text has found. */
-function* weakness(bytes: Buffer, onValues: (count: number) => void): Turns<string | Walked> {
-  const open: Open[] = [];
+/** Scans the text. Returns a problem that JSON.parse does not report (duplicate keys, `__proto__`, excessive depth or size), else the result. */
+function* scan(bytes: Buffer, onValues: (count: number) => void): Turns<string | ScanResult> {
+  const open: OpenContainer[] = [];
   const ids: string[] = [];
   let values = 1;
-  let odd: number | undefined;
+  let nonDigit: number | undefined;
   let large: Large | undefined;
-  /** Where a large value is: in a container, or as the only one of the text. */
-  const holds = (found: Large): string | undefined => {
-    const around = open.at(-1);
-    if (!around && large) return `a second value at byte ${found.start}`;
-    if (around) around.holds(found);
+  /** Adds a large value to its container, or as the outermost value. */
+  const addLarge = (found: Large): string | undefined => {
+    const container = open.at(-1);
+    if (!container && large) return `a second value at byte ${found.start}`;
+    if (container) container.addLarge(found);
     else large = found;
     return undefined;
   };
   let next = VALUES_STEP;
-  for (let at = 0, pause = WALK_BYTES; at < bytes.length; at++) {
+  for (let at = 0, pause = SCAN_BYTES; at < bytes.length; at++) {
     if (at >= pause) {
-      pause = at + WALK_BYTES;
+      pause = at + SCAN_BYTES;
       yield;
     }
     switch (bytes[at]) {
@@ -132,12 +132,12 @@ function* weakness(bytes: Buffer, onValues: (count: number) => void): Turns<stri
       case 0x2e: // .
       case 0x45: // E
       case 0x65: // e
-        odd ??= at;
+        nonDigit ??= at;
         break;
       case 0x5b: // [
       case 0x7b: // {
         values++;
-        open.push(new Open(at, bytes[at] === 0x7b));
+        open.push(new OpenContainer(at, bytes[at] === 0x7b));
         break;
       case 0x5d: // ]
       case 0x7d: {
@@ -145,7 +145,7 @@ function* weakness(bytes: Buffer, onValues: (count: number) => void): Turns<stri
         const closed = open.pop();
         if (!closed || (closed.keys !== undefined) !== (bytes[at] === 0x7d)) return `a bracket that closes nothing at byte ${at}`;
         const found = closed.close(at);
-        const problem = found && holds(found);
+        const problem = found && addLarge(found);
         if (problem) return problem;
         break;
       }
@@ -162,7 +162,7 @@ function* weakness(bytes: Buffer, onValues: (count: number) => void): Turns<stri
           keys.add(key);
           if (key === "id" && (open.length === 1 || (open.length === 2 && !open[0]?.keys))) ids.push(...numberAfter(bytes, end + 1));
         } else if (end - at > LONG_STRING_BYTES) {
-          const problem = holds({ start: at, end: end + 1, pieces: undefined });
+          const problem = addLarge({ start: at, end: end + 1, pieces: undefined });
           if (problem) return problem;
         }
         at = end;
@@ -175,10 +175,10 @@ function* weakness(bytes: Buffer, onValues: (count: number) => void): Turns<stri
     next = Math.min(values + VALUES_STEP, MAX_VALUES + 1);
   }
   if (open.length > 0) return `an object or array without an end at byte ${open.at(-1)?.start}`;
-  return { values, ids, odd, large };
+  return { values, ids, nonDigit, large };
 }
 
-/** The number behind a colon, if there is one. */
+/** The number after a colon; empty if another value follows. */
 const numberAfter = (bytes: Buffer, after: number): readonly string[] => {
   const start = skipSpace(bytes, skipSpace(bytes, after) + 1);
   let end = start;
@@ -186,13 +186,13 @@ const numberAfter = (bytes: Buffer, after: number): readonly string[] => {
   return end === start ? [] : [bytes.toString("latin1", start, end)];
 };
 
-/** Keys become names of tensors, which other languages must be able to read. */
+/** The problem of a key, if any. Keys become tensor names, which must be valid Unicode for other languages. */
 const keyProblem = (key: string): string | undefined => {
   if (key === "__proto__") return 'the key "__proto__" is not allowed';
   return key.isWellFormed() ? undefined : `the key ${describe(key)} holds half of a surrogate pair`;
 };
 
-/** Where a string ends: at the first quote with an even number of backslashes before it. */
+/** The index of a string's closing quote: the first one after an even number of backslashes. -1 if there is none. */
 const closingQuote = (bytes: Buffer, start: number): number => {
   for (let end = bytes.indexOf(QUOTE, start); end >= 0; end = bytes.indexOf(QUOTE, end + 1)) {
     let before = end - 1;
@@ -216,46 +216,46 @@ const textOf = (bytes: Buffer, start: number, end: number): string => {
   try {
     return JSON.parse(`"${text}"`) as string;
   } catch {
-    return text; // JSON.parse of the whole text says what is wrong with it.
+    return text; // JSON.parse of the whole text will report the error.
   }
 };
 
-/** The value of a JSON text in UTF-8. `onValues` is told how many values were found, again and again while they are counted, and before they are made. Throws an Error that says what is wrong. */
+/** Parses a JSON text in UTF-8. Calls `onValues` with the number of values so far during the scan, before any value is created. Throws an Error with the reason. */
 export function* parseStrictJson(bytes: Buffer, onValues: (count: number) => void = () => {}): Turns<unknown> {
   return (yield* parse(bytes, onValues)).value;
 }
 
-/** The value of a JSON text, and a number in it that is not written as digits alone. */
-export const parseHeader = (bytes: Buffer, onValues: (count: number) => void): { readonly value: unknown; readonly odd: string | undefined } => {
-  const { value, odd } = atOnce(parse(bytes, onValues));
-  if (odd === undefined) return { value, odd };
-  let start = odd;
+/** Parses a JSON text, and finds a number in it that is not written as digits alone. */
+export const parseHeader = (bytes: Buffer, onValues: (count: number) => void): { readonly value: unknown; readonly nonDigit: string | undefined } => {
+  const { value, nonDigit } = atOnce(parse(bytes, onValues));
+  if (nonDigit === undefined) return { value, nonDigit };
+  let start = nonDigit;
   while (isNumeric(bytes[start - 1])) start--;
-  let end = odd;
+  let end = nonDigit;
   while (isNumeric(bytes[end])) end++;
-  return { value, odd: bytes.toString("latin1", start, end) };
+  return { value, nonDigit: bytes.toString("latin1", start, end) };
 };
 
 const isNumeric = (byte: number | undefined): boolean => byte !== undefined && NUMBER.includes(byte);
 
-function* parse(bytes: Buffer, onValues: (count: number) => void): Turns<{ readonly value: unknown; readonly odd: number | undefined }> {
+function* parse(bytes: Buffer, onValues: (count: number) => void): Turns<{ readonly value: unknown; readonly nonDigit: number | undefined }> {
   if (!isUtf8(bytes)) throw new Error("it is not UTF-8");
-  const found = yield* weakness(bytes, onValues);
-  if (typeof found === "string") throw new Error(found);
-  const { values, ids, odd, large } = found;
+  const result = yield* scan(bytes, onValues);
+  if (typeof result === "string") throw new Error(result);
+  const { values, ids, nonDigit, large } = result;
   onValues(values);
   const value = large ? yield* parseAround(bytes, 0, bytes.length, large) : (JSON.parse(bytes.toString()) as unknown);
   withIds(value, ids.map(idOfText));
-  return { value, odd };
+  return { value, nonDigit };
 }
 
-/** Parses a text of which one value is large: with a 0 in its place, and the large one by itself. The 0 may be in an object or an array. */
+/** Parses a text with one large value: first the text with 0 in the value's place, then the value by itself. */
 function* parseAround(bytes: Buffer, start: number, end: number, large: Large, open = "", close = ""): Turns<unknown> {
-  const around = parsePiece(`${open}${bytes.toString("utf8", start, large.start)}0${bytes.toString("utf8", large.end, end)}${close}`, start);
+  const outer = parsePiece(`${open}${bytes.toString("utf8", start, large.start)}0${bytes.toString("utf8", large.end, end)}${close}`, start);
   const value = large.pieces ? yield* parseContainer(bytes, large.pieces, bytes[large.start] === 0x7b) : yield* parseString(bytes, large);
-  if (typeof around !== "object" || around === null) return value;
-  const [key = ""] = Object.keys(around);
-  return Array.isArray(around) ? [value] : { [key]: value };
+  if (typeof outer !== "object" || outer === null) return value;
+  const [key = ""] = Object.keys(outer);
+  return Array.isArray(outer) ? [value] : { [key]: value };
 }
 
 function* parseContainer(bytes: Buffer, pieces: readonly Piece[], isObject: boolean): Turns<unknown> {
@@ -266,7 +266,7 @@ function* parseContainer(bytes: Buffer, pieces: readonly Piece[], isObject: bool
     const part = (large ? yield* parseAround(bytes, start, end, large, open, close) : parsePiece(open + bytes.toString("utf8", start, end) + close, start)) as
       | unknown[]
       | Record<string, unknown>;
-    // Between two commas there is a member.
+    // An empty piece means two commas without a member between them.
     if (Object.keys(part).length === 0 && pieces.length > 1) throw new Error(`a member is missing at byte ${end}`);
     if (Array.isArray(part)) for (const item of part) list.push(item);
     else Object.assign(members, part);
@@ -275,7 +275,7 @@ function* parseContainer(bytes: Buffer, pieces: readonly Piece[], isObject: bool
   return isObject ? members : list;
 }
 
-/** Parses a part of the text. Its errors say where the part begins, because their own positions are within it. */
+/** Parses a part of the text. Errors name the part's start, because JSON.parse's own positions are relative to the part. */
 const parsePiece = (text: string, start: number): unknown => {
   try {
     return JSON.parse(text);
@@ -284,21 +284,21 @@ const parsePiece = (text: string, start: number): unknown => {
   }
 };
 
-/** Bytes of the longest escape. */
+/** The bytes of the longest escape sequence. */
 const ESCAPE_BYTES = 6;
 
-/** How far back a place to cut a string is looked for. */
+/** The longest backward search for a place to cut a string. */
 const MAX_ESCAPED_BYTES = 4096;
 
-/** A long string, most of them base64, cut where no escape and no character is in two parts. */
+/** Parses a long string in parts, cut so that no escape or character is split. Long strings are mostly base64. */
 function* parseString(bytes: Buffer, { start, end }: Large): Turns<string> {
   const parts: string[] = [];
   for (let at = start + 1; at < end - 1; ) {
     let cut = Math.min(at + LONG_STRING_BYTES, end - 1);
-    const least = cut - MAX_ESCAPED_BYTES;
-    if (cut < end - 1) while (cut > least && !isApart(bytes, cut)) cut--;
-    // Who writes nothing but escapes is read as a whole.
-    if (cut === least) cut = end - 1;
+    const lowest = cut - MAX_ESCAPED_BYTES;
+    if (cut < end - 1) while (cut > lowest && !isSafeCut(bytes, cut)) cut--;
+    // A string that is full of escapes has no safe cut, so the rest is parsed at once.
+    if (cut === lowest) cut = end - 1;
     parts.push(parsePiece(`"${bytes.toString("utf8", at, cut)}"`, at) as string);
     at = cut;
     yield;
@@ -306,13 +306,13 @@ function* parseString(bytes: Buffer, { start, end }: Large): Turns<string> {
   return parts.join("");
 }
 
-/** Whether no escape and no character of several bytes can reach over this place. */
-const isApart = (bytes: Buffer, at: number): boolean =>
+/** True if neither an escape nor a multi-byte character can span this position. */
+const isSafeCut = (bytes: Buffer, at: number): boolean =>
   ((bytes[at] as number) & 0xc0) !== 0x80 && !bytes.subarray(at - 2 * ESCAPE_BYTES, at).includes(BACKSLASH);
 
 /**
- * Cuts the text of a JSON object between its members into texts of smaller objects. The text is valid JSON if and only if all
- * pieces are and, where there are several, none of them is empty.
+ * Splits the text of a JSON object between its members into texts of smaller objects. The text is valid JSON if and only if all
+ * pieces are valid and, if there are several, none is an empty object.
  */
 export function* splitStrictJson(text: Buffer): Generator<Buffer> {
   let depth = 0;

@@ -1,6 +1,6 @@
 /** Element types of safetensors files. */
 
-/** Bits of an element, by dtype, of all that safetensors has in stable use. */
+/** The bits of an element by dtype, for all stable dtypes of safetensors. */
 const BITS: Readonly<Record<string, number>> = {
   BOOL: 8,
   U8: 8,
@@ -20,17 +20,17 @@ const BITS: Readonly<Record<string, number>> = {
   U64: 64,
 };
 
-/** The order in which the safetensors library lays tensors out: by this number from high to low, then by name. */
+/** The order in which the safetensors library writes tensors: by descending index in this list, then by name. */
 const RANK = Object.keys(BITS);
 
-/** Bytes of an element; undefined for a name that is no dtype. */
+/** The bytes of an element. Undefined for an unknown dtype. */
 export const bytesOf = (dtype: string): number | undefined => (Object.hasOwn(BITS, dtype) ? (BITS[dtype] as number) / 8 : undefined);
 
 export const rankOf = (dtype: string): number => RANK.indexOf(dtype);
 
 export const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
-/** Whether the sizes of a shape can be multiplied from left to right: a 0 behind an overflow hides it from some readers. */
+/** True if no product of the leading sizes exceeds 2^53 - 1. Otherwise a later 0 would hide an overflow from some readers. */
 export const isCountable = (shape: readonly number[]): boolean => {
   let product = 1;
   for (const size of shape) {
@@ -40,7 +40,7 @@ export const isCountable = (shape: readonly number[]): boolean => {
   return true;
 };
 
-/** Dtypes that parameters and gradients may have. */
+/** The dtypes that parameters and gradients may have. */
 export const COMPUTED = ["F32", "F64", "BF16", "F16"] as const;
 
 /** Reads one element of a computed dtype. */
@@ -73,7 +73,7 @@ const bf16Bits = (value: number): number => {
   view.setFloat32(0, value);
   let bits = view.getUint32(0);
   if (Number.isNaN(value)) return (bits >>> 16) | 0x40;
-  // A float64 that float32 has rounded onto a tie is above or below it: rounding twice would not see that.
+  // If rounding to float32 produced a tie, the float64 value decides its direction; rounding twice would lose it.
   const single = Math.fround(value);
   if ((bits & 0xffff) === 0x8000 && single !== value) bits += Math.abs(value) > Math.abs(single) ? 1 : -1;
   return ((bits + 0x7fff + ((bits >>> 16) & 1)) / 65536) & 0xffff;

@@ -1,4 +1,4 @@
-/** JSON bodies: values out of bytes, and bytes out of values with blobs as base64. */
+/** The JSON codec of bodies. Blobs are base64 strings. */
 import { randomUUID } from "node:crypto";
 import { StepdError } from "../errors/errors.ts";
 import { SpelledNumber } from "./_id.ts";
@@ -7,7 +7,7 @@ import { parseStrictJson } from "./_text.ts";
 import { Parts } from "./parts.ts";
 import type { Turns } from "./turns.ts";
 
-/** The value of a body; `onValues` is told how many values it has while they are counted, before they are made. Throws PARSE_ERROR, and what `onValues` throws. */
+/** Decodes a body. Calls `onValues` with the number of values so far, before any is created. Throws PARSE_ERROR and the errors of `onValues`. */
 export function* decodeJson(bytes: Buffer, onValues?: (count: number) => void): Turns<unknown> {
   try {
     return yield* parseStrictJson(bytes, onValues);
@@ -17,16 +17,16 @@ export function* decodeJson(bytes: Buffer, onValues?: (count: number) => void): 
   }
 }
 
-/** Stands for a blob in the text while JSON.stringify runs. Random, so that no caller's string can be it. */
+/** Replaces a blob in the text during JSON.stringify. Random, so that no caller's string can equal it. */
 const PLACEHOLDER = randomUUID();
 
-/** TypeScript does not declare it yet. */
+/** JSON.rawJSON, which TypeScript does not declare yet. */
 const { rawJSON: rawJson } = JSON as typeof JSON & { rawJSON(text: string): unknown };
 
-/** Base64 is written in pieces of this many bytes: a multiple of 3, so that no piece but the last is padded. */
-const PIECE = 3 * 2 ** 20;
+/** The bytes of a blob encoded at once: a multiple of 3, so that only the last piece is padded. */
+const CHUNK_BYTES = 3 * 2 ** 20;
 
-/** The JSON text of a value as pieces. `Parts` become base64 strings; `onBytes` is told the length of what is written so far, before base64 is made of it. */
+/** Encodes a value. `Parts` become base64 strings. Calls `onBytes` with the length so far, including base64 that is not encoded yet. */
 export function* encodeJson(value: unknown, onBytes: (bytes: number) => void = () => {}): Turns<Parts> {
   const output: Output = { pieces: [], bytes: 0, onBytes };
   yield* write(value, output);
@@ -62,17 +62,17 @@ function* write(value: unknown, output: Output): Turns<void> {
 
 interface Text {
   readonly text: string;
-  /** What stands where the text has a placeholder. */
+  /** The blobs to insert at the text's placeholders. */
   readonly blobs: readonly Parts[];
 }
 
 const textOf = (value: unknown): Text => {
   const blobs: Parts[] = [];
   const text = JSON.stringify(value, (_, item: unknown) => {
-    // Ids, and the sign of a zero, which is part of a tensor's bits.
     if (typeof item === "bigint" || item instanceof SpelledNumber) return rawJson(String(item));
+    // The sign of zero is part of a tensor's bits; JSON.stringify would drop it.
     if (Object.is(item, -0)) return rawJson("-0");
-    // JSON has no word for these; JSON.stringify would write null.
+    // NaN and infinities become strings; JSON.stringify would write null.
     if (typeof item === "number" && !Number.isFinite(item)) return String(item);
     if (!(item instanceof Parts)) return item;
     blobs.push(item);
@@ -99,22 +99,22 @@ function* writeText({ text, blobs }: Text, output: Output): Turns<void> {
   }
 }
 
-/** The JSON text of an array of values that are JSON already. */
+/** Joins encoded values to an encoded array. */
 export const joinJson = (values: readonly Parts[]): Parts =>
   new Parts([...values.flatMap(({ pieces }, index) => [Buffer.from(index === 0 ? "[" : ","), ...pieces]), Buffer.from("]")]);
 
 function* base64(blob: Parts): Generator<Buffer> {
-  // Bytes that do not fill a group of three at the end of a piece go before the next.
-  let rest = Buffer.alloc(0);
+  // The bytes at the end of a piece that do not fill a group of three. They precede the next piece.
+  let carry = Buffer.alloc(0);
   for (const piece of blob.pieces) {
     const bytes = Buffer.from(piece.buffer, piece.byteOffset, piece.byteLength);
-    const lead = Math.min((3 - rest.length) % 3, bytes.length);
-    rest = Buffer.concat([rest, bytes.subarray(0, lead)]);
-    if (rest.length % 3 !== 0) continue;
-    yield Buffer.from(rest.toString("base64"), "latin1");
+    const lead = Math.min((3 - carry.length) % 3, bytes.length);
+    carry = Buffer.concat([carry, bytes.subarray(0, lead)]);
+    if (carry.length % 3 !== 0) continue;
+    yield Buffer.from(carry.toString("base64"), "latin1");
     const whole = lead + Math.floor((bytes.length - lead) / 3) * 3;
-    for (let at = lead; at < whole; at += PIECE) yield Buffer.from(bytes.toString("base64", at, Math.min(at + PIECE, whole)), "latin1");
-    rest = Buffer.from(bytes.subarray(whole));
+    for (let at = lead; at < whole; at += CHUNK_BYTES) yield Buffer.from(bytes.toString("base64", at, Math.min(at + CHUNK_BYTES, whole)), "latin1");
+    carry = Buffer.from(bytes.subarray(whole));
   }
-  yield Buffer.from(rest.toString("base64"), "latin1");
+  yield Buffer.from(carry.toString("base64"), "latin1");
 }

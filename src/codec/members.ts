@@ -1,19 +1,19 @@
-/** Members of an object of a result that are many: made while they are written, so that no object of all of them exists. */
+/** A large object of a result, whose members are generated while they are written. The whole object never exists in memory. */
 export class Members<T = unknown> implements Iterable<readonly [name: string, value: T]> {
   readonly size: number;
-  readonly #make: () => Iterable<readonly [name: string, value: T]>;
+  readonly #generate: () => Iterable<readonly [name: string, value: T]>;
 
-  /** `make` gives all members, and gives them again when it is asked again. */
-  constructor(size: number, make: () => Iterable<readonly [name: string, value: T]>) {
+  /** `generate` returns a new iterable of all members at each call. */
+  constructor(size: number, generate: () => Iterable<readonly [name: string, value: T]>) {
     this.size = size;
-    this.#make = make;
+    this.#generate = generate;
   }
 
   [Symbol.iterator](): Iterator<readonly [name: string, value: T]> {
-    return this.#make()[Symbol.iterator]();
+    return this.#generate()[Symbol.iterator]();
   }
 
-  /** These members with other values. */
+  /** The same members, with each value mapped. */
   map<U>(change: (value: T) => U): Members<U> {
     const members = this;
     return new Members(this.size, function* () {
@@ -22,15 +22,15 @@ export class Members<T = unknown> implements Iterable<readonly [name: string, va
   }
 }
 
-/** Members that are no more are an object. */
-const FEW = 1024;
+/** The most members of a plain object. */
+const MAX_PLAIN = 1024;
 
-/** An object of a result. */
+/** An object of a result: plain, or generated. */
 export type Mapping<T> = Readonly<Record<string, T>> | Members<T>;
 
-/** An object of one member for each item; `isMuch` says that few members are much as well. */
-export const mappingOf = <I, T>(items: readonly I[], member: (item: I, index: number) => readonly [name: string, value: T], isMuch = false): Mapping<T> =>
-  items.length <= FEW && !isMuch
+/** Builds an object with one member per item. `isLarge` forces generated members, for few members with large values. */
+export const mappingOf = <I, T>(items: readonly I[], member: (item: I, index: number) => readonly [name: string, value: T], isLarge = false): Mapping<T> =>
+  items.length <= MAX_PLAIN && !isLarge
     ? Object.fromEntries(items.map(member))
     : new Members(items.length, function* () {
         for (const [index, item] of items.entries()) yield member(item, index);

@@ -1,7 +1,7 @@
 /**
- * MessagePack bodies. Values come out of bytes by msgpackr, after a walk over the bytes that refuses what stepd never takes
- * and what a decoder might stumble over; blobs come out as views, not copies. Values go into bytes with each blob's header
- * in front of the blob's own pieces, because msgpackr would copy them (289 ms for 256 MiB, measured).
+ * The MessagePack codec of bodies. A scan over the bytes refuses unsupported and dangerous input before msgpackr decodes them.
+ * Blobs are decoded as views, not copies. The encoder inserts each blob's own pieces after its header, because msgpackr would
+ * copy them (289 ms for 256 MiB, measured).
  */
 import { isUtf8 } from "node:buffer";
 import { randomBytes } from "node:crypto";
@@ -14,42 +14,42 @@ import { Members } from "./members.ts";
 import { Parts } from "./parts.ts";
 import type { Turns } from "./turns.ts";
 
-/** Bytes of all strings of a body together; V8 has a limit of 512 MiB for one. Blobs are bin. */
+/** The most bytes of all strings of a body; V8 limits a single string to 512 MiB. Blobs, of type bin, do not count. */
 const MAX_STRING_BYTES = 2 ** 28;
 
-/** Strings of up to this many bytes are looked at byte by byte. */
+/** The longest string that is checked byte by byte. */
 const SHORT_STRING = 32;
 
-/** Bytes of strings between two reports of their sum. */
+/** The bytes of strings between two calls of `onValues`. */
 const STRINGS_STEP = 2 ** 20;
 
-/** Bytes of "-Infinity" with its type; a float64 has 9. */
+/** The encoded bytes of "-Infinity"; a float64 takes 9. */
 const MAX_NUMBER_BYTES = 10;
 
-// As in JSON, a number is a float64; ids are read again.
+// Decodes all numbers to float64, as in JSON. Ids are read again exactly.
 const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true, int64AsType: "number" });
-// A member without a value is left out, as in JSON. A member `toJSON` is a tensor.
+// Omits undefined members, as JSON does. Ignores `toJSON` methods, because a tensor may have that name.
 const PACKING = { useRecords: false, variableMapSize: true, skipValues: [undefined], useToJSON: false } as ConstructorParameters<typeof Packr>[0];
 
 const malformed = (at: number, problem: string): StepdError =>
   new StepdError("PARSE_ERROR", `The body is not valid MessagePack: ${problem} at byte ${at}`, { expected: "one MessagePack value", found: problem });
 
-/** Is told how many values a body has and how many bytes their strings, while they are counted and before they are made. */
+/** Receives the number of values and the bytes of strings so far, during the scan and before any value is created. */
 export type OnValues = (count: number, stringBytes: number) => void;
 
-/** The value of a body. Throws PARSE_ERROR, and what `onValues` throws. */
+/** Decodes a body. Throws PARSE_ERROR and the errors of `onValues`. */
 export function* decodeMsgpack(bytes: Buffer, onValues: OnValues = () => {}): Turns<unknown> {
-  const walk = new Walk(bytes, onValues);
-  const large = yield* walk.run();
+  const scanner = new Scanner(bytes, onValues);
+  const large = yield* scanner.run();
   const value: unknown = large ? yield* unpackLarge(bytes, large) : unpackr.unpack(bytes);
   withIds(
     value,
-    walk.ids.filter((id) => isNumber(bytes[id.start] as number)).map((id) => idOfBytes(bytes, id)),
+    scanner.ids.filter((id) => isNumber(bytes[id.start] as number)).map((id) => idOfBytes(bytes, id)),
   );
   return value;
 }
 
-/** Makes a large container piece by piece. */
+/** Decodes a large container piece by piece. */
 function* unpackLarge(bytes: Buffer, { isMap, pieces }: Large): Turns<unknown> {
   const list: unknown[] = [];
   const members: Record<string, unknown> = {};
@@ -63,37 +63,38 @@ function* unpackLarge(bytes: Buffer, { isMap, pieces }: Large): Turns<unknown> {
   return isMap ? members : list;
 }
 
-/** Whether a value of this type byte is a number. */
+/** True if a type byte starts a number. */
 const isNumber = (type: number): boolean => type <= 0x7f || type >= 0xe0 || (type >= 0xca && type <= 0xd3);
 
-/** Values that are passed, and made, between two yields. */
+/** The values scanned, and decoded, between two yields. */
 const PIECE_VALUES = 2048;
 
-/** A container of more values than a piece: each of its `pieces` has some of its members. */
+/** A container that is too large to decode in one turn. Each piece has some of its members. */
 interface Large {
   readonly start: number;
   readonly isMap: boolean;
   readonly pieces: readonly Piece[];
 }
 
-/** Members from one byte to another; `large` is the value of the only one, where that is large. */
+/** The byte range of some members. If its only member has a large value, that is `large`. */
 interface Piece {
   readonly start: number;
   readonly end: number;
   readonly large: Large | undefined;
 }
 
-/** A container that the walk is in. */
-class Open {
+/** An unfinished container during the scan. */
+class OpenContainer {
   readonly start: number;
-  /** Undefined for an array. */
+  /** The keys so far; undefined for an array. */
   readonly keys: Set<string> | undefined;
-  /** Values that are still to come; the key and the value of a map's member are one each. */
+  /** The number of values to come. A member of a map counts as two, its key and its value. */
   left: number;
-  /** Where the present member starts. */
+  /** The start of the current member. */
   #member: number;
-  /** Where the present piece starts, and how many values came before it. */
+  /** The start of the current piece. */
   #piece: number;
+  /** The number of values scanned before the current piece. */
   #before: number;
   #large: Large | undefined;
   readonly #pieces: Piece[] = [];
@@ -107,19 +108,19 @@ class Open {
     this.#before = values;
   }
 
-  /** A member ends here; the walk has passed so many values. */
-  next(at: number, values: number): void {
+  /** Ends a member. `values` is the number of values scanned so far. */
+  endMember(at: number, values: number): void {
     if (this.#large || values - this.#before >= PIECE_VALUES) this.#cut(at, values);
     this.#member = at;
   }
 
-  /** The value of the present member is large, and so has a piece of its own. */
-  holds(large: Large): void {
+  /** Marks the current member's value as large, which gives the member its own piece. */
+  addLarge(large: Large): void {
     if (this.#member > this.#piece) this.#cut(this.#member, this.#before);
     this.#large = large;
   }
 
-  /** The container ends here. Undefined for one that is not large. */
+  /** Ends the container. Returns undefined if it is not large. */
   close(at: number, values: number): Large | undefined {
     if (this.#pieces.length === 0) return undefined;
     if (at > this.#piece) this.#cut(at, values);
@@ -134,12 +135,12 @@ class Open {
   }
 }
 
-/** Passes over values without making them. Extension types, keys that are not strings, and keys that stand twice are refused. */
-class Walk {
+/** Scans values without decoding them. Refuses extension types, keys that are not strings, and duplicate keys. */
+class Scanner {
   readonly #bytes: Buffer;
-  /** How deep the maps of calls are: one more in a batch. */
+  /** The nesting depth of a call's map: 0, or 1 in a batch. */
   readonly #callDepth: number;
-  readonly #open: Open[] = [];
+  readonly #open: OpenContainer[] = [];
   #values = 0;
   #stringBytes = 0;
   #lastKey = "";
@@ -155,31 +156,31 @@ class Walk {
     this.#onValues = onValues;
   }
 
-  /** How many values it has passed. */
+  /** The number of scanned values. */
   get values(): number {
     return this.#values;
   }
 
-  /** Where the values of the key `id` are: of the outermost map, or of those of the outermost array. */
+  /** The ranges of the values of the key `id`, in the outermost map or in the maps of the outermost array. */
   get ids(): readonly Span[] {
     return this.#ids;
   }
 
-  /** Tells how much it has passed. */
+  /** Calls `onValues` and sets the next thresholds. */
   #report(): void {
     this.#onValues(this.#values, this.#stringBytes);
     this.#nextValues = Math.min(this.#values + VALUES_STEP, MAX_VALUES + 1);
     this.#nextStringBytes = Math.min(this.#stringBytes + STRINGS_STEP, MAX_STRING_BYTES + 1);
   }
 
-  /** Passes over the body. Returns the outermost container where it is large. */
+  /** Scans the body. Returns the outermost container if it is large. */
   *run(): Turns<Large | undefined> {
     try {
       const large = yield* this.#run();
       this.#report();
       return large;
     } finally {
-      // An error that refuses the body holds this walk by its stack, and with it the keys of all containers that it was in.
+      // Frees the keys of all open containers, because an error's stack may keep this scanner alive.
       this.#open.length = 0;
     }
   }
@@ -188,27 +189,27 @@ class Walk {
     let at = this.#value(0);
     let id = -1;
     let pause = PIECE_VALUES;
-    for (let around = this.#open.at(-1); around; around = this.#open.at(-1)) {
-      if (around.left === 0) {
+    for (let container = this.#open.at(-1); container; container = this.#open.at(-1)) {
+      if (container.left === 0) {
         this.#open.pop();
-        const large = around.close(at, this.#values);
+        const large = container.close(at, this.#values);
         const outer = this.#open.at(-1);
         if (!outer) return this.#end(at, large);
-        if (large) outer.holds(large);
-        outer.next(at, this.#values);
+        if (large) outer.addLarge(large);
+        outer.endMember(at, this.#values);
         continue;
       }
-      const isKey = around.keys !== undefined && around.left % 2 === 0;
-      around.left--;
+      const isKey = container.keys !== undefined && container.left % 2 === 0;
+      container.left--;
       if (isKey) {
-        at = this.#key(at, around.keys as Set<string>);
+        at = this.#key(at, container.keys as Set<string>);
         if (this.#lastKey === "id" && this.#open.length - 1 === this.#callDepth) id = at;
         continue;
       }
       const start = at;
       at = this.#value(start);
       if (start === id) this.#ids.push({ start, end: at });
-      if (this.#open.at(-1) === around) around.next(at, this.#values);
+      if (this.#open.at(-1) === container) container.endMember(at, this.#values);
       if (this.#values < pause) continue;
       pause = this.#values + PIECE_VALUES;
       yield;
@@ -221,7 +222,7 @@ class Walk {
     return large;
   }
 
-  /** Passes over a value, or into a container. Returns where the value ends or the content starts. */
+  /** Scans a value, or opens a container. Returns the end of the value or the start of the container's content. */
   #value(start: number): number {
     if (this.#open.length > MAX_DEPTH) throw malformed(start, `nesting deeper than ${MAX_DEPTH}`);
     if (++this.#values >= this.#nextValues) {
@@ -232,8 +233,8 @@ class Walk {
     const type = this.#bytes[start] as number;
     const at = start + 1;
     if (type <= 0x7f || type >= 0xe0) return at;
-    if (type <= 0x8f) return this.#into(start, at, type & 0x0f, true);
-    if (type <= 0x9f) return this.#into(start, at, type & 0x0f, false);
+    if (type <= 0x8f) return this.#openContainer(start, at, type & 0x0f, true);
+    if (type <= 0x9f) return this.#openContainer(start, at, type & 0x0f, false);
     if (type <= 0xbf) return this.#string(at, type & 0x1f);
     switch (type) {
       case 0xc0:
@@ -267,13 +268,13 @@ class Walk {
       case 0xd3:
         return this.#need(at, 8);
       case 0xdc:
-        return this.#into(start, at + 2, this.#length(at, 2), false);
+        return this.#openContainer(start, at + 2, this.#length(at, 2), false);
       case 0xdd:
-        return this.#into(start, at + 4, this.#length(at, 4), false);
+        return this.#openContainer(start, at + 4, this.#length(at, 4), false);
       case 0xde:
-        return this.#into(start, at + 2, this.#length(at, 2), true);
+        return this.#openContainer(start, at + 2, this.#length(at, 2), true);
       case 0xdf:
-        return this.#into(start, at + 4, this.#length(at, 4), true);
+        return this.#openContainer(start, at + 4, this.#length(at, 4), true);
       case 0xc1:
         throw malformed(start, "the byte 0xc1, which no value starts with");
       default:
@@ -303,20 +304,20 @@ class Walk {
     return end;
   }
 
-  /** Names of fields are short, and a view of each for isUtf8 takes longer than to look at its bytes. */
+  /** A fast path for short field names: checking their bytes takes less time than creating a view for isUtf8. */
   #isShortAscii(start: number, end: number): boolean {
     if (end - start > SHORT_STRING) return false;
     for (let at = start; at < end; at++) if ((this.#bytes[at] as number) > 0x7f) return false;
     return true;
   }
 
-  #into(start: number, content: number, count: number, isMap: boolean): number {
-    // An empty one has ended.
-    if (count > 0) this.#open.push(new Open(start, content, count, isMap, this.#values));
+  #openContainer(start: number, content: number, count: number, isMap: boolean): number {
+    // An empty container needs no entry.
+    if (count > 0) this.#open.push(new OpenContainer(start, content, count, isMap, this.#values));
     return content;
   }
 
-  /** Passes over the key of a member. */
+  /** Scans the key of a member. */
   #key(at: number, keys: Set<string>): number {
     const type = this.#bytes[at] ?? 0;
     const isString = (type >= 0xa0 && type <= 0xbf) || (type >= 0xd9 && type <= 0xdb);
@@ -333,11 +334,12 @@ class Walk {
   }
 }
 
-/** Stands for a piece of ours in what msgpackr writes. Random, so that no caller's bytes can be it. */
+/** Replaces a piece in msgpackr's output. Random, so that no caller's bytes can equal it. */
 const PLACEHOLDER = randomBytes(16);
-const PLACE = Buffer.from(new Packr(PACKING).pack(PLACEHOLDER));
+/** The placeholder as msgpackr encodes it. */
+const PACKED_PLACEHOLDER = Buffer.from(new Packr(PACKING).pack(PLACEHOLDER));
 
-/** A value that is MessagePack already. */
+/** An already encoded value. */
 class Packed {
   readonly bytes: Uint8Array;
 
@@ -346,9 +348,9 @@ class Packed {
   }
 }
 
-/** msgpackr's writer, which collects the pieces that it writes placeholders for. */
+/** A msgpackr encoder that writes placeholders for pieces and collects the pieces. */
 class Packer extends Packr {
-  /** The pieces of the present value, in order. */
+  /** The pieces of the current value, in order. */
   readonly found: (Parts | Packed)[] = [];
 }
 
@@ -365,7 +367,7 @@ addPiece(Parts, (parts) => parts);
 addPiece(Packed, (packed) => packed);
 addPiece(SpelledNumber, ({ packed }) => new Packed(packed));
 
-/** The MessagePack bytes of an array of values that are MessagePack already. */
+/** Joins encoded values to an encoded array. */
 export const joinMsgpack = (values: readonly Parts[]): Parts => {
   const head = Buffer.alloc(3);
   head[0] = 0xdc;
@@ -373,11 +375,11 @@ export const joinMsgpack = (values: readonly Parts[]): Parts => {
   return new Parts([head, ...values.flatMap(({ pieces }) => pieces)]);
 };
 
-/** Makes MessagePack bytes of values, with a buffer of its own. */
+/** A MessagePack encoder with its own buffer. */
 export class MsgpackWriter {
   readonly #packer = new Packer(PACKING);
 
-  /** The bytes of a value as pieces. `Parts` become bin without a copy; `onBytes` gets the length of everything else so far. */
+  /** Encodes a value. `Parts` become bin without a copy. Calls `onBytes` with the length of everything else so far. */
   *encode(value: unknown, onBytes: (bytes: number) => void = () => {}): Turns<Parts> {
     const output: Output = { packer: this.#packer, pieces: [], bytes: 0, onBytes };
     yield* write(value, output);
@@ -408,76 +410,76 @@ function* write(value: unknown, output: Output): Turns<void> {
     } else {
       const first = pieces.length;
       pack(share.small, output);
-      // The members alone, without the count of this share.
+      // Keeps the members only, without the header of this share.
       pieces[first] = withoutHead(pieces[first] as Uint8Array);
     }
     yield;
   }
 }
 
-/** The items of an array, or the members of an object that have a value. */
+/** The number of items of an array, or of defined members of an object. */
 const sizeOf = (value: object): number => {
   if (value instanceof Members) return value.size;
   return Array.isArray(value) ? value.length : Object.values(value).filter((item) => item !== undefined).length;
 };
 
-/** What follows the head of an array or a map. */
+/** The bytes after the header of an array or a map. */
 const withoutHead = (bytes: Uint8Array): Uint8Array => {
   const type = bytes[0] as number;
   return bytes.subarray(type === 0xdc || type === 0xde ? 3 : type === 0xdd || type === 0xdf ? 5 : 1);
 };
 
-/** Appends the bytes of a small value. */
+/** Encodes a small value and appends its pieces. */
 const pack = (value: unknown, output: Output): void => {
   const { packer } = output;
   packer.found.length = 0;
-  const packed = packer.pack(withZeros(value));
+  const packed = packer.pack(withNegativeZeros(value));
   output.bytes += packed.length;
   output.onBytes(output.bytes);
-  // msgpackr uses its buffer again.
-  const text = Buffer.from(packed);
+  // Copies the bytes, because msgpackr reuses its buffer.
+  const copy = Buffer.from(packed);
   const append = (piece: Uint8Array): void => {
     if (piece.length > 0) output.pieces.push(piece);
   };
   let at = 0;
   for (const piece of packer.found) {
-    const place = text.indexOf(PLACE, at);
+    const placeholder = copy.indexOf(PACKED_PLACEHOLDER, at);
     if (piece instanceof Packed) {
-      append(text.subarray(at, place));
+      append(copy.subarray(at, placeholder));
       append(piece.bytes);
     } else {
-      // The head of a bin has room in the placeholder's.
-      text[place] = 0xc6;
-      text.writeUInt32BE(piece.length, place + 1);
-      append(text.subarray(at, place + 5));
-      // No spread: a file of very many tensors has as many pieces.
+      // The placeholder is longer than the header of a bin, which overwrites it.
+      copy[placeholder] = 0xc6;
+      copy.writeUInt32BE(piece.length, placeholder + 1);
+      append(copy.subarray(at, placeholder + 5));
+      // A loop, not a spread: the blob of very many tensors has very many pieces.
       for (const part of piece.pieces) output.pieces.push(part);
     }
-    at = place + PLACE.length;
+    at = placeholder + PACKED_PLACEHOLDER.length;
   }
-  append(text.subarray(at));
-  // They may be views of a call's memory.
+  append(copy.subarray(at));
+  // Releases the pieces, which may be views of a call's memory.
   packer.found.length = 0;
 };
 
-/** A value whose lists with a zero below zero are packed: msgpackr writes a zero as an integer, and so loses its sign. */
-const withZeros = (value: unknown): unknown => {
-  if (!hasZeros(value)) return value;
-  if (!Array.isArray(value)) return Object.fromEntries(Object.entries(value as object).map(([key, item]) => [key, withZeros(item)]));
-  return value.some(isNegativeZero) ? new Packed(numbers(value)) : value.map(withZeros);
+/** Encodes lists that contain -0 in advance, because msgpackr writes zero as an integer and loses its sign. */
+const withNegativeZeros = (value: unknown): unknown => {
+  if (!hasNegativeZero(value)) return value;
+  if (!Array.isArray(value)) return Object.fromEntries(Object.entries(value as object).map(([key, item]) => [key, withNegativeZeros(item)]));
+  return value.some(isNegativeZero) ? new Packed(packNumbers(value)) : value.map(withNegativeZeros);
 };
 
-const hasZeros = (value: unknown): boolean => {
+const hasNegativeZero = (value: unknown): boolean => {
   if (typeof value !== "object" || value === null || value instanceof Parts || value instanceof Uint8Array) return false;
-  if (Array.isArray(value)) return value.some(isNegativeZero) || value.some(hasZeros);
-  for (const key in value) if (hasZeros((value as Record<string, unknown>)[key])) return true;
+  if (Array.isArray(value)) return value.some(isNegativeZero) || value.some(hasNegativeZero);
+  for (const key in value) if (hasNegativeZero((value as Record<string, unknown>)[key])) return true;
   return false;
 };
 
 const isNegativeZero = (value: unknown): boolean => Object.is(value, -0);
 
-/** Numbers as float64. NaN and infinities are their names. */
-const numbers = (values: readonly (number | string)[]): Buffer => {
+/** Encodes a list of numbers as float64. NaN and infinities are given, and encoded, as strings. */
+const packNumbers = (values: readonly (number | string)[]): Buffer => {
   const bytes = Buffer.allocUnsafe(5 + values.length * MAX_NUMBER_BYTES);
   bytes[0] = 0xdd;
   let at = bytes.writeUInt32BE(values.length, 1);

@@ -1,6 +1,6 @@
 /**
- * The safetensors format: 8 bytes of header length (little-endian), the header in JSON, then the tensors' bytes. The reader
- * is strict (every byte accounted for once); the writer is canonical (equal tensors give equal bytes).
+ * The safetensors format: 8 bytes of header length (little-endian), the header in JSON, then the tensors' bytes. The reader is
+ * strict: every byte must belong to exactly one tensor. The writer is canonical: equal tensors give equal bytes.
  * Format: https://github.com/huggingface/safetensors, section "Format".
  */
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
@@ -9,9 +9,9 @@ import { bytesOf, elementsOf, isCountable, rankOf } from "./dtype.ts";
 import { atOnce, sorted, TURN_ITEMS, TURN_PASSES, type Turns } from "./turns.ts";
 
 const LENGTH_BYTES = 8;
-/** The limit of the safetensors library. */
+/** The safetensors library's limit. */
 export const MAX_HEADER_BYTES = 100_000_000;
-/** Headers are padded with spaces to a multiple of this, so that the tensors are aligned in a file. */
+/** Headers are padded with spaces to a multiple of this, which aligns the tensors. */
 const HEADER_ALIGNMENT = 8;
 const MAX_DIMENSIONS = 32;
 
@@ -21,12 +21,12 @@ export interface TensorInfo {
   readonly shape: readonly number[];
   readonly elements: number;
   readonly bytes: number;
-  /** Where the tensor's bytes start in the file. */
+  /** The offset of the tensor's bytes in the file. */
   readonly offset: number;
 }
 
 export interface Safetensors {
-  /** The header with its length in front; undefined for tensors that came without one. */
+  /** The bytes of the length field and the header. Undefined for tensors that were not given as a file. */
   readonly header: Buffer | undefined;
   readonly metadata: ReadonlyMap<string, string>;
   readonly tensors: readonly TensorInfo[];
@@ -34,11 +34,11 @@ export interface Safetensors {
 
 type Corrupt = (expected: string, found: string) => StepdError;
 
-/** Where a file's header ends by the length in front of it, which may be behind the end of the file; infinite where there is none. */
+/** The end of the header according to its length field, perhaps beyond the file. Infinite if the length is missing or above 4 GiB. */
 export const headerEnd = (file: Buffer): number =>
   file.length < LENGTH_BYTES || file.readUInt32LE(4) > 0 ? Number.POSITIVE_INFINITY : LENGTH_BYTES + file.readUInt32LE(0);
 
-/** Reads the header of a file. Throws `code` naming `field` for anything that the format forbids. */
+/** Reads and checks the header of a file. Throws an error with `code` and `field` for an invalid file. */
 export const readSafetensors = (file: Buffer, field: string, code: ErrorName): Safetensors => atOnce(readSafetensorsInTurns(file, field, code));
 
 export function* readSafetensorsInTurns(file: Buffer, field: string, code: ErrorName): Turns<Safetensors> {
@@ -66,23 +66,23 @@ export function* readSafetensorsInTurns(file: Buffer, field: string, code: Error
   return { header: file.subarray(0, dataStart), metadata, tensors };
 }
 
-/** Reads the header whose end is at `dataStart`: a piece of its text, then the entries of that piece. */
+/** Reads the header, which ends at `dataStart`, in pieces: parses a piece of the text, then reads the entries in it. */
 function* readEntries(file: Buffer, dataStart: number, field: string, corrupt: Corrupt): Turns<Pick<Safetensors, "metadata" | "tensors">> {
   if (file[LENGTH_BYTES] !== 0x7b) throw corrupt("a header that starts with {", dataStart === LENGTH_BYTES ? "an empty header" : `byte ${file[LENGTH_BYTES]}`);
   const metadata = new Map<string, string>();
   const tensors: TensorInfo[] = [];
   const names = new Set<string>();
   let values = 0;
-  let odd: string | undefined;
+  let nonDigit: string | undefined;
   const parse = (text: Buffer): Record<string, unknown> => {
     try {
-      let here = 0;
+      let pieceValues = 0;
       const found = parseHeader(text, (count) => {
-        here = count;
+        pieceValues = count;
         if (count > MAX_PIECE_VALUES) throw new Error(`more than ${MAX_PIECE_VALUES} values in an entry`);
       });
-      values += here;
-      odd ??= found.odd;
+      values += pieceValues;
+      nonDigit ??= found.nonDigit;
       const entries = found.value as Record<string, unknown>;
       if (Object.keys(entries).length === 0 && text.length < dataStart - LENGTH_BYTES) throw new Error("a comma without a member behind it");
       if (values > MAX_VALUES) throw new Error(`more than ${MAX_VALUES} values`);
@@ -102,14 +102,14 @@ function* readEntries(file: Buffer, dataStart: number, field: string, corrupt: C
       if (names.size % TURN_ITEMS === 0) yield;
     }
   }
-  // The format's own library reads such numbers as no sizes.
-  if (odd !== undefined) throw corrupt("sizes and offsets that are written as digits alone", odd);
+  // The safetensors library does not accept sizes with a sign, point or exponent.
+  if (nonDigit !== undefined) throw corrupt("sizes and offsets that are written as digits alone", nonDigit);
   return { metadata, tensors };
 }
 
 const METADATA = "__metadata__";
 
-/** Values in one piece of a header: more than its entries can have, and than `__metadata__` needs. */
+/** The most values of one piece of a header: more than valid entries and `__metadata__` need. */
 const MAX_PIECE_VALUES = 2 ** 18;
 
 const readMetadata = (given: unknown, metadata: Map<string, string>, corrupt: Corrupt): void => {
@@ -149,7 +149,7 @@ export interface TensorDescription {
   readonly shape: readonly number[];
 }
 
-/** Orders strings as their UTF-8 bytes, which is what other languages sort by; JavaScript's own order puts U+E000 and above before surrogates. */
+/** Compares strings by their UTF-8 bytes, as other languages do. JavaScript compares UTF-16 units, which sorts U+E000 and above after surrogates. */
 export const compareUtf8 = (a: string, b: string): number => {
   for (let i = 0; i < a.length && i < b.length; i++) {
     const left = a.charCodeAt(i);
@@ -161,10 +161,10 @@ export const compareUtf8 = (a: string, b: string): number => {
 
 const orderOf = (unit: number): number => (unit < 0xd800 ? unit : unit < 0xe000 ? unit + 0x2000 : unit - 0x800);
 
-/** The canonical order: by dtype as the safetensors library does (I64 first, which keeps all aligned), then by the bytes of the name. */
+/** The canonical order: by dtype as in the safetensors library (wide dtypes first, which keeps tensors aligned), then by the bytes of the name. */
 export const compareCanonical = (a: TensorDescription, b: TensorDescription): number => rankOf(b.dtype) - rankOf(a.dtype) || compareUtf8(a.name, b.name);
 
-/** The canonical header, with its length in front, of tensors that follow in the given order without gaps. */
+/** Writes the length field and the canonical header for tensors that follow in the given order without gaps. */
 export const writeHeader = (metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Buffer =>
   atOnce(writeHeaderInTurns(metadata, tensors));
 
@@ -178,7 +178,7 @@ export function* writeHeaderInTurns(metadata: Readonly<Record<string, string>>, 
     offset += elementsOf(shape) * (bytesOf(dtype) as number);
     text += `,${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [start, offset] })}`;
     if (index % TURN_ITEMS < TURN_ITEMS - 1) continue;
-    // Short texts become bytes at once, so that the whole header is there as a text at no time.
+    // Encodes the text every few entries, so that the whole header never exists as a string.
     pieces.push(Buffer.from(text));
     text = "";
     yield;

@@ -1,4 +1,4 @@
-/** Checks values against schemas/, and says of what does not pass which field it is, what was expected and what was found. */
+/** Validates values against schemas/. Errors name the field, the expected and the found value. */
 import type { ErrorObject, ValidateFunction } from "ajv";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { atOnce, type Turns } from "../codec/turns.ts";
@@ -10,38 +10,38 @@ const ajv = new Ajv2020({ discriminator: true, strict: true, strictRequired: fal
 ajv.addKeyword({ keyword: "blob", validate: (_: unknown, value: unknown) => typeof value === "symbol" || typeof value === "string" });
 ajv.addVocabulary(["tsType"]);
 for (const schema of schemas) ajv.addSchema(schema);
-// All at boot, so that the first call is as fast as the next and a wrong schema stops the start.
-const checks = new Map(schemas.map(({ $id }) => [$id as string, ajv.getSchema($id)]));
+// Compiles all schemas at boot, so that the first call is fast and an invalid schema prevents the start.
+const validators = new Map(schemas.map(({ $id }) => [$id as string, ajv.getSchema($id)]));
 
-/** Throws INVALID_PARAMS unless the value passes the schema. `prefix` is the JSON pointer of the value. */
+/** Throws INVALID_PARAMS unless the value is valid by the schema. `prefix` is the JSON pointer of the value. */
 export const validate = (schema: string, value: unknown, prefix = ""): void => atOnce(validateInTurns(schema, value, prefix));
 
-/** Values of lists that are checked between two yields. */
+/** The list items checked between two yields. */
 const SHARE_ITEMS = 16384;
 
-/** Fields of an object. A map of tensors may have more: so many of its members are checked between two yields. */
+/** The most fields of an object. A map of tensors may have more; this many of its members are checked between two yields. */
 const MAX_FIELDS = 1024;
 
-/** Fields of all objects that are checked at once. */
+/** The most fields of all objects that are checked at once. */
 const MAX_ALL_FIELDS = 2 ** 17;
 
 /** The fields of calls that may be maps of tensors. */
-const MAPS: readonly unknown[] = ["params", "grads", "tensors"];
+const MAP_FIELDS: readonly unknown[] = ["params", "grads", "tensors"];
 
-/** Where a part of a value is: the keys that lead to it. */
+/** The path to a part of a value: its keys and indexes. */
 type Path = readonly (string | number)[];
 
-/** A list or a map of which a share has been checked: the rest is to be. */
+/** A long list or map. Its first share is checked with the rest of the value, its other shares afterwards. */
 interface Long {
   readonly path: Path;
   readonly value: readonly unknown[] | Readonly<Record<string, unknown>>;
-  /** Of a map. */
+  /** The keys of a map. */
   readonly keys: readonly string[];
 }
 
-/** As `validate`, a share of each long list and map at a time: in the schemas, their members say nothing of each other. */
+/** Does what `validate` does, one share of each long list and map at a time. No schema relates the members of a list or map to each other. */
 export function* validateInTurns(schema: string, value: unknown, prefix = ""): Turns<void> {
-  const check = checks.get(schema);
+  const check = validators.get(schema);
   if (!check) throw new Error(`there is no schema ${schema}`);
   const keys = new Map<object, readonly string[]>();
   if (isObject(value)) {
@@ -49,7 +49,7 @@ export function* validateInTurns(schema: string, value: unknown, prefix = ""): T
     if (fields.length > MAX_FIELDS) throw tooMany(prefix, MAX_FIELDS, fields.length);
     for (const field of fields) {
       const member = (value as Readonly<Record<string, unknown>>)[field];
-      if (!MAPS.includes(field) || !isObject(member)) continue;
+      if (!MAP_FIELDS.includes(field) || !isObject(member)) continue;
       const names = keysOf(member);
       keys.set(member, names);
       if (names.length > MAX_FIELDS) yield;
@@ -57,12 +57,12 @@ export function* validateInTurns(schema: string, value: unknown, prefix = ""): T
   }
   const { copy, long } = firstShares(value, [], prefix, 0, keys);
   if (!check(copy)) throw explain(wholeErrors(check.errors ?? [], long, [], 0), prefix);
-  yield* checkRest(check, copy, long, prefix);
+  yield* checkOtherShares(check, copy, long, prefix);
 }
 
-/** Checks what first shares have left, a share at a time. `whole` is the value with the first shares. */
-function* checkRest(check: ValidateFunction, whole: unknown, rest: readonly Long[], prefix: string): Turns<void> {
-  for (const { path, value, keys } of rest) {
+/** Checks the other shares of long lists and maps, one at a time. `whole` is the value with first shares only. */
+function* checkOtherShares(check: ValidateFunction, whole: unknown, longParts: readonly Long[], prefix: string): Turns<void> {
+  for (const { path, value, keys } of longParts) {
     const isList = Array.isArray(value);
     const count = isList ? value.length : keys.length;
     const endOf = (at: number): number => (isList ? at + SHARE_ITEMS : shareEnd(value as Readonly<Record<string, unknown>>, keys, at));
@@ -74,30 +74,30 @@ function* checkRest(check: ValidateFunction, whole: unknown, rest: readonly Long
         : Object.fromEntries(keys.slice(at, end).map((key) => [key, (value as Readonly<Record<string, unknown>>)[key]]));
       const start = isList ? at : 0;
       const { copy, long } = firstShares(share, path, prefix, start);
-      const around = alone(whole, path, copy);
-      if (!check(around)) throw explain(wholeErrors(check.errors ?? [], long, path, start), prefix);
-      yield* checkRest(check, around, long, prefix);
+      const candidate = withOnlyPart(whole, path, copy);
+      if (!check(candidate)) throw explain(wholeErrors(check.errors ?? [], long, path, start), prefix);
+      yield* checkOtherShares(check, candidate, long, prefix);
     }
   }
 }
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Uint8Array);
 
-/** The keys of a map. Members that are no objects come first: a schema tells by them what the map is. */
+/** The keys of a map. Members that are not objects come first, because a schema distinguishes the kinds of maps by them. */
 const keysOf = (map: object): readonly string[] => {
   const keys = Object.keys(map);
   const isMember = (key: string): boolean => isObject((map as Readonly<Record<string, unknown>>)[key]);
   return keys.every(isMember) ? keys : [...keys.filter((key) => !isMember(key)), ...keys.filter(isMember)];
 };
 
-/** Where the share of a map ends that starts at an index of its keys. */
+/** The end index of the share of a map that starts at key index `start`. */
 const shareEnd = (map: Readonly<Record<string, unknown>>, keys: readonly string[], start: number): number => {
-  const most = Math.min(start + MAX_FIELDS, keys.length);
+  const maxEnd = Math.min(start + MAX_FIELDS, keys.length);
   let items = 0;
   let end = start;
-  for (; end < most; end++) {
+  for (; end < maxEnd; end++) {
     const member = map[keys[end] as string];
-    // A blob may be here, whose bytes are no members.
+    // isObject excludes blobs, whose bytes are not members.
     if (isObject(member)) for (const key in member) items += lengthOf((member as Readonly<Record<string, unknown>>)[key]);
     if (items > SHARE_ITEMS && end > start) break;
   }
@@ -109,33 +109,33 @@ const lengthOf = (value: unknown): number => (Array.isArray(value) ? value.lengt
 const tooMany = (field: string, most: number, found: number): StepdError =>
   StepdError.mismatch("INVALID_PARAMS", field, `at most ${most} fields`, String(found));
 
-/** A part in what is around it, without what is long there and checked by itself. Of a list, the part's item is the only one. */
-const alone = (whole: unknown, [field, ...path]: Path, part: unknown): unknown => {
+/** The whole value with the part at a path, and with all other lists and maps emptied, because they are checked by themselves. */
+const withOnlyPart = (whole: unknown, [field, ...path]: Path, part: unknown): unknown => {
   if (field === undefined) return part;
-  const around = Object.fromEntries(Object.entries(whole as object).map(([name, value]) => [name, shortened(name, value)]));
+  const result = Object.fromEntries(Object.entries(whole as object).map(([name, value]) => [name, emptied(name, value)]));
   const member = (whole as Readonly<Record<string, unknown>>)[field];
-  // Of a map of tensors, one is enough.
-  const [name, ...inner] = MAPS.includes(field) ? path : [];
-  around[field] = name === undefined ? placed(member, path, part) : { [name]: placed((member as Readonly<Record<string, unknown>>)[name], inner, part) };
-  return around;
+  // In a map of tensors, keeps only the tensor that contains the part.
+  const [name, ...inner] = MAP_FIELDS.includes(field) ? path : [];
+  result[field] = name === undefined ? replaced(member, path, part) : { [name]: replaced((member as Readonly<Record<string, unknown>>)[name], inner, part) };
+  return result;
 };
 
-const shortened = (field: string, value: unknown): unknown => {
+const emptied = (field: string, value: unknown): unknown => {
   if (Array.isArray(value)) return [];
-  return MAPS.includes(field) && isObject(value) ? {} : value;
+  return MAP_FIELDS.includes(field) && isObject(value) ? {} : value;
 };
 
-/** A value with another part in a place. */
-const placed = (whole: unknown, [key, ...path]: Path, part: unknown): unknown => {
+/** A copy of a value with the part at a path replaced. A list on the path keeps only that item. */
+const replaced = (whole: unknown, [key, ...path]: Path, part: unknown): unknown => {
   if (key === undefined) return part;
-  const inner = placed((whole as Readonly<Record<string | number, unknown>> | undefined)?.[key], path, part);
+  const inner = replaced((whole as Readonly<Record<string | number, unknown>> | undefined)?.[key], path, part);
   return typeof key === "number" ? [inner] : { ...(whole as object), [key]: inner };
 };
 
 /**
- * A value with the first shares of what is long in it, the rest of which is in `long`, and with symbols for its blobs. To a schema
- * bytes would be an object with a property for each byte, and to look at these takes a hundred times the memory of the bytes.
- * A list starts at an index of its whole. Of some maps the keys are known already.
+ * Copies a value with only the first share of each long list or map, which it also returns in `long`. Blobs become symbols: ajv
+ * would treat them as objects with a property per byte, at a hundred times their memory. `start` is the index of a list's first
+ * item in its whole list; `known` has the keys of some maps.
  */
 const firstShares = (
   value: unknown,
@@ -155,7 +155,7 @@ const firstShares = (
       const first = place === path ? start : 0;
       return share.some((member) => typeof member === "object") ? share.map((member, index) => visit(member, [...place, first + index])) : share;
     }
-    const isMap = place.length === 1 && MAPS.includes(place[0]);
+    const isMap = place.length === 1 && MAP_FIELDS.includes(place[0]);
     const keys = isMap ? (known.get(item) ?? keysOf(item)) : Object.keys(item);
     if (!isMap && keys.length > MAX_FIELDS) throw tooMany(prefix + pointerOf(place), MAX_FIELDS, keys.length);
     const end = isMap ? shareEnd(item as Record<string, unknown>, keys, 0) : keys.length;
@@ -163,7 +163,7 @@ const firstShares = (
     fields += end;
     if (fields > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, fields);
     if (isLong) long.push({ path: place, value: item as Record<string, unknown>, keys });
-    // What holds no blob and is not long is not copied.
+    // Copies an object only if it is long or contains a blob.
     let copy: Record<string, unknown> | undefined = isLong ? {} : undefined;
     for (const key of isLong ? keys.slice(0, end) : keys) {
       const member = (item as Record<string, unknown>)[key];
@@ -190,7 +190,7 @@ const COMPARISONS: Readonly<Record<string, string>> = {
 
 type Alternative = { readonly type?: string | readonly string[]; readonly enum?: readonly unknown[]; readonly minimum?: number };
 
-/** What a schema of some types or of some values asks for. */
+/** The expected value of an error, for a schema of types or of an enum. */
 const expectedBy = ({ type = [], enum: values }: Alternative): string => {
   if (values) return `one of ${values.join(", ")}`;
   return [type]
@@ -218,7 +218,7 @@ const moved = (pointer: string, start: number): string => {
 const explain = (found: readonly ErrorObject[], prefix: string): StepdError => {
   const [first] = found;
   if (!first) throw new Error("a schema was not met, and nothing says why");
-  // Of alternatives each has its error; that of the whole follows.
+  // ajv reports an error for each alternative and then one for the whole anyOf.
   const whole = found.find(({ keyword, instancePath }) => keyword === "anyOf" && instancePath === first.instancePath);
   if (!whole) return explainOne(first, prefix);
   const alternatives = (whole.schema as readonly Alternative[]).map(
@@ -228,7 +228,7 @@ const explain = (found: readonly ErrorObject[], prefix: string): StepdError => {
 };
 
 const explainOne = ({ keyword, instancePath, params, data, parentSchema, propertyName }: ErrorObject, prefix: string): StepdError => {
-  // Of a member's name the error is the object's.
+  // For an invalid property name ajv reports the object's path, so the name is appended.
   const field = prefix + instancePath + (propertyName === undefined ? "" : `/${pointerEscape(propertyName)}`);
   const invalid = (expected: string, found: string, at = field): StepdError => StepdError.mismatch("INVALID_PARAMS", at, expected, found);
   const comparison = COMPARISONS[keyword];

@@ -1,21 +1,21 @@
-/** Connections of one server: how many there are, what each waits for, and what ends before a call begins. */
+/** The connections of one server: their number, their limits, and refusals before a call begins. */
 import type { ServerResponse } from "node:http";
 import type { Server, Socket } from "node:net";
 import type { Refusal, Telemetry } from "../telemetry/telemetry.ts";
 import type { Limits } from "./_types.ts";
 
-/** Connections over the limit that get an answer. More are closed without one. */
-const SPARE_CONNECTIONS = 64;
+/** Connections over the limit that still receive an error reply. Further ones are closed without one. */
+const SURPLUS_CONNECTIONS = 64;
 
-/** How long such a connection may last, in ms. */
-const SPARE_MS = 5000;
+/** The lifetime of a connection over the limit, in ms. */
+const SURPLUS_MS = 5000;
 
-/** Requests of one connection that may wait for their replies; up to twice as many before it is noticed. Each takes about 8 KiB. */
+/** The most pipelined requests of one connection that wait for replies, about 8 KiB each. The check allows up to twice as many. */
 const MAX_PIPELINED = 128;
 
 interface Pipeline {
   requests: number;
-  /** The reply to a request of MAX_PIPELINED requests ago. Weak: replies that are out are nobody's. */
+  /** The reply to the request MAX_PIPELINED requests ago. A weak reference, so that sent replies can be collected. */
   earlier: WeakRef<ServerResponse>;
 }
 
@@ -24,7 +24,7 @@ export class Connections {
   readonly #limit: number;
   #open = 0;
   readonly #surplus = new WeakSet<Socket>();
-  /** Calls that wait for their result; pipelined ones share a connection. To stop and start the timer of each cost 1 % of a small step. */
+  /** The number of computing calls per connection. Stopping and starting the idle timer for each call instead cost 1 % of a small step. */
   readonly #computing = new WeakMap<Socket, number>();
   readonly #pipelines = new WeakMap<Socket, Pipeline>();
   readonly #silent = new WeakSet<Socket>();
@@ -34,9 +34,9 @@ export class Connections {
     this.#limit = maxConnections;
   }
 
-  /** Counts the connections of a server, and what node refuses by itself. */
+  /** Counts the connections of a server, and the refusals that Node sends itself. */
   watch(server: Server, isTls: boolean): void {
-    server.maxConnections = this.#limit + SPARE_CONNECTIONS;
+    server.maxConnections = this.#limit + SURPLUS_CONNECTIONS;
     server.on("drop", () => this.#telemetry.countRefusal("CONNECTIONS"));
     server.on("connection", (socket: Socket) => {
       this.#open++;
@@ -44,7 +44,7 @@ export class Connections {
     });
     server.on(isTls ? "secureConnection" : "connection", (socket: Socket) => {
       if (this.#open > this.#limit) this.#markSurplus(socket);
-      // Not by clientError: with a listener for that node answers nothing. It ends the connection with the same error.
+      // Listens on the socket, because with a clientError listener Node would not reply. The socket fails with the same error.
       socket.on("error", ({ code = "" }: NodeJS.ErrnoException) => {
         const reason = reasonOf(code);
         if (reason) this.#telemetry.countRefusal(reason);
@@ -53,7 +53,7 @@ export class Connections {
     server.on("tlsClientError", ({ code }: NodeJS.ErrnoException) => {
       if (code !== "ECONNRESET") this.#telemetry.countRefusal("TLS_HANDSHAKE");
     });
-    // Without a listener node closes the connection and says nothing.
+    // Without a listener Node would close the connection without a reply.
     server.on("connect", (_, socket: Socket) => {
       this.#telemetry.countRefusal("MALFORMED");
       socket.on("error", () => {});
@@ -64,19 +64,19 @@ export class Connections {
   #markSurplus(socket: Socket): void {
     this.#surplus.add(socket);
     this.#telemetry.countRefusal("CONNECTIONS");
-    const timer = setTimeout(() => socket.destroy(), SPARE_MS).unref();
+    const timer = setTimeout(() => socket.destroy(), SURPLUS_MS).unref();
     socket.once("close", () => clearTimeout(timer));
   }
 
-  /** Whether a connection is one too many: its calls are refused, and it is closed. */
+  /** True for a connection over the limit: its calls are refused, and it is closed. */
   isSurplus(socket: Socket): boolean {
     return this.#surplus.has(socket);
   }
 
-  /** A call of this connection waits for its result until what this returns is disposed of. */
+  /** Marks a call of the connection as computing, until the returned object is disposed. */
   compute(socket: Socket): Disposable {
-    const count = (more: 1 | -1): void => {
-      this.#computing.set(socket, (this.#computing.get(socket) ?? 0) + more);
+    const count = (change: 1 | -1): void => {
+      this.#computing.set(socket, (this.#computing.get(socket) ?? 0) + change);
     };
     count(1);
     return { [Symbol.dispose]: () => count(-1) };
@@ -86,7 +86,7 @@ export class Connections {
     return (this.#computing.get(socket) ?? 0) > 0;
   }
 
-  /** Notes a request. Ends the connection, and returns true, if too many of it wait for their replies. */
+  /** Counts a request. Closes the connection and returns true if too many of its requests wait for replies. */
   cutFlooded(socket: Socket, res: ServerResponse): boolean {
     if (socket.destroyed) return true;
     if (!this.#isFlooded(socket, res)) return false;
@@ -107,7 +107,7 @@ export class Connections {
     return earlier !== undefined && !earlier.writableFinished && !earlier.destroyed;
   }
 
-  /** Closes a connection that nothing has come from and nothing could be sent to. */
+  /** Closes a connection without traffic in either direction. */
   cutSilent(socket: Socket): void {
     this.#silent.add(socket);
     socket.destroy();
@@ -118,7 +118,7 @@ export class Connections {
   }
 }
 
-/** Of what node's parser refuses: 408, 431, and 400 or 413. Undefined where the caller went away, also where node calls that malformed. */
+/** The refusal reason for an error of Node's parser. Undefined if the caller disconnected, which Node may report as malformed. */
 const reasonOf = (code: string): Refusal | undefined => {
   if (code === "ERR_HTTP_REQUEST_TIMEOUT") return "SLOW_REQUEST";
   if (code === "HPE_HEADER_OVERFLOW") return "HEADERS_TOO_LARGE";

@@ -1,55 +1,58 @@
-/** What the HTTP room needs from rooms that it does not know. */
+/** The interfaces through which http/ uses the arena, the tokens and the settings. */
 import type { ServerOptions } from "node:https";
 import type { Lease, Rpc } from "../rpc/rpc.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
 import type { HeapBudget, HeapShare, Reclaim } from "./heap.ts";
 
-/** Named limits of the transport. */
+/** The limits of the transport. */
 export interface Limits {
-  /** The largest compressed body, in bytes, before and after inflation. */
+  /** The largest compressed body, in bytes. */
   readonly maxCompressedBytes: number;
+  /** The largest size of a compressed body after inflation, in bytes. */
   readonly maxInflatedBytes: number;
-  /** Milliseconds until a whole request must be in. */
+  /** The longest time to receive a whole request. */
   readonly requestTimeoutMs: number;
-  /** Milliseconds without a byte in either direction until a connection is cut. */
+  /** The time without traffic after which a connection is closed. */
   readonly idleTimeoutMs: number;
-  /** Milliseconds that a connection is kept open for the next request. */
+  /** The time that a connection stays open for the next request. */
   readonly keepAliveTimeoutMs: number;
-  /** Bytes a second that a body must come with on average, after the grace, at least; its length and the request timeout may ask for more. */
+  /** The minimum average rate of a body in bytes per second, after a grace period. The request timeout requires more of a large body. */
   readonly minBodyRate: number;
   readonly maxConnections: number;
   readonly maxInFlight: number;
 }
 
-/** Gives out leases. Throws OVERLOADED or PAYLOAD_TOO_LARGE. */
+/** Admits calls by opening leases. */
 export interface Admission {
+  /** Opens a lease. Throws OVERLOADED or PAYLOAD_TOO_LARGE. */
   lease(bytes: number, heap: HeapShare): Lease;
-  /** Called for room: frees another call's memory, or returns false. */
+  /** A hook that frees another call's memory if there is no room. Set by http/. */
   reclaim: Reclaim;
 }
 
-/** Tells who calls. Throws UNAUTHENTICATED. */
+/** Authenticates callers. */
 export interface Callers {
+  /** The caller's name for an Authorization header. Throws UNAUTHENTICATED. */
   callerOf(authorization: string | undefined): string;
 }
 
 export interface Service {
   readonly admission: Admission;
-  /** Memory beside the arena. */
+  /** The budget of the JavaScript heap. */
   readonly heap: HeapBudget;
   readonly rpc: Rpc;
   readonly telemetry: Telemetry;
   readonly limits: Limits;
-  /** Undefined where anybody may call. */
+  /** Undefined if calls need no token. */
   readonly callers: Callers | undefined;
   readonly tls: ServerOptions | undefined;
   readonly corsOrigins: readonly string[];
-  /** Whether /metrics is on another port. */
+  /** True if /metrics is served by the admin server. */
   readonly hasAdmin: boolean;
-  /** Whether a balancer may send calls: false from the start of a drain on. */
+  /** True if load balancers may send calls; false from the start of a drain. */
   isReady(): boolean;
-  /** Whether new calls are refused. */
+  /** True if new calls are refused. */
   isDraining(): boolean;
-  /** What GET /v1 says. */
+  /** The reply to GET /v1. */
   info(): unknown;
 }

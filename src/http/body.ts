@@ -1,7 +1,7 @@
 /**
- * Receives bodies into leases: admission by length before a byte is read, then one copy of each chunk. A body keeps the room
- * for its length while it comes at the rate that its length and the request timeout ask for. One that falls behind gives its
- * memory back: as soon as another call needs it, and after the grace in any case.
+ * Receives bodies into leases. A body is admitted by its length before a byte is read; each chunk is copied once. A body must keep
+ * the rate that its length and the request timeout require. A late body loses its memory when another call needs it, or after a
+ * grace period.
  */
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { Socket } from "node:net";
@@ -13,34 +13,35 @@ import type { Admission, Limits } from "./_types.ts";
 import type { HeapBudget, HeapShare } from "./heap.ts";
 import type { MediaType } from "./negotiate.ts";
 
-/** The first room for a body that does not say its length; it doubles as the body grows. */
+/** The first block of a body of unknown length. It doubles as the body grows. */
 const FIRST_ROOM = 65536;
 
-/** The connection ended before the body did; nobody is there to be told. */
+/** The caller disconnected before the end of the body, so there is nobody to reply to. */
 export class ClientGone extends Error {
   override readonly name = "ClientGone";
 }
 
-/** A body has this long until its average rate must be right, in seconds. */
+/** The grace period in seconds, after which a body's average rate is enforced. */
 const GRACE_S = 10;
 
-/** How often rates are looked at, in ms; more often where the request timeout is short. */
+/** The interval of the rate check in ms. */
 const CHECK_MS = 250;
+/** The least number of rate checks per request timeout. A short timeout shortens the interval. */
 const CHECKS_PER_TIMEOUT = 10;
 
-/** Seconds that a body may do without bytes from its start on until others may have its memory: time for a `100 Continue` to go and for bytes to come. */
+/** The initial credit of a body in seconds: the time for `100 Continue` to arrive and for the first bytes to come. */
 const FIRST_CREDIT_S = 2;
 
-/** Seconds that a body which was ahead may pause. */
+/** The most seconds that a body may be ahead of its rate, and so may pause. */
 const MAX_CREDIT_S = 10;
 
-/** How long what still comes of a body that was too slow is read, in ms, so that its caller can see why. */
+/** The time in ms for which the rest of a refused slow body is still read, so that its caller receives the error. */
 export const LINGER_MS = 5000;
 
-/** Bytes that are inflated at a time. */
+/** The bytes inflated at a time. */
 const INFLATED_CHUNK = 65536;
 
-/** Zstandard frames may ask for a window of up to 2 GiB. One as large as the largest inflated body is enough for any that is taken. */
+/** The largest zstd window, as a power of two: the largest inflated body. Frames may ask for up to 2 GiB. */
 const MAX_WINDOW_LOG = 24;
 
 const INFLATERS = {
@@ -55,25 +56,25 @@ export interface Body {
   readonly bytes: Buffer;
 }
 
-/** What a call's body is, and what it may take. */
-interface Arrival {
+/** The arguments of `receive`. */
+interface ReceiveOptions {
   readonly req: Request;
   readonly res: Response;
   readonly type: MediaType;
   readonly heap: HeapShare;
-  /** Is told of the body's bytes: all of them once they are admitted, or as they come where the body does not say its length. */
-  hold(bytes: number): void;
-  /** Is told when the body is in: from then on the call waits for this server. */
-  compute(): void;
+  /** Called with admitted bytes: once with the length, or with each chunk of a body of unknown length. */
+  onAdmitted(bytes: number): void;
+  /** Called at the end of the body: from then on the call waits for the server, not for its caller. */
+  onReceived(): void;
 }
 
 export class Receiver {
   readonly #admission: Admission;
   readonly #limits: Limits;
-  readonly #incoming = new Map<Socket, Incoming>();
-  /** One timer for all bodies, because each small step would start and stop its own. */
+  readonly #incoming = new Map<Socket, IncomingBody>();
+  /** One timer for all bodies, so that small steps need not start and stop timers. */
   #timer: NodeJS.Timeout | undefined;
-  /** Bodies are inflated one after the other: each decompressor has memory of its own, up to its window. */
+  /** The last inflation. Inflations run one after the other, because each takes memory up to its window. */
   #inflated: Promise<unknown> = Promise.resolve();
 
   constructor(admission: Admission, heap: HeapBudget, limits: Limits) {
@@ -83,8 +84,8 @@ export class Receiver {
     heap.reclaim = (asking) => this.#reclaim((body) => body.heap !== asking && body.heap.held > 0);
   }
 
-  /** Receives the whole body. The caller owns the lease; on any failure it has been given back. */
-  async receive({ req, res, type, heap, hold, compute }: Arrival): Promise<Body> {
+  /** Receives a whole body. The caller owns the returned lease. On a failure the lease is already released. */
+  async receive({ req, res, type, heap, onAdmitted, onReceived }: ReceiveOptions): Promise<Body> {
     const encoding = (req.headers["content-encoding"] ?? "identity").toLowerCase();
     const isCompressed = encoding !== "identity";
     if (isCompressed && (type.format !== "json" || !Object.hasOwn(INFLATERS, encoding))) {
@@ -101,15 +102,15 @@ export class Receiver {
     if (isCompressed) admit(length ?? 0);
     else if (type.format === "json") heap.requireRoomFor(length ?? 0);
     const lease = this.#admission.lease(length ?? FIRST_ROOM, heap);
-    hold(length ?? 0);
+    onAdmitted(length ?? 0);
     try {
-      // Only now is the caller asked to send (Expect: 100-continue), after admission.
+      // Asks a caller with Expect: 100-continue to send only after admission.
       if (req.headers.expect !== undefined) res.writeContinue();
       const bytes = await this.#fill(req, lease, heap, length, (end, chunk) => {
         if (type.format === "json") admit(end);
-        if (length === undefined) hold(chunk);
+        if (length === undefined) onAdmitted(chunk);
       });
-      compute();
+      onReceived();
       requireDigest(req.headers["content-digest"], bytes);
       return { lease, bytes: isCompressed ? await this.#inflate(bytes, encoding as Encoding, lease, heap) : bytes };
     } catch (error) {
@@ -118,14 +119,14 @@ export class Receiver {
     }
   }
 
-  /** Refuses the body of a connection that has been silent for the idle time. Returns whether there is one. */
+  /** Refuses the body of an idle connection. Returns false if the connection is not sending one. */
   refuseSilent(socket: Socket): boolean {
     const body = this.#incoming.get(socket);
     body?.refuse(slow(body.received, `a byte at least every ${this.#limits.idleTimeoutMs / 1000} s (STEPD_IDLE_TIMEOUT_MS)`));
     return body !== undefined;
   }
 
-  /** Refuses all bodies that are not in yet. Returns how many there are. */
+  /** Refuses all unfinished bodies. Returns their number. */
   refuseAll(error: StepdError): number {
     const bodies = [...this.#incoming.values()];
     for (const body of bodies) body.refuse(error);
@@ -134,13 +135,13 @@ export class Receiver {
 
   #fill(req: Request, lease: Lease, heap: HeapShare, length: number | undefined, admit: (end: number, chunk: number) => void): Promise<Buffer> {
     return new Promise((resolve, reject) => {
-      // A body of unknown length moves to larger blocks as it comes.
+      // A body of unknown length moves to larger blocks as it grows.
       let { start } = lease;
-      /** From here on the lease is another's. What still comes of a refused body must not touch it. */
+      /** Stops writing into the lease, which may be released next while bytes of a refused body still arrive. */
       const stop = (): void => {
-        // Of pipelined requests the next may be coming in already.
+        // The next pipelined request may already have replaced the entry.
         if (this.#incoming.get(req.socket) === body) this.#incoming.delete(req.socket);
-        req.off("data", take).off("end", finish);
+        req.off("data", append).off("end", finish);
       };
       const fail = (error: unknown): void => {
         stop();
@@ -150,20 +151,20 @@ export class Receiver {
       };
       const finish = (): void => {
         stop();
-        // What a body of unknown length did not need is for its own computing, and for others.
+        // Frees the unused part of a growing block, for this call's computation and for others.
         lease.trim(start, body.received);
         resolve(lease.view(start, body.received));
       };
-      const lose = (): void => {
-        // A request is closed at its good end as well, where an error with its stack would be 4 % of a small step.
+      const abort = (): void => {
+        // "close" also follows a normal end, where creating an error would cost 4 % of a small step.
         if (!req.readableEnded) fail(new ClientGone("the connection ended in the middle of a body"));
       };
-      const take = (chunk: Buffer): void => {
+      const append = (chunk: Buffer): void => {
         try {
           const end = body.received + chunk.length;
           admit(end, chunk.length);
           if (end > body.room) ({ start, bytes: body.room } = lease.grow(start, body.received, end, Math.max(body.room * 2, end)));
-          // fill, not set or copy: into shared memory these are 10 times slower where the offsets differ modulo 8 (measured).
+          // `fill`, because `set` and `copy` into shared memory are 10 times slower if the offsets differ modulo 8 (measured).
           if (chunk.length > 0) lease.bytes.fill(chunk, start + body.received, start + end);
           body.received = end;
           discard(chunk);
@@ -171,16 +172,16 @@ export class Receiver {
           fail(error);
         }
       };
-      const body = new Incoming(lease, heap, length ?? FIRST_ROOM, fail);
+      const body = new IncomingBody(lease, heap, length ?? FIRST_ROOM, fail);
       this.#watch(req.socket, body);
-      req.on("data", take);
+      req.on("data", append);
       req.once("end", finish);
-      req.once("error", lose);
-      req.once("close", lose);
+      req.once("error", abort);
+      req.once("close", abort);
     });
   }
 
-  #watch(socket: Socket, body: Incoming): void {
+  #watch(socket: Socket, body: IncomingBody): void {
     this.#incoming.set(socket, body);
     if (this.#timer) return;
     const { requestTimeoutMs, minBodyRate } = this.#limits;
@@ -193,10 +194,10 @@ export class Receiver {
     }, periodMs).unref();
   }
 
-  /** Refuses the body that has the most room among those that are late, for a call that needs it. */
-  #reclaim(isCandidate: (body: Incoming) => boolean): boolean {
+  /** Refuses the largest late body, to free its memory for another call. Returns false if there is none. */
+  #reclaim(isCandidate: (body: IncomingBody) => boolean): boolean {
     const late = [...this.#incoming.values()].filter((body) => body.isLate && isCandidate(body));
-    const largest = late.reduce<Incoming | undefined>((most, body) => (most && most.room >= body.room ? most : body), undefined);
+    const largest = late.reduce<IncomingBody | undefined>((most, body) => (most && most.room >= body.room ? most : body), undefined);
     largest?.refuse(slow(largest.received, "at the rate that its length and the request timeout ask for, when another call needs its memory"));
     return largest !== undefined;
   }
@@ -213,20 +214,20 @@ const slow = (received: number, expected: string): StepdError => {
   return new StepdError("SLOW_BODY", `the body: expected ${expected}, found ${found}`, { field: "the body", expected, found, retry_after: 1 });
 };
 
-/** A body that is coming in. */
-class Incoming {
+/** A body during its upload. */
+class IncomingBody {
   readonly lease: Lease;
   readonly heap: HeapShare;
   readonly refuse: (error: unknown) => void;
-  readonly #begun = performance.now();
+  readonly #start = performance.now();
   received = 0;
-  /** Bytes that are set aside for it in the arena. */
+  /** The bytes reserved for it in the arena. */
   room: number;
-  /** Bytes that had been received at the last check. */
-  #seen = 0;
-  /** Seconds since its start, as far as this thread had the time to read. */
+  /** The bytes received by the last check. */
+  #lastReceived = 0;
+  /** Its age in seconds, counted in check periods, so that time in which this thread was busy does not count. */
   #age = 0;
-  /** Seconds that it is ahead of its rate. */
+  /** The seconds by which it is ahead of its rate. */
   #credit = FIRST_CREDIT_S;
 
   constructor(lease: Lease, heap: HeapShare, room: number, refuse: (error: unknown) => void) {
@@ -236,18 +237,18 @@ class Incoming {
     this.refuse = refuse;
   }
 
-  /** Whether it holds memory and does not come at its rate. */
+  /** True if it has fallen behind its rate. */
   get isLate(): boolean {
     return this.#credit <= 0;
   }
 
-  /** A check counts as one period, however late it is: what came while this thread was busy has not been read yet. */
+  /** Updates the credit and refuses a slow body. A late check counts as one period, because bytes that came meanwhile are not read yet. */
   check(periodS: number, timeoutS: number, minRate: number): void {
     const rate = Math.max(minRate, this.room / timeoutS, 1);
     this.#age += periodS;
-    this.#credit = Math.max(0, Math.min(MAX_CREDIT_S, this.#credit + (this.received - this.#seen) / rate - periodS));
-    this.#seen = this.received;
-    const isOver = performance.now() - this.#begun >= timeoutS * 1000;
+    this.#credit = Math.max(0, Math.min(MAX_CREDIT_S, this.#credit + (this.received - this.#lastReceived) / rate - periodS));
+    this.#lastReceived = this.received;
+    const isOver = performance.now() - this.#start >= timeoutS * 1000;
     if (isOver) this.refuse(slow(this.received, `to be in after ${timeoutS} s (STEPD_REQUEST_TIMEOUT_MS)`));
     else if (this.#age > GRACE_S && this.received < this.#age * rate) {
       this.refuse(slow(this.received, `at least ${Math.ceil(rate)} bytes a second, by its length, STEPD_REQUEST_TIMEOUT_MS and STEPD_MIN_BODY_RATE`));
@@ -256,19 +257,19 @@ class Incoming {
 }
 
 /**
- * Frees a chunk's memory at once. It lies outside the heap, and left to the garbage collector 64 MiB of chunks cost a collection
- * of the whole heap, 10 to 15 ms, and the next chunk cold memory: together a quarter of a step of 16 Mi parameters (measured).
+ * Frees a chunk's memory at once. Left to the garbage collector, 64 MiB of chunks cost a full collection of 10 to 15 ms, and new
+ * chunks get cold memory: together a quarter of a step of 16 Mi parameters (measured).
  */
 export const discard = (chunk: Buffer): void => {
   const { buffer, byteOffset, length } = chunk;
-  // Node 20 cannot. A part of a larger buffer is not this chunk's alone.
+  // Node 20 lacks `transfer`. A chunk that is part of a larger buffer must not free it.
   if (byteOffset === 0 && buffer.byteLength === length) (buffer as ArrayBuffer).transfer?.(0);
 };
 
-/** Inflates a body into the lease of its call. Each piece is counted before the next is made. */
+/** Inflates a body into its call's lease. The limits are checked after each chunk. */
 const inflate = async (bytes: Buffer, encoding: Encoding, lease: Lease, heap: HeapShare, maxBytes: number): Promise<Buffer> => {
   const stream = INFLATERS[encoding]();
-  // A copy of at most 1 MiB: zlib does not read shared memory.
+  // Copies the body, at most 1 MiB, because zlib does not read shared memory.
   stream.end(Buffer.from(bytes));
   let room = FIRST_ROOM;
   let start = lease.allocInput(room);
@@ -290,7 +291,7 @@ const inflate = async (bytes: Buffer, encoding: Encoding, lease: Lease, heap: He
   return lease.view(start, length);
 };
 
-/** Checks a Content-Digest header (RFC 9530) where it has sha-256. */
+/** Checks the sha-256 of a Content-Digest header (RFC 9530), if it has one. */
 const requireDigest = (header: string | string[] | undefined, bytes: Buffer): void => {
   if (header === undefined) return;
   const text = [header].flat().join(",");
@@ -304,12 +305,12 @@ const requireDigest = (header: string | string[] | undefined, bytes: Buffer): vo
   }
 };
 
-/** Reads the rest of a refused body and drops it, so that the caller can finish sending and see the reply. What takes too long is cut off. */
+/** Reads and drops the rest of a refused body, so that the caller can finish sending and receive the reply. Closes the connection after the timeout. */
 export const dropRest = (req: Request, timeoutMs: number): void => {
   const { socket } = req;
   const timer = setTimeout(() => socket.destroy(), timeoutMs).unref();
-  // The timer holds all of the request. Under overload there are thousands of them, and collecting garbage took all of the
-  // thread. A request whose reply is out has no close of its own when its connection ends.
+  // Clears the timer early, because it keeps the request alive: thousands of them under overload kept the garbage collector busy.
+  // Listens for the socket's "close", because a request whose reply is sent has none.
   const stop = (): void => {
     clearTimeout(timer);
     req.off("end", stop);

@@ -1,20 +1,20 @@
-/** The way of a call: admission, its body, its endpoint, its reply, and what goes into metrics and the log. */
+/** The lifecycle of a call: admission, body, endpoint, reply, metrics and log. */
 import type { Socket } from "node:net";
 import type { Request, Response } from "express";
 import { asStepdError, StepdError } from "../errors/errors.ts";
 import type { Observer } from "../rpc/rpc.ts";
 import { seconds } from "./_clock.ts";
-import { draining, type Running } from "./_running.ts";
+import { draining, type ServerContext } from "./_context.ts";
 import { ClientGone, dropRest, LINGER_MS } from "./body.ts";
 import type { Endpoint } from "./endpoints.ts";
 import { bodyType, JSON_TYPE, type MediaType, refusalType, replyType } from "./negotiate.ts";
 import { requestId } from "./pages.ts";
-import { decoding, isOut, type Reply } from "./reply.ts";
+import { decodeBody, isSent, type Reply } from "./reply.ts";
 
 /** W3C Trace Context: version, trace id, parent id, flags. */
 const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
 
-/** A call from its headers on, for metrics and the log. */
+/** A call's data for metrics and the log. */
 interface Call {
   readonly id: string;
   readonly traceparent: string | undefined;
@@ -23,15 +23,15 @@ interface Call {
   caller: string | undefined;
   method: string;
   outcome: string;
-  /** Methods called: more than one in a batch. */
+  /** The number of method calls: more than one in a batch. */
   calls: number;
 }
 
-/** What every line of the log about a call carries. */
-const logged = ({ id, traceparent, caller }: Call): Readonly<Record<string, string | undefined>> => ({ request_id: id, traceparent, caller });
+/** The fields of every log line about a call. */
+const logFields = ({ id, traceparent, caller }: Call): Readonly<Record<string, string | undefined>> => ({ request_id: id, traceparent, caller });
 
-/** Refuses a call where there are too many already, itself counted, or too many connections. */
-const requirePlace = ({ telemetry, limits, connections, finished }: Running, socket: Socket): void => {
+/** Refuses a call above the limit of concurrent calls, or on a connection above the limit of connections. */
+const requireCapacity = ({ telemetry, limits, connections, completionRate }: ServerContext, socket: Socket): void => {
   if (connections.isSurplus(socket)) {
     throw new StepdError("OVERLOADED", `This server has ${limits.maxConnections} connections, which is all that it takes at once; this one ends`, {
       expected: `at most ${limits.maxConnections} connections at once`,
@@ -42,12 +42,12 @@ const requirePlace = ({ telemetry, limits, connections, finished }: Running, soc
   if (excess <= 0) return;
   throw new StepdError("OVERLOADED", `This server has ${limits.maxInFlight} calls in hand, which is all that it takes at once`, {
     expected: `at most ${limits.maxInFlight} calls at once`,
-    retry_after: finished.retryAfter(excess),
+    retry_after: completionRate.retryAfter(excess),
   });
 };
 
-/** The way of a call. The lease is given back on every way out, after the last byte of the reply is. */
-export const answer = async (service: Running, req: Request, res: Response, endpoint: Endpoint): Promise<void> => {
+/** Runs a call from its headers to the last byte of its reply, and then releases its lease, also after a failure. */
+export const answer = async (service: ServerContext, req: Request, res: Response, endpoint: Endpoint): Promise<void> => {
   const { telemetry } = service;
   const { traceparent } = req.headers;
   const call: Call = {
@@ -62,10 +62,10 @@ export const answer = async (service: Running, req: Request, res: Response, endp
   const flight = telemetry.beginCall();
   const observe: Observer = (method, outcome, error) => {
     call.method = call.calls++ === 0 ? method : "batch";
-    // Of a batch, the first failure.
+    // A batch is recorded with its first failure.
     if (call.outcome === "ok") call.outcome = outcome;
     if (outcome === "NON_FINITE_GRADIENT") telemetry.countNonFinite();
-    if (outcome === "INTERNAL_ERROR") telemetry.log.error({ err: error, ...logged(call), method }, "a call failed");
+    if (outcome === "INTERNAL_ERROR") telemetry.log.error({ err: error, ...logFields(call), method }, "a call failed");
   };
   let type: MediaType | undefined;
   try {
@@ -73,7 +73,7 @@ export const answer = async (service: Running, req: Request, res: Response, endp
     type = replyType(req, own);
     call.caller = service.callers?.callerOf(req.headers.authorization);
     if (service.isDraining()) throw draining();
-    requirePlace(service, req.socket);
+    requireCapacity(service, req.socket);
     using heap = service.heap.open();
     using computing = new DisposableStack();
     const received = endpoint.hasBody
@@ -82,8 +82,8 @@ export const answer = async (service: Running, req: Request, res: Response, endp
           res,
           type: own,
           heap,
-          hold: (bytes) => flight.addBytes(bytes),
-          compute: () => computing.use(service.connections.compute(req.socket)),
+          onAdmitted: (bytes) => flight.addBytes(bytes),
+          onReceived: () => computing.use(service.connections.compute(req.socket)),
         })
       : { lease: service.admission.lease(0, heap), bytes: Buffer.alloc(0) };
     using lease = received.lease;
@@ -92,7 +92,7 @@ export const answer = async (service: Running, req: Request, res: Response, endp
     const body = async (): Promise<unknown> => {
       const start = performance.now();
       try {
-        return await service.decodes.run(decoding(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes)));
+        return await service.decodeQueue.run(decodeBody(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes)));
       } finally {
         telemetry.recordPhase("decode", seconds(start));
       }
@@ -105,27 +105,27 @@ export const answer = async (service: Running, req: Request, res: Response, endp
   } finally {
     flight.end();
     telemetry.recordCall(call.method, call.outcome, seconds(call.start));
-    service.finished.add(1);
+    service.completionRate.add(1);
     if (telemetry.log.isLevelEnabled("debug"))
-      telemetry.log.debug({ ...logged(call), method: call.method, outcome: call.outcome, seconds: seconds(call.start) }, "call");
+      telemetry.log.debug({ ...logFields(call), method: call.method, outcome: call.outcome, seconds: seconds(call.start) }, "call");
   }
 };
 
-const refuse = async (service: Running, req: Request, res: Response, endpoint: Endpoint, call: Call, error: unknown, type: MediaType): Promise<void> => {
+const refuse = async (service: ServerContext, req: Request, res: Response, endpoint: Endpoint, call: Call, error: unknown, type: MediaType): Promise<void> => {
   if (error instanceof ClientGone) {
     call.outcome = "CLIENT_GONE";
     return;
   }
   const known = asStepdError(error);
   call.outcome = known.code;
-  if (error !== known) service.telemetry.log.error({ err: error, ...logged(call) }, "a call failed");
+  if (error !== known) service.telemetry.log.error({ err: error, ...logFields(call) }, "a call failed");
   const reply = endpoint.refuse(service, known, type, call.id);
   const isUnread = !req.complete;
   if (isUnread) dropRest(req, known.code === "SLOW_BODY" ? Math.min(LINGER_MS, service.limits.idleTimeoutMs) : service.limits.idleTimeoutMs);
-  // Who waits for 100 Continue has sent nothing yet, and may not now.
+  // A caller that waits for 100 Continue has sent nothing, and must not send its body after the refusal.
   const isLast = isUnread ? req.headers.expect !== undefined : service.connections.isSurplus(req.socket);
   const headers = { ...reply.headers, ...(isLast && { Connection: "close" }) };
-  // Node ends the connection with the last reply, and what the caller is still sending would destroy that on its way.
+  // Keeps the connection open until the body has ended. If Node closed it with the reply, bytes still arriving would reset it, and the reply would be lost.
   if (isUnread && !isLast && !res.shouldKeepAlive) {
     res.shouldKeepAlive = true;
     const close = (): void => req.socket.destroySoon();
@@ -134,23 +134,23 @@ const refuse = async (service: Running, req: Request, res: Response, endpoint: E
   await deliver(service, res, { ...reply, headers }, call);
 };
 
-/** Sends a call's reply, and counts it if it was sent whole. A caller that takes too long to read it is cut off: it holds memory. */
-const deliver = async ({ telemetry, limits, connections, replies }: Running, res: Response, reply: Reply, call: Call): Promise<void> => {
+/** Sends a call's reply and counts it if it is sent completely. Disconnects a caller that reads too slowly, because the reply holds memory. */
+const deliver = async ({ telemetry, limits, connections, replies }: ServerContext, res: Response, reply: Reply, call: Call): Promise<void> => {
   const start = performance.now();
-  // A reply that waits behind another of its connection has no socket of its own yet.
+  // Takes the request's socket, because a pipelined reply has no socket until its turn.
   const { socket } = res.req;
   let isSlow = false;
   await replies.ready(reply);
   const sending = replies.send(res, reply);
-  // Small replies are with the system by now.
-  if (!isOut(res)) {
+  // Small replies are already sent here and need no timer.
+  if (!isSent(res)) {
     const timer = setTimeout(() => {
       isSlow = true;
       socket.destroy();
     }, limits.requestTimeoutMs);
     await sending.finally(() => clearTimeout(timer));
   }
-  if (!isOut(res)) {
+  if (!isSent(res)) {
     call.outcome = "CLIENT_GONE";
     if (isSlow || connections.wasSilent(socket)) telemetry.countRefusal("SLOW_REPLY");
     return;

@@ -1,20 +1,20 @@
-/** How calls are answered between the transport's checks and the sending: JSON-RPC, and the REST twin of each method. */
+/** The endpoints of calls: JSON-RPC, and the REST routes of the methods. */
 import type { Request } from "express";
 import { Parts } from "../codec/parts.ts";
 import { asStepdError, errors, StepdError } from "../errors/errors.ts";
 import { errorReply, type Lease, type Method, type Observer } from "../rpc/rpc.ts";
 import { seconds } from "./_clock.ts";
-import type { Running } from "./_running.ts";
+import type { ServerContext } from "./_context.ts";
 import type { HeapShare } from "./heap.ts";
 import type { MediaType } from "./negotiate.ts";
 import { errorHeaders, join, type Reply, retryHeader } from "./reply.ts";
 
-/** How calls of one address are answered: everything between the transport's checks and the sending. */
+/** Handles the calls of one route, between the transport's checks and the sending of the reply. */
 export interface Endpoint {
-  /** Whether a body comes. */
+  /** True if its requests have a body. */
   readonly hasBody: boolean;
   run(call: {
-    readonly service: Running;
+    readonly service: ServerContext;
     readonly req: Request;
     readonly lease: Lease;
     readonly heap: HeapShare;
@@ -24,11 +24,11 @@ export interface Endpoint {
     readonly caller: string | undefined;
     readonly observe: Observer;
   }): Promise<Reply>;
-  /** The reply to a failure before or outside of `run`. */
-  refuse(service: Running, error: StepdError, type: MediaType, id: string): Reply;
+  /** Creates the reply for an error before or during `run`. */
+  refuse(service: ServerContext, error: StepdError, type: MediaType, id: string): Reply;
 }
 
-const restRefuse = ({ replies }: Running, error: StepdError, type: MediaType, id: string): Reply => replies.problem(error, id, type);
+const restRefuse = ({ replies }: ServerContext, error: StepdError, type: MediaType, id: string): Reply => replies.problem(error, id, type);
 
 export const rpcCall: Endpoint = {
   hasBody: true,
@@ -43,7 +43,7 @@ export const rpcCall: Endpoint = {
     let encoded = 0;
     const finish = async (result: unknown): Promise<Parts> => {
       const parts = await timedEncode(service, result, type, (bytes) => heap.growToReply(encoded + bytes));
-      encoded += type.format === "json" ? parts.length : headBytes(parts, lease);
+      encoded += type.format === "json" ? parts.length : heapBytes(parts, lease);
       return parts;
     };
     const { status, value: reply, retryAfter } = await service.rpc.handle(value, { lease, caller }, id, observe, finish);
@@ -79,22 +79,22 @@ export const restGet = ({ name }: Method): Endpoint => ({
   hasBody: false,
   async run({ service, req, lease, heap, type, caller, observe }) {
     const result = await service.rpc.call(name, { ...req.params }, { lease, caller }, observe).catch((error) => {
-      throw inPath(error);
+      throw asPathError(error);
     });
     return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.toWire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
   refuse: restRefuse,
 });
 
-/** All parameters of a GET are in its path, and a path with a wrong one leads nowhere. */
-const inPath = (error: unknown): unknown =>
+/** Converts INVALID_PARAMS to NOT_FOUND, because all parameters of a GET are part of its path. */
+const asPathError = (error: unknown): unknown =>
   error instanceof StepdError && error.code === "INVALID_PARAMS" ? new StepdError("NOT_FOUND", error.message, error.detail) : error;
 
-/** Bytes of a reply that are no views of the arena. */
-const headBytes = ({ pieces }: Parts, lease: Lease): number =>
+/** The bytes of a reply that are not views of the arena. */
+const heapBytes = ({ pieces }: Parts, lease: Lease): number =>
   pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0);
 
-const timedEncode = async ({ telemetry, replies }: Running, value: unknown, type: MediaType, onBytes: (bytes: number) => void): Promise<Parts> => {
+const timedEncode = async ({ telemetry, replies }: ServerContext, value: unknown, type: MediaType, onBytes: (bytes: number) => void): Promise<Parts> => {
   const start = performance.now();
   const parts = await replies.encode(value, type, onBytes);
   telemetry.recordPhase("encode", seconds(start));

@@ -1,26 +1,26 @@
 /**
- * The budget of the JavaScript heap: JSON text, decoded values, headers of blobs, and replies that are no views of the arena.
- * V8 has no limit that fits one call, so all calls share one budget. Its unit is a byte of a JSON body, which takes about ten
- * bytes of memory; a value takes about 80, and plain bytes are there once or twice (measured).
+ * The budget of the JavaScript heap, shared by all calls: JSON text, decoded values, headers of blobs, and replies outside the
+ * arena. Its unit is one byte of a JSON body, which takes about ten bytes of memory. A value takes about 80 bytes of memory, and
+ * plain bytes are stored once or twice (measured).
  */
 
 import { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
 
-/** Bytes of JSON that a value counts as. */
-const BYTES_PER_VALUE = 8;
+/** The units of one value. */
+const UNITS_PER_VALUE = 8;
 
-/** Bytes of a string or a reply that count as one of a JSON body. */
-const PLAIN_SHARE = 4;
+/** The plain bytes, of strings or replies, that count as one unit. */
+const PLAIN_BYTES_PER_UNIT = 4;
 
-/** Frees memory of another call for `asking`; false if there is none to free. */
+/** Frees the memory of a call other than `asking`. Returns false if there is none to free. */
 export type Reclaim = (asking: object) => boolean;
 
 export class HeapBudget {
   readonly capacity: number;
   readonly #drainRate = new DrainRate();
   #used = 0;
-  /** Set by the owner of calls whose memory may be taken back. */
+  /** A hook that frees another call's memory. Set by the receiver, which may evict a late body. */
   reclaim: Reclaim = () => false;
 
   /** `capacity` is in bytes of JSON bodies. */
@@ -32,18 +32,18 @@ export class HeapBudget {
     return this.#used;
   }
 
-  /** What one call takes, until it is disposed of. */
+  /** Opens the share of one call, which is released on disposal. */
   open(): HeapShare {
     return new HeapShare(this);
   }
 
-  /** Throws OVERLOADED for what does not fit now. */
-  take(bytes: number, asking: object): void {
+  /** Reserves `bytes`. Throws OVERLOADED if they do not fit now. */
+  reserve(bytes: number, asking: object): void {
     this.requireFree(bytes, asking);
     this.#used += bytes;
   }
 
-  /** Throws OVERLOADED if `bytes` do not fit now. Takes nothing. */
+  /** Throws OVERLOADED if `bytes` do not fit now. Reserves nothing. */
   requireFree(bytes: number, asking: object): void {
     while (this.#used + bytes > this.capacity) {
       if (this.reclaim(asking)) continue;
@@ -59,7 +59,7 @@ export class HeapBudget {
     }
   }
 
-  give(bytes: number): void {
+  release(bytes: number): void {
     this.#used -= bytes;
     this.#drainRate.add(bytes);
   }
@@ -67,9 +67,9 @@ export class HeapBudget {
 
 export class HeapShare implements Disposable {
   readonly #budget: HeapBudget;
-  /** The largest of the body's text, its values and the reply: the one is made out of the other. */
-  #call = 0;
-  /** Headers of blobs, which come beside it. */
+  /** The maximum of the body's text, its values and the reply, which exist one after the other. */
+  #body = 0;
+  /** The headers of blobs, which exist beside these. */
   #headers = 0;
 
   constructor(budget: HeapBudget) {
@@ -77,38 +77,38 @@ export class HeapShare implements Disposable {
   }
 
   get held(): number {
-    return this.#call + this.#headers;
+    return this.#body + this.#headers;
   }
 
-  /** Refuses a body of `length` bytes that has no room now, without setting it aside: room is taken as its bytes come. */
+  /** Refuses a body of `length` bytes that does not fit now. Reserves nothing: that happens as its bytes arrive. */
   requireRoomFor(length: number): void {
     this.#requireCapacity(length);
     this.#budget.requireFree(length, this);
   }
 
-  /** Room for so many bytes of JSON text. Throws OVERLOADED, or PAYLOAD_TOO_LARGE for what never fits. */
+  /** Grows the reservation to `bytes` of JSON text in total. Throws OVERLOADED, or PAYLOAD_TOO_LARGE if it can never fit. */
   growToText(bytes: number): void {
-    const missing = bytes - this.#call;
+    const missing = bytes - this.#body;
     if (missing <= 0) return;
     this.#requireCapacity(bytes + this.#headers);
-    this.#budget.take(missing, this);
-    this.#call = bytes;
+    this.#budget.reserve(missing, this);
+    this.#body = bytes;
   }
 
-  /** Room for so many values, and so many bytes of strings that are no JSON text. */
+  /** Grows the reservation to `count` values and `stringBytes` of MessagePack strings. */
   growToValues(count: number, stringBytes: number): void {
-    this.growToText(count * BYTES_PER_VALUE + Math.ceil(stringBytes / PLAIN_SHARE));
+    this.growToText(count * UNITS_PER_VALUE + Math.ceil(stringBytes / PLAIN_BYTES_PER_UNIT));
   }
 
-  /** Room for so many bytes of a reply that are not in the arena. */
+  /** Grows the reservation to `bytes` of a reply outside the arena. */
   growToReply(bytes: number): void {
-    this.growToText(Math.ceil(bytes / PLAIN_SHARE));
+    this.growToText(Math.ceil(bytes / PLAIN_BYTES_PER_UNIT));
   }
 
-  /** Room for the header of one more blob. */
+  /** Adds a reservation for the header of one more blob. */
   addHeader(bytes: number): void {
-    this.#requireCapacity(this.#call + this.#headers + bytes);
-    this.#budget.take(bytes, this);
+    this.#requireCapacity(this.#body + this.#headers + bytes);
+    this.#budget.reserve(bytes, this);
     this.#headers += bytes;
   }
 
@@ -122,8 +122,8 @@ export class HeapShare implements Disposable {
   [Symbol.dispose](): void {
     const { held } = this;
     if (held === 0) return;
-    this.#call = 0;
+    this.#body = 0;
     this.#headers = 0;
-    this.#budget.give(held);
+    this.#budget.release(held);
   }
 }

@@ -1,4 +1,4 @@
-/** Media types: what a body is in, and what its reply shall be in. */
+/** Content negotiation: the media types of bodies and replies. */
 import { type Request, request } from "express";
 import { StepdError } from "../errors/errors.ts";
 
@@ -9,7 +9,7 @@ export interface MediaType {
 
 export const JSON_TYPE: MediaType = { format: "json", name: "application/json" };
 
-/** The first of a format is the one that is named when the caller does not. The other names of JSON are those of JSON-RPC clients. */
+/** The supported types. The first of each format is the default. JSON-RPC clients use the last two. */
 const TYPES: readonly MediaType[] = [
   JSON_TYPE,
   { format: "msgpack", name: "application/vnd.msgpack" },
@@ -21,10 +21,10 @@ const TYPES: readonly MediaType[] = [
 
 const NAMES = TYPES.map(({ name }) => name).join(", ");
 
-/** JSON is UTF-8. ASCII is a part of it, and utf8 a common misspelling. */
+/** The accepted charsets. JSON is UTF-8; ASCII is a subset of it, and "utf8" a common misspelling. */
 const CHARSETS: readonly (string | undefined)[] = [undefined, "utf-8", "utf8", "us-ascii"];
 
-const namesOf = (header: string): { readonly type: MediaType | undefined; readonly charset: string | undefined } => {
+const parseType = (header: string): { readonly type: MediaType | undefined; readonly charset: string | undefined } => {
   const [name = "", ...parameters] = header
     .toLowerCase()
     .split(";")
@@ -41,16 +41,16 @@ export const bodyType = (req: Request): MediaType => {
   const header = req.headers["content-type"] ?? "";
   const exact = TYPES.find((known) => known.name === header);
   if (exact) return exact;
-  const { type, charset } = namesOf(header);
+  const { type, charset } = parseType(header);
   if (!type) throw StepdError.mismatch("UNSUPPORTED_MEDIA_TYPE", "Content-Type", NAMES, header === "" ? "none" : header);
   if (!CHARSETS.includes(charset)) throw StepdError.mismatch("UNSUPPORTED_MEDIA_TYPE", "Content-Type", "charset utf-8", charset ?? "none");
   return type;
 };
 
-/** Parameters of a media range but its weight: a charset says nothing of JSON (RFC 8259, 11), and no type here has others. */
+/** The parameters of a media range, except its weight. They are ignored: JSON has no charset (RFC 8259, section 11), and no other type here has any. */
 const PARAMETERS = /;\s*(?!q\s*=)[\w!#$%&'*+.^`|~-]+\s*=\s*(?:"(?:[^"\\]|\\.)*"|[^\s,;"]*)/gi;
 
-/** The type that an Accept header prefers, the body's own first; undefined if it names none of them. */
+/** The type that an Accept header prefers. Among equals the body's own type wins. Undefined if none is acceptable. */
 const accepted = (accept: string, own: MediaType): MediaType | undefined => {
   const offered = [own, ...TYPES.filter((type) => type !== own)];
   const plain = Object.create(request, { headers: { value: { accept: accept.replaceAll(PARAMETERS, "") } } }) as Request;
@@ -58,7 +58,7 @@ const accepted = (accept: string, own: MediaType): MediaType | undefined => {
   return offered.find((type) => type.name === name);
 };
 
-/** The media type of the reply: what the caller accepts, its own body's first. Throws NOT_ACCEPTABLE. */
+/** The media type of the reply: the accepted type, preferably the body's own. Throws NOT_ACCEPTABLE. */
 export const replyType = (req: Request, own: MediaType = JSON_TYPE): MediaType => {
   const { accept } = req.headers;
   if (accept === undefined || accept === own.name || accept === "*/*") return own;
@@ -67,8 +67,8 @@ export const replyType = (req: Request, own: MediaType = JSON_TYPE): MediaType =
   return type;
 };
 
-/** The media type of a refusal: what the caller accepts, else what it sent, else JSON. */
+/** The media type of a refusal: an accepted type, else the type of the body, else JSON. */
 export const refusalType = ({ headers }: Request): MediaType => {
-  const own = namesOf(headers["content-type"] ?? "").type ?? JSON_TYPE;
+  const own = parseType(headers["content-type"] ?? "").type ?? JSON_TYPE;
   return headers.accept === undefined ? own : (accepted(headers.accept, own) ?? own);
 };

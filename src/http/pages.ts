@@ -1,18 +1,18 @@
-/** What is no call: health, metrics, documents, and refusals of what does not exist. */
+/** Routes that are not calls: health, metrics, documents, and 405 for other HTTP methods. */
 import { createServer, type Server } from "node:http";
 import express, { type Express, type Request, type RequestHandler, type Response } from "express";
 import { StepdError } from "../errors/errors.ts";
-import type { Running } from "./_running.ts";
+import type { ServerContext } from "./_context.ts";
 import type { Service } from "./_types.ts";
 import { refusalType } from "./negotiate.ts";
 import type { Replies, Reply } from "./reply.ts";
 
-/** Bytes of all headers of a request together. */
+/** The most bytes of a request's headers. */
 export const MAX_HEADER_BYTES = 16384;
 
 export const requestId = (res: Response): string => String(res.getHeader("X-Request-Id"));
 
-/** The problem details of a request that no method answers. */
+/** The problem details for a request that is not a call. */
 export const problemFor = (replies: Replies, req: Request, res: Response, error: StepdError): Reply => replies.problem(error, requestId(res), refusalType(req));
 
 export const addHealth = (app: Express, service: Service): void => {
@@ -25,7 +25,7 @@ export const addHealth = (app: Express, service: Service): void => {
 };
 
 export const addMetrics = (app: Express, { telemetry }: Service, ...guards: readonly RequestHandler[]): void => {
-  // Of requests at one time all get the same page.
+  // Concurrent requests share one page.
   let page: Promise<Buffer> | undefined;
   const scrape = (): Promise<Buffer> => {
     page ??= telemetry.metrics().then((text) => {
@@ -39,7 +39,7 @@ export const addMetrics = (app: Express, { telemetry }: Service, ...guards: read
   });
 };
 
-/** A server of health and metrics alone, for a port of their own. */
+/** The admin server: health and metrics on their own port. */
 export const createAdminServer = (service: Service): Server => {
   const app = express();
   app.disable("x-powered-by");
@@ -48,8 +48,8 @@ export const createAdminServer = (service: Service): Server => {
   return createServer({ maxHeaderSize: MAX_HEADER_BYTES }, app);
 };
 
-/** 405 with Allow for addresses that exist. */
-export const refuseOtherVerbs = (app: Express, { rpc, hasAdmin, replies }: Running): void => {
+/** Replies 405 with an Allow header to other HTTP methods on existing paths. */
+export const refuseOtherVerbs = (app: Express, { rpc, hasAdmin, replies }: ServerContext): void => {
   const allowed = new Map<string, string>([
     ["/rpc", "POST"],
     ...["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/openrpc.json", "/openapi.json", "/v1", ...(hasAdmin ? [] : ["/metrics"])].map(
@@ -65,13 +65,13 @@ export const refuseOtherVerbs = (app: Express, { rpc, hasAdmin, replies }: Runni
   }
 };
 
-/** The descriptions of the methods, and of this server. */
+/** Serves the OpenRPC and OpenAPI documents, and the description of this server. */
 export const addDocuments = (app: Express, { rpc, info }: Service, guard: RequestHandler): void => {
   for (const [path, document] of [
     ["/openrpc.json", rpc.openRpc],
     ["/openapi.json", rpc.openApi],
   ] as const) {
-    // Once for all replies: they are large, and wait for whoever does not read.
+    // All replies share one buffer, because the documents are large and slow readers would each hold a copy.
     const page = Buffer.from(JSON.stringify(document));
     app.get(path, guard, (_, res) => {
       res.type("json").send(page);

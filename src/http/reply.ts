@@ -1,4 +1,4 @@
-/** Sends replies: pieces written one after the other, straight from the arena, without joining them. */
+/** Encodes and sends replies. The pieces of large replies are written directly from the arena, without joining them. */
 import { createHash } from "node:crypto";
 import { finished } from "node:stream/promises";
 import type { Response } from "express";
@@ -7,14 +7,14 @@ import { decodeMsgpack, joinMsgpack, MsgpackWriter, type OnValues } from "../cod
 import type { Parts } from "../codec/parts.ts";
 import { atOnce, inTurns, type Turns } from "../codec/turns.ts";
 import { errors, type StepdError } from "../errors/errors.ts";
-import { Together } from "./_together.ts";
+import { ReplyBatcher } from "./_batcher.ts";
 import type { MediaType } from "./negotiate.ts";
 
-/** Reads the value of a body; `onValues` is told what it takes while it is counted, before it is made. */
-export const decoding = (bytes: Buffer, { format }: MediaType, onValues: OnValues): Turns<unknown> =>
+/** Decodes a body. Calls `onValues` during the scan, before any value is created. */
+export const decodeBody = (bytes: Buffer, { format }: MediaType, onValues: OnValues): Turns<unknown> =>
   format === "json" ? decodeJson(bytes, (count) => onValues(count, 0)) : decodeMsgpack(bytes, onValues);
 
-/** The bytes of an array of values that are encoded already. */
+/** Joins encoded values to an encoded array. */
 export const join = (values: readonly Parts[], { format }: MediaType): Parts => (format === "json" ? joinJson(values) : joinMsgpack(values));
 
 export interface Reply {
@@ -24,16 +24,16 @@ export interface Reply {
   readonly headers?: Headers;
 }
 
-/** Replies of up to this length are joined, because to write each piece takes longer than to copy it. */
+/** Replies up to this length are joined, because copying a piece takes less time than writing it. */
 const JOINED_BYTES = 65536;
 
 const isSmall = ({ body }: Reply): boolean => body.length <= JOINED_BYTES;
 
-/** Buffers for joined replies that are kept for the next ones: new memory for each would bring on collections of garbage. */
-const MAX_SPARE = 16;
+/** The most buffers kept for joined replies. Allocating a buffer per reply would trigger garbage collections. */
+const MAX_POOLED_BUFFERS = 16;
 
-/** Whether all of a reply is with the system. Small ones are as soon as they are sent, of which node tells a turn later, as it does of a socket that failed. */
-export const isOut = (res: Response): boolean =>
+/** True if the whole reply is handed to the operating system. Node's own flag for small replies is set only one turn later. */
+export const isSent = (res: Response): boolean =>
   res.writableFinished || (res.writableEnded && res.writableLength === 0 && res.socket?.destroyed === false && res.socket.errored === null);
 
 const digest = ({ pieces }: Parts): string => {
@@ -44,27 +44,27 @@ const digest = ({ pieces }: Parts): string => {
 
 type Headers = Readonly<Record<string, string>>;
 
-/** When to come back. */
+/** The Retry-After header. */
 export const retryHeader = (seconds: number | undefined): Headers => (seconds === undefined ? {} : { "Retry-After": String(seconds) });
 
-/** What an error says in headers. */
+/** The headers of an error reply. */
 export const errorHeaders = ({ code, detail }: StepdError): Headers => ({
   ...retryHeader(detail.retry_after),
   ...(code === "UNAUTHENTICATED" && { "WWW-Authenticate": 'Bearer realm="stepd"' }),
 });
 
-/** Makes and sends the replies of one server. */
+/** Encodes and sends the replies of one server. */
 export class Replies {
   readonly #writer = new MsgpackWriter();
-  readonly #together = new Together();
-  readonly #spare: Buffer[] = [];
+  readonly #batcher = new ReplyBatcher();
+  readonly #bufferPool: Buffer[] = [];
 
-  /** The bytes of a value; `onBytes` gets the number of those that are no views of the arena. Those of a small value are there at once. */
+  /** Encodes a value. Calls `onBytes` with the bytes so far that are not views of the arena. Returns no promise for a small value. */
   encode(value: unknown, type: MediaType, onBytes?: (bytes: number) => void): Parts | Promise<Parts> {
     return inTurns(this.#encoding(value, type, onBytes));
   }
 
-  /** The bytes of an error, which is small. */
+  /** Encodes an error without yielding, because errors are small. */
   encodeError(value: unknown, type: MediaType): Parts {
     return atOnce(this.#encoding(value, type));
   }
@@ -73,7 +73,7 @@ export class Replies {
     return format === "json" ? encodeJson(value, onBytes) : this.#writer.encode(value, onBytes);
   }
 
-  /** An error of the REST twin: problem details (RFC 9457) as application/problem+json, or in MessagePack for a caller that asks for it. */
+  /** The error reply of the REST API: problem details (RFC 9457), as application/problem+json or in MessagePack. */
   problem(error: StepdError, requestId: string, type: MediaType): Reply {
     const { code, status, title } = errors[error.code];
     const body = {
@@ -90,36 +90,36 @@ export class Replies {
     return { status, type: name, body: this.encodeError(body, type), headers: errorHeaders(error) };
   }
 
-  /** When a reply may be sent: a small one with those that are ready in the same turn of the event loop. */
+  /** Waits until a reply may be sent: a small one waits for its batch. */
   ready(reply: Reply): Promise<void> | undefined {
-    return isSmall(reply) ? this.#together.wait() : undefined;
+    return isSmall(reply) ? this.#batcher.wait() : undefined;
   }
 
-  /** Sends a reply and resolves when its last byte is out, or the caller gone: from then on the pieces' memory is free. */
+  /** Sends a reply. Resolves when its last byte is sent or the caller has disconnected; then the pieces' memory may be released. */
   async send(res: Response, reply: Reply): Promise<void> {
     const { status, type, body, headers = {} } = reply;
     if (res.headersSent || res.destroyed) return;
     const wanted = res.req.headers["want-repr-digest"];
-    // A 204 must not have a length (RFC 9110, 8.6).
-    const known: Record<string, string | number> = status === 204 ? { ...headers } : { "Content-Type": type, "Content-Length": body.length, ...headers };
-    if (typeof wanted === "string" && /(?:^|,)\s*sha-256(?!=0)/.test(wanted)) known["Repr-Digest"] = `sha-256=:${digest(body)}:`;
-    res.writeHead(status, known);
-    const room = isSmall(reply) ? this.#room(res, body.length) : undefined;
-    if (room) res.end(body.joinInto(room));
+    // A 204 must not have a Content-Length (RFC 9110, section 8.6).
+    const fields: Record<string, string | number> = status === 204 ? { ...headers } : { "Content-Type": type, "Content-Length": body.length, ...headers };
+    if (typeof wanted === "string" && /(?:^|,)\s*sha-256(?!=0)/.test(wanted)) fields["Repr-Digest"] = `sha-256=:${digest(body)}:`;
+    res.writeHead(status, fields);
+    const buffer = isSmall(reply) ? this.#buffer(res, body.length) : undefined;
+    if (buffer) res.end(body.joinInto(buffer));
     else {
       res.cork();
       for (const piece of body.pieces) res.write(piece);
       res.end();
       res.uncork();
     }
-    // What the system took at once has no need of the listeners.
-    if (!isOut(res)) await finished(res).catch(() => {}); // A caller that went away is not this server's failure.
-    if (room?.length === JOINED_BYTES && isOut(res) && this.#spare.length < MAX_SPARE) this.#spare.push(room);
+    // A reply that is sent at once needs no listeners. A disconnected caller is not this server's failure.
+    if (!isSent(res)) await finished(res).catch(() => {});
+    if (buffer?.length === JOINED_BYTES && isSent(res) && this.#bufferPool.length < MAX_POOLED_BUFFERS) this.#bufferPool.push(buffer);
   }
 
-  /** Memory to join a small reply in. One that waits behind another of its connection may wait for long: it takes no more than it needs. */
-  #room(res: Response, length: number): Buffer {
+  /** A buffer to join a small reply in. A pipelined reply, which may wait long for its turn, gets one of its exact size. */
+  #buffer(res: Response, length: number): Buffer {
     if (!res.socket) return Buffer.allocUnsafeSlow(length);
-    return this.#spare.pop() ?? Buffer.allocUnsafeSlow(JOINED_BYTES);
+    return this.#bufferPool.pop() ?? Buffer.allocUnsafeSlow(JOINED_BYTES);
   }
 }

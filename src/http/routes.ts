@@ -1,21 +1,21 @@
-/** The addresses of a server. */
+/** The routes of the server. */
 import { randomUUID } from "node:crypto";
 import cors from "cors";
 import express, { type Express, type NextFunction, type Request, type Response } from "express";
 import { asStepdError, StepdError } from "../errors/errors.ts";
-import type { Running } from "./_running.ts";
+import type { ServerContext } from "./_context.ts";
 import { answer } from "./call.ts";
 import { restGet, restPost, rpcCall } from "./endpoints.ts";
 import { addDocuments, addHealth, addMetrics, problemFor, refuseOtherVerbs, requestId } from "./pages.ts";
 
-/** Only these characters of a caller's X-Request-Id go into logs and replies. */
+/** A valid X-Request-Id. Others are replaced, because the id goes into logs and replies. */
 const REQUEST_ID = /^[\w.:-]{1,128}$/;
 
-/** How long a browser may keep what a preflight said, in seconds. */
+/** The time that a browser may cache a CORS preflight, in seconds. */
 const PREFLIGHT_SECONDS = 600;
 
-/** The Express application of a server. */
-export const createApp = (service: Running): Express => {
+/** Creates the Express application. */
+export const createApp = (service: ServerContext): Express => {
   const app = express();
   app.disable("x-powered-by");
   app.disable("etag");
@@ -37,7 +37,7 @@ export const createApp = (service: Running): Express => {
       }),
     );
   }
-  // In the order of how often they are asked for: Express tries one route after the other.
+  // The most frequent routes come first, because Express tries one after the other.
   app.post("/rpc", (req, res) => answer(service, req, res, rpcCall));
   for (const method of rpc.methods) {
     if (!method.rest?.path.startsWith("/v1/")) continue;
@@ -46,7 +46,7 @@ export const createApp = (service: Running): Express => {
     app[method.rest.verb === "GET" ? "get" : "post"](path, (req, res) => answer(service, req, res, endpoint));
   }
   addHealth(app, service);
-  /** For what has no body, so that nothing has to be read before it is refused. */
+  /** Authenticates requests without a body. */
   const guard = (req: Request, res: Response, next: NextFunction): void => {
     try {
       service.callers?.callerOf(req.headers.authorization);
@@ -64,7 +64,7 @@ export const createApp = (service: Running): Express => {
     return replies.send(res, problemFor(replies, req, res, error));
   });
   app.use((error: unknown, req: Request, res: Response, __: NextFunction) => {
-    // What Express itself refuses, for instance a malformed percent escape.
+    // Errors of Express itself, for instance for a malformed percent escape, carry a status.
     const status = (error as { status?: number }).status ?? 500;
     if (status >= 500) telemetry.log.error({ err: error, request_id: requestId(res) }, "a request failed");
     const known = status < 500 ? new StepdError("INVALID_REQUEST", `The request is malformed: ${(error as Error).message}`) : asStepdError(error);

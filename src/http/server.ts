@@ -1,10 +1,10 @@
-/** The HTTP server: node's server with the timeouts of the settings, and the application that it runs. */
+/** Creates the HTTP server: Node's server with the configured timeouts, and the Express application. */
 import { createServer, type Server } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import { OneAtATime } from "../codec/turns.ts";
 import { DrainRate } from "../errors/drain-rate.ts";
 import { Connections } from "./_connections.ts";
-import { draining } from "./_running.ts";
+import { draining } from "./_context.ts";
 import type { Service } from "./_types.ts";
 import { LINGER_MS, Receiver } from "./body.ts";
 import { MAX_HEADER_BYTES } from "./pages.ts";
@@ -17,13 +17,13 @@ export { createAdminServer } from "./pages.ts";
 export { readTls, renewTls, type Tls, type TlsFiles } from "./tls.ts";
 export { Tokens } from "./tokens.ts";
 
-/** A request that takes too long is ended late by at most this part of its time. */
+/** Node's timeout checks per timeout. A timed-out request ends late by at most one check interval. */
 const TIMEOUT_CHECKS = 10;
 
-/** A server that does not listen yet. */
+/** A server before it listens. */
 export interface HttpServer {
   readonly server: Server;
-  /** Refuses calls whose bodies are not in, because there is no more time for them. Returns how many. */
+  /** Refuses all calls with unfinished bodies, at the end of a drain. Returns their number. */
   refuseBodies(): number;
 }
 
@@ -31,24 +31,24 @@ export const createHttpServer = (service: Service): HttpServer => {
   const { limits, tls, telemetry } = service;
   const receiver = new Receiver(service.admission, service.heap, limits);
   const connections = new Connections(telemetry, limits);
-  const app = createApp({ ...service, receiver, connections, replies: new Replies(), finished: new DrainRate(), decodes: new OneAtATime() });
+  const app = createApp({ ...service, receiver, connections, replies: new Replies(), completionRate: new DrainRate(), decodeQueue: new OneAtATime() });
   const shortest = Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs);
   const options = {
     handshakeTimeout: limits.idleTimeoutMs,
-    // Node's own refusals have no body. Ours of a slow body comes first, and the 408 of slow headers before silence ends the connection.
+    // Node's own 408 has no body. So the receiver refuses slow bodies first; slow headers get Node's 408 before the idle timeout.
     requestTimeout: limits.requestTimeoutMs + 2 * LINGER_MS,
     headersTimeout: shortest - Math.ceil((2 * shortest) / TIMEOUT_CHECKS),
     keepAliveTimeout: limits.keepAliveTimeoutMs,
     maxHeaderSize: MAX_HEADER_BYTES,
-    // Node looks for requests that take too long this often, every 30 s if not told.
+    // The interval of Node's timeout check; its default is 30 s.
     connectionsCheckingInterval: Math.ceil(shortest / TIMEOUT_CHECKS),
   };
   const server = tls ? createTlsServer({ ...options, ...tls }, app) : createServer(options, app);
   connections.watch(server, tls !== undefined);
-  // With a listener of our own, a caller that waits for 100 Continue gets it after admission (body.ts), or a refusal instead.
+  // Overrides Node's automatic 100 Continue: body.ts sends it after admission, or the call is refused.
   server.on("checkContinue", app);
   server.setTimeout(limits.idleTimeoutMs, (socket) => {
-    // Only the caller's silence counts, not the time that its call waits for the workers.
+    // Closes connections only for the caller's silence, not while a call is computing.
     if (!connections.isComputing(socket) && !receiver.refuseSilent(socket)) connections.cutSilent(socket);
   });
   return { server, refuseBodies: () => receiver.refuseAll(draining()) };

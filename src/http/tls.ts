@@ -1,4 +1,4 @@
-/** TLS, and client certificates where an authority for them is given. The files are checked, and read again when they change. */
+/** TLS with optional client certificates. The files are checked, and read again when they change. */
 import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import type { ServerOptions } from "node:https";
@@ -9,24 +9,24 @@ import { watch } from "./_watch.ts";
 export interface TlsFiles {
   readonly cert: string;
   readonly key: string;
-  /** The authorities whose client certificates are taken; empty where none are asked for. */
+  /** The file of the authorities for client certificates; empty if none are required. */
   readonly clientCa: string;
 }
 
 export interface Tls {
   readonly options: ServerOptions;
-  /** The certificates of all files, for their times. */
+  /** All certificates, for their validity periods. */
   readonly certificates: readonly Certificate[];
 }
 
 const CERTIFICATE = /-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----.*?-----END (?:X509 |TRUSTED )?CERTIFICATE-----/gs;
 
-/** Reads and checks the files. Throws Error, whose message names the setting, where they are not a certificate, its key and authorities. */
+/** Reads and checks the files. Throws an Error that names the setting if a file is invalid or the key does not match. */
 export const readTls = ({ cert: certFile, key: keyFile, clientCa }: TlsFiles): Tls => {
   const [cert, chain] = readCertificates("STEPD_TLS_CERT_FILE", certFile);
   const key = readFile("STEPD_TLS_KEY_FILE", keyFile);
   const privateKey = parseKey(key);
-  // A context takes a key of another type than the certificate's, and then every handshake fails.
+  // Checks the key explicitly: a TLS context accepts a key of another type, but every handshake would fail.
   if (!chain[0]?.checkPrivateKey(privateKey)) {
     const types = [chain[0]?.publicKey.asymmetricKeyType, privateKey.asymmetricKeyType];
     throw new Error(`STEPD_TLS_KEY_FILE: expected the private key of the first certificate (${types[0]}), found another key (${types[1]})`);
@@ -41,7 +41,7 @@ export const readTls = ({ cert: certFile, key: keyFile, clientCa }: TlsFiles): T
   return { options, certificates: [...chain.map(timesOf("certificate")), ...authorities.map(timesOf("client_ca"))] };
 };
 
-/** Takes over changed files for new connections; where they do not fit together, those before stay. */
+/** Applies changed files to new connections. If they are invalid, the previous ones stay in use. */
 export const renewTls = (server: TlsServer, files: TlsFiles, onReload: (result: Tls | Error) => void): Disposable =>
   watch(pathsOf(files), () => {
     let result: Tls | Error;
@@ -64,7 +64,7 @@ const readFile = (setting: string, path: string): Buffer => {
   }
 };
 
-/** A file's bytes, and the certificates in it, at least one. */
+/** Reads a file with at least one certificate. */
 const readCertificates = (setting: string, path: string): readonly [Buffer, readonly X509Certificate[]] => {
   const bytes = readFile(setting, path);
   const blocks = bytes.toString("latin1").match(CERTIFICATE) ?? [];

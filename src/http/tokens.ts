@@ -1,6 +1,6 @@
 /**
- * Bearer tokens (RFC 6750) from a file: one `name token` a line, `#` for comments. A name may have several, so that an old one
- * goes on while callers take over a new one. The file is read again when it changes. Tokens are kept as digests only.
+ * Bearer tokens (RFC 6750) from a file: one `name token` per line, `#` for comments. A name may have several tokens, so that an old
+ * one stays valid while callers switch to a new one. The file is read again when it changes. Only digests are kept in memory.
  */
 import { createHash, timingSafeEqual } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -9,10 +9,10 @@ import { watch } from "./_watch.ts";
 
 const LINE = /^([\w.-]{1,32})\s+([A-Za-z0-9._~+/-]+=*)$/;
 
-/** A name goes into the log. What looks like a secret is none: the columns are swapped. */
+/** A name that looks like a secret, because the columns are swapped. It is refused, since names go into the log. */
 const LOOKS_SECRET = /^[0-9a-f]{16,}$/i;
 
-/** A shorter token is guessed too easily. */
+/** The least characters of a token; shorter ones are easy to guess. */
 const MIN_TOKEN_LENGTH = 16;
 
 interface Entry {
@@ -21,7 +21,7 @@ interface Entry {
 }
 
 export interface TokenEvents {
-  /** The file changed: how many tokens it has now, or why it is not taken and the old ones stay. */
+  /** Called after a change of the file, with the number of tokens, or with the error that keeps the old tokens in use. */
   onReload(result: number | Error): void;
 }
 
@@ -30,20 +30,20 @@ export class Tokens implements Disposable {
   readonly #watch: Disposable;
   #entries: readonly Entry[];
 
-  /** Reads the file. Throws Error with one sentence where it is not as it should be. */
+  /** Reads the file. Throws an Error of one sentence if it is invalid. */
   constructor(path: string, events: TokenEvents) {
     this.#path = path;
     this.#entries = parseTokens(readFileSync(path, "utf8"));
     this.#watch = watch([path], () => events.onReload(this.#reload()));
   }
 
-  /** The name of the caller whose token an Authorization header carries. Throws UNAUTHENTICATED, which never repeats what came. */
+  /** The caller's name for an Authorization header. Throws UNAUTHENTICATED, without the header's content. */
   callerOf(header: string | undefined): string {
     const token = /^Bearer +(\S+) *$/i.exec(header ?? "")?.[1];
     if (token === undefined) throw unauthenticated(header === undefined ? "none" : "something else");
     const digest = digestOf(token);
     let name: string | undefined;
-    // Every entry is compared, so that the time says nothing of which one fits.
+    // Compares all entries, so that the time does not reveal which one matches.
     for (const entry of this.#entries) if (timingSafeEqual(entry.digest, digest)) name = entry.name;
     if (name === undefined) throw unauthenticated("a token that is not known here");
     return name;
@@ -68,7 +68,7 @@ const digestOf = (token: string): Buffer => createHash("sha256").update(token).d
 const unauthenticated = (found: string): StepdError =>
   StepdError.mismatch("UNAUTHENTICATED", "Authorization", "Bearer and a token that this server knows", found);
 
-/** The tokens of a file's text. Errors name the line, never what stands there. */
+/** Parses the tokens file. Errors name the line but not its content. */
 const parseTokens = (text: string): readonly Entry[] => {
   const entries = text.split(/\r?\n/).flatMap((line, index): Entry[] => {
     const content = line.trim();

@@ -1,4 +1,4 @@
-/** What the calls of one server share. */
+/** The objects that all calls of one server share. */
 import type { OneAtATime } from "../codec/turns.ts";
 import type { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
@@ -7,14 +7,14 @@ import type { Service } from "./_types.ts";
 import type { Receiver } from "./body.ts";
 import type { Replies } from "./reply.ts";
 
-export interface Running extends Service {
+export interface ServerContext extends Service {
   readonly receiver: Receiver;
   readonly connections: Connections;
   readonly replies: Replies;
-  /** Calls that ended, for the time after which a refused one may come again. */
-  readonly finished: DrainRate;
-  /** Large bodies are read one at a time. */
-  readonly decodes: OneAtATime;
+  /** The rate of finished calls, for the retry_after of refused ones. */
+  readonly completionRate: DrainRate;
+  /** Decodes large bodies one at a time. */
+  readonly decodeQueue: OneAtATime;
 }
 
 export const draining = (): StepdError => new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });

@@ -2,12 +2,12 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setImmediate as turn } from "node:timers/promises";
-import { Together } from "../../src/http/_together.ts";
+import { ReplyBatcher } from "../../src/http/_batcher.ts";
 
 /** Starts `count` waits. Returns how many have ended before the end of the turn, and how many after it. */
-const waitAll = async (together: Together, count: number): Promise<{ readonly before: number; readonly after: number }> => {
+const waitAll = async (batcher: ReplyBatcher, count: number): Promise<{ readonly before: number; readonly after: number }> => {
   let gone = 0;
-  const all = Array.from({ length: count }, () => together.wait().then(() => gone++));
+  const all = Array.from({ length: count }, () => batcher.wait().then(() => gone++));
   await Promise.resolve();
   await Promise.resolve();
   const before = gone;
@@ -18,7 +18,7 @@ const waitAll = async (together: Together, count: number): Promise<{ readonly be
 };
 
 test("replies of a turn are sent at its end, and every 32 of them at once", async () => {
-  const together = new Together();
+  const batcher = new ReplyBatcher();
   for (const [count, before] of [
     [1, 0],
     [31, 0],
@@ -26,6 +26,6 @@ test("replies of a turn are sent at its end, and every 32 of them at once", asyn
     [33, 32],
     [100, 96],
   ] as const) {
-    assert.deepEqual(await waitAll(together, count), { before, after: count }, `${count}`);
+    assert.deepEqual(await waitAll(batcher, count), { before, after: count }, `${count}`);
   }
 });

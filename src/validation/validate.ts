@@ -199,18 +199,18 @@ const expectedBy = ({ type = [], enum: values }: Alternative): string => {
     .join(" or ");
 };
 
-/** Errors of a share as errors of the whole value: long lists are found whole, and the share stands at its path, in a list from `start` on. */
+/** Converts errors of a share to errors of the whole value: with whole long lists as data, and with `path` and `start` added to the pointers. */
 const wholeErrors = (errors: readonly ErrorObject[], long: readonly Long[], path: Path, start: number): readonly ErrorObject[] => {
   const place = pointerOf(path.map((key) => (typeof key === "number" ? 0 : key)));
   return errors.map((error) => {
     const inner = error.instancePath.slice(place.length);
-    const instancePath = pointerOf(path) + (start === 0 ? inner : moved(inner, start));
+    const instancePath = pointerOf(path) + (start === 0 ? inner : withIndexOffset(inner, start));
     return { ...error, instancePath, data: long.find((one) => pointerOf(one.path) === instancePath)?.value ?? error.data };
   });
 };
 
-/** A pointer into a list with its index further on. */
-const moved = (pointer: string, start: number): string => {
+/** A pointer into a list, with `start` added to its index. */
+const withIndexOffset = (pointer: string, start: number): string => {
   const [, index, ...rest] = pointer.split("/");
   return index === undefined ? pointer : ["", Number(index) + start, ...rest].join("/");
 };

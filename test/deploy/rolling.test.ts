@@ -160,7 +160,7 @@ test("HAProxy reports not ready if no replica is ready", async () => {
   assert.equal(await ready(), 503);
 });
 
-test("three uploads that announce 260 MB and trickle do not keep a trainer from its steps", async (t) => {
+test("three trickling uploads that announce 260 MB do not block a trainer's steps", async (t) => {
   await using cluster = await Cluster.start({ STEPD_WORKERS: "1", STEPD_ARENA_MIB: "256" });
   const run = await record(cluster.replica(1).url, { w: [1024, 2048] }, 10);
   await using stack = new AsyncDisposableStack();

@@ -8,7 +8,7 @@ import { Engine } from "../../src/engine/engine.ts";
 import { Pool, poolBytes } from "../../src/pool/pool.ts";
 import { writeTensors } from "../support/tensors.ts";
 
-test("layouts of many headers and options take the memory that they count as", async () => {
+test("layouts of many headers and options take no more memory than they are counted for", async () => {
   setFlagsFromString("--expose-gc");
   const collect = runInNewContext("gc") as () => void;
   const used = (): number => {

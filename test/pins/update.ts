@@ -1,6 +1,6 @@
 /**
  * Writes the digests of new cases, and of owners whose revision was raised: node test/pins/update.ts
- * Lists digests that changed without a new revision, keeps the old ones, and exits with status 1: raise the revision first.
+ * A digest that changed without a new revision is listed and not written, and the exit status is 1: raise the revision first.
  */
 import { TestService } from "../support/service.ts";
 import { cases, revisionOf } from "./_cases.ts";

@@ -7,15 +7,15 @@ import type { Telemetry } from "./telemetry/telemetry.ts";
 /** A second signal within this time counts as the first one, forwarded by a parent process. */
 const REPEAT_MS = 500;
 
-const STOPPING = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
+const STOP_SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
 
 /** Signals to ignore. Without a listener SIGUSR1 opens the port of Node's inspector, and SIGUSR2 ends the process. */
-const IGNORED = ["SIGUSR1", "SIGUSR2"] as const;
+const IGNORED_SIGNALS = ["SIGUSR1", "SIGUSR2"] as const;
 
 /** Starts the service, logs its address and the warnings, and drains on SIGTERM, SIGINT and SIGHUP. Throws ConfigError if the settings do not allow a start. */
 export const serve = async (config: Config, warnings: readonly string[]): Promise<void> => {
   let telemetry: Telemetry | undefined;
-  for (const signal of IGNORED) process.on(signal, () => telemetry?.log.warn({ signal }, "signal ignored"));
+  for (const signal of IGNORED_SIGNALS) process.on(signal, () => telemetry?.log.warn({ signal }, "signal ignored"));
   // Keeps V8's young generation at its initial size. Under overload it grew to 128 MiB without any gain (measured).
   v8.setFlagsFromString("--semi-space-growth-factor=1");
   const service = await Service.start(config);
@@ -53,7 +53,7 @@ const stopAtSignals = (service: Service): void => {
     if (unfinished === 0) await end(telemetry, 0, facts, "drained: all calls in flight are finished");
     else await end(telemetry, 1, facts, "the drain time is over: calls in flight were cut off");
   };
-  for (const signal of STOPPING) process.on(signal, stop);
+  for (const signal of STOP_SIGNALS) process.on(signal, stop);
 };
 
 /** Logs the process's warnings and uncaught exceptions. Node itself would write plain text, and block on a slow reader. */

@@ -51,8 +51,8 @@ export class Arena {
   #highWater = 0;
   #leases = 0;
   readonly #drainRate = new DrainRate();
-  /** Frees the memory of a call other than `asking`; false if there is none to free. Set by the receiver, which may evict a stalled body. */
-  reclaim: (asking: object) => boolean = () => false;
+  /** Frees the memory of a call other than `requester`; false if there is none to free. Set by the receiver, which may evict a stalled body. */
+  reclaim: (requester: object) => boolean = () => false;
 
   /**
    * Creates an arena of `mebibytes` MiB for leases, plus `reservedBytes`, within WebAssembly's limit of 4 GiB. Large inputs leave
@@ -103,14 +103,14 @@ export class Arena {
   }
 
   /** Allocates the lowest free block that is large enough, because low addresses are likely to be in the cache. `held` is the size of the lease; `isInput` marks bytes that the call sends. */
-  allocate(bytes: number, asking: Lease, held: number, isInput = held === 0): Block {
+  allocate(bytes: number, requester: Lease, held: number, isInput = held === 0): Block {
     const size = roundUp(Math.max(bytes, 1));
     const find = (): number => {
       const exceedsShare = isInput && size > SMALL_BYTES && size > this.#roomFor(held);
       return exceedsShare ? -1 : this.#free.findIndex(({ start, end }) => end - start >= size);
     };
     let index = find();
-    while (index < 0 && held + size <= this.capacity && this.reclaim(asking)) index = find();
+    while (index < 0 && held + size <= this.capacity && this.reclaim(requester)) index = find();
     const hole = this.#free[index];
     if (!hole) throw this.#refusal(bytes, size, held);
     const block = { start: hole.start, end: hole.start + size };
@@ -161,7 +161,7 @@ export class Arena {
 
   #refusal(bytes: number, size: number, held: number): StepdError {
     const found = `${held + bytes} bytes`;
-    // Too large even for an empty arena, beside the call's own blocks: a retry cannot succeed.
+    // With the call's own blocks this exceeds even an empty arena, so a retry cannot succeed.
     if (held + size > this.capacity) {
       return new StepdError("PAYLOAD_TOO_LARGE", `The call needs ${found} at once; this server's arena holds ${this.capacity}`, {
         expected: `at most ${this.capacity} bytes`,

@@ -5,7 +5,7 @@ import { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { BlobSource, CachedBlob, PlainTensor, SharedBlob, StepParams, TensorsSource } from "../generated/wire.gen.ts";
 import type { BlobCache } from "./cache.ts";
-import { type SharedFolder, type SharedPlace, settled } from "./shared.ts";
+import { type SharedFolder, type SharedRange, settled } from "./shared.ts";
 
 export { BlobCache } from "./cache.ts";
 export { SharedFolder } from "./shared.ts";
@@ -84,15 +84,15 @@ export class Blobs {
     if (reply.params === "bf16" && isShared(params) && !reply.into?.params) {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/into/params", "a place for the rounded parameters, which must not lie over the whole ones", "none");
     }
-    const places: { params?: SharedPlace; state?: SharedPlace } = {};
-    const delivery = new PlacedDelivery(reply, places, reply.cache === true ? this.#cache : undefined, this.#caller, (work) => this.#timed(work));
+    const ranges: { params?: SharedRange; state?: SharedRange } = {};
+    const delivery = new RoutedDelivery(reply, ranges, reply.cache === true ? this.#cache : undefined, this.#caller, (work) => this.#timed(work));
     try {
       for (const [field, source] of [["params", params] as const, ["state", state] as const]) {
         const into = reply.into?.[field];
         const target = into ?? (isShared(source) ? source : undefined);
-        if (target && reply[field] !== "none") places[field] = await this.#open(target, "write", `${into ? "/reply/into" : ""}/${field}`);
+        if (target && reply[field] !== "none") ranges[field] = await this.#open(target, "write", `${into ? "/reply/into" : ""}/${field}`);
       }
-      requireDisjoint(places);
+      requireDisjoint(ranges);
     } catch (error) {
       await delivery[Symbol.asyncDispose]();
       throw error;
@@ -101,16 +101,16 @@ export class Blobs {
   }
 
   async #load(call: Sources, lease: Lease): Promise<Readonly<Record<string, Uint8Array>>> {
-    const places: Partial<Record<string, SharedPlace>> = {};
+    const ranges: Partial<Record<string, SharedRange>> = {};
     try {
       for (const field of FIELDS) {
         const source = call[field];
-        if (isShared(source)) places[field] = await this.#open(source, "read", `/${field}`);
+        if (isShared(source)) ranges[field] = await this.#open(source, "read", `/${field}`);
       }
       // No await between here and the copies, because the cache may evict a blob in the meantime.
       const sources = FIELDS.flatMap((field) => {
         const source = call[field];
-        const from = isCached(source) ? this.#fromCache(source, `/${field}`) : places[field];
+        const from = isCached(source) ? this.#fromCache(source, `/${field}`) : ranges[field];
         return from ? [{ field, from, length: from instanceof Uint8Array ? from.length : from.blob.length }] : [];
       });
       let start = lease.allocInput(sources.reduce((sum, { length }) => sum + length, 0));
@@ -124,7 +124,7 @@ export class Blobs {
       await settled(loaded.map(({ read }) => read));
       return Object.fromEntries(loaded.map(({ field, view }) => [field, view]));
     } finally {
-      await Promise.all(Object.values(places).map((place) => place?.[Symbol.asyncDispose]()));
+      await Promise.all(Object.values(ranges).map((place) => place?.[Symbol.asyncDispose]()));
     }
   }
 
@@ -143,14 +143,14 @@ export class Blobs {
     }
   }
 
-  async #open(blob: SharedBlob, use: "read" | "write", field: string): Promise<SharedPlace> {
+  async #open(blob: SharedBlob, use: "read" | "write", field: string): Promise<SharedRange> {
     if (!this.#folder) throw StepdError.mismatch("INVALID_PARAMS", field, "a blob: this server shares no folder (STEPD_SHARED_DIR)", "a file");
     return this.#folder.open(blob, use, field, this.#caller);
   }
 }
 
 /** Throws if both results go to overlapping ranges of one file. */
-const requireDisjoint = ({ params, state }: { readonly params?: SharedPlace; readonly state?: SharedPlace }): void => {
+const requireDisjoint = ({ params, state }: { readonly params?: SharedRange; readonly state?: SharedRange }): void => {
   if (!params || !state || params.blob.file !== state.blob.file) return;
   const [a, b] = [params.blob, state.blob];
   if (a.offset >= b.offset + b.length || b.offset >= a.offset + a.length) return;
@@ -177,47 +177,47 @@ const IN_REPLY: Delivery = {
 };
 
 /** Delivers the result to files or the cache, or in another form. */
-class PlacedDelivery implements Delivery {
+class RoutedDelivery implements Delivery {
   readonly #reply: NonNullable<StepParams["reply"]>;
-  readonly #places: { readonly params?: SharedPlace; readonly state?: SharedPlace };
+  readonly #ranges: { readonly params?: SharedRange; readonly state?: SharedRange };
   readonly #cache: BlobCache | undefined;
   readonly #caller: string | undefined;
   readonly #timed: Timed;
 
   constructor(
     reply: NonNullable<StepParams["reply"]>,
-    places: { readonly params?: SharedPlace; readonly state?: SharedPlace },
+    ranges: { readonly params?: SharedRange; readonly state?: SharedRange },
     cache: BlobCache | undefined,
     caller: string | undefined,
     timed: Timed,
   ) {
     this.#reply = reply;
-    this.#places = places;
+    this.#ranges = ranges;
     this.#cache = cache;
     this.#caller = caller;
     this.#timed = timed;
   }
 
   deliver(result: Result): Promise<Delivered> {
-    const isPlain = !this.#cache && !this.#places.params && !this.#places.state;
+    const isPlain = !this.#cache && !this.#ranges.params && !this.#ranges.state;
     return isPlain ? this.#deliver(result) : this.#timed(() => this.#deliver(result));
   }
 
   async #deliver({ params: whole, rounded, state, isRecoverable }: Result): Promise<Delivered> {
     const { params: form = "same", state: stateForm = "same" } = this.#reply;
     const params = form === "none" ? undefined : (rounded ?? whole);
-    if (params !== undefined && this.#places.params && !(params instanceof Parts)) {
+    if (params !== undefined && this.#ranges.params && !(params instanceof Parts)) {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/into/params", "params as a blob or a file beside it", "tensors by name");
     }
     // All checks come before the first write.
-    if (params instanceof Parts) this.#places.params?.requireRoom(params.length);
-    this.#places.state?.requireRoom(state.length);
+    if (params instanceof Parts) this.#ranges.params?.requireRoom(params.length);
+    this.#ranges.state?.requireRoom(state.length);
     const cached = this.#cache && (await this.#putInCache(this.#cache, whole, state));
     if (stateForm === "none" && !cached?.state) throw notCached("state", state.length, this.#cache?.capacity ?? 0);
     // Without reply.cache the caller has chosen to discard them.
     if (this.#reply.cache === true && form !== "same" && !isRecoverable && !cached?.params) throw this.#paramsLost(whole, state, form);
     const written = (field: "params" | "state", result: Parts | PlainTensors | undefined) =>
-      result instanceof Parts && this.#places[field] ? this.#places[field].write(result) : result;
+      result instanceof Parts && this.#ranges[field] ? this.#ranges[field].write(result) : result;
     const [newParams, newState] = await settled([written("params", params), written("state", stateForm === "none" ? undefined : state)]);
     return {
       ...(newParams !== undefined && { params: newParams }),
@@ -242,7 +242,7 @@ class PlacedDelivery implements Delivery {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.all([this.#places.params, this.#places.state].map((place) => place?.[Symbol.asyncDispose]()));
+    await Promise.all([this.#ranges.params, this.#ranges.state].map((place) => place?.[Symbol.asyncDispose]()));
   }
 }
 

@@ -43,7 +43,7 @@ export class SharedFolder {
    * Opens the file that `blob` names. On a server with tokens, which needs Linux, it is opened in the caller's own subfolder. Symbolic
    * and hard links are refused, because they could lead out of the folder. Throws INVALID_PARAMS for `field`, or OVERLOADED.
    */
-  async open(blob: SharedBlob, use: "read" | "write", field: string, caller: string | undefined): Promise<SharedPlace> {
+  async open(blob: SharedBlob, use: "read" | "write", field: string, caller: string | undefined): Promise<SharedRange> {
     const { flags, file: expected } = EXPECTED[use];
     const refuse = (found: string): StepdError => invalid(`${field}/file`, expected, found);
     await using folder = caller === undefined ? undefined : await this.#folderOf(caller, refuse);
@@ -65,7 +65,7 @@ export class SharedFolder {
       await handle.close();
       throw error;
     }
-    return new SharedPlace(this, handle, blob, field);
+    return new SharedRange(this, handle, blob, field);
   }
 
   async #folderOf(caller: string, refuse: (found: string) => StepdError): Promise<FileHandle> {
@@ -106,7 +106,7 @@ const OPEN_REFUSALS: Readonly<Record<string, string>> = {
 };
 
 /** A byte range of an open file, to read from or to write to. */
-export class SharedPlace implements AsyncDisposable {
+export class SharedRange implements AsyncDisposable {
   readonly #folder: SharedFolder;
   readonly #handle: FileHandle;
   readonly blob: SharedBlob;

@@ -105,7 +105,7 @@ const reasonOf = (error: unknown): string => REASONS[(error as NodeJS.ErrnoExcep
 const exists = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined;
 
 /** Throws if a file exists at the path, unless `isForced`. */
-export const requireFree = (path: string, isForced: boolean): void => {
+export const requireAbsent = (path: string, isForced: boolean): void => {
   if (!isForced && exists(path)) throw new CommandError(`${path}: expected a path where nothing is, or --force, found a file`);
 };
 
@@ -127,7 +127,7 @@ export const writeAtomically = (path: string, pieces: readonly Uint8Array[], isF
     } finally {
       closeSync(fd);
     }
-    requireFree(path, isForced);
+    requireAbsent(path, isForced);
     renameSync(partial, path);
   } catch (error) {
     rmSync(partial, { force: true });

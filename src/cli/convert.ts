@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs";
 import type { Parts } from "../codec/parts.ts";
 import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
-import { escapeReplacement, requireFree, TensorFile, withOptionName, writeAtomically } from "./_file.ts";
+import { escapeReplacement, requireAbsent, TensorFile, withOptionName, writeAtomically } from "./_file.ts";
 import { bytesText } from "./terminal.ts";
 
 const MIB = 2 ** 20;
@@ -49,7 +49,7 @@ export const convert = defineCommand({
       ...(values.optimizer && { optimizer: values.optimizer }),
       ...(values.fill.length > 0 && { fill: values.fill }),
     };
-    requireFree(output, values.force);
+    requireAbsent(output, values.force);
     const { lost, bytes } = await convertFile(input, output, params, values.force);
     if (values.json) console.log(JSON.stringify({ out: output, bytes, lost }, null, 2));
     else {

@@ -6,7 +6,7 @@ import { STATE_FORMAT } from "../engine/engine.ts";
 import type { InspectResult } from "../generated/wire.gen.ts";
 import { defineCommand } from "./_command.ts";
 import { escapeReplacement, TensorFile, withOptionName } from "./_file.ts";
-import { bytesText, counted, countText, numberText, Progress, printable, table } from "./terminal.ts";
+import { bytesText, countText, numberText, Progress, pluralize, printable, table } from "./terminal.ts";
 
 interface Stats {
   /** The smallest finite value; null if there is none. */
@@ -48,7 +48,7 @@ export const inspect = defineCommand({
     const elements = content.tensors.reduce((sum, tensor) => sum + tensor.elements, 0);
     if (json) console.log(JSON.stringify({ format: "safetensors", metadata, bytes: file.size, elements, tensors: Object.fromEntries(reports) }, null, 2));
     else {
-      console.log(`${path}: ${counted(reports.size, "tensor")}, ${counted(elements, "element")}, ${bytesText(file.size)}`);
+      console.log(`${path}: ${pluralize(reports.size, "tensor")}, ${pluralize(elements, "element")}, ${bytesText(file.size)}`);
       for (const [key, value] of content.metadata) console.log(`${printable(key)}: ${printable(value)}`);
       const rows = [...reports].map(([name, report]) => [name, ...cells(report, stats)]);
       console.log(`\n${table(["tensor", ...heads(stats)], rows)}`);

@@ -4,7 +4,7 @@ import type { PlanParams, PlanResult } from "../generated/wire.gen.ts";
 import { defineCommand, UsageError, wholeNumber } from "./_command.ts";
 import { escapeReplacement, TensorFile, withOptionName } from "./_file.ts";
 import { optimizerFields, optimizerOf, optimizerOptions } from "./_optimizer.ts";
-import { bytesText, counted, countText, secondsText, table } from "./terminal.ts";
+import { bytesText, countText, pluralize, secondsText, table } from "./terminal.ts";
 
 const LINKS_GBIT = [1, 10, 25];
 
@@ -75,7 +75,7 @@ const textOf = (optimizer: string, tensors: number, result: PlanResult, links: r
   const calls = tooLarge.length > 0 ? `none: these tensors alone are too large: ${tooLarge.join(", ")}` : countText(requests);
   const rows = links.map(({ gbit_per_second: gbit, in_seconds: down, out_seconds: up }) => [`${gbit} Gbit/s`, ...[down, up, down + up].map(secondsText)]);
   return [
-    `a step of ${optimizer}: ${counted(tensors, "tensor")}, ${counted(parameters, "parameter")}`,
+    `a step of ${optimizer}: ${pluralize(tensors, "tensor")}, ${pluralize(parameters, "parameter")}`,
     "",
     `in:     ${bytesText(result.bytes_in)} (parameters, gradients, state)`,
     `out:    ${bytesText(result.bytes_out)} (parameters, state)`,

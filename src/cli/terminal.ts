@@ -54,7 +54,7 @@ export const bytesText = (bytes: number): string => {
 export const countText = (count: number): string => count.toLocaleString("en-US");
 
 /** "1 tensor", "2 tensors". */
-export const counted = (count: number, noun: string): string => `${countText(count)} ${noun}${count === 1 ? "" : "s"}`;
+export const pluralize = (count: number, noun: string): string => `${countText(count)} ${noun}${count === 1 ? "" : "s"}`;
 
 /** A number rounded to six significant digits. */
 export const numberText = (value: number): string => (value === 0 || !Number.isFinite(value) ? String(value) : String(Number(value.toPrecision(6))));

@@ -52,7 +52,7 @@ export function* mapped<T, U>(items: readonly T[], map: (item: T, index: number)
 }
 
 /** A queue that runs long work one at a time, so that its memory peaks do not add up. */
-export class OneAtATime {
+export class SerialQueue {
   #last: Promise<unknown> = Promise.resolve();
   #queued = 0;
 

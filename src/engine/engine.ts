@@ -3,7 +3,7 @@ import { LRUCache } from "lru-cache";
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns } from "../codec/safetensors.ts";
-import { inTurns, OneAtATime, type Run, TURN_PASSES, type Turns } from "../codec/turns.ts";
+import { inTurns, type Run, SerialQueue, TURN_PASSES, type Turns } from "../codec/turns.ts";
 import type { InitParams, NormsParams, PlanParams, StepParams } from "../generated/wire.gen.ts";
 import type { Pool } from "../pool/pool.ts";
 import { canonical } from "./canonical.ts";
@@ -15,7 +15,7 @@ import { type Norms, norms } from "./norms.ts";
 import type { QueueTime } from "./runner.ts";
 import { readState, type State } from "./state.ts";
 import { type Files, type Progress, readProgress, runStep, type StepOutput } from "./step.ts";
-import { countPlainTensors, keyOf, LEAST_ENTRY, loadBlob, loadTensors, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
+import { countPlainTensors, keyOf, loadBlob, loadTensors, MIN_ENTRY_BYTES, readTensors, type TensorFile, type Tensors } from "./tensors.ts";
 
 export type { Lease } from "../arena/arena.ts";
 export { planOf } from "./plan.ts";
@@ -61,9 +61,9 @@ export class Engine {
   });
 
   /** Calls with many tensors. They run one at a time, because their peak memory is several times that of their cache entry. */
-  readonly #largeCalls = new OneAtATime();
+  readonly #largeCalls = new SerialQueue();
   /** The long parts of all other calls. */
-  readonly #longWork = new OneAtATime();
+  readonly #longWork = new SerialQueue();
 
   constructor(pool: Pool, capacity: number) {
     this.#pool = pool;
@@ -160,7 +160,7 @@ const headersKey = ({ params, grads, state }: Files): string | undefined => {
 };
 
 /** True if a file may have many tensors, judged by the length of its header. */
-const hasManyTensors = ({ bytes, plain }: TensorFile): boolean => (plain ? plain.length : headerEnd(bytes) / LEAST_ENTRY) > MANY_TENSORS;
+const hasManyTensors = ({ bytes, plain }: TensorFile): boolean => (plain ? plain.length : headerEnd(bytes) / MIN_ENTRY_BYTES) > MANY_TENSORS;
 
 function* isCycled({ targets }: Layout, { rates }: Progress): Turns<boolean> {
   for (const [index, { recipe }] of targets.entries()) {

@@ -11,7 +11,7 @@ import type { Hyperparameters, Values } from "../optimizers/registry.ts";
 import { groupFinder } from "./groups.ts";
 import type { Matched, Pair } from "./match.ts";
 import { type Plan, planOf } from "./plan.ts";
-import { type Recipe, type RecipeInput, Recipes, type Treatment } from "./recipe.ts";
+import { type Recipe, type RecipeInput, Recipes, type TensorOptions } from "./recipe.ts";
 import { type KernelCall, NEW_SLOTS, STATE, sumBytes, type Target } from "./runner.ts";
 import { MASTER_PARAM, newStateHeader, requiredSlots, requireFamily, STEP, type StateHeader, slotDtype } from "./state.ts";
 import { withOffsets } from "./tensors.ts";
@@ -108,7 +108,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
   }
   const needsNorm = (clip.max_norm !== undefined || maxGradNorm !== undefined) && clip.total_norm === undefined;
   const isMeasured = needsNorm || nonFinite === "skip" || (nonFinite === "error" && options.others_non_finite === true);
-  const treatment: Treatment = {
+  const tensorOptions: TensorOptions = {
     lossScale: options.loss_scale ?? 1,
     maxValue: clip.max_value,
     isMeasured,
@@ -124,7 +124,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     throw StepdError.mismatch("STATE_MISMATCH", "/state", "master_weights: true, because the state has master copies", "false", [master]);
   }
   const recipes = new Recipes(kernel);
-  const recipeCache = new RecipeCache(plan, recipes, treatment, masterWeights);
+  const recipeCache = new RecipeCache(plan, recipes, tensorOptions, masterWeights);
 
   const targets: StepTarget[] = [];
   const newSlots: NewSlot[] = [];
@@ -156,11 +156,13 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     stages: targets.reduce((most, { recipe }) => Math.max(most, recipe.phases.length), 0),
     resting,
     output: isInPlace ? undefined : yield* outputOf(plan, targets, newSlots, state),
-    rounding: treatment.isRounded ? yield* roundingOf(params, recipes) : undefined,
+    rounding: tensorOptions.isRounded ? yield* roundingOf(params, recipes) : undefined,
     newSlotBytes,
     workBytes,
     initialValues,
-    isRecoverable: targets.every(({ recipe: { param, slots } }) => (treatment.isRounded && param === "BF16") || slots.some(([slot]) => slot === MASTER_PARAM)),
+    isRecoverable: targets.every(
+      ({ recipe: { param, slots } }) => (tensorOptions.isRounded && param === "BF16") || slots.some(([slot]) => slot === MASTER_PARAM),
+    ),
     elements,
   };
 }
@@ -173,17 +175,17 @@ const normLimit = ({ optimizer, base }: Plan): number | undefined =>
 class RecipeCache {
   readonly #plan: Plan;
   readonly #recipes: Recipes;
-  readonly #treatment: Treatment;
+  readonly #tensorOptions: TensorOptions;
   readonly #masterWeights: boolean;
   readonly #groupOf: (name: string) => number;
   readonly #recipesOf = new Map<Values<Hyperparameters>, Map<string, Recipe>>();
   /** The number of recipes. */
   count = 0;
 
-  constructor(plan: Plan, recipes: Recipes, treatment: Treatment, masterWeights: boolean) {
+  constructor(plan: Plan, recipes: Recipes, tensorOptions: TensorOptions, masterWeights: boolean) {
     this.#plan = plan;
     this.#recipes = recipes;
-    this.#treatment = treatment;
+    this.#tensorOptions = tensorOptions;
     this.#masterWeights = masterWeights;
     this.#groupOf = groupFinder(plan.groups);
   }
@@ -200,7 +202,7 @@ class RecipeCache {
     const newSlots = slots.filter(([slot, isNew]) => isNew && slot !== MASTER_PARAM).map(([slot]) => slot);
     const needed = newSlots.filter((slot) => !optimizer.lateSlots.includes(slot));
     const input: RecipeInput = { param: param.dtype, grad: grad.dtype, values, stages: optimizer.stages(values), slots, isFirst: newSlots.length > 0, needed };
-    recipe = this.#recipes.step(input, this.#treatment);
+    recipe = this.#recipes.step(input, this.#tensorOptions);
     byKey.set(key, recipe);
     this.count++;
     return recipe;

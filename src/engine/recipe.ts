@@ -27,7 +27,7 @@ const ABSENT = fixed({ address: 0, stride: 0 });
 const GRADIENT_SUMS = { check: 2, norm: 4 } as const;
 
 /** The options of a call that apply to all its gradients and parameters. */
-export interface Treatment {
+export interface TensorOptions {
   readonly lossScale: number;
   readonly maxValue: number | undefined;
   /** True if all gradients are measured before the first stage. */
@@ -110,24 +110,24 @@ export class Recipes {
   }
 
   /** The recipe of a tensor's step. */
-  step(input: RecipeInput, treatment: Treatment): Recipe {
+  step(input: RecipeInput, tensorOptions: TensorOptions): Recipe {
     const { param, grad, stages } = input;
-    const { isMeasured, gradientCheck } = treatment;
+    const { isMeasured, gradientCheck } = tensorOptions;
     const dtype = slotDtype(param);
     const sumColumns = new SumColumns();
     // The gradient is used in place, or widened: to scratch memory for a single stage, else to its own memory.
     const needsWideGrad = grad !== dtype && (isMeasured || stages.length > 1);
     const gradient = grad === dtype ? tensorAt(GRADS, GRAD_AT, dtype) : needsWideGrad ? tensorAt(WORKSPACE, WIDE_GRAD_AT, dtype) : GRAD_SCRATCH;
-    const measure = isMeasured ? this.#measure(param, grad, treatment.lossScale, sumColumns.allocate(GRADIENT_SUMS.norm)) : undefined;
+    const measure = isMeasured ? this.#measure(param, grad, tensorOptions.lossScale, sumColumns.allocate(GRADIENT_SUMS.norm)) : undefined;
     const phases = stages.map((stage, index): Phase => {
       const isFirst = index === 0;
       const isLast = index === stages.length - 1;
       const checkSums = isFirst && gradientCheck ? sumColumns.allocate(GRADIENT_SUMS[gradientCheck]) : undefined;
       const columns = sumColumns.allocate(stage.sums);
-      const stats = isLast && treatment.wantsStats ? sumColumns.allocate(2) : undefined;
+      const stats = isLast && tensorOptions.wantsStats ? sumColumns.allocate(2) : undefined;
       const calls = [
-        ...(isFirst ? this.#prepareGradient(input, gradient, checkSums, treatment) : []),
-        ...this.#stage(input, stage, gradient, columns, stats, isFirst, isLast, treatment.seed),
+        ...(isFirst ? this.#prepareGradient(input, gradient, checkSums, tensorOptions) : []),
+        ...this.#stage(input, stage, gradient, columns, stats, isFirst, isLast, tensorOptions.seed),
       ];
       return { calls, gradientSums: checkSums, stageSums: columns, statsSums: stats };
     });
@@ -136,7 +136,7 @@ export class Recipes {
       measure,
       fill: this.#fill(input),
       phases,
-      results: this.#results(param, treatment.isRounded, sumColumns.allocate(GRADIENT_SUMS.check)),
+      results: this.#results(param, tensorOptions.isRounded, sumColumns.allocate(GRADIENT_SUMS.check)),
       columns: sumColumns.width,
       wideGradStride: needsWideGrad ? (bytesOf(dtype) as number) : 0,
     };
@@ -192,7 +192,7 @@ export class Recipes {
     { param, grad, values }: RecipeInput,
     gradient: Operand,
     columns: Columns | undefined,
-    { lossScale, maxValue, isMeasured, gradientCheck }: Treatment,
+    { lossScale, maxValue, isMeasured, gradientCheck }: TensorOptions,
   ): readonly KernelCall[] {
     const dtype = slotDtype(param);
     const sign = values["maximize"] === true ? -1 : 1;

@@ -114,7 +114,7 @@ export class Runner {
       }
       return { elements: target.elements, calls, isRepeatable };
     });
-    // If building the units needed several turns, there are many. Yields, so that writing their job starts a new turn.
+    // A promise means very many units. Encoding their job then starts in a new turn.
     const units = built instanceof Promise ? await built.finally(setImmediate) : built;
     const { queueSeconds, suspects } = await this.#pool.run(units, this.#lease);
     if (built instanceof Promise) await setImmediate();

@@ -106,7 +106,7 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Turns<Stat
   return { optimizer, revision: Number(revision), parameters };
 }
 
-/** The factor of the upper half of a step count, an I64 that is read and written as two 32-bit halves. */
+/** 2^32: a step count is an I64, read and written as two 32-bit halves. */
 const HALF = 2 ** 32;
 
 /** Reads the step count of a parameter. Throws STATE_CORRUPT. */

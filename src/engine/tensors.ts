@@ -87,7 +87,7 @@ function* loadFile(blob: Uint8Array | string, field: string, lease: Lease): Turn
 const MAX_PLAIN_TENSORS = 4096;
 
 /** The minimum bytes of a tensor's entry in a header. */
-export const LEAST_ENTRY = 50;
+export const MIN_ENTRY_BYTES = 50;
 
 /** A cache key: equal for two files only if they have the same tensors at the same offsets. Undefined if it would be longer than `maxLength`. */
 export const keyOf = ({ bytes, plain }: TensorFile, maxLength: number): string | undefined => {

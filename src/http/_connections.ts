@@ -87,7 +87,7 @@ export class Connections {
   }
 
   /** Counts a request. Closes the connection and returns true if too many of its requests wait for replies. */
-  cutFlooded(socket: Socket, res: ServerResponse): boolean {
+  closeIfFlooded(socket: Socket, res: ServerResponse): boolean {
     if (socket.destroyed) return true;
     if (!this.#isFlooded(socket, res)) return false;
     this.#telemetry.countRefusal("PIPELINED");
@@ -108,7 +108,7 @@ export class Connections {
   }
 
   /** Closes a connection without traffic in either direction. */
-  cutSilent(socket: Socket): void {
+  closeSilent(socket: Socket): void {
     this.#silent.add(socket);
     socket.destroy();
   }

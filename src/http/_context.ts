@@ -1,5 +1,5 @@
 /** The objects that all calls of one server share. */
-import type { OneAtATime } from "../codec/turns.ts";
+import type { SerialQueue } from "../codec/turns.ts";
 import type { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { Connections } from "./_connections.ts";
@@ -14,7 +14,7 @@ export interface ServerContext extends Service {
   /** The rate of finished calls, for the retry_after of refused ones. */
   readonly completionRate: DrainRate;
   /** Decodes large bodies one at a time. */
-  readonly decodeQueue: OneAtATime;
+  readonly decodeQueue: SerialQueue;
 }
 
 export const draining = (): StepdError => new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });

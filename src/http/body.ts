@@ -80,8 +80,8 @@ export class Receiver {
   constructor(admission: Admission, heap: HeapBudget, limits: Limits) {
     this.#admission = admission;
     this.#limits = limits;
-    admission.reclaim = (asking) => this.#reclaim((body) => body.lease !== asking);
-    heap.reclaim = (asking) => this.#reclaim((body) => body.heap !== asking && body.heap.held > 0);
+    admission.reclaim = (requester) => this.#reclaim((body) => body.lease !== requester);
+    heap.reclaim = (requester) => this.#reclaim((body) => body.heap !== requester && body.heap.held > 0);
   }
 
   /** Receives a whole body. The caller owns the returned lease. On a failure the lease is already released. */

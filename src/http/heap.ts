@@ -13,8 +13,8 @@ const UNITS_PER_VALUE = 8;
 /** The plain bytes, of strings or replies, that count as one unit. */
 const PLAIN_BYTES_PER_UNIT = 4;
 
-/** Frees the memory of a call other than `asking`. Returns false if there is none to free. */
-export type Reclaim = (asking: object) => boolean;
+/** Frees the memory of a call other than `requester`. Returns false if there is none to free. */
+export type Reclaim = (requester: object) => boolean;
 
 export class HeapBudget {
   readonly capacity: number;
@@ -38,15 +38,15 @@ export class HeapBudget {
   }
 
   /** Reserves `bytes`. Throws OVERLOADED if they do not fit now. */
-  reserve(bytes: number, asking: object): void {
-    this.requireFree(bytes, asking);
+  reserve(bytes: number, requester: object): void {
+    this.requireFree(bytes, requester);
     this.#used += bytes;
   }
 
   /** Throws OVERLOADED if `bytes` do not fit now. Reserves nothing. */
-  requireFree(bytes: number, asking: object): void {
+  requireFree(bytes: number, requester: object): void {
     while (this.#used + bytes > this.capacity) {
-      if (this.reclaim(asking)) continue;
+      if (this.reclaim(requester)) continue;
       throw new StepdError(
         "OVERLOADED",
         `The calls in hand have ${this.#used} bytes of JSON and values; this server takes ${this.capacity} at once. Blobs in MessagePack do not count`,

@@ -22,7 +22,7 @@ export const createApp = (service: ServerContext): Express => {
   const { rpc, telemetry, connections, replies } = service;
 
   app.use((req, res, next) => {
-    if (connections.cutFlooded(req.socket, res)) return;
+    if (connections.closeIfFlooded(req.socket, res)) return;
     const given = req.headers["x-request-id"];
     res.setHeader("X-Request-Id", typeof given === "string" && REQUEST_ID.test(given) ? given : randomUUID());
     next();

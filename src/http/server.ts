@@ -1,7 +1,7 @@
 /** Creates the HTTP server: Node's server with the configured timeouts, and the Express application. */
 import { createServer, type Server } from "node:http";
 import { createServer as createTlsServer } from "node:https";
-import { OneAtATime } from "../codec/turns.ts";
+import { SerialQueue } from "../codec/turns.ts";
 import { DrainRate } from "../errors/drain-rate.ts";
 import { Connections } from "./_connections.ts";
 import { draining } from "./_context.ts";
@@ -31,7 +31,7 @@ export const createHttpServer = (service: Service): HttpServer => {
   const { limits, tls, telemetry } = service;
   const receiver = new Receiver(service.admission, service.heap, limits);
   const connections = new Connections(telemetry, limits);
-  const app = createApp({ ...service, receiver, connections, replies: new Replies(), completionRate: new DrainRate(), decodeQueue: new OneAtATime() });
+  const app = createApp({ ...service, receiver, connections, replies: new Replies(), completionRate: new DrainRate(), decodeQueue: new SerialQueue() });
   const shortest = Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs);
   const options = {
     handshakeTimeout: limits.idleTimeoutMs,
@@ -49,7 +49,7 @@ export const createHttpServer = (service: Service): HttpServer => {
   server.on("checkContinue", app);
   server.setTimeout(limits.idleTimeoutMs, (socket) => {
     // Closes connections only for the caller's silence, not while a call is computing.
-    if (!connections.isComputing(socket) && !receiver.refuseSilent(socket)) connections.cutSilent(socket);
+    if (!connections.isComputing(socket) && !receiver.refuseSilent(socket)) connections.closeSilent(socket);
   });
   return { server, refuseBodies: () => receiver.refuseAll(draining()) };
 };

@@ -21,7 +21,7 @@ interface Draft {
   readonly scalars: Map<string, number>;
 }
 
-interface Read {
+interface FileContents {
   readonly drafts: ReadonlyMap<string, Draft>;
   /** optax's count. */
   readonly count: number | undefined;
@@ -41,8 +41,8 @@ export function* importState(file: Buffer, convention: Convention, optimizer: Op
   for (const [name, { slots, scalars }] of drafts) {
     const step = betas ? stepOfWeights(name, scalars, betas, convention.step) : (scalars.get(STEP) ?? count ?? convention.step);
     if (step === undefined) throw missingStep("the count of steps, which the file does not have", name);
-    const kept = [...scalars].filter(([slot]) => slot in (optimizer.scalarSlots ?? {}));
-    state.parameters.set(name, { step, slots, scalars: Object.fromEntries(kept) });
+    const scalarSlots = [...scalars].filter(([slot]) => slot in (optimizer.scalarSlots ?? {}));
+    state.parameters.set(name, { step, slots, scalars: Object.fromEntries(scalarSlots) });
     if (state.parameters.size % TURN_ITEMS === 0) yield;
   }
   let read = 0;
@@ -58,7 +58,7 @@ export function* importState(file: Buffer, convention: Convention, optimizer: Op
 const missingStep = (expected: string, name: string): StepdError =>
   StepdError.mismatch("INVALID_PARAMS", "/from/step", expected, `none for ${firstNames([name])}`, [name]);
 
-function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCountShared }: StorageLayout): Turns<Read> {
+function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCountShared }: StorageLayout): Turns<FileContents> {
   const drafts = new Map<string, Draft>();
   const slotOf = new Map([...slots].map(([own, foreign]) => [foreign, own]));
   const known = [...slotOf.keys(), ...Object.keys(scalars)];
@@ -137,7 +137,7 @@ const stepOfWeights = (name: string, scalars: Draft["scalars"], betas: readonly 
 /** Undoes the bias correction of the moments, in place. Returns the losses as sentences. */
 function* uncorrect(
   parameters: ReadonlyMap<string, ParameterState>,
-  drafts: Read["drafts"],
+  drafts: FileContents["drafts"],
   betas: readonly [number, number],
   lease: Lease,
 ): Turns<readonly string[]> {

@@ -164,8 +164,8 @@ export function isOn<F>(): bool {
 }
 
 /**
- * Type arguments for the averaging weights of a loop: below HEAVY, any, or from HEAVY on. A branch on the weight in the loop
- * would spill registers and cost as much as the rest of the step (measured).
+ * Type arguments for the averaging weights of a loop: all below HEAVY (light), any, or all from HEAVY on. A branch on the weight in
+ * the loop would spill registers and cost as much as the rest of the step (measured).
  */
 export type Light = i8;
 export type AnyWeight = i16;
@@ -220,18 +220,18 @@ export function isDecoupled<D>(): bool {
 }
 
 /** The scalar `decay` with decoupled decay, else `l2`, in every lane. */
-export function decayOf<T, D>(scalars: usize): v128 {
+export function decayLanes<T, D>(scalars: usize): v128 {
   return lanes<T>(scalars, isDecoupled<D>() ? 1 : 0);
 }
 
 /** grad + l2 * param with coupled decay, else grad. */
-export function decayed<T, D>(grad: v128, param: v128, l2: v128): v128 {
+export function withCoupledDecay<T, D>(grad: v128, param: v128, l2: v128): v128 {
   if (isCoupled<D>()) return v128.add<T>(grad, v128.mul<T>(l2, param));
   return grad;
 }
 
 /** param - (decay * param + update): one subtraction from the parameter. param * (1 - decay) - update is 17 to 24 times further from the float64 result. */
-export function descend<T, D>(param: v128, decay: v128, update: v128): v128 {
+export function applyUpdate<T, D>(param: v128, decay: v128, update: v128): v128 {
   if (isDecoupled<D>()) return v128.sub<T>(param, v128.add<T>(v128.mul<T>(decay, param), update));
   return v128.sub<T>(param, update);
 }

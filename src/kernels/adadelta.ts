@@ -2,8 +2,7 @@
 import {
   areLight,
   Coupled,
-  decayed,
-  decayOf,
+  decayLanes,
   Heavy,
   isSuspect,
   Light,
@@ -16,13 +15,14 @@ import {
   read,
   readNext,
   scalar,
+  withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
 
 /** d = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g; acc_delta is the running average of d^2; param -= lr * d. */
 function step<T, K, D>(param: usize, grad: usize, squareAvg: usize, accDelta: usize, count: usize, scalars: usize): bool {
-  const l2 = decayOf<T, D>(scalars),
+  const l2 = decayLanes<T, D>(scalars),
     weight = scalar(scalars, 1),
     weights = lanes<T>(scalars, 1),
     lr = lanes<T>(scalars, 2),
@@ -46,8 +46,8 @@ function element<T, W, K, D>(
 ): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = decayed<T, D>(read<T, W>(grad), p, l2),
-    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, l2);
+  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
+    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
   const s = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest),
     sNext = lerpSquareAny<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
   const before = read<T, W>(accDelta),

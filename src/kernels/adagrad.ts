@@ -1,10 +1,10 @@
 /** Adagrad (src/optimizers/adagrad.ts). Scalars: l2, lr, eps. */
 import { adaptiveUpdate } from "./_adam";
-import { Coupled, decayed, decayOf, isSuspect, lanes, NoDecay, PAIR, pairedBytes, read, readNext, scalar, writePair, writeParam } from "./_lanes";
+import { Coupled, decayLanes, isSuspect, lanes, NoDecay, PAIR, pairedBytes, read, readNext, scalar, withCoupledDecay, writePair, writeParam } from "./_lanes";
 
 /** sum += g^2; param -= lr * g / (sqrt(sum) + eps). */
 function step<T, D>(param: usize, grad: usize, sum: usize, count: usize, scalars: usize): bool {
-  const l2 = decayOf<T, D>(scalars),
+  const l2 = decayLanes<T, D>(scalars),
     lr = lanes<T>(scalars, 1),
     eps = lanes<T>(scalars, 2);
   const paired = pairedBytes<T>(count),
@@ -19,8 +19,8 @@ function step<T, D>(param: usize, grad: usize, sum: usize, count: usize, scalars
 function element<T, W, D>(param: usize, grad: usize, sum: usize, l2: v128, lr: v128, eps: v128): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = decayed<T, D>(read<T, W>(grad), p, l2),
-    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, l2);
+  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
+    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
   const s = v128.add<T>(read<T, W>(sum), v128.mul<T>(g, g)),
     sNext = v128.add<T>(readNext<T, W>(sum), v128.mul<T>(gNext, gNext));
   writePair<T, W>(sum, s, sNext);

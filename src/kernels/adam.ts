@@ -1,11 +1,10 @@
 /** Adam and AdamW for weights below 0.5: one division and one root per element (src/optimizers/_adam.ts). Scalars: l2, decay, weight1, weight2, stepSize, eps. */
 import { adaptiveUpdate } from "./_adam";
 import {
+  applyUpdate,
   Coupled,
   Decoupled,
-  decayed,
-  decayOf,
-  descend,
+  decayLanes,
   isOn,
   isSuspect,
   lanes,
@@ -20,13 +19,14 @@ import {
   read,
   readNext,
   scalar,
+  withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
 
 /** param -= decay*param + stepSize * exp_avg / (sqrt(v) + eps), where v is exp_avg_sq, or its running maximum with Max. */
 function step<T, D, Max>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
-  const decay = decayOf<T, D>(scalars),
+  const decay = decayLanes<T, D>(scalars),
     weight1 = lanes<T>(scalars, 2),
     weight2 = lanes<T>(scalars, 3),
     stepSize = lanes<T>(scalars, 4),
@@ -64,8 +64,8 @@ function element<T, W, D, Max>(
 ): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = decayed<T, D>(read<T, W>(grad), p, decay),
-    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, decay);
+  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, decay),
+    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, decay);
   const m = lerp<T>(read<T, W>(expAvg), g, weight1),
     mNext = lerp<T>(readNext<T, W>(expAvg), gNext, weight1);
   let v = lerpSquare<T>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, largest),
@@ -79,7 +79,7 @@ function element<T, W, D, Max>(
   }
   const update = adaptiveUpdate<T>(m, v, stepSize, eps),
     updateNext = adaptiveUpdate<T>(mNext, vNext, stepSize, eps);
-  return writeParam<T, W>(param, descend<T, D>(p, decay, update), descend<T, D>(pNext, decay, updateNext));
+  return writeParam<T, W>(param, applyUpdate<T, D>(p, decay, update), applyUpdate<T, D>(pNext, decay, updateNext));
 }
 
 function anyMax<T, D>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {

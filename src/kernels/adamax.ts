@@ -3,8 +3,7 @@ import {
   AnyWeight,
   areLight,
   Coupled,
-  decayed,
-  decayOf,
+  decayLanes,
   isSuspect,
   Light,
   lanes,
@@ -15,13 +14,14 @@ import {
   read,
   readNext,
   scalar,
+  withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
 
 /** exp_avg as in Adam; exp_inf = max(beta2*exp_inf, |g| + eps); param -= stepSize * exp_avg / exp_inf. */
 function step<T, K, D>(param: usize, grad: usize, expAvg: usize, expInf: usize, count: usize, scalars: usize): bool {
-  const l2 = decayOf<T, D>(scalars),
+  const l2 = decayLanes<T, D>(scalars),
     weight = scalar(scalars, 1),
     weights = lanes<T>(scalars, 1),
     beta2 = lanes<T>(scalars, 2),
@@ -45,19 +45,19 @@ function element<T, W, K, D>(
 ): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = decayed<T, D>(read<T, W>(grad), p, l2),
-    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, l2);
+  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
+    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
   const m = lerpAny<T, K>(read<T, W>(expAvg), g, weight, weights),
     mNext = lerpAny<T, K>(readNext<T, W>(expAvg), gNext, weight, weights);
-  const u = larger<T>(read<T, W>(expInf), g, beta2, eps),
-    uNext = larger<T>(readNext<T, W>(expInf), gNext, beta2, eps);
+  const u = nextExpInf<T>(read<T, W>(expInf), g, beta2, eps),
+    uNext = nextExpInf<T>(readNext<T, W>(expInf), gNext, beta2, eps);
   writePair<T, W>(expAvg, m, mNext);
   writePair<T, W>(expInf, u, uNext);
   return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(stepSize, v128.div<T>(m, u))), v128.sub<T>(pNext, v128.mul<T>(stepSize, v128.div<T>(mNext, uNext))));
 }
 
 /** max(beta2*exp_inf, |g| + eps). */
-function larger<T>(expInf: v128, g: v128, beta2: v128, eps: v128): v128 {
+function nextExpInf<T>(expInf: v128, g: v128, beta2: v128, eps: v128): v128 {
   return v128.max<T>(v128.mul<T>(beta2, expInf), v128.add<T>(v128.abs<T>(g), eps));
 }
 

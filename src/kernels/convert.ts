@@ -56,17 +56,17 @@ const BF16_INFINITY: i32 = 0xff00;
 const F16_INFINITY: i32 = 0xf800;
 
 /** The largest magnitudes so far, lane by lane: 16 bits, shifted left by one to drop the sign. */
-function larger(most: v128, halves: v128): v128 {
-  return i16x8.max_u(most, i16x8.shl(halves, 1));
+function larger(maxima: v128, halves: v128): v128 {
+  return i16x8.max_u(maxima, i16x8.shl(halves, 1));
 }
 
-/** True if a result is infinite or NaN: `most` holds the largest magnitudes of the vectors, `last` that of the tail. */
-function reaches(most: v128, last: i32, infinity: i32): bool {
-  return last >= infinity || v128.any_true(i16x8.ge_u(most, i16x8.splat(<i16>infinity)));
+/** True if a result is infinite or NaN: `maxima` holds the largest magnitudes of the vectors, `last` that of the tail. */
+function reaches(maxima: v128, tailMax: i32, infinity: i32): bool {
+  return tailMax >= infinity || v128.any_true(i16x8.ge_u(maxima, i16x8.splat(<i16>infinity)));
 }
 
-function largerLast(last: i32, half: i32): i32 {
-  return max(last, (half << 1) & 0xffff);
+function largerTail(tailMax: i32, half: i32): i32 {
+  return max(tailMax, (half << 1) & 0xffff);
 }
 
 /** Adds `carry` and drops the low 16 bits. A NaN becomes a quiet NaN; the carry could otherwise turn it into infinity. */
@@ -89,23 +89,23 @@ export function convert_f32_bf16(source: usize, target: usize, count: usize): bo
   const below = constant<i32>(0x7fff, count),
     quietBit = bf16QuietBit(count);
   const whole = count & ~7;
-  let most = i32x4.splat(0),
-    last = 0;
+  let maxima = i32x4.splat(0),
+    tailMax = 0;
   let i: usize = 0;
   for (; i < whole; i += 8) {
     const value = v128.load(source + 4 * i),
       next = v128.load(source + 4 * i, 16);
     const halves = i16x8.narrow_i32x4_u(toBf16(value, nearestEven(value, below), quietBit), toBf16(next, nearestEven(next, below), quietBit));
     v128.store(target + 2 * i, halves);
-    most = larger(most, halves);
+    maxima = larger(maxima, halves);
   }
   for (; i < count; i++) {
     const value = v128.load_splat<f32>(source + 4 * i);
     const half = i32x4.extract_lane(toBf16(value, nearestEven(value, below), quietBit), 0);
     store<u16>(target + 2 * i, <u16>half);
-    last = largerLast(last, half);
+    tailMax = largerTail(tailMax, half);
   }
-  return reaches(most, last, BF16_INFINITY);
+  return reaches(maxima, tailMax, BF16_INFINITY);
 }
 
 /**
@@ -133,8 +133,8 @@ export function convert_stochastic_f32_bf16(source: usize, target: usize, index:
     second = constant<i32>(<i32>0x846ca68b, count),
     quietBit = bf16QuietBit(count);
   const whole = count & ~7;
-  let most = i32x4.splat(0),
-    last = 0;
+  let maxima = i32x4.splat(0),
+    tailMax = 0;
   let i: usize = 0;
   for (; i < whole; i += 8) {
     const at = i32x4.splat(<i32>(index + i));
@@ -143,16 +143,16 @@ export function convert_stochastic_f32_bf16(source: usize, target: usize, index:
       toBf16(v128.load(source + 4 * i, 16), noise(i32x4.add(at, i32x4(4, 5, 6, 7)), low, high, first, second), quietBit),
     );
     v128.store(target + 2 * i, halves);
-    most = larger(most, halves);
+    maxima = larger(maxima, halves);
   }
   for (; i < count; i++) {
     const value = v128.load_splat<f32>(source + 4 * i);
     const carry = noise(i32x4.splat(<i32>(index + i)), low, high, first, second);
     const half = i32x4.extract_lane(toBf16(value, carry, quietBit), 0);
     store<u16>(target + 2 * i, <u16>half);
-    last = largerLast(last, half);
+    tailMax = largerTail(tailMax, half);
   }
-  return reaches(most, last, BF16_INFINITY);
+  return reaches(maxima, tailMax, BF16_INFINITY);
 }
 
 /** Converts four float32 values to float16, in the low halves of the lanes, rounded to nearest even. */
@@ -162,10 +162,10 @@ function singleToHalf(value: v128, rebias: v128, half: v128, leastNormal: v128, 
   // Normal results: `rebias` also holds the rounding carry for an even kept part; `odd` adds the missing one.
   const odd = i32x4.shr_u(i32x4.shl(value, 18), 31);
   const normal = i32x4.shr_u(i32x4.add(i32x4.add(magnitude, rebias), odd), 13);
-  // Subnormal results: adding 0.5 aligns the sum so that its last bits are the rounded result.
+  // Subnormal results: adding 0.5 aligns the sum so that its tailMax bits are the rounded result.
   const subnormal = i32x4.sub(f32x4.add(magnitude, half), half);
   const finite = v128.bitselect(subnormal, normal, i32x4.lt_s(magnitude, leastNormal));
-  // Values from 65520 on round to infinity; NaN sets one more bit.
+  // Values from 65520 on round to infinity. For NaN one more bit is set below.
   const nan = i32x4.shl(i32x4.shr_u(f32x4.ne(value, value), 31), 9);
   return v128.or(v128.or(i32x4.min_s(finite, inf), nan), sign);
 }
@@ -176,22 +176,22 @@ export function convert_f32_f16(source: usize, target: usize, count: usize): boo
     leastNormal = constant<i32>(0x38800000, count),
     inf = constant<i32>(0x7c00, count);
   const whole = count & ~7;
-  let most = i32x4.splat(0),
-    last = 0;
+  let maxima = i32x4.splat(0),
+    tailMax = 0;
   let i: usize = 0;
   for (; i < whole; i += 8) {
     const low = singleToHalf(v128.load(source + 4 * i), rebias, half, leastNormal, inf),
       high = singleToHalf(v128.load(source + 4 * i, 16), rebias, half, leastNormal, inf);
     const halves = i16x8.narrow_i32x4_u(low, high);
     v128.store(target + 2 * i, halves);
-    most = larger(most, halves);
+    maxima = larger(maxima, halves);
   }
   for (; i < count; i++) {
     const halves = i32x4.extract_lane(singleToHalf(v128.load_splat<f32>(source + 4 * i), rebias, half, leastNormal, inf), 0);
     store<u16>(target + 2 * i, <u16>halves);
-    last = largerLast(last, halves);
+    tailMax = largerTail(tailMax, halves);
   }
-  return reaches(most, last, F16_INFINITY);
+  return reaches(maxima, tailMax, F16_INFINITY);
 }
 
 export function convert_f64_f32(source: usize, target: usize, count: usize): void {

@@ -8,9 +8,9 @@
  */
 import {
   AnyWeight,
+  applyUpdate,
   areLight,
   Decoupled,
-  descend,
   isLight,
   isOn,
   isSuspect,
@@ -49,8 +49,8 @@ function nextExpAvg<T, K>(expAvg: v128, g: v128, averages: bool, weight1: f64, w
 }
 
 /**
- * Updates the moments of a pair of vectors, or of one element, and writes the denominator over the gradient. Usual, as in
- * `moments`, makes a copy for each loop, so that the compiler inlines it: a call takes as long as all the rest (measured).
+ * Updates the moments of a pair of vectors, or of one element, and writes the denominator over the gradient. The type argument
+ * Usual of `moments` is repeated here, so that each loop has its own copy to inline: a call would double the time (measured).
  */
 // biome-ignore format: operands, then constants
 function average<T, W, K, Usual>(
@@ -94,8 +94,8 @@ function decayedParam<T>(param: v128, decay: v128, hasDecay: bool): v128 {
 const LAG: usize = 4 * PAIR;
 
 /**
- * sums = [|param - decay*param|^2, |update|^2], update = r + inUpdate*param, written over the gradient. Usual compiles a loop for
- * averages and inUpdate, without decay. The loop is a software pipeline: the root, the division and the sums run LAG bytes apart,
+ * sums = [|param - decay*param|^2, |update|^2], update = r + inUpdate*param, written over the gradient. Usual is On for the
+ * common case: averages and inUpdate, no decay. The loop is a software pipeline: the root, the division and the sums run LAG bytes apart,
  * in four fifths of the time that they take one after the other (measured).
  */
 function moments<T, K, Usual>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
@@ -265,7 +265,7 @@ function apply<T, D>(param: usize, grad: usize, count: usize, scalars: usize): b
 function applyElement<T, W, D>(param: usize, grad: usize, decay: v128, rate: v128): v128 {
   const update = v128.mul<T>(rate, read<T, W>(grad)),
     updateNext = v128.mul<T>(rate, readNext<T, W>(grad));
-  return writeParam<T, W>(param, descend<T, D>(read<T, W>(param), decay, update), descend<T, D>(readNext<T, W>(param), decay, updateNext));
+  return writeParam<T, W>(param, applyUpdate<T, D>(read<T, W>(param), decay, update), applyUpdate<T, D>(readNext<T, W>(param), decay, updateNext));
 }
 
 function anyMoments<T>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {

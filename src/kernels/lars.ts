@@ -4,8 +4,7 @@
  */
 import {
   Coupled,
-  decayed,
-  decayOf,
+  decayLanes,
   isCoupled,
   isOn,
   isSuspect,
@@ -19,6 +18,7 @@ import {
   VECTOR,
   wholeBytes,
   wideLow,
+  withCoupledDecay,
   write,
   zeroUnusedLanes,
 } from "./_lanes";
@@ -26,7 +26,7 @@ import { squaresLow, storeSum } from "./_reduce";
 
 /** sums = [|param|^2, |grad + l2*param|^2]. */
 function norms<T, D>(param: usize, grad: usize, sums: usize, count: usize, scalars: usize): void {
-  const l2 = decayOf<T, D>(scalars);
+  const l2 = decayLanes<T, D>(scalars);
   const whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
   let paramLow = f64x2.splat(0),
@@ -37,17 +37,17 @@ function norms<T, D>(param: usize, grad: usize, sums: usize, count: usize, scala
   for (; i < whole; i += VECTOR) {
     const low = readPair<T>(param + i);
     paramLow = squaresLow<T>(paramLow, low);
-    gradLow = squaresLow<T>(gradLow, decayed<T, D>(readPair<T>(grad + i), low, l2));
+    gradLow = squaresLow<T>(gradLow, withCoupledDecay<T, D>(readPair<T>(grad + i), low, l2));
     if (sizeof<T>() === 4) {
       const high = readPair<T>(param + i + 8);
       paramHigh = squaresLow<T>(paramHigh, high);
-      gradHigh = squaresLow<T>(gradHigh, decayed<T, D>(readPair<T>(grad + i + 8), high, l2));
+      gradHigh = squaresLow<T>(gradHigh, withCoupledDecay<T, D>(readPair<T>(grad + i + 8), high, l2));
     }
   }
   for (; i < bytes; i += sizeof<T>()) {
     const p = read<T, T>(param + i);
     paramLow = squaresLow<T>(paramLow, p);
-    gradLow = squaresLow<T>(gradLow, zeroUnusedLanes<T, T>(decayed<T, D>(read<T, T>(grad + i), p, l2)));
+    gradLow = squaresLow<T>(gradLow, zeroUnusedLanes<T, T>(withCoupledDecay<T, D>(read<T, T>(grad + i), p, l2)));
   }
   storeSum(sums, paramLow, paramHigh);
   storeSum(sums + 8, gradLow, gradHigh);
@@ -55,7 +55,7 @@ function norms<T, D>(param: usize, grad: usize, sums: usize, count: usize, scala
 
 /**
  * d = gain * (grad + l2*param); buffer = bufferFactor*buffer + gradFactor*d; param -= rate * (Nesterov ? d + nesterov*buffer : buffer).
- * All in float64, each result rounded once. Buffers compiles the loop with a momentum buffer.
+ * All in float64, each result rounded once. Buffers is On with a momentum buffer.
  */
 function apply<T, D, Buffers, Nesterov>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
   const l2 = f64x2.splat(scalar(scalars, 0) * scalar(scalars, 1)),

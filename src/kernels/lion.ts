@@ -4,10 +4,10 @@
  */
 import {
   AnyWeight,
+  applyUpdate,
   areLight,
   constant,
   Decoupled,
-  descend,
   isSuspect,
   Light,
   lanes,
@@ -72,7 +72,7 @@ function element<T, W, K, D>(
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
   writePair<T, W>(expAvg, lerpAny<T, K>(m, g, weight2, weights2), lerpAny<T, K>(mNext, gNext, weight2, weights2));
-  return writeParam<T, W>(param, descend<T, D>(p, decay, v128.mul<T>(lr, u)), descend<T, D>(pNext, decay, v128.mul<T>(lr, uNext)));
+  return writeParam<T, W>(param, applyUpdate<T, D>(p, decay, v128.mul<T>(lr, u)), applyUpdate<T, D>(pNext, decay, v128.mul<T>(lr, uNext)));
 }
 
 /** Writes u over the gradient where their signs agree, else 0; exp_avg as in `step`. sums = [number of elements that agree]. */

@@ -5,12 +5,11 @@
 import { adaptiveUpdate } from "./_adam";
 import {
   AnyWeight,
+  applyUpdate,
   areLight,
   Coupled,
   Decoupled,
-  decayed,
-  decayOf,
-  descend,
+  decayLanes,
   isOn,
   isSuspect,
   Light,
@@ -27,13 +26,14 @@ import {
   read,
   readNext,
   scalar,
+  withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
 
 /** param -= decay*param + stepSize * (meanScale*exp_avg + gradScale*grad) / (sqrt(squareScale*v + gradSquareScale*grad^2 + epsRoot) + eps), v as in Adam. */
 function step<T, K, D, Max>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
-  const decay = decayOf<T, D>(scalars),
+  const decay = decayLanes<T, D>(scalars),
     weight1 = scalar(scalars, 2),
     weight2 = scalar(scalars, 3),
     weights1 = lanes<T>(scalars, 2),
@@ -71,8 +71,8 @@ function element<T, W, K, D, Max>(
 ): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = decayed<T, D>(read<T, W>(grad), p, decay),
-    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, decay);
+  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, decay),
+    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, decay);
   const gg = v128.mul<T>(g, g),
     ggNext = v128.mul<T>(gNext, gNext);
   const m = lerpAny<T, K>(read<T, W>(expAvg), g, weight1, weights1),
@@ -90,7 +90,7 @@ function element<T, W, K, D, Max>(
     rootNext = v128.add<T>(quasiHyperbolic<T>(square, vNext, nowSquare, ggNext, useSquare), epsRoot);
   const update = adaptiveUpdate<T>(quasiHyperbolic<T>(mean, m, now, g, useGrad), root, stepSize, eps),
     updateNext = adaptiveUpdate<T>(quasiHyperbolic<T>(mean, mNext, now, gNext, useGrad), rootNext, stepSize, eps);
-  return writeParam<T, W>(param, descend<T, D>(p, decay, update), descend<T, D>(pNext, decay, updateNext));
+  return writeParam<T, W>(param, applyUpdate<T, D>(p, decay, update), applyUpdate<T, D>(pNext, decay, updateNext));
 }
 
 /** scale * average + sampleScale * sample; a zero `sampleMask` removes the second term. */

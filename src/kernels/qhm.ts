@@ -1,13 +1,12 @@
 /** QHM (src/optimizers/qhm.ts). Scalars: l2, decay, weight, bufferRate, gradRate. */
 import {
   AnyWeight,
+  applyUpdate,
   areLight,
   blend,
   Coupled,
   Decoupled,
-  decayed,
-  decayOf,
-  descend,
+  decayLanes,
   isLight,
   isOn,
   isSuspect,
@@ -22,15 +21,16 @@ import {
   readNext,
   scalar,
   spread,
+  withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
 
-/** g = grad + l2*param; buffer = lerp(buffer, g, weight); param -= decay*param + bufferRate*buffer + gradRate*g. Blends compiles the loop with bufferRate. */
+/** g = grad + l2*param; buffer = lerp(buffer, g, weight); param -= decay*param + bufferRate*buffer + gradRate*g. Blends is On if bufferRate is not 0. */
 function step<T, K, D, Blends>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
   const rate = scalar(scalars, 4),
     mean = scalar(scalars, 2);
-  const decay = decayOf<T, D>(scalars),
+  const decay = decayLanes<T, D>(scalars),
     weight = isLight<K>() ? spread<T>(mean) : f64x2.splat(mean),
     keep = f64x2.splat(1 - mean),
     bufferRate = f64x2.splat(scalar(scalars, 3)),
@@ -53,15 +53,15 @@ function element<T, W, K, D, Blends>(
 ): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = decayed<T, D>(read<T, W>(grad), p, decay),
-    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, decay);
+  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, decay),
+    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, decay);
   const b = average<T, K>(read<T, W>(buffer), g, weight, keep),
     bNext = average<T, K>(readNext<T, W>(buffer), gNext, weight, keep);
   writePair<T, W>(buffer, b, bNext);
   // Without bufferRate the operations are those of plain SGD, bit for bit.
   const update = isOn<Blends>() ? blend<T>(bufferRate, b, gradRate, g) : v128.mul<T>(gradRate, g),
     updateNext = isOn<Blends>() ? blend<T>(bufferRate, bNext, gradRate, gNext) : v128.mul<T>(gradRate, gNext);
-  return writeParam<T, W>(param, descend<T, D>(p, decay, update), descend<T, D>(pNext, decay, updateNext));
+  return writeParam<T, W>(param, applyUpdate<T, D>(p, decay, update), applyUpdate<T, D>(pNext, decay, updateNext));
 }
 
 /** `lerp`; for a heavy weight, computed in float64. */

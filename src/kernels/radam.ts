@@ -1,12 +1,11 @@
 /** RAdam (src/optimizers/radam.ts). Scalars: l2, decay, weight1, weight2, stepSize, rectified, eps. */
 import {
   AnyWeight,
+  applyUpdate,
   areLight,
   Coupled,
   Decoupled,
-  decayed,
-  decayOf,
-  descend,
+  decayLanes,
   isLight,
   isOn,
   isSuspect,
@@ -24,6 +23,7 @@ import {
   read,
   readNext,
   scalar,
+  withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
@@ -33,7 +33,7 @@ import {
  * without rectification never reads exp_avg_sq's root, so an overflowed average does no harm.
  */
 function step<T, K, D, Rectified>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {
-  const decay = decayOf<T, D>(scalars),
+  const decay = decayLanes<T, D>(scalars),
     weight1 = scalar(scalars, 2),
     weight2 = scalar(scalars, 3),
     weights1 = lanes<T>(scalars, 2),
@@ -63,8 +63,8 @@ function element<T, W, K, D, Rectified>(
 ): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = decayed<T, D>(read<T, W>(grad), p, decay),
-    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, decay);
+  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, decay),
+    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, decay);
   let m = read<T, W>(expAvg),
     mNext = readNext<T, W>(expAvg);
   let v = read<T, W>(expAvgSq),
@@ -92,7 +92,7 @@ function element<T, W, K, D, Rectified>(
     m = v128.div<T>(m, v128.add<T>(v128.sqrt<T>(v), eps));
     mNext = v128.div<T>(mNext, v128.add<T>(v128.sqrt<T>(vNext), eps));
   }
-  return writeParam<T, W>(param, descend<T, D>(p, decay, v128.mul<T>(stepSize, m)), descend<T, D>(pNext, decay, v128.mul<T>(stepSize, mNext)));
+  return writeParam<T, W>(param, applyUpdate<T, D>(p, decay, v128.mul<T>(stepSize, m)), applyUpdate<T, D>(pNext, decay, v128.mul<T>(stepSize, mNext)));
 }
 
 function anyRectification<T, K, D>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {

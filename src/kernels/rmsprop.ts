@@ -3,8 +3,7 @@ import {
   areLight,
   blend,
   Coupled,
-  decayed,
-  decayOf,
+  decayLanes,
   Heavy,
   isOn,
   isSuspect,
@@ -23,13 +22,14 @@ import {
   scalar,
   wideHigh,
   wideLow,
+  withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
 
 /** u = g / (sqrt(v) + eps), where v is square_avg, or square_avg - grad_avg^2 with Centered; param -= lr * u. With Buffers, u is buffer = momentum*buffer + u. */
 function step<T, K, D, Centered, Buffers>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
-  const l2 = decayOf<T, D>(scalars),
+  const l2 = decayLanes<T, D>(scalars),
     weight = scalar(scalars, 1),
     weights = lanes<T>(scalars, 1),
     lr = lanes<T>(scalars, 2),
@@ -58,8 +58,8 @@ function element<T, W, K, D, Centered, Buffers>(
 ): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = decayed<T, D>(read<T, W>(grad), p, l2),
-    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, l2);
+  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
+    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
   const s = read<T, W>(squareAvg),
     sNext = readNext<T, W>(squareAvg);
   let v: v128, vNext: v128;

@@ -1,8 +1,7 @@
 /** SGD, without and with a momentum buffer (src/optimizers/sgd.ts). Scalars: sgd l2, lr; sgd_momentum l2, lr, bufferFactor, gradFactor, nesterov. */
 import {
   Coupled,
-  decayed,
-  decayOf,
+  decayLanes,
   isOn,
   isSuspect,
   lanes,
@@ -14,13 +13,14 @@ import {
   read,
   readNext,
   scalar,
+  withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
 
 /** param -= lr * (grad + l2*param). */
 function plain<T, D>(param: usize, grad: usize, count: usize, scalars: usize): bool {
-  const l2 = decayOf<T, D>(scalars),
+  const l2 = decayLanes<T, D>(scalars),
     lr = lanes<T>(scalars, 1);
   const paired = pairedBytes<T>(count),
     bytes = count * sizeof<T>();
@@ -34,14 +34,14 @@ function plain<T, D>(param: usize, grad: usize, count: usize, scalars: usize): b
 function plainElement<T, W, D>(param: usize, grad: usize, l2: v128, lr: v128): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = decayed<T, D>(read<T, W>(grad), p, l2),
-    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, l2);
+  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
+    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
   return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, g)), v128.sub<T>(pNext, v128.mul<T>(lr, gNext)));
 }
 
 /** g = grad + l2*param; buffer = bufferFactor*buffer + gradFactor*g; param -= lr * (Nesterov ? g + nesterov*buffer : buffer). */
 function momentum<T, D, Nesterov>(param: usize, grad: usize, buffer: usize, count: usize, scalars: usize): bool {
-  const l2 = decayOf<T, D>(scalars),
+  const l2 = decayLanes<T, D>(scalars),
     lr = lanes<T>(scalars, 1),
     bufferFactor = lanes<T>(scalars, 2),
     gradFactor = lanes<T>(scalars, 3),
@@ -69,8 +69,8 @@ function momentumElement<T, W, D, Nesterov>(
 ): v128 {
   const p = read<T, W>(param),
     pNext = readNext<T, W>(param);
-  const g = decayed<T, D>(read<T, W>(grad), p, l2),
-    gNext = decayed<T, D>(readNext<T, W>(grad), pNext, l2);
+  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
+    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
   const b = v128.add<T>(v128.mul<T>(bufferFactor, read<T, W>(buffer)), v128.mul<T>(gradFactor, g)),
     bNext = v128.add<T>(v128.mul<T>(bufferFactor, readNext<T, W>(buffer)), v128.mul<T>(gradFactor, gNext));
   writePair<T, W>(buffer, b, bNext);

@@ -23,10 +23,10 @@ const cosineOfSmall = (x: number): number => {
  * (1 + cos(pi part / whole)) / 2 for 0 <= part <= whole and whole > 0: from 1 down to 0. Near the end it squares a sine, because
  * 1 + cos would cancel there; so it is exact to a few last places everywhere.
  */
-export const cosineFall = (part: number, whole: number): number => {
+export const cosineDecay = (part: number, whole: number): number => {
   const root = 2 * part <= whole ? cosineOfSmall(part / whole / 2) : sineOfSmall((whole - part) / whole / 2);
   return root * root;
 };
 
 /** Linear interpolation: `from` at left = 1, `to` at left = 0. Exact at both ends, and everywhere if the ends are equal. */
-export const mix = (from: number, to: number, left: number): number => (left > 0.5 ? from + (to - from) * (1 - left) : to + (from - to) * left);
+export const interpolate = (from: number, to: number, left: number): number => (left > 0.5 ? from + (to - from) * (1 - left) : to + (from - to) * left);

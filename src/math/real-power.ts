@@ -7,8 +7,8 @@ import { exactProduct, exactSum, type Pair } from "./_double.ts";
 /** ln 2 in two parts. The first ends in enough zero bits that its multiples up to 2^20 are exact. */
 const LN2: Pair = { high: 0x162e42fee / 2 ** 33, low: 1.9082149292705877e-10 };
 
-/** The exponential of a smaller number is 0 in float64; that of a number above its negative is infinite. */
-const LEAST_EXPONENT = -746;
+/** exp(x) is 0 in float64 for x below this, and infinite for x above its negative. */
+const MIN_EXPONENT = -746;
 
 const SERIES_TERMS = 14;
 
@@ -30,8 +30,8 @@ const logarithm = (base: number): Pair => {
 };
 
 const exponential = ({ high, low }: Pair): number => {
-  if (high < LEAST_EXPONENT) return 0;
-  if (high > -LEAST_EXPONENT) return Infinity;
+  if (high < MIN_EXPONENT) return 0;
+  if (high > -MIN_EXPONENT) return Infinity;
   const doublings = Math.round(high / LN2.high);
   const rest = high - doublings * LN2.high - doublings * LN2.low + low;
   let series = 1;

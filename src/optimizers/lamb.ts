@@ -102,7 +102,7 @@ export default defineOptimizer({
         kernel: "lamb_decayed",
         operands: ["param", "grad", "sums"],
         sums: 2,
-        scalars: (context) => [decay(context), inUpdate, 1 / Math.max((context.sums.at(-1)?.[0] ?? 0) / context.elements, LEAST_AGREEMENT)],
+        scalars: (context) => [decay(context), inUpdate, 1 / Math.max((context.sums.at(-1)?.[0] ?? 0) / context.elements, MIN_AGREEMENT)],
       },
       apply,
     ];
@@ -110,9 +110,9 @@ export default defineOptimizer({
 });
 
 /** The least fraction of agreeing elements that `caution` divides by, as in timm. */
-const LEAST_AGREEMENT = 1e-3;
+const MIN_AGREEMENT = 1e-3;
 
-interface Trust {
+interface TrustOptions {
   readonly weight_decay: number;
   readonly adapt: "always" | "decayed_only";
   readonly trust_min: number | null;
@@ -120,7 +120,7 @@ interface Trust {
 }
 
 /** The trust ratio, from the sums of the last stage that computed norms: those with two sums. */
-const trustRatio = ({ weight_decay, adapt, trust_min, trust_max }: Trust, sums: StepContext["sums"]): number => {
+const trustRatio = ({ weight_decay, adapt, trust_min, trust_max }: TrustOptions, sums: StepContext["sums"]): number => {
   if (adapt === "decayed_only" && weight_decay === 0) return 1;
   const [paramNorm = 0, updateNorm = 0] = (sums.findLast(({ length }) => length === 2) ?? []).map(Math.sqrt);
   const ratio = paramNorm > 0 && updateNorm > 0 ? paramNorm / updateNorm : 1;

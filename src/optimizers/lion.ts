@@ -2,7 +2,7 @@ import { maximize, momentBetas } from "./_adam.ts";
 import { defineOptimizer, flag, rate } from "./_define.ts";
 
 /** The least fraction of agreeing elements that `caution` divides by, as in timm. */
-const LEAST_AGREEMENT = 1e-3;
+const MIN_AGREEMENT = 1e-3;
 
 /**
  * Lion: steps of size lr along the sign of a blend of momentum and gradient, with decoupled weight decay.
@@ -48,7 +48,7 @@ export default defineOptimizer({
             kernel: "lamb_apply",
             operands: ["param", "grad"],
             sums: 0,
-            scalars: ({ lr, sums, elements }) => [lr * weight_decay, lr / Math.max((sums[0]?.[0] ?? 0) / elements, LEAST_AGREEMENT)],
+            scalars: ({ lr, sums, elements }) => [lr * weight_decay, lr / Math.max((sums[0]?.[0] ?? 0) / elements, MIN_AGREEMENT)],
           },
         ]
       : [{ kernel: "lion", operands: ["param", "grad", "exp_avg"], sums: 0, scalars: ({ lr }) => [lr * weight_decay, 1 - beta1, 1 - beta2, lr] }],

@@ -17,10 +17,10 @@ export const SCRATCH_AREAS = 3;
 const SCRATCH_BYTES = SHARD * Float64Array.BYTES_PER_ELEMENT;
 
 /** The most scalars of one kernel. */
-export const MOST_SCALARS = 16;
+export const MAX_SCALARS = 16;
 
 /** Bytes of one thread's scratch areas and of the kernel scalars that follow them. */
-export const THREAD_SCRATCH_BYTES = SCRATCH_AREAS * SCRATCH_BYTES + MOST_SCALARS * Float64Array.BYTES_PER_ELEMENT;
+export const THREAD_SCRATCH_BYTES = SCRATCH_AREAS * SCRATCH_BYTES + MAX_SCALARS * Float64Array.BYTES_PER_ELEMENT;
 
 /** The private memory of one thread. */
 export interface Scratch {
@@ -30,7 +30,7 @@ export interface Scratch {
 
 export const scratchIn = (memory: WebAssembly.Memory, address: number): Scratch => ({
   address,
-  scalars: new Float64Array(memory.buffer, address + SCRATCH_AREAS * SCRATCH_BYTES, MOST_SCALARS),
+  scalars: new Float64Array(memory.buffer, address + SCRATCH_AREAS * SCRATCH_BYTES, MAX_SCALARS),
 });
 
 /** One operand of a kernel, as an address for the tensor's first element. */

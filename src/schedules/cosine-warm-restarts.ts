@@ -1,4 +1,4 @@
-import { cosineFall, mix } from "../math/cosine.ts";
+import { cosineDecay, interpolate } from "../math/cosine.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
@@ -30,6 +30,6 @@ export default defineSchedule({
           period *= T_mult;
         }
       }
-      return { lr: mix(lr, eta_min, cosineFall(rest, period)) };
+      return { lr: interpolate(lr, eta_min, cosineDecay(rest, period)) };
     },
 });

@@ -1,4 +1,4 @@
-import { cosineFall, mix } from "../math/cosine.ts";
+import { cosineDecay, interpolate } from "../math/cosine.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
@@ -22,6 +22,6 @@ export default defineSchedule({
       // Steps and T_max are integers, so the reduction to the first half period is exact.
       const rest = step % T_max;
       const rising = ((step - rest) / T_max) % 2 === 1;
-      return { lr: mix(lr, eta_min, cosineFall(rising ? T_max - rest : rest, T_max)) };
+      return { lr: interpolate(lr, eta_min, cosineDecay(rising ? T_max - rest : rest, T_max)) };
     },
 });

@@ -1,4 +1,4 @@
-import { mix } from "../math/cosine.ts";
+import { interpolate } from "../math/cosine.ts";
 import { wholePower } from "../math/power.ts";
 import { choice, defineSchedule, flag, number, optionalSteps, steps } from "./_define.ts";
 
@@ -41,7 +41,7 @@ export default defineSchedule({
     return (_, step) => {
       const at = step % (up + down);
       const height = (at <= up ? at / up : (down - (at - up)) / down) * scale(step, (step - at) / (up + down));
-      return { lr: mix(max_lr, base_lr, height), peak: max_lr, ...(cycle_momentum && { momentum: mix(base_momentum, max_momentum, height) }) };
+      return { lr: interpolate(max_lr, base_lr, height), peak: max_lr, ...(cycle_momentum && { momentum: interpolate(base_momentum, max_momentum, height) }) };
     };
   },
 });

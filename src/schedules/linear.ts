@@ -1,4 +1,4 @@
-import { mix } from "../math/cosine.ts";
+import { interpolate } from "../math/cosine.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
@@ -22,5 +22,5 @@ export default defineSchedule({
   },
   prepare:
     ({ start_factor, end_factor, total_iters }) =>
-    (lr, step) => ({ lr: lr * mix(start_factor, end_factor, Math.max(total_iters - step, 0) / total_iters) }),
+    (lr, step) => ({ lr: lr * interpolate(start_factor, end_factor, Math.max(total_iters - step, 0) / total_iters) }),
 });

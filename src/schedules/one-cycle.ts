@@ -1,5 +1,5 @@
 import { StepdError } from "../errors/errors.ts";
-import { cosineFall, mix } from "../math/cosine.ts";
+import { cosineDecay, interpolate } from "../math/cosine.ts";
 import { choice, defineSchedule, flag, number, steps } from "./_define.ts";
 
 /** A phase of the cycle: the rate and the momentum at its start and its end. `end` is a step, perhaps fractional. */
@@ -66,6 +66,6 @@ export default defineSchedule({
 
 /** Interpolates from the first of two values to the second. A phase of length 0 returns the second. */
 const blend = (strategy: "cos" | "linear", part: number, whole: number): ((ends: readonly [number, number]) => number) => {
-  const left = whole === 0 ? 0 : strategy === "cos" ? cosineFall(part, whole) : (whole - part) / whole;
-  return ([from, to]) => mix(from, to, left);
+  const left = whole === 0 ? 0 : strategy === "cos" ? cosineDecay(part, whole) : (whole - part) / whole;
+  return ([from, to]) => interpolate(from, to, left);
 };

@@ -5,7 +5,7 @@ import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
-import { SharedFolder as Folder, SharedPlace } from "../../src/blobs/shared.ts";
+import { SharedFolder as Folder, SharedRange } from "../../src/blobs/shared.ts";
 import { Parts } from "../../src/codec/parts.ts";
 import { StepdError } from "../../src/errors/errors.ts";
 import { gradsAt, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -84,7 +84,7 @@ test("ENOSPC: a full file system cannot fill a hole that the file's block count 
 test("ENOSPC: a full device", async () => {
   using folder = new SharedFolder();
   const shared = new Folder(folder.path);
-  await using place = new SharedPlace(shared, await open("/dev/full", "w"), { file: "f", offset: 0, length: 9 }, "/state");
+  await using place = new SharedRange(shared, await open("/dev/full", "w"), { file: "f", offset: 0, length: 9 }, "/state");
   await assert.rejects(place.write(new Parts([Buffer.alloc(5), Buffer.alloc(4)])), (error: StepdError) => {
     assert.ok(error instanceof StepdError, String(error));
     assert.equal(error.code, "INVALID_PARAMS");

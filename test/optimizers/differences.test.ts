@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { registry } from "../../src/optimizers/registry.ts";
-import { MOST_SCALARS } from "../../src/pool/_job.ts";
+import { MAX_SCALARS } from "../../src/pool/_job.ts";
 import type { StepReply } from "../support/run.ts";
 import { JSON_TYPE, TestService } from "../support/service.ts";
 import { readTensors, type TestState, writeState, writeTensors } from "../support/tensors.ts";
@@ -90,7 +90,7 @@ suite("scalars are finite for all decay rates and step counts", () => {
           const at = { step, lr: 1e-3, isFirst: step === 1, elements: 7, sums: [[3, 5]], scalarSlots: {} };
           for (const { kernel, scalars } of definition.stages(values)) {
             const found = scalars(at);
-            assert.ok(found.length <= MOST_SCALARS);
+            assert.ok(found.length <= MAX_SCALARS);
             assert.ok(found.every(Number.isFinite), `${kernel}: ${found} with betas ${betas} at step ${step}`);
           }
           const slots = definition.nextScalarSlots?.(values, at) ?? {};

@@ -164,13 +164,13 @@ func TestWrongArguments(t *testing.T) {
 }
 
 // A deferred Close also works on a client that New never created.
-func TestCloseOfNothing(*testing.T) {
+func TestCloseOfZeroClient(*testing.T) {
 	new(Client).Close()
 	new(Sharded).Close()
 }
 
 // Unusual but valid tensor names survive a step.
-func TestNamesOfEveryKind(t *testing.T) {
+func TestUnusualNames(t *testing.T) {
 	ctx := testContext(t)
 	var params Tensors
 	for _, name := range []string{"", "a\x00b", strings.Repeat("x", 1024), "*", "step/w", "constructor", "\uffff", "😀"} {

@@ -9,17 +9,17 @@ import (
 	"time"
 )
 
-func TestCachedIsNotSent(t *testing.T) {
+func TestCachedBlobsAreNotSent(t *testing.T) {
 	ctx := testContext(t)
 	plain := newClient(t, shared.url)
 	for name, options := range map[string][]Option{"TCP": nil, "shared": {WithSharedDir(sharedDir)}} {
 		t.Run(name, func(t *testing.T) {
 			sent := &countingTransport{RoundTripper: plain.http.Transport}
 			client := newClient(t, shared.url, append(options, WithHTTPClient(&http.Client{Transport: sent}))...)
-			request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Reply: Reply{Cache: true}}
+			request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Reply: Reply{Cache: true}}
 			other := StepRequest{Optimizer: AdamW(0.01), Params: request.Params}
 			for i := range uint64(4) {
-				request.Grads, other.Grads = many(i+2, F32), many(i+2, F32)
+				request.Grads, other.Grads = largeTensors(i+2, F32), largeTensors(i+2, F32)
 				sent.bytes = 0
 				found := must[*StepResult](t)(client.Step(ctx, request))
 				expected := must[*StepResult](t)(plain.Step(ctx, other))
@@ -51,7 +51,7 @@ func TestCacheMiss(t *testing.T) {
 	client := newClient(t, serve(t, proxy).URL, WithRetries(0))
 	// Values that no server has cached.
 	seed := uint64(time.Now().UnixNano())
-	request := StepRequest{Optimizer: AdamW(0.01), Params: many(seed, F32), Grads: many(seed+1, F32), Reply: Reply{Cache: true}}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(seed, F32), Grads: largeTensors(seed+1, F32), Reply: Reply{Cache: true}}
 	// The server has restarted, so its cache is empty.
 	first := must[*StepResult](t)(newClient(t, ownServer(t, "STEPD_CACHE_MIB=64").url).Step(ctx, request))
 	request.Params, request.State, request.Cached = first.Params, first.State, first.Cached
@@ -94,11 +94,11 @@ func TestSmallerReplies(t *testing.T) {
 	plain := newClient(t, shared.url)
 	for name, client := range map[string]*Client{"TCP": plain, "shared": newSharing(t, shared.url, shareBytes)} {
 		t.Run(name, func(t *testing.T) {
-			request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Reply: Reply{Params: ReplyBF16, State: ReplyNone, Cache: true}}
+			request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Reply: Reply{Params: ReplyBF16, State: ReplyNone, Cache: true}}
 			other := StepRequest{Optimizer: AdamW(0.01), Params: request.Params}
 			var bits Tensors
 			for i := range uint64(4) {
-				request.Grads, other.Grads = many(i+2, F32), many(i+2, F32)
+				request.Grads, other.Grads = largeTensors(i+2, F32), largeTensors(i+2, F32)
 				if i == 3 {
 					request.Reply = Reply{}
 				}
@@ -141,7 +141,7 @@ func TestSmallerReplies(t *testing.T) {
 					request.Into = nil
 				}
 			}
-			none := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: SGD(0.1), Params: many(1, F32), Grads: many(2, F32), Reply: Reply{Params: ReplyNone}}))
+			none := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: SGD(0.1), Params: largeTensors(1, F32), Grads: largeTensors(2, F32), Reply: Reply{Params: ReplyNone}}))
 			if none.Params != nil || none.State.Optimizer() != "sgd" || none.Cached != nil {
 				t.Fatalf("%+v", none)
 			}
@@ -172,7 +172,7 @@ func inOrder(tensors, order Tensors) (out Tensors) {
 	return out
 }
 
-func TestErrorsOfReplies(t *testing.T) {
+func TestErrorsOfReplyOptions(t *testing.T) {
 	ctx := testContext(t)
 	client := newClient(t, shared.url)
 	step := func(change func(*StepRequest)) error {
@@ -188,7 +188,7 @@ func TestErrorsOfReplies(t *testing.T) {
 		"a state that nobody keeps":   {func(r *StepRequest) { r.Reply.State = ReplyNone }, ErrInvalidParams},
 		"an unknown form":             {func(r *StepRequest) { r.Reply.Params = "f8" }, ErrInvalidParams},
 		"no digest":                   {func(r *StepRequest) { r.Cached = &Cached{State: "x"} }, ErrInvalidParams},
-		"BF16 of F64":                 {func(r *StepRequest) { r.Params, r.Grads, r.Reply.Params = many(1, F64), nil, ReplyBF16 }, ErrUnsupportedDType},
+		"BF16 of F64":                 {func(r *StepRequest) { r.Params, r.Grads, r.Reply.Params = largeTensors(1, F64), nil, ReplyBF16 }, ErrUnsupportedDType},
 		"a state that is not here":    {func(r *StepRequest) { r.State = &State{onServer: true} }, ErrStateKept},
 		"neither values nor a digest": {func(r *StepRequest) { r.Params, r.Cached = nil, &Cached{} }, ErrBadTensor},
 		"an Into of another dtype":    {func(r *StepRequest) { r.Into, r.Reply.Params = r.Params, ReplyBF16 }, ErrBadTensor},

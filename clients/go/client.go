@@ -210,7 +210,7 @@ func (c *Client) do(ctx context.Context, call call, retries int) error {
 			return nil
 		}
 		if ctx.Err() != nil || !isRetryable(err) || !retrier.wait(ctx, err) {
-			return ended(ctx, err)
+			return contextErrorOr(ctx, err)
 		}
 	}
 }
@@ -285,8 +285,8 @@ func (c *Client) check(ctx context.Context) error {
 	return nil
 }
 
-// ended returns the context's error if it has ended, and err otherwise.
-func ended(ctx context.Context, err error) error {
+// contextErrorOr returns the context's error if it has ended, and err otherwise.
+func contextErrorOr(ctx context.Context, err error) error {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
 		return err

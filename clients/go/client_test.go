@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-func TestStepGoesOnFromItsState(t *testing.T) {
+func TestStepContinuesFromItsState(t *testing.T) {
 	client, ctx := newClient(t, shared.url), testContext(t)
 	params, before := model(1), clone(model(1))
 	first := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: params, Grads: model(2), Stats: TensorStats}))
@@ -33,7 +33,7 @@ func TestStepGoesOnFromItsState(t *testing.T) {
 	}
 }
 
-func TestASlotThatIsNotThere(t *testing.T) {
+func TestMissingSlot(t *testing.T) {
 	client, ctx := newClient(t, shared.url), testContext(t)
 	state := must[*StepResult](t)(client.Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: model(1), Grads: model(2)})).State
 	for _, name := range []string{"exp_avgs", "max_exp_avg_sq", "step", ""} {
@@ -90,7 +90,7 @@ func TestAllDTypes(t *testing.T) {
 	}
 }
 
-func TestErrorsSayWhatTheServerSaid(t *testing.T) {
+func TestErrorsHaveTheServersFields(t *testing.T) {
 	client, ctx := newClient(t, shared.url), testContext(t)
 	_, err := client.Step(ctx, StepRequest{Optimizer: AdamW(-1), Params: model(1), Grads: model(1)})
 	var refusal *Error
@@ -149,7 +149,7 @@ func TestErrorTable(t *testing.T) {
 	}
 }
 
-func TestTensorsThatContradictThemselvesAreNotSent(t *testing.T) {
+func TestInconsistentTensorsAreNotSent(t *testing.T) {
 	client, ctx := newClient(t, shared.url), testContext(t)
 	for name, tensors := range map[string]Tensors{
 		"shape":    {From("w", []float32{1}, 2)},
@@ -226,7 +226,7 @@ func TestOtherMethods(t *testing.T) {
 	}
 }
 
-func TestEverySettingTravels(t *testing.T) {
+func TestEveryOptionIsSent(t *testing.T) {
 	client, ctx := newClient(t, shared.url), testContext(t)
 	request := StepRequest{
 		Optimizer: AdamW(0.1).With("betas", []float64{0.9, 0.95}),

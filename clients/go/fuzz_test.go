@@ -121,7 +121,7 @@ func TestReplyWithAllFields(t *testing.T) {
 }
 
 // A length that promises gigabytes allocates no memory, whether the Content-Length is false or missing.
-func TestMemoryFollowsTheBytesThatCome(t *testing.T) {
+func TestAllocationFollowsReceivedBytes(t *testing.T) {
 	const most = 64 << 20
 	for i, seed := range replySeeds() {
 		for _, length := range []int64{int64(len(seed)), -1, math.MaxInt64} {

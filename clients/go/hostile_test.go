@@ -66,7 +66,7 @@ var allMethods = map[string]func(ctx context.Context, c *Client) error{
 }
 
 // A well-formed reply without the expected members is an error: its missing values would otherwise be read as zeros.
-func TestRepliesThatSayNothing(t *testing.T) {
+func TestRepliesWithoutMembers(t *testing.T) {
 	for _, body := range []string{"{}", "null", "[]", `""`, "0", `{"tensors":{},"lrs":[],"momentums":[],"optimizers":[],"name":"","format":""}`,
 		`{"grad_norm":null,"tensors":{"scale":{}}}`, `{"grad_norm":1,"tensors":{"layer.weight":{"grad_squares":null}}}`, "\x80", "\xc0", "\x90", "\x81\xa5state\xc4\x00"} {
 		client := newClient(t, serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -101,7 +101,7 @@ func TestStepRepliesWithoutAMember(t *testing.T) {
 }
 
 // An endless reply is cut off. It takes at most a fixed multiple of the memory that the request allows.
-func TestRepliesWithoutEnd(t *testing.T) {
+func TestEndlessReplies(t *testing.T) {
 	header := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 	for name, c := range map[string]struct{ start, rest []byte }{
 		"text":            {[]byte(`{"name":"`), bytes.Repeat([]byte("a"), 1<<20)},
@@ -202,7 +202,7 @@ func TestErrorsAreShort(t *testing.T) {
 }
 
 // Text that a header cannot hold is the caller's error, and is not sent.
-func TestHeadersOfTheCaller(t *testing.T) {
+func TestInvalidHeaderValues(t *testing.T) {
 	for _, token := range []string{"a\nb", "a b", "ä", "\x00"} {
 		if _, err := New(shared.url, WithToken(token)); err == nil || strings.Contains(err.Error(), token) {
 			t.Errorf("the token %q: %v", token, err)
@@ -225,7 +225,7 @@ func TestHeadersOfTheCaller(t *testing.T) {
 }
 
 // Several clients may use one TLS configuration, which they do not change.
-func TestTLSConfigurationStaysTheCallers(t *testing.T) {
+func TestTLSConfigurationIsNotChanged(t *testing.T) {
 	secure := httptest.NewTLSServer(newFlaky())
 	t.Cleanup(secure.Close)
 	roots := x509.NewCertPool()
@@ -248,7 +248,7 @@ func TestTLSConfigurationStaysTheCallers(t *testing.T) {
 	}
 }
 
-func TestEndsOfTheContext(t *testing.T) {
+func TestContextErrors(t *testing.T) {
 	reason := errors.New("the run was stopped")
 	later := refuse(429, ErrOverloaded, "30")
 	hang := func(w http.ResponseWriter, r *http.Request) {
@@ -298,7 +298,7 @@ func TestEndsOfTheContext(t *testing.T) {
 }
 
 // Many callers share one client, without mixing their tensors and without leaking goroutines.
-func TestManyCallersAtOnce(t *testing.T) {
+func TestConcurrentCallers(t *testing.T) {
 	const callers, steps = 16, 5
 	before := runtime.NumGoroutine()
 	client := must[*Client](t)(New(shared.url))

@@ -25,7 +25,7 @@ func shellBlocks(t *testing.T, heading string) (blocks []string) {
 }
 
 // A module outside this repository uses the client by the commands of README.md, and calls a server.
-func TestUsingTheModuleElsewhere(t *testing.T) {
+func TestModuleInstallation(t *testing.T) {
 	blocks := shellBlocks(t, "Using it")
 	if len(blocks) != 4 {
 		t.Fatalf("README.md has %d blocks of commands", len(blocks))

@@ -42,7 +42,7 @@ func steppers(t *testing.T, address string, options ...Option) map[string]steppe
 	return map[string]stepper{"client": newClient(t, address, options...), "sharded": sharded}
 }
 
-func TestAServerThatStartsAnewIsWaitedFor(t *testing.T) {
+func TestWaitsForRestartingServer(t *testing.T) {
 	request := StepRequest{Optimizer: AdamW(0.01), Params: model(1), Grads: model(2)}
 	expected := must[*StepResult](t)(newClient(t, shared.url).Step(testContext(t), request))
 	port := unusedPort(t)
@@ -82,7 +82,7 @@ func TestAServerThatStartsAnewIsWaitedFor(t *testing.T) {
 	}
 }
 
-func TestAnAddressAtWhichNobodyListensIsGivenUp(t *testing.T) {
+func TestGivesUpRefusingAddress(t *testing.T) {
 	address := fmt.Sprintf("http://127.0.0.1:%d", unusedPort(t))
 	for name, c := range map[string]struct {
 		options []Option

@@ -45,7 +45,7 @@ func (r *replicas) tryReplicas(ctx context.Context, clients []*Client, home *Cli
 		tried := make([]bool, len(clients))
 		for left := len(clients) - 1; ; left-- {
 			if ctx.Err() != nil {
-				return ended(ctx, nil)
+				return contextErrorOr(ctx, nil)
 			}
 			i := r.pick(tried, first)
 			tried[i] = true
@@ -76,7 +76,7 @@ func (r *replicas) tryReplicas(ctx context.Context, clients []*Client, home *Cli
 				retrier = clients[i].newRetrier(clients[i].retries, "every stepd replica")
 			}
 			if failed == nil || !retrier.wait(ctx, failed) {
-				return ended(ctx, cmp.Or(missing, failed))
+				return contextErrorOr(ctx, cmp.Or(missing, failed))
 			}
 			break
 		}

@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// always gives every call the same answer, and counts the calls.
-type always struct {
+// fixedAnswer gives every call the same answer, and counts the calls.
+type fixedAnswer struct {
 	mu     sync.Mutex
 	answer http.HandlerFunc
 	calls  int
 }
 
-func (a *always) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (a *fixedAnswer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	a.calls++
 	a.mu.Unlock()
 	a.answer(w, r)
 }
 
-func (a *always) count() int {
+func (a *fixedAnswer) count() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.calls
@@ -40,7 +40,7 @@ func page(status int, mediaType, text string) http.HandlerFunc {
 	}
 }
 
-func TestFailuresOfAReplicaGoToAnother(t *testing.T) {
+func TestReplicaFailuresGoToAnother(t *testing.T) {
 	ctx := testContext(t)
 	request := StepRequest{Optimizer: AdamW(0.1), Params: model(1), Grads: model(2), Clip: &Clip{MaxNorm: 1}}
 	expected := must[*StepResult](t)(newClient(t, shared.url).Step(ctx, request))
@@ -64,7 +64,7 @@ func TestFailuresOfAReplicaGoToAnother(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			bad := &always{answer: answer}
+			bad := &fixedAnswer{answer: answer}
 			sharded := must[*Sharded](t)(NewSharded([]string{serve(t, bad).URL, shared.url}, WithRetries(0), WithTimeout(3*time.Second)))
 			sharded.RequestBytes = 1000
 			result, err := sharded.Step(ctx, request)
@@ -79,9 +79,9 @@ func TestFailuresOfAReplicaGoToAnother(t *testing.T) {
 	}
 }
 
-func TestErrorsOfTheCallGoNowhereElse(t *testing.T) {
+func TestCallErrorsAreNotRetried(t *testing.T) {
 	for status, name := range map[int]ErrorName{400: ErrInvalidParams, 401: ErrUnauthenticated, 413: ErrPayloadTooLarge, 415: ErrUnsupportedMediaType, 422: ErrStateMismatch} {
-		first, second := &always{answer: refuse(status, name, "")}, &always{answer: refuse(status, name, "")}
+		first, second := &fixedAnswer{answer: refuse(status, name, "")}, &fixedAnswer{answer: refuse(status, name, "")}
 		sharded := newSharded(t, serve(t, first).URL, serve(t, second).URL)
 		_, err := sharded.Step(testContext(t), StepRequest{Optimizer: AdamW(1), Params: Tensors{From("w", []float32{1})}})
 		if !errors.Is(err, name) || first.count()+second.count() != 1 {
@@ -92,10 +92,10 @@ func TestErrorsOfTheCallGoNowhereElse(t *testing.T) {
 
 func TestRoundsOverAllReplicas(t *testing.T) {
 	const retries = 2
-	var all []*always
+	var all []*fixedAnswer
 	var urls []string
 	for range 3 {
-		replica := &always{answer: refuse(503, ErrDraining, "0")}
+		replica := &fixedAnswer{answer: refuse(503, ErrDraining, "0")}
 		all = append(all, replica)
 		urls = append(urls, serve(t, replica).URL)
 	}
@@ -120,7 +120,7 @@ func TestRoundsOverAllReplicas(t *testing.T) {
 	}
 }
 
-func TestRestsOfAReplica(t *testing.T) {
+func TestReplicaCoolDown(t *testing.T) {
 	var r replicas
 	if first := r.pick([]bool{false, false}, -1); first != 0 {
 		t.Fatal(first)
@@ -165,7 +165,7 @@ func TestRestsOfAReplica(t *testing.T) {
 }
 
 // A refusal shows that the replica works, and ends its cool-down.
-func TestRefusalsEndTheRest(t *testing.T) {
+func TestRefusalEndsCoolDown(t *testing.T) {
 	sharded := newSharded(t, shared.url, "http://127.0.0.1:1")
 	sharded.replicas.health = []health{{failures: 3, coolDownUntil: time.Now().Add(time.Second)}, {failures: 3, coolDownUntil: time.Now().Add(time.Minute)}}
 	if _, err := sharded.Step(testContext(t), StepRequest{Optimizer: SGD(-1)}); !errors.Is(err, ErrInvalidParams) {
@@ -177,8 +177,8 @@ func TestRefusalsEndTheRest(t *testing.T) {
 }
 
 // A dead replica is tried at 0, 1 and 3 seconds, although the test makes 4 calls per second.
-func TestDeadReplicasAreCalledLessAndLess(t *testing.T) {
-	dead := &always{answer: cut("")}
+func TestDeadReplicaCoolsDownLonger(t *testing.T) {
+	dead := &fixedAnswer{answer: cut("")}
 	sharded := newSharded(t, serve(t, dead).URL, shared.url)
 	ctx := testContext(t)
 	for start := time.Now(); time.Since(start) < 3500*time.Millisecond; time.Sleep(20 * time.Millisecond) {

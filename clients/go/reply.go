@@ -136,7 +136,7 @@ func (r stepReply) readParams(sent Tensors) (Tensors, error) {
 	params := make(Tensors, len(sent))
 	for i, param := range sent {
 		stepped, ok := found[param.Name]
-		if !ok || !stepped.like(param) {
+		if !ok || !stepped.sameType(param) {
 			return nil, badReply("no %q of %s %v in params", param.Name, param.DType, param.Shape)
 		}
 		params[i] = stepped

@@ -150,7 +150,7 @@ func (p *encodedRequest) share(ctx context.Context, folder *sharedFolder, fields
 	if len(into) > 0 {
 		want.reply["into"] = into
 	}
-	return atOnce(len(copies), func(i int) error {
+	return runConcurrently(len(copies), func(i int) error {
 		return transfer(ctx, copies[i].from.parts, 0, writeWorkers, copies[i].to.file.WriteAt)
 	})
 }

@@ -176,7 +176,7 @@ func requireSame(t *testing.T, found, expected Tensors) {
 		t.Fatalf("%d tensors, expected %d", len(found), len(expected))
 	}
 	for i, tensor := range expected {
-		if found[i].Name != tensor.Name || !found[i].like(tensor) || string(found[i].Data) != string(tensor.Data) {
+		if found[i].Name != tensor.Name || !found[i].sameType(tensor) || string(found[i].Data) != string(tensor.Data) {
 			t.Fatalf("tensor %d: %q %s %v is not %q %s %v, or its bytes differ", i, found[i].Name, found[i].DType, found[i].Shape, tensor.Name, tensor.DType, tensor.Shape)
 		}
 	}

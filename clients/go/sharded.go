@@ -487,7 +487,7 @@ func (s *Sharded) each(caller context.Context, request StepRequest, shards []sha
 	// The first failure is the cause; later ones only follow from the cancellation.
 	failure := context.Cause(ctx)
 	if caller.Err() != nil && errors.Is(failure, context.Cause(caller)) {
-		return ended(caller, nil)
+		return contextErrorOr(caller, nil)
 	}
 	if failure != nil {
 		return failure

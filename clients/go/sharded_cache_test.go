@@ -20,12 +20,12 @@ func newCalls(t *testing.T, urls []string, options ...Option) *Sharded {
 	return sharded
 }
 
-// fresh returns tensors that no server has cached. Empty ones are left out, because all of them have the same digest.
-func fresh() Tensors {
-	return slices.DeleteFunc(many(uint64(time.Now().UnixNano()), F32), func(t Tensor) bool { return len(t.Data) == 0 })
+// uncachedTensors returns tensors that no server has cached. Empty ones are left out, because all of them have the same digest.
+func uncachedTensors() Tensors {
+	return slices.DeleteFunc(largeTensors(uint64(time.Now().UnixNano()), F32), func(t Tensor) bool { return len(t.Data) == 0 })
 }
 
-func TestShardedCachedIsOneCall(t *testing.T) {
+func TestShardedCachedEqualsOneCall(t *testing.T) {
 	ctx := testContext(t)
 	plain := newClient(t, shared.url)
 	second := ownServer(t, "STEPD_CACHE_MIB=64", "STEPD_SHARED_DIR="+sharedDir)
@@ -40,10 +40,10 @@ func TestShardedCachedIsOneCall(t *testing.T) {
 				t.Run(fmt.Sprintf("%s, %s, with values: %v", name, how, isGiven), func(t *testing.T) {
 					sharded := newCalls(t, []string{shared.url, second.url}, options...)
 					request, other := start, start
-					request.Params, other.Params = many(1, F32), many(1, F32)
-					into := many(1, F32)
+					request.Params, other.Params = largeTensors(1, F32), largeTensors(1, F32)
+					into := largeTensors(1, F32)
 					for i := range uint64(5) {
-						grads := many(i+2, F32)
+						grads := largeTensors(i+2, F32)
 						if i%2 == 1 {
 							// The other parameters do not step. One gradient is float64, and its parameter is not.
 							grads = Tensors{grads[4], doubled(t, grads[5])}
@@ -88,7 +88,7 @@ func TestShardedCachedMiss(t *testing.T) {
 	second := ownServer(t, "STEPD_CACHE_MIB=64")
 	proxy := newFlaky()
 	sharded := newCalls(t, []string{serve(t, proxy).URL, second.url})
-	request := StepRequest{Optimizer: AdamW(0.01), Params: fresh(), Grads: fresh(), Reply: Reply{Cache: true}}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: uncachedTensors(), Grads: uncachedTensors(), Reply: Reply{Cache: true}}
 	first := must[*StepResult](t)(sharded.Step(ctx, request))
 	request.Params, request.State, request.Cached = first.Params, first.State, first.Cached
 	expected := must[*StepResult](t)(plain.Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: first.Params, Grads: request.Grads, State: first.State}))
@@ -196,11 +196,11 @@ func TestShardedReplies(t *testing.T) {
 	ctx := testContext(t)
 	plain, sharded := newClient(t, shared.url), newCalls(t, []string{shared.url})
 	for _, reply := range []Reply{{Params: ReplyBF16}, {Params: ReplyNone}, {Params: ReplySame, State: ReplySame}} {
-		request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32), Reply: reply}
+		request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32), Reply: reply}
 		requireSameStep(t, must[*StepResult](t)(sharded.Step(ctx, request)), must[*StepResult](t)(plain.Step(ctx, request)))
 	}
 	// Rounded results in the caller's memory, while a server caches the unrounded parameters.
-	request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32), Reply: Reply{Params: ReplyBF16, State: ReplyNone, Cache: true}}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32), Reply: Reply{Params: ReplyBF16, State: ReplyNone, Cache: true}}
 	expected := must[*StepResult](t)(plain.Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: request.Params, Grads: request.Grads}))
 	first := must[*StepResult](t)(sharded.Step(ctx, request))
 	requireSame(t, first.Params, rounded(t, expected.Params))
@@ -317,7 +317,7 @@ func TestShardedShare(t *testing.T) {
 }
 
 // Close forgets shared memory that was never freed.
-func TestShardedCloseForgetsWhatWasShared(t *testing.T) {
+func TestShardedCloseForgetsSharedMemory(t *testing.T) {
 	sharded := newCalls(t, []string{shared.url})
 	params, free, err := sharded.Share(model(1))
 	if err != nil {

@@ -56,7 +56,7 @@ func requireSameRuns(t *testing.T, steps int, request func(step int) StepRequest
 	}
 }
 
-func TestShardedIsOneCallBitForBit(t *testing.T) {
+func TestShardedHasTheBitsOfOneCall(t *testing.T) {
 	max := 0.5
 	cases := map[string]StepRequest{
 		"plain":     {Optimizer: AdamW(0.01)},
@@ -143,7 +143,7 @@ func doubled(t *testing.T, tensor Tensor) Tensor {
 	return From(tensor.Name, doubles, tensor.Shape...)
 }
 
-func TestShardedWithGradientsThatAreNotFinite(t *testing.T) {
+func TestShardedNonFiniteGradients(t *testing.T) {
 	broken := func() Tensors {
 		grads := model(2)
 		values := must[[]float32](t)(Values[float32](grads[0]))
@@ -211,7 +211,7 @@ func TestShardedSendsTheCallersGradients(t *testing.T) {
 	}
 }
 
-func TestWhatIsKnownOfOtherCalls(t *testing.T) {
+func TestOthersNonFiniteAndTotalNorm(t *testing.T) {
 	ctx := testContext(t)
 	sharded := newSharded(t, shared.url)
 	request := StepRequest{Optimizer: SGD(1), Params: model(1), Grads: model(2), OthersNonFinite: true}
@@ -319,7 +319,7 @@ func (b *killingBody) Read(p []byte) (int, error) {
 }
 
 // Two hundred steps over three servers, one of which dies during a call, give the bytes of one server and one call per step.
-func TestShardedOutlivesAReplica(t *testing.T) {
+func TestShardedSurvivesADeadReplica(t *testing.T) {
 	const steps, callsUntilDeath = 200, 100
 	servers := []*server{ownServer(t), ownServer(t), ownServer(t)}
 	sharded := newSharded(t, servers[0].url, servers[1].url, servers[2].url)

@@ -96,12 +96,12 @@ func TestSharedMemoryIsNotCopied(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			client, sent := newRecording(t)
-			first := many(1, c.dtype)
+			first := largeTensors(1, c.dtype)
 			request := StepRequest{Optimizer: c.optimizer, Params: newShared(t, client, first), MasterWeights: c.masters, Clip: &Clip{MaxNorm: 1}}
 			requireSame(t, request.Params, first)
 			request.Into = request.Params
 			// Without data Share gives zeros, which the test fills in later.
-			empty := many(0, c.dtype)
+			empty := largeTensors(0, c.dtype)
 			for i := range empty {
 				empty[i].Data = nil
 			}
@@ -114,7 +114,7 @@ func TestSharedMemoryIsNotCopied(t *testing.T) {
 			other := request
 			other.Params, other.Into = first, nil
 			for i := range uint64(5) {
-				other.Grads = many(i+2, c.dtype)
+				other.Grads = largeTensors(i+2, c.dtype)
 				for j, grad := range other.Grads {
 					copy(request.Grads[j].Data, grad.Data)
 				}
@@ -153,7 +153,7 @@ func TestSharedMemoryInOtherSets(t *testing.T) {
 	ctx := testContext(t)
 	client, sent := newRecording(t)
 	plain := newClient(t, shared.url)
-	params, grads := newShared(t, client, many(1, F32)), newShared(t, client, many(2, F32))
+	params, grads := newShared(t, client, largeTensors(1, F32)), newShared(t, client, largeTensors(2, F32))
 	last := len(params) - 1
 	renamed := func(tensors Tensors) Tensors {
 		tensors = slices.Clone(tensors)
@@ -215,7 +215,7 @@ func TestSharedMemoryAfterALostReply(t *testing.T) {
 	plain := newClient(t, shared.url)
 	proxy := newFlaky()
 	client := newSharing(t, serve(t, proxy).URL, shareBytes)
-	first := many(1, F32)
+	first := largeTensors(1, F32)
 	request := StepRequest{Optimizer: AdamW(0.01), Params: newShared(t, client, first), Grads: newShared(t, client, first)}
 	request.Into = request.Params
 	other := StepRequest{Optimizer: AdamW(0.01), Params: first}
@@ -246,7 +246,7 @@ func TestSharedMemoryAfterALostReply(t *testing.T) {
 			}}
 			proxy.mu.Unlock()
 		}
-		other.Grads = many(i+2, F32)
+		other.Grads = largeTensors(i+2, F32)
 		for j, grad := range other.Grads {
 			copy(request.Grads[j].Data, grad.Data)
 		}
@@ -294,8 +294,8 @@ func TestSharedMemoryAfterALostReply(t *testing.T) {
 
 func TestSharedMemoryAfterErrors(t *testing.T) {
 	client := newSharing(t, shared.url, shareBytes)
-	params := newShared(t, client, many(1, F32))
-	request := StepRequest{Optimizer: AdamW(-1), Params: params, Grads: newShared(t, client, many(2, F32)), Into: params}
+	params := newShared(t, client, largeTensors(1, F32))
+	request := StepRequest{Optimizer: AdamW(-1), Params: params, Grads: newShared(t, client, largeTensors(2, F32)), Into: params}
 	before := clone(params)
 	if _, err := client.Step(testContext(t), request); !errors.Is(err, ErrInvalidParams) {
 		t.Fatal(err)
@@ -326,7 +326,7 @@ func TestSharedMemoryAfterErrors(t *testing.T) {
 	if err := os.Remove(gone); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := closed.Share(many(1, F32)); !errors.Is(err, os.ErrNotExist) {
+	if _, _, err := closed.Share(largeTensors(1, F32)); !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
 }
@@ -334,7 +334,7 @@ func TestSharedMemoryAfterErrors(t *testing.T) {
 func TestSharedMemoryIsFreed(t *testing.T) {
 	ctx := testContext(t)
 	client := newSharing(t, shared.url, shareBytes)
-	first := must3(t)(client.Share(many(1, F32)))
+	first := must3(t)(client.Share(largeTensors(1, F32)))
 	name := fileOf(client, first.tensors)
 	if name == "" {
 		t.Fatal("no file")
@@ -342,21 +342,21 @@ func TestSharedMemoryIsFreed(t *testing.T) {
 	// While a call uses the file, no other caller gets it.
 	p := must[*encodedRequest](t)(client.pack(ctx, []field{{"grads", must[blob](t)(fileParts(nil, first.tensors))}}, results{}))
 	first.free()
-	second := must3(t)(client.Share(many(2, F32)))
+	second := must3(t)(client.Share(largeTensors(2, F32)))
 	if fileOf(client, second.tensors) == name {
 		t.Fatal("a call's file was given to somebody else")
 	}
 	p.release()
-	third := must3(t)(client.Share(many(3, F32)))
+	third := must3(t)(client.Share(largeTensors(3, F32)))
 	if fileOf(client, third.tensors) != name {
 		t.Fatal("the file is not used again")
 	}
 	// A second free by the first owner does nothing, because the file has a new owner.
 	first.free()
-	requireSame(t, third.tensors, many(3, F32))
+	requireSame(t, third.tensors, largeTensors(3, F32))
 	third.free()
 	// Zeros, although the file held other tensors before.
-	empty := many(4, F32)
+	empty := largeTensors(4, F32)
 	for i := range empty {
 		empty[i].Data = nil
 	}
@@ -372,7 +372,7 @@ func TestSharedMemoryIsFreed(t *testing.T) {
 	// The memory is still valid, and is copied.
 	request := StepRequest{Optimizer: AdamW(0.01), Params: second.tensors, Grads: second.tensors}
 	requireSameStep(t, must[*StepResult](t)(client.Step(ctx, request)), must[*StepResult](t)(newClient(t, shared.url).Step(ctx, request)))
-	requireSame(t, second.tensors, many(2, F32))
+	requireSame(t, second.tensors, largeTensors(2, F32))
 	second.free()
 	second.free()
 }
@@ -396,17 +396,17 @@ func must3(t *testing.T) func(tensors Tensors, free func(), err error) given {
 func TestSharedMemoryOutlivesTheClient(t *testing.T) {
 	outlived := func() Tensors {
 		dropped := must[*Client](t)(New(shared.url, WithSharedDir(sharedDir)))
-		return newShared(t, dropped, many(1, F32))
+		return newShared(t, dropped, largeTensors(1, F32))
 	}()
 	for end := time.Now().Add(10 * time.Second); len(must[[]string](t)(filepath.Glob(filepath.Join(sharedDir, "stepd-go-*")))) > 0; time.Sleep(10 * time.Millisecond) {
 		if runtime.GC(); time.Now().After(end) {
 			t.Fatal("files are left")
 		}
 	}
-	requireSame(t, outlived, many(1, F32))
+	requireSame(t, outlived, largeTensors(1, F32))
 }
 
-func TestSharedMemoryThatIsNone(t *testing.T) {
+func TestShareWithoutSharedMemory(t *testing.T) {
 	ctx := testContext(t)
 	plain, client := newClient(t, shared.url), newSharing(t, shared.url, shareBytes)
 	for _, c := range []*Client{plain, client} {
@@ -427,7 +427,7 @@ func TestSharedMemoryThatIsNone(t *testing.T) {
 		t.Fatal("a file for little")
 	}
 	// Memory that belongs to another client is copied.
-	request := StepRequest{Optimizer: AdamW(0.01), Params: newShared(t, client, many(1, F32)), Grads: many(2, F32)}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: newShared(t, client, largeTensors(1, F32)), Grads: largeTensors(2, F32)}
 	beside := newSharing(t, shared.url, shareBytes)
 	expected := must[*StepResult](t)(plain.Step(ctx, request))
 	requireSameStep(t, must[*StepResult](t)(beside.Step(ctx, request)), expected)

@@ -378,7 +378,7 @@ func transfer(ctx context.Context, parts [][]byte, at int64, workers int, move f
 	work := func() error {
 		for i := next.Add(1); i <= int64(len(pieces)); i = next.Add(1) {
 			if ctx.Err() != nil {
-				return ended(ctx, nil)
+				return contextErrorOr(ctx, nil)
 			}
 			if _, err := move(pieces[i-1].data, pieces[i-1].at); err != nil {
 				return fmt.Errorf("stepd: shared folder: %w", err)
@@ -386,11 +386,11 @@ func transfer(ctx context.Context, parts [][]byte, at int64, workers int, move f
 		}
 		return nil
 	}
-	return atOnce(int(min(int64(workers), int64(runtime.GOMAXPROCS(0)), 1+(at-start)/pieceBytes)), func(int) error { return work() })
+	return runConcurrently(int(min(int64(workers), int64(runtime.GOMAXPROCS(0)), 1+(at-start)/pieceBytes)), func(int) error { return work() })
 }
 
-// atOnce runs work for each number below count concurrently, waits for all, and returns the first error.
-func atOnce(count int, work func(i int) error) error {
+// runConcurrently runs work for each number below count concurrently, waits for all, and returns the first error.
+func runConcurrently(count int, work func(i int) error) error {
 	errs := make([]error, count)
 	var workers sync.WaitGroup
 	for i := 1; i < count; i++ {

@@ -25,8 +25,8 @@ func newSharing(t *testing.T, url string, least int64, options ...Option) *Clien
 	return client
 }
 
-// many returns tensors that are large enough for the shared folder.
-func many(seed uint64, dtype DType) Tensors {
+// largeTensors returns tensors that are large enough for the shared folder.
+func largeTensors(seed uint64, dtype DType) Tensors {
 	values := random(seed, 40_000)
 	switch dtype {
 	case F32:
@@ -57,7 +57,7 @@ func requireSameStep(t *testing.T, found, expected *StepResult) {
 	}
 }
 
-func TestSharedStepsAreThoseOfTCP(t *testing.T) {
+func TestSharedStepsEqualTCP(t *testing.T) {
 	ctx := testContext(t)
 	plain := newClient(t, shared.url)
 	for name, c := range map[string]struct {
@@ -75,13 +75,13 @@ func TestSharedStepsAreThoseOfTCP(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			sent := &countingTransport{RoundTripper: plain.http.Transport}
 			client := newSharing(t, shared.url, shareBytes, WithHTTPClient(&http.Client{Transport: sent}))
-			request := StepRequest{Optimizer: c.optimizer, Params: many(1, c.dtype), MasterWeights: c.masters, Clip: &Clip{MaxNorm: 1}}
+			request := StepRequest{Optimizer: c.optimizer, Params: largeTensors(1, c.dtype), MasterWeights: c.masters, Clip: &Clip{MaxNorm: 1}}
 			other := request
 			inPlace := request
 			inPlace.Params = clone(request.Params)
 			inPlace.Into = inPlace.Params
 			for i := range uint64(5) {
-				grads := many(i+2, c.dtype)
+				grads := largeTensors(i+2, c.dtype)
 				request.Grads, other.Grads, inPlace.Grads = grads, grads, grads
 				expected := must[*StepResult](t)(plain.Step(ctx, other))
 				found := must[*StepResult](t)(client.Step(ctx, request))
@@ -111,7 +111,7 @@ func TestSharedOtherMethods(t *testing.T) {
 	plain := newClient(t, shared.url)
 	sent := &countingTransport{RoundTripper: plain.http.Transport}
 	client := newSharing(t, shared.url, shareBytes, WithHTTPClient(&http.Client{Transport: sent}))
-	params := many(1, F32)
+	params := largeTensors(1, F32)
 	init := InitRequest{Optimizer: AdamW(0.1), Params: params}
 	state, expected := must[*State](t)(client.Init(ctx, init)), must[*State](t)(plain.Init(ctx, init))
 	if !bytes.Equal(state.Bytes(), expected.Bytes()) {
@@ -148,7 +148,7 @@ func TestSharedWithTokens(t *testing.T) {
 	}
 	address := ownServer(t, "STEPD_TOKENS_FILE="+tokens, "STEPD_SHARED_DIR="+filepath.Join(folder, "shared")).url
 	client := newClient(t, address, WithToken(token), WithSharedDir(own))
-	request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32)}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32)}
 	first := must[*StepResult](t)(client.Step(testContext(t), request))
 	requireSameStep(t, first, must[*StepResult](t)(newClient(t, shared.url).Step(testContext(t), request)))
 	if len(must[[]os.DirEntry](t)(os.ReadDir(own))) == 0 {
@@ -184,7 +184,7 @@ func TestSharedStepAfterALostReply(t *testing.T) {
 	plain := newClient(t, shared.url)
 	proxy := newFlaky()
 	client := newSharing(t, serve(t, proxy).URL, shareBytes)
-	request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32)}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32)}
 	request.Into = request.Params
 	other := request
 	other.Params = clone(request.Params)
@@ -199,7 +199,7 @@ func TestSharedStepAfterALostReply(t *testing.T) {
 			proxy.answers = []http.HandlerFunc{lose(proxy.next, &body), lose(proxy.next, &body)}
 			proxy.mu.Unlock()
 		}
-		request.Grads, other.Grads = many(i+2, F32), many(i+2, F32)
+		request.Grads, other.Grads = largeTensors(i+2, F32), largeTensors(i+2, F32)
 		found := must[*StepResult](t)(client.Step(ctx, request))
 		expected := must[*StepResult](t)(plain.Step(ctx, other))
 		if body != nil {
@@ -229,14 +229,14 @@ func TestSharedStepAfterALostReply(t *testing.T) {
 	}
 }
 
-func TestSharedResultsStayAsTheyAre(t *testing.T) {
+func TestSharedResultsDoNotChange(t *testing.T) {
 	ctx := testContext(t)
 	client, plain := newSharing(t, shared.url, shareBytes), newClient(t, shared.url)
-	request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32)}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32)}
 	other := request
 	var found, expected []*StepResult
 	for i := range uint64(40) {
-		request.Grads, other.Grads = many(i+2, F32), many(i+2, F32)
+		request.Grads, other.Grads = largeTensors(i+2, F32), largeTensors(i+2, F32)
 		found = append(found, must[*StepResult](t)(client.Step(ctx, request)))
 		expected = append(expected, must[*StepResult](t)(plain.Step(ctx, other)))
 		request.State, other.State = found[i].State, expected[i].State
@@ -257,7 +257,7 @@ func TestSharedResultsStayAsTheyAre(t *testing.T) {
 	}
 }
 
-func TestSharedFilesAreUsedAgain(t *testing.T) {
+func TestSharedFilesAreReused(t *testing.T) {
 	ctx := testContext(t)
 	client := newSharing(t, shared.url, shareBytes)
 	params := Tensors{From("w", random(1, 1<<20))}
@@ -274,7 +274,7 @@ func TestSharedFilesAreUsedAgain(t *testing.T) {
 		t.Fatalf("%d bytes in %d files", total, len(client.shared.regions))
 	}
 	// Files of another size replace the unused ones over time.
-	small := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32)}
+	small := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32)}
 	request.State = nil
 	for range idleUses + 1 {
 		small.State = must[*StepResult](t)(client.Step(ctx, small)).State
@@ -289,10 +289,10 @@ func TestSharedFilesAreUsedAgain(t *testing.T) {
 }
 
 // A state that outgrows its place is sent again in the body.
-func TestSharedStateThatGrows(t *testing.T) {
+func TestSharedStateGrows(t *testing.T) {
 	ctx := testContext(t)
 	client := newSharing(t, shared.url, shareBytes)
-	request := StepRequest{Optimizer: SGD(0.01), Params: many(1, F32), Grads: many(2, F32)}
+	request := StepRequest{Optimizer: SGD(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32)}
 	for range 2 {
 		request.State = must[*StepResult](t)(client.Step(ctx, request)).State
 	}
@@ -312,7 +312,7 @@ func TestSharedClosing(t *testing.T) {
 		t.Fatal(err)
 	}
 	client := newSharing(t, shared.url, shareBytes)
-	request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32)}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32)}
 	for range 2 {
 		request.State = must[*StepResult](t)(client.Step(ctx, request)).State
 	}
@@ -354,7 +354,7 @@ func TestSharedErrors(t *testing.T) {
 			t.Errorf("%q: %v", folder, err)
 		}
 	}
-	request := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32)}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32)}
 	var refusal *Error
 	alone := newSharing(t, ownServer(t).url, shareBytes)
 	if _, err := alone.Step(testContext(t), request); !errors.As(err, &refusal) || refusal.Name != ErrInvalidParams || !strings.Contains(refusal.Message, "shares no folder") {
@@ -400,10 +400,10 @@ func TestSharedShards(t *testing.T) {
 	sharded := must[*Sharded](t)(NewSharded([]string{shared.url, shared.url}, WithSharedDir(sharedDir)))
 	t.Cleanup(sharded.Close)
 	sharded.RequestBytes = 500_000
-	request := StepRequest{Optimizer: AdamW(0.01), Params: append(many(1, F32), From("more", random(7, 50_000))), Clip: &Clip{MaxNorm: 1}}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: append(largeTensors(1, F32), From("more", random(7, 50_000))), Clip: &Clip{MaxNorm: 1}}
 	other := request
 	for i := range uint64(3) {
-		request.Grads = append(many(i+2, F32), From("more", random(i, 50_000)))
+		request.Grads = append(largeTensors(i+2, F32), From("more", random(i, 50_000)))
 		other.Grads = request.Grads
 		expected := must[*StepResult](t)(newClient(t, shared.url).Step(ctx, other))
 		found := must[*StepResult](t)(sharded.Step(ctx, request))
@@ -414,10 +414,10 @@ func TestSharedShards(t *testing.T) {
 }
 
 // Concurrent steps use different files.
-func TestSharedStepsAtOnce(t *testing.T) {
+func TestConcurrentSharedSteps(t *testing.T) {
 	ctx := testContext(t)
 	client, plain := newSharing(t, shared.url, shareBytes), newClient(t, shared.url)
-	start := StepRequest{Optimizer: AdamW(0.01), Params: many(1, F32), Grads: many(2, F32)}
+	start := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32)}
 	start.State = must[*StepResult](t)(client.Step(ctx, start)).State
 	start.State = must[*StepResult](t)(client.Step(ctx, start)).State
 	done := make(chan error)
@@ -425,7 +425,7 @@ func TestSharedStepsAtOnce(t *testing.T) {
 		go func() {
 			request, other := start, start
 			for i := range uint64(4) {
-				request.Grads = many(10*k+i, F32)
+				request.Grads = largeTensors(10*k+i, F32)
 				other.Grads = request.Grads
 				found, err := client.Step(ctx, request)
 				expected, err2 := plain.Step(ctx, other)

@@ -19,7 +19,7 @@ func serverState(t *testing.T, request StepRequest) []byte {
 	return must[stepReply](t)(client.callWithoutFiles(testContext(t), "/v1/step", fields)).state
 }
 
-func TestStateIsTheServersBytes(t *testing.T) {
+func TestStateHasTheServersBytes(t *testing.T) {
 	for name, request := range map[string]StepRequest{
 		"adamw":   {Optimizer: AdamW(0.1), Params: model(1), Grads: model(2)},
 		"nadam":   {Optimizer: Optimizer{"name": "nadam"}, Params: model(1), Grads: model(2)},
@@ -114,7 +114,7 @@ func TestTensorsInAFile(t *testing.T) {
 }
 
 // A state that Python's safetensors library has written, with torch's numbers.
-func TestStateOfAnotherLanguage(t *testing.T) {
+func TestStateFromPython(t *testing.T) {
 	state := must[*State](t)(LoadState(filepath.Join(root, "test/fixtures/adamw.safetensors")))
 	if state.Optimizer() != "adamw" || state.Revision() != 1 || !slices.Equal(state.SlotNames(), []string{"exp_avg", "exp_avg_sq"}) {
 		t.Fatal(state.Optimizer(), state.SlotNames())

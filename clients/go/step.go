@@ -176,7 +176,7 @@ func (c *Client) step(ctx context.Context, request StepRequest, retries int, dir
 		if !errors.As(err, &refusal) {
 			return result, buffer, err
 		}
-		switch rest, ok := request.Cached.without(request, refusal); {
+		switch rest, ok := request.Cached.withoutMissing(request, refusal); {
 		case ok:
 			request.Cached = rest
 		case refusal.Name == ErrInvalidParams && refusal.Field == "/reply/into/state/length" && !sendState:
@@ -187,8 +187,8 @@ func (c *Client) step(ctx context.Context, request StepRequest, retries int, dir
 	}
 }
 
-// without returns the names that remain after ErrBlobMissing; false if the caller has no value for the missing one.
-func (c *Cached) without(request StepRequest, refusal *Error) (*Cached, bool) {
+// withoutMissing returns the names that remain after ErrBlobMissing; false if the caller has no value for the missing one.
+func (c *Cached) withoutMissing(request StepRequest, refusal *Error) (*Cached, bool) {
 	if c == nil || refusal.Name != ErrBlobMissing {
 		return nil, false
 	}
@@ -447,7 +447,7 @@ func checkInto(request StepRequest) error {
 	into := byName(request.Into)
 	for _, param := range request.expected() {
 		target, ok := into[param.Name]
-		if !ok || !target.like(param) || target.check() != nil {
+		if !ok || !target.sameType(param) || target.check() != nil {
 			return fmt.Errorf("%w: Into has no %q of %s %v", ErrBadTensor, param.Name, param.DType, param.Shape)
 		}
 	}

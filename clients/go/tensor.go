@@ -167,8 +167,8 @@ func (t Tensor) check() error {
 	return nil
 }
 
-// like tells whether two tensors have the same dtype and shape.
-func (t Tensor) like(other Tensor) bool {
+// sameType tells whether two tensors have the same dtype and shape.
+func (t Tensor) sameType(other Tensor) bool {
 	if t.DType != other.DType || len(t.Shape) != len(other.Shape) {
 		return false
 	}

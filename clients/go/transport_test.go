@@ -84,7 +84,7 @@ func serve(t *testing.T, handler http.Handler) *httptest.Server {
 	return proxy
 }
 
-func TestCallsAreSentAgain(t *testing.T) {
+func TestRetries(t *testing.T) {
 	ctx := testContext(t)
 	request := StepRequest{Optimizer: AdamW(0.01), Params: model(1), Grads: model(2)}
 	expected := must[*StepResult](t)(newClient(t, shared.url).Step(ctx, request))
@@ -128,7 +128,7 @@ func TestLongestWait(t *testing.T) {
 	}
 }
 
-func TestCallsAreNotSentAgain(t *testing.T) {
+func TestNoRetries(t *testing.T) {
 	ctx := testContext(t)
 	text := func(body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, body) }
@@ -269,7 +269,7 @@ func TestTensorsAreNotReadAfterTheCall(t *testing.T) {
 	}
 }
 
-func TestCancellationInMidUpload(t *testing.T) {
+func TestCancellationDuringUpload(t *testing.T) {
 	address, stalled := stall(t, 3<<20)
 	client := newClient(t, address)
 	ctx, cancel := context.WithCancel(testContext(t))

@@ -295,7 +295,7 @@ def test_timeouts_and_retries() -> None:
     refused("refused: expected seconds", lambda: stepd.Retry(refused="30"))  # type: ignore[arg-type]
 
 
-def test_names_of_any_other_kind_travel(client: stepd.Client) -> None:
+def test_unusual_names_survive_a_step(client: stepd.Client) -> None:
     names = ["", "a\0b", "x" * 1024, "*", "step/w", "constructor", "\uffff", "😀"]
     arrays = dict.fromkeys(names, W["w"])
     result = client.step(ADAMW, arrays, arrays)

@@ -35,7 +35,7 @@ def caching(folder: pathlib.Path) -> Iterator[Server]:
 
 
 @both
-def test_a_run_by_digests(kind: Any, caching: Server) -> None:
+def test_cached_run(kind: Any, caching: Server) -> None:
     with kind(caching.url) as client:
         first = client.step(ADAMW, tensors(1), tensors(2))
         expected = client.step(ADAMW, first.params, tensors(3), first.state)
@@ -58,7 +58,7 @@ def test_a_run_by_digests(kind: Any, caching: Server) -> None:
             assert result.cached is None
 
 
-def test_digests_stand_for_what_is_given(caching: Server) -> None:
+def test_digests_replace_values(caching: Server) -> None:
     with stepd.Client(caching.url) as client:
         kept = client.step(ADAMW, tensors(1), tensors(2), reply=KEEP)
         calls = sent(client)
@@ -69,7 +69,7 @@ def test_digests_stand_for_what_is_given(caching: Server) -> None:
 
 
 @both
-def test_a_server_that_was_started_anew(kind: Any) -> None:
+def test_cache_is_empty_after_a_restart(kind: Any) -> None:
     with Server(STEPD_CACHE_MIB="64") as server, kind(server.url) as client:
         kept = client.step(ADAMW, tensors(1), tensors(2), reply=KEEP)
     with Server(STEPD_CACHE_MIB="64") as server, kind(server.url, retries=0) as client:
@@ -82,7 +82,7 @@ def test_a_server_that_was_started_anew(kind: Any) -> None:
                 client.step(ADAMW, params, tensors(3), state, cached=kept.cached)
 
 
-def test_a_state_that_stays_there(caching: Server) -> None:
+def test_state_none(caching: Server) -> None:
     with stepd.Client(caching.url) as client:
         params, cached = tensors(1), None
         mirror = client.step(ADAMW, params, tensors(0))
@@ -108,7 +108,7 @@ def test_a_state_that_stays_there(caching: Server) -> None:
 
 
 @both
-def test_parameters_rounded_or_left_out(
+def test_params_bf16_or_none(
     kind: Any, caching: Server, tmp_path: pathlib.Path
 ) -> None:
     for dtype in (np.float32, np.float16, stepd.bfloat16):
@@ -164,7 +164,7 @@ def test_with_shared_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_what_is_wrong(caching: Server, server: Server) -> None:
+def test_invalid_cached(caching: Server, server: Server) -> None:
     with stepd.Client(caching.url) as client:
         with pytest.raises(ValueError, match="params: expected arrays"):
             client.step(ADAMW, None, tensors(1))
@@ -204,7 +204,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("given", [True, False], ids=["values", "digests"])
 @pytest.mark.parametrize("shares", [False, True], ids=["sent", "shared"])
-def test_a_sharded_run_by_digests(
+def test_sharded_cached_run(
     caching: Server,
     folder: pathlib.Path,
     settings: dict[str, Any],
@@ -251,7 +251,7 @@ def test_a_sharded_run_by_digests(
         assert cached is None and result.state == mirror.state
 
 
-def test_sharded_digests_go_to_who_knows_them(caching: Server) -> None:
+def test_sharded_digests_go_to_their_server(caching: Server) -> None:
     with (
         Server(STEPD_CACHE_MIB="64") as other,
         sharded(caching.url, other.url) as client,
@@ -271,7 +271,7 @@ def test_sharded_digests_go_to_who_knows_them(caching: Server) -> None:
         assert nbytes < 4 * (grads + 1000 * len(shards))
 
 
-def test_another_replica_is_sent_what_it_lacks(caching: Server) -> None:
+def test_another_replica_receives_missing_values(caching: Server) -> None:
     with stepd.Client(caching.url) as plain, ExitStack() as stack:
         other = stack.enter_context(Server(STEPD_CACHE_MIB="64"))
         client = stack.enter_context(sharded(caching.url, other.url))
@@ -299,7 +299,7 @@ def test_another_replica_is_sent_what_it_lacks(caching: Server) -> None:
             client.step(ADAMW, kept.params, grads, cached=kept.cached)
 
 
-def test_who_knows_the_digests_is_waited_for(caching: Server) -> None:
+def test_waits_for_the_server_with_the_blobs(caching: Server) -> None:
     busy = answer("503 Busy", b"", "Retry-After: 0")
     with (
         Server(STEPD_CACHE_MIB="64") as other,
@@ -331,7 +331,7 @@ def test_digests_have_a_hash(caching: Server) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("non_finite", ["skip", "propagate", "error"])
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_sharded_digests_and_no_numbers(
+def test_sharded_digests_without_numbers(
     caching: Server, value: float, non_finite: Any, name: str
 ) -> None:
     optimizer = {"name": name, **({"max_grad_norm": 1.0} if name == "lamb" else {})}
@@ -363,7 +363,7 @@ def test_sharded_digests_and_no_numbers(
                 assert np.array_equal(array, two.params[key], equal_nan=True)
 
 
-def test_sharded_parameters_rounded_or_left_out(caching: Server) -> None:
+def test_sharded_params_bf16_or_none(caching: Server) -> None:
     with stepd.Client(caching.url) as plain, sharded(caching.url) as client:
         replies: list[stepd.Reply] = [{"params": "bf16"}, {"params": "none"}, {}]
         for reply in replies:
@@ -373,7 +373,7 @@ def test_sharded_parameters_rounded_or_left_out(caching: Server) -> None:
             assert agree(two, one) and two.cached is None
 
 
-def test_what_is_wrong_with_sharded_digests(caching: Server) -> None:
+def test_invalid_sharded_cached(caching: Server) -> None:
     with stepd.Client(caching.url) as plain, sharded(caching.url) as client:
         given = (ADAMW, tensors(1), tensors(2))
         one = plain.step(*given, reply=KEEP)

@@ -30,7 +30,7 @@ def tensors(seed: int, dtype: Any = np.float32) -> dict[str, np.ndarray[Any, Any
     }
 
 
-def test_steps_and_leaves_what_was_given(client: stepd.Client) -> None:
+def test_steps_without_changing_its_input(client: stepd.Client) -> None:
     params, grads = tensors(1), tensors(2)
     before = {name: array.copy() for name, array in params.items()}
     result = client.step(ADAMW, params, grads)
@@ -49,7 +49,7 @@ def test_steps_and_leaves_what_was_given(client: stepd.Client) -> None:
     assert again.state.steps == dict.fromkeys(params, 2)
 
 
-def test_names_what_is_wrong(client: stepd.Client) -> None:
+def test_errors_name_the_field(client: stepd.Client) -> None:
     with pytest.raises(stepd.InvalidParams) as caught:
         client.step({"name": "adamw", "lr": -1}, tensors(1), tensors(2))
     error = caught.value

@@ -322,7 +322,7 @@ def can_be_sharded(case: Json) -> bool:
     return set(case["params"]) <= known and is_whole
 
 
-def test_every_other_case_is_sharded() -> None:
+def test_every_remaining_case_is_sharded() -> None:
     for file in FILES:
         is_listed = file.name.startswith(NOT_SHARDED)
         assert can_be_sharded(case_in(file)) != is_listed, file.stem

@@ -64,7 +64,7 @@ def test_schedule(client: stepd.Client, name: str) -> None:
     assert len(client.evaluate_schedule(schedule, count=10)["lrs"]) == 10
 
 
-def test_every_optimizer_is_there(client: stepd.Client) -> None:
+def test_every_optimizer_has_a_function(client: stepd.Client) -> None:
     names = sorted(found["name"] for found in client.optimizers())
     assert stepd.optimizers.__all__ == names
 
@@ -84,7 +84,7 @@ def test_one_version() -> None:
     assert stepd.__version__ == package["version"]
 
 
-def test_errors_are_a_tree() -> None:
+def test_error_classes_form_a_tree() -> None:
     for name, kind in stepd.ServerError.by_name.items():
         assert issubclass(kind, stepd.ServerError) and kind.code < 0
         error = kind({"name": name, "detail": "what", "field": "/x"})
@@ -99,7 +99,7 @@ def test_step_options_are_those_of_the_wire() -> None:
 
 
 @pytest.mark.parametrize("kind", [stepd.Client, stepd.ShardedClient, stepd.AsyncClient])
-def test_an_unknown_option_of_a_step_is_named(server: Server, kind: Any) -> None:
+def test_unknown_step_option_is_named(server: Server, kind: Any) -> None:
     url: Any = [server.url] if kind is stepd.ShardedClient else server.url
     client = kind(url)
     with pytest.raises(

@@ -53,7 +53,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def test_of_the_client(environment: pathlib.Path) -> None:
+def test_client_install_commands(environment: pathlib.Path) -> None:
     extras = []
     for command in commands(ROOT / "clients/python/README.md"):
         found = re.fullmatch(
@@ -70,6 +70,6 @@ def test_of_the_client(environment: pathlib.Path) -> None:
     assert extras == list(USES)
 
 
-def test_of_the_service(environment: pathlib.Path) -> None:
+def test_service_install_commands(environment: pathlib.Path) -> None:
     (command,) = commands(ROOT / "README.md")
     in_environment(environment, command)

@@ -40,7 +40,7 @@ VIEWS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_is_left_alone_while_anything_views_it(view: Any) -> None:
+def test_memory_with_views_is_not_reused(view: Any) -> None:
     pool = Pool()
     memory, _ = pool.take(SIZE)
     at = address(memory)
@@ -59,7 +59,7 @@ def test_is_left_alone_while_anything_views_it(view: Any) -> None:
     assert address(pool.take(SIZE // 3)[0]) != at
 
 
-def test_holds_no_more_than_was_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_holds_at_most_what_was_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Pool()
     kept = [pool.take(SIZE) for _ in range(4)]
     kept.clear()
@@ -93,12 +93,12 @@ assert region.memory.nbytes == 2**21 - 1
 """
 
 
-def test_is_not_used_again_after_a_fork() -> None:
+def test_memory_is_not_reused_after_a_fork() -> None:
     # In another process, because forking is unsafe with threads.
     subprocess.run([sys.executable, "-c", FORK], check=True)
 
 
-def test_replies_use_it_again_and_kept_results_stay(server: Server) -> None:
+def test_replies_reuse_memory_and_results_stay_valid(server: Server) -> None:
     params = {"w": np.ones(400_000, np.float32)}
     with stepd.Client(server.url) as client:
         result = client.step({"name": "adamw"}, params, params)

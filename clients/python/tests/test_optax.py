@@ -52,7 +52,7 @@ def train(transformation: Any, steps: int, jit: bool) -> tuple[Any, Any]:
     ],
     ids=["adamw", "sgd", "lamb"],
 )
-def test_steps_as_optax_does(
+def test_steps_equal_optax(
     client: stepd.Client, settings: dict[str, Any], twin: Any, jit: bool
 ) -> None:
     mine, state = train(remote(client, settings), 10, jit)
@@ -82,7 +82,7 @@ def test_chains_and_refuses(client: stepd.Client) -> None:
     assert "a/b for ['a']['b'] and ['a/b']" in str(caught.value)
 
 
-def test_vmap_is_a_step_for_each_entry(client: stepd.Client) -> None:
+def test_vmap_steps_each_entry(client: stepd.Client) -> None:
     transformation = remote(client, {"name": "lamb", "lr": 1e-2})
 
     def step(weights: Any, grads: Any) -> Any:
@@ -147,7 +147,7 @@ def test_injected_hyperparameters(server: Server, jit: bool) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_traced_numbers_anywhere(client: stepd.Client) -> None:
+def test_traced_numbers_in_any_setting(client: stepd.Client) -> None:
     def step(lr: Any, momentum: Any, limit: Any, decay: Any) -> Any:
         transformation = remote(
             client,
@@ -207,7 +207,7 @@ def test_master_weights_and_replies_in_bfloat16(client: stepd.Client) -> None:
     assert updates["w"][0] == jnp.bfloat16(0.9).astype(jnp.float32) - 1
 
 
-def test_names_what_the_server_keeps() -> None:
+def test_sends_digests_of_cached_results() -> None:
     sent: list[Any] = []
 
     class Recording(stepd.Client):
@@ -230,7 +230,7 @@ def test_names_what_the_server_keeps() -> None:
         assert jnp.array_equal(a, b)
 
 
-def test_a_parameter_without_gradient_is_left_as_it_is(client: stepd.Client) -> None:
+def test_parameter_without_gradient_does_not_change(client: stepd.Client) -> None:
     transformation = remote(client, {"name": "adamw", "weight_decay": 0.5})
     grads = {"layer": {"w": None, "b": jnp.ones(3)}, "scale": jnp.ones(())}
     state = transformation.init(PARAMS)
@@ -294,7 +294,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_at_once(client: stepd.Client, mistake: str) -> None:
+def test_mistakes_raise_at_once(client: stepd.Client, mistake: str) -> None:
     settings, kind, sentence = MISTAKES[mistake]
     with pytest.raises(kind, match=sentence):
         remote(**{"client": client, "optimizer": ADAM, **settings}).init(PARAMS)
@@ -317,7 +317,7 @@ def test_mistakes_are_named_at_once(client: stepd.Client, mistake: str) -> None:
     ],
     ids=["integers", "complex", "text", "metadata", "surrogate", "shape"],
 )
-def test_leaves_that_no_step_takes(
+def test_invalid_leaves(
     client: stepd.Client, params: Any, grads: Any, kind: Any, sentence: str
 ) -> None:
     transformation = remote(client, ADAM)
@@ -326,7 +326,7 @@ def test_leaves_that_no_step_takes(
         jax.jit(transformation.update)(grads, state, params)
 
 
-def test_trees_and_states_of_others(client: stepd.Client) -> None:
+def test_other_trees_and_states(client: stepd.Client) -> None:
     transformation = remote(client, ADAM)
     state = transformation.init(PARAMS)
     with pytest.raises(ValueError, match="grads: expected the tree of params"):
@@ -338,7 +338,7 @@ def test_trees_and_states_of_others(client: stepd.Client) -> None:
     assert jax.tree.leaves(updates) == jax.tree.leaves(PARAMS)
 
 
-def test_a_python_number_is_an_array(client: stepd.Client) -> None:
+def test_python_number_is_an_array(client: stepd.Client) -> None:
     transformation = remote(client, {"name": "sgd", "lr": 0.5})
     params = {"w": 1.0}
     updates, _ = transformation.update(params, transformation.init(params), params)
@@ -352,7 +352,7 @@ def test_a_python_number_is_an_array(client: stepd.Client) -> None:
         {"w": jnp.ones(3), "b": jnp.ones((2, 1))},
     ],
 )
-def test_the_state_of_another_tree_is_told(
+def test_state_of_another_tree_raises(
     client: stepd.Client, other: dict[str, Any]
 ) -> None:
     transformation = remote(client, {"name": "adamw"})
@@ -364,7 +364,7 @@ def test_the_state_of_another_tree_is_told(
         transformation.update(fewer, state, fewer)
 
 
-def test_errors_of_the_server_are_themselves_outside_of_jit(
+def test_server_errors_are_not_wrapped_outside_jit(
     client: stepd.Client,
 ) -> None:
     transformation = remote(client, {"name": "adamw"})

@@ -41,25 +41,25 @@ def test_with_server_starts_one_and_stops_it() -> None:
         client.info()
 
 
-def test_with_server_takes_the_one_that_is_there(server: Server) -> None:
+def test_with_server_uses_an_existing_server(server: Server) -> None:
     ended = run("with-server", sys.executable, "-c", PRINT_URL, STEPD_URL=server.url)
     assert ended.stdout.strip() == server.url
 
 
-def test_with_server_ends_as_its_command(server: Server) -> None:
+def test_with_server_returns_the_exit_code(server: Server) -> None:
     failing = (sys.executable, "-c", "raise SystemExit(7)")
     assert run("with-server", *failing, STEPD_URL=server.url).returncode == 7
     assert "expected a command" in run("with-server").stderr
 
 
-def test_the_package_has_the_licence() -> None:
+def test_package_includes_the_licence() -> None:
     package = importlib.metadata.distribution("stepd")
     assert package.metadata["License-Expression"] == "Apache-2.0"
     assert package.metadata.get_all("License-File") == ["LICENSE"]
     assert package.read_text("licenses/LICENSE") == (ROOT / "LICENSE").read_text()
 
 
-def test_environment_says_what_is_wrong() -> None:
+def test_environment_explains_failures() -> None:
     ended = run("environment", "/nowhere/requirements.txt")
     assert ended.returncode == 1 and ended.stdout == ""
     assert "/nowhere/requirements.txt" in ended.stderr

@@ -69,7 +69,7 @@ HARD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", HARD.values(), ids=HARD)
-def test_is_the_whole_step(
+def test_sharded_step_equals_whole_step(
     client: stepd.Client, sharded: stepd.ShardedClient, settings: dict[str, Any]
 ) -> None:
     settings = {"optimizer": ADAMW, **settings}
@@ -85,7 +85,7 @@ def test_is_the_whole_step(
         params, state = one.params, two.state
 
 
-def test_rounds_at_random_as_the_whole_step(
+def test_rounds_stochastically_like_the_whole_step(
     client: stepd.Client, sharded: stepd.ShardedClient
 ) -> None:
     params = {
@@ -127,7 +127,7 @@ REQUIRED = {"qhm": {"lr": 0.1, "momentum": 0.9, "nu": 0.7}}
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 60000.0])
 @pytest.mark.parametrize("non_finite", ["skip", "propagate"])
-def test_every_optimizer_without_finite_gradients(
+def test_every_optimizer_with_non_finite_gradients(
     client: stepd.Client, sharded: stepd.ShardedClient, value: float, non_finite: Any
 ) -> None:
     params = tensors(1)
@@ -159,7 +159,7 @@ def test_every_optimizer_without_finite_gradients(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("non_finite", [None, "error", "skip", "propagate"])
-def test_sends_the_gradients_of_the_caller(
+def test_sends_the_callers_gradients(
     sharded: stepd.ShardedClient,
     monkeypatch: pytest.MonkeyPatch,
     value: float,
@@ -192,7 +192,7 @@ def test_sends_the_gradients_of_the_caller(
 
 
 @pytest.mark.parametrize("total", [math.nan, math.inf, np.float32("inf")])
-def test_what_is_known_of_other_calls(
+def test_others_non_finite_and_total_norm(
     client: stepd.Client, sharded: stepd.ShardedClient, total: float
 ) -> None:
     params, grads = tensors(1), tensors(2)
@@ -216,7 +216,7 @@ def test_what_is_known_of_other_calls(
 
 
 @pytest.mark.parametrize("loss_scale", [None, 1e-5, 1e38])
-def test_a_norm_past_float64(
+def test_norm_that_overflows_float64(
     client: stepd.Client, sharded: stepd.ShardedClient, loss_scale: float | None
 ) -> None:
     params = {name: array.astype(np.float64) for name, array in tensors(1).items()}
@@ -235,7 +235,7 @@ def test_a_norm_past_float64(
     "settings", [HARD["clip"], HARD["lamb and clip"]], ids=["clip", "lamb and clip"]
 )
 @pytest.mark.parametrize("wide", ["params", "grads", "some params", "some grads"])
-def test_clips_in_the_dtype_of_the_step(
+def test_clips_in_the_steps_dtype(
     client: stepd.Client,
     sharded: stepd.ShardedClient,
     wide: str,
@@ -251,7 +251,7 @@ def test_clips_in_the_dtype_of_the_step(
     assert_same(sharded.step(**given, **settings), client.step(**given, **settings))
 
 
-def test_a_skipped_step_has_the_form_that_was_asked_for(
+def test_skipped_step_has_the_requested_form(
     client: stepd.Client, sharded: stepd.ShardedClient
 ) -> None:
     params, grads = tensors(1), tensors(2)
@@ -266,7 +266,7 @@ def test_a_skipped_step_has_the_form_that_was_asked_for(
             assert two.params[name].tobytes() == array.tobytes()
 
 
-def test_skips_what_only_float32_overflows(
+def test_skips_gradients_that_overflow_only_float32(
     client: stepd.Client, sharded: stepd.ShardedClient
 ) -> None:
     params, grads = tensors(1), tensors(2)
@@ -277,7 +277,7 @@ def test_skips_what_only_float32_overflows(
     assert_same(sharded.step(ADAMW, **given), one)
 
 
-def test_errors_are_those_of_the_whole_step(sharded: stepd.ShardedClient) -> None:
+def test_errors_equal_those_of_the_whole_step(sharded: stepd.ShardedClient) -> None:
     params, grads = tensors(1), tensors(2)
     with pytest.raises(stepd.InvalidParams, match="lr"):
         sharded.step({"name": "adamw", "lr": -1}, params, grads)
@@ -301,7 +301,7 @@ def many(value: float) -> tuple[Arrays, Arrays]:
 
 @pytest.mark.parametrize("clip", [None, {"max_norm": 1.0}])
 @pytest.mark.parametrize("broken", [["13", "4", '"\\,'], [f"{i}" for i in range(19)]])
-def test_a_refusal_names_what_that_of_one_call_does(
+def test_refusal_names_the_same_tensors_as_one_call(
     client: stepd.Client, broken: list[str], clip: dict[str, float] | None
 ) -> None:
     params, grads = many(1.0)
@@ -325,7 +325,7 @@ def test_a_refusal_names_what_that_of_one_call_does(
 
 
 @pytest.mark.parametrize("size", [60, 400])
-def test_warns_as_one_call_does(client: stepd.Client, size: int) -> None:
+def test_warns_like_one_call(client: stepd.Client, size: int) -> None:
     params, grads = many(1e25)
     with stepd.ShardedClient([client.url], request_bytes=size) as sharded:
         one = client.step(ADAMW, params, grads)
@@ -360,7 +360,7 @@ def test_has_no_statistics(sharded: stepd.ShardedClient) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2**20])
-def test_a_closed_one_says_so(server: Server, size: int) -> None:
+def test_closed_client_raises(server: Server, size: int) -> None:
     with stepd.ShardedClient([server.url], request_bytes=size) as sharded:
         sharded.step(ADAMW, tensors(1), tensors(2))
     with pytest.raises(RuntimeError, match="this ShardedClient is closed"):
@@ -429,7 +429,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("spoil", FOREIGN.values(), ids=FOREIGN)
-def test_another_replica_takes_what_one_fails(server: Server, spoil: Any) -> None:
+def test_failed_call_goes_to_another_replica(server: Server, spoil: Any) -> None:
     params, grads = tensors(1), tensors(2)
     # No second round: the first must reach the one replica that works.
     with (
@@ -446,7 +446,7 @@ def test_another_replica_takes_what_one_fails(server: Server, spoil: Any) -> Non
         assert a.connections and b.connections
 
 
-def test_no_other_replica_is_asked_what_is_wrong(server: Server) -> None:
+def test_wrong_call_goes_to_no_other_replica(server: Server) -> None:
     for name, status in (
         ("UNAUTHENTICATED", 401),
         ("PAYLOAD_TOO_LARGE", 413),
@@ -495,7 +495,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_dead_replica_rests_longer_each_time(server: Server, clock: Clock) -> None:
+def test_dead_replica_cools_down_longer_each_time(server: Server, clock: Clock) -> None:
     with (
         Proxy(server.url, [hang_up] * 9) as bad,
         stepd.ShardedClient([bad.url, server.url], request_bytes=8000) as sharded,
@@ -525,7 +525,7 @@ def test_a_dead_replica_rests_longer_each_time(server: Server, clock: Clock) -> 
 
 
 @pytest.mark.parametrize("has_digests", [True, False])
-def test_a_replica_that_refuses_a_call_is_well(
+def test_refusal_ends_the_cool_down(
     server: Server, clock: Clock, has_digests: bool
 ) -> None:
     with (
@@ -554,7 +554,7 @@ def test_a_replica_that_refuses_a_call_is_well(
         assert replica.cool_down_until == clock.now + 1
 
 
-def test_one_that_rests_is_asked_before_one_that_just_failed(
+def test_cooling_replica_precedes_one_that_just_failed(
     server: Server, clock: Clock
 ) -> None:
     with (
@@ -572,7 +572,7 @@ def test_one_that_rests_is_asked_before_one_that_just_failed(
         assert (long_dead.connections, len(other.spoils)) == (5, 1)
 
 
-def test_calls_that_fail_together_are_one_failure(clock: Clock) -> None:
+def test_concurrent_failures_count_once(clock: Clock) -> None:
     together = threading.Barrier(3)
 
     def drop(connection: Any) -> None:
@@ -615,7 +615,7 @@ def test_waits_for_the_replica_that_is_ready_first(
         assert 7 <= clock.now - start < 8
 
 
-def test_gives_up_when_no_replica_is_left() -> None:
+def test_gives_up_without_replicas() -> None:
     urls = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
     sharded = stepd.ShardedClient(urls, retries=2)
     with sharded, pytest.raises(stepd.ConnectError):

@@ -173,9 +173,7 @@ def sent(client: stepd.Client) -> list[Sent]:
     return calls
 
 
-def test_only_what_is_not_there_is_copied(
-    sharing: Server, folder: pathlib.Path
-) -> None:
+def test_only_missing_blobs_are_copied(sharing: Server, folder: pathlib.Path) -> None:
     adamw = {"name": "adamw"}
     with stepd.Client(sharing.url, shared_dir=folder) as client:
         calls = sent(client)
@@ -206,7 +204,7 @@ def test_only_what_is_not_there_is_copied(
 
 
 @both
-def test_changes_are_seen_and_change_no_other(
+def test_changes_are_sent_and_change_nothing_else(
     kind: Any, sharing: Server, folder: pathlib.Path
 ) -> None:
     adamw = {"name": "adamw"}
@@ -286,7 +284,7 @@ def test_a_lost_reply(kind: Any, sharing: Server, folder: pathlib.Path) -> None:
     assert all(map(agree, results, expected))
 
 
-def test_a_late_writer_does_no_harm(sharing: Server, folder: pathlib.Path) -> None:
+def test_late_writer_does_no_harm(sharing: Server, folder: pathlib.Path) -> None:
     """A server whose reply was lost still writes, after the next steps."""
     adamw = {"name": "adamw"}
     requests: list[bytes] = []
@@ -364,7 +362,7 @@ def test_tokens(root: pathlib.Path, folder: pathlib.Path) -> None:
     assert left(own) == []
 
 
-def test_a_server_that_shares_nothing(server: Server, folder: pathlib.Path) -> None:
+def test_server_without_a_shared_folder(server: Server, folder: pathlib.Path) -> None:
     with stepd.Client(server.url, shared_dir=folder) as client:
         with pytest.raises(stepd.InvalidParams, match="shares no folder"):
             client.step({"name": "adamw"}, tensors(1), tensors(1))
@@ -374,7 +372,7 @@ def test_a_server_that_shares_nothing(server: Server, folder: pathlib.Path) -> N
 
 
 @pytest.mark.parametrize("kind", [stepd.Client, stepd.AsyncClient])
-def test_a_folder_that_is_none(kind: Any, tmp_path: pathlib.Path) -> None:
+def test_invalid_folder(kind: Any, tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError, match="shared_dir: expected a folder"):
         kind("http://127.0.0.1:1", shared_dir=tmp_path / "none")
     (tmp_path / "file").touch()
@@ -410,7 +408,7 @@ def test_files_are_private(sharing: Server, folder: pathlib.Path) -> None:
     [copy.copy, copy.deepcopy, lambda given: pickle.loads(pickle.dumps(given))],
     ids=["copy", "deepcopy", "pickle"],
 )
-def test_copies_have_files_of_their_own(
+def test_copies_have_their_own_files(
     twin: Any, sharing: Server, folder: pathlib.Path
 ) -> None:
     adamw = {"name": "adamw"}
@@ -457,7 +455,7 @@ def test_the_end_of_a_process_and_a_fork(sharing: Server, folder: pathlib.Path) 
     assert left(folder) == []
 
 
-def test_a_client_that_is_dropped(sharing: Server, folder: pathlib.Path) -> None:
+def test_unreachable_client(sharing: Server, folder: pathlib.Path) -> None:
     client = stepd.Client(sharing.url, shared_dir=folder)
     result = client.step({"name": "adamw"}, tensors(1), tensors(2))
     client._transport.close()

@@ -40,7 +40,7 @@ def test_is_a_mapping_without_copies(client: stepd.Client) -> None:
     assert "nadam" in repr(state)
 
 
-def test_survives_the_disk(client: stepd.Client, tmp_path: pathlib.Path) -> None:
+def test_saves_and_loads(client: stepd.Client, tmp_path: pathlib.Path) -> None:
     state = state_of(client)
     path = tmp_path / "run.safetensors"
     state.save(path)
@@ -55,7 +55,7 @@ def test_survives_the_disk(client: stepd.Client, tmp_path: pathlib.Path) -> None
         assert np.array_equal(array, state[key])
 
 
-def test_parts_of_it_come_back_as_one(client: stepd.Client) -> None:
+def test_picked_states_join_again(client: stepd.Client) -> None:
     state = state_of(client)
     parts = [state.pick([name]) for name in ("c", "\U0001f600", "a/b")]
     assert parts[0].steps == {"c": 2}
@@ -63,7 +63,7 @@ def test_parts_of_it_come_back_as_one(client: stepd.Client) -> None:
     assert client.inspect(parts[0])["tensors"].keys() == {"c"}
 
 
-def test_goes_to_torch_and_back(client: stepd.Client) -> None:
+def test_converts_to_torch_and_back(client: stepd.Client) -> None:
     params: dict[str, np.ndarray[Any, Any]] = {"a/b": np.ones((2, 3), np.float32)}
     params["c"] = np.ones(3, np.float64)
     state = client.step({"name": "adamw"}, params, params).state
@@ -110,7 +110,7 @@ def test_refuses_other_files() -> None:
         ("[4294967296,4294967296,0]", "[0,0]"),
     ],
 )
-def test_sizes_that_are_not_digits_alone(shape: str, offsets: str) -> None:
+def test_sizes_must_be_digits(shape: str, offsets: str) -> None:
     entry = f'{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}'
     metadata = '{"format":"stepd.state/1","optimizer":"adam","revision":"1"}'
     header = f'{{"__metadata__":{metadata},"exp_avg/w-1":{entry}}}'.encode()

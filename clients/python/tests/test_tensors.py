@@ -19,7 +19,7 @@ def file_of(arrays: dict[str, Any]) -> bytes:
     return b"".join(arrays_parts("params", arrays))
 
 
-def test_parts_are_the_file_that_the_library_reads() -> None:
+def test_the_library_reads_the_parts() -> None:
     arrays = {
         "half": np.arange(3, dtype=np.float16),
         "large": np.arange(20_000, dtype=np.float32).reshape(100, 200),
@@ -37,7 +37,7 @@ def test_parts_are_the_file_that_the_library_reads() -> None:
     assert all(np.array_equal(back[name], arrays[name]) for name in arrays)
 
 
-def test_large_arrays_are_sent_as_they_are_and_small_ones_joined() -> None:
+def test_large_arrays_are_views_and_small_ones_are_joined() -> None:
     large = np.ones(5000, np.float32)
     arrays = {f"s{i}": np.ones(3, np.float32) for i in range(1000)} | {"l": large}
     _, small, data = arrays_parts("params", arrays)
@@ -45,7 +45,7 @@ def test_large_arrays_are_sent_as_they_are_and_small_ones_joined() -> None:
     assert np.shares_memory(np.frombuffer(data, np.float32), large)
 
 
-def test_the_work_of_a_tensor_leaves_nothing_to_the_garbage_collector() -> None:
+def test_encoding_creates_no_objects_per_tensor() -> None:
     arrays = {f"layer.{i}": np.ones(3, np.float32) for i in range(2000)}
     optimizer = {"name": "adamw"}
     step(optimizer, arrays, arrays, None, {})
@@ -61,7 +61,7 @@ def test_the_work_of_a_tensor_leaves_nothing_to_the_garbage_collector() -> None:
     assert call.nbytes > 2 * 2000 * 3 * 4
 
 
-def test_a_header_that_was_read_is_not_read_again() -> None:
+def test_headers_are_cached() -> None:
     file = memoryview(file_of({"w": np.ones(3, np.float32)}))
     other = memoryview(file_of({"w": np.zeros(3, np.float32)}))
     assert open_file(file)[0] is open_file(other)[0]
@@ -70,7 +70,7 @@ def test_a_header_that_was_read_is_not_read_again() -> None:
         arrays_of(other[:-1], None)
 
 
-def test_the_state_of_a_reply_goes_out_as_it_came(client: stepd.Client) -> None:
+def test_state_of_a_reply_is_sent_unchanged(client: stepd.Client) -> None:
     arrays = {f"layer.{i}": np.ones(3, np.float32) for i in range(10)}
     state = client.step({"name": "adamw"}, arrays, arrays).state
     (part,) = state.parts()

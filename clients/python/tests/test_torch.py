@@ -58,7 +58,7 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_steps_as_torch_does(client: stepd.Client, name: str) -> None:
+def test_steps_equal_torch(client: stepd.Client, name: str) -> None:
     twin, settings = TWINS[name]
     model = make_model()
     other = copy.deepcopy(model)
@@ -70,7 +70,7 @@ def test_steps_as_torch_does(client: stepd.Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_state_goes_either_way(client: stepd.Client, name: str) -> None:
+def test_state_dicts_load_both_ways(client: stepd.Client, name: str) -> None:
     twin, settings = TWINS[name]
     kind = getattr(torch.optim, twin)
     model = make_model()
@@ -209,7 +209,7 @@ def test_two_groups_with_the_same_names(client: stepd.Client) -> None:
     assert_close(model, other)
 
 
-def test_a_stale_master_copy_is_made_anew(client: stepd.Client) -> None:
+def test_stale_master_copy_is_replaced(client: stepd.Client) -> None:
     weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     weight.grad = torch.ones(3, dtype=torch.bfloat16)
     settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0}
@@ -245,7 +245,7 @@ def test_a_stale_master_copy_is_made_anew(client: stepd.Client) -> None:
     ids=["deepcopy", "pickle"],
 )
 @pytest.mark.parametrize("sharded", [False, True])
-def test_copies_go_on_alike(server: Server, sharded: bool, twin: Any) -> None:
+def test_copies_continue_alike(server: Server, sharded: bool, twin: Any) -> None:
     if sharded:
         client: Any = stepd.ShardedClient([server.url], request_bytes=300)
     else:
@@ -338,7 +338,7 @@ def test_stochastic_rounding_and_replies_in_bfloat16(client: stepd.Client) -> No
     assert torch.equal(wide, torch.full((3,), 0.9).bfloat16().float())
 
 
-def test_names_what_the_server_keeps() -> None:
+def test_sends_digests_of_cached_results() -> None:
     with Server(STEPD_CACHE_MIB="16") as server:
         runs = []
         for reply in (None, {"cache": True}):
@@ -395,7 +395,7 @@ def test_sparse_gradients_are_made_dense(client: stepd.Client, coalesced: bool) 
 
 
 @pytest.mark.parametrize("name", ["__metadata__", "a\ud800", "a*", ""])
-def test_any_name_of_a_parameter(client: stepd.Client, name: str) -> None:
+def test_any_parameter_name(client: stepd.Client, name: str) -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.ones(3)
     optimizer = RemoteOptimizer([(name, weight)], client, "sgd", lr=0.5)
@@ -458,13 +458,13 @@ MISTAKES: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_named_at_once(client: stepd.Client, mistake: str) -> None:
+def test_mistakes_raise_at_once(client: stepd.Client, mistake: str) -> None:
     params, settings, kind, sentence = MISTAKES[mistake]
     with pytest.raises(kind, match=sentence):
         RemoteOptimizer(params, **{"client": client, **settings})
 
 
-def test_a_group_that_is_refused_leaves_no_trace(client: stepd.Client) -> None:
+def test_refused_group_leaves_no_trace(client: stepd.Client) -> None:
     optimizer = RemoteOptimizer([torch.nn.Parameter(torch.ones(3))], client)
     wrong: list[tuple[dict[str, Any], type[Exception]]] = [
         ({"params": [torch.nn.Parameter(torch.ones(3))], "lr": -1}, ValueError),
@@ -507,7 +507,7 @@ def test_mistakes_at_a_step(client: stepd.Client) -> None:
     assert torch.equal(weight.detach()[1:], weight.detach()[:-1])
 
 
-def test_warns_of_what_the_server_warns_of(client: stepd.Client) -> None:
+def test_passes_on_server_warnings(client: stepd.Client) -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     weight.grad = torch.full((3,), 1e30)
     optimizer = RemoteOptimizer([weight], client)
@@ -517,7 +517,7 @@ def test_warns_of_what_the_server_warns_of(client: stepd.Client) -> None:
     assert optimizer.last_result is not None and optimizer.last_result.warnings
 
 
-def test_is_there_without_an_import_of_its_own() -> None:
+def test_is_available_without_its_own_import() -> None:
     code = """
 import sys, stepd
 assert not {"torch", "jax", "optax", "aiohttp"} & set(sys.modules)
@@ -530,7 +530,7 @@ assert not hasattr(stepd, "keras")
 
 
 @pytest.mark.parametrize("name", ["torch", "optax"])
-def test_says_what_to_install(name: str) -> None:
+def test_names_the_missing_extra(name: str) -> None:
     code = f"import sys; sys.modules[{name!r}] = None; import stepd; stepd.{name}"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f'needs {name}: pip install "stepd[{name}]"' in ended.stderr
@@ -550,7 +550,7 @@ def shared_pairs() -> dict[str, tuple[Any, Any]]:
 
 
 @pytest.mark.parametrize("pair", shared_pairs().values(), ids=shared_pairs())
-def test_parameters_of_one_memory_are_refused(
+def test_overlapping_parameters_are_refused(
     client: stepd.Client, pair: tuple[Any, Any]
 ) -> None:
     sentence = "expected memory of its own, found that of parameter 0 of group 0"
@@ -562,7 +562,7 @@ def test_parameters_of_one_memory_are_refused(
     assert len(optimizer.param_groups) == 1
 
 
-def test_parts_of_one_storage_are_stepped(client: stepd.Client) -> None:
+def test_disjoint_views_of_one_storage_are_stepped(client: stepd.Client) -> None:
     grid, flat = torch.zeros(4, 3), torch.zeros(12)
     apart = [grid[:, 0], grid[:, 1], grid[:, 2], flat[:6], flat[6:], flat[:0]]
     params = [torch.nn.Parameter(view) for view in apart]

@@ -64,7 +64,7 @@ both = pytest.mark.parametrize("run", [run_sync, run_async], ids=["sync", "async
     ],
     ids=["hang up", "cut", "silence", "502", "503", "nonsense"],
 )
-def test_sends_again(run: Run, spoil: Any, server: Server) -> None:
+def test_retries(run: Run, spoil: Any, server: Server) -> None:
     expected = run_sync(server.url, "step", ADAMW, W, W)
     with Proxy(server.url, [spoil, spoil]) as proxy:
         timeout = stepd.Timeout(connect=5, read=0.3)
@@ -86,7 +86,7 @@ PROBLEM = {
 
 
 @both
-def test_waits_as_long_as_the_server_says(run: Run, server: Server) -> None:
+def test_waits_for_retry_after(run: Run, server: Server) -> None:
     overloaded = answer("429 Too Many Requests", json.dumps(PROBLEM).encode())
     with Proxy(server.url, [overloaded]) as proxy:
         start = time.monotonic()
@@ -110,7 +110,7 @@ PAST = "Wed, 21 Oct 2015 07:28:00 GMT"
 
 @both
 @pytest.mark.parametrize("after", ["-5", "nan", "inf", "1_0", "soon", "", PAST])
-def test_waits_no_time_that_is_none(run: Run, after: str, server: Server) -> None:
+def test_ignores_invalid_retry_after(run: Run, after: str, server: Server) -> None:
     busy = answer("503 Service Unavailable", b"busy", f"Retry-After: {after}")
     with Proxy(server.url, [busy]) as proxy:
         start = time.monotonic()
@@ -120,7 +120,7 @@ def test_waits_no_time_that_is_none(run: Run, after: str, server: Server) -> Non
 
 @both
 @pytest.mark.parametrize("after", ["-5", "NaN", "true"])
-def test_waits_no_time_that_is_none_in_a_problem(
+def test_ignores_invalid_retry_after_in_a_problem(
     run: Run, after: str, server: Server
 ) -> None:
     body = json.dumps(PROBLEM).replace('"retry_after": 1', f'"retry_after": {after}')
@@ -133,7 +133,7 @@ def test_waits_no_time_that_is_none_in_a_problem(
 
 
 @both
-def test_waits_until_a_date(run: Run, server: Server) -> None:
+def test_waits_until_the_retry_after_date(run: Run, server: Server) -> None:
     # HTTP dates have whole seconds.
     date = datetime.now(timezone.utc) + timedelta(seconds=2)
     after = format_datetime(date.replace(microsecond=0), usegmt=True)
@@ -145,7 +145,7 @@ def test_waits_until_a_date(run: Run, server: Server) -> None:
 
 
 @both
-def test_says_why_it_gave_up(run: Run, server: Server) -> None:
+def test_raises_the_last_error(run: Run, server: Server) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -202,7 +202,7 @@ def sip(connection: socket.socket) -> None:
     ],
     ids=["json", "msgpack", "headers", "refusal"],
 )
-def test_a_dripping_reply_does_not_hold_a_call_open(run: Run, spoil: Any) -> None:
+def test_dripping_reply_times_out(run: Run, spoil: Any) -> None:
     late = pytest.raises(stepd.TimeoutError, match="in time")
     with Proxy("http://127.0.0.1:1", [spoil]) as proxy, late:
         run(proxy.url, "optimizers", retries=0, timeout=0.5)
@@ -213,7 +213,7 @@ def test_a_dripping_reply_does_not_hold_a_call_open(run: Run, spoil: Any) -> Non
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @both
 @pytest.mark.parametrize("spoil", [sip, lambda _: time.sleep(5)], ids=["slow", "none"])
-def test_an_upload_that_stalls_does_not_hold_a_call_open(run: Run, spoil: Any) -> None:
+def test_stalled_upload_times_out(run: Run, spoil: Any) -> None:
     large = {"w": np.ones(2**23, np.float32)}
     late = pytest.raises(stepd.TimeoutError, match="in time")
     with Proxy("http://127.0.0.1:1", [spoil]) as proxy, late:
@@ -222,7 +222,7 @@ def test_an_upload_that_stalls_does_not_hold_a_call_open(run: Run, spoil: Any) -
 
 
 @both
-def test_a_long_call_is_only_limited_where_it_was_asked_for(run: Run) -> None:
+def test_long_call_has_only_requested_limits(run: Run) -> None:
     body = json.dumps({"optimizers": []}).encode()
     spoil = drip(HEAD % (b"application/json", len(body)), body)
     with Proxy("http://127.0.0.1:1", [spoil]) as proxy:
@@ -264,7 +264,7 @@ def unused_port() -> int:
 
 
 @all_three
-def test_waits_for_a_server_that_starts_anew(
+def test_waits_for_a_restarting_server(
     run: Run, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = unused_port()
@@ -287,7 +287,7 @@ def test_waits_for_a_server_that_starts_anew(
     ],
     ids=["none", "0.2 s", "deadline"],
 )
-def test_gives_up_an_address_at_which_nobody_listens(
+def test_gives_up_an_address_where_nothing_listens(
     run: Run, options: dict[str, Any]
 ) -> None:
     start = time.monotonic()
@@ -298,9 +298,7 @@ def test_gives_up_an_address_at_which_nobody_listens(
 
 
 @all_three
-def test_other_failures_keep_the_number_of_their_attempts(
-    run: Run, server: Server
-) -> None:
+def test_refused_connections_do_not_use_up_retries(run: Run, server: Server) -> None:
     spoils = [hang_up] * 4
     with Proxy(server.url, spoils) as proxy:
         with pytest.raises(stepd.ConnectError) as caught:
@@ -310,7 +308,7 @@ def test_other_failures_keep_the_number_of_their_attempts(
 
 
 @all_three
-def test_a_deadline_holds_for_all_attempts(run: Run, server: Server) -> None:
+def test_deadline_limits_all_attempts(run: Run, server: Server) -> None:
     busy = answer("503 Service Unavailable", b"busy", "Retry-After: 3")
     with Proxy(server.url, [busy] * 8) as proxy:
         with pytest.raises(stepd.TransportError, match="busy"):
@@ -336,7 +334,7 @@ def test_reads_errors_in_messagepack(run: Run, server: Server) -> None:
 
 
 @both
-def test_does_not_send_again_what_is_wrong(run: Run, server: Server) -> None:
+def test_does_not_retry_wrong_calls(run: Run, server: Server) -> None:
     with Proxy(server.url, []) as proxy:
         with pytest.raises(stepd.InvalidParams):
             run(proxy.url, "step", {"name": "adamw", "lr": -1}, W, W)
@@ -406,7 +404,7 @@ def test_tls(run: Run, server: Server, tmp_path: pathlib.Path) -> None:
             run(proxy.url, "step", ADAMW, W, W, retries=0)
 
 
-def test_a_closed_idle_connection_is_not_used(server: Server) -> None:
+def test_closed_idle_connection_is_not_used(server: Server) -> None:
     with Proxy(server.url, []) as proxy:
         client = stepd.Client(proxy.url, retries=0)
         assert client.step(ADAMW, W, W).step == 1
@@ -432,7 +430,7 @@ def test_waits_at_most_a_minute_that_a_server_asks_for(asked: float) -> None:
 def test_waits_of_its_own_grow_up_to_five_seconds() -> None:
     retry = stepd.Retry(attempts=100)
     pauses = [retry.pause(99, stepd.StepdError("lost")) or 0 for _ in range(200)]
-    assert 2.5 <= min(pauses) and 4 < max(pauses) <= 5
+    assert min(pauses) >= 2.5 and 4 < max(pauses) <= 5
     assert retry.pause(100, stepd.StepdError("lost")) is None
 
 
@@ -474,7 +472,7 @@ PASSWORDS = [
 
 
 @pytest.mark.parametrize("url", PASSWORDS)
-def test_refuses_passwords_in_urls_and_does_not_say_them(url: str) -> None:
+def test_refuses_passwords_in_urls_without_repeating_them(url: str) -> None:
     for make in (
         stepd.Client,
         stepd.AsyncClient,
@@ -488,7 +486,7 @@ def test_refuses_passwords_in_urls_and_does_not_say_them(url: str) -> None:
 @pytest.mark.parametrize(
     "token", ["secret\n", "secr\u20acet", "secr et", "\0secret", ""]
 )
-def test_refuses_tokens_that_no_header_takes(token: str) -> None:
+def test_refuses_tokens_that_a_header_cannot_hold(token: str) -> None:
     for make in (
         stepd.Client,
         stepd.AsyncClient,

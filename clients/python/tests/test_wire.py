@@ -43,7 +43,7 @@ VALUE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("piece", [1, 7, 4096, 10**9])
-def test_reads_what_msgpack_wrote(piece: int) -> None:
+def test_decodes_msgpack_output(piece: int) -> None:
     found = read(msgpack.packb(VALUE), piece)
     assert list(found) == list(VALUE)
     for key, value in found.items():
@@ -53,7 +53,7 @@ def test_reads_what_msgpack_wrote(piece: int) -> None:
         assert value == VALUE[key]
 
 
-def test_writes_what_msgpack_reads() -> None:
+def test_msgpack_decodes_the_output() -> None:
     big = np.random.default_rng(1).bytes(100_000)
     parts = [memoryview(b"ab"), memoryview(big), memoryview(b"cd")]
     fields = {

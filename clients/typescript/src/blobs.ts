@@ -8,7 +8,7 @@ import type { SharedBlob } from "./wire.gen.ts";
 const MIN_SHARED_BYTES = 64 * 2 ** 10;
 
 /** Extra room for a result: the server's safetensors header may hold an empty __metadata__. */
-const SLACK_BYTES = 4096;
+const HEADER_SLACK_BYTES = 4096;
 
 /** A blob in the form that the request body carries. */
 export type BodyBlob = Bin | SharedBlob;
@@ -40,7 +40,7 @@ export class CallBlobs {
 
   /** Reserves room for a result of `bytes`; undefined if the reply carries it in its body. */
   room(bytes: number): SharedBlob | undefined {
-    return this.#folder && this.#own(this.#folder.room(bytes + SLACK_BYTES));
+    return this.#folder && this.#own(this.#folder.room(bytes + HEADER_SLACK_BYTES));
   }
 
   /** Returns a blob for the request body, reading it back if it lies in the folder. */

@@ -30,12 +30,12 @@ export const requireOptions = (options: unknown, known: Readonly<Record<string, 
 };
 
 /** Names that no tensor may have: safetensors reserves the first, JavaScript the second. */
-const RESERVED = ["__metadata__", "__proto__"];
+const RESERVED_NAMES = ["__metadata__", "__proto__"];
 
 export const requireTensors = (field: string, value: unknown): void => {
   if (!isObject(value)) throw expected(field, "tensors by name, such as { w: { shape: [2], data: Float32Array.of(1, 2) } }", value);
   for (const [name, tensor] of Object.entries(value)) {
-    if (RESERVED.includes(name)) throw new TypeError(`${field}: no tensor can be called ${name}, which is reserved`);
+    if (RESERVED_NAMES.includes(name)) throw new TypeError(`${field}: no tensor can be called ${name}, which is reserved`);
     if (!isWellFormed(name)) throw new TypeError(`${field}: the name ${JSON.stringify(name)} has a lone surrogate, which UTF-8 cannot express`);
     if (!isObject(tensor)) throw expected(`${field}: tensor ${JSON.stringify(name)}`, "{ shape, data }", tensor);
   }
@@ -55,7 +55,7 @@ export const requireName = (field: string, value: unknown): void => {
 const OPTIMIZER = 'an optimizer such as { name: "adamw", lr: 1e-3 }';
 
 /** Options of a step that must be objects. */
-const OBJECTS = ["schedule", "clip", "stochastic_rounding", "reply"];
+const OBJECT_OPTIONS = ["schedule", "clip", "stochastic_rounding", "reply"];
 
 /** Checks everything in a call except its tensors and state. */
 export const requireSettings = (settings: object): void => {
@@ -64,7 +64,7 @@ export const requireSettings = (settings: object): void => {
   if (groups !== undefined && !Array.isArray(groups)) throw expected("groups", "a list of groups", groups);
   for (const [index, group] of ((groups ?? []) as readonly unknown[]).entries())
     requireObject(`groups[${index}]`, group, 'a group such as { tensors: ["*.bias"], optimizer: { weight_decay: 0 } }');
-  for (const name of OBJECTS) if (rest[name] !== undefined) requireObject(name, rest[name], "an object");
+  for (const name of OBJECT_OPTIONS) if (rest[name] !== undefined) requireObject(name, rest[name], "an object");
 };
 
 /** Checks the whole input of a step. */

@@ -4,7 +4,7 @@ import type { ErrorName } from "./errors.gen.ts";
 import type { ErrorData } from "./wire.gen.ts";
 
 /** HTTP statuses after which a retry may succeed, on this server or another. */
-const RETRYABLE = [408, 429, 502, 503, 504];
+const RETRYABLE_STATUSES = [408, 429, 502, 503, 504];
 
 /** The server refused the call or failed during it; nothing was changed. */
 export class StepdError extends Error {
@@ -37,7 +37,7 @@ export class StepdError extends Error {
   }
 
   get isPassing(): boolean {
-    return RETRYABLE.includes(this.status);
+    return RETRYABLE_STATUSES.includes(this.status);
   }
 }
 
@@ -66,6 +66,6 @@ export class TransportError extends Error {
   }
 
   get isPassing(): boolean {
-    return this.status === undefined || RETRYABLE.includes(this.status);
+    return this.status === undefined || RETRYABLE_STATUSES.includes(this.status);
   }
 }

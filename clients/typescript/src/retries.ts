@@ -46,7 +46,7 @@ export class Backoff {
     if (error instanceof TransportError && error.isRefused) return this.#refusedDelay();
     this.#refusals = 0;
     if (this.#attempt >= this.#retries) return undefined;
-    const delay = exponential(this.#attempt++, MAX_BACKOFF_MS);
+    const delay = exponentialDelay(this.#attempt++, MAX_BACKOFF_MS);
     return delay + (retryAfter !== undefined && retryAfter > 0 ? Math.min(retryAfter, MAX_RETRY_AFTER_S) * 1000 : 0);
   }
 
@@ -58,12 +58,12 @@ export class Backoff {
       this.#warn(`${this.#server} refuses connections; trying again for ${this.#refusedMs / 1000} s`);
     }
     const left = this.#refusedUntil - now;
-    return left > 0 ? Math.min(exponential(this.#refusals++, MAX_REFUSED_BACKOFF_MS), left) : undefined;
+    return left > 0 ? Math.min(exponentialDelay(this.#refusals++, MAX_REFUSED_BACKOFF_MS), left) : undefined;
   }
 }
 
 /** Exponential backoff with jitter, so that callers that failed together do not retry together. */
-const exponential = (attempt: number, longest: number): number => Math.min(FIRST_BACKOFF_MS * 2 ** attempt, longest) * (0.5 + Math.random() / 2);
+const exponentialDelay = (attempt: number, longest: number): number => Math.min(FIRST_BACKOFF_MS * 2 ** attempt, longest) * (0.5 + Math.random() / 2);
 
 /** Throws TypeError for invalid options. */
 export const requireRetries = ({ retries = DEFAULT_RETRIES, refusedMs = DEFAULT_REFUSED_MS, warn }: RetryOptions): void => {
@@ -73,13 +73,13 @@ export const requireRetries = ({ retries = DEFAULT_RETRIES, refusedMs = DEFAULT_
 };
 
 /** Codes of a refused connection, and of a Unix socket whose file is missing. */
-const REFUSED = ["ECONNREFUSED", "ENOENT"];
+const REFUSED_CODES = ["ECONNREFUSED", "ENOENT"];
 
 /** Whether a fetch failed because the connection was refused. For a host with several addresses, all of them must have refused. */
 export const isRefusal = (error: unknown): boolean => {
   const { code, cause, errors } = (typeof error === "object" && error !== null ? error : {}) as { code?: unknown; cause?: unknown; errors?: unknown };
   if (Array.isArray(errors) && errors.length > 0) return errors.every(isRefusal);
-  return REFUSED.includes(code as string) || (cause !== undefined && isRefusal(cause));
+  return REFUSED_CODES.includes(code as string) || (cause !== undefined && isRefusal(cause));
 };
 
 /** Resolves after `ms`; rejects with the signal's reason if it aborts first. */

@@ -14,10 +14,10 @@ const PIECE_BYTES = 16 * 2 ** 20;
 const MAX_BUFFERS = 1024;
 
 /** Before the umask. Writable for the group, because the server may run as another user. */
-const MODE = 0o660;
+const FILE_MODE = 0o660;
 
 /** Bytes of zeros per write. */
-const ZEROS = 2 ** 20;
+const ZERO_BYTES = 2 ** 20;
 
 /** The part of node:fs that this module uses; the package does not depend on Node's types. */
 interface Files {
@@ -82,7 +82,7 @@ export class SharedFolder {
       cleanAtExit = new Set();
       process.on("exit", cleanAll);
     }
-    this.#clean = cleaner(files, this.#path, this.#regions);
+    this.#clean = cleanerFor(files, this.#path, this.#regions);
     cleanAtExit.add(this.#clean);
     collectedFolders.register(this, this.#clean);
   }
@@ -125,7 +125,7 @@ export class SharedFolder {
   #create(): Region {
     const { O_RDWR = 0, O_CREAT = 0, O_EXCL = 0, O_NOFOLLOW = 0 } = this.#files.constants;
     const file = `stepd-${crypto.randomUUID()}`;
-    const fd = this.#files.openSync(`${this.#path}/${file}`, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, MODE);
+    const fd = this.#files.openSync(`${this.#path}/${file}`, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, FILE_MODE);
     const region = { file, fd, capacity: 0, isLost: false };
     this.#regions.add(region);
     return region;
@@ -147,7 +147,7 @@ export class SharedFolder {
 
   /** Grows a file by writing zeros, because Node has no fallocate. Throws the file system's error if the folder is full. */
   #reserve(region: Region, bytes: number): void {
-    const zeros = new Uint8Array(Math.min(Math.max(bytes - region.capacity, 0), ZEROS));
+    const zeros = new Uint8Array(Math.min(Math.max(bytes - region.capacity, 0), ZERO_BYTES));
     while (region.capacity < bytes) {
       const rest = bytes - region.capacity;
       region.capacity += this.#files.writevSync(region.fd, [zeros.subarray(0, rest)], region.capacity);
@@ -165,7 +165,7 @@ export class SharedFolder {
 }
 
 /** Returns the function that removes the files. It must not refer to the folder, which could never be collected then. */
-const cleaner = (files: Files, path: string, regions: Set<Region>): Clean => {
+const cleanerFor = (files: Files, path: string, regions: Set<Region>): Clean => {
   const clean = (): void => {
     for (const region of regions) remove(files, path, region);
     regions.clear();

@@ -25,7 +25,7 @@ export interface SafetensorsFile {
 }
 
 /** Bytes per element of each dtype in parameters and slots. */
-const WIDTHS: Readonly<Record<string, number>> = { F32: 4, F64: 8, BF16: 2, F16: 2, I64: 8, I32: 4 };
+const DTYPE_BYTES: Readonly<Record<string, number>> = { F32: 4, F64: 8, BF16: 2, F16: 2, I64: 8, I32: 4 };
 
 /** Size of the header's length, which begins a safetensors file. */
 export const LENGTH_BYTES = 8;
@@ -148,9 +148,10 @@ const parseHeader = (json: Uint8Array): Record<string, unknown> => {
 /** An entry's view of the data. Throws RangeError if its size does not match dtype and shape. */
 const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
   const { dtype, shape, data_offsets: offsets } = (isObject(entry) ? entry : {}) as Partial<Record<"dtype" | "shape" | "data_offsets", unknown>>;
-  const width = typeof dtype === "string" && Object.hasOwn(WIDTHS, dtype) ? WIDTHS[dtype] : undefined;
+  const width = typeof dtype === "string" && Object.hasOwn(DTYPE_BYTES, dtype) ? DTYPE_BYTES[dtype] : undefined;
   const isSizes = (list: unknown): list is number[] => Array.isArray(list) && list.every((size) => Number.isSafeInteger(size) && size >= 0);
-  if (width === undefined) throw new RangeError(`tensor ${JSON.stringify(name)}: expected a dtype of ${Object.keys(WIDTHS)}, found ${JSON.stringify(dtype)}`);
+  if (width === undefined)
+    throw new RangeError(`tensor ${JSON.stringify(name)}: expected a dtype of ${Object.keys(DTYPE_BYTES)}, found ${JSON.stringify(dtype)}`);
   if (!isSizes(shape) || !isSizes(offsets) || offsets.length !== 2)
     throw new RangeError(`tensor ${JSON.stringify(name)}: shape and data_offsets are not whole`);
   // Checks every partial product, because a later 0 would hide an overflow.
@@ -164,7 +165,7 @@ const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
 
 /** A file's tensor as a typed array: a view if the bytes are aligned, otherwise a copy. */
 export const toTensor = ({ dtype, shape, bytes }: FileTensor): Tensor => {
-  const width = WIDTHS[dtype] ?? 1;
+  const width = DTYPE_BYTES[dtype] ?? 1;
   const { buffer, byteOffset, byteLength } = bytes.byteOffset % width === 0 ? bytes : bytes.slice();
   if (dtype === "F32") return { shape, data: new Float32Array(buffer, byteOffset, byteLength / width) };
   if (dtype === "F64") return { shape, data: new Float64Array(buffer, byteOffset, byteLength / width) };

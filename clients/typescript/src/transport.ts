@@ -62,7 +62,7 @@ export class Transport {
   readonly #fetch: Fetch;
 
   constructor(url: string, { token, timeoutMs = DEFAULT_TIMEOUT_MS, fetch: send, ...retries }: ClientOptions) {
-    this.url = rootOf(url);
+    this.url = serverRoot(url);
     // Checked here, because fetch would put the token into its error message.
     if (token !== undefined && typeof token !== "string") throw new TypeError(`token: expected a string, found ${typeof token}`);
     if (token !== undefined && !/^[\x21-\x7e]+$/.test(token)) throw new TypeError("token: expected visible ASCII characters, found others");
@@ -103,7 +103,7 @@ export class Transport {
   async isOk(path: string, options: CallOptions): Promise<boolean> {
     requireCallOptions(options);
     const { signal, timeoutMs = this.#timeoutMs } = options;
-    const limits = limitsOf(timeoutMs, signal);
+    const limits = signalOf(timeoutMs, signal);
     try {
       const response = await this.#fetch(`${this.url}${path}`, { headers: this.#headers, ...limits });
       await response.arrayBuffer();
@@ -115,7 +115,7 @@ export class Transport {
   }
 
   async #send<Result>(path: string, body: Blob | undefined, read: Read<Result>, { signal, timeoutMs = this.#timeoutMs }: CallOptions): Promise<Result> {
-    const limits = limitsOf(timeoutMs, signal);
+    const limits = signalOf(timeoutMs, signal);
     let response: Response;
     let bytes: Uint8Array<ArrayBuffer>;
     try {
@@ -173,7 +173,7 @@ const secondsOf = (asked: unknown): number | undefined => {
 };
 
 /** The server's root without a trailing slash. Throws TypeError for an invalid URL. */
-const rootOf = (url: string): string => {
+const serverRoot = (url: string): string => {
   const { protocol, origin, pathname, search, hash, username, password } = URL.canParse(url) ? new URL(url) : ({} as Partial<URL>);
   if (!(protocol === "http:" || protocol === "https:") || search || hash || username || password) {
     // A URL with an @ may hold a password, even if it is malformed, so the error does not repeat it.
@@ -211,7 +211,7 @@ const reasonOf = (error: unknown): string => {
 };
 
 /** The signal of one attempt: the caller's, and the timeout. */
-const limitsOf = (timeoutMs: number, caller: AbortSignal | undefined): { readonly signal?: AbortSignal } => {
+const signalOf = (timeoutMs: number, caller: AbortSignal | undefined): { readonly signal?: AbortSignal } => {
   requireTimeout(timeoutMs);
   const signals = caller ? [caller] : [];
   if (timeoutMs <= MAX_TIMER_MS) signals.push(AbortSignal.timeout(Math.ceil(timeoutMs)));

@@ -2,7 +2,7 @@
 import { compareUtf8 } from "./tensors.ts";
 
 /** How many tensors a server names in one warning. */
-const NAMED_TENSORS = 8;
+const MAX_NAMED_TENSORS = 8;
 
 /** The server's list of tensors: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON strings. */
 const LISTED = String.raw`"[^"\\]*(?:\\.[^"\\]*)*" \(\d+ values?\)`;
@@ -25,7 +25,7 @@ export const joinedWarnings = (sentences: readonly string[]): string[] => {
 const listing = (listed: readonly string[], more: number): string => {
   const nameOf = (entry: string): string => JSON.parse(entry.slice(0, entry.lastIndexOf(" ("))) as string;
   const ordered = listed.map((entry) => [nameOf(entry), entry] as const).sort(([a], [b]) => compareUtf8(a, b));
-  const rest = more + ordered.length - NAMED_TENSORS;
-  const first = ordered.slice(0, NAMED_TENSORS).map(([, entry]) => entry);
+  const rest = more + ordered.length - MAX_NAMED_TENSORS;
+  const first = ordered.slice(0, MAX_NAMED_TENSORS).map(([, entry]) => entry);
   return first.join(", ") + (rest > 0 ? ` and ${rest} more tensors` : "");
 };

@@ -24,7 +24,7 @@ export class TestFolder implements Disposable {
 export type Body = Readonly<Record<string, unknown>>;
 
 /** Returns a fetch that records the request bodies. */
-export const noting = (bodies: Body[], send: Fetch = fetch): Fetch => {
+export const recordingFetch = (bodies: Body[], send: Fetch = fetch): Fetch => {
   return async (url, init) => {
     if (init.body) bodies.push(decode(new Uint8Array(await (init.body as Blob).arrayBuffer())) as Body);
     return send(url, init);

@@ -147,7 +147,7 @@ const CONSTRUCTORS: readonly (readonly [what: string, url: unknown, options: unk
 type Methods = Readonly<Record<string, (...given: unknown[]) => Promise<unknown>>>;
 
 /** Matches a TypeError or RangeError of one line, worded by the client and not by the JavaScript engine. */
-const told =
+const isOneLineError =
   (words: RegExp) =>
   (error: unknown): boolean => {
     assert.ok(error instanceof TypeError || error instanceof RangeError, String(error));
@@ -163,7 +163,7 @@ suite("wrong arguments", () => {
     for (const [method, cases] of Object.entries(METHODS)) {
       if (!(method in client)) continue;
       test(`${kind}.${method}`, async () => {
-        for (const [what, argument, words] of cases) await assert.rejects(async () => methods[method]?.call(client, argument), told(words), what);
+        for (const [what, argument, words] of cases) await assert.rejects(async () => methods[method]?.call(client, argument), isOneLineError(words), what);
       });
     }
   }
@@ -171,14 +171,14 @@ suite("wrong arguments", () => {
   for (const method of ["optimizers", "info", "isReady"])
     test(`options of Client.${method}`, async () => {
       for (const [what, options, words] of CALL_OPTIONS)
-        await assert.rejects(async () => (clients.Client as unknown as Methods)[method]?.call(clients.Client, options), told(words), what);
+        await assert.rejects(async () => (clients.Client as unknown as Methods)[method]?.call(clients.Client, options), isOneLineError(words), what);
     });
 
   test("options of a step", async () => {
     for (const client of Object.values(clients))
       for (const [what, options, words] of CALL_OPTIONS) {
         const step = (client as unknown as Methods)["step"];
-        await assert.rejects(async () => step?.call(client, { optimizer, params: w, grads: w }, options), told(words), what);
+        await assert.rejects(async () => step?.call(client, { optimizer, params: w, grads: w }, options), isOneLineError(words), what);
       }
   });
 
@@ -187,21 +187,21 @@ suite("wrong arguments", () => {
       (url, options) => new Client(url as string, options as undefined),
       (url, options) => new ShardedClient([url as string], options as undefined),
     ];
-    for (const [what, url, options, words] of CONSTRUCTORS) for (const make of makers) assert.throws(() => make(url, options), told(words), what);
-    assert.throws(() => new ShardedClient(URL as unknown as string[]), told(/^urls: expected a list of the servers' roots, found "http/));
-    assert.throws(() => new ShardedClient(undefined as unknown as string[]), told(/^urls: expected a list/));
-    assert.throws(() => new ShardedClient([5 as unknown as string]), told(/^url: expected/));
+    for (const [what, url, options, words] of CONSTRUCTORS) for (const make of makers) assert.throws(() => make(url, options), isOneLineError(words), what);
+    assert.throws(() => new ShardedClient(URL as unknown as string[]), isOneLineError(/^urls: expected a list of the servers' roots, found "http/));
+    assert.throws(() => new ShardedClient(undefined as unknown as string[]), isOneLineError(/^urls: expected a list/));
+    assert.throws(() => new ShardedClient([5 as unknown as string]), isOneLineError(/^url: expected/));
   });
 
   test("states and files", () => {
     const strange = (value: unknown): never => value as never;
     for (const value of ["x", undefined, null, [1], new ArrayBuffer(8)])
-      assert.throws(() => new State(strange(value)), told(/^expected the bytes of a state in a Uint8Array, found/));
-    assert.throws(() => new State(new Uint8Array(3)), told(/a safetensors file has at least 8 bytes/));
-    assert.throws(() => State.join([]), told(/there is no state to join/));
-    assert.throws(() => State.join(strange("x")), told(/^states: expected a list of State/));
-    assert.throws(() => State.join(strange([new Uint8Array(8)])), told(/^states: expected a list of State/));
-    assert.throws(() => toTensors(new Uint8Array(9)), told(/./));
+      assert.throws(() => new State(strange(value)), isOneLineError(/^expected the bytes of a state in a Uint8Array, found/));
+    assert.throws(() => new State(new Uint8Array(3)), isOneLineError(/a safetensors file has at least 8 bytes/));
+    assert.throws(() => State.join([]), isOneLineError(/there is no state to join/));
+    assert.throws(() => State.join(strange("x")), isOneLineError(/^states: expected a list of State/));
+    assert.throws(() => State.join(strange([new Uint8Array(8)])), isOneLineError(/^states: expected a list of State/));
+    assert.throws(() => toTensors(new Uint8Array(9)), isOneLineError(/./));
   });
 
   test("every public method has its cases", () => {
@@ -217,7 +217,7 @@ suite("names", () => {
   });
   after(() => service[Symbol.asyncDispose]());
 
-  test("of every other kind travel", async () => {
+  test("unusual names survive a step", async () => {
     const names = ["", "a\0b", "x".repeat(1024), "*", "step/w", "constructor", "toString", "\uffff", "😀"];
     const params = Object.fromEntries(names.map((name) => [name, w.w]));
     for (const client of [new Client(service.url), new ShardedClient([service.url], { requestBytes: 1 })]) {
@@ -227,7 +227,7 @@ suite("names", () => {
     }
   });
 
-  test("errors of the server and of the way there are told apart", async () => {
+  test("server errors and transport errors are distinct", async () => {
     await assert.rejects(new Client(service.url).describe("adamv"), StepdError);
     await assert.rejects(new Client(URL, { retries: 0 }).describe("adamw"), TransportError);
   });

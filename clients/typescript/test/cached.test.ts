@@ -4,7 +4,7 @@ import { after, before, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
 import { randomTensors } from "../../../test/support/tensors.ts";
 import { type CachedShard, type CachedStepInput, Client, type Fetch, ShardedClient, type StepResult, type Tensor, type Tensors } from "../src/index.ts";
-import { type Body, digests, noting, TestFolder } from "./_folder.ts";
+import { type Body, digests, recordingFetch, TestFolder } from "./_folder.ts";
 
 const SHAPES = { "layer.weight": [300, 40], bias: [300], scale: [] } as const;
 const params = (): Tensors => randomTensors(SHAPES, 1);
@@ -50,11 +50,11 @@ for (const [how, optionsOf] of transports) {
   /** A client that records what it sends. */
   const started = (send?: Fetch): { client: Client; bodies: Body[] } => {
     const bodies: Body[] = [];
-    return { client: new Client(service.url, { ...optionsOf(), fetch: noting(bodies, send) }), bodies };
+    return { client: new Client(service.url, { ...optionsOf(), fetch: recordingFetch(bodies, send) }), bodies };
   };
 
   suite(`cache, ${how}`, () => {
-    test("a hit sends names, and gives the same bytes", async () => {
+    test("a cache hit sends digests, and gives the same bytes", async () => {
       const { client, bodies } = started();
       let result = await client.step({ ...keep, params: params(), grads: grads(0) });
       for (let step = 1; step < 4; step++) {
@@ -68,7 +68,7 @@ for (const [how, optionsOf] of transports) {
       assert.deepEqual(digests(result), digests(await run(4)));
     });
 
-    test("what is named need not be given", async () => {
+    test("named parameters and state may be omitted", async () => {
       const { client } = started();
       let { cached } = await client.step({ ...keep, params: params(), grads: grads(0) });
       for (let step = 1; step < 3; step++) {
@@ -82,7 +82,7 @@ for (const [how, optionsOf] of transports) {
       assert.deepEqual(Object.keys(last.params), Object.keys(SHAPES));
     });
 
-    test("after a restart, what was given is sent whole, once and without a pause", async () => {
+    test("after a restart the values are sent once, without a wait", async () => {
       const { client, bodies } = started();
       const first = await client.step({ ...keep, params: params(), grads: grads(0) });
       await restart();
@@ -94,7 +94,7 @@ for (const [how, optionsOf] of transports) {
       assert.deepEqual(digests(third), digests(await run(3)));
     });
 
-    test("gradients may change as soon as the call is made, also where it is sent again", async () => {
+    test("gradients may change during the call, also before a retry", async () => {
       const { client } = started();
       const first = await client.step({ ...keep, params: params(), grads: grads(0) });
       await restart();
@@ -105,7 +105,7 @@ for (const [how, optionsOf] of transports) {
       client.close();
     });
 
-    test("what was not given cannot be sent: BLOB_MISSING", async () => {
+    test("a dropped blob without a value is BLOB_MISSING", async () => {
       const { client, bodies } = started();
       const first = await client.step({ ...keep, params: params(), grads: grads(0), reply: { cache: true, state: "none" } });
       await restart();
@@ -118,7 +118,7 @@ for (const [how, optionsOf] of transports) {
       client.close();
     });
 
-    test("a server that misses everything always is asked no more than three times", async () => {
+    test("a server that never has the blobs is asked at most three times", async () => {
       let calls = 0;
       const problem = (field: string): string => JSON.stringify({ detail: "gone", code: -32026, name: "BLOB_MISSING", field });
       const forgetful: Fetch = async () => new Response(problem(calls++ % 2 ? "/state" : "/params"), { status: 404 });
@@ -152,7 +152,7 @@ for (const [how, optionsOf] of transports) {
       assert.deepEqual(digests({ ...second, params: {} }), digests({ ...(await run(2)), params: {} }));
     });
 
-    test("none: no parameters, and a state that says that it is not there", async () => {
+    test("none: no parameters, and a state that throws", async () => {
       const { client } = started();
       const { state, ...first } = await client.step({ optimizer, params: params(), grads: grads(0), reply: { params: "none" } });
       assert.deepEqual([first.params, first.cached], [{}, undefined]);
@@ -182,7 +182,7 @@ for (const [how, optionsOf] of transports) {
     const started = (others: readonly string[] = [], retries = 0): { client: ShardedClient; bodies: Map<string, Body[]> } => {
       const urls = [service.url, ...others];
       const bodies = new Map(urls.map((url): [string, Body[]] => [new URL(url).host, []]));
-      const note: Fetch = (url, init) => noting(bodies.get(new URL(url).host) ?? [])(url, init);
+      const note: Fetch = (url, init) => recordingFetch(bodies.get(new URL(url).host) ?? [])(url, init);
       return { client: new ShardedClient(urls, { ...optionsOf(), requestBytes: 1, retries, fetch: note }), bodies };
     };
     const startOther = (): Promise<TestService> => TestService.start({ STEPD_CACHE_MIB: "64", STEPD_SHARED_DIR: folder.path });
@@ -222,7 +222,7 @@ for (const [how, optionsOf] of transports) {
       }
     }
 
-    test("each call goes to the server that keeps what it names, and what another one lacks is sent to that for that call alone", async () => {
+    test("each call goes to the server that has its blobs, and another server receives the values for that call only", async () => {
       await using other = await startOther();
       const { client, bodies } = started([other.url]);
       // Tensors that no other test has cached.
@@ -255,7 +255,7 @@ for (const [how, optionsOf] of transports) {
       client.close();
     });
 
-    test("the server that keeps what was not given is waited for", async () => {
+    test("without values, the client waits for the server that has the blobs", async () => {
       await using other = await startOther();
       const { client } = started();
       const { params, state, cached } = await client.step({ ...keep, params: all, grads: allGrads(0) });
@@ -271,7 +271,7 @@ for (const [how, optionsOf] of transports) {
       assert.deepEqual(digests(result), digests(await plain.step({ optimizer, params, state, grads: allGrads(1) })));
     });
 
-    test("steps that are skipped, refused, or of no numbers", async () => {
+    test("skipped steps, refused steps, and steps without numbers", async () => {
       const { client } = started();
       const reply = { cache: true, params: "none", state: "none" } as const;
       const broken = { ...allGrads(1), bias: { shape: [300], data: new Float32Array(300).fill(Number.NaN) } };
@@ -301,7 +301,7 @@ for (const [how, optionsOf] of transports) {
 }
 
 suite("errors", () => {
-  test("what is kept of one server and of several are not the same, and all of it has to be named or given", async () => {
+  test("cached of Client and ShardedClient are not interchangeable, and every blob must be named or passed", async () => {
     const sharded = new ShardedClient([service.url], { requestBytes: 1 });
     const input = { ...keep, params: params(), grads: grads(0) };
     const [{ cached: one }, { cached: several = [] }] = [await plain.step(input), await sharded.step(input)];
@@ -329,12 +329,12 @@ suite("errors", () => {
     }
   });
 
-  test("parameters that are neither given nor named", async () => {
+  test("parameters that are neither passed nor named", async () => {
     for (const cached of [undefined, {}, { state: { sha256: "0".repeat(64) } }])
       await assert.rejects(plain.step({ optimizer, grads: grads(0), cached } as CachedStepInput), { name: "TypeError", message: /^params: expected tensors/ });
   });
 
-  test("a server without a cache keeps nothing", async () => {
+  test("a server without a cache returns no digests", async () => {
     await using other = await TestService.start();
     const client = new Client(other.url);
     const input = { ...keep, params: params(), grads: grads(0) };
@@ -345,7 +345,7 @@ suite("errors", () => {
     await assert.rejects(client.step({ optimizer, grads: grads(0), cached: { params: { sha256: "0".repeat(64) } } }), { code: "BLOB_MISSING" });
   });
 
-  test("rounded parameters of another call are none of this one's", async () => {
+  test("rounded parameters do not replace cached ones", async () => {
     let reply: Response | undefined;
     const swapped: Fetch = async (url, init) => {
       const own = await fetch(url, init);

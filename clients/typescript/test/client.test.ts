@@ -33,17 +33,17 @@ interface Now {
 }
 
 /** The part of a result that the next step needs. */
-const only = ({ params, state }: Now): Now => ({ params, state });
+const nextInput = ({ params, state }: Now): Now => ({ params, state });
 
 /** Runs steps with one client, as the reference for the sharded runs. */
 const run = async (steps: number): Promise<Now> => {
   let now: Now = { params: params(), state: null };
-  for (let step = 0; step < steps; step++) now = only(await client.step({ optimizer, ...now, grads: grads(step), clip: { max_norm: 1 } }));
+  for (let step = 0; step < steps; step++) now = nextInput(await client.step({ optimizer, ...now, grads: grads(step), clip: { max_norm: 1 } }));
   return now;
 };
 
 suite("Client", () => {
-  test("steps, goes on from the state, and leaves what it was given as it was", async () => {
+  test("steps twice, and does not change its input", async () => {
     const start = params();
     const first = await client.step({ optimizer, params: start, grads: grads(0), stats: "tensor" });
     sameTensors(start as Record<string, Tensor>, params() as Record<string, Tensor>);
@@ -73,7 +73,7 @@ suite("Client", () => {
     assert.ok(Buffer.from(resumed.state.bytes).equals(Buffer.from(straight.state?.bytes ?? [])));
   });
 
-  test("float64, BF16 and F16 travel", async () => {
+  test("float64, BF16 and F16 parameters", async () => {
     const half = { shape: [2], data: Uint16Array.of(0x3f80, 0x4000), dtype: "BF16" } as const;
     const double = { shape: [2], data: Float64Array.of(1, 2) };
     const result = await client.step({ optimizer: { name: "sgd", lr: 0.5 }, params: { half, double }, grads: { half, double } });
@@ -97,7 +97,7 @@ suite("Client", () => {
     assert.equal(await new Client("http://127.0.0.1:1").isReady(), false);
   });
 
-  test("a state goes to torch's format and comes back the same", async () => {
+  test("a state converts to torch's format and back to the same bytes", async () => {
     const { state } = await run(1);
     assert.ok(state);
     const names = Object.keys(SHAPES);
@@ -108,7 +108,7 @@ suite("Client", () => {
     assert.ok(Buffer.from(back.file).equals(Buffer.from(state.bytes)));
   });
 
-  test("an error says what the server said", async () => {
+  test("an error has the server's fields", async () => {
     await assert.rejects(client.step({ optimizer: { name: "adamw", lr: -1 }, params: params(), grads: {} }), (error) => {
       assert.ok(error instanceof StepdError);
       assert.deepEqual(
@@ -122,7 +122,7 @@ suite("Client", () => {
     await assert.rejects(client.step({ optimizer, params: { w: { shape: [2], data: Float32Array.of(1) } }, grads: {} }), /expected 2 values/);
   });
 
-  test("a call is sent again after 429 with Retry-After, 503 and a lost connection", async () => {
+  test("retries after 429 with Retry-After, 503 and a lost connection", async () => {
     const replies: (number | "cut")[] = ["cut", 503, 429];
     const seen: number[] = [];
     const proxy = createServer(async (req, res) => {
@@ -153,16 +153,16 @@ suite("Client", () => {
 });
 
 suite("ShardedClient", () => {
-  test("gives the bytes of one call, with clipping over all shards", async () => {
+  test("has the bytes of one call, with clipping over all shards", async () => {
     const sharded = new ShardedClient([service.url], { requestBytes: 200 });
     let now: Now = { params: params(), state: null };
-    for (let step = 0; step < 3; step++) now = only(await sharded.step({ optimizer, ...now, grads: grads(step), clip: { max_norm: 1 } }));
+    for (let step = 0; step < 3; step++) now = nextInput(await sharded.step({ optimizer, ...now, grads: grads(step), clip: { max_norm: 1 } }));
     const whole = await run(3);
     sameTensors(now.params as Record<string, Tensor>, whole.params as Record<string, Tensor>);
     assert.ok(Buffer.from(now.state?.bytes ?? []).equals(Buffer.from(whole.state?.bytes ?? [])));
   });
 
-  test("LAMB's max_grad_norm too; skip skips all", async () => {
+  test("LAMB's max_grad_norm clips over all shards; skip skips every shard", async () => {
     const lamb = { name: "lamb", max_grad_norm: 0.5 } as const;
     const sharded = new ShardedClient([service.url], { requestBytes: 200 });
     const [part, whole] = [
@@ -180,7 +180,7 @@ suite("ShardedClient", () => {
     );
   });
 
-  test("NaN and infinity are refused, skipped and passed on as in one call", async () => {
+  test("NaN and infinity are refused, skipped and propagated as in one call", async () => {
     const sharded = new ShardedClient([service.url], { requestBytes: 200 });
     const start = await run(1);
     const broken = { ...grads(1), scale: { shape: [], data: Float32Array.of(Number.NaN) } };
@@ -197,13 +197,13 @@ suite("ShardedClient", () => {
     }
   });
 
-  test("step and rate are those of one call where tensors have taken different numbers of steps", async () => {
+  test("step and rate equal those of one call when step counts differ", async () => {
     const sharded = new ShardedClient([service.url], { requestBytes: 1 });
     const schedule = { name: "linear", start_factor: 0.1, total_iters: 10 } as const;
     const some = (...names: readonly string[]): Tensors => Object.fromEntries(Object.entries(grads(0)).filter(([name]) => names.includes(name)));
     let now: Now = { params: params(), state: null };
-    for (let step = 0; step < 3; step++) now = only(await client.step({ optimizer, ...now, grads: some("scale"), schedule }));
-    now = only(await client.step({ optimizer, ...now, grads: some("scale", "ünï"), schedule }));
+    for (let step = 0; step < 3; step++) now = nextInput(await client.step({ optimizer, ...now, grads: some("scale"), schedule }));
+    now = nextInput(await client.step({ optimizer, ...now, grads: some("scale", "ünï"), schedule }));
     const broken = { ünï: { shape: [3], data: new Float32Array(3).fill(Number.NaN) } };
     for (const gradients of [some("ünï"), some("scale", "ünï"), some("layer.bias"), {}, broken, { ...some("scale"), ...broken }]) {
       const input = { optimizer, ...now, grads: gradients, schedule, non_finite: "skip" } as const;
@@ -213,7 +213,7 @@ suite("ShardedClient", () => {
     }
   });
 
-  test("gradients in another dtype than their parameters are measured as the step does", async () => {
+  test("norms use the arithmetic of the step when dtypes differ", async () => {
     const single = randomTensors({ v: [300] }, 1)["v"]?.data ?? new Float32Array();
     const double = Float64Array.from({ length: 300 }, (_, i) => Math.sin(i));
     const mixed = {
@@ -238,7 +238,7 @@ suite("ShardedClient", () => {
       let now: Now = { params: params(), state: null };
       for (let step = 0; step < 200; step++) {
         if (step === 100) void replicas[1]?.stop("SIGKILL");
-        now = only(await sharded.step({ optimizer, ...now, grads: grads(step), clip: { max_norm: 1 } }));
+        now = nextInput(await sharded.step({ optimizer, ...now, grads: grads(step), clip: { max_norm: 1 } }));
       }
       const whole = await run(200);
       sameTensors(now.params as Record<string, Tensor>, whole.params as Record<string, Tensor>);

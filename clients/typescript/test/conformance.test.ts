@@ -5,7 +5,7 @@ import { after, before, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
 import { Client, ShardedClient, State, StepdError, type StepInput, type StepResult, type Tensor, type Tensors } from "../src/index.ts";
 import { toTensors } from "../src/tensors.ts";
-import { type Body, noting, TestFolder } from "./_folder.ts";
+import { type Body, recordingFetch, TestFolder } from "./_folder.ts";
 import { bits, floatOf, toTensor, type WireTensor } from "./_tensors.ts";
 
 type Json = Readonly<Record<string, unknown>>;
@@ -139,7 +139,7 @@ suite("conformance set", () => {
     folder[Symbol.dispose]();
   });
 
-  test("is there", () => assert.ok(cases.length > 0));
+  test("has cases", () => assert.ok(cases.length > 0));
 
   for (const file of cases) {
     const {
@@ -176,7 +176,7 @@ suite("conformance set", () => {
     if (isPadded && !usesCache && (server !== "bare" || isOfFilesAlone))
       test(`${file}, in shared memory`, async () => {
         const bodies: Body[] = [];
-        const client = new Client((isOfFilesAlone ? bare : storing).url, { sharedDir: folder.path, fetch: noting(bodies) });
+        const client = new Client((isOfFilesAlone ? bare : storing).url, { sharedDir: folder.path, fetch: recordingFetch(bodies) });
         try {
           await run(padded(client));
         } finally {

@@ -24,7 +24,7 @@ before(async () => {
 });
 after(() => service[Symbol.asyncDispose]());
 
-suite("replies that are none", () => {
+suite("invalid replies", () => {
   const state = rawTensors('{"__metadata__":{"format":"stepd.state/1","optimizer":"sgd","revision":"1"}}');
   const header = (entry: string): Buffer => rawTensors(`{"w":${entry}}`, Buffer.alloc(8));
   const replies: Readonly<Record<string, Uint8Array | string>> = {
@@ -53,7 +53,7 @@ suite("replies that are none", () => {
     });
   }
 
-  test("a success in another media type", async () => {
+  test("a 200 with another media type", async () => {
     await using fake = await FakeServer.replying("<html>", 200, { "Content-Type": "text/html" });
     await assert.rejects(new Client(fake.url).info(), { name: "TransportError", message: /expected application\/vnd.msgpack, found text\/html/ });
   });
@@ -66,7 +66,7 @@ suite("replies that are none", () => {
     });
   }
 
-  test("a body that ends before its length is a lost connection", async () => {
+  test("a body shorter than its length is a lost connection", async () => {
     await using fake = await FakeServer.start((_, res) => {
       res.writeHead(200, { "Content-Type": MSGPACK, "Content-Length": 100 }).write("abc");
       res.socket?.end();
@@ -86,14 +86,14 @@ suite("replies that are none", () => {
     });
   }
 
-  test("a large reply in another encoding is read to its own end", async () => {
+  test("a large reply with a content encoding is read to its end", async () => {
     const body = gzipSync(encode({ optimizers: ["x".repeat(2 ** 21)] }), { level: 0 });
     await using fake = await FakeServer.replying(body, 200, { "Content-Type": MSGPACK, "Content-Encoding": "gzip", "Content-Length": String(body.length) });
     assert.equal((await new Client(fake.url).optimizers()).length, 1);
   });
 });
 
-suite("files that are none", () => {
+suite("invalid files", () => {
   const entry = (dtype: unknown, shape: unknown, offsets: unknown): string => JSON.stringify({ dtype, shape, data_offsets: offsets });
   const meta = '"__metadata__":{"format":"stepd.state/1","optimizer":"sgd","revision":"1"}';
   const files: Readonly<Record<string, Uint8Array>> = {
@@ -126,7 +126,7 @@ suite("files that are none", () => {
   };
   for (const [what, file] of Object.entries(files)) test(what, () => void assert.throws(() => new State(file), RangeError));
 
-  test("a parameter may be called as objects' own members are", async () => {
+  test("a parameter may have the name of an object's member", async () => {
     const names = ["constructor", "toString", "hasOwnProperty", "10", "2", "a/b", "", "valueOf"];
     const tensors = Object.fromEntries(names.map((name, index) => [name, { shape: [1], data: Float32Array.of(index) }]));
     const whole = await client.step({ optimizer, params: tensors, grads: tensors, clip: { max_norm: 1 } });
@@ -136,7 +136,7 @@ suite("files that are none", () => {
     assert.equal(bits(parts.state.bytes as never), bits(whole.state.bytes as never));
   });
 
-  test("a parameter called __proto__ is refused, and changes no prototype here", async () => {
+  test("a parameter named __proto__ is refused, and changes no prototype", async () => {
     const tensors = Object.fromEntries([["__proto__", vector(1)]]);
     const refused = { name: "TypeError", message: /no tensor can be called __proto__/ };
     await assert.rejects(client.step({ optimizer, params: tensors, grads: tensors }), refused);
@@ -145,10 +145,10 @@ suite("files that are none", () => {
   });
 });
 
-suite("pauses, timeouts and callers that give up", () => {
+suite("waits, timeouts and aborted calls", () => {
   const busy = (retryAfter: unknown): string => JSON.stringify({ detail: "later", code: -32020, name: "OVERLOADED", retry_after: retryAfter });
 
-  test("what a proxy says with Retry-After is heard", async () => {
+  test("a proxy's Retry-After is obeyed", async () => {
     await using fake = await FakeServer.replying("busy", 503, { "Retry-After": "1" });
     const start = performance.now();
     await assert.rejects(new Client(fake.url, { retries: 1 }).info(), { name: "TransportError", status: 503, retryAfter: 1 });
@@ -164,7 +164,7 @@ suite("pauses, timeouts and callers that give up", () => {
     return error.retryAfter;
   };
 
-  test("a Retry-After may be a date in each form that HTTP has", async () => {
+  test("a Retry-After may be any of HTTP's three date forms", async () => {
     const inAnHour = new Date(Date.now() + 3_600_000);
     const [fixed, [, day, month, year, time]] = [inAnHour.toUTCString(), inAnHour.toUTCString().split(" ")] as const;
     const weekday = inAnHour.toLocaleDateString("en", { weekday: "long", timeZone: "UTC" });
@@ -180,7 +180,7 @@ suite("pauses, timeouts and callers that give up", () => {
     assert.equal(await askedBy("Sun, 06 Nov 1994 08:49:37 GMT"), 0, "a time that has passed");
   });
 
-  test("a client waits until the date of a Retry-After", async () => {
+  test("the client waits until the date in Retry-After", async () => {
     const times: number[] = [];
     await using fake = await FakeServer.start((_, res) => {
       times.push(Date.now());
@@ -191,13 +191,13 @@ suite("pauses, timeouts and callers that give up", () => {
     assert.ok((times[1] as number) - (times[0] as number) >= 1000);
   });
 
-  test("a Retry-After that is neither seconds nor a date is none", async () => {
+  test("an invalid Retry-After is ignored", async () => {
     assert.deepEqual([await askedBy("7"), await askedBy("0"), await askedBy("1.5")], [7, 0, 1.5]);
     for (const header of ["", "-5", "soon", "Soon 5", "NaN", "Infinity", "0x10", "9".repeat(400), "Sun, 99 Nov 1994 08:49:37 GMT", "1994-11-06"])
       assert.equal(await askedBy(header), undefined, header);
   });
 
-  test("stepd's own word comes before the header, which counts where the body has none", async () => {
+  test("retry_after in stepd's body precedes the header", async () => {
     assert.deepEqual(
       [await askedBy("7", busy(3)), await askedBy("7", busy("soon")), await askedBy("7", busy(-1)), await askedBy("no", busy(null))],
       [3, 7, 7, undefined],
@@ -205,7 +205,7 @@ suite("pauses, timeouts and callers that give up", () => {
   });
 
   for (const asked of [1e12, -5, "soon", null]) {
-    test(`a Retry-After of ${asked} neither hangs for ever nor asks without a pause`, async () => {
+    test(`a Retry-After of ${asked} neither hangs forever nor retries without a wait`, async () => {
       await using fake = await FakeServer.replying(busy(asked), 429, { "Content-Type": "application/problem+json" });
       const signal = AbortSignal.timeout(asked === 1e12 ? 1500 : 30_000);
       await assert.rejects(new Client(fake.url).info({ signal }), asked === 1e12 ? { name: "TimeoutError" } : StepdError);
@@ -227,7 +227,7 @@ suite("pauses, timeouts and callers that give up", () => {
     assert.ok(Math.max(...Array.from({ length: 200 }, () => waits(undefined, 9))) > 4000, "grows up to 5 s");
   });
 
-  test("a server that says nothing, and one that stops in mid-reply, run into the timeout", async () => {
+  test("a silent server, and one that stops during its reply, time out", async () => {
     await using silent = await FakeServer.start(() => {});
     await using stuck = await FakeServer.start((_, res) => void res.writeHead(200, { "Content-Type": MSGPACK, "Content-Length": 100 }).write("abc"));
     let attempts = 0;
@@ -243,11 +243,11 @@ suite("pauses, timeouts and callers that give up", () => {
     assert.equal(attempts, 4, "a timeout is a reason to ask again");
   });
 
-  test("an endless timeout is none", async () => {
+  test("timeoutMs Infinity means no limit", async () => {
     for (const timeoutMs of [Number.POSITIVE_INFINITY, 2 ** 40]) assert.equal((await new Client(service.url, { timeoutMs, retries: 0 }).step(input())).step, 1);
   });
 
-  test("an aborted call ends with the caller's reason: before, during, between two attempts", async () => {
+  test("an aborted call throws the caller's reason: before, during and between attempts", async () => {
     await using silent = await FakeServer.start(() => {});
     await using refusing = await FakeServer.replying(busy(30), 429, { "Content-Type": "application/problem+json" });
     const reason = new Error("enough");
@@ -267,14 +267,14 @@ suite("pauses, timeouts and callers that give up", () => {
     }
   });
 
-  test("a signal that outlives many calls keeps nothing of them", async () => {
+  test("a long-lived signal keeps no listeners of finished calls", async () => {
     const { signal } = new AbortController();
     for (let call = 0; call < 3; call++) await client.step(input(), { signal });
     await new ShardedClient([service.url], { requestBytes: 1 }).step(input(), { signal });
     assert.equal(getEventListeners(signal, "abort").length, 0);
   });
 
-  test("where one shard is refused, the others end before the error is thrown", async () => {
+  test("after a shard is refused, the others end before the error is thrown", async () => {
     let open = 0;
     await using fake = await FakeServer.start(async (req, res) => {
       open++;
@@ -294,7 +294,7 @@ suite("pauses, timeouts and callers that give up", () => {
   });
 });
 
-suite("input that is none", () => {
+suite("invalid input", () => {
   const float = Float32Array.of(1, 2);
   const tensors: readonly (readonly [what: string, tensor: unknown, message: RegExp])[] = [
     ["a list of numbers", { shape: [2], data: [1, 2] }, /tensor "w": expected data in a Float32Array.*found Array/],
@@ -327,7 +327,7 @@ suite("input that is none", () => {
     assert.equal(new Client("http://127.0.0.1:1/stepd//").url, "http://127.0.0.1:1/stepd");
   });
 
-  test("user information in an address is refused, and no part of it is repeated", () => {
+  test("a URL with user information is refused, and the error does not repeat it", () => {
     for (const url of [
       "http://user:secret@x",
       "http://:secret@x",
@@ -344,13 +344,13 @@ suite("input that is none", () => {
     }
   });
 
-  test("a state that is none is refused, by the server where it is bytes", async () => {
+  test("an invalid state is refused, by the server if it is bytes", async () => {
     await assert.rejects(client.step({ ...input(), state: "AAAA" as never }), /state: expected a State or the bytes of one, found "AAAA"/);
     await assert.rejects(client.inspect(undefined as never), /found undefined/);
     await assert.rejects(client.step({ ...input(), state: new Uint8Array(9) }), { code: "STATE_CORRUPT" });
   });
 
-  test("an undefined member is an absent one, at any depth", async () => {
+  test("undefined members are omitted, at any depth", async () => {
     const { lr } = await client.step({
       ...input(),
       schedule: undefined,
@@ -360,7 +360,7 @@ suite("input that is none", () => {
     assert.equal(lr, 0.5);
   });
 
-  test("any number of tensors goes into a call", async () => {
+  test("a call may hold many tensors", async () => {
     const many = Object.fromEntries(Array.from({ length: 200_000 }, (_, index) => [`layer.${index}`, vector(index)]));
     let length = 0;
     const counting = async (_: string, { body }: RequestInit): Promise<Response> => {
@@ -371,13 +371,13 @@ suite("input that is none", () => {
     assert.ok(length > 2 * 4 * 200_000);
   });
 
-  test("any number of tensors goes over shards", async () => {
+  test("shards may hold many tensors", async () => {
     const many = Object.fromEntries(Array.from({ length: 150_000 }, (_, index) => [`layer.${index}`, vector(index)]));
     const failing = async (): Promise<Response> => new Response(JSON.stringify({ detail: "no", code: -32602, name: "INVALID_PARAMS" }), { status: 400 });
     await assert.rejects(new ShardedClient(["http://x"], { fetch: failing }).step({ optimizer, params: many, grads: many }), { code: "INVALID_PARAMS" });
   });
 
-  test("a call larger than MessagePack can say is refused before it is made", async () => {
+  test("a blob larger than MessagePack allows is refused before sending", async () => {
     const huge = { w: { shape: [2 ** 30], data: new Float32Array(2 ** 30) } };
     await assert.rejects(client.step({ ...input(), params: huge, grads: {} }), {
       name: "RangeError",
@@ -385,7 +385,7 @@ suite("input that is none", () => {
     });
   });
 
-  test("a call larger than the server takes is refused by the server, while it is still being sent", async () => {
+  test("a call that is too large for the server is refused during the upload", async () => {
     await using small = await TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "1" });
     const large = { w: { shape: [2 ** 23], data: new Float32Array(2 ** 23) } };
     await assert.rejects(new Client(small.url).step({ ...input(), params: large, grads: {} }), { code: "PAYLOAD_TOO_LARGE", status: 413 });
@@ -393,19 +393,19 @@ suite("input that is none", () => {
 });
 
 suite("concurrent use", () => {
-  test("arrays may change as soon as the call is made", async () => {
+  test("arrays may change during the call", async () => {
     const { params, ...rest } = input();
     const result = client.step({ ...rest, params });
     params["w"]?.data.fill(1000);
     assert.deepEqual([...((await result).params["w"]?.data ?? [])], [0.5, 1.5]);
   });
 
-  test("a client serves many calls at once, and each gets its own reply", async () => {
+  test("concurrent calls each get their own reply", async () => {
     const results = await Promise.all(Array.from({ length: 100 }, (_, i) => client.step({ optimizer, params: w(i, -i), grads: w(2, 2) })));
     for (const [i, { params }] of results.entries()) assert.deepEqual([...(params["w"]?.data ?? [])], [i - 1, -i - 1]);
   });
 
-  test("arrays in shared memory are sent like others", async () => {
+  test("arrays on a SharedArrayBuffer are sent like others", async () => {
     const data = new Float32Array(new SharedArrayBuffer(8));
     data.set([1, 2]);
     const { params } = await client.step({ optimizer, params: { w: { shape: [2], data } }, grads: w(1, 1) });

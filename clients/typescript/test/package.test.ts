@@ -85,7 +85,7 @@ suite("npm package", () => {
   });
   after(() => rmSync(folder, { recursive: true, force: true }));
 
-  test("holds what is built, the README and nothing else", async () => {
+  test("holds only the build and the README", async () => {
     const { stdout } = await run("npm", ["pack", "--dry-run", "--json", "--ignore-scripts", client]);
     const [{ files } = { files: [] }] = JSON.parse(stdout) as { files: { path: string }[] }[];
     const paths = files.map(({ path }) => path);
@@ -96,14 +96,14 @@ suite("npm package", () => {
     );
   });
 
-  test("steps from plain JavaScript, to the bits of the README of the repository", async () => {
+  test("steps from plain JavaScript, with the bits in the repository's README", async () => {
     await using service = await TestService.start();
     writeFileSync(join(folder, "home/program.js"), PROGRAM);
     const { stdout } = await run(process.execPath, ["program.js", service.url], { cwd: join(folder, "home") });
     assert.deepEqual(JSON.parse(stdout), { w: [...Float32Array.of(0.798101, 1.9013652, 3.193903)], steps: { w: 2 }, step: 3, refused: "/optimizer/lr" });
   });
 
-  test("its types hold under every strict option, with and without the types of Node", async () => {
+  test("its types compile under every strict option, with and without Node's types", async () => {
     writeFileSync(join(folder, "home/typed.ts"), TYPED);
     const strict = {
       strict: true,
@@ -124,7 +124,7 @@ suite("npm package", () => {
 suite("the README's installation", () => {
   const read = (file: string): string => readFileSync(join(root, file), "utf8");
 
-  test("its commands, as they stand, give a project the built client and its types", async () => {
+  test("its commands, unchanged, install the built client and its types", async () => {
     const folder = mkdtempSync(join(os.tmpdir(), "stepd-checkout-"));
     try {
       const [checkout, project] = [join(folder, "stepd/clients/typescript"), join(folder, "project")];
@@ -146,7 +146,7 @@ suite("the README's installation", () => {
     }
   });
 
-  test("the compiler that builds it is the repository's", () => {
+  test("the repository's compiler builds it", () => {
     const [own, whole] = ["clients/typescript/package.json", "package.json"].map(
       (file) => JSON.parse(read(file)) as { devDependencies: Record<string, string> },
     );

@@ -35,7 +35,7 @@ suite("refused connections", () => {
   after(() => service[Symbol.asyncDispose]());
 
   for (const [kind, make] of kinds) {
-    test(`${kind}: a server that starts anew is waited for, and a warning says so`, async () => {
+    test(`${kind}: the client waits for a restarting server, and warns`, async () => {
       const port = await unusedPort();
       const warnings: string[] = [];
       const starting = setTimeout(1500).then(() => TestService.start({ STEPD_PORT: String(port) }));
@@ -46,7 +46,7 @@ suite("refused connections", () => {
       assert.match(warnings[0] ?? "", /refuses connections; trying again for 30 s$/);
     });
 
-    test(`${kind}: an address at which nobody listens is given up`, async () => {
+    test(`${kind}: the client gives up an address where nothing listens`, async () => {
       const url = `http://127.0.0.1:${await unusedPort()}`;
       const quiet = { warn: () => {} };
       for (const options of [{ retries: 0 }, { refusedMs: 0 }, { refusedMs: 200 }])
@@ -57,26 +57,26 @@ suite("refused connections", () => {
     });
   }
 
-  test("without a function of one's own the warning goes to the console", async (context) => {
+  test("the default warning goes to the console", async (context) => {
     const warn = context.mock.method(console, "warn", () => {});
     await assert.rejects(new Client(`http://127.0.0.1:${await unusedPort()}`, { refusedMs: 100 }).info(), TransportError);
     assert.equal(warn.mock.callCount(), 1);
   });
 
-  test("a lost connection is not a refused one", async () => {
+  test("a lost connection is not a refused connection", async () => {
     await using fake = await FakeServer.start((req) => void req.socket.destroy());
     await assert.rejects(new Client(fake.url, { retries: 1 }).info(), (error) => error instanceof TransportError && !error.isRefused);
     assert.equal(fake.calls, 2);
   });
 });
 
-suite("a byte now and then", () => {
+suite("slow bytes", () => {
   const drips: readonly (readonly [string, string, Uint8Array])[] = [
     ["JSON", "application/json", new TextEncoder().encode(JSON.stringify({ optimizers: ["x".repeat(200)] }))],
     ["MessagePack", MSGPACK, encode({ optimizers: ["x".repeat(200)] })],
   ];
   for (const [what, type, body] of drips) {
-    test(`a reply in ${what} does not hold a call open`, async () => {
+    test(`a reply in ${what} times out`, async () => {
       await using fake = await FakeServer.start(async (_, res) => {
         res.writeHead(200, { "Content-Type": type, "Content-Length": body.length });
         for (let at = 0; at < body.length && !res.destroyed; at++) {
@@ -89,7 +89,7 @@ suite("a byte now and then", () => {
     });
   }
 
-  test("an upload that stalls does not hold a call open", async () => {
+  test("an upload that stalls times out", async () => {
     const sockets: Socket[] = [];
     const server = createServer((socket) => void sockets.push(socket.pause())).listen(0, "127.0.0.1");
     await once(server, "listening");

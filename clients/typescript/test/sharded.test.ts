@@ -1,11 +1,11 @@
-/** Sharded steps give the results and the errors of one call, and avoid replicas that fail. */
+/** Sharded steps give the results and the errors of one call, and avoid failing replicas. */
 import assert from "node:assert/strict";
 import { after, afterEach, before, mock, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
 import { rawTensors, readFile } from "../../../test/support/tensors.ts";
 import { Client, ShardedClient, StepdError, type StepInput, type StepResult, type Tensor, type Tensors, TransportError } from "../src/index.ts";
 import { FakeServer, MSGPACK } from "./_fake-server.ts";
-import { type Body, noting } from "./_folder.ts";
+import { type Body, recordingFetch } from "./_folder.ts";
 import { bits } from "./_tensors.ts";
 
 const vector = (...values: number[]): Tensor => ({ shape: [values.length], data: Float32Array.from(values) });
@@ -42,7 +42,7 @@ const outcome = async (step: Promise<Omit<StepResult, "stats" | "cached">>): Pro
   }
 };
 
-suite("what one call comes to, so does a sharded step", () => {
+suite("a sharded step equals one call", () => {
   const lamb = { name: "lamb", max_grad_norm: 0.5 } as const;
   const adamw = { name: "adamw", lr: 0.1 } as const;
   const broken = { ...grads, a: NaNs };
@@ -116,7 +116,7 @@ suite("what one call comes to, so does a sharded step", () => {
     });
   }
 
-  test("states that do not fit are refused, also where the step would be skipped", async () => {
+  test("a state that does not fit is refused, even if the step would be skipped", async () => {
     const { state: momentum } = await client.step({ optimizer: { name: "sgd", momentum: 0.9 }, params, grads });
     const { state: other } = await client.step({ optimizer: adamw, params: { ...params, a: vector(1) }, grads: { a: vector(1) } });
     const { state: of } = await client.step({ optimizer: adamw, params: { z: vector(1) }, grads: { z: vector(1) } });
@@ -128,7 +128,7 @@ suite("what one call comes to, so does a sharded step", () => {
     }
   });
 
-  test("warnings of many tensors are those of one call: as many sentences, in its order, with as many names", async () => {
+  test("warnings about many tensors equal those of one call in number, order and names", async () => {
     const names = ["￿", "😀", 'quoted "(3 values), ', ...Array.from({ length: 20 }, (_, index) => `w${index}`)];
     const ones = Object.fromEntries(names.map((name) => [name, vector(1, 1)]));
     // Two causes of warnings: 0/0 in every second tensor, and overflowing squares in the others.
@@ -141,7 +141,7 @@ suite("what one call comes to, so does a sharded step", () => {
     }
   });
 
-  test("an error names as many of the gradients as one call has room for", async () => {
+  test("an error names as many gradients as fit into one call", async () => {
     const names = Array.from({ length: 12 }, (_, index) => `w${index}`);
     const all = Object.fromEntries(names.map((name) => [name, { shape: [2 ** 15], data: new Float32Array(2 ** 15).fill(Number.NaN) }]));
     const tensors = async (requestBytes: number): Promise<readonly string[]> => {
@@ -156,7 +156,7 @@ suite("what one call comes to, so does a sharded step", () => {
   });
 });
 
-suite("how a step is divided", () => {
+suite("packing into calls", () => {
   test("calls have about requestBytes of parameters, gradients and state", async () => {
     const names = Array.from({ length: 6 }, (_, index) => `w${index}`);
     const tensors = Object.fromEntries(names.map((name) => [name, { shape: [1000], data: new Float32Array(1000).fill(1) }]));
@@ -175,7 +175,7 @@ suite("how a step is divided", () => {
     assert.equal(sizes.length, 11, "four parameters without gradients in a call");
   });
 
-  test("norms are of gradients alone, where none is in another arithmetic than its parameter", async () => {
+  test("norms send gradients only, unless a parameter has another arithmetic", async () => {
     const bf16 = { shape: [2], data: Uint16Array.of(0x3f80, 0x4000), dtype: "BF16" } as const;
     const rounded = { ...params, b: bf16, a: bf16 };
     for (const [own, sent] of [
@@ -184,7 +184,7 @@ suite("how a step is divided", () => {
       [{ ...grads, d: vector(1e-3) }, { d: [1] }],
     ] as const) {
       const bodies: Body[] = [];
-      const sharded = new ShardedClient([service.url], { requestBytes: 1, fetch: noting(bodies) });
+      const sharded = new ShardedClient([service.url], { requestBytes: 1, fetch: recordingFetch(bodies) });
       const input = { optimizer: { name: "adamw" }, params: rounded, grads: own, clip: { max_norm: 0.1 } } as const;
       assert.deepEqual(await outcome(sharded.step(input)), await outcome(client.step(input)));
       const norms = bodies.filter(({ optimizer }) => optimizer === undefined);
@@ -199,9 +199,9 @@ suite("how a step is divided", () => {
     ["infinity", vector(Number.POSITIVE_INFINITY, 1), "Infinity"],
   ] as const) {
     for (const non_finite of ["skip", "propagate"] as const) {
-      test(`each call has the caller's gradients and is told of the others: ${what}, ${non_finite}`, async () => {
+      test(`each call has its own gradients and flags the others: ${what}, ${non_finite}`, async () => {
         const bodies: Body[] = [];
-        const sharded = new ShardedClient([service.url], { requestBytes: 1, fetch: noting(bodies) });
+        const sharded = new ShardedClient([service.url], { requestBytes: 1, fetch: recordingFetch(bodies) });
         const given = { ...grads, a: value };
         const before = Object.values(given).map(({ data }) => bits(data));
         const result = await sharded.step({ optimizer: { name: "adamw" }, params, grads: given, clip: { max_norm: 1 }, non_finite });
@@ -224,7 +224,7 @@ suite("how a step is divided", () => {
     }
   }
 
-  test("others_non_finite and a total_norm that is not finite mean the same to a Client and to a ShardedClient", async () => {
+  test("others_non_finite and a non-finite total_norm mean the same to Client and ShardedClient", async () => {
     const sharded = new ShardedClient([service.url], { requestBytes: 1 });
     for (const settings of [
       { others_non_finite: true },
@@ -242,7 +242,7 @@ suite("how a step is divided", () => {
   });
 });
 
-suite("replicas that fail", () => {
+suite("failing replicas", () => {
   const optimizer = { name: "sgd", lr: 0.5 } as const;
   const names = Array.from({ length: 8 }, (_, index) => `w${index}`);
   const many = Object.fromEntries(names.map((name) => [name, vector(1)]));
@@ -265,7 +265,7 @@ suite("replicas that fail", () => {
     };
   };
 
-  test("retries counts the rounds over all replicas after the first", async () => {
+  test("retries counts the rounds after the first", async () => {
     for (const retries of [0, 2]) {
       await using busy = await FakeServer.replying("", 503);
       await using elsewhere = await FakeServer.replying("", 502);
@@ -275,7 +275,7 @@ suite("replicas that fail", () => {
     for (const retries of [-1, Number.NaN]) assert.throws(() => new ShardedClient(["http://x"], { retries }), /retries: expected a number from 0 on/);
   });
 
-  test("a round begins when the first of the replicas wants to be asked again", async () => {
+  test("a round begins after the shortest Retry-After", async () => {
     const times: number[] = [];
     await using busy = await FakeServer.start((_, res) => {
       times.push(performance.now());
@@ -301,7 +301,7 @@ suite("replicas that fail", () => {
     ...Object.fromEntries([401, 404, 413, 500, 502, 504].map((status) => [`a proxy's page with ${status}`, () => FakeServer.replying("<html>", status)])),
   };
   for (const [what, start] of Object.entries(failures)) {
-    test(`${what}: the call goes to another replica, without a pause`, async () => {
+    test(`${what}: the call goes to another replica at once`, async () => {
       await using fake = await start();
       const { params: stepped } = await new ShardedClient([fake.url, service.url], { retries: 0, timeoutMs: 1000 }).step(one);
       assert.deepEqual([...(stepped["w"]?.data ?? [])], [0.5]);
@@ -316,7 +316,7 @@ suite("replicas that fail", () => {
     ["UNSUPPORTED_MEDIA_TYPE", -32023, 415],
     ["STATE_MISMATCH", -32013, 422],
   ] as const) {
-    test(`${name} is of the call itself and thrown at once`, async () => {
+    test(`${name} is the call's own error and thrown at once`, async () => {
       await using fake = await FakeServer.replying(problem(name, code), status, JSON_PROBLEM);
       const sharded = new ShardedClient([fake.url, service.url]);
       await assert.rejects(sharded.step(one), { code: name, status });
@@ -326,14 +326,14 @@ suite("replicas that fail", () => {
     });
   }
 
-  test("each call of a round goes to each replica once, however many are under way", async () => {
+  test("concurrent calls try each replica once per round", async () => {
     await using busy = await FakeServer.replying("", 503);
     await using elsewhere = await FakeServer.replying("", 503);
     const sharded = new ShardedClient([busy.url, elsewhere.url, service.url], { requestBytes: 1, connections: 8, retries: 0 });
     for (let step = 0; step < 5; step++) await sharded.step(eight);
   });
 
-  test("a replica that failed is left alone: 1 s, twice as long after each failure in a row, at most 60 s; a success ends that", async () => {
+  test("a failed replica cools down for 1 s, doubled per failure up to 60 s, until a success", async () => {
     const clock = stopClock();
     let isWell = false;
     await using replica = await FakeServer.start(async (req, res) => {
@@ -370,7 +370,7 @@ suite("replicas that fail", () => {
     assert.deepEqual([await callsAfter(999), await callsAfter(1)], [0, 1], "from the start once more");
   });
 
-  test("a replica that hangs costs the calls under way one timeout, and one call at a time after its rest", async () => {
+  test("a hanging replica costs running calls one timeout, then one probe per cool-down", async () => {
     const clock = stopClock();
     await using silent = await FakeServer.start(() => {});
     const sharded = new ShardedClient([silent.url, service.url], { requestBytes: 1, connections: 4, timeoutMs: 500, retries: 0 });
@@ -384,14 +384,14 @@ suite("replicas that fail", () => {
     assert.equal(silent.calls, 3);
   });
 
-  test("where all replicas rest, they are called nevertheless", async () => {
+  test("replicas are called even if all cool down", async () => {
     let calls = 0;
     const flaky = (url: string, init: RequestInit): Promise<Response> => (calls++ < 4 ? Promise.reject(new TypeError("lost")) : fetch(url, init));
     const { step } = await new ShardedClient([service.url, `${service.url}/`], { retries: 2, fetch: flaky }).step(one);
     assert.deepEqual([step, calls], [1, 5]);
   });
 
-  test("a call that its caller gave up is no failure of the replica", async () => {
+  test("an aborted call is no failure of the replica", async () => {
     stopClock();
     let isSilent = true;
     const asked: string[] = [];

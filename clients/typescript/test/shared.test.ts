@@ -21,7 +21,7 @@ import {
   type Tensors,
 } from "../src/index.ts";
 import { MSGPACK } from "./_fake-server.ts";
-import { type Body, collect, digests, noting, TestFolder } from "./_folder.ts";
+import { type Body, collect, digests, recordingFetch, TestFolder } from "./_folder.ts";
 
 const SIZE = 20_000;
 
@@ -125,7 +125,7 @@ suite("the same bytes as over a socket", () => {
     }
   }
 
-  test("from the second step on, only names travel, and the state is read by nobody", async () => {
+  test("from the second step on, requests carry only file names, and nobody reads the state", async () => {
     const bodies: Body[] = [];
     await sharing(
       async (client) => {
@@ -141,11 +141,11 @@ suite("the same bytes as over a socket", () => {
           if (step > 1) assert.equal(stateOf(body), writtenBy(bodies[step - 1]));
         }
       },
-      { fetch: noting(bodies) },
+      { fetch: recordingFetch(bodies) },
     );
   });
 
-  test("a small call goes over the socket", async () => {
+  test("a small call uses the socket", async () => {
     const bodies: Body[] = [];
     await sharing(
       async (client) => {
@@ -154,7 +154,7 @@ suite("the same bytes as over a socket", () => {
         await client.step({ optimizer: adamw, params, grads: params, state });
         assert.ok(bodies.every(({ params, reply }) => params instanceof Uint8Array && reply === undefined));
       },
-      { fetch: noting(bodies) },
+      { fetch: recordingFetch(bodies) },
     );
   });
 
@@ -174,11 +174,11 @@ suite("the same bytes as over a socket", () => {
         await both((client) => client.convert({ state, to: { format: "torch", names: Object.keys(params) } }));
         assert.ok(bodies.every((body) => Object.values(body).every((value) => !(value instanceof Uint8Array && value.length > 2 ** 16))));
       },
-      { fetch: noting(bodies) },
+      { fetch: recordingFetch(bodies) },
     );
   });
 
-  test("with tokens, in the folder of the token's name", async () => {
+  test("with tokens, in the token's subfolder", async () => {
     using own = new TestFolder();
     const tokens = join(own.path, "tokens");
     writeFileSync(tokens, "alice a-secret-of-alice\nbob the-secret-of-bob\n", { mode: 0o600 });
@@ -199,7 +199,7 @@ suite("the same bytes as over a socket", () => {
   for (const requestBytes of [50_000, 2 ** 26]) {
     test(`in shards of ${requestBytes} bytes`, async () => {
       const bodies: Body[] = [];
-      const sharded = new ShardedClient([service.url, `${service.url}/`], { requestBytes, sharedDir: folder.path, fetch: noting(bodies) });
+      const sharded = new ShardedClient([service.url, `${service.url}/`], { requestBytes, sharedDir: folder.path, fetch: recordingFetch(bodies) });
       const settings = { optimizer: adamw, clip: { max_norm: 1 } };
       const found = await train(sharded, "F32", settings);
       assert.ok(bodies.some((body) => stateOf(body) !== undefined));
@@ -210,8 +210,8 @@ suite("the same bytes as over a socket", () => {
   }
 });
 
-suite("what a caller does with arrays and states", () => {
-  test("changed parameters are seen, and results that are kept stay as they are", async () => {
+suite("arrays and states that the caller changes", () => {
+  test("changed parameters are sent, and earlier results do not change", async () => {
     const run = async (client: Client): Promise<unknown> => {
       const first = await client.step({ optimizer: adamw, params: tensors("F32", 1), grads: tensors("F32", 2) });
       const second = await client.step({ optimizer: adamw, params: first.params, grads: tensors("F32", 3), state: first.state });
@@ -225,7 +225,7 @@ suite("what a caller does with arrays and states", () => {
     await sharing(async (client, plain) => assert.deepEqual(await run(client), await run(plain)));
   });
 
-  test("a state whose bytes were changed goes out changed", async () => {
+  test("a state with changed bytes is sent changed", async () => {
     const run = async (client: Client): Promise<unknown> => {
       let now: Now = { params: tensors("F32", 1), state: null };
       for (let step = 0; step < 3; step++) {
@@ -238,7 +238,7 @@ suite("what a caller does with arrays and states", () => {
     await sharing(async (client, plain) => assert.deepEqual(await run(client), await run(plain)));
   });
 
-  test("a state that was looked at without its bytes is still sent by name", async () => {
+  test("a state whose bytes were not read is sent by file name", async () => {
     const bodies: Body[] = [];
     await sharing(
       async (client) => {
@@ -251,11 +251,11 @@ suite("what a caller does with arrays and states", () => {
         }
         assert.equal(stateOf(bodies[2]), writtenBy(bodies[1]));
       },
-      { fetch: noting(bodies) },
+      { fetch: recordingFetch(bodies) },
     );
   });
 
-  test("arrays may change as soon as the call is made, and calls be under way at once", async () => {
+  test("arrays may change during concurrent calls", async () => {
     const run = async (client: Client): Promise<unknown> => {
       const results = Array.from({ length: 6 }, (_, seed) => {
         const [params, grads] = [tensors("F32", seed), tensors("F32", seed + 50)];
@@ -268,7 +268,7 @@ suite("what a caller does with arrays and states", () => {
     await sharing(async (client, plain) => assert.deepEqual(await run(client), await run(plain)));
   });
 
-  test("files are used again, but not while somebody has the state in them", async () => {
+  test("files are reused, but not while their state is reachable", async () => {
     const params = tensors("F32", 1);
     await sharing(async (client, plain) => {
       let { state } = await client.step({ optimizer: adamw, params, grads: params });
@@ -289,7 +289,7 @@ suite("what a caller does with arrays and states", () => {
     });
   });
 
-  test("where nothing else is made, states that nobody has do not fill the folder", async () => {
+  test("unreachable states do not fill the folder", async () => {
     const size = 2 ** 20;
     const params = { w: tensor("F32", 1, 100 * Math.ceil(size / 100)) };
     await sharing(async (client) => {
@@ -299,7 +299,7 @@ suite("what a caller does with arrays and states", () => {
     });
   });
 
-  test("a state grows where slots come late, and the old one stays", async () => {
+  test("a state may grow with new slots, and the old one stays valid", async () => {
     const run = async (client: Client): Promise<unknown> => {
       let now: Now = { params: tensors("F32", 1), state: null };
       const states: (Now & { state: State })[] = [];
@@ -322,7 +322,7 @@ suite("what a caller does with arrays and states", () => {
     await sharing(async (client, plain) => assert.deepEqual(await late(client), await late(plain)));
   });
 
-  test("after close results can be read, and calls go over the socket", async () => {
+  test("after close results stay readable, and calls use the socket", async () => {
     const params = tensors("F32", 1);
     const steps = async (client: Client, between: () => void, next: Client): Promise<unknown> => {
       const first = await client.step({ optimizer: adamw, params, grads: params });
@@ -343,7 +343,7 @@ suite("what a caller does with arrays and states", () => {
     assert.deepEqual(folder.files, []);
   });
 
-  test("files of a client that nobody has are removed, and at the end of the process", async () => {
+  test("files are removed with an unreachable client, and at process exit", async () => {
     await (async () => {
       await new Client(service.url, { sharedDir: folder.path }).norms({ grads: tensors("F32", 1) });
       assert.ok(folder.files.length > 0);
@@ -379,7 +379,7 @@ suite("lost replies", () => {
     };
   };
 
-  test("a step that is sent again gives the right bytes", async () => {
+  test("a retried step gives the right bytes", async () => {
     const expected = await train(new Client(service.url), "F32", { optimizer: adamw });
     for (const isSent of [true, false]) {
       const run = async (client: Client): Promise<void> => assert.deepEqual(await train(client, "F32", { optimizer: adamw }), expected);
@@ -387,7 +387,7 @@ suite("lost replies", () => {
     }
   });
 
-  test("a call that comes late changes nothing of what others have", async () => {
+  test("a late call changes no other result", async () => {
     const expected = await train(new Client(service.url), "F32", { optimizer: adamw }, 8);
     const late: Blob[] = [];
     const lose = losing([2, 4], false, late);
@@ -412,7 +412,7 @@ suite("lost replies", () => {
     await sharing(run, { fetch: overtaken });
   });
 
-  test("a step that was given up does not write into later ones", async () => {
+  test("an abandoned step does not write into later results", async () => {
     const bodies: Body[] = [];
     let isCut = false;
     const cutting: Fetch = (url, init) => (isCut ? Promise.reject(new TypeError("cut")) : fetch(url, init));
@@ -434,7 +434,7 @@ suite("lost replies", () => {
           );
         }
       },
-      { fetch: noting(bodies, cutting), retries: 0 },
+      { fetch: recordingFetch(bodies, cutting), retries: 0 },
     );
   });
 
@@ -447,7 +447,7 @@ suite("lost replies", () => {
     });
   });
 
-  test("a reply that names another place is none of stepd", async () => {
+  test("a reply that names another place is invalid", async () => {
     const replies: readonly ((own: Place) => unknown)[] = [
       () => ({ file: "other", offset: 0, length: 1 }),
       () => ({ file: "", offset: 0, length: 1 }),
@@ -464,7 +464,7 @@ suite("lost replies", () => {
           headers: { "Content-Type": MSGPACK },
         });
       };
-      const client = new Client("http://x", { sharedDir: folder.path, fetch: noting(bodies, lying) });
+      const client = new Client("http://x", { sharedDir: folder.path, fetch: recordingFetch(bodies, lying) });
       const params = tensors("F32", 1);
       await assert.rejects(client.step({ optimizer: adamw, params, grads: params }), {
         name: "TransportError",
@@ -477,7 +477,7 @@ suite("lost replies", () => {
 });
 
 suite("errors", () => {
-  test("a folder that is none is refused at once", () => {
+  test("an invalid folder is refused at once", () => {
     using own = new TestFolder();
     const file = join(own.path, "file");
     writeFileSync(file, "");
@@ -489,7 +489,7 @@ suite("errors", () => {
     assert.throws(() => new ShardedClient([service.url], { sharedDir: "/none" }), { name: "TypeError", message: /^sharedDir: / });
   });
 
-  test("without Node's files there is no such option", () => {
+  test("without node:fs the option is refused", () => {
     const { getBuiltinModule } = process;
     try {
       Object.assign(process, { getBuiltinModule: undefined });
@@ -500,7 +500,7 @@ suite("errors", () => {
     }
   });
 
-  test("a server that shares no folder says so", async () => {
+  test("a server without a shared folder refuses files", async () => {
     await using other = await TestService.start();
     using own = new TestFolder();
     const client = new Client(other.url, { sharedDir: own.path });
@@ -515,7 +515,7 @@ suite("errors", () => {
     assert.deepEqual(own.files, []);
   });
 
-  test("files are for their owner and group, with names that none can guess", async () => {
+  test("files have mode 0660 and unguessable names", async () => {
     const umask = process.umask(0);
     try {
       await sharing(async (client) => {
@@ -530,7 +530,7 @@ suite("errors", () => {
     }
   });
 
-  test("a browser's bundle imports nothing", async () => {
+  test("a browser bundle imports no Node module", async () => {
     const entry = new URL("../src/index.ts", import.meta.url).pathname;
     const { metafile, outputFiles } = await build({ entryPoints: [entry], bundle: true, format: "esm", platform: "browser", write: false, metafile: true });
     assert.ok(outputFiles.length === 1);

@@ -249,7 +249,7 @@ def step(
     reply: Reply = fields.pop("reply", None) or {}
     cached: Cached = fields.pop("cached", None) or Cached()
     if fields.get("clip") is not None:
-        fields["clip"] = _with_names(fields["clip"])
+        fields["clip"] = _clip_on_wire(fields["clip"])
     if cached.shards:
         raise ValueError(
             "cached: expected that of a Client's result, found a ShardedClient's, "
@@ -374,7 +374,7 @@ def _cached(cached: Json | None) -> Cached | None:
     return Cached(**{field: kept["sha256"] for field, kept in cached.items()})
 
 
-def _with_names(clip: Mapping[str, Any]) -> Mapping[str, Any]:
+def _clip_on_wire(clip: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the clip with an infinite or NaN total_norm as a string."""
     total: Any = clip.get("total_norm")
     if not hasattr(total, "__float__") or math.isfinite(total):

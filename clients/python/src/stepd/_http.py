@@ -251,12 +251,12 @@ class Transport:
                 refused=isinstance(error, OSError) and is_refusal(error),
             ) from error
         except ServerError:
-            self._give(connection)
+            self._return_idle(connection)
             raise
         except BaseException:
             self._drop(connection)
             raise
-        self._give(connection)
+        self._return_idle(connection)
         return result
 
     def _exchange(
@@ -326,7 +326,7 @@ class Transport:
                 return connection
             connection.close()
 
-    def _give(self, connection: http.client.HTTPConnection | None) -> None:
+    def _return_idle(self, connection: http.client.HTTPConnection | None) -> None:
         """Keep an open connection for the next call, if the pool has room."""
         if connection is None:
             return

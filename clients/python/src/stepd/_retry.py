@@ -17,7 +17,7 @@ T = TypeVar("T")
 logger = logging.getLogger("stepd")
 
 #: Statuses after which the same call may succeed.
-RETRYABLE = frozenset({408, 429, 502, 503, 504})
+RETRYABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
 
 #: Longest wait, in seconds, between attempts while connections are refused.
 _LONGEST_REFUSED_PAUSE = 1.0
@@ -29,8 +29,8 @@ def is_retryable(error: StepdError) -> bool:
     A step is a pure function, so a retry is always safe.
     """
     if isinstance(error, TransportError):
-        return error.status is None or error.status in RETRYABLE
-    return isinstance(error, ServerError) and error.status in RETRYABLE
+        return error.status is None or error.status in RETRYABLE_STATUSES
+    return isinstance(error, ServerError) and error.status in RETRYABLE_STATUSES
 
 
 def is_server_fault(error: StepdError) -> bool:
@@ -40,7 +40,7 @@ def is_server_fault(error: StepdError) -> bool:
     """
     if isinstance(error, TransportError):
         return True
-    return isinstance(error, ServerError) and error.status in RETRYABLE | {500}
+    return isinstance(error, ServerError) and error.status in RETRYABLE_STATUSES | {500}
 
 
 def is_refused(error: StepdError) -> bool:

@@ -39,7 +39,7 @@ class Blob:
         self.nbytes = sum(part.nbytes for part in parts)
 
 
-def _plain(value: Any) -> Any:
+def _to_msgpack(value: Any) -> Any:
     """Convert a type that MessagePack lacks: numpy's scalars, other mappings."""
     if isinstance(value, np.generic):
         return value.item()
@@ -54,7 +54,7 @@ def _plain(value: Any) -> Any:
 
 def encode(fields: Mapping[str, Any]) -> list[memoryview]:
     """Encode a map, in parts. Fields that are None are omitted."""
-    packer = msgpack.Packer(default=_plain)
+    packer = msgpack.Packer(default=_to_msgpack)
     given = {key: value for key, value in fields.items() if value is not None}
     parts = [memoryview(packer.pack_map_header(len(given)))]
     for key, value in given.items():

@@ -136,7 +136,9 @@ def remote(
         zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
         alike = start([_ANY_NUMBER] * len(numbers), zeros)
         if numbers or masters:
-            file = _called(start, _shape(alike.shape, jnp.uint8), numbers, leaves)
+            file = _call_or_callback(
+                start, _shape(alike.shape, jnp.uint8), numbers, leaves
+            )
         else:
             file = jnp.asarray(alike)
         # Each name's index among the sorted names.
@@ -199,7 +201,7 @@ def remote(
         shapes = [_shape(leaf.shape, leaf.dtype) for leaf in leaves]
         empty = _stats(None, stats, len(leaves), []) if stats != "none" else None
         after = jax.tree.map(lambda one: _shape(one.shape, one.dtype), empty)
-        updates, file, new_stats = _called(
+        updates, file, new_stats = _call_or_callback(
             step,
             (shapes, _shape(state.file.shape, jnp.uint8), after),
             state.file,
@@ -213,7 +215,7 @@ def remote(
     return optax.GradientTransformation(init, update)
 
 
-def _called(function: Callable[..., Any], shapes: Any, *given: Any) -> Any:
+def _call_or_callback(function: Callable[..., Any], shapes: Any, *given: Any) -> Any:
     """Call a function of arrays, through a callback if one of them is traced.
 
     Otherwise the call is direct, because a callback prints every error's traceback.
@@ -242,7 +244,7 @@ def _numbers(
             return [plain(one, f"{path}/{place}") for place, one in enumerate(value)]
         if isinstance(value, jax.core.Tracer):
             traced.append(value)
-            return _Traced(len(traced) - 1)
+            return _TracedIndex(len(traced) - 1)
         if isinstance(value, jax.Array | np.ndarray | np.generic):
             return np.asarray(value).tolist()
         if callable(value) and not isinstance(value, Cached):
@@ -272,7 +274,7 @@ def _numbers(
             return {key: filled(one, given) for key, one in value.items()}
         if isinstance(value, list):
             return [filled(one, given) for one in value]
-        return given[value.place] if isinstance(value, _Traced) else value
+        return given[value.place] if isinstance(value, _TracedIndex) else value
 
     fixed = {
         "optimizer": plain(settings["optimizer"], "optimizer"),
@@ -281,7 +283,7 @@ def _numbers(
     return fixed, traced, lambda given: filled(fixed, given)
 
 
-class _Traced(NamedTuple):
+class _TracedIndex(NamedTuple):
     """The index of a number that is traced."""
 
     place: int

@@ -36,7 +36,7 @@ _PLAIN = frozenset([torch.Tensor, torch.nn.Parameter])
 _NEEDS_WHOLE_TENSORS = frozenset(["lamb", "lars"])
 
 #: Stack level of the caller of :meth:`RemoteOptimizer.step`, past two torch wrappers.
-_CALLER = 4
+_CALLER_STACK_LEVEL = 4
 
 
 class RemoteOptimizer(torch.optim.Optimizer):
@@ -275,7 +275,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 groups.append({"tensors": list(with_grad)})
         if not stepped:
             sentence = "no parameter has a gradient, so step() changed nothing"
-            warnings.warn(sentence, stacklevel=_CALLER)
+            warnings.warn(sentence, stacklevel=_CALLER_STACK_LEVEL)
             return loss
         if any(_is_sharded(param) for param in stepped.values()):
             self._check_shards(optimizers)
@@ -302,7 +302,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 self._cached = _CachedResult(result, self.state, stepped)
         self.last_result = replace(result, params={})
         for sentence in result.warnings:
-            warnings.warn(sentence, RuntimeWarning, stacklevel=_CALLER)
+            warnings.warn(sentence, RuntimeWarning, stacklevel=_CALLER_STACK_LEVEL)
         return loss
 
     def _params(self) -> Iterator[torch.Tensor]:
@@ -380,7 +380,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 count = int.from_bytes(entry.data, "little")
                 value = torch.from_numpy(np.array(count, np.float32))
             elif slot in self._slots:
-                value = _placed(_tensor(array_of(entry)), param)
+                value = _like_parameter(_tensor(array_of(entry)), param)
             else:
                 value = torch.tensor(float(array_of(entry)), dtype=torch.float64)
             self.state[param][slot] = value
@@ -481,14 +481,14 @@ def _require_own_memory(groups: Iterable[Mapping[str, Any]]) -> None:
         places.append((start, start + (last + 1) * local.element_size(), label, local))
     places.sort(key=lambda place: place[:2])
     for (_, end, one, a), (start, _, other, b) in itertools.pairwise(places):
-        if start < end and a.device == b.device and _share(a, b):
+        if start < end and a.device == b.device and _overlap(a, b):
             raise ValueError(
                 f"{other}: expected memory of its own, found that of {one}, and one "
                 "update would be lost; give a shared tensor as one parameter"
             )
 
 
-def _share(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether tensors with overlapping bounds have an element in common."""
     if one.is_contiguous() and other.is_contiguous():
         return True
@@ -561,7 +561,7 @@ def _local_like(name: str, tensor: Any, param: Any) -> torch.Tensor:
     return _local(tensor)
 
 
-def _placed(value: torch.Tensor, param: Any) -> torch.Tensor:
+def _like_parameter(value: torch.Tensor, param: Any) -> torch.Tensor:
     """Return a slot on its parameter's device, distributed as the parameter is."""
     if not _is_dtensor(param):
         return value if param.is_cpu else value.to(param.device)

@@ -130,7 +130,7 @@ def test_nnx_groups_and_statistics(client: stepd.Client) -> None:
     assert found == pytest.approx(norms[-1], rel=1e-4)
 
 
-def test_nnx_goes_on_to_the_same_bits(client: stepd.Client) -> None:
+def test_nnx_resumes_to_the_same_bits(client: stepd.Client) -> None:
     transformation = remote(client, {"name": "nadam", "lr": 1e-2})
     model = Model()
     optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
@@ -257,7 +257,7 @@ def test_wrappers(client: stepd.Client, name: str) -> None:
     assert all(moved) or (any(moved) and name in ("masked", "partition"))
 
 
-def test_an_injected_rate_is_changed_by_hand(client: stepd.Client) -> None:
+def test_injected_rate_changed_by_hand(client: stepd.Client) -> None:
     results = []
     for make in (lambda lr: remote(client, {"name": "adamw", "lr": lr}), adamw):
         state = begin(optax.inject_hyperparams(make)(lr=1e-2))
@@ -268,7 +268,7 @@ def test_an_injected_rate_is_changed_by_hand(client: stepd.Client) -> None:
     assert_close(*results)
 
 
-def test_linen_goes_on_to_the_same_bits(client: stepd.Client) -> None:
+def test_linen_resumes_to_the_same_bits(client: stepd.Client) -> None:
     transformation = remote(client, {"name": "lamb", "lr": 1e-2}, stats="tensor")
     state = fit_linen(transformation, 3)
     saved = flax.serialization.to_bytes(state)
@@ -296,7 +296,7 @@ def test_a_scan_of_steps(client: stepd.Client) -> None:
     assert_close(*results)
 
 
-def test_a_frozen_tree_and_gradients_of_a_plain_one(client: stepd.Client) -> None:
+def test_frozen_tree_with_plain_gradients(client: stepd.Client) -> None:
     frozen = flax.core.freeze(begin(adamw()).params)
     transformation = remote(client, {"name": "sgd", "lr": 0.5})
     state = transformation.init(frozen)

@@ -61,7 +61,7 @@ def pair(
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_checkpoints_there_and_back(client: stepd.Client, name: str) -> None:
+def test_checkpoints_load_both_ways(client: stepd.Client, name: str) -> None:
     (model, mine), (other, theirs), start = pair(client, name)
     for each, optimizer in ((model, mine), (other, theirs)):
         train(each, optimizer, 8)
@@ -149,7 +149,7 @@ def _betas(optimizer: Any) -> tuple[float, ...]:
     return tuple(optimizer.param_groups[0]["betas"])
 
 
-def test_groups_that_come_later_and_freeze(client: stepd.Client) -> None:
+def test_groups_added_later_and_frozen(client: stepd.Client) -> None:
     (model, _), (other, _), start = pair(client)
     for each in (model, other):
         optimizer: Any

@@ -204,6 +204,15 @@ suite("a step split over several calls", () => {
     assert.deepEqual([empty.name, empty.field], ["NON_FINITE_GRADIENT", "/others_non_finite"], "also a call without gradients");
   });
 
+  test("an error names eight tensors with gradients that are not finite, and counts the rest", async () => {
+    const many = Object.fromEntries(Array.from({ length: 10 }, (_, index) => [`w${index}`, { shape: [1], data: Float32Array.of(Number.NaN) }]));
+    await assert.rejects(step(many, many), ({ data }: RpcError & { data: { tensors?: readonly string[] } }) => {
+      assert.deepEqual(data.tensors, Object.keys(many).slice(0, 8));
+      assert.match(String(data.found), /"w7" \(1 value\) and 2 more tensors$/);
+      return true;
+    });
+  });
+
   test("others_non_finite skips a call without gradients, like the rest of its step", async () => {
     const first = await step(params, gradsAt(SMALL, 0));
     const skipped = await step(params, {}, { state: first.state, non_finite: "skip", others_non_finite: true });

@@ -169,6 +169,13 @@ suite("a cached layout gives the same bytes", () => {
     assert.deepEqual([last.step, last.lr], [2, 0.25]);
   });
 
+  test("a momentum that begins late starts from the gradient, as in a first step", async () => {
+    const { warm, files } = await afterTwo({ optimizer: { name: "sgd" } }, (step) => filesAt(step, SMALL));
+    const { state } = (await requireSameOutcome(warm, { optimizer: { name: "sgd", momentum: 0.9, dampening: 0.5 } }, files)) as { state: Buffer };
+    assert.deepEqual(readState(state).slots["momentum_buffer"]?.["big"], gradsAt(SMALL, 2)["big"]);
+    assert.equal(readState(state).steps["big"], 3);
+  });
+
   test("on the workers", () => requireSameSteps({ optimizer: { name: "lamb" } }, (step) => filesAt(step, LARGE)));
 
   test("with slots that are not in use", async () => {
@@ -269,6 +276,14 @@ suite("a cached layout still checks values", () => {
       await requireSameOutcome(warm, options, { ...files, grads: withFloat(files.grads, value) });
       await requireSameOutcome(warm, options, files);
     });
+  }
+});
+
+test("a step is counted beyond 32 bits, up to the last", async () => {
+  const { warm, files } = await afterTwo({ optimizer: adamw }, (step) => filesAt(step, SMALL));
+  for (const taken of [2n ** 32n - 1n, 2n ** 53n - 2n]) {
+    const outcome = await requireSameOutcome(warm, { optimizer: adamw }, { ...files, state: withStep(files.state, taken) });
+    assert.equal(readState((outcome as { state: Buffer }).state).steps["b"], Number(taken + 1n));
   }
 });
 

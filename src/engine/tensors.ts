@@ -5,6 +5,7 @@ import { type Mapping, mappingOf } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns, type Safetensors, type TensorDescription, type TensorInfo } from "../codec/safetensors.ts";
 import { inTurns, mapped, TURN_ITEMS, TURN_PASSES, type Turns } from "../codec/turns.ts";
+import { characters } from "../errors/characters.ts";
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
 
@@ -104,12 +105,12 @@ export function* readTensors({ bytes, plain }: TensorFile, field: string): Turns
   requireFewTensors(file.tensors.length, field);
   for (const [index, { name, dtype }] of file.tensors.entries()) {
     requireSupported(dtype, field, name);
-    if (name.length > MAX_NAME) {
+    if (name.length > MAX_NAME && characters(name) > MAX_NAME) {
       throw StepdError.mismatch(
         "PAYLOAD_TOO_LARGE",
         `${field}/${pointerEscape(name)}`,
         `a name of at most ${MAX_NAME} characters`,
-        `${name.length} characters`,
+        `${characters(name)} characters`,
       );
     }
     if (index % TURN_PASSES === TURN_PASSES - 1) yield;

@@ -2,6 +2,7 @@
 import type { ErrorObject, ValidateFunction } from "ajv";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { atOnce, type Turns } from "../codec/turns.ts";
+import { characters } from "../errors/characters.ts";
 import { describe as describeValue, pointerEscape, StepdError } from "../errors/errors.ts";
 import { nearest } from "../errors/nearest.ts";
 import { schemas } from "../generated/schemas.gen.ts";
@@ -9,6 +10,14 @@ import { schemas } from "../generated/schemas.gen.ts";
 const ajv = new Ajv2020({ discriminator: true, strict: true, strictRequired: false, allowUnionTypes: true, verbose: true });
 ajv.addKeyword({ keyword: "blob", validate: (_: unknown, value: unknown) => typeof value === "symbol" || typeof value === "string" });
 ajv.addVocabulary(["tsType"]);
+// ajv's own keywords count every character of a text: 250 MB of names held the main thread for 1.6 s, measured.
+for (const [keyword, isMet] of [
+  ["minLength", (least: number, text: string) => text.length >= 2 * least || characters(text) >= least],
+  ["maxLength", (most: number, text: string) => text.length <= most || characters(text) <= most],
+] as const) {
+  ajv.removeKeyword(keyword);
+  ajv.addKeyword({ keyword, type: "string", schemaType: "number", validate: isMet });
+}
 for (const schema of schemas) ajv.addSchema(schema);
 // Compiles all schemas at boot, so that the first call is fast and an invalid schema prevents the start.
 const validators = new Map(schemas.map(({ $id }) => [$id as string, ajv.getSchema($id)]));
@@ -22,8 +31,9 @@ const SHARE_ITEMS = 16384;
 /** The most fields of an object. A map of tensors may have more; this many of its members are checked between two yields. */
 const MAX_FIELDS = 1024;
 
-/** The most fields of all objects that are checked at once. */
+/** The most fields of all objects that are checked at once, and the most items of lists beside tensors. */
 const MAX_ALL_FIELDS = 2 ** 17;
+const ALL_FIELDS = "fields and items of lists beside tensors";
 
 /** The fields of calls that may be maps of tensors. */
 const MAP_FIELDS: readonly unknown[] = ["params", "grads", "tensors"];
@@ -55,8 +65,10 @@ export function* validateInTurns(schema: string, value: unknown, prefix = ""): T
       if (names.length > MAX_FIELDS) yield;
     }
   }
-  const { copy, long } = firstShares(value, [], prefix, 0, keys);
+  const { copy, long, items } = firstShares(value, [], prefix, 0, keys);
   if (!check(copy)) throw explain(wholeErrors(check.errors ?? [], long, [], 0), prefix);
+  // After the check, so that a list with a limit of its own is refused by that. Lists of names are worked on in one turn later.
+  if (items > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, items, ALL_FIELDS);
   yield* checkOtherShares(check, copy, long, prefix);
 }
 
@@ -106,8 +118,8 @@ const shareEnd = (map: Readonly<Record<string, unknown>>, keys: readonly string[
 
 const lengthOf = (value: unknown): number => (Array.isArray(value) ? value.length : 0);
 
-const tooMany = (field: string, most: number, found: number): StepdError =>
-  StepdError.mismatch("INVALID_PARAMS", field, `at most ${most} fields`, String(found));
+const tooMany = (field: string, most: number, found: number, what = "fields"): StepdError =>
+  StepdError.mismatch("INVALID_PARAMS", field, `at most ${most} ${what}`, String(found));
 
 /** The whole value with the part at a path, and with all other lists and maps emptied, because they are checked by themselves. */
 const withOnlyPart = (whole: unknown, [field, ...path]: Path, part: unknown): unknown => {
@@ -143,13 +155,19 @@ const firstShares = (
   prefix: string,
   start: number,
   known: ReadonlyMap<object, readonly string[]> = new Map(),
-): { readonly copy: unknown; readonly long: readonly Long[] } => {
+): { readonly copy: unknown; readonly long: readonly Long[]; readonly items: number } => {
   const long: Long[] = [];
   let fields = 0;
+  let items = 0;
   const visit = (item: unknown, place: Path): unknown => {
     if (typeof item !== "object" || item === null) return item;
     if (item instanceof Uint8Array) return Symbol(describeValue(item));
     if (Array.isArray(item)) {
+      if (!MAP_FIELDS.includes(place[0])) {
+        items += item.length;
+        fields += Math.min(item.length, SHARE_ITEMS);
+        if (fields > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, fields, ALL_FIELDS);
+      }
       if (item.length > SHARE_ITEMS) long.push({ path: place, value: item, keys: [] });
       const share = item.length > SHARE_ITEMS ? item.slice(0, SHARE_ITEMS) : item;
       const first = place === path ? start : 0;
@@ -161,7 +179,7 @@ const firstShares = (
     const end = isMap ? shareEnd(item as Record<string, unknown>, keys, 0) : keys.length;
     const isLong = end < keys.length;
     fields += end;
-    if (fields > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, fields);
+    if (fields > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, fields, ALL_FIELDS);
     if (isLong) long.push({ path: place, value: item as Record<string, unknown>, keys });
     // Copies an object only if it is long or contains a blob.
     let copy: Record<string, unknown> | undefined = isLong ? {} : undefined;
@@ -174,7 +192,7 @@ const firstShares = (
     }
     return copy ?? item;
   };
-  return { copy: visit(value, path), long };
+  return { copy: visit(value, path), long, items };
 };
 
 const pointerOf = (path: Path): string => path.map((key) => `/${pointerEscape(String(key))}`).join("");
@@ -227,7 +245,7 @@ const explain = (found: readonly ErrorObject[], prefix: string): StepdError => {
   return StepdError.mismatch("INVALID_PARAMS", prefix + whole.instancePath, alternatives.join(" or "), describe(whole.data));
 };
 
-const explainOne = ({ keyword, instancePath, params, data, parentSchema, propertyName }: ErrorObject, prefix: string): StepdError => {
+const explainOne = ({ keyword, instancePath, params, data, schema, parentSchema, propertyName }: ErrorObject, prefix: string): StepdError => {
   // For an invalid property name ajv reports the object's path, so the name is appended.
   const field = prefix + instancePath + (propertyName === undefined ? "" : `/${pointerEscape(propertyName)}`);
   const invalid = (expected: string, found: string, at = field): StepdError => StepdError.mismatch("INVALID_PARAMS", at, expected, found);
@@ -268,9 +286,9 @@ const explainOne = ({ keyword, instancePath, params, data, parentSchema, propert
     case "maxItems":
       return invalid(`${keyword === "minItems" ? "at least" : "at most"} ${params["limit"]} items`, describe(data));
     case "minLength":
-      return invalid(`at least ${params["limit"]} characters`, describe(data));
+      return invalid(`at least ${schema} characters`, describe(data));
     case "maxLength":
-      return invalid(`a name of at most ${params["limit"]} characters`, typeof data === "string" ? `${data.length} characters` : describe(data));
+      return invalid(`a name of at most ${schema} characters`, `${characters(data as string)} characters`);
     case "blob":
       return invalid("a blob: bin in MessagePack, a base64 string in JSON", describe(data));
     default:

@@ -199,6 +199,23 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     field: `/grads/${CALLER_TEXT}${"x".repeat(990 - CALLER_TEXT.length)}...`,
     says: /a name of at most 1024 characters, found 1025 characters/,
   },
+  "a name of 1,025 characters of two halves": {
+    params: step({ grads: writeTensors({ [CALLER_TEXT + "𝄞".repeat(1025 - CALLER_TEXT.length)]: f32(1) }) }),
+    error: "PAYLOAD_TOO_LARGE",
+    field: `/grads/${CALLER_TEXT}${"𝄞".repeat((990 - CALLER_TEXT.length) / 2)}...`,
+    says: /a name of at most 1024 characters, found 1025 characters/,
+  },
+  "a name of 1,024 characters of two halves, which no parameter has": {
+    params: step({ grads: writeTensors({ [CALLER_TEXT + "𝄞".repeat(1024 - CALLER_TEXT.length)]: f32(1) }) }),
+    error: "TENSOR_MISMATCH",
+    field: `/grads/${CALLER_TEXT}${"𝄞".repeat((990 - CALLER_TEXT.length) / 2)}...`,
+    says: /expected the name of a parameter, found/,
+  },
+  "more names of groups than a call has": invalid(
+    step({ groups: [1, 2, 3].map(() => ({ tensors: Array<string>(50_000).fill("w"), optimizer: {} })) }),
+    "",
+    /at most 131072 fields and items of lists beside tensors/,
+  ),
   "a pattern of 1,025 characters": invalid(
     step({ groups: [{ tensors: ["*".repeat(1025)], optimizer: {} }] }),
     "/groups/0/tensors/0",

@@ -150,7 +150,7 @@ export class Service implements AsyncDisposable {
     return socket === "" ? addressOf(this.#server, tlsCertFile === "" ? "http" : "https") : `unix:${socket}`;
   }
 
-  /** The URL of the admin server for metrics and health, if there is one. */
+  /** The URL of the admin server for metrics and health. */
   get adminAddress(): string | undefined {
     return this.#admin && addressOf(this.#admin, "http");
   }

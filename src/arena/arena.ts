@@ -136,7 +136,7 @@ export class Arena {
     if (hole.start === hole.end) this.#free.splice(index, 1);
   }
 
-  /** The bytes that a call holding `own` may still take for large inputs. All of the arena if the other calls hold little, else the rest outside the part kept free. */
+  /** The bytes available for a large input of a call that holds `own`. The whole arena if the other calls hold little, else what is free beyond `keptFree`. */
   #roomFor(own: number): number {
     return this.#used - own <= this.#keptFree ? this.capacity : this.capacity - this.#keptFree - this.#used;
   }
@@ -207,7 +207,7 @@ export class Lease implements Disposable {
     return this.#allocate(bytes);
   }
 
-  /** As `alloc`, for input beside the body. Large inputs leave the part kept free to small calls. */
+  /** As `alloc`, for input beside the body. Large inputs leave `keptFree` of the arena to small calls. */
   allocInput(bytes: number): number {
     return this.#allocate(bytes, true);
   }

@@ -12,7 +12,7 @@ export { SharedFolder } from "./shared.ts";
 
 type PlainTensors = Mapping<PlainTensor>;
 
-/** A call whose references are replaced by bytes in the lease. */
+/** A call whose blob references are replaced by bytes in the lease. */
 type Loaded<Call> = {
   readonly [Field in keyof Call]: Field extends "params" | "grads" | "state" ? Exclude<Call[Field], SharedBlob | CachedBlob> : Call[Field];
 };

@@ -168,7 +168,7 @@ export class SharedRange implements AsyncDisposable {
   }
 }
 
-/** Why a write may fail although the file had its memory: copy-on-write file systems, or holes made after opening. */
+/** Reasons for a failed write to a file with reserved memory: a copy-on-write file system, or holes made after opening. */
 const FULL_REASONS: Readonly<Record<string, string>> = {
   ENOSPC: "a full file system",
   EDQUOT: "a quota that is used up",

@@ -4,7 +4,7 @@ import { type Command, CommandError, defineCommand, type Option, UsageError } fr
 
 const PREFIX = "STEPD_";
 
-/** STEPD_ARENA_MIB is --arena-mib. */
+/** The option of a setting: arena-mib for STEPD_ARENA_MIB. */
 const optionOf = (setting: string): string => setting.slice(PREFIX.length).toLowerCase().replaceAll("_", "-");
 
 const variables: ReadonlyMap<string, string> = new Map(Object.values(settings).map(({ name }) => [optionOf(name), name]));

@@ -95,7 +95,7 @@ interface ScanResult {
   readonly values: number;
   /** The numeric values of the key `id` in the outermost object, or in the objects of the outermost array. */
   readonly ids: readonly string[];
-  /** The position of the first number with a sign, point or exponent. A literal such as `true` counts, too. */
+  /** The position of the first sign, point or exponent outside strings. The "e" of `true` counts, too. */
   readonly nonDigit: number | undefined;
   /** The outermost value, if it is large. */
   readonly large: Large | undefined;

@@ -1,7 +1,7 @@
 /** The suggestion for a misspelled name in an error message. */
 import { distance } from "fastest-levenshtein";
 
-/** The compared characters of a name; a caller's name may be of any length. */
+/** The most characters that are compared. A caller's name may be of any length. */
 const MAX_NAME = 64;
 
 /** The largest fraction of a name that may differ. */

@@ -24,7 +24,7 @@ export class Connections {
   readonly #limit: number;
   #open = 0;
   readonly #surplus = new WeakSet<Socket>();
-  /** The number of computing calls per connection. Stopping and starting the idle timer for each call instead cost 1 % of a small step. */
+  /** The number of computing calls per connection. The alternative, stopping and starting the idle timer for each call, cost 1 % of a small step. */
   readonly #computing = new WeakMap<Socket, number>();
   readonly #pipelines = new WeakMap<Socket, Pipeline>();
   readonly #silent = new WeakSet<Socket>();

@@ -158,7 +158,7 @@ const HEAVY: f64 = 0.5;
 export type Off = i8;
 export type On = i16;
 
-/** Whether a type argument is On. */
+/** True if a type argument is On. */
 export function isOn<F>(): bool {
   return sizeof<F>() === sizeof<On>();
 }
@@ -171,7 +171,7 @@ export type Light = i8;
 export type AnyWeight = i16;
 export type Heavy = i32;
 
-/** Whether a type argument is Light. */
+/** True if a type argument is Light. */
 export function isLight<K>(): bool {
   return sizeof<K>() === sizeof<Light>();
 }

@@ -60,7 +60,7 @@ function larger(maxima: v128, halves: v128): v128 {
   return i16x8.max_u(maxima, i16x8.shl(halves, 1));
 }
 
-/** True if a result is infinite or NaN: `maxima` holds the largest magnitudes of the vectors, `last` that of the tail. */
+/** True if a result is infinite or NaN: `maxima` holds the largest magnitudes of the vectors, `tailMax` that of the tail. */
 function reaches(maxima: v128, tailMax: i32, infinity: i32): bool {
   return tailMax >= infinity || v128.any_true(i16x8.ge_u(maxima, i16x8.splat(<i16>infinity)));
 }
@@ -159,7 +159,7 @@ export function convert_stochastic_f32_bf16(source: usize, target: usize, index:
 function singleToHalf(value: v128, rebias: v128, half: v128, leastNormal: v128, inf: v128): v128 {
   const sign = i32x4.shl(i32x4.shr_u(value, 31), 15);
   const magnitude = i32x4.shr_u(i32x4.shl(value, 1), 1);
-  // Normal results: `rebias` also holds the rounding carry for an even kept part; `odd` adds the missing one.
+  // Normal results: `rebias` includes the carry for rounding to nearest even if the kept part is even; `odd` adds 1 if it is odd.
   const odd = i32x4.shr_u(i32x4.shl(value, 18), 31);
   const normal = i32x4.shr_u(i32x4.add(i32x4.add(magnitude, rebias), odd), 13);
   // Subnormal results: adding 0.5 aligns the sum so that its tailMax bits are the rounded result.

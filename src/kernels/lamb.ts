@@ -90,7 +90,7 @@ function decayedParam<T>(param: v128, decay: v128, hasDecay: bool): v128 {
   return hasDecay ? v128.sub<T>(param, v128.mul<T>(decay, param)) : param;
 }
 
-/** Distance in bytes between the stages of `moments`' pipelined loop: within a processor's look-ahead, yet each stage's input is ready. */
+/** The distance in bytes between the stages of `moments`' pipelined loop: short enough for a processor to overlap them, long enough for each stage's input to be ready. */
 const LAG: usize = 4 * PAIR;
 
 /**

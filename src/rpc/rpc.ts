@@ -158,7 +158,7 @@ export class Rpc {
 interface Call {
   readonly method: string;
   readonly params: unknown;
-  /** Undefined makes it a notification; null does not. */
+  /** Undefined for a notification. null is an ordinary id. */
   readonly id: Id | undefined;
 }
 

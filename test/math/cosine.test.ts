@@ -22,7 +22,7 @@ test("the cosine decay is exact at both ends and never rises", () => {
   }
 });
 
-test("a interpolate is exact at both ends and between equal values", () => {
+test("interpolation is exact at both ends and between equal values", () => {
   const random = uniform(4);
   for (let round = 0; round < 1000; round++) {
     const [from, to] = [random(), random()];

@@ -64,6 +64,16 @@ suite("clipping", () => {
     near(clipped.stats?.grad_norm, norm(grads));
   });
 
+  test("the optimizer's own max_grad_norm limits what clip.max_norm has left", async () => {
+    const grads = gradsAt(SMALL, 0);
+    const all = norm(grads);
+    const lamb = (max_grad_norm: number | null, max_norm: number) =>
+      step(startParams(SMALL), grads, { optimizer: { name: "lamb", max_grad_norm }, clip: { max_norm } });
+    const once = await lamb(null, all / 4);
+    assert.deepEqual(Buffer.from((await lamb(all / 2, all / 4)).state), Buffer.from(once.state), "clipped below the optimizer's limit");
+    assert.notDeepEqual(Buffer.from((await lamb(all / 8, all / 4)).state), Buffer.from(once.state), "clipped twice");
+  });
+
   test("max_norm above the norm changes nothing", async () => {
     const clipped = await step(params, grads, { clip: { max_norm: 1e6 }, stats: "global" });
     assert.ok(Buffer.from(clipped.params).equals(Buffer.from((await step(params, grads)).params)));

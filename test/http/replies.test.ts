@@ -182,6 +182,39 @@ test("X-Request-Id is returned with results, errors, refusals and pages", async 
   for (const path of ["/v1", "/health/ready", "/nothing", "/rpc"]) assert.equal(id(await fetch(service.url + path, { headers })), "trace-1:a.b_C", path);
 });
 
+test("an X-Request-Id that is too long, or has other characters, is replaced", async () => {
+  for (const given of ["x".repeat(129), "two words", "a/b", 'a"b'])
+    assert.match((await fetch(`${service.url}/v1`, { headers: { "X-Request-Id": given } })).headers.get("x-request-id") ?? "", /^[0-9a-f-]{36}$/);
+  assert.equal((await fetch(`${service.url}/v1`, { headers: { "X-Request-Id": "x".repeat(128) } })).headers.get("x-request-id"), "x".repeat(128));
+});
+
+test("a refusal of a method names those that are allowed; HEAD is one wherever GET is", async () => {
+  for (const [path, method, allowed] of [
+    ["/v1", "PUT", "GET, HEAD"],
+    ["/rpc", "GET", "POST"],
+    ["/v1/step", "DELETE", "POST"],
+  ] as const) {
+    const response = await fetch(service.url + path, { method });
+    assert.deepEqual([response.status, response.headers.get("allow")], [405, allowed], path);
+  }
+});
+
+test("a notification gets 204 without a length or a type", async () => {
+  const { id: _, ...notification } = list;
+  const response = await service.post("/rpc", JSON.stringify(notification), JSON_TYPE);
+  assert.deepEqual([response.status, response.headers.get("content-length"), response.headers.get("content-type")], [204, null, null]);
+});
+
+test("a body may inflate to 16 MiB and no further", async () => {
+  for (const [bytes, status] of [
+    [2 ** 24, 400],
+    [2 ** 24 + 1, 413],
+  ] as const) {
+    const body = gzipSync(Buffer.from("{}".padEnd(bytes)));
+    assert.equal((await service.post("/v1/step", body, JSON_TYPE, { "Content-Encoding": "gzip" })).status, status, `${bytes}`);
+  }
+});
+
 test("a request without an id gets a new one each time", async () => {
   const ids = await Promise.all([1, 2, 3].map(async () => (await service.post("/rpc", encoded(MSGPACK), MSGPACK)).headers.get("x-request-id")));
   assert.equal(new Set(ids).size, 3);

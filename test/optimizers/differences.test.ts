@@ -44,6 +44,14 @@ suite("rmsprop, centered", () => {
     assert.equal(reply.params.w.values[0], found);
   });
 
+  test("centered rmsprop takes a variance below 0 for 0", async () => {
+    const seven = (value: number) => ({ w: { shape: [7], data: new Float32Array(7).fill(value) } });
+    const state: TestState = { optimizer: "rmsprop", steps: { w: 9 }, slots: { grad_avg: seven(1), square_avg: seven(0) } };
+    const call = { optimizer: { ...optimizer, eps: 1 }, params: writeTensors(seven(1)), grads: writeTensors(seven(1)), state: writeState(state) };
+    const { params } = await service.call<StepReply>("optimizer.step", call);
+    assert.deepEqual(readTensors(params)["w"]?.data, new Float32Array(7).fill(1 - lr));
+  });
+
   test("centered rmsprop on gradients that shrink to a constant stays near float64 while float32 can, and finite afterwards", async () => {
     const size = 256;
     const shrinkAt = 300;

@@ -1,15 +1,31 @@
 /**
  * Serializes a value to a unique text, for cache keys: JSON with sorted object keys, with -0 distinct from 0, and with names for
- * the numbers that JSON lacks.
+ * the numbers that JSON lacks. Returns undefined if the text would be longer than `maxLength` characters.
  */
-export const canonical = (value: unknown): string => {
+export const canonical = (value: unknown, maxLength: number): string | undefined => {
+  let room = maxLength;
+  const serialize = (item: unknown): string | undefined => {
+    if (typeof item !== "object" || item === null) {
+      const text = leaf(item);
+      room -= text.length;
+      return room < 0 ? undefined : text;
+    }
+    const parts: string[] = [];
+    const isList = Array.isArray(item);
+    for (const key of isList ? item.keys() : Object.keys(item).sort()) {
+      const text = serialize((item as Readonly<Record<string | number, unknown>>)[key]);
+      if (text === undefined) return undefined;
+      const part = isList ? text : `${JSON.stringify(key)}:${text}`;
+      room -= part.length - text.length + 1;
+      if (room < 0) return undefined;
+      parts.push(part);
+    }
+    return isList ? `[${parts.join(",")}]` : `{${parts.join(",")}}`;
+  };
+  return serialize(value);
+};
+
+const leaf = (value: unknown): string => {
   if (typeof value === "number") return Object.is(value, -0) ? "-0" : String(value);
-  if (typeof value === "bigint") return `${value}n`;
-  if (typeof value !== "object" || value === null) return JSON.stringify(value) ?? "undefined";
-  if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
-  const members = value as Readonly<Record<string, unknown>>;
-  return `{${Object.keys(members)
-    .sort()
-    .map((key) => `${JSON.stringify(key)}:${canonical(members[key])}`)
-    .join(",")}}`;
+  return typeof value === "bigint" ? `${value}n` : (JSON.stringify(value) ?? "undefined");
 };

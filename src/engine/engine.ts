@@ -40,6 +40,9 @@ const MANY_TENSORS = 4096;
 /** The most cached layouts per set of headers. A trainer may change an option at every step. */
 const MAX_LAYOUTS = 8;
 
+/** The most characters of a layout's key. Serializing longer lists of names would block the main thread, so their layouts are not cached. */
+const MAX_OPTIONS_KEY = 2 ** 20;
+
 /** The base64 characters that contain the header's length. */
 const LENGTH_CHARACTERS = 12;
 
@@ -84,13 +87,13 @@ export class Engine {
     const headers = headersKey(files);
     const entry = (headers === undefined ? undefined : this.#cache.get(headers)) ?? (await this.#match(files, headers, run));
     const { matched, layouts } = entry;
-    const key = canonical(options);
-    let layout = layouts.get(key);
+    const key = canonical(options, MAX_OPTIONS_KEY);
+    let layout = key === undefined ? undefined : layouts.get(key);
     if (!layout) {
       layout = await run(this.#compile(options, matched));
-      layouts.set(key, layout);
+      if (key !== undefined) layouts.set(key, layout);
       // Sets a copy, because the cache recomputes the size only for a different object.
-      if (headers !== undefined) this.#cache.set(headers, { ...entry });
+      if (headers !== undefined && key !== undefined) this.#cache.set(headers, { ...entry });
     }
     const progress = await inTurns(readProgress(layout, files.state));
     // A cycled momentum is compiled into the layout, so this step needs its own.
@@ -119,7 +122,8 @@ export class Engine {
   async norms({ grads, params, loss_scale: lossScale = 1 }: Loaded<NormsParams>, lease: Lease, queueTime: QueueTime): Promise<Norms> {
     const gradFile = await loadTensors(grads, "/grads", lease);
     const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
-    return this.#runCall(hasManyTensors(gradFile), (run) => norms(gradFile, paramFile, lossScale, lease, this.#pool, queueTime, run));
+    const isLarge = hasManyTensors(gradFile) || (paramFile !== undefined && hasManyTensors(paramFile));
+    return this.#runCall(isLarge, (run) => norms(gradFile, paramFile, lossScale, lease, this.#pool, queueTime, run));
   }
 
   /** Estimates the cost of a step on this server. */

@@ -53,6 +53,18 @@ RELATIONS = re.compile(
     | one\ of\ adadelta,\ .*                            # names of optimizers
     | (.*\ )?at\ most\ 2\^53\ -\ 1.*                  # sums over tensors, products of their sizes
     | a\ regular\ file\ in\ the\ shared\ folder\ .*     # missing files
+    | .*\ where\ .*                                     # hyperparameters that exclude each other
+    | .*,\ because\ .*                                  # formats that lack something
+    | at\ most\ trust_max,\ .*
+    | at\ most\ \d+\ (schedules,|names\ with|\*\ in|fields).*   # sums over the call
+    | a\ number\ within\ the\ range\ of\ \w+             # values by the dtype beside them
+    | false\ with\ an\ optimizer\ .*
+    | max_norm\ beside\ it,\ .*
+    | same:\ this\ server\ keeps\ nothing\ .*            # replies by the server's settings and the call's form
+    | a\ blob:\ this\ server\ shares\ no\ folder\ .*
+    | a\ place\ (for\ the\ rounded|apart\ from\ that\ of\ the)\ parameters.*
+    | params\ as\ a\ blob\ or\ a\ file\ beside\ it
+    | .*\ beside\ it,\ whose\ shape\ it\ takes
     """,
     re.VERBOSE | re.DOTALL,
 )

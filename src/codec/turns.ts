@@ -24,14 +24,19 @@ export const atOnce = <T>(work: Turns<T>): T => {
   }
 };
 
-/** Runs work in turns of TURN_MS. Work that fits into one turn returns its result, not a promise. */
-export const inTurns = <T>(work: Turns<T>): T | Promise<T> => {
+/** Runs work for one turn of a length in milliseconds. */
+const oneTurn = <T>(work: Turns<T>, length: number): IteratorResult<undefined, T> => {
   const start = performance.now();
   for (;;) {
-    const { done, value } = work.next();
-    if (done) return value;
-    if (performance.now() - start > TURN_MS) return setImmediate().then(() => inTurns(work));
+    const result = work.next();
+    if (result.done || performance.now() - start > length) return result;
   }
+};
+
+/** Runs work in turns of TURN_MS. Work that fits into one turn returns its result, not a promise. */
+export const inTurns = <T>(work: Turns<T>): T | Promise<T> => {
+  const { done, value } = oneTurn(work, TURN_MS);
+  return done ? value : setImmediate().then(() => inTurns(work));
 };
 
 /** A function that runs work in turns. */
@@ -61,15 +66,9 @@ export class SerialQueue {
    * wait for other work of the same queue, which would deadlock.
    */
   run<T>(work: Turns<T>): T | Promise<T> {
-    const start = performance.now();
     // A short first turn while others are queued, because half-done work holds memory while it waits.
-    const firstTurn = this.#queued === 0 ? TURN_MS : TRIAL_MS;
-    for (;;) {
-      const { done, value } = work.next();
-      if (done) return value;
-      if (performance.now() - start > firstTurn) break;
-    }
-    return this.runCall(() => setImmediate().then(() => inTurns(work)));
+    const { done, value } = oneTurn(work, this.#queued === 0 ? TURN_MS : TRIAL_MS);
+    return done ? value : this.runCall(() => setImmediate().then(() => inTurns(work)));
   }
 
   /** Runs an asynchronous call when the work before it has ended. */

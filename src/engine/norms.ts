@@ -1,7 +1,7 @@
 /** optimizer.norms: sums of squares of gradients and parameters, by tensor. */
 import type { Lease } from "../arena/arena.ts";
 import { type Mapping, mappingOf } from "../codec/members.ts";
-import { inTurns, mapped, type Run, TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { mapInTurns, type Run, TURN_ITEMS, type Turns } from "../codec/turns.ts";
 import type { Pool } from "../pool/pool.ts";
 import { aligned } from "./layout.ts";
 import { match } from "./match.ts";
@@ -49,7 +49,7 @@ export const norms = async (
   const runner = new Runner(lease, pool, queueTime, bases);
   await runner.run(targets, ({ recipe }) => recipe.measure.calls, isRepeatable(lossScale));
   if (paramFile) await runner.run(targets, ({ recipe }) => recipe.squares.calls, true);
-  const sums = await inTurns(mapped(targets, (target) => gradientSums(runner.total(target, target.recipe.measure.sums))));
+  const sums = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.measure.sums)));
   const tensors = mappingOf(targets, (target, index): readonly [string, TensorNorms] => {
     const { squares = 0, zeros = 0, nonFinite = 0 } = sums[index] ?? {};
     const [paramSquares = 0] = runner.total(target, target.recipe.squares.sums);

@@ -1,24 +1,17 @@
 """Records vectors of qhoptim."""
 
+from functools import partial
 from importlib.metadata import version
 
-import torch
 from qhoptim.pyt import QHM, QHAdam
-from recording import ODD, Case, Peer, record
-from torch_run import torch_run
+from recording import ODD, Case, record
+from torch_run import torch_peer
 
 # The release's optimizers have the same text as this commit.
 COMMIT = "e81dea3"
 
 
-def _peer(optimizer: type[torch.optim.Optimizer], cases: list[Case]) -> Peer:
-    source = {
-        "package": "qhoptim",
-        "version": f"{version('qhoptim')}+{COMMIT}",
-        "class": optimizer.__name__,
-    }
-    return Peer(source, torch_run(optimizer), cases)
-
+_peer = partial(torch_peer, "qhoptim", f"{version('qhoptim')}+{COMMIT}")
 
 PEERS = {
     "qhadam.qhoptim": _peer(

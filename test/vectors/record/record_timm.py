@@ -1,20 +1,13 @@
 """Records vectors of timm.optim."""
 
+from functools import partial
+
 import timm
-import torch
-from recording import LARGE, ODD, Case, Peer, record
+from recording import LARGE, ODD, Case, record
 from timm.optim import Lamb, Lars, Lion
-from torch_run import torch_run
+from torch_run import torch_peer
 
-
-def _peer(optimizer: type[torch.optim.Optimizer], cases: list[Case]) -> Peer:
-    source = {
-        "package": "timm",
-        "version": timm.__version__,
-        "class": optimizer.__name__,
-    }
-    return Peer(source, torch_run(optimizer), cases)
-
+_peer = partial(torch_peer, "timm", timm.__version__)
 
 PEERS = {
     "lamb.timm": _peer(

@@ -1,19 +1,100 @@
 """Records vectors of torch.optim."""
 
+from functools import partial
+
 import torch
-from recording import LARGE, ODD, ONE, Case, Peer, record
-from torch_run import torch_run
+from recording import LARGE, ODD, ONE, Case, record
+from torch_run import torch_peer
 
-
-def _peer(optimizer: type[torch.optim.Optimizer], cases: list[Case]) -> Peer:
-    # The version without its build suffix: any build computes the same on the CPU.
-    version = f"{torch.__version__.partition('+')[0]}+cpu"
-    source = {"package": "torch", "version": version, "class": optimizer.__name__}
-    return Peer(source, torch_run(optimizer), cases)
+# The version without its build suffix: any build computes the same on the CPU.
+_peer = partial(torch_peer, "torch", f"{torch.__version__.partition('+')[0]}+cpu")
 
 
 OVERFLOW = "g*g overflows f32: peer f32 keeps v=inf and stops moving; f64 does not"
 RESTING = "a tensor without a gradient keeps its state; its step does not advance"
+
+
+def _adam_cases(seeds: list[int]) -> list[Case]:
+    """Returns the cases of Adam and AdamW, which differ in their seeds only."""
+    seed = iter(seeds)
+    return [
+        Case("default", next(seed), steps=10),
+        Case(
+            "betas-eps",
+            next(seed),
+            {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-06},
+            shapes=ODD,
+            steps=4,
+        ),
+        Case("wd.1", next(seed), {"lr": 0.01, "weight_decay": 0.1}),
+        Case("wd0", next(seed), {"weight_decay": 0.0}),
+        Case(
+            "amsgrad",
+            next(seed),
+            {"lr": 0.01, "amsgrad": True},
+            grads="mixed",
+            steps=8,
+        ),
+        Case(
+            "amsgrad-wd-max",
+            next(seed),
+            {"lr": 0.01, "weight_decay": 0.05, "amsgrad": True, "maximize": True},
+        ),
+        Case("maximize", next(seed), {"maximize": True}),
+        Case("eps0", next(seed), {"lr": 0.01, "eps": 0.0}, shapes=ODD, steps=3),
+        Case(
+            "eps0-zero-grad-nan",
+            next(seed),
+            {"lr": 0.01, "eps": 0.0, "weight_decay": 0.0},
+            grads="zeros",
+            steps=3,
+            note="0/0: peer yields NaN params",
+        ),
+        Case("beta1-0", next(seed), {"betas": (0.0, 0.999)}),
+        Case("beta2-0", next(seed), {"betas": (0.9, 0.0)}),
+        Case("beta-1m", next(seed), {"betas": (0.99, 0.9999), "eps": 1e-12}),
+        Case("beta1-.4", next(seed), {"lr": 0.1, "betas": (0.4, 0.3)}),
+        Case("zeros-first", next(seed), grads="zeros_first"),
+        Case("zeros", next(seed), {"lr": 0.1}, grads="zeros"),
+        Case("sparse", next(seed), grads="sparse"),
+        Case("denormal", next(seed), grads="denormal"),
+        Case("tiny", next(seed), grads="tiny"),
+        Case("large18", next(seed), grads="large18"),
+        Case(
+            "large30",
+            next(seed),
+            grads="large30",
+            note=OVERFLOW,
+        ),
+        Case("nonfinite", next(seed), grads="nonfinite"),
+        Case("lr-per-step", next(seed), lrs=(0.0001, 0.0005, 0.001, 0.0, 0.002)),
+        Case(
+            "missing-grad",
+            next(seed),
+            {"lr": 0.01},
+            grads="missing",
+            note=RESTING,
+        ),
+        Case("big", next(seed), {"lr": 0.0003, "weight_decay": 0.1}, shapes=LARGE),
+        Case("one", next(seed), {"lr": 0.1}, shapes=ONE, steps=12),
+        Case(
+            "groups",
+            next(seed),
+            {"lr": 0.01, "weight_decay": 0.1},
+            groups=(
+                {"tensors": ("w", "s"), "hyperparameters": {}},
+                {
+                    "tensors": ("b", "z"),
+                    "hyperparameters": {
+                        "weight_decay": 0.0,
+                        "lr": 0.002,
+                        "betas": (0.8, 0.99),
+                    },
+                },
+            ),
+        ),
+    ]
+
 
 PEERS = {
     "adadelta.torch": _peer(
@@ -49,83 +130,36 @@ PEERS = {
     ),
     "adam.torch": _peer(
         torch.optim.Adam,
-        [
-            Case("default", 175770111, steps=10),
-            Case(
-                "betas-eps",
+        _adam_cases(
+            [
+                175770111,
                 2135290865,
-                {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-06},
-                shapes=ODD,
-                steps=4,
-            ),
-            Case("wd.1", 421571393, {"lr": 0.01, "weight_decay": 0.1}),
-            Case("wd0", 3120070114, {"weight_decay": 0.0}),
-            Case(
-                "amsgrad",
+                421571393,
+                3120070114,
                 2485951415,
-                {"lr": 0.01, "amsgrad": True},
-                grads="mixed",
-                steps=8,
-            ),
-            Case(
-                "amsgrad-wd-max",
                 3718038774,
-                {"lr": 0.01, "weight_decay": 0.05, "amsgrad": True, "maximize": True},
-            ),
-            Case("maximize", 765159641, {"maximize": True}),
-            Case("eps0", 2148346998, {"lr": 0.01, "eps": 0.0}, shapes=ODD, steps=3),
-            Case(
-                "eps0-zero-grad-nan",
+                765159641,
+                2148346998,
                 1954184683,
-                {"lr": 0.01, "eps": 0.0, "weight_decay": 0.0},
-                grads="zeros",
-                steps=3,
-                note="0/0: peer yields NaN params",
-            ),
-            Case("beta1-0", 2630493942, {"betas": (0.0, 0.999)}),
-            Case("beta2-0", 2660014255, {"betas": (0.9, 0.0)}),
-            Case("beta-1m", 2052787446, {"betas": (0.99, 0.9999), "eps": 1e-12}),
-            Case("beta1-.4", 1941289448, {"lr": 0.1, "betas": (0.4, 0.3)}),
-            Case("zeros-first", 577161012, grads="zeros_first"),
-            Case("zeros", 461281916, {"lr": 0.1}, grads="zeros"),
-            Case("sparse", 1865398463, grads="sparse"),
-            Case("denormal", 1137565676, grads="denormal"),
-            Case("tiny", 2335379803, grads="tiny"),
-            Case("large18", 2119624386, grads="large18"),
-            Case(
-                "large30",
+                2630493942,
+                2660014255,
+                2052787446,
+                1941289448,
+                577161012,
+                461281916,
+                1865398463,
+                1137565676,
+                2335379803,
+                2119624386,
                 1119554674,
-                grads="large30",
-                note=OVERFLOW,
-            ),
-            Case("nonfinite", 3964214996, grads="nonfinite"),
-            Case("lr-per-step", 1594768900, lrs=(0.0001, 0.0005, 0.001, 0.0, 0.002)),
-            Case(
-                "missing-grad",
+                3964214996,
+                1594768900,
                 3252736244,
-                {"lr": 0.01},
-                grads="missing",
-                note=RESTING,
-            ),
-            Case("big", 3820267107, {"lr": 0.0003, "weight_decay": 0.1}, shapes=LARGE),
-            Case("one", 1243857627, {"lr": 0.1}, shapes=ONE, steps=12),
-            Case(
-                "groups",
+                3820267107,
+                1243857627,
                 3082890358,
-                {"lr": 0.01, "weight_decay": 0.1},
-                groups=(
-                    {"tensors": ("w", "s"), "hyperparameters": {}},
-                    {
-                        "tensors": ("b", "z"),
-                        "hyperparameters": {
-                            "weight_decay": 0.0,
-                            "lr": 0.002,
-                            "betas": (0.8, 0.99),
-                        },
-                    },
-                ),
-            ),
-        ],
+            ]
+        ),
     ),
     "adamax.torch": _peer(
         torch.optim.Adamax,
@@ -145,83 +179,36 @@ PEERS = {
     ),
     "adamw.torch": _peer(
         torch.optim.AdamW,
-        [
-            Case("default", 987101484, steps=10),
-            Case(
-                "betas-eps",
+        _adam_cases(
+            [
+                987101484,
                 1760405406,
-                {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-06},
-                shapes=ODD,
-                steps=4,
-            ),
-            Case("wd.1", 2549308259, {"lr": 0.01, "weight_decay": 0.1}),
-            Case("wd0", 3571951231, {"weight_decay": 0.0}),
-            Case(
-                "amsgrad",
+                2549308259,
+                3571951231,
                 2760076132,
-                {"lr": 0.01, "amsgrad": True},
-                grads="mixed",
-                steps=8,
-            ),
-            Case(
-                "amsgrad-wd-max",
                 1350120657,
-                {"lr": 0.01, "weight_decay": 0.05, "amsgrad": True, "maximize": True},
-            ),
-            Case("maximize", 846283847, {"maximize": True}),
-            Case("eps0", 249486420, {"lr": 0.01, "eps": 0.0}, shapes=ODD, steps=3),
-            Case(
-                "eps0-zero-grad-nan",
+                846283847,
+                249486420,
                 1281057160,
-                {"lr": 0.01, "eps": 0.0, "weight_decay": 0.0},
-                grads="zeros",
-                steps=3,
-                note="0/0: peer yields NaN params",
-            ),
-            Case("beta1-0", 2892355109, {"betas": (0.0, 0.999)}),
-            Case("beta2-0", 2921556092, {"betas": (0.9, 0.0)}),
-            Case("beta-1m", 1257569317, {"betas": (0.99, 0.9999), "eps": 1e-12}),
-            Case("beta1-.4", 1818203510, {"lr": 0.1, "betas": (0.4, 0.3)}),
-            Case("zeros-first", 2886021657, grads="zeros_first"),
-            Case("zeros", 3465545832, {"lr": 0.1}, grads="zeros"),
-            Case("sparse", 1965064784, grads="sparse"),
-            Case("denormal", 1546122098, grads="denormal"),
-            Case("tiny", 98623865, grads="tiny"),
-            Case("large18", 1324946961, grads="large18"),
-            Case(
-                "large30",
+                2892355109,
+                2921556092,
+                1257569317,
+                1818203510,
+                2886021657,
+                3465545832,
+                1965064784,
+                1546122098,
+                98623865,
+                1324946961,
                 1913978017,
-                grads="large30",
-                note=OVERFLOW,
-            ),
-            Case("nonfinite", 4225845947, grads="nonfinite"),
-            Case("lr-per-step", 3513633577, lrs=(0.0001, 0.0005, 0.001, 0.0, 0.002)),
-            Case(
-                "missing-grad",
+                4225845947,
+                3513633577,
                 2226253684,
-                {"lr": 0.01},
-                grads="missing",
-                note=RESTING,
-            ),
-            Case("big", 2393603582, {"lr": 0.0003, "weight_decay": 0.1}, shapes=LARGE),
-            Case("one", 658250054, {"lr": 0.1}, shapes=ONE, steps=12),
-            Case(
-                "groups",
+                2393603582,
+                658250054,
                 2915964569,
-                {"lr": 0.01, "weight_decay": 0.1},
-                groups=(
-                    {"tensors": ("w", "s"), "hyperparameters": {}},
-                    {
-                        "tensors": ("b", "z"),
-                        "hyperparameters": {
-                            "weight_decay": 0.0,
-                            "lr": 0.002,
-                            "betas": (0.8, 0.99),
-                        },
-                    },
-                ),
-            ),
-        ],
+            ]
+        ),
     ),
     "nadam.torch": _peer(
         torch.optim.NAdam,

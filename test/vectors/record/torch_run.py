@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from recording import Arrays, Case, Run
+from recording import Arrays, Case, Peer, Run
 
 # Arguments that select an implementation; they are not hyperparameters.
 _NOT_RECORDED = ("foreach", "fused", "capturable", "differentiable")
@@ -88,3 +88,14 @@ def torch_run(
     make: Callable[..., torch.optim.Optimizer],
 ) -> Callable[[Case, Arrays], Run]:
     return lambda case, params: TorchRun(make, case, params)
+
+
+def torch_peer(
+    package: str,
+    version: str,
+    optimizer: type[torch.optim.Optimizer],
+    cases: list[Case],
+) -> Peer:
+    """Returns the peer for an optimizer class of a package."""
+    source = {"package": package, "version": version, "class": optimizer.__name__}
+    return Peer(source, torch_run(optimizer), cases)

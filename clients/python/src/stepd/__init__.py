@@ -67,7 +67,7 @@ __all__ += _error_table.__all__
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use, because these need extras and take time to import.
+    # These modules load on first use: they need extras and take time to import.
     if name == "AsyncClient":
         from ._async_client import AsyncClient
 

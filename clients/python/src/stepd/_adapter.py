@@ -1,4 +1,4 @@
-"""Code shared by stepd.torch and stepd.optax: client, options and the first check."""
+"""Code that stepd.torch and stepd.optax share: client, options, first check."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ._tensors import name_fault
 
 
 def client_of(client: Any) -> Any:
-    """Return the client, or a new one for a URL. Raises TypeError for anything else."""
+    """Return the client, or a new client if given a URL. Raises TypeError otherwise."""
     if isinstance(client, str):
         own = Client(client)
-        # The caller has no handle to close it.
+        # The caller cannot close this client, so garbage collection does.
         weakref.finalize(own, own._transport.close)
         return own
     step = getattr(client, "step", None)
@@ -31,7 +31,7 @@ def client_of(client: Any) -> Any:
 
 
 def adapter_options(given: Mapping[str, Any]) -> StepOptions:
-    """Return a step's options. Raises TypeError for those that adapters refuse."""
+    """Return a step's options. Raises TypeError for options that adapters refuse."""
     options = step_options(given)
     if options.get("cached") is not None:
         raise TypeError(
@@ -57,7 +57,7 @@ def check(
     options: StepOptions,
     groups: Groups | None = None,
 ) -> None:
-    """Let the server check hyperparameters and options, with a step of no tensors.
+    """Have the server check hyperparameters and options, by a step without tensors.
 
     Raises :class:`stepd.InvalidParams`, which names the field.
     """
@@ -71,5 +71,5 @@ def check(
 
 
 def is_sendable(name: str) -> bool:
-    """Whether a safetensors file may hold a tensor of that name."""
+    """Return True if a safetensors file may hold a tensor of that name."""
     return name_fault(name) is None

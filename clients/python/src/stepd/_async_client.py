@@ -1,8 +1,8 @@
 """The client for asyncio.
 
-It uses aiohttp, the one maintained library that sends memory views, streams replies,
-keeps connections and supports Unix sockets. A received chunk is copied once, to its
-place in the blob that it belongs to.
+aiohttp is the one maintained library that sends memory views, streams replies, keeps
+connections and supports Unix sockets. The client copies each received chunk once, into
+the memory of its blob.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Parts are sent in pieces, each after the socket has accepted the last, because the
-#: event loop may copy whatever it cannot send at once.
+#: The client sends a part in pieces, and awaits the socket after each piece. The event
+#: loop may copy the bytes that the socket does not accept at once.
 _PIECE_BYTES = 2**20
 
 _READ_AHEAD_BYTES = 2**20
 
 
 class AsyncClient:
-    """Calls one server from an event loop. The arguments are those of :class:`Client`.
+    """Calls one server from an event loop. Takes the arguments of :class:`Client`.
 
     With ``shared_dir``, copies to the folder block the loop: about 10 ms for 64 MiB.
 
@@ -100,7 +100,7 @@ class AsyncClient:
         self._ssl = ssl_context
         self._pool_size = pool_size
         self._memory = Pool()
-        #: Connections by event loop, because each works only in the loop that made it.
+        #: A connection works only in the event loop that opened it.
         self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
 
     async def __aenter__(self) -> AsyncClient:
@@ -133,7 +133,7 @@ class AsyncClient:
                     await session.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy gets its own connections and shared files.
+        # A copied or unpickled client opens its own connections and shared files.
         return self._again, ()
 
     def __repr__(self) -> str:
@@ -210,7 +210,7 @@ class AsyncClient:
         timeout: float | Timeout | None = None,
         **options: Unpack[StepOptions],
     ) -> StepResult:
-        """Run one step, as :meth:`Client.step`."""
+        """Run one step, as :meth:`Client.step` does."""
         call = calls.step(
             optimizer, params, grads, state, step_options(options), self._shared
         )
@@ -225,7 +225,7 @@ class AsyncClient:
         master_weights: bool | None = None,
         timeout: float | Timeout | None = None,
     ) -> State:
-        """Return the state before the first step, as :meth:`Client.init`."""
+        """Return the state before the first step, as :meth:`Client.init` does."""
         return await self._run(
             calls.init(optimizer, params, groups, master_weights, self._shared),
             timeout,
@@ -239,7 +239,7 @@ class AsyncClient:
         loss_scale: float | None = None,
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
-        """Return the sums of squares of each tensor, as :meth:`Client.norms`."""
+        """Return the sums of squares of each tensor, as :meth:`Client.norms` does."""
         call = calls.norms(grads, params, loss_scale, self._shared)
         return await self._run(call, timeout)
 
@@ -253,7 +253,7 @@ class AsyncClient:
         master_weights: bool | None = None,
         timeout: float | Timeout | None = None,
     ) -> Json:
-        """Return the cost of a step, as :meth:`Client.plan`."""
+        """Return the cost of a step, as :meth:`Client.plan` does."""
         return await self._run(
             calls.plan(optimizer, tensors, groups, grad_dtype, master_weights), timeout
         )
@@ -274,7 +274,7 @@ class AsyncClient:
         fill: Sequence[str] | None = None,
         timeout: float | Timeout | None = None,
     ) -> Conversion:
-        """Convert a state to or from other formats, as :meth:`Client.convert`."""
+        """Convert a state to or from other formats, as :meth:`Client.convert` does."""
         return await self._run(
             calls.convert(state, source, target, optimizer, fill, self._shared), timeout
         )
@@ -288,27 +288,27 @@ class AsyncClient:
         count: int | None = None,
         timeout: float | Timeout | None = None,
     ) -> Json:
-        """Return a schedule's rates, as :meth:`Client.evaluate_schedule`."""
+        """Return a schedule's learning rates: :meth:`Client.evaluate_schedule`."""
         return await self._run(
             calls.evaluate_schedule(schedule, lr, start, count), timeout
         )
 
     async def optimizers(self, *, timeout: float | Timeout | None = None) -> list[Json]:
-        """Return name, title and formula of the server's optimizers."""
+        """Return name, title and formula of each optimizer of the server."""
         return await self._run(calls.optimizers(), timeout)
 
     async def describe(
         self, name: str, *, timeout: float | Timeout | None = None
     ) -> Json:
-        """Return formula, references, hyperparameters, slots and cost."""
+        """Return an optimizer's formula, papers, hyperparameters, slots and cost."""
         return await self._run(calls.describe(name), timeout)
 
     async def info(self, *, timeout: float | Timeout | None = None) -> Json:
-        """Return version, limits and kernels of the server."""
+        """Return the server's version, limits and kernels."""
         return await self._run(calls.info(), timeout)
 
     async def ready(self, *, timeout: float | Timeout | None = None) -> bool:
-        """Whether the server accepts calls. False if it cannot be reached."""
+        """Return whether the server can be reached and accepts calls."""
         limit = self._timeout if timeout is None else timeout_of(timeout)
         try:
             return bool((await self._send(calls.ready(), limit))["ready"])

@@ -1,6 +1,6 @@
-"""Each method of the server: how to encode its request and to read its reply.
+"""The server's methods: how to encode each request and read its reply.
 
-Nothing here sends anything. Client and AsyncClient run these calls.
+Client and AsyncClient send these calls; this module sends nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Convention = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request that may be sent any number of times."""
+    """A request to the server. Sending the request again is always safe."""
 
     verb: Literal["GET", "POST"]
     path: str
@@ -55,9 +55,10 @@ class Call(Generic[T]):
     read: Callable[[Json], T]
     #: Objects that must stay alive until the reply is complete.
     kept_alive: object = None
-    #: Returns a call to send at once instead, if that avoids the error; None otherwise.
+    #: Returns another call to send at once if that call avoids the error, else None.
     replacement: Callable[[StepdError], Call[T] | None] = lambda error: None
-    #: Makes an equal call with new files, if the server may still write to these.
+    #: Returns an equal call with new files. A server that timed out may still write to
+    #: the old files.
     with_new_files: Callable[[], Call[T]] | None = None
 
     @property
@@ -74,7 +75,7 @@ class TensorStats:
     update_norm: float
     zeros: int
     non_finite: int
-    #: LAMB and LARS only: the factor of the step.
+    #: The factor of the step. Only LAMB and LARS have one.
     trust_ratio: float | None = None
 
 
@@ -82,8 +83,9 @@ class TensorStats:
 class Stats:
     """Euclidean norms over all tensors, and counts of the gradients' values.
 
-    Gradients are measured after the loss scale and before clipping, parameters before
-    the step. ``tensors`` holds the statistics of each tensor, if requested.
+    The server measures gradients after the loss scale and before clipping, and
+    parameters before the step. ``tensors`` holds each tensor's statistics, if
+    requested.
     """
 
     grad_norm: float
@@ -97,30 +99,30 @@ class Stats:
 
 @dataclass(frozen=True)
 class Cached:
-    """SHA-256 digests, in hexadecimal, of a result in the server's cache, or None."""
+    """Hexadecimal SHA-256 digests of a cached result; None for what is not cached."""
 
     params: str | None = None
     state: str | None = None
-    #: Only of a ShardedClient's result, in place of the digests: one entry per call.
+    #: A ShardedClient's result has one entry per call here, and no digests above.
     shards: tuple[CachedShard, ...] = ()
 
 
 class TensorInfo(NamedTuple):
-    """Shape, precision and step count of a parameter that only the server has."""
+    """Shape, precision and step count of a parameter that only the server holds."""
 
     shape: tuple[int, ...]
     is_double: bool
-    #: Steps taken.
+    #: The number of steps taken.
     step: int
 
 
 @dataclass(frozen=True)
 class CachedShard:
-    """What one server has cached of one call's result."""
+    """One server's cached result of one call."""
 
     url: str
     cached: Cached
-    #: The parameters of the call, in their order.
+    #: The call's parameters, in the order of the call.
     tensors: Mapping[str, TensorInfo] = field(hash=False)
 
 
@@ -128,8 +130,8 @@ class CachedShard:
 class StepResult:
     """New parameters and new state."""
 
-    #: The new parameters in the caller's order, shapes and dtypes; empty if ``reply``
-    #: omits them. With ``cached`` alone they have the order of the server's file.
+    #: The new parameters in the caller's order, shapes and dtypes. Empty if ``reply``
+    #: omits them. With ``cached`` alone, in the order of the server's file.
     params: dict[str, Array]
     #: The state for the next step. Raises ValueError if ``reply`` omits it.
     state: State = field(repr=False)
@@ -141,13 +143,13 @@ class StepResult:
     skipped: bool
     stats: Stats | None = None
     warnings: tuple[str, ...] = ()
-    #: For the next step's ``cached``; None if the server has cached nothing.
+    #: Digests for the next step's ``cached``. None if the server cached nothing.
     cached: Cached | None = None
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            # Called only for attributes that are missing.
+            # Python calls __getattr__ only for attributes that are missing.
             if name != "state":
                 raise AttributeError(f"StepResult has no attribute {name!r}")
             raise ValueError(
@@ -167,7 +169,7 @@ class Conversion:
 
     @property
     def state(self) -> State:
-        """The file as a State. Raises ValueError if it is not in stepd's format."""
+        """Return the file as a State. Raises ValueError if in a foreign format."""
         return State(self.file)
 
 
@@ -272,14 +274,14 @@ NO_STATE = State.from_entries("", 0, ())
 
 
 def without_state(result: StepResult) -> StepResult:
-    """Return the result with a ``state`` attribute that raises ValueError."""
+    """Return the result without a state: its ``state`` attribute raises ValueError."""
     bare = replace(result, state=NO_STATE)
     del vars(bare)["state"]
     return bare
 
 
-# A class, because closures that refer to each other form a cycle, which would keep the
-# arrays until the garbage collector runs.
+# This is a class, because closures that refer to each other form a cycle. A cycle would
+# keep the arrays in memory until the garbage collector runs.
 @dataclass(frozen=True)
 class _Step:
     """A step in all its encodings, because some servers cannot accept all of them."""
@@ -294,7 +296,7 @@ class _Step:
     def call(
         self, named: Mapping[str, str], *, shares_state: bool = True
     ) -> Call[StepResult]:
-        """Encode the step, with digests in place of the blobs that are ``named``."""
+        """Encode the step, with digests in place of the blobs in ``named``."""
         into = self._places(shares_state)
         sources: Json = {key: {"sha256": digest} for key, digest in named.items()}
         for key in self.whole.keys() - named.keys():
@@ -314,15 +316,17 @@ class _Step:
         )
 
     def _places(self, shares_state: bool) -> dict[str, Place]:
-        """Reserve places for results, apart from the inputs, so that a call may fail.
+        """Reserve places in shared files for the results.
 
-        A result of unknown size has no place; the reply carries its bytes.
+        The results do not overwrite the inputs, so that a failed call changes nothing.
+        A result of unknown size gets no place: the reply carries its bytes.
         """
         rooms: dict[str, int] = {}
         if "params" in self.whole and self.reply.get("params") != "none":
             rooms["params"] = self.whole["params"].nbytes
             if self.reply.get("params") == "bf16":
-                # The bfloat16 header may be longer than the header that was sent.
+                # The header of a bfloat16 file may be longer than the header that was
+                # sent.
                 rooms["params"] += 64 * (1 + len(self.names or ()))
         if "state" in self.whole and self.reply.get("state") != "none" and shares_state:
             rooms["state"] = self.whole["state"].nbytes
@@ -338,7 +342,8 @@ class _Step:
         if isinstance(error, BlobMissing) and missing in {
             f"/{field}" for field in named.keys() & self.whole.keys()
         }:
-            # A server that has restarted has lost every blob.
+            # A server that lacks one blob may have restarted, and then lacks every
+            # blob.
             left = named.keys() - self.whole.keys()
             return self.call({field: named[field] for field in left})
         too_long = missing == "/reply/into/state/length"
@@ -384,7 +389,7 @@ def _clip_on_wire(clip: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _numbers(values: Json) -> Json:
-    """Return norms as floats, because JSON has infinity and NaN as strings."""
+    """Return norms as floats. JSON replies hold infinity and NaN as strings."""
     return {
         key: float(value) if isinstance(value, str) else value
         for key, value in values.items()

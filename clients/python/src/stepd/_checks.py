@@ -1,4 +1,4 @@
-"""Checks of the kinds of arguments, before anything is sent.
+"""Checks of argument types, made before the client sends anything.
 
 The server checks values, such as a learning rate below 0.
 """
@@ -83,7 +83,7 @@ def require_groups(groups: object) -> None:
         require_mapping(f"groups[{index}]", group, example)
 
 
-#: Options of a step that are mappings, each with an example for its error.
+#: Options of a step that must be mappings, each with an example for the error text.
 _MAPPINGS = {
     "schedule": '{"name": "cosine", "T_max": 1000}',
     "clip": '{"max_norm": 1.0}',
@@ -96,7 +96,7 @@ _FLAGS = ("master_weights", "others_non_finite")
 
 
 def require_options(options: Mapping[str, Any]) -> None:
-    """Raise TypeError for an option of a step that has the wrong kind."""
+    """Raise TypeError for a step's option of the wrong type."""
     for name, value in options.items():
         if value is None:
             continue
@@ -113,19 +113,20 @@ def require_options(options: Mapping[str, Any]) -> None:
 
 
 def require_number(field: str, value: object) -> None:
-    # Numbers of all kinds have __float__, also numpy's; other objects do not.
+    # Numbers of all kinds have __float__, numpy's scalars included; other objects do
+    # not.
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise expected(field, "a number", value)
 
 
 def require_arrays(field: str, value: object) -> None:
-    """Raise TypeError unless it is a mapping with valid names. Arrays come later."""
+    """Raise TypeError unless value is a mapping with valid names."""
     if not isinstance(value, Mapping):
         has_params = isinstance(getattr(value, "params", None), Mapping)
         hint = "; its params are meant" if has_params else ""
         raise expected(field, "a mapping of names to arrays", value, hint)
     for name in value:
-        # The fast path for most names, because this loop precedes every step.
+        # This fast path accepts most names, because the loop runs before every step.
         if type(name) is str and name.isascii() and name not in RESERVED_NAMES:
             continue
         fault = name_fault(name)

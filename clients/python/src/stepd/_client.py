@@ -32,21 +32,22 @@ class Client:
     """Calls one server over persistent connections. Safe to share between threads.
 
     ``url`` is http://, https:// or unix:///path/of/socket. ``timeout`` limits one
-    attempt, up to the end of its reply, in seconds, or is a :class:`Timeout`.
-    ``retries`` limits the retries after 408, 429, 502, 503, 504, a lost connection or a
-    timeout, or is a :class:`Retry`. Retries are safe, because a step is a pure
-    function. Refused connections are retried for 30 s, with a warning in the log
+    attempt, up to the end of its reply: seconds, or a :class:`Timeout`. ``retries``
+    limits the retries after 408, 429, 502, 503, 504, a lost connection or a timeout: a
+    number, or a :class:`Retry`. Retries are safe, because a step is a pure function.
+    The client retries refused connections for 30 s, with a warning in the log
     ``stepd``, unless ``retries`` is 0. ``pool_size`` limits the idle connections.
 
     ``shared_dir`` is the folder that a server on this host shares (STEPD_SHARED_DIR;
     with tokens, the subfolder with the token's name). Arrays and states of 64 KiB or
-    more then go through files there. The client creates them; :meth:`close` removes
-    them.
+    more then go through files in the folder. The client creates the files;
+    :meth:`close` removes them.
 
     Raises ValueError for any other URL, for a URL with a user or password, and for a
     token that a header cannot hold; OSError for a folder that is missing or not
     writable. Every method raises :class:`ServerError` if the server refuses the call,
-    :class:`TransportError` if it cannot be reached, and OSError if the folder is full.
+    :class:`TransportError` if the server is unreachable, and OSError if the folder is
+    full.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Client:
             self._shared.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy gets its own connections and shared files.
+        # A copied or unpickled client opens its own connections and shared files.
         return self._again, ()
 
     def __repr__(self) -> str:
@@ -126,20 +127,22 @@ class Client:
         timeout: float | Timeout | None = None,
         **options: Unpack[StepOptions],
     ) -> StepResult:
-        """Run one step: return new parameters and state. Arrays passed are not changed.
+        """Run one step: return new parameters and state. Does not change its arguments.
 
         ``params`` and ``grads`` map names to arrays of any shape in float16, bfloat16,
         float32 or float64; a gradient has its parameter's shape. A parameter without a
-        gradient does not change. ``state`` is the last result's, None at the first
-        step. The options are those of optimizer.step on the wire, :class:`StepOptions`.
+        gradient does not change. ``state`` is the last result's state, or None at the
+        first step. :class:`StepOptions` lists the options, which are those of
+        optimizer.step on the wire.
 
-        ``reply`` selects the results: ``params`` unchanged, in bfloat16 or omitted,
-        ``state`` or not, and with ``cache`` whether the server caches them.
+        ``reply`` selects the results: whether ``params`` come unchanged, in bfloat16 or
+        not at all, whether the ``state`` comes, and whether the server caches
+        (``cache``) both.
 
-        ``cached`` is that of an earlier result: the client does not send the params and
-        state that it names. ``params`` and ``state``, if given too, must be those of
-        that result: they are sent if the server has dropped its copy. ``params`` may be
-        None only if ``cached`` names them.
+        ``cached`` is the attribute ``cached`` of an earlier result: the client does not
+        send the params and state that it names. ``params`` and ``state``, if given too,
+        must be those of that result: the client sends them if the server has dropped
+        its copy. ``params`` may be None only if ``cached`` names them.
 
         Raises TypeError for other dtypes or options, ValueError if params are missing,
         and :class:`BlobMissing` if the server has dropped a blob that was not given.
@@ -186,8 +189,8 @@ class Client:
     ) -> Json:
         """Return the cost of a step: bytes in and out, state, memory, number of calls.
 
-        ``tensors`` maps names to arrays, of which only shape and dtype are sent, or to
-        ``{"shape": [...], "dtype": "F32"}``.
+        ``tensors`` maps names to arrays, or to ``{"shape": [...], "dtype": "F32"}``.
+        The client sends only an array's shape and dtype.
         """
         return self._run(
             calls.plan(optimizer, tensors, groups, grad_dtype, master_weights), timeout
@@ -212,8 +215,8 @@ class Client:
         ``state`` is a State, or the bytes of a safetensors file in the convention
         ``source``: ``{"format": "torch", "optimizer": "adamw", "names": [...]}``.
         ``target`` is the result's convention; both default to stepd's own.
-        ``optimizer`` may be another one of the same family, and ``fill`` lists slots to
-        add.
+        ``optimizer`` may be another optimizer of the same family, and ``fill`` lists
+        slots to add.
         """
         call = calls.convert(state, source, target, optimizer, fill, self._shared)
         return self._run(call, timeout)
@@ -229,24 +232,24 @@ class Client:
     ) -> Json:
         """Return ``{"lrs": [...]}`` for ``count`` steps of a schedule from ``start``.
 
-        Step 0 is the first. ``momentums`` are included if the schedule cycles them.
+        Step 0 is the first. A schedule that cycles momentum also returns ``momentums``.
         """
         return self._run(calls.evaluate_schedule(schedule, lr, start, count), timeout)
 
     def optimizers(self, *, timeout: float | Timeout | None = None) -> list[Json]:
-        """Return name, title and formula of the server's optimizers."""
+        """Return name, title and formula of each optimizer of the server."""
         return self._run(calls.optimizers(), timeout)
 
     def describe(self, name: str, *, timeout: float | Timeout | None = None) -> Json:
-        """Return formula, references, hyperparameters, slots and cost."""
+        """Return an optimizer's formula, papers, hyperparameters, slots and cost."""
         return self._run(calls.describe(name), timeout)
 
     def info(self, *, timeout: float | Timeout | None = None) -> Json:
-        """Return version, limits and kernels of the server."""
+        """Return the server's version, limits and kernels."""
         return self._run(calls.info(), timeout)
 
     def ready(self, *, timeout: float | Timeout | None = None) -> bool:
-        """Whether the server accepts calls. False if it cannot be reached."""
+        """Return whether the server can be reached and accepts calls."""
         limit = self._timeout if timeout is None else timeout_of(timeout)
         try:
             return bool(self._transport.send(calls.ready(), limit)["ready"])

@@ -6,7 +6,7 @@
         TimeoutError      no connection or no bytes in time
       ServerError         the server reported an error; subclasses in _error_table.py
 
-After any of them nothing has changed: params and state are as they were.
+After any error, params and state are unchanged.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 
 
 class StepdError(Exception):
-    """Any failure of a call."""
+    """Base class of all errors of stepd's clients."""
 
 
 class TransportError(StepdError):
     """The server did not answer.
 
-    ``status`` and ``retry_after`` (seconds) are set if a proxy answered instead.
+    If a proxy answered in its place, ``status`` and ``retry_after`` (seconds) are set.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class TransportError(StepdError):
 
 
 class ConnectError(TransportError, ConnectionError):
-    """The connection could not be made, or it broke.
+    """The connection failed or broke.
 
     ``refused`` is true if nothing listens at the address.
     """
@@ -57,7 +57,7 @@ class ConnectError(TransportError, ConnectionError):
 
 
 class TimeoutError(TransportError, builtins.TimeoutError):  # noqa: A001
-    """The connection, or the next bytes of the reply, did not come in time."""
+    """The connection, or the next bytes of the reply, took too long."""
 
 
 class ServerError(StepdError):
@@ -69,11 +69,11 @@ class ServerError(StepdError):
      "field": "/optimizer/lr", "expected": "...", "found": "...", "request_id": "..."}
     """
 
-    #: The error's name in the server's table, such as INVALID_PARAMS.
+    #: The error's name in the server's table of errors, such as INVALID_PARAMS.
     name: str = "UNKNOWN"
-    #: Its JSON-RPC code.
+    #: The error's JSON-RPC code.
     code: int = 0
-    #: Its HTTP status.
+    #: The error's HTTP status.
     status: int = 0
 
     #: All error classes by name.
@@ -87,11 +87,11 @@ class ServerError(StepdError):
         self.name = problem["name"]
         self.code = problem.get("code", self.code)
         self.status = problem.get("status", self.status)
-        #: JSON pointer to the faulty parameter.
+        #: JSON pointer to the invalid field of the request.
         self.field: str | None = problem.get("field")
         self.expected: str | None = problem.get("expected")
         self.found: str | None = problem.get("found")
-        #: The first of the tensors concerned.
+        #: The first few of the tensors concerned.
         self.tensors: tuple[str, ...] = tuple(problem.get("tensors", ()))
         #: Seconds to wait before a retry.
         self.retry_after: float | None = seconds_of(problem.get("retry_after"))
@@ -99,7 +99,7 @@ class ServerError(StepdError):
         self.request_id: str | None = problem.get("request_id")
 
     def problem(self) -> dict[str, Any]:
-        """Return the problem details that the error was made from."""
+        """Return the problem details from which the error was made."""
         fields = ("name", "code", "status", "field", "expected", "found")
         more = ("tensors", "retry_after", "request_id")
         return {
@@ -112,9 +112,9 @@ class ServerError(StepdError):
 
 
 def server_error(problem: Any) -> ServerError:
-    """Return the error for problem details: a ServerError if its name is unknown.
+    """Return the error for problem details. An unknown name gives a plain ServerError.
 
-    Raises ValueError, KeyError or TypeError if they are not stepd's.
+    Raises ValueError, KeyError or TypeError unless the problem details are stepd's.
     """
     name = problem["name"]
     if problem["type"] != f"urn:stepd:error:{name}":
@@ -123,6 +123,6 @@ def server_error(problem: Any) -> ServerError:
 
 
 def seconds_of(value: Any) -> float | None:
-    """Return a finite number of seconds from 0 on; None for anything else."""
+    """Return the value if it is a finite number of seconds from 0 on, else None."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) and value >= 0 else None

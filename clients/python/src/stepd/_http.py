@@ -1,8 +1,8 @@
-"""HTTP over persistent connections, each used by one thread at a time.
+"""HTTP over persistent connections. One thread at a time uses a connection.
 
-It uses http.client, which sends memory views without a copy and reads into a given
-buffer. A round trip of 256 MiB takes 1.1 times as long as over a bare socket, with
-urllib3 1.7 times and with httpx 10 times (measured).
+http.client sends memory views without a copy and reads into a given buffer. A round
+trip of 256 MiB takes 1.1 times as long as over a bare socket, with urllib3 1.7 times
+and with httpx 10 times (measured).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ._wire import MEDIA_TYPE, decode, problem_in
 
 T = TypeVar("T")
 
-#: Exceptions of decoding a reply that is not stepd's.
+#: Exceptions that decoding raises for a reply that is not stepd's.
 NO_REPLY = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 PORTS = {"http": 80, "https": 443}
@@ -64,7 +64,7 @@ class Address:
 def address_of(url: str) -> Address:
     """Parse a URL. Raises ValueError unless it is http://, https:// or unix:///path.
 
-    Also raises it for a user or password, which would end up in errors and logs.
+    Raises ValueError also for a user or password: errors and logs would show them.
     """
     if not isinstance(url, str):
         raise TypeError(f"url: expected a str, found {type(url).__name__}")
@@ -74,7 +74,7 @@ def address_of(url: str) -> Address:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        # The error's own text repeats parts of the URL.
+        # The text of the error would repeat parts of the URL, perhaps a password.
         raise ValueError(f"expected a host and a port, found {shown}") from None
     if parts.scheme == "unix" and parts.path and not parts.netloc:
         return Address(url, "localhost", None, False, "", parts.path)
@@ -92,7 +92,7 @@ def address_of(url: str) -> Address:
 
 
 def token_of(token: str | None) -> str | None:
-    """Check a token. The ValueError for an invalid one does not show it."""
+    """Check a token. The ValueError for an invalid token does not show the token."""
     if token is not None and not isinstance(token, str):
         raise TypeError(f"token: expected a str, found {type(token).__name__}")
     if token is not None and not re.fullmatch(r"[!-~]+", token):
@@ -123,7 +123,7 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> StepdError:
     try:
         error = server_error(problem_in(body))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        # The body is a proxy's, not the server's.
+        # The body comes from a proxy, not from the server.
         text = body[:200].decode(errors="replace")
         message = f"HTTP {status}, which is no reply of stepd: {text}"
         return TransportError(message, status, seconds)
@@ -133,7 +133,7 @@ def error_of(status: int, body: bytes, retry_after: str | None) -> StepdError:
 
 
 def _seconds_until(retry_after: str) -> float | None:
-    """Seconds of a Retry-After: a number or an HTTP date. None for anything else."""
+    """Return the seconds of a Retry-After: a number or an HTTP date. Otherwise None."""
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", retry_after.strip()):
         return seconds_of(float(retry_after))
     try:
@@ -146,7 +146,7 @@ def _seconds_until(retry_after: str) -> float | None:
 
 
 def reply_of(call: Call[T], reply: Any) -> T:
-    """Return a call's result from a decoded reply. Raises ValueError if no map."""
+    """Return a call's result from a decoded reply. Raises ValueError unless a map."""
     if not isinstance(reply, dict):
         raise ValueError(f"expected a map, found {type(reply).__name__}")
     return call.read(reply)
@@ -164,9 +164,9 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class _Timed(io.RawIOBase):
-    """The bytes of a connection; the clock limits each read.
+    """The bytes of a connection, as a file. The clock limits each read.
 
-    A socket's own timeout would start anew with every byte that the server sends.
+    A timeout of the socket would start anew with every byte that the server sends.
     """
 
     def __init__(self, sock: socket.socket, clock: Clock) -> None:
@@ -201,7 +201,7 @@ def _send_all(sock: socket.socket, part: memoryview, clock: Clock) -> None:
 
 
 def is_refusal(error: OSError) -> bool:
-    """Whether the connection was refused, or a Unix socket's file is missing."""
+    """Return whether the connection was refused or a Unix socket's file is missing."""
     return error.errno in (errno.ECONNREFUSED, errno.ENOENT)
 
 
@@ -273,7 +273,8 @@ class Transport:
             for part in call.body:
                 _send_all(connection.sock, part, clock)
         except (BrokenPipeError, ConnectionResetError):
-            # A proxy may refuse before it has read the body; its reply says why.
+            # A proxy may refuse before it has read the body; its reply states the
+            # reason.
             response = connection.getresponse()
             body = response.read()
             if response.status >= 300:
@@ -313,7 +314,7 @@ class Transport:
         return connection
 
     def _take(self) -> http.client.HTTPConnection | None:
-        """Take an idle connection. The server has closed those that are readable."""
+        """Take an idle connection. Skips readable ones, which the server has closed."""
         while True:
             with self._lock:
                 if self._pid != os.getpid():
@@ -352,7 +353,7 @@ def _decoded(response: http.client.HTTPResponse, memory: Pool) -> Any:
         while True:
             buffer = reader.send(response.readinto(buffer))
     except StopIteration as end:
-        response.read()  # Frees the connection for the next call.
+        response.read()  # Reading to the end frees the connection.
         return end.value
 
 

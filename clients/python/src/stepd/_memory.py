@@ -1,9 +1,8 @@
-"""Memory that is reused once nothing views it.
+"""A pool that reuses memory as soon as no array views it.
 
-New memory costs more than the step itself, because the system clears each page at the
-first touch. So a pool keeps returned memory and hands it out again. A region returns
-by itself when the last array or memory view of it is gone, because every numpy view
-refers to the object that it is a view of.
+The system clears each page of new memory at the first touch, which costs more than the
+step itself. A numpy view keeps a reference to its base array, so a region returns to
+the pool when the last array or memory view of the region is gone.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from time import monotonic
 
 import numpy as np
 
-#: Smaller memory is not pooled: the allocator already reuses it.
+#: The allocator itself reuses memory below this size, so the pool does not.
 POOLED_BYTES = 2**20
 
-#: Seconds after which unused memory is given back to the system.
+#: The pool frees memory that has been unused for this many seconds.
 _POOLED_SECONDS = 60.0
 
 #: How often this process has been forked from another.
@@ -38,17 +37,17 @@ class Region:
 
     def __init__(self, memory: memoryview) -> None:
         self.memory = memory
-        #: Whether the pool takes the region back.
+        #: The pool takes the region back only if this is true.
         self.is_reusable = True
-        #: When the region came back to the pool.
+        #: The monotonic time at which the region returned to the pool.
         self.since = 0.0
         self._forks = _forks
 
     @property
     def is_stale(self) -> bool:
-        """Whether the pool should drop the region.
+        """Return whether the pool should drop the region.
 
-        After a fork another process may have views of it that are unknown here.
+        After a fork, the other process may have views of the region.
         """
         return self._forks != _forks or monotonic() - self.since > _POOLED_SECONDS
 
@@ -56,30 +55,30 @@ class Region:
 class Pool:
     """A pool of memory. Safe to share between threads.
 
-    It keeps at most as much as was in use at once, and only what was used recently.
+    The pool keeps at most as much memory as was in use at once, for at most 60 s.
     """
 
     def __init__(self) -> None:
-        # Without a lock, because a region may return inside any method here, wherever
-        # the last view of it ends. Each operation on the list is atomic.
+        # The list needs no lock: each operation on it is atomic. A lock could deadlock,
+        # because garbage collection may return a region inside any method here.
         self._free: list[Region] = []
 
     def close(self) -> None:
-        """Release the free regions, and any that come back later."""
+        """Release the free regions now, and the regions in use when they return."""
         self._free = []
 
     def take(self, nbytes: int) -> tuple[memoryview, Region]:
-        """Return ``nbytes`` of uninitialized memory, and the region that it starts."""
+        """Return ``nbytes`` of uninitialized memory, and the region that holds them."""
         region = self._reused(nbytes) or self._make(nbytes)
-        # An array, because every numpy view of it refers to it directly, and because it
-        # cannot be part of a reference cycle.
+        # A numpy array, unlike a memory view, is the direct base of every numpy view of
+        # it, and is never part of a reference cycle.
         lease = np.frombuffer(region.memory, np.uint8, nbytes)
         finalizer = weakref.finalize(lease, _give_back, region, self._free)
         finalizer.atexit = False
         return lease.data, region
 
     def _make(self, nbytes: int) -> Region:
-        # Not a bytearray, which would be zeroed first.
+        # np.empty, unlike bytearray, does not write zeros first.
         return Region(np.empty(nbytes, np.uint8).data)
 
     def _reused(self, nbytes: int) -> Region | None:
@@ -94,7 +93,7 @@ class Pool:
         return next(filter(self._claim, fits), None)
 
     def _claim(self, region: Region) -> bool:
-        """Take the region from the free ones; False if another thread was faster."""
+        """Remove a region from the free list. False if another thread took it."""
         try:
             self._free.remove(region)
         except ValueError:

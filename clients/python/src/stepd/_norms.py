@@ -1,4 +1,4 @@
-"""The norm over all gradients of a step over several calls."""
+"""The norm over all gradients of a step that takes several calls."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def is_double(array: Array) -> bool:
 
 
 def differ_in_arithmetic(params: Arrays, grads: Arrays) -> bool:
-    """Whether exactly one of a parameter and its gradient is float64, in any pair."""
+    """Return whether only one of any parameter and its gradient is float64."""
     return any(
         is_double(param) != is_double(grads[name]) for name, param in params.items()
     )
 
 
 def zeros_of(tensor: TensorInfo) -> Array:
-    """Zeros in place of a parameter whose values do not matter; uses no memory."""
+    """Return zeros for a parameter whose values do not matter. Uses no memory."""
     dtype = np.float64 if tensor.is_double else np.float32
     return np.broadcast_to(np.zeros((), dtype), tensor.shape)
 
 
 def clips_by_norm(optimizer: Optimizer, clip: Mapping[str, float] | None) -> bool:
-    """Whether the step clips by a norm that the caller has not passed."""
+    """Return True if the step clips by a norm that the caller has not passed."""
     given = clip or {}
     needs = "max_norm" in given or optimizer.get("max_grad_norm") is not None
     return needs and "total_norm" not in given

@@ -19,13 +19,14 @@ NonFinite = Literal["error", "skip", "propagate"]
 
 
 class Reply(TypedDict, total=False):
-    """The results in a step's reply, if they differ from the default."""
+    """What the reply to a step contains. A missing field means its default."""
 
-    #: Unchanged; rounded to bfloat16 (to nearest even), except float64; or omitted.
+    #: ``"same"`` returns the new parameters unchanged. ``"bf16"`` rounds all but
+    #: float64 to bfloat16 (to nearest even). ``"none"`` omits them.
     params: Literal["same", "bf16", "none"]
-    #: Unchanged, or omitted: then only the server has the state. Requires ``cache``.
+    #: ``"none"`` omits the new state: only the server has it. Requires ``cache``.
     state: Literal["same", "none"]
-    #: Whether the server caches the new parameters and state, if it has a cache.
+    #: True asks the server to cache the new parameters and state, if it has a cache.
     cache: bool
 
 
@@ -36,28 +37,29 @@ class StepOptions(TypedDict, total=False):
     groups: Groups | None
     #: A learning-rate schedule, evaluated at each tensor's own step count.
     schedule: Schedule | None
-    #: ``{"max_norm": 1.0}`` or ``{"max_value": 0.5}``, after the loss scale.
-    #: ``total_norm`` is the norm over all gradients, if this call holds only some.
+    #: ``{"max_norm": 1.0}`` or ``{"max_value": 0.5}``, applied after the loss scale. A
+    #: call that holds only some of the gradients passes the norm over all as
+    #: ``total_norm``.
     clip: Mapping[str, float] | None
-    #: The divisor of the gradients.
+    #: The server divides the gradients by this number.
     loss_scale: float | None
-    #: What a NaN or an infinity in a gradient does.
+    #: How the server treats a NaN or an infinity in a gradient.
     non_finite: NonFinite | None
-    #: Whether another call of the same step has NaN or infinity in its gradients.
+    #: True if the gradients of another call of the same step contain NaN or infinity.
     others_non_finite: bool | None
     #: Statistics in the result: none, over all tensors, or of each tensor as well.
     stats: Literal["none", "global", "tensor"] | None
-    #: Whether the state keeps a float32 copy of each bfloat16 and float16 parameter.
+    #: True keeps a float32 copy of each bfloat16 and float16 parameter in the state.
     master_weights: bool | None
     #: ``{"seed": 1}`` rounds bfloat16 parameters stochastically.
     stochastic_rounding: Mapping[str, int] | None
-    #: The results in the reply.
+    #: What the reply contains.
     reply: Reply | None
-    #: ``cached`` of an earlier result; the client does not send what it names.
+    #: ``cached`` of an earlier result; the client does not send the blobs that it
+    #: names.
     cached: Cached | None
 
 
-#: The names of the options.
 STEP_OPTIONS = sorted(StepOptions.__optional_keys__)
 
 
@@ -72,6 +74,6 @@ def step_options(given: Mapping[str, Any]) -> StepOptions:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return a hint with the nearest known name, for an error about an unknown one."""
+    """Return a hint with the nearest known name, for an error about an unknown name."""
     near = difflib.get_close_matches(name, known, 1)
     return f"; the nearest is {near[0]}" if near else ""

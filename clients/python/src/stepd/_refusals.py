@@ -1,4 +1,4 @@
-"""Merges errors and warnings of several calls into those of one call."""
+"""Merges the errors and warnings of several calls into those of one call."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 
 from ._error_table import NonFiniteGradient
 
-#: How many tensors a server names in an error or a warning.
+#: A server names at most this many tensors in an error or a warning.
 _NAMED_TENSORS = 8
 
-#: The server's list of tensors in a sentence: "a" (1 value), "b" (2 values) and 3 more
+#: The list of tensors in a server's sentence: "a" (1 value), "b" (2 values) and 3 more
 #: tensors. Names are JSON strings.
 _LISTED = r'"(?:[^"\\]|\\.)*" \(\d+ values?\)'
 _LISTING = re.compile(
@@ -23,9 +23,9 @@ _LISTING = re.compile(
 
 
 def joined_sentences(sentences: Iterable[str]) -> list[str]:
-    """Remove duplicates and sort by text, as one call would.
+    """Remove duplicates and sort by text, as the server does for one call.
 
-    Sentences that differ only in their tensors are merged.
+    Sentences that differ only in their tensors become one sentence.
     """
     listings: dict[tuple[str, str], list[str]] = {}
     more: dict[tuple[str, str], int] = {}
@@ -53,9 +53,10 @@ def _name_in(entry: str) -> str:
 
 
 def joined_refusal(refusals: Sequence[NonFiniteGradient]) -> NonFiniteGradient:
-    """Return the error of one call with all the tensors that several calls refused.
+    """Return one error that names the tensors of all the refused calls.
 
-    Calls whose own gradients are finite refuse because of others, and name no tensors.
+    A call may be refused because of another call's gradients. Its error names no
+    tensors, and counts only if no error names any.
     """
     refusals = [error for error in refusals if error.tensors] or refusals[:1]
     first = refusals[0]
@@ -68,7 +69,8 @@ def joined_refusal(refusals: Sequence[NonFiniteGradient]) -> NonFiniteGradient:
         {
             **first.problem(),
             "tensors": sorted(tensors, key=str.encode)[:_NAMED_TENSORS],
-            # The server truncates long texts per call; the first call's text is used.
+            # The server truncates a long text in each call, so the first call's text is
+            # used.
             **{member: joined_sentences(each)[0] for member, each in texts.items()},
         }
     )

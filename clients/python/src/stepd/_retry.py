@@ -16,17 +16,17 @@ T = TypeVar("T")
 
 logger = logging.getLogger("stepd")
 
-#: Statuses after which the same call may succeed.
+#: After one of these statuses, the same call may succeed.
 RETRYABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
 
-#: Longest wait, in seconds, between attempts while connections are refused.
+#: While connections are refused, the client waits at most this many seconds.
 _LONGEST_REFUSED_PAUSE = 1.0
 
 
 def is_retryable(error: StepdError) -> bool:
-    """Whether the same server may accept the same call later.
+    """Return whether the same server may accept the same call later.
 
-    A step is a pure function, so a retry is always safe.
+    A retry is always safe, because a step is a pure function.
     """
     if isinstance(error, TransportError):
         return error.status is None or error.status in RETRYABLE_STATUSES
@@ -34,9 +34,9 @@ def is_retryable(error: StepdError) -> bool:
 
 
 def is_server_fault(error: StepdError) -> bool:
-    """Whether the error lies with the server, so that another may accept the call.
+    """Return whether another server may accept the call, because this one is at fault.
 
-    This includes every reply that is not stepd's, such as another service's 404.
+    Every reply that is not stepd's, such as another service's 404, is such a fault.
     """
     if isinstance(error, TransportError):
         return True
@@ -44,19 +44,20 @@ def is_server_fault(error: StepdError) -> bool:
 
 
 def is_refused(error: StepdError) -> bool:
-    """Whether nothing listens at the address, as during a restart."""
+    """Return whether nothing listens at the address, as during a restart."""
     return isinstance(error, ConnectError) and error.refused
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How often to retry a call, and how long to wait before.
+    """The number of retries of a call, and the waits between the attempts.
 
     The wait doubles from ``first`` to ``longest`` seconds, minus a random part of up to
-    a half. The server's Retry-After is the least wait, up to ``longest_asked`` seconds.
+    a half. The client waits at least the server's Retry-After, but at most
+    ``longest_asked`` seconds.
 
-    Refused connections do not count as attempts: for ``refused`` seconds they are
-    retried at least once a second, to bridge a restart of the server.
+    Refused connections do not count as attempts. For ``refused`` seconds the client
+    retries them at least once a second, to bridge a restart of the server.
     """
 
     attempts: int = 4
@@ -76,7 +77,7 @@ class Retry:
                 )
 
     def pause(self, attempt: int, error: StepdError) -> float | None:
-        """Seconds to wait after attempt number ``attempt``, from 0; None to give up."""
+        """Return the seconds to wait after attempt number ``attempt``; None: stop."""
         if attempt >= self.attempts:
             return None
         pause = _exponential(self.first, attempt, self.longest)
@@ -120,7 +121,7 @@ class Backoff:
         self._refused_until = 0.0
 
     def delay_after(self, error: StepdError) -> float | None:
-        """Seconds until the next attempt; None to give up."""
+        """Return the seconds until the next attempt; None to give up."""
         now = monotonic()
         if is_refused(error):
             pause = self._refused_delay(now)
@@ -149,10 +150,10 @@ class Backoff:
 
 
 class Attempts(Generic[T]):
-    """The attempts of one call, which may change what is sent."""
+    """The attempts of one call. The call to send may change between attempts."""
 
     def __init__(self, call: Call[T], backoff: Backoff) -> None:
-        #: What to send next.
+        #: The call to send next.
         self.call = call
         self._backoff = backoff
 

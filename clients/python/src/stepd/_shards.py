@@ -1,4 +1,4 @@
-"""A step split over several calls, connections and replicas, with one call's result."""
+"""A step split into several calls to several replicas. The result has the same bits."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ T = TypeVar("T")
 
 MIB = 2**20
 
-#: Cool-down in seconds of a replica after a failure, while there are others. It
-#: doubles with each failure in a row.
+#: A replica that fails is avoided for this many seconds while other replicas work. The
+#: cool-down doubles with each failure in a row.
 _FIRST_COOL_DOWN = 1.0
 _LONGEST_COOL_DOWN = 60.0
 
@@ -63,15 +63,15 @@ _LONGEST_COOL_DOWN = 60.0
 class ShardedClient:
     """Splits a step over several servers. The result has the same bits as one call.
 
-    ``urls`` are interchangeable replicas. Tensors are packed in their order into calls
-    of about ``request_bytes`` (parameters, gradients and state together; a larger
-    tensor gets its own call), and ``connections`` calls run at once.
+    ``urls`` are interchangeable replicas. The client packs the tensors, in their order,
+    into calls of about ``request_bytes`` (parameters, gradients and state together; a
+    larger tensor gets its own call). ``connections`` calls run at once.
 
-    A call that fails, unless the call itself is wrong, goes to another replica at once.
+    A call that fails goes to another replica at once, unless the call itself is wrong.
     When all replicas have failed, the client waits. ``retries`` limits the rounds after
-    the first, not counting rounds in which every replica refused the connection. A
-    failed replica is avoided for a cool-down of 1 s, doubled with each failure in a
-    row, up to 60 s. The other arguments are those of :class:`Client`. Safe to share
+    the first, not counting rounds in which every replica refused the connection. The
+    client avoids a failed replica for a cool-down of 1 s, doubled with each failure in
+    a row, up to 60 s. The other arguments are those of :class:`Client`. Safe to share
     between threads.
     """
 
@@ -117,7 +117,8 @@ class ShardedClient:
             for url in urls
         ]
         if shared_dir is not None:
-            # One folder for all, so that a result of one replica can go to another.
+            # All replicas share one folder, so that the result of one can go to
+            # another.
             shared = SharedFolder(shared_dir)
             for replica in self._replicas:
                 replica.client._shared = shared
@@ -141,7 +142,7 @@ class ShardedClient:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy gets its own connections and threads.
+        # A copied or unpickled client opens its own connections and threads.
         return self._again, ()
 
     def close(self) -> None:
@@ -161,15 +162,15 @@ class ShardedClient:
         timeout: float | Timeout | None = None,
         **options: Unpack[StepOptions],
     ) -> StepResult:
-        """Run one step: the result of :meth:`Client.step`, and its errors.
+        """Run one step, with the result and the errors of :meth:`Client.step`.
 
         Clipping by the norm over all gradients, LAMB's ``max_grad_norm`` and
-        ``non_finite="skip"`` take a round of ``norms`` first. There are no statistics,
-        because the server computes them per call.
+        ``non_finite="skip"`` take a round of ``norms`` first. The result has no
+        statistics, because the server computes statistics per call.
 
-        ``cached`` is that of an earlier result of a ShardedClient. The tensors are
-        packed as they were then, and each call goes first to the server that has its
-        blobs. Any other server receives ``params`` and ``state``.
+        ``cached`` is the attribute ``cached`` of an earlier result of a ShardedClient.
+        Tensors are packed as for that result, and each call goes first to the server
+        that cached its blobs. Any other server receives ``params`` and ``state``.
         """
         span = self._span(timeout)
         options = step_options(options)
@@ -194,7 +195,8 @@ class ShardedClient:
         known: dict[str, TensorInfo] = {}
         for shard in shards:
             known.update(shard.tensors)
-        # A gradient or state without a parameter joins the first call, to be refused.
+        # The first call takes every gradient and state without a parameter: the server
+        # then names them in its error.
         shards[0].unmatched += sorted(grads.keys() - known.keys())
         if state is not None:
             shards[0].unmatched += [name for name in state.steps if name not in known]
@@ -230,8 +232,8 @@ class ShardedClient:
         answers = self._each(shards, call, span)
         results = [result for result, _ in answers]
         skipped = any(result.skipped for result in results)
-        # A shard without gradients warns about that, which is wrong for a step that
-        # has some in other shards.
+        # A shard without gradients warns that there are none. The warning is wrong if
+        # other shards have gradients.
         warnings = itertools.chain.from_iterable(
             result.warnings
             for shard, result in zip(shards, results, strict=True)
@@ -246,7 +248,7 @@ class ShardedClient:
             counts = [tensors[name].step for name in tensors if name in grads]
             return max(counts, default=-1), results[place].step
 
-        # The learning rate is that of the tensor with the most steps.
+        # The result's learning rate is that of the tensor with the most steps.
         leader = results[max(range(len(shards)), key=steps)]
         kept = tuple(
             CachedShard(
@@ -275,7 +277,7 @@ class ShardedClient:
         master_weights: bool | None = None,
         timeout: float | Timeout | None = None,
     ) -> State:
-        """Return the state before the first step, as :meth:`Client.init`."""
+        """Return the state before the first step, as :meth:`Client.init` does."""
         span = self._span(timeout)
         require_arrays("params", params)
 
@@ -299,7 +301,7 @@ class ShardedClient:
         loss_scale: float | None = None,
         timeout: float | Timeout | None = None,
     ) -> NormsResult:
-        """Return the sums of squares and the norm over all, as :meth:`Client.norms`."""
+        """Return the sums of squares and the norm over all: :meth:`Client.norms`."""
         require_arrays("grads", grads)
         if params is not None:
             require_arrays("params", params)
@@ -318,7 +320,7 @@ class ShardedClient:
         return NormsResult(tensors, total_norm(tensors), said)
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Return formula, references, hyperparameters, slots and cost."""
+        """Return an optimizer's formula, papers, hyperparameters, slots and cost."""
         span = self._span(None)
         return self._try_replicas(
             lambda client: client.describe(name, timeout=span.remaining()), span
@@ -340,8 +342,9 @@ class ShardedClient:
         def call(shard: _Shard) -> Callable[[Client], NormsResult]:
             own = _only(grads, shard.names)
             given: dict[str, Array] | None = _only(params or {}, list(own))
-            # The parameter's dtype decides the arithmetic, so parameters are sent only
-            # if just one of a pair is float64.
+            # The server computes in the wider dtype of a parameter and its gradient. So
+            # the call sends parameters only if one of such a pair is float64 and the
+            # other is not.
             if not of_params and not differ_in_arithmetic(given or {}, own):
                 given = None
             return lambda client: client.norms(
@@ -381,8 +384,8 @@ class ShardedClient:
     ) -> list[T]:
         """Run a call for each shard, several at once. Raises the first shard's error.
 
-        Errors about non-finite gradients are merged instead: one call checks for them
-        last, and names all such tensors.
+        Errors about non-finite gradients are merged into one error that names all such
+        tensors, because a single call also checks gradients last.
         """
 
         if self._is_closed:
@@ -415,8 +418,8 @@ class ShardedClient:
     ) -> T:
         """Try the replicas until one answers. Raises at once if the call is wrong.
 
-        ``home`` comes first unless it is cooling down. After BlobMissing the next
-        replica is tried, which may have the blob.
+        ``home`` comes first unless it is cooling down. After BlobMissing, the next
+        replica is tried, because it may have the blob.
         """
         backoff = Backoff(self._retry, "every stepd replica", span.end)
         while True:
@@ -425,7 +428,7 @@ class ShardedClient:
             while len(tried) < len(self._replicas):
                 with self._lock:
                     left = [one for one in self._replicas if one not in tried]
-                    replica = min(left, key=lambda one: one.load(home))
+                    replica = min(left, key=lambda one: one.sort_key(home))
                     replica.calls += 1
                     replica.turn = next(self._turns)
                     failed_before = replica.failures
@@ -438,7 +441,7 @@ class ShardedClient:
                         if is_server_fault(error):
                             replica.start_cool_down(failed_before + 1)
                         else:
-                            # A refusal of the call shows that it works.
+                            # A replica that refuses a call is working.
                             replica.recover()
                     if not is_server_fault(error) and not isinstance(
                         error, BlobMissing
@@ -462,14 +465,14 @@ class ShardedClient:
 
 @dataclass
 class _Shard:
-    """One call of a step."""
+    """One of the calls that make up a step."""
 
-    #: The parameters, in their order.
+    #: The parameters of this call, in the order of the call.
     tensors: dict[str, TensorInfo]
-    #: What the server at ``url`` has cached of them and of their state.
+    #: Digests of the parameters and state that the server at ``url`` has cached.
     cached: Cached | None = None
     url: str | None = None
-    #: Gradients and parts of the state without a parameter.
+    #: Gradients, and entries of the state, that belong to no parameter.
     unmatched: list[str] = field(default_factory=list)
 
     @property
@@ -515,12 +518,12 @@ class _Replica:
         self.client = client
         self.calls = 0
         self.turn = 0
-        #: Failures in a row.
+        #: The number of failures in a row.
         self.failures = 0
         self.cool_down_until = 0.0
 
-    def load(self, home: str | None) -> tuple[float, bool, int, int]:
-        """Sort key, lowest first: cool-down, not home, calls in progress, last use."""
+    def sort_key(self, home: str | None) -> tuple[float, bool, int, int]:
+        """Return the sort key: cool-down, other than home, calls in progress, turn."""
         cool_down = self.cool_down_until if self.cool_down_until > monotonic() else 0.0
         return cool_down, self.client.url != home, self.calls, self.turn
 
@@ -536,7 +539,7 @@ class _Replica:
 
 
 def _retry_after(error: StepdError) -> float:
-    """Return the server's Retry-After in seconds; infinity if it gave none."""
+    """Return the server's Retry-After in seconds; infinity if the error has none."""
     retry_after: float | None = getattr(error, "retry_after", None)
     return math.inf if retry_after is None else retry_after
 

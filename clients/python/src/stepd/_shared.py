@@ -1,8 +1,8 @@
 """A folder that the client shares with a server on its host, for instance in /dev/shm.
 
-The client writes its blobs to files there, and the server writes results to others;
-only their places go over the connection. Files are mapped into memory, and are reused
-when nothing views them any more.
+The client writes its blobs to files in the folder, and the server writes results to
+other files there. The connection carries only file names, offsets and lengths. Files
+are mapped into memory. A file is reused as soon as no array views it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from ._wire import Blob
 #: Smaller blobs go over the connection, which is as fast.
 SHARED_BYTES = 65536
 
-#: Smaller parts are compared by value, because an equal copy may be in other memory.
+#: Parts below this size are compared by value, because an equal copy may be elsewhere.
 _COMPARED_BYTES = 4096
 
-#: Files grow in whole pages, as the file system allocates them.
+#: The file system allocates whole pages, so the sizes of files are whole pages.
 _PAGE_BYTES = 4096
 
 
 class SharedFile(Region):
-    """A file of the folder, which is removed when nothing needs it, or at exit."""
+    """A file of the folder. Removed at garbage collection or process exit."""
 
     def __init__(self, folder: str, nbytes: int) -> None:
-        # An unguessable name, because whoever knows it could write to the file.
+        # The name is unguessable, because any process that knows it could write to the
+        # file.
         self.name = f"stepd-{secrets.token_hex(16)}"
         path = os.path.join(folder, self.name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
@@ -43,7 +44,8 @@ class SharedFile(Region):
         self.remove = weakref.finalize(self, _remove, path, self.pid)
         try:
             size = -(-nbytes // _PAGE_BYTES) * _PAGE_BYTES
-            # Allocate now: touching unbacked memory later would end the process.
+            # Allocate now, because the first write to an unallocated page of a full
+            # file system ends the process.
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, 0, size)
             else:
@@ -60,16 +62,16 @@ class SharedFile(Region):
 
 
 def _remove(path: str, pid: int) -> None:
-    # A forked child does not own its parent's files.
+    # A forked child must not remove its parent's files.
     if os.getpid() == pid:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
 
 class Place(dict[str, Any]):
-    """A range of a file in the folder, in the wire's form.
+    """A range of a file in the folder: file, offset and length, as on the wire.
 
-    ``parts`` are views of it; while any of them lives, the file is not reused.
+    ``parts`` are views of the file. While any of them lives, the file is not reused.
     """
 
     def __init__(self, file: SharedFile, offset: int, parts: list[memoryview]) -> None:
@@ -79,7 +81,7 @@ class Place(dict[str, Any]):
         self._parts = parts
 
     def written(self, reply: Any) -> memoryview:
-        """Return the written bytes. Raises ValueError for another place."""
+        """Return the written bytes. Raises ValueError if the reply names other bytes."""
         if reply["file"] != self["file"] or reply["offset"] != self["offset"]:
             raise ValueError(f"expected bytes in {self['file']}, found {reply!r}")
         # The reply shows that the server has finished with the file.
@@ -88,7 +90,7 @@ class Place(dict[str, Any]):
 
 
 class SharedFolder(Pool):
-    """The files in one folder.
+    """The files that this client keeps in one folder.
 
     Raises OSError if the folder is missing or not writable.
     """
@@ -130,10 +132,10 @@ class SharedFolder(Pool):
         return Place(file, 0, [memory])
 
     def target(self, nbytes: int) -> Place | None:
-        """Reserve a place for a result of ``nbytes``; None if it is small.
+        """Reserve a place for a result of ``nbytes``. Returns None for a small result.
 
-        The file is reused only after a reply reports it: after a lost reply, the server
-        may still write to it. Raises OSError if the folder is full.
+        The file is reused only after a reply names it: if a reply is lost, the server
+        may still write to the file. Raises OSError if the folder is full.
         """
         if nbytes < SHARED_BYTES:
             return None
@@ -152,13 +154,13 @@ class SharedFolder(Pool):
         return file
 
     def _own(self) -> list[SharedFile]:
-        """Return the existing files that this process has made."""
+        """Return the files that this process has made and not removed."""
         files = [reference() for reference in self._files.valuerefs()]
         pid = os.getpid()
         return [file for file in files if file is not None and file.pid == pid]
 
     def _found(self, blob: Blob) -> Place | None:
-        """Return the place of a blob that already lies in a file; None otherwise."""
+        """Return the place of a blob that already lies in a file, else None."""
         parts = blob.parts
         largest = max(range(len(parts)), key=lambda i: parts[i].nbytes)
         before = sum(part.nbytes for part in parts[:largest])
@@ -172,7 +174,7 @@ class SharedFolder(Pool):
 
 
 def _holds(memory: memoryview, blob: Blob) -> bool:
-    """Whether memory starts with a blob's bytes. Large parts must lie in it."""
+    """Return whether memory starts with a blob's bytes; large parts as views."""
     start = 0
     for index, part in enumerate(blob.parts):
         there = memory[start : (start := start + part.nbytes)]

@@ -25,15 +25,15 @@ Source = bytes | bytearray | memoryview
 
 
 class State(Mapping[str, Array]):
-    """An optimizer's state: part of a step's result, and input of the next step.
+    """An optimizer's state: a result of each step, and an input of the next step.
 
-    A read-only mapping. ``<slot>/<parameter>`` is an array of the parameter's shape in
-    float32, or float64 for float64 parameters; ``step/<parameter>`` is an int64 scalar.
-    The arrays are views of the file's bytes.
+    The state is a read-only mapping. ``<slot>/<parameter>`` is an array of the
+    parameter's shape in float32, or float64 for float64 parameters;
+    ``step/<parameter>`` is an int64 scalar. The arrays are views of the file's bytes.
     """
 
     def __init__(self, file: Source) -> None:
-        """Parse a file's bytes, without a copy. Raises ValueError if not a state."""
+        """Parse a state's file, without a copy. Raises ValueError for other bytes."""
         try:
             view = memoryview(file).cast("B")
         except TypeError:
@@ -52,19 +52,20 @@ class State(Mapping[str, Array]):
 
     @classmethod
     def of_server(cls, file: memoryview) -> State:
-        """Return the state of a reply, whose bytes are sent back unchanged."""
+        """Return the state in a reply. The next step sends the same bytes back."""
         state = cls(file)
         state._file = file
         return state
 
     @functools.cached_property
     def _entries(self) -> dict[str, Tensor]:
-        # Built only on demand, because the next step sends the file unchanged.
+        # The dict is built only on demand, because the next step sends the file
+        # unchanged.
         assert self._opened is not None
         return dict(tensors_in(*self._opened))
 
     def _items(self) -> Iterable[tuple[str, Tensor]]:
-        """Iterate over all entries. Does not build a dict of them."""
+        """Iterate over all entries, without a dict of them."""
         if self._opened is None or "_entries" in vars(self):
             return self._entries.items()
         return tensors_in(*self._opened)
@@ -92,7 +93,7 @@ class State(Mapping[str, Array]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> State:
-        """Read a .safetensors file. Raises OSError, or ValueError if not a state."""
+        """Read a state's .safetensors file. Raises OSError or ValueError."""
         with open(path, "rb") as file:
             return cls(file.read())
 
@@ -120,22 +121,22 @@ class State(Mapping[str, Array]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all entries, without the header."""
+        """The number of bytes of all entries, without the header."""
         return sum(tensor.data.nbytes for _, tensor in self._items())
 
     @property
     def optimizer(self) -> str:
-        """Name of the optimizer that wrote the state."""
+        """The name of the optimizer that wrote the state."""
         return self._metadata["optimizer"]
 
     @property
     def revision(self) -> int:
-        """Revision of that optimizer's arithmetic."""
+        """The revision of that optimizer's arithmetic."""
         return int(self._metadata["revision"])
 
     @property
     def steps(self) -> dict[str, int]:
-        """Steps taken, by parameter."""
+        """The number of steps taken, by parameter."""
         return {
             name: int.from_bytes(tensor.data, "little", signed=True)
             for slot, name, tensor in self.entries()
@@ -144,7 +145,7 @@ class State(Mapping[str, Array]):
 
     @property
     def slots(self) -> dict[str, dict[str, Array]]:
-        """Return the arrays by slot, then by parameter; without the steps."""
+        """Return the arrays by slot, then by parameter. The steps are not included."""
         slots: dict[str, dict[str, Array]] = {}
         for slot, name, tensor in self.entries():
             if slot != STEP:
@@ -174,9 +175,9 @@ class State(Mapping[str, Array]):
 
     @classmethod
     def join(cls, states: Iterable[State]) -> State:
-        """Merge states of different parameters, into the bytes a server would write.
+        """Merge states of different parameters, as a server would write them.
 
-        Raises ValueError without a state.
+        Raises ValueError if there are no states.
         """
         states = list(states)
         if not states:

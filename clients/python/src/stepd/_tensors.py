@@ -1,7 +1,7 @@
-"""Arrays as safetensors files and back, without copies.
+"""Conversion of arrays to safetensors files and back, without copies.
 
-A file is sent as a short header and memory views of the arrays. A received file is
-one buffer, and its arrays are views of it.
+The client sends a file as a short header and memory views of the arrays. A received
+file is one buffer, and its arrays are views of that buffer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ bfloat16: np.dtype[Any] = (
     else np.dtype(_bfloat16)
 )
 
-#: By safetensors name, in the order of a canonical file.
+#: The dtypes by safetensors name, in the order of a canonical file.
 _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
@@ -46,7 +46,7 @@ _MAX_HEADER_BYTES = 100_000_000
 
 
 class Tensor(NamedTuple):
-    """A tensor in a file: safetensors dtype, shape, bytes."""
+    """A tensor in a file: safetensors dtype, shape and bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -59,17 +59,18 @@ _WIRE: dict[Any, str] = {_DTYPES[name]: name for name in ("F64", "F32", "F16")}
 #: Smaller arrays are copied into one part, which costs less than a view of each.
 _COPIED_BYTES = 4096
 
-#: Names that no tensor may have: safetensors reserves the first, and the server
-#: refuses the second, which JavaScript reserves.
+#: No tensor may have one of these names: safetensors reserves the first, and the server
+#: refuses the second, because it is special in JavaScript.
 RESERVED_NAMES = frozenset({"__metadata__", "__proto__"})
 
 
-#: Types that numpy would convert to an array of a dtype that the caller did not choose.
+#: numpy would convert these types to an array of a dtype that the caller did not
+#: choose.
 _NO_ARRAYS = (list, tuple, dict, set, str, bytes, int, float, complex)
 
 
 def tensor_of(name: str, array: Any) -> Tensor:
-    """Return an array as a Tensor, a view if it is contiguous and little-endian.
+    """Return an array as a Tensor: a view if it is contiguous and little-endian.
 
     Raises TypeError for a dtype other than float16, bfloat16, float32 and float64.
     """
@@ -109,12 +110,12 @@ def _sendable(name: str, array: Any) -> tuple[str, Array]:
         raise TypeError(
             f"{name}: expected float16, bfloat16, float32 or float64, found {dtype}"
         )
-    # Reshaped, because ascontiguousarray turns a scalar into a 1-d array.
+    # ascontiguousarray turns a scalar into a 1-d array; reshape restores the scalar.
     return wire, np.ascontiguousarray(array).reshape(array.shape)
 
 
 def refuse_masked(name: str, array: Any) -> None:
-    """Raise TypeError for a masked array, whose mask would be lost."""
+    """Raise TypeError for a masked array, because a file cannot hold the mask."""
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(
             f"{name}: expected an array without a mask, found a masked array; "
@@ -146,7 +147,7 @@ def scalar(dtype: str, value: float) -> Tensor:
 
 
 def array_of(tensor: Tensor) -> Array:
-    """Return the array of a tensor, a view of its bytes."""
+    """Return a tensor's array, which is a view of the tensor's bytes."""
     array: Array = np.ndarray(tensor.shape, _DTYPES[tensor.dtype], tensor.data)
     return array
 
@@ -176,8 +177,8 @@ def file_parts(
 def arrays_parts(field: str, arrays: Mapping[str, Any]) -> list[memoryview]:
     """Return a safetensors file of arrays in parts; large arrays are views.
 
-    Wide dtypes come first, so that all are aligned. Raises TypeError for an array that
-    cannot be sent.
+    Wide dtypes come first, so that every array is aligned. Raises TypeError for an
+    array that cannot be sent.
     """
     if not isinstance(arrays, Mapping):
         found = type(arrays).__name__
@@ -212,7 +213,7 @@ def arrays_parts(field: str, arrays: Mapping[str, Any]) -> list[memoryview]:
 class _HeaderText:
     """The header of a file, built as text.
 
-    A dict and lists per tensor would cost more than the step for many small tensors,
+    For many small tensors, a dict and lists per tensor would cost more than the step,
     above all in the garbage collector.
     """
 
@@ -232,13 +233,13 @@ class _HeaderText:
         )
 
     def start(self) -> memoryview:
-        """Return the file's length field and header."""
+        """Return the length field and the header of the file."""
         text = f"{{{','.join(self._entries)}}}".encode()
         padded = text.ljust(math.ceil(len(text) / _ALIGNMENT) * _ALIGNMENT)
         return memoryview(len(padded).to_bytes(_LENGTH_BYTES, "little") + padded)
 
 
-#: Encodes a name as a JSON string, with the fewest escapes.
+#: This function encodes a name as a JSON string, with the fewest escapes.
 _quoted = json.encoder.encode_basestring
 
 
@@ -256,7 +257,7 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A parsed header. It is cached, so it must not be changed."""
+    """A parsed header. Callers share it through a cache, and must not change it."""
 
     metadata: dict[str, str]
     entries: dict[str, Entry]
@@ -268,13 +269,13 @@ _CACHED_HEADER_BYTES = 2**21
 
 @functools.lru_cache(maxsize=32)
 def _cached_header(text: bytes) -> Header:
-    """Parse a header, and cache it, because it stays the same from step to step."""
+    """Parse and cache a header. The header stays the same from step to step."""
     return _read_header(text)
 
 
 def _read_header(text: bytes) -> Header:
     try:
-        # The format's own library accepts sizes only as digits: no 2.0, 2e0 or -0.
+        # safetensors itself accepts a size only as digits: no 2.0, 2e0 or -0.
         count = _count if b"-" in text else int
         header: dict[str, Any] = json.loads(text, parse_float=_count, parse_int=count)
         metadata: dict[str, str] = header.pop("__metadata__", {})
@@ -316,7 +317,7 @@ def read_file(file: memoryview) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def tensors_in(header: Header, data: memoryview) -> Iterator[tuple[str, Tensor]]:
-    """Iterate over names and tensors of a file, which are views of its data."""
+    """Iterate over a file's names and tensors. The tensors are views of the data."""
     for name, (dtype, shape, begin, end) in header.entries.items():
         yield name, Tensor(dtype, shape, data[begin:end])
 
@@ -341,7 +342,7 @@ def _entry(name: str, entry: Mapping[str, Any]) -> Entry:
 
 
 def arrays_of(file: memoryview, names: Sequence[str] | None) -> dict[str, Array]:
-    """Return a file's arrays, in the order of ``names`` or its own, as views of it."""
+    """Return a file's arrays as views, in the order of ``names`` or of the file."""
     header, data = open_file(file)
     arrays: dict[str, Array] = {}
     for name in header.entries if names is None else names:

@@ -10,11 +10,11 @@ from time import monotonic
 
 @dataclass(frozen=True)
 class Timeout:
-    """Limits in seconds; None is no limit.
+    """Time limits in seconds. None means no limit.
 
-    ``connect`` limits the connection, ``read`` the wait for the next bytes, ``total``
-    one attempt up to the last byte of its reply, and ``deadline`` the whole call with
-    all attempts and the waits between them.
+    ``connect`` limits the time to connect, ``read`` the wait for the next bytes,
+    ``total`` one attempt up to the last byte of its reply, and ``deadline`` the whole
+    call with all attempts and the waits between them.
     """
 
     connect: float | None = 5.0
@@ -49,7 +49,7 @@ DEFAULT_TIMEOUT = Timeout()
 
 
 def timeout_of(timeout: float | Timeout) -> Timeout:
-    """Return a Timeout; a number limits each attempt, and so each wait within it."""
+    """Return a Timeout. A number limits each attempt, and each wait within it."""
     if isinstance(timeout, Timeout):
         return timeout
     seconds = _seconds(timeout, "timeout")
@@ -58,7 +58,7 @@ def timeout_of(timeout: float | Timeout) -> Timeout:
 
 
 def time_left(end: float) -> float:
-    """Return the seconds until ``end``. Raises TimeoutError after it."""
+    """Return the seconds until ``end``. Raises TimeoutError if ``end`` has passed."""
     left = end - monotonic()
     if left <= 0:
         raise builtins.TimeoutError("the time of the call is over")
@@ -66,7 +66,7 @@ def time_left(end: float) -> float:
 
 
 class Span:
-    """The time of a call that makes several requests, from now on."""
+    """The clock of a call that makes several requests. It starts at construction."""
 
     def __init__(self, timeout: Timeout) -> None:
         self._timeout = timeout
@@ -76,12 +76,13 @@ class Span:
         """Return the limits of a request that starts now."""
         if self.end == math.inf:
             return self._timeout
-        # After the end, a tiny deadline lets the request itself raise the error.
+        # After the end, the deadline is tiny but positive, so that the request raises
+        # the TimeoutError.
         return replace(self._timeout, deadline=max(self.end - monotonic(), 1e-9))
 
 
 class Clock:
-    """The time of one attempt, from now on."""
+    """The clock of one attempt. It starts at construction."""
 
     def __init__(self, timeout: Timeout, end: float = math.inf) -> None:
         self._timeout = timeout

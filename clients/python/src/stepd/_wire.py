@@ -1,8 +1,8 @@
-"""MessagePack bodies, whose large blobs are never copied.
+"""MessagePack bodies. Large blobs are never copied.
 
 A request is a list of parts, in which blobs are views. A generator decodes the reply:
-it yields the buffer for the next bytes, so that each blob is received directly into
-its own memory. Large buffers come from a pool.
+it yields the buffer for the next bytes, so that each blob is received directly into its
+own memory. Large buffers come from a pool.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ MEDIA_TYPE = "application/vnd.msgpack"
 
 _MAX_BLOB = 2**32 - 1
 
-#: First bytes of a MessagePack map; no JSON text starts with any of them.
+#: A MessagePack map starts with one of these bytes; no JSON text does.
 _MAPS = [bytes([first]) for first in (*range(0x80, 0x90), 0xDE, 0xDF)]
 
 #: Parts below this size are joined: one send costs more than copying them.
 _JOIN_BYTES = 65536
 
-#: Bytes read ahead; a longer value that is not a blob reads more.
+#: The reader reads this many bytes ahead, or more if a value other than a blob is
+#: longer.
 _AHEAD_BYTES = 16384
 
 
 class Blob:
-    """Parts that are encoded as one bin value."""
+    """Several parts that are encoded as one bin value."""
 
     def __init__(self, parts: list[memoryview]) -> None:
         self.parts = parts
@@ -40,7 +41,7 @@ class Blob:
 
 
 def _to_msgpack(value: Any) -> Any:
-    """Convert a type that MessagePack lacks: numpy's scalars, other mappings."""
+    """Convert the types that MessagePack lacks: numpy scalars, other mappings."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -94,7 +95,7 @@ def problem_in(body: bytes) -> Any:
 
 
 def _joined(parts: list[memoryview]) -> list[memoryview]:
-    """Merge neighbouring small parts."""
+    """Merge small parts that follow one another."""
     result: list[memoryview] = []
     small = bytearray()
     for part in parts:
@@ -114,8 +115,8 @@ Reader = Generator[memoryview, int, dict[str, Any]]
 def decode(total: int, pool: Pool) -> Reader:
     """Decode a map of ``total`` bytes: yields buffers to fill, receives byte counts.
 
-    Its blobs are memory views, each of its own buffer, aligned for any dtype. Raises
-    ValueError for invalid bytes.
+    The blobs in the map are memory views. Each has its own buffer, aligned for any
+    dtype. Raises ValueError for invalid bytes.
     """
     reader = _ReadAhead(total, pool)
     value: Any
@@ -143,7 +144,7 @@ class _ReadAhead:
 
     @property
     def left(self) -> int:
-        """Bytes of the body that are not decoded yet."""
+        """The number of bytes of the body that are not decoded yet."""
         return self._unread + len(self._buffer)
 
     def _more(self, count: int) -> Generator[memoryview, int, None]:
@@ -179,7 +180,7 @@ class _ReadAhead:
         return int.from_bytes(self._take(1 + size)[1:], "big")
 
     def blob_length(self) -> Generator[memoryview, int, int | None]:
-        """Return the length of the next blob; None if the next value is no blob."""
+        """Return the next blob's length, or None if the next value is not a blob."""
         yield from self._more(1)
         size = {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(self._buffer[0])
         if size is None:
@@ -192,7 +193,7 @@ class _ReadAhead:
 
     def blob(self, length: int) -> Generator[memoryview, int, memoryview]:
         if length < POOLED_BYTES:
-            # Not a bytearray, which would be zeroed first.
+            # np.empty, unlike bytearray, does not write zeros first.
             blob = np.empty(length, np.uint8).data
         else:
             blob, _ = self._pool.take(length)
@@ -207,7 +208,8 @@ class _ReadAhead:
         count = 1
         while True:
             yield from self._more(min(count, self.left) or 1)
-            # max_buffer_size also limits the lengths inside to that of the body.
+            # max_buffer_size also limits the lengths inside the value to that of the
+            # body.
             unpacker = msgpack.Unpacker(max_buffer_size=max(self.left, 1))
             unpacker.feed(self._buffer)
             try:

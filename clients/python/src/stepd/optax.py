@@ -29,7 +29,7 @@ from ._timeout import Timeout
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-#: Replaces a traced hyperparameter when only the shape of a state matters.
+#: This value replaces a traced hyperparameter when only a state's shape matters.
 _ANY_NUMBER = 0.5
 
 _shape: Any = jax.ShapeDtypeStruct
@@ -41,7 +41,7 @@ _COUNTS = ("zeros", "non_finite")
 class RemoteStats(NamedTuple):
     """Statistics of a step as arrays. After a skipped step the norms are NaN.
 
-    With ``stats="tensor"``, ``tensors`` holds the same by parameter, with
+    With ``stats="tensor"``, ``tensors`` holds the same statistics per parameter, and
     ``trust_ratio``: arrays in the order of ``jax.tree.leaves(params)``. Missing norms
     are NaN, missing counts 0.
     """
@@ -59,13 +59,13 @@ class RemoteStats(NamedTuple):
 class RemoteState(NamedTuple):
     """The state as a safetensors file, uint8[bytes] of constant length.
 
-    ``stepd.State(np.asarray(state.file))`` reads it. A file keeps int64 and float64
-    exactly, which jax arrays by default do not.
+    ``stepd.State(np.asarray(state.file))`` reads the file. A file keeps int64 and
+    float64 exactly, which jax arrays by default do not.
 
     ``order`` maps each leaf of the parameters to its name, as an index into the sorted
     names of the file, so that paths may change between ``init`` and ``update``. None
-    means that the paths are the names. ``stats`` are those of the last step, if
-    ``remote`` was asked for statistics.
+    means that the paths are the names. ``stats`` holds the last step's statistics, if
+    the caller requested statistics.
     """
 
     file: jax.Array
@@ -86,13 +86,13 @@ def remote(
     ``groups`` match them by their paths in the tree, such as ``layer/w``. ``update``
     needs ``params``. A parameter whose gradient is None does not change. The updates
     are the differences of new and old parameters, so ``optax.apply_updates`` gives the
-    new ones except for the last bits. Under ``vmap`` each entry is a separate step;
-    the calls follow one another.
+    new parameters except for the last bits. Under ``vmap`` each entry is a separate
+    step, and the calls run one after another.
 
     Numbers in ``optimizer`` and in the options may be jax arrays, even traced ones, as
     ``optax.inject_hyperparams`` makes them. The options are those of a step
-    (:class:`stepd.StepOptions`). With ``reply={"cache": True}``, ``cached`` is set
-    automatically. With ``stats`` the state holds those of the last step.
+    (:class:`stepd.StepOptions`). With ``reply={"cache": True}``, ``update`` sets
+    ``cached`` itself. With ``stats`` the state holds the last step's statistics.
 
     Raises TypeError for a client or a hyperparameter that cannot be used. ``init`` and
     ``update`` raise TypeError for leaves that are not arrays of floats, and ValueError
@@ -131,8 +131,9 @@ def remote(
 
         if not numbers:
             check(remote_client, fixed["optimizer"], fixed["options"])
-        # The length of the state depends on no value. Its content does with master
-        # weights, whose values may be traced.
+        # The length of the state depends on no value. The content depends on the
+        # parameters' values if there are master weights, and these values may be
+        # traced.
         zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
         alike = start([_ANY_NUMBER] * len(numbers), zeros)
         if numbers or masters:
@@ -141,7 +142,7 @@ def remote(
             )
         else:
             file = jnp.asarray(alike)
-        # Each name's index among the sorted names.
+        # Entry i of the order is the index of name i among the sorted names.
         order = jnp.asarray(np.argsort(np.argsort(names)), jnp.int32)
         empty = _stats(None, stats, len(names), []) if stats != "none" else None
         return RemoteState(file, order, jax.tree.map(jnp.asarray, empty))
@@ -216,9 +217,9 @@ def remote(
 
 
 def _call_or_callback(function: Callable[..., Any], shapes: Any, *given: Any) -> Any:
-    """Call a function of arrays, through a callback if one of them is traced.
+    """Call a function of arrays. If an array is traced, call it through a callback.
 
-    Otherwise the call is direct, because a callback prints every error's traceback.
+    The call is direct otherwise, because a callback prints every error's traceback.
     """
     if any(isinstance(one, jax.core.Tracer) for one in jax.tree.leaves(given)):
         return jax.pure_callback(function, shapes, *given, vmap_method="sequential")
@@ -227,14 +228,14 @@ def _call_or_callback(function: Callable[..., Any], shapes: Any, *given: Any) ->
 
 @functools.lru_cache(maxsize=8)
 def _client_of(url: str) -> Any:
-    """Return one client per URL, because inject_hyperparams calls ``remote`` often."""
+    """Return one client per URL: inject_hyperparams calls ``remote`` at every step."""
     return client_of(url)
 
 
 def _numbers(
     settings: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[Any], Callable[[Sequence[Any]], dict[str, Any]]]:
-    """Split settings into constants, traced numbers, and a function that joins them."""
+    """Split settings into constants, traced numbers, and a function that joins both."""
     traced: list[Any] = []
 
     def plain(value: Any, path: str) -> Any:
@@ -284,7 +285,7 @@ def _numbers(
 
 
 class _TracedIndex(NamedTuple):
-    """The index of a number that is traced."""
+    """The index of a traced number in the list of traced numbers."""
 
     place: int
 
@@ -335,7 +336,7 @@ def _float_array(name: str, leaf: Any) -> Any:
 def _gradients(
     given: Sequence[Any], names: Sequence[str], leaves: Sequence[Any]
 ) -> dict[int, Any]:
-    """Return the gradients that are not None, by index of their parameter."""
+    """Return the gradients that are not None, by the index of their parameter."""
     gradients: dict[int, Any] = {}
     for place, (gradient, name, leaf) in enumerate(
         zip(given, names, leaves, strict=True)
@@ -373,7 +374,7 @@ def _cached(
     )
     if same:
         return result.cached
-    # apply_updates may change parameters' last bits; then they are sent in full.
+    # apply_updates may change the last bits of parameters, which then are sent in full.
     return Cached(state=result.cached.state) if result.cached.state else None
 
 
@@ -384,7 +385,7 @@ def _bits(array: Array) -> Array:
 def _stats(
     result: StepResult | None, which: str, tensors: int, names: Sequence[str]
 ) -> RemoteStats:
-    """Return statistics as arrays: NaN and 0 if there is no result."""
+    """Return statistics as arrays. Without a result, norms are NaN and counts are 0."""
     real = np.dtype(jax.dtypes.canonicalize_dtype(float))
     count = np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
     whole = result.stats if result is not None else None

@@ -32,37 +32,38 @@ _DTYPES = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 _PLAIN = frozenset([torch.Tensor, torch.nn.Parameter])
 
-#: Optimizers whose step depends on the norm of a whole tensor.
+#: The step of these optimizers depends on the norm of a whole tensor.
 _NEEDS_WHOLE_TENSORS = frozenset(["lamb", "lars"])
 
-#: Stack level of the caller of :meth:`RemoteOptimizer.step`, past two torch wrappers.
+#: The stack level of the caller of :meth:`RemoteOptimizer.step`, past two torch
+#: wrappers.
 _CALLER_STACK_LEVEL = 4
 
 
 class RemoteOptimizer(torch.optim.Optimizer):
     """Any optimizer of a stepd server, as a :class:`torch.optim.Optimizer`.
 
-    ``params`` are what every torch optimizer accepts: tensors, pairs of name and
-    tensor, or groups, which may have their own hyperparameters. ``client`` is a
-    Client, a ShardedClient or a URL. ``name`` is the optimizer; its hyperparameters
-    have the names and defaults of ``client.describe(name)``. Learning rate schedulers
-    and closures work as with torch's optimizers.
+    ``params`` may be whatever a torch optimizer accepts: tensors, pairs of name and
+    tensor, or groups, which may have their own hyperparameters. ``client`` is a Client,
+    a ShardedClient or a URL. ``name`` is the optimizer; its hyperparameters have the
+    names and defaults of ``client.describe(name)``. Learning rate schedulers and
+    closures work as with torch's optimizers.
 
     The options of a step (:class:`stepd.StepOptions`: ``clip``, ``stats``,
-    ``loss_scale`` and so on) are keyword arguments too. ``options`` holds them, and may
-    be changed between steps. torch's parameter groups replace ``groups``. With
-    ``reply={"cache": True}``, ``cached`` is set automatically.
+    ``loss_scale`` and so on) are keyword arguments too. The attribute ``options`` holds
+    the options, and may be changed between steps. torch's parameter groups replace
+    ``groups``. With ``reply={"cache": True}``, the optimizer sets ``cached`` itself.
 
     ``state_dict`` is torch's: ``step`` (float32 scalar) and the slots under torch's
     names, so that states of Adam and AdamW load in both directions. Slots of bfloat16
     and float16 parameters are float32. Parameters on other devices are copied to the
-    CPU. Sparse gradients are converted to dense ones.
+    CPU. Sparse gradients are converted to dense gradients.
 
     Parameters may be DTensors (``fully_shard``, tensor parallel): each process steps
     its local shards, and the slots are DTensors. LAMB, LARS, ``caution``, ``stats`` and
     ``clip`` by ``max_norm`` need norms over all shards, and raise ValueError, as
-    ``non_finite="skip"`` does. ``stochastic_rounding`` draws by each element's index in
-    the local shard.
+    ``non_finite="skip"`` does. ``stochastic_rounding`` draws random bits by an
+    element's index in the local shard.
 
     Raises TypeError for a client, parameter or hyperparameter that cannot be used, and
     :class:`stepd.InvalidParams` for a value that the server refuses.
@@ -72,7 +73,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
     #: before the first step, and if no parameter had a gradient.
     last_result: StepResult | None = None
 
-    #: Whether the constructor has finished, so that further groups are additions.
+    #: True after the constructor: add_param_group then adds to an existing optimizer.
     _is_made = False
 
     def __init__(
@@ -114,7 +115,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._slots = frozenset([*described["slots"]["all"], _MASTER])
         self._known = frozenset(known)
         self._timeout = timeout
-        #: The options of each step. Changes apply from the next step on.
+        #: The options of each step. A change applies from the next step on.
         self.options: StepOptions = adapter_options(options)
         self._cached: _CachedResult | None = None
         defaults = {key: value.get("default") for key, value in known.items()}
@@ -167,7 +168,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             raise
 
     def _check(self) -> None:
-        """Raise at once what a step would raise, whatever the gradients are."""
+        """Raise at once the errors that a step would raise for any gradients."""
         optimizers = [self._hyperparameters(group) for group in self.param_groups]
         if any(_is_sharded(param) for param in self._params()):
             self._check_shards(optimizers)
@@ -177,7 +178,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         check(self._client, optimizer, self.options, groups)
 
     def _check_shards(self, optimizers: Sequence[Mapping[str, Any]]) -> None:
-        """Raise ValueError for a step that needs more of a DTensor than its shard."""
+        """Raise ValueError if the step needs more of a DTensor than the local shard."""
         options = self.options
         which = None
         if self._name in _NEEDS_WHOLE_TENSORS:
@@ -197,7 +198,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             raise ValueError(f"DTensors are stepped by local shards, but {which}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of this or of torch's optimizer, with its hyperparameters.
+        """Load a state of this optimizer or of torch's, with its hyperparameters.
 
         Raises ValueError, before anything has changed, if the slots differ.
         """
@@ -248,9 +249,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Step all parameters that have a gradient.
 
-        Warns if none has one, and passes on the server's warnings.
+        Warns if no parameter has a gradient, and passes on the server's warnings.
 
-        Raises :class:`stepd.StepdError`; then nothing has changed.
+        Raises :class:`stepd.StepdError`; then parameters and state are unchanged.
         """
         loss: float | None = None
         if closure is not None:
@@ -282,7 +283,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         for entry, optimizer in zip(groups[1:], optimizers[1:], strict=True):
             entry["optimizer"] = optimizer
         options = adapter_options(self.options)
-        # The first group applies to every tensor that no later group names.
+        # The server applies the first group to every tensor that no later group names.
         options["groups"] = groups[1:] or None
         params = {name: _array(_local(param)) for name, param in stepped.items()}
         if self._cached is not None and self._cached.fits(params, self.state, stepped):
@@ -312,8 +313,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def _names(self) -> Iterable[list[str]]:
         """Return the names by group: the caller's own, or numbers.
 
-        Numbers are used without names, if two groups share a name (torch allows it), if
-        a name contains * (a wildcard in groups), or if a file cannot hold a name.
+        Numbers replace names if there are none, if two groups share a name (torch
+        allows it), if a name contains * (a wildcard in groups), or if a file cannot
+        hold a name.
         """
         named = [group.get("param_names") for group in self.param_groups]
         everyone = [name for names in named for name in names or ["*"]]
@@ -327,7 +329,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def _hyperparameters(self, group: Mapping[str, Any]) -> dict[str, Any]:
         for flag in ("maximize", "decoupled_weight_decay"):
-            # torch's Adam with this flag is AdamW, which has its own name here.
+            # torch's Adam with decoupled_weight_decay is AdamW, which has its own name
+            # in stepd.
             means_it = flag == "maximize" or self._name == "adam"
             if group.get(flag) and flag not in self._known and means_it:
                 raise ValueError(f"{self._name} of stepd has no {flag}")
@@ -339,15 +342,17 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def _state_of(self, params: Mapping[str, torch.Tensor]) -> State | None:
         """Return the state in stepd's form, of views if possible."""
-        # A dict, because the garbage collector would visit an object for each entry.
+        # A dict costs the garbage collector less than a list with a tuple for each
+        # entry.
         entries: dict[str, Tensor] = {}
-        # Most parameters have the same step count, so they share its tensor.
+        # Most parameters have the same step count, so they share one tensor for it.
         counts: dict[int, Tensor] = {}
         for name, param in params.items():
             kept = {k: v for k, v in self.state.get(param, {}).items() if v is not None}
             if not kept:
                 continue
-            # torch's SGD does not count steps; a buffer exists from the first step on.
+            # torch's SGD does not count steps; its buffer exists from the first step
+            # on.
             steps = int(kept.pop(STEP, 1))
             if steps not in counts:
                 counts[steps] = scalar("I64", steps)
@@ -361,7 +366,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 if slot == _MASTER and not torch.equal(
                     local.to(param.dtype), _local(param)
                 ):
-                    # Somebody else, such as torch's own AdamW, has set the weights, so
+                    # Other code, such as torch's own AdamW, has changed the weights, so
                     # the server makes a new master copy.
                     continue
                 wide = local if local.dtype is dtype else local.to(dtype)
@@ -387,7 +392,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
 
 class _CachedResult:
-    """A result that the server has cached, and whether the next step can use it."""
+    """A result that the server has cached, which the next step may use."""
 
     def __init__(
         self,
@@ -404,10 +409,10 @@ class _CachedResult:
         state: Mapping[torch.Tensor, Mapping[str, Any]],
         params: Mapping[str, torch.Tensor],
     ) -> bool:
-        """Whether parameters and state have the same bits as the result.
+        """Return whether parameters and state have the same bits as the result.
 
         A slot that was changed in place has another version. Parameters are compared by
-        value, because changes through ``param.data`` do not count as versions.
+        value, because changes through ``param.data`` do not change the version.
         """
         kept = self.result.params
         now = _versions(state, params)
@@ -461,8 +466,8 @@ def _require_params(params: object) -> None:
 def _require_own_memory(groups: Iterable[Mapping[str, Any]]) -> None:
     """Raise ValueError for two parameters that overlap in memory.
 
-    Both would be stepped from the same values, and the second would overwrite the
-    first.
+    A step would read both with the same old values, and the second result would
+    overwrite the first.
     """
     places: list[tuple[int, int, str, torch.Tensor]] = []
     labelled = [
@@ -474,7 +479,8 @@ def _require_own_memory(groups: Iterable[Mapping[str, Any]]) -> None:
         local = _local(param).detach()
         if local.is_meta or not local.numel() or not local.data_ptr():
             continue
-        # From the first byte to the end of the last element; torch strides are >= 0.
+        # The bounds reach from the first byte to the end of the last element, because
+        # torch strides are >= 0.
         steps = zip(local.shape, local.stride(), strict=True)
         last = sum((size - 1) * stride for size, stride in steps)
         start = local.data_ptr()
@@ -489,14 +495,14 @@ def _require_own_memory(groups: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether tensors with overlapping bounds have an element in common."""
+    """Return whether tensors with overlapping bounds have an element in common."""
     if one.is_contiguous() and other.is_contiguous():
         return True
     try:
         work: Any = 10**5
         return np.shares_memory(_array(one), _array(other), max_work=work)
     except RuntimeError:
-        # Too hard to decide.
+        # The search takes too long, so it counts as no overlap.
         return False
 
 
@@ -520,7 +526,7 @@ def _check_tensor(name: str, param: torch.Tensor) -> None:
 def _is_dtensor(tensor: Any) -> bool:
     if type(tensor) in _PLAIN:
         return False
-    # A lookup avoids a slow import: if a DTensor exists, its module is loaded.
+    # Looking for a loaded module avoids a slow import: no DTensor exists without it.
     for module in ("torch.distributed.tensor", "torch.distributed._tensor"):
         kind = getattr(sys.modules.get(module), "DTensor", None)
         if kind is not None:
@@ -529,7 +535,7 @@ def _is_dtensor(tensor: Any) -> bool:
 
 
 def _is_sharded(tensor: Any) -> bool:
-    """Whether this process holds only a part of the tensor."""
+    """Return whether this process holds only a part of the tensor."""
     if not _is_dtensor(tensor):
         return False
     return any(
@@ -543,14 +549,14 @@ def _local(tensor: Any) -> torch.Tensor:
     if not _is_dtensor(tensor):
         return tensor  # type: ignore[no-any-return]
     local = tensor.to_local()
-    # Wait for a collective that may still be running.
+    # Wait for a collective operation that may still be running.
     return local.wait() if hasattr(local, "wait") else local  # type: ignore[no-any-return]
 
 
 def _local_like(name: str, tensor: Any, param: Any) -> torch.Tensor:
     """Return the part of a gradient or slot that belongs to the parameter's shard.
 
-    Raises ValueError if just one of the two is a DTensor.
+    Raises ValueError if only one of the two is a DTensor.
     """
     if _is_dtensor(tensor) != _is_dtensor(param):
         kinds = ("a DTensor", "a plain tensor")
@@ -580,13 +586,13 @@ def _gradient(param: torch.Tensor) -> torch.Tensor:
     gradient = param.grad
     assert gradient is not None
     if gradient.layout != torch.strided:
-        # Converting to dense adds up duplicate rows.
+        # Conversion to dense adds up duplicate rows.
         gradient = gradient.to_dense()
     return _local_like("gradient", gradient, param)
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    """Return a view of a tensor in the CPU's memory, otherwise a copy."""
+    """Return a numpy view if the tensor is in the CPU's memory, otherwise of a copy."""
     if tensor.is_meta:
         raise ValueError("expected parameters with values, found some on device meta")
     if tensor.requires_grad:
@@ -594,7 +600,7 @@ def _array(tensor: torch.Tensor) -> Array:
     if not tensor.is_cpu:
         tensor = tensor.cpu()
     if tensor.dtype == torch.bfloat16:
-        # numpy has no bfloat16, so torch cannot convert it.
+        # numpy has no bfloat16, so torch cannot convert such a tensor.
         return tensor.view(torch.int16).numpy().view(np.uint16).view(bfloat16)
     array: Array = tensor.numpy()
     return array

@@ -12,7 +12,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// blob is a bin value whose bytes lie in several slices, which are never joined.
+// blob is a MessagePack bin value. Its bytes lie in several slices, which are never joined.
 type blob struct {
 	parts [][]byte
 	size  int64
@@ -29,7 +29,7 @@ func (b blob) WriteTo(w io.Writer) (written int64, err error) {
 	return written, nil
 }
 
-// save writes a file atomically: it renames a finished temporary file, so no other process ever sees a part of it.
+// save writes a file atomically: it renames a finished temporary file, so no other process sees a partial file.
 func (b blob) save(path string) (err error) {
 	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.part")
 	if err != nil {
@@ -41,7 +41,7 @@ func (b blob) save(path string) (err error) {
 			_ = os.Remove(file.Name())
 		}
 	}()
-	// Small parts, such as step counts, are buffered.
+	// A buffer saves system calls for small parts, such as step counts.
 	buffered := bufio.NewWriterSize(file, copyBytes)
 	if _, err = b.WriteTo(buffered); err != nil {
 		return err
@@ -66,7 +66,7 @@ type field struct {
 	value any
 }
 
-// encode encodes fields as a MessagePack map. Blobs are not copied.
+// encode encodes fields as a MessagePack map. It does not copy blobs.
 func encode(fields []field) (blob, error) {
 	var body blob
 	add := func(part []byte) {
@@ -105,8 +105,8 @@ func encode(fields []field) (blob, error) {
 	return body, nil
 }
 
-// upload lends a body's parts to net/http, which may still read after it has returned. close takes them back; then the caller may
-// change its tensors.
+// upload lends the parts of a request body to net/http, which may still read them after a call has returned. close waits for a
+// read in progress and ends all others. The caller may change its tensors after close.
 type upload struct {
 	mu     sync.Mutex
 	closed bool

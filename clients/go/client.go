@@ -1,5 +1,5 @@
-// Package stepd is a client of the stepd optimizer service. A step sends parameters, gradients and state, and returns new
-// parameters and a new state with the same bits from any replica.
+// Package stepd is a client of the stepd optimizer service. A step sends parameters, gradients and state. It returns new
+// parameters and a new state, with the same bits from any replica.
 package stepd
 
 import (
@@ -35,9 +35,9 @@ const (
 	defaultRefused = 30 * time.Second
 	firstBackoff   = 50 * time.Millisecond
 	maxBackoff     = 5 * time.Second
-	// maxRefusedBackoff is short: a refused attempt costs nothing, and the server may be back at any moment.
+	// maxRefusedBackoff is short, because a refused attempt costs nothing and the server may be back at any moment.
 	maxRefusedBackoff = time.Second
-	// maxWait is the longest Retry-After that a call obeys; beyond it the caller gets the error.
+	// maxWait is the longest Retry-After that a call obeys. If the server asks for a longer wait, the call returns the error.
 	maxWait = time.Minute
 
 	// expectBytes is the body size from which the client sends Expect: 100-continue.
@@ -46,7 +46,7 @@ const (
 	connections     = 64
 	copyBytes       = 256 << 10
 	maxProblemBytes = 1 << 20
-	// idleTimeout is below the server's 75 s, so that no call starts on a connection that the server is closing.
+	// idleTimeout is less than the server's 75 s, so that no call starts on a connection that the server is closing.
 	idleTimeout = time.Minute
 )
 
@@ -75,35 +75,35 @@ type Option func(*Client)
 // WithToken sends a bearer token with every call.
 func WithToken(token string) Option { return func(c *Client) { c.token = token } }
 
-// WithHTTPClient replaces the HTTP client. It excludes WithTLS and Unix sockets.
+// WithHTTPClient replaces the HTTP client. It cannot be combined with WithTLS or Unix sockets.
 func WithHTTPClient(client *http.Client) Option { return func(c *Client) { c.http = client } }
 
 // WithTLS sets the TLS configuration: root certificates and a client certificate.
 func WithTLS(config *tls.Config) Option { return func(c *Client) { c.tls = config } }
 
-// WithTimeout limits one attempt, from the connection to the last byte of the reply; 0 is no limit. The default is 5 minutes.
-// The context of a call limits all of its attempts.
+// WithTimeout limits one attempt, from the connection to the last byte of the reply; 0 means no limit. The default is 5
+// minutes. The context of a call limits all of its attempts.
 func WithTimeout(timeout time.Duration) Option { return func(c *Client) { c.timeout = timeout } }
 
-// WithRetries limits the retries of a call; the default is 4, and 0 turns them off. Calls are retried after 408, 429, 502, 503,
-// 504 and lost connections, with exponential backoff or after the server's Retry-After. Retries are always safe: the same call
-// gives the same bytes.
+// WithRetries limits the retries of a call; the default is 4, and 0 turns retries off. The client retries after 408, 429, 502,
+// 503, 504 and lost connections, with exponential backoff or after the server's Retry-After. Retries are always safe, because
+// the same call gives the same bytes.
 func WithRetries(retries int) Option { return func(c *Client) { c.retries = retries } }
 
-// WithRefused limits how long a call keeps trying while connections are refused, as during a restart; the default is 30 seconds.
-// These attempts do not count as retries. 0 or WithRetries(0) turns them off.
+// WithRefused limits how long a call tries again while connections are refused, as during a restart; the default is 30 seconds.
+// These attempts do not count as retries. WithRefused(0) and WithRetries(0) turn them off.
 func WithRefused(limit time.Duration) Option { return func(c *Client) { c.refused = limit } }
 
 // WithLogger receives warnings about refused connections; the default is slog.Default().
 func WithLogger(logger *slog.Logger) Option { return func(c *Client) { c.logger = logger } }
 
-// WithRequestID sets the source of the X-Request-Id header: at most 128 of the characters A-Z a-z 0-9 _ . : -. The server puts it
-// into its log and its errors.
+// WithRequestID sets the source of the X-Request-Id header: at most 128 of the characters A-Z a-z 0-9 _ . : -. The server
+// writes the id into its log and its errors.
 func WithRequestID(id func(context.Context) string) Option {
 	return func(c *Client) { c.requestID = id }
 }
 
-// New creates a client for an http:// or https:// address, or unix:///path of a socket. It does not connect.
+// New creates a client for an http:// or https:// address, or for unix:// and a socket's path. New does not connect.
 func New(address string, options ...Option) (*Client, error) {
 	c := &Client{timeout: defaultTimeout, retries: defaultRetries, refused: defaultRefused}
 	for _, option := range options {
@@ -114,7 +114,7 @@ func New(address string, options ...Option) (*Client, error) {
 	}
 	parsed, err := url.Parse(address)
 	isUnix := err == nil && parsed.Scheme == "unix"
-	// No error repeats the address or the text of url.Parse, because either may hold a password or a token.
+	// An address or the text of url.Parse may hold a password or a token, so no error repeats either.
 	switch {
 	case !strings.HasPrefix(address, "unix:///") && strings.Contains(address, "@"):
 		return nil, errors.New("stepd: address: expected none with user info (user:password@host), found an @; a token goes to WithToken")
@@ -151,14 +151,15 @@ func New(address string, options ...Option) (*Client, error) {
 		return c, nil
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	// A copy, because net/http changes it, and the caller may pass one configuration to several clients.
+	// net/http changes the configuration, and the caller may pass one configuration to several clients, so each client gets a
+	// copy.
 	transport.TLSClientConfig = c.tls.Clone()
 	transport.MaxIdleConnsPerHost = connections
 	transport.IdleConnTimeout = idleTimeout
 	transport.ExpectContinueTimeout = expectTimeout
 	transport.WriteBufferSize = copyBytes
 	transport.ReadBufferSize = copyBytes
-	// Compression would hide the reply's length, which bounds the allocation.
+	// Compression would hide the reply's length, which limits the memory that the client allocates.
 	transport.DisableCompression = true
 	if isUnix {
 		path := parsed.Path
@@ -170,7 +171,7 @@ func New(address string, options ...Option) (*Client, error) {
 	}
 	c.http = &http.Client{
 		Transport: transport,
-		// Redirects are not followed, because a redirected upload of gigabytes means a wrong address.
+		// The client follows no redirects: an upload of gigabytes that is redirected went to a wrong address.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil
@@ -179,7 +180,7 @@ func New(address string, options ...Option) (*Client, error) {
 // Close closes idle connections and removes all files of WithSharedDir; calls in progress may fail. States stay valid, and the
 // client can be used again.
 func (c *Client) Close() {
-	if c.http != nil { // nil in a zero value
+	if c.http != nil { // c.http is nil in a zero Client
 		c.http.CloseIdleConnections()
 	}
 	if c.shared != nil {
@@ -187,17 +188,17 @@ func (c *Client) Close() {
 	}
 }
 
-// call is one call, with all of its attempts.
+// call is one method call with all of its attempts.
 type call struct {
 	path string
 	// request is nil for GET.
 	request *encodedRequest
 	accept  string
-	// read decodes a reply of status 200. Each attempt may call it again.
+	// read decodes a reply of status 200. do calls it once for each attempt that gets such a reply.
 	read func(*http.Response) error
 }
 
-// do sends a call until it succeeds, fails for good, or has used up its retries.
+// do sends a call until the call succeeds, fails with a final error, or has used up its retries.
 func (c *Client) do(ctx context.Context, call call, retries int) error {
 	if err := c.check(ctx); err != nil {
 		return err
@@ -224,7 +225,7 @@ type retrier struct {
 	server  string
 
 	attempt int
-	// refusals counts refused connections in a row; since is the time of the first.
+	// refusals counts refused connections in a row; since is the time of the first of them.
 	refusals int
 	since    time.Time
 }
@@ -268,13 +269,13 @@ func (p *retrier) waitRefused(ctx context.Context) bool {
 	return sleep(ctx, min(wait, left))
 }
 
-// isRefused tells whether nothing listens at the address, as during a restart. For a Unix socket this includes a missing file.
+// isRefused returns whether nothing listens at the address, as during a restart, or a Unix socket's file is missing.
 func isRefused(err error) bool {
 	dial := (*net.OpError)(nil)
 	return errors.As(err, &dial) && dial.Op == "dial" && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT))
 }
 
-// check refuses a Client that New did not create, and a nil context.
+// check returns an error for a Client that New did not create, and for a nil context.
 func (c *Client) check(ctx context.Context) error {
 	if c == nil || c.http == nil {
 		return errors.New("stepd: expected a Client of New, found none")
@@ -285,7 +286,7 @@ func (c *Client) check(ctx context.Context) error {
 	return nil
 }
 
-// contextErrorOr returns the context's error if it has ended, and err otherwise.
+// contextErrorOr returns the context's error if the context has ended, and err otherwise.
 func contextErrorOr(ctx context.Context, err error) error {
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
@@ -297,7 +298,7 @@ func contextErrorOr(ctx context.Context, err error) error {
 	}
 }
 
-// isRetryable tells whether the same call may succeed later or on another replica.
+// isRetryable returns whether the same call may succeed later or on another replica.
 func isRetryable(err error) bool {
 	if refusal := (*Error)(nil); errors.As(err, &refusal) {
 		switch refusal.Status {
@@ -317,13 +318,13 @@ func retryDelay(err error, attempt int) time.Duration {
 	return backoff(attempt, maxBackoff)
 }
 
-// backoff grows exponentially, with jitter, so that callers that failed together do not retry together.
+// backoff returns an exponential wait with jitter, so that callers that failed together do not retry together.
 func backoff(attempt int, most time.Duration) time.Duration {
 	pause := min(firstBackoff<<min(attempt, 16), most)
 	return pause/2 + rand.N(pause/2)
 }
 
-// sleep waits. It returns false at once if the wait is longer than maxWait or than the context allows.
+// sleep sleeps for `wait`. It returns false at once if `wait` exceeds maxWait or the time that the context has left.
 func sleep(ctx context.Context, wait time.Duration) bool {
 	if deadline, ok := ctx.Deadline(); wait > maxWait || (ok && time.Until(deadline) < wait) {
 		return false
@@ -394,7 +395,7 @@ func isRequestID(id string) bool {
 	})
 }
 
-// lossReader records that the connection was lost, because decoders above it may replace the error.
+// lossReader records that the connection was lost. A decoder that reads from it may return another error instead.
 type lossReader struct {
 	from io.ReadCloser
 	lost error
@@ -424,7 +425,7 @@ func readProblem(response *http.Response) error {
 		Type string `json:"type"`
 		*Error
 	}{Error: problem}
-	// Other services send JSON errors too, but without stepd's name and type.
+	// Other services send JSON errors too, but without a name and type of stepd.
 	if json.Unmarshal(text, &wire) != nil || problem.Name == "" || wire.Type != problemType+string(problem.Name) {
 		problem = &Error{Message: fmt.Sprintf("%.200q", text)}
 	}
@@ -436,11 +437,11 @@ func readProblem(response *http.Response) error {
 	return problem
 }
 
-// retryAfter parses a Retry-After header, which is seconds or a date. It returns false for anything else.
+// retryAfter parses a Retry-After header: seconds or a date. It returns false for anything else.
 func retryAfter(text string) (time.Duration, bool) {
 	if text != "" && strings.Trim(text, "0123456789.") == "" {
 		if seconds, err := strconv.ParseFloat(text, 64); err == nil {
-			// Capped at a year, which fits a Duration and is longer than any wait.
+			// A year fits a Duration and is longer than any wait, so it is the upper limit.
 			return time.Duration(min(seconds, 365*24*3600) * float64(time.Second)), true
 		}
 		return 0, false
@@ -452,7 +453,7 @@ func retryAfter(text string) (time.Duration, bool) {
 	return max(0, time.Until(date)), true
 }
 
-// json calls a method with a small JSON reply, and decodes it into result.
+// json calls a method with a small JSON reply, and decodes the reply into result.
 func (c *Client) json(ctx context.Context, path string, fields []field, result any, retries int) error {
 	sent := int64(0)
 	call := call{path: path, accept: jsonType, read: func(response *http.Response) error {
@@ -476,7 +477,7 @@ func (c *Client) json(ctx context.Context, path string, fields []field, result a
 	return c.do(ctx, call, retries)
 }
 
-// readUpTo reads everything. It allocates for the bytes received, not for the length announced.
+// readUpTo reads everything. It allocates memory for the bytes that arrive, not for the length that the server announces.
 func readUpTo(from io.Reader, most int64) ([]byte, error) {
 	var text bytes.Buffer
 	n, err := io.Copy(&text, io.LimitReader(from, most+1))

@@ -4,17 +4,17 @@ import (
 	"context"
 )
 
-// Convention describes how a safetensors file holds an optimizer's state. Zero values are absent.
+// Convention describes how a safetensors file holds an optimizer's state. A zero value means that the field is absent.
 type Convention struct {
 	// Format is "stepd", "torch", "qhoptim" or "optax".
 	Format string
-	// Optimizer is the optimizer of a file that is not in stepd's format.
+	// Optimizer is the optimizer of a file in a format other than stepd's.
 	Optimizer string
-	// Names lists the parameters by their index in a torch or qhoptim file; nil if the file holds names.
+	// Names lists the parameters by their index in a torch or qhoptim file. Nil means that the file holds names.
 	Names []string
-	// Betas are the betas of the whole run; qhoptim only.
+	// Betas are the betas of the whole run. Only qhoptim files need them.
 	Betas []float64
-	// Step is the step count of parameters for which the file has none.
+	// Step is the step count of parameters for which the file has no step count.
 	Step int64
 }
 
@@ -39,9 +39,9 @@ func (c Convention) wire() map[string]any {
 type ConvertRequest struct {
 	// File is a safetensors file; State.Bytes returns one.
 	File []byte
-	// From and To are conventions; nil is stepd's own.
+	// From and To are conventions; nil means stepd's own.
 	From, To *Convention
-	// Optimizer is the optimizer of the result; empty keeps that of the file.
+	// Optimizer is the optimizer of the result. Empty keeps the file's optimizer.
 	Optimizer string
 	// Fill lists slots to add if they are missing.
 	Fill []string
@@ -51,7 +51,8 @@ type ConvertRequest struct {
 type Converted struct {
 	// File is a safetensors file; ReadState reads it if it is in stepd's convention.
 	File []byte
-	// Lost has one sentence for each part of the state that File cannot hold. Empty if the conversion back gives the same numbers.
+	// Lost has one sentence for each part of the state that File cannot hold. If Lost is empty, converting back gives the same
+	// numbers.
 	Lost []string
 }
 

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// ErrorName is the server's stable name of an error. It is itself an error, so that errors.Is(err, ErrOverloaded) works.
+// ErrorName is the server's stable name of an error. It is also an error, so that errors.Is(err, ErrOverloaded) works.
 type ErrorName string
 
 type errorEntry struct {
@@ -22,7 +22,7 @@ func (n ErrorName) Error() string {
 	return "stepd: " + string(n)
 }
 
-// Error is an error that the server returned; nothing was changed. Get it with errors.As.
+// Error is an error that the server returned. The call changed nothing. errors.As extracts an Error.
 //
 // On the wire (application/problem+json, or the same members in MessagePack):
 //
@@ -37,11 +37,11 @@ type Error struct {
 	Name ErrorName `json:"name"`
 	// Message is one sentence.
 	Message string `json:"detail"`
-	// Field is a JSON pointer into the call's parameters.
+	// Field is a JSON pointer to the invalid field of the call's parameters.
 	Field    string `json:"field"`
 	Expected string `json:"expected"`
 	Found    string `json:"found"`
-	// Tensors are the names of the first tensors concerned.
+	// Tensors are the names of the first few tensors concerned.
 	Tensors   []string `json:"tensors"`
 	RequestID string   `json:"request_id"`
 	// Status is the HTTP status.
@@ -62,7 +62,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("stepd: %s: %s (request %s)", string(e.Name), e.Message, e.RequestID)
 }
 
-// Is matches the error's name: errors.Is(err, ErrStateMismatch).
+// Is returns whether the error has the given name: errors.Is(err, ErrStateMismatch).
 func (e *Error) Is(target error) bool {
 	name, ok := target.(ErrorName)
 	return ok && e.Name != "" && e.Name == name
@@ -72,7 +72,7 @@ func badReply(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrBadReply, fmt.Sprintf(format, args...))
 }
 
-// TransportError means that the server was not reached, or that the connection was lost before the reply was complete.
+// TransportError means that the server was unreachable, or that the connection was lost before the reply was complete.
 type TransportError struct {
 	URL string
 	Err error
@@ -89,7 +89,7 @@ var (
 	ErrBadReply = errors.New("stepd: not a reply of stepd")
 	// ErrBadFile means that the bytes are not a valid safetensors file, or not a state.
 	ErrBadFile = errors.New("stepd: not a valid safetensors file")
-	// ErrStateKept means that only the server has the state, because of Reply.State.
+	// ErrStateKept means that only the server has the state, because the step's Reply.State was ReplyNone.
 	ErrStateKept = errors.New("stepd: the state stayed on the server (ReplyNone); it goes by Cached only")
 
 	// ErrNoSlot means that no parameter in the state has the slot.

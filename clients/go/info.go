@@ -14,7 +14,7 @@ type Info struct {
 	Node    string   `json:"node"`
 	Kernels []string `json:"kernels"`
 	Workers int      `json:"workers"`
-	// Limits are in bytes.
+	// Limits maps the name of each limit to its value in bytes.
 	Limits map[string]int64 `json:"limits"`
 }
 
@@ -30,7 +30,7 @@ func (c *Client) Info(ctx context.Context) (*Info, error) {
 	return info, nil
 }
 
-// Ready tells whether the server accepts calls. It asks once; the error says why the server could not be reached.
+// Ready returns whether the server accepts calls. It asks once. The error is that of an unreachable server.
 func (c *Client) Ready(ctx context.Context) (bool, error) {
 	err := c.do(ctx, call{path: "/health/ready", accept: jsonType, read: func(response *http.Response) error {
 		_, err := io.Copy(io.Discard, io.LimitReader(response.Body, maxProblemBytes))

@@ -4,17 +4,17 @@ import (
 	"context"
 )
 
-// InitRequest asks for the state before the first step.
+// InitRequest requests the state before the first step.
 type InitRequest struct {
 	Optimizer Optimizer
 	Groups    []Group
-	// Params are used for their names, shapes and dtypes; with MasterWeights also for their values.
+	// Params contribute their names, shapes and dtypes. With MasterWeights they contribute their values too.
 	Params        Tensors
 	MasterWeights bool
 }
 
-// Init returns the state before the first step: initial values, step 0. A first Step without a state gives the same result as one
-// with this state. Errors are those of Step.
+// Init returns the state before the first step: initial values, step 0. A first Step without a state has the same result as a
+// first Step with this state. The errors are those of Step.
 func (c *Client) Init(ctx context.Context, request InitRequest) (*State, error) {
 	if err := checkOptimizer(request.Optimizer); err != nil {
 		return nil, err

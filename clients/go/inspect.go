@@ -13,7 +13,7 @@ type StateInfo struct {
 	Bytes     int64  `json:"bytes"`
 	// Elements counts the elements of all slots.
 	Elements int64 `json:"elements"`
-	// Tensors is keyed by parameter.
+	// Tensors maps each parameter's name to its step count and slots.
 	Tensors map[string]struct {
 		Step  int64 `json:"step"`
 		Slots map[string]struct {

@@ -6,10 +6,11 @@ import (
 	"math"
 )
 
-// NormsRequest asks for the sums of squares of gradients.
+// NormsRequest requests the sums of squares of gradients.
 type NormsRequest struct {
 	Grads Tensors
-	// Params are optional. Pass a parameter if exactly one of it and its gradient is F64, because its dtype decides the arithmetic.
+	// Params are optional. A parameter's dtype decides the arithmetic, so pass a parameter if only one of it and its gradient is
+	// F64.
 	Params    Tensors
 	LossScale float64
 }
@@ -33,8 +34,8 @@ type TensorNorms struct {
 	NonFinite int64
 }
 
-// Norms returns the sums of squares for exact clipping over several calls. Add those of all tensors of all calls, in byte order of
-// the names; the root of the sum is Clip.TotalNorm. Sharded does this by itself.
+// Norms returns the sums of squares for exact clipping over several calls. Add the sums of all tensors of all calls, in byte
+// order of the names. The square root of the total is Clip.TotalNorm. Sharded computes Clip.TotalNorm itself.
 func (c *Client) Norms(ctx context.Context, request NormsRequest) (*Norms, error) {
 	return c.norms(ctx, request, c.retries)
 }
@@ -82,7 +83,7 @@ func (c *Client) norms(ctx context.Context, request NormsRequest, retries int) (
 	return norms, nil
 }
 
-// wireFloat decodes a number, or the string that stands for NaN or an infinity.
+// wireFloat decodes a number, or a string for NaN or an infinity.
 type wireFloat float64
 
 func (f *wireFloat) UnmarshalJSON(text []byte) error {
@@ -99,7 +100,7 @@ func (f *wireFloat) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// onWire encodes a number; NaN and infinities become strings, because JSON has no such numbers.
+// onWire encodes a number. NaN and infinities become strings, because JSON has no such numbers.
 func onWire(value float64) any {
 	switch {
 	case math.IsNaN(value):

@@ -2,9 +2,9 @@ package stepd
 
 import "maps"
 
-// Optimizer is an optimizer's name with hyperparameters, under the wire's names, which are torch's:
-// Optimizer{"name": "adamw", "lr": 1e-3}. Absent ones take the server's defaults, which Client.Describe lists. A configuration
-// file can hold it as a JSON object.
+// Optimizer is an optimizer's name and hyperparameters, under the names of the wire, which are torch's: Optimizer{"name":
+// "adamw", "lr": 1e-3}. The server uses its defaults for absent hyperparameters; Client.Describe lists them. A configuration
+// file can hold an Optimizer as a JSON object.
 type Optimizer map[string]any
 
 // SGD is stochastic gradient descent.
@@ -35,14 +35,14 @@ func (o Optimizer) With(name string, value any) Optimizer {
 	return other
 }
 
-// Schedule is a learning-rate schedule's name with arguments, under torch's names: Schedule{"name": "cosine", "T_max": 100}.
+// Schedule is a learning-rate schedule's name and arguments, under torch's names: Schedule{"name": "cosine", "T_max": 100}.
 type Schedule map[string]any
 
-// Group gives some parameters other hyperparameters. A parameter belongs to the first group that matches it.
+// Group sets other hyperparameters for some parameters. A parameter belongs to the first group that matches it.
 type Group struct {
-	// Tensors are parameter names; * matches any characters.
+	// Tensors are names of parameters, in which * matches any characters.
 	Tensors []string
-	// Optimizer holds the hyperparameters that differ from the call's, without a name.
+	// Optimizer holds the hyperparameters that differ from those of the call. It has no name.
 	Optimizer Optimizer
 }
 

@@ -6,11 +6,11 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// PlanRequest asks for the cost of a step.
+// PlanRequest requests the cost of a step.
 type PlanRequest struct {
 	Optimizer Optimizer
 	Groups    []Group
-	// Params are used for their names, shapes and dtypes; Data may be nil.
+	// Params contribute their names, shapes and dtypes; their Data may be nil.
 	Params        Tensors
 	GradDType     DType
 	MasterWeights bool
@@ -18,16 +18,17 @@ type PlanRequest struct {
 
 // Plan is the cost of a step as one call with a state.
 type Plan struct {
-	// Parameters counts elements.
+	// Parameters counts the elements of all parameters.
 	Parameters int64 `json:"parameters"`
 	BytesIn    int64 `json:"bytes_in"`
 	BytesOut   int64 `json:"bytes_out"`
 	StateBytes int64 `json:"state_bytes"`
 	// ArenaBytes is an upper bound of the memory that the call holds on the server.
 	ArenaBytes int64 `json:"arena_bytes"`
-	// Fits tells whether the server accepts the step as one call.
+	// Fits is true if the server accepts the step as one call.
 	Fits bool `json:"fits"`
-	// Requests is the number of calls to split the step into, so that several fit at once; 0 if one tensor alone is too large.
+	// Requests is the number of calls to split the step into, so that the server holds several at once. It is 0 if one tensor
+	// alone is too large.
 	Requests int `json:"requests"`
 	// TooLarge lists the tensors that are too large on their own.
 	TooLarge []string `json:"too_large"`
@@ -39,7 +40,7 @@ func (c *Client) Plan(ctx context.Context, request PlanRequest) (*Plan, error) {
 		return nil, err
 	}
 	names := map[string]bool{}
-	// In the order of Params, which a Go map would not keep: the length of a safetensors header depends on it.
+	// The map keeps the order of Params, because the length of a safetensors header depends on that order. A Go map has no order.
 	tensors := msgp.Raw(msgp.AppendMapHeader(nil, uint32(len(request.Params))))
 	for _, t := range request.Params {
 		if err := checkName(t.Name, names[t.Name]); err != nil {

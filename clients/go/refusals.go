@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// Merges the errors of several calls into the one that a single call with all tensors would return.
+// This file merges the errors of several calls into the one error that a single call with all tensors would return.
 
-// The server's checks of a step, in their order.
+// The checks that the server makes of a step, in the server's order.
 const (
-	// wholeCall is any check that does not depend on tensors, so that every call fails it alike.
+	// wholeCall is any check that does not depend on tensors. Every call of a step fails such a check alike.
 	wholeCall = iota
 	paramsThemselves
 	gradsThemselves
@@ -38,17 +38,17 @@ func stageOf(refusal *Error) int {
 	case ErrNonFiniteGradient:
 		return gradValues
 	}
-	// The only check of a setting that follows the checks of tensors.
+	// The server checks this setting alone after the tensors.
 	if refusal.Field == "/clip/total_norm" {
 		return totalNorm
 	}
 	return wholeCall
 }
 
-// namedTensors is the most tensors that an error names.
+// namedTensors is the largest number of tensors that an error names.
 const namedTensors = 8
 
-// joinRefusals merges the errors of several calls; nil if there are none.
+// joinRefusals merges the errors of several calls. It returns nil if there are none.
 func joinRefusals(request StepRequest, refusals []*Error) error {
 	if len(refusals) == 0 {
 		return nil
@@ -69,12 +69,12 @@ func joinRefusals(request StepRequest, refusals []*Error) error {
 	if stageOf(first) != gradValues || len(refusals) == 1 {
 		return first
 	}
-	// A call whose own gradients are finite refuses because of OthersNonFinite, and names no tensors.
+	// A call whose own gradients are finite is refused because of OthersNonFinite. Its error names no tensors.
 	naming := slices.DeleteFunc(refusals, func(refusal *Error) bool { return len(refusal.Tensors) == 0 })
 	if len(naming) == 0 {
 		return first
 	}
-	// One call would name all non-finite gradients together.
+	// A single call would name all non-finite gradients together.
 	joined := *naming[0]
 	joined.Tensors = nil
 	found := make([]string, len(naming))
@@ -84,7 +84,7 @@ func joinRefusals(request StepRequest, refusals []*Error) error {
 	}
 	slices.Sort(joined.Tensors)
 	joined.Tensors = joined.Tensors[:min(len(joined.Tensors), namedTensors)]
-	// The server truncates long texts per call, so the texts may not merge; the first one is used.
+	// The server truncates a long text in each call, so some texts do not merge. The error then has the first text.
 	joined.Found = joinSentences(found)[0]
 	joined.Message = fmt.Sprintf("%s: expected %s, found %s", joined.Field, joined.Expected, joined.Found)
 	return &joined

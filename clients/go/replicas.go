@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Selects a replica for each call of Sharded, fails over to others, and avoids a failed replica for a cool-down.
+// This file selects a replica for each call of Sharded. It avoids a failed replica for a cool-down.
 
 const (
 	firstCoolDown = time.Second
@@ -22,7 +22,7 @@ type replicas struct {
 	health []health
 }
 
-// health is the record of one replica. The zero value is healthy.
+// health records the failures of one replica. The zero value means a healthy replica.
 type health struct {
 	// failures counts failures in a row.
 	failures      int
@@ -30,13 +30,14 @@ type health struct {
 	coolDownUntil time.Time
 }
 
-// coolDown is the cool-down after the last failure.
+// coolDown returns the length of the cool-down that follows the last failure.
 func (h health) coolDown() time.Duration {
 	return min(firstCoolDown<<min(h.failures-1, 10), maxCoolDown)
 }
 
-// tryReplicas tries replicas until one answers: each once per round, with a wait between rounds, and `home` first if it is not nil.
-// It returns at once if the call itself is faulty. After ErrBlobMissing it goes on, because another replica may have the blob.
+// tryReplicas tries replicas until one answers. Each round tries `home` first, if not nil, and every other replica once; a wait
+// separates rounds. A faulty call returns at once. After ErrBlobMissing the next replica is tried, because it may have the
+// blob.
 func (r *replicas) tryReplicas(ctx context.Context, clients []*Client, home *Client, call func(client *Client) error) error {
 	first := slices.Index(clients, home)
 	var retrier *retrier
@@ -53,7 +54,7 @@ func (r *replicas) tryReplicas(ctx context.Context, clients []*Client, home *Cli
 			err := call(clients[i])
 			isMissing := errors.Is(err, ErrBlobMissing)
 			if err == nil || (errors.As(err, new(*Error)) && !isReplicaFault(err)) {
-				// A refusal of the call shows that the replica works.
+				// A replica that refuses a call is working.
 				r.recordSuccess(i)
 				if !isMissing {
 					return err
@@ -64,7 +65,7 @@ func (r *replicas) tryReplicas(ctx context.Context, clients []*Client, home *Cli
 					return err
 				}
 				r.recordFailure(i, start)
-				// The round's error is a refused connection only if every replica refused.
+				// The error of a round is a refused connection only if every replica refused its connection.
 				if failed == nil || isRefused(failed) || !isRefused(err) {
 					failed = err
 				}
@@ -83,7 +84,7 @@ func (r *replicas) tryReplicas(ctx context.Context, clients []*Client, home *Cli
 	}
 }
 
-// isReplicaFault tells whether a failure lies with the replica, or with a proxy in its place, and not with the call.
+// isReplicaFault returns whether the replica, or a proxy in its place, caused the failure, and not the call.
 func isReplicaFault(err error) bool {
 	if refusal := (*Error)(nil); errors.As(err, &refusal) && (refusal.Name == "" || refusal.Name == ErrInternal) {
 		return true
@@ -91,8 +92,8 @@ func isReplicaFault(err error) bool {
 	return isRetryable(err) || errors.Is(err, ErrBadReply)
 }
 
-// pick returns `first` unless it was tried or is cooling down, otherwise the next such replica. If all are cooling down, it returns
-// the one that is ready first.
+// pick returns replica `first`, or the next replica, that is neither tried nor cooling down. If all are cooling down, pick
+// returns the replica that is ready first.
 func (r *replicas) pick(tried []bool, first int) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -113,7 +114,7 @@ func (r *replicas) pick(tried []bool, first int) int {
 	}
 	r.next = best + 1
 	if h := &r.health[best]; h.failures > 0 && left(best) == 0 {
-		// This call probes the replica. A new cool-down keeps other calls away from it, in case it hangs.
+		// This call probes the replica. A new cool-down keeps other calls away from the replica, which may hang.
 		h.coolDownUntil = now.Add(h.coolDown())
 	}
 	return best
@@ -125,7 +126,7 @@ func (r *replicas) recordSuccess(i int) {
 	r.health[i] = health{}
 }
 
-// recordFailure records a failed call. Calls that ran at the same time fail together, and count as one failure.
+// recordFailure records a failed call. Calls that ran at the same time and failed together count as one failure.
 func (r *replicas) recordFailure(i int, start time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -12,26 +12,27 @@ import (
 )
 
 const (
-	// maxStringBytes limits a key or a warning in a reply; tensor names are keys.
+	// maxStringBytes limits a key or a warning in a reply. Tensor names are keys.
 	maxStringBytes = 16 << 20
 	maxReplyDepth  = 64
-	// Before its bytes arrive, a blob gets at most trustFactor times the request's size, or trustBytes. Valid replies stay below: a
-	// first Adam step returns three times the parameters, and its request holds twice.
+	// Before its bytes arrive, a blob gets at most trustFactor times the request's size, or trustBytes. Valid replies need less:
+	// the first Adam step returns three times the size of the parameters, and its request holds twice that size.
 	trustFactor = 4
 	trustBytes  = 1 << 20
-	// A reply larger than replyFactor times the request plus replyBytes is refused. The largest valid one is 8 times: the state of
-	// Init for F16 parameters with master weights.
+	// The client refuses a reply larger than replyFactor times the request plus replyBytes. The largest valid reply has 8 times
+	// the size of its request: the state of Init for F16 parameters with master weights.
 	replyFactor = 16
 	replyBytes  = 64 << 20
-	// A map or list has at most replyMembers members, plus one per tensorBytes of the request. A tensor takes more bytes than that.
+	// A map or list has at most replyMembers members, plus one member per tensorBytes of the request. Each tensor takes more than
+	// tensorBytes.
 	replyMembers = 1000
 	tensorBytes  = 40
 )
 
-// maxReply is the largest accepted reply to a request of `sent` bytes.
+// maxReply returns the largest size of a reply that the client accepts after a request of `sent` bytes.
 func maxReply(sent int64) int64 { return replyFactor*sent + replyBytes }
 
-// stepReply is a method's decoded reply; absent blobs are nil.
+// stepReply is the decoded reply of a method. Absent blobs are nil.
 type stepReply struct {
 	params, state []byte
 	// paramsAt and stateAt are the places of blobs that the server wrote into the shared folder.
@@ -101,7 +102,7 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 	return reply, nil
 }
 
-// result checks a step's reply, except its blobs.
+// result checks a step's reply, without its blobs, and returns its numbers.
 func (r stepReply) result(form Reply) (*StepResult, error) {
 	members := []string{"step", "lr", "skipped"}
 	if form.Params != ReplyNone {
@@ -123,7 +124,7 @@ func (r stepReply) result(form Reply) (*StepResult, error) {
 	return result, nil
 }
 
-// readParams reads the new parameters and checks them against those sent; nil accepts any.
+// readParams reads the new parameters. It compares their names and shapes with `sent`; nil accepts any.
 func (r stepReply) readParams(sent Tensors) (Tensors, error) {
 	_, tensors, err := readTensors(r.params)
 	if err != nil {
@@ -155,7 +156,7 @@ func (r stepReply) readState() (*State, error) {
 	return state, nil
 }
 
-// decoder decodes values from a stream. No length in the reply alone decides how much memory is allocated.
+// decoder decodes values from a stream. It never allocates memory only because the reply announces a length.
 type decoder struct {
 	*msgp.Reader
 	// rest is the number of bytes left for all further blobs.
@@ -164,7 +165,7 @@ type decoder struct {
 	most  int64
 }
 
-// object reads a map: it calls member after each key, to read the value, and returns the keys.
+// object reads a map and returns its keys. After each key, object calls member, which reads the value.
 func (d *decoder) object(member func(key string) error) (map[string]bool, error) {
 	count, err := d.count(d.ReadMapHeader())
 	if err != nil {
@@ -187,7 +188,8 @@ func (d *decoder) object(member func(key string) error) (map[string]bool, error)
 	return seen, nil
 }
 
-// count refuses more members than a valid reply has, because a member takes more memory than bytes in the reply.
+// count returns an error for more members than a valid reply has. A decoded member takes more memory than its bytes in the
+// reply.
 func (d *decoder) count(count uint32, err error) (uint32, error) {
 	if err == nil && int64(count) > d.most {
 		err = fmt.Errorf("%d members where %d are the most", count, d.most)
@@ -195,7 +197,7 @@ func (d *decoder) count(count uint32, err error) (uint32, error) {
 	return count, err
 }
 
-// blob reads a bin into the buffer, or into new memory, which grows as bytes arrive if the blob is larger than trusted.
+// blob reads a bin into the buffer or into new memory. The memory for a blob larger than `trust` grows as bytes arrive.
 func (d *decoder) blob(buffer *scratch) ([]byte, error) {
 	size, err := d.ReadBytesHeader()
 	if err != nil {
@@ -234,7 +236,7 @@ func (d *decoder) blob(buffer *scratch) ([]byte, error) {
 	return data, nil
 }
 
-// blobOrPlace reads a bin, or the place of its bytes in the shared folder.
+// blobOrPlace reads a bin, or a place in the shared folder.
 func (d *decoder) blobOrPlace(buffer *scratch) (data []byte, at *place, err error) {
 	if kind, err := d.NextType(); err != nil || kind != msgp.MapType {
 		data, err := d.blob(buffer)
@@ -375,7 +377,7 @@ func (d *decoder) tensorStat() (stat TensorStat, err error) {
 	return stat, err
 }
 
-// scratch is a reusable buffer for parameters that are then copied to the caller's memory.
+// scratch is a reusable buffer for parameters before they are copied to the caller's memory.
 type scratch struct{ bytes []byte }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}

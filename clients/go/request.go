@@ -9,9 +9,9 @@ import (
 	"runtime"
 )
 
-// The encoding of a request: its body, and the blobs that lie in the shared folder instead.
+// This file encodes a request: the body, and the blobs that go to files of the shared folder.
 
-// place is a range of a file in the shared folder, which holds bytes or is reserved for them.
+// place is a range of a file in the shared folder. It holds bytes or is reserved for them.
 type place struct {
 	file   string
 	offset int64
@@ -25,33 +25,33 @@ func (p place) wire() map[string]any {
 // digest is the SHA-256 of a blob in the server's cache.
 type digest string
 
-// results describes what a step returns. params and state are the bytes to reserve in files; 0 if the size is unknown or the
-// reply carries the blob in its body.
+// results describes what a step returns. params and state are the bytes to reserve in files. Either is 0 if its size is unknown
+// or the reply carries the blob in its body.
 type results struct {
 	reply         map[string]any
 	params, state int64
-	// sendState sends the state in the body instead of a file.
+	// sendState puts the state into the body instead of a file.
 	sendState bool
 }
 
 // encodedRequest is an encoded request with its files. The caller must release it.
 type encodedRequest struct {
 	body blob
-	// sent is the total size of the request, in the body and in files.
+	// sent is the size of the request in bytes, in the body and in files together.
 	sent int64
-	// inputs are the files of the request: written for it, or the caller's own memory (Share).
+	// inputs are the files of the request: written for the request, or the caller's own memory from Share.
 	inputs []*region
-	// params and state are the regions for the results; nil if the reply carries them in its body.
+	// params and state are the regions for the results. They are nil if the reply carries the results in its body.
 	params, state *region
 	// named are the leases of states that the request names.
 	named []*lease
 	// hasCallerMemory is true if inputs include memory that the caller may change after the call.
 	hasCallerMemory bool
-	// mayBeRunning is true if an attempt was abandoned, so that the server may still be working on it.
+	// mayBeRunning is true after an abandoned attempt, on which the server may still be working.
 	mayBeRunning bool
 }
 
-// pack encodes a request. A field's value may be a blob or a *State; large ones go through the shared folder if there is one.
+// pack encodes a request. A field's value may be a blob or a *State. Large values go through the shared folder if there is one.
 func (c *Client) pack(ctx context.Context, fields []field, want results) (*encodedRequest, error) {
 	if err := c.check(ctx); err != nil {
 		return nil, err
@@ -155,15 +155,16 @@ func (p *encodedRequest) share(ctx context.Context, folder *sharedFolder, fields
 	})
 }
 
-// recordOutcome records how an attempt ended. Only an error from stepd itself proves that the server has finished with the call.
+// recordOutcome records how an attempt ended. Only an error from stepd itself proves that the server has finished with the
+// call.
 func (p *encodedRequest) recordOutcome(err error) {
 	if refusal := (*Error)(nil); p != nil && err != nil && !(errors.As(err, &refusal) && refusal.Name != "") {
 		p.mayBeRunning = true
 	}
 }
 
-// release returns the files to the folder. If the call may still be running, they are retired instead: its inputs must not change,
-// and it must not overwrite anything else.
+// release returns the files to the folder. If the server may still be working on the call, release retires them: a server must
+// not read changed inputs, nor overwrite another call's file.
 func (p *encodedRequest) release() {
 	for _, r := range append(p.inputs, p.params, p.state) {
 		if r != nil {
@@ -180,7 +181,7 @@ func (p *encodedRequest) release() {
 	p.named = nil
 }
 
-// check refuses places that the request did not offer.
+// check returns an error for places that the request did not offer.
 func (p *encodedRequest) check(reply stepReply) error {
 	isOther := func(at *place, room *region) bool {
 		return at != nil && (room == nil || at.file != room.name || at.offset != 0 || at.length > room.size)
@@ -194,11 +195,11 @@ func (p *encodedRequest) check(reply stepReply) error {
 	return nil
 }
 
-// mayChange tells whether the results may still change: an abandoned attempt may read memory that the caller has changed since,
-// and overwrite them.
+// mayChange returns whether the results in files may still change. An abandoned attempt may read memory that the caller has
+// changed since, and then overwrite the results.
 func (p *encodedRequest) mayChange() bool { return p.mayBeRunning && p.hasCallerMemory }
 
-// takeState returns the new state, which stays in its file unless that may change.
+// takeState returns the new state. The state stays in its file unless that file may change.
 func (p *encodedRequest) takeState(length int64) (*State, error) {
 	l := p.state.hold(length, p.mayBeRunning)
 	p.state = nil
@@ -226,7 +227,7 @@ func (p *encodedRequest) readParams(ctx context.Context, length int64, buffer *s
 	return data, transfer(ctx, [][]byte{data}, 0, readWorkers, p.params.file.ReadAt)
 }
 
-// paramsMatch tells whether the file of new parameters, `length` bytes long, has the same header as `file`.
+// paramsMatch returns whether the file of new parameters, `length` bytes long, has the same header as `file`.
 func (p *encodedRequest) paramsMatch(length int64, file blob) bool {
 	header := make([]byte, len(file.parts[0]))
 	if length != file.size {

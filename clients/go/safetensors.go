@@ -14,11 +14,12 @@ import (
 )
 
 // The safetensors format: 8 bytes of header length (little-endian), the header in JSON, then the tensors' bytes. The reader is
-// strict: every byte belongs to exactly one tensor. The writer is canonical: equal tensors give the same bytes as the server's.
+// strict: every byte belongs to exactly one tensor. The writer is canonical: equal tensors give the same bytes as from the
+// server.
 
 const (
 	lengthBytes = 8
-	// maxHeaderBytes is the limit of the safetensors library.
+	// maxHeaderBytes is the limit in the safetensors library.
 	maxHeaderBytes = 100_000_000
 	// headerAlignment keeps the tensors of a file aligned.
 	headerAlignment = 8
@@ -26,7 +27,7 @@ const (
 	metadataKey     = "__metadata__"
 )
 
-// Save writes the tensors to a safetensors file, which atomically replaces an old one.
+// Save writes the tensors to a safetensors file. Save replaces an existing file atomically.
 func (ts Tensors) Save(path string) error {
 	file, err := fileParts(nil, ts)
 	if err != nil {
@@ -48,7 +49,7 @@ func LoadTensors(path string) (Tensors, error) {
 	return tensors, nil
 }
 
-// readTensors parses a file. The tensors, in file order, are views of it. The error wraps ErrBadFile.
+// readTensors parses a file. It returns the tensors in file order, as views of the file. The error wraps ErrBadFile.
 func readTensors(file []byte) (metadata map[string]string, tensors []Tensor, err error) {
 	start, err := dataStart(file, int64(len(file)))
 	if err != nil {
@@ -66,7 +67,8 @@ func readTensors(file []byte) (metadata map[string]string, tensors []Tensor, err
 	return metadata, tensors, nil
 }
 
-// dataStart returns the offset of the data in a file of fileBytes; `first` holds at least the header's length.
+// dataStart returns the offset of the data in a file of fileBytes bytes. `first` holds at least the 8 bytes of the header
+// length.
 func dataStart(first []byte, fileBytes int64) (int64, error) {
 	if fileBytes < lengthBytes {
 		return 0, badFile("%d bytes, and the shortest has 8", fileBytes)
@@ -78,12 +80,12 @@ func dataStart(first []byte, fileBytes int64) (int64, error) {
 	return lengthBytes + int64(headerBytes), nil
 }
 
-// readHeader returns the tensors, without data, in file order. They must cover dataBytes exactly.
+// readHeader returns the tensors, without data, in file order. Together they must cover dataBytes exactly.
 func readHeader(header []byte, dataBytes int64) (metadata map[string]string, entries []headerEntry, err error) {
 	if metadata, entries, err = parseHeader(header); err != nil {
 		return nil, nil, err
 	}
-	// An empty tensor starts where the next one does, and comes first.
+	// An empty tensor starts at the same offset as the next tensor, and must come first.
 	slices.SortStableFunc(entries, func(a, b headerEntry) int {
 		return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end))
 	})
@@ -109,13 +111,13 @@ func readHeader(header []byte, dataBytes int64) (metadata map[string]string, ent
 	return metadata, entries, nil
 }
 
-// checkName refuses a name that no tensor may have, or that another tensor already has.
+// checkName returns an error for a name that no tensor may have, or that another tensor already has.
 func checkName(name string, isThere bool) error {
 	switch {
 	case isThere:
 		return fmt.Errorf("%w: the name %.200q stands twice", ErrBadTensor, name)
 	case name == metadataKey || name == "__proto__":
-		// safetensors reserves the first name, and the server refuses the second, which JavaScript reserves.
+		// safetensors reserves the first name. The server refuses the second, because it is special in JavaScript.
 		return fmt.Errorf("%w: the name %q is reserved", ErrBadTensor, name)
 	case !utf8.ValidString(name):
 		return fmt.Errorf("%w: the name %.200q is not UTF-8", ErrBadTensor, name)
@@ -132,7 +134,7 @@ type headerEntry struct {
 	start, end int64
 }
 
-// parseHeader parses the header, which has one fixed form. encoding/json would accept duplicate keys and lone surrogates.
+// parseHeader parses a header. encoding/json would accept what safetensors refuses: duplicate keys and lone surrogates.
 func parseHeader(header []byte) (map[string]string, []headerEntry, error) {
 	if !utf8.Valid(header) {
 		return nil, nil, badFile("a header that is not UTF-8")
@@ -206,7 +208,7 @@ func (p *headerParser) expect(c byte) {
 	}
 }
 
-// object reads an object: it calls member after each key, to read the value.
+// object reads an object. After each key, object calls member, which reads the value.
 func (p *headerParser) object(member func(key string)) {
 	p.list('{', '}', func() {
 		key := p.str()
@@ -312,7 +314,7 @@ func (p *headerParser) str() string {
 
 var escapes = map[byte]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
 
-// escaped reads the rest of a string from its first escape on.
+// escaped reads the rest of a string that has an escape. `start` is the offset of the string's first character.
 func (p *headerParser) escaped(start int) string {
 	out := append([]byte(nil), p.text[start:p.at]...)
 	for p.at < len(p.text) {
@@ -433,7 +435,7 @@ func fileParts(metadata map[string]string, tensors []Tensor) (blob, error) {
 	return blob{parts: parts, size: int64(len(header)) + offset}, nil
 }
 
-// appendQuoted writes a JSON string with JavaScript's escapes, so that equal files have equal bytes.
+// appendQuoted appends a JSON string with JavaScript's escapes, so that the file has the same bytes as the server's.
 func appendQuoted(out []byte, text string) []byte {
 	const hex = "0123456789abcdef"
 	out = append(out, '"')

@@ -5,10 +5,10 @@ import (
 	"errors"
 )
 
-// ScheduleRequest asks for the rates of a range of steps.
+// ScheduleRequest requests the learning rates of a range of steps.
 type ScheduleRequest struct {
 	Schedule Schedule
-	// LR is the base learning rate, the optimizer's lr in a step; nil is the server's default.
+	// LR is the base learning rate: an optimizer's lr in a step. Nil means the server's default.
 	LR *float64
 	// From is the number of steps before the range.
 	From int64
@@ -19,11 +19,11 @@ type ScheduleRequest struct {
 // Rates holds a schedule's values for each step of a range.
 type Rates struct {
 	LRs []float64 `json:"lrs"`
-	// Momentums is nil if the schedule does not cycle the momentum; elements are nil for parts that do not.
+	// Momentums is nil if the schedule does not cycle the momentum. An element is nil if that step's momentum does not change.
 	Momentums []*float64 `json:"momentums"`
 }
 
-// EvaluateSchedule returns the learning rates of a range of steps, as Step would use them.
+// EvaluateSchedule returns the learning rates that Step would use in a range of steps.
 func (c *Client) EvaluateSchedule(ctx context.Context, request ScheduleRequest) (*Rates, error) {
 	if request.Schedule == nil {
 		return nil, errors.New("stepd: schedule: expected a schedule, found none")

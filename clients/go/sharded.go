@@ -16,14 +16,14 @@ const (
 	defaultParallel     = 4
 )
 
-// Sharded splits a step over several calls, connections and replicas. The result has the same bits as one call, also with clipping
-// by norm and LAMB's max_grad_norm, which first take a round of Client.Norms. A failed call goes to another replica. Set the fields
-// before the first call; after that it is safe for concurrent use.
+// Sharded splits a step over several calls, connections and replicas. The result has the same bits as one call. Clipping by
+// norm and LAMB's max_grad_norm first take a round of Client.Norms. A failed call goes to another replica. Set the fields
+// before the first call. A Sharded is then safe for concurrent use.
 type Sharded struct {
-	// Clients are interchangeable replicas. Their retries are rounds over all of them.
+	// Clients are interchangeable replicas. The retries of each client count rounds over all replicas.
 	Clients []*Client
-	// RequestBytes is the approximate size of a call: parameters, gradients and state. A larger tensor gets a call of its own. 0 means
-	// 64 MiB.
+	// RequestBytes is the approximate size of a call: parameters, gradients and state. A larger tensor gets a call of its own. 0
+	// means 64 MiB.
 	RequestBytes int64
 	// Parallel limits the calls in progress; 0 means 4.
 	Parallel int
@@ -35,7 +35,7 @@ type Sharded struct {
 	last   int
 }
 
-// NewSharded creates clients of replicas with the same options. They share the files of WithSharedDir.
+// NewSharded creates one client per URL, all with the same options. The clients share the files of WithSharedDir.
 func NewSharded(urls []string, options ...Option) (*Sharded, error) {
 	s := &Sharded{}
 	if len(urls) == 0 {
@@ -73,7 +73,7 @@ func (s *Sharded) limit() int64 {
 
 var errNoClients = errors.New("stepd: Sharded has no Clients")
 
-// cachedShard is what one replica has cached of one call's result.
+// cachedShard is one replica's cached result of one call.
 type cachedShard struct {
 	// client is the replica's client.
 	client *Client
@@ -86,7 +86,7 @@ type cachedShard struct {
 type part struct {
 	// params have no data.
 	params Tensors
-	// steps are the steps taken, by parameter.
+	// steps maps each parameter's name to the number of steps taken.
 	steps map[string]int64
 }
 
@@ -94,18 +94,18 @@ type part struct {
 type shard struct {
 	part
 	request StepRequest
-	// home is the client to try first; nil for any.
+	// home is the client to try first; nil means any client.
 	home *Client
-	// maxStep is the largest step count, after this step, among parameters with gradients; 0 without any.
+	// maxStep is the largest step count, after this step, among parameters with gradients. Without any, it is 0.
 	maxStep int64
 }
 
-// Step runs one step as Client.Step does, with the same errors; after an error nothing was changed. Global norms in Stats are
-// summed from those of the tensors, so their last bits may differ from one call's.
+// Step runs one step as Client.Step does, with the same errors. After an error nothing has changed. Stats sums the tensors'
+// norms to global norms, whose last bits may differ from those of one call.
 //
-// Cached must come from a result of Sharded. The tensors are then split as they were for that result, and each call goes first to
-// the replica that has its blobs; other replicas receive Params and State. If Params is nil, the new parameters have the order of
-// the calls.
+// Cached must come from a result of Sharded. The tensors are then split as for that result, and each call goes first to the
+// replica that cached its blobs; other replicas receive Params and State. If Params is nil, the new parameters have the order
+// of the calls.
 func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, error) {
 	if len(s.Clients) == 0 {
 		return nil, errNoClients
@@ -125,7 +125,7 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 	if err != nil {
 		return nil, err
 	}
-	// The whole step, with parameters from Cached if the caller has none.
+	// whole is the whole step. Its parameters come from Cached if the caller has none.
 	whole := request
 	whole.Cached = nil
 	if request.Cached != nil {
@@ -135,7 +135,8 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 		return nil, err
 	}
 	total := math.NaN()
-	// refused is the error of Norms. The step's own error goes first, because some of its checks come earlier.
+	// refused is the error of Norms. The error of the step itself takes precedence, because the server makes some of its checks
+	// earlier.
 	var refused error
 	if needsNorm(request) || request.NonFinite == Skip {
 		sums, err := s.norms(ctx, whole, shards)
@@ -241,7 +242,7 @@ func (s *Sharded) split(request StepRequest) ([]shard, error) {
 			delete(entries, param.Name)
 		}
 	}
-	// A gradient or state without a parameter joins the first call, so that the server refuses it.
+	// The first call takes every gradient and state without a parameter, so that the server refuses it.
 	for _, name := range slices.Sorted(maps.Keys(grads)) {
 		shards[0].request.Grads = append(shards[0].request.Grads, grads[name])
 	}
@@ -260,7 +261,7 @@ func (s *Sharded) split(request StepRequest) ([]shard, error) {
 	return shards, nil
 }
 
-// divide returns at least one call, in the order of the parameters, or as Share has laid them out.
+// divide returns at least one call. The calls follow the order of the parameters, or the files of Share.
 func (s *Sharded) divide(request StepRequest, grads map[string]Tensor, entries map[string][]Tensor) []shard {
 	var shards []shard
 	room := int64(0)
@@ -327,7 +328,7 @@ func cachedShards(request StepRequest) ([]shard, error) {
 	return shards, nil
 }
 
-// after returns the part with its step counts after a step.
+// after returns the part with the step counts that follow a step.
 func (p part) after(request StepRequest, skipped bool) part {
 	steps := maps.Clone(p.steps)
 	for _, grad := range request.Grads {
@@ -347,7 +348,7 @@ func rootOfSquares[T any](values map[string]T, square func(T) float64) float64 {
 	return math.Sqrt(sum)
 }
 
-// run makes the calls and merges their results. With Into, the new parameters are scratch memory until release.
+// run makes the calls and merges their results. With Into, the new parameters are in scratch memory, valid until release.
 func (s *Sharded) run(ctx context.Context, request StepRequest, shards []shard) (*StepResult, func(), error) {
 	results := make([]*StepResult, len(shards))
 	buffers := make([]*scratch, len(shards))
@@ -388,7 +389,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 	joined := &StepResult{Skipped: slices.ContainsFunc(results, func(result *StepResult) bool { return result.Skipped })}
 	states := make([]*State, len(results))
 	stepped := map[string]Tensor{}
-	// The reported rate is that of the parameter with the most steps among those with a gradient, or among all if none has one.
+	// The result's learning rate is that of the parameter with the most steps, among parameters with a gradient if there are any.
 	most := [2]int64{-1, -1}
 	for i, result := range results {
 		if result.Skipped != joined.Skipped && len(shards[i].request.Grads) > 0 {
@@ -397,7 +398,7 @@ func join(request StepRequest, shards []shard, results []*StepResult) (*StepResu
 		maps.Copy(stepped, byName(result.Params))
 		joined.Step = max(joined.Step, result.Step)
 		for _, warning := range result.Warnings {
-			// A shard without gradients warns about that, which is wrong for a step that has some in other shards.
+			// A shard without gradients warns that there are none. The warning is wrong if other shards have gradients.
 			if joined.Skipped || (len(shards[i].request.Grads) == 0 && len(request.Grads) > 0) {
 				break
 			}
@@ -452,8 +453,8 @@ func joinStats(results []*StepResult) *Stats {
 	return joined
 }
 
-// each runs the calls of a step, several at once. The first failure cancels the others. After a tensor was refused the others go on,
-// because a single call might report one of their errors instead.
+// each runs the calls of a step, several at once. The first failure cancels the other calls. After an error about a tensor the
+// other calls continue, because a single call might report one of their errors instead.
 func (s *Sharded) each(caller context.Context, request StepRequest, shards []shard, call func(ctx context.Context, client *Client, i int) error) error {
 	ctx, cancel := context.WithCancelCause(caller)
 	defer cancel(nil)
@@ -484,7 +485,7 @@ func (s *Sharded) each(caller context.Context, request StepRequest, shards []sha
 	}
 	close(indexes)
 	workers.Wait()
-	// The first failure is the cause; later ones only follow from the cancellation.
+	// The first failure is the cause. Later failures only follow from the cancellation.
 	failure := context.Cause(ctx)
 	if caller.Err() != nil && errors.Is(failure, context.Cause(caller)) {
 		return contextErrorOr(caller, nil)

@@ -7,9 +7,9 @@ import (
 	"slices"
 )
 
-// The norm over all gradients of a step over several calls.
+// This file computes the norm over all gradients of a step that takes several calls.
 
-// needsNorm tells whether the step clips by a norm that the caller has not passed.
+// needsNorm returns whether the step clips by a norm that the caller has not passed.
 func needsNorm(request StepRequest) bool {
 	if request.Clip != nil && request.Clip.TotalNorm != nil {
 		return false
@@ -17,7 +17,7 @@ func needsNorm(request StepRequest) bool {
 	return (request.Clip != nil && request.Clip.MaxNorm != 0) || !isNull(request.Optimizer["max_grad_norm"])
 }
 
-// isNull tells whether a value is null on the wire, as a nil pointer is too.
+// isNull returns whether a value is null on the wire. A nil pointer is null too.
 func isNull(value any) bool {
 	v := reflect.ValueOf(value)
 	for v.Kind() == reflect.Pointer {
@@ -55,7 +55,8 @@ func (s *Sharded) norms(ctx context.Context, request StepRequest, shards []shard
 		part := shards[i].request
 		request := NormsRequest{Grads: part.Grads, LossScale: part.LossScale}
 		params := byName(shards[i].params)
-		// Parameters are sent only if their dtype changes the arithmetic: one of the pair is F64. Their values do not matter.
+		// The call sends parameters only if one of a parameter and its gradient is F64, because then they change the arithmetic. Only
+		// the dtype of such a parameter matters.
 		if slices.ContainsFunc(part.Grads, func(grad Tensor) bool { return (grad.DType == F64) != (params[grad.Name].DType == F64) }) {
 			request.Params = slices.Clone(shards[i].params)
 			zero(request.Params)

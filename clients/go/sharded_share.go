@@ -2,14 +2,14 @@ package stepd
 
 import "maps"
 
-// Memory laid out like the calls of a step. Share allocates it, and divide recognizes it.
+// This file allocates memory that is laid out like the calls of a step. divide recognizes such memory.
 
-// elementBytes is what a float32 AdamW step sends per element: parameter, gradient and two slots.
+// elementBytes is the number of bytes that a float32 AdamW step sends per element: parameter, gradient and two slots.
 const elementBytes = 16
 
-// Share is Client.Share for sharded steps: one file per call, in the order of the tensors, sized by RequestBytes for parameters,
-// gradients and two float32 slots. Params and Grads that were shared under the same names are not copied, and Step splits such
-// Params along the files. Use the Clients of NewSharded; otherwise only the first client avoids the copy.
+// Share is Client.Share for sharded steps: one file per call, in the order of the tensors. RequestBytes limits a call's
+// parameters, gradients and two float32 slots. Step splits Params from Share along the files, and copies neither Params nor
+// Grads that keep their names. Use the Clients of NewSharded; otherwise only the first client avoids the copy.
 func (s *Sharded) Share(tensors Tensors) (shared Tensors, free func(), err error) {
 	if len(s.Clients) == 0 {
 		return nil, nil, errNoClients
@@ -49,7 +49,7 @@ func (s *Sharded) Share(tensors Tensors) (shared Tensors, free func(), err error
 	return shared, free, nil
 }
 
-// remember records that the tensors form one call, until forget is called.
+// remember records that the tensors form one call, until the caller calls forget.
 func (s *Sharded) remember(tensors Tensors) (forget func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,7 +70,7 @@ func (s *Sharded) remember(tensors Tensors) (forget func()) {
 	}
 }
 
-// groupsOf returns the group of each tensor; 0 without one. A tensor without values joins the previous one's, as in Share.
+// groupsOf returns the group of each tensor, or 0. A tensor without values joins the group of the previous tensor, as in Share.
 func (s *Sharded) groupsOf(tensors Tensors) []int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

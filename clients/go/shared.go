@@ -14,21 +14,21 @@ import (
 	"weak"
 )
 
-// Files in a folder that the server shares: created, lent to calls and states, reused and removed. Files are read and written, not
-// mapped, so that a file that somebody truncates causes an error and no signal. Only Share maps memory, and no result is ever
-// written to such a file.
+// This file manages files in a folder that the server shares: it creates, lends, reuses and removes them. The client reads and
+// writes files instead of mapping them: truncation by another process then causes an error and no signal. Only Share maps
+// memory, and the server never writes a result to a mapped file.
 
 const (
-	// shareBytes is the least size of a call that uses files; smaller blobs are faster in the body.
+	// shareBytes is the least size of a call that uses files. Smaller blobs are faster in the body.
 	shareBytes = 64 << 10
-	// blockBytes is the granularity of file sizes, so that a file still fits when its header has grown.
+	// blockBytes is the granularity of file sizes, so that a file with a longer header still fits.
 	blockBytes = 64 << 10
-	// pieceBytes is the size of one copy. Several workers read a file; one writes, because Linux locks a file for writing and
-	// waiting writers spin.
+	// pieceBytes is the size of one copy. Several workers read a file. One worker writes, because Linux locks a file for writing
+	// and waiting writers spin.
 	pieceBytes   = 4 << 20
 	readWorkers  = 4
 	writeWorkers = 1
-	// idleUses is the number of other files lent out before an unused one is removed.
+	// idleUses is the number of other files lent out before an unused file is removed.
 	idleUses = 64
 	// States trigger a garbage collection when they hold fewHeld files and heldBytes, or manyHeld files.
 	fewHeld   = 4
@@ -36,22 +36,22 @@ const (
 	heldBytes = 64 << 20
 )
 
-// WithSharedDir names the folder that a server on the same host shares (its STEPD_SHARED_DIR; with tokens, the subfolder with the
-// token's name). Tensors and states of 64 KiB and more then go through files there, with the same results; Share avoids the
-// copies. New fails if the folder is missing or not writable. Close removes the files; a process that ends without it leaves
-// them.
+// WithSharedDir names the folder that a server on the same host shares (its STEPD_SHARED_DIR; with tokens, the subfolder with
+// the token's name). Tensors and states of 64 KiB and more then go through files in the folder, with the same results. Share
+// avoids the copies. New fails if the folder is missing or not writable. Close removes the files. A process that ends without
+// Close leaves the files behind.
 func WithSharedDir(path string) Option { return func(c *Client) { c.sharedDir = &path } }
 
-// Share copies tensors into a file of the WithSharedDir folder and returns them as mapped memory. A call whose Params or Grads are
-// exactly these tensors, under the same names, sends no copy. Data may be nil, which gives zeros to fill in later.
+// Share copies tensors into a file of the WithSharedDir folder and returns them as mapped memory. A call sends no copy if its
+// Params or Grads are exactly these tensors, under the same names. Data may be nil, which gives zeros to fill in later.
 //
-// The memory belongs to the caller, who may change it while no call uses it. The client writes to it only as Into. It lives until
-// free, even without references; after Close calls copy it again. Do not call free while a call uses the tensors. After free, do
-// not touch their slices or those of Values: that may crash the process or change other data. Touching memory whose file somebody
-// has truncated crashes the process too.
+// The memory belongs to the caller, who may change it while no call uses it. The client writes to it only as Into. The memory
+// lives until free, even without references. After Close, calls copy the memory again. Do not call free while a call uses the
+// tensors. After free, do not touch their slices or those of Values: that may crash the process or change other data. If
+// another process truncates the file, touching the memory crashes this process.
 //
-// Without WithSharedDir, below 64 KiB, and on systems other than Linux, it is ordinary Go memory. Errors are ErrBadTensor for
-// inconsistent tensors, and file errors.
+// Without WithSharedDir, below 64 KiB, and on systems other than Linux, Share returns ordinary Go memory. Errors are
+// ErrBadTensor for inconsistent tensors, and file errors.
 func (c *Client) Share(tensors Tensors) (shared Tensors, free func(), err error) {
 	shared = slices.Clone(tensors)
 	zero(shared)
@@ -105,7 +105,7 @@ type sharedFolder struct {
 	allowed int
 }
 
-// region is a file. The folder's lock guards all but the first four fields; the bytes of memory belong to a caller.
+// region is a file. The folder's lock guards all fields but the first four. The bytes of memory belong to a caller of Share.
 type region struct {
 	folder *sharedFolder
 	name   string
@@ -115,16 +115,16 @@ type region struct {
 	linked bool
 	// busy counts the calls that use the file.
 	busy int
-	// memory is the file as mapped for a caller of Share; nil if it is not. No call writes to a mapped file.
+	// memory is the mapped file of a caller of Share, otherwise nil. No call writes to a mapped file.
 	memory []byte
-	// holder is the state in the file; nil once the garbage collector has found that state unreachable.
+	// holder is the state in the file. It is nil once the garbage collector has found that state unreachable.
 	holder weak.Pointer[lease]
-	// retired is true if an abandoned call may still read or write the file, so that it is never reused.
+	// retired is true if an abandoned call may still read or write the file. A retired file is never reused.
 	retired bool
 	used    uint64
 }
 
-// lease is a state's hold on the start of a region: the bytes stay while the lease is reachable.
+// lease is a state's hold on the start of a region. The bytes stay in place while the lease is reachable.
 type lease struct {
 	region *region
 	length int64
@@ -160,7 +160,7 @@ func (f *sharedFolder) create(size int64) (*region, error) {
 	return r, nil
 }
 
-// acquire lends a region of at least `size` bytes to a call. Its old bytes remain.
+// acquire lends a region of at least `size` bytes to a call. The region keeps its old bytes.
 func (f *sharedFolder) acquire(size int64) (*region, error) {
 	size = (size + blockBytes - 1) / blockBytes * blockBytes
 	f.mu.Lock()
@@ -175,7 +175,7 @@ func (f *sharedFolder) acquire(size int64) (*region, error) {
 	if r == nil {
 		var err error
 		if r, err = f.create(size); err != nil {
-			// Free the unused files here, and try again.
+			// The file system is full, so unused files are freed before a second attempt.
 			f.collect()
 			f.discard(func(r *region) bool { return r.isFree() })
 			if r, err = f.create(size); err != nil {
@@ -188,14 +188,14 @@ func (f *sharedFolder) acquire(size int64) (*region, error) {
 	return r, nil
 }
 
-// share gives a caller a region of at least `size` bytes as mapped memory; nil on systems without mapping.
+// share gives a caller a region of at least `size` bytes as mapped memory. It returns nil on systems without mapping.
 func (f *sharedFolder) share(size int64) (memory []byte, free func(), err error) {
 	r, err := f.acquire(size)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer r.release(false)
-	// Only once, because the region may belong to another caller later.
+	// free runs at most once, because the region may belong to another caller later.
 	free = sync.OnceFunc(func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -218,7 +218,7 @@ func (f *sharedFolder) share(size int64) (memory []byte, free func(), err error)
 	return memory, free, nil
 }
 
-// find lends a call the region whose mapped memory already holds the blob as a file; nil if there is none.
+// find lends a call the region whose mapped memory already holds the blob as a file. It returns nil if there is none.
 func (f *sharedFolder) find(file blob) *region {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -230,8 +230,8 @@ func (f *sharedFolder) find(file blob) *region {
 	return f.regions[i]
 }
 
-// holds tells whether the memory starts with the parts of a blob. It compares the header by value, because each call encodes a new
-// one, and the tensors by address.
+// holds returns whether the memory starts with the parts of a blob. It compares the tensors by address, and the header by
+// value, because each call encodes a new header.
 func (r *region) holds(file blob) bool {
 	if len(file.parts) < 2 || file.size > int64(len(r.memory)) {
 		return false
@@ -246,7 +246,7 @@ func (r *region) holds(file blob) bool {
 	return bytes.Equal(file.parts[0], r.memory[:len(file.parts[0])])
 }
 
-// free returns the smallest unused region that is not much too large, and removes useless ones.
+// free returns the smallest unused region that is large enough, but not much too large. It also removes useless regions.
 func (f *sharedFolder) free(size int64) *region {
 	f.discard(func(r *region) bool { return r.isFree() && (r.retired || f.uses-r.used > idleUses) })
 	var best *region
@@ -270,7 +270,7 @@ func (f *sharedFolder) discard(is func(*region) bool) {
 	})
 }
 
-// remove unlinks the file. A state that holds it can still read it.
+// remove unlinks the file. A state in the file can still be read.
 func (f *sharedFolder) remove(r *region) {
 	if r.linked {
 		r.linked = false
@@ -292,14 +292,14 @@ func (f *sharedFolder) held() (count int, bytes int64) {
 	return count, bytes
 }
 
-// isFull tells whether to collect unreachable states. The garbage collector runs by itself only when Go's own memory grows, which a
-// state in a file does not use.
+// isFull returns whether to collect unreachable states. Go runs its garbage collector only when its own memory grows, and a
+// state in a file uses none.
 func (f *sharedFolder) isFull() bool {
 	count, bytes := f.held()
 	return count >= max(fewHeld, f.allowed) && (bytes >= heldBytes || count >= manyHeld)
 }
 
-// collect runs the garbage collector, without holding the lock.
+// collect runs the garbage collector. It does not hold the lock meanwhile.
 func (f *sharedFolder) collect() (count int, bytes int64) {
 	f.mu.Unlock()
 	runtime.GC()
@@ -319,7 +319,7 @@ func (r *region) release(retired bool) {
 	}
 }
 
-// hold turns a call's region into a state's.
+// hold turns a call's region into a state's region.
 func (r *region) hold(length int64, retired bool) *lease {
 	r.folder.mu.Lock()
 	defer r.folder.mu.Unlock()
@@ -336,7 +336,7 @@ func (l *lease) retire() {
 	l.region.retired = true
 }
 
-// isIn tells whether a server finds the bytes in the folder.
+// isIn returns whether a server finds the bytes in the folder.
 func (l *lease) isIn(f *sharedFolder) bool {
 	if l == nil || l.region.folder != f {
 		return false
@@ -346,7 +346,7 @@ func (l *lease) isIn(f *sharedFolder) bool {
 	return l.region.linked
 }
 
-// read fills p with the bytes from an offset.
+// read fills p with the bytes that begin at an offset.
 func (l *lease) read(p []byte, at int64) error {
 	err := transfer(context.Background(), [][]byte{p}, at, readWorkers, l.region.file.ReadAt)
 	runtime.KeepAlive(l)
@@ -360,7 +360,7 @@ func (f *sharedFolder) close() {
 	f.discard(func(*region) bool { return true })
 }
 
-// transfer copies consecutive parts of a file, from an offset on, with as many pieces at once as there are workers.
+// transfer copies consecutive parts of a file, beginning at an offset. Each worker copies one piece at a time.
 func transfer(ctx context.Context, parts [][]byte, at int64, workers int, move func(p []byte, at int64) (int, error)) error {
 	type piece struct {
 		data []byte

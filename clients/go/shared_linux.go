@@ -6,7 +6,7 @@ import (
 	"syscall"
 )
 
-// reserve allocates a new file, so that a full file system fails here and not on the server.
+// reserve allocates a new file, so that a full file system causes an error here and not on the server.
 func reserve(file *os.File, size int64) error {
 	if size == 0 {
 		return nil
@@ -41,5 +41,5 @@ func mapFile(file *os.File, size int64) ([]byte, error) {
 	return memory, errors.Join(err, refused)
 }
 
-// unmapFile removes the mapping; none of its memory may be used afterwards.
+// unmapFile removes a mapping. The caller must not touch the memory afterwards.
 func unmapFile(memory []byte) { _ = syscall.Munmap(memory) }

@@ -14,24 +14,24 @@ import (
 
 const stateFormat = "stepd.state/1"
 
-// State is an optimizer's state. For each parameter it holds the step count (I64) and the slots, such as exp_avg, in the
-// parameter's shape, as F64 for an F64 parameter and F32 otherwise. As a file it is safetensors, readable from any language. A
-// State is immutable.
+// State is an optimizer's state. For each parameter it holds the step count (I64) and the slots, such as exp_avg. A slot has
+// the parameter's shape, and is F64 for an F64 parameter and F32 otherwise. As a file, a State is safetensors, readable from
+// any language. A State is immutable.
 type State struct {
 	optimizer string
 	revision  string
-	// entries are in canonical order. For a state in a file only the step entries have data; tensors reads the rest.
+	// entries are in canonical order. If the state is in a file, only the step entries have data; tensors reads the other data.
 	entries []Tensor
 	steps   map[string]int64
-	// at is the state's place in the shared folder; nil if it is in memory.
+	// at is the state's place in the shared folder. It is nil if the state is in memory.
 	at   *lease
 	load func() ([]Tensor, error)
 	// onServer is true if only the server has the state.
 	onServer bool
 }
 
-// ReadState parses a state file in memory. The state keeps views of file, which must not change. Duplicate keys, gaps, overlaps,
-// wrong step counts and unknown entries are errors, which wrap ErrBadFile.
+// ReadState parses a state file in memory. The state keeps views of file, which must not change. Duplicate keys, gaps,
+// overlaps, wrong step counts and unknown entries are errors, which wrap ErrBadFile.
 func ReadState(file []byte) (*State, error) {
 	metadata, tensors, err := readTensors(file)
 	if err != nil {
@@ -40,7 +40,7 @@ func ReadState(file []byte) (*State, error) {
 	return stateOf(metadata, tensors)
 }
 
-// readSharedState reads a state's header and steps from the shared folder; its slots are read on demand.
+// readSharedState reads a state's header and steps from the shared folder. The slots are read on demand.
 func readSharedState(l *lease) (*State, error) {
 	first := make([]byte, min(lengthBytes, l.length))
 	if err := l.read(first, 0); err != nil {
@@ -58,7 +58,7 @@ func readSharedState(l *lease) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The server writes the step counts first, so one read gets them all.
+	// The server writes the step counts first, so one read gets all of them.
 	end := int64(0)
 	for _, entry := range entries {
 		if entry.isStep() {
@@ -92,7 +92,7 @@ func readSharedState(l *lease) (*State, error) {
 	return state, nil
 }
 
-// check refuses a zero State, which no result or file produced. Nil is valid: no state.
+// check returns an error for a zero State, which no result or file produced. A nil State is valid, and means no state.
 func (s *State) check() error {
 	if s != nil && !s.onServer && s.optimizer == "" {
 		return errors.New("stepd: State: expected that of a result, or nil, found a zero value")
@@ -171,7 +171,7 @@ func LoadState(path string) (*State, error) {
 	return state, nil
 }
 
-// Save writes the state to a file atomically: no other process ever sees a part of it.
+// Save writes the state to a file atomically: no other process sees a partial file.
 func (s *State) Save(path string) error {
 	file, err := s.file()
 	if err != nil {
@@ -180,7 +180,7 @@ func (s *State) Save(path string) error {
 	return file.save(path)
 }
 
-// WriteTo writes the state's file. Equal states give equal bytes, the same as the server's.
+// WriteTo writes the state as a file. Equal states give equal bytes, the same as from the server.
 func (s *State) WriteTo(w io.Writer) (int64, error) {
 	file, err := s.file()
 	if err != nil {
@@ -189,8 +189,8 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	return file.WriteTo(w)
 }
 
-// Bytes returns the state's file as one new slice. It panics if only the server has the state (see Err), or if its file in the
-// shared folder is damaged; WriteTo returns an error instead.
+// Bytes returns the state's file as one new slice. It panics if only the server has the state (see Err), or if the state's file
+// in the shared folder is damaged. WriteTo returns an error instead.
 func (s *State) Bytes() []byte {
 	file, err := s.file()
 	if err != nil {
@@ -199,8 +199,8 @@ func (s *State) Bytes() []byte {
 	return slices.Concat(file.parts...)
 }
 
-// Err returns ErrStateKept if only the server has the state, and nil otherwise. Save and WriteTo then return that error; methods
-// without an error result panic with it.
+// Err returns ErrStateKept if only the server has the state, and nil otherwise. Save and WriteTo then return the same error.
+// Methods without an error result panic.
 func (s *State) Err() error {
 	if s.onServer {
 		return ErrStateKept
@@ -234,7 +234,7 @@ func (s *State) file() (blob, error) {
 	return fileParts(map[string]string{"format": stateFormat, "optimizer": s.optimizer, "revision": s.revision}, entries)
 }
 
-// reserveBytes is the number of bytes to reserve for the next state; 0 if unknown.
+// reserveBytes returns the number of bytes to reserve for the next state; 0 if unknown.
 func (s *State) reserveBytes() (int64, error) {
 	if s.at != nil {
 		return s.at.length + blockBytes, nil
@@ -259,7 +259,7 @@ func (s *State) Revision() int {
 	return revision
 }
 
-// Steps returns the steps taken, by parameter.
+// Steps returns the number of steps taken, by parameter.
 func (s *State) Steps() map[string]int64 {
 	s.mustHaveValues()
 	steps := make(map[string]int64, len(s.steps))
@@ -282,8 +282,8 @@ func (s *State) SlotNames() []string {
 	return slices.Compact(names)
 }
 
-// Slot returns a slot, such as exp_avg, of all parameters that have it, under the parameters' names. The data belong to the state
-// and must not be changed. Errors are ErrNoSlot for a slot that no parameter has, and those of WriteTo.
+// Slot returns a slot, such as exp_avg, of all parameters that have it, under the parameters' names. The data belong to the
+// state and must not be changed. Errors are ErrNoSlot for a slot that no parameter has, and those of WriteTo.
 func (s *State) Slot(name string) (Tensors, error) {
 	entries, err := s.tensors()
 	if err != nil {

@@ -6,21 +6,23 @@ import (
 	"fmt"
 )
 
-// Clip is gradient clipping, after the loss scale. Zero values are absent.
+// Clip is gradient clipping, after the loss scale. A zero value means that the field is absent.
 type Clip struct {
-	// MaxNorm multiplies all gradients by min(1, MaxNorm / (norm + 1e-6)), the norm over all gradients of the call or TotalNorm.
+	// MaxNorm multiplies all gradients by min(1, MaxNorm / (norm + 1e-6)). The norm is TotalNorm, or that over all gradients of
+	// the call.
 	MaxNorm float64
-	// MaxValue keeps each value within -MaxValue and MaxValue. It excludes MaxNorm.
+	// MaxValue keeps each value between -MaxValue and MaxValue. It cannot be combined with MaxNorm.
 	MaxValue float64
-	// TotalNorm is the norm over all gradients of a step whose other gradients are in other calls; see Client.Norms. It may be
-	// infinite or NaN. Sharded sets it.
+	// TotalNorm is the norm over all gradients of a step, if other calls hold some of them; see Client.Norms. It may be infinite
+	// or NaN. Sharded sets it.
 	TotalNorm *float64
 }
 
-// NonFinite selects what a NaN or an infinity in a gradient does.
+// NonFinite selects how the server treats a NaN or an infinity in a gradient.
 type NonFinite string
 
-// Fail, the default, refuses the call with ErrNonFiniteGradient; Skip returns everything unchanged; Propagate computes with it.
+// Fail, the default, refuses the call with ErrNonFiniteGradient. Skip returns everything unchanged. Propagate computes the step
+// anyway.
 const (
 	Fail      NonFinite = "error"
 	Skip      NonFinite = "skip"
@@ -30,82 +32,85 @@ const (
 // StatsLevel selects the statistics in a reply.
 type StatsLevel string
 
-// NoStats is the default; GlobalStats covers all tensors together; TensorStats adds those of each tensor.
+// NoStats is the default. GlobalStats covers all tensors together. TensorStats adds the statistics of each tensor.
 const (
 	NoStats     StatsLevel = "none"
 	GlobalStats StatsLevel = "global"
 	TensorStats StatsLevel = "tensor"
 )
 
-// StepRequest is one step. Zero values are absent and take the server's defaults.
+// StepRequest is one step. A zero value means that the server uses its default.
 type StepRequest struct {
 	Optimizer Optimizer
 	Groups    []Group
-	// Params are F32, F64, BF16 or F16 of any shape. One without a gradient does not change. Nil if Cached names them.
+	// Params are F32, F64, BF16 or F16 of any shape. A parameter without a gradient does not change. Nil if Cached names them.
 	Params Tensors
-	// Grads have the names and shapes of parameters; their dtypes may differ from the parameters'.
+	// Grads have the names and shapes of parameters. A gradient's dtype may differ from its parameter's.
 	Grads Tensors
 	// State is the State of the last result; nil at the first step.
 	State *State
-	// Schedule makes the learning rate a function of the steps in the state.
+	// Schedule makes the learning rate a function of the step counts in the state.
 	Schedule Schedule
 	Clip     *Clip
 	// LossScale divides the gradients, before everything else.
 	LossScale float64
 	NonFinite NonFinite
-	// OthersNonFinite means that another call of this step has NaN or infinity in its gradients: NonFinite then refuses or skips
+	// OthersNonFinite means that another call of this step has NaN or infinity in its gradients. NonFinite then refuses or skips
 	// this call as well. Sharded sets it.
 	OthersNonFinite bool
 	Stats           StatsLevel
-	// MasterWeights keeps a float32 copy of each BF16 or F16 parameter in the state, and steps that copy.
+	// MasterWeights keeps a float32 copy of each BF16 or F16 parameter in the state. The step updates that copy.
 	MasterWeights bool
-	// RoundingSeed rounds BF16 parameters stochastically; the same seed gives the same bits. Nil rounds to nearest even.
+	// RoundingSeed rounds BF16 parameters stochastically. The same seed gives the same bits. Nil rounds to nearest even.
 	RoundingSeed *uint64
-	// Into receives the new parameters, by name, once the reply is complete; after an error it is unchanged. It must have the dtypes
-	// (BF16 with ReplyBF16) and shapes of Params, and may be Params itself. Nil allocates new tensors.
+	// Into receives the new parameters, by name, once the reply is complete. After an error Into is unchanged. It must have the
+	// shapes and dtypes of Params (BF16 with ReplyBF16), and may be Params itself. Nil allocates new tensors.
 	Into Tensors
-	// Reply selects what the reply carries.
+	// Reply selects the contents of the reply.
 	Reply Reply
-	// Cached is the Cached of the last result; blobs that it names are not sent. Params and State, if set too, must be those of that
-	// result: they are sent if the server has dropped its copy. Without them, that is ErrBlobMissing.
+	// Cached is the Cached of an earlier result. The client does not send the blobs that Cached names. Params and State, if set
+	// too, must be those of that result: the client sends them if the server has dropped its copy. Without them, Step returns
+	// ErrBlobMissing.
 	Cached *Cached
 }
 
-// ReplyForm selects the form in which a reply carries a result.
+// ReplyForm is the form in which a reply carries a result.
 type ReplyForm string
 
-// ReplySame is the default; ReplyBF16 rounds parameters, except F64, to BF16, to nearest even; ReplyNone omits the result.
+// ReplySame is the default. ReplyBF16 rounds all parameters but F64 to BF16 (to nearest even). ReplyNone omits the result.
 const (
 	ReplySame ReplyForm = "same"
 	ReplyBF16 ReplyForm = "bf16"
 	ReplyNone ReplyForm = "none"
 )
 
-// Reply selects what the reply to a step carries. Zero values are absent.
+// Reply selects the contents of the reply to a step. A zero value means the default.
 type Reply struct {
 	// Params are ReplySame, ReplyBF16 or ReplyNone.
 	Params ReplyForm
-	// State is ReplySame or ReplyNone. With ReplyNone only the server has the new state, which requires Cache.
+	// State is ReplySame or ReplyNone. ReplyNone leaves the new state on the server only, and requires Cache.
 	State ReplyForm
-	// Cache asks the server to cache the new parameters, unrounded, and the new state, if it has a cache (STEPD_CACHE_MIB).
+	// Cache asks the server to cache the new parameters, unrounded, and the new state, if the server has a cache
+	// (STEPD_CACHE_MIB).
 	Cache bool
 }
 
-// Cached names the blobs of a result in the server's cache, by SHA-256 in hexadecimal; empty if it has cached none. The server may
-// drop them at any time. The Cached of a Sharded result has no readable names, and works with Sharded only.
+// Cached names the blobs of a result in the server's cache, by SHA-256 in hexadecimal. A name is empty if the blob is not
+// cached. The server may drop a blob at any time. The Cached of a Sharded result has no readable names, and works with Sharded
+// only.
 type Cached struct {
 	Params, State string
 	// otherParams and otherState are true if the result held the blob in another form, or not at all. The caller's values then
 	// cannot replace the cached blob.
 	otherParams, otherState bool
-	// sent is the total size of the requests that led here; it limits the size of the next reply.
+	// sent is the total size of the requests that led to this result. It limits the size of the next reply.
 	sent int64
-	// shards are the cached blobs of a Sharded result. Then Params and State are empty.
+	// shards are the cached blobs of a Sharded result, which has empty Params and State.
 	shards []cachedShard
 }
 
-// Stats holds Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step and of
-// their change, and counts of gradient values.
+// Stats holds Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step and
+// of their change, and counts of gradient values.
 type Stats struct {
 	GradNorm   float64
 	ParamNorm  float64
@@ -113,9 +118,9 @@ type Stats struct {
 	// Zeros and NonFinite count gradient values.
 	Zeros     int64
 	NonFinite int64
-	// Clipped tells whether clipping by norm scaled the gradients.
+	// Clipped is true if clipping by norm scaled the gradients.
 	Clipped bool
-	// Tensors is keyed by parameter; only with TensorStats.
+	// Tensors maps each parameter's name to its statistics. Only TensorStats sets it.
 	Tensors map[string]TensorStat
 }
 
@@ -126,23 +131,24 @@ type TensorStat struct {
 	UpdateNorm float64
 	Zeros      int64
 	NonFinite  int64
-	// TrustRatio is nil if the optimizer has none.
+	// TrustRatio is nil if the optimizer has no trust ratio.
 	TrustRatio *float64
 }
 
 // StepResult is the result of a step.
 type StepResult struct {
-	// Params are the new parameters in the order of the request, in its Into if that was set. Nil with ReplyNone.
+	// Params are the new parameters in the order of the request. They are the request's Into if that was set, and nil with
+	// ReplyNone.
 	Params Tensors
-	// State is the new state. With ReplyNone it has an error (State.Err) and no values, and is only useful with Cached.
+	// State is the new state. With ReplyNone, State.Err returns an error and the state has no values; use Cached instead.
 	State *State
-	// Cached goes into the next request; nil if the server has cached nothing.
+	// Cached goes into the next request. It is nil if the server has cached nothing.
 	Cached *Cached
 	// Step is the largest step count in the state.
 	Step int64
 	// LR is the learning rate of this step.
 	LR float64
-	// Skipped tells whether the step did nothing, because of Skip.
+	// Skipped is true if the step did nothing, because of Skip.
 	Skipped bool
 	// Stats is nil with NoStats.
 	Stats *Stats
@@ -150,8 +156,8 @@ type StepResult struct {
 	Warnings []string
 }
 
-// Step runs one optimizer step. After an error nothing was changed. Errors are *Error (ErrBlobMissing if the server has dropped what
-// Cached names), *TransportError, the context's error, ErrBadTensor for inconsistent tensors, ErrStateKept,
+// Step runs one optimizer step. After an error nothing has changed. Errors are *Error (ErrBlobMissing if the server has dropped
+// a blob that Cached names), *TransportError, the context's error, ErrBadTensor for inconsistent tensors, ErrStateKept,
 // ErrBadReply, and file errors with WithSharedDir.
 func (c *Client) Step(ctx context.Context, request StepRequest) (*StepResult, error) {
 	if err := checkInto(request); err != nil {
@@ -166,8 +172,8 @@ func (c *Client) Step(ctx context.Context, request StepRequest) (*StepResult, er
 	return result, nil
 }
 
-// step makes the call, and repeats it if the server lacks a cached blob or has no room for the new state. With Into the new
-// parameters are in the scratch buffer, for writeInto, or already in place if `direct` allows that.
+// step makes the call. It repeats the call if the server lacks a cached blob or has no room for the new state. With Into, the
+// new parameters are in the scratch buffer, for writeInto, or already in the caller's tensors if `direct` is true.
 func (c *Client) step(ctx context.Context, request StepRequest, retries int, direct bool) (*StepResult, *scratch, error) {
 	sendState := false
 	for {
@@ -187,7 +193,8 @@ func (c *Client) step(ctx context.Context, request StepRequest, retries int, dir
 	}
 }
 
-// withoutMissing returns the names that remain after ErrBlobMissing; false if the caller has no value for the missing one.
+// withoutMissing returns the names that remain after ErrBlobMissing. It returns false if the caller has no value for the
+// missing blob.
 func (c *Cached) withoutMissing(request StepRequest, refusal *Error) (*Cached, bool) {
 	if c == nil || refusal.Name != ErrBlobMissing {
 		return nil, false
@@ -241,7 +248,7 @@ func (c *Client) stepOnce(ctx context.Context, request StepRequest, retries int,
 	return result, buffer, nil
 }
 
-// result checks a reply and reads its blobs.
+// result checks a reply, reads its blobs, and returns the result of the step.
 func (p *encodedRequest) result(ctx context.Context, request StepRequest, reply stepReply, buffer *scratch, direct bool) (*StepResult, error) {
 	result, err := reply.result(request.Reply)
 	if err != nil {
@@ -270,7 +277,7 @@ func (p *encodedRequest) result(ctx context.Context, request StepRequest, reply 
 				return nil, err
 			}
 			if p.paramsMatch(at.length, file) {
-				// From here nothing may fail or be cancelled, so that Into is never half new.
+				// From here on, nothing may fail or be cancelled: Into must not hold a mix of old and new values.
 				return result, transfer(context.WithoutCancel(ctx), file.parts[1:], int64(len(file.parts[0])), readWorkers, p.params.file.ReadAt)
 			}
 		}
@@ -282,7 +289,7 @@ func (p *encodedRequest) result(ctx context.Context, request StepRequest, reply 
 	return result, err
 }
 
-// expected returns names, dtypes and shapes of the new parameters, without data; nil if unknown.
+// expected returns names, dtypes and shapes of the new parameters, without data. It returns nil if they are unknown.
 func (r StepRequest) expected() Tensors {
 	sent := r.Params
 	if r.Cached != nil && r.Cached.Params != "" {
@@ -310,7 +317,8 @@ func (r StepRequest) targets(expected Tensors) Tensors {
 	return targets
 }
 
-// reserveBytes returns the bytes to reserve for new parameters and state; 0 if the reply omits them or the size is unknown.
+// reserveBytes returns the bytes to reserve for new parameters and state. A size is 0 if unknown or if the reply omits the
+// blob.
 func (r StepRequest) reserveBytes() (params, state int64, err error) {
 	room := func(tensors Tensors) (int64, error) {
 		file, err := fileParts(nil, tensors)
@@ -321,7 +329,7 @@ func (r StepRequest) reserveBytes() (params, state int64, err error) {
 		case r.Into != nil:
 			params, err = room(r.targets(r.expected()))
 		case r.expected() != nil:
-			// BF16 values take no more room, except one letter in the header.
+			// BF16 values take at most the room of Params, except one letter in the header.
 			params, err = room(r.Params)
 		}
 	}
@@ -406,7 +414,7 @@ func (r StepRequest) fields() ([]field, error) {
 	return fields, nil
 }
 
-// checkOptimizer refuses a nil optimizer, because the server would only report an empty name.
+// checkOptimizer returns an error for a nil optimizer. The server would only report an empty name.
 func checkOptimizer(optimizer Optimizer) error {
 	if optimizer == nil {
 		return errors.New("stepd: optimizer: expected an optimizer, found none")
@@ -439,7 +447,7 @@ func (c *Clip) wire() map[string]any {
 	return wire
 }
 
-// checkInto checks before the call that the result will fit.
+// checkInto checks before the call that the result will fit into Into.
 func checkInto(request StepRequest) error {
 	if request.Into == nil || request.Reply.Params == ReplyNone {
 		return nil

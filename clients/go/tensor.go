@@ -7,10 +7,10 @@ import (
 	"unsafe"
 )
 
-// DType is an element type, under its safetensors name.
+// DType is the type of a tensor's elements, under its safetensors name.
 type DType string
 
-// Element types of parameters and gradients. I64 is the type of the step counts in a state.
+// F32, F64, BF16 and F16 are the types of parameters and gradients. I64 is the type of the step counts in a state.
 const (
 	F32  DType = "F32"
 	F64  DType = "F64"
@@ -28,7 +28,7 @@ var dtypes = []struct {
 	{"I32", 4}, {"U32", 4}, {F32, 4}, {"C64", 8}, {F64, 8}, {I64, 8}, {"U64", 8},
 }
 
-// dtypeOf returns the bytes per element and the rank in a file; 0 bytes for an unknown dtype.
+// dtypeOf returns the bytes per element and the rank in file order. It returns 0 bytes for an unknown dtype.
 func dtypeOf(name DType) (bytes int64, rank int) {
 	for rank, dtype := range dtypes {
 		if dtype.name == name {
@@ -38,8 +38,8 @@ func dtypeOf(name DType) (bytes int64, rank int) {
 	return 0, -1
 }
 
-// Tensor is a named array. Data holds its elements in row-major order, each little-endian. Shape holds the size of each dimension;
-// a scalar has none.
+// Tensor is a named array. Data holds its elements in row-major order, each little-endian. Shape holds the size of each
+// dimension, and is empty for a scalar.
 type Tensor struct {
 	Name  string
 	DType DType
@@ -60,15 +60,15 @@ func (ts Tensors) Get(name string) (Tensor, bool) {
 	return Tensor{}, false
 }
 
-// Element is a Go type of tensor elements. uint16 holds the bits of BF16 and F16.
+// Element is a Go type for the elements of a tensor. uint16 holds the bits of BF16 and F16.
 type Element interface {
 	float32 | float64 | uint16
 }
 
 var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
 
-// From makes a tensor of float32 (F32) or float64 (F64) values. Without a shape it has one dimension. On a little-endian machine
-// Data shares the memory of values.
+// From makes a tensor of float32 (F32) or float64 (F64) values. Without a shape, the tensor has one dimension. On a
+// little-endian machine Data shares the memory of values.
 func From[T float32 | float64](name string, values []T, shape ...int) Tensor {
 	dtype := F32
 	if unsafe.Sizeof(*new(T)) == 8 {
@@ -77,7 +77,7 @@ func From[T float32 | float64](name string, values []T, shape ...int) Tensor {
 	return from(name, dtype, values, shape)
 }
 
-// FromBits makes a BF16 or F16 tensor from the bits of its values, like From.
+// FromBits makes a BF16 or F16 tensor from the bits of its values. Shape and memory work as in From.
 func FromBits(name string, dtype DType, bits []uint16, shape ...int) Tensor {
 	return from(name, dtype, bits, shape)
 }
@@ -89,7 +89,7 @@ func from[T Element](name string, dtype DType, values []T, shape []int) Tensor {
 	return Tensor{Name: name, DType: dtype, Shape: shape, Data: bytesOf(values)}
 }
 
-// Scalar returns the tensor without dimensions. It must have one element.
+// Scalar returns the tensor with no dimensions. The tensor must have one element.
 func (t Tensor) Scalar() Tensor {
 	t.Shape = []int{}
 	return t
@@ -117,8 +117,8 @@ func bytesOf[T Element](values []T) []byte {
 	return data
 }
 
-// Values returns the elements: float32 for F32, float64 for F64, uint16 bits for BF16 and F16. It is a view of Data if the machine
-// is little-endian and Data is aligned, as Data from replies and files is; otherwise a copy. The error wraps ErrBadTensor.
+// Values returns the elements: float32 for F32, float64 for F64, uint16 bits for BF16 and F16. The slice is a view of Data on a
+// little-endian machine if Data is aligned, as in replies and files, and otherwise a copy. The error wraps ErrBadTensor.
 func Values[T Element](t Tensor) ([]T, error) {
 	var zero T
 	size := int(unsafe.Sizeof(zero))
@@ -154,7 +154,7 @@ func Values[T Element](t Tensor) ([]T, error) {
 	return values, nil
 }
 
-// check returns an error unless the tensor's bytes fit its shape and dtype.
+// check returns an error unless Data has the number of bytes that shape and dtype require.
 func (t Tensor) check() error {
 	size, _ := dtypeOf(t.DType)
 	if size == 0 {
@@ -167,7 +167,7 @@ func (t Tensor) check() error {
 	return nil
 }
 
-// sameType tells whether two tensors have the same dtype and shape.
+// sameType returns whether two tensors have the same dtype and shape.
 func (t Tensor) sameType(other Tensor) bool {
 	if t.DType != other.DType || len(t.Shape) != len(other.Shape) {
 		return false
@@ -183,7 +183,7 @@ func (t Tensor) sameType(other Tensor) bool {
 // maxExact is the largest integer that JavaScript, and so the server, holds exactly.
 const maxExact = 1<<53 - 1
 
-// product multiplies sizes; false if one is negative or the product exceeds maxExact.
+// product multiplies sizes. It returns false if a size is negative or the product exceeds maxExact.
 func product(shape []int) (int64, bool) {
 	total := int64(1)
 	for _, size := range shape {

@@ -10,7 +10,8 @@ import (
 	"strings"
 )
 
-// The server's list of tensors in a warning: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON strings.
+// listedTensor matches one tensor of a warning's list: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON
+// strings.
 const listedTensor = `"(?:[^"\\]|\\.)*" \(\d+ values?\)`
 
 var (
@@ -18,7 +19,8 @@ var (
 	listing       = regexp.MustCompile(`(?s)^([^"]*)(` + listedTensor + `(?:, ` + listedTensor + `)*)(?: and (\d+) more tensors)?(.*)$`)
 )
 
-// joinSentences removes duplicates, sorts by text, and merges sentences that differ only in their tensors, as one call would.
+// joinSentences removes duplicates, sorts by text, and merges sentences that differ only in their tensors. The server does the
+// same for one call.
 func joinSentences(sentences []string) []string {
 	type kind struct{ head, tail string }
 	listed, more := map[kind][]string{}, map[kind]int{}

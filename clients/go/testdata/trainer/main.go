@@ -1,4 +1,5 @@
-// A trainer in its own module, outside this repository; module_test.go builds it in the ways that README.md describes.
+// Command trainer is a trainer in its own module, outside this repository. module_test.go builds it in the ways that README.md
+// describes.
 package main
 
 import (

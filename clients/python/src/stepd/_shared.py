@@ -81,7 +81,7 @@ class Place(dict[str, Any]):
         self._parts = parts
 
     def written(self, reply: Any) -> memoryview:
-        """Return the written bytes. Raises ValueError if the reply names other bytes."""
+        """Return the written bytes. Raises ValueError for any others."""
         if reply["file"] != self["file"] or reply["offset"] != self["offset"]:
             raise ValueError(f"expected bytes in {self['file']}, found {reply!r}")
         # The reply shows that the server has finished with the file.

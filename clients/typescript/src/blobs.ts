@@ -1,23 +1,26 @@
-/** The blobs of one call: in the shared folder if there is one and the call is large enough, otherwise in the request body. */
+/**
+ * The blobs of one call. They are in the shared folder if there is one and the call is large enough, otherwise in the request
+ * body.
+ */
 import { Bin } from "./msgpack.ts";
 import type { SharedFolder, SharedPlace } from "./shared.ts";
 import { placeOf, State } from "./state.ts";
 import type { SharedBlob } from "./wire.gen.ts";
 
-/** Smaller calls use the request body: a file costs more than copying its bytes. */
+/** Smaller calls use the request body, because a file costs more than copying its bytes. */
 const MIN_SHARED_BYTES = 64 * 2 ** 10;
 
-/** Extra room for a result: the server's safetensors header may hold an empty __metadata__. */
+/** A result needs extra room, because the server's safetensors header may hold an empty __metadata__. */
 const HEADER_SLACK_BYTES = 4096;
 
-/** A blob in the form that the request body carries. */
+/** A blob as it stands in the request body: its bytes, or its place in the shared folder. */
 export type BodyBlob = Bin | SharedBlob;
 
 export class CallBlobs {
   readonly #folder: SharedFolder | undefined;
-  /** Places that the request names; the server may read and write them. */
+  /** Places that the request names. The server may read and write them. */
   readonly #places: SharedPlace[] = [];
-  /** Those places that are released when the call ends. */
+  /** Places that this call releases when it ends. */
   readonly #owned = new Set<SharedPlace>();
 
   /** `bytes` is the total size of all blobs. */
@@ -30,7 +33,7 @@ export class CallBlobs {
     return this.#folder ? this.#own(this.#folder.write(parts)) : new Bin(new Blob([...parts]));
   }
 
-  /** Adds a state, without a copy if it already lies in this folder. */
+  /** Adds a state, without a copy if the state already lies in this folder. */
   putState(state: State | Uint8Array): BodyBlob {
     const place = this.#folder && placeOf(state);
     if (!place || place.folder !== this.#folder) return this.put([fileOf(state)]);
@@ -38,22 +41,22 @@ export class CallBlobs {
     return place.blob;
   }
 
-  /** Reserves room for a result of `bytes`; undefined if the reply carries it in its body. */
+  /** Reserves room for a result of `bytes`. Returns undefined if the reply carries the result in its body. */
   room(bytes: number): SharedBlob | undefined {
     return this.#folder && this.#own(this.#folder.room(bytes + HEADER_SLACK_BYTES));
   }
 
-  /** Returns a blob for the request body, reading it back if it lies in the folder. */
+  /** Returns a blob for the request body. A blob in the folder is read back into memory. */
   async inBody(source: BodyBlob): Promise<Bin> {
     return source instanceof Bin ? source : new Bin(new Blob([await this.#find(source).read()]));
   }
 
-  /** Returns the bytes of a result. Throws RangeError if the reply holds no valid one. */
+  /** Returns the bytes of a result. Throws RangeError if the reply holds no valid bytes or place. */
   async take(name: string, value: unknown): Promise<Uint8Array<ArrayBuffer>> {
     return isShared(value) ? this.#find(value).trimmed(value.length).read() : bytesIn(name, value);
   }
 
-  /** Returns the new state, which stays in its file until it is read. Throws RangeError if the reply holds no valid one. */
+  /** Returns the new state, which stays in its file until it is read. Throws RangeError if the reply holds no valid state. */
   takeState(value: unknown): State {
     if (!isShared(value)) return new State(bytesIn("state", value));
     const room = this.#find(value);
@@ -63,7 +66,7 @@ export class CallBlobs {
     return new State(place);
   }
 
-  /** Marks the files as lost: without a reply, the server may still use them, so they are never reused. */
+  /** Marks the files as lost. If a reply is lost, the server may still use the files, so they are never reused. */
   readonly lost = (): void => {
     for (const { region } of this.#places) region.isLost = true;
   };
@@ -90,7 +93,7 @@ export class CallBlobs {
 
 const isShared = (value: unknown): value is SharedBlob => typeof (value as SharedBlob | null | undefined)?.file === "string";
 
-/** Size of a state in bytes; 0 without one. */
+/** Returns the size of a state in bytes; 0 without a state. */
 export const sizeOf = (state: State | Uint8Array | null | undefined): number => (state ? (placeOf(state) ?? fileOf(state)).length : 0);
 
 const fileOf = (state: State | Uint8Array): Uint8Array<ArrayBuffer> => {

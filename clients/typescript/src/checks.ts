@@ -1,7 +1,7 @@
-/** Checks the kinds of arguments before anything is sent. The server checks their values. */
+/** Checks the types of arguments before the client sends anything. The server checks their values. */
 import { State } from "./state.ts";
 
-/** A value for an error message: itself if it is short, otherwise its class. */
+/** Returns a short value as text, and the class of any other value, for an error message. */
 export const describeValue = (value: unknown): string => {
   if (value === null || typeof value !== "object") return typeof value === "string" ? JSON.stringify(value.slice(0, 60)) : String(value);
   return (value as { constructor?: { name?: string } }).constructor?.name ?? "an object";
@@ -9,7 +9,7 @@ export const describeValue = (value: unknown): string => {
 
 const expected = (field: string, what: string, value: unknown): TypeError => new TypeError(`${field}: expected ${what}, found ${describeValue(value)}`);
 
-/** Rejects promises (a forgotten await), Maps and Sets: without own properties they would pass as empty objects. */
+/** Returns false for promises (a forgotten await), Maps and Sets. Without own properties they would pass as empty objects. */
 export const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" &&
   value !== null &&
@@ -21,7 +21,7 @@ export const requireObject = (field: string, value: unknown, what: string): void
   if (!isObject(value)) throw expected(field, what, value);
 };
 
-/** Rejects unknown option names, which would be ignored, and a bare AbortSignal, which has no own properties. */
+/** Rejects unknown option names, which would have no effect, and a bare AbortSignal, which has no own properties. */
 export const requireOptions = (options: unknown, known: Readonly<Record<string, true>>): void => {
   const names = Object.keys(known).join(", ");
   if (!isObject(options) || options instanceof AbortSignal) throw expected("options", `an object with some of ${names}`, options);
@@ -29,7 +29,7 @@ export const requireOptions = (options: unknown, known: Readonly<Record<string, 
   if (unknown !== undefined) throw expected("options", `some of ${names}`, unknown);
 };
 
-/** Names that no tensor may have: safetensors reserves the first, JavaScript the second. */
+/** No tensor may have one of these names: safetensors reserves the first, and the second is special in JavaScript. */
 const RESERVED_NAMES = ["__metadata__", "__proto__"];
 
 export const requireTensors = (field: string, value: unknown): void => {
@@ -41,7 +41,7 @@ export const requireTensors = (field: string, value: unknown): void => {
   }
 };
 
-/** String.prototype.isWellFormed is not in every browser yet. */
+/** Some browsers lack String.prototype.isWellFormed. */
 const isWellFormed = (text: string): boolean => !/\p{Surrogate}/u.test(text);
 
 export const requireState = (value: unknown): void => {
@@ -54,10 +54,10 @@ export const requireName = (field: string, value: unknown): void => {
 
 const OPTIMIZER = 'an optimizer such as { name: "adamw", lr: 1e-3 }';
 
-/** Options of a step that must be objects. */
+/** These options of a step must be objects. */
 const OBJECT_OPTIONS = ["schedule", "clip", "stochastic_rounding", "reply"];
 
-/** Checks everything in a call except its tensors and state. */
+/** Checks all arguments of a call except its tensors and state. */
 export const requireSettings = (settings: object): void => {
   const { optimizer, groups, ...rest } = settings as Readonly<Record<string, unknown>>;
   requireObject("optimizer", optimizer, OPTIMIZER);
@@ -67,7 +67,7 @@ export const requireSettings = (settings: object): void => {
   for (const name of OBJECT_OPTIONS) if (rest[name] !== undefined) requireObject(name, rest[name], "an object");
 };
 
-/** Checks the whole input of a step. */
+/** Checks all arguments of a step. */
 export const requireStep = (input: unknown): void => {
   requireObject("step", input, "an object with optimizer, params, grads and state");
   const { params, grads, state, cached: _, ...settings } = input as Record<string, unknown>;

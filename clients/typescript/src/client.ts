@@ -22,19 +22,19 @@ import type {
   StepResult as WireResult,
 } from "./wire.gen.ts";
 
-/** Which results the reply carries. The client itself sets where they go (`into`). */
+/** Selects the results in the reply. The client itself sets their places (`into`). */
 export type StepReply = Omit<ReplyOptions, "into">;
 
 /** A step's options without its tensors, under their wire names. */
 export interface StepSettings extends Omit<StepParams, "params" | "grads" | "state" | "reply"> {
-  /** Which results the reply carries, and whether the server caches them (`cache`). */
+  /** Selects the results in the reply. With `cache`, the server caches the new parameters and state. */
   readonly reply?: StepReply | undefined;
 }
 
 export interface StepInput extends StepSettings {
   readonly params: Tensors;
   readonly grads: Tensors;
-  /** The state of the last result, or the bytes of a stored state; absent at the first step. */
+  /** The state of the last result, or the bytes of a stored state. Absent at the first step. */
   readonly state?: State | Uint8Array | null | undefined;
   /**
    * The `cached` member of an earlier result. The client does not send the parameters and state that it names. If the server has
@@ -43,7 +43,7 @@ export interface StepInput extends StepSettings {
   readonly cached?: Cached | undefined;
 }
 
-/** A step whose parameters only the server's cache holds. */
+/** A step whose parameters are only in the server's cache. */
 export interface CachedStepInput extends Omit<StepInput, "params" | "cached"> {
   readonly params?: undefined;
   /** Must name the parameters. */
@@ -51,14 +51,14 @@ export interface CachedStepInput extends Omit<StepInput, "params" | "cached"> {
 }
 
 export interface StepResult extends Omit<WireResult, "params" | "state"> {
-  /** Empty after `reply.params: "none"`. */
+  /** Empty if the step had `reply.params: "none"`. */
   readonly params: Record<string, Tensor>;
-  /** Throws RangeError after `reply.state: "none"`. */
+  /** Reading it throws RangeError if the step had `reply.state: "none"`. */
   readonly state: State;
 }
 
 export interface NormsInput extends Pick<StepInput, "grads" | "loss_scale"> {
-  /** Needed if a dtype differs from its gradient's: the parameter's dtype decides the arithmetic. */
+  /** Needed if a dtype differs from its gradient's, because the parameter's dtype decides the arithmetic. */
   readonly params?: Tensors | undefined;
 }
 
@@ -69,7 +69,7 @@ export interface ConvertInput extends Omit<ConvertParams, "state"> {
 
 /** A converted state. */
 export interface Conversion {
-  /** A safetensors file in the convention `to`; if that is stepd's, `new State(file)` reads it. */
+  /** A safetensors file in the convention `to`. `new State(file)` reads a file in stepd's convention. */
   readonly file: Uint8Array<ArrayBuffer>;
   /** One sentence for each part of the given state that `file` cannot hold. */
   readonly lost: readonly string[];
@@ -82,7 +82,7 @@ export interface ServerInfo {
   readonly node: string;
   readonly kernels: readonly string[];
   readonly workers: number;
-  /** In bytes. */
+  /** The limits in bytes, by name. */
   readonly limits: Readonly<Record<string, number>>;
 }
 
@@ -91,8 +91,8 @@ export class Client {
   #folder: SharedFolder | undefined;
 
   /**
-   * `url` is the server's root, such as http://127.0.0.1:8080; `folder` is shared by several clients. Throws TypeError for invalid
-   * options, and for a `sharedDir` that is not a writable folder.
+   * `url` is the server's root, such as http://127.0.0.1:8080. Several clients may share one `folder`. Throws TypeError for
+   * invalid options, and for a `sharedDir` that is not a writable folder.
    */
   constructor(url: string, options: ClientOptions = {}, folder?: SharedFolder) {
     requireOptions(options, CLIENT_OPTIONS);
@@ -104,15 +104,15 @@ export class Client {
     return this.#transport.url;
   }
 
-  /** Removes the client's files from `sharedDir`. Later calls send their bytes in the request; earlier results stay valid. */
+  /** Removes the client's files from `sharedDir`. Later calls send their bytes in the request. Earlier results stay valid. */
   close(): void {
     this.#folder?.close();
     this.#folder = undefined;
   }
 
   /**
-   * Runs one optimizer step. Throws StepdError or TransportError, and then changes nothing. The error code BLOB_MISSING means that the
-   * server has dropped what `cached` names and that the caller did not pass it.
+   * Runs one optimizer step. Throws StepdError or TransportError, and then changes nothing. The error code BLOB_MISSING means
+   * that the server has dropped a blob that `cached` names and that the caller did not pass.
    */
   async step(input: StepInput | CachedStepInput, options?: CallOptions): Promise<StepResult> {
     requireStep(input);
@@ -155,7 +155,8 @@ export class Client {
           if (missing && value) sources[missing] = value;
           else if (into.state && isTooSmall(error)) {
             into.state = undefined;
-            // Without a place for the result, the server would overwrite a state in the folder.
+            // A state that lies in the folder goes into the request body, because a server without a place for the result would
+            // overwrite it.
             if (state && sources.state !== cachedState) sources.state = await blobs.inBody(sources.state as BodyBlob);
           } else throw error;
         }
@@ -174,7 +175,7 @@ export class Client {
     return this.#withBlobs([file], null, (blobs) => this.#transport.call("/v1/init", { ...settings, params: blobs.put(file) }, read, options, blobs.lost));
   }
 
-  /** Returns the sums of squares of each tensor: phase one of exact clipping over several calls. */
+  /** Returns the sums of squares of each tensor, for exact clipping over several calls. */
   async norms(input: NormsInput, options?: CallOptions): Promise<NormsResult> {
     requireObject("norms", input, "an object with grads");
     const { grads, params, loss_scale } = input;
@@ -215,35 +216,35 @@ export class Client {
     return this.#withState("/v1/state/convert", input, read, options);
   }
 
-  /** Returns the learning rates, and the momentums if the schedule cycles them, of `count` steps after the first `from`. */
+  /** Returns the learning rates of `count` steps from step `from` on, and the momentums if the schedule cycles them. */
   async evaluateSchedule(params: EvaluateParams, options?: CallOptions): Promise<EvaluateResult> {
     requireObject("evaluateSchedule", params, "an object with schedule");
     requireObject("schedule", params.schedule, 'a schedule such as { name: "cosine", T_max: 1000 }');
     return this.#transport.call("/v1/schedule", params, readWith<EvaluateResult>("lrs"), options);
   }
 
-  /** Returns the server's optimizers with their formulas. */
+  /** Returns the name, title and formula of each optimizer of the server. */
   async optimizers(options?: CallOptions): Promise<ListResult["optimizers"]> {
     return (await this.#transport.call("/v1/optimizers", undefined, readWith<ListResult>("optimizers"), options)).optimizers;
   }
 
-  /** Returns formula, references, hyperparameters, slots and cost of one optimizer. */
+  /** Returns one optimizer's formula, references, hyperparameters, slots and cost. */
   async describe(name: string, options?: CallOptions): Promise<DescribeResult> {
     requireName("name", name);
     return this.#transport.call(`/v1/optimizers/${encodeURIComponent(name)}`, undefined, readWith<DescribeResult>("formula"), options);
   }
 
-  /** Returns version, kernels, workers and limits of the server. */
+  /** Returns the server's version, kernels, workers and limits. */
   async info(options?: CallOptions): Promise<ServerInfo> {
     return this.#transport.call("/v1", undefined, readWith<ServerInfo>("limits"), options);
   }
 
-  /** Whether the server accepts calls; false if it cannot be reached. Asks once, without retries. */
+  /** Returns whether the server accepts calls; false if it is unreachable. Asks once, without retries. */
   async isReady(options: CallOptions = {}): Promise<boolean> {
     return this.#transport.isOk("/health/ready", options);
   }
 
-  /** Runs a call with the blobs of `files` and `state`, and releases them afterwards. */
+  /** Runs a call with the blobs of `files` and `state`, and releases the blobs afterwards. */
   async #withBlobs<Result>(
     files: readonly (ReturnType<typeof fileParts> | undefined)[],
     state: State | Uint8Array | null | undefined,
@@ -263,22 +264,24 @@ export class Client {
   }
 }
 
-/** Encodes an infinite or NaN norm as a string: the schema allows no such numbers, in MessagePack either. */
+/** Encodes an infinite or NaN norm as a string. The schema allows no such number, even in MessagePack. */
 const clipOnWire = (clip: NonNullable<StepSettings["clip"]>): typeof clip =>
   typeof clip.total_norm !== "number" || Number.isFinite(clip.total_norm) ? clip : { ...clip, total_norm: String(clip.total_norm) as "NaN" | "Infinity" };
 
 const sizeIn = (parts: readonly Uint8Array[]): number => parts.reduce((sum, { length }) => sum + length, 0);
 
-/** The blob that the server has dropped from its cache; undefined for any other error. */
+/** Returns which blob the server has dropped from its cache; undefined for any other error. */
 const missingBlobOf = (error: unknown): "params" | "state" | undefined => {
   if (!(error instanceof StepdError && error.code === "BLOB_MISSING")) return undefined;
   return error.field === "/params" ? "params" : error.field === "/state" ? "state" : undefined;
 };
 
-/** Whether the new state outgrew its place: an optimizer may add slots after the first step. */
+/** Returns whether the new state was larger than its place. An optimizer may add slots after the first step. */
 const isTooSmall = (error: unknown): boolean => error instanceof StepdError && error.code === "INVALID_PARAMS" && error.field === "/reply/into/state/length";
 
-/** Adds a `state` whose getter throws; it is not enumerable, so that copying or printing the result does not throw. */
+/**
+ * Adds a `state` whose getter throws. The property is not enumerable, so that copying or printing the result does not throw.
+ */
 export const withoutState = <Result extends object>(result: Result): Result & Pick<StepResult, "state"> =>
   Object.defineProperty(result, "state", {
     get: () => {
@@ -286,7 +289,7 @@ export const withoutState = <Result extends object>(result: Result): Result & Pi
     },
   }) as Result & Pick<StepResult, "state">;
 
-/** Returns a reader that accepts a reply if it has `member`, which only replies of this method have. */
+/** Returns a function that accepts a reply if it has `member`, which only replies of this method have. */
 const readWith =
   <Result>(member: keyof Result & string) =>
   (reply: unknown): Result => {

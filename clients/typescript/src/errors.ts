@@ -1,12 +1,12 @@
-/** Errors of a call. `name` is the class; `code` is the server's stable name of the error. */
+/** Errors of a call. `name` is the error's class; `code` is the server's stable name of the error. */
 
 import type { ErrorName } from "./errors.gen.ts";
 import type { ErrorData } from "./wire.gen.ts";
 
-/** HTTP statuses after which a retry may succeed, on this server or another. */
+/** After one of these HTTP statuses a retry may succeed, on this server or on another. */
 const RETRYABLE_STATUSES = [408, 429, 502, 503, 504];
 
-/** The server refused the call or failed during it; nothing was changed. */
+/** The server refused the call or failed during it. The call changed nothing. */
 export class StepdError extends Error {
   override readonly name = "StepdError";
   /** The server's stable name of the error, such as STATE_MISMATCH. */
@@ -48,14 +48,14 @@ interface TransportErrorOptions {
   readonly isRefused?: boolean;
 }
 
-/** The server could not be reached, or the reply did not come from stepd. */
+/** The server was unreachable, or the reply did not come from stepd. */
 export class TransportError extends Error {
   override readonly name = "TransportError";
   /** The HTTP status, if there was a reply. */
   readonly status: number | undefined;
-  /** Seconds to wait before a retry, as a proxy asks for. */
+  /** Seconds to wait before a retry, as the proxy that replied asks. */
   readonly retryAfter: number | undefined;
-  /** Whether the connection was refused. Always false in browsers, which do not report it. */
+  /** True if the connection was refused. Always false in browsers, which do not report refused connections. */
   readonly isRefused: boolean;
 
   constructor(message: string, { cause, status, retryAfter, isRefused = false }: TransportErrorOptions = {}) {

@@ -1,7 +1,7 @@
-/** MessagePack: encodes blobs without a copy; rejects extension types and trailing bytes. */
+/** MessagePack: encodes blobs without a copy, and rejects extension types and trailing bytes. */
 import { Decoder, type EncoderOptions, type ExtensionCodec, encode } from "@msgpack/msgpack";
 
-/** Bytes that are encoded as one bin value. */
+/** Bytes that the encoder writes as one bin value. */
 export class Bin {
   readonly bytes: Blob;
   constructor(bytes: Blob) {
@@ -9,7 +9,10 @@ export class Bin {
   }
 }
 
-/** Rejects extension types: stepd sends none. The encoder calls this codec only for objects and for types that MessagePack lacks. */
+/**
+ * Rejects extension types, because stepd sends none. The encoder calls this codec only for objects and for types that
+ * MessagePack lacks.
+ */
 const noExtensions: Pick<ExtensionCodec, "tryToEncode" | "decode"> = {
   tryToEncode(value) {
     if (typeof value !== "object") throw new TypeError(`expected numbers, texts, lists and objects, found a ${typeof value}`);
@@ -50,10 +53,10 @@ const encodeValue = (key: string, value: unknown): Uint8Array<ArrayBuffer> => {
   }
 };
 
-/** Decodes a body; its blobs are views. Throws for invalid MessagePack and for extension types. */
+/** Decodes a body. Its blobs are views. Throws for invalid MessagePack and for extension types. */
 export const decode = (bytes: Uint8Array): unknown => decoder.decode(bytes);
 
-/** A type byte, then a big-endian length of four bytes. */
+/** Returns a type byte followed by a big-endian length of four bytes. */
 const header = (type: number, length: number): Uint8Array<ArrayBuffer> => {
   const bytes = new Uint8Array(5);
   bytes[0] = type;

@@ -1,10 +1,10 @@
-/** Replicas of a server: selects one for each call, and fails over to the others. */
+/** Selects a replica of the server for each call, and fails over to other replicas. */
 import type { Client } from "./client.ts";
 import { StepdError, TransportError } from "./errors.ts";
 import { Backoff, pause, type RetryOptions } from "./retries.ts";
 import type { CallOptions } from "./transport.ts";
 
-/** Cool-down of a replica after a failure; it doubles with each failure in a row. */
+/** A replica that fails is avoided for this long. The cool-down doubles with each failure in a row. */
 const FIRST_COOL_DOWN_MS = 1_000;
 const MAX_COOL_DOWN_MS = 60_000;
 
@@ -15,15 +15,15 @@ export class Replicas {
   readonly #retries: RetryOptions;
   #turn = 0;
 
-  /** `retries` counts rounds over all replicas, after the first. The clients themselves must not retry. */
+  /** `retries` counts rounds over all replicas, after the first round. The clients themselves must not retry. */
   constructor(clients: readonly Client[], retries: RetryOptions) {
     this.#replicas = clients.map((client) => new Replica(client));
     this.#retries = retries;
   }
 
   /**
-   * Tries one replica after the other until one answers, beginning with the url `home`. Throws at once for a faulty call.
-   * After BLOB_MISSING it goes on: another replica may have the blob in its cache.
+   * Tries one replica after another until one answers. The replica with the url `home` comes first. Throws at once for a faulty
+   * call. After BLOB_MISSING the next replica is tried, because it may have the blob in its cache.
    */
   async call<Result>(call: Call<Result>, options: CallOptions, home?: string): Promise<Result> {
     const backoff = new Backoff(this.#retries, "every stepd replica");
@@ -38,18 +38,18 @@ export class Replicas {
         try {
           return await replica.run(call, options, this.#turn++);
         } catch (error) {
-          // An aborted call throws the signal's reason, whatever that is.
+          // An aborted call throws the signal's reason, and no error of a replica.
           options.signal?.throwIfAborted();
           if (error instanceof StepdError && error.code === "BLOB_MISSING") blobMissing = error;
           else {
             if (!isReplicaFault(error)) throw error;
             if (error.retryAfter !== undefined) retryAfters.push(error.retryAfter);
-            // The round's error is a refused connection only if every replica refused.
+            // The error of a round is a refused connection only if every replica refused its connection.
             if (!last || isRefused(last) || !isRefused(error)) last = error;
           }
         }
       }
-      // The shortest Retry-After of the round.
+      // The next round starts after the shortest Retry-After of this round.
       const wait = last && backoff.delayAfter(last, retryAfters.length > 0 ? Math.min(...retryAfters) : undefined);
       if (wait === undefined) throw blobMissing ?? last;
       await pause(wait, options.signal);
@@ -57,7 +57,7 @@ export class Replicas {
   }
 }
 
-/** Whether the error lies with one replica, so that another may succeed: a failure, or an invalid reply. */
+/** Returns whether the replica is at fault, by a failure or an invalid reply, so that another replica may succeed. */
 const isReplicaFault = (error: unknown): error is StepdError | TransportError =>
   error instanceof TransportError || (error instanceof StepdError && (error.isPassing || error.code === "INTERNAL_ERROR"));
 
@@ -69,7 +69,7 @@ class Replica {
   readonly #client: Client;
   #calls = 0;
   #turn = -1;
-  /** Failures in a row. */
+  /** The number of failures in a row. */
   #failures = 0;
   #failedAt = 0;
   #coolDownUntil = 0;
@@ -87,7 +87,7 @@ class Replica {
       this.#recover();
       return result;
     } catch (error) {
-      // An aborted call does not tell whether the replica works.
+      // An aborted call does not show whether the replica works.
       if (!options.signal?.aborted) {
         if (isReplicaFault(error)) this.#fail(start);
         else this.#recover();
@@ -98,7 +98,10 @@ class Replica {
     }
   }
 
-  /** Calls that fail together count as one failure: a call that started before the last failure is ignored. */
+  /**
+   * Records a failed call. Calls that fail together count as one failure: a call that started before the last failure does not
+   * count.
+   */
   #fail(start: number): void {
     if (this.#failures > 0 && start <= this.#failedAt) return;
     this.#failedAt = performance.now();
@@ -111,9 +114,9 @@ class Replica {
     this.#coolDownUntil = 0;
   }
 
-  /** Sort key, lowest first: cool-down, not `home`, calls in progress, time of the last call. */
+  /** Returns the sort key, lowest first: cool-down, not `home`, calls in progress, time of the last call. */
   load(now: number, home: string | undefined): Load {
-    // After the cool-down one call probes the replica; the others avoid it until that call ends.
+    // After the cool-down one call probes the replica. Other calls avoid the replica until that call ends.
     const isOnTrial = this.#failures > 0 && this.#calls > 0;
     return [this.#coolDownUntil > now ? this.#coolDownUntil : isOnTrial ? now : 0, Number(this.#client.url !== home), this.#calls, this.#turn];
   }

@@ -1,35 +1,39 @@
-/** When to retry a call, and how long to wait before. */
+/** Decides when to retry a call, and how long to wait before. */
 import { type StepdError, TransportError } from "./errors.ts";
 
 export const DEFAULT_RETRIES = 4;
 export const DEFAULT_REFUSED_MS = 30_000;
 const FIRST_BACKOFF_MS = 50;
 const MAX_BACKOFF_MS = 5_000;
-/** A short limit: a refused attempt costs nothing, and the server may be back at any moment. */
+/** This limit is short, because a refused attempt costs nothing and the server may be back at any moment. */
 const MAX_REFUSED_BACKOFF_MS = 1_000;
-/** Longest Retry-After that the client obeys. */
+/** The longest Retry-After that the client obeys. */
 const MAX_RETRY_AFTER_S = 60;
 
 export interface RetryOptions {
-  /** Retries after 408, 429, 502, 503, 504, a lost connection or a timeout. A step is a pure function, so retries are safe. */
+  /**
+   * Number of retries after 408, 429, 502, 503, 504, a lost connection or a timeout. Retries are safe, because a step is a pure
+   * function.
+   */
   readonly retries?: number | undefined;
   /**
-   * Milliseconds to keep trying while the server refuses connections, as during a restart; 30,000 by default. These attempts do not
-   * count as retries. 0 or `retries: 0` turns them off. Has no effect in browsers, which do not report refused connections.
+   * How many milliseconds the client retries while the server refuses connections, as during a restart; 30,000 by default.
+   * These attempts do not count as retries. 0 or `retries: 0` turns them off. Has no effect in browsers, which do not report
+   * refused connections.
    */
   readonly refusedMs?: number | undefined;
-  /** Receives a warning when a server starts to refuse connections; `console.warn` by default. */
+  /** Receives a warning when a server starts to refuse connections. The default is `console.warn`. */
   readonly warn?: ((sentence: string) => void) | undefined;
 }
 
-/** The retries of one call. */
+/** Counts the retries of one call, and computes the waits between them. */
 export class Backoff {
   readonly #retries: number;
   readonly #refusedMs: number;
   readonly #warn: (sentence: string) => void;
   readonly #server: string;
   #attempt = 0;
-  /** Refused connections in a row, and the time when the client gives up. */
+  /** Refused connections in a row, and the time at which the client gives up. */
   #refusals = 0;
   #refusedUntil = 0;
 
@@ -41,7 +45,7 @@ export class Backoff {
     this.#server = server;
   }
 
-  /** Milliseconds to wait before the next attempt; undefined to give up. `retryAfter` is in seconds. */
+  /** Returns the milliseconds to wait before the next attempt; undefined means to give up. `retryAfter` is in seconds. */
   delayAfter(error: StepdError | TransportError, retryAfter = error.retryAfter): number | undefined {
     if (error instanceof TransportError && error.isRefused) return this.#refusedDelay();
     this.#refusals = 0;
@@ -62,7 +66,7 @@ export class Backoff {
   }
 }
 
-/** Exponential backoff with jitter, so that callers that failed together do not retry together. */
+/** Returns an exponential wait with jitter, so that callers that failed together do not retry together. */
 const exponentialDelay = (attempt: number, longest: number): number => Math.min(FIRST_BACKOFF_MS * 2 ** attempt, longest) * (0.5 + Math.random() / 2);
 
 /** Throws TypeError for invalid options. */
@@ -72,17 +76,20 @@ export const requireRetries = ({ retries = DEFAULT_RETRIES, refusedMs = DEFAULT_
   if (warn !== undefined && typeof warn !== "function") throw new TypeError(`warn: expected a function, found ${String(warn)}`);
 };
 
-/** Codes of a refused connection, and of a Unix socket whose file is missing. */
+/** Error codes of a refused connection, and of a Unix socket whose file is missing. */
 const REFUSED_CODES = ["ECONNREFUSED", "ENOENT"];
 
-/** Whether a fetch failed because the connection was refused. For a host with several addresses, all of them must have refused. */
+/**
+ * Returns whether a fetch failed because the connection was refused. If a host has several addresses, all of them must have
+ * refused.
+ */
 export const isRefusal = (error: unknown): boolean => {
   const { code, cause, errors } = (typeof error === "object" && error !== null ? error : {}) as { code?: unknown; cause?: unknown; errors?: unknown };
   if (Array.isArray(errors) && errors.length > 0) return errors.every(isRefusal);
   return REFUSED_CODES.includes(code as string) || (cause !== undefined && isRefusal(cause));
 };
 
-/** Resolves after `ms`; rejects with the signal's reason if it aborts first. */
+/** Resolves after `ms`. Rejects with the signal's reason if the signal aborts first. */
 export const pause = (ms: number, signal: AbortSignal | undefined): Promise<void> =>
   new Promise((resolve, reject) => {
     signal?.throwIfAborted();

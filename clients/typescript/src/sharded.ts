@@ -1,4 +1,4 @@
-/** A step that is split over several calls, connections and replicas. The result has the same bits as one call. */
+/** Splits a step over several calls, connections and replicas. The result has the same bits as one call. */
 
 import { describeValue, requireOptions, requireStep } from "./checks.ts";
 import { Client, type StepInput, type StepResult, withoutState } from "./client.ts";
@@ -13,38 +13,38 @@ import { joinedWarnings } from "./warnings.ts";
 import type { Cached, NormsResult } from "./wire.gen.ts";
 
 export interface ShardedOptions extends ClientOptions {
-  /** Approximate bytes of parameters, gradients and state per call; a larger tensor gets a call of its own. */
+  /** Approximate bytes of parameters, gradients and state per call. A larger tensor gets a call of its own. */
   readonly requestBytes?: number;
-  /** Calls in progress at once. */
+  /** The largest number of calls in progress at once. */
   readonly connections?: number;
-  /** Further rounds over all replicas after every one has failed. */
+  /** Further rounds over all replicas after every replica has failed. */
   readonly retries?: number | undefined;
 }
 
 const SHARDED_OPTIONS = { ...CLIENT_OPTIONS, requestBytes: true, connections: true } as const satisfies Record<keyof ShardedOptions, true>;
 
-/** What one server has cached of one call's result. */
+/** One server's cached result of one call. */
 export interface CachedShard {
   readonly url: string;
   readonly cached: Cached;
-  /** The call's parameters: shapes, dtypes and step counts, for when only the server has the values. */
+  /** The call's parameters. Their shapes, dtypes and step counts suffice when only the server has the values. */
   readonly tensors: Readonly<Record<string, TensorInfo>>;
 }
 
 interface TensorInfo {
   readonly shape: readonly number[];
   readonly dtype: DType;
-  /** Steps taken. */
+  /** The number of steps taken. */
   readonly step: number;
 }
 
-/** A sharded step has no `stats`, because the server computes them per call. */
+/** A sharded step has no `stats`, because the server computes statistics per call. */
 export interface ShardedInput extends Omit<StepInput, "params" | "stats" | "cached"> {
-  /** May be absent if `cached` names all of them. */
+  /** May be absent if `cached` names all parameters. */
   readonly params?: Tensors | undefined;
   /**
-   * The `cached` member of an earlier result of a ShardedClient. The tensors are split as they were then, and each call goes first
-   * to the server that has its blobs. Any other server receives `params` and `state`, as with a Client.
+   * The `cached` member of an earlier result of a ShardedClient. The tensors are split as for that result, and each call goes
+   * first to the server that cached its blobs. Any other server receives `params` and `state`, as with a Client.
    */
   readonly cached?: readonly CachedShard[] | undefined;
 }
@@ -70,7 +70,7 @@ type TensorInfos = Readonly<Record<string, TensorInfo>>;
 const DEFAULT_REQUEST_BYTES = 64 * 2 ** 20;
 const DEFAULT_CONNECTIONS = 4;
 
-/** Least call size for an error that names non-finite gradients; any server accepts this much. */
+/** To name non-finite gradients in an error, the client sends calls of at least this size. Any server accepts such a call. */
 const MIN_REFUSED_BYTES = 2 ** 20;
 
 export class ShardedClient {
@@ -90,19 +90,22 @@ export class ShardedClient {
     const rounds = { ...options, retries };
     requireRetries(rounds);
     const folder = options.sharedDir === undefined ? undefined : new SharedFolder(options.sharedDir);
-    // The clients do not retry: a failed call goes to another replica at once.
+    // The clients do not retry, so that a failed call goes to another replica at once.
     this.#clients = urls.map((url) => new Client(url, { ...options, retries: 0 }, folder));
     this.#replicas = new Replicas(this.#clients, rounds);
     this.#requestBytes = requestBytes;
     this.#connections = connections;
   }
 
-  /** Removes the files from `sharedDir`. Later calls send their bytes in the request; earlier results stay valid. */
+  /** Removes the files from `sharedDir`. Later calls send their bytes in the request. Earlier results stay valid. */
   close(): void {
     for (const client of this.#clients) client.close();
   }
 
-  /** Runs one step. Exact clipping by norm first takes a round of `norms` calls. Throws as Client.step does, and then changes nothing. */
+  /**
+   * Runs one step. Exact clipping by norm takes a round of `norms` calls first. Throws as Client.step does, and then changes
+   * nothing.
+   */
   async step(input: ShardedInput, options: CallOptions = {}): Promise<ShardedResult> {
     requireStep(input);
     requireCallOptions(options);
@@ -117,7 +120,7 @@ export class ShardedClient {
     const shards =
       cached?.map((cachedShard): Shard => ({ names: new Set(Object.keys(cachedShard.tensors)), cachedShard })) ??
       pack(Object.keys(infos), sizeOf, this.#requestBytes);
-    // A gradient or state without a parameter joins the first call, so that the server refuses it.
+    // The first call takes every gradient and state without a parameter, so that the server refuses it.
     for (const name of [...Object.keys(grads), ...(state?.parameters ?? [])]) if (!Object.hasOwn(infos, name)) shards[0]?.names.add(name);
     let { clip, others_non_finite } = settings;
     const inputOf = ({ names, cachedShard }: Shard): StepInput => {
@@ -127,7 +130,7 @@ export class ShardedClient {
         others_non_finite,
         params: params && pick(params, names),
         grads: pick(grads, names),
-        // The state of a single shard stays whole, so a state in a shared folder need not be read.
+        // The state of a single shard stays whole, because splitting would read a state in a shared folder.
         state: shards.length > 1 ? state?.pick(names) : state,
         cached: cachedShard?.cached,
       };
@@ -141,7 +144,7 @@ export class ShardedClient {
           return async (client, call) => ({ result: await client.step(input, call), url: client.url });
         });
       } catch (error) {
-        // The error of one shard names only its own tensors.
+        // The error of one shard names only that shard's tensors.
         throw shards.length > 1 && isNonFiniteError(error)
           ? await this.#nonFiniteError(error, norms, { ...settings, params: {}, grads }, infos, sizeOf, options)
           : error;
@@ -149,7 +152,7 @@ export class ShardedClient {
     };
 
     if (shards.length > 1) {
-      // As in one call, a wrong shape or name is refused before the values are checked.
+      // The server refuses a wrong shape or name before it checks values, so the calls with a mismatch go first.
       if (mismatch !== undefined) await stepEach(shards.filter(({ names }) => names.has(mismatch)));
       const { max_grad_norm: ownNorm } = settings.optimizer as { max_grad_norm?: number | null };
       const clipsByNorm = (clip?.max_norm !== undefined || typeof ownNorm === "number") && clip?.total_norm === undefined;
@@ -159,7 +162,7 @@ export class ShardedClient {
         if (nonFinite.size > 0) others_non_finite = true;
         if (clipsByNorm) clip = { ...clip, total_norm: Math.sqrt(sums.reduce((sum, [, { grad_squares }]) => sum + grad_squares, 0)) };
         const isRefused = nonFinite.size > 0 && settings.non_finite !== "skip" && settings.non_finite !== "propagate";
-        // Only the calls with non-finite gradients are sent; the server's error names them.
+        // Only calls with non-finite gradients are sent again, because the server's error names those gradients.
         if (isRefused) await stepEach(shards.filter(({ names }) => [...names].some((name) => nonFinite.has(name))));
       }
     }
@@ -167,7 +170,7 @@ export class ShardedClient {
     const answers = await stepEach(shards);
     const results = answers.map(({ result }) => result);
     const stepped = new Map(results.flatMap((result) => Object.entries(result.params)));
-    // A shard without gradients warns about that, which is wrong for a step that has some in other shards.
+    // A shard without gradients warns that there are none. The warning is wrong if other shards have gradients.
     const hasGrads = shards.map(({ names }) => [...names].some((name) => Object.hasOwn(grads, name)));
     const relevant = hasGrads.includes(true) ? results.filter((_, index) => hasGrads[index]) : results;
     const skipped = results.some((result) => result.skipped);
@@ -192,7 +195,10 @@ export class ShardedClient {
     return { ...joined, state: states.length > 1 ? State.join(states) : (states[0] as State) };
   }
 
-  /** Reads a stored state. For an invalid one the server's error is thrown, after its checks of settings and tensors. */
+  /**
+   * Reads a stored state. For an invalid state, throws the server's error, which the server gives after checking settings and
+   * tensors.
+   */
   async #read(bytes: Uint8Array, { params, grads, ...settings }: StepInput, mismatch: string | undefined, options: CallOptions): Promise<State> {
     try {
       return new State(bytes);
@@ -206,7 +212,7 @@ export class ShardedClient {
     }
   }
 
-  /** Returns the error of a call that holds the non-finite gradients of all shards, as many as fit. */
+  /** Returns the error of a call with as many of the non-finite gradients of all shards as fit. */
   async #nonFiniteError(
     refusal: StepdError,
     norms: () => Promise<Norms>,
@@ -225,7 +231,7 @@ export class ShardedClient {
     return refusal;
   }
 
-  /** Sums of squares of all tensors, in UTF-8 order of their names, which is the server's order of addition. */
+  /** Returns the sums of squares of all tensors, in UTF-8 order of their names. The server adds the sums in that order. */
   async #norms(
     shards: readonly Shard[],
     infos: TensorInfos,
@@ -235,14 +241,15 @@ export class ShardedClient {
     const results = await this.#each(shards, options, ({ names }) => {
       const part = pick(grads, names);
       const gradParams = pick(infos, new Set(Object.keys(part)));
-      // The parameter's dtype decides the arithmetic, so parameters are sent if just one of the pair is F64.
+      // The parameter's dtype decides the arithmetic, so the call sends parameters if only one of a parameter and its gradient
+      // is F64.
       const differs = Object.entries(gradParams).some(([name, { dtype }]) => (dtype === "F64") !== (dtypeOf(part[name] as Tensor) === "F64"));
       return (client, call) => client.norms({ grads: part, loss_scale, params: differs ? zerosOf(gradParams) : undefined }, call);
     });
     return results.flatMap(({ tensors }) => Object.entries(tensors)).sort(([a], [b]) => compareUtf8(a, b));
   }
 
-  /** Runs one call per shard, several at once. After a failure the running calls end before the error is thrown. */
+  /** Runs one call per shard, several at once. After a failure, the running calls end before the error is thrown. */
   async #each<Result>(shards: readonly Shard[], { signal, ...options }: CallOptions, callOf: (shard: Shard) => Call<Result>): Promise<Result[]> {
     const results: Result[] = [];
     const failed = new AbortController();
@@ -268,11 +275,11 @@ const isNonFiniteError = (error: unknown): error is StepdError => error instance
 
 const nonFiniteIn = (norms: Norms): readonly string[] => norms.filter(([, { non_finite }]) => non_finite > 0).map(([name]) => name);
 
-/** The first gradient with no parameter of its name and shape, which is also the one that the server's error names. */
+/** Returns the first gradient with no parameter of the same name and shape. The server's error names the same gradient. */
 const mismatchOf = (params: Readonly<Record<string, Pick<Tensor, "shape">>>, grads: Tensors): string | undefined =>
   Object.keys(grads).find((name) => !Object.hasOwn(params, name) || String(params[name]?.shape) !== String(grads[name]?.shape));
 
-/** Returns the bytes that a parameter adds to a request: itself, its gradient and its state. */
+/** Returns the bytes that a parameter adds to a request: its values, its gradient and its state. */
 const sizeIn = (params: Tensors, grads: Tensors, state: State | null | undefined): ((name: string) => number) => {
   const ofState = state?.sizes;
   const sizeOf = (tensors: Tensors, name: string): number => (Object.hasOwn(tensors, name) ? (tensors[name] as Tensor).data.byteLength : 0);
@@ -295,14 +302,17 @@ const pack = (names: readonly string[], sizeOf: (name: string) => number, setSiz
   return sets;
 };
 
-/** The tensor whose learning rate is the step's: the first with the most steps among those with a gradient, or among all. */
+/**
+ * Returns the tensor whose learning rate is the step's: the first with the most steps, among tensors with a gradient if there
+ * are any.
+ */
 const lrTensorOf = (infos: TensorInfos, grads: Tensors): string => {
   const own = Object.keys(grads).filter((name) => Object.hasOwn(infos, name));
   const taken = (name: string): number => infos[name]?.step ?? 0;
   return (own.length > 0 ? own : Object.keys(infos)).reduce((most, name) => (taken(name) > taken(most) ? name : most), own[0] ?? Object.keys(infos)[0] ?? "");
 };
 
-/** Why `cached` is not a ShardedClient's; undefined if it is one. */
+/** Returns why `cached` does not come from a ShardedClient; undefined if it does. */
 const cachedProblem = (cached: unknown): string | undefined => {
   if (typeof cached !== "object" || cached === null) return describeValue(cached);
   if (Object.keys(cached as object).length === 0) return "an empty one";
@@ -314,7 +324,7 @@ const cachedProblem = (cached: unknown): string | undefined => {
   return undefined;
 };
 
-/** Throws TypeError if `cached` is not a ShardedClient's, or if a blob is neither named nor passed. */
+/** Throws TypeError if `cached` does not come from a ShardedClient, or if a blob is neither named nor passed. */
 const requireCached = (cached: readonly CachedShard[], params: Tensors | undefined, state: ShardedInput["state"]): void => {
   const problem = cachedProblem(cached);
   if (problem !== undefined) throw new TypeError(`cached: expected that of a ShardedClient's result, found ${problem}`);
@@ -335,7 +345,7 @@ const infosOf = (params: Tensors, state: State | null | undefined): TensorInfos 
 const afterStep = (infos: TensorInfos, grads: Tensors): TensorInfos =>
   mapped(infos, (tensor, name) => ({ ...tensor, step: tensor.step + Number(Object.hasOwn(grads, name)) }));
 
-/** Zeros in place of parameters whose values do not matter. */
+/** Returns zeros for parameters whose values do not matter. */
 const zerosOf = (infos: TensorInfos): Tensors =>
   mapped(infos, ({ shape, dtype }) => {
     const count = shape.reduce((product, size) => product * size, 1);

@@ -1,25 +1,25 @@
 /**
- * A folder shared with a server on the same host: requests name files in it instead of carrying the bytes. Node only. The module
- * `node:fs` is loaded only when the option is set, so that browser bundles contain no Node module.
+ * A folder that the client shares with a server on its host. Requests name files in the folder instead of carrying the bytes.
+ * Node only: the module `node:fs` loads when the option is set, so that browser bundles contain no Node module.
  *
- * Files are reused, because new memory costs more than a copy. A file is reused only when nobody can see it: neither this process
- * nor a server that may still be working on a call whose reply was lost.
+ * Files are reused, because new memory costs more than a copy. A file is reused only when no process can see it: neither this
+ * one nor a server that may still be working on a call whose reply was lost.
  */
 import type { SharedBlob } from "./wire.gen.ts";
 
-/** Bytes per read; several reads run at once on Node's threads. */
+/** Bytes per read. Several reads run at once on Node's threads. */
 const PIECE_BYTES = 16 * 2 ** 20;
 
-/** Buffers per write; Linux allows 1024. */
+/** Buffers per write. Linux allows 1024. */
 const MAX_BUFFERS = 1024;
 
-/** Before the umask. Writable for the group, because the server may run as another user. */
+/** File mode before the umask. The group may write, because the server may run as another user. */
 const FILE_MODE = 0o660;
 
 /** Bytes of zeros per write. */
 const ZERO_BYTES = 2 ** 20;
 
-/** The part of node:fs that this module uses; the package does not depend on Node's types. */
+/** The part of node:fs that this module uses. The package does not depend on Node's types. */
 interface Files {
   readonly constants: Readonly<Record<"O_RDWR" | "O_CREAT" | "O_EXCL" | "O_NOFOLLOW", number | undefined>>;
   realpathSync(path: string): string;
@@ -41,14 +41,14 @@ interface Region {
   readonly file: string;
   readonly fd: number;
   capacity: number;
-  /** Whether a server may still use the file, for a call whose reply was lost. */
+  /** True if a server may still use the file, for a call whose reply was lost. */
   isLost: boolean;
 }
 
 /** Removes the files of a folder. */
 type Clean = () => void;
 
-/** Folders to clean when the process exits; undefined until the first folder. */
+/** Functions to call when the process exits, one per folder. Undefined until the first folder exists. */
 let cleanAtExit: Set<Clean> | undefined;
 
 const collectedFolders = new FinalizationRegistry<Clean>((clean) => clean());
@@ -63,7 +63,7 @@ export class SharedFolder {
   readonly #collectedPlaces = new FinalizationRegistry<Region>((region) => this.#release(region));
   readonly #clean: Clean;
 
-  /** `path` is the folder as this process sees it. Throws TypeError if no file can be created there. */
+  /** `path` is the folder as this process sees it. Throws TypeError if no file can be created in the folder. */
   constructor(path: string) {
     const { process } = globalThis as unknown as { process?: NodeProcess };
     const files = process?.getBuiltinModule?.("node:fs") as Files | undefined;
@@ -92,7 +92,9 @@ export class SharedFolder {
     return new SharedPlace(this, this.#files, this.#acquire(bytes), bytes);
   }
 
-  /** Writes the parts in sequence, synchronously. Throws the file system's error, for instance if the folder is full. */
+  /**
+   * Writes the parts one after the other, synchronously. Throws the file system's error, for instance if the folder is full.
+   */
   write(parts: readonly Uint8Array[]): SharedPlace {
     const place = this.room(parts.reduce((sum, { length }) => sum + length, 0));
     try {
@@ -114,7 +116,7 @@ export class SharedFolder {
     this.#collectedPlaces.register(place, place.region);
   }
 
-  /** Removes all files. Existing places stay readable; their memory is freed once the last one is gone. */
+  /** Removes all files. Existing places stay readable. Their memory is freed once the last place is gone. */
   close(): void {
     this.#isClosed = true;
     this.#clean();
@@ -164,7 +166,10 @@ export class SharedFolder {
   }
 }
 
-/** Returns the function that removes the files. It must not refer to the folder, which could never be collected then. */
+/**
+ * Returns a function that removes the files. A reference from the function to the folder would keep the folder from being
+ * collected.
+ */
 const cleanerFor = (files: Files, path: string, regions: Set<Region>): Clean => {
   const clean = (): void => {
     for (const region of regions) remove(files, path, region);
@@ -182,11 +187,11 @@ const remove = (files: Files, path: string, { file }: Region): void => {
   try {
     files.unlinkSync(`${path}/${file}`);
   } catch {
-    // Somebody else has already removed the file or the folder.
+    // Another process has already removed the file or the folder.
   }
 };
 
-/** The first `length` bytes of a file in the folder, owned by one call or one state. */
+/** The first `length` bytes of a file in the folder. One call or one state owns them. */
 export class SharedPlace {
   readonly folder: SharedFolder;
   readonly region: Region;
@@ -200,12 +205,12 @@ export class SharedPlace {
     this.#files = files;
   }
 
-  /** The place as requests name it. */
+  /** The place in the form in which requests name it. */
   get blob(): SharedBlob {
     return { file: this.region.file, offset: 0, length: this.length };
   }
 
-  /** The part that the server has written. */
+  /** Returns the part that the server has written. */
   trimmed(length: number): SharedPlace {
     return new SharedPlace(this.folder, this.#files, this.region, length);
   }

@@ -4,7 +4,10 @@ import { compareUtf8, dataStartOf, type FileTensor, fileOf, LENGTH_BYTES, readFi
 
 const FORMAT = "stepd.state/1";
 
-/** Canonical order of the entries: I64 step counts, then F64, then F32, each by UTF-8 order of the key. */
+/**
+ * Rank of each dtype in the canonical order of entries: I64 step counts, then F64, then F32. Equal ranks follow the UTF-8 order
+ * of the key.
+ */
 const DTYPE_RANK: Readonly<Record<string, number>> = { I64: 0, F64: 1, F32: 2 };
 
 const slotOf = (key: string): string => key.slice(0, key.indexOf("/"));
@@ -18,14 +21,17 @@ interface Contents {
   readonly entries: ReadonlyMap<string, FileTensor>;
 }
 
-/** The place of a state in a shared folder; undefined if it has none, or if the caller has received its bytes. */
+/**
+ * Returns the place of a state in a shared folder. Undefined if the state is in memory only, or if the caller has received its
+ * bytes.
+ */
 export let placeOf: (state: State | Uint8Array) => SharedPlace | undefined;
 
 export class State {
-  /** The file. From a shared folder it is read on demand; `#bytesRead` counts the bytes read so far. */
+  /** The bytes of the file. A file in a shared folder is read on demand; `#bytesRead` counts the bytes read so far. */
   readonly #file: Uint8Array<ArrayBuffer>;
   #bytesRead: number;
-  /** Set only while no caller has received the bytes and could have changed them. */
+  /** The state's place in a shared folder. Undefined once a caller has received the bytes and could have changed them. */
   #place: SharedPlace | undefined;
   #contents: Contents | undefined;
 
@@ -34,15 +40,15 @@ export class State {
   }
 
   /**
-   * Wraps the file's bytes without a copy. Throws RangeError if they are not a stepd state. A place in a shared folder, which only
-   * the client passes, is checked on first use.
+   * Wraps the file's bytes without a copy. Throws RangeError unless they are a stepd state. The first use checks a place in a
+   * shared folder, which only the client passes.
    */
   constructor(file: Uint8Array | SharedPlace) {
     if (!(file instanceof SharedPlace || file instanceof Uint8Array))
       throw new TypeError(`expected the bytes of a state in a Uint8Array, found ${(file as object | null)?.constructor?.name ?? String(file)}`);
     if (file instanceof SharedPlace) {
       this.#place = file;
-      // Untouched memory costs nothing, and its size tells the garbage collector how much this state holds.
+      // Untouched memory costs nothing. Its size tells the garbage collector how much memory this state holds.
       this.#file = new Uint8Array(file.length);
       this.#bytesRead = 0;
     } else {
@@ -67,7 +73,7 @@ export class State {
     return this.#parsed().revision;
   }
 
-  /** Steps taken, by parameter name. */
+  /** The number of steps taken, by parameter name. */
   get steps(): Readonly<Record<string, number>> {
     return this.#parsed().steps;
   }
@@ -104,7 +110,7 @@ export class State {
     return new Set([...this.#parsed().entries.keys()].map(parameterOf));
   }
 
-  /** Bytes of state data, by parameter name. */
+  /** The number of bytes of state data, by parameter name. */
   get sizes(): ReadonlyMap<string, number> {
     const sizes = new Map<string, number>();
     for (const [key, { bytes }] of this.#parsed().entries) sizes.set(parameterOf(key), (sizes.get(parameterOf(key)) ?? 0) + bytes.length);

@@ -1,18 +1,18 @@
-/** Tensors as typed arrays, and the safetensors files that carry them. */
+/** Converts typed arrays to the safetensors files that carry them, and back. */
 
 export type DType = "F32" | "F64" | "BF16" | "F16";
 
-/** Data in row-major order. BF16 and F16 are raw bits, because not every platform has such arrays. */
+/** A tensor's data in row-major order. BF16 and F16 are raw bits, because not every platform has such arrays. */
 export interface Tensor {
   readonly shape: readonly number[];
   readonly data: Float32Array | Float64Array | Uint16Array;
-  /** Required for Uint16Array (BF16 or F16); otherwise the array implies it. */
+  /** Required for Uint16Array (BF16 or F16). Otherwise the array's type implies the dtype. */
   readonly dtype?: DType | undefined;
 }
 
 export type Tensors = Readonly<Record<string, Tensor>>;
 
-/** A tensor in a file; `bytes` is a view, not a copy. */
+/** A tensor in a file. `bytes` is a view of the file. */
 export interface FileTensor {
   readonly dtype: string;
   readonly shape: readonly number[];
@@ -27,7 +27,7 @@ export interface SafetensorsFile {
 /** Bytes per element of each dtype in parameters and slots. */
 const DTYPE_BYTES: Readonly<Record<string, number>> = { F32: 4, F64: 8, BF16: 2, F16: 2, I64: 8, I32: 4 };
 
-/** Size of the header's length, which begins a safetensors file. */
+/** A safetensors file begins with the length of its header, in this many bytes. */
 export const LENGTH_BYTES = 8;
 const HEADER_ALIGNMENT = 8;
 
@@ -52,10 +52,10 @@ const kindOf = (value: unknown): string => (value as object | null | undefined)?
 
 export const dtypeOf = ({ data, dtype }: Tensor): DType => (data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : (dtype as DType));
 
-/** A view of a tensor's data as bytes. */
+/** Returns a tensor's data as bytes, without a copy. */
 export const bytesOf = ({ data }: Tensor): Uint8Array<ArrayBuffer> => new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
 
-/** A safetensors file in parts: the header, then the bytes of each tensor. */
+/** Returns a safetensors file in parts: the header, then the bytes of each tensor. */
 export const fileParts = (tensors: Tensors): [header: Uint8Array<ArrayBuffer>, ...data: Uint8Array<ArrayBuffer>[]] => {
   const entries = Object.entries(tensors).map(([name, tensor]): [string, FileTensor] => [
     name,
@@ -64,7 +64,7 @@ export const fileParts = (tensors: Tensors): [header: Uint8Array<ArrayBuffer>, .
   return [headerOf([], entries), ...Object.values(tensors).map(bytesOf)];
 };
 
-/** A file's length field and JSON header, padded as the server pads it. */
+/** Returns a file's length field and JSON header, padded as the server pads them. */
 const headerOf = (first: readonly string[], entries: readonly (readonly [string, FileTensor])[]): Uint8Array<ArrayBuffer> => {
   let offset = 0;
   const described = entries.map(([key, { dtype, shape, bytes }]) => {
@@ -80,7 +80,7 @@ const headerOf = (first: readonly string[], entries: readonly (readonly [string,
   return header;
 };
 
-/** A safetensors file with the entries in the given order. */
+/** Returns a safetensors file with the entries in the given order. */
 export const fileOf = (metadata: Readonly<Record<string, string>>, entries: readonly (readonly [string, FileTensor])[]): Uint8Array<ArrayBuffer> => {
   const header = headerOf([`"__metadata__":${JSON.stringify(metadata)}`], entries);
   const file = new Uint8Array(entries.reduce((sum, [, { bytes }]) => sum + bytes.length, header.length));
@@ -105,7 +105,7 @@ export const compareUtf8 = (a: string, b: string): number => {
 
 const rank = (unit: number): number => (unit >= 0xe000 ? unit - 0x800 : unit >= 0xd800 ? unit + 0x2000 : unit);
 
-/** Offset of a file's data. Throws RangeError if it lies beyond the end of the file. */
+/** Returns the offset of a file's data. Throws RangeError if the offset is beyond the end of the file. */
 export const dataStartOf = (file: Uint8Array): number => {
   if (file.length < LENGTH_BYTES) throw new RangeError(`a safetensors file has at least ${LENGTH_BYTES} bytes, this has ${file.length}`);
   const length = new DataView(file.buffer, file.byteOffset, LENGTH_BYTES).getBigUint64(0, true);
@@ -113,7 +113,7 @@ export const dataStartOf = (file: Uint8Array): number => {
   return LENGTH_BYTES + Number(length);
 };
 
-/** Parses a safetensors file; the tensors are views of it. Throws RangeError for an invalid file. */
+/** Parses a safetensors file. The tensors are views of the file. Throws RangeError for an invalid file. */
 export const readFile = (file: Uint8Array): SafetensorsFile => {
   const start = dataStartOf(file);
   const { __metadata__: metadata = {}, ...header } = parseHeader(file.slice(LENGTH_BYTES, start));
@@ -121,7 +121,7 @@ export const readFile = (file: Uint8Array): SafetensorsFile => {
     throw new RangeError("__metadata__: expected strings by name");
   const data = file.subarray(start);
   const tensors = Object.entries(header).map(([name, entry]): [string, FileTensor] => [name, viewOf(name, entry, data)]);
-  // No gap, no overlap, no trailing bytes: otherwise two readers could see different tensors in one file.
+  // Gaps, overlaps and trailing bytes are errors. Two readers could otherwise see different tensors in one file.
   let end = data.byteOffset;
   for (const { byteOffset, length } of tensors.map(([, { bytes }]) => bytes).sort((a, b) => a.byteOffset - b.byteOffset || a.length - b.length)) {
     if (byteOffset !== end) throw new RangeError("the tensors of the safetensors file do not cover its data exactly");
@@ -137,15 +137,15 @@ const parseHeader = (json: Uint8Array): Record<string, unknown> => {
   try {
     const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(json);
     const header: unknown = JSON.parse(text);
-    // Sizes must be digits only: safetensors rejects 2.0, 2e0 and -0, but JSON.parse turns them into integers.
+    // Sizes must be digits only. safetensors rejects 2.0, 2e0 and -0, but JSON.parse turns them into integers.
     if (isObject(header) && !/[-+.eE]/.test(text.replaceAll(/"(?:[^"\\]|\\.)*"/g, ""))) return header;
   } catch {
-    // Falls through to the error below.
+    // The throw below reports a header that cannot be parsed.
   }
   throw new RangeError("the header of the safetensors file is no JSON object in UTF-8, or has numbers that are not written as digits alone");
 };
 
-/** An entry's view of the data. Throws RangeError if its size does not match dtype and shape. */
+/** Returns an entry's view of the data. Throws RangeError if the view's size does not match dtype and shape. */
 const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
   const { dtype, shape, data_offsets: offsets } = (isObject(entry) ? entry : {}) as Partial<Record<"dtype" | "shape" | "data_offsets", unknown>>;
   const width = typeof dtype === "string" && Object.hasOwn(DTYPE_BYTES, dtype) ? DTYPE_BYTES[dtype] : undefined;
@@ -154,7 +154,7 @@ const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
     throw new RangeError(`tensor ${JSON.stringify(name)}: expected a dtype of ${Object.keys(DTYPE_BYTES)}, found ${JSON.stringify(dtype)}`);
   if (!isSizes(shape) || !isSizes(offsets) || offsets.length !== 2)
     throw new RangeError(`tensor ${JSON.stringify(name)}: shape and data_offsets are not whole`);
-  // Checks every partial product, because a later 0 would hide an overflow.
+  // Every partial product is checked, because a later 0 would hide an overflow.
   if (shape.some((_, index) => elementsOf(shape.slice(0, index + 1)) > Number.MAX_SAFE_INTEGER))
     throw new RangeError(`tensor ${JSON.stringify(name)}: the product of shape [${shape}] is too large`);
   const [from = 0, to = 0] = offsets;
@@ -163,7 +163,7 @@ const viewOf = (name: string, entry: unknown, data: Uint8Array): FileTensor => {
   return { dtype: dtype as string, shape, bytes: data.subarray(from, to) };
 };
 
-/** A file's tensor as a typed array: a view if the bytes are aligned, otherwise a copy. */
+/** Returns a file's tensor as a typed array: a view if the bytes are aligned, otherwise a copy. */
 export const toTensor = ({ dtype, shape, bytes }: FileTensor): Tensor => {
   const width = DTYPE_BYTES[dtype] ?? 1;
   const { buffer, byteOffset, byteLength } = bytes.byteOffset % width === 0 ? bytes : bytes.slice();
@@ -173,11 +173,15 @@ export const toTensor = ({ dtype, shape, bytes }: FileTensor): Tensor => {
   throw new RangeError(`a tensor of dtype ${dtype} is none that stepd steps`);
 };
 
-/** All tensors of a file. Throws RangeError for an invalid safetensors file, and for dtypes that no parameter can have. */
+/**
+ * Returns all tensors of a file. Throws RangeError for an invalid safetensors file, and for dtypes that no parameter can have.
+ */
 export const toTensors = (file: Uint8Array): Record<string, Tensor> =>
   Object.fromEntries([...readFile(file).tensors].map(([name, tensor]) => [name, toTensor(tensor)]));
 
-/** The tensors of a reply. Throws RangeError unless its header equals the header that was sent, byte for byte. */
+/**
+ * Returns the tensors of a reply. Throws RangeError unless the reply's header equals the header that was sent, byte for byte.
+ */
 export const toTensorsLike = (sent: Tensors, [header, ...parts]: ReturnType<typeof fileParts>, file: Uint8Array): Record<string, Tensor> => {
   const length = parts.reduce((sum, part) => sum + part.length, header.length);
   if (file.length !== length || !header.every((byte, index) => byte === file[index]))
@@ -192,7 +196,7 @@ export const toTensorsLike = (sent: Tensors, [header, ...parts]: ReturnType<type
   );
 };
 
-/** The tensors of a reply with another header. Throws RangeError if their names or shapes differ from `sent`. */
+/** Returns the tensors of a reply with another header. Throws RangeError if their names or shapes differ from `sent`. */
 export const toTensorsNamed = (sent: Tensors | undefined, file: Uint8Array): Record<string, Tensor> => {
   const found = toTensors(file);
   const shapesOf = (tensors: Tensors): readonly string[] =>

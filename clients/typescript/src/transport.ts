@@ -1,4 +1,4 @@
-/** HTTP calls to one server over `fetch`: sends, retries, and rejects replies that are not stepd's. */
+/** Sends calls to one server over `fetch`, retries them, and rejects replies that are not stepd's. */
 import { describeValue, requireOptions } from "./checks.ts";
 import { StepdError, TransportError } from "./errors.ts";
 import { decode, encodeParts } from "./msgpack.ts";
@@ -9,15 +9,15 @@ import type { ErrorData } from "./wire.gen.ts";
 export type Fetch = (url: string, init: RequestInit) => Promise<Response>;
 
 export interface ClientOptions extends RetryOptions {
-  /** Bearer token. */
+  /** The bearer token that the client sends with each call. */
   readonly token?: string | undefined;
-  /** Milliseconds for one attempt, from sending to the end of the reply; Infinity for no limit. */
+  /** Milliseconds for one attempt, from sending to the end of the reply. Infinity means no limit. */
   readonly timeoutMs?: number | undefined;
-  /** A replacement for fetch, for instance over a Unix socket. */
+  /** A replacement for `fetch`, for instance over a Unix socket. */
   readonly fetch?: Fetch | undefined;
   /**
-   * The folder that a server on this host shares (its STEPD_SHARED_DIR), as this process sees it. Calls of 64 KiB and more put their
-   * tensors and states into files there. With tokens, pass the subfolder with the token's name. Node only.
+   * The folder that a server on this host shares (its STEPD_SHARED_DIR), as this process sees it. Calls of 64 KiB and more put
+   * their tensors and states into files in the folder. With tokens, pass the subfolder with the token's name. Node only.
    */
   readonly sharedDir?: string | undefined;
 }
@@ -27,12 +27,12 @@ export type Read<Result> = (reply: unknown) => Result | Promise<Result>;
 
 /** Options of a single call. */
 export interface CallOptions {
-  /** Aborts the call and its retries; the call then throws the signal's reason. */
+  /** Aborts the call and its retries. The call then throws the signal's reason. */
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
 }
 
-/** The option names, for requireOptions. */
+/** The names of all client options, for requireOptions. */
 export const CLIENT_OPTIONS = {
   token: true,
   timeoutMs: true,
@@ -49,9 +49,9 @@ const JSON_TYPE = "application/json";
 
 const DEFAULT_TIMEOUT_MS = 60_000;
 const LARGE_BYTES = 2 ** 20;
-/** Errors below this status are final: the server is no longer working on the call. */
+/** An error below this status is final: the server no longer works on the call. */
 const SERVER_FAULT = 500;
-/** Longest delay of a timer; a longer one would fire at once. */
+/** The longest delay of a timer. A timer with a longer delay would fire at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 export class Transport {
@@ -63,7 +63,7 @@ export class Transport {
 
   constructor(url: string, { token, timeoutMs = DEFAULT_TIMEOUT_MS, fetch: send, ...retries }: ClientOptions) {
     this.url = serverRoot(url);
-    // Checked here, because fetch would put the token into its error message.
+    // The token is checked here, because fetch would put an invalid token into its error message.
     if (token !== undefined && typeof token !== "string") throw new TypeError(`token: expected a string, found ${typeof token}`);
     if (token !== undefined && !/^[\x21-\x7e]+$/.test(token)) throw new TypeError("token: expected visible ASCII characters, found others");
     requireTimeout(timeoutMs);
@@ -72,16 +72,16 @@ export class Transport {
     this.#headers = { Accept: MSGPACK, ...(token !== undefined && { Authorization: `Bearer ${token}` }) };
     this.#timeoutMs = timeoutMs;
     this.#retries = retries;
-    // Looked up at each call, because a test or a polyfill may replace the global.
+    // The global fetch is read at each call, because a test or a polyfill may replace it.
     this.#fetch = send ?? ((url, init) => fetch(url, init));
   }
 
   /**
-   * Calls a REST method: POST with `params`, GET without. `read` builds the result, and throws for an invalid one. `onLost` is
-   * called after each attempt that may have left the server at work.
+   * Calls a REST method: POST with `params`, GET without. `read` builds the result, and throws for an invalid reply. `onLost`
+   * runs after each attempt that the server may still be working on.
    */
   async call<Result>(path: string, params: object | undefined, read: Read<Result>, options: CallOptions = {}, onLost?: () => void): Promise<Result> {
-    // Copied before the first await, because the caller may change the arrays during the call.
+    // The body is copied before the first await, because the caller may change the arrays during the call.
     const body = params && new Blob(encodeParts(params));
     requireCallOptions(options);
     const backoff = new Backoff(this.#retries, `stepd at ${this.url}`);
@@ -99,7 +99,7 @@ export class Transport {
     }
   }
 
-  /** Whether a GET succeeds. Asks once, without retries. */
+  /** Returns whether a GET succeeds. Asks once, without retries. */
   async isOk(path: string, options: CallOptions): Promise<boolean> {
     requireCallOptions(options);
     const { signal, timeoutMs = this.#timeoutMs } = options;
@@ -139,7 +139,7 @@ export class Transport {
     }
   }
 
-  /** The error in a problem body (RFC 9457), or a TransportError if the reply came from a proxy. */
+  /** Returns the error in a problem body (RFC 9457), or a TransportError if the reply came from a proxy. */
   #problem(path: string, response: Response, bytes: Uint8Array): Error {
     const { status } = response;
     const retryAfter = secondsOf(response.headers.get("retry-after"));
@@ -150,20 +150,20 @@ export class Transport {
       if (typeof detail === "string" && typeof code === "number" && typeof data.name === "string")
         return new StepdError(detail, code, status, { ...(data as ErrorData), retry_after: secondsOf(data.retry_after) ?? retryAfter });
     } catch {
-      // The body is not stepd's.
+      // A body that cannot be read as a problem is not stepd's.
     }
     return new TransportError(`${this.url}${path}: HTTP ${status}, and the reply is none of stepd`, { status, retryAfter });
   }
 }
 
-/** The three forms of an HTTP date (RFC 9110, 5.6.7). The last has no zone and means GMT as well. */
+/** The three forms of an HTTP date (RFC 9110, 5.6.7). The last form has no time zone, and means GMT as well. */
 const HTTP_DATES = [
   /^[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT$/,
   /^[A-Z][a-z]+day, \d\d-[A-Z][a-z]{2}-\d\d \d\d:\d\d:\d\d GMT$/,
   /^[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}$/,
 ];
 
-/** Seconds of a Retry-After header, which is a number or a date; undefined for anything else. */
+/** Returns the seconds of a Retry-After header, a number or a date; undefined for any other text. */
 const secondsOf = (asked: unknown): number | undefined => {
   const text = String(asked).trim();
   const isDate = HTTP_DATES.some((form) => form.test(text));
@@ -172,18 +172,21 @@ const secondsOf = (asked: unknown): number | undefined => {
   return Number.isFinite(seconds) ? Math.max(seconds, 0) : undefined;
 };
 
-/** The server's root without a trailing slash. Throws TypeError for an invalid URL. */
+/** Returns the server's root without a trailing slash. Throws TypeError for an invalid URL. */
 const serverRoot = (url: string): string => {
   const { protocol, origin, pathname, search, hash, username, password } = URL.canParse(url) ? new URL(url) : ({} as Partial<URL>);
   if (!(protocol === "http:" || protocol === "https:") || search || hash || username || password) {
-    // A URL with an @ may hold a password, even if it is malformed, so the error does not repeat it.
+    // A URL with an @ may hold a password, even if the URL is malformed, so the error does not repeat the URL.
     const found = String(url).includes("@") ? "one with user information, which belongs into the option token" : JSON.stringify(url);
     throw new TypeError(`url: expected the server's root, such as http://127.0.0.1:8080, found ${found}`);
   }
   return `${origin}${pathname?.replace(/\/+$/, "")}`;
 };
 
-/** Reads a body into one array. Large bodies are read in chunks: arrayBuffer() would need twice the memory and a quarter more time (measured, 192 MiB). */
+/**
+ * Reads a body into one array. Large bodies are read in chunks: arrayBuffer() would need twice the memory and 25 % more time
+ * (measured, 192 MiB).
+ */
 const readBody = async (response: Response): Promise<Uint8Array<ArrayBuffer>> => {
   const length = Number(response.headers.get("content-length"));
   if (!response.body || !(length >= LARGE_BYTES) || response.headers.has("content-encoding")) return new Uint8Array(await response.arrayBuffer());
@@ -204,13 +207,13 @@ const decodeAs = (type: string, bytes: Uint8Array<ArrayBuffer>): unknown => {
   throw new RangeError(`Content-Type: expected ${MSGPACK}, found ${type}`);
 };
 
-/** An error's message with its cause's, because fetch alone reports only "fetch failed". */
+/** Returns an error's message with its cause's message, because fetch alone reports only "fetch failed". */
 const reasonOf = (error: unknown): string => {
   if (!(error instanceof Error)) return String(error);
   return error.cause instanceof Error && error.cause.message !== "" ? `${error.message}: ${error.cause.message}` : error.message;
 };
 
-/** The signal of one attempt: the caller's, and the timeout. */
+/** Returns the signal of one attempt, which combines the caller's signal and the timeout. */
 const signalOf = (timeoutMs: number, caller: AbortSignal | undefined): { readonly signal?: AbortSignal } => {
   requireTimeout(timeoutMs);
   const signals = caller ? [caller] : [];

@@ -1,10 +1,10 @@
 /** Merges the warnings of several calls into those that one call with all tensors would return. */
 import { compareUtf8 } from "./tensors.ts";
 
-/** How many tensors a server names in one warning. */
+/** A server names at most this many tensors in one warning. */
 const MAX_NAMED_TENSORS = 8;
 
-/** The server's list of tensors: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON strings. */
+/** Matches one tensor of a warning's list: "a" (1 value), "b" (2 values) and 3 more tensors. Names are JSON strings. */
 const LISTED = String.raw`"[^"\\]*(?:\\.[^"\\]*)*" \(\d+ values?\)`;
 const LISTING = new RegExp(String.raw`^(?<head>[^"]*)(?<list>${LISTED}(?:, ${LISTED})*)(?: and (?<more>\d+) more tensors)?(?<tail>.*)$`, "su");
 

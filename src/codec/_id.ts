@@ -1,9 +1,9 @@
 /**
- * Ids of calls, which the reply must repeat exactly. A JavaScript number loses digits beyond 2^53 and the difference between 1 and
- * 1.0, so numeric ids are read from the body's own text or bytes.
+ * Exact ids of calls: a reply must repeat its call's id. JavaScript numbers lose digits beyond 2^53 and the difference between 1
+ * and 1.0, so numeric ids are read from the text or bytes of the body.
  */
 
-/** The byte range of a value, from `start` up to `end`. */
+/** The byte range of a value; `end` is exclusive. */
 export interface Span {
   readonly start: number;
   readonly end: number;
@@ -25,7 +25,7 @@ export class SpelledNumber extends Number {
   }
 }
 
-/** Replaces numeric ids in a decoded call, or in the calls of a batch, by exact ones. `ids` are the numeric ids in order. */
+/** Replaces the numeric ids of a decoded call or batch by the exact `ids`, in order. */
 export const withIds = (body: unknown, ids: readonly unknown[]): void => {
   let next = 0;
   for (const call of Array.isArray(body) ? body : [body]) {
@@ -33,7 +33,7 @@ export const withIds = (body: unknown, ids: readonly unknown[]): void => {
   }
 };
 
-/** The id for a JSON number: a plain number or bigint if that has the same spelling, else a SpelledNumber. */
+/** Converts the text of a JSON number to an id: a number or a bigint if it prints as the same text, else a SpelledNumber. */
 export const idOfText = (text: string): unknown => {
   const value = Number(text);
   if (/^(?:0|-?[1-9]\d*)$/.test(text)) return Number.isSafeInteger(value) ? value : BigInt(text);
@@ -42,7 +42,7 @@ export const idOfText = (text: string): unknown => {
 
 const INT64 = 8;
 
-/** The id for a MessagePack number. */
+/** Converts an encoded MessagePack number to an id. */
 export const idOfBytes = (bytes: Buffer, { start, end }: Span): unknown => {
   const at = start + 1;
   const wide = (value: bigint): unknown => (Number.isSafeInteger(Number(value)) ? Number(value) : value);

@@ -1,122 +1,119 @@
-/** A strict JSON parser for bodies and safetensors headers. It refuses inputs that JSON.parse accepts, such as duplicate keys. */
+/** A strict JSON parser for bodies and safetensors headers. It rejects input that JSON.parse accepts, such as duplicate keys. */
 import { isUtf8 } from "node:buffer";
 import { describe } from "../errors/errors.ts";
 import { idOfText, withIds } from "./_id.ts";
-import { atOnce, type Turns } from "./turns.ts";
+import { atOnce, type Task } from "./turns.ts";
 
-/** The deepest nesting of objects and arrays, in JSON and in MessagePack. */
+/** Objects and arrays nest at most this deep, in JSON and in MessagePack. */
 export const MAX_DEPTH = 64;
 
-/** The most values of a body or header. `[{},{},...` takes 30 times its length in memory, and millions of numbers belong in a blob. */
+/** A body or header has at most this many values. Small objects take 30 times their text in memory, and blobs hold tensors better. */
 export const MAX_VALUES = 2 ** 22;
 
-/** The most keys of an object or map: twice the tensors of a call. The scan stores them to find duplicates. */
+/** An object or map has at most this many keys: twice the tensors of a call. The scan stores keys to find duplicates. */
 export const MAX_KEYS = 2 ** 17;
 
-/** The values between two calls of `onValues`, which limits a body's memory while it is scanned. */
-export const VALUES_STEP = 2 ** 16;
+/** The scan reports its progress after this many values, so that the caller can stop a body that needs too much memory. */
+export const VALUES_PER_REPORT = 2 ** 16;
 
 const QUOTE = 0x22;
 const COMMA = 0x2c;
 const COLON = 0x3a;
 const BACKSLASH = 0x5c;
-/** The characters of a JSON number. */
-const NUMBER = Buffer.from("0123456789+-.eE");
+const NUMBER_CHARACTERS = Buffer.from("0123456789+-.eE");
 const WHITESPACE: readonly (number | undefined)[] = [0x20, 0x09, 0x0a, 0x0d];
 
-/** The bytes of text parsed between two yields. */
+/** Containers are parsed in pieces of at least this many bytes, with a yield after each. */
 const PIECE_BYTES = 65536;
 
-/** The bytes of a string parsed between two yields. */
+/** Longer strings are parsed in parts of this many bytes, with a yield after each. */
 const LONG_STRING_BYTES = 2 ** 20;
 
-/** The bytes scanned between two yields. */
+/** The scan yields after this many bytes. */
 const SCAN_BYTES = 65536;
 
-/** The range of a container or a string that is too long to parse in one turn. */
-interface Large {
+/** The byte range of a container or string that is too long to parse in one turn. */
+interface LargeValue {
   readonly start: number;
   readonly end: number;
-  /** The ranges to parse one by one. Undefined for a string. */
+  /** The parts of a container to parse one by one; undefined for a string. */
   readonly pieces: readonly Piece[] | undefined;
 }
 
-/** The range of some members of a container, between two commas. If its only member has a large value, that is `large`. */
+/** The byte range of consecutive members, between two commas. `large` is set if the range holds one member with a large value. */
 interface Piece {
   readonly start: number;
   readonly end: number;
-  readonly large: Large | undefined;
+  readonly large: LargeValue | undefined;
 }
 
-/** An unclosed container during the scan. */
+/** A container whose end the scan has not reached. */
 class OpenContainer {
   readonly start: number;
-  /** Undefined for an array. */
+  /** The keys that the scan has read; undefined for an array. */
   readonly keys: Set<string> | undefined;
-  #piece: number;
-  #member: number;
-  #large: Large | undefined;
+  #pieceStart: number;
+  #memberStart: number;
+  #large: LargeValue | undefined;
   readonly #pieces: Piece[] = [];
 
   constructor(start: number, isObject: boolean) {
     this.start = start;
     this.keys = isObject ? new Set() : undefined;
-    this.#piece = start + 1;
-    this.#member = start + 1;
+    this.#pieceStart = start + 1;
+    this.#memberStart = start + 1;
   }
 
-  /** Ends a member at a comma. */
-  comma(at: number): void {
-    if (this.#large || at - this.#piece >= PIECE_BYTES) this.#cut(at);
-    this.#member = at + 1;
+  endMemberAtComma(at: number): void {
+    if (this.#large || at - this.#pieceStart >= PIECE_BYTES) this.#cut(at);
+    this.#memberStart = at + 1;
   }
 
-  /** Marks the current member's value as large, which gives the member its own piece. */
-  addLarge(large: Large): void {
-    if (this.#member > this.#piece) this.#cut(this.#member - 1);
+  /** Marks the current member's value as large, so the member gets its own piece. */
+  addLarge(large: LargeValue): void {
+    if (this.#memberStart > this.#pieceStart) this.#cut(this.#memberStart - 1);
     this.#large = large;
   }
 
-  /** Ends the container at its bracket. Returns undefined if it is not large. */
-  close(at: number): Large | undefined {
+  /** Ends the container at its closing bracket. Returns its pieces, or undefined if the container is small. */
+  close(at: number): LargeValue | undefined {
     if (this.#pieces.length === 0 && !this.#large) return undefined;
     this.#cut(at);
     return { start: this.start, end: at + 1, pieces: this.#pieces };
   }
 
   #cut(at: number): void {
-    this.#pieces.push({ start: this.#piece, end: at, large: this.#large });
-    this.#piece = at + 1;
+    this.#pieces.push({ start: this.#pieceStart, end: at, large: this.#large });
+    this.#pieceStart = at + 1;
     this.#large = undefined;
   }
 }
 
 interface ScanResult {
   readonly values: number;
-  /** The numeric values of the key `id` in the outermost object, or in the objects of the outermost array. */
+  /** The texts of numeric ids: the values of the key `id` in each call. */
   readonly ids: readonly string[];
-  /** The position of the first sign, point or exponent outside strings. The "e" of `true` counts, too. */
-  readonly nonDigit: number | undefined;
-  /** The outermost value, if it is large. */
-  readonly large: Large | undefined;
+  /** The byte index of the first sign, point or exponent outside strings. The "e" of `true` counts as an exponent. */
+  readonly nonDigitAt: number | undefined;
+  /** The outermost value if it is large, else undefined. */
+  readonly large: LargeValue | undefined;
 }
 
-/** Scans the text. Returns a problem that JSON.parse does not report (duplicate keys, `__proto__`, excessive depth or size), else the result. */
-function* scan(bytes: Buffer, onValues: (count: number) => void): Turns<string | ScanResult> {
+/** Scans the text. Returns an error message for input that JSON.parse accepts (duplicate keys, `__proto__`, excessive size), else the result. */
+function* scan(bytes: Buffer, onProgress: (count: number) => void): Task<string | ScanResult> {
   const open: OpenContainer[] = [];
   const ids: string[] = [];
   let values = 1;
-  let nonDigit: number | undefined;
-  let large: Large | undefined;
-  /** Adds a large value to its container, or as the outermost value. */
-  const addLarge = (found: Large): string | undefined => {
+  let nonDigitAt: number | undefined;
+  let large: LargeValue | undefined;
+  const addLargeValue = (found: LargeValue): string | undefined => {
     const container = open.at(-1);
     if (!container && large) return `a second value at byte ${found.start}`;
     if (container) container.addLarge(found);
     else large = found;
     return undefined;
   };
-  let next = VALUES_STEP;
+  let next = VALUES_PER_REPORT;
   for (let at = 0, pause = SCAN_BYTES; at < bytes.length; at++) {
     if (at >= pause) {
       pause = at + SCAN_BYTES;
@@ -125,14 +122,14 @@ function* scan(bytes: Buffer, onValues: (count: number) => void): Turns<string |
     switch (bytes[at]) {
       case COMMA:
         values++;
-        open.at(-1)?.comma(at);
+        open.at(-1)?.endMemberAtComma(at);
         break;
       case 0x2b: // +
       case 0x2d: // -
       case 0x2e: // .
       case 0x45: // E
       case 0x65: // e
-        nonDigit ??= at;
+        nonDigitAt ??= at;
         break;
       case 0x5b: // [
       case 0x7b: // {
@@ -145,7 +142,7 @@ function* scan(bytes: Buffer, onValues: (count: number) => void): Turns<string |
         const closed = open.pop();
         if (!closed || (closed.keys !== undefined) !== (bytes[at] === 0x7d)) return `a bracket that closes nothing at byte ${at}`;
         const found = closed.close(at);
-        const problem = found && addLarge(found);
+        const problem = found && addLargeValue(found);
         if (problem) return problem;
         break;
       }
@@ -162,7 +159,7 @@ function* scan(bytes: Buffer, onValues: (count: number) => void): Turns<string |
           keys.add(key);
           if (key === "id" && (open.length === 1 || (open.length === 2 && !open[0]?.keys))) ids.push(...numberAfter(bytes, end + 1));
         } else if (end - at > LONG_STRING_BYTES) {
-          const problem = addLarge({ start: at, end: end + 1, pieces: undefined });
+          const problem = addLargeValue({ start: at, end: end + 1, pieces: undefined });
           if (problem) return problem;
         }
         at = end;
@@ -171,28 +168,28 @@ function* scan(bytes: Buffer, onValues: (count: number) => void): Turns<string |
     if (open.length > MAX_DEPTH) return `nesting deeper than ${MAX_DEPTH}`;
     if (values < next) continue;
     if (values > MAX_VALUES) return `more than ${MAX_VALUES} values`;
-    onValues(values);
-    next = Math.min(values + VALUES_STEP, MAX_VALUES + 1);
+    onProgress(values);
+    next = Math.min(values + VALUES_PER_REPORT, MAX_VALUES + 1);
   }
   if (open.length > 0) return `an object or array without an end at byte ${open.at(-1)?.start}`;
-  return { values, ids, nonDigit, large };
+  return { values, ids, nonDigitAt, large };
 }
 
-/** The number after a colon; empty if another value follows. */
+/** Returns a list of the number after a colon; the list is empty if another kind of value follows. */
 const numberAfter = (bytes: Buffer, after: number): readonly string[] => {
   const start = skipSpace(bytes, skipSpace(bytes, after) + 1);
   let end = start;
-  while (isNumeric(bytes[end])) end++;
+  while (isNumberByte(bytes[end])) end++;
   return end === start ? [] : [bytes.toString("latin1", start, end)];
 };
 
-/** The problem of a key, if any. Keys become tensor names, which must be valid Unicode for other languages. */
+/** Returns the error message for an invalid key. Keys become tensor names, which other languages must read as Unicode. */
 const keyProblem = (key: string): string | undefined => {
   if (key === "__proto__") return 'the key "__proto__" is not allowed';
   return key.isWellFormed() ? undefined : `the key ${describe(key)} holds half of a surrogate pair`;
 };
 
-/** The index of a string's closing quote: the first one after an even number of backslashes. -1 if there is none. */
+/** Finds the closing quote of a string: the first quote after an even number of backslashes. Returns -1 if there is none. */
 const closingQuote = (bytes: Buffer, start: number): number => {
   for (let end = bytes.indexOf(QUOTE, start); end >= 0; end = bytes.indexOf(QUOTE, end + 1)) {
     let before = end - 1;
@@ -216,41 +213,41 @@ const textOf = (bytes: Buffer, start: number, end: number): string => {
   try {
     return JSON.parse(`"${text}"`) as string;
   } catch {
-    return text; // JSON.parse of the whole text will report the error.
+    return text; // JSON.parse will report the error when it reads the whole text.
   }
 };
 
-/** Parses a JSON text in UTF-8. Calls `onValues` with the number of values so far during the scan, before any value is created. Throws an Error with the reason. */
-export function* parseStrictJson(bytes: Buffer, onValues: (count: number) => void = () => {}): Turns<unknown> {
-  return (yield* parse(bytes, onValues)).value;
+/** Parses a JSON text in UTF-8. The scan calls `onProgress` with its count, before any value is created. Throws an Error with the reason. */
+export function* parseStrictJson(bytes: Buffer, onProgress: (count: number) => void = () => {}): Task<unknown> {
+  return (yield* parse(bytes, onProgress)).value;
 }
 
-/** Parses a JSON text, and finds a number in it that is not written as digits alone. */
-export const parseHeader = (bytes: Buffer, onValues: (count: number) => void): { readonly value: unknown; readonly nonDigit: string | undefined } => {
-  const { value, nonDigit } = atOnce(parse(bytes, onValues));
-  if (nonDigit === undefined) return { value, nonDigit };
-  let start = nonDigit;
-  while (isNumeric(bytes[start - 1])) start--;
-  let end = nonDigit;
-  while (isNumeric(bytes[end])) end++;
+/** Parses a JSON text. `nonDigit` is the first number that has a sign, point or exponent. */
+export const parseHeader = (bytes: Buffer, onProgress: (count: number) => void): { readonly value: unknown; readonly nonDigit: string | undefined } => {
+  const { value, nonDigitAt } = atOnce(parse(bytes, onProgress));
+  if (nonDigitAt === undefined) return { value, nonDigit: undefined };
+  let start = nonDigitAt;
+  while (isNumberByte(bytes[start - 1])) start--;
+  let end = nonDigitAt;
+  while (isNumberByte(bytes[end])) end++;
   return { value, nonDigit: bytes.toString("latin1", start, end) };
 };
 
-const isNumeric = (byte: number | undefined): boolean => byte !== undefined && NUMBER.includes(byte);
+const isNumberByte = (byte: number | undefined): boolean => byte !== undefined && NUMBER_CHARACTERS.includes(byte);
 
-function* parse(bytes: Buffer, onValues: (count: number) => void): Turns<{ readonly value: unknown; readonly nonDigit: number | undefined }> {
+function* parse(bytes: Buffer, onProgress: (count: number) => void): Task<{ readonly value: unknown; readonly nonDigitAt: number | undefined }> {
   if (!isUtf8(bytes)) throw new Error("it is not UTF-8");
-  const result = yield* scan(bytes, onValues);
+  const result = yield* scan(bytes, onProgress);
   if (typeof result === "string") throw new Error(result);
-  const { values, ids, nonDigit, large } = result;
-  onValues(values);
+  const { values, ids, nonDigitAt, large } = result;
+  onProgress(values);
   const value = large ? yield* parseAround(bytes, 0, bytes.length, large) : (JSON.parse(bytes.toString()) as unknown);
   withIds(value, ids.map(idOfText));
-  return { value, nonDigit };
+  return { value, nonDigitAt };
 }
 
-/** Parses a text with one large value: first the text with 0 in the value's place, then the value by itself. */
-function* parseAround(bytes: Buffer, start: number, end: number, large: Large, open = "", close = ""): Turns<unknown> {
+/** Parses a text that contains one large value. The text is parsed with 0 in the value's place, then the value by itself. */
+function* parseAround(bytes: Buffer, start: number, end: number, large: LargeValue, open = "", close = ""): Task<unknown> {
   const outer = parsePiece(`${open}${bytes.toString("utf8", start, large.start)}0${bytes.toString("utf8", large.end, end)}${close}`, start);
   const value = large.pieces ? yield* parseContainer(bytes, large.pieces, bytes[large.start] === 0x7b) : yield* parseString(bytes, large);
   if (typeof outer !== "object" || outer === null) return value;
@@ -258,7 +255,7 @@ function* parseAround(bytes: Buffer, start: number, end: number, large: Large, o
   return Array.isArray(outer) ? [value] : { [key]: value };
 }
 
-function* parseContainer(bytes: Buffer, pieces: readonly Piece[], isObject: boolean): Turns<unknown> {
+function* parseContainer(bytes: Buffer, pieces: readonly Piece[], isObject: boolean): Task<unknown> {
   const [open, close] = isObject ? ["{", "}"] : ["[", "]"];
   const list: unknown[] = [];
   const members: Record<string, unknown> = {};
@@ -266,7 +263,7 @@ function* parseContainer(bytes: Buffer, pieces: readonly Piece[], isObject: bool
     const part = (large ? yield* parseAround(bytes, start, end, large, open, close) : parsePiece(open + bytes.toString("utf8", start, end) + close, start)) as
       | unknown[]
       | Record<string, unknown>;
-    // An empty piece means two commas without a member between them.
+    // An empty piece means that two commas follow each other.
     if (Object.keys(part).length === 0 && pieces.length > 1) throw new Error(`a member is missing at byte ${end}`);
     if (Array.isArray(part)) for (const item of part) list.push(item);
     else Object.assign(members, part);
@@ -275,7 +272,7 @@ function* parseContainer(bytes: Buffer, pieces: readonly Piece[], isObject: bool
   return isObject ? members : list;
 }
 
-/** Parses a part of the text. Errors name the part's start, because JSON.parse's own positions are relative to the part. */
+/** Parses a part of the text. JSON.parse reports positions within the part, so errors name the part's start instead. */
 const parsePiece = (text: string, start: number): unknown => {
   try {
     return JSON.parse(text);
@@ -284,20 +281,19 @@ const parsePiece = (text: string, start: number): unknown => {
   }
 };
 
-/** The bytes of the longest escape sequence. */
-const ESCAPE_BYTES = 6;
+const MAX_ESCAPE_BYTES = 6;
 
-/** The longest backward search for a place to cut a string. */
-const MAX_ESCAPED_BYTES = 4096;
+/** The search for a safe cut goes back at most this many bytes. */
+const MAX_CUT_SEARCH_BYTES = 4096;
 
-/** Parses a long string in parts, cut so that no escape or character is split. Long strings are mostly base64. */
-function* parseString(bytes: Buffer, { start, end }: Large): Turns<string> {
+/** Parses a long string, usually base64, in parts. No cut splits an escape sequence or a character. */
+function* parseString(bytes: Buffer, { start, end }: LargeValue): Task<string> {
   const parts: string[] = [];
   for (let at = start + 1; at < end - 1; ) {
     let cut = Math.min(at + LONG_STRING_BYTES, end - 1);
-    const lowest = cut - MAX_ESCAPED_BYTES;
+    const lowest = cut - MAX_CUT_SEARCH_BYTES;
     if (cut < end - 1) while (cut > lowest && !isSafeCut(bytes, cut)) cut--;
-    // A string that is full of escapes has no safe cut, so the rest is parsed at once.
+    // A string full of escapes has no safe cut, so its rest is parsed at once.
     if (cut === lowest) cut = end - 1;
     parts.push(parsePiece(`"${bytes.toString("utf8", at, cut)}"`, at) as string);
     at = cut;
@@ -306,13 +302,13 @@ function* parseString(bytes: Buffer, { start, end }: Large): Turns<string> {
   return parts.join("");
 }
 
-/** True if neither an escape nor a multi-byte character can span this position. */
+/** True if no escape sequence or multi-byte character can extend across this position. */
 const isSafeCut = (bytes: Buffer, at: number): boolean =>
-  ((bytes[at] as number) & 0xc0) !== 0x80 && !bytes.subarray(at - 2 * ESCAPE_BYTES, at).includes(BACKSLASH);
+  ((bytes[at] as number) & 0xc0) !== 0x80 && !bytes.subarray(at - 2 * MAX_ESCAPE_BYTES, at).includes(BACKSLASH);
 
 /**
- * Splits the text of a JSON object between its members into texts of smaller objects. The text is valid JSON if and only if all
- * pieces are valid and, if there are several, none is an empty object.
+ * Splits a JSON object's text between members into the texts of smaller objects. The whole text is valid if each piece is valid
+ * and no piece of several is an empty object.
  */
 export function* splitStrictJson(text: Buffer): Generator<Buffer> {
   let depth = 0;

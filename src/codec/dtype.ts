@@ -1,7 +1,7 @@
-/** Element types of safetensors files. */
+/** The dtypes of safetensors files. */
 
-/** The bits of an element by dtype, for all stable dtypes of safetensors. */
-const BITS: Readonly<Record<string, number>> = {
+/** Bits per element for each stable dtype of safetensors. */
+const BITS_PER_ELEMENT: Readonly<Record<string, number>> = {
   BOOL: 8,
   U8: 8,
   I8: 8,
@@ -20,17 +20,17 @@ const BITS: Readonly<Record<string, number>> = {
   U64: 64,
 };
 
-/** The order in which the safetensors library writes tensors: by descending index in this list, then by name. */
-const RANK = Object.keys(BITS);
+/** The safetensors library writes tensors by descending index in this list, then by name. */
+const WRITE_ORDER = Object.keys(BITS_PER_ELEMENT);
 
-/** The bytes of an element. Undefined for an unknown dtype. */
-export const bytesOf = (dtype: string): number | undefined => (Object.hasOwn(BITS, dtype) ? (BITS[dtype] as number) / 8 : undefined);
+/** Returns the bytes per element, or undefined for an unknown dtype. */
+export const bytesOf = (dtype: string): number | undefined => (Object.hasOwn(BITS_PER_ELEMENT, dtype) ? (BITS_PER_ELEMENT[dtype] as number) / 8 : undefined);
 
-export const rankOf = (dtype: string): number => RANK.indexOf(dtype);
+export const rankOf = (dtype: string): number => WRITE_ORDER.indexOf(dtype);
 
 export const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
-/** True if no product of the leading sizes exceeds 2^53 - 1. Otherwise a later 0 would hide an overflow from some readers. */
+/** True if no product of leading sizes exceeds 2^53 - 1. A later size of 0 could hide the overflow from some readers. */
 export const isCountable = (shape: readonly number[]): boolean => {
   let product = 1;
   for (const size of shape) {
@@ -40,10 +40,10 @@ export const isCountable = (shape: readonly number[]): boolean => {
   return true;
 };
 
-/** The dtypes that parameters and gradients may have. */
+/** Parameters and gradients have one of these dtypes. */
 export const COMPUTED = ["F32", "F64", "BF16", "F16"] as const;
 
-/** Reads one element of a computed dtype. */
+/** Reads one element. `dtype` must be one of COMPUTED. */
 export const readElement = (bytes: Buffer, at: number, dtype: string): number => {
   if (dtype === "F32") return bytes.readFloatLE(at);
   if (dtype === "F64") return bytes.readDoubleLE(at);
@@ -56,7 +56,7 @@ export const readElement = (bytes: Buffer, at: number, dtype: string): number =>
   return view.getFloat16(0);
 };
 
-/** Writes one element of a computed dtype, rounded to nearest even. */
+/** Writes one element, rounded to nearest even. `dtype` must be one of COMPUTED. */
 export const writeElement = (bytes: Buffer, at: number, dtype: string, value: number): void => {
   if (dtype === "F32") bytes.writeFloatLE(value, at);
   else if (dtype === "F64") bytes.writeDoubleLE(value, at);
@@ -73,7 +73,7 @@ const bf16Bits = (value: number): number => {
   view.setFloat32(0, value);
   let bits = view.getUint32(0);
   if (Number.isNaN(value)) return (bits >>> 16) | 0x40;
-  // If rounding to float32 produced a tie, the float64 value decides its direction; rounding twice would lose it.
+  // Rounding to float32 can produce a tie. The float64 value then decides the direction, else the value would be rounded twice.
   const single = Math.fround(value);
   if ((bits & 0xffff) === 0x8000 && single !== value) bits += Math.abs(value) > Math.abs(single) ? 1 : -1;
   return ((bits + 0x7fff + ((bits >>> 16) & 1)) / 65536) & 0xffff;

@@ -1,33 +1,33 @@
-/** The JSON codec of bodies. Blobs are base64 strings. */
+/** The JSON codec for request and reply bodies. Blobs are base64 strings. */
 import { randomUUID } from "node:crypto";
 import { StepdError } from "../errors/errors.ts";
+import { isLarge, splitIntoChunks } from "./_chunks.ts";
 import { SpelledNumber } from "./_id.ts";
-import { isLarge, sharesOf } from "./_shares.ts";
 import { parseStrictJson } from "./_text.ts";
 import { Parts } from "./parts.ts";
-import type { Turns } from "./turns.ts";
+import type { Task } from "./turns.ts";
 
-/** Decodes a body. Calls `onValues` with the number of values so far, before any is created. Throws PARSE_ERROR and the errors of `onValues`. */
-export function* decodeJson(bytes: Buffer, onValues?: (count: number) => void): Turns<unknown> {
+/** Decodes a body. The scan calls `onProgress` with its count, before any value is created. Throws PARSE_ERROR and the errors of `onProgress`. */
+export function* decodeJson(bytes: Buffer, onProgress?: (count: number) => void): Task<unknown> {
   try {
-    return yield* parseStrictJson(bytes, onValues);
+    return yield* parseStrictJson(bytes, onProgress);
   } catch (error) {
     if (error instanceof StepdError) throw error;
     throw new StepdError("PARSE_ERROR", `The body is not valid JSON: ${(error as Error).message}`, { expected: "one JSON value in UTF-8" });
   }
 }
 
-/** Replaces a blob in the text during JSON.stringify. Random, so that no caller's string can equal it. */
+/** A placeholder stands for a blob in JSON.stringify's output. It is random, so no caller's string can equal it. */
 const PLACEHOLDER = randomUUID();
 
-/** JSON.rawJSON, which TypeScript does not declare yet. */
+// TypeScript does not declare JSON.rawJSON yet.
 const { rawJSON: rawJson } = JSON as typeof JSON & { rawJSON(text: string): unknown };
 
-/** The bytes of a blob encoded at once: a multiple of 3, so that only the last piece is padded. */
+/** A blob is encoded in chunks of this many bytes: a multiple of 3, so only the last chunk is padded. */
 const CHUNK_BYTES = 3 * 2 ** 20;
 
-/** Encodes a value. `Parts` become base64 strings. Calls `onBytes` with the length so far, including base64 that is not encoded yet. */
-export function* encodeJson(value: unknown, onBytes: (bytes: number) => void = () => {}): Turns<Parts> {
+/** Encodes a value. `Parts` become base64 strings. `onBytes` receives the length so far, including base64 not yet encoded. */
+export function* encodeJson(value: unknown, onBytes: (bytes: number) => void = () => {}): Task<Parts> {
   const output: Output = { pieces: [], bytes: 0, onBytes };
   yield* write(value, output);
   return new Parts(output.pieces);
@@ -39,19 +39,19 @@ interface Output {
   readonly onBytes: (bytes: number) => void;
 }
 
-function* write(value: unknown, output: Output): Turns<void> {
+function* write(value: unknown, output: Output): Task<void> {
   if (!isLarge(value)) {
     yield* writeText(textOf(value), output);
     return;
   }
   const [open, close] = Array.isArray(value) ? ["[", "]"] : ["{", "}"];
   let before = open;
-  for (const share of sharesOf(value)) {
-    if ("large" in share) {
-      output.pieces.push(Buffer.from(share.key === undefined ? before : `${before}${JSON.stringify(share.key)}:`));
-      yield* write(share.large, output);
+  for (const chunk of splitIntoChunks(value)) {
+    if ("large" in chunk) {
+      output.pieces.push(Buffer.from(chunk.key === undefined ? before : `${before}${JSON.stringify(chunk.key)}:`));
+      yield* write(chunk.large, output);
     } else {
-      const { text, blobs } = textOf(share.small);
+      const { text, blobs } = textOf(chunk.small);
       yield* writeText({ text: before + text.slice(1, -1), blobs }, output);
     }
     before = ",";
@@ -60,19 +60,19 @@ function* write(value: unknown, output: Output): Turns<void> {
   output.pieces.push(Buffer.from(before === open ? open + close : close));
 }
 
-interface Text {
+interface TextWithBlobs {
   readonly text: string;
-  /** The blobs to insert at the text's placeholders. */
+  /** Each blob replaces one placeholder of the text, in order. */
   readonly blobs: readonly Parts[];
 }
 
-const textOf = (value: unknown): Text => {
+const textOf = (value: unknown): TextWithBlobs => {
   const blobs: Parts[] = [];
   const text = JSON.stringify(value, (_, item: unknown) => {
     if (typeof item === "bigint" || item instanceof SpelledNumber) return rawJson(String(item));
-    // The sign of zero is part of a tensor's bits; JSON.stringify would drop it.
+    // JSON.stringify would drop the sign of -0, which is part of a tensor's bits.
     if (Object.is(item, -0)) return rawJson("-0");
-    // NaN and infinities become strings; JSON.stringify would write null.
+    // JSON.stringify would write NaN and infinities as null, so they become strings.
     if (typeof item === "number" && !Number.isFinite(item)) return String(item);
     if (!(item instanceof Parts)) return item;
     blobs.push(item);
@@ -81,7 +81,7 @@ const textOf = (value: unknown): Text => {
   return { text, blobs };
 };
 
-function* writeText({ text, blobs }: Text, output: Output): Turns<void> {
+function* writeText({ text, blobs }: TextWithBlobs, output: Output): Task<void> {
   const { pieces } = output;
   output.bytes += blobs.reduce((sum, { length }) => sum + Math.ceil(length / 3) * 4, text.length);
   output.onBytes(output.bytes);
@@ -99,12 +99,12 @@ function* writeText({ text, blobs }: Text, output: Output): Turns<void> {
   }
 }
 
-/** Joins encoded values to an encoded array. */
+/** Encodes an array from its encoded items. */
 export const joinJson = (values: readonly Parts[]): Parts =>
   new Parts([...values.flatMap(({ pieces }, index) => [Buffer.from(index === 0 ? "[" : ","), ...pieces]), Buffer.from("]")]);
 
 function* base64(blob: Parts): Generator<Buffer> {
-  // The bytes at the end of a piece that do not fill a group of three. They precede the next piece.
+  // base64 encodes groups of 3 bytes. `carry` holds an incomplete group between two pieces.
   let carry = Buffer.alloc(0);
   for (const piece of blob.pieces) {
     const bytes = Buffer.from(piece.buffer, piece.byteOffset, piece.byteLength);

@@ -1,4 +1,4 @@
-/** A large object of a result, whose members are generated while they are written. The whole object never exists in memory. */
+/** A large object in a result. Its members are generated while they are encoded, so they never all exist in memory. */
 export class Members<T = unknown> implements Iterable<readonly [name: string, value: T]> {
   readonly size: number;
   readonly #generate: () => Iterable<readonly [name: string, value: T]>;
@@ -13,7 +13,7 @@ export class Members<T = unknown> implements Iterable<readonly [name: string, va
     return this.#generate()[Symbol.iterator]();
   }
 
-  /** The same members, with each value mapped. */
+  /** Maps the value of each member. The mapping runs anew on each iteration. */
   map<U>(change: (value: T) => U): Members<U> {
     const members = this;
     return new Members(this.size, function* () {
@@ -22,15 +22,15 @@ export class Members<T = unknown> implements Iterable<readonly [name: string, va
   }
 }
 
-/** The most members of a plain object. */
-const MAX_PLAIN = 1024;
+/** Objects with more members are generated. */
+const MAX_PLAIN_MEMBERS = 1024;
 
-/** An object of a result: plain, or generated. */
+/** An object in a result, either plain or generated. */
 export type Mapping<T> = Readonly<Record<string, T>> | Members<T>;
 
-/** Builds an object with one member per item. `isLarge` forces generated members, for few members with large values. */
+/** Builds an object with one member per item. Set `isLarge` to generate the members even if they are few. */
 export const mappingOf = <I, T>(items: readonly I[], member: (item: I, index: number) => readonly [name: string, value: T], isLarge = false): Mapping<T> =>
-  items.length <= MAX_PLAIN && !isLarge
+  items.length <= MAX_PLAIN_MEMBERS && !isLarge
     ? Object.fromEntries(items.map(member))
     : new Members(items.length, function* () {
         for (const [index, item] of items.entries()) yield member(item, index);

@@ -1,56 +1,55 @@
 /**
- * The MessagePack codec of bodies. A scan over the bytes refuses unsupported and dangerous input before msgpackr decodes them.
- * Blobs are decoded as views, not copies. The encoder inserts each blob's own pieces after its header, because msgpackr would
- * copy them (289 ms for 256 MiB, measured).
+ * The MessagePack codec for request and reply bodies. A scan of the bytes rejects unsupported and dangerous input before msgpackr
+ * decodes it. The decoder returns blobs as views, and the encoder sends them uncopied: a copy of 256 MiB takes 289 ms (measured).
  */
 import { isUtf8 } from "node:buffer";
 import { randomBytes } from "node:crypto";
 import { addExtension, Packr, Unpackr } from "msgpackr";
 import { describe, StepdError } from "../errors/errors.ts";
+import { isLarge, splitIntoChunks } from "./_chunks.ts";
 import { idOfBytes, type Span, SpelledNumber, withIds } from "./_id.ts";
-import { isLarge, sharesOf } from "./_shares.ts";
-import { MAX_DEPTH, MAX_KEYS, MAX_VALUES, VALUES_STEP } from "./_text.ts";
+import { MAX_DEPTH, MAX_KEYS, MAX_VALUES, VALUES_PER_REPORT } from "./_text.ts";
 import { Members } from "./members.ts";
 import { Parts } from "./parts.ts";
-import type { Turns } from "./turns.ts";
+import type { Task } from "./turns.ts";
 
-/** The most bytes of all strings of a body; V8 limits a single string to 512 MiB. Blobs, of type bin, do not count. */
+/** A body's strings have at most this many bytes in total. Blobs are not strings and do not count. */
 const MAX_STRING_BYTES = 2 ** 28;
 
-/** The longest string that is checked byte by byte. */
-const SHORT_STRING = 32;
+/** Strings up to this length are checked for ASCII byte by byte. */
+const MAX_ASCII_CHECK_BYTES = 32;
 
-/** The bytes of strings between two calls of `onValues`. */
-const STRINGS_STEP = 2 ** 20;
+/** The scan reports its progress after this many bytes of strings. */
+const STRING_BYTES_PER_REPORT = 2 ** 20;
 
-/** The encoded bytes of "-Infinity"; a float64 takes 9. */
+/** The longest encoded number is the string "-Infinity", with 10 bytes; a float64 takes 9. */
 const MAX_NUMBER_BYTES = 10;
 
-// Decodes all numbers to float64, as in JSON. Ids are read again exactly.
+// The decoder returns all numbers as float64, as JSON.parse does. `withIds` then restores the exact ids.
 const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true, int64AsType: "number" });
-// Omits undefined members, as JSON does. Ignores `toJSON` methods, because a tensor may have that name.
-const PACKING = { useRecords: false, variableMapSize: true, skipValues: [undefined], useToJSON: false } as ConstructorParameters<typeof Packr>[0];
+// The encoder omits undefined members, as JSON.stringify does. It ignores `toJSON`, because a tensor may have that name.
+const PACKR_OPTIONS = { useRecords: false, variableMapSize: true, skipValues: [undefined], useToJSON: false } as ConstructorParameters<typeof Packr>[0];
 
 const malformed = (at: number, problem: string): StepdError =>
   new StepdError("PARSE_ERROR", `The body is not valid MessagePack: ${problem} at byte ${at}`, { expected: "one MessagePack value", found: problem });
 
-/** Receives the number of values and the bytes of strings so far, during the scan and before any value is created. */
-export type OnValues = (count: number, stringBytes: number) => void;
+/** The scan calls this callback with its counts so far. The callback may throw to stop the scan before any value is created. */
+export type OnProgress = (values: number, stringBytes: number) => void;
 
-/** Decodes a body. Throws PARSE_ERROR and the errors of `onValues`. */
-export function* decodeMsgpack(bytes: Buffer, onValues: OnValues = () => {}): Turns<unknown> {
-  const scanner = new Scanner(bytes, onValues);
+/** Decodes a body. Throws PARSE_ERROR, and any error that `onProgress` throws. */
+export function* decodeMsgpack(bytes: Buffer, onProgress: OnProgress = () => {}): Task<unknown> {
+  const scanner = new Scanner(bytes, onProgress);
   const large = yield* scanner.run();
   const value: unknown = large ? yield* unpackLarge(bytes, large) : unpackr.unpack(bytes);
   withIds(
     value,
-    scanner.ids.filter((id) => isNumber(bytes[id.start] as number)).map((id) => idOfBytes(bytes, id)),
+    scanner.ids.filter((id) => isNumberType(bytes[id.start] as number)).map((id) => idOfBytes(bytes, id)),
   );
   return value;
 }
 
-/** Decodes a large container piece by piece. */
-function* unpackLarge(bytes: Buffer, { isMap, pieces }: Large): Turns<unknown> {
+/** Decodes a large container and yields after each piece. */
+function* unpackLarge(bytes: Buffer, { isMap, pieces }: LargeContainer): Task<unknown> {
   const list: unknown[] = [];
   const members: Record<string, unknown> = {};
   for (const { start, end, large } of pieces) {
@@ -63,134 +62,125 @@ function* unpackLarge(bytes: Buffer, { isMap, pieces }: Large): Turns<unknown> {
   return isMap ? members : list;
 }
 
-/** True if a type byte starts a number. */
-const isNumber = (type: number): boolean => type <= 0x7f || type >= 0xe0 || (type >= 0xca && type <= 0xd3);
+const isNumberType = (type: number): boolean => type <= 0x7f || type >= 0xe0 || (type >= 0xca && type <= 0xd3);
 
-/** The values scanned, and decoded, between two yields. */
-const PIECE_VALUES = 2048;
+/** The scan yields to other calls after this many values, and so does the decoder. */
+const VALUES_PER_YIELD = 2048;
 
-/** A container that is too large to decode in one turn. Each piece has some of its members. */
-interface Large {
+/** A container that is too large to decode in one turn, so its pieces are decoded one by one. */
+interface LargeContainer {
   readonly start: number;
   readonly isMap: boolean;
   readonly pieces: readonly Piece[];
 }
 
-/** The byte range of some members. If its only member has a large value, that is `large`. */
+/** The byte range of consecutive members. `large` is set if the range holds one member, whose value is a large container. */
 interface Piece {
   readonly start: number;
   readonly end: number;
-  readonly large: Large | undefined;
+  readonly large: LargeContainer | undefined;
 }
 
-/** An unfinished container during the scan. */
+/** A container whose end the scan has not reached. */
 class OpenContainer {
   readonly start: number;
-  /** The keys so far; undefined for an array. */
+  /** The map keys that the scan has read; undefined for an array. */
   readonly keys: Set<string> | undefined;
-  /** The number of values to come. A member of a map counts as two, its key and its value. */
-  left: number;
-  /** The start of the current member. */
-  #member: number;
-  /** The start of the current piece. */
-  #piece: number;
-  /** The number of values scanned before the current piece. */
-  #before: number;
-  #large: Large | undefined;
+  /** The number of values that the scan has yet to read. A map member counts as two: its key and its value. */
+  unread: number;
+  #memberStart: number;
+  #pieceStart: number;
+  /** The scan had read this many values when the current piece started. */
+  #valuesAtPieceStart: number;
+  #large: LargeContainer | undefined;
   readonly #pieces: Piece[] = [];
 
   constructor(start: number, content: number, count: number, isMap: boolean, values: number) {
     this.start = start;
     this.keys = isMap ? new Set() : undefined;
-    this.left = isMap ? 2 * count : count;
-    this.#member = content;
-    this.#piece = content;
-    this.#before = values;
+    this.unread = isMap ? 2 * count : count;
+    this.#memberStart = content;
+    this.#pieceStart = content;
+    this.#valuesAtPieceStart = values;
   }
 
-  /** Ends a member. `values` is the number of values scanned so far. */
+  /** Ends a member. `values` counts the values that the scan has read so far. */
   endMember(at: number, values: number): void {
-    if (this.#large || values - this.#before >= PIECE_VALUES) this.#cut(at, values);
-    this.#member = at;
+    if (this.#large || values - this.#valuesAtPieceStart >= VALUES_PER_YIELD) this.#cut(at, values);
+    this.#memberStart = at;
   }
 
-  /** Marks the current member's value as large, which gives the member its own piece. */
-  addLarge(large: Large): void {
-    if (this.#member > this.#piece) this.#cut(this.#member, this.#before);
+  /** Marks the current member's value as a large container, so the member gets its own piece. */
+  addLarge(large: LargeContainer): void {
+    if (this.#memberStart > this.#pieceStart) this.#cut(this.#memberStart, this.#valuesAtPieceStart);
     this.#large = large;
   }
 
-  /** Ends the container. Returns undefined if it is not large. */
-  close(at: number, values: number): Large | undefined {
+  /** Ends the container. Returns its pieces, or undefined if the container is small. */
+  close(at: number, values: number): LargeContainer | undefined {
     if (this.#pieces.length === 0) return undefined;
-    if (at > this.#piece) this.#cut(at, values);
+    if (at > this.#pieceStart) this.#cut(at, values);
     return { start: this.start, isMap: this.keys !== undefined, pieces: this.#pieces };
   }
 
   #cut(at: number, values: number): void {
-    this.#pieces.push({ start: this.#piece, end: at, large: this.#large });
-    this.#piece = at;
-    this.#before = values;
+    this.#pieces.push({ start: this.#pieceStart, end: at, large: this.#large });
+    this.#pieceStart = at;
+    this.#valuesAtPieceStart = values;
     this.#large = undefined;
   }
 }
 
-/** Scans values without decoding them. Refuses extension types, keys that are not strings, and duplicate keys. */
+/** Scans values without decoding them. Rejects extension types, non-string keys and duplicate keys. */
 class Scanner {
   readonly #bytes: Buffer;
-  /** The nesting depth of a call's map: 0, or 1 in a batch. */
+  /** A call's map has nesting depth 0, or 1 inside a batch's array. */
   readonly #callDepth: number;
   readonly #open: OpenContainer[] = [];
   #values = 0;
   #stringBytes = 0;
   #lastKey = "";
   readonly #ids: Span[] = [];
-  readonly #onValues: OnValues;
-  #nextValues = VALUES_STEP;
-  #nextStringBytes = STRINGS_STEP;
+  readonly #onProgress: OnProgress;
+  #nextValues = VALUES_PER_REPORT;
+  #nextStringBytes = STRING_BYTES_PER_REPORT;
 
-  constructor(bytes: Buffer, onValues: OnValues) {
+  constructor(bytes: Buffer, onProgress: OnProgress) {
     this.#bytes = bytes;
     const first = bytes[0] ?? 0;
     this.#callDepth = (first >= 0x90 && first <= 0x9f) || first === 0xdc || first === 0xdd ? 1 : 0;
-    this.#onValues = onValues;
+    this.#onProgress = onProgress;
   }
 
-  /** The number of scanned values. */
-  get values(): number {
-    return this.#values;
-  }
-
-  /** The ranges of the values of the key `id`, in the outermost map or in the maps of the outermost array. */
+  /** The byte ranges of the ids: the values of the key `id` in each call's map. */
   get ids(): readonly Span[] {
     return this.#ids;
   }
 
-  /** Calls `onValues` and sets the next thresholds. */
-  #report(): void {
-    this.#onValues(this.#values, this.#stringBytes);
-    this.#nextValues = Math.min(this.#values + VALUES_STEP, MAX_VALUES + 1);
-    this.#nextStringBytes = Math.min(this.#stringBytes + STRINGS_STEP, MAX_STRING_BYTES + 1);
+  #reportProgress(): void {
+    this.#onProgress(this.#values, this.#stringBytes);
+    this.#nextValues = Math.min(this.#values + VALUES_PER_REPORT, MAX_VALUES + 1);
+    this.#nextStringBytes = Math.min(this.#stringBytes + STRING_BYTES_PER_REPORT, MAX_STRING_BYTES + 1);
   }
 
-  /** Scans the body. Returns the outermost container if it is large. */
-  *run(): Turns<Large | undefined> {
+  /** Scans the body. Returns the outermost container if it is large, else undefined. */
+  *run(): Task<LargeContainer | undefined> {
     try {
       const large = yield* this.#run();
-      this.#report();
+      this.#reportProgress();
       return large;
     } finally {
-      // Frees the keys of all open containers, because an error's stack may keep this scanner alive.
+      // An error's stack may keep this scanner alive, so the keys of open containers are freed here.
       this.#open.length = 0;
     }
   }
 
-  *#run(): Turns<Large | undefined> {
+  *#run(): Task<LargeContainer | undefined> {
     let at = this.#value(0);
     let id = -1;
-    let pause = PIECE_VALUES;
+    let pause = VALUES_PER_YIELD;
     for (let container = this.#open.at(-1); container; container = this.#open.at(-1)) {
-      if (container.left === 0) {
+      if (container.unread === 0) {
         this.#open.pop();
         const large = container.close(at, this.#values);
         const outer = this.#open.at(-1);
@@ -199,10 +189,10 @@ class Scanner {
         outer.endMember(at, this.#values);
         continue;
       }
-      const isKey = container.keys !== undefined && container.left % 2 === 0;
-      container.left--;
+      const isKey = container.keys !== undefined && container.unread % 2 === 0;
+      container.unread--;
       if (isKey) {
-        at = this.#key(at, container.keys as Set<string>);
+        at = this.#mapKey(at, container.keys as Set<string>);
         if (this.#lastKey === "id" && this.#open.length - 1 === this.#callDepth) id = at;
         continue;
       }
@@ -211,23 +201,23 @@ class Scanner {
       if (start === id) this.#ids.push({ start, end: at });
       if (this.#open.at(-1) === container) container.endMember(at, this.#values);
       if (this.#values < pause) continue;
-      pause = this.#values + PIECE_VALUES;
+      pause = this.#values + VALUES_PER_YIELD;
       yield;
     }
     return this.#end(at, undefined);
   }
 
-  #end(at: number, large: Large | undefined): Large | undefined {
+  #end(at: number, large: LargeContainer | undefined): LargeContainer | undefined {
     if (at !== this.#bytes.length) throw malformed(at, `${this.#bytes.length - at} bytes after the value`);
     return large;
   }
 
-  /** Scans a value, or opens a container. Returns the end of the value or the start of the container's content. */
+  /** Scans a value, or opens a container. Returns the offset after the value or the container's header. */
   #value(start: number): number {
     if (this.#open.length > MAX_DEPTH) throw malformed(start, `nesting deeper than ${MAX_DEPTH}`);
     if (++this.#values >= this.#nextValues) {
       if (this.#values > MAX_VALUES) throw malformed(start, `more than ${MAX_VALUES} values`);
-      this.#report();
+      this.#reportProgress();
     }
     this.#need(start, 1);
     const type = this.#bytes[start] as number;
@@ -298,27 +288,25 @@ class Scanner {
     this.#stringBytes += length;
     if (this.#stringBytes >= this.#nextStringBytes) {
       if (this.#stringBytes > MAX_STRING_BYTES) throw malformed(at, `more than ${MAX_STRING_BYTES} bytes of strings`);
-      this.#report();
+      this.#reportProgress();
     }
     if (!this.#isShortAscii(at, end) && !isUtf8(this.#bytes.subarray(at, end))) throw malformed(at, "a string that is not UTF-8");
     return end;
   }
 
-  /** A fast path for short field names: checking their bytes takes less time than creating a view for isUtf8. */
+  /** Fast path for short field names: this loop takes less time than creating a view for isUtf8. */
   #isShortAscii(start: number, end: number): boolean {
-    if (end - start > SHORT_STRING) return false;
+    if (end - start > MAX_ASCII_CHECK_BYTES) return false;
     for (let at = start; at < end; at++) if ((this.#bytes[at] as number) > 0x7f) return false;
     return true;
   }
 
   #openContainer(start: number, content: number, count: number, isMap: boolean): number {
-    // An empty container needs no entry.
     if (count > 0) this.#open.push(new OpenContainer(start, content, count, isMap, this.#values));
     return content;
   }
 
-  /** Scans the key of a member. */
-  #key(at: number, keys: Set<string>): number {
+  #mapKey(at: number, keys: Set<string>): number {
     const type = this.#bytes[at] ?? 0;
     const isString = (type >= 0xa0 && type <= 0xbf) || (type >= 0xd9 && type <= 0xdb);
     if (!isString && at < this.#bytes.length) throw malformed(at, "a map key that is not a string");
@@ -334,13 +322,12 @@ class Scanner {
   }
 }
 
-/** Replaces a piece in msgpackr's output. Random, so that no caller's bytes can equal it. */
+/** A placeholder stands for a piece in msgpackr's output. It is random, so no caller's bytes can equal it. */
 const PLACEHOLDER = randomBytes(16);
-/** The placeholder as msgpackr encodes it. */
-const PACKED_PLACEHOLDER = Buffer.from(new Packr(PACKING).pack(PLACEHOLDER));
+const ENCODED_PLACEHOLDER = Buffer.from(new Packr(PACKR_OPTIONS).pack(PLACEHOLDER));
 
-/** An already encoded value. */
-class Packed {
+/** A value that is already encoded as MessagePack. */
+class Encoded {
   readonly bytes: Uint8Array;
 
   constructor(bytes: Uint8Array) {
@@ -348,26 +335,25 @@ class Packed {
   }
 }
 
-/** A msgpackr encoder that writes placeholders for pieces and collects the pieces. */
-class Packer extends Packr {
-  /** The pieces of the current value, in order. */
-  readonly found: (Parts | Packed)[] = [];
+/** A msgpackr encoder that writes a placeholder for each blob or encoded value, and collects these pieces. */
+class PlaceholderPackr extends Packr {
+  readonly replaced: (Parts | Encoded)[] = [];
 }
 
-const addPiece = <T>(Class: abstract new (...args: never[]) => T, pieceOf: (value: T) => Parts | Packed): void => {
+const addPiece = <T>(Class: abstract new (...args: never[]) => T, pieceOf: (value: T) => Parts | Encoded): void => {
   addExtension({
     Class,
-    write(this: Packer, value: T): Buffer {
-      this.found.push(pieceOf(value));
+    write(this: PlaceholderPackr, value: T): Buffer {
+      this.replaced.push(pieceOf(value));
       return PLACEHOLDER;
     },
   } as unknown as Parameters<typeof addExtension>[0]);
 };
 addPiece(Parts, (parts) => parts);
-addPiece(Packed, (packed) => packed);
-addPiece(SpelledNumber, ({ packed }) => new Packed(packed));
+addPiece(Encoded, (packed) => packed);
+addPiece(SpelledNumber, ({ packed }) => new Encoded(packed));
 
-/** Joins encoded values to an encoded array. */
+/** Encodes an array from its encoded items. */
 export const joinMsgpack = (values: readonly Parts[]): Parts => {
   const head = Buffer.alloc(3);
   head[0] = 0xdc;
@@ -375,98 +361,97 @@ export const joinMsgpack = (values: readonly Parts[]): Parts => {
   return new Parts([head, ...values.flatMap(({ pieces }) => pieces)]);
 };
 
-/** A MessagePack encoder with its own buffer. */
+/** A MessagePack encoder. Each instance has its own buffer. */
 export class MsgpackWriter {
-  readonly #packer = new Packer(PACKING);
+  readonly #packr = new PlaceholderPackr(PACKR_OPTIONS);
 
-  /** Encodes a value. `Parts` become bin without a copy. Calls `onBytes` with the length of everything else so far. */
-  *encode(value: unknown, onBytes: (bytes: number) => void = () => {}): Turns<Parts> {
-    const output: Output = { packer: this.#packer, pieces: [], bytes: 0, onBytes };
+  /** Encodes a value. `Parts` become bin without a copy. `onBytes` receives the encoded length so far, without `Parts`. */
+  *encode(value: unknown, onBytes: (bytes: number) => void = () => {}): Task<Parts> {
+    const output: Output = { packr: this.#packr, pieces: [], bytes: 0, onBytes };
     yield* write(value, output);
     return new Parts(output.pieces);
   }
 }
 
 interface Output {
-  readonly packer: Packer;
+  readonly packr: PlaceholderPackr;
   readonly pieces: Uint8Array[];
   bytes: number;
   readonly onBytes: (bytes: number) => void;
 }
 
-function* write(value: unknown, output: Output): Turns<void> {
+function* write(value: unknown, output: Output): Task<void> {
   const { pieces } = output;
   if (!isLarge(value)) {
     pack(value, output);
     return;
   }
   const head = Buffer.alloc(5, Array.isArray(value) ? 0xdd : 0xdf);
-  head.writeUInt32BE(sizeOf(value), 1);
+  head.writeUInt32BE(countMembers(value), 1);
   pieces.push(head);
-  for (const share of sharesOf(value)) {
-    if ("large" in share) {
-      if (share.key !== undefined) pack(share.key, output);
-      yield* write(share.large, output);
+  for (const chunk of splitIntoChunks(value)) {
+    if ("large" in chunk) {
+      if (chunk.key !== undefined) pack(chunk.key, output);
+      yield* write(chunk.large, output);
     } else {
       const first = pieces.length;
-      pack(share.small, output);
-      // Keeps the members only, without the header of this share.
-      pieces[first] = withoutHead(pieces[first] as Uint8Array);
+      pack(chunk.small, output);
+      // The container has one header, so each chunk's own header is removed.
+      pieces[first] = withoutHeader(pieces[first] as Uint8Array);
     }
     yield;
   }
 }
 
-/** The number of items of an array, or of defined members of an object. */
-const sizeOf = (value: object): number => {
+const countMembers = (value: object): number => {
   if (value instanceof Members) return value.size;
   return Array.isArray(value) ? value.length : Object.values(value).filter((item) => item !== undefined).length;
 };
 
-/** The bytes after the header of an array or a map. */
-const withoutHead = (bytes: Uint8Array): Uint8Array => {
+/** Removes the header of an encoded array or map. */
+const withoutHeader = (bytes: Uint8Array): Uint8Array => {
   const type = bytes[0] as number;
   return bytes.subarray(type === 0xdc || type === 0xde ? 3 : type === 0xdd || type === 0xdf ? 5 : 1);
 };
 
-/** Encodes a small value and appends its pieces. */
+/** Encodes a small value in one turn. */
 const pack = (value: unknown, output: Output): void => {
-  const { packer } = output;
-  packer.found.length = 0;
-  const packed = packer.pack(withNegativeZeros(value));
+  const { packr } = output;
+  packr.replaced.length = 0;
+  const packed = packr.pack(withNegativeZeros(value));
   output.bytes += packed.length;
   output.onBytes(output.bytes);
-  // Copies the bytes, because msgpackr reuses its buffer.
+  // msgpackr reuses its buffer, so the bytes are copied.
   const copy = Buffer.from(packed);
   const append = (piece: Uint8Array): void => {
     if (piece.length > 0) output.pieces.push(piece);
   };
   let at = 0;
-  for (const piece of packer.found) {
-    const placeholder = copy.indexOf(PACKED_PLACEHOLDER, at);
-    if (piece instanceof Packed) {
+  for (const piece of packr.replaced) {
+    const placeholder = copy.indexOf(ENCODED_PLACEHOLDER, at);
+    if (piece instanceof Encoded) {
       append(copy.subarray(at, placeholder));
       append(piece.bytes);
     } else {
-      // The placeholder is longer than the header of a bin, which overwrites it.
+      // The header of the bin overwrites the placeholder, which is longer.
       copy[placeholder] = 0xc6;
       copy.writeUInt32BE(piece.length, placeholder + 1);
       append(copy.subarray(at, placeholder + 5));
-      // A loop, not a spread: the blob of very many tensors has very many pieces.
+      // A spread would overflow the stack: a blob of many tensors has many pieces.
       for (const part of piece.pieces) output.pieces.push(part);
     }
-    at = placeholder + PACKED_PLACEHOLDER.length;
+    at = placeholder + ENCODED_PLACEHOLDER.length;
   }
   append(copy.subarray(at));
-  // Releases the pieces, which may be views of a call's memory.
-  packer.found.length = 0;
+  // The pieces may be views of a call's memory, so the encoder must not keep them.
+  packr.replaced.length = 0;
 };
 
-/** Encodes lists that contain -0 in advance, because msgpackr writes zero as an integer and loses its sign. */
+/** Encodes lists that contain -0 in advance: msgpackr would write the integer 0, without the sign. */
 const withNegativeZeros = (value: unknown): unknown => {
   if (!hasNegativeZero(value)) return value;
   if (!Array.isArray(value)) return Object.fromEntries(Object.entries(value as object).map(([key, item]) => [key, withNegativeZeros(item)]));
-  return value.some(isNegativeZero) ? new Packed(packNumbers(value)) : value.map(withNegativeZeros);
+  return value.some(isNegativeZero) ? new Encoded(packNumbers(value)) : value.map(withNegativeZeros);
 };
 
 const hasNegativeZero = (value: unknown): boolean => {
@@ -478,7 +463,7 @@ const hasNegativeZero = (value: unknown): boolean => {
 
 const isNegativeZero = (value: unknown): boolean => Object.is(value, -0);
 
-/** Encodes a list of numbers as float64. NaN and infinities are given, and encoded, as strings. */
+/** Encodes a list of numbers as float64. NaN and infinities are strings, both in the input and in the output. */
 const packNumbers = (values: readonly (number | string)[]): Buffer => {
   const bytes = Buffer.allocUnsafe(5 + values.length * MAX_NUMBER_BYTES);
   bytes[0] = 0xdd;

@@ -1,17 +1,17 @@
 /**
- * The safetensors format: 8 bytes of header length (little-endian), the header in JSON, then the tensors' bytes. The reader is
- * strict: every byte must belong to exactly one tensor. The writer is canonical: equal tensors give equal bytes.
+ * The safetensors format: 8 bytes of header length (little-endian), a JSON header, then the tensors' bytes. The reader is strict:
+ * every byte must belong to exactly one tensor. The writer is canonical: equal tensors give equal bytes.
  * Format: https://github.com/huggingface/safetensors, section "Format".
  */
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import { MAX_VALUES, parseHeader, splitStrictJson } from "./_text.ts";
 import { bytesOf, elementsOf, isCountable, rankOf } from "./dtype.ts";
-import { atOnce, sorted, TURN_ITEMS, TURN_PASSES, type Turns } from "./turns.ts";
+import { atOnce, CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "./turns.ts";
 
 const LENGTH_BYTES = 8;
-/** The safetensors library's limit. */
+/** The safetensors library has the same limit. */
 export const MAX_HEADER_BYTES = 100_000_000;
-/** Headers are padded with spaces to a multiple of this, which aligns the tensors. */
+/** Headers are padded with spaces to a multiple of 8 bytes, which aligns the tensors. */
 const HEADER_ALIGNMENT = 8;
 const MAX_DIMENSIONS = 32;
 
@@ -21,12 +21,12 @@ export interface TensorInfo {
   readonly shape: readonly number[];
   readonly elements: number;
   readonly bytes: number;
-  /** The offset of the tensor's bytes in the file. */
+  /** The tensor's bytes start at this offset of the file. */
   readonly offset: number;
 }
 
 export interface Safetensors {
-  /** The bytes of the length field and the header. Undefined for tensors that were not given as a file. */
+  /** The length field and the header; undefined if the tensors were not given as a file. */
   readonly header: Buffer | undefined;
   readonly metadata: ReadonlyMap<string, string>;
   readonly tensors: readonly TensorInfo[];
@@ -34,14 +34,14 @@ export interface Safetensors {
 
 type Corrupt = (expected: string, found: string) => StepdError;
 
-/** The end of the header according to its length field, perhaps beyond the file. Infinite if the length is missing or above 4 GiB. */
+/** Returns the offset after the header, which may exceed the file. Returns Infinity if the length is missing or above 4 GiB. */
 export const headerEnd = (file: Buffer): number =>
   file.length < LENGTH_BYTES || file.readUInt32LE(4) > 0 ? Number.POSITIVE_INFINITY : LENGTH_BYTES + file.readUInt32LE(0);
 
-/** Reads and checks the header of a file. Throws an error with `code` and `field` for an invalid file. */
+/** Reads and checks the header of a file. An invalid file throws an error with `code` and `field`. */
 export const readSafetensors = (file: Buffer, field: string, code: ErrorName): Safetensors => atOnce(readSafetensorsInTurns(file, field, code));
 
-export function* readSafetensorsInTurns(file: Buffer, field: string, code: ErrorName): Turns<Safetensors> {
+export function* readSafetensorsInTurns(file: Buffer, field: string, code: ErrorName): Task<Safetensors> {
   const corrupt: Corrupt = (expected, found) => StepdError.mismatch(code, field, expected, found);
   if (file.length < LENGTH_BYTES) throw corrupt("a safetensors file of at least 8 bytes", `${file.length} bytes`);
   const high = file.readUInt32LE(4);
@@ -53,7 +53,7 @@ export function* readSafetensorsInTurns(file: Buffer, field: string, code: Error
   const { metadata, tensors } = yield* readEntries(file, dataStart, field, corrupt);
   let end = dataStart;
   for (const [index, tensor] of (yield* sorted(tensors, (a, b) => a.offset - b.offset || a.bytes - b.bytes)).entries()) {
-    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
     if (tensor.offset !== end) {
       throw corrupt(
         `tensor ${JSON.stringify(tensor.name)} to start at offset ${end - dataStart}, without gap or overlap`,
@@ -66,8 +66,8 @@ export function* readSafetensorsInTurns(file: Buffer, field: string, code: Error
   return { header: file.subarray(0, dataStart), metadata, tensors };
 }
 
-/** Reads the header, which ends at `dataStart`, in pieces: parses a piece of the text, then reads the entries in it. */
-function* readEntries(file: Buffer, dataStart: number, field: string, corrupt: Corrupt): Turns<Pick<Safetensors, "metadata" | "tensors">> {
+/** Reads the header, which ends at `dataStart`. Each piece of its text is parsed and read before the next. */
+function* readEntries(file: Buffer, dataStart: number, field: string, corrupt: Corrupt): Task<Pick<Safetensors, "metadata" | "tensors">> {
   if (file[LENGTH_BYTES] !== 0x7b) throw corrupt("a header that starts with {", dataStart === LENGTH_BYTES ? "an empty header" : `byte ${file[LENGTH_BYTES]}`);
   const metadata = new Map<string, string>();
   const tensors: TensorInfo[] = [];
@@ -99,17 +99,17 @@ function* readEntries(file: Buffer, dataStart: number, field: string, corrupt: C
       names.add(name);
       if (name === METADATA) readMetadata(entry, metadata, corrupt);
       else tensors.push(readEntry(name, entry, dataStart, field, corrupt));
-      if (names.size % TURN_ITEMS === 0) yield;
+      if (names.size % ITEMS_PER_YIELD === 0) yield;
     }
   }
-  // The safetensors library does not accept sizes with a sign, point or exponent.
+  // The safetensors library rejects sizes with a sign, point or exponent.
   if (nonDigit !== undefined) throw corrupt("sizes and offsets that are written as digits alone", nonDigit);
   return { metadata, tensors };
 }
 
 const METADATA = "__metadata__";
 
-/** The most values of one piece of a header: more than valid entries and `__metadata__` need. */
+/** One piece of a header has at most this many values. Valid entries and `__metadata__` need fewer. */
 const MAX_PIECE_VALUES = 2 ** 18;
 
 const readMetadata = (given: unknown, metadata: Map<string, string>, corrupt: Corrupt): void => {
@@ -149,7 +149,7 @@ export interface TensorDescription {
   readonly shape: readonly number[];
 }
 
-/** Compares strings by their UTF-8 bytes, as other languages do. JavaScript compares UTF-16 units, which sorts U+E000 and above after surrogates. */
+/** Compares strings by their UTF-8 bytes. JavaScript compares UTF-16 units, which sorts U+E000 to U+FFFF after higher code points. */
 export const compareUtf8 = (a: string, b: string): number => {
   for (let i = 0; i < a.length && i < b.length; i++) {
     const left = a.charCodeAt(i);
@@ -161,14 +161,14 @@ export const compareUtf8 = (a: string, b: string): number => {
 
 const orderOf = (unit: number): number => (unit < 0xd800 ? unit : unit < 0xe000 ? unit + 0x2000 : unit - 0x800);
 
-/** The canonical order: by dtype as in the safetensors library (wide dtypes first, which keeps tensors aligned), then by the bytes of the name. */
+/** Compares tensors by the safetensors library's order: wide dtypes first, which keeps tensors aligned, then the bytes of the name. */
 export const compareCanonical = (a: TensorDescription, b: TensorDescription): number => rankOf(b.dtype) - rankOf(a.dtype) || compareUtf8(a.name, b.name);
 
-/** Writes the length field and the canonical header for tensors that follow in the given order without gaps. */
+/** Writes the length field and the canonical header. The tensors must follow it in the given order without gaps. */
 export const writeHeader = (metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Buffer =>
   atOnce(writeHeaderInTurns(metadata, tensors));
 
-export function* writeHeaderInTurns(metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Turns<Buffer> {
+export function* writeHeaderInTurns(metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Task<Buffer> {
   const ordered = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1)));
   let text = `{"${METADATA}":${JSON.stringify(ordered)}`;
   const pieces: Buffer[] = [];
@@ -177,8 +177,8 @@ export function* writeHeaderInTurns(metadata: Readonly<Record<string, string>>, 
     const start = offset;
     offset += elementsOf(shape) * (bytesOf(dtype) as number);
     text += `,${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [start, offset] })}`;
-    if (index % TURN_ITEMS < TURN_ITEMS - 1) continue;
-    // Encodes the text every few entries, so that the whole header never exists as a string.
+    if (index % ITEMS_PER_YIELD < ITEMS_PER_YIELD - 1) continue;
+    // The text is encoded every few entries, so the whole header never exists as a string.
     pieces.push(Buffer.from(text));
     text = "";
     yield;
@@ -191,7 +191,7 @@ export function* writeHeaderInTurns(metadata: Readonly<Record<string, string>>, 
   let at = LENGTH_BYTES;
   for (const [index, piece] of pieces.entries()) {
     at += piece.copy(header, at);
-    if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
+    if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
   }
   header.fill(" ", at);
   return header;

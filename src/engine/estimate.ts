@@ -1,7 +1,7 @@
-/** The cost of a step, from shapes and dtypes alone: bytes in and out, state, arena, and the suggested number of calls. */
+/** Estimates the cost of a step from shapes and dtypes alone: bytes in and out, state, arena, and a suggested number of calls. */
 import { bytesOf } from "../codec/dtype.ts";
 import { type Safetensors, type TensorDescription, writeHeaderInTurns } from "../codec/safetensors.ts";
-import { mapped, type Turns } from "../codec/turns.ts";
+import { mapped, type Task } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlanParams } from "../generated/wire.gen.ts";
 import { compile, type StepTarget } from "./layout.ts";
@@ -9,33 +9,33 @@ import { match } from "./match.ts";
 import { SCALAR_BYTES, slotDtype } from "./state.ts";
 import { requireCountable, withOffsets } from "./tensors.ts";
 
-/** Upper bounds of a call's bytes beside its blobs, including the encoded job. */
+// These upper bounds cover everything in the arena except tensors, such as the encoded job.
 const OVERHEAD_BYTES = 65536;
 const OVERHEAD_BYTES_PER_TENSOR = 1024;
 
-/** A suggested call takes at most 1/8 of the arena, so that several fit at once. */
-const ARENA_DIVISOR = 8;
+/** A suggested call takes at most 1/8 of the arena, so that several calls fit at once. */
+const CALLS_PER_ARENA = 8;
 
-/** The largest suggested call. Larger ones are not faster, and cost more to repeat. */
+/** A suggested call has at most this many bytes. Larger calls are not faster, and they cost more to repeat. */
 const MAX_CALL_BYTES = 256 * 2 ** 20;
 
 export interface Estimate {
-  /** Elements of all parameters. */
+  /** The number of elements of all parameters. */
   readonly parameters: number;
   readonly bytes_in: number;
   readonly bytes_out: number;
   readonly state_bytes: number;
-  /** The arena bytes of the step as one call. */
+  /** A single call for the whole step takes this many bytes of the arena. */
   readonly arena_bytes: number;
   readonly fits: boolean;
-  /** The suggested number of calls; 0 if a single tensor does not fit. */
+  /** The suggested number of calls. It is 0 if one tensor alone does not fit. */
   readonly requests: number;
-  /** Tensors that do not fit into this server's arena, each by itself. */
+  /** The names of tensors that do not fit into this server's arena even alone. */
   readonly too_large: readonly string[];
 }
 
-/** Estimates from the layout of a first step. Its new state has the size of the state of every later step. */
-export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanParams, kernel: (name: string) => number, capacity: number): Turns<Estimate> {
+/** Estimates the cost from the layout of a first step. The new state has the same size after every later step. */
+export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanParams, kernel: (name: string) => number, capacity: number): Task<Estimate> {
   const names = Object.keys(tensors);
   yield;
   const described = yield* mapped(names, (name) => {
@@ -45,7 +45,7 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
   });
   const params = yield* fileOf(described);
   const grads = gradDtype === undefined ? params : yield* fileOf(params.tensors.map(({ name, shape }) => ({ name, shape, dtype: gradDtype })));
-  // These options measure the gradients, which takes the most memory.
+  // A step that measures its gradients takes the most memory. These options make the step measure them.
   const layout = yield* compile({ ...options, non_finite: "skip", stats: "tensor" }, yield* match({ params, grads, state: undefined }), kernel);
   const scalars = (1 + Object.keys(layout.plan.optimizer.scalarSlots ?? {}).length) * SCALAR_BYTES;
   const costs = yield* mapped(layout.targets, (target) => costOf(target, scalars));
@@ -63,23 +63,23 @@ export function* estimate({ tensors, grad_dtype: gradDtype, ...options }: PlanPa
     state_bytes: stateBytes,
     arena_bytes: arena,
     fits: arena <= capacity,
-    requests: tooLarge.length > 0 ? 0 : requestsFor(costs, Math.min(capacity / ARENA_DIVISOR, MAX_CALL_BYTES)),
+    requests: tooLarge.length > 0 ? 0 : requestsFor(costs, Math.min(capacity / CALLS_PER_ARENA, MAX_CALL_BYTES)),
     too_large: tooLarge,
   };
 }
 
-function* fileOf(described: readonly TensorDescription[]): Turns<Safetensors> {
+function* fileOf(described: readonly TensorDescription[]): Task<Safetensors> {
   const header = yield* writeHeaderInTurns({}, described);
   yield;
   return { header, metadata: new Map(), tensors: yield* withOffsets(described) };
 }
 
-/** The bytes of one tensor, by use. */
+/** One tensor's bytes by use. */
 interface Cost {
   readonly param: number;
   readonly grad: number;
   readonly state: number;
-  /** The gradient, widened to the arithmetic type. */
+  /** The bytes of the gradient's copy in the wider arithmetic dtype. */
   readonly wideGrad: number;
 }
 
@@ -90,7 +90,7 @@ const costOf = ({ elements, recipe: { param, grad, slots, wideGradStride } }: St
 
 const arenaOf = ({ param, grad, state, wideGrad }: Cost): number => param + grad + state + wideGrad + OVERHEAD_BYTES_PER_TENSOR;
 
-/** Counts the calls of at most `limit` bytes that hold all tensors in the order of their names. A larger tensor gets its own call. */
+/** Counts the calls that tensors need in name order, with at most `limit` bytes each. A larger tensor gets its own call. */
 const requestsFor = (costs: readonly Cost[], limit: number): number => {
   let requests = 0;
   let room = 0;

@@ -1,8 +1,8 @@
-/** Parameter groups: finds the hyperparameters of each tensor by its name. */
+/** Assigns tensors to parameter groups by name. */
 import { StepdError } from "../errors/errors.ts";
 import type { Hyperparameters, OptimizerDefinition, Values } from "../optimizers/registry.ts";
 
-/** An optimizer of a valid request: its name and the given hyperparameters, without defaults. */
+/** The optimizer object of a validated request. It has only the hyperparameters that the caller gave. */
 export type OptimizerInput = Readonly<Record<string, unknown>> & { readonly name: string };
 
 export interface Group {
@@ -10,19 +10,19 @@ export interface Group {
   readonly optimizer: OptimizerInput;
 }
 
-/** The hyperparameters of an optimizer, with defaults for those not given. */
+/** Returns all hyperparameters of an optimizer: the given values, and defaults for the others. */
 export const withDefaults = ({ hyperparameters }: OptimizerDefinition, given: OptimizerInput): Values<Hyperparameters> => {
   const values: Record<string, unknown> = {};
   for (const name of Object.keys(hyperparameters)) values[name] = given[name] === undefined ? hyperparameters[name]?.default : given[name];
   return values as Values<Hyperparameters>;
 };
 
-/** Compiles a pattern, in which * matches any characters, into a test of names. */
+/** Compiles a pattern to a function that tests a name. In a pattern, * matches any characters. */
 const matcher = (pattern: string): ((name: string) => boolean) => {
   const [head = "", ...tail] = pattern.split(/\*+/);
   const last = tail.pop() ?? "";
   return (name) => {
-    // Tests the ends first: most patterns fail there, at less cost than a search.
+    // The ends are tested first: most names fail there, and a search costs more.
     if (name.length < head.length + last.length || !name.endsWith(last) || !name.startsWith(head)) return false;
     let at = head.length;
     for (const piece of tail) {
@@ -34,15 +34,15 @@ const matcher = (pattern: string): ((name: string) => boolean) => {
   };
 };
 
-/** The most names with *, because each is compared with every tensor's name. Names without * are looked up in a map and not limited. */
+/** A call has at most this many patterns, because each is tested against every tensor's name. Exact names have no limit. */
 const MAX_PATTERNS = 256;
 
-/** The most * in all patterns, because the part between two * is searched for in every tensor's name. */
+/** All patterns together have at most this many *. The text between two of them is searched for in every tensor's name. */
 const MAX_WILDCARDS = 1024;
 
 const isPattern = (name: string): boolean => name.includes("*");
 
-/** Throws INVALID_PARAMS if the groups have too many patterns or too many *. */
+/** Throws INVALID_PARAMS if the groups have too many patterns or too many wildcards. */
 export const requireFewPatterns = (groups: readonly { readonly tensors: readonly string[] }[]): void => {
   const patterns = groups.flatMap(({ tensors }) => tensors.filter(isPattern));
   if (patterns.length > MAX_PATTERNS)
@@ -51,7 +51,7 @@ export const requireFewPatterns = (groups: readonly { readonly tensors: readonly
   if (wildcards > MAX_WILDCARDS) throw StepdError.mismatch("INVALID_PARAMS", "/groups", `at most ${MAX_WILDCARDS} * in all groups`, `${wildcards}`);
 };
 
-/** Returns a function from a tensor's name to the index of the first matching group, or -1. */
+/** Returns a function that maps a tensor's name to the index of the first matching group, or to -1. */
 export const groupFinder = (groups: readonly Group[]): ((name: string) => number) => {
   const exact = new Map<string, number>();
   const patterns: (readonly [group: number, matches: (name: string) => boolean])[] = [];

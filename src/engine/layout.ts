@@ -1,10 +1,10 @@
 /**
- * The layout of a step: names, offsets, groups, stages and the new state's entries, compiled from the call's options and the
- * files' headers. It contains no tensor values, so one layout serves all calls with the same options and headers.
+ * The layout of a step: names, offsets, groups, stages and the entries of the new state. It is compiled from the call's options and
+ * the files' headers. It contains no tensor values, so calls with the same options and headers share it.
  */
 import { bytesOf } from "../codec/dtype.ts";
 import { compareCanonical, type Safetensors, type TensorDescription, type TensorInfo, writeHeaderInTurns } from "../codec/safetensors.ts";
-import { sorted, TURN_ITEMS, TURN_PASSES, type Turns } from "../codec/turns.ts";
+import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
 import type { Hyperparameters, Values } from "../optimizers/registry.ts";
@@ -16,36 +16,37 @@ import { type KernelCall, NEW_SLOTS, STATE, sumBytes, type Target } from "./runn
 import { MASTER_PARAM, newStateHeader, requiredSlots, requireFamily, STEP, type StateHeader, slotDtype } from "./state.ts";
 import { withOffsets } from "./tensors.ts";
 
-/** All fields of a step's call, except its tensors. */
+/** The fields of a step's call, except its tensors. */
 export type StepOptions = Omit<StepParams, "params" | "grads" | "state">;
 
 /** A parameter that the step updates. */
 export interface StepTarget extends Target {
   readonly recipe: Recipe;
-  /** The offset of its step count in the state; undefined if the state has none. */
+  /** The offset of the parameter's step count in the state; undefined if the state has none. */
   readonly step: number | undefined;
-  /** The offsets of its scalar slots in the state. */
+  /** The offset of each scalar slot in the state. */
   readonly scalars: ReadonlyMap<string, number> | undefined;
 }
 
-/** An entry of the new state: a slot, or a scalar. "Resting" parameters have state but no gradient in this step. */
+/** An entry of the new state: a slot, or a scalar such as a step count. */
 export interface OutputEntry extends TensorDescription {
-  /** The name of the scalar; undefined for a slot. */
+  /** The scalar's name; undefined for a slot. */
   readonly scalar: string | undefined;
-  /** Index of the target; undefined for a resting parameter. */
+  /** The index of the entry's target. Undefined for a resting parameter, which has state but no gradient in this step. */
   readonly target: number | undefined;
-  /** The block that contains the content; undefined for a new scalar. */
+  /** The memory block of the entry's content; undefined for a new scalar. */
   readonly block: typeof STATE | typeof NEW_SLOTS | undefined;
   readonly offset: number;
 }
 
-export interface Output {
+/** The file of the new state. */
+export interface StateOutput {
   readonly header: Buffer;
-  /** In canonical order. */
+  /** The entries in canonical order. */
   readonly entries: readonly OutputEntry[];
 }
 
-/** A new slot whose initial value is not 0. */
+/** A new slot whose elements start with a value other than 0. */
 interface InitialValue {
   readonly offset: number;
   readonly elements: number;
@@ -53,7 +54,7 @@ interface InitialValue {
   readonly value: number;
 }
 
-/** The additional output of all parameters rounded to BF16. */
+/** The additional file of all parameters, rounded to BF16. */
 export interface Rounding {
   readonly header: Buffer;
   readonly bytes: number;
@@ -64,41 +65,41 @@ export interface Rounding {
 export interface Layout {
   readonly options: StepOptions;
   readonly plan: Plan;
-  /** The limit of the norm over all gradients that the optimizer itself has, if any. */
+  /** The optimizer's own limit of the norm over all gradients, if it has one. */
   readonly maxGradNorm: number | undefined;
-  /** True if all gradients are measured before the first stage: for clipping by norm, or because the step may be skipped or refused. */
+  /** True if a separate pass measures all gradients before the first stage: to clip by norm, or because the step may be skipped or rejected. */
   readonly isMeasured: boolean;
-  /** Sorted by the bytes of their names, so that the order in the request has no influence. */
+  /** The targets, sorted by the bytes of their names: the order in the request must not change the result. */
   readonly targets: readonly StepTarget[];
+  /** The largest number of stages of any target. */
   readonly stages: number;
-  /** The number of different recipes. */
-  readonly recipes: number;
-  /** Parameters of the state without a gradient, with the offsets of their step counts. */
+  readonly recipeCount: number;
+  /** The names and step-count offsets of resting parameters, which have state but no gradient. */
   readonly resting: readonly (readonly [name: string, offset: number])[];
-  /** Undefined if the new state overwrites the old one in place. */
-  readonly output: Output | undefined;
+  /** The new state's file. Undefined if the new state overwrites the old one in place. */
+  readonly output: StateOutput | undefined;
   readonly rounding: Rounding | undefined;
-  /** Bytes of the slots that the step creates. */
+  /** The bytes of all slots that the step creates. */
   readonly newSlotBytes: number;
-  /** Bytes of widened gradients and of sums. */
+  /** The bytes of widened gradients and of the kernels' sums. */
   readonly workBytes: number;
   readonly initialValues: readonly InitialValue[];
-  /** True if the new parameters can be recovered from the rounded ones or from the state. */
+  /** True if the caller can recover the new parameters from the rounded ones or from the state. */
   readonly isRecoverable: boolean;
-  /** The number of updated elements by dtype, for metrics. */
+  /** The number of updated elements per dtype, for metrics. */
   readonly elements: Readonly<Record<string, number>>;
 }
 
-/** The alignment of widened gradients: a cache line. */
+/** Widened gradients start at a cache line. */
 const ALIGNMENT = 64;
 
 export const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
 /**
- * Compiles the layout of a step. `values` are each target's hyperparameters if a schedule changes them. Throws INVALID_PARAMS,
- * TENSOR_MISMATCH, STATE_CORRUPT, STATE_MISMATCH, UNSUPPORTED_DTYPE.
+ * Compiles the layout of a step. `values` are the targets' hyperparameters if a schedule changes them. Throws INVALID_PARAMS,
+ * TENSOR_MISMATCH, STATE_CORRUPT, STATE_MISMATCH and UNSUPPORTED_DTYPE.
  */
-export function* compile(options: StepOptions, matched: Matched, kernel: (name: string) => number, values?: readonly Values<Hyperparameters>[]): Turns<Layout> {
+export function* compile(options: StepOptions, matched: Matched, kernel: (name: string) => number, values?: readonly Values<Hyperparameters>[]): Task<Layout> {
   const { clip = {}, non_finite: nonFinite = "error", stats = "none", reply = {}, master_weights: masterWeights = false } = options;
   const plan = planOf(options);
   const { optimizer } = plan;
@@ -118,10 +119,10 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     isRounded: reply.params === "bf16",
   };
 
-  const { params, pairs, state, resting, isCanonical, master, elements } = matched;
+  const { params, pairs, state, resting, isCanonical, firstMaster, elements } = matched;
   if (state) requireFamily(state, optimizer);
-  if (master !== undefined && !masterWeights) {
-    throw StepdError.mismatch("STATE_MISMATCH", "/state", "master_weights: true, because the state has master copies", "false", [master]);
+  if (firstMaster !== undefined && !masterWeights) {
+    throw StepdError.mismatch("STATE_MISMATCH", "/state", "master_weights: true, because the state has master copies", "false", [firstMaster]);
   }
   const recipes = new Recipes(kernel);
   const recipeCache = new RecipeCache(plan, recipes, tensorOptions, masterWeights);
@@ -131,7 +132,7 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
   let workBytes = 0;
   for (const [index, pair] of pairs.entries()) {
     const { param, grad, stateEntries } = pair;
-    if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
+    if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
     const { name, elements, dtype } = param;
     const recipe = recipeCache.of(pair, values?.[index]);
     const offsets = [param.offset, grad.offset, workBytes];
@@ -152,10 +153,10 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
     maxGradNorm,
     isMeasured,
     targets,
-    recipes: recipeCache.count,
+    recipeCount: recipeCache.count,
     stages: targets.reduce((most, { recipe }) => Math.max(most, recipe.phases.length), 0),
     resting,
-    output: isInPlace ? undefined : yield* outputOf(plan, targets, newSlots, state),
+    output: isInPlace ? undefined : yield* stateOutputOf(plan, targets, newSlots, state),
     rounding: tensorOptions.isRounded ? yield* roundingOf(params, recipes) : undefined,
     newSlotBytes,
     workBytes,
@@ -167,11 +168,11 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
   };
 }
 
-/** The optimizer's own limit of the norm over all gradients, if it has one. */
+/** Returns the optimizer's own limit of the norm over all gradients, if it has one. */
 const normLimit = ({ optimizer, base }: Plan): number | undefined =>
   optimizer.normLimit === undefined ? undefined : ((base[optimizer.normLimit] as number | null) ?? undefined);
 
-/** Creates each recipe once. */
+/** A cache that creates each recipe once. */
 class RecipeCache {
   readonly #plan: Plan;
   readonly #recipes: Recipes;
@@ -179,7 +180,6 @@ class RecipeCache {
   readonly #masterWeights: boolean;
   readonly #groupOf: (name: string) => number;
   readonly #recipesOf = new Map<Values<Hyperparameters>, Map<string, Recipe>>();
-  /** The number of recipes. */
   count = 0;
 
   constructor(plan: Plan, recipes: Recipes, tensorOptions: TensorOptions, masterWeights: boolean) {
@@ -190,7 +190,7 @@ class RecipeCache {
     this.#groupOf = groupFinder(plan.groups);
   }
 
-  /** The recipe of a pair. `changed` replaces its group's hyperparameters. */
+  /** Returns the recipe of a pair. `changed` replaces the hyperparameters of its group. */
   of({ param, grad, stateEntries, recipeKey: key }: Pair, changed: Values<Hyperparameters> | undefined): Recipe {
     const { optimizer, groups, base } = this.#plan;
     const values = changed ?? groups[this.#groupOf(param.name)]?.values ?? base;
@@ -200,8 +200,16 @@ class RecipeCache {
     if (recipe) return recipe;
     const slots = requiredSlots(optimizer, values, param.dtype, this.#masterWeights).map((slot) => [slot, !stateEntries?.slots.has(slot)] as const);
     const newSlots = slots.filter(([slot, isNew]) => isNew && slot !== MASTER_PARAM).map(([slot]) => slot);
-    const needed = newSlots.filter((slot) => !optimizer.lateSlots.includes(slot));
-    const input: RecipeInput = { param: param.dtype, grad: grad.dtype, values, stages: optimizer.stages(values), slots, isFirst: newSlots.length > 0, needed };
+    const slotsRequiredLater = newSlots.filter((slot) => !optimizer.lateSlots.includes(slot));
+    const input: RecipeInput = {
+      param: param.dtype,
+      grad: grad.dtype,
+      values,
+      stages: optimizer.stages(values),
+      slots,
+      isFirst: newSlots.length > 0,
+      slotsRequiredLater,
+    };
     recipe = this.#recipes.step(input, this.#tensorOptions);
     byKey.set(key, recipe);
     this.count++;
@@ -209,26 +217,26 @@ class RecipeCache {
   }
 }
 
-/** A slot that the step creates. */
+/** A slot that the state lacks and the step creates. */
 interface NewSlot extends TensorDescription {
   readonly slot: string;
-  /** Index of its target. */
+  /** The index of the slot's target. */
   readonly target: number;
-  /** Index of its offset in the target's offsets. */
+  /** The slot's index in the target's `offsets`. */
   readonly at: number;
   readonly elements: number;
 }
 
-/** Assigns the offsets of the new slots: one block in the order of the new state file, so that it is sent in one piece. */
+/** Assigns offsets to the new slots. They form one block in the order of the new state's file, which is sent in one piece. */
 function* assignOffsets(
   newSlots: readonly NewSlot[],
   targets: readonly StepTarget[],
   initial: Plan["optimizer"]["initial"],
-): Turns<{ readonly newSlotBytes: number; readonly initialValues: readonly InitialValue[] }> {
+): Task<{ readonly newSlotBytes: number; readonly initialValues: readonly InitialValue[] }> {
   const initialValues: InitialValue[] = [];
   let newSlotBytes = 0;
   for (const [index, { slot, target, at, elements, dtype }] of (yield* sorted(newSlots, compareCanonical)).entries()) {
-    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
     const { offsets, recipe } = targets[target] as StepTarget;
     (offsets as number[])[at] = newSlotBytes;
     const value = initial?.(recipe.values)[slot] ?? 0;
@@ -244,48 +252,48 @@ const addsScalars = (targets: readonly StepTarget[], { scalarSlots = {} }: Plan[
   return targets.some(({ step, scalars }) => step === undefined || slots.some((slot) => !scalars?.has(slot)));
 };
 
-const scalar = (slot: string, name: string) => ({ name: `${slot}/${name}`, dtype: slot === STEP ? "I64" : "F64", shape: [], scalar: slot });
+const scalarEntry = (slot: string, name: string) => ({ name: `${slot}/${name}`, dtype: slot === STEP ? "I64" : "F64", shape: [], scalar: slot });
 
-/** The header and entries of the new state's file, in canonical order. */
-function* outputOf({ optimizer }: Plan, targets: readonly StepTarget[], newSlots: readonly NewSlot[], state: StateHeader | undefined): Turns<Output> {
+/** Lists the entries of the new state's file in canonical order and writes its header. */
+function* stateOutputOf({ optimizer }: Plan, targets: readonly StepTarget[], newSlots: readonly NewSlot[], state: StateHeader | undefined): Task<StateOutput> {
   const scalarSlots = Object.keys(optimizer.scalarSlots ?? {});
   const indexOf = new Map<string, number>();
   for (const [index, { name }] of targets.entries()) {
     indexOf.set(name, index);
-    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
   }
   const entries: OutputEntry[] = [];
   let read = 0;
   for (const [name, { step, slots, scalars }] of state?.parameters ?? []) {
     const target = indexOf.get(name);
-    entries.push({ ...scalar(STEP, name), target, block: STATE, offset: step as number });
+    entries.push({ ...scalarEntry(STEP, name), target, block: STATE, offset: step as number });
     for (const slot of scalarSlots) {
       const offset = scalars.get(slot);
-      if (offset !== undefined) entries.push({ ...scalar(slot, name), target, block: STATE, offset });
-      else if (target !== undefined) entries.push({ ...scalar(slot, name), target, block: undefined, offset: 0 });
+      if (offset !== undefined) entries.push({ ...scalarEntry(slot, name), target, block: STATE, offset });
+      else if (target !== undefined) entries.push({ ...scalarEntry(slot, name), target, block: undefined, offset: 0 });
     }
     for (const info of slots.values())
       entries.push({ name: info.name, dtype: info.dtype, shape: info.shape, scalar: undefined, target, block: STATE, offset: info.offset });
-    if (++read % TURN_ITEMS === 0) yield;
+    if (++read % ITEMS_PER_YIELD === 0) yield;
   }
   for (const [target, { name, step }] of targets.entries()) {
-    if (step === undefined) for (const slot of [STEP, ...scalarSlots]) entries.push({ ...scalar(slot, name), target, block: undefined, offset: 0 });
-    if (target % TURN_ITEMS === TURN_ITEMS - 1) yield;
+    if (step === undefined) for (const slot of [STEP, ...scalarSlots]) entries.push({ ...scalarEntry(slot, name), target, block: undefined, offset: 0 });
+    if (target % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
   }
   for (const [index, { name, dtype, shape, target, at }] of newSlots.entries()) {
-    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
     entries.push({ name, dtype, shape, scalar: undefined, target, block: NEW_SLOTS, offset: targets[target]?.offsets[at] ?? 0 });
   }
   const ordered = yield* sorted(entries, compareCanonical);
   return { header: yield* newStateHeader(optimizer, ordered), entries: ordered };
 }
 
-/** The layout of the rounded parameters. F64 is refused: no kernel converts it to BF16 directly, and rounding twice is not to nearest. */
-function* roundingOf({ metadata, tensors, header: given }: Safetensors, recipes: Recipes): Turns<Rounding> {
+/** Lays out the rounded parameters. F64 is rejected: no kernel converts it to BF16 directly, and rounding twice is not to nearest. */
+function* roundingOf({ metadata, tensors, header: given }: Safetensors, recipes: Recipes): Task<Rounding> {
   const double = tensors.find(({ dtype }) => dtype === "F64");
   if (double) throw StepdError.mismatch("UNSUPPORTED_DTYPE", "/reply/params", "same, where there are parameters in F64", "bf16", [double.name]);
   const rounded = yield* withOffsets(tensors.map(({ name, shape }) => ({ name, shape, dtype: "BF16" })));
-  // Tensors given by name have no header.
+  // Parameters that were given as plain numbers have no header.
   const header = given ? yield* writeHeaderInTurns(Object.fromEntries(metadata), rounded) : Buffer.alloc(0);
   const callsOf = new Map(["F32", "F16", "BF16"].map((dtype) => [dtype, recipes.round(dtype)]));
   return {
@@ -302,9 +310,9 @@ function* roundingOf({ metadata, tensors, header: given }: Safetensors, recipes:
   };
 }
 
-/** The approximate heap size of a layout in bytes; `key` is its cache key. */
-export const layoutBytes = ({ recipes, targets, output, rounding }: Layout, key: string): number => {
+/** Estimates the heap size of a layout and its cache key, in bytes. */
+export const layoutBytes = ({ recipeCount, targets, output, rounding }: Layout, key: string): number => {
   const ofOutput = output ? output.header.length + 260 * output.entries.length : 0;
   const ofRounding = rounding ? rounding.header.length + 400 * rounding.targets.length : 0;
-  return 8192 + 8 * key.length + 6144 * recipes + 280 * targets.length + ofOutput + ofRounding;
+  return 8192 + 8 * key.length + 6144 * recipeCount + 280 * targets.length + ofOutput + ofRounding;
 };

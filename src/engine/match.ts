@@ -1,46 +1,46 @@
-/** Matches the headers of a step's files: each gradient with its parameter and its entries in the state. Independent of the options. */
+/** Matches each gradient with its parameter and with the parameter's entries in the state. The step's options have no influence. */
 import { compareCanonical, compareUtf8, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
-import { sorted, TURN_ITEMS, TURN_PASSES, type Turns } from "../codec/turns.ts";
+import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import { MASTER_PARAM, type ParameterEntries, readStateHeader, type StateHeader, slotDtype, stateHeader } from "./state.ts";
 import { isSameShape } from "./tensors.ts";
 
-export interface Headers {
+export interface StepHeaders {
   readonly params: Safetensors;
   readonly grads: Safetensors;
   readonly state: Safetensors | undefined;
 }
 
-/** A gradient, its parameter, and the parameter's entries in the state. */
+/** A gradient with its parameter and the parameter's entries in the state. */
 export interface Pair {
   readonly param: TensorInfo;
   readonly grad: TensorInfo;
   readonly stateEntries: ParameterEntries | undefined;
-  /** The dtypes and slots as text: pairs with the same hyperparameters and the same key share a recipe. */
+  /** The pair's dtypes and slots. Pairs with equal keys and equal hyperparameters share a recipe. */
   readonly recipeKey: string;
 }
 
 export interface Matched {
   readonly params: Safetensors;
-  /** Sorted by the bytes of their names, so that the order in the request has no influence. */
+  /** The pairs, sorted by the bytes of their names: the order in the request must not change the result. */
   readonly pairs: readonly Pair[];
   readonly state: StateHeader | undefined;
-  /** Resting parameters: they have state but no gradient. With the offsets of their step counts. */
+  /** The names and step-count offsets of resting parameters. A resting parameter has state but no gradient. */
   readonly resting: readonly (readonly [name: string, offset: number])[];
-  /** True if the state's header equals the one that stepd would write. */
+  /** True if the state's header equals, byte for byte, the header that stepd would write. */
   readonly isCanonical: boolean;
-  /** The name of a parameter with a master copy, if there is one. */
-  readonly master: string | undefined;
+  /** The name of the first parameter with a master copy, if any has one. */
+  readonly firstMaster: string | undefined;
   /** The number of updated elements by dtype. */
   readonly elements: Readonly<Record<string, number>>;
 }
 
-/** Matches the files. Throws TENSOR_MISMATCH, STATE_CORRUPT, STATE_MISMATCH. */
-export function* match({ params, grads, state: file }: Headers): Turns<Matched> {
+/** Throws TENSOR_MISMATCH, STATE_CORRUPT and STATE_MISMATCH. */
+export function* match({ params, grads, state: file }: StepHeaders): Task<Matched> {
   const paramOf = new Map<string, TensorInfo>();
   for (const [index, info] of params.tensors.entries()) {
     paramOf.set(info.name, info);
-    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
   }
   const state = file && (yield* readStateHeader(file));
   const pairs: Pair[] = [];
@@ -54,20 +54,20 @@ export function* match({ params, grads, state: file }: Headers): Turns<Matched> 
     const stateEntries = state?.parameters.get(name);
     pairs.push({ param, grad, stateEntries, recipeKey: `${param.dtype} ${grad.dtype} ${stateEntries ? [...stateEntries.slots.keys()].join(" ") : ""}` });
     elements[param.dtype] = (elements[param.dtype] ?? 0) + param.elements;
-    if (pairs.length % TURN_ITEMS === 0) yield;
+    if (pairs.length % ITEMS_PER_YIELD === 0) yield;
   }
   const stepped = new Set<string>();
   for (const [index, { param }] of pairs.entries()) {
     stepped.add(param.name);
-    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
   }
   const resting: [string, number][] = [];
-  let master: string | undefined;
+  let firstMaster: string | undefined;
   let checked = 0;
   for (const [name, stateEntries] of state?.parameters ?? []) {
-    requireFit(name, stateEntries, paramOf.get(name));
-    if (++checked % TURN_ITEMS === 0) yield;
-    if (stateEntries.slots.has(MASTER_PARAM)) master ??= name;
+    requireMatchingSlots(name, stateEntries, paramOf.get(name));
+    if (++checked % ITEMS_PER_YIELD === 0) yield;
+    if (stateEntries.slots.has(MASTER_PARAM)) firstMaster ??= name;
     if (!stepped.has(name)) resting.push([name, stateEntries.step as number]);
   }
   return {
@@ -76,13 +76,13 @@ export function* match({ params, grads, state: file }: Headers): Turns<Matched> 
     state,
     resting,
     isCanonical: state !== undefined && file?.header?.equals(yield* stateHeader(state, yield* sorted(file.tensors, compareCanonical))) === true,
-    master,
+    firstMaster,
     elements,
   };
 }
 
-/** Checks the shape and dtype of a parameter's slots. Throws STATE_MISMATCH. */
-const requireFit = (name: string, { slots }: ParameterEntries, param: TensorInfo | undefined): void => {
+/** Checks that the slots of a parameter have its shape and the right dtype. Throws STATE_MISMATCH. */
+const requireMatchingSlots = (name: string, { slots }: ParameterEntries, param: TensorInfo | undefined): void => {
   const mismatch = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", "/state", expected, found, [name]);
   if (!param) throw mismatch("state of tensors that params has", `state of ${JSON.stringify(name)}`);
   const expected = slotDtype(param.dtype);
@@ -94,6 +94,6 @@ const requireFit = (name: string, { slots }: ParameterEntries, param: TensorInfo
   }
 };
 
-/** The approximate heap size in bytes. */
+/** Estimates the heap size of matched headers, in bytes. */
 export const matchedBytes = ({ params, pairs, state }: Matched): number =>
   4096 + 400 * params.tensors.length + 400 * pairs.length + 800 * (state?.parameters.size ?? 0);

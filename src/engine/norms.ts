@@ -1,7 +1,7 @@
-/** optimizer.norms: sums of squares of gradients and parameters, by tensor. */
+/** Computes the norms of optimizer.norms: sums of squares of gradients and parameters, by tensor. */
 import type { Lease } from "../arena/arena.ts";
 import { type Mapping, mappingOf } from "../codec/members.ts";
-import { mapInTurns, type Run, TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { ITEMS_PER_YIELD, mapInTurns, type Run, type Task } from "../codec/turns.ts";
 import type { Pool } from "../pool/pool.ts";
 import { aligned } from "./layout.ts";
 import { match } from "./match.ts";
@@ -10,9 +10,9 @@ import { gradientSums, normOf } from "./report.ts";
 import { isRepeatable, type QueueTime, Runner, sumBytes, type Target } from "./runner.ts";
 import { readTensors, type TensorFile } from "./tensors.ts";
 
-/** The float64 sums over one tensor. */
+/** The sums over one tensor, computed in float64. */
 export interface TensorNorms {
-  /** Sum of squares of the gradient, after the loss scale. */
+  /** The gradient's sum of squares, after division by the loss scale. */
   readonly grad_squares: number;
   readonly param_squares?: number;
   readonly zeros: number;
@@ -26,12 +26,12 @@ export interface Norms {
   readonly warnings?: readonly string[];
 }
 
-interface Measured extends Target {
+interface NormsTarget extends Target {
   readonly recipe: NormsRecipe;
 }
 
 interface NormsLayout {
-  readonly targets: readonly Measured[];
+  readonly targets: readonly NormsTarget[];
   readonly workBytes: number;
 }
 
@@ -44,7 +44,7 @@ export const norms = async (
   queueTime: QueueTime,
   run: Run,
 ): Promise<Norms> => {
-  const { targets, workBytes } = await run(layoutOf(gradFile, paramFile, lossScale, (name) => pool.kernel(name)));
+  const { targets, workBytes } = await run(compileNormsLayout(gradFile, paramFile, lossScale, (name) => pool.kernel(name)));
   const bases = [paramFile?.bytes.byteOffset ?? 0, gradFile.bytes.byteOffset, 0, 0, 0, workBytes === 0 ? 0 : lease.alloc(workBytes)];
   const runner = new Runner(lease, pool, queueTime, bases);
   await runner.run(targets, ({ recipe }) => recipe.measure.calls, isRepeatable(lossScale));
@@ -62,13 +62,13 @@ export const norms = async (
   };
 };
 
-function* layoutOf(gradFile: TensorFile, paramFile: TensorFile | undefined, lossScale: number, kernel: (name: string) => number): Turns<NormsLayout> {
+function* compileNormsLayout(gradFile: TensorFile, paramFile: TensorFile | undefined, lossScale: number, kernel: (name: string) => number): Task<NormsLayout> {
   const grads = yield* readTensors(gradFile, "/grads");
-  // The parameter's dtype decides the arithmetic type, as in a step.
+  // The parameter's dtype decides the arithmetic dtype, as in a step.
   const params = paramFile ? yield* readTensors(paramFile, "/params") : grads;
   const recipes = new Recipes(kernel);
   const known = new Map<string, NormsRecipe>();
-  const targets: Measured[] = [];
+  const targets: NormsTarget[] = [];
   let workBytes = 0;
   const { pairs } = yield* match({ params, grads, state: undefined });
   for (const { param, grad } of pairs) {
@@ -76,11 +76,11 @@ function* layoutOf(gradFile: TensorFile, paramFile: TensorFile | undefined, loss
     const recipe = known.get(key) ?? recipes.norms(param.dtype, grad.dtype, lossScale);
     known.set(key, recipe);
     const { name, elements } = grad;
-    const home = workBytes;
+    const wideGradOffset = workBytes;
     workBytes += aligned(elements * recipe.wideGradStride);
-    targets.push({ name, elements, offsets: [param.offset, grad.offset, home], sums: workBytes, recipe });
+    targets.push({ name, elements, offsets: [param.offset, grad.offset, wideGradOffset], sums: workBytes, recipe });
     workBytes += sumBytes(elements, recipe.columns);
-    if (targets.length % TURN_ITEMS === 0) yield;
+    if (targets.length % ITEMS_PER_YIELD === 0) yield;
   }
   return { targets, workBytes };
 }

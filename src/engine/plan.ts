@@ -1,4 +1,4 @@
-/** The plan of a call: its optimizer, the hyperparameters of each group, and its schedule, all checked. */
+/** The plan of a call: its optimizer, the hyperparameters of each group, and its schedule. All are checked. */
 import { StepdError } from "../errors/errors.ts";
 import type { Group as GivenGroup, Optimizer, StepParams } from "../generated/wire.gen.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../optimizers/registry.ts";
@@ -10,7 +10,7 @@ export interface Plan {
   readonly optimizer: OptimizerDefinition;
   readonly base: Values<Hyperparameters>;
   readonly groups: readonly (Group & { readonly values: Values<Hyperparameters> })[];
-  /** The hyperparameters and the learning rate of the step after `stepsTaken` others. Returns `values` itself unless a schedule changes them. */
+  /** Evaluates the schedule after `stepsTaken` steps. Returns the same `values` object unless the schedule changes hyperparameters. */
   ratesAt(values: Values<Hyperparameters>, stepsTaken: number): Rates;
 }
 
@@ -19,10 +19,10 @@ export interface Rates {
   readonly lr: number;
 }
 
-/** The fields of a call that determine its plan. */
+/** A call's plan depends only on these fields. */
 export type PlanOptions = Pick<StepParams, "optimizer" | "groups" | "schedule">;
 
-/** Creates the plan of a call that is valid by its schema. Merges each group's hyperparameters into the call's and checks the result. Throws INVALID_PARAMS. */
+/** Creates the plan of a validated call: merges each group's hyperparameters into the call's and checks them. Throws INVALID_PARAMS. */
 export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan => {
   const definition = registry.get(optimizer.name);
   if (!definition) throw new Error(`the schema let an unknown optimizer pass: ${optimizer.name}`);
@@ -65,7 +65,7 @@ const merge = (optimizer: Optimizer, { tensors, optimizer: override }: GivenGrou
   return { tensors, optimizer: values };
 };
 
-/** Sets the momentum from a schedule: the hyperparameter `momentum`, or the first of `betas`, as in torch. */
+/** Applies a schedule's momentum to `momentum` or to the first of `betas`, as torch does. */
 const withMomentum = (values: Values<Hyperparameters>, momentum: number): Values<Hyperparameters> => {
   if ("momentum" in values) return { ...values, momentum };
   if ("betas" in values) return { ...values, betas: [momentum, (values["betas"] as readonly number[])[1] as number] };

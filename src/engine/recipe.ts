@@ -1,6 +1,6 @@
 /**
- * Recipes: the sequences of kernels for a step, a measurement or a conversion. Tensors of the same dtypes, hyperparameters and
- * slots share one. Tensors in a narrower dtype are widened shard by shard into scratch memory before a kernel, and narrowed after it.
+ * A recipe is a sequence of kernel calls for a step, a measurement or a conversion. Tensors with equal dtypes, hyperparameters and
+ * slots share a recipe. Kernels compute in float32 or float64, so narrower tensors are widened shard by shard into scratch memory.
  */
 import { createHash } from "node:crypto";
 import { bytesOf } from "../codec/dtype.ts";
@@ -9,63 +9,62 @@ import { scratch } from "../pool/pool.ts";
 import { type Columns, fixed, GRADS, type KernelCall, NEW_SLOTS, type Operand, PARAMS, ROUNDED, STATE, sumsAt, tensorAt, WORKSPACE } from "./runner.ts";
 import { MASTER_PARAM, slotDtype } from "./state.ts";
 
-/** Indexes into a target's offsets: parameter, gradient, widened gradient, first slot. */
+/** A target's `offsets` list its parameter, gradient, widened gradient and slots at these indexes. */
 export const [PARAM_AT, GRAD_AT, WIDE_GRAD_AT, SLOTS_AT] = [0, 1, 2, 3] as const;
 
-/** The scratch areas of a thread: a widened parameter, a widened gradient, a copy of the parameter before the step. */
+/** Each thread has three scratch areas: for a widened parameter, a widened gradient, and a copy of the parameter before the step. */
 const PARAM_SCRATCH = fixed(scratch(0));
 const GRAD_SCRATCH = fixed(scratch(1));
 const COPY_SCRATCH = fixed(scratch(2));
 
-/** The index of the shard's first element plus one, as a pointer that advances one "byte" per element. */
+/** This "pointer" holds an element's index plus one. It advances by one per element, so each shard receives its own first index. */
 const ELEMENT_INDEX = fixed({ address: 1, stride: 1 });
 
-/** The operand of an unused slot. */
-const ABSENT = fixed({ address: 0, stride: 0 });
+const UNUSED_SLOT = fixed({ address: 0, stride: 0 });
 
-/** The number of sums. gradient_check: non-finite values, non-finite squares. gradient_norm: these, zeros, sum of squares. */
-const GRADIENT_SUMS = { check: 2, norm: 4 } as const;
+/** gradient_check counts non-finite values and non-finite squares. gradient_norm also counts zeros and adds up the squares. */
+const GRADIENT_SUM_COUNTS = { check: 2, norm: 4 } as const;
 
-/** The options of a call that apply to all its gradients and parameters. */
+/** The options of a call that apply equally to all its tensors. */
 export interface TensorOptions {
   readonly lossScale: number;
   readonly maxValue: number | undefined;
-  /** True if all gradients are measured before the first stage. */
+  /** True if a separate pass over all gradients computes their sums before the first stage. */
   readonly isMeasured: boolean;
-  /** The check of each gradient at the start of the first stage, if the gradients are not measured. */
+  /** The kernel that checks each gradient in the first stage. Undefined if a separate pass measures the gradients. */
   readonly gradientCheck: "check" | "norm" | undefined;
   readonly wantsStats: boolean;
-  /** The seed of stochastic rounding to BF16. Without it, rounding is to nearest even. */
+  /** The seed of stochastic rounding to BF16. Without a seed, the step rounds to nearest even. */
   readonly seed: number | undefined;
-  /** True if the reply also needs the parameters rounded to BF16. */
+  /** True if the reply needs the new parameters rounded to BF16, too. */
   readonly isRounded: boolean;
 }
 
-/** The properties that determine a recipe. */
+/** Tensors with equal inputs share a recipe. */
 export interface RecipeInput {
   readonly param: string;
   readonly grad: string;
   readonly values: Values<Hyperparameters>;
   readonly stages: readonly Stage[];
-  /** The slots in use. `isNew` marks a slot that this step creates. */
+  /** The tensor's slots. `isNew` marks a slot that the state lacks and this step creates. */
   readonly slots: readonly (readonly [slot: string, isNew: boolean])[];
-  /** True if the step creates slots other than the master copy. */
+  /** True if the step creates slots, not counting the master copy. */
   readonly isFirst: boolean;
-  /** Created slots that must already exist after the first step. */
-  readonly needed: readonly string[];
+  /** The new slots that a state must contain after the first step, so their absence is then an error. */
+  readonly slotsRequiredLater: readonly string[];
 }
 
 export interface Phase {
   readonly calls: readonly KernelCall[];
-  /** The sums of the gradient check. */
+  /** The columns of the gradient check's sums. */
   readonly gradientSums: Columns | undefined;
-  /** The sums of the stage's own kernel. */
+  /** The columns of the sums that the stage's own kernel computes. */
   readonly stageSums: Columns;
-  /** The sums of squares of the parameter before the step and of its change. */
+  /** The columns of two sums of squares: of the parameter before the step, and of its change. */
   readonly statsSums: Columns | undefined;
 }
 
-/** Kernel calls that compute sums over a tensor. */
+/** Kernel calls that compute sums over a tensor, and the columns of these sums. */
 export interface Measurement {
   readonly calls: readonly KernelCall[];
   readonly sums: Columns;
@@ -73,15 +72,15 @@ export interface Measurement {
 
 export interface Recipe extends RecipeInput {
   readonly measure: Measurement | undefined;
-  /** Copies the parameter into a new master copy. */
+  /** Kernel calls that create the master copy from the parameter. */
   readonly fill: readonly KernelCall[];
-  /** One phase per stage. */
+  /** One phase per stage of the optimizer. */
   readonly phases: readonly Phase[];
-  /** Counts the non-finite values of the new parameter, in the dtype of the reply. */
+  /** Counts the non-finite values of the new parameter in the reply's dtype. */
   readonly results: Measurement;
-  /** The number of columns of sums. */
+  /** The number of columns in a target's matrix of sums. */
   readonly columns: number;
-  /** Bytes per element of the widened gradient's own memory; 0 if it needs none. */
+  /** The bytes per element of a widened gradient in work memory; 0 if the gradient needs noScalars. */
   readonly wideGradStride: number;
 }
 
@@ -90,9 +89,9 @@ export interface NormsRecipe extends Pick<Recipe, "columns" | "wideGradStride"> 
   readonly squares: Measurement;
 }
 
-const none = (): readonly number[] => [];
+const noScalars = (): readonly number[] => [];
 
-/** Allocates columns of a target's matrix of sums. */
+/** Allocates columns in a target's matrix of sums. */
 class SumColumns {
   width = 0;
 
@@ -109,20 +108,20 @@ export class Recipes {
     this.#kernel = kernel;
   }
 
-  /** The recipe of a tensor's step. */
+  /** Builds the recipe of a tensor's step. */
   step(input: RecipeInput, tensorOptions: TensorOptions): Recipe {
     const { param, grad, stages } = input;
     const { isMeasured, gradientCheck } = tensorOptions;
     const dtype = slotDtype(param);
     const sumColumns = new SumColumns();
-    // The gradient is used in place, or widened: to scratch memory for a single stage, else to its own memory.
+    // A gradient in the arithmetic dtype is used in place. Others are converted: into scratch memory for a single stage, else into work memory.
     const needsWideGrad = grad !== dtype && (isMeasured || stages.length > 1);
     const gradient = grad === dtype ? tensorAt(GRADS, GRAD_AT, dtype) : needsWideGrad ? tensorAt(WORKSPACE, WIDE_GRAD_AT, dtype) : GRAD_SCRATCH;
-    const measure = isMeasured ? this.#measure(param, grad, tensorOptions.lossScale, sumColumns.allocate(GRADIENT_SUMS.norm)) : undefined;
+    const measure = isMeasured ? this.#measure(param, grad, tensorOptions.lossScale, sumColumns.allocate(GRADIENT_SUM_COUNTS.norm)) : undefined;
     const phases = stages.map((stage, index): Phase => {
       const isFirst = index === 0;
       const isLast = index === stages.length - 1;
-      const checkSums = isFirst && gradientCheck ? sumColumns.allocate(GRADIENT_SUMS[gradientCheck]) : undefined;
+      const checkSums = isFirst && gradientCheck ? sumColumns.allocate(GRADIENT_SUM_COUNTS[gradientCheck]) : undefined;
       const columns = sumColumns.allocate(stage.sums);
       const stats = isLast && tensorOptions.wantsStats ? sumColumns.allocate(2) : undefined;
       const calls = [
@@ -136,13 +135,13 @@ export class Recipes {
       measure,
       fill: this.#fill(input),
       phases,
-      results: this.#results(param, tensorOptions.isRounded, sumColumns.allocate(GRADIENT_SUMS.check)),
+      results: this.#results(param, tensorOptions.isRounded, sumColumns.allocate(GRADIENT_SUM_COUNTS.check)),
       columns: sumColumns.width,
       wideGradStride: needsWideGrad ? (bytesOf(dtype) as number) : 0,
     };
   }
 
-  /** The recipe of optimizer.norms: the sums of a gradient, and the sum of squares of its parameter. */
+  /** Builds the recipe of optimizer.norms: the sums of a gradient, and the sum of squares of its parameter. */
   norms(param: string, grad: string, lossScale: number): NormsRecipe {
     const dtype = slotDtype(param);
     const sumColumns = new SumColumns();
@@ -151,21 +150,21 @@ export class Recipes {
     const wide = param === dtype ? stored : PARAM_SCRATCH;
     const squares = sumColumns.allocate(1);
     return {
-      measure: this.#measure(param, grad, lossScale, sumColumns.allocate(GRADIENT_SUMS.norm)),
+      measure: this.#measure(param, grad, lossScale, sumColumns.allocate(GRADIENT_SUM_COUNTS.norm)),
       squares: { calls: [...this.#widen(param, dtype, stored, wide), this.#call("stats_squares", dtype, [wide, sumsAt(squares)])], sums: squares },
       columns: sumColumns.width,
       wideGradStride: needsWideGrad ? (bytesOf(dtype) as number) : 0,
     };
   }
 
-  /** The calls that round a parameter to BF16, to nearest even. */
+  /** Builds the kernel calls that round a parameter to BF16, to nearest even. */
   round(param: string): readonly KernelCall[] {
     const stored = tensorAt(PARAMS, PARAM_AT, param);
     const single = param === "F32" ? stored : PARAM_SCRATCH;
     return [...this.#widen(param, "F32", stored, single), this.#convert("f32_bf16", single, tensorAt(ROUNDED, GRAD_AT, "BF16"))];
   }
 
-  /** Widens a gradient into its own memory, divides it by the loss scale, and computes its sums. */
+  /** Widens a gradient into work memory, divides it by the loss scale, and computes its sums. */
   #measure(param: string, grad: string, lossScale: number, sums: Columns): Measurement {
     const dtype = slotDtype(param);
     const gradient = grad === dtype ? tensorAt(GRADS, GRAD_AT, dtype) : tensorAt(WORKSPACE, WIDE_GRAD_AT, dtype);
@@ -175,7 +174,7 @@ export class Recipes {
   #results(param: string, isRounded: boolean, sums: Columns): Measurement {
     const dtype = slotDtype(param);
     const stored = tensorAt(PARAMS, PARAM_AT, param);
-    // Rounding to BF16 can make a finite value infinite only from F32.
+    // Rounding to BF16 can turn a finite F32 value into infinity, so the rounded value is checked. F16 values stay finite.
     const overflows = isRounded && param === "F32";
     const wide = param === dtype && !overflows ? stored : PARAM_SCRATCH;
     const rounding = overflows ? [this.#convert("f32_bf16", stored, COPY_SCRATCH), this.#convert("bf16_f32", COPY_SCRATCH, wide)] : [];
@@ -187,7 +186,7 @@ export class Recipes {
     return index < 0 ? [] : this.#widen(param, "F32", tensorAt(PARAMS, PARAM_AT, param), tensorAt(NEW_SLOTS, SLOTS_AT + index, "F32"));
   }
 
-  /** The calls on a gradient before the first stage: unscale, check, clamp, scale. */
+  /** Builds the calls that prepare a gradient for the first stage: unscale, check, clamp, scale. */
   #prepareGradient(
     { param, grad, values }: RecipeInput,
     gradient: Operand,
@@ -204,7 +203,7 @@ export class Recipes {
     ];
   }
 
-  /** The calls of a stage: widen the parameter, run the stage's kernel, compute statistics, narrow the parameter. */
+  /** Builds the calls of a stage: widen the parameter, run the stage's kernel, compute statistics, narrow the parameter. */
   #stage(
     { param, slots }: RecipeInput,
     { kernel, operands, scalars }: Stage,
@@ -225,7 +224,7 @@ export class Recipes {
       if (operand === "param") return wide;
       if (operand === "grad") return gradient;
       if (operand === "sums") return sumsAt(columns);
-      return slotAt.get(operand)?.operand ?? ABSENT;
+      return slotAt.get(operand)?.operand ?? UNUSED_SLOT;
     };
     return [
       ...(needsFill ? this.#widen(param, dtype, stored, wide) : []),
@@ -236,11 +235,11 @@ export class Recipes {
     ];
   }
 
-  /** Converts a gradient to the arithmetic type and divides it by the loss scale. */
+  /** Converts a gradient to the arithmetic dtype and divides it by the loss scale. */
   #unscale(grad: string, dtype: string, gradient: Operand, lossScale: number): readonly KernelCall[] {
-    // A float64 gradient may exceed float32 before the division. So it is first divided by a power of two in place, which is exact,
-    // and by the rest after the conversion: the bits are those of a float32 gradient, unless it is subnormal.
-    const power = grad === "F64" && dtype === "F32" ? powerFrom(lossScale) : 1;
+    // A float64 gradient may exceed float32's range before the division. It is first divided by a power of two, which is exact, and after
+    // the conversion by the remaining factor. The bits are those of a float32 gradient, unless the gradient is subnormal.
+    const power = grad === "F64" && dtype === "F32" ? ceilPowerOfTwo(lossScale) : 1;
     const remainder = lossScale / power;
     const stored = tensorAt(GRADS, GRAD_AT, grad);
     return [
@@ -257,23 +256,23 @@ export class Recipes {
   #narrow(param: string, source: Operand, target: Operand, seed: number | undefined): KernelCall {
     if (seed === undefined || param !== "BF16") return this.#convert(`f32_${param}`, source, target);
     return this.#convert("stochastic_f32_bf16", source, target, ELEMENT_INDEX, ({ context, target: { name } }) => {
-      // The noise depends only on the seed, the step, the name and the element, so workers and sharding do not change it.
+      // The noise depends only on seed, step, name and element, so workers and sharding do not change it.
       const key = createHash("sha256").update(`${seed}/${context.step}/${name}`).digest();
       return [key.readUInt32LE(0), key.readUInt32LE(4)];
     });
   }
 
-  #convert(dtypes: string, source: Operand, target: Operand, index?: Operand, scalars: KernelCall["scalars"] = none): KernelCall {
+  #convert(dtypes: string, source: Operand, target: Operand, index?: Operand, scalars: KernelCall["scalars"] = noScalars): KernelCall {
     return { kernel: this.#kernel(`convert_${dtypes.toLowerCase()}`), operands: index ? [source, target, index] : [source, target], scalars };
   }
 
-  #call(kernel: string, dtype: string, operands: readonly Operand[], scalars: KernelCall["scalars"] = none): KernelCall {
+  #call(kernel: string, dtype: string, operands: readonly Operand[], scalars: KernelCall["scalars"] = noScalars): KernelCall {
     return { kernel: this.#kernel(`${kernel}_${dtype.toLowerCase()}`), operands, scalars };
   }
 }
 
-/** The smallest power of two that is at least the value; 1 for values up to 1. */
-const powerFrom = (value: number): number => {
+/** Returns the smallest power of two that is at least the value; 1 for values up to 1. */
+const ceilPowerOfTwo = (value: number): number => {
   let power = 1;
   while (power < value) power *= 2;
   return power;

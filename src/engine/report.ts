@@ -1,13 +1,13 @@
-/** The report of a step: the error for non-finite gradients, warnings, statistics, and the clipping factor. */
+/** Reports on a step: statistics, warnings, and the error for non-finite gradients. Computes the clipping factor. */
 import { type Mapping, mappingOf } from "../codec/members.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { StepContext } from "../optimizers/registry.ts";
 import type { Layout } from "./layout.ts";
 
-/** The most tensors that an error or a warning names. */
-const NAMED_TENSORS = 8;
+/** An error or a warning names at most this many tensors. */
+const MAX_NAMED_TENSORS = 8;
 
-/** torch adds this to the norm before dividing by it (torch.nn.utils.clip_grad_norm_). */
+/** clip_grad_norm_ of torch.nn.utils adds the same constant to the norm before it divides by it. */
 const CLIP_EPS = 1e-6;
 
 export interface TensorStats {
@@ -19,7 +19,7 @@ export interface TensorStats {
   readonly trust_ratio?: number;
 }
 
-/** The fields of a step's reply beside its tensors. */
+/** The fields of a step's reply, except its tensors. */
 export interface StepReport {
   readonly step: number;
   readonly lr: number;
@@ -28,13 +28,13 @@ export interface StepReport {
   readonly warnings?: readonly string[];
 }
 
-/** Sums over a whole gradient. */
+/** A gradient's counts and sums over all elements. */
 export interface GradientSums {
   readonly nonFinite: number;
   /** The number of values whose square is not finite. */
   readonly squareOverflows: number;
   readonly zeros: number;
-  /** The sum of squares; NaN if it was not computed. */
+  /** The sum of squares; NaN if the step did not compute it. */
   readonly squares: number;
 }
 
@@ -45,26 +45,26 @@ export const gradientSums = ([nonFinite = 0, squareOverflows = 0, zeros = Number
   squares,
 });
 
-/** The result of one tensor's step. */
+/** One tensor's result of a step. */
 export interface TensorResult {
-  /** The step's context, with the sums of each stage. */
+  /** The context that the optimizer's formulas read, with the sums of each stage. */
   readonly context: StepContext;
-  /** The sums of squares of the parameter before the step and of its change. */
+  /** Two sums of squares: of the parameter before the step, and of its change. */
   readonly stats: readonly number[];
 }
 
-/** The norm over all gradients. Squares are added in the order of names. */
+/** Computes the norm over all gradients. `sums` must be in name order, because the order of additions changes the bits. */
 export const normOf = (sums: readonly GradientSums[]): number => Math.sqrt(sums.reduce((sum, { squares }) => sum + squares, 0));
 
-/** The clipping factor of all gradients: torch's formula for clip.max_norm, then timm's for the optimizer's own limit. */
+/** Computes the clipping factor: torch's formula for clip.max_norm, then timm's formula for the optimizer's own max_grad_norm. */
 export const clipScale = ({ options: { clip }, maxGradNorm }: Layout, sums: readonly GradientSums[]): number => {
-  // total_norm may be the string "Infinity" or "NaN".
+  // A caller may give total_norm as the string "Infinity" or "NaN".
   const norm = Number(clip?.total_norm ?? normOf(sums));
   const scale = clip?.max_norm === undefined ? 1 : Math.min(1, clip.max_norm / (norm + CLIP_EPS));
   return maxGradNorm === undefined ? scale : scale / Math.max(1, (norm * scale) / maxGradNorm);
 };
 
-/** Throws NON_FINITE_GRADIENT with the first tensors that are not finite, or for others_non_finite if this call's are all finite. */
+/** Throws NON_FINITE_GRADIENT if a gradient of this call is not finite, or if others_non_finite reports one in another call. */
 export const requireFinite = ({ options, targets }: Layout, sums: readonly GradientSums[]): void => {
   if (sums.every(({ nonFinite }) => nonFinite === 0)) {
     if (!options.others_non_finite) return;
@@ -76,28 +76,28 @@ export const requireFinite = ({ options, targets }: Layout, sums: readonly Gradi
     "NON_FINITE_GRADIENT",
     "/grads",
     "finite gradients (or non_finite skip or propagate)",
-    `NaN or infinity in ${named(found)}`,
-    found.slice(0, NAMED_TENSORS).map(({ name }) => name),
+    `NaN or infinity in ${describeCounts(found)}`,
+    found.slice(0, MAX_NAMED_TENSORS).map(({ name }) => name),
   );
 };
 
-/** The number of faulty values of a tensor. */
-export interface Count {
+/** The number of non-finite or overflowing values of a tensor. */
+export interface ValueCount {
   readonly name: string;
   readonly count: number;
 }
 
-const named = (found: readonly Count[]): string => {
-  const first = found.slice(0, NAMED_TENSORS).map(({ name, count }) => `${JSON.stringify(name)} (${count} ${count === 1 ? "value" : "values"})`);
-  return first.join(", ") + (found.length > NAMED_TENSORS ? ` and ${found.length - NAMED_TENSORS} more tensors` : "");
+const describeCounts = (found: readonly ValueCount[]): string => {
+  const first = found.slice(0, MAX_NAMED_TENSORS).map(({ name, count }) => `${JSON.stringify(name)} (${count} ${count === 1 ? "value" : "values"})`);
+  return first.join(", ") + (found.length > MAX_NAMED_TENSORS ? ` and ${found.length - MAX_NAMED_TENSORS} more tensors` : "");
 };
 
-/** The statistics of a finished step, if the call asks for them, and its warnings. */
+/** Returns the warnings of a finished step, and its statistics if the call requests them. */
 export const reportOf = (
   layout: Layout,
   results: readonly TensorResult[],
   sums: readonly GradientSums[],
-  nonFinite: readonly Count[],
+  nonFinite: readonly ValueCount[],
   scale: number,
 ): Pick<StepReport, "stats" | "warnings"> => {
   const { clip, stats = "none" } = layout.options;
@@ -105,15 +105,15 @@ export const reportOf = (
     ...(layout.targets.length === 0 ? ["No parameter has a gradient, so the step changed nothing; grads has no tensors"] : []),
     ...(scale === 1 && clip?.max_value === undefined ? overflowWarnings(layout, sums) : []),
     ...(nonFinite.length > 0
-      ? [`New parameters are NaN or infinite: ${named(nonFinite)}; look at lr, eps and the dtype, and go on from the state before`]
+      ? [`New parameters are NaN or infinite: ${describeCounts(nonFinite)}; look at lr, eps and the dtype, and go on from the state before`]
       : []),
     ...(scale === 0 ? ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"] : []),
   ];
-  // Sorted by text, so that a client that shards the step can merge the warnings into the same order.
+  // Sorted warnings let a client that shards the step merge the warnings of its calls into the same order.
   return { ...(stats !== "none" && { stats: statsOf(layout, results, sums, scale) }), ...(warnings.length > 0 && { warnings: warnings.sort() }) };
 };
 
-/** Warns of overflowing squares: a float32 gradient above 1.8e19 makes its average of squares infinite, and the parameter never changes again. */
+/** Warns if squares of gradients overflow. The average of squares then stays infinite, so the parameter never changes again. */
 const overflowWarnings = ({ plan: { optimizer }, targets }: Layout, sums: readonly GradientSums[]): readonly string[] => {
   if (sums.every(({ squareOverflows }) => squareOverflows === 0)) return [];
   const found = targets
@@ -124,7 +124,7 @@ const overflowWarnings = ({ plan: { optimizer }, targets }: Layout, sums: readon
     .filter(({ count }) => count > 0);
   if (found.length === 0) return [];
   return [
-    `The squares of gradients overflow in ${named(found)}: their averages of squares are infinite from now on and these parameters stay where they are; clip the gradients`,
+    `The squares of gradients overflow in ${describeCounts(found)}: their averages of squares are infinite from now on and these parameters stay where they are; clip the gradients`,
   ];
 };
 

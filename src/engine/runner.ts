@@ -1,6 +1,6 @@
 /**
- * Runs recipes on targets. A target is one tensor of a call with its offsets; a recipe is a sequence of kernel calls that targets
- * share. Only this file builds the pool's units and reads the sums.
+ * Runs recipes on targets. A target is one tensor of a call with its offsets. A recipe is a sequence of kernel calls, shared by
+ * similar tensors. Only this file builds the pool's units and reads the kernels' sums.
  */
 
 import { setImmediate } from "node:timers/promises";
@@ -10,44 +10,44 @@ import { mapInTurns } from "../codec/turns.ts";
 import type { StepContext } from "../optimizers/registry.ts";
 import { type Call, type Pointer, type Pool, SHARD, type Unit } from "../pool/pool.ts";
 
-/** The memory blocks that offsets refer to: the three files of a call, new slots, rounded parameters, and work memory for gradients and sums. */
+/** Each offset is relative to one of these memory blocks: the call's three files, new slots, rounded parameters, or work memory. */
 export const [PARAMS, GRADS, STATE, NEW_SLOTS, ROUNDED, WORKSPACE] = [0, 1, 2, 3, 4, 5] as const;
 
-/** The addresses of the blocks in one call. */
+/** The arena address of each block, in one call. */
 export type Bases = readonly number[];
 
-/** The bytes of one sum, a float64. */
+// Each sum is a float64.
 const SUM_BYTES = 8;
 
-/** One tensor of a call, with an offset for each operand of its recipe. */
+/** A tensor of a call, with an offset for each operand of its recipe. */
 export interface Target {
   readonly name: string;
   readonly elements: number;
-  /** The offsets of its operands, each in its block. */
+  /** The offset of each operand in its memory block. */
   readonly offsets: readonly number[];
-  /** The offset of its sums in the block WORKSPACE. */
+  /** The offset of the tensor's sums in the block WORKSPACE. */
   readonly sums: number;
 }
 
-/** The inputs from which a call's scalars are computed. */
+/** A kernel call computes its scalar arguments from these inputs. */
 export interface ScalarInputs {
   readonly context: StepContext;
-  /** The clipping factor of all gradients. */
+  /** The clipping factor, by which all gradients are multiplied. */
   readonly scale: number;
   readonly target: Target;
 }
 
-/** Computes a kernel's pointer from a target and the addresses of the blocks. */
+/** Computes a pointer argument of a kernel from a target and the block addresses. */
 export type Operand = (target: Target, bases: Bases) => Pointer;
 
 export interface KernelCall {
   readonly kernel: number;
   readonly operands: readonly Operand[];
-  /** Computes the scalars. Undefined skips the call. */
+  /** Computes the kernel's scalar arguments. Returns undefined to skip the call. */
   scalars(inputs: ScalarInputs): readonly number[] | undefined;
 }
 
-/** The sums of one kernel: a range of columns in a target's matrix of sums, which has one row per shard. */
+/** The columns that one kernel writes in a target's matrix of sums. The matrix has one row per shard. */
 export interface Columns {
   readonly first: number;
   readonly width: number;
@@ -58,29 +58,29 @@ export const fixed =
   () =>
     pointer;
 
-/** The operand for one of the target's offsets. */
+/** Creates an operand that points to a tensor: the target's offset number `index`, in `block`. */
 export const tensorAt = (block: number, index: number, dtype: string): Operand => {
   const stride = bytesOf(dtype) as number;
   return ({ offsets }, bases) => ({ address: (bases[block] as number) + (offsets[index] as number), stride });
 };
 
-const blocksOf = ({ elements }: Target): number => Math.ceil(elements / SHARD);
+const shardsOf = ({ elements }: Target): number => Math.ceil(elements / SHARD);
 
-/** The bytes of a target's matrix of sums. */
+/** Returns the size of a target's matrix of sums. */
 export const sumBytes = (elements: number, columns: number): number => Math.ceil(elements / SHARD) * columns * SUM_BYTES;
 
-const rowAddress = (target: Target, { first, width }: Columns, block: number): number => target.sums + (first * blocksOf(target) + width * block) * SUM_BYTES;
+const rowAddress = (target: Target, { first, width }: Columns, block: number): number => target.sums + (first * shardsOf(target) + width * block) * SUM_BYTES;
 
-/** The operand for a kernel's sums, from column `from` on. */
+/** Creates an operand that points to a kernel's sums, starting at its column `from`. */
 export const sumsAt = (columns: Columns, from = 0): Operand => {
   const stride = (columns.width * SUM_BYTES) / SHARD;
   return (target, bases) => ({ address: (bases[WORKSPACE] as number) + rowAddress(target, columns, 0) + from * SUM_BYTES, stride });
 };
 
-/** True if gradients can be measured again after a lost worker. A loss scale divides them in place, which must happen once. */
+/** True if the gradients can be measured again after a worker is lost. Unscaling divides them in place, which must happen only once. */
 export const isRepeatable = (lossScale = 1): boolean => lossScale === 1;
 
-/** A call's waiting time for other calls' jobs. A mutable counter, so that a failed call reports it, too. */
+/** The time that a call has waited for other calls' jobs. The counter is mutable, so a failed call reports its time, too. */
 export interface QueueTime {
   seconds: number;
 }
@@ -98,7 +98,10 @@ export class Runner {
     this.#bases = bases;
   }
 
-  /** Runs the kernel calls of each target. `isRepeatable` allows running a shard again after a lost worker. Returns the indexes of targets whose results may not be finite. */
+  /**
+   * Runs the kernel calls of each target. `isRepeatable` lets the pool run a shard again after a worker is lost. Returns the indexes
+   * of targets whose results may not be finite.
+   */
   async run<T extends Target>(
     targets: readonly T[],
     callsOf: (target: T) => readonly KernelCall[],
@@ -114,7 +117,7 @@ export class Runner {
       }
       return { elements: target.elements, calls, isRepeatable };
     });
-    // A promise means very many units. Encoding their job then starts in a new turn.
+    // mapInTurns returns a promise only for many targets. The pool then encodes the job in a new turn.
     const units = built instanceof Promise ? await built.finally(setImmediate) : built;
     const { queueSeconds, suspects } = await this.#pool.run(units, this.#lease);
     if (built instanceof Promise) await setImmediate();
@@ -122,11 +125,11 @@ export class Runner {
     return suspects;
   }
 
-  /** The sums over a whole target: its rows added in order. */
+  /** Adds up the sums of all shards, in order. */
   total(target: Target, columns: Columns | undefined): number[] {
     if (!columns) return [];
     const totals = new Array<number>(columns.width).fill(0);
-    for (let block = 0; block < blocksOf(target); block++) {
+    for (let block = 0; block < shardsOf(target); block++) {
       const row = (this.#bases[WORKSPACE] as number) + rowAddress(target, columns, block);
       for (let i = 0; i < columns.width; i++) totals[i] = (totals[i] as number) + this.#lease.bytes.readDoubleLE(row + i * SUM_BYTES);
     }

@@ -1,7 +1,6 @@
 /**
- * The state of an optimizer as a safetensors file. Keys are `<slot>/<parameter>` and `step/<parameter>`, split at the first "/";
- * the metadata holds the format, the optimizer and its revision. Slots are used in place: a new file is a canonical header and
- * views of the slots.
+ * An optimizer's state as a safetensors file. Keys are `<slot>/<parameter>` and `step/<parameter>`, split at the first "/". The
+ * metadata names the format, the optimizer and its revision. A new file is a canonical header and views of the slots in the arena.
  */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, elementsOf } from "../codec/dtype.ts";
@@ -14,29 +13,29 @@ import {
   type TensorInfo,
   writeHeaderInTurns,
 } from "../codec/safetensors.ts";
-import { sorted, TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../optimizers/registry.ts";
-import type { Tensor } from "./tensors.ts";
+import type { ArenaTensor } from "./tensors.ts";
 
 export const STATE_FORMAT = "stepd.state/1";
 
 export const STEP = "step";
 const FIELD = "/state";
 
-/** The bytes of a step count (I64) or a scalar slot (F64). */
+// Step counts are I64, scalar slots are F64.
 export const SCALAR_BYTES = 8;
 
-/** The slot of the master copy: a float32 copy of a BF16 or F16 parameter. */
+/** This slot holds the master copy: a float32 copy of a BF16 or F16 parameter. */
 export const MASTER_PARAM = "master_param";
 
-/** The state of one parameter. */
+/** One parameter's part of the state. */
 export interface ParameterState {
-  /** The number of steps taken. */
+  /** The number of steps that have updated the parameter. */
   step: number;
-  /** Tensors by slot. */
-  readonly slots: Map<string, Tensor>;
-  /** Scalar slots: one float64 number each. */
+  /** The slots' tensors by name. */
+  readonly slots: Map<string, ArenaTensor>;
+  /** The scalar slots by name. Each is one float64 number. */
   scalars: Readonly<Record<string, number>>;
 }
 
@@ -53,22 +52,22 @@ export const emptyState = (optimizer: OptimizerDefinition): State => ({ optimize
 
 /** One parameter's entries in the header of a state. */
 export interface ParameterEntries {
-  /** The offset of its step count. Undefined only while the header is being read. */
+  /** The offset of the step count. Undefined only while the header is being read. */
   step: number | undefined;
   readonly slots: Map<string, TensorInfo>;
-  /** The offsets of its scalar slots. */
+  /** The offset of each scalar slot. */
   readonly scalars: Map<string, number>;
 }
 
-/** The contents of a state's header. */
+/** The header of a state, parsed and checked. */
 export interface StateHeader {
   readonly optimizer: OptimizerDefinition;
   readonly revision: number;
   readonly parameters: ReadonlyMap<string, ParameterEntries>;
 }
 
-/** Reads the header of a state of any optimizer. Throws STATE_CORRUPT. */
-export function* readStateHeader({ metadata, tensors }: Safetensors): Turns<StateHeader> {
+/** Reads the header of a state. Throws STATE_CORRUPT. */
+export function* readStateHeader({ metadata, tensors }: Safetensors): Task<StateHeader> {
   const format = metadata.get("format");
   if (format !== STATE_FORMAT) throw corrupt(`__metadata__.format ${STATE_FORMAT}`, format === undefined ? "none" : JSON.stringify(format));
   const name = metadata.get("optimizer") ?? "";
@@ -81,7 +80,7 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Turns<Stat
   const known = [...optimizer.allSlots, MASTER_PARAM, ...scalarSlots, STEP];
   const parameters = new Map<string, ParameterEntries>();
   for (const [index, info] of tensors.entries()) {
-    if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
+    if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
     const { name: key, dtype, shape, offset } = info;
     const slash = key.indexOf("/");
     const slot = key.slice(0, slash);
@@ -106,35 +105,35 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Turns<Stat
   return { optimizer, revision: Number(revision), parameters };
 }
 
-/** 2^32: a step count is an I64, read and written as two 32-bit halves. */
-const HALF = 2 ** 32;
+/** A step count is an I64. It is read and written as two 32-bit halves. */
+const HALF_RANGE = 2 ** 32;
 
 /** Reads the step count of a parameter. Throws STATE_CORRUPT. */
 export const readStep = (file: Buffer, offset: number, parameter: string): number => {
-  const step = file.readUInt32LE(offset) + file.readInt32LE(offset + 4) * HALF;
+  const step = file.readUInt32LE(offset) + file.readInt32LE(offset + 4) * HALF_RANGE;
   if (step >= 0 && step <= Number.MAX_SAFE_INTEGER) return step;
   throw corrupt(`${STEP}/${parameter} from 0 to 2^53 - 1`, String(file.readBigInt64LE(offset)));
 };
 
 export const writeStep = (file: Buffer, offset: number, step: number): void => {
-  file.writeUInt32LE(step % HALF, offset);
-  file.writeUInt32LE(Math.floor(step / HALF), offset + 4);
+  file.writeUInt32LE(step % HALF_RANGE, offset);
+  file.writeUInt32LE(Math.floor(step / HALF_RANGE), offset + 4);
 };
 
-/** Reads a whole state. Throws STATE_CORRUPT. */
-export function* readState(file: Buffer): Turns<State> {
+/** Reads a state with its step counts and scalar slots. Throws STATE_CORRUPT. */
+export function* readState(file: Buffer): Task<State> {
   const { optimizer, revision, parameters: entries } = yield* readStateHeader(yield* readSafetensorsInTurns(file, FIELD, "STATE_CORRUPT"));
   const parameters = new Map<string, ParameterState>();
   for (const [name, { step, slots, scalars }] of entries) {
     const tensors = [...slots].map(([slot, { offset, ...info }]) => [slot, { ...info, name, address: file.byteOffset + offset }] as const);
     const values = [...scalars].map(([slot, offset]) => [slot, file.readDoubleLE(offset)] as const);
     parameters.set(name, { step: readStep(file, step as number, name), slots: new Map(tensors), scalars: Object.fromEntries(values) });
-    if (parameters.size % TURN_ITEMS === 0) yield;
+    if (parameters.size % ITEMS_PER_YIELD === 0) yield;
   }
   return { optimizer, revision, bytes: file.length, parameters };
 }
 
-/** Checks that a state can continue under an optimizer. Throws STATE_MISMATCH. */
+/** Checks that an optimizer can continue from a state of its family. Throws STATE_MISMATCH. */
 export const requireFamily = (state: StateHeader, optimizer: OptimizerDefinition): void => {
   const mismatch = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", FIELD, expected, found);
   if (state.optimizer.family !== optimizer.family) {
@@ -146,16 +145,16 @@ export const requireFamily = (state: StateHeader, optimizer: OptimizerDefinition
   }
 };
 
-/** The slots that a parameter needs under an optimizer, including the master copy of a narrow dtype. */
+/** Lists the slots that an optimizer needs for a parameter, including the master copy of a narrow dtype. */
 export const requiredSlots = (optimizer: OptimizerDefinition, values: Values<Hyperparameters>, dtype: string, masterWeights: boolean): readonly string[] => [
   ...optimizer.slots(values),
   ...(masterWeights && slotDtype(dtype) !== dtype ? [MASTER_PARAM] : []),
 ];
 
-/** The dtype of slots and of arithmetic: F64 for F64 parameters, else F32. */
+/** Returns the dtype of slots and arithmetic: F64 for F64 parameters, else F32. */
 export const slotDtype = (param: string): string => (param === "F64" ? "F64" : "F32");
 
-/** Encodes a step count or a scalar slot. */
+/** Encodes a step count (I64) or a scalar slot (F64). */
 export const scalarBytes = (value: number, dtype: "I64" | "F64"): Buffer => {
   const bytes = Buffer.allocUnsafe(SCALAR_BYTES);
   if (dtype === "I64") bytes.writeBigInt64LE(BigInt(value));
@@ -163,24 +162,24 @@ export const scalarBytes = (value: number, dtype: "I64" | "F64"): Buffer => {
   return bytes;
 };
 
-/** The header of a state file whose entries are in canonical order. */
-export const stateHeader = ({ optimizer, revision }: Pick<StateHeader, "optimizer" | "revision">, ordered: readonly TensorDescription[]): Turns<Buffer> =>
+/** Writes the header of a state file. The entries must be in canonical order. */
+export const stateHeader = ({ optimizer, revision }: Pick<StateHeader, "optimizer" | "revision">, ordered: readonly TensorDescription[]): Task<Buffer> =>
   writeHeaderInTurns({ format: STATE_FORMAT, optimizer: optimizer.name, revision: String(revision) }, ordered);
 
-/** The header of a new state. */
-export const newStateHeader = (optimizer: OptimizerDefinition, ordered: readonly TensorDescription[]): Turns<Buffer> =>
+/** Writes the header of a state file with the optimizer's current revision. */
+export const newStateHeader = (optimizer: OptimizerDefinition, ordered: readonly TensorDescription[]): Task<Buffer> =>
   stateHeader({ optimizer, revision: optimizer.revision }, ordered);
 
-/** One entry of a file. Its content is a scalar's bytes, or a slot's address in the arena. */
-export interface Entry extends TensorDescription {
+/** An entry of a state file. `content` is a scalar's bytes or a slot's address in the arena. */
+export interface StateEntry extends TensorDescription {
   readonly content: Buffer | number;
 }
 
-/** Writes a state as a canonical file of an optimizer. */
-export function* writeState(state: State, optimizer: OptimizerDefinition, lease: Lease): Turns<Parts> {
-  const entries: Entry[] = [];
+/** Writes a state as a canonical file of the given optimizer. */
+export function* writeState(state: State, optimizer: OptimizerDefinition, lease: Lease): Task<Parts> {
+  const entries: StateEntry[] = [];
   for (const [name, { step, slots, scalars }] of state.parameters) {
-    if (entries.length % TURN_ITEMS < 2) yield;
+    if (entries.length % ITEMS_PER_YIELD < 2) yield;
     entries.push({ name: `${STEP}/${name}`, dtype: "I64", shape: [], content: scalarBytes(step, "I64") });
     for (const slot of Object.keys(optimizer.scalarSlots ?? {})) {
       const value = scalars[slot];
@@ -192,14 +191,14 @@ export function* writeState(state: State, optimizer: OptimizerDefinition, lease:
   return yield* writeEntries(yield* newStateHeader(optimizer, ordered), ordered, lease);
 }
 
-/** Smaller pieces are copied into one buffer, because sending each by itself takes longer. */
-const SMALL_BYTES = 1024;
+/** Pieces below this size are copied into one buffer, because sending each by itself takes longer. */
+const MIN_VIEW_BYTES = 1024;
 
-/** The size at which a buffer of small pieces is complete. */
-const COPIED_BYTES = 65536;
+/** A buffer of small pieces ends when it reaches this size. */
+const COPY_BUFFER_BYTES = 65536;
 
-/** Writes a file from a header and its entries, in order. */
-export function* writeEntries(header: Buffer, ordered: readonly Entry[], lease: Lease): Turns<Parts> {
+/** Writes a file from its header and its entries, in the order of the header. */
+export function* writeEntries(header: Buffer, ordered: readonly StateEntry[], lease: Lease): Task<Parts> {
   const pieces: Uint8Array[] = [];
   let small: Uint8Array[] = [];
   let smallBytes = 0;
@@ -209,17 +208,17 @@ export function* writeEntries(header: Buffer, ordered: readonly Entry[], lease: 
     smallBytes = 0;
   };
   const append = (piece: Uint8Array): void => {
-    if (piece.length < SMALL_BYTES) {
+    if (piece.length < MIN_VIEW_BYTES) {
       small.push(piece);
       smallBytes += piece.length;
-      if (smallBytes >= COPIED_BYTES) flush();
+      if (smallBytes >= COPY_BUFFER_BYTES) flush();
     } else {
       flush();
       pieces.push(piece);
     }
   };
   append(header);
-  // Slots that are adjacent in the arena become one piece.
+  // Adjacent slots in the arena become one piece.
   let start = 0;
   let end = 0;
   const endRun = (): void => {
@@ -228,7 +227,7 @@ export function* writeEntries(header: Buffer, ordered: readonly Entry[], lease: 
     end = 0;
   };
   for (const [index, { content, dtype, shape }] of ordered.entries()) {
-    if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
+    if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
     if (typeof content !== "number") {
       endRun();
       append(content);

@@ -1,89 +1,89 @@
 /**
- * Runs a layout on the values of a call: reads step counts and rates, then runs the stages on the pool, in place. A failure needs
- * no undo, because the reply is written only from a finished step.
+ * Runs a step from its layout: reads step counts and learning rates, then runs the stages on the pool, in place. A failed step needs
+ * no undo, because the caller keeps its own copy and gets a reply only from a finished step.
  */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import { Parts } from "../codec/parts.ts";
-import { inTurns, mapInTurns, mapped, TURN_PASSES, type Turns } from "../codec/turns.ts";
+import { CHEAP_ITEMS_PER_YIELD, inTurns, mapInTurns, mapped, type Task } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { StepContext } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
 import type { Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
 import type { Rates } from "./plan.ts";
-import { type Count, clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult } from "./report.ts";
+import { clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult, type ValueCount } from "./report.ts";
 import { isRepeatable, NEW_SLOTS, type QueueTime, Runner, type ScalarInputs, STATE, type Target } from "./runner.ts";
 import { newStateHeader, readStep, STEP, writeStep } from "./state.ts";
-import { type Reply, replyOf, type TensorFile } from "./tensors.ts";
+import { encodeTensors, type ReplyTensors, type TensorFile } from "./tensors.ts";
 
-/** The input files of a step, in the arena. */
-export interface Files {
+/** The inputs of a step, loaded into the arena. */
+export interface StepFiles {
   readonly params: TensorFile;
   readonly grads: TensorFile;
   readonly state: Buffer | undefined;
 }
 
 export interface StepOutput {
-  readonly params: Reply;
-  /** The parameters rounded to BF16. */
-  readonly rounded: Reply | undefined;
-  /** True if the new parameters can be recovered from the rounded ones or from the state. */
+  readonly params: ReplyTensors;
+  /** The new parameters rounded to BF16, if the call requests them. */
+  readonly rounded: ReplyTensors | undefined;
+  /** True if the caller can recover the new parameters from the rounded ones or from the state. */
   readonly isRecoverable: boolean;
   readonly state: Parts;
   readonly report: StepReport;
-  /** The number of updated elements by dtype. */
+  /** The number of updated elements per dtype, for metrics. */
   readonly elements: Readonly<Record<string, number>>;
 }
 
-/** The step counts and rates of a step. */
+/** The step counts before a step, and the learning rates of the step. */
 export interface Progress {
-  /** The number of steps taken before this one, by target. */
+  /** Each target's number of steps before this one. */
   readonly taken: readonly number[];
-  /** The rates of this step, by target. */
+  /** Each target's hyperparameters and learning rate in this step. */
   readonly rates: readonly Rates[];
-  /** The largest step count of the resting parameters. */
+  /** The largest step count of the resting parameters: those with state but no gradient. */
   readonly restingStep: number;
 }
 
-/** Reads the step counts from the state and evaluates the schedule. Throws STATE_CORRUPT, STATE_MISMATCH, INVALID_PARAMS. */
-export function* readProgress({ plan, targets, resting }: Layout, state: Buffer | undefined): Turns<Progress> {
+/** Reads step counts from the state and evaluates the schedule. Throws STATE_CORRUPT, STATE_MISMATCH and INVALID_PARAMS. */
+export function* readProgress({ plan, targets, resting }: Layout, state: Buffer | undefined): Task<Progress> {
   let restingStep = 0;
   for (const [index, [name, offset]] of resting.entries()) {
     restingStep = Math.max(restingStep, readStep(state as Buffer, offset, name));
-    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
   }
   const taken = yield* mapped(targets, ({ name, step }) => (step === undefined ? 0 : readStep(state as Buffer, step, name)));
-  // Reuses the last rates, because most tensors of a group have the same step count.
-  const last = new Map<unknown, { readonly count: number; readonly rates: Rates }>();
+  // Most tensors of a group have the same step count, so the last rates are reused.
+  const lastRates = new Map<unknown, { readonly count: number; readonly rates: Rates }>();
   const rates = yield* mapped(targets, ({ name, recipe: { values } }, index): Rates => {
     const count = taken[index] as number;
     if (count >= Number.MAX_SAFE_INTEGER) throw StepdError.mismatch("STATE_MISMATCH", "/state", `${STEP}/${name} below 2^53 - 1`, String(count), [name]);
-    const known = last.get(values);
+    const known = lastRates.get(values);
     if (known?.count === count) return known.rates;
     const rates = plan.ratesAt(values, count);
-    last.set(values, { count, rates });
+    lastRates.set(values, { count, rates });
     return rates;
   });
   return { taken, rates, restingStep };
 }
 
-/** Runs a step. Overwrites the caller's bytes in the lease. */
-export const runStep = async (layout: Layout, progress: Progress, files: Files, lease: Lease, pool: Pool, queueTime: QueueTime): Promise<StepOutput> => {
+/** Runs a step. It overwrites the inputs in the lease. */
+export const runStep = async (layout: Layout, progress: Progress, files: StepFiles, lease: Lease, pool: Pool, queueTime: QueueTime): Promise<StepOutput> => {
   const { options, plan, isMeasured, targets, newSlotBytes, workBytes } = layout;
   const nonFinite = options.non_finite ?? "error";
   const newest = progress.taken.reduce((most, taken) => Math.max(most, taken), 0);
-  const results = await mapInTurns(targets, (target, index) => resultOf(layout, target, progress, index, files.state));
+  const results = await mapInTurns(targets, (target, index) => newResult(layout, target, progress, index, files.state));
   const work = workBytes === 0 ? 0 : lease.alloc(workBytes);
   const bases = [files.params.bytes.byteOffset, files.grads.bytes.byteOffset, files.state?.byteOffset ?? 0, 0, 0, work];
   const runner = new Runner(lease, pool, queueTime, bases);
   const lr = plan.ratesAt(plan.base, targets.length > 0 ? newest : progress.restingStep).lr;
-  const rounding = async (): Promise<Rounded | undefined> => layout.rounding && round(layout.rounding, files.params, lease, pool, queueTime);
-  const output = async (isSkipped: boolean, rounded: Rounded | undefined, details: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
-    params: await replyOf(files.params),
+  const rounding = async (): Promise<RoundedParams | undefined> => layout.rounding && roundParams(layout.rounding, files.params, lease, pool, queueTime);
+  const output = async (isSkipped: boolean, rounded: RoundedParams | undefined, details: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
+    params: await encodeTensors(files.params),
     rounded: rounded?.params,
     isRecoverable: isSkipped || layout.isRecoverable,
-    state: await stateOf(layout, results, files.state, bases, lease, isSkipped),
+    state: await writeNewState(layout, results, files.state, bases, lease, isSkipped),
     report: { step: Math.max(newest + (isSkipped || targets.length === 0 ? 0 : 1), progress.restingStep), lr, skipped: isSkipped, ...details },
     elements: layout.elements,
   });
@@ -97,7 +97,7 @@ export const runStep = async (layout: Layout, progress: Progress, files: Files, 
   }
   const scale = clipScale(layout, gradSums);
   if (newSlotBytes > 0) bases[NEW_SLOTS] = await inTurns(createSlots(layout, lease));
-  const scalars = (target: StepTarget, index: number): ScalarInputs => ({ context: (results[index] as Result).context, scale, target });
+  const scalars = (target: StepTarget, index: number): ScalarInputs => ({ context: (results[index] as MutableResult).context, scale, target });
   const suspects = new Set<number>();
   for (let stage = 0; stage < layout.stages; stage++) {
     const found = await runner.run(targets, ({ recipe }) => recipe.phases[stage]?.calls ?? [], false, scalars);
@@ -107,7 +107,7 @@ export const runStep = async (layout: Layout, progress: Progress, files: Files, 
       if (nonFinite === "error") requireFinite(layout, gradSums);
     }
     const storeSums = (target: StepTarget, index: number): void => {
-      const result = results[index] as Result;
+      const result = results[index] as MutableResult;
       const phase = target.recipe.phases[stage];
       result.context.sums.push(runner.total(target, phase?.stageSums));
       if (phase?.statsSums) result.stats = runner.total(target, phase.statsSums);
@@ -119,30 +119,33 @@ export const runStep = async (layout: Layout, progress: Progress, files: Files, 
   return output(false, rounded, reportOf(layout, results, gradSums, await nonFiniteResults(suspected, runner), scale));
 };
 
-/** Counts the non-finite values of the new parameters that a kernel reported as suspect. */
-const nonFiniteResults = async (suspected: readonly StepTarget[], runner: Runner): Promise<readonly Count[]> => {
+/** Counts non-finite values in new parameters. A kernel that writes a suspicious value reports its tensor as suspect. */
+const nonFiniteResults = async (suspected: readonly StepTarget[], runner: Runner): Promise<readonly ValueCount[]> => {
   if (suspected.length === 0) return [];
   await runner.run(suspected, ({ recipe }) => recipe.results.calls, true);
   return suspected.map((target) => ({ name: target.name, count: runner.total(target, target.recipe.results.sums)[0] ?? 0 })).filter(({ count }) => count > 0);
 };
 
-interface Result extends TensorResult {
+interface MutableResult extends TensorResult {
   readonly context: StepContext & { readonly sums: number[][] };
   stats: readonly number[];
 }
 
-/** Creates a target's result, before its first stage. Throws STATE_MISMATCH if a slot is missing after the first step, unless it is one of lateSlots. */
-const resultOf = (
+/**
+ * Creates a target's result before its first stage. Throws STATE_MISMATCH if the state lacks a slot after the first step. Slots in
+ * `lateSlots` may be missing.
+ */
+const newResult = (
   { plan: { optimizer } }: Layout,
   { name, elements, recipe, scalars }: StepTarget,
   progress: Progress,
   index: number,
   state: Buffer | undefined,
-): Result => {
+): MutableResult => {
   const taken = progress.taken[index] as number;
-  const [missing] = taken > 0 ? recipe.needed : [];
+  const [missing] = taken > 0 ? recipe.slotsRequiredLater : [];
   if (missing !== undefined) throw StepdError.mismatch("STATE_MISMATCH", "/state", `slot ${missing}/${name}, after ${taken} steps`, "none", [name]);
-  // After the first step a missing scalar slot means a state of another optimizer of the family. The optimizer then recomputes the slot.
+  // After the first step, a scalar slot is missing if the state is from another optimizer of the family. The optimizer recomputes it.
   const scalarSlots: Record<string, number> = taken === 0 ? { ...optimizer.scalarSlots } : {};
   if (scalars) for (const [slot, offset] of scalars) scalarSlots[slot] = (state as Buffer).readDoubleLE(offset);
   return {
@@ -151,21 +154,21 @@ const resultOf = (
   };
 };
 
-/** The bytes filled between two yields. */
-const FILLED_BYTES = 2 ** 23;
+/** Filling new slots yields after this many bytes. */
+const FILLED_BYTES_PER_YIELD = 2 ** 23;
 
-/** Creates the slots that the state lacks, with their initial values. Returns their address. */
-export function* createSlots({ newSlotBytes, initialValues }: Layout, lease: Lease): Turns<number> {
+/** Allocates the slots that the state lacks and fills in their initial values. Returns the address of the first. */
+export function* createSlots({ newSlotBytes, initialValues }: Layout, lease: Lease): Task<number> {
   const base = lease.alloc(newSlotBytes);
-  const fill = function* (value: Buffer, start: number, end: number): Turns<void> {
-    for (let at = start; at < end; at += FILLED_BYTES) {
+  const fill = function* (value: Buffer, start: number, end: number): Task<void> {
+    for (let at = start; at < end; at += FILLED_BYTES_PER_YIELD) {
       if (at > start) yield;
-      lease.bytes.fill(value, at, Math.min(at + FILLED_BYTES, end));
+      lease.bytes.fill(value, at, Math.min(at + FILLED_BYTES_PER_YIELD, end));
     }
   };
   yield* fill(Buffer.alloc(1), base, base + newSlotBytes);
   for (const [index, { offset, elements, dtype, value }] of initialValues.entries()) {
-    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
     const one = Buffer.alloc(bytesOf(dtype) as number);
     if (dtype === "F64") one.writeDoubleLE(value);
     else one.writeFloatLE(value);
@@ -174,10 +177,10 @@ export function* createSlots({ newSlotBytes, initialValues }: Layout, lease: Lea
   return base;
 }
 
-/** Writes the new step counts and scalar slots: into the state in place, or into a new file if its header changes. */
-const stateOf = async (
+/** Writes new step counts and scalar slots. They go into the state in place, or into a new file if the header changes. */
+const writeNewState = async (
   layout: Layout,
-  results: readonly Result[],
+  results: readonly MutableResult[],
   file: Buffer | undefined,
   bases: readonly number[],
   lease: Lease,
@@ -186,12 +189,12 @@ const stateOf = async (
   const { plan, targets, output } = layout;
   const { nextScalarSlots } = plan.optimizer;
   const next = (index: number): Readonly<Record<string, number>> =>
-    nextScalarSlots?.((targets[index] as StepTarget).recipe.values, (results[index] as Result).context) ?? {};
+    nextScalarSlots?.((targets[index] as StepTarget).recipe.values, (results[index] as MutableResult).context) ?? {};
   if (!output) {
     const state = file as Buffer;
     if (isSkipped) return new Parts([state]);
     const write = ({ step, scalars }: StepTarget, index: number): void => {
-      writeStep(state, step as number, (results[index] as Result).context.step);
+      writeStep(state, step as number, (results[index] as MutableResult).context.step);
       if (!nextScalarSlots) return;
       const values = next(index);
       for (const [slot, offset] of scalars ?? []) state.writeDoubleLE(values[slot] as number, offset);
@@ -207,21 +210,24 @@ const stateOf = async (
   return inTurns(writeOutput(output, file, bases, (target, scalar) => values[target]?.[scalar], lease));
 };
 
-interface Rounded {
-  readonly params: Reply;
-  /** The names of tensors with suspect values, perhaps NaN or infinite. */
+interface RoundedParams {
+  readonly params: ReplyTensors;
+  /** The names of tensors in which a kernel suspects NaN or infinity. */
   readonly suspects: ReadonlySet<string>;
 }
 
-const round = async (
+const roundParams = async (
   { header, bytes, tensors, targets }: NonNullable<Layout["rounding"]>,
   params: TensorFile,
   lease: Lease,
   pool: Pool,
   queueTime: QueueTime,
-): Promise<Rounded> => {
+): Promise<RoundedParams> => {
   const file = bytes === 0 ? lease.view(0, 0) : lease.view(lease.alloc(bytes), bytes);
   if (header.length > 0) file.fill(header, 0, header.length);
   const found = await new Runner(lease, pool, queueTime, [params.bytes.byteOffset, 0, 0, 0, file.byteOffset, 0]).run(targets, ({ calls }) => calls, true);
-  return { params: await replyOf({ bytes: file, plain: params.plain && tensors }), suspects: new Set(found.map((index) => (targets[index] as Target).name)) };
+  return {
+    params: await encodeTensors({ bytes: file, plain: params.plain && tensors }),
+    suspects: new Set(found.map((index) => (targets[index] as Target).name)),
+  };
 };

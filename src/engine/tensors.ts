@@ -1,51 +1,49 @@
-/** The tensors of a request as files in the arena: a safetensors blob in place, or plain numbers written there without a header. */
+/** Loads a call's tensors into the arena. They arrive as a safetensors blob or as lists of numbers ("plain" tensors). */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, isCountable, readElement, writeElement } from "../codec/dtype.ts";
 import { type Mapping, mappingOf } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns, type Safetensors, type TensorDescription, type TensorInfo } from "../codec/safetensors.ts";
-import { inTurns, mapped, TURN_ITEMS, TURN_PASSES, type Turns } from "../codec/turns.ts";
+import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, inTurns, mapped, type Task } from "../codec/turns.ts";
 import { characters } from "../errors/characters.ts";
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
 
 const SUPPORTED: readonly string[] = COMPUTED;
 
-/** The most tensors of one call. */
-const MAX_TENSORS = 65536;
+const MAX_TENSORS_PER_CALL = 65536;
 
-/** The most characters of a tensor's name, as in schemas/, because each name is compared with every pattern of a group. */
-const MAX_NAME = 1024;
+/** A tensor's name has at most this many characters, as in schemas/, because each pattern of a group is tested against it. */
+const MAX_NAME_LENGTH = 1024;
 
-/** A tensor in the arena. */
-export interface Tensor {
+export interface ArenaTensor {
   readonly name: string;
   readonly dtype: string;
   readonly shape: readonly number[];
   readonly elements: number;
   readonly bytes: number;
-  /** The arena address of the tensor's bytes. */
+  /** The tensor's bytes start at this arena address. */
   readonly address: number;
 }
 
 export type PlainTensors = Readonly<Record<string, PlainTensor>>;
 export type Tensors = Uint8Array | string | PlainTensors;
 
-/** The tensors of one field of a call, in the arena. */
+/** The tensors of one field of a call, such as `params`, in the arena. */
 export interface TensorFile {
   readonly bytes: Buffer;
-  /** The tensors that were given as plain numbers. Undefined for a safetensors file, whose header describes its tensors. */
+  /** The names, shapes and offsets of plain tensors. Undefined for a safetensors file, which has a header. */
   readonly plain: readonly TensorInfo[] | undefined;
 }
 
-/** The heap weight of a header byte: the compiled layout of an entry takes as much memory as the parsed entry. */
-const HEADER_WEIGHT = 2;
+/** The compiled layout of a header takes as much heap as the parsed header, so each byte of the header counts twice. */
+const TENSOR_HEADER_WEIGHT = 2;
 
-/** Loads a blob into the arena: it is already there (MessagePack) or is decoded from base64 (JSON). Reserves heap for its header before it is parsed. */
-export function* loadBlob(blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Turns<Buffer> {
+/** Loads a blob into the arena. MessagePack blobs are already there; JSON blobs are decoded from base64. Reserves heap for the header. */
+export function* loadBlob(blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Task<Buffer> {
   const file = typeof blob === "string" ? yield* readBase64(blob, field, code, lease) : blobInArena(blob, lease);
   const header = headerEnd(file);
-  lease.heap.addHeader(header <= file.length ? (code === "TENSORS_CORRUPT" ? HEADER_WEIGHT : 1) * header : 0);
+  lease.heap.addHeader(header <= file.length ? (code === "TENSORS_CORRUPT" ? TENSOR_HEADER_WEIGHT : 1) * header : 0);
   return file;
 }
 
@@ -56,10 +54,10 @@ const blobInArena = (blob: Uint8Array, lease: Lease): Buffer => {
   return lease.view(start, blob.length);
 };
 
-/** The decoded bytes of base64 between two yields: a multiple of 3, so that groups stay whole. */
+/** The base64 decoder yields after this many decoded bytes: a multiple of 3, which keeps groups whole. */
 const CHUNK_BYTES = 3 * 2 ** 18;
 
-function* readBase64(blob: string, field: string, code: ErrorName, lease: Lease): Turns<Buffer> {
+function* readBase64(blob: string, field: string, code: ErrorName, lease: Lease): Task<Buffer> {
   const padding = blob.endsWith("==") ? 2 : blob.endsWith("=") ? 1 : 0;
   const length = (blob.length / 4) * 3 - padding;
   if (blob.length % 4 !== 0) throw StepdError.mismatch(code, field, "base64, whose length is a multiple of 4", `${blob.length} characters`);
@@ -67,7 +65,7 @@ function* readBase64(blob: string, field: string, code: ErrorName, lease: Lease)
   for (let at = 0; at < length; at += CHUNK_BYTES) {
     const text = blob.slice((at / 3) * 4, ((at + CHUNK_BYTES) / 3) * 4);
     const end = at + file.write(text, at, "base64");
-    // Encodes again and compares, because Node accepts other alphabets, truncates characters to a byte, and ignores excess bits.
+    // Node also accepts other alphabets and excess bits, and truncates characters to a byte. So the decoded bytes are encoded again and compared.
     if (end !== Math.min(at + CHUNK_BYTES, length) || file.toString("base64", at, end) !== text) {
       throw StepdError.mismatch(code, field, "base64 (RFC 4648, 4)", `another text: ${describe(blob)}`);
     }
@@ -76,50 +74,50 @@ function* readBase64(blob: string, field: string, code: ErrorName, lease: Lease)
   return file;
 }
 
-/** Loads a `Tensors` field. Throws TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS or PAYLOAD_TOO_LARGE naming the field. */
+/** Loads a field of tensors. Throws TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS or PAYLOAD_TOO_LARGE. */
 export const loadTensors = (tensors: Tensors, field: string, lease: Lease): TensorFile | Promise<TensorFile> =>
   inTurns(typeof tensors === "string" || tensors instanceof Uint8Array ? loadFile(tensors, field, lease) : loadPlain(tensors, field, lease));
 
-function* loadFile(blob: Uint8Array | string, field: string, lease: Lease): Turns<TensorFile> {
+function* loadFile(blob: Uint8Array | string, field: string, lease: Lease): Task<TensorFile> {
   return { bytes: yield* loadBlob(blob, field, "TENSORS_CORRUPT", lease), plain: undefined };
 }
 
-/** Calls with more plain tensors are not cached, because building their key takes longer than matching them. */
-const MAX_PLAIN_TENSORS = 4096;
+/** Layouts of more plain tensors are not cached, because building the key takes longer than matching the tensors. */
+const MAX_CACHED_PLAIN_TENSORS = 4096;
 
-/** The minimum bytes of a tensor's entry in a header. */
+/** A tensor's entry in a header has at least this many bytes. */
 export const MIN_ENTRY_BYTES = 50;
 
-/** A cache key: equal for two files only if they have the same tensors at the same offsets. Undefined if it would be longer than `maxLength`. */
-export const keyOf = ({ bytes, plain }: TensorFile, maxLength: number): string | undefined => {
-  if (plain && plain.length > MAX_PLAIN_TENSORS) return undefined;
+/** Returns a cache key. Files with equal keys have the same tensors at the same offsets. Returns undefined for a key above `maxLength`. */
+export const headerKey = ({ bytes, plain }: TensorFile, maxLength: number): string | undefined => {
+  if (plain && plain.length > MAX_CACHED_PLAIN_TENSORS) return undefined;
   if (plain) return JSON.stringify(plain.map(({ name, dtype, shape }) => [name, dtype, shape]));
   const end = headerEnd(bytes);
   return end <= Math.min(maxLength, bytes.length) ? bytes.length + bytes.toString("latin1", 0, end) : undefined;
 };
 
-/** Reads the tensors' descriptions of a file. Throws as `loadTensors` does. */
-export function* readTensors({ bytes, plain }: TensorFile, field: string): Turns<Safetensors> {
+/** Reads the names, dtypes, shapes and offsets of a file's tensors. Throws the errors of `loadTensors`. */
+export function* readTensors({ bytes, plain }: TensorFile, field: string): Task<Safetensors> {
   if (plain) return { header: undefined, metadata: new Map(), tensors: plain };
   const file = yield* readSafetensorsInTurns(bytes, field, "TENSORS_CORRUPT");
   requireFewTensors(file.tensors.length, field);
   for (const [index, { name, dtype }] of file.tensors.entries()) {
     requireSupported(dtype, field, name);
-    if (name.length > MAX_NAME && characters(name) > MAX_NAME) {
+    if (name.length > MAX_NAME_LENGTH && characters(name) > MAX_NAME_LENGTH) {
       throw StepdError.mismatch(
         "PAYLOAD_TOO_LARGE",
         `${field}/${pointerEscape(name)}`,
-        `a name of at most ${MAX_NAME} characters`,
+        `a name of at most ${MAX_NAME_LENGTH} characters`,
         `${characters(name)} characters`,
       );
     }
-    if (index % TURN_PASSES === TURN_PASSES - 1) yield;
+    if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
   }
   return file;
 }
 
 const requireFewTensors = (count: number, field: string): void => {
-  if (count > MAX_TENSORS) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", field, `at most ${MAX_TENSORS} tensors in one call`, `${count}`);
+  if (count > MAX_TENSORS_PER_CALL) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", field, `at most ${MAX_TENSORS_PER_CALL} tensors in one call`, `${count}`);
 };
 
 const requireSupported = (dtype: string, field: string, name: string): void => {
@@ -127,8 +125,8 @@ const requireSupported = (dtype: string, field: string, name: string): void => {
   throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${field}/${pointerEscape(name)}`, `dtype ${SUPPORTED.join(", ")}`, dtype, [name]);
 };
 
-/** Assigns contiguous offsets to tensors, in order. */
-export const withOffsets = (tensors: readonly TensorDescription[]): Turns<TensorInfo[]> => {
+/** Assigns an offset to each tensor: in order, without gaps. */
+export const withOffsets = (tensors: readonly TensorDescription[]): Task<TensorInfo[]> => {
   let offset = 0;
   return mapped(tensors, ({ name, dtype, shape }) => {
     const elements = elementsOf(shape);
@@ -138,30 +136,30 @@ export const withOffsets = (tensors: readonly TensorDescription[]): Turns<Tensor
   });
 };
 
-/** Throws INVALID_PARAMS for a shape with too many elements for a safetensors file. */
+/** Throws INVALID_PARAMS if a shape has more elements than a safetensors file may have. */
 export const requireCountable = (shape: readonly number[], field: string, name: string): void => {
   if (!isCountable(shape)) throw StepdError.mismatch("INVALID_PARAMS", field, "sizes whose product is at most 2^53 - 1", `[${shape}]`, [name]);
 };
 
-const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
+const NON_FINITE: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
 
-/** The heap reserved per plain tensor, in bytes of a header. */
-const BYTES_PER_PLAIN_TENSOR = 128;
+/** A plain tensor's description takes as much heap as this many bytes of a header. */
+const HEADER_BYTES_PER_PLAIN_TENSOR = 128;
 
-/** Reserves heap for the descriptions of plain tensors, as `loadBlob` does for headers. */
-export const countPlainTensors = (count: number, lease: Lease): void => lease.heap.addHeader(BYTES_PER_PLAIN_TENSOR * count);
+/** Reserves heap for the descriptions of plain tensors. `loadBlob` does so for the header of a blob. */
+export const reservePlainTensors = (count: number, lease: Lease): void => lease.heap.addHeader(HEADER_BYTES_PER_PLAIN_TENSOR * count);
 
-/** The values written between two yields. */
-const TURN_VALUES = 16384;
+/** Loops over plain values yield after this many values. */
+const VALUES_PER_YIELD = 16384;
 
-function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<TensorFile> {
+function* loadPlain(given: PlainTensors, field: string, lease: Lease): Task<TensorFile> {
   const names = Object.keys(given);
   requireFewTensors(names.length, field);
-  countPlainTensors(names.length, lease);
+  reservePlainTensors(names.length, lease);
   yield;
   const described: TensorDescription[] = [];
   for (const name of names) {
-    if (described.length % TURN_ITEMS === TURN_ITEMS - 1) yield;
+    if (described.length % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
     const { shape, dtype = "F32", values } = given[name] as PlainTensor;
     requireSupported(dtype, field, name);
     const at = `${field}/${pointerEscape(name)}`;
@@ -177,11 +175,11 @@ function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<Ten
   const bytes = length === 0 ? lease.view(0, 0) : lease.view(lease.alloc(length), length);
   let written = 0;
   for (const [place, { name, dtype, offset }] of plain.entries()) {
-    if (place % TURN_PASSES === TURN_PASSES - 1) yield;
+    if (place % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
     const size = bytesOf(dtype) as number;
     for (const [index, value] of given[name]?.values.entries() ?? []) {
-      if (++written % TURN_VALUES === 0) yield;
-      const number = typeof value === "string" ? (SPECIAL[value] as number) : value;
+      if (++written % VALUES_PER_YIELD === 0) yield;
+      const number = typeof value === "string" ? (NON_FINITE[value] as number) : value;
       const at = offset + size * index;
       writeElement(bytes, at, dtype, number);
       if (Number.isFinite(number) && !Number.isFinite(readElement(bytes, at, dtype))) {
@@ -193,27 +191,28 @@ function* loadPlain(given: PlainTensors, field: string, lease: Lease): Turns<Ten
   return { bytes, plain };
 }
 
-/** A file of tensors in the form of a reply. */
-export type Reply = Parts | Mapping<PlainTensor>;
+/** Tensors in a reply: a blob, or plain tensors by name. */
+export type ReplyTensors = Parts | Mapping<PlainTensor>;
 
-/** Returns the tensors in the form in which they were given: a blob, or plain numbers. */
-export const replyOf = ({ bytes, plain }: TensorFile): Reply | Promise<Reply> => (plain ? inTurns(toPlain(plain, bytes)) : new Parts([bytes]));
+/** Encodes tensors for the reply in the form of the request: a blob, or plain tensors. */
+export const encodeTensors = ({ bytes, plain }: TensorFile): ReplyTensors | Promise<ReplyTensors> =>
+  plain ? inTurns(toPlain(plain, bytes)) : new Parts([bytes]);
 
-function* toPlain(tensors: readonly TensorInfo[], file: Buffer): Turns<Mapping<PlainTensor>> {
+function* toPlain(tensors: readonly TensorInfo[], file: Buffer): Task<Mapping<PlainTensor>> {
   const longValuesOf = new Map<TensorInfo, PlainTensor["values"]>();
-  for (const tensor of tensors) if (tensor.elements > TURN_VALUES) longValuesOf.set(tensor, yield* longValues(tensor, file));
+  for (const tensor of tensors) if (tensor.elements > VALUES_PER_YIELD) longValuesOf.set(tensor, yield* readLongValues(tensor, file));
   const entryOf = (tensor: TensorInfo): readonly [string, PlainTensor] => {
     const { name, dtype, shape, elements } = tensor;
-    const values = longValuesOf.get(tensor) ?? valuesOf(tensor, file, 0, elements);
+    const values = longValuesOf.get(tensor) ?? readValues(tensor, file, 0, elements);
     return [name, { shape: [...shape], dtype: dtype as NonNullable<PlainTensor["dtype"]>, values }];
   };
-  return mappingOf(tensors, entryOf, file.length > TURN_VALUES);
+  return mappingOf(tensors, entryOf, file.length > VALUES_PER_YIELD);
 }
 
-function* longValues(tensor: TensorInfo, file: Buffer): Turns<PlainTensor["values"]> {
+function* readLongValues(tensor: TensorInfo, file: Buffer): Task<PlainTensor["values"]> {
   const values: Value[] = [];
-  for (let from = 0; from < tensor.elements; from += TURN_VALUES) {
-    for (const value of valuesOf(tensor, file, from, Math.min(from + TURN_VALUES, tensor.elements))) values.push(value);
+  for (let from = 0; from < tensor.elements; from += VALUES_PER_YIELD) {
+    for (const value of readValues(tensor, file, from, Math.min(from + VALUES_PER_YIELD, tensor.elements))) values.push(value);
     yield;
   }
   return values;
@@ -221,8 +220,8 @@ function* longValues(tensor: TensorInfo, file: Buffer): Turns<PlainTensor["value
 
 type Value = PlainTensor["values"][number];
 
-/** Reads the values of a tensor from index `from` up to `to`. */
-const valuesOf = ({ dtype, offset }: TensorInfo, file: Buffer, from: number, to: number): Value[] => {
+/** Reads a range of a tensor's values; `to` is exclusive. */
+const readValues = ({ dtype, offset }: TensorInfo, file: Buffer, from: number, to: number): Value[] => {
   const size = bytesOf(dtype) as number;
   const values: Value[] = [];
   for (let index = from; index < to; index++) {

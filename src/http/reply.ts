@@ -3,16 +3,16 @@ import { createHash } from "node:crypto";
 import { finished } from "node:stream/promises";
 import type { Response } from "express";
 import { decodeJson, encodeJson, joinJson } from "../codec/json.ts";
-import { decodeMsgpack, joinMsgpack, MsgpackWriter, type OnValues } from "../codec/msgpack.ts";
+import { decodeMsgpack, joinMsgpack, MsgpackWriter, type OnProgress } from "../codec/msgpack.ts";
 import type { Parts } from "../codec/parts.ts";
-import { atOnce, inTurns, type Turns } from "../codec/turns.ts";
+import { atOnce, inTurns, type Task } from "../codec/turns.ts";
 import { errors, type StepdError } from "../errors/errors.ts";
 import { ReplyBatcher } from "./_batcher.ts";
 import type { MediaType } from "./negotiate.ts";
 
-/** Decodes a body. Calls `onValues` during the scan, before any value is created. */
-export const decodeBody = (bytes: Buffer, { format }: MediaType, onValues: OnValues): Turns<unknown> =>
-  format === "json" ? decodeJson(bytes, (count) => onValues(count, 0)) : decodeMsgpack(bytes, onValues);
+/** Decodes a body. Calls `onProgress` during the scan, before any value is created. */
+export const decodeBody = (bytes: Buffer, { format }: MediaType, onProgress: OnProgress): Task<unknown> =>
+  format === "json" ? decodeJson(bytes, (count) => onProgress(count, 0)) : decodeMsgpack(bytes, onProgress);
 
 /** Joins encoded values to an encoded array. */
 export const join = (values: readonly Parts[], { format }: MediaType): Parts => (format === "json" ? joinJson(values) : joinMsgpack(values));
@@ -69,7 +69,7 @@ export class Replies {
     return atOnce(this.#encoding(value, type));
   }
 
-  #encoding(value: unknown, { format }: MediaType, onBytes?: (bytes: number) => void): Turns<Parts> {
+  #encoding(value: unknown, { format }: MediaType, onBytes?: (bytes: number) => void): Task<Parts> {
     return format === "json" ? encodeJson(value, onBytes) : this.#writer.encode(value, onBytes);
   }
 

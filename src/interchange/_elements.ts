@@ -1,8 +1,8 @@
 /** Element loops that are too rare for a kernel: plain JavaScript over slots in the arena, a slice at a time. */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, readElement } from "../codec/dtype.ts";
-import type { Turns } from "../codec/turns.ts";
-import type { Tensor } from "../engine/tensors.ts";
+import type { Task } from "../codec/turns.ts";
+import type { ArenaTensor } from "../engine/tensors.ts";
 
 /** Elements between two yields: about 4 ms. */
 const SLICE = 2 ** 18;
@@ -11,7 +11,7 @@ const F32_BYTES = 4;
 const F64_BYTES = 8;
 
 /** Calls `run` with ranges that cover all elements. */
-function* inSlices(elements: number, run: (from: number, to: number) => void): Turns<void> {
+function* inSlices(elements: number, run: (from: number, to: number) => void): Task<void> {
   for (let from = 0; from < elements; from += SLICE) {
     if (from > 0) yield;
     run(from, Math.min(from + SLICE, elements));
@@ -22,7 +22,7 @@ function* inSlices(elements: number, run: (from: number, to: number) => void): T
  * Multiplies or divides all elements of an F32 or F64 tensor in place, in float64, rounded once. Returns the number of elements
  * that the inverse operation does not restore exactly.
  */
-export function* rescale(lease: Lease, { address, elements, bytes, dtype }: Tensor, factor: number, isDivision: boolean): Turns<number> {
+export function* rescale(lease: Lease, { address, elements, bytes, dtype }: ArenaTensor, factor: number, isDivision: boolean): Task<number> {
   const view = new DataView(lease.bytes.buffer, lease.bytes.byteOffset + address, bytes);
   const run = dtype === "F64" ? rescaleF64 : rescaleF32;
   let changed = 0;
@@ -58,7 +58,7 @@ const rescaleF64 = (view: DataView, from: number, to: number, factor: number, is
 };
 
 /** Copies a BF16 or F16 tensor to new memory as F32, exactly. */
-export function* widen(lease: Lease, tensor: Tensor): Turns<Tensor> {
+export function* widen(lease: Lease, tensor: ArenaTensor): Task<ArenaTensor> {
   const bytes = tensor.elements * F32_BYTES;
   const address = lease.alloc(bytes);
   const size = bytesOf(tensor.dtype) as number;

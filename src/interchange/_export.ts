@@ -2,8 +2,8 @@
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { compareCanonical, writeHeaderInTurns } from "../codec/safetensors.ts";
-import { sorted, TURN_ITEMS, type Turns } from "../codec/turns.ts";
-import { type Entry, type ParameterState, STEP, type State, writeEntries } from "../engine/state.ts";
+import { ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
+import { type ParameterState, STEP, type State, type StateEntry, writeEntries } from "../engine/state.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale } from "./_elements.ts";
@@ -36,16 +36,16 @@ class Losses {
 }
 
 /** Writes a state in a foreign format. Throws STATE_MISMATCH, INVALID_PARAMS. */
-export function* exportState(state: State, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Turns<Exported> {
+export function* exportState(state: State, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Task<Exported> {
   const format = convention.format as Foreign;
   const layout = storageLayoutOf(format, optimizer, "/to");
   const betas = layout.isCorrected ? betasOf(convention, "/to") : undefined;
   const keyOf = keyWriter(convention);
   const losses = new Losses();
-  const entries: Entry[] = [];
+  const entries: StateEntry[] = [];
   let done = 0;
   for (const [name, parameter] of state.parameters) {
-    if (++done % TURN_ITEMS === 0) yield;
+    if (++done % ITEMS_PER_YIELD === 0) yield;
     const before = entries.length;
     for (const [slot, { dtype, shape, address }] of parameter.slots) {
       const foreign = layout.slots.get(slot);
@@ -77,21 +77,21 @@ interface Target {
   readonly losses: Losses;
 }
 
-const f32 = (name: string, value: number): Entry => {
+const f32 = (name: string, value: number): StateEntry => {
   const content = Buffer.alloc(4);
   content.writeFloatLE(value);
   return { name, dtype: "F32", shape: [], content };
 };
 
-const f64 = (name: string, value: number): Entry => {
+const f64 = (name: string, value: number): StateEntry => {
   const content = Buffer.alloc(8);
   content.writeDoubleLE(value);
   return { name, dtype: "F64", shape: [], content };
 };
 
 /** The scalar entries of a parameter that the format has: step, weights and scalar slots. */
-const scalarsOf = (name: string, { step, scalars }: ParameterState, { format, optimizer, layout, betas, keyOf, losses }: Target): readonly Entry[] => {
-  const entries: Entry[] = [];
+const scalarsOf = (name: string, { step, scalars }: ParameterState, { format, optimizer, layout, betas, keyOf, losses }: Target): readonly StateEntry[] => {
+  const entries: StateEntry[] = [];
   if (STEP in layout.scalars) {
     if (step > MAX_FLOAT32_COUNT)
       losses.add(`${format} counts steps in float32, where ${step} is ${Math.fround(step)} and nothing counts on beyond ${MAX_FLOAT32_COUNT}`, name);
@@ -112,7 +112,7 @@ const scalarsOf = (name: string, { step, scalars }: ParameterState, { format, op
 };
 
 /** optax's single step count. A parameter before its first step takes the others' count, as if its gradients had been zero. */
-const countOf = (parameters: ReadonlyMap<string, ParameterState>, losses: Losses): Entry => {
+const countOf = (parameters: ReadonlyMap<string, ParameterState>, losses: Losses): StateEntry => {
   const taken = [...parameters].filter(([, { step }]) => step > 0);
   const [first] = taken;
   const count = first?.[1].step ?? 0;
@@ -140,12 +140,12 @@ function* convertSlots(
   { isNegated, slots: held }: StorageLayout,
   betas: readonly [number, number] | undefined,
   lease: Lease,
-): Turns<readonly string[]> {
+): Task<readonly string[]> {
   let changed = 0;
   let read = 0;
   let elements = 0;
   for (const { step, slots } of parameters.values()) {
-    if (++read % TURN_ITEMS === 0) yield;
+    if (++read % ITEMS_PER_YIELD === 0) yield;
     for (const [slot, tensor] of slots) {
       if (!held.has(slot)) continue;
       if (isNegated) yield* rescale(lease, tensor, -1, false);

@@ -2,9 +2,9 @@
 import type { Lease } from "../arena/arena.ts";
 import { COMPUTED } from "../codec/dtype.ts";
 import { readSafetensorsInTurns, type TensorInfo } from "../codec/safetensors.ts";
-import { TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { ITEMS_PER_YIELD, type Task } from "../codec/turns.ts";
 import { emptyState, type ParameterState, STEP, type State } from "../engine/state.ts";
-import type { Tensor } from "../engine/tensors.ts";
+import type { ArenaTensor } from "../engine/tensors.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale, widen } from "./_elements.ts";
@@ -17,7 +17,7 @@ const corrupt = (expected: string, found: string): StepdError => StepdError.mism
 
 /** The entries of one parameter in a file, before its step count is known. */
 interface Draft {
-  readonly slots: Map<string, Tensor>;
+  readonly slots: Map<string, ArenaTensor>;
   readonly scalars: Map<string, number>;
 }
 
@@ -33,7 +33,7 @@ export interface Imported {
 }
 
 /** Reads a file of a foreign format. Throws STATE_CORRUPT, STATE_MISMATCH, UNSUPPORTED_DTYPE, INVALID_PARAMS. */
-export function* importState(file: Buffer, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Turns<Imported> {
+export function* importState(file: Buffer, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Task<Imported> {
   const layout = storageLayoutOf(convention.format as Foreign, optimizer, "/from");
   const betas = layout.isCorrected ? betasOf(convention, "/from") : undefined;
   const { drafts, count } = yield* readFile(file, convention, layout);
@@ -43,14 +43,14 @@ export function* importState(file: Buffer, convention: Convention, optimizer: Op
     if (step === undefined) throw missingStep("the count of steps, which the file does not have", name);
     const scalarSlots = [...scalars].filter(([slot]) => slot in (optimizer.scalarSlots ?? {}));
     state.parameters.set(name, { step, slots, scalars: Object.fromEntries(scalarSlots) });
-    if (state.parameters.size % TURN_ITEMS === 0) yield;
+    if (state.parameters.size % ITEMS_PER_YIELD === 0) yield;
   }
   let read = 0;
   for (const { slots } of state.parameters.values()) {
     for (const [slot, tensor] of slots) if (tensor.dtype !== "F32" && tensor.dtype !== "F64") slots.set(slot, yield* widen(lease, tensor));
     const buffer = slots.get("momentum_buffer");
     if (layout.isNegated && buffer) yield* rescale(lease, buffer, -1, false);
-    if (++read % TURN_ITEMS === 0) yield;
+    if (++read % ITEMS_PER_YIELD === 0) yield;
   }
   return { state, lost: betas ? yield* uncorrect(state.parameters, drafts, betas, lease) : [] };
 }
@@ -58,14 +58,14 @@ export function* importState(file: Buffer, convention: Convention, optimizer: Op
 const missingStep = (expected: string, name: string): StepdError =>
   StepdError.mismatch("INVALID_PARAMS", "/from/step", expected, `none for ${firstNames([name])}`, [name]);
 
-function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCountShared }: StorageLayout): Turns<FileContents> {
+function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCountShared }: StorageLayout): Task<FileContents> {
   const drafts = new Map<string, Draft>();
   const slotOf = new Map([...slots].map(([own, foreign]) => [foreign, own]));
   const known = [...slotOf.keys(), ...Object.keys(scalars)];
   let count: number | undefined;
   const { tensors } = yield* readSafetensorsInTurns(file, FIELD, "STATE_CORRUPT");
   for (const [index, info] of tensors.entries()) {
-    if (index % TURN_ITEMS === TURN_ITEMS - 1) yield;
+    if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
     if (isCountShared && info.name === COUNT) {
       count = readScalar(file, info, ["I32", "I64"], true);
       continue;
@@ -84,7 +84,7 @@ function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCou
   return { drafts, count };
 }
 
-const slotTensor = (file: Buffer, { offset, ...info }: TensorInfo, name: string): Tensor => {
+const slotTensor = (file: Buffer, { offset, ...info }: TensorInfo, name: string): ArenaTensor => {
   if (!(COMPUTED as readonly string[]).includes(info.dtype)) {
     throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${FIELD}/${pointerEscape(info.name)}`, `dtype ${COMPUTED.join(", ")}`, info.dtype, [info.name]);
   }
@@ -140,13 +140,13 @@ function* uncorrect(
   drafts: FileContents["drafts"],
   betas: readonly [number, number],
   lease: Lease,
-): Turns<readonly string[]> {
+): Task<readonly string[]> {
   let read = 0;
   let changed = 0;
   let elements = 0;
   const reweighed: string[] = [];
   for (const [name, { step, slots }] of parameters) {
-    if (++read % TURN_ITEMS === 0) yield;
+    if (++read % ITEMS_PER_YIELD === 0) yield;
     const weights = weightsOf(name, drafts.get(name)?.scalars ?? new Map());
     if (weights.some((weight, index) => weight !== weightAt(betas[index] as number, step))) reweighed.push(name);
     for (const [index, slot] of ["exp_avg", "exp_avg_sq"].entries()) {

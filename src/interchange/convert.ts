@@ -4,7 +4,7 @@
  */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
-import { TURN_ITEMS, type Turns } from "../codec/turns.ts";
+import { ITEMS_PER_YIELD, type Task } from "../codec/turns.ts";
 import { MASTER_PARAM, type ParameterState, readState, type State, writeState } from "../engine/state.ts";
 import { loadBlob } from "../engine/tensors.ts";
 import { describe, StepdError } from "../errors/errors.ts";
@@ -28,7 +28,7 @@ export interface Converted {
 }
 
 /** Converts a state. Overwrites the caller's bytes in the lease. */
-export function* convertState({ state: blob, from, to, optimizer: name, fill }: ConvertInput, lease: Lease): Turns<Converted> {
+export function* convertState({ state: blob, from, to, optimizer: name, fill }: ConvertInput, lease: Lease): Task<Converted> {
   requireUsable(from, "from");
   requireUsable(to, "to");
   const target = name === undefined ? undefined : find(name, "/optimizer");
@@ -66,11 +66,11 @@ const requireFamily = ({ optimizer: source, revision }: State, optimizer: Optimi
 };
 
 /** Removes the slots that the new optimizer does not have. Returns the losses as sentences. */
-function* dropSlots({ parameters }: State, { name, allSlots, scalarSlots = {} }: OptimizerDefinition): Turns<readonly string[]> {
+function* dropSlots({ parameters }: State, { name, allSlots, scalarSlots = {} }: OptimizerDefinition): Task<readonly string[]> {
   let read = 0;
   const lost = new Map<string, string[]>();
   for (const [parameter, { slots, scalars }] of parameters) {
-    if (++read % TURN_ITEMS === 0) yield;
+    if (++read % ITEMS_PER_YIELD === 0) yield;
     const dropped = [
       ...[...slots.keys()].filter((slot) => !allSlots.includes(slot) && slot !== MASTER_PARAM),
       ...Object.keys(scalars).filter((slot) => !(slot in scalarSlots)),
@@ -85,7 +85,7 @@ function* dropSlots({ parameters }: State, { name, allSlots, scalarSlots = {} }:
   return [...lost].map(([slot, names]) => `${name} has no slot ${slot}: ${firstNames(names)}`);
 }
 
-function* fillSlots({ parameters }: State, { name, allSlots, fills = {} }: OptimizerDefinition, fill: readonly string[], lease: Lease): Turns<void> {
+function* fillSlots({ parameters }: State, { name, allSlots, fills = {} }: OptimizerDefinition, fill: readonly string[], lease: Lease): Task<void> {
   let filled = 0;
   for (const [index, slot] of fill.entries()) {
     const field = `/fill/${index}`;
@@ -98,7 +98,7 @@ function* fillSlots({ parameters }: State, { name, allSlots, fills = {} }: Optim
     }
     for (const [parameter, { slots }] of parameters) {
       if (!slots.has(slot)) fillSlot(slots, slot, source, parameter, field, lease);
-      if (++filled % TURN_ITEMS === 0) yield;
+      if (++filled % ITEMS_PER_YIELD === 0) yield;
     }
   }
 }

@@ -7,7 +7,7 @@
  *   unit:  1 if a result is suspect, call count, then its calls
  *   call:  kernel, pointer count, scalar count, then (address, bytes per element) for each pointer, then the scalars
  */
-import type { Turns } from "../codec/turns.ts";
+import type { Task } from "../codec/turns.ts";
 
 /** Elements of a shard, and of a block of a sum. Changing it changes bits, because sums are combined block by block. */
 export const SHARD = 65536;
@@ -84,7 +84,7 @@ export const jobWords = (units: readonly Unit[]): number =>
 const TURN_UNITS = 256;
 
 /** Encodes the job and returns its number of shards. */
-export function* writeJob(units: readonly Unit[], words: Float64Array): Turns<number> {
+export function* writeJob(units: readonly Unit[], words: Float64Array): Task<number> {
   const shards = shardCount(units);
   let shardAt = 1;
   let at = 1 + shards * SHARD_WORDS;

@@ -1,6 +1,6 @@
 /**
- * Converts large integers of results to bigint, guided by their schemas. The MessagePack writer encodes numbers from 2^32 on as
- * float64, which typed readers refuse for an integer; it encodes a bigint as an integer. Real numbers are left unchanged.
+ * Converts large integers in results to bigint, guided by the result's schema. msgpackr encodes a number from 2^32 on as float64,
+ * but typed readers need an integer there. msgpackr encodes a bigint as an integer.
  */
 import { Members } from "../codec/members.ts";
 import { schemas } from "../generated/schemas.gen.ts";
@@ -20,19 +20,20 @@ interface Schema {
   readonly oneOf?: readonly Schema[];
 }
 
-/** The range of numbers that msgpackr writes as integers by itself. */
-const [LEAST, MOST] = [-(2 ** 31), 2 ** 32 - 1];
+/** msgpackr encodes whole numbers in this range as integers. */
+const [MIN_PACKED_INTEGER, MAX_PACKED_INTEGER] = [-(2 ** 31), 2 ** 32 - 1];
 
-const asInteger: Convert = (value) => (typeof value === "number" && Number.isInteger(value) && (value > MOST || value < LEAST) ? BigInt(value) : value);
+const asInteger: Convert = (value) =>
+  typeof value === "number" && Number.isInteger(value) && (value > MAX_PACKED_INTEGER || value < MIN_PACKED_INTEGER) ? BigInt(value) : value;
 
-/** Compiles a schema into a function that converts a result's large integers to bigint. Undefined for a schema without integers. */
+/** Compiles the schema `id` to a function that converts a result. Returns undefined if the schema has no integers. */
 export const integersOf = (id: string): Convert | undefined => compile(schemas.find(({ $id }) => $id === id) as Schema, id);
 
 const compile = (schema: Schema | boolean | undefined, file: string): Convert | undefined => {
   if (typeof schema !== "object") return undefined;
   if (schema.$ref !== undefined) return compile(...resolve(schema.$ref, file));
   const { type, properties, additionalProperties, items, then, else: otherwise, anyOf = [], oneOf = [] } = schema;
-  // Applies all alternatives: one that a value does not match leaves it unchanged.
+  // All alternatives apply, because an alternative that does not match a value leaves it unchanged.
   const converts = [
     [type].flat().includes("integer") ? asInteger : undefined,
     members(Object.entries(properties ?? {}).map(([key, member]) => [key, compile(member, file)])),
@@ -43,7 +44,7 @@ const compile = (schema: Schema | boolean | undefined, file: string): Convert | 
   return converts.length === 0 ? undefined : (value) => converts.reduce((converted, convert) => convert(converted), value);
 };
 
-/** The schema that a reference names, and the file that contains it. */
+/** Finds the schema of a reference. Returns it with the id of its file. */
 const resolve = (ref: string, from: string): [Schema, string] => {
   const [file = "", pointer = ""] = ref.split("#");
   const id = file === "" ? from : file;
@@ -52,11 +53,11 @@ const resolve = (ref: string, from: string): [Schema, string] => {
   return [found as Schema, id];
 };
 
-/** True for plain objects, and false for class instances such as Parts. */
+/** True for plain objects, false for class instances such as Parts. */
 const isPlain = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype;
 
-const changed = (value: Record<string, unknown>, entries: Iterable<readonly [string, Convert]>): Record<string, unknown> => {
+const withConverted = (value: Record<string, unknown>, entries: Iterable<readonly [string, Convert]>): Record<string, unknown> => {
   let copy: Record<string, unknown> | undefined;
   for (const [key, convert] of entries) {
     const item = convert(value[key]);
@@ -69,7 +70,7 @@ const changed = (value: Record<string, unknown>, entries: Iterable<readonly [str
 
 const members = (all: readonly (readonly [string, Convert | undefined])[]): Convert | undefined => {
   const converts = all.filter((entry): entry is readonly [string, Convert] => entry[1] !== undefined);
-  return converts.length === 0 ? undefined : (value) => (isPlain(value) ? changed(value, converts) : value);
+  return converts.length === 0 ? undefined : (value) => (isPlain(value) ? withConverted(value, converts) : value);
 };
 
 const everyMember = (convert: Convert | undefined): Convert | undefined =>
@@ -77,7 +78,7 @@ const everyMember = (convert: Convert | undefined): Convert | undefined =>
   ((value) => {
     if (value instanceof Members) return value.map(convert);
     if (!isPlain(value)) return value;
-    return changed(
+    return withConverted(
       value,
       Object.keys(value).map((key) => [key, convert] as const),
     );

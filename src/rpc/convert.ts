@@ -2,10 +2,10 @@ import type { ConvertParams } from "../generated/wire.gen.ts";
 import { convertState } from "../interchange/convert.ts";
 import type { Method } from "./method.ts";
 
-/** state.convert: converts a state to and from the formats of torch, qhoptim and optax, and between optimizers of a family. */
+/** Method state.convert: converts a state to and from the formats of torch, qhoptim and optax, and between optimizers of a family. */
 export const convert: Method<ConvertParams> = {
   name: "state.convert",
-  summary: "A state to and from the formats of torch, qhoptim and optax, under another optimizer of its family, or with more slots",
+  summary: "Converts a state: to or from the formats of torch, qhoptim and optax, to another optimizer of its family, or to more slots",
   params: "convert.schema.json",
   result: "convert-result.schema.json",
   rest: { verb: "POST", path: "/v1/state/convert" },

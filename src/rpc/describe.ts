@@ -6,10 +6,10 @@ import type { Method } from "./method.ts";
 
 const F32_BYTES = 4;
 
-/** optimizer.describe: formula, references, hyperparameters and cost of one optimizer. */
+/** Method optimizer.describe: returns the formula, references, hyperparameters and cost of one optimizer. */
 export const describe: Method<DescribeParams> = {
   name: "optimizer.describe",
-  summary: "Formula, references, hyperparameters, slots and bytes per parameter of one optimizer",
+  summary: "Describes one optimizer: formula, references, hyperparameters, slots and bytes per parameter",
   params: "describe.schema.json",
   result: "describe-result.schema.json",
   rest: { verb: "GET", path: "/v1/optimizers/{name}" },

@@ -1,4 +1,4 @@
-/** The OpenRPC and OpenAPI documents, derived from the methods and their schemas. */
+/** Generates the OpenRPC and OpenAPI documents from the methods and their schemas. */
 import { errors } from "../errors/errors.ts";
 import { schemas } from "../generated/schemas.gen.ts";
 import type { Method } from "./method.ts";
@@ -7,22 +7,22 @@ type Schema = Readonly<Record<string, unknown>>;
 
 const COMPONENTS_PATH = "components/schemas";
 
-/** Keywords to remove: stepd's own, those that locate a schema, and `discriminator`, which the constants of `name` make redundant. */
+// These are stepd's own keywords and those that locate a schema. `discriminator` is redundant: each branch has a constant `name`.
 const REMOVED_KEYWORDS = ["$id", "$schema", "$comment", "$defs", "tsType", "blob", "discriminator"];
 
-/** Keywords that hold values, not schemas. */
+/** The contents of these keywords are values, not schemas. */
 const VALUE_KEYWORDS = ["const", "default", "enum", "examples"];
 
-/** A blob in JSON: canonical base64 (RFC 4648, section 4), with zero bits before the padding. */
-const BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
+/** Blobs in JSON are canonical base64 (RFC 4648, section 4): the bits before the padding are zero. */
+const BASE64_PATTERN = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
 
-/** A schema that nothing matches. Some client generators do not support `false`. */
+/** This schema matches no value, as `false` does, but some client generators do not support `false`. */
 const NEVER: Schema = { not: {} };
 
 const byId = new Map(schemas.map((schema) => [schema.$id, schema]));
 
-/** The schema that a reference in schemas/ names. References without a file point into tensor.schema.json. */
-const lookUp = (reference: string): Schema => {
+/** Finds the schema of a reference in schemas/. A reference without a file points into tensor.schema.json. */
+const resolveReference = (reference: string): Schema => {
   const [file, pointer = ""] = reference.split("#");
   const schema = byId.get(file || "tensor.schema.json");
   const found = pointer
@@ -33,19 +33,19 @@ const lookUp = (reference: string): Schema => {
   return found as Schema;
 };
 
-/** The nesting depth of a recursive schema, such as a sequence of schedules, in documents that forbid recursive references. */
-const MAX_LEVELS = 2;
+/** OpenRPC forbids recursive references. So recursive schemas, such as a sequence of schedules, are repeated to this depth. */
+const MAX_RECURSION = 2;
 
 /**
- * The components of a document: every schema with a title, under that title. Client generators make a type of each component and
- * resolve references only to components.
+ * Collects the components of a document: every schema with a title becomes a component of that name. Client generators create one
+ * type per component, and they resolve only references to components.
  */
 class Components {
   readonly #found = new Map<string, Schema>();
-  /** The source schema of each title. */
+  /** Maps each title to its schema in schemas/. */
   readonly #sources = new Map<unknown, Schema>();
   readonly #isRecursive: boolean;
-  /** The titles of the components under construction, outermost first. */
+  /** The titles of the components that are being converted, outermost first. */
   readonly #path: string[] = [];
 
   constructor({ isRecursive }: { readonly isRecursive: boolean }) {
@@ -57,11 +57,11 @@ class Components {
   }
 
   /** Converts a schema of schemas/ to standard JSON Schema, without stepd's own keywords and without if/then/else. */
-  standard(value: unknown): unknown {
-    if (Array.isArray(value)) return value.map((item) => this.standard(item));
+  toStandard(value: unknown): unknown {
+    if (Array.isArray(value)) return value.map((item) => this.toStandard(item));
     if (typeof value !== "object" || value === null) return value;
     const { $ref, title, ...rest } = value as Schema;
-    if (typeof $ref === "string") return { ...this.#plain(rest), ...(this.standard(lookUp($ref)) as Schema) };
+    if (typeof $ref === "string") return { ...this.#plain(rest), ...(this.toStandard(resolveReference($ref)) as Schema) };
     return typeof title === "string" ? this.#component(title, value as Schema) : this.#plain(rest);
   }
 
@@ -77,7 +77,7 @@ class Components {
     const level = this.#isRecursive ? 0 : this.#levelOf(title);
     const name = level === 0 ? title : `${title}${level + 1}`;
     if (!this.#found.has(name)) {
-      // Registers the name before converting the parts, because they may refer back to it.
+      // The name is registered first, because the schema may contain references to itself.
       this.#found.set(name, {});
       this.#path.push(title);
       this.#found.set(name, this.#plain({ ...schema, title: name }));
@@ -97,32 +97,32 @@ class Components {
         .filter(([key]) => !REMOVED_KEYWORDS.includes(key))
         .map(([key, value]) => [key, this.#keyword(key, value)]),
     );
-    if (condition !== undefined) return { ...own, oneOf: branches(schema).map((branch) => this.standard(branch)) };
-    return "blob" in schema ? { ...own, type: "string", pattern: BASE64 } : own;
+    if (condition !== undefined) return { ...own, oneOf: branches(schema).map((branch) => this.toStandard(branch)) };
+    return "blob" in schema ? { ...own, type: "string", pattern: BASE64_PATTERN } : own;
   }
 
   #keyword(key: string, value: unknown): unknown {
     if (VALUE_KEYWORDS.includes(key)) return value;
-    // The keys of `properties` are names, not keywords, even where they look alike.
+    // The keys of `properties` are field names, even if they look like keywords.
     if (key === "properties")
-      return Object.fromEntries(Object.entries(value as Schema).map(([name, schema]) => [name, schema === false ? NEVER : this.standard(schema)]));
-    if (key !== "oneOf" || this.#isRecursive) return this.standard(value);
-    return (value as readonly Schema[]).filter(({ title }) => this.#levelOf(title) < MAX_LEVELS).map((branch) => this.standard(branch));
+      return Object.fromEntries(Object.entries(value as Schema).map(([name, schema]) => [name, schema === false ? NEVER : this.toStandard(schema)]));
+    if (key !== "oneOf" || this.#isRecursive) return this.toStandard(value);
+    return (value as readonly Schema[]).filter(({ title }) => this.#levelOf(title) < MAX_RECURSION).map((branch) => this.toStandard(branch));
   }
 }
 
-/** The branches of if/then/else as a list of alternatives for oneOf. */
+/** Converts if/then/else to a list of alternatives for `oneOf`. */
 const branches = ({ if: condition, then, else: otherwise }: Schema): readonly unknown[] => {
   const last = otherwise as Schema;
   return [then === true ? condition : then, ...("if" in last ? branches(last) : [last])];
 };
 
 const propertiesOf = (id: string): { readonly properties: Readonly<Record<string, Schema>>; readonly required: readonly string[] } => {
-  const schema = lookUp(id);
+  const schema = resolveReference(id);
   return { properties: (schema["properties"] ?? {}) as Record<string, Schema>, required: (schema["required"] ?? []) as string[] };
 };
 
-/** The OpenRPC 1.3 document. OpenRPC tools inline all references, so it must not contain recursive ones. */
+/** Generates the OpenRPC 1.3 document. OpenRPC tools inline all references, so none may be recursive. */
 export const openRpc = (methods: readonly Method[], version: string): Schema => {
   const components = new Components({ isRecursive: false });
   return {
@@ -139,8 +139,8 @@ export const openRpc = (methods: readonly Method[], version: string): Schema => 
         name,
         summary,
         paramStructure: "by-name",
-        params: Object.entries(properties).map(([key, schema]) => ({ name: key, required: required.includes(key), schema: components.standard(schema) })),
-        result: { name: "result", schema: components.standard(lookUp(result)) },
+        params: Object.entries(properties).map(([key, schema]) => ({ name: key, required: required.includes(key), schema: components.toStandard(schema) })),
+        result: { name: "result", schema: components.toStandard(resolveReference(result)) },
         errors: Object.entries(errors).map(([error, { code, title }]) => ({ code, message: title, data: { name: error } })),
       };
     }),
@@ -148,23 +148,23 @@ export const openRpc = (methods: readonly Method[], version: string): Schema => 
   };
 };
 
-/** Descriptions of the tags: the first words of the methods' names. */
+/** Describes each tag. A method's tag is the first word of its name. */
 const TAGS: Readonly<Record<string, string>> = {
-  optimizer: "Optimizers: steps, and what comes before and beside them",
-  state: "States of optimizers: what they hold, and their conversion",
+  optimizer: "Optimizers: steps, initial state, norms, plans and descriptions",
+  state: "Optimizer states: contents and conversion",
   schedule: "Learning-rate schedules",
   rpc: "The service itself",
 };
 
 const MEDIA_TYPES = ["application/json", "application/vnd.msgpack"];
 
-/** The media types of problem details. Only the JSON form has a type of its own. */
+/** Errors have these media types. Only the JSON form has one of its own. */
 const PROBLEM_TYPES = ["application/problem+json", "application/vnd.msgpack"];
 
-/** The OpenAPI 3.1 document of the REST API. */
+/** Generates the OpenAPI 3.1 document of the REST API. */
 export const openApi = (methods: readonly Method[], version: string): Schema => {
   const components = new Components({ isRecursive: true });
-  const content = (id: string): Schema => Object.fromEntries(MEDIA_TYPES.map((type) => [type, { schema: components.standard(lookUp(id)) }]));
+  const content = (id: string): Schema => Object.fromEntries(MEDIA_TYPES.map((type) => [type, { schema: components.toStandard(resolveReference(id)) }]));
   const problem = components.add("Problem", {
     description: "A problem (RFC 9457).",
     type: "object",
@@ -189,15 +189,15 @@ export const openApi = (methods: readonly Method[], version: string): Schema => 
       [rest.verb.toLowerCase()]: {
         operationId: name,
         summary,
-        description: lookUp(rest.verb === "POST" ? params : result)["description"],
+        description: resolveReference(rest.verb === "POST" ? params : result)["description"],
         tags: [name.split(".")[0]],
         ...(inPath.length > 0 && {
-          parameters: inPath.map((key) => ({ name: key, in: "path", required: true, schema: components.standard(properties[key]) })),
+          parameters: inPath.map((key) => ({ name: key, in: "path", required: true, schema: components.toStandard(properties[key]) })),
         }),
         ...(rest.verb === "POST" && { requestBody: { required: true, content: content(params) } }),
         responses: {
           200: { description: "The result", content: content(result) },
-          "4XX": failure("What was asked for cannot be"),
+          "4XX": failure("The request is invalid or cannot be served"),
           "5XX": failure("The server failed, or is shutting down"),
         },
       },
@@ -213,7 +213,7 @@ export const openApi = (methods: readonly Method[], version: string): Schema => 
     },
     servers: [{ url: "/" }],
     tags: Object.entries(TAGS).map(([name, description]) => ({ name, description })),
-    // Authentication is optional: servers without tokens accept calls without one.
+    // Authentication is optional, because a server without tokens accepts all calls.
     security: [{}, { bearer: [] }],
     paths,
     components: { schemas: components.schemas, securitySchemes: { bearer: { type: "http", scheme: "bearer" } } },

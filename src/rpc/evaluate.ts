@@ -4,13 +4,13 @@ import type { EvaluateParams } from "../generated/wire.gen.ts";
 import { prepare, type Rates } from "../schedules/registry.ts";
 import type { Method } from "./method.ts";
 
-/** Steps evaluated between two yields to other calls. The slowest schedules take 3 us per step, and a range has at most 10,000. */
+/** Evaluation yields to other calls after this many steps. The slowest schedules take 3 us per step; a call has at most 10,000 steps. */
 const STEPS_PER_YIELD = 5000;
 
-/** schedule.evaluate: the learning rates that optimizer.step uses, for a range of steps. */
+/** Method schedule.evaluate: returns the learning rates that optimizer.step uses, for a range of steps. */
 export const evaluate: Method<EvaluateParams> = {
   name: "schedule.evaluate",
-  summary: "Learning rates, and momentums where they cycle, for a range of steps of a schedule",
+  summary: "Evaluates a schedule for a range of steps: learning rates, and momentums if the schedule cycles them",
   params: "evaluate.schema.json",
   result: "evaluate-result.schema.json",
   rest: { verb: "POST", path: "/v1/schedule" },

@@ -1,10 +1,10 @@
 import type { InitParams } from "../generated/wire.gen.ts";
 import type { Method } from "./method.ts";
 
-/** optimizer.init: the state before the first step. optimizer.step without a state starts from the same one. */
+/** Method optimizer.init: creates the state before the first step. A call of optimizer.step without a state starts from the same one. */
 export const init: Method<InitParams> = {
   name: "optimizer.init",
-  summary: "The state before the first step: starting values, step 0",
+  summary: "Creates the state before the first step: initial values, step 0",
   params: "init.schema.json",
   result: "init-result.schema.json",
   rest: { verb: "POST", path: "/v1/init" },

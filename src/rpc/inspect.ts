@@ -3,10 +3,10 @@ import { STATE_FORMAT } from "../engine/engine.ts";
 import type { InspectParams } from "../generated/wire.gen.ts";
 import type { Method } from "./method.ts";
 
-/** state.inspect: the contents of a state without its values: optimizer, steps, slots, dtypes and shapes. */
+/** Method state.inspect: lists a state's optimizer, steps, slots, dtypes and shapes, without the slots' values. */
 export const inspect: Method<InspectParams> = {
   name: "state.inspect",
-  summary: "What a state holds: optimizer, steps, slots with dtypes and shapes",
+  summary: "Lists the contents of a state: optimizer, steps, slots with dtypes and shapes",
   params: "inspect.schema.json",
   result: "inspect-result.schema.json",
   rest: { verb: "POST", path: "/v1/state/inspect" },

@@ -1,10 +1,10 @@
 import { registry } from "../optimizers/registry.ts";
 import type { Method } from "./method.ts";
 
-/** optimizer.list: all optimizers with their formulas. */
+/** Method optimizer.list: returns the names, titles and formulas of all optimizers. */
 export const list: Method = {
   name: "optimizer.list",
-  summary: "The optimizers of this server with their formulas",
+  summary: "Lists the optimizers of this server with their formulas",
   params: "list.schema.json",
   result: "list-result.schema.json",
   rest: { verb: "GET", path: "/v1/optimizers" },

@@ -1,10 +1,10 @@
-/** The definition of an RPC method: its name, schemas, REST route and handler. */
+/** The interface that every RPC method implements. */
 import type { Blobs } from "../blobs/blobs.ts";
 import type { Engine, Lease, QueueTime } from "../engine/engine.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
 
-/** The services and request state that a method's handler receives. */
-export interface Context {
+/** The services and the request's state, passed to each method. */
+export interface MethodContext {
   readonly engine: Engine;
   readonly blobs: Blobs;
   readonly lease: Lease;
@@ -16,11 +16,11 @@ export interface Context {
 export interface Method<Params = never, Result = unknown> {
   readonly name: string;
   readonly summary: string;
-  /** The schema file of the parameters. */
+  /** The file in schemas/ that describes the parameters. */
   readonly params: string;
-  /** The schema file of the result. */
+  /** The file in schemas/ that describes the result. */
   readonly result: string;
-  /** The route in the REST API. Path parameters in braces are parameters of the method. */
+  /** The method's REST route. A path segment in braces is a parameter of the method. */
   readonly rest?: { readonly verb: "GET" | "POST"; readonly path: string };
-  handle(params: Params, context: Context): Result | Promise<Result>;
+  handle(params: Params, context: MethodContext): Result | Promise<Result>;
 }

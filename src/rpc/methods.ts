@@ -1,4 +1,4 @@
-/** All methods, in the order of the documentation. */
+/** Lists all methods in the order of the documentation. */
 import { convert } from "./convert.ts";
 import { describe } from "./describe.ts";
 import { evaluate } from "./evaluate.ts";
@@ -12,7 +12,7 @@ import { step } from "./step.ts";
 
 const discover: Method = {
   name: "rpc.discover",
-  summary: "The OpenRPC document of this server",
+  summary: "Returns the OpenRPC document of this server",
   params: "discover.schema.json",
   result: "discover-result.schema.json",
   rest: { verb: "GET", path: "/openrpc.json" },

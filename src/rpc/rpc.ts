@@ -1,4 +1,4 @@
-/** JSON-RPC 2.0 over decoded values: single calls, batches, notifications. codec/ handles the encoding, http/ the transport. */
+/** JSON-RPC 2.0 for decoded bodies: single calls, batches and notifications. codec/ decodes the bodies, and http/ transports them. */
 import { setImmediate } from "node:timers/promises";
 import type { Blobs } from "../blobs/blobs.ts";
 import { inTurns } from "../codec/turns.ts";
@@ -17,71 +17,71 @@ export type { Method } from "./method.ts";
 
 const MAX_BATCH = 100;
 
-/** Errors that set the HTTP status of an RPC reply, because proxies and clients act on it. */
+/** These errors also set the HTTP status of a JSON-RPC reply, because proxies and clients act on the status. */
 const STATUS_ERRORS: readonly ErrorName[] = ["OVERLOADED", "PAYLOAD_TOO_LARGE", "DRAINING", "WORKER_LOST"];
 
-/** A request id. The codec wraps a number in a Number object to write it back exactly as received. */
+/** The id of a call. The codec returns a number as a Number object if only that keeps its exact spelling. */
 type Id = string | number | bigint | InstanceType<typeof Number> | null;
 
 const [LEAST_INTEGER, MOST_INTEGER] = [-(2n ** 63n), 2n ** 64n - 1n];
 
-/** True if both formats can return the id unchanged. */
+/** True if both JSON and MessagePack can encode the id exactly. */
 const isId = (id: unknown): id is Id => {
   if (typeof id === "bigint") return id >= LEAST_INTEGER && id <= MOST_INTEGER;
   if (typeof id === "number" || id instanceof Number) return Number.isFinite(Number(id));
   return typeof id === "string" || id === null;
 };
 
-/** Receives the outcome of each call, for metrics and logs: the method's name (or "unknown"), and the error's name or "ok". */
+/** Receives each call's outcome for metrics and logs. `method` is "unknown" if no such method exists. */
 export type Observer = (method: string, outcome: ErrorName | "ok", error?: unknown) => void;
 
 export interface RpcReply {
   readonly status: number;
-  /** The reply, or for a batch the list of replies after `finish`. Undefined if the body has only notifications. */
+  /** The reply. A batch has a list of replies, each after `finish`. Undefined if the body has only notifications. */
   readonly value: unknown;
   readonly retryAfter: number | undefined;
 }
 
-/** The services that the methods use. */
-export interface Dependencies {
+/** The services that methods receive. */
+export interface Services {
   readonly engine: Engine;
-  /** The blob references of a caller, which is the name of a token. */
+  /** Returns the blob store of a caller. `caller` is the name of the request's token. */
   blobs(caller: string | undefined): Blobs;
   readonly telemetry: Telemetry;
 }
 
-/** The per-request state. */
+/** The request that a call belongs to. */
 export interface Request {
   readonly lease: Lease;
   readonly caller: string | undefined;
 }
 
-const byName: ReadonlyMap<string, Method> = new Map(methods.map((method) => [method.name, method]));
+const methodOf: ReadonlyMap<string, Method> = new Map(methods.map((method) => [method.name, method]));
 
 export class Rpc {
   readonly methods = methods;
   readonly openRpc: unknown;
   readonly openApi: unknown;
   readonly #integers: ReadonlyMap<string, ReturnType<typeof integersOf>>;
-  readonly #dependencies: Dependencies;
+  readonly #services: Services;
 
-  constructor(version: string, dependencies: Dependencies) {
-    this.#dependencies = dependencies;
+  constructor(version: string, services: Services) {
+    this.#services = services;
     this.#integers = new Map(methods.map(({ name, result }) => [name, integersOf(result)]));
     this.openRpc = openRpc(methods, version);
     this.openApi = openApi(methods, version);
   }
 
-  /** Calls one method. Throws StepdError. */
+  /** Calls a method. Throws only StepdError. */
   async call(name: string, params: unknown, { lease, caller }: Request, observe: Observer): Promise<unknown> {
-    const { engine, telemetry } = this.#dependencies;
-    const method = byName.get(name);
+    const { engine, telemetry } = this.#services;
+    const method = methodOf.get(name);
     const start = performance.now();
     const queueTime: QueueTime = { seconds: 0 };
-    const blobs = this.#dependencies.blobs(caller);
+    const blobs = this.#services.blobs(caller);
     try {
       if (!method) {
-        const near = nearest(name, [...byName.keys()]);
+        const near = nearest(name, [...methodOf.keys()]);
         const hint = near === undefined ? "" : ` (the nearest is ${near})`;
         throw new StepdError("METHOD_NOT_FOUND", `/method: there is no method ${describeValue(name)}${hint}; rpc.discover lists them`, {
           field: "/method",
@@ -101,13 +101,13 @@ export class Rpc {
     }
   }
 
-  /** Prepares a result for the wire: large integers become bigint. */
+  /** Converts a method's result for encoding: large integers become bigint. */
   toWire(name: string, result: unknown): unknown {
     const convert = this.#integers.get(name);
     return convert ? convert(result) : result;
   }
 
-  /** Answers a decoded body. In a batch, `finish` runs on each reply before the next call, so that the memory of all replies is limited in time. */
+  /** Answers a decoded body. In a batch, `finish` consumes each reply before the next call runs, which limits the memory of replies. */
   async handle(
     body: unknown,
     request: Request,
@@ -125,10 +125,10 @@ export class Rpc {
       observe("unknown", error.code, error);
       return { status: 200, value: errorReply(null, error, requestId), retryAfter: undefined };
     }
-    // Sequential, because the calls share a lease, and so that a batch gets no more of the pool than a single call.
+    // A batch runs one call at a time, because its calls share a lease and must not occupy more of the pool than a single call.
     const values: unknown[] = [];
     for (const item of body) {
-      // Yields between calls, because small ones run on this thread.
+      // Small calls run on this thread, so the batch yields to other requests between its calls.
       if (item !== body[0]) await setImmediate();
       const { value } = await this.#answer(item, request, requestId, observe);
       if (value !== undefined) values.push(await finish(value));
@@ -158,20 +158,20 @@ export class Rpc {
 interface Call {
   readonly method: string;
   readonly params: unknown;
-  /** Undefined for a notification. null is an ordinary id. */
+  /** Undefined for a notification; null is an ordinary id. */
   readonly id: Id | undefined;
 }
 
-const MEMBERS = ["jsonrpc", "method", "params", "id"];
+const CALL_MEMBERS = ["jsonrpc", "method", "params", "id"];
 
-/** Reads a request object. Throws INVALID_REQUEST. */
+/** Reads a JSON-RPC request object. Throws INVALID_REQUEST. */
 const readCall = (item: unknown): Call => {
   const invalid = (field: string, expected: string, found: unknown): StepdError =>
     StepdError.mismatch("INVALID_REQUEST", field, expected, found === undefined ? "none" : describeValue(found));
   if (typeof item !== "object" || item === null || Array.isArray(item) || item instanceof Uint8Array) throw invalid("", "a JSON-RPC request object", item);
   const { jsonrpc, method, params, id } = item as Record<string, unknown>;
-  const unknown = Object.keys(item).find((key) => !MEMBERS.includes(key));
-  if (unknown !== undefined) throw invalid(`/${unknown}`, `one of ${MEMBERS.join(", ")}`, unknown);
+  const unknown = Object.keys(item).find((key) => !CALL_MEMBERS.includes(key));
+  if (unknown !== undefined) throw invalid(`/${unknown}`, `one of ${CALL_MEMBERS.join(", ")}`, unknown);
   if (jsonrpc !== "2.0") throw invalid("/jsonrpc", '"2.0"', jsonrpc);
   if (typeof method !== "string") throw invalid("/method", "a string", method);
   if (params !== undefined && (typeof params !== "object" || params instanceof Uint8Array)) throw invalid("/params", "an object", params);
@@ -179,7 +179,7 @@ const readCall = (item: unknown): Call => {
   return { method, params: paramsByName(params), id };
 };
 
-/** Clients that send parameters by position encode no parameters as [] or null, and named parameters as a one-element list. */
+/** Accepts [] and null as no parameters and [object] as named parameters, as clients with positional parameters send them. */
 const paramsByName = (params: unknown): unknown => {
   if (!Array.isArray(params)) return params ?? {};
   if (params.length === 0) return {};
@@ -187,7 +187,7 @@ const paramsByName = (params: unknown): unknown => {
   return params.length === 1 && typeof only === "object" && only !== null && !Array.isArray(only) && !(only instanceof Uint8Array) ? only : params;
 };
 
-/** The error reply of JSON-RPC, also for requests to /rpc that are refused before they are decoded. */
+/** Builds the error reply of JSON-RPC. It also serves requests to /rpc that are rejected before they are decoded. */
 export const errorReply = (id: Id, error: StepdError, requestId: string): unknown => ({
   jsonrpc: "2.0",
   error: { code: errors[error.code].code, message: error.message, data: { name: error.code, ...error.detail, request_id: requestId } },

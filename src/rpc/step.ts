@@ -3,10 +3,10 @@ import { StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
 import type { Method } from "./method.ts";
 
-/** optimizer.step: returns new parameters and new state, or an error without any change. */
+/** Method optimizer.step: returns new parameters and new state, or an error without any change. */
 export const step: Method<StepParams> = {
   name: "optimizer.step",
-  summary: "One optimizer update: parameters, gradients and state in, new parameters and new state out",
+  summary: "Runs one optimizer step: takes parameters, gradients and state, returns new parameters and new state",
   params: "step.schema.json",
   result: "step-result.schema.json",
   rest: { verb: "POST", path: "/v1/step" },
@@ -30,5 +30,5 @@ export const step: Method<StepParams> = {
 
 const isWorkerLost = (error: unknown): boolean => error instanceof StepdError && error.code === "WORKER_LOST";
 
-/** True if a failed step left the inputs unchanged, because none is a blob in the lease: they are files, cached blobs, or lists of numbers. */
+/** True if a failed step left its inputs intact. Steps overwrite blobs of the request, but not files, cached blobs or lists of numbers. */
 const isInputIntact = ({ params, grads, state }: StepParams): boolean => ![params, grads, state].some((source) => source instanceof Uint8Array);

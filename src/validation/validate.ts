@@ -1,7 +1,7 @@
 /** Validates values against schemas/. Errors name the field, the expected and the found value. */
 import type { ErrorObject, ValidateFunction } from "ajv";
 import { Ajv2020 } from "ajv/dist/2020.js";
-import { atOnce, type Turns } from "../codec/turns.ts";
+import { atOnce, type Task } from "../codec/turns.ts";
 import { characters } from "../errors/characters.ts";
 import { describe as describeValue, pointerEscape, StepdError } from "../errors/errors.ts";
 import { nearest } from "../errors/nearest.ts";
@@ -50,7 +50,7 @@ interface Long {
 }
 
 /** Does what `validate` does, one share of each long list and map at a time. No schema relates the members of a list or map to each other. */
-export function* validateInTurns(schema: string, value: unknown, prefix = ""): Turns<void> {
+export function* validateInTurns(schema: string, value: unknown, prefix = ""): Task<void> {
   const check = validators.get(schema);
   if (!check) throw new Error(`there is no schema ${schema}`);
   const keys = new Map<object, readonly string[]>();
@@ -73,7 +73,7 @@ export function* validateInTurns(schema: string, value: unknown, prefix = ""): T
 }
 
 /** Checks the other shares of long lists and maps, one at a time. `whole` is the value with first shares only. */
-function* checkOtherShares(check: ValidateFunction, whole: unknown, longParts: readonly Long[], prefix: string): Turns<void> {
+function* checkOtherShares(check: ValidateFunction, whole: unknown, longParts: readonly Long[], prefix: string): Task<void> {
   for (const { path, value, keys } of longParts) {
     const isList = Array.isArray(value);
     const count = isList ? value.length : keys.length;

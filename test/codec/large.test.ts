@@ -6,7 +6,7 @@ import { decodeJson, encodeJson } from "../../src/codec/json.ts";
 import { Members, plainOf } from "../../src/codec/members.ts";
 import { decodeMsgpack, MsgpackWriter } from "../../src/codec/msgpack.ts";
 import { Parts } from "../../src/codec/parts.ts";
-import { atOnce, type Turns } from "../../src/codec/turns.ts";
+import { atOnce, type Task } from "../../src/codec/turns.ts";
 
 const packr = new Packr({ useRecords: false, variableMapSize: true });
 const unpackr = new Unpackr({ useRecords: false, mapsAsObjects: true });
@@ -28,7 +28,7 @@ const VALUES: Readonly<Record<string, unknown>> = {
 };
 
 /** Counts how often the work yields. */
-const countYields = <T>(work: Turns<T>): number => {
+const countYields = <T>(work: Task<T>): number => {
   let count = 0;
   while (!work.next().done) count++;
   return count;

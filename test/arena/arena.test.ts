@@ -1,4 +1,4 @@
-/** The arena: first fit, merging of neighbours, growth, refusals, and a long random run checked against a model. */
+/** Tests the arena: first fit, merging of free neighbours, growth, refusals, and a long random run compared with a model. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Arena, type Lease } from "../../src/arena/arena.ts";

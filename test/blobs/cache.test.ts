@@ -1,4 +1,6 @@
-/** Cached results: addressed by digest, separate for each caller, bounded in size, and never required. */
+/**
+ * Tests cached results: the digests that address them, the separation of callers, the size limit, and calls without a cache.
+ */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -106,7 +108,7 @@ test("a result above the cache's size is not cached, and a call that would lose 
   assert.equal(kept.cached?.state, undefined);
   await requireError({ ...large, reply: { cache: true, state: "none" } }, "PAYLOAD_TOO_LARGE", "/reply/state", small);
   assert.ok((await small.metric("stepd_cache_used_bytes")) <= 2 ** 20);
-  // The state of SGD with momentum is as large as the parameters: one of them fits, both do not.
+  // The state of SGD with momentum is as large as the parameters. The cache has room for one of the two.
   const half = await small.call<CachedReply>("optimizer.step", { ...large, optimizer: { name: "sgd", momentum: 0.9 }, reply: { cache: true } });
   assert.deepEqual(Object.keys(half.cached ?? {}), ["state"]);
 });
@@ -125,7 +127,7 @@ test("the least recently used blob is evicted first, and copies in progress coun
   assert.ok(many.filter((name) => name !== undefined && cache.get(name, undefined)).length <= 2);
 });
 
-/** Rounds float32 to BF16 (nearest even) with integer arithmetic, as a reference. */
+/** Rounds float32 to BF16 (to nearest even) with integer arithmetic, as a reference. */
 const rounded = (file: Uint8Array): Map<string, Buffer> =>
   new Map(
     [...readFile(file).entries].map(([name, { bytes }]) => {
@@ -149,7 +151,7 @@ test("reply.params bf16 rounds to nearest even, keeps the order and form of the 
     assert.ok(bytes.equals(bits.get(name) as Buffer), name);
   }
   requireSame(found.state, expected.state, "state");
-  // A tensor without a gradient stays unchanged, so its rounding loses nothing.
+  // A tensor without a gradient does not change, so rounding it loses nothing.
   const plain = { optimizer: { name: "sgd" }, params: { w: { shape: [3], values: [1, 1.00390625, "NaN"] } }, grads: {} };
   const reply = await service.call<{ params: unknown }>("optimizer.step", { ...plain, reply: { params: "bf16" } });
   assert.deepEqual(reply.params, { w: { shape: [3], dtype: "BF16", values: [1, 1, "NaN"] } });
@@ -186,21 +188,21 @@ test("a skipped step honours reply.params and reply.state", async () => {
 
 test("a call that would lose the new parameters, because they are not cached, is refused", async () => {
   const lost = (reply: unknown, more = {}, to = service) => requireError({ ...call, ...more, reply }, "INVALID_PARAMS", "/reply/params", to);
-  // Tensors by name are never cached.
+  // The server never caches tensors by name.
   const byName = { params: { w: { shape: [1], values: [1] } }, grads: { w: { shape: [1], values: [1] } } };
   await lost({ params: "none", cache: true }, byName);
   await using bare = await TestService.start();
   await lost({ params: "none", cache: true }, {}, bare);
-  // The state alone fits into the cache; state and parameters together do not.
+  // The cache has room for the state alone, but not for state and parameters together.
   await using small = await TestService.start({ STEPD_CACHE_MIB: "1" });
   const wide = { w: [100_000] };
   const large = { params: writeTensors(startParams(wide)), grads: writeTensors(gradsAt(wide, 0)) };
   for (const params of ["none", "bf16"])
     await requireError({ ...call, ...large, reply: { params, state: "none", cache: true } }, "PAYLOAD_TOO_LARGE", "/reply/params", small);
-  // A state with master copies contains the parameters, so nothing is lost.
+  // A state with master weights contains the parameters, so the reply may omit the parameters.
   const narrow = { params: { w: { shape: [1], dtype: "BF16", values: [1] } }, grads: { w: { shape: [1], values: [1] } } };
   const reply = await bare.call<StepReply>("optimizer.step", { ...call, ...narrow, master_weights: true, reply: { params: "none", cache: true } });
   assert.deepEqual(["params" in reply, "state" in reply], [false, true]);
-  // reply.cache is absent, so parameters may be left out.
+  // Without reply.cache, the reply may omit the parameters.
   assert.equal("params" in (await bare.call<StepReply>("optimizer.step", { ...call, reply: { params: "none" } })), false);
 });

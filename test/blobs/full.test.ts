@@ -1,4 +1,4 @@
-/** Results whose file in the shared folder runs out of space in the middle of a write. */
+/** Tests results whose file in the shared folder runs out of space in the middle of a write. */
 import assert from "node:assert/strict";
 import { execFileSync, spawnSync } from "node:child_process";
 import { mkdirSync, truncateSync, writeFileSync } from "node:fs";
@@ -20,7 +20,7 @@ const params = writeTensors(startParams(SMALL));
 const grads = writeTensors(gradsAt(SMALL, 0));
 const optimizer = { name: "adamw" };
 
-/** The problem details of a step that must fail. */
+/** Returns the problem details of a step that must fail. */
 const refusalOf = async (service: TestService, call: unknown): Promise<RpcError["data"] & { readonly status: number }> => {
   const response = await service.post("/v1/step", pack(call), MSGPACK);
   return (await readReply(response)) as RpcError["data"] & { readonly status: number };
@@ -43,7 +43,7 @@ test("EFBIG: the file size limit ends in the middle of a place", async () => {
   assert.deepEqual([status, name, field], [400, "INVALID_PARAMS", "/reply/into/state/file"]);
   assert.equal(wanted, `a place that takes all ${expected.state.length} bytes of the result`);
   assert.equal(found, `EFBIG, the server's limit of file sizes (ulimit -f), after ${written} bytes; what was there before is overwritten so far`);
-  // The bytes before the failure are written, and no others.
+  // The server wrote the bytes before the failure, and no others.
   const bytes = folder.read(room);
   assert.ok(bytes.subarray(0, written).equals(Buffer.from(expected.state).subarray(0, written)));
   assert.ok(bytes.subarray(written).every((byte) => byte === 0));
@@ -64,7 +64,8 @@ test("ENOSPC: a full file system cannot fill a hole that the file's block count 
   if (!mounted) return context.skip("nothing can be mounted here");
   await using service = await TestService.start({ STEPD_SHARED_DIR: full });
   const expected = await service.call<StepReply>("optimizer.step", { optimizer, params, grads });
-  // One allocated page, then holes, then blocks allocated behind the end that hide the holes in the block count.
+  // The file has one allocated page, then holes. Blocks allocated behind its end make the block count look as if it had no
+  // holes.
   const file = join(full, "holes");
   writeFileSync(file, Buffer.alloc(PAGE));
   truncateSync(file, 8 * PAGE);

@@ -1,4 +1,4 @@
-/** Steps on files of the shared folder: the same bytes as over the socket, and no access to other callers' files. */
+/** Tests steps on files of the shared folder: the same bytes as over the socket, and no access to other callers' files. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { linkSync, mkdirSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
@@ -13,7 +13,7 @@ import { variants } from "../support/variants.ts";
 import { type Place, SharedFolder } from "./_folder.ts";
 
 const STEPS = 3;
-/** Larger than any state in these tests. */
+/** The room for a state is larger than any state in these tests. */
 const STATE_ROOM = 8 * 2 ** 20;
 
 let folder: SharedFolder;
@@ -77,7 +77,7 @@ test("results written to other places leave the inputs unchanged", async () => {
   requireSame(folder.read(reply.params), expected.params, "params");
   requireSame(folder.read(reply.state), expected.state, "state");
   requireSame(folder.read(from), params, "the params given");
-  // Results of tensors that came over the socket can go to files, too.
+  // Tensors that came over the socket can have their results in files, too.
   const mixed = await service.call<SharedReply>("optimizer.step", { optimizer, params, grads, reply: { into: { params: to, state: room } } });
   assert.deepEqual(mixed, reply);
 });
@@ -111,7 +111,7 @@ test("a refused step writes nothing", async () => {
   const [at, gradPlace, room, small] = folder.write("refused", params, bad, STATE_ROOM, 100) as [Place, Place, Place, Place];
   const call = { optimizer, params: at, grads: gradPlace, reply: { into: { state: room } } };
   await requireError(call, "/grads", /NaN or infinity/, "NON_FINITE_GRADIENT");
-  // The missing room for the state is noticed before the parameters are written.
+  // The server refuses the too small room for the state before it writes the parameters.
   await requireError(
     { ...call, grads, reply: { into: { state: small } } },
     "/reply/into/state/length",
@@ -175,7 +175,7 @@ test("a file that shrinks during the read is an error", async () => {
     (error: Error) => error.message,
   );
   truncateSync(join(folder.path, "cut"), 8);
-  // The server may finish before the truncation; in either case it must answer and stay alive.
+  // The server may finish before the truncation. In either case it must answer and stay alive.
   assert.match(await call, /^ok$|\/params\/length: expected|cut/);
   assert.equal(await service.metric("stepd_arena_used_bytes"), 0);
 });
@@ -295,7 +295,7 @@ test("BF16 parameters do not overwrite the full-precision file unless asked to",
 
 test("calls with files leave the arena's reserve to small calls", async () => {
   await using service = await TestService.start({ STEPD_SHARED_DIR: folder.path, STEPD_ARENA_MIB: "64" });
-  // Two of these fill the arena up to a few KiB.
+  // Two tensors of this size fill the arena up to a few KiB.
   const elements = 2 ** 23 - 1024;
   const large = writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(1) } });
   const [at] = folder.write("greedy", large) as [Place];
@@ -326,7 +326,7 @@ test("pipelined calls: the end of the first does not start the idle timeout of t
   const header = JSON.stringify({ w: { dtype: "F32", shape: [elements], data_offsets: [0, elements * 4] } });
   const [{ length }] = own.write("long", rawTensors(header)) as [Place];
   truncateSync(join(own.path, "long"), length + elements * 4);
-  // The first call reads a file too, so that it ends after the second has begun.
+  // The first call reads a file too, so that it ends after the second call has begun.
   const [first] = own.write("first", writeTensors({ w: { shape: [2 ** 22], data: new Float32Array(2 ** 22) } })) as [Place];
   const request = (params: unknown): Buffer => {
     const body = pack(params);

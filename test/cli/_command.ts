@@ -11,7 +11,7 @@ export const COMMANDS: readonly string[] = ["serve", "inspect", "convert", "plan
 
 export const main = join(root, "src/cli/main.ts");
 
-/** Node binaries of the system, which differ from the one installed by npm. */
+/** Node binaries that the system installed. Their versions differ from that of the Node from npm. */
 export const systemNodes = ["/usr/bin/node", "/usr/local/bin/node"].filter((path) => existsSync(path));
 
 export interface Ended {
@@ -20,7 +20,7 @@ export interface Ended {
   readonly stderr: string;
 }
 
-/** A running command and its output so far. It is killed at the end of the scope. */
+/** A running command and its output so far. The end of the scope kills the command. */
 export class Command implements AsyncDisposable {
   readonly child: ChildProcess;
   readonly ended: Promise<Ended>;
@@ -40,7 +40,7 @@ export class Command implements AsyncDisposable {
     this.ended = once(this.child, "close").then(([code]) => ({ code: code as number | null, stdout: this.stdout, stderr: this.stderr }));
   }
 
-  /** Waits for the line that names the address, and returns the address. */
+  /** Waits for the line with the address, and returns the address. */
   async listening(): Promise<string> {
     return (await started(this.child, () => this.stderr)).address;
   }

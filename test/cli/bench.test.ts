@@ -1,4 +1,4 @@
-/** `stepd bench` against real servers: counts, refusals, errors, Ctrl-C, tokens, TLS and sockets. */
+/** Tests `stepd bench` on real servers: counts, refusals, errors, Ctrl-C, tokens, TLS and sockets. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { once } from "node:events";
@@ -38,7 +38,7 @@ test("bench counts the same steps as the server", async () => {
   );
   const metrics = await (await fetch(`${service.url}/metrics`)).text();
   const counted = Number(/^stepd_elements_total\{optimizer="lamb",dtype="BF16"\} (\d+)$/m.exec(metrics)?.[1]);
-  // Two kinds of steps are not counted: for each size, one that creates the state, and one on each connection.
+  // For each size, 4 steps are not counted: one that creates the state, and one on each connection.
   assert.equal(
     counted,
     rows.reduce((sum, { steps, elements }) => sum + (steps + 4) * elements, 0),
@@ -47,7 +47,7 @@ test("bench counts the same steps as the server", async () => {
     assert.ok(row.steps > 0 && row.seconds >= 1);
     assert.ok(row.p50_ms > 0 && row.p50_ms <= row.p90_ms && row.p90_ms <= row.p99_ms);
     assert.ok(Math.abs(row.steps_per_second * row.seconds - row.steps) < 1e-6);
-    // A step sends two parameters of 2 bytes and two moments of 4 bytes each, plus headers.
+    // A step sends two parameters of 2 bytes and two moments of 4 bytes per element, and headers.
     assert.ok(row.bytes_in_per_second / row.steps_per_second > 12 * row.elements);
   }
 });
@@ -68,9 +68,9 @@ for (const gap of [0, 4, 6, 8])
     await using service = await TestService.start();
     const start = performance.now();
     await using command = new Command(["bench", service.url, "--elements", "1000,2000", "--seconds", "600", "--json"]);
-    // The field is not a number before the first step.
+    // Before the first step the metric is NaN.
     while (!((await service.metric('stepd_elements_total{optimizer="adamw",dtype="F32"}')) > 20_000)) await delay(20);
-    // npx forwards the terminal's signal, so the command gets it twice.
+    // npx forwards the terminal's signal, so the command receives the signal twice.
     command.child.kill("SIGINT");
     if (gap > 0) await delay(gap);
     command.child.kill("SIGINT");
@@ -86,7 +86,7 @@ for (const gap of [0, 4, 6, 8])
 
 type Answer = { readonly status: number; readonly headers?: http.OutgoingHttpHeaders; readonly body?: string } | "lost" | undefined;
 
-/** A proxy that answers some calls itself, or changes the replies of the server behind it. */
+/** Starts a proxy that answers some calls itself, or changes the replies of the server behind it. */
 const startProxy = async (url: string, answer: (call: number) => Answer, change: (reply: Buffer, call: number) => void = () => {}) => {
   let calls = 0;
   const server = http.createServer(async (request, response) => {

@@ -1,4 +1,4 @@
-/** Common behaviour of all commands: help, version, exit status, and one-line errors for wrong usage. */
+/** Tests what all commands share: help, version, exit status, and one-line errors for wrong usage. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";

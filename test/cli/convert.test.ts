@@ -1,4 +1,4 @@
-/** `stepd convert`: converts files as the service does, and overwrites files only on request. */
+/** Tests `stepd convert`: it converts files as the service does, and overwrites files only on request. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,4 +1,4 @@
-/** docs/cli.md against the command: the examples print what the page shows, and every listed option exists. */
+/** Tests docs/cli.md: its examples print the output that the page shows, and every option on the page exists. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync, rmSync } from "node:fs";

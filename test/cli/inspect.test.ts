@@ -1,4 +1,4 @@
-/** `stepd inspect` on states and other files: its output, what it reads, and what it refuses. */
+/** Tests `stepd inspect` on states and other files: its output, the bytes that it reads, and the files that it refuses. */
 import assert from "node:assert/strict";
 import { closeSync, ftruncateSync, mkdirSync, openSync, readFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
@@ -64,7 +64,7 @@ test("statistics are exact for a tensor read in several chunks, in float64 and n
   const { stdout, stderr } = await stepd("inspect", path, "--stats", "--json");
   const { tensors } = JSON.parse(stdout || stderr) as { tensors: Record<string, { min?: number; max?: number; norm?: number }> };
   const last = elements - 1;
-  // The sum of squares up to n, in closed form.
+  // The expected norm is the root of the sum of squares up to `last`, in closed form.
   const norm = Math.sqrt((last * (last + 1) * (2 * last + 1)) / 6);
   const { wide: found, bits, half, ids } = tensors;
   assert.deepEqual([found?.min, found?.max], [0, last]);

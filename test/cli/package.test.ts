@@ -1,4 +1,4 @@
-/** The npm package as users get it: packed, installed into an empty folder, and run by npx and by the system's Node. */
+/** Tests the npm package as users get it: packed, installed into an empty folder, and run by npx and by the system's Node. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -57,7 +57,7 @@ test("commands that compute work from the package", () => {
   assert.match(run(folder.path, bin, "inspect", join(root, "test/fixtures/adamw.safetensors")), /state of adamw/);
 });
 
-/** Sends the README's step, and requires the README's reply. */
+/** Sends the step of the README, and requires the reply of the README. */
 const requireReadmeStep = async (address: string): Promise<void> => {
   const readme = readFileSync(join(root, "README.md"), "utf8");
   const body = /-d '(\{.*?)'\n/s.exec(readme)?.[1] ?? "";
@@ -102,7 +102,7 @@ test("npx stepd serve takes steps, and ends with npx", async () => {
 });
 
 test("the service ends if its launcher is killed", async () => {
-  // This Node differs from the pinned one, so the launcher starts the service in a second process.
+  // This Node differs from the pinned Node, so the launcher starts the service in a second process.
   await using server = new Command(["serve", "--port", "0"], SMALL, [process.execPath, bin], folder.path);
   const address = await server.listening();
   server.child.kill("SIGKILL");

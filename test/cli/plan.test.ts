@@ -1,4 +1,4 @@
-/** `stepd plan`: the server's plan, and the transfer time over a network. */
+/** Tests `stepd plan`: the server's plan, and the transfer time over a network. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "../support/service.ts";

@@ -1,4 +1,4 @@
-/** `stepd serve`: settings as options, and the same behaviour as `npm start`. */
+/** Tests `stepd serve`: settings as options, and the same behaviour as `npm start`. */
 import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import net from "node:net";

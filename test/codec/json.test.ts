@@ -1,4 +1,4 @@
-/** JSON bodies: decoded values, refusals, and base64 in pieces of any size. */
+/** Tests JSON bodies: decoded values, refusals, and base64 in pieces of any size. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as json from "../../src/codec/json.ts";
@@ -39,7 +39,7 @@ for (const value of VALUES) {
   });
 }
 
-/** An object of so many keys. */
+/** Returns the text of an object with `count` keys. */
 const keys = (count: number): string => `{${Array.from({ length: count }, (_, index) => `"${index}":0`).join(",")}}`;
 
 const REFUSED: Readonly<Record<string, readonly [string | Uint8Array, RegExp]>> = {

@@ -1,4 +1,7 @@
-/** Bodies with many members are decoded and encoded in slices, with other calls in between. The result must equal that of a single pass. */
+/**
+ * Tests bodies with many members. The server decodes and encodes them in slices, with other calls in between. The result must
+ * equal that of a single pass.
+ */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Packr, Unpackr } from "msgpackr";

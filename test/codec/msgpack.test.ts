@@ -1,4 +1,4 @@
-/** MessagePack bodies: decoded values, what is refused before decoding, and blobs without copies. */
+/** Tests MessagePack bodies: decoded values, refusals before decoding, and blobs without copies. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as msgpack from "../../src/codec/msgpack.ts";
@@ -57,7 +57,7 @@ test("decodes NaN, infinities, integers above 2^53 and the empty bin", () => {
   );
 });
 
-/** A map of so many keys. */
+/** Returns a map with `count` keys. */
 const keys = (count: number): Buffer =>
   Buffer.concat(Array.from({ length: count + 1 }, (_, index) => (index === 0 ? bytes(0xdf, u32(count)) : bytes(0xa7, String(1e6 + index), 0xc0))));
 

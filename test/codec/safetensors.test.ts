@@ -1,4 +1,4 @@
-/** The safetensors reader accepts every valid file and no other; the writer gives equal tensors equal bytes. */
+/** Tests safetensors: the reader accepts every valid file and no other, and the writer gives equal tensors equal bytes. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { compareCanonical, compareUtf8, readSafetensors, writeHeader } from "../../src/codec/safetensors.ts";
@@ -54,7 +54,7 @@ test("accepts 32 dimensions, and a header length of 100,000,000", () => {
     file.writeUInt32LE(length);
     return file;
   };
-  // It is refused for what is missing behind it.
+  // The length itself is valid, so the error is about the missing bytes.
   assert.throws(() => read(says(100_000_000)), { code: "TENSORS_CORRUPT", message: /as the first 8 bytes say, found 0 bytes/ });
   assert.throws(() => read(says(100_000_001)), { code: "TENSORS_CORRUPT", message: /at most 100000000 bytes/ });
 });
@@ -120,7 +120,7 @@ test("headers that differ in one byte stay distinct, and every file has the leng
     const other = Buffer.from(file);
     other[at] = byte;
     if (byte === 0x77) continue;
-    // One byte each: printable ASCII without quote and backslash.
+    // A byte of printable ASCII, except quote and backslash, is a complete name.
     if (byte < 0x20 || byte > 0x7f || byte === 0x22 || byte === 0x5c) assert.throws(() => read(other), { code: "TENSORS_CORRUPT" });
     else assert.equal(read(other).tensors[0]?.name, String.fromCharCode(byte));
   }

@@ -1,4 +1,4 @@
-/** The request of a conformance case, and the tensors that most cases step. */
+/** The request of a conformance case, and the tensors that most cases use. */
 
 export interface Call {
   readonly method: string;
@@ -6,14 +6,17 @@ export interface Call {
 }
 
 export interface Request extends Call {
-  /** Name of the case's file in cases/. */
+  /** The name of the case's file in cases/. */
   readonly file: string;
   readonly about: string;
-  /** The server that the case needs: with a cache and a shared folder, or without both. Absent if it makes no difference. */
+  /**
+   * The server that the case needs: with a cache and a shared folder, or without both. Absent if the answer is the same on
+   * both.
+   */
   readonly server?: "storing" | "bare";
-  /** Contents of the shared folder before the call, in base64. */
+  /** The contents of the shared folder before the call, in base64. */
   readonly files?: Readonly<Record<string, string>>;
-  /** Calls to make before this one. */
+  /** The calls to make before this call. */
   readonly before?: readonly Call[];
 }
 

@@ -1,4 +1,4 @@
-/** The servers that the cases run on, and their preparation for a case. */
+/** Runs the two servers of the conformance cases, and prepares a server for a case. */
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ import type { Request } from "./_request.ts";
 export type Setting = Pick<Request, "server" | "files" | "before">;
 
 export class Servers implements AsyncDisposable {
-  /** The shared folder of the storing server. */
+  /** The shared folder of the server `storing`. */
   readonly #folder: string;
   readonly bare: TestService;
   readonly storing: TestService;
@@ -25,7 +25,7 @@ export class Servers implements AsyncDisposable {
     return new Servers(folder, await TestService.start(), await TestService.start(storing));
   }
 
-  /** Writes the files of a case, makes the calls that come before it, and returns its server. */
+  /** Writes the files of a case, makes the calls that precede the case, and returns the server for the case. */
   async prepare({ server, files = {}, before = [] }: Setting): Promise<TestService> {
     const service = server === "storing" ? this.storing : this.bare;
     for (const [file, content] of Object.entries(files)) writeFileSync(join(this.#folder, file), content, "base64");
@@ -36,7 +36,7 @@ export class Servers implements AsyncDisposable {
     return service;
   }
 
-  /** The current contents of a case's files. */
+  /** Returns the current contents of a case's files. */
   written({ files = {} }: Setting): Record<string, string> {
     return Object.fromEntries(Object.keys(files).map((file) => [file, readFileSync(join(this.#folder, file), "base64")]));
   }

@@ -1,11 +1,11 @@
-/** Requests with a `reply` that omits or rounds something, and with blobs named by digest or place instead of sent. */
+/** Requests whose `reply` omits or rounds results, and requests that name a blob by digest or place instead of sending it. */
 import { createHash } from "node:crypto";
 import { rawTensors } from "../support/tensors.ts";
 import { type Ask, adamw, type Call, grads, nonFiniteGrads, params, type Request, recast, secondGrads } from "./_request.ts";
 
 const digestOf = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
 
-/** Tensors of three dtypes, wide dtypes first: the order in which all clients write them. */
+/** Tensors of three dtypes, wide dtypes first. All clients write tensors in this order. */
 const mixed = Object.fromEntries(Object.entries(params).map(([name, tensor], index) => [name, { ...tensor, dtype: ["F32", "F16", "BF16"][index] }]));
 
 /** First steps with a `reply`, on tensors by name. */
@@ -20,8 +20,8 @@ const replies: readonly (readonly [file: string, about: string, settings: Reques
         w: {
           shape: [14],
           dtype: "F32",
-          // Ties that round down and up to even, values beside a tie, the largest BF16, a tie with infinity, the largest F32, and
-          // subnormals.
+          // Ties that round down to even and up to even, values beside a tie, the largest BF16, a tie between the largest BF16
+          // and infinity, the largest F32, and subnormals.
           values: [
             1 + 2 ** -8,
             1 + 3 * 2 ** -8,
@@ -62,7 +62,7 @@ const replies: readonly (readonly [file: string, about: string, settings: Reques
     { params: recast(params, "BF16"), master_weights: true, reply: { params: "none", cache: true } },
     "bare",
   ],
-  // Refused requests.
+  // The server refuses these requests.
   ["error-reply-form", "an unknown form of parameters", { reply: { params: "f16" } }],
   ["error-reply-bf16-f64", "F64 parameters rounded to BF16", { params: { ...params, größe: { ...params.größe, dtype: "F64" } }, reply: { params: "bf16" } }],
   ["error-reply-state", "a state that would be lost", { reply: { state: "none" } }],
@@ -81,10 +81,13 @@ interface Place {
   readonly length: number;
 }
 
-/** Initial content of the room for results; the bytes that a result does not use keep it. */
+/** The initial content of the room for results. Bytes that no result uses keep this value. */
 const FILLER = 0xa5;
 
-/** Lays out a file: its content in base64 and the places of its parts. A number reserves that many bytes; an unused byte separates parts. */
+/**
+ * Lays out a file: its content in base64, and the places of its parts. A number reserves that many bytes. An unused byte
+ * separates parts.
+ */
 const layOutFile = (
   file: string,
   ...parts: readonly (Uint8Array | number)[]
@@ -100,7 +103,7 @@ const layOutFile = (
   return { files: { [file]: Buffer.concat(bytes.flatMap((part) => [gap, part])).toString("base64") }, places };
 };
 
-/** A file of F32 tensors as all clients write it: sorted by name, with the header padded like a state's. */
+/** Writes a file of F32 tensors as all clients do: sorted by name, with the header padded like a state's header. */
 const fileOf = (tensors: Tensors): Buffer => {
   const inOrder = Object.entries(tensors).sort(([a], [b]) => Buffer.compare(Buffer.from(a), Buffer.from(b)));
   let end = 0;
@@ -143,7 +146,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   const two = await bytesOf({ params: text(one.params), state: text(one.state), ...gradients });
   const storing = { server: "storing" } as const;
 
-  // The server caches results, and later calls name them by digest.
+  // The server caches results, and later calls name the results by digest.
   const first = call({ ...start, reply: { cache: true } });
   yield { file: "step.cached.1", about: "a step whose result is cached: its digests", ...storing, ...first };
   const cached = { ...storing, before: [first] };
@@ -184,7 +187,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
     ...call({ ...gradients, params: { sha256: digestOf(one.state) } }),
   };
 
-  // Files of the shared folder: results go back to the place of the inputs, or to another place.
+  // Files of the shared folder: a result overwrites an input, or goes to another place.
   const inPlace = layOutFile("run", one.params, fileOf(secondGrads), one.state);
   const [runParams, runGrads, runState] = inPlace.places;
   yield {

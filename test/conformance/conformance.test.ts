@@ -1,6 +1,6 @@
 /**
- * The conformance set against the server: JSON-RPC in JSON, REST in JSON, and MessagePack. The clients run the same files in their
- * own suites: clients/python/tests, clients/go and clients/typescript/test.
+ * Runs the conformance cases on the server: JSON-RPC in JSON, REST in JSON, and MessagePack. The clients run the same files in
+ * their own tests: clients/python/tests, clients/go and clients/typescript/test.
  */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
@@ -26,16 +26,16 @@ const paths: Readonly<Record<string, string>> = {
   "schedule.evaluate": "/v1/schedule",
 };
 
-/** The members that may be blobs. */
+/** The members of a request that may be blobs. */
 const BLOBS = ["params", "grads", "state"];
 
 const mapBlobs = (call: Json, change: (blob: unknown) => unknown): Json =>
   Object.fromEntries(Object.entries(call).map(([name, value]) => [name, BLOBS.includes(name) ? change(value) : value]));
 
-/** Converts base64 blobs to bytes, their form in MessagePack. */
+/** Converts base64 to bytes, the form of blobs in MessagePack. */
 const toBinary = (call: Json): Json => mapBlobs(call, (blob) => (typeof blob === "string" ? Buffer.from(blob, "base64") : blob));
 
-/** Converts infinite and NaN norms to their JSON names. */
+/** Converts infinite and NaN norms to the strings that JSON has for them, and bytes to base64. */
 const fromBinary = (value: unknown): unknown => {
   if (value instanceof Uint8Array) return Buffer.from(value).toString("base64");
   if (typeof value === "number" && !Number.isFinite(value)) return String(value);
@@ -44,7 +44,7 @@ const fromBinary = (value: unknown): unknown => {
   return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, fromBinary(item)]));
 };
 
-/** Reads a blob that is named by its place in a file; returns other values unchanged. */
+/** Reads a blob that is named by its place in a file. Returns other values unchanged. */
 const readBlob = (value: unknown, files: Case["files"] = {}): unknown => {
   const { file, offset, length } = (value ?? {}) as { file?: string; offset: number; length: number };
   if (file === undefined) return value;
@@ -100,7 +100,10 @@ describe("conformance set", () => {
     });
   }
 
-  /** The result of the same call with all blobs sent. `known` maps digests to blobs of earlier calls, and gains those of this call. */
+  /**
+   * Returns the result of the same call with all blobs sent. `known` maps digests to the blobs of earlier calls; this call adds
+   * its own.
+   */
   const resultBySending = async ({ method, params }: Call, known: Map<unknown, unknown>, files?: Case["files"]): Promise<Json> => {
     const blobOf = (source: unknown): unknown => {
       const { sha256 } = (source ?? {}) as { sha256?: string };

@@ -1,6 +1,6 @@
 /**
- * Writes cases/: the requests of requests.ts with the answers of this tree's server. Read the difference before committing it: a
- * changed answer is a change for every caller.
+ * Writes cases/: the requests of requests.ts, each with the answer of this tree's server. Read the difference before you commit
+ * it: a changed answer is a change for every caller.
  *
  *   node test/conformance/record.ts
  */
@@ -14,11 +14,11 @@ import { requests } from "./requests.ts";
 export const CASES = new URL("cases/", import.meta.url);
 
 export interface Case extends Omit<Request, "file">, Answer {
-  /** The files' contents after the call. */
+  /** The contents of the files after the call. */
   readonly written?: Readonly<Record<string, string>>;
 }
 
-/** The server's answer over JSON, without request ids and messages, which vary or are free to change. */
+/** Returns the server's answer over JSON. Omits request ids, which vary, and messages, which may change freely. */
 export const answerOf = async (service: TestService, method: string, params: unknown): Promise<Answer> => {
   const call = JSON.stringify({ jsonrpc: "2.0", id: 1, method, params });
   const { result, error } = (await readReply(await service.post("/rpc", call, JSON_TYPE))) as {
@@ -30,7 +30,7 @@ export const answerOf = async (service: TestService, method: string, params: unk
   return { error: { name, code: error.code, status: errors[name as ErrorName].status, ...data } };
 };
 
-/** The cases of requests.ts with fresh answers. */
+/** Yields the cases of requests.ts with new answers. */
 export async function* casesOf(servers: Servers): AsyncGenerator<readonly [file: string, recorded: Case]> {
   for await (const { file, ...request } of requests((method, params) => answerOf(servers.bare, method, params))) {
     const answer = await answerOf(await servers.prepare(request), request.method, request.params);

@@ -1,6 +1,7 @@
 /**
- * The requests of the conformance set. record.ts writes each with the server's answer to a file of cases/, which the server and the
- * clients in Python, Go and TypeScript run. Only requests that a typed client can make are here; the others are in test/hostile.
+ * The requests of the conformance set. record.ts writes each request with the server's answer to a file of cases/. The server
+ * and the clients in Python, Go and TypeScript run these files. A typed client can make each of these requests; other requests
+ * are in test/hostile.
  */
 import { variants } from "../support/variants.ts";
 import { type Ask, adamw, grads, nonFiniteGrads, params, type Request, recast, secondGrads } from "./_request.ts";
@@ -87,7 +88,7 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
       grads: { w: { shape: [6], dtype: "F32", values: [1, -1, 0, 0, 0, 1.1754943508222875e-38] } },
     },
   ],
-  // Refused requests.
+  // The server refuses these requests.
   ["error-unknown-optimizer", "an unknown optimizer", { optimizer: { name: "adamv" } }],
   ["error-betas", "a beta out of range", { optimizer: { name: "adam", betas: [0.9, 1] } }],
   ["error-unknown-hyperparameter", "a hyperparameter of another optimizer", { optimizer: { name: "sgd", betas: [0.9, 0.99] } }],
@@ -107,7 +108,7 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
   ["error-non-finite", "NaN in a gradient, which is refused by default", { optimizer: adamw, grads: nonFiniteGrads }],
 ];
 
-/** The requests in order. `ask` returns the answers that later requests build on. */
+/** Yields the requests in order. `ask` returns answers, from which later requests are built. */
 export async function* requests(ask: Ask): AsyncGenerator<Request> {
   const stateOf = async (optimizer: object, settings: object = {}): Promise<unknown> =>
     (await ask("optimizer.step", { optimizer, params, grads, ...settings })).result?.["state"];

@@ -1,22 +1,22 @@
-/** Calls whose body a test sends later, after it has done something to the container. */
+/** Calls that hold back their body until the test has changed the container. */
 import { once } from "node:events";
 import http from "node:http";
 import { MSGPACK, pack, unpack } from "../support/service.ts";
 import { readTensors, writeTensors } from "../support/tensors.ts";
 
-/** A step of SGD with a known result: parameters 3, gradients 1, lr 1. */
+/** Returns a step of SGD with a known result: parameters 3, gradients 1, lr 1. */
 export const stepBody = (elements: number): Buffer => {
   const file = (value: number) => writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(value) } });
   return pack({ optimizer: { name: "sgd", lr: 1 }, params: file(3), grads: file(1) });
 };
 
-/** The same step as JSON text, with about 8 bytes per element. */
+/** Returns the same step as JSON text, with about 8 bytes per element. */
 export const jsonBody = (elements: number): Buffer => {
   const map = (value: string): string => `{"w":{"shape":[${elements}],"values":[${new Array(elements).fill(value).join()}]}}`;
   return Buffer.from(`{"optimizer":{"name":"sgd","lr":1},"params":${map("3.0")},"grads":${map("1.0")}}`);
 };
 
-/** Whether a MessagePack reply has the right parameters, in the form that the call used. */
+/** Returns whether a MessagePack reply has the right parameters, in the form that the call used. */
 export const hasRightParams = (body: Buffer, elements: number): boolean => {
   const { params } = unpack(body) as { readonly params: Uint8Array | { readonly w: { readonly values: readonly number[] } } };
   const values = params instanceof Uint8Array ? readTensors(params)["w"]?.data : params.w.values;
@@ -33,7 +33,7 @@ export class HeldCall {
   readonly #request: http.ClientRequest;
   readonly #body: Buffer;
   readonly reply: Promise<Reply>;
-  /** Resolves with whether the service admitted the body. */
+  /** Resolves to true if the service admitted the body. */
   readonly isAdmitted: Promise<boolean>;
 
   constructor(url: string, body: Buffer, { type = MSGPACK, length = body.length } = {}) {

@@ -1,4 +1,6 @@
-/** Trainers in Python and Go on the real clients, installed as users install them, and the results to expect. */
+/**
+ * Trainers in Python and Go that use the real clients, installed as users install them, and the results that the tests expect.
+ */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -15,24 +17,24 @@ const execute = promisify(execFile);
 
 const here = import.meta.dirname;
 
-/** A tensor small enough for one worker, and one that is split among all. */
+/** The sizes of two tensors: one worker computes the small one, and all workers share the large one. */
 const SIZES = { b: 7, w: 150_000 } as const;
 
 type Values = Readonly<Record<string, Float32Array<ArrayBuffer>>>;
 
 const startValues = (): Values => Object.fromEntries(Object.entries(SIZES).map(([name, size]) => [name, Float32Array.from({ length: size }, random(size))]));
 
-/** The same gradients as in step.py and main.go. */
+/** Returns the same gradients as step.py and main.go. */
 const gradient = (step: number, size: number): Float32Array<ArrayBuffer> =>
   Float32Array.from({ length: size }, (_, i) => (((i * 7 + step * 3) % 16) - 7.5) / 8);
 
 const tensors = (values: Values): Buffer =>
   writeTensors(Object.fromEntries(Object.entries(values).map(([name, data]) => [name, { shape: [data.length], data }])));
 
-/** Final parameters and state: bytes by file name. */
+/** The final parameters and state: bytes by file name. */
 export type Outcome = ReadonlyMap<string, Buffer>;
 
-/** A training run whose files pass from trainer to trainer in a folder. */
+/** A training run. Its files stay in a folder, from which each trainer continues. */
 export class Run {
   readonly folder: string;
 
@@ -48,7 +50,7 @@ export class Run {
   }
 }
 
-/** The expected outcome after `steps` steps, from a server of this tree, without a container or client library. */
+/** Returns the expected outcome after `steps` steps, from a server of this tree, without a container or client library. */
 export const outcomeHere = async (steps: number): Promise<Outcome> => {
   await using service = await TestService.start();
   let params: Uint8Array = tensors(startValues());
@@ -69,7 +71,7 @@ export interface Trainer {
   readonly command: readonly string[];
 }
 
-/** Installs the Python client and its dependencies, in the tested versions, into a virtual environment. */
+/** Installs the Python client into a virtual environment, with its dependencies in the tested versions. */
 const installPython = async (folder: string): Promise<Trainer> => {
   const home = join(folder, "python");
   await execute(process.env["PYTHON"] ?? "python3", ["-m", "venv", home]);
@@ -86,7 +88,7 @@ export const installTrainers = (folder: string): Promise<readonly [Trainer, Trai
 /** A running trainer process. */
 export class Training {
   readonly #child: ChildProcess;
-  /** The trainer's output: the number of each finished step. */
+  /** The lines that the trainer prints: the number of each finished step. */
   readonly #steps: AsyncIterator<string>;
   readonly #exit: Promise<unknown[]>;
   readonly #errors: string[] = [];
@@ -112,7 +114,7 @@ export class Training {
     return this.#child.exitCode !== null || this.#child.signalCode !== null;
   }
 
-  /** Waits for the trainer's end and returns its last step. Throws if it failed. */
+  /** Waits for the trainer's end and returns its last step. Throws if the trainer failed. */
   async finish(): Promise<number> {
     let last = 0;
     for (let line = await this.#steps.next(); !line.done; line = await this.#steps.next()) last = Number(line.value);

@@ -1,4 +1,7 @@
-/** A Docker engine for the suite: the running one, or a new one. Everything made on it is removed at the end, even if the suite is killed. */
+/**
+ * Finds or starts a Docker engine for the container tests. Everything that they create is removed at the end, even if the tests
+ * are killed.
+ */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
@@ -9,16 +12,16 @@ const run = promisify(execFile);
 const keeper = new URL("./_keeper.ts", import.meta.url).pathname;
 
 interface Place {
-  /** The value for DOCKER_HOST; empty for docker's default. */
+  /** The value for DOCKER_HOST. Empty means docker's default. */
   readonly host: string;
-  /** A folder for the suite's files. */
+  /** A folder for the files of the tests. */
   readonly folder: string;
   readonly isOwn: boolean;
 }
 
 export class Engine implements AsyncDisposable {
   readonly folder: string;
-  /** Whether this suite started the engine. */
+  /** True if these tests started the engine. */
   readonly isOwn: boolean;
   /** The label of all images, networks and containers of this run. */
   readonly label: string;
@@ -33,7 +36,7 @@ export class Engine implements AsyncDisposable {
 
   static async start(): Promise<Engine> {
     const label = `stepd.test=${process.pid}-${Date.now()}`;
-    // A separate session, which Ctrl-C does not reach. The keeper ends when its input closes.
+    // A process in its own session does not receive Ctrl-C. The keeper ends when its input closes.
     const child = spawn(process.execPath, [keeper, label], { detached: true, stdio: ["pipe", "pipe", "pipe"] });
     const errors: string[] = [];
     child.stderr.on("data", (chunk: Buffer) => errors.push(chunk.toString()));

@@ -1,4 +1,4 @@
-/** Images of the suite: the service's image, and the base image that it is built from. */
+/** Builds the image of the service, and the base image from which it is built. */
 import { execFile } from "node:child_process";
 import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, realpathSync, writeFileSync } from "node:fs";
 import { delimiter, dirname, join } from "node:path";
@@ -9,13 +9,16 @@ import type { Engine } from "./_engine.ts";
 
 const run = promisify(execFile);
 
-/** A revision for the image's label. */
+/** The revision that the image's label must show. */
 export const REVISION = "0123456789abcdef0123456789abcdef01234567";
 
-/** The Dockerfile's default base image. */
+/** The default base image in the Dockerfile. */
 export const [, OFFICIAL = "", NODE = "", DEBIAN = ""] = /^ARG NODE_IMAGE=(node:(\d+)-(\w+)-slim)$/m.exec(readFileSync(join(root, "Dockerfile"), "utf8")) ?? [];
 
-/** The npm settings of this machine, because the build container needs the same registry. Asks the system's npm, like npm ci. */
+/**
+ * Returns the npm settings of this machine, because the build container needs the same registry. Asks the system's npm, as npm
+ * ci does.
+ */
 const npmSettings = async (): Promise<Readonly<Record<string, string>>> => {
   const PATH = (process.env["PATH"] ?? "").split(delimiter).filter((folder) => !folder.includes("node_modules"));
   const { stdout } = await run("npm", ["config", "get", "registry", "cafile", "userconfig", "globalconfig"], {
@@ -26,7 +29,7 @@ const npmSettings = async (): Promise<Readonly<Record<string, string>>> => {
   return Object.fromEntries(lines.map((line) => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]));
 };
 
-/** Dockerfile lines that replace the official image: Debian's packages, this process's Node, and this machine's npm. */
+/** Returns Dockerfile lines that replace the official image: Debian's packages, this process's Node, and this machine's npm. */
 const makeOfficial = async (engine: Engine, context: string): Promise<readonly string[]> => {
   if (process.versions.node.split(".")[0] !== NODE) throw new Error(`expected node ${NODE} to run the suite, found ${process.version}`);
   await debianProgram("mmdebstrap").catch((error: Error) => {
@@ -54,7 +57,7 @@ const buildBase = async (engine: Engine): Promise<string> => {
   const isThere = await engine.docker("images", "--quiet", OFFICIAL);
   const lines = [...(isThere ? [`FROM ${OFFICIAL}`] : await makeOfficial(engine, context))];
   const { registry, userconfig = "", globalconfig = "", ...settings } = await npmSettings();
-  // The certificate authorities: npm's setting, or Node's extra ones.
+  // The certificate authorities come from npm's setting, or from Node's extra certificates.
   const cafile = existsSync(settings["cafile"] ?? "") ? settings["cafile"] : process.env["NODE_EXTRA_CA_CERTS"];
   lines.push(`ENV npm_config_registry=${registry}`);
   for (const [name, source, target] of [
@@ -74,11 +77,11 @@ const buildBase = async (engine: Engine): Promise<string> => {
   return tag;
 };
 
-/** Builds the service's image as docs/container.md says, and returns its tag. */
+/** Builds the service's image as docs/container.md says, and returns the image's tag. */
 export const buildService = async (engine: Engine): Promise<string> => {
   const base = await buildBase(engine);
   const tag = `stepd:${engine.label.split("=")[1]}`;
-  // Builds on the host's network, which may be the only way to the registries.
+  // The build uses the host's network, which may be the only way to the registries.
   const options = ["--force-rm", "--network", "host", "--label", engine.label, "--build-arg", `NODE_IMAGE=${base}`, "--build-arg", `REVISION=${REVISION}`];
   await engine.docker("build", ...options, "--tag", tag, root);
   return tag;

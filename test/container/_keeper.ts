@@ -1,7 +1,7 @@
 /**
- * Keeps a Docker engine for the suite, in a separate process that survives the suite until everything is cleaned up. Starts an
- * engine if none answers, prints its address, and waits for standard input to close. Then removes everything with the run's label,
- * the run's folder, and the engine if the keeper started it.
+ * Keeps a Docker engine for the container tests, in a separate process that outlives them until everything is removed. Starts
+ * an engine if none answers, prints its address, and waits for standard input to close. Then removes everything with the run's
+ * label, the run's folder, and the engine if the keeper started it.
  */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -36,8 +36,9 @@ const isAnswering = async (): Promise<boolean> => {
 };
 
 /**
- * Starts an engine that is isolated from any other on the machine: it has its own socket, data and containerd, and does not touch
- * bridges, firewall or forwarding. The suite's network, with ports published on loopback, needs none of these.
+ * Starts an engine that is isolated from any other engine on the machine. It has its own socket, data and containerd, and does
+ * not change bridges, firewall or forwarding. The network of the tests needs none of these, because its ports are published on
+ * loopback.
  */
 const startEngine = async (): Promise<void> => {
   await debianProgram("dockerd", "docker.io");
@@ -72,7 +73,7 @@ const stopEngine = async (): Promise<void> => {
 };
 
 const cleanUp = async (): Promise<void> => {
-  // Everything on the suite's own engine goes, including containers of an interrupted build.
+  // An engine that the keeper started keeps nothing, not even containers of an interrupted build.
   const filter = engine === undefined ? ["--filter", `label=${label}`] : [];
   const steps = [
     () => runOnEach(["ps", "--all", "--quiet", ...filter], ["rm", "--force", "--volumes"]),
@@ -82,7 +83,7 @@ const cleanUp = async (): Promise<void> => {
     },
     stopEngine,
     async () => {
-      // Killed containers may leave mounts; inner mounts come later in the list.
+      // Killed containers may leave mounts. Inner mounts come later in the list, so it is unmounted from its end.
       const mounts = readFileSync("/proc/mounts", "utf8")
         .split("\n")
         .map((line) => line.split(" ")[1] ?? "");
@@ -90,7 +91,7 @@ const cleanUp = async (): Promise<void> => {
     },
     async () => rmSync(folder, { recursive: true, force: true, maxRetries: 10 }),
   ];
-  // A failed step does not prevent the next.
+  // A failed step does not prevent the next step.
   for (const step of steps) {
     await step().catch((error: Error) => {
       process.exitCode = 1;
@@ -106,7 +107,7 @@ const finish = async (): Promise<void> => {
   process.exit();
 };
 
-// The readers of these streams may be gone together with the suite.
+// A write fails once the process at the other end of the pipe has ended.
 for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
 process.stdin.on("end", finish).on("error", finish).resume();
 process.on("SIGTERM", finish).on("SIGINT", finish);

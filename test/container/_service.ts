@@ -1,4 +1,4 @@
-/** A stepd container, hardened as in production: read-only root file system, no capabilities, no new privileges. */
+/** Starts a stepd container, hardened as in production: read-only root file system, no capabilities, no new privileges. */
 import { GenericContainer, Wait } from "testcontainers";
 import type { Engine } from "./_engine.ts";
 
@@ -19,7 +19,7 @@ export class ServiceContainer extends GenericContainer {
     this.hostConfig.ReadonlyRootfs = true;
   }
 
-  /** Publishes the service on a fixed port of the host, which stays the same across restarts. */
+  /** Publishes the service on a fixed port of the host. The port stays the same across restarts. */
   withHostPort(host: number): this {
     this.exposedPorts = [];
     return this.withExposedPorts({ container: PORT, host });

@@ -1,6 +1,6 @@
 /**
- * The container image, built and run: npm run test:container. Starts a Docker engine if none answers, builds the image once for all
- * tests, and removes everything at the end. docs/container.md lists the requirements.
+ * Builds and runs the container image: npm run test:container. Starts a Docker engine if none answers, builds the image once
+ * for all tests, and removes everything at the end. docs/container.md lists the requirements.
  */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -24,11 +24,11 @@ const execute = promisify(execFile);
 
 const MIB = 2 ** 20;
 const NODE = "/usr/local/bin/node";
-/** Far longer than any test takes on a busy machine. */
+/** The time limit is far longer than any test takes on a busy machine. */
 const TEST_LIMITS = { timeout: 180_000 };
-/** Calls in flight when the container is stopped. */
+/** The number of calls in progress when the container is stopped. */
 const CALLS = 50;
-/** Steps of a run whose container is killed after about ten, so that most steps come later. */
+/** The number of steps of a run whose container is killed after about ten steps. */
 const LONG_RUN = 150;
 
 let engine: Engine;
@@ -97,7 +97,7 @@ const requireSame = (found: Outcome, expected: Outcome): void => {
   for (const [file, bytes] of expected) assert.ok(found.get(file)?.equals(bytes), `${file} differs`);
 };
 
-/** Paths of all files in the image. */
+/** Returns the paths of all files in the image. */
 const filesOfImage = async (): Promise<readonly string[]> => {
   const id = await engine.docker("create", "--label", engine.label, image);
   const archive = join(engine.folder, "image.tar");
@@ -173,7 +173,7 @@ test("the health check follows the settings: port, admin port, socket, TLS", TES
   mkdirSync(secrets);
   const subject = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=stepd.test", "-days", "1"];
   await execute("openssl", ["req", ...subject, "-keyout", join(secrets, "key.pem"), "-out", join(secrets, "cert.pem")]);
-  chmodSync(join(secrets, "key.pem"), 0o644); // The container's user has no account on this machine, so the key must be readable for all.
+  chmodSync(join(secrets, "key.pem"), 0o644); // The container's user has no account on this machine, so all users must be able to read the key.
   const cases: readonly Readonly<Record<string, string>>[] = [
     { STEPD_PORT: "9000" },
     { STEPD_ADMIN_PORT: "9001" },
@@ -254,7 +254,7 @@ test("a container of 512 MiB refuses calls that it cannot hold, and keeps runnin
   assert.equal((await new HeldCall(url, Buffer.alloc(0), { length: 300 * MIB }).finish()).status, 413);
   assert.equal((await new HeldCall(url, Buffer.alloc(0), { length: 60 * MIB, type: JSON_TYPE }).finish()).status, 413);
 
-  // Twelve bodies of 80 MiB; the arena has room for three.
+  // The calls send twelve bodies of 80 MiB. The arena has room for three.
   const elements = 10 * MIB;
   const replies = await send(12, stepBody(elements));
   const statuses = replies.map(({ status }) => status);
@@ -264,7 +264,8 @@ test("a container of 512 MiB refuses calls that it cannot hold, and keeps runnin
     elements,
   );
 
-  // JSON is parsed outside the arena and takes several times its length: the memory admits only some of these bodies.
+  // Parsed JSON takes memory outside the arena, several times the length of its text. The memory admits only some of these
+  // bodies.
   const values = 200_000;
   const texts = await send(24, jsonBody(values), JSON_TYPE);
   assert.ok(texts.some(({ status }) => status === 200));

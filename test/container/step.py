@@ -1,7 +1,7 @@
-"""Steps a small model through the Python client: python step.py URL FIRST LAST FOLDER.
+"""Trains a small model through the Python client: python step.py URL FIRST LAST FOLDER.
 
-Takes the steps FIRST to LAST - 1, and prints a line after each. Reads parameters and
-state from FOLDER and writes them back, so that another program can continue.
+Takes the steps FIRST to LAST - 1, and prints a line after each step. Reads parameters
+and state from FOLDER and writes them back, so that another program can continue.
 """
 
 import sys
@@ -12,7 +12,7 @@ import stepd
 
 
 def gradient(step: int, size: int) -> np.ndarray:
-    """Small fractions, exact in float32, so that every language computes the same."""
+    """Return small fractions, exact in float32, so that all languages agree."""
     return ((np.arange(size) * 7 + step * 3) % 16 - 7.5).astype(np.float32) / 8
 
 

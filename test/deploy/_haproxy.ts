@@ -1,4 +1,4 @@
-/** A real HAProxy with deploy/haproxy/haproxy.cfg in front of replicas on this machine. */
+/** Runs a real HAProxy with deploy/haproxy/haproxy.cfg in front of replicas on this machine. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import net from "node:net";
@@ -11,7 +11,7 @@ export const configuration = join(root, "deploy/haproxy/haproxy.cfg");
 
 const START_MS = 10_000;
 
-/** Finds free ports on this machine. */
+/** Returns the numbers of free ports on this machine. */
 const freePorts = async (count: number): Promise<readonly number[]> => {
   const servers = await Promise.all(
     Array.from({ length: count }, async () => {

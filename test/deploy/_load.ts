@@ -1,4 +1,4 @@
-/** Trainers that step through a load balancer, each with a client of its own, and compare every result with a recorded run. */
+/** Trainers that step through a load balancer, each with its own client. They compare every result with a recorded run. */
 import assert from "node:assert/strict";
 import { Client, State, type StepResult, type Tensors } from "../../clients/typescript/src/index.ts";
 import type { Shapes } from "../support/run.ts";
@@ -7,7 +7,7 @@ import { randomTensors } from "../support/tensors.ts";
 export interface Run {
   readonly start: Tensors;
   readonly grads: readonly Tensors[];
-  /** The results of an undisturbed replica. */
+  /** The results of a replica that nothing disturbs. */
   readonly results: readonly StepResult[];
 }
 
@@ -34,10 +34,10 @@ const requireEqual = (found: StepResult, expected: StepResult): void => {
   assert.ok(Buffer.from(found.state.bytes).equals(expected.state.bytes), "the state differs");
 };
 
-/** Counts of a load: steps of all trainers, and failed HTTP calls. */
+/** Counts of a load: the steps of all trainers, and failed HTTP calls. */
 export interface LoadCounts {
   steps: number;
-  /** Failures of single HTTP calls by kind, before any retry: what a caller without retries would see. */
+  /** Failures of single HTTP calls by kind, before any retry. A caller without retries would see these failures. */
   readonly failures: Map<string, number>;
 }
 
@@ -48,7 +48,7 @@ const failureKind = (error: unknown): string => {
   return cause === undefined ? (code ?? message) : failureKind(cause);
 };
 
-/** A fetch that counts failures. */
+/** Returns a fetch that counts failures. */
 const countingFetch = ({ failures }: LoadCounts): typeof fetch => {
   const note = (kind: string): void => void failures.set(kind, (failures.get(kind) ?? 0) + 1);
   return async (...call) => {
@@ -64,7 +64,9 @@ const countingFetch = ({ failures }: LoadCounts): typeof fetch => {
   };
 };
 
-/** Repeats the steps of a run until it is stopped, with the client's own retries. Throws if a step fails or differs. */
+/**
+ * Repeats the steps of a run until `stop` aborts, with the client's own retries. Throws if a step fails or its result differs.
+ */
 export const train = async (url: string, { start, grads, results }: Run, tally: LoadCounts, stop: AbortSignal): Promise<void> => {
   const client = new Client(url, { fetch: countingFetch(tally) });
   for (let step = 0; !stop.aborted; step = (step + 1) % grads.length) {

@@ -1,4 +1,4 @@
-/** deploy/compose.yaml, read by Compose's own loader: it is valid and hardened, and its parts fit together. */
+/** Tests deploy/compose.yaml with Compose's own loader: the file is valid and hardened, and its parts fit together. */
 import assert from "node:assert/strict";
 import { execFile, spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";

@@ -1,4 +1,4 @@
-/** SIGTERM without a load balancer: what a caller sees during the grace, after it, and in mid-upload. */
+/** Tests SIGTERM without a load balancer: the replies during the grace period, after it, and in the middle of an upload. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { test } from "node:test";
@@ -44,7 +44,7 @@ test("a caller whose upload is refused in a drain can finish it, reads the refus
   const exit = service.stop();
   await untilUnready(service);
 
-  // More bytes than the socket buffers hold, so the upload advances only as far as the replica reads.
+  // The body exceeds the socket buffers, so the upload advances only as far as the replica reads.
   const large = sgdBody(8 * 2 ** 20, 2);
   using refused = await RawClient.connect(service);
   let reset: Error | undefined;
@@ -55,7 +55,7 @@ test("a caller whose upload is refused in a drain can finish it, reads the refus
   refused.send(large.subarray(0, 2 ** 20));
   const reply = await refused.reply();
   assert.equal(reply?.status, 503);
-  // The last call ends; only the refused upload keeps the drain from ending.
+  // After the end of the last call, only the refused upload keeps the drain from ending.
   held.send(small);
   assert.equal((await held.reply())?.status, 200);
   assert.equal(refused.socket.destroyed, false);

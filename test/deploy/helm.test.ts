@@ -1,4 +1,4 @@
-/** deploy/helm: the chart passes lint, its output is valid under Kubernetes' own schemas, and its values are checked. */
+/** Tests deploy/helm: the chart passes lint, its output is valid under Kubernetes' own schemas, and its values are checked. */
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { join } from "node:path";
@@ -10,7 +10,7 @@ import { python } from "../support/python.ts";
 import { root } from "../support/tree.ts";
 
 const chart = join(root, "deploy/helm/stepd");
-/** The oldest version that the chart supports, and the newest with schemas in the validator. */
+/** The oldest version of Kubernetes that the chart supports, and the newest that the validator has schemas for. */
 const KUBERNETES = ["1.31", "1.37"];
 
 const EVERYTHING = [
@@ -75,7 +75,7 @@ const render = (values: readonly string[] = [], kubernetes: string = KUBERNETES.
   return stdout;
 };
 
-/** Runs a program with a text as its input. */
+/** Runs a Python program with a text as its input. */
 const pipe = async (args: readonly string[], input: string): Promise<{ readonly code: number | null; readonly output: string }> => {
   const child = spawn(await python(), args, { stdio: ["pipe", "pipe", "inherit"] });
   const exit = new Promise<number | null>((resolve) => child.on("exit", resolve));
@@ -145,7 +145,7 @@ test("the pod is confined and has no access to the cluster", async () => {
   });
   assert.deepEqual(pod.containers[0].securityContext, { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ["ALL"] } });
   assert.equal(pod.automountServiceAccountToken, false);
-  // Service links of a service named stepd would set STEPD_PORT in the pod.
+  // The service links of a service named stepd would set the variable STEPD_PORT in the pod.
   assert.equal(pod.enableServiceLinks, false);
 });
 

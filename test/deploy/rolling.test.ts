@@ -1,4 +1,6 @@
-/** Three replicas behind HAProxy lose no step while each is restarted under load, or while two are killed in turn. */
+/**
+ * Tests three replicas behind HAProxy: no step is lost while each replica restarts under load, or while two are killed in turn.
+ */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
@@ -8,14 +10,17 @@ import { TestService } from "../support/service.ts";
 import { Haproxy } from "./_haproxy.ts";
 import { failuresOf, type LoadCounts, type Run, record, train } from "./_load.ts";
 
-/** The first load fits HAProxy's buffer, so HAProxy can resend it; the second does not; the third has bodies of 64 MiB. */
+/**
+ * Bodies of the first load fit HAProxy's buffer, so HAProxy can resend them. Those of the second do not fit. Those of the third
+ * have 64 MiB.
+ */
 const LOADS = [
   { shapes: { w: [10, 40], b: [40] }, trainers: 4, steps: 20 },
   { shapes: { w: [256, 512], b: [512] }, trainers: 4, steps: 20 },
   { shapes: { w: [2048, 2048] }, trainers: 1, steps: 3 },
 ] as const;
 
-/** The grace exceeds the time that HAProxy needs to notice a drain, with a margin for a busy machine. */
+/** The grace period exceeds the time that HAProxy needs to notice a drain, with a margin for a busy machine. */
 const SETTINGS = { STEPD_WORKERS: "1", STEPD_ARENA_MIB: "384", STEPD_DRAIN_GRACE_MS: "4000" } as const;
 
 class Cluster implements AsyncDisposable {
@@ -39,7 +44,7 @@ class Cluster implements AsyncDisposable {
     }
   }
 
-  /** A replica by its number in haproxy.cfg, from 1. */
+  /** Returns a replica by its number in haproxy.cfg, from 1. */
   replica(number: number): TestService {
     return this.#replicas[number - 1] as TestService;
   }
@@ -115,7 +120,7 @@ test("killing a replica under load loses no step", async (t) => {
 });
 
 test("HAProxy resends a small call that a draining replica refuses", async () => {
-  // Without a grace, HAProxy keeps sending calls to the draining replica until its next check.
+  // Without a grace period, HAProxy sends calls to the draining replica until its next check.
   await using cluster = await Cluster.start({ ...SETTINGS, STEPD_DRAIN_GRACE_MS: "0" });
   const replica = cluster.replica(1);
   using upload = await RawClient.connect(replica);

@@ -1,4 +1,4 @@
-/** deploy/systemd: systemd accepts the unit and rates it as confined, and the service runs under it. */
+/** Tests deploy/systemd: systemd accepts the unit and rates it as confined, and the service runs under the unit. */
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
@@ -13,14 +13,14 @@ import { debianPrograms } from "../support/debian.ts";
 import { MSGPACK, started } from "../support/service.ts";
 import { root } from "../support/tree.ts";
 
-/** Highest exposure allowed, on the scale of 0 to 100 of systemd-analyze security. */
+/** The highest exposure allowed, on the scale of 0 to 100 of systemd-analyze security. */
 const MAX_EXPOSURE = 15;
 
 const text = readFileSync(join(root, "deploy/systemd/stepd.service"), "utf8");
 const scratch = mkdtempSync(join(tmpdir(), "stepd-systemd-"));
 after(() => rmSync(scratch, { recursive: true }));
 
-/** The unit with this tree as the installation, because systemd checks that the program exists. */
+/** The unit names this tree as the installation, because systemd checks that the program exists. */
 const unit = join(scratch, "stepd.service");
 before(() => writeFileSync(unit, text.replaceAll("/opt/stepd", root)));
 
@@ -73,7 +73,7 @@ test("the unit's settings are valid, and its memory and stop time suffice", () =
   assert.ok((config.drainGraceMs + config.drainTimeoutMs + 5000) / 1000 < Number(valuesOf("TimeoutStopSec")[0]));
 });
 
-/** The system calls in one of systemd's sets, including nested sets. */
+/** Returns the system calls in one of systemd's sets, including nested sets. */
 const callsOf = (name: string): ReadonlySet<string> => {
   const lines = analyze("syscall-filter", name)
     .stdout.split("\n")
@@ -106,7 +106,7 @@ test("the service works with the system calls that the unit allows, on a socket 
     assert.equal(response.statusCode, 200);
     for await (const _ of response);
     assert.equal((statSync(socket).mode & 0o777).toString(8), "770");
-    // Signals the whole process group, because strace itself ignores SIGTERM while its program runs.
+    // The signal goes to the whole process group, because strace itself ignores SIGTERM while its program runs.
     process.kill(-(child.pid as number), "SIGTERM");
     assert.deepEqual(await once(child, "exit"), [0, null]);
   } finally {

@@ -1,8 +1,8 @@
 """Validates Kubernetes manifests on standard input: validate.py VERSION [CRD.yaml ...]
 
-Prints one line per manifest; exit status 1 if any is invalid. The schemas come from the
-package kubernetes-validate, and from CRD files for custom resources. Both are applied
-strictly: an unknown field is an error.
+Prints one line per manifest. The exit status is 1 if any manifest is invalid. The
+schemas come from the package kubernetes-validate, and from CRD files for custom
+resources. An unknown field is an error under both.
 """
 
 import sys
@@ -15,7 +15,7 @@ import yaml
 
 
 def strict(schema: Any) -> Any:
-    """Makes a schema refuse all fields that it does not name."""
+    """Return a schema that refuses all fields that it does not name."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -27,7 +27,7 @@ def strict(schema: Any) -> Any:
 
 
 def custom_resources(paths: list[str]) -> dict[tuple[str, str], Any]:
-    """Schemas by apiVersion and kind."""
+    """Return the schemas by apiVersion and kind."""
     schemas = {}
     for path in paths:
         spec = yaml.safe_load(Path(path).read_text())["spec"]

@@ -1,7 +1,7 @@
 /** Runs an example as a user does. */
 import { join } from "node:path";
 import { type Ended, runCommand } from "../support/command.ts";
-// Installs Python on a machine without it, because the examples need it.
+// This import installs Python on a machine without it, because the examples need Python.
 import "../support/python.ts";
 import { root } from "../support/tree.ts";
 

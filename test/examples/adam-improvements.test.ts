@@ -1,4 +1,7 @@
-/** The experiments on improvements of Adam: every script trains in a tiny setting, and the page shows the measured results. */
+/**
+ * Tests the experiments on improvements of Adam: every script trains in a tiny setting, and the page shows the measured
+ * results.
+ */
 import assert from "node:assert/strict";
 import { copyFileSync, cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -80,7 +83,7 @@ test("every script trains on stepd, and writes results and a figure", async () =
     assertWithin(losses, 0.5, 2.4);
     for (const [first, , , last] of early.loss[name][0]) assert.ok(last < first - 0.2, `${first} to ${last}`);
   }
-  // The optimizers really differ, not just their names.
+  // Different losses show that the optimizers differ, not just their names.
   assert.notEqual(JSON.stringify(early.loss.adam), JSON.stringify(early.loss.qhadam));
 
   const batchSize = results(folder, "batch_size");

@@ -1,4 +1,4 @@
-/** The browser example as a visitor uses it: one command, a headless Chromium, and training in the tab. */
+/** Tests the browser example as a visitor uses it: one command, a headless Chromium, and training in the tab. */
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
@@ -18,7 +18,7 @@ import { root } from "../support/tree.ts";
 const folder = join(root, "examples/browser");
 const { train } = readDigits(readFileSync(join(folder, "page/digits.bin")));
 
-/** The example, started by its command. */
+/** The browser example as a running process, started by its command. */
 class Example implements AsyncDisposable {
   /** The address that the example prints. */
   readonly address: string;
@@ -131,7 +131,7 @@ suite("browser example", () => {
       footer: { js: "globalThis.stepd = stepd;" },
       write: false,
     });
-    // Injects the script through the debugger, because the page's content security policy blocks foreign scripts.
+    // The debugger injects the script, because the page's content security policy blocks foreign scripts.
     await page.evaluate(bundle.outputFiles[0]?.text ?? "");
     const settings = { optimizer: { name: "adamw", lr: 0.01 }, clip: { max_norm: 0.5 }, schedule: { name: "cosine", T_max: 20 } } as const;
     const client = new Client(example.stepd);
@@ -187,7 +187,7 @@ suite("browser example", () => {
 
 type Plain = Readonly<Record<string, { readonly shape: readonly number[]; readonly data: readonly number[] }>>;
 
-/** Converts tensors to lists of numbers, a form that can be passed into the tab. */
+/** Converts tensors to lists of numbers, which can be passed into the tab. */
 const plain = (network: Network): Plain => Object.fromEntries(Object.entries(network).map(([name, { shape, data }]) => [name, { shape, data: [...data] }]));
 
 const sameBits = (found: readonly number[], { buffer, byteOffset, byteLength }: Float32Array): boolean =>
@@ -208,7 +208,7 @@ interface TabResult {
   readonly params: Readonly<Record<string, readonly number[]>>;
 }
 
-/** This function runs in the tab, so it cannot use anything else in this file. */
+/** Runs in the tab, and so cannot use anything else in this file. */
 const stepInTab = async ({ url, params, grads, state, settings, sharded }: TabInput): Promise<TabResult> => {
   const { Client, ShardedClient } = (globalThis as unknown as { stepd: typeof stepd }).stepd;
   const typed = (tensors: Plain): stepd.Tensors =>

@@ -1,4 +1,4 @@
-/** The digits example as a user runs it: one command, a real data set, a real server. */
+/** Tests the digits example as a user runs it: one command, a real data set, a real server. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "../support/service.ts";

@@ -1,4 +1,6 @@
-/** The federated example as a user runs it: all three outer steps learn, and optimizers need fewer rounds than averaging. */
+/**
+ * Tests the federated example as a user runs it: all three outer steps learn, and optimizers need fewer rounds than averaging.
+ */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "../support/service.ts";
@@ -8,7 +10,7 @@ const EXAMPLE = "federated";
 const STEPS = 'stepd_request_seconds_count{method="optimizer.step",outcome="ok"}';
 
 interface Row {
-  /** Mean accuracies in per cent, at the printed rounds. */
+  /** The mean accuracies in per cent, at the rounds that the example prints. */
   readonly accuracies: readonly number[];
   readonly roundsTo90: number;
 }

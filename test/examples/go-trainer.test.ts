@@ -1,4 +1,4 @@
-/** Trainers in Go and Python that continue each other's runs: equal data, files and steps, byte for byte. */
+/** Tests trainers in Go and Python that continue each other's runs: data, files and steps are equal, byte for byte. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -15,7 +15,7 @@ import { root } from "../support/tree.ts";
 
 const EPOCHS = 15;
 const STEPS = 330;
-const HALF = 100; // In the middle of an epoch.
+const HALF = 100; // Step 100 is in the middle of an epoch.
 
 type Language = "go" | "python";
 const directions: readonly (readonly [Language, Language])[] = [
@@ -28,7 +28,9 @@ const at = (name: string): string => join(folder, name);
 const digits = join(root, "examples/digits");
 const trainer = join(root, "examples/go-trainer");
 
-/** The trainers without the setup of their run scripts, whose export of the data takes longer than training. */
+/**
+ * The commands of the trainers. They omit the setup in the run scripts, which export the data and take longer than training.
+ */
 const commands: Record<Language, readonly string[]> = { go: [], python: [] };
 let service: TestService;
 before(async () => {
@@ -48,7 +50,7 @@ const run = ([command = "", ...given]: readonly string[], options: readonly stri
 
 const train = (language: Language, ...options: readonly string[]): Promise<Ended> => run(commands[language], options, service.url);
 
-/** Runs the Go trainer as a user does, from another folder than its own. */
+/** Runs the Go trainer as a user does, from another folder than the trainer's own. */
 const runScript = (options: readonly string[], url = service.url): Promise<Ended> => run([join(trainer, "run")], options, url);
 
 /** Runs a training that must succeed. */
@@ -59,7 +61,7 @@ const trained = async (language: Language, ...options: readonly string[]): Promi
 };
 
 const state = (name: string): Buffer => readFileSync(at(`${name}.state.safetensors`));
-/** Compares the bytes of each tensor, because the order of tensors depends on the writer. */
+/** Returns the bytes of each tensor by name, because the order of tensors depends on the writer. */
 const tensors = (name: string): Record<string, string> =>
   Object.fromEntries([...readFile(readFileSync(at(`${name}.safetensors`))).entries].map(([key, { bytes }]) => [key, bytes.toString("hex")]));
 

@@ -1,4 +1,7 @@
-/** The fine-tuning example as a user runs it: it reaches the accuracy of torch's AdamW, and a resumed run equals an uninterrupted one. */
+/**
+ * Tests the fine-tuning example as a user runs it: it reaches the accuracy of torch's AdamW, and a resumed run equals an
+ * uninterrupted run.
+ */
 import assert from "node:assert/strict";
 import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
@@ -19,7 +22,7 @@ after(() => rmSync(folder, { recursive: true }));
 
 const digestIn = (out: string): string => /^sha256 of model and state ([0-9a-f]{64})$/m.exec(out)?.[1] ?? assert.fail(out);
 
-/** Accuracies before and after, in per cent. */
+/** Returns the accuracies before and after training, in per cent. */
 const accuraciesIn = (out: string, library: string): readonly [number, number] => {
   const found = new RegExp(`^AdamW of ${library} +([\\d.]+)% +([\\d.]+)%$`, "m").exec(out) ?? assert.fail(out);
   return [Number(found[1]), Number(found[2])];

@@ -1,10 +1,10 @@
-/** Shared by all hostile tests: one real service, calls in every encoding, and the form that every refusal must have. */
+/** Code that all hostile tests share: one real service, calls in every encoding, and the form that every refusal must have. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, readReply, TestService, unpack } from "../support/service.ts";
 import { readState, readTensors, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
 
-/** Code and HTTP status of each error. This copy is deliberate: callers rely on the values. */
+/** The code and the HTTP status of each error. This copy is deliberate: callers rely on the values. */
 export const ERRORS = {
   PARSE_ERROR: [-32700, 400],
   INVALID_REQUEST: [-32600, 400],
@@ -29,7 +29,7 @@ export type Name = keyof typeof ERRORS;
 /** The refusal that a test expects. */
 export interface Expected {
   readonly error: Name;
-  /** The field at fault; undefined if the whole body is wrong. */
+  /** The field at fault. Undefined if the whole body is wrong. */
   readonly field?: string;
   /** A pattern that the message must match. */
   readonly says?: RegExp;
@@ -45,7 +45,7 @@ interface Refusal {
 
 let started: TestService | undefined;
 
-/** The service of the current test file. */
+/** Returns the service of the current test file. */
 export const service = (): TestService => started as TestService;
 
 /** Starts a service before the tests of this file, and stops it after them. */
@@ -58,7 +58,7 @@ export const useService = (env: Readonly<Record<string, string>> = {}): void => 
   });
 };
 
-/** Adds a final test: the arena is empty, nothing is in flight, and the next step is right. */
+/** Adds a final test: the arena is empty, no call is in progress, and the next step is right. */
 export const checkNothingIsLeft = (): void => {
   test("after all refusals the arena is empty, nothing is in flight, the next step is right, and no label has a caller's text", async () => {
     assert.equal(await service().metric("stepd_arena_used_bytes"), 0);
@@ -79,7 +79,7 @@ export const checkNothingIsLeft = (): void => {
   });
 };
 
-/** Part of names that callers choose; it must not appear in a metric. */
+/** Part of names that callers choose. This text must not appear in a metric. */
 export const CALLER_TEXT = "hostile_mark";
 
 const LABELS =
@@ -97,16 +97,16 @@ export const STATE = { optimizer: "adam", steps: { w: 3, b: 3 }, slots: { exp_av
 
 export type Fields = Readonly<Record<string, unknown>>;
 
-/** Parameters of a valid step, with `fields` replaced; an undefined value removes its field. */
+/** Returns the parameters of a valid step with `fields` replaced. An undefined value removes its field. */
 export const step = (fields: Fields = {}): Fields => {
   const all = { optimizer: { name: "adam" }, params: writeTensors(TENSORS), grads: writeTensors(TENSORS), state: writeState(STATE), ...fields };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
 };
 
-/** Encodes as JSON, with bytes as base64. */
+/** Encodes a value as JSON, with bytes as base64. */
 export const toJson = (value: unknown): string =>
   JSON.stringify(value, function (this: Record<string, unknown>, key, item) {
-    // Reads the value from its holder, because Buffer's toJSON has already replaced `item`.
+    // The value comes from its parent object, because Buffer's toJSON has already replaced `item`.
     const held = this[key];
     return held instanceof Uint8Array ? Buffer.from(held).toString("base64") : item;
   });
@@ -118,7 +118,7 @@ const PATHS: Readonly<Record<string, string>> = {
   "state.inspect": "/v1/state/inspect",
 };
 
-/** The error in a reply of JSON-RPC or REST. */
+/** Returns the error in a reply of JSON-RPC or REST. */
 const refusalOf = (text: unknown): Refusal => {
   if (String((text as { type?: unknown }).type).startsWith("urn:stepd:error:")) {
     const { detail, ...rest } = text as Omit<Refusal, "message"> & { detail: string };
@@ -149,13 +149,13 @@ export const requireRefusal = async (response: Response, { error, field, says }:
   return found;
 };
 
-/** Errors that keep their HTTP status on /rpc. */
+/** These errors keep their HTTP status on /rpc. */
 const KEEPS_STATUS: readonly Name[] = ["PAYLOAD_TOO_LARGE"];
 
 export interface ParamsCase extends Expected {
   readonly params: unknown;
   readonly method?: string;
-  /** Restricts the encoding: "msgpack" for values that JSON cannot express, "json" for the reverse. */
+  /** Restricts the encoding: "msgpack" for values that JSON cannot express, "json" for values that MessagePack cannot. */
   readonly only?: "json" | "msgpack";
 }
 

@@ -1,4 +1,4 @@
-/** Invalid safetensors files: as tensors, as a state, and in invalid base64. */
+/** Tests invalid safetensors files: as tensors, as a state, and in invalid base64. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { pack, readReply } from "../support/service.ts";
@@ -15,7 +15,7 @@ const length = (value: bigint, rest: string | Uint8Array = ""): Buffer => {
   return Buffer.concat([bytes, Buffer.from(rest as string)]);
 };
 
-/** Each file is refused as params, as grads and as a state. */
+/** The server refuses each of these files as params, as grads and as a state. */
 const MALFORMED: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
   "no bytes": [Buffer.alloc(0), /at least 8 bytes, found 0 bytes/],
   "seven bytes": [Buffer.alloc(7), /at least 8 bytes, found 7 bytes/],
@@ -95,7 +95,7 @@ for (const [name, [blob, says]] of Object.entries(MALFORMED)) {
   }
 }
 
-/** A state with other metadata, or with extra entries. */
+/** Returns a state with other metadata, or with extra entries. */
 const stateOf = (metadata: string, entries = ""): Buffer =>
   rawTensors(`{"__metadata__":${metadata}${entries && `,${entries}`}}`, Buffer.alloc(entries === "" ? 0 : 8));
 const good = '{"format":"stepd.state/1","optimizer":"adam","revision":"1"}';
@@ -166,7 +166,7 @@ const text = writeTensors(TENSORS).toString("base64");
 const slashed = rawTensors('{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', Buffer.alloc(8, 0xff)).toString("base64");
 assert.ok(slashed.includes("/"));
 
-/** Base64 with `padding` equals signs whose last character has unused bits set. */
+/** Returns base64 that ends in `padding` equals signs, and whose last character has unused bits set. */
 const withUnusedBits = (padding: number): string => {
   const files = [0, 1, 2].map((spaces) => rawTensors(`{}${" ".repeat(spaces)}`).toString("base64"));
   const file = files.find((candidate) => candidate.length - candidate.indexOf("=") === padding && candidate.includes("=")) as string;

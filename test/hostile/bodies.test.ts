@@ -1,4 +1,4 @@
-/** Bodies that are truncated, too large, malformed, or unlike their headers, and wrong addresses. */
+/** Tests bodies that are truncated, too large, malformed, or unlike their headers, and unknown addresses. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import http from "node:http";
@@ -26,7 +26,7 @@ const packedStart = bytes(0x84, 0xa7, "jsonrpc", 0xa3, "2.0", 0xa2, "id", 1, 0xa
 
 const malformed = (body: string | Uint8Array, says: RegExp): readonly [string | Uint8Array, RegExp] => [body, says];
 
-/** PARSE_ERROR has HTTP status 200 on /rpc, as JSON-RPC demands, and 400 on REST. */
+/** The server refuses these bodies with PARSE_ERROR. Its HTTP status is 200 on /rpc, as JSON-RPC demands, and 400 on REST. */
 const NOT_JSON: Readonly<Record<string, readonly [string | Uint8Array, RegExp]>> = {
   "an empty body": malformed("", /not valid JSON/),
   "a JSON body that is cut off": malformed(jsonCall.slice(0, -20), /not valid JSON/),
@@ -97,7 +97,7 @@ const unsupported = (field: string, rest: Omit<HeaderCase, "error" | "field">): 
 const digest = (data: string | Uint8Array): string => createHash("sha256").update(data).digest("base64");
 const bomb = Buffer.from(`"${"a".repeat(17 * 2 ** 20)}"`);
 
-/** Refusals due to headers have the same status on /rpc and on REST. */
+/** A refusal because of a header has the same status on /rpc and on REST. */
 const HEADER_CASES: Readonly<Record<string, HeaderCase>> = {
   "an invalid content type": unsupported("Content-Type", { type: "json", says: /application\/json, application\/vnd.msgpack/ }),
   "text/plain": unsupported("Content-Type", { type: "text/plain", says: /found text\/plain/ }),
@@ -189,7 +189,7 @@ test("a step whose own tensors cannot fit into the arena gets PAYLOAD_TOO_LARGE,
   await requireRefusal(response, { error: "PAYLOAD_TOO_LARGE", says: /arena holds/ }, 413);
 });
 
-/** Sends bytes on a raw connection, and returns everything received until it closes. */
+/** Sends bytes on a raw connection, and returns everything received until the connection closes. */
 const exchangeRaw = (text: string | Uint8Array): Promise<string> =>
   new Promise((resolve, reject) => {
     const { hostname, port } = new URL(service().url);
@@ -236,7 +236,7 @@ for (const [name, [text, status]] of Object.entries(RAW)) {
   });
 }
 
-/** Sends a method and a path unchanged; fetch would normalize them. */
+/** Sends a method and a path unchanged. fetch would normalize both. */
 const requestPath = (method: string, path: string): Promise<{ readonly status: number; readonly headers: http.IncomingHttpHeaders; readonly body: string }> =>
   new Promise((resolve, reject) => {
     const request = http.request(service().url, { method, path }, (response) => {

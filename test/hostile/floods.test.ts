@@ -1,4 +1,4 @@
-/** Memory taken by connections that send a lot and read nothing, on a fresh server. */
+/** Tests the memory taken by connections that send much and read nothing, on a new server. */
 import assert from "node:assert/strict";
 import net from "node:net";
 import { test } from "node:test";
@@ -10,10 +10,10 @@ const LIMITS = { STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "8" };
 
 const CONNECTIONS = 300;
 
-/** One less than the number of pipelined requests that closes a connection. */
+/** The server closes a connection with 16 pipelined requests, so this is one less. */
 const PIPELINED = 15;
 
-/** Opens connections that send a text and read nothing. Waits until each has sent everything or is closed. */
+/** Opens connections that send a text and read nothing. Waits until each connection has sent everything or is closed. */
 const floodWith = async ({ url }: TestService, connections: number, text: string, use: () => Promise<void>): Promise<void> => {
   const { port, hostname } = new URL(url);
   const sockets = Array.from({ length: connections }, () => net.connect(Number(port), hostname));

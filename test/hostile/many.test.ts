@@ -1,4 +1,7 @@
-/** Memory taken by calls with many tensors, each kind on a fresh server: at most 1.3 times the configured sum, and every call is answered. */
+/**
+ * Tests the memory taken by calls with many tensors, each kind of call on a new server. The memory stays within 1.3 times the
+ * sum of the settings, and the server answers every call.
+ */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { serveSmall, untilEmpty } from "../http/_client.ts";

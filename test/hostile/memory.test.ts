@@ -1,6 +1,6 @@
 /**
- * Memory taken by hostile calls: the resident memory of a real server stays under 1.3 times the sum of its settings
- * (docs/operations.md, "Sizing"), and every call is answered.
+ * Tests the memory taken by hostile calls. The resident memory of a real server stays under 1.3 times the sum of its settings
+ * (docs/operations.md, "Sizing"), and the server answers every call.
  */
 import assert from "node:assert/strict";
 import net from "node:net";
@@ -29,7 +29,7 @@ interface Call {
   readonly body: Uint8Array;
 }
 
-/** Sends a call on a separate connection. Returns the status of the answer, or the reason that there is none. */
+/** Sends a call on a separate connection. Returns the status of the answer, or the reason why there is no answer. */
 const statusOf = ({ path = "/v1/step", type = JSON_TYPE, headers = "", body }: Call): Promise<string> =>
   new Promise((resolve) => {
     const { port, hostname } = new URL(service.url);
@@ -44,7 +44,7 @@ const statusOf = ({ path = "/v1/step", type = JSON_TYPE, headers = "", body }: C
     socket.write(body);
   });
 
-/** Adds a test: parallel calls all get one of the expected statuses, within the memory limit. */
+/** Adds a test: all parallel calls get one of the expected statuses, within the memory limit. */
 const requireSurvival = (name: string, calls: number, statuses: RegExp, make: () => Call): void => {
   test(`${name}: the server stays within its memory limit`, async (t) => {
     const call = make();
@@ -67,7 +67,7 @@ const u32 = (value: number): Buffer => {
 
 const bin = (bytes: Uint8Array): Buffer => Buffer.concat([Buffer.of(0xc6), u32(bytes.length), bytes]);
 
-/** A safetensors file that consists of its header. */
+/** Returns a safetensors file that consists of its header. */
 const headerOnly = (text: string): Buffer => {
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(text.length));
@@ -87,7 +87,8 @@ requireSurvival("60 calls of 7 MiB in a few bytes of gzip", 60, /400|429/, () =>
 }));
 requireSurvival("zstd that asks for a window of 128 MiB", 100, /400/, () => ({
   headers: "Content-Encoding: zstd\r\n",
-  // A frame header (no content size, no single segment, a window of 2^27 bytes), then a block of one repeated byte.
+  // The body is a zstd frame: a header (no content size, no single segment, a window of 2^27 bytes), then a block of one
+  // repeated byte.
   body: Buffer.of(0x28, 0xb5, 0x2f, 0xfd, 0x00, (27 - 10) << 3, 0x03 | (0 << 3), 0xff, 0x0f, 0x20),
 }));
 

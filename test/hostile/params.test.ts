@@ -1,4 +1,4 @@
-/** Parameters that pass every parser, but must fail the schema or the checks behind it. */
+/** Tests parameters that pass every parser, but fail the schema or the checks behind it. */
 
 import { writeState, writeTensors } from "../support/tensors.ts";
 import { CALLER_TEXT, checkNothingIsLeft, type ParamsCase, refusesParams, step, TENSORS, useService } from "./_harness.ts";
@@ -103,7 +103,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "hyperparameters of a group that contradict the call's": invalid(group({ nesterov: true }, "sgd"), "/groups/1/optimizer/nesterov", /momentum is 0/),
   "max_grad_norm in a group": invalid(group({ max_grad_norm: 1 }, "lamb"), "/groups/1/optimizer/max_grad_norm", /holds for the whole call/),
   "an unknown field in a group": invalid(step({ groups: [{ tensors: ["w"], optimizer: {}, lr: 1 }] }), "/groups/0/lr", /one of tensors, optimizer\)/),
-  // Bytes in place of an object: a Buffer has a property for each byte.
+  // These values are bytes in place of an object. A Buffer has a property for each byte.
   "bytes as optimizer": { ...invalid(step({ optimizer: Buffer.alloc(5) }), "/optimizer", /expected object, found 5 bytes/), only: "msgpack" },
   "bytes as a group": { ...invalid(step({ groups: [Buffer.alloc(5)] }), "/groups/0", /expected object, found 5 bytes/), only: "msgpack" },
   "bytes as a group's optimizer": {
@@ -130,7 +130,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "unknown statistics": invalid(step({ stats: true }), "/stats", /one of none, global, tensor/),
   "a seed that is a fraction": invalid(step({ stochastic_rounding: { seed: 0.5 } }), "/stochastic_rounding/seed", /expected integer/),
   "stochastic rounding without a seed": invalid(step({ stochastic_rounding: {} }), "/stochastic_rounding/seed", /found none/),
-  // Tensors as lists of numbers.
+  // The tensors here are lists of numbers.
   "params that are a number": invalid(step({ params: 5 }), "/params", /expected object, found 5/),
   "params that are a list": invalid(step({ params: [] }), "/params", /expected object, found an array/),
   "params that are null": invalid(step({ params: null }), "/params", /found null/),
@@ -164,7 +164,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "a value that float32 cannot hold": invalid(plain({ values: [1, 2, 3, 1e39] }), "/grads/w/values/3", /range of F32/),
   "an unknown dtype": invalid(plain({ dtype: "F33" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
   "a dtype that steps are not computed in": invalid(plain({ dtype: "I64" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
-  // Errors behind the first slice of a check.
+  // A check runs in slices; these errors are behind the first slice.
   "a value behind many": invalid(
     plain({ shape: [40_000], values: Array.from({ length: 40_000 }, (_, index) => (index === 35_000 ? "x" : 1)) }),
     "/grads/w/values/35000",

@@ -1,4 +1,4 @@
-/** JSON-RPC itself: invalid requests, batches, notifications, ids. */
+/** Tests JSON-RPC itself: invalid requests, batches, notifications, ids. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, readReply } from "../support/service.ts";
@@ -20,7 +20,7 @@ const invalid = (body: unknown, field: string | undefined, says: RegExp): RpcCas
   ...(field !== undefined && { field }),
 });
 
-/** Requests that get HTTP 200 and an error object, in JSON and in MessagePack. */
+/** The reply to each of these requests is HTTP 200 with an error object, in JSON and in MessagePack. */
 const CASES: Readonly<Record<string, RpcCase>> = {
   "a number": invalid(5, undefined, /a JSON-RPC request object, found 5/),
   "a text": invalid("optimizer.list", undefined, /a JSON-RPC request object/),

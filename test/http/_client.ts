@@ -1,4 +1,4 @@
-/** A raw HTTP/1.1 connection for tests, which decide when it sends and when it stops reading. */
+/** A raw HTTP/1.1 connection. The test decides when the connection sends and when it stops reading. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import net from "node:net";
@@ -21,8 +21,8 @@ export class RawClient implements Disposable {
     socket.on("data", (chunk) => {
       this.#received = Buffer.concat([this.#received, chunk]);
     });
-    socket.on("error", () => {}); // Tests expect resets, too.
-    // events.once() would reject on a reset.
+    socket.on("error", () => {}); // A reset is a valid result of some tests, so it is no error here.
+    // events.once() would reject on a reset, so this promise waits for "close" alone.
     this.#closed = new Promise((resolve) => socket.once("close", resolve));
   }
 
@@ -42,7 +42,7 @@ export class RawClient implements Disposable {
     this.send(`POST ${path} HTTP/1.1\r\n${lines.join("")}\r\n`);
   }
 
-  /** Sends one chunk of a body without a length; an empty chunk ends the body. */
+  /** Sends one chunk of a body without a length. An empty chunk ends the body. */
   chunk(data: Uint8Array): void {
     this.send(Buffer.concat([Buffer.from(`${data.length.toString(16)}\r\n`), data, Buffer.from("\r\n")]));
   }
@@ -72,17 +72,17 @@ export class RawClient implements Disposable {
     await this.#closed;
   }
 
-  /** Sends a request head with Expect, and waits until the service has admitted it. */
+  /** Sends a request head with Expect: 100-continue, and waits until the service has admitted the request. */
   async hold(length: number, path = "/v1/step"): Promise<void> {
     this.head(path, { "Content-Length": length, Expect: "100-continue" });
     const reply = await this.reply();
     assert.equal(reply?.status, 100, reply?.body.toString("latin1"));
   }
 
-  /** Like hold(), then keeps sending, fast enough to keep its memory, until the connection ends. */
+  /** Does what hold() does, then sends until the connection ends, so fast that the service keeps the memory of the body. */
   async keep(length: number, path = "/v1/step"): Promise<void> {
     await this.hold(length, path);
-    // Four times the rate that the default request timeout of 300 s demands, without completing the body.
+    // The rate is four times the rate that the default request timeout of 300 s demands. The body stays incomplete.
     const piece = Buffer.alloc(Math.ceil(length / 1500));
     let left = length - 1;
     const timer = setInterval(() => {
@@ -98,7 +98,7 @@ export class RawClient implements Disposable {
   }
 }
 
-/** Polls a metric until its value is accepted. Each poll is one HTTP call. */
+/** Polls a metric until `accepts` returns true for its value. Each poll is one HTTP call. */
 export const untilMetric = async (service: TestService, metric: string, accepts: (value: number) => boolean): Promise<void> => {
   const deadline = performance.now() + 30_000;
   for (;;) {
@@ -108,14 +108,14 @@ export const untilMetric = async (service: TestService, metric: string, accepts:
   }
 };
 
-/** Waits until all leases are released. */
+/** Waits until all leases are released and no call is in progress. */
 export const untilEmpty = async (service: TestService): Promise<void> => {
   await untilMetric(service, "stepd_arena_used_bytes", (bytes) => bytes === 0);
   await untilMetric(service, "stepd_in_flight_requests", (calls) => calls === 0);
   await untilMetric(service, "stepd_in_flight_bytes", (bytes) => bytes === 0);
 };
 
-/** A step of SGD with a known result: parameters `value`, gradients 1, lr 1. */
+/** Returns a step of SGD with a known result: parameters `value`, gradients 1, lr 1. */
 export const sgdParams = (elements: number, value: number, optimizer: object = { name: "sgd", lr: 1 }) => ({
   optimizer,
   params: writeTensors({ w: { shape: [elements], data: new Float32Array(elements).fill(value) } }),
@@ -133,7 +133,7 @@ export const requireResult = (body: Uint8Array, elements: number, expected: numb
   assert.deepEqual([data?.length, data?.every((value) => value === expected)], [elements, true]);
 };
 
-/** Asserts that the service holds nothing and steps correctly. */
+/** Asserts that the service holds no memory for calls and steps correctly. */
 export const requireHealthy = async (service: TestService): Promise<void> => {
   await untilEmpty(service);
   const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3, 5));

@@ -1,4 +1,4 @@
-/** Admission of bodies by their size, before they are read. */
+/** Tests the admission of bodies by their size, before the service reads them. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { gzipSync } from "node:zlib";
@@ -91,13 +91,13 @@ test("the JSON limit holds for all calls and replies together, and MessagePack i
   const json = JSON.stringify({ optimizer: { name: "sgd" }, params: { w: { shape: [1], values: [1] } }, grads: {} });
   const post = (body: string, headers: Readonly<Record<string, string>> = {}) => service.post("/v1/step", body, "application/json", headers);
   const large = json.replace("[1]}", `[1]}${" ".repeat(12_000)}`);
-  // The held bytes take effect once the server has received them; calls are refused from then on.
+  // The service counts the held bytes once it has received them, and refuses further calls from then on.
   let refused = await post(large);
   while (refused.status === 200) refused = await post(large);
   assert.deepEqual([refused.status, ((await refused.json()) as { name: string }).name], [429, "OVERLOADED"]);
   assert.match(refused.headers.get("retry-after") ?? "", /^[1-9]\d*$/);
   assert.equal((await post(json)).status, 200, "what is left is for small ones");
-  // A chunked body is refused as it grows.
+  // The service refuses a chunked body while the body grows.
   using chunked = await RawClient.connect(service);
   chunked.head("/v1/step", { "Content-Type": "application/json", "Transfer-Encoding": "chunked" });
   chunked.chunk(Buffer.from(large));

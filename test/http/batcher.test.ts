@@ -1,10 +1,13 @@
-/** Small replies of one event loop turn are sent together at its end, or earlier if there are many. */
+/**
+ * Tests the reply batcher: it sends the small replies of one event loop turn together at the turn's end, or earlier if there
+ * are many.
+ */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setImmediate as turn } from "node:timers/promises";
 import { ReplyBatcher } from "../../src/http/_batcher.ts";
 
-/** Starts `count` waits. Returns how many have ended before the end of the turn, and how many after it. */
+/** Starts `count` waits. Returns how many of them ended before the end of the turn, and how many after it. */
 const waitAll = async (batcher: ReplyBatcher, count: number): Promise<{ readonly before: number; readonly after: number }> => {
   let gone = 0;
   const all = Array.from({ length: count }, () => batcher.wait().then(() => gone++));

@@ -1,4 +1,4 @@
-/** SIGTERM while calls arrive and replies leave, over TCP and over a Unix socket. */
+/** Tests SIGTERM while calls arrive and replies leave, over TCP and over a Unix socket. */
 import assert from "node:assert/strict";
 import { mkdtemp, rm } from "node:fs/promises";
 import http from "node:http";

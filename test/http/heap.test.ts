@@ -1,4 +1,4 @@
-/** What a call counts as in the budget of the heap. */
+/** Tests the number of bytes that a call takes from the budget of the heap. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { HeapBudget } from "../../src/http/heap.ts";

@@ -1,4 +1,4 @@
-/** Every end of a call releases its leases. */
+/** Tests that a call releases its leases however it ends. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, readReply, type TestService } from "../support/service.ts";
@@ -20,13 +20,13 @@ for (const how of ["destroys", "ends"] as const) {
   });
 }
 
-/** Sends a step whose reply far exceeds the socket buffers, and reads none of it. */
+/** Sends a step whose reply far exceeds the socket buffers, and reads none of the reply. */
 const stall = async (service: TestService): Promise<RawClient> => {
   const client = await RawClient.connect(service);
   const body = sgdBody(4 * MIB, 2);
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);
-  // Stops reading at the first bytes of the reply.
+  // The client stops reading at the first bytes of the reply.
   const begun = new Promise<boolean>((resolve) => {
     client.socket.once("data", () => {
       client.socket.pause();
@@ -81,7 +81,7 @@ test("unread replies are cut off after the request timeout, including one that w
     client.head("/rpc", { "Content-Length": slow.length });
     client.send(slow);
   }
-  // This reply is ready before those in front of it, and larger than the socket buffers.
+  // This reply is ready before the replies in front of it, and larger than the socket buffers.
   const body = pack({ ...sgdParams(MIB, 3), optimizer: { name: "adamw" } });
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);
@@ -90,10 +90,10 @@ test("unread replies are cut off after the request timeout, including one that w
 });
 
 test("a call that takes longer than the idle timeout is answered", async () => {
-  // Longer than any pause of this process while it sends and reads, even on a busy machine.
+  // The timeout is longer than any pause of this process while it sends and reads, even on a busy machine.
   const idleMs = 250;
   await using service = await serve({ STEPD_IDLE_TIMEOUT_MS: `${idleMs}` });
-  // Each level costs more than the level inside it.
+  // Each level of the schedule costs more time than the level inside it.
   let schedule: object = { name: "cosine_warm_restarts", T_0: 10, T_mult: 2 };
   for (let level = 0; level < 4; level++) schedule = { name: "sequence", schedules: [{ name: "exponential", gamma: 0.9999 }, schedule], milestones: [5] };
   const call = { jsonrpc: "2.0", id: 1, method: "schedule.evaluate", params: { schedule, from: 2 ** 40, count: 10_000 } };
@@ -143,7 +143,7 @@ test("the rest of a refused chunked body does not release its memory a second ti
   refused.head("/v1/step", { "Content-Type": "application/json", "Transfer-Encoding": "chunked" });
   for (let sent = 0; sent < 1.1 * MIB; sent += 50_000) refused.chunk(Buffer.alloc(50_000, " "));
   assert.equal((await refused.reply())?.status, 413);
-  // Another call takes the freed memory; only then does the refused body end.
+  // Another call takes the freed memory. The refused body ends only after that.
   using victim = await RawClient.connect(service);
   const body = sgdBody(MIB / 2, 2);
   victim.head("/v1/step", { "Content-Length": body.length });
@@ -158,7 +158,7 @@ test("the rest of a refused chunked body does not release its memory a second ti
   await requireHealthy(service);
 });
 
-/** Asserts that a small step is right, and that the arena holds only what it held before. */
+/** Asserts that a small step is right, and that the arena holds no more than `held` bytes. */
 const requireHealthyBeside = async (service: TestService, held: number): Promise<void> => {
   for (let step = 0; step < 5; step++) {
     const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3000, 5));

@@ -1,4 +1,7 @@
-/** A step that loses a worker in the middle: the service repeats it if its inputs are intact; otherwise the caller must send it again. */
+/**
+ * Tests a step that loses a worker in the middle. The service repeats the step if its inputs are intact; otherwise the caller
+ * must send the step again.
+ */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { readConfig } from "../../src/config.ts";
@@ -9,7 +12,7 @@ import { JSON_TYPE, MSGPACK, pack, unpack } from "../support/service.ts";
 import { readTensors, writeTensors } from "../support/tensors.ts";
 import { requireResult, sgdBody } from "./_client.ts";
 
-/** More elements than the main thread computes itself. */
+/** A tensor of this size goes to the workers, not to the main thread. */
 const ELEMENTS = 300_000;
 
 const folder = new SharedFolder();
@@ -24,7 +27,7 @@ after(async () => {
   folder[Symbol.dispose]();
 });
 
-/** Makes the next `count` jobs write their results, and then report a lost worker. */
+/** Makes the next `count` jobs write their results and then report a lost worker. */
 const loseWorkers = (count: number): void => {
   const run = service.pool.run.bind(service.pool);
   let left = count;

@@ -1,4 +1,4 @@
-/** Media types, compression, digests, request ids, keep-alive, and many parallel callers. */
+/** Tests media types, compression, digests, request ids, keep-alive, and many parallel callers. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import http from "node:http";
@@ -109,7 +109,7 @@ test("a refusal before any method runs has the requested media type, over RPC an
       assert.ok(path === "/rpc" ? (reply.error?.code ?? 0) < -32000 : reply.status === status);
     }
   }
-  // If no type in Accept is supported, the reply has the request's type.
+  // If the service supports no type in Accept, the reply has the request's type.
   const sent = await service.post("/v1/step", pack({}), MSGPACK, { Accept: "text/html" });
   assert.deepEqual([sent.status, sent.headers.get("content-type")], [406, MSGPACK]);
 });

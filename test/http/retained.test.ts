@@ -1,4 +1,7 @@
-/** Finished calls stay in memory no longer, even at thousands of refusals per second. Runs the service in this process to count its objects. */
+/**
+ * Tests that finished calls do not stay in memory, even at thousands of refusals per second. The service runs in this process,
+ * which can count its objects.
+ */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import http from "node:http";

@@ -1,4 +1,4 @@
-/** Every address of the service, and the REST endpoints against JSON-RPC. */
+/** Tests every address of the service, and compares the REST endpoints with JSON-RPC. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { errors } from "../../src/errors/errors.ts";
@@ -37,7 +37,7 @@ test("GET /v1 returns the version, the kernels and the limits", async () => {
   assert.match(info.version, /^\d+\.\d+\.\d+$/);
   for (const kernel of ["sgd_f32", "adam_f32", "lamb_apply_f32"]) assert.ok(info.kernels.includes(kernel));
   assert.ok((info.limits["arena_bytes"] ?? 0) > 31 * 2 ** 20);
-  // Both default settings: no cache and no shared folder.
+  // By default the service has no cache and no shared folder.
   for (const [name, limit] of Object.entries(info.limits)) assert.ok(Number.isSafeInteger(limit) && limit > 0 === (name !== "cache_bytes"), name);
   assert.equal(info.shared_memory, false);
 });
@@ -94,7 +94,7 @@ test("GET of an unknown optimizer is 404 with a suggestion; JSON-RPC reports a w
 
 const tensors = { w: { shape: [2], dtype: "F32", values: [1, 2] } };
 
-/** Valid parameters of every method that has a POST endpoint. */
+/** Valid parameters for every method that has a POST endpoint. */
 const VALID_PARAMS: Readonly<Record<string, unknown>> = {
   "optimizer.step": { optimizer: { name: "adamw" }, params: tensors, grads: tensors },
   "optimizer.init": { optimizer: { name: "lamb" }, params: tensors },

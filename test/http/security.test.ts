@@ -1,4 +1,4 @@
-/** Access control: tokens and certificates with their renewal, the admin port, CORS, and what the log reveals about a caller. */
+/** Tests access control: tokens and certificates with their renewal, the admin port, CORS, and the caller's data in the log. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
@@ -188,7 +188,7 @@ test("pages can call only from a listed origin", async () => {
   assert.equal(other.headers.get("access-control-allow-origin"), null);
 });
 
-/** Makes a key, and a certificate signed by `ca` or by itself. */
+/** Makes a key, and a certificate that `ca` signs, or that signs itself. */
 const certificate = (name: string, ca?: string): { readonly cert: string; readonly key: string } => {
   const [cert, key] = [join(scratch, `${name}.pem`), join(scratch, `${name}.key`)];
   const signer =
@@ -208,7 +208,7 @@ const certificate = (name: string, ca?: string): { readonly cert: string; readon
 interface TlsReply {
   readonly status: number;
   readonly body: Buffer;
-  /** Common name of the server's certificate. */
+  /** The common name of the server's certificate. */
   readonly peer: string;
 }
 
@@ -260,7 +260,7 @@ test("TLS works, certificates renew while the service runs, and mutual TLS refus
   assert.equal((await fetch(`${service.admin}/health/ready`)).status, 200, "probes have no certificate");
   assert.equal((await callTls(service, { ...trust, ...pair(client), headers: { "X-Long": "a".repeat(16384) } })).status, 431);
   const metrics = await (await fetch(`${service.admin}/metrics`)).text();
-  // A failed handshake is not counted as a request.
+  // A failed handshake does not count as a request.
   assert.match(metrics, /reason="HEADERS_TOO_LARGE"\} 1\n.*reason="MALFORMED"\} 0\n/);
 });
 

@@ -1,4 +1,7 @@
-/** Slow callers: they keep their memory while nobody needs it, delay nobody, and learn why they are refused. */
+/**
+ * Tests slow callers: they keep their memory while no other caller needs it, delay no other caller, and get the reason for a
+ * refusal.
+ */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { JSON_TYPE, MSGPACK, type TestService, unpack } from "../support/service.ts";
@@ -14,7 +17,7 @@ const trickle = ({ socket }: RawClient, bytes = 100): void => {
   socket.once("close", () => clearInterval(timer));
 };
 
-/** Repeats a step until it succeeds, and requires 429 before that. Returns the number of refusals. */
+/** Repeats a step until it succeeds, and requires the status 429 before. Returns the number of refusals. */
 const stepUntilTaken = async (service: TestService, elements: number): Promise<number> => {
   const body = sgdBody(elements, 2);
   for (let refusals = 0; ; refusals++) {
@@ -61,7 +64,7 @@ test("the largest of several late bodies is ended first, and no more than necess
   const rest = sgdBody(MIB / 2 - 100, 3);
   small.send(rest);
   small.send(Buffer.alloc(4 * MIB - rest.length));
-  // The body is refused for its content, not for its time.
+  // The service refuses the body for its content, not for its time.
   assert.equal(nameOf(await small.reply()), "PARSE_ERROR");
   await requireHealthy(service);
 });
@@ -72,7 +75,7 @@ test("a body that keeps up its rate keeps its memory, even if others need it", a
   await steady.keep(15 * MIB);
   const start = performance.now();
   const body = sgdBody(MIB, 2);
-  // Longer than the initial time in which a body may send nothing.
+  // The loop lasts longer than the initial time in which a body may send nothing.
   while (performance.now() - start < 4000) assert.equal((await service.post("/v1/step", body, MSGPACK)).status, 429);
   assert.equal(await service.metric('stepd_refusals_total{reason="SLOW_BODY"}'), 0);
 });
@@ -81,7 +84,7 @@ test("a step that needs memory in mid-call gets that of a late body", async () =
   await using service = await serve();
   using late = await RawClient.connect(service);
   await late.hold(9 * MIB);
-  // The first step of Adam: the arrived body takes 4 MiB, and the new slots 4 MiB more.
+  // In the first step of Adam, the body takes 4 MiB, and the new slots take 4 MiB more.
   const elements = MIB / 2;
   for (;;) {
     const reply = await service.post("/v1/step", sgdBody(elements, 2, { name: "adam", lr: 1 }), MSGPACK);
@@ -113,7 +116,7 @@ test("a JSON body that stalls near its end loses its memory to calls that need i
   const isOver = slow.reply().then((reply) => {
     refusal = reply;
   });
-  // Calls are refused while the stalled body may still be ahead of its rate, and accepted afterwards.
+  // The service refuses calls while the stalled body may still be ahead of its rate, and accepts calls afterwards.
   while (refusal === undefined) assert.match(`${(await service.post("/v1/step", large, JSON_TYPE)).status}`, /^(?:200|429)$/);
   await isOver;
   assert.equal(refusal?.status, 408);

@@ -1,4 +1,4 @@
-/** TLS files: mismatches are refused at the start and at a renewal; the validity of certificates is reported. */
+/** Tests TLS files: the service refuses mismatches at its start and at a renewal, and reports the validity of certificates. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
@@ -36,7 +36,7 @@ const make = (name: string, type: keyof typeof KEYS): Pair => {
 
 const AUTHORITY = "[ca]\ndefault_ca=d\n[d]\ndatabase=index\nnew_certs_dir=.\nrand_serial=yes\ndefault_md=sha256\npolicy=p\n[p]\ncommonName=supplied\n";
 
-/** Makes a certificate for other dates (YYYYMMDDHHMMSSZ); only an authority can choose the start. */
+/** Makes a certificate for the given dates (YYYYMMDDHHMMSSZ). Only an authority can choose the start date. */
 const makeDated = (name: string, from: string, to: string): Pair => {
   const { cert, key } = pathsOf(name);
   writeFileSync(join(scratch, "index"), "");
@@ -106,7 +106,7 @@ test("a mismatched pair stops the start", async () => {
   await assert.rejects(TestService.start(envOf({ cert: ec.cert, key: rsa.key })), /stepd: STEPD_TLS_KEY_FILE: [^\n]*\n$/);
 });
 
-/** Common name of the certificate that the service presents. */
+/** Returns the common name of the certificate that the service presents. */
 const presentedName = (service: TestService): Promise<string> =>
   new Promise((resolve, reject) => {
     const socket = tls.connect({ port: Number(new URL(service.url).port), host: "127.0.0.1", rejectUnauthorized: false }, () => {

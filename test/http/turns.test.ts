@@ -1,4 +1,6 @@
-/** No call within the limits blocks the main thread for long, so that health checks and other calls run in between. */
+/**
+ * Tests that no call within the limits blocks the main thread for long, so that health checks and other calls run in between.
+ */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { after, before, suite, test } from "node:test";
@@ -6,10 +8,13 @@ import { Packr } from "msgpackr";
 import { JSON_TYPE, MSGPACK, readReply, TestService } from "../support/service.ts";
 import { rawTensors } from "../support/tensors.ts";
 
-/** Longest turn of a call's own work. docs/performance.md shows less than 50 ms on a shared machine; slower machines may take longer. */
+/**
+ * The longest turn of a call's own work, in ms. docs/performance.md shows less than 50 ms on a shared machine; slower machines
+ * may take longer.
+ */
 const MOST_MS = 150;
 
-/** Longest turn including garbage collections, whose time depends on the whole heap. */
+/** The longest turn with its garbage collections, whose time depends on the whole heap. */
 const MOST_COLLECTED_MS = 500;
 
 const TENSORS = 65536;
@@ -33,7 +38,7 @@ const optimizer = { name: "adamw" };
 
 const MANY = 2_000_000;
 const numbers = { w: { shape: [MANY], values: Array.from({ length: MANY }, (_, index) => index / 1024) } };
-/** Elements of the largest tensor that the JSON limit below admits as base64. */
+/** The number of elements of the largest tensor that the JSON limit below admits as base64. */
 const LARGE = 5_500_000;
 const large = rawTensors(`{"w":{"dtype":"F32","shape":[${LARGE}],"data_offsets":[0,${4 * LARGE}]}}`, Buffer.alloc(4 * LARGE)).toString("base64");
 

@@ -1,7 +1,7 @@
 /** The calls that third-party clients make, and the service's own answers. */
 import { JSON_TYPE, readReply, type TestService } from "../support/service.ts";
 
-/** Params of the calls; step passes its tensors by name. */
+/** The params of each call. `step` passes its tensors by name. */
 export const CALLS = {
   describe: { name: "adamw" },
   step: {
@@ -20,7 +20,7 @@ export interface Answers {
   readonly error: { readonly code: number; readonly message: string };
 }
 
-/** The service's answers over JSON-RPC. */
+/** Returns the service's answers over JSON-RPC. */
 export const answers = async (service: TestService): Promise<Answers> => {
   const call = async (method: string, params: unknown): Promise<{ result?: unknown; error?: Answers["error"] }> => {
     const reply = await service.post("/rpc", JSON.stringify({ jsonrpc: "2.0", id: 1, method, params }), JSON_TYPE);

@@ -1,4 +1,4 @@
-/** Third-party packages that ./prepare has installed, and how tests run them. */
+/** Runs third-party packages, which ./prepare has installed. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
@@ -11,16 +11,16 @@ export const here = import.meta.dirname;
 export const python = join(here, "python/.venv/bin/python");
 export const goEthereum = join(root, "build/interop/go-ethereum");
 
-/** Paths of commands that Python and JavaScript packages install. */
+/** Returns the path of a command that a Python or JavaScript package installs. */
 export const pythonCommand = (name: string): string => join(here, "python/.venv/bin", name);
 export const nodeCommand = (name: string): string => join(here, "node_modules/.bin", name);
 
 if (!existsSync(goEthereum)) throw new Error("expected the packages of test/interop, found none: run test/interop/prepare, as npm run test:interop does");
 
-/** Longer than any of the packages needs. */
+/** The time limit in ms is longer than any of the packages needs. */
 const TIME_LIMIT = 240_000;
 
-/** Disables colours, telemetry and update checks. */
+/** These variables disable colours, telemetry and update checks. */
 const QUIET = { NO_COLOR: "1", CI: "true", REDOCLY_TELEMETRY: "off", REDOCLY_SUPPRESS_UPDATE_NOTICE: "true" };
 
 interface Options {
@@ -29,7 +29,7 @@ interface Options {
   readonly env?: Readonly<Record<string, string>>;
 }
 
-/** Runs a command and returns its output. Throws with the output if it fails. */
+/** Runs a command and returns its output. If the command fails, throws with its output. */
 export const run = async (command: string, values: readonly string[], options: Options = {}): Promise<string> => {
   const env = { ...process.env, ...QUIET, ...options.env };
   const child = spawn(command, values, { cwd: options.cwd ?? here, timeout: TIME_LIMIT, env });

@@ -1,4 +1,6 @@
-/** Public JSON-RPC clients call a real server as their documentation shows: list, describe, a step, and an error. */
+/**
+ * Tests public JSON-RPC clients, which call a real server as their documentation shows: list, describe, a step, and an error.
+ */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { TestService } from "../support/service.ts";

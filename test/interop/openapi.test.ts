@@ -1,4 +1,4 @@
-/** OpenAPI linters accept /openapi.json, and generators make clients from it that take steps. */
+/** Tests /openapi.json: OpenAPI linters accept it, and the clients that generators make from it take steps. */
 import assert from "node:assert/strict";
 import { copyFileSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

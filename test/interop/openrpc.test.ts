@@ -1,4 +1,4 @@
-/** OpenRPC's own tools read /openrpc.json, resolve its references, and validate calls with it. */
+/** Tests /openrpc.json: OpenRPC's own tools read it, resolve its references, and validate calls with it. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { TestService } from "../support/service.ts";
@@ -15,7 +15,7 @@ const optimizer = { name: "adamw" };
 const linear = { name: "linear" };
 const sequence = (...schedules: readonly object[]): object => ({ name: "sequence", schedules, milestones: schedules.slice(1).map((_, index) => index + 1) });
 
-/** Calls, each with the expected verdict. */
+/** Calls, each with the expected verdict of the tools. */
 const CALLS: readonly (readonly [method: string, params: object, isTaken: boolean])[] = [
   ["optimizer.list", {}, true],
   ["optimizer.describe", { name: "adamw" }, true],

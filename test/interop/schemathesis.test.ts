@@ -1,4 +1,4 @@
-/** schemathesis tests /openapi.json with valid and invalid input, in JSON and MessagePack, with all of its checks. */
+/** Tests /openapi.json with schemathesis: valid and invalid input, in JSON and MessagePack, with all of its checks. */
 import assert from "node:assert/strict";
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -7,7 +7,7 @@ import { TestService } from "../support/service.ts";
 import { root } from "../support/tree.ts";
 import { here, pythonCommand, run } from "./_packages.ts";
 
-/** Time limit of the run in seconds. */
+/** The time limit of the run, in seconds. */
 const MAX_SECONDS = 45;
 
 test("schemathesis reports no failure", async () => {

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 
 const ULP = 2 ** -52;
 
-/** A repeatable random generator of numbers from 0 up to 1. */
+/** Returns a repeatable random generator of numbers in [0, 1). */
 export const uniform = (seed: number): (() => number) => {
   let state = seed;
   return () => {

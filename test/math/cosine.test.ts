@@ -1,4 +1,4 @@
-/** The cosine decay against Math.cos and Math.sin, which are accurate on every machine. */
+/** Compares the cosine decay with Math.cos and Math.sin, which are accurate on every machine. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { cosineDecay, interpolate } from "../../src/math/cosine.ts";

@@ -1,4 +1,7 @@
-/** Powers against Math.pow, which is accurate on every machine. No code may depend on mathematics whose bits the engine chooses. */
+/**
+ * Compares powers with Math.pow, which is accurate on every machine. No code may use functions whose bits the JavaScript engine
+ * chooses.
+ */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";

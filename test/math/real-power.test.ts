@@ -1,4 +1,4 @@
-/** The real power that nadam needs, against Math.pow, whose bits vary by machine but are always close. */
+/** Compares the real power that nadam needs with Math.pow. The bits of Math.pow vary by machine, but are always close. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { realPower } from "../../src/math/real-power.ts";

@@ -1,4 +1,4 @@
-/** Node for arm64 on an x64 machine: the binary from npm, its libraries from Debian, run by qemu's user-mode emulation. */
+/** Runs Node for arm64 on an x64 machine: the binary from npm, its libraries from Debian, in qemu's user-mode emulation. */
 import { execFile } from "node:child_process";
 import { mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ import { cached, nodeBinary } from "./nodes.ts";
 
 const run = promisify(execFile);
 
-/** Debian packages of the libraries that the binary links to. */
+/** Debian packages of the libraries that Node's binary links to. */
 const LIBRARIES = ["libc6", "libstdc++6", "libgcc-s1"];
 
 /** Downloads and unpacks arm64 packages of Debian, with separate package lists. */
@@ -30,7 +30,7 @@ const unpackLibraries = async (target: string): Promise<void> => {
   rmSync(work, { recursive: true });
 };
 
-/** The command that runs Node for arm64. Installs what is missing, which needs root on Debian. */
+/** Returns the command that runs Node for arm64. Installs missing programs, which needs root on Debian. */
 export const arm64Node = async (version: string): Promise<readonly [string, ...string[]]> => {
   const { "qemu-aarch64": qemu } = await debianPrograms({ "qemu-aarch64": "qemu-user", "dpkg-deb": "dpkg" });
   const [libraries, node] = await Promise.all([cached("debian-arm64", unpackLibraries), nodeBinary(version, "linux-arm64")]);

@@ -1,4 +1,4 @@
-/** A headless Chromium for tests: Debian's package, installed if it is missing, driven by playwright-core. */
+/** A headless Chromium for tests, driven by playwright-core. Debian's package is installed if it is missing. */
 import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
@@ -16,7 +16,7 @@ const FLAGS = [
   "--disable-sync",
 ];
 
-/** The browser's path: CHROMIUM, or Debian's package. */
+/** Returns the browser's path: the variable CHROMIUM, or Debian's package. */
 export const findChromium = async (): Promise<string> => process.env["CHROMIUM"] ?? debianProgram("chromium");
 
 export class TestBrowser implements AsyncDisposable {
@@ -35,7 +35,7 @@ export class TestBrowser implements AsyncDisposable {
     return new TestBrowser(await chromium.launchPersistentContext(profile, { executablePath, headless: true, args: FLAGS, viewport }), profile);
   }
 
-  /** Opens a new tab. Its errors are collected in `errors`. */
+  /** Opens a new tab. The page's errors go into `errors`. */
   async open(url: string): Promise<{ readonly page: Page; readonly errors: readonly string[] }> {
     const page = await this.#context.newPage();
     const errors: string[] = [];

@@ -5,7 +5,7 @@ import { once } from "node:events";
 export interface Ended {
   readonly code: number;
   readonly out: string;
-  /** Standard error: progress bars and errors. */
+  /** The output on standard error: progress bars and errors. */
   readonly log: string;
 }
 

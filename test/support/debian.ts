@@ -1,4 +1,4 @@
-/** Programs of Debian packages, installed if they are missing and this user may install them. */
+/** Finds programs of Debian packages. Installs missing packages if this user may. */
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
 import { delimiter, join } from "node:path";
@@ -13,14 +13,14 @@ const FOLDERS = [...(process.env["PATH"] ?? "").split(delimiter), "/usr/local/sb
 const UPDATE_TRIES = 20;
 const UPDATE_PAUSE_MS = 3000;
 
-/** The path of a program, including the folders for system services. */
+/** Returns the path of a program. The search includes the folders for system services. */
 export const findProgram = (name: string): string | undefined => FOLDERS.map((folder) => join(folder, name)).find((path) => existsSync(path));
 
 /** Runs apt-get, which waits for the lock if another test file is installing too. */
 const apt = (...values: readonly string[]) =>
   run("apt-get", ["-qq", "-o", "DPkg::Lock::Timeout=300", ...values], { env: { ...process.env, DEBIAN_FRONTEND: "noninteractive" }, maxBuffer: 2 ** 26 });
 
-/** Updates the package lists, which a bare machine lacks. apt-get does not wait for the lists' lock. */
+/** Updates the package lists, which a bare machine lacks. apt-get does not wait for the lock of the lists. */
 export const updateLists = async (): Promise<void> => {
   for (let tries = 1; ; tries++) {
     try {
@@ -33,7 +33,7 @@ export const updateLists = async (): Promise<void> => {
   }
 };
 
-/** Installs packages if this user may. */
+/** Installs packages, or throws if this user may not. */
 export const installPackages = async (...names: readonly string[]): Promise<void> => {
   if (!existsSync("/etc/debian_version") || process.getuid?.() !== 0)
     throw new Error(`expected Debian's ${names.join(", ")} or the like on this machine, or root on Debian to install them; found neither`);
@@ -43,7 +43,7 @@ export const installPackages = async (...names: readonly string[]): Promise<void
   });
 };
 
-/** Paths of programs, given with their packages. Installs all missing packages at once. */
+/** Returns the paths of programs, each given with its package. Installs all missing packages at once. */
 export const debianPrograms = async <Name extends string>(packages: Readonly<Record<Name, string>>): Promise<Readonly<Record<Name, string>>> => {
   const names = Object.keys(packages) as Name[];
   const missing = names.filter((name) => findProgram(name) === undefined);
@@ -56,6 +56,6 @@ export const debianPrograms = async <Name extends string>(packages: Readonly<Rec
   return Object.fromEntries(paths) as Record<Name, string>;
 };
 
-/** Path of one program. */
+/** Returns the path of one program. */
 export const debianProgram = async (name: string, packageName: string = name): Promise<string> =>
   (await debianPrograms({ [name]: packageName }))[name] as string;

@@ -1,4 +1,4 @@
-/** Go for tests: the toolchain that clients/go/toolchain.sh finds or installs, and Go programs, built once into build/tools. */
+/** Finds the Go toolchain with clients/go/toolchain.sh, which may install it, and builds Go programs once into build/tools. */
 import { execFile, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
@@ -14,7 +14,7 @@ const run = promisify(execFile);
 const tools = join(root, "build/tools");
 
 const findGo = async (): Promise<string> => {
-  // The script announces what it installs.
+  // The script announces the packages that it installs.
   const child = spawn("bash", ["-c", "source ./toolchain.sh && use_go >&2 && command -v go"], {
     cwd: join(root, "clients/go"),
     stdio: ["ignore", "pipe", "inherit"],
@@ -26,7 +26,7 @@ const findGo = async (): Promise<string> => {
 
 let found: Promise<string> | undefined;
 
-/** Path of a go that is new enough for the Go client. */
+/** Returns the path of a go command that is new enough for the Go client. */
 export const goCommand = (): Promise<string> => {
   found ??= findGo();
   return found;
@@ -36,7 +36,9 @@ export const goCommand = (): Promise<string> => {
 const go = async (cwd: string, values: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<string> =>
   (await run("nice", ["-n", "10", await goCommand(), ...values], { cwd, maxBuffer: 2 ** 26, env: { ...process.env, ...env } })).stdout;
 
-/** A program in build/tools. If two test files build it at once, the last to finish replaces the other. */
+/**
+ * Builds a program once, in build/tools. If two test files build it at once, the last to finish replaces the other's program.
+ */
 const tool = async (name: string, build: (folder: string) => Promise<unknown>): Promise<string> => {
   const program = join(tools, name);
   if (existsSync(program)) return program;
@@ -52,11 +54,13 @@ const tool = async (name: string, build: (folder: string) => Promise<unknown>): 
   return program;
 };
 
-/** Path of a program from a published module. */
+/** Returns the path of a program from a published module. */
 const published = (name: string, path: string, version: string): Promise<string> =>
   tool(`${name}-${version}`, (folder) => go(folder, ["install", "-ldflags=-s", `${path}@${version}`], { GOBIN: folder, CGO_ENABLED: "0" }));
 
-/** Path of a program built from a folder of this tree. `parts` are the other folders that it depends on. */
+/**
+ * Returns the path of a program built from a folder of this tree. `parts` are the other folders that the program depends on.
+ */
 const goProgram = (name: string, folder: string, parts: readonly string[] = []): Promise<string> => {
   const hash = createHash("sha256");
   for (const part of [folder, ...parts]) {
@@ -66,7 +70,7 @@ const goProgram = (name: string, folder: string, parts: readonly string[] = []):
   return tool(`${name}-${hash.digest("hex").slice(0, 12)}`, (partial) => go(join(root, folder), ["build", "-o", partial, "."]));
 };
 
-/** The folder with a module's files. */
+/** Returns the folder with a module's files. */
 const moduleFiles = async (path: string, version: string): Promise<string> => {
   mkdirSync(tools, { recursive: true });
   const folder = join((await go(tools, ["env", "GOMODCACHE"])).trim(), `${path}@${version}`);
@@ -77,10 +81,10 @@ const moduleFiles = async (path: string, version: string): Promise<string> => {
 /** Helm, in a version that needs no newer Go than the Go client. */
 export const helm = (): Promise<string> => published("helm", "helm.sh/helm/v3/cmd/helm", "v3.19.5");
 
-/** Compose's own loader. */
+/** The loader of Compose itself. */
 export const composeSpec = (): Promise<string> => published("compose-spec", "github.com/compose-spec/compose-go/v2/cmd", "v2.16.2");
 
-/** The files of prometheus-operator, which contain its resource definitions. */
+/** The files of prometheus-operator. Its custom resource definitions are among them. */
 export const prometheusOperator = (): Promise<string> => moduleFiles("github.com/prometheus-operator/prometheus-operator", "v0.85.0");
 
 /** The program that validates a dashboard with Grafana's schema. */
@@ -88,5 +92,5 @@ export const dashboardSchema = (): Promise<string> => goProgram("dashboard-schem
 
 export const goTrainer = (): Promise<string> => goProgram("go-trainer", "examples/go-trainer", ["clients/go"]);
 
-/** The Go trainer of the container suite. */
+/** The Go trainer of the container tests. */
 export const containerTrainer = (): Promise<string> => goProgram("container-trainer", "test/container/go", ["clients/go"]);

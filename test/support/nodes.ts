@@ -1,4 +1,4 @@
-/** Node versions other than the pinned one, from npm's packages of their binaries. */
+/** Fetches Node versions other than the pinned version, from npm's packages of the binaries. */
 import { execFile } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -11,7 +11,7 @@ const run = promisify(execFile);
 /** The oldest and the newest version that can run the service. */
 export const OTHER_NODES = ["24.0.0", "26.12.1"];
 
-/** A folder that `make` fills once and `npm ci` deletes. If two tests fill it at once, one of them wins. */
+/** Returns a folder that `make` fills once. npm ci deletes the folder. If two tests fill it at once, one of them wins. */
 export const cached = async (name: string, make: (folder: string) => Promise<void>): Promise<string> => {
   const folder = join(root, "node_modules/.cache", name);
   if (existsSync(folder)) return folder;
@@ -26,7 +26,7 @@ export const cached = async (name: string, make: (folder: string) => Promise<voi
   return folder;
 };
 
-/** Path of a Node binary. */
+/** Returns the path of a Node binary. */
 export const nodeBinary = async (version: string, platform = `${process.platform}-${process.arch}`): Promise<string> => {
   const name = `node-${platform}`;
   const folder = await cached(`${name}-${version}`, async (target) => {

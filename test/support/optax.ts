@@ -1,6 +1,6 @@
 /**
- * One step of optax's adam, adamw and lamb in float64, from the formulas of optax 0.2.8. optax computes 1 - beta^t in float32 and
- * therefore differs by up to 142 ulp from its own float64 run; this file computes the intended result.
+ * Computes one step of optax's adam, adamw and lamb in float64, from the formulas of optax 0.2.8. optax itself computes 1 -
+ * beta^t in float32, and so differs by up to 142 ulp from its own float64 run.
  */
 import type { TestState, TestTensors } from "./tensors.ts";
 
@@ -14,7 +14,7 @@ interface Settings {
   readonly nesterov?: boolean;
 }
 
-/** The parameter after a step. `isDecayed` is false for tensors without weight decay. */
+/** Returns the parameter after a step. `isDecayed` is false for tensors without weight decay. */
 export const optaxStep = (
   { name, lr, betas: [beta1, beta2], eps, eps_root: epsRoot, weight_decay: decay = 0, nesterov = false }: Settings,
   tensor: string,

@@ -1,9 +1,12 @@
-/** ../prepare.ts builds and installs the tests' requirements before the tests, and announces it; a test that runs alone does so itself. */
+/** test/prepare.ts builds and installs the tests' requirements before the tests. A test that runs alone does so itself. */
 
-/** Set by package.json's scripts after preparation: a test then finds everything, or fails with the name of what is missing. */
+/**
+ * package.json's scripts set this variable after preparation. A test then finds its requirements, or fails with the name of a
+ * missing one.
+ */
 const IS_PREPARED = process.env["TESTS_PREPARED"] !== undefined;
 
-/** Runs work that takes seconds to minutes, once per machine. Announces it before, and prints its duration after. */
+/** Runs work that takes seconds to minutes, once per machine. Announces the work before, and prints its duration after. */
 export const preparing = async <Result>(what: string, work: () => Promise<Result>): Promise<Result> => {
   if (IS_PREPARED) throw new Error(`this test needs what is missing (${what}): test/prepare.ts should make it before the tests`);
   const start = performance.now();

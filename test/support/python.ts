@@ -1,4 +1,4 @@
-/** A Python with the packages of test/python/requirements.txt, for tests that need another language. */
+/** Makes a Python environment with the packages of test/python/requirements.txt. */
 import { execFile, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync } from "node:fs";
@@ -13,15 +13,15 @@ const run = promisify(execFile);
 const requirements = join(root, "test/python/requirements.txt");
 const system = process.env["PYTHON"] ?? "python3";
 
-// The examples and the Python client need the same. A bare Debian has Python without venv, or no Python.
+// The examples and the Python client need Python 3.11 with venv too. A bare Debian has Python without venv, or no Python.
 if (spawnSync(system, ["-c", "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))"]).status !== 0) {
   if (system !== "python3") throw new Error(`expected Python 3.11 or newer with venv as PYTHON, found ${system}`);
   await installPackages("python3", "python3-venv");
 }
 
 /**
- * The interpreter of build/venv/<digest of the requirements>, made at first use. If two test files make it at once, each builds
- * under a temporary name; the first to finish renames its copy, and the other deletes its own.
+ * Makes the environment build/venv/<digest of the requirements>, and returns its interpreter. If two test files make it at
+ * once, each builds under a temporary name. The first to finish renames its copy, and the other deletes its own.
  */
 const makeEnvironment = async (): Promise<string> => {
   const folder = join(root, "build/venv");
@@ -46,12 +46,12 @@ const makeEnvironment = async (): Promise<string> => {
 
 let environment: Promise<string> | undefined;
 
-/** Path of the interpreter. */
+/** Returns the path of the interpreter. Makes the environment at first use. */
 export const python = (): Promise<string> => {
   environment ??= makeEnvironment();
   return environment;
 };
 
-/** Runs a script of the tree and returns its output. Throws with its error output if it fails. */
+/** Runs a script of the tree and returns its output. If the script fails, throws with its standard error. */
 export const runPython = async (script: string, ...values: readonly string[]): Promise<string> =>
   (await run(await python(), [join(root, script), ...values])).stdout;

@@ -1,8 +1,8 @@
-/** Runs of several steps on a service, for the suites over all optimizers. */
+/** Takes several steps on a service, for the tests of all optimizers. */
 import type { TestService } from "./service.ts";
 import { randomTensors, type TestTensor, writeTensors } from "./tensors.ts";
 
-/** Tensors too large to run inline, with odd sizes, a scalar and an empty tensor. */
+/** Shapes of tensors too large for the main thread, with odd sizes, a scalar and an empty tensor. */
 export const LARGE = { "encoder.weight": [300, 700], "encoder/bias": [70_001], scale: [], empty: [0], ünï: [3] } as const;
 export const SMALL = { w: [3, 11], b: [7], scale: [], empty: [0], big: [1000] } as const;
 
@@ -18,7 +18,7 @@ export interface RunOptions {
   readonly optimizer: unknown;
   readonly shapes: Shapes;
   readonly steps: number;
-  /** Number of steps taken before; gradients continue from there. */
+  /** The number of steps already taken. The gradients continue with the next step. */
   readonly from?: number;
   readonly params?: Uint8Array;
   readonly state?: Uint8Array | null;
@@ -26,7 +26,7 @@ export interface RunOptions {
 
 export const startParams = (shapes: Shapes): Record<string, TestTensor> => randomTensors(shapes, 1);
 
-/** The gradients of a step: different in every step, equal in every run. */
+/** Returns the gradients of a step: different in every step, equal in every run. */
 export const gradsAt = (shapes: Shapes, step: number): Record<string, TestTensor> => randomTensors(shapes, 1000 + step);
 
 /** Takes steps over MessagePack and returns the last reply. */

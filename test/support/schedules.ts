@@ -1,4 +1,4 @@
-/** Schedules for the suites over the registry. */
+/** Schedules for the tests of all schedules in the registry. */
 import type { Schedule } from "../../src/schedules/registry.ts";
 
 export type Given = Schedule & Readonly<Record<string, unknown>>;

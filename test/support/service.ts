@@ -1,4 +1,4 @@
-/** A real stepd process for a test: started on a free port or a socket, called over HTTP, stopped at the end. */
+/** Runs a real stepd process for a test: starts it on a free port or a socket, calls it over HTTP, and stops it at the end. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import type { Readable } from "node:stream";
@@ -28,7 +28,7 @@ export interface RpcError {
   readonly data: { readonly name: string; readonly field?: string; readonly expected?: string; readonly found?: string; readonly request_id: string };
 }
 
-/** The addresses in the log line of the start. */
+/** The addresses in the log line that the service writes at its start. */
 export interface Started {
   readonly address: string;
   readonly admin_address?: string;
@@ -48,10 +48,10 @@ export const started = async (child: ChildProcess, text: () => string): Promise<
 
 export class TestService implements AsyncDisposable {
   readonly url: string;
-  /** Address of metrics and health, with STEPD_ADMIN_PORT. */
+  /** The address of metrics and health. Set only with STEPD_ADMIN_PORT. */
   readonly admin: string | undefined;
   readonly process: ReturnType<typeof spawn>;
-  /** The log so far. */
+  /** The lines of the log so far. */
   readonly log: string[];
 
   private constructor(url: string, admin: string | undefined, process: ReturnType<typeof spawn>, log: string[]) {
@@ -62,8 +62,8 @@ export class TestService implements AsyncDisposable {
   }
 
   /**
-   * Starts `node src/main.ts` with settings and Node flags, and waits for its address. `program` is a command
-   * that runs another Node; `entry` is the main.ts of another tree.
+   * Starts `node src/main.ts` with settings and Node flags, and waits for its address. `program` is a command that runs another
+   * Node. `entry` is the main.ts of another tree.
    */
   static async start(
     env: Readonly<Record<string, string>> = {},
@@ -73,7 +73,7 @@ export class TestService implements AsyncDisposable {
   ): Promise<TestService> {
     const child = spawn(program, [...args, ...nodeFlags, entry], {
       env: { PATH: process.env["PATH"], STEPD_PORT: "0", STEPD_ARENA_MIB: "256", STEPD_LOG_LEVEL: "warn", ...env },
-      // The IPC channel is for modules loaded with --import, such as turns.ts.
+      // Modules loaded with --import, such as turns.ts, use the IPC channel.
       stdio: ["ignore", "ignore", "pipe", "ipc"],
     });
     const log: string[] = [];
@@ -87,7 +87,7 @@ export class TestService implements AsyncDisposable {
     return fetch(`${this.url}${path}`, { method: "POST", body: body as BodyInit, headers: { "Content-Type": type, ...headers } });
   }
 
-  /** Calls a method over MessagePack and returns its result. Throws the error object. */
+  /** Calls a method over MessagePack and returns its result. Throws the error object of the reply. */
   async call<T>(method: string, params: unknown): Promise<T> {
     const response = await this.post("/rpc", pack({ jsonrpc: "2.0", id: 1, method, params }), MSGPACK);
     const { result, error } = (await readReply(response)) as { result?: T; error?: RpcError };
@@ -95,7 +95,7 @@ export class TestService implements AsyncDisposable {
     return result as T;
   }
 
-  /** Value of a metric, from the first line that starts with `name`. */
+  /** Returns the value of a metric, from the first line that starts with `name`. */
   async metric(name: string): Promise<number> {
     const text = await (await fetch(`${this.url}/metrics`)).text();
     const line = text.split("\n").find((candidate) => candidate.startsWith(`${name} `) || candidate.startsWith(`${name}{`));

@@ -1,4 +1,4 @@
-/** Safetensors files for tests, written and read without the code under test. */
+/** Writes and reads safetensors files for tests, without the code under test. */
 
 export interface TestTensor {
   readonly shape: readonly number[];
@@ -19,7 +19,7 @@ export const writeTensors = (tensors: TestTensors): Buffer => {
   return rawTensors(`{${header.join(",")}}`, Buffer.concat(chunks));
 };
 
-/** Writes a file from a header text and data, unchecked. */
+/** Writes a file from the text of a header and data, without checks. */
 export const rawTensors = (header: string, data: Uint8Array = Buffer.alloc(0)): Buffer => {
   const text = Buffer.from(header);
   const length = Buffer.alloc(8);
@@ -49,7 +49,7 @@ export const readFile = (
   return { metadata: metadata as Record<string, string>, entries: new Map(entries) };
 };
 
-/** The F32 tensors of a file. */
+/** Returns the F32 tensors of a file. */
 export const readTensors = (file: Uint8Array): Record<string, TestTensor> => {
   const floats = [...readFile(file).entries].filter(([, { dtype }]) => dtype === "F32");
   return Object.fromEntries(floats.map(([name, { shape, bytes }]) => [name, { shape, data: new Float32Array(Uint8Array.from(bytes).buffer) }]));
@@ -58,13 +58,13 @@ export const readTensors = (file: Uint8Array): Record<string, TestTensor> => {
 export interface TestState {
   readonly optimizer: string;
   readonly steps: Readonly<Record<string, number>>;
-  /** Indexed by slot, then by parameter. */
+  /** The slots by name, then by parameter. */
   readonly slots: Readonly<Record<string, TestTensors>>;
-  /** Slots that hold one float64 number, indexed by slot, then by parameter. */
+  /** The slots that hold one float64 number, by name, then by parameter. */
   readonly scalars?: Readonly<Record<string, Readonly<Record<string, number>>>>;
 }
 
-/** Writes a stepd state in another than the canonical order, as another language might. */
+/** Writes a stepd state whose entries are not in canonical order, as another language might. */
 export const writeState = ({ optimizer, steps, slots, scalars = {} }: TestState): Buffer => {
   let offset = 0;
   const header = [`"__metadata__":${JSON.stringify({ format: "stepd.state/1", optimizer, revision: "1" })}`];
@@ -105,7 +105,7 @@ export const readState = (file: Uint8Array): TestState => {
   return { optimizer: metadata["optimizer"] ?? "", steps, slots };
 };
 
-/** A repeatable random generator of values in (-1, 1) (mulberry32). */
+/** Returns a repeatable random generator of values in (-1, 1) (mulberry32). */
 export const random = (seed: number): (() => number) => {
   let state = seed >>> 0;
   return () => {
@@ -117,7 +117,7 @@ export const random = (seed: number): (() => number) => {
   };
 };
 
-/** Tensors of repeatable random values. */
+/** Returns tensors of repeatable random values. */
 export const randomTensors = (shapes: Readonly<Record<string, readonly number[]>>, seed: number): Record<string, TestTensor> => {
   const next = random(seed);
   return Object.fromEntries(

@@ -1,4 +1,4 @@
-/** A copy of the parts of the tree that scripts read, for tests of scripts that write files. */
+/** Copies the parts of the tree that scripts read, for tests of scripts that write files. */
 import { spawnSync } from "node:child_process";
 import { cpSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import os from "node:os";

@@ -1,7 +1,7 @@
 /**
- * Loaded into a server with --import: measures the longest turn of its event loop. The parent asks over IPC, and gets the longest
- * since its last question in ms: a turn in processor time (which a busy machine does not lengthen), a turn without its garbage
- * collections, a garbage collection, and a turn by the loop's own histogram.
+ * Measures the longest turn of a server's event loop; loaded into the server with --import. The parent process asks over IPC.
+ * The answer holds the longest times in ms since the last question: a turn in processor time (which a busy machine does not
+ * lengthen), a turn without its garbage collections, a garbage collection, and a turn by the histogram of the event loop.
  */
 import { monitorEventLoopDelay, PerformanceObserver, performance } from "node:perf_hooks";
 
@@ -14,14 +14,14 @@ interface Turn {
   readonly processor: number;
 }
 
-/** Turns longer than LONG_MS; shorter ones are not kept. */
+/** Turns longer than LONG_MS. Shorter turns are dropped. */
 let turns: Turn[] = [];
 const LONG_MS = 10;
 
 let last = process.threadCpuUsage();
 let start = performance.now();
 
-/** Runs once in every turn. It schedules itself again, so the loop never sleeps. */
+/** Runs once in every turn. The function schedules itself again, so the event loop never sleeps. */
 const endTurn = (): void => {
   const now = process.threadCpuUsage();
   const end = performance.now();
@@ -33,13 +33,13 @@ const endTurn = (): void => {
 };
 setImmediate(endTurn);
 
-/** Garbage collections: work for the whole heap, not for one call. */
+/** Garbage collections work for the whole heap, not for one call, so they are subtracted from a turn. */
 let collections: { readonly start: number; readonly ms: number }[] = [];
 new PerformanceObserver((list) => {
   for (const { startTime, duration } of list.getEntries()) collections.push({ start: startTime, ms: duration });
 }).observe({ entryTypes: ["gc"] });
 
-/** Processor time of a turn without its garbage collections. */
+/** Returns the processor time of a turn without its garbage collections. */
 const ownOf = ({ start, end, processor }: Turn): number => {
   const within = collections.filter(({ start: at, ms }) => at < end && at + ms > start);
   return within.reduce((rest, { ms }) => rest - ms, processor);

@@ -1,4 +1,4 @@
-/** Tensors of any dtype for tests, with conversions independent of the code under test. */
+/** Tensors of any dtype for tests. The conversions do not use the code under test. */
 import { rawTensors, readFile, type TestTensors } from "./tensors.ts";
 
 export type Dtype = "F32" | "F64" | "BF16" | "F16";
@@ -81,7 +81,7 @@ export const writeTyped = (tensors: Readonly<Record<string, Typed>>): Buffer => 
   return rawTensors(`{${header.join(",")}}`, Buffer.concat(data));
 };
 
-/** All tensors of a file, including steps and scalar slots. */
+/** Returns all tensors of a file, including steps and scalar slots. */
 export const readTyped = (file: Uint8Array): Record<string, Typed> =>
   Object.fromEntries(
     [...readFile(file).entries]

@@ -1,10 +1,10 @@
-/** All variants of all optimizers (`variants` in src/optimizers/), for the suites over the registry. */
+/** Lists all variants of all optimizers (`variants` in src/optimizers/), for the tests of the whole registry. */
 import { registry } from "../../src/optimizers/registry.ts";
 
 export interface Variant {
   readonly label: string;
   readonly optimizer: { readonly name: string; readonly [hyperparameter: string]: unknown };
-  /** Whether tensors depend on each other, so that a sharded step needs the global norm first. */
+  /** True if tensors depend on each other, so that a sharded step needs the global norm first. */
   readonly isGlobal: boolean;
 }
 

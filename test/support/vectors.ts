@@ -1,4 +1,7 @@
-/** The golden vectors in test/vectors (format: test/vectors/record/format.schema.json), and translations of the peers' settings and states. */
+/**
+ * Reads the golden vectors in test/vectors (format: test/vectors/record/format.schema.json), and translates the peers' settings
+ * and states.
+ */
 import { readdirSync, readFileSync } from "node:fs";
 import type { TestState, TestTensor, TestTensors } from "./tensors.ts";
 
@@ -43,7 +46,7 @@ export const vectorFiles: ReadonlyMap<string, readonly Case[]> = new Map(
     .map((file) => [file.replace(/\.json$/, ""), (JSON.parse(readFileSync(new URL(file, folder), "utf8")) as { cases: Case[] }).cases]),
 );
 
-/** The values of an array, in float32 or float64. */
+/** Returns the values of an array, in float32 or float64. */
 export const values = ({ dtype, b64 }: RawArray): Float32Array | Float64Array => {
   const { buffer } = Uint8Array.from(Buffer.from(b64, "base64"));
   return dtype === "f32" ? new Float32Array(buffer) : new Float64Array(buffer);
@@ -56,10 +59,10 @@ export const tensors = (raw: Readonly<Record<string, RawArray>>): TestTensors =>
 
 type Settings = Readonly<Record<string, unknown>>;
 
-/** Translates a peer's hyperparameters. */
+/** Translates a peer's hyperparameters into stepd's. */
 const translate = (optimizer: string, peer: string, given: Settings): Settings => {
   const { decouple_weight_decay: _, no_decay: __, corrected_weight_decay: ___, decoupled_weight_decay: decoupled, b1, b2, ...common } = given;
-  // torch implements AdamW as Adam with this flag.
+  // torch implements decoupled weight decay as this flag. stepd's nadam and radam have the flag too.
   const rest = ["nadam", "radam"].includes(optimizer) ? { ...common, decoupled_weight_decay: decoupled } : common;
   if (peer === "iprally") return { ...rest, weight_decay_scale: "none" };
   if (optimizer === "lars") {
@@ -82,7 +85,7 @@ const translate = (optimizer: string, peer: string, given: Settings): Settings =
   };
 };
 
-/** The `optimizer` and `groups` of a call that repeats the peer's step. */
+/** Returns the `optimizer` and `groups` of a call that repeats the peer's step. */
 export const settings = ({ optimizer, peer, hyperparameters, groups = [] }: Case, { lr }: RawStep): { optimizer: Settings; groups: unknown[] } => {
   const noDecay = hyperparameters["no_decay"] as readonly string[] | undefined;
   return {
@@ -94,22 +97,22 @@ export const settings = ({ optimizer, peer, hyperparameters, groups = [] }: Case
   };
 };
 
-/** Peers whose slots hold bias-corrected moments; stepd's slots are 1 - beta^t times these. */
+/** The slots of these peers hold bias-corrected moments. stepd's slots are 1 - beta^t times as large. */
 const CORRECTED = ["qhadam", "qhadamw"];
 
 const NOT_SLOTS = ["step", "beta1_weight", "beta2_weight", "mu_product"];
 
-/** optax's trace is the negated momentum buffer. */
+/** The slot trace of optax is the negated momentum buffer. */
 const slotName = (slot: string): string => (slot === "trace" ? "momentum_buffer" : slot);
 
-/** Number of gradients of each tensor in the first `count` steps. */
+/** Returns the number of gradients of each tensor in the first `count` steps. */
 export const gradientCounts = ({ steps }: Case, count: number): Record<string, number> => {
   const counts: Record<string, number> = {};
   for (const { grads } of steps.slice(0, count)) for (const name of Object.keys(grads)) counts[name] = (counts[name] ?? 0) + 1;
   return counts;
 };
 
-/** A peer's slots after `count` steps, converted to stepd's definition, in float64. */
+/** Returns a peer's slots after `count` steps, converted to stepd's definition, in float64. */
 export const slotsAfter = (testCase: Case, count: number, precision: "f32" | "f64"): Record<string, Record<string, Float64Array>> => {
   const state = testCase.steps[count - 1]?.[precision].state ?? {};
   const [beta1 = 0, beta2 = 0] = (testCase.hyperparameters["betas"] ?? []) as readonly number[];
@@ -128,7 +131,7 @@ export const slotsAfter = (testCase: Case, count: number, precision: "f32" | "f6
   return slots;
 };
 
-/** The peer's float32 state after `count` steps as a stepd state; null before the first step. */
+/** Returns the peer's float32 state after `count` steps as a stepd state; null before the first step. */
 export const stateAfter = (testCase: Case, count: number): TestState | null => {
   if (count === 0) return null;
   const raw = testCase.steps[count - 1]?.f32.state ?? {};
@@ -146,7 +149,7 @@ export const stateAfter = (testCase: Case, count: number): TestState | null => {
   return { optimizer: testCase.optimizer, steps, slots, ...(products.length > 0 && { scalars: { mu_product: Object.fromEntries(products) } }) };
 };
 
-/** The spacing of float32 at a value, at least 2^-149. */
+/** Returns the spacing of float32 at a value, at least 2^-149. */
 export const ulp = (value: number): number => {
   const size = Math.abs(value);
   if (!Number.isFinite(size)) return Number.NaN;

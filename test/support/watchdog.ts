@@ -1,10 +1,10 @@
 /**
- * Ends the process of a test file that runs far beyond its time limit, for instance because a test loops. The runner reports such a
- * test, but waits for its process forever. (--test-force-exit would end it too, but loses results.)
+ * Ends the process of a test file that runs far beyond its time limit, for instance because a test loops. The runner reports
+ * such a test, but waits for its process forever. The option --test-force-exit would end the process too, but loses results.
  */
 const FILE_MS = 900_000;
 
-// Only the processes of test files have this variable, set by the runner; the runner itself has no limit.
+// The runner sets this variable for the processes of test files only. The runner itself has no limit.
 if (process.env["NODE_TEST_CONTEXT"] !== undefined) {
   setTimeout(() => {
     console.error(`${process.argv[1]}: ended ${FILE_MS / 1000} s after its start`);

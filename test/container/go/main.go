@@ -1,6 +1,6 @@
-// Steps a small model through the Go client: step URL FIRST LAST FOLDER.
-// Takes the steps FIRST to LAST - 1, and prints a line after each. Reads parameters and state from FOLDER and writes them back, so
-// that another program can continue.
+// Command step trains a small model through the Go client: step URL FIRST LAST FOLDER. It takes the steps FIRST to LAST - 1,
+// and prints a line after each step. It reads parameters and state from FOLDER and writes them back, so that another program
+// can continue.
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 	"stepd"
 )
 
-// gradient returns small fractions that are exact in float32, so that every language computes the same.
+// gradient returns small fractions that float32 holds exactly, so that every language computes the same values.
 func gradient(step, size int) []float32 {
 	values := make([]float32, size)
 	for i := range values {

@@ -1,7 +1,6 @@
-// Calls a service through the rpc package of go-ethereum: interop URL. Passes all params by position: none as [], an object as the
-// only element.
-// Reads the params of the calls as JSON from standard input. Prints the results as JSON: list, describe, step, and the error of a
-// describe that fails.
+// Command interop calls a service through the rpc package of go-ethereum: interop URL. It passes all params by position: none
+// as [], an object as the only element. It reads the params of the calls as JSON from standard input. It prints the results as
+// JSON: list, describe, step, and the error of a describe that fails.
 package main
 
 import (

@@ -6,7 +6,10 @@
  */
 import { text } from "node:stream/consumers";
 
-/** For each package, creates a function that calls a method and throws the error's code and message. */
+/**
+ * Each function connects to a URL and returns a function that calls a method. That function throws the error's code and
+ * message.
+ */
 const PACKAGES = {
   async "@open-rpc/client-js"(url) {
     const { Client, HTTPTransport, RequestManager } = await import("@open-rpc/client-js");

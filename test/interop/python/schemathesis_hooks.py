@@ -1,4 +1,4 @@
-"""Teaches schemathesis about stepd: MessagePack, and refusals that no schema can
+"""Teaches schemathesis about MessagePack, and about refusals that no schema can
 express.
 """
 
@@ -12,7 +12,7 @@ MSGPACK = "application/vnd.msgpack"
 
 
 def map_leaves(value, change):
-    """Applies a change to every leaf of a value."""
+    """Apply a change to every leaf of a value."""
     if isinstance(value, dict):
         return {key: map_leaves(item, change) for key, item in value.items()}
     if isinstance(value, list):
@@ -21,7 +21,7 @@ def map_leaves(value, change):
 
 
 def bound_integer(value):
-    """Bounds integers to the 64 bits of MessagePack; JSON has no such limit."""
+    """Keep integers within the 64 bits of MessagePack. JSON has no such limit."""
     return float(value) if isinstance(value, int) and not -(2**63) <= value < 2**64 else value
 
 
@@ -32,13 +32,13 @@ def pack(_, value):
 
 @schemathesis.deserializer(MSGPACK)
 def unpack(_, response):
-    """Decodes a reply into the form of its schema: blobs become base64."""
+    """Decode a reply into the form of its schema: blobs become base64."""
     return map_leaves(msgpack.unpackb(response.content), lambda leaf: base64.b64encode(leaf).decode() if isinstance(leaf, bytes) else leaf)
 
 
-# INVALID_PARAMS errors that depend on another field, on the server's files, or on names
-# that only the server knows. Any other one means that a schema allows what the service
-# refuses.
+# These INVALID_PARAMS errors depend on another field, on the server's files, or on
+# names that only the server knows. Any other INVALID_PARAMS error means that a schema
+# accepts input that the service refuses.
 RELATIONS = re.compile(
     r"""
     \d+\ milestones,\ one\ fewer\ than\ schedules       # a sequence's milestones
@@ -69,14 +69,14 @@ RELATIONS = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-# Errors that depend on the contents of blobs and tensors, or on the server's cache.
+# These errors depend on the contents of blobs and tensors, or on the server's cache.
 CONTENT = {"BLOB_MISSING", "STATE_CORRUPT", "STATE_MISMATCH", "TENSORS_CORRUPT", "TENSOR_MISMATCH", "NON_FINITE_GRADIENT", "UNSUPPORTED_DTYPE", "PAYLOAD_TOO_LARGE"}
 
 
 @schemathesis.check
 def refusal_is_of_content(_, response, case):
-    """Replaces positive_data_acceptance, which reports every refusal of schema-valid
-    input.
+    """Replaces positive_data_acceptance, which reports every refusal of input that the
+    schema accepts.
     """
     if case.meta is None or not case.meta.generation.mode.is_positive or response.status_code < 400:
         return

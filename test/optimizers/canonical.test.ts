@@ -1,4 +1,4 @@
-/** The key of a step's options: equal for equal options, different for all others, and bounded. */
+/** Tests the key of a step's options: equal for equal options, different for all other options, and of bounded length. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { canonical } from "../../src/engine/canonical.ts";

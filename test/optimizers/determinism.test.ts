@@ -1,4 +1,7 @@
-/** The same request gives the same bytes: on any number of workers, with and without AVX, sharded or whole, in JSON or MessagePack. */
+/**
+ * Tests that the same request gives the same bytes: on any number of workers, with and without AVX, sharded or whole, in JSON
+ * or MessagePack.
+ */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { isDeepStrictEqual } from "node:util";
@@ -15,7 +18,7 @@ const machines: Readonly<Record<string, () => Promise<TestService>>> = {
   "2 workers": () => TestService.start({ STEPD_WORKERS: "2" }),
   "3 workers": () => TestService.start({ STEPD_WORKERS: "3" }),
   "7 workers": () => TestService.start({ STEPD_WORKERS: "7" }),
-  // --no-liftoff compiles each kernel at once with the optimizing compiler, which uses 256-bit vectors if the CPU has them.
+  // With --no-liftoff, the optimizing compiler compiles each kernel at once, with 256-bit vectors if the CPU has them.
   "wide vectors": () => TestService.start({ STEPD_WORKERS: "2" }, ["--no-liftoff"]),
   "wide vectors off": () => TestService.start({ STEPD_WORKERS: "2", STEPD_WIDE_VECTORS: "off" }, ["--no-liftoff"]),
   "no optimizing compiler": () => TestService.start({ STEPD_WORKERS: "2" }, ["--liftoff-only"]),
@@ -49,7 +52,7 @@ suite("the same bytes on any machine", () => {
 const pick = <T>(all: Readonly<Record<string, T>>, names: readonly string[]): Record<string, T> =>
   Object.fromEntries(Object.entries(all).filter(([name]) => names.includes(name)));
 
-/** Runs steps as two requests each, with part of the tensors in either. */
+/** Takes each step as two requests, with some of the tensors in each. */
 const runSharded = async (
   { optimizer }: Variant,
   shards: readonly (readonly string[])[],
@@ -90,7 +93,7 @@ interface JsonReply {
   readonly result: { readonly params: string; readonly state: string };
 }
 
-/** More than five steps, because the server reuses the layout of repeated MessagePack steps; JSON steps are compared with them. */
+/** The server reuses the layout of repeated MessagePack steps after five steps. JSON steps are compared with them. */
 const PREPARED_STEPS = 7;
 
 suite("the same bytes in JSON and MessagePack, by blob and by name", () => {

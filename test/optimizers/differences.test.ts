@@ -1,4 +1,4 @@
-/** Differences that may round below zero before a root or a division: results stay finite and close to float64. */
+/** Tests differences that may round below zero before a root or a division: results stay finite and close to float64. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { registry } from "../../src/optimizers/registry.ts";
@@ -20,7 +20,7 @@ suite("rmsprop, centered", () => {
   const eps = 1e-8;
   const optimizer = { name: "rmsprop", centered: true, lr };
 
-  /** One step in float64. Returns the parameter's change and the new averages. */
+  /** Takes one step in float64. Returns the parameter's change and the new averages. */
   const stepOf = (squareAvg: number, gradAvg: number, g: number) => {
     const s = alpha * squareAvg + (1 - alpha) * g * g;
     const h = alpha * gradAvg + (1 - alpha) * g;
@@ -37,7 +37,7 @@ suite("rmsprop, centered", () => {
     const expected = 1 - stepOf(squareAvg, gradAvg, gradient).change;
     const found = readTensors(params)["w"]?.data[0] as number;
     assert.ok(Math.abs(found - expected) < 1e-4, `${found}, not ${expected}`);
-    // The same step over JSON.
+    // The same step is sent as JSON too.
     const values = (value: number) => ({ w: { shape: [1], values: [value] } });
     const json = JSON.stringify({ optimizer, params: values(1), grads: values(gradient), state: writeState(state).toString("base64") });
     const reply = (await (await service.post("/v1/step", json, JSON_TYPE)).json()) as { params: { w: { values: number[] } } };

@@ -1,4 +1,6 @@
-/** Every parameter dtype with every gradient dtype: the step computes on widened values and rounds once, to nearest even. */
+/**
+ * Tests every parameter dtype with every gradient dtype: the step computes on widened values and rounds once, to nearest even.
+ */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { gradsAt, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -10,7 +12,7 @@ import { type Variant, variants } from "../support/variants.ts";
 
 const STEPS = 2;
 
-/** Large enough for the pool with an odd tail; small enough to convert in JavaScript. */
+/** Shapes large enough for the worker pool, with an odd tail, and small enough to convert in JavaScript. */
 const SHAPES = { ...SMALL, wide: [140_003] } as const;
 
 let service: TestService;
@@ -105,7 +107,7 @@ test("a state with master copies is refused for a parameter dtype that needs non
 
 suite("stochastic rounding to BF16", () => {
   const params = { w: { dtype: "BF16", shape: [200_000], values: new Array<number>(200_000).fill(1) } } as const;
-  // A step goes from 1 to 1 + 2^-9, a quarter of the way to the next BF16, 1 + 2^-7.
+  // The step goes from 1 to 1 + 2^-9, which is a quarter of the way to 1 + 2^-7, the next BF16.
   const grads = { w: { dtype: "F32", shape: [200_000], values: new Array<number>(200_000).fill(-1) } } as const;
   const optimizer = { name: "sgd", lr: 2 ** -9 };
   const roundedWith = async (seed: number, on = service): Promise<Uint8Array> =>

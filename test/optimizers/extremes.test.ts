@@ -1,14 +1,14 @@
-/** Finite input at the ends of its range gives no NaN, and takes no longer than a step. */
+/** Tests that finite input at the ends of its range gives no NaN, and takes no longer than a step. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../support/service.ts";
 import { readTensors, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
 import { variants } from "../support/variants.ts";
 
-/** Its square overflows float32. */
+/** The square of this gradient overflows float32. */
 const LARGE_GRADIENT = 1e20;
 
-/** Far longer than a step, far shorter than a loop over 10^12 steps. */
+/** The limit is far longer than a step, and far shorter than a loop over 10^12 steps. */
 const MAX_MILLISECONDS = 30_000;
 
 let service: TestService;

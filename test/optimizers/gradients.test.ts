@@ -1,4 +1,7 @@
-/** Gradient processing before the update: clipping, norms over shards, loss scale, non-finite gradients, statistics. */
+/**
+ * Tests the processing of gradients before the update: clipping, norms over shards, loss scale, non-finite gradients,
+ * statistics.
+ */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { gradsAt, LARGE, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -264,7 +267,10 @@ suite("loss scale", () => {
     }
   });
 
-  /** Options that select each path of a gradient to its kernel: with or without a norm beforehand, kept for a second stage or not. */
+  /**
+   * Each of these options selects another path of a gradient to its kernel: with or without a norm beforehand, kept for a
+   * second stage or not.
+   */
   const pathOptions = [{}, { stats: "tensor" }, { clip: { max_norm: 1e30 } }, { non_finite: "skip" }, { optimizer: { name: "lamb" } }];
 
   for (const dtype of ["F32", "BF16"] as const) {
@@ -367,7 +373,7 @@ suite("non-finite gradients", () => {
       const { state } = await take({ grads });
       for (const more of [{}, { state }, { master_weights: dtype !== "F32" }, { loss_scale: 8, clip: { max_norm: 1 } }]) {
         const reply = { reply: { params: "bf16" }, ...more };
-        // Parameters also stay unchanged without gradients.
+        // A step without gradients leaves the parameters unchanged as well.
         const { params: expected, state: kept } = await take({ grads: writeTyped({}), ...reply });
         const found = await take({ grads: writeTyped(tensor([1, Number.NaN, 3, 4])), ...reply });
         assert.deepEqual([found.skipped, readTyped(found.params)["w"]?.dtype, readTyped(found.params)], [true, "BF16", readTyped(expected)]);

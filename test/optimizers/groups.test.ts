@@ -1,4 +1,4 @@
-/** How parameters are assigned to groups. */
+/** Tests how parameters are assigned to groups. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { groupFinder, requireFewPatterns } from "../../src/engine/groups.ts";

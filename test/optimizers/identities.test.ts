@@ -1,4 +1,4 @@
-/** Optimizers that are special cases of others give the same bits. */
+/** Tests that an optimizer gives the same bits as another optimizer of which it is a special case. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { isDeepStrictEqual } from "node:util";
@@ -16,7 +16,7 @@ interface Identity {
   readonly name: string;
   readonly left: unknown;
   readonly right: unknown;
-  /** Whether both optimizers keep the same slots. */
+  /** True if both optimizers keep the same slots. */
   readonly hasSameSlots: boolean;
 }
 
@@ -109,7 +109,7 @@ test("a state continues under another optimizer of the Adam family", async () =>
   assert.equal(lamb.step, 5);
 });
 
-// After 80 steps the product has vanished.
+// After 80 steps mu_product is so small that it no longer matters.
 for (const [steps, momentum_decay] of [
   [3, 0.1],
   [80, 0.004],

@@ -1,4 +1,4 @@
-/** state.inspect shows every slot of every optimizer. */
+/** Tests that state.inspect shows every slot of every optimizer. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { run, SMALL } from "../support/run.ts";

@@ -1,4 +1,4 @@
-/** Memory of cached layouts, measured in a separate process, where nothing else allocates. */
+/** Measures the memory of cached layouts in a separate process, where nothing else allocates. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setFlagsFromString } from "node:v8";

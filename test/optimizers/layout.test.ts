@@ -1,4 +1,7 @@
-/** Steps with a layout cached from an earlier call, compared with the same steps on a fresh engine: equal bytes, reports and errors. */
+/**
+ * Compares steps whose layout was cached by an earlier call with the same steps on a new engine: equal bytes, reports and
+ * errors.
+ */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { after, before, mock, suite, test } from "node:test";
@@ -21,7 +24,7 @@ before(async () => {
 });
 after(() => pool[Symbol.asyncDispose]());
 
-/** None of these tensors has an even address; one takes two shards. */
+/** No tensor has an even address, and one tensor takes two shards. */
 const SHAPES = { ...SMALL, long: [70_001] } as const;
 
 type Options = Omit<StepParams, "params" | "grads" | "state">;
@@ -32,7 +35,7 @@ interface Files {
   readonly state: Buffer | null;
 }
 
-/** Copies files into a lease, one after the other, like blobs in a body. */
+/** Copies files into a lease, one after the other, as blobs follow each other in a body. */
 const load = (lease: Lease, { params, grads, state }: Files): Files => {
   const place = (bytes: Buffer): Buffer => {
     const at = lease.alloc(bytes.length + 1) + 1;
@@ -44,7 +47,7 @@ const load = (lease: Lease, { params, grads, state }: Files): Files => {
 
 const join = (parts: unknown): Buffer => Buffer.concat((parts as Parts).pieces.map((piece) => Buffer.from(piece)));
 
-/** The output of a step, with its tensors copied out of the arena, or its error. */
+/** The output of a step, with its tensors copied out of the arena, or the step's error. */
 type Outcome = (Omit<StepOutput, "params" | "rounded" | "state"> & { readonly params: unknown; readonly state: Buffer }) | { readonly message: string };
 
 const takeStep = async (engine: Engine, call: Loaded<StepParams>, lease: Lease): Promise<Outcome> => {
@@ -59,7 +62,10 @@ const takeStep = async (engine: Engine, call: Loaded<StepParams>, lease: Lease):
 
 const newEngine = (): Engine => new Engine(pool, arena.capacity);
 
-/** Takes a step on a warm engine, which may have its layout cached, and on a fresh one. Requires equal outcomes, and returns one. */
+/**
+ * Takes a step on the engine `warm`, which may have the layout cached, and on a new engine. Requires equal outcomes, and
+ * returns one.
+ */
 const requireSameOutcome = async (warm: Engine, options: Options, files: Files): Promise<Outcome> => {
   using lease = arena.lease(0);
   const expected = await takeStep(newEngine(), { ...options, ...load(lease, files) }, lease);
@@ -67,7 +73,7 @@ const requireSameOutcome = async (warm: Engine, options: Options, files: Files):
   return expected;
 };
 
-/** The files of the next step. */
+/** Returns the files of the next step. */
 const nextFiles = (outcome: Outcome, grads: Buffer): Files => {
   assert.ok("state" in outcome, JSON.stringify(outcome));
   return { params: outcome.params as Buffer, grads, state: outcome.state };
@@ -77,7 +83,7 @@ const gradsFile = (step: number, shapes: Shapes = SHAPES): Buffer => writeTensor
 
 const filesAt = (step: number, shapes: Shapes = SHAPES): Files => ({ params: writeTensors(startParams(shapes)), grads: gradsFile(step, shapes), state: null });
 
-/** An engine that has taken two steps, and the files of the third. */
+/** Returns an engine that has taken two steps, and the files of the third step. */
 const afterTwo = async (options: Options, files: (step: number) => Files = filesAt): Promise<{ readonly warm: Engine; readonly files: Files }> => {
   const warm = newEngine();
   const first = await requireSameOutcome(warm, options, files(0));
@@ -163,7 +169,7 @@ suite("a cached layout gives the same bytes", () => {
     const after = readFile(state).entries;
     assert.ok(before.has("mu_product/w"));
     for (const [key, { bytes }] of before) assert.deepEqual(after.get(key)?.bytes, bytes, key);
-    // Without a gradient all rest, and the rate is that of the furthest.
+    // Without gradients no parameter moves, and the learning rate is that of the parameter with the most steps.
     const decays: Options = { optimizer: { name: "nadam", lr: 1 }, schedule: { name: "exponential", gamma: 0.5 } };
     const { report: last } = (await requireSameOutcome(warm, decays, nextFiles(third, writeTensors({})))) as Pick<StepOutput, "report">;
     assert.deepEqual([last.step, last.lr], [2, 0.25]);
@@ -302,7 +308,7 @@ test("other calls run while a step of many tensors is read and compiled", async 
 });
 
 suite("a repeated call does not compile its layout again", () => {
-  /** Counts kernel lookups, which happen only during compilation. */
+  /** Counts kernel lookups, which happen only when a layout is compiled. */
   const lookups = async (work: () => Promise<unknown>): Promise<number> => {
     const kernel = mock.method(pool, "kernel");
     await work();
@@ -358,7 +364,7 @@ const withStep = (state: Buffer | null, step: bigint, name = "b"): Buffer => {
 
 const withName = (file: Buffer): Buffer => Buffer.from(file.toString("latin1").replace('"big"', '"bog"'), "latin1");
 
-/** A state with other spaces in its header: equivalent, but not as stepd writes it. */
+/** Returns a state with other spaces in its header. It is equivalent to the state that stepd writes. */
 const withSpace = (state: Buffer | null): Buffer => {
   const file = state as Buffer;
   const end = 8 + file.readUInt32LE(0);

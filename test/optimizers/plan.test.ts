@@ -1,4 +1,4 @@
-/** optimizer.plan predicts what a step really costs. */
+/** Tests that optimizer.plan predicts the real cost of a step. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { SMALL, type StepReply } from "../support/run.ts";

@@ -1,4 +1,7 @@
-/** New parameters that are not finite are counted in a warning: for every optimizer and dtype, inline and on workers. */
+/**
+ * Tests that a warning counts the new parameters that are not finite: for every optimizer and dtype, on the main thread and on
+ * workers.
+ */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import type { StepReply } from "../support/run.ts";
@@ -18,13 +21,15 @@ interface Reply extends StepReply {
 
 const LARGEST: Readonly<Record<Dtype, number>> = { F16: 65504, BF16: 3.3895313892515355e38, F32: 3.4028234663852886e38, F64: Number.MAX_VALUE };
 
-/** Learning rates that move an element at the end of its range beyond it. F64 has no such rate, so it uses 0/0. */
+/** With this learning rate, an element at the end of its range moves beyond it. F64 has no such rate, so its test uses 0/0. */
 const OVERFLOWING_RATE: Readonly<Record<Dtype, number>> = { F16: 1e5, BF16: 3e38, F32: 3e38, F64: 3e38 };
 
-/** Large tensors are slow to test, so two dtypes must do: one that kernels write, and one that is narrowed afterwards. */
+/** Large tensors are slow to test, so two dtypes suffice: kernels write one of them, and the other is narrowed afterwards. */
 const PLACES = { inline: { size: 37, dtypes: DTYPES }, "on workers": { size: 140_001, dtypes: ["F32", "F16"] } } as const;
 
-/** Tensors with both ends of the range at their start, inside and at their end. Gradients have both signs, and one is 0. */
+/**
+ * Returns tensors with both ends of the range at their start, inside and at their end. Gradients have both signs, and one is 0.
+ */
 const tensorsOf = (dtype: Dtype, size: number): Record<"params" | "grads", Record<string, Typed>> => {
   const largest = LARGEST[dtype];
   const ends = new Map([0, 1, 17, 18, size - 2, size - 1].map((at, index) => [at, index % 2 === 0 ? largest : -largest]));
@@ -34,7 +39,10 @@ const tensorsOf = (dtype: Dtype, size: number): Record<"params" | "grads", Recor
   return { params: { fine: tensor([1, 2, 3]), wide: tensor(params) }, grads: { fine: tensor([0.1, 0.2, 0.1]), wide: tensor(grads) } };
 };
 
-/** Takes a step, and requires a warning with the tensors and counts of non-finite values in the reply. Returns the total count. */
+/**
+ * Takes a step, and requires a warning with the tensors and the counts of non-finite values in the reply. Returns the total
+ * count.
+ */
 const requireCounted = async (
   optimizer: { readonly name: string },
   { params, grads }: ReturnType<typeof tensorsOf>,
@@ -50,7 +58,7 @@ const requireCounted = async (
   return counts.reduce((sum, [, count]) => sum + count, 0);
 };
 
-/** A state of one step. Some optimizers leave the parameters as they are in their first. */
+/** Returns a state after one step, because some optimizers do not change the parameters in the first step. */
 const stateOf = async (optimizer: { readonly name: string }, { params, grads }: ReturnType<typeof tensorsOf>): Promise<Uint8Array> =>
   (await service.call<Reply>("optimizer.step", { optimizer, params: writeTyped(params), grads: writeTyped(grads) })).state;
 
@@ -58,7 +66,8 @@ for (const [place, { size, dtypes }] of Object.entries(PLACES)) {
   suite(place, () => {
     for (const { label, optimizer } of variants) {
       test(`non-finite parameters are counted: ${label}`, async () => {
-        // Without decay: decay added to the gradient would make its square overflow, and nothing would move.
+        // Without weight decay, because decay added to the gradient would make the gradient's square overflow, and no parameter
+        // would move.
         const undecayed = "weight_decay" in optimizer ? { weight_decay: 0 } : {};
         let found = 0;
         for (const dtype of dtypes) {

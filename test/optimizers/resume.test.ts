@@ -1,4 +1,7 @@
-/** Exact resume: N steps, a state saved to disk and loaded in another process, and N more steps give the bytes of 2N steps. */
+/**
+ * Tests exact resume: N steps, a state saved to disk and loaded in another process, and N more steps give the bytes of 2N
+ * steps.
+ */
 import assert from "node:assert/strict";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";

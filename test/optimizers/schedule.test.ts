@@ -1,4 +1,4 @@
-/** A step with a schedule equals a step with the schedule's value at the state's own count. */
+/** Tests that a step with a schedule equals a step with the schedule's value at the state's own step count. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { gradsAt, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -176,6 +176,9 @@ suite('weight_decay_scale "schedule" follows the schedule, not the lr', () => {
     });
   });
 
-  /** lr_t / lr rounds differently for different lr, in the last bit of float64; float32 hardly ever shows it. */
+  /**
+   * The quotient lr_t / lr rounds differently for different lr, in the last bit of float64. The difference hardly ever reaches
+   * float32.
+   */
   const near = (tensors: ReturnType<typeof readTensors>): unknown => Object.values(tensors).map(({ data }) => [...data].map((value) => value.toPrecision(6)));
 });

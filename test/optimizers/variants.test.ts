@@ -1,4 +1,4 @@
-/** The suites over the registry cover every optimizer, and distinguish its variants. */
+/** Tests that the variants cover every optimizer of the registry, and differ from each other. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { registry } from "../../src/optimizers/registry.ts";

@@ -1,6 +1,7 @@
 /**
- * The golden vectors of independent peers against the running service. One-step tests start each step from the peer's float32
- * parameters and state. Tests from the start compare stepd's error with the peer's own, both against the peer's float64 run.
+ * Compares the running service with the golden vectors of independent peers. One-step tests start each step from the peer's
+ * float32 parameters and state. Tests from the start compare stepd's error with the peer's own error, both against the peer's
+ * float64 run.
  */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
@@ -9,10 +10,10 @@ import { TestService } from "../support/service.ts";
 import { readState, readTensors, type TestState, type TestTensors, writeState, writeTensors } from "../support/tensors.ts";
 import { type Case, gradientCounts, settings, slotsAfter, stateAfter, tensors, ulp, values, vectorFiles } from "../support/vectors.ts";
 
-/** Allowed difference from the peer's parameters and moments, in ulp of the larger of the old and the new value. */
+/** The allowed difference from the peer's parameters and moments, in ulp of the larger of the old and the new value. */
 const MAX_ULPS = 8;
 
-/** Allowed RMS error relative to the peer's: over all cases of a file, and in any single case. */
+/** The allowed RMS error relative to the peer's: over all cases of a file, and in any single case. */
 const MAX_POOLED = 1.05;
 const MAX_SINGLE = 1.5;
 
@@ -39,10 +40,10 @@ const step = (testCase: Case, index: number, params: TestTensors, state: Uint8Ar
   });
 };
 
-/** The peer's float32 parameters after `count` steps. */
+/** Returns the peer's float32 parameters after `count` steps. */
 const paramsAfter = (testCase: Case, count: number): TestTensors => tensors(count === 0 ? testCase.initial : (testCase.steps[count - 1]?.f32.params ?? {}));
 
-/** Compares element by element; NaN and infinities must match exactly. */
+/** Compares element by element. NaN and infinities must match exactly. */
 const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLike<number>, old: ArrayLike<number> | undefined): void => {
   assert.equal(found.length, expected.length, where);
   for (let i = 0; i < expected.length; i++) {
@@ -57,10 +58,13 @@ const requireClose = (where: string, found: ArrayLike<number>, expected: ArrayLi
   }
 };
 
-/** Optimizers for which optax computes 1 - beta^t in float32. */
+/** For these optimizers, optax computes 1 - beta^t in float32. */
 const IMPRECISE_IN_OPTAX = ["adam", "adamw", "lamb"];
 
-/** The expected parameters of a step: the peer's float32 values, or its formula in float64 if the peer itself is imprecise. */
+/**
+ * Returns the expected parameters of a step: the peer's float32 values, or its formula in float64 if the peer itself is
+ * imprecise.
+ */
 const expectedAfter = (testCase: Case, index: number, params: TestTensors, state: TestState | null): Readonly<Record<string, ArrayLike<number>>> => {
   const current = testCase.steps[index];
   const names = Object.keys(params);
@@ -102,7 +106,7 @@ interface Errors {
   peer: number;
 }
 
-/** Sums of squared parameter errors against the float64 run, in units of the learning rate. */
+/** Returns the sums of squared parameter errors against the float64 run, in units of the learning rate. */
 const fromStart = async (testCase: Case): Promise<Errors> => {
   const errors: Errors = { ours: 0, peer: 0 };
   let params = paramsAfter(testCase, 0);
@@ -115,7 +119,8 @@ const fromStart = async (testCase: Case): Promise<Errors> => {
     const counts = gradientCounts(testCase, index + 1);
     const unit = current?.lr || (testCase.hyperparameters["lr"] as number) || 1;
     for (const [name, { data }] of Object.entries(params)) {
-      // timm counts steps per group, stepd per tensor like torch: after a missing gradient their bias corrections differ.
+      // timm counts steps per group, and stepd counts them per tensor, as torch does. After a missing gradient their bias
+      // corrections differ.
       if (testCase.peer === "timm" && counts[name] !== index + 1) continue;
       const truth = values(current?.f64.params[name] ?? { dtype: "f64", shape: [], b64: "" });
       const peer = values(current?.f32.params[name] ?? { dtype: "f32", shape: [], b64: "" });

@@ -1,6 +1,6 @@
 /**
- * For a minute, callers send four times as many steps as the service can take, with small steps among them. It keeps nearly its
- * best rate, refuses the rest at once, lets small steps through, and holds its memory.
+ * Tests overload: for a minute, callers send four times as many steps as the service can take, with small steps among them. The
+ * service keeps nearly its best rate, refuses the remaining calls at once, accepts small steps, and holds its memory.
  */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
@@ -19,12 +19,12 @@ const SMALL = sgdBody(1000, 2);
 const OVERLOAD = 4;
 const SECONDS = 60;
 const BEST_SECONDS = 12;
-/** Large calls that fit into the arena at once, plus one that waits. */
+/** Four large calls fit into the arena at once, and a fifth call waits. */
 const BEST_CALLS = 5;
 const SMALL_EVERY_MS = 50;
 const TICK_MS = 5;
 
-/** Calls above this number are not sent, because the queue would be the client's, not the service's. */
+/** The test sends no call above this number, because the calls would then queue in the client, not in the service. */
 const MAX_PENDING = 400;
 
 interface Outcome {
@@ -34,7 +34,7 @@ interface Outcome {
 
 const agent = new http.Agent({ keepAlive: true, maxSockets: MAX_PENDING });
 
-/** Sends a step; a large body follows once the service has admitted it. */
+/** Sends a step. A large body follows once the service has admitted it. */
 const call = (url: string, body: Buffer): Promise<Outcome> =>
   new Promise((resolve, reject) => {
     const start = performance.now();
@@ -60,14 +60,14 @@ const quantile = (values: readonly number[], part: number): number => [...values
 
 const residentMib = ({ process }: TestService): number => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${process.pid}/status`, "utf8"))?.[1]) / 1024;
 
-/** Large steps per second of a few callers who each send one after the other. */
+/** Returns the number of large steps per second of a few callers, each of whom sends one step after the other. */
 const bestRate = async ({ url }: TestService): Promise<number> => {
   let [isOver, done] = [false, 0];
   const caller = async (): Promise<void> => {
     while (!isOver) if ((await call(url, LARGE)).status === 200) done++;
   };
   const callers = Array.from({ length: BEST_CALLS }, caller);
-  await delay(1000); // The first calls touch memory and trigger compilation.
+  await delay(1000); // The first calls touch memory and trigger compilation, so they are not measured.
   done = 0;
   const start = performance.now();
   await delay(BEST_SECONDS * 1000);
@@ -77,7 +77,7 @@ const bestRate = async ({ url }: TestService): Promise<number> => {
   return rate;
 };
 
-/** Pins a process to one processor, so that client and server do not compete for it while both are measured. */
+/** Pins a process to one processor, so that client and server do not compete for a processor during the measurement. */
 const pinToProcessor = (processor: number, pid: number | undefined): void => {
   const { status, stderr } = spawnSync("taskset", ["--all-tasks", "--cpu-list", "--pid", String(processor), String(pid)], { encoding: "utf8" });
   assert.equal(status, 0, stderr);
@@ -121,7 +121,7 @@ test("four times the capacity for a minute is handled at nearly the best rate, w
   }
   const seconds = (performance.now() - start) / 1000;
   while (pending > 0) await delay(TICK_MS);
-  // The rate is measured before and after, because other load on the machine varies within a minute.
+  // The best rate is measured before and after, because other load on the machine varies within a minute.
   const after = await bestRate(service);
   const best = Math.min(before, after);
   t.diagnostic(`best: ${before.toFixed(1)} steps of 1 Mi parameters a second before, ${after.toFixed(1)} after`);
@@ -144,7 +144,8 @@ test("four times the capacity for a minute is handled at nearly the best rate, w
   assert.equal(small.length, outcomes.small.length, "small calls go on beside them");
   assert.ok(refused.length > accepted.length, "it was an overload");
   assert.ok(goodput >= 0.8, `goodput ${goodput}`);
-  // Time of a call at the best rate. The comparison uses p90, because shared machines pause for seconds, which dominates every p99.
+  // The time of a call at the best rate. The comparison uses p90, because shared machines pause for seconds, and these pauses
+  // dominate every p99.
   const fair = (BEST_CALLS / best) * 1000;
   const usual = (values: readonly number[]): number => quantile(values, 0.9);
   assert.ok(usual(accepted) < fair * 5, `accepted calls take ${usual(accepted)} ms, and ${fair} ms at the best rate`);

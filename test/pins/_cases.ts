@@ -1,4 +1,4 @@
-/** All results whose bits are pinned: each case calls a service and hashes the replies. */
+/** All results whose bits are pinned. Each case calls a service and hashes the replies. */
 import { createHash, type Hash } from "node:crypto";
 import { registry } from "../../src/optimizers/registry.ts";
 import { gradsAt, type Shapes, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -9,19 +9,19 @@ import { DTYPES, type Dtype, typed, writeTyped } from "../support/typed.ts";
 import { type Variant, variants } from "../support/variants.ts";
 
 export interface Case {
-  /** The owner of the bits: an optimizer, or a part of the service in `REVISIONS`. */
+  /** The optimizer to which the bits belong, or a part of the service in `REVISIONS`. */
   readonly owner: string;
   readonly label: string;
-  /** Whether the tensors are large enough to run on workers. */
+  /** True if the tensors are large enough to run on workers. */
   readonly isLarge: boolean;
   /** Returns the SHA-256 digest of the replies, in hexadecimal. */
   digest(service: TestService): Promise<string>;
 }
 
-/** Revisions of the parts that belong to no optimizer. Raise one to change its bits on purpose. */
+/** The revisions of the parts that belong to no optimizer. Raise a revision to change the bits of its part on purpose. */
 const REVISIONS: Readonly<Record<string, number>> = { norms: 1, schedules: 1, conversions: 1 };
 
-/** The revision that a case's digest is pinned for. */
+/** Returns the current revision of an owner. Each case's digest is pinned for a revision. */
 export const revisionOf = (owner: string): number => {
   const revision = registry.get(owner)?.revision ?? REVISIONS[owner];
   if (revision === undefined) throw new Error(`no revision of ${owner}`);
@@ -40,7 +40,7 @@ const WIDTH: Readonly<Record<string, number>> = { F64: 8, F32: 4, BF16: 2, F16: 
 /** Hashes a safetensors file. `hasNaN` hashes every NaN as all ones, because NaN payloads differ between machines. */
 const hashFile = (hash: Hash, file: Uint8Array, hasNaN = false): void => {
   const { metadata, entries } = readFile(file);
-  // Leaves out the revision, which is pinned separately.
+  // The hash omits the revision, which is pinned separately.
   hash.update(JSON.stringify(Object.entries({ ...metadata, revision: "" }).sort()));
   for (const [name, { dtype, shape, bytes }] of entries) {
     hash.update(JSON.stringify([name, dtype, shape]));
@@ -65,7 +65,7 @@ const hashReport = (hash: Hash, report: object): void => {
   }
 };
 
-/** Tensors too large to run inline, with several blocks and odd ends. */
+/** Tensors too large for the main thread, with several blocks and odd ends. */
 const LARGE = { "encoder.weight": [211, 331], "encoder/bias": [66_001], scale: [], ünï: [3] } as const;
 
 interface Reply extends StepReply {
@@ -79,19 +79,19 @@ interface Run {
   readonly steps: number;
   readonly dtype: Dtype;
   readonly gradDtype?: Dtype;
-  /** Tensors to use instead of `startParams` and `gradsAt`. */
+  /** Returns tensors to use instead of those of `startParams` and `gradsAt`. */
   readonly tensors?: (step: number) => { readonly params: TestTensors; readonly grads: TestTensors };
   /** More options of the step. */
   readonly more?: Readonly<Record<string, unknown>>;
 }
 
-/** Cached files of the usual tensors, which many cases share. */
+/** Encoded files of the usual tensors, which many cases share. */
 const files = new Map<string, Buffer>();
 
 const fileOf = (key: string, make: () => TestTensors, dtype: Dtype): Buffer => {
   const known = files.get(`${key} ${dtype}`);
   if (known) return known;
-  // Writes float32 unconverted, to keep the payloads of NaN.
+  // float32 is written unconverted, to keep the payloads of NaN.
   const file = dtype === "F32" ? writeTensors(make()) : writeTyped(typed(make(), dtype));
   files.set(`${key} ${dtype}`, file);
   return file;
@@ -120,7 +120,10 @@ const hashRun = async (service: TestService, { optimizer, shapes, steps, dtype, 
   return hash.digest("hex");
 };
 
-/** Values at the ends of float32's range and around zero. Each tensor starts at another value, so that all kinds of gradients and parameters meet. */
+/**
+ * Values at the ends of float32's range and around zero. Each tensor starts at another value, so that all kinds of gradients
+ * and parameters meet.
+ */
 const FINITE = [0, -0, 1e-45, -3e-39, 1.2e-38, 1, -1.5, 1e-20, 65504, -3e5, 1e19, -2e19, 3.4e38, 0.1, -7];
 const SPECIAL = [...FINITE, Infinity, -Infinity, Number.NaN];
 
@@ -129,7 +132,7 @@ const spread = (values: readonly number[], shape: readonly number[], start: numb
   data: Float32Array.from({ length: shape.reduce((product, size) => product * size, 1) }, (_, i) => values[(start + i) % values.length] as number),
 });
 
-/** A NaN whose payload does not fit into BF16: without the quiet bit it would become infinity. */
+/** The payload of this NaN does not fit into BF16. Without the quiet bit, the BF16 value would be an infinity. */
 const CUT_NAN = 0x7f800001;
 
 const withCutNaN = ({ shape, data }: TestTensor): TestTensor => {
@@ -137,7 +140,7 @@ const withCutNaN = ({ shape, data }: TestTensor): TestTensor => {
   return { shape, data };
 };
 
-/** Tensors of extreme values: `special` has NaN and infinities, `resting` has a gradient in every other step. */
+/** Returns tensors of extreme values: `special` has NaN and infinities, `resting` has a gradient in every other step. */
 const extremes = (step: number) => ({
   params: {
     finite: spread(FINITE, [7, 13], 0),
@@ -156,7 +159,7 @@ const extremes = (step: number) => ({
 const dtypesOf = (label: string, isLarge: boolean, owner: string, run: Omit<Run, "dtype">): readonly Case[] =>
   DTYPES.map((dtype) => ({ owner, label: `${label}, ${dtype}`, isLarge, digest: (service) => hashRun(service, { ...run, dtype }) }));
 
-/** More than four steps, so that later ones use the server's cached layout. */
+/** The number of steps is more than four, so that later steps use the server's cached layout. */
 const SMALL_STEPS = 7;
 const LARGE_STEPS = 3;
 const EXTREME_STEPS = 4;
@@ -184,7 +187,7 @@ const variantCases = ({ label, optimizer }: Variant): readonly Case[] => [
   },
 ];
 
-/** Options of a step, each with AdamW and with LAMB, which needs whole tensors. */
+/** Options of a step. Each is pinned with AdamW and with LAMB, which needs whole tensors. */
 const OPTIONS: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
   "clip.max_norm": { clip: { max_norm: 0.5 } },
   "clip.max_value": { clip: { max_value: 0.25 } },
@@ -270,7 +273,10 @@ const optionCases: readonly Case[] = OPTION_OPTIMIZERS.flatMap((optimizer) => [
   ),
 ]);
 
-/** Averages whose newest sample weighs a half, from where another formula is used, a little less, and a little more. */
+/**
+ * Averages whose newest sample weighs a half, a little less, and a little more. From a half on, the kernel uses another
+ * formula.
+ */
 const AVERAGED: readonly Variant["optimizer"][] = [
   ...["adamw", "adamax", "lamb", "lion", "qhadam", "radam"].flatMap((name) => [
     { name, betas: [0.5, 0.55] },

@@ -1,4 +1,4 @@
-/** The file of pinned digests: a revision for each owner, and a digest for each case. */
+/** Reads and writes the file of pinned digests: a revision for each owner, and a digest for each case. */
 import { readFileSync, writeFileSync } from "node:fs";
 
 export interface Pins {

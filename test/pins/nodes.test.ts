@@ -1,4 +1,4 @@
-/** The pinned bits hold under every major version of Node that can run the service. */
+/** Tests the pinned bits under every major version of Node that can run the service. */
 import { nodeBinary, OTHER_NODES } from "../support/nodes.ts";
 import { TestService } from "../support/service.ts";
 import { requirePins } from "./_suite.ts";

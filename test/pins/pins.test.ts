@@ -1,4 +1,7 @@
-/** Results have the bits pinned in pinned.json, with and without AVX. node test/pins/update.ts writes the digests of a raised revision. */
+/**
+ * Tests that results have the bits pinned in pinned.json, with and without AVX. node test/pins/update.ts writes the digests of
+ * a raised revision.
+ */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { TestService } from "../support/service.ts";
@@ -20,7 +23,7 @@ test("the digests belong to the current revisions", () => {
     assert.equal(revision, revisionOf(owner), `run node test/pins/update.ts for the new revision of ${owner}`);
 });
 
-// --no-liftoff compiles each kernel at once with the optimizing compiler, the only one that uses AVX.
+// With --no-liftoff, the optimizing compiler compiles each kernel at once. It is the only compiler that uses AVX.
 requirePins("2 workers", () => TestService.start({ STEPD_WORKERS: "2" }, ["--no-liftoff"]));
 requirePins(
   "a CPU without AVX",

@@ -1,6 +1,7 @@
 /**
  * Writes the digests of new cases, and of owners whose revision was raised: node test/pins/update.ts
- * A digest that changed without a new revision is listed and not written, and the exit status is 1: raise the revision first.
+ *
+ * A digest that changed without a new revision is listed and not written, and the exit status is 1. Raise the revision first.
  */
 import { TestService } from "../support/service.ts";
 import { cases, revisionOf } from "./_cases.ts";
@@ -9,7 +10,7 @@ import { type Pins, readPins, writePins } from "./_pinned.ts";
 await using service = await TestService.start();
 const before = readPins();
 const after: Record<string, Pins & { readonly digests: Record<string, string> }> = {};
-/** Labels of cases with changed bits, by owner. */
+/** The labels of cases with changed bits, by owner. */
 const changed = new Map<string, string[]>();
 for (const { owner, label, digest } of cases) {
   const revision = revisionOf(owner);

@@ -1,4 +1,7 @@
-/** The pool: any number of workers gives the bytes of one thread, other workers take over a dead worker's shards, and a trap fails only its call. */
+/**
+ * Tests the worker pool: any number of workers gives the bytes of one thread, other workers take over a dead worker's shards,
+ * and a trap fails only its call.
+ */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { test } from "node:test";
@@ -19,7 +22,7 @@ const start = async (workers: number, mebibytes = 64): Promise<RunningPool> => {
   const arena = new Arena(mebibytes, poolBytes(workers));
   const lost: unknown[] = [];
   const pool = await Pool.start(arena, kernels, workers, { wideVectors: true, onWorkerLost: (cause) => lost.push(cause) });
-  // Workers do not keep a process alive, and a test file has nothing else that does.
+  // Workers do not keep a process alive, so this timer keeps it alive.
   const keepAlive = setInterval(() => {}, 2 ** 30);
   const dispose = async (): Promise<void> => {
     clearInterval(keepAlive);
@@ -30,7 +33,7 @@ const start = async (workers: number, mebibytes = 64): Promise<RunningPool> => {
 
 const address = (start: number, stride = 4) => ({ address: start, stride });
 
-/** A job that computes p -= lr * g, with parameters 0 and gradients 1. */
+/** Returns a job that computes p -= lr * g, with parameters 0 and gradients 1. */
 const sgd = (pool: Pool, lease: Lease, elements: number, lr = 1): { readonly param: number; readonly unit: Unit } => {
   const param = lease.allocZeros(elements * 4);
   const grad = lease.alloc(elements * 4);
@@ -45,10 +48,12 @@ const requireAll = (lease: Lease, param: number, elements: number, expected: num
   assert.equal(wrong, -1, `element ${wrong} is ${floats(lease, param, elements)[wrong]}, not ${expected}`);
 };
 
-/** Size of gradient_norm's output for a block: four float64 sums. */
+/** The size of gradient_norm's output for a block: four float64 sums. */
 const NORM_SUMS_BYTES = 32;
 
-/** A job with momentum on three tensors, each with an incomplete last shard, and with sums of their squared gradients. */
+/**
+ * Returns a job with momentum on three tensors, each with an incomplete last shard, and with sums of their squared gradients.
+ */
 const mixedJob = (pool: Pool, lease: Lease): { readonly units: Unit[]; bytes(): Buffer } => {
   const next = random(1);
   const views: Buffer[] = [];
@@ -75,7 +80,10 @@ const mixedJob = (pool: Pool, lease: Lease): { readonly units: Unit[]; bytes(): 
   return { units, bytes: () => Buffer.concat(views) };
 };
 
-/** The result of the calling thread, which runs jobs this small: each unit alone, and the large one shard by shard. */
+/**
+ * Returns the result of the calling thread, which runs jobs this small itself: each unit alone, and the large unit shard by
+ * shard.
+ */
 const inline = async (): Promise<Buffer> => {
   await using made = await start(1);
   using lease = made.arena.lease(0);
@@ -142,7 +150,7 @@ test("a late notification of an earlier job does not end the running one", async
   const { param, unit } = sgd(made.pool, lease, elements);
   const { waitAsync } = Atomics;
   let wakes = 0;
-  // Wakes every wait at once, like a late notification of a worker.
+  // This waitAsync wakes every wait at once, as a late notification of a worker does.
   Atomics.waitAsync = ((array: Int32Array, index: number, value: number) => {
     const waiting = waitAsync(array, index, value);
     if (wakes++ < 3) Atomics.notify(array, index);
@@ -157,10 +165,10 @@ test("a late notification of an earlier job does not end the running one", async
   requireAll(lease, param, elements, -1);
 });
 
-/** Calls per shard; together they take seconds. */
+/** The number of kernel calls per shard. Together they take seconds. */
 const LONG = 200_000;
 
-/** A job of three shards with LONG steps of SGD each. begun() resolves once a shard has begun. */
+/** Returns a job of three shards with LONG steps of SGD each. begun() resolves once a shard has begun. */
 const longJob = (pool: Pool, lease: Lease): { readonly unit: Unit; begun(shard: number): Promise<void> } => {
   const { param, unit } = sgd(pool, lease, 3 * SHARD);
   const view = floats(lease, param, 3 * SHARD);

@@ -1,4 +1,4 @@
-/** The order in which jobs get the workers. */
+/** Tests the order in which jobs get the workers. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setImmediate as turn } from "node:timers/promises";

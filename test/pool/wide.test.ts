@@ -1,4 +1,4 @@
-/** V8 compiles kernels written as pairs of vectors to 256-bit instructions, except where it must not. */
+/** Tests that V8 compiles kernels written as pairs of vectors to 256-bit instructions, except where it must not. */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -10,12 +10,12 @@ import { knowsWideVectors } from "../../src/pool/kernels.ts";
 const kernelsTs = new URL("../../src/pool/kernels.ts", import.meta.url);
 const kernelsWasm = new URL("../../build/kernels.wasm", import.meta.url);
 
-/** Address of the scalars. */
+/** The address of a kernel call's scalars. */
 const SCALARS = 1024;
 
 interface Call {
   readonly kernel: string;
-  /** Number of operands in memory. All are null pointers, and there are no elements. */
+  /** The number of operands in memory. All operands are null pointers, and there are no elements. */
   readonly pointers: number;
   readonly scalars: readonly number[];
 }
@@ -25,7 +25,7 @@ interface Options {
   readonly flags?: readonly string[];
 }
 
-/** How often V8 reports, while it compiles the kernel for such a call, that it merges two vectors. */
+/** Returns how often V8 reports that it merges two vectors while it compiles the kernel for such a call. */
 const countMergedVectors = async ({ kernel, pointers, scalars }: Call, { allowed = true, flags = [] }: Options = {}): Promise<number> => {
   const operands = [...Array<number>(pointers + 1).fill(0), SCALARS];
   const script = `
@@ -42,7 +42,7 @@ const countMergedVectors = async ({ kernel, pointers, scalars }: Call, { allowed
   return stdout.matchAll(/Decide to vectorize/g).toArray().length;
 };
 
-/** The kernel calls of an optimizer's step, with its defaults except for `values`. */
+/** Returns the kernel calls of an optimizer's step, with the default hyperparameters except for `values`. */
 const callsOf = (optimizer: string, values: Readonly<Record<string, unknown>> = {}, dtype = "f32"): readonly Call[] => {
   const definition = registry.get(optimizer);
   assert.ok(definition);
@@ -80,7 +80,7 @@ const STEPS: Readonly<Record<string, readonly Call[]>> = {
   "lion, caution": callsOf("lion", { caution: true, ...decayed }),
 };
 
-/** Kernels that pass over gradients, and conversions. */
+/** Kernels that pass over gradients, and kernels that convert between dtypes. */
 const PASSES: readonly Call[] = [
   ...["scale", "divide", "clamp"].map((name) => ({ kernel: `gradient_${name}_f32`, pointers: 1, scalars: [2] })),
   ...["bf16_f32", "f16_f32", "f32_bf16", "f32_f16"].map((name) => ({ kernel: `convert_${name}`, pointers: 2, scalars: [] })),

@@ -1,4 +1,7 @@
-/** The real service on a Unix socket, with outputs that the test provides. The address is known in advance, without reading the log. */
+/**
+ * Runs the real service on a Unix socket, with outputs that the test provides. The test knows the address without reading the
+ * log.
+ */
 import { type ChildProcess, type StdioOptions, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -50,7 +53,7 @@ export class SocketService implements AsyncDisposable {
     }
   }
 
-  /** Opens a request; its body, if there is one, is not sent yet. */
+  /** Opens a request. If the request has a body, the caller sends the body later. */
   open(path: string, length?: number, headers: Env = {}): http.ClientRequest {
     const body = length === undefined ? {} : { "Content-Type": "application/json", "Content-Length": length };
     return http.request({ socketPath: this.socket, path, agent: false, method: length === undefined ? "GET" : "POST", headers: { ...body, ...headers } });

@@ -1,4 +1,6 @@
-/** Two services in one process share no cache, rate or counter, and no module of src keeps state between calls. */
+/**
+ * Tests that two services in one process share no cache, rate or counter, and that no module of src keeps state between calls.
+ */
 import assert from "node:assert/strict";
 import { globSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -31,7 +33,7 @@ const post = async ({ address }: Service, params: unknown, path = "/v1/step"): P
   return { status: response.status, value: await readReply(response) };
 };
 
-/** Series that count what callers did. Process gauges are left out, because both services share them. */
+/** Returns the series that count calls. Both services share the gauges of the process, so these are omitted. */
 const counted = async (service: Service): Promise<readonly string[]> => {
   const text = await (await fetch(`${service.address}/metrics`)).text();
   return text.split("\n").filter((line) => /^stepd_(requests|refused|phase|bytes|steps|cache|non_finite|in_flight)/.test(line));

@@ -1,4 +1,4 @@
-/** A log whose output fails, is closed, or is not read: lines are lost and counted, but calls and drains continue. */
+/** Tests a log whose output fails, is closed, or is not read: lines are lost and counted, but calls and drains continue. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { once } from "node:events";
@@ -79,7 +79,7 @@ class Fifo implements Disposable {
   }
 }
 
-// Node connects its children by sockets, a shell by pipes.
+// Node connects its child processes by sockets, and a shell connects them by pipes.
 for (const kind of ["socket", "pipe"] as const) {
   test(`calls and drains continue after the log's reader disconnects: ${kind}`, async () => {
     using fifo = new Fifo();
@@ -97,7 +97,7 @@ for (const kind of ["socket", "pipe"] as const) {
     await using service = new SocketService(["ignore", "ignore", kind === "socket" ? "pipe" : fifo.writer], { STEPD_LOG_LEVEL: "debug" });
     closeSync(fifo.writer);
     await service.ready();
-    // More than a pipe (about 64 KiB) or socket (about 200 KiB) holds, and less than the limit of waiting lines.
+    // The lines exceed the buffer of a pipe (about 64 KiB) and of a socket (about 200 KiB), but not the limit of waiting lines.
     const id = { "X-Request-Id": "r".repeat(128), traceparent: `00-${"1".repeat(32)}-${"2".repeat(16)}-01` };
     for (let i = 0; i < 600; i++) assert.equal((await service.ask("/rpc", LIST, id)).status, 200);
     assert.equal(await service.metric("stepd_log_lines_lost_total"), 0);
@@ -106,7 +106,7 @@ for (const kind of ["socket", "pipe"] as const) {
   });
 }
 
-/** A tenth of the limit for waiting lines. */
+/** The line is a tenth as long as the limit for waiting lines. */
 const LONG_LINE = `${"x".repeat(100_000)}\n`;
 
 test("a full pipe keeps lines up to a limit, and loses only whole lines", async () => {

@@ -1,4 +1,7 @@
-/** Memory and processors of the machine within control groups (versions 1 and 2), the defaults derived from them, and refusals. */
+/**
+ * Tests the service's limits on memory and processors in control groups (versions 1 and 2), the defaults derived from them, and
+ * refusals.
+ */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -105,7 +108,7 @@ test("settings above the memory limit are refused in one line that says what fit
   assert.equal(readConfig({ STEPD_ARENA_MIB: "322" }, limited(512)).arenaMib, 322);
 });
 
-/** Creates control groups of version 1 for this test; undefined if the machine has none or does not permit it. */
+/** Creates control groups of version 1 for this test. Returns undefined if the machine has none or does not permit it. */
 const ownGroups = () => {
   const folders = ["memory", "cpu"].map((controller) => {
     const own = new RegExp(`^\\d+:(?:\\S*,)?${controller}(?:,\\S*)?:(.*)$`, "m").exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1] ?? "";

@@ -1,4 +1,4 @@
-/** SIGHUP drains like SIGTERM, SIGUSR1 and SIGUSR2 change nothing, and launchers forward all signals. */
+/** Tests signals: SIGHUP drains as SIGTERM does, SIGUSR1 and SIGUSR2 change nothing, and launchers forward all signals. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
@@ -9,7 +9,7 @@ import { systemNodes } from "../cli/_command.ts";
 import { root } from "../support/tree.ts";
 import { answerOf, type Env, LIST, SocketService } from "./_service.ts";
 
-/** TCP ports on which a process listens. */
+/** Returns the TCP ports on which a process listens. */
 const portsOf = (pid: number): readonly number[] => {
   const inodes = new Set(
     readdirSync(`/proc/${pid}/fd`).flatMap((fd) => {
@@ -32,7 +32,7 @@ const portsOf = (pid: number): readonly number[] => {
   );
 };
 
-/** Reads the service's log, and returns a function that waits for a text in it. */
+/** Reads the service's log, and returns a function that waits for a text in the log. */
 const watchLog = (service: SocketService): ((text: string) => Promise<void>) => {
   let log = "";
   (service.child.stderr as Readable).on("data", (chunk: Buffer) => {
@@ -47,7 +47,7 @@ const LAUNCHERS: Readonly<Record<string, readonly string[]>> = {
   "node src/main.ts": [process.execPath, join(root, "src/main.ts")],
   "node --disable-sigusr1 src/main.ts": [process.execPath, "--disable-sigusr1", join(root, "src/main.ts")],
   "stepd serve": [process.execPath, join(root, "src/cli/main.ts"), "serve"],
-  // A Node other than the pinned one, which makes the launcher start a second process.
+  // The launcher starts a second process if its Node differs from the pinned Node.
   ...Object.fromEntries(systemNodes.map((node) => [`stepd serve under ${node}`, [node, join(root, "bin/stepd.js"), "serve"]])),
 };
 

@@ -1,4 +1,4 @@
-/** Panels of a Grafana dashboard in JSON, and their queries in the form that Prometheus accepts. */
+/** Reads the panels of a Grafana dashboard in JSON, and their queries in the form that Prometheus accepts. */
 
 interface Source {
   readonly type: string;
@@ -14,7 +14,7 @@ interface RawPanel {
   readonly gridPos: Panel["grid"];
   readonly fieldConfig?: { readonly defaults?: { readonly unit?: string } };
   readonly targets?: readonly { readonly expr: string; readonly datasource: Source }[];
-  /** Panels inside a collapsed row. */
+  /** The panels inside a collapsed row. */
   readonly panels?: readonly RawPanel[];
 }
 
@@ -28,7 +28,7 @@ export interface Panel {
   readonly sources: readonly (Source | undefined)[];
 }
 
-/** All panels except the rows. */
+/** Returns all panels except the rows. */
 export const panelsOf = (json: string): readonly Panel[] => {
   const { panels } = JSON.parse(json) as { panels: readonly RawPanel[] };
   return panels

@@ -1,4 +1,4 @@
-/** Reads /metrics, with waiting: a call is counted shortly after its last byte is sent. */
+/** Reads /metrics. The reader waits, because the service counts a call shortly after it has sent the last byte. */
 import assert from "node:assert/strict";
 import { setTimeout as delay } from "node:timers/promises";
 import type { TestService } from "../support/service.ts";
@@ -8,7 +8,7 @@ const WAIT_MS = 30_000;
 export const exposition = async (service: Pick<TestService, "url" | "admin">): Promise<string> =>
   (await fetch(`${service.admin ?? service.url}/metrics`, { headers: { Connection: "close" } })).text();
 
-/** Values by series, in the exposition's form: name{label="value",...}. */
+/** Returns the values by series, named as in the exposition: name{label="value",...}. */
 export const seriesOf = (text: string): ReadonlyMap<string, number> =>
   new Map(
     text
@@ -17,7 +17,7 @@ export const seriesOf = (text: string): ReadonlyMap<string, number> =>
       .map((line) => [line.slice(0, line.lastIndexOf(" ")), Number(line.slice(line.lastIndexOf(" ") + 1))]),
   );
 
-/** Changes of metrics since a moment. */
+/** The changes of metrics since a point in time. */
 export class Changes {
   readonly #service: Pick<TestService, "url" | "admin">;
   #before: ReadonlyMap<string, number>;
@@ -31,13 +31,16 @@ export class Changes {
     return new Changes(service, seriesOf(await exposition(service)));
   }
 
-  /** The change of each series; unchanged series are left out. */
+  /** Returns the change of each series. Omits unchanged series. */
   async now(): Promise<Readonly<Record<string, number>>> {
     const now = seriesOf(await exposition(this.#service));
     return Object.fromEntries([...now].map(([series, value]) => [series, value - (this.#before.get(series) ?? 0)] as const).filter(([, by]) => by !== 0));
   }
 
-  /** Waits until each series has changed by exactly the given amount (0: not at all), and counts anew from there. Returns all changes. */
+  /**
+   * Waits until each series has changed by exactly the given amount (0: not at all), and then counts from there. Returns all
+   * changes.
+   */
   async become(expected: Readonly<Record<string, number>>): Promise<Readonly<Record<string, number>>> {
     const deadline = performance.now() + WAIT_MS;
     for (;;) {

@@ -1,6 +1,6 @@
 /**
- * A real Prometheus for tests: the programs of Debian's package, and a running server with the rules of deploy/prometheus. The
- * package is unpacked into build/ instead of installed, so that its system service never starts.
+ * Runs a real Prometheus: the programs of Debian's package, and a server with the rules of deploy/prometheus. The package is
+ * unpacked into build/ instead of installed, so that its system service never starts.
  */
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -22,7 +22,10 @@ const programs = join(home, "usr/bin");
 
 export const deployed = join(root, "deploy/prometheus");
 
-/** The folder with prometheus and promtool, unpacked at first use. If two test files unpack it at once, the first to finish wins. */
+/**
+ * Returns the folder with prometheus and promtool, unpacked at first use. If two test files unpack it at once, the first to
+ * finish wins.
+ */
 const unpack = async (): Promise<string> => {
   const partial = await mkdtemp(`${home}.`);
   const download = () => run("apt-get", ["-qq", "-o", "APT::Sandbox::User=root", "download", "prometheus"], { cwd: partial });
@@ -45,7 +48,7 @@ const unpack = async (): Promise<string> => {
 
 let unpacked: Promise<string> | undefined;
 
-/** Path of one of the package's programs. */
+/** Returns the path of one of the package's programs. */
 export const program = async (name: "prometheus" | "promtool"): Promise<string> => {
   await mkdir(join(root, "build"), { recursive: true });
   unpacked ??= existsSync(programs) ? Promise.resolve(programs) : preparing("Unpacking Debian's prometheus", unpack);
@@ -89,7 +92,7 @@ export interface Series {
 
 const START_MS = 60_000;
 
-/** Changes the targets and the interval in the deployed configuration. */
+/** Replaces the targets and the interval in the deployed configuration. */
 const configure = (text: string, targets: readonly string[], intervalMs: number): string => {
   const replaced = text
     .replace(/targets: \[.*?\]/s, `targets: ${JSON.stringify(targets)}`)
@@ -110,7 +113,7 @@ export class Prometheus implements AsyncDisposable {
     this.#folder = folder;
   }
 
-  /** Starts Prometheus with the deployed configuration and rules, but with these targets and this interval. */
+  /** Starts Prometheus with the deployed configuration and rules, but with the given targets and interval. */
   static async start(targets: readonly string[], intervalMs: number): Promise<Prometheus> {
     const folder = await mkdtemp(join(os.tmpdir(), "stepd-prometheus-"));
     const port = await freePort();
@@ -136,7 +139,7 @@ export class Prometheus implements AsyncDisposable {
     return prometheus;
   }
 
-  /** An answer of the HTTP API. Throws with the error that Prometheus reports. */
+  /** Returns an answer of the HTTP API. Throws the error that Prometheus reports. */
   async get<T>(path: string, values: Readonly<Record<string, string>> = {}): Promise<T> {
     const response = await fetch(`${this.url}/api/v1/${path}?${new URLSearchParams(values)}`);
     const { data, error } = (await response.json()) as { data?: T; error?: string };

@@ -1,6 +1,6 @@
 /**
- * The table of all metrics in docs/metrics.md, made from a real server's exposition. `node test/prometheus/_table.ts` writes it,
- * and a test compares.
+ * Makes the table of all metrics in docs/metrics.md from a real server's exposition. `node test/prometheus/_table.ts` writes
+ * the table, and a test compares it.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -13,13 +13,13 @@ export const page = join(root, "docs/metrics.md");
 
 const MARKERS = /(<!-- begin metrics:[^>]*-->\n\n).*?(\n\n<!-- end metrics -->)/s;
 
-/** Units by suffix of the name, before _total. */
+/** The unit of a metric by the suffix of its name, before _total. */
 const UNITS = [
   ["_bytes", "bytes"],
   ["_seconds", "seconds"],
 ] as const;
 
-/** Labels of the exposition format itself. */
+/** The labels that the exposition format itself defines. */
 const FORMAT_LABELS = ["le", "quantile"];
 
 const labelsOf = (text: string, name: string): readonly string[] => {
@@ -28,7 +28,7 @@ const labelsOf = (text: string, name: string): readonly string[] => {
   return [...new Set(found)].filter((label) => !FORMAT_LABELS.includes(label));
 };
 
-/** Puts stepd's own metrics first. */
+/** Returns the table, with stepd's own metrics first. */
 const tableOf = (text: string): string => {
   const metrics = [...text.matchAll(/^# HELP (\S+) (.*)\n# TYPE \S+ (\w+)$/gm)].map(([, name = "", help = "", type = ""]) => {
     const unit = UNITS.find(([end]) => name.replace(/_total$/, "").endsWith(end))?.[1] ?? "";
@@ -46,7 +46,7 @@ export const withTable = async (text: string): Promise<string> => {
   await using service = await TestService.start({}, ["--max-semi-space-size=1"]);
   const tensor = { w: { shape: [1], values: [1] } };
   await (await service.post("/v1/step", JSON.stringify({ optimizer: { name: "sgd" }, params: tensor, grads: tensor }), JSON_TYPE)).text();
-  // The garbage collection's metric has labels only after the first one.
+  // The metric of garbage collections has labels only after the first collection.
   let metrics = "";
   while (!metrics.includes("nodejs_gc_duration_seconds_count{") || !metrics.includes("stepd_request_seconds_count{")) {
     metrics = await exposition(service);

@@ -1,4 +1,4 @@
-/** The Grafana dashboard: it matches its builder and Grafana's schema, without gaps or overlaps in the layout. */
+/** Tests the Grafana dashboard: it matches its builder and Grafana's schema, without gaps or overlaps in the layout. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";

@@ -1,4 +1,4 @@
-/** docs/metrics.md is accurate: its table matches a real server, its alerts the rules, its reasons the code. */
+/** Tests docs/metrics.md: its table matches a real server, its alerts match the rules, and its reasons match the code. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,4 +1,7 @@
-/** Each metric of a real server, driven by what it counts: the right series changes by the right amount, and no other. */
+/**
+ * Tests each metric of a real server with calls that change it: the right series changes by the right amount, and no other
+ * series changes.
+ */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
@@ -13,14 +16,14 @@ const MIB = 2 ** 20;
 
 const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "64", STEPD_WORKERS: "2", ...env });
 
-/** Duration of a slow caller's request. */
+/** The duration of a slow caller's request, in ms. */
 const SLOW_MS = 400;
 
 const rpc = (method: string, params: unknown, id?: number) => ({ jsonrpc: "2.0", method, params, ...(id !== undefined && { id }) });
 
 const PHASES = ["receive", "decode", "queue", "compute", "encode", "send"];
 
-/** Expected changes of the phases' counts: 1 for these, 0 for the others. */
+/** Returns the expected changes of the counts of all phases: 1 for `names`, 0 for the others. */
 const phaseChanges = (...names: readonly string[]) => Object.fromEntries(PHASES.map((name) => [phases(name), Number(names.includes(name))]));
 
 const tensor = (dtype: string, values: readonly (number | string)[]) => ({ shape: [values.length], dtype, values });
@@ -137,7 +140,7 @@ test("receive lasts as long as the upload, and send as long as the download", as
   await using service = await serve();
   const changes = await Changes.from(service);
   using client = await RawClient.connect(service);
-  // More than the socket buffers of both ends hold.
+  // The body exceeds the socket buffers of both ends together.
   const body = sgdBody(3 * MIB, 3);
   await client.hold(body.length);
   await delay(SLOW_MS);
@@ -234,7 +237,7 @@ test("a small reply to a caller that has reset its connection counts as not sent
   await using service = await serve();
   const changes = await Changes.from(service);
   const list = pack({ jsonrpc: "2.0", id: 1, method: "optimizer.list" });
-  // This call blocks the thread while the other callers come and go.
+  // This call blocks the thread while the other callers connect and disconnect.
   const evaluate = { jsonrpc: "2.0", id: 1, method: "schedule.evaluate", params: { schedule: { name: "cosine", T_max: 10 }, from: 0, count: 10_000 } };
   using busy = await RawClient.connect(service);
   const clients = await Promise.all(Array.from({ length: 5 }, () => RawClient.connect(service)));

@@ -1,6 +1,6 @@
 /**
- * Makes docs/metrics.png: `node test/prometheus/picture.ts [minutes]`. Runs three replicas and a real Prometheus under the load
- * that operators meet: more than the arenas hold, gradients with NaN, and a replica that drains and restarts.
+ * Makes docs/metrics.png: `node test/prometheus/picture.ts [minutes]`. Runs three replicas and a real Prometheus under a load
+ * that operators meet: calls beyond the size of the arenas, gradients with NaN, and a replica that drains and restarts.
  */
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
@@ -22,14 +22,14 @@ const CALLERS = 4;
 const RUSH_CALLERS = 12;
 const PAUSE_MS = 50;
 
-/** The times of events, as parts of the whole duration. */
+/** The times of events, as fractions of the whole duration. */
 const RUSH_INTERVAL = [0.25, 0.4] as const;
 const NON_FINITE_INTERVAL = [0.5, 0.6] as const;
 const RESTART_AT = 0.7;
 
 const grafana = join(root, "deploy/grafana");
 
-/** A Python environment with matplotlib. */
+/** Returns the interpreter of a Python environment with matplotlib. */
 const python = async (): Promise<string> => {
   const home = join(root, "build/venv/picture");
   const interpreter = join(home, "bin/python");

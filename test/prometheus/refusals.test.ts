@@ -1,4 +1,4 @@
-/** Every reason for a refusal, provoked by a call: it is counted once, under that reason and no other. */
+/** Tests every reason for a refusal with a call that causes it: the refusal is counted once, under that reason and no other. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -35,7 +35,7 @@ type Reason = (typeof REASONS)[number];
 
 const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", STEPD_ADMIN_PORT: "0", ...env });
 
-/** Expected counts: `count` refusals for one reason, none for the others. */
+/** Returns the expected changes: `count` refusals for one reason, none for the others. */
 const refusalChanges = (reason: Reason, count = 1) => Object.fromEntries(REASONS.map((name) => [refusals(name), name === reason ? count : 0]));
 
 test("all reasons are exported from the start, with 0", async () => {
@@ -134,7 +134,7 @@ test("DRAINING counts a call after SIGTERM; readiness ends, metrics stay availab
   const changes = await Changes.from(service);
   service.process.kill("SIGTERM");
   await changes.become({ stepd_ready: -1 });
-  // After the grace, calls are refused.
+  // After the grace period, the service refuses calls.
   for (;;) {
     late.head("/v1/step", { "Content-Length": body.length });
     late.send(body);
@@ -162,9 +162,9 @@ test("CONNECTIONS counts connections above STEPD_MAX_CONNECTIONS", async () => {
   third.head("/v1/step", { "Content-Length": 0 });
   assert.equal((await third.reply())?.status, 429);
   await changes.become(refusalChanges("OVERLOADED"));
-  // Beyond the reserve, connections are closed without an answer.
+  // Beyond the reserve, the service closes connections without an answer.
   const more = Array.from({ length: 64 }, () => net.connect(Number(port), hostname));
-  for (const socket of more) socket.on("error", () => {}); // The server resets one of them.
+  for (const socket of more) socket.on("error", () => {}); // The server resets one of these sockets.
   await Promise.race(more.map((socket) => once(socket, "close")));
   for (const socket of more) socket.destroy();
   await changes.become(refusalChanges("CONNECTIONS", 64));
@@ -188,7 +188,7 @@ test("SLOW_BODY counts a body slower than STEPD_MIN_BODY_RATE", async () => {
   await changes.become({ ...refusalChanges("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1, stepd_in_flight_bytes: -MIB });
 });
 
-/** Sends bytes on a raw connection, and returns everything received until it closes. */
+/** Sends bytes on a raw connection, and returns everything received until the connection closes. */
 const answerTo = async (service: TestService, text: string): Promise<string> => {
   const { port, hostname } = new URL(service.url);
   const socket = net.connect(Number(port), hostname).setEncoding("latin1");
@@ -235,7 +235,7 @@ test("a caller that disconnects counts as no refusal", async () => {
     socket.on("error", () => {});
     await once(socket, "close");
   }
-  // A later refusal proves that the counts are complete.
+  // A later refusal, once counted, shows that all earlier refusals have been counted.
   assert.equal((await service.post("/v1/step", "x", "text/plain")).status, 415);
   await changes.become(refusalChanges("UNSUPPORTED_MEDIA_TYPE"));
 });

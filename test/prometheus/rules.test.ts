@@ -1,4 +1,7 @@
-/** The rules of deploy/prometheus: they are well-formed, and each alert has unit tests in which it fires and in which it stays silent. */
+/**
+ * Tests the rules of deploy/prometheus: they are well-formed, and each alert has unit tests in which it fires and in which it
+ * stays silent.
+ */
 import assert from "node:assert/strict";
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
@@ -33,10 +36,10 @@ const withExpression = (name: string, edit: (expression: string) => string): str
   return text.replace(rule, (_, head: string, expression: string) => `${head}${edit(expression)}\n`);
 };
 
-/** The text of an alert's rule. */
+/** Returns the text of an alert's rule. */
 const ruleOf = (name: string): string => text.slice(text.indexOf(`- alert: ${name}\n`)).split(/(?<=\n) {6}- alert: /)[0] ?? "";
 
-/** The comparison at the end of an expression. */
+/** Matches the comparison at the end of an expression. */
 const THRESHOLD = /\s+(?:>|==) [^}>=]+$/;
 
 test("promtool accepts the configuration and the rules", async () => {

@@ -1,4 +1,7 @@
-/** A real Prometheus with the deployed rules scrapes real servers: all rules, and all queries of the dashboard and documentation, return data. */
+/**
+ * Tests a real Prometheus that scrapes real servers with the deployed rules. All rules, and all queries of the dashboard and
+ * documentation, return data.
+ */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -22,7 +25,7 @@ const work = async (url: string): Promise<void> => {
   const post = async (path: string, body: Uint8Array | string, type = MSGPACK): Promise<number> => {
     const reply = await fetch(`${url}${path}`, { method: "POST", body: body as BodyInit, headers: { "Content-Type": type } });
     await reply.arrayBuffer();
-    // Retries like the clients, because a worker that a test kills may have held part of the step.
+    // The call is retried as the clients retry it, because a worker that a test kills may have held a shard of the step.
     return reply.status === 503 ? post(path, body, type) : reply.status;
   };
   for (const name of ["adamw", "sgd", "lion"]) assert.equal(await post("/v1/step", pack({ ...sgdParams(300_000, 1), optimizer: { name } })), 200);
@@ -34,7 +37,7 @@ const work = async (url: string): Promise<void> => {
 
 const hasNumber = ({ value }: Series): boolean => value !== undefined && Number.isFinite(Number(value[1]));
 
-/** Steps in the background, so that every rate has data. */
+/** The load takes steps in the background, so that every rate has data. */
 let isOver = false;
 let load: Promise<void>;
 let service: TestService;
@@ -56,7 +59,7 @@ before(async () => {
 
 after(async () => {
   isOver = true;
-  await load?.catch(() => {}); // The failure is reported by a test below.
+  await load?.catch(() => {}); // A test below reports the failure of the load.
   await prometheus?.[Symbol.asyncDispose]();
   await service?.[Symbol.asyncDispose]();
   await other?.[Symbol.asyncDispose]();

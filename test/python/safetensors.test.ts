@@ -1,4 +1,7 @@
-/** Python's safetensors package reads and writes states; stepd continues from what it wrote. */
+/**
+ * Tests that Python's safetensors package reads and writes states, and that stepd continues from a state that the package
+ * wrote.
+ */
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
@@ -11,7 +14,7 @@ import { root } from "../support/tree.ts";
 
 const fixture = join(root, "test/fixtures/adamw.safetensors");
 
-/** Names that other languages sort, quote or parse differently. */
+/** Other languages sort, quote or parse these names differently. */
 const shapes = { "layer.weight": [5, 7], "layer.bias": [7], scalar: [], 'a/b "ü" \u{1f600}': [3], "\uffee": [2], empty: [0, 4] };
 
 interface Result {

@@ -1,6 +1,6 @@
 """Reads a state with Python's safetensors, prints its contents, and writes it again.
 
-state.py IN OUT: prints a line of JSON, and writes the tensors and metadata to OUT.
+state.py IN OUT prints a line of JSON, and writes the tensors and metadata to OUT.
 """
 
 import json

@@ -1,4 +1,4 @@
-/** The documentation matches the code: its tables and its examples. */
+/** Tests that the tables and examples of the documentation match the code. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -12,7 +12,7 @@ import { root, TreeCopy } from "../support/tree.ts";
 
 const read = (file: string): string => readFileSync(join(root, file), "utf8");
 
-/** The fenced code blocks of a language, in order. */
+/** Returns the fenced code blocks of a language, in order. */
 const blocks = (text: string, language: string): readonly string[] =>
   [...text.matchAll(new RegExp(`^\`\`\`${language}\\n(.*?)^\`\`\`$`, "gms"))].map(([, block = ""]) => block);
 
@@ -88,7 +88,7 @@ test("the settings in docs/lamb.md are valid", async () => {
   }
 });
 
-/** Starts the copied service and prints the parameters after a step. */
+/** The script starts the copied service and prints the parameters after a step. */
 const STEP = `
   const { Service } = await import("./src/service.ts");
   const { readConfig } = await import("./src/config.ts");

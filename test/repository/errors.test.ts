@@ -1,4 +1,4 @@
-/** The table of errors: its entries are counted, unique and documented. */
+/** Tests the table of errors: its entries are counted, unique and documented. */
 import assert from "node:assert/strict";
 import { existsSync, readFileSync } from "node:fs";
 import { STATUS_CODES } from "node:http";
@@ -7,10 +7,10 @@ import { test } from "node:test";
 import { errors } from "../../src/errors/errors.ts";
 import { root } from "../support/tree.ts";
 
-/** A new error needs a change of this number, a line in docs/wire-format.md, and a test that provokes it. */
+/** A new error needs a change of this number, a line in docs/wire-format.md, and a test that causes the error. */
 const COUNT = 23;
 
-/** Names and codes from the JSON-RPC specification. */
+/** These names and codes come from the JSON-RPC specification. */
 const SPECIFIED = { PARSE_ERROR: -32700, INVALID_REQUEST: -32600, METHOD_NOT_FOUND: -32601, INVALID_PARAMS: -32602, INTERNAL_ERROR: -32603 };
 
 const entries = Object.entries(errors);

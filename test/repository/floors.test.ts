@@ -1,4 +1,4 @@
-/** No manifest or requirements file allows a version with a known vulnerability. */
+/** Tests that no manifest or requirements file allows a version with a known vulnerability. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -6,13 +6,13 @@ import { join } from "node:path";
 import { suite, test } from "node:test";
 import { root } from "../support/tree.ts";
 
-/** The first versions that fix all advisories published until November 2026. */
+/** The first version of each package that fixes all advisories published until November 2026. */
 const FIXED: Readonly<Record<string, string>> = {
   // GHSA-6v7p-g79w-8964: an Unpacker reads out of bounds if it is used after an error.
   msgpack: "1.2.1",
-  // CVE-2026-69244, and the advisories fixed by 3.13.4, 3.14.0 and 3.14.2.
+  // CVE-2026-69244. Versions 3.13.4, 3.14.0 and 3.14.2 fix further advisories.
   aiohttp: "3.14.3",
-  // GHSA-rrmf-rvhw-rf47; CVE-2025-32434 is fixed by 2.6.
+  // GHSA-rrmf-rvhw-rf47. Version 2.6 fixes CVE-2025-32434.
   torch: "2.13",
   // CVE-2024-34062.
   tqdm: "4.66.3",

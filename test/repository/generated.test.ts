@@ -1,4 +1,4 @@
-/** The committed files match the output of `npm run generate`, which follows its sources. */
+/** Tests that the committed files match the output of `npm run generate`, and that the output follows its sources. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";

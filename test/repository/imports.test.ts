@@ -1,4 +1,7 @@
-/** The folders of src and their allowed imports, as the linter enforces them: the tests plant violations in a copy of its configuration. */
+/**
+ * Tests the imports that the linter allows between the folders of src. The tests put violations into a copy of the linter's
+ * configuration.
+ */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -12,11 +15,11 @@ const biome = join(root, "node_modules/.bin/biome");
 interface Room {
   readonly rooms: readonly string[];
   readonly packages: readonly string[];
-  /** Files at the top of src that the folder may import. */
+  /** The files at the top of src that the folder may import. */
   readonly roots?: readonly string[];
 }
 
-/** Folders with their allowed imports. All planted imports derive from this table. */
+/** The folders of src with their allowed imports. The tests derive all imports from this table. */
 const rooms: Readonly<Record<string, Room>> = {
   cli: {
     rooms: ["rpc", "blobs", "engine", "codec", "arena", "pool", "telemetry", "errors", "generated"],
@@ -55,7 +58,7 @@ interface Diagnostic {
   readonly location: { readonly path: string | { readonly file: string }; readonly start?: { readonly line: number } };
 }
 
-/** Lints sources, given by path below src. Returns the lines with findings of a rule. */
+/** Lints sources, given by their path below src. Returns the lines with findings of a rule. */
 const lint = (files: Readonly<Record<string, readonly string[]>>, rule: string): ReadonlyMap<string, ReadonlySet<number>> => {
   rmSync(join(copy, "src"), { recursive: true, force: true });
   for (const [path, lines] of Object.entries(files)) {
@@ -116,7 +119,7 @@ for (const room of Object.keys(rooms)) {
   const forbidden = [
     ...[...specifiers(room), ...files, ...packages].filter((specifier) => !isAllowed(room, specifier)),
     "../../scripts/generate.ts",
-    // Paths that bypass the pattern for another folder.
+    // These paths bypass the pattern for another folder.
     "./../main.ts",
     ...Object.keys(rooms)
       .filter((other) => !isAllowed(room, `../${other}/x.ts`) && other !== room)

@@ -1,4 +1,4 @@
-/** Kernels are rebuilt automatically if they are missing or stale, and only then; stale kernels do not run. */
+/** Tests that kernels are rebuilt only if they are missing or stale, and that stale kernels do not run. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
@@ -10,7 +10,7 @@ import { TreeCopy } from "../support/tree.ts";
 const WASM = "build/kernels.wasm";
 const SOURCE = "src/kernels/sgd.ts";
 
-/** A copy of the tree with a fresh build. */
+/** Returns a copy of the tree with a new build. */
 const builtTree = (): TreeCopy => {
   const tree = new TreeCopy(["src/kernels", "src/pool/sources.ts"]);
   const { status, stdout, stderr } = tree.run("build-kernels.ts");
@@ -63,7 +63,7 @@ test("a kernel that does not compile stops the build, is named, and leaves the l
   assert.deepEqual(readdirSync(join(tree.path, "build")).sort(), ["kernels.sha256", "kernels.wasm"]);
 });
 
-/** Starts the service of a copied tree, which must end by itself. */
+/** Starts the service of a copied tree, and returns the exit status and the output. The service must end by itself. */
 const refusalOf = (tree: TreeCopy): { readonly status: number | null; readonly stderr: string } => {
   const env = { ...process.env, STEPD_PORT: "0", STEPD_ARENA_MIB: "1" };
   const { status, stderr } = spawnSync(process.execPath, ["src/main.ts"], { cwd: tree.path, env, encoding: "utf8", timeout: 60_000 });
@@ -87,7 +87,7 @@ test("missing, damaged, stale or old kernels are refused in one line", async () 
   assert.deepEqual({ status, stderr }, refused("was built from other sources than those in src/kernels"));
   tree.write(SOURCE, source);
 
-  // The position after the section's kind and size.
+  // The custom section begins two bytes before its name, with its kind and size.
   const section = good.lastIndexOf("\x07sources") - 2;
   assert.ok(section > 0);
   writeFileSync(file, good.subarray(0, section));

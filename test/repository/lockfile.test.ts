@@ -1,4 +1,4 @@
-/** The package-lock.json files work with any registry and on every platform. */
+/** Tests that the package-lock.json files work with any registry and on every platform. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -26,7 +26,7 @@ for (const folder of ["", "test/interop"]) {
     Record<"dependencies" | "devDependencies", Record<string, string> | undefined>
   >;
 
-  /** Resolves a package that the one at `path` names, like Node. */
+  /** Resolves a package that the package at `path` depends on, as Node does. */
   const find = (path: string, name: string): Entry | undefined => {
     for (let folder = path; ; folder = folder.slice(0, Math.max(0, folder.lastIndexOf("/node_modules/")))) {
       const found = packages[folder === "" ? `node_modules/${name}` : `${folder}/node_modules/${name}`];

@@ -1,4 +1,4 @@
-/** Every Markdown file renders as intended: complete tables, closed fences, and links and anchors with targets. */
+/** Tests that every Markdown file renders as intended: complete tables, closed fences, and links and anchors with targets. */
 import assert from "node:assert/strict";
 import { existsSync, globSync, readFileSync, statSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
@@ -11,7 +11,7 @@ const INSTALLED = ["node_modules", "build", "dist", ".venv", ".git"];
 
 const files: readonly string[] = globSync("**/*.md", { cwd: root, exclude: (path) => INSTALLED.includes(path.split("/").at(-1) ?? "") }).sort();
 
-// Finds links only in Markdown syntax, not in every word with a dot.
+// Without linkify, the parser finds links only in Markdown syntax, not in every word with a dot.
 const markdown = new MarkdownIt({ html: true, linkify: false });
 
 /** A parsed Markdown file. */
@@ -28,12 +28,12 @@ class Page {
     return new Page(readFileSync(join(root, file), "utf8"));
   }
 
-  /** Line ranges (from 0, end exclusive) that the tokens of a type cover. */
+  /** Returns the line ranges (from 0, end exclusive) that the tokens of a type cover. */
   spans(type: string): readonly (readonly [number, number])[] {
     return this.tokens.filter((token) => token.type === type).flatMap(({ map }) => (map ? [map] : []));
   }
 
-  /** The targets of links and images. */
+  /** Returns the targets of links and images. */
   targets(): readonly string[] {
     return this.tokens
       .flatMap(({ children }) => children ?? [])
@@ -41,7 +41,7 @@ class Page {
       .filter((target) => typeof target === "string");
   }
 
-  /** Anchors in the page. */
+  /** Returns the anchors in the page. */
   anchors(): ReadonlySet<string> {
     const slugger = new GithubSlugger();
     const titles = this.tokens.flatMap((token, index) => {
@@ -52,7 +52,7 @@ class Page {
   }
 }
 
-/** Number of cells in a table row. */
+/** Returns the number of cells in a table row. */
 const cells = (line: string): number =>
   line
     .trim()
@@ -60,7 +60,7 @@ const cells = (line: string): number =>
     .replace(/(?<!\\)\|$/, "")
     .split(/(?<!\\)\|/).length;
 
-/** Lines (from 1) that look like table rows but are outside of a table, or have the wrong number of cells. */
+/** Returns the lines (from 1) that look like table rows but are outside of a table, or have the wrong number of cells. */
 const brokenRows = (page: Page): readonly string[] => {
   const tables = page.spans("table_open");
   const literal = ["fence", "code_block", "html_block"].flatMap((type) => page.spans(type));
@@ -73,7 +73,7 @@ const brokenRows = (page: Page): readonly string[] => {
   });
 };
 
-/** Fences that are not closed, or lack a language. */
+/** Returns the fences that are not closed, or lack a language. */
 const brokenFences = (page: Page): readonly string[] =>
   page.tokens.flatMap(({ type, map, markup, info }) => {
     if (type !== "fence" || !map) return [];
@@ -81,14 +81,14 @@ const brokenFences = (page: Page): readonly string[] =>
     return last.trim() !== markup ? [`${map[0] + 1}: a fence without an end`] : info.trim() === "" ? [`${map[0] + 1}: a fence without a language`] : [];
   });
 
-/** Text with brackets of links that the parser did not recognize. */
+/** Returns the text with brackets of links that the parser did not recognize. */
 const brokenLinks = (page: Page): readonly string[] =>
   page.tokens
     .flatMap(({ children }) => children ?? [])
     .filter(({ type, content }) => type === "text" && /\]\s?[[(]/.test(content))
     .map(({ content }) => `no link: ${content}`);
 
-/** The problem with a link's target; undefined if it exists or is outside of the tree. */
+/** Returns the problem with a link's target. Undefined if the target exists or is outside of the tree. */
 const linkProblem = (file: string, target: string): string | undefined => {
   if (URL.canParse(target)) return /^(https|mailto):/.test(target) ? undefined : `${target}: expected https`;
   const [path = "", anchor] = target.split("#");

@@ -1,4 +1,4 @@
-/** The built kernels contain no instruction whose result may differ between machines, judging by their code. */
+/** Tests that the code of the built kernels contains no instruction whose result may differ between machines. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
@@ -6,7 +6,7 @@ import binaryen from "binaryen";
 
 const { Features } = binaryen;
 
-/** Number of occurrences of each instruction in a module. */
+/** Returns the number of occurrences of each instruction in a module. */
 const opcodes = (bytes: Uint8Array): ReadonlyMap<string, number> => {
   const module = binaryen.readBinary(bytes);
   module.setFeatures(Features.All);
@@ -16,7 +16,7 @@ const opcodes = (bytes: Uint8Array): ReadonlyMap<string, number> => {
   return counts;
 };
 
-/** Names of the relaxed SIMD proposal's instructions (0xfd 0x100 and above), which include fused ones. */
+/** Matches the names of the relaxed SIMD proposal's instructions (0xfd 0x100 and above), some of which are fused. */
 const RELAXED = /relaxed|laneselect|dot_i8x16_i7x16|madd|fma/;
 
 const relaxedIn = (bytes: Uint8Array): readonly string[] => [...opcodes(bytes).keys()].filter((name) => RELAXED.test(name));

@@ -1,4 +1,4 @@
-/** The tests' requirements are prepared and announced before the tests, not during them. */
+/** Tests that the tests' requirements are prepared and announced before the tests, not during them. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -8,7 +8,7 @@ import { root } from "../support/tree.ts";
 
 const { TESTS_PREPARED: isPrepared, ...env } = process.env;
 
-/** Runs preparing() as a test file would. */
+/** Calls preparing() as a test file does. */
 const prepare = (prepared: boolean) => {
   const script = `import { preparing } from ${JSON.stringify(join(root, "test/support/prepared.ts"))}; console.log(await preparing("Making tea", async () => "tea"));`;
   return runCommand(process.execPath, ["--input-type=module", "--eval", script], { env: { ...env, ...(prepared && { TESTS_PREPARED: "1" }) } });

@@ -1,4 +1,4 @@
-/** Folders of src do not mention what they must not know. */
+/** Tests that each folder of src names nothing that belongs to another folder. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { registry } from "../../src/optimizers/registry.ts";
 import { root } from "../support/tree.ts";
 
-/** The source texts of a folder, by file. */
+/** Returns the source texts of a folder, by file. */
 const sources = (room: string): readonly (readonly [file: string, text: string])[] =>
   readdirSync(join(root, "src", room)).map((file) => [`${room}/${file}`, readFileSync(join(root, "src", room, file), "utf8")]);
 

@@ -1,18 +1,18 @@
-/** Conventions of the source tree: every file describes itself, and file names have one form. */
+/** Tests conventions of the source tree: every file describes itself, and file names have one form. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { root } from "../support/tree.ts";
 
-/** Hand-written TypeScript files, by path. */
+/** The paths of the TypeScript files that are written by hand. */
 const files: readonly string[] = ["src", "test", "scripts", "bench"].flatMap((folder) =>
   readdirSync(join(root, folder), { recursive: true, encoding: "utf8" })
     .filter((file) => file.endsWith(".ts") && !file.endsWith(".gen.ts") && !file.includes("node_modules"))
     .map((file) => join(folder, file)),
 );
 
-/** Whether a text starts with a comment, or has one directly above its first export. */
+/** Returns whether a text starts with a comment, or has a comment directly above its first export. */
 const hasDescription = (text: string): boolean => {
   if (/^(\/\*\*|\/\/)\s*\S/.test(text)) return true;
   const before = text.slice(0, Math.max(0, text.search(/^export (?!type \{|\{|\*)/m)));

@@ -1,4 +1,7 @@
-/** The golden vectors: each file follows the format, has a recorder that names it, and contains the inputs that its seeds give. */
+/**
+ * Tests the golden vectors: each file follows the format, has a recorder that names it, and contains the inputs that its seeds
+ * give.
+ */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -36,7 +39,7 @@ const files = readdirSync(folder, { recursive: true, encoding: "utf8" })
 
 const validate = new Ajv({ strictTypes: false, allErrors: true }).compile(json("record/format.schema.json") as object);
 
-/** Checks what a schema cannot express: names, shapes and sizes agree with each other. */
+/** Checks rules that a schema cannot express: names, shapes and sizes agree with each other. */
 const requireConsistent = (file: string, { name, optimizer, peer, tensors, initial, steps }: Case): void => {
   assert.equal(`${optimizer}.${peer}.json`, file, name);
   assert.ok(name.startsWith(`${optimizer}.${peer}.`), name);
@@ -76,7 +79,7 @@ for (const file of files) {
     test("follows the format", () => {
       const content = json(file) as { readonly cases: readonly Case[] };
       const isValid = validate(content);
-      // A failed oneOf lists errors for both formats; the deepest belong to the intended one.
+      // A failed oneOf lists errors for both formats. The errors with the deepest paths belong to the intended format.
       const errors = (validate.errors ?? []).toSorted((a, b) => b.instancePath.length - a.instancePath.length).slice(0, 5);
       assert.ok(isValid, errors.map(({ instancePath, message, params }) => `${instancePath} ${message} ${JSON.stringify(params)}`).join("\n"));
       if (file.includes("/")) return;

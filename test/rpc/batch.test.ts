@@ -1,4 +1,4 @@
-/** A batch does not occupy the main thread alone. */
+/** Tests that a batch does not occupy the main thread until its end. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { type Request, Rpc, type Services } from "../../src/rpc/rpc.ts";

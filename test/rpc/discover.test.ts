@@ -1,4 +1,7 @@
-/** /openapi.json and /openrpc.json allow exactly what the service accepts, and OpenRPC's references do not loop. */
+/**
+ * Tests that /openapi.json and /openrpc.json allow exactly the calls that the service accepts, and that OpenRPC's references do
+ * not loop.
+ */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Ajv2020 } from "ajv/dist/2020.js";
@@ -21,7 +24,7 @@ const openApi = makeOpenApi(methods, "0.0.0") as unknown as Document & {
 };
 const openRpc = makeOpenRpc(methods, "0.0.0") as unknown as OpenRpc;
 
-/** Whether a document's schema accepts a value. */
+/** Returns whether a document's schema accepts a value. */
 const accepts = (document: Document, schema: Schema, value: unknown): boolean =>
   new Ajv2020({ strict: false, validateFormats: false }).validate({ ...schema, components: document.components }, value);
 
@@ -33,7 +36,7 @@ const digest = { sha256: "0".repeat(64) };
 const linear = { name: "linear" };
 const sequence = (...schedules: readonly object[]): object => ({ name: "sequence", schedules, milestones: schedules.slice(1).map((_, index) => index + 1) });
 
-/** Params of methods: valid ones, and ones with a single mistake. */
+/** The params of methods: valid params, and params with a single mistake. */
 const CASES: Readonly<Record<string, { readonly right: readonly object[]; readonly wrong: readonly object[] }>> = {
   step: {
     right: [
@@ -96,7 +99,7 @@ for (const [name, { right, wrong }] of Object.entries(CASES)) {
   }
 }
 
-/** The components that a schema refers to. */
+/** Returns the components that a schema refers to. */
 const referencesIn = (schema: Schema): readonly string[] =>
   [...JSON.stringify(schema).matchAll(/"#\/components\/schemas\/([^"]+)"/g)].map(([, name = ""]) => name);
 

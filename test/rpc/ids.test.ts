@@ -1,4 +1,4 @@
-/** Ids of calls return exactly as they were sent, in either format, or are refused. */
+/** Tests that the ids of calls return exactly as they were sent, in either format, or are refused. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { JSON_TYPE, MSGPACK, readReply, TestService } from "../support/service.ts";
@@ -11,7 +11,7 @@ after(() => service[Symbol.asyncDispose]());
 
 const jsonCall = (id: string, method = "optimizer.list"): string => `{"id" :\t${id} , "jsonrpc":"2.0", "method":"${method}","params":{}}`;
 
-/** The text of the id in a JSON reply, where it is the last member. */
+/** Returns the text of the id in a JSON reply, where the id is the last member. */
 const idOf = (text: string): string => text.slice(text.lastIndexOf('"id":') + 5, -1);
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString("hex");
@@ -21,7 +21,7 @@ const text = (value: string): Buffer => Buffer.concat([Buffer.from([0xa0 | value
 const packedCall = (id: Buffer, method = "optimizer.list"): Buffer =>
   Buffer.concat([Buffer.from([0x83]), text("jsonrpc"), text("2.0"), text("id"), id, text("method"), text(method)]);
 
-/** The bytes of the id in a MessagePack reply, where it is the last member. */
+/** Returns the bytes of the id in a MessagePack reply, where the id is the last member. */
 const packedIdOf = (bytes: Buffer): string => hex(bytes.subarray(bytes.lastIndexOf(text("id")) + 3));
 
 const post = async (body: string | Uint8Array, type: string, accept: string): Promise<Buffer> => {
@@ -98,7 +98,7 @@ for (const [packed, id] of [
   ["cb7fefffffffffffff", "1.7976931348623157e+308"],
 ] as const) {
   test(`the id ${packed} of MessagePack returns unchanged`, async () => {
-    // Repeats the call, because repeated bodies are decoded in another way.
+    // The call is repeated, because the service decodes repeated bodies in another way.
     for (const method of ["optimizer.list", "none", "optimizer.list"]) {
       const body = packedCall(Buffer.from(packed, "hex"), method);
       const found = packedIdOf(await post(body, MSGPACK, MSGPACK));

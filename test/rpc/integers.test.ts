@@ -1,4 +1,4 @@
-/** Integers in results are MessagePack integers of any size, and real numbers are floats. */
+/** Tests that integers in results are MessagePack integers of any size, and that real numbers are floats. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { decode } from "@msgpack/msgpack";
@@ -13,7 +13,7 @@ before(async () => {
 });
 after(() => service[Symbol.asyncDispose]());
 
-/** The type byte of a map member that must occur once. */
+/** Returns the type byte of the value of a map member. The member must occur once. */
 const typeOf = (bytes: Buffer, key: string): number => {
   const name = Buffer.concat([Buffer.from([0xa0 | key.length]), Buffer.from(key)]);
   const at = bytes.indexOf(name);
@@ -45,7 +45,7 @@ test("steps above 2^32 are integers in replies and inspected states", async () =
   const zeros = { w: { shape: [1], data: new Float32Array(1) } };
   const state = writeState({ optimizer: "adam", steps: { w: 2 ** 40 }, slots: { exp_avg: zeros, exp_avg_sq: zeros } });
   const tensors = writeTensors(zeros);
-  // The second step like this uses a cached layout.
+  // From the second step on, the service uses a cached layout.
   for (let time = 0; time < 3; time++) {
     const reply = await post("/v1/step", { optimizer: { name: "adam" }, params: tensors, grads: tensors, state });
     assert.equal(typeOf(reply, "step"), INT64);

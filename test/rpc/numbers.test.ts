@@ -1,4 +1,7 @@
-/** Numbers in parameters decode to float64 in both formats, and numbers beyond float64 are refused where it matters. */
+/**
+ * Tests that numbers in parameters decode to float64 in both formats, and that numbers beyond float64 are refused where it
+ * matters.
+ */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { schemas } from "../../src/generated/schemas.gen.ts";
@@ -22,7 +25,7 @@ test("every integer of a request has a maximum that float64 can hold", () => {
   for (const schema of asked) look(schema, schema.$id);
 });
 
-/** A step of a parameter 0 with a gradient given as JSON text, and lr 1. */
+/** Returns a step of a parameter 0 with lr 1. The gradient is given as JSON text. */
 const stepJson = (grad: string, more = ""): string =>
   `{"optimizer":{"name":"sgd","lr":1},"params":{"w":{"shape":[1],"dtype":"F64","values":[0]}},"grads":{"w":{"shape":[1],"dtype":"F64","values":[${grad}]}}${more}}`;
 

@@ -1,4 +1,4 @@
-/** A new option of a step needs one change in the schema and one in the engine. */
+/** Tests that a new option of a step needs one change in the schema and one in the engine. */
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -17,7 +17,7 @@ interface Reply {
 
 type Call = Readonly<Record<string, unknown>>;
 
-/** The reply to a call in MessagePack or JSON: tensors as base64, without members that vary between calls. */
+/** Returns the reply to a call in MessagePack or JSON: tensors as base64, without members that vary between calls. */
 const post = async (service: TestService, call: Call, type: string = MSGPACK): Promise<unknown> => {
   const text = (_: string, value: unknown) => ((value as { type?: string } | null)?.type === "Buffer" ? Buffer.from(value as never).toString("base64") : value);
   const reply = (await readReply(await service.post("/v1/step", type === MSGPACK ? pack(call) : JSON.stringify(call, text), type))) as Record<string, unknown>;
@@ -25,7 +25,7 @@ const post = async (service: TestService, call: Call, type: string = MSGPACK): P
   return JSON.parse(JSON.stringify(rest, text));
 };
 
-/** A call whose state comes from an earlier step. */
+/** Returns a call whose state comes from an earlier step. */
 const nextCall = async (service: TestService): Promise<Call> => {
   const first = (await readReply(await service.post("/v1/step", pack({ optimizer: { name: "adamw" }, params, grads }), MSGPACK))) as Reply;
   return { optimizer: { name: "adamw", lr: 0.25 }, params: first.params, grads, state: first.state };

@@ -1,4 +1,4 @@
-/** Repeated calls: each is answered like the first. */
+/** Tests that the service answers each of several equal calls as it answers the first. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { gradsAt, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -17,7 +17,7 @@ after(() => service[Symbol.asyncDispose]());
 const params = writeTensors(startParams(SMALL));
 const grads = writeTensors(gradsAt(SMALL, 0));
 
-/** A step that continues after another. */
+/** Returns a step that continues after another step. */
 const nextStep = async (optimizer: unknown, more = {}): Promise<Record<string, unknown>> => {
   const { state } = await service.call<StepReply>("optimizer.step", { optimizer, params, grads });
   return { optimizer, params, grads, state, ...more };
@@ -25,13 +25,12 @@ const nextStep = async (optimizer: unknown, more = {}): Promise<Record<string, u
 
 const post = async (path: string, body: unknown): Promise<unknown> => readReply(await service.post(path, pack(body), MSGPACK));
 
-/** A reply without the members that vary between calls. */
+/** Returns a reply without the members that vary between calls. */
 const plain = (reply: unknown): unknown => {
   const { request_id: _, ...rest } = reply as Record<string, unknown>;
   return rest;
 };
 
-/** The result of a JSON-RPC reply. */
 const resultOf = (reply: unknown): unknown => (reply as { result: unknown }).result;
 
 test("a call gets the same reply each time, over RPC and REST, with any id", async () => {
@@ -92,7 +91,7 @@ test("params may be a list of one object, and an empty list or null means none",
   for (let id = 0; id < TIMES; id++) assert.deepEqual(resultOf(await post("/rpc", { jsonrpc: "2.0", id, method: "optimizer.step", params: [call] })), expected);
   const list = (params?: unknown) => post("/rpc", { jsonrpc: "2.0", id: 1, method: "optimizer.list", ...(params !== undefined && { params }) });
   for (const none of [[], [{}], {}, null]) assert.deepEqual(await list(none), await list());
-  // The body of a REST call is the object itself.
+  // A list in place of the object of a REST call must be refused.
   const { status } = (await post("/v1/step", [call])) as { status: number };
   assert.equal(status, 400);
 });

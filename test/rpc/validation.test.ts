@@ -1,9 +1,9 @@
-/** Cost of validation: each value of a call is read only a few times, however large the rest of the call is. */
+/** Tests the cost of validation: each value of a call is read only a few times, however large the rest of the call is. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { validate } from "../../src/validation/validate.ts";
 
-/** A list that counts the reads of its items. */
+/** Returns a list that counts the reads of its items. */
 const counted = <T>(length: number, item: T) => {
   const reads = { count: 0 };
   const values = new Proxy(Array<T>(length).fill(item), {

@@ -1,4 +1,4 @@
-/** Invalid schedules against the running service: the error names the field, in JSON and in MessagePack. */
+/** Tests invalid schedules on the running service: the error names the field, in JSON and in MessagePack. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { registry } from "../../src/schedules/registry.ts";
@@ -17,7 +17,10 @@ const call = async (params: unknown, type: string): Promise<{ readonly result?: 
   return (await readReply(await service.post("/rpc", type === MSGPACK ? pack(body) : JSON.stringify(body), type))) as never;
 };
 
-/** Asserts that a call is refused at a field, with equal messages in both encodings. `words` must occur in what was expected or found. */
+/**
+ * Asserts that a call is refused at a field, with equal messages in both encodings. `words` must occur in the expected or found
+ * text.
+ */
 const requireRefused = async (params: unknown, field: string, words = "", types: readonly string[] = [JSON_TYPE, MSGPACK]): Promise<void> => {
   for (const type of types) {
     const { error } = await call(params, type);
@@ -53,7 +56,7 @@ interface Bounds {
   readonly exclusiveMaximum?: number;
 }
 
-/** Invalid values for an argument with these bounds. */
+/** Returns invalid values for an argument with these bounds. */
 const badValues = ({ type, minimum, exclusiveMinimum, maximum, exclusiveMaximum }: Bounds): readonly unknown[] => {
   const types = [type].flat();
   const bad: unknown[] = [{}, types.includes("string") ? "nearly" : "1", types.includes("boolean") ? 1 : true];
@@ -99,7 +102,7 @@ for (const [name, { arguments: all }] of registry) {
   });
 }
 
-/** Calls with one mistake, the field that the error names, and words of its message. */
+/** Calls with one mistake, the field that the error names, and words of the error's message. */
 const refused: Readonly<Record<string, readonly [Fields, string, string]>> = {
   "no schedule": [{}, "/schedule", "found none"],
   "a schedule that is null": [{ schedule: null }, "/schedule", "expected object, found null"],

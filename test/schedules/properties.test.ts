@@ -1,4 +1,4 @@
-/** Properties of schedules that hold independent of any peer: ends, periods, late steps, equal bits everywhere. */
+/** Tests properties of schedules that do not depend on any peer: ends, periods, late steps, equal bits everywhere. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { test } from "node:test";
@@ -149,7 +149,8 @@ test("a sequence switches at its milestones, and each part starts at its own ste
     const [index, start] = step < 5 ? [0, 0] : step < 12 ? [1, 5] : [2, 12];
     assert.equal(lr(schedule, step), lr(parts[index] as Given, step - start), `step ${step}`);
   }
-  // A warm-up to the base rate, followed by a schedule that starts there: no jump.
+  // The schedule is a warm-up to the base rate, followed by a schedule that starts at the base rate. There is no jump between
+  // them.
   assert.equal(lr(schedule, 5), LR);
 });
 

@@ -1,4 +1,4 @@
-/** Schedules against torch and optax, through the running service. */
+/** Compares schedules with those of torch and optax, through the running service. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
@@ -56,7 +56,7 @@ const TRANSLATIONS: Readonly<Record<string, (args: never, lr: number) => Express
     },
     lr,
   }),
-  // optax stays at end_value, while torch's cosine would rise again; a constant follows instead.
+  // optax stays at end_value, while torch's cosine would rise again. So a constant schedule follows.
   "optax.warmup_cosine_decay_schedule": (args: { init_value: number; peak_value: number; warmup_steps: number; decay_steps: number; end_value: number }) => ({
     schedule: {
       name: "sequence",
@@ -73,7 +73,7 @@ const TRANSLATIONS: Readonly<Record<string, (args: never, lr: number) => Express
     schedule: { name: "linear", start_factor: 1, end_factor: args.end_value / args.init_value, total_iters: args.transition_steps },
     lr: args.init_value,
   }),
-  // Only with end_value 0: torch has no polynomial that ends elsewhere.
+  // Only a schedule with end_value 0 can be translated, because torch has no polynomial with another end.
   "optax.polynomial_schedule": (args: { init_value: number; end_value: number; power: number; transition_steps: number }) => {
     assert.equal(args.end_value, 0);
     return { schedule: { name: "polynomial", power: args.power, total_iters: args.transition_steps }, lr: args.init_value };
@@ -119,7 +119,7 @@ test("ReduceLROnPlateau is left to the caller, because it needs a metric", async
   const plateau = cases.find(({ metrics }) => metrics);
   assert.equal(plateau?.scheduler, "ReduceLROnPlateau");
   await assert.rejects(service.call("schedule.evaluate", { schedule: { name: "plateau" } }), { message: /one of constant, .*found "plateau"/ });
-  // The caller computes each lr from its metric; a schedule with factor 1 passes it through.
+  // The caller computes each lr from its metric. A constant schedule with factor 1 returns the lr unchanged.
   for (const lr of new Set(plateau.lrs)) {
     assert.deepEqual(await service.call("schedule.evaluate", { schedule: { name: "constant", factor: 1 }, lr, from: 17 }), { lrs: [lr] });
   }

@@ -1,4 +1,6 @@
-/** Files in other libraries' formats, written without the code under test, and the peers' recorded states as such files. */
+/**
+ * Writes files in other libraries' formats, without the code under test, and converts the peers' recorded states to such files.
+ */
 import assert from "node:assert/strict";
 import { rawTensors, readFile } from "../support/tensors.ts";
 import { type Case, gradientCounts, values } from "../support/vectors.ts";
@@ -27,7 +29,7 @@ export const f32 = (...numbers: readonly number[]): Entry => ({ dtype: "F32", sh
 export const f64 = (...numbers: readonly number[]): Entry => ({ dtype: "F64", shape: [numbers.length], values: numbers });
 export const scalar = (dtype: Entry["dtype"], value: number): Entry => ({ dtype, shape: [], values: [value] });
 
-/** Writes a safetensors file in the given order, like Python's package without metadata. */
+/** Writes a safetensors file in the given order, as Python's package does without metadata. */
 export const writeEntries = (entries: Entries, metadata?: Readonly<Record<string, string>>): Buffer => {
   let offset = 0;
   const data = Object.values(entries).map(({ dtype, values: numbers }) => writers[dtype](numbers));
@@ -40,7 +42,7 @@ export const writeEntries = (entries: Entries, metadata?: Readonly<Record<string
   return rawTensors(`{${all.join(",")}}`, Buffer.concat(data));
 };
 
-/** The values of a file, by key. */
+/** Returns the values of a file, by key. */
 export const readEntries = (file: Uint8Array): Record<string, Entry> =>
   Object.fromEntries(
     [...readFile(file).entries].map(([name, { dtype, shape, bytes }]) => {
@@ -59,12 +61,15 @@ export const readEntries = (file: Uint8Array): Record<string, Entry> =>
 
 export type Format = "torch" | "qhoptim" | "optax";
 
-/** The file format of a peer's states. */
+/** Returns the file format of a peer's states. */
 export const formatOf = ({ peer }: Case): Format => (peer === "optax" ? "optax" : peer === "qhoptim" || peer === "iprally" ? "qhoptim" : "torch");
 
 const OPTAX: Readonly<Record<string, string>> = { exp_avg: "mu", exp_avg_sq: "nu", trace: "trace" };
 
-/** The peer's float32 state after `count` steps in its own format: by index into `names` (torch, qhoptim) or by name (optax). */
+/**
+ * Returns the peer's float32 state after `count` steps in its own format: by index into `names` (torch, qhoptim) or by name
+ * (optax).
+ */
 export const peerState = (testCase: Case, count: number, names: readonly string[]): Entries => {
   const format = formatOf(testCase);
   const entries: Record<string, Entry> = {};
@@ -84,5 +89,5 @@ export const peerState = (testCase: Case, count: number, names: readonly string[
   return entries;
 };
 
-/** The largest number of steps of any tensor, for formats without step counts. */
+/** Returns the largest number of steps of any tensor, for formats without step counts. */
 export const mostSteps = (testCase: Case, count: number): number => Math.max(1, ...Object.values(gradientCounts(testCase, count)));

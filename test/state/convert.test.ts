@@ -1,4 +1,7 @@
-/** state.convert to a format and back: equal bytes if the format can hold the state; otherwise `lost` lists the differences. */
+/**
+ * Tests state.convert to a format and back: equal bytes if the format can hold the state, and otherwise the differences in
+ * `lost`.
+ */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { run, SMALL } from "../support/run.ts";
@@ -27,19 +30,19 @@ const BETAS = [0.9, 0.999];
 
 const metadata = (optimizer: string) => ({ format: "stepd.state/1", optimizer, revision: "1" });
 
-/** A stepd state built from entries. */
+/** Returns a stepd state built from entries. */
 const stateOf = (optimizer: string, entries: Entries): Buffer => writeEntries(entries, metadata(optimizer));
 
 const requireBytes = (found: Uint8Array, expected: Uint8Array, what: string): void => assert.ok(Buffer.compare(found, expected) === 0, `${what}: other bytes`);
 
-/** Optimizers that each format can hold. */
+/** The optimizers whose state each format can hold. */
 const CONVERTIBLE: Readonly<Record<Format, RegExp>> = {
   torch: /./,
   qhoptim: /^(sgd|qhm|adamw?|qhadamw?|lamb|nadam|radam)$/,
   optax: /^(sgd|lars|lion|adamw?|qhadamw?|lamb|nadam|radam)$/,
 };
 
-/** The beginnings of the sentences in `lost` that a format must give for a variant. */
+/** Returns how the sentences in `lost` must begin that a format gives for a variant. */
 const expectedLosses = (format: Format, optimizer: string, slots: readonly string[]): readonly RegExp[] => {
   const isAdam = CONVERTIBLE.qhoptim.test(optimizer) && !/^(sgd|qhm)$/.test(optimizer);
   return [
@@ -53,7 +56,7 @@ const expectedLosses = (format: Format, optimizer: string, slots: readonly strin
   ];
 };
 
-/** Number of differing values in two files with equal keys. */
+/** Returns the number of differing values in two files with equal keys. */
 const countDifferences = (found: Entries, expected: Entries): number => {
   let differences = 0;
   for (const [key, { values }] of Object.entries(expected)) {
@@ -100,7 +103,7 @@ for (const format of ["torch", "qhoptim", "optax"] as const) {
   });
 }
 
-/** A float64 state of two parameters, one of them a scalar. */
+/** Returns a float64 state of two parameters, one of them a scalar. */
 const float64State = (optimizer: string, step: number): Buffer => {
   const next = random(3);
   const numbers = Array.from({ length: 500 }, next);

@@ -1,4 +1,7 @@
-/** Refusals of state.convert, in JSON and MessagePack, over RPC and REST: which field, what was expected, what was found. */
+/**
+ * Tests the refusals of state.convert, in JSON and MessagePack, over RPC and REST: each names the field, the expected and the
+ * found value.
+ */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { JSON_TYPE, MSGPACK, pack, type RpcError, readReply, TestService } from "../support/service.ts";
@@ -214,7 +217,7 @@ for (const [title, cases] of Object.entries(CASES)) {
   suite(title, () => {
     for (const [label, [params, name, field, says]] of Object.entries(cases)) {
       test(`refuses ${label}`, async () => {
-        // Removes undefined values, which MessagePack would encode: the field must be absent.
+        // MessagePack would encode undefined values, but the field must be absent, so these values are removed.
         const clean = Object.fromEntries(
           Object.entries(params).map(([key, value]) => [
             key,

@@ -1,4 +1,7 @@
-/** The golden vectors as files of their peers: import the peer's state, take a step, export, and compare with the peer's next state. */
+/**
+ * Tests the golden vectors as files of their peers: import the peer's state, take a step, export, and compare with the peer's
+ * next state.
+ */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../support/service.ts";
@@ -8,7 +11,7 @@ import { formatOf, mostSteps, peerState, readEntries, writeEntries } from "./_fo
 
 const MAX_ULPS = 8;
 
-/** The weights are sums that qhoptim accumulates step by step. */
+/** qhoptim sums up its weights step by step, so they differ from the exact weights by this much. */
 const MAX_WEIGHT_ERROR = 1e-12;
 
 let service: TestService;
@@ -22,7 +25,7 @@ interface Reply {
   readonly lost: readonly string[];
 }
 
-/** Lower bound of a moment's spacing in bias-corrected form: float32's spacing divided by the correction. */
+/** Returns a lower bound of a moment's spacing in bias-corrected form: float32's spacing divided by the correction. */
 const minimumSpacing = (key: string, weight: number | undefined, betas: readonly number[]): number => {
   const beta = betas[key.endsWith("exp_avg_sq") ? 1 : 0] ?? 0;
   return 2 ** -149 / (weight === undefined || weight === 0 ? 1 : weight * (1 - beta));
@@ -48,7 +51,8 @@ const oneStep = async (testCase: Case): Promise<void> => {
     const found = readEntries(exported.state);
     const expected = peerState(testCase, index + 1, names);
     const where = `${testCase.name} step ${index + 1}`;
-    // stepd keeps a qhoptim parameter only after its first gradient, and an optax count only for optimizers that have one there.
+    // stepd keeps a qhoptim parameter only after its first gradient, and an optax count only for optimizers whose state has a
+    // count.
     if (!("count" in expected)) delete found["count"];
     assert.deepEqual(Object.keys(found).sort(), Object.keys(expected).sort(), where);
     for (const [key, { values, dtype, shape }] of Object.entries(expected)) {

@@ -1,5 +1,5 @@
-// Validates a dashboard from standard input with Grafana's schema in its foundation SDK for Go: unknown fields, wrong types and
-// invalid values are errors. Prints one error per line, and exits with status 1.
+// Command schema validates a dashboard from standard input with Grafana's schema in its foundation SDK for Go. Unknown fields,
+// wrong types and invalid values are errors. The command prints one error per line, and exits with status 1.
 package main
 
 import (

@@ -1,4 +1,4 @@
-"""Records vectors of iprally/qhadamw-pytorch, a module that ./run fetches."""
+"""Records vectors of iprally/qhadamw-pytorch, a module that ./run downloads."""
 
 from qhadamw import QHAdamW
 from recording import LARGE, ODD, Case, Peer, record

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from recording import ODD, Arrays, Case, Peer, Run, record
 
-# Arguments that are not hyperparameters, or are recorded under another name.
+# These arguments are not hyperparameters, or are recorded under another name.
 _NOT_RECORDED = (
     "learning_rate",
     "mu_dtype",
@@ -18,7 +18,7 @@ _NOT_RECORDED = (
     "trust_ratio_mask",
 )
 
-# optax's slot names, and stepd's.
+# stepd's names of optax's slots.
 _SLOTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "trace"}
 
 
@@ -36,7 +36,8 @@ class OptaxRun(Run):
             for name, parameter in signature.items()
             if name not in _NOT_RECORDED
         }
-        # no_decay lists the tensors that the mask excludes; lr comes last.
+        # no_decay lists the tensors that the mask excludes. The learning rate comes
+        # last.
         self.hyperparameters = {
             **defaults,
             **{name: value for name, value in given.items() if name != "lr"},

@@ -6,7 +6,7 @@ import torch
 from recording import LARGE, ODD, ONE, Case, record
 from torch_run import torch_peer
 
-# The version without its build suffix: any build computes the same on the CPU.
+# The version has no build suffix, because any build computes the same on the CPU.
 _peer = partial(torch_peer, "torch", f"{torch.__version__.partition('+')[0]}+cpu")
 
 
@@ -15,7 +15,7 @@ RESTING = "a tensor without a gradient keeps its state; its step does not advanc
 
 
 def _adam_cases(seeds: list[int]) -> list[Case]:
-    """Returns the cases of Adam and AdamW, which differ in their seeds only."""
+    """Return the cases of Adam and AdamW, which differ in their seeds only."""
     seed = iter(seeds)
     return [
         Case("default", next(seed), steps=10),

@@ -1,7 +1,8 @@
-"""Shared by all recorders: the inputs of a case, the format, writing and comparing.
+"""Code that all recorders share: the inputs of a case, the format, writing and
+comparing.
 
 format.schema.json describes the format. As a script, this module checks that the inputs
-of all vectors follow from their seeds; this needs only numpy.
+of all vectors follow from their seeds; this check needs only numpy.
 """
 
 import base64
@@ -29,7 +30,7 @@ ONE: Shapes = {"w": (1,)}
 
 @dataclass(frozen=True)
 class Case:
-    """A run to record. `given` holds the hyperparameters that are not the peer's
+    """A run to record. `given` holds the hyperparameters that differ from the peer's
     defaults.
     """
 
@@ -39,7 +40,7 @@ class Case:
     shapes: Shapes = field(default_factory=lambda: SMALL)
     grads: str = "normal"
     steps: int = 5
-    # The learning rate of each step, if it changes.
+    # The learning rate of each step, if the learning rate changes.
     lrs: Sequence[float] = ()
     # Groups of tensors with their own hyperparameters.
     groups: Sequence[Mapping[str, Any]] = ()
@@ -67,15 +68,12 @@ class Peer:
     cases: Sequence[Case]
 
 
-# Inputs
-
-
 def _f32(values: Any) -> np.ndarray:
-    """Rounds to float32. Arithmetic on zero-dimensional arrays yields plain numbers."""
+    """Round to float32. Arithmetic on zero-dimensional arrays yields plain numbers."""
     return np.asarray(values, np.float32)
 
 
-# Factor on the standard normal draws, for each kind of gradient.
+# The standard normal draws are multiplied by this factor, for each kind of gradient.
 _SCALES = {
     "normal": 1.0,
     "zeros": 0.0,
@@ -83,7 +81,7 @@ _SCALES = {
     "tiny": 1e-22,
     "large18": 1e18,
     "large30": 1e30,
-    # These kinds differ in more than the factor; see below.
+    # These kinds differ in more than the factor: see gradient() and inputs().
     "zeros_first": 1.0,
     "zero_params": 1.0,
     "sparse": 1.0,
@@ -96,7 +94,7 @@ _SCALES = {
 def gradient(
     kind: str, step: int, draws: np.random.Generator, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """A tensor's gradient in float64. The order of the draws decides the bits."""
+    """Return a tensor's gradient in float64. The order of the draws decides the bits."""
     values = np.asarray(draws.standard_normal(shape))
     if kind == "sparse":
         return values * (draws.random(shape) < 0.3)
@@ -110,10 +108,10 @@ def gradient(
 
 
 def inputs(case: Case) -> tuple[Arrays, list[Arrays]]:
-    """The parameters and each step's gradients, all exact in float32.
+    """Return the parameters and each step's gradients, all exact in float32.
 
     One generator draws the tensors in order: first the parameters, then the gradients
-    of each step, including those that are left out.
+    of each step, including gradients that the case omits.
     """
     draws = np.random.default_rng(case.seed)
     params = {
@@ -128,15 +126,12 @@ def inputs(case: Case) -> tuple[Arrays, list[Arrays]]:
             name: _f32(gradient(case.grads, step, draws, shape))
             for name, shape in case.shapes.items()
         }
-        # The first tensor has no gradient in the second step, the second none in the
-        # third.
+        # The first tensor has no gradient in the second step, and the second tensor has
+        # none in the third step.
         if case.grads == "missing" and step in (1, 2):
             del grads[list(case.shapes)[step - 1]]
         steps.append(grads)
     return params, steps
-
-
-# The format
 
 
 def _encoded(array: np.ndarray) -> dict[str, Any]:
@@ -172,7 +167,7 @@ def _snapshot(run: Run) -> dict[str, Any]:
 def _pairs(
     steps: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Each array of the float32 run, with its kind and the float64 run's array."""
+    """Yield each array of the float32 run, with its kind and the float64 run's array."""
     for step in steps:
         f32, f64 = step["f32"], step["f64"]
         for name, raw in f32["params"].items():
@@ -184,7 +179,7 @@ def _pairs(
 
 
 def _measured(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The errors of the float32 run, and the ways in which it left float32's range."""
+    """Return the errors of the float32 run, and how it left float32's range."""
     errors: dict[str, list[np.ndarray]] = {}
     left = set()
     for kind, found, truth in _pairs(steps):
@@ -254,11 +249,8 @@ def _recorded(file: str, peer: Peer, case: Case) -> dict[str, Any]:
     }
 
 
-# Writing and comparing
-
-
 def _ulps(found: Any, expected: Any) -> float:
-    """The largest difference of two arrays of one dtype, in ulp of the larger value."""
+    """Return the largest difference of two arrays of one dtype, in ulp of the larger."""
     a, b = np.asarray(found), np.asarray(expected)
     with np.errstate(all="ignore"):
         unit = np.spacing(np.maximum(np.abs(a), np.abs(b)))
@@ -272,7 +264,7 @@ def _is_array(value: Any) -> bool:
 def _differences(
     found: Any, expected: Any, path: str = ""
 ) -> Iterator[tuple[str, float | None]]:
-    """Each place where two values differ; for arrays, by how many ulp."""
+    """Yield each place where two values differ. Arrays differ by a number of ulp."""
     if found == expected and type(found) is type(expected):
         return
     if (
@@ -317,10 +309,10 @@ def _compare(path: Path, text: str) -> bool:
 
 
 def write(files: Mapping[str, Callable[[], Any]]) -> None:
-    """Writes each file by its path in test/vectors, or compares it with `--check`."""
+    """Write each file by its path in test/vectors, or compare it with `--check`."""
     are_equal = True
     for name, make in files.items():
-        # Compact, because programs read these files, not people.
+        # The JSON is compact, because programs read these files, not people.
         text = json.dumps(make(), separators=(",", ":"))
         path = VECTORS / name
         if "--check" in sys.argv[1:]:
@@ -332,7 +324,7 @@ def write(files: Mapping[str, Callable[[], Any]]) -> None:
 
 
 def record(peers: Mapping[str, Peer]) -> None:
-    """Writes each peer's vectors. Keys are file names without `.json`."""
+    """Write each peer's vectors. Keys are file names without `.json`."""
     write(
         {
             f"{file}.json": lambda file=file, peer=peer: {

@@ -1,4 +1,4 @@
-"""Runs of optimizers derived from torch.optim.Optimizer."""
+"""Runs optimizers derived from torch.optim.Optimizer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from recording import Arrays, Case, Peer, Run
 
-# Arguments that select an implementation; they are not hyperparameters.
+# These arguments select an implementation. They are not hyperparameters.
 _NOT_RECORDED = ("foreach", "fused", "capturable", "differentiable")
 
 # One thread fixes the order of sums.
@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 
 def _array(value: Any) -> Any:
-    """Converts a slot. Steps become integers; qhoptim's weights are Python floats."""
+    """Convert a slot. Steps become integers; qhoptim's weights are Python floats."""
     if isinstance(value, torch.Tensor):
         return value.detach().numpy().copy()
     return np.array(value, np.float64) if isinstance(value, float) else value
@@ -39,7 +39,8 @@ class TorchRun(Run):
             for group in case.groups
         ]
         self._optimizer = make(groups or list(self._params.values()), **case.given)
-        # Only timm's Lion would loop over lists of tensors, whose last bits differ.
+        # Only timm's Lion would use foreach, whose operations on lists of tensors give
+        # other last bits.
         for group in self._optimizer.param_groups:
             if "foreach" in group:
                 group["foreach"] = False
@@ -96,6 +97,6 @@ def torch_peer(
     optimizer: type[torch.optim.Optimizer],
     cases: list[Case],
 ) -> Peer:
-    """Returns the peer for an optimizer class of a package."""
+    """Return the peer for an optimizer class of a package."""
     source = {"package": package, "version": version, "class": optimizer.__name__}
     return Peer(source, torch_run(optimizer), cases)

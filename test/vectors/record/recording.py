@@ -250,7 +250,7 @@ def _recorded(file: str, peer: Peer, case: Case) -> dict[str, Any]:
 
 
 def _ulps(found: Any, expected: Any) -> float:
-    """Return the largest difference of two arrays of one dtype, in ulp of the larger."""
+    """Return the largest difference of two arrays, in ulp of the larger value."""
     a, b = np.asarray(found), np.asarray(expected)
     with np.errstate(all="ignore"):
         unit = np.spacing(np.maximum(np.abs(a), np.abs(b)))

@@ -167,7 +167,7 @@ def _snapshot(run: Run) -> dict[str, Any]:
 def _pairs(
     steps: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield each array of the float32 run, with its kind and the float64 run's array."""
+    """Yield each array of the float32 run, its kind and the float64 run's array."""
     for step in steps:
         f32, f64 = step["f32"], step["f64"]
         for name, raw in f32["params"].items():

@@ -1,21 +1,21 @@
-# The service in an image of its own: node, the libraries that it links, the sources and their packages. There is no shell in it.
-# docs/container.md says how to build and run it. It builds with BuildKit and without.
+# The image of the service holds node, the libraries that node links, the sources and their packages. It has no shell.
+# docs/container.md explains how to build and run it, with BuildKit or without.
 
-# Node 24 with npm on Debian or another glibc Linux. Nothing of it but node and its libraries comes into the result, so it may
-# carry a registry's settings and certificates.
+# The build image has Node 24 with npm on Debian or another glibc Linux. The result takes only node and its libraries from the
+# build image, which may therefore hold a registry's settings and certificates.
 ARG NODE_IMAGE=node:24-bookworm-slim
 
 FROM ${NODE_IMAGE} AS build
 WORKDIR /app
 
-# Packages first: they change less often than the sources. No package has a script that the image needs.
+# Packages are installed first, because they change less often than the sources. The image needs no package's install script.
 COPY package.json package-lock.json .npmrc ./
 RUN npm ci --omit=dev --ignore-scripts --no-progress
 
 COPY LICENSE ./
 COPY scripts/build-kernels.ts scripts/
 COPY src src
-# What only builds is left behind: the compiler, the kernels' sources, and the node that npm brings to machines with an older one.
+# The result omits what only the build needs: the compiler, the kernels' sources, and the npm package node.
 RUN node scripts/build-kernels.ts \
     && npm uninstall --no-save --omit=dev --ignore-scripts --no-progress assemblyscript node \
     && mkdir -p /image/app/build /image/etc \
@@ -25,7 +25,7 @@ RUN node scripts/build-kernels.ts \
     && echo 'stepd:x:10001:10001:stepd:/app:/sbin/nologin' > /image/etc/passwd \
     && echo 'stepd:x:10001:' > /image/etc/group
 
-# node, its loader and libraries under the paths where it looks for them, and their licences.
+# node, its loader and its libraries keep their paths, so that node finds them. Their licences are copied too.
 RUN node=$(command -v node) \
     && mkdir -p /image/usr/local/bin \
     && cp -L "$node" /image/usr/local/bin/node \
@@ -46,12 +46,12 @@ LABEL org.opencontainers.image.title="stepd" \
       org.opencontainers.image.revision="${REVISION}"
 
 WORKDIR /app
-# A number, so that Kubernetes can tell that it is not root.
+# The user is a number, so that Kubernetes can tell that the user is not root.
 USER 10001:10001
 ENV NODE_ENV=production STEPD_HOST=0.0.0.0 STEPD_PORT=8080
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# By node, as there is nothing else here; it asks where the service says to listen.
+# The image has no other program than node, so node runs the health check. It calls the address on which the service listens.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 CMD ["/usr/local/bin/node", "--eval", "\
 const { STEPD_ADMIN_PORT: adminPort, STEPD_SOCKET: socketPath, STEPD_PORT: port, STEPD_TLS_CERT_FILE: certificate } = process.env; \
 const place = adminPort ? { port: adminPort } : socketPath ? { socketPath } : { port }; \

@@ -1,14 +1,14 @@
-/** Request bodies for the benchmarks: complete AdamW steps in mid-training, as MessagePack. */
+/** Makes request bodies for the benchmarks: complete AdamW steps in mid-training, as MessagePack. */
 import { pack, Unpackr } from "msgpackr";
 import { writeHeader } from "../src/codec/safetensors.ts";
 import { RawClient } from "./client.ts";
 
 const unpackr = new Unpackr({ useRecords: false });
 
-/** Arena size of the measured servers, in MiB: room for one step of 16 Mi parameters. */
+/** The arena size of the measured servers, in MiB. It has room for one step of 16 Mi parameters. */
 export const ARENA_MIB = "640";
 
-/** Values between 0.25 and 1 in size: no subnormals anywhere. */
+/** Returns values between 0.25 and 1 in size. None of them is subnormal. */
 const randomValues = (elements: number, signed: boolean): Buffer => {
   const data = new Float32Array(elements);
   for (let i = 0; i < elements; i++) {
@@ -18,11 +18,14 @@ const randomValues = (elements: number, signed: boolean): Buffer => {
   return Buffer.from(data.buffer);
 };
 
-/** Divides the elements evenly among tensors, sorted by name: the order in which stepd writes files, hence in which trainers send them. */
+/**
+ * Divides the elements evenly among tensors, sorted by name. stepd writes files in this order, so trainers send them in this
+ * order too.
+ */
 const evenTensors = (elements: number, tensors: number, prefix = ""): { name: string; dtype: string; shape: number[] }[] =>
   Array.from({ length: tensors }, (_, i) => ({ name: `${prefix}w${String(i).padStart(5, "0")}`, dtype: "F32", shape: [elements / tensors] }));
 
-/** A safetensors file. Its header is padded to align the values, which spares the peers a copy. */
+/** Returns a safetensors file. Its header is padded to align the values, which spares the peers a copy. */
 const file = (elements: number, tensors: number): Buffer => Buffer.concat([writeHeader({}, evenTensors(elements, tensors)), randomValues(elements, true)]);
 
 const STEPS = 100;
@@ -48,14 +51,14 @@ export const request = (path: string, body: Buffer): Request => ({
   body,
 });
 
-/** The blobs of one AdamW step: parameters, gradients and a complete state. */
+/** Returns the blobs of one AdamW step: parameters, gradients and a complete state. */
 export const stepBlobs = (elements: number, tensors = 1): { readonly params: Buffer; readonly grads: Buffer; readonly state: Buffer } => ({
   params: file(elements, tensors),
   grads: file(elements, tensors),
   state: state(elements, tensors),
 });
 
-/** An AdamW step with a complete state. `more` adds fields to the call or replaces its blobs. */
+/** Returns an AdamW step with a complete state. `more` adds fields to the call or replaces its blobs. */
 export const stepRequest = (elements: number, more: Readonly<Record<string, unknown>> = {}, tensors = 1): Request => {
   const call = { optimizer: { name: "adamw", lr: 1e-3 }, ...stepBlobs(elements, tensors), ...more };
   return request("/rpc", Buffer.from(pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: call })));
@@ -68,7 +71,7 @@ interface StepReply {
   readonly result: { readonly params: Buffer; readonly state: Buffer; readonly step: number };
 }
 
-/** Relative tolerance, because torch fuses multiplications and additions. */
+/** The tolerance is relative, because torch fuses multiplications and additions. */
 const TOLERANCE = 1e-6;
 
 const floats = (bytes: Buffer): Float32Array => {
@@ -76,7 +79,7 @@ const floats = (bytes: Buffer): Float32Array => {
   return new Float32Array(Uint8Array.from(bytes.subarray(start)).buffer);
 };
 
-/** Throws unless a peer's reply to a step matches stepd's: equal headers, values within the tolerance. */
+/** Throws unless a peer's reply to a step matches stepd's: equal headers, and values within the tolerance. */
 export const checkPeer = async (name: string, service: string, peer: string): Promise<void> => {
   const [expected, found] = await Promise.all(
     [service, peer].map(async (address) => {
@@ -93,7 +96,7 @@ export const checkPeer = async (name: string, service: string, peer: string): Pr
   for (const field of ["params", "state"] as const) {
     const [a, b] = [floats(expected[field]), floats(found[field])];
     if (a.length !== b.length) complain(field);
-    // A state begins with the step count, which is an integer.
+    // A state begins with the step count, which is an integer and not compared as a float.
     for (let i = field === "state" ? 2 : 0; i < a.length; i++) if (!(Math.abs((a[i] as number) - (b[i] as number)) <= TOLERANCE)) complain(field);
   }
 };

@@ -1,10 +1,10 @@
 /** A minimal HTTP client: a raw socket that sends a prepared request and reads every reply into the same buffer. */
 import net from "node:net";
 
-/** The size of the read buffer; the operating system returns at most about this much at once. */
+/** The size of the read buffer. The operating system returns at most about this many bytes at once. */
 const READ_BYTES = 2 ** 20;
 
-/** A request fails after this time without a complete reply. */
+/** A request fails if its reply is not complete after this time. */
 const DEADLINE_MS = 60_000;
 
 export class RawClient implements Disposable {
@@ -39,7 +39,7 @@ export class RawClient implements Disposable {
     return client;
   }
 
-  /** Sends a request like request(), and returns the reply's body. */
+  /** Sends a request as request() does, and returns the reply's body. */
   async read(head: Buffer, body: Buffer): Promise<Buffer> {
     const chunks: Buffer[] = [];
     const length = await this.request(head, body, (chunk) => chunks.push(Buffer.from(chunk)));

@@ -1,6 +1,7 @@
 /**
- * The lower bound for the time of a step: the same stack (Express, request chunks copied into shared memory, a reply written from
- * shared views) moves the same number of bytes, without decoding or kernels. Endpoint: POST /echo/<bytes of the reply>.
+ * Measures the lower bound for the time of a step. The same stack (Express, request chunks copied into shared memory, a reply
+ * written from shared views) moves the same number of bytes, without decoding or kernels. Endpoint: POST /echo/<bytes of the
+ * reply>.
  */
 import { createServer } from "node:http";
 import express from "express";
@@ -10,7 +11,7 @@ import { discard } from "../src/http/body.ts";
 const arena = new Arena(Number(process.argv[2] ?? "640"), 0);
 const socket = process.argv[3] ?? "";
 
-/** Views in a reply: as many as a step's reply has large ones. */
+/** The number of views in a reply. A step's reply has as many large views. */
 const PIECES = 3;
 
 const app = express();

@@ -13,8 +13,9 @@ const FLOAT = 4;
 const SHARD = 65536;
 
 /**
- * Bytes between two arrays; peers/kernels.py uses the same. Arrays whose distance is a power of two compete for cache sets: with 64
- * Mi elements AdamW took 7.8 ns per element without a gap, 1.9 with 128 bytes and 0.88 with this gap (measured).
+ * The number of bytes between two arrays; peers/kernels.py uses the same number. Arrays whose distance is a power of two
+ * compete for cache sets. With 64 Mi elements AdamW took 7.8 ns per element without a gap, 1.9 with 128 bytes and 0.88 with
+ * this gap (measured).
  */
 const GAP_BYTES = 65536;
 
@@ -30,7 +31,7 @@ export interface Case {
 const defaults = (hyperparameters: Readonly<Record<string, { readonly default?: unknown }>>): Readonly<Record<string, unknown>> =>
   Object.fromEntries(Object.entries(hyperparameters).map(([name, { default: initial }]) => [name, initial]));
 
-/** Addresses of a kernel's arrays. */
+/** The addresses of a kernel's arrays. */
 export interface Memory {
   readonly param: number;
   readonly grad: number;
@@ -39,7 +40,7 @@ export interface Memory {
   readonly sums: number;
 }
 
-/** The jobs of one optimizer step, one for each stage. */
+/** Returns the jobs of one optimizer step, one job for each stage. */
 export const jobsOf = ({ optimizer, values = {} }: Case, elements: number, memory: Memory, kernel: (name: string) => number): readonly Unit[] => {
   const definition = registry.get(optimizer);
   if (!definition) throw new Error(`there is no optimizer ${optimizer}`);
@@ -62,7 +63,7 @@ export const jobsOf = ({ optimizer, values = {} }: Case, elements: number, memor
   }));
 };
 
-/** Runs jobs on the calling thread, split into the pool's shards. */
+/** Returns a function that runs jobs on the calling thread, split into the pool's shards. */
 const inlineRunner = (arena: Arena, module: WebAssembly.Module) => {
   const kernels = instantiate(module, arena.memory);
   const scratch = scratchIn(arena.memory, arena.reserved);
@@ -82,7 +83,10 @@ const poolRunner =
     for (const unit of units) await pool.run([unit], lease);
   };
 
-/** Values between 0.25 and 1 in size, so that no moving average becomes subnormal: subnormals take 1.8 times as long (measured). */
+/**
+ * Fills an array with values between 0.25 and 1 in size, so that no moving average becomes subnormal. Subnormals take 1.8 times
+ * as long (measured).
+ */
 const fill = (array: Float32Array, signed: boolean): void => {
   let state = 7;
   for (let i = 0; i < array.length; i++) {
@@ -94,7 +98,9 @@ const fill = (array: Float32Array, signed: boolean): void => {
 
 export type Placement = "inline" | "1 worker" | "2 workers";
 
-/** Where jobs of a size can run: the pool runs small jobs on the calling thread, so these have no figures for workers. */
+/**
+ * Returns where jobs of a size can run. The pool runs small jobs on the calling thread, so these have no figures for workers.
+ */
 export const placementsOf = (elements: number): readonly Placement[] => (elements > INLINE ? ["inline", "1 worker", "2 workers"] : ["inline"]);
 
 /** The kernels of one WebAssembly module. */

@@ -1,4 +1,7 @@
-/** Nanoseconds per element of each optimizer's kernels, compared with a plain loop and with the memory bandwidth. */
+/**
+ * Measures the nanoseconds per element of each optimizer's kernels, and compares them with a plain loop and with the memory
+ * bandwidth.
+ */
 import { Bench, type Case, jobsOf, KERNELS, type Memory, placementsOf } from "./harness.ts";
 import { type Arrays, loops } from "./loops.ts";
 import { type Figures, medians, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
@@ -9,14 +12,15 @@ const LARGEST = 2 ** 24;
 const GAP_MS = 30;
 
 /**
- * Steps to run in a row. After a pause Linux may start both workers on one virtual processor, and moves one of them only 4 to 8 ms
- * later, at its next balancing (perf sched). That was a third of the time of a single step of 16 Mi elements.
+ * Returns the number of steps to run in a row. After a pause Linux may start both workers on one virtual processor, and moves
+ * one of them 4 to 8 ms later, at its next balancing (perf sched). That was a third of the time of a single step of 16 Mi
+ * elements.
  */
 export const repetitionsOf = (elements: number): number => Math.max(5, Math.min(40, 2 ** 22 / elements));
 
 interface LoopCase extends Case {
   readonly loop: string;
-  /** Number of arrays that each pass reads. It writes all of them except the gradient. */
+  /** The number of arrays that each pass reads. A pass writes all of these arrays except the gradient. */
   readonly streams: readonly number[];
 }
 
@@ -85,7 +89,7 @@ export const benchKernels = async (setup: Setup): Promise<Report> => {
 
 const LAMB_GOAL = 1.6;
 
-/** LAMB (two passes over the arrays and two sums) against AdamW (one pass). */
+/** Compares LAMB (two passes over the arrays and two sums) with AdamW (one pass). */
 export const benchLamb = async (setup: Setup): Promise<Report> => {
   await using bench = new Bench(LARGEST);
   const kernels = await bench.load(KERNELS);

@@ -1,4 +1,6 @@
-/** Optimizers as plain loops over Float32Array, computed in float64. AdamW also exists with every operation rounded to float32. */
+/**
+ * Optimizers as plain loops over Float32Array, computed in float64. AdamW also exists with every operation rounded to float32.
+ */
 
 export interface Arrays {
   readonly param: Float32Array;
@@ -15,11 +17,11 @@ const BETA2 = 0.999;
 const EPS = 1e-8;
 const DECAY = 0.01;
 const NU = 0.7;
-// Bias corrections of the tenth step.
+// The bias corrections of the tenth step.
 const C1 = 1 - BETA1 ** 10;
 const C2 = 1 - BETA2 ** 10;
 
-/** Reads without a bounds check, in the form that the type checker accepts. */
+/** Reads without a bounds check, in a form that the type checker accepts. */
 const at = (array: Float32Array, index: number): number => array[index] as number;
 
 const sgd: Loop = ({ param, grad }) => {
@@ -57,7 +59,7 @@ const adamLike =
     }
   };
 
-/** Rounds every operation to float32, like hardware that computes in float32. */
+/** Rounds every operation to float32, as hardware that computes in float32 does. */
 const adamwRounded: Loop = ({ param, grad, slot0, slot1 }) => {
   const f = Math.fround;
   const weight1 = f(1 - BETA1);

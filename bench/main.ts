@@ -1,6 +1,7 @@
 /**
- * `npm run bench [-- PART... --rounds N --no-write --check]` measures, prints tables, and writes them to docs/performance.md and
- * ratios.json. --check writes nothing: it compares with ratios.json and fails on a slowdown. See bench/README.md.
+ * Runs the benchmark: `npm run bench [-- PART... --rounds N --no-write --check]`. It prints tables, and writes them to
+ * docs/performance.md and ratios.json. --check writes nothing: it compares with ratios.json and fails on a slowdown. See
+ * bench/README.md.
  */
 import { parseArgs } from "node:util";
 import { heading, Progress, table } from "../src/cli/terminal.ts";
@@ -20,7 +21,7 @@ const LEAST_ROUNDS = 6;
 
 interface Part {
   readonly run: (setup: Setup) => Promise<Report>;
-  /** What needs the Python environment: the whole part, its comparison with peers, or nothing. */
+  /** "python" if the whole part needs the Python environment, "peers" if only its comparison with peers does. */
   readonly needs?: "python" | "peers";
 }
 
@@ -64,7 +65,7 @@ const withProgress = async (run: (bar: Progress) => Promise<Report>): Promise<Re
 };
 
 const measured: Record<string, Measured> = {};
-// Jobs that run on workers do not keep the process alive by themselves.
+// Jobs on workers do not keep the process alive, so this timer does.
 const keepAlive = setInterval(() => {}, 1000);
 try {
   for (const [name, { run, needs }] of Object.entries(PARTS)) {

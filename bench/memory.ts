@@ -1,4 +1,4 @@
-/** Peak resident memory of a server that steps 16 Mi parameters, compared with the size of a request. */
+/** Measures the peak resident memory of a server that steps 16 Mi parameters, and compares it with the size of a request. */
 import { ARENA_MIB, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Server } from "./processes.ts";
@@ -8,7 +8,7 @@ const ELEMENTS = 2 ** 24;
 const REQUESTS = 6;
 const MIB = 2 ** 20;
 
-/** Goal for the peak: idle memory + GOAL_TIMES times the request + GOAL_MIB. */
+/** The goal for the peak is idle memory + GOAL_TIMES times the request + GOAL_MIB. */
 const GOAL_MIB = 110;
 const GOAL_TIMES = 1.1;
 

@@ -1,4 +1,4 @@
-/** Writes the contents of ratios.json into docs/performance.md, between its markers, and draws the chart beside it. */
+/** Writes the contents of ratios.json into docs/performance.md, between its markers, and draws the chart beside the page. */
 import { spawnSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

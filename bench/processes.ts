@@ -1,4 +1,4 @@
-/** The measured processes: servers, which print their address, and Python scripts, which read one command per line. */
+/** Runs the measured processes: servers, which print their address, and Python scripts, which read one command per line. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
@@ -9,7 +9,7 @@ import type { Readable, Writable } from "node:stream";
 
 const peers = join(import.meta.dirname, "peers");
 
-/** The interpreter of the environment made from peers/requirements.txt, or undefined if that environment is missing. */
+/** Returns the interpreter of the environment made from peers/requirements.txt, or undefined if that environment is missing. */
 export const findPython = (): string | undefined => {
   const interpreter = join(peers, ".venv/bin/python");
   return existsSync(join(peers, ".venv/requirements")) ? interpreter : undefined;
@@ -17,7 +17,7 @@ export const findPython = (): string | undefined => {
 
 export const HOW_TO_GET_PYTHON = "no Python environment in bench/peers/.venv; `clients/python/environment bench/peers/requirements.txt` makes it";
 
-/** Clean-up functions that run at exit, however this process ends. */
+/** Functions that remove temporary files at exit, however this process ends. */
 const leftovers = new Set<() => void>();
 process.on("exit", () => {
   for (const remove of leftovers) remove();
@@ -66,7 +66,7 @@ export class Server implements AsyncDisposable {
     return Server.#start(process.execPath, [join(import.meta.dirname, "../src/main.ts")], settings, "stderr");
   }
 
-  /** Starts the echo server of the same stack. */
+  /** Starts the echo server, which uses the same stack as stepd. */
   static echo(arenaMib: string, socket = ""): Promise<Server> {
     return Server.#start(process.execPath, [join(import.meta.dirname, "echo-server.ts"), arenaMib, socket], {});
   }
@@ -76,13 +76,13 @@ export class Server implements AsyncDisposable {
     return Server.#start(python, [join(peers, "service.py"), form, String(threads)], { OMP_NUM_THREADS: String(threads) });
   }
 
-  /** Reads a line of /proc/PID/status in bytes: VmRSS is the resident memory now, VmHWM its peak. */
+  /** Returns a line of /proc/PID/status in bytes: VmRSS is the resident memory now, VmHWM its peak. */
   memory(line: "VmRSS" | "VmHWM"): number {
     const text = readFileSync(`/proc/${this.#child.pid}/status`, "utf8");
     return Number(new RegExp(`^${line}:\\s+(\\d+) kB$`, "m").exec(text)?.[1]) * 1024;
   }
 
-  /** Processor time of all threads in milliseconds; Linux counts in hundredths of a second. */
+  /** Returns the processor time of all threads in milliseconds. Linux counts in hundredths of a second. */
   processorMs(): number {
     const text = readFileSync(`/proc/${this.#child.pid}/stat`, "utf8");
     const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
@@ -108,7 +108,7 @@ export class Peer implements AsyncDisposable {
     this.#lines = lines[Symbol.asyncIterator]();
   }
 
-  /** Starts the script and waits for the line that says it is ready. */
+  /** Starts the script and waits for the line that reports that the script is ready. */
   static async start(python: string, script: string, args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Peer> {
     const child = start(python, [join(peers, script), ...args], env, "pipe", "stdout");
     const peer = new Peer(script, child, child.stdin as Writable, createInterface({ input: child.stdout as Readable }));
@@ -140,7 +140,7 @@ export class Peer implements AsyncDisposable {
   }
 }
 
-/** A temporary folder for sockets, removed at the end. */
+/** A temporary folder for sockets. The end of the scope removes it. */
 export class Folder implements Disposable {
   readonly path: string;
   readonly #remove = (): void => rmSync(this.path, { recursive: true, force: true });

@@ -1,9 +1,9 @@
-/** The Python client's own time per step, compared with a bare socket that sends and receives the same bytes. */
+/** Measures the Python client's own time per step, compared with a bare socket that sends and receives the same bytes. */
 import { ARENA_MIB } from "./bodies.ts";
 import { Peer, Server } from "./processes.ts";
 import { medians, ms, type Ratio, type Report, race, ratio, type Setup, sizeName } from "./rounds.ts";
 
-/** Goal: the client's own share of the step's time. */
+/** The goal for the client's own share of the step's time. */
 const SHARE_GOAL = 0.15;
 
 const SIZES = [

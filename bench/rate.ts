@@ -1,4 +1,4 @@
-/** Many connections at once: small steps per second, and 16 clients with steps of 1 Mi parameters. */
+/** Measures many connections at once: small steps per second, and 16 clients with steps of 1 Mi parameters. */
 import { checkPeer, echoRequest, type Request, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Server } from "./processes.ts";
@@ -7,7 +7,10 @@ import { type Contender, type Figures, medians, ms, type Ratio, type Report, rac
 const CONNECTIONS = 16;
 const GAP_MS = 100;
 
-/** Sends `count` requests; each connection sends its next request after the reply. `onReply` gets the connection and the milliseconds. */
+/**
+ * Sends `count` requests. Each connection sends its next request after the reply. `onReply` gets the connection and the
+ * milliseconds.
+ */
 const send = async (
   clients: readonly RawClient[],
   { head, body }: Request,
@@ -30,11 +33,14 @@ const connect = (stack: AsyncDisposableStack, server: Server): Promise<readonly 
   Promise.all(Array.from({ length: CONNECTIONS }, async () => stack.use(await RawClient.connect(server.address))));
 
 const SMALL = 1000;
-/** Requests in a round: enough for the warm-up round to trigger the compilation that a long-running server has behind it. */
+/**
+ * The number of requests in a round. A long-running server has compiled its code, and the warm-up round is long enough to
+ * trigger that.
+ */
 const SMALL_REQUESTS = 8000;
 const GOALS = { functional: 1 / 3, object: 1 / 4 };
 
-/** Small steps on 16 connections, and the server's processor time for each. */
+/** Measures small steps on 16 connections, and the server's processor time for each step. */
 export const benchRate = async (setup: Setup): Promise<Report> => {
   const { python } = setup;
   await using stack = new AsyncDisposableStack();
@@ -95,10 +101,10 @@ export const benchRate = async (setup: Setup): Promise<Report> => {
 
 const LARGE = 2 ** 20;
 const LARGE_REQUESTS = 3 * CONNECTIONS;
-/** The throughput must reach 0.9 of one client's; the ratio is of times. */
+/** The throughput must reach 0.9 of one client's throughput. The ratio divides times, so the goal is the inverse. */
 const CONCURRENCY_GOAL = 1 / 0.9;
 
-/** 16 clients with steps of 1 Mi parameters at once, compared with one client alone. */
+/** Measures 16 clients with steps of 1 Mi parameters at once, compared with one client alone. */
 export const benchConcurrency = async (setup: Setup): Promise<Report> => {
   await using stack = new AsyncDisposableStack();
   const step = stepRequest(LARGE);

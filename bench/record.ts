@@ -1,4 +1,4 @@
-/** The results, kept in bench/ratios.json: docs/performance.md is written from them, and --check compares with them. */
+/** Keeps the results in bench/ratios.json. docs/performance.md shows these results, and --check compares with them. */
 import { execFile, execFileSync } from "node:child_process";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import os from "node:os";
@@ -15,11 +15,11 @@ const TOLERANCE = 1.2;
 export interface Measured extends Report {
   readonly date: string;
   readonly machine: string;
-  /** Share of the runs that began while other processes used the machine. */
+  /** The share of the runs that began while other processes used the machine. */
   readonly disturbed: number;
 }
 
-/** Results, by part of the benchmark. */
+/** The results, by part of the benchmark. */
 export type Results = Readonly<Record<string, Measured>>;
 
 export const readRecord = (): Results => (existsSync(FILE) ? JSON.parse(readFileSync(FILE, "utf8")) : {});
@@ -28,7 +28,7 @@ export const readRecord = (): Results => (existsSync(FILE) ? JSON.parse(readFile
 export const writeRecord = (record: Results, order: readonly string[]): void => {
   const sorted = Object.fromEntries(order.flatMap((part) => (record[part] ? [[part, record[part]]] : [])));
   writeFileSync(FILE, JSON.stringify(sorted, null, 2));
-  // Formats the file as the linter formats JSON.
+  // The linter's formatter gives the file the form of all JSON in the repository.
   execFileSync(join(import.meta.dirname, "../node_modules/.bin/biome"), ["format", "--write", FILE], { stdio: "ignore" });
 };
 
@@ -50,8 +50,8 @@ export const describeMachine = async (python: string | undefined): Promise<strin
 };
 
 /**
- * Compares ratios by name. Other load moves the medians, and luck the minima, so a ratio counts as slower only if both exceed the
- * tolerance.
+ * Compares ratios by name. Other load changes the medians, and chance changes the minima, so a ratio counts as slower only if
+ * both exceed the tolerance.
  */
 export const compare = (measured: Results, record: Results): { readonly text: string; readonly slower: number } => {
   const committed = new Map(Object.values(record).flatMap(({ ratios }) => ratios.map((ratio) => [ratio.name, ratio] as const)));

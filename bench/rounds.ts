@@ -1,6 +1,6 @@
 /**
- * How all benchmarks are timed. Each round runs every contender once, with a pause before each, in a newly shuffled order: a fixed
- * order gave ratios that did not repeat (measured). The results are medians over the rounds, beside the minima.
+ * Times all benchmarks. Each round runs every contender once, with a pause before each, in a newly shuffled order. A fixed
+ * order gave ratios that did not repeat (measured). The results are medians over the rounds, with the minima beside them.
  */
 import os from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
@@ -8,11 +8,11 @@ import type { Progress } from "../src/cli/terminal.ts";
 
 export interface Contender {
   readonly name: string;
-  /** Runs once and returns the milliseconds that count; the clock may be in another process. */
+  /** Runs once and returns the measured milliseconds. The clock may be in another process. */
   time(): Promise<number>;
 }
 
-/** A contender timed in this process: the mean of several runs in a row counts as one time. */
+/** Returns a contender that is timed in this process. The mean of several runs in a row counts as one time. */
 export const repeated = (name: string, repetitions: number, run: () => Promise<unknown> | undefined): Contender => ({
   name,
   async time() {
@@ -39,13 +39,13 @@ const median = (values: readonly number[]): number => {
   return sorted.length % 2 === 1 ? (sorted[middle] as number) : ((sorted[middle - 1] as number) + (sorted[middle] as number)) / 2;
 };
 
-/** The result of a race: the figures of each contender by name. */
+/** Returns the figures of a contender by its name, after a race. */
 export type Result = (name: string) => Figures;
 
 /** The machine counts as quiet if other processes take at most this share of the processor time. */
 const OTHERS_SHARE = 0.2;
 
-/** Longest total wait for a quiet machine in one part. */
+/** The longest total wait for a quiet machine in one part. */
 const LONGEST_WAIT_MS = 90_000;
 
 /** Delays timed runs until other processes are quiet. */
@@ -54,7 +54,7 @@ export class Quiet {
   #runs = 0;
   #disturbed = 0;
 
-  /** Waits for the gap, then for a gap in which the processors were idle. Gives up once LONGEST_WAIT_MS is used up. */
+  /** Waits for `gapMs`, and again until the processors were idle during the wait. Gives up once LONGEST_WAIT_MS is used up. */
   async wait(gapMs: number): Promise<void> {
     this.#runs++;
     for (;;) {
@@ -70,7 +70,7 @@ export class Quiet {
     }
   }
 
-  /** Share of the runs, from 0 to 1, that began while other processes were active. */
+  /** The share of the runs, from 0 to 1, that began while other processes were active. */
   get disturbed(): number {
     return Number((this.#disturbed / Math.max(this.#runs, 1)).toFixed(2));
   }
@@ -97,12 +97,12 @@ export const race = async (title: string, contenders: readonly Contender[], gapM
   };
 };
 
-/** The time of one contender divided by another's in the same race. Lower is better. */
+/** The time of one contender divided by another contender's time in the same race. Lower is better. */
 export interface Ratio {
   readonly name: string;
   readonly median: number;
   readonly min: number;
-  /** The goal, if there is one: the median must not exceed it. */
+  /** The median should not exceed the goal, if there is a goal. */
   readonly goal?: number;
 }
 
@@ -116,14 +116,14 @@ export const ratio = (name: string, a: Figures, b: Figures, goal?: number): Rati
 /** The output of one part: a table to read, and ratios. */
 export interface Report {
   readonly title: string;
-  /** What a figure in the table is, and over how many rounds. */
+  /** A text that explains the figures in the table and the number of rounds. */
   readonly figures: string;
   readonly head: readonly string[];
   readonly rows: readonly (readonly string[])[];
   readonly ratios: readonly Ratio[];
 }
 
-/** Describes the times in a table. */
+/** Returns a text that explains the times in a table. */
 export const medians = (rounds: number): string => `median [minimum] of ${rounds} rounds`;
 
 /** Options that all parts share. */
@@ -131,7 +131,7 @@ export interface Setup {
   readonly rounds: number;
   readonly bar: Progress;
   readonly quiet: Quiet;
-  /** The interpreter of the peers' environment, or undefined without one. */
+  /** The interpreter of the peers' environment. Undefined if there is no environment. */
   readonly python: string | undefined;
 }
 
@@ -140,9 +140,9 @@ export const sizeName = (elements: number): string => {
   return elements >= 1024 && elements % 1024 === 0 ? `${elements / 1024} Ki` : elements.toLocaleString("en-US");
 };
 
-/** Milliseconds as text: median [minimum]. */
+/** Returns milliseconds as text: median [minimum]. */
 export const ms = ({ median, min }: Figures): string => `${median.toFixed(median < 10 ? 3 : 1)} [${min.toFixed(min < 10 ? 3 : 1)}]`;
 
-/** Nanoseconds per element as text: median [minimum]. */
+/** Returns nanoseconds per element as text: median [minimum]. */
 export const perElement = ({ median, min }: Figures, elements: number): string =>
   `${((median * 1e6) / elements).toFixed(3)} [${((min * 1e6) / elements).toFixed(3)}]`;

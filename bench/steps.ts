@@ -1,6 +1,6 @@
 /**
- * Time of a whole AdamW step, from the first byte of the request to the last byte of the reply, over TCP and a Unix socket.
- * Compared with an echo of the same bytes by the same stack, and with a FastAPI service that steps with torch.
+ * Measures the time of a whole AdamW step, from the first byte of the request to the last byte of the reply, over TCP and a
+ * Unix socket. Compares it with an echo of the same bytes by the same stack, and with a FastAPI service that steps with torch.
  */
 import { join } from "node:path";
 import { ARENA_MIB, checkPeer, echoRequest, type Request, stepRequest } from "./bodies.ts";
@@ -10,7 +10,10 @@ import { type Contender, medians, ms, type Ratio, type Report, race, ratio, repe
 
 const GAP_MS = 100;
 
-/** In the order of the table. The goal for small steps is in rate.ts. The entry with many tensors is a LoRA adapter: 32 layers of 14 tensors. */
+/**
+ * The sizes in the order of the table. The goal for small steps is in rate.ts. The entry with many tensors is a LoRA adapter:
+ * 32 layers of 14 tensors.
+ */
 const SIZES = [
   { elements: 1000, repetitions: 100 },
   { elements: 2 ** 16, repetitions: 20 },
@@ -79,7 +82,7 @@ export const benchSteps = async (setup: Setup): Promise<Report> => {
   };
 };
 
-/** Gradient checks, statistics, clipping and the loss scale as fields of a call. The first entry is the baseline. */
+/** The gradient check, statistics, clipping and the loss scale as fields of a call. The first entry is the baseline. */
 const GRADIENT_OPTIONS = {
   "no check (propagate)": { non_finite: "propagate" },
   "check (error, the default)": {},
@@ -93,7 +96,7 @@ const GRADIENT_OPTIONS = {
 const OPTIONS_WITH_GOAL = ["check (error, the default)", "stats global", "stats tensor"];
 const CHECK_GOAL = 1.1;
 
-/** The cost of the gradient check, statistics, clipping and the loss scale, compared with a step without them. */
+/** Measures the cost of the gradient check, statistics, clipping and the loss scale, compared with a step without them. */
 export const benchGradientOptions = async (setup: Setup): Promise<Report> => {
   await using stack = new AsyncDisposableStack();
   const service = stack.use(await Server.stepd({ STEPD_ARENA_MIB: ARENA_MIB }));

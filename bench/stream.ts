@@ -1,4 +1,7 @@
-/** The memory limit: kernels that read and write an optimizer's arrays and compute nothing. Compiled into build/. */
+/**
+ * Measures the memory limit with kernels that read and write an optimizer's arrays and compute nothing. Compiles the kernels
+ * into build/.
+ */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import asc from "assemblyscript/asc";
@@ -8,7 +11,10 @@ import type { Memory } from "./harness.ts";
 const root = join(import.meta.dirname, "..");
 const output = "build/bench-stream.wasm";
 
-/** `zero` is 0 at run time but unknown to the compiler, so all loads and stores stay, and adding zero times the gradient changes nothing. */
+/**
+ * Returns the source of a kernel. `zero` is 0 at run time but unknown to the compiler, so all loads and stores stay. Adding
+ * zero times the gradient changes nothing.
+ */
 const kernel = (arrays: number): string => {
   const names = ["param", "grad", "slot0", "slot1"].slice(0, arrays);
   const stored = names.filter((name) => name !== "grad");
@@ -39,7 +45,7 @@ export const buildStream = async (): Promise<URL> => {
   return new URL(`../${output}`, import.meta.url);
 };
 
-/** One job per pass over the given number of arrays. */
+/** Returns one job per pass over the given number of arrays. */
 export const streamJobs = (
   passes: readonly number[],
   elements: number,

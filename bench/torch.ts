@@ -1,4 +1,4 @@
-/** Kernels compared with torch's own optimizers, which run in one process for each number of threads. */
+/** Compares kernels with torch's own optimizers, which run in one process for each number of threads. */
 import { Bench, jobsOf, KERNELS } from "./harness.ts";
 import { repetitionsOf } from "./kernels.ts";
 import { Peer } from "./processes.ts";
@@ -6,9 +6,9 @@ import { type Contender, medians, perElement, type Ratio, type Report, race, rat
 
 const SIZES = [2 ** 20, 2 ** 24, 2 ** 26];
 const LARGEST = 2 ** 26;
-/** From this size on, the arrays do not fit into the cache. */
+/** Arrays of this size and larger do not fit into the cache. */
 const IN_RAM = 2 ** 24;
-/** A pause longer than torch's threads spin after a step. */
+/** The pause is longer than torch's threads spin after a step. */
 const GAP_MS = 50;
 
 const CASES = [

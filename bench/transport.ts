@@ -1,4 +1,4 @@
-/** A step that names its tensors, in the shared folder or in the cache, compared with a step that sends them over TCP. */
+/** Compares a step that names its tensors, in the shared folder or in the cache, with a step that sends them over TCP. */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Unpackr } from "msgpackr";
@@ -14,7 +14,7 @@ const SIZES = [
   { elements: 2 ** 24, repetitions: 2, sharedGoal: 0.5 },
 ];
 
-/** Room for the results of more than two steps of the largest size. */
+/** The cache has room for the results of more than two steps of the largest size. */
 const CACHE_MIB = "512";
 
 const SHARED_MEMORY = "/dev/shm";
@@ -67,7 +67,9 @@ export const benchTransport = async (setup: Setup): Promise<Report> => {
 
 const megabytes = (bytes: number): string => (bytes / 1e6).toFixed(bytes < 1e5 ? 4 : 2);
 
-/** Writes the step's blobs into files, one each, with separate places for the results, so that every run steps the same bytes. */
+/**
+ * Writes the step's blobs into files, one file each. The results have separate places, so that every run steps the same bytes.
+ */
 const shareStep = (folder: string, elements: number): Readonly<Record<string, unknown>> => {
   const { params, grads, state } = stepBlobs(elements);
   let files = 0;
@@ -79,7 +81,7 @@ const shareStep = (folder: string, elements: number): Readonly<Record<string, un
   return { params: place(params), grads: place(grads), state: place(state), reply: { into: { params: place(params), state: place(state) } } };
 };
 
-/** Makes the service cache the results of a step, and returns their names. */
+/** Makes the service cache the results of a step, and returns the digests that name them. */
 const cacheResults = async (client: RawClient, elements: number): Promise<Readonly<Record<string, unknown>>> => {
   const { head, body } = stepRequest(elements, { reply: { params: "none", state: "none", cache: true } });
   const { result } = new Unpackr({ useRecords: false }).unpack(await client.read(head, body)) as Cached;

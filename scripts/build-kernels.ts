@@ -1,5 +1,5 @@
 /**
- * Compiles src/kernels/*.ts (AssemblyScript) to build/kernels.wasm if it is missing or older than its sources by content. Runs
+ * Compiles src/kernels/*.ts (AssemblyScript) to build/kernels.wasm, unless a build from the same sources exists. Runs
  * automatically after `npm ci` and before `npm start`, `npm test` and `npm run bench`.
  */
 import { createHash } from "node:crypto";
@@ -14,7 +14,7 @@ const files = readdirSync(sources)
   .filter((name) => name.endsWith(".ts"))
   .sort();
 
-/** Fused multiply-add and relaxed SIMD stay disabled; test/repository/opcodes.test.ts checks the result. */
+/** Fused multiply-add and relaxed SIMD stay disabled. test/repository/opcodes.test.ts checks the compiled kernels. */
 const options = [
   "-O3",
   "--runtime",
@@ -42,7 +42,7 @@ const digest = hash.digest("hex");
 const output = join(root, "build/kernels.wasm");
 const stamp = join(root, "build/kernels.sha256");
 
-/** Stamp of a build: the digests of its sources and of its output, so that a damaged build is not taken for fresh. */
+/** Returns the stamp of a build: the digests of its sources and of its output. The second digest reveals a damaged build. */
 const stampOf = (wasm: Uint8Array): string => `${digest} ${createHash("sha256").update(wasm).digest("hex")}\n`;
 
 const isFresh = (): boolean => {

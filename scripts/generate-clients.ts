@@ -1,6 +1,6 @@
 /**
  * Writes the parts of clients/python that derive from the server. Part of `npm run generate`. A test passes another target folder
- * as the argument and compares.
+ * as the argument, and compares the files.
  *
  *   src/errors/errors.ts            -> clients/python/src/stepd/_error_table.py
  *   schemas/optimizer.schema.json   -> clients/python/src/stepd/optimizers.py
@@ -14,7 +14,7 @@ const root = join(import.meta.dirname, "..");
 const target = process.argv[2] ?? join(root, "clients/python/src/stepd");
 const header = "# DO NOT EDIT: written by `npm run generate`.\n";
 
-/** The `__all__` list of a module. */
+/** Returns the `__all__` list of a module. */
 const exported = (names: readonly string[]): string => `__all__ = [\n${names.map((name) => `    "${name}",\n`).join("")}]`;
 
 /** Converts INVALID_PARAMS to InvalidParams. */

@@ -1,11 +1,14 @@
-/** Writes the parts of clients/go that derive from the server: error names and codes. Part of `npm run generate`; `--check` only compares. */
+/**
+ * Writes the parts of clients/go that derive from the server: error names and codes. Part of `npm run generate`. With `--check`
+ * it only compares.
+ */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { errors } from "../src/errors/errors.ts";
 
 const target = join(import.meta.dirname, "../clients/go/errors_gen.go");
 
-/** Words that Go capitalizes in its own way. */
+/** Go capitalizes these words in its own way. */
 const WORDS: Readonly<Record<string, string>> = { DTYPE: "DType" };
 
 const identifier = (name: string): string => {

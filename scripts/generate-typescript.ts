@@ -1,4 +1,7 @@
-/** Writes the parts of clients/typescript that derive from the server: types of the wire, error names. Part of `npm run generate`. */
+/**
+ * Writes the parts of clients/typescript that derive from the server: the types of the wire, and error names. Part of `npm run
+ * generate`.
+ */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { errors } from "../src/errors/errors.ts";

@@ -92,6 +92,6 @@ const types = await compile(everything, "Wire", {
 });
 writeFileSync(join(root, "src/generated/wire.gen.ts"), types);
 
-// Imported here because it imports files that were written above.
+// tables.ts imports files that were written above, so it is imported here.
 const { writeTables } = await import("./tables.ts");
 writeTables(root);

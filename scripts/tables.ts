@@ -1,6 +1,6 @@
 /**
- * The tables in README.md and docs/ that derive from code. `npm run generate` writes each between two markers, and
- * test/repository/tables.test.ts compares.
+ * Writes the tables in README.md and docs/ that derive from code. `npm run generate` writes each table between two markers, and
+ * test/repository/documentation.test.ts compares the tables.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -43,7 +43,7 @@ const optimizers = (): string =>
     ]),
   );
 
-/** Settings whose defaults depend on the machine. */
+/** The defaults of these settings depend on the machine. */
 const DEPENDS: Readonly<Record<string, string>> = {
   STEPD_WORKERS: "processors of the machine, or of a CPU quota",
   STEPD_ARENA_MIB: "half of the memory, at most 4096, less where a memory limit lacks the room",
@@ -60,7 +60,7 @@ const settings = (): string => {
 
 const MIB = 2 ** 20;
 
-/** Model sizes of the sizing table: a LoRA adapter, small and medium models, and one near the size limit of a call. */
+/** The model sizes of the sizing table: a LoRA adapter, small and medium models, and a model near the size limit of a call. */
 const SIZES = [1e6, 10e6, 100e6, 250e6];
 const SETUPS: readonly (readonly [label: string, optimizer: "sgd" | "adamw", dtype: "F32" | "BF16", masterWeights: boolean])[] = [
   ["`sgd`, no momentum, F32", "sgd", "F32", false],
@@ -68,10 +68,10 @@ const SETUPS: readonly (readonly [label: string, optimizer: "sgd" | "adamw", dty
   ["`adamw`, BF16 with F32 master weights", "adamw", "BF16", true],
 ];
 
-/** Network rate in Gbit/s, for the table's transfer times. */
+/** The network rate in Gbit/s for the transfer times in the table. */
 const LINK_GBIT = 10;
 
-/** Splits a model into tensors of 4 Mi parameters, because a step can only be split between tensors. */
+/** A model is split into tensors of 4 Mi parameters, because a step can only be split between tensors. */
 const TENSOR_ELEMENTS = 2 ** 22;
 
 const sizing = (): string => {
@@ -103,7 +103,7 @@ const errorTable = (): string =>
     Object.entries(errors).map(([name, { code: number, status, title }]) => [code(name), String(number), String(status), title]),
   );
 
-/** Describes the values that a hyperparameter accepts. */
+/** Returns a description of the values that a hyperparameter accepts. */
 const range = (schema: Hyperparameters[string]): string => {
   const {
     enum: choices,
@@ -164,7 +164,7 @@ const contents: Readonly<Record<string, Readonly<Record<string, () => string>>>>
   "docs/optimizers.md": { hyperparameters: () => [...registry.values()].map(hyperparameters).join("\n\n") },
 };
 
-/** Files that contain generated tables. */
+/** The files that contain generated tables. */
 export const filesWithTables: readonly string[] = Object.keys(contents);
 
 /** Replaces the table between its markers in a text. */

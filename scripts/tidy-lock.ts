@@ -32,7 +32,7 @@ for (const name of ["package-lock.json", "test/interop/package-lock.json"]) {
       const os = platforms.exec(name)?.[1];
       const cpu = processors.exec(name)?.[1];
       if (lock.packages[path] || !os || !cpu) continue;
-      // Keys in npm's order, so that the next install does not change the file.
+      // The keys have npm's order, so that the next install does not change the file.
       lock.packages[path] = {
         version: version.replace(/^[\^~]/, ""),
         cpu: [cpu],

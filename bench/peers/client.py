@@ -1,9 +1,10 @@
 """Times the Python client of stepd on command: client.py URL
 
-Reads one command per line and answers each with one line. `prepare ELEMENTS` returns
-"ok". `bare REPETITIONS`, `Client REPETITIONS` and `AsyncClient REPETITIONS` return the
-milliseconds of a step, as the mean of that many in a row. `bare` is a socket that sends
-the same request and receives the reply into one buffer without reading it.
+Reads one command per line and answers each command with one line. `prepare ELEMENTS`
+returns "ok". `bare REPETITIONS`, `Client REPETITIONS` and `AsyncClient REPETITIONS`
+return the milliseconds of a step, as the mean of REPETITIONS steps in a row. `bare` is
+a socket that sends the same request and receives the reply into one buffer without
+reading the buffer.
 """
 
 from __future__ import annotations
@@ -23,16 +24,14 @@ import stepd
 from stepd._calls import step as step_call
 
 ADAMW = {"name": "adamw"}
-# Limit on the size of a reply's header.
+# The header of a reply has at most this many bytes.
 HEAD_BYTES = 4096
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
 
 class BareSocket:
-    """Sends the client's request over a raw socket, and reuses one buffer for the
-    replies.
-    """
+    """Sends the client's request over a raw socket. Reuses one buffer for replies."""
 
     def __init__(
         self, url: str, params: Arrays, grads: Arrays, state: stepd.State
@@ -79,7 +78,7 @@ async def mean(
 
 
 def values(elements: int, seed: int) -> Arrays:
-    """Random values, none of them near subnormal: subnormal arithmetic is slow."""
+    """Return random values far above subnormal: subnormal arithmetic is slow."""
     generator = np.random.default_rng(seed)
     return {"w": generator.uniform(0.25, 1, elements).astype(np.float32)}
 

@@ -1,9 +1,9 @@
 """Times torch's own optimizers on arrays in memory, on command: kernels.py THREADS
 
-Reads one command per line and answers each with one line. `prepare OPTIMIZER ELEMENTS`
-returns "ok". `fused REPETITIONS` and `foreach REPETITIONS` return the milliseconds of a
-step, as the mean of that many in a row. The benchmark competes with `fused`; `foreach`
-is torch's default on a CPU.
+Reads one command per line and answers each command with one line. `prepare OPTIMIZER
+ELEMENTS` returns "ok". `fused REPETITIONS` and `foreach REPETITIONS` return the
+milliseconds of a step, as the mean of REPETITIONS steps in a row. The benchmark
+competes with `fused`; `foreach` is torch's default on a CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GAP_BYTES = 65536
 
 
 def fill(array: torch.Tensor, signed: bool, seed: int) -> None:
-    """Values from 0.25 to 1 in size, so that no moving average becomes subnormal."""
+    """Fill with values from 0.25 to 1 in size, so that no average becomes subnormal."""
     generator = torch.Generator().manual_seed(seed)
     array.uniform_(0.25, 1, generator=generator)
     if signed:
@@ -26,7 +26,7 @@ def fill(array: torch.Tensor, signed: bool, seed: int) -> None:
 
 
 def arrays_of(elements: int) -> list[torch.Tensor]:
-    """Four arrays, with the same gap between them as in ../harness.ts."""
+    """Return four arrays, with the same gap between them as in ../harness.ts."""
     stride = elements + GAP_BYTES // 4
     memory = torch.empty(4 * stride)
     return [memory[i * stride : i * stride + elements] for i in range(4)]
@@ -68,7 +68,7 @@ def main() -> None:
     for line in sys.stdin:
         match line.split():
             case ["prepare", name, elements]:
-                # Frees the old arrays first: at 64 Mi elements the arrays take a
+                # The old arrays are freed first: at 64 Mi elements the arrays take a
                 # gigabyte.
                 optimizers.clear()
                 for implementation in IMPLEMENTATIONS:

@@ -1,7 +1,7 @@
 """Draws ratios with their goals: plot.py PICTURE < JSON
 
 The JSON is a list of {name, median, min, goal}. Lower is better: a bar that ends left
-of its mark meets the goal.
+of the mark for its goal meets the goal.
 """
 
 from __future__ import annotations

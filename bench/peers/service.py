@@ -1,10 +1,10 @@
-"""The same service as one would write it in Python: service.py FORM THREADS
+"""The service of stepd as one would write it in Python: service.py FORM THREADS
 
-FastAPI, uvicorn with uvloop and httptools, ormsgpack, and torch's fused AdamW. It
-accepts stepd's calls and returns stepd's replies. FORM is `functional`, which calls
+It uses FastAPI, uvicorn with uvloop and httptools, ormsgpack, and torch's fused AdamW.
+It accepts stepd's calls and returns stepd's replies. FORM is `functional`, which calls
 torch's fused function, or `object`, which creates a torch.optim.AdamW for each call.
-Both skip what costs time: they validate nothing, use the gradient without a copy, and
-copy parameters and state once, into memory that is updated in place and sent.
+Both forms save time: they validate nothing, use the gradient without a copy, and copy
+parameters and state once, into memory that is updated in place and sent.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ Update = Callable[[dict[str, Any], Tensors, Tensors, Tensors], None]
 
 DTYPES = {"F32": torch.float32, "I64": torch.int64}
 
-# torch warns that the gradient's memory is read-only; nothing writes to it.
+# torch warns that the gradient's memory is read-only. The service never writes to that
+# memory.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 
 def tensors_of(file: bytes | bytearray) -> Tensors:
-    """Views of the tensors in a safetensors file, without copies."""
+    """Return views of the tensors in a safetensors file, without copies."""
     (length,) = struct.unpack_from("<Q", file)
     header = json.loads(file[8 : 8 + length])
     header.pop("__metadata__", None)
@@ -121,7 +122,7 @@ def application(update: Update) -> FastAPI:
 
 
 class AnnouncingServer(uvicorn.Server):
-    """Prints its address once it listens."""
+    """Prints the server's address once the server listens."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -141,8 +142,8 @@ def main() -> None:
         log_level="warning",
         access_log=False,
         lifespan="off",
-        # The default of 5 s is too short: a large round of the other contenders takes
-        # longer.
+        # The default of 5 s is too short, because a large round of the other contenders
+        # takes longer.
         timeout_keep_alive=600,
     )
     AnnouncingServer(config).run(sockets=[listener])

@@ -1,5 +1,5 @@
 /**
- * The Grafana dashboard as code: `node deploy/grafana/dashboard.ts` writes stepd.json beside this file. A test compares the file
+ * Builds the Grafana dashboard: `node deploy/grafana/dashboard.ts` writes stepd.json beside this file. A test compares the file
  * with this code, runs every query on a real Prometheus, and validates the result with Grafana's schema.
  */
 import { writeFileSync } from "node:fs";
@@ -55,23 +55,23 @@ interface Panel {
   readonly description: string;
   readonly unit: string;
   readonly queries: readonly Query[];
-  /** Stacks the series, for values whose sum has a meaning. */
+  /** True stacks the series, for values whose sum has a meaning. */
   readonly isStacked?: boolean;
 }
 
 interface Stat extends Omit<Panel, "isStacked"> {
-  /** The value turns red from this limit on, or below it with `isLow`. */
+  /** The value turns red at this limit and above it, or below it with `isLow`. */
   readonly limit?: number;
   readonly isLow?: boolean;
 }
 
-/** Selects the chosen job and instances; every selector begins with it. */
+/** Selects the chosen job and instances. Every selector begins with this text. */
 const SELECTOR = 'job="$job", instance=~"$instance"';
 
-/** The series of a metric for the chosen instances. */
+/** Returns the series of a metric for the chosen instances. */
 const series = (name: string, labels = ""): string => `${name}{${SELECTOR}${labels === "" ? "" : `, ${labels}`}}`;
 
-/** The growth per second of a counter. Grafana chooses the window by the scrape interval. */
+/** Returns the growth per second of a counter. Grafana chooses the window by the scrape interval. */
 const rate = (name: string, labels = ""): string => `rate(${series(name, labels)}[$__rate_interval])`;
 
 const sum = (expr: string, ...by: readonly string[]): string => (by.length === 0 ? `sum(${expr})` : `sum by (${by.join(", ")}) (${expr})`);
@@ -80,7 +80,7 @@ const quantile = (share: number, name: string, ...by: readonly string[]): string
 
 const requests = sum(rate("stepd_request_seconds_count"));
 
-/** A share of all calls; 0 while the counted calls have no series yet. */
+/** Returns a share of all calls. The share is 0 while the counted calls have no series yet. */
 const shareOf = (counted: string): string => `(${sum(counted)} or vector(0)) / ${requests}`;
 
 const singleQuery = (expr: string, legend = ""): readonly Query[] => [{ expr, legend }];

@@ -1,7 +1,6 @@
-"""Draws panels of stepd.json from a Prometheus, as Grafana would. docs/metrics.png is
-made with it.
+"""Draws panels of stepd.json from a Prometheus, as Grafana would, for docs/metrics.png.
 
-test/prometheus/picture.ts produces load and calls this script. By hand:
+test/prometheus/picture.ts produces load and calls this script. To call it by hand:
 
     python deploy/grafana/picture.py http://localhost:9090 --minutes 60 --output panels.png
 """
@@ -48,11 +47,10 @@ COLUMNS = 3
 POINTS = 240
 DPI = 80
 
-# A small palette is enough for lines and text, and makes the file a quarter of the
-# size.
+# A small palette is enough for lines and text, and makes the file four times smaller.
 COLOURS = 96
 
-# Minimum number of gridlines.
+# The minimum number of gridlines.
 LINES = 4
 
 # The suffixes of a unit's multiples, and the factor between them.
@@ -71,7 +69,7 @@ def scaled(value: float, base: float, suffixes: tuple[str, ...]) -> str:
 
 
 def formatted(value: float, unit: str) -> str:
-    """Formats a value in one of the units of dashboard.ts."""
+    """Format a value in one of the units of dashboard.ts."""
     if value == 0:
         return "0"
     if unit in ("bytes", "binBps"):
@@ -94,8 +92,7 @@ def query(prometheus: str, expression: str, start: float, end: float) -> list[Se
 
 
 def series_name(legend: str, labels: dict[str, str], instances: list[str]) -> str:
-    """The name of a series. Instances are numbered, because their addresses are long.
-    """
+    """Return a series' name. Instances are numbered: their addresses are long."""
     for label, value in labels.items():
         text = f"stepd-{instances.index(value) + 1}" if label == "instance" else value
         legend = legend.replace("{{" + label + "}}", text)
@@ -129,9 +126,7 @@ def draw(axes: Axes, panel: dict[str, Any], series: list[tuple[str, list[float],
 
 
 def with_gaps(points: list[float], values: list[float], step: float) -> tuple[list[float], list[float]]:
-    """Interrupts the line where samples are missing, for instance while a replica was
-    down.
-    """
+    """Interrupt the line where samples are missing, as while a replica is down."""
     times, found = points[:1], values[:1]
     for before, at, value in zip(points, points[1:], values[1:], strict=False):
         if at - before > 1.5 * step:

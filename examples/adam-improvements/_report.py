@@ -1,4 +1,5 @@
-"""What the scripts share apart from training: options, results as JSON, figures."""
+"""Code that the scripts share apart from training: options, results as JSON, figures.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def run(
     measure: Callable[[stepd.Client, Digits, bool], Json],
     draw: Callable[[Json], Figure],
 ) -> None:
-    """Measures, writes the results to NAME.json, and draws NAME.png."""
+    """Measure, write the results to NAME.json, and draw NAME.png."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,13 +71,12 @@ def run(
     matplotlib.use("Agg")
     plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
     figure = draw(json.loads(file.read_text()))
-    # Omits matplotlib's version, so that equal results give equal files.
+    # The file omits matplotlib's version, so that equal results give equal files.
     figure.savefig(arguments.out / f"{name}.png", dpi=110, metadata={"Software": None})
 
 
 def numbers(array: npt.ArrayLike, digits: int = 5) -> Any:
-    """Converts an array to lists for JSON. NaN, the result of a diverged network,
-    becomes null.
+    """Convert an array to lists for JSON. NaN, from a diverged network, becomes null.
     """
     rounded = np.round(np.asarray(array, np.float64), digits)
     values = rounded.astype(object)
@@ -85,14 +85,14 @@ def numbers(array: npt.ArrayLike, digits: int = 5) -> Any:
 
 
 def array(values: Any) -> Values:
-    """Converts lists from JSON to an array. null becomes NaN."""
+    """Convert lists from JSON to an array. null becomes NaN."""
     return np.array(values, np.float64)
 
 
 def band(
     axis: Axes, x: Sequence[int], by_seed: Values, label: str, style: Json
 ) -> None:
-    """Draws the mean over the seeds as a line, and the standard deviation as a band."""
+    """Draw the mean over the seeds as a line, and the standard deviation as a band."""
     mean, spread = by_seed.mean(axis=0), by_seed.std(axis=0, ddof=1)
     axis.plot(x, mean, label=label, linewidth=1.4, markersize=4, **style)
     axis.fill_between(

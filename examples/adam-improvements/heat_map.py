@@ -20,7 +20,7 @@ from _report import Json, array, numbers, run
 from _train import Digits, Sweep, advance, run_parallel
 from page import format_power
 
-#: Share of the images with a random label.
+#: This share of the images has a random label.
 NOISE = 0.3
 
 
@@ -90,7 +90,7 @@ def measure(client: stepd.Client, digits: Digits, quick: bool) -> Json:
 
 
 def draw(results: Json) -> Figure:
-    """Draws one panel per form, with a ring around the best decay of each rate."""
+    """Draw one panel per form, with a ring around the best decay of each rate."""
     forms = results["forms"].items()
     means = [array(form["test_error"]).mean(axis=-1) for _, form in forms]
     low = min(mean.min() for mean in means)

@@ -1,9 +1,9 @@
 """Writes the tables of docs/adam-improvements.md from the results beside its figures.
 
-With --check it writes nothing, and exits with 1 if the page differs. The argument may
-name another page, whose results are in the folder of the same name.
+With --check the script writes nothing, and exits with 1 if the page differs. The
+argument may name another page. Its results are then in the folder of the same name.
 
-Needs no package, so that the check runs everywhere.
+The script needs no package, so that the check runs everywhere.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ PAGE = Path(__file__).parents[2] / "docs/adam-improvements.md"
 
 
 def mean_and_deviation(values: Sequence[float], digits: int = 2, sign: str = "") -> str:
-    """Mean and sample standard deviation."""
+    """Return the mean and the sample standard deviation as text."""
     return f"{fmean(values):{sign}.{digits}f} ± {stdev(values):.{digits}f}"
 
 
 def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Differences between pairs of the same seed, which share weights and batches."""
+    """Return differences between pairs of the same seed, which share weights and
+    batches.
+    """
     return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 
 def format_power(value: float) -> str:
-    """Formats a number of a logarithmic grid: 3e-4, 1e1."""
+    """Format a number of a logarithmic grid: 3e-4, 1e1."""
     digit, exponent = f"{value:.0e}".split("e")
     return f"{digit}e{int(exponent)}"
 
@@ -56,8 +58,8 @@ def heat_map(results: Json) -> str:
             f"{format_power(decays[at])}: {mean_and_deviation(row[at])}"
             for at, row in zip(best, errors, strict=True)
         ]
-        # The mean over all pairs of rates: the decay chosen at one is used at the
-        # other.
+        # The loss is a mean over all pairs of learning rates. The decay chosen at one
+        # rate is used at the other.
         pairs = list(permutations(range(len(rates)), 2))
         lost = [
             fmean(
@@ -99,7 +101,7 @@ def annealing(results: Json) -> str:
     return table(head, rows)
 
 
-#: Steps shown in the table.
+#: The table shows these steps.
 EARLY = (10, 25, 50, 100, 300)
 
 
@@ -165,7 +167,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
 
 
 def page_text(page: Path) -> str:
-    """The page's text, with the tables filled from its results."""
+    """Return the page's text, with the tables filled from its results."""
     text = page.read_text()
     for name, make in TABLES.items():
         results = json.loads((page.with_suffix("") / f"{name}.json").read_text())

@@ -1,6 +1,6 @@
 /**
- * Serves the page, and starts a stepd that allows its origin, unless STEPD_URL names one. Prints the address to open; Ctrl-C ends
- * it.
+ * Serves the page, and starts a stepd server that allows the page's origin, unless STEPD_URL names a server. Prints the address
+ * to open. Ctrl-C ends both.
  *
  * esbuild bundles the page at each request, so the page always matches its sources, with one dependency and no configuration.
  */

@@ -31,8 +31,8 @@ Tensors = dict[str, np.ndarray]
 BATCH = 64
 HIDDEN = 64
 
-# Hyperparameters of each optimizer (the service's defaults apply to the rest), and the
-# other settings that the trainers of all languages share.
+# Hyperparameters of each optimizer, and the other settings that the trainers of all
+# languages share. The service's defaults apply to absent hyperparameters.
 SETTINGS = json.loads(Path(__file__).with_name("settings.json").read_text())
 
 DTYPES = {"F32": "<f4", "I32": "<i4", "I64": "<i8"}
@@ -66,7 +66,7 @@ class Stepd:
 
 
 def to_safetensors(tensors: Tensors) -> bytes:
-    """Encodes a safetensors file: the header's length, the header in JSON, the data."""
+    """Encode a safetensors file: the header's length, the header in JSON, the data."""
     names = {np.dtype(code): name for name, code in DTYPES.items()}
     header, end = {}, 0
     for name, array in tensors.items():
@@ -94,13 +94,13 @@ def from_safetensors(file: bytes) -> Tensors:
 
 
 def steps_of(state: bytes | None) -> int:
-    """The number of steps that a state has taken."""
+    """Return the number of steps that a state has taken."""
     slots = from_safetensors(state) if state else {}
     return max((int(slots[key]) for key in slots if key.startswith("step/")), default=0)
 
 
 def save(path: str, file: bytes) -> None:
-    """Writes a file atomically: it is never visible in part."""
+    """Write a file atomically: no other process sees a partial file."""
     partial = f"{path}.{os.getpid()}.part"
     Path(partial).write_bytes(file)
     os.replace(partial, path)
@@ -127,7 +127,8 @@ def forward(params: Tensors, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def loss_and_grads(
     params: Tensors, x: np.ndarray, y: np.ndarray
 ) -> tuple[float, Tensors]:
-    """Mean cross-entropy of a batch, and its gradient for every parameter."""
+    """Return the mean cross-entropy of a batch, and its gradient for every parameter.
+    """
     hidden, logits = forward(params, x)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -147,7 +148,8 @@ def loss_and_grads(
 
 
 def batches_of(rng: np.random.Generator, count: int, epochs: int) -> np.ndarray:
-    """The images of each step, as an array of indexes: epochs x batches x BATCH."""
+    """Return the images of each step, as an array of indexes: epochs x batches x BATCH.
+    """
     batches = count // BATCH
     order = [rng.permutation(count)[: batches * BATCH] for _ in range(epochs)]
     return np.array(order, np.int32).reshape(epochs, batches, BATCH)

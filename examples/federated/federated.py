@@ -33,11 +33,11 @@ LOCAL_RATE = 0.1
 LOCAL_BATCH = 16
 HIDDEN = 32
 
-#: Dirichlet concentration of the clients' mixtures: a smaller value gives each client
-#: fewer different digits.
+#: The Dirichlet concentration of the clients' mixtures. A smaller value gives each
+#: client fewer different digits.
 ALPHA = 0.2
 
-#: The best learning rates of those in the README.
+#: These learning rates are the best of the rates in the README.
 OUTER: dict[str, dict[str, Any]] = {
     "averaging": stepd.optimizers.sgd(lr=1.0),
     "momentum": stepd.optimizers.sgd(lr=0.5, momentum=0.9),
@@ -46,7 +46,7 @@ OUTER: dict[str, dict[str, Any]] = {
 
 
 def load_digit_sets() -> tuple[Images, Images]:
-    """Training and test images, the same for all seeds."""
+    """Return training and test images, the same for all seeds."""
     images, labels = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(
         (images / 16).astype(np.float32),
@@ -59,7 +59,7 @@ def load_digit_sets() -> tuple[Images, Images]:
 
 
 def split(data: Images, rng: np.random.Generator) -> list[Images]:
-    """Divides the images of each digit among the clients, in random shares.
+    """Divide the images of each digit among the clients, in random shares.
 
     The shares have a Dirichlet distribution (Hsu et al., 2019,
     https://arxiv.org/abs/1909.06335), so every client has its own mixture of digits.
@@ -92,7 +92,7 @@ def forward(params: Tensors, x: Array) -> tuple[Array, Array]:
 
 
 def gradients(params: Tensors, x: Array, y: Array) -> Tensors:
-    """Gradients of a batch's mean cross-entropy."""
+    """Return the gradients of a batch's mean cross-entropy."""
     hidden, logits = forward(params, x)
     exp = np.exp(logits - logits.max(axis=1, keepdims=True))
     d_logits = exp / exp.sum(axis=1, keepdims=True)
@@ -112,7 +112,7 @@ def accuracy(params: Tensors, data: Images) -> float:
 
 
 def train_client(params: Tensors, data: Images, rng: np.random.Generator) -> Tensors:
-    """The client's model after some epochs of SGD on its own images."""
+    """Return the client's model after some epochs of SGD on its own images."""
     params = {name: array.copy() for name, array in params.items()}
     for _ in range(LOCAL_EPOCHS):
         order = rng.permutation(len(data[0]))
@@ -124,7 +124,7 @@ def train_client(params: Tensors, data: Images, rng: np.random.Generator) -> Ten
 
 
 def pseudo_gradient(params: Tensors, models: list[Tensors], counts: Array) -> Tensors:
-    """The parameters minus the clients' mean, weighted by their numbers of images."""
+    """Return the parameters minus the clients' mean, weighted by numbers of images."""
     weights = (counts / counts.sum()).astype(np.float32)
     return {
         name: array
@@ -136,7 +136,7 @@ def pseudo_gradient(params: Tensors, models: list[Tensors], counts: Array) -> Te
 def train(
     client: stepd.Client, outer: dict[str, Any], seed: int, rounds: int, bar: Any
 ) -> list[float]:
-    """Accuracy after each round. The optimizer does not influence any random choice."""
+    """Return the accuracy after each round. Random choices ignore the optimizer."""
     rng = np.random.default_rng(seed)
     train_set, test_set = load_digit_sets()
     clients = split(train_set, rng)
@@ -156,7 +156,7 @@ def train(
 
 
 def rounds_to(goal: float, reached: Array) -> str:
-    """The first round whose mean accuracy reaches the goal."""
+    """Return the first round whose mean accuracy reaches the goal."""
     there = np.flatnonzero(reached.mean(axis=0) >= goal)
     return str(there[0] + 1) if len(there) else "-"
 

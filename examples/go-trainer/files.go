@@ -13,9 +13,9 @@ import (
 	"stepd"
 )
 
-// Reading and writing of settings, the data set, and interrupted runs.
+// This file reads and writes settings, the data set, and interrupted runs.
 
-// settings are shared by the trainers of all languages.
+// settings holds the settings that the trainers of all languages share.
 type settings struct {
 	Goal       float64
 	Seed       int
@@ -38,7 +38,7 @@ func readSettings(path string) (settings, error) {
 // parameters names a network's tensors, in order.
 var parameters = []string{"hidden.weight", "hidden.bias", "output.weight", "output.bias"}
 
-// tensors returns views of the network's values: a change to them changes the network.
+// tensors returns views of the network's values: a change to a view changes the network.
 func (n network[T]) tensors() stepd.Tensors {
 	return stepd.Tensors{
 		stepd.From(parameters[0], n.hiddenWeight, n.inputs(), n.hidden()), stepd.From(parameters[1], n.hiddenBias),
@@ -71,13 +71,13 @@ func networkOf(tensors stepd.Tensors, prefix string) (network[float32], error) {
 	return n, nil
 }
 
-// digits is the file that examples/digits/train.py --export writes: the split and scaled images, the first parameters, and the
+// digits is the file that examples/digits/train.py --export writes: the training and test images, the first parameters, and the
 // images of each step.
 type digits struct {
 	seed                    int32
 	trainImages, testImages []float32
 	trainLabels, testLabels []int32
-	// batches is indexed by epoch, then by step.
+	// batches lists the images of each step, by epoch and then by step.
 	batches [][][]int32
 	first   network[float32]
 }
@@ -102,7 +102,7 @@ func readDigits(path string) (*digits, error) {
 	return d, nil
 }
 
-// reader keeps the first error; later results are meaningless.
+// reader reads tensors and keeps the first error. After an error, its results are meaningless.
 type reader struct {
 	tensors stepd.Tensors
 	err     error
@@ -125,7 +125,7 @@ func (r *reader) images(part string, n network[float32]) ([]float32, []int32) {
 	return images, labels
 }
 
-// indexes returns whole numbers below a limit, and their shape.
+// indexes returns a tensor's whole numbers, which must be below a limit, and the tensor's shape.
 func (r *reader) indexes(name string, dimensions, limit int) ([]int32, []int) {
 	tensor, _ := r.tensors.Get(name)
 	values := make([]int32, len(tensor.Data)/4)
@@ -142,8 +142,8 @@ func (r *reader) indexes(name string, dimensions, limit int) ([]int32, []int) {
 	return values, tensor.Shape
 }
 
-// An interrupted run is three files that trainers in all languages read: the parameters, the optimizer's state, and the gradients
-// of the last step.
+// An interrupted run consists of three files that trainers in all languages read: the parameters, the optimizer's state, and
+// the gradients of the last step.
 func paramsFile(prefix string) string { return prefix + ".params.safetensors" }
 func stateFile(prefix string) string  { return prefix + ".state.safetensors" }
 func gradsFile(prefix string) string  { return prefix + ".grads.safetensors" }
@@ -165,7 +165,7 @@ func saveRun(prefix string, n, grads network[float32], state *stepd.State) error
 	if state != nil {
 		return errors.Join(err, state.Save(stateFile(prefix)))
 	}
-	// Removes the state of an earlier run, which does not belong to these parameters.
+	// The state of an earlier run does not belong to these parameters, so it is removed.
 	if removed := os.Remove(stateFile(prefix)); !errors.Is(removed, fs.ErrNotExist) {
 		err = errors.Join(err, removed)
 	}

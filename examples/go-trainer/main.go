@@ -1,5 +1,5 @@
-// Train a classifier of handwritten digits in Go, with every optimizer step done by stepd. The network, the data, the first
-// parameters and the batches are those of examples/digits in Python, and each trainer can resume the other's runs.
+// Command go-trainer trains a classifier of handwritten digits in Go, with every optimizer step done by stepd. The network, the
+// data, the first parameters and the batches are those of examples/digits in Python. Each trainer can resume the other's runs.
 package main
 
 import (
@@ -116,7 +116,7 @@ func train(ctx context.Context, a arguments) (reached bool, err error) {
 		replay = false
 		result, err := client.Step(ctx, stepd.StepRequest{
 			Optimizer: optimizer, Groups: settings.Groups, Params: params, Grads: grads.tensors(), State: state,
-			Into: params, // The step updates the network itself.
+			Into: params, // The step writes the new parameters into the network.
 		})
 		if err != nil {
 			return false, err

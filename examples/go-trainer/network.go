@@ -5,7 +5,8 @@ import (
 	"slices"
 )
 
-// The classifier and its gradients, written out by hand: a hidden layer with ReLU, and the mean cross-entropy of a batch.
+// This file holds the classifier and its gradients, written out by hand: a hidden layer with ReLU, and the mean cross-entropy
+// of a batch.
 
 type float interface{ float32 | float64 }
 
@@ -105,7 +106,7 @@ func logSoftmax[T float](logits []T) []T {
 	return logits
 }
 
-// accuracy is the share of images whose largest logit is that of their label.
+// accuracy returns the share of images whose label has the largest logit.
 func (n network[T]) accuracy(images []T, labels []int32) float64 {
 	hidden, logits := make([]T, n.hidden()), make([]T, n.outputs())
 	right := 0

@@ -1,9 +1,9 @@
 """Fine-tune a small network with adapters; stepd does every optimizer step.
 
-The network first learns handwritten digits with torch's own AdamW: it stands for a
-model that was trained elsewhere. Then the images are turned by a quarter and its
-weights are frozen. Its biases, and low-rank adapters beside its weights (LoRA), learn
-to read the turned images. Only these few parameters travel to the server.
+The network first learns handwritten digits with torch's own AdamW, in place of a model
+that was trained elsewhere. The script then turns the images by 90 degrees and freezes
+the network's weights. The biases, and low-rank adapters beside the weights (LoRA),
+learn to read the turned images. Only these few parameters travel to the server.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ PRETRAINING_EPOCHS = 15
 class Adapted(nn.Module):
     """A linear layer with a frozen weight, plus a product of two thin matrices.
 
-    W + up @ down (Hu et al., 2021, https://arxiv.org/abs/2106.09685). up is zero at
-    first, so the layer starts unchanged.
+    The layer computes W + up @ down (Hu et al., 2021,
+    https://arxiv.org/abs/2106.09685). up is zero at first, so the layer starts
+    unchanged.
     """
 
     def __init__(self, layer: nn.Linear, generator: torch.Generator) -> None:
@@ -58,7 +59,7 @@ class Adapted(nn.Module):
 
 
 def digits() -> tuple[Images, Images]:
-    """Images of 8 x 8 pixels and their labels: training set, test set."""
+    """Return images of 8 x 8 pixels and their labels: training set, test set."""
     images, labels = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(
         torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 8, 8),
@@ -86,7 +87,7 @@ def train_epoch(
     epoch: int,
     after_step: Callable[[float], None],
 ) -> None:
-    """One pass over complete batches; the epoch's number decides their order."""
+    """Yield complete batches for one epoch; the epoch's number decides their order."""
     generator = torch.Generator().manual_seed(SEED + epoch)
     order = torch.randperm(len(data[0]), generator=generator)
     for batch in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
@@ -124,7 +125,7 @@ def adapted(base: nn.Sequential) -> nn.Sequential:
 
 
 def groups_of(model: nn.Module) -> Groups:
-    """Parameter groups: adapters, and biases with a lower rate and no decay."""
+    """Return parameter groups: adapters, and biases with a lower rate and no decay."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     biases = [(n, p) for n, p in trained if n.endswith("bias")]
     adapters = [(n, p) for n, p in trained if not n.endswith("bias")]
@@ -135,7 +136,7 @@ def groups_of(model: nn.Module) -> Groups:
 
 
 def digest_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
-    """The SHA-256 of every bit of the model and of the optimizer's state."""
+    """Return the SHA-256 of every bit of the model and of the optimizer's state."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
@@ -248,7 +249,8 @@ def read_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = read_arguments()
     epochs: int = arguments.epochs
-    # One thread: more would not help a network this small, and would change the sums.
+    # torch uses one thread, because more threads would change the order of sums and not
+    # help a network this small.
     torch.set_num_threads(1)
     train, test = digits()
     base = pretrained(train)

@@ -13,7 +13,7 @@ export const CLASSES = 10;
 
 const ROW_BYTES = PIXELS + 1;
 const DARKEST = 16;
-/** Every fifth image is for testing. */
+/** Every fifth image belongs to the test set. */
 const TEST_EVERY = 5;
 
 /** Splits the file into training images and test images. */

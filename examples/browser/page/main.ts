@@ -1,4 +1,4 @@
-/** The page: reads the visitor's choices, trains, and shows the progress. */
+/** Runs the page: reads the visitor's choices, trains, and shows the progress. */
 import { Client, type Optimizer, StepdError, TransportError } from "@stepd/client";
 import { type Digits, PIXELS, readDigits, WIDTH } from "./digits.ts";
 import { accuracyOf, guesses, sizeOf, start } from "./model.ts";
@@ -26,7 +26,7 @@ const SUITABLE_SETTINGS: Readonly<Record<string, Readonly<Record<string, unknown
 
 const COLORS = ["#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#db2777", "#4d7c0f"];
 const SHOWN_DIGITS = 40;
-/** Steps between two points of the plot; the browser draws after each point. */
+/** The number of steps between two points of the plot. The browser draws after each point. */
 const PLOT_EVERY = 5;
 
 const find = <Type extends Element>(selector: string): Type => {

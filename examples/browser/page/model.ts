@@ -1,4 +1,4 @@
-/** A network with one hidden layer that classifies digits, with its gradients written out by hand. */
+/** A network with one hidden layer that classifies digits. Its gradients are written out by hand. */
 import { CLASSES, type Digits, PIXELS } from "./digits.ts";
 
 const HIDDEN = 32;
@@ -15,7 +15,7 @@ type Name = keyof typeof SHAPES;
 /** Parameters or gradients, as tensors in the client's form. */
 export type Network = Readonly<Record<Name, { readonly shape: readonly number[]; readonly data: Float32Array }>>;
 
-/** A repeatable random generator of numbers from 0 to 1 (xorshift32). */
+/** Returns a repeatable random generator of numbers from 0 to 1 (xorshift32). */
 export const random = (seed: number): (() => number) => {
   let state = seed | 0 || 1;
   return () => {
@@ -34,7 +34,10 @@ const networkOf = (value: (name: Name, shape: readonly number[]) => number): Net
   return Object.fromEntries(tensors) as Network;
 };
 
-/** Random weights with the variance that He et al. (2015, https://arxiv.org/abs/1502.01852) derive for ReLU; zero biases. */
+/**
+ * Returns zero biases, and random weights with the variance that He et al. (2015, https://arxiv.org/abs/1502.01852) derive for
+ * ReLU.
+ */
 export const start = (seed: number): Network => {
   const next = random(seed);
   return networkOf((_, [inputs = 1, outputs]) => (outputs === undefined ? 0 : (2 * next() - 1) * Math.sqrt(6 / inputs)));
@@ -42,7 +45,7 @@ export const start = (seed: number): Network => {
 
 export const sizeOf = (network: Network): number => Object.values(network).reduce((sum, { data }) => sum + data.length, 0);
 
-/** y += x * weight, for one image. */
+/** Computes y += x * weight, for one image. */
 const multiply = (x: Float32Array, weight: Float32Array, y: Float32Array): void => {
   for (let i = 0; i < x.length; i++) {
     const value = x[i] as number;
@@ -66,7 +69,7 @@ const forward = (network: Network, x: Float32Array): { readonly hidden: Float32A
 
 const imageOf = ({ pixels }: Digits, index: number): Float32Array => pixels.subarray(index * PIXELS, (index + 1) * PIXELS);
 
-/** The mean cross-entropy of a batch, and its gradients. */
+/** Returns the mean cross-entropy of a batch, and its gradients. */
 export const lossAndGradients = (network: Network, digits: Digits, batch: readonly number[]): { readonly loss: number; readonly gradients: Network } => {
   const gradients = networkOf(() => 0);
   let loss = 0;
@@ -99,12 +102,12 @@ const addOuter = (x: Float32Array, y: Float32Array, to: Float32Array): void => {
   }
 };
 
-/** The digit that the network predicts for each image. */
+/** Returns the digit that the network predicts for each image. */
 export const guesses = (network: Network, digits: Digits): Uint8Array =>
   Uint8Array.from({ length: digits.count }, (_, index) => {
     const { chances } = forward(network, imageOf(digits, index));
     return chances.indexOf(Math.max(...chances));
   });
 
-/** The share of correct predictions. */
+/** Returns the share of correct predictions. */
 export const accuracyOf = (guessed: Uint8Array, { labels }: Digits): number => guessed.filter((digit, index) => digit === labels[index]).length / labels.length;

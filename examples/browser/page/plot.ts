@@ -1,4 +1,6 @@
-/** An SVG plot that grows during a run, with the number of steps on the horizontal axis. Earlier runs stay, for comparison. */
+/**
+ * Draws an SVG plot that grows during a run, with the number of steps on the horizontal axis. Earlier runs stay for comparison.
+ */
 
 export interface Curve {
   add(step: number, value: number): void;
@@ -11,7 +13,7 @@ interface Drawn {
 
 export interface Axis {
   readonly title: string;
-  /** The height of a value, from 0 (bottom) to 1 (top). */
+  /** Returns the height of a value, from 0 (bottom) to 1 (top). */
   readonly place: (value: number) => number;
   readonly ticks: readonly (readonly [value: number, label: string])[];
 }

@@ -41,7 +41,7 @@ export async function* train(client: Client, digits: Digits, { optimizer, epochs
   }
 }
 
-/** The numbers below `count` in a random order (Fisher and Yates). */
+/** Returns the numbers below `count` in a random order (Fisher and Yates). */
 const shuffled = (count: number, next: () => number): readonly number[] => {
   const order = Array.from({ length: count }, (_, index) => index);
   for (let i = count - 1; i > 0; i--) {

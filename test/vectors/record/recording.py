@@ -94,7 +94,7 @@ _SCALES = {
 def gradient(
     kind: str, step: int, draws: np.random.Generator, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Return a tensor's gradient in float64. The order of the draws decides the bits."""
+    """Return a gradient in float64. The order of the draws decides its bits."""
     values = np.asarray(draws.standard_normal(shape))
     if kind == "sparse":
         return values * (draws.random(shape) < 0.3)

@@ -11,17 +11,27 @@ WORKDIR /app
 # Packages are installed first, because they change less often than the sources. The image needs no package's install script.
 COPY package.json package-lock.json .npmrc ./
 RUN npm ci --omit=dev --ignore-scripts --no-progress
+# The packages of the page are for development only, and npm uninstall below removes them.
+RUN npm install --no-save --save-prod --omit=dev --ignore-scripts --no-progress $(node --print '\
+    const { devDependencies } = JSON.parse(fs.readFileSync("package.json")); \
+    ["esbuild", "preact", "uplot", "swagger-ui-dist", "@zip.js/zip.js", "pickleparser", "@msgpack/msgpack"] \
+      .map((name) => `${name}@${devDependencies[name]}`).join(" ")')
 
 COPY LICENSE ./
-COPY scripts/build-kernels.ts scripts/
+COPY scripts/build-kernels.ts scripts/build-page.ts scripts/
+COPY page page
+COPY clients/typescript/package.json clients/typescript/
+COPY clients/typescript/src clients/typescript/src
+COPY schemas schemas
 COPY src src
 # The result omits what only the build needs: the compiler, the kernels' sources, and the npm package node.
 RUN node scripts/build-kernels.ts \
+    && node scripts/build-page.ts \
     && npm uninstall --no-save --omit=dev --ignore-scripts --no-progress assemblyscript node \
     && mkdir -p /image/app/build /image/etc \
     && cp -R LICENSE package.json node_modules src /image/app/ \
     && rm -rf /image/app/src/kernels /image/app/node_modules/.bin /image/app/node_modules/.package-lock.json \
-    && cp build/kernels.wasm /image/app/build/ \
+    && cp -R build/kernels.wasm build/page /image/app/build/ \
     && echo 'stepd:x:10001:10001:stepd:/app:/sbin/nologin' > /image/etc/passwd \
     && echo 'stepd:x:10001:' > /image/etc/group
 

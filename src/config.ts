@@ -39,6 +39,8 @@ export interface Config {
   readonly adminPort: number | undefined;
   readonly adminHost: string;
   readonly corsOrigins: readonly string[];
+  /** "on" serves the page for browsers at /. */
+  readonly page: string;
 }
 
 /** An invalid setting. Its message is one line. */
@@ -225,6 +227,7 @@ const settingsOf = (machine: Machine) =>
     },
     adminHost: { name: "STEPD_ADMIN_HOST", help: "address for that port", initial: "127.0.0.1", parse: address },
     corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "origins whose pages may call, with commas between, or *", initial: "", parse: origins },
+    page: { name: "STEPD_PAGE", help: "on or off; on shows browsers a page at /", initial: "on", parse: oneOf(["on", "off"]) },
   }) satisfies { readonly [K in keyof Config]: Setting<Config[K]> };
 
 const PREFIX = "STEPD_";

@@ -1,10 +1,11 @@
 /** The composition root: creates and connects the components, listens, and drains. */
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { lstat, rm } from "node:fs/promises";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
 import net from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Server as TlsServer } from "node:tls";
+import { fileURLToPath } from "node:url";
 import { Arena } from "./arena/arena.ts";
 import { BlobCache, Blobs, SharedFolder } from "./blobs/blobs.ts";
 import { type Config, ConfigError } from "./config.ts";
@@ -27,6 +28,7 @@ import { Telemetry } from "./telemetry/telemetry.ts";
 
 const MIB = 2 ** 20;
 const KERNELS = new URL("../build/kernels.wasm", import.meta.url);
+const PAGE = fileURLToPath(new URL("../build/page", import.meta.url));
 
 export const version = (JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as { version: string }).version;
 
@@ -88,6 +90,8 @@ export class Service implements AsyncDisposable {
       callers: tokens,
       tls: tls?.options,
       corsOrigins: config.corsOrigins,
+      version,
+      page: config.page === "on" && existsSync(PAGE) ? PAGE : undefined,
       hasAdmin: config.adminPort !== undefined,
       isReady: () => this.#state === "serving",
       isDraining: () => this.#state === "draining",

@@ -351,6 +351,7 @@ test("without settings the defaults apply, and other variables are ignored", () 
     adminPort: undefined,
     adminHost: "127.0.0.1",
     corsOrigins: [],
+    page: "on",
   });
   assert.equal(workers, Number(settings.workers.initial));
   assert.ok(Number.isInteger(arenaMib) && arenaMib >= 1 && arenaMib <= 4096);
@@ -364,7 +365,13 @@ test("the configuration is frozen", () => {
 });
 
 test("the help names exactly the settings that are read", () => {
-  const given = { STEPD_HOST: "h", STEPD_WIDE_VECTORS: "off", STEPD_LOG_LEVEL: "info", STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81" } as Env;
+  const given = {
+    STEPD_HOST: "h",
+    STEPD_WIDE_VECTORS: "off",
+    STEPD_LOG_LEVEL: "info",
+    STEPD_PAGE: "off",
+    STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81",
+  } as Env;
   // A certificate needs its key and a key its certificate, so both are set.
   const others = { STEPD_TLS_CERT_FILE: "c", STEPD_TLS_KEY_FILE: "k" };
   for (const name of help().match(/STEPD_\w+/g) ?? []) assert.doesNotThrow(() => readConfig({ ...others, [name]: given[name] ?? "1" }));

@@ -47,6 +47,9 @@ export interface Service {
   readonly callers: Callers | undefined;
   readonly tls: ServerOptions | undefined;
   readonly corsOrigins: readonly string[];
+  readonly version: string;
+  /** The folder of the page; undefined if the page is off, or not built. */
+  readonly page: string | undefined;
   /** True if /metrics is served by the admin server. */
   readonly hasAdmin: boolean;
   /** True if load balancers may send calls; false from the start of a drain. */

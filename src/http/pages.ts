@@ -52,9 +52,17 @@ export const createAdminServer = (service: Service): Server => {
 export const refuseOtherVerbs = (app: Express, { rpc, hasAdmin, replies }: ServerContext): void => {
   const allowed = new Map<string, string>([
     ["/rpc", "POST"],
-    ...["/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/openrpc.json", "/openapi.json", "/v1", ...(hasAdmin ? [] : ["/metrics"])].map(
-      (path) => [path, "GET"] as const,
-    ),
+    ...[
+      "/",
+      "/health/live",
+      "/health/ready",
+      "/v2/health/live",
+      "/v2/health/ready",
+      "/openrpc.json",
+      "/openapi.json",
+      "/v1",
+      ...(hasAdmin ? [] : ["/metrics"]),
+    ].map((path) => [path, "GET"] as const),
   ]);
   for (const { rest } of rpc.methods) if (rest) allowed.set(rest.path.replaceAll(/\{(\w+)\}/g, ":$1"), rest.verb);
   for (const [path, verb] of allowed) {

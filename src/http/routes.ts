@@ -4,6 +4,7 @@ import cors from "cors";
 import express, { type Express, type NextFunction, type Request, type Response } from "express";
 import { asStepdError, StepdError } from "../errors/errors.ts";
 import type { ServerContext } from "./_context.ts";
+import { addPage } from "./browser.ts";
 import { answer } from "./call.ts";
 import { restGet, restPost, rpcCall } from "./endpoints.ts";
 import { addDocuments, addHealth, addMetrics, problemFor, refuseOtherVerbs, requestId } from "./pages.ts";
@@ -58,6 +59,7 @@ export const createApp = (service: ServerContext): Express => {
   };
   if (!service.hasAdmin) addMetrics(app, service, guard);
   addDocuments(app, service, guard);
+  addPage(app, service);
   refuseOtherVerbs(app, service);
   app.use((req, res) => {
     const error = new StepdError("NOT_FOUND", `There is nothing at ${req.path}; GET /openapi.json lists the addresses`, { found: req.path });

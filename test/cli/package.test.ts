@@ -23,7 +23,21 @@ const run = (cwd: string, file: string, ...args: readonly string[]): string => {
 
 /** Packs a copy of the tree, which builds dist anew, and installs the package. */
 const install = (): readonly string[] => {
-  using tree = new TreeCopy(["bin", "src", "tsconfig.json", "tsconfig.build.json", "README.md", "LICENSE", "build/kernels.wasm", "build/kernels.sha256"]);
+  using tree = new TreeCopy([
+    ...[
+      "bin",
+      "src",
+      "page",
+      "clients/typescript/package.json",
+      "clients/typescript/src",
+      "schemas",
+      "tsconfig.json",
+      "tsconfig.build.json",
+      "README.md",
+      "LICENSE",
+    ],
+    ...["build/kernels.wasm", "build/kernels.sha256", "build/page"],
+  ]);
   const [{ filename, files }] = JSON.parse(run(tree.path, "npm", "pack", "--json", "--silent", "--pack-destination", folder.path)) as [
     { filename: string; files: { path: string }[] },
   ];
@@ -35,12 +49,13 @@ const install = (): readonly string[] => {
 const files = install();
 const bin = folder.at("node_modules/.bin/stepd");
 
-test("the package contains the JavaScript of every source, the kernels, and nothing else", () => {
+test("the package contains the JavaScript of every source, the kernels, the page, and nothing else", () => {
   const sources = readdirSync(join(root, "src"), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith(".ts") && !file.startsWith("kernels/"));
   const expected = [
     ...sources.map((file) => `dist/${file.replace(/\.ts$/, ".js")}`),
     "bin/stepd.js",
     "build/kernels.wasm",
+    ...readdirSync(join(root, "build/page")).map((file) => `build/page/${file}`),
     "package.json",
     "README.md",
     "LICENSE",

@@ -109,7 +109,14 @@ const filesOfImage = async (): Promise<readonly string[]> => {
 
 test("the image contains the service, Node and its libraries, but no tools to build, test or explore", TEST_LIMITS, async () => {
   const files = await filesOfImage();
-  for (const file of ["app/src/main.ts", "app/build/kernels.wasm", "app/package.json", "app/LICENSE", "app/node_modules/express/package.json"])
+  for (const file of [
+    "app/src/main.ts",
+    "app/build/kernels.wasm",
+    "app/build/page/index.html",
+    "app/package.json",
+    "app/LICENSE",
+    "app/node_modules/express/package.json",
+  ])
     assert.ok(files.includes(file), file);
   const packages = new Set(files.flatMap((file) => /^app\/node_modules\/((?:@[^/]+\/)?[^/]+)\/package\.json$/.exec(file)?.[1] ?? []));
   const { dependencies, devDependencies } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as Record<string, Record<string, string>>;
@@ -125,7 +132,9 @@ test("the image contains the service, Node and its libraries, but no tools to bu
   );
   const programs = files.filter((file) => /^(usr\/)?(local\/)?s?bin\/[^/]+$/.test(file));
   assert.deepEqual(programs, ["usr/local/bin/node"]);
-  const left = files.filter((file) => /(^|\/)(\.npmrc|npmrc|\.git|\.env)$|^app\/(test|scripts|clients|schemas)|^app\/src\/kernels|\.pem$|^root\/./.test(file));
+  const left = files.filter((file) =>
+    /(^|\/)(\.npmrc|npmrc|\.git|\.env)$|^app\/(test|scripts|clients|schemas|page)|^app\/src\/kernels|\.pem$|^root\/./.test(file),
+  );
   assert.deepEqual(left, []);
 });
 

@@ -35,9 +35,10 @@ export class TestBrowser implements AsyncDisposable {
     return new TestBrowser(await chromium.launchPersistentContext(profile, { executablePath, headless: true, args: FLAGS, viewport }), profile);
   }
 
-  /** Opens a new tab. The page's errors go into `errors`. */
-  async open(url: string): Promise<{ readonly page: Page; readonly errors: readonly string[] }> {
+  /** Opens a new tab. The page's errors go into `errors`. `prepare` gets the tab before it loads the address. */
+  async open(url: string, prepare: (page: Page) => void = () => undefined): Promise<{ readonly page: Page; readonly errors: readonly string[] }> {
     const page = await this.#context.newPage();
+    prepare(page);
     const errors: string[] = [];
     page.on("pageerror", ({ message }) => errors.push(message));
     page.on("console", (message) => {

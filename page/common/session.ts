@@ -1,0 +1,76 @@
+/** The connection to the server that delivered the page: its address, the caller's token, and calls. */
+import { Client } from "../../clients/typescript/src/index.ts";
+
+/** The server's root. It is relative to the page, so a proxy may add a path prefix. */
+export const root = new URL(".", location.href).href;
+
+/** The reply to GET / for programs. */
+export interface Summary {
+  readonly version: string;
+  readonly authentication: "bearer" | "none";
+  readonly links: Readonly<Record<string, string | undefined>>;
+}
+
+/** The token stays in this variable, so it is gone when the tab is closed or loaded again. */
+let token: string | undefined;
+let ask: (reason: string) => Promise<string> = () => Promise.reject(new Error("no dialog asks for a token yet"));
+
+/** Sets the function that asks the visitor for a token. */
+export const onTokenNeeded = (dialog: typeof ask): void => {
+  ask = dialog;
+};
+
+const UNAUTHENTICATED = 401;
+
+/** Sends a request with the token. Asks for another one while the server refuses it. Throws an Error with the server's sentence. */
+export const request = async (path: string, init: RequestInit = {}): Promise<Response> => {
+  for (;;) {
+    const headers = new Headers(init.headers);
+    if (token !== undefined) headers.set("Authorization", `Bearer ${token}`);
+    const response = await fetch(new URL(path, root), { ...init, headers });
+    if (response.status !== UNAUTHENTICATED) return response;
+    await askForToken("The server does not know this token.");
+  }
+};
+
+let asking: Promise<void> | undefined;
+
+/** Concurrent requests share one dialog. */
+export const askForToken = (reason: string): Promise<void> => {
+  asking ??= ask(reason).then((given) => {
+    token = given;
+    asking = undefined;
+  });
+  return asking;
+};
+
+export const hasToken = (): boolean => token !== undefined;
+
+/** The Authorization header, for libraries that send requests on their own. */
+export const authorization = (): string | undefined => (token === undefined ? undefined : `Bearer ${token}`);
+
+/** Sends JSON and returns JSON. Throws an Error with the sentence of the server's problem details. */
+export const json = async <Result>(path: string, body?: unknown): Promise<Result> => {
+  const init = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const response = await request(path, { ...init, headers: { ...init.headers, Accept: "application/json" } });
+  const value: unknown = await response.json();
+  if (!response.ok) throw new Error((value as { detail?: string }).detail ?? `HTTP ${response.status}`);
+  return value as Result;
+};
+
+export interface RpcReply<Result> {
+  readonly id: number;
+  readonly result?: Result;
+  readonly error?: { readonly message: string };
+}
+
+/** Calls several methods in one JSON-RPC batch. Replies keep the order of the calls. */
+export const batch = async <Result>(calls: readonly { readonly method: string; readonly params: unknown }[]): Promise<readonly RpcReply<Result>[]> => {
+  const body = calls.map(({ method, params }, id) => ({ jsonrpc: "2.0", id, method, params }));
+  const replies = await json<readonly RpcReply<Result>[] | RpcReply<Result>>("rpc", body);
+  if (!Array.isArray(replies)) throw new Error((replies as RpcReply<Result>).error?.message ?? "expected the replies of a batch");
+  return [...(replies as readonly RpcReply<Result>[])].sort((a, b) => a.id - b.id);
+};
+
+/** The TypeScript client, for calls with blobs. Its replies are MessagePack. */
+export const client = (): Client => new Client(root, { token, retries: 0 });

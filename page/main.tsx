@@ -1,0 +1,156 @@
+/** The page: its frame, the panels, and the dialog that asks for a token. */
+import { type ComponentType, render } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { asset, Failure, messageOf, type PanelProps } from "./common/panel.tsx";
+import { askForToken, json, onTokenNeeded, type Summary } from "./common/session.ts";
+import "uplot/dist/uPlot.min.css";
+import "./style.css";
+
+interface Panel {
+  readonly id: string;
+  readonly title: string;
+  /** Loads the panel's code when a visitor opens it. */
+  readonly load: () => Promise<ComponentType<PanelProps>>;
+}
+
+const PANELS: readonly Panel[] = [{ id: "now", title: "Now", load: () => import("./now/now.tsx").then(({ Now }) => Now) }];
+
+const FIRST = PANELS[0] as Panel;
+
+/** The panel and its setting in the address, such as #try?optimizers=adam. */
+const place = (): { readonly panel: Panel; readonly setting: string } => {
+  const [, id = "", setting = ""] = /^#([^?]*)\??(.*)$/.exec(location.hash) ?? [];
+  return { panel: PANELS.find((panel) => panel.id === id) ?? FIRST, setting };
+};
+
+const THEMES = ["system", "light", "dark"] as const;
+type Theme = (typeof THEMES)[number];
+
+/** Browsers without storage, or with storage turned off, follow the system. */
+const storedTheme = (): Theme => {
+  try {
+    return THEMES.find((theme) => theme === localStorage.getItem("stepd-theme")) ?? "system";
+  } catch {
+    return "system";
+  }
+};
+
+const ThemeChoice = () => {
+  const [theme, setTheme] = useState(storedTheme);
+  useEffect(() => {
+    document.documentElement.dataset["theme"] = theme;
+    document.dispatchEvent(new Event("themechange"));
+    try {
+      localStorage.setItem("stepd-theme", theme);
+    } catch {
+      // The choice then holds until the page is closed.
+    }
+  }, [theme]);
+  return (
+    <label class="theme">
+      Theme{" "}
+      <select value={theme} onChange={(event) => setTheme(event.currentTarget.value as Theme)}>
+        {THEMES.map((name) => (
+          <option key={name}>{name}</option>
+        ))}
+      </select>
+    </label>
+  );
+};
+
+interface Question {
+  readonly reason: string;
+  readonly answer: (token: string) => void;
+}
+
+/** Tokens are visible ASCII; others would make an invalid header. */
+const TOKEN = "[\\x21-\\x7e]+";
+
+const TokenDialog = () => {
+  const [question, setQuestion] = useState<Question>();
+  const dialog = useRef<HTMLDialogElement>(null);
+  useEffect(() => onTokenNeeded((reason) => new Promise((answer) => setQuestion({ reason, answer }))), []);
+  useEffect(() => {
+    if (question) dialog.current?.showModal();
+  }, [question]);
+  const onSubmit = (event: SubmitEvent): void => {
+    event.preventDefault();
+    const field = (event.currentTarget as HTMLFormElement).elements.namedItem("token") as HTMLInputElement;
+    question?.answer(field.value);
+    field.value = "";
+    dialog.current?.close();
+    setQuestion(undefined);
+  };
+  return (
+    <dialog ref={dialog} aria-labelledby="token-title" onCancel={(event) => event.preventDefault()}>
+      <form onSubmit={onSubmit}>
+        <h2 id="token-title">This server needs a token</h2>
+        <p>{question?.reason}</p>
+        <label>
+          Token
+          <input name="token" type="password" autocomplete="off" required pattern={TOKEN} />
+        </label>
+        <p class="hint">The token stays in this tab's memory, and goes to this server only.</p>
+        <button type="submit">Use it</button>
+      </form>
+    </dialog>
+  );
+};
+
+const Frame = () => {
+  const [{ panel, setting }, setPlace] = useState(place);
+  const [summary, setSummary] = useState<Summary>();
+  const [error, setError] = useState<string>();
+  const [loaded, setLoaded] = useState<{ readonly id: string; readonly Content: ComponentType<PanelProps> }>();
+  const main = useRef<HTMLElement>(null);
+  useEffect(() => {
+    const onMove = (): void => setPlace(place());
+    addEventListener("hashchange", onMove);
+    return () => removeEventListener("hashchange", onMove);
+  }, []);
+  useEffect(() => {
+    json<Summary>("")
+      .then(async (given) => {
+        if (given.authentication === "bearer") await askForToken("Ask whoever runs it for one.");
+        setSummary(given);
+      })
+      .catch((error) => setError(`The server was not reached: ${messageOf(error)}`));
+  }, []);
+  useEffect(() => {
+    document.title = `${panel.title} · stepd`;
+    panel.load().then(
+      (Content) => setLoaded({ id: panel.id, Content }),
+      (error) => setError(`The panel was not loaded: ${messageOf(error)}`),
+    );
+  }, [panel]);
+  return (
+    <>
+      <button type="button" class="skip" onClick={() => main.current?.focus()}>
+        Skip to the panel
+      </button>
+      <header>
+        <strong>stepd</strong>
+        <nav aria-label="Panels">
+          {PANELS.map(({ id, title }) => (
+            <a key={id} href={`#${id}`} aria-current={id === panel.id ? "page" : undefined}>
+              {title}
+            </a>
+          ))}
+        </nav>
+        <ThemeChoice />
+      </header>
+      <main ref={main} id="content" tabIndex={-1}>
+        <h1>{panel.title}</h1>
+        <Failure error={error} />
+        {summary && loaded?.id === panel.id ? <loaded.Content summary={summary} setting={setting} /> : error === undefined && <p role="status">Loading …</p>}
+      </main>
+      <footer>
+        stepd {summary?.version} · <a href="openapi.json">OpenAPI</a> · <a href="openrpc.json">OpenRPC</a> ·{" "}
+        <a href={asset("licenses")}>Licenses of this page</a>
+      </footer>
+      <TokenDialog />
+    </>
+  );
+};
+
+render(<Frame />, document.body);

@@ -1,0 +1,222 @@
+/** Now: what the server is, what it does, and a first step to copy. */
+import { useEffect, useState } from "preact/hooks";
+import { Chart, type Series } from "../common/chart.tsx";
+import { Copyable } from "../common/copy.tsx";
+import { bytes, count, duration, short } from "../common/format.ts";
+import { Card, Failure, messageOf, type PanelProps, useLoaded } from "../common/panel.tsx";
+import { json, request, root } from "../common/session.ts";
+import { labelValues, parseMetrics, quantile, type Reading, rate, total } from "./metrics.ts";
+import { snippets } from "./snippets.ts";
+
+interface Info {
+  readonly version: string;
+  readonly node: string;
+  readonly workers: number;
+  readonly shared_memory: boolean;
+  readonly limits: Readonly<Record<string, number>>;
+}
+
+const POLL_MS = 1000;
+/** The seconds on the charts. */
+const WINDOW = 120;
+/** Seconds over which quantiles and phases are taken. One second alone has too few calls. */
+const QUANTILE_WINDOW = 10;
+
+const CALLS = "stepd_request_seconds";
+const PHASES = "stepd_phase_seconds";
+
+/** Reads /metrics once a second while the tab is visible. */
+const useReadings = (isServed: boolean): { readonly readings: readonly Reading[]; readonly error: string | undefined } => {
+  const [readings, setReadings] = useState<readonly Reading[]>([]);
+  const [error, setError] = useState<string>();
+  useEffect(() => {
+    if (!isServed) return;
+    let timer: ReturnType<typeof setTimeout>;
+    let isOver = false;
+    const read = async (): Promise<void> => {
+      try {
+        if (!document.hidden) {
+          const text = await (await request("metrics")).text();
+          const reading = { time: performance.now() / 1000, samples: parseMetrics(text) };
+          setReadings((before) => [...before, reading].slice(-WINDOW));
+          setError(undefined);
+        }
+      } catch (error) {
+        setError(`The server does not answer: ${messageOf(error)}`);
+      }
+      if (!isOver) timer = setTimeout(read, POLL_MS);
+    };
+    void read();
+    return () => {
+      isOver = true;
+      clearTimeout(timer);
+    };
+  }, [isServed]);
+  return { readings, error };
+};
+
+/** Values between neighbouring readings. */
+const between = <Value,>(readings: readonly Reading[], value: (before: Reading, after: Reading) => Value): readonly Value[] =>
+  readings.slice(1).map((after, index) => value(readings[index] as Reading, after));
+
+/** Values over the window that ends at each reading. */
+const overWindow = <Value,>(readings: readonly Reading[], value: (before: Reading, after: Reading) => Value): readonly Value[] =>
+  readings.slice(1).map((after, index) => value(readings[Math.max(0, index + 1 - QUANTILE_WINDOW)] as Reading, after));
+
+const Live = ({ readings }: { readonly readings: readonly Reading[] }) => {
+  const last = readings.at(-1);
+  if (!last || readings.length < 2) return <p role="status">The charts begin with the second reading …</p>;
+  const x = readings.slice(1).map(({ time }) => Math.round((time - last.time) * 10) / 10);
+  const seconds = (value: number): string => `${short(value)} s`;
+  const rates = (label: string, name: string, labels?: Readonly<Record<string, string>>): Series => ({
+    label,
+    values: between(readings, (before, after) => rate(before, after, name, labels)),
+  });
+  const steps = { method: "optimizer.step", outcome: "ok" };
+  const latency = [0.5, 0.99].map((q) => ({
+    label: `p${q * 100}`,
+    values: overWindow(readings, (before, after) => quantile(before, after, CALLS, steps, q)),
+  }));
+  const phases = labelValues(last, `${PHASES}_count`, "phase").map((phase) => ({
+    label: phase,
+    values: overWindow(readings, (before, after) => {
+      const calls = rate(before, after, `${PHASES}_count`, { phase });
+      return calls === 0 ? null : rate(before, after, `${PHASES}_sum`, { phase }) / calls;
+    }),
+  }));
+  const arena = [{ label: "used", values: readings.slice(1).map((reading) => total(reading, "stepd_arena_used_bytes")) }];
+  const refusals = labelValues(last, "stepd_refusals_total", "reason")
+    .map((reason) => [reason, total(last, "stepd_refusals_total", { reason })] as const)
+    .filter(([, value]) => value > 0);
+  return (
+    <>
+      <div class="grid">
+        <Chart
+          title="Calls per second"
+          x={x}
+          formatX={seconds}
+          format={short}
+          series={[rates("steps", `${CALLS}_count`, { method: "optimizer.step" }), rates("all calls", `${CALLS}_count`)]}
+        />
+        <Chart
+          title="Bytes per second"
+          x={x}
+          formatX={seconds}
+          format={bytes}
+          series={[rates("in", "stepd_bytes_total", { direction: "in" }), rates("out", "stepd_bytes_total", { direction: "out" })]}
+        />
+        <Chart title={`Time of a step, over ${QUANTILE_WINDOW} s`} x={x} formatX={seconds} format={duration} series={latency} />
+        {phases.length > 0 && <Chart title={`Mean time in each phase, over ${QUANTILE_WINDOW} s`} x={x} formatX={seconds} format={duration} series={phases} />}
+        <Chart title="Arena" x={x} formatX={seconds} format={bytes} series={arena} />
+      </div>
+      <h3>Refusals since the start</h3>
+      {refusals.length === 0 ? (
+        <p>None.</p>
+      ) : (
+        <table>
+          <thead>
+            <tr>
+              <th scope="col">Reason</th>
+              <th scope="col">Calls</th>
+            </tr>
+          </thead>
+          <tbody>
+            {refusals.map(([reason, value]) => (
+              <tr key={reason}>
+                <th scope="row">{reason}</th>
+                <td>{count(value)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      )}
+    </>
+  );
+};
+
+const FirstStep = ({ needsToken }: { readonly needsToken: boolean }) => {
+  const texts = snippets(root, needsToken);
+  const [language, setLanguage] = useState("curl");
+  return (
+    <Card title="A first step on this server">
+      <fieldset class="choices">
+        <legend>Language</legend>
+        {Object.keys(texts).map((name) => (
+          <label key={name}>
+            <input type="radio" name="language" checked={name === language} onChange={() => setLanguage(name)} /> {name}
+          </label>
+        ))}
+      </fieldset>
+      <Copyable label={`A step with ${language}`} text={texts[language] ?? ""} />
+      <p class="hint">
+        {language === "curl"
+          ? "The next step sends the new parameters, new gradients, and the state of the reply."
+          : "The package is in the folder clients of the repository; its README says how to install it."}
+      </p>
+    </Card>
+  );
+};
+
+export const Now = ({ summary }: PanelProps) => {
+  const info = useLoaded(() => json<Info>("v1"), []);
+  const { readings, error } = useReadings(summary.links["metrics"] !== undefined);
+  const last = readings.at(-1);
+  const isReady = last && total(last, "stepd_ready") === 1;
+  const started = last && total(last, "process_start_time_seconds");
+  const facts: readonly (readonly [string, string])[] = [
+    ["Version", `${summary.version}${info.value ? `, on Node ${info.value.node}` : ""}`],
+    ...(last ? [["Health", isReady ? "ready: it takes calls" : "not ready: it is shutting down"] as const] : []),
+    ...(started ? [["Running for", duration(Date.now() / 1000 - started)] as const] : []),
+    ...(info.value
+      ? ([
+          ["Workers", String(info.value.workers)],
+          ["Memory for calls (arena)", bytes(info.value.limits["arena_bytes"] ?? 0)],
+          ["Memory for JSON", bytes(info.value.limits["max_json_bytes"] ?? 0)],
+          ["Cache for results", info.value.limits["cache_bytes"] ? bytes(info.value.limits["cache_bytes"]) : "off"],
+          ["Shared memory", info.value.shared_memory ? "on" : "off"],
+          ["Calls at once", count(info.value.limits["max_calls"] ?? 0)],
+          ["Connections at once", count(info.value.limits["max_connections"] ?? 0)],
+          ["Tokens", summary.authentication === "bearer" ? "every call needs one" : "not needed"],
+        ] as const)
+      : []),
+  ];
+  return (
+    <>
+      <p>
+        This service does one optimizer step per call: parameters, gradients and optimizer state go in, new parameters and new state come out. It keeps nothing
+        between calls.
+      </p>
+      <Failure error={error ?? info.error} />
+      <Card title="This server">
+        <dl class="facts">
+          {facts.map(([name, value]) => (
+            <div key={name}>
+              <dt>{name}</dt>
+              <dd>{value}</dd>
+            </div>
+          ))}
+        </dl>
+      </Card>
+      <FirstStep needsToken={summary.authentication === "bearer"} />
+      <Card title="Live">
+        {summary.links["metrics"] === undefined ? (
+          <p>This server has its metrics on a port of their own (STEPD_ADMIN_PORT), which browsers cannot read from here.</p>
+        ) : (
+          <Live readings={readings} />
+        )}
+        <p class="hint">
+          The charts show the server that answers this page. For several replicas and longer times use Prometheus and the Grafana dashboard (deploy/grafana in
+          the repository).
+        </p>
+      </Card>
+      <Card title="What to read next">
+        <ul>
+          <li>docs/wire-format.md: methods, tensors, the state, errors and limits</li>
+          <li>docs/optimizers.md and docs/schedules.md: every setting</li>
+          <li>docs/operations.md: sizing, limits and a runbook</li>
+          <li>examples/browser: a page that trains a network in the tab, with steps on a server</li>
+        </ul>
+      </Card>
+    </>
+  );
+};

@@ -1,0 +1,41 @@
+/** GET /: the page for browsers, and the server's links for other callers. */
+import express, { type Express, type Response } from "express";
+import type { ServerContext } from "./_context.ts";
+
+/** The page loads nothing from elsewhere. Icons of the API reference are data URLs. */
+const POLICY = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+const secure = (res: Response): void => {
+  res.setHeader("Content-Security-Policy", POLICY);
+  res.setHeader("X-Content-Type-Options", "nosniff");
+  res.setHeader("Referrer-Policy", "no-referrer");
+};
+
+/** Serves `/` without a token: the page asks for one, and the links hold nothing secret. */
+export const addPage = (app: Express, { page, version, hasAdmin, callers, rpc }: ServerContext): void => {
+  const links = {
+    ...(page && { page: "./" }),
+    info: "v1",
+    rpc: "rpc",
+    ...Object.fromEntries(rpc.methods.flatMap(({ name, rest }) => (rest ? [[name, rest.path.slice(1)]] : []))),
+    openapi: "openapi.json",
+    openrpc: "openrpc.json",
+    live: "health/live",
+    ready: "health/ready",
+    ...(!hasAdmin && { metrics: "metrics" }),
+  };
+  const summary = { name: "stepd", version, authentication: callers ? "bearer" : "none", links };
+  app.get("/", (req, res) => {
+    res.setHeader("Vary", "Accept");
+    if (!page || req.accepts(["json", "html"]) !== "html") {
+      res.json(summary);
+      return;
+    }
+    secure(res);
+    // The names of all other files change with their content, so only this one must be fresh.
+    res.setHeader("Cache-Control", "no-cache");
+    res.sendFile("index.html", { root: page, cacheControl: false });
+  });
+  if (!page) return;
+  app.use("/page", express.static(page, { index: false, redirect: false, immutable: true, maxAge: "1y", setHeaders: secure }));
+};

@@ -1,0 +1,151 @@
+/** The page as visitors use it: a real service, a headless Chromium, and one panel after another. */
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createServer, request as send } from "node:http";
+import type { AddressInfo } from "node:net";
+import os from "node:os";
+import { join } from "node:path";
+import { after, before, suite, test } from "node:test";
+import { gzipSync } from "node:zlib";
+import { TestBrowser } from "../support/chromium.ts";
+import { TestService } from "../support/service.ts";
+import { root } from "../support/tree.ts";
+import { requireAccessible, Visitor } from "./_visitor.ts";
+
+const folder = join(root, "build/page");
+
+/** Set to make the pictures of the documentation. */
+const PICTURES = process.env["PICTURES"];
+
+suite("page", () => {
+  let service: TestService;
+  let browser: TestBrowser;
+  let visitor: Visitor;
+  before(async () => {
+    const { status, stderr } = spawnSync(process.execPath, [join(root, "scripts/build-page.ts")], { encoding: "utf8" });
+    assert.equal(status, 0, stderr);
+    [service, browser] = await Promise.all([TestService.start(), TestBrowser.start()]);
+    visitor = await Visitor.open(browser, service.url);
+  });
+  after(async () => {
+    await browser?.[Symbol.asyncDispose]();
+    await service?.[Symbol.asyncDispose]();
+  });
+
+  /** Makes a picture for docs/page if the environment asks for it. */
+  const picture = async (name: string): Promise<void> => {
+    if (PICTURES === undefined) return;
+    await visitor.page.screenshot({ path: join(PICTURES, `${name}.png`), clip: { x: 0, y: 0, width: 1120, height: 860 } });
+  };
+
+  test("Now shows the server, live series of its calls, and a step to copy", async () => {
+    const { page } = visitor;
+    await visitor.panel("Now");
+    const fact = (name: string) => page.locator("dl div", { has: page.locator("dt", { hasText: name }) }).locator("dd");
+    const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
+    assert.match((await fact("Version").textContent()) ?? "", new RegExp(`^${version.replaceAll(".", "\\.")}, on Node v\\d+`));
+    const call = JSON.stringify({ optimizer: { name: "adamw" }, params: { w: { shape: [1], values: [1] } }, grads: { w: { shape: [1], values: [1] } } });
+    const chart = page.getByRole("img", { name: /^Calls per second.*steps: (?!0[,.]|no)/ });
+    // The page polls /metrics, so calls go on until one reading has seen some.
+    for (
+      const seen = chart.waitFor({ timeout: 20_000 }).then(() => true);
+      !(await Promise.race([seen, service.post("/v1/step", call, "application/json").then(() => false)]));
+    );
+    await page.getByRole("img", { name: /^Time of a step.*p99: \d/ }).waitFor();
+    assert.match((await fact("Health").textContent()) ?? "", /^ready/);
+    await service.post("/v1/step", "{}", "text/plain");
+    await page.getByRole("row", { name: /UNSUPPORTED_MEDIA_TYPE 1/ }).waitFor();
+    const curl = (await page.getByRole("region", { name: "A step with curl" }).textContent()) ?? "";
+    const { status, stdout, stderr } = spawnSync("sh", ["-c", curl], { encoding: "utf8" });
+    assert.equal(status, 0, stderr);
+    assert.equal((JSON.parse(stdout) as { step: number }).step, 1);
+    for (const language of ["Python", "Go", "TypeScript"]) {
+      await page.getByRole("radio", { name: language }).check();
+      assert.match((await page.getByRole("region", { name: `A step with ${language}` }).textContent()) ?? "", new RegExp(service.url));
+    }
+    await picture("now");
+    await requireAccessible(page);
+    await page.getByRole("combobox", { name: "Theme" }).selectOption("dark");
+    await requireAccessible(page);
+    await page.getByRole("combobox", { name: "Theme" }).selectOption("system");
+    visitor.requireQuiet();
+  });
+
+  test("the keyboard alone reaches every panel", async () => {
+    const { page } = visitor;
+    const panels = await page.getByRole("navigation", { name: "Panels" }).getByRole("link").allTextContents();
+    await page.reload();
+    await page.getByRole("heading", { name: "This server", exact: true }).waitFor();
+    await page.keyboard.press("Tab");
+    assert.equal(await page.evaluate("document.activeElement.textContent.trim()"), "Skip to the panel");
+    for (const title of panels) {
+      await page.keyboard.press("Tab");
+      assert.equal(await page.evaluate("document.activeElement.textContent"), title);
+    }
+    await page.keyboard.press("Enter");
+    await page.getByRole("heading", { level: 1, name: panels.at(-1) as string, exact: true }).waitFor();
+  });
+
+  test("a server with tokens asks for one, and the page keeps it in memory only", async () => {
+    const tokens = mkdtempSync(join(os.tmpdir(), "stepd-page-"));
+    try {
+      writeFileSync(join(tokens, "tokens"), "alice 0123456789abcdefghij\n");
+      await using guarded = await TestService.start({ STEPD_TOKENS_FILE: join(tokens, "tokens") });
+      const { page } = await Visitor.open(browser, guarded.url);
+      await page.getByRole("dialog", { name: "This server needs a token" }).waitFor();
+      await requireAccessible(page);
+      await page.getByRole("textbox", { name: "Token" }).fill("not-the-token-of-alice");
+      await page.keyboard.press("Enter");
+      await page.getByText("The server does not know this token.").waitFor();
+      await page.getByRole("textbox", { name: "Token" }).fill("0123456789abcdefghij");
+      await page.keyboard.press("Enter");
+      await page.locator("dd", { hasText: "every call needs one" }).waitFor();
+      assert.doesNotMatch(
+        (await page.evaluate("JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie, location.href])")) as string,
+        /0123456789/,
+      );
+      await page.reload();
+      await page.getByRole("dialog").waitFor();
+      await page.close();
+    } finally {
+      rmSync(tokens, { recursive: true });
+    }
+  });
+
+  test("a proxy may add a path prefix", async () => {
+    const proxy = createServer((req, res) => {
+      const onward = send(`${service.url}${(req.url ?? "").replace(/^\/optimizers/, "")}`, { method: req.method ?? "GET", headers: req.headers }, (reply) => {
+        res.writeHead(reply.statusCode ?? 502, reply.headers);
+        reply.pipe(res);
+      });
+      if (!req.url?.startsWith("/optimizers/")) res.writeHead(404).end();
+      else req.pipe(onward);
+      onward.on("error", () => res.destroy());
+    });
+    await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+    try {
+      const prefixed = await Visitor.open(browser, `http://127.0.0.1:${(proxy.address() as AddressInfo).port}/optimizers/`);
+      await prefixed.page.locator("dd", { hasText: ", on Node" }).waitFor();
+      prefixed.requireQuiet();
+      await prefixed.page.close();
+    } finally {
+      proxy.closeAllConnections();
+      proxy.close();
+    }
+  });
+
+  test("the page and its panels take at most 300 KB, compressed and without the API reference", () => {
+    const own = readdirSync(folder).filter((file) => !/^(swagger-ui|licenses)/.test(file));
+    const sizes = own.map((file) => gzipSync(readFileSync(join(folder, file))).length);
+    assert.ok(own.length > 3);
+    assert.ok(sizes.reduce((sum, size) => sum + size) < 300_000, `${sizes}`);
+  });
+
+  test("the page names the licenses of all packages in it", () => {
+    const [file = ""] = readdirSync(folder).filter((name) => name.startsWith("licenses"));
+    const text = readFileSync(join(folder, file), "utf8");
+    for (const name of ["preact", "uplot", "swagger-ui-dist", "@msgpack/msgpack"]) assert.match(text, new RegExp(`^${name} \\d`, "m"), name);
+    assert.match(text, /Permission is hereby granted/);
+  });
+});

@@ -18,7 +18,7 @@ type mistake struct {
 	call  func(ctx context.Context) error
 }
 
-// Wrong arguments of every exported function and method return a one-line error, and never panic.
+// Each exported function and method returns a one-line error for wrong arguments, and never panics.
 func TestWrongArguments(t *testing.T) {
 	client := newClient(t, shared.url, WithRetries(0))
 	sharded := newSharded(t, shared.url)
@@ -169,7 +169,7 @@ func TestCloseOfZeroClient(*testing.T) {
 	new(Sharded).Close()
 }
 
-// Unusual but valid tensor names survive a step.
+// A step accepts and returns tensors with unusual but valid names.
 func TestUnusualNames(t *testing.T) {
 	ctx := testContext(t)
 	var params Tensors

@@ -5,10 +5,10 @@ import (
 	"testing"
 )
 
-// BenchmarkStep is a whole in-place AdamW step over loopback: it sends 16 bytes per parameter and receives 12.
+// BenchmarkStep takes whole in-place AdamW steps over loopback. A step sends 16 bytes per parameter and receives 12.
 func BenchmarkStep(b *testing.B) { benchmarkStep(b) }
 
-// BenchmarkSharedStep is the same step in shared memory.
+// BenchmarkSharedStep takes the same steps in shared memory.
 func BenchmarkSharedStep(b *testing.B) { benchmarkStep(b, WithSharedDir(sharedDir)) }
 
 func benchmarkStep(b *testing.B, options ...Option) {

@@ -24,7 +24,7 @@ func TestCachedBlobsAreNotSent(t *testing.T) {
 				found := must[*StepResult](t)(client.Step(ctx, request))
 				expected := must[*StepResult](t)(plain.Step(ctx, other))
 				if request.Params == nil {
-					// Only the server knew their order.
+					// Only the server knew the order of the parameters.
 					found.Params = inOrder(found.Params, expected.Params)
 				}
 				requireSameStep(t, found, expected)
@@ -36,7 +36,7 @@ func TestCachedBlobsAreNotSent(t *testing.T) {
 				}
 				request.Params, request.State, request.Cached = found.Params, found.State, found.Cached
 				if i == 1 {
-					// No values are needed, because the server has both blobs.
+					// The request needs no values, because the server has both blobs.
 					request.Params, request.State = nil, nil
 				}
 				other.Params, other.State = expected.Params, expected.State
@@ -49,10 +49,10 @@ func TestCacheMiss(t *testing.T) {
 	ctx := testContext(t)
 	proxy := newFlaky()
 	client := newClient(t, serve(t, proxy).URL, WithRetries(0))
-	// Values that no server has cached.
+	// The values come from the time, so no server has cached them.
 	seed := uint64(time.Now().UnixNano())
 	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(seed, F32), Grads: largeTensors(seed+1, F32), Reply: Reply{Cache: true}}
-	// The server has restarted, so its cache is empty.
+	// The other server has an empty cache, as after a restart.
 	first := must[*StepResult](t)(newClient(t, ownServer(t, "STEPD_CACHE_MIB=64").url).Step(ctx, request))
 	request.Params, request.State, request.Cached = first.Params, first.State, first.Cached
 	expected := must[*StepResult](t)(newClient(t, shared.url).Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: first.Params, Grads: request.Grads, State: first.State}))
@@ -205,7 +205,7 @@ func TestErrorsOfReplyOptions(t *testing.T) {
 	if result := must[*StepResult](t)(uncached.Step(ctx, StepRequest{Optimizer: SGD(1), Params: model(1), Reply: Reply{Cache: true}})); result.Cached != nil {
 		t.Error(result.Cached)
 	}
-	// With cached params, the reply may be larger than the request: here for a frozen model.
+	// With cached params, the reply may be larger than the request. The test uses a model that is mostly frozen.
 	big := Tensors{From("frozen", make([]float32, 5<<20)), From("w", []float32{1})}
 	request := StepRequest{Optimizer: SGD(1), Params: big, Reply: Reply{Cache: true}}
 	first := must[*StepResult](t)(client.Step(ctx, request))

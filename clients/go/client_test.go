@@ -114,7 +114,7 @@ func TestErrorsHaveTheServersFields(t *testing.T) {
 	}
 }
 
-// Each refusal that a call can provoke has the code and the status of the generated table.
+// Each refusal that a call can cause has the code and the status of the generated table.
 func TestErrorTable(t *testing.T) {
 	client, ctx := newClient(t, shared.url, WithRetries(0)), testContext(t)
 	small := newClient(t, ownServer(t, "STEPD_ARENA_MIB=32").url, WithRetries(0))

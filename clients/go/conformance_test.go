@@ -16,8 +16,8 @@ import (
 	"testing"
 )
 
-// The conformance set of all clients: each case holds a call and the server's answer, both as the wire's JSON. Here the client's
-// public methods make the call, with tensors of the case's dtypes.
+// These tests run the conformance cases of all clients. Each case holds a call and the server's answer, both as the wire's
+// JSON. The client's public methods make the call, with tensors of the case's dtypes.
 
 type conformanceCall struct {
 	Method string          `json:"method"`
@@ -27,9 +27,9 @@ type conformanceCall struct {
 type conformanceCase struct {
 	conformanceCall
 	About string `json:"about"`
-	// Server is "storing" for one with a cache and a shared folder, "bare" for one with neither, and empty for any.
+	// Server is "storing" for a server with a cache and a shared folder, "bare" for a server with neither, and empty for either.
 	Server string `json:"server"`
-	// Files are the files in the shared folder before the call; Written are their contents after it.
+	// Files are the files in the shared folder before the call. Written are their contents after the call.
 	Files   map[string][]byte          `json:"files"`
 	Written map[string][]byte          `json:"written"`
 	Before  []conformanceCall          `json:"before"`
@@ -59,7 +59,7 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// The same cases with all blobs in files.
+// This test runs the same cases with all blobs in files.
 func TestSharedConformance(t *testing.T) {
 	bare := newSharing(t, ownServer(t).url, 1)
 	storing := newSharing(t, shared.url, 1)
@@ -74,7 +74,7 @@ func TestSharedConformance(t *testing.T) {
 	})
 }
 
-// isAboutFiles tells whether the case tests that a server refuses files.
+// isAboutFiles returns whether the case tests that a server refuses files.
 func (c conformanceCase) isAboutFiles() bool { return c.Server == "bare" && c.Files != nil }
 
 // testConformance runs the cases for which clientFor returns a client.
@@ -113,7 +113,7 @@ func testConformance(t *testing.T, clientFor func(c conformanceCase) *Client) {
 	}
 }
 
-// The same steps, sharded into one call per tensor.
+// This test runs the same steps, split into one call per tensor.
 func TestShardedConformance(t *testing.T) {
 	files := must[[]string](t)(filepath.Glob(filepath.Join(root, "test/conformance/cases/step.*.json")))
 	bare, storing := newSharded(t, ownServer(t).url), newSharded(t, shared.url)
@@ -123,7 +123,8 @@ func TestShardedConformance(t *testing.T) {
 		c := readCase(t, path)
 		var members map[string]json.RawMessage
 		strictly(t, c.Params, &members)
-		// Skipped: global norms may differ in the last bits, errors may name other tensors, and digests cover all tensors at once.
+		// Some cases are skipped: global norms may differ in the last bits, errors may name other tensors, and digests cover all
+		// tensors at once.
 		if c.Error != nil || c.Result["stats"] != nil || c.Result["cached"] != nil || members["cached"] != nil {
 			continue
 		}
@@ -167,7 +168,7 @@ func (c conformanceCall) run(t *testing.T, client *Client) (map[string]any, erro
 	return run(t, client, c.Params)
 }
 
-// nativeParams moves digests to `cached`, and drops places for results, which the client itself chooses.
+// nativeParams moves digests to `cached`, and drops places for results, because the client chooses the places.
 func nativeParams(t *testing.T, params []byte, files map[string][]byte) json.RawMessage {
 	t.Helper()
 	var members map[string]json.RawMessage
@@ -184,7 +185,7 @@ func nativeParams(t *testing.T, params []byte, files map[string][]byte) json.Raw
 	return must[[]byte](t)(json.Marshal(members))
 }
 
-// takeBlobs replaces places by the bytes of their files. It removes digests, and returns them.
+// takeBlobs replaces places by the bytes of their files. It removes the digests and returns them.
 func takeBlobs(t *testing.T, members map[string]json.RawMessage, files map[string][]byte) (digests map[string]string) {
 	t.Helper()
 	digests = map[string]string{}
@@ -207,7 +208,7 @@ func takeBlobs(t *testing.T, members map[string]json.RawMessage, files map[strin
 	return digests
 }
 
-// strictly decodes JSON and rejects unknown members, so that the test covers everything in a case.
+// strictly decodes JSON and rejects unknown members, so that the test covers every member of a case.
 func strictly(t *testing.T, text []byte, target any) {
 	t.Helper()
 	decoder := json.NewDecoder(bytes.NewReader(text))
@@ -217,7 +218,7 @@ func strictly(t *testing.T, text []byte, target any) {
 	}
 }
 
-// requireSameOnWire compares the members of a result: tensors and blobs by their bytes, everything else as JSON.
+// requireSameOnWire compares the members of a result: tensors and blobs by their bytes, all other members as JSON.
 func requireSameOnWire(t *testing.T, found map[string]any, expected map[string]json.RawMessage) {
 	t.Helper()
 	if names := slices.Sorted(maps.Keys(expected)); !slices.Equal(slices.Sorted(maps.Keys(found)), names) {
@@ -246,12 +247,12 @@ func requireSameOnWire(t *testing.T, found map[string]any, expected map[string]j
 	}
 }
 
-// wireTensors keep the order of the case: it decides the header's length, and so the bytes that optimizer.plan reports.
+// wireTensors keep the order of the case. The order decides the header's length, and so the bytes that optimizer.plan reports.
 type wireTensors []wireTensor
 
 type wireTensor struct {
 	name string
-	// data is set for a tensor from a file.
+	// data is the bytes of a tensor from a file, and nil for other tensors.
 	data   []byte
 	Shape  []int       `json:"shape"`
 	DType  DType       `json:"dtype"`
@@ -316,7 +317,7 @@ func (w wireTensors) tensors(t *testing.T) Tensors {
 	return tensors
 }
 
-// appendExactly appends a value in a dtype; it fails if the dtype would round the value.
+// appendExactly appends a value in a dtype. It returns an error if the dtype would round the value.
 func appendExactly(data []byte, dtype DType, value float64) ([]byte, error) {
 	single := math.Float32bits(float32(value))
 	isExact := float64(float32(value)) == value || math.IsNaN(value)
@@ -339,7 +340,7 @@ func appendExactly(data []byte, dtype DType, value float64) ([]byte, error) {
 	return nil, fmt.Errorf("%v is no %s", value, dtype)
 }
 
-// halfBits returns a value as F16; false if it would have to be rounded.
+// halfBits returns a value as F16. It returns false if F16 would round the value.
 func halfBits(value float64) (uint16, bool) {
 	const fractionBits, smallest, infinity, quietNaN = 10, -14, 0x7c00, 0x7e00
 	sign := uint16(math.Float64bits(value)>>48) & 0x8000
@@ -367,7 +368,7 @@ func members(t *testing.T, result any) map[string]any {
 	return wire
 }
 
-// conformanceCalls make a case's call, by method, and return its result in wire form.
+// conformanceCalls maps each method to a function that makes a case's call and returns the result in wire form.
 var conformanceCalls = map[string]func(t *testing.T, client *Client, params []byte) (map[string]any, error){
 	"optimizer.step": func(t *testing.T, client *Client, params []byte) (map[string]any, error) {
 		return conformStep(t, client, params)

@@ -11,7 +11,7 @@ import (
 	"stepd"
 )
 
-// The gradient of 0.5 * sum((w - 3)^2).
+// gradient returns the gradient of 0.5 * sum((w - 3)^2).
 func gradient(w []float32) []float32 {
 	g := make([]float32, len(w))
 	for i := range w {
@@ -20,9 +20,9 @@ func gradient(w []float32) []float32 {
 	return g
 }
 
-// A training loop: each step updates the weights in place, and passes its state to the next.
+// In a training loop, each step updates the weights in place, and passes its state to the next step.
 func Example() {
-	client, err := stepd.New(os.Getenv("STEPD_URL")) // such as http://127.0.0.1:8080 or unix:///run/stepd.sock
+	client, err := stepd.New(os.Getenv("STEPD_URL")) // the address is such as http://127.0.0.1:8080 or unix:///run/stepd.sock
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func Example() {
 	// Output: [3.00 3.00 3.00] after 300 steps
 }
 
-// A state is a file. A run that loads it continues with the same bits.
+// A state is a file. A run that loads the file continues with the same bits.
 func ExampleState_Save() {
 	client, err := stepd.New(os.Getenv("STEPD_URL"))
 	if err != nil {
@@ -105,14 +105,14 @@ func ExampleError() {
 	// Output: /optimizer/lr: expected at least 0, found -1
 }
 
-// A server on the same host: tensors go through files in a folder that both processes share.
+// If the server runs on the same host, tensors go through files in a folder that both processes share.
 func ExampleWithSharedDir() {
-	// The folder that the server was started with, such as STEPD_SHARED_DIR=/dev/shm/stepd.
+	// STEPD_SHARED_DIR is the setting with which the server was started, such as /dev/shm/stepd.
 	client, err := stepd.New(os.Getenv("STEPD_URL"), stepd.WithSharedDir(os.Getenv("STEPD_SHARED_DIR")))
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer client.Close() // removes the files
+	defer client.Close() // Close removes the files
 
 	w := make([]float32, 1<<20)
 	params := stepd.Tensors{stepd.From("w", w)}
@@ -124,13 +124,13 @@ func ExampleWithSharedDir() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		state = result.State // still in its file; the next step names it
+		state = result.State // the state stays in its file, which the next step names
 	}
 	fmt.Printf("%.2f after %d steps\n", w[0], state.Steps()["w"])
 	// Output: 0.30 after 3 steps
 }
 
-// Parameters and gradients live in the shared folder from the start, so a step copies nothing.
+// Parameters and gradients are in the shared folder from the start, so a step copies nothing.
 func ExampleClient_Share() {
 	client, err := stepd.New(os.Getenv("STEPD_URL"), stepd.WithSharedDir(os.Getenv("STEPD_SHARED_DIR")))
 	if err != nil {
@@ -190,7 +190,7 @@ func ExampleStepRequest_cached() {
 	for step := range 4 {
 		request.Reply = stepd.Reply{Cache: true, Params: stepd.ReplyBF16, State: stepd.ReplyNone}
 		if step == 3 {
-			request.Reply = stepd.Reply{Cache: true} // every so often all of it, to go on from after stepd.ErrBlobMissing
+			request.Reply = stepd.Reply{Cache: true} // a full reply now and then lets the caller continue after stepd.ErrBlobMissing
 		}
 		result, err := client.Step(context.Background(), request)
 		if err != nil {
@@ -206,7 +206,7 @@ func ExampleStepRequest_cached() {
 	// 4 F32 true
 }
 
-// A model in several calls over several replicas, with exact clipping by the norm of all gradients.
+// A step of this model takes several calls over several replicas, with exact clipping by the norm of all gradients.
 func ExampleSharded() {
 	sharded, err := stepd.NewSharded([]string{os.Getenv("STEPD_URL"), os.Getenv("STEPD_URL")})
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// A file that the strict reader accepts survives a round trip through the canonical writer.
+// A file that the strict reader accepts has the same contents after the canonical writer has written it.
 func FuzzReadTensors(f *testing.F) {
 	for _, content := range hostile {
 		f.Add(content)
@@ -45,7 +45,7 @@ func FuzzReadTensors(f *testing.F) {
 	})
 }
 
-// replySeeds are valid replies and broken ones.
+// replySeeds returns valid replies and broken replies.
 func replySeeds() [][]byte {
 	state := file("{"+goodMeta+","+goodStep+"}", step1)
 	whole := msgp.AppendMapHeader(nil, 8)
@@ -82,7 +82,7 @@ func resultOf(reply stepReply, sent Tensors) (*StepResult, error) {
 	return p.result(context.Background(), StepRequest{Params: sent}, reply, nil, false)
 }
 
-// A reply is decoded or refused, and the result holds only bytes of the reply.
+// The decoder accepts or refuses a reply, and the result holds only bytes of the reply.
 func FuzzDecodeStep(f *testing.F) {
 	for _, seed := range replySeeds() {
 		f.Add(seed)
@@ -120,7 +120,7 @@ func TestReplyWithAllFields(t *testing.T) {
 	}
 }
 
-// A length that promises gigabytes allocates no memory, whether the Content-Length is false or missing.
+// A length that announces gigabytes allocates no memory, whether the Content-Length is false or missing.
 func TestAllocationFollowsReceivedBytes(t *testing.T) {
 	const most = 64 << 20
 	for i, seed := range replySeeds() {

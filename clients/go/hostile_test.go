@@ -25,7 +25,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// Servers and callers that break the rules.
+// These tests use servers and callers that break the rules.
 
 // allMethods call every method of the client.
 var allMethods = map[string]func(ctx context.Context, c *Client) error{
@@ -75,7 +75,7 @@ func TestRepliesWithoutMembers(t *testing.T) {
 		})).URL)
 		for name, call := range allMethods {
 			if name == "Convert" && body == "\x81\xa5state\xc4\x00" {
-				continue // Convert does not parse its file, so an empty one is valid.
+				continue // Convert does not parse the file in the reply, so an empty file is valid.
 			}
 			if err := call(testContext(t), client); !errors.Is(err, ErrBadReply) {
 				t.Errorf("%s of %q: %v", name, body, err)
@@ -100,7 +100,7 @@ func TestStepRepliesWithoutAMember(t *testing.T) {
 	}
 }
 
-// An endless reply is cut off. It takes at most a fixed multiple of the memory that the request allows.
+// The client stops reading an endless reply. The reply takes at most a fixed multiple of the memory that the request allows.
 func TestEndlessReplies(t *testing.T) {
 	header := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 	for name, c := range map[string]struct{ start, rest []byte }{
@@ -175,7 +175,7 @@ func TestShortReads(t *testing.T) {
 	}
 }
 
-// Errors about hostile files are short, whatever they quote, and name the file.
+// Errors about hostile files are short, whatever text they quote, and name the file.
 func TestErrorsAreShort(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	for _, header := range []string{
@@ -224,7 +224,7 @@ func TestInvalidHeaderValues(t *testing.T) {
 	}
 }
 
-// Several clients may use one TLS configuration, which they do not change.
+// Several clients may use one TLS configuration, and no client changes it.
 func TestTLSConfigurationIsNotChanged(t *testing.T) {
 	secure := httptest.NewTLSServer(newFlaky())
 	t.Cleanup(secure.Close)

@@ -24,7 +24,7 @@ func shellBlocks(t *testing.T, heading string) (blocks []string) {
 	return blocks
 }
 
-// A module outside this repository uses the client by the commands of README.md, and calls a server.
+// A module outside this repository uses the client with the commands of README.md, and calls a server.
 func TestModuleInstallation(t *testing.T) {
 	blocks := shellBlocks(t, "Using it")
 	if len(blocks) != 4 {
@@ -54,7 +54,7 @@ func TestModuleInstallation(t *testing.T) {
 				t.Helper()
 				command := exec.Command("bash", "-euc", script)
 				command.Dir = at
-				// A new cache, filled from this machine's cache through a file proxy, so that nothing is downloaded.
+				// The file proxy fills a new cache from this machine's cache, so that nothing is downloaded.
 				command.Env = append(os.Environ(), "GOMODCACHE="+filepath.Join(folder, "cache"), "GOPROXY=file://"+known+"/cache/download,off", "GOSUMDB=off",
 					"GOFLAGS=-modcacherw", "GOTOOLCHAIN=local", "GOWORK=off", "MODULES="+filepath.Join(folder, "modules"), "STEPD_URL="+shared.url)
 				var stderr strings.Builder

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// A sharded step refuses what one call refuses, and returns the same with non-finite gradients. Faults are tested in pairs, because
-// the first one found hides the other.
+// A sharded step refuses the steps that one call refuses, and returns the same result for non-finite gradients. The test
+// combines faults in pairs, because the first fault found hides the other.
 func TestShardedRefusesWhatOneCallDoes(t *testing.T) {
 	ctx := testContext(t)
 	whole, sharded := newClient(t, shared.url), newSharded(t, shared.url)
@@ -142,7 +142,7 @@ func TestShardedNamesEightTensors(t *testing.T) {
 	}
 }
 
-// A norm of finite gradients may overflow, and then cannot be sent as a JSON number.
+// A norm of finite gradients may overflow, and JSON has no number for it.
 func TestShardedNormsBeyondFloat64(t *testing.T) {
 	for _, mode := range []NonFinite{Fail, Skip, Propagate} {
 		requireSameRuns(t, 2, func(int) StepRequest {

@@ -33,7 +33,7 @@ func (b *syncBuffer) Write(p []byte) (int, error) {
 	return b.text.Write(p)
 }
 
-// steppers returns both kinds of clients for one address.
+// steppers returns a Client and a Sharded for one address.
 func steppers(t *testing.T, address string, options ...Option) map[string]stepper {
 	t.Helper()
 	sharded := must[*Sharded](t)(NewSharded([]string{address, address}, options...))

@@ -128,7 +128,7 @@ func TestReplicaCoolDown(t *testing.T) {
 	for _, seconds := range []int{1, 2, 4, 8, 16, 32, 60, 60, 60} {
 		start := time.Now()
 		r.recordFailure(0, start)
-		// A failure of a call that started before the last failure changes nothing.
+		// The failure of a call that started before the last failure changes nothing.
 		r.recordFailure(0, start.Add(-time.Nanosecond))
 		if rest := r.health[0].coolDownUntil.Sub(r.health[0].failedAt); rest != time.Duration(seconds)*time.Second {
 			t.Fatalf("a rest of %s, expected %d s", rest, seconds)
@@ -164,7 +164,7 @@ func TestReplicaCoolDown(t *testing.T) {
 	}
 }
 
-// A refusal shows that the replica works, and ends its cool-down.
+// A refusal shows that the replica works, and ends the replica's cool-down.
 func TestRefusalEndsCoolDown(t *testing.T) {
 	sharded := newSharded(t, shared.url, "http://127.0.0.1:1")
 	sharded.replicas.health = []health{{failures: 3, coolDownUntil: time.Now().Add(time.Second)}, {failures: 3, coolDownUntil: time.Now().Add(time.Minute)}}
@@ -176,7 +176,7 @@ func TestRefusalEndsCoolDown(t *testing.T) {
 	}
 }
 
-// A dead replica is tried at 0, 1 and 3 seconds, although the test makes 4 calls per second.
+// The client tries a dead replica at 0, 1 and 3 seconds, although the test makes 4 calls per second.
 func TestDeadReplicaCoolsDownLonger(t *testing.T) {
 	dead := &fixedAnswer{answer: cut("")}
 	sharded := newSharded(t, serve(t, dead).URL, shared.url)
@@ -212,7 +212,7 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// No error repeats a password or a token, whichever part of the address holds it.
+// No error repeats a password or a token, whichever part of the address holds the secret.
 func TestErrorsKeepSecrets(t *testing.T) {
 	const secret = "hunter2"
 	for _, address := range []string{

@@ -17,7 +17,7 @@ import (
 
 const root = "../.."
 
-// shared is the server for all tests that need no server of their own. It has a cache and shares sharedDir.
+// shared is the server of all tests that need no server of their own. It has a cache and shares sharedDir.
 var (
 	shared    *server
 	sharedDir string
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer shared.kill()
-		// For the examples.
+		// The examples read these variables.
 		os.Setenv("STEPD_URL", shared.url)
 		os.Setenv("STEPD_SHARED_DIR", sharedDir)
 		code := m.Run()
@@ -51,7 +51,7 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// memoryDir returns the path of a file system in memory; empty if there is none.
+// memoryDir returns the path of a file system in memory, or an empty string if there is none.
 func memoryDir() string {
 	if _, err := os.Stat("/dev/shm"); err != nil {
 		return ""
@@ -68,7 +68,7 @@ type server struct {
 // startServer starts `node src/main.ts` on a free port, and waits until it logs its address.
 func startServer(env ...string) (*server, error) {
 	node := "node"
-	// The repository's own Node, if it is installed, because the system's may be too old.
+	// The repository's own Node is used if it is installed, because the system's Node may be too old.
 	if own, err := filepath.Abs(filepath.Join(root, "node_modules/.bin/node")); err == nil {
 		if _, err := os.Stat(own); err == nil {
 			node = own
@@ -134,7 +134,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// random returns normally distributed values, reproducible by seed.
+// random returns normally distributed values. Equal seeds give equal values.
 func random(seed uint64, count int) []float32 {
 	source := rand.New(rand.NewPCG(seed, 1))
 	values := make([]float32, count)

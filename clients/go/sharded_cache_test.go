@@ -20,7 +20,8 @@ func newCalls(t *testing.T, urls []string, options ...Option) *Sharded {
 	return sharded
 }
 
-// uncachedTensors returns tensors that no server has cached. Empty ones are left out, because all of them have the same digest.
+// uncachedTensors returns tensors that no server has cached. Empty tensors are omitted, because all of them have the same
+// digest.
 func uncachedTensors() Tensors {
 	return slices.DeleteFunc(largeTensors(uint64(time.Now().UnixNano()), F32), func(t Tensor) bool { return len(t.Data) == 0 })
 }
@@ -92,7 +93,7 @@ func TestShardedCachedMiss(t *testing.T) {
 	first := must[*StepResult](t)(sharded.Step(ctx, request))
 	request.Params, request.State, request.Cached = first.Params, first.State, first.Cached
 	expected := must[*StepResult](t)(plain.Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: first.Params, Grads: request.Grads, State: first.State}))
-	// called returns and resets the number of calls to the first replica.
+	// called returns the number of calls to the first replica, and resets the number.
 	called := func() int {
 		proxy.mu.Lock()
 		defer proxy.mu.Unlock()
@@ -120,7 +121,7 @@ func TestShardedCachedMiss(t *testing.T) {
 	if count := called(); count != calls-moved {
 		t.Fatalf("%d calls for %d", count, calls-moved)
 	}
-	// The surviving replica receives the missing blobs, for those calls only.
+	// The surviving replica receives the missing blobs, for the moved calls only.
 	second.kill()
 	found := must[*StepResult](t)(sharded.Step(ctx, request))
 	requireSameStep(t, found, expected)
@@ -199,7 +200,7 @@ func TestShardedReplies(t *testing.T) {
 		request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32), Reply: reply}
 		requireSameStep(t, must[*StepResult](t)(sharded.Step(ctx, request)), must[*StepResult](t)(plain.Step(ctx, request)))
 	}
-	// Rounded results in the caller's memory, while a server caches the unrounded parameters.
+	// The caller's memory gets rounded results, while the server caches the unrounded parameters.
 	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32), Reply: Reply{Params: ReplyBF16, State: ReplyNone, Cache: true}}
 	expected := must[*StepResult](t)(plain.Step(ctx, StepRequest{Optimizer: AdamW(0.01), Params: request.Params, Grads: request.Grads}))
 	first := must[*StepResult](t)(sharded.Step(ctx, request))

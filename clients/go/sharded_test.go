@@ -31,7 +31,7 @@ type stepper interface {
 	Step(context.Context, StepRequest) (*StepResult, error)
 }
 
-// requireSameRuns runs the same steps sharded and whole, and compares everything that they return.
+// requireSameRuns takes the same steps sharded and whole, and compares the results and the errors.
 func requireSameRuns(t *testing.T, steps int, request func(step int) StepRequest) {
 	t.Helper()
 	ctx := testContext(t)
@@ -100,7 +100,7 @@ func TestShardedHasTheBitsOfOneCall(t *testing.T) {
 	t.Run("warnings of many tensors", func(t *testing.T) {
 		var params, grads Tensors
 		for i := range 40 {
-			// Two causes of warnings: 0/0 in every second tensor, and overflowing squares in the others.
+			// Warnings have two causes here: 0/0 in every second tensor, and overflowing squares in the others.
 			grad := make([]float32, 50)
 			if i%2 == 1 {
 				grad[0] = 1e25
@@ -179,7 +179,7 @@ func TestShardedNonFiniteGradients(t *testing.T) {
 	})
 }
 
-// Each call carries the caller's own gradients, and the clip and flag that describe those of the other calls.
+// Each call carries the caller's own gradients. Its clip and its flag describe the gradients of the other calls.
 func TestShardedSendsTheCallersGradients(t *testing.T) {
 	sharded := newSharded(t, shared.url)
 	for _, value := range []float64{math.NaN(), math.Inf(1)} {
@@ -318,7 +318,8 @@ func (b *killingBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Two hundred steps over three servers, one of which dies during a call, give the bytes of one server and one call per step.
+// The test takes two hundred steps over three servers, one of which dies during a call. The bytes equal those of one server and
+// one call per step.
 func TestShardedSurvivesADeadReplica(t *testing.T) {
 	const steps, callsUntilDeath = 200, 100
 	servers := []*server{ownServer(t), ownServer(t), ownServer(t)}

@@ -64,7 +64,8 @@ func newShared(t *testing.T, client *Client, tensors Tensors) Tensors {
 	return given
 }
 
-// fileOf returns the name of the file that holds the caller's tensors; empty if they are in Go's own memory.
+// fileOf returns the name of the file that holds the caller's tensors. It returns an empty string if they are in Go's own
+// memory.
 func fileOf(client *Client, tensors Tensors) string {
 	for _, r := range client.shared.regions {
 		for _, tensor := range tensors {
@@ -100,7 +101,7 @@ func TestSharedMemoryIsNotCopied(t *testing.T) {
 			request := StepRequest{Optimizer: c.optimizer, Params: newShared(t, client, first), MasterWeights: c.masters, Clip: &Clip{MaxNorm: 1}}
 			requireSame(t, request.Params, first)
 			request.Into = request.Params
-			// Without data Share gives zeros, which the test fills in later.
+			// Without data Share returns zeros, which the test fills in later.
 			empty := largeTensors(0, c.dtype)
 			for i := range empty {
 				empty[i].Data = nil
@@ -197,7 +198,7 @@ func TestSharedMemoryInOtherSets(t *testing.T) {
 			if fileOf(client, found.Params) != "" {
 				t.Fatal("a result lies in the caller's memory")
 			}
-			// An Into with only some of the file's tensors leaves the others unchanged.
+			// If Into has only some of the file's tensors, the step leaves the other tensors unchanged.
 			request.Into = c.params
 			into := must[*StepResult](t)(client.Step(ctx, request))
 			requireSame(t, c.params, found.Params)
@@ -209,7 +210,7 @@ func TestSharedMemoryInOtherSets(t *testing.T) {
 	}
 }
 
-// An abandoned call may read the caller's memory after the retry, when it holds other values.
+// An abandoned call may read the caller's memory after the retry, when the memory holds other values.
 func TestSharedMemoryAfterALostReply(t *testing.T) {
 	ctx := testContext(t)
 	plain := newClient(t, shared.url)
@@ -220,7 +221,7 @@ func TestSharedMemoryAfterALostReply(t *testing.T) {
 	request.Into = request.Params
 	other := StepRequest{Optimizer: AdamW(0.01), Params: first}
 	var late [][]byte
-	// The files that the lost calls will write to, kept open as by a running call.
+	// The lost calls will write to these files. They stay open, as they do in a running call.
 	var rooms []*os.File
 	open := func(body []byte) {
 		call, _, err := msgp.ReadIntfBytes(body)
@@ -320,7 +321,7 @@ func TestSharedMemoryAfterErrors(t *testing.T) {
 			t.Fatal(bad, err)
 		}
 	}
-	// A folder in which no file can be created.
+	// No file can be created in this folder.
 	gone := must[string](t)(os.MkdirTemp(sharedDir, "x"))
 	closed := must[*Client](t)(New(shared.url, WithSharedDir(gone)))
 	if err := os.Remove(gone); err != nil {
@@ -339,7 +340,7 @@ func TestSharedMemoryIsFreed(t *testing.T) {
 	if name == "" {
 		t.Fatal("no file")
 	}
-	// While a call uses the file, no other caller gets it.
+	// While a call uses the file, no other caller gets the file.
 	p := must[*encodedRequest](t)(client.pack(ctx, []field{{"grads", must[blob](t)(fileParts(nil, first.tensors))}}, results{}))
 	first.free()
 	second := must3(t)(client.Share(largeTensors(2, F32)))
@@ -355,7 +356,7 @@ func TestSharedMemoryIsFreed(t *testing.T) {
 	first.free()
 	requireSame(t, third.tensors, largeTensors(3, F32))
 	third.free()
-	// Zeros, although the file held other tensors before.
+	// Share returns zeros, although the file held other tensors before.
 	empty := largeTensors(4, F32)
 	for i := range empty {
 		empty[i].Data = nil
@@ -369,7 +370,7 @@ func TestSharedMemoryIsFreed(t *testing.T) {
 	if left := must[[]os.DirEntry](t)(os.ReadDir(sharedDir)); len(left) > 0 {
 		t.Fatal(left)
 	}
-	// The memory is still valid, and is copied.
+	// The memory is still valid, and calls copy it.
 	request := StepRequest{Optimizer: AdamW(0.01), Params: second.tensors, Grads: second.tensors}
 	requireSameStep(t, must[*StepResult](t)(client.Step(ctx, request)), must[*StepResult](t)(newClient(t, shared.url).Step(ctx, request)))
 	requireSame(t, second.tensors, largeTensors(2, F32))
@@ -392,7 +393,7 @@ func must3(t *testing.T) func(tensors Tensors, free func(), err error) given {
 	}
 }
 
-// The client is collected and its files are removed, but the memory stays valid.
+// Garbage collection of the client removes its files, but the memory stays valid.
 func TestSharedMemoryOutlivesTheClient(t *testing.T) {
 	outlived := func() Tensors {
 		dropped := must[*Client](t)(New(shared.url, WithSharedDir(sharedDir)))
@@ -431,7 +432,7 @@ func TestShareWithoutSharedMemory(t *testing.T) {
 	beside := newSharing(t, shared.url, shareBytes)
 	expected := must[*StepResult](t)(plain.Step(ctx, request))
 	requireSameStep(t, must[*StepResult](t)(beside.Step(ctx, request)), expected)
-	// Sharded copies too, if a call needs only some of the tensors.
+	// Sharded also copies if a call needs only some of the tensors.
 	sharded := &Sharded{Clients: []*Client{client, beside}, RequestBytes: 100_000}
 	request.Into = request.Params
 	requireSameStep(t, must[*StepResult](t)(sharded.Step(ctx, request)), expected)

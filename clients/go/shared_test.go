@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// newSharing returns a client with a shared folder, which it uses from `least` bytes on.
+// newSharing returns a client that uses a shared folder for calls of at least `least` bytes.
 func newSharing(t *testing.T, url string, least int64, options ...Option) *Client {
 	t.Helper()
 	client := newClient(t, url, append([]Option{WithSharedDir(sharedDir)}, options...)...)
@@ -40,7 +40,7 @@ func largeTensors(seed uint64, dtype DType) Tensors {
 	}
 	bits := make([]uint16, len(values))
 	for i := range bits {
-		// Values from 1 to 2, in either dtype.
+		// The values are from 1 to 2, in either dtype.
 		bits[i] = 0x3f80 | uint16(i&0x7f)
 		if dtype == F16 {
 			bits[i] = 0x3c00 | uint16(i&0x3ff)
@@ -93,7 +93,7 @@ func TestSharedStepsEqualTCP(t *testing.T) {
 				request.Params, request.State = found.Params, found.State
 				inPlace.State = within.State
 				if i%2 == 1 {
-					// Only at some steps, because requireSameStep reads the state, and unread states must work too.
+					// Only some steps are compared, because requireSameStep reads the state, and unread states must work too.
 					requireSameStep(t, found, expected)
 					requireSameStep(t, within, expected)
 					requireSame(t, inPlace.Params, expected.Params)
@@ -132,7 +132,7 @@ func TestSharedOtherMethods(t *testing.T) {
 	if sent.bytes > 5*4096 {
 		t.Fatalf("%d bytes were sent", sent.bytes)
 	}
-	// Another client receives it as bytes.
+	// Another client receives the state as bytes.
 	if info := must[*StateInfo](t)(newSharing(t, shared.url, shareBytes).Inspect(ctx, stepped.State)); info.Tensors["big"].Step != 1 {
 		t.Fatalf("%+v", info)
 	}
@@ -190,7 +190,7 @@ func TestSharedStepAfterALostReply(t *testing.T) {
 	other.Params = clone(request.Params)
 	other.Into = nil
 	var late [][]byte
-	// The states that lost calls read and wrote; their files must never be reused.
+	// These states were read and written by lost calls, and their files must never be reused.
 	var touched []string
 	for i := range uint64(8) {
 		var body []byte
@@ -207,7 +207,7 @@ func TestSharedStepAfterALostReply(t *testing.T) {
 			touched = append(touched, request.State.at.region.name, found.State.at.region.name)
 		}
 		for _, body := range late {
-			// The abandoned call runs late, and must change nothing that came after it.
+			// The abandoned call runs late, and must not change any later result.
 			response, err := http.Post(shared.url+"/v1/step", msgpackType, bytes.NewReader(body))
 			if err != nil {
 				t.Fatal(err)
@@ -273,7 +273,7 @@ func TestSharedFilesAreReused(t *testing.T) {
 	if most := int64(heldBytes + 5*(8<<20) + 3*(4<<20)); total > most || request.State.Steps()["w"] != 40 {
 		t.Fatalf("%d bytes in %d files", total, len(client.shared.regions))
 	}
-	// Files of another size replace the unused ones over time.
+	// Files of another size replace the unused files over time.
 	small := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32)}
 	request.State = nil
 	for range idleUses + 1 {
@@ -288,7 +288,7 @@ func TestSharedFilesAreReused(t *testing.T) {
 	}
 }
 
-// A state that outgrows its place is sent again in the body.
+// A state that is larger than its place is sent again in the body.
 func TestSharedStateGrows(t *testing.T) {
 	ctx := testContext(t)
 	client := newSharing(t, shared.url, shareBytes)
@@ -330,7 +330,7 @@ func TestSharedClosing(t *testing.T) {
 	// The state stays valid, and the client creates new files.
 	requireSameStep(t, must[*StepResult](t)(client.Step(ctx, request)), must[*StepResult](t)(newClient(t, shared.url).Step(ctx, request)))
 
-	// A client that is collected removes its files too.
+	// Garbage collection of a client removes its files too.
 	func() {
 		dropped := must[*Client](t)(New(shared.url, WithSharedDir(sharedDir)))
 		must[*StepResult](t)(dropped.Step(ctx, request))

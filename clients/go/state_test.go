@@ -54,7 +54,7 @@ func TestStateHasTheServersBytes(t *testing.T) {
 	}
 }
 
-// A run that is saved, loaded by another client and continued has the same bytes as an uninterrupted one.
+// A run that is saved, loaded by another client and continued has the same bytes as an uninterrupted run.
 func TestResumeIsExact(t *testing.T) {
 	const half = 5
 	path := filepath.Join(t.TempDir(), "state.safetensors")
@@ -113,7 +113,7 @@ func TestTensorsInAFile(t *testing.T) {
 	}
 }
 
-// A state that Python's safetensors library has written, with torch's numbers.
+// Python's safetensors library wrote this state, with torch's numbers.
 func TestStateFromPython(t *testing.T) {
 	state := must[*State](t)(LoadState(filepath.Join(root, "test/fixtures/adamw.safetensors")))
 	if state.Optimizer() != "adamw" || state.Revision() != 1 || !slices.Equal(state.SlotNames(), []string{"exp_avg", "exp_avg_sq"}) {
@@ -196,7 +196,7 @@ func TestHostileStates(t *testing.T) {
 		if _, err := ReadState(content); !errors.Is(err, ErrBadFile) {
 			t.Errorf("%s: %v", name, err)
 		}
-		// The server refuses it too.
+		// The server refuses the file too.
 		sent := []field{{"state", blob{parts: [][]byte{content}, size: int64(len(content))}}}
 		err := client.json(ctx, "/v1/state/inspect", sent, new(any), 0)
 		if !errors.Is(err, ErrStateCorrupt) && !errors.Is(err, ErrUnsupportedDType) {

@@ -22,7 +22,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// flaky is a proxy to the shared server that answers the first calls itself.
+// flaky is a proxy to the shared server. It answers the first calls itself.
 type flaky struct {
 	mu      sync.Mutex
 	answers []http.HandlerFunc
@@ -37,8 +37,8 @@ func newFlaky(answers ...http.HandlerFunc) *flaky {
 }
 
 func (f *flaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// The body is read completely first. Otherwise Go's server would close it when the answer begins, and the reverse proxy, which
-	// reads past the last byte, could drop the connection during a fast answer.
+	// The body is read completely first. Otherwise Go's server would close the body when the answer begins. The reverse proxy
+	// reads past the last byte, and could then drop the connection during a fast answer.
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
@@ -105,7 +105,7 @@ func TestRetries(t *testing.T) {
 	}
 }
 
-// TestLongestWait holds the longest pauses: a minute that a server asks for, 5 s of the client's own.
+// TestLongestWait tests the longest waits: a minute if the server asks for it, and 5 s of the client's own backoff.
 func TestLongestWait(t *testing.T) {
 	isBegun := func(wait, patience time.Duration) bool {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -170,7 +170,7 @@ func TestNoRetries(t *testing.T) {
 
 func TestTimeoutOfAnAttempt(t *testing.T) {
 	hang := func(_ http.ResponseWriter, r *http.Request) {
-		// This server notices that the caller has gone only after it has read the body.
+		// This server notices a lost caller only after it has read the body.
 		_, _ = io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 	}
@@ -217,7 +217,7 @@ func stall(t *testing.T, after int64) (address string, stalled <-chan struct{}) 
 	return "http://" + listener.Addr().String(), reached
 }
 
-// The timeout also ends a reply that drips byte by byte, and a server that stops reading the request.
+// The timeout ends a reply that arrives byte by byte, and a call to a server that stops reading the request.
 func TestTimeoutOfDripsAndStalls(t *testing.T) {
 	drip := func(kind string, body []byte) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
@@ -279,7 +279,7 @@ func TestCancellationDuringUpload(t *testing.T) {
 	done := make(chan error)
 	go func() {
 		_, err := client.Step(ctx, StepRequest{Optimizer: SGD(1), Params: params, Grads: params, Into: params})
-		// Nothing reads the tensors any more; the race detector would notice.
+		// Nothing reads the tensors any more. The race detector would notice a read.
 		clear(weights)
 		done <- err
 	}()
@@ -296,7 +296,7 @@ func TestCancellationDuringUpload(t *testing.T) {
 	must[*StepResult](t)(newClient(t, shared.url).Step(testContext(t), StepRequest{Optimizer: SGD(1), Params: model(1), Grads: model(2)}))
 }
 
-// A large body is sent only after the server has admitted it.
+// The client sends a large body only after the server has admitted it.
 func TestRefusalBeforeTheUpload(t *testing.T) {
 	small := ownServer(t, "STEPD_ARENA_MIB=32")
 	address := small.url

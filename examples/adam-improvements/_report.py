@@ -1,5 +1,4 @@
-"""Code that the scripts share apart from training: options, results as JSON, figures.
-"""
+"""Code that the scripts share: options, results as JSON, figures."""
 
 from __future__ import annotations
 
@@ -76,8 +75,7 @@ def run(
 
 
 def numbers(array: npt.ArrayLike, digits: int = 5) -> Any:
-    """Convert an array to lists for JSON. NaN, from a diverged network, becomes null.
-    """
+    """Convert an array to lists for JSON. NaN of a diverged network becomes null."""
     rounded = np.round(np.asarray(array, np.float64), digits)
     values = rounded.astype(object)
     values[~np.isfinite(rounded)] = None

@@ -1,4 +1,4 @@
-"""Real servers for the tests: started on free ports, killed at the end."""
+"""Real servers for the tests, started on free ports and killed at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NODE = ROOT / "node_modules/.bin/node"
 
 
 class Server:
-    """A stepd process. ``url`` is set once it listens."""
+    """A stepd process. ``url`` is set once the server listens."""
 
     def __init__(self, **settings: str) -> None:
         own = {"STEPD_PORT": "0", "STEPD_ARENA_MIB": "256", "STEPD_LOG_LEVEL": "warn"}

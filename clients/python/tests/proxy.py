@@ -15,7 +15,7 @@ Spoil = Callable[[socket.socket], None]
 
 
 class Proxy:
-    """Breaks the first connections, one for each of ``spoils``; pipes all later ones.
+    """Breaks the first connections, one with each of ``spoils``. Pipes all others.
 
     A test may append to ``spoils`` later.
 
@@ -89,7 +89,7 @@ def hang_up(connection: socket.socket) -> None:
 
 
 def silence(connection: socket.socket) -> None:
-    """Read everything, and send nothing until the caller has gone."""
+    """Read everything, and send nothing until the caller has closed the connection."""
     while connection.recv(65536):
         pass
 
@@ -104,7 +104,7 @@ def cut(connection: socket.socket) -> None:
 
 
 def read_request(connection: socket.socket) -> bytes:
-    """Read a whole request, because closing with unread bytes would cut the reply."""
+    """Read a whole request. Closing with unread bytes would cut the reply."""
     request = b""
     while b"\r\n\r\n" not in request:
         request += connection.recv(65536)
@@ -116,7 +116,7 @@ def read_request(connection: socket.socket) -> bytes:
 
 
 def answer(status: str, body: bytes = b"", *headers: str) -> Spoil:
-    """Return a spoil that reads the request, answers, and closes."""
+    """Return a spoil that reads the request, answers, and closes the connection."""
 
     def spoil(connection: socket.socket) -> None:
         read_request(connection)

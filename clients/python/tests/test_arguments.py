@@ -1,6 +1,6 @@
 """Wrong arguments raise a one-sentence error before anything is sent.
 
-For every public function: the likeliest mistakes of callers.
+The tests cover the likeliest mistakes of callers in every public function.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 import stepd
 
-#: Nothing listens here, so that a call that is sent raises another error.
+#: Nothing listens at this address, so a call that is sent raises another error.
 URL = "http://127.0.0.1:1"
 ADAMW = {"name": "adamw"}
 W = {"w": np.ones(3, np.float32)}
@@ -137,7 +137,7 @@ def cases_of(field: str, given: list[tuple[Any, str]]) -> list[Case]:
     return [({field: value}, f"{field}: {words}") for value, words in given]
 
 
-#: Valid arguments of each method, and invalid ones to replace some of them.
+#: Valid arguments of each method, and invalid arguments to replace some of them.
 METHODS: dict[str, tuple[dict[str, Any], list[Case]]] = {
     "step": (
         {"optimizer": ADAMW, "params": W, "grads": W},
@@ -228,7 +228,7 @@ def refused(words: str, make: Callable[[], object]) -> None:
     with pytest.raises((TypeError, ValueError, OSError), match=words) as caught:
         make()
     assert not isinstance(caught.value, stepd.StepdError)
-    # One line, worded by the client: never just the text of a library below.
+    # The client words the error in one line, and does not repeat the text of a library.
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""Results in the server's cache, and replies that omit results."""
+"""Tests results in the server's cache, and replies that omit results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_cached_run(kind: Any, caching: Server) -> None:
         assert agree(kept, first) and isinstance(kept.cached, stepd.Cached)
         assert kept.cached.params and kept.cached.state
         assert pickle.loads(pickle.dumps(kept.cached)) == kept.cached
-        # With all values, with some, and with none.
+        # The step gets all values, some values, and none.
         for params, state in (
             (kept.params, kept.state),
             (kept.params, None),
@@ -177,7 +177,7 @@ def test_invalid_cached(caching: Server, server: Server) -> None:
         with pytest.raises(stepd.InvalidParams):
             client.step(ADAMW, tensors(1), tensors(1), reply={"state": "none"})
     with stepd.Client(server.url) as client:
-        # A server without a cache caches nothing, and refuses calls that need one.
+        # A server without a cache caches nothing, and refuses calls that need a cache.
         assert client.step(ADAMW, tensors(1), tensors(1), reply=KEEP).cached is None
         with pytest.raises(stepd.InvalidParams, match="STEPD_CACHE_MIB"):
             client.step(
@@ -189,7 +189,7 @@ def test_invalid_cached(caching: Server, server: Server) -> None:
 
 
 def sharded(*urls: str, **options: Any) -> stepd.ShardedClient:
-    """A client that makes one call per tensor."""
+    """Return a client that makes one call per tensor."""
     return stepd.ShardedClient(urls, **{"request_bytes": 1, "retries": 0, **options})
 
 
@@ -263,7 +263,7 @@ def test_sharded_digests_go_to_their_server(caching: Server) -> None:
         calls = [sent(replica.client) for replica in client._replicas]
         for _ in range(3):
             client.step(ADAMW, None, tensors(3), cached=kept.cached)
-        # Only gradients are sent, even if everything is given.
+        # The client sends only gradients, even if the caller passes everything.
         client.step(ADAMW, kept.params, tensors(3), kept.state, cached=kept.cached)
         assert sum(map(len, calls)) == 4 * len(shards)
         grads = sum(array.nbytes for array in tensors(3).values())
@@ -275,7 +275,7 @@ def test_another_replica_receives_missing_values(caching: Server) -> None:
     with stepd.Client(caching.url) as plain, ExitStack() as stack:
         other = stack.enter_context(Server(STEPD_CACHE_MIB="64"))
         client = stack.enter_context(sharded(caching.url, other.url))
-        # No server has ever cached these.
+        # No server has ever cached these tensors.
         fresh = {name: one for name, one in tensors(71).items() if one.size}
         kept = client.step(ADAMW, fresh, fresh, reply=KEEP)
         assert kept.cached is not None
@@ -290,7 +290,7 @@ def test_another_replica_receives_missing_values(caching: Server) -> None:
         )
         assert agree(again, expected) and again.cached is not None
         assert {one.url for one in again.cached.shards} == {caching.url}
-        # One more call for each moved shard, and for no other.
+        # Each moved shard, and no other shard, takes one more call.
         assert len(calls) == len(kept.cached.shards) + len(moved)
         # Without the values no server can continue.
         with pytest.raises(stepd.BlobMissing):

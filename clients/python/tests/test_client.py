@@ -1,4 +1,4 @@
-"""Client against a real server."""
+"""Tests Client on a real server."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The conformance set of test/conformance, run by the public methods of every client.
+"""Runs the conformance set of test/conformance with the public methods of every client.
 
-The server's suite and the other clients' tests run the same files.
+The server's tests and the other clients' tests run the same files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BLOBS = ("params", "grads", "state")
 
 ERROR_MEMBERS = ("name", "code", "status", "field", "expected", "found", "tensors")
 
-#: bfloat16 is ml_dtypes' here, because numpy can convert it.
+#: bfloat16 is the dtype of ml_dtypes here, because numpy can convert it.
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -223,17 +223,17 @@ def require_same(found: Arrays, expected: Arrays) -> None:
     assert list(found) == list(expected)
     for name, array in expected.items():
         assert found[name].dtype == array.dtype and found[name].shape == array.shape
-        # Equal numbers have equal bits, except zeros, whose sign JSON loses, and NaNs,
-        # whose payload the promise excludes.
+        # Equal numbers have equal bits, except zeros and NaNs. JSON loses the sign of
+        # zero, and the promise of equal bits excludes NaN payloads.
         same = np.array_equal(found[name], array, equal_nan=True)
         assert same, f"{name}: {found[name]} is not {array}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Servers:
-    #: Has neither a cache nor a shared folder.
+    #: This server has neither a cache nor a shared folder.
     bare: Server
-    #: Has both.
+    #: This server has both.
     storing: Server
     folder: pathlib.Path
 
@@ -254,7 +254,7 @@ def case_in(file: pathlib.Path) -> Json:
 
 
 def is_of_files_alone(case: Json) -> bool:
-    """Whether the case tests that a server refuses files."""
+    """Return whether the case tests that a server refuses files."""
     return case.get("server") == "bare" and "files" in case
 
 
@@ -300,7 +300,7 @@ def test_case_in_shared_memory(
     assert list(servers.folder.iterdir()) == []
 
 
-#: Cases that ShardedClient cannot run: methods without tensors, statistics, and
+#: ShardedClient cannot run these cases: methods without tensors, statistics, and
 #: digests of all tensors together.
 NOT_SHARDED = (
     *("convert.", "inspect.", "plan.", "schedule."),
@@ -312,7 +312,7 @@ NOT_SHARDED = (
 
 
 def can_be_sharded(case: Json) -> bool:
-    """Whether ShardedClient has the case's method and all of its arguments."""
+    """Return whether ShardedClient has the case's method and all of its arguments."""
     method = getattr(stepd.ShardedClient, case["method"].partition(".")[2], None)
     known = {*inspect.signature(method).parameters} if method else set()
     if "options" in known:

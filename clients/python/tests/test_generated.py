@@ -1,4 +1,4 @@
-"""The server accepts what the functions generated from its tables build."""
+"""Tests that the server accepts the results of the generated functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import stepd
 
 W = {"w": np.ones((2, 2), np.float32)}
 
-#: Values for arguments without a default.
+#: Values for the arguments that have no default.
 EXAMPLES: dict[str, Any] = {
     "lr": 0.1,
     "momentum": 0.9,

@@ -1,4 +1,4 @@
-"""The READMEs' install commands work unchanged in a checkout."""
+"""Tests that the READMEs' install commands work unchanged in a checkout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sysconfig
 import pytest
 from conftest import ROOT
 
-#: A use of each extra.
+#: One use of each extra.
 USES = {
     "": "stepd.Client",
     "async": "stepd.AsyncClient",
@@ -28,7 +28,7 @@ def commands(readme: pathlib.Path) -> list[str]:
 
 def in_environment(folder: pathlib.Path, command: str, **more: str) -> str:
     """Run a command in the root, with the environment's bin first in the path."""
-    # Offline: pip finds the packages in the tests' own environment.
+    # pip works offline, and finds the packages in the tests' own environment.
     settings = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"} | more
     ended = subprocess.run(
         command,
@@ -45,7 +45,7 @@ def in_environment(folder: pathlib.Path, command: str, **more: str) -> str:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """An empty environment that can import the packages of the tests' environment."""
+    """Return an empty environment that can import the tests' own packages."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -61,7 +61,7 @@ def test_client_install_commands(environment: pathlib.Path) -> None:
         )
         assert found is not None, command
         extras.append(found[1] or "")
-        # The tests' torch lacks some of its dependencies (overrides.txt).
+        # The torch of the tests lacks some of its dependencies (overrides.txt).
         settings = {"PIP_NO_DEPS": "1"} if extras[-1] == "torch" else {}
         in_environment(environment, command, **settings)
         use = f"import stepd; {USES[extras[-1]]}; print(stepd.__file__)"

@@ -1,4 +1,4 @@
-"""Memory is reused, but never while anything views it."""
+"""Tests that memory is reused, but never while an array views it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_memory_with_views_is_not_reused(view: Any) -> None:
     again, _ = pool.take(SIZE - 5)
     assert (address(again), again.nbytes) == (at, SIZE - 5)
     del again
-    # A much larger request does not fit, and a much smaller one would waste memory.
+    # A much larger request does not fit, and a much smaller request would waste memory.
     assert address(pool.take(SIZE + 1)[0]) != at
     assert address(pool.take(SIZE // 3)[0]) != at
 
@@ -94,7 +94,7 @@ assert region.memory.nbytes == 2**21 - 1
 
 
 def test_memory_is_not_reused_after_a_fork() -> None:
-    # In another process, because forking is unsafe with threads.
+    # The test forks in another process, because forking is unsafe with threads.
     subprocess.run([sys.executable, "-c", FORK], check=True)
 
 

@@ -1,4 +1,4 @@
-"""stepd.optax against optax itself."""
+"""Compares stepd.optax with optax itself."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ def test_vmap_steps_each_entry(client: stepd.Client) -> None:
 
 def test_paths_may_change_between_init_and_update(client: stepd.Client) -> None:
     transformation = remote(client, {"name": "adamw", "lr": 1e-2})
-    # flax wraps arrays like this for init: other paths, the same order of leaves.
+    # flax wraps arrays like this for init. The paths differ, but the order of leaves is
+    # the same.
     wrapped = {key: {"value": leaf} for key, leaf in LEAVES.items()}
     grads = {key: jnp.full_like(leaf, 0.5) for key, leaf in LEAVES.items()}
     found = jax.jit(transformation.update)(grads, transformation.init(wrapped), LEAVES)
@@ -120,7 +121,7 @@ def test_paths_may_change_between_init_and_update(client: stepd.Client) -> None:
         transformation.update({"w": jnp.ones(3)}, state, {"w": jnp.ones(3)})
 
 
-#: Thirteen leaves: 00 to 11, then b.
+#: The parameters have thirteen leaves: 00 to 11, then b.
 LEAVES: dict[str, Any] = {
     f"{place:02}": jnp.full(2, 1.0 + place) for place in range(12)
 }

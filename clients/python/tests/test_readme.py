@@ -1,4 +1,4 @@
-"""Every example of README.md runs."""
+"""Tests that every example of README.md runs."""
 
 from __future__ import annotations
 

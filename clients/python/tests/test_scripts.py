@@ -1,4 +1,4 @@
-"""The scripts that run the tests and the examples."""
+"""Tests the scripts that run the tests and the examples."""
 
 from __future__ import annotations
 

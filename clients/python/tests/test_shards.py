@@ -1,4 +1,4 @@
-"""A sharded step equals the whole step, whatever fails during it."""
+"""Tests that a sharded step equals the whole step, whatever fails during the step."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_non_finite_gradients(
     assert two.skipped == (non_finite == "skip")
     assert two.state.to_bytes() == one.state.to_bytes() or non_finite == "propagate"
     for name, array in one.params.items():
-        # The promise excludes the payloads of NaN.
+        # The promise of equal bits excludes the payloads of NaN.
         assert np.array_equal(array, two.params[name], equal_nan=True)
 
 
@@ -242,7 +242,8 @@ def test_clips_in_the_steps_dtype(
     settings: dict[str, Any],
 ) -> None:
     given: dict[str, Any] = {"params": tensors(1), "grads": tensors(2)}
-    # No value is exact in float32, so that float32 and float64 squares differ.
+    # float32 holds none of the values exactly, so squares in float32 and float64
+    # differ.
     third = {name: array / 3.0 for name, array in tensors(3).items()}
     of = wide.split()[-1]
     for name in ("deep/w", "z") if "some" in wide else list(third):
@@ -316,7 +317,7 @@ def test_refusal_names_the_same_tensors_as_one_call(
                 one.step(ADAMW, params, grads, clip=clip)
             errors.append({**caught.value.problem(), "request_id": None})
         assert errors[0] == errors[1]
-        # A wrong shape is reported before the values of gradients.
+        # The server reports a wrong shape before it checks the values of gradients.
         grads["9"] = grads["9"][:2]
         with pytest.raises(stepd.TensorMismatch):
             client.step(ADAMW, params, grads, clip=clip)
@@ -331,7 +332,8 @@ def test_warns_like_one_call(client: stepd.Client, size: int) -> None:
         one = client.step(ADAMW, params, grads)
         assert len(one.warnings) == 1 and "and 12 more tensors" in one.warnings[0]
         assert_same(sharded.step(ADAMW, params, grads), one)
-        # Two causes of warnings: 0/0 in every second tensor, and overflowing squares.
+        # Warnings have two causes here: 0/0 in every second tensor, and overflowing
+        # squares.
         for name in list(grads)[::2]:
             grads[name] = np.zeros(4, np.float32)
         adam = {"name": "adam", "eps": 0}
@@ -390,7 +392,7 @@ def test_a_killed_replica_changes_no_bit(client: stepd.Client) -> None:
 
             def kill(index: int) -> None:
                 if index == steps // 2:
-                    # SIGKILL, while the step's calls are in progress.
+                    # The server gets SIGKILL while the step's calls are in progress.
                     threading.Timer(0.003, b.process.kill).start()
 
             params, state = run(sharded.step, kill)
@@ -431,7 +433,7 @@ FOREIGN = {
 @pytest.mark.parametrize("spoil", FOREIGN.values(), ids=FOREIGN)
 def test_failed_call_goes_to_another_replica(server: Server, spoil: Any) -> None:
     params, grads = tensors(1), tensors(2)
-    # No second round: the first must reach the one replica that works.
+    # There is no second round: the first round must reach the one replica that works.
     with (
         Proxy(server.url, [spoil] * 99) as a,
         Proxy(server.url, [spoil] * 99) as b,
@@ -502,7 +504,7 @@ def test_dead_replica_cools_down_longer_each_time(server: Server, clock: Clock) 
     ):
         start = clock.now
         asked: list[float] = []
-        # After 9 failures it works; the cool-downs are 1, 2, 4 ... 60, 60 s.
+        # The replica works after 9 failures. The cool-downs are 1, 2, 4 ... 60, 60 s.
         while len(asked) < 10:
             before = bad.connections
             sharded.describe("adamw")
@@ -510,11 +512,11 @@ def test_dead_replica_cools_down_longer_each_time(server: Server, clock: Clock) 
                 asked.append(clock.now - start)
             clock.now += 0.5
         assert asked == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
-        # A success resets the cool-down, so that the next is 1 s.
+        # A success resets the cool-down, so that the next cool-down is 1 s.
         bad.spoils += [hang_up] * 9
         again: list[float] = []
         while len(again) < 3:
-            # Only new connections are spoiled, so the open one is closed.
+            # Only new connections are spoiled, so the open connection is closed.
             sharded._replicas[0].client.close()
             before = bad.connections
             sharded.describe("adamw")
@@ -546,7 +548,7 @@ def test_refusal_ends_the_cool_down(
             with pytest.raises(stepd.InvalidParams):
                 sharded.step({"name": "adamw", "lr": -1}, tensors(1), {})
         assert (replica.failures, replica.cool_down_until) == (0, 0)
-        # A success resets the cool-down, so that the next is 1 s.
+        # A success resets the cool-down, so that the next cool-down is 1 s.
         replica.client.close()
         bad.spoils.append(hang_up)
         with pytest.raises(stepd.ConnectError):
@@ -565,7 +567,7 @@ def test_cooling_replica_precedes_one_that_just_failed(
         while long_dead.spoils:
             sharded.describe("adamw")
             clock.now += 0.5
-        # It works now, but its cool-down is longer than the other replica's will be.
+        # The replica works now, but its cool-down is longer than the other's will be.
         other.spoils += [hang_up] * 2
         sharded._replicas[1].client.close()
         sharded.describe("adamw")

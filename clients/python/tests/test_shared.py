@@ -1,4 +1,4 @@
-"""Shared memory gives the same bytes as TCP, wherever they lie and whatever is lost."""
+"""Tests that shared memory gives the same bytes as TCP, whatever is lost."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def tensors(seed: int, dtype: Any = np.float32, size: int = 30_000) -> Arrays:
 
 
 def options_of(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Options of a TCP client, and of one with shared memory."""
+    """Return the options of a TCP client, and of a client with shared memory."""
     return [{}, {"shared_dir": folder}]
 
 
@@ -93,7 +93,7 @@ def agree(one: stepd.StepResult, other: stepd.StepResult) -> bool:
 
 
 def steps(client: Any, optimizer: Any, dtype: Any, count: int = 4) -> list[Any]:
-    """Run steps, and keep all of their results."""
+    """Take steps, and keep all of their results."""
     results: list[Any] = []
     params, state = tensors(1, dtype), None
     for seed in range(count):
@@ -104,7 +104,7 @@ def steps(client: Any, optimizer: Any, dtype: Any, count: int = 4) -> list[Any]:
 
 
 class Blocking:
-    """An AsyncClient with its own event loop, called like a Client."""
+    """An AsyncClient with its own event loop. Tests call it like a Client."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         self._loop = asyncio.new_event_loop()
@@ -147,7 +147,7 @@ def test_same_bytes(
 
 
 class Sent:
-    """A record of a call that does not keep its memory alive."""
+    """A record of a call that does not keep the memory of the call alive."""
 
     def __init__(self, call: Any) -> None:
         self.nbytes: int = call.nbytes
@@ -161,7 +161,7 @@ class Sent:
 
 
 def sent(client: stepd.Client) -> list[Sent]:
-    """Record the calls from now on."""
+    """Record all further calls."""
     calls: list[Sent] = []
     send = client._transport.send
 
@@ -184,9 +184,10 @@ def test_only_missing_blobs_are_copied(sharing: Server, folder: pathlib.Path) ->
             files |= set(left(folder))
             assert calls[-1].nbytes < 1000
         for last, call in itertools.pairwise(calls[1:]):
-            # Sent from the file that the last call's result was written to.
+            # The call sends the file to which the last call's result was written.
             assert {call.files["params"], call.files["state"]} == last.written
-        # Two files each for parameters and state, and one for gradients, at most.
+        # There are at most two files each for parameters and state, and one for
+        # gradients.
         assert len(files) <= 6
         # The same parameters in another order need another file.
         turned = dict(reversed(result.params.items()))
@@ -251,7 +252,7 @@ def test_a_state_that_grows(sharing: Server, folder: pathlib.Path) -> None:
 
 
 def swallow(url: str, then: Callable[[], None] = lambda: None) -> Any:
-    """Return a spoil that lets the server run the call, and drops its reply."""
+    """Return a spoil that lets the server run the call, and drops the reply."""
 
     def spoil(connection: socket.socket) -> None:
         host, port = url.removeprefix("http://").split(":")
@@ -275,7 +276,7 @@ def test_a_lost_reply(kind: Any, sharing: Server, folder: pathlib.Path) -> None:
     ):
         results = steps(client, adamw, np.float32, 1)
         for seed in range(1, 4):
-            # Each on a new connection, whose first replies are lost.
+            # Each step uses a new connection, whose first replies are lost.
             params, state = results[-1].params, results[-1].state
             before = {name: array.copy() for name, array in params.items()}
             results.append(client.step(adamw, params, tensors(seed), state))
@@ -311,7 +312,7 @@ def test_late_writer_does_no_harm(sharing: Server, folder: pathlib.Path) -> None
             late.sendall(requests[0])
             late.recv(65536)
         assert fourth.state.to_bytes() == file
-        # The folder no longer has the files that it would write to.
+        # The folder no longer has the files to which the server would write.
         places = requests[0].split(b"into")[1]
         into = re.findall(rb"stepd-[0-9a-f]{32}", places)[:2]
         assert len(into) == 2 and not names & {name.decode() for name in into}
@@ -435,7 +436,7 @@ files = sorted(os.listdir(sys.argv[2]))
 assert files
 child = os.fork()
 if child == 0:
-    # With files and connections of its own.
+    # The forked child opens its own files and connections.
     again = client.step({"name": "adamw"}, result.params, w, result.state)
     assert again.step == 2
     assert not sorted(os.listdir(sys.argv[2])) == files

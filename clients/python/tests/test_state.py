@@ -1,4 +1,4 @@
-"""State files, checked against the safetensors library and the server."""
+"""Compares state files with those of the safetensors library and the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of many small tensors: how they are encoded and parsed."""
+"""Tests the encoding and parsing of files with many small tensors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_encoding_creates_no_objects_per_tensor() -> None:
     try:
         before = gc.get_count()[0]
         call = step(optimizer, arrays, arrays, None, {})
-        # With a dict and lists per header entry it would be 12,000 objects.
+        # A dict and lists for each header entry would be 12,000 objects.
         assert gc.get_count()[0] - before < 4000
     finally:
         gc.enable()

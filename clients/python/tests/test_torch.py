@@ -1,4 +1,4 @@
-"""RemoteOptimizer against torch's own optimizers."""
+"""Compares RemoteOptimizer with torch's own optimizers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conftest import Server  # noqa: E402
 import stepd  # noqa: E402
 from stepd.torch import RemoteOptimizer  # noqa: E402
 
-# torch fuses some multiplications with additions; stepd never does.
+# torch fuses some multiplications with additions. stepd never does.
 CLOSE = {"rtol": 2e-5, "atol": 1e-7}
 
 
@@ -88,7 +88,7 @@ def test_state_dicts_load_both_ways(client: stepd.Client, name: str) -> None:
     train(other, theirs, 5)
     assert_close(model, other)
 
-    # The other direction: load a state that torch has written.
+    # In the other direction, RemoteOptimizer loads a state that torch has written.
     again = copy.deepcopy(other)
     resumed = RemoteOptimizer(again.parameters(), client, name)
     resumed.load_state_dict(copy.deepcopy(theirs.state_dict()))
@@ -107,7 +107,7 @@ def test_resumes_to_the_same_bits(client: stepd.Client) -> None:
     second = RemoteOptimizer(twin.parameters(), client, "nadam")
     second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     product = second.state_dict()["state"][0]["mu_product"]
-    assert product.dtype == torch.float64  # Not rounded by torch's load_state_dict.
+    assert product.dtype == torch.float64  # torch's load_state_dict has not rounded it.
     train(model, optimizer, 3)
     train(twin, second, 3)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
@@ -215,7 +215,7 @@ def test_stale_master_copy_is_replaced(client: stepd.Client) -> None:
     settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0}
     mine = RemoteOptimizer([weight], client, master_weights=True, **settings)
     mine.step()
-    # The copy lies between two bfloat16 values, so that rounding it would show.
+    # The copy lies between two bfloat16 values, so that rounding would change it.
     copied = mine.state[weight]["master_param"].clone()
     assert not torch.equal(copied, weight.float())
     mine.param_groups[0]["lr"] = 1e-6
@@ -368,7 +368,7 @@ def test_sends_digests_of_cached_results() -> None:
                 train(model, optimizer, 1)
             runs.append(model)
         named = [one is not None for one in sent]
-        # First the constructor's check, then the steps.
+        # The first call is the constructor's check, and the others are the steps.
         assert named == [False] + [False, True, True] + [False] * 3 + [
             *(False, True, False)
         ]

@@ -1,4 +1,4 @@
-"""Failing and slow connections, TLS and Unix sockets, with both clients."""
+"""Tests failing and slow connections, TLS and Unix sockets, with both clients."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_waits_for_retry_after(run: Run, server: Server) -> None:
             run(proxy.url, "step", ADAMW, W, W, retries=0)
         assert caught.value.retry_after == 1
         assert proxy.connections == 1
-    # A proxy's reply, with the wait in its header.
+    # A proxy sends this reply, with the wait in its header.
     busy = answer("503 Service Unavailable", b"busy", "Retry-After: 1")
     with Proxy(server.url, [busy]) as proxy:
         start = time.monotonic()
@@ -164,7 +164,7 @@ def test_raises_the_last_error(run: Run, server: Server) -> None:
 
 
 def drip(head: bytes, body: bytes) -> Callable[[socket.socket], None]:
-    """Return a spoil that answers: first ``head``, then ``body`` byte by byte."""
+    """Return a spoil that answers with ``head`` at once, then ``body`` byte by byte."""
 
     def spoil(connection: socket.socket) -> None:
         read_request(connection)
@@ -208,7 +208,7 @@ def test_dripping_reply_times_out(run: Run, spoil: Any) -> None:
         run(proxy.url, "optimizers", retries=0, timeout=0.5)
 
 
-# asyncio closes a connection only after the peer has read everything sent.
+# asyncio closes a connection only after the peer has read all bytes.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @both
@@ -242,7 +242,7 @@ all_three = pytest.mark.parametrize(
 
 @contextlib.contextmanager
 def restarting(port: int, seconds: float) -> Iterator[None]:
-    """A server that starts on the port after some seconds."""
+    """Return a server that starts on the port after some seconds."""
     servers: list[Server] = []
     timer = threading.Timer(
         seconds, lambda: servers.append(Server(STEPD_PORT=str(port)))

@@ -1,4 +1,4 @@
-"""The codec against msgpack itself: pieces of any size, and broken bytes."""
+"""Compares the codec with msgpack itself: pieces of any size, and broken bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-/** A server that returns replies that stepd would never give. */
+/** Runs a server whose replies stepd would never send. */
 import { once } from "node:events";
 import { createServer, type RequestListener } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -6,7 +6,7 @@ import type { AddressInfo } from "node:net";
 export const MSGPACK = "application/vnd.msgpack";
 
 export class FakeServer implements AsyncDisposable {
-  /** Number of calls received. */
+  /** The number of calls received. */
   calls = 0;
   readonly #server = createServer((req, res) => {
     this.calls++;

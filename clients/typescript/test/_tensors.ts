@@ -11,7 +11,7 @@ export interface WireTensor {
 
 const SPECIAL: Readonly<Record<string, number>> = { NaN: Number.NaN, Infinity: Number.POSITIVE_INFINITY, "-Infinity": Number.NEGATIVE_INFINITY };
 
-/** Converts the strings "NaN", "Infinity" and "-Infinity" to numbers; returns anything else unchanged. */
+/** Converts the strings "NaN", "Infinity" and "-Infinity" to numbers. Returns any other value unchanged. */
 export const floatOf = (value: unknown): unknown => (typeof value === "string" && Object.hasOwn(SPECIAL, value) ? SPECIAL[value] : value);
 
 /** The bits of every F16 number, by value. */
@@ -42,5 +42,5 @@ export const toTensor = ({ shape, dtype = "F32", values }: WireTensor): Tensor =
   return { shape, dtype, data: Uint16Array.from(numbers, (value) => bitsOf(value, dtype)) };
 };
 
-/** The bytes of an array in hexadecimal. */
+/** Returns the bytes of an array in hexadecimal. */
 export const bits = ({ buffer, byteOffset, byteLength }: Tensor["data"]): string => Buffer.from(buffer, byteOffset, byteLength).toString("hex");

@@ -1,10 +1,10 @@
-/** Wrong arguments of every public function and method raise a one-line error before anything is sent. */
+/** Tests that every public function and method throws a one-line error for wrong arguments, before anything is sent. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
 import { Client, ShardedClient, State, StepdError, TransportError, toTensors } from "../src/index.ts";
 
-/** Nothing listens here, so that a call that is sent fails with another error. */
+/** Nothing listens at this address, so a call that is sent fails with another error. */
 const URL = "http://127.0.0.1:1";
 const optimizer = { name: "adamw" };
 const w = { w: { shape: [2], data: Float32Array.of(1, 2) } };
@@ -39,7 +39,7 @@ const tensorCases = (field: string): readonly Case[] =>
     ] as const
   ).map(([what, tensor, words]): Case => [`${field}: a tensor that is ${what}`, { ...good, [field]: { w: tensor } }, new RegExp(`tensor "w": ${words}`)]);
 
-/** Values that MessagePack cannot encode. */
+/** MessagePack cannot encode these values. */
 const unsendable: readonly Case[] = [
   ["a BigInt", { ...good, optimizer: { name: "adamw", lr: 1n } }, /^optimizer: expected numbers, .*, found a bigint/],
   ["a function for a rate", { ...good, optimizer: { name: "adamw", lr: () => 1 } }, /^optimizer: expected numbers, .*, found a function/],
@@ -146,7 +146,9 @@ const CONSTRUCTORS: readonly (readonly [what: string, url: unknown, options: unk
 
 type Methods = Readonly<Record<string, (...given: unknown[]) => Promise<unknown>>>;
 
-/** Matches a TypeError or RangeError of one line, worded by the client and not by the JavaScript engine. */
+/**
+ * Returns a function that matches a TypeError or RangeError of one line, worded by the client and not by the JavaScript engine.
+ */
 const isOneLineError =
   (words: RegExp) =>
   (error: unknown): boolean => {

@@ -1,4 +1,6 @@
-/** Results in the server's cache, and replies that omit results: against real servers, some of which lose their cache. */
+/**
+ * Tests results in the server's cache, and replies that omit results. The servers are real, and some of them lose their cache.
+ */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
@@ -24,14 +26,14 @@ after(async () => {
   folder[Symbol.dispose]();
 });
 
-/** Replaces the server by a new one on the same port, whose cache is empty. */
+/** Replaces the server by a new server on the same port, with an empty cache. */
 const restart = async (): Promise<void> => {
   const { port } = new URL(service.url);
   await service.stop("SIGKILL");
   service = await TestService.start({ STEPD_CACHE_MIB: "64", STEPD_SHARED_DIR: folder.path, STEPD_PORT: port });
 };
 
-/** Runs steps that send everything, as the reference. */
+/** Takes steps that send everything, as the reference. */
 const run = async (steps: number): Promise<StepResult> => {
   let result = await plain.step({ optimizer, params: params(), grads: grads(0) });
   for (let step = 1; step < steps; step++) result = await plain.step({ optimizer, params: result.params, state: result.state, grads: grads(step) });
@@ -47,7 +49,7 @@ const transports = [
 ] as const;
 
 for (const [how, optionsOf] of transports) {
-  /** A client that records what it sends. */
+  /** Returns a client that records its requests. */
   const started = (send?: Fetch): { client: Client; bodies: Body[] } => {
     const bodies: Body[] = [];
     return { client: new Client(service.url, { ...optionsOf(), fetch: recordingFetch(bodies, send) }), bodies };
@@ -178,7 +180,7 @@ for (const [how, optionsOf] of transports) {
 
 for (const [how, optionsOf] of transports) {
   suite(`several servers, ${how}`, () => {
-    /** A client that makes one call per tensor; `bodies` are the recorded calls by server. */
+    /** Returns a client that makes one call per tensor. `bodies` are the recorded calls by server. */
     const started = (others: readonly string[] = [], retries = 0): { client: ShardedClient; bodies: Map<string, Body[]> } => {
       const urls = [service.url, ...others];
       const bodies = new Map(urls.map((url): [string, Body[]] => [new URL(url).host, []]));
@@ -225,12 +227,12 @@ for (const [how, optionsOf] of transports) {
     test("each call goes to the server that has its blobs, and another server receives the values for that call only", async () => {
       await using other = await startOther();
       const { client, bodies } = started([other.url]);
-      // Tensors that no other test has cached.
+      // No other test has cached these tensors.
       const fresh = allGrads(how === transports[0][0] ? 50 : 51);
       const { params, state, cached } = await client.step({ ...keep, params: fresh, grads: allGrads(0) });
       const moved = cached?.filter(({ url }) => url === other.url).length ?? 0;
       assert.deepEqual([cached?.length, moved], [4, 2]);
-      // A step in between, so that the next one starts with another replica.
+      // A step in between makes the next step start with another replica.
       await client.step({ optimizer, params: { bias: all["bias"] as Tensor }, grads: {} });
       for (const list of bodies.values()) list.length = 0;
       await client.step({ optimizer, params, state, cached, grads: allGrads(1) });

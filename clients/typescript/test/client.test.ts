@@ -1,4 +1,4 @@
-/** The TypeScript client against real servers. */
+/** Tests the TypeScript client on real servers. */
 import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { after, before, suite, test } from "node:test";
@@ -32,10 +32,10 @@ interface Now {
   readonly state: State | null;
 }
 
-/** The part of a result that the next step needs. */
+/** Returns the part of a result that the next step needs. */
 const nextInput = ({ params, state }: Now): Now => ({ params, state });
 
-/** Runs steps with one client, as the reference for the sharded runs. */
+/** Takes steps with one client, as the reference for the sharded runs. */
 const run = async (steps: number): Promise<Now> => {
   let now: Now = { params: params(), state: null };
   for (let step = 0; step < steps; step++) now = nextInput(await client.step({ optimizer, ...now, grads: grads(step), clip: { max_norm: 1 } }));

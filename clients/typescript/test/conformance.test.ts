@@ -1,4 +1,4 @@
-/** The conformance set (test/conformance): the client's public methods make each case's call to a real server. */
+/** Runs the conformance set (test/conformance): the client's public methods make each case's call to a real server. */
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { after, before, suite, test } from "node:test";
@@ -29,7 +29,7 @@ interface Case extends Call {
 const CASES = new URL("../../../test/conformance/cases/", import.meta.url);
 const cases = readdirSync(CASES).filter((file) => file.endsWith(".json"));
 
-/** The bytes of a blob, from base64 or from one of the files. */
+/** Returns the bytes of a blob, from base64 or from one of the files. */
 const bytesOf = (blob: unknown, files: Files): Uint8Array<ArrayBuffer> => {
   if (typeof blob === "string") return Uint8Array.from(Buffer.from(blob, "base64"));
   const { file, offset, length } = blob as { file: string; offset: number; length: number };
@@ -57,7 +57,7 @@ const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString("base6
 
 const isDigest = (value: unknown): boolean => typeof (value as { sha256?: unknown } | null)?.sha256 === "string";
 
-/** Converts wire params to a caller's input: digests move to `cached`, and places are dropped, because the client chooses them. */
+/** Converts wire params to a caller's input. Digests move to `cached`. Places are dropped, because the client chooses them. */
 const toNative = (params: Json, files: Files = {}): Json => {
   const cached = Object.fromEntries(Object.entries(params).filter(([, value]) => isDigest(value)));
   const values = Object.entries(params).flatMap(([name, value]): [string, unknown][] => {
@@ -69,7 +69,7 @@ const toNative = (params: Json, files: Files = {}): Json => {
   return { ...Object.fromEntries(values), ...(Object.keys(cached).length > 0 && { cached }) };
 };
 
-/** Converts a result for comparison: tensors to bits, states to base64, and "NaN" and the like to numbers. */
+/** Converts a result for comparison: tensors to bits, states to base64, and strings such as "NaN" to numbers. */
 const comparable = (value: unknown): unknown => {
   if (value instanceof State) return base64(value.bytes);
   if (value instanceof Uint8Array) return base64(value);
@@ -108,10 +108,10 @@ const expectedOf = ({ params, state, ...result }: Json, written: Files = {}): un
 const errorOf = ({ code, rpcCode, status, field, expected, found, tensors }: StepdError): Json =>
   JSON.parse(JSON.stringify({ name: code, code: rpcCode, status, field, expected, found, ...(tensors.length > 0 && { tensors }) })) as Json;
 
-/** A parameter that makes a call large enough for the shared folder. Without a gradient, it does not change. */
+/** A parameter that makes a call large enough for the shared folder. The parameter has no gradient, so it does not change. */
 const padding: Tensor = { shape: [2 ** 14], data: Float32Array.from({ length: 2 ** 14 }, (_, index) => index) };
 
-/** Wraps a client: adds the padding to a call's parameters and removes it from the result. */
+/** Wraps a client. The wrapper adds the padding to a call's parameters and removes the padding from the result. */
 const padded = (client: Client): Client => {
   const pad = (input: StepInput): StepInput => ({ ...input, params: { ...input.params, padding } });
   const step = async (input: StepInput): Promise<StepResult> => {
@@ -166,11 +166,12 @@ suite("conformance set", () => {
       if (result) assert.deepEqual(comparable(await reply), expectedOf(result, written));
       else await assert.rejects(reply, isRefusal);
     };
-    // This case tests that a server without a shared folder refuses files, so it runs without one.
+    // This case tests that a server without a shared folder refuses files, so it runs only without a shared folder.
     const isOfFilesAlone = server === "bare" && files !== undefined;
     if (!isOfFilesAlone) test(`${file}: ${about}`, () => run(new Client((server === "storing" ? storing : bare).url)));
 
-    // The same case in shared memory, with padding. Not with digests, because the padding would change them.
+    // The same case runs in shared memory, with padding. Cases with digests are skipped, because the padding would change the
+    // digests.
     const isPadded = method === "optimizer.step" || (method === "optimizer.init" && error !== undefined);
     const usesCache = isDigest(params["params"]) || earlier.length > 0 || result?.["cached"] !== undefined;
     if (isPadded && !usesCache && (server !== "bare" || isOfFilesAlone))

@@ -1,4 +1,4 @@
-/** Servers that fail, lie or hang, callers that abort, and invalid input. */
+/** Tests servers that fail, lie or hang, callers that abort, and invalid input. */
 import assert from "node:assert/strict";
 import { getEventListeners } from "node:events";
 import { after, before, suite, test } from "node:test";
@@ -156,7 +156,7 @@ suite("waits, timeouts and aborted calls", () => {
     assert.equal(fake.calls, 2);
   });
 
-  /** The retryAfter of the error for a reply with this header. */
+  /** Returns the retryAfter of the error for a reply with this header. */
   const askedBy = async (header: string, body = ""): Promise<number | undefined> => {
     const busy = async (): Promise<Response> => new Response(body, { status: 503, headers: { "Retry-After": header } });
     const error: unknown = await new Client("http://x", { retries: 0, fetch: busy }).info().catch((error: unknown) => error);

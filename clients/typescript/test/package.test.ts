@@ -1,4 +1,6 @@
-/** The npm package: built, packed, installed into an empty folder, and used from JavaScript and from strict TypeScript. */
+/**
+ * Tests the npm package: built, packed, installed into an empty folder, and used from JavaScript and from strict TypeScript.
+ */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -31,7 +33,7 @@ const refusal = await client.step({ optimizer: { name: "adamw", lr: -1 }, params
 console.log(JSON.stringify({ w: [...params.w.data], steps: state.steps, step: sharded.step, refused: refusal instanceof StepdError && refusal.field }));
 `;
 
-/** A program that must compile under every strict option: read-only settings, optional members, no wrong hyperparameters. */
+/** This program must compile under every strict option: read-only settings, optional members, no wrong hyperparameters. */
 const TYPED = `
 import { Client, type Group, type Optimizer, type Schedule, ShardedClient, type State, type StepResult, type Tensors, toTensors } from "@stepd/client";
 
@@ -78,7 +80,7 @@ suite("npm package", () => {
     mkdirSync(packed);
     mkdirSync(home);
     const npm = async (cwd: string, ...command: readonly string[]): Promise<string> => (await run("npm", [...command, "--offline"], { cwd })).stdout;
-    // Packs the client, which builds it, and its only dependency from this repository's node_modules.
+    // npm packs the client, which builds it, and its only dependency from this repository's node_modules.
     const files = [npm(packed, "pack", "--silent", client), npm(packed, "pack", "--silent", "--ignore-scripts", join(root, "node_modules/@msgpack/msgpack"))];
     writeFileSync(join(home, "package.json"), JSON.stringify({ name: "home", private: true, type: "module" }));
     await npm(home, "install", "--no-audit", "--no-fund", ...(await Promise.all(files)).map((file) => join(packed, file.trim())));
@@ -133,7 +135,7 @@ suite("the README's installation", () => {
       writeFileSync(join(project, "package.json"), JSON.stringify({ name: "project", private: true, type: "module" }));
       const [, command = ""] = /```sh\n(npm install .*?)\n```/s.exec(read("clients/typescript/README.md")) ?? [];
       assert.notEqual(command, "");
-      // Prefer the packages that `npm ci` of this repository has already downloaded.
+      // npm prefers the packages that `npm ci` of this repository has already downloaded.
       const env = { ...process.env, npm_config_prefer_offline: "true", npm_config_audit: "false", npm_config_fund: "false" };
       await run("sh", ["-ec", command], { cwd: project, env });
       const program = 'import { Client } from "@stepd/client"; console.log(new Client("http://127.0.0.1:1").url);';

@@ -1,4 +1,4 @@
-/** A server that restarts, one that is missing, and connections that send or read one byte at a time. */
+/** Tests a server that restarts, a missing server, and connections that send or read one byte at a time. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { type AddressInfo, createServer, type Socket } from "node:net";

@@ -1,4 +1,4 @@
-/** Sharded steps give the results and the errors of one call, and avoid failing replicas. */
+/** Tests that sharded steps give the results and the errors of one call, and avoid failing replicas. */
 import assert from "node:assert/strict";
 import { after, afterEach, before, mock, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";
@@ -25,7 +25,7 @@ after(() => service[Symbol.asyncDispose]());
 /** The input that both kinds of clients accept. */
 type BothInput = Omit<StepInput, "stats" | "cached">;
 
-/** A step's result or error in comparable form. */
+/** Returns a step's result or error in a form that can be compared. */
 const outcome = async (step: Promise<Omit<StepResult, "stats" | "cached">>): Promise<unknown> => {
   try {
     const { params: stepped, state, ...rest } = await step;
@@ -131,7 +131,7 @@ suite("a sharded step equals one call", () => {
   test("warnings about many tensors equal those of one call in number, order and names", async () => {
     const names = ["￿", "😀", 'quoted "(3 values), ', ...Array.from({ length: 20 }, (_, index) => `w${index}`)];
     const ones = Object.fromEntries(names.map((name) => [name, vector(1, 1)]));
-    // Two causes of warnings: 0/0 in every second tensor, and overflowing squares in the others.
+    // Warnings have two causes here: 0/0 in every second tensor, and overflowing squares in the others.
     const mixed = Object.fromEntries(names.map((name, index) => [name, index % 2 === 0 ? vector(0, 1) : vector(1e25, 1)]));
     const input = { optimizer: { name: "adam", eps: 0 }, params: ones, grads: mixed } as const;
     const { warnings = [] } = await client.step(input);
@@ -165,7 +165,7 @@ suite("packing into calls", () => {
       sizes.push((init.body as Blob).size);
       return fetch(url, init);
     };
-    // A tensor takes 8,000 bytes without a state, and 16,008 bytes with one.
+    // A tensor takes 8,000 bytes without a state, and 16,008 bytes with a state.
     const sharded = new ShardedClient([service.url], { requestBytes: 17_000, fetch: counting });
     const { state } = await sharded.step({ optimizer: { name: "adamw" }, params: tensors, grads: tensors });
     assert.deepEqual([sizes.length, sizes.filter((size) => size < 18_500).length], [3, 3]);
@@ -254,7 +254,7 @@ suite("failing replicas", () => {
 
   afterEach(() => mock.restoreAll());
 
-  /** Stops the clock of the replicas' cool-downs; the test advances it. */
+  /** Stops the clock of the replicas' cool-downs. `pass` advances the clock. */
   const stopClock = (): { pass(ms: number): void } => {
     let now = performance.now();
     mock.method(performance, "now", () => now);

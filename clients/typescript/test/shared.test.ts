@@ -1,4 +1,7 @@
-/** A client and a server that share a folder give the same bytes as a socket, whatever happens to calls, arrays and states. */
+/**
+ * Tests that a client and a server that share a folder give the same bytes as a socket, whatever happens to calls, arrays and
+ * states.
+ */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { mkdirSync, statSync, writeFileSync } from "node:fs";
@@ -31,7 +34,7 @@ const tensor = (dtype: DType, seed: number, size = SIZE): Tensor => {
   const value = (_: unknown, index: number): number => Math.sin(seed * 1000 + index);
   if (dtype === "F32") return { shape, data: Float32Array.from({ length: size }, value) };
   if (dtype === "F64") return { shape, data: Float64Array.from({ length: size }, value) };
-  // Magnitudes from 0.5 to below 1, with a sign.
+  // The values are from 0.5 to below 1 in size, with a sign.
   const [one, step] = dtype === "BF16" ? [0x3f00, 0x7f] : [0x3800, 0x3ff];
   return { shape, dtype, data: Uint16Array.from({ length: size }, (_, index) => one | ((seed * 77 + index * 31) & step) | (index % 2 ? 0x8000 : 0)) };
 };
@@ -58,7 +61,7 @@ interface Place {
   readonly file: string;
 }
 
-/** The places in a request body; absent if the call uses no files. */
+/** The places in a request body. Absent if the call uses no files. */
 interface Places {
   readonly params?: Place;
   readonly grads?: Place;
@@ -66,7 +69,7 @@ interface Places {
   readonly reply?: { readonly into: { readonly params?: Place; readonly state?: Place } };
 }
 
-/** The names of the files that a call names. */
+/** Returns the names of the files that a call names. */
 const filesOf = (body: Body | undefined): readonly (string | undefined)[] => {
   const { params, grads, state, reply } = body as Places;
   return [params, grads, state, reply?.into.params, reply?.into.state].filter((place) => place !== undefined && place !== null).map(({ file }) => file);
@@ -75,7 +78,7 @@ const filesOf = (body: Body | undefined): readonly (string | undefined)[] => {
 const stateOf = (body: Body | undefined): string | undefined => (body as Places).state?.file;
 const writtenBy = (body: Body | undefined): string | undefined => (body as Places).reply?.into.state?.file;
 
-/** Runs a test with a client that shares the folder, and checks that it leaves no files. */
+/** Runs a test with a client that shares the folder, and checks that the client leaves no files. */
 const sharing = async (run: (client: Client, plain: Client) => Promise<void>, options: ClientOptions = {}): Promise<void> => {
   const client = new Client(service.url, { ...options, sharedDir: folder.path });
   try {
@@ -91,12 +94,12 @@ interface Now {
   readonly state: State | null;
 }
 
-/** A client of either kind. */
+/** Either kind of client: Client or ShardedClient. */
 interface Stepper {
   step(input: Omit<StepInput, "cached">): Promise<Pick<StepResult, "params" | "state">>;
 }
 
-/** Runs steps like a trainer, and returns all bytes of their results. */
+/** Takes steps as a trainer does, and returns all bytes of their results. */
 const train = async (client: Stepper, dtype: DType, settings: Omit<StepInput, "params" | "grads" | "cached">, steps = 4): Promise<unknown> => {
   let now: Now = { params: tensors(dtype, 1), state: null };
   const results: (Now & { state: State })[] = [];
@@ -311,7 +314,7 @@ suite("arrays and states that the caller changes", () => {
       return states.map(digests);
     };
     await sharing(async (client, plain) => assert.deepEqual(await run(client), await run(plain)));
-    // A state in the folder, large enough for a new state to overwrite it.
+    // The state is in the folder, and large enough for a new state to overwrite it.
     const late = async (client: Client): Promise<unknown> => {
       const [params, grads] = [tensors("BF16", 1), tensors("BF16", 2)];
       const first = await client.step({ optimizer: adamw, params, grads });
@@ -368,7 +371,7 @@ suite("arrays and states that the caller changes", () => {
 });
 
 suite("lost replies", () => {
-  /** Loses the first replies: after the server has run the call, or before it starts. */
+  /** Returns a fetch that loses the first replies, after the server has run the call or before it starts. */
   const losing = (numbers: readonly number[], isSent: boolean, lost: Blob[] = []): Fetch => {
     let calls = 0;
     return async (url, init) => {

@@ -1,4 +1,4 @@
-/** The README's example over a Unix socket: undici's fetch with a dispatcher. */
+/** Tests the README's example over a Unix socket: undici's fetch with a dispatcher. */
 import assert from "node:assert/strict";
 import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
@@ -12,7 +12,7 @@ test("steps over a Unix socket", async () => {
   const folder = mkdtempSync(join(os.tmpdir(), "stepd-socket-"));
   const socketPath = join(folder, "stepd.sock");
   const dispatcher = new Agent({ connect: { socketPath } });
-  // undici's types differ from those of the global fetch, although its objects match.
+  // undici's types differ from the types of the global fetch, but its objects match.
   const overSocket: Fetch = (url, init) => send(url, { ...init, dispatcher } as never) as Promise<unknown> as Promise<Response>;
   try {
     await using _ = await TestService.start({ STEPD_SOCKET: socketPath });

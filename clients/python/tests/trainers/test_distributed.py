@@ -1,4 +1,4 @@
-"""DDP, ZeRO, FSDP2, tensor parallel and distributed checkpoints, in two processes."""
+"""Tests DDP, ZeRO, FSDP2, tensor parallel and checkpoints in two processes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def results(server: Server, tmp_path_factory: pytest.TempPathFactory) -> pathlib
 
 @pytest.fixture
 def found(results: pathlib.Path, request: pytest.FixtureRequest) -> Found:
-    """The results that both processes have saved."""
+    """Return the results that both processes have saved."""
     case = request.node.name.removeprefix("test_")
     both = []
     for rank in range(2):

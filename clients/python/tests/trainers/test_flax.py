@@ -1,4 +1,4 @@
-"""flax (nnx, linen) and optax chains, with stepd and with optax's own optimizer."""
+"""Compares stepd with optax's own optimizer in flax (nnx, linen) and optax chains."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from stepd.optax import RemoteState, remote
 
 Remote = Callable[..., optax.GradientTransformation]
 
-#: optax adds the difference of new and old parameters, and XLA fuses multiplications
-#: with additions: a few units in the last place after a few steps.
+#: After a few steps, weights differ by a few units in the last place: optax adds the
+#: difference of new and old parameters, and XLA fuses multiplications with additions.
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
@@ -42,11 +42,8 @@ def data(seed: Any) -> tuple[Any, Any]:
     return x, jnp.stack([x.sum(1), x.prod(1)], 1)
 
 
-# nnx
-
-
 class Model(nnx.Module):  # type: ignore[misc]
-    """Twelve layers in a list: their paths sort differently as text than as numbers."""
+    """Twelve layers in a list. Their paths sort differently as text than as numbers."""
 
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)
@@ -124,7 +121,7 @@ def test_nnx_groups_and_statistics(client: stepd.Client) -> None:
     theirs, _ = fit_nnx(chain)
     barrier: Any = jax.effects_barrier
     barrier()
-    # torch's clipping adds 1e-6 to the norm; optax's does not.
+    # torch's clipping adds 1e-6 to the norm, and optax's clipping does not.
     assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
     found = float(optimizer.opt_state.stats.grad_norm[...])
     assert found == pytest.approx(norms[-1], rel=1e-4)
@@ -156,9 +153,6 @@ def test_nnx_resumes_to_the_same_bits(client: stepd.Client) -> None:
         step(model, optimizer, seed)
         step(again, resumed, seed)
     assert_equal(nnx.state(again), nnx.state(model))
-
-
-# linen
 
 
 class Layers(flax.linen.Module):  # type: ignore[misc]
@@ -210,7 +204,7 @@ def is_none(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim <= 1, params)
 
 
-#: Each builds a transformation around a function that makes AdamW.
+#: Each function builds a transformation around a function that makes AdamW.
 WRAPPERS: dict[str, Callable[[Callable[..., Any]], Any]] = {
     "alone": lambda make: make(),
     "chain": lambda make: optax.chain(

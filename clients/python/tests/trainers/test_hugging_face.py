@@ -1,4 +1,4 @@
-"""transformers' Trainer, accelerate and PEFT, on models built from a config."""
+"""Tests transformers' Trainer, accelerate and PEFT on models built from a config."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def trainer(
 
 @pytest.fixture
 def mine(client: stepd.Client) -> tuple[Any, dict[str, Any]]:
-    """Class and arguments of the optimizer that the Trainer creates."""
+    """Return the class and arguments of the optimizer that the Trainer creates."""
     return RemoteOptimizer, {"client": client, "lr": 1e-2}
 
 
@@ -197,7 +197,7 @@ def test_lora(mine: Any, tmp_path: pathlib.Path, dtype: torch.dtype) -> None:
         if not torch.equal(a, b)
     }
     assert changed and all("lora_" in name for name in changed)
-    # Only the adapters have a state, so only they were sent.
+    # Only the adapters have a state, so only the adapters were sent.
     optimizer: Any = runs[0].optimizer
     remote = getattr(optimizer, "optimizer", optimizer)
     assert len(remote.state) == len(changed)

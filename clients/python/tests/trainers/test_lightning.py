@@ -1,4 +1,4 @@
-"""Lightning's Trainer with RemoteOptimizer and with torch's optimizer."""
+"""Tests Lightning's Trainer with RemoteOptimizer and with torch's optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch training loops, each with RemoteOptimizer and with torch's own optimizer."""
+"""Runs torch training loops with RemoteOptimizer and with torch's own optimizer."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_checkpoints_load_both_ways(client: stepd.Client, name: str) -> None:
     assert_close(model, other)
     assert_moved(model, start)
 
-    # Through a file, with torch.load's default: tensors and plain values only.
+    # torch.load accepts, by default, only tensors and plain values in a file.
     files = {}
     for key, optimizer in (("mine", mine), ("theirs", theirs)):
         files[key] = io.BytesIO()
@@ -270,7 +270,7 @@ def test_a_step_in_backward(client: stepd.Client) -> None:
 
 def test_accumulated_and_clipped_gradients(client: stepd.Client) -> None:
     (model, mine), (other, theirs), start = pair(client)
-    # clip equals clip_grad_norm_, and stats hold the norm that it returns.
+    # clip equals clip_grad_norm_, and stats hold the norm that clip_grad_norm_ returns.
     mine.options.update(clip={"max_norm": 0.3}, stats="global", loss_scale=2.0)
     for turn in range(4):
         for each in (model, other):
@@ -345,7 +345,7 @@ def test_other_dtypes(client: stepd.Client, dtype: torch.dtype) -> None:
     if dtype == torch.float64:
         assert_close(model, reference, rtol=1e-13, atol=1e-15)
         return
-    # The step changes a float32 copy; the weights are that copy, rounded.
+    # The step changes a float32 copy. The weights are that copy, rounded.
     copies = {
         name: mine.state[p]["master_param"] for name, p in model.named_parameters()
     }

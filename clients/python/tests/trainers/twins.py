@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-#: torch fuses some multiplications with additions in float32; stepd never does. After
-#: the few dozen steps of these tests, weights differ by about ten units in the last
-#: place.
+#: torch fuses some multiplications with additions in float32, and stepd never does.
+#: After the few dozen steps of these tests, weights differ by about ten units in the
+#: last place.
 CLOSE = {"rtol": 5e-5, "atol": 5e-7}
 
 
@@ -35,7 +35,7 @@ def backward(loss: Any) -> None:
 
 
 def train(model: Any, optimizer: Any, steps: range | int, scheduler: Any = None) -> Any:
-    """Run steps, each with its own batch, and return the last loss."""
+    """Take steps, each with its own batch, and return the last loss."""
     loss: Any = None
     for seed in range(steps) if isinstance(steps, int) else steps:
         optimizer.zero_grad()
@@ -67,6 +67,6 @@ def assert_equal(one: Any, other: Any) -> None:
 
 
 def assert_moved(one: Any, other: Any) -> None:
-    """Check that training has changed every parameter, or agreement proves nothing."""
+    """Check that training changed every parameter; else agreement proves nothing."""
     for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
         assert not torch.equal(a, b), name

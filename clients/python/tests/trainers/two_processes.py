@@ -44,7 +44,7 @@ RATE: dict[str, Any] = {"lr": 1e-2}
 
 
 def whole(model: torch.nn.Module) -> Tensors:
-    """Copies of all parameters, gathered from their shards."""
+    """Return copies of all parameters, gathered from their shards."""
     return {
         name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
         for name, p in model.named_parameters()
@@ -65,11 +65,11 @@ class Run:
         return RemoteOptimizer(named, self.client, name, **{**RATE, **more})
 
     def batches(self, steps: int, start: int = 0) -> range:
-        """Seeds for this process only."""
+        """Return seeds for this process only."""
         return range(2 * start + self.rank, 2 * (start + steps) + self.rank, 2)
 
     def deep(self, seed: int = 3) -> Any:
-        """A model with odd row counts: the second process lacks rows of some layers."""
+        """Return a model with odd row counts. Process 2 lacks rows of some layers."""
         model = make_model(seed)
         for layer in (torch.nn.Linear(2, 1), torch.nn.Linear(1, 3)):
             model.append(layer)
@@ -82,7 +82,7 @@ class Run:
         return fully_shard(model, mesh=self.mesh, **settings)
 
     def data_parallel(self) -> dict[str, Any]:
-        """DistributedDataParallel: every process makes the same step."""
+        """Run DistributedDataParallel: every process makes the same step."""
         results = []
         for make in (self.remote, self.adamw):
             model = make_model()
@@ -95,7 +95,7 @@ class Run:
         return torch.optim.AdamW(model.named_parameters(), **RATE)
 
     def zero(self) -> dict[str, Any]:
-        """ZeroRedundancyOptimizer: each process steps a part of the parameters."""
+        """Run ZeroRedundancyOptimizer: each process steps a part of the parameters."""
         results = []
         kinds: list[tuple[Any, dict[str, Any]]] = [
             (RemoteOptimizer, {"client": self.client}),
@@ -112,7 +112,7 @@ class Run:
         return {"mine": results[0], "theirs": results[1]}
 
     def fully_sharded(self) -> dict[str, Any]:
-        """fully_shard: against torch, and against a step of whole tensors."""
+        """Compare fully_shard with torch, and with a step of whole tensors."""
         model, other = self.sharded(), self.sharded()
         mine, theirs = self.remote(model), self.adamw(other)
         single = self.deep()
@@ -139,7 +139,7 @@ class Run:
         }
 
     def other_placements(self) -> dict[str, Any]:
-        """Whole gradients of sharded parameters, and slots that were gathered."""
+        """Use whole gradients of sharded parameters, and slots that were gathered."""
         model, single = self.sharded(), self.deep()
         mine, one = self.remote(model), self.remote(single)
         for seed in range(3):
@@ -159,7 +159,7 @@ class Run:
         return {"mine": whole(model), "single": whole(single)}
 
     def mixed_precision(self) -> dict[str, Any]:
-        """Gradients in bfloat16, reduced in float32."""
+        """Use gradients in bfloat16, reduced in float32."""
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
         results = []
         for make in (self.remote, self.adamw):
@@ -169,7 +169,7 @@ class Run:
         return {"mine": results[0], "theirs": results[1]}
 
     def tensor_parallel(self) -> dict[str, Any]:
-        """Weights split by columns and by rows, with one bias whole in both."""
+        """Split weights by columns and by rows, with one bias whole in both."""
         models = []
         for make in (self.remote, self.adamw):
             model = parallelize_module(
@@ -178,13 +178,13 @@ class Run:
                 {"0": ColwiseParallel(), "2": RowwiseParallel()},
             )
             optimizer = make(model)
-            # The same batch in both processes, because the model is what is split.
+            # Both processes use the same batch, because the model itself is split.
             train(model, optimizer, 6)
             models.append(whole(model))
         return {"mine": models[0], "theirs": models[1]}
 
     def checkpoint(self) -> dict[str, Any]:
-        """torch.distributed.checkpoint: save, load into a new model, continue."""
+        """Use torch.distributed.checkpoint: save, load into a new model, continue."""
         model = self.sharded()
         optimizer = self.remote(model, "nadam")
         train(model, optimizer, self.batches(3))
@@ -205,7 +205,7 @@ class Run:
         return {"straight": whole(model), "resumed": whole(again), "lr": rate}
 
     def checkpoint_of_torch(self) -> dict[str, Any]:
-        """A sharded run of torch's AdamW continues here, and the other way round."""
+        """Continue a sharded run of torch's AdamW with stepd, and vice versa."""
         model = self.sharded()
         theirs = self.adamw(model)
         train(model, theirs, self.batches(3))
@@ -299,7 +299,7 @@ def main(rank: int, url: str, folder: pathlib.Path) -> None:
         except Exception:
             found = {"error": traceback.format_exc()}
         torch.save(found, folder / f"{case.__name__}.{rank}.pt")
-        # A process that goes on after a failure would block the other's collectives.
+        # A process that continues after a failure would block the other's collectives.
         if "error" in found:
             raise SystemExit(1)
     run.client.close()

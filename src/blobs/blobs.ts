@@ -69,9 +69,21 @@ export class Blobs {
     return this.#timed(async () => ({ ...call, ...(await this.#load(call, lease)) }) as Loaded<Call>);
   }
 
-  /** Opens the destination of a step's result. Throws INVALID_PARAMS if the server cannot deliver there. */
-  delivery(call: Pick<StepParams, "params" | "state" | "reply">): Delivery | Promise<Delivery> {
-    return call.reply === undefined && !isShared(call.params) && !isShared(call.state) ? IN_REPLY : this.#delivery(call);
+  /**
+   * Opens the destination of a step's result, runs the step, and delivers its result. Throws INVALID_PARAMS, before the step, if
+   * the server cannot deliver there.
+   */
+  async deliver<Output extends Result>(
+    call: Pick<StepParams, "params" | "state" | "reply">,
+    step: () => Promise<Output>,
+  ): Promise<{ readonly delivered: Delivered; readonly result: Output }> {
+    if (call.reply === undefined && !isShared(call.params) && !isShared(call.state)) {
+      const result = await step();
+      return { delivered: { params: result.params, state: result.state }, result };
+    }
+    await using delivery = await this.#delivery(call);
+    const result = await step();
+    return { delivered: await delivery.deliver(result), result };
   }
 
   async #delivery({ params, state, reply = {} }: Pick<StepParams, "params" | "state" | "reply">): Promise<Delivery> {
@@ -85,7 +97,7 @@ export class Blobs {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/into/params", "a place for the rounded parameters, which must not lie over the whole ones", "none");
     }
     const ranges: { params?: SharedRange; state?: SharedRange } = {};
-    const delivery = new RoutedDelivery(reply, ranges, reply.cache === true ? this.#cache : undefined, this.#caller, (work) => this.#timed(work));
+    const delivery = new Delivery(reply, ranges, reply.cache === true ? this.#cache : undefined, this.#caller, (work) => this.#timed(work));
     try {
       for (const [field, source] of [["params", params] as const, ["state", state] as const]) {
         const into = reply.into?.[field];
@@ -164,20 +176,8 @@ const requireDisjoint = ({ params, state }: { readonly params?: SharedRange; rea
 
 type Timed = <T>(work: () => Promise<T> | T) => Promise<T>;
 
-/** The destination of a step's result. */
-export interface Delivery extends AsyncDisposable {
-  /** Caches and writes the result of a finished step. Returns the part of the reply that describes it. */
-  deliver(result: Result): Delivered | Promise<Delivered>;
-}
-
-/** Sends the whole result in the reply. */
-const IN_REPLY: Delivery = {
-  deliver: ({ params, state }) => ({ params, state }),
-  [Symbol.asyncDispose]: async () => {},
-};
-
 /** Delivers the result to files or the cache, or in another form. */
-class RoutedDelivery implements Delivery {
+class Delivery implements AsyncDisposable {
   readonly #reply: NonNullable<StepParams["reply"]>;
   readonly #ranges: { readonly params?: SharedRange; readonly state?: SharedRange };
   readonly #cache: BlobCache | undefined;
@@ -198,6 +198,7 @@ class RoutedDelivery implements Delivery {
     this.#timed = timed;
   }
 
+  /** Caches and writes the result of a finished step. Returns the part of the reply that describes it. */
   deliver(result: Result): Promise<Delivered> {
     const isPlain = !this.#cache && !this.#ranges.params && !this.#ranges.state;
     return isPlain ? this.#deliver(result) : this.#timed(() => this.#deliver(result));

@@ -46,7 +46,7 @@ export class Offline implements AsyncDisposable {
 
   /** Calls a method. Throws StepdError. */
   async call<Result>(method: string, params: unknown, lease: Lease): Promise<Result> {
-    return (await this.#rpc.call(method, params, { lease, caller: undefined }, () => {})) as Result;
+    return (await this.#rpc.call(method, params, { lease, caller: undefined, template: undefined }, () => {})) as Result;
   }
 
   [Symbol.asyncDispose](): Promise<void> {

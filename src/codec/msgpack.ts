@@ -8,6 +8,7 @@ import { addExtension, Packr, Unpackr } from "msgpackr";
 import { describe, StepdError } from "../errors/errors.ts";
 import { isLarge, splitIntoChunks } from "./_chunks.ts";
 import { idOfBytes, type Span, SpelledNumber, withIds } from "./_id.ts";
+import { Templates } from "./_templates.ts";
 import { MAX_DEPTH, MAX_KEYS, MAX_VALUES, VALUES_PER_REPORT } from "./_text.ts";
 import { Members } from "./members.ts";
 import { Parts } from "./parts.ts";
@@ -36,9 +37,34 @@ const malformed = (at: number, problem: string): StepdError =>
 /** The scan calls this callback with its counts so far. The callback may throw to stop the scan before any value is created. */
 export type OnProgress = (values: number, stringBytes: number) => void;
 
-/** Decodes a body. Throws PARSE_ERROR, and any error that `onProgress` throws. */
-export function* decodeMsgpack(bytes: Buffer, onProgress: OnProgress = () => {}): Task<unknown> {
-  const scanner = new Scanner(bytes, onProgress);
+/** A decoded body. */
+export interface Decoded {
+  readonly value: unknown;
+  /** The same object for all bodies that are equal outside their blobs and their id. Undefined for a body without a template. */
+  readonly template: object | undefined;
+}
+
+/** A MessagePack decoder that keeps templates of the latest bodies. */
+export class MsgpackReader {
+  readonly #templates = new Templates();
+
+  /** Decodes a body. Throws PARSE_ERROR and the errors of `onProgress`. */
+  *decode(bytes: Buffer, onProgress: OnProgress): Task<Decoded> {
+    const known = this.#templates.find(bytes);
+    if (known) {
+      onProgress(known.values, known.stringBytes);
+      return { value: known.fill(bytes), template: known };
+    }
+    const scanner = new Scanner(bytes, onProgress);
+    const value = yield* unpack(scanner, bytes);
+    return { value, template: this.#templates.add(bytes, value, scanner.ids[0], scanner) };
+  }
+}
+
+/** Decodes one body. Throws PARSE_ERROR. */
+export const decodeMsgpack = (bytes: Buffer, onProgress: OnProgress = () => {}): Task<unknown> => unpack(new Scanner(bytes, onProgress), bytes);
+
+function* unpack(scanner: Scanner, bytes: Buffer): Task<unknown> {
   const large = yield* scanner.run();
   const value: unknown = large ? yield* unpackLarge(bytes, large) : unpackr.unpack(bytes);
   withIds(
@@ -150,6 +176,16 @@ class Scanner {
     const first = bytes[0] ?? 0;
     this.#callDepth = (first >= 0x90 && first <= 0x9f) || first === 0xdc || first === 0xdd ? 1 : 0;
     this.#onProgress = onProgress;
+  }
+
+  /** The number of scanned values. */
+  get values(): number {
+    return this.#values;
+  }
+
+  /** The bytes of all scanned strings. */
+  get stringBytes(): number {
+    return this.#stringBytes;
   }
 
   /** The byte ranges of the ids: the values of the key `id` in each call's map. */

@@ -53,6 +53,16 @@ interface CacheEntry {
   readonly layouts: LRUCache<string, Layout>;
 }
 
+/** A layout, and the tensors from which it was compiled. */
+interface Compiled {
+  readonly matched: Matched;
+  readonly layout: Layout;
+}
+
+/** The size of the cache by template, and of its largest entry. */
+const RECENT_BYTES = 2 ** 23;
+const MAX_RECENT_BYTES = 2 ** 16;
+
 export class Engine {
   readonly #pool: Pool;
   readonly #arenaBytes: number;
@@ -61,6 +71,9 @@ export class Engine {
     maxSize: CACHE_BYTES,
     sizeCalculation: ({ matched, layouts }, key) => key.length + matchedBytes(matched) + sum(layouts, ([options, layout]) => layoutBytes(layout, options)),
   });
+
+  /** The compiled steps of small calls, by the template of their bodies. Comparing headers takes less time than building the cache's keys. */
+  readonly #recent = new LRUCache<object, Compiled & { readonly heads: readonly Head[] }>({ maxSize: RECENT_BYTES });
 
   /** Runs calls with many tensors one at a time, because their peak memory is several times that of their cache entry. */
   readonly #largeCalls = new SerialQueue();
@@ -73,16 +86,27 @@ export class Engine {
   }
 
   /** Runs one step. docs/wire-format.md lists its errors under optimizer.step. */
-  async step({ params, grads, state = null, ...options }: Loaded<StepParams>, lease: Lease, queueTime: QueueTime): Promise<StepOutput> {
+  async step({ params, grads, state = null, ...options }: Loaded<StepParams>, lease: Lease, queueTime: QueueTime, template?: object): Promise<StepOutput> {
     const files: StepFiles = {
       params: await loadTensors(params, "/params", lease),
       grads: await loadTensors(grads, "/grads", lease),
       state: state === null ? undefined : await inTurns(loadBlob(state, "/state", "STATE_CORRUPT", lease)),
     };
-    return this.#runCall(hasManyTensors(files.params) || hasManyTensors(files.grads), (run) => this.#step(options, files, lease, queueTime, run));
+    const isLarge = hasManyTensors(files.params) || hasManyTensors(files.grads);
+    return this.#runCall(isLarge, (run) => this.#step(options, files, template, lease, queueTime, run));
   }
 
-  async #step(options: StepOptions, files: StepFiles, lease: Lease, queueTime: QueueTime, run: Run): Promise<StepOutput> {
+  async #step(options: StepOptions, files: StepFiles, template: object | undefined, lease: Lease, queueTime: QueueTime, run: Run): Promise<StepOutput> {
+    const recent = template && this.#recent.get(template);
+    const { matched, layout } = recent && isCompiledFor(files, recent.heads) ? recent : await this.#layoutOf(options, files, template, run);
+    const progress = await inTurns(readProgress(layout, files.state));
+    // A layout contains the momentum. A schedule that cycles the momentum needs a new layout for this step.
+    const current = (await inTurns(changesHyperparameters(layout, progress))) ? await run(this.#compile(options, matched, progress)) : layout;
+    return runStep(current, progress, files, lease, this.#pool, queueTime);
+  }
+
+  /** Finds the layout of a step in the cache, or compiles it. */
+  async #layoutOf(options: StepOptions, files: StepFiles, template: object | undefined, run: Run): Promise<Compiled> {
     const headers = headersKey(files);
     const entry = (headers === undefined ? undefined : this.#cache.get(headers)) ?? (await this.#match(files, headers, run));
     const { matched, layouts } = entry;
@@ -94,10 +118,11 @@ export class Engine {
       // The cache recomputes an entry's size only for a new object, so this sets a copy.
       if (headers !== undefined && key !== undefined) this.#cache.set(headers, { ...entry });
     }
-    const progress = await inTurns(readProgress(layout, files.state));
-    // A layout contains the momentum. A schedule that cycles the momentum needs a new layout for this step.
-    const current = (await inTurns(changesHyperparameters(layout, progress))) ? await run(this.#compile(options, matched, progress)) : layout;
-    return runStep(current, progress, files, lease, this.#pool, queueTime);
+    if (template && headers !== undefined && key !== undefined) {
+      const size = headers.length + matchedBytes(matched) + layoutBytes(layout, key);
+      if (size <= MAX_RECENT_BYTES) this.#recent.set(template, { matched, layout, heads: filesOf(files).map(headOf) }, { size });
+    }
+    return { matched, layout };
   }
 
   async #match(files: StepFiles, key: string | undefined, run: Run): Promise<CacheEntry> {
@@ -167,6 +192,23 @@ const headersKey = ({ params, grads, state }: StepFiles): string | undefined => 
   ];
   return keys.includes(undefined) ? undefined : keys.join("\n");
 };
+
+const filesOf = ({ params, grads, state }: StepFiles): readonly TensorFile[] => (state ? [params, grads, { bytes: state, plain: undefined }] : [params, grads]);
+
+/** The length of a file and a copy of its header. Tensors by name have no header: their descriptions are part of the template. */
+interface Head {
+  readonly length: number;
+  readonly header: Buffer;
+}
+
+const headOf = ({ bytes, plain }: TensorFile): Head => ({ length: bytes.length, header: Buffer.from(plain ? [] : bytes.subarray(0, headerEnd(bytes))) });
+
+/** True if the files have these lengths and headers. */
+const isCompiledFor = (files: StepFiles, heads: readonly Head[]): boolean =>
+  filesOf(files).every(({ bytes }, index) => {
+    const { length, header } = heads[index] as Head;
+    return bytes.length === length && header.compare(bytes, 0, header.length) === 0;
+  });
 
 /** True if a file may have many tensors. Only the length of its header is known before parsing. */
 const hasManyTensors = ({ bytes, plain }: TensorFile): boolean => (plain ? plain.length : headerEnd(bytes) / MIN_ENTRY_BYTES) > MANY_TENSORS;

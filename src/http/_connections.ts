@@ -25,7 +25,7 @@ export class Connections {
   #open = 0;
   readonly #surplus = new WeakSet<Socket>();
   /** The number of computing calls per connection. The alternative, stopping and starting the idle timer for each call, cost 1 % of a small step. */
-  readonly #computing = new WeakMap<Socket, number>();
+  readonly #computing = new Map<Socket, number>();
   readonly #pipelines = new WeakMap<Socket, Pipeline>();
   readonly #silent = new WeakSet<Socket>();
 
@@ -73,17 +73,19 @@ export class Connections {
     return this.#surplus.has(socket);
   }
 
-  /** Marks a call of the connection as computing, until the returned object is disposed. */
-  compute(socket: Socket): Disposable {
-    const count = (change: 1 | -1): void => {
-      this.#computing.set(socket, (this.#computing.get(socket) ?? 0) + change);
-    };
-    count(1);
-    return { [Symbol.dispose]: () => count(-1) };
+  /** Marks a call of the connection as computing. */
+  beginComputing(socket: Socket): void {
+    this.#computing.set(socket, (this.#computing.get(socket) ?? 0) + 1);
+  }
+
+  endComputing(socket: Socket): void {
+    const left = (this.#computing.get(socket) ?? 0) - 1;
+    if (left > 0) this.#computing.set(socket, left);
+    else this.#computing.delete(socket);
   }
 
   isComputing(socket: Socket): boolean {
-    return (this.#computing.get(socket) ?? 0) > 0;
+    return this.#computing.has(socket);
   }
 
   /** Counts a request. Closes the connection and returns true if too many of its requests wait for replies. */

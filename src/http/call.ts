@@ -1,6 +1,7 @@
 /** The lifecycle of a call: admission, body, endpoint, reply, metrics and log. */
 import type { Socket } from "node:net";
 import type { Request, Response } from "express";
+import type { Decoded } from "../codec/msgpack.ts";
 import { asStepdError, StepdError } from "../errors/errors.ts";
 import type { Observer } from "../rpc/rpc.ts";
 import { seconds } from "./_clock.ts";
@@ -9,7 +10,7 @@ import { ClientGone, dropRest, LINGER_MS } from "./body.ts";
 import type { Endpoint } from "./endpoints.ts";
 import { bodyType, JSON_TYPE, type MediaType, refusalType, replyType } from "./negotiate.ts";
 import { requestId } from "./pages.ts";
-import { decodeBody, isSent, type Reply } from "./reply.ts";
+import { isSent, type Reply } from "./reply.ts";
 
 /** W3C Trace Context: version, trace id, parent id, flags. */
 const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
@@ -67,6 +68,12 @@ export const answer = async (service: ServerContext, req: Request, res: Response
     if (outcome === "NON_FINITE_GRADIENT") telemetry.countNonFinite();
     if (outcome === "INTERNAL_ERROR") telemetry.log.error({ err: error, ...logFields(call), method }, "a call failed");
   };
+  const { socket } = req;
+  let isComputing = false;
+  const endComputing = (): void => {
+    if (isComputing) service.connections.endComputing(socket);
+    isComputing = false;
+  };
   let type: MediaType | undefined;
   try {
     const own = endpoint.hasBody ? bodyType(req) : JSON_TYPE;
@@ -75,7 +82,6 @@ export const answer = async (service: ServerContext, req: Request, res: Response
     if (service.isDraining()) throw draining();
     requireCapacity(service, req.socket);
     using heap = service.heap.open();
-    using computing = new DisposableStack();
     const received = endpoint.hasBody
       ? await service.receiver.receive({
           req,
@@ -83,24 +89,29 @@ export const answer = async (service: ServerContext, req: Request, res: Response
           type: own,
           heap,
           onAdmitted: (bytes) => flight.addBytes(bytes),
-          onReceived: () => computing.use(service.connections.compute(req.socket)),
+          onReceived() {
+            isComputing = true;
+            service.connections.beginComputing(socket);
+          },
         })
       : { lease: service.admission.lease(0, heap), bytes: Buffer.alloc(0) };
     using lease = received.lease;
     telemetry.recordPhase("receive", seconds(call.start));
     telemetry.countBytes("in", received.bytes.length);
-    const body = async (): Promise<unknown> => {
+    const body = async (): Promise<Decoded> => {
       const start = performance.now();
       try {
-        return await service.decodeQueue.run(decodeBody(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes)));
+        return await service.decoder.decode(received.bytes, own, (values, stringBytes) => heap.growToValues(values, stringBytes));
       } finally {
         telemetry.recordPhase("decode", seconds(start));
       }
     };
     const running = endpoint.run({ service, req, lease, heap, body, type, id: call.id, caller: call.caller, observe });
-    const reply = await running.finally(() => computing.dispose());
+    const reply = await running;
+    endComputing();
     await deliver(service, res, reply, call);
   } catch (error) {
+    endComputing();
     await refuse(service, req, res, endpoint, call, error, type ?? refusalType(req));
   } finally {
     flight.end();

@@ -1,5 +1,6 @@
 /** The endpoints of calls: JSON-RPC, and the REST routes of the methods. */
 import type { Request } from "express";
+import type { Decoded } from "../codec/msgpack.ts";
 import { Parts } from "../codec/parts.ts";
 import { asStepdError, errors, StepdError } from "../errors/errors.ts";
 import { errorReply, type Lease, type Method, type Observer } from "../rpc/rpc.ts";
@@ -18,7 +19,7 @@ export interface Endpoint {
     readonly req: Request;
     readonly lease: Lease;
     readonly heap: HeapShare;
-    readonly body: () => Promise<unknown>;
+    readonly body: () => Promise<Decoded>;
     readonly type: MediaType;
     readonly id: string;
     readonly caller: string | undefined;
@@ -33,9 +34,9 @@ const restRefuse = ({ replies }: ServerContext, error: StepdError, type: MediaTy
 export const rpcCall: Endpoint = {
   hasBody: true,
   async run({ service, lease, heap, body, type, id, caller, observe }) {
-    let value: unknown;
+    let decoded: Decoded;
     try {
-      value = await body();
+      decoded = await body();
     } catch (error) {
       observe("unknown", asStepdError(error).code, error);
       return { status: 200, type: type.name, body: service.replies.encodeError(errorReply(null, asStepdError(error), id), type) };
@@ -46,7 +47,7 @@ export const rpcCall: Endpoint = {
       encoded += type.format === "json" ? parts.length : heapBytes(parts, lease);
       return parts;
     };
-    const { status, value: reply, retryAfter } = await service.rpc.handle(value, { lease, caller }, id, observe, finish);
+    const { status, value: reply, retryAfter } = await service.rpc.handle(decoded.value, { lease, caller, template: decoded.template }, id, observe, finish);
     if (reply === undefined) return { status, type: type.name, body: new Parts([]) };
     const parts = Array.isArray(reply) ? join(reply as Parts[], type) : await finish(reply);
     return { status, type: type.name, body: parts, headers: retryHeader(retryAfter) };
@@ -62,14 +63,14 @@ export const rpcCall: Endpoint = {
 export const restPost = ({ name }: Method): Endpoint => ({
   hasBody: true,
   async run({ service, lease, heap, body, type, caller, observe }) {
-    let value: unknown;
+    let decoded: Decoded;
     try {
-      value = await body();
+      decoded = await body();
     } catch (error) {
       observe(name, asStepdError(error).code, error);
       throw error;
     }
-    const result = await service.rpc.call(name, value, { lease, caller }, observe);
+    const result = await service.rpc.call(name, decoded.value, { lease, caller, template: decoded.template }, observe);
     return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.toWire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
   refuse: restRefuse,
@@ -78,7 +79,7 @@ export const restPost = ({ name }: Method): Endpoint => ({
 export const restGet = ({ name }: Method): Endpoint => ({
   hasBody: false,
   async run({ service, req, lease, heap, type, caller, observe }) {
-    const result = await service.rpc.call(name, { ...req.params }, { lease, caller }, observe).catch((error) => {
+    const result = await service.rpc.call(name, { ...req.params }, { lease, caller, template: undefined }, observe).catch((error) => {
       throw asPathError(error);
     });
     return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.toWire(name, result), type, (bytes) => heap.growToReply(bytes)) };

@@ -2,17 +2,13 @@
 import { createHash } from "node:crypto";
 import { finished } from "node:stream/promises";
 import type { Response } from "express";
-import { decodeJson, encodeJson, joinJson } from "../codec/json.ts";
-import { decodeMsgpack, joinMsgpack, MsgpackWriter, type OnProgress } from "../codec/msgpack.ts";
+import { encodeJson, joinJson } from "../codec/json.ts";
+import { joinMsgpack, MsgpackWriter } from "../codec/msgpack.ts";
 import type { Parts } from "../codec/parts.ts";
 import { atOnce, inTurns, type Task } from "../codec/turns.ts";
 import { errors, type StepdError } from "../errors/errors.ts";
 import { ReplyBatcher } from "./_batcher.ts";
 import type { MediaType } from "./negotiate.ts";
-
-/** Decodes a body. Calls `onProgress` during the scan, before any value is created. */
-export const decodeBody = (bytes: Buffer, { format }: MediaType, onProgress: OnProgress): Task<unknown> =>
-  format === "json" ? decodeJson(bytes, (count) => onProgress(count, 0)) : decodeMsgpack(bytes, onProgress);
 
 /** Joins encoded values to an encoded array. */
 export const join = (values: readonly Parts[], { format }: MediaType): Parts => (format === "json" ? joinJson(values) : joinMsgpack(values));

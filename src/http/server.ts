@@ -1,12 +1,12 @@
 /** Creates the HTTP server: Node's server with the configured timeouts, and the Express application. */
 import { createServer, type Server } from "node:http";
 import { createServer as createTlsServer } from "node:https";
-import { SerialQueue } from "../codec/turns.ts";
 import { DrainRate } from "../errors/drain-rate.ts";
 import { Connections } from "./_connections.ts";
 import { draining } from "./_context.ts";
 import type { Service } from "./_types.ts";
 import { LINGER_MS, Receiver } from "./body.ts";
+import { Decoder } from "./decoder.ts";
 import { MAX_HEADER_BYTES } from "./pages.ts";
 import { Replies } from "./reply.ts";
 import { createApp } from "./routes.ts";
@@ -31,7 +31,7 @@ export const createHttpServer = (service: Service): HttpServer => {
   const { limits, tls, telemetry } = service;
   const receiver = new Receiver(service.admission, service.heap, limits);
   const connections = new Connections(telemetry, limits);
-  const app = createApp({ ...service, receiver, connections, replies: new Replies(), completionRate: new DrainRate(), decodeQueue: new SerialQueue() });
+  const app = createApp({ ...service, receiver, connections, decoder: new Decoder(), replies: new Replies(), completionRate: new DrainRate() });
   const shortest = Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs);
   const options = {
     handshakeTimeout: limits.idleTimeoutMs,

@@ -10,6 +10,8 @@ export interface MethodContext {
   readonly lease: Lease;
   readonly telemetry: Telemetry;
   readonly queueTime: QueueTime;
+  /** The same object for all calls that are equal outside their blobs. Undefined if that is not known. */
+  readonly template: object | undefined;
   readonly openRpc: unknown;
 }
 

@@ -54,6 +54,8 @@ export interface Services {
 export interface Request {
   readonly lease: Lease;
   readonly caller: string | undefined;
+  /** The same object for all bodies that are equal outside their blobs and their id. Undefined if that is not known. */
+  readonly template: object | undefined;
 }
 
 const methodOf: ReadonlyMap<string, Method> = new Map(methods.map((method) => [method.name, method]));
@@ -64,6 +66,8 @@ export class Rpc {
   readonly openApi: unknown;
   readonly #integers: ReadonlyMap<string, ReturnType<typeof integersOf>>;
   readonly #services: Services;
+  /** The method for which the bodies of a template are valid. */
+  readonly #valid = new WeakMap<object, Method>();
 
   constructor(version: string, services: Services) {
     this.#services = services;
@@ -73,7 +77,7 @@ export class Rpc {
   }
 
   /** Calls a method. Throws only StepdError. */
-  async call(name: string, params: unknown, { lease, caller }: Request, observe: Observer): Promise<unknown> {
+  async call(name: string, params: unknown, { lease, caller, template }: Request, observe: Observer): Promise<unknown> {
     const { engine, telemetry } = this.#services;
     const method = methodOf.get(name);
     const start = performance.now();
@@ -89,8 +93,10 @@ export class Rpc {
         });
       }
       if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", describeValue(params));
-      await inTurns(validateInTurns(method.params, params));
-      const result = await method.handle(params as never, { engine, blobs, lease, telemetry, queueTime, openRpc: this.openRpc });
+      // Blobs and ids have no influence on the check.
+      if (!template || this.#valid.get(template) !== method) await inTurns(validateInTurns(method.params, params));
+      if (template) this.#valid.set(template, method);
+      const result = await method.handle(params as never, { engine, blobs, lease, telemetry, queueTime, template, openRpc: this.openRpc });
       observe(method.name, "ok");
       return result;
     } catch (error) {
@@ -130,7 +136,7 @@ export class Rpc {
     for (const item of body) {
       // Small calls run on this thread, so the batch yields to other requests between its calls.
       if (item !== body[0]) await setImmediate();
-      const { value } = await this.#answer(item, request, requestId, observe);
+      const { value } = await this.#answer(item, { ...request, template: undefined }, requestId, observe);
       if (value !== undefined) values.push(await finish(value));
     }
     return values.length === 0 ? { status: 204, value: undefined, retryAfter: undefined } : { status: 200, value: values, retryAfter: undefined };

@@ -11,20 +11,18 @@ export const step: Method<StepParams> = {
   result: "step-result.schema.json",
   rest: { verb: "POST", path: "/v1/step" },
 
-  async handle(call, { engine, blobs, lease, telemetry, queueTime }) {
-    await using delivery = await blobs.delivery(call);
-    const runStep = async () => engine.step(await blobs.load(call, lease), lease, queueTime);
-    let output: StepOutput;
-    try {
-      output = await runStep();
-    } catch (error) {
-      if (!isWorkerLost(error) || !isInputIntact(call)) throw error;
-      output = await runStep();
-    }
-    const { report, elements } = output;
-    if (report.skipped) telemetry.countNonFinite();
-    else telemetry.countElements(call.optimizer.name, elements);
-    return { ...(await delivery.deliver(output)), ...report };
+  async handle(call, { engine, blobs, lease, telemetry, queueTime, template }) {
+    const runStep = async (): Promise<StepOutput> => engine.step(await blobs.load(call, lease), lease, queueTime, template);
+    const { delivered, result } = await blobs.deliver(call, async () => {
+      const output = await runStep().catch((error) => {
+        if (!isWorkerLost(error) || !isInputIntact(call)) throw error;
+        return runStep();
+      });
+      if (output.report.skipped) telemetry.countNonFinite();
+      else telemetry.countElements(call.optimizer.name, output.elements);
+      return output;
+    });
+    return { ...delivered, ...result.report };
   },
 };
 

@@ -29,7 +29,7 @@ const rooms: Readonly<Record<string, Room>> = {
   http: { rooms: ["rpc", "codec", "telemetry", "errors"], packages: ["express", "cors"] },
   rpc: { rooms: ["validation", "blobs", "engine", "interchange", "optimizers", "schedules", "telemetry", "errors", "generated"], packages: [] },
   validation: { rooms: ["errors", "generated"], packages: ["ajv"] },
-  codec: { rooms: ["errors"], packages: ["msgpackr"] },
+  codec: { rooms: ["errors"], packages: ["lru-cache", "msgpackr"] },
   blobs: { rooms: ["codec", "arena", "errors", "generated"], packages: ["lru-cache"] },
   engine: { rooms: ["codec", "arena", "pool", "validation", "optimizers", "schedules", "errors", "generated"], packages: ["lru-cache"] },
   interchange: { rooms: ["engine", "codec", "arena", "optimizers", "errors", "generated"], packages: [] },

@@ -24,6 +24,24 @@ export function pairedBytes<T>(count: usize): usize {
   return (count * sizeof<T>()) & ~(PAIR - 1);
 }
 
+/**
+ * Bytes that a loop of width W walks. A kernel's loop exists in two widths: with v128 it walks the complete pairs of vectors,
+ * and its function then calls itself with T for the tail. Advancing the operands takes fewer registers than an index (measured).
+ */
+export function walkedBytes<T, W>(count: usize): usize {
+  return isVector<W>() ? pairedBytes<T>(count) : count * sizeof<T>() - pairedBytes<T>(count);
+}
+
+/** Bytes by which a loop of width W advances its operands. */
+export function strideOf<W>(): usize {
+  return isVector<W>() ? PAIR : sizeof<W>();
+}
+
+/** True in the loop over pairs if a tail follows. */
+export function hasTail<T, W>(count: usize): bool {
+  return isVector<W>() && walkedBytes<T, T>(count) !== 0;
+}
+
 /** Bytes of the complete vectors in `count` elements; the tail is handled one element at a time. */
 export function wholeBytes<T>(count: usize): usize {
   return (count * sizeof<T>()) & ~(VECTOR - 1);

@@ -4,61 +4,52 @@ import {
   Coupled,
   decayLanes,
   Heavy,
+  hasTail,
   isSuspect,
   Light,
   lanes,
   largestFinite,
   lerpSquareAny,
   NoDecay,
-  PAIR,
-  pairedBytes,
   read,
   readNext,
   scalar,
+  strideOf,
+  walkedBytes,
   withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
 
 /** d = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g; acc_delta is the running average of d^2; param -= lr * d. */
-function step<T, K, D>(param: usize, grad: usize, squareAvg: usize, accDelta: usize, count: usize, scalars: usize): bool {
+function step<T, W, K, D>(param: usize, grad: usize, squareAvg: usize, accDelta: usize, count: usize, scalars: usize): bool {
   const l2 = decayLanes<T, D>(scalars),
     weight = scalar(scalars, 1),
     weights = lanes<T>(scalars, 1),
     lr = lanes<T>(scalars, 2),
     eps = lanes<T>(scalars, 3),
     largest = largestFinite<T>(count);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
+  const stride = strideOf<W>(),
+    end = param + walkedBytes<T, W>(count);
   let total = v128.splat<T>(0);
-  let i: usize = 0;
-  for (; i < paired; i += PAIR)
-    total = v128.add<T>(total, element<T, v128, K, D>(param + i, grad + i, squareAvg + i, accDelta + i, l2, weight, weights, largest, lr, eps));
-  for (; i < bytes; i += sizeof<T>())
-    total = v128.add<T>(total, element<T, T, K, D>(param + i, grad + i, squareAvg + i, accDelta + i, l2, weight, weights, largest, lr, eps));
-  return isSuspect<T>(total);
-}
-
-// biome-ignore format: operands, then constants
-function element<T, W, K, D>(
-  param: usize, grad: usize, squareAvg: usize, accDelta: usize,
-  l2: v128, weight: f64, weights: v128, largest: v128, lr: v128, eps: v128,
-): v128 {
-  const p = read<T, W>(param),
-    pNext = readNext<T, W>(param);
-  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
-    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
-  const s = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest),
-    sNext = lerpSquareAny<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
-  const before = read<T, W>(accDelta),
-    beforeNext = readNext<T, W>(accDelta);
-  const d = delta<T>(before, s, g, eps),
-    dNext = delta<T>(beforeNext, sNext, gNext, eps);
-  const after = lerpSquareAny<T, K>(before, v128.mul<T>(d, d), weight, weights, largest),
-    afterNext = lerpSquareAny<T, K>(beforeNext, v128.mul<T>(dNext, dNext), weight, weights, largest);
-  writePair<T, W>(squareAvg, s, sNext);
-  writePair<T, W>(accDelta, after, afterNext);
-  return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, d)), v128.sub<T>(pNext, v128.mul<T>(lr, dNext)));
+  for (; param !== end; param += stride, grad += stride, squareAvg += stride, accDelta += stride) {
+    const p = read<T, W>(param),
+      pNext = readNext<T, W>(param);
+    const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
+      gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
+    const s = lerpSquareAny<T, K>(read<T, W>(squareAvg), v128.mul<T>(g, g), weight, weights, largest),
+      sNext = lerpSquareAny<T, K>(readNext<T, W>(squareAvg), v128.mul<T>(gNext, gNext), weight, weights, largest);
+    const before = read<T, W>(accDelta),
+      beforeNext = readNext<T, W>(accDelta);
+    const d = delta<T>(before, s, g, eps),
+      dNext = delta<T>(beforeNext, sNext, gNext, eps);
+    const after = lerpSquareAny<T, K>(before, v128.mul<T>(d, d), weight, weights, largest),
+      afterNext = lerpSquareAny<T, K>(beforeNext, v128.mul<T>(dNext, dNext), weight, weights, largest);
+    writePair<T, W>(squareAvg, s, sNext);
+    writePair<T, W>(accDelta, after, afterNext);
+    total = v128.add<T>(total, writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, d)), v128.sub<T>(pNext, v128.mul<T>(lr, dNext))));
+  }
+  return (hasTail<T, W>(count) && step<T, T, K, D>(param, grad, squareAvg, accDelta, count, scalars)) || isSuspect<T>(total);
 }
 
 /** sqrt(before + eps) / sqrt(s + eps) * g. */
@@ -67,8 +58,8 @@ function delta<T>(before: v128, s: v128, g: v128, eps: v128): v128 {
 }
 
 function anyDecay<T, K>(param: usize, grad: usize, squareAvg: usize, accDelta: usize, count: usize, scalars: usize): bool {
-  if (scalar(scalars, 0) !== 0) return step<T, K, Coupled>(param, grad, squareAvg, accDelta, count, scalars);
-  return step<T, K, NoDecay>(param, grad, squareAvg, accDelta, count, scalars);
+  if (scalar(scalars, 0) !== 0) return step<T, v128, K, Coupled>(param, grad, squareAvg, accDelta, count, scalars);
+  return step<T, v128, K, NoDecay>(param, grad, squareAvg, accDelta, count, scalars);
 }
 
 function adadelta<T>(param: usize, grad: usize, squareAvg: usize, accDelta: usize, count: usize, scalars: usize): bool {

@@ -1,102 +1,128 @@
-/** Adam and AdamW for weights below 0.5: one division and one root per element (src/optimizers/_adam.ts). Scalars: l2, decay, weight1, weight2, stepSize, eps. */
+/**
+ * Adam and its variants (src/optimizers/_adam.ts). Scalars:
+ *   adam, for weights below 0.5: l2, decay, weight1, weight2, stepSize, eps
+ *   qhadam, for any weights, with the terms of QHAdam, Nesterov and eps_root: l2, decay, weight1, weight2, stepSize, meanScale,
+ *     gradScale, squareScale, gradSquareScale, epsRoot, eps
+ */
 import { adaptiveUpdate } from "./_adam";
 import {
+  AnyWeight,
   applyUpdate,
+  areLight,
   Coupled,
   Decoupled,
   decayLanes,
+  hasTail,
   isOn,
   isSuspect,
+  Light,
   lanes,
   largestFinite,
-  lerp,
-  lerpSquare,
+  lerpAny,
+  lerpSquareAny,
+  mask,
   NoDecay,
   Off,
   On,
-  PAIR,
-  pairedBytes,
   read,
   readNext,
   scalar,
+  strideOf,
+  walkedBytes,
   withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
 
-/** param -= decay*param + stepSize * exp_avg / (sqrt(v) + eps), where v is exp_avg_sq, or its running maximum with Max. */
-function step<T, D, Max>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+/**
+ * param -= decay*param + stepSize * exp_avg / (sqrt(v) + eps), where v is exp_avg_sq, or its running maximum with Max. With Quasi the
+ * numerator is meanScale*exp_avg + gradScale*grad, and squareScale*v + gradSquareScale*grad^2 + epsRoot stands under the root.
+ */
+function step<T, W, K, D, Max, Quasi>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
   const decay = decayLanes<T, D>(scalars),
-    weight1 = lanes<T>(scalars, 2),
-    weight2 = lanes<T>(scalars, 3),
-    stepSize = lanes<T>(scalars, 4),
-    eps = lanes<T>(scalars, 5),
+    weight1 = scalar(scalars, 2),
+    weight2 = scalar(scalars, 3),
+    weights1 = lanes<T>(scalars, 2),
+    weights2 = lanes<T>(scalars, 3),
     largest = largestFinite<T>(count);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
+  const stepSize = lanes<T>(scalars, 4),
+    mean = lanes<T>(scalars, 5),
+    now = lanes<T>(scalars, 6),
+    square = lanes<T>(scalars, 7),
+    nowSquare = lanes<T>(scalars, 8),
+    epsRoot = lanes<T>(scalars, 9),
+    eps = lanes<T>(scalars, isOn<Quasi>() ? 10 : 5);
+  const useGrad = mask(scalar(scalars, 6)),
+    useSquare = mask(scalar(scalars, 8));
+  const stride = strideOf<W>(),
+    end = param + walkedBytes<T, W>(count);
   let total = v128.splat<T>(0);
-  let i: usize = 0;
-  for (; i < paired; i += PAIR)
-    total = v128.add<T>(
-      total,
-      element<T, v128, D, Max>(param + i, grad + i, expAvg + i, expAvgSq + i, maxExpAvgSq + i, decay, weight1, weight2, largest, stepSize, eps),
-    );
-  for (; i < bytes; i += sizeof<T>())
-    total = v128.add<T>(
-      total,
-      element<T, T, D, Max>(param + i, grad + i, expAvg + i, expAvgSq + i, maxExpAvgSq + i, decay, weight1, weight2, largest, stepSize, eps),
-    );
-  return isSuspect<T>(total);
-}
-
-function element<T, W, D, Max>(
-  param: usize,
-  grad: usize,
-  expAvg: usize,
-  expAvgSq: usize,
-  maxExpAvgSq: usize,
-  decay: v128,
-  weight1: v128,
-  weight2: v128,
-  largest: v128,
-  stepSize: v128,
-  eps: v128,
-): v128 {
-  const p = read<T, W>(param),
-    pNext = readNext<T, W>(param);
-  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, decay),
-    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, decay);
-  const m = lerp<T>(read<T, W>(expAvg), g, weight1),
-    mNext = lerp<T>(readNext<T, W>(expAvg), gNext, weight1);
-  let v = lerpSquare<T>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, largest),
-    vNext = lerpSquare<T>(readNext<T, W>(expAvgSq), v128.mul<T>(gNext, gNext), weight2, largest);
-  writePair<T, W>(expAvg, m, mNext);
-  writePair<T, W>(expAvgSq, v, vNext);
-  if (isOn<Max>()) {
-    v = v128.max<T>(read<T, W>(maxExpAvgSq), v);
-    vNext = v128.max<T>(readNext<T, W>(maxExpAvgSq), vNext);
-    writePair<T, W>(maxExpAvgSq, v, vNext);
+  for (; param !== end; param += stride, grad += stride, expAvg += stride, expAvgSq += stride, maxExpAvgSq += stride) {
+    const p = read<T, W>(param),
+      pNext = readNext<T, W>(param);
+    const g = withCoupledDecay<T, D>(read<T, W>(grad), p, decay),
+      gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, decay);
+    const gg = v128.mul<T>(g, g),
+      ggNext = v128.mul<T>(gNext, gNext);
+    const m = lerpAny<T, K>(read<T, W>(expAvg), g, weight1, weights1),
+      mNext = lerpAny<T, K>(readNext<T, W>(expAvg), gNext, weight1, weights1);
+    let v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), gg, weight2, weights2, largest),
+      vNext = lerpSquareAny<T, K>(readNext<T, W>(expAvgSq), ggNext, weight2, weights2, largest);
+    writePair<T, W>(expAvg, m, mNext);
+    writePair<T, W>(expAvgSq, v, vNext);
+    if (isOn<Max>()) {
+      v = v128.max<T>(read<T, W>(maxExpAvgSq), v);
+      vNext = v128.max<T>(readNext<T, W>(maxExpAvgSq), vNext);
+      writePair<T, W>(maxExpAvgSq, v, vNext);
+    }
+    let numerator = m,
+      numeratorNext = mNext;
+    if (isOn<Quasi>()) {
+      numerator = quasiHyperbolic<T>(mean, m, now, g, useGrad);
+      numeratorNext = quasiHyperbolic<T>(mean, mNext, now, gNext, useGrad);
+      v = v128.add<T>(quasiHyperbolic<T>(square, v, nowSquare, gg, useSquare), epsRoot);
+      vNext = v128.add<T>(quasiHyperbolic<T>(square, vNext, nowSquare, ggNext, useSquare), epsRoot);
+    }
+    const update = adaptiveUpdate<T>(numerator, v, stepSize, eps),
+      updateNext = adaptiveUpdate<T>(numeratorNext, vNext, stepSize, eps);
+    total = v128.add<T>(total, writeParam<T, W>(param, applyUpdate<T, D>(p, decay, update), applyUpdate<T, D>(pNext, decay, updateNext)));
   }
-  const update = adaptiveUpdate<T>(m, v, stepSize, eps),
-    updateNext = adaptiveUpdate<T>(mNext, vNext, stepSize, eps);
-  return writeParam<T, W>(param, applyUpdate<T, D>(p, decay, update), applyUpdate<T, D>(pNext, decay, updateNext));
+  return (hasTail<T, W>(count) && step<T, T, K, D, Max, Quasi>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars)) || isSuspect<T>(total);
 }
 
-function anyMax<T, D>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
-  if (maxExpAvgSq) return step<T, D, On>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
-  return step<T, D, Off>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+/** scale * average + sampleScale * sample; a zero `sampleMask` removes the second term. */
+function quasiHyperbolic<T>(scale: v128, average: v128, sampleScale: v128, sample: v128, sampleMask: v128): v128 {
+  return v128.add<T>(v128.mul<T>(scale, average), v128.and(v128.mul<T>(sampleScale, sample), sampleMask));
 }
 
-function adam<T>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
-  if (scalar(scalars, 0) !== 0) return anyMax<T, Coupled>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
-  if (scalar(scalars, 1) !== 0) return anyMax<T, Decoupled>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
-  return anyMax<T, NoDecay>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+function anyMax<T, K, D, Quasi>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+  if (maxExpAvgSq) return step<T, v128, K, D, On, Quasi>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+  return step<T, v128, K, D, Off, Quasi>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+}
+
+function anyDecay<T, K, Quasi>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+  if (scalar(scalars, 0) !== 0) return anyMax<T, K, Coupled, Quasi>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+  if (scalar(scalars, 1) !== 0) return anyMax<T, K, Decoupled, Quasi>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+  return anyMax<T, K, NoDecay, Quasi>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+}
+
+function qhadam<T>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+  if (areLight(scalar(scalars, 2), scalar(scalars, 3))) return anyDecay<T, Light, On>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+  return anyDecay<T, AnyWeight, On>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
 }
 
 export function adam_f32(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
-  return adam<f32>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+  return anyDecay<f32, Light, Off>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
 }
 
 export function adam_f64(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
-  return adam<f64>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+  return anyDecay<f64, Light, Off>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+}
+
+export function qhadam_f32(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+  return qhadam<f32>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
+}
+
+export function qhadam_f64(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, maxExpAvgSq: usize, count: usize, scalars: usize): bool {
+  return qhadam<f64>(param, grad, expAvg, expAvgSq, maxExpAvgSq, count, scalars);
 }

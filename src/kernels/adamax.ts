@@ -1,59 +1,53 @@
 /** Adamax (src/optimizers/adamax.ts). Scalars: l2, weight1, beta2, stepSize, eps. */
 import {
-  AnyWeight,
   areLight,
   Coupled,
   decayLanes,
+  Heavy,
+  hasTail,
   isSuspect,
   Light,
   lanes,
   lerpAny,
   NoDecay,
-  PAIR,
-  pairedBytes,
   read,
   readNext,
   scalar,
+  strideOf,
+  walkedBytes,
   withCoupledDecay,
   writePair,
   writeParam,
 } from "./_lanes";
 
 /** exp_avg as in Adam; exp_inf = max(beta2*exp_inf, |g| + eps); param -= stepSize * exp_avg / exp_inf. */
-function step<T, K, D>(param: usize, grad: usize, expAvg: usize, expInf: usize, count: usize, scalars: usize): bool {
+function step<T, W, K, D>(param: usize, grad: usize, expAvg: usize, expInf: usize, count: usize, scalars: usize): bool {
   const l2 = decayLanes<T, D>(scalars),
     weight = scalar(scalars, 1),
     weights = lanes<T>(scalars, 1),
     beta2 = lanes<T>(scalars, 2),
     stepSize = lanes<T>(scalars, 3),
     eps = lanes<T>(scalars, 4);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
+  const stride = strideOf<W>(),
+    end = param + walkedBytes<T, W>(count);
   let total = v128.splat<T>(0);
-  let i: usize = 0;
-  for (; i < paired; i += PAIR)
-    total = v128.add<T>(total, element<T, v128, K, D>(param + i, grad + i, expAvg + i, expInf + i, l2, weight, weights, beta2, stepSize, eps));
-  for (; i < bytes; i += sizeof<T>())
-    total = v128.add<T>(total, element<T, T, K, D>(param + i, grad + i, expAvg + i, expInf + i, l2, weight, weights, beta2, stepSize, eps));
-  return isSuspect<T>(total);
-}
-
-// biome-ignore format: operands, then constants
-function element<T, W, K, D>(
-  param: usize, grad: usize, expAvg: usize, expInf: usize,
-  l2: v128, weight: f64, weights: v128, beta2: v128, stepSize: v128, eps: v128,
-): v128 {
-  const p = read<T, W>(param),
-    pNext = readNext<T, W>(param);
-  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
-    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
-  const m = lerpAny<T, K>(read<T, W>(expAvg), g, weight, weights),
-    mNext = lerpAny<T, K>(readNext<T, W>(expAvg), gNext, weight, weights);
-  const u = nextExpInf<T>(read<T, W>(expInf), g, beta2, eps),
-    uNext = nextExpInf<T>(readNext<T, W>(expInf), gNext, beta2, eps);
-  writePair<T, W>(expAvg, m, mNext);
-  writePair<T, W>(expInf, u, uNext);
-  return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(stepSize, v128.div<T>(m, u))), v128.sub<T>(pNext, v128.mul<T>(stepSize, v128.div<T>(mNext, uNext))));
+  for (; param !== end; param += stride, grad += stride, expAvg += stride, expInf += stride) {
+    const p = read<T, W>(param),
+      pNext = readNext<T, W>(param);
+    const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
+      gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
+    const m = lerpAny<T, K>(read<T, W>(expAvg), g, weight, weights),
+      mNext = lerpAny<T, K>(readNext<T, W>(expAvg), gNext, weight, weights);
+    const u = nextExpInf<T>(read<T, W>(expInf), g, beta2, eps),
+      uNext = nextExpInf<T>(readNext<T, W>(expInf), gNext, beta2, eps);
+    writePair<T, W>(expAvg, m, mNext);
+    writePair<T, W>(expInf, u, uNext);
+    total = v128.add<T>(
+      total,
+      writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(stepSize, v128.div<T>(m, u))), v128.sub<T>(pNext, v128.mul<T>(stepSize, v128.div<T>(mNext, uNext)))),
+    );
+  }
+  return (hasTail<T, W>(count) && step<T, T, K, D>(param, grad, expAvg, expInf, count, scalars)) || isSuspect<T>(total);
 }
 
 /** max(beta2*exp_inf, |g| + eps). */
@@ -62,13 +56,13 @@ function nextExpInf<T>(expInf: v128, g: v128, beta2: v128, eps: v128): v128 {
 }
 
 function anyDecay<T, K>(param: usize, grad: usize, expAvg: usize, expInf: usize, count: usize, scalars: usize): bool {
-  if (scalar(scalars, 0) !== 0) return step<T, K, Coupled>(param, grad, expAvg, expInf, count, scalars);
-  return step<T, K, NoDecay>(param, grad, expAvg, expInf, count, scalars);
+  if (scalar(scalars, 0) !== 0) return step<T, v128, K, Coupled>(param, grad, expAvg, expInf, count, scalars);
+  return step<T, v128, K, NoDecay>(param, grad, expAvg, expInf, count, scalars);
 }
 
 function adamax<T>(param: usize, grad: usize, expAvg: usize, expInf: usize, count: usize, scalars: usize): bool {
   if (areLight(scalar(scalars, 1), 0)) return anyDecay<T, Light>(param, grad, expAvg, expInf, count, scalars);
-  return anyDecay<T, AnyWeight>(param, grad, expAvg, expInf, count, scalars);
+  return anyDecay<T, Heavy>(param, grad, expAvg, expInf, count, scalars);
 }
 
 export function adamax_f32(param: usize, grad: usize, expAvg: usize, expInf: usize, count: usize, scalars: usize): bool {

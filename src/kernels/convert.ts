@@ -2,19 +2,11 @@
  * Conversions between the tensors' dtypes and the arithmetic types. Widening is exact, narrowing rounds to nearest even, and
  * subnormal numbers are kept. Names are convert_<from>_<to>. Conversions to BF16 and F16 return true if a result is NaN or infinite.
  */
-import { constant, narrow, readPair, scalar, wideHigh, wideLow } from "./_lanes";
+import { constant, isOn, narrow, Off, On, readPair, scalar, wideHigh, wideLow } from "./_lanes";
 
-/** BF16 is the upper half of a float32. */
-export function convert_bf16_f32(source: usize, target: usize, count: usize): void {
-  const whole = count & ~7;
-  let i: usize = 0;
-  for (; i < whole; i += 8) {
-    const halves = v128.load(source + 2 * i);
-    v128.store(target + 4 * i, i32x4.shl(i32x4.extend_low_i16x8_u(halves), 16));
-    v128.store(target + 4 * i, i32x4.shl(i32x4.extend_high_i16x8_u(halves), 16), 16);
-  }
-  for (; i < count; i++) store<u32>(target + 4 * i, (<u32>load<u16>(source + 2 * i)) << 16);
-}
+/** Type arguments for the 16-bit format of a loop. */
+type Bf16 = i8;
+type F16 = i16;
 
 /** 2^112: multiplying by it moves the exponent's bias from 15 to 127. */
 function halfScale(count: usize): v128 {
@@ -30,14 +22,18 @@ function infinity(count: usize): v128 {
   return constant<i32>(0x7f800000, count);
 }
 
-/** Converts four float16 values, in the low halves of the lanes, to float32. Multiplying by `scale` rebiases the exponent and normalizes subnormals. */
-function halfToSingle(halves: v128, scale: v128, special: v128, inf: v128): v128 {
+/**
+ * Converts four 16-bit values, in the low halves of the lanes, to float32. BF16 is the upper half of a float32. For float16,
+ * multiplying by `scale` rebiases the exponent and normalizes subnormals.
+ */
+function toSingle<F>(halves: v128, scale: v128, special: v128, inf: v128): v128 {
+  if (sizeof<F>() === sizeof<Bf16>()) return i32x4.shl(halves, 16);
   const sign = i32x4.shl(i32x4.shr_u(halves, 15), 31);
   const magnitude = f32x4.mul(i32x4.shr_u(i32x4.shl(halves, 17), 4), scale);
   return v128.or(v128.or(magnitude, v128.and(f32x4.ge(magnitude, special), inf)), sign);
 }
 
-export function convert_f16_f32(source: usize, target: usize, count: usize): void {
+function widen<F>(source: usize, target: usize, count: usize): void {
   const scale = halfScale(count),
     special = halfSpecial(count),
     inf = infinity(count);
@@ -45,67 +41,39 @@ export function convert_f16_f32(source: usize, target: usize, count: usize): voi
   let i: usize = 0;
   for (; i < whole; i += 8) {
     const halves = v128.load(source + 2 * i);
-    v128.store(target + 4 * i, halfToSingle(i32x4.extend_low_i16x8_u(halves), scale, special, inf));
-    v128.store(target + 4 * i, halfToSingle(i32x4.extend_high_i16x8_u(halves), scale, special, inf), 16);
+    v128.store(target + 4 * i, toSingle<F>(i32x4.extend_low_i16x8_u(halves), scale, special, inf));
+    v128.store(target + 4 * i, toSingle<F>(i32x4.extend_high_i16x8_u(halves), scale, special, inf), 16);
   }
-  for (; i < count; i++) v128.store_lane<f32>(target + 4 * i, halfToSingle(i32x4.splat(<i32>load<u16>(source + 2 * i)), scale, special, inf), 0);
+  for (; i < count; i++) v128.store_lane<f32>(target + 4 * i, toSingle<F>(i32x4.splat(<i32>load<u16>(source + 2 * i)), scale, special, inf), 0);
 }
 
-/** Infinity shifted left by one, without its sign. Larger values are NaN. */
-const BF16_INFINITY: i32 = 0xff00;
-const F16_INFINITY: i32 = 0xf800;
-
-/** The largest magnitudes so far, lane by lane: 16 bits, shifted left by one to drop the sign. */
-function larger(maxima: v128, halves: v128): v128 {
-  return i16x8.max_u(maxima, i16x8.shl(halves, 1));
+function widenTwice<F>(source: usize, target: usize, count: usize): void {
+  const scale = halfScale(count),
+    special = halfSpecial(count),
+    inf = infinity(count);
+  const whole = count & ~3;
+  let i: usize = 0;
+  for (; i < whole; i += 4) {
+    const singles = toSingle<F>(v128.load_ext<u16>(source + 2 * i), scale, special, inf);
+    v128.store(target + 8 * i, wideLow<f32>(singles));
+    v128.store(target + 8 * i, wideHigh<f32>(singles), 16);
+  }
+  for (; i < count; i++) {
+    const single = toSingle<F>(i32x4.splat(<i32>load<u16>(source + 2 * i)), scale, special, inf);
+    store<f64>(target + 8 * i, <f64>f32x4.extract_lane(single, 0));
+  }
 }
 
-/** True if a result is infinite or NaN: `maxima` holds the largest magnitudes of the vectors, `tailMax` that of the tail. */
-function reaches(maxima: v128, tailMax: i32, infinity: i32): bool {
-  return tailMax >= infinity || v128.any_true(i16x8.ge_u(maxima, i16x8.splat(<i16>infinity)));
-}
-
-function largerTail(tailMax: i32, half: i32): i32 {
-  return max(tailMax, (half << 1) & 0xffff);
-}
-
-/** Adds `carry` and drops the low 16 bits. A NaN becomes a quiet NaN; the carry could otherwise turn it into infinity. */
+/** Rounds to bfloat16: adds `carry` and drops the low 16 bits. A NaN becomes a quiet NaN; the carry could otherwise turn it into infinity. */
 function toBf16(value: v128, carry: v128, quietBit: v128): v128 {
   const rounded = i32x4.shr_u(i32x4.add(value, carry), 16);
   const quiet = v128.or(i32x4.shr_u(value, 16), quietBit);
   return v128.bitselect(quiet, rounded, f32x4.ne(value, value));
 }
 
-function bf16QuietBit(count: usize): v128 {
-  return constant<i32>(0x40, count);
-}
-
 /** The carry for rounding to nearest even: half of the last kept place, minus one if the kept part is even. */
 function nearestEven(value: v128, below: v128): v128 {
   return i32x4.add(below, i32x4.shr_u(i32x4.shl(value, 15), 31));
-}
-
-export function convert_f32_bf16(source: usize, target: usize, count: usize): bool {
-  const below = constant<i32>(0x7fff, count),
-    quietBit = bf16QuietBit(count);
-  const whole = count & ~7;
-  let maxima = i32x4.splat(0),
-    tailMax = 0;
-  let i: usize = 0;
-  for (; i < whole; i += 8) {
-    const value = v128.load(source + 4 * i),
-      next = v128.load(source + 4 * i, 16);
-    const halves = i16x8.narrow_i32x4_u(toBf16(value, nearestEven(value, below), quietBit), toBf16(next, nearestEven(next, below), quietBit));
-    v128.store(target + 2 * i, halves);
-    maxima = larger(maxima, halves);
-  }
-  for (; i < count; i++) {
-    const value = v128.load_splat<f32>(source + 4 * i);
-    const half = i32x4.extract_lane(toBf16(value, nearestEven(value, below), quietBit), 0);
-    store<u16>(target + 2 * i, <u16>half);
-    tailMax = largerTail(tailMax, half);
-  }
-  return reaches(maxima, tailMax, BF16_INFINITY);
 }
 
 /**
@@ -125,49 +93,79 @@ function mix(value: v128, first: v128, second: v128): v128 {
   return v128.xor(x, i32x4.shr_u(x, 16));
 }
 
-/** Stochastic rounding: rounds up with a probability equal to the dropped fraction. Scalars: the lower and the upper half of the key. `index` is the tensor's index of the shard's first element, plus one. */
-export function convert_stochastic_f32_bf16(source: usize, target: usize, index: usize, count: usize, scalars: usize): bool {
-  const low = i32x4.splat(<i32>(<u32>scalar(scalars, 0))),
-    high = i32x4.splat(<i32>(<u32>scalar(scalars, 1)));
-  const first = constant<i32>(0x7feb352d, count),
-    second = constant<i32>(<i32>0x846ca68b, count),
-    quietBit = bf16QuietBit(count);
-  const whole = count & ~7;
-  let maxima = i32x4.splat(0),
-    tailMax = 0;
-  let i: usize = 0;
-  for (; i < whole; i += 8) {
-    const at = i32x4.splat(<i32>(index + i));
-    const halves = i16x8.narrow_i32x4_u(
-      toBf16(v128.load(source + 4 * i), noise(i32x4.add(at, i32x4(0, 1, 2, 3)), low, high, first, second), quietBit),
-      toBf16(v128.load(source + 4 * i, 16), noise(i32x4.add(at, i32x4(4, 5, 6, 7)), low, high, first, second), quietBit),
-    );
-    v128.store(target + 2 * i, halves);
-    maxima = larger(maxima, halves);
-  }
-  for (; i < count; i++) {
-    const value = v128.load_splat<f32>(source + 4 * i);
-    const carry = noise(i32x4.splat(<i32>(index + i)), low, high, first, second);
-    const half = i32x4.extract_lane(toBf16(value, carry, quietBit), 0);
-    store<u16>(target + 2 * i, <u16>half);
-    tailMax = largerTail(tailMax, half);
-  }
-  return reaches(maxima, tailMax, BF16_INFINITY);
-}
-
 /** Converts four float32 values to float16, in the low halves of the lanes, rounded to nearest even. */
-function singleToHalf(value: v128, rebias: v128, half: v128, leastNormal: v128, inf: v128): v128 {
+function toF16(value: v128, rebias: v128, half: v128, leastNormal: v128, inf: v128): v128 {
   const sign = i32x4.shl(i32x4.shr_u(value, 31), 15);
   const magnitude = i32x4.shr_u(i32x4.shl(value, 1), 1);
   // Normal results: `rebias` includes the carry for rounding to nearest even if the kept part is even; `odd` adds 1 if it is odd.
   const odd = i32x4.shr_u(i32x4.shl(value, 18), 31);
   const normal = i32x4.shr_u(i32x4.add(i32x4.add(magnitude, rebias), odd), 13);
-  // Subnormal results: adding 0.5 aligns the sum so that its tailMax bits are the rounded result.
+  // Subnormal results: adding 0.5 aligns the sum so that its last bits are the rounded result.
   const subnormal = i32x4.sub(f32x4.add(magnitude, half), half);
   const finite = v128.bitselect(subnormal, normal, i32x4.lt_s(magnitude, leastNormal));
   // Values from 65520 on round to infinity. For NaN one more bit is set below.
   const nan = i32x4.shl(i32x4.shr_u(f32x4.ne(value, value), 31), 9);
   return v128.or(v128.or(i32x4.min_s(finite, inf), nan), sign);
+}
+
+/** Infinity shifted left by one, without its sign. Larger values are NaN. */
+const BF16_INFINITY: i32 = 0xff00;
+const F16_INFINITY: i32 = 0xf800;
+
+/** The larger of two 16-bit magnitudes, lane by lane: `halves` shifted left by one to drop the sign. */
+function larger(maxima: v128, halves: v128): v128 {
+  return i16x8.max_u(maxima, i16x8.shl(halves, 1));
+}
+
+/** Writes the low half of lane 0, and returns it in all lanes. */
+function writeHalf(target: usize, half: v128): v128 {
+  v128.store_lane<i16>(target, half, 0);
+  return i16x8.splat(<i16>i32x4.extract_lane(half, 0));
+}
+
+/** True if the largest magnitudes reach infinity, so that a result is infinite or NaN. */
+function reaches(maxima: v128, infinity: i32): bool {
+  return v128.any_true(i16x8.ge_u(maxima, i16x8.splat(<i16>infinity)));
+}
+
+/**
+ * Rounds float32 values to bfloat16: to nearest even, or stochastically, rounding up with a probability equal to the dropped
+ * fraction. `index` is the tensor's index of the shard's first element, plus one. Scalars: the lower and the upper half of the key.
+ */
+function roundBf16<Stochastic>(source: usize, target: usize, index: usize, count: usize, scalars: usize): bool {
+  const low = i32x4.splat(isOn<Stochastic>() ? <i32>(<u32>scalar(scalars, 0)) : 0),
+    high = i32x4.splat(isOn<Stochastic>() ? <i32>(<u32>scalar(scalars, 1)) : 0),
+    first = constant<i32>(0x7feb352d, count),
+    second = constant<i32>(<i32>0x846ca68b, count),
+    below = constant<i32>(0x7fff, count),
+    quietBit = constant<i32>(0x40, count);
+  const whole = count & ~7;
+  let maxima = i32x4.splat(0);
+  let i: usize = 0;
+  for (; i < whole; i += 8) {
+    const at = i32x4.splat(<i32>(index + i));
+    const value = v128.load(source + 4 * i),
+      next = v128.load(source + 4 * i, 16);
+    const carry = isOn<Stochastic>() ? noise(i32x4.add(at, i32x4(0, 1, 2, 3)), low, high, first, second) : nearestEven(value, below),
+      carryNext = isOn<Stochastic>() ? noise(i32x4.add(at, i32x4(4, 5, 6, 7)), low, high, first, second) : nearestEven(next, below);
+    const halves = i16x8.narrow_i32x4_u(toBf16(value, carry, quietBit), toBf16(next, carryNext, quietBit));
+    v128.store(target + 2 * i, halves);
+    maxima = larger(maxima, halves);
+  }
+  for (; i < count; i++) {
+    const value = v128.load_splat<f32>(source + 4 * i);
+    const carry = isOn<Stochastic>() ? noise(i32x4.splat(<i32>(index + i)), low, high, first, second) : nearestEven(value, below);
+    maxima = larger(maxima, writeHalf(target + 2 * i, toBf16(value, carry, quietBit)));
+  }
+  return reaches(maxima, BF16_INFINITY);
+}
+
+export function convert_f32_bf16(source: usize, target: usize, count: usize): bool {
+  return roundBf16<Off>(source, target, 0, count, 0);
+}
+
+export function convert_stochastic_f32_bf16(source: usize, target: usize, index: usize, count: usize, scalars: usize): bool {
+  return roundBf16<On>(source, target, index, count, scalars);
 }
 
 export function convert_f32_f16(source: usize, target: usize, count: usize): bool {
@@ -176,22 +174,33 @@ export function convert_f32_f16(source: usize, target: usize, count: usize): boo
     leastNormal = constant<i32>(0x38800000, count),
     inf = constant<i32>(0x7c00, count);
   const whole = count & ~7;
-  let maxima = i32x4.splat(0),
-    tailMax = 0;
+  let maxima = i32x4.splat(0);
   let i: usize = 0;
   for (; i < whole; i += 8) {
-    const low = singleToHalf(v128.load(source + 4 * i), rebias, half, leastNormal, inf),
-      high = singleToHalf(v128.load(source + 4 * i, 16), rebias, half, leastNormal, inf);
+    const low = toF16(v128.load(source + 4 * i), rebias, half, leastNormal, inf),
+      high = toF16(v128.load(source + 4 * i, 16), rebias, half, leastNormal, inf);
     const halves = i16x8.narrow_i32x4_u(low, high);
     v128.store(target + 2 * i, halves);
     maxima = larger(maxima, halves);
   }
-  for (; i < count; i++) {
-    const halves = i32x4.extract_lane(singleToHalf(v128.load_splat<f32>(source + 4 * i), rebias, half, leastNormal, inf), 0);
-    store<u16>(target + 2 * i, <u16>halves);
-    tailMax = largerTail(tailMax, halves);
-  }
-  return reaches(maxima, tailMax, F16_INFINITY);
+  for (; i < count; i++) maxima = larger(maxima, writeHalf(target + 2 * i, toF16(v128.load_splat<f32>(source + 4 * i), rebias, half, leastNormal, inf)));
+  return reaches(maxima, F16_INFINITY);
+}
+
+export function convert_bf16_f32(source: usize, target: usize, count: usize): void {
+  widen<Bf16>(source, target, count);
+}
+
+export function convert_f16_f32(source: usize, target: usize, count: usize): void {
+  widen<F16>(source, target, count);
+}
+
+export function convert_bf16_f64(source: usize, target: usize, count: usize): void {
+  widenTwice<Bf16>(source, target, count);
+}
+
+export function convert_f16_f64(source: usize, target: usize, count: usize): void {
+  widenTwice<F16>(source, target, count);
 }
 
 export function convert_f64_f32(source: usize, target: usize, count: usize): void {
@@ -206,30 +215,4 @@ export function convert_f32_f64(source: usize, target: usize, count: usize): voi
   let i: usize = 0;
   for (; i < whole; i += 2) v128.store(target + 8 * i, wideLow<f32>(readPair<f32>(source + 4 * i)));
   for (; i < count; i++) store<f64>(target + 8 * i, <f64>load<f32>(source + 4 * i));
-}
-
-/** Writes four float32 as float64. */
-function storeWide(target: usize, singles: v128): void {
-  v128.store(target, wideLow<f32>(singles));
-  v128.store(target, wideHigh<f32>(singles), 16);
-}
-
-export function convert_bf16_f64(source: usize, target: usize, count: usize): void {
-  const whole = count & ~3;
-  let i: usize = 0;
-  for (; i < whole; i += 4) storeWide(target + 8 * i, i32x4.shl(v128.load_ext<u16>(source + 2 * i), 16));
-  for (; i < count; i++) store<f64>(target + 8 * i, <f64>reinterpret<f32>((<u32>load<u16>(source + 2 * i)) << 16));
-}
-
-export function convert_f16_f64(source: usize, target: usize, count: usize): void {
-  const scale = halfScale(count),
-    special = halfSpecial(count),
-    inf = infinity(count);
-  const whole = count & ~3;
-  let i: usize = 0;
-  for (; i < whole; i += 4) storeWide(target + 8 * i, halfToSingle(v128.load_ext<u16>(source + 2 * i), scale, special, inf));
-  for (; i < count; i++) {
-    const single = halfToSingle(i32x4.splat(<i32>load<u16>(source + 2 * i)), scale, special, inf);
-    store<f64>(target + 8 * i, <f64>f32x4.extract_lane(single, 0));
-  }
 }

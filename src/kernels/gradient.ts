@@ -1,5 +1,20 @@
 /** Gradient passes shared by all optimizers: checks, sums, scaling. `scale`, `divide` and `clamp` take one scalar. */
-import { lanes, PAIR, pairedBytes, read, readNext, scalar, spread, VECTOR, wholeBytes, write, writePair, zeroUnusedLanes } from "./_lanes";
+import {
+  hasTail,
+  lanes,
+  PAIR,
+  pairedBytes,
+  read,
+  readNext,
+  scalar,
+  spread,
+  strideOf,
+  VECTOR,
+  walkedBytes,
+  wholeBytes,
+  writePair,
+  zeroUnusedLanes,
+} from "./_lanes";
 import { squaresHigh, squaresLow, storeSum, storeTally, tally } from "./_reduce";
 
 /** 0 where the square of the gradient is finite, else NaN. */
@@ -10,18 +25,12 @@ function squareDefect<T>(g: v128): v128 {
 
 /** sums = [count of NaN or infinite values, count of values whose square is not finite]. x - x is 0 for every finite x, else NaN. */
 function countNonFinite<T>(grad: usize, sums: usize, count: usize): void {
-  const whole = wholeBytes<T>(count),
+  const zero = i32x4.splat(0),
     bytes = count * sizeof<T>();
-  const zero = i32x4.splat(0);
   let found = zero,
     large = zero;
-  let i: usize = 0;
-  for (; i < whole; i += VECTOR) {
-    const g = read<T, v128>(grad + i);
-    found = tally(found, v128.ne<T>(v128.sub<T>(g, g), zero));
-    large = tally(large, v128.ne<T>(squareDefect<T>(g), zero));
-  }
-  for (; i < bytes; i += sizeof<T>()) {
+  // One element at a time: this rare pass needs no speed.
+  for (let i: usize = 0; i < bytes; i += sizeof<T>()) {
     const g = read<T, T>(grad + i);
     found = tally(found, v128.ne<T>(v128.sub<T>(g, g), zero));
     large = tally(large, v128.ne<T>(squareDefect<T>(g), zero));
@@ -82,40 +91,36 @@ function norm<T>(grad: usize, sums: usize, count: usize): void {
 }
 
 /** grad *= factor: -1 for `maximize`, or the clipping coefficient. */
-function scale<T>(grad: usize, count: usize, scalars: usize): void {
+function scale<T, W>(grad: usize, count: usize, scalars: usize): void {
   const factors = lanes<T>(scalars, 0);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
-  let i: usize = 0;
-  for (; i < paired; i += PAIR) writePair<T, v128>(grad + i, v128.mul<T>(read<T, v128>(grad + i), factors), v128.mul<T>(readNext<T, v128>(grad + i), factors));
-  for (; i < bytes; i += sizeof<T>()) write<T, T>(grad + i, v128.mul<T>(read<T, T>(grad + i), factors));
+  const stride = strideOf<W>(),
+    end = grad + walkedBytes<T, W>(count);
+  for (; grad !== end; grad += stride) writePair<T, W>(grad, v128.mul<T>(read<T, W>(grad), factors), v128.mul<T>(readNext<T, W>(grad), factors));
+  if (hasTail<T, W>(count)) scale<T, T>(grad, count, scalars);
 }
 
 /** grad /= divisor, rounded once; exact if the divisor is a power of two. */
-function divide<T>(grad: usize, count: usize, scalars: usize): void {
+function divide<T, W>(grad: usize, count: usize, scalars: usize): void {
   const divisors = lanes<T>(scalars, 0);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
-  let i: usize = 0;
-  for (; i < paired; i += PAIR)
-    writePair<T, v128>(grad + i, v128.div<T>(read<T, v128>(grad + i), divisors), v128.div<T>(readNext<T, v128>(grad + i), divisors));
-  for (; i < bytes; i += sizeof<T>()) write<T, T>(grad + i, v128.div<T>(read<T, T>(grad + i), divisors));
+  const stride = strideOf<W>(),
+    end = grad + walkedBytes<T, W>(count);
+  for (; grad !== end; grad += stride) writePair<T, W>(grad, v128.div<T>(read<T, W>(grad), divisors), v128.div<T>(readNext<T, W>(grad), divisors));
+  if (hasTail<T, W>(count)) divide<T, T>(grad, count, scalars);
 }
 
 /** grad = min(max(grad, -limit), limit); NaN stays NaN. */
-function clamp<T>(grad: usize, count: usize, scalars: usize): void {
-  const limit = scalar(scalars, 0);
-  const upper = spread<T>(limit),
-    lower = spread<T>(-limit);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
-  let i: usize = 0;
-  for (; i < paired; i += PAIR) {
-    const g = v128.max<T>(read<T, v128>(grad + i), lower),
-      gNext = v128.max<T>(readNext<T, v128>(grad + i), lower);
-    writePair<T, v128>(grad + i, v128.min<T>(g, upper), v128.min<T>(gNext, upper));
+function clamp<T, W>(grad: usize, count: usize, scalars: usize): void {
+  // Not v128.neg: V8 13.6 merges the negation of a float64 vector to a wrong 256-bit result.
+  const upper = lanes<T>(scalars, 0),
+    lower = spread<T>(-scalar(scalars, 0));
+  const stride = strideOf<W>(),
+    end = grad + walkedBytes<T, W>(count);
+  for (; grad !== end; grad += stride) {
+    const g = v128.max<T>(read<T, W>(grad), lower),
+      gNext = v128.max<T>(readNext<T, W>(grad), lower);
+    writePair<T, W>(grad, v128.min<T>(g, upper), v128.min<T>(gNext, upper));
   }
-  for (; i < bytes; i += sizeof<T>()) write<T, T>(grad + i, v128.min<T>(v128.max<T>(read<T, T>(grad + i), lower), upper));
+  if (hasTail<T, W>(count)) clamp<T, T>(grad, count, scalars);
 }
 
 export function gradient_check_f32(grad: usize, sums: usize, count: usize): void {
@@ -135,25 +140,25 @@ export function gradient_norm_f64(grad: usize, sums: usize, count: usize): void 
 }
 
 export function gradient_scale_f32(grad: usize, count: usize, scalars: usize): void {
-  scale<f32>(grad, count, scalars);
+  scale<f32, v128>(grad, count, scalars);
 }
 
 export function gradient_scale_f64(grad: usize, count: usize, scalars: usize): void {
-  scale<f64>(grad, count, scalars);
+  scale<f64, v128>(grad, count, scalars);
 }
 
 export function gradient_divide_f32(grad: usize, count: usize, scalars: usize): void {
-  divide<f32>(grad, count, scalars);
+  divide<f32, v128>(grad, count, scalars);
 }
 
 export function gradient_divide_f64(grad: usize, count: usize, scalars: usize): void {
-  divide<f64>(grad, count, scalars);
+  divide<f64, v128>(grad, count, scalars);
 }
 
 export function gradient_clamp_f32(grad: usize, count: usize, scalars: usize): void {
-  clamp<f32>(grad, count, scalars);
+  clamp<f32, v128>(grad, count, scalars);
 }
 
 export function gradient_clamp_f64(grad: usize, count: usize, scalars: usize): void {
-  clamp<f64>(grad, count, scalars);
+  clamp<f64, v128>(grad, count, scalars);
 }

@@ -11,6 +11,7 @@ import {
   applyUpdate,
   areLight,
   Decoupled,
+  hasTail,
   isLight,
   isOn,
   isSuspect,
@@ -29,7 +30,9 @@ import {
   readPair,
   scalar,
   spread,
+  strideOf,
   VECTOR,
+  walkedBytes,
   wholeBytes,
   write,
   writePair,
@@ -161,7 +164,7 @@ function moments<T, K, Usual>(param: usize, grad: usize, expAvg: usize, expAvgSq
 }
 
 /** For `caution`: writes r over the gradient where their signs agree, else 0. sums = [number of elements that agree]. */
-function cautious<T, K>(grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
+function cautious<T, W, K>(grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): v128 {
   const weight1 = scalar(scalars, 1),
     weight2 = scalar(scalars, 2),
     weights1 = lanes<T>(scalars, 1),
@@ -170,46 +173,29 @@ function cautious<T, K>(grad: usize, expAvg: usize, expAvgSq: usize, sums: usize
   const means = lanes<T>(scalars, 3),
     root = lanes<T>(scalars, 4),
     epss = lanes<T>(scalars, 5);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
   // `anyCautious` takes the loop for light weights only with averages.
   const averages = isLight<K>() || scalar(scalars, 0) !== 0;
-  let agree = i32x4.splat(0);
-  let i: usize = 0;
-  for (; i < paired; i += PAIR)
-    agree = tally(
-      agree,
-      cautiousElement<T, v128, K>(grad + i, expAvg + i, expAvgSq + i, averages, weight1, weights1, weight2, weights2, largest, means, root, epss),
-    );
-  for (; i < bytes; i += sizeof<T>())
-    agree = tally(
-      agree,
-      cautiousElement<T, T, K>(grad + i, expAvg + i, expAvgSq + i, averages, weight1, weights1, weight2, weights2, largest, means, root, epss),
-    );
-  storeTally<T>(sums, agree);
-}
-
-/** Returns, in each lane, -1 for each element whose sign agrees. */
-// biome-ignore format: operands, then constants
-function cautiousElement<T, W, K>(
-  grad: usize, expAvg: usize, expAvgSq: usize,
-  averages: bool, weight1: f64, weights1: v128, weight2: f64, weights2: v128, largest: v128, meanScale: v128, epsRoot: v128, eps: v128,
-): v128 {
-  const zero = i32x4.splat(0);
-  const g = read<T, W>(grad),
-    gNext = readNext<T, W>(grad);
-  const m = nextExpAvg<T, K>(read<T, W>(expAvg), g, averages, weight1, weights1),
-    mNext = nextExpAvg<T, K>(readNext<T, W>(expAvg), gNext, averages, weight1, weights1);
-  const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weights2, largest),
-    vNext = lerpSquareAny<T, K>(readNext<T, W>(expAvgSq), v128.mul<T>(gNext, gNext), weight2, weights2, largest);
-  writePair<T, W>(expAvg, m, mNext);
-  writePair<T, W>(expAvgSq, v, vNext);
-  const r = ratio<T>(m, denominator<T>(v, epsRoot, eps), meanScale),
-    rNext = ratio<T>(mNext, denominator<T>(vNext, epsRoot, eps), meanScale);
-  const agrees = v128.gt<T>(v128.mul<T>(r, g), zero),
-    agreesNext = v128.gt<T>(v128.mul<T>(rNext, gNext), zero);
-  writePair<T, W>(grad, v128.and(r, agrees), v128.and(rNext, agreesNext));
-  return i32x4.add(zeroUnusedLanes<T, W>(agrees), agreesNext);
+  const zero = i32x4.splat(0),
+    stride = strideOf<W>(),
+    end = grad + walkedBytes<T, W>(count);
+  let agree = zero;
+  for (; grad !== end; grad += stride, expAvg += stride, expAvgSq += stride) {
+    const g = read<T, W>(grad),
+      gNext = readNext<T, W>(grad);
+    const m = nextExpAvg<T, K>(read<T, W>(expAvg), g, averages, weight1, weights1),
+      mNext = nextExpAvg<T, K>(readNext<T, W>(expAvg), gNext, averages, weight1, weights1);
+    const v = lerpSquareAny<T, K>(read<T, W>(expAvgSq), v128.mul<T>(g, g), weight2, weights2, largest),
+      vNext = lerpSquareAny<T, K>(readNext<T, W>(expAvgSq), v128.mul<T>(gNext, gNext), weight2, weights2, largest);
+    writePair<T, W>(expAvg, m, mNext);
+    writePair<T, W>(expAvgSq, v, vNext);
+    const r = ratio<T>(m, denominator<T>(v, root, epss), means),
+      rNext = ratio<T>(mNext, denominator<T>(vNext, root, epss), means);
+    const agrees = v128.gt<T>(v128.mul<T>(r, g), zero),
+      agreesNext = v128.gt<T>(v128.mul<T>(rNext, gNext), zero);
+    writePair<T, W>(grad, v128.and(r, agrees), v128.and(rNext, agreesNext));
+    agree = tally(tally(agree, zeroUnusedLanes<T, W>(agrees)), agreesNext);
+  }
+  return hasTail<T, W>(count) ? i32x4.add(agree, cautious<T, T, K>(grad, expAvg, expAvgSq, count, scalars)) : agree;
 }
 
 /** The pass after `cautious`: writes the update, scale*r + inUpdate*param, over the gradient. sums as in `moments`. */
@@ -250,22 +236,21 @@ function decayed<T>(param: usize, grad: usize, sums: usize, count: usize, scalar
 }
 
 /** param -= decay*param + rate*update; the update stands in the gradient's memory. */
-function apply<T, D>(param: usize, grad: usize, count: usize, scalars: usize): bool {
+function apply<T, W, D>(param: usize, grad: usize, count: usize, scalars: usize): bool {
   const decay = lanes<T>(scalars, 0),
     rate = lanes<T>(scalars, 1);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
+  const stride = strideOf<W>(),
+    end = param + walkedBytes<T, W>(count);
   let total = v128.splat<T>(0);
-  let i: usize = 0;
-  for (; i < paired; i += PAIR) total = v128.add<T>(total, applyElement<T, v128, D>(param + i, grad + i, decay, rate));
-  for (; i < bytes; i += sizeof<T>()) total = v128.add<T>(total, applyElement<T, T, D>(param + i, grad + i, decay, rate));
-  return isSuspect<T>(total);
-}
-
-function applyElement<T, W, D>(param: usize, grad: usize, decay: v128, rate: v128): v128 {
-  const update = v128.mul<T>(rate, read<T, W>(grad)),
-    updateNext = v128.mul<T>(rate, readNext<T, W>(grad));
-  return writeParam<T, W>(param, applyUpdate<T, D>(read<T, W>(param), decay, update), applyUpdate<T, D>(readNext<T, W>(param), decay, updateNext));
+  for (; param !== end; param += stride, grad += stride) {
+    const update = v128.mul<T>(rate, read<T, W>(grad)),
+      updateNext = v128.mul<T>(rate, readNext<T, W>(grad));
+    total = v128.add<T>(
+      total,
+      writeParam<T, W>(param, applyUpdate<T, D>(read<T, W>(param), decay, update), applyUpdate<T, D>(readNext<T, W>(param), decay, updateNext)),
+    );
+  }
+  return (hasTail<T, W>(count) && apply<T, T, D>(param, grad, count, scalars)) || isSuspect<T>(total);
 }
 
 function anyMoments<T>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
@@ -276,13 +261,14 @@ function anyMoments<T>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize
 }
 
 function anyCautious<T>(grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {
-  if (scalar(scalars, 0) !== 0 && areLight(scalar(scalars, 1), scalar(scalars, 2))) cautious<T, Light>(grad, expAvg, expAvgSq, sums, count, scalars);
-  else cautious<T, AnyWeight>(grad, expAvg, expAvgSq, sums, count, scalars);
+  if (scalar(scalars, 0) !== 0 && areLight(scalar(scalars, 1), scalar(scalars, 2)))
+    storeTally<T>(sums, cautious<T, v128, Light>(grad, expAvg, expAvgSq, count, scalars));
+  else storeTally<T>(sums, cautious<T, v128, AnyWeight>(grad, expAvg, expAvgSq, count, scalars));
 }
 
 function anyApply<T>(param: usize, grad: usize, count: usize, scalars: usize): bool {
-  if (scalar(scalars, 0) !== 0) return apply<T, Decoupled>(param, grad, count, scalars);
-  return apply<T, NoDecay>(param, grad, count, scalars);
+  if (scalar(scalars, 0) !== 0) return apply<T, v128, Decoupled>(param, grad, count, scalars);
+  return apply<T, v128, NoDecay>(param, grad, count, scalars);
 }
 
 export function lamb_moments_f32(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, sums: usize, count: usize, scalars: usize): void {

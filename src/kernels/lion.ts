@@ -8,16 +8,17 @@ import {
   areLight,
   constant,
   Decoupled,
+  hasTail,
   isSuspect,
   Light,
   lanes,
   lerpAny,
   NoDecay,
-  PAIR,
-  pairedBytes,
   read,
   readNext,
   scalar,
+  strideOf,
+  walkedBytes,
   writePair,
   writeParam,
   zeroUnusedLanes,
@@ -39,7 +40,7 @@ function direction<T, K>(m: v128, g: v128, weight1: f64, weights1: v128, one: v1
 }
 
 /** exp_avg = lerp(exp_avg, grad, weight2); param -= decay*param + lr*u. */
-function step<T, K, D>(param: usize, grad: usize, expAvg: usize, count: usize, scalars: usize): bool {
+function step<T, W, K, D>(param: usize, grad: usize, expAvg: usize, count: usize, scalars: usize): bool {
   const decay = lanes<T>(scalars, 0),
     weight1 = scalar(scalars, 1),
     weight2 = scalar(scalars, 2),
@@ -47,69 +48,57 @@ function step<T, K, D>(param: usize, grad: usize, expAvg: usize, count: usize, s
     weights2 = lanes<T>(scalars, 2),
     lr = lanes<T>(scalars, 3),
     one = constant<T>(<T>1, count);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
+  const stride = strideOf<W>(),
+    end = param + walkedBytes<T, W>(count);
   let total = v128.splat<T>(0);
-  let i: usize = 0;
-  for (; i < paired; i += PAIR)
-    total = v128.add<T>(total, element<T, v128, K, D>(param + i, grad + i, expAvg + i, decay, weight1, weights1, weight2, weights2, lr, one));
-  for (; i < bytes; i += sizeof<T>())
-    total = v128.add<T>(total, element<T, T, K, D>(param + i, grad + i, expAvg + i, decay, weight1, weights1, weight2, weights2, lr, one));
-  return isSuspect<T>(total);
-}
-
-// biome-ignore format: operands, then constants
-function element<T, W, K, D>(
-  param: usize, grad: usize, expAvg: usize,
-  decay: v128, weight1: f64, weights1: v128, weight2: f64, weights2: v128, lr: v128, one: v128,
-): v128 {
-  const g = read<T, W>(grad),
-    gNext = readNext<T, W>(grad);
-  const m = read<T, W>(expAvg),
-    mNext = readNext<T, W>(expAvg);
-  const u = direction<T, K>(m, g, weight1, weights1, one),
-    uNext = direction<T, K>(mNext, gNext, weight1, weights1, one);
-  const p = read<T, W>(param),
-    pNext = readNext<T, W>(param);
-  writePair<T, W>(expAvg, lerpAny<T, K>(m, g, weight2, weights2), lerpAny<T, K>(mNext, gNext, weight2, weights2));
-  return writeParam<T, W>(param, applyUpdate<T, D>(p, decay, v128.mul<T>(lr, u)), applyUpdate<T, D>(pNext, decay, v128.mul<T>(lr, uNext)));
+  for (; param !== end; param += stride, grad += stride, expAvg += stride) {
+    const g = read<T, W>(grad),
+      gNext = readNext<T, W>(grad);
+    const m = read<T, W>(expAvg),
+      mNext = readNext<T, W>(expAvg);
+    const u = direction<T, K>(m, g, weight1, weights1, one),
+      uNext = direction<T, K>(mNext, gNext, weight1, weights1, one);
+    const p = read<T, W>(param),
+      pNext = readNext<T, W>(param);
+    writePair<T, W>(expAvg, lerpAny<T, K>(m, g, weight2, weights2), lerpAny<T, K>(mNext, gNext, weight2, weights2));
+    total = v128.add<T>(
+      total,
+      writeParam<T, W>(param, applyUpdate<T, D>(p, decay, v128.mul<T>(lr, u)), applyUpdate<T, D>(pNext, decay, v128.mul<T>(lr, uNext))),
+    );
+  }
+  return (hasTail<T, W>(count) && step<T, T, K, D>(param, grad, expAvg, count, scalars)) || isSuspect<T>(total);
 }
 
 /** Writes u over the gradient where their signs agree, else 0; exp_avg as in `step`. sums = [number of elements that agree]. */
-function cautious<T, K>(grad: usize, expAvg: usize, sums: usize, count: usize, scalars: usize): void {
+function cautious<T, W, K>(grad: usize, expAvg: usize, count: usize, scalars: usize): v128 {
   const weight1 = scalar(scalars, 0),
     weight2 = scalar(scalars, 1),
     weights1 = lanes<T>(scalars, 0),
     weights2 = lanes<T>(scalars, 1),
     one = constant<T>(<T>1, count);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
-  let agree = i32x4.splat(0);
-  let i: usize = 0;
-  for (; i < paired; i += PAIR) agree = tally(agree, cautiousElement<T, v128, K>(grad + i, expAvg + i, weight1, weights1, weight2, weights2, one));
-  for (; i < bytes; i += sizeof<T>()) agree = tally(agree, cautiousElement<T, T, K>(grad + i, expAvg + i, weight1, weights1, weight2, weights2, one));
-  storeTally<T>(sums, agree);
-}
-
-/** Returns, in each lane, -1 for each element whose sign agrees. */
-function cautiousElement<T, W, K>(grad: usize, expAvg: usize, weight1: f64, weights1: v128, weight2: f64, weights2: v128, one: v128): v128 {
-  const zero = i32x4.splat(0);
-  const g = read<T, W>(grad),
-    gNext = readNext<T, W>(grad);
-  const m = read<T, W>(expAvg),
-    mNext = readNext<T, W>(expAvg);
-  const u = direction<T, K>(m, g, weight1, weights1, one),
-    uNext = direction<T, K>(mNext, gNext, weight1, weights1, one);
-  writePair<T, W>(expAvg, lerpAny<T, K>(m, g, weight2, weights2), lerpAny<T, K>(mNext, gNext, weight2, weights2));
-  const agrees = v128.gt<T>(v128.mul<T>(u, g), zero),
-    agreesNext = v128.gt<T>(v128.mul<T>(uNext, gNext), zero);
-  writePair<T, W>(grad, v128.and(u, agrees), v128.and(uNext, agreesNext));
-  return i32x4.add(zeroUnusedLanes<T, W>(agrees), agreesNext);
+  const zero = i32x4.splat(0),
+    stride = strideOf<W>(),
+    end = grad + walkedBytes<T, W>(count);
+  let agree = zero;
+  for (; grad !== end; grad += stride, expAvg += stride) {
+    const g = read<T, W>(grad),
+      gNext = readNext<T, W>(grad);
+    const m = read<T, W>(expAvg),
+      mNext = readNext<T, W>(expAvg);
+    const u = direction<T, K>(m, g, weight1, weights1, one),
+      uNext = direction<T, K>(mNext, gNext, weight1, weights1, one);
+    writePair<T, W>(expAvg, lerpAny<T, K>(m, g, weight2, weights2), lerpAny<T, K>(mNext, gNext, weight2, weights2));
+    const agrees = v128.gt<T>(v128.mul<T>(u, g), zero),
+      agreesNext = v128.gt<T>(v128.mul<T>(uNext, gNext), zero);
+    writePair<T, W>(grad, v128.and(u, agrees), v128.and(uNext, agreesNext));
+    agree = tally(tally(agree, zeroUnusedLanes<T, W>(agrees)), agreesNext);
+  }
+  return hasTail<T, W>(count) ? i32x4.add(agree, cautious<T, T, K>(grad, expAvg, count, scalars)) : agree;
 }
 
 function anyDecay<T, K>(param: usize, grad: usize, expAvg: usize, count: usize, scalars: usize): bool {
-  if (scalar(scalars, 0) !== 0) return step<T, K, Decoupled>(param, grad, expAvg, count, scalars);
-  return step<T, K, NoDecay>(param, grad, expAvg, count, scalars);
+  if (scalar(scalars, 0) !== 0) return step<T, v128, K, Decoupled>(param, grad, expAvg, count, scalars);
+  return step<T, v128, K, NoDecay>(param, grad, expAvg, count, scalars);
 }
 
 function lion<T>(param: usize, grad: usize, expAvg: usize, count: usize, scalars: usize): bool {
@@ -118,8 +107,8 @@ function lion<T>(param: usize, grad: usize, expAvg: usize, count: usize, scalars
 }
 
 function anyCautious<T>(grad: usize, expAvg: usize, sums: usize, count: usize, scalars: usize): void {
-  if (areLight(scalar(scalars, 0), scalar(scalars, 1))) cautious<T, Light>(grad, expAvg, sums, count, scalars);
-  else cautious<T, AnyWeight>(grad, expAvg, sums, count, scalars);
+  if (areLight(scalar(scalars, 0), scalar(scalars, 1))) storeTally<T>(sums, cautious<T, v128, Light>(grad, expAvg, count, scalars));
+  else storeTally<T>(sums, cautious<T, v128, AnyWeight>(grad, expAvg, count, scalars));
 }
 
 export function lion_f32(param: usize, grad: usize, expAvg: usize, count: usize, scalars: usize): bool {

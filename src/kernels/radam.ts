@@ -6,6 +6,7 @@ import {
   Coupled,
   Decoupled,
   decayLanes,
+  hasTail,
   isLight,
   isOn,
   isSuspect,
@@ -18,11 +19,11 @@ import {
   NoDecay,
   Off,
   On,
-  PAIR,
-  pairedBytes,
   read,
   readNext,
   scalar,
+  strideOf,
+  walkedBytes,
   withCoupledDecay,
   writePair,
   writeParam,
@@ -32,7 +33,7 @@ import {
  * exp_avg and exp_avg_sq as in Adam; param -= decay*param + stepSize * exp_avg / (Rectified ? sqrt(exp_avg_sq) + eps : 1). The step
  * without rectification never reads exp_avg_sq's root, so an overflowed average does no harm.
  */
-function step<T, K, D, Rectified>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {
+function step<T, W, K, D, Rectified>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {
   const decay = decayLanes<T, D>(scalars),
     weight1 = scalar(scalars, 2),
     weight2 = scalar(scalars, 3),
@@ -41,63 +42,52 @@ function step<T, K, D, Rectified>(param: usize, grad: usize, expAvg: usize, expA
     largest = largestFinite<T>(count),
     stepSize = lanes<T>(scalars, 4),
     eps = lanes<T>(scalars, 6);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
+  const stride = strideOf<W>(),
+    end = param + walkedBytes<T, W>(count);
   let total = v128.splat<T>(0);
-  let i: usize = 0;
-  // biome-ignore format: operands, then constants
-  for (; i < paired; i += PAIR)
-    total = v128.add<T>(total, element<T, v128, K, D, Rectified>(param + i, grad + i, expAvg + i, expAvgSq + i,
-      decay, weight1, weights1, weight2, weights2, largest, stepSize, eps));
-  // biome-ignore format: operands, then constants
-  for (; i < bytes; i += sizeof<T>())
-    total = v128.add<T>(total, element<T, T, K, D, Rectified>(param + i, grad + i, expAvg + i, expAvgSq + i,
-      decay, weight1, weights1, weight2, weights2, largest, stepSize, eps));
-  return isSuspect<T>(total);
-}
-
-// biome-ignore format: operands, then constants
-function element<T, W, K, D, Rectified>(
-  param: usize, grad: usize, expAvg: usize, expAvgSq: usize,
-  decay: v128, weight1: f64, weights1: v128, weight2: f64, weights2: v128, largest: v128, stepSize: v128, eps: v128,
-): v128 {
-  const p = read<T, W>(param),
-    pNext = readNext<T, W>(param);
-  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, decay),
-    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, decay);
-  let m = read<T, W>(expAvg),
-    mNext = readNext<T, W>(expAvg);
-  let v = read<T, W>(expAvgSq),
-    vNext = readNext<T, W>(expAvgSq);
-  const gg = v128.mul<T>(g, g),
-    ggNext = v128.mul<T>(gNext, gNext);
-  // One branch for both vectors of a pair: two branches cost a tenth of the step with heavy weights (measured).
-  if (isLight<K>() || areLight(weight1, 0)) {
-    m = lerp<T>(m, g, weights1);
-    mNext = lerp<T>(mNext, gNext, weights1);
-  } else {
-    m = lerpHeavy<T>(m, g, weight1);
-    mNext = lerpHeavy<T>(mNext, gNext, weight1);
+  for (; param !== end; param += stride, grad += stride, expAvg += stride, expAvgSq += stride) {
+    const p = read<T, W>(param),
+      pNext = readNext<T, W>(param);
+    const g = withCoupledDecay<T, D>(read<T, W>(grad), p, decay),
+      gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, decay);
+    let m = read<T, W>(expAvg),
+      mNext = readNext<T, W>(expAvg);
+    let v = read<T, W>(expAvgSq),
+      vNext = readNext<T, W>(expAvgSq);
+    const gg = v128.mul<T>(g, g),
+      ggNext = v128.mul<T>(gNext, gNext);
+    // One branch for both vectors of a pair: two branches cost a tenth of the step with heavy weights (measured).
+    if (isLight<K>() || areLight(weight1, 0)) {
+      m = lerp<T>(m, g, weights1);
+      mNext = lerp<T>(mNext, gNext, weights1);
+    } else {
+      m = lerpHeavy<T>(m, g, weight1);
+      mNext = lerpHeavy<T>(mNext, gNext, weight1);
+    }
+    if (isLight<K>() || areLight(weight2, 0)) {
+      v = lerpSquare<T>(v, gg, weights2, largest);
+      vNext = lerpSquare<T>(vNext, ggNext, weights2, largest);
+    } else {
+      v = lerpHeavy<T>(v, gg, weight2);
+      vNext = lerpHeavy<T>(vNext, ggNext, weight2);
+    }
+    writePair<T, W>(expAvg, m, mNext);
+    writePair<T, W>(expAvgSq, v, vNext);
+    if (isOn<Rectified>()) {
+      m = v128.div<T>(m, v128.add<T>(v128.sqrt<T>(v), eps));
+      mNext = v128.div<T>(mNext, v128.add<T>(v128.sqrt<T>(vNext), eps));
+    }
+    total = v128.add<T>(
+      total,
+      writeParam<T, W>(param, applyUpdate<T, D>(p, decay, v128.mul<T>(stepSize, m)), applyUpdate<T, D>(pNext, decay, v128.mul<T>(stepSize, mNext))),
+    );
   }
-  if (isLight<K>() || areLight(weight2, 0)) {
-    v = lerpSquare<T>(v, gg, weights2, largest);
-    vNext = lerpSquare<T>(vNext, ggNext, weights2, largest);
-  } else {
-    v = lerpHeavy<T>(v, gg, weight2);
-    vNext = lerpHeavy<T>(vNext, ggNext, weight2);
-  }
-  writePair<T, W>(expAvg, m, mNext);
-  writePair<T, W>(expAvgSq, v, vNext);
-  if (isOn<Rectified>()) {
-    m = v128.div<T>(m, v128.add<T>(v128.sqrt<T>(v), eps));
-    mNext = v128.div<T>(mNext, v128.add<T>(v128.sqrt<T>(vNext), eps));
-  }
-  return writeParam<T, W>(param, applyUpdate<T, D>(p, decay, v128.mul<T>(stepSize, m)), applyUpdate<T, D>(pNext, decay, v128.mul<T>(stepSize, mNext)));
+  return (hasTail<T, W>(count) && step<T, T, K, D, Rectified>(param, grad, expAvg, expAvgSq, count, scalars)) || isSuspect<T>(total);
 }
 
 function anyRectification<T, K, D>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {
-  if (scalar(scalars, 5) !== 0) return step<T, K, D, On>(param, grad, expAvg, expAvgSq, count, scalars);
-  return step<T, K, D, Off>(param, grad, expAvg, expAvgSq, count, scalars);
+  if (scalar(scalars, 5) !== 0) return step<T, v128, K, D, On>(param, grad, expAvg, expAvgSq, count, scalars);
+  return step<T, v128, K, D, Off>(param, grad, expAvg, expAvgSq, count, scalars);
 }
 
 function anyDecay<T, K>(param: usize, grad: usize, expAvg: usize, expAvgSq: usize, count: usize, scalars: usize): bool {

@@ -5,6 +5,7 @@ import {
   Coupled,
   decayLanes,
   Heavy,
+  hasTail,
   isOn,
   isSuspect,
   Light,
@@ -15,11 +16,11 @@ import {
   narrow,
   Off,
   On,
-  PAIR,
-  pairedBytes,
   read,
   readNext,
   scalar,
+  strideOf,
+  walkedBytes,
   wideHigh,
   wideLow,
   withCoupledDecay,
@@ -28,7 +29,7 @@ import {
 } from "./_lanes";
 
 /** u = g / (sqrt(v) + eps), where v is square_avg, or square_avg - grad_avg^2 with Centered; param -= lr * u. With Buffers, u is buffer = momentum*buffer + u. */
-function step<T, K, D, Centered, Buffers>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
+function step<T, W, K, D, Centered, Buffers>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
   const l2 = decayLanes<T, D>(scalars),
     weight = scalar(scalars, 1),
     weights = lanes<T>(scalars, 1),
@@ -36,55 +37,41 @@ function step<T, K, D, Centered, Buffers>(param: usize, grad: usize, squareAvg: 
     momentum = lanes<T>(scalars, 3),
     eps = lanes<T>(scalars, 4),
     largest = largestFinite<T>(count);
-  const paired = pairedBytes<T>(count),
-    bytes = count * sizeof<T>();
+  const stride = strideOf<W>(),
+    end = param + walkedBytes<T, W>(count);
   let total = v128.splat<T>(0);
-  let i: usize = 0;
-  // biome-ignore format: operands, then constants
-  for (; i < paired; i += PAIR)
-    total = v128.add<T>(total, element<T, v128, K, D, Centered, Buffers>(param + i, grad + i, squareAvg + i, gradAvg + i, buffer + i,
-      l2, weight, weights, largest, lr, momentum, eps));
-  // biome-ignore format: operands, then constants
-  for (; i < bytes; i += sizeof<T>())
-    total = v128.add<T>(total, element<T, T, K, D, Centered, Buffers>(param + i, grad + i, squareAvg + i, gradAvg + i, buffer + i,
-      l2, weight, weights, largest, lr, momentum, eps));
-  return isSuspect<T>(total);
-}
-
-// biome-ignore format: operands, then constants
-function element<T, W, K, D, Centered, Buffers>(
-  param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize,
-  l2: v128, weight: f64, weights: v128, largest: v128, lr: v128, momentum: v128, eps: v128,
-): v128 {
-  const p = read<T, W>(param),
-    pNext = readNext<T, W>(param);
-  const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
-    gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
-  const s = read<T, W>(squareAvg),
-    sNext = readNext<T, W>(squareAvg);
-  let v: v128, vNext: v128;
-  if (isOn<Centered>()) {
-    const alpha64 = f64x2.splat(1 - weight),
-      weight64 = f64x2.splat(weight);
-    const h = read<T, W>(gradAvg),
-      hNext = readNext<T, W>(gradAvg);
-    writePair<T, W>(squareAvg, squareMean<T>(s, g, alpha64, weight64), squareMean<T>(sNext, gNext, alpha64, weight64));
-    writePair<T, W>(gradAvg, blend<T>(alpha64, h, weight64, g), blend<T>(alpha64, hNext, weight64, gNext));
-    v = varianceOf<T>(s, h, g, alpha64, weight64);
-    vNext = varianceOf<T>(sNext, hNext, gNext, alpha64, weight64);
-  } else {
-    v = lerpSquareAny<T, K>(s, v128.mul<T>(g, g), weight, weights, largest);
-    vNext = lerpSquareAny<T, K>(sNext, v128.mul<T>(gNext, gNext), weight, weights, largest);
-    writePair<T, W>(squareAvg, v, vNext);
+  for (; param !== end; param += stride, grad += stride, squareAvg += stride, gradAvg += stride, buffer += stride) {
+    const p = read<T, W>(param),
+      pNext = readNext<T, W>(param);
+    const g = withCoupledDecay<T, D>(read<T, W>(grad), p, l2),
+      gNext = withCoupledDecay<T, D>(readNext<T, W>(grad), pNext, l2);
+    const s = read<T, W>(squareAvg),
+      sNext = readNext<T, W>(squareAvg);
+    let v: v128, vNext: v128;
+    if (isOn<Centered>()) {
+      const alpha64 = f64x2.splat(1 - weight),
+        weight64 = f64x2.splat(weight);
+      const h = read<T, W>(gradAvg),
+        hNext = readNext<T, W>(gradAvg);
+      writePair<T, W>(squareAvg, squareMean<T>(s, g, alpha64, weight64), squareMean<T>(sNext, gNext, alpha64, weight64));
+      writePair<T, W>(gradAvg, blend<T>(alpha64, h, weight64, g), blend<T>(alpha64, hNext, weight64, gNext));
+      v = varianceOf<T>(s, h, g, alpha64, weight64);
+      vNext = varianceOf<T>(sNext, hNext, gNext, alpha64, weight64);
+    } else {
+      v = lerpSquareAny<T, K>(s, v128.mul<T>(g, g), weight, weights, largest);
+      vNext = lerpSquareAny<T, K>(sNext, v128.mul<T>(gNext, gNext), weight, weights, largest);
+      writePair<T, W>(squareAvg, v, vNext);
+    }
+    let u = v128.div<T>(g, v128.add<T>(v128.sqrt<T>(v), eps)),
+      uNext = v128.div<T>(gNext, v128.add<T>(v128.sqrt<T>(vNext), eps));
+    if (isOn<Buffers>()) {
+      u = v128.add<T>(v128.mul<T>(momentum, read<T, W>(buffer)), u);
+      uNext = v128.add<T>(v128.mul<T>(momentum, readNext<T, W>(buffer)), uNext);
+      writePair<T, W>(buffer, u, uNext);
+    }
+    total = v128.add<T>(total, writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, u)), v128.sub<T>(pNext, v128.mul<T>(lr, uNext))));
   }
-  let u = v128.div<T>(g, v128.add<T>(v128.sqrt<T>(v), eps)),
-    uNext = v128.div<T>(gNext, v128.add<T>(v128.sqrt<T>(vNext), eps));
-  if (isOn<Buffers>()) {
-    u = v128.add<T>(v128.mul<T>(momentum, read<T, W>(buffer)), u);
-    uNext = v128.add<T>(v128.mul<T>(momentum, readNext<T, W>(buffer)), uNext);
-    writePair<T, W>(buffer, u, uNext);
-  }
-  return writeParam<T, W>(param, v128.sub<T>(p, v128.mul<T>(lr, u)), v128.sub<T>(pNext, v128.mul<T>(lr, uNext)));
+  return (hasTail<T, W>(count) && step<T, T, K, D, Centered, Buffers>(param, grad, squareAvg, gradAvg, buffer, count, scalars)) || isSuspect<T>(total);
 }
 
 /** alpha*average + weight*sample in float64. */
@@ -117,8 +104,8 @@ function varianceHalf(s: v128, h: v128, g: v128, alpha64: v128, weight64: v128):
 }
 
 function anyBuffer<T, K, D, Centered>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {
-  if (buffer) return step<T, K, D, Centered, On>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
-  return step<T, K, D, Centered, Off>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
+  if (buffer) return step<T, v128, K, D, Centered, On>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
+  return step<T, v128, K, D, Centered, Off>(param, grad, squareAvg, gradAvg, buffer, count, scalars);
 }
 
 function anyMean<T, D>(param: usize, grad: usize, squareAvg: usize, gradAvg: usize, buffer: usize, count: usize, scalars: usize): bool {

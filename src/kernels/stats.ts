@@ -2,79 +2,55 @@
 import { read, VECTOR, wholeBytes, write } from "./_lanes";
 import { squaresHigh, squaresLow, storeSum } from "./_reduce";
 
-/** Copies the parameters before a step; sums = [sum of their squares]. */
-function keep<T>(param: usize, copy: usize, sums: usize, count: usize): void {
-  const whole = wholeBytes<T>(count),
-    bytes = count * sizeof<T>();
-  let low = f64x2.splat(0),
-    high = f64x2.splat(0);
-  let i: usize = 0;
-  for (; i < whole; i += VECTOR) {
-    const p = read<T, v128>(param + i);
-    write<T, v128>(copy + i, p);
-    low = squaresLow<T>(low, p);
-    high = squaresHigh<T>(high, p);
-  }
-  for (; i < bytes; i += sizeof<T>()) {
-    const p = read<T, T>(param + i);
-    write<T, T>(copy + i, p);
-    low = squaresLow<T>(low, p);
-  }
-  storeSum(sums, low, high);
+/** Type arguments for a pass over values: their squares alone; also a copy of the values; or the squares of their change since the copy. */
+type Squares = i8;
+type Copy = i16;
+type Change = i32;
+
+/** The value to square at an address; `copy` is the address of its copy. */
+function operand<T, W, Pass>(at: usize, copy: usize): v128 {
+  const value = read<T, W>(at);
+  if (sizeof<Pass>() === sizeof<Change>()) return v128.sub<T>(value, read<T, W>(copy));
+  if (sizeof<Pass>() === sizeof<Copy>()) write<T, W>(copy, value);
+  return value;
 }
 
-/** sums = [sum of squares of the parameters' change since `keep` copied them]. */
-function moved<T>(param: usize, copy: usize, sums: usize, count: usize): void {
+/** sums = [sum of squares]. */
+function sumSquares<T, Pass>(values: usize, copy: usize, sums: usize, count: usize): void {
   const whole = wholeBytes<T>(count),
     bytes = count * sizeof<T>();
   let low = f64x2.splat(0),
     high = f64x2.splat(0);
   let i: usize = 0;
   for (; i < whole; i += VECTOR) {
-    const change = v128.sub<T>(read<T, v128>(param + i), read<T, v128>(copy + i));
-    low = squaresLow<T>(low, change);
-    high = squaresHigh<T>(high, change);
-  }
-  for (; i < bytes; i += sizeof<T>()) low = squaresLow<T>(low, v128.sub<T>(read<T, T>(param + i), read<T, T>(copy + i)));
-  storeSum(sums, low, high);
-}
-
-/** sums = [sum of squares of the values]. */
-function squares<T>(values: usize, sums: usize, count: usize): void {
-  const whole = wholeBytes<T>(count),
-    bytes = count * sizeof<T>();
-  let low = f64x2.splat(0),
-    high = f64x2.splat(0);
-  let i: usize = 0;
-  for (; i < whole; i += VECTOR) {
-    const value = read<T, v128>(values + i);
+    const value = operand<T, v128, Pass>(values + i, copy + i);
     low = squaresLow<T>(low, value);
     high = squaresHigh<T>(high, value);
   }
-  for (; i < bytes; i += sizeof<T>()) low = squaresLow<T>(low, read<T, T>(values + i));
+  for (; i < bytes; i += sizeof<T>()) low = squaresLow<T>(low, operand<T, T, Pass>(values + i, copy + i));
   storeSum(sums, low, high);
 }
 
 export function stats_keep_f32(param: usize, copy: usize, sums: usize, count: usize): void {
-  keep<f32>(param, copy, sums, count);
+  sumSquares<f32, Copy>(param, copy, sums, count);
 }
 
 export function stats_keep_f64(param: usize, copy: usize, sums: usize, count: usize): void {
-  keep<f64>(param, copy, sums, count);
+  sumSquares<f64, Copy>(param, copy, sums, count);
 }
 
 export function stats_moved_f32(param: usize, copy: usize, sums: usize, count: usize): void {
-  moved<f32>(param, copy, sums, count);
+  sumSquares<f32, Change>(param, copy, sums, count);
 }
 
 export function stats_moved_f64(param: usize, copy: usize, sums: usize, count: usize): void {
-  moved<f64>(param, copy, sums, count);
+  sumSquares<f64, Change>(param, copy, sums, count);
 }
 
 export function stats_squares_f32(values: usize, sums: usize, count: usize): void {
-  squares<f32>(values, sums, count);
+  sumSquares<f32, Squares>(values, 0, sums, count);
 }
 
 export function stats_squares_f64(values: usize, sums: usize, count: usize): void {
-  squares<f64>(values, sums, count);
+  sumSquares<f64, Squares>(values, 0, sums, count);
 }

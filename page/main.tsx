@@ -13,7 +13,10 @@ interface Panel {
   readonly load: () => Promise<ComponentType<PanelProps>>;
 }
 
-const PANELS: readonly Panel[] = [{ id: "now", title: "Now", load: () => import("./now/now.tsx").then(({ Now }) => Now) }];
+const PANELS: readonly Panel[] = [
+  { id: "now", title: "Now", load: () => import("./now/now.tsx").then(({ Now }) => Now) },
+  { id: "doctor", title: "State doctor", load: () => import("./doctor/doctor.tsx").then(({ Doctor }) => Doctor) },
+];
 
 const FIRST = PANELS[0] as Panel;
 

@@ -11,9 +11,13 @@ import { gzipSync } from "node:zlib";
 import { TestBrowser } from "../support/chromium.ts";
 import { TestService } from "../support/service.ts";
 import { root } from "../support/tree.ts";
+import { brokenFiles, state, stateFile } from "./_files.ts";
 import { requireAccessible, Visitor } from "./_visitor.ts";
 
 const folder = join(root, "build/page");
+
+/** A file as playwright takes it. */
+const payload = ({ name }: File, bytes: Uint8Array) => ({ name, mimeType: "application/octet-stream", buffer: Buffer.from(bytes) });
 
 /** Set to make the pictures of the documentation. */
 const PICTURES = process.env["PICTURES"];
@@ -72,9 +76,59 @@ suite("page", () => {
     visitor.requireQuiet();
   });
 
+  test("the doctor names what is wrong with each of many files", async () => {
+    const { page } = visitor;
+    await visitor.panel("State doctor");
+    const field = page.getByLabel("A: a checkpoint");
+    await field.setInputFiles(payload(stateFile(state()), await stateFile(state()).bytes()));
+    await page.getByText("A state of stepd of adamw at step 41, for 2 parameters in 4 tensors.").waitFor();
+    await page.getByText("Nothing is wrong with this file.").waitFor();
+    await page.getByRole("img", { name: /^Magnitudes of exp_avg_sq from 0\.0625 to 2,/ }).waitFor();
+    await page.getByText("2 parameters", { exact: true }).click();
+    await page.getByRole("row", { name: /layer\.weight 41 \[2, 3\]/ }).waitFor();
+    await requireAccessible(page);
+    const broken = brokenFiles();
+    assert.ok(broken.length >= 12);
+    for (const [index, { code, file, sentence }] of broken.entries()) {
+      // A name of its own shows that the finding is of this file.
+      const name = `${index}-${file.name}`;
+      await field.setInputFiles({ ...payload(file, await file.bytes()), name });
+      await page.getByRole("heading", { level: 2, name: new RegExp(`^A: ${name},`) }).waitFor();
+      const found = page.locator("li.error, li.warning");
+      assert.deepEqual(await found.evaluateAll((items) => items.map((item) => (item as HTMLElement).dataset["code"])), [code], name);
+      assert.match((await found.textContent()) ?? "", sentence);
+    }
+  });
+
+  test("the doctor compares two files of torch, converts one, and sends nothing before", async () => {
+    const { page } = visitor;
+    const posts: string[] = [];
+    page.on("request", (request) => request.method() === "POST" && posts.push(new URL(request.url()).pathname));
+    await page.getByLabel("A: a checkpoint").setInputFiles(join(import.meta.dirname, "torch/adamw-names.pt"));
+    await page.getByLabel("B: another one, to compare").setInputFiles(join(import.meta.dirname, "torch/adamw-later.pt"));
+    const report = page.locator("section.card", { hasText: "Why a resume from B would differ from A" });
+    await report.getByText("lr is 0.01 in A and 0.005 in B, for “weight” and “bias”.").waitFor();
+    await report.getByText("“weight” is at step 7 in A and 9 in B, and 1 other differ, too.").waitFor();
+    await picture("doctor");
+    await requireAccessible(page);
+    assert.deepEqual(posts, []);
+    const card = page.locator("section.card", { hasText: "A: adamw-names.pt" });
+    await card.getByText("Convert to another format or optimizer").click();
+    await requireAccessible(page);
+    const [download] = await Promise.all([page.waitForEvent("download"), card.getByRole("button", { name: "Convert and download" }).click()]);
+    assert.equal(download.suggestedFilename(), "adamw-names.stepd.safetensors");
+    await card.getByText("It holds all of the state").waitFor();
+    assert.deepEqual(posts, ["/v1/state/convert"]);
+    const converted = readFileSync(await download.path());
+    const { optimizer, tensors } = await service.call<{ optimizer: string; tensors: Record<string, { step: number }> }>("state.inspect", { state: converted });
+    assert.deepEqual([optimizer, Object.keys(tensors), tensors["weight"]?.step], ["adamw", ["bias", "weight"], 7]);
+    visitor.requireQuiet();
+  });
+
   test("the keyboard alone reaches every panel", async () => {
     const { page } = visitor;
     const panels = await page.getByRole("navigation", { name: "Panels" }).getByRole("link").allTextContents();
+    await visitor.panel("Now");
     await page.reload();
     await page.getByRole("heading", { name: "This server", exact: true }).waitFor();
     await page.keyboard.press("Tab");
@@ -145,7 +199,8 @@ suite("page", () => {
   test("the page names the licenses of all packages in it", () => {
     const [file = ""] = readdirSync(folder).filter((name) => name.startsWith("licenses"));
     const text = readFileSync(join(folder, file), "utf8");
-    for (const name of ["preact", "uplot", "swagger-ui-dist", "@msgpack/msgpack"]) assert.match(text, new RegExp(`^${name} \\d`, "m"), name);
+    for (const name of ["preact", "uplot", "swagger-ui-dist", "@msgpack/msgpack", "@zip.js/zip.js", "pickleparser"])
+      assert.match(text, new RegExp(`^${name} \\d`, "m"), name);
     assert.match(text, /Permission is hereby granted/);
   });
 });

@@ -1,0 +1,370 @@
+/** Compares two checkpoints, and says in sentences why a run that resumes from one would differ from the other. */
+import { count, list, plural, short } from "../common/format.ts";
+import { byParameter, type Checkpoint, type Definitions, elementsIn, type Finding, type Group, type Level, parametersOf, type Tensor } from "./checkpoint.ts";
+import { numbers } from "./values.ts";
+
+const finding = (level: Level, code: string, sentence: string): Finding => ({ code, level, sentence });
+
+/** Prefixes that wrappers put before parameter names. */
+const PREFIXES: Readonly<Record<string, string>> = {
+  "module.": "DataParallel or DistributedDataParallel",
+  "_orig_mod.": "torch.compile",
+  "_fsdp_wrapped_module.": "FSDP",
+  "_forward_module.": "Lightning's Fabric",
+  "base_model.model.": "PEFT",
+  "model.": "a wrapper, such as a LightningModule",
+  "params/": "flax",
+};
+
+/** Parameters of A by those of B that continue them. */
+interface Pairs {
+  readonly pairs: ReadonlyMap<string, string>;
+  readonly findings: readonly Finding[];
+}
+
+const isNumber = (name: string): boolean => /^\d+$/.test(name);
+
+const shapeOf = (slots: ReadonlyMap<string, Tensor> | undefined): string | undefined =>
+  [...(slots?.values() ?? [])].find(({ shape }) => shape.length > 0 && elementsIn(shape) > 0)?.shape.join(", ");
+
+/** Pairs the parameters of two files by name, by name with a wrapper's prefix, or by order where one file numbers them. */
+const pair = (a: Checkpoint, b: Checkpoint): Pairs => {
+  const [namesA, namesB] = [parametersOf(a), parametersOf(b)];
+  const [slotsA, slotsB] = [byParameter(a), byParameter(b)];
+  const [setA, setB] = [new Set(namesA), new Set(namesB)];
+  const onlyA = namesA.filter((name) => !setB.has(name));
+  const onlyB = namesB.filter((name) => !setA.has(name));
+  const pairs = new Map(namesA.filter((name) => setB.has(name)).map((name) => [name, name]));
+  if (onlyA.length === 0 && onlyB.length === 0) return { pairs, findings: [] };
+
+  if (pairs.size === 0 && namesA.every(isNumber) !== namesB.every(isNumber) && namesA.length === namesB.length) {
+    for (const [index, name] of namesA.entries()) pairs.set(name, namesB[index] as string);
+    const wrong = namesA.filter((name) => shapeOf(slotsA.get(name)) !== shapeOf(slotsB.get(pairs.get(name) as string)));
+    const numbered = namesA.every(isNumber) ? "A" : "B";
+    if (wrong.length === 0)
+      return {
+        pairs,
+        findings: [
+          finding(
+            "note",
+            "numbered",
+            `${numbered} numbers its parameters. They are compared in their order with the names of the other file; all shapes agree.`,
+          ),
+        ],
+      };
+    return {
+      pairs,
+      findings: [
+        finding(
+          "error",
+          "order-differs",
+          `${numbered} numbers its parameters, and their order is not that of the other file: the shapes of ${list(wrong)} disagree. Give the names in the optimizer's order.`,
+        ),
+      ],
+    };
+  }
+
+  for (const [longer, shorter, from, to] of [
+    ["B", "A", onlyA, onlyB],
+    ["A", "B", onlyB, onlyA],
+  ] as const) {
+    const prefix = to[0]?.endsWith(from[0] ?? "\0") ? (to[0] as string).slice(0, -(from[0] as string).length) : "";
+    const prefixes = prefix === "" ? Object.keys(PREFIXES) : [prefix];
+    const found = prefixes.find((start) => from.length > 0 && from.length === to.length && from.every((name) => to.includes(start + name)));
+    if (found === undefined) continue;
+    for (const name of from) pairs.set(longer === "B" ? name : found + name, longer === "B" ? found + name : name);
+    const cause = PREFIXES[found] === undefined ? "" : `, which ${PREFIXES[found]} adds`;
+    return {
+      pairs,
+      findings: [
+        finding(
+          "error",
+          "renamed",
+          `${longer} has “${found}” before the names of ${shorter}${cause}. A resume that goes by name would find no state for ${plural(from.length, "parameter")}.`,
+        ),
+      ],
+    };
+  }
+
+  // The rest may be renamed one by one: the same shape, and no other of that shape is left.
+  const renamed: string[] = [];
+  const leftA: string[] = [];
+  const leftB = [...onlyB];
+  for (const name of onlyA) {
+    const shape = shapeOf(slotsA.get(name));
+    const same = (other: string, slots: typeof slotsA): boolean => shape !== undefined && shapeOf(slots.get(other)) === shape;
+    const candidates = leftB.filter((other) => same(other, slotsB));
+    const rivals = onlyA.filter((other) => same(other, slotsA));
+    if (candidates.length === 1 && rivals.length === 1) {
+      const [other = ""] = candidates;
+      pairs.set(name, other);
+      renamed.push(`“${name}” to “${other}”`);
+      leftB.splice(leftB.indexOf(other), 1);
+    } else leftA.push(name);
+  }
+  const findings: Finding[] = [];
+  if (renamed.length > 0) {
+    const shown = renamed.slice(0, 3).join(", ");
+    findings.push(
+      finding(
+        "error",
+        "renamed",
+        `${plural(renamed.length, "parameter")} seem renamed, by their shapes: ${shown}${renamed.length > 3 ? " and others" : ""}. A resume by name would lose their state.`,
+      ),
+    );
+  }
+  if (leftA.length > 0)
+    findings.push(
+      finding(
+        "error",
+        "missing-parameter",
+        `${list(leftA)} ${leftA.length === 1 ? "is" : "are"} in A and not in B. A resume from B would start ${leftA.length === 1 ? "it" : "them"} at zero.`,
+      ),
+    );
+  if (leftB.length > 0) findings.push(finding("error", "new-parameter", `${list(leftB)} ${leftB.length === 1 ? "is" : "are"} in B and not in A.`));
+  return { pairs, findings };
+};
+
+const compareOptimizers = (a: Checkpoint, b: Checkpoint, definitions: Definitions): readonly Finding[] => {
+  if (a.optimizer === undefined || b.optimizer === undefined || a.optimizer === b.optimizer) return [];
+  const [familyA, familyB] = [definitions.get(a.optimizer)?.family, definitions.get(b.optimizer)?.family];
+  const names = `A is of ${a.optimizer}, B of ${b.optimizer}`;
+  if (familyA !== undefined && familyA === familyB)
+    return [finding("warning", "other-optimizer", `${names}. Both keep the same slots, so either goes on from either file, but the steps differ.`)];
+  return [finding("error", "other-optimizer", `${names}: their slots differ, so neither goes on from the other's file.`)];
+};
+
+const groupOf = (groups: readonly Group[], parameter: string): number => groups.findIndex(({ parameters }) => parameters.includes(parameter));
+
+const compareGroups = (a: Checkpoint, b: Checkpoint, pairs: ReadonlyMap<string, string>): readonly Finding[] => {
+  if (a.groups.length === 0 || b.groups.length === 0) return [];
+  const found: Finding[] = [];
+  if (a.groups.length !== b.groups.length)
+    found.push(
+      finding(
+        "error",
+        "group-count",
+        `A has ${plural(a.groups.length, "parameter group")}, B ${count(b.groups.length)}. torch refuses to load one into the other.`,
+      ),
+    );
+  const moved: string[] = [];
+  const byKey = new Map<string, string[]>();
+  for (const [name, other] of pairs) {
+    const [atA, atB] = [groupOf(a.groups, name), groupOf(b.groups, other)];
+    const [valuesA, valuesB] = [a.groups[atA]?.values, b.groups[atB]?.values];
+    if (!valuesA || !valuesB) continue;
+    if (atA !== atB && a.groups.length === b.groups.length) moved.push(name);
+    for (const key of new Set([...Object.keys(valuesA), ...Object.keys(valuesB)])) {
+      const [first, second] = [JSON.stringify(valuesA[key]), JSON.stringify(valuesB[key])];
+      if (first === second || first === undefined || second === undefined) continue;
+      const sentence = `${key} is ${first} in A and ${second} in B`;
+      byKey.set(sentence, [...(byKey.get(sentence) ?? []), name]);
+    }
+  }
+  if (moved.length > 0)
+    found.push(
+      finding(
+        "error",
+        "moved-group",
+        `${list(moved)} ${moved.length === 1 ? "is" : "are"} in another parameter group in B, and so ${moved.length === 1 ? "gets" : "get"} its learning rate and settings.`,
+      ),
+    );
+  for (const [sentence, names] of byKey) {
+    const code = sentence.startsWith("lr ") || sentence.startsWith("initial_lr ") ? "other-rate" : "other-setting";
+    found.push(finding("warning", code, `${sentence}, for ${list(names)}.`));
+  }
+  return found;
+};
+
+/** Decay rates that optimizers commonly have, where the files do not say theirs. */
+const COMMON_BETAS = [0.5, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999];
+const RATIO_TOLERANCE = 2e-3;
+
+/** The differences of one slot between the two files. */
+interface SlotDifference {
+  readonly parameters: string[];
+  elements: number;
+  different: number;
+  largest: number;
+  /** The ratio B/A of each parameter whose values all have the same one. */
+  readonly ratios: Map<string, number>;
+  readonly zeroInB: string[];
+}
+
+/** The least magnitude, relative to the largest of a tensor, at which a ratio is not rounding. */
+const RATIO_FLOOR = 1e-6;
+
+const compareValues = (
+  x: ArrayLike<number>,
+  y: ArrayLike<number>,
+): { readonly different: number; readonly largest: number; readonly ratio: number | undefined; readonly isZero: boolean } => {
+  let [different, largest, magnitude, nonZero] = [0, 0, 0, 0];
+  for (let at = 0; at < x.length; at++) {
+    const [first, second] = [x[at] as number, y[at] as number];
+    if (!Object.is(first, second)) {
+      different++;
+      largest = Math.max(largest, Math.abs(first - second));
+    }
+    magnitude = Math.max(magnitude, Math.abs(first));
+    if (second !== 0) nonZero++;
+  }
+  let [least, most] = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
+  for (let at = 0; at < x.length; at++) {
+    const first = x[at] as number;
+    if (Math.abs(first) <= magnitude * RATIO_FLOOR) continue;
+    const ratio = (y[at] as number) / first;
+    if (ratio < least) least = ratio;
+    if (ratio > most) most = ratio;
+  }
+  const isConstant = different > 0 && magnitude > 0 && least > 0 && most - least <= RATIO_TOLERANCE * most;
+  return { different, largest, ratio: isConstant ? (least + most) / 2 : undefined, isZero: nonZero === 0 && magnitude > 0 };
+};
+
+const betasOf = (slot: string, checkpoints: readonly Checkpoint[]): readonly number[] => {
+  const at = slot === "exp_avg" ? 0 : 1;
+  const given = checkpoints.flatMap(({ groups }) => groups.flatMap(({ values }) => (Array.isArray(values["betas"]) ? [Number(values["betas"][at])] : [])));
+  return [...new Set([...given, ...COMMON_BETAS])];
+};
+
+/** The beta with which 1 - beta^step, or its inverse, is the ratio. */
+const biasOf = (ratio: number, step: number, betas: readonly number[]): { readonly beta: number; readonly corrected: "A" | "B" } | undefined => {
+  for (const beta of betas) {
+    const correction = 1 - beta ** step;
+    if (Math.abs(ratio * correction - 1) < RATIO_TOLERANCE) return { beta, corrected: "B" };
+    if (Math.abs(ratio / correction - 1) < RATIO_TOLERANCE) return { beta, corrected: "A" };
+  }
+  return undefined;
+};
+
+const describeSlot = (slot: string, difference: SlotDifference, a: Checkpoint, b: Checkpoint): readonly Finding[] => {
+  const { parameters, elements, different, largest, ratios, zeroInB } = difference;
+  if (different === 0) return [];
+  const what = slot === "" ? "weights" : slot;
+  const found: Finding[] = [];
+  if (zeroInB.length > 0) found.push(finding("error", "lost-in-b", `${what} of ${list(zeroInB)} is zero everywhere in B: its state was lost.`));
+  if (/^exp_avg(_sq)?$/.test(slot) && ratios.size > 0 && ratios.size === parameters.length) {
+    const biases = [...ratios].map(([name, ratio]) =>
+      biasOf(ratio, a.steps.get(name) ?? [...a.steps.values()][0] ?? [...b.steps.values()][0] ?? 0, betasOf(slot, [a, b])),
+    );
+    const [first] = biases;
+    if (first && biases.every((bias) => bias?.corrected === first.corrected))
+      return [
+        ...found,
+        finding(
+          "error",
+          "bias-corrected",
+          `${what} of ${first.corrected} is divided by its bias correction 1 - ${first.beta}^step, and that of the other file is not. torch and stepd keep moments without the correction; state.convert changes one into the other.`,
+        ),
+      ];
+  }
+  const values = [...ratios.values()];
+  if (values.length > 0 && values.length === parameters.length && Math.max(...values) - Math.min(...values) <= RATIO_TOLERANCE * Math.max(...values))
+    return [
+      ...found,
+      finding(
+        "error",
+        "scaled",
+        `${what} of B is ${short(values[0] as number)} times that of A everywhere: gradients were scaled otherwise, for instance by a loss scale or by accumulation.`,
+      ),
+    ];
+  if (zeroInB.length < parameters.length)
+    found.push(
+      finding(
+        "warning",
+        "other-values",
+        `${what} differs in ${count(different)} of ${plural(elements, "value")}, by up to ${short(largest)}, in ${list(parameters)}.`,
+      ),
+    );
+  return found;
+};
+
+/** Compares two checkpoints. A is the one that the run left, B the one from which it resumes. */
+export const compare = async (
+  a: Checkpoint,
+  b: Checkpoint,
+  definitions: Definitions,
+  onProgress: (part: number) => Promise<void> = async () => undefined,
+): Promise<readonly Finding[]> => {
+  const { pairs, findings } = pair(a, b);
+  const found: Finding[] = [...compareOptimizers(a, b, definitions), ...findings];
+  const add = (level: Level, code: string, sentence: string): void => {
+    found.push(finding(level, code, sentence));
+  };
+
+  const late = [...pairs].filter(([name, other]) => a.steps.get(name) !== b.steps.get(other) && (a.steps.has(name) || b.steps.has(other)));
+  if (late.length > 0) {
+    const [[name, other] = ["", ""]] = late;
+    const [stepA, stepB] = [a.steps.get(name), b.steps.get(other)];
+    const sentence = `“${name}” is at step ${stepA === undefined ? "(none)" : count(stepA)} in A and ${stepB === undefined ? "(none)" : count(stepB)} in B`;
+    const effect = stepB === undefined || stepB === 0 ? " Bias correction and schedules would begin anew." : " Bias correction and schedules go by the step.";
+    add("error", "other-step", `${sentence}${late.length > 1 ? `, and ${plural(late.length - 1, "other")} differ, too` : ""}.${effect}`);
+  }
+
+  const [slotsA, slotsB] = [byParameter(a), byParameter(b)];
+  const shapes: string[] = [];
+  const transposed: string[] = [];
+  const [missing, dtypes] = [new Map<string, string[]>(), new Map<string, string[]>()];
+  const differences = new Map<string, SlotDifference>();
+  let done = 0;
+  for (const [name, other] of pairs) {
+    const [own, others] = [slotsA.get(name) ?? new Map<string, Tensor>(), slotsB.get(other) ?? new Map<string, Tensor>()];
+    for (const slot of new Set([...own.keys(), ...others.keys()])) {
+      const [first, second] = [own.get(slot), others.get(slot)];
+      if (!first || !second) {
+        const key = `${slot}\n${first ? "B" : "A"}`;
+        missing.set(key, [...(missing.get(key) ?? []), name]);
+        continue;
+      }
+      if (first.shape.join() !== second.shape.join()) {
+        if (!shapes.includes(name) && !transposed.includes(name)) (first.shape.toReversed().join() === second.shape.join() ? transposed : shapes).push(name);
+        continue;
+      }
+      if (first.dtype !== second.dtype) {
+        const key = `${slot} is ${first.dtype} in A and ${second.dtype} in B`;
+        dtypes.set(key, [...(dtypes.get(key) ?? []), name]);
+      }
+      const [x, y] = [numbers(await first.read(), first.dtype), numbers(await second.read(), second.dtype)];
+      const { different, largest, ratio, isZero } = compareValues(x, y);
+      if (different > 0) {
+        const difference: SlotDifference = differences.get(slot) ?? { parameters: [], elements: 0, different: 0, largest: 0, ratios: new Map(), zeroInB: [] };
+        differences.set(slot, difference);
+        difference.parameters.push(name);
+        difference.elements += x.length;
+        difference.different += different;
+        difference.largest = Math.max(difference.largest, largest);
+        if (ratio !== undefined) difference.ratios.set(name, ratio);
+        if (isZero) difference.zeroInB.push(name);
+      }
+    }
+    await onProgress(++done / pairs.size);
+  }
+  for (const [key, names] of missing) {
+    const [slot = "", side] = key.split("\n");
+    const effect = side === "B" ? "A resume from B would start it at zero" : "A did not have it";
+    add("error", "missing-slot", `${side} lacks the slot ${slot} of ${list(names)}. ${effect}${slot === "max_exp_avg_sq" ? "; amsgrad was switched" : ""}.`);
+  }
+  if (transposed.length > 0)
+    add(
+      "error",
+      "transposed",
+      `${list(transposed)} ${transposed.length === 1 ? "is" : "are"} transposed: torch keeps weights as [out, in], flax as [in, out].`,
+    );
+  if (shapes.length > 0) {
+    const [name = ""] = shapes;
+    add(
+      "error",
+      "other-shape",
+      `The shapes of ${list(shapes)} differ: “${name}” is [${shapeOf(slotsA.get(name))}] in A and [${shapeOf(slotsB.get(pairs.get(name) ?? ""))}] in B.`,
+    );
+  }
+  for (const [sentence, names] of dtypes) add("warning", "other-dtype", `${sentence}, for ${list(names)}. A narrower dtype has rounded the values.`);
+  for (const [slot, difference] of differences) found.push(...describeSlot(slot, difference, a, b));
+  found.push(...compareGroups(a, b, pairs));
+  if (found.every(({ level }) => level === "note"))
+    add(
+      "note",
+      "same",
+      a.format === "weights" ? "Both files hold the same weights." : "Both files hold the same state: a run that resumes from either takes the same steps.",
+    );
+  return found;
+};

@@ -1,0 +1,278 @@
+/** The state doctor: what a checkpoint holds, what is wrong with it, and why a resume from another would differ. */
+import { useEffect, useState } from "preact/hooks";
+import { bytes, count, plural, short } from "../common/format.ts";
+import { optimizers } from "../common/optimizers.ts";
+import { Card, Failure, messageOf, useLoaded } from "../common/panel.tsx";
+import { BYTES, byParameter, type Checkpoint, type Definition, type Definitions, elementsIn, type Finding, parametersOf } from "./checkpoint.ts";
+import { compare } from "./compare.ts";
+import { Convert } from "./convert.tsx";
+import { type Examination, examine, summarize } from "./examine.ts";
+import { Histogram } from "./histogram.tsx";
+import { readFile } from "./read.ts";
+
+const NO_DEFINITIONS: Definitions = new Map();
+
+/** The rows of the table of parameters. A page with more takes seconds to draw. */
+const MOST_ROWS = 200;
+
+const WORDS = { error: "Wrong", warning: "Check", note: "Note" } as const;
+
+const Findings = ({ findings, good }: { readonly findings: readonly Finding[]; readonly good: string }) => (
+  <ul class="findings">
+    {findings.map(({ code, level, sentence }) => (
+      <li key={sentence} class={level} data-code={code}>
+        <strong>{WORDS[level]}:</strong> {sentence}
+      </li>
+    ))}
+    {findings.every(({ level }) => level === "note") && <li class="good">{good}</li>}
+  </ul>
+);
+
+const SlotTable = ({ checkpoint, examination }: { readonly checkpoint: Checkpoint; readonly examination: Examination }) => (
+  // biome-ignore lint/a11y/noNoninteractiveTabindex: a region that scrolls must be reachable by keyboard
+  <section class="scroll" tabIndex={0} aria-label={`Slots of ${checkpoint.file}`}>
+    <table>
+      <thead>
+        <tr>
+          {["Slot", "Tensors", "Values", "Dtype", "Bytes", "Zero", "Not finite", "Least", "Most", "Magnitudes"].map((title) => (
+            <th key={title} scope="col">
+              {title}
+            </th>
+          ))}
+        </tr>
+      </thead>
+      <tbody>
+        {[...examination.slots].map(([slot, statistics]) => {
+          const own = checkpoint.tensors.filter((tensor) => tensor.slot === slot);
+          const size = own.reduce((sum, { dtype, shape }) => sum + elementsIn(shape) * BYTES[dtype], 0);
+          const name = slot === "" ? "weights" : slot;
+          return (
+            <tr key={slot}>
+              <th scope="row">{name}</th>
+              <td class="number">{count(own.length)}</td>
+              <td class="number">{count(statistics.count)}</td>
+              <td>{[...new Set(own.map(({ dtype }) => dtype))].join(", ")}</td>
+              <td class="number">{bytes(size)}</td>
+              <td class="number">{count(statistics.zeros)}</td>
+              <td class={statistics.nonFinite > 0 ? "number error" : "number"}>{count(statistics.nonFinite)}</td>
+              <td class="number">{statistics.count > statistics.nonFinite ? short(statistics.min) : "–"}</td>
+              <td class="number">{statistics.count > statistics.nonFinite ? short(statistics.max) : "–"}</td>
+              <td>
+                <Histogram statistics={statistics} label={name} />
+              </td>
+            </tr>
+          );
+        })}
+      </tbody>
+    </table>
+  </section>
+);
+
+const ParameterTable = ({ checkpoint, examination }: { readonly checkpoint: Checkpoint; readonly examination: Examination }) => {
+  const slots = byParameter(checkpoint);
+  const names = parametersOf(checkpoint);
+  return (
+    <details>
+      <summary>{plural(names.length, "parameter")}</summary>
+      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: a region that scrolls must be reachable by keyboard */}
+      <section class="scroll" tabIndex={0} aria-label={`Parameters of ${checkpoint.file}`}>
+        <table>
+          <thead>
+            <tr>
+              <th scope="col">Parameter</th>
+              <th scope="col">Step</th>
+              <th scope="col">Shape</th>
+              <th scope="col">Slots, with their mean magnitude</th>
+            </tr>
+          </thead>
+          <tbody>
+            {names.slice(0, MOST_ROWS).map((name) => {
+              const own = [...(slots.get(name)?.values() ?? [])];
+              return (
+                <tr key={name}>
+                  <th scope="row">{name}</th>
+                  <td class="number">{checkpoint.steps.has(name) ? count(checkpoint.steps.get(name) as number) : "–"}</td>
+                  <td>[{own[0]?.shape.join(", ")}]</td>
+                  <td>
+                    {own
+                      .map((tensor) => {
+                        const { count: values = 0, sumOfMagnitudes = 0 } = examination.tensors.get(tensor) ?? {};
+                        return `${tensor.slot} ${tensor.dtype} ${short(values === 0 ? 0 : sumOfMagnitudes / values)}`;
+                      })
+                      .join(" · ")}
+                  </td>
+                </tr>
+              );
+            })}
+          </tbody>
+        </table>
+      </section>
+      {names.length > MOST_ROWS && <p class="hint">The first {MOST_ROWS} are shown.</p>}
+    </details>
+  );
+};
+
+const GroupList = ({ checkpoint }: { readonly checkpoint: Checkpoint }) =>
+  checkpoint.groups.length === 0 ? null : (
+    <details>
+      <summary>{plural(checkpoint.groups.length, "parameter group")}</summary>
+      <ul>
+        {checkpoint.groups.map(({ parameters, values }, index) => (
+          <li key={index}>
+            {plural(parameters.length, "parameter")}:{" "}
+            {Object.entries(values)
+              .filter(([, value]) => value !== null && typeof value !== "object")
+              .map(([name, value]) => `${name} ${value}`)
+              .join(", ")}
+            {Array.isArray(values["betas"]) ? `, betas ${values["betas"].join(" and ")}` : ""}
+          </li>
+        ))}
+      </ul>
+    </details>
+  );
+
+/** A file that was chosen, and what the doctor found. */
+interface Patient {
+  readonly file: File;
+  readonly checkpoint: Checkpoint | undefined;
+  readonly examination: Examination | undefined;
+  readonly findings: readonly Finding[];
+}
+
+/** Milliseconds between redraws while a large file is read. */
+const REDRAW_MS = 100;
+
+/** Calls `show` at most ten times a second, and lets the page draw. */
+const progress = (show: (part: number) => void): ((part: number) => Promise<void>) => {
+  let last = performance.now();
+  return async (part) => {
+    if (performance.now() - last < REDRAW_MS) return;
+    show(part);
+    await new Promise((resolve) => setTimeout(resolve));
+    last = performance.now();
+  };
+};
+
+const examineFile = async (file: File, definitions: Definitions, show: (part: number) => void): Promise<Patient> => {
+  const { checkpoint, findings } = await readFile(file);
+  if (!checkpoint) return { file, checkpoint, findings, examination: undefined };
+  const examination = await examine(checkpoint, definitions, progress(show));
+  return { file, checkpoint, examination, findings: [...findings, ...examination.findings] };
+};
+
+const Drop = ({ name, hint, onFile }: { readonly name: string; readonly hint: string; readonly onFile: (file: File) => void }) => {
+  const [isOver, setOver] = useState(false);
+  const take = (files: FileList | null | undefined): void => {
+    const [file] = files ?? [];
+    if (file) onFile(file);
+  };
+  const onDrop = (event: DragEvent): void => {
+    event.preventDefault();
+    setOver(false);
+    take(event.dataTransfer?.files);
+  };
+  const onDragOver = (event: DragEvent): void => {
+    event.preventDefault();
+    setOver(true);
+  };
+  return (
+    // biome-ignore lint/a11y/noStaticElementInteractions: dropping is for the pointer; the field inside is for all
+    <div class={isOver ? "drop over" : "drop"} onDrop={onDrop} onDragOver={onDragOver} onDragLeave={() => setOver(false)}>
+      <label>
+        <strong>{name}</strong>
+        <input type="file" onChange={(event) => take(event.currentTarget.files)} />
+      </label>
+      <span class="hint">{hint}</span>
+    </div>
+  );
+};
+
+const Report = ({ name, patient, definitions }: { readonly name: string; readonly patient: Patient; readonly definitions: Definitions }) => {
+  const { file, checkpoint, examination, findings } = patient;
+  return (
+    <Card title={`${name}: ${file.name}, ${bytes(file.size)}`}>
+      {checkpoint && <p>{summarize(checkpoint)}</p>}
+      <Findings findings={findings} good="Nothing is wrong with this file." />
+      {checkpoint && examination && (
+        <>
+          <SlotTable checkpoint={checkpoint} examination={examination} />
+          <ParameterTable checkpoint={checkpoint} examination={examination} />
+          <GroupList checkpoint={checkpoint} />
+          {checkpoint.format !== "weights" && <Convert checkpoint={checkpoint} file={file} definitions={definitions} />}
+        </>
+      )}
+    </Card>
+  );
+};
+
+const loadDefinitions = async (): Promise<Definitions> => new Map((await optimizers()).map((definition) => [definition.name, definition as Definition]));
+
+export const Doctor = () => {
+  const definitions = useLoaded(loadDefinitions, []);
+  const known = definitions.value ?? NO_DEFINITIONS;
+  const [patients, setPatients] = useState<Readonly<Record<"A" | "B", Patient | undefined>>>({ A: undefined, B: undefined });
+  const [work, setWork] = useState<{ readonly name: string; readonly part: number }>();
+  const [error, setError] = useState<string>();
+  const [differences, setDifferences] = useState<readonly Finding[]>();
+  const { A, B } = patients;
+
+  const onFile = (side: "A" | "B") => async (file: File) => {
+    setError(undefined);
+    setDifferences(undefined);
+    setPatients((before) => ({ ...before, [side]: undefined }));
+    const show = (part: number): void => setWork({ name: `Reading ${file.name}`, part });
+    show(0);
+    try {
+      // A visitor may be faster than the server's reply; without it the doctor knows less.
+      const patient = await examineFile(file, await loadDefinitions().catch(() => NO_DEFINITIONS), show);
+      setPatients((before) => ({ ...before, [side]: patient }));
+    } catch (error) {
+      setError(`${file.name} was not read: ${messageOf(error)}`);
+    } finally {
+      setWork(undefined);
+    }
+  };
+
+  useEffect(() => {
+    if (!A?.checkpoint || !B?.checkpoint) return;
+    let isCurrent = true;
+    compare(
+      A.checkpoint,
+      B.checkpoint,
+      known,
+      progress((part) => isCurrent && setWork({ name: "Comparing", part })),
+    )
+      .then((found) => isCurrent && setDifferences(found))
+      .catch((error) => setError(`The files were not compared: ${messageOf(error)}`))
+      .finally(() => setWork(undefined));
+    return () => {
+      isCurrent = false;
+    };
+  }, [A, B, known]);
+
+  return (
+    <>
+      <p>
+        A run that does not resume as it should has a reason in its checkpoint. The doctor reads optimizer states of stepd, any safetensors file, and files of
+        torch.save (.pt, .pth, .bin), without running what is in them. The files stay in this browser.
+      </p>
+      <div class="grid">
+        <Drop name="A: a checkpoint" hint="Choose a file, or drop it here." onFile={onFile("A")} />
+        <Drop name="B: another one, to compare" hint="For instance the state after the resume." onFile={onFile("B")} />
+      </div>
+      <Failure error={error ?? definitions.error} />
+      {work && (
+        <p role="status">
+          {work.name} … <progress value={work.part} aria-label={work.name} />
+        </p>
+      )}
+      {differences && (
+        <Card title="Why a resume from B would differ from A">
+          <Findings findings={differences} good="It would not: the files agree." />
+        </Card>
+      )}
+      {A && <Report key={`A${A.file.name}${A.file.lastModified}`} name="A" patient={A} definitions={known} />}
+      {B && <Report key={`B${B.file.name}${B.file.lastModified}`} name="B" patient={B} definitions={known} />}
+    </>
+  );
+};

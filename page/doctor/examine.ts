@@ -1,0 +1,211 @@
+/** Examines one checkpoint: its statistics by slot, and sentences about what is wrong with it. */
+import { count, list, plural, short } from "../common/format.ts";
+import { byParameter, type Checkpoint, type Definitions, type Finding, type Level, parametersOf, type Tensor, Unreadable } from "./checkpoint.ts";
+import { addTo, merge, newStatistics, numbers, type Statistics } from "./values.ts";
+
+export interface Examination {
+  readonly findings: readonly Finding[];
+  /** By slot; the empty name stands for weights. */
+  readonly slots: ReadonlyMap<string, Statistics>;
+  readonly tensors: ReadonlyMap<Tensor, Statistics>;
+}
+
+/** Slots that are sums or maxima of squares and magnitudes, so at least 0. */
+const NON_NEGATIVE = new Set(["exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta"]);
+
+/** Slots that have the shape of their parameter. */
+const SHAPED = /^(exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg|grad_avg|acc_delta|sum|exp_inf|master_param)$/;
+
+const finding = (level: Level, code: string, sentence: string): Finding => ({ code, level, sentence });
+
+/** The parameters of tensors for which a condition holds. */
+const namesWhere = (statistics: ReadonlyMap<Tensor, Statistics>, isIt: (tensor: Tensor, values: Statistics) => boolean): readonly string[] =>
+  [...statistics].filter(([tensor, values]) => isIt(tensor, values)).map(([{ slot, parameter }]) => (slot === "" ? parameter : `${slot} of ${parameter}`));
+
+/** Findings that need no values. */
+export const examineStructure = (checkpoint: Checkpoint, definitions: Definitions): readonly Finding[] => {
+  const { format, metadata, optimizer, isOptimizerNamed, tensors, steps, groups } = checkpoint;
+  const found: Finding[] = [];
+  const add = (level: Level, code: string, sentence: string): void => {
+    found.push(finding(level, code, sentence));
+  };
+  if (format === "weights") {
+    add(
+      "error",
+      "no-optimizer-state",
+      "The file has weights and no optimizer state. A run that resumes from it alone starts its moments and its step count at zero.",
+    );
+    return found;
+  }
+  const version = metadata["format"];
+  if (version !== undefined && version !== "stepd.state/1")
+    add("error", "unknown-version", `The file says that its format is “${version}”; this server reads “stepd.state/1”.`);
+  const definition = optimizer === undefined ? undefined : definitions.get(optimizer);
+  if (isOptimizerNamed && definitions.size > 0 && !definition)
+    add("error", "unknown-optimizer", `The file is a state of “${optimizer}”, which this server does not have.`);
+  const parameters = parametersOf(checkpoint);
+  const slots = byParameter(checkpoint);
+
+  const disagreeing = parameters.filter((name) => {
+    const shapes = [...(slots.get(name)?.values() ?? [])].filter(({ slot }) => SHAPED.test(slot)).map(({ shape }) => shape.join());
+    return new Set(shapes).size > 1;
+  });
+  if (disagreeing.length > 0) {
+    const [name = ""] = disagreeing;
+    const shapes = [...(slots.get(name)?.values() ?? [])].filter(({ slot }) => SHAPED.test(slot)).map(({ slot, shape }) => `${slot} [${shape.join(", ")}]`);
+    add("error", "shapes-disagree", `The slots of ${list(disagreeing)} have different shapes (${shapes.join(", ")}); all slots of a parameter have its shape.`);
+  }
+
+  const present = [...new Set(tensors.map(({ slot }) => slot))];
+  for (const slot of present.filter((name) => SHAPED.test(name))) {
+    const owners = new Set(tensors.filter((tensor) => tensor.slot === slot).map(({ parameter }) => parameter));
+    const lacking = [...slots.keys()].filter((name) => !owners.has(name));
+    // Parameters that never had a gradient have no slots at all, and are no fault.
+    if (lacking.length > 0)
+      add("error", "missing-slot", `${list(lacking)} ${lacking.length === 1 ? "lacks" : "lack"} the slot ${slot}, which other parameters have.`);
+  }
+  if (definition && tensors.length > 0 && format === "stepd") {
+    const lacking = definition.slots.default.filter((slot) => !present.includes(slot) && slot !== "step");
+    if (lacking.length > 0) add("error", "missing-slot", `No parameter has the slot ${list(lacking)}, which ${optimizer} needs.`);
+    const foreign = present.filter((slot) => !definition.slots.all.includes(slot) && !/^(master_param|mu_product)$/.test(slot));
+    if (foreign.length > 0)
+      add("error", "foreign-slot", `The file has the slot ${list(foreign)}, which ${optimizer} does not use. Another optimizer wrote it.`);
+  }
+
+  const counts = [...steps.values()];
+  const bad = [...steps].filter(([, step]) => !Number.isSafeInteger(step) || step < 0).map(([name]) => name);
+  if (bad.length > 0) add("error", "bad-step", `The step of ${list(bad)} is no whole number from 0 on.`);
+  const [least, most] = [Math.min(...counts), Math.max(...counts)];
+  if (counts.length > 1 && least !== most) {
+    const behind = [...steps].filter(([, step]) => step < most).map(([name]) => name);
+    add(
+      "warning",
+      "steps-disagree",
+      `The steps disagree: most is ${count(most)}, but ${list(behind)} ${behind.length === 1 ? "stands" : "stand"} at ${count(least)}${behind.length === 1 ? "" : " or later"}. That is right for parameters that had no gradient at times, and wrong after a merge of two files.`,
+    );
+  }
+  const withoutStep = [...slots.keys()].filter((name) => !steps.has(name));
+  if (withoutStep.length > 0 && format === "stepd")
+    add("error", "missing-step", `${list(withoutStep)} ${withoutStep.length === 1 ? "has" : "have"} slots but no step count.`);
+  if (withoutStep.length > 0 && format === "torch" && tensors.some(({ slot }) => slot.startsWith("exp_avg")))
+    add("warning", "missing-step", "The file has no step counts. Bias correction would begin anew; a conversion needs the step.");
+
+  if (groups.length > 0) {
+    const grouped = groups.flatMap(({ parameters: own }) => own);
+    const stray = [...slots.keys()].filter((name) => !grouped.includes(name));
+    if (stray.length > 0)
+      add("error", "no-group", `${list(stray)} ${stray.length === 1 ? "has" : "have"} state but ${stray.length === 1 ? "is" : "are"} in no parameter group.`);
+    const fresh = grouped.filter((name) => !slots.has(name) && !steps.has(name));
+    if (fresh.length > 0 && slots.size > 0)
+      add(
+        "warning",
+        "no-state",
+        `${list(fresh)} ${fresh.length === 1 ? "is" : "are"} in a group but ${fresh.length === 1 ? "has" : "have"} no state: no gradient yet, frozen, or lost.`,
+      );
+    const rates = [...new Set(groups.map(({ values }) => values["lr"]).filter((rate) => typeof rate === "number"))];
+    if (rates.some((rate) => rate === 0))
+      add("warning", "zero-rate", "A group's learning rate is 0: the schedule has ended, and a resume would learn nothing.");
+  }
+  if (format === "qhoptim")
+    add(
+      "note",
+      "corrected-moments",
+      "The moments are those of qhoptim: already divided by their bias correction. torch and stepd keep them without; convert the file before a resume there.",
+    );
+  return found;
+};
+
+/** Findings from the values. */
+const examineValues = (checkpoint: Checkpoint, statistics: ReadonlyMap<Tensor, Statistics>): readonly Finding[] => {
+  const found: Finding[] = [];
+  const nonFinite = namesWhere(statistics, (_, { nonFinite }) => nonFinite > 0);
+  if (nonFinite.length > 0) {
+    const values = [...statistics.values()].reduce((sum, { nonFinite }) => sum + nonFinite, 0);
+    found.push(
+      finding(
+        "error",
+        "non-finite",
+        `${plural(values, "value")} of ${list(nonFinite)} ${values === 1 ? "is" : "are"} NaN or infinite. Every later step keeps them; go back to an earlier file.`,
+      ),
+    );
+  }
+  const negative = namesWhere(statistics, ({ slot }, { negative }) => NON_NEGATIVE.has(slot) && negative > 0);
+  if (negative.length > 0)
+    found.push(
+      finding(
+        "error",
+        "negative-square",
+        `${list(negative)} ${negative.length === 1 ? "has" : "have"} negative values. It averages squares, so the file is damaged, or its slots are swapped.`,
+      ),
+    );
+  const stepOf = ({ parameter }: Tensor): number => checkpoint.steps.get(parameter) ?? 0;
+  const lost = namesWhere(statistics, (tensor, { count, zeros }) => tensor.slot === "exp_avg_sq" && count > 0 && zeros === count && stepOf(tensor) > 0);
+  if (lost.length > 0)
+    found.push(
+      finding(
+        "error",
+        "zero-moments",
+        `${list(lost)} ${lost.length === 1 ? "is" : "are"} zero everywhere although steps were taken: the moments were reset or never saved, or the gradients were all zero.`,
+      ),
+    );
+  const early = namesWhere(
+    statistics,
+    (tensor, { count, zeros }) => /^exp_avg/.test(tensor.slot) && zeros < count && checkpoint.steps.get(tensor.parameter) === 0,
+  );
+  if (early.length > 0)
+    found.push(
+      finding(
+        "error",
+        "step-zero",
+        `${list(early)} ${early.length === 1 ? "has" : "have"} values at step 0. The step count was lost, and bias correction would begin anew.`,
+      ),
+    );
+  return found;
+};
+
+/** Reads all tensors and examines the checkpoint. `onProgress` gets the part done, and gives the page time to draw. */
+export const examine = async (
+  checkpoint: Checkpoint,
+  definitions: Definitions,
+  onProgress: (part: number) => Promise<void> = async () => undefined,
+): Promise<Examination> => {
+  const tensors = new Map<Tensor, Statistics>();
+  const slots = new Map<string, Statistics>();
+  const structure = examineStructure(checkpoint, definitions);
+  for (const [index, tensor] of checkpoint.tensors.entries()) {
+    const statistics = newStatistics();
+    try {
+      addTo(statistics, numbers(await tensor.read(), tensor.dtype));
+    } catch (error) {
+      if (error instanceof Unreadable) return { findings: [...structure, finding("error", error.code, error.message)], slots, tensors };
+      throw error;
+    }
+    tensors.set(tensor, statistics);
+    const own = slots.get(tensor.slot) ?? newStatistics();
+    merge(own, statistics);
+    slots.set(tensor.slot, own);
+    await onProgress((index + 1) / checkpoint.tensors.length);
+  }
+  return { findings: [...structure, ...examineValues(checkpoint, tensors)], slots, tensors };
+};
+
+/** A line about a checkpoint. */
+export const summarize = (checkpoint: Checkpoint): string => {
+  const { format, optimizer, isOptimizerNamed, steps, tensors } = checkpoint;
+  const kinds = {
+    stepd: "state of stepd",
+    torch: "state of a torch optimizer",
+    qhoptim: "state of qhoptim",
+    optax: "state of optax",
+    weights: "weights",
+  } as const;
+  const counts = [...new Set(steps.values())].sort((a, b) => a - b);
+  const step =
+    counts.length === 0
+      ? ""
+      : counts.length === 1
+        ? ` at step ${count(counts[0] as number)}`
+        : ` at steps ${short(counts[0] as number)} to ${short(counts.at(-1) as number)}`;
+  const of = optimizer === undefined ? "" : isOptimizerNamed ? ` of ${optimizer}` : `, by its content of ${optimizer}`;
+  return `A ${kinds[format]}${of}${step}, for ${plural(parametersOf(checkpoint).length, "parameter")} in ${plural(tensors.length, "tensor")}.`;
+};

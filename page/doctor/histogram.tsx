@@ -1,0 +1,34 @@
+/** A histogram of magnitudes by powers of two, as an SVG. */
+import { count, short } from "../common/format.ts";
+import { powerOf, type Statistics } from "./values.ts";
+
+const [WIDTH, HEIGHT] = [150, 30];
+
+const decimal = (power: number): string => short(2 ** power);
+
+export const Histogram = ({ statistics, label }: { readonly statistics: Statistics; readonly label: string }) => {
+  const used = [...statistics.histogram.entries()].filter(([, values]) => values > 0);
+  if (used.length === 0) return <span>no value other than 0</span>;
+  const [[first] = [0], [last] = [0]] = [used[0], used.at(-1)];
+  const most = Math.max(...used.map(([, values]) => values));
+  const width = WIDTH / (last - first + 1);
+  const [peak = 0] = used.find(([, values]) => values === most) ?? [];
+  const text = `Magnitudes of ${label} from ${decimal(powerOf(first))} to ${decimal(powerOf(last) + 1)}, most of them near ${decimal(powerOf(peak))}`;
+  return (
+    <span class="histogram">
+      <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} width={WIDTH} height={HEIGHT} role="img" aria-label={text}>
+        {used.map(([bin, values]) => {
+          const height = Math.max(1, (HEIGHT * values) / most);
+          return (
+            <rect key={bin} x={(bin - first) * width} y={HEIGHT - height} width={Math.max(width - 0.5, 0.5)} height={height}>
+              <title>{`2^${powerOf(bin)}: ${count(values)}`}</title>
+            </rect>
+          );
+        })}
+      </svg>
+      <small aria-hidden="true">
+        {decimal(powerOf(first))} … {decimal(powerOf(last) + 1)}
+      </small>
+    </span>
+  );
+};

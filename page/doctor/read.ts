@@ -1,0 +1,62 @@
+/** Tells by its first bytes what a file is, and reads it. */
+import { type Checkpoint, type Finding, Unreadable } from "./checkpoint.ts";
+import { readSafetensors } from "./safetensors.ts";
+
+export interface Reading {
+  readonly checkpoint: Checkpoint | undefined;
+  /** What the reader found wrong; `examine` adds what the values say. */
+  readonly findings: readonly Finding[];
+}
+
+const HEAD = 512;
+
+/** Files that people take for checkpoints, by how they begin. */
+const OTHERS: readonly { readonly code: string; readonly starts: readonly string[]; readonly sentence: string }[] = [
+  {
+    code: "git-lfs-pointer",
+    starts: ["version https://git-lfs"],
+    sentence: "The file is a pointer of Git LFS, not the checkpoint itself: the repository was cloned without its large files. Run git lfs pull.",
+  },
+  {
+    code: "web-page",
+    starts: ["<!doctype", "<!DOCTYPE", "<html", "<HTML", "<?xml"],
+    sentence: "The file is a web page, not a checkpoint: the download gave an error or a login page.",
+  },
+  { code: "compressed", starts: ["\x1f\x8b", "\x28\xb5\x2f\xfd", "BZh", "\xfd7zXZ"], sentence: "The file is compressed. Decompress it first." },
+  { code: "hdf5", starts: ["\x89HDF"], sentence: "The file is HDF5, as Keras writes it. Save the optimizer's variables as safetensors to look at them here." },
+  {
+    code: "json",
+    starts: ["{", "["],
+    sentence: "The file is JSON text, such as a configuration or an index of shards. The tensors are in the files that it names.",
+  },
+  {
+    code: "old-torch",
+    starts: ["\x80\x02", "\x80\x03", "\x80\x04", "\x80\x05"],
+    sentence: "The file is a bare pickle, such as torch.save wrote before version 1.6. Load it in torch with weights_only=True, and save it again.",
+  },
+];
+
+/** A safetensors file begins with a length, whose bytes may look like any of the others, and then has a brace. */
+const isSafetensors = (head: string): boolean => head[8] === "{" && head.slice(4, 8) === "\0\0\0\0";
+
+const isZip = (head: string): boolean => head.startsWith("PK\x03\x04") || head.startsWith("PK\x05\x06");
+
+/** Reads a file. Never throws for its content: an unreadable file gives a finding. */
+export const readFile = async (file: File): Promise<Reading> => {
+  try {
+    if (file.size === 0) throw new Unreadable("empty", "The file is empty: its writer was stopped, or the disk was full.");
+    const head = String.fromCharCode(...new Uint8Array(await file.slice(0, HEAD).arrayBuffer()));
+    if (isSafetensors(head)) return { checkpoint: await readSafetensors(file), findings: [] };
+    const other = OTHERS.find(({ starts }) => starts.some((start) => head.trimStart().startsWith(start)));
+    if (other) throw new Unreadable(other.code, other.sentence);
+    if (head.slice(257, 262) === "ustar")
+      throw new Unreadable("tar", "The file is a tar archive, such as a folder of orbax. Unpack it; stepd.optax writes states that can be read here.");
+    if (!isZip(head)) return { checkpoint: await readSafetensors(file), findings: [] };
+    // Loaded for files of torch only.
+    const { readTorch } = await import("./torch.ts");
+    return await readTorch(file);
+  } catch (error) {
+    if (error instanceof Unreadable) return { checkpoint: undefined, findings: [{ code: error.code, level: "error", sentence: error.message }] };
+    throw error;
+  }
+};

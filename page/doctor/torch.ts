@@ -1,0 +1,338 @@
+/**
+ * Reads files of torch.save: a zip archive with a pickle and the tensors' bytes. Nothing in the pickle runs: every name in it becomes
+ * one of the few constructors below, or an inert object.
+ */
+import { BlobReader, configure, type Entry, type FileEntry, Uint8ArrayWriter, ZipReader } from "@zip.js/zip.js/lib/zip-core-native.js";
+import { Parser } from "pickleparser";
+import { list } from "../common/format.ts";
+import { BYTES, type Checkpoint, type DType, elementsIn, type Finding, type Group, type Tensor, Unreadable } from "./checkpoint.ts";
+import { optimizerBySlots } from "./safetensors.ts";
+import { numbers } from "./values.ts";
+
+// Entries of torch.save are stored, not compressed, so a worker would only copy them.
+configure({ useWebWorkers: false });
+
+/** The longest pickle that is read. It holds names and shapes, not tensors. */
+const MAX_PICKLE = 2 ** 28;
+
+const STORAGES: Readonly<Record<string, DType>> = {
+  FloatStorage: "F32",
+  DoubleStorage: "F64",
+  HalfStorage: "F16",
+  BFloat16Storage: "BF16",
+  LongStorage: "I64",
+  IntStorage: "I32",
+  ShortStorage: "I16",
+  CharStorage: "I8",
+  ByteStorage: "U8",
+  BoolStorage: "BOOL",
+};
+
+/** Modules and functions with which a pickle runs programs, opens files or loads code. */
+const DANGEROUS = /^(os|posix|nt|subprocess|sys|runpy|importlib|socket|pty|shutil|ctypes|webbrowser|code|pickle|asyncio|multiprocessing|commands)(\.|$)/;
+const DANGEROUS_BUILTINS = new Set(["eval", "exec", "compile", "open", "getattr", "setattr", "__import__", "input", "globals", "breakpoint"]);
+
+/** An object of a class that the reader does not know. It has a name and does nothing. */
+interface Inert {
+  readonly inert: string;
+}
+
+interface Storage {
+  readonly dtype: DType;
+  readonly key: string;
+  readonly elements: number;
+}
+
+/** A tensor in the pickle. */
+class PickledTensor {
+  readonly storage: Storage;
+  readonly offset: number;
+  readonly shape: readonly number[];
+  readonly strides: readonly number[];
+
+  constructor(storage: Storage, offset: number, shape: readonly number[], strides: readonly number[]) {
+    if (!isStorage(storage) || ![offset, ...shape, ...strides].every((value) => Number.isSafeInteger(value) && value >= 0) || shape.length !== strides.length)
+      throw new Unreadable("bad-pickle", "The pickle has a tensor whose storage, shape or strides make no sense.");
+    this.storage = storage;
+    this.offset = offset;
+    this.shape = shape;
+    this.strides = strides;
+  }
+}
+
+const isStorage = (value: unknown): value is Storage => typeof value === "object" && value !== null && "dtype" in value && "key" in value;
+
+const dtypeMark = Symbol("dtype");
+
+interface Names {
+  /** Names that torch.load(weights_only=True) refuses. */
+  readonly unknown: Set<string>;
+  readonly dangerous: Set<string>;
+}
+
+const resolver = ({ unknown, dangerous }: Names) => ({
+  resolve: (module: string, name: string): ((...values: never[]) => unknown) => {
+    const full = `${module}.${name}`;
+    if (module === "torch" && Object.hasOwn(STORAGES, name)) return Object.assign(() => undefined, { [dtypeMark]: STORAGES[name] });
+    switch (full) {
+      case "collections.OrderedDict":
+      case "collections.defaultdict":
+        return () => new Map();
+      case "torch._utils._rebuild_tensor":
+      case "torch._utils._rebuild_tensor_v2":
+        return (storage: Storage, offset: number, shape: number[], strides: number[]) => new PickledTensor(storage, offset, shape, strides);
+      case "torch._utils._rebuild_parameter":
+        return (data: unknown) => data;
+      case "torch.Size":
+        return (sizes: unknown) => sizes;
+      case "torch.device":
+        return (type: unknown) => type;
+    }
+    if (DANGEROUS.test(module) || (/^(builtins|__builtin__)$/.test(module) && DANGEROUS_BUILTINS.has(name))) dangerous.add(full);
+    else if (!/^(torch\.(float|int|uint|bool|bfloat|half|double|long)\w*|builtins\.set|_codecs\.encode)$/.test(full)) unknown.add(full);
+    // A function, so that the pickle may call it as well as construct it.
+    return function (this: unknown): Inert {
+      return { inert: full };
+    };
+  },
+});
+
+/** A persistent id of torch: ("storage", class, key, device, elements). */
+const storageOf = (pid: unknown): Storage => {
+  const [kind, type, key, , elements] = Array.isArray(pid) ? (pid as unknown[]) : [];
+  const dtype = typeof type === "function" ? (type as { [dtypeMark]?: DType })[dtypeMark] : undefined;
+  if (kind !== "storage" || dtype === undefined || typeof key !== "string" || !Number.isSafeInteger(elements))
+    throw new Unreadable("bad-pickle", "The pickle refers to data of a kind that torch.save does not write.");
+  return { dtype, key, elements: elements as number };
+};
+
+type Dictionary = ReadonlyMap<unknown, unknown>;
+
+const isDictionary = (value: unknown): value is Dictionary => value instanceof Map;
+
+/** How deep trainers put the optimizer's state into their own dictionaries, such as Lightning's optimizer_states. */
+const MAX_DEPTH = 4;
+
+/** The first dictionary with state and param_groups. */
+const findOptimizer = (value: unknown, depth = 0): Dictionary | undefined => {
+  if (isDictionary(value) && isDictionary(value.get("state")) && Array.isArray(value.get("param_groups"))) return value;
+  if (depth >= MAX_DEPTH) return undefined;
+  const children = isDictionary(value) ? [...value.values()] : Array.isArray(value) ? value : [];
+  for (const child of children) {
+    const found = findOptimizer(child, depth + 1);
+    if (found) return found;
+  }
+  return undefined;
+};
+
+/** Weights by name: a dictionary in which tensors prevail. */
+const findWeights = (value: unknown, depth = 0): Dictionary | undefined => {
+  if (!isDictionary(value)) return undefined;
+  if ([...value.values()].some((member) => member instanceof PickledTensor)) return value;
+  if (depth >= MAX_DEPTH) return undefined;
+  for (const child of value.values()) {
+    const found = findWeights(child, depth + 1);
+    if (found) return found;
+  }
+  return undefined;
+};
+
+const isFile = (entry: Entry): entry is FileEntry => !entry.directory;
+
+/** The bytes of one entry. The last one is kept, because tensors may share a storage. */
+class Archive {
+  readonly #entries = new Map<string, FileEntry>();
+  readonly folder: string;
+  #last: { readonly key: string; readonly bytes: Uint8Array<ArrayBuffer> } | undefined;
+
+  constructor(entries: readonly Entry[]) {
+    const files = entries.filter(isFile);
+    const pickle = files.find(({ filename }) => /(^|\/)data\.pkl$/.test(filename));
+    if (!pickle) throw new Unreadable("no-pickle", "The zip archive has no data.pkl, so torch.save did not write it.");
+    this.folder = pickle.filename.slice(0, -"data.pkl".length);
+    for (const file of files) if (file.filename.startsWith(this.folder)) this.#entries.set(file.filename.slice(this.folder.length), file);
+  }
+
+  sizeOf(name: string): number | undefined {
+    return this.#entries.get(name)?.uncompressedSize;
+  }
+
+  async bytes(name: string): Promise<Uint8Array<ArrayBuffer>> {
+    if (this.#last?.key === name) return this.#last.bytes;
+    const entry = this.#entries.get(name);
+    if (!entry) throw new Unreadable("missing-data", `The archive lacks “${name}”, to which a tensor refers.`);
+    const bytes = (await entry.getData(new Uint8ArrayWriter())) as Uint8Array<ArrayBuffer>;
+    this.#last = { key: name, bytes };
+    return bytes;
+  }
+}
+
+const isContiguous = ({ shape, strides }: PickledTensor): boolean => {
+  let expected = 1;
+  for (let axis = shape.length - 1; axis >= 0; axis--) {
+    if (shape[axis] !== 1 && strides[axis] !== expected) return false;
+    expected *= shape[axis] as number;
+  }
+  return true;
+};
+
+/** Copies the elements of a tensor with strides into row-major order. */
+const gather = (source: Uint8Array, { offset, shape, strides }: PickledTensor, size: number): Uint8Array<ArrayBuffer> => {
+  const count = elementsIn(shape);
+  const result = new Uint8Array(count * size);
+  const index = new Array<number>(shape.length).fill(0);
+  let at = offset;
+  for (let element = 0; element < count; element++) {
+    result.set(source.subarray(at * size, (at + 1) * size), element * size);
+    for (let axis = shape.length - 1; axis >= 0; axis--) {
+      at += strides[axis] as number;
+      index[axis] = (index[axis] as number) + 1;
+      if ((index[axis] as number) < (shape[axis] as number)) break;
+      at -= (strides[axis] as number) * (shape[axis] as number);
+      index[axis] = 0;
+    }
+  }
+  return result;
+};
+
+const readTensor = async (archive: Archive, tensor: PickledTensor): Promise<Uint8Array<ArrayBuffer>> => {
+  const { storage, offset, shape, strides } = tensor;
+  const size = BYTES[storage.dtype];
+  const bytes = await archive.bytes(`data/${storage.key}`);
+  const count = elementsIn(shape);
+  const last = count === 0 ? 0 : offset + shape.reduce((sum, length, axis) => sum + (length - 1) * (strides[axis] as number), 0) + 1;
+  if (last * size > bytes.length)
+    throw new Unreadable("missing-data", `A tensor of shape [${shape}] needs ${last * size} bytes of “data/${storage.key}”, which has ${bytes.length}.`);
+  return isContiguous(tensor) ? bytes.subarray(offset * size, (offset + count) * size) : gather(bytes, tensor, size);
+};
+
+/** Hyperparameters by which optimizers of torch differ. The first that fits counts. */
+const SIGNS: readonly (readonly [optimizer: string, isIt: (values: Readonly<Record<string, unknown>>) => boolean])[] = [
+  ["nadam", (values) => "momentum_decay" in values],
+  ["adadelta", (values) => "rho" in values],
+  ["adagrad", (values) => "lr_decay" in values],
+  ["rmsprop", (values) => "centered" in values],
+  ["qhadam", (values) => "nus" in values],
+  ["sgd", (values) => "dampening" in values],
+  ["adamw", (values) => "betas" in values && values["decoupled_weight_decay"] === true && "amsgrad" in values],
+  ["adam", (values) => "betas" in values && values["decoupled_weight_decay"] === false && "amsgrad" in values],
+  ["adamw", (values) => "betas" in values && "amsgrad" in values],
+];
+
+const groupsOf = (value: readonly unknown[]): readonly Group[] =>
+  value.filter(isDictionary).map((group) => {
+    const values = Object.fromEntries([...group].filter(([name]) => name !== "params" && name !== "param_names")) as Group["values"];
+    const [numbersOf, names] = [group.get("params"), group.get("param_names")];
+    const parameters = (Array.isArray(numbersOf) ? numbersOf : []).map(String);
+    return { parameters: Array.isArray(names) && names.length === parameters.length ? names.map(String) : parameters, values };
+  });
+
+/** Names by number, where torch has kept them. */
+const namesOf = (value: readonly unknown[]): ReadonlyMap<string, string> => {
+  const names = new Map<string, string>();
+  for (const group of value.filter(isDictionary)) {
+    const [keys, given] = [group.get("params"), group.get("param_names")];
+    if (Array.isArray(keys) && Array.isArray(given)) for (const [index, key] of keys.entries()) names.set(String(key), String(given[index] ?? key));
+  }
+  return names;
+};
+
+const HINT = "Nothing of it has run here.";
+
+const reportNames = ({ unknown, dangerous }: Names): readonly Finding[] => [
+  ...(dangerous.size > 0
+    ? [
+        {
+          code: "runs-code",
+          level: "error",
+          sentence: `The file runs code when Python loads it: it names ${list([...dangerous])}. Do not load it with weights_only=False. ${HINT}`,
+        } as const,
+      ]
+    : []),
+  ...(unknown.size > 0
+    ? [
+        {
+          code: "unknown-classes",
+          level: "note",
+          sentence: `The file has objects of ${list([...unknown])}, which torch.load refuses by default (weights_only=True).`,
+        } as const,
+      ]
+    : []),
+];
+
+export const readTorch = async (file: File): Promise<{ readonly checkpoint: Checkpoint; readonly findings: readonly Finding[] }> => {
+  let archive: Archive;
+  try {
+    archive = new Archive(await new ZipReader(new BlobReader(file)).getEntries());
+  } catch (error) {
+    if (error instanceof Unreadable) throw error;
+    throw new Unreadable("truncated", "The file begins as a zip archive of torch.save, but its end is missing or damaged. Copy or download it again.");
+  }
+  if ((archive.sizeOf("data.pkl") ?? 0) > MAX_PICKLE) throw new Unreadable("bad-pickle", "The archive's pickle is too long to hold only names and shapes.");
+  if (archive.sizeOf("byteorder") !== undefined && new TextDecoder().decode(await archive.bytes("byteorder")).trim() === "big")
+    throw new Unreadable("big-endian", "The file was saved on a big-endian machine; load and save it again with torch on another.");
+  const names: Names = { unknown: new Set(), dangerous: new Set() };
+  const pickle = await archive.bytes("data.pkl");
+  let root: unknown;
+  try {
+    const options = {
+      nameResolver: resolver(names),
+      persistentResolver: { resolve: storageOf as (pid: unknown) => unknown },
+      unpicklingTypeOfDictionary: "Map" as const,
+    };
+    root = new Parser(options as never).parse(pickle);
+  } catch (error) {
+    if (error instanceof Unreadable) throw error;
+    const [danger] = reportNames({ ...names, unknown: new Set() });
+    throw new Unreadable(danger?.code ?? "bad-pickle", danger?.sentence ?? `The archive's pickle cannot be read: ${(error as Error).message}`);
+  }
+  const findings = reportNames(names);
+  const optimizer = findOptimizer(root);
+  const common = { file: file.name, size: file.size, container: "torch.save", metadata: {} } as const;
+  const tensorOf = (slot: string, parameter: string, tensor: PickledTensor): Tensor => ({
+    slot,
+    parameter,
+    dtype: tensor.storage.dtype,
+    shape: tensor.shape,
+    read: () => readTensor(archive, tensor),
+  });
+  if (!optimizer) {
+    const weights = [...(findWeights(root) ?? new Map())].filter((entry): entry is [unknown, PickledTensor] => entry[1] instanceof PickledTensor);
+    const [danger] = findings;
+    if (weights.length === 0 && danger?.code === "runs-code") throw new Unreadable(danger.code, danger.sentence);
+    if (weights.length === 0)
+      throw new Unreadable("not-a-checkpoint", "The file of torch.save has neither an optimizer's state (state and param_groups) nor weights.");
+    const tensors = weights.map(([name, tensor]) => tensorOf("", String(name), tensor));
+    return { checkpoint: { ...common, format: "weights", optimizer: undefined, isOptimizerNamed: false, tensors, steps: new Map(), groups: [] }, findings };
+  }
+  const rawGroups = optimizer.get("param_groups") as readonly unknown[];
+  const [groups, known] = [groupsOf(rawGroups), namesOf(rawGroups)];
+  const steps = new Map<string, number>();
+  const tensors: Tensor[] = [];
+  for (const [key, slots] of optimizer.get("state") as Dictionary) {
+    const parameter = known.get(String(key)) ?? String(key);
+    if (!isDictionary(slots)) continue;
+    for (const [slot, value] of slots) {
+      if (slot === "step")
+        steps.set(
+          parameter,
+          value instanceof PickledTensor ? (numbers(await readTensor(archive, value), value.storage.dtype)[0] ?? Number.NaN) : Number(value),
+        );
+      else if (value instanceof PickledTensor) tensors.push(tensorOf(String(slot), parameter, value));
+      else if (typeof value === "number") tensors.push(scalar(String(slot), parameter, value));
+    }
+  }
+  const values = groups[0]?.values ?? {};
+  const guess = SIGNS.find(([, isIt]) => isIt(values))?.[0] ?? optimizerBySlots(tensors);
+  const format = tensors.some(({ slot }) => slot === "beta1_weight") ? "qhoptim" : "torch";
+  return { checkpoint: { ...common, format, optimizer: guess, isOptimizerNamed: false, tensors, steps, groups }, findings };
+};
+
+/** A Python float, such as a weight of qhoptim. */
+const scalar = (slot: string, parameter: string, value: number): Tensor => ({
+  slot,
+  parameter,
+  dtype: "F64",
+  shape: [],
+  read: async () => new Uint8Array(Float64Array.of(value).buffer),
+});

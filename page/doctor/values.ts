@@ -1,0 +1,133 @@
+/** Decodes the elements of tensors, and counts what is in them. */
+import { BYTES, type DType } from "./checkpoint.ts";
+
+type Elements = Float32Array | Float64Array | BigInt64Array | Int32Array | Int16Array | Int8Array | Uint8Array;
+
+/** The bits of float32 that hold a BF16 value, and the value of F16 bits. */
+const fromBf16 = (bits: Uint16Array): Float32Array => {
+  const words = new Uint32Array(bits.length);
+  for (let at = 0; at < bits.length; at++) words[at] = (bits[at] as number) << 16;
+  return new Float32Array(words.buffer);
+};
+
+const fromF16 = (bits: Uint16Array): Float32Array => {
+  const values = new Float32Array(bits.length);
+  for (let at = 0; at < bits.length; at++) {
+    const word = bits[at] as number;
+    const [sign, exponent, fraction] = [word & 0x8000 ? -1 : 1, (word >> 10) & 31, word & 1023];
+    if (exponent === 31) values[at] = fraction ? Number.NaN : sign * Number.POSITIVE_INFINITY;
+    else values[at] = sign * (exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15));
+  }
+  return values;
+};
+
+/** Decodes little-endian bytes. All browsers run on little-endian machines. */
+export const decode = (bytes: Uint8Array<ArrayBuffer>, dtype: DType): Elements => {
+  const size = BYTES[dtype];
+  const { buffer, byteOffset, length } = byteOffsetIsAligned(bytes, size) ? bytes : bytes.slice();
+  const count = length / size;
+  switch (dtype) {
+    case "F64":
+      return new Float64Array(buffer, byteOffset, count);
+    case "F32":
+      return new Float32Array(buffer, byteOffset, count);
+    case "F16":
+      return fromF16(new Uint16Array(buffer, byteOffset, count));
+    case "BF16":
+      return fromBf16(new Uint16Array(buffer, byteOffset, count));
+    case "I64":
+      return new BigInt64Array(buffer, byteOffset, count);
+    case "I32":
+      return new Int32Array(buffer, byteOffset, count);
+    case "I16":
+      return new Int16Array(buffer, byteOffset, count);
+    case "I8":
+      return new Int8Array(buffer, byteOffset, count);
+    default:
+      return new Uint8Array(buffer, byteOffset, count);
+  }
+};
+
+const byteOffsetIsAligned = ({ byteOffset }: Uint8Array, size: number): boolean => byteOffset % size === 0;
+
+/** Numbers of any dtype. */
+export const numbers = (bytes: Uint8Array<ArrayBuffer>, dtype: DType): ArrayLike<number> => {
+  const elements = decode(bytes, dtype);
+  return elements instanceof BigInt64Array ? Float64Array.from(elements, Number) : elements;
+};
+
+/** The powers of two that the histogram has bins for: those of float32. */
+const [LEAST, MOST] = [-149, 127];
+
+export interface Statistics {
+  count: number;
+  zeros: number;
+  nonFinite: number;
+  negative: number;
+  min: number;
+  max: number;
+  sumOfMagnitudes: number;
+  /** Finite values other than 0, by the power of two of their magnitude. */
+  readonly histogram: number[];
+}
+
+export const newStatistics = (): Statistics => ({
+  count: 0,
+  zeros: 0,
+  nonFinite: 0,
+  negative: 0,
+  min: Number.POSITIVE_INFINITY,
+  max: Number.NEGATIVE_INFINITY,
+  sumOfMagnitudes: 0,
+  histogram: new Array(MOST - LEAST + 1).fill(0),
+});
+
+/** The power of two that a bin begins at. */
+export const powerOf = (bin: number): number => bin + LEAST;
+
+const scratch = new Float32Array(1);
+const bits = new Uint32Array(scratch.buffer);
+
+/** The power of two of a magnitude, by the exponent's bits of float32: a logarithm takes five times as long. */
+const exponentOf = (magnitude: number): number => {
+  scratch[0] = magnitude;
+  const word = bits[0] as number;
+  const exponent = word >>> 23;
+  return exponent === 0 ? (word === 0 ? LEAST : 31 - Math.clz32(word) + LEAST) : Math.min(exponent - 127, MOST);
+};
+
+/** Adds values to statistics. */
+export const addTo = (statistics: Statistics, values: ArrayLike<number>): void => {
+  const { histogram } = statistics;
+  let { zeros, nonFinite, negative, min, max, sumOfMagnitudes } = statistics;
+  for (let at = 0; at < values.length; at++) {
+    const value = values[at] as number;
+    if (value === 0) zeros++;
+    else if (value - value !== 0) {
+      nonFinite++;
+      continue;
+    } else {
+      const magnitude = value < 0 ? -value : value;
+      if (value < 0) negative++;
+      sumOfMagnitudes += magnitude;
+      const bin = exponentOf(magnitude) - LEAST;
+      histogram[bin] = (histogram[bin] as number) + 1;
+    }
+    if (value < min) min = value;
+    if (value > max) max = value;
+  }
+  Object.assign(statistics, { count: statistics.count + values.length, zeros, nonFinite, negative, min, max, sumOfMagnitudes });
+};
+
+export const merge = (into: Statistics, from: Statistics): void => {
+  for (const [bin, count] of from.histogram.entries()) into.histogram[bin] = (into.histogram[bin] as number) + count;
+  Object.assign(into, {
+    count: into.count + from.count,
+    zeros: into.zeros + from.zeros,
+    nonFinite: into.nonFinite + from.nonFinite,
+    negative: into.negative + from.negative,
+    min: Math.min(into.min, from.min),
+    max: Math.max(into.max, from.max),
+    sumOfMagnitudes: into.sumOfMagnitudes + from.sumOfMagnitudes,
+  });
+};

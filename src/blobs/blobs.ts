@@ -3,7 +3,7 @@ import type { Lease } from "../arena/arena.ts";
 import type { Mapping } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
-import type { BlobSource, CachedBlob, PlainTensor, SharedBlob, StepParams, TensorsSource } from "../generated/wire.gen.ts";
+import type { BlobSource, CachedBlob, PlainTensor, SharedBlob, StepParams, TensorsSource, Update } from "../generated/wire.gen.ts";
 import type { BlobCache } from "./cache.ts";
 import { type SharedFolder, type SharedRange, settled } from "./shared.ts";
 
@@ -14,16 +14,41 @@ type PlainTensors = Mapping<PlainTensor>;
 
 /** A call whose blob references are replaced by bytes in the lease. */
 type Loaded<Call> = {
-  readonly [Field in keyof Call]: Field extends "params" | "grads" | "state" ? Exclude<Call[Field], SharedBlob | CachedBlob> : Call[Field];
+  readonly [Field in keyof Call]: Field extends BlobField
+    ? Exclude<Call[Field], SharedBlob | CachedBlob>
+    : Field extends "updates"
+      ? readonly LoadedUpdate[]
+      : Field extends "reduce"
+        ? Loaded<NonNullable<Call[Field]>> | Extract<Call[Field], undefined>
+        : Call[Field];
 };
 
-const FIELDS = ["params", "grads", "state"] as const;
+interface LoadedUpdate extends Omit<Update, "tensors"> {
+  readonly tensors: Exclude<TensorsSource, SharedBlob | CachedBlob>;
+}
+
+type BlobField = (typeof FIELDS)[number];
+
+/** The fields of a call that hold blobs, beside the tensors of updates. */
+const FIELDS = ["params", "grads", "state", "accumulator"] as const;
 
 interface Sources {
   readonly params?: TensorsSource;
   readonly grads?: TensorsSource;
   readonly state?: BlobSource | null;
+  readonly accumulator?: BlobSource | null;
+  readonly updates?: readonly Update[];
+  readonly reduce?: Sources;
 }
+
+/** A blob reference of a call, with the JSON pointer of its field. */
+interface Reference {
+  readonly field: string;
+  readonly source: SharedBlob | CachedBlob;
+}
+
+/** The most references that are read at once, because each shared one holds an open file. */
+const MAX_OPEN = 64;
 
 /** The result of a step. */
 interface Result {
@@ -46,7 +71,34 @@ const isShared = (source: unknown): source is SharedBlob => typeof (source as { 
 
 const isCached = (source: unknown): source is CachedBlob => typeof (source as { sha256?: unknown } | null | undefined)?.sha256 === "string";
 
-const isInline = (source: unknown): boolean => !isShared(source) && !isCached(source);
+const isReference = (source: unknown): source is SharedBlob | CachedBlob => isShared(source) || isCached(source);
+
+/** The blob references of a call. */
+const referencesOf = (call: Sources, prefix = ""): readonly Reference[] => {
+  const found: Reference[] = [];
+  const add = (field: string, source: unknown): void => {
+    if (isReference(source)) found.push({ field: prefix + field, source });
+  };
+  for (const field of FIELDS) add(`/${field}`, call[field]);
+  for (const [index, { tensors }] of call.updates?.entries() ?? []) add(`/updates/${index}/tensors`, tensors);
+  return call.reduce ? [...found, ...referencesOf(call.reduce, `${prefix}/reduce`)] : found;
+};
+
+/** A copy of a call with its references replaced. */
+const withLoaded = <Call extends Sources>(call: Call, loaded: ReadonlyMap<string, Uint8Array>, prefix = ""): Loaded<Call> => {
+  const fields = FIELDS.flatMap((field) => {
+    const blob = loaded.get(`${prefix}/${field}`);
+    return blob ? [[field, blob] as const] : [];
+  });
+  return {
+    ...call,
+    ...Object.fromEntries(fields),
+    ...(call.updates && {
+      updates: call.updates.map((update, index) => ({ ...update, tensors: loaded.get(`${prefix}/updates/${index}/tensors`) ?? update.tensors })),
+    }),
+    ...(call.reduce && { reduce: withLoaded(call.reduce, loaded, `${prefix}/reduce`) }),
+  } as unknown as Loaded<Call>;
+};
 
 /** Resolves the blob references of one request. */
 export class Blobs {
@@ -65,8 +117,14 @@ export class Blobs {
 
   /** Reads all referenced blobs into the lease. Throws INVALID_PARAMS or BLOB_MISSING with the field, and the arena's errors. */
   load<Call extends Sources>(call: Call, lease: Lease): Loaded<Call> | Promise<Loaded<Call>> {
-    if (isInline(call.params) && isInline(call.grads) && isInline(call.state)) return call as Loaded<Call>;
-    return this.#timed(async () => ({ ...call, ...(await this.#load(call, lease)) }) as Loaded<Call>);
+    const references = referencesOf(call);
+    if (references.length === 0) return call as unknown as Loaded<Call>;
+    return this.#timed(async () => {
+      const loaded = new Map<string, Uint8Array>();
+      for (let at = 0; at < references.length; at += MAX_OPEN)
+        for (const [field, blob] of await this.#load(references.slice(at, at + MAX_OPEN), lease)) loaded.set(field, blob);
+      return withLoaded(call, loaded);
+    });
   }
 
   /**
@@ -112,18 +170,14 @@ export class Blobs {
     return delivery;
   }
 
-  async #load(call: Sources, lease: Lease): Promise<Readonly<Record<string, Uint8Array>>> {
-    const ranges: Partial<Record<string, SharedRange>> = {};
+  async #load(references: readonly Reference[], lease: Lease): Promise<readonly (readonly [field: string, blob: Uint8Array])[]> {
+    const ranges = new Map<string, SharedRange>();
     try {
-      for (const field of FIELDS) {
-        const source = call[field];
-        if (isShared(source)) ranges[field] = await this.#open(source, "read", `/${field}`);
-      }
+      for (const { field, source } of references) if (isShared(source)) ranges.set(field, await this.#open(source, "read", field));
       // No await between here and the copies, because the cache may evict a blob in the meantime.
-      const sources = FIELDS.flatMap((field) => {
-        const source = call[field];
-        const from = isCached(source) ? this.#fromCache(source, `/${field}`) : ranges[field];
-        return from ? [{ field, from, length: from instanceof Uint8Array ? from.length : from.blob.length }] : [];
+      const sources = references.map(({ field, source }) => {
+        const from = isCached(source) ? this.#fromCache(source, field) : (ranges.get(field) as SharedRange);
+        return { field, from, length: from instanceof Uint8Array ? from.length : from.blob.length };
       });
       let start = lease.allocInput(sources.reduce((sum, { length }) => sum + length, 0));
       const loaded = sources.map(({ field, from, length }) => {
@@ -134,9 +188,9 @@ export class Blobs {
         return { field, view: lease.view(at, length), read: undefined };
       });
       await settled(loaded.map(({ read }) => read));
-      return Object.fromEntries(loaded.map(({ field, view }) => [field, view]));
+      return loaded.map(({ field, view }) => [field, view] as const);
     } finally {
-      await Promise.all(Object.values(ranges).map((place) => place?.[Symbol.asyncDispose]()));
+      await Promise.all([...ranges.values()].map((range) => range[Symbol.asyncDispose]()));
     }
   }
 

@@ -4,7 +4,7 @@ import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, inTurns, type Run, SerialQueue, type Task } from "../codec/turns.ts";
-import type { InitParams, NormsParams, PlanParams, StepParams } from "../generated/wire.gen.ts";
+import type { InitParams, NormsParams, PlanParams, ReduceParams, StepParams } from "../generated/wire.gen.ts";
 import type { Pool } from "../pool/pool.ts";
 import { canonical } from "./canonical.ts";
 import { type Estimate, estimate } from "./estimate.ts";
@@ -12,6 +12,7 @@ import { init } from "./init.ts";
 import { compile, type Layout, layoutBytes, type StepOptions } from "./layout.ts";
 import { type Matched, match, matchedBytes } from "./match.ts";
 import { type Norms, norms } from "./norms.ts";
+import { type Reduced, type ReduceFiles, reduce, type Update } from "./reduce.ts";
 import type { QueueTime } from "./runner.ts";
 import { readState, type State } from "./state.ts";
 import { type Progress, readProgress, runStep, type StepFiles, type StepOutput } from "./step.ts";
@@ -19,14 +20,26 @@ import { headerKey, loadBlob, loadTensors, MIN_ENTRY_BYTES, readTensors, reserve
 
 export type { Lease } from "../arena/arena.ts";
 export { planOf } from "./plan.ts";
+export { gradsReply, type Reduced } from "./reduce.ts";
 export type { QueueTime } from "./runner.ts";
 export { STATE_FORMAT, type State } from "./state.ts";
 export type { StepOutput } from "./step.ts";
 
 /** A call after its blob references are resolved. */
 export type Loaded<Call> = {
-  readonly [Field in keyof Call]: Field extends "params" | "grads" ? Tensors : Field extends "state" ? Uint8Array | string | null : Call[Field];
+  readonly [Field in keyof Call]: Field extends "params" | "grads"
+    ? Tensors | Extract<Call[Field], undefined>
+    : Field extends "state" | "accumulator"
+      ? Uint8Array | string | null
+      : Field extends "updates"
+        ? readonly LoadedUpdate[]
+        : Call[Field];
 };
+
+interface LoadedUpdate {
+  readonly tensors: Tensors;
+  readonly weight?: number;
+}
 
 /** The cache of headers and layouts takes at most this many bytes of heap. */
 const CACHE_BYTES = 2 ** 26;
@@ -150,6 +163,20 @@ export class Engine {
     return this.#runCall(isLarge, (run) => norms(gradFile, paramFile, lossScale, lease, this.#pool, queueTime, run));
   }
 
+  /** Combines the updates of several clients into one pseudo-gradient. */
+  async reduce({ params, updates, accumulator = null, ...options }: Loaded<ReduceParams>, lease: Lease, queueTime: QueueTime): Promise<Reduced> {
+    const loaded: Update[] = [];
+    for (const [index, { tensors, weight = 1 }] of updates.entries())
+      loaded.push({ file: await loadTensors(tensors, `/updates/${index}/tensors`, lease), weight });
+    const files: ReduceFiles = {
+      params: params === undefined ? undefined : await loadTensors(params, "/params", lease),
+      updates: loaded,
+      accumulator: accumulator === null ? undefined : await inTurns(loadBlob(accumulator, "/accumulator", "STATE_CORRUPT", lease)),
+    };
+    const isLarge = loaded.reduce((sum, { file }) => sum + mostTensors(file), files.params ? mostTensors(files.params) : 0) > MANY_TENSORS;
+    return this.#runCall(isLarge, (run) => reduce(options, files, lease, this.#pool, queueTime, run));
+  }
+
   /** Estimates the cost of a step on this server. */
   async plan(call: PlanParams, lease: Lease): Promise<Estimate> {
     const count = Object.keys(call.tensors).length;
@@ -210,8 +237,10 @@ const isCompiledFor = (files: StepFiles, heads: readonly Head[]): boolean =>
     return bytes.length === length && header.compare(bytes, 0, header.length) === 0;
   });
 
-/** True if a file may have many tensors. Only the length of its header is known before parsing. */
-const hasManyTensors = ({ bytes, plain }: TensorFile): boolean => (plain ? plain.length : headerEnd(bytes) / MIN_ENTRY_BYTES) > MANY_TENSORS;
+/** The most tensors that a file may have. Only the length of its header is known before parsing. */
+const mostTensors = ({ bytes, plain }: TensorFile): number => (plain ? plain.length : headerEnd(bytes) / MIN_ENTRY_BYTES);
+
+const hasManyTensors = (file: TensorFile): boolean => mostTensors(file) > MANY_TENSORS;
 
 function* changesHyperparameters({ targets }: Layout, { rates }: Progress): Task<boolean> {
   for (const [index, { recipe }] of targets.entries()) {

@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import { bytesOf } from "../codec/dtype.ts";
 import type { Hyperparameters, Stage, Values } from "../optimizers/registry.ts";
 import { scratch } from "../pool/pool.ts";
-import { type Columns, fixed, GRADS, type KernelCall, NEW_SLOTS, type Operand, PARAMS, ROUNDED, STATE, sumsAt, tensorAt, WORKSPACE } from "./runner.ts";
+import { absent, type Columns, fixed, GRADS, type KernelCall, NEW_SLOTS, type Operand, PARAMS, ROUNDED, STATE, sumsAt, tensorAt, WORKSPACE } from "./runner.ts";
 import { MASTER_PARAM, slotDtype } from "./state.ts";
 
 /** A target's `offsets` list its parameter, gradient, widened gradient and slots at these indexes. */
@@ -19,8 +19,6 @@ const COPY_SCRATCH = fixed(scratch(2));
 
 /** This "pointer" holds an element's index plus one. It advances by one per element, so each shard receives its own first index. */
 const ELEMENT_INDEX = fixed({ address: 1, stride: 1 });
-
-const UNUSED_SLOT = fixed({ address: 0, stride: 0 });
 
 /** gradient_check counts non-finite values and non-finite squares. gradient_norm also counts zeros and adds up the squares. */
 const GRADIENT_SUM_COUNTS = { check: 2, norm: 4 } as const;
@@ -224,7 +222,7 @@ export class Recipes {
       if (operand === "param") return wide;
       if (operand === "grad") return gradient;
       if (operand === "sums") return sumsAt(columns);
-      return slotAt.get(operand)?.operand ?? UNUSED_SLOT;
+      return slotAt.get(operand)?.operand ?? absent;
     };
     return [
       ...(needsFill ? this.#widen(param, dtype, stored, wide) : []),

@@ -17,7 +17,7 @@ export const [PARAMS, GRADS, STATE, NEW_SLOTS, ROUNDED, WORKSPACE] = [0, 1, 2, 3
 export type Bases = readonly number[];
 
 // Each sum is a float64.
-const SUM_BYTES = 8;
+export const SUM_BYTES = 8;
 
 /** A tensor of a call, with an offset for each operand of its recipe. */
 export interface Target {
@@ -27,6 +27,8 @@ export interface Target {
   readonly offsets: readonly number[];
   /** The offset of the tensor's sums in the block WORKSPACE. */
   readonly sums: number;
+  /** The work per element, relative to an ordinary kernel; 1 by default. */
+  readonly passes?: number;
 }
 
 /** A kernel call computes its scalar arguments from these inputs. */
@@ -57,6 +59,9 @@ export const fixed =
   (pointer: Pointer): Operand =>
   () =>
     pointer;
+
+/** The operand of an unused tensor. */
+export const absent = fixed({ address: 0, stride: 0 });
 
 /** Creates an operand that points to a tensor: the target's offset number `index`, in `block`. */
 export const tensorAt = (block: number, index: number, dtype: string): Operand => {
@@ -115,7 +120,7 @@ export class Runner {
         const values = call.scalars(inputs);
         if (values) calls.push({ kernel: call.kernel, pointers: call.operands.map((operand) => operand(target, this.#bases)), scalars: values });
       }
-      return { elements: target.elements, calls, isRepeatable };
+      return { elements: target.elements, calls, isRepeatable, passes: target.passes };
     });
     // mapInTurns returns a promise only for many targets. The pool then encodes the job in a new turn.
     const units = built instanceof Promise ? await built.finally(setImmediate) : built;

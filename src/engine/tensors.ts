@@ -96,13 +96,13 @@ export const headerKey = ({ bytes, plain }: TensorFile, maxLength: number): stri
   return end <= Math.min(maxLength, bytes.length) ? bytes.length + bytes.toString("latin1", 0, end) : undefined;
 };
 
-/** Reads the names, dtypes, shapes and offsets of a file's tensors. Throws the errors of `loadTensors`. */
-export function* readTensors({ bytes, plain }: TensorFile, field: string): Task<Safetensors> {
+/** Reads the names, dtypes, shapes and offsets of a file's tensors. Throws the errors of `loadTensors`, and UNSUPPORTED_DTYPE for a dtype outside of `dtypes`. */
+export function* readTensors({ bytes, plain }: TensorFile, field: string, dtypes = SUPPORTED): Task<Safetensors> {
   if (plain) return { header: undefined, metadata: new Map(), tensors: plain };
   const file = yield* readSafetensorsInTurns(bytes, field, "TENSORS_CORRUPT");
   requireFewTensors(file.tensors.length, field);
   for (const [index, { name, dtype }] of file.tensors.entries()) {
-    requireSupported(dtype, field, name);
+    requireSupported(dtype, field, name, dtypes);
     if (name.length > MAX_NAME_LENGTH && characters(name) > MAX_NAME_LENGTH) {
       throw StepdError.mismatch(
         "PAYLOAD_TOO_LARGE",
@@ -120,9 +120,9 @@ const requireFewTensors = (count: number, field: string): void => {
   if (count > MAX_TENSORS_PER_CALL) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", field, `at most ${MAX_TENSORS_PER_CALL} tensors in one call`, `${count}`);
 };
 
-const requireSupported = (dtype: string, field: string, name: string): void => {
-  if (SUPPORTED.includes(dtype)) return;
-  throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${field}/${pointerEscape(name)}`, `dtype ${SUPPORTED.join(", ")}`, dtype, [name]);
+const requireSupported = (dtype: string, field: string, name: string, dtypes = SUPPORTED): void => {
+  if (dtypes.includes(dtype)) return;
+  throw StepdError.mismatch("UNSUPPORTED_DTYPE", `${field}/${pointerEscape(name)}`, `dtype ${dtypes.join(", ")}`, dtype, [name]);
 };
 
 /** Assigns an offset to each tensor: in order, without gaps. */

@@ -1861,6 +1861,320 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
   },
   {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "reduce-result.schema.json",
+    "title": "ReduceResult",
+    "description": "The pseudo-gradient, or the accumulator if the call does not finish.",
+    "type": "object",
+    "required": [
+      "count",
+      "weight",
+      "dropped",
+      "skipped"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "grads": {
+        "description": "The pseudo-gradient, for optimizer.step: F64 for parameters or updates in F64, else F32. Without tensors if skipped.",
+        "$ref": "tensor.schema.json#/$defs/Tensors"
+      },
+      "accumulator": {
+        "description": "The sums so far (stepd.sum/1).",
+        "$ref": "tensor.schema.json#/$defs/Blob"
+      },
+      "count": {
+        "description": "Number of updates in the result, with those of the accumulator. The largest of all tensors if they differ.",
+        "type": "integer"
+      },
+      "weight": {
+        "description": "Sum of the weights of these updates. The largest of all tensors if they differ.",
+        "$ref": "tensor.schema.json#/$defs/Value"
+      },
+      "dropped": {
+        "description": "Indexes of the updates that non_finite drop left out.",
+        "type": "array",
+        "items": {
+          "type": "integer"
+        }
+      },
+      "skipped": {
+        "description": "Whether there is nothing to step: no update, or only weights of 0.",
+        "type": "boolean"
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "reduce.schema.json",
+    "title": "ReduceParams",
+    "description": "Combines the updates of several clients into one pseudo-gradient, in float64 and in the given order.",
+    "examples": [
+      {
+        "params": {
+          "w": {
+            "shape": [
+              2
+            ],
+            "values": [
+              1,
+              2
+            ]
+          }
+        },
+        "updates": [
+          {
+            "tensors": {
+              "w": {
+                "shape": [
+                  2
+                ],
+                "values": [
+                  0.9,
+                  2.1
+                ]
+              }
+            },
+            "weight": 10
+          },
+          {
+            "tensors": {
+              "w": {
+                "shape": [
+                  2
+                ],
+                "values": [
+                  0.8,
+                  2.3
+                ]
+              }
+            },
+            "weight": 30
+          }
+        ]
+      }
+    ],
+    "type": "object",
+    "required": [
+      "updates"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "params": {
+        "$ref": "tensor.schema.json#/$defs/TensorsSource",
+        "description": "The parameters that the updates started from: required for form params. They fix the names, shapes and dtypes of the result."
+      },
+      "updates": {
+        "$ref": "reduce.schema.json#/$defs/Updates"
+      },
+      "form": {
+        "$ref": "reduce.schema.json#/$defs/Form",
+        "default": "params"
+      },
+      "method": {
+        "$ref": "reduce.schema.json#/$defs/Method",
+        "default": {
+          "name": "mean"
+        }
+      },
+      "accumulator": {
+        "description": "The accumulator of an earlier call, for a mean over several calls; null or absent in the first one.",
+        "if": {
+          "type": "null"
+        },
+        "then": true,
+        "else": {
+          "$ref": "tensor.schema.json#/$defs/BlobSource"
+        },
+        "tsType": "Uint8Array | string | SharedBlob | CachedBlob | null"
+      },
+      "non_finite": {
+        "$ref": "reduce.schema.json#/$defs/NonFinite",
+        "default": "error"
+      },
+      "missing": {
+        "$ref": "reduce.schema.json#/$defs/Missing",
+        "default": "error"
+      },
+      "finish": {
+        "description": "Whether the call returns the pseudo-gradient. Otherwise it returns the accumulator, for further updates in another call.",
+        "type": "boolean",
+        "default": true
+      }
+    },
+    "$defs": {
+      "Update": {
+        "title": "Update",
+        "description": "One update: tensors, and their weight in the mean.",
+        "type": "object",
+        "required": [
+          "tensors"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "tensors": {
+            "$ref": "tensor.schema.json#/$defs/TensorsSource",
+            "description": "Tensors in F32, F64, BF16 or F16. A blob may also have I8 tensors, whose values are multiplied by the F32 tensor <name>.scale: a scalar, or one number for each index of the first dimension."
+          },
+          "weight": {
+            "description": "Weight in the mean, for instance the number of examples. The median and the trimmed mean take 1 only.",
+            "type": "number",
+            "minimum": 0,
+            "maximum": 9007199254740991,
+            "default": 1
+          }
+        }
+      },
+      "Updates": {
+        "description": "The updates, in the order of the arithmetic. The same order gives the same bits, so sort them, for instance by client.",
+        "type": "array",
+        "maxItems": 4096,
+        "items": {
+          "$ref": "reduce.schema.json#/$defs/Update"
+        }
+      },
+      "Form": {
+        "title": "Form",
+        "description": "What an update is: new parameters (the result is params - mean), deltas to add to the parameters (the result is -mean), or gradients (the result is the mean).",
+        "enum": [
+          "params",
+          "deltas",
+          "gradients"
+        ]
+      },
+      "Method": {
+        "title": "ReduceMethod",
+        "description": "How the updates are combined, element by element.",
+        "type": "object",
+        "required": [
+          "name"
+        ],
+        "discriminator": {
+          "propertyName": "name"
+        },
+        "oneOf": [
+          {
+            "title": "Mean",
+            "description": "The weighted mean: the sum of weight * update, divided by the sum of weights.",
+            "type": "object",
+            "required": [
+              "name"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "name": {
+                "const": "mean"
+              },
+              "divisor": {
+                "description": "Divisor in place of the sum of weights, for instance the expected one.",
+                "type": [
+                  "number",
+                  "null"
+                ],
+                "exclusiveMinimum": 0,
+                "default": null
+              }
+            }
+          },
+          {
+            "title": "Median",
+            "description": "The median: of an even number of updates, the mean of the two in the middle.",
+            "type": "object",
+            "required": [
+              "name"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "name": {
+                "const": "median"
+              }
+            }
+          },
+          {
+            "title": "TrimmedMean",
+            "description": "The mean without the cut smallest and the cut largest values of each element.",
+            "type": "object",
+            "required": [
+              "name",
+              "cut"
+            ],
+            "additionalProperties": false,
+            "properties": {
+              "name": {
+                "const": "trimmed_mean"
+              },
+              "cut": {
+                "description": "Number of values left out at each end.",
+                "type": "integer",
+                "minimum": 0,
+                "maximum": 2047
+              }
+            }
+          }
+        ]
+      },
+      "NonFinite": {
+        "title": "NonFinite",
+        "description": "What a NaN or an infinity in an update does: error refuses the call, drop leaves out the whole update and lists it, propagate computes with it.",
+        "enum": [
+          "error",
+          "drop",
+          "propagate"
+        ]
+      },
+      "Missing": {
+        "title": "Missing",
+        "description": "What a tensor does that an update lacks: error refuses the call, renormalize combines each tensor over the updates that have it.",
+        "enum": [
+          "error",
+          "renormalize"
+        ]
+      },
+      "Reduction": {
+        "title": "Reduction",
+        "description": "The updates of a step, combined into its gradients by optimizer.reduce. The parameters are those of the step.",
+        "type": "object",
+        "required": [
+          "updates"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "updates": {
+            "$ref": "reduce.schema.json#/$defs/Updates"
+          },
+          "form": {
+            "$ref": "reduce.schema.json#/$defs/Form",
+            "default": "params"
+          },
+          "method": {
+            "$ref": "reduce.schema.json#/$defs/Method",
+            "default": {
+              "name": "mean"
+            }
+          },
+          "accumulator": {
+            "description": "The accumulator of an earlier call, for a mean over several calls; null or absent in the first one.",
+            "if": {
+              "type": "null"
+            },
+            "then": true,
+            "else": {
+              "$ref": "tensor.schema.json#/$defs/BlobSource"
+            },
+            "tsType": "Uint8Array | string | SharedBlob | CachedBlob | null"
+          },
+          "non_finite": {
+            "$ref": "reduce.schema.json#/$defs/NonFinite",
+            "default": "error"
+          },
+          "missing": {
+            "$ref": "reduce.schema.json#/$defs/Missing",
+            "default": "error"
+          }
+        }
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "schedule.schema.json",
     "$comment": "DO NOT EDIT: written by `npm run generate` from src/schedules.",
     "title": "Schedule",

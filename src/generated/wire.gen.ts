@@ -30,6 +30,48 @@ export type Value = number | "NaN" | "Infinity" | "-Infinity"
  */
 export type Dtype = ("F32" | "F64" | "BF16" | "F16")
 /**
+ * One safetensors file as a blob, or tensors by name. A reply has the form of its request.
+ */
+export type Tensors = Uint8Array | string | { readonly [name: string]: PlainTensor }
+/**
+ * Bytes: bin in MessagePack, a base64 string in JSON.
+ */
+export type Blob1 = Uint8Array | string
+/**
+ * One element. JSON has no NaN and no infinity, so these are strings.
+ */
+export type Value1 = number | "NaN" | "Infinity" | "-Infinity"
+/**
+ * Tensors, or a reference to their safetensors file in the shared folder or the cache.
+ */
+export type TensorsSource1 = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
+/**
+ * Tensors, or a reference to their safetensors file in the shared folder or the cache.
+ */
+export type TensorsSource2 = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
+/**
+ * The updates, in the order of the arithmetic. The same order gives the same bits, so sort them, for instance by client.
+ * 
+ * @maxItems 4096
+ */
+export type Updates = Update[]
+/**
+ * What an update is: new parameters (the result is params - mean), deltas to add to the parameters (the result is -mean), or gradients (the result is the mean).
+ */
+export type Form = ("params" | "deltas" | "gradients")
+/**
+ * How the updates are combined, element by element.
+ */
+export type ReduceMethod = (Mean | Median | TrimmedMean)
+/**
+ * What a NaN or an infinity in an update does: error refuses the call, drop leaves out the whole update and lists it, propagate computes with it.
+ */
+export type NonFinite = ("error" | "drop" | "propagate")
+/**
+ * What a tensor does that an update lacks: error refuses the call, renormalize combines each tensor over the updates that have it.
+ */
+export type Missing = ("error" | "renormalize")
+/**
  * Tensors, or the place in the shared folder that holds their file.
  */
 export type TensorsResult = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob
@@ -65,6 +107,8 @@ export interface Wire {
 "optimizer.schema.json": Optimizer
 "plan-result.schema.json": PlanResult
 "plan.schema.json": PlanParams
+"reduce-result.schema.json": ReduceResult
+"reduce.schema.json": ReduceParams
 "schedule.schema.json": Schedule
 "step-result.schema.json": StepResult
 "step.schema.json": StepParams
@@ -1176,6 +1220,81 @@ grad_dtype?: Dtype
  * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.
  */
 master_weights?: boolean
+}
+/**
+ * The pseudo-gradient, or the accumulator if the call does not finish.
+ */
+export interface ReduceResult {
+grads?: Tensors
+accumulator?: Blob1
+/**
+ * Number of updates in the result, with those of the accumulator. The largest of all tensors if they differ.
+ */
+count: number
+weight: Value1
+/**
+ * Indexes of the updates that non_finite drop left out.
+ */
+dropped: number[]
+/**
+ * Whether there is nothing to step: no update, or only weights of 0.
+ */
+skipped: boolean
+}
+/**
+ * Combines the updates of several clients into one pseudo-gradient, in float64 and in the given order.
+ */
+export interface ReduceParams {
+params?: TensorsSource1
+updates: Updates
+form?: Form
+method?: ReduceMethod
+/**
+ * The accumulator of an earlier call, for a mean over several calls; null or absent in the first one.
+ */
+accumulator?: Uint8Array | string | SharedBlob | CachedBlob | null
+non_finite?: NonFinite
+missing?: Missing
+/**
+ * Whether the call returns the pseudo-gradient. Otherwise it returns the accumulator, for further updates in another call.
+ */
+finish?: boolean
+}
+/**
+ * One update: tensors, and their weight in the mean.
+ */
+export interface Update {
+tensors: TensorsSource2
+/**
+ * Weight in the mean, for instance the number of examples. The median and the trimmed mean take 1 only.
+ */
+weight?: number
+}
+/**
+ * The weighted mean: the sum of weight * update, divided by the sum of weights.
+ */
+export interface Mean {
+name: "mean"
+/**
+ * Divisor in place of the sum of weights, for instance the expected one.
+ */
+divisor?: (number | null)
+}
+/**
+ * The median: of an even number of updates, the mean of the two in the middle.
+ */
+export interface Median {
+name: "median"
+}
+/**
+ * The mean without the cut smallest and the cut largest values of each element.
+ */
+export interface TrimmedMean {
+name: "trimmed_mean"
+/**
+ * Number of values left out at each end.
+ */
+cut: number
 }
 /**
  * New parameters and new state, unless the call omits them.

@@ -56,6 +56,8 @@ export interface Unit {
   readonly calls: readonly Call[];
   /** True if the calls do not overwrite their inputs, so that an interrupted shard can run again. */
   readonly isRepeatable?: boolean;
+  /** The work per element, relative to an ordinary kernel; 1 by default. */
+  readonly passes?: number | undefined;
 }
 
 const SHARD_WORDS = 3;

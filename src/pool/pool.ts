@@ -133,7 +133,7 @@ export class Pool implements AsyncDisposable {
 
   /** Runs all units. The encoded job takes memory of the lease. */
   async run(units: readonly Unit[], lease: Lease): Promise<JobResult> {
-    const elements = units.reduce((sum, unit) => sum + unit.elements, 0);
+    const elements = units.reduce((sum, { elements, passes = 1 }) => sum + elements * passes, 0);
     if (elements <= INLINE_ELEMENTS && units.length <= INLINE_UNITS) {
       const words = this.#inlineWords(jobWords(units));
       const shards = atOnce(writeJob(units, words));

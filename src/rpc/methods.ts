@@ -8,6 +8,7 @@ import { list } from "./list.ts";
 import type { Method } from "./method.ts";
 import { norms } from "./norms.ts";
 import { plan } from "./plan.ts";
+import { reduce } from "./reduce.ts";
 import { step } from "./step.ts";
 
 const discover: Method = {
@@ -23,6 +24,7 @@ export const methods: readonly Method[] = [
   step as Method,
   init as Method,
   norms as Method,
+  reduce as Method,
   plan as Method,
   list,
   describe as Method,

@@ -86,6 +86,7 @@ export class Telemetry implements Disposable {
   readonly #expiry: Gauge<"file">;
   readonly #bytes = { in: 0, out: 0 };
   readonly #elements = new Map<string, { readonly optimizer: string; readonly dtype: string; count: number }>();
+  #reduced = 0;
   #inFlight = 0;
   #inFlightBytes = 0;
 
@@ -103,6 +104,7 @@ export class Telemetry implements Disposable {
     this.#counter("stepd_elements_total", "Parameters stepped", ["optimizer", "dtype"], () =>
       [...this.#elements.values()].map(({ count, ...labels }) => [labels, count]),
     );
+    this.#counter("stepd_reduced_elements_total", "Elements of all updates that optimizer.reduce combined", [], () => [[{}, this.#reduced]]);
     this.#gauge("stepd_in_flight_requests", "Calls that are being received, computed or sent", () => this.#inFlight);
     this.#gauge("stepd_in_flight_bytes", "Bytes of the admitted bodies of calls in flight", () => this.#inFlightBytes);
     this.#refusals = new Counter({
@@ -234,6 +236,11 @@ export class Telemetry implements Disposable {
       series.count += count;
       this.#elements.set(key, series);
     }
+  }
+
+  /** Counts the elements of combined updates. */
+  countReduced(elements: number): void {
+    this.#reduced += elements;
   }
 
   /** Counts a refused connection, or a refused request that is not a call. */

@@ -115,6 +115,7 @@ const PATHS: Readonly<Record<string, string>> = {
   "optimizer.step": "/v1/step",
   "optimizer.init": "/v1/init",
   "optimizer.norms": "/v1/norms",
+  "optimizer.reduce": "/v1/reduce",
   "state.inspect": "/v1/state/inspect",
 };
 

@@ -1,7 +1,7 @@
 /** Tests parameters that pass every parser, but fail the schema or the checks behind it. */
 
-import { writeState, writeTensors } from "../support/tensors.ts";
-import { CALLER_TEXT, checkNothingIsLeft, type ParamsCase, refusesParams, step, TENSORS, useService } from "./_harness.ts";
+import { rawTensors, writeState, writeTensors } from "../support/tensors.ts";
+import { CALLER_TEXT, checkNothingIsLeft, type ParamsCase, refusesParams, STATE, step, TENSORS, useService } from "./_harness.ts";
 
 useService();
 
@@ -312,6 +312,117 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "inspect without a state": { ...invalid({}, "/state", /found none/), method: "state.inspect" },
   "inspect of an object": { ...invalid({ state: { format: 1 } }, "/state", /a blob/), method: "state.inspect" },
 };
+
+/** Parameters of a valid reduce, with `fields` replaced. */
+const reduce = (fields: Readonly<Record<string, unknown>>) => ({ form: "deltas", updates: [{ tensors: writeTensors(TENSORS) }], ...fields });
+
+const update = (tensors: unknown, more: object = {}) => reduce({ updates: [{ tensors: writeTensors(TENSORS) }, { tensors, ...more }] });
+
+/** An accumulator of a tensor "w" with one element. */
+const accumulator = (metadata: unknown, sum = "sum/w", shape: readonly number[] = [1], weight = 1): Buffer => {
+  const entries = { [sum]: { dtype: "F64", shape, data_offsets: [0, 8] }, "weight/w": { dtype: "F64", shape: [], data_offsets: [8, 16] } };
+  const header = JSON.stringify({ __metadata__: metadata, ...entries, "count/w": { dtype: "I64", shape: [], data_offsets: [16, 24] } });
+  return rawTensors(header, Buffer.concat([Buffer.from(Float64Array.of(1, weight).buffer), Buffer.from(BigInt64Array.of(1n).buffer)]));
+};
+
+const SUM = { format: "stepd.sum/1", form: "deltas" };
+
+const carried = (file: Uint8Array) => reduce({ accumulator: file, updates: [] });
+
+const [first = ""] = Object.keys(TENSORS);
+
+const REDUCE_CASES: Readonly<Record<string, ParamsCase>> = {
+  "a reduce without updates": invalid({}, "/updates", /found none/),
+  "a reduce of params without params": invalid(reduce({ form: "params" }), "/params", /because form is params, found none/),
+  "an unknown field of a reduce": invalid(reduce({ update: [] }), "/update", /nearest is updates/),
+  "more updates than fit": invalid(reduce({ updates: Array(4097).fill({ tensors: {} }) }), "/updates", /at most 4096 items, found an array of 4097/),
+  "an update without tensors": invalid(reduce({ updates: [{ weight: 1 }] }), "/updates/0/tensors", /found none/),
+  "an update that is a blob": invalid(reduce({ updates: ["AAAA"] }), "/updates/0", /expected object/),
+  "a negative weight": invalid(update(writeTensors(TENSORS), { weight: -1 }), "/updates/1/weight", /at least 0, found -1/),
+  "a weight of NaN": { ...invalid(update(writeTensors(TENSORS), { weight: Number.NaN }), "/updates/1/weight", /found NaN/), only: "msgpack" },
+  "an unknown form": invalid(reduce({ form: "delta" }), "/form", /one of params, deltas, gradients/),
+  "an unknown method": invalid(reduce({ method: { name: "medain" } }), "/method/name", /nearest is median/),
+  "a divisor of 0": invalid(reduce({ method: { name: "mean", divisor: 0 } }), "/method/divisor", /more than 0/),
+  "a trimmed mean without a cut": invalid(reduce({ method: { name: "trimmed_mean" } }), "/method/cut", /found none/),
+  "a cut of all values": invalid(reduce({ method: { name: "trimmed_mean", cut: 1 } }), "/method/cut", /less than half of 1 updates, found 1/),
+  "a median with weights": invalid(
+    reduce({ method: { name: "median" }, updates: [{ tensors: {}, weight: 2 }] }),
+    "/updates/0/weight",
+    /1, because median takes no weights, found 2/,
+  ),
+  "a median that does not finish": invalid(reduce({ method: { name: "median" }, finish: false }), "/finish", /all updates in one call/),
+  "a median with an accumulator": invalid(reduce({ method: { name: "median" }, accumulator: accumulator(SUM) }), "/accumulator", /all updates in one call/),
+  "an update that is no safetensors file": { params: update(Buffer.from("nonsense")), error: "TENSORS_CORRUPT", field: "/updates/1/tensors" },
+  "an update in I32": {
+    params: update(rawTensors(`{"${first}":{"dtype":"I32","shape":[0],"data_offsets":[0,0]}}`)),
+    error: "UNSUPPORTED_DTYPE",
+    field: `/updates/1/tensors/${first}`,
+    says: /F32, F64, BF16, F16, I8, found I32/,
+  },
+  "an update of another shape": {
+    params: update(writeTensors({ ...TENSORS, [first]: { shape: [1], data: Float32Array.of(1) } })),
+    error: "TENSOR_MISMATCH",
+    field: `/updates/1/tensors/${first}`,
+    says: /expected shape/,
+  },
+  "an update with a further tensor": {
+    params: update(writeTensors({ ...TENSORS, more: { shape: [1], data: Float32Array.of(1) } })),
+    error: "TENSOR_MISMATCH",
+    field: "/updates/1/tensors/more",
+    says: /a name that the updates before have/,
+  },
+  "an update with a tensor that params lacks": {
+    params: reduce({ params: {} }),
+    error: "TENSOR_MISMATCH",
+    field: `/updates/0/tensors/${first}`,
+    says: /the name of a parameter/,
+  },
+  "an update without a tensor": { params: update({}), error: "TENSOR_MISMATCH", field: `/updates/1/tensors/${first}`, says: /missing renormalize, found none/ },
+  "an update in I8 without scales": {
+    params: reduce({ updates: [{ tensors: rawTensors('{"w":{"dtype":"I8","shape":[2],"data_offsets":[0,2]}}', Buffer.alloc(2)) }] }),
+    error: "TENSOR_MISMATCH",
+    field: "/updates/0/tensors/w.scale",
+    says: /the scales of an I8 tensor, found none/,
+  },
+  "an update in I8 with scales of another shape": {
+    params: reduce({
+      updates: [
+        {
+          tensors: rawTensors(
+            '{"w":{"dtype":"I8","shape":[2],"data_offsets":[0,2]},"w.scale":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}',
+            Buffer.alloc(6),
+          ),
+        },
+      ],
+    }),
+    error: "TENSOR_MISMATCH",
+    field: "/updates/0/tensors/w.scale",
+    says: /shape \[\] or \[2\] for scales of "w", found \[1\]/,
+  },
+  "an accumulator that is a state": { params: carried(writeState(STATE)), error: "STATE_CORRUPT", field: "/accumulator", says: /stepd\.sum\/1/ },
+  "an accumulator of another form": {
+    params: carried(accumulator({ ...SUM, form: "params" })),
+    error: "STATE_MISMATCH",
+    field: "/accumulator",
+    says: /a sum of deltas, found a sum of params/,
+  },
+  "an accumulator without a sum": { params: carried(accumulator(SUM, "sum/v")), error: "STATE_CORRUPT", field: "/accumulator", says: /only some of them/ },
+  "an accumulator with another key": { params: carried(accumulator(SUM, "mean/w")), error: "STATE_CORRUPT", field: "/accumulator", says: /found "mean\/w"/ },
+  "an accumulator with a weight of infinity": {
+    params: carried(accumulator(SUM, "sum/w", [1], Number.POSITIVE_INFINITY)),
+    error: "STATE_CORRUPT",
+    field: "/accumulator",
+    says: /weight\/w to be finite/,
+  },
+  "an accumulator of another shape": {
+    params: { ...carried(accumulator(SUM)), params: { w: { shape: [1, 1], values: [0] } } },
+    error: "STATE_MISMATCH",
+    field: "/accumulator",
+    says: /shape \[1,1\], found \[1\]/,
+  },
+};
+
+for (const [name, testCase] of Object.entries(REDUCE_CASES)) refusesParams(name, { ...testCase, method: "optimizer.reduce" });
 
 for (const [name, testCase] of Object.entries(CASES)) refusesParams(name, testCase);
 

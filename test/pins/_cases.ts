@@ -6,6 +6,7 @@ import { examples as schedules } from "../support/schedules.ts";
 import type { TestService } from "../support/service.ts";
 import { readFile, type TestTensor, type TestTensors, writeTensors } from "../support/tensors.ts";
 import { DTYPES, type Dtype, typed, writeTyped } from "../support/typed.ts";
+import { updateOf, writeUpdate } from "../support/updates.ts";
 import { type Variant, variants } from "../support/variants.ts";
 
 export interface Case {
@@ -19,7 +20,7 @@ export interface Case {
 }
 
 /** The revisions of the parts that belong to no optimizer. Raise a revision to change the bits of its part on purpose. */
-const REVISIONS: Readonly<Record<string, number>> = { norms: 1, schedules: 1, conversions: 1 };
+const REVISIONS: Readonly<Record<string, number>> = { norms: 1, reduce: 1, schedules: 1, conversions: 1 };
 
 /** Returns the current revision of an owner. Each case's digest is pinned for a revision. */
 export const revisionOf = (owner: string): number => {
@@ -326,6 +327,47 @@ const normCases: readonly Case[] = [SMALL, LARGE].flatMap((shapes) =>
   ),
 );
 
+const REDUCE_METHODS = [{ name: "mean" }, { name: "median" }, { name: "trimmed_mean", cut: 1 }] as const;
+
+const REDUCED = 5;
+
+const updateFile = (shapes: Shapes, seed: number, dtype: Dtype | "I8"): Buffer => {
+  const key = `update ${keys.get(shapes)} ${seed} ${dtype}`;
+  const file = files.get(key) ?? writeUpdate(updateOf(shapes, seed, dtype));
+  files.set(key, file);
+  return file;
+};
+
+/** Updates of every dtype, with parameters of one. */
+const reduceCases: readonly Case[] = [SMALL, LARGE].flatMap((shapes) =>
+  REDUCE_METHODS.flatMap((method) =>
+    (shapes === SMALL ? [...DTYPES, "I8" as const] : (["F32", "F64", "I8"] as const)).map((dtype): Case => {
+      const key = keys.get(shapes);
+      return {
+        owner: "reduce",
+        label: `${key}, ${method.name}, ${dtype}`,
+        isLarge: shapes === LARGE,
+        digest: async (service) => {
+          const hash = createHash("sha256");
+          const params = fileOf(`params ${key}`, () => startParams(shapes), dtype === "I8" ? "F32" : dtype);
+          const weighted = method.name === "mean";
+          const updates = Array.from({ length: REDUCED }, (_, index) => ({
+            tensors: updateFile(shapes, 2000 + index, dtype),
+            ...(weighted && { weight: index + 0.7 }),
+          }));
+          const { grads } = await service.call<{ grads: Uint8Array }>("optimizer.reduce", { params, updates, method });
+          hashFile(hash, grads);
+          if (weighted) {
+            const sum = { form: "deltas", updates, finish: false };
+            hashFile(hash, (await service.call<{ accumulator: Uint8Array }>("optimizer.reduce", sum)).accumulator);
+          }
+          return hash.digest("hex");
+        },
+      };
+    }),
+  ),
+);
+
 const SCHEDULE_STEPS = 300;
 
 const scheduleCases: readonly Case[] = schedules.map((schedule) => ({
@@ -368,4 +410,12 @@ const conversionCases: readonly Case[] = FORMATS.map(([optimizer, to, more = {}]
   },
 }));
 
-export const cases: readonly Case[] = [...variants.flatMap(variantCases), ...optionCases, ...averageCases, ...normCases, ...scheduleCases, ...conversionCases];
+export const cases: readonly Case[] = [
+  ...variants.flatMap(variantCases),
+  ...optionCases,
+  ...averageCases,
+  ...normCases,
+  ...reduceCases,
+  ...scheduleCases,
+  ...conversionCases,
+];

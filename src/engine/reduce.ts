@@ -1,0 +1,534 @@
+/**
+ * optimizer.reduce: combines the updates of several clients into one pseudo-gradient. Each tensor is combined by itself and element
+ * by element, in the order of the updates, so the bits depend neither on workers nor on sharding. No input is overwritten.
+ */
+import type { Lease } from "../arena/arena.ts";
+import { bytesOf } from "../codec/dtype.ts";
+import type { Parts } from "../codec/parts.ts";
+import { compareCanonical, compareUtf8, readSafetensorsInTurns, type TensorDescription, type TensorInfo, writeHeaderInTurns } from "../codec/safetensors.ts";
+import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, inTurns, mapped, type Run, sorted, type Task } from "../codec/turns.ts";
+import { pointerEscape, StepdError } from "../errors/errors.ts";
+import type { ReduceMethod, ReduceParams } from "../generated/wire.gen.ts";
+import { type Pool, scratch } from "../pool/pool.ts";
+import {
+  absent,
+  type Columns,
+  fixed,
+  GRADS,
+  type KernelCall,
+  NEW_SLOTS,
+  type Operand,
+  PARAMS,
+  type QueueTime,
+  Runner,
+  STATE,
+  SUM_BYTES,
+  sumBytes,
+  sumsAt,
+  type Target,
+  tensorAt,
+  WORKSPACE,
+} from "./runner.ts";
+import { type StateEntry, scalarBytes, writeEntries } from "./state.ts";
+import { encodeTensors, isSameShape, type ReplyTensors, readTensors, type TensorFile, withOffsets } from "./tensors.ts";
+
+const SUM_FORMAT = "stepd.sum/1";
+
+/** The key prefixes of an accumulator's entries. */
+const [SUM, WEIGHT, COUNT, DTYPE] = ["sum", "weight", "count", "dtype"] as const;
+
+/** The most tensors of all updates together. */
+const MAX_TENSORS = 2 ** 20;
+
+/** The suffix of the scales of an I8 tensor. */
+const SCALE = ".scale";
+
+/** The dtypes of updates, in the order of the kernel's codes. */
+const DTYPES: readonly string[] = ["F32", "F64", "BF16", "F16", "I8"];
+
+const FORMS: readonly string[] = ["params", "deltas", "gradients"];
+
+/** An entry of the kernel's table. */
+const ENTRY_BYTES = 32;
+
+/** All fields of a call, except its tensors. */
+export type ReduceOptions = Omit<ReduceParams, "params" | "updates" | "accumulator">;
+
+export interface Update {
+  readonly file: TensorFile;
+  readonly weight: number;
+}
+
+/** The input files, in the arena. */
+export interface ReduceFiles {
+  readonly params: TensorFile | undefined;
+  readonly updates: readonly Update[];
+  readonly accumulator: Buffer | undefined;
+}
+
+export interface ReduceReport {
+  readonly count: number;
+  readonly weight: number;
+  readonly dropped: readonly number[];
+  readonly skipped: boolean;
+}
+
+/** The result: the pseudo-gradient, or an accumulator. */
+export interface Reduced {
+  readonly grads: TensorFile | undefined;
+  readonly accumulator: Parts | undefined;
+  readonly report: ReduceReport;
+  /** The number of combined elements, over all updates. */
+  readonly elements: number;
+}
+
+/** One update's part of a tensor. */
+interface Part {
+  readonly update: number;
+  readonly dtype: string;
+  readonly address: number;
+  /** The address of its scales, and the number of elements that share one. */
+  readonly scales: number;
+  readonly perScale: number;
+}
+
+/** One tensor of the result. */
+interface Combined {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly elements: number;
+  readonly param: TensorInfo | undefined;
+  /** The earlier sum of the accumulator. */
+  earlier: { readonly offset: number; readonly weight: number; readonly count: number } | undefined;
+  isWide: boolean;
+  /** In the order of the updates. */
+  readonly parts: Part[];
+}
+
+/** Reads all headers and lists the tensors of the result, in the order of the names' UTF-8 bytes. Throws INVALID_PARAMS, TENSOR_MISMATCH, TENSORS_CORRUPT, STATE_CORRUPT, STATE_MISMATCH, PAYLOAD_TOO_LARGE. */
+function* collect({ params: paramFile, updates, accumulator }: ReduceFiles, { form = "params", missing = "error" }: ReduceOptions): Task<readonly Combined[]> {
+  const byName = new Map<string, Combined>();
+  const add = ({ name, shape, elements }: Pick<TensorInfo, "name" | "shape" | "elements">, param?: TensorInfo): Combined => {
+    const combined: Combined = { name, shape, elements, param, earlier: undefined, isWide: param?.dtype === "F64", parts: [] };
+    byName.set(name, combined);
+    return combined;
+  };
+  if (paramFile) {
+    for (const [index, info] of (yield* readTensors(paramFile, "/params")).tensors.entries()) {
+      add(info, info);
+      if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
+    }
+  } else if (form === "params")
+    throw StepdError.mismatch("INVALID_PARAMS", "/params", "the parameters that the updates started from, because form is params", "none");
+  if (accumulator) yield* readAccumulator(accumulator, form, paramFile !== undefined, byName, add);
+
+  let total = 0;
+  for (const [update, { file }] of updates.entries()) {
+    const field = `/updates/${update}/tensors`;
+    const isFixed = paramFile !== undefined || (missing === "error" && byName.size > 0);
+    const { tensors } = yield* readTensors(file, field, DTYPES);
+    const scaleOf = scalesOf(tensors, field);
+    for (const [index, info] of tensors.entries()) {
+      if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
+      const { name, shape, dtype, elements, offset } = info;
+      if (scaleOf.names.has(name)) continue;
+      const at = `${field}/${pointerEscape(name)}`;
+      const combined = byName.get(name) ?? (isFixed ? undefined : add(info));
+      if (!combined)
+        throw StepdError.mismatch("TENSOR_MISMATCH", at, paramFile ? "the name of a parameter" : "a name that the updates before have", JSON.stringify(name), [
+          name,
+        ]);
+      if (!isSameShape(shape, combined.shape)) throw StepdError.mismatch("TENSOR_MISMATCH", at, `shape [${combined.shape}]`, `[${shape}]`, [name]);
+      const scale = dtype === "I8" ? scaleOf.scale(info) : undefined;
+      if (!paramFile && dtype === "F64") combined.isWide = true;
+      const perScale = scale && scale.shape.length > 0 ? elements / Math.max(scale.elements, 1) : elements;
+      const address = file.bytes.byteOffset + offset;
+      combined.parts.push({ update, dtype, address, scales: scale ? file.bytes.byteOffset + scale.offset : 0, perScale: Math.max(perScale, 1) });
+    }
+    total += tensors.length;
+    if (total > MAX_TENSORS) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", "/updates", `at most ${MAX_TENSORS} tensors in all updates`, `${total}`);
+    if (missing === "error" && tensors.length - scaleOf.names.size < byName.size) yield* refuseMissing(byName, update, field);
+  }
+  return yield* sorted([...byName.values()], (a, b) => compareUtf8(a.name, b.name));
+}
+
+/** Throws TENSOR_MISMATCH with a tensor that an update lacks. */
+function* refuseMissing(byName: ReadonlyMap<string, Combined>, update: number, field: string): Task<void> {
+  let checked = 0;
+  for (const { name, parts } of byName.values()) {
+    if (++checked % CHEAP_ITEMS_PER_YIELD === 0) yield;
+    if (parts.at(-1)?.update !== update)
+      throw StepdError.mismatch("TENSOR_MISMATCH", `${field}/${pointerEscape(name)}`, "a tensor, or missing renormalize", "none", [name]);
+  }
+}
+
+/** Finds the scales of an update's I8 tensors. */
+const scalesOf = (tensors: readonly TensorInfo[], field: string) => {
+  const names = new Set(tensors.filter(({ dtype }) => dtype === "I8").map(({ name }) => name + SCALE));
+  const scales = new Map(names.size === 0 ? [] : tensors.filter(({ name }) => names.has(name)).map((info) => [info.name, info]));
+  return {
+    /** The names of the scales. */
+    names: new Set(scales.keys()) as ReadonlySet<string>,
+    /** The scale of an I8 tensor. Throws TENSOR_MISMATCH or UNSUPPORTED_DTYPE. */
+    scale: ({ name, shape }: TensorInfo): TensorInfo => {
+      const at = `${field}/${pointerEscape(name + SCALE)}`;
+      const info = scales.get(name + SCALE);
+      if (!info) throw StepdError.mismatch("TENSOR_MISMATCH", at, "the scales of an I8 tensor", "none", [name]);
+      if (info.dtype !== "F32") throw StepdError.mismatch("UNSUPPORTED_DTYPE", at, "dtype F32 for scales", info.dtype, [name]);
+      const [rows] = shape;
+      if (info.shape.length === 0 || (info.shape.length === 1 && info.shape[0] === rows)) return info;
+      const expected = rows === undefined ? "shape []" : `shape [] or [${rows}]`;
+      throw StepdError.mismatch("TENSOR_MISMATCH", at, `${expected} for scales of ${JSON.stringify(name)}`, `[${info.shape}]`, [name]);
+    },
+  };
+};
+
+/** Reads an accumulator (stepd.sum/1) into the list of tensors. Throws STATE_CORRUPT, STATE_MISMATCH. */
+function* readAccumulator(
+  file: Buffer,
+  form: string,
+  hasParams: boolean,
+  byName: ReadonlyMap<string, Combined>,
+  add: (info: Pick<TensorInfo, "name" | "shape" | "elements">) => Combined,
+): Task<void> {
+  const corrupt = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_CORRUPT", "/accumulator", expected, found);
+  const mismatch = (expected: string, found: string, name?: string): StepdError =>
+    StepdError.mismatch("STATE_MISMATCH", "/accumulator", expected, found, name === undefined ? undefined : [name]);
+  const { metadata, tensors } = yield* readSafetensorsInTurns(file, "/accumulator", "STATE_CORRUPT");
+  const format = metadata.get("format");
+  if (format !== SUM_FORMAT) throw corrupt(`__metadata__.format ${SUM_FORMAT}`, format === undefined ? "none" : JSON.stringify(format));
+  if (metadata.get("form") !== form) throw mismatch(`a sum of ${form}`, `a sum of ${metadata.get("form") ?? "nothing"}`);
+  const entries = new Map<string, { sum?: TensorInfo; weight?: number; count?: number }>();
+  for (const [index, info] of tensors.entries()) {
+    if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
+    const { name: key, dtype, shape, offset } = info;
+    const slash = key.indexOf("/");
+    const [kind, name] = [key.slice(0, slash), key.slice(slash + 1)];
+    const entry = entries.get(name) ?? {};
+    entries.set(name, entry);
+    const requireScalar = (expected: string): void => {
+      if (dtype !== expected || shape.length > 0) throw corrupt(`${key} to be an ${expected} scalar`, `${dtype} [${shape}]`);
+    };
+    if (kind === SUM) {
+      if (dtype !== "F64") throw corrupt(`${key} in F64`, dtype);
+      entry.sum = info;
+    } else if (kind === WEIGHT) {
+      requireScalar("F64");
+      entry.weight = file.readDoubleLE(offset);
+      if (!(entry.weight >= 0 && entry.weight < Number.POSITIVE_INFINITY)) throw corrupt(`${key} to be finite and at least 0`, String(entry.weight));
+    } else if (kind === COUNT) {
+      requireScalar("I64");
+      entry.count = Number(file.readBigInt64LE(offset));
+      if (!(entry.count >= 0 && entry.count <= Number.MAX_SAFE_INTEGER)) throw corrupt(`${key} from 0 to 2^53 - 1`, String(file.readBigInt64LE(offset)));
+    } else throw corrupt(`keys ${SUM}/<name>, ${WEIGHT}/<name>, ${COUNT}/<name>`, JSON.stringify(key));
+  }
+  let read = 0;
+  for (const [name, { sum, weight, count }] of entries) {
+    if (++read % ITEMS_PER_YIELD === 0) yield;
+    if (!sum || weight === undefined || count === undefined)
+      throw corrupt(`${SUM}/, ${WEIGHT}/ and ${COUNT}/ for ${JSON.stringify(name)}`, "only some of them");
+    const known = byName.get(name);
+    if (!known && hasParams) throw mismatch("sums of tensors that params has", `a sum of ${JSON.stringify(name)}`, name);
+    if (known && !isSameShape(known.shape, sum.shape)) throw mismatch(`${SUM}/${name} of shape [${known.shape}]`, `[${sum.shape}]`, name);
+    const combined = known ?? add({ name, shape: sum.shape, elements: sum.elements });
+    combined.earlier = { offset: sum.offset, weight, count };
+    if (!hasParams && metadata.get(`${DTYPE}/${name}`) === "F64") combined.isWide = true;
+  }
+}
+
+/** A tensor of the result with the updates that are in it. */
+interface Share {
+  readonly combined: Combined;
+  readonly parts: readonly Part[];
+  readonly weight: number;
+  readonly count: number;
+}
+
+/** A range of a tensor's elements. */
+interface ReduceTarget extends Target {
+  readonly calls: readonly KernelCall[];
+  readonly parts: readonly Part[];
+  readonly columns: Columns;
+}
+
+/** The result's layout: offsets of the outputs, and the ranges to compute. */
+interface ReduceLayout {
+  readonly shares: readonly Share[];
+  /** The header of the pseudo-gradient's file. Empty for tensors by name. */
+  readonly header: Buffer;
+  readonly grads: readonly TensorInfo[];
+  readonly gradBytes: number;
+  readonly sumBytes: number;
+  readonly targets: readonly ReduceTarget[];
+  readonly tables: readonly { readonly offset: number; readonly parts: readonly Part[] }[];
+  readonly workBytes: number;
+}
+
+/** The work of one unit and of one job, in elements of updates. Bounded, so that other calls run in between. */
+const [UNIT_WORK, JOB_WORK] = [2 ** 25, 2 ** 28];
+
+/** The least elements of a range. */
+const MIN_RANGE = 64;
+
+/** Offsets of a target: parameter, result, earlier sum, new sum, table. */
+const [PARAM_AT, OUT_AT, EARLIER_AT, KEPT_AT, TABLE_AT] = [0, 1, 2, 3, 4] as const;
+
+const INDEX_STRIDE = 1;
+
+const SCRATCH = fixed(scratch(0));
+
+/** The comparisons of a merge exchange of `count` elements, roughly. */
+const comparisons = (count: number): number => {
+  const levels = Math.ceil(Math.log2(Math.max(count, 2)));
+  return (count * levels * (levels + 1)) / 4;
+};
+
+class Reduction {
+  readonly #options: ReduceOptions;
+  readonly #files: ReduceFiles;
+  readonly #combined: readonly Combined[];
+  readonly #kernel: (name: string) => number;
+
+  constructor(options: ReduceOptions, files: ReduceFiles, combined: readonly Combined[], kernel: (name: string) => number) {
+    this.#options = options;
+    this.#files = files;
+    this.#combined = combined;
+    this.#kernel = kernel;
+  }
+
+  get isFinished(): boolean {
+    return this.#options.finish ?? true;
+  }
+
+  get isPlain(): boolean {
+    return (this.#files.params ?? this.#files.updates[0]?.file)?.plain !== undefined;
+  }
+
+  /** Lays out the result without the dropped updates. Throws INVALID_PARAMS. */
+  *layout(dropped: ReadonlySet<number>): Task<ReduceLayout> {
+    const { isFinished, isPlain } = this;
+    const all = yield* mapped(this.#combined, (combined) => shareOf(combined, dropped, this.#files.updates));
+    const shares = all.filter(({ count, weight }) => (isFinished ? weight > 0 : count > 0));
+    const described = shares.map(({ combined: { name, shape, isWide } }): TensorDescription => ({ name, shape, dtype: isWide ? "F64" : "F32" }));
+    const ordered = isFinished ? yield* sorted(described, compareCanonical) : [];
+    const header = isFinished && !isPlain ? yield* writeHeaderInTurns({}, ordered) : Buffer.alloc(0);
+    const grads = yield* mapped(yield* withOffsets(ordered), (info) => ({ ...info, offset: header.length + info.offset }));
+    const outOf = new Map<string, number>();
+    for (const { name, offset } of grads) outOf.set(name, offset);
+    const targets: ReduceTarget[] = [];
+    const tables: { offset: number; parts: readonly Part[] }[] = [];
+    let kept = 0;
+    let workBytes = 0;
+    for (const [index, share] of shares.entries()) {
+      if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
+      const { combined, parts } = share;
+      const table = workBytes;
+      tables.push({ offset: table, parts });
+      workBytes += parts.length * ENTRY_BYTES;
+      for (const target of this.#ranges(share, outOf.get(combined.name) ?? 0, isFinished ? 0 : kept, table, workBytes)) {
+        targets.push(target);
+        workBytes += sumBytes(target.elements, parts.length);
+        if (targets.length % ITEMS_PER_YIELD === 0) yield;
+      }
+      if (!isFinished) kept += combined.elements * SUM_BYTES;
+    }
+    const gradBytes = grads.reduce((end, { offset, bytes }) => Math.max(end, offset + bytes), header.length);
+    return { shares, header, grads, gradBytes, sumBytes: kept, targets, tables, workBytes };
+  }
+
+  /** The ranges of one tensor. `flags` is the offset of the first range's flags. */
+  *#ranges(share: Share, out: number, kept: number, table: number, flags: number): Generator<ReduceTarget> {
+    const { combined, parts } = share;
+    const { method = { name: "mean" }, form = "params" } = this.#options;
+    const { isFinished } = this;
+    const count = parts.length;
+    const isMean = method.name === "mean";
+    const cut = isMean ? 0 : cutOf(method, count);
+    const passes = isMean ? count + 1 : comparisons(count) + 2 * count;
+    const length = Math.max(MIN_RANGE, Math.floor(UNIT_WORK / passes / MIN_RANGE) * MIN_RANGE);
+    const divisor = isMean ? (method.divisor ?? share.weight) : count - 2 * cut;
+    const paramDtype = combined.param?.dtype ?? "F32";
+    const scalars = [count, divisor, FORMS.indexOf(form), DTYPES.indexOf(paramDtype), combined.isWide ? 1 : 0, cut];
+    const columns: Columns = { first: 0, width: count };
+    const kernel = this.#kernel(isMean ? "reduce_mean" : "reduce_sorted");
+    const outputBytes = combined.isWide ? 8 : 4;
+    const param = form === "params" ? tensorAt(PARAMS, PARAM_AT, paramDtype) : absent;
+    const result = isFinished ? tensorAt(GRADS, OUT_AT, combined.isWide ? "F64" : "F32") : absent;
+    const sums = isMean ? [combined.earlier ? tensorAt(STATE, EARLIER_AT, "F64") : absent, isFinished ? absent : tensorAt(NEW_SLOTS, KEPT_AT, "F64")] : [];
+    let sumsOffset = flags;
+    for (let start = 0; start < combined.elements; start += length) {
+      const elements = Math.min(length, combined.elements - start);
+      const operands = [tableAt, fixed({ address: 1 + start, stride: INDEX_STRIDE }), ...sums, param, result, sumsAt(columns), SCRATCH];
+      yield {
+        name: combined.name,
+        elements,
+        passes,
+        offsets: [
+          (combined.param?.offset ?? 0) + start * (bytesOf(paramDtype) as number),
+          out + start * outputBytes,
+          (combined.earlier?.offset ?? 0) + start * SUM_BYTES,
+          kept + start * SUM_BYTES,
+          table,
+        ],
+        sums: sumsOffset,
+        calls: [{ kernel, operands, scalars: () => scalars }],
+        parts,
+        columns,
+      };
+      sumsOffset += sumBytes(elements, count);
+    }
+  }
+}
+
+/** The operand for a target's table. */
+const tableAt: Operand = ({ offsets }, bases) => ({ address: (bases[WORKSPACE] as number) + (offsets[TABLE_AT] as number), stride: 0 });
+
+const shareOf = (combined: Combined, dropped: ReadonlySet<number>, updates: readonly Update[]): Share => {
+  const parts = dropped.size === 0 ? combined.parts : combined.parts.filter(({ update }) => !dropped.has(update));
+  const weight = parts.reduce((sum, { update }) => sum + (updates[update] as Update).weight, combined.earlier?.weight ?? 0);
+  return { combined, parts, weight, count: parts.length + (combined.earlier?.count ?? 0) };
+};
+
+/** The number of values that a median or a trimmed mean leaves out at each end. Throws INVALID_PARAMS if none would remain. */
+const cutOf = (method: Exclude<ReduceMethod, { name: "mean" }>, count: number): number => {
+  if (method.name === "median") return Math.floor((count - 1) / 2);
+  if (2 * method.cut < count) return method.cut;
+  throw StepdError.mismatch("INVALID_PARAMS", "/method/cut", `less than half of ${count} updates`, String(method.cut));
+};
+
+/** Combines updates. docs/wire-format.md lists its errors under optimizer.reduce. */
+export const reduce = async (options: ReduceOptions, files: ReduceFiles, lease: Lease, pool: Pool, queueTime: QueueTime, run: Run): Promise<Reduced> => {
+  requireCombinable(options, files);
+  const { non_finite: nonFinite = "error", form = "params" } = options;
+  const combined = await run(collect(files, options));
+  const reduction = new Reduction(options, files, combined, (name) => pool.kernel(name));
+  const dropped = new Set<number>();
+  let layout = await run(reduction.layout(dropped));
+  const alloc = (bytes: number): number => (bytes === 0 ? 0 : lease.alloc(bytes));
+  const bases = [
+    files.params?.bytes.byteOffset ?? 0,
+    alloc(layout.gradBytes),
+    files.accumulator?.byteOffset ?? 0,
+    alloc(layout.sumBytes),
+    0,
+    alloc(layout.workBytes),
+  ];
+  const runner = new Runner(lease, pool, queueTime, bases);
+  for (;;) {
+    await inTurns(writeTables(layout, files.updates, bases[WORKSPACE] as number, lease));
+    for (const job of jobsOf(layout.targets)) await runner.run(job, ({ calls }) => calls, true);
+    if (nonFinite === "propagate") break;
+    const found = await run(nonFiniteUpdates(layout.targets, runner));
+    if (found.size === 0) break;
+    if (nonFinite === "error") throw nonFiniteError(found);
+    for (const update of found.keys()) dropped.add(update);
+    // Without these updates the layout is smaller, so it fits into the same memory.
+    layout = await run(reduction.layout(dropped));
+  }
+  const { shares, header, grads, gradBytes } = layout;
+  const most = (value: (share: Share) => number): number => shares.reduce((largest, share) => Math.max(largest, value(share)), 0);
+  const report = { count: most(({ count }) => count), weight: most(({ weight }) => weight), dropped: [...dropped].sort((a, b) => a - b) };
+  const outputs = { report: { ...report, skipped: report.weight === 0 }, elements: elementsOf(layout) };
+  if (!reduction.isFinished) return { grads: undefined, accumulator: await run(accumulatorOf(layout, form, bases[NEW_SLOTS] as number, lease)), ...outputs };
+  const bytes = lease.view(bases[GRADS] as number, gradBytes);
+  if (header.length > 0) bytes.fill(header, 0, header.length);
+  return { grads: { bytes, plain: reduction.isPlain ? grads : undefined }, accumulator: undefined, ...outputs };
+};
+
+/** Refuses options that do not go together. */
+const requireCombinable = ({ method = { name: "mean" }, finish = true }: ReduceOptions, { updates, accumulator }: ReduceFiles): void => {
+  if (method.name === "mean") return;
+  const invalid = (field: string, expected: string, found: string): StepdError => StepdError.mismatch("INVALID_PARAMS", field, expected, found);
+  if (accumulator) throw invalid("/accumulator", `none, because ${method.name} needs all updates in one call`, "an accumulator");
+  if (!finish) throw invalid("/finish", `true, because ${method.name} needs all updates in one call`, "false");
+  const index = updates.findIndex(({ weight }) => weight !== 1);
+  if (index >= 0) throw invalid(`/updates/${index}/weight`, `1, because ${method.name} takes no weights`, String(updates[index]?.weight));
+};
+
+/** Writes the kernels' tables of updates. */
+function* writeTables({ tables }: ReduceLayout, updates: readonly Update[], base: number, lease: Lease): Task<void> {
+  const { bytes } = lease;
+  let written = 0;
+  for (const { offset, parts } of tables) {
+    for (const [index, { update, dtype, address, scales, perScale }] of parts.entries()) {
+      if (++written % CHEAP_ITEMS_PER_YIELD === 0) yield;
+      const at = base + offset + index * ENTRY_BYTES;
+      bytes.writeUInt32LE(address, at);
+      bytes.writeUInt32LE(DTYPES.indexOf(dtype), at + 4);
+      bytes.writeDoubleLE((updates[update] as Update).weight, at + 8);
+      bytes.writeUInt32LE(scales, at + 16);
+      bytes.writeDoubleLE(perScale, at + 24);
+    }
+  }
+}
+
+/** Splits the ranges into jobs of limited work. */
+function* jobsOf(targets: readonly ReduceTarget[]): Generator<readonly ReduceTarget[]> {
+  let first = 0;
+  let work = 0;
+  for (const [index, { elements, passes = 1 }] of targets.entries()) {
+    if (work > 0 && work + elements * passes > JOB_WORK) {
+      yield targets.slice(first, index);
+      first = index;
+      work = 0;
+    }
+    work += elements * passes;
+  }
+  if (first < targets.length) yield targets.slice(first);
+}
+
+/** Tensors with NaN or infinity, by update. */
+function* nonFiniteUpdates(targets: readonly ReduceTarget[], runner: Runner): Task<ReadonlyMap<number, ReadonlySet<string>>> {
+  const found = new Map<number, Set<string>>();
+  let checked = 0;
+  for (const target of targets) {
+    for (const [index, flag] of runner.total(target, target.columns).entries()) {
+      if (++checked % CHEAP_ITEMS_PER_YIELD === 0) yield;
+      if (flag === 0) continue;
+      const { update } = target.parts[index] as Part;
+      const names = found.get(update) ?? new Set();
+      found.set(update, names.add(target.name));
+    }
+  }
+  return found;
+}
+
+/** The most tensors that the error names. */
+const NAMED_TENSORS = 8;
+
+const nonFiniteError = (found: ReadonlyMap<number, ReadonlySet<string>>): StepdError => {
+  const update = [...found.keys()].reduce((least, index) => Math.min(least, index));
+  const names = [...(found.get(update) ?? [])];
+  const named = names.slice(0, NAMED_TENSORS).map((name) => JSON.stringify(name));
+  const more = names.length > NAMED_TENSORS ? ` and ${names.length - NAMED_TENSORS} more tensors` : "";
+  const others = found.size > 1 ? `, and in ${found.size - 1} more updates` : "";
+  return StepdError.mismatch(
+    "NON_FINITE_GRADIENT",
+    `/updates/${update}/tensors`,
+    "finite values (or non_finite drop or propagate)",
+    `NaN or infinity in ${named.join(", ")}${more}${others}`,
+    names.slice(0, NAMED_TENSORS),
+  );
+};
+
+const elementsOf = ({ shares }: ReduceLayout): number => shares.reduce((sum, { combined, parts }) => sum + combined.elements * parts.length, 0);
+
+function* accumulatorOf({ shares }: ReduceLayout, form: string, base: number, lease: Lease): Task<Parts> {
+  const entries: StateEntry[] = [];
+  const metadata: Record<string, string> = { format: SUM_FORMAT, form };
+  let at = base;
+  for (const [index, { combined, weight, count }] of shares.entries()) {
+    if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
+    const { name, shape, elements, isWide } = combined;
+    entries.push({ name: `${SUM}/${name}`, dtype: "F64", shape, content: at });
+    entries.push({ name: `${WEIGHT}/${name}`, dtype: "F64", shape: [], content: scalarBytes(weight, "F64") });
+    entries.push({ name: `${COUNT}/${name}`, dtype: "I64", shape: [], content: scalarBytes(count, "I64") });
+    if (isWide) metadata[`${DTYPE}/${name}`] = "F64";
+    at += elements * SUM_BYTES;
+  }
+  const ordered = yield* sorted(entries, compareCanonical);
+  return yield* writeEntries(yield* writeHeaderInTurns(metadata, ordered), ordered, lease);
+}
+
+/** The pseudo-gradient in the form of the request's tensors. */
+export const gradsReply = ({ grads }: Reduced): ReplyTensors | Promise<ReplyTensors> | undefined => grads && encodeTensors(grads);

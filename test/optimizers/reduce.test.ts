@@ -1,0 +1,274 @@
+/** optimizer.reduce: its arithmetic, bit for bit that of plain loops in float64; its accumulator; its options. */
+import assert from "node:assert/strict";
+import { after, before, suite, test } from "node:test";
+import { type Shapes, SMALL } from "../support/run.ts";
+import { JSON_TYPE, type RpcError, readReply, TestService } from "../support/service.ts";
+import { random, readFile } from "../support/tensors.ts";
+import { type Dtype, readTyped, type Typed, writeTyped } from "../support/typed.ts";
+import { combine, type Method, type UpdateTensors, updateOf, type Weighted, writeUpdate } from "../support/updates.ts";
+
+let service: TestService;
+before(async () => {
+  service = await TestService.start({ STEPD_WORKERS: "2" });
+});
+after(() => service[Symbol.asyncDispose]());
+
+interface Reply {
+  readonly grads?: Uint8Array;
+  readonly accumulator?: Uint8Array;
+  readonly count: number;
+  readonly weight: number;
+  readonly dropped: readonly number[];
+  readonly skipped: boolean;
+}
+
+interface Options {
+  readonly params?: Readonly<Record<string, Typed>>;
+  readonly form?: string;
+  readonly method?: Method;
+  readonly [option: string]: unknown;
+}
+
+const call = (updates: readonly Weighted[], { params, ...more }: Options = {}): Promise<Reply> =>
+  service.call<Reply>("optimizer.reduce", {
+    ...(params && { params: writeTyped(params) }),
+    updates: updates.map(({ tensors, weight }) => ({ tensors: writeUpdate(tensors), ...(weight !== undefined && { weight }) })),
+    ...more,
+  });
+
+const gradsOf = ({ grads }: Reply): Record<string, Typed> => readTyped(grads as Uint8Array);
+
+/** Compares tensors bit for bit. */
+const requireSameBits = (found: Readonly<Record<string, Typed>>, expected: Readonly<Record<string, Typed>>): void => {
+  assert.deepEqual(Object.keys(found).sort(), Object.keys(expected).sort());
+  for (const [name, { dtype, shape, values }] of Object.entries(expected)) {
+    const tensor = found[name] as Typed;
+    assert.deepEqual([tensor.dtype, tensor.shape], [dtype, shape], name);
+    const first = values.findIndex((value, index) => !Object.is(value, tensor.values[index]));
+    assert.equal(first, -1, `${name}[${first}]: ${tensor.values[first]}, not ${values[first]}`);
+  }
+};
+
+const MEAN: Method = { name: "mean" };
+
+/** Tensors of more than a shard, with odd ends. */
+const WIDE = { w: [263, 331], b: [13] } as const;
+
+const updatesOf = (count: number, shapes: Shapes, dtype: Dtype | "I8", isWeighted = true): Weighted[] =>
+  Array.from({ length: count }, (_, index) => ({ tensors: updateOf(shapes, 100 + index, dtype), ...(isWeighted && { weight: index + 0.3 }) }));
+
+const paramsOf = (shapes: Shapes, dtype: Dtype): Record<string, Typed> => updateOf(shapes, 7, dtype) as Record<string, Typed>;
+
+const METHODS: readonly Method[] = [MEAN, { name: "mean", divisor: 3.7 }, { name: "median" }, { name: "trimmed_mean", cut: 1 }];
+
+suite("the bits are those of loops in float64", () => {
+  for (const method of METHODS) {
+    for (const form of ["params", "deltas", "gradients"]) {
+      test(`${JSON.stringify(method)} of ${form} in every dtype`, async () => {
+        for (const dtype of ["F32", "F64", "BF16", "F16", "I8"] as const) {
+          const updates = updatesOf(5, SMALL, dtype, method.name === "mean");
+          const params = form === "params" ? paramsOf(SMALL, dtype === "I8" ? "F32" : dtype) : undefined;
+          const options = { ...(params && { params }), form, method };
+          requireSameBits(gradsOf(await call(updates, options)), combine(updates, options));
+        }
+      });
+    }
+    test(`${JSON.stringify(method)} of large tensors, on workers`, async () => {
+      const updates = [...updatesOf(3, WIDE, "F32", false), ...updatesOf(2, WIDE, "BF16", false), ...updatesOf(1, WIDE, "I8", false)];
+      const options = { params: paramsOf(WIDE, "F32"), method };
+      requireSameBits(gradsOf(await call(updates, options)), combine(updates, options));
+    });
+  }
+
+  test("a median and a trimmed mean sort any number of updates", async () => {
+    for (let count = 1; count <= 40; count++) {
+      const updates = updatesOf(count, { w: [67] }, "F32", false);
+      for (const method of [{ name: "median" }, { name: "trimmed_mean", cut: Math.floor((count - 1) / 3) }] as const)
+        requireSameBits(gradsOf(await call(updates, { form: "gradients", method })), combine(updates, { form: "gradients", method }));
+    }
+    const many = updatesOf(1025, { w: [131] }, "F32", false);
+    const options = { form: "gradients", method: { name: "median" } } as const;
+    requireSameBits(gradsOf(await call(many, options)), combine(many, options));
+  });
+
+  test("a median of zeros, of infinities and of NaN", async () => {
+    const rows = [
+      [-0, 1, Number.POSITIVE_INFINITY, Number.NaN, Number.NEGATIVE_INFINITY],
+      [0, 1, Number.POSITIVE_INFINITY, 1, Number.POSITIVE_INFINITY],
+      [-0, 2, 3, 2, 7],
+    ];
+    const updates = rows.map((values) => ({ tensors: { w: { dtype: "F32" as const, shape: [5], values } } }));
+    const reply = await call(updates, { form: "gradients", method: { name: "median" }, non_finite: "propagate" });
+    assert.deepEqual(gradsOf(reply)["w"]?.values, [0, 1, Number.POSITIVE_INFINITY, Number.NaN, 7]);
+  });
+
+  test("the scale of I8 values is one number, or one for each row", async () => {
+    const one = { w: { dtype: "I8" as const, shape: [2, 3], values: [1, -2, 3, -4, 5, -128], scale: [0.25] } };
+    const rows = { w: { ...one.w, scale: [0.25, -0.125] } };
+    for (const tensors of [one, rows]) requireSameBits(gradsOf(await call([{ tensors }], { form: "deltas" })), combine([{ tensors }], { form: "deltas" }));
+  });
+
+  test("each tensor by itself has the bits of all in one call", async () => {
+    const updates = updatesOf(4, SMALL, "F32");
+    const params = paramsOf(SMALL, "F32");
+    const whole = gradsOf(await call(updates, { params }));
+    for (const name of Object.keys(SMALL)) {
+      const pick = <T>(tensors: Readonly<Record<string, T>>): Record<string, T> => ({ [name]: tensors[name] as T });
+      const part = await call(
+        updates.map(({ tensors, ...more }) => ({ tensors: pick(tensors), ...more })),
+        { params: pick(params) },
+      );
+      requireSameBits(gradsOf(part), pick(whole));
+    }
+  });
+
+  test("1 and 3 workers give the same bytes", async () => {
+    await using other = await TestService.start({ STEPD_WORKERS: "1" });
+    const params = writeTyped(paramsOf(WIDE, "F32"));
+    const updates = updatesOf(6, WIDE, "F32").map(({ tensors, weight }) => ({ tensors: writeUpdate(tensors), weight }));
+    const [first, second] = await Promise.all([service, other].map((one) => one.call<Reply>("optimizer.reduce", { params, updates })));
+    assert.deepEqual(first?.grads, second?.grads);
+  });
+});
+
+suite("identities", () => {
+  test("the mean of equal updates is the update", async () => {
+    const [update] = updatesOf(1, SMALL, "F32");
+    const reply = await call(Array<Weighted>(7).fill(update as Weighted), { form: "gradients" });
+    requireSameBits(gradsOf(reply), combine([update as Weighted], { form: "gradients" }));
+    assert.equal(reply.count, 7);
+  });
+
+  test("another order of the updates changes a mean within rounding, and a median not at all", async () => {
+    const updates = updatesOf(9, SMALL, "F32", false);
+    const shuffled = [...updates.slice(4), ...updates.slice(0, 4).reverse()];
+    const [first, second] = await Promise.all([updates, shuffled].map(async (order) => gradsOf(await call(order, { form: "deltas" }))));
+    for (const [name, { values }] of Object.entries(first ?? {})) {
+      for (const [index, value] of values.entries())
+        assert.ok(Math.abs(value - (second?.[name]?.values[index] as number)) <= 2 ** -23 * Math.abs(value) + 1e-12, `${name}[${index}]`);
+    }
+    const median = { form: "deltas", method: { name: "median" } } as const;
+    assert.deepEqual((await call(updates, median)).grads, (await call(shuffled, median)).grads);
+  });
+
+  test("an accumulator carried over calls has the bits of one call", async () => {
+    for (const dtype of ["F32", "F64", "BF16"] as const) {
+      const updates = updatesOf(6, SMALL, dtype);
+      const params = paramsOf(SMALL, dtype);
+      for (const options of [{ params }, { form: "deltas" }, { form: "gradients", method: { name: "mean", divisor: 2 } as const }]) {
+        const whole = await call(updates, options);
+        let accumulator: Uint8Array | undefined;
+        for (const part of [updates.slice(0, 1), updates.slice(1, 4), [], updates.slice(4)])
+          ({ accumulator } = await call(part, { ...options, finish: false, ...(accumulator && { accumulator }) }));
+        const folded = await call([], { ...options, accumulator });
+        assert.deepEqual(folded, whole);
+        const last = await call(updates.slice(4), { ...options, accumulator: (await call(updates.slice(0, 4), { ...options, finish: false })).accumulator });
+        assert.deepEqual(last, whole);
+      }
+    }
+  });
+
+  test("the accumulator is a safetensors file of sums, weights and counts", async () => {
+    const { accumulator, grads, count, weight, skipped } = await call(updatesOf(3, { w: [2], b: [1] }, "F64"), { form: "deltas", finish: false });
+    assert.deepEqual([grads, count, weight, skipped], [undefined, 3, 0.3 + 1.3 + 2.3, false]);
+    const { metadata, entries } = readFile(accumulator as Uint8Array);
+    assert.deepEqual(metadata, { format: "stepd.sum/1", form: "deltas", "dtype/w": "F64", "dtype/b": "F64" });
+    assert.deepEqual(
+      [...entries].map(([name, { dtype, shape }]) => [name, dtype, shape]),
+      [
+        ["count/b", "I64", []],
+        ["count/w", "I64", []],
+        ["sum/b", "F64", [1]],
+        ["sum/w", "F64", [2]],
+        ["weight/b", "F64", []],
+        ["weight/w", "F64", []],
+      ],
+    );
+    assert.equal(entries.get("count/w")?.bytes.readBigInt64LE(), 3n);
+  });
+});
+
+suite("updates that are not like the others", () => {
+  const clean = updatesOf(4, SMALL, "F32");
+  const spoil = ({ tensors, ...more }: Weighted, value: number): Weighted => {
+    const [name, tensor] = Object.entries(tensors)[0] as [string, UpdateTensors[string]];
+    return { ...more, tensors: { ...tensors, [name]: { ...tensor, values: tensor.values.with(2, value) } } };
+  };
+  const spoilt = [spoil(clean[0] as Weighted, Number.NaN), clean[1] as Weighted, spoil(clean[2] as Weighted, Number.NEGATIVE_INFINITY), clean[3] as Weighted];
+
+  test("NaN and infinity are refused with the update and the tensor", async () => {
+    await assert.rejects(call(spoilt, { form: "deltas" }), ({ data, message }: RpcError & Error) => {
+      assert.deepEqual([data.name, data.field], ["NON_FINITE_GRADIENT", "/updates/0/tensors"]);
+      assert.match(message, /NaN or infinity in "w", and in 1 more updates/);
+      return true;
+    });
+  });
+
+  test("non_finite drop leaves out the whole update, in every method", async () => {
+    for (const method of METHODS) {
+      const isMean = method.name === "mean";
+      const pick = (list: readonly Weighted[]): Weighted[] => list.map(({ tensors, weight }) => ({ tensors, ...(isMean && { weight: weight as number }) }));
+      const reply = await call(pick([...spoilt, clean[0] as Weighted]), { form: "deltas", method, non_finite: "drop" });
+      assert.deepEqual([reply.dropped, reply.count], [[0, 2], 3]);
+      const rest = await call(pick([clean[1] as Weighted, clean[3] as Weighted, clean[0] as Weighted]), { form: "deltas", method });
+      assert.deepEqual([reply.grads, reply.weight], [rest.grads, rest.weight]);
+    }
+  });
+
+  test("non_finite drop of all updates skips", async () => {
+    const reply = await call([spoilt[0] as Weighted], { form: "deltas", non_finite: "drop" });
+    assert.deepEqual([reply.skipped, reply.dropped, reply.count, gradsOf(reply)], [true, [0], 0, {}]);
+  });
+
+  test("non_finite propagate goes on", async () => {
+    const reply = await call(spoilt, { form: "deltas", non_finite: "propagate" });
+    assert.ok(Number.isNaN(gradsOf(reply)["w"]?.values[2]));
+    assert.ok(Number.isFinite(gradsOf(reply)["w"]?.values[1]));
+  });
+
+  test("missing renormalize combines each tensor over the updates that have it", async () => {
+    const [first, second, third] = clean as [Weighted, Weighted, Weighted];
+    const { w, ...others } = second.tensors;
+    const reply = await call([first, { ...second, tensors: others }, third], { form: "deltas", missing: "renormalize" });
+    const all = combine([first, second, third], { form: "deltas" });
+    requireSameBits(gradsOf(reply), { ...all, w: combine([first, third], { form: "deltas" })["w"] as Typed });
+    const strict = { name: "TENSOR_MISMATCH", field: "/updates/1/tensors/w" };
+    await assert.rejects(call([first, { ...second, tensors: others }, third], { form: "deltas" }), ({ data: { name, field } }: RpcError) => {
+      assert.deepEqual({ name, field }, strict);
+      return true;
+    });
+  });
+
+  test("no update, and weights of 0, skip", async () => {
+    const params = paramsOf(SMALL, "F32");
+    for (const updates of [[], clean.map(({ tensors }) => ({ tensors, weight: 0 }))]) {
+      const reply = await call(updates, { params });
+      assert.deepEqual([reply.skipped, reply.weight, gradsOf(reply)], [true, 0, {}]);
+    }
+  });
+});
+
+suite("forms of requests", () => {
+  const plain = (tensors: UpdateTensors) => Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, { ...tensor }]));
+
+  test("tensors by name, base64 and MessagePack give the same numbers", async () => {
+    const updates = updatesOf(3, { w: [5], s: [] }, "F32");
+    const params = paramsOf({ w: [5], s: [] }, "F32");
+    const binary = gradsOf(await call(updates, { params }));
+    const post = async (body: unknown) => (await readReply(await service.post("/v1/reduce", JSON.stringify(body), JSON_TYPE))) as { grads: never };
+    const named = await post({ params: plain(params), updates: updates.map(({ tensors, weight }) => ({ tensors: plain(tensors), weight })) });
+    assert.deepEqual(named.grads, Object.fromEntries(Object.entries(binary).map(([name, { shape, dtype, values }]) => [name, { shape, dtype, values }])));
+    const encoded = await post({
+      params: writeTyped(params).toString("base64"),
+      updates: updates.map(({ tensors, weight }) => ({ tensors: writeUpdate(tensors).toString("base64"), weight })),
+    });
+    requireSameBits(readTyped(Buffer.from(encoded.grads, "base64")), binary);
+  });
+
+  test("many updates of many tensors", async () => {
+    const shapes = Object.fromEntries(Array.from({ length: 100 }, (_, index) => [`layer.${index}`, [3]]));
+    const next = random(5);
+    const updates = Array.from({ length: 60 }, (_, index) => ({ tensors: updateOf(shapes, index, "F32"), weight: Math.abs(next()) }));
+    requireSameBits(gradsOf(await call(updates, { form: "deltas" })), combine(updates, { form: "deltas" }));
+  });
+});

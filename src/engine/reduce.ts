@@ -35,7 +35,7 @@ import { encodeTensors, isSameShape, type ReplyTensors, readTensors, type Tensor
 const SUM_FORMAT = "stepd.sum/1";
 
 /** The key prefixes of an accumulator's entries. */
-const [SUM, WEIGHT, COUNT, DTYPE] = ["sum", "weight", "count", "dtype"] as const;
+const [SUM, WEIGHT, COUNT, DTYPE] = ["sum/", "weight/", "count/", "dtype/"] as const;
 
 /** The most tensors of all updates together. */
 const MAX_TENSORS = 2 ** 20;
@@ -203,7 +203,7 @@ function* readAccumulator(
     if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
     const { name: key, dtype, shape, offset } = info;
     const slash = key.indexOf("/");
-    const [kind, name] = [key.slice(0, slash), key.slice(slash + 1)];
+    const [kind, name] = [key.slice(0, slash + 1), key.slice(slash + 1)];
     const entry = entries.get(name) ?? {};
     entries.set(name, entry);
     const requireScalar = (expected: string): void => {
@@ -220,19 +220,18 @@ function* readAccumulator(
       requireScalar("I64");
       entry.count = Number(file.readBigInt64LE(offset));
       if (!(entry.count >= 0 && entry.count <= Number.MAX_SAFE_INTEGER)) throw corrupt(`${key} from 0 to 2^53 - 1`, String(file.readBigInt64LE(offset)));
-    } else throw corrupt(`keys ${SUM}/<name>, ${WEIGHT}/<name>, ${COUNT}/<name>`, JSON.stringify(key));
+    } else throw corrupt(`keys ${SUM}<name>, ${WEIGHT}<name>, ${COUNT}<name>`, JSON.stringify(key));
   }
   let read = 0;
   for (const [name, { sum, weight, count }] of entries) {
     if (++read % ITEMS_PER_YIELD === 0) yield;
-    if (!sum || weight === undefined || count === undefined)
-      throw corrupt(`${SUM}/, ${WEIGHT}/ and ${COUNT}/ for ${JSON.stringify(name)}`, "only some of them");
+    if (!sum || weight === undefined || count === undefined) throw corrupt(`${SUM}, ${WEIGHT} and ${COUNT} of ${JSON.stringify(name)}`, "only some of them");
     const known = byName.get(name);
     if (!known && hasParams) throw mismatch("sums of tensors that params has", `a sum of ${JSON.stringify(name)}`, name);
-    if (known && !isSameShape(known.shape, sum.shape)) throw mismatch(`${SUM}/${name} of shape [${known.shape}]`, `[${sum.shape}]`, name);
+    if (known && !isSameShape(known.shape, sum.shape)) throw mismatch(`${SUM}${name} of shape [${known.shape}]`, `[${sum.shape}]`, name);
     const combined = known ?? add({ name, shape: sum.shape, elements: sum.elements });
     combined.earlier = { offset: sum.offset, weight, count };
-    if (!hasParams && metadata.get(`${DTYPE}/${name}`) === "F64") combined.isWide = true;
+    if (!hasParams && metadata.get(`${DTYPE}${name}`) === "F64") combined.isWide = true;
   }
 }
 
@@ -520,10 +519,10 @@ function* accumulatorOf({ shares }: ReduceLayout, form: string, base: number, le
   for (const [index, { combined, weight, count }] of shares.entries()) {
     if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
     const { name, shape, elements, isWide } = combined;
-    entries.push({ name: `${SUM}/${name}`, dtype: "F64", shape, content: at });
-    entries.push({ name: `${WEIGHT}/${name}`, dtype: "F64", shape: [], content: scalarBytes(weight, "F64") });
-    entries.push({ name: `${COUNT}/${name}`, dtype: "I64", shape: [], content: scalarBytes(count, "I64") });
-    if (isWide) metadata[`${DTYPE}/${name}`] = "F64";
+    entries.push({ name: `${SUM}${name}`, dtype: "F64", shape, content: at });
+    entries.push({ name: `${WEIGHT}${name}`, dtype: "F64", shape: [], content: scalarBytes(weight, "F64") });
+    entries.push({ name: `${COUNT}${name}`, dtype: "I64", shape: [], content: scalarBytes(count, "I64") });
+    if (isWide) metadata[`${DTYPE}${name}`] = "F64";
     at += elements * SUM_BYTES;
   }
   const ordered = yield* sorted(entries, compareCanonical);

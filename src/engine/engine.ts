@@ -13,6 +13,7 @@ import { compile, type Layout, layoutBytes, type StepOptions } from "./layout.ts
 import { type Matched, match, matchedBytes } from "./match.ts";
 import { type Norms, norms } from "./norms.ts";
 import { type Reduced, type ReduceFiles, reduce, type Update } from "./reduce.ts";
+import type { StepReport } from "./report.ts";
 import type { QueueTime } from "./runner.ts";
 import { readState, type State } from "./state.ts";
 import { type Progress, readProgress, runStep, type StepFiles, type StepOutput } from "./step.ts";
@@ -33,7 +34,9 @@ export type Loaded<Call> = {
       ? Uint8Array | string | null
       : Field extends "updates"
         ? readonly LoadedUpdate[]
-        : Call[Field];
+        : Field extends "reduce"
+          ? Loaded<NonNullable<Call[Field]>> | Extract<Call[Field], undefined>
+          : Call[Field];
 };
 
 interface LoadedUpdate {
@@ -99,14 +102,23 @@ export class Engine {
   }
 
   /** Runs one step. docs/wire-format.md lists its errors under optimizer.step. */
-  async step({ params, grads, state = null, ...options }: Loaded<StepParams>, lease: Lease, queueTime: QueueTime, template?: object): Promise<StepOutput> {
+  async step(
+    { params, grads, reduce: reduction, state = null, ...options }: Loaded<StepParams>,
+    lease: Lease,
+    queueTime: QueueTime,
+    template?: object,
+  ): Promise<StepOutput> {
+    const paramFile = await loadTensors(params, "/params", lease);
+    const reduced = reduction && (await this.#reduce(reduction, "/reduce", paramFile, lease, queueTime));
     const files: StepFiles = {
-      params: await loadTensors(params, "/params", lease),
-      grads: await loadTensors(grads, "/grads", lease),
+      params: paramFile,
+      grads: reduced?.grads ?? (await loadTensors(grads as Tensors, "/grads", lease)),
       state: state === null ? undefined : await inTurns(loadBlob(state, "/state", "STATE_CORRUPT", lease)),
     };
     const isLarge = hasManyTensors(files.params) || hasManyTensors(files.grads);
-    return this.#runCall(isLarge, (run) => this.#step(options, files, template, lease, queueTime, run));
+    // Bodies of one template may have updates with other tensors, and so other gradients.
+    const output = await this.#runCall(isLarge, (run) => this.#step(options, files, reduced ? undefined : template, lease, queueTime, run));
+    return reduced ? { ...output, reduced, report: reportWith(output.report, reduced) } : output;
   }
 
   async #step(options: StepOptions, files: StepFiles, template: object | undefined, lease: Lease, queueTime: QueueTime, run: Run): Promise<StepOutput> {
@@ -164,16 +176,25 @@ export class Engine {
   }
 
   /** Combines the updates of several clients into one pseudo-gradient. */
-  async reduce({ params, updates, accumulator = null, ...options }: Loaded<ReduceParams>, lease: Lease, queueTime: QueueTime): Promise<Reduced> {
+  async reduce({ params, ...reduction }: Loaded<ReduceParams>, lease: Lease, queueTime: QueueTime): Promise<Reduced> {
+    const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
+    return this.#reduce(reduction, "", paramFile, lease, queueTime);
+  }
+
+  /** `prefix` is the JSON pointer of the reduction. */
+  async #reduce(
+    { updates, accumulator = null, ...options }: Loaded<Omit<ReduceParams, "params">>,
+    prefix: string,
+    params: TensorFile | undefined,
+    lease: Lease,
+    queueTime: QueueTime,
+  ): Promise<Reduced> {
     const loaded: Update[] = [];
     for (const [index, { tensors, weight = 1 }] of updates.entries())
-      loaded.push({ file: await loadTensors(tensors, `/updates/${index}/tensors`, lease), weight });
-    const files: ReduceFiles = {
-      params: params === undefined ? undefined : await loadTensors(params, "/params", lease),
-      updates: loaded,
-      accumulator: accumulator === null ? undefined : await inTurns(loadBlob(accumulator, "/accumulator", "STATE_CORRUPT", lease)),
-    };
-    const isLarge = loaded.reduce((sum, { file }) => sum + mostTensors(file), files.params ? mostTensors(files.params) : 0) > MANY_TENSORS;
+      loaded.push({ file: await loadTensors(tensors, `${prefix}/updates/${index}/tensors`, lease), weight });
+    const sum = accumulator === null ? undefined : await inTurns(loadBlob(accumulator, `${prefix}/accumulator`, "STATE_CORRUPT", lease));
+    const files: ReduceFiles = { prefix, params, updates: loaded, accumulator: sum };
+    const isLarge = loaded.reduce((total, { file }) => total + mostTensors(file), params ? mostTensors(params) : 0) > MANY_TENSORS;
     return this.#runCall(isLarge, (run) => reduce(options, files, lease, this.#pool, queueTime, run));
   }
 
@@ -236,6 +257,11 @@ const isCompiledFor = (files: StepFiles, heads: readonly Head[]): boolean =>
     const { length, header } = heads[index] as Head;
     return bytes.length === length && header.compare(bytes, 0, header.length) === 0;
   });
+
+/** The report of a step whose gradients a reduction made. */
+const reportWith = ({ warnings, ...report }: StepReport, { report: reduce }: Reduced): StepReport =>
+  // A skipped reduction has no gradients, of which the step would warn.
+  reduce.skipped ? { ...report, skipped: true, reduce } : { ...report, ...(warnings && { warnings }), reduce };
 
 /** The most tensors that a file may have. Only the length of its header is known before parsing. */
 const mostTensors = ({ bytes, plain }: TensorFile): number => (plain ? plain.length : headerEnd(bytes) / MIN_ENTRY_BYTES);

@@ -17,7 +17,7 @@ import { MASTER_PARAM, newStateHeader, requiredSlots, requireFamily, STEP, type 
 import { withOffsets } from "./tensors.ts";
 
 /** The fields of a step's call, except its tensors. */
-export type StepOptions = Omit<StepParams, "params" | "grads" | "state">;
+export type StepOptions = Omit<StepParams, "params" | "grads" | "reduce" | "state">;
 
 /** A parameter that the step updates. */
 export interface StepTarget extends Target {

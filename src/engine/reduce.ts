@@ -61,6 +61,8 @@ export interface Update {
 
 /** The input files, in the arena. */
 export interface ReduceFiles {
+  /** The JSON pointer of the reduction: empty, or /reduce in a step. */
+  readonly prefix: string;
   readonly params: TensorFile | undefined;
   readonly updates: readonly Update[];
   readonly accumulator: Buffer | undefined;
@@ -106,7 +108,10 @@ interface Combined {
 }
 
 /** Reads all headers and lists the tensors of the result, in the order of the names' UTF-8 bytes. Throws INVALID_PARAMS, TENSOR_MISMATCH, TENSORS_CORRUPT, STATE_CORRUPT, STATE_MISMATCH, PAYLOAD_TOO_LARGE. */
-function* collect({ params: paramFile, updates, accumulator }: ReduceFiles, { form = "params", missing = "error" }: ReduceOptions): Task<readonly Combined[]> {
+function* collect(
+  { prefix, params: paramFile, updates, accumulator }: ReduceFiles,
+  { form = "params", missing = "error" }: ReduceOptions,
+): Task<readonly Combined[]> {
   const byName = new Map<string, Combined>();
   const add = ({ name, shape, elements }: Pick<TensorInfo, "name" | "shape" | "elements">, param?: TensorInfo): Combined => {
     const combined: Combined = { name, shape, elements, param, earlier: undefined, isWide: param?.dtype === "F64", parts: [] };
@@ -120,11 +125,11 @@ function* collect({ params: paramFile, updates, accumulator }: ReduceFiles, { fo
     }
   } else if (form === "params")
     throw StepdError.mismatch("INVALID_PARAMS", "/params", "the parameters that the updates started from, because form is params", "none");
-  if (accumulator) yield* readAccumulator(accumulator, form, paramFile !== undefined, byName, add);
+  if (accumulator) yield* readAccumulator(accumulator, `${prefix}/accumulator`, form, paramFile !== undefined, byName, add);
 
   let total = 0;
   for (const [update, { file }] of updates.entries()) {
-    const field = `/updates/${update}/tensors`;
+    const field = `${prefix}/updates/${update}/tensors`;
     const isFixed = paramFile !== undefined || (missing === "error" && byName.size > 0);
     const { tensors } = yield* readTensors(file, field, DTYPES);
     const scaleOf = scalesOf(tensors, field);
@@ -146,7 +151,7 @@ function* collect({ params: paramFile, updates, accumulator }: ReduceFiles, { fo
       combined.parts.push({ update, dtype, address, scales: scale ? file.bytes.byteOffset + scale.offset : 0, perScale: Math.max(perScale, 1) });
     }
     total += tensors.length;
-    if (total > MAX_TENSORS) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", "/updates", `at most ${MAX_TENSORS} tensors in all updates`, `${total}`);
+    if (total > MAX_TENSORS) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", `${prefix}/updates`, `at most ${MAX_TENSORS} tensors in all updates`, `${total}`);
     if (missing === "error" && tensors.length - scaleOf.names.size < byName.size) yield* refuseMissing(byName, update, field);
   }
   return yield* sorted([...byName.values()], (a, b) => compareUtf8(a.name, b.name));
@@ -186,15 +191,16 @@ const scalesOf = (tensors: readonly TensorInfo[], field: string) => {
 /** Reads an accumulator (stepd.sum/1) into the list of tensors. Throws STATE_CORRUPT, STATE_MISMATCH. */
 function* readAccumulator(
   file: Buffer,
+  field: string,
   form: string,
   hasParams: boolean,
   byName: ReadonlyMap<string, Combined>,
   add: (info: Pick<TensorInfo, "name" | "shape" | "elements">) => Combined,
 ): Task<void> {
-  const corrupt = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_CORRUPT", "/accumulator", expected, found);
+  const corrupt = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_CORRUPT", field, expected, found);
   const mismatch = (expected: string, found: string, name?: string): StepdError =>
-    StepdError.mismatch("STATE_MISMATCH", "/accumulator", expected, found, name === undefined ? undefined : [name]);
-  const { metadata, tensors } = yield* readSafetensorsInTurns(file, "/accumulator", "STATE_CORRUPT");
+    StepdError.mismatch("STATE_MISMATCH", field, expected, found, name === undefined ? undefined : [name]);
+  const { metadata, tensors } = yield* readSafetensorsInTurns(file, field, "STATE_CORRUPT");
   const format = metadata.get("format");
   if (format !== SUM_FORMAT) throw corrupt(`__metadata__.format ${SUM_FORMAT}`, format === undefined ? "none" : JSON.stringify(format));
   if (metadata.get("form") !== form) throw mismatch(`a sum of ${form}`, `a sum of ${metadata.get("form") ?? "nothing"}`);
@@ -342,7 +348,7 @@ class Reduction {
     const { isFinished } = this;
     const count = parts.length;
     const isMean = method.name === "mean";
-    const cut = isMean ? 0 : cutOf(method, count);
+    const cut = isMean ? 0 : cutOf(method, count, this.#files.prefix);
     const passes = isMean ? count + 1 : comparisons(count) + 2 * count;
     const length = Math.max(MIN_RANGE, Math.floor(UNIT_WORK / passes / MIN_RANGE) * MIN_RANGE);
     const divisor = isMean ? (method.divisor ?? share.weight) : count - 2 * cut;
@@ -389,10 +395,10 @@ const shareOf = (combined: Combined, dropped: ReadonlySet<number>, updates: read
 };
 
 /** The number of values that a median or a trimmed mean leaves out at each end. Throws INVALID_PARAMS if none would remain. */
-const cutOf = (method: Exclude<ReduceMethod, { name: "mean" }>, count: number): number => {
+const cutOf = (method: Exclude<ReduceMethod, { name: "mean" }>, count: number, prefix: string): number => {
   if (method.name === "median") return Math.floor((count - 1) / 2);
   if (2 * method.cut < count) return method.cut;
-  throw StepdError.mismatch("INVALID_PARAMS", "/method/cut", `less than half of ${count} updates`, String(method.cut));
+  throw StepdError.mismatch("INVALID_PARAMS", `${prefix}/method/cut`, `less than half of ${count} updates`, String(method.cut));
 };
 
 /** Combines updates. docs/wire-format.md lists its errors under optimizer.reduce. */
@@ -419,7 +425,7 @@ export const reduce = async (options: ReduceOptions, files: ReduceFiles, lease: 
     if (nonFinite === "propagate") break;
     const found = await run(nonFiniteUpdates(layout.targets, runner));
     if (found.size === 0) break;
-    if (nonFinite === "error") throw nonFiniteError(found);
+    if (nonFinite === "error") throw nonFiniteError(found, files.prefix);
     for (const update of found.keys()) dropped.add(update);
     // Without these updates the layout is smaller, so it fits into the same memory.
     layout = await run(reduction.layout(dropped));
@@ -435,9 +441,9 @@ export const reduce = async (options: ReduceOptions, files: ReduceFiles, lease: 
 };
 
 /** Refuses options that do not go together. */
-const requireCombinable = ({ method = { name: "mean" }, finish = true }: ReduceOptions, { updates, accumulator }: ReduceFiles): void => {
+const requireCombinable = ({ method = { name: "mean" }, finish = true }: ReduceOptions, { prefix, updates, accumulator }: ReduceFiles): void => {
   if (method.name === "mean") return;
-  const invalid = (field: string, expected: string, found: string): StepdError => StepdError.mismatch("INVALID_PARAMS", field, expected, found);
+  const invalid = (field: string, expected: string, found: string): StepdError => StepdError.mismatch("INVALID_PARAMS", prefix + field, expected, found);
   if (accumulator) throw invalid("/accumulator", `none, because ${method.name} needs all updates in one call`, "an accumulator");
   if (!finish) throw invalid("/finish", `true, because ${method.name} needs all updates in one call`, "false");
   const index = updates.findIndex(({ weight }) => weight !== 1);
@@ -495,7 +501,7 @@ function* nonFiniteUpdates(targets: readonly ReduceTarget[], runner: Runner): Ta
 /** The most tensors that the error names. */
 const NAMED_TENSORS = 8;
 
-const nonFiniteError = (found: ReadonlyMap<number, ReadonlySet<string>>): StepdError => {
+const nonFiniteError = (found: ReadonlyMap<number, ReadonlySet<string>>, prefix: string): StepdError => {
   const update = [...found.keys()].reduce((least, index) => Math.min(least, index));
   const names = [...(found.get(update) ?? [])];
   const named = names.slice(0, NAMED_TENSORS).map((name) => JSON.stringify(name));
@@ -503,7 +509,7 @@ const nonFiniteError = (found: ReadonlyMap<number, ReadonlySet<string>>): StepdE
   const others = found.size > 1 ? `, and in ${found.size - 1} more updates` : "";
   return StepdError.mismatch(
     "NON_FINITE_GRADIENT",
-    `/updates/${update}/tensors`,
+    `${prefix}/updates/${update}/tensors`,
     "finite values (or non_finite drop or propagate)",
     `NaN or infinity in ${named.join(", ")}${more}${others}`,
     names.slice(0, NAMED_TENSORS),

@@ -3,6 +3,7 @@ import { type Mapping, mappingOf } from "../codec/members.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { StepContext } from "../optimizers/registry.ts";
 import type { Layout } from "./layout.ts";
+import type { ReduceReport } from "./reduce.ts";
 
 /** An error or a warning names at most this many tensors. */
 const MAX_NAMED_TENSORS = 8;
@@ -26,6 +27,8 @@ export interface StepReport {
   readonly skipped: boolean;
   readonly stats?: Omit<TensorStats, "trust_ratio"> & { readonly clipped: boolean; readonly tensors?: Mapping<TensorStats> };
   readonly warnings?: readonly string[];
+  /** The report of the reduction that made the gradients. */
+  readonly reduce?: ReduceReport;
 }
 
 /** A gradient's counts and sums over all elements. */

@@ -12,6 +12,7 @@ import type { Pool } from "../pool/pool.ts";
 import type { Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
 import type { Rates } from "./plan.ts";
+import type { Reduced } from "./reduce.ts";
 import { clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult, type ValueCount } from "./report.ts";
 import { isRepeatable, NEW_SLOTS, type QueueTime, Runner, type ScalarInputs, STATE, type Target } from "./runner.ts";
 import { newStateHeader, readStep, STEP, writeStep } from "./state.ts";
@@ -32,6 +33,8 @@ export interface StepOutput {
   readonly isRecoverable: boolean;
   readonly state: Parts;
   readonly report: StepReport;
+  /** The reduction that made the gradients. */
+  readonly reduced?: Reduced;
   /** The number of updated elements per dtype, for metrics. */
   readonly elements: Readonly<Record<string, number>>;
 }

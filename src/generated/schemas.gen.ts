@@ -2170,6 +2170,39 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": "error"
           }
         }
+      },
+      "ReductionReport": {
+        "title": "ReductionReport",
+        "description": "What optimizer.reduce returns beside the pseudo-gradient.",
+        "type": "object",
+        "required": [
+          "count",
+          "weight",
+          "dropped",
+          "skipped"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "count": {
+            "description": "Number of updates in the result, with those of the accumulator. The largest of all tensors if they differ.",
+            "type": "integer"
+          },
+          "weight": {
+            "description": "Sum of the weights of these updates. The largest of all tensors if they differ.",
+            "$ref": "tensor.schema.json#/$defs/Value"
+          },
+          "dropped": {
+            "description": "Indexes of the updates that non_finite drop left out.",
+            "type": "array",
+            "items": {
+              "type": "integer"
+            }
+          },
+          "skipped": {
+            "description": "Whether there is nothing to step: no update, or only weights of 0.",
+            "type": "boolean"
+          }
+        }
       }
     }
   },
@@ -2651,7 +2684,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "type": "number"
       },
       "skipped": {
-        "description": "Whether the step did nothing, because of non_finite skip.",
+        "description": "Whether the step did nothing, because of non_finite skip or a reduction without updates.",
         "type": "boolean"
       },
       "stats": {
@@ -2729,6 +2762,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           }
         }
       },
+      "reduce": {
+        "$ref": "reduce.schema.json#/$defs/ReductionReport"
+      },
       "warnings": {
         "description": "Warnings about this step, in alphabetical order.",
         "type": "array",
@@ -2756,7 +2792,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "step.schema.json",
     "title": "StepParams",
-    "description": "One optimizer step: parameters, gradients and state. A gradient has the name and shape of its parameter. A parameter without a gradient does not change: no decay, no step.",
+    "description": "One optimizer step: parameters, gradients and state. The gradients are grads, or come from the updates in reduce. A gradient has the name and shape of its parameter. A parameter without a gradient does not change: no decay, no step.",
     "examples": [
       {
         "optimizer": {
@@ -2792,9 +2828,23 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "type": "object",
     "required": [
       "optimizer",
-      "params",
-      "grads"
+      "params"
     ],
+    "if": {
+      "required": [
+        "reduce"
+      ]
+    },
+    "then": {
+      "properties": {
+        "grads": false
+      }
+    },
+    "else": {
+      "required": [
+        "grads"
+      ]
+    },
     "additionalProperties": false,
     "properties": {
       "optimizer": {
@@ -2813,6 +2863,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "grads": {
         "$ref": "tensor.schema.json#/$defs/TensorsSource"
+      },
+      "reduce": {
+        "$ref": "reduce.schema.json#/$defs/Reduction"
       },
       "state": {
         "description": "The state of the last reply; null or absent at the first step.",

@@ -80,6 +80,26 @@ export type TensorsResult = Uint8Array | string | { readonly [name: string]: Pla
  */
 export type BlobResult = Uint8Array | string | SharedBlob
 /**
+ * One element. JSON has no NaN and no infinity, so these are strings.
+ */
+export type Value2 = number | "NaN" | "Infinity" | "-Infinity"
+/**
+ * What an update is: new parameters (the result is params - mean), deltas to add to the parameters (the result is -mean), or gradients (the result is the mean).
+ */
+export type Form1 = ("params" | "deltas" | "gradients")
+/**
+ * How the updates are combined, element by element.
+ */
+export type ReduceMethod1 = (Mean | Median | TrimmedMean)
+/**
+ * What a NaN or an infinity in an update does: error refuses the call, drop leaves out the whole update and lists it, propagate computes with it.
+ */
+export type NonFinite1 = ("error" | "drop" | "propagate")
+/**
+ * What a tensor does that an update lacks: error refuses the call, renormalize combines each tensor over the updates that have it.
+ */
+export type Missing1 = ("error" | "renormalize")
+/**
  * Element type, under its safetensors name.
  */
 export type Dtype1 = ("F32" | "F64" | "BF16" | "F16")
@@ -1311,10 +1331,11 @@ step: number
  */
 lr: number
 /**
- * Whether the step did nothing, because of non_finite skip.
+ * Whether the step did nothing, because of non_finite skip or a reduction without updates.
  */
 skipped: boolean
 stats?: Stats
+reduce?: ReductionReport
 /**
  * Warnings about this step, in alphabetical order.
  */
@@ -1362,6 +1383,24 @@ non_finite: number
 trust_ratio?: Value
 }
 /**
+ * What optimizer.reduce returns beside the pseudo-gradient.
+ */
+export interface ReductionReport {
+/**
+ * Number of updates in the result, with those of the accumulator. The largest of all tensors if they differ.
+ */
+count: number
+weight: Value2
+/**
+ * Indexes of the updates that non_finite drop left out.
+ */
+dropped: number[]
+/**
+ * Whether there is nothing to step: no update, or only weights of 0.
+ */
+skipped: boolean
+}
+/**
  * Digests of the results in the server's cache, which the next call may send in place of the bytes.
  */
 export interface Cached {
@@ -1378,7 +1417,7 @@ export interface CachedBlob {
 sha256: string
 }
 /**
- * One optimizer step: parameters, gradients and state. A gradient has the name and shape of its parameter. A parameter without a gradient does not change: no decay, no step.
+ * One optimizer step: parameters, gradients and state. The gradients are grads, or come from the updates in reduce. A gradient has the name and shape of its parameter. A parameter without a gradient does not change: no decay, no step.
  */
 export interface StepParams {
 optimizer: Optimizer
@@ -1389,7 +1428,8 @@ optimizer: Optimizer
  */
 groups?: Group[]
 params: TensorsSource
-grads: TensorsSource
+grads?: TensorsSource
+reduce?: Reduction
 /**
  * The state of the last reply; null or absent at the first step.
  */
@@ -1439,6 +1479,20 @@ stochastic_rounding?: {
 seed: number
 }
 reply?: ReplyOptions
+}
+/**
+ * The updates of a step, combined into its gradients by optimizer.reduce. The parameters are those of the step.
+ */
+export interface Reduction {
+updates: Updates
+form?: Form1
+method?: ReduceMethod1
+/**
+ * The accumulator of an earlier call, for a mean over several calls; null or absent in the first one.
+ */
+accumulator?: Uint8Array | string | SharedBlob | CachedBlob | null
+non_finite?: NonFinite1
+missing?: Missing1
 }
 /**
  * Which results the reply carries, and where they go.

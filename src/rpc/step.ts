@@ -18,6 +18,8 @@ export const step: Method<StepParams> = {
         if (!isWorkerLost(error) || !isInputIntact(call)) throw error;
         return runStep();
       });
+      if (output.reduced) telemetry.countReduced(output.reduced.elements);
+      if (output.report.reduce?.skipped) return output;
       if (output.report.skipped) telemetry.countNonFinite();
       else telemetry.countElements(call.optimizer.name, output.elements);
       return output;

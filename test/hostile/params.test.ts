@@ -33,7 +33,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "no optimizer": invalid(step({ optimizer: undefined }), "/optimizer", /expected a value, found none/),
   "no params": invalid(step({ params: undefined }), "/params", /expected a value, found none/),
   "no grads": invalid(step({ grads: undefined }), "/grads", /expected a value, found none/),
-  "no fields at all": invalid({}, "/optimizer", /expected a value/),
+  "no fields at all": invalid({}, "/grads", /expected a value/),
   "an unknown field beside the known": invalid(step({ gradz: 1 }), "/gradz", /the nearest is grads/),
   "an unknown field with a slash and a tilde": invalid(step({ "a/b~c": 1 }), "/a~1b~0c", /known field/),
   "an unknown field of 100,000 characters": {

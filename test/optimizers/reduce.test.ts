@@ -248,6 +248,79 @@ suite("updates that are not like the others", () => {
   });
 });
 
+suite("a step with reduce", () => {
+  const optimizer = { name: "adamw", lr: 0.01 };
+  const params = writeTyped(paramsOf(SMALL, "F32"));
+  const updates = updatesOf(4, SMALL, "F32").map(({ tensors, weight }) => ({ tensors: writeUpdate(tensors), weight }));
+
+  interface StepReply {
+    readonly params: Uint8Array;
+    readonly state: Uint8Array;
+    readonly step: number;
+    readonly skipped: boolean;
+    readonly warnings?: readonly string[];
+    readonly reduce?: Omit<Reply, "grads" | "accumulator">;
+  }
+
+  const step = (fields: Readonly<Record<string, unknown>>): Promise<StepReply> => service.call<StepReply>("optimizer.step", { optimizer, params, ...fields });
+
+  test("has the bits of a step with the pseudo-gradient", async () => {
+    const first = await step({ grads: writeTyped(paramsOf(SMALL, "F32")) });
+    const { accumulator } = await service.call<Reply>("optimizer.reduce", { params, updates: updates.slice(0, 2), finish: false });
+    for (const reduce of [
+      { updates },
+      { updates: updates.slice(2), accumulator },
+      { updates, form: "deltas", method: { name: "mean", divisor: 3 } },
+      { updates: updates.map(({ tensors }) => ({ tensors })), method: { name: "median" } },
+    ]) {
+      const { grads, ...report } = await service.call<Reply>("optimizer.reduce", { params, ...reduce });
+      const { reduce: found, ...direct } = await step({ reduce, state: first.state, clip: { max_norm: 0.5 } });
+      assert.deepEqual(direct, await step({ grads, state: first.state, clip: { max_norm: 0.5 } }));
+      assert.deepEqual(found, report);
+    }
+  });
+
+  test("steps parameters in BF16 and tensors by name", async () => {
+    const narrow = writeTyped(paramsOf(SMALL, "BF16"));
+    const { grads } = await service.call<Reply>("optimizer.reduce", { params: narrow, updates });
+    const direct = await service.call<StepReply>("optimizer.step", { optimizer, params: narrow, reduce: { updates } });
+    assert.deepEqual(direct.params, (await service.call<StepReply>("optimizer.step", { optimizer, params: narrow, grads })).params);
+    const plain = { w: { shape: [2], values: [1, 2] } };
+    const { params: stepped } = await step({
+      params: plain,
+      optimizer: { name: "sgd", lr: 1 },
+      reduce: { updates: [{ tensors: { w: { shape: [2], values: [3, 5] } } }] },
+    });
+    assert.deepEqual(stepped, { w: { shape: [2], dtype: "F32", values: [3, 5] } });
+  });
+
+  test("a reduction of nothing leaves parameters and state as they are", async () => {
+    const { state } = await step({ grads: writeTyped(paramsOf(SMALL, "F32")) });
+    for (const reduce of [{ updates: [] }, { updates: updates.map(({ tensors }) => ({ tensors, weight: 0 })) }]) {
+      const reply = await step({ reduce, state });
+      assert.deepEqual([reply.params, reply.state, reply.step, reply.skipped, reply.warnings], [params, state, 1, true, undefined]);
+      assert.equal(reply.reduce?.skipped, true);
+    }
+  });
+
+  test("names the field of the reduction, and takes gradients or updates, not both", async () => {
+    const refusals = [
+      [{ reduce: { updates: [{ tensors: writeUpdate({}) }] } }, "TENSOR_MISMATCH", "/reduce/updates/0/tensors/w"],
+      [{ reduce: { updates, method: { name: "trimmed_mean", cut: 2 } } }, "INVALID_PARAMS", "/reduce/updates/0/weight"],
+      [{ reduce: { updates, accumulator: params } }, "STATE_CORRUPT", "/reduce/accumulator"],
+      [{ reduce: { updates, finish: false } }, "INVALID_PARAMS", "/reduce/finish"],
+      [{ reduce: { updates }, grads: params }, "INVALID_PARAMS", "/grads"],
+      [{}, "INVALID_PARAMS", "/grads"],
+    ] as const;
+    for (const [fields, name, field] of refusals) {
+      await assert.rejects(step(fields), ({ data }: RpcError) => {
+        assert.deepEqual([data.name, data.field], [name, field]);
+        return true;
+      });
+    }
+  });
+});
+
 suite("forms of requests", () => {
   const plain = (tensors: UpdateTensors) => Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, { ...tensor }]));
 

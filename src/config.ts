@@ -1,17 +1,17 @@
-/** The configuration, read from the environment, checked and frozen. No other file reads the environment. */
+/** Reads the configuration from the environment, checks and freezes it. No other file reads the environment. */
 import { nearest } from "./errors/nearest.ts";
 import { type Machine, readMachine } from "./machine.ts";
 
 const MIB = 2 ** 20;
 const MAX_ARENA_MIB = 4096;
 const DEFAULT_JSON_MIB = 64;
-/** A JSON body is decoded through a string, which V8 limits to 512 MiB. */
+/** V8 limits a string to 512 MiB, and a JSON body is decoded through a string. */
 const MAX_JSON_MIB = 256;
 
 export interface Config {
   readonly host: string;
   readonly port: number;
-  /** Path of a Unix socket to listen on instead of TCP; empty for TCP. */
+  /** The path of a Unix socket to listen on instead of TCP. Empty for TCP. */
   readonly socket: string;
   readonly workers: number;
   readonly wideVectors: string;
@@ -21,21 +21,21 @@ export interface Config {
   readonly idleTimeoutMs: number;
   readonly drainTimeoutMs: number;
   readonly drainGraceMs: number;
-  /** The minimum average rate of a body, in bytes per second, after a grace period. */
+  /** A body's minimum average rate in bytes per second, after a grace period. */
   readonly minBodyRate: number;
   readonly maxConnections: number;
-  /** The most concurrent calls; further ones are refused. */
+  /** The server rejects further concurrent calls. */
   readonly maxInFlight: number;
   readonly maxJsonMib: number;
-  /** Memory for cached results; 0 turns the cache off. */
+  /** The size of the cache of results; 0 turns the cache off. */
   readonly cacheMib: number;
-  /** A path, as all settings below that end in Dir or File. Empty turns the feature off. */
+  /** Settings that end in Dir or File are paths. An empty path turns the feature off. */
   readonly sharedDir: string;
   readonly tokensFile: string;
   readonly tlsCertFile: string;
   readonly tlsKeyFile: string;
   readonly tlsClientCaFile: string;
-  /** The port of a second server for /metrics and health; undefined for none. */
+  /** The port of the admin server for /metrics and health; undefined for none. */
   readonly adminPort: number | undefined;
   readonly adminHost: string;
   readonly corsOrigins: readonly string[];
@@ -43,7 +43,7 @@ export interface Config {
   readonly page: string;
 }
 
-/** An invalid setting. Its message is one line. */
+/** Thrown for an invalid setting. Its message is one line. */
 export class ConfigError extends Error {
   override readonly name = "ConfigError";
 }
@@ -51,7 +51,7 @@ export class ConfigError extends Error {
 interface Setting<T> {
   readonly name: string;
   readonly help: string;
-  /** The default, as the help prints it. */
+  /** The default value as text. */
   readonly initial: string;
   parse(text: string, name: string): T;
 }
@@ -79,7 +79,7 @@ const optional =
 
 const text = (value: string): string => value;
 
-/** Parses origins as browsers send them: scheme and host, with a port unless it is the scheme's default. */
+/** Parses a list of origins as browsers send them: scheme and host, and a port unless it is the scheme's default. */
 const origins = (text: string, name: string): readonly string[] => {
   const list = text.split(",").flatMap((part) => part.trim() || []);
   for (const origin of list) {
@@ -95,27 +95,26 @@ const address = (text: string, name: string): string => {
   return text;
 };
 
-/** Memory of Node.js itself, in MiB (measured when idle). */
+/** An idle Node.js process takes this much memory, in MiB (measured). */
 const NODE_MIB = 110;
 
-/** Memory of a worker thread, in MiB (measured). */
+/** A worker thread takes this much memory, in MiB (measured). */
 const WORKER_MIB = 20;
 
-/** The memory that decoding JSON takes, as a multiple of its length (measured). */
+/** Decoding JSON takes this multiple of its length in memory (measured). */
 const JSON_MEMORY_FACTOR = 10;
 
-/** The memory that this process may use, in MiB. */
-const memoryMib = ({ memory, memoryLimit = memory }: Machine): number => memoryLimit / MIB;
+const usableMemoryMib = ({ memory, memoryLimit = memory }: Machine): number => memoryLimit / MIB;
 
-/** One worker per processor, limited to an eighth of the memory limit. */
+/** Returns one worker per processor. All workers together take at most an eighth of the memory limit. */
 const defaultWorkers = ({ processors, memoryLimit = Number.POSITIVE_INFINITY }: Machine): number =>
   Math.max(1, Math.min(processors, MAX_WORKERS, Math.floor(memoryLimit / MIB / 8 / WORKER_MIB)));
 
-/** Half of the memory, up to WebAssembly's limit. */
-const defaultArena = (machine: Machine): number => Math.max(1, Math.min(MAX_ARENA_MIB, Math.floor(memoryMib(machine) / 2)));
+/** Returns half of the memory, up to WebAssembly's limit. */
+const defaultArenaMib = (machine: Machine): number => Math.max(1, Math.min(MAX_ARENA_MIB, Math.floor(usableMemoryMib(machine) / 2)));
 
-/** 1/128 of the memory, because JSON takes up to ten times its length. */
-const defaultJson = (machine: Machine): number => Math.max(1, Math.min(DEFAULT_JSON_MIB, Math.floor(memoryMib(machine) / 128)));
+/** Returns 1/128 of the memory, because JSON takes up to ten times its length. */
+const defaultJsonMib = (machine: Machine): number => Math.max(1, Math.min(DEFAULT_JSON_MIB, Math.floor(usableMemoryMib(machine) / 128)));
 
 const MAX_WORKERS = 256;
 const MAX_TIMEOUT_MS = 24 * 3600 * 1000;
@@ -123,7 +122,7 @@ const MAX_CACHE_MIB = 2 ** 20;
 const MAX_RATE = 2 ** 30;
 const MAX_CONNECTIONS = 65536;
 
-/** Other STEPD_ variables that an environment may contain: of the clients, the examples, the deployment, and of Kubernetes for a service named stepd. */
+/** Matches STEPD_ variables of the clients, the examples, the deployment, and of Kubernetes for a service named stepd. */
 const FOREIGN_VARIABLES = /^STEPD_(?:URLS?|TOKEN|IMAGE|BIND|BIND_ADMIN|\d|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP)(?:_\w+)?)$/;
 
 const settingsOf = (machine: Machine) =>
@@ -146,7 +145,7 @@ const settingsOf = (machine: Machine) =>
     arenaMib: {
       name: "STEPD_ARENA_MIB",
       help: "memory for bodies and replies of all calls together, in MiB",
-      initial: String(defaultArena(machine)),
+      initial: String(defaultArenaMib(machine)),
       parse: wholeNumber(1, MAX_ARENA_MIB),
     },
     logLevel: {
@@ -195,7 +194,7 @@ const settingsOf = (machine: Machine) =>
     maxJsonMib: {
       name: "STEPD_MAX_JSON_MIB",
       help: "memory for JSON, values and headers of blobs of all calls at once, in MiB of JSON text; each takes up to ten times as much memory beside the arena",
-      initial: String(defaultJson(machine)),
+      initial: String(defaultJsonMib(machine)),
       parse: wholeNumber(1, MAX_JSON_MIB),
     },
     sharedDir: {
@@ -234,7 +233,7 @@ const PREFIX = "STEPD_";
 
 const thisMachine = readMachine();
 
-/** The settings, with this machine's defaults. */
+/** The settings with this machine's defaults. */
 export const settings = settingsOf(thisMachine);
 
 /** Reads the configuration. Throws ConfigError. */
@@ -242,16 +241,16 @@ export const readConfig = (env: Readonly<Record<string, string | undefined>>, ma
   const settings = settingsOf(machine);
   const known = Object.values(settings).map(({ name }) => name);
   const unknown = Object.keys(env).find((name) => name.startsWith(PREFIX) && !known.includes(name) && !FOREIGN_VARIABLES.test(name));
-  if (unknown) throw unknownSetting(unknown, known);
+  if (unknown) throw unknownSettingError(unknown, known);
   const values = Object.entries(settings).map(([key, { name, initial, parse }]) => [key, parse(env[name] ?? initial, name)]);
   const config = Object.fromEntries(values) as Config;
   requireTlsComplete(config);
-  const arenaMib = arenaWithin(config, env[settings.arenaMib.name] !== undefined, machine);
+  const arenaMib = fitArena(config, env[settings.arenaMib.name] !== undefined, machine);
   return Object.freeze({ ...config, arenaMib });
 };
 
-/** The arena size within the memory limit. Reduces a default size; throws ConfigError for an explicit size that does not fit. */
-const arenaWithin = ({ arenaMib, workers, maxJsonMib, cacheMib }: Config, isExplicit: boolean, { memoryLimit }: Machine): number => {
+/** Fits the arena into the memory limit: reduces a default size, or throws ConfigError for an explicit size that does not fit. */
+const fitArena = ({ arenaMib, workers, maxJsonMib, cacheMib }: Config, isExplicit: boolean, { memoryLimit }: Machine): number => {
   if (memoryLimit === undefined) return arenaMib;
   const limit = Math.floor(memoryLimit / MIB);
   const others = NODE_MIB + WORKER_MIB * workers + JSON_MEMORY_FACTOR * maxJsonMib + cacheMib;
@@ -263,8 +262,8 @@ const arenaWithin = ({ arenaMib, workers, maxJsonMib, cacheMib }: Config, isExpl
   throw new ConfigError(`memory limit of ${limit} MiB: expected room for ${parts} and the arena, found ${found}, where ${Math.max(room, 0)} MiB are left`);
 };
 
-/** The error for an unknown setting. It compares names without the common prefix, which would make all of them similar. */
-const unknownSetting = (unknown: string, known: readonly string[]): ConfigError => {
+/** Creates the error for an unknown setting. Names are compared without the prefix, which would make all of them similar. */
+const unknownSettingError = (unknown: string, known: readonly string[]): ConfigError => {
   const near = nearest(
     unknown.slice(PREFIX.length),
     known.map((name) => name.slice(PREFIX.length)),
@@ -281,13 +280,13 @@ const requireTlsComplete = ({ tlsCertFile, tlsKeyFile, tlsClientCaFile }: Config
     throw new ConfigError("STEPD_TLS_CERT_FILE: expected a certificate beside STEPD_TLS_CLIENT_CA_FILE, found none");
 };
 
-/** Warnings about variables in the environment that have no effect on the server. */
-export const misleadingIn = (env: Readonly<Record<string, string | undefined>>, { tokensFile }: Config): readonly string[] =>
+/** Returns warnings about environment variables that have no effect on the server. */
+export const warningsFor = (env: Readonly<Record<string, string | undefined>>, { tokensFile }: Config): readonly string[] =>
   env["STEPD_TOKEN"] && tokensFile === ""
     ? ["STEPD_TOKEN is a setting of clients: calls to this server need no token, because STEPD_TOKENS_FILE names no file of tokens"]
     : [];
 
-/** The settings by variable name, for the log. None is a secret: secrets are in files, and the settings hold only their paths. */
+/** Returns the settings by variable name, for the log. No setting is a secret: secrets are in files, and settings have only their paths. */
 export const namedSettings = (config: Config): Readonly<Record<string, unknown>> =>
   Object.fromEntries(Object.entries(settings).map(([key, { name }]) => [name, config[key as keyof Config]]));
 

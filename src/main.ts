@@ -1,6 +1,6 @@
-/** The entry point of `npm start`: reads the flags and the environment, and runs the service. */
+/** The entry point of `npm start`. It reads the flags and the environment and runs the service. */
 import { parseArgs } from "node:util";
-import { ConfigError, help, misleadingIn, readConfig } from "./config.ts";
+import { ConfigError, help, readConfig, warningsFor } from "./config.ts";
 import { serve } from "./serve.ts";
 import { version } from "./service.ts";
 
@@ -27,7 +27,7 @@ else if (flags.version) console.log(version);
 else {
   try {
     const config = readConfig(process.env);
-    await serve(config, misleadingIn(process.env, config));
+    await serve(config, warningsFor(process.env, config));
   } catch (error) {
     if (error instanceof ConfigError) fail(error.message);
     throw error;

@@ -1,4 +1,4 @@
-/** The composition root: creates and connects the components, listens, and drains. */
+/** Creates and connects the components of the server, starts listening, and drains. */
 import { existsSync, readFileSync } from "node:fs";
 import { lstat, rm } from "node:fs/promises";
 import type { IncomingMessage, Server, ServerResponse } from "node:http";
@@ -43,16 +43,16 @@ const limitsOf = ({ requestTimeoutMs, idleTimeoutMs, minBodyRate, maxConnections
   maxInFlight,
 });
 
-/** The fraction of the arena that large calls leave to small ones. */
-const KEPT_FREE = 1 / 16;
+/** Large inputs leave this fraction of the arena free for small calls. */
+const SMALL_CALL_SHARE = 1 / 16;
 
-/** The interval at which a drain checks whether all calls are finished. */
+/** A drain checks at this interval whether all calls are finished. */
 const DRAIN_POLL_MS = 10;
 
-/** The time before the end of a drain at which unfinished bodies are refused, so that their callers still get a reply. */
-const REFUSE_BODIES_MS = 500;
+/** A drain rejects unfinished bodies this long before its end, so that their callers still get a reply. */
+const BODY_REJECTION_MS = 500;
 
-/** The time that callers of refused bodies may go on sending. A connection that is cut in mid-upload would lose the error reply. */
+/** Callers of rejected bodies may send for this time. If the connection closed during the upload, the error reply would be lost. */
 const LINGER_MS = 5000;
 
 export class Service implements AsyncDisposable {
@@ -64,9 +64,9 @@ export class Service implements AsyncDisposable {
   readonly #admin: Server | undefined;
   readonly #config: Config;
   readonly #sockets = new Map<Server, ReadonlySet<net.Socket>>();
-  /** Watched files: tokens and certificates. */
+  /** The watches of the files of tokens and certificates. */
   readonly #watches = new DisposableStack();
-  /** In "leaving" the server is not ready but still accepts calls, so that load balancers notice before any call is refused. */
+  /** While "leaving", the server is not ready but accepts calls, so load balancers notice before it rejects any call. */
   #state: "serving" | "leaving" | "draining" = "serving";
 
   private constructor(config: Config, arena: Arena, pool: Pool, telemetry: Telemetry) {
@@ -87,7 +87,7 @@ export class Service implements AsyncDisposable {
       rpc: new Rpc(version, { engine: new Engine(pool, arena.capacity), blobs: (caller) => new Blobs(folder, cache, caller), telemetry }),
       telemetry,
       limits,
-      callers: tokens,
+      authenticator: tokens,
       tls: tls?.options,
       corsOrigins: config.corsOrigins,
       version,
@@ -117,7 +117,7 @@ export class Service implements AsyncDisposable {
     this.#http = createHttpServer(http);
     this.#server = this.#http.server;
     if (http.hasAdmin) this.#admin = createAdminServer(http);
-    for (const server of [this.#server, this.#admin]) if (server) this.#sockets.set(server, socketsOf(server));
+    for (const server of [this.#server, this.#admin]) if (server) this.#sockets.set(server, trackSockets(server));
     if (files) {
       const onReload = (result: Tls | Error): void => {
         telemetry.logReload("STEPD_TLS_CERT_FILE", result instanceof Error ? result : undefined, {});
@@ -127,7 +127,7 @@ export class Service implements AsyncDisposable {
     }
   }
 
-  /** Starts everything and listens. */
+  /** Creates all components and starts listening. */
   static async start(config: Config): Promise<Service> {
     const telemetry = new Telemetry({ level: config.logLevel, version, node: process.version });
     const arena = makeArena(config.arenaMib, poolBytes(config.workers));
@@ -154,7 +154,7 @@ export class Service implements AsyncDisposable {
     return socket === "" ? addressOf(this.#server, tlsCertFile === "" ? "http" : "https") : `unix:${socket}`;
   }
 
-  /** The URL of the admin server for metrics and health. */
+  /** The URL of the admin server, if there is one. */
   get adminAddress(): string | undefined {
     return this.#admin && addressOf(this.#admin, "http");
   }
@@ -170,8 +170,8 @@ export class Service implements AsyncDisposable {
   }
 
   /**
-   * Reports not ready, refuses new calls after the grace period, waits for the calls in flight up to the drain timeout, and closes.
-   * Returns the number of unfinished calls.
+   * Stops the service: reports not ready, rejects new calls after the grace period, waits for calls in flight up to the drain timeout,
+   * and closes. Returns the number of unfinished calls.
    */
   async drain(): Promise<number> {
     this.#state = "leaving";
@@ -179,10 +179,10 @@ export class Service implements AsyncDisposable {
     await sleep(this.#config.drainGraceMs);
     this.#state = "draining";
     const deadline = performance.now() + this.#config.drainTimeoutMs;
-    const refusalTime = deadline - Math.min(REFUSE_BODIES_MS, this.#config.drainTimeoutMs / 2);
+    const refusalTime = deadline - Math.min(BODY_REJECTION_MS, this.#config.drainTimeoutMs / 2);
     const isBusy = (): boolean => this.telemetry.inFlight > 0;
     while (isBusy() && performance.now() < refusalTime) await sleep(DRAIN_POLL_MS);
-    const refused = isBusy() ? this.#http.refuseBodies() : 0;
+    const refused = isBusy() ? this.#http.rejectUnfinishedBodies() : 0;
     while (isBusy() && performance.now() < deadline) await sleep(DRAIN_POLL_MS);
     const unfinished = refused + this.telemetry.inFlight;
     await this.#close(Math.min(deadline, performance.now() + LINGER_MS));
@@ -203,8 +203,8 @@ export class Service implements AsyncDisposable {
   }
 }
 
-/** The open connections of a server. Node's own list lacks connections in a TLS handshake. */
-const socketsOf = (server: Server): ReadonlySet<net.Socket> => {
+/** Tracks the open connections of a server. Node's own list lacks connections during a TLS handshake. */
+const trackSockets = (server: Server): ReadonlySet<net.Socket> => {
   const sockets = new Set<net.Socket>();
   server.on("connection", (socket: net.Socket) => {
     sockets.add(socket);
@@ -213,7 +213,7 @@ const socketsOf = (server: Server): ReadonlySet<net.Socket> => {
   return sockets;
 };
 
-/** Stops accepting connections, waits for open requests until the deadline, and closes the remaining connections. */
+/** Stops accepting connections, waits for open requests until the deadline, then closes all connections. */
 const closeServer = async (server: Server, sockets: ReadonlySet<net.Socket>, deadline: number): Promise<void> => {
   let isClosed = false;
   const closed = new Promise<void>((resolve) => server.close(() => resolve())).then(() => {
@@ -230,8 +230,8 @@ const closeServer = async (server: Server, sockets: ReadonlySet<net.Socket>, dea
 };
 
 /**
- * Adds "Connection: close" to the reply, so that callers and load balancers reconnect, and so reach another replica. It waits for
- * the end of the body, because Node closes the connection with such a reply while the caller may still be sending.
+ * Adds "Connection: close" to the reply, so that callers and load balancers reconnect to another replica. Node would close the
+ * connection with such a reply while a caller is still sending, so this waits for the end of the body.
  */
 const closeAfterReply = (req: IncomingMessage, res: ServerResponse): void => {
   const close = (): void => {
@@ -241,10 +241,10 @@ const closeAfterReply = (req: IncomingMessage, res: ServerResponse): void => {
   else req.once("end", close);
 };
 
-/** Creates the arena. Throws ConfigError if the address space does not suffice. */
+/** Creates the arena. Throws ConfigError if the address space is too small. */
 const makeArena = (mebibytes: number, reservedBytes: number): Arena => {
   try {
-    return new Arena(mebibytes, reservedBytes, KEPT_FREE);
+    return new Arena(mebibytes, reservedBytes, SMALL_CALL_SHARE);
   } catch (error) {
     throw new ConfigError(`STEPD_ARENA_MIB: expected what this process may reserve, found ${mebibytes} (${(error as Error).message})`);
   }
@@ -296,7 +296,7 @@ const listen = async (server: Server, where: net.ListenOptions, names: readonly 
   await promise;
 };
 
-/** The error for a server that cannot listen, with the setting to change. */
+/** Creates the error for a server that cannot listen. It names the setting to change. */
 const listenError = ({ path, host, port }: net.ListenOptions, [at, portName = ""]: readonly string[], error: NodeJS.ErrnoException): ConfigError => {
   if (path !== undefined) {
     const reason = error.code === "EADDRINUSE" ? "in use" : error.message;
@@ -307,9 +307,9 @@ const listenError = ({ path, host, port }: net.ListenOptions, [at, portName = ""
   return new ConfigError(`${at}: expected an address of this machine, found ${JSON.stringify(host)} (${error.message})`);
 };
 
-/** Removes a socket file without a listener, left over from a killed process. */
+/** Removes the socket file of a killed process, if nobody listens on it. */
 const removeStaleSocket = async (path: string): Promise<void> => {
-  // Never removes anything but a socket: a plain file refuses connections, too.
+  // A plain file refuses connections, too, so only a socket may be removed.
   if (!(await lstat(path).catch(() => undefined))?.isSocket()) return;
   const isAnswered = await new Promise<boolean>((resolve) => {
     const probe = net.connect(path, () => {

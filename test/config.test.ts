@@ -9,7 +9,7 @@ import os from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import { help, misleadingIn, readConfig, settings } from "../src/config.ts";
+import { help, readConfig, settings, warningsFor } from "../src/config.ts";
 import { started } from "./support/service.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -148,7 +148,7 @@ test("variables of clients, examples, the deployment and Kubernetes are accepted
 });
 
 test("STEPD_TOKEN, the clients' variable, gives a warning only on a server without tokens", () => {
-  const misleading = (env: Env): readonly string[] => misleadingIn(env, readConfig(env));
+  const misleading = (env: Env): readonly string[] => warningsFor(env, readConfig(env));
   assert.equal(misleading({ STEPD_TOKEN: "abc" }).length, 1);
   assert.deepEqual([misleading({}), misleading({ STEPD_TOKEN: "" }), misleading({ STEPD_TOKEN: "abc", STEPD_TOKENS_FILE: "tokens" })], [[], [], []]);
 });

@@ -1,6 +1,6 @@
 /**
- * The arena: one shared WebAssembly.Memory in which requests are received, computed and answered. Each request holds one lease.
- * All leases together never exceed the capacity; a request without room is refused at once instead of waiting.
+ * The arena: one shared WebAssembly.Memory in which requests are received, computed and answered. Each request holds one lease. All
+ * leases together never exceed the capacity. A request that does not fit is rejected at once instead of waiting.
  */
 
 import { DrainRate } from "../errors/drain-rate.ts";
@@ -9,16 +9,16 @@ import { StepdError } from "../errors/errors.ts";
 const MIB = 2 ** 20;
 const PAGE = 65536;
 
-/** Every block starts at a multiple of a cache line. */
+/** Every block starts at a cache line. */
 const ALIGNMENT = 64;
 
-/** Lower addresses are never allocated, so that address 0 can mean "absent" to a kernel. */
-const LOWEST = 1024;
+/** Lower addresses are never allocated, so address 0 can mean an absent operand to a kernel. */
+const MIN_ADDRESS = 1024;
 
 const MAX_PAGES = 65536;
 
-/** Input blocks up to this size may use the part of the arena that is reserved for small calls. */
-const SMALL_BYTES = 65536;
+/** Input blocks up to this size may use the part of the arena that large inputs leave free. */
+const MAX_SMALL_INPUT_BYTES = 65536;
 
 interface Block {
   start: number;
@@ -29,7 +29,7 @@ const sizeOf = ({ start, end }: Block): number => end - start;
 
 const roundUp = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
-/** Limits a call's use of the JavaScript heap. Throws OVERLOADED or PAYLOAD_TOO_LARGE. */
+/** Limits a call's use of the JavaScript heap. Its methods throw OVERLOADED or PAYLOAD_TOO_LARGE. */
 export interface HeapMeter {
   /** Reserves heap for the header of one more blob. */
   addHeader(bytes: number): void;
@@ -39,35 +39,35 @@ const UNMETERED: HeapMeter = { addHeader: () => {} };
 
 export class Arena {
   readonly memory: WebAssembly.Memory;
-  /** The whole memory. Copy into it with `bytes.fill(chunk, start, end)`: at odd alignments `set` and `copy` are 10 times slower (measured). */
+  /** The whole memory. Copy into it with `bytes.fill(chunk, start, end)`: `set` and `copy` take 10 times as long at odd alignments (measured). */
   readonly bytes: Buffer;
-  /** The address of the reserved bytes. */
+  /** The reserved bytes start at this address. */
   readonly reserved: number;
-  /** The most bytes of all leases together. */
+  /** All leases together hold at most this many bytes. */
   readonly capacity: number;
-  readonly #keptFree: number;
+  readonly #smallCallBytes: number;
   #free: Block[];
   #used = 0;
   #highWater = 0;
   #leases = 0;
   readonly #drainRate = new DrainRate();
-  /** Frees the memory of a call other than `requester`; false if there is none to free. Set by the receiver, which may evict a stalled body. */
+  /** Frees the memory of a call other than `requester`, or returns false. The receiver of bodies sets this hook and rejects a late body. */
   reclaim: (requester: object) => boolean = () => false;
 
   /**
-   * Creates an arena of `mebibytes` MiB for leases, plus `reservedBytes`, within WebAssembly's limit of 4 GiB. Large inputs leave
-   * the fraction `keptFree` of it (0 to 1) to small calls and to the results of admitted calls.
+   * Creates an arena of `mebibytes` MiB for leases plus `reservedBytes`, within WebAssembly's limit of 4 GiB. Large inputs leave the
+   * fraction `smallCallShare` (0 to 1) free for small calls and for the results of admitted calls.
    */
-  constructor(mebibytes: number, reservedBytes: number, keptFree = 0) {
-    const pages = Math.min(Math.ceil((LOWEST + reservedBytes + mebibytes * MIB) / PAGE), MAX_PAGES);
-    this.reserved = LOWEST;
-    const start = roundUp(LOWEST + reservedBytes);
+  constructor(mebibytes: number, reservedBytes: number, smallCallShare = 0) {
+    const pages = Math.min(Math.ceil((MIN_ADDRESS + reservedBytes + mebibytes * MIB) / PAGE), MAX_PAGES);
+    this.reserved = MIN_ADDRESS;
+    const start = roundUp(MIN_ADDRESS + reservedBytes);
     const end = Math.min(start + mebibytes * MIB, pages * PAGE);
     this.memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
     this.bytes = Buffer.from(this.memory.buffer);
     this.#free = [{ start, end }];
     this.capacity = end - start;
-    this.#keptFree = this.capacity * keptFree;
+    this.#smallCallBytes = this.capacity * smallCallShare;
   }
 
   get used(): number {
@@ -78,12 +78,11 @@ export class Arena {
     return this.#highWater;
   }
 
-  /** The number of open leases. */
-  get leases(): number {
+  get openLeases(): number {
     return this.#leases;
   }
 
-  /** Opens a lease with a first block of `bytes`, or without a block for 0. Throws PAYLOAD_TOO_LARGE if it can never fit, OVERLOADED if it does not fit now. */
+  /** Opens a lease with a first block of `bytes`, if not 0. Throws PAYLOAD_TOO_LARGE if the bytes can never fit, OVERLOADED if not now. */
   lease(bytes: number, heap: HeapMeter = UNMETERED): Lease {
     const lease = new Lease(
       this,
@@ -102,17 +101,20 @@ export class Arena {
     return lease;
   }
 
-  /** Allocates the lowest free block that is large enough, because low addresses are likely to be in the cache. `held` is the size of the lease; `isInput` marks bytes that the call sends. */
+  /**
+   * Allocates the lowest free block that is large enough, because low addresses are likely to be in the cache. `held` is the size of
+   * the requester's lease. `isInput` marks bytes that the call sends.
+   */
   allocate(bytes: number, requester: Lease, held: number, isInput = held === 0): Block {
     const size = roundUp(Math.max(bytes, 1));
     const find = (): number => {
-      const exceedsShare = isInput && size > SMALL_BYTES && size > this.#roomFor(held);
-      return exceedsShare ? -1 : this.#free.findIndex(({ start, end }) => end - start >= size);
+      const isTooLargeInput = isInput && size > MAX_SMALL_INPUT_BYTES && size > this.#roomFor(held);
+      return isTooLargeInput ? -1 : this.#free.findIndex(({ start, end }) => end - start >= size);
     };
     let index = find();
     while (index < 0 && held + size <= this.capacity && this.reclaim(requester)) index = find();
     const hole = this.#free[index];
-    if (!hole) throw this.#refusal(bytes, size, held);
+    if (!hole) throw this.#allocationError(bytes, size, held);
     const block = { start: hole.start, end: hole.start + size };
     hole.start = block.end;
     if (hole.start === hole.end) this.#free.splice(index, 1);
@@ -121,7 +123,7 @@ export class Arena {
     return block;
   }
 
-  /** Extends a block in place, to `maxBytes` or to the end of the free memory behind it. Does nothing if that is less than `minBytes`. */
+  /** Extends a block in place, up to `maxBytes` or the end of the free memory behind it. Does nothing if `minBytes` do not fit. */
   extend(block: Block, minBytes: number, maxBytes: number): void {
     const room = this.#roomFor(sizeOf(block));
     if (minBytes - sizeOf(block) > room) return;
@@ -136,12 +138,12 @@ export class Arena {
     if (hole.start === hole.end) this.#free.splice(index, 1);
   }
 
-  /** The bytes available for a large input of a call that holds `own`. The whole arena if the other calls hold little, else what is free beyond `keptFree`. */
+  /** Returns the bytes that a call may use for large inputs. `own` is the size of its lease. If others hold little, that is the whole arena. */
   #roomFor(own: number): number {
-    return this.#used - own <= this.#keptFree ? this.capacity : this.capacity - this.#keptFree - this.#used;
+    return this.#used - own <= this.#smallCallBytes ? this.capacity : this.capacity - this.#smallCallBytes - this.#used;
   }
 
-  /** Frees a block and merges it with its free neighbours. */
+  /** Frees a block and merges it with free neighbours. */
   free({ start, end }: Block): void {
     this.#used -= end - start;
     this.#drainRate.add(end - start);
@@ -159,9 +161,9 @@ export class Arena {
     else this.#free.splice(index, 0, { start, end });
   }
 
-  #refusal(bytes: number, size: number, held: number): StepdError {
+  #allocationError(bytes: number, size: number, held: number): StepdError {
     const found = `${held + bytes} bytes`;
-    // With the call's own blocks this exceeds even an empty arena, so a retry cannot succeed.
+    // The call would not fit even into an empty arena, so a retry cannot succeed.
     if (held + size > this.capacity) {
       return new StepdError("PAYLOAD_TOO_LARGE", `The call needs ${found} at once; this server's arena holds ${this.capacity}`, {
         expected: `at most ${this.capacity} bytes`,
@@ -175,14 +177,14 @@ export class Arena {
   }
 }
 
-/** The memory of one request: blocks that are freed together when the lease is disposed (`using`). */
+/** The memory of one request. All its blocks are freed when the lease is disposed (`using`). */
 export class Lease implements Disposable {
   readonly arena: Arena;
-  /** The limit on the call's use of the JavaScript heap. */
+  /** Limits the call's use of the JavaScript heap. */
   readonly heap: HeapMeter;
   readonly #blocks: Block[] = [];
   readonly #onRelease: () => void;
-  /** Bytes of all blocks, as a running sum: adding up 131,072 blocks at every allocation took 44 s (measured). */
+  /** The bytes of all blocks. A running sum, because adding up 131,072 blocks at every allocation took 44 s (measured). */
   #held = 0;
   #isReleased = false;
 
@@ -192,12 +194,12 @@ export class Lease implements Disposable {
     this.#onRelease = onRelease;
   }
 
-  /** The whole memory of the arena. Addresses from `alloc` are offsets in it. */
+  /** The memory of the whole arena. Addresses from `alloc` are offsets in it. */
   get bytes(): Buffer {
     return this.arena.bytes;
   }
 
-  /** The address of the first block. */
+  /** The address of the lease's first block. */
   get start(): number {
     return this.#blocks[0]?.start ?? 0;
   }
@@ -207,7 +209,7 @@ export class Lease implements Disposable {
     return this.#allocate(bytes);
   }
 
-  /** As `alloc`, for input beside the body. Large inputs leave `keptFree` of the arena to small calls. */
+  /** Allocates `bytes` for input that is not part of the body, such as files. Large inputs leave memory free for small calls. */
   allocInput(bytes: number): number {
     return this.#allocate(bytes, true);
   }
@@ -220,7 +222,7 @@ export class Lease implements Disposable {
     return block.start;
   }
 
-  /** Allocates `bytes` of zeros and returns their address. */
+  /** Allocates `bytes` zeros and returns their address. */
   allocZeros(bytes: number): number {
     const start = this.alloc(bytes);
     this.bytes.fill(0, start, start + bytes);
@@ -228,8 +230,8 @@ export class Lease implements Disposable {
   }
 
   /**
-   * Grows the block at `start` to `maxBytes` if there is room, else to at least `minBytes`. If it cannot grow in place it moves,
-   * with the first `contentBytes` of its content. Returns its address and size.
+   * Grows the block at `start` to `maxBytes` if there is room, else to at least `minBytes`. A block that cannot grow in place moves
+   * with its first `contentBytes`. Returns the block's address and size.
    */
   grow(start: number, contentBytes: number, minBytes: number, maxBytes: number): { readonly start: number; readonly bytes: number } {
     const index = this.#blocks.findIndex((block) => block.start === start);
@@ -239,7 +241,7 @@ export class Lease implements Disposable {
     this.arena.extend(old, minBytes, maxBytes);
     this.#held += sizeOf(old);
     if (sizeOf(old) >= minBytes) return { start, bytes: sizeOf(old) };
-    // The old block is not counted: alone in the arena it would have grown in place.
+    // The old block does not count as held, because a block alone in the arena would have grown in place.
     const grown = this.arena.allocate(minBytes, this, this.#held - sizeOf(old));
     this.bytes.copyWithin(grown.start, start, start + contentBytes);
     this.#blocks[index] = grown;
@@ -250,7 +252,7 @@ export class Lease implements Disposable {
     return { start: grown.start, bytes: sizeOf(grown) };
   }
 
-  /** Frees the part of the block at `start` beyond its first `bytes`. */
+  /** Frees the part of the block at `start` after its first `bytes`. */
   trim(start: number, bytes: number): void {
     const block = this.#blocks.find((candidate) => candidate.start === start);
     if (!block) return;
@@ -261,7 +263,7 @@ export class Lease implements Disposable {
     block.end = end;
   }
 
-  /** A view of the arena's memory, without a copy. */
+  /** Returns a view of the arena's memory, without a copy. */
   view(start: number, bytes: number): Buffer {
     return this.bytes.subarray(start, start + bytes);
   }
@@ -269,7 +271,7 @@ export class Lease implements Disposable {
   release(): void {
     if (this.#isReleased) return;
     this.#isReleased = true;
-    // Empties the list, so that a released lease cannot free its blocks again.
+    // `splice` empties the list, so a released lease cannot free its blocks again.
     for (const block of this.#blocks.splice(0)) this.arena.free(block);
     this.#onRelease();
   }

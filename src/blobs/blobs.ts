@@ -1,4 +1,4 @@
-/** Blobs by reference: a call names a file or a cached blob instead of sending bytes, and results go to a file or the cache instead of the reply. */
+/** Blobs by reference: a call can name a file or a cached blob instead of sending bytes, and its results can go to a file or the cache. */
 import type { Lease } from "../arena/arena.ts";
 import type { Mapping } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
@@ -12,7 +12,7 @@ export { SharedFolder } from "./shared.ts";
 
 type PlainTensors = Mapping<PlainTensor>;
 
-/** A call whose blob references are replaced by bytes in the lease. */
+/** A call whose blob references are replaced by their bytes in the lease. */
 type Loaded<Call> = {
   readonly [Field in keyof Call]: Field extends BlobField
     ? Exclude<Call[Field], SharedBlob | CachedBlob>
@@ -29,16 +29,16 @@ interface LoadedUpdate extends Omit<Update, "tensors"> {
 
 type BlobField = (typeof FIELDS)[number];
 
-/** The fields of a call that hold blobs, beside the tensors of updates. */
+/** These fields of a call may be blobs, and so may the tensors of updates. */
 const FIELDS = ["params", "grads", "state", "accumulator"] as const;
 
-interface Sources {
+interface BlobFields {
   readonly params?: TensorsSource;
   readonly grads?: TensorsSource;
   readonly state?: BlobSource | null;
   readonly accumulator?: BlobSource | null;
   readonly updates?: readonly Update[];
-  readonly reduce?: Sources;
+  readonly reduce?: BlobFields;
 }
 
 /** A blob reference of a call, with the JSON pointer of its field. */
@@ -47,34 +47,33 @@ interface Reference {
   readonly source: SharedBlob | CachedBlob;
 }
 
-/** The most references that are read at once, because each shared one holds an open file. */
+/** At most this many references are read at once, because each file holds an open descriptor. */
 const MAX_OPEN = 64;
 
-/** The result of a step. */
-interface Result {
+interface StepResult {
   readonly params: Parts | PlainTensors;
-  /** The rounded parameters, if the call asks for them. */
+  /** The parameters rounded to BF16, if the call requests them. */
   readonly rounded?: Parts | PlainTensors | undefined;
   readonly state: Parts;
-  /** True if the new parameters can be recovered from the rounded ones or from the state. */
+  /** True if the caller can recover the new parameters from the rounded ones or from the state. */
   readonly isRecoverable: boolean;
 }
 
-/** The part of the reply that describes the result. */
-interface Delivered {
+/** The fields of the reply that contain the result or name its place. */
+interface ResultFields {
   readonly params?: Parts | PlainTensors | SharedBlob;
   readonly state?: Parts | SharedBlob;
   readonly cached?: { readonly params?: CachedBlob; readonly state?: CachedBlob };
 }
 
-const isShared = (source: unknown): source is SharedBlob => typeof (source as { file?: unknown } | null | undefined)?.file === "string";
+const isSharedBlob = (source: unknown): source is SharedBlob => typeof (source as { file?: unknown } | null | undefined)?.file === "string";
 
-const isCached = (source: unknown): source is CachedBlob => typeof (source as { sha256?: unknown } | null | undefined)?.sha256 === "string";
+const isCachedBlob = (source: unknown): source is CachedBlob => typeof (source as { sha256?: unknown } | null | undefined)?.sha256 === "string";
 
-const isReference = (source: unknown): source is SharedBlob | CachedBlob => isShared(source) || isCached(source);
+const isReference = (source: unknown): source is SharedBlob | CachedBlob => isSharedBlob(source) || isCachedBlob(source);
 
-/** The blob references of a call. */
-const referencesOf = (call: Sources, prefix = ""): readonly Reference[] => {
+/** Lists the blob references of a call. */
+const referencesOf = (call: BlobFields, prefix = ""): readonly Reference[] => {
   const found: Reference[] = [];
   const add = (field: string, source: unknown): void => {
     if (isReference(source)) found.push({ field: prefix + field, source });
@@ -84,8 +83,8 @@ const referencesOf = (call: Sources, prefix = ""): readonly Reference[] => {
   return call.reduce ? [...found, ...referencesOf(call.reduce, `${prefix}/reduce`)] : found;
 };
 
-/** A copy of a call with its references replaced. */
-const withLoaded = <Call extends Sources>(call: Call, loaded: ReadonlyMap<string, Uint8Array>, prefix = ""): Loaded<Call> => {
+/** Copies a call with its blob references replaced by bytes. */
+const withLoaded = <Call extends BlobFields>(call: Call, loaded: ReadonlyMap<string, Uint8Array>, prefix = ""): Loaded<Call> => {
   const fields = FIELDS.flatMap((field) => {
     const blob = loaded.get(`${prefix}/${field}`);
     return blob ? [[field, blob] as const] : [];
@@ -105,18 +104,18 @@ export class Blobs {
   readonly #folder: SharedFolder | undefined;
   readonly #cache: BlobCache | undefined;
   readonly #caller: string | undefined;
-  /** Seconds spent on files and the cache. */
+  /** The seconds spent on files and the cache. */
   seconds = 0;
 
-  /** `caller` is the name of the request's token. Without `folder` or `cache` the respective references are refused. */
+  /** `caller` is the name of the request's token. Calls that reference files need `folder`; calls that reference cached blobs need `cache`. */
   constructor(folder: SharedFolder | undefined, cache: BlobCache | undefined, caller: string | undefined) {
     this.#folder = folder;
     this.#cache = cache;
     this.#caller = caller;
   }
 
-  /** Reads all referenced blobs into the lease. Throws INVALID_PARAMS or BLOB_MISSING with the field, and the arena's errors. */
-  load<Call extends Sources>(call: Call, lease: Lease): Loaded<Call> | Promise<Loaded<Call>> {
+  /** Reads all referenced blobs into the lease. Throws INVALID_PARAMS or BLOB_MISSING with the field, or an error of the arena. */
+  load<Call extends BlobFields>(call: Call, lease: Lease): Loaded<Call> | Promise<Loaded<Call>> {
     const references = referencesOf(call);
     if (references.length === 0) return call as unknown as Loaded<Call>;
     return this.#timed(async () => {
@@ -131,27 +130,27 @@ export class Blobs {
    * Opens the destination of a step's result, runs the step, and delivers its result. Throws INVALID_PARAMS, before the step, if
    * the server cannot deliver there.
    */
-  async deliver<Output extends Result>(
+  async deliver<Output extends StepResult>(
     call: Pick<StepParams, "params" | "state" | "reply">,
     step: () => Promise<Output>,
-  ): Promise<{ readonly delivered: Delivered; readonly result: Output }> {
-    if (call.reply === undefined && !isShared(call.params) && !isShared(call.state)) {
+  ): Promise<{ readonly delivered: ResultFields; readonly result: Output }> {
+    if (call.reply === undefined && !isSharedBlob(call.params) && !isSharedBlob(call.state)) {
       const result = await step();
       return { delivered: { params: result.params, state: result.state }, result };
     }
-    await using delivery = await this.#delivery(call);
+    await using delivery = await this.#openDelivery(call);
     const result = await step();
     return { delivered: await delivery.deliver(result), result };
   }
 
-  async #delivery({ params, state, reply = {} }: Pick<StepParams, "params" | "state" | "reply">): Promise<Delivery> {
+  async #openDelivery({ params, state, reply = {} }: Pick<StepParams, "params" | "state" | "reply">): Promise<Delivery> {
     if (reply.state === "none" && reply.cache !== true) {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/cache", "true, because without it the new state would be lost (reply.state is none)", "false");
     }
     if (reply.state === "none" && !this.#cache) {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/state", "same: this server keeps nothing (STEPD_CACHE_MIB is 0)", "none");
     }
-    if (reply.params === "bf16" && isShared(params) && !reply.into?.params) {
+    if (reply.params === "bf16" && isSharedBlob(params) && !reply.into?.params) {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/into/params", "a place for the rounded parameters, which must not lie over the whole ones", "none");
     }
     const ranges: { params?: SharedRange; state?: SharedRange } = {};
@@ -159,7 +158,7 @@ export class Blobs {
     try {
       for (const [field, source] of [["params", params] as const, ["state", state] as const]) {
         const into = reply.into?.[field];
-        const target = into ?? (isShared(source) ? source : undefined);
+        const target = into ?? (isSharedBlob(source) ? source : undefined);
         if (target && reply[field] !== "none") ranges[field] = await this.#open(target, "write", `${into ? "/reply/into" : ""}/${field}`);
       }
       requireDisjoint(ranges);
@@ -173,10 +172,10 @@ export class Blobs {
   async #load(references: readonly Reference[], lease: Lease): Promise<readonly (readonly [field: string, blob: Uint8Array])[]> {
     const ranges = new Map<string, SharedRange>();
     try {
-      for (const { field, source } of references) if (isShared(source)) ranges.set(field, await this.#open(source, "read", field));
-      // No await between here and the copies, because the cache may evict a blob in the meantime.
+      for (const { field, source } of references) if (isSharedBlob(source)) ranges.set(field, await this.#open(source, "read", field));
+      // The cache may evict a blob during an await, so none must stand between this line and the copies.
       const sources = references.map(({ field, source }) => {
-        const from = isCached(source) ? this.#fromCache(source, field) : (ranges.get(field) as SharedRange);
+        const from = isCachedBlob(source) ? this.#readCached(source, field) : (ranges.get(field) as SharedRange);
         return { field, from, length: from instanceof Uint8Array ? from.length : from.blob.length };
       });
       let start = lease.allocInput(sources.reduce((sum, { length }) => sum + length, 0));
@@ -194,7 +193,7 @@ export class Blobs {
     }
   }
 
-  #fromCache({ sha256 }: CachedBlob, field: string): Uint8Array {
+  #readCached({ sha256 }: CachedBlob, field: string): Uint8Array {
     const blob = this.#cache?.get(sha256, this.#caller);
     if (!blob) throw StepdError.mismatch("BLOB_MISSING", field, "the digest of a blob that this server still has; send the blob", sha256);
     return blob;
@@ -215,7 +214,7 @@ export class Blobs {
   }
 }
 
-/** Throws if both results go to overlapping ranges of one file. */
+/** Throws INVALID_PARAMS if parameters and state go to overlapping ranges of one file. */
 const requireDisjoint = ({ params, state }: { readonly params?: SharedRange; readonly state?: SharedRange }): void => {
   if (!params || !state || params.blob.file !== state.blob.file) return;
   const [a, b] = [params.blob, state.blob];
@@ -230,7 +229,7 @@ const requireDisjoint = ({ params, state }: { readonly params?: SharedRange; rea
 
 type Timed = <T>(work: () => Promise<T> | T) => Promise<T>;
 
-/** Delivers the result to files or the cache, or in another form. */
+/** The destination of a step's result, as the call's `reply` field requests: files, the cache, or the reply. */
 class Delivery implements AsyncDisposable {
   readonly #reply: NonNullable<StepParams["reply"]>;
   readonly #ranges: { readonly params?: SharedRange; readonly state?: SharedRange };
@@ -252,28 +251,28 @@ class Delivery implements AsyncDisposable {
     this.#timed = timed;
   }
 
-  /** Caches and writes the result of a finished step. Returns the part of the reply that describes it. */
-  deliver(result: Result): Promise<Delivered> {
+  /** Delivers the result of a finished step. Returns the fields of the reply that contain it or name its place. */
+  deliver(result: StepResult): Promise<ResultFields> {
     const isPlain = !this.#cache && !this.#ranges.params && !this.#ranges.state;
     return isPlain ? this.#deliver(result) : this.#timed(() => this.#deliver(result));
   }
 
-  async #deliver({ params: whole, rounded, state, isRecoverable }: Result): Promise<Delivered> {
+  async #deliver({ params: whole, rounded, state, isRecoverable }: StepResult): Promise<ResultFields> {
     const { params: form = "same", state: stateForm = "same" } = this.#reply;
     const params = form === "none" ? undefined : (rounded ?? whole);
     if (params !== undefined && this.#ranges.params && !(params instanceof Parts)) {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/into/params", "params as a blob or a file beside it", "tensors by name");
     }
-    // All checks come before the first write.
+    // A failed check must leave the files unchanged, so all checks come before the first write.
     if (params instanceof Parts) this.#ranges.params?.requireRoom(params.length);
     this.#ranges.state?.requireRoom(state.length);
     const cached = this.#cache && (await this.#putInCache(this.#cache, whole, state));
-    if (stateForm === "none" && !cached?.state) throw notCached("state", state.length, this.#cache?.capacity ?? 0);
-    // Without reply.cache the caller has chosen to discard them.
+    if (stateForm === "none" && !cached?.state) throw notCachedError("state", state.length, this.#cache?.capacity ?? 0);
+    // A caller without reply.cache has chosen to discard the full-precision parameters.
     if (this.#reply.cache === true && form !== "same" && !isRecoverable && !cached?.params) throw this.#paramsLost(whole, state, form);
-    const written = (field: "params" | "state", result: Parts | PlainTensors | undefined) =>
+    const writeResult = (field: "params" | "state", result: Parts | PlainTensors | undefined) =>
       result instanceof Parts && this.#ranges[field] ? this.#ranges[field].write(result) : result;
-    const [newParams, newState] = await settled([written("params", params), written("state", stateForm === "none" ? undefined : state)]);
+    const [newParams, newState] = await settled([writeResult("params", params), writeResult("state", stateForm === "none" ? undefined : state)]);
     return {
       ...(newParams !== undefined && { params: newParams }),
       ...(newState !== undefined && { state: newState as Parts | SharedBlob }),
@@ -281,17 +280,17 @@ class Delivery implements AsyncDisposable {
     };
   }
 
-  async #putInCache(cache: BlobCache, params: Parts | PlainTensors, state: Parts): Promise<NonNullable<Delivered["cached"]>> {
-    // If both do not fit together, each would evict the other; only the state, the larger part, is cached then.
+  async #putInCache(cache: BlobCache, params: Parts | PlainTensors, state: Parts): Promise<NonNullable<ResultFields["cached"]>> {
+    // If both do not fit together, each would evict the other. Then only the state is cached, because it is larger.
     const fits = params instanceof Parts && params.length + state.length <= cache.capacity;
-    const forParams = fits ? await cache.put(params, this.#caller) : undefined;
-    const forState = await cache.put(state, this.#caller);
-    return { ...(forParams && { params: { sha256: forParams } }), ...(forState && { state: { sha256: forState } }) };
+    const paramsDigest = fits ? await cache.put(params, this.#caller) : undefined;
+    const stateDigest = await cache.put(state, this.#caller);
+    return { ...(paramsDigest && { params: { sha256: paramsDigest } }), ...(stateDigest && { state: { sha256: stateDigest } }) };
   }
 
-  /** The error for new parameters that would be lost: neither in the reply nor in the cache. */
+  /** Creates the error for new parameters that would be lost because neither the reply nor the cache contains them. */
   #paramsLost(params: Parts | PlainTensors, state: Parts, form: string): StepdError {
-    if (this.#cache && params instanceof Parts) return notCached("params", params.length + state.length, this.#cache.capacity);
+    if (this.#cache && params instanceof Parts) return notCachedError("params", params.length + state.length, this.#cache.capacity);
     const expected = "same, because the new parameters would be lost: kept are those that come as a blob, on a server with a cache";
     return StepdError.mismatch("INVALID_PARAMS", "/reply/params", expected, form);
   }
@@ -301,7 +300,7 @@ class Delivery implements AsyncDisposable {
   }
 }
 
-const notCached = (what: "params" | "state", bytes: number, capacity: number): StepdError =>
+const notCachedError = (what: "params" | "state", bytes: number, capacity: number): StepdError =>
   bytes > capacity
     ? StepdError.mismatch(
         "PAYLOAD_TOO_LARGE",

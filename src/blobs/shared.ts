@@ -1,7 +1,7 @@
 /**
- * The folder that the server shares with trainers on its host, for instance under /dev/shm. A call names a range of a file instead
- * of sending bytes, and results are written back there. Files are read and written, not mapped: truncating a mapped file would
- * kill the process by a signal.
+ * The folder that the server shares with trainers on its host, for instance under /dev/shm. A call names a range of a file instead of
+ * sending bytes, and results go to such a range. Files are read and written, not mapped: if a mapped file were truncated, a signal
+ * would kill the process.
  */
 import { constants, realpathSync, statSync } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
@@ -10,16 +10,16 @@ import type { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { SharedBlob } from "../generated/wire.gen.ts";
 
-/** The bytes of one read or write on libuv's threads. Reads run in parallel. */
+/** Each read or write on libuv's threads has at most this many bytes. Reads run in parallel. */
 const CHUNK_BYTES = 16 * 2 ** 20;
 
-/** The most buffers of one write, Linux's limit. */
-const MAX_BUFFERS = 1024;
+/** Linux writes at most this many buffers at once. */
+const MAX_BUFFERS_PER_WRITE = 1024;
 
-/** `O_NONBLOCK` opens a pipe without waiting for its other end; `open` refuses pipes afterwards. */
-const FLAGS = constants.O_NOFOLLOW | constants.O_NONBLOCK;
+// O_NONBLOCK opens a pipe without waiting for its other end. The folder's `open` then rejects the pipe.
+const OPEN_FLAGS = constants.O_NOFOLLOW | constants.O_NONBLOCK;
 
-const EXPECTED = {
+const MODES = {
   read: { flags: constants.O_RDONLY, file: "a regular file in the shared folder that this server may read" },
   write: { flags: constants.O_WRONLY, file: "a regular file in the shared folder that this server may write" },
 };
@@ -28,36 +28,36 @@ const invalid = (field: string, expected: string, found: string): StepdError => 
 
 export class SharedFolder {
   readonly #path: string;
-  /** Bytes read since the start. */
+  /** The bytes read since the server's start. */
   bytesIn = 0;
-  /** Bytes written since the start. */
+  /** The bytes written since the server's start. */
   bytesOut = 0;
 
-  /** Throws Error if the path is not a folder. */
+  /** Throws an Error if the path is not a folder. */
   constructor(path: string) {
     this.#path = realpathSync(path);
     if (!statSync(this.#path).isDirectory()) throw new Error("it is no folder");
   }
 
   /**
-   * Opens the file that `blob` names. On a server with tokens, which needs Linux, it is opened in the caller's own subfolder. Symbolic
-   * and hard links are refused, because they could lead out of the folder. Throws INVALID_PARAMS for `field`, or OVERLOADED.
+   * Opens the file that `blob` names. A server with tokens, which needs Linux, opens it in the caller's own subfolder. Symbolic and hard
+   * links are rejected, because they could lead out of the folder. Throws INVALID_PARAMS for `field`, or OVERLOADED.
    */
   async open(blob: SharedBlob, use: "read" | "write", field: string, caller: string | undefined): Promise<SharedRange> {
-    const { flags, file: expected } = EXPECTED[use];
+    const { flags, file: expected } = MODES[use];
     const refuse = (found: string): StepdError => invalid(`${field}/file`, expected, found);
     await using folder = caller === undefined ? undefined : await this.#folderOf(caller, refuse);
-    // Opens by descriptor, because the folder could be replaced by a link after the check of its path.
+    // The subfolder could be replaced by a link after its path is checked, so the file is opened through the subfolder's descriptor.
     const path = folder === undefined ? this.#path : `/proc/self/fd/${folder.fd}`;
-    const handle = await open(join(path, blob.file), flags | FLAGS).catch((error: NodeJS.ErrnoException) => {
+    const handle = await open(join(path, blob.file), flags | OPEN_FLAGS).catch((error: NodeJS.ErrnoException) => {
       throw openError(error, refuse);
     });
     try {
       const found = await handle.stat();
       if (!found.isFile()) throw refuse("something else");
       if (found.nlink > 1) throw refuse("a file that has another name as well");
-      // Without reserved memory a write could fail midway and leave the file half overwritten.
-      if (use === "write" && found.blocks * BLOCK_BYTES < found.size) throw refuse("one with holes; reserve its memory, by fallocate or by writing zeros");
+      // A write to a file with holes could fail midway and leave the file half overwritten.
+      if (use === "write" && found.blocks * STAT_BLOCK_BYTES < found.size) throw refuse("one with holes; reserve its memory, by fallocate or by writing zeros");
       if (blob.offset > found.size) throw invalid(`${field}/offset`, `at most ${found.size}, the file's size`, String(blob.offset));
       const available = found.size - blob.offset;
       if (blob.length > available) throw invalid(`${field}/length`, `at most ${available}, what the file has from there`, String(blob.length));
@@ -76,24 +76,24 @@ export class SharedFolder {
   }
 }
 
-/** Refuses "." and "..", which are valid token names. */
+/** A subfolder's name starts with a letter, digit or underscore. This excludes "." and "..", which are valid token names. */
 const FOLDER_NAME = /^\w/;
 
-/** The unit of st_blocks. */
-const BLOCK_BYTES = 512;
+/** `blocks` of a file's stat counts units of this many bytes. */
+const STAT_BLOCK_BYTES = 512;
 
-const EXHAUSTED = ["EMFILE", "ENFILE", "ENOMEM", "EAGAIN"];
+const EXHAUSTION_CODES = ["EMFILE", "ENFILE", "ENOMEM", "EAGAIN"];
 
-/** The error for a file that cannot be opened: the caller's mistake, a temporary overload, or an internal error for the log. */
+/** Converts an error of `open`: the caller's mistake becomes `refuse(found)`, exhaustion becomes OVERLOADED, the rest is internal. */
 const openError = (error: NodeJS.ErrnoException, refuse: (found: string) => StepdError): Error => {
   const found = OPEN_REFUSALS[error.code ?? ""];
   if (found !== undefined) return refuse(found);
-  if (EXHAUSTED.includes(error.code ?? ""))
+  if (EXHAUSTION_CODES.includes(error.code ?? ""))
     return new StepdError("OVERLOADED", "The server cannot open more files of the shared folder now", { found: error.code, retry_after: 1 });
   return error;
 };
 
-/** The found value of the error message, by error code. */
+/** Describes each error code as the "found" part of an error message. */
 const OPEN_REFUSALS: Readonly<Record<string, string>> = {
   ENOENT: "none of that name",
   ELOOP: "a link",
@@ -105,7 +105,7 @@ const OPEN_REFUSALS: Readonly<Record<string, string>> = {
   ENXIO: "a pipe",
 };
 
-/** A byte range of an open file, to read from or to write to. */
+/** A byte range of an open file. */
 export class SharedRange implements AsyncDisposable {
   readonly #folder: SharedFolder;
   readonly #handle: FileHandle;
@@ -119,7 +119,7 @@ export class SharedRange implements AsyncDisposable {
     this.field = field;
   }
 
-  /** Reads the range into `memory` at `start`. Throws INVALID_PARAMS if the file was truncated in the meantime. */
+  /** Reads the range into `memory` at `start`. Throws INVALID_PARAMS if the file was truncated after it was opened. */
   async read(memory: Buffer, start: number): Promise<void> {
     const { offset, length } = this.blob;
     const starts = Array.from({ length: Math.ceil(length / CHUNK_BYTES) }, (_, index) => index * CHUNK_BYTES);
@@ -129,14 +129,14 @@ export class SharedRange implements AsyncDisposable {
     this.#folder.bytesIn += length;
   }
 
-  /** Throws INVALID_PARAMS if a result of `bytes` is longer than the range. */
+  /** Throws INVALID_PARAMS if a result of `bytes` does not fit the range. */
   requireRoom(bytes: number): void {
     if (bytes > this.blob.length) throw invalid(`${this.field}/length`, `at least ${bytes}, the bytes of the result`, String(this.blob.length));
   }
 
   /**
-   * Writes a result and returns its range. Chunks are written one after the other: Linux serializes writes to a file, and waiting
-   * threads would spin (measured). Throws INVALID_PARAMS if the file is full, with the bytes written so far.
+   * Writes a result and returns its range. Chunks are written one after the other, because Linux serializes writes to a file and waiting
+   * threads would spin (measured). Throws INVALID_PARAMS with the number of written bytes if the file cannot take more.
    */
   async write(result: Parts): Promise<SharedBlob> {
     let written = 0;
@@ -147,7 +147,7 @@ export class SharedRange implements AsyncDisposable {
         });
         if (bytesWritten === 0) throw new Error(`the shared file ${this.blob.file} took nothing after ${written} bytes`);
         written += bytesWritten;
-        // A partial write means that the file is full; the next write returns the reason.
+        // A partial write means that the file is full. The next write returns the reason.
         remaining = afterBytes(remaining, bytesWritten);
       }
     }
@@ -155,7 +155,7 @@ export class SharedRange implements AsyncDisposable {
     return { ...this.blob, length: result.length };
   }
 
-  /** INVALID_PARAMS, not a retryable error, because the call's inputs may be partly overwritten. */
+  /** Converts an error of a write to INVALID_PARAMS. A retry cannot succeed, because the call's inputs may be partly overwritten. */
   #writeError(error: NodeJS.ErrnoException, bytes: number, written: number): Error {
     const what = FULL_REASONS[error.code ?? ""];
     if (what === undefined) return error;
@@ -168,21 +168,21 @@ export class SharedRange implements AsyncDisposable {
   }
 }
 
-/** Reasons for a failed write to a file with reserved memory: a copy-on-write file system, or holes made after opening. */
+/** Describes each code of a failed write. Even a file without holes can fail: by copy-on-write, or by holes made after it was opened. */
 const FULL_REASONS: Readonly<Record<string, string>> = {
   ENOSPC: "a full file system",
   EDQUOT: "a quota that is used up",
   EFBIG: "the server's limit of file sizes (ulimit -f)",
 };
 
-/** Waits for all promises, then returns their values or throws the first failure. Work on a lease must end before the lease is released. */
+/** Waits for all promises, then returns their values or throws the first error. All work on a lease must end before its release. */
 export const settled = async <T extends readonly unknown[]>(work: readonly [...{ [K in keyof T]: T[K] | Promise<T[K]> }]): Promise<T> => {
   const outcomes = await Promise.allSettled(work);
   for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
   return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<unknown>).value) as unknown as T;
 };
 
-/** The buffers without their first bytes. */
+/** Removes the first bytes of a list of buffers. */
 const afterBytes = (buffers: readonly Uint8Array[], bytes: number): Uint8Array[] => {
   let skip = bytes;
   return buffers.flatMap((buffer) => {
@@ -192,13 +192,13 @@ const afterBytes = (buffers: readonly Uint8Array[], bytes: number): Uint8Array[]
   });
 };
 
-/** Groups the pieces of a result into writes, within the limits on bytes and buffers. */
+/** Groups the pieces of a result into writes within the limits on bytes and buffers. */
 const batches = ({ pieces }: Parts): Uint8Array[][] => {
   const all: Uint8Array[][] = [];
   let room = 0;
   for (const piece of pieces) {
     for (let at = 0; at < piece.length; ) {
-      if (room <= 0 || all.at(-1)?.length === MAX_BUFFERS) {
+      if (room <= 0 || all.at(-1)?.length === MAX_BUFFERS_PER_WRITE) {
         all.push([]);
         room = CHUNK_BYTES;
       }

@@ -1,25 +1,25 @@
-/** The definition of a `stepd` command and the parser of its arguments. One table of options gives the parser, the checks and the help. */
+/** Defines a `stepd` command and parses its arguments. The parser, the checks and the help use the same table of options. */
 import { parseArgs } from "node:util";
 import { nearest } from "../errors/nearest.ts";
 import { heading } from "./terminal.ts";
 
-/** A wrong use of the command line. Its message is one line. */
+/** Thrown for wrong usage of the command line. Its message is one line. */
 export class UsageError extends Error {
   override readonly name = "UsageError";
 }
 
-/** A command that failed. Its message is one line. */
+/** Thrown if a command fails. Its message is one line. */
 export class CommandError extends Error {
   override readonly name = "CommandError";
 }
 
 export interface Option {
   readonly help: string;
-  /** The placeholder of the value in the help. An option without one is a switch. */
+  /** The placeholder of the value in the help. An option without a placeholder is a switch. */
   readonly value?: string;
   /** True if the option may be repeated. */
   readonly isMultiple?: boolean;
-  /** The default, as the help prints it. */
+  /** The default value as text, for the help. */
   readonly initial?: string;
   readonly short?: string;
 }
@@ -33,16 +33,16 @@ export type Values<O extends Options> = { readonly [K in keyof O]: Value<O[K]> }
 export interface Command<O extends Options = Options> {
   readonly name: string;
   readonly summary: string;
-  /** Names of the arguments. All are required, except one that ends with "?". */
+  /** The names of the positional arguments. An argument whose name ends with "?" is optional. */
   readonly args: readonly string[];
   readonly options: O;
-  /** Paragraphs below the options in the help. */
+  /** The help prints these paragraphs below the options. */
   readonly notes: readonly string[];
   /** Runs the command and returns the exit code. */
   run(values: Values<O>, args: readonly string[]): Promise<number>;
 }
 
-/** Defines a command. The type of `run`'s values follows from the options. */
+/** Defines a command. The options determine the type of the values that `run` receives. */
 export const defineCommand = <const O extends Options>(command: Command<O>): Command => command as unknown as Command;
 
 const HELP: Option = { help: "print this", short: "h" };
@@ -59,7 +59,7 @@ export const parse = ({ args: names, options }: Command, argv: readonly string[]
   const config = Object.entries(all).map(([name, { value, short }]) => {
     return [name, { type: value === undefined ? "boolean" : "string", multiple: true, ...(short && { short }) }] as const;
   });
-  // Not strict, because parseArgs' own errors do not name the expected value.
+  // The errors of strict mode do not name the expected value.
   const { tokens } = parseArgs({ args: [...argv], options: Object.fromEntries(config), strict: false, allowPositionals: true, tokens: true });
   const given = new Map<string, string[]>();
   const args: string[] = [];
@@ -95,7 +95,7 @@ const optionText = ({ name, rawName, value, inlineValue }: OptionToken, options:
     if (value !== undefined) throw new UsageError(`${rawName}: expected no value, found ${JSON.stringify(value)}`);
     return "";
   }
-  // If the value is missing, parseArgs takes the next option for it.
+  // If a value is missing, parseArgs takes the next option as the value.
   if (value === undefined || (!inlineValue && value.startsWith("--")))
     throw new UsageError(`${rawName}: expected ${option.value}, found ${value ?? "nothing"}`);
   return value;
@@ -116,7 +116,7 @@ export const wholeNumber = (text: string, name: string, minimum: number, maximum
   return number;
 };
 
-/** The choices as a phrase for an error message, with the one nearest to the found text. */
+/** Lists choices for an error message, with the choice nearest to the found text. */
 export const anyOf = (text: string, choices: readonly string[]): string => {
   const near = nearest(text, choices);
   return `one of ${choices.join(", ")}${near === undefined ? "" : ` (the nearest is ${near})`}`;

@@ -1,4 +1,4 @@
-/** Safetensors files on disk: reads the header and scalars alone or a tensor in chunks, and writes files atomically. */
+/** Reads safetensors files from disk (the header and scalars alone, or a tensor in chunks) and writes files atomically. */
 import { closeSync, constants, fstatSync, fsyncSync, lstatSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { bytesOf } from "../codec/dtype.ts";
@@ -30,8 +30,8 @@ export class TensorFile implements Disposable {
   }
 
   /**
-   * Reads only the header and the scalars into a buffer of the file's size. Untouched memory takes address space but no pages, so
-   * the file may be larger than the machine's memory.
+   * Reads only the header and the scalars, into a buffer of the file's size. Untouched memory takes no pages, so the file may be larger
+   * than the machine's memory.
    */
   readHead(): { readonly file: Buffer; readonly content: Safetensors } {
     let file: Buffer;
@@ -40,23 +40,23 @@ export class TensorFile implements Disposable {
     } catch {
       throw new CommandError(`${this.path}: expected a file that the address space of this process has room for, found ${this.size} bytes`);
     }
-    this.#fill(file, 0, LENGTH_BYTES);
+    this.#readRange(file, 0, LENGTH_BYTES);
     if (this.size >= LENGTH_BYTES) {
       const header = file.readBigUInt64LE(0);
-      // readSafetensors refuses a longer header by its length alone.
-      if (header <= Math.min(this.size - LENGTH_BYTES, MAX_HEADER_BYTES)) this.#fill(file, LENGTH_BYTES, LENGTH_BYTES + Number(header));
+      // readSafetensors rejects a longer header by its length field alone.
+      if (header <= Math.min(this.size - LENGTH_BYTES, MAX_HEADER_BYTES)) this.#readRange(file, LENGTH_BYTES, LENGTH_BYTES + Number(header));
     }
     const content = readSafetensors(file, this.path, "TENSORS_CORRUPT");
-    for (const [start, end] of mergedRanges(content.tensors.filter(({ shape }) => shape.length === 0))) this.#fill(file, start, end);
+    for (const [start, end] of mergedRanges(content.tensors.filter(({ shape }) => shape.length === 0))) this.#readRange(file, start, end);
     return { file, content };
   }
 
   /** Reads the whole file into `target`. */
   readInto(target: Buffer): void {
-    this.#fill(target, 0, this.size);
+    this.#readRange(target, 0, this.size);
   }
 
-  /** Reads a tensor in chunks of whole elements. Each chunk overwrites the one before. */
+  /** Reads a tensor in chunks of whole elements. Each chunk overwrites the chunk before. */
   *chunks({ dtype, offset, bytes }: TensorInfo): Generator<Buffer> {
     const size = bytesOf(dtype) as number;
     const chunk = Buffer.allocUnsafeSlow(Math.min(bytes, CHUNK_BYTES - (CHUNK_BYTES % size)));
@@ -67,7 +67,7 @@ export class TensorFile implements Disposable {
     }
   }
 
-  #fill(target: Buffer, start: number, end: number): void {
+  #readRange(target: Buffer, start: number, end: number): void {
     readFully(this.#fd, target.subarray(start, Math.min(end, this.size)), start, this.path);
   }
 
@@ -76,7 +76,7 @@ export class TensorFile implements Disposable {
   }
 }
 
-/** The byte ranges of tensors, with adjacent ranges merged. */
+/** Lists the byte ranges of tensors, with adjacent ranges merged. */
 const mergedRanges = (tensors: readonly TensorInfo[]): readonly (readonly [number, number])[] => {
   const ranges: [number, number][] = [];
   for (const { offset, bytes } of tensors.toSorted((a, b) => a.offset - b.offset)) {
@@ -87,7 +87,7 @@ const mergedRanges = (tensors: readonly TensorInfo[]): readonly (readonly [numbe
   return ranges;
 };
 
-/** The bytes per system call; Linux limits it to 2 GiB. */
+/** A system call reads at most this many bytes, because Linux limits it to 2 GiB. */
 const MAX_READ_BYTES = 2 ** 30;
 
 const readFully = (fd: number, target: Buffer, position: number, path: string): void => {
@@ -98,18 +98,18 @@ const readFully = (fd: number, target: Buffer, position: number, path: string): 
   }
 };
 
-const REASONS: Readonly<Record<string, string>> = { ENOENT: "none", EACCES: "one that this user may not read", EISDIR: "a folder", ENOTDIR: "none" };
+const OPEN_ERRORS: Readonly<Record<string, string>> = { ENOENT: "none", EACCES: "one that this user may not read", EISDIR: "a folder", ENOTDIR: "none" };
 
-const reasonOf = (error: unknown): string => REASONS[(error as NodeJS.ErrnoException).code ?? ""] ?? (error as Error).message;
+const reasonOf = (error: unknown): string => OPEN_ERRORS[(error as NodeJS.ErrnoException).code ?? ""] ?? (error as Error).message;
 
 const exists = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined;
 
-/** Throws if a file exists at the path, unless `isForced`. */
+/** Throws CommandError if a file exists at the path, unless `isForced`. */
 export const requireAbsent = (path: string, isForced: boolean): void => {
   if (!isForced && exists(path)) throw new CommandError(`${path}: expected a path where nothing is, or --force, found a file`);
 };
 
-/** Writes a file atomically: first to a temporary file beside it, then by a rename. */
+/** Writes a file atomically: writes a temporary file in the same folder, then renames it. */
 export const writeAtomically = (path: string, pieces: readonly Uint8Array[], isForced: boolean): void => {
   const partial = join(dirname(path), `.${basename(path)}.${process.pid}.partial`);
   let fd: number;
@@ -135,10 +135,10 @@ export const writeAtomically = (path: string, pieces: readonly Uint8Array[], isF
   }
 };
 
-/** Escapes a text for use as a replacement pattern of String.replace. */
+/** Escapes a text for use as a replacement in String.replace. */
 export const escapeReplacement = (text: string): string => text.replaceAll("$", "$$$$");
 
-/** Replaces the field of a service error by the name of the file or the option. */
+/** Replaces the field in an error of the service by the name of the file or of the option. */
 export const withOptionName = (error: unknown, names: readonly (readonly [RegExp, string])[]): unknown => {
   if (!(error instanceof StepdError)) return error;
   const { field = "", expected, found } = error.detail;

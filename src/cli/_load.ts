@@ -1,4 +1,4 @@
-/** One connection to the server under measurement: sends a prepared request and returns its time and outcome. */
+/** A connection to the measured server. It sends a prepared request and returns its time and outcome. */
 import http from "node:http";
 import https from "node:https";
 import { decodeMsgpack } from "../codec/msgpack.ts";
@@ -12,15 +12,15 @@ export interface Outcome {
   /** The name of the server's error, the HTTP status, or the code of a connection failure. Absent on success. */
   readonly error?: string;
   readonly detail?: string;
-  /** The reply's Retry-After, in seconds. */
+  /** The reply's Retry-After header, in seconds. */
   readonly retryAfter?: number;
 }
 
 export interface Target {
-  /** The server's root, or unix:PATH. */
+  /** The server's root URL, or unix:PATH. */
   readonly address: string;
   readonly token: string | undefined;
-  /** Trusted authorities in PEM. */
+  /** The trusted certificate authorities in PEM. */
   readonly ca: Buffer | undefined;
   readonly cert: Buffer | undefined;
   readonly key: Buffer | undefined;
@@ -30,11 +30,11 @@ const UNIX = "unix:";
 const PATH = "/v1/step";
 const MSGPACK = "application/vnd.msgpack";
 
-/** The most bytes of an error's body that are read. */
+/** At most this many bytes of an error's body are kept. */
 const MAX_ERROR_BYTES = 65536;
 
-/** The time without a byte after which a call fails. */
-const DEADLINE_MS = 300_000;
+/** A call fails after this time without a byte. */
+const IDLE_TIMEOUT_MS = 300_000;
 
 export class Connection implements Disposable {
   readonly #agent: http.Agent;
@@ -56,12 +56,12 @@ export class Connection implements Disposable {
       path: isUnix ? PATH : `${url?.pathname.replace(/\/+$/, "")}${PATH}`,
       method: "POST",
       agent: this.#agent,
-      timeout: DEADLINE_MS,
+      timeout: IDLE_TIMEOUT_MS,
       headers: { "Content-Type": MSGPACK, Accept: MSGPACK, ...(token !== undefined && { Authorization: `Bearer ${token}` }) },
     };
   }
 
-  /** Sends one step. Calls `onChunk` for each chunk of the reply. Throws the signal's reason. */
+  /** Sends one step. Calls `onChunk` for each chunk of the reply. If aborted, throws the signal's reason. */
   step(body: Buffer, signal: AbortSignal, onChunk: (chunk: Buffer, at: number) => void): Promise<Outcome> {
     const start = performance.now();
     return new Promise((resolve, reject) => {
@@ -81,7 +81,7 @@ export class Connection implements Disposable {
         response.on("error", failed);
         response.on("end", () => resolve({ ms: performance.now() - start, bytes, ...(!isOk && problemOf(response, Buffer.concat(problem))) }));
       });
-      request.on("timeout", () => request.destroy(new Error(`no byte for ${DEADLINE_MS} ms`)));
+      request.on("timeout", () => request.destroy(new Error(`no byte for ${IDLE_TIMEOUT_MS} ms`)));
       request.on("error", failed);
       request.end(body);
     });
@@ -92,7 +92,7 @@ export class Connection implements Disposable {
   }
 }
 
-/** The error of a problem body (RFC 9457) in MessagePack or JSON, or the HTTP status alone for a proxy's own reply. */
+/** Reads the error of a problem body (RFC 9457) in MessagePack or JSON. Returns the HTTP status alone for a proxy's own reply. */
 const problemOf = ({ statusCode, headers }: http.IncomingMessage, body: Buffer): Pick<Outcome, "error" | "detail" | "retryAfter"> => {
   const asked = Number(headers["retry-after"] ?? Number.NaN);
   const retry = Number.isFinite(asked) ? { retryAfter: asked } : {};
@@ -101,7 +101,7 @@ const problemOf = ({ statusCode, headers }: http.IncomingMessage, body: Buffer):
     const { name, detail } = (isText ? JSON.parse(body.toString()) : atOnce(decodeMsgpack(body))) as { name?: unknown; detail?: unknown };
     if (typeof name === "string" && typeof detail === "string") return { error: name, detail, ...retry };
   } catch {
-    // Neither JSON nor MessagePack, so not a reply of stepd.
+    // The body is neither JSON nor MessagePack, so it is not a reply of stepd.
   }
   return { error: `HTTP ${statusCode}`, detail: "the reply is none of stepd", ...retry };
 };

@@ -1,6 +1,6 @@
 /**
- * Runs the service's methods in this process, without a network: the same validation, results and errors. Commands import this
- * module only after checking their arguments, because compiling the schemas takes longer than all their other work.
+ * Runs the service's methods in this process, without a network, with the same validation, results and errors. Compiling the schemas
+ * takes longer than all other work of a command, so commands import this module only after they have checked their arguments.
  */
 import { Arena, Lease } from "../arena/arena.ts";
 import { Blobs } from "../blobs/blobs.ts";
@@ -12,7 +12,7 @@ import { CommandError } from "./_command.ts";
 
 const KERNELS = new URL("../../build/kernels.wasm", import.meta.url);
 
-/** One worker is enough: the commands run no steps. */
+// The commands run no steps, so one worker is enough.
 const WORKERS = 1;
 
 export class Offline implements AsyncDisposable {
@@ -33,7 +33,7 @@ export class Offline implements AsyncDisposable {
   static async start(arenaMib: number): Promise<Offline> {
     const arena = new Arena(arenaMib, poolBytes(WORKERS));
     const pool = await Pool.start(arena, KERNELS, WORKERS, {
-      // A single run is too short for V8's optimizer.
+      // V8 does not optimize kernels within such a short run.
       wideVectors: false,
       onWorkerLost: (cause) => {
         throw cause;
@@ -54,7 +54,7 @@ export class Offline implements AsyncDisposable {
   }
 }
 
-/** A lease whose memory is a file's buffer. The file is read in place instead of being copied into the arena, and may be larger than it. */
+/** A lease that uses a file's buffer as its memory. The file is not copied into the arena and may be larger than it. */
 export class FileLease extends Lease {
   readonly #file: Buffer;
 

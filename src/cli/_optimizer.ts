@@ -1,4 +1,4 @@
-/** Builds an optimizer from `--optimizer adamw --set lr=0.1`. The service's schema validates it. */
+/** Builds an optimizer object from options such as `--optimizer adamw --set lr=0.1`. The service's schema validates the object. */
 import { UsageError } from "./_command.ts";
 
 export const optimizerOptions = {
@@ -18,7 +18,7 @@ const readSetting = (text: string): readonly [string, unknown] => {
   return [text.slice(0, equals), readValue(text.slice(equals + 1))];
 };
 
-/** Parses a value: a list if it has commas, else JSON, else a string. */
+/** Parses a value as a list if it has commas, else as JSON, else as a string. */
 const readValue = (text: string): unknown => {
   if (text.includes(",")) return text.split(",").map(readValue);
   try {
@@ -28,7 +28,7 @@ const readValue = (text: string): unknown => {
   }
 };
 
-/** The options that correspond to an optimizer's fields, for errors. */
+/** Maps the fields of an optimizer object to command-line options, for error messages. */
 export const optimizerFields: readonly (readonly [RegExp, string])[] = [
   [/^\/optimizer\/name$/, "--optimizer"],
   [/^\/optimizer\//, "--set "],

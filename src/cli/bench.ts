@@ -15,14 +15,14 @@ const MAX_ELEMENTS = 2 ** 27;
 const MAX_CONNECTIONS = 1024;
 const MAX_SECONDS = 86400;
 
-/** Time between two updates of the progress bar. */
+/** The progress bar is updated at this interval. */
 const TICK_MS = 100;
 
-/** The least pause after a failed call. */
-const PAUSE_MS = 100;
+/** A connection waits at least this long after a failed call. */
+const MIN_PAUSE_MS = 100;
 
-/** Errors after which the same call may succeed. */
-const REFUSALS = ["OVERLOADED", "DRAINING", "WORKER_LOST"];
+/** After one of these errors, the same call may succeed later. */
+const RETRYABLE_ERRORS = ["OVERLOADED", "DRAINING", "WORKER_LOST"];
 
 export const bench = defineCommand({
   name: "bench",
@@ -58,7 +58,7 @@ export const bench = defineCommand({
     const optimizer = optimizerOf(values);
 
     const stop = new AbortController();
-    // The handlers stay until exit: Ctrl-C arrives twice, from the terminal and from bin/stepd.js, and the second must not suppress the table.
+    // Ctrl-C arrives twice, from the terminal and from bin/stepd.js. The handlers stay until exit, so the second does not suppress the table.
     for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => stop.abort());
     const rows: Row[] = [];
     using bar = new Progress();
@@ -71,7 +71,7 @@ export const bench = defineCommand({
     if (rows.length === 0) throw new CommandError("stopped before the first step was measured");
     console.log(values.json ? JSON.stringify(rows, null, 2) : textOf(rows, optimizer.name, dtype));
     const code = rows.every(({ steps, errors }) => steps > 0 && Object.keys(errors).length === 0) ? 0 : 1;
-    // Exits explicitly: at a normal exit Node removes signal handlers 8 ms early (measured), and a second Ctrl-C would kill the process then.
+    // At a normal exit Node removes signal handlers 8 ms early (measured), and a second Ctrl-C would kill the process. So this exits explicitly.
     process.stdout.write("", () => process.exit(code));
     return code;
   },
@@ -86,7 +86,7 @@ const readOption = (path: string | undefined, option: string): Buffer | undefine
   }
 };
 
-interface Settings {
+interface MeasureOptions {
   readonly target: Target;
   readonly optimizer: unknown;
   readonly elements: number;
@@ -104,19 +104,19 @@ interface Row {
   readonly seconds: number;
   readonly steps: number;
   readonly steps_per_second: number;
-  /** Request bytes of the successful steps. */
+  /** The request bytes of successful steps. */
   readonly bytes_in_per_second: number;
   readonly bytes_out_per_second: number;
   readonly p50_ms: number | null;
   readonly p90_ms: number | null;
   readonly p99_ms: number | null;
   readonly refusals: number;
-  /** Error counts by name, without refusals. */
+  /** The number of errors by name, without refusals. */
   readonly errors: Readonly<Record<string, number>>;
 }
 
-/** Measures steps of one size. Undefined if stopped before the first step. */
-const measure = async (settings: Settings): Promise<Row | undefined> => {
+/** Measures steps of one size. Returns undefined if stopped before the first step. */
+const measure = async (settings: MeasureOptions): Promise<Row | undefined> => {
   const { target, connections, elements, seconds, signal, bar } = settings;
   using stack = new DisposableStack();
   const sockets = Array.from({ length: connections }, () => stack.use(new Connection(target)));
@@ -152,12 +152,12 @@ class Timer implements Disposable {
 
 interface Prepared {
   readonly body: Buffer;
-  /** The expected reply of every step. */
+  /** Every step must have this reply. */
   readonly reply: Buffer;
 }
 
-/** Runs the first step, which creates the state, then one step with that state on each connection. */
-const prepare = async (connections: readonly Connection[], { optimizer, elements, dtype, signal }: Settings): Promise<Prepared> => {
+/** Runs a first step, which creates the state, then one step with that state on each connection. */
+const prepare = async (connections: readonly Connection[], { optimizer, elements, dtype, signal }: MeasureOptions): Promise<Prepared> => {
   const params = tensorFile(elements, dtype, 0);
   const grads = tensorFile(elements, dtype, 1);
   const bodyOf = (state: Uint8Array | null): Buffer => {
@@ -172,21 +172,27 @@ const prepare = async (connections: readonly Connection[], { optimizer, elements
   return { body, reply: replies[0] as Buffer };
 };
 
-/** Attempts to send a warm-up step to an overloaded server. */
-const MAX_WARM_UPS = 20;
+/** A warm-up step is sent at most this often to an overloaded server. */
+const MAX_WARM_UP_ATTEMPTS = 20;
 
 const warmUp = async (connection: Connection, body: Buffer, signal: AbortSignal): Promise<Buffer> => {
   for (let attempt = 1; ; attempt++) {
     const chunks: Buffer[] = [];
     const { error, detail, retryAfter = 0 } = await connection.step(body, signal, (chunk) => chunks.push(chunk));
     if (error === undefined) return Buffer.concat(chunks);
-    if (!REFUSALS.includes(error) || attempt === MAX_WARM_UPS) throw new CommandError(`the first step did not go well: ${error}: ${detail}`);
-    await delay(Math.max(retryAfter * 1000, PAUSE_MS), undefined, { signal });
+    if (!RETRYABLE_ERRORS.includes(error) || attempt === MAX_WARM_UP_ATTEMPTS) throw new CommandError(`the first step did not go well: ${error}: ${detail}`);
+    await delay(Math.max(retryAfter * 1000, MIN_PAUSE_MS), undefined, { signal });
   }
 };
 
-/** Sends steps on one connection until the deadline or the signal. */
-const repeat = async (connection: Connection, { body, reply }: Prepared, tally: Tally, deadline: number, { isChecked, signal }: Settings): Promise<void> => {
+/** Sends steps on one connection until the deadline or until the signal is aborted. */
+const repeat = async (
+  connection: Connection,
+  { body, reply }: Prepared,
+  tally: Tally,
+  deadline: number,
+  { isChecked, signal }: MeasureOptions,
+): Promise<void> => {
   while (performance.now() < deadline && !signal.aborted) {
     let isSame = true;
     const compare = (chunk: Buffer, at: number): void => {
@@ -198,14 +204,14 @@ const repeat = async (connection: Connection, { body, reply }: Prepared, tally: 
       tally.add(isWhole ? outcome : { ...outcome, error: "OTHER_REPLY" });
       const { error, retryAfter = 0 } = outcome;
       if (error === undefined) continue;
-      await delay(Math.min(Math.max(retryAfter * 1000, PAUSE_MS), Math.max(deadline - performance.now(), 0)), undefined, { signal });
+      await delay(Math.min(Math.max(retryAfter * 1000, MIN_PAUSE_MS), Math.max(deadline - performance.now(), 0)), undefined, { signal });
     } catch (error) {
       if (!signal.aborted) throw error;
     }
   }
 };
 
-/** Collects the outcomes of calls. */
+/** Counts the outcomes of calls. */
 class Tally {
   readonly #times: number[] = [];
   readonly #errors = new Map<string, number>();
@@ -216,13 +222,13 @@ class Tally {
     if (error === undefined) {
       this.#times.push(ms);
       this.#bytes += bytes;
-    } else if (REFUSALS.includes(error)) this.#refusals++;
+    } else if (RETRYABLE_ERRORS.includes(error)) this.#refusals++;
     else this.#errors.set(error, (this.#errors.get(error) ?? 0) + 1);
   }
 
   row(elements: number, connections: number, seconds: number, bodyBytes: number): Row {
     const sorted = Float64Array.from(this.#times).sort();
-    /** The percentile by nearest rank, so that it is the time of an actual step. */
+    /** Returns the percentile by nearest rank, which is the time of an actual step. */
     const percentile = (percent: number): number | null => sorted[Math.max(Math.ceil((sorted.length * percent) / 100) - 1, 0)] ?? null;
     const steps = sorted.length;
     return {
@@ -262,7 +268,7 @@ const textOf = (rows: readonly Row[], optimizer: string, dtype: string): string 
   return [`${optimizer}, ${dtype}`, "", table(head, cells), ...(errors.length > 0 ? ["", ...errors] : [])].join("\n");
 };
 
-/** A safetensors file of one tensor. Its values have magnitudes from 0.25 to 1, so none is subnormal, and are the same in every run. */
+/** Creates a safetensors file of one tensor. Its values are the same in every run. Their magnitudes are 0.25 to 1, so none is subnormal. */
 const tensorFile = (elements: number, dtype: string, seed: number): Parts => {
   const size = bytesOf(dtype) as number;
   const data = Buffer.allocUnsafeSlow(elements * size);

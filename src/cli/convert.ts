@@ -1,4 +1,4 @@
-/** `stepd convert`: state.convert from file to file, without a server. */
+/** `stepd convert`: runs state.convert from file to file, without a server. */
 import { readFileSync } from "node:fs";
 import type { Parts } from "../codec/parts.ts";
 import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
@@ -8,11 +8,11 @@ import { bytesText } from "./terminal.ts";
 const MIB = 2 ** 20;
 const FORMATS = ["stepd", "torch", "qhoptim", "optax"] as const;
 
-/** WebAssembly's limit of 4 GiB. */
+// WebAssembly limits its memory to 4 GiB.
 const MAX_ARENA_MIB = 4096;
 
-/** Arena size per byte of the file: the file, its float32 copy, and added slots. Unused memory is never touched. */
-const ARENA_PER_FILE = 4;
+/** The arena has four times the file's size: for the file, its float32 copy, and added slots. Untouched memory takes no pages. */
+const ARENA_BYTES_PER_FILE_BYTE = 4;
 const MIN_ARENA_MIB = 64;
 
 export const convert = defineCommand({
@@ -60,8 +60,8 @@ export const convert = defineCommand({
   },
 });
 
-/** The options that correspond to fields, for errors. --names and --betas apply to the foreign side; only if IN is foreign does OUT have its own. */
-const fieldNames = (input: string, isFromForeign: boolean): readonly (readonly [RegExp, string])[] => [
+/** Maps fields to options, for error messages. --names and --betas apply to the foreign format; OUT has its own options only if IN is foreign. */
+const optionsOfFields = (input: string, isFromForeign: boolean): readonly (readonly [RegExp, string])[] => [
   [/^\/state/, escapeReplacement(input)],
   [/^\/from\/optimizer/, "--from-optimizer"],
   [/^\/(from|to)\/format/, "--$1"],
@@ -81,7 +81,7 @@ const convertFile = async (
   const mebibytes = Math.ceil(file.size / MIB);
   if (mebibytes > MAX_ARENA_MIB) throw new CommandError(`${input}: expected at most ${MAX_ARENA_MIB} MiB, found ${mebibytes} MiB`);
   const { Offline } = await import("./_offline.ts");
-  await using offline = await Offline.start(Math.min(MAX_ARENA_MIB, MIN_ARENA_MIB + ARENA_PER_FILE * mebibytes));
+  await using offline = await Offline.start(Math.min(MAX_ARENA_MIB, MIN_ARENA_MIB + ARENA_BYTES_PER_FILE_BYTE * mebibytes));
   using lease = offline.arena.lease(0);
   const state = lease.view(lease.alloc(file.size), file.size);
   file.readInto(state);
@@ -90,11 +90,11 @@ const convertFile = async (
     writeAtomically(output, converted.pieces, isForced);
     return { lost, bytes: converted.length };
   } catch (error) {
-    throw withOptionName(error, fieldNames(input, params.from.format !== "stepd"));
+    throw withOptionName(error, optionsOfFields(input, params.from.format !== "stepd"));
   }
 };
 
-/** The names and betas of a convention, for the wire. */
+/** Reads the names and betas of a convention from options. */
 const conventionOf = ({ names, betas }: { readonly names: string | undefined; readonly betas: string | undefined }, prefix: string) => ({
   ...(names !== undefined && { names: readNames(names, `${prefix}names`) }),
   ...(betas !== undefined && { betas: readBetas(betas, `${prefix}betas`) }),

@@ -1,4 +1,4 @@
-/** `stepd inspect`: prints the contents of a state or another safetensors file. Reads the header and the scalars; the whole file only for --stats. */
+/** `stepd inspect`: prints the contents of a state or another safetensors file. It reads the whole file only for --stats. */
 import { COMPUTED, readElement } from "../codec/dtype.ts";
 import { plainOf } from "../codec/members.ts";
 import type { TensorInfo } from "../codec/safetensors.ts";
@@ -9,7 +9,7 @@ import { escapeReplacement, TensorFile, withOptionName } from "./_file.ts";
 import { bytesText, countText, numberText, Progress, pluralize, printable, table } from "./terminal.ts";
 
 interface Stats {
-  /** The smallest finite value; null if there is none. */
+  /** The smallest finite value; null if no value is finite. */
   readonly min: number | null;
   readonly max: number | null;
   readonly norm: number;
@@ -107,11 +107,11 @@ const cells = (report: TensorReport | undefined, hasStats: boolean): readonly st
   return [dtype, `[${shape.join(", ")}]`, countText(elements), countText(bytes), ...stats];
 };
 
-const MEASURED: readonly string[] = COMPUTED;
+const FLOAT_DTYPES: readonly string[] = COMPUTED;
 
-/** Statistics of the tensors with a floating-point dtype. */
+/** Computes statistics of the tensors with a floating-point dtype. */
 const statsOf = (file: TensorFile, tensors: readonly TensorInfo[]): ReadonlyMap<string, Stats> => {
-  const floats = tensors.filter(({ dtype }) => MEASURED.includes(dtype));
+  const floats = tensors.filter(({ dtype }) => FLOAT_DTYPES.includes(dtype));
   using bar = new Progress();
   bar.begin(
     "reading",

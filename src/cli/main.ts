@@ -1,9 +1,9 @@
-/** The entry point of the `stepd` command: runs a subcommand. Exit status 0 on success, 1 on failure, 2 for wrong usage. */
+/** The entry point of the `stepd` command. It runs a subcommand and exits with 0 on success, 1 on failure, 2 for wrong usage. */
 import { StepdError } from "../errors/errors.ts";
 import { anyOf, type Command, CommandError, helpOf, parse, UsageError } from "./_command.ts";
 import { heading } from "./terminal.ts";
 
-/** Commands are imported on use, because the service's libraries take longer to load than most commands to run. */
+/** Commands are imported on use, because loading the service's libraries takes longer than most commands. */
 const commands: Readonly<Record<string, { readonly summary: string; load(): Promise<Command> }>> = {
   serve: { summary: "run the service", load: async () => (await import("./serve.ts")).serve(process.env) },
   inspect: { summary: "print what a state or another safetensors file holds", load: async () => (await import("./inspect.ts")).inspect },
@@ -46,19 +46,19 @@ const run = async (argv: readonly string[]): Promise<number> => {
   return 0;
 };
 
-/** The message for an error, with a stack only for an unexpected one. */
+/** Returns the message for an error. Only an unexpected error includes its stack. */
 const textOf = (error: unknown): string => {
   if (!(error instanceof Error)) return String(error);
   const isKnown = error instanceof UsageError || error instanceof CommandError || error instanceof StepdError;
   return isKnown || "syscall" in error ? error.message : (error.stack ?? error.message);
 };
 
-// bin/stepd.js starts this process. If that parent is killed, this process must end too.
+// bin/stepd.js starts this process. If that parent is killed, this process must end, too.
 process.once("disconnect", () => process.kill(process.pid, "SIGTERM"));
 process.channel?.unref();
 
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  // A reader that closes the pipe early, such as head, is not a failure.
+  // A reader such as `head` closes the pipe early, which is not a failure.
   if (error.code === "EPIPE") process.exit(0);
   console.error(`stepd: standard output: ${error.message}`);
   process.exit(1);

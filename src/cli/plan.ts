@@ -1,4 +1,4 @@
-/** `stepd plan`: optimizer.plan without a server, with the transfer times on networks of several speeds. */
+/** `stepd plan`: runs optimizer.plan without a server, and adds the transfer times on networks of several speeds. */
 import { readConfig } from "../config.ts";
 import type { PlanParams, PlanResult } from "../generated/wire.gen.ts";
 import { defineCommand, UsageError, wholeNumber } from "./_command.ts";
@@ -95,7 +95,7 @@ const tensorsIn = (path: string): Shapes => {
   return Object.fromEntries(tensors.map(({ name, shape, dtype }) => [name, { shape, dtype: dtype as NonNullable<Shapes[string]["dtype"]> }]));
 };
 
-/** Parses --tensor. A parameter without a name gets one from its position. */
+/** Parses --tensor. The position names a parameter without a name. */
 const readTensor = (text: string, index: number): readonly [string, Shapes[string]] => {
   const equals = text.lastIndexOf("=");
   const [sizes = "", dtype, more] = text.slice(equals + 1).split(":");

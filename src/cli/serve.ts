@@ -1,10 +1,10 @@
-/** `stepd serve`: the service with its settings as options, derived from the table of src/config.ts. */
-import { type Config, ConfigError, misleadingIn, readConfig, settings } from "../config.ts";
+/** `stepd serve`: runs the service. Its options are generated from the settings in src/config.ts. */
+import { type Config, ConfigError, readConfig, settings, warningsFor } from "../config.ts";
 import { type Command, CommandError, defineCommand, type Option, UsageError } from "./_command.ts";
 
 const PREFIX = "STEPD_";
 
-/** The option of a setting: arena-mib for STEPD_ARENA_MIB. */
+/** Converts a setting's name to an option's name: STEPD_ARENA_MIB to arena-mib. */
 const optionOf = (setting: string): string => setting.slice(PREFIX.length).toLowerCase().replaceAll("_", "-");
 
 const variables: ReadonlyMap<string, string> = new Map(Object.values(settings).map(({ name }) => [optionOf(name), name]));
@@ -26,7 +26,7 @@ export const serve = (env: Readonly<Record<string, string | undefined>>): Comman
 
     async run(values) {
       const given = Object.entries(values).flatMap(([option, value]) => (value === undefined ? [] : [[option, variables.get(option) ?? "", value] as const]));
-      /** Replaces variable names in a message by the options that the caller used. */
+      /** Replaces variable names in an error message by the options that the caller used. */
       const inOptions = (message: string): string =>
         given.reduce((text, [option, variable]) => text.replaceAll(new RegExp(`\\b${variable}\\b`, "g"), `--${option}`), message);
       let config: Config;
@@ -35,10 +35,10 @@ export const serve = (env: Readonly<Record<string, string | undefined>>): Comman
       } catch (error) {
         throw error instanceof ConfigError ? new UsageError(inOptions(error.message)) : error;
       }
-      // Imported only with valid settings, so that an error message appears without the import's delay.
+      // Loading the service takes time, so an error in the settings is reported before the import.
       const { serve } = await import("../serve.ts");
       try {
-        await serve(config, misleadingIn(env, config));
+        await serve(config, warningsFor(env, config));
       } catch (error) {
         throw error instanceof ConfigError ? new CommandError(inOptions(error.message)) : error;
       }

@@ -1,8 +1,8 @@
-/** Terminal output: tables, progress bars, numbers with units. Colours and bars appear only on a terminal. */
+/** Formats terminal output: tables, progress bars, numbers with units. Colours and bars appear only on a terminal. */
 import { styleText } from "node:util";
 import { Presets, SingleBar } from "cli-progress";
 
-/** Bold text on a terminal, plain text with NO_COLOR or in a pipe. */
+/** Returns bold text on a terminal, and plain text in a pipe or with NO_COLOR. */
 export const heading = (text: string): string => styleText("bold", text, { stream: process.stdout });
 
 /** Escapes control characters in text from a file or a server. */
@@ -21,7 +21,7 @@ export const table = (head: readonly string[], given: readonly (readonly string[
   return [line(head), widths.map((width) => "-".repeat(width)).join("  "), ...rows.map(line)].join("\n");
 };
 
-/** A progress bar on a terminal; does nothing elsewhere. */
+/** A progress bar. It is visible only on a terminal. */
 export class Progress implements Disposable {
   #bar: SingleBar | undefined;
 
@@ -44,7 +44,7 @@ export class Progress implements Disposable {
 
 const SIZES = ["B", "kB", "MB", "GB", "TB", "PB"];
 
-/** Bytes with a decimal unit, for instance "1.50 MB". */
+/** Formats bytes with a decimal unit, for instance "1.50 MB". */
 export const bytesText = (bytes: number): string => {
   const unit = Math.min(Math.floor(Math.log10(Math.max(bytes, 1)) / 3), SIZES.length - 1);
   const scaled = bytes / 1000 ** unit;
@@ -53,10 +53,10 @@ export const bytesText = (bytes: number): string => {
 
 export const countText = (count: number): string => count.toLocaleString("en-US");
 
-/** "1 tensor", "2 tensors". */
+/** Formats a count with its noun: "1 tensor", "2 tensors". */
 export const pluralize = (count: number, noun: string): string => `${countText(count)} ${noun}${count === 1 ? "" : "s"}`;
 
-/** A number rounded to six significant digits. */
+/** Formats a number with six significant digits. */
 export const numberText = (value: number): string => (value === 0 || !Number.isFinite(value) ? String(value) : String(Number(value.toPrecision(6))));
 
 export const secondsText = (seconds: number): string => {

@@ -26,7 +26,7 @@ const WHITESPACE: readonly (number | undefined)[] = [0x20, 0x09, 0x0a, 0x0d];
 /** Containers are parsed in pieces of at least this many bytes, with a yield after each. */
 const PIECE_BYTES = 65536;
 
-/** Longer strings are parsed in parts of this many bytes, with a yield after each. */
+/** Strings above this length are parsed in parts of this length, with a yield after each. */
 const LONG_STRING_BYTES = 2 ** 20;
 
 /** The scan yields after this many bytes. */
@@ -175,7 +175,7 @@ function* scan(bytes: Buffer, onProgress: (count: number) => void): Task<string 
   return { values, ids, nonDigitAt, large };
 }
 
-/** Returns a list of the number after a colon; the list is empty if another kind of value follows. */
+/** Reads the number after a colon, as a list of one text. The list is empty if another kind of value follows. */
 const numberAfter = (bytes: Buffer, after: number): readonly string[] => {
   const start = skipSpace(bytes, skipSpace(bytes, after) + 1);
   let end = start;

@@ -99,7 +99,7 @@ function* writeText({ text, blobs }: TextWithBlobs, output: Output): Task<void> 
   }
 }
 
-/** Encodes an array from its encoded items. */
+/** Builds an encoded array from encoded items. */
 export const joinJson = (values: readonly Parts[]): Parts =>
   new Parts([...values.flatMap(({ pieces }, index) => [Buffer.from(index === 0 ? "[" : ","), ...pieces]), Buffer.from("]")]);
 

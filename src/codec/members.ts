@@ -3,7 +3,7 @@ export class Members<T = unknown> implements Iterable<readonly [name: string, va
   readonly size: number;
   readonly #generate: () => Iterable<readonly [name: string, value: T]>;
 
-  /** `generate` returns a new iterable of all members at each call. */
+  /** Each call of `generate` must return a new iterable of all members. */
   constructor(size: number, generate: () => Iterable<readonly [name: string, value: T]>) {
     this.size = size;
     this.#generate = generate;
@@ -22,7 +22,7 @@ export class Members<T = unknown> implements Iterable<readonly [name: string, va
   }
 }
 
-/** Objects with more members are generated. */
+/** Objects with more than this many members are generated. */
 const MAX_PLAIN_MEMBERS = 1024;
 
 /** An object in a result, either plain or generated. */

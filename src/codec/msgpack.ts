@@ -116,7 +116,6 @@ class OpenContainer {
   unread: number;
   #memberStart: number;
   #pieceStart: number;
-  /** The scan had read this many values when the current piece started. */
   #valuesAtPieceStart: number;
   #large: LargeContainer | undefined;
   readonly #pieces: Piece[] = [];
@@ -330,7 +329,7 @@ class Scanner {
     return end;
   }
 
-  /** Fast path for short field names: this loop takes less time than creating a view for isUtf8. */
+  /** Short field names are checked in a loop, because creating a view for isUtf8 takes longer. */
   #isShortAscii(start: number, end: number): boolean {
     if (end - start > MAX_ASCII_CHECK_BYTES) return false;
     for (let at = start; at < end; at++) if ((this.#bytes[at] as number) > 0x7f) return false;
@@ -389,7 +388,7 @@ addPiece(Parts, (parts) => parts);
 addPiece(Encoded, (packed) => packed);
 addPiece(SpelledNumber, ({ packed }) => new Encoded(packed));
 
-/** Encodes an array from its encoded items. */
+/** Builds an encoded array from encoded items. */
 export const joinMsgpack = (values: readonly Parts[]): Parts => {
   const head = Buffer.alloc(3);
   head[0] = 0xdc;
@@ -450,7 +449,6 @@ const withoutHeader = (bytes: Uint8Array): Uint8Array => {
   return bytes.subarray(type === 0xdc || type === 0xde ? 3 : type === 0xdd || type === 0xdf ? 5 : 1);
 };
 
-/** Encodes a small value in one turn. */
 const pack = (value: unknown, output: Output): void => {
   const { packr } = output;
   packr.replaced.length = 0;

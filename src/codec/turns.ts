@@ -1,7 +1,7 @@
 /** Cooperative multitasking: long tasks on the main thread run in turns, and other calls run between the turns. */
 import { setImmediate } from "node:timers/promises";
 
-/** A task as a generator. It may be interrupted wherever it yields. */
+/** A task. Its caller may interrupt it wherever the generator yields. */
 export type Task<T> = Generator<undefined, T>;
 
 /** A turn takes about this long before other calls run, in milliseconds. */
@@ -45,7 +45,7 @@ export type Run = <T>(task: Task<T>) => T | Promise<T>;
 export const mapInTurns = <T, U>(items: readonly T[], map: (item: T, index: number) => U): U[] | Promise<U[]> =>
   items.length <= ITEMS_PER_YIELD ? items.map(map) : inTurns(mapped(items, map));
 
-/** Maps items as a task. */
+/** Maps items, with yields. */
 export function* mapped<T, U>(items: readonly T[], map: (item: T, index: number) => U): Task<U[]> {
   const results: U[] = [];
   for (const [index, item] of items.entries()) {
@@ -82,7 +82,7 @@ export class SerialQueue {
 /** The sort yields after it has sorted or merged this many items. */
 const SORTED_ITEMS_PER_YIELD = 4096;
 
-/** Sorts items as a task. The sort is stable. */
+/** Sorts items stably, with yields. */
 export function* sorted<T>(items: readonly T[], compare: (a: T, b: T) => number): Task<readonly T[]> {
   let runs: (readonly T[])[] = [];
   for (let at = 0; at < items.length; at += SORTED_ITEMS_PER_YIELD) {

@@ -47,16 +47,16 @@ interface LoadedUpdate {
 /** The cache of headers and layouts takes at most this many bytes of heap. */
 const CACHE_BYTES = 2 ** 26;
 
-/** Longer headers are not cached. */
+/** Headers above this length are not cached. */
 const MAX_HEADER_BYTES = CACHE_BYTES / 16;
 
-/** Calls with more tensors run one at a time. */
+/** Calls with more than this many tensors run one at a time. */
 const MANY_TENSORS = 4096;
 
 /** The cache keeps this many layouts for the same headers, because a trainer may change an option at every step. */
 const MAX_LAYOUTS = 8;
 
-/** Layouts with longer option keys are not cached, because serializing long lists of names would block the main thread. */
+/** Layouts with option keys above this length are not cached, because serializing long lists of names would block the main thread. */
 const MAX_OPTIONS_KEY_LENGTH = 2 ** 20;
 
 /** This many base64 characters contain the length field of a safetensors header. */
@@ -65,7 +65,7 @@ const LENGTH_FIELD_CHARACTERS = 12;
 /** A cache entry for calls whose files have equal headers. */
 interface CacheEntry {
   readonly matched: Matched;
-  /** Layouts by serialized options. */
+  /** Maps the serialized options of a call to its layout. */
   readonly layouts: LRUCache<string, Layout>;
 }
 
@@ -82,7 +82,7 @@ const MAX_RECENT_BYTES = 2 ** 16;
 export class Engine {
   readonly #pool: Pool;
   readonly #arenaBytes: number;
-  /** Cache entries by the headers of the files. */
+  /** Maps the headers of a call's files to their cache entry. */
   readonly #cache = new LRUCache<string, CacheEntry>({
     maxSize: CACHE_BYTES,
     sizeCalculation: ({ matched, layouts }, key) => key.length + matchedBytes(matched) + sum(layouts, ([options, layout]) => layoutBytes(layout, options)),

@@ -74,7 +74,7 @@ function* fileOf(described: readonly TensorDescription[]): Task<Safetensors> {
   return { header, metadata: new Map(), tensors: yield* withOffsets(described) };
 }
 
-/** One tensor's bytes by use. */
+/** The bytes that one tensor needs. */
 interface Cost {
   readonly param: number;
   readonly grad: number;

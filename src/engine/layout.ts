@@ -16,7 +16,7 @@ import { type KernelCall, NEW_SLOTS, STATE, sumBytes, type Target } from "./runn
 import { MASTER_PARAM, newStateHeader, requiredSlots, requireFamily, STEP, type StateHeader, slotDtype } from "./state.ts";
 import { withOffsets } from "./tensors.ts";
 
-/** The fields of a step's call, except its tensors. */
+/** A step's call without its tensors. */
 export type StepOptions = Omit<StepParams, "params" | "grads" | "reduce" | "state">;
 
 /** A parameter that the step updates. */
@@ -46,7 +46,7 @@ export interface StateOutput {
   readonly entries: readonly OutputEntry[];
 }
 
-/** A new slot whose elements start with a value other than 0. */
+/** The initial value of a new slot, if that is not 0. */
 interface InitialValue {
   readonly offset: number;
   readonly elements: number;
@@ -172,7 +172,6 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
 const normLimit = ({ optimizer, base }: Plan): number | undefined =>
   optimizer.normLimit === undefined ? undefined : ((base[optimizer.normLimit] as number | null) ?? undefined);
 
-/** A cache that creates each recipe once. */
 class RecipeCache {
   readonly #plan: Plan;
   readonly #recipes: Recipes;

@@ -35,7 +35,7 @@ export interface Matched {
   readonly elements: Readonly<Record<string, number>>;
 }
 
-/** Throws TENSOR_MISMATCH, STATE_CORRUPT and STATE_MISMATCH. */
+/** Matches gradients, parameters and state entries. Throws TENSOR_MISMATCH, STATE_CORRUPT and STATE_MISMATCH. */
 export function* match({ params, grads, state: file }: StepHeaders): Task<Matched> {
   const paramOf = new Map<string, TensorInfo>();
   for (const [index, info] of params.tensors.entries()) {

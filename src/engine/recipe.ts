@@ -78,7 +78,7 @@ export interface Recipe extends RecipeInput {
   readonly results: Measurement;
   /** The number of columns in a target's matrix of sums. */
   readonly columns: number;
-  /** The bytes per element of a widened gradient in work memory; 0 if the gradient needs noScalars. */
+  /** The bytes per element of a widened gradient in work memory; 0 if the gradient needs none. */
   readonly wideGradStride: number;
 }
 
@@ -106,7 +106,6 @@ export class Recipes {
     this.#kernel = kernel;
   }
 
-  /** Builds the recipe of a tensor's step. */
   step(input: RecipeInput, tensorOptions: TensorOptions): Recipe {
     const { param, grad, stages } = input;
     const { isMeasured, gradientCheck } = tensorOptions;

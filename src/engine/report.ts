@@ -116,7 +116,7 @@ export const reportOf = (
   return { ...(stats !== "none" && { stats: statsOf(layout, results, sums, scale) }), ...(warnings.length > 0 && { warnings: warnings.sort() }) };
 };
 
-/** Warns if squares of gradients overflow. The average of squares then stays infinite, so the parameter never changes again. */
+/** Warns of gradients whose squares overflow, above 1.8e19 in float32. Their averages stay infinite, so the parameters never change again. */
 const overflowWarnings = ({ plan: { optimizer }, targets }: Layout, sums: readonly GradientSums[]): readonly string[] => {
   if (sums.every(({ squareOverflows }) => squareOverflows === 0)) return [];
   const found = targets

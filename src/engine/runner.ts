@@ -8,7 +8,7 @@ import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
 import { mapInTurns } from "../codec/turns.ts";
 import type { StepContext } from "../optimizers/registry.ts";
-import { type Call, type Pointer, type Pool, SHARD, type Unit } from "../pool/pool.ts";
+import { type Call, type Pointer, type Pool, SHARD_ELEMENTS, type Unit } from "../pool/pool.ts";
 
 /** Each offset is relative to one of these memory blocks: the call's three files, new slots, rounded parameters, or work memory. */
 export const [PARAMS, GRADS, STATE, NEW_SLOTS, ROUNDED, WORKSPACE] = [0, 1, 2, 3, 4, 5] as const;
@@ -60,25 +60,25 @@ export const fixed =
   () =>
     pointer;
 
-/** The operand of an unused tensor. */
+/** The operand of an absent tensor. */
 export const absent = fixed({ address: 0, stride: 0 });
 
-/** Creates an operand that points to a tensor: the target's offset number `index`, in `block`. */
+/** Creates an operand for the tensor at the target's offset number `index`, which is relative to `block`. */
 export const tensorAt = (block: number, index: number, dtype: string): Operand => {
   const stride = bytesOf(dtype) as number;
   return ({ offsets }, bases) => ({ address: (bases[block] as number) + (offsets[index] as number), stride });
 };
 
-const shardsOf = ({ elements }: Target): number => Math.ceil(elements / SHARD);
+const shardsOf = ({ elements }: Target): number => Math.ceil(elements / SHARD_ELEMENTS);
 
 /** Returns the size of a target's matrix of sums. */
-export const sumBytes = (elements: number, columns: number): number => Math.ceil(elements / SHARD) * columns * SUM_BYTES;
+export const sumBytes = (elements: number, columns: number): number => Math.ceil(elements / SHARD_ELEMENTS) * columns * SUM_BYTES;
 
 const rowAddress = (target: Target, { first, width }: Columns, block: number): number => target.sums + (first * shardsOf(target) + width * block) * SUM_BYTES;
 
 /** Creates an operand that points to a kernel's sums, starting at its column `from`. */
 export const sumsAt = (columns: Columns, from = 0): Operand => {
-  const stride = (columns.width * SUM_BYTES) / SHARD;
+  const stride = (columns.width * SUM_BYTES) / SHARD_ELEMENTS;
   return (target, bases) => ({ address: (bases[WORKSPACE] as number) + rowAddress(target, columns, 0) + from * SUM_BYTES, stride });
 };
 

@@ -1,5 +1,5 @@
-/** Texts of more UTF-16 units count by these: no limit is near. */
+/** Longer texts exceed every limit anyway, so their UTF-16 units are counted instead. */
 const MAX_COUNTED = 65536;
 
-/** Characters of a text as JSON Schema and other languages count them: a surrogate pair is one. */
+/** Counts the characters of a text as JSON Schema and other languages do: a surrogate pair is one character. */
 export const characters = (text: string): number => (text.length > MAX_COUNTED ? text.length : [...text].length);

@@ -1,13 +1,13 @@
-/** The rate at which a limited resource is freed, for `retry_after`: arena bytes, heap bytes, or calls in flight. */
+/** Measures the rate at which a limited resource (arena bytes, heap bytes, calls in flight) is freed. `retry_after` derives from it. */
 
-/** The time constant of the average, in seconds. */
+/** The time constant of the moving average, in seconds. */
 const RATE_SECONDS = 5;
 
 const MIN_RETRY_SECONDS = 1;
 const MAX_RETRY_SECONDS = 30;
 
 export class DrainRate {
-  /** The recently freed amount, which decays exponentially from the time `#last`. */
+  /** The recently freed amount at the time `#last`. It decays exponentially. */
   #recent = 0;
   #last = 0;
 
@@ -16,10 +16,10 @@ export class DrainRate {
     this.#last = performance.now();
   }
 
-  /** The seconds until `missing` should be free at the measured rate, rounded up; the minimum if nothing was freed lately. */
+  /** Returns the seconds until `missing` is probably free, at the measured rate; the minimum if nothing was freed lately. */
   retryAfter(missing: number): number {
-    const isKnown = this.#recent > 0 && performance.now() - this.#last < RATE_SECONDS * 2 * 1000;
-    if (!isKnown) return MIN_RETRY_SECONDS;
+    const isRecent = this.#recent > 0 && performance.now() - this.#last < RATE_SECONDS * 2 * 1000;
+    if (!isRecent) return MIN_RETRY_SECONDS;
     const seconds = Math.ceil((missing * RATE_SECONDS) / Math.max(this.#decayed(), 1));
     return Math.min(Math.max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS);
   }

@@ -1,6 +1,6 @@
 /**
- * All errors that a caller can receive, in one table: JSON-RPC code, HTTP status and title. The documentation and the clients
- * derive from it, and a test counts its entries.
+ * The table of all errors that a caller can receive, with JSON-RPC code, HTTP status and title. The documentation and the clients are
+ * generated from it, and a test counts its entries.
  */
 export const errors = {
   PARSE_ERROR: { code: -32700, status: 400, title: "The body is not well-formed" },
@@ -35,50 +35,50 @@ export interface ErrorDetail {
   readonly field?: string | undefined;
   readonly expected?: string | undefined;
   readonly found?: string | undefined;
-  /** Seconds after which the call may succeed. */
+  /** The call may succeed after this many seconds. */
   readonly retry_after?: number | undefined;
-  /** The names of the first few tensors concerned. */
+  /** The names of the first few affected tensors. */
   readonly tensors?: readonly string[] | undefined;
 }
 
-/** The most characters of each part of an error, because it may quote a caller's text of any length. */
-const MAX_TEXT = 1000;
+/** Each part of an error has at most this many characters, because it may quote a caller's text of any length. */
+const MAX_PART_LENGTH = 1000;
 
-const clip = (text: string, most = MAX_TEXT): string => (text.length > most ? `${text.slice(0, most - 3)}...`.toWellFormed() : text);
+const truncate = (text: string, maxLength = MAX_PART_LENGTH): string => (text.length > maxLength ? `${text.slice(0, maxLength - 3)}...`.toWellFormed() : text);
 
-/** An error for the caller. Its message is one sentence with the field, the expected and the found value. */
+/** An error that the caller receives. Its message is one sentence with the field, the expected and the found value. */
 export class StepdError extends Error {
   override readonly name = "StepdError";
   readonly code: ErrorName;
   readonly detail: ErrorDetail;
 
   constructor(code: ErrorName, message: string, detail: ErrorDetail = {}) {
-    super(clip(message, 4 * MAX_TEXT));
+    super(truncate(message, 4 * MAX_PART_LENGTH));
     this.code = code;
-    this.detail = detail.found === undefined ? detail : { ...detail, found: clip(detail.found) };
+    this.detail = detail.found === undefined ? detail : { ...detail, found: truncate(detail.found) };
   }
 
-  /** An error for an unexpected value at `field`. */
+  /** Creates an error for an unexpected value at `field`. */
   static mismatch(code: ErrorName, field: string, expected: string, found: string, tensors?: readonly string[]): StepdError {
-    const [at, wanted, given] = [clip(field), clip(expected), clip(found)];
+    const [at, wanted, given] = [truncate(field), truncate(expected), truncate(found)];
     return new StepdError(code, `${at || "the body"}: expected ${wanted}, found ${given}`, {
       field: at,
       expected: wanted,
       found: given,
-      // Not `map(clip)`: map also passes the index, which clip would take as the length limit.
-      tensors: tensors?.map((name) => clip(name)),
+      // `map(truncate)` would be wrong: map also passes the index, which truncate would take as the length limit.
+      tensors: tensors?.map((name) => truncate(name)),
     });
   }
 }
 
-/** The error that the caller receives. An unexpected exception becomes INTERNAL_ERROR, without its stack or message. */
+/** Converts an exception to the error that the caller receives. An unexpected one becomes INTERNAL_ERROR, without its stack or message. */
 export const asStepdError = (error: unknown): StepdError =>
   error instanceof StepdError ? error : new StepdError("INTERNAL_ERROR", "The server failed; its log has the cause under this request's id");
 
 /** Escapes a name as one segment of a JSON pointer (RFC 6901). */
 export const pointerEscape = (name: string): string => name.replaceAll("~", "~0").replaceAll("/", "~1");
 
-/** A short description of a value for `found`. */
+/** Describes a value briefly, as the "found" part of an error. */
 export const describe = (value: unknown): string => {
   if (value === null) return "null";
   if (value instanceof Uint8Array) return `${value.length} bytes`;

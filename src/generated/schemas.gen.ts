@@ -5,7 +5,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "convention.schema.json",
     "title": "Convention",
-    "description": "How a safetensors file holds the state of an optimizer; docs/state-conversion.md has the formats.",
+    "description": "Describes how a safetensors file stores an optimizer's state; docs/state-conversion.md explains the formats.",
     "type": "object",
     "required": [
       "format"
@@ -13,7 +13,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "additionalProperties": false,
     "properties": {
       "format": {
-        "description": "stepd: its own format; torch: a flattened state_dict; qhoptim: the same with bias-corrected moments, as of qhoptim or IPRally; optax: its own format.",
+        "description": "stepd: stepd's own format; torch: a flattened state_dict; qhoptim: the same with bias-corrected moments, as in qhoptim and IPRally; optax: optax's own format.",
         "enum": [
           "stepd",
           "torch",
@@ -26,14 +26,14 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "type": "string"
       },
       "names": {
-        "description": "torch and qhoptim: the parameter names by index in the file. Absent if the file itself holds names.",
+        "description": "torch and qhoptim: the parameter names by index in the file. Absent if the file itself contains names.",
         "type": "array",
         "items": {
           "type": "string"
         }
       },
       "betas": {
-        "description": "qhoptim: the betas of the whole run.",
+        "description": "qhoptim: the betas of the run, which must not have changed.",
         "type": "array",
         "items": {
           "type": "number",
@@ -44,7 +44,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "maxItems": 2
       },
       "step": {
-        "description": "Step count of parameters for which the file has none.",
+        "description": "The step count of parameters whose step count is not in the file.",
         "type": "integer",
         "minimum": 1,
         "maximum": 9007199254740991
@@ -67,7 +67,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/Blob"
       },
       "lost": {
-        "description": "One sentence for each part of the given state that the result cannot hold. Empty if converting back gives the same numbers.",
+        "description": "One sentence for each part of the given state that the result cannot contain. Empty if converting back gives the same numbers.",
         "type": "array",
         "items": {
           "type": "string"
@@ -79,7 +79,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "convert.schema.json",
     "title": "ConvertParams",
-    "description": "A state to convert: from one convention to another (each defaults to stepd's own), to another optimizer of its family, or with more slots.",
+    "description": "A state to convert: from one format to another (both default to stepd's own), to another optimizer of its family, or to more slots.",
     "examples": [
       {
         "state": "0AAAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJzdGVwZC5zdGF0ZS8xIiwib3B0aW1pemVyIjoic2dkIiwicmV2aXNpb24iOiIxIn0sInN0ZXAvdyI6eyJkdHlwZSI6Ikk2NCIsInNoYXBlIjpbXSwiZGF0YV9vZmZzZXRzIjpbMCw4XX0sIm1vbWVudHVtX2J1ZmZlci93Ijp7ImR0eXBlIjoiRjMyIiwic2hhcGUiOlsyXSwiZGF0YV9vZmZzZXRzIjpbOCwxNl19fSAgICAgAAAAAAAAAAAAAAAAAAAAAA==",
@@ -162,7 +162,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "type": "object"
       },
       "slots": {
-        "description": "Slots of a parameter: those that the default hyperparameters need, and all possible ones.",
+        "description": "Slots of a parameter: the slots that the default hyperparameters need, and all possible slots.",
         "type": "object",
         "required": [
           "default",
@@ -303,7 +303,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       "momentums": {
-        "description": "Momentums, if the schedule cycles them; null at steps of a sequence whose current schedule does not.",
+        "description": "Momentums, if the schedule cycles them. In a sequence, null at the steps of a schedule that does not cycle them.",
         "type": "array",
         "items": {
           "type": [
@@ -339,7 +339,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "schedule.schema.json"
       },
       "lr": {
-        "description": "The base learning rate; in a step it is the optimizer's lr.",
+        "description": "The base learning rate. A step uses the optimizer's lr as its base rate.",
         "type": "number",
         "minimum": 0,
         "maximum": 3.4028234663852886e+38,
@@ -413,7 +413,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "init.schema.json",
     "title": "InitParams",
-    "description": "Parameters whose initial state to return. Their values matter only with master_weights.",
+    "description": "Parameters whose initial state is returned. Their values matter only with master_weights.",
     "examples": [
       {
         "optimizer": {
@@ -455,7 +455,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
       "master_weights": {
-        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.",
+        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.",
         "type": "boolean",
         "default": false
       }
@@ -544,7 +544,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "inspect.schema.json",
     "title": "InspectParams",
-    "description": "A state whose contents to list.",
+    "description": "A state whose contents are listed.",
     "examples": [
       {
         "state": "0AAAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJmb3JtYXQiOiJzdGVwZC5zdGF0ZS8xIiwib3B0aW1pemVyIjoic2dkIiwicmV2aXNpb24iOiIxIn0sInN0ZXAvdyI6eyJkdHlwZSI6Ikk2NCIsInNoYXBlIjpbXSwiZGF0YV9vZmZzZXRzIjpbMCw4XX0sIm1vbWVudHVtX2J1ZmZlci93Ijp7ImR0eXBlIjoiRjMyIiwic2hhcGUiOlsyXSwiZGF0YV9vZmZzZXRzIjpbOCwxNl19fSAgICAgAAAAAAAAAAAAAAAAAAAAAA=="
@@ -611,7 +611,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "norms-result.schema.json",
     "title": "NormsResult",
-    "description": "Sums by tensor. Add grad_squares of all tensors of all calls in float64, in UTF-8 order of their names; the root is clip.total_norm.",
+    "description": "Sums by tensor. To get clip.total_norm, add grad_squares of all tensors of all calls in float64, in UTF-8 order of the names, and take the square root.",
     "type": "object",
     "required": [
       "tensors",
@@ -663,7 +663,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "norms.schema.json",
     "title": "NormsParams",
-    "description": "Sums of squares of gradients, and of their parameters if given: phase one of exact clipping over several calls.",
+    "description": "Gradients, and optionally their parameters, whose sums of squares are computed: the first phase of exact clipping over several calls.",
     "examples": [
       {
         "grads": {
@@ -693,7 +693,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/TensorsSource"
       },
       "loss_scale": {
-        "description": "Divisor of the gradients, applied first: a normal float32 number.",
+        "description": "All gradients are first divided by this number: a normal float32.",
         "type": "number",
         "minimum": 1.1754943508222875e-38,
         "maximum": 3.4028234663852886e+38,
@@ -732,7 +732,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 1,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "rho": {
             "type": "number",
@@ -753,7 +753,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight decay (L2): the parameter times this is added to the gradient"
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
           },
           "maximize": {
             "type": "boolean",
@@ -779,7 +779,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.01,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "lr_decay": {
             "type": "number",
@@ -793,7 +793,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight decay (L2): the parameter times this is added to the gradient"
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
           },
           "initial_accumulator_value": {
             "type": "number",
@@ -833,7 +833,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.001,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "betas": {
             "type": "array",
@@ -862,7 +862,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight decay (L2): the parameter times this is added to the gradient"
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
           },
           "amsgrad": {
             "type": "boolean",
@@ -905,7 +905,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.002,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "betas": {
             "type": "array",
@@ -934,7 +934,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight decay (L2): the parameter times this is added to the gradient"
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
           },
           "maximize": {
             "type": "boolean",
@@ -960,7 +960,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.001,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "betas": {
             "type": "array",
@@ -989,7 +989,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.01,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter"
+            "description": "Decoupled weight decay: weight_decay times the parameter, scaled by weight_decay_scale, is subtracted from the parameter"
           },
           "weight_decay_scale": {
             "type": "string",
@@ -999,7 +999,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "none"
             ],
             "default": "lr",
-            "description": "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or nothing (IPRally's QHAdamW)"
+            "description": "Factor of weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or 1 (IPRally's QHAdamW)"
           },
           "amsgrad": {
             "type": "boolean",
@@ -1042,7 +1042,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.001,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "betas": {
             "type": "array",
@@ -1167,7 +1167,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 1,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "momentum": {
             "type": "number",
@@ -1188,7 +1188,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight decay (L2): the parameter times this is added to the gradient"
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
           },
           "nesterov": {
             "type": "boolean",
@@ -1252,7 +1252,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.0001,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "betas": {
             "type": "array",
@@ -1274,7 +1274,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Decoupled weight decay: lr times this times the parameter is subtracted from the parameter"
+            "description": "Decoupled weight decay: lr times weight_decay times the parameter is subtracted from the parameter"
           },
           "maximize": {
             "type": "boolean",
@@ -1305,7 +1305,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.002,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "betas": {
             "type": "array",
@@ -1334,12 +1334,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight decay (L2): the parameter times this is added to the gradient"
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
           },
           "decoupled_weight_decay": {
             "type": "boolean",
             "default": false,
-            "description": "Subtract lr*weight_decay times the parameter from the parameter instead"
+            "description": "Decouple the weight decay: subtract lr*weight_decay times the parameter, instead of adding to the gradient"
           },
           "momentum_decay": {
             "type": "number",
@@ -1372,7 +1372,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.001,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "betas": {
             "type": "array",
@@ -1416,7 +1416,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight decay (L2): the parameter times this is added to the gradient"
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
           }
         }
       },
@@ -1437,7 +1437,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.001,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "betas": {
             "type": "array",
@@ -1481,7 +1481,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter"
+            "description": "Decoupled weight decay: weight_decay times the parameter, scaled by weight_decay_scale, is subtracted from the parameter"
           },
           "weight_decay_scale": {
             "type": "string",
@@ -1491,7 +1491,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "none"
             ],
             "default": "lr",
-            "description": "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or nothing (IPRally's QHAdamW)"
+            "description": "Factor of weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or 1 (IPRally's QHAdamW)"
           }
         }
       },
@@ -1514,7 +1514,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "number",
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base. The paper's experiments use 1 with momentum 0.999 and nu 0.7"
+            "description": "Learning rate; with a schedule, its base rate. The paper's experiments use 1 with momentum 0.999 and nu 0.7"
           },
           "momentum": {
             "type": "number",
@@ -1563,7 +1563,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.001,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "betas": {
             "type": "array",
@@ -1592,12 +1592,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight decay (L2): the parameter times this is added to the gradient"
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
           },
           "decoupled_weight_decay": {
             "type": "boolean",
             "default": false,
-            "description": "Subtract lr*weight_decay times the parameter from the parameter instead"
+            "description": "Decouple the weight decay: subtract lr*weight_decay times the parameter, instead of adding to the gradient"
           },
           "maximize": {
             "type": "boolean",
@@ -1623,7 +1623,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.01,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "alpha": {
             "type": "number",
@@ -1644,7 +1644,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight decay (L2): the parameter times this is added to the gradient"
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
           },
           "momentum": {
             "type": "number",
@@ -1682,7 +1682,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0.001,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Learning rate; with a schedule, its base"
+            "description": "Learning rate; with a schedule, its base rate"
           },
           "momentum": {
             "type": "number",
@@ -1703,7 +1703,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 0,
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
-            "description": "Weight decay (L2): the parameter times this is added to the gradient"
+            "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
           },
           "nesterov": {
             "type": "boolean",
@@ -1758,7 +1758,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "minimum": 0
       },
       "arena_bytes": {
-        "description": "Upper bound of the memory that the call holds on the server.",
+        "description": "Upper bound of the memory that the call needs on the server.",
         "type": "integer",
         "minimum": 0
       },
@@ -1784,7 +1784,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "plan.schema.json",
     "title": "PlanParams",
-    "description": "A step without its data, whose cost to compute.",
+    "description": "A step whose cost is estimated, without its data.",
     "examples": [
       {
         "optimizer": {
@@ -1853,7 +1853,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/Dtype"
       },
       "master_weights": {
-        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.",
+        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.",
         "type": "boolean",
         "default": false
       }
@@ -2342,7 +2342,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 2000,
             "minimum": 1,
             "maximum": 9007199254740991,
-            "description": "Steps up"
+            "description": "Steps in which the rate rises"
           },
           "step_size_down": {
             "type": [
@@ -2352,7 +2352,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": null,
             "minimum": 1,
             "maximum": 9007199254740991,
-            "description": "Steps down; null means step_size_up"
+            "description": "Steps in which the rate falls; null means step_size_up"
           },
           "mode": {
             "type": "string",
@@ -2579,7 +2579,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": 5,
             "minimum": 1,
             "maximum": 9007199254740991,
-            "description": "Steps until 0"
+            "description": "Steps until the rate is 0"
           },
           "power": {
             "type": "number",
@@ -2774,7 +2774,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "cached": {
         "title": "Cached",
-        "description": "Digests of the results in the server's cache, which the next call may send in place of the bytes.",
+        "description": "Digests of the results in the server's cache. The next call may send a digest instead of the bytes.",
         "type": "object",
         "additionalProperties": false,
         "properties": {
@@ -2792,7 +2792,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "step.schema.json",
     "title": "StepParams",
-    "description": "One optimizer step: parameters, gradients and state. The gradients are grads, or come from the updates in reduce. A gradient has the name and shape of its parameter. A parameter without a gradient does not change: no decay, no step.",
+    "description": "One optimizer step: parameters, gradients and state. The gradients are in grads, or the updates in reduce are combined into them. A gradient has the name and shape of its parameter. A parameter without a gradient does not change, and its step count stays.",
     "examples": [
       {
         "optimizer": {
@@ -2898,7 +2898,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "exclusiveMinimum": 0
           },
           "total_norm": {
-            "description": "The norm over all gradients of the step, if this call holds only some (optimizer.norms returns the sums). Also used by an optimizer's max_grad_norm.",
+            "description": "The norm over all gradients of the step, if this call has only some of them (optimizer.norms returns the sums). max_grad_norm of an optimizer uses it, too.",
             "anyOf": [
               {
                 "type": "number",
@@ -2923,14 +2923,14 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$comment": "one of max_norm and max_value, or total_norm alone for an optimizer with max_grad_norm"
       },
       "loss_scale": {
-        "description": "Divisor of the gradients, applied first: a normal float32 number.",
+        "description": "All gradients are first divided by this number: a normal float32.",
         "type": "number",
         "minimum": 1.1754943508222875e-38,
         "maximum": 3.4028234663852886e+38,
         "default": 1
       },
       "non_finite": {
-        "description": "What a NaN or an infinity in a gradient does: error refuses the call, skip returns everything unchanged with skipped: true, propagate computes with it.",
+        "description": "What NaN or infinity in a gradient causes: error rejects the call, skip returns everything unchanged with skipped: true, propagate computes with it.",
         "enum": [
           "error",
           "skip",
@@ -2939,12 +2939,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "default": "error"
       },
       "others_non_finite": {
-        "description": "Whether another call of the same step has NaN or infinity in its gradients. non_finite then refuses or skips this call as well.",
+        "description": "Whether another call of the same step has NaN or infinity in its gradients. If it has, non_finite applies to this call, too.",
         "type": "boolean",
         "default": false
       },
       "stats": {
-        "description": "Statistics in the reply: none, over all tensors, or of each tensor as well.",
+        "description": "Statistics in the reply: none, over all tensors, or also of each tensor.",
         "enum": [
           "none",
           "global",
@@ -2953,12 +2953,12 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "default": "none"
       },
       "master_weights": {
-        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.",
+        "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.",
         "type": "boolean",
         "default": false
       },
       "stochastic_rounding": {
-        "description": "Round BF16 parameters stochastically; the same seed gives the same bits. Without it, or with master weights, round to nearest even.",
+        "description": "Round BF16 parameters stochastically; equal seeds give equal bits. Without a seed, or with master weights, they are rounded to nearest even.",
         "type": "object",
         "required": [
           "seed"
@@ -2974,7 +2974,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "reply": {
         "title": "ReplyOptions",
-        "description": "Which results the reply carries, and where they go.",
+        "description": "Selects the results in the reply, and their places.",
         "type": "object",
         "additionalProperties": false,
         "properties": {
@@ -2996,13 +2996,13 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": "same"
           },
           "cache": {
-            "description": "Keep the new parameters and the new state in the server's cache, if it has one. The reply's cached names them.",
+            "description": "Keep the new parameters and the new state in the server's cache, if it has one. The reply's field cached has their digests.",
             "type": "boolean",
             "default": false
           },
           "into": {
             "title": "ReplyPlaces",
-            "description": "Places in the shared folder for the results, instead of the reply. By default a blob from the folder is overwritten by its result.",
+            "description": "Places in the shared folder that receive the results instead of the reply. By default a result overwrites the blob that it replaces.",
             "type": "object",
             "additionalProperties": false,
             "properties": {
@@ -3022,7 +3022,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "tensor.schema.json",
     "title": "Tensor",
-    "description": "How requests and replies carry tensors and states.",
+    "description": "The forms of tensors and states in requests and replies.",
     "$defs": {
       "Blob": {
         "title": "Blob",
@@ -3142,7 +3142,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "maximum": 9007199254740991
           },
           "length": {
-            "description": "Number of bytes; for a place in a reply, the most that fit.",
+            "description": "Number of bytes. For a place that receives a result, its maximum size.",
             "type": "integer",
             "minimum": 0,
             "maximum": 9007199254740991
@@ -3151,7 +3151,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "CachedBlob": {
         "title": "CachedBlob",
-        "description": "A blob in the server's cache (STEPD_CACHE_MIB), named by an earlier reply under cached. The server may have dropped it.",
+        "description": "A blob in the server's cache (STEPD_CACHE_MIB). The field cached of an earlier reply named it. The server may have evicted it.",
         "type": "object",
         "required": [
           "sha256"
@@ -3244,7 +3244,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "BlobResult": {
         "title": "BlobResult",
-        "description": "A blob, or the place in the shared folder that holds it.",
+        "description": "A blob, or the place in the shared folder that contains it.",
         "if": {
           "type": "object",
           "required": [
@@ -3266,7 +3266,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "TensorsResult": {
         "title": "TensorsResult",
-        "description": "Tensors, or the place in the shared folder that holds their file.",
+        "description": "Tensors, or the place in the shared folder that contains their file.",
         "if": {
           "type": "object",
           "required": [

@@ -72,11 +72,11 @@ export type NonFinite = ("error" | "drop" | "propagate")
  */
 export type Missing = ("error" | "renormalize")
 /**
- * Tensors, or the place in the shared folder that holds their file.
+ * Tensors, or the place in the shared folder that contains their file.
  */
 export type TensorsResult = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob
 /**
- * A blob, or the place in the shared folder that holds it.
+ * A blob, or the place in the shared folder that contains it.
  */
 export type BlobResult = Uint8Array | string | SharedBlob
 /**
@@ -135,11 +135,11 @@ export interface Wire {
 "tensor.schema.json": PlainTensor
 }
 /**
- * How a safetensors file holds the state of an optimizer; docs/state-conversion.md has the formats.
+ * Describes how a safetensors file stores an optimizer's state; docs/state-conversion.md explains the formats.
  */
 export interface Convention {
 /**
- * stepd: its own format; torch: a flattened state_dict; qhoptim: the same with bias-corrected moments, as of qhoptim or IPRally; optax: its own format.
+ * stepd: stepd's own format; torch: a flattened state_dict; qhoptim: the same with bias-corrected moments, as in qhoptim and IPRally; optax: optax's own format.
  */
 format: ("stepd" | "torch" | "qhoptim" | "optax")
 /**
@@ -147,18 +147,18 @@ format: ("stepd" | "torch" | "qhoptim" | "optax")
  */
 optimizer?: string
 /**
- * torch and qhoptim: the parameter names by index in the file. Absent if the file itself holds names.
+ * torch and qhoptim: the parameter names by index in the file. Absent if the file itself contains names.
  */
 names?: string[]
 /**
- * qhoptim: the betas of the whole run.
+ * qhoptim: the betas of the run, which must not have changed.
  * 
  * @minItems 2
  * @maxItems 2
  */
 betas?: [number, number]
 /**
- * Step count of parameters for which the file has none.
+ * The step count of parameters whose step count is not in the file.
  */
 step?: number
 }
@@ -168,12 +168,12 @@ step?: number
 export interface ConvertResult {
 state: Blob
 /**
- * One sentence for each part of the given state that the result cannot hold. Empty if converting back gives the same numbers.
+ * One sentence for each part of the given state that the result cannot contain. Empty if converting back gives the same numbers.
  */
 lost: string[]
 }
 /**
- * A state to convert: from one convention to another (each defaults to stepd's own), to another optimizer of its family, or with more slots.
+ * A state to convert: from one format to another (both default to stepd's own), to another optimizer of its family, or to more slots.
  */
 export interface ConvertParams {
 state: BlobSource
@@ -208,7 +208,7 @@ hyperparameters: {
 [k: string]: unknown
 }
 /**
- * Slots of a parameter: those that the default hyperparameters need, and all possible ones.
+ * Slots of a parameter: the slots that the default hyperparameters need, and all possible slots.
  */
 slots: {
 default: string[]
@@ -274,7 +274,7 @@ export interface EvaluateResult {
  */
 lrs: number[]
 /**
- * Momentums, if the schedule cycles them; null at steps of a sequence whose current schedule does not.
+ * Momentums, if the schedule cycles them. In a sequence, null at the steps of a schedule that does not cycle them.
  */
 momentums?: (number | null)[]
 }
@@ -284,7 +284,7 @@ momentums?: (number | null)[]
 export interface EvaluateParams {
 schedule: Schedule
 /**
- * The base learning rate; in a step it is the optimizer's lr.
+ * The base learning rate. A step uses the optimizer's lr as its base rate.
  */
 lr?: number
 /**
@@ -356,11 +356,11 @@ base_lr: number
  */
 max_lr: number
 /**
- * Steps up
+ * Steps in which the rate rises
  */
 step_size_up?: number
 /**
- * Steps down; null means step_size_up
+ * Steps in which the rate falls; null means step_size_up
  */
 step_size_down?: (number | null)
 /**
@@ -480,7 +480,7 @@ three_phase?: boolean
 export interface PolynomialSchedule {
 name: "polynomial"
 /**
- * Steps until 0
+ * Steps until the rate is 0
  */
 total_iters?: number
 /**
@@ -543,7 +543,7 @@ export interface InitResult {
 state: Blob
 }
 /**
- * Parameters whose initial state to return. Their values matter only with master_weights.
+ * Parameters whose initial state is returned. Their values matter only with master_weights.
  */
 export interface InitParams {
 optimizer: Optimizer
@@ -555,7 +555,7 @@ optimizer: Optimizer
 groups?: Group[]
 params: TensorsSource
 /**
- * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.
  */
 master_weights?: boolean
 }
@@ -565,7 +565,7 @@ master_weights?: boolean
 export interface Adadelta {
 name: "adadelta"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -577,7 +577,7 @@ rho?: number
  */
 eps?: number
 /**
- * Weight decay (L2): the parameter times this is added to the gradient
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
 /**
@@ -591,7 +591,7 @@ maximize?: boolean
 export interface Adagrad {
 name: "adagrad"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -599,7 +599,7 @@ lr?: number
  */
 lr_decay?: number
 /**
- * Weight decay (L2): the parameter times this is added to the gradient
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
 /**
@@ -621,7 +621,7 @@ maximize?: boolean
 export interface Adam {
 name: "adam"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -636,7 +636,7 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Weight decay (L2): the parameter times this is added to the gradient
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
 /**
@@ -662,7 +662,7 @@ nesterov?: boolean
 export interface Adamax {
 name: "adamax"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -677,7 +677,7 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Weight decay (L2): the parameter times this is added to the gradient
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
 /**
@@ -691,7 +691,7 @@ maximize?: boolean
 export interface AdamW {
 name: "adamw"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -706,11 +706,11 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter
+ * Decoupled weight decay: weight_decay times the parameter, scaled by weight_decay_scale, is subtracted from the parameter
  */
 weight_decay?: number
 /**
- * What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or nothing (IPRally's QHAdamW)
+ * Factor of weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or 1 (IPRally's QHAdamW)
  */
 weight_decay_scale?: ("lr" | "schedule" | "none")
 /**
@@ -736,7 +736,7 @@ nesterov?: boolean
 export interface LAMB {
 name: "lamb"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -797,7 +797,7 @@ caution?: boolean
 export interface LARS {
 name: "lars"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -809,7 +809,7 @@ momentum?: number
  */
 dampening?: number
 /**
- * Weight decay (L2): the parameter times this is added to the gradient
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
 /**
@@ -847,7 +847,7 @@ lr_in_momentum?: boolean
 export interface Lion {
 name: "lion"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -858,7 +858,7 @@ lr?: number
  */
 betas?: [number, number]
 /**
- * Decoupled weight decay: lr times this times the parameter is subtracted from the parameter
+ * Decoupled weight decay: lr times weight_decay times the parameter is subtracted from the parameter
  */
 weight_decay?: number
 /**
@@ -876,7 +876,7 @@ caution?: boolean
 export interface NAdam {
 name: "nadam"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -891,11 +891,11 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Weight decay (L2): the parameter times this is added to the gradient
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
 /**
- * Subtract lr*weight_decay times the parameter from the parameter instead
+ * Decouple the weight decay: subtract lr*weight_decay times the parameter, instead of adding to the gradient
  */
 decoupled_weight_decay?: boolean
 /**
@@ -913,7 +913,7 @@ maximize?: boolean
 export interface QHAdam {
 name: "qhadam"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -935,7 +935,7 @@ nus?: [number, number]
  */
 eps?: number
 /**
- * Weight decay (L2): the parameter times this is added to the gradient
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
 }
@@ -945,7 +945,7 @@ weight_decay?: number
 export interface QHAdamW {
 name: "qhadamw"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -967,11 +967,11 @@ nus?: [number, number]
  */
 eps?: number
 /**
- * Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter
+ * Decoupled weight decay: weight_decay times the parameter, scaled by weight_decay_scale, is subtracted from the parameter
  */
 weight_decay?: number
 /**
- * What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or nothing (IPRally's QHAdamW)
+ * Factor of weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or 1 (IPRally's QHAdamW)
  */
 weight_decay_scale?: ("lr" | "schedule" | "none")
 }
@@ -981,7 +981,7 @@ weight_decay_scale?: ("lr" | "schedule" | "none")
 export interface QHM {
 name: "qhm"
 /**
- * Learning rate; with a schedule, its base. The paper's experiments use 1 with momentum 0.999 and nu 0.7
+ * Learning rate; with a schedule, its base rate. The paper's experiments use 1 with momentum 0.999 and nu 0.7
  */
 lr: number
 /**
@@ -1007,7 +1007,7 @@ weight_decay_type?: ("grad" | "direct")
 export interface RAdam {
 name: "radam"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -1022,11 +1022,11 @@ betas?: [number, number]
  */
 eps?: number
 /**
- * Weight decay (L2): the parameter times this is added to the gradient
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
 /**
- * Subtract lr*weight_decay times the parameter from the parameter instead
+ * Decouple the weight decay: subtract lr*weight_decay times the parameter, instead of adding to the gradient
  */
 decoupled_weight_decay?: boolean
 /**
@@ -1040,7 +1040,7 @@ maximize?: boolean
 export interface RMSprop {
 name: "rmsprop"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -1052,7 +1052,7 @@ alpha?: number
  */
 eps?: number
 /**
- * Weight decay (L2): the parameter times this is added to the gradient
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
 /**
@@ -1074,7 +1074,7 @@ maximize?: boolean
 export interface SGD {
 name: "sgd"
 /**
- * Learning rate; with a schedule, its base
+ * Learning rate; with a schedule, its base rate
  */
 lr?: number
 /**
@@ -1086,7 +1086,7 @@ momentum?: number
  */
 dampening?: number
 /**
- * Weight decay (L2): the parameter times this is added to the gradient
+ * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
 /**
@@ -1129,7 +1129,7 @@ shape: number[]
 }
 }
 /**
- * A state whose contents to list.
+ * A state whose contents are listed.
  */
 export interface InspectParams {
 state: BlobSource
@@ -1151,7 +1151,7 @@ export interface ListParams {
 
 }
 /**
- * Sums by tensor. Add grad_squares of all tensors of all calls in float64, in UTF-8 order of their names; the root is clip.total_norm.
+ * Sums by tensor. To get clip.total_norm, add grad_squares of all tensors of all calls in float64, in UTF-8 order of the names, and take the square root.
  */
 export interface NormsResult {
 /**
@@ -1173,13 +1173,13 @@ zeros: number
 non_finite: number
 }
 /**
- * Sums of squares of gradients, and of their parameters if given: phase one of exact clipping over several calls.
+ * Gradients, and optionally their parameters, whose sums of squares are computed: the first phase of exact clipping over several calls.
  */
 export interface NormsParams {
 grads: TensorsSource
 params?: TensorsSource
 /**
- * Divisor of the gradients, applied first: a normal float32 number.
+ * All gradients are first divided by this number: a normal float32.
  */
 loss_scale?: number
 }
@@ -1204,7 +1204,7 @@ bytes_out: number
  */
 state_bytes: number
 /**
- * Upper bound of the memory that the call holds on the server.
+ * Upper bound of the memory that the call needs on the server.
  */
 arena_bytes: number
 /**
@@ -1221,7 +1221,7 @@ requests: number
 too_large: string[]
 }
 /**
- * A step without its data, whose cost to compute.
+ * A step whose cost is estimated, without its data.
  */
 export interface PlanParams {
 optimizer: Optimizer
@@ -1237,7 +1237,7 @@ groups?: Group[]
 tensors: { readonly [name: string]: { readonly shape: readonly number[]; readonly dtype?: Dtype } }
 grad_dtype?: Dtype
 /**
- * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.
  */
 master_weights?: boolean
 }
@@ -1401,14 +1401,14 @@ dropped: number[]
 skipped: boolean
 }
 /**
- * Digests of the results in the server's cache, which the next call may send in place of the bytes.
+ * Digests of the results in the server's cache. The next call may send a digest instead of the bytes.
  */
 export interface Cached {
 params?: CachedBlob
 state?: CachedBlob
 }
 /**
- * A blob in the server's cache (STEPD_CACHE_MIB), named by an earlier reply under cached. The server may have dropped it.
+ * A blob in the server's cache (STEPD_CACHE_MIB). The field cached of an earlier reply named it. The server may have evicted it.
  */
 export interface CachedBlob {
 /**
@@ -1417,7 +1417,7 @@ export interface CachedBlob {
 sha256: string
 }
 /**
- * One optimizer step: parameters, gradients and state. The gradients are grads, or come from the updates in reduce. A gradient has the name and shape of its parameter. A parameter without a gradient does not change: no decay, no step.
+ * One optimizer step: parameters, gradients and state. The gradients are in grads, or the updates in reduce are combined into them. A gradient has the name and shape of its parameter. A parameter without a gradient does not change, and its step count stays.
  */
 export interface StepParams {
 optimizer: Optimizer
@@ -1448,32 +1448,32 @@ max_norm?: number
  */
 max_value?: number
 /**
- * The norm over all gradients of the step, if this call holds only some (optimizer.norms returns the sums). Also used by an optimizer's max_grad_norm.
+ * The norm over all gradients of the step, if this call has only some of them (optimizer.norms returns the sums). max_grad_norm of an optimizer uses it, too.
  */
 total_norm?: number | "Infinity" | "NaN"
 }
 /**
- * Divisor of the gradients, applied first: a normal float32 number.
+ * All gradients are first divided by this number: a normal float32.
  */
 loss_scale?: number
 /**
- * What a NaN or an infinity in a gradient does: error refuses the call, skip returns everything unchanged with skipped: true, propagate computes with it.
+ * What NaN or infinity in a gradient causes: error rejects the call, skip returns everything unchanged with skipped: true, propagate computes with it.
  */
 non_finite?: ("error" | "skip" | "propagate")
 /**
- * Whether another call of the same step has NaN or infinity in its gradients. non_finite then refuses or skips this call as well.
+ * Whether another call of the same step has NaN or infinity in its gradients. If it has, non_finite applies to this call, too.
  */
 others_non_finite?: boolean
 /**
- * Statistics in the reply: none, over all tensors, or of each tensor as well.
+ * Statistics in the reply: none, over all tensors, or also of each tensor.
  */
 stats?: ("none" | "global" | "tensor")
 /**
- * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and step that copy.
+ * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.
  */
 master_weights?: boolean
 /**
- * Round BF16 parameters stochastically; the same seed gives the same bits. Without it, or with master weights, round to nearest even.
+ * Round BF16 parameters stochastically; equal seeds give equal bits. Without a seed, or with master weights, they are rounded to nearest even.
  */
 stochastic_rounding?: {
 seed: number
@@ -1495,7 +1495,7 @@ non_finite?: NonFinite1
 missing?: Missing1
 }
 /**
- * Which results the reply carries, and where they go.
+ * Selects the results in the reply, and their places.
  */
 export interface ReplyOptions {
 /**
@@ -1507,13 +1507,13 @@ params?: ("same" | "bf16" | "none")
  */
 state?: ("same" | "none")
 /**
- * Keep the new parameters and the new state in the server's cache, if it has one. The reply's cached names them.
+ * Keep the new parameters and the new state in the server's cache, if it has one. The reply's field cached has their digests.
  */
 cache?: boolean
 into?: ReplyPlaces
 }
 /**
- * Places in the shared folder for the results, instead of the reply. By default a blob from the folder is overwritten by its result.
+ * Places in the shared folder that receive the results instead of the reply. By default a result overwrites the blob that it replaces.
  */
 export interface ReplyPlaces {
 params?: SharedBlob
@@ -1532,7 +1532,7 @@ file: string
  */
 offset: number
 /**
- * Number of bytes; for a place in a reply, the most that fit.
+ * Number of bytes. For a place that receives a result, its maximum size.
  */
 length: number
 }

@@ -1,2 +1,2 @@
-/** Seconds since a time of performance.now(). */
-export const seconds = (since: number): number => (performance.now() - since) / 1000;
+/** Returns the seconds since `start`, a time of performance.now(). */
+export const secondsSince = (start: number): number => (performance.now() - start) / 1000;

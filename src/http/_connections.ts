@@ -1,21 +1,21 @@
-/** The connections of one server: their number, their limits, and refusals before a call begins. */
+/** Counts and limits the connections of one server, and rejects requests before a call begins. */
 import type { ServerResponse } from "node:http";
 import type { Server, Socket } from "node:net";
 import type { Refusal, Telemetry } from "../telemetry/telemetry.ts";
 import type { Limits } from "./_types.ts";
 
-/** Connections over the limit that still receive an error reply. Further ones are closed without one. */
+/** This many connections above the limit still receive an error reply. Node closes further ones without a reply. */
 const SURPLUS_CONNECTIONS = 64;
 
-/** The lifetime of a connection over the limit, in ms. */
+/** A connection above the limit is closed after this time in ms. */
 const SURPLUS_MS = 5000;
 
-/** The most pipelined requests of one connection that wait for replies, about 8 KiB each. The check allows up to twice as many. */
+/** This many pipelined requests of a connection may wait for replies, at about 8 KiB each. The check allows up to twice as many. */
 const MAX_PIPELINED = 128;
 
 interface Pipeline {
   requests: number;
-  /** The reply to the request MAX_PIPELINED requests ago. A weak reference, so that sent replies can be collected. */
+  /** The reply to an earlier request, MAX_PIPELINED requests ago. The reference is weak, so sent replies can be collected. */
   earlier: WeakRef<ServerResponse>;
 }
 
@@ -24,7 +24,7 @@ export class Connections {
   readonly #limit: number;
   #open = 0;
   readonly #surplus = new WeakSet<Socket>();
-  /** The number of computing calls per connection. The alternative, stopping and starting the idle timer for each call, cost 1 % of a small step. */
+  /** The number of computing calls per connection. Stopping the idle timer for each call instead would cost 1 % of a small step. */
   readonly #computing = new Map<Socket, number>();
   readonly #pipelines = new WeakMap<Socket, Pipeline>();
   readonly #silent = new WeakSet<Socket>();
@@ -34,7 +34,7 @@ export class Connections {
     this.#limit = maxConnections;
   }
 
-  /** Counts the connections of a server, and the refusals that Node sends itself. */
+  /** Counts the connections of a server, and the requests that Node rejects itself. */
   watch(server: Server, isTls: boolean): void {
     server.maxConnections = this.#limit + SURPLUS_CONNECTIONS;
     server.on("drop", () => this.#telemetry.countRefusal("CONNECTIONS"));
@@ -44,7 +44,7 @@ export class Connections {
     });
     server.on(isTls ? "secureConnection" : "connection", (socket: Socket) => {
       if (this.#open > this.#limit) this.#markSurplus(socket);
-      // Listens on the socket, because with a clientError listener Node would not reply. The socket fails with the same error.
+      // Node replies to a malformed request only if "clientError" has no listener. So this listens on the socket, which fails with the same error.
       socket.on("error", ({ code = "" }: NodeJS.ErrnoException) => {
         const reason = reasonOf(code);
         if (reason) this.#telemetry.countRefusal(reason);
@@ -53,7 +53,7 @@ export class Connections {
     server.on("tlsClientError", ({ code }: NodeJS.ErrnoException) => {
       if (code !== "ECONNRESET") this.#telemetry.countRefusal("TLS_HANDSHAKE");
     });
-    // Without a listener Node would close the connection without a reply.
+    // Node closes the connection of a CONNECT request without a reply if "connect" has no listener.
     server.on("connect", (_, socket: Socket) => {
       this.#telemetry.countRefusal("MALFORMED");
       socket.on("error", () => {});
@@ -68,12 +68,12 @@ export class Connections {
     socket.once("close", () => clearTimeout(timer));
   }
 
-  /** True for a connection over the limit: its calls are refused, and it is closed. */
+  /** True for a connection above the limit. Its calls are rejected, and it is closed. */
   isSurplus(socket: Socket): boolean {
     return this.#surplus.has(socket);
   }
 
-  /** Marks a call of the connection as computing. */
+  /** Marks one call of the connection as computing, until `endComputing`. */
   beginComputing(socket: Socket): void {
     this.#computing.set(socket, (this.#computing.get(socket) ?? 0) + 1);
   }
@@ -88,7 +88,7 @@ export class Connections {
     return this.#computing.has(socket);
   }
 
-  /** Counts a request. Closes the connection and returns true if too many of its requests wait for replies. */
+  /** Counts a request. If too many requests of the connection wait for replies, closes it and returns true. */
   closeIfFlooded(socket: Socket, res: ServerResponse): boolean {
     if (socket.destroyed) return true;
     if (!this.#isFlooded(socket, res)) return false;
@@ -109,7 +109,7 @@ export class Connections {
     return earlier !== undefined && !earlier.writableFinished && !earlier.destroyed;
   }
 
-  /** Closes a connection without traffic in either direction. */
+  /** Closes a connection that has no traffic in either direction. */
   closeSilent(socket: Socket): void {
     this.#silent.add(socket);
     socket.destroy();
@@ -120,7 +120,7 @@ export class Connections {
   }
 }
 
-/** The refusal reason for an error of Node's parser. Undefined if the caller disconnected, which Node may report as malformed. */
+/** Maps an error of Node's HTTP parser to a reason. Returns undefined for a disconnect, which Node may report as malformed. */
 const reasonOf = (code: string): Refusal | undefined => {
   if (code === "ERR_HTTP_REQUEST_TIMEOUT") return "SLOW_REQUEST";
   if (code === "HPE_HEADER_OVERFLOW") return "HEADERS_TOO_LARGE";

@@ -1,4 +1,4 @@
-/** The objects that all calls of one server share. */
+/** Declares the objects that all calls of one server share. */
 import type { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { Connections } from "./_connections.ts";
@@ -12,8 +12,8 @@ export interface ServerContext extends Service {
   readonly connections: Connections;
   readonly decoder: Decoder;
   readonly replies: Replies;
-  /** The rate of finished calls, for the retry_after of refused ones. */
+  /** The rate of finished calls, from which OVERLOADED errors compute retry_after. */
   readonly completionRate: DrainRate;
 }
 
-export const draining = (): StepdError => new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });
+export const drainingError = (): StepdError => new StepdError("DRAINING", "This server is shutting down; send the call to another", { retry_after: 1 });

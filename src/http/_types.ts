@@ -1,61 +1,61 @@
-/** The interfaces through which http/ uses the arena, the tokens and the settings. */
+/** The interfaces of the services that http/ needs from its creator. */
 import type { ServerOptions } from "node:https";
 import type { Lease, Rpc } from "../rpc/rpc.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
 import type { HeapBudget, HeapShare, Reclaim } from "./heap.ts";
 
-/** The limits of the transport. */
+/** The limits of connections and requests. */
 export interface Limits {
-  /** The largest compressed body, in bytes. */
+  /** A compressed body has at most this many bytes. */
   readonly maxCompressedBytes: number;
-  /** The largest size of a compressed body after inflation, in bytes. */
+  /** An inflated body has at most this many bytes. */
   readonly maxInflatedBytes: number;
-  /** The longest time to receive a whole request. */
+  /** A request must arrive completely within this time. */
   readonly requestTimeoutMs: number;
-  /** The time without traffic after which a connection is closed. */
+  /** A connection without traffic is closed after this time. */
   readonly idleTimeoutMs: number;
-  /** The time that a connection stays open for the next request. */
+  /** A connection stays open for the next request for this time. */
   readonly keepAliveTimeoutMs: number;
-  /** The minimum average rate of a body in bytes per second, after a grace period. The request timeout requires more of a large body. */
+  /** A body's minimum average rate in bytes per second, after a grace period. The request timeout requires more of large bodies. */
   readonly minBodyRate: number;
   readonly maxConnections: number;
   readonly maxInFlight: number;
 }
 
-/** Admits calls by opening leases. */
+/** Admits calls: opens a lease if the arena has room. */
 export interface Admission {
   /** Opens a lease. Throws OVERLOADED or PAYLOAD_TOO_LARGE. */
   lease(bytes: number, heap: HeapShare): Lease;
-  /** A hook that frees another call's memory if there is no room. Set by http/. */
+  /** Frees another call's memory when there is no room. http/ sets this hook. */
   reclaim: Reclaim;
 }
 
-/** Authenticates callers. */
-export interface Callers {
-  /** The caller's name for an Authorization header. Throws UNAUTHENTICATED. */
+export interface Authenticator {
+  /** Returns the name of the token in an Authorization header. Throws UNAUTHENTICATED. */
   callerOf(authorization: string | undefined): string;
 }
 
+/** The services and settings that the HTTP server needs. */
 export interface Service {
   readonly admission: Admission;
-  /** The budget of the JavaScript heap. */
+  /** The budget of the JavaScript heap. All calls share it. */
   readonly heap: HeapBudget;
   readonly rpc: Rpc;
   readonly telemetry: Telemetry;
   readonly limits: Limits;
   /** Undefined if calls need no token. */
-  readonly callers: Callers | undefined;
+  readonly authenticator: Authenticator | undefined;
   readonly tls: ServerOptions | undefined;
   readonly corsOrigins: readonly string[];
   readonly version: string;
-  /** The folder of the page; undefined if the page is off, or not built. */
+  /** The folder of the browser page. Undefined if the page is off or not built. */
   readonly page: string | undefined;
-  /** True if /metrics is served by the admin server. */
+  /** True if the admin server serves /metrics. */
   readonly hasAdmin: boolean;
-  /** True if load balancers may send calls; false from the start of a drain. */
+  /** True if load balancers may send calls. False from the start of a drain. */
   isReady(): boolean;
-  /** True if new calls are refused. */
+  /** True if the server rejects new calls. */
   isDraining(): boolean;
-  /** The reply to GET /v1. */
+  /** Returns the reply to GET /v1. */
   info(): unknown;
 }

@@ -1,10 +1,10 @@
-/** Watches files for changes, so that tokens and certificates can be renewed while the service runs. */
+/** Watches files, so that tokens and certificates can be renewed while the server runs. */
 import { unwatchFile, watchFile } from "node:fs";
 
-/** The polling interval in ms. Polling also works on network file systems and for mounted secrets, where file events do not. */
+/** Files are polled at this interval in ms. Network file systems and mounted secrets report no file events. */
 const POLL_MS = 1000;
 
-/** Calls `onChange` after a change of any of the files, until disposed. */
+/** Calls `onChange` whenever one of the files has changed. Disposing the result stops the watch. */
 export const watch = (paths: readonly string[], onChange: () => void): Disposable => {
   for (const path of paths) watchFile(path, { interval: POLL_MS, persistent: false }, onChange);
   return {

@@ -1,7 +1,7 @@
 /**
- * Receives bodies into leases. A body is admitted by its length before a byte is read; each chunk is copied once. A body must keep
- * the rate that its length and the request timeout require. A late body loses its memory when another call needs it, or after a
- * grace period.
+ * Receives request bodies into leases of the arena. A body's length is admitted before its first byte is read, and each chunk is
+ * copied once. Its length and the request timeout set the rate that a body must keep. A late body is rejected when another call needs
+ * its memory, or after a grace period.
  */
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { Socket } from "node:net";
@@ -13,40 +13,39 @@ import type { Admission, Limits } from "./_types.ts";
 import type { HeapBudget, HeapShare } from "./heap.ts";
 import type { MediaType } from "./negotiate.ts";
 
-/** The first block of a body of unknown length. It doubles as the body grows. */
-const FIRST_ROOM = 65536;
+/** A body of unknown length starts with a block of this many bytes. The block doubles as the body grows. */
+const FIRST_BLOCK_BYTES = 65536;
 
-/** The caller disconnected before the end of the body, so there is nobody to reply to. */
+/** The caller disconnected before the end of its body, so nobody waits for a reply. */
 export class ClientGone extends Error {
   override readonly name = "ClientGone";
 }
 
-/** The grace period in seconds, after which a body's average rate is enforced. */
+/** A body's average rate is enforced after this grace period in seconds. */
 const GRACE_S = 10;
 
-/** The interval of the rate check in ms. */
+/** The rate of each body is checked at this interval in ms. */
 const CHECK_MS = 250;
-/** The least number of rate checks per request timeout. A short timeout shortens the interval. */
+/** At least this many rate checks happen within a request timeout, so a short timeout shortens the interval. */
 const CHECKS_PER_TIMEOUT = 10;
 
-/** The initial credit of a body in seconds: the time for `100 Continue` to arrive and for the first bytes to come. */
-const FIRST_CREDIT_S = 2;
+/** Credit is the time by which a body is ahead of its rate. The initial credit in seconds covers the trip of `100 Continue`. */
+const INITIAL_CREDIT_S = 2;
 
-/** The most seconds that a body may be ahead of its rate, and so may pause. */
+/** A body gains at most this many seconds of credit, so it may pause for as long. */
 const MAX_CREDIT_S = 10;
 
-/** The time in ms for which the rest of a refused slow body is still read, so that its caller receives the error. */
+/** The server still reads the rest of a rejected slow body for this time in ms, so that the caller receives the error. */
 export const LINGER_MS = 5000;
 
-/** The bytes inflated at a time. */
-const INFLATED_CHUNK = 65536;
+const INFLATED_CHUNK_BYTES = 65536;
 
-/** The largest zstd window, as a power of two: the largest inflated body. Frames may ask for up to 2 GiB. */
+/** A zstd window has at most 2^24 bytes, as many as the largest inflated body. A frame could request up to 2 GiB. */
 const MAX_WINDOW_LOG = 24;
 
 const INFLATERS = {
-  gzip: () => zlib.createGunzip({ chunkSize: INFLATED_CHUNK }),
-  zstd: () => zlib.createZstdDecompress({ chunkSize: INFLATED_CHUNK, params: { [zlib.constants.ZSTD_d_windowLogMax]: MAX_WINDOW_LOG } }),
+  gzip: () => zlib.createGunzip({ chunkSize: INFLATED_CHUNK_BYTES }),
+  zstd: () => zlib.createZstdDecompress({ chunkSize: INFLATED_CHUNK_BYTES, params: { [zlib.constants.ZSTD_d_windowLogMax]: MAX_WINDOW_LOG } }),
 };
 
 type Encoding = keyof typeof INFLATERS;
@@ -56,15 +55,14 @@ export interface Body {
   readonly bytes: Buffer;
 }
 
-/** The arguments of `receive`. */
 interface ReceiveOptions {
   readonly req: Request;
   readonly res: Response;
   readonly type: MediaType;
   readonly heap: HeapShare;
-  /** Called with admitted bytes: once with the length, or with each chunk of a body of unknown length. */
+  /** Called with the number of admitted bytes: once for the whole length, or for each chunk if the length is unknown. */
   onAdmitted(bytes: number): void;
-  /** Called at the end of the body: from then on the call waits for the server, not for its caller. */
+  /** Called at the end of the body. From then on the caller waits for the server. */
   onReceived(): void;
 }
 
@@ -72,10 +70,10 @@ export class Receiver {
   readonly #admission: Admission;
   readonly #limits: Limits;
   readonly #incoming = new Map<Socket, IncomingBody>();
-  /** One timer for all bodies, so that small steps need not start and stop timers. */
+  /** One timer checks all bodies, because a timer per body would slow down small steps. */
   #timer: NodeJS.Timeout | undefined;
-  /** The last inflation. Inflations run one after the other, because each takes memory up to its window. */
-  #inflated: Promise<unknown> = Promise.resolve();
+  /** The last inflation. Bodies are inflated one at a time, because each inflation takes memory up to its window. */
+  #lastInflation: Promise<unknown> = Promise.resolve();
 
   constructor(admission: Admission, heap: HeapBudget, limits: Limits) {
     this.#admission = admission;
@@ -84,7 +82,7 @@ export class Receiver {
     heap.reclaim = (requester) => this.#reclaim((body) => body.heap !== requester && body.heap.held > 0);
   }
 
-  /** Receives a whole body. The caller owns the returned lease. On a failure the lease is already released. */
+  /** Receives a whole body. The caller must dispose the returned lease. A failed call has already released it. */
   async receive({ req, res, type, heap, onAdmitted, onReceived }: ReceiveOptions): Promise<Body> {
     const encoding = (req.headers["content-encoding"] ?? "identity").toLowerCase();
     const isCompressed = encoding !== "identity";
@@ -101,12 +99,12 @@ export class Receiver {
     };
     if (isCompressed) admit(length ?? 0);
     else if (type.format === "json") heap.requireRoomFor(length ?? 0);
-    const lease = this.#admission.lease(length ?? FIRST_ROOM, heap);
+    const lease = this.#admission.lease(length ?? FIRST_BLOCK_BYTES, heap);
     onAdmitted(length ?? 0);
     try {
-      // Asks a caller with Expect: 100-continue to send only after admission.
+      // A caller that sent Expect: 100-continue waits for this answer before it sends its body.
       if (req.headers.expect !== undefined) res.writeContinue();
-      const bytes = await this.#fill(req, lease, heap, length, (end, chunk) => {
+      const bytes = await this.#receiveInto(req, lease, heap, length, (end, chunk) => {
         if (type.format === "json") admit(end);
         if (length === undefined) onAdmitted(chunk);
       });
@@ -119,27 +117,27 @@ export class Receiver {
     }
   }
 
-  /** Refuses the body of an idle connection. Returns false if the connection is not sending one. */
+  /** Rejects the unfinished body of an idle connection. Returns false if the connection has none. */
   refuseSilent(socket: Socket): boolean {
     const body = this.#incoming.get(socket);
-    body?.refuse(slow(body.received, `a byte at least every ${this.#limits.idleTimeoutMs / 1000} s (STEPD_IDLE_TIMEOUT_MS)`));
+    body?.refuse(slowBody(body.received, `a byte at least every ${this.#limits.idleTimeoutMs / 1000} s (STEPD_IDLE_TIMEOUT_MS)`));
     return body !== undefined;
   }
 
-  /** Refuses all unfinished bodies. Returns their number. */
+  /** Rejects all unfinished bodies and returns their number. */
   refuseAll(error: StepdError): number {
     const bodies = [...this.#incoming.values()];
     for (const body of bodies) body.refuse(error);
     return bodies.length;
   }
 
-  #fill(req: Request, lease: Lease, heap: HeapShare, length: number | undefined, admit: (end: number, chunk: number) => void): Promise<Buffer> {
+  #receiveInto(req: Request, lease: Lease, heap: HeapShare, length: number | undefined, admit: (end: number, chunk: number) => void): Promise<Buffer> {
     return new Promise((resolve, reject) => {
-      // A body of unknown length moves to larger blocks as it grows.
+      // A body of unknown length may move to a larger block as it grows.
       let { start } = lease;
-      /** Stops writing into the lease, which may be released next while bytes of a refused body still arrive. */
+      /** Stops writing into the lease. Bytes of a rejected body may still arrive after the lease is released. */
       const stop = (): void => {
-        // The next pipelined request may already have replaced the entry.
+        // The next pipelined request may already have its own entry.
         if (this.#incoming.get(req.socket) === body) this.#incoming.delete(req.socket);
         req.off("data", append).off("end", finish);
       };
@@ -151,12 +149,12 @@ export class Receiver {
       };
       const finish = (): void => {
         stop();
-        // Frees the unused part of a growing block, for this call's computation and for others.
+        // The block may be larger than the body, and other allocations can use the rest.
         lease.trim(start, body.received);
         resolve(lease.view(start, body.received));
       };
       const abort = (): void => {
-        // "close" also follows a normal end, where creating an error would cost 4 % of a small step.
+        // A normal end also emits "close". Creating an error there would cost 4 % of a small step.
         if (!req.readableEnded) fail(new ClientGone("the connection ended in the middle of a body"));
       };
       const append = (chunk: Buffer): void => {
@@ -164,7 +162,7 @@ export class Receiver {
           const end = body.received + chunk.length;
           admit(end, chunk.length);
           if (end > body.room) ({ start, bytes: body.room } = lease.grow(start, body.received, end, Math.max(body.room * 2, end)));
-          // `fill`, because `set` and `copy` into shared memory are 10 times slower if the offsets differ modulo 8 (measured).
+          // On shared memory `set` and `copy` take 10 times as long as `fill` if the offsets differ modulo 8 (measured).
           if (chunk.length > 0) lease.bytes.fill(chunk, start + body.received, start + end);
           body.received = end;
           discard(chunk);
@@ -172,7 +170,7 @@ export class Receiver {
           fail(error);
         }
       };
-      const body = new IncomingBody(lease, heap, length ?? FIRST_ROOM, fail);
+      const body = new IncomingBody(lease, heap, length ?? FIRST_BLOCK_BYTES, fail);
       this.#watch(req.socket, body);
       req.on("data", append);
       req.once("end", finish);
@@ -194,41 +192,41 @@ export class Receiver {
     }, periodMs).unref();
   }
 
-  /** Refuses the largest late body, to free its memory for another call. Returns false if there is none. */
+  /** Rejects the largest late body to free its memory for another call. Returns false if no body is late. */
   #reclaim(isCandidate: (body: IncomingBody) => boolean): boolean {
     const late = [...this.#incoming.values()].filter((body) => body.isLate && isCandidate(body));
     const largest = late.reduce<IncomingBody | undefined>((most, body) => (most && most.room >= body.room ? most : body), undefined);
-    largest?.refuse(slow(largest.received, "at the rate that its length and the request timeout ask for, when another call needs its memory"));
+    largest?.refuse(slowBody(largest.received, "at the rate that its length and the request timeout ask for, when another call needs its memory"));
     return largest !== undefined;
   }
 
   #inflate(bytes: Buffer, encoding: Encoding, lease: Lease, heap: HeapShare): Promise<Buffer> {
-    const inflated = this.#inflated.then(() => inflate(bytes, encoding, lease, heap, this.#limits.maxInflatedBytes));
-    this.#inflated = inflated.catch(() => {});
+    const inflated = this.#lastInflation.then(() => inflate(bytes, encoding, lease, heap, this.#limits.maxInflatedBytes));
+    this.#lastInflation = inflated.catch(() => {});
     return inflated;
   }
 }
 
-const slow = (received: number, expected: string): StepdError => {
+const slowBody = (received: number, expected: string): StepdError => {
   const found = `${received} bytes so far`;
   return new StepdError("SLOW_BODY", `the body: expected ${expected}, found ${found}`, { field: "the body", expected, found, retry_after: 1 });
 };
 
-/** A body during its upload. */
+/** A body that is still being received. */
 class IncomingBody {
   readonly lease: Lease;
   readonly heap: HeapShare;
   readonly refuse: (error: unknown) => void;
   readonly #start = performance.now();
   received = 0;
-  /** The bytes reserved for it in the arena. */
+  /** The arena bytes that are reserved for the body. */
   room: number;
-  /** The bytes received by the last check. */
+  /** The number of bytes that the last check saw. */
   #lastReceived = 0;
-  /** Its age in seconds, counted in check periods, so that time in which this thread was busy does not count. */
+  /** The body's age in seconds. Only check periods count, so the caller does not pay for time in which this thread was busy. */
   #age = 0;
-  /** The seconds by which it is ahead of its rate. */
-  #credit = FIRST_CREDIT_S;
+  /** The seconds by which the body is ahead of its rate. */
+  #credit = INITIAL_CREDIT_S;
 
   constructor(lease: Lease, heap: HeapShare, room: number, refuse: (error: unknown) => void) {
     this.lease = lease;
@@ -237,41 +235,41 @@ class IncomingBody {
     this.refuse = refuse;
   }
 
-  /** True if it has fallen behind its rate. */
+  /** True if the body is behind its rate. */
   get isLate(): boolean {
     return this.#credit <= 0;
   }
 
-  /** Updates the credit and refuses a slow body. A late check counts as one period, because bytes that came meanwhile are not read yet. */
+  /** Updates the credit and rejects a slow body. A late check counts as one period, because the bytes that arrived meanwhile are unread. */
   check(periodS: number, timeoutS: number, minRate: number): void {
     const rate = Math.max(minRate, this.room / timeoutS, 1);
     this.#age += periodS;
     this.#credit = Math.max(0, Math.min(MAX_CREDIT_S, this.#credit + (this.received - this.#lastReceived) / rate - periodS));
     this.#lastReceived = this.received;
     const isOver = performance.now() - this.#start >= timeoutS * 1000;
-    if (isOver) this.refuse(slow(this.received, `to be in after ${timeoutS} s (STEPD_REQUEST_TIMEOUT_MS)`));
+    if (isOver) this.refuse(slowBody(this.received, `to be in after ${timeoutS} s (STEPD_REQUEST_TIMEOUT_MS)`));
     else if (this.#age > GRACE_S && this.received < this.#age * rate) {
-      this.refuse(slow(this.received, `at least ${Math.ceil(rate)} bytes a second, by its length, STEPD_REQUEST_TIMEOUT_MS and STEPD_MIN_BODY_RATE`));
+      this.refuse(slowBody(this.received, `at least ${Math.ceil(rate)} bytes a second, by its length, STEPD_REQUEST_TIMEOUT_MS and STEPD_MIN_BODY_RATE`));
     }
   }
 }
 
 /**
- * Frees a chunk's memory at once. Left to the garbage collector, 64 MiB of chunks cost a full collection of 10 to 15 ms, and new
- * chunks get cold memory: together a quarter of a step of 16 Mi parameters (measured).
+ * Frees a chunk's memory at once. The garbage collector would need 10 to 15 ms for 64 MiB of chunks, and new chunks would get cold
+ * memory. Together that cost a quarter of a step of 16 Mi parameters (measured).
  */
 export const discard = (chunk: Buffer): void => {
   const { buffer, byteOffset, length } = chunk;
-  // Node 20 lacks `transfer`. A chunk that is part of a larger buffer must not free it.
+  // Node 20 lacks `transfer`. A chunk that is only a part of its buffer must not free the whole buffer.
   if (byteOffset === 0 && buffer.byteLength === length) (buffer as ArrayBuffer).transfer?.(0);
 };
 
-/** Inflates a body into its call's lease. The limits are checked after each chunk. */
+/** Inflates a body into the call's lease. Each chunk is checked against the limits. */
 const inflate = async (bytes: Buffer, encoding: Encoding, lease: Lease, heap: HeapShare, maxBytes: number): Promise<Buffer> => {
   const stream = INFLATERS[encoding]();
-  // Copies the body, at most 1 MiB, because zlib does not read shared memory.
+  // zlib does not read shared memory, so the compressed body (at most 1 MiB) is copied.
   stream.end(Buffer.from(bytes));
-  let room = FIRST_ROOM;
+  let room = FIRST_BLOCK_BYTES;
   let start = lease.allocInput(room);
   let length = 0;
   try {
@@ -291,7 +289,7 @@ const inflate = async (bytes: Buffer, encoding: Encoding, lease: Lease, heap: He
   return lease.view(start, length);
 };
 
-/** Checks the sha-256 of a Content-Digest header (RFC 9530), if it has one. */
+/** Checks the body against the sha-256 of its Content-Digest header (RFC 9530), if the header has one. */
 const requireDigest = (header: string | string[] | undefined, bytes: Buffer): void => {
   if (header === undefined) return;
   const text = [header].flat().join(",");
@@ -305,12 +303,12 @@ const requireDigest = (header: string | string[] | undefined, bytes: Buffer): vo
   }
 };
 
-/** Reads and drops the rest of a refused body, so that the caller can finish sending and receive the reply. Closes the connection after the timeout. */
-export const dropRest = (req: Request, timeoutMs: number): void => {
+/** Reads and drops the rest of a rejected body, so that its caller receives the reply. The connection closes after the timeout. */
+export const drainBody = (req: Request, timeoutMs: number): void => {
   const { socket } = req;
   const timer = setTimeout(() => socket.destroy(), timeoutMs).unref();
-  // Clears the timer early, because it keeps the request alive: thousands of them under overload kept the garbage collector busy.
-  // Listens for the socket's "close", because a request whose reply is sent has none.
+  // The timer keeps the request alive, so it is cleared early. Otherwise an overload left thousands of requests to the garbage collector.
+  // A request emits no "close" once its reply is sent, so the listener is on the socket.
   const stop = (): void => {
     clearTimeout(timer);
     req.off("end", stop);

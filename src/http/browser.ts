@@ -1,18 +1,18 @@
-/** GET /: the page for browsers, and the server's links for other callers. */
+/** Serves the page for browsers at /, or links to the server's routes if the caller does not accept HTML. */
 import express, { type Express, type Response } from "express";
 import type { ServerContext } from "./_context.ts";
 
-/** The page loads nothing from elsewhere. Icons of the API reference are data URLs. */
-const POLICY = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/** The page loads nothing from other origins. Icons of the API reference are data URLs. */
+const CONTENT_SECURITY_POLICY = "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const secure = (res: Response): void => {
-  res.setHeader("Content-Security-Policy", POLICY);
+const setSecurityHeaders = (res: Response): void => {
+  res.setHeader("Content-Security-Policy", CONTENT_SECURITY_POLICY);
   res.setHeader("X-Content-Type-Options", "nosniff");
   res.setHeader("Referrer-Policy", "no-referrer");
 };
 
-/** Serves `/` without a token: the page asks for one, and the links hold nothing secret. */
-export const addPage = (app: Express, { page, version, hasAdmin, callers, rpc }: ServerContext): void => {
+/** Adds the routes `/` and `/page`. They need no token: the page asks for one, and the links are not secret. */
+export const addPage = (app: Express, { page, version, hasAdmin, authenticator, rpc }: ServerContext): void => {
   const links = {
     ...(page && { page: "./" }),
     info: "v1",
@@ -24,18 +24,18 @@ export const addPage = (app: Express, { page, version, hasAdmin, callers, rpc }:
     ready: "health/ready",
     ...(!hasAdmin && { metrics: "metrics" }),
   };
-  const summary = { name: "stepd", version, authentication: callers ? "bearer" : "none", links };
+  const summary = { name: "stepd", version, authentication: authenticator ? "bearer" : "none", links };
   app.get("/", (req, res) => {
     res.setHeader("Vary", "Accept");
     if (!page || req.accepts(["json", "html"]) !== "html") {
       res.json(summary);
       return;
     }
-    secure(res);
-    // The names of all other files change with their content, so only this one must be fresh.
+    setSecurityHeaders(res);
+    // The names of all other files change with their content, so only index.html must be fresh.
     res.setHeader("Cache-Control", "no-cache");
     res.sendFile("index.html", { root: page, cacheControl: false });
   });
   if (!page) return;
-  app.use("/page", express.static(page, { index: false, redirect: false, immutable: true, maxAge: "1y", setHeaders: secure }));
+  app.use("/page", express.static(page, { index: false, redirect: false, immutable: true, maxAge: "1y", setHeaders: setSecurityHeaders }));
 };

@@ -1,18 +1,18 @@
-/** The endpoints of calls: JSON-RPC, and the REST routes of the methods. */
+/** The endpoints of calls: JSON-RPC and the REST routes of the methods. */
 import type { Request } from "express";
 import type { Decoded } from "../codec/msgpack.ts";
 import { Parts } from "../codec/parts.ts";
 import { asStepdError, errors, StepdError } from "../errors/errors.ts";
-import { errorReply, type Lease, type Method, type Observer } from "../rpc/rpc.ts";
-import { seconds } from "./_clock.ts";
+import { type Lease, type Method, type Observer, errorReply as rpcErrorReply } from "../rpc/rpc.ts";
+import { secondsSince } from "./_clock.ts";
 import type { ServerContext } from "./_context.ts";
 import type { HeapShare } from "./heap.ts";
 import type { MediaType } from "./negotiate.ts";
 import { errorHeaders, join, type Reply, retryHeader } from "./reply.ts";
 
-/** Handles the calls of one route, between the transport's checks and the sending of the reply. */
+/** Handles the calls of one route: from a received body to an encoded reply. */
 export interface Endpoint {
-  /** True if its requests have a body. */
+  /** True if requests to this endpoint have a body. */
   readonly hasBody: boolean;
   run(call: {
     readonly service: ServerContext;
@@ -26,10 +26,10 @@ export interface Endpoint {
     readonly observe: Observer;
   }): Promise<Reply>;
   /** Creates the reply for an error before or during `run`. */
-  refuse(service: ServerContext, error: StepdError, type: MediaType, id: string): Reply;
+  errorReply(service: ServerContext, error: StepdError, type: MediaType, id: string): Reply;
 }
 
-const restRefuse = ({ replies }: ServerContext, error: StepdError, type: MediaType, id: string): Reply => replies.problem(error, id, type);
+const restError = ({ replies }: ServerContext, error: StepdError, type: MediaType, id: string): Reply => replies.problem(error, id, type);
 
 export const rpcCall: Endpoint = {
   hasBody: true,
@@ -39,7 +39,7 @@ export const rpcCall: Endpoint = {
       decoded = await body();
     } catch (error) {
       observe("unknown", asStepdError(error).code, error);
-      return { status: 200, type: type.name, body: service.replies.encodeError(errorReply(null, asStepdError(error), id), type) };
+      return { status: 200, type: type.name, body: service.replies.encodeError(rpcErrorReply(null, asStepdError(error), id), type) };
     }
     let encoded = 0;
     const finish = async (result: unknown): Promise<Parts> => {
@@ -52,10 +52,10 @@ export const rpcCall: Endpoint = {
     const parts = Array.isArray(reply) ? join(reply as Parts[], type) : await finish(reply);
     return { status, type: type.name, body: parts, headers: retryHeader(retryAfter) };
   },
-  refuse: ({ replies }, error, type, id) => ({
+  errorReply: ({ replies }, error, type, id) => ({
     status: errors[error.code].status,
     type: type.name,
-    body: replies.encodeError(errorReply(null, error, id), type),
+    body: replies.encodeError(rpcErrorReply(null, error, id), type),
     headers: errorHeaders(error),
   }),
 };
@@ -73,7 +73,7 @@ export const restPost = ({ name }: Method): Endpoint => ({
     const result = await service.rpc.call(name, decoded.value, { lease, caller, template: decoded.template }, observe);
     return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.toWire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
-  refuse: restRefuse,
+  errorReply: restError,
 });
 
 export const restGet = ({ name }: Method): Endpoint => ({
@@ -84,20 +84,20 @@ export const restGet = ({ name }: Method): Endpoint => ({
     });
     return { status: 200, type: type.name, body: await timedEncode(service, service.rpc.toWire(name, result), type, (bytes) => heap.growToReply(bytes)) };
   },
-  refuse: restRefuse,
+  errorReply: restError,
 });
 
-/** Converts INVALID_PARAMS to NOT_FOUND, because all parameters of a GET are part of its path. */
+/** Converts INVALID_PARAMS to NOT_FOUND, because all parameters of a GET are parts of its path. */
 const asPathError = (error: unknown): unknown =>
   error instanceof StepdError && error.code === "INVALID_PARAMS" ? new StepdError("NOT_FOUND", error.message, error.detail) : error;
 
-/** The bytes of a reply that are not views of the arena. */
+/** Counts the bytes of a reply that are not views of the arena. */
 const heapBytes = ({ pieces }: Parts, lease: Lease): number =>
   pieces.reduce((sum, piece) => (piece.buffer === lease.bytes.buffer ? sum : sum + piece.length), 0);
 
 const timedEncode = async ({ telemetry, replies }: ServerContext, value: unknown, type: MediaType, onBytes: (bytes: number) => void): Promise<Parts> => {
   const start = performance.now();
   const parts = await replies.encode(value, type, onBytes);
-  telemetry.recordPhase("encode", seconds(start));
+  telemetry.recordPhase("encode", secondsSince(start));
   return parts;
 };

@@ -1,29 +1,29 @@
 /**
- * The budget of the JavaScript heap, shared by all calls: JSON text, decoded values, headers of blobs, and replies outside the
- * arena. Its unit is one byte of a JSON body, which takes about ten bytes of memory. A value takes about 80 bytes of memory, and
+ * The budget of the JavaScript heap, shared by all calls: JSON text, decoded values, headers of blobs, and replies outside the arena.
+ * One unit of the budget is one byte of a JSON body. It takes about ten bytes of memory; a decoded value takes about 80 bytes, and
  * plain bytes are stored once or twice (measured).
  */
 
 import { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
 
-/** The units of one value. */
+// A decoded value takes eight times the memory of a byte of JSON.
 const UNITS_PER_VALUE = 8;
 
-/** The plain bytes, of strings or replies, that count as one unit. */
+/** Four bytes of a MessagePack string or of a reply count as one unit. */
 const PLAIN_BYTES_PER_UNIT = 4;
 
-/** Frees the memory of a call other than `requester`. Returns false if there is none to free. */
+/** Frees the memory of a call other than `requester`. Returns false if no memory can be freed. */
 export type Reclaim = (requester: object) => boolean;
 
 export class HeapBudget {
   readonly capacity: number;
   readonly #drainRate = new DrainRate();
   #used = 0;
-  /** A hook that frees another call's memory. Set by the receiver, which may evict a late body. */
+  /** Frees another call's memory. The receiver of bodies sets this hook and rejects a late body. */
   reclaim: Reclaim = () => false;
 
-  /** `capacity` is in bytes of JSON bodies. */
+  /** `capacity` is in units of one byte of JSON. */
   constructor(capacity: number) {
     this.capacity = capacity;
   }
@@ -32,7 +32,7 @@ export class HeapBudget {
     return this.#used;
   }
 
-  /** Opens the share of one call, which is released on disposal. */
+  /** Opens the share of one call. Disposing the share releases it. */
   open(): HeapShare {
     return new HeapShare(this);
   }
@@ -43,7 +43,7 @@ export class HeapBudget {
     this.#used += bytes;
   }
 
-  /** Throws OVERLOADED if `bytes` do not fit now. Reserves nothing. */
+  /** Throws OVERLOADED if `bytes` do not fit now, but does not reserve them. */
   requireFree(bytes: number, requester: object): void {
     while (this.#used + bytes > this.capacity) {
       if (this.reclaim(requester)) continue;
@@ -65,11 +65,12 @@ export class HeapBudget {
   }
 }
 
+/** One call's share of the heap budget. */
 export class HeapShare implements Disposable {
   readonly #budget: HeapBudget;
-  /** The maximum of the body's text, its values and the reply, which exist one after the other. */
+  /** The units of the body's text, its values or the reply. These exist one after the other, so the largest counts. */
   #body = 0;
-  /** The headers of blobs, which exist beside these. */
+  /** The units of the headers of blobs. They exist at the same time as the others. */
   #headers = 0;
 
   constructor(budget: HeapBudget) {
@@ -80,13 +81,13 @@ export class HeapShare implements Disposable {
     return this.#body + this.#headers;
   }
 
-  /** Refuses a body of `length` bytes that does not fit now. Reserves nothing: that happens as its bytes arrive. */
+  /** Throws if a body of `length` bytes does not fit now. The bytes are reserved later, as they arrive. */
   requireRoomFor(length: number): void {
     this.#requireCapacity(length);
     this.#budget.requireFree(length, this);
   }
 
-  /** Grows the reservation to `bytes` of JSON text in total. Throws OVERLOADED, or PAYLOAD_TOO_LARGE if it can never fit. */
+  /** Grows the reservation to `bytes` of JSON text in total. Throws OVERLOADED, or PAYLOAD_TOO_LARGE if they can never fit. */
   growToText(bytes: number): void {
     const missing = bytes - this.#body;
     if (missing <= 0) return;
@@ -95,7 +96,7 @@ export class HeapShare implements Disposable {
     this.#body = bytes;
   }
 
-  /** Grows the reservation to `count` values and `stringBytes` of MessagePack strings. */
+  /** Grows the reservation to `count` values and `stringBytes` of MessagePack strings in total. */
   growToValues(count: number, stringBytes: number): void {
     this.growToText(count * UNITS_PER_VALUE + Math.ceil(stringBytes / PLAIN_BYTES_PER_UNIT));
   }
@@ -105,7 +106,7 @@ export class HeapShare implements Disposable {
     this.growToText(Math.ceil(bytes / PLAIN_BYTES_PER_UNIT));
   }
 
-  /** Adds a reservation for the header of one more blob. */
+  /** Reserves heap for the header of one more blob. */
   addHeader(bytes: number): void {
     this.#requireCapacity(this.#body + this.#headers + bytes);
     this.#budget.reserve(bytes, this);

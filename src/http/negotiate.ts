@@ -1,4 +1,4 @@
-/** Content negotiation: the media types of bodies and replies. */
+/** Negotiates the media types of bodies and replies. */
 import { type Request, request } from "express";
 import { StepdError } from "../errors/errors.ts";
 
@@ -9,7 +9,7 @@ export interface MediaType {
 
 export const JSON_TYPE: MediaType = { format: "json", name: "application/json" };
 
-/** The supported types. The first of each format is the default. JSON-RPC clients use the last two. */
+/** The supported types. The first of each format is its default, and JSON-RPC clients use the last two. */
 const TYPES: readonly MediaType[] = [
   JSON_TYPE,
   { format: "msgpack", name: "application/vnd.msgpack" },
@@ -21,7 +21,7 @@ const TYPES: readonly MediaType[] = [
 
 const NAMES = TYPES.map(({ name }) => name).join(", ");
 
-/** The accepted charsets. JSON is UTF-8; ASCII is a subset of it, and "utf8" a common misspelling. */
+/** The accepted charsets. JSON is UTF-8, ASCII is a subset of it, and "utf8" is a common misspelling. */
 const CHARSETS: readonly (string | undefined)[] = [undefined, "utf-8", "utf8", "us-ascii"];
 
 const parseType = (header: string): { readonly type: MediaType | undefined; readonly charset: string | undefined } => {
@@ -36,7 +36,7 @@ const parseType = (header: string): { readonly type: MediaType | undefined; read
   return { type: TYPES.find((known) => known.name === name), charset };
 };
 
-/** The media type of a request's body. Throws UNSUPPORTED_MEDIA_TYPE. */
+/** Returns the media type of a request's body. Throws UNSUPPORTED_MEDIA_TYPE. */
 export const bodyType = (req: Request): MediaType => {
   const header = req.headers["content-type"] ?? "";
   const exact = TYPES.find((known) => known.name === header);
@@ -47,28 +47,28 @@ export const bodyType = (req: Request): MediaType => {
   return type;
 };
 
-/** The parameters of a media range, except its weight. They are ignored: JSON has no charset (RFC 8259, section 11), and no other type here has any. */
+/** Matches the parameters of a media range, except its weight. They are ignored: JSON has no charset (RFC 8259, section 11). */
 const PARAMETERS = /;\s*(?!q\s*=)[\w!#$%&'*+.^`|~-]+\s*=\s*(?:"(?:[^"\\]|\\.)*"|[^\s,;"]*)/gi;
 
-/** The type that an Accept header prefers. Among equals the body's own type wins. Undefined if none is acceptable. */
-const accepted = (accept: string, own: MediaType): MediaType | undefined => {
+/** Returns the type that an Accept header prefers; the body's own type wins a tie. Returns undefined if no type is acceptable. */
+const preferredType = (accept: string, own: MediaType): MediaType | undefined => {
   const offered = [own, ...TYPES.filter((type) => type !== own)];
   const plain = Object.create(request, { headers: { value: { accept: accept.replaceAll(PARAMETERS, "") } } }) as Request;
   const name = plain.accepts(offered.map((type) => type.name));
   return offered.find((type) => type.name === name);
 };
 
-/** The media type of the reply: the accepted type, preferably the body's own. Throws NOT_ACCEPTABLE. */
+/** Returns the media type of the reply: an accepted type, preferably the body's own. Throws NOT_ACCEPTABLE. */
 export const replyType = (req: Request, own: MediaType = JSON_TYPE): MediaType => {
   const { accept } = req.headers;
   if (accept === undefined || accept === own.name || accept === "*/*") return own;
-  const type = accepted(accept, own);
+  const type = preferredType(accept, own);
   if (!type) throw StepdError.mismatch("NOT_ACCEPTABLE", "Accept", NAMES, accept);
   return type;
 };
 
-/** The media type of a refusal: an accepted type, else the type of the body, else JSON. */
-export const refusalType = ({ headers }: Request): MediaType => {
+/** Returns the media type of an error reply: an accepted type, else the type of the body, else JSON. */
+export const errorType = ({ headers }: Request): MediaType => {
   const own = parseType(headers["content-type"] ?? "").type ?? JSON_TYPE;
-  return headers.accept === undefined ? own : (accepted(headers.accept, own) ?? own);
+  return headers.accept === undefined ? own : (preferredType(headers.accept, own) ?? own);
 };

@@ -1,19 +1,19 @@
-/** Routes that are not calls: health, metrics, documents, and 405 for other HTTP methods. */
+/** Defines the routes that are not calls: health, metrics, documents, and 405 for other HTTP methods. */
 import { createServer, type Server } from "node:http";
 import express, { type Express, type Request, type RequestHandler, type Response } from "express";
 import { StepdError } from "../errors/errors.ts";
 import type { ServerContext } from "./_context.ts";
 import type { Service } from "./_types.ts";
-import { refusalType } from "./negotiate.ts";
+import { errorType } from "./negotiate.ts";
 import type { Replies, Reply } from "./reply.ts";
 
-/** The most bytes of a request's headers. */
+/** A request's headers have at most this many bytes. */
 export const MAX_HEADER_BYTES = 16384;
 
 export const requestId = (res: Response): string => String(res.getHeader("X-Request-Id"));
 
-/** The problem details for a request that is not a call. */
-export const problemFor = (replies: Replies, req: Request, res: Response, error: StepdError): Reply => replies.problem(error, requestId(res), refusalType(req));
+/** Builds the error reply for a request that is not a call. */
+export const problemFor = (replies: Replies, req: Request, res: Response, error: StepdError): Reply => replies.problem(error, requestId(res), errorType(req));
 
 export const addHealth = (app: Express, service: Service): void => {
   app.get(["/health/live", "/v2/health/live"], (_, res) => {
@@ -25,7 +25,7 @@ export const addHealth = (app: Express, service: Service): void => {
 };
 
 export const addMetrics = (app: Express, { telemetry }: Service, ...guards: readonly RequestHandler[]): void => {
-  // Concurrent requests share one page.
+  // Concurrent requests share one page of metrics.
   let page: Promise<Buffer> | undefined;
   const scrape = (): Promise<Buffer> => {
     page ??= telemetry.metrics().then((text) => {
@@ -39,7 +39,7 @@ export const addMetrics = (app: Express, { telemetry }: Service, ...guards: read
   });
 };
 
-/** The admin server: health and metrics on their own port. */
+/** Creates the admin server, which serves health and metrics on its own port. */
 export const createAdminServer = (service: Service): Server => {
   const app = express();
   app.disable("x-powered-by");
@@ -48,8 +48,8 @@ export const createAdminServer = (service: Service): Server => {
   return createServer({ maxHeaderSize: MAX_HEADER_BYTES }, app);
 };
 
-/** Replies 405 with an Allow header to other HTTP methods on existing paths. */
-export const refuseOtherVerbs = (app: Express, { rpc, hasAdmin, replies }: ServerContext): void => {
+/** Replies 405 with an Allow header if an existing path is requested with another HTTP method. */
+export const rejectOtherMethods = (app: Express, { rpc, hasAdmin, replies }: ServerContext): void => {
   const allowed = new Map<string, string>([
     ["/rpc", "POST"],
     ...[
@@ -73,19 +73,19 @@ export const refuseOtherVerbs = (app: Express, { rpc, hasAdmin, replies }: Serve
   }
 };
 
-/** Serves the OpenRPC and OpenAPI documents, and the description of this server. */
-export const addDocuments = (app: Express, { rpc, info }: Service, guard: RequestHandler): void => {
+/** Serves the OpenRPC and OpenAPI documents and, at /v1, the description of this server. */
+export const addDocuments = (app: Express, { rpc, info }: Service, authenticate: RequestHandler): void => {
   for (const [path, document] of [
     ["/openrpc.json", rpc.openRpc],
     ["/openapi.json", rpc.openApi],
   ] as const) {
-    // All replies share one buffer, because the documents are large and slow readers would each hold a copy.
+    // The documents are large and slow readers would each hold a copy, so all replies share one buffer.
     const page = Buffer.from(JSON.stringify(document));
-    app.get(path, guard, (_, res) => {
+    app.get(path, authenticate, (_, res) => {
       res.type("json").send(page);
     });
   }
-  app.get("/v1", guard, (_, res) => {
+  app.get("/v1", authenticate, (_, res) => {
     res.json(info());
   });
 };

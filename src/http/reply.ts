@@ -1,4 +1,4 @@
-/** Encodes and sends replies. The pieces of large replies are written directly from the arena, without joining them. */
+/** Encodes and sends replies. The pieces of a large reply are written from the arena without being joined. */
 import { createHash } from "node:crypto";
 import { finished } from "node:stream/promises";
 import type { Response } from "express";
@@ -10,7 +10,7 @@ import { errors, type StepdError } from "../errors/errors.ts";
 import { ReplyBatcher } from "./_batcher.ts";
 import type { MediaType } from "./negotiate.ts";
 
-/** Joins encoded values to an encoded array. */
+/** Builds an encoded array from encoded items. */
 export const join = (values: readonly Parts[], { format }: MediaType): Parts => (format === "json" ? joinJson(values) : joinMsgpack(values));
 
 export interface Reply {
@@ -21,18 +21,18 @@ export interface Reply {
 }
 
 /** Replies up to this length are joined, because copying a piece takes less time than writing it. */
-const JOINED_BYTES = 65536;
+const MAX_JOINED_BYTES = 65536;
 
-const isSmall = ({ body }: Reply): boolean => body.length <= JOINED_BYTES;
+const isSmall = ({ body }: Reply): boolean => body.length <= MAX_JOINED_BYTES;
 
-/** The most buffers kept for joined replies. Allocating a buffer per reply would trigger garbage collections. */
+/** The pool keeps at most this many buffers for joined replies. A new buffer per reply would trigger garbage collections. */
 const MAX_POOLED_BUFFERS = 16;
 
-/** True if the whole reply is handed to the operating system. Node's own flag for small replies is set only one turn later. */
+/** True if the operating system has the whole reply. Node sets `writableFinished` of a small reply only one turn later. */
 export const isSent = (res: Response): boolean =>
   res.writableFinished || (res.writableEnded && res.writableLength === 0 && res.socket?.destroyed === false && res.socket.errored === null);
 
-const digest = ({ pieces }: Parts): string => {
+const sha256Base64 = ({ pieces }: Parts): string => {
   const hash = createHash("sha256");
   for (const piece of pieces) hash.update(piece);
   return hash.digest("base64");
@@ -40,10 +40,8 @@ const digest = ({ pieces }: Parts): string => {
 
 type Headers = Readonly<Record<string, string>>;
 
-/** The Retry-After header. */
 export const retryHeader = (seconds: number | undefined): Headers => (seconds === undefined ? {} : { "Retry-After": String(seconds) });
 
-/** The headers of an error reply. */
 export const errorHeaders = ({ code, detail }: StepdError): Headers => ({
   ...retryHeader(detail.retry_after),
   ...(code === "UNAUTHENTICATED" && { "WWW-Authenticate": 'Bearer realm="stepd"' }),
@@ -55,21 +53,21 @@ export class Replies {
   readonly #batcher = new ReplyBatcher();
   readonly #bufferPool: Buffer[] = [];
 
-  /** Encodes a value. Calls `onBytes` with the bytes so far that are not views of the arena. Returns no promise for a small value. */
+  /** Encodes a value; a small value needs no promise. `onBytes` receives the bytes so far that are not views of the arena. */
   encode(value: unknown, type: MediaType, onBytes?: (bytes: number) => void): Parts | Promise<Parts> {
-    return inTurns(this.#encoding(value, type, onBytes));
+    return inTurns(this.#encodeTask(value, type, onBytes));
   }
 
-  /** Encodes an error without yielding, because errors are small. */
+  /** Encodes an error in one turn, because errors are small. */
   encodeError(value: unknown, type: MediaType): Parts {
-    return atOnce(this.#encoding(value, type));
+    return atOnce(this.#encodeTask(value, type));
   }
 
-  #encoding(value: unknown, { format }: MediaType, onBytes?: (bytes: number) => void): Task<Parts> {
+  #encodeTask(value: unknown, { format }: MediaType, onBytes?: (bytes: number) => void): Task<Parts> {
     return format === "json" ? encodeJson(value, onBytes) : this.#writer.encode(value, onBytes);
   }
 
-  /** The error reply of the REST API: problem details (RFC 9457), as application/problem+json or in MessagePack. */
+  /** Builds the error reply of the REST API: problem details (RFC 9457), as application/problem+json or in MessagePack. */
   problem(error: StepdError, requestId: string, type: MediaType): Reply {
     const { code, status, title } = errors[error.code];
     const body = {
@@ -86,21 +84,21 @@ export class Replies {
     return { status, type: name, body: this.encodeError(body, type), headers: errorHeaders(error) };
   }
 
-  /** Waits until a reply may be sent: a small one waits for its batch. */
+  /** Resolves when a reply may be sent. A small reply waits for its batch. */
   ready(reply: Reply): Promise<void> | undefined {
     return isSmall(reply) ? this.#batcher.wait() : undefined;
   }
 
-  /** Sends a reply. Resolves when its last byte is sent or the caller has disconnected; then the pieces' memory may be released. */
+  /** Sends a reply. Resolves after its last byte, or when the caller disconnects. The memory of its pieces may then be released. */
   async send(res: Response, reply: Reply): Promise<void> {
     const { status, type, body, headers = {} } = reply;
     if (res.headersSent || res.destroyed) return;
     const wanted = res.req.headers["want-repr-digest"];
     // A 204 must not have a Content-Length (RFC 9110, section 8.6).
     const fields: Record<string, string | number> = status === 204 ? { ...headers } : { "Content-Type": type, "Content-Length": body.length, ...headers };
-    if (typeof wanted === "string" && /(?:^|,)\s*sha-256(?!=0)/.test(wanted)) fields["Repr-Digest"] = `sha-256=:${digest(body)}:`;
+    if (typeof wanted === "string" && /(?:^|,)\s*sha-256(?!=0)/.test(wanted)) fields["Repr-Digest"] = `sha-256=:${sha256Base64(body)}:`;
     res.writeHead(status, fields);
-    const buffer = isSmall(reply) ? this.#buffer(res, body.length) : undefined;
+    const buffer = isSmall(reply) ? this.#takeBuffer(res, body.length) : undefined;
     if (buffer) res.end(body.joinInto(buffer));
     else {
       res.cork();
@@ -108,14 +106,14 @@ export class Replies {
       res.end();
       res.uncork();
     }
-    // A reply that is sent at once needs no listeners. A disconnected caller is not this server's failure.
+    // Most replies are already sent here and need no listener. A caller that disconnects is not this server's failure.
     if (!isSent(res)) await finished(res).catch(() => {});
-    if (buffer?.length === JOINED_BYTES && isSent(res) && this.#bufferPool.length < MAX_POOLED_BUFFERS) this.#bufferPool.push(buffer);
+    if (buffer?.length === MAX_JOINED_BYTES && isSent(res) && this.#bufferPool.length < MAX_POOLED_BUFFERS) this.#bufferPool.push(buffer);
   }
 
-  /** A buffer to join a small reply in. A pipelined reply, which may wait long for its turn, gets one of its exact size. */
-  #buffer(res: Response, length: number): Buffer {
+  /** Takes a buffer for joining a small reply. A pipelined reply may wait long, so it gets an own buffer of its exact size. */
+  #takeBuffer(res: Response, length: number): Buffer {
     if (!res.socket) return Buffer.allocUnsafeSlow(length);
-    return this.#bufferPool.pop() ?? Buffer.allocUnsafeSlow(JOINED_BYTES);
+    return this.#bufferPool.pop() ?? Buffer.allocUnsafeSlow(MAX_JOINED_BYTES);
   }
 }

@@ -1,9 +1,9 @@
-/** Creates the HTTP server: Node's server with the configured timeouts, and the Express application. */
+/** Creates the HTTP server: a Node server with the configured timeouts, and the Express application. */
 import { createServer, type Server } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import { DrainRate } from "../errors/drain-rate.ts";
 import { Connections } from "./_connections.ts";
-import { draining } from "./_context.ts";
+import { drainingError } from "./_context.ts";
 import type { Service } from "./_types.ts";
 import { LINGER_MS, Receiver } from "./body.ts";
 import { Decoder } from "./decoder.ts";
@@ -17,14 +17,14 @@ export { createAdminServer } from "./pages.ts";
 export { readTls, renewTls, type Tls, type TlsFiles } from "./tls.ts";
 export { Tokens } from "./tokens.ts";
 
-/** Node's timeout checks per timeout. A timed-out request ends late by at most one check interval. */
-const TIMEOUT_CHECKS = 10;
+/** Node checks for timeouts this often per timeout. A timed-out request ends late by at most one check interval. */
+const CHECKS_PER_TIMEOUT = 10;
 
-/** A server before it listens. */
+/** An HTTP server that does not listen yet. */
 export interface HttpServer {
   readonly server: Server;
-  /** Refuses all calls with unfinished bodies, at the end of a drain. Returns their number. */
-  refuseBodies(): number;
+  /** Rejects all calls with unfinished bodies, at the end of a drain. Returns their number. */
+  rejectUnfinishedBodies(): number;
 }
 
 export const createHttpServer = (service: Service): HttpServer => {
@@ -35,21 +35,21 @@ export const createHttpServer = (service: Service): HttpServer => {
   const shortest = Math.min(limits.requestTimeoutMs, limits.idleTimeoutMs);
   const options = {
     handshakeTimeout: limits.idleTimeoutMs,
-    // Node's own 408 has no body. So the receiver refuses slow bodies first; slow headers get Node's 408 before the idle timeout.
+    // Node's own 408 reply has no body, so the receiver rejects slow bodies first. Slow headers get Node's 408 before the idle timeout.
     requestTimeout: limits.requestTimeoutMs + 2 * LINGER_MS,
-    headersTimeout: shortest - Math.ceil((2 * shortest) / TIMEOUT_CHECKS),
+    headersTimeout: shortest - Math.ceil((2 * shortest) / CHECKS_PER_TIMEOUT),
     keepAliveTimeout: limits.keepAliveTimeoutMs,
     maxHeaderSize: MAX_HEADER_BYTES,
-    // The interval of Node's timeout check; its default is 30 s.
-    connectionsCheckingInterval: Math.ceil(shortest / TIMEOUT_CHECKS),
+    // Node's default interval of timeout checks is 30 s.
+    connectionsCheckingInterval: Math.ceil(shortest / CHECKS_PER_TIMEOUT),
   };
   const server = tls ? createTlsServer({ ...options, ...tls }, app) : createServer(options, app);
   connections.watch(server, tls !== undefined);
-  // Overrides Node's automatic 100 Continue: body.ts sends it after admission, or the call is refused.
+  // Without this listener Node would send 100 Continue itself. body.ts sends it after admission.
   server.on("checkContinue", app);
   server.setTimeout(limits.idleTimeoutMs, (socket) => {
-    // Closes connections only for the caller's silence, not while a call is computing.
+    // A connection is also silent while its call computes. Only the caller's silence closes it.
     if (!connections.isComputing(socket) && !receiver.refuseSilent(socket)) connections.closeSilent(socket);
   });
-  return { server, refuseBodies: () => receiver.refuseAll(draining()) };
+  return { server, rejectUnfinishedBodies: () => receiver.refuseAll(drainingError()) };
 };

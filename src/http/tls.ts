@@ -1,4 +1,4 @@
-/** TLS with optional client certificates. The files are checked, and read again when they change. */
+/** TLS with optional client certificates. Files are checked when they are read, and read again when they change. */
 import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import type { ServerOptions } from "node:https";
@@ -9,24 +9,24 @@ import { watch } from "./_watch.ts";
 export interface TlsFiles {
   readonly cert: string;
   readonly key: string;
-  /** The file of the authorities for client certificates; empty if none are required. */
+  /** The file with the certificate authorities of clients. Empty if clients need no certificate. */
   readonly clientCa: string;
 }
 
 export interface Tls {
   readonly options: ServerOptions;
-  /** All certificates, for their validity periods. */
+  /** All certificates of the files, whose validity periods are exported as metrics. */
   readonly certificates: readonly Certificate[];
 }
 
 const CERTIFICATE = /-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----.*?-----END (?:X509 |TRUSTED )?CERTIFICATE-----/gs;
 
-/** Reads and checks the files. Throws an Error that names the setting if a file is invalid or the key does not match. */
+/** Reads and checks the files. Throws an Error that names the setting if a file is invalid or if the key does not match. */
 export const readTls = ({ cert: certFile, key: keyFile, clientCa }: TlsFiles): Tls => {
   const [cert, chain] = readCertificates("STEPD_TLS_CERT_FILE", certFile);
   const key = readFile("STEPD_TLS_KEY_FILE", keyFile);
   const privateKey = parseKey(key);
-  // Checks the key explicitly: a TLS context accepts a key of another type, but every handshake would fail.
+  // A TLS context accepts a key of another type, but then every handshake fails. So the key is checked here.
   if (!chain[0]?.checkPrivateKey(privateKey)) {
     const types = [chain[0]?.publicKey.asymmetricKeyType, privateKey.asymmetricKeyType];
     throw new Error(`STEPD_TLS_KEY_FILE: expected the private key of the first certificate (${types[0]}), found another key (${types[1]})`);
@@ -38,10 +38,10 @@ export const readTls = ({ cert: certFile, key: keyFile, clientCa }: TlsFiles): T
   } catch (error) {
     throw new Error(`STEPD_TLS_CERT_FILE: expected a certificate and a key for TLS 1.2 or newer, found: ${(error as Error).message}`);
   }
-  return { options, certificates: [...chain.map(timesOf("certificate")), ...authorities.map(timesOf("client_ca"))] };
+  return { options, certificates: [...chain.map(certificateOf("certificate")), ...authorities.map(certificateOf("client_ca"))] };
 };
 
-/** Applies changed files to new connections. If they are invalid, the previous ones stay in use. */
+/** Watches the files and applies changes to new connections. Invalid files leave the previous ones in use. */
 export const renewTls = (server: TlsServer, files: TlsFiles, onReload: (result: Tls | Error) => void): Disposable =>
   watch(pathsOf(files), () => {
     let result: Tls | Error;
@@ -64,7 +64,7 @@ const readFile = (setting: string, path: string): Buffer => {
   }
 };
 
-/** Reads a file with at least one certificate. */
+/** Reads all certificates of a PEM file. The file must have at least one. */
 const readCertificates = (setting: string, path: string): readonly [Buffer, readonly X509Certificate[]] => {
   const bytes = readFile(setting, path);
   const blocks = bytes.toString("latin1").match(CERTIFICATE) ?? [];
@@ -87,7 +87,7 @@ const parseKey = (bytes: Buffer): KeyObject => {
   }
 };
 
-const timesOf =
+const certificateOf =
   (file: Certificate["file"]) =>
   ({ subject, validFromDate, validToDate }: X509Certificate): Certificate => ({
     file,

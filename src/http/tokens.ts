@@ -1,6 +1,6 @@
 /**
- * Bearer tokens (RFC 6750) from a file: one `name token` per line, `#` for comments. A name may have several tokens, so that an old
- * one stays valid while callers switch to a new one. The file is read again when it changes. Only digests are kept in memory.
+ * Bearer tokens (RFC 6750) from a file: one `name token` per line, `#` for comments. A name may have several tokens, so callers can
+ * switch to a new one while the old one is valid. The file is read again when it changes. Only digests stay in memory.
  */
 import { createHash, timingSafeEqual } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -9,41 +9,41 @@ import { watch } from "./_watch.ts";
 
 const LINE = /^([\w.-]{1,32})\s+([A-Za-z0-9._~+/-]+=*)$/;
 
-/** A name that looks like a secret, because the columns are swapped. It is refused, since names go into the log. */
+/** A name of this form is probably a token in the wrong column. It is rejected, because names go into the log. */
 const LOOKS_SECRET = /^[0-9a-f]{16,}$/i;
 
-/** The least characters of a token; shorter ones are easy to guess. */
+/** Shorter tokens are easy to guess. */
 const MIN_TOKEN_LENGTH = 16;
 
-interface Entry {
+interface TokenEntry {
   readonly name: string;
   readonly digest: Buffer;
 }
 
 export interface TokenEvents {
-  /** Called after a change of the file, with the number of tokens, or with the error that keeps the old tokens in use. */
+  /** Called after the file has changed, with the number of tokens. An error leaves the old tokens in use. */
   onReload(result: number | Error): void;
 }
 
 export class Tokens implements Disposable {
   readonly #path: string;
   readonly #watch: Disposable;
-  #entries: readonly Entry[];
+  #entries: readonly TokenEntry[];
 
-  /** Reads the file. Throws an Error of one sentence if it is invalid. */
+  /** Reads the file. Throws an Error if it is invalid. */
   constructor(path: string, events: TokenEvents) {
     this.#path = path;
     this.#entries = parseTokens(readFileSync(path, "utf8"));
     this.#watch = watch([path], () => events.onReload(this.#reload()));
   }
 
-  /** The caller's name for an Authorization header. Throws UNAUTHENTICATED, without the header's content. */
+  /** Returns the name of the token in an Authorization header. Throws UNAUTHENTICATED; the error does not contain the header. */
   callerOf(header: string | undefined): string {
     const token = /^Bearer +(\S+) *$/i.exec(header ?? "")?.[1];
     if (token === undefined) throw unauthenticated(header === undefined ? "none" : "something else");
     const digest = digestOf(token);
     let name: string | undefined;
-    // Compares all entries, so that the time does not reveal which one matches.
+    // All entries are compared, so that the time does not reveal the matching one.
     for (const entry of this.#entries) if (timingSafeEqual(entry.digest, digest)) name = entry.name;
     if (name === undefined) throw unauthenticated("a token that is not known here");
     return name;
@@ -68,9 +68,9 @@ const digestOf = (token: string): Buffer => createHash("sha256").update(token).d
 const unauthenticated = (found: string): StepdError =>
   StepdError.mismatch("UNAUTHENTICATED", "Authorization", "Bearer and a token that this server knows", found);
 
-/** Parses the tokens file. Errors name the line but not its content. */
-const parseTokens = (text: string): readonly Entry[] => {
-  const entries = text.split(/\r?\n/).flatMap((line, index): Entry[] => {
+/** Parses the tokens file. Errors give the line's number but not its content. */
+const parseTokens = (text: string): readonly TokenEntry[] => {
+  const entries = text.split(/\r?\n/).flatMap((line, index): TokenEntry[] => {
     const content = line.trim();
     if (content === "" || content.startsWith("#")) return [];
     const [, name, token] = LINE.exec(content) ?? [];

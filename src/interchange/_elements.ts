@@ -1,38 +1,38 @@
-/** Element loops that are too rare for a kernel: plain JavaScript over slots in the arena, a slice at a time. */
+/** Element loops that are too rare for a kernel. Plain JavaScript runs them on slots in the arena, with yields. */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, readElement } from "../codec/dtype.ts";
 import type { Task } from "../codec/turns.ts";
 import type { ArenaTensor } from "../engine/tensors.ts";
 
-/** Elements between two yields: about 4 ms. */
-const SLICE = 2 ** 18;
+/** The loops yield after this many elements, about 4 ms. */
+const ELEMENTS_PER_YIELD = 2 ** 18;
 
 const F32_BYTES = 4;
 const F64_BYTES = 8;
 
-/** Calls `run` with ranges that cover all elements. */
-function* inSlices(elements: number, run: (from: number, to: number) => void): Task<void> {
-  for (let from = 0; from < elements; from += SLICE) {
+/** Calls `run` with consecutive ranges that cover all elements, and yields in between. */
+function* inRanges(elements: number, run: (from: number, to: number) => void): Task<void> {
+  for (let from = 0; from < elements; from += ELEMENTS_PER_YIELD) {
     if (from > 0) yield;
-    run(from, Math.min(from + SLICE, elements));
+    run(from, Math.min(from + ELEMENTS_PER_YIELD, elements));
   }
 }
 
 /**
- * Multiplies or divides all elements of an F32 or F64 tensor in place, in float64, rounded once. Returns the number of elements
- * that the inverse operation does not restore exactly.
+ * Multiplies or divides all elements of an F32 or F64 tensor in place, in float64, rounded once. Returns the number of elements that
+ * the inverse operation would not restore exactly.
  */
 export function* rescale(lease: Lease, { address, elements, bytes, dtype }: ArenaTensor, factor: number, isDivision: boolean): Task<number> {
   const view = new DataView(lease.bytes.buffer, lease.bytes.byteOffset + address, bytes);
   const run = dtype === "F64" ? rescaleF64 : rescaleF32;
   let changed = 0;
-  yield* inSlices(elements, (from, to) => {
+  yield* inRanges(elements, (from, to) => {
     changed += run(view, from, to, factor, isDivision);
   });
   return changed;
 }
 
-/** True if a value is not restored. NaN counts as restored. */
+/** True if the inverse operation did not restore a value. NaN counts as restored. */
 const isChanged = (before: number, restored: number): boolean => restored !== before && !Number.isNaN(before);
 
 const rescaleF32 = (view: DataView, from: number, to: number, factor: number, isDivision: boolean): number => {
@@ -57,12 +57,12 @@ const rescaleF64 = (view: DataView, from: number, to: number, factor: number, is
   return changed;
 };
 
-/** Copies a BF16 or F16 tensor to new memory as F32, exactly. */
+/** Copies a BF16 or F16 tensor to new memory as F32, which is exact. */
 export function* widen(lease: Lease, tensor: ArenaTensor): Task<ArenaTensor> {
   const bytes = tensor.elements * F32_BYTES;
   const address = lease.alloc(bytes);
   const size = bytesOf(tensor.dtype) as number;
-  yield* inSlices(tensor.elements, (from, to) => {
+  yield* inRanges(tensor.elements, (from, to) => {
     for (let i = from; i < to; i++) lease.bytes.writeFloatLE(readElement(lease.bytes, tensor.address + i * size, tensor.dtype), address + i * F32_BYTES);
   });
   return { ...tensor, dtype: "F32", bytes, address };

@@ -1,4 +1,4 @@
-/** Exports a state to a file of torch, qhoptim or optax. Slots are converted in place and sent from where they lie in the arena. */
+/** Exports a state to a file of torch, qhoptim or optax. Slots are converted in place and sent from the arena without a copy. */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { compareCanonical, writeHeaderInTurns } from "../codec/safetensors.ts";
@@ -7,20 +7,21 @@ import { type ParameterState, STEP, type State, type StateEntry, writeEntries } 
 import { StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale } from "./_elements.ts";
-import { betasOf, COUNT, type Convention, type Foreign, firstNames, keyWriter, type StorageLayout, storageLayoutOf, WEIGHTS } from "./_formats.ts";
+import { COUNT, type Convention, type ForeignFormat, firstNames, keyWriter, requireBetas, type StorageLayout, storageLayoutOf, WEIGHTS } from "./_formats.ts";
 import { weightAt } from "./_weights.ts";
 
-/** float32 represents every integer up to this one. */
+/** float32 represents every integer up to this one exactly. */
 const MAX_FLOAT32_COUNT = 2 ** 24;
 
 const INT32_MAX = 2 ** 31 - 1;
 
 export interface Exported {
   readonly state: Parts;
+  /** Sentences that name what the conversion loses. */
   readonly lost: readonly string[];
 }
 
-/** Collects the losses of a conversion: each sentence with the parameters that it concerns. */
+/** Collects the losses of a conversion: sentences, each with the parameters that it concerns. */
 class Losses {
   readonly #bySentence = new Map<string, string[]>();
 
@@ -35,11 +36,11 @@ class Losses {
   }
 }
 
-/** Writes a state in a foreign format. Throws STATE_MISMATCH, INVALID_PARAMS. */
+/** Writes a state in a foreign format. Throws STATE_MISMATCH and INVALID_PARAMS. */
 export function* exportState(state: State, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Task<Exported> {
-  const format = convention.format as Foreign;
+  const format = convention.format as ForeignFormat;
   const layout = storageLayoutOf(format, optimizer, "/to");
-  const betas = layout.isCorrected ? betasOf(convention, "/to") : undefined;
+  const betas = layout.isCorrected ? requireBetas(convention, "/to") : undefined;
   const keyOf = keyWriter(convention);
   const losses = new Losses();
   const entries: StateEntry[] = [];
@@ -64,12 +65,12 @@ export function* exportState(state: State, convention: Convention, optimizer: Op
   return { state: yield* writeEntries(header, ordered, lease), lost: [...losses.sentences, ...rounded] };
 }
 
-/** torch creates the buffers of sgd and lars at the first step. Exported zeros would look like the result of a step. */
+/** True for buffers of sgd and lars before the first step, at which torch creates them. Exported zeros would look like a step's result. */
 const isNotCreatedYet = ({ lateSlots }: OptimizerDefinition, { scalars, isCountShared }: StorageLayout, { step }: ParameterState, slot: string): boolean =>
   step === 0 && lateSlots.includes(slot) && !isCountShared && !(STEP in scalars);
 
-interface Target {
-  readonly format: Foreign;
+interface ExportOptions {
+  readonly format: ForeignFormat;
   readonly optimizer: OptimizerDefinition;
   readonly layout: StorageLayout;
   readonly betas: readonly [number, number] | undefined;
@@ -89,8 +90,12 @@ const f64 = (name: string, value: number): StateEntry => {
   return { name, dtype: "F64", shape: [], content };
 };
 
-/** The scalar entries of a parameter that the format has: step, weights and scalar slots. */
-const scalarsOf = (name: string, { step, scalars }: ParameterState, { format, optimizer, layout, betas, keyOf, losses }: Target): readonly StateEntry[] => {
+/** Builds a parameter's scalar entries in the foreign format: step, weights and scalar slots. */
+const scalarsOf = (
+  name: string,
+  { step, scalars }: ParameterState,
+  { format, optimizer, layout, betas, keyOf, losses }: ExportOptions,
+): readonly StateEntry[] => {
   const entries: StateEntry[] = [];
   if (STEP in layout.scalars) {
     if (step > MAX_FLOAT32_COUNT)
@@ -134,7 +139,7 @@ const countOf = (parameters: ReadonlyMap<string, ParameterState>, losses: Losses
   return { name: COUNT, dtype: "I32", shape: [], content };
 };
 
-/** Converts the slots' values to the format's convention, in place. Returns the losses as sentences. */
+/** Converts the slots' values to the foreign format, in place. Returns the losses as sentences. */
 function* convertSlots(
   parameters: ReadonlyMap<string, ParameterState>,
   { isNegated, slots: held }: StorageLayout,

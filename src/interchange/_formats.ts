@@ -1,39 +1,39 @@
-/** The foreign state formats: their keys, slot names, and step counts. */
+/** Describes the foreign state formats: their keys, slot names and step counts. */
 import { describe, StepdError } from "../errors/errors.ts";
 import type { Convention } from "../generated/wire.gen.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
 
 export type { Convention } from "../generated/wire.gen.ts";
 
-/** A format other than stepd's own. */
-export type Foreign = Exclude<Convention["format"], "stepd">;
+/** A state format other than stepd's own. */
+export type ForeignFormat = Exclude<Convention["format"], "stepd">;
 
-/** The most tensors that a sentence names. */
-const NAMED_TENSORS = 8;
+/** A sentence names at most this many tensors. */
+const MAX_NAMED_TENSORS = 8;
 
-/** qhoptim's bias-correction weights of exp_avg and exp_avg_sq. */
+/** The names of qhoptim's bias-correction weights of exp_avg and exp_avg_sq. */
 export const WEIGHTS = ["beta1_weight", "beta2_weight"] as const;
 
-/** How a format stores the state of an optimizer. */
+/** Describes how a format stores the state of an optimizer. */
 export interface StorageLayout {
-  /** The format's slot names, by stepd's. Slots that are not listed are not stored. */
+  /** Maps stepd's slot names to the format's. The format does not store other slots. */
   readonly slots: ReadonlyMap<string, string>;
-  /** The scalars of each parameter, with the accepted dtypes. Written in the first dtype. */
+  /** The scalars of each parameter, with the dtypes that may be read. The first dtype is written. */
   readonly scalars: Readonly<Record<string, readonly string[]>>;
-  /** True if all parameters of a file share one step count. */
+  /** True if a file has one step count for all parameters. */
   readonly isCountShared: boolean;
-  /** True if exp_avg and exp_avg_sq are stored divided by 1 - beta^t. */
+  /** True if the file contains exp_avg and exp_avg_sq divided by 1 - beta^t. */
   readonly isCorrected: boolean;
-  /** True if momentum_buffer is stored with the opposite sign. */
+  /** True if the file contains momentum_buffer with the opposite sign. */
   readonly isNegated: boolean;
 }
 
-const same = (slots: readonly string[]): StorageLayout["slots"] => new Map(slots.map((slot) => [slot, slot]));
+const sameNames = (slots: readonly string[]): StorageLayout["slots"] => new Map(slots.map((slot) => [slot, slot]));
 
-/** The layout of an optimizer's state in a format. Undefined if the format has no corresponding optimizer. */
-const layouts: Readonly<Record<Foreign, (optimizer: OptimizerDefinition) => Partial<StorageLayout> | undefined>> = {
+/** Returns the layout of an optimizer's state in each format, or undefined if the format has no corresponding optimizer. */
+const layouts: Readonly<Record<ForeignFormat, (optimizer: OptimizerDefinition) => Partial<StorageLayout> | undefined>> = {
   torch: ({ isStepless, allSlots, scalarSlots = {} }) => ({
-    slots: same(allSlots),
+    slots: sameNames(allSlots),
     scalars: {
       ...(!isStepless && { step: ["F32", "F64", "I64"] }),
       ...Object.fromEntries(Object.keys(scalarSlots).map((slot) => [slot, ["F32", "F64"]])),
@@ -41,12 +41,12 @@ const layouts: Readonly<Record<Foreign, (optimizer: OptimizerDefinition) => Part
   }),
   qhoptim: ({ family }) => {
     if (family === "adam")
-      return { slots: same(["exp_avg", "exp_avg_sq"]), scalars: Object.fromEntries(WEIGHTS.map((name) => [name, ["F64"]])), isCorrected: true };
-    return family === "qhm" || family === "sgd" ? { slots: same(["momentum_buffer"]) } : undefined;
+      return { slots: sameNames(["exp_avg", "exp_avg_sq"]), scalars: Object.fromEntries(WEIGHTS.map((name) => [name, ["F64"]])), isCorrected: true };
+    return family === "qhm" || family === "sgd" ? { slots: sameNames(["momentum_buffer"]) } : undefined;
   },
   optax: ({ family }) => {
     const shared = { isCountShared: true };
-    // Without max_exp_avg_sq, because optax's is the maximum of the corrected moment.
+    // max_exp_avg_sq is missing, because optax stores the maximum of the corrected moment.
     if (family === "adam") return { ...shared, slots: new Map(Object.entries({ exp_avg: "mu", exp_avg_sq: "nu" })) };
     if (family === "lion") return { ...shared, slots: new Map([["exp_avg", "mu"]]) };
     if (family === "sgd" || family === "lars") return { ...shared, slots: new Map([["momentum_buffer", "trace"]]), isNegated: family === "lars" };
@@ -54,8 +54,8 @@ const layouts: Readonly<Record<Foreign, (optimizer: OptimizerDefinition) => Part
   },
 };
 
-/** The layout of an optimizer's state in a format. Throws STATE_MISMATCH if there is none; `field` is the convention's field. */
-export const storageLayoutOf = (format: Foreign, optimizer: OptimizerDefinition, field: string): StorageLayout => {
+/** Returns the layout of an optimizer's state in a format. Throws STATE_MISMATCH if there is none; `field` is `/from` or `/to`. */
+export const storageLayoutOf = (format: ForeignFormat, optimizer: OptimizerDefinition, field: string): StorageLayout => {
   const layout = layouts[format](optimizer);
   if (layout) return { slots: new Map(), scalars: {}, isCountShared: false, isCorrected: false, isNegated: false, ...layout };
   const names = [...registry.values()].filter((other) => layouts[format](other)).map(({ name }) => name);
@@ -65,7 +65,7 @@ export const storageLayoutOf = (format: Foreign, optimizer: OptimizerDefinition,
 /** The key of the step count that all parameters of an optax file share. */
 export const COUNT = "count";
 
-/** The convention fields that each format uses, for reading and for writing. */
+/** Lists the convention fields that each format uses, for reading (`from`) and for writing (`to`). */
 const FIELDS: Readonly<Record<"from" | "to", Readonly<Record<Convention["format"], readonly string[]>>>> = {
   from: { stepd: [], torch: ["optimizer", "names", "step"], qhoptim: ["optimizer", "names", "betas", "step"], optax: ["optimizer", "step"] },
   to: { stepd: [], torch: ["names"], qhoptim: ["names", "betas"], optax: [] },
@@ -93,22 +93,22 @@ export const requireUsable = (convention: Convention, side: "from" | "to"): void
   }
 };
 
-/** The betas of a convention that needs them. Throws INVALID_PARAMS if they are missing. */
-export const betasOf = ({ betas }: Convention, field: string): readonly [number, number] => {
+/** Returns the betas of a convention. Throws INVALID_PARAMS if they are missing. */
+export const requireBetas = ({ betas }: Convention, field: string): readonly [number, number] => {
   if (betas) return betas as [number, number];
   throw StepdError.mismatch("INVALID_PARAMS", `${field}/betas`, "the betas of the run, because qhoptim keeps bias-corrected moments", "none");
 };
 
-interface Key {
+interface EntryKey {
   readonly parameter: string;
-  /** The format's name of the slot. */
+  /** The slot's name in the foreign format. */
   readonly slot: string;
 }
 
 const PREFIX = "state.";
 
-/** Parses a key. Undefined if it does not have the form that `keyForm` describes. */
-export const readKey = (key: string, { format, names }: Convention): Key | undefined => {
+/** Parses a key. Returns undefined if the key does not have the form that `keyForm` describes. */
+export const readKey = (key: string, { format, names }: Convention): EntryKey | undefined => {
   if (format === "optax") {
     const slash = key.indexOf("/");
     return slash < 0 ? undefined : { parameter: key.slice(slash + 1), slot: key.slice(0, slash) };
@@ -127,7 +127,7 @@ export const readKey = (key: string, { format, names }: Convention): Key | undef
 export const keyForm = ({ format, names }: Convention): string =>
   format === "optax" ? `<slot>/<parameter>, or ${COUNT},` : `state.<${names ? "index" : "parameter"}>.<slot>`;
 
-/** Returns a function that builds a format's keys. It throws for a parameter without an index. */
+/** Returns a function that builds a format's keys. The function throws for a parameter without an index. */
 export const keyWriter = ({ format, names }: Convention): ((parameter: string, slot: string) => string) => {
   if (format === "optax") return (parameter, slot) => `${slot}/${parameter}`;
   const indexes = names && new Map(names.map((name, index) => [name, index]));
@@ -139,8 +139,8 @@ export const keyWriter = ({ format, names }: Convention): ((parameter: string, s
   };
 };
 
-/** The first few parameter names as a phrase. */
+/** Lists the first few parameter names as a phrase. */
 export const firstNames = (parameters: readonly string[]): string => {
-  const rest = parameters.length - NAMED_TENSORS;
-  return parameters.slice(0, NAMED_TENSORS).map(describe).join(", ") + (rest > 0 ? ` and ${rest} more` : "");
+  const rest = parameters.length - MAX_NAMED_TENSORS;
+  return parameters.slice(0, MAX_NAMED_TENSORS).map(describe).join(", ") + (rest > 0 ? ` and ${rest} more` : "");
 };

@@ -1,4 +1,4 @@
-/** Imports a file of torch, qhoptim or optax as a state. Slots stay in place in the arena and are converted there. */
+/** Imports a file of torch, qhoptim or optax as a state. Slots are converted in place in the arena. */
 import type { Lease } from "../arena/arena.ts";
 import { COMPUTED } from "../codec/dtype.ts";
 import { readSafetensorsInTurns, type TensorInfo } from "../codec/safetensors.ts";
@@ -8,39 +8,51 @@ import type { ArenaTensor } from "../engine/tensors.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import { rescale, widen } from "./_elements.ts";
-import { betasOf, COUNT, type Convention, type Foreign, firstNames, keyForm, readKey, type StorageLayout, storageLayoutOf, WEIGHTS } from "./_formats.ts";
+import {
+  COUNT,
+  type Convention,
+  type ForeignFormat,
+  firstNames,
+  keyForm,
+  readKey,
+  requireBetas,
+  type StorageLayout,
+  storageLayoutOf,
+  WEIGHTS,
+} from "./_formats.ts";
 import { isWeightOf, stepsOf, weightAt } from "./_weights.ts";
 
 const FIELD = "/state";
 
 const corrupt = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_CORRUPT", FIELD, expected, found);
 
-/** The entries of one parameter in a file, before its step count is known. */
-interface Draft {
+/** One parameter's entries of a file, before its step count is known. */
+interface ParameterDraft {
   readonly slots: Map<string, ArenaTensor>;
   readonly scalars: Map<string, number>;
 }
 
 interface FileContents {
-  readonly drafts: ReadonlyMap<string, Draft>;
-  /** optax's count. */
+  readonly drafts: ReadonlyMap<string, ParameterDraft>;
+  /** The step count that all parameters of an optax file share. */
   readonly count: number | undefined;
 }
 
 export interface Imported {
   readonly state: State;
+  /** Sentences that name what the conversion loses. */
   readonly lost: readonly string[];
 }
 
-/** Reads a file of a foreign format. Throws STATE_CORRUPT, STATE_MISMATCH, UNSUPPORTED_DTYPE, INVALID_PARAMS. */
+/** Reads a file of a foreign format. Throws STATE_CORRUPT, STATE_MISMATCH, UNSUPPORTED_DTYPE and INVALID_PARAMS. */
 export function* importState(file: Buffer, convention: Convention, optimizer: OptimizerDefinition, lease: Lease): Task<Imported> {
-  const layout = storageLayoutOf(convention.format as Foreign, optimizer, "/from");
-  const betas = layout.isCorrected ? betasOf(convention, "/from") : undefined;
+  const layout = storageLayoutOf(convention.format as ForeignFormat, optimizer, "/from");
+  const betas = layout.isCorrected ? requireBetas(convention, "/from") : undefined;
   const { drafts, count } = yield* readFile(file, convention, layout);
   const state = emptyState(optimizer);
   for (const [name, { slots, scalars }] of drafts) {
-    const step = betas ? stepOfWeights(name, scalars, betas, convention.step) : (scalars.get(STEP) ?? count ?? convention.step);
-    if (step === undefined) throw missingStep("the count of steps, which the file does not have", name);
+    const step = betas ? stepFromWeights(name, scalars, betas, convention.step) : (scalars.get(STEP) ?? count ?? convention.step);
+    if (step === undefined) throw missingStepError("the count of steps, which the file does not have", name);
     const scalarSlots = [...scalars].filter(([slot]) => slot in (optimizer.scalarSlots ?? {}));
     state.parameters.set(name, { step, slots, scalars: Object.fromEntries(scalarSlots) });
     if (state.parameters.size % ITEMS_PER_YIELD === 0) yield;
@@ -52,14 +64,14 @@ export function* importState(file: Buffer, convention: Convention, optimizer: Op
     if (layout.isNegated && buffer) yield* rescale(lease, buffer, -1, false);
     if (++read % ITEMS_PER_YIELD === 0) yield;
   }
-  return { state, lost: betas ? yield* uncorrect(state.parameters, drafts, betas, lease) : [] };
+  return { state, lost: betas ? yield* removeBiasCorrection(state.parameters, drafts, betas, lease) : [] };
 }
 
-const missingStep = (expected: string, name: string): StepdError =>
+const missingStepError = (expected: string, name: string): StepdError =>
   StepdError.mismatch("INVALID_PARAMS", "/from/step", expected, `none for ${firstNames([name])}`, [name]);
 
 function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCountShared }: StorageLayout): Task<FileContents> {
-  const drafts = new Map<string, Draft>();
+  const drafts = new Map<string, ParameterDraft>();
   const slotOf = new Map([...slots].map(([own, foreign]) => [foreign, own]));
   const known = [...slotOf.keys(), ...Object.keys(scalars)];
   let count: number | undefined;
@@ -71,7 +83,7 @@ function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCou
       continue;
     }
     const key = readKey(info.name, convention);
-    // A torch file's step is read even for optimizers that store none in torch.
+    // Some torch optimizers store no step, but a torch file's step is always read.
     const dtypes =
       key && (key.slot === STEP && convention.format === "torch" ? ["F32", "F64", "I64"] : Object.hasOwn(scalars, key.slot) ? scalars[key.slot] : undefined);
     const slot = key && slotOf.get(key.slot);
@@ -91,7 +103,7 @@ const slotTensor = (file: Buffer, { offset, ...info }: TensorInfo, name: string)
   return { ...info, name, address: file.byteOffset + offset };
 };
 
-/** Reads a scalar of the file. A count must be a whole number. */
+/** Reads a scalar of the file. A step count must be a whole number. */
 const readScalar = (file: Buffer, { name, dtype, shape, offset }: TensorInfo, dtypes: readonly string[], isCount: boolean): number => {
   if (!dtypes.includes(dtype) || shape.length > 0) throw corrupt(`${name} to be a scalar in ${dtypes.join(" or ")}`, `${dtype} [${shape}]`);
   const value = {
@@ -104,7 +116,7 @@ const readScalar = (file: Buffer, { name, dtype, shape, offset }: TensorInfo, dt
   return value;
 };
 
-const weightsOf = (name: string, scalars: Draft["scalars"]): readonly [number, number] => {
+const weightsOf = (name: string, scalars: ParameterDraft["scalars"]): readonly [number, number] => {
   const [first, second] = WEIGHTS.map((key) => {
     const weight = scalars.get(key);
     if (weight === undefined) throw corrupt(`${key} beside the moments of ${firstNames([name])}`, "none");
@@ -114,12 +126,12 @@ const weightsOf = (name: string, scalars: Draft["scalars"]): readonly [number, n
   return [first, second];
 };
 
-/** The step count that a parameter's weights imply. If they have stopped growing, the given step count. */
-const stepOfWeights = (name: string, scalars: Draft["scalars"], betas: readonly [number, number], given: number | undefined): number => {
+/** Returns the step count that a parameter's weights imply, or `given` if the weights have stopped growing. */
+const stepFromWeights = (name: string, scalars: ParameterDraft["scalars"], betas: readonly [number, number], given: number | undefined): number => {
   const weights = weightsOf(name, scalars);
   const implied = stepsOf(weights, betas);
   const steps = implied ?? given;
-  if (steps === undefined) throw missingStep("the count of steps, because the weights have stopped growing and no longer tell it", name);
+  if (steps === undefined) throw missingStepError("the count of steps, because the weights have stopped growing and no longer tell it", name);
   weights.forEach((weight, index) => {
     const beta = betas[index] as number;
     if (isWeightOf(weight, beta, steps)) return;
@@ -134,8 +146,8 @@ const stepOfWeights = (name: string, scalars: Draft["scalars"], betas: readonly 
   return steps;
 };
 
-/** Undoes the bias correction of the moments, in place. Returns the losses as sentences. */
-function* uncorrect(
+/** Removes the bias correction from the moments, in place. Returns the losses as sentences. */
+function* removeBiasCorrection(
   parameters: ReadonlyMap<string, ParameterState>,
   drafts: FileContents["drafts"],
   betas: readonly [number, number],
@@ -144,11 +156,11 @@ function* uncorrect(
   let read = 0;
   let changed = 0;
   let elements = 0;
-  const reweighed: string[] = [];
+  const changedWeights: string[] = [];
   for (const [name, { step, slots }] of parameters) {
     if (++read % ITEMS_PER_YIELD === 0) yield;
     const weights = weightsOf(name, drafts.get(name)?.scalars ?? new Map());
-    if (weights.some((weight, index) => weight !== weightAt(betas[index] as number, step))) reweighed.push(name);
+    if (weights.some((weight, index) => weight !== weightAt(betas[index] as number, step))) changedWeights.push(name);
     for (const [index, slot] of ["exp_avg", "exp_avg_sq"].entries()) {
       const tensor = slots.get(slot);
       if (!tensor || step === 0) continue;
@@ -158,8 +170,8 @@ function* uncorrect(
   }
   return [
     ...(changed > 0 ? [`stepd keeps raw moments: ${changed} of ${elements} values are rounded so that the way back gives another last bit`] : []),
-    ...(reweighed.length > 0
-      ? [`stepd keeps steps in place of the weights, which the way back computes anew, with other last bits for ${firstNames(reweighed)}`]
+    ...(changedWeights.length > 0
+      ? [`stepd keeps steps in place of the weights, which the way back computes anew, with other last bits for ${firstNames(changedWeights)}`]
       : []),
   ];
 }

@@ -1,6 +1,6 @@
 /**
- * Converts a state between conventions: imports it, changes its optimizer within the family, adds slots, and exports it. Slots
- * stay in place in the arena from the request to the reply.
+ * Converts a state between formats: imports it, changes its optimizer within the family, adds slots, and exports it. Slots stay in
+ * place in the arena from the request to the reply.
  */
 import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
@@ -27,12 +27,12 @@ export interface Converted {
   readonly lost: readonly string[];
 }
 
-/** Converts a state. Overwrites the caller's bytes in the lease. */
+/** Converts a state. It overwrites the caller's bytes in the lease. */
 export function* convertState({ state: blob, from, to, optimizer: name, fill }: ConvertInput, lease: Lease): Task<Converted> {
   requireUsable(from, "from");
   requireUsable(to, "to");
-  const target = name === undefined ? undefined : find(name, "/optimizer");
-  const source = from.format === "stepd" ? undefined : sourceOf(from, target);
+  const target = name === undefined ? undefined : findOptimizer(name, "/optimizer");
+  const source = from.format === "stepd" ? undefined : sourceOptimizer(from, target);
   const file = yield* loadBlob(blob, "/state", "STATE_CORRUPT", lease);
   const { state, lost } = source ? yield* importState(file, from, source, lease) : { state: yield* readState(file), lost: [] };
   const optimizer = target ?? state.optimizer;
@@ -43,14 +43,14 @@ export function* convertState({ state: blob, from, to, optimizer: name, fill }: 
   return { state: exported.state, lost: [...lost, ...dropped, ...exported.lost] };
 }
 
-const find = (name: string, field: string): OptimizerDefinition => {
+const findOptimizer = (name: string, field: string): OptimizerDefinition => {
   const found = registry.get(name);
   if (!found) throw StepdError.mismatch("INVALID_PARAMS", field, `one of ${[...registry.keys()].join(", ")}`, describe(name));
   return found;
 };
 
-const sourceOf = ({ optimizer, format }: Convention, target: OptimizerDefinition | undefined): OptimizerDefinition => {
-  const source = optimizer === undefined ? target : find(optimizer, "/from/optimizer");
+const sourceOptimizer = ({ optimizer, format }: Convention, target: OptimizerDefinition | undefined): OptimizerDefinition => {
+  const source = optimizer === undefined ? target : findOptimizer(optimizer, "/from/optimizer");
   if (!source) throw StepdError.mismatch("INVALID_PARAMS", "/from/optimizer", `the optimizer of the state, because files of ${format} do not say it`, "none");
   return source;
 };
@@ -61,7 +61,7 @@ const requireFamily = ({ optimizer: source, revision }: State, optimizer: Optimi
     const family = [...registry.values()].filter(({ family }) => family === source.family).map(({ name }) => name);
     throw mismatch("/optimizer", `${family.join(", ")}, the family ${source.family} of the state of ${source.name}`, optimizer.name);
   }
-  // The new file would carry this server's older revision number, which is wrong for its contents.
+  // The new file would contain this server's older revision number, which is wrong for its contents.
   if (revision > source.revision) throw mismatch("/state", `a state of ${source.name} revision ${source.revision} or older`, `revision ${revision}`);
 };
 
@@ -103,7 +103,7 @@ function* fillSlots({ parameters }: State, { name, allSlots, fills = {} }: Optim
   }
 }
 
-/** Adds a slot: a copy of the slot `source`, or zeros if that is null. */
+/** Adds a slot: a copy of the slot `source`, or zeros if `source` is null. */
 const fillSlot = (slots: ParameterState["slots"], slot: string, source: string | null, parameter: string, field: string, lease: Lease): void => {
   const like = slots.get(source ?? "") ?? (source === null ? [...slots].find(([other]) => other !== MASTER_PARAM)?.[1] : undefined);
   if (!like) {

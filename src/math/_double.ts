@@ -1,28 +1,28 @@
-/** Double-double arithmetic: a value is the unevaluated sum of two float64 numbers (Dekker, 1971, https://doi.org/10.1007/BF01397083). */
+/** Double-double arithmetic: a number is stored as the sum of two float64 numbers (Dekker, 1971, https://doi.org/10.1007/BF01397083). */
 
-/** The value high + low, with |low| at most half a unit in the last place of high. */
+/** Represents the number high + low. |low| is at most half a unit in the last place of high. */
 export interface Pair {
   readonly high: number;
   readonly low: number;
 }
 
-/** 2^27 + 1: splits a float64 into two halves whose products are exact. */
+/** Multiplying by 2^27 + 1 splits a float64 into two halves whose products are exact. */
 const SPLITTER = 134217729;
 
-/** a + b with its rounding error, for operands of any size. */
+/** Computes a + b and its rounding error, for operands of any size. */
 export const exactSum = (a: number, b: number): Pair => {
   const high = a + b;
   const part = high - a;
   return { high, low: a - (high - part) + (b - part) };
 };
 
-/** a + b with its rounding error, if |a| >= |b|. */
+/** Computes a + b and its rounding error. Requires |a| >= |b|. */
 const quickSum = (a: number, b: number): Pair => {
   const high = a + b;
   return { high, low: b - (high - a) };
 };
 
-/** a * b with its rounding error. */
+/** Computes a * b and its rounding error. */
 export const exactProduct = (a: number, b: number): Pair => {
   const high = a * b;
   const aBig = SPLITTER * a;

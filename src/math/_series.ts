@@ -1,6 +1,6 @@
-/** Coefficients of the power series of sine, cosine and the exponential. */
+/** The coefficients of the power series of sine, cosine and the exponential. */
 
-/** 1/0!, 1/1!, 1/2!, ... */
+/** The list 1/0!, 1/1!, 1/2!, ... */
 const INVERSE_FACTORIALS: readonly number[] = Array.from({ length: 20 }, (_, n) => {
   let factorial = 1;
   for (let factor = 2; factor <= n; factor++) factorial *= factor;

@@ -1,7 +1,7 @@
-/** Cosine and interpolation in float64, with the same bits on every machine. Math.cos may differ between JavaScript engines. */
+/** Cosine and interpolation in float64 with the same bits on every machine. Math.cos may differ between JavaScript engines. */
 import { inverseFactorial } from "./_series.ts";
 
-/** sin(pi x) for x from 0 to 1/4. */
+/** Computes sin(pi x) for x from 0 to 1/4. */
 const sineOfSmall = (x: number): number => {
   const z = Math.PI * x;
   const squared = z * z;
@@ -10,7 +10,7 @@ const sineOfSmall = (x: number): number => {
   return z - z * (squared * series);
 };
 
-/** cos(pi x) for x from 0 to 1/4. */
+/** Computes cos(pi x) for x from 0 to 1/4. */
 const cosineOfSmall = (x: number): number => {
   const z = Math.PI * x;
   const squared = z * z;
@@ -20,13 +20,13 @@ const cosineOfSmall = (x: number): number => {
 };
 
 /**
- * (1 + cos(pi part / whole)) / 2 for 0 <= part <= whole and whole > 0: from 1 down to 0. Near the end it squares a sine, because
- * 1 + cos would cancel there; so it is exact to a few last places everywhere.
+ * Computes (1 + cos(pi part / whole)) / 2 for 0 <= part <= whole and whole > 0, which falls from 1 to 0. Near the end, 1 + cos would
+ * cancel, so a sine is squared instead. The result is exact to a few units in the last place everywhere.
  */
 export const cosineDecay = (part: number, whole: number): number => {
   const root = 2 * part <= whole ? cosineOfSmall(part / whole / 2) : sineOfSmall((whole - part) / whole / 2);
   return root * root;
 };
 
-/** Linear interpolation: `from` at left = 1, `to` at left = 0. Exact at both ends, and everywhere if the ends are equal. */
+/** Interpolates linearly: `from` at left = 1, `to` at left = 0. Exact at both ends, and everywhere if the ends are equal. */
 export const interpolate = (from: number, to: number, left: number): number => (left > 0.5 ? from + (to - from) * (1 - left) : to + (from - to) * left);

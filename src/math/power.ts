@@ -1,12 +1,12 @@
 /**
- * Powers in float64 with the same bits on every machine. IEEE 754 fixes + - * / and the square root; ECMAScript leaves the last
- * bits of Math.pow, Math.exp and Math.log to the engine, so no function here uses them.
+ * Powers in float64 with the same bits on every machine. IEEE 754 defines the bits of + - * / and of the square root. ECMAScript leaves
+ * the last bits of Math.pow, Math.exp and Math.log to the engine, so no function here uses them.
  */
 import { add, divide, exactSum, multiply, type Pair } from "./_double.ts";
 import { inverseFactorial } from "./_series.ts";
 
 /**
- * base^exponent for whole exponents from 0 to 2^53, by repeated squaring in float64. The optimizers' bias corrections use it.
+ * Computes base^exponent for whole exponents from 0 to 2^53 by repeated squaring in float64. The optimizers' bias corrections use it.
  * `wholePower` is more exact, and its results differ in the last bits.
  */
 export const repeatedSquaring = (base: number, exponent: number): number => {
@@ -21,11 +21,11 @@ const LN2: Pair = { high: Math.LN2, low: 2.3190468138462996e-17 };
 
 const bits = new DataView(new ArrayBuffer(8));
 const EXPONENT_BIAS = 1023;
-/** The lowest exponent bit in the upper 32 bits of a float64. */
+/** The lowest bit of the exponent, in the upper 32 bits of a float64. */
 const EXPONENT_UNIT = 0x100000;
 const SUBNORMAL_SHIFT = 54;
 
-/** 2^exponent, for exponents from -1022 to 1023. */
+/** Computes 2^exponent for exponents from -1022 to 1023. */
 const powerOfTwo = (exponent: number): number => {
   bits.setUint32(0, (exponent + EXPONENT_BIAS) * EXPONENT_UNIT);
   bits.setUint32(4, 0);
@@ -34,10 +34,10 @@ const powerOfTwo = (exponent: number): number => {
 
 const TWO_TO_54 = powerOfTwo(SUBNORMAL_SHIFT);
 
-/** Splits a positive number into mantissa * 2^exponent, with 1 <= mantissa < 2. */
-const disassemble = (value: number): { readonly mantissa: number; readonly exponent: number } => {
+/** Splits a positive number into mantissa * 2^exponent with 1 <= mantissa < 2. */
+const splitExponent = (value: number): { readonly mantissa: number; readonly exponent: number } => {
   if (value < powerOfTwo(-1022)) {
-    const { mantissa, exponent } = disassemble(value * TWO_TO_54);
+    const { mantissa, exponent } = splitExponent(value * TWO_TO_54);
     return { mantissa, exponent: exponent - SUBNORMAL_SHIFT };
   }
   bits.setFloat64(0, value);
@@ -47,8 +47,8 @@ const disassemble = (value: number): { readonly mantissa: number; readonly expon
   return { mantissa: bits.getFloat64(0), exponent };
 };
 
-/** mantissa * 2^exponent for a mantissa near 1 and any exponent, rounded once. */
-const assemble = (mantissa: number, exponent: number): number => {
+/** Computes mantissa * 2^exponent for a mantissa near 1 and any exponent, rounded once. */
+const scaleByPowerOfTwo = (mantissa: number, exponent: number): number => {
   if (exponent > 1100) return Number.POSITIVE_INFINITY;
   if (exponent < -1200) return 0;
   const half = Math.floor(exponent / 2);
@@ -57,13 +57,13 @@ const assemble = (mantissa: number, exponent: number): number => {
 };
 
 /**
- * base^exponent for base >= 0 and whole exponents from 0 to 2^53: repeated squaring of a double-double, with its power of two
- * stored apart. The total error is below one last place; plain float64 would lose half a last place per unit of the exponent.
+ * Computes base^exponent for base >= 0 and whole exponents from 0 to 2^53 by repeated squaring of a double-double. Its power of two is
+ * stored separately. The total error is below one unit in the last place; plain float64 would lose half a unit per unit of the exponent.
  */
 export const wholePower = (base: number, exponent: number): number => {
   if (exponent === 0 || base === 1) return 1;
   if (base === 0) return 0;
-  const { mantissa, exponent: scale } = disassemble(base);
+  const { mantissa, exponent: scale } = splitExponent(base);
   let square: Pair = { high: mantissa, low: 0 };
   let squareScale = scale;
   let result: Pair = { high: 1, low: 0 };
@@ -78,7 +78,7 @@ export const wholePower = (base: number, exponent: number): number => {
       }
     }
     remaining = Math.floor(remaining / 2);
-    if (remaining === 0) return assemble(result.high + result.low, resultScale);
+    if (remaining === 0) return scaleByPowerOfTwo(result.high + result.low, resultScale);
     square = multiply(square, square);
     squareScale *= 2;
     if (square.high >= 2) {
@@ -88,12 +88,12 @@ export const wholePower = (base: number, exponent: number): number => {
   }
 };
 
-/** 1, 1/3, 1/5, ...: the series of atanh. With |s| <= 0.172 the seventeenth term is below 2^-80 of the first. */
+/** The coefficients 1, 1/3, 1/5, ... of the series of atanh(s). For |s| <= 0.172 the seventeenth term is below 2^-80 of the first. */
 const ODD_RECIPROCALS: readonly Pair[] = Array.from({ length: 17 }, (_, index) => divide({ high: 1, low: 0 }, { high: 2 * index + 1, low: 0 }));
 
-/** The natural logarithm of a positive number, from log m = 2 atanh((m - 1) / (m + 1)) with m from sqrt(1/2) to sqrt(2). */
+/** Computes the natural logarithm of a positive number from log m = 2 atanh((m - 1) / (m + 1)), with m from sqrt(1/2) to sqrt(2). */
 const logarithm = (value: number): Pair => {
-  let { mantissa, exponent } = disassemble(value);
+  let { mantissa, exponent } = splitExponent(value);
   if (mantissa > Math.SQRT2) {
     mantissa /= 2;
     exponent++;
@@ -105,7 +105,7 @@ const logarithm = (value: number): Pair => {
   return add(multiply({ high: exponent, low: 0 }, LN2), { high: 2 * atanh.high, low: 2 * atanh.low });
 };
 
-/** e^value, from e^(k ln 2 + r) = 2^k e^r with |r| <= 0.35 and the Taylor series up to r^15. */
+/** Computes e^value from e^(k ln 2 + r) = 2^k e^r, with |r| <= 0.35 and the Taylor series up to r^15. */
 const exponential = (value: Pair): number => {
   if (value.high > 720) return Number.POSITIVE_INFINITY;
   if (value.high < -760) return 0;
@@ -113,10 +113,10 @@ const exponential = (value: Pair): number => {
   const r = add(value, multiply({ high: -k, low: 0 }, LN2));
   let series = 0;
   for (let n = 15; n >= 2; n--) series = series * r.high + inverseFactorial(n);
-  return assemble(1 + (r.high + (r.low + r.high * r.high * series)), k);
+  return scaleByPowerOfTwo(1 + (r.high + (r.low + r.high * r.high * series)), k);
 };
 
-/** base^exponent for base >= 0 and exponent >= 0, within one unit in the last place (0.8 measured). 0^0 is 1. */
+/** Computes base^exponent for base >= 0 and exponent >= 0, within one unit in the last place (0.8 measured). 0^0 is 1. */
 export const power = (base: number, exponent: number): number => {
   if (exponent % 1 === 0 && exponent <= Number.MAX_SAFE_INTEGER) return wholePower(base, exponent);
   if (base === 0) return 0;

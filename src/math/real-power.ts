@@ -1,18 +1,18 @@
 /**
- * The power with a real exponent for NAdam's momentum warm-up. `power` is more exact but differs in the last bits, so using it
- * would change NAdam's results and states.
+ * Computes powers with real exponents for NAdam's momentum warm-up. `power` in power.ts is more exact but differs in the last bits, so
+ * using it would change NAdam's results and states.
  */
 import { exactProduct, exactSum, type Pair } from "./_double.ts";
 
-/** ln 2 in two parts. The first ends in enough zero bits that its multiples up to 2^20 are exact. */
+/** ln 2 in two parts. The high part ends in enough zero bits that its multiples up to 2^20 are exact. */
 const LN2: Pair = { high: 0x162e42fee / 2 ** 33, low: 1.9082149292705877e-10 };
 
-/** exp(x) is 0 in float64 for x below this, and infinite for x above its negative. */
+/** In float64, exp(x) is 0 for x below this number, and infinite for x above its negative. */
 const MIN_EXPONENT = -746;
 
 const SERIES_TERMS = 14;
 
-/** ln(base) = doublings * ln 2 + 2*atanh((f-1)/(f+1)), with f from sqrt(1/2) to sqrt(2). */
+/** Computes ln(base) = doublings * ln 2 + 2*atanh((f-1)/(f+1)), with f from sqrt(1/2) to sqrt(2). */
 const logarithm = (base: number): Pair => {
   let f = base;
   let doublings = 0;
@@ -36,13 +36,13 @@ const exponential = ({ high, low }: Pair): number => {
   const rest = high - doublings * LN2.high - doublings * LN2.low + low;
   let series = 1;
   for (let k = SERIES_TERMS; k > 0; k--) series = 1 + (rest / k) * series;
-  // Doubles one at a time, because 2^1024 is infinite even where the result is finite.
+  // 2^1024 is infinite even if the result is finite, so the result is doubled one step at a time.
   for (let k = 0; k < doublings; k++) series *= 2;
   for (let k = 0; k > doublings; k--) series /= 2;
   return series;
 };
 
-/** base^exponent for a finite base above 0 and a finite exponent, within 16 units in the last place (4 for bases from 0.96 to 1). */
+/** Computes base^exponent for a finite base above 0 and a finite exponent, within 16 units in the last place (4 for bases from 0.96 to 1). */
 export const realPower = (base: number, exponent: number): number => {
   const { high, low } = logarithm(base);
   const { high: result, low: rest } = exactProduct(high, exponent);

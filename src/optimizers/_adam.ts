@@ -1,15 +1,15 @@
 /**
- * Shared parts of Adam and its variants: hyperparameters, slots, and the scalars of their two kernels.
+ * The shared parts of Adam and its variants: hyperparameters, slots, and the scalars of their two kernels.
  *
- * The formulas are the papers', with the constants moved out of the loop:
+ * The formulas are those of the papers, with the constants moved out of the loop:
  *   lr / c1 * m / (sqrt(v) / sqrt(c2) + eps)  =  (lr * sqrt(c2) / c1) * m / (sqrt(v) + eps * sqrt(c2)),  c1 = 1 - beta1^t, c2 = 1 - beta2^t
- * This form takes one division and one root per element, and rounds less often.
+ * This form needs one division and one root per element, and it rounds less often.
  */
 
 import { repeatedSquaring } from "../math/power.ts";
 import { betas, choice, flag, rate, type Stage, type StepContext } from "./_define.ts";
 
-export const lr = rate(1e-3, "Learning rate; with a schedule, its base");
+export const lr = rate(1e-3, "Learning rate; with a schedule, its base rate");
 export const eps = (initial: number) => rate(initial, "Added to the root of the second moment, after the bias correction");
 export const amsgrad = flag("Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq)");
 export const maximize = flag("Go up the gradient instead of down");
@@ -19,22 +19,22 @@ export const momentBetas = (initial: readonly [number, number]) => betas(initial
 export const decayScale = choice(
   ["lr", "schedule", "none"],
   "lr",
-  "What multiplies weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or nothing (IPRally's QHAdamW)",
+  "Factor of weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or 1 (IPRally's QHAdamW)",
 );
 
 export const momentSlots = ["exp_avg", "exp_avg_sq"] as const;
 export const familySlots = [...momentSlots, "max_exp_avg_sq"] as const;
 
-/** The slot fields that all optimizers of the family have in their definitions. */
+/** All optimizers of the family have these slot fields in their definitions. */
 export const familyState = { allSlots: familySlots, lateSlots: [], squareSlots: ["exp_avg_sq"], fills: { max_exp_avg_sq: "exp_avg_sq" } } as const;
 
-/** Decay by the schedule's factor, lr_t/lr, needs an lr above 0. */
+/** Rejects lr 0 with weight_decay_scale "schedule", because the schedule's factor is lr_t/lr. */
 export const checkDecay = ({ weight_decay, weight_decay_scale, lr }: Parameters<typeof decoupledDecay>[0]) =>
   weight_decay !== 0 && weight_decay_scale === "schedule" && lr === 0
     ? { field: "lr", expected: 'more than 0 where weight_decay_scale is "schedule"', found: "0" }
     : undefined;
 
-/** The fraction of the parameter that a step with decoupled weight decay subtracts. */
+/** Computes the fraction of the parameter that decoupled weight decay subtracts in a step. */
 export const decoupledDecay = (values: { weight_decay: number; weight_decay_scale: "lr" | "schedule" | "none"; lr: number }, context: StepContext): number => {
   if (values.weight_decay === 0) return 0;
   if (values.weight_decay_scale === "lr") return context.lr * values.weight_decay;
@@ -44,10 +44,10 @@ export const decoupledDecay = (values: { weight_decay: number; weight_decay_scal
 
 /** The factors of the general kernel. Plain Adam has mean 1/c1, square 1/c2, and zeros. */
 interface Blend {
-  /** Factors of exp_avg and of the gradient in the numerator. */
+  /** The factors of exp_avg (`mean`) and of the gradient (`grad`) in the numerator. */
   readonly mean: number;
   readonly grad: number;
-  /** Factors of exp_avg_sq and of the squared gradient under the root. */
+  /** The factors of exp_avg_sq (`square`) and of the squared gradient (`gradSquare`) under the root. */
   readonly square: number;
   readonly gradSquare: number;
 }
@@ -57,15 +57,15 @@ interface AdamStage {
   readonly eps: number;
   readonly eps_root?: number;
   readonly amsgrad?: boolean;
-  /** Coupled weight decay, added to the gradient. */
+  /** The coupled weight decay, which is added to the gradient. */
   readonly l2?: number;
-  /** Decoupled weight decay: the fraction of the parameter to subtract. */
+  /** The decoupled weight decay: the fraction of the parameter to subtract. */
   readonly decay?: (context: StepContext) => number;
-  /** Present if the numerator or the root differs from plain Adam's. */
+  /** The factors, if the numerator or the root differs from plain Adam's. */
   readonly blend?: ((context: StepContext, c1: number, c2: number) => Blend) | undefined;
 }
 
-/** The single stage of an Adam-like step: the `adam` kernel for plain Adam with both weights below 0.5, else the general `qhadam` kernel. */
+/** Builds the stage of an Adam-like step. Plain Adam with 1 - beta below 0.5 runs the `adam` kernel, all others the general `qhadam` kernel. */
 export const adamStage = ({ betas: [beta1, beta2], eps, eps_root = 0, amsgrad = false, l2 = 0, decay = () => 0, blend }: AdamStage): Stage => {
   const operands = ["param", "grad", ...momentSlots, amsgrad ? "max_exp_avg_sq" : "absent"];
   const isPlainAdam = !blend && eps_root === 0 && 1 - beta1 < 0.5 && 1 - beta2 < 0.5;
@@ -94,7 +94,7 @@ export const adamStage = ({ betas: [beta1, beta2], eps, eps_root = 0, amsgrad = 
   };
 };
 
-/** Nesterov's numerator as optax writes it: beta1 * m / (1 - beta1^(t+1)) + (1 - beta1) * g / c1. */
+/** Computes the factors of Nesterov's numerator as in optax: beta1 * m / (1 - beta1^(t+1)) + (1 - beta1) * g / c1. */
 export const nesterovBlend =
   (beta1: number) =>
   (context: StepContext, c1: number, c2: number): Blend => ({
@@ -104,7 +104,7 @@ export const nesterovBlend =
     gradSquare: 0,
   });
 
-/** The factors of QHAdam. Undefined for nus (1, 1), which is Adam and runs Adam's kernel. */
+/** Computes the factors of QHAdam. Returns undefined for nus (1, 1), which are Adam and run Adam's kernel. */
 export const quasiHyperbolicBlend = ([nu1, nu2]: readonly [number, number]) =>
   nu1 === 1 && nu2 === 1
     ? undefined

@@ -1,12 +1,12 @@
 /**
- * The definition of an optimizer: names, hyperparameters as JSON Schema, state slots, and kernel stages with their scalars.
- * The wire schema, OpenRPC, OpenAPI, the documentation table and the clients' types all derive from it.
+ * Defines an optimizer: names, hyperparameters as JSON Schema, state slots, and kernel stages with their scalars. The wire schema,
+ * OpenRPC, OpenAPI, the documentation table and the clients' types are generated from it.
  */
 
-/** The largest float32: a hyperparameter above it would be infinite in a float32 kernel. */
+/** The largest float32. A hyperparameter above it would be infinite in a float32 kernel. */
 const FLOAT32_MAX = 3.4028234663852886e38;
 
-/** One hyperparameter: a JSON Schema with its default. A hyperparameter without a default is required. */
+/** A hyperparameter as a JSON Schema with a default. A hyperparameter without a default is required. */
 export type Hyperparameter =
   | { readonly type: "number"; readonly default?: number; readonly minimum?: number; readonly maximum?: number; readonly description: string }
   | { readonly type: "boolean"; readonly default: boolean; readonly description: string }
@@ -43,80 +43,81 @@ type ValueOf<P extends Hyperparameter> = P extends { type: "number" }
 export type Hyperparameters = Readonly<Record<string, Hyperparameter>>;
 export type Values<H extends Hyperparameters> = { readonly [K in keyof H]: ValueOf<H[K]> };
 
-/** The inputs of one tensor's step, beside the hyperparameters, from which its scalars are computed. */
+/** The inputs of one tensor's step, except the hyperparameters. A stage computes its scalars from them. */
 export interface StepContext {
-  /** The number of this step, counted per tensor from 1. */
+  /** The number of this step, counted from 1 for each tensor. */
   readonly step: number;
   /** The learning rate of this step. The hyperparameter `lr` is the base rate of the schedule. */
   readonly lr: number;
-  /** True if this step creates a slot: at the tensor's first step, or because the state lacks the slot. */
+  /** True if this step creates a slot: at the tensor's first step, or if the state lacks the slot. */
   readonly isFirst: boolean;
   /** The number of elements of the tensor. */
   readonly elements: number;
-  /** The sums over the whole tensor, one row for each finished stage. */
+  /** The sums over the whole tensor that finished stages computed, one row per stage. */
   readonly sums: readonly (readonly number[])[];
-  /** The scalar slots before this step. */
+  /** The values of the scalar slots before this step. */
   readonly scalarSlots: Readonly<Record<string, number>>;
 }
 
-/** One kernel run over all elements of a tensor. A stage starts when every tensor has finished the one before. */
+/** One run of a kernel over all elements of a tensor. A stage starts after every tensor has finished the stage before. */
 export interface Stage {
-  /** The kernel's export without its dtype suffix. */
+  /** The name of the kernel's export without its dtype suffix. */
   readonly kernel: string;
-  /** The kernel's address arguments, in order: `param`, `grad`, a slot, `sums`, or `absent` for an unused slot. */
+  /** The kernel's pointer arguments, in order: `param`, `grad`, a slot, `sums`, or `absent` for an unused slot. */
   readonly operands: readonly string[];
-  /** The number of float64 sums per block; 0 if `sums` is not an operand. */
+  /** The number of float64 sums per shard; 0 if `sums` is not an operand. */
   readonly sums: number;
-  /** The kernel's float64 scalars, in order: the values that are the same for all elements. At most 16. */
+  /** Computes the kernel's float64 scalars, which are equal for all elements. A kernel has at most 16. */
   scalars(context: StepContext): readonly number[];
 }
 
 export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters> {
   readonly name: string;
   readonly title: string;
-  /** Increased with every change to the bits of a result. Each state records it. */
+  /** The revision increases with every change to the bits of a result. Each state records it. */
   readonly revision: number;
-  /** Optimizers of one family share slots with the same meaning, so the state of one can continue under another. */
+  /** Optimizers of one family have slots with the same meaning, so the state of one can continue under another. */
   readonly family: string;
   /** The update formula in plain text, for the documentation. */
   readonly formula: string;
   readonly references: readonly string[];
   readonly hyperparameters: H;
   /**
-   * Hyperparameters for the tests over all optimizers: one variant for each path through the kernels. Keys are labels that begin
-   * with the optimizer's name; the pinned digests use them.
+   * Hyperparameters for the tests over all optimizers: one variant for each path through the kernels. Keys are labels that begin with
+   * the optimizer's name. The pinned digests use them.
    */
   readonly variants: Readonly<Record<string, Partial<Values<NoInfer<H>>>>>;
-  /** The slots in use with these hyperparameters, under torch's names. */
+  /** Lists the slots that these hyperparameters need, under torch's names. */
   slots(values: Values<H>): readonly string[];
-  /** All slots that a state of this optimizer may hold. */
+  /** All slots that a state of this optimizer may contain. */
   readonly allSlots: readonly string[];
-  /** Slots that may be missing after the first step. They start at zero, with `isFirst` set, as in torch. */
+  /** The slots that may be missing after the first step. They then start at zero, and `isFirst` is true, as in torch. */
   readonly lateSlots: readonly string[];
-  /** Slots that hold averages or sums of squared gradients. Once infinite, they never become finite again. */
+  /** The slots with averages or sums of squared gradients. Once infinite, they never become finite again. */
   readonly squareSlots?: readonly string[];
-  /** Slots that state.convert can add to a state. The value is the slot to copy, or null for zeros. */
+  /** The slots that state.convert can add to a state. The value is the slot to copy, or null for zeros. */
   readonly fills?: Readonly<Record<string, string | null>>;
-  /** Set if torch's optimizer stores no step count beside the slots. */
+  /** Set if torch's optimizer stores no step count. */
   readonly isStepless?: true;
   /** The hyperparameter that limits the norm over all gradients of a call. It must be equal in all groups. */
   readonly normLimit?: keyof H & string;
-  /** Initial values of the slots that do not start at 0. */
+  /** Returns the initial values of slots that do not start at 0. */
   initial?(values: Values<H>): Readonly<Record<string, number>>;
-  /** Slots that hold one float64 number per tensor, with their initial values. */
+  /** The slots with one float64 number per tensor, and their initial values. */
   readonly scalarSlots?: Readonly<Record<string, number>>;
-  /** The scalar slots after this step. */
+  /** Computes the values of the scalar slots after this step. */
   nextScalarSlots?(values: Values<H>, context: StepContext): Readonly<Record<string, number>>;
-  /** Checks a combination of hyperparameters that are each in range. Returns the field, the expected and the found value of an error. */
+  /** Checks a combination of hyperparameters that are valid by themselves. Returns the parts of an error, or undefined. */
   check?(values: Values<H>): { readonly field: string; readonly expected: string; readonly found: string } | undefined;
+  /** Returns the stages of a step, in order. */
   stages(values: Values<H>): readonly Stage[];
-  /** The trust ratio of a finished step: the factor that scaled the tensor's update. */
+  /** Computes the trust ratio of a finished step: the factor that scaled the tensor's update. */
   trustRatio?(values: Values<H>, context: StepContext): number;
 }
 
 export const defineOptimizer = <const H extends Hyperparameters>(definition: OptimizerDefinition<H>): OptimizerDefinition<H> => definition;
 
-/** A finite number of at least `minimum`, within the range of float32. */
+/** Declares a finite number of at least `minimum`, within the range of float32. */
 export const number = <const D extends number | undefined>(initial: D, description: string, minimum?: number) =>
   ({
     type: "number",
@@ -126,21 +127,21 @@ export const number = <const D extends number | undefined>(initial: D, descripti
     description,
   }) as const;
 
-/** A finite number of at least zero. */
+/** Declares a finite number of at least zero. */
 export const rate = <const D extends number | undefined>(initial: D, description: string) => number(initial, description, 0);
 
 export const flag = (description: string, initial = false) => ({ type: "boolean", default: initial, description }) as const;
 
-/** A number of at least zero, or null for none. */
+/** Declares a number of at least zero, or null for none. */
 export const optional = (description: string) => ({ type: ["number", "null"], default: null, minimum: 0, maximum: FLOAT32_MAX, description }) as const;
 
 export const choice = <const C extends readonly string[]>(choices: C, initial: C[number], description: string) =>
   ({ type: "string", enum: choices, default: initial, description }) as const;
 
-/** Two decay rates, each at least 0 and below 1. */
+/** Declares a pair of decay rates, each at least 0 and below 1. */
 export const betas = (initial: readonly [number, number], description: string) =>
   ({ type: "array", items: { type: "number", minimum: 0, exclusiveMaximum: 1 }, minItems: 2, maxItems: 2, default: initial, description }) as const;
 
-/** Two weights, each any finite number. */
+/** Declares a pair of weights, each any finite number. */
 export const pair = (initial: readonly [number, number], description: string) =>
   ({ type: "array", items: { type: "number", minimum: -FLOAT32_MAX, maximum: FLOAT32_MAX }, minItems: 2, maxItems: 2, default: initial, description }) as const;

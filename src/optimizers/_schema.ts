@@ -1,4 +1,4 @@
-/** Derives the JSON Schema of an optimizer's wire object from its definition. */
+/** Builds the JSON Schema of an optimizer's wire object from its definition. */
 import type { OptimizerDefinition } from "./_define.ts";
 
 export const optimizerSchema = ({ name, title, formula, hyperparameters }: OptimizerDefinition) => {

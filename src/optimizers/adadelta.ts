@@ -16,10 +16,10 @@ export default defineOptimizer({
   formula: "g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g; acc = lerp(acc, d^2, 1-rho); p -= lr*d",
   references: ["Zeiler, 2012, https://arxiv.org/abs/1212.5701", "peer: torch.optim.Adadelta"],
   hyperparameters: {
-    lr: rate(1, "Learning rate; with a schedule, its base"),
+    lr: rate(1, "Learning rate; with a schedule, its base rate"),
     rho: { ...number(0.9, "Decay rate of square_avg and acc_delta", 0), maximum: 1 },
     eps: rate(1e-6, "Added under both roots"),
-    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     maximize,
   },
   variants: {

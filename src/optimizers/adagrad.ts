@@ -17,9 +17,9 @@ export default defineOptimizer({
   formula: "g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps)",
   references: ["Duchi, Hazan & Singer, 2011, https://jmlr.org/papers/v12/duchi11a.html", "peer: torch.optim.Adagrad"],
   hyperparameters: {
-    lr: rate(1e-2, "Learning rate; with a schedule, its base"),
+    lr: rate(1e-2, "Learning rate; with a schedule, its base rate"),
     lr_decay: rate(0, "Learning rate decay: step t divides the rate by 1 + (t-1)*lr_decay"),
-    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     initial_accumulator_value: rate(0, "Initial value of sum"),
     eps: rate(1e-10, "Added to the root"),
     maximize,

@@ -25,7 +25,7 @@ export default defineOptimizer({
     lr,
     betas: momentBetas([0.9, 0.999]),
     eps: eps(1e-8),
-    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     amsgrad,
     maximize,
     eps_root: epsRoot,

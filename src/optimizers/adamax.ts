@@ -16,10 +16,10 @@ export default defineOptimizer({
   formula: "g += weight_decay*p; m = lerp(m, g, 1-beta1); u = max(beta2*u, |g| + eps); p -= lr/(1-beta1^t) * m/u",
   references: ["Kingma & Ba, 2015, section 7.1, https://arxiv.org/abs/1412.6980", "peer: torch.optim.Adamax"],
   hyperparameters: {
-    lr: rate(2e-3, "Learning rate; with a schedule, its base"),
+    lr: rate(2e-3, "Learning rate; with a schedule, its base rate"),
     betas: momentBetas([0.9, 0.999]),
     eps: rate(1e-8, "Added to the size of each gradient"),
-    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     maximize,
   },
   variants: {

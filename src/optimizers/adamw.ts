@@ -37,7 +37,7 @@ export default defineOptimizer({
     lr,
     betas: momentBetas([0.9, 0.999]),
     eps: eps(1e-8),
-    weight_decay: rate(0.01, "Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter"),
+    weight_decay: rate(0.01, "Decoupled weight decay: weight_decay times the parameter, scaled by weight_decay_scale, is subtracted from the parameter"),
     weight_decay_scale: decayScale,
     amsgrad,
     maximize,

@@ -9,8 +9,8 @@ import { choice, defineOptimizer, flag, optional, rate, type Stage, type StepCon
  *   trust_ratio = |p| / |u|, or 1 if either is 0, clamped to [trust_min, trust_max]
  *   p <- p - lr * trust_ratio * u
  *
- * Norms are Euclidean, over one tensor, of the parameter before the step. The paper, timm, optax, apex, DeepSpeed and albert
- * all differ; docs/lamb.md lists the settings that reproduce each.
+ * Norms are Euclidean norms of one tensor; the parameter's norm is that before the step. The paper, timm, optax, apex, DeepSpeed and
+ * albert all differ. docs/lamb.md lists the settings that reproduce each.
  */
 export default defineOptimizer({
   name: "lamb",
@@ -109,7 +109,7 @@ export default defineOptimizer({
   },
 });
 
-/** The least fraction of agreeing elements that `caution` divides by, as in timm. */
+/** `caution` divides by the fraction of elements whose signs agree, but at least by this constant, as in timm. */
 const MIN_AGREEMENT = 1e-3;
 
 interface TrustOptions {
@@ -119,7 +119,7 @@ interface TrustOptions {
   readonly trust_max: number | null;
 }
 
-/** The trust ratio, from the sums of the last stage that computed norms: those with two sums. */
+/** Computes the trust ratio from the last stage with two sums: the squared norms of parameter and update. */
 const trustRatio = ({ weight_decay, adapt, trust_min, trust_max }: TrustOptions, sums: StepContext["sums"]): number => {
   if (adapt === "decayed_only" && weight_decay === 0) return 1;
   const [paramNorm = 0, updateNorm = 0] = (sums.findLast(({ length }) => length === 2) ?? []).map(Math.sqrt);

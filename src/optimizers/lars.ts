@@ -12,14 +12,14 @@ interface Settings {
 const isAdapted = ({ weight_decay, always_adapt, trust_denominator }: Settings): boolean =>
   weight_decay !== 0 || always_adapt || trust_denominator === "decayed_grad";
 
-/** trust_coefficient * |p| / denominator, or 1 if a norm is 0. */
+/** Computes trust_coefficient * |p| / denominator, or 1 if a norm is 0. */
 const trustRatio = (settings: Settings, { sums, lr }: Pick<StepContext, "sums" | "lr">): number => {
   if (!isAdapted(settings)) return 1;
   const { weight_decay, trust_coefficient, eps, trust_denominator, trust_clip } = settings;
   const [paramNorm = 0, gradNorm = 0] = (sums[0] ?? []).map(Math.sqrt);
   const denominator = trust_denominator === "sum" ? gradNorm + weight_decay * paramNorm + eps : gradNorm + eps;
   const ratio = paramNorm > 0 && gradNorm > 0 ? (trust_coefficient * paramNorm) / denominator : 1;
-  // Compares before dividing, because lr and ratio may both be 0.
+  // lr and ratio may both be 0, so they are compared before the division.
   return !trust_clip ? ratio : ratio < lr ? ratio / lr : 1;
 };
 
@@ -31,8 +31,8 @@ const trustRatio = (settings: Settings, { sums, lr }: Pick<StepContext, "sums" |
  *   d = ratio * (g + weight_decay*p);  buf <- momentum*buf + (1-dampening)*d, at the first step buf <- d
  *   p <- p - lr * (nesterov ? d + momentum*buf : buf)
  *
- * ratio is 1 if a norm is 0. With lr_in_momentum (optax) lr multiplies d, so a schedule acts on the buffer. optax stores the
- * negative of the buffer.
+ * ratio is 1 if a norm is 0. With lr_in_momentum (optax), lr multiplies d, so a schedule acts on the buffer. optax stores the buffer
+ * with the opposite sign.
  */
 export default defineOptimizer({
   name: "lars",
@@ -46,10 +46,10 @@ export default defineOptimizer({
     "peers: timm.optim.Lars; optax.lars (trust_denominator decayed_grad, lr_in_momentum, eps 0)",
   ],
   hyperparameters: {
-    lr: rate(1, "Learning rate; with a schedule, its base"),
+    lr: rate(1, "Learning rate; with a schedule, its base rate"),
     momentum: rate(0.9, "Decay rate of momentum_buffer; 0 keeps no buffer"),
     dampening: number(0, "Fraction of each new gradient that is not added to the buffer"),
-    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     nesterov: flag("Nesterov momentum: step along the scaled gradient plus momentum times the buffer"),
     trust_coefficient: rate(1e-3, "Factor of the trust ratio"),
     eps: rate(1e-8, "Added to the trust ratio's denominator"),

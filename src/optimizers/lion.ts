@@ -1,7 +1,7 @@
 import { maximize, momentBetas } from "./_adam.ts";
 import { defineOptimizer, flag, rate } from "./_define.ts";
 
-/** The least fraction of agreeing elements that `caution` divides by, as in timm. */
+/** `caution` divides by the fraction of elements whose signs agree, but at least by this constant, as in timm. */
 const MIN_AGREEMENT = 1e-3;
 
 /**
@@ -11,7 +11,7 @@ const MIN_AGREEMENT = 1e-3;
  *   p <- p - (lr*weight_decay*p + lr*u)
  *   m <- beta2*m + (1-beta2)*g
  *
- * If the blend is nearly zero, its last bit decides the sign, and so 2*lr of the step.
+ * If the blend is nearly zero, rounding decides its sign, which changes the parameter by 2*lr.
  */
 export default defineOptimizer({
   name: "lion",
@@ -25,9 +25,9 @@ export default defineOptimizer({
     "peers: timm.optim.Lion; optax.lion (weight_decay 1e-3 there)",
   ],
   hyperparameters: {
-    lr: rate(1e-4, "Learning rate; with a schedule, its base"),
+    lr: rate(1e-4, "Learning rate; with a schedule, its base rate"),
     betas: momentBetas([0.9, 0.99]),
-    weight_decay: rate(0, "Decoupled weight decay: lr times this times the parameter is subtracted from the parameter"),
+    weight_decay: rate(0, "Decoupled weight decay: lr times weight_decay times the parameter is subtracted from the parameter"),
     maximize,
     caution: flag("Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"),
   },

@@ -3,39 +3,39 @@ import { realPower } from "../math/real-power.ts";
 import { adamStage, eps, familyState, maximize, momentBetas, momentSlots } from "./_adam.ts";
 import { defineOptimizer, flag, rate, type StepContext } from "./_define.ts";
 
-/** Dozat's constant for the momentum's warm-up, as in torch. */
-const WARMUP = 0.96;
+/** The base of the momentum's warm-up: Dozat's constant, as in torch. */
+const WARMUP_BASE = 0.96;
 
-/** Smaller products count as 0: one minus them is 1 in float64. So a stored product equals a recomputed one after many steps. */
-const NEGLIGIBLE = 2 ** -60;
+/** Smaller products count as 0, because 1 minus them is 1 in float64. So a stored product equals a recomputed one after many steps. */
+const MIN_PRODUCT = 2 ** -60;
 
-interface Momentum {
+interface MomentumValues {
   readonly betas: readonly [number, number];
   readonly momentum_decay: number;
 }
 
-const momentum = ({ betas: [beta1], momentum_decay }: Momentum, t: number): number => beta1 * (1 - 0.5 * realPower(WARMUP, t * momentum_decay));
+const momentumAt = ({ betas: [beta1], momentum_decay }: MomentumValues, t: number): number => beta1 * (1 - 0.5 * realPower(WARMUP_BASE, t * momentum_decay));
 
 /**
- * The product of mu over all earlier steps: from the state, or recomputed if the state comes from another optimizer. The loop
- * ends within 2,600 rounds for any hyperparameters: by then the product is negligible or the warm-up is over.
+ * Returns the product of mu over all earlier steps: from the state, or recomputed if the state comes from another optimizer. The loop
+ * ends within 2,600 rounds for any hyperparameters, because the product becomes negligible or the warm-up ends.
  */
-const productBefore = (values: Momentum, { step, scalarSlots }: StepContext): number => {
-  const kept = scalarSlots["mu_product"];
-  if (kept !== undefined) return kept;
+const productBefore = (values: MomentumValues, { step, scalarSlots }: StepContext): number => {
+  const stored = scalarSlots["mu_product"];
+  if (stored !== undefined) return stored;
   const [beta1] = values.betas;
   let product = 1;
-  for (let t = 1; t < step && product >= NEGLIGIBLE; t++) {
-    const mu = momentum(values, t);
+  for (let t = 1; t < step && product >= MIN_PRODUCT; t++) {
+    const mu = momentumAt(values, t);
     if (mu === beta1) return product * repeatedSquaring(beta1, step - t);
     product *= mu;
   }
   return product;
 };
 
-const productAfter = (values: Momentum, context: StepContext): number => {
-  const product = productBefore(values, context) * momentum(values, context.step);
-  return product < NEGLIGIBLE ? 0 : product;
+const productAfter = (values: MomentumValues, context: StepContext): number => {
+  const product = productBefore(values, context) * momentumAt(values, context.step);
+  return product < MIN_PRODUCT ? 0 : product;
 };
 
 /**
@@ -44,7 +44,7 @@ const productAfter = (values: Momentum, context: StepContext): number => {
  *   mu_t = beta1 * (1 - 0.96^(t*momentum_decay) / 2),  P_t = mu_1 * ... * mu_t
  *   p <- p - lr * ((1-mu_t) / (1-P_t) * g + mu_{t+1} / (1-P_{t+1}) * m) / (sqrt(v / (1-beta2^t)) + eps)
  *
- * The scalar slot mu_product stores P in float64; torch stores it in float32 and rounds it at every step.
+ * The scalar slot mu_product stores P in float64. torch stores it in float32 and rounds it at every step.
  */
 export default defineOptimizer({
   name: "nadam",
@@ -55,11 +55,11 @@ export default defineOptimizer({
     "m, v as in adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); P = mu_1*...*mu_t; p -= lr * ((1-mu_t)/(1-P)*g + mu_{t+1}/(1-P*mu_{t+1})*m) / (sqrt(v/(1-beta2^t)) + eps)",
   references: ["Dozat, 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ", "peer: torch.optim.NAdam"],
   hyperparameters: {
-    lr: rate(2e-3, "Learning rate; with a schedule, its base"),
+    lr: rate(2e-3, "Learning rate; with a schedule, its base rate"),
     betas: momentBetas([0.9, 0.999]),
     eps: eps(1e-8),
-    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
-    decoupled_weight_decay: flag("Subtract lr*weight_decay times the parameter from the parameter instead"),
+    weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
+    decoupled_weight_decay: flag("Decouple the weight decay: subtract lr*weight_decay times the parameter, instead of adding to the gradient"),
     momentum_decay: rate(4e-3, "Speed of the momentum's warm-up"),
     maximize,
   },
@@ -77,8 +77,8 @@ export default defineOptimizer({
       ...(decoupled_weight_decay ? { decay: ({ lr }: StepContext) => lr * weight_decay } : { l2: weight_decay }),
       blend: (context, _, c2) => {
         const product = productAfter(values, context);
-        const next = momentum(values, context.step + 1);
-        return { mean: next / (1 - product * next), grad: (1 - momentum(values, context.step)) / (1 - product), square: 1 / c2, gradSquare: 0 };
+        const next = momentumAt(values, context.step + 1);
+        return { mean: next / (1 - product * next), grad: (1 - momentumAt(values, context.step)) / (1 - product), square: 1 / c2, gradSquare: 0 };
       },
     }),
   ],

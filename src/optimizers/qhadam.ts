@@ -7,7 +7,7 @@ import { defineOptimizer, pair, rate } from "./_define.ts";
  *   g <- g + weight_decay * p,  m and v as in Adam,  mhat = m / (1-beta1^t),  vhat = v / (1-beta2^t)
  *   p <- p - lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps)
  *
- * The slots hold the uncorrected moments, as in torch; qhoptim and IPRally store mhat and vhat. nus (1, 1) is Adam, bit for bit.
+ * The slots contain the uncorrected moments, as in torch; qhoptim and IPRally store mhat and vhat. nus (1, 1) is Adam, bit for bit.
  */
 export default defineOptimizer({
   name: "qhadam",
@@ -22,7 +22,7 @@ export default defineOptimizer({
     betas: momentBetas([0.995, 0.999]),
     nus: pair([0.7, 1.0], "Weights of the first and second moment, relative to the current gradient; any finite numbers"),
     eps: eps(1e-8),
-    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
   },
   variants: {
     qhadam: { weight_decay: 0.01 },

@@ -25,7 +25,7 @@ export default defineOptimizer({
     betas: momentBetas([0.995, 0.999]),
     nus: pair([0.7, 1.0], "Weights of the first and second moment, relative to the current gradient; any finite numbers"),
     eps: eps(1e-8),
-    weight_decay: rate(0, "Decoupled weight decay: the parameter times this, scaled by weight_decay_scale, is subtracted from the parameter"),
+    weight_decay: rate(0, "Decoupled weight decay: weight_decay times the parameter, scaled by weight_decay_scale, is subtracted from the parameter"),
     weight_decay_scale: decayScale,
   },
   variants: {

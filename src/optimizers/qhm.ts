@@ -1,13 +1,13 @@
 import { choice, defineOptimizer, number, rate } from "./_define.ts";
 
 /**
- * QHM: a weighted mean of plain SGD and momentum, with the buffer as a running mean.
+ * QHM: a weighted mean of plain SGD and momentum. The buffer is a running mean.
  *
  *   g <- g + weight_decay * p (weight_decay_type "grad")
  *   buf <- momentum*buf + (1-momentum)*g
  *   p <- p - lr * (nu*buf + (1-nu)*g);  with weight_decay_type "direct" also - lr*weight_decay*p
  *
- * The buffer differs from SGD's from the first step on. nu 0 is SGD, bit for bit; nu 1 is SGD with momentum at lr*(1-momentum).
+ * From the first step on, the buffer differs from SGD's. nu 0 is SGD, bit for bit; nu 1 is SGD with momentum at lr*(1-momentum).
  */
 export default defineOptimizer({
   name: "qhm",
@@ -17,7 +17,7 @@ export default defineOptimizer({
   formula: "g += weight_decay*p (type grad); buf = lerp(buf, g, 1-momentum); p -= lr*weight_decay*p (type direct) + lr * (nu*buf + (1-nu)*g)",
   references: ["Ma & Yarats, 2019, https://arxiv.org/abs/1810.06801", "peer: qhoptim.pyt.QHM"],
   hyperparameters: {
-    lr: rate(undefined, "Learning rate; with a schedule, its base. The paper's experiments use 1 with momentum 0.999 and nu 0.7"),
+    lr: rate(undefined, "Learning rate; with a schedule, its base rate. The paper's experiments use 1 with momentum 0.999 and nu 0.7"),
     momentum: rate(undefined, "Decay rate of momentum_buffer"),
     nu: number(undefined, "Weight of the buffer, relative to the current gradient"),
     weight_decay: rate(0, "Weight decay: a multiple of the parameter"),

@@ -3,7 +3,7 @@ import { eps, familyState, lr, maximize, momentBetas, momentSlots } from "./_ada
 import { defineOptimizer, flag, rate } from "./_define.ts";
 
 /** The rectification applies if rho, the length of the approximated moving average, exceeds this. torch uses 5, the paper 4. */
-const TRACTABLE = 5;
+const MIN_RHO = 5;
 
 /**
  * RAdam: Adam with a step rectified for the variance of the second moment, as in torch.
@@ -12,7 +12,7 @@ const TRACTABLE = 5;
  *   rho > 5:  p <- p - lr * m/(1-beta1^t) * sqrt((rho-4)(rho-2)rho_inf / ((rho_inf-4)(rho_inf-2)rho)) * sqrt(1-beta2^t) / (sqrt(v) + eps)
  *   else      p <- p - lr * m/(1-beta1^t)
  *
- * Unlike in Adam, eps is added before the bias correction.
+ * eps is added before the bias correction, unlike in Adam.
  */
 export default defineOptimizer({
   name: "radam",
@@ -25,8 +25,8 @@ export default defineOptimizer({
     lr,
     betas: momentBetas([0.9, 0.999]),
     eps: eps(1e-8),
-    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
-    decoupled_weight_decay: flag("Subtract lr*weight_decay times the parameter from the parameter instead"),
+    weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
+    decoupled_weight_decay: flag("Decouple the weight decay: subtract lr*weight_decay times the parameter, instead of adding to the gradient"),
     maximize,
   },
   variants: {
@@ -46,7 +46,7 @@ export default defineOptimizer({
         const rhoInf = 2 / (1 - beta2) - 1;
         const rho = rhoInf - (2 * step * power2) / (1 - power2);
         const decay = decoupled_weight_decay ? [0, lr * weight_decay] : [weight_decay, 0];
-        if (!(rho > TRACTABLE)) return [...decay, 1 - beta1, 1 - beta2, lr / c1, 0, 0];
+        if (!(rho > MIN_RHO)) return [...decay, 1 - beta1, 1 - beta2, lr / c1, 0, 0];
         const rectification = Math.sqrt(((rho - 4) * (rho - 2) * rhoInf) / ((rhoInf - 4) * (rhoInf - 2) * rho));
         return [...decay, 1 - beta1, 1 - beta2, (lr * rectification * Math.sqrt(1 - power2)) / c1, 1, eps];
       },

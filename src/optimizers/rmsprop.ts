@@ -23,10 +23,10 @@ export default defineOptimizer({
     "peer: torch.optim.RMSprop",
   ],
   hyperparameters: {
-    lr: rate(1e-2, "Learning rate; with a schedule, its base"),
+    lr: rate(1e-2, "Learning rate; with a schedule, its base rate"),
     alpha: rate(0.99, "Decay rate of square_avg and grad_avg"),
     eps: rate(1e-8, "Added to the root"),
-    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     momentum: rate(0, "Decay rate of momentum_buffer; 0 keeps no buffer"),
     centered: flag("Divide by the deviation from the mean gradient (slot grad_avg)"),
     maximize,

@@ -7,7 +7,7 @@ import { defineOptimizer, flag, number, rate } from "./_define.ts";
  *   buf <- momentum*buf + (1-dampening)*g;  at the first step buf <- g, without dampening
  *   p <- p - lr * (nesterov ? g + momentum*buf : buf)
  *
- * Without momentum there is no buffer and p <- p - lr * g.
+ * Without momentum there is no buffer, and p <- p - lr * g.
  */
 export default defineOptimizer({
   name: "sgd",
@@ -17,10 +17,10 @@ export default defineOptimizer({
   formula: "g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g)",
   references: ["Sutskever, Martens, Dahl & Hinton, 2013, https://proceedings.mlr.press/v28/sutskever13.html", "peer: torch.optim.SGD"],
   hyperparameters: {
-    lr: rate(1e-3, "Learning rate; with a schedule, its base"),
+    lr: rate(1e-3, "Learning rate; with a schedule, its base rate"),
     momentum: rate(0, "Decay rate of momentum_buffer; 0 keeps no buffer"),
     dampening: number(0, "Fraction of each new gradient that is not added to the buffer"),
-    weight_decay: rate(0, "Weight decay (L2): the parameter times this is added to the gradient"),
+    weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     nesterov: flag("Nesterov momentum: step along the gradient plus momentum times the buffer"),
     maximize: flag("Go up the gradient instead of down"),
   },

@@ -1,6 +1,6 @@
 /**
- * A job encoded as float64 words in shared memory: the kernels to run on each shard, with addresses and scalars. The main thread
- * writes it, and workers claim its shards. Small jobs run the same way on the main thread. The layout:
+ * Encodes a job as float64 words in shared memory: the kernels to run on each shard, with addresses and scalars. The main thread
+ * writes the job, and workers claim its shards. Small jobs run on the main thread in the same way. The encoding:
  *
  *   job:   shard count, then all shards, then all units
  *   shard: index of its unit's first word, first element, element count
@@ -9,20 +9,20 @@
  */
 import type { Task } from "../codec/turns.ts";
 
-/** Elements of a shard, and of a block of a sum. Changing it changes bits, because sums are combined block by block. */
-export const SHARD = 65536;
+/** A shard has this many elements, and so has a block of a sum. Sums are combined block by block, so another size changes bits. */
+export const SHARD_ELEMENTS = 65536;
 
-/** Scratch areas per thread. Each has room for one shard of float64. */
+/** Each thread has this many scratch areas. An area has room for one shard of float64. */
 export const SCRATCH_AREAS = 3;
-const SCRATCH_BYTES = SHARD * Float64Array.BYTES_PER_ELEMENT;
+const SCRATCH_BYTES = SHARD_ELEMENTS * Float64Array.BYTES_PER_ELEMENT;
 
-/** The most scalars of one kernel. */
+/** A kernel has at most this many scalars. */
 export const MAX_SCALARS = 16;
 
-/** Bytes of one thread's scratch areas and of the kernel scalars that follow them. */
+/** One thread's scratch areas take this many bytes, with the kernel scalars that follow them. */
 export const THREAD_SCRATCH_BYTES = SCRATCH_AREAS * SCRATCH_BYTES + MAX_SCALARS * Float64Array.BYTES_PER_ELEMENT;
 
-/** The private memory of one thread. */
+/** The scratch memory of one thread. */
 export interface Scratch {
   readonly address: number;
   readonly scalars: Float64Array;
@@ -33,28 +33,29 @@ export const scratchIn = (memory: WebAssembly.Memory, address: number): Scratch 
   scalars: new Float64Array(memory.buffer, address + SCRATCH_AREAS * SCRATCH_BYTES, MAX_SCALARS),
 });
 
-/** One operand of a kernel, as an address for the tensor's first element. */
+/** A pointer operand of a kernel. */
 export interface Pointer {
+  /** The address of the tensor's first element. */
   readonly address: number;
-  /** Bytes per element: a shard's address is `address` plus its first element times the stride. */
+  /** The bytes per element. A shard's address is `address` plus the shard's first element times the stride. */
   readonly stride: number;
 }
 
-/** A scratch area of the thread that runs the shard. It carries data from one call of a unit to the next. */
+/** Returns a pointer to a scratch area of the thread that runs the shard. It passes data between the calls of a unit. */
 export const scratch = (area: number): Pointer => ({ address: -1 - area, stride: 0 });
 
-/** One kernel with its operands and scalars. */
+/** One call of a kernel, with its operands and scalars. */
 export interface Call {
   readonly kernel: number;
   readonly pointers: readonly Pointer[];
   readonly scalars: readonly number[];
 }
 
-/** Calls that run one after the other on each shard of a tensor, so that later calls find the data in the processor's cache. */
+/** The calls for one tensor. All calls run on one shard before the next shard, so later calls find the data in the processor's cache. */
 export interface Unit {
   readonly elements: number;
   readonly calls: readonly Call[];
-  /** True if the calls do not overwrite their inputs, so that an interrupted shard can run again. */
+  /** True if the calls keep their inputs, so an interrupted shard can run again. */
   readonly isRepeatable?: boolean;
   /** The work per element, relative to an ordinary kernel; 1 by default. */
   readonly passes?: number | undefined;
@@ -62,7 +63,7 @@ export interface Unit {
 
 const SHARD_WORDS = 3;
 
-/** The unit that a shard belongs to. */
+/** Returns the unit of a shard. */
 export const unitOf = (units: readonly Unit[], shard: number): Unit | undefined => {
   let first = 0;
   return units.find((unit) => {
@@ -71,32 +72,32 @@ export const unitOf = (units: readonly Unit[], shard: number): Unit | undefined 
   });
 };
 
-const shardsOf = ({ elements }: Unit): number => Math.ceil(elements / SHARD);
+const shardsOf = ({ elements }: Unit): number => Math.ceil(elements / SHARD_ELEMENTS);
 
-/** The number of shards of a job. */
+/** Counts the shards of a job. */
 export const shardCount = (units: readonly Unit[]): number => units.reduce((sum, unit) => sum + shardsOf(unit), 0);
 
 const wordsOfCall = ({ pointers, scalars }: Call): number => 3 + 2 * pointers.length + scalars.length;
 
-/** The length of the encoded job, in float64 words. */
+/** Returns the length of the encoded job in float64 words. */
 export const jobWords = (units: readonly Unit[]): number =>
   units.reduce((sum, unit) => sum + shardsOf(unit) * SHARD_WORDS + 2 + unit.calls.reduce((words, call) => words + wordsOfCall(call), 0), 1);
 
-/** Units written between two yields to the event loop. */
-const TURN_UNITS = 256;
+/** Encoding a job yields after this many units. */
+const UNITS_PER_YIELD = 256;
 
-/** Encodes the job and returns its number of shards. */
+/** Encodes a job and returns its number of shards. */
 export function* writeJob(units: readonly Unit[], words: Float64Array): Task<number> {
   const shards = shardCount(units);
   let shardAt = 1;
   let at = 1 + shards * SHARD_WORDS;
   words[0] = shards;
   for (const [index, unit] of units.entries()) {
-    if (index % TURN_UNITS === TURN_UNITS - 1) yield;
-    for (let start = 0; start < unit.elements; start += SHARD) {
+    if (index % UNITS_PER_YIELD === UNITS_PER_YIELD - 1) yield;
+    for (let start = 0; start < unit.elements; start += SHARD_ELEMENTS) {
       words[shardAt++] = at;
       words[shardAt++] = start;
-      words[shardAt++] = Math.min(SHARD, unit.elements - start);
+      words[shardAt++] = Math.min(SHARD_ELEMENTS, unit.elements - start);
     }
     words[at++] = 0;
     words[at++] = unit.calls.length;
@@ -114,7 +115,7 @@ export function* writeJob(units: readonly Unit[], words: Float64Array): Task<num
   return shards;
 }
 
-/** Indexes of the units with a suspect result: it may hold NaN or infinity. */
+/** Returns the indexes of units with a suspect result, which may contain NaN or infinity. */
 export const suspectsOf = (units: readonly Unit[], words: Float64Array): readonly number[] => {
   const found: number[] = [];
   let at = 1 + (words[0] as number) * SHARD_WORDS;
@@ -125,16 +126,16 @@ export const suspectsOf = (units: readonly Unit[], words: Float64Array): readonl
   return found;
 };
 
-/** The operand's address for a shard. Address 0 means an absent operand, a negative one a scratch area. */
+/** Returns an operand's address for a shard. Address 0 means an absent operand, and a negative address a scratch area. */
 const operandAddress = (address: number, offset: number, scratchAddress: number): number => {
   if (address < 0) return scratchAddress + (-1 - address) * SCRATCH_BYTES;
   return address === 0 ? 0 : address + offset;
 };
 
-/** Arguments: operand addresses, the element count, the address of the scalars. Returns true if a result is suspect. */
+/** A compiled kernel. Its arguments are operand addresses, the element count, and the address of the scalars. Returns true for a suspect result. */
 export type Kernel = (...operands: number[]) => number | undefined;
 
-/** Runs all calls of one shard on the calling thread. */
+/** Runs all calls of one shard on the current thread. */
 export const runShard = (words: Float64Array, shard: number, kernels: readonly Kernel[], scratch: Scratch): void => {
   const word = (at: number): number => words[at] as number;
   const entry = 1 + shard * SHARD_WORDS;

@@ -1,4 +1,4 @@
-/** Compiles and instantiates the built kernels. All threads number the kernels by their order in the module. */
+/** Compiles and instantiates the kernels. All threads number the kernels by their order in the WebAssembly module. */
 import { execFile } from "node:child_process";
 import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
@@ -8,44 +8,44 @@ import type { Kernel } from "./_job.ts";
 import { digestIn, digestOfSources } from "./sources.ts";
 
 /**
- * V8 versions for which all tests have passed with revectorization, which V8 calls experimental. On a processor with AVX2 it merges
- * two 128-bit instructions into one of 256 bits: AdamW takes half the time in the cache and 0.85 of it in RAM (measured).
+ * Matches the V8 versions with which all tests have passed with revectorization, which V8 calls experimental. On a processor with AVX2
+ * it merges two 128-bit instructions into one of 256 bits: AdamW takes half the time in the cache and 0.85 of it in RAM (measured).
  * test/optimizers/determinism.test.ts compares the bits with those of 128-bit vectors.
  */
 const WIDE_VERSIONS = /^13\.6\./;
 const WIDE_FLAG = "--experimental-wasm-revectorize";
 
-/** The facts that decide whether V8 has the flag. V8 for other processors lacks it, and so do some x64 builds. */
-export interface Engine {
+/** Describes the running V8. Builds for other processors lack the flag, and so do some x64 builds. */
+export interface V8Build {
   readonly arch: string;
   readonly v8: string;
-  /** The output of `node --v8-options`. */
+  /** Returns the output of `node --v8-options`. */
   options(): Promise<string>;
 }
 
-const thisEngine: Engine = {
+const thisV8: V8Build = {
   arch: process.arch,
   v8: process.versions.v8,
-  // Node prints them only at start, so this runs another process.
+  // Node prints the options only at its start, so this starts another process.
   options: async () => (await promisify(execFile)(process.execPath, ["--v8-options"], { maxBuffer: 2 ** 24 })).stdout,
 };
 
 /** True if this V8 version is tested with wide vectors and has the flag. V8 prints an error for a flag that it lacks. */
-export const knowsWideVectors = async ({ arch, v8, options }: Engine = thisEngine): Promise<boolean> => {
+export const supportsWideVectors = async ({ arch, v8, options }: V8Build = thisV8): Promise<boolean> => {
   if (arch !== "x64" || !WIDE_VERSIONS.test(v8)) return false;
   const help = await options().catch(() => "");
   return new RegExp(`^ +${WIDE_FLAG} `, "m").test(help);
 };
 
 /**
- * Lets V8 use wide vectors in every kernel that it optimizes from now on, in the whole process. Call it after the workers have
- * started: with flags other than Node's build-time ones, each thread takes twice as long to start (measured).
+ * Lets V8 use wide vectors in every kernel that it optimizes from now on, in the whole process. Call this after the workers have
+ * started: each thread takes twice as long to start if the flags differ from Node's build-time flags (measured).
  */
 export const allowWideVectors = (): void => v8.setFlagsFromString(WIDE_FLAG);
 
 const SOURCES = new URL("../kernels/", import.meta.url);
 
-/** The kernels file is missing, damaged, or built from other sources. */
+/** Thrown if the file of compiled kernels is missing, damaged, or built from other sources. */
 export class KernelsError extends Error {
   override readonly name = "KernelsError";
 
@@ -55,7 +55,7 @@ export class KernelsError extends Error {
 }
 
 /**
- * Compiles the kernels. Throws KernelsError if they were built from other sources than those beside this code: a mismatch in the
+ * Compiles the kernels. Throws KernelsError if the file was built from other sources than src/kernels, because a mismatch in the
  * arguments would give wrong results.
  */
 export const compile = async (file: URL, sources: URL = SOURCES): Promise<WebAssembly.Module> => {
@@ -70,13 +70,13 @@ export const compile = async (file: URL, sources: URL = SOURCES): Promise<WebAss
   return module;
 };
 
-/** The names of the kernel exports, in the module's order. */
+/** Lists the names of the kernels in the module's order. */
 export const kernelNames = (module: WebAssembly.Module): readonly string[] =>
   WebAssembly.Module.exports(module)
     .filter(({ kind }) => kind === "function")
     .map(({ name }) => name);
 
-/** Instantiates the kernels over a memory, in the order of `kernelNames`. */
+/** Instantiates the kernels on a memory, in the order of `kernelNames`. */
 export const instantiate = (module: WebAssembly.Module, memory: WebAssembly.Memory): readonly Kernel[] => {
   const { exports } = new WebAssembly.Instance(module, { env: { memory } });
   return kernelNames(module).map((name) => exports[name] as Kernel);

@@ -1,7 +1,7 @@
 /**
- * Runs jobs on dedicated worker threads over the arena. One job at a time uses all workers, which claim shards by an atomic ticket.
- * Jobs that are too small to be worth a wake-up run on the calling thread. The pool replaces a worker that dies, and the others
- * run its shards. The job fails only if the dead worker left a shard half done that overwrites its inputs.
+ * Runs jobs on dedicated worker threads over the arena. One job at a time uses all workers, which claim shards by an atomic counter.
+ * Small jobs run on the calling thread, because waking a worker would take longer. The pool replaces a worker that dies, and the others
+ * run its shards. The job fails only if the dead worker interrupted a shard that overwrites its inputs.
  */
 import { Worker } from "node:worker_threads";
 import type { Arena, Lease } from "../arena/arena.ts";
@@ -9,7 +9,6 @@ import { atOnce, inTurns } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
 import {
   controlBytes,
-  DONE,
   FINISHED,
   finish,
   GENERATION,
@@ -21,43 +20,44 @@ import {
   SHARDS,
   TICKET,
   TRAPPED,
+  WORKERS_FINISHED,
   type WorkerData,
 } from "./_control.ts";
 import { jobWords, type Kernel, runShard, type Scratch, scratchIn, shardCount, suspectsOf, THREAD_SCRATCH_BYTES, type Unit, unitOf, writeJob } from "./_job.ts";
 import { JobQueue } from "./_queue.ts";
-import { allowWideVectors, compile, instantiate, kernelNames, knowsWideVectors } from "./kernels.ts";
+import { allowWideVectors, compile, instantiate, kernelNames, supportsWideVectors } from "./kernels.ts";
 
-export { type Call, type Pointer, SHARD, scratch, type Unit } from "./_job.ts";
+export { type Call, type Pointer, SHARD_ELEMENTS, scratch, type Unit } from "./_job.ts";
 export { KernelsError } from "./kernels.ts";
 
-/** Jobs of up to this many elements run on the calling thread: waking the workers costs 1 to 24 us, as much as the work (measured). */
-export const INLINE_ELEMENTS = 2 * 65536;
+/** Jobs up to this many elements run on the calling thread: waking the workers costs 1 to 24 us, as much as the work (measured). */
+export const MAX_INLINE_ELEMENTS = 2 * 65536;
 
-/** Jobs of more tensors run on the workers: even the smallest tensor takes a microsecond. */
-const INLINE_UNITS = 4096;
+/** Jobs of more units run on the workers, because even the smallest tensor takes a microsecond. */
+const MAX_INLINE_UNITS = 4096;
 
-/** Worker starts that may fail in a row before the pool gives up. */
+/** The pool gives up after this many failed starts of workers in a row. */
 const MAX_FAILED_STARTS = 5;
 
-/** Runs of one job. A job that loses a worker in each of them is likely to be the cause. */
+/** A job runs at most this often. A job that loses a worker each time is probably the cause. */
 const MAX_RUNS = 4;
 
-const WORD = Float64Array.BYTES_PER_ELEMENT;
-const STATE_BYTES = Int32Array.BYTES_PER_ELEMENT;
+const WORD_BYTES = Float64Array.BYTES_PER_ELEMENT;
+const SHARD_STATE_BYTES = Int32Array.BYTES_PER_ELEMENT;
 
-/** Arena bytes that a pool reserves for the scratch areas of its workers and of the calling thread. */
+/** Returns the arena bytes that a pool reserves: scratch areas for its workers and for the calling thread. */
 export const poolBytes = (workers: number): number => (workers + 1) * THREAD_SCRATCH_BYTES;
 
 /** The outcome of a job. */
 export interface JobResult {
-  /** Seconds in the queue, behind other jobs. */
+  /** The seconds that the job waited for other jobs. */
   readonly queueSeconds: number;
-  /** Indexes of units whose results may hold NaN or infinity. */
+  /** The indexes of units whose results may contain NaN or infinity. */
   readonly suspects: readonly number[];
 }
 
 export interface PoolOptions {
-  /** Lets V8 use 256-bit vectors, in the whole process, if its version is tested with them. The results are the same. */
+  /** Lets V8 use 256-bit vectors in the whole process, if its version is tested with them. The bits of results stay the same. */
   readonly wideVectors: boolean;
   /** Called when a worker thread ends by itself. */
   onWorkerLost(cause: unknown): void;
@@ -66,8 +66,9 @@ export interface PoolOptions {
 export class Pool implements AsyncDisposable {
   readonly #arena: Arena;
   readonly #module: WebAssembly.Module;
-  readonly #numbers: ReadonlyMap<string, number>;
-  readonly #inline: readonly Kernel[];
+  readonly #kernelNumbers: ReadonlyMap<string, number>;
+  /** The kernels of the calling thread. */
+  readonly #kernels: readonly Kernel[];
   readonly #control: Int32Array;
   readonly #busy: Float64Array;
   /** The scratch areas of the calling thread. */
@@ -84,86 +85,86 @@ export class Pool implements AsyncDisposable {
     this.#arena = arena;
     this.#module = module;
     this.#options = options;
-    this.#numbers = new Map(kernelNames(module).map((name, number) => [name, number]));
-    this.#inline = instantiate(module, arena.memory);
+    this.#kernelNumbers = new Map(kernelNames(module).map((name, number) => [name, number]));
+    this.#kernels = instantiate(module, arena.memory);
     this.#control = new Int32Array(new SharedArrayBuffer(controlBytes(workers)));
     this.#scratch = scratchIn(arena.memory, arena.reserved + workers * THREAD_SCRATCH_BYTES);
-    this.#busy = new Float64Array(new SharedArrayBuffer(workers * WORD));
+    this.#busy = new Float64Array(new SharedArrayBuffer(workers * WORD_BYTES));
   }
 
   /** Compiles the kernels and starts the workers. */
   static async start(arena: Arena, kernels: URL, workers: number, options: PoolOptions): Promise<Pool> {
     const pool = new Pool(arena, await compile(kernels), workers, options);
     const started = Promise.all(Array.from({ length: workers }, (_, index) => pool.#spawn(index)));
-    const isWide = options.wideVectors && (await knowsWideVectors());
+    const isWide = options.wideVectors && (await supportsWideVectors());
     await started;
     if (isWide) allowWideVectors();
     return pool;
   }
 
-  /** The number of a kernel, for `Call.kernel`. */
+  /** Returns the number of a kernel, for `Call.kernel`. */
   kernel(name: string): number {
-    const number = this.#numbers.get(name);
+    const number = this.#kernelNumbers.get(name);
     if (number === undefined) throw new Error(`there is no kernel ${name}; rebuild with scripts/build-kernels.ts`);
     return number;
   }
 
   get kernelNames(): readonly string[] {
-    return [...this.#numbers.keys()];
+    return [...this.#kernelNumbers.keys()];
   }
 
   get workers(): number {
     return this.#busy.length;
   }
 
-  /** The number of jobs that wait for the workers, plus one for the running job. */
+  /** The number of jobs that wait for the workers, plus one for a running job. */
   get queued(): number {
     return this.#queue.length;
   }
 
-  /** Seconds in kernels, summed over all workers. */
+  /** The seconds that all workers together have spent in kernels. */
   get busySeconds(): number {
     return this.#busy.reduce((sum, seconds) => sum + seconds, 0);
   }
 
-  /** The worker threads, for tests that terminate one. */
+  /** The worker threads. Tests terminate one. */
   get threads(): readonly Worker[] {
     return this.#workers;
   }
 
-  /** Runs all units. The encoded job takes memory of the lease. */
+  /** Runs a job. The encoded job takes memory of the lease. */
   async run(units: readonly Unit[], lease: Lease): Promise<JobResult> {
     const elements = units.reduce((sum, { elements, passes = 1 }) => sum + elements * passes, 0);
-    if (elements <= INLINE_ELEMENTS && units.length <= INLINE_UNITS) {
+    if (elements <= MAX_INLINE_ELEMENTS && units.length <= MAX_INLINE_UNITS) {
       const words = this.#inlineWords(jobWords(units));
       const shards = atOnce(writeJob(units, words));
-      for (let shard = 0; shard < shards; shard++) runShard(words, shard, this.#inline, this.#scratch);
+      for (let shard = 0; shard < shards; shard++) runShard(words, shard, this.#kernels, this.#scratch);
       return { queueSeconds: 0, suspects: suspectsOf(units, words) };
     }
     const length = jobWords(units);
-    const address = lease.alloc(length * WORD + shardCount(units) * STATE_BYTES);
+    const address = lease.alloc(length * WORD_BYTES + shardCount(units) * SHARD_STATE_BYTES);
     const words = new Float64Array(this.#arena.memory.buffer, address, length);
     const written = inTurns(writeJob(units, words));
     const shards = written instanceof Promise ? await written : written;
-    const states = new Int32Array(this.#arena.memory.buffer, address + length * WORD, shards).fill(SHARD_FREE);
+    const states = new Int32Array(this.#arena.memory.buffer, address + length * WORD_BYTES, shards).fill(SHARD_FREE);
     const start = performance.now();
     await this.#queue.enter(elements);
     try {
       const queueSeconds = (performance.now() - start) / 1000;
-      await this.#runOnWorkers(address / WORD, states, units);
+      await this.#runOnWorkers(address / WORD_BYTES, states, units);
       return { queueSeconds, suspects: suspectsOf(units, words) };
     } finally {
       this.#queue.leave();
     }
   }
 
-  /** A reused buffer for jobs on the calling thread: allocating one per job would cost as much as a small step's kernels. */
+  /** Returns a reused buffer for jobs on the calling thread. Allocating one per job would cost as much as the kernels of a small step. */
   #inlineWords(length: number): Float64Array {
     if (this.#inlineBuffer.length < length) this.#inlineBuffer = new Float64Array(2 * length);
     return this.#inlineBuffer;
   }
 
-  /** Runs a job until all shards are finished. If a worker dies, it runs the unfinished shards again. */
+  /** Runs a job until all its shards are finished. If a worker dies, the unfinished shards run again. */
   async #runOnWorkers(job: number, states: Int32Array, units: readonly Unit[]): Promise<void> {
     for (let runs = 1; ; runs++) {
       await this.#runOnce(job, states);
@@ -182,26 +183,26 @@ export class Pool implements AsyncDisposable {
     this.#isRunning = true;
     Atomics.store(control, TRAPPED, 0);
     Atomics.store(control, JOB, job);
-    Atomics.store(control, SHARD_STATES, states.byteOffset / STATE_BYTES);
+    Atomics.store(control, SHARD_STATES, states.byteOffset / SHARD_STATE_BYTES);
     Atomics.store(control, SHARDS, states.length);
     Atomics.store(control, TICKET, 0);
-    // Stored last, so that a thread that sees the new generation sees the whole job.
+    // The generation is stored last, so a thread that sees it sees the whole job.
     Atomics.store(control, GENERATION, generation);
     Atomics.notify(control, GENERATION);
-    // Waits in a loop, because a worker may still send a late notification for the previous job.
+    // A worker may still send a late notification for the previous job, so this waits in a loop.
     for (let seen = Atomics.load(control, FINISHED); seen !== generation; seen = Atomics.load(control, FINISHED))
       await Atomics.waitAsync(control, FINISHED, seen).value;
     this.#isRunning = false;
   }
 
-  /** The address of a worker's scratch areas. The calling thread's areas follow the workers'. */
+  /** Returns the address of a thread's scratch areas. The calling thread's areas follow those of the workers. */
   #scratchAddress(thread: number): number {
     return this.#arena.reserved + thread * THREAD_SCRATCH_BYTES;
   }
 
   async #spawn(index: number): Promise<void> {
     const generation = Atomics.load(this.#control, GENERATION);
-    Atomics.store(this.#control, DONE + index, generation);
+    Atomics.store(this.#control, WORKERS_FINISHED + index, generation);
     const data: WorkerData = {
       module: this.#module,
       memory: this.#arena.memory,
@@ -235,7 +236,7 @@ export class Pool implements AsyncDisposable {
     return promise;
   }
 
-  /** Starts a worker in a dead one's place, and marks the dead one as done with the running job. */
+  /** Replaces a dead worker, and marks the running job as finished by it. */
   #replace(index: number): void {
     const generation = Atomics.load(this.#control, GENERATION);
     if (this.#failedStarts >= MAX_FAILED_STARTS) throw new Error("worker threads cannot be started");

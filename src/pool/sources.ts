@@ -1,12 +1,12 @@
-/** The digest of src/kernels. The built module stores it, so that a module built from other sources is detected. */
+/** Computes the digest of src/kernels. A built module stores its digest, so a module built from other sources is detected. */
 import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
-/** The custom section of the module that stores the digest. */
+/** The digest is stored in the module's custom section of this name. */
 const SECTION = "sources";
 
-/** The digest of the kernel sources in a folder. Undefined without sources, as in the npm package and the image. */
+/** Computes the digest of the kernel sources in a folder. Returns undefined without sources, as in the npm package and the image. */
 export const digestOfSources = (folder: string): string | undefined => {
   const hash = createHash("sha256");
   let files: readonly string[];
@@ -20,14 +20,14 @@ export const digestOfSources = (folder: string): string | undefined => {
   return hash.digest("hex");
 };
 
-/** Appends a custom section with the digest of the sources to a module. */
+/** Appends a custom section with the digest to a module. */
 export const withDigest = (wasm: Uint8Array, digest: string): Buffer => {
   const content = Buffer.concat([Buffer.of(SECTION.length), Buffer.from(SECTION), Buffer.from(digest)]);
   if (content.length >= 0x80) throw new RangeError("the size of the section takes one byte");
   return Buffer.concat([wasm, Buffer.of(0, content.length), content]);
 };
 
-/** The digest stored in a module. Undefined for a module of an older build. */
+/** Reads the digest that a module stores. Returns undefined for a module of an older build. */
 export const digestIn = (module: WebAssembly.Module): string | undefined => {
   const [section] = WebAssembly.Module.customSections(module, SECTION);
   return section && Buffer.from(section).toString();

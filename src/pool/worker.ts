@@ -1,4 +1,4 @@
-/** A worker thread: sleeps until the next job, claims shards until none is left, reports the end, and sleeps again. */
+/** A worker thread. It sleeps until the next job, claims shards until none is left, reports the end, and sleeps again. */
 import { parentPort, workerData } from "node:worker_threads";
 import { finish, GENERATION, JOB, SHARD_BEGUN, SHARD_FINISHED, SHARD_FREE, SHARD_STATES, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
 import { runShard, scratchIn } from "./_job.ts";
@@ -18,7 +18,7 @@ for (let seen = generation; ; ) {
     const shards = Atomics.load(control, SHARDS);
     const states = new Int32Array(memory.buffer, Atomics.load(control, SHARD_STATES) * Int32Array.BYTES_PER_ELEMENT, shards);
     for (let shard = Atomics.add(control, TICKET, 1); shard < shards; shard = Atomics.add(control, TICKET, 1)) {
-      // After the loss of a worker the same job runs again; its finished shards are skipped.
+      // A job runs again after a worker is lost. Its finished shards are skipped.
       if (Atomics.load(states, shard) !== SHARD_FREE) continue;
       Atomics.store(states, shard, SHARD_BEGUN);
       runShard(words, shard, kernels, scratch);

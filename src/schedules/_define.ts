@@ -1,28 +1,28 @@
 /**
- * The definition of a schedule: a name, arguments as JSON Schema under torch's names, and the learning rate as a pure function
- * of the number of steps taken. The wire schema, OpenRPC, OpenAPI and the clients' types derive from it.
+ * Defines a schedule: a name, arguments as JSON Schema under torch's names, and the learning rate as a pure function of the number of
+ * steps taken. The wire schema, OpenRPC, OpenAPI and the clients' types are generated from it.
  */
 
-/** The largest float32: a rate above it would be infinite in a float32 kernel. */
+/** The largest float32. A rate above it would be infinite in a float32 kernel. */
 export const FLOAT32_MAX = 3.4028234663852886e38;
 
 /** The rates of one step. `momentum` is present if the schedule cycles the momentum. */
 export interface Rates {
   readonly lr: number;
   readonly momentum?: number;
-  /** The schedule's own highest rate (one_cycle, cyclic), which replaces the base rate as the reference of lr_t/lr. */
+  /** The highest rate of one_cycle and cyclic. It replaces the base rate in the ratio lr_t/lr. */
   readonly peak?: number;
 }
 
-/** Computes the rates of a step from the base learning rate and the number of steps taken before it. */
+/** Computes the rates of a step. `lr` is the base learning rate, `step` the number of steps taken before. */
 export type Evaluator = (lr: number, step: number) => Rates;
 
-/** A schedule from a request, valid by its schema. */
+/** The schedule object of a validated request. */
 export interface Schedule {
   readonly name: string;
 }
 
-/** One argument: a JSON Schema with its default. An argument without a default is required. */
+/** An argument as a JSON Schema with a default. An argument without a default is required. */
 export interface Argument<Value = unknown> {
   readonly type: string | readonly string[];
   readonly default?: Value;
@@ -33,32 +33,32 @@ export interface Argument<Value = unknown> {
 export type Arguments = Readonly<Record<string, Argument>>;
 export type Values<A extends Arguments> = { readonly [K in keyof A]: A[K] extends Argument<infer Value> ? Value : never };
 
-/** An error in a combination of arguments that are each valid. `field` is a JSON pointer within the schedule. */
+/** Describes an invalid combination of arguments that are valid by themselves. `field` is a JSON pointer within the schedule. */
 export interface Problem {
   readonly field: string;
   readonly expected: string;
   readonly found: string;
 }
 
-/** The inputs of `prepare` beside the arguments. */
+/** The inputs of `prepare`, except the arguments. */
 export interface PrepareContext {
-  /** The JSON pointer of this schedule in the request, for errors that depend on the step. */
+  /** The JSON pointer of this schedule in the request, for errors that occur only at some steps. */
   readonly field: string;
-  /** Prepares a nested schedule; `path` is its JSON pointer within this one. */
+  /** Prepares a nested schedule. `path` is its JSON pointer within this schedule. */
   nested(schedule: Schedule, path: string): Evaluator;
 }
 
 export interface ScheduleDefinition<A extends Arguments = Arguments> {
   readonly name: string;
   readonly title: string;
-  /** The class in torch.optim.lr_scheduler. */
+  /** The name of the equivalent class in torch.optim.lr_scheduler. */
   readonly torch: string;
-  /** lr_t in plain text, t being the number of steps taken. */
+  /** The formula of lr_t in plain text; t is the number of steps taken. */
   readonly formula: string;
   readonly references: readonly string[];
   readonly arguments: A;
   check?(values: Values<A>): Problem | undefined;
-  /** Returns the evaluator, after the work that is the same for all steps. The evaluator takes at most logarithmic time in the step. */
+  /** Does the work that is equal for all steps and returns the evaluator. The evaluator takes at most logarithmic time in the step. */
   prepare(values: Values<A>, context: PrepareContext): Evaluator;
 }
 
@@ -71,7 +71,7 @@ interface Bounds {
   readonly exclusiveMaximum?: number;
 }
 
-/** A number within bounds; the maximum defaults to the largest float32. */
+/** Declares a number argument. Its maximum defaults to the largest float32. */
 export const number = (description: string, bounds: Bounds, initial?: number): Argument<number> => ({
   type: "number",
   ...(initial !== undefined && { default: initial }),
@@ -80,34 +80,34 @@ export const number = (description: string, bounds: Bounds, initial?: number): A
   description,
 });
 
-const MAX_WHOLE = Number.MAX_SAFE_INTEGER;
+const MAX_STEPS = Number.MAX_SAFE_INTEGER;
 
-/** A count of steps. */
+/** Declares an argument that counts steps. */
 export const steps = (description: string, minimum: number, initial?: number): Argument<number> => ({
   type: "integer",
   ...(initial !== undefined && { default: initial }),
   minimum,
-  maximum: MAX_WHOLE,
+  maximum: MAX_STEPS,
   description,
 });
 
-/** A count of steps, or null; the description says what null means. */
+/** Declares an argument that counts steps or is null. The description must explain null. */
 export const optionalSteps = (description: string, minimum: number): Argument<number | null> => ({
   type: ["integer", "null"],
   default: null,
   minimum,
-  maximum: MAX_WHOLE,
+  maximum: MAX_STEPS,
   description,
 });
 
-/** The most milestones of a schedule, and the most schedules of a sequence. */
+// One schedule may have 1024 milestones, and one call 64 nested schedules.
 export const [MAX_MILESTONES, MAX_SCHEDULES] = [1024, 64] as const;
 
-/** A list of step counts; the schedule's `check` tests their order. */
+/** Declares a list of step counts. The schedule's `check` must test their order. */
 export const milestones = (description: string, minimum: number): Argument<readonly number[]> => ({
   type: "array",
   maxItems: MAX_MILESTONES,
-  items: { type: "integer", minimum, maximum: MAX_WHOLE },
+  items: { type: "integer", minimum, maximum: MAX_STEPS },
   description,
 });
 
@@ -120,7 +120,7 @@ export const choice = <const C extends string>(description: string, choices: rea
   description,
 });
 
-/** Nested schedules. */
+/** Declares a list of nested schedules. */
 export const schedules = (description: string): Argument<readonly Schedule[]> => ({
   type: "array",
   items: { $ref: "schedule.schema.json" },
@@ -129,7 +129,7 @@ export const schedules = (description: string): Argument<readonly Schedule[]> =>
   description,
 });
 
-/** The number of milestones at or before the step, by binary search. */
+/** Counts the milestones at or before a step, by binary search. */
 export const milestonesReached = (ascending: readonly number[], step: number): number => {
   let low = 0;
   let high = ascending.length;

@@ -1,4 +1,4 @@
-/** Derives the JSON Schema of a schedule's wire object from its definition. */
+/** Builds the JSON Schema of a schedule's wire object from its definition. */
 import type { ScheduleDefinition } from "./_define.ts";
 
 export const scheduleSchema = ({ name, title, formula, arguments: all }: ScheduleDefinition) => {

@@ -1,7 +1,7 @@
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
- * A fraction of the base rate for the first total_iters steps, then the base rate.
+ * Multiplies the base rate by a factor for the first total_iters steps, then uses the base rate.
  *
  *   lr_t = lr * factor for t < total_iters, then lr
  */

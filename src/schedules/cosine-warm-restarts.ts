@@ -2,7 +2,8 @@ import { cosineDecay, interpolate } from "../math/cosine.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
- * SGDR: half a cosine from the base rate to eta_min, restarted after each period. Each period is T_mult times the last.
+ * SGDR: the rate falls along half a cosine from the base rate to eta_min and restarts after each period. Each period is T_mult times
+ * as long as the period before.
  *
  *   lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * T_cur / T_i)) / 2, T_i = T_0 * T_mult^i
  */
@@ -24,7 +25,7 @@ export default defineSchedule({
       let rest = step;
       if (T_mult === 1) rest %= period;
       else {
-        // At most 53 rounds: the period at least doubles each time, and steps end at 2^53.
+        // The loop ends after at most 53 rounds, because the period at least doubles each time and steps end at 2^53.
         while (rest >= period) {
           rest -= period;
           period *= T_mult;

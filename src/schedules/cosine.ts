@@ -2,7 +2,7 @@ import { cosineDecay, interpolate } from "../math/cosine.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
- * Half a cosine from the base rate to eta_min. After T_max it rises again, with period 2*T_max, as in torch.
+ * The rate falls along half a cosine from the base rate to eta_min. After T_max it rises again, with period 2*T_max, as in torch.
  *
  *   lr_t = eta_min + (lr - eta_min) * (1 + cos(pi * t / T_max)) / 2
  */
@@ -19,7 +19,7 @@ export default defineSchedule({
   prepare:
     ({ T_max, eta_min }) =>
     (lr, step) => {
-      // Steps and T_max are integers, so the reduction to the first half period is exact.
+      // Steps and T_max are integers, so the remainder is exact.
       const rest = step % T_max;
       const rising = ((step - rest) / T_max) % 2 === 1;
       return { lr: interpolate(lr, eta_min, cosineDecay(rising ? T_max - rest : rest, T_max)) };

@@ -3,7 +3,7 @@ import { wholePower } from "../math/power.ts";
 import { choice, defineSchedule, flag, number, optionalSteps, steps } from "./_define.ts";
 
 /**
- * A rate that rises and falls between two bounds; the momentum moves the opposite way. The optimizer's lr is unused, as in torch.
+ * The rate rises and falls between two bounds, and the momentum moves the opposite way. The optimizer's lr is unused, as in torch.
  *
  *   lr_t = base_lr + (max_lr - base_lr) * height * scale
  *   height: 0 -> 1 in step_size_up steps, 1 -> 0 in step_size_down
@@ -19,8 +19,8 @@ export default defineSchedule({
   arguments: {
     base_lr: number("The lowest rate", { minimum: 0 }),
     max_lr: number("The highest rate", { minimum: 0 }),
-    step_size_up: steps("Steps up", 1, 2000),
-    step_size_down: optionalSteps("Steps down; null means step_size_up", 1),
+    step_size_up: steps("Steps in which the rate rises", 1, 2000),
+    step_size_down: optionalSteps("Steps in which the rate falls; null means step_size_up", 1),
     mode: choice("Change of the height from cycle to cycle", ["triangular", "triangular2", "exp_range"], "triangular"),
     gamma: number("Factor of the height per step in exp_range", { minimum: 0 }, 1),
     cycle_momentum: flag("Cycle the momentum, or the first of betas, inversely to the rate", true),
@@ -28,7 +28,7 @@ export default defineSchedule({
     max_momentum: number("The highest momentum, at base_lr", { minimum: 0, exclusiveMaximum: 1 }, 0.9),
   },
   check({ mode, gamma, cycle_momentum }) {
-    // A height above 1 would move the momentum below base_momentum and finally below 0.
+    // A height above 1 would move the momentum below base_momentum and eventually below 0.
     if (mode !== "exp_range" || gamma <= 1 || !cycle_momentum) return undefined;
     return { field: "/gamma", expected: "at most 1 where the momentum cycles in exp_range", found: `${gamma}` };
   },

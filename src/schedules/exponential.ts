@@ -2,11 +2,11 @@ import { wholePower } from "../math/power.ts";
 import { defineSchedule, number } from "./_define.ts";
 
 /**
- * A rate that gamma multiplies at every step.
+ * Multiplies the rate by gamma at every step.
  *
  *   lr_t = lr * gamma^t
  *
- * optax.exponential_decay without staircase equals this with gamma = decay_rate^(1 / transition_steps).
+ * optax.exponential_decay without staircase is this schedule with gamma = decay_rate^(1 / transition_steps).
  */
 export default defineSchedule({
   name: "exponential",

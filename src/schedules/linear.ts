@@ -2,12 +2,12 @@ import { interpolate } from "../math/cosine.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
- * A straight line from one fraction of the base rate to another, then constant.
+ * The rate moves linearly from one fraction of the base rate to another and then stays constant.
  *
  *   lr_t = lr * (start_factor + (end_factor - start_factor) * min(t, total_iters) / total_iters)
  *
- * The warm-up of Goyal et al. is this with start_factor 1/k. start_factor 0 gives a warm-up from 0, as in optax. torch refuses it,
- * because it computes each rate from the one before.
+ * With start_factor 1/k this is the warm-up of Goyal et al. With start_factor 0 it is a warm-up from 0, as in optax. torch rejects
+ * start_factor 0, because it computes each rate from the one before.
  */
 export default defineSchedule({
   name: "linear",

@@ -2,7 +2,7 @@ import { wholePower } from "../math/power.ts";
 import { defineSchedule, milestones, milestonesReached, number } from "./_define.ts";
 
 /**
- * A rate that gamma multiplies at each milestone. A milestone that is listed twice decays twice, as in torch.
+ * Multiplies the rate by gamma at each milestone. A milestone that is listed twice decays the rate twice, as in torch.
  *
  *   lr_t = lr * gamma^(number of milestones <= t)
  */

@@ -2,7 +2,7 @@ import { StepdError } from "../errors/errors.ts";
 import { cosineDecay, interpolate } from "../math/cosine.ts";
 import { choice, defineSchedule, flag, number, steps } from "./_define.ts";
 
-/** A phase of the cycle: the rate and the momentum at its start and its end. `end` is a step, perhaps fractional. */
+/** A phase of the cycle, with the rate and the momentum at its start and end. `end` is a step number, possibly fractional. */
 interface Phase {
   readonly end: number;
   readonly lr: readonly [number, number];
@@ -10,14 +10,14 @@ interface Phase {
 }
 
 /**
- * 1cycle: up from max_lr / div_factor to max_lr, then down to a fraction of the start. The momentum moves the opposite way. The
- * optimizer's lr is unused, as in torch.
+ * 1cycle: the rate rises from max_lr / div_factor to max_lr, then falls to a fraction of its start. The momentum moves the opposite
+ * way. The optimizer's lr is unused, as in torch.
  *
  *   initial = max_lr / div_factor, min = initial / final_div_factor, n = total_steps
  *   two phases:   initial -> max_lr at pct_start*n - 1, -> min at n - 1
  *   three phases: initial -> max_lr at pct_start*n - 1, -> initial at 2*pct_start*n - 2, -> min at n - 1
  *
- * Steps from total_steps on are refused. torch accepts the step at total_steps, beyond its last phase, and refuses later ones.
+ * Steps from total_steps on are rejected. torch accepts the step at total_steps, beyond its last phase, and rejects later steps.
  */
 export default defineSchedule({
   name: "one_cycle",
@@ -64,7 +64,7 @@ export default defineSchedule({
   },
 });
 
-/** Interpolates from the first of two values to the second. A phase of length 0 returns the second. */
+/** Returns a function that interpolates between two values. A phase of length 0 returns the second value. */
 const blend = (strategy: "cos" | "linear", part: number, whole: number): ((ends: readonly [number, number]) => number) => {
   const left = whole === 0 ? 0 : strategy === "cos" ? cosineDecay(part, whole) : (whole - part) / whole;
   return ([from, to]) => interpolate(from, to, left);

@@ -2,7 +2,7 @@ import { power as powerOf } from "../math/power.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
- * A rate that falls to 0 as a power of the remaining fraction of total_iters.
+ * The rate falls to 0 with a power of the remaining fraction of total_iters.
  *
  *   lr_t = lr * (1 - min(t, total_iters) / total_iters)^power
  */
@@ -13,7 +13,7 @@ export default defineSchedule({
   formula: "lr_t = lr * (1 - min(t, total_iters) / total_iters)^power",
   references: ["peers: torch.optim.lr_scheduler.PolynomialLR; optax.polynomial_schedule with end_value 0"],
   arguments: {
-    total_iters: steps("Steps until 0", 1, 5),
+    total_iters: steps("Steps until the rate is 0", 1, 5),
     power: number("Exponent: any number of at least 0, not only integers", { minimum: 0 }, 1),
   },
   prepare:

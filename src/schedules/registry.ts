@@ -1,4 +1,4 @@
-/** The public part of schedules/: the registry by name, and the evaluation of a schedule. */
+/** The public exports of schedules/: the registry by name, and the evaluation of a schedule. */
 import { StepdError } from "../errors/errors.ts";
 import { type Evaluator, FLOAT32_MAX, MAX_SCHEDULES, type Rates, type Schedule, type Values } from "./_define.ts";
 import { registry } from "./_registry.gen.ts";
@@ -7,7 +7,7 @@ export type { Evaluator, Rates, Schedule, ScheduleDefinition } from "./_define.t
 export { registry } from "./_registry.gen.ts";
 
 /**
- * Checks a schedule that is valid by its schema, and returns its evaluator.
+ * Checks a schedule that its JSON Schema has already validated, and returns its evaluator.
  *
  * @param field - JSON pointer of the schedule in the call, for errors.
  * @returns a function from base learning rate and number of steps taken, an integer up to 2^53, to the step's rates.
@@ -15,18 +15,18 @@ export { registry } from "./_registry.gen.ts";
  *   the rate exceeds float32.
  */
 export const prepare = (schedule: Schedule, field = "/schedule"): Evaluator => {
-  requireFew(schedule, field);
+  requireFewSchedules(schedule, field);
   const evaluate = prepareOne(schedule, field);
   return (lr, step) => {
     const rates = evaluate(lr, step);
-    // The negated comparison also refuses NaN.
+    // The negated comparison also rejects NaN.
     if (!(rates.lr <= FLOAT32_MAX)) throw StepdError.mismatch("INVALID_PARAMS", field, "learning rates that float32 can hold", `${rates.lr} at step ${step}`);
     return rates;
   };
 };
 
-/** Sequences in sequences multiply their parts, which all are prepared for a call. */
-const requireFew = (schedule: Schedule, field: string): void => {
+/** Throws INVALID_PARAMS if there are too many schedules in all. Nested sequences multiply their number, and each is prepared. */
+const requireFewSchedules = (schedule: Schedule, field: string): void => {
   let count = 0;
   const visit = ({ schedules = [] }: Schedule & { readonly schedules?: readonly Schedule[] }): void => {
     for (const part of schedules) {
@@ -49,5 +49,5 @@ const prepareOne = (schedule: Schedule, field: string): Evaluator => {
   return definition.prepare(values, { field, nested: (inner, path) => prepareOne(inner, `${field}${path}`) });
 };
 
-/** The rates of the step after `step` earlier ones; the first step has step = 0. Throws as `prepare` does. */
+/** Evaluates a schedule at the step after `step` earlier ones; the first step has step = 0. Throws the errors of `prepare`. */
 export const evaluate = (schedule: Schedule, lr: number, step: number): Rates => prepare(schedule)(lr, step);

@@ -1,7 +1,7 @@
 import { defineSchedule, milestones, milestonesReached, schedules } from "./_define.ts";
 
 /**
- * One schedule after another. Each starts at its own step 0 and from the base rate, as in torch's SequentialLR.
+ * Runs several schedules one after another. Each starts at its own step 0 and from the base rate, as in torch's SequentialLR.
  *
  *   lr_t = schedules[i] at t - milestones[i-1], i = number of milestones <= t
  */

@@ -2,7 +2,7 @@ import { wholePower } from "../math/power.ts";
 import { defineSchedule, number, steps } from "./_define.ts";
 
 /**
- * A rate that gamma multiplies once every step_size steps.
+ * Multiplies the rate by gamma once every step_size steps.
  *
  *   lr_t = lr * gamma^floor(t / step_size)
  */

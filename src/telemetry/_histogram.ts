@@ -1,14 +1,14 @@
 /**
- * A histogram of durations that prom-client can export. prom-client's own looks up the series of each observation by a hash of
- * its labels, which took a twelfth of a small step at seven observations per call (measured).
+ * A histogram of durations that prom-client can export. prom-client's own histogram looks up each observation by a hash of its labels.
+ * At seven observations per call, that took a twelfth of a small step (measured).
  */
 
-/** Upper bounds in seconds, from 50 us to a minute. */
+/** The upper bounds of the buckets, in seconds. */
 const BUCKETS = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60];
 
-/** The observations under one combination of labels. */
+/** The observations with one combination of labels. */
 class Series {
-  /** Observations per bucket, not cumulative. The last entry counts those above all buckets. */
+  /** The number of observations in each bucket. The last entry counts those above all bounds. */
   readonly counts = new Array<number>(BUCKETS.length + 1).fill(0);
   sum = 0;
 
@@ -46,7 +46,7 @@ export class Histogram {
     return series;
   }
 
-  /** The interface that prom-client reads a metric by. */
+  /** Returns the metric in the form that prom-client expects. */
   async get() {
     const { name, help, type, aggregator } = this;
     return { name, help, type, aggregator, values: [...this.#values()] };

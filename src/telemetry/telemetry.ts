@@ -1,4 +1,4 @@
-/** The Prometheus metrics and the log. Labels come from fixed sets of names, never from a caller's text. */
+/** Prometheus metrics and the log. Labels come from fixed sets of names, never from a caller's text. */
 import pino, { type Logger } from "pino";
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import { Histogram } from "./_histogram.ts";
@@ -6,19 +6,19 @@ import { LogStream } from "./_stream.ts";
 
 export type Phase = "receive" | "decode" | "transfer" | "queue" | "compute" | "encode" | "send";
 
-/** The objects that gauges and counters read at each scrape. */
-export interface Sources {
+/** Gauges and counters read these objects at each scrape. */
+export interface MetricSources {
   readonly arena: { readonly used: number; readonly capacity: number; readonly highWater: number };
   readonly pool: { readonly busySeconds: number; readonly workers: number; readonly queued: number };
-  /** Undefined if no folder is shared. */
+  /** The shared folder. Undefined if the server shares none. */
   readonly folder: { readonly bytesIn: number; readonly bytesOut: number } | undefined;
-  /** Undefined if the cache is off. */
+  /** The cache of results. Undefined if it is off. */
   readonly cache: { readonly used: number; readonly capacity: number; readonly hits: number; readonly misses: number } | undefined;
-  /** True if the server accepts calls; false from the start of a drain. */
+  /** True if the server accepts calls. False from the start of a drain. */
   isReady(): boolean;
 }
 
-/** Why calls are refused before they run: error names first, then reasons to cut a connection, then errors that Node answers itself. */
+/** The reasons to refuse a call before it runs: error names, then reasons to close a connection, then errors that Node answers itself. */
 const REFUSALS = [
   "OVERLOADED",
   "PAYLOAD_TOO_LARGE",
@@ -38,8 +38,8 @@ const REFUSALS = [
 
 export type Refusal = (typeof REFUSALS)[number];
 
-/** prom-client's default metrics that break naming rules (gauges named _total, names that end in a type) or are mostly empty. */
-const DROPPED = [
+/** These default metrics of prom-client break naming rules (gauges named _total, names that end in a type) or are mostly empty. */
+const REMOVED_METRICS = [
   "nodejs_active_handles_total",
   "nodejs_active_requests_total",
   "nodejs_active_resources_total",
@@ -48,7 +48,7 @@ const DROPPED = [
   "nodejs_eventloop_utilization_histogram",
 ];
 
-/** The certificate files: the server's chain, and the authorities that sign client certificates. */
+/** The label of a certificate's file: the server's chain, or the authorities that sign client certificates. */
 const CERTIFICATE_FILES = ["certificate", "client_ca"] as const;
 
 export interface Certificate {
@@ -58,24 +58,25 @@ export interface Certificate {
   readonly validTo: Date;
 }
 
-/** A call in flight: from its headers to the last byte of the reply. */
+/** A call in flight, from its headers to the last byte of its reply. */
 export interface CallInFlight {
-  /** Counts admitted bytes of its body. */
+  /** Counts admitted bytes of the call's body. */
   addBytes(bytes: number): void;
-  /** Ends the call: its last byte is sent, or its connection closed. */
+  /** Ends the call, after its last byte is sent or its connection is closed. */
   end(): void;
 }
 
-const directions = (bytes: { readonly in: number; readonly out: number }) => Object.entries(bytes).map(([direction, count]) => [{ direction }, count] as const);
+const byDirection = (bytes: { readonly in: number; readonly out: number }) =>
+  Object.entries(bytes).map(([direction, count]) => [{ direction }, count] as const);
 
 const STDERR = 2;
 
-/** The longest wait for a slow reader of the log at shutdown, in ms. */
-const FLUSH_MS = 1000;
+/** At shutdown, the log waits for a slow reader at most this long, in ms. */
+const MAX_FLUSH_MS = 1000;
 
 export class Telemetry implements Disposable {
   readonly log: Logger;
-  /** Undefined for a silent log. */
+  /** Undefined if the log is silent. */
   readonly #stream: LogStream | undefined;
   readonly #registry = new Registry();
   readonly #requests = new Histogram("stepd_request_seconds", "Time from a call's headers to its last byte out", ["method", "outcome"]);
@@ -95,25 +96,25 @@ export class Telemetry implements Disposable {
     this.log = pino({ level, base: null, timestamp: pino.stdTimeFunctions.isoTime }, this.#stream ?? { write: () => {} });
     const registers = [this.#registry];
     collectDefaultMetrics({ register: this.#registry });
-    for (const name of DROPPED) this.#registry.removeSingleMetric(name);
-    // prom-client's types allow only its own classes, but it calls nothing but `get`.
+    for (const name of REMOVED_METRICS) this.#registry.removeSingleMetric(name);
+    // The types of prom-client allow only its own classes, but it calls nothing but `get`.
     for (const histogram of [this.#requests, this.#phases]) this.#registry.registerMetric(histogram as unknown as Metric);
-    this.#counter("stepd_bytes_total", "Bytes of calls' bodies that came whole, after inflation, and of replies that went out whole", ["direction"], () =>
-      directions(this.#bytes),
+    this.#addCounter("stepd_bytes_total", "Bytes of calls' bodies that came whole, after inflation, and of replies that went out whole", ["direction"], () =>
+      byDirection(this.#bytes),
     );
-    this.#counter("stepd_elements_total", "Parameters stepped", ["optimizer", "dtype"], () =>
+    this.#addCounter("stepd_elements_total", "Parameters stepped", ["optimizer", "dtype"], () =>
       [...this.#elements.values()].map(({ count, ...labels }) => [labels, count]),
     );
-    this.#counter("stepd_reduced_elements_total", "Elements of all updates that optimizer.reduce combined", [], () => [[{}, this.#reduced]]);
-    this.#gauge("stepd_in_flight_requests", "Calls that are being received, computed or sent", () => this.#inFlight);
-    this.#gauge("stepd_in_flight_bytes", "Bytes of the admitted bodies of calls in flight", () => this.#inFlightBytes);
+    this.#addCounter("stepd_reduced_elements_total", "Elements of all updates that optimizer.reduce combined", [], () => [[{}, this.#reduced]]);
+    this.#addGauge("stepd_in_flight_requests", "Calls that are being received, computed or sent", () => this.#inFlight);
+    this.#addGauge("stepd_in_flight_bytes", "Bytes of the admitted bodies of calls in flight", () => this.#inFlightBytes);
     this.#refusals = new Counter({
       name: "stepd_refusals_total",
       help: "Calls and requests refused for their form, their caller or want of room, and connections cut",
       labelNames: ["reason"],
       registers,
     });
-    // Starts every reason at 0, because Prometheus sees no increase in a counter that first appears with 1.
+    // Prometheus sees no increase in a counter that first appears with 1, so every reason starts at 0.
     for (const reason of REFUSALS) this.#refusals.inc({ reason }, 0);
     this.#nonFinite = new Counter({ name: "stepd_non_finite_gradients_total", help: "Steps refused or skipped for NaN or infinity in a gradient", registers });
     this.#workersLost = new Counter({ name: "stepd_workers_lost_total", help: "Worker threads that died and were replaced", registers });
@@ -124,35 +125,35 @@ export class Telemetry implements Disposable {
       registers,
     });
     for (const file of CERTIFICATE_FILES) this.#expiry.set({ file }, 0);
-    this.#counter("stepd_log_lines_lost_total", "Lines of the log that could not be written", [], () => [[{}, this.#stream?.lost ?? 0]]);
+    this.#addCounter("stepd_log_lines_lost_total", "Lines of the log that could not be written", [], () => [[{}, this.#stream?.lost ?? 0]]);
     new Gauge({ name: "stepd_build_info", help: "1, with the versions of stepd and Node.js as labels", labelNames: ["version", "node"], registers }).set(
       { version, node },
       1,
     );
   }
 
-  /** Registers the metrics that are read at each scrape. */
-  observe({ arena, pool, folder, cache, isReady }: Sources): void {
-    this.#gauge("stepd_arena_used_bytes", "Bytes of the arena that leases hold", () => arena.used);
-    this.#gauge("stepd_arena_capacity_bytes", "Bytes of the arena", () => arena.capacity);
-    this.#gauge("stepd_arena_high_water_bytes", "The most bytes that leases ever held", () => arena.highWater);
-    this.#gauge("stepd_ready", "1 while calls are taken, 0 from the start of a drain on", () => Number(isReady()));
-    this.#gauge("stepd_workers", "Worker threads", () => pool.workers);
-    this.#gauge("stepd_queued_jobs", "Jobs that wait for the workers, with the one that runs", () => pool.queued);
-    this.#counter("stepd_worker_busy_seconds_total", "Time that all worker threads together spent in kernels", [], () => [[{}, pool.busySeconds]]);
-    this.#gauge("stepd_cache_used_bytes", "Bytes of results that are kept", () => cache?.used ?? 0);
-    this.#gauge("stepd_cache_capacity_bytes", "Bytes of results that may be kept", () => cache?.capacity ?? 0);
-    this.#counter("stepd_cache_lookups_total", "Blobs that calls named by their digest", ["result"], () => [
+  /** Registers the metrics that read the sources at each scrape. */
+  observe({ arena, pool, folder, cache, isReady }: MetricSources): void {
+    this.#addGauge("stepd_arena_used_bytes", "Bytes of the arena that leases hold", () => arena.used);
+    this.#addGauge("stepd_arena_capacity_bytes", "Bytes of the arena", () => arena.capacity);
+    this.#addGauge("stepd_arena_high_water_bytes", "The most bytes that leases ever held", () => arena.highWater);
+    this.#addGauge("stepd_ready", "1 while calls are taken, 0 from the start of a drain on", () => Number(isReady()));
+    this.#addGauge("stepd_workers", "Worker threads", () => pool.workers);
+    this.#addGauge("stepd_queued_jobs", "Jobs that wait for the workers, with the one that runs", () => pool.queued);
+    this.#addCounter("stepd_worker_busy_seconds_total", "Time that all worker threads together spent in kernels", [], () => [[{}, pool.busySeconds]]);
+    this.#addGauge("stepd_cache_used_bytes", "Bytes of results that are kept", () => cache?.used ?? 0);
+    this.#addGauge("stepd_cache_capacity_bytes", "Bytes of results that may be kept", () => cache?.capacity ?? 0);
+    this.#addCounter("stepd_cache_lookups_total", "Blobs that calls named by their digest", ["result"], () => [
       [{ result: "hit" }, cache?.hits ?? 0],
       [{ result: "miss" }, cache?.misses ?? 0],
     ]);
-    this.#counter("stepd_shared_bytes_total", "Bytes read from and written to the shared folder", ["direction"], () =>
-      directions({ in: folder?.bytesIn ?? 0, out: folder?.bytesOut ?? 0 }),
+    this.#addCounter("stepd_shared_bytes_total", "Bytes read from and written to the shared folder", ["direction"], () =>
+      byDirection({ in: folder?.bytesIn ?? 0, out: folder?.bytesOut ?? 0 }),
     );
   }
 
-  /** A gauge that is read at each scrape, so that calls do not pay for updating it. */
-  #gauge(name: string, help: string, read: () => number): void {
+  /** Adds a gauge that is read only at each scrape, so calls do not pay for updating it. */
+  #addGauge(name: string, help: string, read: () => number): void {
     new Gauge({
       name,
       help,
@@ -163,8 +164,8 @@ export class Telemetry implements Disposable {
     });
   }
 
-  /** A counter that is read at each scrape: pairs of labels and value. */
-  #counter(name: string, help: string, labelNames: readonly string[], read: () => readonly (readonly [Readonly<Record<string, string>>, number])[]): void {
+  /** Adds a counter that is read only at each scrape. `read` returns pairs of labels and value. */
+  #addCounter(name: string, help: string, labelNames: readonly string[], read: () => readonly (readonly [Readonly<Record<string, string>>, number])[]): void {
     new Counter({
       name,
       help,
@@ -190,7 +191,7 @@ export class Telemetry implements Disposable {
     return this.#inFlight;
   }
 
-  /** Counts a call in flight until its `end`. */
+  /** Counts a call as in flight until its `end` is called. */
   beginCall(): CallInFlight {
     let held = 0;
     this.#inFlight++;
@@ -206,7 +207,7 @@ export class Telemetry implements Disposable {
     };
   }
 
-  /** Records a finished call. */
+  /** Records the duration and outcome of a finished call. */
   recordCall(method: string, outcome: string, seconds: number): void {
     this.#requests.observe(seconds, method, outcome);
     const refusal = outcome === "ok" ? undefined : REFUSALS.find((reason) => reason === outcome);
@@ -221,14 +222,14 @@ export class Telemetry implements Disposable {
     this.#bytes[direction] += bytes;
   }
 
-  /** Records a method's total seconds. `queue` seconds were spent behind other calls' jobs, `transfer` seconds on files and the cache. */
+  /** Records the phases of a method's `total` seconds: `queue` behind other calls' jobs, `transfer` on files and the cache, the rest computing. */
   recordMethod(total: number, queue: number, transfer: number): void {
     this.recordPhase("compute", total - queue - transfer);
     this.recordPhase("queue", queue);
     if (transfer > 0) this.recordPhase("transfer", transfer);
   }
 
-  /** Counts the elements of a step, by dtype. */
+  /** Counts the updated elements of a step, by dtype. */
   countElements(optimizer: string, elements: Readonly<Record<string, number>>): void {
     for (const [dtype, count] of Object.entries(elements)) {
       const key = `${optimizer} ${dtype}`;
@@ -243,7 +244,7 @@ export class Telemetry implements Disposable {
     this.#reduced += elements;
   }
 
-  /** Counts a refused connection, or a refused request that is not a call. */
+  /** Counts a rejected connection, or a rejected request that is not a call. */
   countRefusal(reason: Refusal): void {
     this.#refusals.inc({ reason });
   }
@@ -252,21 +253,21 @@ export class Telemetry implements Disposable {
     this.#nonFinite.inc();
   }
 
-  /** Logs the listening address, at every level but silent: nothing else reveals a port that the system chose. */
+  /** Logs the listening address at every level but silent. Nothing else reveals a port that the system chose. */
   logStart(message: string, facts: Readonly<Record<string, unknown>>): void {
     if (this.#stream) this.log.child({}, { level: "info" }).info(facts, message);
   }
 
-  /** Resolves once the log is written, or after FLUSH_MS if its reader is slow. */
+  /** Resolves when the log is written, or after MAX_FLUSH_MS if its reader is slow. */
   readonly flushed = async (): Promise<void> => {
-    await this.#stream?.flushed(FLUSH_MS);
+    await this.#stream?.flushed(MAX_FLUSH_MS);
   };
 
   [Symbol.dispose](): void {
     this.#stream?.[Symbol.dispose]();
   }
 
-  /** Exports the expiry of the certificates in use, and warns of expired ones. */
+  /** Exports the expiry dates of the certificates in use. Warns of certificates that have expired or are not valid yet. */
   setCertificates(list: readonly Certificate[]): void {
     for (const file of CERTIFICATE_FILES) {
       const ends = list.filter((certificate) => certificate.file === file).map(({ validTo }) => validTo.getTime() / 1000);
@@ -279,7 +280,7 @@ export class Telemetry implements Disposable {
     }
   }
 
-  /** Logs the reload of a setting's file, or the error that prevented it. */
+  /** Logs that the file of a setting was read again, or the error that prevented it. */
   logReload(setting: string, error: Error | undefined, facts: Readonly<Record<string, unknown>>): void {
     if (error) this.log.error({ setting, reason: error.message }, "a changed file is not taken; what was read before stays");
     else this.log.info({ setting, ...facts }, "a changed file was taken over");

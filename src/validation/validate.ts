@@ -10,7 +10,7 @@ import { schemas } from "../generated/schemas.gen.ts";
 const ajv = new Ajv2020({ discriminator: true, strict: true, strictRequired: false, allowUnionTypes: true, verbose: true });
 ajv.addKeyword({ keyword: "blob", validate: (_: unknown, value: unknown) => typeof value === "symbol" || typeof value === "string" });
 ajv.addVocabulary(["tsType"]);
-// ajv's own keywords count every character of a text: 250 MB of names held the main thread for 1.6 s, measured.
+// ajv's own keywords count every character of a text, which blocked the main thread for 1.6 s at 250 MB of names (measured).
 for (const [keyword, isMet] of [
   ["minLength", (least: number, text: string) => text.length >= 2 * least || characters(text) >= least],
   ["maxLength", (most: number, text: string) => text.length <= most || characters(text) <= most],
@@ -19,37 +19,37 @@ for (const [keyword, isMet] of [
   ajv.addKeyword({ keyword, type: "string", schemaType: "number", validate: isMet });
 }
 for (const schema of schemas) ajv.addSchema(schema);
-// Compiles all schemas at boot, so that the first call is fast and an invalid schema prevents the start.
+// All schemas are compiled at the start, so that the first call is fast and an invalid schema prevents the start.
 const validators = new Map(schemas.map(({ $id }) => [$id as string, ajv.getSchema($id)]));
 
-/** Throws INVALID_PARAMS unless the value is valid by the schema. `prefix` is the JSON pointer of the value. */
+/** Throws INVALID_PARAMS unless the schema accepts the value. `prefix` is the JSON pointer of the value. */
 export const validate = (schema: string, value: unknown, prefix = ""): void => atOnce(validateInTurns(schema, value, prefix));
 
-/** The list items checked between two yields. */
-const SHARE_ITEMS = 16384;
+/** A long list is checked in chunks of this many items, with a yield after each. */
+const MAX_CHUNK_ITEMS = 16384;
 
-/** The most fields of an object. A map of tensors may have more; this many of its members are checked between two yields. */
+/** An object has at most this many fields. A map of tensors may have more, and is checked in chunks of this many tensors. */
 const MAX_FIELDS = 1024;
 
-/** The most fields of all objects that are checked at once, and the most items of lists beside tensors. */
+/** All objects of a value together have at most this many fields, and all lists outside tensors at most this many items. */
 const MAX_ALL_FIELDS = 2 ** 17;
 const ALL_FIELDS = "fields and items of lists beside tensors";
 
-/** The fields of calls that may be maps of tensors. */
+/** These fields of a call may be maps of tensors. */
 const MAP_FIELDS: readonly unknown[] = ["params", "grads", "tensors"];
 
-/** The path to a part of a value: its keys and indexes. */
+/** The keys and indexes that lead to a part of a value. */
 type Path = readonly (string | number)[];
 
-/** A long list or map. Its first share is checked with the rest of the value, its other shares afterwards. */
-interface Long {
+/** A list or map that is too long for one turn. Its first chunk is checked with the rest of the value, its other chunks afterwards. */
+interface LongPart {
   readonly path: Path;
   readonly value: readonly unknown[] | Readonly<Record<string, unknown>>;
-  /** The keys of a map. */
+  /** The keys of a map; empty for a list. */
   readonly keys: readonly string[];
 }
 
-/** Does what `validate` does, one share of each long list and map at a time. No schema relates the members of a list or map to each other. */
+/** Validates as `validate` does, but in chunks. That is possible because no schema relates the members of a list or map to each other. */
 export function* validateInTurns(schema: string, value: unknown, prefix = ""): Task<void> {
   const check = validators.get(schema);
   if (!check) throw new Error(`there is no schema ${schema}`);
@@ -65,45 +65,45 @@ export function* validateInTurns(schema: string, value: unknown, prefix = ""): T
       if (names.length > MAX_FIELDS) yield;
     }
   }
-  const { copy, long, items } = firstShares(value, [], prefix, 0, keys);
+  const { copy, long, items } = withFirstChunks(value, [], prefix, 0, keys);
   if (!check(copy)) throw explain(wholeErrors(check.errors ?? [], long, [], 0), prefix);
-  // After the check, so that a list with a limit of its own is refused by that. Lists of names are worked on in one turn later.
+  // This follows the check, so that a list with a limit of its own gets that limit's error.
   if (items > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, items, ALL_FIELDS);
-  yield* checkOtherShares(check, copy, long, prefix);
+  yield* checkOtherChunks(check, copy, long, prefix);
 }
 
-/** Checks the other shares of long lists and maps, one at a time. `whole` is the value with first shares only. */
-function* checkOtherShares(check: ValidateFunction, whole: unknown, longParts: readonly Long[], prefix: string): Task<void> {
+/** Checks the other chunks of long lists and maps, one at a time. `whole` is the value with first chunks only. */
+function* checkOtherChunks(check: ValidateFunction, whole: unknown, longParts: readonly LongPart[], prefix: string): Task<void> {
   for (const { path, value, keys } of longParts) {
     const isList = Array.isArray(value);
     const count = isList ? value.length : keys.length;
-    const endOf = (at: number): number => (isList ? at + SHARE_ITEMS : shareEnd(value as Readonly<Record<string, unknown>>, keys, at));
+    const endOf = (at: number): number => (isList ? at + MAX_CHUNK_ITEMS : chunkEnd(value as Readonly<Record<string, unknown>>, keys, at));
     for (let at = endOf(0), end = at; at < count; at = end) {
       yield;
       end = endOf(at);
-      const share = isList
+      const chunk = isList
         ? value.slice(at, end)
         : Object.fromEntries(keys.slice(at, end).map((key) => [key, (value as Readonly<Record<string, unknown>>)[key]]));
       const start = isList ? at : 0;
-      const { copy, long } = firstShares(share, path, prefix, start);
+      const { copy, long } = withFirstChunks(chunk, path, prefix, start);
       const candidate = withOnlyPart(whole, path, copy);
       if (!check(candidate)) throw explain(wholeErrors(check.errors ?? [], long, path, start), prefix);
-      yield* checkOtherShares(check, candidate, long, prefix);
+      yield* checkOtherChunks(check, candidate, long, prefix);
     }
   }
 }
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Uint8Array);
 
-/** The keys of a map. Members that are not objects come first, because a schema distinguishes the kinds of maps by them. */
+/** Lists the keys of a map. Members that are not objects come first, because a schema tells the kinds of maps apart by them. */
 const keysOf = (map: object): readonly string[] => {
   const keys = Object.keys(map);
   const isMember = (key: string): boolean => isObject((map as Readonly<Record<string, unknown>>)[key]);
   return keys.every(isMember) ? keys : [...keys.filter((key) => !isMember(key)), ...keys.filter(isMember)];
 };
 
-/** The end index of the share of a map that starts at key index `start`. */
-const shareEnd = (map: Readonly<Record<string, unknown>>, keys: readonly string[], start: number): number => {
+/** Returns the index of the key after the chunk that starts at key index `start`. */
+const chunkEnd = (map: Readonly<Record<string, unknown>>, keys: readonly string[], start: number): number => {
   const maxEnd = Math.min(start + MAX_FIELDS, keys.length);
   let items = 0;
   let end = start;
@@ -111,7 +111,7 @@ const shareEnd = (map: Readonly<Record<string, unknown>>, keys: readonly string[
     const member = map[keys[end] as string];
     // isObject excludes blobs, whose bytes are not members.
     if (isObject(member)) for (const key in member) items += lengthOf((member as Readonly<Record<string, unknown>>)[key]);
-    if (items > SHARE_ITEMS && end > start) break;
+    if (items > MAX_CHUNK_ITEMS && end > start) break;
   }
   return end;
 };
@@ -121,14 +121,14 @@ const lengthOf = (value: unknown): number => (Array.isArray(value) ? value.lengt
 const tooMany = (field: string, most: number, found: number, what = "fields"): StepdError =>
   StepdError.mismatch("INVALID_PARAMS", field, `at most ${most} ${what}`, String(found));
 
-/** The whole value with the part at a path, and with all other lists and maps emptied, because they are checked by themselves. */
+/** Copies a value with a new part at a path. All other lists and maps are emptied, because they are checked by themselves. */
 const withOnlyPart = (whole: unknown, [field, ...path]: Path, part: unknown): unknown => {
   if (field === undefined) return part;
   const result = Object.fromEntries(Object.entries(whole as object).map(([name, value]) => [name, emptied(name, value)]));
   const member = (whole as Readonly<Record<string, unknown>>)[field];
-  // In a map of tensors, keeps only the tensor that contains the part.
+  // In a map of tensors, only the tensor that contains the part is kept.
   const [name, ...inner] = MAP_FIELDS.includes(field) ? path : [];
-  result[field] = name === undefined ? replaced(member, path, part) : { [name]: replaced((member as Readonly<Record<string, unknown>>)[name], inner, part) };
+  result[field] = name === undefined ? withPart(member, path, part) : { [name]: withPart((member as Readonly<Record<string, unknown>>)[name], inner, part) };
   return result;
 };
 
@@ -137,26 +137,26 @@ const emptied = (field: string, value: unknown): unknown => {
   return MAP_FIELDS.includes(field) && isObject(value) ? {} : value;
 };
 
-/** A copy of a value with the part at a path replaced. A list on the path keeps only that item. */
-const replaced = (whole: unknown, [key, ...path]: Path, part: unknown): unknown => {
+/** Copies a value with another part at a path. A list on the path keeps only that item. */
+const withPart = (whole: unknown, [key, ...path]: Path, part: unknown): unknown => {
   if (key === undefined) return part;
-  const inner = replaced((whole as Readonly<Record<string | number, unknown>> | undefined)?.[key], path, part);
+  const inner = withPart((whole as Readonly<Record<string | number, unknown>> | undefined)?.[key], path, part);
   return typeof key === "number" ? [inner] : { ...(whole as object), [key]: inner };
 };
 
 /**
- * Copies a value with only the first share of each long list or map, which it also returns in `long`. Blobs become symbols: ajv
- * would treat them as objects with a property per byte, at a hundred times their memory. `start` is the index of a list's first
- * item in its whole list; `known` has the keys of some maps.
+ * Copies a value with only the first chunk of each long list or map. `long` returns these lists and maps. Blobs become symbols, because
+ * ajv would treat them as objects with a property per byte, at a hundred times their memory. `start` is the index of a list's first
+ * item in its whole list. `known` contains the keys of some maps.
  */
-const firstShares = (
+const withFirstChunks = (
   value: unknown,
   path: Path,
   prefix: string,
   start: number,
   known: ReadonlyMap<object, readonly string[]> = new Map(),
-): { readonly copy: unknown; readonly long: readonly Long[]; readonly items: number } => {
-  const long: Long[] = [];
+): { readonly copy: unknown; readonly long: readonly LongPart[]; readonly items: number } => {
+  const long: LongPart[] = [];
   let fields = 0;
   let items = 0;
   const visit = (item: unknown, place: Path): unknown => {
@@ -165,23 +165,23 @@ const firstShares = (
     if (Array.isArray(item)) {
       if (!MAP_FIELDS.includes(place[0])) {
         items += item.length;
-        fields += Math.min(item.length, SHARE_ITEMS);
+        fields += Math.min(item.length, MAX_CHUNK_ITEMS);
         if (fields > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, fields, ALL_FIELDS);
       }
-      if (item.length > SHARE_ITEMS) long.push({ path: place, value: item, keys: [] });
-      const share = item.length > SHARE_ITEMS ? item.slice(0, SHARE_ITEMS) : item;
+      if (item.length > MAX_CHUNK_ITEMS) long.push({ path: place, value: item, keys: [] });
+      const chunk = item.length > MAX_CHUNK_ITEMS ? item.slice(0, MAX_CHUNK_ITEMS) : item;
       const first = place === path ? start : 0;
-      return share.some((member) => typeof member === "object") ? share.map((member, index) => visit(member, [...place, first + index])) : share;
+      return chunk.some((member) => typeof member === "object") ? chunk.map((member, index) => visit(member, [...place, first + index])) : chunk;
     }
     const isMap = place.length === 1 && MAP_FIELDS.includes(place[0]);
     const keys = isMap ? (known.get(item) ?? keysOf(item)) : Object.keys(item);
     if (!isMap && keys.length > MAX_FIELDS) throw tooMany(prefix + pointerOf(place), MAX_FIELDS, keys.length);
-    const end = isMap ? shareEnd(item as Record<string, unknown>, keys, 0) : keys.length;
+    const end = isMap ? chunkEnd(item as Record<string, unknown>, keys, 0) : keys.length;
     const isLong = end < keys.length;
     fields += end;
     if (fields > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, fields, ALL_FIELDS);
     if (isLong) long.push({ path: place, value: item as Record<string, unknown>, keys });
-    // Copies an object only if it is long or contains a blob.
+    // An object is copied only if it is long or contains a blob.
     let copy: Record<string, unknown> | undefined = isLong ? {} : undefined;
     for (const key of isLong ? keys.slice(0, end) : keys) {
       const member = (item as Record<string, unknown>)[key];
@@ -208,8 +208,8 @@ const COMPARISONS: Readonly<Record<string, string>> = {
 
 type Alternative = { readonly type?: string | readonly string[]; readonly enum?: readonly unknown[]; readonly minimum?: number };
 
-/** The expected value of an error, for a schema of types or of an enum. */
-const expectedBy = ({ type = [], enum: values }: Alternative): string => {
+/** Describes the values that a schema of types or of an enum accepts. */
+const describeExpected = ({ type = [], enum: values }: Alternative): string => {
   if (values) return `one of ${values.join(", ")}`;
   return [type]
     .flat()
@@ -217,8 +217,8 @@ const expectedBy = ({ type = [], enum: values }: Alternative): string => {
     .join(" or ");
 };
 
-/** Converts errors of a share to errors of the whole value: with whole long lists as data, and with `path` and `start` added to the pointers. */
-const wholeErrors = (errors: readonly ErrorObject[], long: readonly Long[], path: Path, start: number): readonly ErrorObject[] => {
+/** Converts errors of a chunk to errors of the whole value: adds `path` and `start` to the pointers, and uses whole lists as data. */
+const wholeErrors = (errors: readonly ErrorObject[], long: readonly LongPart[], path: Path, start: number): readonly ErrorObject[] => {
   const place = pointerOf(path.map((key) => (typeof key === "number" ? 0 : key)));
   return errors.map((error) => {
     const inner = error.instancePath.slice(place.length);
@@ -227,7 +227,7 @@ const wholeErrors = (errors: readonly ErrorObject[], long: readonly Long[], path
   });
 };
 
-/** A pointer into a list, with `start` added to its index. */
+/** Adds `start` to the index of a pointer into a list. */
 const withIndexOffset = (pointer: string, start: number): string => {
   const [, index, ...rest] = pointer.split("/");
   return index === undefined ? pointer : ["", Number(index) + start, ...rest].join("/");
@@ -236,17 +236,17 @@ const withIndexOffset = (pointer: string, start: number): string => {
 const explain = (found: readonly ErrorObject[], prefix: string): StepdError => {
   const [first] = found;
   if (!first) throw new Error("a schema was not met, and nothing says why");
-  // ajv reports an error for each alternative and then one for the whole anyOf.
+  // ajv reports one error for each alternative and then one for the whole anyOf.
   const whole = found.find(({ keyword, instancePath }) => keyword === "anyOf" && instancePath === first.instancePath);
   if (!whole) return explainOne(first, prefix);
   const alternatives = (whole.schema as readonly Alternative[]).map(
-    (one) => expectedBy(one) + (one.minimum === undefined ? "" : ` of at least ${one.minimum}`),
+    (one) => describeExpected(one) + (one.minimum === undefined ? "" : ` of at least ${one.minimum}`),
   );
   return StepdError.mismatch("INVALID_PARAMS", prefix + whole.instancePath, alternatives.join(" or "), describe(whole.data));
 };
 
 const explainOne = ({ keyword, instancePath, params, data, schema, parentSchema, propertyName }: ErrorObject, prefix: string): StepdError => {
-  // For an invalid property name ajv reports the object's path, so the name is appended.
+  // ajv reports only the object's path for an invalid property name, so the name is appended.
   const field = prefix + instancePath + (propertyName === undefined ? "" : `/${pointerEscape(propertyName)}`);
   const invalid = (expected: string, found: string, at = field): StepdError => StepdError.mismatch("INVALID_PARAMS", at, expected, found);
   const comparison = COMPARISONS[keyword];
@@ -273,7 +273,7 @@ const explainOne = ({ keyword, instancePath, params, data, schema, parentSchema,
     }
     case "type":
     case "enum":
-      return invalid(expectedBy(parentSchema as Alternative), describe(data));
+      return invalid(describeExpected(parentSchema as Alternative), describe(data));
     case "const":
       return invalid(String(params["allowedValue"]), describe(data));
     case "not":

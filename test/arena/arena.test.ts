@@ -16,7 +16,7 @@ test("lease() allocates nearly all of the arena or more, and never at address 0"
   const { arena, whole, first } = make();
   assert.ok(whole > MIB - 2048 && whole <= MIB);
   assert.ok(first >= 1024);
-  assert.deepEqual([arena.used, arena.leases], [0, 0]);
+  assert.deepEqual([arena.used, arena.openLeases], [0, 0]);
 });
 
 test("lease() takes the lowest block that is large enough", () => {
@@ -65,7 +65,7 @@ test("lease() throws OVERLOADED with a whole number of seconds if the block does
     (error: { code: string; detail: { retry_after: number } }) =>
       error.code === "OVERLOADED" && Number.isInteger(error.detail.retry_after) && error.detail.retry_after >= 1,
   );
-  assert.equal(arena.leases, 1, "a refused lease is not held");
+  assert.equal(arena.openLeases, 1, "a refused lease is not held");
   half.release();
   assert.equal(arena.lease(whole / 2 + 64).bytes, arena.bytes);
 });
@@ -119,7 +119,7 @@ test("an empty lease needs no memory, even in a full arena", () => {
   const { arena, whole } = make();
   using _ = arena.lease(whole);
   using empty = arena.lease(0);
-  assert.deepEqual([arena.leases, arena.used, empty.start], [2, whole, 0]);
+  assert.deepEqual([arena.openLeases, arena.used, empty.start], [2, whole, 0]);
 });
 
 test("release() frees everything once, however often it is called", () => {
@@ -130,7 +130,7 @@ test("release() frees everything once, however often it is called", () => {
   lease.release();
   lease.release();
   lease[Symbol.dispose]();
-  assert.deepEqual([arena.used, arena.leases], [0, 0]);
+  assert.deepEqual([arena.used, arena.openLeases], [0, 0]);
   assert.equal(arena.highWater, 1024 + 64 + 64);
 });
 
@@ -257,7 +257,7 @@ test("30,000 random allocations, growths and releases agree with a model that ma
     const used = held.flatMap(({ blocks }) => blocks).reduce((sum, { bytes }) => sum + bytes, 0);
     assert.equal(arena.used, used);
     assert.ok(used <= whole);
-    assert.equal(arena.leases, held.length);
+    assert.equal(arena.openLeases, held.length);
   }
   for (const { lease, blocks } of held) {
     for (const block of blocks) check(block);

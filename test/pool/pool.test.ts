@@ -7,7 +7,7 @@ import { once } from "node:events";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { Arena, type Lease } from "../../src/arena/arena.ts";
-import { type Call, Pool, poolBytes, SHARD, type Unit } from "../../src/pool/pool.ts";
+import { type Call, Pool, poolBytes, SHARD_ELEMENTS, type Unit } from "../../src/pool/pool.ts";
 import { random } from "../support/tensors.ts";
 
 const kernels = new URL("../../build/kernels.wasm", import.meta.url);
@@ -64,15 +64,15 @@ const mixedJob = (pool: Pool, lease: Lease): { readonly units: Unit[]; bytes(): 
     views.push(lease.view(start, elements * 4));
     return start;
   };
-  const units = [3 * SHARD + 5, 7, SHARD * 2 - 1].map((elements): Unit => {
+  const units = [3 * SHARD_ELEMENTS + 5, 7, SHARD_ELEMENTS * 2 - 1].map((elements): Unit => {
     const [param, grad, buffer] = [fill(elements), fill(elements), fill(elements)];
-    const bytes = Math.ceil(elements / SHARD) * NORM_SUMS_BYTES;
+    const bytes = Math.ceil(elements / SHARD_ELEMENTS) * NORM_SUMS_BYTES;
     const sums = lease.allocZeros(bytes);
     views.push(lease.view(sums, bytes));
     return {
       elements,
       calls: [
-        { kernel: pool.kernel("gradient_norm_f32"), pointers: [address(grad), address(sums, NORM_SUMS_BYTES / SHARD)], scalars: [] },
+        { kernel: pool.kernel("gradient_norm_f32"), pointers: [address(grad), address(sums, NORM_SUMS_BYTES / SHARD_ELEMENTS)], scalars: [] },
         { kernel: pool.kernel("sgd_momentum_f32"), pointers: [address(param), address(grad), address(buffer)], scalars: [0.01, 0.1, 0.9, 1, 0.9] },
       ],
     };
@@ -89,9 +89,9 @@ const inline = async (): Promise<Buffer> => {
   using lease = made.arena.lease(0);
   const { units, bytes } = mixedJob(made.pool, lease);
   for (const { elements, calls } of units) {
-    for (let at = 0; at < elements; at += SHARD) {
+    for (let at = 0; at < elements; at += SHARD_ELEMENTS) {
       const part = calls.map((call) => ({ ...call, pointers: call.pointers.map(({ address, stride }) => ({ address: address + at * stride, stride })) }));
-      await made.pool.run([{ elements: Math.min(SHARD, elements - at), calls: part }], lease);
+      await made.pool.run([{ elements: Math.min(SHARD_ELEMENTS, elements - at), calls: part }], lease);
     }
   }
   return bytes();
@@ -113,18 +113,18 @@ test("an empty job, and one with empty tensors, complete", async () => {
   await using made = await start(2);
   using lease = made.arena.lease(0);
   await made.pool.run([], lease);
-  const { unit, param } = sgd(made.pool, lease, 3 * SHARD);
+  const { unit, param } = sgd(made.pool, lease, 3 * SHARD_ELEMENTS);
   await made.pool.run([{ ...unit, elements: 0 }, unit, { ...unit, elements: 0 }], lease);
-  requireAll(lease, param, 3 * SHARD, -1);
+  requireAll(lease, param, 3 * SHARD_ELEMENTS, -1);
 });
 
 test("queued jobs are complete when their own calls return", async () => {
   await using made = await start(2);
   const runs = Array.from({ length: 20 }, async (_, index) => {
     using lease = made.arena.lease(0);
-    const { param, unit } = sgd(made.pool, lease, 3 * SHARD, index);
+    const { param, unit } = sgd(made.pool, lease, 3 * SHARD_ELEMENTS, index);
     await made.pool.run([unit], lease);
-    requireAll(lease, param, 3 * SHARD, index === 0 ? 0 : -index);
+    requireAll(lease, param, 3 * SHARD_ELEMENTS, index === 0 ? 0 : -index);
   });
   assert.ok(made.pool.queued > 0);
   await Promise.all(runs);
@@ -135,11 +135,11 @@ test("queued jobs are complete when their own calls return", async () => {
 test("each of 2,000 consecutive jobs is complete when its call returns", async () => {
   await using made = await start(7);
   using lease = made.arena.lease(0);
-  const { param, unit } = sgd(made.pool, lease, 2 * SHARD + 1);
+  const { param, unit } = sgd(made.pool, lease, 2 * SHARD_ELEMENTS + 1);
   for (let i = 1; i <= 2000; i++) {
     await made.pool.run([unit], lease);
-    const view = floats(lease, param, 2 * SHARD + 1);
-    for (const at of [0, SHARD - 1, SHARD, 2 * SHARD - 1, 2 * SHARD]) assert.equal(view[at], -i);
+    const view = floats(lease, param, 2 * SHARD_ELEMENTS + 1);
+    for (const at of [0, SHARD_ELEMENTS - 1, SHARD_ELEMENTS, 2 * SHARD_ELEMENTS - 1, 2 * SHARD_ELEMENTS]) assert.equal(view[at], -i);
   }
 });
 
@@ -170,10 +170,10 @@ const LONG = 200_000;
 
 /** Returns a job of three shards with LONG steps of SGD each. begun() resolves once a shard has begun. */
 const longJob = (pool: Pool, lease: Lease): { readonly unit: Unit; begun(shard: number): Promise<void> } => {
-  const { param, unit } = sgd(pool, lease, 3 * SHARD);
-  const view = floats(lease, param, 3 * SHARD);
+  const { param, unit } = sgd(pool, lease, 3 * SHARD_ELEMENTS);
+  const view = floats(lease, param, 3 * SHARD_ELEMENTS);
   const begun = async (shard: number): Promise<void> => {
-    while (view[shard * SHARD] === 0) await delay(1);
+    while (view[shard * SHARD_ELEMENTS] === 0) await delay(1);
   };
   return { unit: { ...unit, calls: unit.calls.flatMap((call) => Array<Call>(LONG).fill(call)) }, begun };
 };
@@ -189,9 +189,9 @@ test("a job with a half-done shard fails so that the caller sends it again, and 
   for (const worker of workers) void worker.terminate();
   await assert.rejects(failing, { code: "WORKER_LOST", message: /worker thread died/, detail: { retry_after: 1 } });
   assert.equal(made.lost.length, 2);
-  const after = sgd(made.pool, lease, 3 * SHARD);
+  const after = sgd(made.pool, lease, 3 * SHARD_ELEMENTS);
   await made.pool.run([after.unit], lease);
-  requireAll(lease, after.param, 3 * SHARD, -1);
+  requireAll(lease, after.param, 3 * SHARD_ELEMENTS, -1);
   for (const [index, worker] of workers.entries()) assert.notEqual(made.pool.threads[index], worker);
 });
 
@@ -199,7 +199,7 @@ test("other workers take over shards that a lost worker had not begun", async ()
   for (const ended of [[0], [1], [0, 1]]) {
     await using made = await start(2);
     using lease = made.arena.lease(0);
-    const elements = 40 * SHARD;
+    const elements = 40 * SHARD_ELEMENTS;
     const { param, unit } = sgd(made.pool, lease, elements);
     // The workers are asleep, so they end before they take a shard.
     for (const index of ended) void made.pool.threads[index]?.terminate();
@@ -212,12 +212,12 @@ test("other workers take over shards that a lost worker had not begun", async ()
 test("a half-done shard that overwrites nothing is repeated", async () => {
   await using made = await start(2, 128);
   using lease = made.arena.lease(0);
-  const { param, unit } = sgd(made.pool, lease, 3 * SHARD);
-  floats(lease, param, 3 * SHARD).fill(2);
+  const { param, unit } = sgd(made.pool, lease, 3 * SHARD_ELEMENTS);
+  floats(lease, param, 3 * SHARD_ELEMENTS).fill(2);
   const sums = lease.allocZeros(3 * NORM_SUMS_BYTES);
-  const norm = { kernel: made.pool.kernel("gradient_norm_f32"), pointers: [address(param), address(sums, NORM_SUMS_BYTES / SHARD)], scalars: [] };
+  const norm = { kernel: made.pool.kernel("gradient_norm_f32"), pointers: [address(param), address(sums, NORM_SUMS_BYTES / SHARD_ELEMENTS)], scalars: [] };
   const squares = new Float64Array(made.arena.memory.buffer, sums, 12);
-  const job = { elements: 3 * SHARD, calls: Array<Call>(LONG / 20).fill(norm) };
+  const job = { elements: 3 * SHARD_ELEMENTS, calls: Array<Call>(LONG / 20).fill(norm) };
   const running = made.pool.run(
     [
       { ...job, isRepeatable: true },
@@ -229,16 +229,16 @@ test("a half-done shard that overwrites nothing is repeated", async () => {
   for (const worker of [...made.pool.threads]) void worker.terminate();
   await running;
   assert.equal(made.lost.length, 2);
-  for (let shard = 0; shard < 3; shard++) assert.ok(squares.subarray(4 * shard, 4 * shard + 4).includes(4 * SHARD), `${squares}`);
+  for (let shard = 0; shard < 3; shard++) assert.ok(squares.subarray(4 * shard, 4 * shard + 4).includes(4 * SHARD_ELEMENTS), `${squares}`);
 });
 
 test("a job that loses its workers in every attempt fails in the end", async () => {
   await using made = await start(1, 128);
   using lease = made.arena.lease(0);
-  const { param } = sgd(made.pool, lease, 3 * SHARD);
+  const { param } = sgd(made.pool, lease, 3 * SHARD_ELEMENTS);
   const sums = lease.allocZeros(3 * NORM_SUMS_BYTES);
-  const norm = { kernel: made.pool.kernel("gradient_norm_f32"), pointers: [address(param), address(sums, NORM_SUMS_BYTES / SHARD)], scalars: [] };
-  const running = made.pool.run([{ elements: 3 * SHARD, calls: Array<Call>(LONG).fill(norm), isRepeatable: true }], lease);
+  const norm = { kernel: made.pool.kernel("gradient_norm_f32"), pointers: [address(param), address(sums, NORM_SUMS_BYTES / SHARD_ELEMENTS)], scalars: [] };
+  const running = made.pool.run([{ elements: 3 * SHARD_ELEMENTS, calls: Array<Call>(LONG).fill(norm), isRepeatable: true }], lease);
   let isOver = false;
   const rejected = assert.rejects(running, { code: "WORKER_LOST" }).finally(() => {
     isOver = true;
@@ -261,9 +261,9 @@ test("a worker that ends while idle is replaced, and no call notices", async () 
   const ended = once(worker, "exit");
   void worker.terminate();
   await ended;
-  const { param, unit } = sgd(made.pool, lease, 3 * SHARD);
+  const { param, unit } = sgd(made.pool, lease, 3 * SHARD_ELEMENTS);
   await made.pool.run([unit], lease);
-  requireAll(lease, param, 3 * SHARD, -1);
+  requireAll(lease, param, 3 * SHARD_ELEMENTS, -1);
   assert.equal(made.lost.length, 1);
 });
 
@@ -271,7 +271,7 @@ test("jobs that wait behind a job with dying workers run", async () => {
   await using made = await start(2, 128);
   using lease = made.arena.lease(0);
   const { unit, begun } = longJob(made.pool, lease);
-  const small = sgd(made.pool, lease, 3 * SHARD);
+  const small = sgd(made.pool, lease, 3 * SHARD_ELEMENTS);
   const failing = made.pool.run([unit], lease);
   failing.catch(() => {});
   const waiting = made.pool.run([small.unit], lease);
@@ -279,11 +279,11 @@ test("jobs that wait behind a job with dying workers run", async () => {
   for (const worker of [...made.pool.threads]) void worker.terminate();
   await assert.rejects(failing, { code: "WORKER_LOST" });
   await waiting;
-  requireAll(lease, small.param, 3 * SHARD, -1);
+  requireAll(lease, small.param, 3 * SHARD_ELEMENTS, -1);
 });
 
 for (const [where, elements] of [
-  ["on the workers", 4 * SHARD],
+  ["on the workers", 4 * SHARD_ELEMENTS],
   ["on the calling thread", 100],
 ] as const) {
   test(`a kernel that traps ${where} fails only its call`, async () => {
@@ -308,7 +308,7 @@ test("the error for an unknown kernel names it", async () => {
 test("tensors above 3 GiB in the arena are stepped correctly", async () => {
   await using made = await start(2, 3500);
   using lease = made.arena.lease(3 * 2 ** 30);
-  for (const elements of [100, 3 * SHARD]) {
+  for (const elements of [100, 3 * SHARD_ELEMENTS]) {
     const { param, unit } = sgd(made.pool, lease, elements);
     assert.ok(param > 3 * 2 ** 30);
     await made.pool.run([unit], lease);

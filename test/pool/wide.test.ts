@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { suite, test } from "node:test";
 import { promisify } from "node:util";
 import { registry } from "../../src/optimizers/registry.ts";
-import { knowsWideVectors } from "../../src/pool/kernels.ts";
+import { supportsWideVectors } from "../../src/pool/kernels.ts";
 
 const kernelsTs = new URL("../../src/pool/kernels.ts", import.meta.url);
 const kernelsWasm = new URL("../../build/kernels.wasm", import.meta.url);
@@ -120,15 +120,15 @@ test("wide vectors are requested only if V8 has the flag", async () => {
   const options = async (): Promise<string> => "Options:\n  --experimental-wasm-revectorize (enable it)\n        type: bool\n";
   const engine = { arch: "x64", v8: "13.6.233.17-node.53", options };
   const none = async (): Promise<never> => assert.fail("its options are not asked for");
-  assert.equal(await knowsWideVectors(engine), true);
-  assert.equal(await knowsWideVectors({ ...engine, arch: "arm64", options: none }), false);
-  assert.equal(await knowsWideVectors({ ...engine, v8: "14.1.1", options: none }), false);
-  assert.equal(await knowsWideVectors({ ...engine, options: async () => "  --trace-wasm-revectorize (trace)\n" }), false);
-  assert.equal(await knowsWideVectors({ ...engine, options: () => Promise.reject(new Error("no process can be started")) }), false);
+  assert.equal(await supportsWideVectors(engine), true);
+  assert.equal(await supportsWideVectors({ ...engine, arch: "arm64", options: none }), false);
+  assert.equal(await supportsWideVectors({ ...engine, v8: "14.1.1", options: none }), false);
+  assert.equal(await supportsWideVectors({ ...engine, options: async () => "  --trace-wasm-revectorize (trace)\n" }), false);
+  assert.equal(await supportsWideVectors({ ...engine, options: () => Promise.reject(new Error("no process can be started")) }), false);
 });
 
-test("knowsWideVectors() agrees with the flags that this Node's V8 lists", async () => {
+test("supportsWideVectors() agrees with the flags that this Node's V8 lists", async () => {
   const { stdout } = await promisify(execFile)(process.execPath, ["--v8-options"], { maxBuffer: 2 ** 24 });
   const isKnown = process.arch === "x64" && process.versions.v8.startsWith("13.6.") && / --experimental-wasm-revectorize /.test(stdout);
-  assert.equal(await knowsWideVectors(), isKnown);
+  assert.equal(await supportsWideVectors(), isKnown);
 });

@@ -39,11 +39,11 @@ def adadelta(
     g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g;
     acc = lerp(acc, d^2, 1-rho); p -= lr*d.
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     rho: Decay rate of square_avg and acc_delta.
     eps: Added under both roots.
-    weight_decay: Weight decay (L2): the parameter times this is added to the
-        gradient.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
     maximize: Go up the gradient instead of down.
     """
     return {
@@ -69,10 +69,10 @@ def adagrad(
 
     g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps).
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     lr_decay: Learning rate decay: step t divides the rate by 1 + (t-1)*lr_decay.
-    weight_decay: Weight decay (L2): the parameter times this is added to the
-        gradient.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
     initial_accumulator_value: Initial value of sum.
     eps: Added to the root.
     maximize: Go up the gradient instead of down.
@@ -104,11 +104,11 @@ def adam(
     g += weight_decay*p; m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= lr *
     m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps).
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Weight decay (L2): the parameter times this is added to the
-        gradient.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
     amsgrad: Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq).
     maximize: Go up the gradient instead of down.
     eps_root: Added under the root, as in optax.
@@ -140,11 +140,11 @@ def adamax(
     g += weight_decay*p; m = lerp(m, g, 1-beta1); u = max(beta2*u, |g| + eps); p -=
     lr/(1-beta1^t) * m/u.
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the size of each gradient.
-    weight_decay: Weight decay (L2): the parameter times this is added to the
-        gradient.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
     maximize: Go up the gradient instead of down.
     """
     return {
@@ -175,14 +175,14 @@ def adamw(
     m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by
     weight_decay_scale.
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Decoupled weight decay: the parameter times this, scaled by
-        weight_decay_scale, is subtracted from the parameter.
-    weight_decay_scale: What multiplies weight_decay: lr (torch), the schedule's
-        factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with
-        one_cycle and cyclic), or nothing (IPRally's QHAdamW).
+    weight_decay: Decoupled weight decay: weight_decay times the parameter, scaled
+        by weight_decay_scale, is subtracted from the parameter.
+    weight_decay_scale: Factor of weight_decay: lr (torch), the schedule's factor
+        lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and
+        cyclic), or 1 (IPRally's QHAdamW).
     amsgrad: Divide by the running maximum of exp_avg_sq (slot max_exp_avg_sq).
     maximize: Go up the gradient instead of down.
     eps_root: Added under the root, as in optax.
@@ -223,7 +223,7 @@ def lamb(
     m, v as in adam; u = mhat/(sqrt(vhat) + eps) + weight_decay*p; p -= lr * trust_ratio
     * u, trust_ratio = |p|/|u| (1 where either is 0) within [trust_min, trust_max].
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the root of the second moment, after the bias correction.
     weight_decay: Weight decay; weight_decay_mode selects its form.
@@ -281,11 +281,11 @@ def lars(
     weight_decay*|p| + eps) (1 where a norm is 0); buf = momentum*buf + (1-dampening)*d
     (first step: buf = d); p -= lr * (nesterov ? d + momentum*buf : buf).
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
     dampening: Fraction of each new gradient that is not added to the buffer.
-    weight_decay: Weight decay (L2): the parameter times this is added to the
-        gradient.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
     nesterov: Nesterov momentum: step along the scaled gradient plus momentum times
         the buffer.
     trust_coefficient: Factor of the trust ratio.
@@ -327,10 +327,10 @@ def lion(
     u = sign(lerp(m, g, 1-beta1)); p -= lr*weight_decay*p + lr*u; m = lerp(m, g,
     1-beta2).
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     betas: Decay rates of exp_avg and exp_avg_sq.
-    weight_decay: Decoupled weight decay: lr times this times the parameter is
-        subtracted from the parameter.
+    weight_decay: Decoupled weight decay: lr times weight_decay times the parameter
+        is subtracted from the parameter.
     maximize: Go up the gradient instead of down.
     caution: Zero the elements of the update whose sign differs from the gradient's,
         and scale up the others (timm).
@@ -361,13 +361,13 @@ def nadam(
     -= lr * ((1-mu_t)/(1-P)*g + mu_{t+1}/(1-P*mu_{t+1})*m) / (sqrt(v/(1-beta2^t)) +
     eps).
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Weight decay (L2): the parameter times this is added to the
-        gradient.
-    decoupled_weight_decay: Subtract lr*weight_decay times the parameter from the
-        parameter instead.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
+    decoupled_weight_decay: Decouple the weight decay: subtract lr*weight_decay
+        times the parameter, instead of adding to the gradient.
     momentum_decay: Speed of the momentum's warm-up.
     maximize: Go up the gradient instead of down.
     """
@@ -396,13 +396,13 @@ def qhadam(
     g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) /
     (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t).
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     betas: Decay rates of exp_avg and exp_avg_sq.
     nus: Weights of the first and second moment, relative to the current gradient;
         any finite numbers.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Weight decay (L2): the parameter times this is added to the
-        gradient.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
     """
     return {
         "name": "qhadam",
@@ -429,16 +429,16 @@ def qhadamw(
     (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), scale = lr, lr_t/lr or 1 by
     weight_decay_scale.
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     betas: Decay rates of exp_avg and exp_avg_sq.
     nus: Weights of the first and second moment, relative to the current gradient;
         any finite numbers.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Decoupled weight decay: the parameter times this, scaled by
-        weight_decay_scale, is subtracted from the parameter.
-    weight_decay_scale: What multiplies weight_decay: lr (torch), the schedule's
-        factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with
-        one_cycle and cyclic), or nothing (IPRally's QHAdamW).
+    weight_decay: Decoupled weight decay: weight_decay times the parameter, scaled
+        by weight_decay_scale, is subtracted from the parameter.
+    weight_decay_scale: Factor of weight_decay: lr (torch), the schedule's factor
+        lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and
+        cyclic), or 1 (IPRally's QHAdamW).
     """
     return {
         "name": "qhadamw",
@@ -464,8 +464,8 @@ def qhm(
     g += weight_decay*p (type grad); buf = lerp(buf, g, 1-momentum); p -=
     lr*weight_decay*p (type direct) + lr * (nu*buf + (1-nu)*g).
 
-    lr: Learning rate; with a schedule, its base. The paper's experiments use 1 with
-        momentum 0.999 and nu 0.7.
+    lr: Learning rate; with a schedule, its base rate. The paper's experiments use 1
+        with momentum 0.999 and nu 0.7.
     momentum: Decay rate of momentum_buffer.
     nu: Weight of the buffer, relative to the current gradient.
     weight_decay: Weight decay: a multiple of the parameter.
@@ -496,13 +496,13 @@ def radam(
     m, v as in adam; rho = rho_inf - 2t*beta2^t/(1-beta2^t); p -= lr * m/(1-beta1^t) *
     (rho > 5 ? rect(rho)*sqrt(1-beta2^t)/(sqrt(v) + eps) : 1).
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     betas: Decay rates of exp_avg and exp_avg_sq.
     eps: Added to the root of the second moment, after the bias correction.
-    weight_decay: Weight decay (L2): the parameter times this is added to the
-        gradient.
-    decoupled_weight_decay: Subtract lr*weight_decay times the parameter from the
-        parameter instead.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
+    decoupled_weight_decay: Decouple the weight decay: subtract lr*weight_decay
+        times the parameter, instead of adding to the gradient.
     maximize: Go up the gradient instead of down.
     """
     return {
@@ -532,11 +532,11 @@ def rmsprop(
     lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf =
     momentum*buf + u : u).
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     alpha: Decay rate of square_avg and grad_avg.
     eps: Added to the root.
-    weight_decay: Weight decay (L2): the parameter times this is added to the
-        gradient.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
     momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
     centered: Divide by the deviation from the mean gradient (slot grad_avg).
     maximize: Go up the gradient instead of down.
@@ -567,11 +567,11 @@ def sgd(
     g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p
     -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g).
 
-    lr: Learning rate; with a schedule, its base.
+    lr: Learning rate; with a schedule, its base rate.
     momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
     dampening: Fraction of each new gradient that is not added to the buffer.
-    weight_decay: Weight decay (L2): the parameter times this is added to the
-        gradient.
+    weight_decay: Weight decay (L2): weight_decay times the parameter is added to
+        the gradient.
     nesterov: Nesterov momentum: step along the gradient plus momentum times the
         buffer.
     maximize: Go up the gradient instead of down.

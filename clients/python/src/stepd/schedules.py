@@ -103,8 +103,8 @@ def cyclic(
 
     base_lr: The lowest rate.
     max_lr: The highest rate.
-    step_size_up: Steps up.
-    step_size_down: Steps down; null means step_size_up.
+    step_size_up: Steps in which the rate rises.
+    step_size_down: Steps in which the rate falls; null means step_size_up.
     mode: Change of the height from cycle to cycle.
     gamma: Factor of the height per step in exp_range.
     cycle_momentum: Cycle the momentum, or the first of betas, inversely to the
@@ -241,7 +241,7 @@ def polynomial(
 
     lr_t = lr * (1 - min(t, total_iters) / total_iters)^power.
 
-    total_iters: Steps until 0.
+    total_iters: Steps until the rate is 0.
     power: Exponent: any number of at least 0, not only integers.
     """
     return {

@@ -24,7 +24,7 @@ COPY clients/typescript/package.json clients/typescript/
 COPY clients/typescript/src clients/typescript/src
 COPY schemas schemas
 COPY src src
-# The result omits what only the build needs: the compiler, the kernels' sources, and the npm package node.
+# The result omits the parts that only the build needs: the compiler, the kernels' sources, and the npm package node.
 RUN node scripts/build-kernels.ts \
     && node scripts/build-page.ts \
     && npm uninstall --no-save --omit=dev --ignore-scripts --no-progress assemblyscript node \

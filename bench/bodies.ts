@@ -8,7 +8,7 @@ const unpackr = new Unpackr({ useRecords: false });
 /** The arena size of the measured servers, in MiB. It has room for one step of 16 Mi parameters. */
 export const ARENA_MIB = "640";
 
-/** Returns values between 0.25 and 1 in size. None of them is subnormal. */
+/** Returns values between 0.25 and 1 in size. No value is subnormal. */
 const randomValues = (elements: number, signed: boolean): Buffer => {
   const data = new Float32Array(elements);
   for (let i = 0; i < elements; i++) {

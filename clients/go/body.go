@@ -106,7 +106,7 @@ func encode(fields []field) (blob, error) {
 }
 
 // upload lends the parts of a request body to net/http, which may still read them after a call has returned. close waits for a
-// read in progress and ends all others. The caller may change its tensors after close.
+// read in progress, and makes all later reads fail. The caller may change its tensors after close.
 type upload struct {
 	mu     sync.Mutex
 	closed bool

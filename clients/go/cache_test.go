@@ -49,7 +49,7 @@ func TestCacheMiss(t *testing.T) {
 	ctx := testContext(t)
 	proxy := newFlaky()
 	client := newClient(t, serve(t, proxy).URL, WithRetries(0))
-	// The values come from the time, so no server has cached them.
+	// The seed is the current time, so no server has cached these values.
 	seed := uint64(time.Now().UnixNano())
 	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(seed, F32), Grads: largeTensors(seed+1, F32), Reply: Reply{Cache: true}}
 	// The other server has an empty cache, as after a restart.

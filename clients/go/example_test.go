@@ -22,7 +22,7 @@ func gradient(w []float32) []float32 {
 
 // In a training loop, each step updates the weights in place, and passes its state to the next step.
 func Example() {
-	client, err := stepd.New(os.Getenv("STEPD_URL")) // the address is such as http://127.0.0.1:8080 or unix:///run/stepd.sock
+	client, err := stepd.New(os.Getenv("STEPD_URL")) // for example http://127.0.0.1:8080 or unix:///run/stepd.sock
 	if err != nil {
 		log.Fatal(err)
 	}

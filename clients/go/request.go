@@ -163,8 +163,8 @@ func (p *encodedRequest) recordOutcome(err error) {
 	}
 }
 
-// release returns the files to the folder. If the server may still be working on the call, release retires them: a server must
-// not read changed inputs, nor overwrite another call's file.
+// release returns the files to the folder. If the server may still be working on the call, release retires the files: a server
+// must not read changed inputs, nor overwrite another call's file.
 func (p *encodedRequest) release() {
 	for _, r := range append(p.inputs, p.params, p.state) {
 		if r != nil {

@@ -134,7 +134,7 @@ type headerEntry struct {
 	start, end int64
 }
 
-// parseHeader parses a header. encoding/json would accept what safetensors refuses: duplicate keys and lone surrogates.
+// parseHeader parses a header. encoding/json would accept duplicate keys and lone surrogates, which safetensors refuses.
 func parseHeader(header []byte) (map[string]string, []headerEntry, error) {
 	if !utf8.Valid(header) {
 		return nil, nil, badFile("a header that is not UTF-8")

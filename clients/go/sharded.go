@@ -135,8 +135,8 @@ func (s *Sharded) Step(ctx context.Context, request StepRequest) (*StepResult, e
 		return nil, err
 	}
 	total := math.NaN()
-	// refused is the error of Norms. The error of the step itself takes precedence, because the server makes some of its checks
-	// earlier.
+	// refused is the error of Norms. The step's own error takes precedence, because the server makes some checks of a step before
+	// it checks gradients.
 	var refused error
 	if needsNorm(request) || request.NonFinite == Skip {
 		sums, err := s.norms(ctx, whole, shards)

@@ -15,8 +15,8 @@ import (
 )
 
 // This file manages files in a folder that the server shares: it creates, lends, reuses and removes them. The client reads and
-// writes files instead of mapping them: truncation by another process then causes an error and no signal. Only Share maps
-// memory, and the server never writes a result to a mapped file.
+// writes files, and does not map them: if another process truncates a file, the client gets an error and no signal. Only Share
+// maps memory, and the server never writes a result to a mapped file.
 
 const (
 	// shareBytes is the least size of a call that uses files. Smaller blobs are faster in the body.

@@ -58,8 +58,8 @@ def heat_map(results: Json) -> str:
             f"{format_power(decays[at])}: {mean_and_deviation(row[at])}"
             for at, row in zip(best, errors, strict=True)
         ]
-        # The loss is a mean over all pairs of learning rates. The decay chosen at one
-        # rate is used at the other.
+        # The loss is a mean over all pairs of learning rates. The decay chosen at the
+        # first rate of a pair is used at the second rate.
         pairs = list(permutations(range(len(rates)), 2))
         lost = [
             fmean(

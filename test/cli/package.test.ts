@@ -72,7 +72,7 @@ test("commands that compute work from the package", () => {
   assert.match(run(folder.path, bin, "inspect", join(root, "test/fixtures/adamw.safetensors")), /state of adamw/);
 });
 
-/** Sends the step of the README, and requires the reply of the README. */
+/** Sends the step that the README shows, and requires the reply that the README shows. */
 const requireReadmeStep = async (address: string): Promise<void> => {
   const readme = readFileSync(join(root, "README.md"), "utf8");
   const body = /-d '(\{.*?)'\n/s.exec(readme)?.[1] ?? "";

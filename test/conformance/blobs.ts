@@ -20,8 +20,8 @@ const replies: readonly (readonly [file: string, about: string, settings: Reques
         w: {
           shape: [14],
           dtype: "F32",
-          // Ties that round down to even and up to even, values beside a tie, the largest BF16, a tie between the largest BF16
-          // and infinity, the largest F32, and subnormals.
+          // The values are ties that round down to even and up to even, values beside a tie, the largest BF16, a tie with
+          // infinity, the largest F32, and subnormals.
           values: [
             1 + 2 ** -8,
             1 + 3 * 2 ** -8,

@@ -35,7 +35,7 @@ const mapBlobs = (call: Json, change: (blob: unknown) => unknown): Json =>
 /** Converts base64 to bytes, the form of blobs in MessagePack. */
 const toBinary = (call: Json): Json => mapBlobs(call, (blob) => (typeof blob === "string" ? Buffer.from(blob, "base64") : blob));
 
-/** Converts infinite and NaN norms to the strings that JSON has for them, and bytes to base64. */
+/** Converts a MessagePack value to its JSON form: bytes to base64, infinite and NaN norms to strings. */
 const fromBinary = (value: unknown): unknown => {
   if (value instanceof Uint8Array) return Buffer.from(value).toString("base64");
   if (typeof value === "number" && !Number.isFinite(value)) return String(value);

@@ -83,7 +83,7 @@ const cleanUp = async (): Promise<void> => {
     },
     stopEngine,
     async () => {
-      // Killed containers may leave mounts. Inner mounts come later in the list, so it is unmounted from its end.
+      // Killed containers may leave mounts. Inner mounts come later in the list, so the last mount is unmounted first.
       const mounts = readFileSync("/proc/mounts", "utf8")
         .split("\n")
         .map((line) => line.split(" ")[1] ?? "");

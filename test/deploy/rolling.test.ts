@@ -11,8 +11,8 @@ import { Haproxy } from "./_haproxy.ts";
 import { failuresOf, type LoadCounts, type Run, record, train } from "./_load.ts";
 
 /**
- * Bodies of the first load fit HAProxy's buffer, so HAProxy can resend them. Those of the second do not fit. Those of the third
- * have 64 MiB.
+ * Bodies of the first load fit HAProxy's buffer, so HAProxy can resend them. Bodies of the second load do not fit. Bodies of
+ * the third load have 64 MiB.
  */
 const LOADS = [
   { shapes: { w: [10, 40], b: [40] }, trainers: 4, steps: 20 },

@@ -29,7 +29,7 @@ const sequence = (schedules: readonly unknown[]) => ({ name: "sequence", schedul
 const f32 = (...data: number[]) => ({ shape: [data.length], data: Float32Array.from(data) });
 
 const CASES: Readonly<Record<string, ParamsCase>> = {
-  // Missing and unknown fields.
+  // These calls lack a field or have an unknown field.
   "no optimizer": invalid(step({ optimizer: undefined }), "/optimizer", /expected a value, found none/),
   "no params": invalid(step({ params: undefined }), "/params", /expected a value, found none/),
   "no grads": invalid(step({ grads: undefined }), "/grads", /expected a value, found none/),
@@ -65,7 +65,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "an optimizer that is null": invalid(step({ optimizer: null }), "/optimizer", /expected object, found null/),
   "an optimizer that is a list": invalid(step({ optimizer: ["adam"] }), "/optimizer", /expected object, found an array of 1/),
   "qhm without what it must have": invalid(step({ optimizer: { name: "qhm", lr: 1, nu: 0.7 } }), "/optimizer/momentum", /found none/),
-  // Hyperparameters out of range.
+  // The hyperparameters of these calls are out of range.
   "a learning rate that is text": invalid(optimizer({ lr: "0.1" }), "/optimizer/lr", /expected a finite number, found "0.1"/),
   "a learning rate that is null": invalid(optimizer({ lr: null }), "/optimizer/lr", /expected a finite number, found null/),
   "a learning rate below zero": invalid(optimizer({ lr: -1e-9 }), "/optimizer/lr", /at least 0, found -1e-9/),
@@ -90,7 +90,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   ),
   "Nesterov without momentum": invalid(step({ optimizer: { name: "sgd", nesterov: true }, state: undefined }), "/optimizer/nesterov", /momentum is 0/),
   "trust bounds in the wrong order": invalid(step({ optimizer: { name: "lamb", trust_min: 2, trust_max: 1 } }), "/optimizer/trust_min", /at most trust_max/),
-  // Groups.
+  // The groups of these calls are invalid.
   "groups that are an object": invalid(step({ groups: { w: {} } }), "/groups", /expected array/),
   "a group without tensors": invalid(step({ groups: [{ optimizer: {} }] }), "/groups/0/tensors", /found none/),
   "a group with an empty list of tensors": invalid(step({ groups: [{ tensors: [], optimizer: {} }] }), "/groups/0/tensors", /at least 1 items/),
@@ -116,7 +116,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   },
   "bytes as a tensor": { ...invalid(step({ grads: { w: Buffer.alloc(4) } }), "/grads/w", /expected object, found 4 bytes/), only: "msgpack" },
   "bytes as values": { ...invalid(plain({ values: Buffer.alloc(16) }), "/grads/w/values", /expected array, found 16 bytes/), only: "msgpack" },
-  // Other fields of a step.
+  // Another field of these steps is invalid.
   "a schedule that is text": invalid(step({ schedule: "cosine" }), "/schedule", /expected object/),
   "an unknown schedule": invalid(step({ schedule: { name: "cosin" } }), "/schedule/name", /nearest is cosine/),
   "a clip of nothing": { params: step({ clip: {} }), error: "INVALID_PARAMS", field: "/clip" },
@@ -183,7 +183,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   ),
   "a file behind many tensors": invalid(step({ grads: { ...tensors(2048), file: "x", offset: 0, length: 1 } }), "/grads/t0", /one of file, offset, length/),
   "a digest behind many tensors": invalid(step({ grads: { ...tensors(2048), sha256: "0".repeat(64) } }), "/grads/t0", /one of sha256/),
-  // Limits.
+  // These calls exceed a limit.
   "more fields than a call has": invalid(step(numbered(60_000)), "", /at most 1024 fields/),
   "more fields than a tensor has": invalid(plain(numbered(2000)), "/grads/w", /at most 1024 fields, found 2002/),
   "more fields than an optimizer has": invalid(step({ optimizer: { ...numbered(1024), name: "adam" } }), "/optimizer", /at most 1024 fields, found 1025/),
@@ -238,7 +238,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     "/schedule",
     /at most 64 schedules/,
   ),
-  // Gradients that do not match the parameters.
+  // The gradients of these calls do not match the parameters.
   "a gradient without a parameter": {
     params: step({ grads: writeTensors({ [CALLER_TEXT]: f32(1) }) }),
     error: "TENSOR_MISMATCH",
@@ -264,7 +264,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     field: "/grads",
     says: /"w" \(3 values\)/,
   },
-  // Well-formed states that do not fit the call.
+  // The states of these calls are well-formed but do not fit the call.
   "a state that is an object": {
     params: step({ state: {} }),
     error: "INVALID_PARAMS",
@@ -302,7 +302,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     field: "/state",
     says: /step\/b below 2\^53 - 1/,
   },
-  // Other methods.
+  // These calls are of other methods than optimizer.step.
   "init without params": { ...invalid({ optimizer: { name: "adam" } }, "/params", /found none/), method: "optimizer.init" },
   "init with gradients": {
     ...invalid({ optimizer: { name: "adam" }, params: writeTensors(TENSORS), grads: "" }, "/grads", /one of optimizer, groups, params, master_weights/),

@@ -79,7 +79,7 @@ export class RawClient implements Disposable {
     assert.equal(reply?.status, 100, reply?.body.toString("latin1"));
   }
 
-  /** Does what hold() does, then sends until the connection ends, so fast that the service keeps the memory of the body. */
+  /** Calls hold(), then sends until the connection ends. The rate is high enough for the service to keep the body's memory. */
   async keep(length: number, path = "/v1/step"): Promise<void> {
     await this.hold(length, path);
     // The rate is four times the rate that the default request timeout of 300 s demands. The body stays incomplete.

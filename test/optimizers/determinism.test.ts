@@ -93,7 +93,9 @@ interface JsonReply {
   readonly result: { readonly params: string; readonly state: string };
 }
 
-/** The server reuses the layout of repeated MessagePack steps after five steps. JSON steps are compared with them. */
+/**
+ * The server reuses the layout of repeated MessagePack steps after five steps. The test compares JSON steps with these steps.
+ */
 const PREPARED_STEPS = 7;
 
 suite("the same bytes in JSON and MessagePack, by blob and by name", () => {

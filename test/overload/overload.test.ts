@@ -60,7 +60,7 @@ const quantile = (values: readonly number[], part: number): number => [...values
 
 const residentMib = ({ process }: TestService): number => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${process.pid}/status`, "utf8"))?.[1]) / 1024;
 
-/** Returns the number of large steps per second of a few callers, each of whom sends one step after the other. */
+/** Returns the number of large steps per second of a few callers. Each caller sends one step after the other. */
 const bestRate = async ({ url }: TestService): Promise<number> => {
   let [isOver, done] = [false, 0];
   const caller = async (): Promise<void> => {

@@ -80,7 +80,7 @@ interface Run {
   readonly steps: number;
   readonly dtype: Dtype;
   readonly gradDtype?: Dtype;
-  /** Returns tensors to use instead of those of `startParams` and `gradsAt`. */
+  /** Returns tensors that replace `startParams` and `gradsAt`. */
   readonly tensors?: (step: number) => { readonly params: TestTensors; readonly grads: TestTensors };
   /** More options of the step. */
   readonly more?: Readonly<Record<string, unknown>>;

@@ -4,7 +4,7 @@ import { TestService } from "../support/service.ts";
 import type { Case } from "./_cases.ts";
 import { requirePins } from "./_suite.ts";
 
-/** Selects all cases that run on the main thread, and those on workers that add up blocks. */
+/** Selects all cases that run on the main thread. Of the cases on workers, selects only sums over blocks. */
 const isWanted = ({ isLarge, owner, label }: Case): boolean => !isLarge || (["lamb", "norms"].includes(owner) && label.endsWith("F32"));
 
 // With --no-liftoff, the optimizing compiler compiles each kernel at once.

@@ -48,7 +48,7 @@ const requireAll = (lease: Lease, param: number, elements: number, expected: num
   assert.equal(wrong, -1, `element ${wrong} is ${floats(lease, param, elements)[wrong]}, not ${expected}`);
 };
 
-/** The size of gradient_norm's output for a block: four float64 sums. */
+/** gradient_norm writes this many bytes for a block: four float64 sums. */
 const NORM_SUMS_BYTES = 32;
 
 /**

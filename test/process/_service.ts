@@ -66,7 +66,7 @@ export class SocketService implements AsyncDisposable {
     return answer;
   }
 
-  /** The value of a metric. */
+  /** Returns the value of a metric. */
   async metric(name: string): Promise<number> {
     return Number(new RegExp(`^${name} (.*)$`, "m").exec((await this.ask("/metrics")).text)?.[1]);
   }

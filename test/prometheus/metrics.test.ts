@@ -23,7 +23,7 @@ const rpc = (method: string, params: unknown, id?: number) => ({ jsonrpc: "2.0",
 
 const PHASES = ["receive", "decode", "queue", "compute", "encode", "send"];
 
-/** Returns the expected changes of the counts of all phases: 1 for `names`, 0 for the others. */
+/** Returns the expected changes of the counts of all phases: 1 for the phases in `names`, otherwise 0. */
 const phaseChanges = (...names: readonly string[]) => Object.fromEntries(PHASES.map((name) => [phases(name), Number(names.includes(name))]));
 
 const tensor = (dtype: string, values: readonly (number | string)[]) => ({ shape: [values.length], dtype, values });

@@ -35,7 +35,7 @@ type Reason = (typeof REASONS)[number];
 
 const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", STEPD_ADMIN_PORT: "0", ...env });
 
-/** Returns the expected changes: `count` refusals for one reason, none for the others. */
+/** Returns the expected changes: `count` refusals for one reason, and none for all other reasons. */
 const refusalChanges = (reason: Reason, count = 1) => Object.fromEntries(REASONS.map((name) => [refusals(name), name === reason ? count : 0]));
 
 test("all reasons are exported from the start, with 0", async () => {

@@ -1,4 +1,4 @@
-/** Tests that the tests' requirements are prepared and announced before the tests, not during them. */
+/** Tests that requirements are prepared and announced before the tests start. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,7 +1,8 @@
 /**
  * Measures the longest turn of a server's event loop; loaded into the server with --import. The parent process asks over IPC.
- * The answer holds the longest times in ms since the last question: a turn in processor time (which a busy machine does not
- * lengthen), a turn without its garbage collections, a garbage collection, and a turn by the histogram of the event loop.
+ * The answer holds four times in ms, each the longest since the last question. The first is a turn in processor time, which a
+ * busy machine does not lengthen. The second is a turn without its garbage collections. The third is a garbage collection. The
+ * fourth is a turn by the histogram of the event loop.
  */
 import { monitorEventLoopDelay, PerformanceObserver, performance } from "node:perf_hooks";
 

@@ -567,7 +567,7 @@ def test_cooling_replica_precedes_one_that_just_failed(
         while long_dead.spoils:
             sharded.describe("adamw")
             clock.now += 0.5
-        # The replica works now, but its cool-down is longer than the other's will be.
+        # This replica works now, but its cool-down exceeds the other replica's.
         other.spoils += [hang_up] * 2
         sharded._replicas[1].client.close()
         sharded.describe("adamw")

@@ -368,7 +368,7 @@ def test_sends_digests_of_cached_results() -> None:
                 train(model, optimizer, 1)
             runs.append(model)
         named = [one is not None for one in sent]
-        # The first call is the constructor's check, and the others are the steps.
+        # The first call is the constructor's check. All later calls are steps.
         assert named == [False] + [False, True, True] + [False] * 3 + [
             *(False, True, False)
         ]

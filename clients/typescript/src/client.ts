@@ -37,8 +37,8 @@ export interface StepInput extends StepSettings {
   /** The state of the last result, or the bytes of a stored state. Absent at the first step. */
   readonly state?: State | Uint8Array | null | undefined;
   /**
-   * The `cached` member of an earlier result. The client does not send the parameters and state that it names. If the server has
-   * dropped one of them, the client sends `params` or `state` instead, so both must stay unchanged until the call ends.
+   * The `cached` member of an earlier result. The client does not send the parameters and state that it names. If the server
+   * has dropped either, the client sends `params` or `state` instead, so both must stay unchanged until the call ends.
    */
   readonly cached?: Cached | undefined;
 }

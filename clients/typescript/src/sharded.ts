@@ -212,7 +212,7 @@ export class ShardedClient {
     }
   }
 
-  /** Returns the error of a call with as many of the non-finite gradients of all shards as fit. */
+  /** Returns the server's error for one call that holds the non-finite gradients of all shards, as far as they fit. */
   async #nonFiniteError(
     refusal: StepdError,
     norms: () => Promise<Norms>,

@@ -1,4 +1,4 @@
-/** The state of an optimizer: a safetensors file, readable from any language. */
+/** Holds the state of an optimizer: a safetensors file, readable from any language. */
 import { SharedPlace } from "./shared.ts";
 import { compareUtf8, dataStartOf, type FileTensor, fileOf, LENGTH_BYTES, readFile, type Tensor, toTensor } from "./tensors.ts";
 

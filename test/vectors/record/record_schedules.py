@@ -181,7 +181,7 @@ def _torch(
 
 
 def _goyal() -> dict[str, Any]:
-    """The paper's warm-up, made of torch schedules that count steps separately."""
+    """The warm-up of Goyal et al., made of torch schedules that count separately."""
     warmup = GOYAL["warmup_iters"]
     parts = [
         {

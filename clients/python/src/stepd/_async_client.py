@@ -65,7 +65,7 @@ class AsyncClient:
 
     With ``shared_dir``, copies to the folder block the loop: about 10 ms for 64 MiB.
 
-    Raises what :class:`Client` raises.
+    Raises the errors of :class:`Client`.
     """
 
     def __init__(

@@ -99,7 +99,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Cached:
-    """Hexadecimal SHA-256 digests of a cached result; None for what is not cached."""
+    """Hexadecimal SHA-256 digests of a cached result. None: not cached."""
 
     params: str | None = None
     state: str | None = None

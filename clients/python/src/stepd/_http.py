@@ -314,7 +314,9 @@ class Transport:
         return connection
 
     def _take(self) -> http.client.HTTPConnection | None:
-        """Take an idle connection. Skips readable ones, which the server has closed."""
+        """Take an idle connection. Skips readable connections, which the server has
+        closed.
+        """
         while True:
             with self._lock:
                 if self._pid != os.getpid():

@@ -19,7 +19,7 @@ POOLED_BYTES = 2**20
 #: The pool frees memory that has been unused for this many seconds.
 _POOLED_SECONDS = 60.0
 
-#: How often this process has been forked from another.
+#: The number of forks between the first process and this one.
 _forks = 0
 
 

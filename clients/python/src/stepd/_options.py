@@ -19,7 +19,7 @@ NonFinite = Literal["error", "skip", "propagate"]
 
 
 class Reply(TypedDict, total=False):
-    """What the reply to a step contains. A missing field means its default."""
+    """The contents of a step's reply. A missing field means its default."""
 
     #: ``"same"`` returns the new parameters unchanged. ``"bf16"`` rounds all but
     #: float64 to bfloat16 (to nearest even). ``"none"`` omits them.
@@ -53,7 +53,7 @@ class StepOptions(TypedDict, total=False):
     master_weights: bool | None
     #: ``{"seed": 1}`` rounds bfloat16 parameters stochastically.
     stochastic_rounding: Mapping[str, int] | None
-    #: What the reply contains.
+    #: The contents of the reply.
     reply: Reply | None
     #: ``cached`` of an earlier result; the client does not send the blobs that it
     #: names.

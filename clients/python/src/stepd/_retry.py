@@ -1,4 +1,4 @@
-"""When to retry a call, and how long to wait before."""
+"""Decides when to retry a call, and how long to wait before."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Retry:
                 )
 
     def pause(self, attempt: int, error: StepdError) -> float | None:
-        """Return the seconds to wait after attempt number ``attempt``; None: stop."""
+        """Return the seconds to wait after attempt ``attempt``. None means to give up."""
         if attempt >= self.attempts:
             return None
         pause = _exponential(self.first, attempt, self.longest)

@@ -523,7 +523,7 @@ class _Replica:
         self.cool_down_until = 0.0
 
     def sort_key(self, home: str | None) -> tuple[float, bool, int, int]:
-        """Return the sort key: cool-down, other than home, calls in progress, turn."""
+        """Return the sort key, least first: cool-down, not home, calls, turn."""
         cool_down = self.cool_down_until if self.cool_down_until > monotonic() else 0.0
         return cool_down, self.client.url != home, self.calls, self.turn
 

@@ -71,7 +71,7 @@ def _remove(path: str, pid: int) -> None:
 class Place(dict[str, Any]):
     """A range of a file in the folder: file, offset and length, as on the wire.
 
-    ``parts`` are views of the file. While any of them lives, the file is not reused.
+    ``parts`` are views of the file. While any view lives, the file is not reused.
     """
 
     def __init__(self, file: SharedFile, offset: int, parts: list[memoryview]) -> None:
@@ -81,7 +81,7 @@ class Place(dict[str, Any]):
         self._parts = parts
 
     def written(self, reply: Any) -> memoryview:
-        """Return the written bytes. Raises ValueError for any others."""
+        """Return the written bytes. Raises ValueError if they lie elsewhere."""
         if reply["file"] != self["file"] or reply["offset"] != self["offset"]:
             raise ValueError(f"expected bytes in {self['file']}, found {reply!r}")
         # The reply shows that the server has finished with the file.

@@ -83,11 +83,11 @@ def remote(
     """Return a ``GradientTransformation`` for any optimizer, usable under ``jit``.
 
     Parameters may be any tree of arrays in float16, bfloat16, float32 or float64.
-    ``groups`` match them by their paths in the tree, such as ``layer/w``. ``update``
-    needs ``params``. A parameter whose gradient is None does not change. The updates
-    are the differences of new and old parameters, so ``optax.apply_updates`` gives the
-    new parameters except for the last bits. Under ``vmap`` each entry is a separate
-    step, and the calls run one after another.
+    ``groups`` match parameters by their paths in the tree, such as ``layer/w``.
+    ``update`` needs ``params``. A parameter whose gradient is None does not change. The
+    updates are the differences of new and old parameters, so ``optax.apply_updates``
+    gives the new parameters except for the last bits. Under ``vmap`` each entry is a
+    separate step, and the calls run one after another.
 
     Numbers in ``optimizer`` and in the options may be jax arrays, even traced ones, as
     ``optax.inject_hyperparams`` makes them. The options are those of a step
@@ -355,7 +355,7 @@ def _gradients(
 
 
 def _names(state: State, order: Any, paths: Sequence[str]) -> list[str]:
-    """Return the names of the leaves: those in the state, otherwise their paths."""
+    """Return the names of the leaves from the state, otherwise their paths."""
     names = sorted({name for _, name, _ in state.entries()})
     if order is None or len(names) != len(paths):
         return list(paths)

@@ -73,7 +73,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
     #: before the first step, and if no parameter had a gradient.
     last_result: StepResult | None = None
 
-    #: True after the constructor: add_param_group then adds to an existing optimizer.
+    #: True once the constructor has ended. add_param_group then checks new groups.
     _is_made = False
 
     def __init__(

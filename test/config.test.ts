@@ -138,9 +138,9 @@ const namesIn = (folder: string): readonly string[] =>
 test("variables of clients, examples, the deployment and Kubernetes are accepted", async () => {
   const names = new Set(["clients", "examples", "deploy"].flatMap(namesIn));
   for (const name of ["STEPD_URL", "STEPD_IMAGE", "STEPD_BIND"]) assert.ok(names.has(name), name);
-  const people = ["STEPD_TOKEN", "STEPD_URLS"];
+  const clientVariables = ["STEPD_TOKEN", "STEPD_URLS"];
   const links = ["STEPD_SERVICE_HOST", "STEPD_SERVICE_PORT_HTTP", "STEPD_PORT_8080_TCP", "STEPD_PORT_8080_TCP_ADDR"];
-  const others = [...names, ...people, ...links].filter((name) => !Object.values(settings).some((setting) => setting.name === name));
+  const others = [...names, ...clientVariables, ...links].filter((name) => !Object.values(settings).some((setting) => setting.name === name));
   const env = Object.fromEntries(others.map((name) => [name, "http://127.0.0.1:8080"]));
   assert.deepEqual(readConfig(env), readConfig({}));
   await using service = run({ ...small, ...env });

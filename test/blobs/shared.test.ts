@@ -39,13 +39,13 @@ const optimizer = { name: "adamw" };
 
 const requireSame = (found: Uint8Array, expected: Uint8Array, what: string): void => assert.ok(Buffer.from(found).equals(Buffer.from(expected)), what);
 
-const requireError = async (call: unknown, field: string, says: RegExp, name = "INVALID_PARAMS", to = service, headers = {}): Promise<void> => {
+const requireError = async (call: unknown, field: string, pattern: RegExp, name = "INVALID_PARAMS", to = service, headers = {}): Promise<void> => {
   const response = await to.post("/rpc", pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: call }), MSGPACK, headers);
   const { error } = (await readReply(response)) as { error?: RpcError };
   assert.ok(error, "a refusal");
   assert.equal(error.data.name, name, error.message);
   assert.equal(error.data.field, field, error.message);
-  assert.match(error.message, says);
+  assert.match(error.message, pattern);
 };
 
 for (const { label, optimizer: variant } of variants) {

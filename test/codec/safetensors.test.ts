@@ -49,14 +49,14 @@ test("accepts 32 dimensions, and a header length of 100,000,000", () => {
     rawTensors(JSON.stringify({ w: { dtype: "U8", shape: Array<number>(rank).fill(1), data_offsets: [0, 1] } }), Buffer.alloc(1));
   assert.equal(read(of(32)).tensors[0]?.shape.length, 32);
   assert.throws(() => read(of(33)), { code: "TENSORS_CORRUPT", message: /found shape/ });
-  const says = (length: number): Buffer => {
+  const withLength = (length: number): Buffer => {
     const file = Buffer.alloc(8);
     file.writeUInt32LE(length);
     return file;
   };
   // The length itself is valid, so the error is about the missing bytes.
-  assert.throws(() => read(says(100_000_000)), { code: "TENSORS_CORRUPT", message: /as the first 8 bytes say, found 0 bytes/ });
-  assert.throws(() => read(says(100_000_001)), { code: "TENSORS_CORRUPT", message: /at most 100000000 bytes/ });
+  assert.throws(() => read(withLength(100_000_000)), { code: "TENSORS_CORRUPT", message: /as the first 8 bytes say, found 0 bytes/ });
+  assert.throws(() => read(withLength(100_000_001)), { code: "TENSORS_CORRUPT", message: /at most 100000000 bytes/ });
 });
 
 test("the canonical order compares UTF-8 bytes, also above U+FFFF", () => {

@@ -110,8 +110,8 @@ test("HAProxy accepts its configuration, reaches the replicas, and notices a dra
   // The names belong to containers, so they do not resolve here.
   assert.deepEqual(checked.stderr.match(/^\[WARNING\].*(?<!could not resolve address '.*', disabling server\.)$/gm), null);
   const checks = /default-server check inter (\d+)s fastinter (\d+)ms .*fall 2 /.exec(readFileSync(configuration, "utf8"));
-  const noticed = Number(checks?.[1]) * 1000 + Number(checks?.[2]);
-  for (const name of REPLICAS) assert.ok(readConfig(settings(name)).drainGraceMs > noticed * 1.5);
+  const noticedMs = Number(checks?.[1]) * 1000 + Number(checks?.[2]);
+  for (const name of REPLICAS) assert.ok(readConfig(settings(name)).drainGraceMs > noticedMs * 1.5);
 });
 
 test("Prometheus scrapes the replicas' admin ports", () => {

@@ -98,9 +98,9 @@ test("a rolling restart under load loses no step, and callers need no retries", 
       const start = performance.now();
       const exit = cluster.replica(number).stop();
       await cluster.haproxy.waitFor(number, "DOWN");
-      const noticed = Math.round(performance.now() - start);
+      const noticedMs = Math.round(performance.now() - start);
       assert.equal(await exit, 0);
-      t.diagnostic(`replica ${number}: HAProxy noticed after ${noticed} ms, and it ended with 0 after ${Math.round(performance.now() - start)} ms`);
+      t.diagnostic(`replica ${number}: HAProxy noticed after ${noticedMs} ms, and it ended with 0 after ${Math.round(performance.now() - start)} ms`);
       await cluster.startAgain(number);
     }
   });

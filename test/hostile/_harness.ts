@@ -32,7 +32,7 @@ export interface Expected {
   /** The field at fault. Undefined if the whole body is wrong. */
   readonly field?: string;
   /** A pattern that the message must match. */
-  readonly says?: RegExp;
+  readonly pattern?: RegExp;
 }
 
 interface Refusal {
@@ -137,14 +137,14 @@ export const requireNoInternals = (text: string): void => {
 };
 
 /** Asserts that a reply is the expected refusal, and returns it. */
-export const requireRefusal = async (response: Response, { error, field, says }: Expected, status: number): Promise<Refusal> => {
+export const requireRefusal = async (response: Response, { error, field, pattern }: Expected, status: number): Promise<Refusal> => {
   const reply = await readReply(response);
   requireNoInternals(JSON.stringify(reply));
   const found = refusalOf(reply);
   assert.deepEqual([found.name, found.code, response.status], [error, ERRORS[error][0], status], found.message);
   assert.equal(found.field || undefined, field, found.message);
   if (field !== undefined) assert.ok(found.message.includes(field), `${found.message} does not name ${field}`);
-  if (says) assert.match(found.message, says);
+  if (pattern) assert.match(found.message, pattern);
   assert.ok(found.message.length < 4000);
   assert.equal(found.request_id, response.headers.get("x-request-id"));
   return found;

@@ -84,13 +84,13 @@ const MALFORMED: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
   "tensors that share all their bytes": [rawTensors(`{"a":${entry()},"b":${entry()}}`, Buffer.alloc(8)), /to start at offset 8/],
 };
 
-for (const [name, [blob, says]] of Object.entries(MALFORMED)) {
+for (const [name, [blob, pattern]] of Object.entries(MALFORMED)) {
   for (const field of ["params", "grads", "state"]) {
     refusesParams(`${name}, as ${field}`, {
       params: step({ [field]: blob }),
       error: field === "state" ? "STATE_CORRUPT" : "TENSORS_CORRUPT",
       field: `/${field}`,
-      says,
+      pattern,
     });
   }
 }
@@ -126,16 +126,16 @@ const CORRUPT_STATES: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
   "a step of 2^53": [withStep(2n ** 53n), /step\/w from 0 to 2\^53 - 1, found 9007199254740992/],
 };
 
-for (const [name, [state, says]] of Object.entries(CORRUPT_STATES)) {
-  refusesParams(name, { params: step({ state }), error: "STATE_CORRUPT", field: "/state", says });
-  refusesParams(`${name}, inspected`, { method: "state.inspect", params: { state }, error: "STATE_CORRUPT", field: "/state", says });
+for (const [name, [state, pattern]] of Object.entries(CORRUPT_STATES)) {
+  refusesParams(name, { params: step({ state }), error: "STATE_CORRUPT", field: "/state", pattern });
+  refusesParams(`${name}, inspected`, { method: "state.inspect", params: { state }, error: "STATE_CORRUPT", field: "/state", pattern });
 }
 
 refusesParams("a state of a later revision", {
   params: step({ state: stateOf(good.replace('"1"', '"999"'), stepEntry("step/w")) }),
   error: "STATE_MISMATCH",
   field: "/state",
-  says: /revision \d+ or older, found revision 999/,
+  pattern: /revision \d+ or older, found revision 999/,
 });
 
 for (const field of ["params", "grads"]) {
@@ -143,7 +143,7 @@ for (const field of ["params", "grads"]) {
     params: step({ [field]: one({ dtype: "Q4" }) }),
     error: "UNSUPPORTED_DTYPE",
     field: `/${field}/w`,
-    says: /found "Q4"/,
+    pattern: /found "Q4"/,
   });
   for (const [dtype, data_offsets] of [
     ["I32", [0, 8]],
@@ -155,7 +155,7 @@ for (const field of ["params", "grads"]) {
       params: step({ [field]: one({ dtype, data_offsets }, data_offsets[1]) }),
       error: "UNSUPPORTED_DTYPE",
       field: `/${field}/w`,
-      says: new RegExp(`F32.*found ${dtype}`),
+      pattern: new RegExp(`F32.*found ${dtype}`),
     });
   }
 }
@@ -192,12 +192,12 @@ const BASE64: Readonly<Record<string, readonly [string, RegExp]>> = {
   "text outside of ASCII": ["ééé€", /expected base64/],
 };
 
-for (const [name, [value, says]] of Object.entries(BASE64)) {
+for (const [name, [value, pattern]] of Object.entries(BASE64)) {
   for (const [field, error] of [
     ["params", "TENSORS_CORRUPT"],
     ["state", "STATE_CORRUPT"],
   ] as const) {
-    refusesParams(`${name}, as ${field}`, { params: step({ [field]: value }), error, field: `/${field}`, says, only: "json" });
+    refusesParams(`${name}, as ${field}`, { params: step({ [field]: value }), error, field: `/${field}`, pattern, only: "json" });
   }
 }
 

@@ -24,7 +24,7 @@ const packedCall = pack(call);
 /** The start of a MessagePack call, up to its parameters. */
 const packedStart = bytes(0x84, 0xa7, "jsonrpc", 0xa3, "2.0", 0xa2, "id", 1, 0xa6, "method", 0xae, "optimizer.step", 0xa6, "params");
 
-const malformed = (body: string | Uint8Array, says: RegExp): readonly [string | Uint8Array, RegExp] => [body, says];
+const malformed = (body: string | Uint8Array, pattern: RegExp): readonly [string | Uint8Array, RegExp] => [body, pattern];
 
 /** The server refuses these bodies with PARSE_ERROR. Its HTTP status is 200 on /rpc, as JSON-RPC demands, and 400 on REST. */
 const NOT_JSON: Readonly<Record<string, readonly [string | Uint8Array, RegExp]>> = {
@@ -78,10 +78,10 @@ for (const [type, cases] of [
   [JSON_TYPE, NOT_JSON],
   [MSGPACK, NOT_MSGPACK],
 ] as const) {
-  for (const [name, [body, says]] of Object.entries(cases)) {
+  for (const [name, [body, pattern]] of Object.entries(cases)) {
     test(`refuses ${name}`, async () => {
-      const found = await requireRefusal(await service().post("/rpc", body, type), { error: "PARSE_ERROR", says }, 200);
-      const rest = await requireRefusal(await service().post("/v1/step", body, type), { error: "PARSE_ERROR", says }, 400);
+      const found = await requireRefusal(await service().post("/rpc", body, type), { error: "PARSE_ERROR", pattern }, 200);
+      const rest = await requireRefusal(await service().post("/v1/step", body, type), { error: "PARSE_ERROR", pattern }, 400);
       assert.equal(found.message, rest.message);
     });
   }
@@ -99,24 +99,24 @@ const bomb = Buffer.from(`"${"a".repeat(17 * 2 ** 20)}"`);
 
 /** A refusal because of a header has the same status on /rpc and on REST. */
 const HEADER_CASES: Readonly<Record<string, HeaderCase>> = {
-  "an invalid content type": unsupported("Content-Type", { type: "json", says: /application\/json, application\/vnd.msgpack/ }),
-  "text/plain": unsupported("Content-Type", { type: "text/plain", says: /found text\/plain/ }),
+  "an invalid content type": unsupported("Content-Type", { type: "json", pattern: /application\/json, application\/vnd.msgpack/ }),
+  "text/plain": unsupported("Content-Type", { type: "text/plain", pattern: /found text\/plain/ }),
   "a form": unsupported("Content-Type", { type: "application/x-www-form-urlencoded" }),
   "an octet stream": unsupported("Content-Type", { type: "application/octet-stream" }),
   "JSON with another suffix": unsupported("Content-Type", { type: "application/problem+json" }),
-  "JSON in Latin-1": unsupported("Content-Type", { type: "application/json; charset=iso-8859-1", says: /charset utf-8, found iso-8859-1/ }),
-  "JSON in UTF-16 by its header": unsupported("Content-Type", { type: 'application/json;charset="UTF-16"', says: /found utf-16/ }),
-  "an unknown content encoding": unsupported("Content-Encoding", { headers: { "Content-Encoding": "br" }, says: /gzip or zstd with JSON, found br/ }),
+  "JSON in Latin-1": unsupported("Content-Type", { type: "application/json; charset=iso-8859-1", pattern: /charset utf-8, found iso-8859-1/ }),
+  "JSON in UTF-16 by its header": unsupported("Content-Type", { type: 'application/json;charset="UTF-16"', pattern: /found utf-16/ }),
+  "an unknown content encoding": unsupported("Content-Encoding", { headers: { "Content-Encoding": "br" }, pattern: /gzip or zstd with JSON, found br/ }),
   "two content encodings": unsupported("Content-Encoding", { headers: { "Content-Encoding": "gzip, gzip" } }),
   "a content encoding called constructor": unsupported("Content-Encoding", { headers: { "Content-Encoding": "constructor" } }),
   "gzip with MessagePack": unsupported("Content-Encoding", { type: MSGPACK, body: gzipSync(packedCall), headers: { "Content-Encoding": "gzip" } }),
-  "an Accept that nothing meets": { error: "NOT_ACCEPTABLE", field: "Accept", headers: { Accept: "text/html, image/*" }, says: /found text\/html/ },
+  "an Accept that nothing meets": { error: "NOT_ACCEPTABLE", field: "Accept", headers: { Accept: "text/html, image/*" }, pattern: /found text\/html/ },
   "an Accept that refuses all": { error: "NOT_ACCEPTABLE", field: "Accept", headers: { Accept: "*/*;q=0" } },
   "a wrong digest": {
     error: "DIGEST_MISMATCH",
     field: "Content-Digest",
     headers: { "Content-Digest": `sha-256=:${digest("other")}:` },
-    says: new RegExp(digest(jsonCall).replaceAll(/[+/]/g, "\\$&")),
+    pattern: new RegExp(digest(jsonCall).replaceAll(/[+/]/g, "\\$&")),
   },
   "a digest of another length": { error: "DIGEST_MISMATCH", field: "Content-Digest", headers: { "Content-Digest": "sha-256=:AAAA:" } },
   "an empty digest": { error: "DIGEST_MISMATCH", field: "Content-Digest", headers: { "Content-Digest": "sha-256=::" } },
@@ -132,9 +132,9 @@ const HEADER_CASES: Readonly<Record<string, HeaderCase>> = {
     body: gzipSync(jsonCall),
     headers: { "Content-Encoding": "gzip", "Content-Digest": `sha-256=:${digest(jsonCall)}:` },
   },
-  "what is not gzip": { error: "PARSE_ERROR", field: "the body", headers: { "Content-Encoding": "gzip" }, says: /gzip data/ },
+  "what is not gzip": { error: "PARSE_ERROR", field: "the body", headers: { "Content-Encoding": "gzip" }, pattern: /gzip data/ },
   "gzip that is cut off": { error: "PARSE_ERROR", field: "the body", body: gzipSync(jsonCall).subarray(0, -10), headers: { "Content-Encoding": "gzip" } },
-  "what is not zstd": { error: "PARSE_ERROR", field: "the body", headers: { "Content-Encoding": "zstd" }, says: /zstd data/ },
+  "what is not zstd": { error: "PARSE_ERROR", field: "the body", headers: { "Content-Encoding": "zstd" }, pattern: /zstd data/ },
   "zstd that is cut off": {
     error: "PARSE_ERROR",
     field: "the body",
@@ -146,23 +146,23 @@ const HEADER_CASES: Readonly<Record<string, HeaderCase>> = {
     field: "the body",
     body: gzipSync(bomb),
     headers: { "Content-Encoding": "gzip" },
-    says: /16777216 bytes after inflation/,
+    pattern: /16777216 bytes after inflation/,
   },
   "a zstd bomb": {
     error: "PAYLOAD_TOO_LARGE",
     field: "the body",
     body: zstdCompressSync(bomb),
     headers: { "Content-Encoding": "zstd" },
-    says: /16777216 bytes after inflation/,
+    pattern: /16777216 bytes after inflation/,
   },
   "a compressed body that is too large as it is": {
     error: "PAYLOAD_TOO_LARGE",
     field: "Content-Length",
     body: gzipSync(Buffer.from(Array.from({ length: 2 ** 21 }, (_, i) => (i * i * 2654435761) >>> 23))),
     headers: { "Content-Encoding": "gzip" },
-    says: /at most 1048576 bytes of gzip/,
+    pattern: /at most 1048576 bytes of gzip/,
   },
-  "a body larger than the arena": { error: "PAYLOAD_TOO_LARGE", type: MSGPACK, body: Buffer.alloc(65 * 2 ** 20), says: /needs 68157440 bytes at once/ },
+  "a body larger than the arena": { error: "PAYLOAD_TOO_LARGE", type: MSGPACK, body: Buffer.alloc(65 * 2 ** 20), pattern: /needs 68157440 bytes at once/ },
 };
 
 for (const [name, { body = jsonCall, type = JSON_TYPE, headers = {}, ...expected }] of Object.entries(HEADER_CASES)) {
@@ -176,7 +176,7 @@ for (const [name, { body = jsonCall, type = JSON_TYPE, headers = {}, ...expected
 
 test("refuses a body without a content type", async () => {
   const response = await fetch(`${service().url}/rpc`, { method: "POST", body: Buffer.from(jsonCall) });
-  await requireRefusal(response, { error: "UNSUPPORTED_MEDIA_TYPE", field: "Content-Type", says: /found none/ }, 415);
+  await requireRefusal(response, { error: "UNSUPPORTED_MEDIA_TYPE", field: "Content-Type", pattern: /found none/ }, 415);
 });
 
 test("a step whose own tensors cannot fit into the arena gets PAYLOAD_TOO_LARGE, so that nobody retries it", async () => {
@@ -186,7 +186,7 @@ test("a step whose own tensors cannot fit into the arena gets PAYLOAD_TOO_LARGE,
   blob.writeBigUInt64LE(BigInt(header.length));
   const tensors = Buffer.concat([blob, header, Buffer.from(data.buffer)]);
   const response = await service().post("/v1/step", pack({ optimizer: { name: "adam" }, params: tensors, grads: tensors }), MSGPACK);
-  await requireRefusal(response, { error: "PAYLOAD_TOO_LARGE", says: /arena holds/ }, 413);
+  await requireRefusal(response, { error: "PAYLOAD_TOO_LARGE", pattern: /arena holds/ }, 413);
 });
 
 /** Sends bytes on a raw connection, and returns everything received until the connection closes. */

@@ -18,7 +18,7 @@ const plain = (fields: Readonly<Record<string, unknown>>, without = "") => {
   const tensor = { shape: [2, 2], values: [1, 2, 3, 4], ...fields };
   return step({ grads: { w: Object.fromEntries(Object.entries(tensor).filter(([key]) => key !== without)) } });
 };
-const invalid = (params: unknown, field: string, says: RegExp): ParamsCase => ({ params, error: "INVALID_PARAMS", ...(field !== "" && { field }), says });
+const invalid = (params: unknown, field: string, pattern: RegExp): ParamsCase => ({ params, error: "INVALID_PARAMS", ...(field !== "" && { field }), pattern });
 
 const tensors = (count: number) => Object.fromEntries(Array.from({ length: count }, (_, index) => [`t${index}`, { shape: [1], values: [1] }]));
 const numbered = (count: number) => Object.fromEntries(Array.from({ length: count }, (_, index) => [`x${index}`, 1]));
@@ -147,7 +147,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     params: plain({ values: [1, 2, 3] }),
     error: "TENSOR_MISMATCH",
     field: "/grads/w/values",
-    says: /4 values for shape \[2,2\], found 3/,
+    pattern: /4 values for shape \[2,2\], found 3/,
   },
   "a value that is text": invalid(plain({ values: [1, "2", 3, 4] }), "/grads/w/values/1", /found "2"/),
   "a value that is null": invalid(plain({ values: [1, 2, 3, null] }), "/grads/w/values/3", /found null/),
@@ -197,19 +197,19 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     params: step({ grads: writeTensors({ [`${CALLER_TEXT}${"x".repeat(1025 - CALLER_TEXT.length)}`]: f32(1) }) }),
     error: "PAYLOAD_TOO_LARGE",
     field: `/grads/${CALLER_TEXT}${"x".repeat(990 - CALLER_TEXT.length)}...`,
-    says: /a name of at most 1024 characters, found 1025 characters/,
+    pattern: /a name of at most 1024 characters, found 1025 characters/,
   },
   "a name of 1,025 characters of two halves": {
     params: step({ grads: writeTensors({ [CALLER_TEXT + "𝄞".repeat(1025 - CALLER_TEXT.length)]: f32(1) }) }),
     error: "PAYLOAD_TOO_LARGE",
     field: `/grads/${CALLER_TEXT}${"𝄞".repeat((990 - CALLER_TEXT.length) / 2)}...`,
-    says: /a name of at most 1024 characters, found 1025 characters/,
+    pattern: /a name of at most 1024 characters, found 1025 characters/,
   },
   "a name of 1,024 characters of two halves, which no parameter has": {
     params: step({ grads: writeTensors({ [CALLER_TEXT + "𝄞".repeat(1024 - CALLER_TEXT.length)]: f32(1) }) }),
     error: "TENSOR_MISMATCH",
     field: `/grads/${CALLER_TEXT}${"𝄞".repeat((990 - CALLER_TEXT.length) / 2)}...`,
-    says: /expected the name of a parameter, found/,
+    pattern: /expected the name of a parameter, found/,
   },
   "more names of groups than a call has": invalid(
     step({ groups: [1, 2, 3].map(() => ({ tensors: Array<string>(50_000).fill("w"), optimizer: {} })) }),
@@ -243,64 +243,64 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     params: step({ grads: writeTensors({ [CALLER_TEXT]: f32(1) }) }),
     error: "TENSOR_MISMATCH",
     field: `/grads/${CALLER_TEXT}`,
-    says: /which params does not have/,
+    pattern: /which params does not have/,
   },
   "a gradient of another shape": {
     params: step({ grads: writeTensors({ w: { shape: [4], data: Float32Array.of(1, 2, 3, 4) } }) }),
     error: "TENSOR_MISMATCH",
     field: "/grads/w",
-    says: /\[2,2\].*found.*\[4\]/,
+    pattern: /\[2,2\].*found.*\[4\]/,
   },
   "a gradient with a slash in its name": { params: step({ grads: writeTensors({ "a/b": f32(1) }) }), error: "TENSOR_MISMATCH", field: "/grads/a~1b" },
   "a gradient of NaN": {
     params: step({ grads: writeTensors({ b: f32(1, Number.NaN) }) }),
     error: "NON_FINITE_GRADIENT",
     field: "/grads",
-    says: /"b" \(1 value\)/,
+    pattern: /"b" \(1 value\)/,
   },
   "an infinite gradient, as text": {
     params: plain({ values: ["Infinity", 0, "-Infinity", "NaN"] }),
     error: "NON_FINITE_GRADIENT",
     field: "/grads",
-    says: /"w" \(3 values\)/,
+    pattern: /"w" \(3 values\)/,
   },
   // The states of these calls are well-formed but do not fit the call.
   "a state that is an object": {
     params: step({ state: {} }),
     error: "INVALID_PARAMS",
     field: "/state",
-    says: /a blob: bin in MessagePack, a base64 string in JSON/,
+    pattern: /a blob: bin in MessagePack, a base64 string in JSON/,
   },
   "a state that is a number": { params: step({ state: 0 }), error: "INVALID_PARAMS", field: "/state" },
   "a state of another family": {
     params: step({ state: writeState({ optimizer: "sgd", steps: { w: 1 }, slots: {} }) }),
     error: "STATE_MISMATCH",
     field: "/state",
-    says: /a state of .*adam.*found a state of sgd/,
+    pattern: /a state of .*adam.*found a state of sgd/,
   },
   "a state of a tensor that params does not have": {
     params: step({ state: writeState({ optimizer: "adam", steps: { [CALLER_TEXT]: 0 }, slots: {} }) }),
     error: "STATE_MISMATCH",
     field: "/state",
-    says: /found state of "hostile_mark"/,
+    pattern: /found state of "hostile_mark"/,
   },
   "a state of another shape": {
     params: step({ state: writeState({ optimizer: "adam", steps: { b: 1 }, slots: { exp_avg: { b: f32(1, 2, 3) }, exp_avg_sq: { b: f32(1, 2) } } }) }),
     error: "STATE_MISMATCH",
     field: "/state",
-    says: /exp_avg\/b to be F32 \[2\].*found F32 \[3\]/,
+    pattern: /exp_avg\/b to be F32 \[2\].*found F32 \[3\]/,
   },
   "a state that lacks a slot": {
     params: step({ state: writeState({ optimizer: "adam", steps: { b: 1 }, slots: { exp_avg: { b: f32(1, 2) } } }) }),
     error: "STATE_MISMATCH",
     field: "/state",
-    says: /slot exp_avg_sq\/b, after 1 steps/,
+    pattern: /slot exp_avg_sq\/b, after 1 steps/,
   },
   "a state at step 2^53 - 1": {
     params: step({ state: writeState({ optimizer: "adam", steps: { b: 2 ** 53 - 1 }, slots: { exp_avg: { b: f32(0, 0) }, exp_avg_sq: { b: f32(0, 0) } } }) }),
     error: "STATE_MISMATCH",
     field: "/state",
-    says: /step\/b below 2\^53 - 1/,
+    pattern: /step\/b below 2\^53 - 1/,
   },
   // These calls are of other methods than optimizer.step.
   "init without params": { ...invalid({ optimizer: { name: "adam" } }, "/params", /found none/), method: "optimizer.init" },

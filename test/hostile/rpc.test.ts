@@ -13,10 +13,10 @@ interface RpcCase extends Expected {
 
 const list = (fields: Readonly<Record<string, unknown>> = {}) => ({ jsonrpc: "2.0", id: 1, method: "optimizer.list", ...fields });
 const without = (key: string) => Object.fromEntries(Object.entries(list()).filter(([name]) => name !== key));
-const invalid = (body: unknown, field: string | undefined, says: RegExp): RpcCase => ({
+const invalid = (body: unknown, field: string | undefined, pattern: RegExp): RpcCase => ({
   body,
   error: "INVALID_REQUEST",
-  says,
+  pattern,
   ...(field !== undefined && { field }),
 });
 
@@ -43,23 +43,23 @@ const CASES: Readonly<Record<string, RpcCase>> = {
   "params that are bytes": { ...invalid(list({ params: Buffer.alloc(3) }), "/params", /found 3 bytes/), only: "msgpack" },
   "32 MiB of bytes as params": { ...invalid(list({ params: Buffer.alloc(2 ** 25) }), "/params", /found 33554432 bytes/), only: "msgpack" },
   "an unknown member": invalid(list({ [CALLER_TEXT]: 1 }), `/${CALLER_TEXT}`, /one of jsonrpc, method, params, id/),
-  "an unknown method": { body: list({ method: CALLER_TEXT }), error: "METHOD_NOT_FOUND", field: "/method", says: /"hostile_mark"; rpc.discover lists them/ },
+  "an unknown method": { body: list({ method: CALLER_TEXT }), error: "METHOD_NOT_FOUND", field: "/method", pattern: /"hostile_mark"; rpc.discover lists them/ },
   "a method of the prototype": { body: list({ method: "constructor" }), error: "METHOD_NOT_FOUND", field: "/method" },
   "a method with a slash": { body: list({ method: "/v1/step" }), error: "METHOD_NOT_FOUND", field: "/method" },
   "an empty method": { body: list({ method: "" }), error: "METHOD_NOT_FOUND", field: "/method" },
   "a reserved method that is not there": { body: list({ method: "rpc.cancel" }), error: "METHOD_NOT_FOUND", field: "/method" },
-  "params by position": { body: list({ params: [1] }), error: "INVALID_PARAMS", says: /parameters by name, found an array of 1/ },
-  "two objects as params": { body: list({ params: [{}, {}] }), error: "INVALID_PARAMS", says: /parameters by name, found an array of 2/ },
-  "a list in a list as params": { body: list({ params: [[]] }), error: "INVALID_PARAMS", says: /parameters by name, found an array of 1/ },
-  "bytes in a list as params": { body: list({ params: [Buffer.alloc(3)] }), error: "INVALID_PARAMS", says: /found an array of 1/, only: "msgpack" },
-  "params by name in a list, with an unknown one": { body: list({ params: [{ x: 1 }] }), error: "INVALID_PARAMS", field: "/x", says: /no fields/ },
-  "params for a method that takes none": { body: list({ params: { x: 1 } }), error: "INVALID_PARAMS", field: "/x", says: /no fields/ },
-  "describe without a name": { body: list({ method: "optimizer.describe" }), error: "INVALID_PARAMS", field: "/name", says: /found none/ },
+  "params by position": { body: list({ params: [1] }), error: "INVALID_PARAMS", pattern: /parameters by name, found an array of 1/ },
+  "two objects as params": { body: list({ params: [{}, {}] }), error: "INVALID_PARAMS", pattern: /parameters by name, found an array of 2/ },
+  "a list in a list as params": { body: list({ params: [[]] }), error: "INVALID_PARAMS", pattern: /parameters by name, found an array of 1/ },
+  "bytes in a list as params": { body: list({ params: [Buffer.alloc(3)] }), error: "INVALID_PARAMS", pattern: /found an array of 1/, only: "msgpack" },
+  "params by name in a list, with an unknown one": { body: list({ params: [{ x: 1 }] }), error: "INVALID_PARAMS", field: "/x", pattern: /no fields/ },
+  "params for a method that takes none": { body: list({ params: { x: 1 } }), error: "INVALID_PARAMS", field: "/x", pattern: /no fields/ },
+  "describe without a name": { body: list({ method: "optimizer.describe" }), error: "INVALID_PARAMS", field: "/name", pattern: /found none/ },
   "describe of an unknown optimizer": {
     body: list({ method: "optimizer.describe", params: { name: "lam" } }),
     error: "INVALID_PARAMS",
     field: "/name",
-    says: /nearest is lamb/,
+    pattern: /nearest is lamb/,
   },
   "describe of an optimizer called __proto__": {
     body: list({ method: "optimizer.describe", params: { name: "__proto__" } }),

@@ -77,7 +77,7 @@ for (const name of registry.keys()) {
 }
 
 test("GET of an unknown optimizer is 404 with a suggestion; JSON-RPC reports a wrong parameter", async () => {
-  for (const [name, says] of [
+  for (const [name, pattern] of [
     ["AdamV", /nearest is adamw\), found "AdamV"$/],
     ["nope", /, sgd, found "nope"$/],
     ["__proto__", /found "__proto__"$/],
@@ -86,7 +86,7 @@ test("GET of an unknown optimizer is 404 with a suggestion; JSON-RPC reports a w
     const response = await fetch(`${service.url}/v1/optimizers/${name}`);
     const problem = (await response.json()) as { name: string; status: number; detail: string };
     assert.deepEqual([response.status, problem.status, problem.name], [404, 404, "NOT_FOUND"]);
-    assert.match(problem.detail, says);
+    assert.match(problem.detail, pattern);
   }
   const reply = await service.post("/rpc", JSON.stringify({ jsonrpc: "2.0", id: 1, method: "optimizer.describe", params: { name: "nope" } }), JSON_TYPE);
   assert.equal(((await reply.json()) as { error: { code: number } }).error.code, -32602);

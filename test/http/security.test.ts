@@ -251,12 +251,12 @@ test("TLS works, certificates renew while the service runs, and mutual TLS refus
   }
   const client = certificate("client", "ca");
   certificate("other-ca");
-  const stranger = certificate("stranger", "other-ca");
+  const otherClient = certificate("stranger", "other-ca");
   await using service = await TestService.start({ ...env, STEPD_TLS_CLIENT_CA_FILE: ca.cert, STEPD_ADMIN_PORT: "0" });
   const pair = (files: { readonly cert: string; readonly key: string }) => ({ cert: readFileSync(files.cert), key: readFileSync(files.key) });
   assert.equal((await callTls(service, { ...trust, ...pair(client) })).status, 200);
   await assert.rejects(callTls(service, trust));
-  await assert.rejects(callTls(service, { ...trust, ...pair(stranger) }));
+  await assert.rejects(callTls(service, { ...trust, ...pair(otherClient) }));
   assert.equal((await fetch(`${service.admin}/health/ready`)).status, 200, "probes have no certificate");
   assert.equal((await callTls(service, { ...trust, ...pair(client), headers: { "X-Long": "a".repeat(16384) } })).status, 431);
   const metrics = await (await fetch(`${service.admin}/metrics`)).text();

@@ -163,11 +163,11 @@ suite("a step split over several calls", () => {
         .sort()
         .reduce((sum, name) => sum + (found[name]?.grad_squares ?? 0), 0),
     );
-    const told = {
+    const norms = {
       clip: { ...more.clip, total_norm: Number.isFinite(total) ? total : String(total) },
       others_non_finite: Object.values(found).some(({ non_finite }) => non_finite > 0),
     };
-    return Promise.all(names.map((part) => step(pick(params, part), pick(grads, part), { ...more, ...told })));
+    return Promise.all(names.map((part) => step(pick(params, part), pick(grads, part), { ...more, ...norms })));
   };
 
   for (const { label, optimizer } of variants) {
@@ -197,9 +197,9 @@ suite("a step split over several calls", () => {
   }
 
   test("an infinite total_norm sets finite gradients to 0, with one warning", async () => {
-    const told = await step(params, gradsAt(SMALL, 0), { clip: { max_norm: 1, total_norm: "Infinity" }, optimizer: { name: "sgd" } });
-    requireSame(readTensors(told.params), params);
-    assert.deepEqual(told.warnings, ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"]);
+    const result = await step(params, gradsAt(SMALL, 0), { clip: { max_norm: 1, total_norm: "Infinity" }, optimizer: { name: "sgd" } });
+    requireSame(readTensors(result.params), params);
+    assert.deepEqual(result.warnings, ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"]);
   });
 
   test("others_non_finite refuses finite gradients; non-finite gradients are named first", async () => {

@@ -69,13 +69,13 @@ test("every hand-written example of a call checks the status", () => {
   const { stdout } = spawnSync("git", ["ls-files", "*.md"], { cwd: root, encoding: "utf8" });
   const pages = stdout.trim().split("\n");
   assert.ok(pages.includes("README.md") && pages.includes("docs/deployment.md"));
-  const careless = pages.flatMap((page) => {
+  const unchecked = pages.flatMap((page) => {
     const text = read(page);
     const curls = blocks(text, "sh").filter((block) => /\bcurl\b/.test(block) && !block.includes("--fail"));
     const scripts = blocks(text, "python").filter((block) => /getresponse|urlopen|requests\.|httpx\./.test(block) && !/status|raise_for_status/.test(block));
     return [...curls, ...scripts].map((block) => `${page}: ${block}`);
   });
-  assert.deepEqual(careless, []);
+  assert.deepEqual(unchecked, []);
 });
 
 test("the settings in docs/lamb.md are valid", async () => {

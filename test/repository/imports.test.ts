@@ -105,9 +105,9 @@ test("the table, the linter's configuration and src have the same folders", () =
   const { overrides } = JSON.parse(readFileSync(join(root, "biome.json"), "utf8")) as {
     overrides: readonly { includes: readonly string[]; linter: { rules?: { style?: { noRestrictedImports?: unknown } } } }[];
   };
-  const ruled = overrides.filter(({ linter }) => linter.rules?.style?.noRestrictedImports).flatMap(({ includes }) => includes);
+  const restricted = overrides.filter(({ linter }) => linter.rules?.style?.noRestrictedImports).flatMap(({ includes }) => includes);
   assert.deepEqual(Object.keys(rooms).sort(), folders.sort());
-  assert.deepEqual(ruled.sort(), folders.map((folder) => `src/${folder}/**`).sort());
+  assert.deepEqual(restricted.sort(), folders.map((folder) => `src/${folder}/**`).sort());
 });
 
 test("the top of src has only the entries, their shared code, the composition root, the configuration and the machine's limits", () => {

@@ -14,15 +14,15 @@ before(async () => {
 after(() => service[Symbol.asyncDispose]());
 
 test("every integer of a request has a maximum that float64 can hold", () => {
-  const look = (schema: unknown, path: string): void => {
+  const requireMaximum = (schema: unknown, path: string): void => {
     if (typeof schema !== "object" || schema === null) return;
     const { type, maximum } = schema as { type?: string | string[]; maximum?: number };
     if ([type].flat().includes("integer")) assert.ok(maximum !== undefined && maximum <= Number.MAX_SAFE_INTEGER, path);
-    for (const [key, value] of Object.entries(schema)) look(value, `${path}/${key}`);
+    for (const [key, value] of Object.entries(schema)) requireMaximum(value, `${path}/${key}`);
   };
-  const asked = schemas.filter(({ $id }) => !$id.includes("-result") && $id !== "error.schema.json");
-  assert.ok(asked.length > 10);
-  for (const schema of asked) look(schema, schema.$id);
+  const inputs = schemas.filter(({ $id }) => !$id.includes("-result") && $id !== "error.schema.json");
+  assert.ok(inputs.length > 10);
+  for (const schema of inputs) requireMaximum(schema, schema.$id);
 });
 
 /** Returns a step of a parameter 0 with lr 1. The gradient is given as JSON text. */

@@ -93,9 +93,9 @@ for (const format of ["torch", "qhoptim", "optax"] as const) {
           else if (there.lost.every((sentence) => /keeps no step/.test(sentence))) requireBytes(back.state, state, label);
           else if (format === "optax") requireSame(readEntries(back.state), kept);
           else if (slots.length > 0) {
-            const said = there.lost.map((sentence) => Number(/: (\d+) of /.exec(sentence)?.[1] ?? 0)).reduce((sum, count) => sum + count, 0);
+            const lostValues = there.lost.map((sentence) => Number(/: (\d+) of /.exec(sentence)?.[1] ?? 0)).reduce((sum, count) => sum + count, 0);
             const products = format === "torch" ? NAMES.length : 0;
-            assert.equal(countDifferences(readEntries(back.state), kept), said + products);
+            assert.equal(countDifferences(readEntries(back.state), kept), lostValues + products);
           }
         }
       });
@@ -127,9 +127,9 @@ test("float64 slots survive torch and optax bit for bit, and change through qhop
   const qhoptim = { format: "qhoptim", betas: BETAS };
   const there = await convert({ state, to: qhoptim });
   const back = await convert({ state: there.state, from: qhoptim, optimizer: "adam" });
-  const said = Number(/: (\d+) of 1002 /.exec(there.lost[0] ?? "")?.[1] ?? 0);
-  assert.ok(said > 0);
-  assert.equal(countDifferences(readEntries(back.state), readEntries(state)), said);
+  const lostValues = Number(/: (\d+) of 1002 /.exec(there.lost[0] ?? "")?.[1] ?? 0);
+  assert.ok(lostValues > 0);
+  assert.equal(countDifferences(readEntries(back.state), readEntries(state)), lostValues);
 });
 
 test("a foreign file keeps its numbers through stepd, in any order and with any dtype of steps", async () => {
@@ -202,9 +202,9 @@ test("torch: a step above float32's precision, master copies, and buffers before
     'torch counts steps in float32, where 16777217 is 16777216 and nothing counts on beyond 16777216: "w"',
   ]);
   assert.deepEqual(readEntries(state)["state.w.step"]?.values, [2 ** 24]);
-  const unborn = await convert({ state: stateOf("sgd", { "step/w": scalar("I64", 0), "momentum_buffer/w": f32(0) }), to: { format: "torch" } });
-  assert.match(unborn.lost.join("\n"), /^torch has no momentum_buffer before the first step of sgd: "w"\n/);
-  assert.deepEqual(readEntries(unborn.state), {});
+  const beforeFirstStep = await convert({ state: stateOf("sgd", { "step/w": scalar("I64", 0), "momentum_buffer/w": f32(0) }), to: { format: "torch" } });
+  assert.match(beforeFirstStep.lost.join("\n"), /^torch has no momentum_buffer before the first step of sgd: "w"\n/);
+  assert.deepEqual(readEntries(beforeFirstStep.state), {});
 });
 
 test("torch: a missing mu_product of NAdam is accepted, and reported as lost on the way back", async () => {

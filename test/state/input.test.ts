@@ -39,7 +39,7 @@ const optax = (entries: Entries, convention: Fields = {}): Fields => ({
   from: { format: "optax", optimizer: "adam", ...convention },
 });
 
-type Case = readonly [params: Fields, name: string, field: string, says: RegExp];
+type Case = readonly [params: Fields, name: string, field: string, pattern: RegExp];
 
 const CASES: Readonly<Record<string, Readonly<Record<string, Case>>>> = {
   parameters: {
@@ -215,7 +215,7 @@ const toJson = (value: unknown): string =>
 
 for (const [title, cases] of Object.entries(CASES)) {
   suite(title, () => {
-    for (const [label, [params, name, field, says]] of Object.entries(cases)) {
+    for (const [label, [params, name, field, pattern]] of Object.entries(cases)) {
       test(`refuses ${label}`, async () => {
         // MessagePack would encode undefined values, but the field must be absent, so these values are removed.
         const clean = Object.fromEntries(
@@ -235,7 +235,7 @@ for (const [title, cases] of Object.entries(CASES)) {
           const rpc = await service.post("/rpc", encode({ jsonrpc: "2.0", id: 1, method: "state.convert", params: clean }), type);
           const { error } = (await readReply(rpc)) as { readonly error: RpcError };
           assert.deepEqual([error?.data.name, error?.data.field, problem.name, problem.field], [name, field, name, field], error?.message);
-          assert.match(error.message, says);
+          assert.match(error.message, pattern);
           assert.equal(problem.detail, error.message);
           assert.ok(rest.status >= 400 && rest.status < 500);
         }

@@ -20,9 +20,9 @@ for (const [betas, least] of CASES) {
     assert.equal(stepsOf(weights, betas), 0);
     for (let step = 1; step <= 200_000; step++) {
       weights = [1 + betas[0] * weights[0], 1 + betas[1] * weights[1]];
-      const told = stepsOf(weights, betas);
-      if (told === undefined) assert.ok(step > least, `step ${step} is not told`);
-      else assert.equal(told, step);
+      const steps = stepsOf(weights, betas);
+      if (steps === undefined) assert.ok(step > least, `step  is not recovered`);
+      else assert.equal(steps, step);
       assert.ok(
         weights.every((weight, index) => isWeightOf(weight, betas[index] as number, step)),
         `step ${step}`,

@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
-Spoil = Callable[[socket.socket], None]
+Fault = Callable[[socket.socket], None]
 
 
 class Proxy:
-    """Breaks the first connections, one with each of ``spoils``. Pipes all others.
+    """Breaks the first connections, one with each of ``faults``. Pipes all others.
 
-    A test may append to ``spoils`` later.
+    A test may append to ``faults`` later.
 
     With a TLS context, callers connect by https://.
     """
 
     def __init__(
-        self, url: str, spoils: Iterable[Spoil], tls: ssl.SSLContext | None = None
+        self, url: str, faults: Iterable[Fault], tls: ssl.SSLContext | None = None
     ) -> None:
         parts = urlsplit(url)
         target = (parts.hostname or "", parts.port or 80)
-        self.spoils = list(spoils)
+        self.faults = list(faults)
         self.connections = 0
         proxy = self
 
@@ -39,8 +39,8 @@ class Proxy:
                         self.request.do_handshake()
                     except OSError:
                         return
-                if proxy.spoils:
-                    proxy.spoils.pop(0)(self.request)
+                if proxy.faults:
+                    proxy.faults.pop(0)(self.request)
                     return
                 with socket.create_connection(target) as upstream:
                     back = threading.Thread(target=pipe, args=(upstream, self.request))
@@ -88,7 +88,7 @@ def hang_up(connection: socket.socket) -> None:
     connection.recv(1)
 
 
-def silence(connection: socket.socket) -> None:
+def never_reply(connection: socket.socket) -> None:
     """Read everything, and send nothing until the caller has closed the connection."""
     while connection.recv(65536):
         pass
@@ -115,14 +115,14 @@ def read_request(connection: socket.socket) -> bytes:
     return head + body
 
 
-def answer(status: str, body: bytes = b"", *headers: str) -> Spoil:
-    """Return a spoil that reads the request, answers, and closes the connection."""
+def answer(status: str, body: bytes = b"", *headers: str) -> Fault:
+    """Return a fault that reads the request, answers, and closes the connection."""
 
-    def spoil(connection: socket.socket) -> None:
+    def fault(connection: socket.socket) -> None:
         read_request(connection)
         reply(connection, status, body, *headers)
 
-    return spoil
+    return fault
 
 
 def reply(

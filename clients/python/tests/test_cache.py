@@ -313,7 +313,7 @@ def test_waits_for_the_server_with_the_blobs(caching: Server) -> None:
         expected = plain.step(ADAMW, kept.params, tensors(3), kept.state)
         client._replicas[1].cool_down_until = 0.0
         client._replicas[0].client.close()
-        home.spoils += [busy, hang_up]
+        home.faults += [busy, hang_up]
         result = client.step(ADAMW, None, tensors(3), cached=kept.cached)
         assert agree(result, expected)
 

@@ -59,9 +59,9 @@ def test_errors_name_the_field(client: stepd.Client) -> None:
     assert "/optimizer/lr" in str(error)
     with pytest.raises(stepd.TensorMismatch):
         client.step(ADAMW, {"w": np.zeros(3, np.float32)}, {"w": np.zeros(2)})
-    with pytest.raises(stepd.NonFiniteGradient) as spoiled:
+    with pytest.raises(stepd.NonFiniteGradient) as non_finite:
         client.step(ADAMW, {"w": np.zeros(1)}, {"w": np.array([np.nan])})
-    assert spoiled.value.tensors == ("w",)
+    assert non_finite.value.tensors == ("w",)
     # The connection is still usable.
     assert client.ready()
 

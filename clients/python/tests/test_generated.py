@@ -34,7 +34,7 @@ EXAMPLES: dict[str, Any] = {
 }
 
 
-def made_by(function: Any) -> dict[str, Any]:
+def mapping_of(function: Any) -> dict[str, Any]:
     required = [
         name
         for name, parameter in inspect.signature(function).parameters.items()
@@ -46,7 +46,7 @@ def made_by(function: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", stepd.optimizers.__all__)
 def test_optimizer(client: stepd.Client, name: str) -> None:
-    optimizer = made_by(getattr(stepd.optimizers, name))
+    optimizer = mapping_of(getattr(stepd.optimizers, name))
     assert optimizer["name"] == name
     required = (
         {"name": name, **{k: optimizer[k] for k in ("lr", "momentum", "nu")}}
@@ -60,7 +60,7 @@ def test_optimizer(client: stepd.Client, name: str) -> None:
 
 @pytest.mark.parametrize("name", stepd.schedules.__all__)
 def test_schedule(client: stepd.Client, name: str) -> None:
-    schedule = made_by(getattr(stepd.schedules, name))
+    schedule = mapping_of(getattr(stepd.schedules, name))
     assert len(client.evaluate_schedule(schedule, count=10)["lrs"]) == 10
 
 

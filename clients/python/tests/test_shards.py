@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Server
-from proxy import Proxy, answer, hang_up, silence
+from proxy import Proxy, answer, hang_up, never_reply
 
 import stepd
 from stepd._calls import CachedShard, TensorInfo
@@ -173,13 +173,13 @@ def test_sends_the_callers_gradients(
     sent: dict[str, Any] = {}
     step = stepd.Client.step
 
-    def noting(
+    def recording_step(
         self: Any, optimizer: Any, params: Any, grads: Any, *rest: Any, **more: Any
     ) -> Any:
         sent.update(grads)
         return step(self, optimizer, params, grads, *rest, **more)
 
-    monkeypatch.setattr(stepd.Client, "step", noting)
+    monkeypatch.setattr(stepd.Client, "step", recording_step)
     given: dict[str, Any] = {"clip": {"max_norm": 1.0}, "non_finite": non_finite}
     try:
         assert sharded.step(ADAMW, params, grads, **given).skipped == (
@@ -411,7 +411,7 @@ def problem(name: str, status: int) -> Any:
 
 FOREIGN = {
     "hang up": hang_up,
-    "silence": silence,
+    "never_reply": never_reply,
     "500": problem("INTERNAL_ERROR", 500),
     "429": problem("OVERLOADED", 429),
     "503": problem("DRAINING", 503),
@@ -430,13 +430,13 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("spoil", FOREIGN.values(), ids=FOREIGN)
-def test_failed_call_goes_to_another_replica(server: Server, spoil: Any) -> None:
+@pytest.mark.parametrize("fault", FOREIGN.values(), ids=FOREIGN)
+def test_failed_call_goes_to_another_replica(server: Server, fault: Any) -> None:
     params, grads = tensors(1), tensors(2)
     # There is no second round: the first round must reach the one replica that works.
     with (
-        Proxy(server.url, [spoil] * 99) as a,
-        Proxy(server.url, [spoil] * 99) as b,
+        Proxy(server.url, [fault] * 99) as a,
+        Proxy(server.url, [fault] * 99) as b,
         stepd.ShardedClient(
             [a.url, b.url, server.url], request_bytes=8000, retries=0, timeout=0.5
         ) as sharded,
@@ -513,10 +513,10 @@ def test_dead_replica_cools_down_longer_each_time(server: Server, clock: Clock) 
             clock.now += 0.5
         assert asked == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
         # A success resets the cool-down, so that the next cool-down is 1 s.
-        bad.spoils += [hang_up] * 9
+        bad.faults += [hang_up] * 9
         again: list[float] = []
         while len(again) < 3:
-            # Only new connections are spoiled, so the open connection is closed.
+            # Only new connections break, so the test closes the open connection.
             sharded._replicas[0].client.close()
             before = bad.connections
             sharded.describe("adamw")
@@ -535,7 +535,7 @@ def test_refusal_ends_the_cool_down(
         stepd.ShardedClient([bad.url], retries=0) as sharded,
     ):
         (replica,) = sharded._replicas
-        while bad.spoils:
+        while bad.faults:
             with pytest.raises(stepd.ConnectError):
                 sharded.describe("adamw")
         assert replica.cool_down_until == clock.now + 4
@@ -550,7 +550,7 @@ def test_refusal_ends_the_cool_down(
         assert (replica.failures, replica.cool_down_until) == (0, 0)
         # A success resets the cool-down, so that the next cool-down is 1 s.
         replica.client.close()
-        bad.spoils.append(hang_up)
+        bad.faults.append(hang_up)
         with pytest.raises(stepd.ConnectError):
             sharded.describe("adamw")
         assert replica.cool_down_until == clock.now + 1
@@ -564,14 +564,14 @@ def test_cooling_replica_precedes_one_that_just_failed(
         Proxy(server.url, []) as other,
         stepd.ShardedClient([long_dead.url, other.url], retries=0) as sharded,
     ):
-        while long_dead.spoils:
+        while long_dead.faults:
             sharded.describe("adamw")
             clock.now += 0.5
         # This replica works now, but its cool-down exceeds the other replica's.
-        other.spoils += [hang_up] * 2
+        other.faults += [hang_up] * 2
         sharded._replicas[1].client.close()
         sharded.describe("adamw")
-        assert (long_dead.connections, len(other.spoils)) == (5, 1)
+        assert (long_dead.connections, len(other.faults)) == (5, 1)
 
 
 def test_concurrent_failures_count_once(clock: Clock) -> None:

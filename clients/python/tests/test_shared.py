@@ -251,17 +251,17 @@ def test_a_state_that_grows(sharing: Server, folder: pathlib.Path) -> None:
     assert (once, twice) == (1, 2)
 
 
-def swallow(url: str, then: Callable[[], None] = lambda: None) -> Any:
-    """Return a spoil that lets the server run the call, and drops the reply."""
+def drop_reply(url: str, then: Callable[[], None] = lambda: None) -> Any:
+    """Return a fault that lets the server run the call, and drops the reply."""
 
-    def spoil(connection: socket.socket) -> None:
+    def fault(connection: socket.socket) -> None:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as upstream:
             upstream.sendall(read_request(connection))
             assert upstream.recv(65536).startswith(b"HTTP/1.1 200")
         then()
 
-    return spoil
+    return fault
 
 
 @both
@@ -269,9 +269,9 @@ def test_a_lost_reply(kind: Any, sharing: Server, folder: pathlib.Path) -> None:
     adamw = {"name": "adamw"}
     with stepd.Client(sharing.url) as plain:
         expected = steps(plain, adamw, np.float32)
-    spoils = [swallow(sharing.url), swallow(sharing.url)]
+    faults = [drop_reply(sharing.url), drop_reply(sharing.url)]
     with (
-        Proxy(sharing.url, spoils) as proxy,
+        Proxy(sharing.url, faults) as proxy,
         kind(proxy.url, shared_dir=folder, retries=QUICK) as client,
     ):
         results = steps(client, adamw, np.float32, 1)
@@ -299,7 +299,7 @@ def test_late_writer_does_no_harm(sharing: Server, folder: pathlib.Path) -> None
     ):
         first = client.step(adamw, tensors(1), tensors(2))
         client._transport.close()
-        proxy.spoils.append(lose)
+        proxy.faults.append(lose)
         second = client.step(adamw, first.params, tensors(3), first.state)
         del first
         third = client.step(adamw, second.params, tensors(4), second.state)

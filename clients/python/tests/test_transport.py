@@ -24,7 +24,7 @@ import msgpack
 import numpy as np
 import pytest
 from conftest import Server
-from proxy import Proxy, answer, cut, hang_up, read_request, reply, silence
+from proxy import Proxy, answer, cut, hang_up, never_reply, read_request, reply
 
 import stepd
 
@@ -53,20 +53,20 @@ both = pytest.mark.parametrize("run", [run_sync, run_async], ids=["sync", "async
 
 @both
 @pytest.mark.parametrize(
-    "spoil",
+    "fault",
     [
         hang_up,
         cut,
-        silence,
+        never_reply,
         answer("502 Bad Gateway", b"<h1>no backend</h1>"),
         answer("503 Service Unavailable"),
         answer("200 OK", b"\xc1", "Content-Type: application/vnd.msgpack"),
     ],
-    ids=["hang up", "cut", "silence", "502", "503", "nonsense"],
+    ids=["hang up", "cut", "never_reply", "502", "503", "nonsense"],
 )
-def test_retries(run: Run, spoil: Any, server: Server) -> None:
+def test_retries(run: Run, fault: Any, server: Server) -> None:
     expected = run_sync(server.url, "step", ADAMW, W, W)
-    with Proxy(server.url, [spoil, spoil]) as proxy:
+    with Proxy(server.url, [fault, fault]) as proxy:
         timeout = stepd.Timeout(connect=5, read=0.3)
         result = run(proxy.url, "step", ADAMW, W, W, retries=QUICK, timeout=timeout)
         assert proxy.connections == 3
@@ -153,7 +153,7 @@ def test_raises_the_last_error(run: Run, server: Server) -> None:
             run(nowhere, "info", retries=0)
         assert run(nowhere, "ready", retries=0) is False
     timed_out = pytest.raises(stepd.TimeoutError, match="in time")
-    with Proxy(server.url, [silence]) as proxy, timed_out:
+    with Proxy(server.url, [never_reply]) as proxy, timed_out:
         run(proxy.url, "step", ADAMW, W, W, retries=0, timeout=0.2)
     with Proxy(server.url, [answer("404 Not Found", b"nginx")]) as proxy:
         with pytest.raises(stepd.TransportError, match="nginx") as caught:
@@ -164,16 +164,16 @@ def test_raises_the_last_error(run: Run, server: Server) -> None:
 
 
 def drip(head: bytes, body: bytes) -> Callable[[socket.socket], None]:
-    """Return a spoil that answers with ``head`` at once, then ``body`` byte by byte."""
+    """Return a fault that answers with ``head`` at once, then ``body`` byte by byte."""
 
-    def spoil(connection: socket.socket) -> None:
+    def fault(connection: socket.socket) -> None:
         read_request(connection)
         connection.sendall(head)
         for byte in body:
             time.sleep(0.05)
             connection.sendall(bytes([byte]))
 
-    return spoil
+    return fault
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
@@ -181,7 +181,7 @@ READY = json.dumps({"optimizers": ["x" * 200]}).encode()
 PACKED = msgpack.packb({"optimizers": ["x" * 200], "state": bytes(3000)})
 
 
-def sip(connection: socket.socket) -> None:
+def read_slowly(connection: socket.socket) -> None:
     """Read a request in small pieces, and answer at its end."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     for _ in range(200):
@@ -193,7 +193,7 @@ def sip(connection: socket.socket) -> None:
 
 @both
 @pytest.mark.parametrize(
-    "spoil",
+    "fault",
     [
         drip(HEAD % (b"application/json", len(READY)), READY),
         drip(HEAD % (b"application/vnd.msgpack", len(PACKED)), PACKED),
@@ -202,9 +202,9 @@ def sip(connection: socket.socket) -> None:
     ],
     ids=["json", "msgpack", "headers", "refusal"],
 )
-def test_dripping_reply_times_out(run: Run, spoil: Any) -> None:
+def test_dripping_reply_times_out(run: Run, fault: Any) -> None:
     late = pytest.raises(stepd.TimeoutError, match="in time")
-    with Proxy("http://127.0.0.1:1", [spoil]) as proxy, late:
+    with Proxy("http://127.0.0.1:1", [fault]) as proxy, late:
         run(proxy.url, "optimizers", retries=0, timeout=0.5)
 
 
@@ -212,11 +212,13 @@ def test_dripping_reply_times_out(run: Run, spoil: Any) -> None:
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @both
-@pytest.mark.parametrize("spoil", [sip, lambda _: time.sleep(5)], ids=["slow", "none"])
-def test_stalled_upload_times_out(run: Run, spoil: Any) -> None:
+@pytest.mark.parametrize(
+    "fault", [read_slowly, lambda _: time.sleep(5)], ids=["slow", "none"]
+)
+def test_stalled_upload_times_out(run: Run, fault: Any) -> None:
     large = {"w": np.ones(2**23, np.float32)}
     late = pytest.raises(stepd.TimeoutError, match="in time")
-    with Proxy("http://127.0.0.1:1", [spoil]) as proxy, late:
+    with Proxy("http://127.0.0.1:1", [fault]) as proxy, late:
         run(proxy.url, "step", ADAMW, large, large, retries=0, timeout=0.5)
     gc.collect()
 
@@ -224,8 +226,8 @@ def test_stalled_upload_times_out(run: Run, spoil: Any) -> None:
 @both
 def test_long_call_has_only_requested_limits(run: Run) -> None:
     body = json.dumps({"optimizers": []}).encode()
-    spoil = drip(HEAD % (b"application/json", len(body)), body)
-    with Proxy("http://127.0.0.1:1", [spoil]) as proxy:
+    fault = drip(HEAD % (b"application/json", len(body)), body)
+    with Proxy("http://127.0.0.1:1", [fault]) as proxy:
         timeout = stepd.Timeout(read=1)
         assert run(proxy.url, "optimizers", retries=0, timeout=timeout) == []
 
@@ -299,8 +301,8 @@ def test_gives_up_an_address_where_nothing_listens(
 
 @all_three
 def test_refused_connections_do_not_use_up_retries(run: Run, server: Server) -> None:
-    spoils = [hang_up] * 4
-    with Proxy(server.url, spoils) as proxy:
+    faults = [hang_up] * 4
+    with Proxy(server.url, faults) as proxy:
         with pytest.raises(stepd.ConnectError) as caught:
             run(proxy.url, "norms", W, retries=stepd.Retry(attempts=1, first=0.01))
         assert not caught.value.refused
@@ -315,7 +317,7 @@ def test_deadline_limits_all_attempts(run: Run, server: Server) -> None:
             run(proxy.url, "norms", W, timeout=stepd.Timeout(deadline=1))
         assert proxy.connections == (2 if run is run_sharded else 1)
     late = pytest.raises(stepd.TimeoutError)
-    with Proxy(server.url, [silence] * 8) as proxy, late:
+    with Proxy(server.url, [never_reply] * 8) as proxy, late:
         run(proxy.url, "norms", W, timeout=stepd.Timeout(deadline=0.5))
 
 
@@ -323,8 +325,8 @@ def test_deadline_limits_all_attempts(run: Run, server: Server) -> None:
 def test_reads_errors_in_messagepack(run: Run, server: Server) -> None:
     packed = msgpack.packb(PROBLEM)
     for kind in ("application/vnd.msgpack", "application/problem+json"):
-        spoil = answer("429 Too Many", packed, f"Content-Type: {kind}")
-        with Proxy(server.url, [spoil]) as proxy:
+        fault = answer("429 Too Many", packed, f"Content-Type: {kind}")
+        with Proxy(server.url, [fault]) as proxy:
             with pytest.raises(stepd.Overloaded, match="full") as caught:
                 run(proxy.url, "info", retries=0)
             assert caught.value.retry_after == 1
@@ -374,12 +376,12 @@ def test_unix_socket(run: Run, tmp_path: pathlib.Path) -> None:
 def test_sends_the_token(run: Run) -> None:
     seen: list[bytes] = []
 
-    def spoil(connection: socket.socket) -> None:
+    def fault(connection: socket.socket) -> None:
         seen.append(read_request(connection))
         kind = "Content-Type: application/json"
         reply(connection, "200 OK", b'{"ready":true}', kind)
 
-    with Proxy("http://127.0.0.1:1", [spoil]) as proxy:
+    with Proxy("http://127.0.0.1:1", [fault]) as proxy:
         assert run(f"{proxy.url}/below/", "ready", token="secret")
     assert b"\r\nAuthorization: Bearer secret" in seen[0]
     assert seen[0].startswith(b"GET /below/health/ready HTTP/1.1\r\n")
@@ -505,10 +507,10 @@ def test_refuses_tokens_that_a_header_cannot_hold(token: str) -> None:
 def test_copies_of_clients(twin: Any, server: Server) -> None:
     seen: list[bytes] = []
 
-    def spoil(connection: socket.socket) -> None:
+    def fault(connection: socket.socket) -> None:
         seen.append(read_request(connection))
 
-    with Proxy(server.url, [spoil]) as proxy:
+    with Proxy(server.url, [fault]) as proxy:
         client = stepd.Client(proxy.url, "secret", retries=QUICK, pool_size=1)
         copied = twin(client)
         assert copied.step(ADAMW, W, W).step == 1

@@ -33,7 +33,7 @@ export class Replicas {
       let last: StepdError | TransportError | undefined;
       let blobMissing: unknown;
       while (untried.size > 0) {
-        const replica = leastLoaded(untried, home);
+        const replica = leastKey(untried, home);
         untried.delete(replica);
         try {
           return await replica.run(call, options, this.#turn++);
@@ -63,7 +63,7 @@ const isReplicaFault = (error: unknown): error is StepdError | TransportError =>
 
 const isRefused = (error: StepdError | TransportError): boolean => error instanceof TransportError && error.isRefused;
 
-type Load = readonly [coolDown: number, isNotHome: number, calls: number, turn: number];
+type SortKey = readonly [coolDown: number, isNotHome: number, calls: number, turn: number];
 
 class Replica {
   readonly #client: Client;
@@ -115,17 +115,17 @@ class Replica {
   }
 
   /** Returns the sort key, lowest first: cool-down, not `home`, calls in progress, time of the last call. */
-  load(now: number, home: string | undefined): Load {
+  sortKey(now: number, home: string | undefined): SortKey {
     // After the cool-down one call probes the replica. Other calls avoid the replica until that call ends.
     const isOnTrial = this.#failures > 0 && this.#calls > 0;
     return [this.#coolDownUntil > now ? this.#coolDownUntil : isOnTrial ? now : 0, Number(this.#client.url !== home), this.#calls, this.#turn];
   }
 }
 
-const leastLoaded = (replicas: Iterable<Replica>, home: string | undefined): Replica => {
+const leastKey = (replicas: Iterable<Replica>, home: string | undefined): Replica => {
   const now = performance.now();
   const [first] = [...replicas]
-    .map((replica) => ({ replica, load: replica.load(now, home) }))
-    .sort(({ load: a }, { load: b }) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2] || a[3] - b[3]);
+    .map((replica) => ({ replica, key: replica.sortKey(now, home) }))
+    .sort(({ key: a }, { key: b }) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2] || a[3] - b[3]);
   return (first as { replica: Replica }).replica;
 };

@@ -196,13 +196,13 @@ suite("wrong arguments", () => {
   });
 
   test("states and files", () => {
-    const strange = (value: unknown): never => value as never;
+    const untyped = (value: unknown): never => value as never;
     for (const value of ["x", undefined, null, [1], new ArrayBuffer(8)])
-      assert.throws(() => new State(strange(value)), isOneLineError(/^expected the bytes of a state in a Uint8Array, found/));
+      assert.throws(() => new State(untyped(value)), isOneLineError(/^expected the bytes of a state in a Uint8Array, found/));
     assert.throws(() => new State(new Uint8Array(3)), isOneLineError(/a safetensors file has at least 8 bytes/));
     assert.throws(() => State.join([]), isOneLineError(/there is no state to join/));
-    assert.throws(() => State.join(strange("x")), isOneLineError(/^states: expected a list of State/));
-    assert.throws(() => State.join(strange([new Uint8Array(8)])), isOneLineError(/^states: expected a list of State/));
+    assert.throws(() => State.join(untyped("x")), isOneLineError(/^states: expected a list of State/));
+    assert.throws(() => State.join(untyped([new Uint8Array(8)])), isOneLineError(/^states: expected a list of State/));
     assert.throws(() => toTensors(new Uint8Array(9)), isOneLineError(/./));
   });
 

@@ -48,7 +48,7 @@ suite("a sharded step equals one call", () => {
   const broken = { ...grads, a: NaNs };
   const more = { ...broken, "😀": vector(Number.POSITIVE_INFINITY), "￿": vector(1, Number.NaN, Number.NaN) };
   const wrong = { ...broken, "￿": vector(1) };
-  const stray = { ...broken, z: vector(1) };
+  const unmatched = { ...broken, z: vector(1) };
   const huge = { ...grads, d: double(1e200) };
   const steps: Readonly<Record<string, Partial<BothInput>>> = {
     plain: {},
@@ -74,7 +74,7 @@ suite("a sharded step equals one call", () => {
       master_weights: true,
     },
     "skip does not hide a shape": { grads: wrong, non_finite: "skip" },
-    "skip does not hide a gradient without a parameter": { grads: stray, non_finite: "skip" },
+    "skip does not hide a gradient without a parameter": { grads: unmatched, non_finite: "skip" },
     "skip does not hide a hyperparameter": { grads: broken, non_finite: "skip", optimizer: { name: "adamw", lr: -1 } },
     "skip does not hide a negative norm": { grads: broken, non_finite: "skip", clip: { max_norm: -1 } },
     "skip does not hide a wrong seed": { grads: broken, non_finite: "skip", stochastic_rounding: { seed: -1 } },

@@ -77,7 +77,7 @@ class Retry:
                 )
 
     def pause(self, attempt: int, error: StepdError) -> float | None:
-        """Return the seconds to wait after attempt ``attempt``. None means to give up."""
+        """Return the seconds to wait after attempt ``attempt``; None to give up."""
         if attempt >= self.attempts:
             return None
         pause = _exponential(self.first, attempt, self.longest)

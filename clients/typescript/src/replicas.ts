@@ -33,7 +33,7 @@ export class Replicas {
       let last: StepdError | TransportError | undefined;
       let blobMissing: unknown;
       while (untried.size > 0) {
-        const replica = leastKey(untried, home);
+        const replica = leastLoaded(untried, home);
         untried.delete(replica);
         try {
           return await replica.run(call, options, this.#turn++);
@@ -122,7 +122,7 @@ class Replica {
   }
 }
 
-const leastKey = (replicas: Iterable<Replica>, home: string | undefined): Replica => {
+const leastLoaded = (replicas: Iterable<Replica>, home: string | undefined): Replica => {
   const now = performance.now();
   const [first] = [...replicas]
     .map((replica) => ({ replica, key: replica.sortKey(now, home) }))

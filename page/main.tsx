@@ -16,6 +16,7 @@ interface Panel {
 const PANELS: readonly Panel[] = [
   { id: "now", title: "Now", load: () => import("./now/now.tsx").then(({ Now }) => Now) },
   { id: "doctor", title: "State doctor", load: () => import("./doctor/doctor.tsx").then(({ Doctor }) => Doctor) },
+  { id: "try", title: "Try", load: () => import("./try/try.tsx").then(({ Try }) => Try) },
 ];
 
 const FIRST = PANELS[0] as Panel;

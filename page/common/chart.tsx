@@ -43,7 +43,13 @@ export const Chart = ({ title, x, series, format = String, formatX = String, hei
         scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
         axes: [
           { ...axis, values: (_, ticks) => ticks.map(formatX) },
-          { ...axis, size: 70, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) },
+          {
+            ...axis,
+            size: 80,
+            values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),
+            // Powers of ten alone, because all ticks of a logarithmic axis would be gray.
+            ...(isLog && { filter: (_: uPlot, ticks: number[]) => ticks.map((tick) => (Number.isInteger(Math.log10(tick)) ? tick : null)) }),
+          },
         ],
         series: [
           { label: "x", value: (_, value) => (value === null ? "" : formatX(value)) },

@@ -125,6 +125,44 @@ suite("page", () => {
     visitor.requireQuiet();
   });
 
+  test("Try runs optimizers side by side, follows its settings, and keeps them in a link", async () => {
+    const { page } = visitor;
+    await visitor.panel("Try");
+    const status = page.getByText(/\d+ optimizers took/);
+    await page.getByText("3 optimizers took 600 steps").waitFor();
+    await page.getByRole("img", { name: "The paths of sgd, adam, lion on the surface Quadratic" }).waitFor();
+    await picture("try");
+    await requireAccessible(page);
+    await page.getByRole("button", { name: "The first 10" }).click();
+    await page.getByText("10 optimizers took 2,000 steps").waitFor();
+    if (process.env["TIMES"] !== undefined) console.log(await status.textContent());
+    await page.getByRole("button", { name: "Remove adagrad", exact: true }).click();
+    await page.getByRole("combobox", { name: "Surface" }).selectOption("Matrix of 8 × 8");
+    await page.getByText("9 optimizers took 1,800 steps").waitFor();
+    await page.getByRole("combobox", { name: "Surface" }).selectOption("Rosenbrock");
+    const adam = page.getByRole("group", { name: "adam", exact: true });
+    await adam.getByRole("spinbutton", { name: "lr", exact: true }).fill("0.2");
+    await adam.getByRole("slider", { name: "betas[0], slider" }).press("ArrowLeft");
+    await page.waitForURL(/#try\?.*0\.899/);
+    await status.waitFor();
+    const link = (await page.getByRole("link", { name: "A link to this setting" }).getAttribute("href")) ?? "";
+    const calls = (await page.getByRole("region", { name: "The first call as JSON-RPC" }).textContent()) ?? "";
+    const replies = (await (await service.post("/rpc", calls, "application/json")).json()) as readonly { readonly result?: { readonly step: number } }[];
+    assert.deepEqual(
+      replies.map(({ result }) => result?.step),
+      new Array(9).fill(1),
+    );
+    const other = await Visitor.open(browser, `${service.url}/${link}`);
+    await other.page.getByText(/^9 optimizers took/).waitFor();
+    const field = other.page.getByRole("group", { name: "adam", exact: true });
+    assert.equal(await field.getByRole("spinbutton", { name: "lr", exact: true }).inputValue(), "0.2");
+    assert.equal(await field.getByRole("spinbutton", { name: "betas[0]", exact: true }).inputValue(), "0.899");
+    other.requireQuiet();
+    await other.page.close();
+    await visitor.panel("Now");
+    visitor.requireQuiet();
+  });
+
   test("the keyboard alone reaches every panel", async () => {
     const { page } = visitor;
     const panels = await page.getByRole("navigation", { name: "Panels" }).getByRole("link").allTextContents();

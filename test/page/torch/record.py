@@ -45,7 +45,14 @@ save("adamw", adamw())
 save("adamw-names", adamw(names=True))
 save("adamw-later", adamw(names=True, steps=9, lr=5e-3))
 sgd = torch.optim.SGD(model().parameters(), lr=0.1, momentum=0.9)
-save("sgd", {"epoch": 2, "model": model().state_dict(), "optimizer": trained(sgd, 4).state_dict()})
+save(
+    "sgd",
+    {
+        "epoch": 2,
+        "model": model().state_dict(),
+        "optimizer": trained(sgd, 4).state_dict(),
+    },
+)
 save("weights", model().state_dict())
 save("harmful", {"optimizer": adamw(), "callback": Harmful()})
 save("old", adamw(), _use_new_zipfile_serialization=False)

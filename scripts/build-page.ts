@@ -1,6 +1,6 @@
 /**
- * Bundles page/ to build/page, which the service shows to browsers. Runs automatically after `npm ci`, before `npm start`, and when
- * the package is packed. Files that have not changed stay untouched, so a read-only tree with a fresh page is fine.
+ * Bundles page/ to build/page, which the service shows to browsers. Runs automatically after `npm ci`, before `npm start`, and
+ * when the package is packed. Unchanged files are not written, so the tree may be read-only once the page is built.
  *
  * File names contain a digest of the content, so that browsers may cache them for ever. Only index.html has a fixed name.
  */
@@ -12,7 +12,7 @@ const root = join(import.meta.dirname, "..");
 const source = join(root, "page");
 const output = join(root, "build/page");
 
-/** The packages of the page are for development only, so an installation without them runs the service without its page. */
+/** esbuild is a development dependency. An installation without development dependencies runs the service without its page. */
 const esbuild = await import("esbuild").catch(() => undefined);
 if (esbuild === undefined) {
   console.error("The page is not built: npm ci without --omit=dev installs what it needs.");
@@ -34,11 +34,11 @@ const { outputFiles, metafile } = await esbuild.build({
   jsxImportSource: "preact",
   minify: true,
   legalComments: "none",
-  // The API reference is a finished bundle of its own, and loaded only on demand.
+  // The API reference is a separate, finished bundle, which the page loads on demand.
   loader: { ".svg": "file" },
   metafile: true,
   write: false,
-  // The same output where node_modules is a link.
+  // The output must be the same if node_modules is a link.
   preserveSymlinks: true,
   logLevel: "error",
 });
@@ -61,12 +61,15 @@ const swagger = {
   style: add("swagger-ui.css", packageFile(SWAGGER, "swagger-ui.css")),
 };
 
-/** The packages in the bundles, by name. */
+/** The names of the packages in the bundles. */
 const packages = new Set(
   [...Object.keys(metafile.inputs), `node_modules/${SWAGGER}/`].flatMap((path) => /^node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(path)?.[1] ?? []),
 );
 
-/** The license notices of a package: all files whose names begin with LICENSE or NOTICE, and those of its finished bundles. */
+/**
+ * Returns the license notices of a package: all files whose names begin with LICENSE or NOTICE, and the notices of its finished
+ * bundles.
+ */
 const noticesOf = (name: string): string => {
   const folder = join(root, "node_modules", name);
   const { version, license } = JSON.parse(readFileSync(join(folder, "package.json"), "utf8")) as { version: string; license?: string };
@@ -118,7 +121,7 @@ const present = (name: string): Uint8Array | undefined => {
 const changed = [...files].filter(([name, contents]) => !Buffer.from(contents).equals(present(name) ?? Buffer.alloc(0)));
 if (changed.length > 0) {
   mkdirSync(output, { recursive: true });
-  // index.html comes last, so that the files that it names are there.
+  // index.html is written last, so that every file that it names exists.
   for (const [name, contents] of changed) {
     const partial = join(output, `.${name}.${process.pid}`);
     writeFileSync(partial, contents);

@@ -1,4 +1,4 @@
-/** Templates of MessagePack bodies: a body that matches one decodes to the value that a decoder without templates gives. */
+/** Tests templates of MessagePack bodies: a body that matches a template decodes to the same value as without templates. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { type Decoded, decodeMsgpack, MsgpackReader } from "../../src/codec/msgpack.ts";
@@ -25,7 +25,7 @@ const decode = (reader: MsgpackReader, body: Buffer): Decoded => {
   return decoded;
 };
 
-/** An error that names the problem and its place. */
+/** Matches an error that names the problem and its offset. */
 const PROBLEM = /: .+ at byte \d+$/;
 
 const IDS: Readonly<Record<string, readonly unknown[]>> = {

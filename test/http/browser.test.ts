@@ -1,4 +1,6 @@
-/** GET /: HTML for browsers with a strict policy, links for others, and neither HTML nor files with STEPD_PAGE=off. */
+/**
+ * Tests GET /: HTML for browsers with a strict policy, links for other clients, and neither HTML nor files with STEPD_PAGE=off.
+ */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { TestService } from "../support/service.ts";

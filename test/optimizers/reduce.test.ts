@@ -1,4 +1,4 @@
-/** optimizer.reduce: its arithmetic, bit for bit that of plain loops in float64; its accumulator; its options. */
+/** Tests optimizer.reduce: its arithmetic has the bits of plain loops in float64. Tests its accumulator and its options too. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { type Shapes, SMALL } from "../support/run.ts";
@@ -51,7 +51,7 @@ const requireSameBits = (found: Readonly<Record<string, Typed>>, expected: Reado
 
 const MEAN: Method = { name: "mean" };
 
-/** Tensors of more than a shard, with odd ends. */
+/** Shapes larger than a shard of the worker pool, with odd ends. */
 const WIDE = { w: [263, 331], b: [13] } as const;
 
 const updatesOf = (count: number, shapes: Shapes, dtype: Dtype | "I8", isWeighted = true): Weighted[] =>

@@ -1,4 +1,4 @@
-/** Files for the doctor: a good state, and files that are wrong, each in one way. */
+/** Files for the page's doctor: a valid state, and files with one fault each. */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 
@@ -13,7 +13,7 @@ export type State = Map<string, Values>;
 const f32 = (shape: readonly number[], ...values: readonly number[]): Values => ({ dtype: "F32", shape, values });
 const STEP: Values = { dtype: "I64", shape: [], values: [41] };
 
-/** An AdamW state of two parameters. */
+/** Returns an AdamW state of two parameters. */
 export const state = (): State =>
   new Map([
     ["exp_avg/layer.bias", f32([3], 0.5, -0.25, 0.125)],
@@ -75,7 +75,7 @@ interface Broken {
   readonly sentence: RegExp;
 }
 
-/** Files that are wrong in one way each, with the doctor's name for it. */
+/** Returns files with one fault each, and the doctor's name of that fault. */
 export const brokenFiles = (): readonly Broken[] => {
   const { header, data } = write(state());
   const whole = assemble(header, data);

@@ -1,4 +1,4 @@
-/** A visitor of the page: a tab whose requests and errors are watched, and an audit of its accessibility. */
+/** Opens the page in a tab, records its requests and errors, and audits its accessibility. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -13,9 +13,9 @@ interface Finding {
   readonly nodes: readonly { readonly html: string; readonly failureSummary: string }[];
 }
 
-/** Expects that axe-core finds nothing, without the parts that `exclude` selects. */
+/** Requires that axe-core finds no violation outside the parts that `exclude` selects. */
 export const requireAccessible = async (page: Page, exclude: readonly string[] = []): Promise<void> => {
-  // The debugger injects the script, because the page's policy blocks foreign ones.
+  // The debugger injects the script, because the page's content security policy blocks foreign scripts.
   await page.evaluate(axe);
   const findings = (await page.evaluate(
     `axe.run({ exclude: ${JSON.stringify(exclude.map((selector) => [selector]))} }).then(({ violations }) => violations)`,
@@ -50,7 +50,7 @@ export class Visitor {
     await this.page.getByText("Loading …").waitFor({ state: "detached" });
   }
 
-  /** Expects no error in the console, and no request to another server. */
+  /** Requires that the console has no error and that no request went to another server. */
   requireQuiet(): void {
     assert.deepEqual(this.#errors, []);
     const elsewhere = this.#requests.filter((url) => !url.startsWith(`${this.#origin}/`) && !/^(data|blob):/.test(url));

@@ -1,4 +1,4 @@
-/** The doctor's functions: files of torch and safetensors, files that are wrong in their own ways, and pairs of files. */
+/** Tests the page's doctor on files of torch and safetensors, on files with faults, and on pairs of files. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,4 +1,4 @@
-/** The page as visitors use it: a real service, a headless Chromium, and one panel after another. */
+/** Tests the page as visitors use it: a real service, a headless Chromium, and one panel after another. */
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -16,10 +16,10 @@ import { requireAccessible, Visitor } from "./_visitor.ts";
 
 const folder = join(root, "build/page");
 
-/** A file as playwright takes it. */
+/** Returns a file in the form that playwright expects. */
 const payload = ({ name }: File, bytes: Uint8Array) => ({ name, mimeType: "application/octet-stream", buffer: Buffer.from(bytes) });
 
-/** Set to make the pictures of the documentation. */
+/** The folder for pictures of the documentation. Without it, no pictures are made. */
 const PICTURES = process.env["PICTURES"];
 
 suite("page", () => {
@@ -37,7 +37,7 @@ suite("page", () => {
     await service?.[Symbol.asyncDispose]();
   });
 
-  /** Makes a picture for docs/page if the environment asks for it. */
+  /** Makes a picture for docs/page if the variable PICTURES is set. */
   const picture = async (name: string): Promise<void> => {
     if (PICTURES === undefined) return;
     await visitor.page.screenshot({ path: join(PICTURES, `${name}.png`), clip: { x: 0, y: 0, width: 1120, height: 860 } });
@@ -51,7 +51,7 @@ suite("page", () => {
     assert.match((await fact("Version").textContent()) ?? "", new RegExp(`^${version.replaceAll(".", "\\.")}, on Node v\\d+`));
     const call = JSON.stringify({ optimizer: { name: "adamw" }, params: { w: { shape: [1], values: [1] } }, grads: { w: { shape: [1], values: [1] } } });
     const chart = page.getByRole("img", { name: /^Calls per second.*steps: (?!0[,.]|no)/ });
-    // The page polls /metrics, so calls go on until one reading has seen some.
+    // The page polls /metrics, so the test makes calls until a reading shows some.
     for (
       const seen = chart.waitFor({ timeout: 20_000 }).then(() => true);
       !(await Promise.race([seen, service.post("/v1/step", call, "application/json").then(() => false)]));
@@ -90,7 +90,7 @@ suite("page", () => {
     const broken = brokenFiles();
     assert.ok(broken.length >= 12);
     for (const [index, { code, file, sentence }] of broken.entries()) {
-      // A name of its own shows that the finding is of this file.
+      // The unique name shows that the finding belongs to this file.
       const name = `${index}-${file.name}`;
       await field.setInputFiles({ ...payload(file, await file.bytes()), name });
       await page.getByRole("heading", { level: 2, name: new RegExp(`^A: ${name},`) }).waitFor();

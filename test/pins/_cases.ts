@@ -338,7 +338,7 @@ const updateFile = (shapes: Shapes, seed: number, dtype: Dtype | "I8"): Buffer =
   return file;
 };
 
-/** Updates of every dtype, with parameters of one. */
+/** Updates of every dtype, with parameters of a single dtype. */
 const reduceCases: readonly Case[] = [SMALL, LARGE].flatMap((shapes) =>
   REDUCE_METHODS.flatMap((method) =>
     (shapes === SMALL ? [...DTYPES, "I8" as const] : (["F32", "F64", "I8"] as const)).map((dtype): Case => {

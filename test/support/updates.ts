@@ -1,8 +1,8 @@
-/** Updates for the tests of optimizer.reduce, and the pseudo-gradient computed by plain loops in float64. */
+/** Makes updates for the tests of optimizer.reduce, and computes their pseudo-gradient by plain loops in float64. */
 import { random, rawTensors } from "./tensors.ts";
 import { type Dtype, round, type Typed, toBytes } from "./typed.ts";
 
-/** A tensor of an update. I8 values are multiplied by `scale`, one number or one for each row. */
+/** A tensor of an update. `scale` multiplies I8 values: one number for all rows, or one for each row. */
 export interface UpdateTensor {
   readonly dtype: Dtype | "I8";
   readonly shape: readonly number[];
@@ -31,7 +31,7 @@ export const writeUpdate = (tensors: UpdateTensors): Buffer => {
   return rawTensors(`{${header.join(",")}}`, Buffer.concat(data));
 };
 
-/** An update with repeatable values in (-1, 1). */
+/** Returns an update with repeatable values in (-1, 1). */
 export const updateOf = (shapes: Readonly<Record<string, readonly number[]>>, seed: number, dtype: Dtype | "I8"): UpdateTensors => {
   const next = random(seed);
   return Object.fromEntries(
@@ -44,7 +44,7 @@ export const updateOf = (shapes: Readonly<Record<string, readonly number[]>>, se
   );
 };
 
-/** The values of a tensor in float64. */
+/** Returns the values of a tensor in float64. */
 const valuesOf = ({ dtype, values, scale = [] }: UpdateTensor): readonly number[] => {
   if (dtype !== "I8") return values;
   const perScale = values.length / scale.length;
@@ -71,7 +71,7 @@ const meanOf = (values: readonly number[], weights: readonly number[], method: M
   return kept.reduce((total, value) => total + value, 0) / kept.length;
 };
 
-/** The pseudo-gradient by plain loops. */
+/** Returns the pseudo-gradient of updates, computed by plain loops. */
 export const combine = (
   updates: readonly Weighted[],
   {

@@ -57,7 +57,7 @@ save("weights", model().state_dict())
 save("harmful", {"optimizer": adamw(), "callback": Harmful()})
 save("old", adamw(), _use_new_zipfile_serialization=False)
 
-# Slots in BF16, one of them a view with other strides.
+# These slots are BF16, and one slot is a view with other strides.
 state = adamw()
 for slots in state["state"].values():
     slots["exp_avg"] = slots["exp_avg"].bfloat16()

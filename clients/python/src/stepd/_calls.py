@@ -139,7 +139,7 @@ class StepResult:
     step: int
     #: The learning rate of this step.
     lr: float
-    #: Whether the step did nothing, because of ``non_finite="skip"``.
+    #: True if the step did nothing, because of ``non_finite="skip"``.
     skipped: bool
     stats: Stats | None = None
     warnings: tuple[str, ...] = ()

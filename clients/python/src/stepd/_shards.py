@@ -342,9 +342,8 @@ class ShardedClient:
         def call(shard: _Shard) -> Callable[[Client], NormsResult]:
             own = _only(grads, shard.names)
             given: dict[str, Array] | None = _only(params or {}, list(own))
-            # The server computes in the wider dtype of a parameter and its gradient. So
-            # the call sends parameters only if one of such a pair is float64 and the
-            # other is not.
+            # A parameter's dtype decides the arithmetic. The call therefore sends
+            # parameters if any differs from its gradient in being float64.
             if not of_params and not differ_in_arithmetic(given or {}, own):
                 given = None
             return lambda client: client.norms(

@@ -125,7 +125,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> bool:
-        """Whether the last step was skipped because of ``non_finite="skip"``."""
+        """Return whether ``non_finite="skip"`` skipped the last step."""
         return self.last_result is not None and self.last_result.skipped
 
     def __getstate__(self) -> dict[str, Any]:
@@ -592,7 +592,7 @@ def _gradient(param: torch.Tensor) -> torch.Tensor:
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    """Return a numpy view if the tensor is in the CPU's memory, otherwise of a copy."""
+    """Return a tensor as numpy: a view in the CPU's memory, otherwise a copy."""
     if tensor.is_meta:
         raise ValueError("expected parameters with values, found some on device meta")
     if tensor.requires_grad:

@@ -13,7 +13,7 @@ const GAP_MS = 30;
 
 /**
  * Returns the number of steps to run in a row. After a pause Linux may start both workers on one virtual processor. It moves
- * one worker 4 to 8 ms later, at its next balancing (perf sched). That was a third of the time of a single step of 16 Mi
+ * one worker 4 to 8 ms later, at its next balancing (perf sched). This delay was a third of the time of a single step of 16 Mi
  * elements.
  */
 export const repetitionsOf = (elements: number): number => Math.max(5, Math.min(40, 2 ** 22 / elements));

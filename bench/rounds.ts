@@ -102,7 +102,7 @@ export interface Ratio {
   readonly name: string;
   readonly median: number;
   readonly min: number;
-  /** The median should not exceed the goal, if there is a goal. */
+  /** The largest median that meets the goal. Undefined means no goal. */
   readonly goal?: number;
 }
 

@@ -31,7 +31,7 @@ func (c *Client) Optimizers(ctx context.Context) ([]OptimizerInfo, error) {
 // Description describes one optimizer completely.
 type Description struct {
 	OptimizerInfo
-	// Revision increases whenever any bit of the results changes.
+	// Revision increases with every change to the bits of the results.
 	Revision int `json:"revision"`
 	// Family groups the optimizers that accept each other's state.
 	Family     string   `json:"family"`

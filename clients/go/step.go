@@ -68,7 +68,7 @@ type StepRequest struct {
 	Into Tensors
 	// Reply selects the contents of the reply.
 	Reply Reply
-	// Cached is the Cached of an earlier result. The client does not send the blobs that Cached names. Params and State, if set
+	// Cached names blobs of an earlier result, StepResult.Cached. The client does not send these blobs. Params and State, if set
 	// too, must be those of that result: the client sends them if the server has dropped its copy. Without them, Step returns
 	// ErrBlobMissing.
 	Cached *Cached

@@ -136,7 +136,7 @@ def pseudo_gradient(params: Tensors, models: list[Tensors], counts: Array) -> Te
 def train(
     client: stepd.Client, outer: dict[str, Any], seed: int, rounds: int, bar: Any
 ) -> list[float]:
-    """Return the accuracy after each round. Random choices ignore the optimizer."""
+    """Return the accuracy per round. All optimizers see the same random choices."""
     rng = np.random.default_rng(seed)
     train_set, test_set = load_digit_sets()
     clients = split(train_set, rng)

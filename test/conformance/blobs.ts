@@ -187,7 +187,7 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
     ...call({ ...gradients, params: { sha256: digestOf(one.state) } }),
   };
 
-  // Files of the shared folder: a result overwrites an input, or goes to another place.
+  // The inputs are in files of the shared folder. A result overwrites an input, or goes to another place.
   const inPlace = layOutFile("run", one.params, fileOf(secondGrads), one.state);
   const [runParams, runGrads, runState] = inPlace.places;
   yield {

@@ -1,7 +1,7 @@
 /**
- * Keeps a Docker engine for the container tests, in a separate process that outlives them until everything is removed. Starts
- * an engine if none answers, prints its address, and waits for standard input to close. Then removes everything with the run's
- * label, the run's folder, and the engine if the keeper started it.
+ * Keeps a Docker engine for the container tests, in a separate process that ends after the tests. Starts an engine if none
+ * answers, prints its address, and waits for standard input to close. Then removes everything with the run's label, the run's
+ * folder, and the engine if the keeper started it.
  */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";

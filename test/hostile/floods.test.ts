@@ -10,7 +10,7 @@ const LIMITS = { STEPD_ARENA_MIB: "64", STEPD_MAX_JSON_MIB: "8" };
 
 const CONNECTIONS = 300;
 
-/** The server closes a connection with 16 pipelined requests, so this is one less. */
+/** The server closes a connection with 16 pipelined requests. The test sends one request less. */
 const PIPELINED = 15;
 
 /** Opens connections that send a text and read nothing. Waits until each connection has sent everything or is closed. */

@@ -318,7 +318,7 @@ const reduce = (fields: Readonly<Record<string, unknown>>) => ({ form: "deltas",
 
 const update = (tensors: unknown, more: object = {}) => reduce({ updates: [{ tensors: writeTensors(TENSORS) }, { tensors, ...more }] });
 
-/** An accumulator of a tensor "w" with one element. */
+/** Returns an accumulator of a tensor "w" with one element. */
 const accumulator = (metadata: unknown, sum = "sum/w", shape: readonly number[] = [1], weight = 1): Buffer => {
   const entries = { [sum]: { dtype: "F64", shape, data_offsets: [0, 8] }, "weight/w": { dtype: "F64", shape: [], data_offsets: [8, 16] } };
   const header = JSON.stringify({ __metadata__: metadata, ...entries, "count/w": { dtype: "I64", shape: [], data_offsets: [16, 24] } });

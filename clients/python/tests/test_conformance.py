@@ -233,7 +233,7 @@ def require_same(found: Arrays, expected: Arrays) -> None:
 class Servers:
     #: This server has neither a cache nor a shared folder.
     bare: Server
-    #: This server has both.
+    #: This server has a cache and a shared folder.
     storing: Server
     folder: pathlib.Path
 

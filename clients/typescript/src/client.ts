@@ -53,7 +53,7 @@ export interface CachedStepInput extends Omit<StepInput, "params" | "cached"> {
 export interface StepResult extends Omit<WireResult, "params" | "state"> {
   /** Empty if the step had `reply.params: "none"`. */
   readonly params: Record<string, Tensor>;
-  /** Reading it throws RangeError if the step had `reply.state: "none"`. */
+  /** Reading the state throws RangeError if the step had `reply.state: "none"`. */
   readonly state: State;
 }
 

@@ -34,7 +34,7 @@ def is_retryable(error: StepdError) -> bool:
 
 
 def is_server_fault(error: StepdError) -> bool:
-    """Return whether another server may accept the call, because this one is at fault.
+    """Return whether the server is at fault, so that another may accept the call.
 
     Every reply that is not stepd's, such as another service's 404, is such a fault.
     """

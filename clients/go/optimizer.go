@@ -42,7 +42,7 @@ type Schedule map[string]any
 type Group struct {
 	// Tensors are names of parameters, in which * matches any characters.
 	Tensors []string
-	// Optimizer holds the hyperparameters that differ from those of the call. It has no name.
+	// Optimizer holds the hyperparameters that differ from the call's hyperparameters, without an optimizer's name.
 	Optimizer Optimizer
 }
 

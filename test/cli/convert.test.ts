@@ -47,7 +47,7 @@ test("converting between foreign formats gives the same bytes as the server", as
   assert.ok(readFileSync(folder.at("qhoptim")).equals(state));
 });
 
-test("convert fills missing slots and reports what is lost", async () => {
+test("convert fills missing slots and reports losses", async () => {
   using folder = new Folder();
   await convert(FIXTURE, folder.at("filled"), "--optimizer", "adam", "--fill", "max_exp_avg_sq");
   const { metadata, entries } = readFile(readFileSync(folder.at("filled")));

@@ -30,7 +30,7 @@ test("a file, and its shapes as options, give the plan of a server with the same
   }
 });
 
-test("plan says what does not fit", async () => {
+test("plan names the tensors that do not fit", async () => {
   const { code, stdout } = await stepd("plan", "--tensor", "large=10000x10000", "--tensor", "small=3", "--arena-mib", "100");
   assert.equal(code, 0);
   assert.match(stdout, /^memory: 1\.60 GB as one call, which does not fit into 105 MB$/m);

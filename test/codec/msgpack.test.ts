@@ -131,7 +131,7 @@ test("encodes blobs as separate pieces without a copy, and everything else like 
   assert.equal(parts.length, Buffer.concat(parts.pieces).length);
 });
 
-test("encodes members by names that JavaScript gives a meaning", () => {
+test("encodes members whose names are special in JavaScript", () => {
   const tensors = { constructor: { shape: [1] }, toJSON: { shape: [2] }, toString: { shape: [3] }, valueOf: { shape: [4] } };
   assert.deepEqual(unpack(Buffer.concat(encodeMsgpack({ tensors }).pieces)), { tensors });
 });

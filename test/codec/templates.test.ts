@@ -69,7 +69,7 @@ test("values of one template share no container with a blob", () => {
   assert.deepEqual([a?.params.params[0], a?.params.list[0]?.tensors[0], b?.params.params[0], b?.params.list[0]?.tensors[0]], [1, 2, 9, 10]);
 });
 
-test("a body that fits a template is refused as without one", () => {
+test("a body that fits a template is refused as without a template", () => {
   const reader = new MsgpackReader();
   const body = Buffer.from(pack(call("abc", 1)));
   const at = body.indexOf("abc");

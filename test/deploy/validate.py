@@ -2,7 +2,7 @@
 
 Prints one line per manifest. The exit status is 1 if any manifest is invalid. The
 schemas come from the package kubernetes-validate, and from CRD files for custom
-resources. An unknown field is an error under both.
+resources. An unknown field is an error.
 """
 
 import sys

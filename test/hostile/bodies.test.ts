@@ -179,7 +179,7 @@ test("refuses a body without a content type", async () => {
   await requireRefusal(response, { error: "UNSUPPORTED_MEDIA_TYPE", field: "Content-Type", pattern: /found none/ }, 415);
 });
 
-test("a step whose own tensors cannot fit into the arena gets PAYLOAD_TOO_LARGE, so that nobody retries it", async () => {
+test("a step whose own tensors cannot fit into the arena gets PAYLOAD_TOO_LARGE, so that no client retries it", async () => {
   const data = new Float32Array(5 * 2 ** 20);
   const blob = bytes(u32(0), u32(0), "");
   const header = Buffer.from(`{"w":{"dtype":"F32","shape":[${data.length}],"data_offsets":[0,${data.byteLength}]}}`);

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { HeapBudget } from "../../src/http/heap.ts";
 
-test("a value counts 8 bytes, four bytes of strings or of a reply count as one, and headers come beside", () => {
+test("a value counts 8 bytes, four bytes of strings or of a reply count as one byte, and headers count in addition", () => {
   const budget = new HeapBudget(1000);
   const call = budget.open();
   call.growToReply(1201);

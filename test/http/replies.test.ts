@@ -188,7 +188,7 @@ test("an X-Request-Id that is too long, or has other characters, is replaced", a
   assert.equal((await fetch(`${service.url}/v1`, { headers: { "X-Request-Id": "x".repeat(128) } })).headers.get("x-request-id"), "x".repeat(128));
 });
 
-test("a refusal of a method names those that are allowed; HEAD is one wherever GET is", async () => {
+test("a refusal of a method names the allowed methods; HEAD is allowed wherever GET is", async () => {
   for (const [path, method, allowed] of [
     ["/v1", "PUT", "GET, HEAD"],
     ["/rpc", "GET", "POST"],

@@ -40,7 +40,7 @@ const unpackReply = (reply: RawReply | null): unknown =>
   reply?.headers.get("content-type")?.includes("json") ? JSON.parse(reply.body.toString()) : unpack(reply?.body ?? Buffer.of(0xc0));
 
 for (const path of ["/v1/step", "/rpc"]) {
-  test(`${path}: a call that needs memory gets that of a trickling body, which gets 408`, async () => {
+  test(`${path}: a call that needs memory gets the memory of a trickling body, which gets 408`, async () => {
     await using service = await serve();
     using slow = await RawClient.connect(service);
     await slow.hold(15 * MIB, path);
@@ -80,7 +80,7 @@ test("a body that keeps up its rate keeps its memory, even if others need it", a
   assert.equal(await service.metric('stepd_refusals_total{reason="SLOW_BODY"}'), 0);
 });
 
-test("a step that needs memory in mid-call gets that of a late body", async () => {
+test("a step that needs memory in mid-call gets the memory of a late body", async () => {
   await using service = await serve();
   using late = await RawClient.connect(service);
   await late.hold(9 * MIB);

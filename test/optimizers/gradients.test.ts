@@ -67,7 +67,7 @@ suite("clipping", () => {
     near(clipped.stats?.grad_norm, norm(grads));
   });
 
-  test("the optimizer's own max_grad_norm limits what clip.max_norm has left", async () => {
+  test("the optimizer's own max_grad_norm limits the gradients that clip.max_norm has clipped", async () => {
     const grads = gradsAt(SMALL, 0);
     const all = norm(grads);
     const lamb = (max_grad_norm: number | null, max_norm: number) =>
@@ -139,7 +139,7 @@ suite("clipping", () => {
   });
 
   for (const dtype of ["F32", "F64"] as const) {
-    test(`norms counts values, whole vectors and what follows them, in ${dtype}`, async () => {
+    test(`norms counts values in whole vectors and in the tail, in ${dtype}`, async () => {
       const w = { shape: [7], data: Float32Array.of(0, 3, Number.NaN, 4, Number.POSITIVE_INFINITY, 0, -0) };
       const { tensors } = await service.call<{ tensors: Record<string, unknown> }>("optimizer.norms", { grads: writeTyped(typed({ w }, dtype)) });
       assert.deepEqual(tensors["w"], { grad_squares: Number.NaN, zeros: 3, non_finite: 2 });

@@ -34,7 +34,7 @@ test("* matches any characters, or none", () => {
   }
 });
 
-test("the number of patterns is limited, that of names is not", () => {
+test("the number of patterns is limited, but not the number of names", () => {
   const groups = (count: number, name: (index: number) => string) => [{ tensors: Array.from({ length: count }, (_, index) => name(index)) }];
   requireFewPatterns(groups(256, (index) => `${index}.*`));
   requireFewPatterns(groups(100_000, (index) => `${index}`));

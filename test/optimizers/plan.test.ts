@@ -51,7 +51,7 @@ for (const { label, optimizer } of variants) {
   });
 }
 
-test("plan says what does not fit, and how many calls to make", async () => {
+test("plan names the tensors that do not fit, and the number of calls to make", async () => {
   const many = Object.fromEntries(Array.from({ length: 8 }, (_, index) => [`layer.${index}`, { shape: [256, 1024] }]));
   const cost = await service.call<Cost>("optimizer.plan", { optimizer: { name: "adamw" }, tensors: many });
   assert.ok(cost.fits);

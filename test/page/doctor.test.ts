@@ -57,7 +57,7 @@ suite("the doctor reads", () => {
     for (const name of ["adamw", "adamw-names", "sgd"]) assert.deepEqual(codes(await diagnose(torchFile(name))), [], name);
   });
 
-  test("tensors in BF16, and those whose strides are not in row-major order", async () => {
+  test("tensors in BF16, and tensors whose strides are not in row-major order", async () => {
     const [whole, bf16] = [await read(torchFile("adamw")), await read(torchFile("adamw-bf16"))];
     const valuesOf = async ({ tensors }: Checkpoint) => {
       const [{ read: bytes, dtype }] = tensors as [Checkpoint["tensors"][number]];

@@ -179,7 +179,7 @@ suite("page", () => {
     await page.getByRole("heading", { level: 1, name: panels.at(-1) as string, exact: true }).waitFor();
   });
 
-  test("a server with tokens asks for one, and the page keeps it in memory only", async () => {
+  test("a server with tokens asks for a token, and the page keeps the token in memory only", async () => {
     const tokens = mkdtempSync(join(os.tmpdir(), "stepd-page-"));
     try {
       writeFileSync(join(tokens, "tokens"), "alice 0123456789abcdefghij\n");

@@ -90,7 +90,7 @@ test("defaults fit into any memory limit with room for Node.js", () => {
   assert.equal(readConfig({}, { memory: 64 * GIB, memoryLimit: undefined, processors: 3 }).workers, 3);
 });
 
-test("settings above the memory limit are refused in one line that says what fits", () => {
+test("settings above the memory limit are refused in one line with the values that fit", () => {
   const refused: readonly (readonly [Readonly<Record<string, string>>, number, string])[] = [
     [{ STEPD_ARENA_MIB: "1024" }, 512, "found STEPD_ARENA_MIB=1024, where 322 MiB are left"],
     [{ STEPD_CACHE_MIB: "4096" }, 512, "STEPD_CACHE_MIB=4096 and the arena, found no room for STEPD_ARENA_MIB, where 0 MiB are left"],

@@ -20,7 +20,7 @@ test("work is announced before it is done", async () => {
   assert.match(log, /^Making tea \.\.\.\nMaking tea: done in \d+ s\n$/);
 });
 
-test("with TESTS_PREPARED set, a test that lacks something names it and does not make it", async () => {
+test("with TESTS_PREPARED set, a test names a missing requirement and does not install it", async () => {
   const { code, out, log } = await prepare(true);
   assert.deepEqual({ code, out }, { code: 1, out: "" });
   assert.match(log, /this test needs what is missing \(Making tea\)/);

@@ -206,7 +206,7 @@ const refused: Readonly<Record<string, readonly [Fields, string, string]>> = {
 
 for (const [what, [params, field, words]] of Object.entries(refused)) test(`refuses ${what}`, () => requireRefused(params, field, words));
 
-test("deep sequences are refused, and those of moderate depth are accepted", async () => {
+test("deep sequences are refused, and sequences of moderate depth are accepted", async () => {
   const nest = (depth: number): unknown => (depth === 0 ? { name: "constant" } : { name: "sequence", schedules: [nest(depth - 1)], milestones: [] });
   for (const type of [JSON_TYPE, MSGPACK]) {
     assert.deepEqual((await call({ schedule: nest(20), lr: 0.5, from: 9 }, type)).result, { lrs: [0.5] });

@@ -74,7 +74,7 @@ for (const format of ["torch", "qhoptim", "optax"] as const) {
   suite(`state.convert to ${format} and back`, () => {
     for (const { label, optimizer } of variants) {
       if (!CONVERTIBLE[format].test(optimizer.name)) continue;
-      test(`${label} keeps its state, or reports what is lost`, async () => {
+      test(`${label} keeps its state, or reports the loss`, async () => {
         const { state } = await run(service, { optimizer, shapes: SMALL, steps: STEPS });
         const slots = [...new Set([...readFile(state).entries.keys()].map((key) => key.split("/")[0] as string))].filter(
           (slot) => slot !== "step" && slot !== "mu_product",
@@ -117,7 +117,7 @@ const float64State = (optimizer: string, step: number): Buffer => {
   });
 };
 
-test("float64 slots survive torch and optax bit for bit, and change through qhoptim by as many last bits as it reports", async () => {
+test("float64 slots keep their bits through torch and optax, and qhoptim reports how many last bits change", async () => {
   const state = (await convert({ state: float64State("adam", 7) })).state;
   for (const format of ["torch", "optax"]) {
     const there = await convert({ state, to: { format } });

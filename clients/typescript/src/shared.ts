@@ -191,7 +191,7 @@ const remove = (files: Files, path: string, { file }: Region): void => {
   }
 };
 
-/** The first `length` bytes of a file in the folder. One call or one state owns them. */
+/** The first `length` bytes of a file in the folder. One call or one state owns a place. */
 export class SharedPlace {
   readonly folder: SharedFolder;
   readonly region: Region;

@@ -128,7 +128,7 @@ suite("the same bytes as over a socket", () => {
     }
   }
 
-  test("from the second step on, requests carry only file names, and nobody reads the state", async () => {
+  test("from the second step on, requests carry only file names, and the client does not read the state", async () => {
     const bodies: Body[] = [];
     await sharing(
       async (client) => {

@@ -208,8 +208,8 @@ class _ReadAhead:
         count = 1
         while True:
             yield from self._more(min(count, self.left) or 1)
-            # max_buffer_size also limits the lengths inside the value to that of the
-            # body.
+            # max_buffer_size also limits each length inside the value to the length of
+            # the body.
             unpacker = msgpack.Unpacker(max_buffer_size=max(self.left, 1))
             unpacker.feed(self._buffer)
             try:

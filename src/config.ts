@@ -24,7 +24,7 @@ export interface Config {
   /** A body's minimum average rate in bytes per second, after a grace period. */
   readonly minBodyRate: number;
   readonly maxConnections: number;
-  /** The server rejects further concurrent calls. */
+  /** The server rejects calls above this number of concurrent calls. */
   readonly maxInFlight: number;
   readonly maxJsonMib: number;
   /** The size of the cache of results; 0 turns the cache off. */
@@ -128,7 +128,7 @@ const FOREIGN_VARIABLES = /^STEPD_(?:URLS?|TOKEN|IMAGE|BIND|BIND_ADMIN|\d|SERVIC
 const settingsOf = (machine: Machine) =>
   ({
     host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: address },
-    port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free one, which the log names", initial: "8080", parse: wholeNumber(0, 65535) },
+    port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free port, which the log shows", initial: "8080", parse: wholeNumber(0, 65535) },
     socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", parse: text },
     workers: {
       name: "STEPD_WORKERS",
@@ -138,7 +138,7 @@ const settingsOf = (machine: Machine) =>
     },
     wideVectors: {
       name: "STEPD_WIDE_VECTORS",
-      help: "auto or off; auto computes with 256 bits at once where the processor and this version of Node can, to the same results",
+      help: "auto or off; auto uses 256-bit vectors if the processor and this version of Node support them, with the same results",
       initial: "auto",
       parse: oneOf(["auto", "off"]),
     },
@@ -156,41 +156,46 @@ const settingsOf = (machine: Machine) =>
     },
     requestTimeoutMs: {
       name: "STEPD_REQUEST_TIMEOUT_MS",
-      help: "time for a whole request to come in, and for its reply to go out, in ms",
+      help: "time to receive a whole request, and to send its reply, in ms",
       initial: "300000",
       parse: wholeNumber(1, MAX_TIMEOUT_MS),
     },
     idleTimeoutMs: {
       name: "STEPD_IDLE_TIMEOUT_MS",
-      help: "time without a byte until a connection is cut, in ms",
+      help: "time without traffic after which a connection is closed, in ms",
       initial: "60000",
       parse: wholeNumber(1, MAX_TIMEOUT_MS),
     },
     drainTimeoutMs: {
       name: "STEPD_DRAIN_TIMEOUT_MS",
-      help: "time that calls in flight have to finish after SIGTERM, in ms",
+      help: "time for calls in flight to finish after SIGTERM, in ms",
       initial: "30000",
       parse: wholeNumber(1, MAX_TIMEOUT_MS),
     },
     drainGraceMs: {
       name: "STEPD_DRAIN_GRACE_MS",
-      help: "time after SIGTERM in which calls are served as before and only /health/ready says no, so that balancers notice, in ms",
+      help: "time after SIGTERM in which calls are still accepted but /health/ready reports false, so that load balancers notice, in ms",
       initial: "0",
       parse: wholeNumber(0, MAX_TIMEOUT_MS),
     },
     minBodyRate: {
       name: "STEPD_MIN_BODY_RATE",
-      help: "least bytes a second of a body, on average after 10 s; its length divided by STEPD_REQUEST_TIMEOUT_MS is the least for a large one",
+      help: "minimum average rate of a body after 10 s, in bytes per second; a large body must keep its length divided by STEPD_REQUEST_TIMEOUT_MS",
       initial: "4096",
       parse: wholeNumber(0, MAX_RATE),
     },
     maxConnections: {
       name: "STEPD_MAX_CONNECTIONS",
-      help: "connections at once; the calls of 64 more get 429, further ones are closed",
+      help: "maximum number of connections; calls on 64 more connections get 429, further connections are closed",
       initial: "1024",
       parse: wholeNumber(1, MAX_CONNECTIONS),
     },
-    maxInFlight: { name: "STEPD_MAX_IN_FLIGHT", help: "calls at once; more get 429", initial: "256", parse: wholeNumber(1, MAX_CONNECTIONS) },
+    maxInFlight: {
+      name: "STEPD_MAX_IN_FLIGHT",
+      help: "maximum number of concurrent calls; further calls get 429",
+      initial: "256",
+      parse: wholeNumber(1, MAX_CONNECTIONS),
+    },
     maxJsonMib: {
       name: "STEPD_MAX_JSON_MIB",
       help: "memory for JSON, values and headers of blobs of all calls at once, in MiB of JSON text; each takes up to ten times as much memory beside the arena",
@@ -199,33 +204,38 @@ const settingsOf = (machine: Machine) =>
     },
     sharedDir: {
       name: "STEPD_SHARED_DIR",
-      help: "folder, for instance under /dev/shm, whose files calls on this host may name instead of sending bytes",
+      help: "shared folder, for instance under /dev/shm; calls from this host may name its files instead of sending bytes",
       initial: "",
       parse: text,
     },
     cacheMib: {
       name: "STEPD_CACHE_MIB",
-      help: "memory beside the arena for results that callers ask to keep and name by digest, in MiB; 0 keeps nothing",
+      help: "cache for results that callers later name by digest instead of sending them, in MiB beside the arena; 0 turns it off",
       initial: "0",
       parse: wholeNumber(0, MAX_CACHE_MIB),
     },
-    tokensFile: { name: "STEPD_TOKENS_FILE", help: "file of bearer tokens, a `name token` a line; with it every call needs one", initial: "", parse: text },
-    tlsCertFile: { name: "STEPD_TLS_CERT_FILE", help: "certificate chain in PEM; with it and the key the service speaks TLS", initial: "", parse: text },
+    tokensFile: {
+      name: "STEPD_TOKENS_FILE",
+      help: "file of bearer tokens, one `name token` per line; if set, every call needs a token",
+      initial: "",
+      parse: text,
+    },
+    tlsCertFile: { name: "STEPD_TLS_CERT_FILE", help: "certificate chain in PEM; with a certificate and a key, the server uses TLS", initial: "", parse: text },
     tlsKeyFile: { name: "STEPD_TLS_KEY_FILE", help: "private key in PEM", initial: "", parse: text },
     tlsClientCaFile: {
       name: "STEPD_TLS_CLIENT_CA_FILE",
-      help: "authorities in PEM; with it every caller needs a certificate of theirs",
+      help: "certificate authorities in PEM; if set, every caller needs a certificate that one of them signed",
       initial: "",
       parse: text,
     },
     adminPort: {
       name: "STEPD_ADMIN_PORT",
-      help: "port for /metrics and health, without TLS and tokens; /metrics is only there then; 0 picks a free one",
+      help: "port of an admin server for /metrics and health, without TLS and tokens; if set, only this server has /metrics; 0 picks a free port",
       initial: "",
       parse: optional(wholeNumber(0, 65535)),
     },
     adminHost: { name: "STEPD_ADMIN_HOST", help: "address for that port", initial: "127.0.0.1", parse: address },
-    corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "origins whose pages may call, with commas between, or *", initial: "", parse: origins },
+    corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "comma-separated origins whose web pages may call, or *", initial: "", parse: origins },
     page: { name: "STEPD_PAGE", help: "on or off; on shows browsers a page at /", initial: "on", parse: oneOf(["on", "off"]) },
   }) satisfies { readonly [K in keyof Config]: Setting<Config[K]> };
 

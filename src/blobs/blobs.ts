@@ -1,4 +1,4 @@
-/** Blobs by reference: a call can name a file or a cached blob instead of sending bytes, and its results can go to a file or the cache. */
+/** Resolves references to blobs: a call can name a file or a cached blob instead of sending bytes. Results can go to a file or the cache. */
 import type { Lease } from "../arena/arena.ts";
 import type { Mapping } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
@@ -173,7 +173,7 @@ export class Blobs {
     const ranges = new Map<string, SharedRange>();
     try {
       for (const { field, source } of references) if (isSharedBlob(source)) ranges.set(field, await this.#open(source, "read", field));
-      // The cache may evict a blob during an await, so none must stand between this line and the copies.
+      // The cache may evict a blob during an await, so there must be no await between this line and the copies.
       const sources = references.map(({ field, source }) => {
         const from = isCachedBlob(source) ? this.#readCached(source, field) : (ranges.get(field) as SharedRange);
         return { field, from, length: from instanceof Uint8Array ? from.length : from.blob.length };

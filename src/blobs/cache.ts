@@ -1,5 +1,5 @@
 /**
- * The cache of results. A trainer names its parameters and its state by their SHA-256 instead of sending them. The cache is off by
+ * Caches results. A trainer names its parameters and its state by their SHA-256 instead of sending them. The cache is off by
  * default and limited in bytes. A trainer sends an evicted blob again. Each caller sees only its own blobs.
  */
 import { createHash } from "node:crypto";

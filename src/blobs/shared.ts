@@ -1,5 +1,5 @@
 /**
- * The folder that the server shares with trainers on its host, for instance under /dev/shm. A call names a range of a file instead of
+ * Reads and writes the folder that the server shares with trainers on its host, for instance under /dev/shm. A call names a range of a file instead of
  * sending bytes, and results go to such a range. Files are read and written, not mapped: if a mapped file were truncated, a signal
  * would kill the process.
  */

@@ -26,24 +26,24 @@ const RETRYABLE_ERRORS = ["OVERLOADED", "DRAINING", "WORKER_LOST"];
 
 export const bench = defineCommand({
   name: "bench",
-  summary: "Steps against the server at URL (http://, https:// or unix:PATH), each connection one call after the other, and prints what they took.",
+  summary: "Measures steps on the server at URL (http://, https:// or unix:PATH). Each connection sends one call after the other.",
   args: ["URL"],
   options: {
     ...optimizerOptions,
-    elements: { value: "N,...", help: "parameters of a step; a list is measured one after the other", initial: "1048576" },
+    elements: { value: "N,...", help: "number of parameters; the sizes of a list are measured one after the other", initial: "1048576" },
     dtype: { value: "DTYPE", help: "dtype of parameters and gradients", initial: "F32" },
     connections: { value: "N", help: "connections at once", initial: "1" },
     seconds: { value: "S", help: "time for each size", initial: "10" },
-    check: { help: "compare the bytes of every reply with those of the first" },
+    check: { help: "compare every reply with the first, byte for byte" },
     "token-file": { value: "FILE", help: "file with the bearer token alone" },
-    ca: { value: "FILE", help: "authorities to trust in place of the system's, in PEM" },
-    cert: { value: "FILE", help: "own certificate in PEM, for servers that ask for one" },
-    key: { value: "FILE", help: "its key in PEM" },
+    ca: { value: "FILE", help: "trusted certificate authorities instead of the system's, in PEM" },
+    cert: { value: "FILE", help: "client certificate in PEM, for servers that require one" },
+    key: { value: "FILE", help: "key of the client certificate in PEM" },
     json: { help: "print JSON" },
   },
   notes: [
-    "The data are the same in every run. The first step makes the state, and one more on each connection is not counted either.",
-    "A refused call is tried again after what Retry-After says. Ctrl-C ends early with what was measured.",
+    "The data are the same in every run. The first step creates the state. It is not counted, nor is one warm-up step on each connection.",
+    "A refused call is repeated after its Retry-After. Ctrl-C ends the run early and prints the results so far.",
   ],
 
   async run(values, [address = ""]) {

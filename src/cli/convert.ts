@@ -17,23 +17,23 @@ const MIN_ARENA_MIB = 64;
 
 export const convert = defineCommand({
   name: "convert",
-  summary: "Brings the state in IN to another format, under another optimizer of its family, or with more slots, and writes it to OUT.",
+  summary: "Converts the state in IN to another format, another optimizer of its family, or more slots, and writes it to OUT.",
   args: ["IN", "OUT"],
   options: {
     from: { value: "FORMAT", help: "format of IN: stepd, torch, qhoptim or optax", initial: "stepd" },
     to: { value: "FORMAT", help: "format of OUT", initial: "stepd" },
     optimizer: { value: "NAME", help: "optimizer of OUT", initial: "that of IN" },
-    "from-optimizer": { value: "NAME", help: "optimizer of IN, which foreign files do not say", initial: "--optimizer" },
-    names: { value: "FILE", help: "parameters by index, a name a line, of the foreign file (of IN where both are)" },
-    "to-names": { value: "FILE", help: "the same of OUT where both are foreign" },
+    "from-optimizer": { value: "NAME", help: "optimizer of IN; files of other formats do not contain it", initial: "--optimizer" },
+    names: { value: "FILE", help: "parameter names by index, one per line, of the torch or qhoptim file (of IN if both are)" },
+    "to-names": { value: "FILE", help: "the same for OUT, if IN has another format, too" },
     betas: { value: "A,B", help: "betas of the whole run, for qhoptim" },
-    "to-betas": { value: "A,B", help: "the same of OUT where both are foreign" },
-    step: { value: "N", help: "steps taken, for parameters of which IN does not tell" },
-    fill: { value: "SLOT", isMultiple: true, help: "slot to add where it is missing" },
+    "to-betas": { value: "A,B", help: "the same for OUT, if IN has another format, too" },
+    step: { value: "N", help: "step count of parameters whose step count is not in IN" },
+    fill: { value: "SLOT", isMultiple: true, help: "slot to add if it is missing" },
     force: { help: "overwrite OUT" },
     json: { help: "print JSON" },
   },
-  notes: ["docs/state-conversion.md has the formats. What OUT does not hold of IN is said on stderr."],
+  notes: ["docs/state-conversion.md explains the formats. stderr lists what OUT cannot contain of IN."],
 
   async run(values, [input = "", output = ""]) {
     const from = oneOf(values.from ?? "stepd", "from", FORMATS);

@@ -25,10 +25,10 @@ interface TensorReport extends Partial<Stats> {
 
 export const inspect = defineCommand({
   name: "inspect",
-  summary: "Prints what a state holds: optimizer, revision, steps, and each slot. Of any other safetensors file, its tensors.",
+  summary: "Prints the contents of a state: optimizer, revision, steps and slots. Prints the tensors of any other safetensors file.",
   args: ["FILE"],
   options: {
-    stats: { help: "smallest and largest value, norm, and how many values are not finite, of each tensor; reads the whole file" },
+    stats: { help: "print minimum, maximum, norm and number of non-finite values of each tensor; reads the whole file" },
     json: { help: "print JSON" },
   },
   notes: [],

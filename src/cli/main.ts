@@ -6,12 +6,12 @@ import { heading } from "./terminal.ts";
 /** Commands are imported on use, because loading the service's libraries takes longer than most commands. */
 const commands: Readonly<Record<string, { readonly summary: string; load(): Promise<Command> }>> = {
   serve: { summary: "run the service", load: async () => (await import("./serve.ts")).serve(process.env) },
-  inspect: { summary: "print what a state or another safetensors file holds", load: async () => (await import("./inspect.ts")).inspect },
+  inspect: { summary: "print the contents of a state or another safetensors file", load: async () => (await import("./inspect.ts")).inspect },
   convert: {
-    summary: "bring a state to or from torch, qhoptim or optax, or under another optimizer",
+    summary: "convert a state to or from torch, qhoptim or optax, or to another optimizer",
     load: async () => (await import("./convert.ts")).convert,
   },
-  plan: { summary: "print what a step would cost: bytes, memory, calls, time on the network", load: async () => (await import("./plan.ts")).plan },
+  plan: { summary: "print the cost of a step: bytes, memory, calls, network time", load: async () => (await import("./plan.ts")).plan },
   bench: { summary: "measure a running server with real steps", load: async () => (await import("./bench.ts")).bench },
 };
 
@@ -25,8 +25,8 @@ const help = (): string => {
     heading("Commands:"),
     ...Object.entries(commands).map(([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}`),
     "",
-    "stepd COMMAND --help says more; stepd --version prints the version.",
-    "Exit codes: 0 done, 1 failed, 2 wrong use.",
+    "stepd COMMAND --help explains a command; stepd --version prints the version.",
+    "Exit codes: 0 success, 1 failure, 2 wrong usage.",
   ].join("\n");
 };
 

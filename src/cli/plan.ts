@@ -14,7 +14,7 @@ const defaultArenaMib = readConfig({}).arenaMib;
 
 export const plan = defineCommand({
   name: "plan",
-  summary: "Prints what a step would cost, from the shapes of the parameters in FILE (safetensors; only the header is read) or in --tensor.",
+  summary: "Prints the cost of a step, from the shapes of the parameters in FILE (safetensors; only the header is read) or in --tensor.",
   args: ["FILE?"],
   options: {
     tensor: { value: "[NAME=]SHAPE[:DTYPE]", isMultiple: true, help: "a parameter, such as w=768x3072, 1000000 or b=768:BF16" },
@@ -24,7 +24,7 @@ export const plan = defineCommand({
     "arena-mib": { value: "MIB", help: "memory of the server", initial: String(defaultArenaMib) },
     json: { help: "print JSON" },
   },
-  notes: ["The time on a network is that of the bytes alone, in and then out, as in one call. Several calls at once overlap the two."],
+  notes: ["The network time is that of the bytes alone, first in, then out, as in one call. Concurrent calls overlap the two directions."],
 
   async run(values, [path]) {
     if ((path === undefined) === (values.tensor.length === 0)) {

@@ -22,7 +22,7 @@ export const serve = (env: Readonly<Record<string, string | undefined>>): Comman
     summary: "Runs the service until SIGTERM or Ctrl-C, then lets calls in flight finish.",
     args: [],
     options,
-    notes: ["Each option is also a variable, which it goes before: --arena-mib is STEPD_ARENA_MIB."],
+    notes: ["Each option is also an environment variable: --arena-mib is STEPD_ARENA_MIB. The option takes precedence."],
 
     async run(values) {
       const given = Object.entries(values).flatMap(([option, value]) => (value === undefined ? [] : [[option, variables.get(option) ?? "", value] as const]));

@@ -1,5 +1,5 @@
 /**
- * Exact ids of calls: a reply must repeat its call's id. JavaScript numbers lose digits beyond 2^53 and the difference between 1
+ * Keeps ids of calls exact, because a reply must repeat its call's id. JavaScript numbers lose digits beyond 2^53 and the difference between 1
  * and 1.0, so numeric ids are read from the text or bytes of the body.
  */
 

@@ -1,61 +1,61 @@
 /**
- * Templates of MessagePack bodies. A trainer sends the same bytes at every step, except in its blobs and in the call's id. Comparing
- * a body with a template takes less time than decoding it.
+ * Creates templates of MessagePack bodies. A trainer sends the same bytes at every step, except for its blobs and the call's id. Comparing a
+ * body with a template takes less time than decoding it.
  */
 import { isUtf8 } from "node:buffer";
 import { LRUCache } from "lru-cache";
 import type { Span } from "./_id.ts";
 
-/** Bodies with more values get no template. */
+/** Bodies with more than this many values get no template. */
 const MAX_VALUES = 1000;
 
-/** The most bytes outside the holes of a template. */
+/** A template has at most this many fixed bytes: bytes outside its variable ranges. */
 const MAX_FIXED_BYTES = 2 ** 16;
 
-/** The size of all templates of a reader. */
-const MAX_BYTES = 2 ** 22;
+/** All templates of a decoder together take at most this many bytes. */
+const MAX_ALL_BYTES = 2 ** 22;
 
-/** The memory of a template beside its fixed bytes, estimated. */
+/** A template takes about this much memory in addition to its fixed bytes. */
 const TEMPLATE_BYTES = 1024;
 
-/** The most templates for one length of body. Trainers that differ only in a rate send bodies of one length. */
-const MAX_SAME_LENGTH = 16;
+/** At most this many templates have the same body length. Trainers that differ only in a rate send bodies of one length. */
+const MAX_TEMPLATES_PER_LENGTH = 16;
 
-/** A range of bytes that may differ from body to body. */
-interface Hole extends Span {
+/** A byte range that may differ between bodies of one template. */
+interface VariableRange extends Span {
   readonly kind: "blob" | "fixint" | "uint" | "string";
 }
 
-/** A decoded map or list, and its members that contain a hole. */
-interface Shape {
+/** A decoded map or list. `members` lists the members that contain a variable range. */
+interface TemplateNode {
   readonly base: object;
-  readonly members: readonly (readonly [key: string, member: Hole | Shape])[];
+  readonly members: readonly (readonly [key: string, member: VariableRange | TemplateNode])[];
 }
 
-/** The decoded form of all bodies that are equal outside their holes. */
+/** The decoded form of bodies that differ only in their variable ranges. */
 export class Template {
-  /** The number of values in the body. */
+  /** The number of values in each body. */
   readonly values: number;
   readonly stringBytes: number;
-  /** The bytes outside the holes. */
+  /** The bytes outside the variable ranges. */
   readonly fixed: Buffer;
-  readonly #holes: readonly Hole[];
-  readonly #shape: Shape;
+  readonly #ranges: readonly VariableRange[];
+  readonly #node: TemplateNode;
 
-  constructor(bytes: Buffer, holes: readonly Hole[], shape: Shape, { values, stringBytes }: Counts) {
+  constructor(bytes: Buffer, ranges: readonly VariableRange[], node: TemplateNode, { values, stringBytes }: Counts) {
     this.values = values;
     this.stringBytes = stringBytes;
-    this.#holes = holes;
-    this.#shape = shape;
-    const starts = [0, ...holes.map(({ end }) => end)];
-    this.fixed = Buffer.concat(starts.map((start, index) => bytes.subarray(start, holes[index]?.start)));
+    this.#ranges = ranges;
+    this.#node = node;
+    const starts = [0, ...ranges.map(({ end }) => end)];
+    this.fixed = Buffer.concat(starts.map((start, index) => bytes.subarray(start, ranges[index]?.start)));
   }
 
-  /** True if a body of the same length differs only in the holes. */
+  /** True if a body of the same length differs only in the variable ranges. */
   matches(bytes: Buffer): boolean {
     let at = 0;
     let fixedAt = 0;
-    for (const { start, end, kind } of this.#holes) {
+    for (const { start, end, kind } of this.#ranges) {
       if (this.fixed.compare(bytes, at, start, fixedAt, fixedAt + start - at) !== 0) return false;
       if (kind === "fixint" && (bytes[start] as number) > 0x7f) return false;
       if (kind === "string" && !isUtf8(bytes.subarray(start, end))) return false;
@@ -65,21 +65,21 @@ export class Template {
     return this.fixed.compare(bytes, at, bytes.length, fixedAt) === 0;
   }
 
-  /** Creates the value of a matching body. All values share the maps and lists that contain no hole. */
+  /** Decodes a matching body. All decoded bodies share the maps and lists without variable ranges. */
   fill(bytes: Buffer): unknown {
-    return fill(this.#shape, bytes);
+    return fill(this.#node, bytes);
   }
 }
 
 const copyOf = (container: object): Record<string, unknown> => (Array.isArray(container) ? [...container] : { ...container }) as Record<string, unknown>;
 
-const fill = ({ base, members }: Shape, bytes: Buffer): object => {
+const fill = ({ base, members }: TemplateNode, bytes: Buffer): object => {
   const value = copyOf(base);
   for (const [key, member] of members) value[key] = "base" in member ? fill(member, bytes) : read(member, bytes);
   return value;
 };
 
-const read = ({ start, end, kind }: Hole, bytes: Buffer): unknown => {
+const read = ({ start, end, kind }: VariableRange, bytes: Buffer): unknown => {
   if (kind === "blob") return bytes.subarray(start, end);
   return kind === "string" ? bytes.toString("utf8", start, end) : bytes.readUIntBE(start, end - start);
 };
@@ -89,10 +89,10 @@ interface Counts {
   readonly stringBytes: number;
 }
 
-/** The templates of the latest bodies. */
+/** The templates of recent bodies. */
 export class Templates {
   readonly #byLength = new LRUCache<number, readonly Template[]>({
-    maxSize: MAX_BYTES,
+    maxSize: MAX_ALL_BYTES,
     sizeCalculation: (templates) => templates.reduce((sum, { fixed }) => sum + fixed.length + TEMPLATE_BYTES, 0),
   });
 
@@ -100,45 +100,45 @@ export class Templates {
     return this.#byLength.get(bytes.length)?.find((template) => template.matches(bytes));
   }
 
-  /** Adds the template of a decoded body, whose id is in the range `idSpan`. Returns undefined for a batch and for a body with many values. */
+  /** Adds the template of a decoded body. `idSpan` is the range of its id. Returns undefined for a batch or a body with many values. */
   add(bytes: Buffer, value: unknown, idSpan: Span | undefined, counts: Counts): Template | undefined {
     if (counts.values > MAX_VALUES || !isContainer(value) || Array.isArray(value)) return undefined;
-    const blobs: Hole[] = [];
-    const shape = shapeOf(value, bytes, blobs);
-    const id = idSpan && idHole(bytes, idSpan);
-    const holes = id ? [...blobs, id].sort((a, b) => a.start - b.start) : blobs;
-    if (holes.reduce((sum, { start, end }) => sum - (end - start), bytes.length) > MAX_FIXED_BYTES) return undefined;
-    const template = new Template(bytes, holes, id ? { base: shape.base, members: [...shape.members, ["id", id]] } : shape, counts);
-    this.#byLength.set(bytes.length, [template, ...(this.#byLength.get(bytes.length) ?? []).slice(0, MAX_SAME_LENGTH - 1)]);
+    const blobs: VariableRange[] = [];
+    const node = nodeOf(value, bytes, blobs);
+    const id = idSpan && variableIdRange(bytes, idSpan);
+    const ranges = id ? [...blobs, id].sort((a, b) => a.start - b.start) : blobs;
+    if (ranges.reduce((sum, { start, end }) => sum - (end - start), bytes.length) > MAX_FIXED_BYTES) return undefined;
+    const template = new Template(bytes, ranges, id ? { base: node.base, members: [...node.members, ["id", id]] } : node, counts);
+    this.#byLength.set(bytes.length, [template, ...(this.#byLength.get(bytes.length) ?? []).slice(0, MAX_TEMPLATES_PER_LENGTH - 1)]);
     return template;
   }
 }
 
-/** True for decoded maps and lists, and false for blobs and for ids with a spelling of their own. */
+/** True for decoded maps and lists, false for blobs and SpelledNumber ids. */
 const isContainer = (value: unknown): value is object =>
   Array.isArray(value) || (typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype);
 
-/** Finds the blobs of a container, which are views of the body. Removes them from `base`, because the body's memory is used again. */
-const shapeOf = (value: object, bytes: Buffer, blobs: Hole[]): Shape => {
+/** Finds the blobs of a container. They are views of the body, whose memory is reused, so `base` must not contain them. */
+const nodeOf = (value: object, bytes: Buffer, blobs: VariableRange[]): TemplateNode => {
   const base = copyOf(value);
-  const members: (readonly [string, Hole | Shape])[] = [];
+  const members: (readonly [string, VariableRange | TemplateNode])[] = [];
   for (const [key, item] of Object.entries(value)) {
     if (item instanceof Uint8Array) {
       const start = item.byteOffset - bytes.byteOffset;
-      const hole: Hole = { start, end: start + item.length, kind: "blob" };
-      blobs.push(hole);
-      members.push([key, hole]);
+      const range: VariableRange = { start, end: start + item.length, kind: "blob" };
+      blobs.push(range);
+      members.push([key, range]);
       base[key] = undefined;
     } else if (isContainer(item)) {
-      const shape = shapeOf(item, bytes, blobs);
-      if (shape.members.length > 0) members.push([key, shape]);
+      const node = nodeOf(item, bytes, blobs);
+      if (node.members.length > 0) members.push([key, node]);
     }
   }
   return { base, members };
 };
 
-/** The bytes of an id that may differ: an unsigned integer of up to 32 bits, or a short string. Its type byte is fixed, except in a fixint. */
-const idHole = (bytes: Buffer, { start, end }: Span): Hole | undefined => {
+/** Returns the variable bytes of an id: an unsigned integer of up to 32 bits, or a short string. The type byte is fixed, except in a fixint. */
+const variableIdRange = (bytes: Buffer, { start, end }: Span): VariableRange | undefined => {
   const type = bytes[start] as number;
   if (type <= 0x7f) return { start, end, kind: "fixint" };
   if (type >= 0xcc && type <= 0xce) return { start: start + 1, end, kind: "uint" };

@@ -1,4 +1,4 @@
-/** A strict JSON parser for bodies and safetensors headers. It rejects input that JSON.parse accepts, such as duplicate keys. */
+/** Parses the JSON of bodies and safetensors headers strictly. It rejects input that JSON.parse accepts, such as duplicate keys. */
 import { isUtf8 } from "node:buffer";
 import { describe } from "../errors/errors.ts";
 import { idOfText, withIds } from "./_id.ts";

@@ -1,4 +1,4 @@
-/** The dtypes of safetensors files. */
+/** Defines the dtypes of safetensors files. */
 
 /** Bits per element for each stable dtype of safetensors. */
 const BITS_PER_ELEMENT: Readonly<Record<string, number>> = {
@@ -20,7 +20,7 @@ const BITS_PER_ELEMENT: Readonly<Record<string, number>> = {
   U64: 64,
 };
 
-/** The safetensors library writes tensors by descending index in this list, then by name. */
+/** Before writing, the safetensors library sorts tensors by descending index in this list, then by name. */
 const WRITE_ORDER = Object.keys(BITS_PER_ELEMENT);
 
 /** Returns the bytes per element, or undefined for an unknown dtype. */

@@ -1,4 +1,4 @@
-/** The JSON codec for request and reply bodies. Blobs are base64 strings. */
+/** Encodes and decodes bodies in JSON. Blobs are base64 strings. */
 import { randomUUID } from "node:crypto";
 import { StepdError } from "../errors/errors.ts";
 import { isLarge, splitIntoChunks } from "./_chunks.ts";

@@ -1,5 +1,5 @@
 /**
- * The MessagePack codec for request and reply bodies. A scan of the bytes rejects unsupported and dangerous input before msgpackr
+ * Encodes and decodes bodies in MessagePack. A scan of the bytes rejects unsupported and dangerous input before msgpackr
  * decodes it. The decoder returns blobs as views, and the encoder sends them uncopied: a copy of 256 MiB takes 289 ms (measured).
  */
 import { isUtf8 } from "node:buffer";
@@ -40,15 +40,15 @@ export type OnProgress = (values: number, stringBytes: number) => void;
 /** A decoded body. */
 export interface Decoded {
   readonly value: unknown;
-  /** The same object for all bodies that are equal outside their blobs and their id. Undefined for a body without a template. */
+  /** Bodies that differ only in blobs and id share this object. Undefined for a body without a template. */
   readonly template: object | undefined;
 }
 
-/** A MessagePack decoder that keeps templates of the latest bodies. */
+/** A MessagePack decoder that keeps templates of recent bodies. */
 export class MsgpackReader {
   readonly #templates = new Templates();
 
-  /** Decodes a body. Throws PARSE_ERROR and the errors of `onProgress`. */
+  /** Decodes a body. Throws PARSE_ERROR, and any error that `onProgress` throws. */
   *decode(bytes: Buffer, onProgress: OnProgress): Task<Decoded> {
     const known = this.#templates.find(bytes);
     if (known) {
@@ -61,7 +61,6 @@ export class MsgpackReader {
   }
 }
 
-/** Decodes one body. Throws PARSE_ERROR. */
 export const decodeMsgpack = (bytes: Buffer, onProgress: OnProgress = () => {}): Task<unknown> => unpack(new Scanner(bytes, onProgress), bytes);
 
 function* unpack(scanner: Scanner, bytes: Buffer): Task<unknown> {
@@ -177,12 +176,10 @@ class Scanner {
     this.#onProgress = onProgress;
   }
 
-  /** The number of scanned values. */
   get values(): number {
     return this.#values;
   }
 
-  /** The bytes of all scanned strings. */
   get stringBytes(): number {
     return this.#stringBytes;
   }

@@ -1,5 +1,5 @@
 /**
- * The safetensors format: 8 bytes of header length (little-endian), a JSON header, then the tensors' bytes. The reader is strict:
+ * Reads and writes the safetensors format: 8 bytes of header length (little-endian), a JSON header, then the tensors' bytes. The reader is strict:
  * every byte must belong to exactly one tensor. The writer is canonical: equal tensors give equal bytes.
  * Format: https://github.com/huggingface/safetensors, section "Format".
  */

@@ -1,4 +1,4 @@
-/** Cooperative multitasking: long tasks on the main thread run in turns, and other calls run between the turns. */
+/** Runs long tasks on the main thread in turns. Other calls run between the turns (cooperative multitasking). */
 import { setImmediate } from "node:timers/promises";
 
 /** A task. Its caller may interrupt it wherever the generator yields. */

@@ -21,7 +21,7 @@ import { headerKey, loadBlob, loadTensors, MIN_ENTRY_BYTES, readTensors, reserve
 
 export type { Lease } from "../arena/arena.ts";
 export { planOf } from "./plan.ts";
-export { gradsReply, type Reduced } from "./reduce.ts";
+export { encodeGrads, type Reduced } from "./reduce.ts";
 export type { QueueTime } from "./runner.ts";
 export { STATE_FORMAT, type State } from "./state.ts";
 export type { StepOutput } from "./step.ts";
@@ -75,9 +75,10 @@ interface Compiled {
   readonly layout: Layout;
 }
 
-/** The size of the cache by template, and of its largest entry. */
-const RECENT_BYTES = 2 ** 23;
-const MAX_RECENT_BYTES = 2 ** 16;
+/** The cache of small calls takes at most this many bytes of heap. */
+const SMALL_CALL_CACHE_BYTES = 2 ** 23;
+/** Larger layouts are not cached by template. */
+const MAX_SMALL_CALL_BYTES = 2 ** 16;
 
 export class Engine {
   readonly #pool: Pool;
@@ -88,8 +89,8 @@ export class Engine {
     sizeCalculation: ({ matched, layouts }, key) => key.length + matchedBytes(matched) + sum(layouts, ([options, layout]) => layoutBytes(layout, options)),
   });
 
-  /** The compiled steps of small calls, by the template of their bodies. Comparing headers takes less time than building the cache's keys. */
-  readonly #recent = new LRUCache<object, Compiled & { readonly heads: readonly Head[] }>({ maxSize: RECENT_BYTES });
+  /** Maps the template of a small call's body to its layout. Comparing headers takes less time than building the other cache's keys. */
+  readonly #recent = new LRUCache<object, Compiled & { readonly headers: readonly FileHeader[] }>({ maxSize: SMALL_CALL_CACHE_BYTES });
 
   /** Runs calls with many tensors one at a time, because their peak memory is several times that of their cache entry. */
   readonly #largeCalls = new SerialQueue();
@@ -116,14 +117,14 @@ export class Engine {
       state: state === null ? undefined : await inTurns(loadBlob(state, "/state", "STATE_CORRUPT", lease)),
     };
     const isLarge = hasManyTensors(files.params) || hasManyTensors(files.grads);
-    // Bodies of one template may have updates with other tensors, and so other gradients.
+    // Bodies with the same template may have updates of other tensors, and so other gradients.
     const output = await this.#runCall(isLarge, (run) => this.#step(options, files, reduced ? undefined : template, lease, queueTime, run));
     return reduced ? { ...output, reduced, report: reportWith(output.report, reduced) } : output;
   }
 
   async #step(options: StepOptions, files: StepFiles, template: object | undefined, lease: Lease, queueTime: QueueTime, run: Run): Promise<StepOutput> {
     const recent = template && this.#recent.get(template);
-    const { matched, layout } = recent && isCompiledFor(files, recent.heads) ? recent : await this.#layoutOf(options, files, template, run);
+    const { matched, layout } = recent && isCompiledFor(files, recent.headers) ? recent : await this.#layoutOf(options, files, template, run);
     const progress = await inTurns(readProgress(layout, files.state));
     // A layout contains the momentum. A schedule that cycles the momentum needs a new layout for this step.
     const current = (await inTurns(changesHyperparameters(layout, progress))) ? await run(this.#compile(options, matched, progress)) : layout;
@@ -145,7 +146,7 @@ export class Engine {
     }
     if (template && headers !== undefined && key !== undefined) {
       const size = headers.length + matchedBytes(matched) + layoutBytes(layout, key);
-      if (size <= MAX_RECENT_BYTES) this.#recent.set(template, { matched, layout, heads: filesOf(files).map(headOf) }, { size });
+      if (size <= MAX_SMALL_CALL_BYTES) this.#recent.set(template, { matched, layout, headers: filesOf(files).map(headOf) }, { size });
     }
     return { matched, layout };
   }
@@ -181,7 +182,7 @@ export class Engine {
     return this.#reduce(reduction, "", paramFile, lease, queueTime);
   }
 
-  /** `prefix` is the JSON pointer of the reduction. */
+  /** Combines updates. `prefix` is the JSON pointer of the reduction's fields. */
   async #reduce(
     { updates, accumulator = null, ...options }: Loaded<Omit<ReduceParams, "params">>,
     prefix: string,
@@ -243,27 +244,27 @@ const headersKey = ({ params, grads, state }: StepFiles): string | undefined => 
 
 const filesOf = ({ params, grads, state }: StepFiles): readonly TensorFile[] => (state ? [params, grads, { bytes: state, plain: undefined }] : [params, grads]);
 
-/** The length of a file and a copy of its header. Tensors by name have no header: their descriptions are part of the template. */
-interface Head {
+/** A file's length and a copy of its header. Plain tensors have no header, because the template contains their descriptions. */
+interface FileHeader {
   readonly length: number;
   readonly header: Buffer;
 }
 
-const headOf = ({ bytes, plain }: TensorFile): Head => ({ length: bytes.length, header: Buffer.from(plain ? [] : bytes.subarray(0, headerEnd(bytes))) });
+const headOf = ({ bytes, plain }: TensorFile): FileHeader => ({ length: bytes.length, header: Buffer.from(plain ? [] : bytes.subarray(0, headerEnd(bytes))) });
 
-/** True if the files have these lengths and headers. */
-const isCompiledFor = (files: StepFiles, heads: readonly Head[]): boolean =>
+/** True if each file has the length and the header for which a layout was compiled. */
+const isCompiledFor = (files: StepFiles, headers: readonly FileHeader[]): boolean =>
   filesOf(files).every(({ bytes }, index) => {
-    const { length, header } = heads[index] as Head;
+    const { length, header } = headers[index] as FileHeader;
     return bytes.length === length && header.compare(bytes, 0, header.length) === 0;
   });
 
 /** The report of a step whose gradients a reduction made. */
 const reportWith = ({ warnings, ...report }: StepReport, { report: reduce }: Reduced): StepReport =>
-  // A skipped reduction has no gradients, of which the step would warn.
+  // The step would warn of missing gradients, but a skipped reduction has none.
   reduce.skipped ? { ...report, skipped: true, reduce } : { ...report, ...(warnings && { warnings }), reduce };
 
-/** The most tensors that a file may have. Only the length of its header is known before parsing. */
+/** Bounds the number of a file's tensors. Before parsing, only the length of its header is known. */
 const mostTensors = ({ bytes, plain }: TensorFile): number => (plain ? plain.length : headerEnd(bytes) / MIN_ENTRY_BYTES);
 
 const hasManyTensors = (file: TensorFile): boolean => mostTensors(file) > MANY_TENSORS;

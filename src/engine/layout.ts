@@ -1,5 +1,5 @@
 /**
- * The layout of a step: names, offsets, groups, stages and the entries of the new state. It is compiled from the call's options and
+ * A step's layout contains names, offsets, groups, stages and the entries of the new state. It is compiled from the call's options and
  * the files' headers. It contains no tensor values, so calls with the same options and headers share it.
  */
 import { bytesOf } from "../codec/dtype.ts";

@@ -1,4 +1,4 @@
-/** The plan of a call: its optimizer, the hyperparameters of each group, and its schedule. All are checked. */
+/** A call's plan contains its optimizer, the hyperparameters of each group, and its schedule. All are checked. */
 import { StepdError } from "../errors/errors.ts";
 import type { Group as GivenGroup, Optimizer, StepParams } from "../generated/wire.gen.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry, type Values } from "../optimizers/registry.ts";

@@ -1,6 +1,6 @@
 /**
- * optimizer.reduce: combines the updates of several clients into one pseudo-gradient. Each tensor is combined by itself and element
- * by element, in the order of the updates, so the bits depend neither on workers nor on sharding. No input is overwritten.
+ * Combines the updates of several clients into one pseudo-gradient, for optimizer.reduce. Each tensor is combined by itself, element
+ * by element, in the order of the updates. So the bits depend neither on workers nor on sharding. No input is overwritten.
  */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf } from "../codec/dtype.ts";
@@ -34,24 +34,24 @@ import { encodeTensors, isSameShape, type ReplyTensors, readTensors, type Tensor
 
 const SUM_FORMAT = "stepd.sum/1";
 
-/** The key prefixes of an accumulator's entries. */
+/** The keys of an accumulator's entries have these prefixes. */
 const [SUM, WEIGHT, COUNT, DTYPE] = ["sum/", "weight/", "count/", "dtype/"] as const;
 
-/** The most tensors of all updates together. */
+/** All updates together have at most this many tensors. */
 const MAX_TENSORS = 2 ** 20;
 
-/** The suffix of the scales of an I8 tensor. */
-const SCALE = ".scale";
+/** The scales of an I8 tensor have its name with this suffix. */
+const SCALE_SUFFIX = ".scale";
 
-/** The dtypes of updates, in the order of the kernel's codes. */
+/** Updates may have these dtypes. The kernel receives a dtype as its index in this list. */
 const DTYPES: readonly string[] = ["F32", "F64", "BF16", "F16", "I8"];
 
 const FORMS: readonly string[] = ["params", "deltas", "gradients"];
 
-/** An entry of the kernel's table. */
-const ENTRY_BYTES = 32;
+/** The kernel reads a table of updates with entries of this size. */
+const TABLE_ENTRY_BYTES = 32;
 
-/** All fields of a call, except its tensors. */
+/** A call without its tensors. */
 export type ReduceOptions = Omit<ReduceParams, "params" | "updates" | "accumulator">;
 
 export interface Update {
@@ -59,7 +59,7 @@ export interface Update {
   readonly weight: number;
 }
 
-/** The input files, in the arena. */
+/** The inputs of a call, loaded into the arena. */
 export interface ReduceFiles {
   /** The JSON pointer of the reduction: empty, or /reduce in a step. */
   readonly prefix: string;
@@ -75,46 +75,49 @@ export interface ReduceReport {
   readonly skipped: boolean;
 }
 
-/** The result: the pseudo-gradient, or an accumulator. */
+/** The result of a call: the pseudo-gradient, or an accumulator for further calls. */
 export interface Reduced {
   readonly grads: TensorFile | undefined;
   readonly accumulator: Parts | undefined;
   readonly report: ReduceReport;
-  /** The number of combined elements, over all updates. */
+  /** The number of combined elements in all updates. */
   readonly elements: number;
 }
 
-/** One update's part of a tensor. */
-interface Part {
+/** One update of a tensor. */
+interface TensorUpdate {
   readonly update: number;
   readonly dtype: string;
   readonly address: number;
-  /** The address of its scales, and the number of elements that share one. */
+  /** The address of the scales of an I8 tensor. Each scale applies to `perScale` elements. */
   readonly scales: number;
   readonly perScale: number;
 }
 
-/** One tensor of the result. */
-interface Combined {
+/** A tensor of the result, with its updates. */
+interface CombinedTensor {
   readonly name: string;
   readonly shape: readonly number[];
   readonly elements: number;
   readonly param: TensorInfo | undefined;
-  /** The earlier sum of the accumulator. */
+  /** The sum in the given accumulator, if it has one for this tensor. */
   earlier: { readonly offset: number; readonly weight: number; readonly count: number } | undefined;
   isWide: boolean;
-  /** In the order of the updates. */
-  readonly parts: Part[];
+  /** The tensor's updates, in the order of the call. */
+  readonly parts: TensorUpdate[];
 }
 
-/** Reads all headers and lists the tensors of the result, in the order of the names' UTF-8 bytes. Throws INVALID_PARAMS, TENSOR_MISMATCH, TENSORS_CORRUPT, STATE_CORRUPT, STATE_MISMATCH, PAYLOAD_TOO_LARGE. */
-function* collect(
+/**
+ * Reads all headers and lists the tensors of the result, in the order of the names' UTF-8 bytes. Throws INVALID_PARAMS,
+ * TENSOR_MISMATCH, TENSORS_CORRUPT, STATE_CORRUPT, STATE_MISMATCH and PAYLOAD_TOO_LARGE.
+ */
+function* listTensors(
   { prefix, params: paramFile, updates, accumulator }: ReduceFiles,
   { form = "params", missing = "error" }: ReduceOptions,
-): Task<readonly Combined[]> {
-  const byName = new Map<string, Combined>();
-  const add = ({ name, shape, elements }: Pick<TensorInfo, "name" | "shape" | "elements">, param?: TensorInfo): Combined => {
-    const combined: Combined = { name, shape, elements, param, earlier: undefined, isWide: param?.dtype === "F64", parts: [] };
+): Task<readonly CombinedTensor[]> {
+  const byName = new Map<string, CombinedTensor>();
+  const add = ({ name, shape, elements }: Pick<TensorInfo, "name" | "shape" | "elements">, param?: TensorInfo): CombinedTensor => {
+    const combined: CombinedTensor = { name, shape, elements, param, earlier: undefined, isWide: param?.dtype === "F64", parts: [] };
     byName.set(name, combined);
     return combined;
   };
@@ -157,8 +160,8 @@ function* collect(
   return yield* sorted([...byName.values()], (a, b) => compareUtf8(a.name, b.name));
 }
 
-/** Throws TENSOR_MISMATCH with a tensor that an update lacks. */
-function* refuseMissing(byName: ReadonlyMap<string, Combined>, update: number, field: string): Task<void> {
+/** Throws TENSOR_MISMATCH with the first tensor that an update lacks. */
+function* refuseMissing(byName: ReadonlyMap<string, CombinedTensor>, update: number, field: string): Task<void> {
   let checked = 0;
   for (const { name, parts } of byName.values()) {
     if (++checked % CHEAP_ITEMS_PER_YIELD === 0) yield;
@@ -169,15 +172,14 @@ function* refuseMissing(byName: ReadonlyMap<string, Combined>, update: number, f
 
 /** Finds the scales of an update's I8 tensors. */
 const scalesOf = (tensors: readonly TensorInfo[], field: string) => {
-  const names = new Set(tensors.filter(({ dtype }) => dtype === "I8").map(({ name }) => name + SCALE));
+  const names = new Set(tensors.filter(({ dtype }) => dtype === "I8").map(({ name }) => name + SCALE_SUFFIX));
   const scales = new Map(names.size === 0 ? [] : tensors.filter(({ name }) => names.has(name)).map((info) => [info.name, info]));
   return {
-    /** The names of the scales. */
     names: new Set(scales.keys()) as ReadonlySet<string>,
-    /** The scale of an I8 tensor. Throws TENSOR_MISMATCH or UNSUPPORTED_DTYPE. */
+    /** Returns the tensor of scales of an I8 tensor. Throws TENSOR_MISMATCH or UNSUPPORTED_DTYPE. */
     scale: ({ name, shape }: TensorInfo): TensorInfo => {
-      const at = `${field}/${pointerEscape(name + SCALE)}`;
-      const info = scales.get(name + SCALE);
+      const at = `${field}/${pointerEscape(name + SCALE_SUFFIX)}`;
+      const info = scales.get(name + SCALE_SUFFIX);
       if (!info) throw StepdError.mismatch("TENSOR_MISMATCH", at, "the scales of an I8 tensor", "none", [name]);
       if (info.dtype !== "F32") throw StepdError.mismatch("UNSUPPORTED_DTYPE", at, "dtype F32 for scales", info.dtype, [name]);
       const [rows] = shape;
@@ -188,14 +190,14 @@ const scalesOf = (tensors: readonly TensorInfo[], field: string) => {
   };
 };
 
-/** Reads an accumulator (stepd.sum/1) into the list of tensors. Throws STATE_CORRUPT, STATE_MISMATCH. */
+/** Adds the tensors of an accumulator (format stepd.sum/1) to the list. Throws STATE_CORRUPT and STATE_MISMATCH. */
 function* readAccumulator(
   file: Buffer,
   field: string,
   form: string,
   hasParams: boolean,
-  byName: ReadonlyMap<string, Combined>,
-  add: (info: Pick<TensorInfo, "name" | "shape" | "elements">) => Combined,
+  byName: ReadonlyMap<string, CombinedTensor>,
+  add: (info: Pick<TensorInfo, "name" | "shape" | "elements">) => CombinedTensor,
 ): Task<void> {
   const corrupt = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_CORRUPT", field, expected, found);
   const mismatch = (expected: string, found: string, name?: string): StepdError =>
@@ -241,49 +243,48 @@ function* readAccumulator(
   }
 }
 
-/** A tensor of the result with the updates that are in it. */
-interface Share {
-  readonly combined: Combined;
-  readonly parts: readonly Part[];
+/** A tensor of the result, without the dropped updates. */
+interface KeptUpdates {
+  readonly combined: CombinedTensor;
+  readonly parts: readonly TensorUpdate[];
   readonly weight: number;
   readonly count: number;
 }
 
-/** A range of a tensor's elements. */
+/** A target that covers a range of a tensor's elements. */
 interface ReduceTarget extends Target {
   readonly calls: readonly KernelCall[];
-  readonly parts: readonly Part[];
+  readonly parts: readonly TensorUpdate[];
   readonly columns: Columns;
 }
 
-/** The result's layout: offsets of the outputs, and the ranges to compute. */
+/** The layout of a call: offsets of the outputs, and the ranges to compute. */
 interface ReduceLayout {
-  readonly shares: readonly Share[];
-  /** The header of the pseudo-gradient's file. Empty for tensors by name. */
+  readonly shares: readonly KeptUpdates[];
+  /** The header of the pseudo-gradient's file; empty for plain tensors. */
   readonly header: Buffer;
   readonly grads: readonly TensorInfo[];
   readonly gradBytes: number;
   readonly sumBytes: number;
   readonly targets: readonly ReduceTarget[];
-  readonly tables: readonly { readonly offset: number; readonly parts: readonly Part[] }[];
+  readonly tables: readonly { readonly offset: number; readonly parts: readonly TensorUpdate[] }[];
   readonly workBytes: number;
 }
 
-/** The work of one unit and of one job, in elements of updates. Bounded, so that other calls run in between. */
-const [UNIT_WORK, JOB_WORK] = [2 ** 25, 2 ** 28];
+// A unit and a job combine at most this many elements, so that other calls run in between.
+const [MAX_UNIT_ELEMENTS, MAX_JOB_ELEMENTS] = [2 ** 25, 2 ** 28];
 
-/** The least elements of a range. */
-const MIN_RANGE = 64;
+const MIN_RANGE_ELEMENTS = 64;
 
-/** Offsets of a target: parameter, result, earlier sum, new sum, table. */
+/** A target's `offsets` list its parameter, result, earlier sum, new sum and table at these indexes. */
 const [PARAM_AT, OUT_AT, EARLIER_AT, KEPT_AT, TABLE_AT] = [0, 1, 2, 3, 4] as const;
 
 const INDEX_STRIDE = 1;
 
 const SCRATCH = fixed(scratch(0));
 
-/** The comparisons of a merge exchange of `count` elements, roughly. */
-const comparisons = (count: number): number => {
+/** Estimates the comparisons of a merge-exchange sort of `count` elements. */
+const estimateComparisons = (count: number): number => {
   const levels = Math.ceil(Math.log2(Math.max(count, 2)));
   return (count * levels * (levels + 1)) / 4;
 };
@@ -291,10 +292,10 @@ const comparisons = (count: number): number => {
 class Reduction {
   readonly #options: ReduceOptions;
   readonly #files: ReduceFiles;
-  readonly #combined: readonly Combined[];
+  readonly #combined: readonly CombinedTensor[];
   readonly #kernel: (name: string) => number;
 
-  constructor(options: ReduceOptions, files: ReduceFiles, combined: readonly Combined[], kernel: (name: string) => number) {
+  constructor(options: ReduceOptions, files: ReduceFiles, combined: readonly CombinedTensor[], kernel: (name: string) => number) {
     this.#options = options;
     this.#files = files;
     this.#combined = combined;
@@ -309,7 +310,7 @@ class Reduction {
     return (this.#files.params ?? this.#files.updates[0]?.file)?.plain !== undefined;
   }
 
-  /** Lays out the result without the dropped updates. Throws INVALID_PARAMS. */
+  /** Creates the layout without the dropped updates. Throws INVALID_PARAMS. */
   *layout(dropped: ReadonlySet<number>): Task<ReduceLayout> {
     const { isFinished, isPlain } = this;
     const all = yield* mapped(this.#combined, (combined) => shareOf(combined, dropped, this.#files.updates));
@@ -321,7 +322,7 @@ class Reduction {
     const outOf = new Map<string, number>();
     for (const { name, offset } of grads) outOf.set(name, offset);
     const targets: ReduceTarget[] = [];
-    const tables: { offset: number; parts: readonly Part[] }[] = [];
+    const tables: { offset: number; parts: readonly TensorUpdate[] }[] = [];
     let kept = 0;
     let workBytes = 0;
     for (const [index, share] of shares.entries()) {
@@ -329,7 +330,7 @@ class Reduction {
       const { combined, parts } = share;
       const table = workBytes;
       tables.push({ offset: table, parts });
-      workBytes += parts.length * ENTRY_BYTES;
+      workBytes += parts.length * TABLE_ENTRY_BYTES;
       for (const target of this.#ranges(share, outOf.get(combined.name) ?? 0, isFinished ? 0 : kept, table, workBytes)) {
         targets.push(target);
         workBytes += sumBytes(target.elements, parts.length);
@@ -341,16 +342,16 @@ class Reduction {
     return { shares, header, grads, gradBytes, sumBytes: kept, targets, tables, workBytes };
   }
 
-  /** The ranges of one tensor. `flags` is the offset of the first range's flags. */
-  *#ranges(share: Share, out: number, kept: number, table: number, flags: number): Generator<ReduceTarget> {
+  /** Lists the ranges of one tensor as targets. `flags` is the offset of the first range's flags for non-finite values. */
+  *#ranges(share: KeptUpdates, out: number, kept: number, table: number, flags: number): Generator<ReduceTarget> {
     const { combined, parts } = share;
     const { method = { name: "mean" }, form = "params" } = this.#options;
     const { isFinished } = this;
     const count = parts.length;
     const isMean = method.name === "mean";
-    const cut = isMean ? 0 : cutOf(method, count, this.#files.prefix);
-    const passes = isMean ? count + 1 : comparisons(count) + 2 * count;
-    const length = Math.max(MIN_RANGE, Math.floor(UNIT_WORK / passes / MIN_RANGE) * MIN_RANGE);
+    const cut = isMean ? 0 : trimmedCount(method, count, this.#files.prefix);
+    const passes = isMean ? count + 1 : estimateComparisons(count) + 2 * count;
+    const length = Math.max(MIN_RANGE_ELEMENTS, Math.floor(MAX_UNIT_ELEMENTS / passes / MIN_RANGE_ELEMENTS) * MIN_RANGE_ELEMENTS);
     const divisor = isMean ? (method.divisor ?? share.weight) : count - 2 * cut;
     const paramDtype = combined.param?.dtype ?? "F32";
     const scalars = [count, divisor, FORMS.indexOf(form), DTYPES.indexOf(paramDtype), combined.isWide ? 1 : 0, cut];
@@ -385,17 +386,17 @@ class Reduction {
   }
 }
 
-/** The operand for a target's table. */
+/** Points to the table of a target's updates. */
 const tableAt: Operand = ({ offsets }, bases) => ({ address: (bases[WORKSPACE] as number) + (offsets[TABLE_AT] as number), stride: 0 });
 
-const shareOf = (combined: Combined, dropped: ReadonlySet<number>, updates: readonly Update[]): Share => {
+const shareOf = (combined: CombinedTensor, dropped: ReadonlySet<number>, updates: readonly Update[]): KeptUpdates => {
   const parts = dropped.size === 0 ? combined.parts : combined.parts.filter(({ update }) => !dropped.has(update));
   const weight = parts.reduce((sum, { update }) => sum + (updates[update] as Update).weight, combined.earlier?.weight ?? 0);
   return { combined, parts, weight, count: parts.length + (combined.earlier?.count ?? 0) };
 };
 
-/** The number of values that a median or a trimmed mean leaves out at each end. Throws INVALID_PARAMS if none would remain. */
-const cutOf = (method: Exclude<ReduceMethod, { name: "mean" }>, count: number, prefix: string): number => {
+/** Returns how many values a median or a trimmed mean removes at each end. Throws INVALID_PARAMS if none would remain. */
+const trimmedCount = (method: Exclude<ReduceMethod, { name: "mean" }>, count: number, prefix: string): number => {
   if (method.name === "median") return Math.floor((count - 1) / 2);
   if (2 * method.cut < count) return method.cut;
   throw StepdError.mismatch("INVALID_PARAMS", `${prefix}/method/cut`, `less than half of ${count} updates`, String(method.cut));
@@ -405,7 +406,7 @@ const cutOf = (method: Exclude<ReduceMethod, { name: "mean" }>, count: number, p
 export const reduce = async (options: ReduceOptions, files: ReduceFiles, lease: Lease, pool: Pool, queueTime: QueueTime, run: Run): Promise<Reduced> => {
   requireCombinable(options, files);
   const { non_finite: nonFinite = "error", form = "params" } = options;
-  const combined = await run(collect(files, options));
+  const combined = await run(listTensors(files, options));
   const reduction = new Reduction(options, files, combined, (name) => pool.kernel(name));
   const dropped = new Set<number>();
   let layout = await run(reduction.layout(dropped));
@@ -427,11 +428,11 @@ export const reduce = async (options: ReduceOptions, files: ReduceFiles, lease: 
     if (found.size === 0) break;
     if (nonFinite === "error") throw nonFiniteError(found, files.prefix);
     for (const update of found.keys()) dropped.add(update);
-    // Without these updates the layout is smaller, so it fits into the same memory.
+    // The new layout has fewer updates, so it fits into the same memory.
     layout = await run(reduction.layout(dropped));
   }
   const { shares, header, grads, gradBytes } = layout;
-  const most = (value: (share: Share) => number): number => shares.reduce((largest, share) => Math.max(largest, value(share)), 0);
+  const most = (value: (share: KeptUpdates) => number): number => shares.reduce((largest, share) => Math.max(largest, value(share)), 0);
   const report = { count: most(({ count }) => count), weight: most(({ weight }) => weight), dropped: [...dropped].sort((a, b) => a - b) };
   const outputs = { report: { ...report, skipped: report.weight === 0 }, elements: elementsOf(layout) };
   if (!reduction.isFinished) return { grads: undefined, accumulator: await run(accumulatorOf(layout, form, bases[NEW_SLOTS] as number, lease)), ...outputs };
@@ -440,7 +441,7 @@ export const reduce = async (options: ReduceOptions, files: ReduceFiles, lease: 
   return { grads: { bytes, plain: reduction.isPlain ? grads : undefined }, accumulator: undefined, ...outputs };
 };
 
-/** Refuses options that do not go together. */
+/** Throws INVALID_PARAMS for options that exclude each other. */
 const requireCombinable = ({ method = { name: "mean" }, finish = true }: ReduceOptions, { prefix, updates, accumulator }: ReduceFiles): void => {
   if (method.name === "mean") return;
   const invalid = (field: string, expected: string, found: string): StepdError => StepdError.mismatch("INVALID_PARAMS", prefix + field, expected, found);
@@ -450,14 +451,14 @@ const requireCombinable = ({ method = { name: "mean" }, finish = true }: ReduceO
   if (index >= 0) throw invalid(`/updates/${index}/weight`, `1, because ${method.name} takes no weights`, String(updates[index]?.weight));
 };
 
-/** Writes the kernels' tables of updates. */
+/** Writes the tables of updates that the kernels read. */
 function* writeTables({ tables }: ReduceLayout, updates: readonly Update[], base: number, lease: Lease): Task<void> {
   const { bytes } = lease;
   let written = 0;
   for (const { offset, parts } of tables) {
     for (const [index, { update, dtype, address, scales, perScale }] of parts.entries()) {
       if (++written % CHEAP_ITEMS_PER_YIELD === 0) yield;
-      const at = base + offset + index * ENTRY_BYTES;
+      const at = base + offset + index * TABLE_ENTRY_BYTES;
       bytes.writeUInt32LE(address, at);
       bytes.writeUInt32LE(DTYPES.indexOf(dtype), at + 4);
       bytes.writeDoubleLE((updates[update] as Update).weight, at + 8);
@@ -467,12 +468,12 @@ function* writeTables({ tables }: ReduceLayout, updates: readonly Update[], base
   }
 }
 
-/** Splits the ranges into jobs of limited work. */
+/** Splits the targets into jobs of limited work. */
 function* jobsOf(targets: readonly ReduceTarget[]): Generator<readonly ReduceTarget[]> {
   let first = 0;
   let work = 0;
   for (const [index, { elements, passes = 1 }] of targets.entries()) {
-    if (work > 0 && work + elements * passes > JOB_WORK) {
+    if (work > 0 && work + elements * passes > MAX_JOB_ELEMENTS) {
       yield targets.slice(first, index);
       first = index;
       work = 0;
@@ -482,7 +483,7 @@ function* jobsOf(targets: readonly ReduceTarget[]): Generator<readonly ReduceTar
   if (first < targets.length) yield targets.slice(first);
 }
 
-/** Tensors with NaN or infinity, by update. */
+/** Maps the index of each update with NaN or infinity to the names of these tensors. */
 function* nonFiniteUpdates(targets: readonly ReduceTarget[], runner: Runner): Task<ReadonlyMap<number, ReadonlySet<string>>> {
   const found = new Map<number, Set<string>>();
   let checked = 0;
@@ -490,7 +491,7 @@ function* nonFiniteUpdates(targets: readonly ReduceTarget[], runner: Runner): Ta
     for (const [index, flag] of runner.total(target, target.columns).entries()) {
       if (++checked % CHEAP_ITEMS_PER_YIELD === 0) yield;
       if (flag === 0) continue;
-      const { update } = target.parts[index] as Part;
+      const { update } = target.parts[index] as TensorUpdate;
       const names = found.get(update) ?? new Set();
       found.set(update, names.add(target.name));
     }
@@ -498,21 +499,21 @@ function* nonFiniteUpdates(targets: readonly ReduceTarget[], runner: Runner): Ta
   return found;
 }
 
-/** The most tensors that the error names. */
-const NAMED_TENSORS = 8;
+/** The error names at most this many tensors. */
+const MAX_NAMED_TENSORS = 8;
 
 const nonFiniteError = (found: ReadonlyMap<number, ReadonlySet<string>>, prefix: string): StepdError => {
   const update = [...found.keys()].reduce((least, index) => Math.min(least, index));
   const names = [...(found.get(update) ?? [])];
-  const named = names.slice(0, NAMED_TENSORS).map((name) => JSON.stringify(name));
-  const more = names.length > NAMED_TENSORS ? ` and ${names.length - NAMED_TENSORS} more tensors` : "";
+  const named = names.slice(0, MAX_NAMED_TENSORS).map((name) => JSON.stringify(name));
+  const more = names.length > MAX_NAMED_TENSORS ? ` and ${names.length - MAX_NAMED_TENSORS} more tensors` : "";
   const others = found.size > 1 ? `, and in ${found.size - 1} more updates` : "";
   return StepdError.mismatch(
     "NON_FINITE_GRADIENT",
     `${prefix}/updates/${update}/tensors`,
     "finite values (or non_finite drop or propagate)",
     `NaN or infinity in ${named.join(", ")}${more}${others}`,
-    names.slice(0, NAMED_TENSORS),
+    names.slice(0, MAX_NAMED_TENSORS),
   );
 };
 
@@ -535,5 +536,5 @@ function* accumulatorOf({ shares }: ReduceLayout, form: string, base: number, le
   return yield* writeEntries(yield* writeHeaderInTurns(metadata, ordered), ordered, lease);
 }
 
-/** The pseudo-gradient in the form of the request's tensors. */
-export const gradsReply = ({ grads }: Reduced): ReplyTensors | Promise<ReplyTensors> | undefined => grads && encodeTensors(grads);
+/** Encodes the pseudo-gradient in the form of the request's tensors. */
+export const encodeGrads = ({ grads }: Reduced): ReplyTensors | Promise<ReplyTensors> | undefined => grads && encodeTensors(grads);

@@ -1,5 +1,5 @@
 /**
- * An optimizer's state as a safetensors file. Keys are `<slot>/<parameter>` and `step/<parameter>`, split at the first "/". The
+ * Reads and writes an optimizer's state as a safetensors file. Keys are `<slot>/<parameter>` and `step/<parameter>`, split at the first "/". The
  * metadata names the format, the optimizer and its revision. A new file is a canonical header and views of the slots in the arena.
  */
 import type { Lease } from "../arena/arena.ts";

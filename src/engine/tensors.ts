@@ -96,7 +96,7 @@ export const headerKey = ({ bytes, plain }: TensorFile, maxLength: number): stri
   return end <= Math.min(maxLength, bytes.length) ? bytes.length + bytes.toString("latin1", 0, end) : undefined;
 };
 
-/** Reads the names, dtypes, shapes and offsets of a file's tensors. Throws the errors of `loadTensors`, and UNSUPPORTED_DTYPE for a dtype outside of `dtypes`. */
+/** Reads the names, dtypes, shapes and offsets of a file's tensors. Throws the errors of `loadTensors`, also for a dtype outside `dtypes`. */
 export function* readTensors({ bytes, plain }: TensorFile, field: string, dtypes = SUPPORTED): Task<Safetensors> {
   if (plain) return { header: undefined, metadata: new Map(), tensors: plain };
   const file = yield* readSafetensorsInTurns(bytes, field, "TENSORS_CORRUPT");

@@ -1,5 +1,5 @@
 /**
- * The table of all errors that a caller can receive, with JSON-RPC code, HTTP status and title. The documentation and the clients are
+ * This table lists all errors that a caller can receive, with JSON-RPC code, HTTP status and title. The documentation and the clients are
  * generated from it, and a test counts its entries.
  */
 export const errors = {

@@ -1,4 +1,4 @@
-/** The interfaces of the services that http/ needs from its creator. */
+/** Declares the services that http/ needs. */
 import type { ServerOptions } from "node:https";
 import type { Lease, Rpc } from "../rpc/rpc.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";

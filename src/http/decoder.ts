@@ -1,4 +1,4 @@
-/** Decodes the bodies of one server. */
+/** Decodes the bodies of one server's requests. */
 import { decodeJson } from "../codec/json.ts";
 import { type Decoded, MsgpackReader, type OnProgress } from "../codec/msgpack.ts";
 import { SerialQueue, type Task } from "../codec/turns.ts";
@@ -6,10 +6,10 @@ import type { MediaType } from "./negotiate.ts";
 
 export class Decoder {
   readonly #reader = new MsgpackReader();
-  /** Large bodies are decoded one at a time. */
+  /** Runs the decoding of large bodies one at a time. */
   readonly #queue = new SerialQueue();
 
-  /** Decodes a body. Calls `onProgress` during the scan, before any value is created. Returns no promise for a small body. */
+  /** Decodes a body; a small body needs no promise. The scan calls `onProgress` before any value is created. */
   decode(bytes: Buffer, { format }: MediaType, onProgress: OnProgress): Decoded | Promise<Decoded> {
     return this.#queue.run(format === "json" ? decodeText(bytes, onProgress) : this.#reader.decode(bytes, onProgress));
   }

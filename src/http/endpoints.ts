@@ -1,4 +1,4 @@
-/** The endpoints of calls: JSON-RPC and the REST routes of the methods. */
+/** Defines the endpoints of calls: JSON-RPC and the REST routes of the methods. */
 import type { Request } from "express";
 import type { Decoded } from "../codec/msgpack.ts";
 import { Parts } from "../codec/parts.ts";

@@ -1,5 +1,5 @@
 /**
- * The budget of the JavaScript heap, shared by all calls: JSON text, decoded values, headers of blobs, and replies outside the arena.
+ * Limits the JavaScript heap that all calls use: JSON text, decoded values, headers of blobs, and replies outside the arena.
  * One unit of the budget is one byte of a JSON body. It takes about ten bytes of memory; a decoded value takes about 80 bytes, and
  * plain bytes are stored once or twice (measured).
  */
@@ -10,7 +10,7 @@ import { StepdError } from "../errors/errors.ts";
 // A decoded value takes eight times the memory of a byte of JSON.
 const UNITS_PER_VALUE = 8;
 
-/** Four bytes of a MessagePack string or of a reply count as one unit. */
+/** Four bytes of a MessagePack string or of a reply count as one unit of the budget. */
 const PLAIN_BYTES_PER_UNIT = 4;
 
 /** Frees the memory of a call other than `requester`. Returns false if no memory can be freed. */
@@ -68,9 +68,9 @@ export class HeapBudget {
 /** One call's share of the heap budget. */
 export class HeapShare implements Disposable {
   readonly #budget: HeapBudget;
-  /** The units of the body's text, its values or the reply. These exist one after the other, so the largest counts. */
+  /** The units of the body's text, its values or the reply. They exist one after the other, so only the largest counts. */
   #body = 0;
-  /** The units of the headers of blobs. They exist at the same time as the others. */
+  /** The units of blob headers. Headers exist at the same time as text, values or reply, so these units are added. */
   #headers = 0;
 
   constructor(budget: HeapBudget) {

@@ -1,4 +1,4 @@
-/** TLS with optional client certificates. Files are checked when they are read, and read again when they change. */
+/** Reads and checks the files for TLS with optional client certificates. Changed files are read again. */
 import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import type { ServerOptions } from "node:https";

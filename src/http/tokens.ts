@@ -1,5 +1,5 @@
 /**
- * Bearer tokens (RFC 6750) from a file: one `name token` per line, `#` for comments. A name may have several tokens, so callers can
+ * Authenticates bearer tokens (RFC 6750) from a file: one `name token` per line, `#` for comments. A name may have several tokens, so callers can
  * switch to a new one while the old one is valid. The file is read again when it changes. Only digests stay in memory.
  */
 import { createHash, timingSafeEqual } from "node:crypto";

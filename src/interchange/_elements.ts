@@ -1,4 +1,4 @@
-/** Element loops that are too rare for a kernel. Plain JavaScript runs them on slots in the arena, with yields. */
+/** Loops over the elements of slots in JavaScript, with yields. These loops run too rarely for kernels. */
 import type { Lease } from "../arena/arena.ts";
 import { bytesOf, readElement } from "../codec/dtype.ts";
 import type { Task } from "../codec/turns.ts";

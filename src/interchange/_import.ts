@@ -83,7 +83,7 @@ function* readFile(file: Buffer, convention: Convention, { slots, scalars, isCou
       continue;
     }
     const key = readKey(info.name, convention);
-    // Some torch optimizers store no step, but a torch file's step is always read.
+    // A torch file may have a step count even for an optimizer that stores none, so the step count is always read.
     const dtypes =
       key && (key.slot === STEP && convention.format === "torch" ? ["F32", "F64", "I64"] : Object.hasOwn(scalars, key.slot) ? scalars[key.slot] : undefined);
     const slot = key && slotOf.get(key.slot);

@@ -1,5 +1,5 @@
 /**
- * The bias-correction weights of qhoptim and IPRally: w_t = 1 + beta + ... + beta^(t-1) = (1 - beta^t) / (1 - beta), computed as
+ * Computes the bias-correction weights of qhoptim and IPRally: w_t = 1 + beta + ... + beta^(t-1) = (1 - beta^t) / (1 - beta), computed as
  * w <- 1 + beta*w. Their files store the raw moments divided by w*(1 - beta). They store no step count, so it is derived from w.
  */
 

@@ -1,4 +1,4 @@
-/** Double-double arithmetic: a number is stored as the sum of two float64 numbers (Dekker, 1971, https://doi.org/10.1007/BF01397083). */
+/** Computes in double-double arithmetic: a number is stored as the sum of two float64 numbers (Dekker, 1971, https://doi.org/10.1007/BF01397083). */
 
 /** Represents the number high + low. |low| is at most half a unit in the last place of high. */
 export interface Pair {

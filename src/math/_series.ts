@@ -1,4 +1,4 @@
-/** The coefficients of the power series of sine, cosine and the exponential. */
+/** Computes the coefficients of the power series of sine, cosine and the exponential. */
 
 /** The list 1/0!, 1/1!, 1/2!, ... */
 const INVERSE_FACTORIALS: readonly number[] = Array.from({ length: 20 }, (_, n) => {

@@ -1,4 +1,4 @@
-/** Cosine and interpolation in float64 with the same bits on every machine. Math.cos may differ between JavaScript engines. */
+/** Computes cosines and interpolates in float64, with the same bits on every machine. Math.cos may differ between JavaScript engines. */
 import { inverseFactorial } from "./_series.ts";
 
 /** Computes sin(pi x) for x from 0 to 1/4. */

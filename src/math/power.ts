@@ -1,5 +1,5 @@
 /**
- * Powers in float64 with the same bits on every machine. IEEE 754 defines the bits of + - * / and of the square root. ECMAScript leaves
+ * Computes powers in float64 with the same bits on every machine. IEEE 754 defines the bits of + - * / and of the square root. ECMAScript leaves
  * the last bits of Math.pow, Math.exp and Math.log to the engine, so no function here uses them.
  */
 import { add, divide, exactSum, multiply, type Pair } from "./_double.ts";

@@ -1,5 +1,5 @@
 /**
- * The shared parts of Adam and its variants: hyperparameters, slots, and the scalars of their two kernels.
+ * Defines the shared parts of Adam and its variants: hyperparameters, slots, and the scalars of their two kernels.
  *
  * The formulas are those of the papers, with the constants moved out of the loop:
  *   lr / c1 * m / (sqrt(v) / sqrt(c2) + eps)  =  (lr * sqrt(c2) / c1) * m / (sqrt(v) + eps * sqrt(c2)),  c1 = 1 - beta1^t, c2 = 1 - beta2^t

@@ -53,7 +53,7 @@ export interface StepContext {
   readonly isFirst: boolean;
   /** The number of elements of the tensor. */
   readonly elements: number;
-  /** The sums over the whole tensor that finished stages computed, one row per stage. */
+  /** The sums over the whole tensor: one row for each finished stage. */
   readonly sums: readonly (readonly number[])[];
   /** The values of the scalar slots before this step. */
   readonly scalarSlots: Readonly<Record<string, number>>;

@@ -24,7 +24,7 @@ const trustRatio = (settings: Settings, { sums, lr }: Pick<StepContext, "sums" |
 };
 
 /**
- * LARS: SGD with momentum. The ratio of the parameter's norm to the gradient's scales each tensor's gradient.
+ * LARS: SGD with momentum. Each tensor's gradient is scaled by the ratio of the parameter's norm to the gradient's norm.
  *
  *   ratio = trust_coefficient * |p| / (|g| + weight_decay*|p| + eps)   (trust_denominator "sum", timm)
  *   ratio = trust_coefficient * |p| / (|g + weight_decay*p| + eps)     (trust_denominator "decayed_grad", optax)

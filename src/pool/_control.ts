@@ -1,4 +1,4 @@
-/** The control block: int32 fields in shared memory that synchronize the main thread and the workers. Each constant is a field's index. */
+/** Defines the control block: int32 fields in shared memory that synchronize the main thread and the workers. Each constant is a field's index. */
 
 /** The number of the current job. Workers sleep until the main thread increments it. */
 export const GENERATION = 0;

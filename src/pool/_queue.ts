@@ -1,5 +1,5 @@
 /**
- * The queue of jobs for the workers. Short jobs overtake long ones, so a small step waits for at most one large step. A long job runs
+ * Queues jobs for the workers. Short jobs overtake long ones, so a small step waits for at most one large step. A long job runs
  * after a limited number of short ones, so its wait is limited, too.
  */
 

@@ -1,4 +1,4 @@
-/** The interface that every RPC method implements. */
+/** Declares the interface of RPC methods. */
 import type { Blobs } from "../blobs/blobs.ts";
 import type { Engine, Lease, QueueTime } from "../engine/engine.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";

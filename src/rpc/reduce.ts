@@ -1,8 +1,8 @@
-import { gradsReply } from "../engine/engine.ts";
+import { encodeGrads } from "../engine/engine.ts";
 import type { ReduceParams } from "../generated/wire.gen.ts";
 import type { Method } from "./method.ts";
 
-/** optimizer.reduce: the pseudo-gradient of a federated or outer step. optimizer.step then steps by it. */
+/** Method optimizer.reduce: combines updates into a pseudo-gradient, from which optimizer.step computes a federated or outer step. */
 export const reduce: Method<ReduceParams> = {
   name: "optimizer.reduce",
   summary: "Combines the updates of several clients into one pseudo-gradient",
@@ -13,7 +13,7 @@ export const reduce: Method<ReduceParams> = {
   async handle(call, { engine, blobs, lease, telemetry, queueTime }) {
     const reduced = await engine.reduce(await blobs.load(call, lease), lease, queueTime);
     telemetry.countReduced(reduced.elements);
-    const grads = await gradsReply(reduced);
+    const grads = await encodeGrads(reduced);
     return { ...(grads && { grads }), ...(reduced.accumulator && { accumulator: reduced.accumulator }), ...reduced.report };
   },
 };

@@ -1,4 +1,4 @@
-/** JSON-RPC 2.0 for decoded bodies: single calls, batches and notifications. codec/ decodes the bodies, and http/ transports them. */
+/** Implements JSON-RPC 2.0 on decoded bodies: single calls, batches and notifications. codec/ decodes the bodies, http/ transports them. */
 import { setImmediate } from "node:timers/promises";
 import type { Blobs } from "../blobs/blobs.ts";
 import { inTurns } from "../codec/turns.ts";
@@ -66,8 +66,8 @@ export class Rpc {
   readonly openApi: unknown;
   readonly #integers: ReadonlyMap<string, ReturnType<typeof integersOf>>;
   readonly #services: Services;
-  /** The method for which the bodies of a template are valid. */
-  readonly #valid = new WeakMap<object, Method>();
+  /** Maps a template to the method for which its bodies are valid. */
+  readonly #validFor = new WeakMap<object, Method>();
 
   constructor(version: string, services: Services) {
     this.#services = services;
@@ -93,9 +93,9 @@ export class Rpc {
         });
       }
       if (Array.isArray(params)) throw StepdError.mismatch("INVALID_PARAMS", "", "parameters by name", describeValue(params));
-      // Blobs and ids have no influence on the check.
-      if (!template || this.#valid.get(template) !== method) await inTurns(validateInTurns(method.params, params));
-      if (template) this.#valid.set(template, method);
+      // Bodies of one template differ only in blobs and id, which do not influence the validation.
+      if (!template || this.#validFor.get(template) !== method) await inTurns(validateInTurns(method.params, params));
+      if (template) this.#validFor.set(template, method);
       const result = await method.handle(params as never, { engine, blobs, lease, telemetry, queueTime, template, openRpc: this.openRpc });
       observe(method.name, "ok");
       return result;

@@ -1,4 +1,4 @@
-/** The public exports of schedules/: the registry by name, and the evaluation of a schedule. */
+/** Exports the public parts of schedules/: the registry by name, and the evaluation of a schedule. */
 import { StepdError } from "../errors/errors.ts";
 import { type Evaluator, FLOAT32_MAX, MAX_SCHEDULES, type Rates, type Schedule, type Values } from "./_define.ts";
 import { registry } from "./_registry.gen.ts";

@@ -1,5 +1,5 @@
 /**
- * A histogram of durations that prom-client can export. prom-client's own histogram looks up each observation by a hash of its labels.
+ * Implements a histogram of durations that prom-client can export. prom-client's own histogram looks up each observation by a hash of its labels.
  * At seven observations per call, that took a twelfth of a small step (measured).
  */
 

@@ -1,4 +1,4 @@
-/** Prometheus metrics and the log. Labels come from fixed sets of names, never from a caller's text. */
+/** Records Prometheus metrics and writes the log. Labels come from fixed sets of names, never from a caller's text. */
 import pino, { type Logger } from "pino";
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from "prom-client";
 import { Histogram } from "./_histogram.ts";
@@ -79,7 +79,7 @@ export class Telemetry implements Disposable {
   /** Undefined if the log is silent. */
   readonly #stream: LogStream | undefined;
   readonly #registry = new Registry();
-  readonly #requests = new Histogram("stepd_request_seconds", "Time from a call's headers to its last byte out", ["method", "outcome"]);
+  readonly #requests = new Histogram("stepd_request_seconds", "Time from a call's headers to the last byte of its reply", ["method", "outcome"]);
   readonly #phases = new Histogram("stepd_phase_seconds", "Time that calls spend in each phase", ["phase"]);
   readonly #refusals: Counter<"reason">;
   readonly #nonFinite: Counter;
@@ -99,7 +99,7 @@ export class Telemetry implements Disposable {
     for (const name of REMOVED_METRICS) this.#registry.removeSingleMetric(name);
     // The types of prom-client allow only its own classes, but it calls nothing but `get`.
     for (const histogram of [this.#requests, this.#phases]) this.#registry.registerMetric(histogram as unknown as Metric);
-    this.#addCounter("stepd_bytes_total", "Bytes of calls' bodies that came whole, after inflation, and of replies that went out whole", ["direction"], () =>
+    this.#addCounter("stepd_bytes_total", "Bytes of completely received bodies, after inflation, and of completely sent replies", ["direction"], () =>
       byDirection(this.#bytes),
     );
     this.#addCounter("stepd_elements_total", "Parameters stepped", ["optimizer", "dtype"], () =>
@@ -110,22 +110,26 @@ export class Telemetry implements Disposable {
     this.#addGauge("stepd_in_flight_bytes", "Bytes of the admitted bodies of calls in flight", () => this.#inFlightBytes);
     this.#refusals = new Counter({
       name: "stepd_refusals_total",
-      help: "Calls and requests refused for their form, their caller or want of room, and connections cut",
+      help: "Refused calls and requests, and connections that the server closed, by reason",
       labelNames: ["reason"],
       registers,
     });
     // Prometheus sees no increase in a counter that first appears with 1, so every reason starts at 0.
     for (const reason of REFUSALS) this.#refusals.inc({ reason }, 0);
-    this.#nonFinite = new Counter({ name: "stepd_non_finite_gradients_total", help: "Steps refused or skipped for NaN or infinity in a gradient", registers });
+    this.#nonFinite = new Counter({
+      name: "stepd_non_finite_gradients_total",
+      help: "Steps that were refused or skipped because a gradient has NaN or infinity",
+      registers,
+    });
     this.#workersLost = new Counter({ name: "stepd_workers_lost_total", help: "Worker threads that died and were replaced", registers });
     this.#expiry = new Gauge({
       name: "stepd_tls_expiry_timestamp_seconds",
-      help: "Time since the epoch at which the first certificate of a file expires, 0 without the file",
+      help: "Unix time at which the first certificate of a file expires; 0 without the file",
       labelNames: ["file"],
       registers,
     });
     for (const file of CERTIFICATE_FILES) this.#expiry.set({ file }, 0);
-    this.#addCounter("stepd_log_lines_lost_total", "Lines of the log that could not be written", [], () => [[{}, this.#stream?.lost ?? 0]]);
+    this.#addCounter("stepd_log_lines_lost_total", "Log lines that could not be written", [], () => [[{}, this.#stream?.lost ?? 0]]);
     new Gauge({ name: "stepd_build_info", help: "1, with the versions of stepd and Node.js as labels", labelNames: ["version", "node"], registers }).set(
       { version, node },
       1,
@@ -136,14 +140,14 @@ export class Telemetry implements Disposable {
   observe({ arena, pool, folder, cache, isReady }: MetricSources): void {
     this.#addGauge("stepd_arena_used_bytes", "Bytes of the arena that leases hold", () => arena.used);
     this.#addGauge("stepd_arena_capacity_bytes", "Bytes of the arena", () => arena.capacity);
-    this.#addGauge("stepd_arena_high_water_bytes", "The most bytes that leases ever held", () => arena.highWater);
-    this.#addGauge("stepd_ready", "1 while calls are taken, 0 from the start of a drain on", () => Number(isReady()));
+    this.#addGauge("stepd_arena_high_water_bytes", "Largest number of bytes that leases have held", () => arena.highWater);
+    this.#addGauge("stepd_ready", "1 if the server accepts calls, 0 from the start of a drain", () => Number(isReady()));
     this.#addGauge("stepd_workers", "Worker threads", () => pool.workers);
-    this.#addGauge("stepd_queued_jobs", "Jobs that wait for the workers, with the one that runs", () => pool.queued);
-    this.#addCounter("stepd_worker_busy_seconds_total", "Time that all worker threads together spent in kernels", [], () => [[{}, pool.busySeconds]]);
-    this.#addGauge("stepd_cache_used_bytes", "Bytes of results that are kept", () => cache?.used ?? 0);
-    this.#addGauge("stepd_cache_capacity_bytes", "Bytes of results that may be kept", () => cache?.capacity ?? 0);
-    this.#addCounter("stepd_cache_lookups_total", "Blobs that calls named by their digest", ["result"], () => [
+    this.#addGauge("stepd_queued_jobs", "Jobs that wait for the workers, plus the running job", () => pool.queued);
+    this.#addCounter("stepd_worker_busy_seconds_total", "Time that all worker threads together have spent in kernels", [], () => [[{}, pool.busySeconds]]);
+    this.#addGauge("stepd_cache_used_bytes", "Bytes of cached results", () => cache?.used ?? 0);
+    this.#addGauge("stepd_cache_capacity_bytes", "Capacity of the cache in bytes", () => cache?.capacity ?? 0);
+    this.#addCounter("stepd_cache_lookups_total", "Cached blobs that calls named by digest", ["result"], () => [
       [{ result: "hit" }, cache?.hits ?? 0],
       [{ result: "miss" }, cache?.misses ?? 0],
     ]);

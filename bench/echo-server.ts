@@ -6,7 +6,7 @@
 import { createServer } from "node:http";
 import express from "express";
 import { Arena } from "../src/arena/arena.ts";
-import { discard } from "../src/http/body.ts";
+import { freeChunk } from "../src/http/body.ts";
 
 const arena = new Arena(Number(process.argv[2] ?? "640"), 0);
 const socket = process.argv[3] ?? "";
@@ -25,7 +25,7 @@ app.post("/echo/:bytes", (req, res) => {
   req.on("data", (chunk: Buffer) => {
     lease.bytes.fill(chunk, lease.start + received, lease.start + received + chunk.length);
     received += chunk.length;
-    discard(chunk);
+    freeChunk(chunk);
   });
   res.once("close", () => lease.release());
   req.once("end", () => {

@@ -77,10 +77,10 @@ const optional =
   (text: string, name: string): T | undefined =>
     text === "" ? undefined : parse(text, name);
 
-const text = (value: string): string => value;
+const parseText = (value: string): string => value;
 
 /** Parses a list of origins as browsers send them: scheme and host, and a port unless it is the scheme's default. */
-const origins = (text: string, name: string): readonly string[] => {
+const parseOrigins = (text: string, name: string): readonly string[] => {
   const list = text.split(",").flatMap((part) => part.trim() || []);
   for (const origin of list) {
     if (origin === "*") continue;
@@ -90,7 +90,7 @@ const origins = (text: string, name: string): readonly string[] => {
   return list;
 };
 
-const address = (text: string, name: string): string => {
+const parseAddress = (text: string, name: string): string => {
   if (text === "") throw new ConfigError(`${name}: expected an address, found ""`);
   return text;
 };
@@ -127,9 +127,9 @@ const FOREIGN_VARIABLES = /^STEPD_(?:URLS?|TOKEN|IMAGE|BIND|BIND_ADMIN|\d|SERVIC
 
 const settingsOf = (machine: Machine) =>
   ({
-    host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: address },
+    host: { name: "STEPD_HOST", help: "address to listen on", initial: "127.0.0.1", parse: parseAddress },
     port: { name: "STEPD_PORT", help: "TCP port; 0 picks a free port, which the log shows", initial: "8080", parse: wholeNumber(0, 65535) },
-    socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", parse: text },
+    socket: { name: "STEPD_SOCKET", help: "path of a Unix socket to listen on instead of TCP", initial: "", parse: parseText },
     workers: {
       name: "STEPD_WORKERS",
       help: "worker threads",
@@ -206,7 +206,7 @@ const settingsOf = (machine: Machine) =>
       name: "STEPD_SHARED_DIR",
       help: "shared folder, for instance under /dev/shm; calls from this host may name its files instead of sending bytes",
       initial: "",
-      parse: text,
+      parse: parseText,
     },
     cacheMib: {
       name: "STEPD_CACHE_MIB",
@@ -218,15 +218,20 @@ const settingsOf = (machine: Machine) =>
       name: "STEPD_TOKENS_FILE",
       help: "file of bearer tokens, one `name token` per line; if set, every call needs a token",
       initial: "",
-      parse: text,
+      parse: parseText,
     },
-    tlsCertFile: { name: "STEPD_TLS_CERT_FILE", help: "certificate chain in PEM; with a certificate and a key, the server uses TLS", initial: "", parse: text },
-    tlsKeyFile: { name: "STEPD_TLS_KEY_FILE", help: "private key in PEM", initial: "", parse: text },
+    tlsCertFile: {
+      name: "STEPD_TLS_CERT_FILE",
+      help: "certificate chain in PEM; with a certificate and a key, the server uses TLS",
+      initial: "",
+      parse: parseText,
+    },
+    tlsKeyFile: { name: "STEPD_TLS_KEY_FILE", help: "private key in PEM", initial: "", parse: parseText },
     tlsClientCaFile: {
       name: "STEPD_TLS_CLIENT_CA_FILE",
       help: "certificate authorities in PEM; if set, every caller needs a certificate that one of them signed",
       initial: "",
-      parse: text,
+      parse: parseText,
     },
     adminPort: {
       name: "STEPD_ADMIN_PORT",
@@ -234,8 +239,8 @@ const settingsOf = (machine: Machine) =>
       initial: "",
       parse: optional(wholeNumber(0, 65535)),
     },
-    adminHost: { name: "STEPD_ADMIN_HOST", help: "address for that port", initial: "127.0.0.1", parse: address },
-    corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "comma-separated origins whose web pages may call, or *", initial: "", parse: origins },
+    adminHost: { name: "STEPD_ADMIN_HOST", help: "address for that port", initial: "127.0.0.1", parse: parseAddress },
+    corsOrigins: { name: "STEPD_CORS_ORIGINS", help: "comma-separated origins whose web pages may call, or *", initial: "", parse: parseOrigins },
     page: { name: "STEPD_PAGE", help: "on or off; on shows browsers a page at /", initial: "on", parse: oneOf(["on", "off"]) },
   }) satisfies { readonly [K in keyof Config]: Setting<Config[K]> };
 

@@ -7,7 +7,7 @@ import { DrainRate } from "../errors/drain-rate.ts";
 import { StepdError } from "../errors/errors.ts";
 
 const MIB = 2 ** 20;
-const PAGE = 65536;
+const PAGE_BYTES = 65536;
 
 /** Every block starts at a cache line. */
 const ALIGNMENT = 64;
@@ -59,10 +59,10 @@ export class Arena {
    * fraction `smallCallShare` (0 to 1) free for small calls and for the results of admitted calls.
    */
   constructor(mebibytes: number, reservedBytes: number, smallCallShare = 0) {
-    const pages = Math.min(Math.ceil((MIN_ADDRESS + reservedBytes + mebibytes * MIB) / PAGE), MAX_PAGES);
+    const pages = Math.min(Math.ceil((MIN_ADDRESS + reservedBytes + mebibytes * MIB) / PAGE_BYTES), MAX_PAGES);
     this.reserved = MIN_ADDRESS;
     const start = roundUp(MIN_ADDRESS + reservedBytes);
-    const end = Math.min(start + mebibytes * MIB, pages * PAGE);
+    const end = Math.min(start + mebibytes * MIB, pages * PAGE_BYTES);
     this.memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
     this.bytes = Buffer.from(this.memory.buffer);
     this.#free = [{ start, end }];

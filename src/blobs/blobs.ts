@@ -5,7 +5,7 @@ import { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { BlobSource, CachedBlob, PlainTensor, SharedBlob, StepParams, TensorsSource, Update } from "../generated/wire.gen.ts";
 import type { BlobCache } from "./cache.ts";
-import { type SharedFolder, type SharedRange, settled } from "./shared.ts";
+import { allSettled, type SharedFolder, type SharedRange } from "./shared.ts";
 
 export { BlobCache } from "./cache.ts";
 export { SharedFolder } from "./shared.ts";
@@ -186,7 +186,7 @@ export class Blobs {
         if (length > 0) lease.bytes.fill(from, at, at + length);
         return { field, view: lease.view(at, length), read: undefined };
       });
-      await settled(loaded.map(({ read }) => read));
+      await allSettled(loaded.map(({ read }) => read));
       return loaded.map(({ field, view }) => [field, view] as const);
     } finally {
       await Promise.all([...ranges.values()].map((range) => range[Symbol.asyncDispose]()));
@@ -272,7 +272,7 @@ class Delivery implements AsyncDisposable {
     if (this.#reply.cache === true && form !== "same" && !isRecoverable && !cached?.params) throw this.#paramsLost(whole, state, form);
     const writeResult = (field: "params" | "state", result: Parts | PlainTensors | undefined) =>
       result instanceof Parts && this.#ranges[field] ? this.#ranges[field].write(result) : result;
-    const [newParams, newState] = await settled([writeResult("params", params), writeResult("state", stateForm === "none" ? undefined : state)]);
+    const [newParams, newState] = await allSettled([writeResult("params", params), writeResult("state", stateForm === "none" ? undefined : state)]);
     return {
       ...(newParams !== undefined && { params: newParams }),
       ...(newState !== undefined && { state: newState as Parts | SharedBlob }),

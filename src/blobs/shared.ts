@@ -123,7 +123,7 @@ export class SharedRange implements AsyncDisposable {
   async read(memory: Buffer, start: number): Promise<void> {
     const { offset, length } = this.blob;
     const starts = Array.from({ length: Math.ceil(length / CHUNK_BYTES) }, (_, index) => index * CHUNK_BYTES);
-    const counts = await settled(starts.map((at) => this.#handle.read(memory, start + at, Math.min(CHUNK_BYTES, length - at), offset + at)));
+    const counts = await allSettled(starts.map((at) => this.#handle.read(memory, start + at, Math.min(CHUNK_BYTES, length - at), offset + at)));
     const read = counts.reduce((sum, { bytesRead }) => sum + bytesRead, 0);
     if (read < length) throw invalid(`${this.field}/length`, `${length} bytes in the file`, `${read} while reading`);
     this.#folder.bytesIn += length;
@@ -140,7 +140,7 @@ export class SharedRange implements AsyncDisposable {
    */
   async write(result: Parts): Promise<SharedBlob> {
     let written = 0;
-    for (const buffers of batches(result)) {
+    for (const buffers of splitIntoWrites(result)) {
       for (let remaining = buffers; remaining.length > 0; ) {
         const { bytesWritten } = await this.#handle.writev(remaining, this.blob.offset + written).catch((error: NodeJS.ErrnoException) => {
           throw this.#writeError(error, result.length, written);
@@ -148,7 +148,7 @@ export class SharedRange implements AsyncDisposable {
         if (bytesWritten === 0) throw new Error(`the shared file ${this.blob.file} took nothing after ${written} bytes`);
         written += bytesWritten;
         // A partial write means that the file is full. The next write returns the reason.
-        remaining = afterBytes(remaining, bytesWritten);
+        remaining = skipBytes(remaining, bytesWritten);
       }
     }
     this.#folder.bytesOut += result.length;
@@ -176,14 +176,14 @@ const FULL_REASONS: Readonly<Record<string, string>> = {
 };
 
 /** Waits for all promises, then returns their values or throws the first error. All work on a lease must end before its release. */
-export const settled = async <T extends readonly unknown[]>(work: readonly [...{ [K in keyof T]: T[K] | Promise<T[K]> }]): Promise<T> => {
+export const allSettled = async <T extends readonly unknown[]>(work: readonly [...{ [K in keyof T]: T[K] | Promise<T[K]> }]): Promise<T> => {
   const outcomes = await Promise.allSettled(work);
   for (const outcome of outcomes) if (outcome.status === "rejected") throw outcome.reason;
   return outcomes.map((outcome) => (outcome as PromiseFulfilledResult<unknown>).value) as unknown as T;
 };
 
 /** Removes the first bytes of a list of buffers. */
-const afterBytes = (buffers: readonly Uint8Array[], bytes: number): Uint8Array[] => {
+const skipBytes = (buffers: readonly Uint8Array[], bytes: number): Uint8Array[] => {
   let skip = bytes;
   return buffers.flatMap((buffer) => {
     const rest = buffer.subarray(skip);
@@ -193,7 +193,7 @@ const afterBytes = (buffers: readonly Uint8Array[], bytes: number): Uint8Array[]
 };
 
 /** Groups the pieces of a result into writes within the limits on bytes and buffers. */
-const batches = ({ pieces }: Parts): Uint8Array[][] => {
+const splitIntoWrites = ({ pieces }: Parts): Uint8Array[][] => {
   const all: Uint8Array[][] = [];
   let room = 0;
   for (const piece of pieces) {

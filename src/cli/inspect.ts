@@ -50,8 +50,8 @@ export const inspect = defineCommand({
     else {
       console.log(`${path}: ${pluralize(reports.size, "tensor")}, ${pluralize(elements, "element")}, ${bytesText(file.size)}`);
       for (const [key, value] of content.metadata) console.log(`${printable(key)}: ${printable(value)}`);
-      const rows = [...reports].map(([name, report]) => [name, ...cells(report, stats)]);
-      console.log(`\n${table(["tensor", ...heads(stats)], rows)}`);
+      const rows = [...reports].map(([name, report]) => [name, ...rowCells(report, stats)]);
+      console.log(`\n${table(["tensor", ...columnTitles(stats)], rows)}`);
     }
     return 0;
   },
@@ -83,7 +83,7 @@ const stateText = (path: string, state: InspectResult, reports: ReadonlyMap<stri
   const [least, most] = [steps.reduce((a, b) => Math.min(a, b), Number.POSITIVE_INFINITY), steps.reduce((a, b) => Math.max(a, b), 0)];
   const slots = [...new Set(tensors.flatMap(([, { slots }]) => Object.keys(slots)))];
   const rows = tensors.flatMap(([name, { step, slots }]) => {
-    const own = Object.keys(slots).map((slot) => [name, slot, String(step), ...cells(reports.get(`${slot}/${name}`), hasStats)]);
+    const own = Object.keys(slots).map((slot) => [name, slot, String(step), ...rowCells(reports.get(`${slot}/${name}`), hasStats)]);
     return own.length > 0 ? own : [[name, "-", String(step)]];
   });
   return [
@@ -93,13 +93,19 @@ const stateText = (path: string, state: InspectResult, reports: ReadonlyMap<stri
     `slots:      ${slots.length === 0 ? "none" : slots.join(", ")}`,
     `elements:   ${countText(state.elements)}`,
     "",
-    table(["parameter", "slot", "step", ...heads(hasStats)], rows, 2),
+    table(["parameter", "slot", "step", ...columnTitles(hasStats)], rows, 2),
   ].join("\n");
 };
 
-const heads = (hasStats: boolean): readonly string[] => ["dtype", "shape", "elements", "bytes", ...(hasStats ? ["min", "max", "norm", "not finite"] : [])];
+const columnTitles = (hasStats: boolean): readonly string[] => [
+  "dtype",
+  "shape",
+  "elements",
+  "bytes",
+  ...(hasStats ? ["min", "max", "norm", "not finite"] : []),
+];
 
-const cells = (report: TensorReport | undefined, hasStats: boolean): readonly string[] => {
+const rowCells = (report: TensorReport | undefined, hasStats: boolean): readonly string[] => {
   if (!report) return [];
   const { dtype, shape, elements, bytes, min, max, norm, non_finite: nonFinite } = report;
   const text = (value: number | null | undefined): string => (value === null || value === undefined ? "-" : numberText(value));

@@ -6,7 +6,7 @@ export const canonical = (value: unknown, maxLength: number): string | undefined
   let room = maxLength;
   const serialize = (item: unknown): string | undefined => {
     if (typeof item !== "object" || item === null) {
-      const text = leaf(item);
+      const text = serializeScalar(item);
       room -= text.length;
       return room < 0 ? undefined : text;
     }
@@ -25,7 +25,7 @@ export const canonical = (value: unknown, maxLength: number): string | undefined
   return serialize(value);
 };
 
-const leaf = (value: unknown): string => {
+const serializeScalar = (value: unknown): string => {
   if (typeof value === "number") return Object.is(value, -0) ? "-0" : String(value);
   return typeof value === "bigint" ? `${value}n` : (JSON.stringify(value) ?? "undefined");
 };

@@ -119,7 +119,7 @@ export class Engine {
     const isLarge = hasManyTensors(files.params) || hasManyTensors(files.grads);
     // Bodies with the same template may have updates of other tensors, and so other gradients.
     const output = await this.#runCall(isLarge, (run) => this.#step(options, files, reduced ? undefined : template, lease, queueTime, run));
-    return reduced ? { ...output, reduced, report: reportWith(output.report, reduced) } : output;
+    return reduced ? { ...output, reduced, report: withReduceReport(output.report, reduced) } : output;
   }
 
   async #step(options: StepOptions, files: StepFiles, template: object | undefined, lease: Lease, queueTime: QueueTime, run: Run): Promise<StepOutput> {
@@ -146,7 +146,7 @@ export class Engine {
     }
     if (template && headers !== undefined && key !== undefined) {
       const size = headers.length + matchedBytes(matched) + layoutBytes(layout, key);
-      if (size <= MAX_SMALL_CALL_BYTES) this.#recent.set(template, { matched, layout, headers: filesOf(files).map(headOf) }, { size });
+      if (size <= MAX_SMALL_CALL_BYTES) this.#recent.set(template, { matched, layout, headers: filesOf(files).map(fileHeaderOf) }, { size });
     }
     return { matched, layout };
   }
@@ -195,7 +195,7 @@ export class Engine {
       loaded.push({ file: await loadTensors(tensors, `${prefix}/updates/${index}/tensors`, lease), weight });
     const sum = accumulator === null ? undefined : await inTurns(loadBlob(accumulator, `${prefix}/accumulator`, "STATE_CORRUPT", lease));
     const files: ReduceFiles = { prefix, params, updates: loaded, accumulator: sum };
-    const isLarge = loaded.reduce((total, { file }) => total + mostTensors(file), params ? mostTensors(params) : 0) > MANY_TENSORS;
+    const isLarge = loaded.reduce((total, { file }) => total + maxTensors(file), params ? maxTensors(params) : 0) > MANY_TENSORS;
     return this.#runCall(isLarge, (run) => reduce(options, files, lease, this.#pool, queueTime, run));
   }
 
@@ -250,7 +250,10 @@ interface FileHeader {
   readonly header: Buffer;
 }
 
-const headOf = ({ bytes, plain }: TensorFile): FileHeader => ({ length: bytes.length, header: Buffer.from(plain ? [] : bytes.subarray(0, headerEnd(bytes))) });
+const fileHeaderOf = ({ bytes, plain }: TensorFile): FileHeader => ({
+  length: bytes.length,
+  header: Buffer.from(plain ? [] : bytes.subarray(0, headerEnd(bytes))),
+});
 
 /** True if each file has the length and the header for which a layout was compiled. */
 const isCompiledFor = (files: StepFiles, headers: readonly FileHeader[]): boolean =>
@@ -260,14 +263,14 @@ const isCompiledFor = (files: StepFiles, headers: readonly FileHeader[]): boolea
   });
 
 /** The report of a step whose gradients a reduction made. */
-const reportWith = ({ warnings, ...report }: StepReport, { report: reduce }: Reduced): StepReport =>
+const withReduceReport = ({ warnings, ...report }: StepReport, { report: reduce }: Reduced): StepReport =>
   // The step would warn of missing gradients, but a skipped reduction has none.
   reduce.skipped ? { ...report, skipped: true, reduce } : { ...report, ...(warnings && { warnings }), reduce };
 
 /** Bounds the number of a file's tensors. Before parsing, only the length of its header is known. */
-const mostTensors = ({ bytes, plain }: TensorFile): number => (plain ? plain.length : headerEnd(bytes) / MIN_ENTRY_BYTES);
+const maxTensors = ({ bytes, plain }: TensorFile): number => (plain ? plain.length : headerEnd(bytes) / MIN_ENTRY_BYTES);
 
-const hasManyTensors = (file: TensorFile): boolean => mostTensors(file) > MANY_TENSORS;
+const hasManyTensors = (file: TensorFile): boolean => maxTensors(file) > MANY_TENSORS;
 
 function* changesHyperparameters({ targets }: Layout, { rates }: Progress): Task<boolean> {
   for (const [index, { recipe }] of targets.entries()) {

@@ -18,7 +18,7 @@ export const withDefaults = ({ hyperparameters }: OptimizerDefinition, given: Op
 };
 
 /** Compiles a pattern to a function that tests a name. In a pattern, * matches any characters. */
-const matcher = (pattern: string): ((name: string) => boolean) => {
+const compilePattern = (pattern: string): ((name: string) => boolean) => {
   const [head = "", ...tail] = pattern.split(/\*+/);
   const last = tail.pop() ?? "";
   return (name) => {
@@ -57,7 +57,7 @@ export const groupFinder = (groups: readonly Group[]): ((name: string) => number
   const patterns: (readonly [group: number, matches: (name: string) => boolean])[] = [];
   groups.forEach(({ tensors }, index) => {
     for (const name of tensors) {
-      if (isPattern(name)) patterns.push([index, matcher(name)]);
+      if (isPattern(name)) patterns.push([index, compilePattern(name)]);
       else if (!exact.has(name)) exact.set(name, index);
     }
   });

@@ -33,7 +33,7 @@ export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan 
     return values;
   };
   requireFewPatterns(groups);
-  const merged = groups.map((group, index) => merge(optimizer, group, `/groups/${index}/optimizer`));
+  const merged = groups.map((group, index) => mergeGroup(optimizer, group, `/groups/${index}/optimizer`));
   const base = resolve(optimizer, "/optimizer");
   const resolved = merged.map((group, index) => {
     const field = `/groups/${index}/optimizer`;
@@ -59,7 +59,7 @@ export const planOf = ({ optimizer, groups = [], schedule }: PlanOptions): Plan 
   };
 };
 
-const merge = (optimizer: Optimizer, { tensors, optimizer: override }: GivenGroup, field: string): Group => {
+const mergeGroup = (optimizer: Optimizer, { tensors, optimizer: override }: GivenGroup, field: string): Group => {
   const values = { ...optimizer, ...override };
   validate("optimizer.schema.json", values, field);
   return { tensors, optimizer: values };

@@ -155,13 +155,13 @@ function* listTensors(
     }
     total += tensors.length;
     if (total > MAX_TENSORS) throw StepdError.mismatch("PAYLOAD_TOO_LARGE", `${prefix}/updates`, `at most ${MAX_TENSORS} tensors in all updates`, `${total}`);
-    if (missing === "error" && tensors.length - scaleOf.names.size < byName.size) yield* refuseMissing(byName, update, field);
+    if (missing === "error" && tensors.length - scaleOf.names.size < byName.size) yield* requireNoMissingTensor(byName, update, field);
   }
   return yield* sorted([...byName.values()], (a, b) => compareUtf8(a.name, b.name));
 }
 
 /** Throws TENSOR_MISMATCH with the first tensor that an update lacks. */
-function* refuseMissing(byName: ReadonlyMap<string, CombinedTensor>, update: number, field: string): Task<void> {
+function* requireNoMissingTensor(byName: ReadonlyMap<string, CombinedTensor>, update: number, field: string): Task<void> {
   let checked = 0;
   for (const { name, parts } of byName.values()) {
     if (++checked % CHEAP_ITEMS_PER_YIELD === 0) yield;

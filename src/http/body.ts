@@ -1,7 +1,7 @@
 /**
- * Receives request bodies into leases of the arena. A body's length is admitted before its first byte is read, and each chunk is
- * copied once. Its length and the request timeout set the rate that a body must keep. A late body is rejected when another call needs
- * its memory, or after a grace period.
+ * Receives request bodies into leases of the arena. The server admits a body by its length before it reads the first byte, and copies
+ * each chunk once. The body's length and the request timeout set the rate that the body must keep. The server rejects a late body when
+ * another call needs its memory, or after a grace period.
  */
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { Socket } from "node:net";
@@ -120,7 +120,7 @@ export class Receiver {
   /** Rejects the unfinished body of an idle connection. Returns false if the connection has none. */
   refuseSilent(socket: Socket): boolean {
     const body = this.#incoming.get(socket);
-    body?.refuse(slowBody(body.received, `a byte at least every ${this.#limits.idleTimeoutMs / 1000} s (STEPD_IDLE_TIMEOUT_MS)`));
+    body?.refuse(slowBodyError(body.received, `a byte at least every ${this.#limits.idleTimeoutMs / 1000} s (STEPD_IDLE_TIMEOUT_MS)`));
     return body !== undefined;
   }
 
@@ -165,7 +165,7 @@ export class Receiver {
           // On shared memory `set` and `copy` take 10 times as long as `fill` if the offsets differ modulo 8 (measured).
           if (chunk.length > 0) lease.bytes.fill(chunk, start + body.received, start + end);
           body.received = end;
-          discard(chunk);
+          freeChunk(chunk);
         } catch (error) {
           fail(error);
         }
@@ -196,7 +196,7 @@ export class Receiver {
   #reclaim(isCandidate: (body: IncomingBody) => boolean): boolean {
     const late = [...this.#incoming.values()].filter((body) => body.isLate && isCandidate(body));
     const largest = late.reduce<IncomingBody | undefined>((most, body) => (most && most.room >= body.room ? most : body), undefined);
-    largest?.refuse(slowBody(largest.received, "at the rate that its length and the request timeout ask for, when another call needs its memory"));
+    largest?.refuse(slowBodyError(largest.received, "at the rate that its length and the request timeout ask for, when another call needs its memory"));
     return largest !== undefined;
   }
 
@@ -207,7 +207,7 @@ export class Receiver {
   }
 }
 
-const slowBody = (received: number, expected: string): StepdError => {
+const slowBodyError = (received: number, expected: string): StepdError => {
   const found = `${received} bytes so far`;
   return new StepdError("SLOW_BODY", `the body: expected ${expected}, found ${found}`, { field: "the body", expected, found, retry_after: 1 });
 };
@@ -247,9 +247,9 @@ class IncomingBody {
     this.#credit = Math.max(0, Math.min(MAX_CREDIT_S, this.#credit + (this.received - this.#lastReceived) / rate - periodS));
     this.#lastReceived = this.received;
     const isOver = performance.now() - this.#start >= timeoutS * 1000;
-    if (isOver) this.refuse(slowBody(this.received, `to be in after ${timeoutS} s (STEPD_REQUEST_TIMEOUT_MS)`));
+    if (isOver) this.refuse(slowBodyError(this.received, `to be in after ${timeoutS} s (STEPD_REQUEST_TIMEOUT_MS)`));
     else if (this.#age > GRACE_S && this.received < this.#age * rate) {
-      this.refuse(slowBody(this.received, `at least ${Math.ceil(rate)} bytes a second, by its length, STEPD_REQUEST_TIMEOUT_MS and STEPD_MIN_BODY_RATE`));
+      this.refuse(slowBodyError(this.received, `at least ${Math.ceil(rate)} bytes a second, by its length, STEPD_REQUEST_TIMEOUT_MS and STEPD_MIN_BODY_RATE`));
     }
   }
 }
@@ -258,7 +258,7 @@ class IncomingBody {
  * Frees a chunk's memory at once. The garbage collector would need 10 to 15 ms for 64 MiB of chunks, and new chunks would get cold
  * memory. Together that cost a quarter of a step of 16 Mi parameters (measured).
  */
-export const discard = (chunk: Buffer): void => {
+export const freeChunk = (chunk: Buffer): void => {
   const { buffer, byteOffset, length } = chunk;
   // Node 20 lacks `transfer`. A chunk that is only a part of its buffer must not free the whole buffer.
   if (byteOffset === 0 && buffer.byteLength === length) (buffer as ArrayBuffer).transfer?.(0);
@@ -316,5 +316,5 @@ export const drainBody = (req: Request, timeoutMs: number): void => {
   };
   req.once("end", stop);
   socket.once("close", stop);
-  req.on("data", discard);
+  req.on("data", freeChunk);
 };

@@ -3,7 +3,7 @@ import { eps, epsRoot, familyState, lr, momentBetas, momentSlots } from "./_adam
 import { choice, defineOptimizer, flag, optional, rate, type Stage, type StepContext } from "./_define.ts";
 
 /**
- * LAMB: Adam's direction, scaled for each tensor by the ratio of the parameter's norm to the update's.
+ * LAMB scales Adam's direction for each tensor by the ratio of the parameter's norm to the update's norm.
  *
  *   m, v as in Adam;  r = (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps);  u = r + weight_decay * p
  *   trust_ratio = |p| / |u|, or 1 if either is 0, clamped to [trust_min, trust_max]

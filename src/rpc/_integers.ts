@@ -31,21 +31,21 @@ export const integersOf = (id: string): Convert | undefined => compile(schemas.f
 
 const compile = (schema: Schema | boolean | undefined, file: string): Convert | undefined => {
   if (typeof schema !== "object") return undefined;
-  if (schema.$ref !== undefined) return compile(...resolve(schema.$ref, file));
+  if (schema.$ref !== undefined) return compile(...resolveReference(schema.$ref, file));
   const { type, properties, additionalProperties, items, then, else: otherwise, anyOf = [], oneOf = [] } = schema;
   // All alternatives apply, because an alternative that does not match a value leaves it unchanged.
   const converts = [
     [type].flat().includes("integer") ? asInteger : undefined,
-    members(Object.entries(properties ?? {}).map(([key, member]) => [key, compile(member, file)])),
-    everyMember(compile(additionalProperties, file)),
-    everyItem(compile(items, file)),
+    convertProperties(Object.entries(properties ?? {}).map(([key, member]) => [key, compile(member, file)])),
+    convertMembers(compile(additionalProperties, file)),
+    convertItems(compile(items, file)),
     ...[then, otherwise, ...anyOf, ...oneOf].map((alternative) => compile(alternative, file)),
   ].filter((convert) => convert !== undefined);
   return converts.length === 0 ? undefined : (value) => converts.reduce((converted, convert) => convert(converted), value);
 };
 
 /** Finds the schema of a reference. Returns it with the id of its file. */
-const resolve = (ref: string, from: string): [Schema, string] => {
+const resolveReference = (ref: string, from: string): [Schema, string] => {
   const [file = "", pointer = ""] = ref.split("#");
   const id = file === "" ? from : file;
   let found: unknown = schemas.find(({ $id }) => $id === id);
@@ -68,12 +68,12 @@ const withConverted = (value: Record<string, unknown>, entries: Iterable<readonl
   return copy ?? value;
 };
 
-const members = (all: readonly (readonly [string, Convert | undefined])[]): Convert | undefined => {
+const convertProperties = (all: readonly (readonly [string, Convert | undefined])[]): Convert | undefined => {
   const converts = all.filter((entry): entry is readonly [string, Convert] => entry[1] !== undefined);
   return converts.length === 0 ? undefined : (value) => (isPlain(value) ? withConverted(value, converts) : value);
 };
 
-const everyMember = (convert: Convert | undefined): Convert | undefined =>
+const convertMembers = (convert: Convert | undefined): Convert | undefined =>
   convert &&
   ((value) => {
     if (value instanceof Members) return value.map(convert);
@@ -84,5 +84,5 @@ const everyMember = (convert: Convert | undefined): Convert | undefined =>
     );
   });
 
-const everyItem = (convert: Convert | undefined): Convert | undefined =>
+const convertItems = (convert: Convert | undefined): Convert | undefined =>
   convert && ((value) => (Array.isArray(value) && value.some((item) => convert(item) !== item) ? value.map(convert) : value));

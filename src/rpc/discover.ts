@@ -97,7 +97,7 @@ class Components {
         .filter(([key]) => !REMOVED_KEYWORDS.includes(key))
         .map(([key, value]) => [key, this.#keyword(key, value)]),
     );
-    if (condition !== undefined) return { ...own, oneOf: branches(schema).map((branch) => this.toStandard(branch)) };
+    if (condition !== undefined) return { ...own, oneOf: alternativesOf(schema).map((branch) => this.toStandard(branch)) };
     return "blob" in schema ? { ...own, type: "string", pattern: BASE64_PATTERN } : own;
   }
 
@@ -112,9 +112,9 @@ class Components {
 }
 
 /** Converts if/then/else to a list of alternatives for `oneOf`. */
-const branches = ({ if: condition, then, else: otherwise }: Schema): readonly unknown[] => {
+const alternativesOf = ({ if: condition, then, else: otherwise }: Schema): readonly unknown[] => {
   const last = otherwise as Schema;
-  return [then === true ? condition : then, ...("if" in last ? branches(last) : [last])];
+  return [then === true ? condition : then, ...("if" in last ? alternativesOf(last) : [last])];
 };
 
 const propertiesOf = (id: string): { readonly properties: Readonly<Record<string, Schema>>; readonly required: readonly string[] } => {
@@ -178,12 +178,12 @@ export const openApi = (methods: readonly Method[], version: string): Schema => 
       ...propertiesOf("error.schema.json").properties,
     },
   });
-  const failure = (description: string) => ({ description, content: Object.fromEntries(PROBLEM_TYPES.map((type) => [type, { schema: problem }])) });
+  const errorResponse = (description: string) => ({ description, content: Object.fromEntries(PROBLEM_TYPES.map((type) => [type, { schema: problem }])) });
   const paths: Record<string, Record<string, unknown>> = {};
   for (const { name, summary, params, result, rest } of methods) {
     if (!rest) continue;
     const { properties } = propertiesOf(params);
-    const inPath = Object.keys(properties).filter((key) => rest.path.includes(`{${key}}`));
+    const pathParameters = Object.keys(properties).filter((key) => rest.path.includes(`{${key}}`));
     paths[rest.path] = {
       ...paths[rest.path],
       [rest.verb.toLowerCase()]: {
@@ -191,14 +191,14 @@ export const openApi = (methods: readonly Method[], version: string): Schema => 
         summary,
         description: resolveReference(rest.verb === "POST" ? params : result)["description"],
         tags: [name.split(".")[0]],
-        ...(inPath.length > 0 && {
-          parameters: inPath.map((key) => ({ name: key, in: "path", required: true, schema: components.toStandard(properties[key]) })),
+        ...(pathParameters.length > 0 && {
+          parameters: pathParameters.map((key) => ({ name: key, in: "path", required: true, schema: components.toStandard(properties[key]) })),
         }),
         ...(rest.verb === "POST" && { requestBody: { required: true, content: content(params) } }),
         responses: {
           200: { description: "The result", content: content(result) },
-          "4XX": failure("The request is invalid or cannot be served"),
-          "5XX": failure("The server failed, or is shutting down"),
+          "4XX": errorResponse("The request is invalid or cannot be served"),
+          "5XX": errorResponse("The server failed, or is shutting down"),
         },
       },
     };

@@ -1,6 +1,6 @@
 /**
- * Implements a histogram of durations that prom-client can export. prom-client's own histogram looks up each observation by a hash of its labels.
- * At seven observations per call, that took a twelfth of a small step (measured).
+ * Implements a histogram of durations that prom-client can export. prom-client's own histogram looks up each observation by a hash of
+ * its labels. At seven observations per call, that took a twelfth of a small step (measured).
  */
 
 /** The upper bounds of the buckets, in seconds. */

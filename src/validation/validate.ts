@@ -56,7 +56,7 @@ export function* validateInTurns(schema: string, value: unknown, prefix = ""): T
   const keys = new Map<object, readonly string[]>();
   if (isObject(value)) {
     const fields = Object.keys(value);
-    if (fields.length > MAX_FIELDS) throw tooMany(prefix, MAX_FIELDS, fields.length);
+    if (fields.length > MAX_FIELDS) throw tooManyError(prefix, MAX_FIELDS, fields.length);
     for (const field of fields) {
       const member = (value as Readonly<Record<string, unknown>>)[field];
       if (!MAP_FIELDS.includes(field) || !isObject(member)) continue;
@@ -68,7 +68,7 @@ export function* validateInTurns(schema: string, value: unknown, prefix = ""): T
   const { copy, long, items } = withFirstChunks(value, [], prefix, 0, keys);
   if (!check(copy)) throw explain(wholeErrors(check.errors ?? [], long, [], 0), prefix);
   // This follows the check, so that a list with a limit of its own gets that limit's error.
-  if (items > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, items, ALL_FIELDS);
+  if (items > MAX_ALL_FIELDS) throw tooManyError(prefix, MAX_ALL_FIELDS, items, ALL_FIELDS);
   yield* checkOtherChunks(check, copy, long, prefix);
 }
 
@@ -118,13 +118,13 @@ const chunkEnd = (map: Readonly<Record<string, unknown>>, keys: readonly string[
 
 const lengthOf = (value: unknown): number => (Array.isArray(value) ? value.length : 0);
 
-const tooMany = (field: string, most: number, found: number, what = "fields"): StepdError =>
+const tooManyError = (field: string, most: number, found: number, what = "fields"): StepdError =>
   StepdError.mismatch("INVALID_PARAMS", field, `at most ${most} ${what}`, String(found));
 
 /** Copies a value with a new part at a path. All other lists and maps are emptied, because they are checked by themselves. */
 const withOnlyPart = (whole: unknown, [field, ...path]: Path, part: unknown): unknown => {
   if (field === undefined) return part;
-  const result = Object.fromEntries(Object.entries(whole as object).map(([name, value]) => [name, emptied(name, value)]));
+  const result = Object.fromEntries(Object.entries(whole as object).map(([name, value]) => [name, withoutMembers(name, value)]));
   const member = (whole as Readonly<Record<string, unknown>>)[field];
   // In a map of tensors, only the tensor that contains the part is kept.
   const [name, ...inner] = MAP_FIELDS.includes(field) ? path : [];
@@ -132,7 +132,7 @@ const withOnlyPart = (whole: unknown, [field, ...path]: Path, part: unknown): un
   return result;
 };
 
-const emptied = (field: string, value: unknown): unknown => {
+const withoutMembers = (field: string, value: unknown): unknown => {
   if (Array.isArray(value)) return [];
   return MAP_FIELDS.includes(field) && isObject(value) ? {} : value;
 };
@@ -166,7 +166,7 @@ const withFirstChunks = (
       if (!MAP_FIELDS.includes(place[0])) {
         items += item.length;
         fields += Math.min(item.length, MAX_CHUNK_ITEMS);
-        if (fields > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, fields, ALL_FIELDS);
+        if (fields > MAX_ALL_FIELDS) throw tooManyError(prefix, MAX_ALL_FIELDS, fields, ALL_FIELDS);
       }
       if (item.length > MAX_CHUNK_ITEMS) long.push({ path: place, value: item, keys: [] });
       const chunk = item.length > MAX_CHUNK_ITEMS ? item.slice(0, MAX_CHUNK_ITEMS) : item;
@@ -175,11 +175,11 @@ const withFirstChunks = (
     }
     const isMap = place.length === 1 && MAP_FIELDS.includes(place[0]);
     const keys = isMap ? (known.get(item) ?? keysOf(item)) : Object.keys(item);
-    if (!isMap && keys.length > MAX_FIELDS) throw tooMany(prefix + pointerOf(place), MAX_FIELDS, keys.length);
+    if (!isMap && keys.length > MAX_FIELDS) throw tooManyError(prefix + pointerOf(place), MAX_FIELDS, keys.length);
     const end = isMap ? chunkEnd(item as Record<string, unknown>, keys, 0) : keys.length;
     const isLong = end < keys.length;
     fields += end;
-    if (fields > MAX_ALL_FIELDS) throw tooMany(prefix, MAX_ALL_FIELDS, fields, ALL_FIELDS);
+    if (fields > MAX_ALL_FIELDS) throw tooManyError(prefix, MAX_ALL_FIELDS, fields, ALL_FIELDS);
     if (isLong) long.push({ path: place, value: item as Record<string, unknown>, keys });
     // An object is copied only if it is long or contains a blob.
     let copy: Record<string, unknown> | undefined = isLong ? {} : undefined;

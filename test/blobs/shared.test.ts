@@ -5,7 +5,7 @@ import { linkSync, mkdirSync, rmSync, symlinkSync, truncateSync, writeFileSync }
 import net from "node:net";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { settled } from "../../src/blobs/shared.ts";
+import { allSettled } from "../../src/blobs/shared.ts";
 import { gradsAt, LARGE, run, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { JSON_TYPE, MSGPACK, pack, type RpcError, readReply, TestService } from "../support/service.ts";
 import { rawTensors, writeTensors } from "../support/tensors.ts";
@@ -232,9 +232,9 @@ test("a failed read waits for the other reads and writes, whose memory another c
   const slow = new Promise<void>((resolve) => setTimeout(resolve, 50)).then(() => {
     isWritten = true;
   });
-  await assert.rejects(settled([Promise.reject(new Error("the disk")), slow]), /the disk/);
+  await assert.rejects(allSettled([Promise.reject(new Error("the disk")), slow]), /the disk/);
   assert.ok(isWritten);
-  assert.deepEqual(await settled([1, Promise.resolve("two")]), [1, "two"]);
+  assert.deepEqual(await allSettled([1, Promise.resolve("two")]), [1, "two"]);
 });
 
 test("a token name that is no valid folder name cannot leave the shared folder", async () => {

@@ -42,6 +42,8 @@ const numbers = { w: { shape: [MANY], values: Array.from({ length: MANY }, (_, i
 const LARGE = 5_500_000;
 const large = rawTensors(`{"w":{"dtype":"F32","shape":[${LARGE}],"data_offsets":[0,${4 * LARGE}]}}`, Buffer.alloc(4 * LARGE)).toString("base64");
 
+const oneTensor = rawTensors('{"w":{"dtype":"F32","shape":[300],"data_offsets":[0,1200]}}', Buffer.alloc(1200));
+
 const packr = new Packr({ useRecords: false, variableMapSize: true });
 
 interface Call {
@@ -62,6 +64,21 @@ const steps: readonly (readonly [label: string, type: string, body: Call | reado
   ["in MessagePack, as numbers", MSGPACK, { method: "optimizer.step", params: { optimizer, params: plain, grads: plain } }],
   ["optimizer.init of 65,536 tensors", MSGPACK, { method: "optimizer.init", params: { optimizer, groups, params: file } }],
   ["optimizer.norms of 65,536 tensors", MSGPACK, { method: "optimizer.norms", params: { grads: file, params: file } }],
+  [
+    "optimizer.reduce of 4 updates of 65,536 tensors",
+    MSGPACK,
+    { method: "optimizer.reduce", params: { params: file, updates: Array(4).fill({ tensors: file }) } },
+  ],
+  [
+    "an accumulator of 65,536 tensors",
+    MSGPACK,
+    { method: "optimizer.reduce", params: { form: "deltas", finish: false, updates: Array(2).fill({ tensors: file }) } },
+  ],
+  [
+    "the median of 4,096 updates",
+    MSGPACK,
+    { method: "optimizer.reduce", params: { form: "deltas", method: { name: "median" }, updates: Array(4096).fill({ tensors: oneTensor }) } },
+  ],
   ["optimizer.plan of 65,536 tensors", MSGPACK, { method: "optimizer.plan", params: { optimizer, groups, tensors: shapes } }],
   ["optimizer.plan in JSON", JSON_TYPE, { method: "optimizer.plan", params: { optimizer, groups, tensors: shapes } }],
   ["2,000,000 numbers in JSON", JSON_TYPE, { method: "optimizer.step", params: { optimizer, params: numbers, grads: numbers } }],

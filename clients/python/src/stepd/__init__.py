@@ -25,6 +25,7 @@ from ._errors import (
     TransportError,
 )
 from ._options import Reply, StepOptions
+from ._reduce import Reduce, ReduceResult, Reduction, Update
 from ._retry import Retry
 from ._shards import ShardedClient
 from ._state import State
@@ -44,6 +45,9 @@ __all__ = [
     "ConnectError",
     "Conversion",
     "NormsResult",
+    "Reduce",
+    "ReduceResult",
+    "Reduction",
     "Reply",
     "Retry",
     "ServerError",
@@ -58,6 +62,7 @@ __all__ = [
     "Timeout",
     "TimeoutError",
     "TransportError",
+    "Update",
     "__version__",
     "bfloat16",
     "optimizers",

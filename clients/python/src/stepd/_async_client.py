@@ -17,7 +17,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import aiohttp
 
@@ -41,6 +41,7 @@ from ._http import (
 )
 from ._memory import Pool
 from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
+from ._reduce import AnyUpdate, Form, ReduceResult, reduction_arguments
 from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
@@ -204,7 +205,7 @@ class AsyncClient:
         self,
         optimizer: Optimizer,
         params: Arrays | None,
-        grads: Arrays,
+        grads: Arrays | None,
         state: State | None = None,
         *,
         timeout: float | Timeout | None = None,
@@ -241,6 +242,26 @@ class AsyncClient:
     ) -> NormsResult:
         """Return the sums of squares of each tensor, as :meth:`Client.norms` does."""
         call = calls.norms(grads, params, loss_scale, self._shared)
+        return await self._run(call, timeout)
+
+    async def reduce(
+        self,
+        updates: Sequence[AnyUpdate],
+        params: Arrays | None = None,
+        *,
+        form: Form | None = None,
+        method: Mapping[str, Any] | None = None,
+        accumulator: bytes | memoryview | None = None,
+        finish: bool | None = None,
+        non_finite: Literal["error", "drop", "propagate"] | None = None,
+        missing: Literal["error", "renormalize"] | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> ReduceResult:
+        """Combine the updates of several workers, as :meth:`Client.reduce` does."""
+        reduction = reduction_arguments(
+            updates, form, method, accumulator, non_finite, missing
+        )
+        call = calls.reduce(params, reduction, finish, self._shared)
         return await self._run(call, timeout)
 
     async def plan(

@@ -34,6 +34,13 @@ from ._checks import (
 from ._error_table import BlobMissing, InvalidParams
 from ._errors import StepdError
 from ._options import Groups, Optimizer, Reply, Schedule, StepOptions
+from ._reduce import (
+    ReduceResult,
+    Reduction,
+    reduction_fields,
+    reduction_of,
+    result_of,
+)
 from ._shared import Place, SharedFolder
 from ._state import Source, State
 from ._tensors import Array, Arrays, arrays_of, arrays_parts, tensor_of
@@ -145,6 +152,8 @@ class StepResult:
     warnings: tuple[str, ...] = ()
     #: Digests for the next step's ``cached``. None if the server cached nothing.
     cached: Cached | None = None
+    #: What the option ``reduce`` combined.
+    reduce: Reduction | None = None
 
     if not TYPE_CHECKING:
 
@@ -207,9 +216,14 @@ def _post(
 
 
 def _source(value: Any, shared: SharedFolder | None) -> Any:
-    if shared is None or not isinstance(value, Blob):
+    if shared is None:
         return value
-    return shared.source(value)
+    if isinstance(value, list):
+        return [_source(item, shared) for item in value]
+    # A Place is a dict too, and has no blobs.
+    if type(value) is dict:
+        return {key: _source(member, shared) for key, member in value.items()}
+    return shared.source(value) if isinstance(value, Blob) else value
 
 
 def _get(path: str) -> Call[Json]:
@@ -219,7 +233,7 @@ def _get(path: str) -> Call[Json]:
 def require_step(
     optimizer: Optimizer,
     params: Arrays | None,
-    grads: Arrays,
+    grads: Arrays | None,
     state: State | None,
     options: StepOptions,
 ) -> None:
@@ -227,7 +241,13 @@ def require_step(
     require_optimizer(optimizer)
     if params is not None:
         require_arrays("params", params)
-    require_arrays("grads", grads)
+    reduce = options.get("reduce")
+    if reduce is None:
+        require_arrays("grads", grads)
+    else:
+        require_mapping("reduce", reduce, '{"updates": [...]}')
+        if grads is not None:
+            raise ValueError("grads: expected None, because reduce makes them")
     if state is not None:
         require_state(state)
     require_options(options)
@@ -241,7 +261,7 @@ def require_step(
 def step(
     optimizer: Optimizer,
     params: Arrays | None,
-    grads: Arrays,
+    grads: Arrays | None,
     state: State | None,
     options: StepOptions,
     shared: SharedFolder | None = None,
@@ -261,7 +281,9 @@ def step(
     named = {field: digest for field, digest in digests.items() if digest is not None}
     if params is None and "params" not in named:
         raise ValueError("params: expected arrays, or cached that names them")
-    whole = {"grads": _blob("grads", grads)}
+    if fields.get("reduce") is not None:
+        fields["reduce"] = _source(reduction_fields(fields["reduce"]), shared)
+    whole = {} if grads is None else {"grads": _blob("grads", grads)}
     if params is not None:
         whole["params"] = _blob("params", params)
     if state is not None:
@@ -369,6 +391,7 @@ class _Step:
             stats=_stats(answer.get("stats")),
             warnings=tuple(answer.get("warnings", ())),
             cached=_cached(answer.get("cached")),
+            reduce=reduction_of(answer["reduce"]) if "reduce" in answer else None,
         )
         return result if has_state else without_state(result)
 
@@ -451,6 +474,22 @@ def norms(
         "params": None if params is None else _blob("params", params),
     }
     return _post("/v1/norms", fields, read, shared)
+
+
+def reduce(
+    params: Arrays | None,
+    reduction: Mapping[str, Any],
+    finish: bool | None,
+    shared: SharedFolder | None = None,
+) -> Call[ReduceResult]:
+    if params is not None:
+        require_arrays("params", params)
+    fields = {
+        **reduction_fields(reduction),
+        "finish": finish,
+        "params": None if params is None else _blob("params", params),
+    }
+    return _post("/v1/reduce", fields, partial(result_of, params=params), shared)
 
 
 def plan(

@@ -8,7 +8,7 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import _calls as calls
 from ._calls import Call, Convention, Conversion, Json, NormsResult, StepResult
@@ -16,6 +16,7 @@ from ._checks import require_count, require_tls
 from ._errors import StepdError, TransportError
 from ._http import Transport, address_of
 from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
+from ._reduce import AnyUpdate, Form, ReduceResult, reduction_arguments
 from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
@@ -121,7 +122,7 @@ class Client:
         self,
         optimizer: Optimizer,
         params: Arrays | None,
-        grads: Arrays,
+        grads: Arrays | None,
         state: State | None = None,
         *,
         timeout: float | Timeout | None = None,
@@ -131,9 +132,10 @@ class Client:
 
         ``params`` and ``grads`` map names to arrays of any shape in float16, bfloat16,
         float32 or float64; a gradient has its parameter's shape. A parameter without a
-        gradient does not change. ``state`` is the last result's state, or None at the
-        first step. :class:`StepOptions` lists the options, which are those of
-        optimizer.step on the wire.
+        gradient does not change. With the option ``reduce``, ``grads`` is None and the
+        server combines updates into the gradients. ``state`` is the last result's
+        state, or None at the first step. :class:`StepOptions` lists the options, which
+        are those of optimizer.step on the wire.
 
         ``reply`` selects the results: whether ``params`` come unchanged, in bfloat16 or
         not at all, whether the ``state`` comes, and whether the server caches
@@ -175,6 +177,39 @@ class Client:
     ) -> NormsResult:
         """Return the sums of squares for exact clipping over several calls."""
         call = calls.norms(grads, params, loss_scale, self._shared)
+        return self._run(call, timeout)
+
+    def reduce(
+        self,
+        updates: Sequence[AnyUpdate],
+        params: Arrays | None = None,
+        *,
+        form: Form | None = None,
+        method: Mapping[str, Any] | None = None,
+        accumulator: bytes | memoryview | None = None,
+        finish: bool | None = None,
+        non_finite: Literal["error", "drop", "propagate"] | None = None,
+        missing: Literal["error", "renormalize"] | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> ReduceResult:
+        """Combine the updates of several workers into one pseudo-gradient.
+
+        ``updates`` are :class:`Update` or pairs (arrays, weight), in the order of the
+        arithmetic: the same order gives the same bits. ``params`` are the parameters
+        that they started from. ``form`` says what the updates are: ``"params"`` (new
+        parameters, the default), ``"deltas"`` or ``"gradients"``; only the first needs
+        ``params``. ``method`` is ``{"name": "mean"}``, with a ``divisor`` if it is not
+        the sum of the weights, ``{"name": "median"}`` or ``{"name": "trimmed_mean",
+        "cut": 1}``.
+
+        ``finish=False`` returns an ``accumulator`` instead, for the next call to go on
+        from. ``non_finite="drop"`` leaves out updates with NaN or infinity, and
+        ``missing="renormalize"`` combines each tensor over the updates that have it.
+        """
+        reduction = reduction_arguments(
+            updates, form, method, accumulator, non_finite, missing
+        )
+        call = calls.reduce(params, reduction, finish, self._shared)
         return self._run(call, timeout)
 
     def plan(

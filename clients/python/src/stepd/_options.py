@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 if TYPE_CHECKING:
     from ._calls import Cached
+    from ._reduce import Reduce
 
 Optimizer = Mapping[str, Any]
 Groups = Sequence[Mapping[str, Any]]
@@ -58,6 +59,9 @@ class StepOptions(TypedDict, total=False):
     #: ``cached`` of an earlier result; the client does not send the blobs that it
     #: names.
     cached: Cached | None
+    #: Updates that the server combines into the gradients, which are then None: the
+    #: arguments of :meth:`Client.reduce`.
+    reduce: Reduce | None
 
 
 STEP_OPTIONS = sorted(StepOptions.__optional_keys__)

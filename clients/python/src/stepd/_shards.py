@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from time import monotonic, sleep
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,17 @@ from ._norms import (
     zeros_of,
 )
 from ._options import Groups, Optimizer, StepOptions, step_options
+from ._reduce import (
+    AnyUpdate,
+    Form,
+    ReduceResult,
+    Reduction,
+    Shards,
+    accumulator_of,
+    join,
+    reduction_arguments,
+    updates_of,
+)
 from ._refusals import joined_refusal, joined_sentences
 from ._retry import Backoff, Retry, is_refused, is_server_fault, retry_of
 from ._shared import SharedFolder
@@ -156,7 +167,7 @@ class ShardedClient:
         self,
         optimizer: Optimizer,
         params: Arrays | None,
-        grads: Arrays,
+        grads: Arrays | None,
         state: State | None = None,
         *,
         timeout: float | Timeout | None = None,
@@ -171,10 +182,25 @@ class ShardedClient:
         ``cached`` is the attribute ``cached`` of an earlier result of a ShardedClient.
         Tensors are packed as for that result, and each call goes first to the server
         that cached its blobs. Any other server receives ``params`` and ``state``.
+
+        The option ``reduce`` takes a round of :meth:`reduce` first.
         """
         span = self._span(timeout)
         options = step_options(options)
         require_step(optimizer, params, grads, state, options)
+        reduction = options.pop("reduce", None)
+        if reduction is not None:
+            reduced = self._reduce(dict(reduction), params, None, span)
+            result = self.step(
+                optimizer, params, reduced.grads, state, timeout=timeout, **options
+            )
+            report = Reduction(
+                reduced.count, reduced.weight, reduced.dropped, reduced.skipped
+            )
+            skipped = result.skipped or reduced.skipped
+            said = () if reduced.skipped else result.warnings
+            return replace(result, skipped=skipped, warnings=said, reduce=report)
+        assert grads is not None
         stats = options.get("stats")
         if stats not in (None, "none"):
             raise ValueError(
@@ -318,6 +344,71 @@ class ShardedClient:
         warnings = itertools.chain.from_iterable(one.warnings for one in results)
         said = tuple(joined_sentences(warnings))
         return NormsResult(tensors, total_norm(tensors), said)
+
+    def reduce(
+        self,
+        updates: Sequence[AnyUpdate],
+        params: Arrays | None = None,
+        *,
+        form: Form | None = None,
+        method: Mapping[str, Any] | None = None,
+        accumulator: bytes | memoryview | None = None,
+        finish: bool | None = None,
+        non_finite: Literal["error", "drop", "propagate"] | None = None,
+        missing: Literal["error", "renormalize"] | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> ReduceResult:
+        """Combine the updates of several workers, as :meth:`Client.reduce` does.
+
+        Calls hold some of the tensors each. If calls drop different updates, those that
+        kept an update which another dropped run again.
+        """
+        reduction = reduction_arguments(
+            updates, form, method, accumulator, non_finite, missing
+        )
+        return self._reduce(reduction, params, finish, self._span(timeout))
+
+    def _reduce(
+        self,
+        reduction: dict[str, Any],
+        params: Arrays | None,
+        finish: bool | None,
+        span: Span,
+    ) -> ReduceResult:
+        updates = updates_of(reduction.pop("updates", None))
+        accumulator = reduction.pop("accumulator", None)
+        if params is not None:
+            require_arrays("params", params)
+        own_sum = None if accumulator is None else accumulator_of(accumulator)
+        shards = Shards(params, updates, own_sum)
+
+        def call(
+            dropped: Collection[int],
+        ) -> Callable[[_Shard], Callable[[Client], ReduceResult]]:
+            def of_shard(shard: _Shard) -> Callable[[Client], ReduceResult]:
+                names = shard.unmatched
+                return lambda client: client.reduce(
+                    shards.updates_of(names, dropped),
+                    shards.params_of(names),
+                    accumulator=shards.accumulator_of(names),
+                    finish=finish,
+                    timeout=span.remaining(),
+                    **reduction,
+                )
+
+            return of_shard
+
+        parts = [
+            _Shard({}, unmatched=names) for names in shards.pack(self._request_bytes)
+        ]
+        results = self._each(parts, call(()), span)
+        dropped = {index for one in results for index in one.dropped}
+        again = [at for at, one in enumerate(results) if set(one.dropped) != dropped]
+        if again:
+            whole = self._each([parts[at] for at in again], call(dropped), span)
+            for at, result in zip(again, whole, strict=True):
+                results[at] = result
+        return join(results, dropped, params)
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return an optimizer's formula, papers, hyperparameters, slots and cost."""

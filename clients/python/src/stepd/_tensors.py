@@ -38,6 +38,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": bfloat16,
+    "I8": np.dtype("i1"),
 }
 
 _LENGTH_BYTES = 8
@@ -174,11 +175,13 @@ def file_parts(
     return [header.start(), *(data for _, _, data in entries.values())]
 
 
-def arrays_parts(field: str, arrays: Mapping[str, Any]) -> list[memoryview]:
+def arrays_parts(
+    field: str, arrays: Mapping[str, Any], *, has_int8: bool = False
+) -> list[memoryview]:
     """Return a safetensors file of arrays in parts; large arrays are views.
 
-    Wide dtypes come first, so that every array is aligned. Raises TypeError for an
-    array that cannot be sent.
+    Wide dtypes come first, so that every array is aligned. ``has_int8`` allows int8.
+    Raises TypeError for an array that cannot be sent.
     """
     if not isinstance(arrays, Mapping):
         found = type(arrays).__name__
@@ -188,7 +191,10 @@ def arrays_parts(field: str, arrays: Mapping[str, Any]) -> list[memoryview]:
     by_dtype: dict[str, list[tuple[str, Array]]] = {name: [] for name in _DTYPES}
     for name, given in arrays.items():
         try:
-            wire, array = _sendable(name, given)
+            if has_int8 and getattr(given, "dtype", None) == np.int8:
+                wire, array = "I8", np.ascontiguousarray(given).reshape(given.shape)
+            else:
+                wire, array = _sendable(name, given)
         except TypeError as error:
             raise TypeError(f"{field}: {error}") from None
         by_dtype[wire].append((name, array))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import msgpack
@@ -60,17 +60,38 @@ def encode(fields: Mapping[str, Any]) -> list[memoryview]:
     parts = [memoryview(packer.pack_map_header(len(given)))]
     for key, value in given.items():
         parts.append(memoryview(packer.pack(key)))
-        if not isinstance(value, Blob):
-            parts.append(memoryview(_packed(packer, key, value)))
-            continue
+        parts.extend(_value_parts(packer, key, value))
+    return _joined(parts)
+
+
+def _value_parts(packer: msgpack.Packer, key: str, value: Any) -> Iterator[memoryview]:
+    if isinstance(value, Blob):
         if value.nbytes > _MAX_BLOB:
             raise ValueError(
                 f"{key}: expected at most {_MAX_BLOB} bytes, found {value.nbytes}; "
                 "a ShardedClient sends them in several calls"
             )
-        parts.append(memoryview(struct.pack(">BI", 0xC6, value.nbytes)))
-        parts.extend(value.parts)
-    return _joined(parts)
+        yield memoryview(struct.pack(">BI", 0xC6, value.nbytes))
+        yield from value.parts
+    elif not _has_blob(value):
+        yield memoryview(_packed(packer, key, value))
+    elif isinstance(value, dict):
+        yield memoryview(packer.pack_map_header(len(value)))
+        for name, member in value.items():
+            yield memoryview(packer.pack(name))
+            yield from _value_parts(packer, f"{key}.{name}", member)
+    else:
+        yield memoryview(packer.pack_array_header(len(value)))
+        for index, item in enumerate(value):
+            yield from _value_parts(packer, f"{key}[{index}]", item)
+
+
+def _has_blob(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_blob, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_blob, value))
+    return isinstance(value, Blob)
 
 
 def _packed(packer: msgpack.Packer, key: str, value: Any) -> bytes:

@@ -228,7 +228,7 @@ class Tally {
 
   row(elements: number, connections: number, seconds: number, bodyBytes: number): Row {
     const sorted = Float64Array.from(this.#times).sort();
-    /** Returns the percentile by nearest rank, which is the time of an actual step. */
+    /** Returns the percentile by nearest rank, so the result is the time of an actual step. */
     const percentile = (percent: number): number | null => sorted[Math.max(Math.ceil((sorted.length * percent) / 100) - 1, 0)] ?? null;
     const steps = sorted.length;
     return {

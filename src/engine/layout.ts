@@ -226,7 +226,7 @@ interface NewSlot extends TensorDescription {
   readonly elements: number;
 }
 
-/** Assigns offsets to the new slots. They form one block in the order of the new state's file, which is sent in one piece. */
+/** Assigns offsets to the new slots. The slots form one block in the order of the new state's file, so they are sent in one piece. */
 function* assignOffsets(
   newSlots: readonly NewSlot[],
   targets: readonly StepTarget[],

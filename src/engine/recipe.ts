@@ -111,7 +111,8 @@ export class Recipes {
     const { isMeasured, gradientCheck } = tensorOptions;
     const dtype = slotDtype(param);
     const sumColumns = new SumColumns();
-    // A gradient in the arithmetic dtype is used in place. Others are converted: into scratch memory for a single stage, else into work memory.
+    // A gradient in the arithmetic dtype is used in place. One in another dtype is converted: into scratch memory for a single stage, else
+    // into work memory.
     const needsWideGrad = grad !== dtype && (isMeasured || stages.length > 1);
     const gradient = grad === dtype ? tensorAt(GRADS, GRAD_AT, dtype) : needsWideGrad ? tensorAt(WORKSPACE, WIDE_GRAD_AT, dtype) : GRAD_SCRATCH;
     const measure = isMeasured ? this.#measure(param, grad, tensorOptions.lossScale, sumColumns.allocate(GRADIENT_SUM_COUNTS.norm)) : undefined;

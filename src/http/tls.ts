@@ -41,7 +41,7 @@ export const readTls = ({ cert: certFile, key: keyFile, clientCa }: TlsFiles): T
   return { options, certificates: [...chain.map(certificateOf("certificate")), ...authorities.map(certificateOf("client_ca"))] };
 };
 
-/** Watches the files and applies changes to new connections. Invalid files leave the previous ones in use. */
+/** Watches the files and applies changes to new connections. Invalid files leave the previous certificates in use. */
 export const renewTls = (server: TlsServer, files: TlsFiles, onReload: (result: Tls | Error) => void): Disposable =>
   watch(pathsOf(files), () => {
     let result: Tls | Error;

@@ -8,8 +8,8 @@ import type { Kernel } from "./_job.ts";
 import { digestIn, digestOfSources } from "./sources.ts";
 
 /**
- * Matches the V8 versions with which all tests have passed with revectorization, which V8 calls experimental. On a processor with AVX2
- * it merges two 128-bit instructions into one of 256 bits: AdamW takes half the time in the cache and 0.85 of it in RAM (measured).
+ * Matches the V8 versions with which all tests have passed with revectorization. V8 calls this feature experimental. On a processor with
+ * AVX2 it merges two 128-bit instructions into one of 256 bits: AdamW takes half the time in the cache and 0.85 of it in RAM (measured).
  * test/optimizers/determinism.test.ts compares the bits with those of 128-bit vectors.
  */
 const WIDE_VERSIONS = /^13\.6\./;

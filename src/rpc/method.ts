@@ -10,7 +10,7 @@ export interface MethodContext {
   readonly lease: Lease;
   readonly telemetry: Telemetry;
   readonly queueTime: QueueTime;
-  /** The same object for all calls that are equal outside their blobs. Undefined if that is not known. */
+  /** Calls that differ only in their blobs share this object. Undefined if the call's body has no template. */
   readonly template: object | undefined;
   readonly openRpc: unknown;
 }

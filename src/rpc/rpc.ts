@@ -54,7 +54,7 @@ export interface Services {
 export interface Request {
   readonly lease: Lease;
   readonly caller: string | undefined;
-  /** The same object for all bodies that are equal outside their blobs and their id. Undefined if that is not known. */
+  /** Bodies that differ only in blobs and id share this object. Undefined if the body has no template. */
   readonly template: object | undefined;
 }
 

@@ -1878,26 +1878,26 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "$ref": "tensor.schema.json#/$defs/Tensors"
       },
       "accumulator": {
-        "description": "The sums so far (stepd.sum/1).",
+        "description": "The sums of all updates so far (format stepd.sum/1).",
         "$ref": "tensor.schema.json#/$defs/Blob"
       },
       "count": {
-        "description": "Number of updates in the result, with those of the accumulator. The largest of all tensors if they differ.",
+        "description": "Number of updates in the result, including those of the accumulator. If tensors differ, the largest number.",
         "type": "integer"
       },
       "weight": {
-        "description": "Sum of the weights of these updates. The largest of all tensors if they differ.",
+        "description": "Sum of the weights of these updates. If tensors differ, the largest sum.",
         "$ref": "tensor.schema.json#/$defs/Value"
       },
       "dropped": {
-        "description": "Indexes of the updates that non_finite drop left out.",
+        "description": "Indexes of the updates that were dropped because of non_finite drop.",
         "type": "array",
         "items": {
           "type": "integer"
         }
       },
       "skipped": {
-        "description": "Whether there is nothing to step: no update, or only weights of 0.",
+        "description": "Whether the result is empty: there is no update, or all weights are 0.",
         "type": "boolean"
       }
     }
@@ -1976,7 +1976,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         }
       },
       "accumulator": {
-        "description": "The accumulator of an earlier call, for a mean over several calls; null or absent in the first one.",
+        "description": "The accumulator of the last call, for a mean over several calls; null or absent in the first call.",
         "if": {
           "type": "null"
         },
@@ -2015,7 +2015,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "description": "Tensors in F32, F64, BF16 or F16. A blob may also have I8 tensors, whose values are multiplied by the F32 tensor <name>.scale: a scalar, or one number for each index of the first dimension."
           },
           "weight": {
-            "description": "Weight in the mean, for instance the number of examples. The median and the trimmed mean take 1 only.",
+            "description": "Weight in the mean, for instance the number of examples. It must be 1 for the median and the trimmed mean.",
             "type": "number",
             "minimum": 0,
             "maximum": 9007199254740991,
@@ -2033,7 +2033,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "Form": {
         "title": "Form",
-        "description": "What an update is: new parameters (the result is params - mean), deltas to add to the parameters (the result is -mean), or gradients (the result is the mean).",
+        "description": "What the updates contain: new parameters (the result is params - mean), deltas to add to the parameters (the result is -mean), or gradients (the result is the mean).",
         "enum": [
           "params",
           "deltas",
@@ -2064,7 +2064,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
                 "const": "mean"
               },
               "divisor": {
-                "description": "Divisor in place of the sum of weights, for instance the expected one.",
+                "description": "Divisor instead of the sum of weights, for instance the expected sum.",
                 "type": [
                   "number",
                   "null"
@@ -2076,7 +2076,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           },
           {
             "title": "Median",
-            "description": "The median: of an even number of updates, the mean of the two in the middle.",
+            "description": "The median. For an even number of updates, it is the mean of the two middle values.",
             "type": "object",
             "required": [
               "name"
@@ -2090,7 +2090,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           },
           {
             "title": "TrimmedMean",
-            "description": "The mean without the cut smallest and the cut largest values of each element.",
+            "description": "The trimmed mean: each element's mean without its smallest and largest values, as many as cut at each end.",
             "type": "object",
             "required": [
               "name",
@@ -2102,7 +2102,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
                 "const": "trimmed_mean"
               },
               "cut": {
-                "description": "Number of values left out at each end.",
+                "description": "Number of values to remove at each end.",
                 "type": "integer",
                 "minimum": 0,
                 "maximum": 2047
@@ -2113,7 +2113,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "NonFinite": {
         "title": "NonFinite",
-        "description": "What a NaN or an infinity in an update does: error refuses the call, drop leaves out the whole update and lists it, propagate computes with it.",
+        "description": "What NaN or infinity in an update causes: error rejects the call, drop omits the whole update and lists it, propagate computes with it.",
         "enum": [
           "error",
           "drop",
@@ -2122,7 +2122,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "Missing": {
         "title": "Missing",
-        "description": "What a tensor does that an update lacks: error refuses the call, renormalize combines each tensor over the updates that have it.",
+        "description": "What a missing tensor in an update causes: error rejects the call, renormalize combines each tensor over the updates that have it.",
         "enum": [
           "error",
           "renormalize"
@@ -2151,7 +2151,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             }
           },
           "accumulator": {
-            "description": "The accumulator of an earlier call, for a mean over several calls; null or absent in the first one.",
+            "description": "The accumulator of the last call, for a mean over several calls; null or absent in the first call.",
             "if": {
               "type": "null"
             },
@@ -2184,22 +2184,22 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "additionalProperties": false,
         "properties": {
           "count": {
-            "description": "Number of updates in the result, with those of the accumulator. The largest of all tensors if they differ.",
+            "description": "Number of updates in the result, including those of the accumulator. If tensors differ, the largest number.",
             "type": "integer"
           },
           "weight": {
-            "description": "Sum of the weights of these updates. The largest of all tensors if they differ.",
+            "description": "Sum of the weights of these updates. If tensors differ, the largest sum.",
             "$ref": "tensor.schema.json#/$defs/Value"
           },
           "dropped": {
-            "description": "Indexes of the updates that non_finite drop left out.",
+            "description": "Indexes of the updates that were dropped because of non_finite drop.",
             "type": "array",
             "items": {
               "type": "integer"
             }
           },
           "skipped": {
-            "description": "Whether there is nothing to step: no update, or only weights of 0.",
+            "description": "Whether the result is empty: there is no update, or all weights are 0.",
             "type": "boolean"
           }
         }

@@ -56,7 +56,7 @@ export type TensorsSource2 = Uint8Array | string | { readonly [name: string]: Pl
  */
 export type Updates = Update[]
 /**
- * What an update is: new parameters (the result is params - mean), deltas to add to the parameters (the result is -mean), or gradients (the result is the mean).
+ * What the updates contain: new parameters (the result is params - mean), deltas to add to the parameters (the result is -mean), or gradients (the result is the mean).
  */
 export type Form = ("params" | "deltas" | "gradients")
 /**
@@ -64,11 +64,11 @@ export type Form = ("params" | "deltas" | "gradients")
  */
 export type ReduceMethod = (Mean | Median | TrimmedMean)
 /**
- * What a NaN or an infinity in an update does: error refuses the call, drop leaves out the whole update and lists it, propagate computes with it.
+ * What NaN or infinity in an update causes: error rejects the call, drop omits the whole update and lists it, propagate computes with it.
  */
 export type NonFinite = ("error" | "drop" | "propagate")
 /**
- * What a tensor does that an update lacks: error refuses the call, renormalize combines each tensor over the updates that have it.
+ * What a missing tensor in an update causes: error rejects the call, renormalize combines each tensor over the updates that have it.
  */
 export type Missing = ("error" | "renormalize")
 /**
@@ -84,7 +84,7 @@ export type BlobResult = Uint8Array | string | SharedBlob
  */
 export type Value2 = number | "NaN" | "Infinity" | "-Infinity"
 /**
- * What an update is: new parameters (the result is params - mean), deltas to add to the parameters (the result is -mean), or gradients (the result is the mean).
+ * What the updates contain: new parameters (the result is params - mean), deltas to add to the parameters (the result is -mean), or gradients (the result is the mean).
  */
 export type Form1 = ("params" | "deltas" | "gradients")
 /**
@@ -92,11 +92,11 @@ export type Form1 = ("params" | "deltas" | "gradients")
  */
 export type ReduceMethod1 = (Mean | Median | TrimmedMean)
 /**
- * What a NaN or an infinity in an update does: error refuses the call, drop leaves out the whole update and lists it, propagate computes with it.
+ * What NaN or infinity in an update causes: error rejects the call, drop omits the whole update and lists it, propagate computes with it.
  */
 export type NonFinite1 = ("error" | "drop" | "propagate")
 /**
- * What a tensor does that an update lacks: error refuses the call, renormalize combines each tensor over the updates that have it.
+ * What a missing tensor in an update causes: error rejects the call, renormalize combines each tensor over the updates that have it.
  */
 export type Missing1 = ("error" | "renormalize")
 /**
@@ -1248,16 +1248,16 @@ export interface ReduceResult {
 grads?: undefined | Tensors
 accumulator?: undefined | Blob1
 /**
- * Number of updates in the result, with those of the accumulator. The largest of all tensors if they differ.
+ * Number of updates in the result, including those of the accumulator. If tensors differ, the largest number.
  */
 count: number
 weight: Value1
 /**
- * Indexes of the updates that non_finite drop left out.
+ * Indexes of the updates that were dropped because of non_finite drop.
  */
 dropped: readonly number[]
 /**
- * Whether there is nothing to step: no update, or only weights of 0.
+ * Whether the result is empty: there is no update, or all weights are 0.
  */
 skipped: boolean
 }
@@ -1270,7 +1270,7 @@ updates: Updates
 form?: undefined | Form
 method?: undefined | ReduceMethod
 /**
- * The accumulator of an earlier call, for a mean over several calls; null or absent in the first one.
+ * The accumulator of the last call, for a mean over several calls; null or absent in the first call.
  */
 accumulator?: undefined | Uint8Array | string | SharedBlob | CachedBlob | null
 non_finite?: undefined | NonFinite
@@ -1286,7 +1286,7 @@ finish?: undefined | boolean
 export interface Update {
 tensors: TensorsSource2
 /**
- * Weight in the mean, for instance the number of examples. The median and the trimmed mean take 1 only.
+ * Weight in the mean, for instance the number of examples. It must be 1 for the median and the trimmed mean.
  */
 weight?: undefined | number
 }
@@ -1296,23 +1296,23 @@ weight?: undefined | number
 export interface Mean {
 name: "mean"
 /**
- * Divisor in place of the sum of weights, for instance the expected one.
+ * Divisor instead of the sum of weights, for instance the expected sum.
  */
 divisor?: undefined | (number | null)
 }
 /**
- * The median: of an even number of updates, the mean of the two in the middle.
+ * The median. For an even number of updates, it is the mean of the two middle values.
  */
 export interface Median {
 name: "median"
 }
 /**
- * The mean without the cut smallest and the cut largest values of each element.
+ * The trimmed mean: each element's mean without its smallest and largest values, as many as cut at each end.
  */
 export interface TrimmedMean {
 name: "trimmed_mean"
 /**
- * Number of values left out at each end.
+ * Number of values to remove at each end.
  */
 cut: number
 }
@@ -1387,16 +1387,16 @@ trust_ratio?: undefined | Value
  */
 export interface ReductionReport {
 /**
- * Number of updates in the result, with those of the accumulator. The largest of all tensors if they differ.
+ * Number of updates in the result, including those of the accumulator. If tensors differ, the largest number.
  */
 count: number
 weight: Value2
 /**
- * Indexes of the updates that non_finite drop left out.
+ * Indexes of the updates that were dropped because of non_finite drop.
  */
 dropped: readonly number[]
 /**
- * Whether there is nothing to step: no update, or only weights of 0.
+ * Whether the result is empty: there is no update, or all weights are 0.
  */
 skipped: boolean
 }
@@ -1488,7 +1488,7 @@ updates: Updates
 form?: undefined | Form1
 method?: undefined | ReduceMethod1
 /**
- * The accumulator of an earlier call, for a mean over several calls; null or absent in the first one.
+ * The accumulator of the last call, for a mean over several calls; null or absent in the first call.
  */
 accumulator?: undefined | Uint8Array | string | SharedBlob | CachedBlob | null
 non_finite?: undefined | NonFinite1

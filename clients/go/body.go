@@ -74,29 +74,44 @@ func encode(fields []field) (blob, error) {
 		body.size += int64(len(part))
 	}
 	small := msgp.AppendMapHeader(nil, uint32(len(fields)))
-	for _, field := range fields {
-		small = msgp.AppendString(small, field.key)
-		switch value := field.value.(type) {
-		case place:
-			field.value = value.wire()
-		case digest:
-			field.value = map[string]any{"sha256": string(value)}
-		}
-		data, ok := field.value.(blob)
-		if !ok {
-			var err error
-			if small, err = msgp.AppendIntf(small, field.value); err != nil {
-				return blob{}, fmt.Errorf("stepd: %s: %w", field.key, err)
-			}
-			continue
-		}
+	addBlob := func(key string, data blob) error {
 		if data.size > math.MaxUint32 {
-			return blob{}, fmt.Errorf("%w: %s has %d bytes, and a call takes less than 4 GiB; see Sharded", ErrBadTensor, field.key, data.size)
+			return fmt.Errorf("%w: %s has %d bytes, and a call takes less than 4 GiB; see Sharded", ErrBadTensor, key, data.size)
 		}
 		add(msgp.AppendBytesHeader(small, uint32(data.size)))
 		small = nil
 		for _, part := range data.parts {
 			add(part)
+		}
+		return nil
+	}
+	for _, field := range fields {
+		small = msgp.AppendString(small, field.key)
+		var err error
+		switch value := field.value.(type) {
+		case blob:
+			err = addBlob(field.key, value)
+		case []wireUpdate:
+			small = msgp.AppendArrayHeader(small, uint32(len(value)))
+			for i, update := range value {
+				small = msgp.AppendMapHeader(small, 2)
+				small = msgp.AppendFloat64(msgp.AppendString(small, "weight"), update.weight)
+				small = msgp.AppendString(small, "tensors")
+				if err = addBlob(fmt.Sprintf("Updates[%d]", i), update.tensors); err != nil {
+					break
+				}
+			}
+		case place:
+			small, err = msgp.AppendIntf(small, value.wire())
+		case digest:
+			small, err = msgp.AppendIntf(small, map[string]any{"sha256": string(value)})
+		default:
+			if small, err = msgp.AppendIntf(small, value); err != nil {
+				err = fmt.Errorf("stepd: %s: %w", field.key, err)
+			}
+		}
+		if err != nil {
+			return blob{}, err
 		}
 	}
 	if len(small) > 0 {

@@ -44,6 +44,11 @@ type stepReply struct {
 	stats             *Stats
 	warnings          []string
 	lost              []string
+	// The result of a reduction.
+	grads, accumulator []byte
+	count              int64
+	weight             float64
+	dropped            []int
 	// members are the keys that the reply contained.
 	members map[string]bool
 }
@@ -81,6 +86,16 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 			reply.warnings, err = d.sentences()
 		case "lost":
 			reply.lost, err = d.sentences()
+		case "grads":
+			reply.grads, err = d.blob(nil)
+		case "accumulator":
+			reply.accumulator, err = d.blob(nil)
+		case "count":
+			reply.count, err = d.whole()
+		case "weight":
+			reply.weight, err = d.number()
+		case "dropped":
+			reply.dropped, err = d.indexes()
 		default:
 			err = d.Skip()
 		}
@@ -320,6 +335,22 @@ func (d *decoder) sentences() ([]string, error) {
 		sentences = append(sentences, sentence)
 	}
 	return sentences, nil
+}
+
+func (d *decoder) indexes() ([]int, error) {
+	count, err := d.count(d.ReadArrayHeader())
+	if err != nil {
+		return nil, err
+	}
+	var indexes []int
+	for range count {
+		index, err := d.whole()
+		if err != nil {
+			return nil, err
+		}
+		indexes = append(indexes, int(index))
+	}
+	return indexes, nil
 }
 
 func (d *decoder) statistics() (*Stats, error) {

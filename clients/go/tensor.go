@@ -10,12 +10,14 @@ import (
 // DType is the type of a tensor's elements, under its safetensors name.
 type DType string
 
-// F32, F64, BF16 and F16 are the types of parameters and gradients. I64 is the type of the step counts in a state.
+// F32, F64, BF16 and F16 are the types of parameters and gradients. I8 is for updates of a reduction. I64 is the type of the step
+// counts in a state.
 const (
 	F32  DType = "F32"
 	F64  DType = "F64"
 	BF16 DType = "BF16"
 	F16  DType = "F16"
+	I8   DType = "I8"
 	I64  DType = "I64"
 )
 
@@ -24,7 +26,7 @@ var dtypes = []struct {
 	name  DType
 	bytes int64
 }{
-	{"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2}, {F16, 2}, {BF16, 2},
+	{"BOOL", 1}, {"U8", 1}, {I8, 1}, {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2}, {F16, 2}, {BF16, 2},
 	{"I32", 4}, {"U32", 4}, {F32, 4}, {"C64", 8}, {F64, 8}, {I64, 8}, {"U64", 8},
 }
 

@@ -1,0 +1,373 @@
+package stepd
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Update is one update of a reduction.
+type Update struct {
+	// Tensors are F32, F64, BF16, F16 or I8. An I8 tensor w needs an F32 tensor w.scale, which multiplies its values: a scalar, or
+	// one number for each index of the first dimension.
+	Tensors Tensors
+	// Weight is the weight in the mean, for instance the number of examples. Other methods take 0 or 1.
+	Weight float64
+}
+
+// Form says what the updates of a reduction are.
+type Form string
+
+const (
+	// FormParams are new parameters, the default. The result is Params minus the mean.
+	FormParams Form = "params"
+	// FormDeltas are new minus old parameters. The result is minus the mean.
+	FormDeltas Form = "deltas"
+	// FormGradients are gradients. The result is the mean.
+	FormGradients Form = "gradients"
+)
+
+// ReduceMethod says how updates are combined. The zero value is Mean.
+type ReduceMethod struct {
+	Name string
+	// Divisor replaces the sum of the weights in a mean; 0 means the sum.
+	Divisor float64
+	// Cut is the number of values that a trimmed mean leaves out at each end.
+	Cut int
+}
+
+// The names of the methods.
+const (
+	Mean        = "mean"
+	Median      = "median"
+	TrimmedMean = "trimmed_mean"
+)
+
+// ReduceRequest requests one pseudo-gradient of several updates.
+type ReduceRequest struct {
+	// Params are the parameters that the updates started from. FormParams needs them.
+	Params Tensors
+	// Updates are in the order of the arithmetic. The same order gives the same bits.
+	Updates []Update
+	Form    Form
+	Method  ReduceMethod
+	// Accumulator is that of an earlier call, for a mean over several calls.
+	Accumulator []byte
+	// Unfinished returns an accumulator instead of the pseudo-gradient.
+	Unfinished bool
+	// DropNonFinite leaves out updates with NaN or infinity. PropagateNonFinite computes with them. Without either, the server
+	// refuses them.
+	DropNonFinite, PropagateNonFinite bool
+	// Renormalize combines each tensor over the updates that have it. Otherwise the server refuses updates that lack a tensor.
+	Renormalize bool
+}
+
+// Reduced is the result of a reduction.
+type Reduced struct {
+	// Grads are the pseudo-gradient: F64 for parameters in F64, otherwise F32. Empty if Skipped, and nil with Unfinished.
+	Grads Tensors
+	// Accumulator holds the sums, with Unfinished.
+	Accumulator []byte
+	// Count is the number of updates in the result, and Weight the sum of their weights, with those of the accumulator.
+	Count  int64
+	Weight float64
+	// Dropped are the indexes of the updates that DropNonFinite left out.
+	Dropped []int
+	// Skipped is true if there is nothing to step: no update, or only weights of 0.
+	Skipped bool
+}
+
+// wireUpdate is an update as the body holds it.
+type wireUpdate struct {
+	tensors blob
+	weight  float64
+}
+
+// Reduce combines updates of several workers into one pseudo-gradient, for Step.
+func (c *Client) Reduce(ctx context.Context, request ReduceRequest) (*Reduced, error) {
+	return c.reduce(ctx, request, c.retries)
+}
+
+func (c *Client) reduce(ctx context.Context, request ReduceRequest, retries int) (*Reduced, error) {
+	isMean := request.Method.Name == "" || request.Method.Name == Mean
+	updates := make([]wireUpdate, len(request.Updates))
+	for i, update := range request.Updates {
+		file, err := fileParts(nil, update.Tensors)
+		if err != nil {
+			return nil, fmt.Errorf("Updates[%d]: %w", i, err)
+		}
+		updates[i] = wireUpdate{file, update.Weight}
+		if !isMean && update.Weight == 0 {
+			updates[i].weight = 1
+		}
+	}
+	fields := []field{{"updates", updates}}
+	if request.Params != nil {
+		params, err := fileParts(nil, request.Params)
+		if err != nil {
+			return nil, err
+		}
+		fields = append(fields, field{"params", params})
+	}
+	if request.Form != "" {
+		fields = append(fields, field{"form", string(request.Form)})
+	}
+	if request.Method != (ReduceMethod{}) {
+		method := map[string]any{"name": request.Method.Name}
+		if request.Method.Name == "" {
+			method["name"] = Mean
+		}
+		if request.Method.Divisor != 0 {
+			method["divisor"] = request.Method.Divisor
+		}
+		if request.Method.Name == TrimmedMean || request.Method.Cut != 0 {
+			method["cut"] = request.Method.Cut
+		}
+		fields = append(fields, field{"method", method})
+	}
+	if request.Accumulator != nil {
+		fields = append(fields, field{"accumulator", blob{parts: [][]byte{request.Accumulator}, size: int64(len(request.Accumulator))}})
+	}
+	if request.Unfinished {
+		fields = append(fields, field{"finish", false})
+	}
+	switch {
+	case request.DropNonFinite:
+		fields = append(fields, field{"non_finite", "drop"})
+	case request.PropagateNonFinite:
+		fields = append(fields, field{"non_finite", "propagate"})
+	}
+	if request.Renormalize {
+		fields = append(fields, field{"missing", "renormalize"})
+	}
+	p, err := c.pack(ctx, fields, results{})
+	if err != nil {
+		return nil, err
+	}
+	defer p.release()
+	reply, err := c.exchange(ctx, "/v1/reduce", p, nil, retries)
+	if err != nil {
+		return nil, err
+	}
+	return reply.reduced(request)
+}
+
+func (r stepReply) reduced(request ReduceRequest) (*Reduced, error) {
+	member := "grads"
+	if request.Unfinished {
+		member = "accumulator"
+	}
+	for _, name := range []string{"count", "weight", "dropped", "skipped", member} {
+		if !r.members[name] {
+			return nil, badReply("no %s", name)
+		}
+	}
+	reduced := &Reduced{Accumulator: r.accumulator, Count: r.count, Weight: r.weight, Dropped: r.dropped, Skipped: r.skipped}
+	if request.Unfinished {
+		return reduced, nil
+	}
+	_, grads, err := readTensors(r.grads)
+	if err != nil {
+		return nil, fmt.Errorf("%w: grads: %w", ErrBadReply, err)
+	}
+	reduced.Grads = orderedAs(grads, request.Params)
+	return reduced, nil
+}
+
+// orderedAs returns tensors in the order of params. Without params it returns them unchanged.
+func orderedAs(tensors []Tensor, params Tensors) Tensors {
+	if params == nil {
+		return tensors
+	}
+	known := byName(tensors)
+	ordered := make(Tensors, 0, len(tensors))
+	for _, param := range params {
+		if tensor, ok := known[param.Name]; ok {
+			ordered = append(ordered, tensor)
+		}
+	}
+	return ordered
+}
+
+// Reduce combines updates as Client.Reduce does, in calls that hold some of the tensors each. If calls drop different updates,
+// those that kept an update which another dropped run again.
+func (s *Sharded) Reduce(ctx context.Context, request ReduceRequest) (*Reduced, error) {
+	if len(s.Clients) == 0 {
+		return nil, errNoClients
+	}
+	parts, err := s.splitUpdates(request)
+	if err != nil {
+		return nil, err
+	}
+	results := make([]*Reduced, len(parts))
+	run := func(indexes []int, dropped []int) error {
+		return s.each(ctx, StepRequest{}, make([]shard, len(indexes)), func(ctx context.Context, client *Client, i int) (err error) {
+			part := parts[indexes[i]]
+			part.Updates = withoutIndexes(part.Updates, dropped)
+			results[indexes[i]], err = client.reduce(ctx, part, 0)
+			return err
+		})
+	}
+	all := make([]int, len(parts))
+	for i := range all {
+		all[i] = i
+	}
+	if err := run(all, nil); err != nil {
+		return nil, err
+	}
+	var dropped []int
+	for _, result := range results {
+		dropped = append(dropped, result.Dropped...)
+	}
+	slices.Sort(dropped)
+	dropped = slices.Compact(dropped)
+	again := slices.DeleteFunc(all, func(i int) bool { return slices.Equal(results[i].Dropped, dropped) })
+	if err := run(again, dropped); err != nil {
+		return nil, err
+	}
+	return joinReduced(request, results, dropped)
+}
+
+func withoutIndexes(updates []Update, left []int) []Update {
+	var kept []Update
+	for i, update := range updates {
+		if !slices.Contains(left, i) {
+			kept = append(kept, update)
+		}
+	}
+	return kept
+}
+
+const scaleSuffix = ".scale"
+
+// parameterOfUpdate returns the name of the tensor that an update's tensor belongs to: its own, or that of the I8 tensor for
+// scales.
+func parameterOfUpdate(name string, tensors map[string]Tensor) string {
+	if stem, ok := strings.CutSuffix(name, scaleSuffix); ok && tensors[stem].DType == I8 {
+		return stem
+	}
+	return name
+}
+
+// splitUpdates splits a reduction by tensors into at least one call.
+func (s *Sharded) splitUpdates(request ReduceRequest) ([]ReduceRequest, error) {
+	var metadata map[string]string
+	var sums []Tensor
+	if request.Accumulator != nil {
+		var err error
+		if metadata, sums, err = readTensors(request.Accumulator); err != nil {
+			return nil, fmt.Errorf("Accumulator: %w", err)
+		}
+	}
+	var names []string
+	sizes := map[string]int64{}
+	add := func(name string, bytes int) {
+		if _, ok := sizes[name]; !ok {
+			names = append(names, name)
+		}
+		sizes[name] += int64(bytes)
+	}
+	for _, param := range request.Params {
+		add(param.Name, len(param.Data))
+	}
+	for _, sum := range sums {
+		add(parameterOf(sum), len(sum.Data))
+	}
+	for _, update := range request.Updates {
+		known := byName(update.Tensors)
+		for _, tensor := range update.Tensors {
+			add(parameterOfUpdate(tensor.Name, known), len(tensor.Data))
+		}
+	}
+	callOf := map[string]int{}
+	calls, room := 0, s.limit()
+	for i, name := range names {
+		if i > 0 && sizes[name] > room {
+			calls, room = calls+1, s.limit()
+		}
+		callOf[name] = calls
+		room -= sizes[name]
+	}
+	parts := make([]ReduceRequest, calls+1)
+	accumulators := make([][]Tensor, len(parts))
+	for i := range parts {
+		parts[i] = request
+		parts[i].Updates = make([]Update, len(request.Updates))
+		if request.Params != nil {
+			parts[i].Params = Tensors{}
+		}
+	}
+	for _, param := range request.Params {
+		part := &parts[callOf[param.Name]]
+		part.Params = append(part.Params, param)
+	}
+	for at, update := range request.Updates {
+		known := byName(update.Tensors)
+		for i := range parts {
+			parts[i].Updates[at].Weight = update.Weight
+		}
+		for _, tensor := range update.Tensors {
+			own := &parts[callOf[parameterOfUpdate(tensor.Name, known)]].Updates[at]
+			own.Tensors = append(own.Tensors, tensor)
+		}
+	}
+	for _, sum := range sums {
+		i := callOf[parameterOf(sum)]
+		accumulators[i] = append(accumulators[i], sum)
+	}
+	if request.Accumulator != nil {
+		for i := range parts {
+			own := maps.Clone(metadata)
+			maps.DeleteFunc(own, func(key, _ string) bool {
+				name, isDType := strings.CutPrefix(key, "dtype/")
+				return isDType && callOf[name] != i
+			})
+			file, err := accumulatorFile(own, accumulators[i])
+			if err != nil {
+				return nil, err
+			}
+			parts[i].Accumulator = file
+		}
+	}
+	return parts, nil
+}
+
+// accumulatorFile returns an accumulator as one slice.
+func accumulatorFile(metadata map[string]string, entries []Tensor) ([]byte, error) {
+	file, err := fileParts(metadata, entries)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(file.parts...), nil
+}
+
+// joinReduced joins the results of all calls.
+func joinReduced(request ReduceRequest, results []*Reduced, dropped []int) (*Reduced, error) {
+	joined := &Reduced{Dropped: dropped, Skipped: true}
+	metadata := map[string]string{}
+	var grads, sums []Tensor
+	for _, result := range results {
+		joined.Count = max(joined.Count, result.Count)
+		joined.Weight = max(joined.Weight, result.Weight)
+		joined.Skipped = joined.Skipped && result.Skipped
+		grads = append(grads, result.Grads...)
+		if result.Accumulator == nil {
+			continue
+		}
+		own, entries, err := readTensors(result.Accumulator)
+		if err != nil {
+			return nil, fmt.Errorf("%w: accumulator: %w", ErrBadReply, err)
+		}
+		maps.Copy(metadata, own)
+		sums = append(sums, entries...)
+	}
+	if request.Unfinished {
+		var err error
+		joined.Accumulator, err = accumulatorFile(metadata, sums)
+		return joined, err
+	}
+	joined.Grads = orderedAs(grads, request.Params)
+	return joined, nil
+}

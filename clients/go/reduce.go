@@ -176,10 +176,10 @@ func (r stepReply) reduced(request ReduceRequest) (*Reduced, error) {
 	return reduced, nil
 }
 
-// orderedAs returns tensors in the order of params. Without params it returns them unchanged.
+// orderedAs returns tensors in the order of params. Without params it returns them in file order.
 func orderedAs(tensors []Tensor, params Tensors) Tensors {
 	if params == nil {
-		return tensors
+		return canonical(tensors)
 	}
 	known := byName(tensors)
 	ordered := make(Tensors, 0, len(tensors))

@@ -114,6 +114,10 @@ def test_an_accumulator_carries_the_sums(client: Any) -> None:
         part = client.reduce([update], PARAMS, accumulator=total, finish=False)
         total = bytes(part.accumulator)
     same(client.reduce([], PARAMS, accumulator=total).grads, whole.grads)
+    whole = client.reduce(UPDATES, form="deltas")
+    part = client.reduce(UPDATES[:2], form="deltas", finish=False)
+    last = client.reduce(UPDATES[2:], form="deltas", accumulator=part.accumulator)
+    same(last.grads, whole.grads)
 
 
 def test_every_client_makes_the_same_accumulator(server: Server) -> None:

@@ -2,6 +2,7 @@
 import { type BodyBlob, bytesIn, CallBlobs, sizeOf } from "./blobs.ts";
 import { describeValue, isObject, requireName, requireObject, requireOptions, requireSettings, requireState, requireStep, requireTensors } from "./checks.ts";
 import { StepdError } from "./errors.ts";
+import { type ReduceInput, type ReduceResult, reduceResultOf, requireReduce } from "./reduce.ts";
 import { SharedFolder } from "./shared.ts";
 import { State } from "./state.ts";
 import { fileParts, type Tensor, type Tensors, toTensorsLike, toTensorsNamed } from "./tensors.ts";
@@ -26,7 +27,7 @@ import type {
 export type StepReply = Omit<ReplyOptions, "into">;
 
 /** A step's options without its tensors, under their wire names. */
-export interface StepSettings extends Omit<StepParams, "params" | "grads" | "state" | "reply"> {
+export interface StepSettings extends Omit<StepParams, "params" | "grads" | "reduce" | "state" | "reply"> {
   /** Selects the results in the reply. With `cache`, the server caches the new parameters and state. */
   readonly reply?: StepReply | undefined;
 }
@@ -185,6 +186,23 @@ export class Client {
     return this.#withBlobs([files.grads, files.params], null, (blobs) => {
       const body = { loss_scale, grads: blobs.put(files.grads), params: files.params && blobs.put(files.params) };
       return this.#transport.call("/v1/norms", body, readWith<NormsResult>("tensors"), options, blobs.lost);
+    });
+  }
+
+  /** Combines the updates of several workers into one pseudo-gradient, for a step. */
+  async reduce(input: ReduceInput, options?: CallOptions): Promise<ReduceResult> {
+    requireReduce(input);
+    const { updates, params, accumulator, ...settings } = input;
+    const files = updates.map(({ tensors }) => fileParts(tensors));
+    const paramFile = params && fileParts(params);
+    return this.#withBlobs([...files, paramFile], accumulator, (blobs) => {
+      const body = {
+        ...settings,
+        updates: files.map((file, index) => ({ tensors: blobs.put(file), weight: updates[index]?.weight })),
+        params: paramFile && blobs.put(paramFile),
+        accumulator: accumulator && blobs.put([accumulator as Uint8Array<ArrayBuffer>]),
+      };
+      return this.#transport.call("/v1/reduce", body, (reply) => reduceResultOf(reply, params), options, blobs.lost);
     });
   }
 

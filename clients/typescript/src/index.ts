@@ -13,9 +13,10 @@ export {
 } from "./client.ts";
 export type { ErrorName } from "./errors.gen.ts";
 export { StepdError, TransportError } from "./errors.ts";
+export type { ReduceInput, ReduceResult, ReduceSettings, Update } from "./reduce.ts";
 export { type CachedShard, ShardedClient, type ShardedInput, type ShardedOptions, type ShardedResult } from "./sharded.ts";
 export { State } from "./state.ts";
-export { type DType, type Tensor, type Tensors, toTensors } from "./tensors.ts";
+export { type DType, type Tensor, type Tensors, toTensors, type UpdateTensor, type UpdateTensors } from "./tensors.ts";
 export type { CallOptions, ClientOptions, Fetch } from "./transport.ts";
 export type {
   Cached,

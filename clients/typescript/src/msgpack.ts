@@ -27,23 +27,33 @@ const encoding: EncoderOptions = { extensionCodec: noExtensions, ignoreUndefined
 const decoder = new Decoder({ extensionCodec: noExtensions });
 
 const MAX_BIN_BYTES = 2 ** 32 - 1;
+const ARRAY_32 = 0xdd;
 const MAP_32 = 0xdf;
 const BIN_32 = 0xc6;
 
 /** Encodes a map, as a list of parts. Throws RangeError for a blob beyond the 4 GiB that MessagePack allows. */
-export const encodeParts = (params: object): BlobPart[] => {
-  const entries = Object.entries(params).filter(([, value]) => value !== undefined);
-  return [
-    header(MAP_32, entries.length),
-    ...entries.flatMap(([key, value]) => {
-      if (!(value instanceof Bin)) return [encode(key), encodeValue(key, value)];
-      const length = value.bytes.size;
-      if (length > MAX_BIN_BYTES)
-        throw new RangeError(`${key}: expected at most ${MAX_BIN_BYTES} bytes in one call, found ${length}; a ShardedClient makes several calls of it`);
-      return [encode(key), header(BIN_32, length), value.bytes];
-    }),
-  ];
+export const encodeParts = (params: object): BlobPart[] => mapParts(params, "");
+
+const mapParts = (map: object, path: string): BlobPart[] => {
+  const entries = Object.entries(map).filter(([, value]) => value !== undefined);
+  return [header(MAP_32, entries.length), ...entries.flatMap(([key, value]) => [encode(key), ...valueParts(value, path === "" ? key : `${path}.${key}`)])];
 };
+
+const valueParts = (value: unknown, path: string): BlobPart[] => {
+  if (value instanceof Bin) {
+    const length = value.bytes.size;
+    if (length > MAX_BIN_BYTES)
+      throw new RangeError(`${path}: expected at most ${MAX_BIN_BYTES} bytes in one call, found ${length}; a ShardedClient makes several calls of it`);
+    return [header(BIN_32, length), value.bytes];
+  }
+  // Only values with blobs are encoded member by member.
+  if (!hasBin(value)) return [encodeValue(path, value)];
+  if (!Array.isArray(value)) return mapParts(value as object, path);
+  return [header(ARRAY_32, value.length), ...value.flatMap((item, index) => valueParts(item, `${path}[${index}]`))];
+};
+
+const hasBin = (value: unknown): boolean =>
+  value instanceof Bin || (Array.isArray(value) ? value.some(hasBin) : value?.constructor === Object && Object.values(value).some(hasBin));
 
 const encodeValue = (key: string, value: unknown): Uint8Array<ArrayBuffer> => {
   try {

@@ -3,6 +3,7 @@
 import { describeValue, requireOptions, requireStep } from "./checks.ts";
 import { Client, type StepInput, type StepResult, withoutState } from "./client.ts";
 import { StepdError } from "./errors.ts";
+import { joinReduced, type ReduceInput, type ReduceResult, requireReduce, splitReduction } from "./reduce.ts";
 import { type Call, Replicas } from "./replicas.ts";
 import { requireRetries } from "./retries.ts";
 import { SharedFolder } from "./shared.ts";
@@ -195,6 +196,24 @@ export class ShardedClient {
     return { ...joined, state: states.length > 1 ? State.join(states) : (states[0] as State) };
   }
 
+  /** Combines updates as Client.reduce does. If calls drop different updates, those that kept an update which another dropped run again. */
+  async reduce(input: ReduceInput, options: CallOptions = {}): Promise<ReduceResult> {
+    requireReduce(input);
+    requireCallOptions(options);
+    const parts = splitReduction(input, this.#requestBytes);
+    const run = (some: readonly ReduceInput[]): Promise<ReduceResult[]> => this.#each(some, options, (part) => (client, call) => client.reduce(part, call));
+    const results = await run(parts);
+    const dropped = [...new Set(results.flatMap((result) => result.dropped))].sort((a, b) => a - b);
+    const isStale = ({ dropped: own }: ReduceResult): boolean => own.length < dropped.length;
+    const again = parts.filter((_, index) => isStale(results[index] as ReduceResult));
+    const whole = await run(again.map((part) => ({ ...part, updates: part.updates.filter((_, index) => !dropped.includes(index)) })));
+    return joinReduced(
+      results.map((result) => (isStale(result) ? (whole.shift() as ReduceResult) : result)),
+      dropped,
+      input.params,
+    );
+  }
+
   /**
    * Reads a stored state. For an invalid state, throws the server's error, which the server gives after checking settings and
    * tensors.
@@ -250,7 +269,11 @@ export class ShardedClient {
   }
 
   /** Runs one call per shard, several at once. After a failure, the running calls end before the error is thrown. */
-  async #each<Result>(shards: readonly Shard[], { signal, ...options }: CallOptions, callOf: (shard: Shard) => Call<Result>): Promise<Result[]> {
+  async #each<Part extends object, Result>(
+    shards: readonly Part[],
+    { signal, ...options }: CallOptions,
+    callOf: (shard: Part) => Call<Result>,
+  ): Promise<Result[]> {
     const results: Result[] = [];
     const failed = new AbortController();
     const stop = (): void => failed.abort(signal?.reason);
@@ -259,7 +282,7 @@ export class ShardedClient {
     let next = 0;
     const work = async (): Promise<void> => {
       for (let index = next++; index < shards.length && !failed.signal.aborted; index = next++) {
-        const shard = shards[index] as Shard;
+        const shard = shards[index] as Part & Partial<Shard>;
         results[index] = await this.#replicas.call(callOf(shard), { ...options, signal: failed.signal }, shard.cachedShard?.url);
       }
     };

@@ -12,6 +12,11 @@ export interface Tensor {
 
 export type Tensors = Readonly<Record<string, Tensor>>;
 
+/** A tensor of an update. The values of an Int8Array `w` are multiplied by the tensor `w.scale`: one number, or one per row. */
+export type UpdateTensor = Tensor | { readonly shape: readonly number[]; readonly data: Int8Array; readonly dtype?: "I8" | undefined };
+
+export type UpdateTensors = Readonly<Record<string, UpdateTensor>>;
+
 /** A tensor in a file. `bytes` is a view of the file. */
 export interface FileTensor {
   readonly dtype: string;
@@ -34,11 +39,11 @@ const HEADER_ALIGNMENT = 8;
 const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
 /** Returns a tensor's dtype. Throws TypeError, with the tensor's name, if array, shape and dtype contradict each other. */
-const checkedDtype = (name: string, { shape, data, dtype }: Tensor): DType => {
+const checkedDtype = (name: string, { shape, data, dtype }: UpdateTensor): DType | "I8" => {
   const fail = (expected: string, found: unknown): never => {
     throw new TypeError(`tensor ${JSON.stringify(name)}: expected ${expected}, found ${found}`);
   };
-  const implied = data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : undefined;
+  const implied = data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : data instanceof Int8Array ? "I8" : undefined;
   if (!implied && !(data instanceof Uint16Array)) fail("data in a Float32Array, Float64Array or Uint16Array", kindOf(data));
   if (implied ? dtype !== undefined && dtype !== implied : dtype !== "BF16" && dtype !== "F16")
     fail(`dtype ${implied ?? "BF16 or F16"} for a ${kindOf(data)}`, dtype ?? "none");
@@ -53,10 +58,10 @@ const kindOf = (value: unknown): string => (value as object | null | undefined)?
 export const dtypeOf = ({ data, dtype }: Tensor): DType => (data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : (dtype as DType));
 
 /** Returns a tensor's data as bytes, without a copy. */
-export const bytesOf = ({ data }: Tensor): Uint8Array<ArrayBuffer> => new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
+export const bytesOf = ({ data }: UpdateTensor): Uint8Array<ArrayBuffer> => new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
 
 /** Returns a safetensors file in parts: the header, then the bytes of each tensor. */
-export const fileParts = (tensors: Tensors): [header: Uint8Array<ArrayBuffer>, ...data: Uint8Array<ArrayBuffer>[]] => {
+export const fileParts = (tensors: UpdateTensors): [header: Uint8Array<ArrayBuffer>, ...data: Uint8Array<ArrayBuffer>[]] => {
   const entries = Object.entries(tensors).map(([name, tensor]): [string, FileTensor] => [
     name,
     { dtype: checkedDtype(name, tensor), shape: tensor.shape, bytes: bytesOf(tensor) },
@@ -92,6 +97,13 @@ export const fileOf = (metadata: Readonly<Record<string, string>>, entries: read
   }
   return file;
 };
+
+/** Dtypes in the order of a canonical file. */
+const FILE_ORDER = ["I64", "F64", "F32"];
+
+/** Compares entries by dtype, then by name: the order in which the server writes an accumulator. */
+export const compareCanonical = ([a, { dtype: left }]: readonly [string, FileTensor], [b, { dtype: right }]: readonly [string, FileTensor]): number =>
+  FILE_ORDER.indexOf(left) - FILE_ORDER.indexOf(right) || compareUtf8(a, b);
 
 /** Compares strings in UTF-8 order, which is code-point order: surrogates come after all other code units. */
 export const compareUtf8 = (a: string, b: string): number => {

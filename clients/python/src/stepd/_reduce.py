@@ -160,12 +160,18 @@ def reduction_of(answer: Mapping[str, Any]) -> Reduction:
 
 def result_of(answer: Mapping[str, Any], params: Arrays | None) -> ReduceResult:
     grads = arrays_of(answer["grads"], None) if "grads" in answer else {}
-    order = grads if params is None else [name for name in params if name in grads]
     return ReduceResult(
         **vars(reduction_of(answer)),
-        grads={name: grads[name] for name in order},
+        grads={name: grads[name] for name in _order(grads, params)},
         accumulator=answer.get("accumulator"),
     )
+
+
+def _order(grads: Arrays, params: Arrays | None) -> list[str]:
+    """Return the order of the parameters; without parameters, that of a file."""
+    if params is not None:
+        return [name for name in params if name in grads]
+    return sorted(grads, key=lambda name: (-grads[name].itemsize, name))
 
 
 class Shards:
@@ -240,14 +246,13 @@ def join(
     grads: dict[str, Array] = {}
     for result in results:
         grads.update(result.grads)
-    order = grads if params is None else [name for name in params if name in grads]
     sums = [one.accumulator for one in results if one.accumulator is not None]
     return ReduceResult(
         count=max(one.count for one in results),
         weight=max(one.weight for one in results),
         dropped=tuple(sorted(dropped)),
         skipped=all(one.skipped for one in results),
-        grads={name: grads[name] for name in order},
+        grads={name: grads[name] for name in _order(grads, params)},
         accumulator=_joined(sums) if sums else None,
     )
 

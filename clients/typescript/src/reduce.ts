@@ -1,0 +1,149 @@
+/** The arguments and results of optimizer.reduce, and how a reduction is split over several calls. */
+import { bytesIn } from "./blobs.ts";
+import { describeValue, requireObject, requireTensors } from "./checks.ts";
+import { compareCanonical, compareUtf8, type FileTensor, fileOf, readFile, type Tensor, type Tensors, toTensors, type UpdateTensors } from "./tensors.ts";
+import type { ReduceParams } from "./wire.gen.ts";
+
+export interface Update {
+  readonly tensors: UpdateTensors;
+  /** The weight in the mean; 1 if absent. Other methods take 1 only. */
+  readonly weight?: number | undefined;
+}
+
+/** The options of a reduction, under their wire names. */
+export type ReduceSettings = Pick<ReduceParams, "form" | "method" | "finish" | "non_finite" | "missing">;
+
+export interface ReduceInput extends ReduceSettings {
+  /** In the order of the arithmetic: the same order gives the same bits. */
+  readonly updates: readonly Update[];
+  /** The parameters that the updates started from. The form `params` needs them. */
+  readonly params?: Tensors | undefined;
+  /** The accumulator of an earlier result. */
+  readonly accumulator?: Uint8Array | undefined;
+}
+
+export interface ReduceResult {
+  /** The pseudo-gradient, for a step. Empty if skipped, and with `finish: false`. */
+  readonly grads: Record<string, Tensor>;
+  /** The sums so far, with `finish: false`. */
+  readonly accumulator?: Uint8Array;
+  /** The number of updates in the result, with those of the accumulator. */
+  readonly count: number;
+  /** The sum of their weights. */
+  readonly weight: number;
+  /** The indexes of the updates that `non_finite: "drop"` left out. */
+  readonly dropped: readonly number[];
+  /** True if there is nothing to step: no update, or only weights of 0. */
+  readonly skipped: boolean;
+}
+
+/** Checks the types of a reduction's arguments. */
+export const requireReduce = (input: unknown): void => {
+  requireObject("reduce", input, "an object with updates");
+  const { updates, params, accumulator, method } = input as Record<string, unknown>;
+  if (!Array.isArray(updates)) throw new TypeError(`updates: expected a list such as [{ tensors, weight: 1 }], found ${describeValue(updates)}`);
+  for (const [index, update] of (updates as readonly unknown[]).entries()) {
+    requireObject(`updates[${index}]`, update, "{ tensors, weight }");
+    requireTensors(`updates[${index}].tensors`, (update as Partial<Update>).tensors);
+  }
+  if (params !== undefined) requireTensors("params", params);
+  if (accumulator !== undefined && !(accumulator instanceof Uint8Array))
+    throw new TypeError(`accumulator: expected the bytes of an earlier result, found ${describeValue(accumulator)}`);
+  if (method !== undefined) requireObject("method", method, 'a method such as { name: "median" }');
+};
+
+/** Reads a reply. `params` give the order of the gradients. */
+export const reduceResultOf = (reply: unknown, params: Tensors | undefined): ReduceResult => {
+  const { grads, accumulator, count, weight, dropped, skipped } = reply as Readonly<Record<string, unknown>>;
+  if (typeof count !== "number" || !Array.isArray(dropped)) throw new RangeError("expected the result of a reduction, found another reply");
+  return {
+    grads: grads === undefined ? {} : inOrderOf(params, toTensors(bytesIn("grads", grads))),
+    ...(accumulator !== undefined && { accumulator: bytesIn("accumulator", accumulator) }),
+    count,
+    weight: Number(weight),
+    dropped: dropped as readonly number[],
+    skipped: skipped === true,
+  };
+};
+
+/** Gradients in the order of the parameters; without parameters, in the order of a file. */
+const inOrderOf = (params: Tensors | undefined, grads: Record<string, Tensor>): Record<string, Tensor> =>
+  Object.fromEntries(
+    (params ? Object.keys(params) : Object.keys(grads).sort((a, b) => widthOf(grads[b]) - widthOf(grads[a]) || compareUtf8(a, b)))
+      .filter((name) => Object.hasOwn(grads, name))
+      .map((name) => [name, grads[name] as Tensor]),
+  );
+
+const widthOf = (tensor: Tensor | undefined): number => tensor?.data.BYTES_PER_ELEMENT ?? 0;
+
+const SCALE = ".scale";
+
+/** The name of the tensor that an update's tensor belongs to: its own, or that of the I8 tensor for scales. */
+const ownerOf = (name: string, tensors: UpdateTensors): string => {
+  const stem = name.endsWith(SCALE) ? name.slice(0, -SCALE.length) : name;
+  return Object.hasOwn(tensors, stem) && tensors[stem]?.data instanceof Int8Array ? stem : name;
+};
+
+/** The parameter of an accumulator's entry. */
+const parameterOf = (key: string): string => key.slice(key.indexOf("/") + 1);
+
+/** Splits a reduction by tensors into one or more calls of about the given size. */
+export const splitReduction = ({ updates, params, accumulator, ...settings }: ReduceInput, requestBytes: number): readonly ReduceInput[] => {
+  const sums = accumulator && readFile(accumulator);
+  const sizes = new Map<string, number>();
+  const add = (name: string, bytes: number): void => {
+    sizes.set(name, (sizes.get(name) ?? 0) + bytes);
+  };
+  for (const [name, { data }] of Object.entries(params ?? {})) add(name, data.byteLength);
+  for (const [key, { bytes }] of sums?.tensors ?? []) add(parameterOf(key), bytes.length);
+  for (const { tensors } of updates) for (const [name, { data }] of Object.entries(tensors)) add(ownerOf(name, tensors), data.byteLength);
+
+  const callOf = new Map<string, number>();
+  let calls = 0;
+  let room = requestBytes;
+  for (const [name, size] of sizes) {
+    if (size > room && room < requestBytes) {
+      calls++;
+      room = requestBytes;
+    }
+    callOf.set(name, calls);
+    room -= size;
+  }
+  return Array.from({ length: calls + 1 }, (_, call): ReduceInput => {
+    const isOwn = (name: string): boolean => callOf.get(name) === call;
+    const own = <T>(record: Readonly<Record<string, T>>, nameOf: (name: string) => string = (name) => name): Record<string, T> =>
+      Object.fromEntries(Object.entries(record).filter(([name]) => isOwn(nameOf(name))));
+    return {
+      ...settings,
+      updates: updates.map(({ tensors, ...more }) => ({ ...more, tensors: own(tensors, (name) => ownerOf(name, tensors)) })),
+      params: params && own(params),
+      accumulator:
+        sums &&
+        fileOf(
+          Object.fromEntries(Object.entries(sums.metadata).filter(([key]) => !key.startsWith("dtype/") || isOwn(parameterOf(key)))),
+          [...sums.tensors].filter(([key]) => isOwn(parameterOf(key))),
+        ),
+    };
+  });
+};
+
+/** Joins the results of all calls. */
+export const joinReduced = (results: readonly ReduceResult[], dropped: readonly number[], params: Tensors | undefined): ReduceResult => {
+  const largest = (value: (result: ReduceResult) => number): number => Math.max(...results.map(value));
+  const files = results.flatMap(({ accumulator }) => (accumulator ? [readFile(accumulator)] : []));
+  return {
+    grads: inOrderOf(params, Object.assign({}, ...results.map(({ grads }) => grads))),
+    ...(files.length > 0 && { accumulator: joinedFile(files) }),
+    count: largest(({ count }) => count),
+    weight: largest(({ weight }) => weight),
+    dropped,
+    skipped: results.every(({ skipped }) => skipped),
+  };
+};
+
+const joinedFile = (files: readonly ReturnType<typeof readFile>[]): Uint8Array => {
+  const metadata: Record<string, string> = Object.assign({}, ...files.map((file) => file.metadata));
+  const entries = files.flatMap(({ tensors }) => [...tensors]);
+  const sorted = Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => (a < b ? -1 : 1)));
+  return fileOf(sorted, entries.sort(compareCanonical) satisfies readonly (readonly [string, FileTensor])[]);
+};

@@ -17,6 +17,9 @@ const PANELS: readonly Panel[] = [
   { id: "now", title: "Now", load: () => import("./now/now.tsx").then(({ Now }) => Now) },
   { id: "doctor", title: "State doctor", load: () => import("./doctor/doctor.tsx").then(({ Doctor }) => Doctor) },
   { id: "try", title: "Try", load: () => import("./try/try.tsx").then(({ Try }) => Try) },
+  { id: "schedules", title: "Schedules", load: () => import("./schedules/schedules.tsx").then(({ Schedules }) => Schedules) },
+  { id: "plan", title: "Plan", load: () => import("./plan/plan.tsx").then(({ Plan }) => Plan) },
+  { id: "api", title: "API", load: () => import("./reference/reference.tsx").then(({ Reference }) => Reference) },
 ];
 
 const FIRST = PANELS[0] as Panel;

@@ -1,19 +1,5 @@
 /** Form fields for the properties of a JSON Schema, as optimizers and schedules have them. */
-
-export interface Property {
-  readonly type?: string | readonly string[];
-  readonly default?: unknown;
-  readonly const?: unknown;
-  readonly enum?: readonly string[];
-  readonly minimum?: number;
-  readonly maximum?: number;
-  readonly exclusiveMaximum?: number;
-  readonly description?: string;
-  readonly items?: Property;
-  readonly minItems?: number;
-}
-
-export type Values = Readonly<Record<string, unknown>>;
+import type { Property, Values } from "./schema.ts";
 
 interface FieldProps {
   readonly name: string;

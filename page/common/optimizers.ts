@@ -1,15 +1,14 @@
 /** The server's optimizers, as optimizer.describe gives them. */
 import type { DescribeResult } from "../../clients/typescript/src/index.ts";
-import { batch, json } from "./session.ts";
+import { json, results } from "./session.ts";
 
 let described: Promise<readonly DescribeResult[]> | undefined;
 
 /** Describes all optimizers in one batch. Later callers share the result. */
 export const optimizers = (): Promise<readonly DescribeResult[]> => {
-  described ??= json<{ optimizers: readonly { name: string }[] }>("v1/optimizers").then(async ({ optimizers }) => {
-    const replies = await batch<DescribeResult>(optimizers.map(({ name }) => ({ method: "optimizer.describe", params: { name } })));
-    return replies.flatMap(({ result }) => result ?? []);
-  });
+  described ??= json<{ optimizers: readonly { name: string }[] }>("v1/optimizers").then(({ optimizers }) =>
+    results<DescribeResult>(optimizers.map(({ name }) => ({ method: "optimizer.describe", params: { name } }))),
+  );
   return described.catch((error) => {
     described = undefined;
     throw error;

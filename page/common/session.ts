@@ -72,5 +72,12 @@ export const batch = async <Result>(calls: readonly { readonly method: string; r
   return [...(replies as readonly RpcReply<Result>[])].sort((a, b) => a.id - b.id);
 };
 
+/** The results of a batch. Throws an Error with the first refusal. */
+export const results = async <Result>(calls: Parameters<typeof batch>[0]): Promise<readonly Result[]> =>
+  (await batch<Result>(calls)).map(({ result, error }) => {
+    if (result === undefined) throw new Error(error?.message ?? "the server gave no reply");
+    return result;
+  });
+
 /** The TypeScript client, for calls with blobs. Its replies are MessagePack. */
 export const client = (): Client => new Client(root, { token, retries: 0 });

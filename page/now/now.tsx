@@ -197,7 +197,6 @@ export const Now = ({ summary }: PanelProps) => {
           ))}
         </dl>
       </Card>
-      <FirstStep needsToken={summary.authentication === "bearer"} />
       <Card title="Live">
         {summary.links["metrics"] === undefined ? (
           <p>This server has its metrics on a port of their own (STEPD_ADMIN_PORT), which browsers cannot read from here.</p>
@@ -209,6 +208,7 @@ export const Now = ({ summary }: PanelProps) => {
           the repository).
         </p>
       </Card>
+      <FirstStep needsToken={summary.authentication === "bearer"} />
       <Card title="What to read next">
         <ul>
           <li>docs/wire-format.md: methods, tensors, the state, errors and limits</li>

@@ -19,7 +19,7 @@ const folder = join(root, "build/page");
 /** Returns a file in the form that playwright expects. */
 const payload = ({ name }: File, bytes: Uint8Array) => ({ name, mimeType: "application/octet-stream", buffer: Buffer.from(bytes) });
 
-/** The folder for pictures of the documentation. Without it, no pictures are made. */
+/** The folder for pictures of the documentation, such as PICTURES=docs/page. Without it, no pictures are made. */
 const PICTURES = process.env["PICTURES"];
 
 suite("page", () => {
@@ -40,7 +40,8 @@ suite("page", () => {
   /** Makes a picture for docs/page if the variable PICTURES is set. */
   const picture = async (name: string): Promise<void> => {
     if (PICTURES === undefined) return;
-    await visitor.page.screenshot({ path: join(PICTURES, `${name}.png`), clip: { x: 0, y: 0, width: 1120, height: 860 } });
+    await visitor.page.evaluate("scrollTo(0, 0)");
+    await visitor.page.screenshot({ path: join(PICTURES, `${name}.png`), clip: { x: 0, y: 0, width: 1120, height: 800 } });
   };
 
   test("Now shows the server, live series of its calls, and a step to copy", async () => {
@@ -68,6 +69,9 @@ suite("page", () => {
       await page.getByRole("radio", { name: language }).check();
       assert.match((await page.getByRole("region", { name: `A step with ${language}` }).textContent()) ?? "", new RegExp(service.url));
     }
+    // A picture needs a longer series than the test.
+    for (let start = performance.now(); PICTURES !== undefined && performance.now() - start < 12_000; )
+      await service.post("/v1/step", call, "application/json");
     await picture("now");
     await requireAccessible(page);
     await page.getByRole("combobox", { name: "Theme" }).selectOption("dark");
@@ -160,6 +164,76 @@ suite("page", () => {
     other.requireQuiet();
     await other.page.close();
     await visitor.panel("Now");
+    visitor.requireQuiet();
+  });
+
+  test("Schedules composes parts, and shows their curve, JSON and code", async () => {
+    const { page } = visitor;
+    await visitor.panel("Schedules");
+    const shown = page.getByRole("region", { name: "The schedule as JSON" });
+    const schedule = async () => JSON.parse((await shown.textContent()) ?? "") as { name: string; schedules: { name: string }[]; milestones: number[] };
+    const names = async () => (await schedule()).schedules.map(({ name }) => name);
+    await page.getByRole("img", { name: /^Learning rate by step/ }).waitFor();
+    await page.getByLabel("Add a part").selectOption("one_cycle");
+    await page.getByRole("img", { name: /^Momentum by step/ }).waitFor();
+    await page.getByText("1,200 steps").waitFor();
+    assert.deepEqual((await schedule()).milestones, [100, 1000]);
+    await page
+      .getByRole("group", { name: /3: one_cycle/ })
+      .locator("legend")
+      .dragTo(page.getByRole("group", { name: /2: cosine/ }).locator("legend"));
+    await page.getByRole("group", { name: /2: one_cycle/ }).waitFor();
+    assert.deepEqual(await names(), ["linear", "one_cycle", "cosine"]);
+    await page.getByRole("button", { name: "Move part 2, one_cycle up" }).press("Enter");
+    const linear = page.getByRole("group", { name: /2: linear/ });
+    await linear.waitFor();
+    assert.deepEqual(await names(), ["one_cycle", "linear", "cosine"]);
+    await linear.getByRole("spinbutton", { name: "Steps" }).fill("50");
+    await page.keyboard.press("Tab");
+    await page.getByText("1,150 steps").waitFor();
+    assert.equal(await linear.getByRole("spinbutton", { name: "total_iters" }).inputValue(), "50");
+    const { lrs } = await service.call<{ lrs: number[] }>("schedule.evaluate", { schedule: await schedule(), lr: 0.001, count: 1150 });
+    const last = (lrs.at(-1) as number).toExponential(2);
+    await page.getByRole("img", { name: `Learning rate by step. Last values: lr: ${last}.` }).waitFor();
+    await picture("schedules");
+    await requireAccessible(page);
+    await page
+      .getByRole("group", { name: /3: cosine/ })
+      .getByRole("spinbutton", { name: "T_max" })
+      .fill("0");
+    await page.getByRole("alert").getByText("/schedule/schedules/2/T_max: expected at least 1, found 0").waitFor();
+  });
+
+  test("Plan shows bytes and times of a model, and names a line that it cannot read", async () => {
+    const { page } = visitor;
+    await visitor.panel("Plan");
+    const model = page.getByLabel("A line for each tensor");
+    await model.fill("w 1000x1000\nb: [24]");
+    await page.getByRole("heading", { name: "A step of 1,000,024 parameters, by dtype" }).waitFor();
+    const tensors = { w: { shape: [1000, 1000] }, b: { shape: [24] } };
+    const plan = await service.call<{ bytes_in: number; bytes_out: number }>("optimizer.plan", { optimizer: { name: "adamw" }, tensors });
+    const milliseconds = (((plan.bytes_in + plan.bytes_out) * 8) / 1e9) * 1000;
+    await page.getByRole("row", { name: `MessagePack 26.7 MiB ${Number(milliseconds.toPrecision(4))} ms` }).waitFor();
+    await page.getByRole("row", { name: /^F64 30\.5 MiB .* fits$/ }).waitFor();
+    await picture("plan");
+    await requireAccessible(page);
+    await model.fill("w 1000x1000\nwhat");
+    await page.getByRole("alert").getByText("line 2: expected a name and a shape").waitFor();
+  });
+
+  test("the reference of the API sends real calls", async () => {
+    const { page } = visitor;
+    await visitor.panel("API");
+    await page
+      .getByRole("button", { name: /^POST .*schedule/ })
+      .first()
+      .click();
+    await page.getByRole("button", { name: "Try it out" }).click();
+    await page.getByRole("button", { name: "Execute" }).click();
+    const reply = page.locator(".live-responses-table");
+    await reply.getByText("200", { exact: true }).waitFor();
+    assert.match((await reply.locator("code, pre").allTextContents()).join(), /"lrs"/);
+    await requireAccessible(page, [".reference"]);
     visitor.requireQuiet();
   });
 

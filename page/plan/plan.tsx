@@ -1,0 +1,153 @@
+/** Plan: what a step of a model costs, by dtype, transport and network. */
+import { useState } from "preact/hooks";
+import { bytes, count, duration, list, plural } from "../common/format.ts";
+import { optimizers } from "../common/optimizers.ts";
+import { Card, Failure, useLoaded } from "../common/panel.tsx";
+import { results } from "../common/session.ts";
+import { parseSizes, secondsOn, trafficOf } from "./sizes.ts";
+
+interface Result {
+  readonly parameters: number;
+  readonly bytes_in: number;
+  readonly bytes_out: number;
+  readonly state_bytes: number;
+  readonly arena_bytes: number;
+  readonly fits: boolean;
+  readonly requests: number;
+  readonly too_large: readonly string[];
+}
+
+/** The dtypes of parameters and gradients, with the bytes of a gradient's element. */
+const DTYPES = [
+  { title: "F32", dtype: "F32", master: false, size: 4 },
+  { title: "BF16 with F32 master weights", dtype: "BF16", master: true, size: 2 },
+  { title: "BF16", dtype: "BF16", master: false, size: 2 },
+  { title: "F16 with F32 master weights", dtype: "F16", master: true, size: 2 },
+  { title: "F64", dtype: "F64", master: false, size: 8 },
+] as const;
+
+const LINKS = [1, 10, 100];
+
+const EXAMPLE = "embedding 50257x768\nlayers 85_000_000";
+
+const DELAY_MS = 200;
+
+const load = async (text: string, name: string): Promise<readonly Result[]> => {
+  const sizes = parseSizes(text);
+  // Typing gives many texts; only the last one is worth a call.
+  await new Promise((resolve) => setTimeout(resolve, DELAY_MS));
+  const calls = DTYPES.map(({ dtype, master }) => ({
+    method: "optimizer.plan",
+    params: { optimizer: { name }, tensors: Object.fromEntries(sizes.map((size) => [size.name, { shape: size.shape, dtype }])), master_weights: master },
+  }));
+  return results<Result>(calls);
+};
+
+export const Plan = () => {
+  const [text, setText] = useState(EXAMPLE);
+  const [name, setName] = useState("adamw");
+  const [at, setAt] = useState(0);
+  const known = useLoaded(optimizers, []);
+  const { value: plans, error } = useLoaded(() => load(text, name), [text, name]);
+  const plan = plans?.[at];
+  const dtype = DTYPES[at] ?? DTYPES[0];
+  return (
+    <>
+      <p>Parameters, gradients and state travel with each step. The service computes the bytes from shapes alone; the times are those of the network.</p>
+      <Card title="The model">
+        <div class="grid">
+          <label class="block">
+            A line for each tensor: a name and a shape, or a number of parameters
+            <textarea rows={5} value={text} onInput={(event) => setText(event.currentTarget.value)} />
+          </label>
+          <div class="fields">
+            <label>
+              Optimizer
+              <select value={name} onChange={(event) => setName(event.currentTarget.value)}>
+                {(known.value ?? [{ name }]).map((optimizer) => (
+                  <option key={optimizer.name}>{optimizer.name}</option>
+                ))}
+              </select>
+            </label>
+            <label>
+              Dtype for the times
+              <select value={at} onChange={(event) => setAt(Number(event.currentTarget.value))}>
+                {DTYPES.map(({ title }, index) => (
+                  <option key={title} value={index}>
+                    {title}
+                  </option>
+                ))}
+              </select>
+            </label>
+          </div>
+        </div>
+        <Failure error={error ?? known.error} />
+      </Card>
+      {plans && plan && (
+        <>
+          <Card title={`A step of ${count(plan.parameters)} parameters, by dtype`}>
+            <table>
+              <thead>
+                <tr>
+                  {["Dtype", "Bytes in", "Bytes out", "State", "Memory on the server", "As one call"].map((title) => (
+                    <th key={title} scope="col">
+                      {title}
+                    </th>
+                  ))}
+                </tr>
+              </thead>
+              <tbody>
+                {plans.map((own, index) => (
+                  <tr key={DTYPES[index]?.title}>
+                    <th scope="row">{DTYPES[index]?.title}</th>
+                    <td>{bytes(own.bytes_in)}</td>
+                    <td>{bytes(own.bytes_out)}</td>
+                    <td>{bytes(own.state_bytes)}</td>
+                    <td>{bytes(own.arena_bytes)}</td>
+                    <td>
+                      {own.fits
+                        ? "fits"
+                        : own.requests === 0
+                          ? `too large, each by itself: ${list(own.too_large)}`
+                          : `split it into ${plural(own.requests, "call")}`}
+                    </td>
+                  </tr>
+                ))}
+              </tbody>
+            </table>
+          </Card>
+          <Card title={`Time of a step's bytes in ${dtype.title}`}>
+            <table>
+              <thead>
+                <tr>
+                  <th scope="col">Transport</th>
+                  <th scope="col">In and out</th>
+                  {LINKS.map((rate) => (
+                    <th key={rate} scope="col">
+                      {rate} Gbit/s
+                    </th>
+                  ))}
+                </tr>
+              </thead>
+              <tbody>
+                {trafficOf(plan, plan.parameters * dtype.size).map((traffic) => (
+                  <tr key={traffic.name}>
+                    <th scope="row">{traffic.name}</th>
+                    <td>{bytes(traffic.bytesIn + traffic.bytesOut)}</td>
+                    {LINKS.map((rate) => (
+                      <td key={rate}>{traffic.bytesIn + traffic.bytesOut === 0 ? "–" : duration(secondsOn(traffic, rate))}</td>
+                    ))}
+                  </tr>
+                ))}
+              </tbody>
+            </table>
+            <p class="hint">
+              Times are those of the bytes alone. The service's own time is shorter on all but the fastest links: docs/performance.md has it. Cached parameters
+              and state need STEPD_CACHE_MIB, shared memory STEPD_SHARED_DIR.
+            </p>
+          </Card>
+        </>
+      )}
+    </>
+  );
+};

@@ -1,0 +1,107 @@
+/** A schedule made of parts: its JSON for the service, and torch's code of the same. */
+import type { Values } from "../common/schema.ts";
+
+export interface Part {
+  /** For the list, in which parts change places. */
+  readonly id: number;
+  readonly name: string;
+  readonly steps: number;
+  readonly values: Values;
+}
+
+/** The arguments that a new part begins with: those that make it fill its steps. */
+export const initialValues = (name: string, steps: number, lr: number): Values => {
+  switch (name) {
+    case "constant":
+      return { factor: 1, total_iters: steps };
+    case "linear":
+      return { start_factor: 0.1, total_iters: steps };
+    case "polynomial":
+      return { total_iters: steps };
+    case "cosine":
+      return { T_max: steps };
+    case "cosine_warm_restarts":
+      return { T_0: Math.max(1, Math.round(steps / 4)) };
+    case "step":
+      return { step_size: Math.max(1, Math.round(steps / 4)) };
+    case "multistep":
+      return { milestones: [Math.round(steps / 2), Math.round((3 * steps) / 4)] };
+    case "exponential":
+      return { gamma: Number((0.01 ** (1 / steps)).toPrecision(6)) };
+    case "cyclic":
+      return { base_lr: lr / 10, max_lr: lr, step_size_up: Math.max(1, Math.round(steps / 8)) };
+    case "one_cycle":
+      return { max_lr: lr, total_steps: steps };
+    default:
+      return {};
+  }
+};
+
+const LENGTHS = ["total_iters", "T_max", "total_steps"];
+
+/** A part with another number of steps. Arguments that were the old number follow. */
+export const withSteps = (part: Part, steps: number): Part => ({
+  ...part,
+  steps,
+  values: Object.fromEntries(Object.entries(part.values).map(([name, value]) => [name, LENGTHS.includes(name) && value === part.steps ? steps : value])),
+});
+
+/** The steps before each part but the first. */
+const milestonesOf = (parts: readonly Part[]): readonly number[] => {
+  let sum = 0;
+  return parts.slice(0, -1).map(({ steps }) => {
+    sum += steps;
+    return sum;
+  });
+};
+
+export type Schedule = Values & { readonly name: string };
+
+/** The schedule as the service takes it. One part stands alone, several are a sequence. */
+export const scheduleOf = (parts: readonly Part[]): Schedule => {
+  const schedules = parts.map(({ name, values }) => ({ name, ...values }));
+  const [first] = schedules;
+  return first && schedules.length === 1 ? first : { name: "sequence", schedules, milestones: milestonesOf(parts) };
+};
+
+const CLASSES: Readonly<Record<string, string>> = {
+  constant: "ConstantLR",
+  cosine: "CosineAnnealingLR",
+  cosine_warm_restarts: "CosineAnnealingWarmRestarts",
+  cyclic: "CyclicLR",
+  exponential: "ExponentialLR",
+  linear: "LinearLR",
+  multistep: "MultiStepLR",
+  one_cycle: "OneCycleLR",
+  polynomial: "PolynomialLR",
+  step: "StepLR",
+};
+
+/** A value as Python writes it. */
+const python = (value: unknown): string => {
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
+  return JSON.stringify(value);
+};
+
+const constructorOf = ({ name, values }: Part): string =>
+  `${CLASSES[name] ?? name}(${["optimizer", ...Object.entries(values).map(([key, value]) => `${key}=${python(value)}`)].join(", ")})`;
+
+/** Code of torch.optim.lr_scheduler. It expects an `optimizer` whose lr is the base rate. */
+export const torchCode = (parts: readonly Part[]): string => {
+  const classes = [...new Set(parts.map(({ name }) => CLASSES[name] ?? name)), ...(parts.length > 1 ? ["SequentialLR"] : [])].sort();
+  const lines = [`from torch.optim.lr_scheduler import ${classes.join(", ")}`, ""];
+  const [first] = parts;
+  if (first && parts.length === 1) return [...lines, `scheduler = ${constructorOf(first)}`].join("\n");
+  return [
+    ...lines,
+    "scheduler = SequentialLR(",
+    "    optimizer,",
+    "    [",
+    ...parts.map((part) => `        ${constructorOf(part)},`),
+    "    ],",
+    `    milestones=[${milestonesOf(parts).join(", ")}],`,
+    ")",
+  ].join("\n");
+};

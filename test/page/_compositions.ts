@@ -1,0 +1,17 @@
+/** Schedules as the panel composes them: each alone, and two sequences. */
+import { initialValues, type Part } from "../../page/schedules/compose.ts";
+import { registry } from "../../src/schedules/registry.ts";
+
+export const RATE = 0.01;
+const STEPS = 40;
+
+export const part = (name: string, steps = STEPS): Part => ({ id: 0, name, steps, values: initialValues(name, steps, RATE) });
+
+export const compositions: readonly (readonly Part[])[] = [
+  ...[...registry.keys()].filter((name) => name !== "sequence").map((name) => [part(name)]),
+  [part("linear", 10), part("cosine", 30)],
+  [part("constant", 5), part("exponential", 20), part("polynomial", 15)],
+];
+
+/** The steps to compare. torch's OneCycleLR refuses a step after its last. */
+export const stepsOf = (parts: readonly Part[]): number => parts.reduce((sum, { steps }) => sum + steps, 0) - 1;

@@ -6,7 +6,7 @@ import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlanParams } from "../generated/wire.gen.ts";
 import { compile, type StepTarget } from "./layout.ts";
 import { match } from "./match.ts";
-import { SCALAR_BYTES, slotDtype } from "./state.ts";
+import { codesOf, SCALAR_BYTES, scaleCount } from "./state.ts";
 import { requireCountable, withOffsets } from "./tensors.ts";
 
 // These upper bounds cover everything in the arena except tensors, such as the encoded job.
@@ -85,8 +85,16 @@ interface Cost {
 
 const costOf = ({ elements, recipe: { param, grad, slots, wideGradStride } }: StepTarget, scalars: number): Cost => {
   const bytes = (dtype: string): number => elements * (bytesOf(dtype) as number);
-  return { param: bytes(param), grad: bytes(grad), state: scalars + slots.length * bytes(slotDtype(param)), wideGrad: elements * wideGradStride };
+  return {
+    param: bytes(param),
+    grad: bytes(grad),
+    state: scalars + slots.reduce((sum, [slot, , dtype]) => sum + slotBytes(slot, dtype, elements), 0),
+    wideGrad: elements * wideGradStride,
+  };
 };
+
+const slotBytes = (slot: string, dtype: string, elements: number): number =>
+  (codesOf(slot) === undefined ? elements : scaleCount(elements)) * (bytesOf(dtype) as number);
 
 const arenaOf = ({ param, grad, state, wideGrad }: Cost): number => param + grad + state + wideGrad + OVERHEAD_BYTES_PER_TENSOR;
 

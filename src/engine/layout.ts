@@ -13,7 +13,7 @@ import type { Matched, Pair } from "./match.ts";
 import { type Plan, planOf } from "./plan.ts";
 import { type Recipe, type RecipeInput, Recipes, type TensorOptions } from "./recipe.ts";
 import { type KernelCall, NEW_SLOTS, STATE, sumBytes, type Target } from "./runner.ts";
-import { MASTER_PARAM, newStateHeader, requiredSlots, requireFamily, STEP, type StateHeader, slotDtype } from "./state.ts";
+import { codesOf, MASTER_PARAM, newStateHeader, requiredSlots, requireFamily, STEP, type StateHeader, scaleCount } from "./state.ts";
 import { withOffsets } from "./tensors.ts";
 
 /** A step's call without its tensors. */
@@ -133,12 +133,16 @@ export function* compile(options: StepOptions, matched: Matched, kernel: (name: 
   for (const [index, pair] of pairs.entries()) {
     const { param, grad, stateEntries } = pair;
     if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
-    const { name, elements, dtype } = param;
+    const { name, elements } = param;
     const recipe = recipeCache.of(pair, values?.[index]);
     const offsets = [param.offset, grad.offset, workBytes];
     workBytes += aligned(elements * recipe.wideGradStride);
-    for (const [slot, isNew] of recipe.slots) {
-      if (isNew) newSlots.push({ name: `${slot}/${name}`, dtype: slotDtype(dtype), shape: param.shape, slot, target: index, elements, at: offsets.length });
+    for (const [slot, isNew, dtype] of recipe.slots) {
+      if (isNew) {
+        const scales = scaleCount(elements);
+        const size = codesOf(slot) === undefined ? { shape: param.shape, elements } : { shape: [scales], elements: scales };
+        newSlots.push({ name: `${slot}/${name}`, dtype, ...size, slot, target: index, at: offsets.length });
+      }
       offsets.push(stateEntries?.slots.get(slot)?.offset ?? 0);
     }
     targets.push({ name, elements, offsets, sums: workBytes, recipe, step: stateEntries?.step, scalars: optimizer.scalarSlots && stateEntries?.scalars });
@@ -192,19 +196,32 @@ class RecipeCache {
   /** Returns the recipe of a pair. `changed` replaces the hyperparameters of its group. */
   of({ param, grad, stateEntries, recipeKey: key }: Pair, changed: Values<Hyperparameters> | undefined): Recipe {
     const { optimizer, groups, base } = this.#plan;
-    const values = changed ?? groups[this.#groupOf(param.name)]?.values ?? base;
+    const group = this.#groupOf(param.name);
+    const values = changed ?? groups[group]?.values ?? base;
     const byKey = this.#recipesOf.get(values) ?? new Map<string, Recipe>();
     this.#recipesOf.set(values, byKey);
     let recipe = byKey.get(key);
     if (recipe) return recipe;
-    const slots = requiredSlots(optimizer, values, param.dtype, this.#masterWeights).map((slot) => [slot, !stateEntries?.slots.has(slot)] as const);
-    const newSlots = slots.filter(([slot, isNew]) => isNew && slot !== MASTER_PARAM).map(([slot]) => slot);
+    const { state_dtype: stateDtype = "F32" } = values as { readonly state_dtype?: string };
+    if (stateDtype !== "F32" && param.dtype === "F64") {
+      const field = `${group < 0 ? "" : `/groups/${group}`}/optimizer/state_dtype`;
+      throw StepdError.mismatch("UNSUPPORTED_DTYPE", field, "F32 for a parameter in F64, whose moments are F64", stateDtype, [param.name]);
+    }
+    const slots = requiredSlots(optimizer, values, param, this.#masterWeights).map(([slot, dtype]) => [slot, !stateEntries?.slots.has(slot), dtype] as const);
+    for (const [slot, isNew, dtype] of slots) {
+      const found = stateEntries?.slots.get(slot)?.dtype ?? stateEntries?.slots.get(codesOf(slot) ?? "")?.dtype;
+      if (found === undefined || (found === dtype && !isNew) || (isNew && codesOf(slot) === undefined)) continue;
+      const expected = `${slot}/${param.name} in ${dtype}, as state_dtype ${stateDtype} stores it; state.convert changes it`;
+      throw StepdError.mismatch("STATE_MISMATCH", "/state", expected, found, [param.name]);
+    }
+    const newSlots = slots.filter(([slot, isNew]) => isNew && slot !== MASTER_PARAM && codesOf(slot) === undefined).map(([slot]) => slot);
     const slotsRequiredLater = newSlots.filter((slot) => !optimizer.lateSlots.includes(slot));
     const input: RecipeInput = {
       param: param.dtype,
       grad: grad.dtype,
       values,
       stages: optimizer.stages(values),
+      moments: optimizer.moments ?? {},
       slots,
       isFirst: newSlots.length > 0,
       slotsRequiredLater,

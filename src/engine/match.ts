@@ -2,7 +2,20 @@
 import { compareCanonical, compareUtf8, type Safetensors, type TensorInfo } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
-import { MASTER_PARAM, type ParameterEntries, readStateHeader, type StateHeader, slotDtype, stateHeader } from "./state.ts";
+import type { OptimizerDefinition } from "../optimizers/registry.ts";
+import {
+  codeDtype,
+  codesOf,
+  isCoded,
+  MASTER_PARAM,
+  type ParameterEntries,
+  readStateHeader,
+  type StateHeader,
+  scaleCount,
+  scaleOf,
+  slotDtype,
+  stateHeader,
+} from "./state.ts";
 import { isSameShape } from "./tensors.ts";
 
 export interface StepHeaders {
@@ -52,7 +65,7 @@ export function* match({ params, grads, state: file }: StepHeaders): Task<Matche
     if (!param) throw StepdError.mismatch("TENSOR_MISMATCH", field, "the name of a parameter", `${JSON.stringify(name)}, which params does not have`, [name]);
     if (!isSameShape(shape, param.shape)) throw StepdError.mismatch("TENSOR_MISMATCH", field, `shape [${param.shape}] as in params`, `[${shape}]`, [name]);
     const stateEntries = state?.parameters.get(name);
-    pairs.push({ param, grad, stateEntries, recipeKey: `${param.dtype} ${grad.dtype} ${stateEntries ? [...stateEntries.slots.keys()].join(" ") : ""}` });
+    pairs.push({ param, grad, stateEntries, recipeKey: recipeKeyOf(param, grad, stateEntries) });
     elements[param.dtype] = (elements[param.dtype] ?? 0) + param.elements;
     if (pairs.length % ITEMS_PER_YIELD === 0) yield;
   }
@@ -65,7 +78,7 @@ export function* match({ params, grads, state: file }: StepHeaders): Task<Matche
   let firstMaster: string | undefined;
   let checked = 0;
   for (const [name, stateEntries] of state?.parameters ?? []) {
-    requireMatchingSlots(name, stateEntries, paramOf.get(name));
+    requireMatchingSlots(name, stateEntries, paramOf.get(name), (state as StateHeader).optimizer);
     if (++checked % ITEMS_PER_YIELD === 0) yield;
     if (stateEntries.slots.has(MASTER_PARAM)) firstMaster ??= name;
     if (!stepped.has(name)) resting.push([name, stateEntries.step as number]);
@@ -81,18 +94,36 @@ export function* match({ params, grads, state: file }: StepHeaders): Task<Matche
   };
 }
 
+/** The pair's dtypes and slots, and whether Q8 stores its moments as codes. */
+const recipeKeyOf = (param: TensorInfo, grad: TensorInfo, stateEntries: ParameterEntries | undefined): string => {
+  const slots = stateEntries ? [...stateEntries.slots].map(([slot, { dtype }]) => `${slot} ${dtype}`) : [];
+  return [param.dtype, grad.dtype, isCoded(param.elements), ...slots].join(" ");
+};
+
 /** Checks that the slots of a parameter have its shape and the right dtype. Throws STATE_MISMATCH. */
-const requireMatchingSlots = (name: string, { slots }: ParameterEntries, param: TensorInfo | undefined): void => {
+const requireMatchingSlots = (name: string, { slots }: ParameterEntries, param: TensorInfo | undefined, { moments = {} }: OptimizerDefinition): void => {
   const mismatch = (expected: string, found: string): StepdError => StepdError.mismatch("STATE_MISMATCH", "/state", expected, found, [name]);
   if (!param) throw mismatch("state of tensors that params has", `state of ${JSON.stringify(name)}`);
   const expected = slotDtype(param.dtype);
   if (slots.has(MASTER_PARAM) && expected === param.dtype) throw mismatch(`a BF16 or F16 parameter beside ${MASTER_PARAM}/${name}`, param.dtype);
   for (const [slot, { dtype, shape }] of slots) {
-    if (dtype !== expected || !isSameShape(shape, param.shape)) {
-      throw mismatch(`${slot}/${name} to be ${expected} [${param.shape}] for a parameter in ${param.dtype}`, `${dtype} [${shape}]`);
+    const codes = codesOf(slot);
+    if (codes !== undefined) {
+      const scales = [scaleCount(param.elements)];
+      if (!isCode(slots.get(codes)?.dtype)) throw mismatch(`codes in I8 or U8 in ${codes}/${name} beside ${slot}/${name}`, slots.get(codes)?.dtype ?? "none");
+      if (dtype !== "BF16" || !isSameShape(shape, scales)) throw mismatch(`${slot}/${name} to be BF16 [${scales}]`, `${dtype} [${shape}]`);
+      continue;
     }
+    const kind = moments[slot];
+    const dtypes = kind && expected === "F32" ? [expected, "BF16", codeDtype(kind)] : [expected];
+    if (!dtypes.includes(dtype) || !isSameShape(shape, param.shape)) {
+      throw mismatch(`${slot}/${name} to be ${dtypes.join(" or ")} [${param.shape}] for a parameter in ${param.dtype}`, `${dtype} [${shape}]`);
+    }
+    if (isCode(dtype) && !slots.has(scaleOf(slot))) throw mismatch(`${scaleOf(slot)}/${name} beside the codes ${slot}/${name}`, "none");
   }
 };
+
+const isCode = (dtype: string | undefined): boolean => dtype === "I8" || dtype === "U8";
 
 /** Estimates the heap size of matched headers, in bytes. */
 export const matchedBytes = ({ params, pairs, state }: Matched): number =>

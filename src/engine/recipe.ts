@@ -7,15 +7,21 @@ import { bytesOf } from "../codec/dtype.ts";
 import type { Hyperparameters, Stage, Values } from "../optimizers/registry.ts";
 import { scratch } from "../pool/pool.ts";
 import { absent, type Columns, fixed, GRADS, type KernelCall, NEW_SLOTS, type Operand, PARAMS, ROUNDED, STATE, sumsAt, tensorAt, WORKSPACE } from "./runner.ts";
-import { MASTER_PARAM, slotDtype } from "./state.ts";
+import { BLOCK_ELEMENTS, codesOf, MASTER_PARAM, scaleOf, slotDtype } from "./state.ts";
 
 /** A target's `offsets` list its parameter, gradient, widened gradient and slots at these indexes. */
 export const [PARAM_AT, GRAD_AT, WIDE_GRAD_AT, SLOTS_AT] = [0, 1, 2, 3] as const;
 
+/** The bytes of an element beside narrow moments, which are computed in float32. */
+const SINGLE_BYTES = 4;
+
 /** Each thread has three scratch areas: for a widened parameter, a widened gradient, and a copy of the parameter before the step. */
-const PARAM_SCRATCH = fixed(scratch(0));
-const GRAD_SCRATCH = fixed(scratch(1));
+const PARAM_SCRATCH = fixed(scratch(0, SINGLE_BYTES));
+const GRAD_SCRATCH = fixed(scratch(1, SINGLE_BYTES));
 const COPY_SCRATCH = fixed(scratch(2));
+
+/** The scratch areas of a stage's widened moments start here. */
+const MOMENT_AREA = 3;
 
 /** This "pointer" holds an element's index plus one. It advances by one per element, so each shard receives its own first index. */
 const ELEMENT_INDEX = fixed({ address: 1, stride: 1 });
@@ -44,8 +50,10 @@ export interface RecipeInput {
   readonly grad: string;
   readonly values: Values<Hyperparameters>;
   readonly stages: readonly Stage[];
+  /** The slots that may be in a narrow format. */
+  readonly moments: Readonly<Record<string, "signed" | "square">>;
   /** The tensor's slots. `isNew` marks a slot that the state lacks and this step creates. */
-  readonly slots: readonly (readonly [slot: string, isNew: boolean])[];
+  readonly slots: readonly (readonly [slot: string, isNew: boolean, dtype: string])[];
   /** True if the step creates slots, not counting the master copy. */
   readonly isFirst: boolean;
   /** The new slots that a state must contain after the first step, so their absence is then an error. */
@@ -203,8 +211,8 @@ export class Recipes {
 
   /** Builds the calls of a stage: widen the parameter, run the stage's kernel, compute statistics, narrow the parameter. */
   #stage(
-    { param, slots }: RecipeInput,
-    { kernel, operands, scalars }: Stage,
+    { param, slots, moments }: RecipeInput,
+    { kernel, operands, scalars, sums }: Stage,
     gradient: Operand,
     columns: Columns,
     stats: Columns | undefined,
@@ -213,7 +221,20 @@ export class Recipes {
     seed: number | undefined,
   ): readonly KernelCall[] {
     const dtype = slotDtype(param);
-    const slotAt = new Map(slots.map(([slot, isNew], index) => [slot, { operand: tensorAt(isNew ? NEW_SLOTS : STATE, SLOTS_AT + index, dtype), isNew }]));
+    const slotAt = new Map(
+      slots.map(([slot, isNew, stored], index) => {
+        const operand = tensorAt(isNew ? NEW_SLOTS : STATE, SLOTS_AT + index, stored, codesOf(slot) === undefined ? 1 : BLOCK_ELEMENTS);
+        return [slot, { operand, isNew, stored }];
+      }),
+    );
+    const narrow = operands.filter((slot) => slot in moments && slotAt.get(slot) && slotAt.get(slot)?.stored !== dtype);
+    const momentScratch = new Map(narrow.map((slot, index) => [slot, fixed(scratch(MOMENT_AREA + index))]));
+    const momentCalls = (convert: (moment: Moment) => KernelCall): readonly KernelCall[] =>
+      narrow.map((slot) => {
+        const { operand: values, stored } = slotAt.get(slot) as { operand: Operand; stored: string };
+        const scales = slotAt.get(scaleOf(slot))?.operand;
+        return convert({ slot, kind: moments[slot] as Moment["kind"], dtype: stored, values, scales, wide: momentScratch.get(slot) as Operand });
+      });
     const stored = tensorAt(PARAMS, PARAM_AT, param);
     const master = slotAt.get(MASTER_PARAM);
     const wide = master?.operand ?? (param === dtype ? stored : PARAM_SCRATCH);
@@ -222,15 +243,36 @@ export class Recipes {
       if (operand === "param") return wide;
       if (operand === "grad") return gradient;
       if (operand === "sums") return sumsAt(columns);
-      return slotAt.get(operand)?.operand ?? absent;
+      return momentScratch.get(operand) ?? slotAt.get(operand)?.operand ?? absent;
     };
+    const step = this.#call(kernel, dtype, operands.map(operandOf), ({ context }) => scalars(context));
     return [
       ...(needsFill ? this.#widen(param, dtype, stored, wide) : []),
       ...(stats ? [this.#call("stats_keep", dtype, [wide, COPY_SCRATCH, sumsAt(stats)])] : []),
-      this.#call(kernel, dtype, operands.map(operandOf), ({ context }) => scalars(context)),
+      ...(narrow.length === 0 || sums > 0
+        ? [...momentCalls((moment) => this.#widenMoment(moment)), step, ...momentCalls((moment) => this.#narrowMoment(moment))]
+        : [
+            ...momentCalls((moment) => ({ ...this.#widenMoment(moment), isBlocked: true })),
+            { ...step, isBlocked: true },
+            ...momentCalls((moment) => ({ ...this.#narrowMoment(moment), isBlocked: true })),
+          ]),
       ...(stats ? [this.#call("stats_moved", dtype, [wide, COPY_SCRATCH, sumsAt(stats, 1)])] : []),
       ...(isLast && param !== dtype ? [this.#narrow(param, wide, stored, master ? undefined : seed)] : []),
     ];
+  }
+
+  #widenMoment({ kind, dtype, values, scales, wide }: Moment): KernelCall {
+    if (!scales) return this.#convert(`${dtype}_f32`, values, wide);
+    return { kernel: this.#kernel(`moments_${kind}_q8_f32`), operands: [values, scales, wide], scalars: noScalars };
+  }
+
+  #narrowMoment({ slot, kind, values, scales, wide }: Moment): KernelCall {
+    if (kind === "signed" && !scales) return this.#convert("f32_bf16", wide, values);
+    return {
+      kernel: this.#kernel(`moments_${kind}_f32_${scales ? "q8" : "bf16"}`),
+      operands: [wide, values, ...(scales ? [scales] : []), ...(kind === "square" ? [ELEMENT_INDEX] : [])],
+      scalars: kind === "square" ? ({ context, target: { name } }) => noiseKey(`${context.step}/${slot}/${name}`) : noScalars,
+    };
   }
 
   /** Converts a gradient to the arithmetic dtype and divides it by the loss scale. */
@@ -254,9 +296,7 @@ export class Recipes {
   #narrow(param: string, source: Operand, target: Operand, seed: number | undefined): KernelCall {
     if (seed === undefined || param !== "BF16") return this.#convert(`f32_${param}`, source, target);
     return this.#convert("stochastic_f32_bf16", source, target, ELEMENT_INDEX, ({ context, target: { name } }) => {
-      // The noise depends only on seed, step, name and element, so workers and sharding do not change it.
-      const key = createHash("sha256").update(`${seed}/${context.step}/${name}`).digest();
-      return [key.readUInt32LE(0), key.readUInt32LE(4)];
+      return noiseKey(`${seed}/${context.step}/${name}`);
     });
   }
 
@@ -268,6 +308,23 @@ export class Recipes {
     return { kernel: this.#kernel(`${kernel}_${dtype.toLowerCase()}`), operands, scalars };
   }
 }
+
+/** A moment in a narrow format, with the scratch memory of its float32 values. */
+interface Moment {
+  readonly slot: string;
+  readonly kind: "signed" | "square";
+  readonly dtype: string;
+  readonly values: Operand;
+  /** The scales of Q8; undefined for BF16. */
+  readonly scales: Operand | undefined;
+  readonly wide: Operand;
+}
+
+/** The key of the noise of stochastic rounding. Noise depends only on the key and the element, so workers and sharding do not change it. */
+const noiseKey = (seed: string): readonly number[] => {
+  const key = createHash("sha256").update(seed).digest();
+  return [key.readUInt32LE(0), key.readUInt32LE(4)];
+};
 
 /** Returns the smallest power of two that is at least the value; 1 for values up to 1. */
 const ceilPowerOfTwo = (value: number): number => {

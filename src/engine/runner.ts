@@ -45,6 +45,8 @@ export type Operand = (target: Target, bases: Bases) => Pointer;
 export interface KernelCall {
   readonly kernel: number;
   readonly operands: readonly Operand[];
+  /** True if the call may run block by block; see Call. */
+  readonly isBlocked?: boolean;
   /** Computes the kernel's scalar arguments. Returns undefined to skip the call. */
   scalars(inputs: ScalarInputs): readonly number[] | undefined;
 }
@@ -63,9 +65,9 @@ export const fixed =
 /** The operand of an absent tensor. */
 export const absent = fixed({ address: 0, stride: 0 });
 
-/** Creates an operand for the tensor at the target's offset number `index`, which is relative to `block`. */
-export const tensorAt = (block: number, index: number, dtype: string): Operand => {
-  const stride = bytesOf(dtype) as number;
+/** Creates an operand for the tensor at the target's offset number `index`, which is relative to `block`. So many elements of the target share a value. */
+export const tensorAt = (block: number, index: number, dtype: string, sharing = 1): Operand => {
+  const stride = (bytesOf(dtype) as number) / sharing;
   return ({ offsets }, bases) => ({ address: (bases[block] as number) + (offsets[index] as number), stride });
 };
 
@@ -118,7 +120,13 @@ export class Runner {
       const calls: Call[] = [];
       for (const call of callsOf(target)) {
         const values = call.scalars(inputs);
-        if (values) calls.push({ kernel: call.kernel, pointers: call.operands.map((operand) => operand(target, this.#bases)), scalars: values });
+        if (values)
+          calls.push({
+            kernel: call.kernel,
+            pointers: call.operands.map((operand) => operand(target, this.#bases)),
+            scalars: values,
+            isBlocked: call.isBlocked === true,
+          });
       }
       return { elements: target.elements, calls, isRepeatable, passes: target.passes };
     });

@@ -77,7 +77,7 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Task<State
   if (!/^[1-9]\d{0,8}$/.test(revision)) throw corrupt("__metadata__.revision to be a whole number from 1", JSON.stringify(revision));
 
   const scalarSlots = Object.keys(optimizer.scalarSlots ?? {});
-  const known = [...optimizer.allSlots, MASTER_PARAM, ...scalarSlots, STEP];
+  const known = [...optimizer.allSlots, ...Object.keys(optimizer.moments ?? {}).map(scaleOf), MASTER_PARAM, ...scalarSlots, STEP];
   const parameters = new Map<string, ParameterEntries>();
   for (const [index, info] of tensors.entries()) {
     if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
@@ -145,10 +145,51 @@ export const requireFamily = (state: StateHeader, optimizer: OptimizerDefinition
   }
 };
 
-/** Lists the slots that an optimizer needs for a parameter, including the master copy of a narrow dtype. */
-export const requiredSlots = (optimizer: OptimizerDefinition, values: Values<Hyperparameters>, dtype: string, masterWeights: boolean): readonly string[] => [
-  ...optimizer.slots(values),
-  ...(masterWeights && slotDtype(dtype) !== dtype ? [MASTER_PARAM] : []),
+/** In Q8, so many consecutive elements share a scale. */
+export const BLOCK_ELEMENTS = 64;
+
+/** Smaller tensors stay in F32 under Q8: their few bytes are not worth the rounding. */
+const MIN_CODED_ELEMENTS = 4096;
+
+/** The slot that holds the scales of a slot in Q8. */
+export const scaleOf = (slot: string): string => `${slot}.scale`;
+
+/** Returns the slot whose scales a slot holds; undefined if it holds no scales. */
+export const codesOf = (slot: string): string | undefined => (slot.endsWith(".scale") ? slot.slice(0, -".scale".length) : undefined);
+
+/** The number of scales for a tensor. */
+export const scaleCount = (elements: number): number => Math.ceil(elements / BLOCK_ELEMENTS);
+
+/** The dtype of the codes of a slot in Q8. */
+export const codeDtype = (kind: "signed" | "square"): string => (kind === "signed" ? "I8" : "U8");
+
+/** True if Q8 stores a moment of so many elements as codes. */
+export const isCoded = (elements: number): boolean => elements >= MIN_CODED_ELEMENTS;
+
+/** The dtype in which `state_dtype` stores a slot of a parameter. */
+export const storedDtype = (optimizer: OptimizerDefinition, stateDtype: unknown, param: { dtype: string; elements: number }, slot: string): string => {
+  const kind = optimizer.moments?.[slot];
+  if (kind && stateDtype === "BF16") return "BF16";
+  return kind && stateDtype === "Q8" && isCoded(param.elements) ? codeDtype(kind) : slotDtype(param.dtype);
+};
+
+/** Lists the slots that an optimizer needs for a parameter with their dtypes, including scales and the master copy of a narrow dtype. */
+export const requiredSlots = (
+  optimizer: OptimizerDefinition,
+  values: Values<Hyperparameters>,
+  param: { readonly dtype: string; readonly elements: number },
+  masterWeights: boolean,
+): readonly (readonly [slot: string, dtype: string])[] => [
+  ...optimizer.slots(values).flatMap((slot): [string, string][] => {
+    const dtype = storedDtype(optimizer, values["state_dtype"], param, slot);
+    return dtype === "I8" || dtype === "U8"
+      ? [
+          [slot, dtype],
+          [scaleOf(slot), "BF16"],
+        ]
+      : [[slot, dtype]];
+  }),
+  ...(masterWeights && slotDtype(param.dtype) !== param.dtype ? [[MASTER_PARAM, "F32"] as const] : []),
 ];
 
 /** Returns the dtype of slots and arithmetic: F64 for F64 parameters, else F32. */

@@ -759,6 +759,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -885,6 +895,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Use Nesterov's form of the first moment, as in optax"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -940,6 +960,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1022,6 +1052,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Use Nesterov's form of the first moment, as in optax"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1147,6 +1187,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1232,6 +1282,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Apply lr before the momentum buffer (optax) instead of after it (timm)"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1285,6 +1345,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1352,6 +1422,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1417,6 +1497,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "minimum": 0,
             "maximum": 3.4028234663852886e+38,
             "description": "Weight decay (L2): weight_decay times the parameter is added to the gradient"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1492,6 +1582,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "lr",
             "description": "Factor of weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or 1 (IPRally's QHAdamW)"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1543,6 +1643,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             ],
             "default": "grad",
             "description": "Add the decay to the gradient, or subtract lr times it from the parameter"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1603,6 +1713,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1662,6 +1782,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       },
@@ -1714,6 +1844,16 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "type": "boolean",
             "default": false,
             "description": "Go up the gradient instead of down"
+          },
+          "state_dtype": {
+            "type": "string",
+            "enum": [
+              "F32",
+              "BF16",
+              "Q8"
+            ],
+            "default": "F32",
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
           }
         }
       }

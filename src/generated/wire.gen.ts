@@ -584,6 +584,10 @@ weight_decay?: number
  * Go up the gradient instead of down
  */
 maximize?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * g += weight_decay*p; sum += g^2; p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(sum) + eps)
@@ -655,6 +659,10 @@ eps_root?: number
  * Use Nesterov's form of the first moment, as in optax
  */
 nesterov?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * g += weight_decay*p; m = lerp(m, g, 1-beta1); u = max(beta2*u, |g| + eps); p -= lr/(1-beta1^t) * m/u
@@ -684,6 +692,10 @@ weight_decay?: number
  * Go up the gradient instead of down
  */
 maximize?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * m = lerp(m, g, 1-beta1); v = lerp(v, g^2, 1-beta2); p -= scale*weight_decay*p + lr * m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale
@@ -729,6 +741,10 @@ eps_root?: number
  * Use Nesterov's form of the first moment, as in optax
  */
 nesterov?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * m, v as in adam; u = mhat/(sqrt(vhat) + eps) + weight_decay*p; p -= lr * trust_ratio * u, trust_ratio = |p|/|u| (1 where either is 0) within [trust_min, trust_max]
@@ -790,6 +806,10 @@ eps_root?: number
  * Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)
  */
 caution?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * d = ratio*(g + weight_decay*p), ratio = trust_coefficient*|p|/(|g| + weight_decay*|p| + eps) (1 where a norm is 0); buf = momentum*buf + (1-dampening)*d (first step: buf = d); p -= lr * (nesterov ? d + momentum*buf : buf)
@@ -840,6 +860,10 @@ always_adapt?: boolean
  * Apply lr before the momentum buffer (optax) instead of after it (timm)
  */
 lr_in_momentum?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * u = sign(lerp(m, g, 1-beta1)); p -= lr*weight_decay*p + lr*u; m = lerp(m, g, 1-beta2)
@@ -869,6 +893,10 @@ maximize?: boolean
  * Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)
  */
 caution?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * m, v as in adam; mu_t = beta1*(1 - 0.96^(t*momentum_decay)/2); P = mu_1*...*mu_t; p -= lr * ((1-mu_t)/(1-P)*g + mu_{t+1}/(1-P*mu_{t+1})*m) / (sqrt(v/(1-beta2^t)) + eps)
@@ -906,6 +934,10 @@ momentum_decay?: number
  * Go up the gradient instead of down
  */
 maximize?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * g += weight_decay*p; m, v as in adam; p -= lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), mhat = m/(1-beta1^t), vhat = v/(1-beta2^t)
@@ -938,6 +970,10 @@ eps?: number
  * Weight decay (L2): weight_decay times the parameter is added to the gradient
  */
 weight_decay?: number
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * m, v as in adamw; p -= scale*weight_decay*p + lr * (nu1*mhat + (1-nu1)*g) / (sqrt(nu2*vhat + (1-nu2)*g^2) + eps), scale = lr, lr_t/lr or 1 by weight_decay_scale
@@ -974,6 +1010,10 @@ weight_decay?: number
  * Factor of weight_decay: lr (torch), the schedule's factor lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and cyclic), or 1 (IPRally's QHAdamW)
  */
 weight_decay_scale?: ("lr" | "schedule" | "none")
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * g += weight_decay*p (type grad); buf = lerp(buf, g, 1-momentum); p -= lr*weight_decay*p (type direct) + lr * (nu*buf + (1-nu)*g)
@@ -1000,6 +1040,10 @@ weight_decay?: number
  * Add the decay to the gradient, or subtract lr times it from the parameter
  */
 weight_decay_type?: ("grad" | "direct")
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * m, v as in adam; rho = rho_inf - 2t*beta2^t/(1-beta2^t); p -= lr * m/(1-beta1^t) * (rho > 5 ? rect(rho)*sqrt(1-beta2^t)/(sqrt(v) + eps) : 1)
@@ -1033,6 +1077,10 @@ decoupled_weight_decay?: boolean
  * Go up the gradient instead of down
  */
 maximize?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * g += weight_decay*p; s = lerp(s, g^2, 1-alpha); q = centered ? max(s - h^2, 0), h = lerp(h, g, 1-alpha) : s; u = g/(sqrt(q) + eps); p -= lr * (momentum ? buf = momentum*buf + u : u)
@@ -1067,6 +1115,10 @@ centered?: boolean
  * Go up the gradient instead of down
  */
 maximize?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * g += weight_decay*p; buf = momentum*buf + (1-dampening)*g (first step: buf = g); p -= lr * (nesterov ? g + momentum*buf : momentum ? buf : g)
@@ -1097,6 +1149,10 @@ nesterov?: boolean
  * Go up the gradient instead of down
  */
 maximize?: boolean
+/**
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ */
+state_dtype?: ("F32" | "BF16" | "Q8")
 }
 /**
  * Contents of a state.

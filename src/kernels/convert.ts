@@ -2,7 +2,8 @@
  * Conversions between the tensors' dtypes and the arithmetic types. Widening is exact, narrowing rounds to nearest even, and
  * subnormal numbers are kept. Names are convert_<from>_<to>. Conversions to BF16 and F16 return true if a result is NaN or infinite.
  */
-import { constant, isOn, narrow, Off, On, scalar } from "./_lanes";
+import { constant, isOn, narrow, Off, On } from "./_lanes";
+import { keyPart, mix, multiplier1, multiplier2 } from "./_noise";
 import { Bf16, F16, singlesToDoubles, widen, widenTwice } from "./_widen";
 
 /** Rounds to bfloat16: adds `carry` and drops the low 16 bits. A NaN becomes a quiet NaN; the carry could otherwise turn it into infinity. */
@@ -17,21 +18,10 @@ function nearestEven(value: v128, below: v128): v128 {
   return i32x4.add(below, i32x4.shr_u(i32x4.shl(value, 15), 31));
 }
 
-/**
- * Sixteen pseudo-random bits from an element's index and a 64-bit key: two rounds of multiply and xor-shift, with the
- * constants of Wellons' lowbias32 (https://nullprogram.com/blog/2018/07/31/).
- */
+/** Sixteen pseudo-random bits for each index, from two rounds of `mix`. */
 function noise(index: v128, keyLow: v128, keyHigh: v128, first: v128, second: v128): v128 {
   const mixed = mix(v128.xor(mix(v128.xor(index, keyLow), first, second), keyHigh), first, second);
   return i32x4.shr_u(i32x4.shl(mixed, 16), 16);
-}
-
-function mix(value: v128, first: v128, second: v128): v128 {
-  let x = v128.xor(value, i32x4.shr_u(value, 16));
-  x = i32x4.mul(x, first);
-  x = v128.xor(x, i32x4.shr_u(x, 15));
-  x = i32x4.mul(x, second);
-  return v128.xor(x, i32x4.shr_u(x, 16));
 }
 
 /** Converts four float32 values to float16, in the low halves of the lanes, rounded to nearest even. */
@@ -74,10 +64,10 @@ function reaches(maxima: v128, infinity: i32): bool {
  * fraction. `index` is the tensor's index of the shard's first element, plus one. Scalars: the lower and the upper half of the key.
  */
 function roundBf16<Stochastic>(source: usize, target: usize, index: usize, count: usize, scalars: usize): bool {
-  const low = i32x4.splat(isOn<Stochastic>() ? <i32>(<u32>scalar(scalars, 0)) : 0),
-    high = i32x4.splat(isOn<Stochastic>() ? <i32>(<u32>scalar(scalars, 1)) : 0),
-    first = constant<i32>(0x7feb352d, count),
-    second = constant<i32>(<i32>0x846ca68b, count),
+  const low = isOn<Stochastic>() ? keyPart(scalars, 0) : i32x4.splat(0),
+    high = isOn<Stochastic>() ? keyPart(scalars, 1) : low,
+    first = multiplier1(count),
+    second = multiplier2(count),
     below = constant<i32>(0x7fff, count),
     quietBit = constant<i32>(0x40, count);
   const whole = count & ~7;

@@ -26,7 +26,13 @@ export const momentSlots = ["exp_avg", "exp_avg_sq"] as const;
 export const familySlots = [...momentSlots, "max_exp_avg_sq"] as const;
 
 /** All optimizers of the family have these slot fields in their definitions. */
-export const familyState = { allSlots: familySlots, lateSlots: [], squareSlots: ["exp_avg_sq"], fills: { max_exp_avg_sq: "exp_avg_sq" } } as const;
+export const familyState = {
+  allSlots: familySlots,
+  moments: { exp_avg: "signed", exp_avg_sq: "square", max_exp_avg_sq: "square" },
+  lateSlots: [],
+  squareSlots: ["exp_avg_sq"],
+  fills: { max_exp_avg_sq: "exp_avg_sq" },
+} as const;
 
 /** Rejects lr 0 with weight_decay_scale "schedule", because the schedule's factor is lr_t/lr. */
 export const checkDecay = ({ weight_decay, weight_decay_scale, lr }: Parameters<typeof decoupledDecay>[0]) =>

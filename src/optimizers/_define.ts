@@ -91,6 +91,11 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
   slots(values: Values<H>): readonly string[];
   /** All slots that a state of this optimizer may contain. */
   readonly allSlots: readonly string[];
+  /**
+   * The slots that `state_dtype` stores in a narrow format. A `signed` slot is rounded to nearest; a slot of squares, which are
+   * never negative, is rounded stochastically. Other slots stay in the arithmetic dtype.
+   */
+  readonly moments?: Readonly<Record<string, "signed" | "square">>;
   /** The slots that may be missing after the first step. They then start at zero, and `isFirst` is true, as in torch. */
   readonly lateSlots: readonly string[];
   /** The slots with averages or sums of squared gradients. Once infinite, they never become finite again. */
@@ -137,6 +142,13 @@ export const optional = (description: string) => ({ type: ["number", "null"], de
 
 export const choice = <const C extends readonly string[]>(choices: C, initial: C[number], description: string) =>
   ({ type: "string", enum: choices, default: initial, description }) as const;
+
+/** The hyperparameter of every optimizer with `moments`. */
+export const stateDtype = choice(
+  ["F32", "BF16", "Q8"],
+  "F32",
+  "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32",
+);
 
 /** Declares a pair of decay rates, each at least 0 and below 1. */
 export const betas = (initial: readonly [number, number], description: string) =>

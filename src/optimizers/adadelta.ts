@@ -1,5 +1,5 @@
 import { maximize } from "./_adam.ts";
-import { defineOptimizer, number, rate } from "./_define.ts";
+import { defineOptimizer, number, rate, stateDtype } from "./_define.ts";
 
 /**
  * Adadelta, as in torch: eps is added under both roots.
@@ -21,6 +21,7 @@ export default defineOptimizer({
     eps: rate(1e-6, "Added under both roots"),
     weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     maximize,
+    state_dtype: stateDtype,
   },
   variants: {
     adadelta: { weight_decay: 0.01 },
@@ -28,6 +29,7 @@ export default defineOptimizer({
   },
   slots: () => ["square_avg", "acc_delta"],
   allSlots: ["square_avg", "acc_delta"],
+  moments: { square_avg: "square", acc_delta: "square" },
   lateSlots: [],
   squareSlots: ["square_avg"],
   stages: ({ rho, eps, weight_decay }) => [

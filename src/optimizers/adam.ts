@@ -1,5 +1,5 @@
 import { adamStage, amsgrad, eps, epsRoot, familySlots, familyState, lr, maximize, momentBetas, momentSlots, nesterov, nesterovBlend } from "./_adam.ts";
-import { defineOptimizer, rate } from "./_define.ts";
+import { defineOptimizer, rate, stateDtype } from "./_define.ts";
 
 /**
  * Adam, with weight decay added to the gradient (L2), as in torch.
@@ -30,6 +30,7 @@ export default defineOptimizer({
     maximize,
     eps_root: epsRoot,
     nesterov,
+    state_dtype: stateDtype,
   },
   variants: {
     adam: { weight_decay: 0.01 },

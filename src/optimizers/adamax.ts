@@ -1,6 +1,6 @@
 import { repeatedSquaring } from "../math/power.ts";
 import { maximize, momentBetas } from "./_adam.ts";
-import { defineOptimizer, rate } from "./_define.ts";
+import { defineOptimizer, rate, stateDtype } from "./_define.ts";
 
 /**
  * Adamax: Adam with the infinity norm in place of the second moment, as in torch.
@@ -21,6 +21,7 @@ export default defineOptimizer({
     eps: rate(1e-8, "Added to the size of each gradient"),
     weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     maximize,
+    state_dtype: stateDtype,
   },
   variants: {
     adamax: { weight_decay: 0.01 },
@@ -28,6 +29,7 @@ export default defineOptimizer({
   },
   slots: () => ["exp_avg", "exp_inf"],
   allSlots: ["exp_avg", "exp_inf"],
+  moments: { exp_avg: "signed", exp_inf: "square" },
   lateSlots: [],
   stages: ({ betas: [beta1, beta2], eps, weight_decay }) => [
     {

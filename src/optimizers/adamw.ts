@@ -15,7 +15,7 @@ import {
   nesterov,
   nesterovBlend,
 } from "./_adam.ts";
-import { defineOptimizer, rate } from "./_define.ts";
+import { defineOptimizer, rate, stateDtype } from "./_define.ts";
 
 /**
  * AdamW: Adam with decoupled weight decay.
@@ -43,6 +43,7 @@ export default defineOptimizer({
     maximize,
     eps_root: epsRoot,
     nesterov,
+    state_dtype: stateDtype,
   },
   variants: {
     adamw: {},

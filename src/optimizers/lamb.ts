@@ -1,6 +1,6 @@
 import { repeatedSquaring } from "../math/power.ts";
 import { eps, epsRoot, familyState, lr, momentBetas, momentSlots } from "./_adam.ts";
-import { choice, defineOptimizer, flag, optional, rate, type Stage, type StepContext } from "./_define.ts";
+import { choice, defineOptimizer, flag, optional, rate, type Stage, type StepContext, stateDtype } from "./_define.ts";
 
 /**
  * LAMB scales Adam's direction for each tensor by the ratio of the parameter's norm to the update's norm.
@@ -42,6 +42,7 @@ export default defineOptimizer({
     grad_averaging: flag("Multiply the new gradient by 1-beta1 in exp_avg; false adds it unscaled", true),
     eps_root: epsRoot,
     caution: flag("Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"),
+    state_dtype: stateDtype,
   },
   variants: {
     lamb: {},

@@ -1,4 +1,4 @@
-import { choice, defineOptimizer, flag, number, rate, type Stage, type StepContext } from "./_define.ts";
+import { choice, defineOptimizer, flag, number, rate, type Stage, type StepContext, stateDtype } from "./_define.ts";
 
 interface Settings {
   readonly weight_decay: number;
@@ -57,6 +57,7 @@ export default defineOptimizer({
     trust_clip: flag("Keep ratio/lr at most 1, as LARC and timm do"),
     always_adapt: flag("Apply the trust ratio even if weight_decay is 0; otherwise trust_denominator sum uses 1 then"),
     lr_in_momentum: flag("Apply lr before the momentum buffer (optax) instead of after it (timm)"),
+    state_dtype: stateDtype,
   },
   variants: {
     lars: { weight_decay: 0.01, nesterov: true },
@@ -66,6 +67,7 @@ export default defineOptimizer({
   },
   slots: ({ momentum }) => (momentum === 0 ? [] : ["momentum_buffer"]),
   allSlots: ["momentum_buffer"],
+  moments: { momentum_buffer: "signed" },
   lateSlots: ["momentum_buffer"],
   fills: { momentum_buffer: null },
   isStepless: true,

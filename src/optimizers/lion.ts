@@ -1,5 +1,5 @@
 import { maximize, momentBetas } from "./_adam.ts";
-import { defineOptimizer, flag, rate } from "./_define.ts";
+import { defineOptimizer, flag, rate, stateDtype } from "./_define.ts";
 
 /** `caution` divides by the fraction of elements whose signs agree, but at least by this constant, as in timm. */
 const MIN_AGREEMENT = 1e-3;
@@ -30,6 +30,7 @@ export default defineOptimizer({
     weight_decay: rate(0, "Decoupled weight decay: lr times weight_decay times the parameter is subtracted from the parameter"),
     maximize,
     caution: flag("Zero the elements of the update whose sign differs from the gradient's, and scale up the others (timm)"),
+    state_dtype: stateDtype,
   },
   variants: {
     lion: { weight_decay: 0.1 },
@@ -38,6 +39,7 @@ export default defineOptimizer({
   },
   slots: () => ["exp_avg"],
   allSlots: ["exp_avg"],
+  moments: { exp_avg: "signed" },
   lateSlots: [],
   isStepless: true,
   stages: ({ betas: [beta1, beta2], weight_decay, caution }) =>

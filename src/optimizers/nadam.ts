@@ -1,7 +1,7 @@
 import { repeatedSquaring } from "../math/power.ts";
 import { realPower } from "../math/real-power.ts";
 import { adamStage, eps, familyState, maximize, momentBetas, momentSlots } from "./_adam.ts";
-import { defineOptimizer, flag, rate, type StepContext } from "./_define.ts";
+import { defineOptimizer, flag, rate, type StepContext, stateDtype } from "./_define.ts";
 
 /** The base of the momentum's warm-up: Dozat's constant, as in torch. */
 const WARMUP_BASE = 0.96;
@@ -62,6 +62,7 @@ export default defineOptimizer({
     decoupled_weight_decay: flag("Decouple the weight decay: subtract lr*weight_decay times the parameter, instead of adding to the gradient"),
     momentum_decay: rate(4e-3, "Speed of the momentum's warm-up"),
     maximize,
+    state_dtype: stateDtype,
   },
   variants: {
     nadam: { weight_decay: 0.01 },

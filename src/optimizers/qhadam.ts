@@ -1,5 +1,5 @@
 import { adamStage, eps, familyState, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
-import { defineOptimizer, pair, rate } from "./_define.ts";
+import { defineOptimizer, pair, rate, stateDtype } from "./_define.ts";
 
 /**
  * QHAdam: Adam's moments, each blended with the current gradient.
@@ -23,6 +23,7 @@ export default defineOptimizer({
     nus: pair([0.7, 1.0], "Weights of the first and second moment, relative to the current gradient; any finite numbers"),
     eps: eps(1e-8),
     weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
+    state_dtype: stateDtype,
   },
   variants: {
     qhadam: { weight_decay: 0.01 },

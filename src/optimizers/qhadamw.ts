@@ -1,5 +1,5 @@
 import { adamStage, checkDecay, decayScale, decoupledDecay, eps, familyState, lr, momentBetas, momentSlots, quasiHyperbolicBlend } from "./_adam.ts";
-import { defineOptimizer, pair, rate } from "./_define.ts";
+import { defineOptimizer, pair, rate, stateDtype } from "./_define.ts";
 
 /**
  * QHAdamW: QHAdam with decoupled weight decay.
@@ -27,6 +27,7 @@ export default defineOptimizer({
     eps: eps(1e-8),
     weight_decay: rate(0, "Decoupled weight decay: weight_decay times the parameter, scaled by weight_decay_scale, is subtracted from the parameter"),
     weight_decay_scale: decayScale,
+    state_dtype: stateDtype,
   },
   variants: {
     qhadamw: { weight_decay: 0.01 },

@@ -1,4 +1,4 @@
-import { choice, defineOptimizer, number, rate } from "./_define.ts";
+import { choice, defineOptimizer, number, rate, stateDtype } from "./_define.ts";
 
 /**
  * QHM: a weighted mean of plain SGD and momentum. The buffer is a running mean.
@@ -22,6 +22,7 @@ export default defineOptimizer({
     nu: number(undefined, "Weight of the buffer, relative to the current gradient"),
     weight_decay: rate(0, "Weight decay: a multiple of the parameter"),
     weight_decay_type: choice(["grad", "direct"], "grad", "Add the decay to the gradient, or subtract lr times it from the parameter"),
+    state_dtype: stateDtype,
   },
   variants: {
     qhm: { lr: 0.5, momentum: 0.9, nu: 0.7, weight_decay: 0.01 },
@@ -29,6 +30,7 @@ export default defineOptimizer({
   },
   slots: () => ["momentum_buffer"],
   allSlots: ["momentum_buffer"],
+  moments: { momentum_buffer: "signed" },
   lateSlots: [],
   fills: { momentum_buffer: null },
   isStepless: true,

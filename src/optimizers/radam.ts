@@ -1,6 +1,6 @@
 import { repeatedSquaring } from "../math/power.ts";
 import { eps, familyState, lr, maximize, momentBetas, momentSlots } from "./_adam.ts";
-import { defineOptimizer, flag, rate } from "./_define.ts";
+import { defineOptimizer, flag, rate, stateDtype } from "./_define.ts";
 
 /** The rectification applies if rho, the length of the approximated moving average, exceeds this. torch uses 5, the paper 4. */
 const MIN_RHO = 5;
@@ -28,6 +28,7 @@ export default defineOptimizer({
     weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     decoupled_weight_decay: flag("Decouple the weight decay: subtract lr*weight_decay times the parameter, instead of adding to the gradient"),
     maximize,
+    state_dtype: stateDtype,
   },
   variants: {
     radam: { weight_decay: 0.01 },

@@ -1,5 +1,5 @@
 import { maximize } from "./_adam.ts";
-import { defineOptimizer, flag, rate } from "./_define.ts";
+import { defineOptimizer, flag, rate, stateDtype } from "./_define.ts";
 
 /**
  * RMSprop, plain or centered, with or without momentum, as in torch.
@@ -30,6 +30,7 @@ export default defineOptimizer({
     momentum: rate(0, "Decay rate of momentum_buffer; 0 keeps no buffer"),
     centered: flag("Divide by the deviation from the mean gradient (slot grad_avg)"),
     maximize,
+    state_dtype: stateDtype,
   },
   variants: {
     rmsprop: { weight_decay: 0.01 },
@@ -37,9 +38,13 @@ export default defineOptimizer({
   },
   slots: ({ momentum, centered }) => ["square_avg", ...(centered ? ["grad_avg"] : []), ...(momentum === 0 ? [] : ["momentum_buffer"])],
   allSlots: ["square_avg", "grad_avg", "momentum_buffer"],
+  moments: { square_avg: "square", momentum_buffer: "signed" },
   lateSlots: ["momentum_buffer"],
   squareSlots: ["square_avg"],
   fills: { grad_avg: null, momentum_buffer: null },
+  // The variance is a difference of two averages that are close to each other: rounding either could make it 0.
+  check: ({ centered, state_dtype }) =>
+    centered && state_dtype !== "F32" ? { field: "state_dtype", expected: "F32 where centered is true", found: state_dtype } : undefined,
   stages: ({ alpha, eps, weight_decay, momentum, centered }) => [
     {
       kernel: "rmsprop",

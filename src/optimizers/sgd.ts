@@ -1,4 +1,4 @@
-import { defineOptimizer, flag, number, rate } from "./_define.ts";
+import { defineOptimizer, flag, number, rate, stateDtype } from "./_define.ts";
 
 /**
  * SGD with momentum, dampening and Nesterov's form, as in torch.
@@ -23,6 +23,7 @@ export default defineOptimizer({
     weight_decay: rate(0, "Weight decay (L2): weight_decay times the parameter is added to the gradient"),
     nesterov: flag("Nesterov momentum: step along the gradient plus momentum times the buffer"),
     maximize: flag("Go up the gradient instead of down"),
+    state_dtype: stateDtype,
   },
   variants: {
     sgd: { lr: 0.1 },
@@ -31,6 +32,7 @@ export default defineOptimizer({
   },
   slots: ({ momentum }) => (momentum === 0 ? [] : ["momentum_buffer"]),
   allSlots: ["momentum_buffer"],
+  moments: { momentum_buffer: "signed" },
   lateSlots: ["momentum_buffer"],
   fills: { momentum_buffer: null },
   isStepless: true,

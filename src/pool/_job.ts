@@ -5,7 +5,8 @@
  *   job:   shard count, then all shards, then all units
  *   shard: index of its unit's first word, first element, element count
  *   unit:  1 if a result is suspect, call count, then its calls
- *   call:  kernel, pointer count, scalar count, then (address, bytes per element) for each pointer, then the scalars
+ *   call:  kernel, 1 if it runs block by block, pointer count, scalar count, then (address, bytes per element) for each pointer, then
+ *          the scalars
  */
 import type { Task } from "../codec/turns.ts";
 
@@ -13,14 +14,23 @@ import type { Task } from "../codec/turns.ts";
 export const SHARD_ELEMENTS = 65536;
 
 /** Each thread has this many scratch areas. An area has room for one shard of float64. */
-export const SCRATCH_AREAS = 3;
+export const SCRATCH_AREAS = 6;
 const SCRATCH_BYTES = SHARD_ELEMENTS * Float64Array.BYTES_PER_ELEMENT;
+
+/**
+ * Elements of a block. Widened moments of one block stay in the second-level cache between the calls that use them; those of a whole
+ * shard may not. A multiple of 64, the elements that share a scale.
+ */
+const BLOCK = 8192;
 
 /** A kernel has at most this many scalars. */
 export const MAX_SCALARS = 16;
 
+/** The most calls in a row that run block by block: a kernel, and two conversions for each widened moment. */
+const MAX_BLOCKED_CALLS = 8;
+
 /** One thread's scratch areas take this many bytes, with the kernel scalars that follow them. */
-export const THREAD_SCRATCH_BYTES = SCRATCH_AREAS * SCRATCH_BYTES + MAX_SCALARS * Float64Array.BYTES_PER_ELEMENT;
+export const THREAD_SCRATCH_BYTES = SCRATCH_AREAS * SCRATCH_BYTES + MAX_BLOCKED_CALLS * MAX_SCALARS * Float64Array.BYTES_PER_ELEMENT;
 
 /** The scratch memory of one thread. */
 export interface Scratch {
@@ -30,7 +40,7 @@ export interface Scratch {
 
 export const scratchIn = (memory: WebAssembly.Memory, address: number): Scratch => ({
   address,
-  scalars: new Float64Array(memory.buffer, address + SCRATCH_AREAS * SCRATCH_BYTES, MAX_SCALARS),
+  scalars: new Float64Array(memory.buffer, address + SCRATCH_AREAS * SCRATCH_BYTES, MAX_BLOCKED_CALLS * MAX_SCALARS),
 });
 
 /** A pointer operand of a kernel. */
@@ -41,14 +51,19 @@ export interface Pointer {
   readonly stride: number;
 }
 
-/** Returns a pointer to a scratch area of the thread that runs the shard. It passes data between the calls of a unit. */
-export const scratch = (area: number): Pointer => ({ address: -1 - area, stride: 0 });
+/**
+ * A scratch area of the thread that runs the shard. It carries data from one call of a unit to the next: a whole shard, or with
+ * stride 0 one block of the calls that run block by block.
+ */
+export const scratch = (area: number, stride = 0): Pointer => ({ address: -1 - area, stride });
 
 /** One call of a kernel, with its operands and scalars. */
 export interface Call {
   readonly kernel: number;
   readonly pointers: readonly Pointer[];
   readonly scalars: readonly number[];
+  /** True if the call may run on each block of a shard in turn, between its neighbours that do. It has no sums. */
+  readonly isBlocked?: boolean;
 }
 
 /** The calls for one tensor. All calls run on one shard before the next shard, so later calls find the data in the processor's cache. */
@@ -77,7 +92,7 @@ const shardsOf = ({ elements }: Unit): number => Math.ceil(elements / SHARD_ELEM
 /** Counts the shards of a job. */
 export const shardCount = (units: readonly Unit[]): number => units.reduce((sum, unit) => sum + shardsOf(unit), 0);
 
-const wordsOfCall = ({ pointers, scalars }: Call): number => 3 + 2 * pointers.length + scalars.length;
+const wordsOfCall = ({ pointers, scalars }: Call): number => 4 + 2 * pointers.length + scalars.length;
 
 /** Returns the length of the encoded job in float64 words. */
 export const jobWords = (units: readonly Unit[]): number =>
@@ -101,8 +116,9 @@ export function* writeJob(units: readonly Unit[], words: Float64Array): Task<num
     }
     words[at++] = 0;
     words[at++] = unit.calls.length;
-    for (const { kernel, pointers, scalars } of unit.calls) {
+    for (const { kernel, pointers, scalars, isBlocked } of unit.calls) {
       words[at++] = kernel;
+      words[at++] = isBlocked ? 1 : 0;
       words[at++] = pointers.length;
       words[at++] = scalars.length;
       for (const { address, stride } of pointers) {
@@ -144,13 +160,62 @@ export const runShard = (words: Float64Array, shard: number, kernels: readonly K
   const start = word(entry + 1);
   const count = word(entry + 2);
   for (let calls = word(at++); calls > 0; calls--) {
+    if (word(at + 1) === 1) {
+      const blocked: BlockedCall[] = [];
+      for (; calls > 0 && word(at + 1) === 1; calls--) {
+        blocked.push(blockedCall(words, at, blocked.length, scratch));
+        at += 4 + 2 * word(at + 2) + word(at + 3);
+      }
+      if (runBlocks(blocked, start, count, kernels, scratch.address)) words[unit] = 1;
+      if (calls === 0) break;
+    }
     const kernel = kernels[word(at)] as Kernel;
-    const pointers = word(at + 1);
-    const scalars = word(at + 2);
-    at += 3;
+    const pointers = word(at + 2);
+    const scalars = word(at + 3);
+    at += 4;
     const operands: number[] = [];
     for (let i = 0; i < pointers; i++, at += 2) operands.push(operandAddress(word(at), start * word(at + 1), scratch.address));
     for (let i = 0; i < scalars; i++) scratch.scalars[i] = word(at++);
     if (kernel(...operands, count, scratch.scalars.byteOffset)) words[unit] = 1;
   }
+};
+
+/** A call that runs block by block. Its scalars have memory of their own. */
+interface BlockedCall {
+  readonly kernel: number;
+  readonly addresses: Float64Array;
+  readonly strides: Float64Array;
+  readonly scalars: number;
+}
+
+const blockedCall = (words: Float64Array, at: number, index: number, scratch: Scratch): BlockedCall => {
+  const pointers = words[at + 2] as number;
+  const first = index * MAX_SCALARS;
+  const scalarsAt = at + 4 + 2 * pointers;
+  scratch.scalars.set(words.subarray(scalarsAt, scalarsAt + (words[at + 3] as number)), first);
+  const pairs = words.subarray(at + 4, scalarsAt);
+  return {
+    kernel: words[at] as number,
+    addresses: pairs.filter((_, word) => word % 2 === 0),
+    strides: pairs.filter((_, word) => word % 2 === 1),
+    scalars: scratch.scalars.byteOffset + first * Float64Array.BYTES_PER_ELEMENT,
+  };
+};
+
+/** Runs the calls on each block of a shard in turn. Returns true if a result is suspect. */
+const runBlocks = (calls: readonly BlockedCall[], start: number, count: number, kernels: readonly Kernel[], scratchAddress: number): boolean => {
+  let isSuspect = false;
+  for (let done = 0; done < count; done += BLOCK) {
+    const length = Math.min(BLOCK, count - done);
+    for (const { kernel, addresses, strides, scalars } of calls) {
+      const operands: number[] = [];
+      for (let i = 0; i < addresses.length; i++) {
+        const address = addresses[i] as number;
+        const stride = strides[i] as number;
+        operands.push(operandAddress(address, (start + done) * stride, scratchAddress) + (address < 0 ? done * stride : 0));
+      }
+      if ((kernels[kernel] as Kernel)(...operands, length, scalars)) isSuspect = true;
+    }
+  }
+  return isSuspect;
 };

@@ -33,6 +33,7 @@ def adadelta(
     eps: float = 0.000001,
     weight_decay: float = 0,
     maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """Adadelta.
 
@@ -45,6 +46,9 @@ def adadelta(
     weight_decay: Weight decay (L2): weight_decay times the parameter is added to
         the gradient.
     maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "adadelta",
@@ -53,6 +57,7 @@ def adadelta(
         "eps": eps,
         "weight_decay": weight_decay,
         "maximize": maximize,
+        "state_dtype": state_dtype,
     }
 
 
@@ -98,6 +103,7 @@ def adam(
     maximize: bool = False,
     eps_root: float = 0,
     nesterov: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """Adam.
 
@@ -113,6 +119,9 @@ def adam(
     maximize: Go up the gradient instead of down.
     eps_root: Added under the root, as in optax.
     nesterov: Use Nesterov's form of the first moment, as in optax.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "adam",
@@ -124,6 +133,7 @@ def adam(
         "maximize": maximize,
         "eps_root": eps_root,
         "nesterov": nesterov,
+        "state_dtype": state_dtype,
     }
 
 
@@ -134,6 +144,7 @@ def adamax(
     eps: float = 1e-8,
     weight_decay: float = 0,
     maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """Adamax.
 
@@ -146,6 +157,9 @@ def adamax(
     weight_decay: Weight decay (L2): weight_decay times the parameter is added to
         the gradient.
     maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "adamax",
@@ -154,6 +168,7 @@ def adamax(
         "eps": eps,
         "weight_decay": weight_decay,
         "maximize": maximize,
+        "state_dtype": state_dtype,
     }
 
 
@@ -168,6 +183,7 @@ def adamw(
     maximize: bool = False,
     eps_root: float = 0,
     nesterov: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """AdamW.
 
@@ -187,6 +203,9 @@ def adamw(
     maximize: Go up the gradient instead of down.
     eps_root: Added under the root, as in optax.
     nesterov: Use Nesterov's form of the first moment, as in optax.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "adamw",
@@ -199,6 +218,7 @@ def adamw(
         "maximize": maximize,
         "eps_root": eps_root,
         "nesterov": nesterov,
+        "state_dtype": state_dtype,
     }
 
 
@@ -217,6 +237,7 @@ def lamb(
     grad_averaging: bool = True,
     eps_root: float = 0,
     caution: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """LAMB.
 
@@ -242,6 +263,9 @@ def lamb(
     eps_root: Added under the root, as in optax.
     caution: Zero the elements of the update whose sign differs from the gradient's,
         and scale up the others (timm).
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "lamb",
@@ -258,6 +282,7 @@ def lamb(
         "grad_averaging": grad_averaging,
         "eps_root": eps_root,
         "caution": caution,
+        "state_dtype": state_dtype,
     }
 
 
@@ -274,6 +299,7 @@ def lars(
     trust_clip: bool = False,
     always_adapt: bool = False,
     lr_in_momentum: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """LARS.
 
@@ -297,6 +323,9 @@ def lars(
         trust_denominator sum uses 1 then.
     lr_in_momentum: Apply lr before the momentum buffer (optax) instead of after it
         (timm).
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "lars",
@@ -311,6 +340,7 @@ def lars(
         "trust_clip": trust_clip,
         "always_adapt": always_adapt,
         "lr_in_momentum": lr_in_momentum,
+        "state_dtype": state_dtype,
     }
 
 
@@ -321,6 +351,7 @@ def lion(
     weight_decay: float = 0,
     maximize: bool = False,
     caution: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """Lion.
 
@@ -334,6 +365,9 @@ def lion(
     maximize: Go up the gradient instead of down.
     caution: Zero the elements of the update whose sign differs from the gradient's,
         and scale up the others (timm).
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "lion",
@@ -342,6 +376,7 @@ def lion(
         "weight_decay": weight_decay,
         "maximize": maximize,
         "caution": caution,
+        "state_dtype": state_dtype,
     }
 
 
@@ -354,6 +389,7 @@ def nadam(
     decoupled_weight_decay: bool = False,
     momentum_decay: float = 0.004,
     maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """NAdam.
 
@@ -370,6 +406,9 @@ def nadam(
         times the parameter, instead of adding to the gradient.
     momentum_decay: Speed of the momentum's warm-up.
     maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "nadam",
@@ -380,6 +419,7 @@ def nadam(
         "decoupled_weight_decay": decoupled_weight_decay,
         "momentum_decay": momentum_decay,
         "maximize": maximize,
+        "state_dtype": state_dtype,
     }
 
 
@@ -390,6 +430,7 @@ def qhadam(
     nus: Sequence[float] = (0.7, 1),
     eps: float = 1e-8,
     weight_decay: float = 0,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """QHAdam.
 
@@ -403,6 +444,9 @@ def qhadam(
     eps: Added to the root of the second moment, after the bias correction.
     weight_decay: Weight decay (L2): weight_decay times the parameter is added to
         the gradient.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "qhadam",
@@ -411,6 +455,7 @@ def qhadam(
         "nus": nus,
         "eps": eps,
         "weight_decay": weight_decay,
+        "state_dtype": state_dtype,
     }
 
 
@@ -422,6 +467,7 @@ def qhadamw(
     eps: float = 1e-8,
     weight_decay: float = 0,
     weight_decay_scale: Literal["lr", "schedule", "none"] = "lr",
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """QHAdamW.
 
@@ -439,6 +485,9 @@ def qhadamw(
     weight_decay_scale: Factor of weight_decay: lr (torch), the schedule's factor
         lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and
         cyclic), or 1 (IPRally's QHAdamW).
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "qhadamw",
@@ -448,6 +497,7 @@ def qhadamw(
         "eps": eps,
         "weight_decay": weight_decay,
         "weight_decay_scale": weight_decay_scale,
+        "state_dtype": state_dtype,
     }
 
 
@@ -458,6 +508,7 @@ def qhm(
     nu: float,
     weight_decay: float = 0,
     weight_decay_type: Literal["grad", "direct"] = "grad",
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """QHM.
 
@@ -471,6 +522,9 @@ def qhm(
     weight_decay: Weight decay: a multiple of the parameter.
     weight_decay_type: Add the decay to the gradient, or subtract lr times it from
         the parameter.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "qhm",
@@ -479,6 +533,7 @@ def qhm(
         "nu": nu,
         "weight_decay": weight_decay,
         "weight_decay_type": weight_decay_type,
+        "state_dtype": state_dtype,
     }
 
 
@@ -490,6 +545,7 @@ def radam(
     weight_decay: float = 0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """RAdam.
 
@@ -504,6 +560,9 @@ def radam(
     decoupled_weight_decay: Decouple the weight decay: subtract lr*weight_decay
         times the parameter, instead of adding to the gradient.
     maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "radam",
@@ -513,6 +572,7 @@ def radam(
         "weight_decay": weight_decay,
         "decoupled_weight_decay": decoupled_weight_decay,
         "maximize": maximize,
+        "state_dtype": state_dtype,
     }
 
 
@@ -525,6 +585,7 @@ def rmsprop(
     momentum: float = 0,
     centered: bool = False,
     maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """RMSprop.
 
@@ -540,6 +601,9 @@ def rmsprop(
     momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
     centered: Divide by the deviation from the mean gradient (slot grad_avg).
     maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "rmsprop",
@@ -550,6 +614,7 @@ def rmsprop(
         "momentum": momentum,
         "centered": centered,
         "maximize": maximize,
+        "state_dtype": state_dtype,
     }
 
 
@@ -561,6 +626,7 @@ def sgd(
     weight_decay: float = 0,
     nesterov: bool = False,
     maximize: bool = False,
+    state_dtype: Literal["F32", "BF16", "Q8"] = "F32",
 ) -> dict[str, Any]:
     """SGD.
 
@@ -575,6 +641,9 @@ def sgd(
     nesterov: Nesterov momentum: step along the gradient plus momentum times the
         buffer.
     maximize: Go up the gradient instead of down.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
+        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
+        Parameters in F64 take F32.
     """
     return {
         "name": "sgd",
@@ -584,4 +653,5 @@ def sgd(
         "weight_decay": weight_decay,
         "nesterov": nesterov,
         "maximize": maximize,
+        "state_dtype": state_dtype,
     }

@@ -5,12 +5,14 @@ import type { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, inTurns, type Run, SerialQueue, type Task } from "../codec/turns.ts";
 import type { InitParams, NormsParams, PlanParams, ReduceParams, StepParams } from "../generated/wire.gen.ts";
+import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
 import { canonical } from "./canonical.ts";
 import { type Estimate, estimate } from "./estimate.ts";
 import { init } from "./init.ts";
 import { compile, type Layout, layoutBytes, type StepOptions } from "./layout.ts";
 import { type Matched, match, matchedBytes } from "./match.ts";
+import { convertMoments, planMoments } from "./moments.ts";
 import { type Norms, norms } from "./norms.ts";
 import { type Reduced, type ReduceFiles, reduce, type Update } from "./reduce.ts";
 import type { StepReport } from "./report.ts";
@@ -208,16 +210,22 @@ export class Engine {
 
   /** Reads a state. Throws STATE_CORRUPT. */
   async inspect(state: Uint8Array | string, lease: Lease): Promise<State> {
-    return this.withState(state, loadState(state, lease));
+    return this.withState(state, (run) => run(loadState(state, lease)));
   }
 
-  /** Runs a task on a state. A state with many tensors waits for other large calls. */
-  async withState<T>(state: Uint8Array | string, work: Task<T>): Promise<T> {
+  /** Converts the moments of a state to the format of `stateDtype`. Throws UNSUPPORTED_DTYPE. */
+  async convertMoments(state: State, optimizer: OptimizerDefinition, stateDtype: string, lease: Lease, queueTime: QueueTime, run: Run): Promise<void> {
+    const targets = await run(planMoments(state, optimizer, stateDtype, lease, this.#pool));
+    if (targets.length > 0) await convertMoments(targets, lease, this.#pool, queueTime);
+  }
+
+  /** Runs a call on a state. A state with many tensors waits for other large calls. */
+  async withState<T>(state: Uint8Array | string, call: (run: Run) => Promise<T> | T): Promise<T> {
     const head =
       typeof state === "string"
         ? Buffer.from(state.slice(0, LENGTH_FIELD_CHARACTERS), "base64")
         : Buffer.from(state.buffer, state.byteOffset, state.byteLength);
-    return this.#runCall(hasManyTensors({ bytes: head, plain: undefined }), async (run) => run(work));
+    return this.#runCall(hasManyTensors({ bytes: head, plain: undefined }), async (run) => call(run));
   }
 
   /** Runs a call. Large calls run one at a time. */

@@ -3,19 +3,7 @@ import { compareCanonical, compareUtf8, type Safetensors, type TensorInfo } from
 import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import { pointerEscape, StepdError } from "../errors/errors.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
-import {
-  codeDtype,
-  codesOf,
-  isCoded,
-  MASTER_PARAM,
-  type ParameterEntries,
-  readStateHeader,
-  type StateHeader,
-  scaleCount,
-  scaleOf,
-  slotDtype,
-  stateHeader,
-} from "./state.ts";
+import { codeDtype, codesOf, isCoded, MASTER_PARAM, type ParameterEntries, readStateHeader, type StateHeader, slotDtype, stateHeader } from "./state.ts";
 import { isSameShape } from "./tensors.ts";
 
 export interface StepHeaders {
@@ -107,23 +95,14 @@ const requireMatchingSlots = (name: string, { slots }: ParameterEntries, param: 
   const expected = slotDtype(param.dtype);
   if (slots.has(MASTER_PARAM) && expected === param.dtype) throw mismatch(`a BF16 or F16 parameter beside ${MASTER_PARAM}/${name}`, param.dtype);
   for (const [slot, { dtype, shape }] of slots) {
-    const codes = codesOf(slot);
-    if (codes !== undefined) {
-      const scales = [scaleCount(param.elements)];
-      if (!isCode(slots.get(codes)?.dtype)) throw mismatch(`codes in I8 or U8 in ${codes}/${name} beside ${slot}/${name}`, slots.get(codes)?.dtype ?? "none");
-      if (dtype !== "BF16" || !isSameShape(shape, scales)) throw mismatch(`${slot}/${name} to be BF16 [${scales}]`, `${dtype} [${shape}]`);
-      continue;
-    }
+    if (codesOf(slot) !== undefined) continue;
     const kind = moments[slot];
     const dtypes = kind && expected === "F32" ? [expected, "BF16", codeDtype(kind)] : [expected];
     if (!dtypes.includes(dtype) || !isSameShape(shape, param.shape)) {
       throw mismatch(`${slot}/${name} to be ${dtypes.join(" or ")} [${param.shape}] for a parameter in ${param.dtype}`, `${dtype} [${shape}]`);
     }
-    if (isCode(dtype) && !slots.has(scaleOf(slot))) throw mismatch(`${scaleOf(slot)}/${name} beside the codes ${slot}/${name}`, "none");
   }
 };
-
-const isCode = (dtype: string | undefined): boolean => dtype === "I8" || dtype === "U8";
 
 /** Estimates the heap size of matched headers, in bytes. */
 export const matchedBytes = ({ params, pairs, state }: Matched): number =>

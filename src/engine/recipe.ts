@@ -7,7 +7,7 @@ import { bytesOf } from "../codec/dtype.ts";
 import type { Hyperparameters, Stage, Values } from "../optimizers/registry.ts";
 import { scratch } from "../pool/pool.ts";
 import { absent, type Columns, fixed, GRADS, type KernelCall, NEW_SLOTS, type Operand, PARAMS, ROUNDED, STATE, sumsAt, tensorAt, WORKSPACE } from "./runner.ts";
-import { BLOCK_ELEMENTS, codesOf, MASTER_PARAM, scaleOf, slotDtype } from "./state.ts";
+import { BLOCK_ELEMENTS, codesOf, isCode, MASTER_PARAM, scaleOf, slotDtype } from "./state.ts";
 
 /** A target's `offsets` list its parameter, gradient, widened gradient and slots at these indexes. */
 export const [PARAM_AT, GRAD_AT, WIDE_GRAD_AT, SLOTS_AT] = [0, 1, 2, 3] as const;
@@ -168,6 +168,20 @@ export class Recipes {
     const stored = tensorAt(PARAMS, PARAM_AT, param);
     const single = param === "F32" ? stored : PARAM_SCRATCH;
     return [...this.#widen(param, "F32", stored, single), this.#convert("f32_bf16", single, tensorAt(ROUNDED, GRAD_AT, "BF16"))];
+  }
+
+  /** Builds the kernel calls that convert a slot. A target's offsets are its values, scales, float32 values, new values and new scales. */
+  moments(slot: string, kind: Moment["kind"], from: string, to: string): readonly KernelCall[] {
+    const wide = tensorAt(STATE, 2, "F32");
+    const moment = (dtype: string, at: number): Moment => ({
+      slot,
+      kind,
+      dtype,
+      values: tensorAt(STATE, at, dtype),
+      scales: isCode(dtype) ? tensorAt(STATE, at + 1, "BF16", BLOCK_ELEMENTS) : undefined,
+      wide,
+    });
+    return [...(from === "F32" ? [] : [this.#widenMoment(moment(from, 0))]), ...(to === "F32" ? [] : [this.#narrowMoment(moment(to, 3))])];
   }
 
   /** Widens a gradient into work memory, divides it by the loss scale, and computes its sums. */

@@ -79,6 +79,7 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Task<State
   const scalarSlots = Object.keys(optimizer.scalarSlots ?? {});
   const known = [...optimizer.allSlots, ...Object.keys(optimizer.moments ?? {}).map(scaleOf), MASTER_PARAM, ...scalarSlots, STEP];
   const parameters = new Map<string, ParameterEntries>();
+  let hasCodes = false;
   for (const [index, info] of tensors.entries()) {
     if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
     const { name: key, dtype, shape, offset } = info;
@@ -97,13 +98,34 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Task<State
     } else if (scalarSlots.includes(slot)) {
       requireScalar("F64");
       entries.scalars.set(slot, offset);
-    } else entries.slots.set(slot, info);
+    } else {
+      entries.slots.set(slot, info);
+      hasCodes ||= isCode(dtype) || codesOf(slot) !== undefined;
+    }
   }
-  for (const [parameter, { step }] of parameters) {
+  for (const [parameter, { step, slots }] of parameters) {
     if (step === undefined) throw corrupt(`a key step/${parameter} beside the slots of ${JSON.stringify(parameter)}`, "none");
+    if (hasCodes) requireScales(parameter, slots);
   }
   return { optimizer, revision: Number(revision), parameters };
 }
+
+/** Checks that codes and scales belong together. Throws STATE_CORRUPT. */
+const requireScales = (parameter: string, slots: ReadonlyMap<string, TensorInfo>): void => {
+  for (const [slot, { dtype, shape, elements }] of slots) {
+    if (isCode(dtype)) {
+      const scales = slots.get(scaleOf(slot));
+      const expected = `${scaleOf(slot)}/${parameter} to be BF16 [${scaleCount(elements)}]`;
+      if (scales?.dtype !== "BF16" || scales.shape.length !== 1 || scales.elements !== scaleCount(elements)) {
+        throw corrupt(expected, scales ? `${scales.dtype} [${scales.shape}]` : "none");
+      }
+    }
+    const codes = codesOf(slot);
+    if (codes !== undefined && !isCode(slots.get(codes)?.dtype)) {
+      throw corrupt(`${codes}/${parameter} in I8 or U8 beside its scales`, slots.get(codes)?.dtype ?? `none, and ${slot} in ${dtype} [${shape}]`);
+    }
+  }
+};
 
 /** A step count is an I64. It is read and written as two 32-bit halves. */
 const HALF_RANGE = 2 ** 32;
@@ -163,6 +185,8 @@ export const scaleCount = (elements: number): number => Math.ceil(elements / BLO
 /** The dtype of the codes of a slot in Q8. */
 export const codeDtype = (kind: "signed" | "square"): string => (kind === "signed" ? "I8" : "U8");
 
+export const isCode = (dtype: string | undefined): boolean => dtype === "I8" || dtype === "U8";
+
 /** True if Q8 stores a moment of so many elements as codes. */
 export const isCoded = (elements: number): boolean => elements >= MIN_CODED_ELEMENTS;
 
@@ -182,7 +206,7 @@ export const requiredSlots = (
 ): readonly (readonly [slot: string, dtype: string])[] => [
   ...optimizer.slots(values).flatMap((slot): [string, string][] => {
     const dtype = storedDtype(optimizer, values["state_dtype"], param, slot);
-    return dtype === "I8" || dtype === "U8"
+    return isCode(dtype)
       ? [
           [slot, dtype],
           [scaleOf(slot), "BF16"],

@@ -107,6 +107,14 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "description": "The optimizer of the result, of the same family; defaults to the state's own.",
         "type": "string"
       },
+      "state_dtype": {
+        "description": "The format of the result's moments; defaults to the format that they have, and to F32 in the formats of other libraries.",
+        "enum": [
+          "F32",
+          "BF16",
+          "Q8"
+        ]
+      },
       "fill": {
         "description": "Slots to add if they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.",
         "type": "array",

@@ -3,10 +3,11 @@
  * place in the arena from the request to the reply.
  */
 import type { Lease } from "../arena/arena.ts";
+import { bytesOf } from "../codec/dtype.ts";
 import type { Parts } from "../codec/parts.ts";
-import { ITEMS_PER_YIELD, type Task } from "../codec/turns.ts";
-import { MASTER_PARAM, type ParameterState, readState, type State, writeState } from "../engine/state.ts";
-import { loadBlob } from "../engine/tensors.ts";
+import { ITEMS_PER_YIELD, type Run, type Task } from "../codec/turns.ts";
+import { codesOf, MASTER_PARAM, type ParameterState, readState, type State, scaleOf, writeState } from "../engine/state.ts";
+import { type ArenaTensor, loadBlob } from "../engine/tensors.ts";
 import { describe, StepdError } from "../errors/errors.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
 import { exportState } from "./_export.ts";
@@ -19,7 +20,12 @@ export interface ConvertInput {
   readonly to: Convention;
   readonly optimizer: string | undefined;
   readonly fill: readonly string[];
+  /** The format of the new state's moments; undefined keeps the format that they have. */
+  readonly stateDtype: string | undefined;
 }
+
+/** Converts the moments of a state to another format. */
+export type ConvertMoments = (state: State, optimizer: OptimizerDefinition, stateDtype: string) => Promise<void>;
 
 export interface Converted {
   readonly state: Parts;
@@ -28,7 +34,24 @@ export interface Converted {
 }
 
 /** Converts a state. It overwrites the caller's bytes in the lease. */
-export function* convertState({ state: blob, from, to, optimizer: name, fill }: ConvertInput, lease: Lease): Task<Converted> {
+export const convertState = async (input: ConvertInput, lease: Lease, run: Run, convertMoments: ConvertMoments): Promise<Converted> => {
+  const source = await run(readInput(input, lease));
+  const isForeign = input.to.format !== "stepd";
+  if (isForeign && input.stateDtype !== undefined && input.stateDtype !== "F32") {
+    throw StepdError.mismatch("INVALID_PARAMS", "/state_dtype", `F32 or none for a file of ${input.to.format}, which has no narrow moments`, input.stateDtype);
+  }
+  const stateDtype = isForeign ? "F32" : input.stateDtype;
+  if (stateDtype !== undefined) await convertMoments(source.state, source.optimizer, stateDtype);
+  return run(writeResult(source, input, lease));
+};
+
+interface Input {
+  readonly state: State;
+  readonly lost: readonly string[];
+  readonly optimizer: OptimizerDefinition;
+}
+
+function* readInput({ state: blob, from, to, optimizer: name, fill }: ConvertInput, lease: Lease): Task<Input> {
   requireUsable(from, "from");
   requireUsable(to, "to");
   const target = name === undefined ? undefined : findOptimizer(name, "/optimizer");
@@ -39,8 +62,12 @@ export function* convertState({ state: blob, from, to, optimizer: name, fill }: 
   requireFamily(state, optimizer);
   const dropped = yield* dropSlots(state, optimizer);
   yield* fillSlots(state, optimizer, fill, lease);
+  return { state, lost: [...lost, ...dropped], optimizer };
+}
+
+function* writeResult({ state, lost, optimizer }: Input, { to }: ConvertInput, lease: Lease): Task<Converted> {
   const exported = to.format === "stepd" ? { state: yield* writeState(state, optimizer, lease), lost: [] } : yield* exportState(state, to, optimizer, lease);
-  return { state: exported.state, lost: [...lost, ...dropped, ...exported.lost] };
+  return { state: exported.state, lost: [...lost, ...exported.lost] };
 }
 
 const findOptimizer = (name: string, field: string): OptimizerDefinition => {
@@ -72,7 +99,7 @@ function* dropSlots({ parameters }: State, { name, allSlots, scalarSlots = {} }:
   for (const [parameter, { slots, scalars }] of parameters) {
     if (++read % ITEMS_PER_YIELD === 0) yield;
     const dropped = [
-      ...[...slots.keys()].filter((slot) => !allSlots.includes(slot) && slot !== MASTER_PARAM),
+      ...[...slots.keys()].filter((slot) => !allSlots.includes(codesOf(slot) ?? slot) && slot !== MASTER_PARAM),
       ...Object.keys(scalars).filter((slot) => !(slot in scalarSlots)),
     ];
     for (const slot of dropped) {
@@ -110,7 +137,14 @@ const fillSlot = (slots: ParameterState["slots"], slot: string, source: string |
     const expected = `${source ?? "another slot"} of ${firstNames([parameter])} beside it, whose shape it takes`;
     throw StepdError.mismatch("STATE_MISMATCH", field, expected, "none", [parameter]);
   }
-  const address = source === null ? lease.allocZeros(like.bytes) : lease.alloc(like.bytes);
-  if (source !== null && like.bytes > 0) lease.bytes.fill(lease.view(like.address, like.bytes), address, address + like.bytes);
-  slots.set(slot, { ...like, address });
+  const add = (slot: string, like: ArenaTensor): void => {
+    const address = source === null ? lease.allocZeros(like.bytes) : lease.alloc(like.bytes);
+    if (source !== null && like.bytes > 0) lease.bytes.fill(lease.view(like.address, like.bytes), address, address + like.bytes);
+    slots.set(slot, { ...like, address });
+  };
+  // Zeros are in the arithmetic dtype, whatever the format of the slot beside them.
+  const dtype = like.dtype === "F64" ? "F64" : "F32";
+  add(slot, source === null ? { ...like, dtype, bytes: like.elements * (bytesOf(dtype) as number) } : like);
+  const scales = source === null ? undefined : slots.get(scaleOf(source));
+  if (scales) add(scaleOf(slot), scales);
 };

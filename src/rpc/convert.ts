@@ -10,8 +10,9 @@ export const convert: Method<ConvertParams> = {
   result: "convert-result.schema.json",
   rest: { verb: "POST", path: "/v1/state/convert" },
 
-  async handle(call, { engine, blobs, lease }) {
-    const { state, from = { format: "stepd" }, to = { format: "stepd" }, optimizer, fill = [] } = await blobs.load(call, lease);
-    return engine.withState(state, convertState({ state, from, to, optimizer, fill }, lease));
+  async handle(call, { engine, blobs, lease, queueTime }) {
+    const { state, from = { format: "stepd" }, to = { format: "stepd" }, optimizer, fill = [], state_dtype: stateDtype } = await blobs.load(call, lease);
+    const input = { state, from, to, optimizer, fill, stateDtype };
+    return engine.withState(state, (run) => convertState(input, lease, run, (...moments) => engine.convertMoments(...moments, lease, queueTime, run)));
   },
 };

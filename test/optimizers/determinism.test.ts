@@ -9,7 +9,7 @@ import { gradsAt, LARGE, run, SMALL, type StepReply, startParams } from "../supp
 import { requireSame } from "../support/same.ts";
 import { JSON_TYPE, TestService } from "../support/service.ts";
 import { readState, readTensors, type TestState, type TestTensors, writeTensors } from "../support/tensors.ts";
-import { type Variant, variants } from "../support/variants.ts";
+import { narrowVariants, type Variant, variants } from "../support/variants.ts";
 
 const STEPS = 3;
 
@@ -41,7 +41,8 @@ const requireSameReply = (found: StepReply, expected: StepReply): void => {
 };
 
 suite("the same bytes on any machine", () => {
-  for (const { label, optimizer } of variants) {
+  const narrow = narrowVariants.filter(({ optimizer: { name } }) => name === "adamw" || name === "lamb");
+  for (const { label, optimizer } of [...variants, ...narrow]) {
     test(label, async () => {
       const replies = await Promise.all([...services.values()].map((machine) => run(machine, { optimizer, shapes: LARGE, steps: STEPS })));
       for (const reply of replies.slice(1)) requireSameReply(reply, replies[0] as StepReply);

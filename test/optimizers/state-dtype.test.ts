@@ -119,6 +119,41 @@ test("a group has its own format, and inspect names the dtypes", async () => {
   assert.deepEqual(tensors["c"]?.slots, all("F32", "F32"));
 });
 
+suite("state.convert", () => {
+  const convert = async (state: Uint8Array, more: object): Promise<Uint8Array> =>
+    (await service.call<{ state: Uint8Array }>("state.convert", { state, ...more })).state;
+  const params = writeTensors(startParams(SHAPES));
+  const grads = writeTensors(gradsAt(SHAPES, 1));
+  const after = async (state_dtype: string): Promise<Uint8Array> => (await step({ name: "adamw", state_dtype }, params, grads, null)).state;
+  test("rounds a state in F32 as the step does that made it", async () => {
+    const exact = await after("F32");
+    for (const state_dtype of ["BF16", "Q8"]) assert.ok(Buffer.from(await convert(exact, { state_dtype })).equals(Buffer.from(await after(state_dtype))));
+    assert.ok(Buffer.from(await convert(exact, { state_dtype: "F32" })).equals(Buffer.from(exact)));
+  });
+  test("widens exactly, also from one narrow format to the other, and before it fills", async () => {
+    for (const from of ["BF16", "Q8"]) {
+      const state = await after(from);
+      const wide = await convert(state, { state_dtype: "F32" });
+      assert.deepEqual(storedIn(wide).stored, storedIn(widened(state)).stored);
+      for (const state_dtype of ["BF16", "Q8"].filter((other) => other !== from)) {
+        assert.ok(Buffer.from(await convert(state, { state_dtype })).equals(Buffer.from(await convert(wide, { state_dtype }))));
+      }
+      const filled = storedIn(await convert(state, { fill: ["max_exp_avg_sq"] })).stored;
+      assert.deepEqual(filled.get("max_exp_avg_sq/coded"), filled.get("exp_avg_sq/coded"));
+      assert.ok(Buffer.from(await convert(state, {})).equals(Buffer.from(state)));
+    }
+  });
+  test("writes files of other libraries in F32, and refuses a narrow format there", async () => {
+    const [state, to] = [await after("Q8"), { format: "torch" }];
+    assert.ok(Buffer.from(await convert(state, { to })).equals(Buffer.from(await convert(widened(state), { to }))));
+    const error = await convert(state, { to, state_dtype: "BF16" }).then(
+      () => undefined,
+      (error: RpcError) => error.data,
+    );
+    assert.deepEqual([error?.name, error?.field], ["INVALID_PARAMS", "/state_dtype"]);
+  });
+});
+
 suite("refusals", () => {
   const shapes = { w: [64, 64] } as const;
   const params = writeTensors(startParams(shapes));
@@ -155,7 +190,7 @@ suite("refusals", () => {
     const kind = await changed('"exp_avg/w":{"dtype":"I8"', '"exp_avg/w":{"dtype":"U8"');
     assert.deepEqual([kind.name, kind.expected], ["STATE_MISMATCH", "exp_avg/w to be F32 or BF16 or I8 [64,64] for a parameter in F32"]);
     const scales = await changed('"exp_avg.scale/w":{"dtype":"BF16","shape":[64]', '"exp_avg.scale/w":{"dtype":"F16", "shape":[64]');
-    assert.deepEqual([scales.name, scales.expected, scales.found], ["STATE_MISMATCH", "exp_avg.scale/w to be BF16 [64]", "F16 [64]"]);
+    assert.deepEqual([scales.name, scales.expected, scales.found], ["STATE_CORRUPT", "exp_avg.scale/w to be BF16 [64]", "F16 [64]"]);
     const missing = await changed('"exp_avg.scale/w"', '"exp_avg.scale/v"');
     assert.equal(missing.name, "STATE_CORRUPT");
   });

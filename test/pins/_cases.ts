@@ -7,7 +7,7 @@ import type { TestService } from "../support/service.ts";
 import { readFile, type TestTensor, type TestTensors, writeTensors } from "../support/tensors.ts";
 import { DTYPES, type Dtype, typed, writeTyped } from "../support/typed.ts";
 import { updateOf, writeUpdate } from "../support/updates.ts";
-import { type Variant, variants } from "../support/variants.ts";
+import { narrowVariants, type Variant, variants } from "../support/variants.ts";
 
 export interface Case {
   /** The optimizer to which the bits belong, or a part of the service in `REVISIONS`. */
@@ -69,6 +69,9 @@ const hashReport = (hash: Hash, report: object): void => {
 /** Tensors too large for the main thread, with several blocks and odd ends. */
 const LARGE = { "encoder.weight": [211, 331], "encoder/bias": [66_001], scale: [], ünï: [3] } as const;
 
+/** A tensor with moments in 8 bits, a smaller one, and odd ends. */
+const CODED = { coded: [4096 + 21], small: [99], scale: [], empty: [0] } as const;
+
 interface Reply extends StepReply {
   readonly lr: number;
   readonly stats?: object;
@@ -101,6 +104,7 @@ const fileOf = (key: string, make: () => TestTensors, dtype: Dtype): Buffer => {
 const keys = new Map<object, string>([
   [SMALL, "small"],
   [LARGE, "large"],
+  [CODED, "coded"],
 ]);
 
 /** Takes steps and hashes each reply. */
@@ -302,6 +306,21 @@ const averageCases: readonly Case[] = AVERAGED.flatMap(({ name, ...more }) =>
   ),
 );
 
+const momentCases: readonly Case[] = narrowVariants.flatMap(({ label, optimizer }) => [
+  {
+    owner: optimizer.name,
+    label: `${label}: inline`,
+    isLarge: false,
+    digest: (service) => hashRun(service, { optimizer, shapes: CODED, steps: SMALL_STEPS, dtype: "F32" }),
+  },
+  {
+    owner: optimizer.name,
+    label: `${label}: on workers`,
+    isLarge: true,
+    digest: (service) => hashRun(service, { optimizer, shapes: LARGE, steps: LARGE_STEPS, dtype: "F32" }),
+  },
+]);
+
 interface Norms {
   readonly tensors: Readonly<Record<string, Readonly<Record<string, number>>>>;
   readonly grad_norm: number;
@@ -414,6 +433,7 @@ export const cases: readonly Case[] = [
   ...variants.flatMap(variantCases),
   ...optionCases,
   ...averageCases,
+  ...momentCases,
   ...normCases,
   ...reduceCases,
   ...scheduleCases,

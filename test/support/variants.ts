@@ -15,3 +15,14 @@ export const variants: readonly Variant[] = [...registry.values()].flatMap(({ na
     isGlobal: normLimit !== undefined && (settings[normLimit] ?? null) !== null,
   })),
 );
+
+/** One variant of each optimizer with moments, in each narrow format. They take no parameters in F64. */
+export const narrowVariants: readonly Variant[] = [...registry.values()].flatMap(({ name, moments, variants: ofOptimizer }) => {
+  if (!moments) return [];
+  const [label, settings] = Object.entries(ofOptimizer).findLast(([, { centered }]: [string, { centered?: unknown }]) => centered !== true) ?? [name, {}];
+  return ["BF16", "Q8"].map((state_dtype) => ({
+    label: `${label}, moments in ${state_dtype}`,
+    optimizer: { name, ...settings, state_dtype },
+    isGlobal: variants.some((variant) => variant.label === label && variant.isGlobal),
+  }));
+});

@@ -184,6 +184,10 @@ to?: undefined | Convention
  */
 optimizer?: undefined | string
 /**
+ * The format of the result's moments; defaults to the format that they have, and to F32 in the formats of other libraries.
+ */
+state_dtype?: undefined | ("F32" | "BF16" | "Q8")
+/**
  * Slots to add if they are missing: max_exp_avg_sq as a copy of exp_avg_sq; momentum_buffer and grad_avg as zeros.
  */
 fill?: undefined | readonly string[]

@@ -45,6 +45,8 @@ type ConvertRequest struct {
 	Optimizer string
 	// Fill lists slots to add if they are missing.
 	Fill []string
+	// StateDType is the format of the result's moments: F32, BF16 or Q8. Empty keeps the format that they have.
+	StateDType string
 }
 
 // Converted is a converted state.
@@ -70,6 +72,9 @@ func (c *Client) Convert(ctx context.Context, request ConvertRequest) (*Converte
 	}
 	if request.Fill != nil {
 		fields = append(fields, field{"fill", request.Fill})
+	}
+	if request.StateDType != "" {
+		fields = append(fields, field{"state_dtype", request.StateDType})
 	}
 	reply, err := c.callWithoutFiles(ctx, "/v1/state/convert", fields)
 	if err == nil && reply.state == nil {

@@ -46,6 +46,7 @@ const steps: readonly (readonly [file: string, about: string, settings: Readonly
   ["f16", "F16 parameters, F32 gradients", { optimizer: adamw, params: recast(params, "F16") }],
   ["master-weights", "float32 master copies of BF16 parameters", { optimizer: adamw, params: recast(params, "BF16"), master_weights: true }],
   ["stochastic-rounding", "BF16 with stochastic rounding by seed", { optimizer: adamw, params: recast(params, "BF16"), stochastic_rounding: { seed: 7 } }],
+  ["moments-bf16", "moments in BF16", { optimizer: { name: "adamw", lr: 0.1, state_dtype: "BF16" } }],
   ["lamb-stats", "LAMB with its trust ratios", { optimizer: { name: "lamb", lr: 0.1 }, stats: "tensor" }],
   [
     "groups-schedule",

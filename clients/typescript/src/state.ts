@@ -5,10 +5,10 @@ import { compareUtf8, dataStartOf, type FileTensor, fileOf, LENGTH_BYTES, readFi
 const FORMAT = "stepd.state/1";
 
 /**
- * Rank of each dtype in the canonical order of entries: I64 step counts, then F64, then F32. Equal ranks follow the UTF-8 order
- * of the key.
+ * Rank of each dtype in the canonical order of entries: I64 step counts, then the slots from wide to narrow. Equal ranks follow
+ * the UTF-8 order of the key.
  */
-const DTYPE_RANK: Readonly<Record<string, number>> = { I64: 0, F64: 1, F32: 2 };
+const DTYPE_RANK: Readonly<Record<string, number>> = { I64: 0, F64: 1, F32: 2, BF16: 3, I8: 4, U8: 5 };
 
 const slotOf = (key: string): string => key.slice(0, key.indexOf("/"));
 const parameterOf = (key: string): string => key.slice(key.indexOf("/") + 1);
@@ -89,7 +89,7 @@ export class State {
         `expected states of ${first.optimizer} revision ${first.revision}, found one of ${different.optimizer} revision ${different.revision}`,
       );
     const entries = states.flatMap((state) => [...state.#readAll()]);
-    entries.sort(([a, { dtype: left }], [b, { dtype: right }]) => (DTYPE_RANK[left] ?? 3) - (DTYPE_RANK[right] ?? 3) || compareUtf8(a, b));
+    entries.sort(([a, { dtype: left }], [b, { dtype: right }]) => (DTYPE_RANK[left] ?? 6) - (DTYPE_RANK[right] ?? 6) || compareUtf8(a, b));
     const duplicate = entries.find(([key], index) => key === entries[index + 1]?.[0]);
     if (duplicate) throw new RangeError(`${JSON.stringify(duplicate[0])} stands in two of the states`);
     return first.#build(entries);

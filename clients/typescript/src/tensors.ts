@@ -1,11 +1,11 @@
 /** Converts typed arrays to the safetensors files that carry them, and back. */
 
-export type DType = "F32" | "F64" | "BF16" | "F16";
+export type DType = "F32" | "F64" | "BF16" | "F16" | "I8" | "U8";
 
 /** A tensor's data in row-major order. BF16 and F16 are raw bits, because not every platform has such arrays. */
 export interface Tensor {
   readonly shape: readonly number[];
-  readonly data: Float32Array | Float64Array | Uint16Array;
+  readonly data: Float32Array | Float64Array | Uint16Array | Int8Array | Uint8Array;
   /** Required for Uint16Array (BF16 or F16). Otherwise the array's type implies the dtype. */
   readonly dtype?: DType | undefined;
 }
@@ -30,7 +30,7 @@ export interface SafetensorsFile {
 }
 
 /** Bytes per element of each dtype in parameters and slots. */
-const DTYPE_BYTES: Readonly<Record<string, number>> = { F32: 4, F64: 8, BF16: 2, F16: 2, I64: 8, I32: 4 };
+const DTYPE_BYTES: Readonly<Record<string, number>> = { F32: 4, F64: 8, BF16: 2, F16: 2, I64: 8, I32: 4, I8: 1, U8: 1 };
 
 /** A safetensors file begins with the length of its header, in this many bytes. */
 export const LENGTH_BYTES = 8;
@@ -182,6 +182,8 @@ export const toTensor = ({ dtype, shape, bytes }: FileTensor): Tensor => {
   if (dtype === "F32") return { shape, data: new Float32Array(buffer, byteOffset, byteLength / width) };
   if (dtype === "F64") return { shape, data: new Float64Array(buffer, byteOffset, byteLength / width) };
   if (dtype === "BF16" || dtype === "F16") return { shape, data: new Uint16Array(buffer, byteOffset, byteLength / width), dtype };
+  if (dtype === "I8") return { shape, data: new Int8Array(buffer, byteOffset, byteLength), dtype };
+  if (dtype === "U8") return { shape, data: new Uint8Array(buffer, byteOffset, byteLength), dtype };
   throw new RangeError(`a tensor of dtype ${dtype} is none that stepd steps`);
 };
 

@@ -39,6 +39,7 @@ export const toTensor = ({ shape, dtype = "F32", values }: WireTensor): Tensor =
   const numbers = values.map((value) => floatOf(value) as number);
   if (dtype === "F64") return { shape, data: Float64Array.from(numbers) };
   if (dtype === "F32") return { shape, data: Float32Array.from(numbers) };
+  if (dtype !== "BF16" && dtype !== "F16") throw new RangeError(`no tensor of a case has dtype ${dtype}`);
   return { shape, dtype, data: Uint16Array.from(numbers, (value) => bitsOf(value, dtype)) };
 };
 

@@ -293,11 +293,12 @@ class AsyncClient:
         target: Convention | None = None,
         optimizer: str | None = None,
         fill: Sequence[str] | None = None,
+        state_dtype: str | None = None,
         timeout: float | Timeout | None = None,
     ) -> Conversion:
         """Convert a state to or from other formats, as :meth:`Client.convert` does."""
         return await self._run(
-            calls.convert(state, source, target, optimizer, fill, self._shared), timeout
+            calls.convert(state, source, target, optimizer, fill, state_dtype, self._shared), timeout
         )
 
     async def evaluate_schedule(

@@ -537,6 +537,7 @@ def convert(
     target: Convention | None,
     optimizer: str | None,
     fill: Sequence[str] | None,
+    state_dtype: str | None,
     shared: SharedFolder | None = None,
 ) -> Call[Conversion]:
     if isinstance(state, (bytes, bytearray, memoryview)):
@@ -551,11 +552,14 @@ def convert(
         require_text("optimizer", optimizer)
     if fill is not None:
         require_texts("fill", fill)
+    if state_dtype is not None:
+        require_text("state_dtype", state_dtype)
     fields = {
         "from": source,
         "to": target,
         "optimizer": optimizer,
         "fill": fill,
+        "state_dtype": state_dtype,
         "state": Blob(own),
     }
     return _post(

@@ -243,6 +243,7 @@ class Client:
         target: Convention | None = None,
         optimizer: str | None = None,
         fill: Sequence[str] | None = None,
+        state_dtype: str | None = None,
         timeout: float | Timeout | None = None,
     ) -> Conversion:
         """Convert a state to or from the formats of torch, qhoptim and optax.
@@ -251,9 +252,10 @@ class Client:
         ``source``: ``{"format": "torch", "optimizer": "adamw", "names": [...]}``.
         ``target`` is the result's convention; both default to stepd's own.
         ``optimizer`` may be another optimizer of the same family, and ``fill`` lists
-        slots to add.
+        slots to add. ``state_dtype`` is the format of the result's moments: ``"F32"``,
+        ``"BF16"`` or ``"Q8"``.
         """
-        call = calls.convert(state, source, target, optimizer, fill, self._shared)
+        call = calls.convert(state, source, target, optimizer, fill, state_dtype, self._shared)
         return self._run(call, timeout)
 
     def evaluate_schedule(

@@ -30,6 +30,8 @@ class State(Mapping[str, Array]):
     The state is a read-only mapping. ``<slot>/<parameter>`` is an array of the
     parameter's shape in float32, or float64 for float64 parameters;
     ``step/<parameter>`` is an int64 scalar. The arrays are views of the file's bytes.
+    ``state_dtype`` stores moments in bfloat16, or as int8 and uint8 codes with
+    ``<slot>.scale/<parameter>``; :meth:`Client.convert` widens them.
     """
 
     def __init__(self, file: Source) -> None:

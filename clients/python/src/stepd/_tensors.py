@@ -36,9 +36,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
     "BF16": bfloat16,
+    "F16": np.dtype("<f2"),
     "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
 }
 
 _LENGTH_BYTES = 8

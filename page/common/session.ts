@@ -26,9 +26,12 @@ const UNAUTHENTICATED = 401;
 export const request = async (path: string, init: RequestInit = {}): Promise<Response> => {
   for (;;) {
     const headers = new Headers(init.headers);
-    if (token !== undefined) headers.set("Authorization", `Bearer ${token}`);
+    const used = token;
+    if (used !== undefined) headers.set("Authorization", `Bearer ${used}`);
     const response = await fetch(new URL(path, root), { ...init, headers });
     if (response.status !== UNAUTHENTICATED) return response;
+    // Another request may have got a new token meanwhile.
+    if (token !== used) continue;
     await askForToken("The server does not know this token.");
   }
 };

@@ -31,7 +31,7 @@ const namesIn = (text: string): readonly string[] =>
 export const Convert = ({ checkpoint, file, definitions }: { readonly checkpoint: Checkpoint; readonly file: File; readonly definitions: Definitions }) => {
   const isForeign = checkpoint.format !== "stepd";
   const [target, setTarget] = useState<Target>(isForeign ? "stepd" : "torch");
-  const [source, setSource] = useState(checkpoint.optimizer ?? "adamw");
+  const [source, setSource] = useState(checkpoint.optimizer !== undefined && definitions.has(checkpoint.optimizer) ? checkpoint.optimizer : "adamw");
   const [wanted, setWanted] = useState("");
   const [names, setNames] = useState("");
   const [step, setStep] = useState("");

@@ -192,12 +192,12 @@ export const examine = async (
 /** A line about a checkpoint. */
 export const summarize = (checkpoint: Checkpoint): string => {
   const { format, optimizer, isOptimizerNamed, steps, tensors } = checkpoint;
+  if (format === "weights") return `Weights: ${plural(parametersOf(checkpoint).length, "parameter")}.`;
   const kinds = {
     stepd: "state of stepd",
     torch: "state of a torch optimizer",
     qhoptim: "state of qhoptim",
     optax: "state of optax",
-    weights: "weights",
   } as const;
   const counts = [...new Set(steps.values())].sort((a, b) => a - b);
   const step =

@@ -37,6 +37,8 @@ interface Inert {
   readonly inert: string;
 }
 
+const isInert = (value: unknown): value is Inert => typeof value === "object" && value !== null && "inert" in value;
+
 interface Storage {
   readonly dtype: DType;
   readonly key: string;
@@ -214,6 +216,10 @@ const SIGNS: readonly (readonly [optimizer: string, isIt: (values: Readonly<Reco
   ["rmsprop", (values) => "centered" in values],
   ["qhadam", (values) => "nus" in values],
   ["sgd", (values) => "dampening" in values],
+  ["muon", (values) => "ns_steps" in values],
+  ["asgd", (values) => "lambd" in values],
+  ["rprop", (values) => "etas" in values],
+  ["radam", (values) => "betas" in values && "decoupled_weight_decay" in values && !("amsgrad" in values)],
   ["adamw", (values) => "betas" in values && values["decoupled_weight_decay"] === true && "amsgrad" in values],
   ["adam", (values) => "betas" in values && values["decoupled_weight_decay"] === false && "amsgrad" in values],
   ["adamw", (values) => "betas" in values && "amsgrad" in values],
@@ -300,6 +306,11 @@ export const readTorch = async (file: File): Promise<{ readonly checkpoint: Chec
     const weights = [...(findWeights(root) ?? new Map())].filter((entry): entry is [unknown, PickledTensor] => entry[1] instanceof PickledTensor);
     const [danger] = findings;
     if (weights.length === 0 && danger?.code === "runs-code") throw new Unreadable(danger.code, danger.sentence);
+    if (weights.length === 0 && isInert(root))
+      throw new Unreadable(
+        "whole-object",
+        `The file holds a whole Python object, “${root.inert}”, not its state_dict(). Load it where its class is installed, and save its state_dict().`,
+      );
     if (weights.length === 0)
       throw new Unreadable("not-a-checkpoint", "The file of torch.save has neither an optimizer's state (state and param_groups) nor weights.");
     const tensors = weights.map(([name, tensor]) => tensorOf("", String(name), tensor));

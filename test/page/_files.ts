@@ -114,6 +114,7 @@ export const brokenFiles = (): readonly Broken[] => {
     { code: "unknown-optimizer", file: stateFile(state(), "adamx"), sentence: /“adamx”/ },
     { code: "no-optimizer-state", file: stateFile(weights, "adamw", (entries) => delete entries["__metadata__"]), sentence: /weights and no optimizer state/ },
     { code: "no-optimizer-state", file: torchFile("weights"), sentence: /start(s)? its moments and its step count at zero/ },
+    { code: "whole-object", file: torchFile("whole"), sentence: /“torch\.optim\.sgd\.SGD”, not its state_dict\(\)/ },
     { code: "missing-slot", file: stateFile(without("exp_avg_sq/layer.bias")), sentence: /“layer\.bias” lacks the slot exp_avg_sq/ },
     { code: "missing-step", file: stateFile(without("step/layer.bias")), sentence: /“layer\.bias” has slots but no step/ },
     {

@@ -54,7 +54,8 @@ suite("the doctor reads", () => {
     );
     const sgd = await read(torchFile("sgd"));
     assert.deepEqual([sgd.optimizer, sgd.tensors.map(({ slot }) => slot)], ["sgd", ["momentum_buffer", "momentum_buffer"]]);
-    for (const name of ["adamw", "adamw-names", "sgd"]) assert.deepEqual(codes(await diagnose(torchFile(name))), [], name);
+    assert.equal((await read(torchFile("radam"))).optimizer, "radam");
+    for (const name of ["adamw", "adamw-names", "sgd", "radam"]) assert.deepEqual(codes(await diagnose(torchFile(name))), [], name);
   });
 
   test("tensors in BF16, and tensors whose strides are not in row-major order", async () => {

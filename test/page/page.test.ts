@@ -267,6 +267,15 @@ suite("page", () => {
       await page.getByRole("textbox", { name: "Token" }).fill("0123456789abcdefghij");
       await page.keyboard.press("Enter");
       await page.locator("dd", { hasText: "every call needs one" }).waitFor();
+      // The reference of the API sends its calls by itself.
+      await page.getByRole("link", { name: "API", exact: true }).click();
+      await page
+        .getByRole("button", { name: /^POST .*schedule/ })
+        .first()
+        .click();
+      await page.getByRole("button", { name: "Try it out" }).click();
+      await page.getByRole("button", { name: "Execute" }).click();
+      await page.locator(".live-responses-table").getByText("200", { exact: true }).waitFor();
       assert.doesNotMatch(
         (await page.evaluate("JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie, location.href])")) as string,
         /0123456789/,

@@ -54,6 +54,8 @@ save(
     },
 )
 save("weights", model().state_dict())
+save("whole", trained(torch.optim.SGD(model().parameters(), lr=0.1), 1))
+save("radam", trained(torch.optim.RAdam(model().parameters()), 2).state_dict())
 save("harmful", {"optimizer": adamw(), "callback": Harmful()})
 save("old", adamw(), _use_new_zipfile_serialization=False)
 

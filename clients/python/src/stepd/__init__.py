@@ -34,6 +34,7 @@ from ._timeout import Timeout
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from . import flower as flower
     from . import optax as optax
     from . import torch as torch
     from ._async_client import AsyncClient
@@ -77,6 +78,6 @@ def __getattr__(name: str) -> Any:
         from ._async_client import AsyncClient
 
         return AsyncClient
-    if name in ("optax", "torch"):
+    if name in ("flower", "optax", "torch"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

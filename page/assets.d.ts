@@ -1,2 +1,2 @@
-/** esbuild collects the style sheets that modules import. */
+/** Lets modules import style sheets. esbuild collects the sheets into one file. */
 declare module "*.css";

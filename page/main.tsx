@@ -1,4 +1,4 @@
-/** The page: its frame, the panels, and the dialog that asks for a token. */
+/** Renders the page: its frame, the panels, and the dialog that asks for a token. */
 import { type ComponentType, render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { asset, Failure, messageOf, type PanelProps } from "./common/panel.tsx";
@@ -24,8 +24,8 @@ const PANELS: readonly Panel[] = [
 
 const FIRST = PANELS[0] as Panel;
 
-/** The panel and its setting in the address, such as #try?optimizers=adam. */
-const place = (): { readonly panel: Panel; readonly setting: string } => {
+/** Reads the panel and its setting from the page's address, such as #try?optimizers=adam. */
+const readPlace = (): { readonly panel: Panel; readonly setting: string } => {
   const [, id = "", setting = ""] = /^#([^?]*)\??(.*)$/.exec(location.hash) ?? [];
   return { panel: PANELS.find((panel) => panel.id === id) ?? FIRST, setting };
 };
@@ -33,7 +33,7 @@ const place = (): { readonly panel: Panel; readonly setting: string } => {
 const THEMES = ["system", "light", "dark"] as const;
 type Theme = (typeof THEMES)[number];
 
-/** Browsers without storage, or with storage turned off, follow the system. */
+/** Reads the visitor's choice of a theme. Without storage, the page follows the system's theme. */
 const storedTheme = (): Theme => {
   try {
     return THEMES.find((theme) => theme === localStorage.getItem("stepd-theme")) ?? "system";
@@ -50,7 +50,7 @@ const ThemeChoice = () => {
     try {
       localStorage.setItem("stepd-theme", theme);
     } catch {
-      // The choice then holds until the page is closed.
+      // Without storage, the choice is lost when the page is closed.
     }
   }, [theme]);
   return (
@@ -70,7 +70,7 @@ interface Question {
   readonly answer: (token: string) => void;
 }
 
-/** Tokens are visible ASCII; others would make an invalid header. */
+/** A token consists of visible ASCII characters. Others would make the header invalid. */
 const TOKEN = "[\\x21-\\x7e]+";
 
 const TokenDialog = () => {
@@ -105,13 +105,13 @@ const TokenDialog = () => {
 };
 
 const Frame = () => {
-  const [{ panel, setting }, setPlace] = useState(place);
+  const [{ panel, setting }, setPlace] = useState(readPlace);
   const [summary, setSummary] = useState<Summary>();
   const [error, setError] = useState<string>();
   const [loaded, setLoaded] = useState<{ readonly id: string; readonly Content: ComponentType<PanelProps> }>();
   const main = useRef<HTMLElement>(null);
   useEffect(() => {
-    const onMove = (): void => setPlace(place());
+    const onMove = (): void => setPlace(readPlace());
     addEventListener("hashchange", onMove);
     return () => removeEventListener("hashchange", onMove);
   }, []);

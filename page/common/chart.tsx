@@ -1,4 +1,4 @@
-/** A line chart by uPlot, in the colors of the theme, with a text for screen readers. */
+/** Draws line charts with uPlot. Charts follow the theme's colors and have a text for screen readers. */
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 
@@ -7,13 +7,13 @@ export interface Series {
   readonly values: readonly (number | null)[];
 }
 
-/** Colors that stay apart for color-blind readers, with enough contrast in both themes. */
+/** Color-blind readers can distinguish these colors, and their contrast is sufficient in both themes. */
 export const COLORS = ["#3574d4", "#c2571a", "#2a8a4a", "#a344a8", "#b8860b", "#d03a5a", "#1f8a8a", "#7a6ad8", "#8a6a4a", "#6a7a8a"] as const;
 
 export const colorOf = (index: number): string => COLORS[index % COLORS.length] as string;
 
 interface ChartProps {
-  /** What the chart shows, for screen readers. */
+  /** A description of the chart for screen readers. */
   readonly title: string;
   readonly x: readonly number[];
   readonly series: readonly Series[];
@@ -28,7 +28,7 @@ export const Chart = ({ title, x, series, format = String, formatX = String, hei
   const plot = useRef<uPlot>(undefined);
   const data = [x, ...series.map(({ values }) => values)] as unknown as uPlot.AlignedData;
   const labels = series.map(({ label }) => label).join("\n");
-  // New values alone update the plot in the effect below.
+  // This effect creates the plot. If only the values change, the next effect updates the plot.
   useEffect(() => {
     const host = place.current;
     if (!host) return;
@@ -47,7 +47,7 @@ export const Chart = ({ title, x, series, format = String, formatX = String, hei
             ...axis,
             size: 80,
             values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),
-            // Powers of ten alone, because all ticks of a logarithmic axis would be gray.
+            // Only powers of ten have grid lines, because lines for all ticks would cover the plot.
             ...(isLog && { filter: (_: uPlot, ticks: number[]) => ticks.map((tick) => (Number.isInteger(Math.log10(tick)) ? tick : null)) }),
           },
         ],

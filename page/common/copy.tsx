@@ -1,8 +1,8 @@
-/** A text to copy, with a button. */
+/** Shows a text with a button that copies it. */
 import { useState } from "preact/hooks";
 
-/** Selects the text where the browser refuses the clipboard, which needs HTTPS or this machine. */
-const copy = async (text: string, element: HTMLElement | null): Promise<boolean> => {
+/** Copies the text and returns true. If the browser refuses, as without HTTPS, selects the text and returns false. */
+const copyOrSelect = async (text: string, element: HTMLElement | null): Promise<boolean> => {
   try {
     await navigator.clipboard.writeText(text);
     return true;
@@ -16,7 +16,7 @@ export const Copyable = ({ text, label }: { readonly text: string; readonly labe
   const [state, setState] = useState("Copy");
   const onClick = async (event: MouseEvent): Promise<void> => {
     const element = (event.currentTarget as HTMLElement).parentElement?.querySelector("pre") ?? null;
-    setState((await copy(text, element)) ? "Copied" : "Selected: press Ctrl+C");
+    setState((await copyOrSelect(text, element)) ? "Copied" : "Selected: press Ctrl+C");
     setTimeout(() => setState("Copy"), 2000);
   };
   return (

@@ -1,4 +1,4 @@
-/** Form fields for the properties of a JSON Schema, as optimizers and schedules have them. */
+/** Builds form fields from the JSON Schema of an optimizer or a schedule. */
 import type { Property, Values } from "./schema.ts";
 
 interface FieldProps {
@@ -8,15 +8,15 @@ interface FieldProps {
   readonly onChange: (value: unknown) => void;
 }
 
-/** Bounds above this stand for none. */
+/** A schema's bound above this value counts as no bound. */
 const UNBOUNDED = 1e6;
 
-/** The range of a slider in powers of ten, for rates that have no upper bound. */
+/** The sliders of rates are logarithmic. Their range is 10^LEAST_POWER to 10^MOST_POWER. */
 const [LEAST_POWER, MOST_POWER] = [-6, 1];
 const POWER_STEP = 0.02;
 const UNIT_STEP = 0.001;
 
-/** Rates that people try over several powers of ten. */
+/** True if users try this hyperparameter over several powers of ten. */
 const isRate = (name: string): boolean => /^(lr|eps|weight_decay|max_lr|base_lr|eta_min)$/.test(name);
 
 const NumberField = ({ name, property, value, onChange }: FieldProps) => {
@@ -114,7 +114,7 @@ const Field = ({ name, property, value, onChange }: FieldProps) => {
 interface FieldsProps {
   readonly properties: Readonly<Record<string, Property>>;
   readonly values: Values;
-  /** Values that are the default are left out. */
+  /** Receives the new values. Values that equal the default are absent. */
   readonly onChange: (values: Values) => void;
 }
 

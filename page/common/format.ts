@@ -1,8 +1,8 @@
-/** Numbers as people read them. */
+/** Formats numbers and lists for readers. */
 
 const PREFIXES = ["", "Ki", "Mi", "Gi", "Ti"];
 
-/** For instance 1.5 MiB. */
+/** Formats a number of bytes, for instance "1.5 MiB". */
 export const bytes = (count: number): string => {
   let [value, at] = [count, 0];
   while (Math.abs(value) >= 1024 && at < PREFIXES.length - 1) [value, at] = [value / 1024, at + 1];
@@ -11,10 +11,10 @@ export const bytes = (count: number): string => {
 
 export const count = (value: number): string => value.toLocaleString("en", { maximumFractionDigits: 0 });
 
-/** For instance "1 tensor" and "2 tensors". */
+/** Formats a count with its noun: "1 tensor", "2 tensors". */
 export const plural = (value: number, noun: string): string => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
 
-/** A float with few digits. */
+/** Formats a float with at most four digits. */
 export const short = (value: number): string => {
   if (!Number.isFinite(value)) return String(value);
   const size = Math.abs(value);
@@ -23,7 +23,7 @@ export const short = (value: number): string => {
   return String(Number(value.toPrecision(4)));
 };
 
-/** For instance "12 ms". */
+/** Formats a duration, for instance "12 ms". */
 export const duration = (seconds: number): string => {
   if (!Number.isFinite(seconds)) return "–";
   if (seconds >= 86_400) return `${short(seconds / 86_400)} d`;
@@ -34,7 +34,7 @@ export const duration = (seconds: number): string => {
   return `${short(seconds * 1e6)} µs`;
 };
 
-/** Names as a sentence lists them; beyond `most` it gives their number. */
+/** Joins names for a sentence: "a, b and c". After `most` names it gives only the number of the others. */
 export const list = (names: readonly string[], most = 3): string => {
   const shown = names.slice(0, most).map((name) => `“${name}”`);
   const rest = names.length - shown.length;

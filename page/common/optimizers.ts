@@ -1,4 +1,4 @@
-/** The server's optimizers, as optimizer.describe gives them. */
+/** Loads the descriptions of the server's optimizers (method optimizer.describe). */
 import type { DescribeResult } from "../../clients/typescript/src/index.ts";
 import { json, results } from "./session.ts";
 

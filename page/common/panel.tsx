@@ -1,11 +1,11 @@
-/** The parts that all panels share. */
+/** Components and functions that all panels use. */
 import type { ComponentChildren } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import type { Summary } from "./session.ts";
 
 export interface PanelProps {
   readonly summary: Summary;
-  /** The part of the address after the panel's name. */
+  /** The part of the page's address after the panel's name. */
   readonly setting: string;
 }
 
@@ -16,7 +16,7 @@ export const Card = ({ title, children }: { readonly title: string; readonly chi
   </section>
 );
 
-/** An error, which screen readers announce. */
+/** Shows an error message. Screen readers announce it. */
 export const Failure = ({ error }: { readonly error: string | undefined }) =>
   error === undefined ? null : (
     <p class="failure" role="alert">
@@ -26,7 +26,7 @@ export const Failure = ({ error }: { readonly error: string | undefined }) =>
 
 export const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
-/** Loads a value once per change of `inputs`. A later load overrides an earlier one. */
+/** Loads a value, and loads it again when `inputs` change. The result of an outdated load is dropped. */
 export const useLoaded = <Value,>(
   load: () => Promise<Value>,
   inputs: readonly unknown[],
@@ -45,7 +45,7 @@ export const useLoaded = <Value,>(
   return state;
 };
 
-/** Offers bytes as a file. */
+/** Downloads bytes as a file. */
 export const download = (name: string, contents: Uint8Array<ArrayBuffer>): void => {
   const url = URL.createObjectURL(new Blob([contents]));
   const link = Object.assign(document.createElement("a"), { href: url, download: name });
@@ -53,5 +53,5 @@ export const download = (name: string, contents: Uint8Array<ArrayBuffer>): void 
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 };
 
-/** The address of a file that index.html names. */
+/** Returns the address of a file from its meta element in index.html. */
 export const asset = (name: string): string => document.querySelector<HTMLMetaElement>(`meta[name="${name}"]`)?.content ?? "";

@@ -1,4 +1,4 @@
-/** The part of JSON Schema that optimizers and schedules use for their arguments. */
+/** Types for the part of JSON Schema that describes the arguments of optimizers and schedules. */
 
 export interface Property {
   readonly type?: string | readonly string[];

@@ -1,7 +1,7 @@
-/** The connection to the server that delivered the page: its address, the caller's token, and calls. */
+/** Calls the server that delivered the page, with the visitor's token. */
 import { Client } from "../../clients/typescript/src/index.ts";
 
-/** The server's root. It is relative to the page, so a proxy may add a path prefix. */
+/** The server's root URL. It is relative to the page, so a proxy may add a path prefix. */
 export const root = new URL(".", location.href).href;
 
 /** The reply to GET / for programs. */
@@ -11,7 +11,7 @@ export interface Summary {
   readonly links: Readonly<Record<string, string | undefined>>;
 }
 
-/** The token stays in this variable, so it is gone when the tab is closed or loaded again. */
+/** The token is kept only in this variable, so closing or reloading the tab deletes it. */
 let token: string | undefined;
 let ask: (reason: string) => Promise<string> = () => Promise.reject(new Error("no dialog asks for a token yet"));
 
@@ -38,7 +38,7 @@ export const request = async (path: string, init: RequestInit = {}): Promise<Res
 
 let asking: Promise<void> | undefined;
 
-/** Concurrent requests share one dialog. */
+/** Asks the visitor for a token. Concurrent requests share one dialog. */
 export const askForToken = (reason: string): Promise<void> => {
   asking ??= ask(reason).then((given) => {
     token = given;
@@ -49,7 +49,7 @@ export const askForToken = (reason: string): Promise<void> => {
 
 export const hasToken = (): boolean => token !== undefined;
 
-/** The Authorization header, for libraries that send requests on their own. */
+/** Returns the Authorization header, for libraries that send their own requests. */
 export const authorization = (): string | undefined => (token === undefined ? undefined : `Bearer ${token}`);
 
 /** Sends JSON and returns JSON. Throws an Error with the sentence of the server's problem details. */
@@ -75,12 +75,12 @@ export const batch = async <Result>(calls: readonly { readonly method: string; r
   return [...(replies as readonly RpcReply<Result>[])].sort((a, b) => a.id - b.id);
 };
 
-/** The results of a batch. Throws an Error with the first refusal. */
+/** Calls several methods in one batch and returns their results. Throws the first call's error, if a call fails. */
 export const results = async <Result>(calls: Parameters<typeof batch>[0]): Promise<readonly Result[]> =>
   (await batch<Result>(calls)).map(({ result, error }) => {
     if (result === undefined) throw new Error(error?.message ?? "the server gave no reply");
     return result;
   });
 
-/** The TypeScript client, for calls with blobs. Its replies are MessagePack. */
+/** Creates a TypeScript client, for calls with blobs. Its replies are MessagePack. */
 export const client = (): Client => new Client(root, { token, retries: 0 });

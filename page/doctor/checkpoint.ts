@@ -1,11 +1,11 @@
-/** What the doctor knows of a file: its tensors by slot and parameter, its groups, and what is wrong with it. */
+/** Types for the contents of a checkpoint, and for the doctor's findings. */
 
 export type DType = "F64" | "F32" | "F16" | "BF16" | "I64" | "I32" | "I16" | "I8" | "U8" | "BOOL";
 
 export const BYTES: Readonly<Record<DType, number>> = { F64: 8, F32: 4, F16: 2, BF16: 2, I64: 8, I32: 4, I16: 2, I8: 1, U8: 1, BOOL: 1 };
 
 export interface Tensor {
-  /** The slot, such as exp_avg; empty for a weight. */
+  /** The name of the slot, such as exp_avg; empty for a weight. */
   readonly slot: string;
   readonly parameter: string;
   readonly dtype: DType;
@@ -32,21 +32,21 @@ export interface Checkpoint {
   readonly isOptimizerNamed: boolean;
   readonly metadata: Readonly<Record<string, string>>;
   readonly tensors: readonly Tensor[];
-  /** Steps taken, by parameter. */
+  /** The step count of each parameter. */
   readonly steps: ReadonlyMap<string, number>;
   readonly groups: readonly Group[];
 }
 
 export type Level = "error" | "warning" | "note";
 
-/** A sentence about a file or about two, with a name for programs. */
+/** A sentence about one file or a pair of files. `code` is its name for programs. */
 export interface Finding {
   readonly code: string;
   readonly level: Level;
   readonly sentence: string;
 }
 
-/** A file that the doctor cannot read. */
+/** Thrown for a file that the doctor cannot read. */
 export class Unreadable extends Error {
   readonly code: string;
 
@@ -56,7 +56,7 @@ export class Unreadable extends Error {
   }
 }
 
-/** The optimizers of the server, for the slots that a state needs. */
+/** The server's definition of an optimizer, which tells the slots of its states. */
 export interface Definition {
   readonly name: string;
   readonly family: string;
@@ -67,12 +67,12 @@ export type Definitions = ReadonlyMap<string, Definition>;
 
 export const elementsIn = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
-/** Parameters of a checkpoint, in the order of the file. */
+/** Lists the parameters' names in the order of the file. */
 export const parametersOf = ({ tensors, steps, groups }: Checkpoint): readonly string[] => [
   ...new Set([...groups.flatMap(({ parameters }) => parameters), ...tensors.map(({ parameter }) => parameter), ...steps.keys()]),
 ];
 
-/** Tensors by parameter and slot. */
+/** Maps each parameter to its tensors by slot. */
 export const byParameter = ({ tensors }: Checkpoint): ReadonlyMap<string, ReadonlyMap<string, Tensor>> => {
   const found = new Map<string, Map<string, Tensor>>();
   for (const tensor of tensors) {

@@ -1,11 +1,11 @@
-/** Compares two checkpoints, and says in sentences why a run that resumes from one would differ from the other. */
+/** Compares two checkpoints. The findings explain why runs that resume from them would differ. */
 import { count, list, plural, short } from "../common/format.ts";
 import { byParameter, type Checkpoint, type Definitions, elementsIn, type Finding, type Group, type Level, parametersOf, type Tensor } from "./checkpoint.ts";
 import { numbers } from "./values.ts";
 
 const finding = (level: Level, code: string, sentence: string): Finding => ({ code, level, sentence });
 
-/** Prefixes that wrappers put before parameter names. */
+/** Maps the prefixes of parameter names to the wrappers that add them. */
 const PREFIXES: Readonly<Record<string, string>> = {
   "module.": "DataParallel or DistributedDataParallel",
   "_orig_mod.": "torch.compile",
@@ -16,8 +16,9 @@ const PREFIXES: Readonly<Record<string, string>> = {
   "params/": "flax",
 };
 
-/** Parameters of A by those of B that continue them. */
+/** The parameters that both files have. */
 interface Pairs {
+  /** Maps a parameter's name in A to its name in B. */
   readonly pairs: ReadonlyMap<string, string>;
   readonly findings: readonly Finding[];
 }
@@ -27,8 +28,8 @@ const isNumber = (name: string): boolean => /^\d+$/.test(name);
 const shapeOf = (slots: ReadonlyMap<string, Tensor> | undefined): string | undefined =>
   [...(slots?.values() ?? [])].find(({ shape }) => shape.length > 0 && elementsIn(shape) > 0)?.shape.join(", ");
 
-/** Pairs the parameters of two files by name, by name with a wrapper's prefix, or by order where one file numbers them. */
-const pair = (a: Checkpoint, b: Checkpoint): Pairs => {
+/** Pairs the parameters of two files by name, also behind a wrapper's prefix. If one file only numbers them, pairs them by order. */
+const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
   const [namesA, namesB] = [parametersOf(a), parametersOf(b)];
   const [slotsA, slotsB] = [byParameter(a), byParameter(b)];
   const [setA, setB] = [new Set(namesA), new Set(namesB)];
@@ -86,7 +87,7 @@ const pair = (a: Checkpoint, b: Checkpoint): Pairs => {
     };
   }
 
-  // The rest may be renamed one by one: the same shape, and no other of that shape is left.
+  // A parameter counts as renamed if exactly one unpaired parameter of each file has its shape.
   const renamed: string[] = [];
   const leftA: string[] = [];
   const leftB = [...onlyB];
@@ -176,7 +177,7 @@ const compareGroups = (a: Checkpoint, b: Checkpoint, pairs: ReadonlyMap<string, 
   return found;
 };
 
-/** Decay rates that optimizers commonly have, where the files do not say theirs. */
+/** Common decay rates. They are tried in addition to the files' own. */
 const COMMON_BETAS = [0.5, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999];
 const RATIO_TOLERANCE = 2e-3;
 
@@ -186,12 +187,12 @@ interface SlotDifference {
   elements: number;
   different: number;
   largest: number;
-  /** The ratio B/A of each parameter whose values all have the same one. */
+  /** Maps a parameter to the ratio B/A, if this ratio is the same for all its elements. */
   readonly ratios: Map<string, number>;
   readonly zeroInB: string[];
 }
 
-/** The least magnitude, relative to the largest of a tensor, at which a ratio is not rounding. */
+/** Elements below this share of the tensor's largest magnitude are ignored, because rounding dominates their ratios. */
 const RATIO_FLOOR = 1e-6;
 
 const compareValues = (
@@ -226,7 +227,7 @@ const betasOf = (slot: string, checkpoints: readonly Checkpoint[]): readonly num
   return [...new Set([...given, ...COMMON_BETAS])];
 };
 
-/** The beta with which 1 - beta^step, or its inverse, is the ratio. */
+/** Finds the beta for which the ratio equals the bias correction 1 - beta^step or its inverse. `corrected` names the file that is bias-corrected. */
 const biasOf = (ratio: number, step: number, betas: readonly number[]): { readonly beta: number; readonly corrected: "A" | "B" } | undefined => {
   for (const beta of betas) {
     const correction = 1 - beta ** step;
@@ -278,14 +279,14 @@ const describeSlot = (slot: string, difference: SlotDifference, a: Checkpoint, b
   return found;
 };
 
-/** Compares two checkpoints. A is the one that the run left, B the one from which it resumes. */
+/** Compares two checkpoints. The run wrote A, and resumes from B. */
 export const compare = async (
   a: Checkpoint,
   b: Checkpoint,
   definitions: Definitions,
   onProgress: (part: number) => Promise<void> = async () => undefined,
 ): Promise<readonly Finding[]> => {
-  const { pairs, findings } = pair(a, b);
+  const { pairs, findings } = pairParameters(a, b);
   const found: Finding[] = [...compareOptimizers(a, b, definitions), ...findings];
   const add = (level: Level, code: string, sentence: string): void => {
     found.push(finding(level, code, sentence));

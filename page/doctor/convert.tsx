@@ -1,4 +1,4 @@
-/** Converts a state on the server, and offers the result as a file. */
+/** Converts a state on the server, and downloads the result as a file. */
 import { useState } from "preact/hooks";
 import type { Convention } from "../../clients/typescript/src/index.ts";
 import { bytes } from "../common/format.ts";
@@ -10,7 +10,7 @@ import { writeSafetensors } from "./safetensors.ts";
 const FORMATS = ["stepd", "torch", "qhoptim", "optax"] as const;
 type Target = (typeof FORMATS)[number];
 
-/** The file as state.convert reads it: itself, or a safetensors file made of one of torch.save. */
+/** Returns the bytes for state.convert. A file of torch.save becomes a safetensors file; other files stay as they are. */
 const fileOf = async (checkpoint: Checkpoint, file: File): Promise<Uint8Array<ArrayBuffer>> => {
   if (checkpoint.container === "safetensors") return new Uint8Array(await file.arrayBuffer());
   const tensors = await Promise.all(

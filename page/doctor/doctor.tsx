@@ -1,4 +1,4 @@
-/** The state doctor: what a checkpoint holds, what is wrong with it, and why a resume from another would differ. */
+/** The state doctor: a panel that shows a checkpoint's contents and faults, and its differences from another checkpoint. */
 import { useEffect, useState } from "preact/hooks";
 import { bytes, count, plural, short } from "../common/format.ts";
 import { optimizers } from "../common/optimizers.ts";
@@ -12,7 +12,7 @@ import { readFile } from "./read.ts";
 
 const NO_DEFINITIONS: Definitions = new Map();
 
-/** The rows of the table of parameters. A page with more takes seconds to draw. */
+/** The parameter table shows at most this many rows. A page with more rows takes seconds to draw. */
 const MOST_ROWS = 200;
 
 const WORDS = { error: "Wrong", warning: "Check", note: "Note" } as const;
@@ -131,7 +131,7 @@ const GroupList = ({ checkpoint }: { readonly checkpoint: Checkpoint }) =>
     </details>
   );
 
-/** A file that was chosen, and what the doctor found. */
+/** A file that the visitor chose, and its findings. */
 interface Patient {
   readonly file: File;
   readonly checkpoint: Checkpoint | undefined;
@@ -139,11 +139,11 @@ interface Patient {
   readonly findings: readonly Finding[];
 }
 
-/** Milliseconds between redraws while a large file is read. */
+/** The interval between redraws, in milliseconds, while a large file is read. */
 const REDRAW_MS = 100;
 
-/** Calls `show` at most ten times a second, and lets the page draw. */
-const progress = (show: (part: number) => void): ((part: number) => Promise<void>) => {
+/** Returns a progress callback that calls `show` at most ten times a second, and then lets the page redraw. */
+const throttledProgress = (show: (part: number) => void): ((part: number) => Promise<void>) => {
   let last = performance.now();
   return async (part) => {
     if (performance.now() - last < REDRAW_MS) return;
@@ -156,7 +156,7 @@ const progress = (show: (part: number) => void): ((part: number) => Promise<void
 const examineFile = async (file: File, definitions: Definitions, show: (part: number) => void): Promise<Patient> => {
   const { checkpoint, findings } = await readFile(file);
   if (!checkpoint) return { file, checkpoint, findings, examination: undefined };
-  const examination = await examine(checkpoint, definitions, progress(show));
+  const examination = await examine(checkpoint, definitions, throttledProgress(show));
   return { file, checkpoint, examination, findings: [...findings, ...examination.findings] };
 };
 
@@ -176,7 +176,7 @@ const Drop = ({ name, hint, onFile }: { readonly name: string; readonly hint: st
     setOver(true);
   };
   return (
-    // biome-ignore lint/a11y/noStaticElementInteractions: dropping is for the pointer; the field inside is for all
+    // biome-ignore lint/a11y/noStaticElementInteractions: only pointers drop files; the field inside serves everyone
     <div class={isOver ? "drop over" : "drop"} onDrop={onDrop} onDragOver={onDragOver} onDragLeave={() => setOver(false)}>
       <label>
         <strong>{name}</strong>
@@ -223,7 +223,7 @@ export const Doctor = () => {
     const show = (part: number): void => setWork({ name: `Reading ${file.name}`, part });
     show(0);
     try {
-      // A visitor may be faster than the server's reply; without it the doctor knows less.
+      // If the server does not reply, the file is examined without the server's definitions, with fewer findings.
       const patient = await examineFile(file, await loadDefinitions().catch(() => NO_DEFINITIONS), show);
       setPatients((before) => ({ ...before, [side]: patient }));
     } catch (error) {
@@ -240,7 +240,7 @@ export const Doctor = () => {
       A.checkpoint,
       B.checkpoint,
       known,
-      progress((part) => isCurrent && setWork({ name: "Comparing", part })),
+      throttledProgress((part) => isCurrent && setWork({ name: "Comparing", part })),
     )
       .then((found) => isCurrent && setDifferences(found))
       .catch((error) => setError(`The files were not compared: ${messageOf(error)}`))

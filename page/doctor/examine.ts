@@ -1,28 +1,28 @@
-/** Examines one checkpoint: its statistics by slot, and sentences about what is wrong with it. */
+/** Examines one checkpoint: computes statistics for each slot, and reports faults. */
 import { count, list, plural, short } from "../common/format.ts";
 import { byParameter, type Checkpoint, type Definitions, type Finding, type Level, parametersOf, type Tensor, Unreadable } from "./checkpoint.ts";
 import { addTo, merge, newStatistics, numbers, type Statistics } from "./values.ts";
 
 export interface Examination {
   readonly findings: readonly Finding[];
-  /** By slot; the empty name stands for weights. */
+  /** Statistics by slot. The empty name stands for weights. */
   readonly slots: ReadonlyMap<string, Statistics>;
   readonly tensors: ReadonlyMap<Tensor, Statistics>;
 }
 
-/** Slots that are sums or maxima of squares and magnitudes, so at least 0. */
+/** These slots have no negative elements, because they are sums or maxima of squares or magnitudes. */
 const NON_NEGATIVE = new Set(["exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta"]);
 
-/** Slots that have the shape of their parameter. */
+/** Matches the slots that have their parameter's shape. */
 const SHAPED = /^(exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_avg|grad_avg|acc_delta|sum|exp_inf|master_param)$/;
 
 const finding = (level: Level, code: string, sentence: string): Finding => ({ code, level, sentence });
 
-/** The parameters of tensors for which a condition holds. */
+/** Names the tensors for which a condition holds. */
 const namesWhere = (statistics: ReadonlyMap<Tensor, Statistics>, isIt: (tensor: Tensor, values: Statistics) => boolean): readonly string[] =>
   [...statistics].filter(([tensor, values]) => isIt(tensor, values)).map(([{ slot, parameter }]) => (slot === "" ? parameter : `${slot} of ${parameter}`));
 
-/** Findings that need no values. */
+/** Returns the findings that need no tensor values. */
 export const examineStructure = (checkpoint: Checkpoint, definitions: Definitions): readonly Finding[] => {
   const { format, metadata, optimizer, isOptimizerNamed, tensors, steps, groups } = checkpoint;
   const found: Finding[] = [];
@@ -60,7 +60,7 @@ export const examineStructure = (checkpoint: Checkpoint, definitions: Definition
   for (const slot of present.filter((name) => SHAPED.test(name))) {
     const owners = new Set(tensors.filter((tensor) => tensor.slot === slot).map(({ parameter }) => parameter));
     const lacking = [...slots.keys()].filter((name) => !owners.has(name));
-    // Parameters that never had a gradient have no slots at all, and are no fault.
+    // A parameter without any slot never had a gradient, which is not a fault.
     if (lacking.length > 0)
       add("error", "missing-slot", `${list(lacking)} ${lacking.length === 1 ? "lacks" : "lack"} the slot ${slot}, which other parameters have.`);
   }
@@ -115,7 +115,7 @@ export const examineStructure = (checkpoint: Checkpoint, definitions: Definition
   return found;
 };
 
-/** Findings from the values. */
+/** Returns the findings from the tensors' values. */
 const examineValues = (checkpoint: Checkpoint, statistics: ReadonlyMap<Tensor, Statistics>): readonly Finding[] => {
   const found: Finding[] = [];
   const nonFinite = namesWhere(statistics, (_, { nonFinite }) => nonFinite > 0);
@@ -163,7 +163,7 @@ const examineValues = (checkpoint: Checkpoint, statistics: ReadonlyMap<Tensor, S
   return found;
 };
 
-/** Reads all tensors and examines the checkpoint. `onProgress` gets the part done, and gives the page time to draw. */
+/** Reads all tensors and examines the checkpoint. `onProgress` receives the finished share, and lets the page redraw. */
 export const examine = async (
   checkpoint: Checkpoint,
   definitions: Definitions,
@@ -189,7 +189,7 @@ export const examine = async (
   return { findings: [...structure, ...examineValues(checkpoint, tensors)], slots, tensors };
 };
 
-/** A line about a checkpoint. */
+/** Summarizes a checkpoint in one line. */
 export const summarize = (checkpoint: Checkpoint): string => {
   const { format, optimizer, isOptimizerNamed, steps, tensors } = checkpoint;
   if (format === "weights") return `Weights: ${plural(parametersOf(checkpoint).length, "parameter")}.`;

@@ -1,4 +1,4 @@
-/** A histogram of magnitudes by powers of two, as an SVG. */
+/** Draws a histogram of magnitudes as an SVG. Each bin spans a power of two. */
 import { count, short } from "../common/format.ts";
 import { powerOf, type Statistics } from "./values.ts";
 

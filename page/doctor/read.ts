@@ -1,17 +1,17 @@
-/** Tells by its first bytes what a file is, and reads it. */
+/** Recognizes a file's format by its first bytes, and reads the file. */
 import { type Checkpoint, type Finding, Unreadable } from "./checkpoint.ts";
 import { readSafetensors } from "./safetensors.ts";
 
 export interface Reading {
   readonly checkpoint: Checkpoint | undefined;
-  /** What the reader found wrong; `examine` adds what the values say. */
+  /** The reader's own findings. `examine` adds the findings from the values. */
   readonly findings: readonly Finding[];
 }
 
 const HEAD = 512;
 
-/** Files that people take for checkpoints, by how they begin. */
-const OTHERS: readonly { readonly code: string; readonly starts: readonly string[]; readonly sentence: string }[] = [
+/** Formats that users mistake for checkpoints, recognized by the first bytes. */
+const UNREADABLE_FORMATS: readonly { readonly code: string; readonly starts: readonly string[]; readonly sentence: string }[] = [
   {
     code: "git-lfs-pointer",
     starts: ["version https://git-lfs"],
@@ -36,7 +36,7 @@ const OTHERS: readonly { readonly code: string; readonly starts: readonly string
   },
 ];
 
-/** A safetensors file begins with a length, whose bytes may look like any of the others, and then has a brace. */
+/** This check precedes the others, because the length at the start of a safetensors file may look like another format. */
 const isSafetensors = (head: string): boolean => head[8] === "{" && head.slice(4, 8) === "\0\0\0\0";
 
 const isZip = (head: string): boolean => head.startsWith("PK\x03\x04") || head.startsWith("PK\x05\x06");
@@ -47,12 +47,12 @@ export const readFile = async (file: File): Promise<Reading> => {
     if (file.size === 0) throw new Unreadable("empty", "The file is empty: its writer was stopped, or the disk was full.");
     const head = String.fromCharCode(...new Uint8Array(await file.slice(0, HEAD).arrayBuffer()));
     if (isSafetensors(head)) return { checkpoint: await readSafetensors(file), findings: [] };
-    const other = OTHERS.find(({ starts }) => starts.some((start) => head.trimStart().startsWith(start)));
-    if (other) throw new Unreadable(other.code, other.sentence);
+    const format = UNREADABLE_FORMATS.find(({ starts }) => starts.some((start) => head.trimStart().startsWith(start)));
+    if (format) throw new Unreadable(format.code, format.sentence);
     if (head.slice(257, 262) === "ustar")
       throw new Unreadable("tar", "The file is a tar archive, such as a folder of orbax. Unpack it; stepd.optax writes states that can be read here.");
     if (!isZip(head)) return { checkpoint: await readSafetensors(file), findings: [] };
-    // Loaded for files of torch only.
+    // This module is large, so it is loaded only for files of torch.
     const { readTorch } = await import("./torch.ts");
     return await readTorch(file);
   } catch (error) {

@@ -1,4 +1,4 @@
-/** Reads and writes safetensors files. The reader names each rule that a file breaks. */
+/** Reads and writes safetensors files. The reader's errors name the rule that a file breaks. */
 import { list, bytes as sizeText } from "../common/format.ts";
 import { BYTES, type Checkpoint, type DType, elementsIn, type Format, type Tensor, Unreadable } from "./checkpoint.ts";
 import { numbers } from "./values.ts";
@@ -15,7 +15,7 @@ interface Entry {
   readonly end: number;
 }
 
-/** Keys that stand more than once at the top of a JSON object; JSON.parse would keep the last one silently. */
+/** Finds the duplicate keys of a JSON object. JSON.parse silently keeps only the last of them. */
 const duplicateKeys = (text: string): readonly string[] => {
   const [seen, twice] = [new Set<string>(), new Set<string>()];
   let depth = 0;
@@ -64,8 +64,8 @@ const requireLayout = (entries: readonly Entry[], dataBytes: number): void => {
   if (at < dataBytes) throw new Unreadable("trailing-bytes", `After the last tensor there are ${dataBytes - at} bytes that belong to none.`);
 };
 
-/** What a key says of its slot and parameter, by format. */
-const split = (key: string, format: Format): readonly [slot: string, parameter: string] => {
+/** Splits a tensor's key into slot and parameter. */
+const splitKey = (key: string, format: Format): readonly [slot: string, parameter: string] => {
   if (format === "weights") return ["", key];
   if (format === "torch" || format === "qhoptim") {
     const dot = key.lastIndexOf(".");
@@ -80,14 +80,14 @@ const SLOT = /^(step|exp_avg|exp_avg_sq|max_exp_avg_sq|momentum_buffer|square_av
 const formatOf = (keys: readonly string[], metadata: Readonly<Record<string, string>>): Format => {
   if (metadata["format"]?.startsWith("stepd.state/")) return "stepd";
   if (keys.length === 0) return "weights";
-  if (keys.every((key) => key.startsWith("state.") && SLOT.test(split(key, "torch")[0])))
+  if (keys.every((key) => key.startsWith("state.") && SLOT.test(splitKey(key, "torch")[0])))
     return keys.some((key) => key.endsWith(".beta1_weight")) ? "qhoptim" : "torch";
   if (keys.every((key) => key === "count" || /^(mu|nu|trace)\//.test(key))) return "optax";
-  if (keys.every((key) => SLOT.test(split(key, "stepd")[0]))) return "stepd";
+  if (keys.every((key) => SLOT.test(splitKey(key, "stepd")[0]))) return "stepd";
   return "weights";
 };
 
-/** The names that optax gives to torch's slots. */
+/** Maps optax's slot names to torch's. */
 const OPTAX: Readonly<Record<string, string>> = { mu: "exp_avg", nu: "exp_avg_sq", trace: "momentum_buffer" };
 
 export const readSafetensors = async (file: File): Promise<Checkpoint> => {
@@ -122,7 +122,7 @@ export const readSafetensors = async (file: File): Promise<Checkpoint> => {
   const tensors: Tensor[] = [];
   let count: number | undefined;
   for (const entry of entries) {
-    const [slot, parameter] = split(entry.key, format);
+    const [slot, parameter] = splitKey(entry.key, format);
     if (format !== "weights" && (slot === "step" || slot === "count")) {
       const step = numbers(await read(entry), entry.dtype)[0] ?? Number.NaN;
       if (slot === "count") count = step;
@@ -135,11 +135,11 @@ export const readSafetensors = async (file: File): Promise<Checkpoint> => {
   if (count !== undefined) for (const { parameter } of tensors) steps.set(parameter, count);
   const optimizer = metadata["optimizer"];
   const common = { file: file.name, size: file.size, container: "safetensors", format, metadata, tensors, steps, groups: [] } as const;
-  return { ...common, optimizer: optimizer ?? optimizerBySlots(tensors), isOptimizerNamed: optimizer !== undefined };
+  return { ...common, optimizer: optimizer ?? guessOptimizer(tensors), isOptimizerNamed: optimizer !== undefined };
 };
 
-/** An optimizer whose state has these slots. Several fit, so this is a guess. */
-export const optimizerBySlots = (tensors: readonly Tensor[]): string | undefined => {
+/** Guesses the optimizer from the slots. Several optimizers may have the same slots. */
+export const guessOptimizer = (tensors: readonly Tensor[]): string | undefined => {
   const slots = new Set(tensors.map(({ slot }) => slot));
   if (slots.has("mu_product")) return "nadam";
   if (slots.has("exp_avg_sq")) return "adamw";

@@ -1,18 +1,18 @@
 /**
- * Reads files of torch.save: a zip archive with a pickle and the tensors' bytes. Nothing in the pickle runs: every name in it becomes
- * one of the few constructors below, or an inert object.
+ * Reads files of torch.save: zip archives with a pickle and the tensors' bytes. No code of the pickle runs. The reader maps its names
+ * to the few constructors below, and all other names to inert objects.
  */
 import { BlobReader, configure, type Entry, type FileEntry, Uint8ArrayWriter, ZipReader } from "@zip.js/zip.js/lib/zip-core-native.js";
 import { Parser } from "pickleparser";
 import { list } from "../common/format.ts";
 import { BYTES, type Checkpoint, type DType, elementsIn, type Finding, type Group, type Tensor, Unreadable } from "./checkpoint.ts";
-import { optimizerBySlots } from "./safetensors.ts";
+import { guessOptimizer } from "./safetensors.ts";
 import { numbers } from "./values.ts";
 
-// Entries of torch.save are stored, not compressed, so a worker would only copy them.
+// torch.save does not compress entries, so a worker would only copy them.
 configure({ useWebWorkers: false });
 
-/** The longest pickle that is read. It holds names and shapes, not tensors. */
+/** Longer pickles are rejected. A pickle contains names and shapes, not tensors, so it is small. */
 const MAX_PICKLE = 2 ** 28;
 
 const STORAGES: Readonly<Record<string, DType>> = {
@@ -28,11 +28,11 @@ const STORAGES: Readonly<Record<string, DType>> = {
   BoolStorage: "BOOL",
 };
 
-/** Modules and functions with which a pickle runs programs, opens files or loads code. */
+/** Modules and functions that let a pickle run programs, open files or load code. */
 const DANGEROUS = /^(os|posix|nt|subprocess|sys|runpy|importlib|socket|pty|shutil|ctypes|webbrowser|code|pickle|asyncio|multiprocessing|commands)(\.|$)/;
 const DANGEROUS_BUILTINS = new Set(["eval", "exec", "compile", "open", "getattr", "setattr", "__import__", "input", "globals", "breakpoint"]);
 
-/** An object of a class that the reader does not know. It has a name and does nothing. */
+/** Stands for an object of an unknown class. It has only the class's name. */
 interface Inert {
   readonly inert: string;
 }
@@ -45,7 +45,7 @@ interface Storage {
   readonly elements: number;
 }
 
-/** A tensor in the pickle. */
+/** A tensor's description in the pickle: a view of a storage. */
 class PickledTensor {
   readonly storage: Storage;
   readonly offset: number;
@@ -92,14 +92,14 @@ const resolver = ({ unknown, dangerous }: Names) => ({
     }
     if (DANGEROUS.test(module) || (/^(builtins|__builtin__)$/.test(module) && DANGEROUS_BUILTINS.has(name))) dangerous.add(full);
     else if (!/^(torch\.(float|int|uint|bool|bfloat|half|double|long)\w*|builtins\.set|_codecs\.encode)$/.test(full)) unknown.add(full);
-    // A function, so that the pickle may call it as well as construct it.
+    // An arrow function would not do, because pickles also use names as constructors.
     return function (this: unknown): Inert {
       return { inert: full };
     };
   },
 });
 
-/** A persistent id of torch: ("storage", class, key, device, elements). */
+/** Reads a persistent id of torch: ("storage", class, key, device, elements). */
 const storageOf = (pid: unknown): Storage => {
   const [kind, type, key, , elements] = Array.isArray(pid) ? (pid as unknown[]) : [];
   const dtype = typeof type === "function" ? (type as { [dtypeMark]?: DType })[dtypeMark] : undefined;
@@ -112,10 +112,10 @@ type Dictionary = ReadonlyMap<unknown, unknown>;
 
 const isDictionary = (value: unknown): value is Dictionary => value instanceof Map;
 
-/** How deep trainers put the optimizer's state into their own dictionaries, such as Lightning's optimizer_states. */
+/** The search descends this many levels: trainers such as Lightning nest the optimizer's state in their own dictionaries. */
 const MAX_DEPTH = 4;
 
-/** The first dictionary with state and param_groups. */
+/** Finds the first dictionary that has the keys state and param_groups. */
 const findOptimizer = (value: unknown, depth = 0): Dictionary | undefined => {
   if (isDictionary(value) && isDictionary(value.get("state")) && Array.isArray(value.get("param_groups"))) return value;
   if (depth >= MAX_DEPTH) return undefined;
@@ -127,7 +127,7 @@ const findOptimizer = (value: unknown, depth = 0): Dictionary | undefined => {
   return undefined;
 };
 
-/** Weights by name: a dictionary in which tensors prevail. */
+/** Finds the first dictionary that contains tensors: the weights by name. */
 const findWeights = (value: unknown, depth = 0): Dictionary | undefined => {
   if (!isDictionary(value)) return undefined;
   if ([...value.values()].some((member) => member instanceof PickledTensor)) return value;
@@ -141,7 +141,7 @@ const findWeights = (value: unknown, depth = 0): Dictionary | undefined => {
 
 const isFile = (entry: Entry): entry is FileEntry => !entry.directory;
 
-/** The bytes of one entry. The last one is kept, because tensors may share a storage. */
+/** The entries of a zip archive. It caches the last entry's bytes, because tensors may share a storage. */
 class Archive {
   readonly #entries = new Map<string, FileEntry>();
   readonly folder: string;
@@ -178,7 +178,7 @@ const isContiguous = ({ shape, strides }: PickledTensor): boolean => {
   return true;
 };
 
-/** Copies the elements of a tensor with strides into row-major order. */
+/** Copies a strided tensor's elements into row-major order. */
 const gather = (source: Uint8Array, { offset, shape, strides }: PickledTensor, size: number): Uint8Array<ArrayBuffer> => {
   const count = elementsIn(shape);
   const result = new Uint8Array(count * size);
@@ -208,8 +208,8 @@ const readTensor = async (archive: Archive, tensor: PickledTensor): Promise<Uint
   return isContiguous(tensor) ? bytes.subarray(offset * size, (offset + count) * size) : gather(bytes, tensor, size);
 };
 
-/** Hyperparameters by which optimizers of torch differ. The first that fits counts. */
-const SIGNS: readonly (readonly [optimizer: string, isIt: (values: Readonly<Record<string, unknown>>) => boolean])[] = [
+/** Recognizes torch's optimizers by their hyperparameters. The first match decides. */
+const OPTIMIZER_TESTS: readonly (readonly [optimizer: string, isIt: (values: Readonly<Record<string, unknown>>) => boolean])[] = [
   ["nadam", (values) => "momentum_decay" in values],
   ["adadelta", (values) => "rho" in values],
   ["adagrad", (values) => "lr_decay" in values],
@@ -233,7 +233,7 @@ const groupsOf = (value: readonly unknown[]): readonly Group[] =>
     return { parameters: Array.isArray(names) && names.length === parameters.length ? names.map(String) : parameters, values };
   });
 
-/** Names by number, where torch has kept them. */
+/** Maps parameter numbers to names, if the file contains names. */
 const namesOf = (value: readonly unknown[]): ReadonlyMap<string, string> => {
   const names = new Map<string, string>();
   for (const group of value.filter(isDictionary)) {
@@ -334,12 +334,12 @@ export const readTorch = async (file: File): Promise<{ readonly checkpoint: Chec
     }
   }
   const values = groups[0]?.values ?? {};
-  const guess = SIGNS.find(([, isIt]) => isIt(values))?.[0] ?? optimizerBySlots(tensors);
+  const guess = OPTIMIZER_TESTS.find(([, isIt]) => isIt(values))?.[0] ?? guessOptimizer(tensors);
   const format = tensors.some(({ slot }) => slot === "beta1_weight") ? "qhoptim" : "torch";
   return { checkpoint: { ...common, format, optimizer: guess, isOptimizerNamed: false, tensors, steps, groups }, findings };
 };
 
-/** A Python float, such as a weight of qhoptim. */
+/** Converts a Python float, such as a slot of qhoptim, to a tensor with one element. */
 const scalar = (slot: string, parameter: string, value: number): Tensor => ({
   slot,
   parameter,

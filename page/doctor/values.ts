@@ -1,9 +1,9 @@
-/** Decodes the elements of tensors, and counts what is in them. */
+/** Decodes the elements of tensors, and computes statistics of them. */
 import { BYTES, type DType } from "./checkpoint.ts";
 
 type Elements = Float32Array | Float64Array | BigInt64Array | Int32Array | Int16Array | Int8Array | Uint8Array;
 
-/** The bits of float32 that hold a BF16 value, and the value of F16 bits. */
+/** Converts BF16 to float32: BF16 is the upper half of the bits. */
 const fromBf16 = (bits: Uint16Array): Float32Array => {
   const words = new Uint32Array(bits.length);
   for (let at = 0; at < bits.length; at++) words[at] = (bits[at] as number) << 16;
@@ -50,13 +50,13 @@ export const decode = (bytes: Uint8Array<ArrayBuffer>, dtype: DType): Elements =
 
 const byteOffsetIsAligned = ({ byteOffset }: Uint8Array, size: number): boolean => byteOffset % size === 0;
 
-/** Numbers of any dtype. */
+/** Decodes elements of any dtype as numbers. */
 export const numbers = (bytes: Uint8Array<ArrayBuffer>, dtype: DType): ArrayLike<number> => {
   const elements = decode(bytes, dtype);
   return elements instanceof BigInt64Array ? Float64Array.from(elements, Number) : elements;
 };
 
-/** The powers of two that the histogram has bins for: those of float32. */
+/** The histogram has one bin for each power of two in float32's range. */
 const [LEAST, MOST] = [-149, 127];
 
 export interface Statistics {
@@ -67,7 +67,7 @@ export interface Statistics {
   min: number;
   max: number;
   sumOfMagnitudes: number;
-  /** Finite values other than 0, by the power of two of their magnitude. */
+  /** The number of finite, nonzero values in each bin. A value's bin is the power of two of its magnitude. */
   readonly histogram: number[];
 }
 
@@ -82,13 +82,13 @@ export const newStatistics = (): Statistics => ({
   histogram: new Array(MOST - LEAST + 1).fill(0),
 });
 
-/** The power of two that a bin begins at. */
+/** Returns the power of two at the start of a bin. */
 export const powerOf = (bin: number): number => bin + LEAST;
 
 const scratch = new Float32Array(1);
 const bits = new Uint32Array(scratch.buffer);
 
-/** The power of two of a magnitude, by the exponent's bits of float32: a logarithm takes five times as long. */
+/** Returns a magnitude's power of two, from the exponent bits of float32. A logarithm would take five times as long (measured). */
 const exponentOf = (magnitude: number): number => {
   scratch[0] = magnitude;
   const word = bits[0] as number;

@@ -9,7 +9,7 @@ export interface Sample {
 const LINE = /^([a-z_:][\w:]*)(?:\{(.*)\})? (\S+)$/i;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 
-/** Parses the Prometheus text format, as far as stepd writes it. */
+/** Parses the part of the Prometheus text format that stepd writes. */
 export const parseMetrics = (text: string): readonly Sample[] =>
   text.split("\n").flatMap((line) => {
     const [, name, labels = "", value] = LINE.exec(line) ?? [];
@@ -17,7 +17,7 @@ export const parseMetrics = (text: string): readonly Sample[] =>
     return [{ name, labels: Object.fromEntries([...labels.matchAll(LABEL)].map(([, key = "", text = ""]) => [key, text])), value: Number(value) }];
   });
 
-/** A reading of /metrics with its time in seconds. */
+/** The samples of /metrics at one time. `time` is in seconds. */
 export interface Reading {
   readonly time: number;
   readonly samples: readonly Sample[];
@@ -28,17 +28,17 @@ type Labels = Readonly<Record<string, string>>;
 const matches = (sample: Sample, name: string, labels: Labels): boolean =>
   sample.name === name && Object.entries(labels).every(([key, value]) => sample.labels[key] === value);
 
-/** The sum of a metric over the series with these labels. */
+/** Sums a metric over the series with these labels. */
 export const total = ({ samples }: Reading, name: string, labels: Labels = {}): number =>
   samples.reduce((sum, sample) => (matches(sample, name, labels) ? sum + sample.value : sum), 0);
 
-/** The increase of a counter per second. A server that started anew counts from 0. */
+/** Computes the increase of a counter per second. A smaller second value means that the server restarted and counts from 0. */
 export const rate = (before: Reading, after: Reading, name: string, labels: Labels = {}): number => {
   const [from, to] = [total(before, name, labels), total(after, name, labels)];
   return (to < from ? to : to - from) / (after.time - before.time);
 };
 
-/** A quantile of the observations between two readings of a histogram; null without observations. Interpolates linearly within a bucket. */
+/** Computes a quantile of a histogram's observations between two readings, interpolated within a bucket. Returns null without observations. */
 export const quantile = (before: Reading, after: Reading, name: string, labels: Labels, q: number): number | null => {
   const bounds = new Map<number, number>();
   for (const [reading, sign] of [
@@ -66,6 +66,6 @@ export const quantile = (before: Reading, after: Reading, name: string, labels: 
   return lower;
 };
 
-/** The values of a label that a metric has. */
+/** Lists the values of a metric's label. */
 export const labelValues = ({ samples }: Reading, name: string, label: string): readonly string[] =>
   [...new Set(samples.flatMap((sample) => (sample.name === name ? (sample.labels[label] ?? []) : [])))].sort();

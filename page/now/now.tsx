@@ -1,4 +1,4 @@
-/** Now: what the server is, what it does, and a first step to copy. */
+/** The panel "Now": shows the server's version, charts of its metrics, and code for a first step. */
 import { useEffect, useState } from "preact/hooks";
 import { Chart, type Series } from "../common/chart.tsx";
 import { Copyable } from "../common/copy.tsx";
@@ -17,9 +17,9 @@ interface Info {
 }
 
 const POLL_MS = 1000;
-/** The seconds on the charts. */
+/** The charts show this many seconds. */
 const WINDOW = 120;
-/** Seconds over which quantiles and phases are taken. One second alone has too few calls. */
+/** Quantiles and mean phase times cover this many seconds. One second has too few calls. */
 const QUANTILE_WINDOW = 10;
 
 const CALLS = "stepd_request_seconds";
@@ -55,11 +55,11 @@ const useReadings = (isServed: boolean): { readonly readings: readonly Reading[]
   return { readings, error };
 };
 
-/** Values between neighbouring readings. */
+/** Computes a value for each pair of consecutive readings. */
 const between = <Value,>(readings: readonly Reading[], value: (before: Reading, after: Reading) => Value): readonly Value[] =>
   readings.slice(1).map((after, index) => value(readings[index] as Reading, after));
 
-/** Values over the window that ends at each reading. */
+/** Computes a value for each window of QUANTILE_WINDOW seconds that ends at a reading. */
 const overWindow = <Value,>(readings: readonly Reading[], value: (before: Reading, after: Reading) => Value): readonly Value[] =>
   readings.slice(1).map((after, index) => value(readings[Math.max(0, index + 1 - QUANTILE_WINDOW)] as Reading, after));
 

@@ -1,4 +1,4 @@
-/** A first step against this server, in four languages. */
+/** Code for a first step on this server, in four languages. */
 
 const curl = (root: string, needsToken: boolean): string => `curl -sS --fail-with-body ${root}v1/step -H 'Content-Type: application/json'${
   needsToken

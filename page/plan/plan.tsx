@@ -1,4 +1,4 @@
-/** Plan: what a step of a model costs, by dtype, transport and network. */
+/** The panel "Plan": shows the memory and transfer times of a model's step, by dtype, transport and network. */
 import { useState } from "preact/hooks";
 import { bytes, count, duration, list, plural } from "../common/format.ts";
 import { optimizers } from "../common/optimizers.ts";
@@ -17,7 +17,7 @@ interface Result {
   readonly too_large: readonly string[];
 }
 
-/** The dtypes of parameters and gradients, with the bytes of a gradient's element. */
+/** The choices for the dtypes of parameters and gradients. `size` is a gradient element's size in bytes. */
 const DTYPES = [
   { title: "F32", dtype: "F32", master: false, size: 4 },
   { title: "BF16 with F32 master weights", dtype: "BF16", master: true, size: 2 },
@@ -34,7 +34,7 @@ const DELAY_MS = 200;
 
 const load = async (text: string, name: string): Promise<readonly Result[]> => {
   const sizes = parseSizes(text);
-  // Typing gives many texts; only the last one is worth a call.
+  // The delay avoids a call for each typed character.
   await new Promise((resolve) => setTimeout(resolve, DELAY_MS));
   const calls = DTYPES.map(({ dtype, master }) => ({
     method: "optimizer.plan",

@@ -1,11 +1,11 @@
-/** Reads sizes of tensors as people write them, and computes times on a network. */
+/** Parses tensor shapes that the visitor typed, and computes transfer times on a network. */
 
 export interface Size {
   readonly name: string;
   readonly shape: readonly number[];
 }
 
-/** Parses a line for each tensor: a name and a shape such as 768x3072, or a number of parameters alone. Throws an Error that names the line. */
+/** Parses one tensor per line: a name and a shape such as 768x3072, or only a number of parameters. Throws an Error that names the line. */
 export const parseSizes = (text: string): readonly Size[] => {
   const sizes = text.split("\n").flatMap((line, index): Size[] => {
     const content = line.trim();
@@ -23,14 +23,14 @@ export const parseSizes = (text: string): readonly Size[] => {
   return sizes;
 };
 
-/** What travels in a step. */
+/** The bytes that a step sends and receives. */
 export interface Traffic {
   readonly name: string;
   readonly bytesIn: number;
   readonly bytesOut: number;
 }
 
-/** Base64 writes three bytes as four characters. */
+/** Base64 encodes three bytes as four characters. */
 const BASE64 = 4 / 3;
 
 export interface Cost {
@@ -39,7 +39,7 @@ export interface Cost {
   readonly state_bytes: number;
 }
 
-/** The traffic of a step by transport. */
+/** Computes a step's traffic for each transport. */
 export const trafficOf = ({ bytes_in, bytes_out, state_bytes }: Cost, gradientBytes: number): readonly Traffic[] => [
   { name: "MessagePack", bytesIn: bytes_in, bytesOut: bytes_out },
   { name: "JSON with base64", bytesIn: bytes_in * BASE64, bytesOut: bytes_out * BASE64 },
@@ -49,5 +49,5 @@ export const trafficOf = ({ bytes_in, bytes_out, state_bytes }: Cost, gradientBy
 
 const BITS = 8;
 
-/** Seconds on a link of `gigabits` per second. The reply begins after the last byte of the request. */
+/** Returns the transfer time on a link of `gigabits` Gbit/s. Request and reply do not overlap. */
 export const secondsOn = ({ bytesIn, bytesOut }: Traffic, gigabits: number): number => ((bytesIn + bytesOut) * BITS) / (gigabits * 1e9);

@@ -1,4 +1,4 @@
-/** API: the reference of openapi.json, by Swagger UI. */
+/** The panel "API": Swagger UI shows the reference from openapi.json. */
 import { useEffect, useRef, useState } from "preact/hooks";
 import { asset, Failure, messageOf } from "../common/panel.tsx";
 import { authorization, json, root } from "../common/session.ts";
@@ -27,7 +27,7 @@ const loadScript = (url: string): Promise<void> =>
 
 let loading: Promise<SwaggerUi> | undefined;
 
-/** Loads Swagger UI once, when the panel is first opened. It is larger than all the rest. */
+/** Loads Swagger UI once, when the panel is first opened, because it is larger than the rest of the page. */
 const swaggerUi = (): Promise<SwaggerUi> => {
   loading ??= (async () => {
     document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: asset("swagger-style") }));
@@ -37,7 +37,7 @@ const swaggerUi = (): Promise<SwaggerUi> => {
   return loading;
 };
 
-/** Swagger UI is dark below html.dark-mode. */
+/** Sets the class dark-mode on the html element, which makes Swagger UI dark. */
 const followTheme = (): (() => void) => {
   const { documentElement } = document;
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -59,7 +59,7 @@ export const Reference = () => {
   const place = useRef<HTMLDivElement>(null);
   const [error, setError] = useState<string>();
   useEffect(followTheme, []);
-  // Swagger UI has a main landmark of its own, and a page may have only one.
+  // Swagger UI brings its own main landmark, but a page may have only one.
   useEffect(() => {
     const host = place.current;
     if (!host) return;
@@ -73,7 +73,7 @@ export const Reference = () => {
       .then(([show, document]) => {
         if (!isCurrent || !place.current) return;
         show({
-          // The document's own server is "/", which lacks a proxy's prefix.
+          // The document names the server "/", which lacks a proxy's path prefix.
           spec: { ...document, servers: [{ url: root.replace(/\/$/, "") }] },
           domNode: place.current,
           validatorUrl: null,

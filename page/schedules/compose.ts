@@ -1,15 +1,15 @@
-/** A schedule made of parts: its JSON for the service, and torch's code of the same. */
+/** Composes a schedule from parts, as JSON for the service and as code for torch. */
 import type { Values } from "../common/schema.ts";
 
 export interface Part {
-  /** For the list, in which parts change places. */
+  /** Identifies the part in the list, where it may change its place. */
   readonly id: number;
   readonly name: string;
   readonly steps: number;
   readonly values: Values;
 }
 
-/** The arguments that a new part begins with: those that make it fill its steps. */
+/** Returns a new part's initial arguments, which fit its number of steps. */
 export const initialValues = (name: string, steps: number, lr: number): Values => {
   switch (name) {
     case "constant":
@@ -39,14 +39,14 @@ export const initialValues = (name: string, steps: number, lr: number): Values =
 
 const LENGTHS = ["total_iters", "T_max", "total_steps"];
 
-/** A part with another number of steps. Arguments that were the old number follow. */
+/** Changes a part's number of steps. Arguments that equal the old number change with it. */
 export const withSteps = (part: Part, steps: number): Part => ({
   ...part,
   steps,
   values: Object.fromEntries(Object.entries(part.values).map(([name, value]) => [name, LENGTHS.includes(name) && value === part.steps ? steps : value])),
 });
 
-/** The steps before each part but the first. */
+/** Returns the number of steps before each part, except the first. */
 const milestonesOf = (parts: readonly Part[]): readonly number[] => {
   let sum = 0;
   return parts.slice(0, -1).map(({ steps }) => {
@@ -57,7 +57,7 @@ const milestonesOf = (parts: readonly Part[]): readonly number[] => {
 
 export type Schedule = Values & { readonly name: string };
 
-/** The schedule as the service takes it. One part stands alone, several are a sequence. */
+/** Returns the schedule object for the service. Several parts become a sequence. */
 export const scheduleOf = (parts: readonly Part[]): Schedule => {
   const schedules = parts.map(({ name, values }) => ({ name, ...values }));
   const [first] = schedules;
@@ -77,7 +77,7 @@ const CLASSES: Readonly<Record<string, string>> = {
   step: "StepLR",
 };
 
-/** A value as Python writes it. */
+/** Formats a value as a Python literal. */
 const python = (value: unknown): string => {
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
@@ -88,7 +88,7 @@ const python = (value: unknown): string => {
 const constructorOf = ({ name, values }: Part): string =>
   `${CLASSES[name] ?? name}(${["optimizer", ...Object.entries(values).map(([key, value]) => `${key}=${python(value)}`)].join(", ")})`;
 
-/** Code of torch.optim.lr_scheduler. It expects an `optimizer` whose lr is the base rate. */
+/** Returns the same schedule as code for torch. The code expects an `optimizer` whose lr is the base rate. */
 export const torchCode = (parts: readonly Part[]): string => {
   const classes = [...new Set(parts.map(({ name }) => CLASSES[name] ?? name)), ...(parts.length > 1 ? ["SequentialLR"] : [])].sort();
   const lines = [`from torch.optim.lr_scheduler import ${classes.join(", ")}`, ""];

@@ -1,4 +1,4 @@
-/** Schedules: parts put together, their curve by the service, and code to copy. */
+/** The panel "Schedules": composes a schedule from parts, draws the service's curve, and shows code to copy. */
 import { useEffect, useMemo, useState } from "preact/hooks";
 import schema from "../../schemas/schedule.schema.json" with { type: "json" };
 import { Chart } from "../common/chart.tsx";
@@ -16,7 +16,7 @@ interface Kind {
   readonly properties: Readonly<Record<string, Property>>;
 }
 
-/** All schedules but the sequence, which the list of parts makes. */
+/** All schedules except the sequence, which the list of parts creates. */
 const KINDS: readonly Kind[] = (schema.oneOf as readonly { readonly description: string; readonly properties: Readonly<Record<string, Property>> }[])
   .map(({ description, properties }) => ({ name: String(properties["name"]?.const), description, properties }))
   .filter(({ name }) => name !== "sequence");
@@ -32,13 +32,14 @@ interface Rates {
   readonly momentums?: readonly (number | null)[];
 }
 
-/** The most steps of one call, and the points of a longer curve: a batch may have 100 calls. */
+/** One call evaluates at most this many steps. */
 const MAX_COUNT = 10_000;
+/** A longer curve has this many points, with one call for each. A batch accepts 100 calls. */
 const POINTS = 100;
 const DELAY_MS = 150;
 
 const evaluate = async (schedule: Schedule, lr: number, total: number): Promise<Curve> => {
-  // JSON-RPC, because a visitor may type what the service refuses, and browsers log each reply of status 400.
+  // The calls use JSON-RPC, whose errors have status 200. Browsers would log each reply with status 400 while a visitor types.
   const call = (from: number, count: number) => ({ method: "schedule.evaluate", params: { schedule, lr, from, count } });
   if (total <= MAX_COUNT) {
     const [{ lrs, momentums } = { lrs: [] }] = await results<Rates>([call(0, total)]);
@@ -133,7 +134,7 @@ export const Schedules = () => {
               draggable
               class={dragged === index ? "dragged" : undefined}
               onDragStart={(event) => {
-                // Firefox drags only what has data.
+                // Firefox drags only elements that have data.
                 event.dataTransfer?.setData("text/plain", part.name);
                 setDragged(index);
               }}

@@ -1,11 +1,11 @@
-/** The map of a surface with the paths of the optimizers. */
+/** Draws a map of a surface, with the optimizers' paths. */
 import { useEffect, useRef } from "preact/hooks";
 import { colorOf } from "../common/chart.tsx";
 import type { Track } from "./run.ts";
 import type { Surface } from "./surfaces.ts";
 
 const [WIDTH, HEIGHT] = [520, 420];
-/** Contour lines, at equal distances of the logarithm. */
+/** The number of contour lines. Their distances are equal on a logarithmic scale. */
 const LEVELS = 14;
 
 const draw = (canvas: HTMLCanvasElement, surface: Surface, view: NonNullable<Surface["view"]>, tracks: readonly Track[]): void => {

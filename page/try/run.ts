@@ -1,19 +1,19 @@
-/** Runs several optimizers on one surface, each step of all of them as one JSON-RPC batch to the server. */
+/** Runs several optimizers on one surface. For each step, it sends the calls of all optimizers as one JSON-RPC batch. */
 import type { RpcReply } from "../common/session.ts";
 import { noiseOf, type Surface } from "./surfaces.ts";
 
 export interface Runner {
   readonly name: string;
-  /** The optimizer as optimizer.step takes it, with its name. */
+  /** The optimizer object for optimizer.step, including its name. */
   readonly optimizer: Readonly<Record<string, unknown>>;
 }
 
 export interface Track {
   readonly name: string;
-  /** The points, from the start on. */
+  /** The start and the point after each step. */
   readonly points: readonly (readonly number[])[];
   readonly losses: readonly number[];
-  /** Why the run ended early. */
+  /** The reason why the run ended early; undefined if it did not. */
   readonly end: string | undefined;
 }
 
@@ -24,10 +24,10 @@ export interface StepResult {
 
 type Batch = (calls: readonly { readonly method: string; readonly params: unknown }[]) => Promise<readonly RpcReply<StepResult>[]>;
 
-/** Runs beyond this are of no interest. */
-const FAR = 1e6;
+/** A run ends as diverged if a coordinate reaches this magnitude. */
+const DIVERGED = 1e6;
 
-/** The parameters of a call at a point. */
+/** Returns the arguments of optimizer.step at a point. */
 export const callOf = ({ optimizer }: Runner, surface: Surface, point: readonly number[], gradient: readonly number[], state: string | null) => ({
   optimizer,
   params: { w: { shape: surface.shape, values: point } },
@@ -40,10 +40,10 @@ const gradientAt = (surface: Surface, point: readonly number[], step: number): r
   return surface.gradient(point).map((value, index) => value + (noise[index] as number));
 };
 
-/** The call of a runner's first step. */
+/** Returns the arguments of a runner's first step. */
 export const firstCall = (runner: Runner, surface: Surface) => callOf(runner, surface, surface.start, gradientAt(surface, surface.start, 0), null);
 
-/** Runs all optimizers. `isCurrent` stops a run whose settings have changed; the result is then undefined. */
+/** Runs all optimizers. Stops and returns undefined once `isCurrent` returns false, because the visitor has changed the settings. */
 export const run = async (
   runners: readonly Runner[],
   surface: Surface,
@@ -75,7 +75,7 @@ export const run = async (
         continue;
       }
       const point = result.params.w.values;
-      if (point.some((value) => !(Math.abs(value) < FAR))) {
+      if (point.some((value) => !(Math.abs(value) < DIVERGED))) {
         track.end = `diverged at step ${step + 1}`;
         continue;
       }

@@ -1,15 +1,15 @@
-/** The functions that optimizers minimize: their values, gradients and starts. */
+/** Defines the functions that the optimizers minimize: values, gradients and starting points. */
 
 export interface Surface {
   readonly id: string;
   readonly title: string;
   readonly shape: readonly number[];
   readonly start: readonly number[];
-  /** The least value. */
+  /** The function's minimum value. */
   readonly minimum: number;
-  /** What the map shows: left, right, bottom and top. Absent for functions of more than two numbers. */
+  /** The map's edges: left, right, bottom, top. Absent for functions of more than two variables. */
   readonly view?: readonly [number, number, number, number];
-  /** A point of the least value. */
+  /** A point where the function has its minimum. */
   readonly best?: readonly [number, number];
   /** The standard deviation of the noise in each gradient. */
   readonly noise?: number;
@@ -19,7 +19,7 @@ export interface Surface {
 
 const at = (point: ArrayLike<number>, index: number): number => point[index] as number;
 
-/** Both axes are mixed, because optimizers that scale each number by itself favor separate ones. */
+/** Rotates the quadratic. Optimizers that scale each coordinate separately would have an advantage along the axes. */
 const ANGLE = 0.5;
 const [COS, SIN] = [Math.cos(ANGLE), Math.sin(ANGLE)];
 
@@ -96,7 +96,7 @@ const valley: Surface = { ...quadratic(50), id: "valley", title: "Noisy valley",
 
 const SIDE = 8;
 
-/** Deterministic numbers from -1 to 1. */
+/** Returns a repeatable random generator of numbers from -1 to 1. */
 const random = (seed: number): (() => number) => {
   let state = seed;
   return () => {
@@ -105,7 +105,7 @@ const random = (seed: number): (() => number) => {
   };
 };
 
-/** The matrix W with the least |A W - B|², where the rows of A have sizes from 1 to 1/30. */
+/** The squared error |A W - B|² as a function of the matrix W. The rows of A have sizes from 1 down to 1/30. */
 const matrix = ((): Surface => {
   const next = random(7);
   const a = Array.from({ length: SIDE }, (_, row) => Array.from({ length: SIDE }, () => next() * 30 ** (-row / (SIDE - 1))));
@@ -136,9 +136,9 @@ const matrix = ((): Surface => {
 
 export const surfaces = (condition: number): readonly Surface[] => [quadratic(condition), rosenbrock, beale, saddle, valley, matrix];
 
-/** The noise of one step, which is the same for all optimizers. */
+/** Returns the gradient noise of a step. It is the same for all optimizers. */
 export const noiseOf = ({ noise = 0, shape }: Surface, step: number): readonly number[] => {
   const next = random(step * 7919 + 13);
-  // Three uniform numbers have the variance 1 together.
+  // The sum of three uniform numbers from -1 to 1 has variance 1.
   return Array.from({ length: shape.reduce((product, size) => product * size, 1) }, () => noise * (next() + next() + next()));
 };

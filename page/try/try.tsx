@@ -1,4 +1,4 @@
-/** Try: optimizers side by side on a surface, by real steps of the server. */
+/** The panel "Try": compares optimizers on a surface, with real steps of the server. */
 import { useEffect, useMemo, useState } from "preact/hooks";
 import type { DescribeResult } from "../../clients/typescript/src/index.ts";
 import { Chart, colorOf } from "../common/chart.tsx";
@@ -13,11 +13,11 @@ import { SurfaceMap } from "./map.tsx";
 import { firstCall, type Runner, run, type StepResult, type Track } from "./run.ts";
 import { surfaces } from "./surfaces.ts";
 
-/** Rates with which each optimizer moves on these surfaces; the defaults are for networks. */
+/** Learning rates that suit these surfaces. The optimizers' defaults suit neural networks. */
 const RATES: Readonly<Record<string, number>> = { sgd: 0.01, qhm: 0.02, lion: 0.02, adagrad: 0.3, adadelta: 2, rmsprop: 0.02, lars: 0.01, lamb: 0.05 };
 const USUAL_RATE = 0.1;
 
-/** What a link holds. */
+/** The panel's choices, which its address stores. */
 interface Setting {
   readonly surface: string;
   readonly condition: number;
@@ -35,13 +35,13 @@ const INITIAL: Setting = {
 };
 const MAX_STEPS = 1000;
 const MAX_OPTIMIZERS = 10;
-/** A loss below this counts as the minimum. */
+/** A loss below this counts as having reached the minimum. */
 const REACHED = 1e-3;
-/** Logarithmic axes have no 0. */
-const FLOOR = 1e-12;
+/** Smaller losses are drawn at this value, because a logarithmic axis has no 0. */
+const LEAST_LOSS = 1e-12;
 const DELAY_MS = 150;
 
-/** Parses the setting of a link. A link that makes no sense gives the initial setting. */
+/** Parses a setting from the page's address. Returns the initial setting for an invalid one. */
 const parse = (text: string): Setting => {
   try {
     const given = { ...INITIAL, ...(JSON.parse(decodeURIComponent(text)) as Partial<Setting>) };
@@ -59,7 +59,7 @@ const parse = (text: string): Setting => {
   }
 };
 
-/** Names that differ where an optimizer is there twice. */
+/** Gives each optimizer a unique name, even if the list contains it twice. */
 const runnersOf = ({ optimizers }: Setting): readonly Runner[] =>
   optimizers.map((optimizer, index) => {
     const before = optimizers.slice(0, index).filter(({ name }) => name === optimizer.name).length;
@@ -71,8 +71,8 @@ interface Outcome {
   readonly seconds: number;
 }
 
-/** Ticks of the logarithmic axis. */
-const power = (value: number): string => value.toExponential(Number.isInteger(Math.log10(value)) ? 0 : 1);
+/** Formats a tick of the logarithmic axis. */
+const tickText = (value: number): string => value.toExponential(Number.isInteger(Math.log10(value)) ? 0 : 1);
 
 const Results = ({ tracks }: { readonly tracks: readonly Track[] }) => (
   <table>
@@ -107,8 +107,8 @@ const Results = ({ tracks }: { readonly tracks: readonly Track[] }) => (
   </table>
 );
 
-/** The hyperparameters that people change first. */
-const MAIN = new Set(["lr", "betas", "momentum", "nesterov", "nus", "nu", "alpha", "rho", "weight_decay"]);
+/** Hyperparameters that the form always shows, because users change them first. */
+const MAIN_HYPERPARAMETERS = new Set(["lr", "betas", "momentum", "nesterov", "nus", "nu", "alpha", "rho", "weight_decay"]);
 
 const OptimizerEditor = ({
   description,
@@ -127,7 +127,7 @@ const OptimizerEditor = ({
   const properties = ((description?.hyperparameters as { properties?: Record<string, Property> } | undefined)?.properties ?? {}) as Readonly<
     Record<string, Property>
   >;
-  const pick = (isMain: boolean) => Object.fromEntries(Object.entries(properties).filter(([property]) => MAIN.has(property) === isMain));
+  const pick = (isMain: boolean) => Object.fromEntries(Object.entries(properties).filter(([property]) => MAIN_HYPERPARAMETERS.has(property) === isMain));
   return (
     <fieldset>
       <legend>{title}</legend>
@@ -161,7 +161,7 @@ export const Try = ({ setting: text }: PanelProps) => {
     let isCurrent = true;
     setRunning(true);
     const timer = setTimeout(async () => {
-      // The address follows without an entry in the history for each movement of a slider.
+      // The address is replaced, so that a slider's movements do not fill the browser's history.
       history.replaceState(null, "", link);
       try {
         const start = performance.now();
@@ -186,7 +186,11 @@ export const Try = ({ setting: text }: PanelProps) => {
   const tracks = outcome?.tracks ?? [];
   const x = useMemo(() => Array.from({ length: setting.steps + 1 }, (_, step) => step), [setting.steps]);
   const curves = useMemo(
-    () => tracks.map(({ name, losses }) => ({ label: name, values: x.map((step) => (step < losses.length ? Math.max(losses[step] as number, FLOOR) : null)) })),
+    () =>
+      tracks.map(({ name, losses }) => ({
+        label: name,
+        values: x.map((step) => (step < losses.length ? Math.max(losses[step] as number, LEAST_LOSS) : null)),
+      })),
     [tracks, x],
   );
   const calls = runners.map((runner) => ({ jsonrpc: "2.0", id: runner.name, method: "optimizer.step", params: firstCall(runner, surface) }));
@@ -251,7 +255,7 @@ export const Try = ({ setting: text }: PanelProps) => {
       </p>
       <div class="grid">
         <SurfaceMap surface={surface} tracks={tracks} />
-        <Chart title="Loss by step" x={x} series={curves} format={power} height={380} isLog />
+        <Chart title="Loss by step" x={x} series={curves} format={tickText} height={380} isLog />
       </div>
       <Results tracks={tracks} />
       <Card title="Settings">

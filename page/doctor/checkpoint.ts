@@ -12,7 +12,20 @@ export interface Tensor {
   readonly shape: readonly number[];
   /** Reads the elements in row-major order, little-endian. */
   read(): Promise<Uint8Array<ArrayBuffer>>;
+  /** Reads the scales of a Q8 tensor, BF16, one for each 64 elements. Absent for other tensors. */
+  readonly readScales?: () => Promise<Uint8Array<ArrayBuffer>>;
 }
+
+/** The elements of a Q8 tensor that share a scale. */
+export const Q8_BLOCK = 64;
+
+/** The dtype as people name it. */
+export const dtypeOf = ({ dtype, readScales }: Tensor): string => (readScales ? "Q8" : dtype);
+
+export const bytesOf = ({ dtype, shape, readScales }: Tensor): number => {
+  const elements = elementsIn(shape);
+  return elements * BYTES[dtype] + (readScales ? Math.ceil(elements / Q8_BLOCK) * BYTES.BF16 : 0);
+};
 
 /** A parameter group of torch: its parameters and hyperparameters. */
 export interface Group {

@@ -1,7 +1,18 @@
 /** Compares two checkpoints. The findings explain why runs that resume from them would differ. */
 import { count, list, plural, short } from "../common/format.ts";
-import { byParameter, type Checkpoint, type Definitions, elementsIn, type Finding, type Group, type Level, parametersOf, type Tensor } from "./checkpoint.ts";
-import { numbers } from "./values.ts";
+import {
+  byParameter,
+  type Checkpoint,
+  type Definitions,
+  dtypeOf,
+  elementsIn,
+  type Finding,
+  type Group,
+  type Level,
+  parametersOf,
+  type Tensor,
+} from "./checkpoint.ts";
+import { valuesOf } from "./values.ts";
 
 const finding = (level: Level, code: string, sentence: string): Finding => ({ code, level, sentence });
 
@@ -189,6 +200,8 @@ interface SlotDifference {
   largest: number;
   /** Maps a parameter to the ratio B/A, if this ratio is the same for all its elements. */
   readonly ratios: Map<string, number>;
+  /** Parameters with one element, whose ratio says nothing. */
+  singles: number;
   readonly zeroInB: string[];
 }
 
@@ -198,7 +211,7 @@ const RATIO_FLOOR = 1e-6;
 const compareValues = (
   x: ArrayLike<number>,
   y: ArrayLike<number>,
-): { readonly different: number; readonly largest: number; readonly ratio: number | undefined; readonly isZero: boolean } => {
+): { readonly different: number; readonly largest: number; readonly ratio: number | undefined; readonly isSingle: boolean; readonly isZero: boolean } => {
   let [different, largest, magnitude, nonZero] = [0, 0, 0, 0];
   for (let at = 0; at < x.length; at++) {
     const [first, second] = [x[at] as number, y[at] as number];
@@ -210,15 +223,18 @@ const compareValues = (
     if (second !== 0) nonZero++;
   }
   let [least, most] = [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY];
+  let ratios = 0;
   for (let at = 0; at < x.length; at++) {
     const first = x[at] as number;
     if (Math.abs(first) <= magnitude * RATIO_FLOOR) continue;
+    ratios++;
     const ratio = (y[at] as number) / first;
     if (ratio < least) least = ratio;
     if (ratio > most) most = ratio;
   }
-  const isConstant = different > 0 && magnitude > 0 && least > 0 && most - least <= RATIO_TOLERANCE * most;
-  return { different, largest, ratio: isConstant ? (least + most) / 2 : undefined, isZero: nonZero === 0 && magnitude > 0 };
+  const ratio = (least + most) / 2;
+  const isConstant = different > 0 && least > 0 && most - least <= RATIO_TOLERANCE * most && Math.abs(ratio - 1) > RATIO_TOLERANCE;
+  return { different, largest, ratio: isConstant && ratios > 1 ? ratio : undefined, isSingle: ratios === 1, isZero: nonZero === 0 && magnitude > 0 };
 };
 
 const betasOf = (slot: string, checkpoints: readonly Checkpoint[]): readonly number[] => {
@@ -238,12 +254,13 @@ const biasOf = (ratio: number, step: number, betas: readonly number[]): { readon
 };
 
 const describeSlot = (slot: string, difference: SlotDifference, a: Checkpoint, b: Checkpoint): readonly Finding[] => {
-  const { parameters, elements, different, largest, ratios, zeroInB } = difference;
+  const { parameters, elements, different, largest, ratios, singles, zeroInB } = difference;
+  const hasRatio = ratios.size > 0 && ratios.size + singles === parameters.length;
   if (different === 0) return [];
   const what = slot === "" ? "weights" : slot;
   const found: Finding[] = [];
   if (zeroInB.length > 0) found.push(finding("error", "lost-in-b", `${what} of ${list(zeroInB)} is zero everywhere in B: its state was lost.`));
-  if (/^exp_avg(_sq)?$/.test(slot) && ratios.size > 0 && ratios.size === parameters.length) {
+  if (/^exp_avg(_sq)?$/.test(slot) && hasRatio) {
     const biases = [...ratios].map(([name, ratio]) =>
       biasOf(ratio, a.steps.get(name) ?? [...a.steps.values()][0] ?? [...b.steps.values()][0] ?? 0, betasOf(slot, [a, b])),
     );
@@ -259,7 +276,7 @@ const describeSlot = (slot: string, difference: SlotDifference, a: Checkpoint, b
       ];
   }
   const values = [...ratios.values()];
-  if (values.length > 0 && values.length === parameters.length && Math.max(...values) - Math.min(...values) <= RATIO_TOLERANCE * Math.max(...values))
+  if (hasRatio && Math.max(...values) - Math.min(...values) <= RATIO_TOLERANCE * Math.max(...values))
     return [
       ...found,
       finding(
@@ -320,20 +337,29 @@ export const compare = async (
         if (!shapes.includes(name) && !transposed.includes(name)) (first.shape.toReversed().join() === second.shape.join() ? transposed : shapes).push(name);
         continue;
       }
-      if (first.dtype !== second.dtype) {
-        const key = `${slot} is ${first.dtype} in A and ${second.dtype} in B`;
+      if (dtypeOf(first) !== dtypeOf(second)) {
+        const key = `${slot} is ${dtypeOf(first)} in A and ${dtypeOf(second)} in B`;
         dtypes.set(key, [...(dtypes.get(key) ?? []), name]);
       }
-      const [x, y] = [numbers(await first.read(), first.dtype), numbers(await second.read(), second.dtype)];
-      const { different, largest, ratio, isZero } = compareValues(x, y);
+      const [x, y] = [await valuesOf(first), await valuesOf(second)];
+      const { different, largest, ratio, isSingle, isZero } = compareValues(x, y);
       if (different > 0) {
-        const difference: SlotDifference = differences.get(slot) ?? { parameters: [], elements: 0, different: 0, largest: 0, ratios: new Map(), zeroInB: [] };
+        const difference: SlotDifference = differences.get(slot) ?? {
+          parameters: [],
+          elements: 0,
+          different: 0,
+          largest: 0,
+          ratios: new Map(),
+          singles: 0,
+          zeroInB: [],
+        };
         differences.set(slot, difference);
         difference.parameters.push(name);
         difference.elements += x.length;
         difference.different += different;
         difference.largest = Math.max(difference.largest, largest);
         if (ratio !== undefined) difference.ratios.set(name, ratio);
+        if (isSingle) difference.singles++;
         if (isZero) difference.zeroInB.push(name);
       }
     }

@@ -8,6 +8,8 @@ import { type Checkpoint, type Definitions, parametersOf } from "./checkpoint.ts
 import { writeSafetensors } from "./safetensors.ts";
 
 const FORMATS = ["stepd", "torch", "qhoptim", "optax"] as const;
+const MOMENTS = ["F32", "BF16", "Q8"] as const;
+type Moments = (typeof MOMENTS)[number];
 type Target = (typeof FORMATS)[number];
 
 /** Returns the bytes for state.convert. A file of torch.save becomes a safetensors file; other files stay as they are. */
@@ -33,6 +35,7 @@ export const Convert = ({ checkpoint, file, definitions }: { readonly checkpoint
   const [target, setTarget] = useState<Target>(isForeign ? "stepd" : "torch");
   const [source, setSource] = useState(checkpoint.optimizer !== undefined && definitions.has(checkpoint.optimizer) ? checkpoint.optimizer : "adamw");
   const [wanted, setWanted] = useState("");
+  const [moments, setMoments] = useState<"" | Moments>("");
   const [names, setNames] = useState("");
   const [step, setStep] = useState("");
   const [betas, setBetas] = useState("0.9, 0.999");
@@ -60,6 +63,7 @@ export const Convert = ({ checkpoint, file, definitions }: { readonly checkpoint
         from: convention(checkpoint.format as Target, true),
         to: convention(target, false),
         ...(wanted !== "" && { optimizer: wanted }),
+        ...(target === "stepd" && moments !== "" && { state_dtype: moments }),
       });
       download(`${file.name.replace(/\.\w+$/, "")}.${target}.safetensors`, converted);
       setState({ lost, size: converted.length });
@@ -101,6 +105,17 @@ export const Convert = ({ checkpoint, file, definitions }: { readonly checkpoint
               ))}
             </select>
           </label>
+          {target === "stepd" && (
+            <label>
+              Moments of the result
+              <select value={moments} onChange={(event) => setMoments(event.currentTarget.value as "" | Moments)}>
+                <option value="">as they are</option>
+                {MOMENTS.map((name) => (
+                  <option key={name}>{name}</option>
+                ))}
+              </select>
+            </label>
+          )}
           {isForeign && checkpoint.steps.size === 0 && (
             <label>
               Steps taken

@@ -3,7 +3,7 @@ import { useEffect, useState } from "preact/hooks";
 import { bytes, count, plural, short } from "../common/format.ts";
 import { optimizers } from "../common/optimizers.ts";
 import { Card, Failure, messageOf, useLoaded } from "../common/panel.tsx";
-import { BYTES, byParameter, type Checkpoint, type Definition, type Definitions, elementsIn, type Finding, parametersOf } from "./checkpoint.ts";
+import { byParameter, bytesOf, type Checkpoint, type Definition, type Definitions, dtypeOf, type Finding, parametersOf } from "./checkpoint.ts";
 import { compare } from "./compare.ts";
 import { Convert } from "./convert.tsx";
 import { type Examination, examine, summarize } from "./examine.ts";
@@ -44,14 +44,14 @@ const SlotTable = ({ checkpoint, examination }: { readonly checkpoint: Checkpoin
       <tbody>
         {[...examination.slots].map(([slot, statistics]) => {
           const own = checkpoint.tensors.filter((tensor) => tensor.slot === slot);
-          const size = own.reduce((sum, { dtype, shape }) => sum + elementsIn(shape) * BYTES[dtype], 0);
+          const size = own.reduce((sum, tensor) => sum + bytesOf(tensor), 0);
           const name = slot === "" ? "weights" : slot;
           return (
             <tr key={slot}>
               <th scope="row">{name}</th>
               <td class="number">{count(own.length)}</td>
               <td class="number">{count(statistics.count)}</td>
-              <td>{[...new Set(own.map(({ dtype }) => dtype))].join(", ")}</td>
+              <td>{[...new Set(own.map(dtypeOf))].join(", ")}</td>
               <td class="number">{bytes(size)}</td>
               <td class="number">{count(statistics.zeros)}</td>
               <td class={statistics.nonFinite > 0 ? "number error" : "number"}>{count(statistics.nonFinite)}</td>
@@ -97,7 +97,7 @@ const ParameterTable = ({ checkpoint, examination }: { readonly checkpoint: Chec
                     {own
                       .map((tensor) => {
                         const { count: values = 0, sumOfMagnitudes = 0 } = examination.tensors.get(tensor) ?? {};
-                        return `${tensor.slot} ${tensor.dtype} ${short(values === 0 ? 0 : sumOfMagnitudes / values)}`;
+                        return `${tensor.slot} ${dtypeOf(tensor)} ${short(values === 0 ? 0 : sumOfMagnitudes / values)}`;
                       })
                       .join(" · ")}
                   </td>

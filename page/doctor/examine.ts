@@ -1,7 +1,7 @@
 /** Examines one checkpoint: computes statistics for each slot, and reports faults. */
 import { count, list, plural, short } from "../common/format.ts";
 import { byParameter, type Checkpoint, type Definitions, type Finding, type Level, parametersOf, type Tensor, Unreadable } from "./checkpoint.ts";
-import { addTo, merge, newStatistics, numbers, type Statistics } from "./values.ts";
+import { addTo, merge, newStatistics, type Statistics, valuesOf } from "./values.ts";
 
 export interface Examination {
   readonly findings: readonly Finding[];
@@ -175,7 +175,7 @@ export const examine = async (
   for (const [index, tensor] of checkpoint.tensors.entries()) {
     const statistics = newStatistics();
     try {
-      addTo(statistics, numbers(await tensor.read(), tensor.dtype));
+      addTo(statistics, await valuesOf(tensor));
     } catch (error) {
       if (error instanceof Unreadable) return { findings: [...structure, finding("error", error.code, error.message)], slots, tensors };
       throw error;

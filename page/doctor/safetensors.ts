@@ -90,6 +90,10 @@ const formatOf = (keys: readonly string[], metadata: Readonly<Record<string, str
 /** Maps optax's slot names to torch's. */
 const OPTAX: Readonly<Record<string, string>> = { mu: "exp_avg", nu: "exp_avg_sq", trace: "momentum_buffer" };
 
+/** The end of a slot that has the scales of a Q8 slot. */
+const SCALE = ".scale";
+const codesOf = (slot: string, parameter: string): string => `${slot.slice(0, -SCALE.length)}/${parameter}`;
+
 export const readSafetensors = async (file: File): Promise<Checkpoint> => {
   const prefix = new DataView(await file.slice(0, LENGTH_BYTES).arrayBuffer());
   if (prefix.byteLength < LENGTH_BYTES) throw new Unreadable("truncated", `The file has ${file.size} bytes, which is less than any safetensors file has.`);
@@ -121,6 +125,7 @@ export const readSafetensors = async (file: File): Promise<Checkpoint> => {
   const steps = new Map<string, number>();
   const tensors: Tensor[] = [];
   let count: number | undefined;
+  const byKey = new Map(entries.map((entry) => [entry.key, entry]));
   for (const entry of entries) {
     const [slot, parameter] = splitKey(entry.key, format);
     if (format !== "weights" && (slot === "step" || slot === "count")) {
@@ -129,8 +134,17 @@ export const readSafetensors = async (file: File): Promise<Checkpoint> => {
       else steps.set(parameter, step);
       continue;
     }
+    if (format === "stepd" && slot.endsWith(SCALE) && byKey.has(codesOf(slot, parameter))) continue;
     const { dtype, shape } = entry;
-    tensors.push({ slot: format === "optax" ? (OPTAX[slot] ?? slot) : slot, parameter, dtype, shape, read: () => read(entry) });
+    const scales = format === "stepd" ? byKey.get(`${slot}${SCALE}/${parameter}`) : undefined;
+    tensors.push({
+      slot: format === "optax" ? (OPTAX[slot] ?? slot) : slot,
+      parameter,
+      dtype,
+      shape,
+      read: () => read(entry),
+      ...(scales && { readScales: () => read(scales) }),
+    });
   }
   if (count !== undefined) for (const { parameter } of tensors) steps.set(parameter, count);
   const optimizer = metadata["optimizer"];

@@ -1,5 +1,5 @@
 /** Decodes the elements of tensors, and computes statistics of them. */
-import { BYTES, type DType } from "./checkpoint.ts";
+import { BYTES, type DType, Q8_BLOCK, type Tensor, Unreadable } from "./checkpoint.ts";
 
 type Elements = Float32Array | Float64Array | BigInt64Array | Int32Array | Int16Array | Int8Array | Uint8Array;
 
@@ -54,6 +54,32 @@ const byteOffsetIsAligned = ({ byteOffset }: Uint8Array, size: number): boolean 
 export const numbers = (bytes: Uint8Array<ArrayBuffer>, dtype: DType): ArrayLike<number> => {
   const elements = decode(bytes, dtype);
   return elements instanceof BigInt64Array ? Float64Array.from(elements, Number) : elements;
+};
+
+/** The largest magnitude of a signed code, and of a code of squares. */
+const [SIGNED_CODE, SQUARE_CODE] = [254, 255];
+const MAX_BF16 = 3.3895313892515355e38;
+
+/** Widens moments in Q8: I8 codes of signed moments, U8 codes of squares. Each operation is rounded to float32, as in the service. */
+const widen = (codes: ArrayLike<number>, scales: ArrayLike<number>, isSigned: boolean): Float32Array => {
+  const values = new Float32Array(codes.length);
+  for (let at = 0; at < codes.length; at++) {
+    const [code, scale] = [codes[at] as number, scales[Math.floor(at / Q8_BLOCK)] as number];
+    if (isSigned) values[at] = scale * Math.fround(code / (SIGNED_CODE - Math.abs(code)));
+    else values[at] = Math.fround(Math.fround(Math.min(scale, MAX_BF16) / SQUARE_CODE) * code) ** 2;
+  }
+  return values;
+};
+
+/** Reads the values of a tensor of any dtype. Throws Unreadable. */
+export const valuesOf = async (tensor: Tensor): Promise<ArrayLike<number>> => {
+  const values = numbers(await tensor.read(), tensor.dtype);
+  if (!tensor.readScales) return values;
+  const scales = numbers(await tensor.readScales(), "BF16");
+  const blocks = Math.ceil(values.length / Q8_BLOCK);
+  if (scales.length !== blocks)
+    throw new Unreadable("bad-scales", `${tensor.slot} of “${tensor.parameter}” has ${scales.length} scales; its ${values.length} elements need ${blocks}.`);
+  return widen(values, scales, tensor.dtype === "I8");
 };
 
 /** The histogram has one bin for each power of two in float32's range. */

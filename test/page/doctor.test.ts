@@ -3,12 +3,13 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite, test } from "node:test";
-import type { Checkpoint, Definition, Finding } from "../../page/doctor/checkpoint.ts";
+import { type Checkpoint, type Definition, dtypeOf, type Finding } from "../../page/doctor/checkpoint.ts";
 import { compare } from "../../page/doctor/compare.ts";
 import { examine, summarize } from "../../page/doctor/examine.ts";
 import { readFile } from "../../page/doctor/read.ts";
 import { addTo, newStatistics, numbers, powerOf } from "../../page/doctor/values.ts";
 import { registry } from "../../src/optimizers/registry.ts";
+import { TestService } from "../support/service.ts";
 import { brokenFiles, type State, state, stateFile, torchFile } from "./_files.ts";
 
 const definitions = new Map<string, Definition>(
@@ -67,6 +68,20 @@ suite("the doctor reads", () => {
     const [exact, rounded] = [await valuesOf(whole), await valuesOf(bf16)];
     assert.equal(rounded.length, 6);
     for (const [index, value] of exact.entries()) assert.ok(Math.abs(value - (rounded[index] as number)) <= Math.abs(value) / 256, `${exact} ${rounded}`);
+  });
+
+  test("moments in Q8, as the service widens them", async () => {
+    await using service = await TestService.start();
+    const elements = 4100;
+    const tensor = (scale: number) => ({ w: { shape: [elements], values: Array.from({ length: elements }, (_, index) => Math.sin(index) * scale) } });
+    const call = { optimizer: { name: "adamw", state_dtype: "Q8" }, params: tensor(1), grads: tensor(0.1) };
+    const { state: narrow } = await service.call<{ state: Uint8Array<ArrayBuffer> }>("optimizer.step", call);
+    const { state: wide } = await service.call<{ state: Uint8Array<ArrayBuffer> }>("state.convert", { state: narrow, state_dtype: "F32" });
+    const [a, b] = [await read(new File([narrow], "q8")), await read(new File([wide], "f32"))];
+    assert.deepEqual(a.tensors.map(dtypeOf), ["Q8", "Q8"]);
+    assert.deepEqual(codes((await examine(a, definitions)).findings), []);
+    // The dtypes differ, and no value.
+    assert.deepEqual(codes(await compare(a, b, definitions)), ["other-dtype", "other-dtype"]);
   });
 
   test("a histogram by powers of two, also of values below the normal ones", () => {

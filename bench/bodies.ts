@@ -1,4 +1,4 @@
-/** Makes request bodies for the benchmarks: complete AdamW steps in mid-training, as MessagePack. */
+/** Builds request bodies for the benchmarks: AdamW steps in mid-training with a complete state, as MessagePack. */
 import { pack, Unpackr } from "msgpackr";
 import { writeHeader } from "../src/codec/safetensors.ts";
 import { RawClient } from "./client.ts";
@@ -8,7 +8,7 @@ const unpackr = new Unpackr({ useRecords: false });
 /** The arena size of the measured servers, in MiB. It has room for one step of 16 Mi parameters. */
 export const ARENA_MIB = "640";
 
-/** Returns values between 0.25 and 1 in size. No value is subnormal. */
+/** Returns values with magnitudes from 0.25 to 1, so none is subnormal. */
 const randomValues = (elements: number, signed: boolean): Buffer => {
   const data = new Float32Array(elements);
   for (let i = 0; i < elements; i++) {
@@ -96,7 +96,7 @@ export const checkPeer = async (name: string, service: string, peer: string): Pr
   for (const field of ["params", "state"] as const) {
     const [a, b] = [floats(expected[field]), floats(found[field])];
     if (a.length !== b.length) complain(field);
-    // A state begins with the step count, which is an integer and not compared as a float.
+    // The integer step count at the start of a state is not compared.
     for (let i = field === "state" ? 2 : 0; i < a.length; i++) if (!(Math.abs((a[i] as number) - (b[i] as number)) <= TOLERANCE)) complain(field);
   }
 };

@@ -1,4 +1,4 @@
-/** Runs kernels without a server: the jobs of each optimizer on arrays in an arena, on the calling thread and on workers. */
+/** Runs the optimizers' kernels without a server, on arrays in an arena. Jobs run on the calling thread or on workers. */
 import { Arena } from "../src/arena/arena.ts";
 import { atOnce } from "../src/codec/turns.ts";
 import { registry } from "../src/optimizers/registry.ts";
@@ -13,8 +13,8 @@ const FLOAT = 4;
 const SHARD = 65536;
 
 /**
- * The number of bytes between two arrays; peers/kernels.py uses the same number. Arrays whose distance is a power of two
- * compete for cache sets. With 64 Mi elements AdamW took 7.8 ns per element without a gap, 1.9 with 128 bytes and 0.88 with
+ * The gap between two arrays in bytes, as in peers/kernels.py. Arrays compete for cache sets if the distance between them is a
+ * power of two. With 64 Mi elements AdamW took 7.8 ns per element without a gap, 1.9 with 128 bytes and 0.88 with
  * this gap (measured).
  */
 const GAP_BYTES = 65536;
@@ -84,7 +84,7 @@ const poolRunner =
   };
 
 /**
- * Fills an array with values between 0.25 and 1 in size, so that no moving average becomes subnormal. Subnormals take 1.8 times
+ * Fills an array with values of magnitudes from 0.25 to 1, so that no moving average becomes subnormal. Subnormals take 1.8 times
  * as long (measured).
  */
 const fill = (array: Float32Array, signed: boolean): void => {
@@ -99,7 +99,7 @@ const fill = (array: Float32Array, signed: boolean): void => {
 export type Placement = "inline" | "1 worker" | "2 workers";
 
 /**
- * Returns where jobs of a size can run. The pool runs small jobs on the calling thread, so these have no figures for workers.
+ * Lists the placements for jobs of a size. The pool runs small jobs only on the calling thread, so workers are absent for these.
  */
 export const placementsOf = (elements: number): readonly Placement[] => (elements > INLINE ? ["inline", "1 worker", "2 workers"] : ["inline"]);
 

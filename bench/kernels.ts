@@ -4,7 +4,7 @@
  */
 import { Bench, type Case, jobsOf, KERNELS, type Memory, placementsOf } from "./harness.ts";
 import { type Arrays, loops } from "./loops.ts";
-import { type Figures, medians, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Figures, legend, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
 import { buildStream, streamJobs } from "./stream.ts";
 
 const SIZES = [2 ** 16, 2 ** 20, 2 ** 24];
@@ -80,7 +80,7 @@ export const benchKernels = async (setup: Setup): Promise<Report> => {
   for (const elements of SIZES) for (const item of CASES) await bench.with(elements, (memory, arrays) => measure(item, elements, memory, arrays));
   return {
     title: "Kernels, ns per element; the limit reads and writes the same arrays and computes nothing",
-    figures: medians(setup.rounds),
+    figures: legend(setup.rounds),
     head: ["kernel", "elements", "loop/best", "x limit", "x limit, 2w", "inline", "1 worker", "2 workers", "limit", "limit, 2w", "plain loop"],
     rows,
     ratios,
@@ -114,7 +114,7 @@ export const benchLamb = async (setup: Setup): Promise<Report> => {
   }
   return {
     title: "LAMB against AdamW, ns per element",
-    figures: medians(setup.rounds),
+    figures: legend(setup.rounds),
     head: ["elements", "on", "ratio", "of minima", "lamb", "adamw"],
     rows,
     ratios,

@@ -1,5 +1,6 @@
 /**
- * Optimizers as plain loops over Float32Array, computed in float64. AdamW also exists with every operation rounded to float32.
+ * Implements optimizers as plain loops over Float32Array, computed in float64. AdamW has a second loop, which rounds every operation
+ * to float32.
  */
 
 export interface Arrays {

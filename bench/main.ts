@@ -21,7 +21,7 @@ const LEAST_ROUNDS = 6;
 
 interface Part {
   readonly run: (setup: Setup) => Promise<Report>;
-  /** "python" if the whole part needs the Python environment, "peers" if only its comparison with peers does. */
+  /** "python" if the whole part needs the Python environment, "peers" if only the comparison with peers needs it. */
   readonly needs?: "python" | "peers";
 }
 

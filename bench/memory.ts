@@ -8,7 +8,7 @@ const ELEMENTS = 2 ** 24;
 const REQUESTS = 6;
 const MIB = 2 ** 20;
 
-/** The goal for the peak is idle memory + GOAL_TIMES times the request + GOAL_MIB. */
+/** The goal for the peak: idle memory + GOAL_TIMES * request size + GOAL_MIB. */
 const GOAL_MIB = 110;
 const GOAL_TIMES = 1.1;
 

@@ -76,7 +76,7 @@ export class Server implements AsyncDisposable {
     return Server.#start(python, [join(peers, "service.py"), form, String(threads)], { OMP_NUM_THREADS: String(threads) });
   }
 
-  /** Returns a line of /proc/PID/status in bytes: VmRSS is the resident memory now, VmHWM its peak. */
+  /** Reads a value of /proc/PID/status in bytes: VmRSS is the present resident memory, VmHWM its peak. */
   memory(line: "VmRSS" | "VmHWM"): number {
     const text = readFileSync(`/proc/${this.#child.pid}/status`, "utf8");
     return Number(new RegExp(`^${line}:\\s+(\\d+) kB$`, "m").exec(text)?.[1]) * 1024;
@@ -108,7 +108,7 @@ export class Peer implements AsyncDisposable {
     this.#lines = lines[Symbol.asyncIterator]();
   }
 
-  /** Starts the script and waits for the line that reports that the script is ready. */
+  /** Starts the script and waits until it reports that it is ready. */
   static async start(python: string, script: string, args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<Peer> {
     const child = start(python, [join(peers, script), ...args], env, "pipe", "stdout");
     const peer = new Peer(script, child, child.stdin as Writable, createInterface({ input: child.stdout as Readable }));
@@ -140,7 +140,7 @@ export class Peer implements AsyncDisposable {
   }
 }
 
-/** A temporary folder for sockets. The end of the scope removes it. */
+/** A temporary folder for sockets. Disposing it removes the folder. */
 export class Folder implements Disposable {
   readonly path: string;
   readonly #remove = (): void => rmSync(this.path, { recursive: true, force: true });

@@ -1,7 +1,7 @@
 /** Measures the Python client's own time per step, compared with a bare socket that sends and receives the same bytes. */
 import { ARENA_MIB } from "./bodies.ts";
 import { Peer, Server } from "./processes.ts";
-import { medians, ms, type Ratio, type Report, race, ratio, type Setup, sizeName } from "./rounds.ts";
+import { legend, ms, type Ratio, type Report, race, ratio, type Setup, sizeName } from "./rounds.ts";
 
 /** The goal for the client's own share of the step's time. */
 const SHARE_GOAL = 0.15;
@@ -32,5 +32,5 @@ export const benchPython = async (setup: Setup): Promise<Report> => {
       rows.push([sizeName(elements), name, ms(figuresOf(name)), (1 - 1 / result.median).toFixed(2)]);
     }
   }
-  return { title: "The Python client, over TCP", figures: medians(setup.rounds), head: ["parameters", "", "ms", "own share"], rows, ratios };
+  return { title: "The Python client, over TCP", figures: legend(setup.rounds), head: ["parameters", "", "ms", "own share"], rows, ratios };
 };

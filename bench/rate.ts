@@ -2,14 +2,14 @@
 import { checkPeer, echoRequest, type Request, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Server } from "./processes.ts";
-import { type Contender, type Figures, medians, ms, type Ratio, type Report, race, ratio, type Setup } from "./rounds.ts";
+import { type Contender, type Figures, legend, ms, type Ratio, type Report, race, ratio, type Setup } from "./rounds.ts";
 
 const CONNECTIONS = 16;
 const GAP_MS = 100;
 
 /**
- * Sends `count` requests. Each connection sends its next request after the reply. `onReply` gets the connection and the
- * milliseconds.
+ * Sends `count` requests. Each connection sends its next request after the reply to the last one. `onReply` receives the
+ * connection's index and the latency in milliseconds.
  */
 const send = async (
   clients: readonly RawClient[],
@@ -34,8 +34,8 @@ const connect = (stack: AsyncDisposableStack, server: Server): Promise<readonly 
 
 const SMALL = 1000;
 /**
- * The number of requests in a round. A long-running server has compiled its code, and the warm-up round is long enough to
- * trigger that.
+ * The number of requests in a round. V8 has optimized the code of a long-running server, and a warm-up round of this length
+ * causes the same.
  */
 const SMALL_REQUESTS = 8000;
 const GOALS = { functional: 1 / 3, object: 1 / 4 };
@@ -92,7 +92,7 @@ export const benchRate = async (setup: Setup): Promise<Report> => {
   });
   return {
     title: `Steps of ${SMALL.toLocaleString("en-US")} parameters, ${CONNECTIONS} connections`,
-    figures: medians(setup.rounds),
+    figures: legend(setup.rounds),
     head: ["server", "requests/s", "best round", "stepd is faster by", "processor ms a request"],
     rows,
     ratios,
@@ -139,7 +139,7 @@ export const benchConcurrency = async (setup: Setup): Promise<Report> => {
   };
   return {
     title: `${CONNECTIONS} clients with steps of 1 Mi parameters at once`,
-    figures: medians(setup.rounds),
+    figures: legend(setup.rounds),
     head: ["clients", "ms a step", "steps/s", "wait p50, ms", "p99", "longest", "steps of a client"],
     rows: [row("1", one, waits.one, ""), row(String(CONNECTIONS), all, waits.all, `${Math.min(...counts)} to ${Math.max(...counts)}`)],
     ratios,

@@ -1,4 +1,4 @@
-/** Keeps the results in bench/ratios.json. docs/performance.md shows these results, and --check compares with them. */
+/** Reads and writes the results in bench/ratios.json. docs/performance.md shows these results, and --check compares with them. */
 import { execFile, execFileSync } from "node:child_process";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import os from "node:os";

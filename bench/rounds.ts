@@ -1,6 +1,6 @@
 /**
- * Times all benchmarks. Each round runs every contender once, with a pause before each, in a newly shuffled order. A fixed
- * order gave ratios that did not repeat (measured). The results are medians over the rounds, with the minima beside them.
+ * Times contenders in rounds. Each round runs every contender once, after a pause, in a newly shuffled order. A fixed order gave
+ * different ratios in each run (measured). The results are medians and minima over the rounds.
  */
 import os from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
@@ -39,11 +39,11 @@ const median = (values: readonly number[]): number => {
   return sorted.length % 2 === 1 ? (sorted[middle] as number) : ((sorted[middle - 1] as number) + (sorted[middle] as number)) / 2;
 };
 
-/** Returns the figures of a contender by its name, after a race. */
+/** The result of a race: a function that returns a contender's figures by name. */
 export type Result = (name: string) => Figures;
 
 /** The machine counts as quiet if other processes take at most this share of the processor time. */
-const OTHERS_SHARE = 0.2;
+const MAX_OTHER_LOAD = 0.2;
 
 /** The longest total wait for a quiet machine in one part. */
 const LONGEST_WAIT_MS = 90_000;
@@ -54,7 +54,7 @@ export class Quiet {
   #runs = 0;
   #disturbed = 0;
 
-  /** Waits for `gapMs`, and again until the processors were idle during the wait. Gives up once LONGEST_WAIT_MS is used up. */
+  /** Waits for `gapMs`, and repeats the wait until the processors were idle during it. Gives up after LONGEST_WAIT_MS in total. */
   async wait(gapMs: number): Promise<void> {
     this.#runs++;
     for (;;) {
@@ -62,7 +62,7 @@ export class Quiet {
       await delay(gapMs);
       const elapsed = performance.now() - start;
       // Linux counts processor time in steps of 10 ms per core.
-      if (idleMs() - idle >= (1 - OTHERS_SHARE) * elapsed * os.cpus().length - 10) return;
+      if (idleMs() - idle >= (1 - MAX_OTHER_LOAD) * elapsed * os.cpus().length - 10) return;
       this.#waitLeft -= elapsed;
       if (this.#waitLeft > 0) continue;
       this.#disturbed++;
@@ -97,7 +97,7 @@ export const race = async (title: string, contenders: readonly Contender[], gapM
   };
 };
 
-/** The time of one contender divided by another contender's time in the same race. Lower is better. */
+/** One contender's time divided by another's time in the same race. Lower is better. */
 export interface Ratio {
   readonly name: string;
   readonly median: number;
@@ -116,15 +116,15 @@ export const ratio = (name: string, a: Figures, b: Figures, goal?: number): Rati
 /** The output of one part: a table to read, and ratios. */
 export interface Report {
   readonly title: string;
-  /** A text that explains the figures in the table and the number of rounds. */
+  /** The legend of the table: the meaning of its figures and the number of rounds. */
   readonly figures: string;
   readonly head: readonly string[];
   readonly rows: readonly (readonly string[])[];
   readonly ratios: readonly Ratio[];
 }
 
-/** Returns a text that explains the times in a table. */
-export const medians = (rounds: number): string => `median [minimum] of ${rounds} rounds`;
+/** Returns the legend for the times in a table. */
+export const legend = (rounds: number): string => `median [minimum] of ${rounds} rounds`;
 
 /** Options that all parts share. */
 export interface Setup {

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { ARENA_MIB, checkPeer, echoRequest, type Request, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Folder, Server } from "./processes.ts";
-import { type Contender, medians, ms, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Contender, legend, ms, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
 
 const GAP_MS = 100;
 
@@ -75,7 +75,7 @@ export const benchSteps = async (setup: Setup): Promise<Report> => {
   }
   return {
     title: "A whole AdamW step in MessagePack on one connection",
-    figures: medians(setup.rounds),
+    figures: legend(setup.rounds),
     head: ["parameters", "", "ms", "stepd over TCP / this", "MB up + down"],
     rows,
     ratios,
@@ -121,7 +121,7 @@ export const benchGradientOptions = async (setup: Setup): Promise<Report> => {
   }
   return {
     title: "Gradient checks, statistics, clipping and loss scale, over TCP",
-    figures: medians(setup.rounds),
+    figures: legend(setup.rounds),
     head: ["parameters", "step with", "ratio", "of minima", "ms"],
     rows,
     ratios,

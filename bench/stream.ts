@@ -12,8 +12,8 @@ const root = join(import.meta.dirname, "..");
 const output = "build/bench-stream.wasm";
 
 /**
- * Returns the source of a kernel. `zero` is 0 at run time but unknown to the compiler, so all loads and stores stay. Adding
- * zero times the gradient changes nothing.
+ * Returns the source of a kernel. It adds `zero` times the gradient, which changes nothing. The compiler does not know that `zero`
+ * is 0, so it keeps all loads and stores.
  */
 const kernel = (arrays: number): string => {
   const names = ["param", "grad", "slot0", "slot1"].slice(0, arrays);
@@ -45,7 +45,7 @@ export const buildStream = async (): Promise<URL> => {
   return new URL(`../${output}`, import.meta.url);
 };
 
-/** Returns one job per pass over the given number of arrays. */
+/** Returns one job for each pass. `passes` lists the number of arrays in each pass. */
 export const streamJobs = (
   passes: readonly number[],
   elements: number,

@@ -2,7 +2,7 @@
 import { Bench, jobsOf, KERNELS } from "./harness.ts";
 import { repetitionsOf } from "./kernels.ts";
 import { Peer } from "./processes.ts";
-import { type Contender, medians, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Contender, legend, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
 
 const SIZES = [2 ** 20, 2 ** 24, 2 ** 26];
 const LARGEST = 2 ** 26;
@@ -67,7 +67,7 @@ export const benchTorch = async (setup: Setup): Promise<Report> => {
   }
   return {
     title: "Kernels against torch, ns per element",
-    figures: medians(setup.rounds),
+    figures: legend(setup.rounds),
     head: ["optimizer", "elements", "on", "/ fused", "of minima", "/ foreach", "stepd", "torch fused", "torch foreach"],
     rows,
     ratios,

@@ -7,7 +7,7 @@ import { Unpackr } from "msgpackr";
 import { ARENA_MIB, type Request, stepBlobs, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Folder, Server } from "./processes.ts";
-import { type Contender, medians, ms, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Contender, legend, ms, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
 
 const GAP_MS = 100;
 
@@ -60,7 +60,7 @@ export const benchTransport = async (setup: Setup): Promise<Report> => {
   }
   return {
     title: "Tensors in the shared folder or the cache",
-    figures: medians(setup.rounds),
+    figures: legend(setup.rounds),
     head: ["parameters", "", "/ TCP", "of minima", "ms", "MB up + down"],
     rows,
     ratios,
@@ -70,7 +70,8 @@ export const benchTransport = async (setup: Setup): Promise<Report> => {
 const megabytes = (bytes: number): string => (bytes / 1e6).toFixed(bytes < 1e5 ? 4 : 2);
 
 /**
- * Writes the step's blobs into files, one file each. The results have separate places, so that every run steps the same bytes.
+ * Writes a step's blobs to files. Returns the call's fields, which name these files and other files for the results. So every run
+ * starts from the same bytes.
  */
 const shareStep = (folder: string, elements: number): Readonly<Record<string, unknown>> => {
   const { params, grads, state } = stepBlobs(elements);

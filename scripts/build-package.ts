@@ -13,7 +13,7 @@ rmSync(output, { recursive: true, force: true });
 const { status } = spawnSync(process.execPath, [join(root, "node_modules/typescript/bin/tsc"), "-p", join(root, "tsconfig.build.json")], { stdio: "inherit" });
 if (status !== 0) process.exit(1);
 
-// tsc rewrites the extensions of imports, but not the extensions in URLs of modules that run in a worker or another process.
+// tsc rewrites the extensions in imports, but not in URLs. Modules for workers and child processes have such URLs.
 const MODULE_URL = /(new URL\("\.[^"]*)\.ts(", import\.meta\.url\))/g;
 
 for (const file of readdirSync(output, { recursive: true, encoding: "utf8" }).filter((name) => name.endsWith(".js"))) {

@@ -34,7 +34,7 @@ const { outputFiles, metafile } = await esbuild.build({
   jsxImportSource: "preact",
   minify: true,
   legalComments: "none",
-  // The API reference is a separate, finished bundle, which the page loads on demand.
+  // The API reference is a finished bundle. The page loads it on demand, so it is not an input here.
   loader: { ".svg": "file" },
   metafile: true,
   write: false,
@@ -45,7 +45,7 @@ const { outputFiles, metafile } = await esbuild.build({
 
 const files = new Map<string, Uint8Array>(outputFiles.map(({ path, contents }) => [relative(output, path), contents]));
 
-/** Adds a file under a name with its digest, and returns the name. */
+/** Adds a file. Its name gets a digest of the contents. Returns the new name. */
 const add = (name: string, contents: Uint8Array): string => {
   const digest = createHash("sha256").update(contents).digest("hex").slice(0, 8);
   const full = name.replace(/(\.\w+)$/, `-${digest}$1`);

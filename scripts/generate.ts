@@ -92,6 +92,6 @@ const types = await compile(everything, "Wire", {
 });
 writeFileSync(join(root, "src/generated/wire.gen.ts"), types);
 
-// tables.ts imports files that were written above, so it is imported here.
+// tables.ts imports files that were written above, so this import must come last.
 const { writeTables } = await import("./tables.ts");
 writeTables(root);

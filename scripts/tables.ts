@@ -43,8 +43,8 @@ const optimizers = (): string =>
     ]),
   );
 
-/** The defaults of these settings depend on the machine. */
-const DEPENDS: Readonly<Record<string, string>> = {
+/** Describes the defaults that depend on the machine. */
+const MACHINE_DEFAULTS: Readonly<Record<string, string>> = {
   STEPD_WORKERS: "processors of the machine, or of a CPU quota",
   STEPD_ARENA_MIB: "half of the memory, at most 4096, less where a memory limit lacks the room",
   STEPD_MAX_JSON_MIB: "a part in 128 of the memory, at most 64",
@@ -54,7 +54,7 @@ const settings = (): string => {
   const rows = [...help().matchAll(/^ {2}(STEPD_\w+) +(.*?)(?: \(([^()]*)\))?$/gm)];
   return table(
     ["variable", "meaning", "default"],
-    rows.map(([, name = "", meaning = "", initial]) => [code(name), meaning, DEPENDS[name] ?? (initial === undefined ? "" : code(initial))]),
+    rows.map(([, name = "", meaning = "", initial]) => [code(name), meaning, MACHINE_DEFAULTS[name] ?? (initial === undefined ? "" : code(initial))]),
   );
 };
 
@@ -68,7 +68,7 @@ const SETUPS: readonly (readonly [label: string, optimizer: "sgd" | "adamw", dty
   ["`adamw`, BF16 with F32 master weights", "adamw", "BF16", true],
 ];
 
-/** The network rate in Gbit/s for the transfer times in the table. */
+/** The table's transfer times are for this network rate in Gbit/s. */
 const LINK_GBIT = 10;
 
 /** A model is split into tensors of 4 Mi parameters, because a step can only be split between tensors. */

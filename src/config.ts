@@ -122,7 +122,7 @@ const MAX_CACHE_MIB = 2 ** 20;
 const MAX_RATE = 2 ** 30;
 const MAX_CONNECTIONS = 65536;
 
-/** Matches STEPD_ variables of the clients, the examples, the deployment, and of Kubernetes for a service named stepd. */
+/** Matches STEPD_ variables that are no settings: those of clients, examples and deployments, and those that Kubernetes sets for a service named stepd. */
 const FOREIGN_VARIABLES = /^STEPD_(?:URLS?|TOKEN|IMAGE|BIND|BIND_ADMIN|\d|SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP)(?:_\w+)?)$/;
 
 const settingsOf = (machine: Machine) =>
@@ -277,7 +277,7 @@ const fitArena = ({ arenaMib, workers, maxJsonMib, cacheMib }: Config, isExplici
   throw new ConfigError(`memory limit of ${limit} MiB: expected room for ${parts} and the arena, found ${found}, where ${Math.max(room, 0)} MiB are left`);
 };
 
-/** Creates the error for an unknown setting. Names are compared without the prefix, which would make all of them similar. */
+/** Creates the error for an unknown setting. Compares names without their common prefix, which would make all names similar. */
 const unknownSettingError = (unknown: string, known: readonly string[]): ConfigError => {
   const near = nearest(
     unknown.slice(PREFIX.length),
@@ -301,7 +301,7 @@ export const warningsFor = (env: Readonly<Record<string, string | undefined>>, {
     ? ["STEPD_TOKEN is a setting of clients: calls to this server need no token, because STEPD_TOKENS_FILE names no file of tokens"]
     : [];
 
-/** Returns the settings by variable name, for the log. No setting is a secret: secrets are in files, and settings have only their paths. */
+/** Returns the settings by variable name, for the log. They contain no secrets, only the paths of files with secrets. */
 export const namedSettings = (config: Config): Readonly<Record<string, unknown>> =>
   Object.fromEntries(Object.entries(settings).map(([key, { name }]) => [name, config[key as keyof Config]]));
 

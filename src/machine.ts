@@ -46,7 +46,7 @@ const smallestLimit = (values: readonly number[]): number | undefined => {
   return limits.length === 0 ? undefined : Math.min(...limits);
 };
 
-/** Reads a controller's files in this process's group and in each enclosing group. Joins the contents of a group by a space. */
+/** Reads a controller's files in this process's group and in each enclosing group. Joins the contents of a group's files with a space. */
 const valuesOf = (read: ReadText, controller: string, ...files: readonly string[]): readonly string[] =>
   foldersOf(read, controller).flatMap((folder) => {
     const texts = files.map((file) => read(`${folder}/${file}`)?.trim());
@@ -55,7 +55,7 @@ const valuesOf = (read: ReadText, controller: string, ...files: readonly string[
 
 /**
  * Lists the folders of this process's control groups, from its own to the root. Version 2 has one tree for all controllers, version 1
- * has one tree per controller. In a container the path may be the host's and not exist, and the root is then the container's group.
+ * has one tree per controller. In a container the path may be a host path that does not exist there. The root is then the container's group.
  */
 const foldersOf = (read: ReadText, controller: string): readonly string[] =>
   (read("/proc/self/cgroup") ?? "").split("\n").flatMap((line) => {

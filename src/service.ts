@@ -52,7 +52,7 @@ const DRAIN_POLL_MS = 10;
 /** A drain rejects unfinished bodies this long before its end, so that their callers still get a reply. */
 const BODY_REJECTION_MS = 500;
 
-/** Callers of rejected bodies may send for this time. If the connection closed during the upload, the error reply would be lost. */
+/** Callers of rejected bodies may continue to send for this time. If the connection closed during the upload, the error reply would be lost. */
 const LINGER_MS = 5000;
 
 export class Service implements AsyncDisposable {
@@ -64,7 +64,7 @@ export class Service implements AsyncDisposable {
   readonly #admin: Server | undefined;
   readonly #config: Config;
   readonly #sockets = new Map<Server, ReadonlySet<net.Socket>>();
-  /** The watches of the files of tokens and certificates. */
+  /** The watches on the files with tokens and certificates. */
   readonly #watches = new DisposableStack();
   /** While "leaving", the server is not ready but accepts calls, so load balancers notice before it rejects any call. */
   #state: "serving" | "leaving" | "draining" = "serving";

@@ -78,7 +78,7 @@ async def mean(
 
 
 def values(elements: int, seed: int) -> Arrays:
-    """Return random values far above subnormal: subnormal arithmetic is slow."""
+    """Return random values. None is subnormal: subnormal arithmetic is slow."""
     generator = np.random.default_rng(seed)
     return {"w": generator.uniform(0.25, 1, elements).astype(np.float32)}
 

@@ -18,7 +18,7 @@ GAP_BYTES = 65536
 
 
 def fill(array: torch.Tensor, signed: bool, seed: int) -> None:
-    """Fill with values from 0.25 to 1 in size, so that no average becomes subnormal."""
+    """Fill with magnitudes from 0.25 to 1, so that no average becomes subnormal."""
     generator = torch.Generator().manual_seed(seed)
     array.uniform_(0.25, 1, generator=generator)
     if signed:

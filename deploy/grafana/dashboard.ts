@@ -55,7 +55,7 @@ interface Panel {
   readonly description: string;
   readonly unit: string;
   readonly queries: readonly Query[];
-  /** True stacks the series, for values whose sum has a meaning. */
+  /** True if the panel stacks the series. The sum of their values must have a meaning. */
   readonly isStacked?: boolean;
 }
 

@@ -1,4 +1,4 @@
-"""Draws panels of stepd.json from a Prometheus, as Grafana would, for docs/metrics.png.
+"""Draws docs/metrics.png: panels of stepd.json, as Grafana draws them from Prometheus.
 
 test/prometheus/picture.ts produces load and calls this script. To call it by hand:
 
@@ -126,7 +126,7 @@ def draw(axes: Axes, panel: dict[str, Any], series: list[tuple[str, list[float],
 
 
 def with_gaps(points: list[float], values: list[float], step: float) -> tuple[list[float], list[float]]:
-    """Interrupt the line where samples are missing, as while a replica is down."""
+    """Add gaps to a line where samples are missing, as while a replica is down."""
     times, found = points[:1], values[:1]
     for before, at, value in zip(points, points[1:], values[1:], strict=False):
         if at - before > 1.5 * step:

@@ -1,4 +1,4 @@
-"""Code that the scripts share: options, results as JSON, figures."""
+"""Code that the scripts share: it reads options, writes results and saves figures."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 A sweep trains a network for every pair of a setting and a seed. The networks are
 stacked in arrays whose first two axes are setting and seed: numpy computes all
 gradients together, and one call steps all networks, with each setting as a parameter
-group. The seed decides the images of a network, their order and its first weights. All
-settings and sweeps share the seeds, so comparisons are paired.
+group. A seed determines the images, their order and the first weights. All settings and
+sweeps use the same seeds, so comparisons are paired.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Sweep:
         )
 
     def _next_batch(self) -> Integers:
-        """Return row indexes by seed. Epochs shuffle, and drop an incomplete batch."""
+        """Return row indexes by seed. An epoch is shuffled and has only full batches."""
         if self._queue.shape[1] < self.batch:
             orders = zip(self._shuffles, self.train, strict=True)
             self._queue = np.stack([rng.permutation(rows) for rng, rows in orders])

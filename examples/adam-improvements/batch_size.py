@@ -1,4 +1,4 @@
-"""Does LAMB need no warm-up at batch sizes from 64 to the full set, and AdamW one?
+"""Does AdamW need a warm-up at batch sizes from 64 to the full set, and LAMB none?
 
 Every batch size trains for the same number of epochs, so the full set has few steps.
 The script tries a grid of learning rates at each size, and selects the rate with the

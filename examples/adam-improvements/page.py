@@ -1,4 +1,4 @@
-"""Writes the tables of docs/adam-improvements.md from the results beside its figures.
+"""Writes the tables of docs/adam-improvements.md from the results in its folder.
 
 With --check the script writes nothing, and exits with 1 if the page differs. The
 argument may name another page. Its results are then in the folder of the same name.
@@ -29,7 +29,7 @@ def mean_and_deviation(values: Sequence[float], digits: int = 2, sign: str = "")
 
 
 def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Return differences between pairs of the same seed, which share weights and
+    """Return the difference for each seed. Runs of one seed share first weights and
     batches.
     """
     return [a - b for a, b in zip(ours, theirs, strict=True)]
@@ -139,8 +139,8 @@ def batch_size(results: Json) -> str:
             rates, accuracy = contender["rates"], contender["test_accuracy"][index]
             place = contender["best"][index]
             best.append(f"{mean_and_deviation(accuracy[place])} ({rates[place]:.2g})")
-            # Rates are powers of 2, so 4 times the batch moves the square-root rule one
-            # rate up.
+            # Rates are powers of 2. For 4 times the batch size, the square-root rule
+            # doubles the rate, so it selects the next rate of the grid.
             place = contender["best"][0] + round(log2(batch / batches[0]) / 2)
             scaled.append(
                 f"{mean_and_deviation(accuracy[place])} ({rates[place]:.2g})"

@@ -1,7 +1,7 @@
 """Federated averaging over simulated clients, with stepd for the outer step.
 
 In each round some clients take the model, train it on their own digits by SGD, and
-return it. The server averages how far the clients moved and passes the result to an
+return it. The server averages the clients' changes and passes the result to an
 optimizer as a gradient (Reddi et al., 2021, Adaptive Federated Optimization,
 https://arxiv.org/abs/2003.00295, algorithm 2). With SGD at rate 1 this is plain
 averaging of the clients' models.
@@ -124,7 +124,7 @@ def train_client(params: Tensors, data: Images, rng: np.random.Generator) -> Ten
 
 
 def pseudo_gradient(params: Tensors, models: list[Tensors], counts: Array) -> Tensors:
-    """Return the parameters minus the clients' mean, weighted by numbers of images."""
+    """Return the parameters minus the clients' mean. Image counts weight the mean."""
     weights = (counts / counts.sum()).astype(np.float32)
     return {
         name: array

@@ -125,7 +125,7 @@ func (r *reader) images(part string, n network[float32]) ([]float32, []int32) {
 	return images, labels
 }
 
-// indexes returns a tensor's whole numbers, which must be below a limit, and the tensor's shape.
+// indexes returns a tensor's whole numbers and its shape. The numbers must be below the limit.
 func (r *reader) indexes(name string, dimensions, limit int) ([]int32, []int) {
 	tensor, _ := r.tensors.Get(name)
 	values := make([]int32, len(tensor.Data)/4)

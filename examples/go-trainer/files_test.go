@@ -25,7 +25,7 @@ func TestRunsAreReadAsTheyWereSaved(t *testing.T) {
 	if !slices.Equal(found.hiddenWeight, small().hiddenWeight) || !slices.Equal(found.outputBias, small().outputBias) || found.inputs() != 3 {
 		t.Fatalf("%+v", found)
 	}
-	// A step writes through the network's tensors.
+	// The tensors are views of the network, so a step's writes change the network.
 	tensors := found.tensors()
 	copy(tensors[3].Data, []byte{0, 0, 128, 63})
 	if found.outputBias[0] != 1 {

@@ -1,7 +1,7 @@
 """Fine-tune a small network with adapters; stepd does every optimizer step.
 
-The network first learns handwritten digits with torch's own AdamW, in place of a model
-that was trained elsewhere. The script then turns the images by 90 degrees and freezes
+First, torch's own AdamW trains the network on handwritten digits. The network stands
+for a model that was trained elsewhere. The script then turns the images by 90 degrees and freezes
 the network's weights. The biases, and low-rank adapters beside the weights (LoRA),
 learn to read the turned images. Only these few parameters travel to the server.
 """
@@ -147,7 +147,7 @@ def digest_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
 
 
 class Run:
-    """A fine-tuning that can be saved after any epoch and resumes to the same bits."""
+    """A run that can be saved after any epoch and resumed with the same bits."""
 
     def __init__(
         self,
@@ -249,8 +249,8 @@ def read_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = read_arguments()
     epochs: int = arguments.epochs
-    # torch uses one thread, because more threads would change the order of sums and not
-    # help a network this small.
+    # torch uses one thread. More threads would change the order of sums, and would not
+    # speed up such a small network.
     torch.set_num_threads(1)
     train, test = digits()
     base = pretrained(train)

@@ -15,7 +15,7 @@ export class CommandError extends Error {
 
 export interface Option {
   readonly help: string;
-  /** The placeholder of the value in the help. An option without a placeholder is a switch. */
+  /** The help shows this placeholder for the value. An option without a placeholder takes no value. */
   readonly value?: string;
   /** True if the option may be repeated. */
   readonly isMultiple?: boolean;
@@ -116,7 +116,7 @@ export const wholeNumber = (text: string, name: string, minimum: number, maximum
   return number;
 };
 
-/** Lists choices for an error message, with the choice nearest to the found text. */
+/** Lists the choices for an error message, and names the choice nearest to the given text. */
 export const anyOf = (text: string, choices: readonly string[]): string => {
   const near = nearest(text, choices);
   return `one of ${choices.join(", ")}${near === undefined ? "" : ` (the nearest is ${near})`}`;

@@ -1,4 +1,4 @@
-/** Reads safetensors files from disk (the header and scalars alone, or a tensor in chunks) and writes files atomically. */
+/** Reads safetensors files from disk: whole, only the header and scalars, or a tensor in chunks. Writes files atomically. */
 import { closeSync, constants, fstatSync, fsyncSync, lstatSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { bytesOf } from "../codec/dtype.ts";
@@ -30,8 +30,8 @@ export class TensorFile implements Disposable {
   }
 
   /**
-   * Reads only the header and the scalars, into a buffer of the file's size. Untouched memory takes no pages, so the file may be larger
-   * than the machine's memory.
+   * Reads only the header and the scalars, into a buffer of the file's size. The rest of the buffer takes no memory until it is touched,
+   * so the file may be larger than the machine's memory.
    */
   readHead(): { readonly file: Buffer; readonly content: Safetensors } {
     let file: Buffer;
@@ -138,7 +138,7 @@ export const writeAtomically = (path: string, pieces: readonly Uint8Array[], isF
 /** Escapes a text for use as a replacement in String.replace. */
 export const escapeReplacement = (text: string): string => text.replaceAll("$", "$$$$");
 
-/** Replaces the field in an error of the service by the name of the file or of the option. */
+/** Replaces the field in a service error by the user's file name or option. */
 export const withOptionName = (error: unknown, names: readonly (readonly [RegExp, string])[]): unknown => {
   if (!(error instanceof StepdError)) return error;
   const { field = "", expected, found } = error.detail;

@@ -33,7 +33,7 @@ const MSGPACK = "application/vnd.msgpack";
 /** At most this many bytes of an error's body are kept. */
 const MAX_ERROR_BYTES = 65536;
 
-/** A call fails after this time without a byte. */
+/** A call fails if no byte arrives for this time. */
 const IDLE_TIMEOUT_MS = 300_000;
 
 export class Connection implements Disposable {
@@ -92,7 +92,7 @@ export class Connection implements Disposable {
   }
 }
 
-/** Reads the error of a problem body (RFC 9457) in MessagePack or JSON. Returns the HTTP status alone for a proxy's own reply. */
+/** Reads the error of a problem body (RFC 9457) in MessagePack or JSON. If the reply comes from a proxy, returns only the HTTP status. */
 const problemOf = ({ statusCode, headers }: http.IncomingMessage, body: Buffer): Pick<Outcome, "error" | "detail" | "retryAfter"> => {
   const asked = Number(headers["retry-after"] ?? Number.NaN);
   const retry = Number.isFinite(asked) ? { retryAfter: asked } : {};

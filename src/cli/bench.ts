@@ -58,7 +58,7 @@ export const bench = defineCommand({
     const optimizer = optimizerOf(values);
 
     const stop = new AbortController();
-    // Ctrl-C arrives twice, from the terminal and from bin/stepd.js. The handlers stay until exit, so the second does not suppress the table.
+    // Ctrl-C arrives twice, from the terminal and from bin/stepd.js. The handlers stay until exit, so the second signal does not suppress the table.
     for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => stop.abort());
     const rows: Row[] = [];
     using bar = new Progress();
@@ -71,7 +71,7 @@ export const bench = defineCommand({
     if (rows.length === 0) throw new CommandError("stopped before the first step was measured");
     console.log(values.json ? JSON.stringify(rows, null, 2) : textOf(rows, optimizer.name, dtype));
     const code = rows.every(({ steps, errors }) => steps > 0 && Object.keys(errors).length === 0) ? 0 : 1;
-    // At a normal exit Node removes signal handlers 8 ms early (measured), and a second Ctrl-C would kill the process. So this exits explicitly.
+    // A normal exit removes the signal handlers 8 ms before the process ends (measured). A second Ctrl-C would then kill it, so this exits explicitly.
     process.stdout.write("", () => process.exit(code));
     return code;
   },
@@ -104,14 +104,14 @@ interface Row {
   readonly seconds: number;
   readonly steps: number;
   readonly steps_per_second: number;
-  /** The request bytes of successful steps. */
+  /** The request bytes of all successful steps, per second. */
   readonly bytes_in_per_second: number;
   readonly bytes_out_per_second: number;
   readonly p50_ms: number | null;
   readonly p90_ms: number | null;
   readonly p99_ms: number | null;
   readonly refusals: number;
-  /** The number of errors by name, without refusals. */
+  /** The number of failed steps for each error name, without refusals. */
   readonly errors: Readonly<Record<string, number>>;
 }
 
@@ -152,11 +152,11 @@ class Timer implements Disposable {
 
 interface Prepared {
   readonly body: Buffer;
-  /** Every step must have this reply. */
+  /** Every step must return this reply. */
   readonly reply: Buffer;
 }
 
-/** Runs a first step, which creates the state, then one step with that state on each connection. */
+/** Creates the state by a first step. Then runs one step with this state on each connection. */
 const prepare = async (connections: readonly Connection[], { optimizer, elements, dtype, signal }: MeasureOptions): Promise<Prepared> => {
   const params = tensorFile(elements, dtype, 0);
   const grads = tensorFile(elements, dtype, 1);
@@ -172,7 +172,7 @@ const prepare = async (connections: readonly Connection[], { optimizer, elements
   return { body, reply: replies[0] as Buffer };
 };
 
-/** A warm-up step is sent at most this often to an overloaded server. */
+/** A warm-up step is sent at most this many times to an overloaded server. */
 const MAX_WARM_UP_ATTEMPTS = 20;
 
 const warmUp = async (connection: Connection, body: Buffer, signal: AbortSignal): Promise<Buffer> => {
@@ -228,7 +228,7 @@ class Tally {
 
   row(elements: number, connections: number, seconds: number, bodyBytes: number): Row {
     const sorted = Float64Array.from(this.#times).sort();
-    /** Returns the percentile by nearest rank, so the result is the time of an actual step. */
+    /** Returns a percentile by the nearest-rank method, so the result is the time of an actual step. */
     const percentile = (percent: number): number | null => sorted[Math.max(Math.ceil((sorted.length * percent) / 100) - 1, 0)] ?? null;
     const steps = sorted.length;
     return {

@@ -11,7 +11,7 @@ const FORMATS = ["stepd", "torch", "qhoptim", "optax"] as const;
 // WebAssembly limits its memory to 4 GiB.
 const MAX_ARENA_MIB = 4096;
 
-/** The arena has four times the file's size: for the file, its float32 copy, and added slots. Untouched memory takes no pages. */
+/** The arena has four times the file's size, for the file, its float32 copy, and added slots. Untouched memory is not allocated. */
 const ARENA_BYTES_PER_FILE_BYTE = 4;
 const MIN_ARENA_MIB = 64;
 
@@ -60,7 +60,7 @@ export const convert = defineCommand({
   },
 });
 
-/** Maps fields to options, for error messages. --names and --betas apply to the foreign format; OUT has its own options only if IN is foreign. */
+/** Maps fields to options, for error messages. --names and --betas apply to IN if its format is foreign, else to OUT. */
 const optionsOfFields = (input: string, isFromForeign: boolean): readonly (readonly [RegExp, string])[] => [
   [/^\/state/, escapeReplacement(input)],
   [/^\/from\/optimizer/, "--from-optimizer"],

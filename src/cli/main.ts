@@ -46,7 +46,7 @@ const run = async (argv: readonly string[]): Promise<number> => {
   return 0;
 };
 
-/** Returns the message for an error. Only an unexpected error includes its stack. */
+/** Returns the message for an error, with the stack if the error is unexpected. */
 const textOf = (error: unknown): string => {
   if (!(error instanceof Error)) return String(error);
   const isKnown = error instanceof UsageError || error instanceof CommandError || error instanceof StepdError;

@@ -95,7 +95,7 @@ const tensorsIn = (path: string): Shapes => {
   return Object.fromEntries(tensors.map(({ name, shape, dtype }) => [name, { shape, dtype: dtype as NonNullable<Shapes[string]["dtype"]> }]));
 };
 
-/** Parses --tensor. The position names a parameter without a name. */
+/** Parses --tensor. A parameter without a name gets its position as its name. */
 const readTensor = (text: string, index: number): readonly [string, Shapes[string]] => {
   const equals = text.lastIndexOf("=");
   const [sizes = "", dtype, more] = text.slice(equals + 1).split(":");

@@ -18,7 +18,7 @@ const MAX_ALL_BYTES = 2 ** 22;
 /** A template takes about this much memory in addition to its fixed bytes. */
 const TEMPLATE_BYTES = 1024;
 
-/** At most this many templates have the same body length. Trainers that differ only in a rate send bodies of one length. */
+/** At most this many templates have the same body length. Trainers whose calls differ only in the learning rate send bodies of the same length. */
 const MAX_TEMPLATES_PER_LENGTH = 16;
 
 /** A byte range that may differ between bodies of one template. */
@@ -65,7 +65,7 @@ export class Template {
     return this.fixed.compare(bytes, at, bytes.length, fixedAt) === 0;
   }
 
-  /** Decodes a matching body. All decoded bodies share the maps and lists without variable ranges. */
+  /** Decodes a matching body. Maps and lists without variable ranges are the same objects in all decoded bodies. */
   fill(bytes: Buffer): unknown {
     return fill(this.#node, bytes);
   }
@@ -118,7 +118,7 @@ export class Templates {
 const isContainer = (value: unknown): value is object =>
   Array.isArray(value) || (typeof value === "object" && value !== null && Object.getPrototypeOf(value) === Object.prototype);
 
-/** Finds the blobs of a container. They are views of the body, whose memory is reused, so `base` must not contain them. */
+/** Finds the blobs of a container. `base` must not contain them, because they are views of the body, and its memory is reused. */
 const nodeOf = (value: object, bytes: Buffer, blobs: VariableRange[]): TemplateNode => {
   const base = copyOf(value);
   const members: (readonly [string, VariableRange | TemplateNode])[] = [];

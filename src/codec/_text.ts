@@ -99,7 +99,7 @@ interface ScanResult {
   readonly large: LargeValue | undefined;
 }
 
-/** Scans the text. Returns an error message for input that JSON.parse accepts (duplicate keys, `__proto__`, excessive size), else the result. */
+/** Scans the text. Returns the result, or an error message for a fault that JSON.parse overlooks: a duplicate key, `__proto__` or excessive size. */
 function* scan(bytes: Buffer, onProgress: (count: number) => void): Task<string | ScanResult> {
   const open: OpenContainer[] = [];
   const ids: string[] = [];
@@ -175,7 +175,7 @@ function* scan(bytes: Buffer, onProgress: (count: number) => void): Task<string 
   return { values, ids, nonDigitAt, large };
 }
 
-/** Reads the number after a colon, as a list of one text. The list is empty if another kind of value follows. */
+/** Returns a list with the text of the number after a colon. The list is empty if another kind of value follows. */
 const numberAfter = (bytes: Buffer, after: number): readonly string[] => {
   const start = skipSpace(bytes, skipSpace(bytes, after) + 1);
   let end = start;
@@ -217,12 +217,12 @@ const textOf = (bytes: Buffer, start: number, end: number): string => {
   }
 };
 
-/** Parses a JSON text in UTF-8. The scan calls `onProgress` with its count, before any value is created. Throws an Error with the reason. */
+/** Parses a JSON text in UTF-8. Before any value is created, the scan reports its count of values to `onProgress`. Throws an Error with the reason. */
 export function* parseStrictJson(bytes: Buffer, onProgress: (count: number) => void = () => {}): Task<unknown> {
   return (yield* parse(bytes, onProgress)).value;
 }
 
-/** Parses a JSON text. `nonDigit` is the first number that has a sign, point or exponent. */
+/** Parses a JSON text. `nonDigit` is the first number with a sign, point or exponent. */
 export const parseHeader = (bytes: Buffer, onProgress: (count: number) => void): { readonly value: unknown; readonly nonDigit: string | undefined } => {
   const { value, nonDigitAt } = atOnce(parse(bytes, onProgress));
   if (nonDigitAt === undefined) return { value, nonDigit: undefined };
@@ -246,7 +246,7 @@ function* parse(bytes: Buffer, onProgress: (count: number) => void): Task<{ read
   return { value, nonDigitAt };
 }
 
-/** Parses a text that contains one large value. The text is parsed with 0 in the value's place, then the value by itself. */
+/** Parses a text that contains one large value: first the text with 0 in the value's place, then the value. */
 function* parseAround(bytes: Buffer, start: number, end: number, large: LargeValue, open = "", close = ""): Task<unknown> {
   const outer = parsePiece(`${open}${bytes.toString("utf8", start, large.start)}0${bytes.toString("utf8", large.end, end)}${close}`, start);
   const value = large.pieces ? yield* parseContainer(bytes, large.pieces, bytes[large.start] === 0x7b) : yield* parseString(bytes, large);
@@ -307,8 +307,8 @@ const isSafeCut = (bytes: Buffer, at: number): boolean =>
   ((bytes[at] as number) & 0xc0) !== 0x80 && !bytes.subarray(at - 2 * MAX_ESCAPE_BYTES, at).includes(BACKSLASH);
 
 /**
- * Splits a JSON object's text between members into the texts of smaller objects. The whole text is valid if each piece is valid
- * and no piece of several is an empty object.
+ * Splits the text of a JSON object into texts of smaller objects, with some members each. The whole text is valid if each piece is valid
+ * and, unless there is only one piece, none is an empty object.
  */
 export function* splitStrictJson(text: Buffer): Generator<Buffer> {
   let depth = 0;

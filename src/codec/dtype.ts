@@ -20,7 +20,7 @@ const BITS_PER_ELEMENT: Readonly<Record<string, number>> = {
   U64: 64,
 };
 
-/** Before writing, the safetensors library sorts tensors by descending index in this list, then by name. */
+/** The safetensors library writes tensors in descending order of their dtype's index in this list, then in order of their names. */
 const WRITE_ORDER = Object.keys(BITS_PER_ELEMENT);
 
 /** Returns the bytes per element, or undefined for an unknown dtype. */
@@ -30,7 +30,7 @@ export const rankOf = (dtype: string): number => WRITE_ORDER.indexOf(dtype);
 
 export const elementsOf = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
-/** True if no product of leading sizes exceeds 2^53 - 1. A later size of 0 could hide the overflow from some readers. */
+/** True if no product of the first sizes exceeds 2^53 - 1. A size of 0 at the end would hide such an overflow from some readers. */
 export const isCountable = (shape: readonly number[]): boolean => {
   let product = 1;
   for (const size of shape) {
@@ -73,7 +73,7 @@ const bf16Bits = (value: number): number => {
   view.setFloat32(0, value);
   let bits = view.getUint32(0);
   if (Number.isNaN(value)) return (bits >>> 16) | 0x40;
-  // Rounding to float32 can produce a tie. The float64 value then decides the direction, else the value would be rounded twice.
+  // Rounding to float32 can produce a tie. The float64 value then decides the direction, so that the value is rounded only once.
   const single = Math.fround(value);
   if ((bits & 0xffff) === 0x8000 && single !== value) bits += Math.abs(value) > Math.abs(single) ? 1 : -1;
   return ((bits + 0x7fff + ((bits >>> 16) & 1)) / 65536) & 0xffff;

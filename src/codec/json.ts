@@ -7,7 +7,7 @@ import { parseStrictJson } from "./_text.ts";
 import { Parts } from "./parts.ts";
 import type { Task } from "./turns.ts";
 
-/** Decodes a body. The scan calls `onProgress` with its count, before any value is created. Throws PARSE_ERROR and the errors of `onProgress`. */
+/** Decodes a body. Before any value is created, the scan reports its count of values to `onProgress`. Throws PARSE_ERROR and the errors of `onProgress`. */
 export function* decodeJson(bytes: Buffer, onProgress?: (count: number) => void): Task<unknown> {
   try {
     return yield* parseStrictJson(bytes, onProgress);

@@ -1,4 +1,4 @@
-/** A large object in a result. Its members are generated while they are encoded, so they never all exist in memory. */
+/** A large object in a result. Its members are generated while they are encoded, so they never exist in memory all at once. */
 export class Members<T = unknown> implements Iterable<readonly [name: string, value: T]> {
   readonly size: number;
   readonly #generate: () => Iterable<readonly [name: string, value: T]>;

@@ -23,7 +23,7 @@ const MAX_ASCII_CHECK_BYTES = 32;
 /** The scan reports its progress after this many bytes of strings. */
 const STRING_BYTES_PER_REPORT = 2 ** 20;
 
-/** The longest encoded number is the string "-Infinity", with 10 bytes; a float64 takes 9. */
+/** An encoded number has at most this many bytes. The string "-Infinity" takes 10, a float64 takes 9. */
 const MAX_NUMBER_BYTES = 10;
 
 // The decoder returns all numbers as float64, as JSON.parse does. `withIds` then restores the exact ids.
@@ -111,7 +111,7 @@ class OpenContainer {
   readonly start: number;
   /** The map keys that the scan has read; undefined for an array. */
   readonly keys: Set<string> | undefined;
-  /** The number of values that the scan has yet to read. A map member counts as two: its key and its value. */
+  /** The number of values that the scan has not read yet. A map member counts as two: its key and its value. */
   unread: number;
   #memberStart: number;
   #pieceStart: number;
@@ -367,7 +367,7 @@ class Encoded {
   }
 }
 
-/** A msgpackr encoder that writes a placeholder for each blob or encoded value, and collects these pieces. */
+/** A msgpackr encoder that writes placeholders for blobs and encoded values, and collects the replaced values. */
 class PlaceholderPackr extends Packr {
   readonly replaced: (Parts | Encoded)[] = [];
 }

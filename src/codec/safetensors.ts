@@ -38,7 +38,7 @@ type Corrupt = (expected: string, found: string) => StepdError;
 export const headerEnd = (file: Buffer): number =>
   file.length < LENGTH_BYTES || file.readUInt32LE(4) > 0 ? Number.POSITIVE_INFINITY : LENGTH_BYTES + file.readUInt32LE(0);
 
-/** Reads and checks the header of a file. An invalid file throws an error with `code` and `field`. */
+/** Reads and checks the header of a file. Throws an error with `code` and `field` if the file is invalid. */
 export const readSafetensors = (file: Buffer, field: string, code: ErrorName): Safetensors => atOnce(readSafetensorsInTurns(file, field, code));
 
 export function* readSafetensorsInTurns(file: Buffer, field: string, code: ErrorName): Task<Safetensors> {
@@ -161,10 +161,10 @@ export const compareUtf8 = (a: string, b: string): number => {
 
 const orderOf = (unit: number): number => (unit < 0xd800 ? unit : unit < 0xe000 ? unit + 0x2000 : unit - 0x800);
 
-/** Compares tensors by the safetensors library's order: wide dtypes first, which keeps tensors aligned, then the bytes of the name. */
+/** Compares tensors by the safetensors library's order: first by dtype, then by the bytes of the name. Wide dtypes come first, so tensors are aligned. */
 export const compareCanonical = (a: TensorDescription, b: TensorDescription): number => rankOf(b.dtype) - rankOf(a.dtype) || compareUtf8(a.name, b.name);
 
-/** Writes the length field and the canonical header. The tensors must follow it in the given order without gaps. */
+/** Writes the length field and the canonical header. In the file, the tensors must follow in the given order without gaps. */
 export const writeHeader = (metadata: Readonly<Record<string, string>>, tensors: readonly TensorDescription[]): Buffer =>
   atOnce(writeHeaderInTurns(metadata, tensors));
 

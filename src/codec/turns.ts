@@ -45,7 +45,7 @@ export type Run = <T>(task: Task<T>) => T | Promise<T>;
 export const mapInTurns = <T, U>(items: readonly T[], map: (item: T, index: number) => U): U[] | Promise<U[]> =>
   items.length <= ITEMS_PER_YIELD ? items.map(map) : inTurns(mapped(items, map));
 
-/** Maps items, with yields. */
+/** Maps items in a task, which yields after every few items. */
 export function* mapped<T, U>(items: readonly T[], map: (item: T, index: number) => U): Task<U[]> {
   const results: U[] = [];
   for (const [index, item] of items.entries()) {
@@ -82,7 +82,7 @@ export class SerialQueue {
 /** The sort yields after it has sorted or merged this many items. */
 const SORTED_ITEMS_PER_YIELD = 4096;
 
-/** Sorts items stably, with yields. */
+/** Sorts items stably in a task. */
 export function* sorted<T>(items: readonly T[], compare: (a: T, b: T) => number): Task<readonly T[]> {
   let runs: (readonly T[])[] = [];
   for (let at = 0; at < items.length; at += SORTED_ITEMS_PER_YIELD) {

@@ -1,6 +1,6 @@
 /**
- * Serializes a value to a canonical text for cache keys: JSON with sorted object keys. -0, NaN and infinities keep their own names,
- * which JSON lacks. Returns undefined if the text would exceed `maxLength` characters.
+ * Serializes a value to a canonical text for cache keys: JSON with sorted object keys. Unlike in JSON, -0, NaN and infinities have
+ * distinct texts. Returns undefined if the text would exceed `maxLength` characters.
  */
 export const canonical = (value: unknown, maxLength: number): string | undefined => {
   let room = maxLength;

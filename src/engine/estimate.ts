@@ -1,4 +1,4 @@
-/** Estimates the cost of a step from shapes and dtypes alone: bytes in and out, state, arena, and a suggested number of calls. */
+/** Estimates the cost of a step from shapes and dtypes alone: bytes sent, received, in the state and in the arena, and the number of calls. */
 import { bytesOf } from "../codec/dtype.ts";
 import { type Safetensors, type TensorDescription, writeHeaderInTurns } from "../codec/safetensors.ts";
 import { mapped, type Task } from "../codec/turns.ts";
@@ -98,7 +98,7 @@ const slotBytes = (slot: string, dtype: string, elements: number): number =>
 
 const arenaOf = ({ param, grad, state, wideGrad }: Cost): number => param + grad + state + wideGrad + OVERHEAD_BYTES_PER_TENSOR;
 
-/** Counts the calls that tensors need in name order, with at most `limit` bytes each. A larger tensor gets its own call. */
+/** Packs tensors in name order into calls of at most `limit` bytes, and counts the calls. A larger tensor gets its own call. */
 const requestsFor = (costs: readonly Cost[], limit: number): number => {
   let requests = 0;
   let room = 0;

@@ -37,7 +37,7 @@ const compilePattern = (pattern: string): ((name: string) => boolean) => {
 /** A call has at most this many patterns, because each is tested against every tensor's name. Exact names have no limit. */
 const MAX_PATTERNS = 256;
 
-/** All patterns together have at most this many *. The text between two of them is searched for in every tensor's name. */
+/** All patterns together have at most this many wildcards (*). Each wildcard costs a search in every tensor's name. */
 const MAX_WILDCARDS = 1024;
 
 const isPattern = (name: string): boolean => name.includes("*");

@@ -304,7 +304,7 @@ function* stateOutputOf({ optimizer }: Plan, targets: readonly StepTarget[], new
   return { header: yield* newStateHeader(optimizer, ordered), entries: ordered };
 }
 
-/** Lays out the rounded parameters. F64 is rejected: no kernel converts it to BF16 directly, and rounding twice is not to nearest. */
+/** Lays out the rounded parameters. Rejects F64: no kernel converts it to BF16 directly, and rounding twice may miss the nearest value. */
 function* roundingOf({ metadata, tensors, header: given }: Safetensors, recipes: Recipes): Task<Rounding> {
   const double = tensors.find(({ dtype }) => dtype === "F64");
   if (double) throw StepdError.mismatch("UNSUPPORTED_DTYPE", "/reply/params", "same, where there are parameters in F64", "bf16", [double.name]);

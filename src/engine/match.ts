@@ -82,7 +82,7 @@ export function* match({ params, grads, state: file }: StepHeaders): Task<Matche
   };
 }
 
-/** The pair's dtypes and slots, and whether Q8 stores its moments as codes. */
+/** Builds the recipe key of a pair from its dtypes, its slots, and whether Q8 would store its moments as codes. */
 const recipeKeyOf = (param: TensorInfo, grad: TensorInfo, stateEntries: ParameterEntries | undefined): string => {
   const slots = stateEntries ? [...stateEntries.slots].map(([slot, { dtype }]) => `${slot} ${dtype}`) : [];
   return [param.dtype, grad.dtype, isCoded(param.elements), ...slots].join(" ");

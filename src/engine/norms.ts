@@ -1,4 +1,4 @@
-/** Computes the norms of optimizer.norms: sums of squares of gradients and parameters, by tensor. */
+/** Computes the sums of squares for optimizer.norms: for each tensor, one of its gradient and one of its parameter. */
 import type { Lease } from "../arena/arena.ts";
 import { type Mapping, mappingOf } from "../codec/members.ts";
 import { ITEMS_PER_YIELD, mapInTurns, type Run, type Task } from "../codec/turns.ts";

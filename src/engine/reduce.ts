@@ -89,7 +89,7 @@ interface TensorUpdate {
   readonly update: number;
   readonly dtype: string;
   readonly address: number;
-  /** The address of the scales of an I8 tensor. Each scale applies to `perScale` elements. */
+  /** The address of an I8 tensor's scales. Each scale applies to `perScale` elements. */
   readonly scales: number;
   readonly perScale: number;
 }
@@ -160,7 +160,7 @@ function* listTensors(
   return yield* sorted([...byName.values()], (a, b) => compareUtf8(a.name, b.name));
 }
 
-/** Throws TENSOR_MISMATCH with the first tensor that an update lacks. */
+/** Throws TENSOR_MISMATCH if an update lacks a tensor. The error names the first missing tensor. */
 function* requireNoMissingTensor(byName: ReadonlyMap<string, CombinedTensor>, update: number, field: string): Task<void> {
   let checked = 0;
   for (const { name, parts } of byName.values()) {
@@ -176,7 +176,7 @@ const scalesOf = (tensors: readonly TensorInfo[], field: string) => {
   const scales = new Map(names.size === 0 ? [] : tensors.filter(({ name }) => names.has(name)).map((info) => [info.name, info]));
   return {
     names: new Set(scales.keys()) as ReadonlySet<string>,
-    /** Returns the tensor of scales of an I8 tensor. Throws TENSOR_MISMATCH or UNSUPPORTED_DTYPE. */
+    /** Returns the scales of an I8 tensor. Throws TENSOR_MISMATCH or UNSUPPORTED_DTYPE. */
     scale: ({ name, shape }: TensorInfo): TensorInfo => {
       const at = `${field}/${pointerEscape(name + SCALE_SUFFIX)}`;
       const info = scales.get(name + SCALE_SUFFIX);
@@ -243,7 +243,7 @@ function* readAccumulator(
   }
 }
 
-/** A tensor of the result, without the dropped updates. */
+/** A tensor of the result, with only the updates that are not dropped. */
 interface KeptUpdates {
   readonly combined: CombinedTensor;
   readonly parts: readonly TensorUpdate[];
@@ -260,7 +260,7 @@ interface ReduceTarget extends Target {
 
 /** The layout of a call: offsets of the outputs, and the ranges to compute. */
 interface ReduceLayout {
-  readonly shares: readonly KeptUpdates[];
+  readonly tensors: readonly KeptUpdates[];
   /** The header of the pseudo-gradient's file; empty for plain tensors. */
   readonly header: Buffer;
   readonly grads: readonly TensorInfo[];
@@ -313,9 +313,9 @@ class Reduction {
   /** Creates the layout without the dropped updates. Throws INVALID_PARAMS. */
   *layout(dropped: ReadonlySet<number>): Task<ReduceLayout> {
     const { isFinished, isPlain } = this;
-    const all = yield* mapped(this.#combined, (combined) => shareOf(combined, dropped, this.#files.updates));
-    const shares = all.filter(({ count, weight }) => (isFinished ? weight > 0 : count > 0));
-    const described = shares.map(({ combined: { name, shape, isWide } }): TensorDescription => ({ name, shape, dtype: isWide ? "F64" : "F32" }));
+    const all = yield* mapped(this.#combined, (combined) => keepUpdates(combined, dropped, this.#files.updates));
+    const tensors = all.filter(({ count, weight }) => (isFinished ? weight > 0 : count > 0));
+    const described = tensors.map(({ combined: { name, shape, isWide } }): TensorDescription => ({ name, shape, dtype: isWide ? "F64" : "F32" }));
     const ordered = isFinished ? yield* sorted(described, compareCanonical) : [];
     const header = isFinished && !isPlain ? yield* writeHeaderInTurns({}, ordered) : Buffer.alloc(0);
     const grads = yield* mapped(yield* withOffsets(ordered), (info) => ({ ...info, offset: header.length + info.offset }));
@@ -325,13 +325,13 @@ class Reduction {
     const tables: { offset: number; parts: readonly TensorUpdate[] }[] = [];
     let kept = 0;
     let workBytes = 0;
-    for (const [index, share] of shares.entries()) {
+    for (const [index, tensor] of tensors.entries()) {
       if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
-      const { combined, parts } = share;
+      const { combined, parts } = tensor;
       const table = workBytes;
       tables.push({ offset: table, parts });
       workBytes += parts.length * TABLE_ENTRY_BYTES;
-      for (const target of this.#ranges(share, outOf.get(combined.name) ?? 0, isFinished ? 0 : kept, table, workBytes)) {
+      for (const target of this.#ranges(tensor, outOf.get(combined.name) ?? 0, isFinished ? 0 : kept, table, workBytes)) {
         targets.push(target);
         workBytes += sumBytes(target.elements, parts.length);
         if (targets.length % ITEMS_PER_YIELD === 0) yield;
@@ -339,12 +339,12 @@ class Reduction {
       if (!isFinished) kept += combined.elements * SUM_BYTES;
     }
     const gradBytes = grads.reduce((end, { offset, bytes }) => Math.max(end, offset + bytes), header.length);
-    return { shares, header, grads, gradBytes, sumBytes: kept, targets, tables, workBytes };
+    return { tensors, header, grads, gradBytes, sumBytes: kept, targets, tables, workBytes };
   }
 
   /** Lists the ranges of one tensor as targets. `flags` is the offset of the first range's flags for non-finite values. */
-  *#ranges(share: KeptUpdates, out: number, kept: number, table: number, flags: number): Generator<ReduceTarget> {
-    const { combined, parts } = share;
+  *#ranges(tensor: KeptUpdates, out: number, kept: number, table: number, flags: number): Generator<ReduceTarget> {
+    const { combined, parts } = tensor;
     const { method = { name: "mean" }, form = "params" } = this.#options;
     const { isFinished } = this;
     const count = parts.length;
@@ -352,7 +352,7 @@ class Reduction {
     const cut = isMean ? 0 : trimmedCount(method, count, this.#files.prefix);
     const passes = isMean ? count + 1 : estimateComparisons(count) + 2 * count;
     const length = Math.max(MIN_RANGE_ELEMENTS, Math.floor(MAX_UNIT_ELEMENTS / passes / MIN_RANGE_ELEMENTS) * MIN_RANGE_ELEMENTS);
-    const divisor = isMean ? (method.divisor ?? share.weight) : count - 2 * cut;
+    const divisor = isMean ? (method.divisor ?? tensor.weight) : count - 2 * cut;
     const paramDtype = combined.param?.dtype ?? "F32";
     const scalars = [count, divisor, FORMS.indexOf(form), DTYPES.indexOf(paramDtype), combined.isWide ? 1 : 0, cut];
     const columns: Columns = { first: 0, width: count };
@@ -386,10 +386,10 @@ class Reduction {
   }
 }
 
-/** Points to the table of a target's updates. */
+/** An operand that points to the table of a target's updates. */
 const tableAt: Operand = ({ offsets }, bases) => ({ address: (bases[WORKSPACE] as number) + (offsets[TABLE_AT] as number), stride: 0 });
 
-const shareOf = (combined: CombinedTensor, dropped: ReadonlySet<number>, updates: readonly Update[]): KeptUpdates => {
+const keepUpdates = (combined: CombinedTensor, dropped: ReadonlySet<number>, updates: readonly Update[]): KeptUpdates => {
   const parts = dropped.size === 0 ? combined.parts : combined.parts.filter(({ update }) => !dropped.has(update));
   const weight = parts.reduce((sum, { update }) => sum + (updates[update] as Update).weight, combined.earlier?.weight ?? 0);
   return { combined, parts, weight, count: parts.length + (combined.earlier?.count ?? 0) };
@@ -431,8 +431,8 @@ export const reduce = async (options: ReduceOptions, files: ReduceFiles, lease: 
     // The new layout has fewer updates, so it fits into the same memory.
     layout = await run(reduction.layout(dropped));
   }
-  const { shares, header, grads, gradBytes } = layout;
-  const most = (value: (share: KeptUpdates) => number): number => shares.reduce((largest, share) => Math.max(largest, value(share)), 0);
+  const { tensors, header, grads, gradBytes } = layout;
+  const most = (value: (tensor: KeptUpdates) => number): number => tensors.reduce((largest, tensor) => Math.max(largest, value(tensor)), 0);
   const report = { count: most(({ count }) => count), weight: most(({ weight }) => weight), dropped: [...dropped].sort((a, b) => a - b) };
   const outputs = { report: { ...report, skipped: report.weight === 0 }, elements: elementsOf(layout) };
   if (!reduction.isFinished) return { grads: undefined, accumulator: await run(accumulatorOf(layout, form, bases[NEW_SLOTS] as number, lease)), ...outputs };
@@ -483,7 +483,7 @@ function* jobsOf(targets: readonly ReduceTarget[]): Generator<readonly ReduceTar
   if (first < targets.length) yield targets.slice(first);
 }
 
-/** Maps the index of each update with NaN or infinity to the names of these tensors. */
+/** Maps the index of each update that is not finite to the names of its tensors with NaN or infinity. */
 function* nonFiniteUpdates(targets: readonly ReduceTarget[], runner: Runner): Task<ReadonlyMap<number, ReadonlySet<string>>> {
   const found = new Map<number, Set<string>>();
   let checked = 0;
@@ -517,13 +517,13 @@ const nonFiniteError = (found: ReadonlyMap<number, ReadonlySet<string>>, prefix:
   );
 };
 
-const elementsOf = ({ shares }: ReduceLayout): number => shares.reduce((sum, { combined, parts }) => sum + combined.elements * parts.length, 0);
+const elementsOf = ({ tensors }: ReduceLayout): number => tensors.reduce((sum, { combined, parts }) => sum + combined.elements * parts.length, 0);
 
-function* accumulatorOf({ shares }: ReduceLayout, form: string, base: number, lease: Lease): Task<Parts> {
+function* accumulatorOf({ tensors }: ReduceLayout, form: string, base: number, lease: Lease): Task<Parts> {
   const entries: StateEntry[] = [];
   const metadata: Record<string, string> = { format: SUM_FORMAT, form };
   let at = base;
-  for (const [index, { combined, weight, count }] of shares.entries()) {
+  for (const [index, { combined, weight, count }] of tensors.entries()) {
     if (index % ITEMS_PER_YIELD === ITEMS_PER_YIELD - 1) yield;
     const { name, shape, elements, isWide } = combined;
     entries.push({ name: `${SUM}${name}`, dtype: "F64", shape, content: at });

@@ -52,7 +52,7 @@ export const gradientSums = ([nonFinite = 0, squareOverflows = 0, zeros = Number
 export interface TensorResult {
   /** The context that the optimizer's formulas read, with the sums of each stage. */
   readonly context: StepContext;
-  /** Two sums of squares: of the parameter before the step, and of its change. */
+  /** Two sums of squares: one of the parameter before the step, one of its change. */
   readonly stats: readonly number[];
 }
 
@@ -112,7 +112,7 @@ export const reportOf = (
       : []),
     ...(scale === 0 ? ["The norm of all gradients is infinite, so that clipping made all of them 0; clip by value, or use a loss scale"] : []),
   ];
-  // Sorted warnings let a client that shards the step merge the warnings of its calls into the same order.
+  // Warnings are sorted, so that a client that shards the step can merge its calls' warnings into the same order.
   return { ...(stats !== "none" && { stats: statsOf(layout, results, sums, scale) }), ...(warnings.length > 0 && { warnings: warnings.sort() }) };
 };
 

@@ -65,7 +65,7 @@ export const fixed =
 /** The operand of an absent tensor. */
 export const absent = fixed({ address: 0, stride: 0 });
 
-/** Creates an operand for the tensor at the target's offset number `index`, which is relative to `block`. So many elements of the target share a value. */
+/** Creates an operand for a tensor of `block`, at the target's offset number `index`. `sharing` consecutive elements use the same value. */
 export const tensorAt = (block: number, index: number, dtype: string, sharing = 1): Operand => {
   const stride = (bytesOf(dtype) as number) / sharing;
   return ({ offsets }, bases) => ({ address: (bases[block] as number) + (offsets[index] as number), stride });

@@ -110,7 +110,7 @@ export function* readStateHeader({ metadata, tensors }: Safetensors): Task<State
   return { optimizer, revision: Number(revision), parameters };
 }
 
-/** Checks that codes and scales belong together. Throws STATE_CORRUPT. */
+/** Checks that each slot of codes has scales, and that all scales have codes. Throws STATE_CORRUPT. */
 const requireScales = (parameter: string, slots: ReadonlyMap<string, TensorInfo>): void => {
   for (const [slot, { dtype, shape, elements }] of slots) {
     if (isCode(dtype)) {
@@ -167,37 +167,37 @@ export const requireFamily = (state: StateHeader, optimizer: OptimizerDefinition
   }
 };
 
-/** In Q8, so many consecutive elements share a scale. */
+/** In Q8, this many consecutive elements share a scale. */
 export const BLOCK_ELEMENTS = 64;
 
-/** Smaller tensors stay in F32 under Q8: their few bytes are not worth the rounding. */
+/** Q8 leaves smaller tensors in F32, because their few bytes are not worth the rounding errors. */
 const MIN_CODED_ELEMENTS = 4096;
 
-/** The slot that holds the scales of a slot in Q8. */
+/** Returns the name of the slot that holds a Q8 slot's scales. */
 export const scaleOf = (slot: string): string => `${slot}.scale`;
 
-/** Returns the slot whose scales a slot holds; undefined if it holds no scales. */
+/** Returns the name of the slot to which a slot of scales belongs. Returns undefined for all other slots. */
 export const codesOf = (slot: string): string | undefined => (slot.endsWith(".scale") ? slot.slice(0, -".scale".length) : undefined);
 
-/** The number of scales for a tensor. */
+/** Returns the number of scales for a tensor. */
 export const scaleCount = (elements: number): number => Math.ceil(elements / BLOCK_ELEMENTS);
 
-/** The dtype of the codes of a slot in Q8. */
+/** Returns the dtype of a Q8 slot's codes. */
 export const codeDtype = (kind: "signed" | "square"): string => (kind === "signed" ? "I8" : "U8");
 
 export const isCode = (dtype: string | undefined): boolean => dtype === "I8" || dtype === "U8";
 
-/** True if Q8 stores a moment of so many elements as codes. */
+/** True if Q8 stores a moment with this number of elements as codes. */
 export const isCoded = (elements: number): boolean => elements >= MIN_CODED_ELEMENTS;
 
-/** The dtype in which `state_dtype` stores a slot of a parameter. */
+/** Returns the dtype in which a parameter's slot is stored under `state_dtype`. */
 export const storedDtype = (optimizer: OptimizerDefinition, stateDtype: unknown, param: { dtype: string; elements: number }, slot: string): string => {
   const kind = optimizer.moments?.[slot];
   if (kind && stateDtype === "BF16") return "BF16";
   return kind && stateDtype === "Q8" && isCoded(param.elements) ? codeDtype(kind) : slotDtype(param.dtype);
 };
 
-/** Lists the slots that an optimizer needs for a parameter with their dtypes, including scales and the master copy of a narrow dtype. */
+/** Lists the slots that a parameter needs, with their dtypes. They include scales, and the master copy of a BF16 or F16 parameter. */
 export const requiredSlots = (
   optimizer: OptimizerDefinition,
   values: Values<Hyperparameters>,

@@ -1,6 +1,6 @@
 /**
  * Batches small replies: replies that become ready in one turn of the event loop are sent at its end. Waking a sleeping client takes
- * a quarter of a small step, and a batch wakes it only once.
+ * a quarter of a small step's time, and a batch wakes the client only once.
  */
 
 const MAX_REPLIES_PER_BATCH = 32;

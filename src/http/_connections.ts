@@ -44,7 +44,7 @@ export class Connections {
     });
     server.on(isTls ? "secureConnection" : "connection", (socket: Socket) => {
       if (this.#open > this.#limit) this.#markSurplus(socket);
-      // Node replies to a malformed request only if "clientError" has no listener. So this listens on the socket, which fails with the same error.
+      // Node replies to a malformed request only if "clientError" has no listener. The socket emits the same error, so the listener is there.
       socket.on("error", ({ code = "" }: NodeJS.ErrnoException) => {
         const reason = reasonOf(code);
         if (reason) this.#telemetry.countRefusal(reason);

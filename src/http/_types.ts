@@ -16,7 +16,7 @@ export interface Limits {
   readonly idleTimeoutMs: number;
   /** A connection stays open for the next request for this time. */
   readonly keepAliveTimeoutMs: number;
-  /** A body's minimum average rate in bytes per second, after a grace period. The request timeout requires more of large bodies. */
+  /** A body's minimum average rate in bytes per second, after a grace period. For large bodies, the request timeout requires a higher rate. */
   readonly minBodyRate: number;
   readonly maxConnections: number;
   readonly maxInFlight: number;

@@ -16,7 +16,7 @@ import type { MediaType } from "./negotiate.ts";
 /** A body of unknown length starts with a block of this many bytes. The block doubles as the body grows. */
 const FIRST_BLOCK_BYTES = 65536;
 
-/** The caller disconnected before the end of its body, so nobody waits for a reply. */
+/** Thrown if the caller disconnects before the end of its body. Nobody waits for a reply. */
 export class ClientGone extends Error {
   override readonly name = "ClientGone";
 }
@@ -29,7 +29,7 @@ const CHECK_MS = 250;
 /** At least this many rate checks happen within a request timeout, so a short timeout shortens the interval. */
 const CHECKS_PER_TIMEOUT = 10;
 
-/** Credit is the time by which a body is ahead of its rate. The initial credit in seconds covers the trip of `100 Continue`. */
+/** Credit is the time by which a body is ahead of its rate. The initial credit in seconds covers the round trip of `100 Continue`. */
 const INITIAL_CREDIT_S = 2;
 
 /** A body gains at most this many seconds of credit, so it may pause for as long. */
@@ -82,7 +82,7 @@ export class Receiver {
     heap.reclaim = (requester) => this.#reclaim((body) => body.heap !== requester && body.heap.held > 0);
   }
 
-  /** Receives a whole body. The caller must dispose the returned lease. A failed call has already released it. */
+  /** Receives a whole body. The caller must dispose the returned lease. If this method throws, it has released the lease. */
   async receive({ req, res, type, heap, onAdmitted, onReceived }: ReceiveOptions): Promise<Body> {
     const encoding = (req.headers["content-encoding"] ?? "identity").toLowerCase();
     const isCompressed = encoding !== "identity";
@@ -307,7 +307,7 @@ const requireDigest = (header: string | string[] | undefined, bytes: Buffer): vo
 export const drainBody = (req: Request, timeoutMs: number): void => {
   const { socket } = req;
   const timer = setTimeout(() => socket.destroy(), timeoutMs).unref();
-  // The timer keeps the request alive, so it is cleared early. Otherwise an overload left thousands of requests to the garbage collector.
+  // The timer keeps the request in memory, so it is cleared early. Without this, thousands of requests stayed in memory under overload.
   // A request emits no "close" once its reply is sent, so the listener is on the socket.
   const stop = (): void => {
     clearTimeout(timer);

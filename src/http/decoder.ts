@@ -9,7 +9,7 @@ export class Decoder {
   /** Runs the decoding of large bodies one at a time. */
   readonly #queue = new SerialQueue();
 
-  /** Decodes a body; a small body needs no promise. The scan calls `onProgress` before any value is created. */
+  /** Decodes a body. Returns a promise only for a large body. The scan calls `onProgress` before any value is created. */
   decode(bytes: Buffer, { format }: MediaType, onProgress: OnProgress): Decoded | Promise<Decoded> {
     return this.#queue.run(format === "json" ? decodeText(bytes, onProgress) : this.#reader.decode(bytes, onProgress));
   }

@@ -1,7 +1,7 @@
 /**
  * Limits the JavaScript heap that all calls use: JSON text, decoded values, headers of blobs, and replies outside the arena.
- * One unit of the budget is one byte of a JSON body. It takes about ten bytes of memory; a decoded value takes about 80 bytes, and
- * plain bytes are stored once or twice (measured).
+ * The unit of the budget is one byte of a JSON body. Such a byte takes about ten bytes of memory, and a decoded value about 80. Plain
+ * bytes are stored once or twice (measured).
  */
 
 import { DrainRate } from "../errors/drain-rate.ts";
@@ -68,7 +68,7 @@ export class HeapBudget {
 /** One call's share of the heap budget. */
 export class HeapShare implements Disposable {
   readonly #budget: HeapBudget;
-  /** The units of the body's text, its values or the reply. They exist one after the other, so only the largest counts. */
+  /** The units of the body's text, of its values or of the reply. These exist one after the other, so only the largest counts. */
   #body = 0;
   /** The units of blob headers. Headers exist at the same time as text, values or reply, so these units are added. */
   #headers = 0;

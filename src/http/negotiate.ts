@@ -9,7 +9,7 @@ export interface MediaType {
 
 export const JSON_TYPE: MediaType = { format: "json", name: "application/json" };
 
-/** The supported types. The first of each format is its default, and JSON-RPC clients use the last two. */
+/** The supported types. The first type of each format is its default. JSON-RPC clients use the last two types. */
 const TYPES: readonly MediaType[] = [
   JSON_TYPE,
   { format: "msgpack", name: "application/vnd.msgpack" },
@@ -47,7 +47,7 @@ export const bodyType = (req: Request): MediaType => {
   return type;
 };
 
-/** Matches the parameters of a media range, except its weight. They are ignored: JSON has no charset (RFC 8259, section 11). */
+/** Matches the parameters of a media range, except its weight q. Such parameters are ignored: JSON has no charset (RFC 8259, section 11). */
 const PARAMETERS = /;\s*(?!q\s*=)[\w!#$%&'*+.^`|~-]+\s*=\s*(?:"(?:[^"\\]|\\.)*"|[^\s,;"]*)/gi;
 
 /** Returns the type that an Accept header prefers; the body's own type wins a tie. Returns undefined if no type is acceptable. */

@@ -25,14 +25,14 @@ export const addHealth = (app: Express, service: Service): void => {
 };
 
 export const addMetrics = (app: Express, { telemetry }: Service, ...guards: readonly RequestHandler[]): void => {
-  // Concurrent requests share one page of metrics.
-  let page: Promise<Buffer> | undefined;
+  // Concurrent requests share one encoding of the metrics.
+  let encoding: Promise<Buffer> | undefined;
   const scrape = (): Promise<Buffer> => {
-    page ??= telemetry.metrics().then((text) => {
-      page = undefined;
+    encoding ??= telemetry.metrics().then((text) => {
+      encoding = undefined;
       return Buffer.from(text);
     });
-    return page;
+    return encoding;
   };
   app.get("/metrics", ...guards, async (_, res) => {
     res.type(telemetry.contentType).send(await scrape());
@@ -79,10 +79,10 @@ export const addDocuments = (app: Express, { rpc, info }: Service, authenticate:
     ["/openrpc.json", rpc.openRpc],
     ["/openapi.json", rpc.openApi],
   ] as const) {
-    // The documents are large and slow readers would each hold a copy, so all replies share one buffer.
-    const page = Buffer.from(JSON.stringify(document));
+    // The documents are large, and each slow reader would hold a copy. So all replies share one buffer.
+    const bytes = Buffer.from(JSON.stringify(document));
     app.get(path, authenticate, (_, res) => {
-      res.type("json").send(page);
+      res.type("json").send(bytes);
     });
   }
   app.get("/v1", authenticate, (_, res) => {

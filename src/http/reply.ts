@@ -53,7 +53,7 @@ export class Replies {
   readonly #batcher = new ReplyBatcher();
   readonly #bufferPool: Buffer[] = [];
 
-  /** Encodes a value; a small value needs no promise. `onBytes` receives the bytes so far that are not views of the arena. */
+  /** Encodes a value. Returns a promise only for a large value. `onBytes` receives the number of bytes so far, without views of the arena. */
   encode(value: unknown, type: MediaType, onBytes?: (bytes: number) => void): Parts | Promise<Parts> {
     return inTurns(this.#encodeTask(value, type, onBytes));
   }
@@ -111,7 +111,7 @@ export class Replies {
     if (buffer?.length === MAX_JOINED_BYTES && isSent(res) && this.#bufferPool.length < MAX_POOLED_BUFFERS) this.#bufferPool.push(buffer);
   }
 
-  /** Takes a buffer for joining a small reply. A pipelined reply may wait long, so it gets an own buffer of its exact size. */
+  /** Takes a buffer for joining a small reply. A pipelined reply may wait long, so it gets its own buffer of the exact size. */
   #takeBuffer(res: Response, length: number): Buffer {
     if (!res.socket) return Buffer.allocUnsafeSlow(length);
     return this.#bufferPool.pop() ?? Buffer.allocUnsafeSlow(MAX_JOINED_BYTES);

@@ -15,7 +15,7 @@ export interface TlsFiles {
 
 export interface Tls {
   readonly options: ServerOptions;
-  /** All certificates of the files, whose validity periods are exported as metrics. */
+  /** All certificates of the files. Metrics export their validity periods. */
   readonly certificates: readonly Certificate[];
 }
 

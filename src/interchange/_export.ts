@@ -65,7 +65,7 @@ export function* exportState(state: State, convention: Convention, optimizer: Op
   return { state: yield* writeEntries(header, ordered, lease), lost: [...losses.sentences, ...rounded] };
 }
 
-/** True for buffers of sgd and lars before the first step, at which torch creates them. Exported zeros would look like a step's result. */
+/** True for a buffer of sgd or lars before the first step. torch creates it at that step, so exported zeros would look like a step's result. */
 const isNotCreatedYet = ({ lateSlots }: OptimizerDefinition, { scalars, isCountShared }: StorageLayout, { step }: ParameterState, slot: string): boolean =>
   step === 0 && lateSlots.includes(slot) && !isCountShared && !(STEP in scalars);
 
@@ -116,7 +116,7 @@ const scalarsOf = (
   return entries;
 };
 
-/** optax's single step count. A parameter before its first step takes the others' count, as if its gradients had been zero. */
+/** Builds the entry of optax's single step count. A parameter without a step gets the others' count, as if its gradients had been zero. */
 const countOf = (parameters: ReadonlyMap<string, ParameterState>, losses: Losses): StateEntry => {
   const taken = [...parameters].filter(([, { step }]) => step > 0);
   const [first] = taken;

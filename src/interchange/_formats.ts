@@ -11,14 +11,14 @@ export type ForeignFormat = Exclude<Convention["format"], "stepd">;
 /** A sentence names at most this many tensors. */
 const MAX_NAMED_TENSORS = 8;
 
-/** The names of qhoptim's bias-correction weights of exp_avg and exp_avg_sq. */
+/** The names of qhoptim's bias-correction weights: first for exp_avg, then for exp_avg_sq. */
 export const WEIGHTS = ["beta1_weight", "beta2_weight"] as const;
 
 /** Describes how a format stores the state of an optimizer. */
 export interface StorageLayout {
   /** Maps stepd's slot names to the format's. The format does not store other slots. */
   readonly slots: ReadonlyMap<string, string>;
-  /** The scalars of each parameter, with the dtypes that may be read. The first dtype is written. */
+  /** Maps each scalar of a parameter to the dtypes that a reader accepts. Exports use the first dtype. */
   readonly scalars: Readonly<Record<string, readonly string[]>>;
   /** True if a file has one step count for all parameters. */
   readonly isCountShared: boolean;
@@ -32,10 +32,10 @@ const sameNames = (slots: readonly string[]): StorageLayout["slots"] => new Map(
 
 /** Returns the layout of an optimizer's state in each format, or undefined if the format has no corresponding optimizer. */
 const layouts: Readonly<Record<ForeignFormat, (optimizer: OptimizerDefinition) => Partial<StorageLayout> | undefined>> = {
-  torch: ({ isStepless, allSlots, scalarSlots = {} }) => ({
+  torch: ({ hasNoStepInTorch, allSlots, scalarSlots = {} }) => ({
     slots: sameNames(allSlots),
     scalars: {
-      ...(!isStepless && { step: ["F32", "F64", "I64"] }),
+      ...(!hasNoStepInTorch && { step: ["F32", "F64", "I64"] }),
       ...Object.fromEntries(Object.keys(scalarSlots).map((slot) => [slot, ["F32", "F64"]])),
     },
   }),

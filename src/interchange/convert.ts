@@ -20,7 +20,7 @@ export interface ConvertInput {
   readonly to: Convention;
   readonly optimizer: string | undefined;
   readonly fill: readonly string[];
-  /** The format of the new state's moments; undefined keeps the format that they have. */
+  /** The format of the new state's moments; undefined keeps their present format. */
   readonly stateDtype: string | undefined;
 }
 
@@ -142,7 +142,7 @@ const fillSlot = (slots: ParameterState["slots"], slot: string, source: string |
     if (source !== null && like.bytes > 0) lease.bytes.fill(lease.view(like.address, like.bytes), address, address + like.bytes);
     slots.set(slot, { ...like, address });
   };
-  // Zeros are in the arithmetic dtype, whatever the format of the slot beside them.
+  // Zeros get the arithmetic dtype, even if the parameter's other slots are in BF16 or Q8.
   const dtype = like.dtype === "F64" ? "F64" : "F32";
   add(slot, source === null ? { ...like, dtype, bytes: like.elements * (bytesOf(dtype) as number) } : like);
   const scales = source === null ? undefined : slots.get(scaleOf(source));

@@ -28,5 +28,5 @@ export const cosineDecay = (part: number, whole: number): number => {
   return root * root;
 };
 
-/** Interpolates linearly: `from` at left = 1, `to` at left = 0. Exact at both ends, and everywhere if the ends are equal. */
+/** Interpolates linearly from `from` (left = 1) to `to` (left = 0). The result is exact at both ends, and everywhere if the ends are equal. */
 export const interpolate = (from: number, to: number, left: number): number => (left > 0.5 ? from + (to - from) * (1 - left) : to + (from - to) * left);

@@ -57,8 +57,8 @@ const scaleByPowerOfTwo = (mantissa: number, exponent: number): number => {
 };
 
 /**
- * Computes base^exponent for base >= 0 and whole exponents from 0 to 2^53 by repeated squaring of a double-double. Its power of two is
- * stored separately. The total error is below one unit in the last place; plain float64 would lose half a unit per unit of the exponent.
+ * Computes base^exponent for base >= 0 and whole exponents from 0 to 2^53 by repeated squaring of a double-double with a
+ * separate power of two. The total error is below one unit in the last place; plain float64 would lose half a unit per unit of the exponent.
  */
 export const wholePower = (base: number, exponent: number): number => {
   if (exponent === 0 || base === 1) return 1;

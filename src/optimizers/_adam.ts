@@ -48,7 +48,7 @@ export const decoupledDecay = (values: { weight_decay: number; weight_decay_scal
   return (context.lr / values.lr) * values.weight_decay;
 };
 
-/** The factors of the general kernel. Plain Adam has mean 1/c1, square 1/c2, and zeros. */
+/** The factors of the general kernel. For plain Adam, `mean` is 1/c1, `square` is 1/c2, and the others are 0. */
 interface Blend {
   /** The factors of exp_avg (`mean`) and of the gradient (`grad`) in the numerator. */
   readonly mean: number;
@@ -110,7 +110,7 @@ export const nesterovBlend =
     gradSquare: 0,
   });
 
-/** Computes the factors of QHAdam. Returns undefined for nus (1, 1), which are Adam and run Adam's kernel. */
+/** Computes the factors of QHAdam. Returns undefined for nus (1, 1): QHAdam then equals Adam and runs Adam's kernel. */
 export const quasiHyperbolicBlend = ([nu1, nu2]: readonly [number, number]) =>
   nu1 === 1 && nu2 === 1
     ? undefined

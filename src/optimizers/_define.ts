@@ -96,14 +96,14 @@ export interface OptimizerDefinition<H extends Hyperparameters = Hyperparameters
    * never negative, is rounded stochastically. Other slots stay in the arithmetic dtype.
    */
   readonly moments?: Readonly<Record<string, "signed" | "square">>;
-  /** The slots that may be missing after the first step. They then start at zero, and `isFirst` is true, as in torch. */
+  /** Slots that a state may lack even after the first step. A missing slot starts at zero, and `isFirst` is true, as in torch. */
   readonly lateSlots: readonly string[];
   /** The slots with averages or sums of squared gradients. Once infinite, they never become finite again. */
   readonly squareSlots?: readonly string[];
   /** The slots that state.convert can add to a state. The value is the slot to copy, or null for zeros. */
   readonly fills?: Readonly<Record<string, string | null>>;
-  /** Set if torch's optimizer stores no step count. */
-  readonly isStepless?: true;
+  /** True if torch's optimizer stores no step count. */
+  readonly hasNoStepInTorch?: true;
   /** The hyperparameter that limits the norm over all gradients of a call. It must be equal in all groups. */
   readonly normLimit?: keyof H & string;
   /** Returns the initial values of slots that do not start at 0. */
@@ -143,7 +143,7 @@ export const optional = (description: string) => ({ type: ["number", "null"], de
 export const choice = <const C extends readonly string[]>(choices: C, initial: C[number], description: string) =>
   ({ type: "string", enum: choices, default: initial, description }) as const;
 
-/** The hyperparameter of every optimizer with `moments`. */
+/** Every optimizer with `moments` has this hyperparameter. */
 export const stateDtype = choice(
   ["F32", "BF16", "Q8"],
   "F32",
@@ -154,6 +154,6 @@ export const stateDtype = choice(
 export const betas = (initial: readonly [number, number], description: string) =>
   ({ type: "array", items: { type: "number", minimum: 0, exclusiveMaximum: 1 }, minItems: 2, maxItems: 2, default: initial, description }) as const;
 
-/** Declares a pair of weights, each any finite number. */
+/** Declares a pair of finite weights. */
 export const pair = (initial: readonly [number, number], description: string) =>
   ({ type: "array", items: { type: "number", minimum: -FLOAT32_MAX, maximum: FLOAT32_MAX }, minItems: 2, maxItems: 2, default: initial, description }) as const;

@@ -23,7 +23,7 @@ import { defineOptimizer, rate, stateDtype } from "./_define.ts";
  *   m <- beta1*m + (1-beta1)*g          v <- beta2*v + (1-beta2)*g^2
  *   p <- p - (lr*weight_decay*p + lr * (m / (1-beta1^t)) / (sqrt(v / (1-beta2^t)) + eps))
  *
- * lr multiplies the decay, as in torch. In the paper the schedule's factor alone multiplies it (weight_decay_scale "schedule").
+ * lr multiplies the decay, as in torch. In the paper only the schedule's factor does (weight_decay_scale "schedule").
  */
 export default defineOptimizer({
   name: "adamw",

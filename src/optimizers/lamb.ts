@@ -9,8 +9,8 @@ import { choice, defineOptimizer, flag, optional, rate, type Stage, type StepCon
  *   trust_ratio = |p| / |u|, or 1 if either is 0, clamped to [trust_min, trust_max]
  *   p <- p - lr * trust_ratio * u
  *
- * Norms are Euclidean norms of one tensor; the parameter's norm is that before the step. The paper, timm, optax, apex, DeepSpeed and
- * albert all differ. docs/lamb.md lists the settings that reproduce each.
+ * Norms are Euclidean norms of one tensor; the parameter's norm is taken before the step. The paper, timm, optax, apex, DeepSpeed
+ * and albert define different variants. docs/lamb.md lists the settings that reproduce each variant.
  */
 export default defineOptimizer({
   name: "lamb",

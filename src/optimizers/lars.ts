@@ -70,7 +70,7 @@ export default defineOptimizer({
   moments: { momentum_buffer: "signed" },
   lateSlots: ["momentum_buffer"],
   fills: { momentum_buffer: null },
-  isStepless: true,
+  hasNoStepInTorch: true,
   check: ({ nesterov, momentum, dampening }) => {
     if (!nesterov) return undefined;
     if (momentum === 0) return { field: "nesterov", expected: "false where momentum is 0", found: "true" };

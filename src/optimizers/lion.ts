@@ -41,7 +41,7 @@ export default defineOptimizer({
   allSlots: ["exp_avg"],
   moments: { exp_avg: "signed" },
   lateSlots: [],
-  isStepless: true,
+  hasNoStepInTorch: true,
   stages: ({ betas: [beta1, beta2], weight_decay, caution }) =>
     caution
       ? [

@@ -6,7 +6,7 @@ import { defineOptimizer, flag, rate, type StepContext, stateDtype } from "./_de
 /** The base of the momentum's warm-up: Dozat's constant, as in torch. */
 const WARMUP_BASE = 0.96;
 
-/** Smaller products count as 0, because 1 minus them is 1 in float64. So a stored product equals a recomputed one after many steps. */
+/** Smaller products count as 0, because 1 - product is 1 in float64. So after many steps, a recomputed product equals a stored one. */
 const MIN_PRODUCT = 2 ** -60;
 
 interface MomentumValues {

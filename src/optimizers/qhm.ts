@@ -33,7 +33,7 @@ export default defineOptimizer({
   moments: { momentum_buffer: "signed" },
   lateSlots: [],
   fills: { momentum_buffer: null },
-  isStepless: true,
+  hasNoStepInTorch: true,
   stages: ({ momentum, nu, weight_decay, weight_decay_type }) => [
     {
       kernel: "qhm",

@@ -42,7 +42,7 @@ export default defineOptimizer({
   lateSlots: ["momentum_buffer"],
   squareSlots: ["square_avg"],
   fills: { grad_avg: null, momentum_buffer: null },
-  // The variance is a difference of two averages that are close to each other: rounding either could make it 0.
+  // The variance is a small difference of two averages. Rounding one of them could make it 0.
   check: ({ centered, state_dtype }) =>
     centered && state_dtype !== "F32" ? { field: "state_dtype", expected: "F32 where centered is true", found: state_dtype } : undefined,
   stages: ({ alpha, eps, weight_decay, momentum, centered }) => [

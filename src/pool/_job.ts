@@ -10,7 +10,7 @@
  */
 import type { Task } from "../codec/turns.ts";
 
-/** A shard has this many elements, and so has a block of a sum. Sums are combined block by block, so another size changes bits. */
+/** The number of elements in a shard. Sums are added shard by shard, so another size would change the bits of results. */
 export const SHARD_ELEMENTS = 65536;
 
 /** Each thread has this many scratch areas. An area has room for one shard of float64. */
@@ -18,15 +18,15 @@ export const SCRATCH_AREAS = 6;
 const SCRATCH_BYTES = SHARD_ELEMENTS * Float64Array.BYTES_PER_ELEMENT;
 
 /**
- * Elements of a block. Widened moments of one block stay in the second-level cache between the calls that use them; those of a whole
- * shard may not. A multiple of 64, the elements that share a scale.
+ * The number of elements in a block. A block's widened moments stay in the second-level cache from one call to the next; those of a
+ * whole shard may not. It is a multiple of 64, because 64 elements share a scale.
  */
 const BLOCK = 8192;
 
 /** A kernel has at most this many scalars. */
 export const MAX_SCALARS = 16;
 
-/** The most calls in a row that run block by block: a kernel, and two conversions for each widened moment. */
+/** At most this many consecutive calls run block by block: a kernel, and two conversions for each widened moment. */
 const MAX_BLOCKED_CALLS = 8;
 
 /** One thread's scratch areas take this many bytes, with the kernel scalars that follow them. */
@@ -52,8 +52,8 @@ export interface Pointer {
 }
 
 /**
- * A scratch area of the thread that runs the shard. It carries data from one call of a unit to the next: a whole shard, or with
- * stride 0 one block of the calls that run block by block.
+ * Returns a pointer to a scratch area of the thread that runs the shard. The area carries data from one call of a unit to the next: a
+ * whole shard, or with stride 0 a single block.
  */
 export const scratch = (area: number, stride = 0): Pointer => ({ address: -1 - area, stride });
 
@@ -62,7 +62,7 @@ export interface Call {
   readonly kernel: number;
   readonly pointers: readonly Pointer[];
   readonly scalars: readonly number[];
-  /** True if the call may run on each block of a shard in turn, between its neighbours that do. It has no sums. */
+  /** True if the call may run block by block, together with neighbouring calls that may. Such a call has no sums. */
   readonly isBlocked?: boolean;
 }
 
@@ -180,7 +180,7 @@ export const runShard = (words: Float64Array, shard: number, kernels: readonly K
   }
 };
 
-/** A call that runs block by block. Its scalars have memory of their own. */
+/** A call that runs block by block. Its scalars have their own memory. */
 interface BlockedCall {
   readonly kernel: number;
   readonly addresses: Float64Array;
@@ -202,7 +202,7 @@ const blockedCall = (words: Float64Array, at: number, index: number, scratch: Sc
   };
 };
 
-/** Runs the calls on each block of a shard in turn. Returns true if a result is suspect. */
+/** Runs all calls on one block of a shard, then on the next block. Returns true if a result is suspect. */
 const runBlocks = (calls: readonly BlockedCall[], start: number, count: number, kernels: readonly Kernel[], scratchAddress: number): boolean => {
   let isSuspect = false;
   for (let done = 0; done < count; done += BLOCK) {

@@ -36,10 +36,10 @@ export const MAX_INLINE_ELEMENTS = 2 * 65536;
 /** Jobs of more units run on the workers, because even the smallest tensor takes a microsecond. */
 const MAX_INLINE_UNITS = 4096;
 
-/** The pool gives up after this many failed starts of workers in a row. */
+/** The pool gives up after this many consecutive failures to start a worker. */
 const MAX_FAILED_STARTS = 5;
 
-/** A job runs at most this often. A job that loses a worker each time is probably the cause. */
+/** A job runs at most this many times. If every run loses a worker, the job is probably the cause. */
 const MAX_RUNS = 4;
 
 const WORD_BYTES = Float64Array.BYTES_PER_ELEMENT;

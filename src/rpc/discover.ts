@@ -7,7 +7,7 @@ type Schema = Readonly<Record<string, unknown>>;
 
 const COMPONENTS_PATH = "components/schemas";
 
-// These are stepd's own keywords and those that locate a schema. `discriminator` is redundant: each branch has a constant `name`.
+// The documents omit stepd's own keywords and keywords that locate a schema. `discriminator` is redundant: each branch has a constant `name`.
 const REMOVED_KEYWORDS = ["$id", "$schema", "$comment", "$defs", "tsType", "blob", "discriminator"];
 
 /** The contents of these keywords are values, not schemas. */
@@ -158,7 +158,7 @@ const TAGS: Readonly<Record<string, string>> = {
 
 const MEDIA_TYPES = ["application/json", "application/vnd.msgpack"];
 
-/** Errors have these media types. Only the JSON form has one of its own. */
+/** Error replies have these media types. Only JSON has a special type for errors. */
 const PROBLEM_TYPES = ["application/problem+json", "application/vnd.msgpack"];
 
 /** Generates the OpenAPI 3.1 document of the REST API. */

@@ -20,7 +20,7 @@ const MAX_BATCH = 100;
 /** These errors also set the HTTP status of a JSON-RPC reply, because proxies and clients act on the status. */
 const STATUS_ERRORS: readonly ErrorName[] = ["OVERLOADED", "PAYLOAD_TOO_LARGE", "DRAINING", "WORKER_LOST"];
 
-/** The id of a call. The codec returns a number as a Number object if only that keeps its exact spelling. */
+/** The id of a call. The codec returns a Number object for a number whose exact spelling a plain number would lose. */
 type Id = string | number | bigint | InstanceType<typeof Number> | null;
 
 const [LEAST_INTEGER, MOST_INTEGER] = [-(2n ** 63n), 2n ** 64n - 1n];
@@ -37,7 +37,7 @@ export type Observer = (method: string, outcome: ErrorName | "ok", error?: unkno
 
 export interface RpcReply {
   readonly status: number;
-  /** The reply. A batch has a list of replies, each after `finish`. Undefined if the body has only notifications. */
+  /** The reply, or for a batch the list of the values that `finish` returned. Undefined if the body has only notifications. */
   readonly value: unknown;
   readonly retryAfter: number | undefined;
 }
@@ -185,7 +185,7 @@ const readCall = (item: unknown): Call => {
   return { method, params: paramsByName(params), id };
 };
 
-/** Accepts [] and null as no parameters and [object] as named parameters, as clients with positional parameters send them. */
+/** Converts the forms that clients with positional parameters send: [] and null mean no parameters, [object] means named parameters. */
 const paramsByName = (params: unknown): unknown => {
   if (!Array.isArray(params)) return params ?? {};
   if (params.length === 0) return {};

@@ -10,7 +10,7 @@ export { registry } from "./_registry.gen.ts";
  * Checks a schedule that its JSON Schema has already validated, and returns its evaluator.
  *
  * @param field - JSON pointer of the schedule in the call, for errors.
- * @returns a function from base learning rate and number of steps taken, an integer up to 2^53, to the step's rates.
+ * @returns a function that computes a step's rates from the base learning rate and the number of steps taken (an integer up to 2^53).
  * @throws INVALID_PARAMS if arguments contradict each other. The evaluator throws it if the schedule has ended (one_cycle), or if
  *   the rate exceeds float32.
  */
@@ -25,7 +25,7 @@ export const prepare = (schedule: Schedule, field = "/schedule"): Evaluator => {
   };
 };
 
-/** Throws INVALID_PARAMS if there are too many schedules in all. Nested sequences multiply their number, and each is prepared. */
+/** Throws INVALID_PARAMS if there are too many schedules in total. Nested sequences multiply the number of schedules to prepare. */
 const requireFewSchedules = (schedule: Schedule, field: string): void => {
   let count = 0;
   const visit = ({ schedules = [] }: Schedule & { readonly schedules?: readonly Schedule[] }): void => {
@@ -49,5 +49,5 @@ const prepareOne = (schedule: Schedule, field: string): Evaluator => {
   return definition.prepare(values, { field, nested: (inner, path) => prepareOne(inner, `${field}${path}`) });
 };
 
-/** Evaluates a schedule at the step after `step` earlier ones; the first step has step = 0. Throws the errors of `prepare`. */
+/** Evaluates a schedule at a step, counted from 0. Throws the errors of `prepare`. */
 export const evaluate = (schedule: Schedule, lr: number, step: number): Rates => prepare(schedule)(lr, step);

@@ -97,7 +97,7 @@ export class Telemetry implements Disposable {
     const registers = [this.#registry];
     collectDefaultMetrics({ register: this.#registry });
     for (const name of REMOVED_METRICS) this.#registry.removeSingleMetric(name);
-    // The types of prom-client allow only its own classes, but it calls nothing but `get`.
+    // prom-client's types accept only its own metric classes, but its code calls only `get`.
     for (const histogram of [this.#requests, this.#phases]) this.#registry.registerMetric(histogram as unknown as Metric);
     this.#addCounter("stepd_bytes_total", "Bytes of completely received bodies, after inflation, and of completely sent replies", ["direction"], () =>
       byDirection(this.#bytes),
@@ -226,7 +226,7 @@ export class Telemetry implements Disposable {
     this.#bytes[direction] += bytes;
   }
 
-  /** Records the phases of a method's `total` seconds: `queue` behind other calls' jobs, `transfer` on files and the cache, the rest computing. */
+  /** Records a method's `total` seconds by phase: `queue` waiting for other calls' jobs, `transfer` accessing files and the cache, the rest computing. */
   recordMethod(total: number, queue: number, transfer: number): void {
     this.recordPhase("compute", total - queue - transfer);
     this.recordPhase("queue", queue);
@@ -257,7 +257,7 @@ export class Telemetry implements Disposable {
     this.#nonFinite.inc();
   }
 
-  /** Logs the listening address at every level but silent. Nothing else reveals a port that the system chose. */
+  /** Logs the listening address at every level except silent, because nothing else reveals a port that the system chose. */
   logStart(message: string, facts: Readonly<Record<string, unknown>>): void {
     if (this.#stream) this.log.child({}, { level: "info" }).info(facts, message);
   }

@@ -67,7 +67,7 @@ export function* validateInTurns(schema: string, value: unknown, prefix = ""): T
   }
   const { copy, long, items } = withFirstChunks(value, [], prefix, 0, keys);
   if (!check(copy)) throw explain(wholeErrors(check.errors ?? [], long, [], 0), prefix);
-  // This follows the check, so that a list with a limit of its own gets that limit's error.
+  // The check comes first, so that a list with its own limit gets the error of that limit.
   if (items > MAX_ALL_FIELDS) throw tooManyError(prefix, MAX_ALL_FIELDS, items, ALL_FIELDS);
   yield* checkOtherChunks(check, copy, long, prefix);
 }
@@ -95,7 +95,7 @@ function* checkOtherChunks(check: ValidateFunction, whole: unknown, longParts: r
 
 const isObject = (value: unknown): value is object => typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Uint8Array);
 
-/** Lists the keys of a map. Members that are not objects come first, because a schema tells the kinds of maps apart by them. */
+/** Lists the keys of a map. Members that are not objects come first, because schemas distinguish kinds of maps by these members. */
 const keysOf = (map: object): readonly string[] => {
   const keys = Object.keys(map);
   const isMember = (key: string): boolean => isObject((map as Readonly<Record<string, unknown>>)[key]);
@@ -121,7 +121,7 @@ const lengthOf = (value: unknown): number => (Array.isArray(value) ? value.lengt
 const tooManyError = (field: string, most: number, found: number, what = "fields"): StepdError =>
   StepdError.mismatch("INVALID_PARAMS", field, `at most ${most} ${what}`, String(found));
 
-/** Copies a value with a new part at a path. All other lists and maps are emptied, because they are checked by themselves. */
+/** Copies a value with a new part at a path. All other lists and maps are emptied, because they are checked separately. */
 const withOnlyPart = (whole: unknown, [field, ...path]: Path, part: unknown): unknown => {
   if (field === undefined) return part;
   const result = Object.fromEntries(Object.entries(whole as object).map(([name, value]) => [name, withoutMembers(name, value)]));
@@ -208,7 +208,7 @@ const COMPARISONS: Readonly<Record<string, string>> = {
 
 type Alternative = { readonly type?: string | readonly string[]; readonly enum?: readonly unknown[]; readonly minimum?: number };
 
-/** Describes the values that a schema of types or of an enum accepts. */
+/** Describes the values that a schema accepts, from its types or its enum. */
 const describeExpected = ({ type = [], enum: values }: Alternative): string => {
   if (values) return `one of ${values.join(", ")}`;
   return [type]

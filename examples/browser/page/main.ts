@@ -1,7 +1,7 @@
 /** Runs the page: reads the visitor's choices, trains, and shows the progress. */
 import { Client, type Optimizer, StepdError, TransportError } from "@stepd/client";
 import { type Digits, PIXELS, readDigits, WIDTH } from "./digits.ts";
-import { accuracyOf, guesses, sizeOf, start } from "./model.ts";
+import { accuracyOf, predictions, sizeOf, start } from "./model.ts";
 import { Plot } from "./plot.ts";
 import { type Progress, train } from "./train.ts";
 
@@ -126,7 +126,7 @@ const run = async (train_: Digits, test: Digits, signal: AbortSignal): Promise<v
     if (step % PLOT_EVERY !== 0 && step < steps) continue;
     const mean = losses.reduce((sum, value) => sum + value, 0) / losses.length;
     losses = [];
-    const guessed = guesses(network, test);
+    const guessed = predictions(network, test);
     const accuracy = accuracyOf(guessed, test);
     curves[0]?.add(step, mean);
     curves[1]?.add(step, accuracy);
@@ -150,7 +150,7 @@ const sentenceOf = (error: unknown): string => {
 const begin = async (): Promise<void> => {
   const file = await (await fetch("digits.bin")).arrayBuffer();
   const { train: train_, test } = readDigits(new Uint8Array(file));
-  showDigits(test, guesses(start(1), test));
+  showDigits(test, predictions(start(1), test));
   find("#data").textContent = `${train_.count} images to train on, ${test.count} to test with, a network of ${sizeOf(start(1))} parameters; stepd at ${server}`;
 
   const optimizers = await client.optimizers();

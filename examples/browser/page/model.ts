@@ -103,7 +103,7 @@ const addOuter = (x: Float32Array, y: Float32Array, to: Float32Array): void => {
 };
 
 /** Returns the digit that the network predicts for each image. */
-export const guesses = (network: Network, digits: Digits): Uint8Array =>
+export const predictions = (network: Network, digits: Digits): Uint8Array =>
   Uint8Array.from({ length: digits.count }, (_, index) => {
     const { chances } = forward(network, imageOf(digits, index));
     return chances.indexOf(Math.max(...chances));

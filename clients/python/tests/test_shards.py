@@ -58,6 +58,8 @@ HARD: dict[str, dict[str, Any]] = {
         "loss_scale": 8.0,
     },
     "nadam": {"optimizer": {"name": "nadam"}},
+    "moments in BF16": {"optimizer": {"name": "adamw", "state_dtype": "BF16"}},
+    "moments in Q8": {"optimizer": {"name": "adamw", "state_dtype": "Q8"}},
     "groups": {
         "groups": [
             {"tensors": ["z", "*/w"], "optimizer": {"weight_decay": 0, "lr": 1}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import subprocess
 import sys
@@ -191,6 +192,46 @@ def test_bfloat16(client: stepd.Client, master: bool) -> None:
     train(twin, resumed, 3)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("state_dtype", ["BF16", "Q8"])
+def test_narrow_moments(client: stepd.Client, state_dtype: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 600), torch.nn.Linear(600, 4))
+    twin, wide = copy.deepcopy(model), copy.deepcopy(model)
+
+    def optimizer_of(model: Any, **settings: Any) -> RemoteOptimizer:
+        return RemoteOptimizer(model.parameters(), client, lr=1e-2, **settings)
+
+    def train(model: Any, optimizer: RemoteOptimizer) -> None:
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(16, 8, generator=generator)).square().mean().backward()
+            optimizer.step()
+
+    optimizer = optimizer_of(model, state_dtype=state_dtype)
+    train(model, optimizer)
+    state = optimizer.state_dict()["state"]
+    codes = (torch.int8, torch.uint8) if state_dtype == "Q8" else (torch.bfloat16,) * 2
+    assert (state[0]["exp_avg"].dtype, state[0]["exp_avg_sq"].dtype) == codes
+    if state_dtype == "Q8":
+        assert state[0]["exp_avg.scale"].shape == (75,)
+        assert state[1]["exp_avg"].dtype == torch.float32
+    exact = optimizer_of(wide)
+    train(wide, exact)
+    assert torch.allclose(model[0].weight, wide[0].weight, atol=5e-3)
+    train(twin, optimizer_of(twin, state_dtype=state_dtype))
+    saved = io.BytesIO()
+    torch.save(optimizer.state_dict(), saved)
+    resumed = optimizer_of(twin, state_dtype=state_dtype)
+    resumed.load_state_dict(torch.load(io.BytesIO(saved.getvalue())))
+    train(model, optimizer)
+    train(twin, resumed)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(stepd.StepdError, match=r"state\.convert"):
+        exact.param_groups[0]["state_dtype"] = state_dtype
+        train(wide, exact)
 
 
 def test_two_groups_with_the_same_names(client: stepd.Client) -> None:

@@ -298,7 +298,10 @@ class AsyncClient:
     ) -> Conversion:
         """Convert a state to or from other formats, as :meth:`Client.convert` does."""
         return await self._run(
-            calls.convert(state, source, target, optimizer, fill, state_dtype, self._shared), timeout
+            calls.convert(
+                state, source, target, optimizer, fill, state_dtype, self._shared
+            ),
+            timeout,
         )
 
     async def evaluate_schedule(

@@ -255,7 +255,9 @@ class Client:
         slots to add. ``state_dtype`` is the format of the result's moments: ``"F32"``,
         ``"BF16"`` or ``"Q8"``.
         """
-        call = calls.convert(state, source, target, optimizer, fill, state_dtype, self._shared)
+        call = calls.convert(
+            state, source, target, optimizer, fill, state_dtype, self._shared
+        )
         return self._run(call, timeout)
 
     def evaluate_schedule(

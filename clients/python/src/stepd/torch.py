@@ -28,6 +28,9 @@ from ._timeout import Timeout
 
 _MASTER = "master_param"
 
+#: The dtypes of moments in a narrow format, by safetensors name.
+_NARROW_DTYPES = {torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8"}
+
 _DTYPES = frozenset([torch.float16, torch.bfloat16, torch.float32, torch.float64])
 
 _PLAIN = frozenset([torch.Tensor, torch.nn.Parameter])
@@ -112,7 +115,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 raise TypeError(f"{name} has no hyperparameter {key}{hint}: {expected}")
         self._name = name
         self._revision: int = described["revision"]
-        self._slots = frozenset([*described["slots"]["all"], _MASTER])
+        slots = described["slots"]["all"]
+        self._scales = frozenset(f"{slot}.scale" for slot in slots)
+        self._slots = frozenset([*slots, _MASTER, *self._scales])
         self._known = frozenset(known)
         self._timeout = timeout
         #: The options of each step. A change applies from the next step on.
@@ -135,6 +140,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             "_name",
             "_revision",
             "_slots",
+            "_scales",
             "_known",
             "_timeout",
             "_is_made",
@@ -183,6 +189,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         which = None
         if self._name in _NEEDS_WHOLE_TENSORS:
             which = f"{self._name} needs the norm of whole tensors"
+        elif any(_is_narrow(optimizer) for optimizer in optimizers):
+            which = "state_dtype rounds by an element's place in the whole tensor"
         elif any(optimizer.get("caution") for optimizer in optimizers):
             which = "caution counts the values of whole tensors"
         elif "max_norm" in (options.get("clip") or {}):
@@ -217,6 +225,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             self._check_slots(state_dict["state"].get(key, {}), param)
         super().load_state_dict(state_dict)
         self._cached = None
+        narrow = self._narrow()
         for key, param in zip(saved, self._params(), strict=True):
             # torch has cast every slot but the step to the parameter's dtype.
             wide = torch.float64 if param.dtype == torch.float64 else torch.float32
@@ -224,6 +233,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 if slot == STEP or not isinstance(value, torch.Tensor):
                     continue
                 dtype = wide if slot in self._slots else torch.float64
+                if param in narrow and value.dtype in _NARROW_DTYPES:
+                    dtype = value.dtype
                 device = param.device if slot in self._slots else value.device
                 self.state[param][slot] = value.detach().to(device, dtype, copy=True)
 
@@ -237,6 +248,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
                     f"the state has {slot}, which {self._name} does not have; "
                     f"its slots are {expected}"
                 )
+            if slot in self._scales:
+                continue
             if slot in self._slots and value.shape != param.shape:
                 found = f"{list(value.shape)} for a parameter of {list(param.shape)}"
                 raise ValueError(f"the state has {slot} of shape {found}")
@@ -340,6 +353,15 @@ class RemoteOptimizer(torch.optim.Optimizer):
             if key in self._known
         }
 
+    def _narrow(self) -> frozenset[torch.Tensor]:
+        """Return the parameters whose moments are in a narrow format."""
+        return frozenset(
+            param
+            for group in self.param_groups
+            if _is_narrow(group)
+            for param in group["params"]
+        )
+
     def _state_of(self, params: Mapping[str, torch.Tensor]) -> State | None:
         """Return the state in stepd's form, of views if possible."""
         # A dict costs the garbage collector less than a list with a tuple for each
@@ -347,6 +369,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         entries: dict[str, Tensor] = {}
         # Most parameters have the same step count, so they share one tensor for it.
         counts: dict[int, Tensor] = {}
+        narrow = self._narrow()
         for name, param in params.items():
             kept = {k: v for k, v in self.state.get(param, {}).items() if v is not None}
             if not kept:
@@ -362,12 +385,17 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 if slot not in self._slots:
                     entries[f"{slot}/{name}"] = scalar("F64", float(value))
                     continue
-                local = _local_like(slot, value, param)
+                local = (
+                    value if slot in self._scales else _local_like(slot, value, param)
+                )
                 if slot == _MASTER and not torch.equal(
                     local.to(param.dtype), _local(param)
                 ):
                     # Other code, such as torch's own AdamW, has changed the weights, so
                     # the server makes a new master copy.
+                    continue
+                if param in narrow and local.dtype in _NARROW_DTYPES:
+                    entries[f"{slot}/{name}"] = _narrow_tensor(local)
                     continue
                 wide = local if local.dtype is dtype else local.to(dtype)
                 entries[f"{slot}/{name}"] = tensor_of(slot, _array(wide))
@@ -384,6 +412,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             if slot == STEP:
                 count = int.from_bytes(entry.data, "little")
                 value = torch.from_numpy(np.array(count, np.float32))
+            elif slot in self._scales:
+                value = _tensor(array_of(entry)).to(param.device)
             elif slot in self._slots:
                 value = _like_parameter(_tensor(array_of(entry)), param)
             else:
@@ -443,6 +473,18 @@ def _versions(
         for param in params.values()
         for value in state.get(param, {}).values()
     ]
+
+
+def _is_narrow(group: Mapping[str, Any]) -> bool:
+    """Return whether a group keeps its moments in BF16 or Q8."""
+    return group.get("state_dtype") not in (None, "F32")
+
+
+def _narrow_tensor(value: torch.Tensor) -> Tensor:
+    """Return a moment in bfloat16, its 8-bit codes or their scales, unchanged."""
+    array = np.ascontiguousarray(_array(value))
+    data = array.reshape(-1).view(np.uint8).data
+    return Tensor(_NARROW_DTYPES[value.dtype], tuple(value.shape), data)
 
 
 def _bits(array: Array) -> Array:

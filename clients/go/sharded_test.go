@@ -66,6 +66,7 @@ func TestShardedHasTheBitsOfOneCall(t *testing.T) {
 		"both":      {Optimizer: LAMB(0.01).With("max_grad_norm", max), Clip: &Clip{MaxNorm: 2}},
 		"given":     {Optimizer: AdamW(0.01), Clip: &Clip{MaxNorm: 1, TotalNorm: &max}},
 		"groups":    {Optimizer: AdamW(0.01), Groups: []Group{{Tensors: []string{"*bias"}, Optimizer: Optimizer{"weight_decay": 0, "lr": 1}}}},
+		"bf16":      {Optimizer: AdamW(0.01).With("state_dtype", "BF16")},
 		"nadam":     {Optimizer: Optimizer{"name": "nadam"}, Schedule: Schedule{"name": "cosine", "T_max": 3}},
 	}
 	for name, request := range cases {
@@ -77,6 +78,12 @@ func TestShardedHasTheBitsOfOneCall(t *testing.T) {
 			})
 		})
 	}
+	t.Run("moments in 8 bits", func(t *testing.T) {
+		requireSameRuns(t, 3, func(step int) StepRequest {
+			coded := func(seed uint64) Tensors { return append(model(seed), From("coded", random(seed, 4200))) }
+			return StepRequest{Optimizer: AdamW(0.01).With("state_dtype", "Q8"), Params: coded(1), Grads: coded(uint64(10 + step))}
+		})
+	})
 	t.Run("parameters without gradients, and a schedule", func(t *testing.T) {
 		requireSameRuns(t, 4, func(step int) StepRequest {
 			return StepRequest{Optimizer: AdamW(1), Schedule: Schedule{"name": "exponential", "gamma": 0.5},

@@ -42,6 +42,19 @@ const outcome = async (step: Promise<Omit<StepResult, "stats" | "cached">>): Pro
   }
 };
 
+for (const state_dtype of ["BF16", "Q8"] as const) {
+  test(`a sharded step joins moments in ${state_dtype} to the bytes of one call`, async () => {
+    const wave = (scale: number): Tensor => vector(...Array.from({ length: 4200 }, (_, index) => Math.sin(index) * scale));
+    const step = { optimizer: { name: "adamw", state_dtype }, grads: { c: wave(0.1), b: vector(0.5, -0.5), a: vector(2) } } as const;
+    const first = await client.step({ ...step, params: { c: wave(1), b: vector(1, 2), a: vector(3) } });
+    const next = { ...step, params: first.params, state: first.state };
+    const whole = await outcome(client.step(next));
+    assert.deepEqual(await outcome(new ShardedClient([service.url], { requestBytes: 1 }).step(next)), whole);
+    const codes = first.state.slot("exp_avg")["c"]?.data;
+    assert.ok(state_dtype === "Q8" ? codes instanceof Int8Array : codes instanceof Uint16Array);
+  });
+}
+
 suite("a sharded step equals one call", () => {
   const lamb = { name: "lamb", max_grad_norm: 0.5 } as const;
   const adamw = { name: "adamw", lr: 0.1 } as const;
@@ -52,6 +65,7 @@ suite("a sharded step equals one call", () => {
   const huge = { ...grads, d: double(1e200) };
   const steps: Readonly<Record<string, Partial<BothInput>>> = {
     plain: {},
+    "narrow moments of a parameter in float64": { optimizer: { ...adamw, state_dtype: "Q8" } },
     "a value that is no number": { grads: more },
     "values that are no numbers, when clipping": { grads: more, clip: { max_norm: 1 } },
     "no numbers and a gradient of another shape": { grads: wrong },

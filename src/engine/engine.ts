@@ -4,10 +4,11 @@ import type { Lease } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, inTurns, type Run, SerialQueue, type Task } from "../codec/turns.ts";
-import type { InitParams, NormsParams, PlanParams, ReduceParams, StepParams } from "../generated/wire.gen.ts";
+import type { DistancesParams, InitParams, NormsParams, PlanParams, ReduceParams, StepParams } from "../generated/wire.gen.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
 import { canonical } from "./canonical.ts";
+import { distances } from "./distances.ts";
 import { type Estimate, estimate } from "./estimate.ts";
 import { init } from "./init.ts";
 import { compile, type Layout, layoutBytes, type StepOptions } from "./layout.ts";
@@ -199,6 +200,14 @@ export class Engine {
     const files: ReduceFiles = { prefix, params, updates: loaded, accumulator: sum };
     const isLarge = loaded.reduce((total, { file }) => total + maxTensors(file), params ? maxTensors(params) : 0) > MANY_TENSORS;
     return this.#runCall(isLarge, (run) => reduce(options, files, lease, this.#pool, queueTime, run));
+  }
+
+  /** Computes the squared distances between updates. */
+  async distances({ updates, distances: earlier }: Loaded<DistancesParams>, lease: Lease, queueTime: QueueTime): Promise<number[][]> {
+    const files: TensorFile[] = [];
+    for (const [index, { tensors }] of updates.entries()) files.push(await loadTensors(tensors, `/updates/${index}/tensors`, lease));
+    const isLarge = files.reduce((total, file) => total + maxTensors(file), 0) > MANY_TENSORS;
+    return this.#runCall(isLarge, (run) => distances(files, earlier, lease, this.#pool, queueTime, run));
   }
 
   /** Estimates the cost of a step on this server. */

@@ -49,7 +49,7 @@ const DTYPES: readonly string[] = ["F32", "F64", "BF16", "F16", "I8"];
 const FORMS: readonly string[] = ["params", "deltas", "gradients"];
 
 /** The kernel reads a table of updates with entries of this size. */
-const TABLE_ENTRY_BYTES = 32;
+export const TABLE_ENTRY_BYTES = 32;
 
 /** A call without its tensors. */
 export type ReduceOptions = Omit<ReduceParams, "params" | "updates" | "accumulator">;
@@ -85,7 +85,7 @@ export interface Reduced {
 }
 
 /** One update of a tensor. */
-interface TensorUpdate {
+export interface TensorUpdate {
   readonly update: number;
   readonly dtype: string;
   readonly address: number;
@@ -95,7 +95,7 @@ interface TensorUpdate {
 }
 
 /** A tensor of the result, with its updates. */
-interface CombinedTensor {
+export interface CombinedTensor {
   readonly name: string;
   readonly shape: readonly number[];
   readonly elements: number;
@@ -111,7 +111,7 @@ interface CombinedTensor {
  * Reads all headers and lists the tensors of the result, in the order of the names' UTF-8 bytes. Throws INVALID_PARAMS,
  * TENSOR_MISMATCH, TENSORS_CORRUPT, STATE_CORRUPT, STATE_MISMATCH and PAYLOAD_TOO_LARGE.
  */
-function* listTensors(
+export function* listTensors(
   { prefix, params: paramFile, updates, accumulator }: ReduceFiles,
   { form = "params", missing = "error" }: ReduceOptions,
 ): Task<readonly CombinedTensor[]> {
@@ -267,7 +267,7 @@ interface ReduceLayout {
   readonly gradBytes: number;
   readonly sumBytes: number;
   readonly targets: readonly ReduceTarget[];
-  readonly tables: readonly { readonly offset: number; readonly parts: readonly TensorUpdate[] }[];
+  readonly tables: readonly Table[];
   readonly workBytes: number;
 }
 
@@ -322,7 +322,7 @@ class Reduction {
     const outOf = new Map<string, number>();
     for (const { name, offset } of grads) outOf.set(name, offset);
     const targets: ReduceTarget[] = [];
-    const tables: { offset: number; parts: readonly TensorUpdate[] }[] = [];
+    const tables: Table[] = [];
     let kept = 0;
     let workBytes = 0;
     for (const [index, tensor] of tensors.entries()) {
@@ -421,7 +421,7 @@ export const reduce = async (options: ReduceOptions, files: ReduceFiles, lease: 
   ];
   const runner = new Runner(lease, pool, queueTime, bases);
   for (;;) {
-    await inTurns(writeTables(layout, files.updates, bases[WORKSPACE] as number, lease));
+    await inTurns(writeTables(layout.tables, files.updates, bases[WORKSPACE] as number, lease));
     for (const job of jobsOf(layout.targets)) await runner.run(job, ({ calls }) => calls, true);
     if (nonFinite === "propagate") break;
     const found = await run(nonFiniteUpdates(layout.targets, runner));
@@ -451,8 +451,14 @@ const requireCombinable = ({ method = { name: "mean" }, finish = true }: ReduceO
   if (index >= 0) throw invalid(`/updates/${index}/weight`, `1, because ${method.name} takes no weights`, String(updates[index]?.weight));
 };
 
+/** A kernel's table of updates. `offset` is relative to the work memory. */
+export interface Table {
+  readonly offset: number;
+  readonly parts: readonly TensorUpdate[];
+}
+
 /** Writes the tables of updates that the kernels read. */
-function* writeTables({ tables }: ReduceLayout, updates: readonly Update[], base: number, lease: Lease): Task<void> {
+export function* writeTables(tables: readonly Table[], updates: readonly Pick<Update, "weight">[], base: number, lease: Lease): Task<void> {
   const { bytes } = lease;
   let written = 0;
   for (const { offset, parts } of tables) {
@@ -461,7 +467,7 @@ function* writeTables({ tables }: ReduceLayout, updates: readonly Update[], base
       const at = base + offset + index * TABLE_ENTRY_BYTES;
       bytes.writeUInt32LE(address, at);
       bytes.writeUInt32LE(DTYPES.indexOf(dtype), at + 4);
-      bytes.writeDoubleLE((updates[update] as Update).weight, at + 8);
+      bytes.writeDoubleLE(updates[update]?.weight ?? 1, at + 8);
       bytes.writeUInt32LE(scales, at + 16);
       bytes.writeDoubleLE(perScale, at + 24);
     }
@@ -469,7 +475,7 @@ function* writeTables({ tables }: ReduceLayout, updates: readonly Update[], base
 }
 
 /** Splits the targets into jobs of limited work. */
-function* jobsOf(targets: readonly ReduceTarget[]): Generator<readonly ReduceTarget[]> {
+export function* jobsOf<T extends Target>(targets: readonly T[]): Generator<readonly T[]> {
   let first = 0;
   let work = 0;
   for (const [index, { elements, passes = 1 }] of targets.entries()) {

@@ -253,6 +253,94 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
   },
   {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "distances-result.schema.json",
+    "title": "DistancesResult",
+    "description": "A symmetric matrix in the order of the updates.",
+    "type": "object",
+    "required": [
+      "distances"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "distances": {
+        "description": "Sums of squared differences, in float64: block by block, then tensor by tensor in the order of the names' UTF-8 bytes.",
+        "type": "array",
+        "items": {
+          "type": "array",
+          "items": {
+            "$ref": "tensor.schema.json#/$defs/Value"
+          }
+        }
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "distances.schema.json",
+    "title": "DistancesParams",
+    "description": "The squared distances between updates, for a choice among them such as Krum. Updates are deltas or gradients: between whole parameters, rounding may exceed the differences.",
+    "examples": [
+      {
+        "updates": [
+          {
+            "tensors": {
+              "w": {
+                "shape": [
+                  2
+                ],
+                "values": [
+                  0.1,
+                  0.2
+                ]
+              }
+            }
+          },
+          {
+            "tensors": {
+              "w": {
+                "shape": [
+                  2
+                ],
+                "values": [
+                  0.1,
+                  0.4
+                ]
+              }
+            }
+          }
+        ]
+      }
+    ],
+    "type": "object",
+    "required": [
+      "updates"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "updates": {
+        "description": "The updates, all with the same tensors, as in optimizer.reduce. Weights have no influence.",
+        "type": "array",
+        "maxItems": 256,
+        "items": {
+          "$ref": "reduce.schema.json#/$defs/Update"
+        }
+      },
+      "distances": {
+        "description": "The result of an earlier call for other tensors of the same updates, to which this call adds. Calls in the order of the names' UTF-8 bytes give the bits of one call.",
+        "type": "array",
+        "maxItems": 256,
+        "items": {
+          "type": "array",
+          "maxItems": 256,
+          "items": {
+            "$ref": "tensor.schema.json#/$defs/Value"
+          }
+        }
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "error.schema.json",
     "title": "ErrorData",
     "description": "The details of an error, besides its code and message.",

@@ -10,6 +10,14 @@ export type Blob = Uint8Array | string
  */
 export type BlobSource = Uint8Array | string | SharedBlob | CachedBlob
 /**
+ * One element. JSON has no NaN and no infinity, so these are strings.
+ */
+export type Value = number | "NaN" | "Infinity" | "-Infinity"
+/**
+ * Tensors in F32, F64, BF16 or F16. A blob may also have I8 tensors, whose values are multiplied by the F32 tensor <name>.scale: a scalar, or one number for each index of the first dimension.
+ */
+export type TensorsSource = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
+/**
  * A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.
  */
 export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSchedule | CyclicSchedule | ExponentialSchedule | LinearSchedule | MultistepSchedule | OneCycleSchedule | PolynomialSchedule | SequenceSchedule | StepSchedule)
@@ -20,11 +28,7 @@ export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LAR
 /**
  * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
-export type TensorsSource = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
-/**
- * One element. JSON has no NaN and no infinity, so these are strings.
- */
-export type Value = number | "NaN" | "Infinity" | "-Infinity"
+export type TensorsSource1 = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
 /**
  * Element type, under its safetensors name.
  */
@@ -41,10 +45,6 @@ export type Blob1 = Uint8Array | string
  * One element. JSON has no NaN and no infinity, so these are strings.
  */
 export type Value1 = number | "NaN" | "Infinity" | "-Infinity"
-/**
- * Tensors, or a reference to their safetensors file in the shared folder or the cache.
- */
-export type TensorsSource1 = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
 /**
  * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
@@ -112,6 +112,8 @@ export interface Wire {
 "describe.schema.json": DescribeParams
 "discover-result.schema.json": DiscoverResult
 "discover.schema.json": DiscoverParams
+"distances-result.schema.json": DistancesResult
+"distances.schema.json": DistancesParams
 "error.schema.json": ErrorData
 "evaluate-result.schema.json": EvaluateResult
 "evaluate.schema.json": EvaluateParams
@@ -244,6 +246,42 @@ export interface DiscoverResult {
  */
 export interface DiscoverParams {
 
+}
+/**
+ * A symmetric matrix in the order of the updates.
+ */
+export interface DistancesResult {
+/**
+ * Sums of squared differences, in float64: block by block, then tensor by tensor in the order of the names' UTF-8 bytes.
+ */
+distances: Value[][]
+}
+/**
+ * The squared distances between updates, for a choice among them such as Krum. Updates are deltas or gradients: between whole parameters, rounding may exceed the differences.
+ */
+export interface DistancesParams {
+/**
+ * The updates, all with the same tensors, as in optimizer.reduce. Weights have no influence.
+ * 
+ * @maxItems 256
+ */
+updates: Update[]
+/**
+ * The result of an earlier call for other tensors of the same updates, to which this call adds. Calls in the order of the names' UTF-8 bytes give the bits of one call.
+ * 
+ * @maxItems 256
+ */
+distances?: Value[][]
+}
+/**
+ * One update: tensors, and their weight in the mean.
+ */
+export interface Update {
+tensors: TensorsSource
+/**
+ * Weight in the mean, for instance the number of examples. It must be 1 for the median and the trimmed mean.
+ */
+weight?: number
 }
 /**
  * The details of an error, besides its code and message.
@@ -557,7 +595,7 @@ optimizer: Optimizer
  * @maxItems 4096
  */
 groups?: Group[]
-params: TensorsSource
+params: TensorsSource1
 /**
  * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.
  */
@@ -1236,8 +1274,8 @@ non_finite: number
  * Gradients, and optionally their parameters, whose sums of squares are computed: the first phase of exact clipping over several calls.
  */
 export interface NormsParams {
-grads: TensorsSource
-params?: TensorsSource
+grads: TensorsSource1
+params?: TensorsSource1
 /**
  * All gradients are first divided by this number: a normal float32.
  */
@@ -1325,7 +1363,7 @@ skipped: boolean
  * Combines the updates of several clients into one pseudo-gradient, in float64 and in the given order.
  */
 export interface ReduceParams {
-params?: TensorsSource1
+params?: TensorsSource2
 updates: Updates
 form?: Form
 method?: ReduceMethod
@@ -1339,16 +1377,6 @@ missing?: Missing
  * Whether the call returns the pseudo-gradient. Otherwise it returns the accumulator, for further updates in another call.
  */
 finish?: boolean
-}
-/**
- * One update: tensors, and their weight in the mean.
- */
-export interface Update {
-tensors: TensorsSource2
-/**
- * Weight in the mean, for instance the number of examples. It must be 1 for the median and the trimmed mean.
- */
-weight?: number
 }
 /**
  * The weighted mean: the sum of weight * update, divided by the sum of weights.
@@ -1487,8 +1515,8 @@ optimizer: Optimizer
  * @maxItems 4096
  */
 groups?: Group[]
-params: TensorsSource
-grads?: TensorsSource
+params: TensorsSource1
+grads?: TensorsSource1
 reduce?: Reduction
 /**
  * The state of the last reply; null or absent at the first step.

@@ -7,6 +7,7 @@
  * 1 if the update has NaN or infinity in this shard, else 0.
  */
 import { scalar } from "./_lanes";
+import { storeSum } from "./_reduce";
 import { Bf16, F16, singlesToDoubles, widenTwice } from "./_widen";
 
 /** Elements of a row, which is a part of one update in float64. Two rows fit into the processor's first cache. */
@@ -208,4 +209,38 @@ export function reduce_sorted(table: usize, index: usize, param: usize, out: usi
     for (let k = cut; k < entries - cut; k++) addRow(sum, rows + 8 * size * k, 1, size);
     finish(sum, param, out, other, at, filled, scalars);
   }
+}
+
+/**
+ * Adds the squared differences of each two updates. `sums` has 32 bytes for each pair (0,1), (0,2), ..., (1,2), ...: four partial
+ * sums, by the element's index in the block modulo 4. In the end the first 8 bytes for each pair, without gaps, hold its sum.
+ */
+export function reduce_distances(table: usize, index: usize, sums: usize, scratch: usize, count: usize, scalars: usize): void {
+  const entries = <usize>scalar(scalars, 0);
+  const pairs = (entries * (entries - 1)) / 2;
+  memory.fill(sums, 0, 32 * pairs);
+  const size = max(4, min(ROW, ROWS_BYTES / (8 * entries)) & ~3);
+  for (let at: usize = 0; at < count; at += size) {
+    const filled = min(size, count - at);
+    if (filled < size) memory.fill(scratch, 0, 8 * size * entries);
+    for (let k: usize = 0; k < entries; k++) readRow(table + ENTRY * k, index - 1 + at, scratch + 8 * size * k, filled);
+    let sum = sums;
+    for (let i: usize = 0; i < entries; i++) {
+      for (let j = i + 1; j < entries; j++, sum += 32) addDistance(sum, scratch + 8 * size * i, scratch + 8 * size * j, size);
+    }
+  }
+  for (let pair: usize = 0; pair < pairs; pair++) storeSum(sums + 8 * pair, v128.load(sums + 32 * pair), v128.load(sums + 32 * pair, 16));
+}
+
+function addDistance(sum: usize, a: usize, b: usize, size: usize): void {
+  let low = v128.load(sum),
+    high = v128.load(sum, 16);
+  for (let i: usize = 0; i < 8 * size; i += 32) {
+    const first = f64x2.sub(v128.load(a + i), v128.load(b + i)),
+      second = f64x2.sub(v128.load(a + i, 16), v128.load(b + i, 16));
+    low = f64x2.add(low, f64x2.mul(first, first));
+    high = f64x2.add(high, f64x2.mul(second, second));
+  }
+  v128.store(sum, low);
+  v128.store(sum, high, 16);
 }

@@ -1,6 +1,7 @@
 /** Lists all methods in the order of the documentation. */
 import { convert } from "./convert.ts";
 import { describe } from "./describe.ts";
+import { distances } from "./distances.ts";
 import { evaluate } from "./evaluate.ts";
 import { init } from "./init.ts";
 import { inspect } from "./inspect.ts";
@@ -25,6 +26,7 @@ export const methods: readonly Method[] = [
   init as Method,
   norms as Method,
   reduce as Method,
+  distances as Method,
   plan as Method,
   list,
   describe as Method,

@@ -99,6 +99,7 @@ const VALID_PARAMS: Readonly<Record<string, unknown>> = {
   "optimizer.step": { optimizer: { name: "adamw" }, params: tensors, grads: tensors },
   "optimizer.init": { optimizer: { name: "lamb" }, params: tensors },
   "optimizer.norms": { grads: tensors },
+  "optimizer.distances": { updates: [{ tensors }, { tensors }] },
   "optimizer.reduce": { params: tensors, updates: [{ tensors, weight: 2 }] },
   "optimizer.plan": { optimizer: { name: "adamw" }, tensors: { w: { shape: [2] } } },
   "schedule.evaluate": { schedule: { name: "linear" }, count: 3 },

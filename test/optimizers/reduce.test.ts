@@ -321,6 +321,81 @@ suite("a step with reduce", () => {
   });
 });
 
+suite("optimizer.distances", () => {
+  const distances = async (updates: readonly UpdateTensors[], earlier?: number[][]): Promise<number[][]> => {
+    const given = updates.map((tensors) => ({ tensors: writeUpdate(tensors) }));
+    return (await service.call<{ distances: number[][] }>("optimizer.distances", { updates: given, ...(earlier && { distances: earlier }) })).distances;
+  };
+
+  const BLOCK = 4096;
+
+  /** Sums of squared differences in the documented order: four partial sums by index, then blocks, then tensors by name. */
+  const expectedOf = (updates: readonly UpdateTensors[]): number[][] =>
+    updates.map((a) =>
+      updates.map((b) => {
+        let total = 0;
+        for (const name of Object.keys(a).sort()) {
+          const [left, right] = [combine([{ tensors: a }], { form: "gradients" }), combine([{ tensors: b }], { form: "gradients" })].map(
+            (one) => one[name]?.values ?? [],
+          );
+          let ofTensor = 0;
+          for (let start = 0; start < (left?.length ?? 0); start += BLOCK) {
+            const partial = [0, 0, 0, 0];
+            for (let i = start; i < Math.min(start + BLOCK, left?.length ?? 0); i++) {
+              const difference = (left?.[i] as number) - (right?.[i] as number);
+              partial[(i - start) % 4] = (partial[(i - start) % 4] as number) + difference * difference;
+            }
+            const [one = 0, two = 0, three = 0, four = 0] = partial;
+            ofTensor += one + two + three + four;
+          }
+          total += ofTensor;
+        }
+        return total;
+      }),
+    );
+
+  test("has the bits of loops in float64, for any number of updates", async () => {
+    for (const [count, shapes] of [
+      [1, SMALL],
+      [2, { w: [9001], b: [3] }],
+      [5, { w: [9001], b: [3] }],
+      [40, { w: [67], b: [3] }],
+    ] as const) {
+      const updates = updatesOf(count, shapes, "F32").map(({ tensors }) => tensors);
+      assert.deepEqual(await distances(updates), expectedOf(updates));
+    }
+    const wide = updatesOf(4, { w: [50, 1000] }, "F64").map(({ tensors }) => tensors);
+    assert.deepEqual(await distances(wide), expectedOf(wide));
+  });
+
+  test("calls in the order of names have the bits of one call", async () => {
+    const updates = updatesOf(6, { a: [5000], b: [70], c: [3, 7] }, "F32").map(({ tensors }) => tensors);
+    let earlier: number[][] | undefined;
+    for (const name of ["a", "b", "c"]) {
+      earlier = await distances(
+        updates.map((tensors) => ({ [name]: tensors[name] as UpdateTensors[string] })),
+        earlier,
+      );
+    }
+    assert.deepEqual(earlier, await distances(updates));
+  });
+
+  test("names an update that differs, and a matrix of another size", async () => {
+    const [first, second] = updatesOf(2, { w: [3] }, "F32").map(({ tensors }) => tensors) as [UpdateTensors, UpdateTensors];
+    const refusals = [
+      [distances([first, { v: second["w"] as UpdateTensors[string] }]), "TENSOR_MISMATCH", "/updates/1/tensors/v"],
+      [distances([first, second], [[0]]), "INVALID_PARAMS", "/distances"],
+    ] as const;
+    for (const [call, name, field] of refusals) {
+      await assert.rejects(call, ({ data }: RpcError) => {
+        assert.deepEqual([data.name, data.field], [name, field]);
+        return true;
+      });
+    }
+    assert.deepEqual(await distances([]), []);
+  });
+});
+
 suite("forms of requests", () => {
   const plain = (tensors: UpdateTensors) => Object.fromEntries(Object.entries(tensors).map(([name, tensor]) => [name, { ...tensor }]));
 

@@ -387,6 +387,19 @@ const reduceCases: readonly Case[] = [SMALL, LARGE].flatMap((shapes) =>
   ),
 );
 
+const distanceCases: readonly Case[] = [SMALL, LARGE].map((shapes) => ({
+  owner: "reduce",
+  label: `${keys.get(shapes)}, distances`,
+  isLarge: shapes === LARGE,
+  digest: async (service) => {
+    const hash = createHash("sha256");
+    const updates = Array.from({ length: REDUCED }, (_, index) => ({ tensors: updateFile(shapes, 2000 + index, "F32") }));
+    const { distances } = await service.call<{ distances: number[][] }>("optimizer.distances", { updates });
+    hashNumbers(hash, distances.flat());
+    return hash.digest("hex");
+  },
+}));
+
 const SCHEDULE_STEPS = 300;
 
 const scheduleCases: readonly Case[] = schedules.map((schedule) => ({
@@ -436,6 +449,7 @@ export const cases: readonly Case[] = [
   ...momentCases,
   ...normCases,
   ...reduceCases,
+  ...distanceCases,
   ...scheduleCases,
   ...conversionCases,
 ];

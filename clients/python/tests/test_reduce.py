@@ -176,6 +176,23 @@ def test_a_step_with_reduce_is_a_step_with_the_gradients(client: Any) -> None:
     assert none.state.to_bytes() == found.state.to_bytes()
 
 
+def test_distances_are_those_of_numpy(client: Any, server: Server) -> None:
+    updates = [arrays for arrays, _ in UPDATES]
+    found = client.distances(updates)
+    flat = np.stack(
+        [
+            np.concatenate([array.astype(np.float64).ravel() for array in own.values()])
+            for own in updates
+        ]
+    )
+    expected = ((flat[:, None] - flat[None]) ** 2).sum(axis=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    with stepd.Client(server.url) as whole:
+        assert found.tobytes() == whole.distances(updates).tobytes()
+    spoilt = [*updates, {**updates[0], "z": np.full(7, np.inf, "f4")}]
+    assert np.isinf(client.distances(spoilt)[0, -1])
+
+
 def test_updates_go_through_the_shared_folder(tmp_path: pathlib.Path) -> None:
     params = {"w": np.ones((300, 100), np.float32)}
     updates = [({"w": np.full((300, 100), 2, np.float32)}, 1.0)] * 3

@@ -264,6 +264,17 @@ class AsyncClient:
         call = calls.reduce(params, reduction, finish, self._shared)
         return await self._run(call, timeout)
 
+    async def distances(
+        self,
+        updates: Sequence[AnyUpdate],
+        *,
+        earlier: Array | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> Array:
+        """Return the squared distances, as :meth:`Client.distances` does."""
+        call = calls.distances(updates, earlier, self._shared)
+        return await self._run(call, timeout)
+
     async def plan(
         self,
         optimizer: Optimizer,

@@ -35,8 +35,11 @@ from ._error_table import BlobMissing, InvalidParams
 from ._errors import StepdError
 from ._options import Groups, Optimizer, Reply, Schedule, StepOptions
 from ._reduce import (
+    AnyUpdate,
     ReduceResult,
     Reduction,
+    matrix_of,
+    matrix_on_wire,
     reduction_fields,
     reduction_of,
     result_of,
@@ -490,6 +493,18 @@ def reduce(
         "params": None if params is None else _blob("params", params),
     }
     return _post("/v1/reduce", fields, partial(result_of, params=params), shared)
+
+
+def distances(
+    updates: Sequence[AnyUpdate],
+    earlier: Array | None,
+    shared: SharedFolder | None = None,
+) -> Call[Array]:
+    fields = {
+        "updates": reduction_fields({"updates": updates})["updates"],
+        "distances": None if earlier is None else matrix_on_wire(earlier),
+    }
+    return _post("/v1/distances", fields, matrix_of, shared)
 
 
 def plan(

@@ -212,6 +212,22 @@ class Client:
         call = calls.reduce(params, reduction, finish, self._shared)
         return self._run(call, timeout)
 
+    def distances(
+        self,
+        updates: Sequence[AnyUpdate],
+        *,
+        earlier: Array | None = None,
+        timeout: float | Timeout | None = None,
+    ) -> Array:
+        """Return the matrix of squared distances between updates, in float64.
+
+        Krum and other choices among updates need no more. Updates are deltas or
+        gradients. ``earlier`` is the matrix of other tensors of the same updates, to
+        which this call adds: calls in the order of names have the bits of one call.
+        """
+        call = calls.distances(updates, earlier, self._shared)
+        return self._run(call, timeout)
+
     def plan(
         self,
         optimizer: Optimizer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -174,6 +175,24 @@ def _order(grads: Arrays, params: Arrays | None) -> list[str]:
     return sorted(grads, key=lambda name: (-grads[name].itemsize, name))
 
 
+def matrix_on_wire(matrix: Array) -> list[list[float | str]]:
+    """Return a matrix as lists. NaN and infinities are strings."""
+    return [
+        [value if math.isfinite(value) else _text_of(value) for value in row]
+        for row in np.asarray(matrix, np.float64).tolist()
+    ]
+
+
+def _text_of(value: float) -> str:
+    return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
+
+
+def matrix_of(answer: Mapping[str, Any]) -> Array:
+    rows = [[float(value) for value in row] for row in answer["distances"]]
+    count = len(rows)
+    return np.array(rows, np.float64).reshape(count, count)
+
+
 class Shards:
     """A reduction, split by tensors."""
 
@@ -209,6 +228,12 @@ class Shards:
             shards[-1].append(name)
             room -= size
         return shards
+
+    def by_name(self, request_bytes: int) -> list[list[str]]:
+        """Return the names of each call, in the order of the names."""
+        shards = self.pack(request_bytes)
+        names = iter(sorted(name for own in shards for name in own))
+        return [[next(names) for _ in own] for own in shards]
 
     def params_of(self, names: Sequence[str]) -> Arrays | None:
         if self.params is None:

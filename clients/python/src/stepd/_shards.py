@@ -46,6 +46,7 @@ from ._reduce import (
     ReduceResult,
     Reduction,
     Shards,
+    Update,
     accumulator_of,
     join,
     reduction_arguments,
@@ -409,6 +410,31 @@ class ShardedClient:
             for at, result in zip(again, whole, strict=True):
                 results[at] = result
         return join(results, dropped, params)
+
+    def distances(
+        self,
+        updates: Sequence[AnyUpdate],
+        *,
+        timeout: float | Timeout | None = None,
+    ) -> Array:
+        """Return the squared distances, as :meth:`Client.distances` does.
+
+        One call adds to the result of the call before, so the calls run in turn.
+        """
+        span = self._span(timeout)
+        shards = Shards(None, updates_of(updates), None)
+        total: Array | None = None
+        for names in shards.by_name(self._request_bytes):
+            own = shards.updates_of(names)
+
+            def call(
+                client: Client, own: list[Update] = own, earlier: Array | None = total
+            ) -> Array:
+                return client.distances(own, earlier=earlier, timeout=span.remaining())
+
+            total = self._try_replicas(call, span)
+        assert total is not None
+        return total
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return an optimizer's formula, papers, hyperparameters, slots and cost."""

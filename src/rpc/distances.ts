@@ -1,0 +1,15 @@
+import type { DistancesParams } from "../generated/wire.gen.ts";
+import type { Method } from "./method.ts";
+
+/** optimizer.distances: what Krum and other choices among updates need. */
+export const distances: Method<DistancesParams> = {
+  name: "optimizer.distances",
+  summary: "Computes the squared distances between updates",
+  params: "distances.schema.json",
+  result: "distances-result.schema.json",
+  rest: { verb: "POST", path: "/v1/distances" },
+
+  async handle(call, { engine, blobs, lease, queueTime }) {
+    return { distances: await engine.distances(await blobs.load(call, lease), lease, queueTime) };
+  },
+};

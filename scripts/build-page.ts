@@ -5,7 +5,7 @@
  * File names contain a digest of the content, so that browsers may cache them for ever. Only index.html has a fixed name.
  */
 import { createHash } from "node:crypto";
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { basename, join, relative } from "node:path";
 
 const root = join(import.meta.dirname, "..");
@@ -15,7 +15,7 @@ const output = join(root, "build/page");
 /** esbuild is a development dependency. An installation without development dependencies runs the service without its page. */
 const esbuild = await import("esbuild").catch(() => undefined);
 if (esbuild === undefined) {
-  console.error("The page is not built: npm ci without --omit=dev installs what it needs.");
+  if (!existsSync(join(output, "index.html"))) console.error("The page is not built: npm ci without --omit=dev installs what it needs.");
   process.exit(0);
 }
 

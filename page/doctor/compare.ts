@@ -16,6 +16,13 @@ import { valuesOf } from "./values.ts";
 
 const finding = (level: Level, code: string, sentence: string): Finding => ({ code, level, sentence });
 
+/** Adds a name to the list of a key. */
+const push = (lists: Map<string, string[]>, key: string, name: string): void => {
+  const names = lists.get(key) ?? [];
+  names.push(name);
+  lists.set(key, names);
+};
+
 /** Maps the prefixes of parameter names to the wrappers that add them. */
 const PREFIXES: Readonly<Record<string, string>> = {
   "module.": "DataParallel or DistributedDataParallel",
@@ -38,6 +45,12 @@ const isNumber = (name: string): boolean => /^\d+$/.test(name);
 
 const shapeOf = (slots: ReadonlyMap<string, Tensor> | undefined): string | undefined =>
   [...(slots?.values() ?? [])].find(({ shape }) => shape.length > 0 && elementsIn(shape) > 0)?.shape.join(", ");
+
+const countsOf = (values: readonly (string | undefined)[]): ReadonlyMap<string | undefined, number> => {
+  const counts = new Map<string | undefined, number>();
+  for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
+  return counts;
+};
 
 /** Pairs the parameters of two files by name, also behind a wrapper's prefix. If one file only numbers them, pairs them by order. */
 const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
@@ -82,7 +95,8 @@ const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
   ] as const) {
     const prefix = to[0]?.endsWith(from[0] ?? "\0") ? (to[0] as string).slice(0, -(from[0] as string).length) : "";
     const prefixes = prefix === "" ? Object.keys(PREFIXES) : [prefix];
-    const found = prefixes.find((start) => from.length > 0 && from.length === to.length && from.every((name) => to.includes(start + name)));
+    const others = new Set(to);
+    const found = prefixes.find((start) => from.length > 0 && from.length === to.length && from.every((name) => others.has(start + name)));
     if (found === undefined) continue;
     for (const name of from) pairs.set(longer === "B" ? name : found + name, longer === "B" ? found + name : name);
     const cause = PREFIXES[found] === undefined ? "" : `, which ${PREFIXES[found]} adds`;
@@ -98,22 +112,21 @@ const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
     };
   }
 
-  // A parameter counts as renamed if exactly one unpaired parameter of each file has its shape.
-  const renamed: string[] = [];
-  const leftA: string[] = [];
-  const leftB = [...onlyB];
-  for (const name of onlyA) {
-    const shape = shapeOf(slotsA.get(name));
-    const same = (other: string, slots: typeof slotsA): boolean => shape !== undefined && shapeOf(slots.get(other)) === shape;
-    const candidates = leftB.filter((other) => same(other, slotsB));
-    const rivals = onlyA.filter((other) => same(other, slotsA));
-    if (candidates.length === 1 && rivals.length === 1) {
-      const [other = ""] = candidates;
-      pairs.set(name, other);
-      renamed.push(`“${name}” to “${other}”`);
-      leftB.splice(leftB.indexOf(other), 1);
-    } else leftA.push(name);
+  // Parameters count as renamed if all unpaired ones have the same shapes in the same order, else each whose shape no other has.
+  const [shapesA, shapesB] = [onlyA.map((name) => shapeOf(slotsA.get(name))), onlyB.map((name) => shapeOf(slotsB.get(name)))];
+  const isSameOrder = shapesA.length === shapesB.length && shapesA.every((shape, index) => shape !== undefined && shape === shapesB[index]);
+  const [countsA, countsB] = [countsOf(shapesA), countsOf(shapesB)];
+  const byShape = new Map(onlyB.map((name, index) => [shapesB[index], name]));
+  for (const [index, name] of onlyA.entries()) {
+    const shape = shapesA[index];
+    const isUnique = shape !== undefined && countsA.get(shape) === 1 && countsB.get(shape) === 1;
+    if (isSameOrder) pairs.set(name, onlyB[index] as string);
+    else if (isUnique) pairs.set(name, byShape.get(shape) as string);
   }
+  const paired = new Set(pairs.values());
+  const renamed = onlyA.flatMap((name) => (pairs.has(name) ? [`“${name}” to “${pairs.get(name)}”`] : []));
+  const leftA = onlyA.filter((name) => !pairs.has(name));
+  const leftB = onlyB.filter((name) => !paired.has(name));
   const findings: Finding[] = [];
   if (renamed.length > 0) {
     const shown = renamed.slice(0, 3).join(", ");
@@ -121,7 +134,7 @@ const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
       finding(
         "error",
         "renamed",
-        `${plural(renamed.length, "parameter")} seem renamed, by their shapes: ${shown}${renamed.length > 3 ? " and others" : ""}. A resume by name would lose their state.`,
+        `${plural(renamed.length, "parameter")} ${renamed.length === 1 ? "seems" : "seem"} renamed, by ${isSameOrder ? "order and shape" : "shape"}: ${shown}${renamed.length > 3 ? " and others" : ""}. A resume by name would lose their state.`,
       ),
     );
   }
@@ -146,7 +159,9 @@ const compareOptimizers = (a: Checkpoint, b: Checkpoint, definitions: Definition
   return [finding("error", "other-optimizer", `${names}: their slots differ, so neither goes on from the other's file.`)];
 };
 
-const groupOf = (groups: readonly Group[], parameter: string): number => groups.findIndex(({ parameters }) => parameters.includes(parameter));
+/** The index of each parameter's group. */
+const groupsByParameter = (groups: readonly Group[]): ReadonlyMap<string, number> =>
+  new Map(groups.flatMap(({ parameters }, index) => parameters.map((name) => [name, index] as const)));
 
 const compareGroups = (a: Checkpoint, b: Checkpoint, pairs: ReadonlyMap<string, string>): readonly Finding[] => {
   if (a.groups.length === 0 || b.groups.length === 0) return [];
@@ -159,10 +174,11 @@ const compareGroups = (a: Checkpoint, b: Checkpoint, pairs: ReadonlyMap<string, 
         `A has ${plural(a.groups.length, "parameter group")}, B ${count(b.groups.length)}. torch refuses to load one into the other.`,
       ),
     );
+  const [groupsA, groupsB] = [groupsByParameter(a.groups), groupsByParameter(b.groups)];
   const moved: string[] = [];
   const byKey = new Map<string, string[]>();
   for (const [name, other] of pairs) {
-    const [atA, atB] = [groupOf(a.groups, name), groupOf(b.groups, other)];
+    const [atA, atB] = [groupsA.get(name) ?? -1, groupsB.get(other) ?? -1];
     const [valuesA, valuesB] = [a.groups[atA]?.values, b.groups[atB]?.values];
     if (!valuesA || !valuesB) continue;
     if (atA !== atB && a.groups.length === b.groups.length) moved.push(name);
@@ -170,7 +186,7 @@ const compareGroups = (a: Checkpoint, b: Checkpoint, pairs: ReadonlyMap<string, 
       const [first, second] = [JSON.stringify(valuesA[key]), JSON.stringify(valuesB[key])];
       if (first === second || first === undefined || second === undefined) continue;
       const sentence = `${key} is ${first} in A and ${second} in B`;
-      byKey.set(sentence, [...(byKey.get(sentence) ?? []), name]);
+      push(byKey, sentence, name);
     }
   }
   if (moved.length > 0)
@@ -330,7 +346,7 @@ export const compare = async (
       const [first, second] = [own.get(slot), others.get(slot)];
       if (!first || !second) {
         const key = `${slot}\n${first ? "B" : "A"}`;
-        missing.set(key, [...(missing.get(key) ?? []), name]);
+        push(missing, key, name);
         continue;
       }
       if (first.shape.join() !== second.shape.join()) {
@@ -339,7 +355,7 @@ export const compare = async (
       }
       if (dtypeOf(first) !== dtypeOf(second)) {
         const key = `${slot} is ${dtypeOf(first)} in A and ${dtypeOf(second)} in B`;
-        dtypes.set(key, [...(dtypes.get(key) ?? []), name]);
+        push(dtypes, key, name);
       }
       const [x, y] = [await valuesOf(first), await valuesOf(second)];
       const { different, largest, ratio, isSingle, isZero } = compareValues(x, y);

@@ -92,7 +92,8 @@ export const examineStructure = (checkpoint: Checkpoint, definitions: Definition
 
   if (groups.length > 0) {
     const grouped = groups.flatMap(({ parameters: own }) => own);
-    const stray = [...slots.keys()].filter((name) => !grouped.includes(name));
+    const inGroups = new Set(grouped);
+    const stray = [...slots.keys()].filter((name) => !inGroups.has(name));
     if (stray.length > 0)
       add("error", "no-group", `${list(stray)} ${stray.length === 1 ? "has" : "have"} state but ${stray.length === 1 ? "is" : "are"} in no parameter group.`);
     const fresh = grouped.filter((name) => !slots.has(name) && !steps.has(name));

@@ -131,6 +131,7 @@ suite("the doctor says why a resume would differ:", () => {
   const cases: readonly (readonly [code: string, other: File, sentence: RegExp])[] = [
     ["renamed", stateFile(renamed((name) => `module.${name}`)), /“module\.” before the names of A, which DataParallel/],
     ["renamed", stateFile(renamed((name) => (name === "layer.weight" ? "head.weight" : name))), /“layer\.weight” to “head\.weight”/],
+    ["renamed", stateFile(renamed((name) => `head.${name.split(".")[1]}2`)), /2 parameters seem renamed, by order and shape: “layer\.bias” to “head\.bias2”/],
     ["other-optimizer", stateFile(base(), "lamb"), /either goes on/],
     ["other-step", stateFile(withStep(40)), /step 41 in A and 40 in B/],
     ["missing-slot", stateFile(without((key) => key === "exp_avg_sq/layer.bias")), /B lacks the slot exp_avg_sq of “layer\.bias”/],

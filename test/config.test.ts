@@ -52,7 +52,7 @@ const run = (env: Env, args: readonly string[] = [], command: readonly string[] 
 };
 
 /** Returns the HTTP status of /health/live on a Unix socket. */
-const live = (socketPath: string): Promise<number | undefined> =>
+const liveStatus = (socketPath: string): Promise<number | undefined> =>
   new Promise((resolve, reject) => {
     http.get({ socketPath, path: "/health/live" }, (res) => resolve(res.resume().statusCode)).once("error", reject);
   });
@@ -60,7 +60,7 @@ const live = (socketPath: string): Promise<number | undefined> =>
 const small: Env = { STEPD_PORT: "0", STEPD_ARENA_MIB: "16", STEPD_WORKERS: "1" };
 
 /** Requires exit code 1, an empty stdout, and one line on stderr that names the variable, the expected and the found value. */
-const refusal = async (env: Env, variable: string, found: string): Promise<void> => {
+const requireRefusal = async (env: Env, variable: string, found: string): Promise<void> => {
   await using service = run({ ...small, ...env });
   const { code, stdout, stderr } = await service.ended;
   assert.equal(code, 1, stderr);
@@ -82,7 +82,7 @@ const wholeNumbers = {
 for (const [name, [least, most]] of Object.entries(wholeNumbers)) {
   const low = least === 0 ? "-1" : String(least - 1);
   for (const wrong of [low, String(most + 1), "many", ""])
-    test(`${name}=${JSON.stringify(wrong)} stops the start`, () => refusal({ [name]: wrong }, name, JSON.stringify(wrong)));
+    test(`${name}=${JSON.stringify(wrong)} stops the start`, () => requireRefusal({ [name]: wrong }, name, JSON.stringify(wrong)));
   test(`${name} accepts only whole numbers in decimal digits`, () => {
     for (const wrong of ["1.5", "0x10", " 8", "8 ", "1e2", "+8", "NaN", "Infinity", "\u0668"])
       assert.throws(
@@ -96,24 +96,24 @@ for (const [name, [least, most]] of Object.entries(wholeNumbers)) {
   });
 }
 
-test("an unknown log level stops the start", () => refusal({ STEPD_LOG_LEVEL: "loud" }, "STEPD_LOG_LEVEL", '"loud"'));
-test("a log level in capitals stops the start", () => refusal({ STEPD_LOG_LEVEL: "INFO" }, "STEPD_LOG_LEVEL", '"INFO"'));
-test("STEPD_WIDE_VECTORS other than auto and off stops the start", () => refusal({ STEPD_WIDE_VECTORS: "on" }, "STEPD_WIDE_VECTORS", '"on"'));
-test("an empty log level stops the start", () => refusal({ STEPD_LOG_LEVEL: "" }, "STEPD_LOG_LEVEL", '""'));
-test("an empty host stops the start", () => refusal({ STEPD_HOST: "" }, "STEPD_HOST", '""'));
-test("a host that is not an address of this machine stops the start", () => refusal({ STEPD_HOST: "192.0.2.1" }, "STEPD_HOST", '"192.0.2.1"'));
+test("an unknown log level stops the start", () => requireRefusal({ STEPD_LOG_LEVEL: "loud" }, "STEPD_LOG_LEVEL", '"loud"'));
+test("a log level in capitals stops the start", () => requireRefusal({ STEPD_LOG_LEVEL: "INFO" }, "STEPD_LOG_LEVEL", '"INFO"'));
+test("STEPD_WIDE_VECTORS other than auto and off stops the start", () => requireRefusal({ STEPD_WIDE_VECTORS: "on" }, "STEPD_WIDE_VECTORS", '"on"'));
+test("an empty log level stops the start", () => requireRefusal({ STEPD_LOG_LEVEL: "" }, "STEPD_LOG_LEVEL", '""'));
+test("an empty host stops the start", () => requireRefusal({ STEPD_HOST: "" }, "STEPD_HOST", '""'));
+test("a host that is not an address of this machine stops the start", () => requireRefusal({ STEPD_HOST: "192.0.2.1" }, "STEPD_HOST", '"192.0.2.1"'));
 test("a socket in a missing folder stops the start", () => {
   const path = join(scratch, "missing/stepd.sock");
-  return refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
+  return requireRefusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
 });
 test("a socket path that is too long stops the start", () => {
   const path = join(scratch, "s".repeat(200));
-  return refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
+  return requireRefusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
 });
 test("a socket path that is a regular file stops the start and keeps the file", async () => {
   const path = join(scratch, "file");
   writeFileSync(path, "precious");
-  await refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
+  await requireRefusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", JSON.stringify(path));
   assert.equal(readFileSync(path, "utf8"), "precious");
 });
 
@@ -159,7 +159,7 @@ test("a port in use stops the start", async () => {
   await once(server, "listening");
   const { port } = server.address() as net.AddressInfo;
   try {
-    await refusal({ STEPD_PORT: String(port) }, "STEPD_PORT", `${port} in use`);
+    await requireRefusal({ STEPD_PORT: String(port) }, "STEPD_PORT", `${port} in use`);
   } finally {
     server.close();
   }
@@ -170,12 +170,12 @@ test("a socket in use stops the start; a stale socket is replaced", async () => 
   {
     await using first = run({ ...small, STEPD_SOCKET: path });
     assert.equal(await first.listening(), `unix:${path}`);
-    await refusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", "in use");
+    await requireRefusal({ STEPD_SOCKET: path }, "STEPD_SOCKET", "in use");
   }
   assert.ok(existsSync(path), "a killed service leaves its socket");
   await using second = run({ ...small, STEPD_SOCKET: path });
   await second.listening();
-  assert.equal(await live(path), 200);
+  assert.equal(await liveStatus(path), 200);
   second.child.kill("SIGTERM");
   assert.equal((await second.ended).code, 0);
   assert.ok(!existsSync(path), "a drained service takes its socket away");
@@ -214,7 +214,7 @@ test("STEPD_LOG_LEVEL=debug logs calls to stderr as JSON", async () => {
 test("STEPD_LOG_LEVEL=silent logs nothing, not even the start", async () => {
   const path = join(scratch, "silent.sock");
   await using service = run({ ...small, STEPD_LOG_LEVEL: "silent", STEPD_SOCKET: path });
-  while ((await live(path).catch(() => undefined)) !== 200) await delay(20);
+  while ((await liveStatus(path).catch(() => undefined)) !== 200) await delay(20);
   service.child.kill("SIGTERM");
   assert.deepEqual(await service.ended, { code: 0, stdout: "", stderr: "" });
 });
@@ -372,7 +372,7 @@ test("the help names exactly the settings that are read", () => {
     STEPD_PAGE: "off",
     STEPD_CORS_ORIGINS: "https://a.example, http://b.example:81",
   } as Env;
-  // A certificate needs its key and a key its certificate, so both are set.
+  // A certificate and its key need each other, so both are set.
   const others = { STEPD_TLS_CERT_FILE: "c", STEPD_TLS_KEY_FILE: "k" };
   for (const name of help().match(/STEPD_\w+/g) ?? []) assert.doesNotThrow(() => readConfig({ ...others, [name]: given[name] ?? "1" }));
 });

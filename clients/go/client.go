@@ -31,7 +31,7 @@ const (
 
 	defaultTimeout = 5 * time.Minute
 	defaultRetries = 4
-	// defaultRefused limits the retries of refused connections.
+	// defaultRefused is how long a call retries refused connections.
 	defaultRefused = 30 * time.Second
 	firstBackoff   = 50 * time.Millisecond
 	maxBackoff     = 5 * time.Second
@@ -94,11 +94,11 @@ func WithRetries(retries int) Option { return func(c *Client) { c.retries = retr
 // These attempts do not count as retries. WithRefused(0) and WithRetries(0) turn them off.
 func WithRefused(limit time.Duration) Option { return func(c *Client) { c.refused = limit } }
 
-// WithLogger receives warnings about refused connections; the default is slog.Default().
+// WithLogger sets the logger for warnings about refused connections; the default is slog.Default().
 func WithLogger(logger *slog.Logger) Option { return func(c *Client) { c.logger = logger } }
 
-// WithRequestID sets the source of the X-Request-Id header: at most 128 of the characters A-Z a-z 0-9 _ . : -. The server
-// writes the id into its log and its errors.
+// WithRequestID sets the function that returns the X-Request-Id of a call: at most 128 of the characters A-Z a-z 0-9 _ . : -.
+// The server writes the id into its log and its errors.
 func WithRequestID(id func(context.Context) string) Option {
 	return func(c *Client) { c.requestID = id }
 }
@@ -114,7 +114,7 @@ func New(address string, options ...Option) (*Client, error) {
 	}
 	parsed, err := url.Parse(address)
 	isUnix := err == nil && parsed.Scheme == "unix"
-	// An address or the text of url.Parse may hold a password or a token, so no error repeats either.
+	// The address and the error of url.Parse may contain a password or a token, so the errors below quote neither.
 	switch {
 	case !strings.HasPrefix(address, "unix:///") && strings.Contains(address, "@"):
 		return nil, errors.New("stepd: address: expected none with user info (user:password@host), found an @; a token goes to WithToken")
@@ -171,14 +171,14 @@ func New(address string, options ...Option) (*Client, error) {
 	}
 	c.http = &http.Client{
 		Transport: transport,
-		// The client follows no redirects: an upload of gigabytes that is redirected went to a wrong address.
+		// The client follows no redirects: a redirect means a wrong address, and an upload may have gigabytes.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil
 }
 
-// Close closes idle connections and removes all files of WithSharedDir; calls in progress may fail. States stay valid, and the
-// client can be used again.
+// Close closes idle connections and removes the client's files from the WithSharedDir folder; calls in progress may fail.
+// States stay valid, and the client can be used again.
 func (c *Client) Close() {
 	if c.http != nil { // c.http is nil in a zero Client
 		c.http.CloseIdleConnections()
@@ -269,7 +269,7 @@ func (p *retrier) waitRefused(ctx context.Context) bool {
 	return sleep(ctx, min(wait, left))
 }
 
-// isRefused returns whether nothing listens at the address, as during a restart, or a Unix socket's file is missing.
+// isRefused returns whether the connection was refused, as during a restart, or the file of a Unix socket is missing.
 func isRefused(err error) bool {
 	dial := (*net.OpError)(nil)
 	return errors.As(err, &dial) && dial.Op == "dial" && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT))
@@ -395,7 +395,7 @@ func isRequestID(id string) bool {
 	})
 }
 
-// lossReader records that the connection was lost. A decoder that reads from it may return another error instead.
+// lossReader records a lost connection, because the decoder that reads from it may return another error instead.
 type lossReader struct {
 	from io.ReadCloser
 	lost error
@@ -425,7 +425,7 @@ func readProblem(response *http.Response) error {
 		Type string `json:"type"`
 		*Error
 	}{Error: problem}
-	// Other services send JSON errors too, but without a name and type of stepd.
+	// Other services send JSON errors too, but without stepd's name and type.
 	if json.Unmarshal(text, &wire) != nil || problem.Name == "" || wire.Type != problemType+string(problem.Name) {
 		problem = &Error{Message: fmt.Sprintf("%.200q", text)}
 	}

@@ -142,7 +142,7 @@ func TestShardedConformance(t *testing.T) {
 	}
 }
 
-// readCase reads a case in the form that a caller uses: with blobs in place of files.
+// readCase reads a case, and replaces its files by blobs, because callers pass blobs.
 func readCase(t *testing.T, path string) conformanceCase {
 	t.Helper()
 	var c conformanceCase
@@ -168,7 +168,8 @@ func (c conformanceCall) run(t *testing.T, client *Client) (map[string]any, erro
 	return run(t, client, c.Params)
 }
 
-// nativeParams moves digests to `cached`, and drops places for results, because the client chooses the places.
+// nativeParams converts wire params to a caller's params. It moves digests to `cached`, and drops the places for results, which
+// the client chooses itself.
 func nativeParams(t *testing.T, params []byte, files map[string][]byte) json.RawMessage {
 	t.Helper()
 	var members map[string]json.RawMessage

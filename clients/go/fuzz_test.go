@@ -82,7 +82,7 @@ func resultOf(reply stepReply, sent Tensors) (*StepResult, error) {
 	return p.result(context.Background(), StepRequest{Params: sent}, reply, nil, false)
 }
 
-// The decoder accepts or refuses a reply, and the result holds only bytes of the reply.
+// The decoder accepts or refuses any bytes. If it accepts them, the result holds only bytes of the reply.
 func FuzzDecodeStep(f *testing.F) {
 	for _, seed := range replySeeds() {
 		f.Add(seed)

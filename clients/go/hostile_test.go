@@ -201,7 +201,7 @@ func TestErrorsAreShort(t *testing.T) {
 	}
 }
 
-// Text that a header cannot hold is the caller's error, and is not sent.
+// A token or a request id that a header cannot hold is an error, and the client sends nothing.
 func TestInvalidHeaderValues(t *testing.T) {
 	for _, token := range []string{"a\nb", "a b", "ä", "\x00"} {
 		if _, err := New(shared.url, WithToken(token)); err == nil || strings.Contains(err.Error(), token) {

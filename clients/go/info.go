@@ -30,7 +30,7 @@ func (c *Client) Info(ctx context.Context) (*Info, error) {
 	return info, nil
 }
 
-// Ready returns whether the server accepts calls. It asks once. The error is that of an unreachable server.
+// Ready asks the server once, without retries, whether it accepts calls. The error means that the server is unreachable.
 func (c *Client) Ready(ctx context.Context) (bool, error) {
 	err := c.do(ctx, call{path: "/health/ready", accept: jsonType, read: func(response *http.Response) error {
 		_, err := io.Copy(io.Discard, io.LimitReader(response.Body, maxProblemBytes))

@@ -24,7 +24,7 @@ func shellBlocks(t *testing.T, heading string) (blocks []string) {
 	return blocks
 }
 
-// A module outside this repository uses the client with the commands of README.md, and calls a server.
+// A module outside this repository installs the client with the commands in README.md, and then calls a server through it.
 func TestModuleInstallation(t *testing.T) {
 	blocks := shellBlocks(t, "Using it")
 	if len(blocks) != 4 {

@@ -9,13 +9,13 @@ import (
 // NormsRequest requests the sums of squares of gradients.
 type NormsRequest struct {
 	Grads Tensors
-	// Params are optional. A parameter's dtype decides the arithmetic, so pass a parameter if only one of it and its gradient is
-	// F64.
+	// Params are optional. Pass a parameter if it is F64 and its gradient is not, or the reverse, because then its dtype changes
+	// the arithmetic.
 	Params    Tensors
 	LossScale float64
 }
 
-// Norms holds sums over gradients, after the loss scale.
+// Norms holds sums over gradients. The gradients are divided by the loss scale first.
 type Norms struct {
 	Tensors map[string]TensorNorms
 	// GradNorm is the Euclidean norm of all gradients, summed in byte order of the names.
@@ -34,8 +34,8 @@ type TensorNorms struct {
 	NonFinite int64
 }
 
-// Norms returns the sums of squares for exact clipping over several calls. Add the sums of all tensors of all calls, in byte
-// order of the names. The square root of the total is Clip.TotalNorm. Sharded computes Clip.TotalNorm itself.
+// Norms returns the sums of squares for exact clipping over several calls. Add up GradSquares over the tensors of all calls, in
+// byte order of the names, and pass the square root as Clip.TotalNorm. Sharded does this itself.
 func (c *Client) Norms(ctx context.Context, request NormsRequest) (*Norms, error) {
 	return c.norms(ctx, request, c.retries)
 }

@@ -2,27 +2,27 @@ package stepd
 
 import "maps"
 
-// Optimizer is an optimizer's name and hyperparameters, under the names of the wire, which are torch's: Optimizer{"name":
-// "adamw", "lr": 1e-3}. The server uses its defaults for absent hyperparameters; Client.Describe lists them. A configuration
-// file can hold an Optimizer as a JSON object.
+// Optimizer holds an optimizer's name and hyperparameters, under torch's names: Optimizer{"name": "adamw", "lr": 1e-3}. The
+// server uses its defaults for absent hyperparameters; Client.Describe lists them. A configuration file can hold an Optimizer
+// as a JSON object.
 type Optimizer map[string]any
 
-// SGD is stochastic gradient descent.
+// SGD returns the stochastic gradient descent optimizer. Its momentum and its weight decay are 0 by default.
 func SGD(lr float64) Optimizer { return Optimizer{"name": "sgd", "lr": lr} }
 
-// Adam is Adam with coupled weight decay (none by default).
+// Adam returns the Adam optimizer. Its weight decay is coupled, and 0 by default.
 func Adam(lr float64) Optimizer { return Optimizer{"name": "adam", "lr": lr} }
 
-// AdamW is Adam with decoupled weight decay (0.01 by default).
+// AdamW returns the AdamW optimizer. Its weight decay is decoupled, and 0.01 by default.
 func AdamW(lr float64) Optimizer { return Optimizer{"name": "adamw", "lr": lr} }
 
-// QHAdam is quasi-hyperbolic Adam.
+// QHAdam returns the quasi-hyperbolic Adam optimizer.
 func QHAdam(lr float64) Optimizer { return Optimizer{"name": "qhadam", "lr": lr} }
 
-// QHAdamW is quasi-hyperbolic Adam with decoupled weight decay.
+// QHAdamW returns the quasi-hyperbolic Adam optimizer with decoupled weight decay.
 func QHAdamW(lr float64) Optimizer { return Optimizer{"name": "qhadamw", "lr": lr} }
 
-// LAMB is layer-wise adaptive Adam for large batches.
+// LAMB returns the LAMB optimizer: Adam for large batches, with a trust ratio for each tensor.
 func LAMB(lr float64) Optimizer { return Optimizer{"name": "lamb", "lr": lr} }
 
 // With returns a copy with one more hyperparameter: AdamW(1e-3).With("betas", []float64{0.9, 0.95}).
@@ -35,7 +35,7 @@ func (o Optimizer) With(name string, value any) Optimizer {
 	return other
 }
 
-// Schedule is a learning-rate schedule's name and arguments, under torch's names: Schedule{"name": "cosine", "T_max": 100}.
+// Schedule holds a learning-rate schedule's name and arguments, under torch's names: Schedule{"name": "cosine", "T_max": 100}.
 type Schedule map[string]any
 
 // Group sets other hyperparameters for some parameters. A parameter belongs to the first group that matches it.

@@ -16,7 +16,7 @@ type PlanRequest struct {
 	MasterWeights bool
 }
 
-// Plan is the cost of a step as one call with a state.
+// Plan is the cost of a step that sends a state and takes one call.
 type Plan struct {
 	// Parameters counts the elements of all parameters.
 	Parameters int64 `json:"parameters"`

@@ -13,23 +13,23 @@ type Update struct {
 	// Tensors are F32, F64, BF16, F16 or I8. An I8 tensor w needs an F32 tensor w.scale, which multiplies its values: a scalar, or
 	// one number for each index of the first dimension.
 	Tensors Tensors
-	// Weight is the weight in the mean, for instance the number of examples. Other methods take 0 or 1.
+	// Weight is the weight in the mean, for instance the number of examples. Other methods accept only 0 and 1.
 	Weight float64
 }
 
-// Form says what the updates of a reduction are.
+// Form is the kind of values in the updates of a reduction.
 type Form string
 
 const (
 	// FormParams are new parameters, the default. The result is Params minus the mean.
 	FormParams Form = "params"
-	// FormDeltas are new minus old parameters. The result is minus the mean.
+	// FormDeltas are differences: new minus old parameters. The result is the negated mean.
 	FormDeltas Form = "deltas"
 	// FormGradients are gradients. The result is the mean.
 	FormGradients Form = "gradients"
 )
 
-// ReduceMethod says how updates are combined. The zero value is Mean.
+// ReduceMethod selects how the server combines updates. The zero value is Mean.
 type ReduceMethod struct {
 	Name string
 	// Divisor replaces the sum of the weights in a mean; 0 means the sum.
@@ -38,7 +38,7 @@ type ReduceMethod struct {
 	Cut int
 }
 
-// The names of the methods.
+// Mean, Median and TrimmedMean are the names of the methods.
 const (
 	Mean        = "mean"
 	Median      = "median"
@@ -49,13 +49,13 @@ const (
 type ReduceRequest struct {
 	// Params are the parameters that the updates started from. FormParams needs them.
 	Params Tensors
-	// Updates are in the order of the arithmetic. The same order gives the same bits.
+	// Updates are combined in this order. The same order gives the same bits.
 	Updates []Update
 	Form    Form
 	Method  ReduceMethod
-	// Accumulator is that of an earlier call, for a mean over several calls.
+	// Accumulator is the accumulator of an earlier call, if a mean takes several calls.
 	Accumulator []byte
-	// Unfinished returns an accumulator instead of the pseudo-gradient.
+	// Unfinished requests an accumulator instead of the pseudo-gradient.
 	Unfinished bool
 	// DropNonFinite leaves out updates with NaN or infinity. PropagateNonFinite computes with them. Without either, the server
 	// refuses them.
@@ -70,7 +70,7 @@ type Reduced struct {
 	Grads Tensors
 	// Accumulator holds the sums, with Unfinished.
 	Accumulator []byte
-	// Count is the number of updates in the result, and Weight the sum of their weights, with those of the accumulator.
+	// Count is the number of updates in the result, including those in the accumulator. Weight is the sum of their weights.
 	Count  int64
 	Weight float64
 	// Dropped are the indexes of the updates that DropNonFinite left out.
@@ -79,7 +79,7 @@ type Reduced struct {
 	Skipped bool
 }
 
-// wireUpdate is an update as the body holds it.
+// wireUpdate is an update in the form of the request body.
 type wireUpdate struct {
 	tensors blob
 	weight  float64
@@ -191,8 +191,8 @@ func orderedAs(tensors []Tensor, params Tensors) Tensors {
 	return ordered
 }
 
-// Reduce combines updates as Client.Reduce does, in calls that hold some of the tensors each. If calls drop different updates,
-// those that kept an update which another dropped run again.
+// Reduce does the same as Client.Reduce, with the tensors split over several calls. If one call drops an update, the calls that
+// kept the update run again without it.
 func (s *Sharded) Reduce(ctx context.Context, request ReduceRequest) (*Reduced, error) {
 	if len(s.Clients) == 0 {
 		return nil, errNoClients
@@ -242,8 +242,8 @@ func withoutIndexes(updates []Update, left []int) []Update {
 
 const scaleSuffix = ".scale"
 
-// parameterOfUpdate returns the name of the tensor that an update's tensor belongs to: its own, or that of the I8 tensor for
-// scales.
+// parameterOfUpdate returns the parameter that a tensor of an update belongs to. Scales belong to the parameter of their I8
+// tensor.
 func parameterOfUpdate(name string, tensors map[string]Tensor) string {
 	if stem, ok := strings.CutSuffix(name, scaleSuffix); ok && tensors[stem].DType == I8 {
 		return stem
@@ -251,7 +251,7 @@ func parameterOfUpdate(name string, tensors map[string]Tensor) string {
 	return name
 }
 
-// splitUpdates splits a reduction by tensors into at least one call.
+// splitUpdates splits a reduction by tensors into one or more calls.
 func (s *Sharded) splitUpdates(request ReduceRequest) ([]ReduceRequest, error) {
 	var metadata map[string]string
 	var sums []Tensor

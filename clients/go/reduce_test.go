@@ -44,7 +44,7 @@ func meanOf(updates []Update, name string) []float64 {
 			sum = make([]float64, len(values))
 		}
 		for i, value := range values {
-			// Converted, so that the compiler does not fuse the product with the addition.
+			// The conversion keeps the compiler from fusing the product with the addition.
 			sum[i] += float64(float64(value) * update.Weight)
 		}
 		total += update.Weight

@@ -9,7 +9,7 @@ import (
 
 // This file merges the errors of several calls into the one error that a single call with all tensors would return.
 
-// The checks that the server makes of a step, in the server's order.
+// These constants name the server's checks of a step, in the server's order.
 const (
 	// wholeCall is any check that does not depend on tensors. Every call of a step fails such a check alike.
 	wholeCall = iota
@@ -38,7 +38,7 @@ func stageOf(refusal *Error) int {
 	case ErrNonFiniteGradient:
 		return gradValues
 	}
-	// The server checks this setting alone after the tensors.
+	// This is the only setting that the server checks after the tensors.
 	if refusal.Field == "/clip/total_norm" {
 		return totalNorm
 	}
@@ -53,7 +53,7 @@ func joinRefusals(request StepRequest, refusals []*Error) error {
 	if len(refusals) == 0 {
 		return nil
 	}
-	// The server checks tensors in file order, and a state by parameter.
+	// The server checks params and grads in file order, and a state in the order of its parameters' names.
 	ranks := map[int]map[string]int{}
 	for stage, tensors := range map[int]Tensors{paramsThemselves: request.Params, gradsThemselves: request.Grads, gradsBesideParams: request.Grads} {
 		ranks[stage] = map[string]int{}

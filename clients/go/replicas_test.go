@@ -31,8 +31,8 @@ func (a *fixedAnswer) count() int {
 	return a.calls
 }
 
-// page answers with a body that is not stepd's.
-func page(status int, mediaType, text string) http.HandlerFunc {
+// foreignAnswer returns a handler that answers as a proxy or another service does, not as stepd.
+func foreignAnswer(status int, mediaType, text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", mediaType)
 		w.WriteHeader(status)
@@ -48,15 +48,15 @@ func TestReplicaFailuresGoToAnother(t *testing.T) {
 		"INTERNAL_ERROR":              refuse(500, ErrInternal, ""),
 		"OVERLOADED, for an hour":     refuse(429, ErrOverloaded, "3600"),
 		"DRAINING":                    refuse(503, ErrDraining, ""),
-		"junk with 200":               page(200, msgpackType, "junk"),
-		"nothing with 200":            page(200, msgpackType, ""),
-		"another method's reply":      page(200, jsonType, `{"status":"ok"}`),
-		"a proxy's 502":               page(502, "text/html", "<html>"),
-		"a proxy's 504":               page(504, "text/html", "<html>"),
-		"a foreign 500":               page(500, "text/plain", "oops"),
-		"a foreign 404":               page(404, "text/html", "<html>"),
-		"a foreign 400":               page(400, "text/plain", "bad host"),
-		"another service's own error": page(422, jsonType, `{"type":"about:blank","name":"INVALID_PARAMS","code":-32602,"detail":"?"}`),
+		"junk with 200":               foreignAnswer(200, msgpackType, "junk"),
+		"nothing with 200":            foreignAnswer(200, msgpackType, ""),
+		"another method's reply":      foreignAnswer(200, jsonType, `{"status":"ok"}`),
+		"a proxy's 502":               foreignAnswer(502, "text/html", "<html>"),
+		"a proxy's 504":               foreignAnswer(504, "text/html", "<html>"),
+		"a foreign 500":               foreignAnswer(500, "text/plain", "oops"),
+		"a foreign 404":               foreignAnswer(404, "text/html", "<html>"),
+		"a foreign 400":               foreignAnswer(400, "text/plain", "bad host"),
+		"another service's own error": foreignAnswer(422, jsonType, `{"type":"about:blank","name":"INVALID_PARAMS","code":-32602,"detail":"?"}`),
 		"a redirect":                  http.RedirectHandler("/elsewhere", http.StatusPermanentRedirect).ServeHTTP,
 		"a lost connection":           cut(""),
 		"a part of a reply":           cut("\x85"),
@@ -130,8 +130,8 @@ func TestReplicaCoolDown(t *testing.T) {
 		r.recordFailure(0, start)
 		// The failure of a call that started before the last failure changes nothing.
 		r.recordFailure(0, start.Add(-time.Nanosecond))
-		if rest := r.health[0].coolDownUntil.Sub(r.health[0].failedAt); rest != time.Duration(seconds)*time.Second {
-			t.Fatalf("a rest of %s, expected %d s", rest, seconds)
+		if coolDown := r.health[0].coolDownUntil.Sub(r.health[0].failedAt); coolDown != time.Duration(seconds)*time.Second {
+			t.Fatalf("a cool-down of %s, expected %d s", coolDown, seconds)
 		}
 	}
 	for range 4 {
@@ -155,12 +155,12 @@ func TestReplicaCoolDown(t *testing.T) {
 	r.recordSuccess(0)
 	picked := map[int]bool{r.pick([]bool{false, false}, -1): true, r.pick([]bool{false, false}, -1): true}
 	if len(picked) != 2 {
-		t.Fatal("a replica that answered still rests")
+		t.Fatal("a replica that answered is still cooling down")
 	}
 	start := time.Now()
 	r.recordFailure(0, start)
-	if rest := r.health[0].coolDownUntil.Sub(r.health[0].failedAt); rest != time.Second {
-		t.Fatalf("a rest of %s after a success", rest)
+	if coolDown := r.health[0].coolDownUntil.Sub(r.health[0].failedAt); coolDown != time.Second {
+		t.Fatalf("a cool-down of %s after a success", coolDown)
 	}
 }
 
@@ -232,7 +232,7 @@ func TestErrorsKeepSecrets(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(testContext(t), 10*time.Second)
 	defer cancel()
-	for _, answer := range []http.HandlerFunc{cut(""), page(200, msgpackType, "junk"), page(401, "text/html", "no"), refuse(401, ErrUnauthenticated, "")} {
+	for _, answer := range []http.HandlerFunc{cut(""), foreignAnswer(200, msgpackType, "junk"), foreignAnswer(401, "text/html", "no"), refuse(401, ErrUnauthenticated, "")} {
 		_, err := newClient(t, serve(t, answer).URL, WithToken(secret), WithRetries(0)).Step(ctx, StepRequest{Optimizer: AdamW(1)})
 		if err == nil || strings.Contains(err.Error(), secret) {
 			t.Error(err)

@@ -13,9 +13,9 @@ import (
 	"unicode/utf8"
 )
 
-// The safetensors format: 8 bytes of header length (little-endian), the header in JSON, then the tensors' bytes. The reader is
-// strict: every byte belongs to exactly one tensor. The writer is canonical: equal tensors give the same bytes as from the
-// server.
+// A safetensors file holds the length of the header in 8 bytes (little-endian), the header in JSON, and the tensors' bytes. The
+// reader is strict: every byte belongs to exactly one tensor. The writer is canonical: for equal tensors it writes the same
+// bytes as the server.
 
 const (
 	lengthBytes = 8

@@ -8,7 +8,7 @@ import (
 // ScheduleRequest requests the learning rates of a range of steps.
 type ScheduleRequest struct {
 	Schedule Schedule
-	// LR is the base learning rate: an optimizer's lr in a step. Nil means the server's default.
+	// LR is the base learning rate, which a step takes from its optimizer's lr. Nil means the server's default.
 	LR *float64
 	// From is the number of steps before the range.
 	From int64

@@ -26,7 +26,7 @@ func isNull(value any) bool {
 	return !v.IsValid()
 }
 
-// setNorm gives each call the norm over all gradients, and whether any of them is non-finite. It returns the norm.
+// setNorm sets, in each call, the norm over all gradients and the flag for non-finite gradients. It returns the norm.
 func setNorm(request StepRequest, shards []shard, sums map[string]TensorNorms) float64 {
 	total := rootOfSquares(sums, func(sums TensorNorms) float64 { return sums.GradSquares })
 	hasNonFinite := false
@@ -55,8 +55,8 @@ func (s *Sharded) norms(ctx context.Context, request StepRequest, shards []shard
 		part := shards[i].request
 		request := NormsRequest{Grads: part.Grads, LossScale: part.LossScale}
 		params := byName(shards[i].params)
-		// The call sends parameters only if one of a parameter and its gradient is F64, because then they change the arithmetic. Only
-		// the dtype of such a parameter matters.
+		// The call sends parameters only if a parameter is F64 and its gradient is not, or the reverse: then the dtype of the
+		// parameter, but not its values, changes the arithmetic.
 		if slices.ContainsFunc(part.Grads, func(grad Tensor) bool { return (grad.DType == F64) != (params[grad.Name].DType == F64) }) {
 			request.Params = slices.Clone(shards[i].params)
 			zero(request.Params)

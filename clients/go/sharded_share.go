@@ -2,7 +2,7 @@ package stepd
 
 import "maps"
 
-// This file allocates memory that is laid out like the calls of a step. divide recognizes such memory.
+// This file allocates memory with the layout of a step's calls. The method divide recognizes such memory.
 
 // elementBytes is the number of bytes that a float32 AdamW step sends per element: parameter, gradient and two slots.
 const elementBytes = 16

@@ -186,7 +186,7 @@ func TestShardedNonFiniteGradients(t *testing.T) {
 	})
 }
 
-// Each call carries the caller's own gradients. Its clip and its flag describe the gradients of the other calls.
+// Each call carries the caller's own gradients. Its clip and its flag OthersNonFinite describe the gradients of the other calls.
 func TestShardedSendsTheCallersGradients(t *testing.T) {
 	sharded := newSharded(t, shared.url)
 	for _, value := range []float64{math.NaN(), math.Inf(1)} {

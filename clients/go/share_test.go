@@ -101,7 +101,7 @@ func TestSharedMemoryIsNotCopied(t *testing.T) {
 			request := StepRequest{Optimizer: c.optimizer, Params: newShared(t, client, first), MasterWeights: c.masters, Clip: &Clip{MaxNorm: 1}}
 			requireSame(t, request.Params, first)
 			request.Into = request.Params
-			// Without data Share returns zeros, which the test fills in later.
+			// If Data is nil, Share returns zeros, which the test fills in later.
 			empty := largeTensors(0, c.dtype)
 			for i := range empty {
 				empty[i].Data = nil

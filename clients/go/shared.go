@@ -28,7 +28,7 @@ const (
 	pieceBytes   = 4 << 20
 	readWorkers  = 4
 	writeWorkers = 1
-	// idleUses is the number of other files lent out before an unused file is removed.
+	// idleUses is the number of loans of other files after which an unused file is removed.
 	idleUses = 64
 	// States trigger a garbage collection when they hold fewHeld files and heldBytes, or manyHeld files.
 	fewHeld   = 4
@@ -42,8 +42,8 @@ const (
 // Close leaves the files behind.
 func WithSharedDir(path string) Option { return func(c *Client) { c.sharedDir = &path } }
 
-// Share copies tensors into a file of the WithSharedDir folder and returns them as mapped memory. A call sends no copy if its
-// Params or Grads are exactly these tensors, under the same names. Data may be nil, which gives zeros to fill in later.
+// Share copies tensors into a file of the WithSharedDir folder and returns them as mapped memory. A call does not copy
+// Params or Grads that are exactly these tensors, under the same names. Data may be nil, which gives zeros to fill in later.
 //
 // The memory belongs to the caller, who may change it while no call uses it. The client writes to it only as Into. The memory
 // lives until free, even without references. After Close, calls copy the memory again. Do not call free while a call uses the
@@ -167,7 +167,7 @@ func (f *sharedFolder) acquire(size int64) (*region, error) {
 	defer f.mu.Unlock()
 	f.uses++
 	r := f.free(size)
-	if r == nil && f.isFull() {
+	if r == nil && f.shouldCollect() {
 		held, _ := f.collect()
 		f.allowed = 2 * held
 		r = f.free(size)
@@ -246,7 +246,8 @@ func (r *region) holds(file blob) bool {
 	return bytes.Equal(file.parts[0], r.memory[:len(file.parts[0])])
 }
 
-// free returns the smallest unused region that is large enough, but not much too large. It also removes useless regions.
+// free returns the smallest unused region of at least `size` and at most twice `size` bytes. It also removes regions that are
+// retired or have been unused for long.
 func (f *sharedFolder) free(size int64) *region {
 	f.discard(func(r *region) bool { return r.isFree() && (r.retired || f.uses-r.used > idleUses) })
 	var best *region
@@ -292,9 +293,9 @@ func (f *sharedFolder) held() (count int, bytes int64) {
 	return count, bytes
 }
 
-// isFull returns whether to collect unreachable states. Go runs its garbage collector only when its own memory grows, and a
-// state in a file uses none.
-func (f *sharedFolder) isFull() bool {
+// shouldCollect returns whether to run the garbage collector. Go runs it by itself only when Go's own memory grows, and a state
+// in a file uses none of that memory.
+func (f *sharedFolder) shouldCollect() bool {
 	count, bytes := f.held()
 	return count >= max(fewHeld, f.allowed) && (bytes >= heldBytes || count >= manyHeld)
 }
@@ -336,7 +337,7 @@ func (l *lease) retire() {
 	l.region.retired = true
 }
 
-// isIn returns whether a server finds the bytes in the folder.
+// isIn returns whether the bytes are still in the folder, where a server can read them.
 func (l *lease) isIn(f *sharedFolder) bool {
 	if l == nil || l.region.folder != f {
 		return false

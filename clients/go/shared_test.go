@@ -288,7 +288,7 @@ func TestSharedFilesAreReused(t *testing.T) {
 	}
 }
 
-// A state that is larger than its place is sent again in the body.
+// If the new state does not fit the place that the client reserved, the step still has the same result.
 func TestSharedStateGrows(t *testing.T) {
 	ctx := testContext(t)
 	client := newSharing(t, shared.url, shareBytes)

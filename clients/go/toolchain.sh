@@ -1,5 +1,5 @@
-# Source this in the folder of a Go module. use_go puts a Go of the version in go.mod on PATH. It installs Go on a bare Debian;
-# a Go that is too old downloads a newer one as a module, as Go itself does from 1.21 on.
+# Source this file in the folder of a Go module. use_go puts the Go version that go.mod requires on PATH. It installs Go on a
+# bare Debian. If Go is too old, use_go downloads a newer Go as a module, as Go itself does from 1.21 on.
 
 go_fail() {
   echo "$1" >&2
@@ -28,7 +28,7 @@ use_go() {
   # Run outside the module, because an old Go may fail to parse its go.mod.
   folder=$(cd / && go mod download -json "$module" | sed -n 's/^.*"Dir": "\(.*\)".*$/\1/p')
   [ -n "$folder" ] || go_fail "Go $needed or newer is needed, and $module could not be fetched"
-  # Files of a module are not executable.
+  # Go extracts the files of a module without the right to execute them.
   chmod -R +x "$folder/bin" "$folder/pkg/tool"
   PATH="$folder/bin:$PATH"
   go_is_new_enough "$needed" || go_fail "$folder is not Go $needed"

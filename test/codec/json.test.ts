@@ -40,7 +40,7 @@ for (const value of VALUES) {
 }
 
 /** Returns the text of an object with `count` keys. */
-const keys = (count: number): string => `{${Array.from({ length: count }, (_, index) => `"${index}":0`).join(",")}}`;
+const objectText = (count: number): string => `{${Array.from({ length: count }, (_, index) => `"${index}":0`).join(",")}}`;
 
 const REFUSED: Readonly<Record<string, readonly [string | Uint8Array, RegExp]>> = {
   "an empty body": ["", /JSON/],
@@ -49,7 +49,7 @@ const REFUSED: Readonly<Record<string, readonly [string | Uint8Array, RegExp]>> 
   "the same key twice": ['{"a":1,"b":2,"a":3}', /the key "a" stands twice/],
   "the same key twice, once escaped": ['{"a":1,"\\u0061":3}', /the key "a" stands twice/],
   "the empty key twice": ['{"":1,"":2}', /the key "" stands twice/],
-  "131073 keys in an object": [keys(131_073), /more than 131072 keys in an object/],
+  "131073 keys in an object": [objectText(131_073), /more than 131072 keys in an object/],
   "the same key twice, deep inside": ['[{"x":[{"y":{"k":1 , "k" :2}}]}]', /the key "k" stands twice/],
   "the key __proto__": ['{"__proto__":{}}', /"__proto__" is not allowed/],
   "the key __proto__, escaped": ['{"\\u005f_proto__":{}}', /"__proto__" is not allowed/],
@@ -77,7 +77,7 @@ test("accepts equal keys in different objects, and strings that look like keys",
 
 test("accepts an array of 4194303 numbers, and 131072 keys in an object", () => {
   assert.equal((decodeJson(shared(`[${"0,".repeat(4_194_302)}0]`)) as unknown[]).length, 4_194_303);
-  assert.equal(Object.keys(decodeJson(shared(keys(131_072))) as object).length, 131_072);
+  assert.equal(Object.keys(decodeJson(shared(objectText(131_072))) as object).length, 131_072);
 });
 
 test("accepts 64 levels of nesting", () => {

@@ -58,7 +58,7 @@ test("decodes NaN, infinities, integers above 2^53 and the empty bin", () => {
 });
 
 /** Returns a map with `count` keys. */
-const keys = (count: number): Buffer =>
+const packedMap = (count: number): Buffer =>
   Buffer.concat(Array.from({ length: count + 1 }, (_, index) => (index === 0 ? bytes(0xdf, u32(count)) : bytes(0xa7, String(1e6 + index), 0xc0))));
 
 const REFUSED: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
@@ -95,7 +95,7 @@ const REFUSED: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
   "a key that is not UTF-8": [bytes(0x81, 0xa1, 0xff, 0xc0), /not UTF-8/],
   "the same key twice": [bytes(0x82, 0xa1, "a", 0xc0, 0xa1, "a", 0xc0), /the key "a" for the second time/],
   "the same key twice, in two lengths of header": [bytes(0x82, 0xa1, "a", 0xc0, 0xd9, 1, "a", 0xc0), /the key "a" for the second time/],
-  "131073 keys in a map": [keys(131_073), /more than 131072 keys in a map/],
+  "131073 keys in a map": [packedMap(131_073), /more than 131072 keys in a map/],
   "the key __proto__": [bytes(0x81, 0xa9, "__proto__", 0x80), /"__proto__"/],
   "a key that is a number": [bytes(0x81, 1, 0xc0), /a map key that is not a string/],
   "a key that is bin": [bytes(0x81, 0xc4, 1, "a", 0xc0), /a map key that is not a string/],
@@ -103,7 +103,7 @@ const REFUSED: Readonly<Record<string, readonly [Buffer, RegExp]>> = {
 
 test("accepts an array of 4194303 numbers, 131072 keys in a map, and 64 levels of nesting", () => {
   assert.equal((decodeMsgpack(bytes(0xdd, u32(4_194_303), Buffer.alloc(4_194_303))) as unknown[]).length, 4_194_303);
-  assert.equal(Object.keys(decodeMsgpack(keys(131_072)) as object).length, 131_072);
+  assert.equal(Object.keys(decodeMsgpack(packedMap(131_072)) as object).length, 131_072);
   decodeMsgpack(bytes(...Array<number>(64).fill(0x91), 0xc0));
 });
 

@@ -1,4 +1,4 @@
-/** Calls that hold back their body until the test has changed the container. */
+/** Makes calls that send their body only after the test has changed the container. */
 import { once } from "node:events";
 import http from "node:http";
 import { MSGPACK, pack, unpack } from "../support/service.ts";

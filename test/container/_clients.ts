@@ -1,5 +1,6 @@
 /**
- * Trainers in Python and Go that use the real clients, installed as users install them, and the results that the tests expect.
+ * Runs trainers in Python and Go with the real clients, installed as users install them, and computes the results that the
+ * trainers must reach.
  */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";

@@ -1,6 +1,6 @@
 /**
- * Finds or starts a Docker engine for the container tests. Everything that they create is removed at the end, even if the tests
- * are killed.
+ * Finds or starts a Docker engine for the container tests. Everything that the tests create is removed at the end, even if the
+ * tests are killed.
  */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";

@@ -1,4 +1,4 @@
-/** Tests bodies that are truncated, too large, malformed, or unlike their headers, and unknown addresses. */
+/** Tests bodies that are truncated, too large or malformed, or contradict their headers. Tests unknown addresses too. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import http from "node:http";

@@ -164,7 +164,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "a value that float32 cannot hold": invalid(plain({ values: [1, 2, 3, 1e39] }), "/grads/w/values/3", /range of F32/),
   "an unknown dtype": invalid(plain({ dtype: "F33" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
   "a dtype that steps are not computed in": invalid(plain({ dtype: "I64" }), "/grads/w/dtype", /one of F32, F64, BF16, F16/),
-  // A check runs in slices; these errors are behind the first slice.
+  // The service checks a call in slices. These errors come after the first slice.
   "a value behind many": invalid(
     plain({ shape: [40_000], values: Array.from({ length: 40_000 }, (_, index) => (index === 35_000 ? "x" : 1)) }),
     "/grads/w/values/35000",
@@ -302,7 +302,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     field: "/state",
     pattern: /step\/b below 2\^53 - 1/,
   },
-  // These calls are of other methods than optimizer.step.
+  // These calls use other methods than optimizer.step.
   "init without params": { ...invalid({ optimizer: { name: "adam" } }, "/params", /found none/), method: "optimizer.init" },
   "init with gradients": {
     ...invalid({ optimizer: { name: "adam" }, params: writeTensors(TENSORS), grads: "" }, "/grads", /one of optimizer, groups, params, master_weights/),
@@ -313,7 +313,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   "inspect of an object": { ...invalid({ state: { format: 1 } }, "/state", /a blob/), method: "state.inspect" },
 };
 
-/** Parameters of a valid reduce, with `fields` replaced. */
+/** Returns the parameters of a valid reduce with `fields` replaced. */
 const reduce = (fields: Readonly<Record<string, unknown>>) => ({ form: "deltas", updates: [{ tensors: writeTensors(TENSORS) }], ...fields });
 
 const update = (tensors: unknown, more: object = {}) => reduce({ updates: [{ tensors: writeTensors(TENSORS) }, { tensors, ...more }] });

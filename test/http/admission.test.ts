@@ -96,7 +96,7 @@ test("the JSON limit holds for all calls and replies together, and MessagePack i
   while (refused.status === 200) refused = await post(large);
   assert.deepEqual([refused.status, ((await refused.json()) as { name: string }).name], [429, "OVERLOADED"]);
   assert.match(refused.headers.get("retry-after") ?? "", /^[1-9]\d*$/);
-  assert.equal((await post(json)).status, 200, "what is left is for small ones");
+  assert.equal((await post(json)).status, 200, "small calls still fit");
   // The service refuses a chunked body while the body grows.
   using chunked = await RawClient.connect(service);
   chunked.head("/v1/step", { "Content-Type": "application/json", "Transfer-Encoding": "chunked" });

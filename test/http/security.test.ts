@@ -188,8 +188,8 @@ test("pages can call only from a listed origin", async () => {
   assert.equal(other.headers.get("access-control-allow-origin"), null);
 });
 
-/** Makes a key, and a certificate that `ca` signs, or that signs itself. */
-const certificate = (name: string, ca?: string): { readonly cert: string; readonly key: string } => {
+/** Makes a key and its certificate. The certificate is signed by `ca`, or self-signed if `ca` is absent. */
+const makeCertificate = (name: string, ca?: string): { readonly cert: string; readonly key: string } => {
   const [cert, key] = [join(scratch, `${name}.pem`), join(scratch, `${name}.key`)];
   const signer =
     ca === undefined ? ["-addext", "basicConstraints=critical,CA:TRUE"] : ["-CA", join(scratch, `${ca}.pem`), "-CAkey", join(scratch, `${ca}.key`)];
@@ -229,8 +229,8 @@ const callTls = (service: TestService, options: https.RequestOptions): Promise<T
   });
 
 test("TLS works, certificates renew while the service runs, and mutual TLS refuses strangers", async () => {
-  const ca = certificate("ca");
-  const { cert, key } = certificate("server", "ca");
+  const ca = makeCertificate("ca");
+  const { cert, key } = makeCertificate("server", "ca");
   const env = { STEPD_TLS_CERT_FILE: cert, STEPD_TLS_KEY_FILE: key };
   const trust = { ca: readFileSync(ca.cert) };
   {
@@ -241,7 +241,7 @@ test("TLS works, certificates renew while the service runs, and mutual TLS refus
     await assert.rejects(callTls(service, { ...trust, maxVersion: "TLSv1.1", ciphers: "DEFAULT@SECLEVEL=0" }));
     await assert.rejects(fetch(service.url.replace("https:", "http:")));
 
-    const next = certificate("renewed", "ca");
+    const next = makeCertificate("renewed", "ca");
     replace(key, readFileSync(next.key, "utf8"));
     await eventually(async () => service.log.join("").includes("is not taken"), "the log line of a key that does not fit");
     assert.equal((await callTls(service, trust)).peer, "server");
@@ -249,9 +249,9 @@ test("TLS works, certificates renew while the service runs, and mutual TLS refus
     await eventually(async () => (await callTls(service, trust)).peer === "renewed", "the new certificate");
     assert.equal(await service.stop(), 0);
   }
-  const client = certificate("client", "ca");
-  certificate("other-ca");
-  const otherClient = certificate("stranger", "other-ca");
+  const client = makeCertificate("client", "ca");
+  makeCertificate("other-ca");
+  const otherClient = makeCertificate("stranger", "other-ca");
   await using service = await TestService.start({ ...env, STEPD_TLS_CLIENT_CA_FILE: ca.cert, STEPD_ADMIN_PORT: "0" });
   const pair = (files: { readonly cert: string; readonly key: string }) => ({ cert: readFileSync(files.cert), key: readFileSync(files.key) });
   assert.equal((await callTls(service, { ...trust, ...pair(client) })).status, 200);
@@ -265,8 +265,8 @@ test("TLS works, certificates renew while the service runs, and mutual TLS refus
 });
 
 test("a certificate without its key, or a file without a certificate, stops the start with one line", async () => {
-  const one = certificate("one");
-  const two = certificate("two");
+  const one = makeCertificate("one");
+  const two = makeCertificate("two");
   await assert.rejects(TestService.start({ STEPD_TLS_CERT_FILE: one.cert, STEPD_TLS_KEY_FILE: two.key }), /stepd: STEPD_TLS_KEY_FILE: .*another key[^\n]*\n$/);
   await assert.rejects(TestService.start({ STEPD_TLS_CERT_FILE: join(scratch, "no"), STEPD_TLS_KEY_FILE: two.key }), /STEPD_TLS_CERT_FILE: .*ENOENT/);
 });
@@ -327,7 +327,7 @@ test("a body that comes too slowly is refused, and its memory is released", asyn
 });
 
 test("a connection that is silent in its handshake does not delay a drain, and ends with the idle timeout", async () => {
-  const { cert, key } = certificate("silent");
+  const { cert, key } = makeCertificate("silent");
   const env = { STEPD_TLS_CERT_FILE: cert, STEPD_TLS_KEY_FILE: key, STEPD_IDLE_TIMEOUT_MS: "1000", STEPD_ADMIN_PORT: "0" };
   await using service = await TestService.start(env);
   using silent = await RawClient.connect(service);

@@ -1,4 +1,4 @@
-/** Tests that an optimizer gives the same bits as another optimizer of which it is a special case. */
+/** Tests that an optimizer with special settings gives the bits of a simpler optimizer: QHAdam with nus of 1 gives Adam's. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { isDeepStrictEqual } from "node:util";

@@ -309,7 +309,7 @@ test("other calls run while a step of many tensors is read and compiled", async 
 
 suite("a repeated call does not compile its layout again", () => {
   /** Counts kernel lookups, which happen only when a layout is compiled. */
-  const lookups = async (work: () => Promise<unknown>): Promise<number> => {
+  const countLookups = async (work: () => Promise<unknown>): Promise<number> => {
     const kernel = mock.method(pool, "kernel");
     await work();
     kernel.mock.restore();
@@ -336,8 +336,8 @@ suite("a repeated call does not compile its layout again", () => {
       const files = nextFiles(first, gradsFile(1, SMALL));
       const step = () => takeStep(engine, { ...options, ...(form(files) as Files) }, lease);
       let expected: Outcome | undefined;
-      assert.ok((await lookups(async () => (expected = await step()))) > 0);
-      assert.equal(await lookups(async () => assert.deepEqual(await step(), expected)), 0);
+      assert.ok((await countLookups(async () => (expected = await step()))) > 0);
+      assert.equal(await countLookups(async () => assert.deepEqual(await step(), expected)), 0);
       assert.deepEqual(
         (expected as { readonly state: Buffer }).state,
         ((await takeStep(newEngine(), { ...options, ...load(lease, files) }, lease)) as { state: Buffer }).state,

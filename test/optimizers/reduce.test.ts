@@ -1,4 +1,4 @@
-/** Tests optimizer.reduce: its arithmetic has the bits of plain loops in float64. Tests its accumulator and its options too. */
+/** Tests optimizer.reduce: its results have the bits of plain float64 loops, and its accumulators and options work. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { type Shapes, SMALL } from "../support/run.ts";
@@ -51,7 +51,7 @@ const requireSameBits = (found: Readonly<Record<string, Typed>>, expected: Reado
 
 const MEAN: Method = { name: "mean" };
 
-/** Shapes larger than a shard of the worker pool, with odd ends. */
+/** A tensor larger than a shard of the worker pool, and a small one. */
 const WIDE = { w: [263, 331], b: [13] } as const;
 
 const updatesOf = (count: number, shapes: Shapes, dtype: Dtype | "I8", isWeighted = true): Weighted[] =>
@@ -61,7 +61,7 @@ const paramsOf = (shapes: Shapes, dtype: Dtype): Record<string, Typed> => update
 
 const METHODS: readonly Method[] = [MEAN, { name: "mean", divisor: 3.7 }, { name: "median" }, { name: "trimmed_mean", cut: 1 }];
 
-suite("the bits are those of loops in float64", () => {
+suite("a reduction has the bits of plain float64 loops", () => {
   for (const method of METHODS) {
     for (const form of ["params", "deltas", "gradients"]) {
       test(`${JSON.stringify(method)} of ${form} in every dtype`, async () => {

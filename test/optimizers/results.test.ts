@@ -21,7 +21,7 @@ interface Reply extends StepReply {
 
 const LARGEST: Readonly<Record<Dtype, number>> = { F16: 65504, BF16: 3.3895313892515355e38, F32: 3.4028234663852886e38, F64: Number.MAX_VALUE };
 
-/** With this learning rate, an element at the end of its range moves beyond it. F64 has no such rate, so its test uses 0/0. */
+/** With this learning rate, the largest element of the dtype overflows. F64 has no such rate, so its test uses 0/0. */
 const OVERFLOWING_RATE: Readonly<Record<Dtype, number>> = { F16: 1e5, BF16: 3e38, F32: 3e38, F64: 3e38 };
 
 /** Large tensors are slow to test, so two dtypes suffice: kernels write one of them, and the other is narrowed afterwards. */

@@ -1,4 +1,4 @@
-/** `state_dtype` stores moments in BF16 or in 8 bits. A step widens them, computes as with F32, and rounds the new moments once. */
+/** Tests `state_dtype`, which stores moments in BF16 or in 8 bits: a step widens them, computes as with F32, and rounds once. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { registry } from "../../src/optimizers/registry.ts";
@@ -20,15 +20,15 @@ type Reply = StepReply & { readonly warnings?: readonly string[]; readonly stats
 const step = (optimizer: unknown, params: Uint8Array, grads: Uint8Array, state: Uint8Array | null, more: object = {}): Promise<Reply> =>
   service.call<Reply>("optimizer.step", { optimizer, params, grads, state, ...more });
 
-/** The least size for Q8 and a short last block, a smaller tensor, and odd ends. */
+/** A tensor just large enough for Q8, with a short last block; a tensor that is too small for Q8; a scalar; an empty tensor. */
 const SHAPES = { coded: [4096 + 21], small: [99], scale: [], empty: [0] } as const;
 
-/** More than one shard. */
+/** Here the coded tensor takes more than one shard. */
 const WIDE = { ...SHAPES, coded: [65_536 + 70] } as const;
 
 const narrow = variants.filter(({ optimizer: { name, centered } }) => registry.get(name)?.moments && centered !== true);
 
-suite("a step with narrow moments is a step with F32 from the widened state, rounded once", () => {
+suite("a step with narrow moments equals an F32 step from the widened state, rounded once", () => {
   for (const state_dtype of ["BF16", "Q8"]) {
     for (const { label, optimizer } of narrow) {
       test(`${label}, ${state_dtype}`, async () => {

@@ -1,4 +1,4 @@
-/** Schedules as the panel composes them: each alone, and two sequences. */
+/** Composes schedules as the Schedules panel does: each schedule alone, and two sequences. */
 import { initialValues, type Part } from "../../page/schedules/compose.ts";
 import { registry } from "../../src/schedules/registry.ts";
 

@@ -19,7 +19,7 @@ const folder = join(root, "build/page");
 /** Returns a file in the form that playwright expects. */
 const payload = ({ name }: File, bytes: Uint8Array) => ({ name, mimeType: "application/octet-stream", buffer: Buffer.from(bytes) });
 
-/** The folder for pictures of the documentation, such as PICTURES=docs/page. Without it, no pictures are made. */
+/** The folder for the documentation's pictures, such as PICTURES=docs/page. If it is not set, the tests take no pictures. */
 const PICTURES = process.env["PICTURES"];
 
 suite("page", () => {
@@ -37,8 +37,8 @@ suite("page", () => {
     await service?.[Symbol.asyncDispose]();
   });
 
-  /** Makes a picture for docs/page if the variable PICTURES is set. */
-  const picture = async (name: string): Promise<void> => {
+  /** Takes a picture for docs/page if the variable PICTURES is set. */
+  const takePicture = async (name: string): Promise<void> => {
     if (PICTURES === undefined) return;
     await visitor.page.evaluate("scrollTo(0, 0)");
     await visitor.page.screenshot({ path: join(PICTURES, `${name}.png`), clip: { x: 0, y: 0, width: 1120, height: 800 } });
@@ -72,7 +72,7 @@ suite("page", () => {
     // A picture needs a longer series than the test.
     for (let start = performance.now(); PICTURES !== undefined && performance.now() - start < 12_000; )
       await service.post("/v1/step", call, "application/json");
-    await picture("now");
+    await takePicture("now");
     await requireAccessible(page);
     await page.getByRole("combobox", { name: "Theme" }).selectOption("dark");
     await requireAccessible(page);
@@ -113,7 +113,7 @@ suite("page", () => {
     const report = page.locator("section.card", { hasText: "Why a resume from B would differ from A" });
     await report.getByText("lr is 0.01 in A and 0.005 in B, for “weight” and “bias”.").waitFor();
     await report.getByText("“weight” is at step 7 in A and 9 in B, and 1 other differ, too.").waitFor();
-    await picture("doctor");
+    await takePicture("doctor");
     await requireAccessible(page);
     assert.deepEqual(posts, []);
     const card = page.locator("section.card", { hasText: "A: adamw-names.pt" });
@@ -135,7 +135,7 @@ suite("page", () => {
     const status = page.getByText(/\d+ optimizers took/);
     await page.getByText("3 optimizers took 600 steps").waitFor();
     await page.getByRole("img", { name: "The paths of sgd, adam, lion on the surface Quadratic" }).waitFor();
-    await picture("try");
+    await takePicture("try");
     await requireAccessible(page);
     await page.getByRole("button", { name: "The first 10" }).click();
     await page.getByText("10 optimizers took 2,000 steps").waitFor();
@@ -195,7 +195,7 @@ suite("page", () => {
     const { lrs } = await service.call<{ lrs: number[] }>("schedule.evaluate", { schedule: await schedule(), lr: 0.001, count: 1150 });
     const last = (lrs.at(-1) as number).toExponential(2);
     await page.getByRole("img", { name: `Learning rate by step. Last values: lr: ${last}.` }).waitFor();
-    await picture("schedules");
+    await takePicture("schedules");
     await requireAccessible(page);
     await page
       .getByRole("group", { name: /3: cosine/ })
@@ -215,7 +215,7 @@ suite("page", () => {
     const milliseconds = (((plan.bytes_in + plan.bytes_out) * 8) / 1e9) * 1000;
     await page.getByRole("row", { name: `MessagePack 26.7 MiB ${Number(milliseconds.toPrecision(4))} ms` }).waitFor();
     await page.getByRole("row", { name: /^F64 30\.5 MiB .* fits$/ }).waitFor();
-    await picture("plan");
+    await takePicture("plan");
     await requireAccessible(page);
     await model.fill("w 1000x1000\nwhat");
     await page.getByRole("alert").getByText("line 2: expected a name and a shape").waitFor();

@@ -1,4 +1,4 @@
-/** The panel Schedules writes code for torch that gives the same rates as the service. */
+/** Tests that the Schedules panel writes torch code with the same learning rates as the service. */
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -7,13 +7,13 @@ import { scheduleOf, torchCode, withSteps } from "../../page/schedules/compose.t
 import { TestService } from "../support/service.ts";
 import { compositions, part, RATE, stepsOf } from "./_compositions.ts";
 
-/** The code as torch ran it, with its rates. */
+/** The code that torch ran, with the rates that it gave. */
 const recorded = JSON.parse(readFileSync(join(import.meta.dirname, "torch/schedules.json"), "utf8")) as readonly {
   readonly code: string;
   readonly rates: readonly number[];
 }[];
 
-test("the code for torch is the recorded one, whose rates are those of the service", async () => {
+test("the panel's torch code equals the recorded code, and the recorded rates equal the service's rates", async () => {
   assert.ok(compositions.length >= 12);
   assert.deepEqual(
     recorded.map(({ code }) => code),
@@ -30,7 +30,7 @@ test("the code for torch is the recorded one, whose rates are those of the servi
   }
 });
 
-test("arguments that were the steps of a part follow a change of them", () => {
+test("an argument that equals the number of steps of a part changes with that number", () => {
   assert.deepEqual(withSteps(part("cosine"), 7).values, { T_max: 7 });
   assert.deepEqual(withSteps({ ...part("cosine"), values: { T_max: 5 } }, 7).values, { T_max: 5 });
 });

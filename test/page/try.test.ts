@@ -1,4 +1,4 @@
-/** The surfaces of the panel Try, and its runs against a real server. */
+/** Tests the surfaces of the Try panel, and the panel's runs against a real server. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { RpcReply } from "../../page/common/session.ts";
@@ -33,7 +33,7 @@ test("all optimizers of a run see the same noise, which differs from step to ste
   assert.notDeepEqual(noiseOf(noisy, 3), noiseOf(noisy, 4));
 });
 
-test("a run takes its steps on the server; one that diverges or is refused ends alone", async () => {
+test("a run takes its steps on the server; a run that diverges or is refused ends without stopping the other runs", async () => {
   await using service = await TestService.start();
   const [quadratic] = surfaces(20);
   assert.ok(quadratic);

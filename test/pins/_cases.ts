@@ -69,7 +69,7 @@ const hashReport = (hash: Hash, report: object): void => {
 /** Tensors too large for the main thread, with several blocks and odd ends. */
 const LARGE = { "encoder.weight": [211, 331], "encoder/bias": [66_001], scale: [], ünï: [3] } as const;
 
-/** A tensor with moments in 8 bits, a smaller one, and odd ends. */
+/** A tensor with moments in 8 bits, a tensor that is too small for them, a scalar, and an empty tensor. */
 const CODED = { coded: [4096 + 21], small: [99], scale: [], empty: [0] } as const;
 
 interface Reply extends StepReply {

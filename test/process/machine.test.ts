@@ -1,6 +1,6 @@
 /**
- * Tests the service's limits on memory and processors in control groups (versions 1 and 2), the defaults derived from them, and
- * refusals.
+ * Tests the memory and processor limits that the service reads from control groups (versions 1 and 2), the defaults that it
+ * derives from them, and its refusals of settings beyond them.
  */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -108,8 +108,11 @@ test("settings above the memory limit are refused in one line with the values th
   assert.equal(readConfig({ STEPD_ARENA_MIB: "322" }, limited(512)).arenaMib, 322);
 });
 
-/** Creates control groups of version 1 for this test. Returns undefined if the machine has none or does not permit it. */
-const ownGroups = () => {
+/**
+ * Creates control groups of version 1 for this test. Returns undefined if the machine does not support version 1, or does not
+ * permit this process to create groups.
+ */
+const createGroups = () => {
   const folders = ["memory", "cpu"].map((controller) => {
     const own = new RegExp(`^\\d+:(?:\\S*,)?${controller}(?:,\\S*)?:(.*)$`, "m").exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1] ?? "";
     const base = join("/sys/fs/cgroup", controller, own);
@@ -130,7 +133,7 @@ const ownGroups = () => {
 };
 
 test("the service respects real control groups of half a processor and 512 MiB", async (t) => {
-  using groups = ownGroups();
+  using groups = createGroups();
   if (!groups) return t.skip("no control groups of version 1 that this user may make");
   const start = (env: Readonly<Record<string, string>>) => {
     // The shell joins the groups, then becomes the service.

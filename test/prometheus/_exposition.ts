@@ -1,4 +1,4 @@
-/** Reads /metrics. The reader waits, because the service counts a call shortly after it has sent the last byte. */
+/** Reads /metrics, and waits for expected values, because the service counts a call shortly after it has sent the last byte. */
 import assert from "node:assert/strict";
 import { setTimeout as delay } from "node:timers/promises";
 import type { TestService } from "../support/service.ts";
@@ -57,9 +57,10 @@ export class Changes {
   }
 }
 
-export const requests = (method: string, outcome: string): string => `stepd_request_seconds_count{method="${method}",outcome="${outcome}"}`;
-export const phases = (phase: string): string => `stepd_phase_seconds_count{phase="${phase}"}`;
-export const phaseSeconds = (phase: string): string => `stepd_phase_seconds_sum{phase="${phase}"}`;
-export const bytes = (direction: "in" | "out"): string => `stepd_bytes_total{direction="${direction}"}`;
-export const elements = (optimizer: string, dtype: string): string => `stepd_elements_total{optimizer="${optimizer}",dtype="${dtype}"}`;
-export const refusals = (reason: string): string => `stepd_refusals_total{reason="${reason}"}`;
+// These functions return names of series in the exposition.
+export const requestSeries = (method: string, outcome: string): string => `stepd_request_seconds_count{method="${method}",outcome="${outcome}"}`;
+export const phaseSeries = (phase: string): string => `stepd_phase_seconds_count{phase="${phase}"}`;
+export const phaseSecondsSeries = (phase: string): string => `stepd_phase_seconds_sum{phase="${phase}"}`;
+export const byteSeries = (direction: "in" | "out"): string => `stepd_bytes_total{direction="${direction}"}`;
+export const elementSeries = (optimizer: string, dtype: string): string => `stepd_elements_total{optimizer="${optimizer}",dtype="${dtype}"}`;
+export const refusalSeries = (reason: string): string => `stepd_refusals_total{reason="${reason}"}`;

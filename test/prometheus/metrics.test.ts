@@ -9,7 +9,7 @@ import { readConfig } from "../../src/config.ts";
 import { Service } from "../../src/service.ts";
 import { RawClient, sgdBody, sgdParams } from "../http/_client.ts";
 import { JSON_TYPE, MSGPACK, pack, TestService } from "../support/service.ts";
-import { bytes, Changes, elements, exposition, phaseSeconds, phases, requests } from "./_exposition.ts";
+import { byteSeries, Changes, elementSeries, exposition, phaseSecondsSeries, phaseSeries, requestSeries } from "./_exposition.ts";
 import { promtool } from "./_prometheus.ts";
 
 const MIB = 2 ** 20;
@@ -24,7 +24,7 @@ const rpc = (method: string, params: unknown, id?: number) => ({ jsonrpc: "2.0",
 const PHASES = ["receive", "decode", "queue", "compute", "encode", "send"];
 
 /** Returns the expected changes of the counts of all phases: 1 for the phases in `names`, otherwise 0. */
-const phaseChanges = (...names: readonly string[]) => Object.fromEntries(PHASES.map((name) => [phases(name), Number(names.includes(name))]));
+const phaseChanges = (...names: readonly string[]) => Object.fromEntries(PHASES.map((name) => [phaseSeries(name), Number(names.includes(name))]));
 
 const tensor = (dtype: string, values: readonly (number | string)[]) => ({ shape: [values.length], dtype, values });
 
@@ -60,12 +60,12 @@ test("elements by optimizer and dtype count only stepped elements", async () => 
   await service.call("optimizer.step", { optimizer: { name: "lion" }, ...mixed });
   await service.call("optimizer.step", sgdParams(300_000, 1));
   const all = await changes.become({
-    [elements("adamw", "F32")]: 3,
-    [elements("adamw", "BF16")]: 2,
-    [elements("lion", "F32")]: 3,
-    [elements("lion", "BF16")]: 2,
-    [elements("sgd", "F32")]: 300_000,
-    [requests("optimizer.step", "ok")]: 3,
+    [elementSeries("adamw", "F32")]: 3,
+    [elementSeries("adamw", "BF16")]: 2,
+    [elementSeries("lion", "F32")]: 3,
+    [elementSeries("lion", "BF16")]: 2,
+    [elementSeries("sgd", "F32")]: 300_000,
+    [requestSeries("optimizer.step", "ok")]: 3,
   });
   assert.equal(Object.keys(all).filter((series) => series.startsWith("stepd_elements_total")).length, 5);
 
@@ -74,14 +74,14 @@ test("elements by optimizer and dtype count only stepped elements", async () => 
   await service.call("optimizer.step", { ...bad, non_finite: "skip" });
   await service.call("optimizer.norms", { grads: bad.grads });
   await changes.become({
-    [requests("optimizer.step", "NON_FINITE_GRADIENT")]: 1,
-    [requests("optimizer.step", "ok")]: 1,
-    [requests("optimizer.norms", "ok")]: 1,
+    [requestSeries("optimizer.step", "NON_FINITE_GRADIENT")]: 1,
+    [requestSeries("optimizer.step", "ok")]: 1,
+    [requestSeries("optimizer.norms", "ok")]: 1,
     stepd_non_finite_gradients_total: 2,
-    [elements("sgd", "F32")]: 0,
+    [elementSeries("sgd", "F32")]: 0,
   });
   await service.call("optimizer.step", { ...bad, non_finite: "propagate" });
-  await changes.become({ stepd_non_finite_gradients_total: 0, [elements("sgd", "F32")]: 1 });
+  await changes.become({ stepd_non_finite_gradients_total: 0, [elementSeries("sgd", "F32")]: 1 });
 });
 
 test("calls count by method and outcome, over RPC and REST; a batch counts once, with its first failure", async () => {
@@ -94,23 +94,23 @@ test("calls count by method and outcome, over RPC and REST; a batch counts once,
   await fetch(`${service.url}/v1/optimizers/nobody`);
   await post("/rpc", describe("adam"));
   await post("/rpc", rpc("optimizer.describe", { name: "adam" }));
-  await changes.become({ [requests("optimizer.describe", "ok")]: 3, [requests("optimizer.describe", "NOT_FOUND")]: 1 });
+  await changes.become({ [requestSeries("optimizer.describe", "ok")]: 3, [requestSeries("optimizer.describe", "NOT_FOUND")]: 1 });
 
   await post("/rpc", rpc("no.such", {}, 1));
   await post("/rpc", "{");
   await post("/v1/plan", "{");
   await post("/rpc", []);
   await changes.become({
-    [requests("unknown", "METHOD_NOT_FOUND")]: 1,
-    [requests("unknown", "PARSE_ERROR")]: 1,
-    [requests("optimizer.plan", "PARSE_ERROR")]: 1,
-    [requests("unknown", "INVALID_REQUEST")]: 1,
+    [requestSeries("unknown", "METHOD_NOT_FOUND")]: 1,
+    [requestSeries("unknown", "PARSE_ERROR")]: 1,
+    [requestSeries("optimizer.plan", "PARSE_ERROR")]: 1,
+    [requestSeries("unknown", "INVALID_REQUEST")]: 1,
   });
 
   await post("/rpc", [describe("adam"), describe("sgd", 2)]);
   await post("/rpc", [describe("adam"), describe("nobody", 2), describe("lion", 3)]);
-  const all = await changes.become({ [requests("batch", "ok")]: 1, [requests("batch", "INVALID_PARAMS")]: 1 });
-  assert.equal(all[phases("compute")], 5, "each call of a batch is computed by itself");
+  const all = await changes.become({ [requestSeries("batch", "ok")]: 1, [requestSeries("batch", "INVALID_PARAMS")]: 1 });
+  assert.equal(all[phaseSeries("compute")], 5, "each call of a batch is computed by itself");
   assert.deepEqual(
     Object.keys(all).filter((series) => series.startsWith("stepd_request_seconds_count") && !series.includes("batch")),
     [],
@@ -122,8 +122,8 @@ test("a successful call counts in each phase once, and a failing call in the pha
   const changes = await Changes.from(service);
   await service.call("optimizer.step", sgdParams(3, 5));
   const all = await changes.become(phaseChanges(...PHASES));
-  for (const phase of PHASES) assert.ok(phase === "queue" || (all[phaseSeconds(phase)] ?? 0) > 0, phase);
-  const sum = PHASES.reduce((total, phase) => total + (all[phaseSeconds(phase)] ?? 0), 0);
+  for (const phase of PHASES) assert.ok(phase === "queue" || (all[phaseSecondsSeries(phase)] ?? 0) > 0, phase);
+  const sum = PHASES.reduce((total, phase) => total + (all[phaseSecondsSeries(phase)] ?? 0), 0);
   assert.ok(sum <= (all['stepd_request_seconds_sum{method="optimizer.step",outcome="ok"}'] ?? 0), "phases do not overlap");
 
   await service.post("/v1/step", "{", JSON_TYPE);
@@ -146,13 +146,13 @@ test("receive lasts as long as the upload, and send as long as the download", as
   await delay(SLOW_MS);
   client.socket.pause();
   client.send(body);
-  const first = await changes.become({ ...phaseChanges("receive", "decode", "queue", "compute", "encode"), [bytes("in")]: body.length });
-  assert.ok((first[phaseSeconds("receive")] ?? 0) >= SLOW_MS / 1000, `receive took ${first[phaseSeconds("receive")]} s`);
+  const first = await changes.become({ ...phaseChanges("receive", "decode", "queue", "compute", "encode"), [byteSeries("in")]: body.length });
+  assert.ok((first[phaseSecondsSeries("receive")] ?? 0) >= SLOW_MS / 1000, `receive took ${first[phaseSecondsSeries("receive")]} s`);
   await delay(SLOW_MS);
   client.socket.resume();
   assert.equal((await client.reply())?.status, 200);
-  const second = await changes.become({ ...phaseChanges("send"), [requests("optimizer.step", "ok")]: 1 });
-  assert.ok((second[phaseSeconds("send")] ?? 0) >= SLOW_MS / 1000, `send took ${second[phaseSeconds("send")]} s`);
+  const second = await changes.become({ ...phaseChanges("send"), [requestSeries("optimizer.step", "ok")]: 1 });
+  assert.ok((second[phaseSecondsSeries("send")] ?? 0) >= SLOW_MS / 1000, `send took ${second[phaseSecondsSeries("send")]} s`);
   assert.ok((second['stepd_request_seconds_sum{method="optimizer.step",outcome="ok"}'] ?? 0) >= (2 * SLOW_MS) / 1000);
 });
 
@@ -178,8 +178,8 @@ test("queue counts the wait behind another job, compute does not, and workers ar
   const took = (performance.now() - start) / 1000;
   assert.equal((await reply).status, 200);
   await (await reply).arrayBuffer();
-  const all = await changes.become({ [phases("queue")]: 1, [phases("compute")]: 1, [requests("optimizer.step", "ok")]: 1 });
-  const [queue = 0, compute = 0, busy = 0] = [all[phaseSeconds("queue")], all[phaseSeconds("compute")], all["stepd_worker_busy_seconds_total"]];
+  const all = await changes.become({ [phaseSeries("queue")]: 1, [phaseSeries("compute")]: 1, [requestSeries("optimizer.step", "ok")]: 1 });
+  const [queue = 0, compute = 0, busy = 0] = [all[phaseSecondsSeries("queue")], all[phaseSecondsSeries("compute")], all["stepd_worker_busy_seconds_total"]];
   assert.ok(queue > took / 2 && queue <= took, `waited for ${queue} s of ${took} s`);
   assert.ok(compute < took / 2, `computed for ${compute} s`);
   assert.ok(busy > took / 2 && busy <= took + compute, `the worker was busy for ${busy} s`);
@@ -190,7 +190,7 @@ test("bytes count bodies in and out, of results and of errors", async () => {
   const changes = await Changes.from(service);
   for (const body of [sgdBody(1000, 2), Buffer.from("not msgpack")]) {
     const reply = await service.post("/v1/step", body, MSGPACK);
-    await changes.become({ [bytes("in")]: body.length, [bytes("out")]: (await reply.arrayBuffer()).byteLength });
+    await changes.become({ [byteSeries("in")]: body.length, [byteSeries("out")]: (await reply.arrayBuffer()).byteLength });
   }
 });
 
@@ -215,9 +215,9 @@ test("bytes in flight count admitted bodies, and received bytes of chunked bodie
   await changes.become({ stepd_in_flight_bytes: 0, stepd_in_flight_requests: 0 });
 
   known.socket.destroy();
-  await changes.become({ stepd_in_flight_bytes: -5 * MIB, stepd_in_flight_requests: -1, [requests("unknown", "CLIENT_GONE")]: 1 });
+  await changes.become({ stepd_in_flight_bytes: -5 * MIB, stepd_in_flight_requests: -1, [requestSeries("unknown", "CLIENT_GONE")]: 1 });
   unknown.socket.destroy();
-  await changes.become({ stepd_in_flight_bytes: -1 - 100_000 - MIB, stepd_in_flight_requests: -1, [requests("unknown", "CLIENT_GONE")]: 1 });
+  await changes.become({ stepd_in_flight_bytes: -1 - 100_000 - MIB, stepd_in_flight_requests: -1, [requestSeries("unknown", "CLIENT_GONE")]: 1 });
 });
 
 test("a caller that disconnects in mid-reply counts as no success, and its reply as not sent", async () => {
@@ -228,9 +228,14 @@ test("a caller that disconnects in mid-reply counts as no success, and its reply
   const body = sgdBody(6 * MIB, 3);
   client.head("/v1/step", { "Content-Length": body.length });
   client.send(body);
-  await changes.become({ [phases("encode")]: 1, [bytes("in")]: body.length });
+  await changes.become({ [phaseSeries("encode")]: 1, [byteSeries("in")]: body.length });
   client.socket.destroy();
-  await changes.become({ [requests("optimizer.step", "CLIENT_GONE")]: 1, [requests("optimizer.step", "ok")]: 0, [bytes("out")]: 0, [phases("send")]: 0 });
+  await changes.become({
+    [requestSeries("optimizer.step", "CLIENT_GONE")]: 1,
+    [requestSeries("optimizer.step", "ok")]: 0,
+    [byteSeries("out")]: 0,
+    [phaseSeries("send")]: 0,
+  });
 });
 
 test("a small reply to a caller that has reset its connection counts as not sent", async () => {
@@ -250,7 +255,11 @@ test("a small reply to a caller that has reset its connection counts as not sent
     client.socket.resetAndDestroy();
   }
   await busy.reply();
-  await changes.become({ [requests("optimizer.list", "CLIENT_GONE")]: clients.length, [requests("optimizer.list", "ok")]: 0, [phases("send")]: 1 });
+  await changes.become({
+    [requestSeries("optimizer.list", "CLIENT_GONE")]: clients.length,
+    [requestSeries("optimizer.list", "ok")]: 0,
+    [phaseSeries("send")]: 1,
+  });
 });
 
 test("arena, workers, readiness and build have the right values", async () => {

@@ -10,7 +10,7 @@ import { readConfig } from "../../src/config.ts";
 import { Service } from "../../src/service.ts";
 import { RawClient, sgdBody, sgdParams } from "../http/_client.ts";
 import { JSON_TYPE, MSGPACK, pack, TestService } from "../support/service.ts";
-import { Changes, refusals, requests } from "./_exposition.ts";
+import { Changes, refusalSeries, requestSeries } from "./_exposition.ts";
 
 const MIB = 2 ** 20;
 
@@ -36,7 +36,7 @@ type Reason = (typeof REASONS)[number];
 const serve = (env: Readonly<Record<string, string>> = {}) => TestService.start({ STEPD_ARENA_MIB: "16", STEPD_WORKERS: "2", STEPD_ADMIN_PORT: "0", ...env });
 
 /** Returns the expected changes: `count` refusals for one reason, and none for all other reasons. */
-const refusalChanges = (reason: Reason, count = 1) => Object.fromEntries(REASONS.map((name) => [refusals(name), name === reason ? count : 0]));
+const refusalChanges = (reason: Reason, count = 1) => Object.fromEntries(REASONS.map((name) => [refusalSeries(name), name === reason ? count : 0]));
 
 test("all reasons are exported from the start, with 0", async () => {
   await using service = await serve();
@@ -55,7 +55,7 @@ test("OVERLOADED counts a body without room, over RPC and REST", async () => {
   const changes = await Changes.from(service);
   for (const path of ["/v1/step", "/rpc"]) {
     assert.equal((await service.post(path, Buffer.alloc(2 * MIB), MSGPACK)).status, 429);
-    await changes.become({ ...refusalChanges("OVERLOADED"), [requests("unknown", "OVERLOADED")]: 1 });
+    await changes.become({ ...refusalChanges("OVERLOADED"), [requestSeries("unknown", "OVERLOADED")]: 1 });
   }
 });
 
@@ -67,7 +67,7 @@ test("OVERLOADED and PAYLOAD_TOO_LARGE count a step that runs out of room, over 
   for (const [path, body] of Object.entries(bodies)) {
     const changes = await Changes.from(service);
     assert.equal((await service.post(path, body, MSGPACK)).status, 413);
-    await changes.become({ ...refusalChanges("PAYLOAD_TOO_LARGE"), [requests("optimizer.step", "PAYLOAD_TOO_LARGE")]: 1 });
+    await changes.become({ ...refusalChanges("PAYLOAD_TOO_LARGE"), [requestSeries("optimizer.step", "PAYLOAD_TOO_LARGE")]: 1 });
   }
   const small = { ...sgdParams(MIB / 2, 1), optimizer: { name: "adam" } };
   using holder = await RawClient.connect(service);
@@ -75,7 +75,7 @@ test("OVERLOADED and PAYLOAD_TOO_LARGE count a step that runs out of room, over 
   for (const [path, body] of Object.entries({ "/v1/step": pack(small), "/rpc": pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: small }) })) {
     const changes = await Changes.from(service);
     assert.equal((await service.post(path, body, MSGPACK)).status, 429);
-    await changes.become({ ...refusalChanges("OVERLOADED"), [requests("optimizer.step", "OVERLOADED")]: 1 });
+    await changes.become({ ...refusalChanges("OVERLOADED"), [requestSeries("optimizer.step", "OVERLOADED")]: 1 });
   }
 });
 
@@ -117,9 +117,9 @@ test("UNAUTHENTICATED counts calls and pages without a token", async () => {
     await using service = await serve({ STEPD_TOKENS_FILE: file });
     const changes = await Changes.from(service);
     assert.equal((await service.post("/v1/step", sgdBody(3, 1), MSGPACK)).status, 401);
-    await changes.become({ ...refusalChanges("UNAUTHENTICATED"), [requests("unknown", "UNAUTHENTICATED")]: 1 });
+    await changes.become({ ...refusalChanges("UNAUTHENTICATED"), [requestSeries("unknown", "UNAUTHENTICATED")]: 1 });
     assert.equal((await fetch(`${service.url}/openapi.json`)).status, 401);
-    await changes.become({ ...refusalChanges("UNAUTHENTICATED"), [requests("unknown", "UNAUTHENTICATED")]: 0 });
+    await changes.become({ ...refusalChanges("UNAUTHENTICATED"), [requestSeries("unknown", "UNAUTHENTICATED")]: 0 });
   } finally {
     rmSync(folder, { recursive: true });
   }
@@ -141,9 +141,9 @@ test("DRAINING counts a call after SIGTERM; readiness ends, metrics stay availab
     const reply = await late.reply();
     assert.ok(reply && [200, 503].includes(reply.status), `${reply?.status}`);
     if (reply.status === 503) break;
-    await changes.become({ [requests("optimizer.step", "ok")]: 1 });
+    await changes.become({ [requestSeries("optimizer.step", "ok")]: 1 });
   }
-  await changes.become({ ...refusalChanges("DRAINING"), [requests("unknown", "DRAINING")]: 1 });
+  await changes.become({ ...refusalChanges("DRAINING"), [requestSeries("unknown", "DRAINING")]: 1 });
   holder.send(body);
   assert.equal((await holder.reply())?.status, 200);
   assert.equal(await service.stop(), 0);
@@ -185,7 +185,7 @@ test("SLOW_BODY counts a body slower than STEPD_MIN_BODY_RATE", async () => {
   await client.hold(MIB);
   const changes = await Changes.from(service);
   assert.equal((await client.reply())?.status, 408);
-  await changes.become({ ...refusalChanges("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1, stepd_in_flight_bytes: -MIB });
+  await changes.become({ ...refusalChanges("SLOW_BODY"), [requestSeries("unknown", "SLOW_BODY")]: 1, stepd_in_flight_bytes: -MIB });
 });
 
 /** Sends bytes on a raw connection, and returns everything received until the connection closes. */
@@ -202,10 +202,10 @@ test("SLOW_REQUEST counts headers or bodies that exceed STEPD_REQUEST_TIMEOUT_MS
   await using service = await serve({ STEPD_REQUEST_TIMEOUT_MS: "1500" });
   const changes = await Changes.from(service);
   assert.equal(await answerTo(service, "POST /rpc HTTP/1.1\r\nHost: x\r\nX-A: "), "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n");
-  await changes.become({ ...refusalChanges("SLOW_REQUEST"), [requests("unknown", "CLIENT_GONE")]: 0 });
+  await changes.become({ ...refusalChanges("SLOW_REQUEST"), [requestSeries("unknown", "CLIENT_GONE")]: 0 });
   const head = `POST /rpc HTTP/1.1\r\nHost: x\r\nContent-Type: ${MSGPACK}\r\nContent-Length: 9\r\n\r\n`;
   assert.match(await answerTo(service, head), /^HTTP\/1.1 408 Request Timeout\r\n.*SLOW_BODY.*STEPD_REQUEST_TIMEOUT_MS/s);
-  await changes.become({ ...refusalChanges("SLOW_BODY"), [requests("unknown", "SLOW_BODY")]: 1 });
+  await changes.become({ ...refusalChanges("SLOW_BODY"), [requestSeries("unknown", "SLOW_BODY")]: 1 });
 });
 
 test("HEADERS_TOO_LARGE counts headers above 16 KiB", async () => {

@@ -18,7 +18,7 @@ const alerts = [...text.matchAll(/^ {6}- alert: (\w+)$/gm)].map(([, name = ""]) 
 const recordings = [...text.matchAll(/^ {6}- record: (\S+)$/gm)].map(([, name = ""]) => name);
 
 /** Runs the unit tests against modified rules. */
-const unitTests = async (rules: string) => {
+const runUnitTests = async (rules: string) => {
   const folder = mkdtempSync(join(os.tmpdir(), "stepd-rules-"));
   try {
     cpSync(deployed, folder, { recursive: true });
@@ -54,7 +54,7 @@ test("promtool accepts the configuration and the rules", async () => {
 });
 
 test("the unit tests of the rules pass", async () => {
-  const { status, output } = await unitTests(text);
+  const { status, output } = await runUnitTests(text);
   assert.equal(status, 0, output);
 });
 
@@ -78,13 +78,13 @@ test("the expected alerts exist", () => {
 
 for (const name of alerts) {
   test(`${name} fails its unit tests if it never fires`, async () => {
-    const { status, output } = await unitTests(withExpression(name, () => 'up{job="nothing"} == 0'));
+    const { status, output } = await runUnitTests(withExpression(name, () => 'up{job="nothing"} == 0'));
     assert.notEqual(status, 0);
     assert.match(output, new RegExp(`alertname: ?${name}`));
   });
 
   test(`${name} fails its unit tests without its threshold`, async () => {
-    const { status, output } = await unitTests(
+    const { status, output } = await runUnitTests(
       withExpression(name, (expression) => expression.trimEnd().replace(THRESHOLD, "").replace('absent(up{job="stepd"})', "vector(1)")),
     );
     assert.notEqual(status, 0);
@@ -93,7 +93,7 @@ for (const name of alerts) {
 
   if (ruleOf(name).includes("        for: ")) {
     test(`${name} fails its unit tests if it does not wait`, async () => {
-      const { status, output } = await unitTests(text.replace(ruleOf(name), ruleOf(name).replace(/ {8}for: .*\n/, "")));
+      const { status, output } = await runUnitTests(text.replace(ruleOf(name), ruleOf(name).replace(/ {8}for: .*\n/, "")));
       assert.notEqual(status, 0);
       assert.match(output, new RegExp(`alertname: ?${name}`));
     });

@@ -21,7 +21,7 @@ const WAIT_MS = 60_000;
 const read = (file: string): string => readFileSync(join(root, file), "utf8");
 
 /** Makes calls of every kind that a panel counts. */
-const work = async (url: string): Promise<void> => {
+const makeCalls = async (url: string): Promise<void> => {
   const post = async (path: string, body: Uint8Array | string, type = MSGPACK): Promise<number> => {
     const reply = await fetch(`${url}${path}`, { method: "POST", body: body as BodyInit, headers: { "Content-Type": type } });
     await reply.arrayBuffer();
@@ -51,7 +51,7 @@ before(async () => {
   prometheus = await Prometheus.start(targets, INTERVAL_MS);
   load = (async () => {
     while (!isOver) {
-      await Promise.all([work(service.url), work(other.address)]);
+      await Promise.all([makeCalls(service.url), makeCalls(other.address)]);
       await delay(INTERVAL_MS / 2);
     }
   })();
@@ -66,7 +66,7 @@ after(async () => {
 });
 
 /** Repeats a query until it returns a number, because a rate needs two scrapes. */
-const data = async (query: string): Promise<readonly Series[]> => {
+const waitForData = async (query: string): Promise<readonly Series[]> => {
   const deadline = performance.now() + WAIT_MS;
   for (;;) {
     const series = await prometheus.query(query);
@@ -77,26 +77,26 @@ const data = async (query: string): Promise<readonly Series[]> => {
 };
 
 test("Prometheus scrapes both servers", async () => {
-  assert.equal((await data('sum(up{job="stepd"}) == 2')).length, 1);
-  assert.equal((await data("sum(stepd_ready) == 2")).length, 1);
+  assert.equal((await waitForData('sum(up{job="stepd"}) == 2')).length, 1);
+  assert.equal((await waitForData("sum(stepd_ready) == 2")).length, 1);
 });
 
 test("Prometheus's counts match the calls made", async () => {
   const { params, grads } = sgdParams(1000, 2);
-  const before = Number((await data('sum(stepd_elements_total{optimizer="radam"}) or vector(0)'))[0]?.value?.[1]);
+  const before = Number((await waitForData('sum(stepd_elements_total{optimizer="radam"}) or vector(0)'))[0]?.value?.[1]);
   for (let i = 0; i < 5; i++) await service.call("optimizer.step", { optimizer: { name: "radam" }, params, grads });
-  await data(`sum(stepd_elements_total{optimizer="radam", dtype="F32"}) == ${before + 5000}`);
+  await waitForData(`sum(stepd_elements_total{optimizer="radam", dtype="F32"}) == ${before + 5000}`);
 });
 
 for (const { title, queries } of panelsOf(read("deploy/grafana/stepd.json"))) {
   test(`the panel "${title}" has data`, async () => {
-    for (const query of queries) await data(withoutVariables(query, "1m"));
+    for (const query of queries) await waitForData(withoutVariables(query, "1m"));
   });
 }
 
 for (const [, query = ""] of read("docs/metrics.md").matchAll(/^```promql\n(.*?)\n```$/gms)) {
   test(`the documentation's query ${query} has data`, async () => {
-    await data(query);
+    await waitForData(query);
   });
 }
 
@@ -109,7 +109,7 @@ test("every recording rule has data, and every rule evaluates without an error",
   const rules = readFileSync(join(deployed, "stepd.rules.yml"), "utf8");
   const recordings = [...rules.matchAll(/- record: (\S+)/g)].map(([, name = ""]) => name);
   assert.ok(recordings.length >= 11, `${recordings.length}`);
-  for (const name of recordings) await data(name);
+  for (const name of recordings) await waitForData(name);
   const { groups } = await prometheus.get<{ groups: readonly { rules: readonly { name: string; health: string; lastError?: string }[] }[] }>("rules");
   const found = groups.flatMap((group) => group.rules);
   assert.equal(found.length, (rules.match(/- (record|alert): /g) ?? []).length);
@@ -125,7 +125,7 @@ test("a dead worker fires its alert, which the dashboard marks, and no other", a
       ?.expr ?? "";
   assert.deepEqual(await prometheus.query(firing), []);
   void other.pool.threads[0]?.terminate();
-  const [alert, ...rest] = await data(firing);
+  const [alert, ...rest] = await waitForData(firing);
   assert.deepEqual([alert?.metric["alertname"], alert?.metric["instance"], rest], ["StepdWorkerLost", new URL(other.address).host, []]);
 });
 

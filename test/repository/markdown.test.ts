@@ -53,7 +53,7 @@ class Page {
 }
 
 /** Returns the number of cells in a table row. */
-const cells = (line: string): number =>
+const countCells = (line: string): number =>
   line
     .trim()
     .replace(/^\|/, "")
@@ -68,8 +68,8 @@ const brokenRows = (page: Page): readonly string[] => {
   return page.lines.flatMap((line, index) => {
     const table = isIn(tables, index);
     if (!table) return line.trimStart().startsWith("|") && !isIn(literal, index) ? [`${index + 1}: a row outside of a table`] : [];
-    const expected = cells(page.lines[table[0]] ?? "");
-    return cells(line) === expected ? [] : [`${index + 1}: expected ${expected} cells, found ${cells(line)}`];
+    const expected = countCells(page.lines[table[0]] ?? "");
+    return countCells(line) === expected ? [] : [`${index + 1}: expected ${expected} cells, found ${countCells(line)}`];
   });
 };
 

@@ -7,7 +7,7 @@ import binaryen from "binaryen";
 const { Features } = binaryen;
 
 /** Returns the number of occurrences of each instruction in a module. */
-const opcodes = (bytes: Uint8Array): ReadonlyMap<string, number> => {
+const countOpcodes = (bytes: Uint8Array): ReadonlyMap<string, number> => {
   const module = binaryen.readBinary(bytes);
   module.setFeatures(Features.All);
   const counts = new Map<string, number>();
@@ -19,7 +19,7 @@ const opcodes = (bytes: Uint8Array): ReadonlyMap<string, number> => {
 /** Matches the names of the relaxed SIMD proposal's instructions (0xfd 0x100 and above), some of which are fused. */
 const RELAXED = /relaxed|laneselect|dot_i8x16_i7x16|madd|fma/;
 
-const relaxedIn = (bytes: Uint8Array): readonly string[] => [...opcodes(bytes).keys()].filter((name) => RELAXED.test(name));
+const relaxedIn = (bytes: Uint8Array): readonly string[] => [...countOpcodes(bytes).keys()].filter((name) => RELAXED.test(name));
 
 const kernels = readFileSync(new URL("../../build/kernels.wasm", import.meta.url));
 
@@ -31,7 +31,7 @@ const assemble = (name: string, operands: number): Uint8Array => {
 };
 
 test("the kernels use SIMD instructions", () => {
-  const counts = opcodes(kernels);
+  const counts = countOpcodes(kernels);
   for (const name of ["v128.load", "v128.store", "f32x4.mul", "f32x4.div", "f32x4.sqrt", "f64x2.add"])
     assert.ok((counts.get(name) ?? 0) > 0, `no ${name} in build/kernels.wasm`);
 });
@@ -71,5 +71,5 @@ for (const [name, operands] of relaxed) {
 test("a planted bitselect, which is deterministic, is not reported", () => {
   const planted = assemble("v128.bitselect", 3);
   assert.deepEqual(relaxedIn(planted), []);
-  assert.equal(opcodes(planted).get("v128.bitselect"), 1);
+  assert.equal(countOpcodes(planted).get("v128.bitselect"), 1);
 });

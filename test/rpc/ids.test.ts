@@ -1,4 +1,4 @@
-/** Tests that the ids of calls return exactly as they were sent, in either format, or are refused. */
+/** Tests that a reply has exactly the id of its call, in either format, or that the service refuses the id. */
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { JSON_TYPE, MSGPACK, readReply, TestService } from "../support/service.ts";

@@ -42,7 +42,7 @@ const CONVERTIBLE: Readonly<Record<Format, RegExp>> = {
   optax: /^(sgd|lars|lion|adamw?|qhadamw?|lamb|nadam|radam)$/,
 };
 
-/** Returns how the sentences in `lost` must begin that a format gives for a variant. */
+/** Returns patterns for the sentences in `lost` after a conversion to a format. */
 const expectedLosses = (format: Format, optimizer: string, slots: readonly string[]): readonly RegExp[] => {
   const isAdam = CONVERTIBLE.qhoptim.test(optimizer) && !/^(sgd|qhm)$/.test(optimizer);
   return [

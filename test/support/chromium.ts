@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { type BrowserContext, chromium, type Page } from "playwright-core";
 import { debianProgram } from "./debian.ts";
 
-/** The network flags prevent requests for updates and the like, which a closed network would refuse many times. */
+/** The network flags prevent requests for updates and the like, which would fail repeatedly without Internet access. */
 const FLAGS = [
   "--no-sandbox",
   "--disable-gpu",

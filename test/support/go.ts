@@ -78,19 +78,19 @@ const moduleFiles = async (path: string, version: string): Promise<string> => {
   return folder;
 };
 
-/** Helm, in a version that needs no newer Go than the Go client. */
+/** Returns the path of Helm, in a version that needs no newer Go than the Go client. */
 export const helm = (): Promise<string> => published("helm", "helm.sh/helm/v3/cmd/helm", "v3.19.5");
 
-/** The loader of Compose itself. */
+/** Returns the path of Compose's own loader. */
 export const composeSpec = (): Promise<string> => published("compose-spec", "github.com/compose-spec/compose-go/v2/cmd", "v2.16.2");
 
-/** The files of prometheus-operator. Its custom resource definitions are among them. */
+/** Returns the folder with prometheus-operator's files, such as its custom resource definitions. */
 export const prometheusOperator = (): Promise<string> => moduleFiles("github.com/prometheus-operator/prometheus-operator", "v0.85.0");
 
-/** The program that validates a dashboard with Grafana's schema. */
+/** Returns the path of the program that validates a dashboard with Grafana's schema. */
 export const dashboardSchema = (): Promise<string> => goProgram("dashboard-schema", "test/prometheus/schema");
 
 export const goTrainer = (): Promise<string> => goProgram("go-trainer", "examples/go-trainer", ["clients/go"]);
 
-/** The Go trainer of the container tests. */
+/** Returns the path of the Go trainer for the container tests. */
 export const containerTrainer = (): Promise<string> => goProgram("container-trainer", "test/container/go", ["clients/go"]);

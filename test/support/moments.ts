@@ -1,4 +1,4 @@
-/** The narrow formats of moments, written from docs/wire-format.md without the code under test. */
+/** Encodes and decodes the narrow formats of moments as docs/wire-format.md specifies, without the code under test. */
 import { createHash } from "node:crypto";
 import { rawTensors, readFile } from "./tensors.ts";
 import { toBf16 } from "./typed.ts";
@@ -22,7 +22,7 @@ const mix = (start: number): number => {
   return (x ^ (x >>> 16)) >>> 0;
 };
 
-/** Sixteen random bits per element: a hash of the 16 elements' first index plus 0 to 7 serves the elements e and e + 8. */
+/** Returns a function from an element's index to 16 random bits. The elements e and e + 8 of 16 take the halves of one hash. */
 const noise = (seed: string): ((element: number) => number) => {
   const key = createHash("sha256").update(seed).digest();
   const [low, high] = [key.readUInt32LE(0), key.readUInt32LE(4)];
@@ -102,7 +102,7 @@ export const encode = (values: Float32Array, dtype: string, kind: Kind, seed: st
   return { dtype, bytes: Buffer.from(Uint8Array.from(codes, (code) => code & 0xff)), scales: ofHalves(scales) };
 };
 
-/** A state's entries by key, with the scales beside their codes, and its metadata. */
+/** Returns a state's metadata, and its entries by key. Codes and their scales form one entry. */
 export const storedIn = (state: Uint8Array): { metadata: Readonly<Record<string, string>>; stored: Map<string, Stored & { shape: readonly number[] }> } => {
   const { metadata, entries } = readFile(state);
   const stored = new Map<string, Stored & { shape: readonly number[] }>();
@@ -114,7 +114,7 @@ export const storedIn = (state: Uint8Array): { metadata: Readonly<Record<string,
   return { metadata, stored };
 };
 
-/** The state with all moments in F32. */
+/** Returns the state with all moments in F32. */
 export const widened = (state: Uint8Array): Buffer => {
   const { metadata, stored } = storedIn(state);
   let offset = 0;

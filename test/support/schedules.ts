@@ -1,4 +1,4 @@
-/** Schedules for the tests of all schedules in the registry. */
+/** Lists examples of all schedules in the registry, for tests. */
 import type { Schedule } from "../../src/schedules/registry.ts";
 
 export type Given = Schedule & Readonly<Record<string, unknown>>;

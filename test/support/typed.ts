@@ -1,4 +1,4 @@
-/** Tensors of any dtype for tests. The conversions do not use the code under test. */
+/** Writes and reads tensors of any dtype for tests, without the code under test. */
 import { rawTensors, readFile, type TestTensors } from "./tensors.ts";
 
 export type Dtype = "F32" | "F64" | "BF16" | "F16";

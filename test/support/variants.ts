@@ -16,7 +16,7 @@ export const variants: readonly Variant[] = [...registry.values()].flatMap(({ na
   })),
 );
 
-/** One variant of each optimizer with moments, in each narrow format. They take no parameters in F64. */
+/** One variant of each optimizer with moments, in each narrow format. These variants accept no F64 parameters. */
 export const narrowVariants: readonly Variant[] = [...registry.values()].flatMap(({ name, moments, variants: ofOptimizer }) => {
   if (!moments) return [];
   const [label, settings] = Object.entries(ofOptimizer).findLast(([, { centered }]: [string, { centered?: unknown }]) => centered !== true) ?? [name, {}];

@@ -1,4 +1,4 @@
-"""Tests that reduce has numpy's bits in float64, by every client and in every form."""
+"""Tests that every client and every form of reduce gives numpy's float64 bits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UPDATES = [(tensors(10 + seed), weight) for seed, weight in enumerate(WEIGHTS)]
 
 
 class Waiting:
-    """An AsyncClient as a client that waits."""
+    """An AsyncClient whose methods wait for the result, as those of a Client do."""
 
     def __init__(self, client: stepd.AsyncClient) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""Tests that shared memory gives the same bytes as TCP, whatever is lost."""
+"""Tests that shared memory gives the same bytes as TCP, even if replies are lost."""
 
 from __future__ import annotations
 

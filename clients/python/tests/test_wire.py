@@ -1,4 +1,4 @@
-"""Compares the codec with msgpack itself: pieces of any size, and broken bytes."""
+"""Compares the codec with msgpack, for pieces of any size and for broken bytes."""
 
 from __future__ import annotations
 

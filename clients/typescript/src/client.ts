@@ -59,7 +59,7 @@ export interface StepResult extends Omit<WireResult, "params" | "state"> {
 }
 
 export interface NormsInput extends Pick<StepInput, "grads" | "loss_scale"> {
-  /** Needed if a dtype differs from its gradient's, because the parameter's dtype decides the arithmetic. */
+  /** Needed if a parameter's dtype differs from its gradient's, because the parameter's dtype decides the arithmetic. */
   readonly params?: Tensors | undefined;
 }
 

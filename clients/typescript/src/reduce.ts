@@ -1,4 +1,4 @@
-/** The arguments and results of optimizer.reduce, and how a reduction is split over several calls. */
+/** Checks the arguments of optimizer.reduce, reads its results, and splits a reduction over several calls. */
 import { bytesIn } from "./blobs.ts";
 import { describeValue, requireObject, requireTensors } from "./checks.ts";
 import { compareCanonical, compareUtf8, type FileTensor, fileOf, readFile, type Tensor, type Tensors, toTensors, type UpdateTensors } from "./tensors.ts";
@@ -6,7 +6,7 @@ import type { ReduceParams } from "./wire.gen.ts";
 
 export interface Update {
   readonly tensors: UpdateTensors;
-  /** The weight in the mean; 1 if absent. Other methods take 1 only. */
+  /** The weight in the mean; 1 if absent. Other methods accept only 1. */
   readonly weight?: number | undefined;
 }
 
@@ -14,7 +14,7 @@ export interface Update {
 export type ReduceSettings = Pick<ReduceParams, "form" | "method" | "finish" | "non_finite" | "missing">;
 
 export interface ReduceInput extends ReduceSettings {
-  /** In the order of the arithmetic: the same order gives the same bits. */
+  /** The server combines the updates in this order. The same order gives the same bits. */
   readonly updates: readonly Update[];
   /** The parameters that the updates started from. The form `params` needs them. */
   readonly params?: Tensors | undefined;
@@ -27,9 +27,9 @@ export interface ReduceResult {
   readonly grads: Record<string, Tensor>;
   /** The sums so far, with `finish: false`. */
   readonly accumulator?: Uint8Array;
-  /** The number of updates in the result, with those of the accumulator. */
+  /** The number of updates in the result, including those in the accumulator. */
   readonly count: number;
-  /** The sum of their weights. */
+  /** The sum of the weights of these updates. */
   readonly weight: number;
   /** The indexes of the updates that `non_finite: "drop"` left out. */
   readonly dropped: readonly number[];
@@ -66,7 +66,7 @@ export const reduceResultOf = (reply: unknown, params: Tensors | undefined): Red
   };
 };
 
-/** Gradients in the order of the parameters; without parameters, in the order of a file. */
+/** Returns the gradients in the order of the parameters, or in file order without parameters. */
 const inOrderOf = (params: Tensors | undefined, grads: Record<string, Tensor>): Record<string, Tensor> =>
   Object.fromEntries(
     (params ? Object.keys(params) : Object.keys(grads).sort((a, b) => widthOf(grads[b]) - widthOf(grads[a]) || compareUtf8(a, b)))
@@ -78,13 +78,13 @@ const widthOf = (tensor: Tensor | undefined): number => tensor?.data.BYTES_PER_E
 
 const SCALE = ".scale";
 
-/** The name of the tensor that an update's tensor belongs to: its own, or that of the I8 tensor for scales. */
+/** Returns the parameter that a tensor of an update belongs to. Scales belong to the parameter of their I8 tensor. */
 const ownerOf = (name: string, tensors: UpdateTensors): string => {
   const stem = name.endsWith(SCALE) ? name.slice(0, -SCALE.length) : name;
   return Object.hasOwn(tensors, stem) && tensors[stem]?.data instanceof Int8Array ? stem : name;
 };
 
-/** The parameter of an accumulator's entry. */
+/** Returns the parameter that an entry of an accumulator belongs to. */
 const parameterOf = (key: string): string => key.slice(key.indexOf("/") + 1);
 
 /** Splits a reduction by tensors into one or more calls of about the given size. */

@@ -121,7 +121,7 @@ export class ShardedClient {
     const shards =
       cached?.map((cachedShard): Shard => ({ names: new Set(Object.keys(cachedShard.tensors)), cachedShard })) ??
       pack(Object.keys(infos), sizeOf, this.#requestBytes);
-    // The first call takes every gradient and state without a parameter, so that the server refuses it.
+    // The first call takes every gradient and state without a parameter, so that the server refuses the call.
     for (const name of [...Object.keys(grads), ...(state?.parameters ?? [])]) if (!Object.hasOwn(infos, name)) shards[0]?.names.add(name);
     let { clip, others_non_finite } = settings;
     const inputOf = ({ names, cachedShard }: Shard): StepInput => {
@@ -196,7 +196,10 @@ export class ShardedClient {
     return { ...joined, state: states.length > 1 ? State.join(states) : (states[0] as State) };
   }
 
-  /** Combines updates as Client.reduce does. If calls drop different updates, those that kept an update which another dropped run again. */
+  /**
+   * Does the same as Client.reduce, with the tensors split over several calls. If one call drops an update, the calls that kept
+   * the update run again without it.
+   */
   async reduce(input: ReduceInput, options: CallOptions = {}): Promise<ReduceResult> {
     requireReduce(input);
     requireCallOptions(options);
@@ -215,8 +218,8 @@ export class ShardedClient {
   }
 
   /**
-   * Reads a stored state. For an invalid state, throws the server's error, which the server gives after checking settings and
-   * tensors.
+   * Parses a stored state. If the state is invalid, sends it to the server and throws the server's error, because the server
+   * checks settings and tensors first.
    */
   async #read(bytes: Uint8Array, { params, grads, ...settings }: StepInput, mismatch: string | undefined, options: CallOptions): Promise<State> {
     try {
@@ -260,8 +263,8 @@ export class ShardedClient {
     const results = await this.#each(shards, options, ({ names }) => {
       const part = pick(grads, names);
       const gradParams = pick(infos, new Set(Object.keys(part)));
-      // The parameter's dtype decides the arithmetic, so the call sends parameters if only one of a parameter and its gradient
-      // is F64.
+      // The call sends parameters if a parameter is F64 and its gradient is not, or the reverse, because then the parameter's
+      // dtype changes the arithmetic.
       const differs = Object.entries(gradParams).some(([name, { dtype }]) => (dtype === "F64") !== (dtypeOf(part[name] as Tensor) === "F64"));
       return (client, call) => client.norms({ grads: part, loss_scale, params: differs ? zerosOf(gradParams) : undefined }, call);
     });

@@ -40,8 +40,8 @@ export class State {
   }
 
   /**
-   * Wraps the file's bytes without a copy. Throws RangeError unless they are a stepd state. The first use checks a place in a
-   * shared folder, which only the client passes.
+   * Wraps the file's bytes without a copy. Throws RangeError unless they are a stepd state. Only the client passes a place in
+   * a shared folder, whose bytes are checked at the first use.
    */
   constructor(file: Uint8Array | SharedPlace) {
     if (!(file instanceof SharedPlace || file instanceof Uint8Array))

@@ -1,4 +1,4 @@
-/** A folder that a server and its trainers share, in memory if the host allows, and functions that record a client's calls. */
+/** Provides a folder that a server and its clients share, in memory if the host allows, and a fetch that records calls. */
 import { createHash } from "node:crypto";
 import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import os from "node:os";
@@ -41,7 +41,7 @@ export const collect = async (): Promise<void> => {
   }
 };
 
-/** Returns the digests of all bytes of a result. */
+/** Returns the digests of a result's parameters and state. */
 export const digests = ({ params, state }: { readonly params: Readonly<Record<string, Tensor>>; readonly state: State }): Readonly<Record<string, string>> => ({
   ...Object.fromEntries(Object.entries(params).map(([name, { data, dtype, shape }]) => [name, `${dtype} [${shape}] ${digest(data)}`])),
   state: digest(state.bytes),

@@ -80,7 +80,7 @@ suite("npm package", () => {
     mkdirSync(packed);
     mkdirSync(home);
     const npm = async (cwd: string, ...command: readonly string[]): Promise<string> => (await run("npm", [...command, "--offline"], { cwd })).stdout;
-    // npm packs the client, which builds it, and its only dependency from this repository's node_modules.
+    // npm builds and packs the client, and packs its only dependency from this repository's node_modules.
     const files = [npm(packed, "pack", "--silent", client), npm(packed, "pack", "--silent", "--ignore-scripts", join(root, "node_modules/@msgpack/msgpack"))];
     writeFileSync(join(home, "package.json"), JSON.stringify({ name: "home", private: true, type: "module" }));
     await npm(home, "install", "--no-audit", "--no-fund", ...(await Promise.all(files)).map((file) => join(packed, file.trim())));

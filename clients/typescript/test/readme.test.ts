@@ -11,7 +11,7 @@ const readme = readFileSync(new URL("../README.md", import.meta.url), "utf8");
 const blocks = [...readme.matchAll(/```js\n(.*?)```/gs)].map(([, block]) => block as string);
 const index = new URL("../src/index.ts", import.meta.url).href;
 
-/** Runs an example with another address and folder, and returns the value of an expression at its end. */
+/** Runs an example with the given address and folder, and returns the value of an expression after its last line. */
 const run = async (block: string, url: string, folder: string, value: string): Promise<unknown> => {
   const program = block.replace('"@stepd/client"', JSON.stringify(index)).replace("http://127.0.0.1:8080", url).replace("/dev/shm/stepd", folder);
   const around = `const gradients = [1, 2].map((value) => ({ w: { shape: [2], data: Float32Array.of(value, value) } }));\n${program}\nconsole.log(JSON.stringify(${value}));`;

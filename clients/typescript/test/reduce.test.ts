@@ -1,4 +1,4 @@
-/** Tests that reductions of both clients have the bits of float64 loops, over one call or several. */
+/** Tests that the reductions of both clients have the bits of plain loops in float64, in one call or in several. */
 import assert from "node:assert/strict";
 import { after, before, suite, test } from "node:test";
 import { TestService } from "../../../test/support/service.ts";

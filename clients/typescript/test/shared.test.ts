@@ -1,6 +1,6 @@
 /**
- * Tests that a client and a server that share a folder give the same bytes as a socket, whatever happens to calls, arrays and
- * states.
+ * Tests that calls through a shared folder give the same bytes as calls without it, even if replies are lost or the caller
+ * changes its arrays.
  */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";

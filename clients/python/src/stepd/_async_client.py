@@ -116,7 +116,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close this event loop's connections; otherwise as :meth:`Client.close`."""
+        """Close this event loop's connections; remove files as Client.close does."""
         await self._forget_ended_loops()
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None:

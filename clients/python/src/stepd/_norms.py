@@ -17,7 +17,7 @@ def is_double(array: Array) -> bool:
 
 
 def differ_in_arithmetic(params: Arrays, grads: Arrays) -> bool:
-    """Return whether any parameter and its gradient differ in being float64."""
+    """Return whether any parameter is float64 and its gradient is not, or reversely."""
     return any(
         is_double(param) != is_double(grads[name]) for name, param in params.items()
     )

@@ -59,8 +59,8 @@ class StepOptions(TypedDict, total=False):
     #: ``cached`` of an earlier result; the client does not send the blobs that it
     #: names.
     cached: Cached | None
-    #: Updates that the server combines into the gradients, which are then None: the
-    #: arguments of :meth:`Client.reduce`.
+    #: The arguments of :meth:`Client.reduce`. The server combines these updates into
+    #: the gradients, and the argument ``grads`` is None.
     reduce: Reduce | None
 
 

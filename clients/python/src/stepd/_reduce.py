@@ -1,4 +1,4 @@
-"""optimizer.reduce: how to encode its request, and how to split and join it."""
+"""Encodes the calls of optimizer.reduce, splits them, and joins their results."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class Reduce(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Reduction:
-    """What a reduction combined."""
+    """The number and the weight of the updates that a reduction combined."""
 
-    #: The number of updates, with those of the accumulator.
+    #: The number of updates, including those in the accumulator.
     count: int
     #: The sum of their weights.
     weight: float
@@ -84,7 +84,7 @@ class ReduceResult(Reduction):
 
 
 def updates_of(updates: Any) -> list[Update]:
-    """Return updates of all kinds as Update. Raises TypeError for anything else."""
+    """Convert updates of any accepted form. Raises TypeError for anything else."""
     if isinstance(updates, (str, Mapping)) or not isinstance(updates, Iterable):
         raise expected("updates", "a list of arrays by name, or of pairs", updates)
     read = []
@@ -169,7 +169,7 @@ def result_of(answer: Mapping[str, Any], params: Arrays | None) -> ReduceResult:
 
 
 def _order(grads: Arrays, params: Arrays | None) -> list[str]:
-    """Return the order of the parameters; without parameters, that of a file."""
+    """Return names in the order of the parameters, or of a file without parameters."""
     if params is not None:
         return [name for name in params if name in grads]
     return sorted(grads, key=lambda name: (-grads[name].itemsize, name))
@@ -210,7 +210,7 @@ class Shards:
             self._metadata, self._sums = read_file(accumulator)
 
     def pack(self, request_bytes: int) -> list[list[str]]:
-        """Return the names of each call: at least one call."""
+        """Return the tensor names of each call, for one call or more."""
         sizes = {name: _size(array) for name, array in (self.params or {}).items()}
         for key, tensor in self._sums.items():
             name = key.partition("/")[2]

@@ -174,7 +174,7 @@ class SharedFolder(Pool):
 
 
 def _holds(memory: memoryview, blob: Blob) -> bool:
-    """Return whether memory starts with a blob's bytes; large parts as views."""
+    """Return whether memory starts with a blob whose large parts are views of it."""
     start = 0
     for index, part in enumerate(blob.parts):
         there = memory[start : (start := start + part.nbytes)]

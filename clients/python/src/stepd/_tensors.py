@@ -126,7 +126,7 @@ def refuse_masked(name: str, array: Any) -> None:
 
 
 def name_fault(name: Any) -> str | None:
-    """Return why no tensor can have that name, as a sentence; None if one can."""
+    """Return why a tensor cannot have that name, as a sentence; None if it can."""
     if not isinstance(name, str):
         return f"expected names as str, found {name!r}"
     if name in RESERVED_NAMES:

@@ -139,7 +139,7 @@ class Run:
         }
 
     def other_placements(self) -> dict[str, Any]:
-        """Use whole gradients of sharded parameters, and slots that were gathered."""
+        """Use unsharded gradients for sharded parameters, and gathered slots."""
         model, single = self.sharded(), self.deep()
         mine, one = self.remote(model), self.remote(single)
         for seed in range(3):
@@ -240,7 +240,7 @@ class Run:
         }
 
     def refusals(self) -> dict[str, Any]:
-        """Options that need more than a shard raise, even if they are set later."""
+        """Check that options which need whole tensors raise, even if set later."""
         model = self.sharded()
         sentences = {}
         cases: dict[str, dict[str, Any]] = {

@@ -92,5 +92,7 @@ export const dashboardSchema = (): Promise<string> => goProgram("dashboard-schem
 
 export const goTrainer = (): Promise<string> => goProgram("go-trainer", "examples/go-trainer", ["clients/go"]);
 
+export const goCoordinator = (): Promise<string> => goProgram("go-coordinator", "examples/go-coordinator", ["clients/go"]);
+
 /** Returns the path of the Go trainer for the container tests. */
 export const containerTrainer = (): Promise<string> => goProgram("container-trainer", "test/container/go", ["clients/go"]);

@@ -1,0 +1,252 @@
+// Command go-coordinator runs the outer steps of federated learning. Workers post their deltas over HTTP. Once all have arrived,
+// the coordinator combines them with stepd, in the order of the workers' names, and takes a step of SGD with Nesterov momentum.
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"stepd"
+)
+
+// optimizer is the outer optimizer of DiLoCo.
+var optimizer = stepd.Optimizer{"name": "sgd", "lr": 0.7, "momentum": 0.9, "nesterov": true}
+
+// maxUpdateBytes is the largest body of an update.
+const maxUpdateBytes = 1 << 30
+
+func main() {
+	url := flag.String("url", cmp.Or(os.Getenv("STEPD_URL"), "http://127.0.0.1:8080"), "where stepd listens, also as STEPD_URL")
+	listen := flag.String("listen", "127.0.0.1:8090", "where workers send their updates")
+	folder := flag.String("folder", "coordinator", "where parameters, state and round are kept")
+	start := flag.String("start", "", "a safetensors file with the first parameters, for a new folder")
+	workers := flag.Int("workers", 2, "updates of a round")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *url, *listen, *folder, *start, *workers); err != nil {
+		fmt.Fprintln(os.Stderr, "go-coordinator:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, url, listen, folder, start string, workers int) error {
+	client, err := stepd.New(url)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	c, err := open(client, folder, start, workers)
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", listen)
+	if err != nil {
+		return err
+	}
+	log.Printf("round %d, listening on http://%s", c.Round, listener.Addr())
+	server := &http.Server{Handler: c.handler()}
+	context.AfterFunc(ctx, func() { _ = server.Close() })
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// latest names the files of the last round. Replacing its file replaces parameters, state and round at once.
+type latest struct {
+	Round  int    `json:"round"`
+	Params string `json:"params"`
+	State  string `json:"state,omitempty"`
+}
+
+type coordinator struct {
+	latest
+	client  *stepd.Client
+	folder  string
+	workers int
+
+	mu      sync.Mutex
+	params  stepd.Tensors
+	state   *stepd.State
+	updates map[string]stepd.Update
+	// done closes after the round.
+	done chan struct{}
+}
+
+const latestFile = "latest.json"
+
+// open continues the run in the folder, or starts one.
+func open(client *stepd.Client, folder, start string, workers int) (*coordinator, error) {
+	c := &coordinator{client: client, folder: folder, workers: workers, updates: map[string]stepd.Update{}, done: make(chan struct{})}
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile(filepath.Join(folder, latestFile))
+	if errors.Is(err, os.ErrNotExist) {
+		if start == "" {
+			return nil, fmt.Errorf("%s has no run, and -start names no parameters", folder)
+		}
+		if c.params, err = stepd.LoadTensors(start); err != nil {
+			return nil, err
+		}
+		return c, c.save(0, c.params, nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(text, &c.latest); err != nil {
+		return nil, fmt.Errorf("%s: %w", latestFile, err)
+	}
+	if c.params, err = stepd.LoadTensors(filepath.Join(folder, c.Params)); err != nil {
+		return nil, err
+	}
+	if c.State != "" {
+		c.state, err = stepd.LoadState(filepath.Join(folder, c.State))
+	}
+	return c, err
+}
+
+func (c *coordinator) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /params", c.sendParams)
+	mux.HandleFunc("POST /updates", c.receiveUpdate)
+	return mux
+}
+
+// sendParams sends the parameters to train from, with their round in a header.
+func (c *coordinator) sendParams(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w.Header().Set("Round", strconv.Itoa(c.Round))
+	http.ServeFile(w, r, filepath.Join(c.folder, c.Params))
+}
+
+// receiveUpdate takes ?worker=, ?round= and ?weight=, and deltas as a safetensors file. It answers after the round's step.
+func (c *coordinator) receiveUpdate(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	weight, err := strconv.ParseFloat(query.Get("weight"), 64)
+	if err != nil || query.Get("worker") == "" {
+		http.Error(w, "expected worker, round and weight", http.StatusBadRequest)
+		return
+	}
+	deltas, err := c.readTensors(http.MaxBytesReader(w, r.Body, maxUpdateBytes))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	done, err := c.add(r.Context(), query.Get("worker"), query.Get("round"), stepd.Update{Tensors: deltas, Weight: weight})
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
+		return
+	}
+	select {
+	case <-done:
+	case <-r.Context().Done():
+	}
+}
+
+func (c *coordinator) readTensors(from io.Reader) (stepd.Tensors, error) {
+	file, err := os.CreateTemp(c.folder, "update-*.part")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(file.Name())
+	_, err = io.Copy(file, from)
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, err
+	}
+	return stepd.LoadTensors(file.Name())
+}
+
+// add adds an update to the round. The last one takes the step. An update that is sent again replaces the one before.
+func (c *coordinator) add(ctx context.Context, worker, round string, update stepd.Update) (<-chan struct{}, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if round != strconv.Itoa(c.Round) {
+		return nil, fmt.Errorf("expected an update of round %d, found round %q", c.Round, round)
+	}
+	c.updates[worker] = update
+	done := c.done
+	if len(c.updates) < c.workers {
+		return done, nil
+	}
+	// A worker that disconnects must not end the round for the others.
+	if err := c.step(context.WithoutCancel(ctx)); err != nil {
+		delete(c.updates, worker)
+		return nil, err
+	}
+	return done, nil
+}
+
+// step combines the updates and takes the outer step.
+func (c *coordinator) step(ctx context.Context) error {
+	var updates []stepd.Update
+	for _, worker := range slices.Sorted(maps.Keys(c.updates)) {
+		updates = append(updates, c.updates[worker])
+	}
+	reduced, err := c.client.Reduce(ctx, stepd.ReduceRequest{Params: c.params, Updates: updates, Form: stepd.FormDeltas})
+	if err != nil {
+		return err
+	}
+	result, err := c.client.Step(ctx, stepd.StepRequest{Optimizer: optimizer, Params: c.params, Grads: reduced.Grads, State: c.state})
+	if err != nil {
+		return err
+	}
+	if err := c.save(c.Round+1, result.Params, result.State); err != nil {
+		return err
+	}
+	log.Printf("round %d: %d updates of weight %g", c.Round, reduced.Count, reduced.Weight)
+	c.updates = map[string]stepd.Update{}
+	close(c.done)
+	c.done = make(chan struct{})
+	return nil
+}
+
+// save writes parameters and state, then the file that names them. After an error the coordinator has the round before.
+func (c *coordinator) save(round int, params stepd.Tensors, state *stepd.State) error {
+	next := latest{Round: round, Params: fmt.Sprintf("round-%d.params.safetensors", round)}
+	if err := params.Save(filepath.Join(c.folder, next.Params)); err != nil {
+		return err
+	}
+	if state != nil {
+		next.State = fmt.Sprintf("round-%d.state.safetensors", round)
+		if err := state.Save(filepath.Join(c.folder, next.State)); err != nil {
+			return err
+		}
+	}
+	text, err := json.Marshal(next)
+	if err != nil {
+		return err
+	}
+	part := filepath.Join(c.folder, latestFile+".part")
+	if err := os.WriteFile(part, text, 0o644); err != nil {
+		return err
+	}
+	if err := os.Rename(part, filepath.Join(c.folder, latestFile)); err != nil {
+		return err
+	}
+	for _, name := range []string{c.Params, c.State} {
+		if name != "" && name != next.Params && name != next.State {
+			_ = os.Remove(filepath.Join(c.folder, name))
+		}
+	}
+	c.latest, c.params, c.state = next, params, state
+	return nil
+}

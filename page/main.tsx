@@ -18,7 +18,7 @@ const PANELS: readonly Panel[] = [
   { id: "doctor", title: "State doctor", load: () => import("./doctor/doctor.tsx").then(({ Doctor }) => Doctor) },
   { id: "try", title: "Try", load: () => import("./try/try.tsx").then(({ Try }) => Try) },
   { id: "schedules", title: "Schedules", load: () => import("./schedules/schedules.tsx").then(({ Schedules }) => Schedules) },
-  { id: "plan", title: "Plan", load: () => import("./plan/plan.tsx").then(({ Plan }) => Plan) },
+  { id: "plan", title: "Plan", load: () => import("./plan/plan.tsx").then(({ PlanPanel }) => PlanPanel) },
   { id: "api", title: "API", load: () => import("./reference/reference.tsx").then(({ Reference }) => Reference) },
 ];
 

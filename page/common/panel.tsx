@@ -28,13 +28,13 @@ export const messageOf = (error: unknown): string => (error instanceof Error ? e
 
 /** Loads a value, and loads it again when `inputs` change. The result of an outdated load is dropped. */
 export const useLoaded = <Value,>(
-  load: () => Promise<Value>,
+  load: (isCurrent: () => boolean) => Promise<Value>,
   inputs: readonly unknown[],
 ): { readonly value: Value | undefined; readonly error: string | undefined } => {
   const [state, setState] = useState<{ value: Value | undefined; error: string | undefined }>({ value: undefined, error: undefined });
   useEffect(() => {
     let isCurrent = true;
-    load().then(
+    load(() => isCurrent).then(
       (value) => isCurrent && setState({ value, error: undefined }),
       (error) => isCurrent && setState((before) => ({ ...before, error: messageOf(error) })),
     );

@@ -17,14 +17,30 @@ interface Result {
   readonly too_large: readonly string[];
 }
 
+interface Choice {
+  readonly title: string;
+  readonly dtype: string;
+  readonly master: boolean;
+  readonly size: number;
+  /** The state_dtype, which not every optimizer has. */
+  readonly moments?: string;
+}
+
+interface Plan {
+  readonly choice: Choice;
+  readonly result: Result;
+}
+
 /** The choices for the dtypes of parameters and gradients. `size` is a gradient element's size in bytes. */
-const DTYPES = [
+const CHOICES: readonly Choice[] = [
   { title: "F32", dtype: "F32", master: false, size: 4 },
   { title: "BF16 with F32 master weights", dtype: "BF16", master: true, size: 2 },
   { title: "BF16", dtype: "BF16", master: false, size: 2 },
   { title: "F16 with F32 master weights", dtype: "F16", master: true, size: 2 },
   { title: "F64", dtype: "F64", master: false, size: 8 },
-] as const;
+  { title: "F32 with moments in BF16", dtype: "F32", master: false, size: 4, moments: "BF16" },
+  { title: "F32 with moments in Q8", dtype: "F32", master: false, size: 4, moments: "Q8" },
+];
 
 const LINKS = [1, 10, 100];
 
@@ -32,25 +48,33 @@ const EXAMPLE = "embedding 50257x768\nlayers 85_000_000";
 
 const DELAY_MS = 200;
 
-const load = async (text: string, name: string): Promise<readonly Result[]> => {
+const load = async (text: string, name: string, isCurrent: () => boolean): Promise<readonly Plan[]> => {
   const sizes = parseSizes(text);
   // The delay avoids a call for each typed character.
   await new Promise((resolve) => setTimeout(resolve, DELAY_MS));
-  const calls = DTYPES.map(({ dtype, master }) => ({
+  if (!isCurrent()) throw new Error("the text has changed");
+  const definition = (await optimizers()).find((optimizer) => optimizer.name === name);
+  const hasMoments = "state_dtype" in ((definition?.hyperparameters as { readonly properties?: object } | undefined)?.properties ?? {});
+  const choices = CHOICES.filter(({ moments }) => moments === undefined || hasMoments);
+  const calls = choices.map(({ dtype, master, moments }) => ({
     method: "optimizer.plan",
-    params: { optimizer: { name }, tensors: Object.fromEntries(sizes.map((size) => [size.name, { shape: size.shape, dtype }])), master_weights: master },
+    params: {
+      optimizer: { name, ...(moments !== undefined && { state_dtype: moments }) },
+      tensors: Object.fromEntries(sizes.map((size) => [size.name, { shape: size.shape, dtype }])),
+      master_weights: master,
+    },
   }));
-  return results<Result>(calls);
+  return (await results<Result>(calls)).map((result, index) => ({ choice: choices[index] as Choice, result }));
 };
 
-export const Plan = () => {
+export const PlanPanel = () => {
   const [text, setText] = useState(EXAMPLE);
   const [name, setName] = useState("adamw");
-  const [at, setAt] = useState(0);
+  const [title, setTitle] = useState(CHOICES[0]?.title ?? "");
   const known = useLoaded(optimizers, []);
-  const { value: plans, error } = useLoaded(() => load(text, name), [text, name]);
-  const plan = plans?.[at];
-  const dtype = DTYPES[at] ?? DTYPES[0];
+  const { value: plans, error } = useLoaded((isCurrent) => load(text, name, isCurrent), [text, name]);
+  // The chosen dtype is not there with every optimizer.
+  const { choice, result: plan } = plans?.find((own) => own.choice.title === title) ?? plans?.[0] ?? {};
   return (
     <>
       <p>Parameters, gradients and state travel with each step. The service computes the bytes from shapes alone; the times are those of the network.</p>
@@ -71,11 +95,9 @@ export const Plan = () => {
             </label>
             <label>
               Dtype for the times
-              <select value={at} onChange={(event) => setAt(Number(event.currentTarget.value))}>
-                {DTYPES.map(({ title }, index) => (
-                  <option key={title} value={index}>
-                    {title}
-                  </option>
+              <select value={choice?.title ?? title} onChange={(event) => setTitle(event.currentTarget.value)}>
+                {(plans ?? []).map((own) => (
+                  <option key={own.choice.title}>{own.choice.title}</option>
                 ))}
               </select>
             </label>
@@ -83,7 +105,7 @@ export const Plan = () => {
         </div>
         <Failure error={error ?? known.error} />
       </Card>
-      {plans && plan && (
+      {plans && plan && choice && (
         <>
           <Card title={`A step of ${count(plan.parameters)} parameters, by dtype`}>
             <table>
@@ -97,9 +119,9 @@ export const Plan = () => {
                 </tr>
               </thead>
               <tbody>
-                {plans.map((own, index) => (
-                  <tr key={DTYPES[index]?.title}>
-                    <th scope="row">{DTYPES[index]?.title}</th>
+                {plans.map(({ choice: { title: name }, result: own }) => (
+                  <tr key={name}>
+                    <th scope="row">{name}</th>
                     <td>{bytes(own.bytes_in)}</td>
                     <td>{bytes(own.bytes_out)}</td>
                     <td>{bytes(own.state_bytes)}</td>
@@ -116,7 +138,7 @@ export const Plan = () => {
               </tbody>
             </table>
           </Card>
-          <Card title={`Time of a step's bytes in ${dtype.title}`}>
+          <Card title={`Time of a step's bytes in ${choice.title}`}>
             <table>
               <thead>
                 <tr>
@@ -130,7 +152,7 @@ export const Plan = () => {
                 </tr>
               </thead>
               <tbody>
-                {trafficOf(plan, plan.parameters * dtype.size).map((traffic) => (
+                {trafficOf(plan, plan.parameters * choice.size).map((traffic) => (
                   <tr key={traffic.name}>
                     <th scope="row">{traffic.name}</th>
                     <td>{bytes(traffic.bytesIn + traffic.bytesOut)}</td>

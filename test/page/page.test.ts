@@ -215,8 +215,11 @@ suite("page", () => {
     const milliseconds = (((plan.bytes_in + plan.bytes_out) * 8) / 1e9) * 1000;
     await page.getByRole("row", { name: `MessagePack 26.7 MiB ${Number(milliseconds.toPrecision(4))} ms` }).waitFor();
     await page.getByRole("row", { name: /^F64 30\.5 MiB .* fits$/ }).waitFor();
+    await page.getByRole("row", { name: /^F32 with moments in Q8 / }).waitFor();
     await takePicture("plan");
     await requireAccessible(page);
+    await page.getByLabel("Optimizer").selectOption("adagrad");
+    await page.getByRole("row", { name: /^F32 with moments in Q8 / }).waitFor({ state: "detached" });
     await model.fill("w 1000x1000\nwhat");
     await page.getByRole("alert").getByText("line 2: expected a name and a shape").waitFor();
   });

@@ -106,7 +106,7 @@ func TestEndlessReplies(t *testing.T) {
 	for name, c := range map[string]struct{ start, rest []byte }{
 		"text":            {[]byte(`{"name":"`), bytes.Repeat([]byte("a"), 1<<20)},
 		"a blob":          {header(msgp.AppendMapHeader(nil, 5), msgp.AppendString(nil, "state"), msgp.AppendBytesHeader(nil, 60<<20)), make([]byte, 1<<20)},
-		"what is skipped": {header(msgp.AppendMapHeader(nil, 5), msgp.AppendString(nil, "x"), []byte{0xdd, 0xff, 0xff, 0xff, 0xff}), msgp.AppendString(nil, strings.Repeat("a", 1<<20))},
+		"a skipped value": {header(msgp.AppendMapHeader(nil, 5), msgp.AppendString(nil, "x"), []byte{0xdd, 0xff, 0xff, 0xff, 0xff}), msgp.AppendString(nil, strings.Repeat("a", 1<<20))},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var written atomic.Int64
@@ -157,7 +157,7 @@ func TestShortReads(t *testing.T) {
 	expected := must[stepReply](t)(decodeStep(bytes.NewReader(whole), int64(len(whole)), 0, nil))
 	for name, from := range map[string]io.Reader{
 		"a byte at a time":       iotest.OneByteReader(bytes.NewReader(whole)),
-		"half of what is asked":  iotest.HalfReader(bytes.NewReader(whole)),
+		"half of each read":      iotest.HalfReader(bytes.NewReader(whole)),
 		"the end with the last":  iotest.DataErrReader(bytes.NewReader(whole)),
 		"the end with each byte": iotest.DataErrReader(iotest.OneByteReader(bytes.NewReader(whole))),
 	} {

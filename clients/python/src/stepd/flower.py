@@ -1,7 +1,7 @@
 """A Flower strategy whose server step runs on stepd (flwr 1.42 or later).
 
-The outer state outlives the process, replies are combined in the order of their nodes'
-ids, and every round can be repeated to the same bits.
+The optimizer's state survives a restart. Replies are combined in the order of the
+nodes' ids, so that a repeated round has the same bits.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _LATEST = "latest.json"
 
 
 class _Client(Protocol):
-    """The methods that a strategy needs: those of Client and ShardedClient."""
+    """The methods of Client and ShardedClient that a strategy needs."""
 
     def step(self, *args: Any, **options: Any) -> StepResult: ...
 
     def init(self, *args: Any, **options: Any) -> State: ...
 
 
-#: An optimizer, or a function of the count of the step that is to be run, from 1.
+#: An optimizer, or a function that returns the optimizer for a step count from 1 on.
 OptimizerOf = Optimizer | Callable[[int], Optimizer]
 
 
@@ -48,18 +48,18 @@ class StepdStrategy(FedAvg):  # type: ignore[misc]
     of a round is the parameters minus the weighted mean of the replies.
 
     ``trainable`` selects the arrays that the optimizer steps: names, or a function of
-    the name. By default, all arrays of floats. Other arrays of floats become the mean
-    of the replies; arrays of integers its nearest integer, in their own dtype.
+    the name. The default selects all float arrays. Every other float array becomes the
+    mean of the replies. Every integer array becomes that mean, rounded to integers.
 
-    ``count="steps"`` counts the rounds that had replies; ``"rounds"`` counts every
+    ``count="steps"`` counts the rounds with replies; ``"rounds"`` counts every
     round, so that bias correction follows the round as in Flower's FedAdam.
 
-    ``path`` is a folder for parameters, state and round, replaced at once after each
-    round. A new strategy with the same path goes on from there: start it with
-    ``strategy.arrays``, and ``strategy.round`` is the number of rounds done.
+    ``path`` is a folder that keeps parameters, state and round number. Each round
+    replaces all three atomically. A new strategy with the same path continues the run:
+    start it with ``strategy.arrays``. ``strategy.round`` counts the completed rounds.
 
     ``reduce`` holds more options of the reduction, such as ``{"non_finite": "drop"}``.
-    All others are arguments of Flower's FedAvg.
+    All other arguments are those of Flower's FedAvg.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class StepdStrategy(FedAvg):  # type: ignore[misc]
         self._trainable = trainable
         self._count = count
         self._reduce = dict(reduce or {})
-        #: The count of a step minus its round, with ``count="rounds"``.
+        #: The step count minus the round, with ``count="rounds"``.
         self._ahead = 0
         self._path = None if path is None else pathlib.Path(path)
         self._arrays: dict[str, Array] = {}
         #: The optimizer's state. None before the first step.
         self.state: State | None = None
-        #: The number of rounds done, with those before a restart.
+        #: The number of completed rounds, including those before a restart.
         self.round = 0
         if self._path is not None:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ class StepdStrategy(FedAvg):  # type: ignore[misc]
         if not valid:
             self._save()
             return None, None
-        # The order of arrival has no influence on the bits.
+        # Sorting makes the bits independent of the order of arrival.
         valid.sort(key=lambda reply: reply.metadata.src_node_id)
         contents = [reply.content for reply in valid]
         updates = [(_arrays_in(content), self._weight(content)) for content in contents]
@@ -154,7 +154,7 @@ class StepdStrategy(FedAvg):  # type: ignore[misc]
         arrays = dict(self._arrays)
         arrays.update(result.params)
         for name in arrays.keys() - params.keys():
-            # With weights of 0 only, the arrays stay as they are.
+            # If all weights are 0, the arrays stay unchanged.
             if total > 0:
                 arrays[name] = _mean(arrays[name], name, kept, total)
         self._arrays = arrays
@@ -246,8 +246,8 @@ def fed_adam(
 ) -> StepdStrategy:
     """Flower's FedAdam, whose bias correction counts from server_round + 1.
 
-    Flower adds ``tau`` to the root of the average before the correction, Adam adds
-    ``eps`` after it: so eps is tau divided by the correction of the round.
+    Flower adds ``tau`` to the root before the bias correction, and Adam adds ``eps``
+    after it. So ``eps`` is ``tau`` divided by the round's bias correction.
     """
 
     def adam(count: int) -> Optimizer:
@@ -285,7 +285,7 @@ def _mean(
 
 
 def _with_steps(state: State, count: int) -> State:
-    """Return a state with another count of steps."""
+    """Return a copy of a state with another step count."""
     return State.from_entries(
         state.optimizer,
         state.revision,

@@ -1,4 +1,4 @@
-"""Tests that the strategies of stepd.flower have the numbers of Flower's own."""
+"""Compares the strategies of stepd.flower with Flower's own strategies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUNDS = 20
 #: Rounds without a reply.
 EMPTY = (4, 5, 11)
 
-# A message belongs to a run, which the tests have none of.
+# Every message needs the ids of a run, and these tests start no run.
 TaskIdentity.run_id = TaskIdentity.task_id = 1
 TaskIdentity.node_id = 0
 
@@ -37,7 +37,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 class Nodes:
-    """A grid of nodes, of which a strategy asks only the ids."""
+    """A grid of nodes. A strategy asks the grid only for the nodes' ids."""
 
     def get_node_ids(self) -> list[int]:
         return list(NODES)

@@ -7,6 +7,7 @@ import { parseArgs } from "node:util";
 import { heading, Progress, table } from "../src/cli/terminal.ts";
 import { benchKernels, benchLamb } from "./kernels.ts";
 import { benchMemory } from "./memory.ts";
+import { benchMoments } from "./moments.ts";
 import { writePage } from "./page.ts";
 import { findPython, HOW_TO_GET_PYTHON } from "./processes.ts";
 import { benchPython } from "./python.ts";
@@ -34,6 +35,7 @@ const PARTS: Readonly<Record<string, Part>> = {
   rate: { run: benchRate, needs: "peers" },
   concurrency: { run: benchConcurrency },
   "gradient-options": { run: benchGradientOptions },
+  moments: { run: benchMoments },
   python: { run: benchPython, needs: "python" },
   memory: { run: benchMemory, needs: "peers" },
 };

@@ -29,6 +29,7 @@ export const convert = defineCommand({
     betas: { value: "A,B", help: "betas of the whole run, for qhoptim" },
     "to-betas": { value: "A,B", help: "the same for OUT, if IN has another format, too" },
     step: { value: "N", help: "step count of parameters whose step count is not in IN" },
+    "state-dtype": { value: "FORMAT", help: "format of the moments in OUT: F32, BF16 or Q8", initial: "that of IN" },
     fill: { value: "SLOT", isMultiple: true, help: "slot to add if it is missing" },
     force: { help: "overwrite OUT" },
     json: { help: "print JSON" },
@@ -47,6 +48,7 @@ export const convert = defineCommand({
       from: { format: from, ...(fromOptimizer && { optimizer: fromOptimizer }), ...(step && { step }), ...(from !== "stepd" && given) },
       to: { format: to, ...(from === "stepd" && given), ...conventionOf(toOwn, "to-") },
       ...(values.optimizer && { optimizer: values.optimizer }),
+      ...(values["state-dtype"] && { state_dtype: values["state-dtype"] }),
       ...(values.fill.length > 0 && { fill: values.fill }),
     };
     requireAbsent(output, values.force);
@@ -62,6 +64,7 @@ export const convert = defineCommand({
 
 /** Maps fields to options, for error messages. --names and --betas apply to IN if its format is foreign, else to OUT. */
 const optionsOfFields = (input: string, isFromForeign: boolean): readonly (readonly [RegExp, string])[] => [
+  [/^\/state_dtype/, "--state-dtype"],
   [/^\/state/, escapeReplacement(input)],
   [/^\/from\/optimizer/, "--from-optimizer"],
   [/^\/(from|to)\/format/, "--$1"],

@@ -19,7 +19,7 @@ import { preparing } from "./support/prepared.ts";
 import { python } from "./support/python.ts";
 import { root } from "./support/tree.ts";
 
-/** Runs a script of the tree, which announces its work itself. */
+/** Runs a script of this repository. The script announces its work itself. */
 const runScript = async (script: string, ...values: readonly string[]): Promise<void> => {
   const [code] = await once(spawn(join(root, script), values, { stdio: ["ignore", "ignore", "inherit"] }), "exit");
   if (code !== 0) throw new Error(`${script} ended with ${code}; see above`);

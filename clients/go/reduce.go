@@ -66,9 +66,9 @@ type ReduceRequest struct {
 
 // Reduced is the result of a reduction.
 type Reduced struct {
-	// Grads are the pseudo-gradient: F64 for parameters in F64, otherwise F32. Empty if Skipped, and nil with Unfinished.
+	// Grads are the pseudo-gradient: F64 for parameters in F64, otherwise F32. They are empty if Skipped, nil if Unfinished.
 	Grads Tensors
-	// Accumulator holds the sums, with Unfinished.
+	// Accumulator holds the sums if the request was Unfinished.
 	Accumulator []byte
 	// Count is the number of updates in the result, including those in the accumulator. Weight is the sum of their weights.
 	Count  int64

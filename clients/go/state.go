@@ -180,7 +180,7 @@ func (s *State) Save(path string) error {
 	return file.save(path)
 }
 
-// WriteTo writes the state as a file. Equal states give equal bytes, which equal the bytes that the server writes.
+// WriteTo writes the state as a file. Equal states give equal bytes, and the server writes the same bytes.
 func (s *State) WriteTo(w io.Writer) (int64, error) {
 	file, err := s.file()
 	if err != nil {

@@ -133,7 +133,7 @@ export const requireResult = (body: Uint8Array, elements: number, expected: numb
   assert.deepEqual([data?.length, data?.every((value) => value === expected)], [elements, true]);
 };
 
-/** Asserts that the service holds no memory for calls and steps correctly. */
+/** Asserts that the service holds no memory for calls, and that a step has the right result. */
 export const requireHealthy = async (service: TestService): Promise<void> => {
   await untilEmpty(service);
   const { params } = await service.call<{ params: Uint8Array }>("optimizer.step", sgdParams(3, 5));

@@ -17,7 +17,7 @@ const trickle = ({ socket }: RawClient, bytes = 100): void => {
   socket.once("close", () => clearInterval(timer));
 };
 
-/** Repeats a step until it succeeds, and requires the status 429 before. Returns the number of refusals. */
+/** Repeats a step until it succeeds. Requires status 429 for every earlier attempt, and returns their number. */
 const stepUntilTaken = async (service: TestService, elements: number): Promise<number> => {
   const body = sgdBody(elements, 2);
   for (let refusals = 0; ; refusals++) {

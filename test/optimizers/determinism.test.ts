@@ -94,9 +94,7 @@ interface JsonReply {
   readonly result: { readonly params: string; readonly state: string };
 }
 
-/**
- * The server reuses the layout of repeated MessagePack steps after five steps. The test compares JSON steps with these steps.
- */
+/** From the sixth MessagePack step on, the server uses a cached layout. The test compares JSON with steps before and after. */
 const PREPARED_STEPS = 7;
 
 suite("the same bytes in JSON and MessagePack, by blob and by name", () => {

@@ -24,7 +24,7 @@ const LARGEST: Readonly<Record<Dtype, number>> = { F16: 65504, BF16: 3.389531389
 /** With this learning rate, the largest element of the dtype overflows. F64 has no such rate, so its test uses 0/0. */
 const OVERFLOWING_RATE: Readonly<Record<Dtype, number>> = { F16: 1e5, BF16: 3e38, F32: 3e38, F64: 3e38 };
 
-/** Large tensors are slow to test, so two dtypes suffice: kernels write one of them, and the other is narrowed afterwards. */
+/** Large tensors are slow to test, so two dtypes suffice: kernels write F32 directly, and F16 is narrowed afterwards. */
 const PLACES = { inline: { size: 37, dtypes: DTYPES }, "on workers": { size: 140_001, dtypes: ["F32", "F16"] } } as const;
 
 /**

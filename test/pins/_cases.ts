@@ -1,4 +1,4 @@
-/** All results whose bits are pinned. Each case calls a service and hashes the replies. */
+/** Lists all cases whose results have pinned bits. Each case calls a service and hashes the replies. */
 import { createHash, type Hash } from "node:crypto";
 import { registry } from "../../src/optimizers/registry.ts";
 import { gradsAt, type Shapes, SMALL, type StepReply, startParams } from "../support/run.ts";
@@ -279,8 +279,8 @@ const optionCases: readonly Case[] = OPTION_OPTIMIZERS.flatMap((optimizer) => [
 ]);
 
 /**
- * Averages whose newest sample weighs a half, a little less, and a little more. From a half on, the kernel uses another
- * formula.
+ * Optimizers whose averages give the newest sample a weight of a half, slightly less, or slightly more. From a half on, the
+ * kernel uses another formula.
  */
 const AVERAGED: readonly Variant["optimizer"][] = [
   ...["adamw", "adamax", "lamb", "lion", "qhadam", "radam"].flatMap((name) => [

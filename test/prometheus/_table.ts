@@ -40,7 +40,7 @@ const tableOf = (text: string): string => {
   return [["metric", "type", "labels", "unit", "meaning"], ["---", "---", "---", "---", "---"], ...rows].map((row) => `| ${row.join(" | ")} |`).join("\n");
 };
 
-/** Replaces the table in the page. The server has taken a step, so that every metric has its labels. */
+/** Returns the page with a new table. The server takes a step first, so that every metric has its labels. */
 export const withTable = async (text: string): Promise<string> => {
   // A small young generation triggers a garbage collection soon.
   await using service = await TestService.start({}, ["--max-semi-space-size=1"]);

@@ -30,7 +30,7 @@ const post = async (body: string | Uint8Array, type: string, accept: string): Pr
   return Buffer.from(await response.arrayBuffer());
 };
 
-/** Ids as JSON text, and the same numbers as bytes of MessagePack. */
+/** Maps ids in JSON to the same numbers in MessagePack, in hexadecimal. */
 const TEXTS: Readonly<Record<string, string>> = {
   "7": "07",
   "-1": "ff",

@@ -35,7 +35,7 @@ const stateOf = (optimizer: string, entries: Entries): Buffer => writeEntries(en
 
 const requireBytes = (found: Uint8Array, expected: Uint8Array, what: string): void => assert.ok(Buffer.compare(found, expected) === 0, `${what}: other bytes`);
 
-/** The optimizers whose state each format can hold. */
+/** For each format, a pattern for the optimizers whose state the format can hold. */
 const CONVERTIBLE: Readonly<Record<Format, RegExp>> = {
   torch: /./,
   qhoptim: /^(sgd|qhm|adamw?|qhadamw?|lamb|nadam|radam)$/,

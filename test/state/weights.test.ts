@@ -1,4 +1,4 @@
-/** Tests step counts recovered from the weights that qhoptim accumulates, for every step until the weights stop growing. */
+/** Tests that a step count can be recovered from the weights that qhoptim accumulates, until the weights stop growing. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { isWeightOf, stepsOf, weightAt } from "../../src/interchange/_weights.ts";

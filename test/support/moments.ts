@@ -22,7 +22,7 @@ const mix = (start: number): number => {
   return (x ^ (x >>> 16)) >>> 0;
 };
 
-/** Returns a function from an element's index to 16 random bits. The elements e and e + 8 of 16 take the halves of one hash. */
+/** Returns a function from an element's index to 16 random bits. In 16 elements, e and e + 8 take the halves of one hash. */
 const noise = (seed: string): ((element: number) => number) => {
   const key = createHash("sha256").update(seed).digest();
   const [low, high] = [key.readUInt32LE(0), key.readUInt32LE(4)];

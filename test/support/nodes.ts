@@ -1,4 +1,4 @@
-/** Fetches Node versions other than the pinned version, from npm's packages of the binaries. */
+/** Fetches Node versions other than the pinned version, from the npm packages that contain Node's binaries. */
 import { execFile } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";

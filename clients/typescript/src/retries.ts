@@ -1,4 +1,4 @@
-/** Decides when to retry a call, and how long to wait before. */
+/** Decides whether to retry a call, and how long to wait before each retry. */
 import { type StepdError, TransportError } from "./errors.ts";
 
 export const DEFAULT_RETRIES = 4;

@@ -1,4 +1,4 @@
-/** Splits a step over several calls, connections and replicas. The result has the same bits as one call. */
+/** Splits a step or a reduction over several calls, connections and replicas. The result has the same bits as one call. */
 
 import { describeValue, requireOptions, requireStep } from "./checks.ts";
 import { Client, type StepInput, type StepResult, withoutState } from "./client.ts";

@@ -395,7 +395,7 @@ suite("lost replies", () => {
     const late: Blob[] = [];
     const lose = losing([2, 4], false, late);
     let calls = 0;
-    // Before each further call, the lost requests arrive after all.
+    // Before each further call, the server receives the lost requests late.
     const overtaken: Fetch = async (url, init) => {
       if (calls++ > 5) for (const body of late) await (await service.post("/v1/step", new Uint8Array(await body.arrayBuffer()), MSGPACK)).arrayBuffer();
       return lose(url, init);

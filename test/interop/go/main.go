@@ -1,5 +1,5 @@
-// Command interop calls a service through the rpc package of go-ethereum: interop URL. It passes all params by position: none
-// as [], an object as the only element. It reads the params of the calls as JSON from standard input. It prints the results as
+// Command interop calls a service through the rpc package of go-ethereum: interop URL. It passes all params by position: an
+// empty list, or a list with one object. It reads the params of the calls as JSON from standard input. It prints the results as
 // JSON: list, describe, step, and the error of a describe that fails.
 package main
 

@@ -7,7 +7,7 @@ from qhoptim.pyt import QHM, QHAdam
 from recording import ODD, Case, record
 from torch_run import torch_peer
 
-# The optimizers of the release have the same text as this commit.
+# The release contains the optimizers of this commit unchanged.
 COMMIT = "e81dea3"
 
 

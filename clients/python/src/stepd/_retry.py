@@ -1,4 +1,4 @@
-"""Decides when to retry a call, and how long to wait before."""
+"""Decides whether to retry a call, and how long to wait before each retry."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class Run:
         return {"mine": results[0], "theirs": results[1]}
 
     def tensor_parallel(self) -> dict[str, Any]:
-        """Split weights by columns and by rows, with one bias whole in both."""
+        """Split weights by columns and by rows. Both keep one bias whole."""
         models = []
         for make in (self.remote, self.adamw):
             model = parallelize_module(

@@ -27,7 +27,7 @@ import (
 
 // These tests use servers and callers that break the rules.
 
-// allMethods call every method of the client.
+// allMethods maps the name of each method to a function that calls the method.
 var allMethods = map[string]func(ctx context.Context, c *Client) error{
 	"Step": func(ctx context.Context, c *Client) error {
 		_, err := c.Step(ctx, StepRequest{Optimizer: SGD(1), Params: model(1), Grads: model(2)})

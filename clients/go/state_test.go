@@ -138,7 +138,7 @@ const (
 	step1    = "\x01\x00\x00\x00\x00\x00\x00\x00"
 )
 
-// hostile are files that no reader may accept as a state.
+// hostile holds files that no reader may accept as a state.
 var hostile = map[string][]byte{
 	"nothing":                  {},
 	"seven bytes":              []byte("1234567"),

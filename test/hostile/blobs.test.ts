@@ -1,4 +1,4 @@
-/** Tests invalid safetensors files: as tensors, as a state, and in invalid base64. */
+/** Tests invalid safetensors files, sent as tensors and as a state, and invalid base64. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { pack, readReply } from "../support/service.ts";

@@ -22,7 +22,7 @@ export interface Case {
 /** The revisions of the parts that belong to no optimizer. Raise a revision to change the bits of its part on purpose. */
 const REVISIONS: Readonly<Record<string, number>> = { norms: 1, reduce: 1, schedules: 1, conversions: 1 };
 
-/** Returns the current revision of an owner. Each case's digest is pinned for a revision. */
+/** Returns the current revision of an owner. A pinned digest belongs to one revision. */
 export const revisionOf = (owner: string): number => {
   const revision = registry.get(owner)?.revision ?? REVISIONS[owner];
   if (revision === undefined) throw new Error(`no revision of ${owner}`);

@@ -48,7 +48,8 @@ class StepOptions(TypedDict, total=False):
     non_finite: NonFinite | None
     #: True if the gradients of another call of the same step contain NaN or infinity.
     others_non_finite: bool | None
-    #: Statistics in the result: none, over all tensors, or of each tensor as well.
+    #: Statistics in the result. ``"global"`` covers all tensors together, and
+    #: ``"tensor"`` adds the statistics of each tensor.
     stats: Literal["none", "global", "tensor"] | None
     #: True keeps a float32 copy of each bfloat16 and float16 parameter in the state.
     master_weights: bool | None

@@ -162,7 +162,7 @@ class Sweep:
         )
 
     def _next_batch(self) -> Integers:
-        """Return row indexes by seed. An epoch is shuffled and has only full batches."""
+        """Return row indexes by seed. Epochs are shuffled and have no partial batch."""
         if self._queue.shape[1] < self.batch:
             orders = zip(self._shuffles, self.train, strict=True)
             self._queue = np.stack([rng.permutation(rows) for rng, rows in orders])

@@ -1,8 +1,8 @@
 # The image of the service holds node, the libraries that node links, the sources and their packages. It has no shell.
 # docs/container.md explains how to build and run it, with BuildKit or without.
 
-# The build image has Node 24 with npm on Debian or another glibc Linux. The result takes only node and its libraries from the
-# build image, which may therefore hold a registry's settings and certificates.
+# The build image has Node 24 with npm on Debian or another glibc Linux. The result takes only node and its libraries from it. So
+# the build image may hold a registry's settings and certificates.
 ARG NODE_IMAGE=node:24-bookworm-slim
 
 FROM ${NODE_IMAGE} AS build
@@ -61,7 +61,7 @@ USER 10001:10001
 ENV NODE_ENV=production STEPD_HOST=0.0.0.0 STEPD_PORT=8080
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# The image has no other program than node, so node runs the health check. It calls the address on which the service listens.
+# The image has no program except node, so node runs the health check. It calls the address on which the service listens.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 CMD ["/usr/local/bin/node", "--eval", "\
 const { STEPD_ADMIN_PORT: adminPort, STEPD_SOCKET: socketPath, STEPD_PORT: port, STEPD_TLS_CERT_FILE: certificate } = process.env; \
 const place = adminPort ? { port: adminPort } : socketPath ? { socketPath } : { port }; \

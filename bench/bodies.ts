@@ -26,11 +26,12 @@ const evenTensors = (elements: number, tensors: number, prefix = ""): { name: st
   Array.from({ length: tensors }, (_, i) => ({ name: `${prefix}w${String(i).padStart(5, "0")}`, dtype: "F32", shape: [elements / tensors] }));
 
 /** Returns a safetensors file. Its header is padded to align the values, which spares the peers a copy. */
-const file = (elements: number, tensors: number): Buffer => Buffer.concat([writeHeader({}, evenTensors(elements, tensors)), randomValues(elements, true)]);
+const tensorFile = (elements: number, tensors: number): Buffer =>
+  Buffer.concat([writeHeader({}, evenTensors(elements, tensors)), randomValues(elements, true)]);
 
 const STEPS = 100;
 
-const state = (elements: number, tensors: number): Buffer => {
+const stateFile = (elements: number, tensors: number): Buffer => {
   const header = writeHeader({ format: "stepd.state/1", optimizer: "adamw", revision: "1" }, [
     ...evenTensors(elements, tensors, "step/").map(({ name }) => ({ name, dtype: "I64", shape: [] })),
     ...evenTensors(elements, tensors, "exp_avg/"),
@@ -46,26 +47,26 @@ export interface Request {
   readonly body: Buffer;
 }
 
-export const request = (path: string, body: Buffer): Request => ({
+export const httpRequest = (path: string, body: Buffer): Request => ({
   head: Buffer.from(`POST ${path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/vnd.msgpack\r\nContent-Length: ${body.length}\r\n\r\n`),
   body,
 });
 
 /** Returns the blobs of one AdamW step: parameters, gradients and a complete state. */
 export const stepBlobs = (elements: number, tensors = 1): { readonly params: Buffer; readonly grads: Buffer; readonly state: Buffer } => ({
-  params: file(elements, tensors),
-  grads: file(elements, tensors),
-  state: state(elements, tensors),
+  params: tensorFile(elements, tensors),
+  grads: tensorFile(elements, tensors),
+  state: stateFile(elements, tensors),
 });
 
 /** Returns an AdamW step with a complete state. `more` adds fields to the call or replaces its blobs. */
 export const stepRequest = (elements: number, more: Readonly<Record<string, unknown>> = {}, tensors = 1): Request => {
   const call = { optimizer: { name: "adamw", lr: 1e-3 }, ...stepBlobs(elements, tensors), ...more };
-  return request("/rpc", Buffer.from(pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: call })));
+  return httpRequest("/rpc", Buffer.from(pack({ jsonrpc: "2.0", id: 1, method: "optimizer.step", params: call })));
 };
 
 /** Sends the body of a step to the echo server, which returns `reply` bytes. */
-export const echoRequest = ({ body }: Request, reply: number): Request => request(`/echo/${reply}`, body);
+export const echoRequest = ({ body }: Request, reply: number): Request => httpRequest(`/echo/${reply}`, body);
 
 interface StepReply {
   readonly result: { readonly params: Buffer; readonly state: Buffer; readonly step: number };

@@ -28,7 +28,7 @@ export interface Case {
   readonly values?: Readonly<Record<string, unknown>>;
 }
 
-const defaults = (hyperparameters: Readonly<Record<string, { readonly default?: unknown }>>): Readonly<Record<string, unknown>> =>
+const defaultsOf = (hyperparameters: Readonly<Record<string, { readonly default?: unknown }>>): Readonly<Record<string, unknown>> =>
   Object.fromEntries(Object.entries(hyperparameters).map(([name, { default: initial }]) => [name, initial]));
 
 /** The addresses of a kernel's arrays. */
@@ -44,7 +44,7 @@ export interface Memory {
 export const jobsOf = ({ optimizer, values = {} }: Case, elements: number, memory: Memory, kernel: (name: string) => number): readonly Unit[] => {
   const definition = registry.get(optimizer);
   if (!definition) throw new Error(`there is no optimizer ${optimizer}`);
-  const hyperparameters = { ...defaults(definition.hyperparameters), ...values } as never;
+  const hyperparameters = { ...defaultsOf(definition.hyperparameters), ...values } as never;
   const slots = definition.slots(hyperparameters);
   return definition.stages(hyperparameters).map(({ kernel: name, operands, sums, scalars }) => ({
     elements,

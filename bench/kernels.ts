@@ -4,7 +4,7 @@
  */
 import { Bench, type Case, jobsOf, KERNELS, type Memory, placementsOf } from "./harness.ts";
 import { type Arrays, loops } from "./loops.ts";
-import { type Figures, legend, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Figures, legend, nsPerElementText, type Ratio, type Report, race, ratioOf, repeatedContender, type Setup, sizeName } from "./rounds.ts";
 import { buildStream, streamJobs } from "./stream.ts";
 
 const SIZES = [2 ** 16, 2 ** 20, 2 ** 24];
@@ -45,11 +45,11 @@ export const benchKernels = async (setup: Setup): Promise<Report> => {
     const streams = streamJobs(item.streams, elements, memory, limits.kernel);
     const placements = placementsOf(elements);
     const repetitions = repetitionsOf(elements);
-    const loop = (title: string, name: string) => repeated(title, Math.max(1, repetitions >> 2), () => void loops[name]?.(arrays));
+    const loop = (title: string, name: string) => repeatedContender(title, Math.max(1, repetitions >> 2), () => void loops[name]?.(arrays));
     const isRounded = item.title === "adamw";
     const contenders = [
-      ...placements.map((placement) => repeated(placement, repetitions, () => kernels.run[placement](jobs))),
-      ...placements.map((placement) => repeated(`limit ${placement}`, repetitions, () => limits.run[placement](streams))),
+      ...placements.map((placement) => repeatedContender(placement, repetitions, () => kernels.run[placement](jobs))),
+      ...placements.map((placement) => repeatedContender(`limit ${placement}`, repetitions, () => limits.run[placement](streams))),
       loop("loop", item.loop),
       ...(isRounded ? [loop("rounded", "adamwRounded")] : []),
     ];
@@ -57,7 +57,7 @@ export const benchKernels = async (setup: Setup): Promise<Report> => {
     const best = placements.map(figuresOf).reduce((a, b) => (a.median <= b.median ? a : b));
     const hasWorkers = placements.includes("2 workers");
     const times = (a: Figures, b: Figures): string => (a.median / b.median).toFixed(2);
-    const cell = (name: string, isThere = true): string => (isThere ? perElement(figuresOf(name), elements) : "-");
+    const cell = (name: string, isThere = true): string => (isThere ? nsPerElementText(figuresOf(name), elements) : "-");
     rows.push([
       item.title,
       sizeName(elements),
@@ -74,7 +74,7 @@ export const benchKernels = async (setup: Setup): Promise<Report> => {
     if (isRounded) rows.push(["  float32 loop", sizeName(elements), times(figuresOf("rounded"), best), ...Array<string>(7).fill("-"), cell("rounded")]);
     if (elements === LARGEST)
       ratios.push(
-        ratio(`${item.title} kernel, ${sizeName(elements)}, 1 thread / reading and writing its arrays`, figuresOf("inline"), figuresOf("limit inline")),
+        ratioOf(`${item.title} kernel, ${sizeName(elements)}, 1 thread / reading and writing its arrays`, figuresOf("inline"), figuresOf("limit inline")),
       );
   };
   for (const elements of SIZES) for (const item of CASES) await bench.with(elements, (memory, arrays) => measure(item, elements, memory, arrays));
@@ -100,15 +100,22 @@ export const benchLamb = async (setup: Setup): Promise<Report> => {
       const placements = ["inline", "2 workers"] as const;
       const contenders = ["adamw", "lamb"].flatMap((optimizer) => {
         const jobs = jobsOf({ title: optimizer, optimizer }, elements, memory, kernels.kernel);
-        return placements.map((placement) => repeated(`${optimizer} ${placement}`, repetitionsOf(elements), () => kernels.run[placement](jobs)));
+        return placements.map((placement) => repeatedContender(`${optimizer} ${placement}`, repetitionsOf(elements), () => kernels.run[placement](jobs)));
       });
       const figuresOf = await race(`lamb, ${sizeName(elements)}`, contenders, GAP_MS, setup);
       for (const placement of placements) {
         const threads = placement === "inline" ? "1 thread" : "2 workers";
         const [lamb, adamw] = [figuresOf(`lamb ${placement}`), figuresOf(`adamw ${placement}`)];
-        const result = ratio(`LAMB kernels, ${sizeName(elements)}, ${threads} / AdamW`, lamb, adamw, LAMB_GOAL);
+        const result = ratioOf(`LAMB kernels, ${sizeName(elements)}, ${threads} / AdamW`, lamb, adamw, LAMB_GOAL);
         ratios.push(result);
-        rows.push([sizeName(elements), threads, result.median.toFixed(2), result.min.toFixed(2), perElement(lamb, elements), perElement(adamw, elements)]);
+        rows.push([
+          sizeName(elements),
+          threads,
+          result.median.toFixed(2),
+          result.min.toFixed(2),
+          nsPerElementText(lamb, elements),
+          nsPerElementText(adamw, elements),
+        ]);
       }
     });
   }

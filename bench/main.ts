@@ -4,7 +4,7 @@
  * bench/README.md.
  */
 import { parseArgs } from "node:util";
-import { heading, Progress, table } from "../src/cli/terminal.ts";
+import { formatTable, heading, Progress } from "../src/cli/terminal.ts";
 import { benchKernels, benchLamb } from "./kernels.ts";
 import { benchMemory } from "./memory.ts";
 import { benchMoments } from "./moments.ts";
@@ -79,7 +79,7 @@ try {
     const quiet = new Quiet();
     const report = await withProgress((bar) => run({ rounds, bar, quiet, python }));
     measured[name] = { date: new Date().toISOString().slice(0, 10), machine, disturbed: quiet.disturbed, ...report };
-    console.log(`${heading(`${report.title}: ${report.figures}`)}\n\n${table(report.head, report.rows, 2)}\n`);
+    console.log(`${heading(`${report.title}: ${report.figures}`)}\n\n${formatTable(report.head, report.rows, 2)}\n`);
     if (quiet.disturbed > 0) console.log(`${Math.round(quiet.disturbed * 100)} % of the runs began while others were at work on this machine\n`);
   }
 } finally {

@@ -8,7 +8,7 @@ import type { Ratio } from "./rounds.ts";
 const PAGE = join(import.meta.dirname, "../docs/performance.md");
 const PICTURE = join(import.meta.dirname, "../docs/performance.png");
 
-const markdown = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
+const markdownTable = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
   [head, head.map(() => "---"), ...rows].map((cells) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`).join("\n");
 
 const goalRow = ({ name, median, min, goal = 0 }: Ratio): readonly string[] => [
@@ -25,10 +25,12 @@ const sections = (record: Results): Readonly<Record<string, string>> => {
   const parts = Object.values(record);
   const goals = parts.flatMap(({ ratios }) => ratios.filter(({ goal }) => goal !== undefined));
   const machines = [...new Set(parts.map(({ machine, date }) => `${machine}; measured ${date}`))];
-  const tables = parts.map(({ title, figures, disturbed, head, rows }) => `### ${title}\n\n${figures}${disturbedText(disturbed)}\n\n${markdown(head, rows)}`);
+  const tables = parts.map(
+    ({ title, figures, disturbed, head, rows }) => `### ${title}\n\n${figures}${disturbedText(disturbed)}\n\n${markdownTable(head, rows)}`,
+  );
   return {
     machine: machines.map((machine) => `${machine}.`).join("\n"),
-    goals: markdown(["time against time", "goal: at most", "median", "of minima", ""], goals.map(goalRow)),
+    goals: markdownTable(["time against time", "goal: at most", "median", "of minima", ""], goals.map(goalRow)),
     tables: tables.join("\n\n"),
   };
 };

@@ -1,7 +1,7 @@
 /** Measures the Python client's own time per step, compared with a bare socket that sends and receives the same bytes. */
 import { ARENA_MIB } from "./bodies.ts";
 import { Peer, Server } from "./processes.ts";
-import { legend, ms, type Ratio, type Report, race, ratio, type Setup, sizeName } from "./rounds.ts";
+import { legend, msText, type Ratio, type Report, race, ratioOf, type Setup, sizeName } from "./rounds.ts";
 
 /** The goal for the client's own share of the step's time. */
 const SHARE_GOAL = 0.15;
@@ -25,11 +25,11 @@ export const benchPython = async (setup: Setup): Promise<Report> => {
     const contenders = ["bare", "Client", "AsyncClient"].map((name) => ({ name, time: () => client.time(`${name} ${repetitions}`) }));
     const figuresOf = await race(`Python client, ${sizeName(elements)}`, contenders, GAP_MS, setup);
     const bare = figuresOf("bare");
-    rows.push([sizeName(elements), "bare socket", ms(bare), ""]);
+    rows.push([sizeName(elements), "bare socket", msText(bare), ""]);
     for (const name of ["Client", "AsyncClient"]) {
-      const result = ratio(`${name} of Python, step of ${sizeName(elements)} / bare socket`, figuresOf(name), bare, name === "Client" ? goal : undefined);
+      const result = ratioOf(`${name} of Python, step of ${sizeName(elements)} / bare socket`, figuresOf(name), bare, name === "Client" ? goal : undefined);
       ratios.push(result);
-      rows.push([sizeName(elements), name, ms(figuresOf(name)), (1 - 1 / result.median).toFixed(2)]);
+      rows.push([sizeName(elements), name, msText(figuresOf(name)), (1 - 1 / result.median).toFixed(2)]);
     }
   }
   return { title: "The Python client, over TCP", figures: legend(setup.rounds), head: ["parameters", "", "ms", "own share"], rows, ratios };

@@ -2,7 +2,7 @@
 import { checkPeer, echoRequest, type Request, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Server } from "./processes.ts";
-import { type Contender, type Figures, legend, ms, type Ratio, type Report, race, ratio, type Setup } from "./rounds.ts";
+import { type Contender, type Figures, legend, msText, type Ratio, type Report, race, ratioOf, type Setup } from "./rounds.ts";
 
 const CONNECTIONS = 16;
 const GAP_MS = 100;
@@ -79,7 +79,7 @@ export const benchRate = async (setup: Setup): Promise<Report> => {
   const figuresOf = await race("small steps, 16 connections", contenders, GAP_MS, setup);
   const ratios: Ratio[] = [];
   const rows = rivals.map(({ name, goal }) => {
-    if (name !== "stepd") ratios.push(ratio(`small steps, ${CONNECTIONS} connections, time / ${name}`, figuresOf("stepd"), figuresOf(name), goal));
+    if (name !== "stepd") ratios.push(ratioOf(`small steps, ${CONNECTIONS} connections, time / ${name}`, figuresOf("stepd"), figuresOf(name), goal));
     const bySecond = (milliseconds: number): string => Math.round(1000 / milliseconds).toLocaleString("en-US");
     const { ms: total, requests } = processor.get(name) ?? { ms: 0, requests: 1 };
     return [
@@ -131,11 +131,11 @@ export const benchConcurrency = async (setup: Setup): Promise<Report> => {
   const [one, all] = [figuresOf("one"), figuresOf("all")];
   const best: Figures = { median: one.min, min: one.min };
   const name = `${CONNECTIONS} clients of 1 Mi, time of a step`;
-  const ratios = [ratio(`${name} / one client's best`, all, best, CONCURRENCY_GOAL), ratio(`${name} / one client`, all, one)];
+  const ratios = [ratioOf(`${name} / one client's best`, all, best, CONCURRENCY_GOAL), ratioOf(`${name} / one client`, all, one)];
   const row = (title: string, figures: Figures, waited: readonly number[], steps: string): string[] => {
     const sorted = waited.toSorted((a, b) => a - b);
     const at = (part: number): string => (sorted[Math.floor(part * (sorted.length - 1))] as number).toFixed(0);
-    return [title, ms(figures), (1000 / figures.median).toFixed(1), at(0.5), at(0.99), at(1), steps];
+    return [title, msText(figures), (1000 / figures.median).toFixed(1), at(0.5), at(0.99), at(1), steps];
   };
   return {
     title: `${CONNECTIONS} clients with steps of 1 Mi parameters at once`,

@@ -4,7 +4,7 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { table } from "../src/cli/terminal.ts";
+import { formatTable } from "../src/cli/terminal.ts";
 import type { Report } from "./rounds.ts";
 
 const FILE = join(import.meta.dirname, "ratios.json");
@@ -68,5 +68,5 @@ export const compare = (measured: Results, record: Results): { readonly text: st
     });
   const head = ["ratio", "now", "of minima", "committed", "of minima", ""];
   const missing = committed.size > 0 ? `\n\n${committed.size} committed ratios were not measured in this run` : "";
-  return { text: `${table(head, rows)}${missing}\n\n${slower} of ${rows.length} slower by more than ${Math.round((TOLERANCE - 1) * 100)} %`, slower };
+  return { text: `${formatTable(head, rows)}${missing}\n\n${slower} of ${rows.length} slower by more than ${Math.round((TOLERANCE - 1) * 100)} %`, slower };
 };

@@ -13,7 +13,7 @@ export interface Contender {
 }
 
 /** Returns a contender that is timed in this process. The mean of several runs in a row counts as one time. */
-export const repeated = (name: string, repetitions: number, run: () => Promise<unknown> | undefined): Contender => ({
+export const repeatedContender = (name: string, repetitions: number, run: () => Promise<unknown> | undefined): Contender => ({
   name,
   async time() {
     const start = performance.now();
@@ -106,7 +106,7 @@ export interface Ratio {
   readonly goal?: number;
 }
 
-export const ratio = (name: string, a: Figures, b: Figures, goal?: number): Ratio => ({
+export const ratioOf = (name: string, a: Figures, b: Figures, goal?: number): Ratio => ({
   name,
   median: Number((a.median / b.median).toFixed(3)),
   min: Number((a.min / b.min).toFixed(3)),
@@ -141,8 +141,8 @@ export const sizeName = (elements: number): string => {
 };
 
 /** Returns milliseconds as text: median [minimum]. */
-export const ms = ({ median, min }: Figures): string => `${median.toFixed(median < 10 ? 3 : 1)} [${min.toFixed(min < 10 ? 3 : 1)}]`;
+export const msText = ({ median, min }: Figures): string => `${median.toFixed(median < 10 ? 3 : 1)} [${min.toFixed(min < 10 ? 3 : 1)}]`;
 
 /** Returns nanoseconds per element as text: median [minimum]. */
-export const perElement = ({ median, min }: Figures, elements: number): string =>
+export const nsPerElementText = ({ median, min }: Figures, elements: number): string =>
   `${((median * 1e6) / elements).toFixed(3)} [${((min * 1e6) / elements).toFixed(3)}]`;

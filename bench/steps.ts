@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { ARENA_MIB, checkPeer, echoRequest, type Request, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Folder, Server } from "./processes.ts";
-import { type Contender, legend, ms, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Contender, legend, msText, type Ratio, type Report, race, ratioOf, repeatedContender, type Setup, sizeName } from "./rounds.ts";
 
 const GAP_MS = 100;
 
@@ -54,24 +54,24 @@ export const benchSteps = async (setup: Setup): Promise<Report> => {
     const reply = await sender(tcp, step)();
     const echo = echoRequest(step, reply);
     const contenders: readonly Contender[] = [
-      repeated("TCP", repetitions, sender(tcp, step)),
-      repeated("echo, TCP", repetitions, sender(echoTcp, echo)),
-      repeated("Unix socket", repetitions, sender(unix, step)),
-      repeated("echo, Unix socket", repetitions, sender(echoUnix, echo)),
-      ...peers.map(({ name, client }) => repeated(name, repetitions, sender(client, step))),
+      repeatedContender("TCP", repetitions, sender(tcp, step)),
+      repeatedContender("echo, TCP", repetitions, sender(echoTcp, echo)),
+      repeatedContender("Unix socket", repetitions, sender(unix, step)),
+      repeatedContender("echo, Unix socket", repetitions, sender(echoUnix, echo)),
+      ...peers.map(({ name, client }) => repeatedContender(name, repetitions, sender(client, step))),
     ];
     const figuresOf = await race(`step, ${size}`, contenders, GAP_MS, setup);
     const name = (transport: string, other: string): string => `step of ${size}, ${transport} / ${other}`;
     ratios.push(
-      ratio(name("TCP", "echo"), figuresOf("TCP"), figuresOf("echo, TCP"), echoGoal),
-      ratio(name("Unix socket", "echo"), figuresOf("Unix socket"), figuresOf("echo, Unix socket")),
-      ratio(name("Unix socket", "TCP"), figuresOf("Unix socket"), figuresOf("TCP"), socketGoal),
-      ...peers.map((peer) => ratio(name("TCP", peer.name), figuresOf("TCP"), figuresOf(peer.name), fastapiGoal)),
+      ratioOf(name("TCP", "echo"), figuresOf("TCP"), figuresOf("echo, TCP"), echoGoal),
+      ratioOf(name("Unix socket", "echo"), figuresOf("Unix socket"), figuresOf("echo, Unix socket")),
+      ratioOf(name("Unix socket", "TCP"), figuresOf("Unix socket"), figuresOf("TCP"), socketGoal),
+      ...peers.map((peer) => ratioOf(name("TCP", peer.name), figuresOf("TCP"), figuresOf(peer.name), fastapiGoal)),
     );
     const bytes = `${(step.body.length / 1e6).toFixed(2)} + ${(reply / 1e6).toFixed(2)}`;
     const against = (transport: string): string => ((figuresOf("TCP").median / figuresOf(transport).median) as number).toFixed(2);
     for (const contender of contenders.map((each) => each.name))
-      rows.push([size, contender, ms(figuresOf(contender)), contender === "TCP" ? "" : against(contender), contender === "TCP" ? bytes : ""]);
+      rows.push([size, contender, msText(figuresOf(contender)), contender === "TCP" ? "" : against(contender), contender === "TCP" ? bytes : ""]);
   }
   return {
     title: "A whole AdamW step in MessagePack on one connection",
@@ -104,19 +104,21 @@ export const benchGradientOptions = async (setup: Setup): Promise<Report> => {
   const rows: string[][] = [];
   const ratios: Ratio[] = [];
   for (const { elements, repetitions } of SIZES.filter((size) => size.elements >= 2 ** 20)) {
-    const contenders = Object.entries(GRADIENT_OPTIONS).map(([name, more]) => repeated(name, repetitions, sender(client, stepRequest(elements, more))));
+    const contenders = Object.entries(GRADIENT_OPTIONS).map(([name, more]) =>
+      repeatedContender(name, repetitions, sender(client, stepRequest(elements, more))),
+    );
     const figuresOf = await race(`gradient options, ${sizeName(elements)}`, contenders, GAP_MS, setup);
     const [base = "", ...others] = Object.keys(GRADIENT_OPTIONS);
-    rows.push([sizeName(elements), base, "", "", ms(figuresOf(base))]);
+    rows.push([sizeName(elements), base, "", "", msText(figuresOf(base))]);
     for (const name of others) {
-      const result = ratio(
+      const result = ratioOf(
         `step of ${sizeName(elements)}, ${name} / no check`,
         figuresOf(name),
         figuresOf(base),
         OPTIONS_WITH_GOAL.includes(name) ? CHECK_GOAL : undefined,
       );
       ratios.push(result);
-      rows.push([sizeName(elements), name, result.median.toFixed(2), result.min.toFixed(2), ms(figuresOf(name))]);
+      rows.push([sizeName(elements), name, result.median.toFixed(2), result.min.toFixed(2), msText(figuresOf(name))]);
     }
   }
   return {

@@ -15,7 +15,7 @@ const output = "build/bench-stream.wasm";
  * Returns the source of a kernel. It adds `zero` times the gradient, which changes nothing. The compiler does not know that `zero`
  * is 0, so it keeps all loads and stores.
  */
-const kernel = (arrays: number): string => {
+const kernelSource = (arrays: number): string => {
   const names = ["param", "grad", "slot0", "slot1"].slice(0, arrays);
   const stored = names.filter((name) => name !== "grad");
   return `export function stream${arrays}(${names.map((name) => `${name}: usize, `).join("")}count: usize, zero: f64): void {
@@ -31,7 +31,7 @@ ${stored.map((name) => `    v128.store(${name} + i, v128.or(${name}0, g));\n    
 
 /** Compiles stream2, stream3 and stream4 (named by the number of arrays) and returns the module's URL. */
 export const buildStream = async (): Promise<URL> => {
-  const source = [2, 3, 4].map(kernel).join("\n");
+  const source = [2, 3, 4].map(kernelSource).join("\n");
   mkdirSync(join(root, "build"), { recursive: true });
   const options = ["-O3", "--runtime", "stub", "--use", "abort=", "--enable", "simd,threads", "--importMemory", "--sharedMemory"];
   const { error, stderr } = await asc.main(["stream.ts", ...options, "--initialMemory", "1", "--maximumMemory", "65536", "--outFile", "stream.wasm"], {

@@ -2,7 +2,7 @@
 import { Bench, jobsOf, KERNELS } from "./harness.ts";
 import { repetitionsOf } from "./kernels.ts";
 import { Peer } from "./processes.ts";
-import { type Contender, legend, perElement, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Contender, legend, nsPerElementText, type Ratio, type Report, race, ratioOf, repeatedContender, type Setup, sizeName } from "./rounds.ts";
 
 const SIZES = [2 ** 20, 2 ** 24, 2 ** 26];
 const LARGEST = 2 ** 26;
@@ -37,7 +37,7 @@ export const benchTorch = async (setup: Setup): Promise<Report> => {
         const contenders: Contender[] = [];
         for (const threads of ["1 thread", "2 threads"] as const) {
           await torch[threads].ask(`prepare ${item.optimizer} ${elements}`);
-          contenders.push(repeated(threads, repetitions, () => kernels.run[placements[threads]](jobs)));
+          contenders.push(repeatedContender(threads, repetitions, () => kernels.run[placements[threads]](jobs)));
           for (const implementation of ["fused", "foreach"])
             contenders.push({ name: `${implementation} ${threads}`, time: () => torch[threads].time(`${implementation} ${repetitions}`) });
         }
@@ -45,21 +45,21 @@ export const benchTorch = async (setup: Setup): Promise<Report> => {
         const isInRam = elements >= IN_RAM;
         for (const threads of ["1 thread", "2 threads"] as const) {
           const name = (rival: string): string => `${title} kernel, ${sizeName(elements)}, ${threads} / torch ${rival}`;
-          const fused = ratio(
+          const fused = ratioOf(
             name("fused"),
             figuresOf(threads),
             figuresOf(`fused ${threads}`),
             isInRam ? goals[threads === "1 thread" ? "one" : "two"] : undefined,
           );
           const hasForeachGoal = isInRam && threads === "1 thread" && item.optimizer === "adamw";
-          const foreach = ratio(name("foreach"), figuresOf(threads), figuresOf(`foreach ${threads}`), hasForeachGoal ? FOREACH_GOAL : undefined);
+          const foreach = ratioOf(name("foreach"), figuresOf(threads), figuresOf(`foreach ${threads}`), hasForeachGoal ? FOREACH_GOAL : undefined);
           ratios.push(fused, foreach);
           rows.push([
             title,
             sizeName(elements),
             threads,
             ...[fused.median, fused.min, foreach.median].map((value) => value.toFixed(2)),
-            ...[threads, `fused ${threads}`, `foreach ${threads}`].map((contender) => perElement(figuresOf(contender), elements)),
+            ...[threads, `fused ${threads}`, `foreach ${threads}`].map((contender) => nsPerElementText(figuresOf(contender), elements)),
           ]);
         }
       });

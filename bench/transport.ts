@@ -7,7 +7,7 @@ import { Unpackr } from "msgpackr";
 import { ARENA_MIB, type Request, stepBlobs, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Folder, Server } from "./processes.ts";
-import { type Contender, legend, ms, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { type Contender, legend, msText, type Ratio, type Report, race, ratioOf, repeatedContender, type Setup, sizeName } from "./rounds.ts";
 
 const GAP_MS = 100;
 
@@ -39,23 +39,23 @@ export const benchTransport = async (setup: Setup): Promise<Report> => {
       "cache, state stays": stepRequest(elements, { ...(await cacheResults(client, elements)), reply: { state: "none", cache: true } }),
     };
     const contenders: readonly Contender[] = Object.entries(requests).map(([name, { head, body }]) =>
-      repeated(name, repetitions, () => client.request(head, body)),
+      repeatedContender(name, repetitions, () => client.request(head, body)),
     );
     const figuresOf = await race(`transport, ${sizeName(elements)}`, contenders, GAP_MS, setup);
     for (const [name, { head, body }] of Object.entries(requests)) {
       const bytes = `${megabytes(body.length)} + ${megabytes(await client.request(head, body))}`;
       if (name === "TCP") {
-        rows.push([sizeName(elements), name, "", "", ms(figuresOf(name)), bytes]);
+        rows.push([sizeName(elements), name, "", "", msText(figuresOf(name)), bytes]);
         continue;
       }
-      const result = ratio(
+      const result = ratioOf(
         `step of ${sizeName(elements)}, ${name} / TCP`,
         figuresOf(name),
         figuresOf("TCP"),
         name === "shared memory" ? sharedGoal : undefined,
       );
       ratios.push(result);
-      rows.push([sizeName(elements), name, result.median.toFixed(2), result.min.toFixed(2), ms(figuresOf(name)), bytes]);
+      rows.push([sizeName(elements), name, result.median.toFixed(2), result.min.toFixed(2), msText(figuresOf(name)), bytes]);
     }
   }
   return {

@@ -1,8 +1,8 @@
 /** Renders the page: its frame, the panels, and the dialog that asks for a token. */
 import { type ComponentType, render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
-import { asset, Failure, messageOf, type PanelProps } from "./common/panel.tsx";
-import { askForToken, json, onTokenNeeded, type Summary } from "./common/session.ts";
+import { assetUrl, Failure, messageOf, type PanelProps } from "./common/panel.tsx";
+import { askForToken, requestJson, type Summary, setTokenDialog } from "./common/session.ts";
 import "uplot/dist/uPlot.min.css";
 import "./style.css";
 
@@ -76,7 +76,7 @@ const TOKEN = "[\\x21-\\x7e]+";
 const TokenDialog = () => {
   const [question, setQuestion] = useState<Question>();
   const dialog = useRef<HTMLDialogElement>(null);
-  useEffect(() => onTokenNeeded((reason) => new Promise((answer) => setQuestion({ reason, answer }))), []);
+  useEffect(() => setTokenDialog((reason) => new Promise((answer) => setQuestion({ reason, answer }))), []);
   useEffect(() => {
     if (question) dialog.current?.showModal();
   }, [question]);
@@ -116,7 +116,7 @@ const Frame = () => {
     return () => removeEventListener("hashchange", onMove);
   }, []);
   useEffect(() => {
-    json<Summary>("")
+    requestJson<Summary>("")
       .then(async (given) => {
         if (given.authentication === "bearer") await askForToken("Ask whoever runs it for one.");
         setSummary(given);
@@ -153,7 +153,7 @@ const Frame = () => {
       </main>
       <footer>
         stepd {summary?.version} · <a href="openapi.json">OpenAPI</a> · <a href="openrpc.json">OpenRPC</a> ·{" "}
-        <a href={asset("licenses")}>Licenses of this page</a>
+        <a href={assetUrl("licenses")}>Licenses of this page</a>
       </footer>
       <TokenDialog />
     </>

@@ -46,7 +46,7 @@ const { outputFiles, metafile } = await esbuild.build({
 const files = new Map<string, Uint8Array>(outputFiles.map(({ path, contents }) => [relative(output, path), contents]));
 
 /** Adds a file. Its name gets a digest of the contents. Returns the new name. */
-const add = (name: string, contents: Uint8Array): string => {
+const addFile = (name: string, contents: Uint8Array): string => {
   const digest = createHash("sha256").update(contents).digest("hex").slice(0, 8);
   const full = name.replace(/(\.\w+)$/, `-${digest}$1`);
   files.set(full, contents);
@@ -57,8 +57,8 @@ const packageFile = (name: string, file: string): Uint8Array => readFileSync(joi
 
 const SWAGGER = "swagger-ui-dist";
 const swagger = {
-  script: add("swagger-ui.js", packageFile(SWAGGER, "swagger-ui-bundle.js")),
-  style: add("swagger-ui.css", packageFile(SWAGGER, "swagger-ui.css")),
+  script: addFile("swagger-ui.js", packageFile(SWAGGER, "swagger-ui-bundle.js")),
+  style: addFile("swagger-ui.css", packageFile(SWAGGER, "swagger-ui.css")),
 };
 
 /** The names of the packages in the bundles. */
@@ -78,7 +78,7 @@ const noticesOf = (name: string): string => {
   return [`${name} ${version} (${license ?? "see below"})`, ...texts].join("\n\n");
 };
 
-const licenses = add(
+const licenses = addFile(
   "licenses.txt",
   Buffer.from(
     `${[...packages]

@@ -15,7 +15,7 @@ const target = process.argv[2] ?? join(root, "clients/python/src/stepd");
 const header = "# DO NOT EDIT: written by `npm run generate`.\n";
 
 /** Returns the `__all__` list of a module. */
-const exported = (names: readonly string[]): string => `__all__ = [\n${names.map((name) => `    "${name}",\n`).join("")}]`;
+const allList = (names: readonly string[]): string => `__all__ = [\n${names.map((name) => `    "${name}",\n`).join("")}]`;
 
 /** Converts INVALID_PARAMS to InvalidParams. */
 const classOf = (name: string): string =>
@@ -41,7 +41,7 @@ writeFileSync(
 
 from ._errors import ServerError
 
-${exported(Object.keys(errors).map(classOf).sort())}
+${allList(Object.keys(errors).map(classOf).sort())}
 
 ${classes.join("\n")}`,
 );
@@ -81,7 +81,7 @@ const literal = (value: unknown): string => {
 };
 
 /** Breaks long lines between words. */
-const wrap = (text: string, indent: string): string => {
+const wrapLines = (text: string, indent: string): string => {
   const lines = [""];
   for (const word of text.split(" ")) {
     const last = lines.at(-1) as string;
@@ -98,14 +98,14 @@ const functionOf = ({ title, description, required, properties }: Branch): strin
   const parameters = wanted.map(
     ([key, property]) => `    ${key}: ${typeOf(property)}${required.includes(key) ? "" : ` = ${literal(property.default ?? null)}`},\n`,
   );
-  const documented = given.map(([key, { description: what = "" }]) => `    ${wrap(`${key}: ${what}.`, "        ")}\n`);
+  const documented = given.map(([key, { description: what = "" }]) => `    ${wrapLines(`${key}: ${what}.`, "        ")}\n`);
   return `
 def ${name.const}(
     *,
 ${parameters.join("")}) -> dict[str, Any]:
-    """${wrap(`${title}.`, "    ")}
+    """${wrapLines(`${title}.`, "    ")}
 
-    ${wrap(`${description}.`, "    ")}
+    ${wrapLines(`${description}.`, "    ")}
 
 ${documented.join("")}    """
     return {
@@ -130,7 +130,7 @@ from __future__ import annotations
 from collections.abc import ${collections}
 from typing import ${typing}
 
-${exported(oneOf.map(({ properties }) => properties.name.const).sort())}
+${allList(oneOf.map(({ properties }) => properties.name.const).sort())}
 
 ${body}`,
   );

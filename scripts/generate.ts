@@ -37,7 +37,7 @@ const writeRegistry = async (room: string, definition: string, title: string) =>
 };
 
 /** Writes the schema of a tagged object: one branch for each definition. */
-const writeTagged = (room: string, title: string, description: string, branches: readonly object[]): void => {
+const writeTaggedSchema = (room: string, title: string, description: string, branches: readonly object[]): void => {
   const file = `${title.toLowerCase()}.schema.json`;
   const schema = {
     $schema: "https://json-schema.org/draft/2020-12/schema",
@@ -55,11 +55,16 @@ const writeTagged = (room: string, title: string, description: string, branches:
 
 const optimizers = await writeRegistry("optimizers", "OptimizerDefinition", "optimizers");
 const { optimizerSchema } = await import("../src/optimizers/_schema.ts");
-writeTagged("optimizers", "Optimizer", "An optimizer by name with its hyperparameters; absent ones take their defaults.", optimizers.map(optimizerSchema));
+writeTaggedSchema(
+  "optimizers",
+  "Optimizer",
+  "An optimizer by name with its hyperparameters; absent ones take their defaults.",
+  optimizers.map(optimizerSchema),
+);
 
 const schedules = await writeRegistry("schedules", "ScheduleDefinition", "schedules");
 const { scheduleSchema } = await import("../src/schedules/_schema.ts");
-writeTagged(
+writeTaggedSchema(
   "schedules",
   "Schedule",
   "A learning-rate schedule by name with its arguments in torch's names; absent ones take their defaults.",

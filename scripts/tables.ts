@@ -5,7 +5,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { atOnce } from "../src/codec/turns.ts";
-import { help } from "../src/config.ts";
+import { helpText } from "../src/config.ts";
 import { estimate } from "../src/engine/estimate.ts";
 import { errors } from "../src/errors/errors.ts";
 import { type Hyperparameters, type OptimizerDefinition, registry } from "../src/optimizers/registry.ts";
@@ -14,27 +14,27 @@ import { methods as rpcMethods } from "../src/rpc/methods.ts";
 const F32_BYTES = 4;
 
 /** Escapes the text of a cell: an unescaped bar ends the cell, even in code. */
-const cell = (text: string): string => text.replaceAll("|", "\\|");
+const escapeCell = (text: string): string => text.replaceAll("|", "\\|");
 
-const code = (text: string): string => `\`${text}\``;
+const inlineCode = (text: string): string => `\`${text}\``;
 
-const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
-  [head, head.map(() => "---"), ...rows].map((row) => `| ${row.map(cell).join(" | ")} |`).join("\n");
+const markdownTable = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
+  [head, head.map(() => "---"), ...rows].map((row) => `| ${row.map(escapeCell).join(" | ")} |`).join("\n");
 
 /** Converts "Kingma & Ba, 2015, https://..." to a Markdown link. */
-const link = (reference: string): string => reference.replace(/^(.*), (https:\/\/\S+)$/, "[$1]($2)");
+const markdownLink = (reference: string): string => reference.replace(/^(.*), (https:\/\/\S+)$/, "[$1]($2)");
 
 const isPeer = (reference: string): boolean => /^peers?: /.test(reference);
 
-const optimizers = (): string =>
-  table(
+const optimizerTable = (): string =>
+  markdownTable(
     ["name", "update", "source", "checked against"],
     [...registry.values()].map(({ name, formula, references }) => [
-      code(name),
-      code(formula),
+      inlineCode(name),
+      inlineCode(formula),
       references
         .filter((reference) => !isPeer(reference))
-        .map(link)
+        .map(markdownLink)
         .join("; "),
       references
         .filter(isPeer)
@@ -50,11 +50,15 @@ const MACHINE_DEFAULTS: Readonly<Record<string, string>> = {
   STEPD_MAX_JSON_MIB: "a part in 128 of the memory, at most 64",
 };
 
-const settings = (): string => {
-  const rows = [...help().matchAll(/^ {2}(STEPD_\w+) +(.*?)(?: \(([^()]*)\))?$/gm)];
-  return table(
+const settingTable = (): string => {
+  const rows = [...helpText().matchAll(/^ {2}(STEPD_\w+) +(.*?)(?: \(([^()]*)\))?$/gm)];
+  return markdownTable(
     ["variable", "meaning", "default"],
-    rows.map(([, name = "", meaning = "", initial]) => [code(name), meaning, MACHINE_DEFAULTS[name] ?? (initial === undefined ? "" : code(initial))]),
+    rows.map(([, name = "", meaning = "", initial]) => [
+      inlineCode(name),
+      meaning,
+      MACHINE_DEFAULTS[name] ?? (initial === undefined ? "" : inlineCode(initial)),
+    ]),
   );
 };
 
@@ -74,7 +78,7 @@ const LINK_GBIT = 10;
 /** A model is split into tensors of 4 Mi parameters, because a step can only be split between tensors. */
 const TENSOR_ELEMENTS = 2 ** 22;
 
-const sizing = (): string => {
+const sizingTable = (): string => {
   const capacity = 4096 * MIB;
   const mib = (bytes: number): string => (bytes / MIB).toFixed(0);
   const rows = SIZES.flatMap((parameters) =>
@@ -88,23 +92,23 @@ const sizing = (): string => {
       return [`${parameters / 1e6} M`, label, ...[cost.bytes_in, cost.bytes_out, cost.state_bytes, cost.arena_bytes].map(mib), String(cost.requests), seconds];
     }),
   );
-  return table(["parameters", "optimizer and dtype", "in", "out", "state", "arena", "calls", `s at ${LINK_GBIT} Gbit/s`], rows);
+  return markdownTable(["parameters", "optimizer and dtype", "in", "out", "state", "arena", "calls", `s at ${LINK_GBIT} Gbit/s`], rows);
 };
 
-const methods = (): string =>
-  table(
+const methodTable = (): string =>
+  markdownTable(
     ["method", "REST", "does"],
-    rpcMethods.map(({ name, rest, summary }) => [code(name), rest ? code(`${rest.verb} ${rest.path}`) : "", summary]),
+    rpcMethods.map(({ name, rest, summary }) => [inlineCode(name), rest ? inlineCode(`${rest.verb} ${rest.path}`) : "", summary]),
   );
 
 const errorTable = (): string =>
-  table(
+  markdownTable(
     ["name", "code", "HTTP status", "meaning"],
-    Object.entries(errors).map(([name, { code: number, status, title }]) => [code(name), String(number), String(status), title]),
+    Object.entries(errors).map(([name, { code: number, status, title }]) => [inlineCode(name), String(number), String(status), title]),
   );
 
 /** Returns a description of the values that a hyperparameter accepts. */
-const range = (schema: Hyperparameters[string]): string => {
+const rangeText = (schema: Hyperparameters[string]): string => {
   const {
     enum: choices,
     items,
@@ -122,8 +126,8 @@ const range = (schema: Hyperparameters[string]): string => {
     readonly maximum?: number;
     readonly exclusiveMaximum?: number;
   };
-  if (choices) return choices.map((choice) => code(JSON.stringify(choice))).join(", ");
-  if (items) return `two numbers, each ${range(items).replace("number, ", "")}`;
+  if (choices) return choices.map((choice) => inlineCode(JSON.stringify(choice))).join(", ");
+  if (items) return `two numbers, each ${rangeText(items).replace("number, ", "")}`;
   if (type === "boolean") return "`true`, `false`";
   const isLargest = (bound: number): boolean => Math.abs(bound) > 3e38;
   const bounds = [
@@ -136,39 +140,39 @@ const range = (schema: Hyperparameters[string]): string => {
   return bounds.length === 0 ? (kind === "number" ? "number, any" : kind) : `${kind}, ${bounds.join(", ")}`;
 };
 
-const hyperparameters = ({ name, title, revision, family, formula, references, hyperparameters: all, slots, allSlots }: OptimizerDefinition): string => {
+const hyperparameterTable = ({ name, title, revision, family, formula, references, hyperparameters: all, slots, allSlots }: OptimizerDefinition): string => {
   const defaults = Object.fromEntries(Object.entries(all).map(([key, { default: initial }]) => [key, initial]));
   const inUse = slots(defaults as Parameters<typeof slots>[0]);
   const state = inUse.length * F32_BYTES;
   const late = allSlots.filter((slot) => !inUse.includes(slot));
-  const slotText = [...inUse.map(code), ...late.map((slot) => `${code(slot)} (not by default)`)].join(", ");
+  const slotText = [...inUse.map(inlineCode), ...late.map((slot) => `${inlineCode(slot)} (not by default)`)].join(", ");
   const rows = Object.entries(all).map(([key, schema]) => [
-    code(key),
-    schema.default === undefined ? "must be given" : code(JSON.stringify(schema.default)),
-    range(schema),
+    inlineCode(key),
+    schema.default === undefined ? "must be given" : inlineCode(JSON.stringify(schema.default)),
+    rangeText(schema),
     schema.description,
   ]);
   return [
     `## ${title}: \`${name}\``,
     ["```text", formula, "```"].join("\n"),
-    `Source: ${references.map(link).join("; ")}.`,
+    `Source: ${references.map(markdownLink).join("; ")}.`,
     `Family \`${family}\`, revision ${revision}. Slots: ${slotText || "none"}. A step with the defaults in F32 moves ${2 * F32_BYTES + state} bytes in and ${F32_BYTES + state} out for each parameter.`,
-    table(["hyperparameter", "default", "range", "meaning"], rows),
+    markdownTable(["hyperparameter", "default", "range", "meaning"], rows),
   ].join("\n\n");
 };
 
 const contents: Readonly<Record<string, Readonly<Record<string, () => string>>>> = {
-  "README.md": { optimizers, settings },
-  "docs/wire-format.md": { methods, errors: errorTable },
-  "docs/operations.md": { sizing, settings },
-  "docs/optimizers.md": { hyperparameters: () => [...registry.values()].map(hyperparameters).join("\n\n") },
+  "README.md": { optimizerTable, settingTable },
+  "docs/wire-format.md": { methodTable, errors: errorTable },
+  "docs/operations.md": { sizingTable, settingTable },
+  "docs/optimizers.md": { hyperparameters: () => [...registry.values()].map(hyperparameterTable).join("\n\n") },
 };
 
 /** The files that contain generated tables. */
 export const filesWithTables: readonly string[] = Object.keys(contents);
 
 /** Replaces the table between its markers in a text. */
-const fill = (text: string, name: string, content: string, file: string): string => {
+const fillTable = (text: string, name: string, content: string, file: string): string => {
   const begin = `<!-- begin ${name}: DO NOT EDIT, written by npm run generate -->`;
   const end = `<!-- end ${name} -->`;
   const start = text.indexOf(begin);
@@ -181,7 +185,7 @@ const fill = (text: string, name: string, content: string, file: string): string
 export const writeTables = (root: string): void => {
   for (const [file, tables] of Object.entries(contents)) {
     const path = join(root, file);
-    const text = Object.entries(tables).reduce((before, [name, make]) => fill(before, name, make(), file), readFileSync(path, "utf8"));
+    const text = Object.entries(tables).reduce((before, [name, make]) => fillTable(before, name, make(), file), readFileSync(path, "utf8"));
     writeFileSync(path, text);
   }
 };

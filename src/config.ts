@@ -305,7 +305,7 @@ export const warningsFor = (env: Readonly<Record<string, string | undefined>>, {
 export const namedSettings = (config: Config): Readonly<Record<string, unknown>> =>
   Object.fromEntries(Object.entries(settings).map(([key, { name }]) => [name, config[key as keyof Config]]));
 
-export const help = (): string => {
+export const helpText = (): string => {
   const lines = Object.values(settings).map(({ name, help, initial }) => `  ${name.padEnd(26)} ${help}${initial === "" ? "" : ` (${initial})`}`);
   return ["stepd: a stateless optimizer service", "", "Usage: npm start [-- --help | --version]", "", "Environment (defaults in brackets):", ...lines, ""].join(
     "\n",

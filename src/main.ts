@@ -1,6 +1,6 @@
 /** The entry point of `npm start`. It reads the flags and the environment and runs the service. */
 import { parseArgs } from "node:util";
-import { ConfigError, help, readConfig, warningsFor } from "./config.ts";
+import { ConfigError, helpText, readConfig, warningsFor } from "./config.ts";
 import { serve } from "./serve.ts";
 import { version } from "./service.ts";
 
@@ -22,7 +22,7 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
 });
 
 const flags = readFlags();
-if (flags.help) console.log(help());
+if (flags.help) console.log(helpText());
 else if (flags.version) console.log(version);
 else {
   try {

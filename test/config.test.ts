@@ -9,7 +9,7 @@ import os from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
-import { help, readConfig, settings, warningsFor } from "../src/config.ts";
+import { helpText, readConfig, settings, warningsFor } from "../src/config.ts";
 import { started } from "./support/service.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -374,5 +374,5 @@ test("the help names exactly the settings that are read", () => {
   } as Env;
   // A certificate and its key need each other, so both are set.
   const others = { STEPD_TLS_CERT_FILE: "c", STEPD_TLS_KEY_FILE: "k" };
-  for (const name of help().match(/STEPD_\w+/g) ?? []) assert.doesNotThrow(() => readConfig({ ...others, [name]: given[name] ?? "1" }));
+  for (const name of helpText().match(/STEPD_\w+/g) ?? []) assert.doesNotThrow(() => readConfig({ ...others, [name]: given[name] ?? "1" }));
 });

@@ -118,7 +118,7 @@ interface FieldsProps {
   readonly onChange: (values: Values) => void;
 }
 
-const same = (a: unknown, b: unknown): boolean => JSON.stringify(a) === JSON.stringify(b);
+const isEqual = (a: unknown, b: unknown): boolean => JSON.stringify(a) === JSON.stringify(b);
 
 export const Fields = ({ properties, values, onChange }: FieldsProps) => (
   <div class="fields">
@@ -126,7 +126,7 @@ export const Fields = ({ properties, values, onChange }: FieldsProps) => (
       if (property.const !== undefined) return null;
       const change = (value: unknown): void => {
         const { [name]: _, ...rest } = values;
-        onChange(value === undefined || same(value, property.default) ? rest : { ...rest, [name]: value });
+        onChange(value === undefined || isEqual(value, property.default) ? rest : { ...rest, [name]: value });
       };
       return <Field key={name} name={name} property={property} value={values[name] ?? property.default} onChange={change} />;
     })}

@@ -54,4 +54,4 @@ export const download = (name: string, contents: Uint8Array<ArrayBuffer>): void 
 };
 
 /** Returns the address of a file from its meta element in index.html. */
-export const asset = (name: string): string => document.querySelector<HTMLMetaElement>(`meta[name="${name}"]`)?.content ?? "";
+export const assetUrl = (name: string): string => document.querySelector<HTMLMetaElement>(`meta[name="${name}"]`)?.content ?? "";

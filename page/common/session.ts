@@ -16,13 +16,13 @@ let token: string | undefined;
 let ask: (reason: string) => Promise<string> = () => Promise.reject(new Error("no dialog asks for a token yet"));
 
 /** Sets the function that asks the visitor for a token. */
-export const onTokenNeeded = (dialog: typeof ask): void => {
+export const setTokenDialog = (dialog: typeof ask): void => {
   ask = dialog;
 };
 
 const UNAUTHENTICATED = 401;
 
-/** Sends a request with the token. Asks for another one while the server refuses it. Throws an Error with the server's sentence. */
+/** Sends a request with the token. As long as the server refuses the token, asks the visitor for another and repeats the request. */
 export const request = async (path: string, init: RequestInit = {}): Promise<Response> => {
   for (;;) {
     const headers = new Headers(init.headers);
@@ -30,7 +30,7 @@ export const request = async (path: string, init: RequestInit = {}): Promise<Res
     if (used !== undefined) headers.set("Authorization", `Bearer ${used}`);
     const response = await fetch(new URL(path, root), { ...init, headers });
     if (response.status !== UNAUTHENTICATED) return response;
-    // Another request may have got a new token meanwhile.
+    // Meanwhile, another request may have received a new token.
     if (token !== used) continue;
     await askForToken("The server does not know this token.");
   }
@@ -50,10 +50,10 @@ export const askForToken = (reason: string): Promise<void> => {
 export const hasToken = (): boolean => token !== undefined;
 
 /** Returns the Authorization header, for libraries that send their own requests. */
-export const authorization = (): string | undefined => (token === undefined ? undefined : `Bearer ${token}`);
+export const authorizationHeader = (): string | undefined => (token === undefined ? undefined : `Bearer ${token}`);
 
-/** Sends JSON and returns JSON. Throws an Error with the sentence of the server's problem details. */
-export const json = async <Result>(path: string, body?: unknown): Promise<Result> => {
+/** Sends and receives JSON. Throws an Error with the server's message if the request fails. */
+export const requestJson = async <Result>(path: string, body?: unknown): Promise<Result> => {
   const init = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const response = await request(path, { ...init, headers: { ...init.headers, Accept: "application/json" } });
   const value: unknown = await response.json();
@@ -68,19 +68,19 @@ export interface RpcReply<Result> {
 }
 
 /** Calls several methods in one JSON-RPC batch. Replies keep the order of the calls. */
-export const batch = async <Result>(calls: readonly { readonly method: string; readonly params: unknown }[]): Promise<readonly RpcReply<Result>[]> => {
+export const callBatch = async <Result>(calls: readonly { readonly method: string; readonly params: unknown }[]): Promise<readonly RpcReply<Result>[]> => {
   const body = calls.map(({ method, params }, id) => ({ jsonrpc: "2.0", id, method, params }));
-  const replies = await json<readonly RpcReply<Result>[] | RpcReply<Result>>("rpc", body);
+  const replies = await requestJson<readonly RpcReply<Result>[] | RpcReply<Result>>("rpc", body);
   if (!Array.isArray(replies)) throw new Error((replies as RpcReply<Result>).error?.message ?? "expected the replies of a batch");
   return [...(replies as readonly RpcReply<Result>[])].sort((a, b) => a.id - b.id);
 };
 
-/** Calls several methods in one batch and returns their results. Throws the first call's error, if a call fails. */
-export const results = async <Result>(calls: Parameters<typeof batch>[0]): Promise<readonly Result[]> =>
-  (await batch<Result>(calls)).map(({ result, error }) => {
+/** Calls several methods in one batch and returns their results. Throws the first error if a call fails. */
+export const batchResults = async <Result>(calls: Parameters<typeof callBatch>[0]): Promise<readonly Result[]> =>
+  (await callBatch<Result>(calls)).map(({ result, error }) => {
     if (result === undefined) throw new Error(error?.message ?? "the server gave no reply");
     return result;
   });
 
 /** Creates a TypeScript client, for calls with blobs. Its replies are MessagePack. */
-export const client = (): Client => new Client(root, { token, retries: 0 });
+export const createClient = (): Client => new Client(root, { token, retries: 0 });

@@ -12,14 +12,14 @@ export interface Tensor {
   readonly shape: readonly number[];
   /** Reads the elements in row-major order, little-endian. */
   read(): Promise<Uint8Array<ArrayBuffer>>;
-  /** Reads the scales of a Q8 tensor, BF16, one for each 64 elements. Absent for other tensors. */
+  /** Reads a Q8 tensor's scales: one BF16 number for each 64 elements. Absent for other tensors. */
   readonly readScales?: () => Promise<Uint8Array<ArrayBuffer>>;
 }
 
-/** The elements of a Q8 tensor that share a scale. */
+/** In Q8, this many consecutive elements share a scale. */
 export const Q8_BLOCK = 64;
 
-/** The dtype as people name it. */
+/** Returns the dtype for display, which is Q8 for codes with scales. */
 export const dtypeOf = ({ dtype, readScales }: Tensor): string => (readScales ? "Q8" : dtype);
 
 export const bytesOf = ({ dtype, shape, readScales }: Tensor): number => {
@@ -69,7 +69,7 @@ export class Unreadable extends Error {
   }
 }
 
-/** The server's definition of an optimizer, which tells the slots of its states. */
+/** The server's definition of an optimizer: its name, its family and its slots. */
 export interface Definition {
   readonly name: string;
   readonly family: string;
@@ -86,7 +86,7 @@ export const parametersOf = ({ tensors, steps, groups }: Checkpoint): readonly s
 ];
 
 /** Maps each parameter to its tensors by slot. */
-export const byParameter = ({ tensors }: Checkpoint): ReadonlyMap<string, ReadonlyMap<string, Tensor>> => {
+export const tensorsByParameter = ({ tensors }: Checkpoint): ReadonlyMap<string, ReadonlyMap<string, Tensor>> => {
   const found = new Map<string, Map<string, Tensor>>();
   for (const tensor of tensors) {
     const slots = found.get(tensor.parameter) ?? new Map<string, Tensor>();

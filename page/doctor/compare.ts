@@ -1,7 +1,6 @@
 /** Compares two checkpoints. The findings explain why runs that resume from them would differ. */
 import { count, list, plural, short } from "../common/format.ts";
 import {
-  byParameter,
   type Checkpoint,
   type Definitions,
   dtypeOf,
@@ -11,6 +10,7 @@ import {
   type Level,
   parametersOf,
   type Tensor,
+  tensorsByParameter,
 } from "./checkpoint.ts";
 import { valuesOf } from "./values.ts";
 
@@ -52,10 +52,10 @@ const countsOf = (values: readonly (string | undefined)[]): ReadonlyMap<string |
   return counts;
 };
 
-/** Pairs the parameters of two files by name, also behind a wrapper's prefix. If one file only numbers them, pairs them by order. */
+/** Pairs the parameters of two files by name, with or without a wrapper's prefix. If one file has only numbers, pairs them by order. */
 const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
   const [namesA, namesB] = [parametersOf(a), parametersOf(b)];
-  const [slotsA, slotsB] = [byParameter(a), byParameter(b)];
+  const [slotsA, slotsB] = [tensorsByParameter(a), tensorsByParameter(b)];
   const [setA, setB] = [new Set(namesA), new Set(namesB)];
   const onlyA = namesA.filter((name) => !setB.has(name));
   const onlyB = namesB.filter((name) => !setA.has(name));
@@ -159,7 +159,7 @@ const compareOptimizers = (a: Checkpoint, b: Checkpoint, definitions: Definition
   return [finding("error", "other-optimizer", `${names}: their slots differ, so neither goes on from the other's file.`)];
 };
 
-/** The index of each parameter's group. */
+/** Maps each parameter to the index of its group. */
 const groupsByParameter = (groups: readonly Group[]): ReadonlyMap<string, number> =>
   new Map(groups.flatMap(({ parameters }, index) => parameters.map((name) => [name, index] as const)));
 
@@ -216,7 +216,7 @@ interface SlotDifference {
   largest: number;
   /** Maps a parameter to the ratio B/A, if this ratio is the same for all its elements. */
   readonly ratios: Map<string, number>;
-  /** Parameters with one element, whose ratio says nothing. */
+  /** Parameters with a single element. Their ratios prove nothing. */
   singles: number;
   readonly zeroInB: string[];
 }
@@ -260,7 +260,7 @@ const betasOf = (slot: string, checkpoints: readonly Checkpoint[]): readonly num
 };
 
 /** Finds the beta for which the ratio equals the bias correction 1 - beta^step or its inverse. `corrected` names the file that is bias-corrected. */
-const biasOf = (ratio: number, step: number, betas: readonly number[]): { readonly beta: number; readonly corrected: "A" | "B" } | undefined => {
+const findBiasCorrection = (ratio: number, step: number, betas: readonly number[]): { readonly beta: number; readonly corrected: "A" | "B" } | undefined => {
   for (const beta of betas) {
     const correction = 1 - beta ** step;
     if (Math.abs(ratio * correction - 1) < RATIO_TOLERANCE) return { beta, corrected: "B" };
@@ -278,7 +278,7 @@ const describeSlot = (slot: string, difference: SlotDifference, a: Checkpoint, b
   if (zeroInB.length > 0) found.push(finding("error", "lost-in-b", `${what} of ${list(zeroInB)} is zero everywhere in B: its state was lost.`));
   if (/^exp_avg(_sq)?$/.test(slot) && hasRatio) {
     const biases = [...ratios].map(([name, ratio]) =>
-      biasOf(ratio, a.steps.get(name) ?? [...a.steps.values()][0] ?? [...b.steps.values()][0] ?? 0, betasOf(slot, [a, b])),
+      findBiasCorrection(ratio, a.steps.get(name) ?? [...a.steps.values()][0] ?? [...b.steps.values()][0] ?? 0, betasOf(slot, [a, b])),
     );
     const [first] = biases;
     if (first && biases.every((bias) => bias?.corrected === first.corrected))
@@ -334,7 +334,7 @@ export const compare = async (
     add("error", "other-step", `${sentence}${late.length > 1 ? `, and ${plural(late.length - 1, "other")} differ, too` : ""}.${effect}`);
   }
 
-  const [slotsA, slotsB] = [byParameter(a), byParameter(b)];
+  const [slotsA, slotsB] = [tensorsByParameter(a), tensorsByParameter(b)];
   const shapes: string[] = [];
   const transposed: string[] = [];
   const [missing, dtypes] = [new Map<string, string[]>(), new Map<string, string[]>()];

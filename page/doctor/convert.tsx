@@ -3,7 +3,7 @@ import { useState } from "preact/hooks";
 import type { Convention } from "../../clients/typescript/src/index.ts";
 import { bytes } from "../common/format.ts";
 import { download, Failure, messageOf } from "../common/panel.tsx";
-import { client } from "../common/session.ts";
+import { createClient } from "../common/session.ts";
 import { type Checkpoint, type Definitions, parametersOf } from "./checkpoint.ts";
 import { writeSafetensors } from "./safetensors.ts";
 
@@ -13,7 +13,7 @@ type Moments = (typeof MOMENTS)[number];
 type Target = (typeof FORMATS)[number];
 
 /** Returns the bytes for state.convert. A file of torch.save becomes a safetensors file; other files stay as they are. */
-const fileOf = async (checkpoint: Checkpoint, file: File): Promise<Uint8Array<ArrayBuffer>> => {
+const stateFileOf = async (checkpoint: Checkpoint, file: File): Promise<Uint8Array<ArrayBuffer>> => {
   if (checkpoint.container === "safetensors") return new Uint8Array(await file.arrayBuffer());
   const tensors = await Promise.all(
     checkpoint.tensors.map(async ({ slot, parameter, dtype, shape, read }) => ({ key: `state.${parameter}.${slot}`, dtype, shape, bytes: await read() })),
@@ -57,8 +57,8 @@ export const Convert = ({ checkpoint, file, definitions }: { readonly checkpoint
     event.preventDefault();
     setState({ isBusy: true });
     try {
-      const given = await fileOf(checkpoint, file);
-      const { file: converted, lost } = await client().convert({
+      const given = await stateFileOf(checkpoint, file);
+      const { file: converted, lost } = await createClient().convert({
         state: given,
         from: convention(checkpoint.format as Target, true),
         to: convention(target, false),

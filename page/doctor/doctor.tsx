@@ -1,9 +1,9 @@
 /** The state doctor: a panel that shows a checkpoint's contents and faults, and its differences from another checkpoint. */
 import { useEffect, useState } from "preact/hooks";
 import { bytes, count, plural, short } from "../common/format.ts";
-import { optimizers } from "../common/optimizers.ts";
+import { describeOptimizers } from "../common/optimizers.ts";
 import { Card, Failure, messageOf, useLoaded } from "../common/panel.tsx";
-import { byParameter, bytesOf, type Checkpoint, type Definition, type Definitions, dtypeOf, type Finding, parametersOf } from "./checkpoint.ts";
+import { bytesOf, type Checkpoint, type Definition, type Definitions, dtypeOf, type Finding, parametersOf, tensorsByParameter } from "./checkpoint.ts";
 import { compare } from "./compare.ts";
 import { Convert } from "./convert.tsx";
 import { type Examination, examine, summarize } from "./examine.ts";
@@ -69,7 +69,7 @@ const SlotTable = ({ checkpoint, examination }: { readonly checkpoint: Checkpoin
 );
 
 const ParameterTable = ({ checkpoint, examination }: { readonly checkpoint: Checkpoint; readonly examination: Examination }) => {
-  const slots = byParameter(checkpoint);
+  const slots = tensorsByParameter(checkpoint);
   const names = parametersOf(checkpoint);
   return (
     <details>
@@ -205,7 +205,8 @@ const Report = ({ name, patient, definitions }: { readonly name: string; readonl
   );
 };
 
-const loadDefinitions = async (): Promise<Definitions> => new Map((await optimizers()).map((definition) => [definition.name, definition as Definition]));
+const loadDefinitions = async (): Promise<Definitions> =>
+  new Map((await describeOptimizers()).map((definition) => [definition.name, definition as Definition]));
 
 export const Doctor = () => {
   const definitions = useLoaded(loadDefinitions, []);

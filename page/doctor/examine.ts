@@ -1,7 +1,7 @@
 /** Examines one checkpoint: computes statistics for each slot, and reports faults. */
 import { count, list, plural, short } from "../common/format.ts";
-import { byParameter, type Checkpoint, type Definitions, type Finding, type Level, parametersOf, type Tensor, Unreadable } from "./checkpoint.ts";
-import { addTo, merge, newStatistics, type Statistics, valuesOf } from "./values.ts";
+import { type Checkpoint, type Definitions, type Finding, type Level, parametersOf, type Tensor, tensorsByParameter, Unreadable } from "./checkpoint.ts";
+import { addValues, mergeStatistics, newStatistics, type Statistics, valuesOf } from "./values.ts";
 
 export interface Examination {
   readonly findings: readonly Finding[];
@@ -44,7 +44,7 @@ export const examineStructure = (checkpoint: Checkpoint, definitions: Definition
   if (isOptimizerNamed && definitions.size > 0 && !definition)
     add("error", "unknown-optimizer", `The file is a state of “${optimizer}”, which this server does not have.`);
   const parameters = parametersOf(checkpoint);
-  const slots = byParameter(checkpoint);
+  const slots = tensorsByParameter(checkpoint);
 
   const disagreeing = parameters.filter((name) => {
     const shapes = [...(slots.get(name)?.values() ?? [])].filter(({ slot }) => SHAPED.test(slot)).map(({ shape }) => shape.join());
@@ -176,14 +176,14 @@ export const examine = async (
   for (const [index, tensor] of checkpoint.tensors.entries()) {
     const statistics = newStatistics();
     try {
-      addTo(statistics, await valuesOf(tensor));
+      addValues(statistics, await valuesOf(tensor));
     } catch (error) {
       if (error instanceof Unreadable) return { findings: [...structure, finding("error", error.code, error.message)], slots, tensors };
       throw error;
     }
     tensors.set(tensor, statistics);
     const own = slots.get(tensor.slot) ?? newStatistics();
-    merge(own, statistics);
+    mergeStatistics(own, statistics);
     slots.set(tensor.slot, own);
     await onProgress((index + 1) / checkpoint.tensors.length);
   }

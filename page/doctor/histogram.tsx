@@ -4,7 +4,7 @@ import { powerOf, type Statistics } from "./values.ts";
 
 const [WIDTH, HEIGHT] = [150, 30];
 
-const decimal = (power: number): string => short(2 ** power);
+const powerText = (power: number): string => short(2 ** power);
 
 export const Histogram = ({ statistics, label }: { readonly statistics: Statistics; readonly label: string }) => {
   const used = [...statistics.histogram.entries()].filter(([, values]) => values > 0);
@@ -13,7 +13,7 @@ export const Histogram = ({ statistics, label }: { readonly statistics: Statisti
   const most = Math.max(...used.map(([, values]) => values));
   const width = WIDTH / (last - first + 1);
   const [peak = 0] = used.find(([, values]) => values === most) ?? [];
-  const text = `Magnitudes of ${label} from ${decimal(powerOf(first))} to ${decimal(powerOf(last) + 1)}, most of them near ${decimal(powerOf(peak))}`;
+  const text = `Magnitudes of ${label} from ${powerText(powerOf(first))} to ${powerText(powerOf(last) + 1)}, most of them near ${powerText(powerOf(peak))}`;
   return (
     <span class="histogram">
       <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} width={WIDTH} height={HEIGHT} role="img" aria-label={text}>
@@ -27,7 +27,7 @@ export const Histogram = ({ statistics, label }: { readonly statistics: Statisti
         })}
       </svg>
       <small aria-hidden="true">
-        {decimal(powerOf(first))} … {decimal(powerOf(last) + 1)}
+        {powerText(powerOf(first))} … {powerText(powerOf(last) + 1)}
       </small>
     </span>
   );

@@ -1,7 +1,7 @@
 /** Reads and writes safetensors files. The reader's errors name the rule that a file breaks. */
 import { list, bytes as sizeText } from "../common/format.ts";
 import { BYTES, type Checkpoint, type DType, elementsIn, type Format, type Tensor, Unreadable } from "./checkpoint.ts";
-import { numbers } from "./values.ts";
+import { decodeNumbers } from "./values.ts";
 
 /** The longest header that safetensors libraries accept. */
 const MAX_HEADER = 100_000_000;
@@ -90,7 +90,7 @@ const formatOf = (keys: readonly string[], metadata: Readonly<Record<string, str
 /** Maps optax's slot names to torch's. */
 const OPTAX: Readonly<Record<string, string>> = { mu: "exp_avg", nu: "exp_avg_sq", trace: "momentum_buffer" };
 
-/** The end of a slot that has the scales of a Q8 slot. */
+/** The names of slots with scales end with this suffix. */
 const SCALE = ".scale";
 const codesOf = (slot: string, parameter: string): string => `${slot.slice(0, -SCALE.length)}/${parameter}`;
 
@@ -129,7 +129,7 @@ export const readSafetensors = async (file: File): Promise<Checkpoint> => {
   for (const entry of entries) {
     const [slot, parameter] = splitKey(entry.key, format);
     if (format !== "weights" && (slot === "step" || slot === "count")) {
-      const step = numbers(await read(entry), entry.dtype)[0] ?? Number.NaN;
+      const step = decodeNumbers(await read(entry), entry.dtype)[0] ?? Number.NaN;
       if (slot === "count") count = step;
       else steps.set(parameter, step);
       continue;

@@ -7,7 +7,7 @@ import { Parser } from "pickleparser";
 import { list } from "../common/format.ts";
 import { BYTES, type Checkpoint, type DType, elementsIn, type Finding, type Group, type Tensor, Unreadable } from "./checkpoint.ts";
 import { guessOptimizer } from "./safetensors.ts";
-import { numbers } from "./values.ts";
+import { decodeNumbers } from "./values.ts";
 
 // torch.save does not compress entries, so a worker would only copy them.
 configure({ useWebWorkers: false });
@@ -72,7 +72,7 @@ interface Names {
   readonly dangerous: Set<string>;
 }
 
-const resolver = ({ unknown, dangerous }: Names) => ({
+const nameResolver = ({ unknown, dangerous }: Names) => ({
   resolve: (module: string, name: string): ((...values: never[]) => unknown) => {
     const full = `${module}.${name}`;
     if (module === "torch" && Object.hasOwn(STORAGES, name)) return Object.assign(() => undefined, { [dtypeMark]: STORAGES[name] });
@@ -92,7 +92,7 @@ const resolver = ({ unknown, dangerous }: Names) => ({
     }
     if (DANGEROUS.test(module) || (/^(builtins|__builtin__)$/.test(module) && DANGEROUS_BUILTINS.has(name))) dangerous.add(full);
     else if (!/^(torch\.(float|int|uint|bool|bfloat|half|double|long)\w*|builtins\.set|_codecs\.encode)$/.test(full)) unknown.add(full);
-    // An arrow function would not do, because pickles also use names as constructors.
+    // An arrow function would fail, because pickles also use names as constructors.
     return function (this: unknown): Inert {
       return { inert: full };
     };
@@ -282,7 +282,7 @@ export const readTorch = async (file: File): Promise<{ readonly checkpoint: Chec
   let root: unknown;
   try {
     const options = {
-      nameResolver: resolver(names),
+      nameResolver: nameResolver(names),
       persistentResolver: { resolve: storageOf as (pid: unknown) => unknown },
       unpicklingTypeOfDictionary: "Map" as const,
     };
@@ -327,10 +327,10 @@ export const readTorch = async (file: File): Promise<{ readonly checkpoint: Chec
       if (slot === "step")
         steps.set(
           parameter,
-          value instanceof PickledTensor ? (numbers(await readTensor(archive, value), value.storage.dtype)[0] ?? Number.NaN) : Number(value),
+          value instanceof PickledTensor ? (decodeNumbers(await readTensor(archive, value), value.storage.dtype)[0] ?? Number.NaN) : Number(value),
         );
       else if (value instanceof PickledTensor) tensors.push(tensorOf(String(slot), parameter, value));
-      else if (typeof value === "number") tensors.push(scalar(String(slot), parameter, value));
+      else if (typeof value === "number") tensors.push(scalarTensor(String(slot), parameter, value));
     }
   }
   const values = groups[0]?.values ?? {};
@@ -340,7 +340,7 @@ export const readTorch = async (file: File): Promise<{ readonly checkpoint: Chec
 };
 
 /** Converts a Python float, such as a slot of qhoptim, to a tensor with one element. */
-const scalar = (slot: string, parameter: string, value: number): Tensor => ({
+const scalarTensor = (slot: string, parameter: string, value: number): Tensor => ({
   slot,
   parameter,
   dtype: "F64",

@@ -1,4 +1,4 @@
-/** Decodes the elements of tensors, and computes statistics of them. */
+/** Decodes tensors, and computes statistics of their elements. */
 import { BYTES, type DType, Q8_BLOCK, type Tensor, Unreadable } from "./checkpoint.ts";
 
 type Elements = Float32Array | Float64Array | BigInt64Array | Int32Array | Int16Array | Int8Array | Uint8Array;
@@ -24,7 +24,7 @@ const fromF16 = (bits: Uint16Array): Float32Array => {
 /** Decodes little-endian bytes. All browsers run on little-endian machines. */
 export const decode = (bytes: Uint8Array<ArrayBuffer>, dtype: DType): Elements => {
   const size = BYTES[dtype];
-  const { buffer, byteOffset, length } = byteOffsetIsAligned(bytes, size) ? bytes : bytes.slice();
+  const { buffer, byteOffset, length } = isAligned(bytes, size) ? bytes : bytes.slice();
   const count = length / size;
   switch (dtype) {
     case "F64":
@@ -48,19 +48,19 @@ export const decode = (bytes: Uint8Array<ArrayBuffer>, dtype: DType): Elements =
   }
 };
 
-const byteOffsetIsAligned = ({ byteOffset }: Uint8Array, size: number): boolean => byteOffset % size === 0;
+const isAligned = ({ byteOffset }: Uint8Array, size: number): boolean => byteOffset % size === 0;
 
 /** Decodes elements of any dtype as numbers. */
-export const numbers = (bytes: Uint8Array<ArrayBuffer>, dtype: DType): ArrayLike<number> => {
+export const decodeNumbers = (bytes: Uint8Array<ArrayBuffer>, dtype: DType): ArrayLike<number> => {
   const elements = decode(bytes, dtype);
   return elements instanceof BigInt64Array ? Float64Array.from(elements, Number) : elements;
 };
 
-/** The largest magnitude of a signed code, and of a code of squares. */
+/** The largest code of a signed moment, and the largest code of a moment of squares. */
 const [SIGNED_CODE, SQUARE_CODE] = [254, 255];
 const MAX_BF16 = 3.3895313892515355e38;
 
-/** Widens moments in Q8: I8 codes of signed moments, U8 codes of squares. Each operation is rounded to float32, as in the service. */
+/** Converts Q8 codes to float32: I8 codes of signed moments, or U8 codes of squares. Each operation is rounded to float32, as in the service. */
 const widen = (codes: ArrayLike<number>, scales: ArrayLike<number>, isSigned: boolean): Float32Array => {
   const values = new Float32Array(codes.length);
   for (let at = 0; at < codes.length; at++) {
@@ -73,9 +73,9 @@ const widen = (codes: ArrayLike<number>, scales: ArrayLike<number>, isSigned: bo
 
 /** Reads the values of a tensor of any dtype. Throws Unreadable. */
 export const valuesOf = async (tensor: Tensor): Promise<ArrayLike<number>> => {
-  const values = numbers(await tensor.read(), tensor.dtype);
+  const values = decodeNumbers(await tensor.read(), tensor.dtype);
   if (!tensor.readScales) return values;
-  const scales = numbers(await tensor.readScales(), "BF16");
+  const scales = decodeNumbers(await tensor.readScales(), "BF16");
   const blocks = Math.ceil(values.length / Q8_BLOCK);
   if (scales.length !== blocks)
     throw new Unreadable("bad-scales", `${tensor.slot} of “${tensor.parameter}” has ${scales.length} scales; its ${values.length} elements need ${blocks}.`);
@@ -123,7 +123,7 @@ const exponentOf = (magnitude: number): number => {
 };
 
 /** Adds values to statistics. */
-export const addTo = (statistics: Statistics, values: ArrayLike<number>): void => {
+export const addValues = (statistics: Statistics, values: ArrayLike<number>): void => {
   const { histogram } = statistics;
   let { zeros, nonFinite, negative, min, max, sumOfMagnitudes } = statistics;
   for (let at = 0; at < values.length; at++) {
@@ -145,7 +145,7 @@ export const addTo = (statistics: Statistics, values: ArrayLike<number>): void =
   Object.assign(statistics, { count: statistics.count + values.length, zeros, nonFinite, negative, min, max, sumOfMagnitudes });
 };
 
-export const merge = (into: Statistics, from: Statistics): void => {
+export const mergeStatistics = (into: Statistics, from: Statistics): void => {
   for (const [bin, count] of from.histogram.entries()) into.histogram[bin] = (into.histogram[bin] as number) + count;
   Object.assign(into, {
     count: into.count + from.count,

@@ -4,7 +4,7 @@ import { Chart, type Series } from "../common/chart.tsx";
 import { Copyable } from "../common/copy.tsx";
 import { bytes, count, duration, short } from "../common/format.ts";
 import { Card, Failure, messageOf, type PanelProps, useLoaded } from "../common/panel.tsx";
-import { json, request, root } from "../common/session.ts";
+import { request, requestJson, root } from "../common/session.ts";
 import { labelValues, parseMetrics, quantile, type Reading, rate, total } from "./metrics.ts";
 import { snippets } from "./snippets.ts";
 
@@ -56,7 +56,7 @@ const useReadings = (isServed: boolean): { readonly readings: readonly Reading[]
 };
 
 /** Computes a value for each pair of consecutive readings. */
-const between = <Value,>(readings: readonly Reading[], value: (before: Reading, after: Reading) => Value): readonly Value[] =>
+const betweenReadings = <Value,>(readings: readonly Reading[], value: (before: Reading, after: Reading) => Value): readonly Value[] =>
   readings.slice(1).map((after, index) => value(readings[index] as Reading, after));
 
 /** Computes a value for each window of QUANTILE_WINDOW seconds that ends at a reading. */
@@ -70,7 +70,7 @@ const Live = ({ readings }: { readonly readings: readonly Reading[] }) => {
   const seconds = (value: number): string => `${short(value)} s`;
   const rates = (label: string, name: string, labels?: Readonly<Record<string, string>>): Series => ({
     label,
-    values: between(readings, (before, after) => rate(before, after, name, labels)),
+    values: betweenReadings(readings, (before, after) => rate(before, after, name, labels)),
   });
   const steps = { method: "optimizer.step", outcome: "ok" };
   const latency = [0.5, 0.99].map((q) => ({
@@ -158,7 +158,7 @@ const FirstStep = ({ needsToken }: { readonly needsToken: boolean }) => {
 };
 
 export const Now = ({ summary }: PanelProps) => {
-  const info = useLoaded(() => json<Info>("v1"), []);
+  const info = useLoaded(() => requestJson<Info>("v1"), []);
   const { readings, error } = useReadings(summary.links["metrics"] !== undefined);
   const last = readings.at(-1);
   const isReady = last && total(last, "stepd_ready") === 1;

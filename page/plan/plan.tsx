@@ -1,10 +1,10 @@
 /** The panel "Plan": shows the memory and transfer times of a model's step, by dtype, transport and network. */
 import { useState } from "preact/hooks";
 import { bytes, count, duration, list, plural } from "../common/format.ts";
-import { optimizers } from "../common/optimizers.ts";
+import { describeOptimizers } from "../common/optimizers.ts";
 import { Card, Failure, useLoaded } from "../common/panel.tsx";
-import { results } from "../common/session.ts";
-import { parseSizes, secondsOn, trafficOf } from "./sizes.ts";
+import { batchResults } from "../common/session.ts";
+import { parseSizes, trafficOf, transferSeconds } from "./sizes.ts";
 
 interface Result {
   readonly parameters: number;
@@ -48,12 +48,12 @@ const EXAMPLE = "embedding 50257x768\nlayers 85_000_000";
 
 const DELAY_MS = 200;
 
-const load = async (text: string, name: string, isCurrent: () => boolean): Promise<readonly Plan[]> => {
+const loadPlans = async (text: string, name: string, isCurrent: () => boolean): Promise<readonly Plan[]> => {
   const sizes = parseSizes(text);
   // The delay avoids a call for each typed character.
   await new Promise((resolve) => setTimeout(resolve, DELAY_MS));
   if (!isCurrent()) throw new Error("the text has changed");
-  const definition = (await optimizers()).find((optimizer) => optimizer.name === name);
+  const definition = (await describeOptimizers()).find((optimizer) => optimizer.name === name);
   const hasMoments = "state_dtype" in ((definition?.hyperparameters as { readonly properties?: object } | undefined)?.properties ?? {});
   const choices = CHOICES.filter(({ moments }) => moments === undefined || hasMoments);
   const calls = choices.map(({ dtype, master, moments }) => ({
@@ -64,16 +64,16 @@ const load = async (text: string, name: string, isCurrent: () => boolean): Promi
       master_weights: master,
     },
   }));
-  return (await results<Result>(calls)).map((result, index) => ({ choice: choices[index] as Choice, result }));
+  return (await batchResults<Result>(calls)).map((result, index) => ({ choice: choices[index] as Choice, result }));
 };
 
 export const PlanPanel = () => {
   const [text, setText] = useState(EXAMPLE);
   const [name, setName] = useState("adamw");
   const [title, setTitle] = useState(CHOICES[0]?.title ?? "");
-  const known = useLoaded(optimizers, []);
-  const { value: plans, error } = useLoaded((isCurrent) => load(text, name, isCurrent), [text, name]);
-  // The chosen dtype is not there with every optimizer.
+  const known = useLoaded(describeOptimizers, []);
+  const { value: plans, error } = useLoaded((isCurrent) => loadPlans(text, name, isCurrent), [text, name]);
+  // Some optimizers do not offer the chosen dtype.
   const { choice, result: plan } = plans?.find((own) => own.choice.title === title) ?? plans?.[0] ?? {};
   return (
     <>
@@ -157,7 +157,7 @@ export const PlanPanel = () => {
                     <th scope="row">{traffic.name}</th>
                     <td>{bytes(traffic.bytesIn + traffic.bytesOut)}</td>
                     {LINKS.map((rate) => (
-                      <td key={rate}>{traffic.bytesIn + traffic.bytesOut === 0 ? "–" : duration(secondsOn(traffic, rate))}</td>
+                      <td key={rate}>{traffic.bytesIn + traffic.bytesOut === 0 ? "–" : duration(transferSeconds(traffic, rate))}</td>
                     ))}
                   </tr>
                 ))}

@@ -50,4 +50,4 @@ export const trafficOf = ({ bytes_in, bytes_out, state_bytes }: Cost, gradientBy
 const BITS = 8;
 
 /** Returns the transfer time on a link of `gigabits` Gbit/s. Request and reply do not overlap. */
-export const secondsOn = ({ bytesIn, bytesOut }: Traffic, gigabits: number): number => ((bytesIn + bytesOut) * BITS) / (gigabits * 1e9);
+export const transferSeconds = ({ bytesIn, bytesOut }: Traffic, gigabits: number): number => ((bytesIn + bytesOut) * BITS) / (gigabits * 1e9);

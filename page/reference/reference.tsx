@@ -1,7 +1,7 @@
 /** The panel "API": Swagger UI shows the reference from openapi.json. */
 import { useEffect, useRef, useState } from "preact/hooks";
-import { asset, Failure, messageOf } from "../common/panel.tsx";
-import { authorization, json, root } from "../common/session.ts";
+import { assetUrl, Failure, messageOf } from "../common/panel.tsx";
+import { authorizationHeader, requestJson, root } from "../common/session.ts";
 
 interface SwaggerRequest {
   headers: Record<string, string>;
@@ -28,10 +28,10 @@ const loadScript = (url: string): Promise<void> =>
 let loading: Promise<SwaggerUi> | undefined;
 
 /** Loads Swagger UI once, when the panel is first opened, because it is larger than the rest of the page. */
-const swaggerUi = (): Promise<SwaggerUi> => {
+const loadSwaggerUi = (): Promise<SwaggerUi> => {
   loading ??= (async () => {
-    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: asset("swagger-style") }));
-    await loadScript(asset("swagger-script"));
+    document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: assetUrl("swagger-style") }));
+    await loadScript(assetUrl("swagger-script"));
     return (globalThis as unknown as { SwaggerUIBundle: SwaggerUi }).SwaggerUIBundle;
   })();
   return loading;
@@ -69,7 +69,7 @@ export const Reference = () => {
   }, []);
   useEffect(() => {
     let isCurrent = true;
-    Promise.all([swaggerUi(), json<Record<string, unknown>>("openapi.json")])
+    Promise.all([loadSwaggerUi(), requestJson<Record<string, unknown>>("openapi.json")])
       .then(([show, document]) => {
         if (!isCurrent || !place.current) return;
         show({
@@ -80,7 +80,7 @@ export const Reference = () => {
           docExpansion: "list",
           defaultModelsExpandDepth: 0,
           requestInterceptor: (request) => {
-            const token = authorization();
+            const token = authorizationHeader();
             if (token !== undefined) request.headers["Authorization"] ??= token;
             return request;
           },

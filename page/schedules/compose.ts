@@ -78,15 +78,15 @@ const CLASSES: Readonly<Record<string, string>> = {
 };
 
 /** Formats a value as a Python literal. */
-const python = (value: unknown): string => {
+const pythonText = (value: unknown): string => {
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
-  if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
+  if (Array.isArray(value)) return `[${value.map(pythonText).join(", ")}]`;
   return JSON.stringify(value);
 };
 
 const constructorOf = ({ name, values }: Part): string =>
-  `${CLASSES[name] ?? name}(${["optimizer", ...Object.entries(values).map(([key, value]) => `${key}=${python(value)}`)].join(", ")})`;
+  `${CLASSES[name] ?? name}(${["optimizer", ...Object.entries(values).map(([key, value]) => `${key}=${pythonText(value)}`)].join(", ")})`;
 
 /** Returns the same schedule as code for torch. The code expects an `optimizer` whose lr is the base rate. */
 export const torchCode = (parts: readonly Part[]): string => {

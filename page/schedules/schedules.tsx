@@ -7,7 +7,7 @@ import { Fields } from "../common/fields.tsx";
 import { count, short } from "../common/format.ts";
 import { Card, Failure, messageOf } from "../common/panel.tsx";
 import type { Property } from "../common/schema.ts";
-import { results } from "../common/session.ts";
+import { batchResults } from "../common/session.ts";
 import { initialValues, type Part, type Schedule, scheduleOf, torchCode, withSteps } from "./compose.ts";
 
 interface Kind {
@@ -42,11 +42,11 @@ const evaluate = async (schedule: Schedule, lr: number, total: number): Promise<
   // The calls use JSON-RPC, whose errors have status 200. Browsers would log each reply with status 400 while a visitor types.
   const call = (from: number, count: number) => ({ method: "schedule.evaluate", params: { schedule, lr, from, count } });
   if (total <= MAX_COUNT) {
-    const [{ lrs, momentums } = { lrs: [] }] = await results<Rates>([call(0, total)]);
+    const [{ lrs, momentums } = { lrs: [] }] = await batchResults<Rates>([call(0, total)]);
     return { x: lrs.map((_, step) => step), lrs, momentums };
   }
   const x = Array.from({ length: POINTS }, (_, index) => Math.round((index * (total - 1)) / (POINTS - 1)));
-  const rates = await results<Rates>(x.map((from) => call(from, 1)));
+  const rates = await batchResults<Rates>(x.map((from) => call(from, 1)));
   const momentums = rates.some((rate) => rate.momentums) ? rates.map((rate) => rate.momentums?.[0] ?? null) : undefined;
   return { x, lrs: rates.map((rate) => rate.lrs[0] ?? 0), momentums };
 };

@@ -97,7 +97,7 @@ const valley: Surface = { ...quadratic(50), id: "valley", title: "Noisy valley",
 const SIDE = 8;
 
 /** Returns a repeatable random generator of numbers from -1 to 1. */
-const random = (seed: number): (() => number) => {
+const randomGenerator = (seed: number): (() => number) => {
   let state = seed;
   return () => {
     state = (state * 1664525 + 1013904223) % 4294967296;
@@ -107,7 +107,7 @@ const random = (seed: number): (() => number) => {
 
 /** The squared error |A W - B|² as a function of the matrix W. The rows of A have sizes from 1 down to 1/30. */
 const matrix = ((): Surface => {
-  const next = random(7);
+  const next = randomGenerator(7);
   const a = Array.from({ length: SIDE }, (_, row) => Array.from({ length: SIDE }, () => next() * 30 ** (-row / (SIDE - 1))));
   const solution = Array.from({ length: SIDE }, () => Array.from({ length: SIDE }, next));
   const multiply = (left: readonly (readonly number[])[], right: readonly (readonly number[])[]): number[][] =>
@@ -138,7 +138,7 @@ export const surfaces = (condition: number): readonly Surface[] => [quadratic(co
 
 /** Returns the gradient noise of a step. It is the same for all optimizers. */
 export const noiseOf = ({ noise = 0, shape }: Surface, step: number): readonly number[] => {
-  const next = random(step * 7919 + 13);
+  const next = randomGenerator(step * 7919 + 13);
   // The sum of three uniform numbers from -1 to 1 has variance 1.
   return Array.from({ length: shape.reduce((product, size) => product * size, 1) }, () => noise * (next() + next() + next()));
 };

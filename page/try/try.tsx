@@ -5,10 +5,10 @@ import { Chart, colorOf } from "../common/chart.tsx";
 import { Copyable } from "../common/copy.tsx";
 import { Fields } from "../common/fields.tsx";
 import { count, duration, plural, short } from "../common/format.ts";
-import { optimizers } from "../common/optimizers.ts";
+import { describeOptimizers } from "../common/optimizers.ts";
 import { Card, Failure, messageOf, type PanelProps, useLoaded } from "../common/panel.tsx";
 import type { Property, Values } from "../common/schema.ts";
-import { batch, root } from "../common/session.ts";
+import { callBatch, root } from "../common/session.ts";
 import { SurfaceMap } from "./map.tsx";
 import { firstCall, type Runner, run, type StepResult, type Track } from "./run.ts";
 import { surfaces } from "./surfaces.ts";
@@ -25,13 +25,13 @@ interface Setting {
   readonly optimizers: readonly (Values & { readonly name: string })[];
 }
 
-const withRate = (name: string): Values & { readonly name: string } => ({ name, lr: RATES[name] ?? USUAL_RATE });
+const optimizerWithRate = (name: string): Values & { readonly name: string } => ({ name, lr: RATES[name] ?? USUAL_RATE });
 
 const INITIAL: Setting = {
   surface: "quadratic",
   condition: 20,
   steps: 200,
-  optimizers: [{ ...withRate("sgd"), momentum: 0.9 }, withRate("adam"), withRate("lion")],
+  optimizers: [{ ...optimizerWithRate("sgd"), momentum: 0.9 }, optimizerWithRate("adam"), optimizerWithRate("lion")],
 };
 const MAX_STEPS = 1000;
 const MAX_OPTIMIZERS = 10;
@@ -42,7 +42,7 @@ const LEAST_LOSS = 1e-12;
 const DELAY_MS = 150;
 
 /** Parses a setting from the page's address. Returns the initial setting for an invalid one. */
-const parse = (text: string): Setting => {
+const parseSetting = (text: string): Setting => {
   try {
     const given = { ...INITIAL, ...(JSON.parse(decodeURIComponent(text)) as Partial<Setting>) };
     const isGood =
@@ -145,8 +145,8 @@ const OptimizerEditor = ({
 };
 
 export const Try = ({ setting: text }: PanelProps) => {
-  const [setting, setSetting] = useState(() => parse(text));
-  const known = useLoaded(optimizers, []);
+  const [setting, setSetting] = useState(() => parseSetting(text));
+  const known = useLoaded(describeOptimizers, []);
   const [outcome, setOutcome] = useState<Outcome>();
   const [error, setError] = useState<string>();
   const [isRunning, setRunning] = useState(true);
@@ -155,7 +155,7 @@ export const Try = ({ setting: text }: PanelProps) => {
   const runners = useMemo(() => runnersOf(setting), [setting.optimizers]);
   const link = `#try?${encodeURIComponent(JSON.stringify(setting))}`;
 
-  useEffect(() => setSetting(parse(text)), [text]);
+  useEffect(() => setSetting(parseSetting(text)), [text]);
 
   useEffect(() => {
     let isCurrent = true;
@@ -165,7 +165,7 @@ export const Try = ({ setting: text }: PanelProps) => {
       history.replaceState(null, "", link);
       try {
         const start = performance.now();
-        const tracks = await run(runners, surface, setting.steps, batch<StepResult>, () => isCurrent);
+        const tracks = await run(runners, surface, setting.steps, callBatch<StepResult>, () => isCurrent);
         if (!tracks) return;
         setOutcome({ tracks, seconds: (performance.now() - start) / 1000 });
         setError(undefined);
@@ -233,7 +233,7 @@ export const Try = ({ setting: text }: PanelProps) => {
             onChange={(event) => {
               const name = event.currentTarget.value;
               event.currentTarget.value = "";
-              if (name !== "") change({ optimizers: [...setting.optimizers, withRate(name)] });
+              if (name !== "") change({ optimizers: [...setting.optimizers, optimizerWithRate(name)] });
             }}
           >
             <option value="">choose</option>
@@ -242,7 +242,7 @@ export const Try = ({ setting: text }: PanelProps) => {
             ))}
           </select>
         </label>
-        <button type="button" onClick={() => change({ optimizers: (known.value ?? []).slice(0, MAX_OPTIMIZERS).map(({ name }) => withRate(name)) })}>
+        <button type="button" onClick={() => change({ optimizers: (known.value ?? []).slice(0, MAX_OPTIMIZERS).map(({ name }) => optimizerWithRate(name)) })}>
           The first {MAX_OPTIMIZERS}
         </button>
       </div>

@@ -54,7 +54,7 @@ export interface Parsed {
 }
 
 /** Parses the arguments of a command. Throws UsageError. */
-export const parse = ({ args: names, options }: Command, argv: readonly string[]): Parsed => {
+export const parseArguments = ({ args: names, options }: Command, argv: readonly string[]): Parsed => {
   const all: Options = { ...options, help: HELP };
   const config = Object.entries(all).map(([name, { value, short }]) => {
     return [name, { type: value === undefined ? "boolean" : "string", multiple: true, ...(short && { short }) }] as const;
@@ -109,7 +109,7 @@ const requireArgs = (names: readonly string[], args: readonly string[]): void =>
 };
 
 /** Parses an option's text as a whole number. Throws UsageError. */
-export const wholeNumber = (text: string, name: string, minimum: number, maximum: number): number => {
+export const parseWholeNumber = (text: string, name: string, minimum: number, maximum: number): number => {
   const number = Number(text);
   if (!/^\d+$/.test(text) || number < minimum || number > maximum)
     throw new UsageError(`--${name}: expected a whole number from ${minimum} to ${maximum}, found ${JSON.stringify(text)}`);
@@ -117,14 +117,14 @@ export const wholeNumber = (text: string, name: string, minimum: number, maximum
 };
 
 /** Lists the choices for an error message, and names the choice nearest to the given text. */
-export const anyOf = (text: string, choices: readonly string[]): string => {
+export const listChoices = (text: string, choices: readonly string[]): string => {
   const near = nearest(text, choices);
   return `one of ${choices.join(", ")}${near === undefined ? "" : ` (the nearest is ${near})`}`;
 };
 
 /** Checks that an option's text is one of the choices. Throws UsageError. */
-export const oneOf = <T extends string>(text: string, name: string, choices: readonly T[]): T => {
-  if (!(choices as readonly string[]).includes(text)) throw new UsageError(`--${name}: expected ${anyOf(text, choices)}, found ${JSON.stringify(text)}`);
+export const parseChoice = <T extends string>(text: string, name: string, choices: readonly T[]): T => {
+  if (!(choices as readonly string[]).includes(text)) throw new UsageError(`--${name}: expected ${listChoices(text, choices)}, found ${JSON.stringify(text)}`);
   return text as T;
 };
 

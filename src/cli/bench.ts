@@ -6,10 +6,10 @@ import { decodeMsgpack, MsgpackWriter } from "../codec/msgpack.ts";
 import { Parts } from "../codec/parts.ts";
 import { writeHeader } from "../codec/safetensors.ts";
 import { atOnce } from "../codec/turns.ts";
-import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
+import { CommandError, defineCommand, parseChoice, parseWholeNumber, UsageError } from "./_command.ts";
 import { Connection, type Outcome, type Target } from "./_load.ts";
 import { optimizerOf, optimizerOptions } from "./_optimizer.ts";
-import { countText, Progress, table } from "./terminal.ts";
+import { countText, formatTable, Progress } from "./terminal.ts";
 
 const MAX_ELEMENTS = 2 ** 27;
 const MAX_CONNECTIONS = 1024;
@@ -47,10 +47,10 @@ export const bench = defineCommand({
   ],
 
   async run(values, [address = ""]) {
-    const sizes = (values.elements ?? "1048576").split(",").map((text) => wholeNumber(text, "elements", 1, MAX_ELEMENTS));
-    const dtype = oneOf(values.dtype ?? "F32", "dtype", COMPUTED);
-    const connections = wholeNumber(values.connections ?? "1", "connections", 1, MAX_CONNECTIONS);
-    const seconds = wholeNumber(values.seconds ?? "10", "seconds", 1, MAX_SECONDS);
+    const sizes = (values.elements ?? "1048576").split(",").map((text) => parseWholeNumber(text, "elements", 1, MAX_ELEMENTS));
+    const dtype = parseChoice(values.dtype ?? "F32", "dtype", COMPUTED);
+    const connections = parseWholeNumber(values.connections ?? "1", "connections", 1, MAX_CONNECTIONS);
+    const seconds = parseWholeNumber(values.seconds ?? "10", "seconds", 1, MAX_SECONDS);
     const token = readOption(values["token-file"], "token-file")?.toString().trim();
     if (token !== undefined && !/^[\x21-\x7e]+$/.test(token))
       throw new UsageError("--token-file: expected one token of visible ASCII characters, found others");
@@ -265,7 +265,7 @@ const textOf = (rows: readonly Row[], optimizer: string, dtype: string): string 
   const errors = rows.flatMap(({ elements, errors }) =>
     Object.entries(errors).map(([name, count]) => `${countText(elements)} elements: ${name} ${countText(count)} times`),
   );
-  return [`${optimizer}, ${dtype}`, "", table(head, cells), ...(errors.length > 0 ? ["", ...errors] : [])].join("\n");
+  return [`${optimizer}, ${dtype}`, "", formatTable(head, cells), ...(errors.length > 0 ? ["", ...errors] : [])].join("\n");
 };
 
 /** Creates a safetensors file of one tensor. Its values are the same in every run. Their magnitudes are 0.25 to 1, so none is subnormal. */

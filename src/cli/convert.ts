@@ -1,7 +1,7 @@
 /** `stepd convert`: runs state.convert from file to file, without a server. */
 import { readFileSync } from "node:fs";
 import type { Parts } from "../codec/parts.ts";
-import { CommandError, defineCommand, oneOf, UsageError, wholeNumber } from "./_command.ts";
+import { CommandError, defineCommand, parseChoice, parseWholeNumber, UsageError } from "./_command.ts";
 import { escapeReplacement, requireAbsent, TensorFile, withOptionName, writeAtomically } from "./_file.ts";
 import { bytesText } from "./terminal.ts";
 
@@ -37,12 +37,12 @@ export const convert = defineCommand({
   notes: ["docs/state-conversion.md explains the formats. stderr lists what OUT cannot contain of IN."],
 
   async run(values, [input = "", output = ""]) {
-    const from = oneOf(values.from ?? "stepd", "from", FORMATS);
-    const to = oneOf(values.to ?? "stepd", "to", FORMATS);
+    const from = parseChoice(values.from ?? "stepd", "from", FORMATS);
+    const to = parseChoice(values.to ?? "stepd", "to", FORMATS);
     const { names, betas } = values;
     const toOwn = { names: values["to-names"], betas: values["to-betas"] };
     const fromOptimizer = values["from-optimizer"];
-    const step = values.step === undefined ? undefined : wholeNumber(values.step, "step", 1, Number.MAX_SAFE_INTEGER);
+    const step = values.step === undefined ? undefined : parseWholeNumber(values.step, "step", 1, Number.MAX_SAFE_INTEGER);
     const given = conventionOf({ names, betas }, "");
     const params = {
       from: { format: from, ...(fromOptimizer && { optimizer: fromOptimizer }), ...(step && { step }), ...(from !== "stepd" && given) },

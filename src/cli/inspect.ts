@@ -6,7 +6,7 @@ import { STATE_FORMAT } from "../engine/engine.ts";
 import type { InspectResult } from "../generated/wire.gen.ts";
 import { defineCommand } from "./_command.ts";
 import { escapeReplacement, TensorFile, withOptionName } from "./_file.ts";
-import { bytesText, countText, numberText, Progress, pluralize, printable, table } from "./terminal.ts";
+import { bytesText, countText, escapeControls, formatTable, numberText, Progress, pluralize } from "./terminal.ts";
 
 interface Stats {
   /** The smallest finite value; null if no value is finite. */
@@ -49,9 +49,9 @@ export const inspect = defineCommand({
     if (json) console.log(JSON.stringify({ format: "safetensors", metadata, bytes: file.size, elements, tensors: Object.fromEntries(reports) }, null, 2));
     else {
       console.log(`${path}: ${pluralize(reports.size, "tensor")}, ${pluralize(elements, "element")}, ${bytesText(file.size)}`);
-      for (const [key, value] of content.metadata) console.log(`${printable(key)}: ${printable(value)}`);
+      for (const [key, value] of content.metadata) console.log(`${escapeControls(key)}: ${escapeControls(value)}`);
       const rows = [...reports].map(([name, report]) => [name, ...rowCells(report, stats)]);
-      console.log(`\n${table(["tensor", ...columnTitles(stats)], rows)}`);
+      console.log(`\n${formatTable(["tensor", ...columnTitles(stats)], rows)}`);
     }
     return 0;
   },
@@ -93,7 +93,7 @@ const stateText = (path: string, state: InspectResult, reports: ReadonlyMap<stri
     `slots:      ${slots.length === 0 ? "none" : slots.join(", ")}`,
     `elements:   ${countText(state.elements)}`,
     "",
-    table(["parameter", "slot", "step", ...columnTitles(hasStats)], rows, 2),
+    formatTable(["parameter", "slot", "step", ...columnTitles(hasStats)], rows, 2),
   ].join("\n");
 };
 

@@ -1,6 +1,6 @@
 /** The entry point of the `stepd` command. It runs a subcommand and exits with 0 on success, 1 on failure, 2 for wrong usage. */
 import { StepdError } from "../errors/errors.ts";
-import { anyOf, type Command, CommandError, helpOf, parse, UsageError } from "./_command.ts";
+import { type Command, CommandError, helpOf, listChoices, parseArguments, UsageError } from "./_command.ts";
 import { heading } from "./terminal.ts";
 
 /** Commands are imported on use, because loading the service's libraries takes longer than most commands. */
@@ -15,7 +15,7 @@ const commands: Readonly<Record<string, { readonly summary: string; load(): Prom
   bench: { summary: "measure a running server with real steps", load: async () => (await import("./bench.ts")).bench },
 };
 
-const help = (): string => {
+const helpText = (): string => {
   const width = Math.max(...Object.keys(commands).map((name) => name.length));
   return [
     `${heading("Usage:")} stepd COMMAND [arguments]`,
@@ -33,13 +33,13 @@ const help = (): string => {
 const run = async (argv: readonly string[]): Promise<number> => {
   const [name, ...rest] = argv;
   if (name === undefined) throw new UsageError(`expected a command: ${Object.keys(commands).join(", ")}; found none`);
-  if (name === "--help" || name === "-h") console.log(help());
+  if (name === "--help" || name === "-h") console.log(helpText());
   else if (name === "--version") console.log((await import("../service.ts")).version);
   else {
     const found = Object.hasOwn(commands, name) ? commands[name] : undefined;
-    if (!found) throw new UsageError(`expected ${anyOf(name, Object.keys(commands))}, found ${JSON.stringify(name)}`);
+    if (!found) throw new UsageError(`expected ${listChoices(name, Object.keys(commands))}, found ${JSON.stringify(name)}`);
     const command = await found.load();
-    const { isHelp, values, args } = parse(command, rest);
+    const { isHelp, values, args } = parseArguments(command, rest);
     if (!isHelp) return await command.run(values, args);
     console.log(helpOf(command));
   }

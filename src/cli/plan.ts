@@ -1,10 +1,10 @@
 /** `stepd plan`: runs optimizer.plan without a server, and adds the transfer times on networks of several speeds. */
 import { readConfig } from "../config.ts";
 import type { PlanParams, PlanResult } from "../generated/wire.gen.ts";
-import { defineCommand, UsageError, wholeNumber } from "./_command.ts";
+import { defineCommand, parseWholeNumber, UsageError } from "./_command.ts";
 import { escapeReplacement, TensorFile, withOptionName } from "./_file.ts";
 import { optimizerFields, optimizerOf, optimizerOptions } from "./_optimizer.ts";
-import { bytesText, countText, pluralize, secondsText, table } from "./terminal.ts";
+import { bytesText, countText, formatTable, pluralize, secondsText } from "./terminal.ts";
 
 const LINKS_GBIT = [1, 10, 25];
 
@@ -30,7 +30,7 @@ export const plan = defineCommand({
     if ((path === undefined) === (values.tensor.length === 0)) {
       throw new UsageError(`FILE: expected a file or --tensor, found ${path === undefined ? "neither" : "both"}`);
     }
-    const arenaMib = wholeNumber(values["arena-mib"] ?? String(defaultArenaMib), "arena-mib", 1, MAX_ARENA_MIB);
+    const arenaMib = parseWholeNumber(values["arena-mib"] ?? String(defaultArenaMib), "arena-mib", 1, MAX_ARENA_MIB);
     const params = {
       optimizer: optimizerOf(values),
       tensors: path === undefined ? Object.fromEntries(values.tensor.map(readTensor)) : tensorsIn(path),
@@ -53,8 +53,8 @@ export const plan = defineCommand({
     }
     const links = LINKS_GBIT.map((gbit) => ({
       gbit_per_second: gbit,
-      in_seconds: secondsOf(result.bytes_in, gbit),
-      out_seconds: secondsOf(result.bytes_out, gbit),
+      in_seconds: transferSeconds(result.bytes_in, gbit),
+      out_seconds: transferSeconds(result.bytes_out, gbit),
     }));
     if (values.json) console.log(JSON.stringify({ ...result, links }, null, 2));
     else console.log(textOf(params.optimizer.name, Object.keys(params.tensors).length, result, links, offline.arena.capacity));
@@ -62,7 +62,7 @@ export const plan = defineCommand({
   },
 });
 
-const secondsOf = (bytes: number, gbit: number): number => (bytes * 8) / (gbit * 1e9);
+const transferSeconds = (bytes: number, gbit: number): number => (bytes * 8) / (gbit * 1e9);
 
 interface Link {
   readonly gbit_per_second: number;
@@ -83,7 +83,7 @@ const textOf = (optimizer: string, tensors: number, result: PlanResult, links: r
     `memory: ${bytesText(result.arena_bytes)} as one call, which ${result.fits ? "fits" : "does not fit"} into ${bytesText(capacity)}`,
     `calls:  ${calls}`,
     "",
-    table(["network", "in", "out", "step"], rows),
+    formatTable(["network", "in", "out", "step"], rows),
   ].join("\n");
 };
 

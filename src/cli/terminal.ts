@@ -6,12 +6,12 @@ import { Presets, SingleBar } from "cli-progress";
 export const heading = (text: string): string => styleText("bold", text, { stream: process.stdout });
 
 /** Escapes control characters in text from a file or a server. */
-export const printable = (text: string): string =>
+export const escapeControls = (text: string): string =>
   text.replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
 /** Formats a table. The first `leftColumns` columns are left-aligned, the others right-aligned. */
-export const table = (head: readonly string[], given: readonly (readonly string[])[], leftColumns = 1): string => {
-  const rows = given.map((row) => row.map(printable));
+export const formatTable = (head: readonly string[], given: readonly (readonly string[])[], leftColumns = 1): string => {
+  const rows = given.map((row) => row.map(escapeControls));
   const widths = head.map((cell, column) => Math.max(cell.length, ...rows.map((row) => (row[column] ?? "").length)));
   const line = (cells: readonly string[]): string =>
     cells

@@ -2,7 +2,7 @@
  * Serializes a value to a canonical text for cache keys: JSON with sorted object keys. Unlike in JSON, -0, NaN and infinities have
  * distinct texts. Returns undefined if the text would exceed `maxLength` characters.
  */
-export const canonical = (value: unknown, maxLength: number): string | undefined => {
+export const canonicalText = (value: unknown, maxLength: number): string | undefined => {
   let room = maxLength;
   const serialize = (item: unknown): string | undefined => {
     if (typeof item !== "object" || item === null) {

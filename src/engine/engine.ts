@@ -7,7 +7,7 @@ import { CHEAP_ITEMS_PER_YIELD, inTurns, type Run, SerialQueue, type Task } from
 import type { DistancesParams, InitParams, NormsParams, PlanParams, ReduceParams, StepParams } from "../generated/wire.gen.ts";
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
-import { canonical } from "./canonical.ts";
+import { canonicalText } from "./canonical.ts";
 import { distances } from "./distances.ts";
 import { type Estimate, estimate } from "./estimate.ts";
 import { init } from "./init.ts";
@@ -139,7 +139,7 @@ export class Engine {
     const headers = headersKey(files);
     const entry = (headers === undefined ? undefined : this.#cache.get(headers)) ?? (await this.#match(files, headers, run));
     const { matched, layouts } = entry;
-    const key = canonical(options, MAX_OPTIONS_KEY_LENGTH);
+    const key = canonicalText(options, MAX_OPTIONS_KEY_LENGTH);
     let layout = key === undefined ? undefined : layouts.get(key);
     if (!layout) {
       layout = await run(this.#compile(options, matched));

@@ -5,7 +5,7 @@ import { type Mapping, mappingOf } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns, type Safetensors, type TensorDescription, type TensorInfo } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, inTurns, mapped, type Task } from "../codec/turns.ts";
-import { characters } from "../errors/characters.ts";
+import { countCharacters } from "../errors/characters.ts";
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
 
@@ -103,12 +103,12 @@ export function* readTensors({ bytes, plain }: TensorFile, field: string, dtypes
   requireFewTensors(file.tensors.length, field);
   for (const [index, { name, dtype }] of file.tensors.entries()) {
     requireSupported(dtype, field, name, dtypes);
-    if (name.length > MAX_NAME_LENGTH && characters(name) > MAX_NAME_LENGTH) {
+    if (name.length > MAX_NAME_LENGTH && countCharacters(name) > MAX_NAME_LENGTH) {
       throw StepdError.mismatch(
         "PAYLOAD_TOO_LARGE",
         `${field}/${pointerEscape(name)}`,
         `a name of at most ${MAX_NAME_LENGTH} characters`,
-        `${characters(name)} characters`,
+        `${countCharacters(name)} characters`,
       );
     }
     if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;

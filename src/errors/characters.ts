@@ -2,4 +2,4 @@
 const MAX_COUNTED = 65536;
 
 /** Counts the characters of a text as JSON Schema and other languages do: a surrogate pair is one character. */
-export const characters = (text: string): number => (text.length > MAX_COUNTED ? text.length : [...text].length);
+export const countCharacters = (text: string): number => (text.length > MAX_COUNTED ? text.length : [...text].length);

@@ -8,7 +8,7 @@ import { secondsSince } from "./_clock.ts";
 import type { ServerContext } from "./_context.ts";
 import type { HeapShare } from "./heap.ts";
 import type { MediaType } from "./negotiate.ts";
-import { errorHeaders, join, type Reply, retryHeader } from "./reply.ts";
+import { errorHeaders, joinEncoded, type Reply, retryHeader } from "./reply.ts";
 
 /** Handles the calls of one route: from a received body to an encoded reply. */
 export interface Endpoint {
@@ -49,7 +49,7 @@ export const rpcCall: Endpoint = {
     };
     const { status, value: reply, retryAfter } = await service.rpc.handle(decoded.value, { lease, caller, template: decoded.template }, id, observe, finish);
     if (reply === undefined) return { status, type: type.name, body: new Parts([]) };
-    const parts = Array.isArray(reply) ? join(reply as Parts[], type) : await finish(reply);
+    const parts = Array.isArray(reply) ? joinEncoded(reply as Parts[], type) : await finish(reply);
     return { status, type: type.name, body: parts, headers: retryHeader(retryAfter) };
   },
   errorReply: ({ replies }, error, type, id) => ({

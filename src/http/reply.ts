@@ -11,7 +11,7 @@ import { ReplyBatcher } from "./_batcher.ts";
 import type { MediaType } from "./negotiate.ts";
 
 /** Builds an encoded array from encoded items. */
-export const join = (values: readonly Parts[], { format }: MediaType): Parts => (format === "json" ? joinJson(values) : joinMsgpack(values));
+export const joinEncoded = (values: readonly Parts[], { format }: MediaType): Parts => (format === "json" ? joinJson(values) : joinMsgpack(values));
 
 export interface Reply {
   readonly status: number;

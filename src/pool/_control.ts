@@ -25,7 +25,7 @@ export const SHARD_FINISHED = 2;
 export const controlBytes = (workers: number): number => (WORKERS_FINISHED + workers) * Int32Array.BYTES_PER_ELEMENT;
 
 /** Marks a job as finished by one worker. The last worker wakes the main thread. */
-export const finish = (control: Int32Array, worker: number, generation: number): void => {
+export const markFinished = (control: Int32Array, worker: number, generation: number): void => {
   Atomics.store(control, WORKERS_FINISHED + worker, generation);
   // Each worker stores its own field before it reads all fields. So of two workers that finish together, at least one sees both.
   for (let i = WORKERS_FINISHED; i < control.length; i++) if (Atomics.load(control, i) !== generation) return;

@@ -10,9 +10,9 @@ import { StepdError } from "../errors/errors.ts";
 import {
   controlBytes,
   FINISHED,
-  finish,
   GENERATION,
   JOB,
+  markFinished,
   SHARD_BEGUN,
   SHARD_FINISHED,
   SHARD_FREE,
@@ -241,7 +241,7 @@ export class Pool implements AsyncDisposable {
     const generation = Atomics.load(this.#control, GENERATION);
     if (this.#failedStarts >= MAX_FAILED_STARTS) throw new Error("worker threads cannot be started");
     void this.#spawn(index);
-    if (this.#isRunning) finish(this.#control, index, generation);
+    if (this.#isRunning) markFinished(this.#control, index, generation);
   }
 
   /** Terminates the workers. No job may be running. */

@@ -1,6 +1,6 @@
 /** A worker thread. It sleeps until the next job, claims shards until none is left, reports the end, and sleeps again. */
 import { parentPort, workerData } from "node:worker_threads";
-import { finish, GENERATION, JOB, SHARD_BEGUN, SHARD_FINISHED, SHARD_FREE, SHARD_STATES, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
+import { GENERATION, JOB, markFinished, SHARD_BEGUN, SHARD_FINISHED, SHARD_FREE, SHARD_STATES, SHARDS, TICKET, TRAPPED, type WorkerData } from "./_control.ts";
 import { runShard, scratchIn } from "./_job.ts";
 import { instantiate } from "./kernels.ts";
 
@@ -28,5 +28,5 @@ for (let seen = generation; ; ) {
     Atomics.store(control, TRAPPED, 1);
   }
   busy[index] = (busy[index] as number) + (performance.now() - start) / 1000;
-  finish(control, index, seen);
+  markFinished(control, index, seen);
 }

@@ -58,14 +58,14 @@ export default defineSchedule({
       const index = phases.findIndex(({ end }) => step <= end);
       const phase = phases[index] as Phase;
       const start = phases[index - 1]?.end ?? 0;
-      const between = blend(anneal_strategy, step - start, phase.end - start);
+      const between = interpolatorOf(anneal_strategy, step - start, phase.end - start);
       return { lr: between(phase.lr), peak: max_lr, ...(cycle_momentum && { momentum: between(phase.momentum) }) };
     };
   },
 });
 
 /** Returns a function that interpolates between two values. A phase of length 0 returns the second value. */
-const blend = (strategy: "cos" | "linear", part: number, whole: number): ((ends: readonly [number, number]) => number) => {
+const interpolatorOf = (strategy: "cos" | "linear", part: number, whole: number): ((ends: readonly [number, number]) => number) => {
   const left = whole === 0 ? 0 : strategy === "cos" ? cosineDecay(part, whole) : (whole - part) / whole;
   return ([from, to]) => interpolate(from, to, left);
 };

@@ -2,7 +2,7 @@
 import type { ErrorObject, ValidateFunction } from "ajv";
 import { Ajv2020 } from "ajv/dist/2020.js";
 import { atOnce, type Task } from "../codec/turns.ts";
-import { characters } from "../errors/characters.ts";
+import { countCharacters } from "../errors/characters.ts";
 import { describe as describeValue, pointerEscape, StepdError } from "../errors/errors.ts";
 import { nearest } from "../errors/nearest.ts";
 import { schemas } from "../generated/schemas.gen.ts";
@@ -12,8 +12,8 @@ ajv.addKeyword({ keyword: "blob", validate: (_: unknown, value: unknown) => type
 ajv.addVocabulary(["tsType"]);
 // ajv's own keywords count every character of a text, which blocked the main thread for 1.6 s at 250 MB of names (measured).
 for (const [keyword, isMet] of [
-  ["minLength", (least: number, text: string) => text.length >= 2 * least || characters(text) >= least],
-  ["maxLength", (most: number, text: string) => text.length <= most || characters(text) <= most],
+  ["minLength", (least: number, text: string) => text.length >= 2 * least || countCharacters(text) >= least],
+  ["maxLength", (most: number, text: string) => text.length <= most || countCharacters(text) <= most],
 ] as const) {
   ajv.removeKeyword(keyword);
   ajv.addKeyword({ keyword, type: "string", schemaType: "number", validate: isMet });
@@ -288,7 +288,7 @@ const explainOne = ({ keyword, instancePath, params, data, schema, parentSchema,
     case "minLength":
       return invalid(`at least ${schema} characters`, describe(data));
     case "maxLength":
-      return invalid(`a name of at most ${schema} characters`, `${characters(data as string)} characters`);
+      return invalid(`a name of at most ${schema} characters`, `${countCharacters(data as string)} characters`);
     case "blob":
       return invalid("a blob: bin in MessagePack, a base64 string in JSON", describe(data));
     default:

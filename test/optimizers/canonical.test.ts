@@ -1,11 +1,11 @@
 /** Tests the key of a step's options: equal for equal options, different for all other options, and of bounded length. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { canonical } from "../../src/engine/canonical.ts";
+import { canonicalText } from "../../src/engine/canonical.ts";
 
 test("equal options have one key, in whatever order their fields come", () => {
-  const key = canonical({ optimizer: { name: "adamw", betas: [0.9, 0.999] }, groups: [{ params: ["a", "b"] }] }, 1000);
-  assert.equal(canonical({ groups: [{ params: ["a", "b"] }], optimizer: { betas: [0.9, 0.999], name: "adamw" } }, 1000), key);
+  const key = canonicalText({ optimizer: { name: "adamw", betas: [0.9, 0.999] }, groups: [{ params: ["a", "b"] }] }, 1000);
+  assert.equal(canonicalText({ groups: [{ params: ["a", "b"] }], optimizer: { betas: [0.9, 0.999], name: "adamw" } }, 1000), key);
 });
 
 test("options that differ have different keys", () => {
@@ -30,15 +30,15 @@ test("options that differ have different keys", () => {
     { a: 1, b: 2 },
     [{ a: 1 }],
   ];
-  assert.equal(new Set(values.map((value) => canonical(value, 1000))).size, values.length);
+  assert.equal(new Set(values.map((value) => canonicalText(value, 1000))).size, values.length);
 });
 
 test("a key has at most as many characters as allowed", () => {
   const value = { params: ["one", "two"], lr: 0.5 };
-  const key = canonical(value, 1000);
+  const key = canonicalText(value, 1000);
   assert.ok(key !== undefined);
-  assert.equal(canonical(value, key.length + 8), key);
-  assert.equal(canonical(value, 20), undefined);
+  assert.equal(canonicalText(value, key.length + 8), key);
+  assert.equal(canonicalText(value, 20), undefined);
   let reads = 0;
   const names = new Proxy(
     Array.from({ length: 100_000 }, (_, index) => `layer.${index}`),
@@ -49,6 +49,6 @@ test("a key has at most as many characters as allowed", () => {
       },
     },
   );
-  assert.equal(canonical({ params: names }, 1000), undefined);
+  assert.equal(canonicalText({ params: names }, 1000), undefined);
   assert.ok(reads < 500, `${reads} reads`);
 });

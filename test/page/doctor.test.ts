@@ -7,7 +7,7 @@ import { type Checkpoint, type Definition, dtypeOf, type Finding } from "../../p
 import { compare } from "../../page/doctor/compare.ts";
 import { examine, summarize } from "../../page/doctor/examine.ts";
 import { readFile } from "../../page/doctor/read.ts";
-import { addTo, newStatistics, numbers, powerOf } from "../../page/doctor/values.ts";
+import { addValues, decodeNumbers, newStatistics, powerOf } from "../../page/doctor/values.ts";
 import { registry } from "../../src/optimizers/registry.ts";
 import { TestService } from "../support/service.ts";
 import { brokenFiles, type State, state, stateFile, torchFile } from "./_files.ts";
@@ -63,7 +63,7 @@ suite("the doctor reads", () => {
     const [whole, bf16] = [await read(torchFile("adamw")), await read(torchFile("adamw-bf16"))];
     const valuesOf = async ({ tensors }: Checkpoint) => {
       const [{ read: bytes, dtype }] = tensors as [Checkpoint["tensors"][number]];
-      return Array.from(numbers(await bytes(), dtype));
+      return Array.from(decodeNumbers(await bytes(), dtype));
     };
     const [exact, rounded] = [await valuesOf(whole), await valuesOf(bf16)];
     assert.equal(rounded.length, 6);
@@ -86,7 +86,7 @@ suite("the doctor reads", () => {
 
   test("a histogram by powers of two, also of values below the normal ones", () => {
     const statistics = newStatistics();
-    addTo(statistics, Float32Array.of(1, 1.5, -2, 3, 0, 2 ** -149, 2 ** -130, Number.NaN));
+    addValues(statistics, Float32Array.of(1, 1.5, -2, 3, 0, 2 ** -149, 2 ** -130, Number.NaN));
     const bins = statistics.histogram.flatMap((count, bin) => (count > 0 ? [[powerOf(bin), count]] : []));
     assert.deepEqual(bins, [
       [-149, 1],

@@ -162,9 +162,9 @@ const hyperparameterTable = ({ name, title, revision, family, formula, reference
 };
 
 const contents: Readonly<Record<string, Readonly<Record<string, () => string>>>> = {
-  "README.md": { optimizerTable, settingTable },
-  "docs/wire-format.md": { methodTable, errors: errorTable },
-  "docs/operations.md": { sizingTable, settingTable },
+  "README.md": { optimizers: optimizerTable, settings: settingTable },
+  "docs/wire-format.md": { methods: methodTable, errors: errorTable },
+  "docs/operations.md": { sizing: sizingTable, settings: settingTable },
   "docs/optimizers.md": { hyperparameters: () => [...registry.values()].map(hyperparameterTable).join("\n\n") },
 };
 

@@ -3,7 +3,7 @@ import { unpack } from "msgpackr";
 import { ARENA_MIB, stepBlobs, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Server } from "./processes.ts";
-import { legend, ms, type Ratio, type Report, race, ratio, repeated, type Setup, sizeName } from "./rounds.ts";
+import { legend, msText, type Ratio, type Report, race, ratioOf, repeatedContender, type Setup, sizeName } from "./rounds.ts";
 
 const GAP_MS = 100;
 const SIZES = [
@@ -31,11 +31,11 @@ export const benchMoments = async (setup: Setup): Promise<Report> => {
       const { result } = unpack(await client.read(first.head, first.body)) as { readonly result: { readonly state: Buffer } };
       const { head, body } = stepRequest(0, { ...call, state: result.state });
       bytes.set(format, body.length + (await client.request(head, body)));
-      contenders.push(repeated(format, repetitions, () => client.request(head, body)));
+      contenders.push(repeatedContender(format, repetitions, () => client.request(head, body)));
     }
     const figuresOf = await race(`moments, ${sizeName(elements)}`, contenders, GAP_MS, setup);
     for (const format of FORMATS) {
-      const result = ratio(`step of ${sizeName(elements)}, moments in ${format} / F32`, figuresOf(format), figuresOf("F32"), GOAL);
+      const result = ratioOf(`step of ${sizeName(elements)}, moments in ${format} / F32`, figuresOf(format), figuresOf("F32"), GOAL);
       if (format !== "F32") ratios.push(result);
       rows.push([
         sizeName(elements),
@@ -43,7 +43,7 @@ export const benchMoments = async (setup: Setup): Promise<Report> => {
         ((bytes.get(format) ?? 0) / elements).toFixed(1),
         result.median.toFixed(2),
         result.min.toFixed(2),
-        ms(figuresOf(format)),
+        msText(figuresOf(format)),
       ]);
     }
   }

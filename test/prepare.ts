@@ -13,7 +13,7 @@ import { program } from "./prometheus/_prometheus.ts";
 import { arm64Node } from "./support/arm64.ts";
 import { findChromium } from "./support/chromium.ts";
 import { debianPrograms } from "./support/debian.ts";
-import { composeSpec, containerTrainer, dashboardSchema, goCommand, goTrainer, helm, prometheusOperator } from "./support/go.ts";
+import { composeSpec, containerTrainer, dashboardSchema, goCommand, goCoordinator, goTrainer, helm, prometheusOperator } from "./support/go.ts";
 import { nodeBinary, OTHER_NODES } from "./support/nodes.ts";
 import { preparing } from "./support/prepared.ts";
 import { python } from "./support/python.ts";
@@ -61,6 +61,7 @@ const parts: Readonly<Record<string, readonly (() => Promise<unknown>)[]>> = {
     prometheusOperator,
     dashboardSchema,
     goTrainer,
+    goCoordinator,
     ...OTHER_NODES.map((version) => () => nodeBinary(version)),
     () => arm64Node(process.versions.node),
   ],

@@ -64,6 +64,24 @@ def test_steps_equal_optax(
     assert read.steps == {"layer/w": 10, "layer/b": 10, "scale": 10}
 
 
+@pytest.mark.parametrize("state_dtype", ["BF16", "Q8"])
+def test_narrow_moments(client: stepd.Client, state_dtype: str) -> None:
+    transform = remote(
+        client, {"name": "adamw", "lr": 1e-2, "state_dtype": state_dtype}
+    )
+    params = {"w": jnp.ones((70, 70)), "b": jnp.ones(3)}
+    grads = jax.tree.map(jnp.sin, jax.tree.map(jnp.cumsum, params))
+    grads = jax.tree.map(lambda grad, param: grad.reshape(param.shape), grads, params)
+    state = transform.init(params)
+    plain, traced = transform.update, jax.jit(transform.update)
+    _, state = plain(grads, state, params)
+    one, _ = plain(grads, state, params)
+    other, _ = traced(grads, state, params)
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert jnp.array_equal(left, right)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) < 5 * 4903
+
+
 def test_chains_and_refuses(client: stepd.Client) -> None:
     settings = {"name": "nadam"}
     groups = [{"tensors": ["layer/*"], "optimizer": {"lr": 0}}]

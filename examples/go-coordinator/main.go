@@ -86,7 +86,7 @@ type coordinator struct {
 	params  stepd.Tensors
 	state   *stepd.State
 	updates map[string]stepd.Update
-	// done closes after the round.
+	// done is closed at the end of the round.
 	done chan struct{}
 }
 
@@ -130,7 +130,7 @@ func (c *coordinator) handler() http.Handler {
 	return mux
 }
 
-// sendParams sends the parameters to train from, with their round in a header.
+// sendParams sends the current parameters, with the number of the round in a header.
 func (c *coordinator) sendParams(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -138,7 +138,7 @@ func (c *coordinator) sendParams(w http.ResponseWriter, r *http.Request) {
 	http.ServeFile(w, r, filepath.Join(c.folder, c.Params))
 }
 
-// receiveUpdate takes ?worker=, ?round= and ?weight=, and deltas as a safetensors file. It answers after the round's step.
+// receiveUpdate receives deltas as a safetensors file, with worker, round and weight in the query. It replies after the round's step.
 func (c *coordinator) receiveUpdate(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	weight, err := strconv.ParseFloat(query.Get("weight"), 64)
@@ -175,7 +175,7 @@ func (c *coordinator) readTensors(from io.Reader) (stepd.Tensors, error) {
 	return stepd.LoadTensors(file.Name())
 }
 
-// add adds an update to the round. The last one takes the step. An update that is sent again replaces the one before.
+// add adds an update to the round, and takes the step after the last one. A second update of a worker replaces its first.
 func (c *coordinator) add(ctx context.Context, worker, round string, update stepd.Update) (<-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -219,7 +219,7 @@ func (c *coordinator) step(ctx context.Context) error {
 	return nil
 }
 
-// save writes parameters and state, then the file that names them. After an error the coordinator has the round before.
+// save writes parameters and state, then the file that names them. If it fails, the files of the round before stay in use.
 func (c *coordinator) save(round int, params stepd.Tensors, state *stepd.State) error {
 	next := latest{Round: round, Params: fmt.Sprintf("round-%d.params.safetensors", round)}
 	if err := params.Save(filepath.Join(c.folder, next.Params)); err != nil {

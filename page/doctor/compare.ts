@@ -112,7 +112,7 @@ const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
     };
   }
 
-  // Parameters count as renamed if all unpaired ones have the same shapes in the same order, else each whose shape no other has.
+  // Unpaired parameters count as renamed if both files have the same shapes in the same order. Else only those with a unique shape do.
   const [shapesA, shapesB] = [onlyA.map((name) => shapeOf(slotsA.get(name))), onlyB.map((name) => shapeOf(slotsB.get(name)))];
   const isSameOrder = shapesA.length === shapesB.length && shapesA.every((shape, index) => shape !== undefined && shape === shapesB[index]);
   const [countsA, countsB] = [countsOf(shapesA), countsOf(shapesB)];

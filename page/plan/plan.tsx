@@ -22,7 +22,7 @@ interface Choice {
   readonly dtype: string;
   readonly master: boolean;
   readonly size: number;
-  /** The state_dtype, which not every optimizer has. */
+  /** The value of state_dtype; undefined for its default. Some optimizers lack this hyperparameter. */
   readonly moments?: string;
 }
 

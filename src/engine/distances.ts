@@ -1,4 +1,4 @@
-/** optimizer.distances: sums of squared differences between updates. */
+/** Computes the sum of squared differences between each two updates, for optimizer.distances. */
 import type { Lease } from "../arena/arena.ts";
 import { ITEMS_PER_YIELD, inTurns, type Run, type Task } from "../codec/turns.ts";
 import { StepdError } from "../errors/errors.ts";
@@ -7,16 +7,16 @@ import { type CombinedTensor, jobsOf, listTensors, TABLE_ENTRY_BYTES, type Table
 import { type Columns, fixed, type KernelCall, type Operand, type QueueTime, Runner, SUM_BYTES, sumsAt, type Target, WORKSPACE } from "./runner.ts";
 import type { TensorFile } from "./tensors.ts";
 
-/** The elements of a block. Changing it changes bits, because sums are combined block by block. */
+/** The number of elements in a block. Sums are added block by block, so another size would change the bits of results. */
 const BLOCK = 4096;
 
-/** The kernel needs four partial sums for each pair. */
+/** The kernel writes this many partial sums for each pair of updates. */
 const PARTIAL_SUMS = 4;
 
-/** The most bytes of sums of one job. */
+/** The sums of one job take at most this many bytes. */
 const MAX_SUM_BYTES = 2 ** 26;
 
-/** A block of a tensor. */
+/** A block of a tensor: the range of elements that one kernel call processes. */
 interface Block extends Target {
   readonly passes: number;
   readonly calls: readonly KernelCall[];
@@ -26,7 +26,7 @@ interface Block extends Target {
 
 type Value = number | "NaN" | "Infinity" | "-Infinity";
 
-/** Computes the matrix of sums. `earlier` is that of a call for other tensors. */
+/** Computes the matrix of distances, and adds it to `earlier`, the result of a call for other tensors. */
 export const distances = async (
   files: readonly TensorFile[],
   earlier: readonly (readonly Value[])[] | undefined,
@@ -50,17 +50,17 @@ export const distances = async (
   await inTurns(writeTables(tables, updates, work, lease));
   const runner = new Runner(lease, pool, queueTime, [0, 0, 0, 0, 0, work]);
   const columns: Columns = { first: 0, width: pairs };
-  let ofTensor = new Float64Array(pairs);
+  let tensorSums = new Float64Array(pairs);
   for (let at = 0; at < blocks.length; at += blocksPerJob) {
     const some = blocks.slice(at, at + blocksPerJob);
     for (const job of jobsOf(some)) await runner.run(job, ({ calls }) => calls, true);
     const add = function* (): Task<void> {
       for (const block of some) {
-        for (const [pair, sum] of runner.total(block, columns).entries()) ofTensor[pair] = (ofTensor[pair] as number) + sum;
+        for (const [pair, sum] of runner.total(block, columns).entries()) tensorSums[pair] = (tensorSums[pair] as number) + sum;
         yield;
         if (!block.isLast) continue;
-        for (const [pair, sum] of ofTensor.entries()) totals[pair] = (totals[pair] as number) + sum;
-        ofTensor = new Float64Array(pairs);
+        for (const [pair, sum] of tensorSums.entries()) totals[pair] = (totals[pair] as number) + sum;
+        tensorSums = new Float64Array(pairs);
       }
     };
     await inTurns(add());
@@ -93,7 +93,7 @@ function* blocksOf(combined: readonly CombinedTensor[], count: number, kernel: n
 
 const tableAt: Operand = ({ offsets }, bases) => ({ address: (bases[WORKSPACE] as number) + (offsets[0] as number), stride: 0 });
 
-/** The upper triangle of an earlier matrix, or zeros. Throws INVALID_PARAMS. */
+/** Returns the upper triangle of an earlier matrix, or zeros without one. Throws INVALID_PARAMS. */
 const readEarlier = (earlier: readonly (readonly Value[])[] | undefined, count: number): Float64Array => {
   const isSquare = earlier === undefined || (earlier.length === count && earlier.every((row) => row.length === count));
   if (!isSquare) throw StepdError.mismatch("INVALID_PARAMS", "/distances", `a matrix of ${count} x ${count}, as many as updates`, `${earlier.length} rows`);

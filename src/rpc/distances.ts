@@ -1,7 +1,7 @@
 import type { DistancesParams } from "../generated/wire.gen.ts";
 import type { Method } from "./method.ts";
 
-/** optimizer.distances: what Krum and other choices among updates need. */
+/** Method optimizer.distances: returns the squared distances between updates. Krum and similar rules use them to select updates. */
 export const distances: Method<DistancesParams> = {
   name: "optimizer.distances",
   summary: "Computes the squared distances between updates",

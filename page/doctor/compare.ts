@@ -1,5 +1,5 @@
 /** Compares two checkpoints. The findings explain why runs that resume from them would differ. */
-import { count, list, plural, short } from "../common/format.ts";
+import { countText, listText, numberText, pluralize } from "../common/format.ts";
 import {
   type Checkpoint,
   type Definitions,
@@ -83,7 +83,7 @@ const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
         finding(
           "error",
           "order-differs",
-          `${numbered} numbers its parameters, and their order is not that of the other file: the shapes of ${list(wrong)} disagree. Give the names in the optimizer's order.`,
+          `${numbered} numbers its parameters, and their order is not that of the other file: the shapes of ${listText(wrong)} disagree. Give the names in the optimizer's order.`,
         ),
       ],
     };
@@ -106,7 +106,7 @@ const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
         finding(
           "error",
           "renamed",
-          `${longer} has “${found}” before the names of ${shorter}${cause}. A resume that goes by name would find no state for ${plural(from.length, "parameter")}.`,
+          `${longer} has “${found}” before the names of ${shorter}${cause}. A resume that goes by name would find no state for ${pluralize(from.length, "parameter")}.`,
         ),
       ],
     };
@@ -134,7 +134,7 @@ const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
       finding(
         "error",
         "renamed",
-        `${plural(renamed.length, "parameter")} ${renamed.length === 1 ? "seems" : "seem"} renamed, by ${isSameOrder ? "order and shape" : "shape"}: ${shown}${renamed.length > 3 ? " and others" : ""}. A resume by name would lose their state.`,
+        `${pluralize(renamed.length, "parameter")} ${renamed.length === 1 ? "seems" : "seem"} renamed, by ${isSameOrder ? "order and shape" : "shape"}: ${shown}${renamed.length > 3 ? " and others" : ""}. A resume by name would lose their state.`,
       ),
     );
   }
@@ -143,10 +143,10 @@ const pairParameters = (a: Checkpoint, b: Checkpoint): Pairs => {
       finding(
         "error",
         "missing-parameter",
-        `${list(leftA)} ${leftA.length === 1 ? "is" : "are"} in A and not in B. A resume from B would start ${leftA.length === 1 ? "it" : "them"} at zero.`,
+        `${listText(leftA)} ${leftA.length === 1 ? "is" : "are"} in A and not in B. A resume from B would start ${leftA.length === 1 ? "it" : "them"} at zero.`,
       ),
     );
-  if (leftB.length > 0) findings.push(finding("error", "new-parameter", `${list(leftB)} ${leftB.length === 1 ? "is" : "are"} in B and not in A.`));
+  if (leftB.length > 0) findings.push(finding("error", "new-parameter", `${listText(leftB)} ${leftB.length === 1 ? "is" : "are"} in B and not in A.`));
   return { pairs, findings };
 };
 
@@ -171,7 +171,7 @@ const compareGroups = (a: Checkpoint, b: Checkpoint, pairs: ReadonlyMap<string, 
       finding(
         "error",
         "group-count",
-        `A has ${plural(a.groups.length, "parameter group")}, B ${count(b.groups.length)}. torch refuses to load one into the other.`,
+        `A has ${pluralize(a.groups.length, "parameter group")}, B ${countText(b.groups.length)}. torch refuses to load one into the other.`,
       ),
     );
   const [groupsA, groupsB] = [groupsByParameter(a.groups), groupsByParameter(b.groups)];
@@ -194,12 +194,12 @@ const compareGroups = (a: Checkpoint, b: Checkpoint, pairs: ReadonlyMap<string, 
       finding(
         "error",
         "moved-group",
-        `${list(moved)} ${moved.length === 1 ? "is" : "are"} in another parameter group in B, and so ${moved.length === 1 ? "gets" : "get"} its learning rate and settings.`,
+        `${listText(moved)} ${moved.length === 1 ? "is" : "are"} in another parameter group in B, and so ${moved.length === 1 ? "gets" : "get"} its learning rate and settings.`,
       ),
     );
   for (const [sentence, names] of byKey) {
     const code = sentence.startsWith("lr ") || sentence.startsWith("initial_lr ") ? "other-rate" : "other-setting";
-    found.push(finding("warning", code, `${sentence}, for ${list(names)}.`));
+    found.push(finding("warning", code, `${sentence}, for ${listText(names)}.`));
   }
   return found;
 };
@@ -275,7 +275,7 @@ const describeSlot = (slot: string, difference: SlotDifference, a: Checkpoint, b
   if (different === 0) return [];
   const what = slot === "" ? "weights" : slot;
   const found: Finding[] = [];
-  if (zeroInB.length > 0) found.push(finding("error", "lost-in-b", `${what} of ${list(zeroInB)} is zero everywhere in B: its state was lost.`));
+  if (zeroInB.length > 0) found.push(finding("error", "lost-in-b", `${what} of ${listText(zeroInB)} is zero everywhere in B: its state was lost.`));
   if (/^exp_avg(_sq)?$/.test(slot) && hasRatio) {
     const biases = [...ratios].map(([name, ratio]) =>
       findBiasCorrection(ratio, a.steps.get(name) ?? [...a.steps.values()][0] ?? [...b.steps.values()][0] ?? 0, betasOf(slot, [a, b])),
@@ -298,7 +298,7 @@ const describeSlot = (slot: string, difference: SlotDifference, a: Checkpoint, b
       finding(
         "error",
         "scaled",
-        `${what} of B is ${short(values[0] as number)} times that of A everywhere: gradients were scaled otherwise, for instance by a loss scale or by accumulation.`,
+        `${what} of B is ${numberText(values[0] as number)} times that of A everywhere: gradients were scaled otherwise, for instance by a loss scale or by accumulation.`,
       ),
     ];
   if (zeroInB.length < parameters.length)
@@ -306,7 +306,7 @@ const describeSlot = (slot: string, difference: SlotDifference, a: Checkpoint, b
       finding(
         "warning",
         "other-values",
-        `${what} differs in ${count(different)} of ${plural(elements, "value")}, by up to ${short(largest)}, in ${list(parameters)}.`,
+        `${what} differs in ${countText(different)} of ${pluralize(elements, "value")}, by up to ${numberText(largest)}, in ${listText(parameters)}.`,
       ),
     );
   return found;
@@ -329,9 +329,9 @@ export const compare = async (
   if (late.length > 0) {
     const [[name, other] = ["", ""]] = late;
     const [stepA, stepB] = [a.steps.get(name), b.steps.get(other)];
-    const sentence = `“${name}” is at step ${stepA === undefined ? "(none)" : count(stepA)} in A and ${stepB === undefined ? "(none)" : count(stepB)} in B`;
+    const sentence = `“${name}” is at step ${stepA === undefined ? "(none)" : countText(stepA)} in A and ${stepB === undefined ? "(none)" : countText(stepB)} in B`;
     const effect = stepB === undefined || stepB === 0 ? " Bias correction and schedules would begin anew." : " Bias correction and schedules go by the step.";
-    add("error", "other-step", `${sentence}${late.length > 1 ? `, and ${plural(late.length - 1, "other")} differ, too` : ""}.${effect}`);
+    add("error", "other-step", `${sentence}${late.length > 1 ? `, and ${pluralize(late.length - 1, "other")} differ, too` : ""}.${effect}`);
   }
 
   const [slotsA, slotsB] = [tensorsByParameter(a), tensorsByParameter(b)];
@@ -384,23 +384,27 @@ export const compare = async (
   for (const [key, names] of missing) {
     const [slot = "", side] = key.split("\n");
     const effect = side === "B" ? "A resume from B would start it at zero" : "A did not have it";
-    add("error", "missing-slot", `${side} lacks the slot ${slot} of ${list(names)}. ${effect}${slot === "max_exp_avg_sq" ? "; amsgrad was switched" : ""}.`);
+    add(
+      "error",
+      "missing-slot",
+      `${side} lacks the slot ${slot} of ${listText(names)}. ${effect}${slot === "max_exp_avg_sq" ? "; amsgrad was switched" : ""}.`,
+    );
   }
   if (transposed.length > 0)
     add(
       "error",
       "transposed",
-      `${list(transposed)} ${transposed.length === 1 ? "is" : "are"} transposed: torch keeps weights as [out, in], flax as [in, out].`,
+      `${listText(transposed)} ${transposed.length === 1 ? "is" : "are"} transposed: torch keeps weights as [out, in], flax as [in, out].`,
     );
   if (shapes.length > 0) {
     const [name = ""] = shapes;
     add(
       "error",
       "other-shape",
-      `The shapes of ${list(shapes)} differ: “${name}” is [${shapeOf(slotsA.get(name))}] in A and [${shapeOf(slotsB.get(pairs.get(name) ?? ""))}] in B.`,
+      `The shapes of ${listText(shapes)} differ: “${name}” is [${shapeOf(slotsA.get(name))}] in A and [${shapeOf(slotsB.get(pairs.get(name) ?? ""))}] in B.`,
     );
   }
-  for (const [sentence, names] of dtypes) add("warning", "other-dtype", `${sentence}, for ${list(names)}. A narrower dtype has rounded the values.`);
+  for (const [sentence, names] of dtypes) add("warning", "other-dtype", `${sentence}, for ${listText(names)}. A narrower dtype has rounded the values.`);
   for (const [slot, difference] of differences) found.push(...describeSlot(slot, difference, a, b));
   found.push(...compareGroups(a, b, pairs));
   if (found.every(({ level }) => level === "note"))

@@ -1,7 +1,7 @@
 /** Converts a state on the server, and downloads the result as a file. */
 import { useState } from "preact/hooks";
 import type { Convention } from "../../clients/typescript/src/index.ts";
-import { bytes } from "../common/format.ts";
+import { bytesText } from "../common/format.ts";
 import { download, Failure, messageOf } from "../common/panel.tsx";
 import { createClient } from "../common/session.ts";
 import { type Checkpoint, type Definitions, parametersOf } from "./checkpoint.ts";
@@ -142,7 +142,7 @@ export const Convert = ({ checkpoint, file, definitions }: { readonly checkpoint
         {state.lost && (
           <div role="status">
             <p>
-              The result has {bytes(state.size ?? 0)}.{" "}
+              The result has {bytesText(state.size ?? 0)}.{" "}
               {state.lost.length === 0 ? "It holds all of the state: the way back gives the same values." : "It does not hold everything:"}
             </p>
             <ul>

@@ -1,6 +1,6 @@
 /** The state doctor: a panel that shows a checkpoint's contents and faults, and its differences from another checkpoint. */
 import { useEffect, useState } from "preact/hooks";
-import { bytes, count, plural, short } from "../common/format.ts";
+import { bytesText, countText, numberText, pluralize } from "../common/format.ts";
 import { describeOptimizers } from "../common/optimizers.ts";
 import { Card, Failure, messageOf, useLoaded } from "../common/panel.tsx";
 import { bytesOf, type Checkpoint, type Definition, type Definitions, dtypeOf, type Finding, parametersOf, tensorsByParameter } from "./checkpoint.ts";
@@ -49,14 +49,14 @@ const SlotTable = ({ checkpoint, examination }: { readonly checkpoint: Checkpoin
           return (
             <tr key={slot}>
               <th scope="row">{name}</th>
-              <td class="number">{count(own.length)}</td>
-              <td class="number">{count(statistics.count)}</td>
+              <td class="number">{countText(own.length)}</td>
+              <td class="number">{countText(statistics.count)}</td>
               <td>{[...new Set(own.map(dtypeOf))].join(", ")}</td>
-              <td class="number">{bytes(size)}</td>
-              <td class="number">{count(statistics.zeros)}</td>
-              <td class={statistics.nonFinite > 0 ? "number error" : "number"}>{count(statistics.nonFinite)}</td>
-              <td class="number">{statistics.count > statistics.nonFinite ? short(statistics.min) : "–"}</td>
-              <td class="number">{statistics.count > statistics.nonFinite ? short(statistics.max) : "–"}</td>
+              <td class="number">{bytesText(size)}</td>
+              <td class="number">{countText(statistics.zeros)}</td>
+              <td class={statistics.nonFinite > 0 ? "number error" : "number"}>{countText(statistics.nonFinite)}</td>
+              <td class="number">{statistics.count > statistics.nonFinite ? numberText(statistics.min) : "–"}</td>
+              <td class="number">{statistics.count > statistics.nonFinite ? numberText(statistics.max) : "–"}</td>
               <td>
                 <Histogram statistics={statistics} label={name} />
               </td>
@@ -73,7 +73,7 @@ const ParameterTable = ({ checkpoint, examination }: { readonly checkpoint: Chec
   const names = parametersOf(checkpoint);
   return (
     <details>
-      <summary>{plural(names.length, "parameter")}</summary>
+      <summary>{pluralize(names.length, "parameter")}</summary>
       {/* biome-ignore lint/a11y/noNoninteractiveTabindex: a region that scrolls must be reachable by keyboard */}
       <section class="scroll" tabIndex={0} aria-label={`Parameters of ${checkpoint.file}`}>
         <table>
@@ -91,13 +91,13 @@ const ParameterTable = ({ checkpoint, examination }: { readonly checkpoint: Chec
               return (
                 <tr key={name}>
                   <th scope="row">{name}</th>
-                  <td class="number">{checkpoint.steps.has(name) ? count(checkpoint.steps.get(name) as number) : "–"}</td>
+                  <td class="number">{checkpoint.steps.has(name) ? countText(checkpoint.steps.get(name) as number) : "–"}</td>
                   <td>[{own[0]?.shape.join(", ")}]</td>
                   <td>
                     {own
                       .map((tensor) => {
                         const { count: values = 0, sumOfMagnitudes = 0 } = examination.tensors.get(tensor) ?? {};
-                        return `${tensor.slot} ${dtypeOf(tensor)} ${short(values === 0 ? 0 : sumOfMagnitudes / values)}`;
+                        return `${tensor.slot} ${dtypeOf(tensor)} ${numberText(values === 0 ? 0 : sumOfMagnitudes / values)}`;
                       })
                       .join(" · ")}
                   </td>
@@ -115,11 +115,11 @@ const ParameterTable = ({ checkpoint, examination }: { readonly checkpoint: Chec
 const GroupList = ({ checkpoint }: { readonly checkpoint: Checkpoint }) =>
   checkpoint.groups.length === 0 ? null : (
     <details>
-      <summary>{plural(checkpoint.groups.length, "parameter group")}</summary>
+      <summary>{pluralize(checkpoint.groups.length, "parameter group")}</summary>
       <ul>
         {checkpoint.groups.map(({ parameters, values }, index) => (
           <li key={index}>
-            {plural(parameters.length, "parameter")}:{" "}
+            {pluralize(parameters.length, "parameter")}:{" "}
             {Object.entries(values)
               .filter(([, value]) => value !== null && typeof value !== "object")
               .map(([name, value]) => `${name} ${value}`)
@@ -190,7 +190,7 @@ const Drop = ({ name, hint, onFile }: { readonly name: string; readonly hint: st
 const Report = ({ name, patient, definitions }: { readonly name: string; readonly patient: Patient; readonly definitions: Definitions }) => {
   const { file, checkpoint, examination, findings } = patient;
   return (
-    <Card title={`${name}: ${file.name}, ${bytes(file.size)}`}>
+    <Card title={`${name}: ${file.name}, ${bytesText(file.size)}`}>
       {checkpoint && <p>{summarize(checkpoint)}</p>}
       <Findings findings={findings} good="Nothing is wrong with this file." />
       {checkpoint && examination && (

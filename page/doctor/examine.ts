@@ -1,5 +1,5 @@
 /** Examines one checkpoint: computes statistics for each slot, and reports faults. */
-import { count, list, plural, short } from "../common/format.ts";
+import { countText, listText, numberText, pluralize } from "../common/format.ts";
 import { type Checkpoint, type Definitions, type Finding, type Level, parametersOf, type Tensor, tensorsByParameter, Unreadable } from "./checkpoint.ts";
 import { addValues, mergeStatistics, newStatistics, type Statistics, valuesOf } from "./values.ts";
 
@@ -53,7 +53,11 @@ export const examineStructure = (checkpoint: Checkpoint, definitions: Definition
   if (disagreeing.length > 0) {
     const [name = ""] = disagreeing;
     const shapes = [...(slots.get(name)?.values() ?? [])].filter(({ slot }) => SHAPED.test(slot)).map(({ slot, shape }) => `${slot} [${shape.join(", ")}]`);
-    add("error", "shapes-disagree", `The slots of ${list(disagreeing)} have different shapes (${shapes.join(", ")}); all slots of a parameter have its shape.`);
+    add(
+      "error",
+      "shapes-disagree",
+      `The slots of ${listText(disagreeing)} have different shapes (${shapes.join(", ")}); all slots of a parameter have its shape.`,
+    );
   }
 
   const present = [...new Set(tensors.map(({ slot }) => slot))];
@@ -62,31 +66,31 @@ export const examineStructure = (checkpoint: Checkpoint, definitions: Definition
     const lacking = [...slots.keys()].filter((name) => !owners.has(name));
     // A parameter without any slot never had a gradient, which is not a fault.
     if (lacking.length > 0)
-      add("error", "missing-slot", `${list(lacking)} ${lacking.length === 1 ? "lacks" : "lack"} the slot ${slot}, which other parameters have.`);
+      add("error", "missing-slot", `${listText(lacking)} ${lacking.length === 1 ? "lacks" : "lack"} the slot ${slot}, which other parameters have.`);
   }
   if (definition && tensors.length > 0 && format === "stepd") {
     const lacking = definition.slots.default.filter((slot) => !present.includes(slot) && slot !== "step");
-    if (lacking.length > 0) add("error", "missing-slot", `No parameter has the slot ${list(lacking)}, which ${optimizer} needs.`);
+    if (lacking.length > 0) add("error", "missing-slot", `No parameter has the slot ${listText(lacking)}, which ${optimizer} needs.`);
     const foreign = present.filter((slot) => !definition.slots.all.includes(slot) && !/^(master_param|mu_product)$/.test(slot));
     if (foreign.length > 0)
-      add("error", "foreign-slot", `The file has the slot ${list(foreign)}, which ${optimizer} does not use. Another optimizer wrote it.`);
+      add("error", "foreign-slot", `The file has the slot ${listText(foreign)}, which ${optimizer} does not use. Another optimizer wrote it.`);
   }
 
   const counts = [...steps.values()];
   const bad = [...steps].filter(([, step]) => !Number.isSafeInteger(step) || step < 0).map(([name]) => name);
-  if (bad.length > 0) add("error", "bad-step", `The step of ${list(bad)} is no whole number from 0 on.`);
+  if (bad.length > 0) add("error", "bad-step", `The step of ${listText(bad)} is no whole number from 0 on.`);
   const [least, most] = [Math.min(...counts), Math.max(...counts)];
   if (counts.length > 1 && least !== most) {
     const behind = [...steps].filter(([, step]) => step < most).map(([name]) => name);
     add(
       "warning",
       "steps-disagree",
-      `The steps disagree: most is ${count(most)}, but ${list(behind)} ${behind.length === 1 ? "stands" : "stand"} at ${count(least)}${behind.length === 1 ? "" : " or later"}. That is right for parameters that had no gradient at times, and wrong after a merge of two files.`,
+      `The steps disagree: most is ${countText(most)}, but ${listText(behind)} ${behind.length === 1 ? "stands" : "stand"} at ${countText(least)}${behind.length === 1 ? "" : " or later"}. That is right for parameters that had no gradient at times, and wrong after a merge of two files.`,
     );
   }
   const withoutStep = [...slots.keys()].filter((name) => !steps.has(name));
   if (withoutStep.length > 0 && format === "stepd")
-    add("error", "missing-step", `${list(withoutStep)} ${withoutStep.length === 1 ? "has" : "have"} slots but no step count.`);
+    add("error", "missing-step", `${listText(withoutStep)} ${withoutStep.length === 1 ? "has" : "have"} slots but no step count.`);
   if (withoutStep.length > 0 && format === "torch" && tensors.some(({ slot }) => slot.startsWith("exp_avg")))
     add("warning", "missing-step", "The file has no step counts. Bias correction would begin anew; a conversion needs the step.");
 
@@ -95,13 +99,17 @@ export const examineStructure = (checkpoint: Checkpoint, definitions: Definition
     const inGroups = new Set(grouped);
     const stray = [...slots.keys()].filter((name) => !inGroups.has(name));
     if (stray.length > 0)
-      add("error", "no-group", `${list(stray)} ${stray.length === 1 ? "has" : "have"} state but ${stray.length === 1 ? "is" : "are"} in no parameter group.`);
+      add(
+        "error",
+        "no-group",
+        `${listText(stray)} ${stray.length === 1 ? "has" : "have"} state but ${stray.length === 1 ? "is" : "are"} in no parameter group.`,
+      );
     const fresh = grouped.filter((name) => !slots.has(name) && !steps.has(name));
     if (fresh.length > 0 && slots.size > 0)
       add(
         "warning",
         "no-state",
-        `${list(fresh)} ${fresh.length === 1 ? "is" : "are"} in a group but ${fresh.length === 1 ? "has" : "have"} no state: no gradient yet, frozen, or lost.`,
+        `${listText(fresh)} ${fresh.length === 1 ? "is" : "are"} in a group but ${fresh.length === 1 ? "has" : "have"} no state: no gradient yet, frozen, or lost.`,
       );
     const rates = [...new Set(groups.map(({ values }) => values["lr"]).filter((rate) => typeof rate === "number"))];
     if (rates.some((rate) => rate === 0))
@@ -126,7 +134,7 @@ const examineValues = (checkpoint: Checkpoint, statistics: ReadonlyMap<Tensor, S
       finding(
         "error",
         "non-finite",
-        `${plural(values, "value")} of ${list(nonFinite)} ${values === 1 ? "is" : "are"} NaN or infinite. Every later step keeps them; go back to an earlier file.`,
+        `${pluralize(values, "value")} of ${listText(nonFinite)} ${values === 1 ? "is" : "are"} NaN or infinite. Every later step keeps them; go back to an earlier file.`,
       ),
     );
   }
@@ -136,7 +144,7 @@ const examineValues = (checkpoint: Checkpoint, statistics: ReadonlyMap<Tensor, S
       finding(
         "error",
         "negative-square",
-        `${list(negative)} ${negative.length === 1 ? "has" : "have"} negative values. It averages squares, so the file is damaged, or its slots are swapped.`,
+        `${listText(negative)} ${negative.length === 1 ? "has" : "have"} negative values. It averages squares, so the file is damaged, or its slots are swapped.`,
       ),
     );
   const stepOf = ({ parameter }: Tensor): number => checkpoint.steps.get(parameter) ?? 0;
@@ -146,7 +154,7 @@ const examineValues = (checkpoint: Checkpoint, statistics: ReadonlyMap<Tensor, S
       finding(
         "error",
         "zero-moments",
-        `${list(lost)} ${lost.length === 1 ? "is" : "are"} zero everywhere although steps were taken: the moments were reset or never saved, or the gradients were all zero.`,
+        `${listText(lost)} ${lost.length === 1 ? "is" : "are"} zero everywhere although steps were taken: the moments were reset or never saved, or the gradients were all zero.`,
       ),
     );
   const early = namesWhere(
@@ -158,7 +166,7 @@ const examineValues = (checkpoint: Checkpoint, statistics: ReadonlyMap<Tensor, S
       finding(
         "error",
         "step-zero",
-        `${list(early)} ${early.length === 1 ? "has" : "have"} values at step 0. The step count was lost, and bias correction would begin anew.`,
+        `${listText(early)} ${early.length === 1 ? "has" : "have"} values at step 0. The step count was lost, and bias correction would begin anew.`,
       ),
     );
   return found;
@@ -193,7 +201,7 @@ export const examine = async (
 /** Summarizes a checkpoint in one line. */
 export const summarize = (checkpoint: Checkpoint): string => {
   const { format, optimizer, isOptimizerNamed, steps, tensors } = checkpoint;
-  if (format === "weights") return `Weights: ${plural(parametersOf(checkpoint).length, "parameter")}.`;
+  if (format === "weights") return `Weights: ${pluralize(parametersOf(checkpoint).length, "parameter")}.`;
   const kinds = {
     stepd: "state of stepd",
     torch: "state of a torch optimizer",
@@ -205,8 +213,8 @@ export const summarize = (checkpoint: Checkpoint): string => {
     counts.length === 0
       ? ""
       : counts.length === 1
-        ? ` at step ${count(counts[0] as number)}`
-        : ` at steps ${short(counts[0] as number)} to ${short(counts.at(-1) as number)}`;
+        ? ` at step ${countText(counts[0] as number)}`
+        : ` at steps ${numberText(counts[0] as number)} to ${numberText(counts.at(-1) as number)}`;
   const of = optimizer === undefined ? "" : isOptimizerNamed ? ` of ${optimizer}` : `, by its content of ${optimizer}`;
-  return `A ${kinds[format]}${of}${step}, for ${plural(parametersOf(checkpoint).length, "parameter")} in ${plural(tensors.length, "tensor")}.`;
+  return `A ${kinds[format]}${of}${step}, for ${pluralize(parametersOf(checkpoint).length, "parameter")} in ${pluralize(tensors.length, "tensor")}.`;
 };

@@ -1,10 +1,10 @@
 /** Draws a histogram of magnitudes as an SVG. Each bin spans a power of two. */
-import { count, short } from "../common/format.ts";
+import { countText, numberText } from "../common/format.ts";
 import { powerOf, type Statistics } from "./values.ts";
 
 const [WIDTH, HEIGHT] = [150, 30];
 
-const powerText = (power: number): string => short(2 ** power);
+const powerText = (power: number): string => numberText(2 ** power);
 
 export const Histogram = ({ statistics, label }: { readonly statistics: Statistics; readonly label: string }) => {
   const used = [...statistics.histogram.entries()].filter(([, values]) => values > 0);
@@ -21,7 +21,7 @@ export const Histogram = ({ statistics, label }: { readonly statistics: Statisti
           const height = Math.max(1, (HEIGHT * values) / most);
           return (
             <rect key={bin} x={(bin - first) * width} y={HEIGHT - height} width={Math.max(width - 0.5, 0.5)} height={height}>
-              <title>{`2^${powerOf(bin)}: ${count(values)}`}</title>
+              <title>{`2^${powerOf(bin)}: ${countText(values)}`}</title>
             </rect>
           );
         })}

@@ -1,5 +1,5 @@
 /** Reads and writes safetensors files. The reader's errors name the rule that a file breaks. */
-import { list, bytes as sizeText } from "../common/format.ts";
+import { listText, bytesText as sizeText } from "../common/format.ts";
 import { BYTES, type Checkpoint, type DType, elementsIn, type Format, type Tensor, Unreadable } from "./checkpoint.ts";
 import { decodeNumbers } from "./values.ts";
 
@@ -112,7 +112,7 @@ export const readSafetensors = async (file: File): Promise<Checkpoint> => {
   }
   if (typeof header !== "object" || header === null || Array.isArray(header)) throw new Unreadable("bad-header", "The file's header is no JSON object.");
   const twice = duplicateKeys(text);
-  if (twice.length > 0) throw new Unreadable("duplicate-key", `The header has ${list(twice)} more than once; readers disagree which one counts.`);
+  if (twice.length > 0) throw new Unreadable("duplicate-key", `The header has ${listText(twice)} more than once; readers disagree which one counts.`);
   const { __metadata__: metadata = {}, ...rest } = header as Record<string, unknown> & { __metadata__?: Record<string, string> };
   const entries = Object.entries(rest).map(([key, value]) => parseEntry(key, value));
   const start = LENGTH_BYTES + length;

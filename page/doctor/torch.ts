@@ -4,7 +4,7 @@
  */
 import { BlobReader, configure, type Entry, type FileEntry, Uint8ArrayWriter, ZipReader } from "@zip.js/zip.js/lib/zip-core-native.js";
 import { Parser } from "pickleparser";
-import { list } from "../common/format.ts";
+import { listText } from "../common/format.ts";
 import { BYTES, type Checkpoint, type DType, elementsIn, type Finding, type Group, type Tensor, Unreadable } from "./checkpoint.ts";
 import { guessOptimizer } from "./safetensors.ts";
 import { decodeNumbers } from "./values.ts";
@@ -251,7 +251,7 @@ const reportNames = ({ unknown, dangerous }: Names): readonly Finding[] => [
         {
           code: "runs-code",
           level: "error",
-          sentence: `The file runs code when Python loads it: it names ${list([...dangerous])}. Do not load it with weights_only=False. ${HINT}`,
+          sentence: `The file runs code when Python loads it: it names ${listText([...dangerous])}. Do not load it with weights_only=False. ${HINT}`,
         } as const,
       ]
     : []),
@@ -260,7 +260,7 @@ const reportNames = ({ unknown, dangerous }: Names): readonly Finding[] => [
         {
           code: "unknown-classes",
           level: "note",
-          sentence: `The file has objects of ${list([...unknown])}, which torch.load refuses by default (weights_only=True).`,
+          sentence: `The file has objects of ${listText([...unknown])}, which torch.load refuses by default (weights_only=True).`,
         } as const,
       ]
     : []),

@@ -2,7 +2,7 @@
 import { useEffect, useState } from "preact/hooks";
 import { Chart, type Series } from "../common/chart.tsx";
 import { Copyable } from "../common/copy.tsx";
-import { bytes, count, duration, short } from "../common/format.ts";
+import { bytesText, countText, durationText, numberText } from "../common/format.ts";
 import { Card, Failure, messageOf, type PanelProps, useLoaded } from "../common/panel.tsx";
 import { request, requestJson, root } from "../common/session.ts";
 import { labelValues, parseMetrics, quantile, type Reading, rate, total } from "./metrics.ts";
@@ -67,7 +67,7 @@ const Live = ({ readings }: { readonly readings: readonly Reading[] }) => {
   const last = readings.at(-1);
   if (!last || readings.length < 2) return <p role="status">The charts begin with the second reading …</p>;
   const x = readings.slice(1).map(({ time }) => Math.round((time - last.time) * 10) / 10);
-  const seconds = (value: number): string => `${short(value)} s`;
+  const seconds = (value: number): string => `${numberText(value)} s`;
   const rates = (label: string, name: string, labels?: Readonly<Record<string, string>>): Series => ({
     label,
     values: betweenReadings(readings, (before, after) => rate(before, after, name, labels)),
@@ -95,19 +95,21 @@ const Live = ({ readings }: { readonly readings: readonly Reading[] }) => {
           title="Calls per second"
           x={x}
           formatX={seconds}
-          format={short}
+          format={numberText}
           series={[rates("steps", `${CALLS}_count`, { method: "optimizer.step" }), rates("all calls", `${CALLS}_count`)]}
         />
         <Chart
           title="Bytes per second"
           x={x}
           formatX={seconds}
-          format={bytes}
+          format={bytesText}
           series={[rates("in", "stepd_bytes_total", { direction: "in" }), rates("out", "stepd_bytes_total", { direction: "out" })]}
         />
-        <Chart title={`Time of a step, over ${QUANTILE_WINDOW} s`} x={x} formatX={seconds} format={duration} series={latency} />
-        {phases.length > 0 && <Chart title={`Mean time in each phase, over ${QUANTILE_WINDOW} s`} x={x} formatX={seconds} format={duration} series={phases} />}
-        <Chart title="Arena" x={x} formatX={seconds} format={bytes} series={arena} />
+        <Chart title={`Time of a step, over ${QUANTILE_WINDOW} s`} x={x} formatX={seconds} format={durationText} series={latency} />
+        {phases.length > 0 && (
+          <Chart title={`Mean time in each phase, over ${QUANTILE_WINDOW} s`} x={x} formatX={seconds} format={durationText} series={phases} />
+        )}
+        <Chart title="Arena" x={x} formatX={seconds} format={bytesText} series={arena} />
       </div>
       <h3>Refusals since the start</h3>
       {refusals.length === 0 ? (
@@ -124,7 +126,7 @@ const Live = ({ readings }: { readonly readings: readonly Reading[] }) => {
             {refusals.map(([reason, value]) => (
               <tr key={reason}>
                 <th scope="row">{reason}</th>
-                <td>{count(value)}</td>
+                <td>{countText(value)}</td>
               </tr>
             ))}
           </tbody>
@@ -166,16 +168,16 @@ export const Now = ({ summary }: PanelProps) => {
   const facts: readonly (readonly [string, string])[] = [
     ["Version", `${summary.version}${info.value ? `, on Node ${info.value.node}` : ""}`],
     ...(last ? [["Health", isReady ? "ready: it takes calls" : "not ready: it is shutting down"] as const] : []),
-    ...(started ? [["Running for", duration(Date.now() / 1000 - started)] as const] : []),
+    ...(started ? [["Running for", durationText(Date.now() / 1000 - started)] as const] : []),
     ...(info.value
       ? ([
           ["Workers", String(info.value.workers)],
-          ["Memory for calls (arena)", bytes(info.value.limits["arena_bytes"] ?? 0)],
-          ["Memory for JSON", bytes(info.value.limits["max_json_bytes"] ?? 0)],
-          ["Cache for results", info.value.limits["cache_bytes"] ? bytes(info.value.limits["cache_bytes"]) : "off"],
+          ["Memory for calls (arena)", bytesText(info.value.limits["arena_bytes"] ?? 0)],
+          ["Memory for JSON", bytesText(info.value.limits["max_json_bytes"] ?? 0)],
+          ["Cache for results", info.value.limits["cache_bytes"] ? bytesText(info.value.limits["cache_bytes"]) : "off"],
           ["Shared memory", info.value.shared_memory ? "on" : "off"],
-          ["Calls at once", count(info.value.limits["max_calls"] ?? 0)],
-          ["Connections at once", count(info.value.limits["max_connections"] ?? 0)],
+          ["Calls at once", countText(info.value.limits["max_calls"] ?? 0)],
+          ["Connections at once", countText(info.value.limits["max_connections"] ?? 0)],
           ["Tokens", summary.authentication === "bearer" ? "every call needs one" : "not needed"],
         ] as const)
       : []),

@@ -1,6 +1,6 @@
 /** The panel "Plan": shows the memory and transfer times of a model's step, by dtype, transport and network. */
 import { useState } from "preact/hooks";
-import { bytes, count, duration, list, plural } from "../common/format.ts";
+import { bytesText, countText, durationText, listText, pluralize } from "../common/format.ts";
 import { describeOptimizers } from "../common/optimizers.ts";
 import { Card, Failure, useLoaded } from "../common/panel.tsx";
 import { batchResults } from "../common/session.ts";
@@ -107,7 +107,7 @@ export const PlanPanel = () => {
       </Card>
       {plans && plan && choice && (
         <>
-          <Card title={`A step of ${count(plan.parameters)} parameters, by dtype`}>
+          <Card title={`A step of ${countText(plan.parameters)} parameters, by dtype`}>
             <table>
               <thead>
                 <tr>
@@ -122,16 +122,16 @@ export const PlanPanel = () => {
                 {plans.map(({ choice: { title: name }, result: own }) => (
                   <tr key={name}>
                     <th scope="row">{name}</th>
-                    <td>{bytes(own.bytes_in)}</td>
-                    <td>{bytes(own.bytes_out)}</td>
-                    <td>{bytes(own.state_bytes)}</td>
-                    <td>{bytes(own.arena_bytes)}</td>
+                    <td>{bytesText(own.bytes_in)}</td>
+                    <td>{bytesText(own.bytes_out)}</td>
+                    <td>{bytesText(own.state_bytes)}</td>
+                    <td>{bytesText(own.arena_bytes)}</td>
                     <td>
                       {own.fits
                         ? "fits"
                         : own.requests === 0
-                          ? `too large, each by itself: ${list(own.too_large)}`
-                          : `split it into ${plural(own.requests, "call")}`}
+                          ? `too large, each by itself: ${listText(own.too_large)}`
+                          : `split it into ${pluralize(own.requests, "call")}`}
                     </td>
                   </tr>
                 ))}
@@ -155,9 +155,9 @@ export const PlanPanel = () => {
                 {trafficOf(plan, plan.parameters * choice.size).map((traffic) => (
                   <tr key={traffic.name}>
                     <th scope="row">{traffic.name}</th>
-                    <td>{bytes(traffic.bytesIn + traffic.bytesOut)}</td>
+                    <td>{bytesText(traffic.bytesIn + traffic.bytesOut)}</td>
                     {LINKS.map((rate) => (
-                      <td key={rate}>{traffic.bytesIn + traffic.bytesOut === 0 ? "–" : duration(transferSeconds(traffic, rate))}</td>
+                      <td key={rate}>{traffic.bytesIn + traffic.bytesOut === 0 ? "–" : durationText(transferSeconds(traffic, rate))}</td>
                     ))}
                   </tr>
                 ))}

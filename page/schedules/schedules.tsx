@@ -4,7 +4,7 @@ import schema from "../../schemas/schedule.schema.json" with { type: "json" };
 import { Chart } from "../common/chart.tsx";
 import { Copyable } from "../common/copy.tsx";
 import { Fields } from "../common/fields.tsx";
-import { count, short } from "../common/format.ts";
+import { countText, numberText } from "../common/format.ts";
 import { Card, Failure, messageOf } from "../common/panel.tsx";
 import type { Property } from "../common/schema.ts";
 import { batchResults } from "../common/session.ts";
@@ -119,11 +119,11 @@ export const Schedules = () => {
             ))}
           </select>
         </label>
-        <p>{count(total)} steps</p>
+        <p>{countText(total)} steps</p>
       </div>
       <Failure error={error} />
-      {curve && <Chart title="Learning rate by step" x={curve.x} series={rates} format={short} formatX={count} height={260} />}
-      {curve && momentums && <Chart title="Momentum by step" x={curve.x} series={momentums} format={short} formatX={count} height={140} />}
+      {curve && <Chart title="Learning rate by step" x={curve.x} series={rates} format={numberText} formatX={countText} height={260} />}
+      {curve && momentums && <Chart title="Momentum by step" x={curve.x} series={momentums} format={numberText} formatX={countText} height={140} />}
       <ol class="parts">
         {parts.map((part, index) => {
           const kind = KINDS.find(({ name }) => name === part.name);

@@ -4,7 +4,7 @@ import type { DescribeResult } from "../../clients/typescript/src/index.ts";
 import { Chart, colorOf } from "../common/chart.tsx";
 import { Copyable } from "../common/copy.tsx";
 import { Fields } from "../common/fields.tsx";
-import { count, duration, plural, short } from "../common/format.ts";
+import { countText, durationText, numberText, pluralize } from "../common/format.ts";
 import { describeOptimizers } from "../common/optimizers.ts";
 import { Card, Failure, messageOf, type PanelProps, useLoaded } from "../common/panel.tsx";
 import type { Property, Values } from "../common/schema.ts";
@@ -96,9 +96,9 @@ const Results = ({ tracks }: { readonly tracks: readonly Track[] }) => (
               </svg>{" "}
               {name}
             </th>
-            <td class="number">{short(losses.at(-1) ?? Number.NaN)}</td>
-            <td class="number">{short(Math.min(...losses))}</td>
-            <td class="number">{reached < 0 ? "–" : count(reached)}</td>
+            <td class="number">{numberText(losses.at(-1) ?? Number.NaN)}</td>
+            <td class="number">{numberText(Math.min(...losses))}</td>
+            <td class="number">{reached < 0 ? "–" : countText(reached)}</td>
             <td>{end ?? ""}</td>
           </tr>
         );
@@ -251,7 +251,7 @@ export const Try = ({ setting: text }: PanelProps) => {
         {isRunning
           ? "Running …"
           : outcome &&
-            `${plural(outcome.tracks.length, "optimizer")} took ${count(outcome.tracks.reduce((sum, { points }) => sum + points.length - 1, 0))} steps in ${duration(outcome.seconds)}.`}
+            `${pluralize(outcome.tracks.length, "optimizer")} took ${countText(outcome.tracks.reduce((sum, { points }) => sum + points.length - 1, 0))} steps in ${durationText(outcome.seconds)}.`}
       </p>
       <div class="grid">
         <SurfaceMap surface={surface} tracks={tracks} />

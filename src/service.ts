@@ -7,7 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Server as TlsServer } from "node:tls";
 import { fileURLToPath } from "node:url";
 import { Arena } from "./arena/arena.ts";
-import { BlobCache, Blobs, SharedFolder } from "./blobs/blobs.ts";
+import { Blobs, ResultCache, SharedFolder } from "./blobs/blobs.ts";
 import { type Config, ConfigError } from "./config.ts";
 import { Engine } from "./engine/engine.ts";
 import {
@@ -80,7 +80,7 @@ export class Service implements AsyncDisposable {
     if (tls) telemetry.setCertificates(tls.certificates);
     const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
     const folder = config.sharedDir === "" ? undefined : openFolder(config.sharedDir);
-    const cache = config.cacheMib === 0 ? undefined : new BlobCache(config.cacheMib * MIB);
+    const cache = config.cacheMib === 0 ? undefined : new ResultCache(arena, config.cacheMib * MIB);
     const http = {
       admission: arena,
       heap: new HeapBudget(config.maxJsonMib * MIB),

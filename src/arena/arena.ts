@@ -48,11 +48,14 @@ export class Arena {
   readonly #smallCallBytes: number;
   #free: Block[];
   #used = 0;
+  #retained = 0;
   #highWater = 0;
   #leases = 0;
   readonly #drainRate = new DrainRate();
   /** Frees the memory of a call other than `requester`, or returns false. The receiver of bodies sets this hook and rejects a late body. */
   reclaim: (requester: object) => boolean = () => false;
+  /** Frees retained memory, least recently used first; false if there is none left. Set by the cache of results. */
+  evict: () => boolean = () => false;
 
   /**
    * Creates an arena of `mebibytes` MiB for leases plus `reservedBytes`, within WebAssembly's limit of 4 GiB. Large inputs leave the
@@ -70,8 +73,14 @@ export class Arena {
     this.#smallCallBytes = this.capacity * smallCallShare;
   }
 
+  /** The bytes of all leases. Retained memory does not count, because any call may have it. */
   get used(): number {
-    return this.#used;
+    return this.#used - this.#retained;
+  }
+
+  /** The bytes of all retained memory. */
+  get retained(): number {
+    return this.#retained;
   }
 
   get highWater(): number {
@@ -112,14 +121,14 @@ export class Arena {
       return isTooLargeInput ? -1 : this.#free.findIndex(({ start, end }) => end - start >= size);
     };
     let index = find();
-    while (index < 0 && held + size <= this.capacity && this.reclaim(requester)) index = find();
+    while (index < 0 && held + size <= this.capacity && (this.evict() || this.reclaim(requester))) index = find();
     const hole = this.#free[index];
     if (!hole) throw this.#allocationError(bytes, size, held);
     const block = { start: hole.start, end: hole.start + size };
     hole.start = block.end;
     if (hole.start === hole.end) this.#free.splice(index, 1);
     this.#used += size;
-    this.#highWater = Math.max(this.#highWater, this.#used);
+    this.#highWater = Math.max(this.#highWater, this.used);
     return block;
   }
 
@@ -132,7 +141,7 @@ export class Arena {
     if (!hole || hole.end - block.start < minBytes) return;
     const end = Math.min(Math.max(block.start + roundUp(Math.min(maxBytes, sizeOf(block) + room)), block.end), hole.end);
     this.#used += end - block.end;
-    this.#highWater = Math.max(this.#highWater, this.#used);
+    this.#highWater = Math.max(this.#highWater, this.used);
     block.end = end;
     hole.start = end;
     if (hole.start === hole.end) this.#free.splice(index, 1);
@@ -141,6 +150,17 @@ export class Arena {
   /** Returns the bytes that a call may use for large inputs. `own` is the size of its lease. If others hold little, that is the whole arena. */
   #roomFor(own: number): number {
     return this.#used - own <= this.#smallCallBytes ? this.capacity : this.capacity - this.#smallCallBytes - this.#used;
+  }
+
+  /** Counts a block as retained instead of leased. */
+  retain(block: Block): void {
+    this.#retained += sizeOf(block);
+  }
+
+  /** Frees a retained block. */
+  freeRetained(block: Block): void {
+    this.#retained -= sizeOf(block);
+    this.free(block);
   }
 
   /** Frees a block and merges it with free neighbours. */
@@ -183,6 +203,7 @@ export class Lease implements Disposable {
   /** Limits the call's use of the JavaScript heap. */
   readonly heap: HeapMeter;
   readonly #blocks: Block[] = [];
+  readonly #shared: Retained[] = [];
   readonly #onRelease: () => void;
   /** The running sum of the blocks' bytes. Adding up 131,072 blocks at every allocation took 44 s (measured). */
   #held = 0;
@@ -268,15 +289,96 @@ export class Lease implements Disposable {
     return this.bytes.subarray(start, start + bytes);
   }
 
+  /**
+   * Moves ranges of this lease's blocks into memory that outlives it. The caller must release that memory; until the end of this
+   * lease the ranges can still be read. The cache lines of a range belong to it, so ranges that share one are retained together.
+   */
+  retain(ranges: readonly Range[]): Retained {
+    const lines = ranges.filter(({ bytes }) => bytes > 0).map(({ start, bytes }) => ({ start: start - (start % ALIGNMENT), end: roundUp(start + bytes) }));
+    const blocks: Block[] = [];
+    for (const line of lines.sort((a, b) => a.start - b.start)) {
+      const last = blocks.at(-1);
+      if (last && line.start < last.end) last.end = Math.max(last.end, line.end);
+      else blocks.push(line);
+    }
+    for (const block of blocks) this.#cut(block);
+    const memory = new Retained(this.arena, blocks);
+    this.share(memory);
+    return memory;
+  }
+
+  /** Keeps retained memory until the end of this lease. */
+  share(memory: Retained): void {
+    memory.share();
+    this.#shared.push(memory);
+  }
+
+  /** Removes a range from the block that contains it. What lies before and behind the range stays in the lease. */
+  #cut({ start, end }: Block): void {
+    const index = this.#blocks.findIndex((block) => block.start <= start && end <= block.end);
+    const whole = this.#blocks[index];
+    if (!whole) throw new Error(`no block of this lease contains ${start} to ${end}`);
+    const rest = [
+      { start: whole.start, end: start },
+      { start: end, end: whole.end },
+    ];
+    this.#blocks.splice(index, 1, ...rest.filter((block) => sizeOf(block) > 0));
+    this.#held -= end - start;
+  }
+
   release(): void {
     if (this.#isReleased) return;
     this.#isReleased = true;
     // `splice` empties the list, so a released lease cannot free its blocks again.
     for (const block of this.#blocks.splice(0)) this.arena.free(block);
+    for (const memory of this.#shared.splice(0)) memory.release();
     this.#onRelease();
   }
 
   [Symbol.dispose](): void {
     this.release();
+  }
+}
+
+/** A range of the arena. */
+export interface Range {
+  readonly start: number;
+  readonly bytes: number;
+}
+
+/** Memory that outlives the lease that it comes from. It is freed when its last holder releases it. */
+export class Retained {
+  readonly #arena: Arena;
+  readonly #blocks: readonly Block[];
+  #holders = 1;
+
+  constructor(arena: Arena, blocks: readonly Block[]) {
+    this.#arena = arena;
+    this.#blocks = blocks;
+    for (const block of blocks) arena.retain(block);
+  }
+
+  get bytes(): number {
+    return this.#blocks.reduce((sum, block) => sum + sizeOf(block), 0);
+  }
+
+  /** Adds a holder. */
+  share(): void {
+    if (this.#holders === 0) throw new Error("this memory has been freed");
+    this.#holders++;
+  }
+
+  release(): void {
+    if (--this.#holders > 0) return;
+    for (const block of this.#blocks) this.#arena.freeRetained(block);
+  }
+}
+
+/** A blob of retained memory. A call must not overwrite it, because other calls may read it. */
+export class RetainedBlob {
+  readonly bytes: Buffer;
+
+  constructor(bytes: Buffer) {
+    this.bytes = bytes;
   }
 }

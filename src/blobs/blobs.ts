@@ -1,13 +1,13 @@
 /** Resolves references to blobs: a call can name a file or a cached blob instead of sending bytes. Results can go to a file or the cache. */
-import type { Lease } from "../arena/arena.ts";
+import { type Lease, RetainedBlob } from "../arena/arena.ts";
 import type { Mapping } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { BlobSource, CachedBlob, PlainTensor, SharedBlob, StepParams, TensorsSource, Update } from "../generated/wire.gen.ts";
-import type { BlobCache } from "./cache.ts";
+import type { CachedResult, ResultCache } from "./cache.ts";
 import { allSettled, type SharedFolder, type SharedRange } from "./shared.ts";
 
-export { BlobCache } from "./cache.ts";
+export { ResultCache } from "./cache.ts";
 export { SharedFolder } from "./shared.ts";
 
 type PlainTensors = Mapping<PlainTensor>;
@@ -15,7 +15,7 @@ type PlainTensors = Mapping<PlainTensor>;
 /** A call whose blob references are replaced by their bytes in the lease. */
 type Loaded<Call> = {
   readonly [Field in keyof Call]: Field extends BlobField
-    ? Exclude<Call[Field], SharedBlob | CachedBlob>
+    ? Exclude<Call[Field], SharedBlob | CachedBlob> | RetainedBlob
     : Field extends "updates"
       ? readonly LoadedUpdate[]
       : Field extends "reduce"
@@ -24,7 +24,7 @@ type Loaded<Call> = {
 };
 
 interface LoadedUpdate extends Omit<Update, "tensors"> {
-  readonly tensors: Exclude<TensorsSource, SharedBlob | CachedBlob>;
+  readonly tensors: Exclude<TensorsSource, SharedBlob | CachedBlob> | RetainedBlob;
 }
 
 type BlobField = (typeof FIELDS)[number];
@@ -68,7 +68,7 @@ interface ResultFields {
 
 const isSharedBlob = (source: unknown): source is SharedBlob => typeof (source as { file?: unknown } | null | undefined)?.file === "string";
 
-const isCachedBlob = (source: unknown): source is CachedBlob => typeof (source as { sha256?: unknown } | null | undefined)?.sha256 === "string";
+const isCachedBlob = (source: unknown): source is CachedBlob => typeof (source as { handle?: unknown } | null | undefined)?.handle === "string";
 
 const isReference = (source: unknown): source is SharedBlob | CachedBlob => isSharedBlob(source) || isCachedBlob(source);
 
@@ -84,7 +84,7 @@ const referencesOf = (call: BlobFields, prefix = ""): readonly Reference[] => {
 };
 
 /** Copies a call with its blob references replaced by bytes. */
-const withLoaded = <Call extends BlobFields>(call: Call, loaded: ReadonlyMap<string, Uint8Array>, prefix = ""): Loaded<Call> => {
+const withLoaded = <Call extends BlobFields>(call: Call, loaded: ReadonlyMap<string, Uint8Array | RetainedBlob>, prefix = ""): Loaded<Call> => {
   const fields = FIELDS.flatMap((field) => {
     const blob = loaded.get(`${prefix}/${field}`);
     return blob ? [[field, blob] as const] : [];
@@ -102,13 +102,15 @@ const withLoaded = <Call extends BlobFields>(call: Call, loaded: ReadonlyMap<str
 /** Resolves the blob references of one request. */
 export class Blobs {
   readonly #folder: SharedFolder | undefined;
-  readonly #cache: BlobCache | undefined;
+  readonly #cache: ResultCache | undefined;
   readonly #caller: string | undefined;
+  /** The cached results that the call names. */
+  readonly #sources = new Set<CachedResult>();
   /** The seconds spent on files and the cache. */
   seconds = 0;
 
   /** `caller` is the name of the request's token. Calls that reference files need `folder`; calls that reference cached blobs need `cache`. */
-  constructor(folder: SharedFolder | undefined, cache: BlobCache | undefined, caller: string | undefined) {
+  constructor(folder: SharedFolder | undefined, cache: ResultCache | undefined, caller: string | undefined) {
     this.#folder = folder;
     this.#cache = cache;
     this.#caller = caller;
@@ -119,7 +121,7 @@ export class Blobs {
     const references = referencesOf(call);
     if (references.length === 0) return call as unknown as Loaded<Call>;
     return this.#timed(async () => {
-      const loaded = new Map<string, Uint8Array>();
+      const loaded = new Map<string, Uint8Array | RetainedBlob>();
       for (let at = 0; at < references.length; at += MAX_OPEN)
         for (const [field, blob] of await this.#load(references.slice(at, at + MAX_OPEN), lease)) loaded.set(field, blob);
       return withLoaded(call, loaded);
@@ -132,18 +134,19 @@ export class Blobs {
    */
   async deliver<Output extends StepResult>(
     call: Pick<StepParams, "params" | "state" | "reply">,
+    lease: Lease,
     step: () => Promise<Output>,
   ): Promise<{ readonly delivered: ResultFields; readonly result: Output }> {
     if (call.reply === undefined && !isSharedBlob(call.params) && !isSharedBlob(call.state)) {
       const result = await step();
       return { delivered: { params: result.params, state: result.state }, result };
     }
-    await using delivery = await this.#openDelivery(call);
+    await using delivery = await this.#openDelivery(call, lease);
     const result = await step();
     return { delivered: await delivery.deliver(result), result };
   }
 
-  async #openDelivery({ params, state, reply = {} }: Pick<StepParams, "params" | "state" | "reply">): Promise<Delivery> {
+  async #openDelivery({ params, state, reply = {} }: Pick<StepParams, "params" | "state" | "reply">, lease: Lease): Promise<Delivery> {
     if (reply.state === "none" && reply.cache !== true) {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/cache", "true, because without it the new state would be lost (reply.state is none)", "false");
     }
@@ -154,7 +157,12 @@ export class Blobs {
       throw StepdError.mismatch("INVALID_PARAMS", "/reply/into/params", "a place for the rounded parameters, which must not lie over the whole ones", "none");
     }
     const ranges: { params?: SharedRange; state?: SharedRange } = {};
-    const delivery = new Delivery(reply, ranges, reply.cache === true ? this.#cache : undefined, this.#caller, (work) => this.#timed(work));
+    const cache = reply.cache === true ? this.#cache : undefined;
+    const keeper = cache && {
+      capacity: cache.capacity,
+      keep: (blobs: Readonly<Record<string, Parts>>) => cache.keep(blobs, [...this.#sources], this.#caller, lease),
+    };
+    const delivery = new Delivery(reply, ranges, keeper, (work) => this.#timed(work));
     try {
       for (const [field, source] of [["params", params] as const, ["state", state] as const]) {
         const into = reply.into?.[field];
@@ -169,34 +177,29 @@ export class Blobs {
     return delivery;
   }
 
-  async #load(references: readonly Reference[], lease: Lease): Promise<readonly (readonly [field: string, blob: Uint8Array])[]> {
+  async #load(references: readonly Reference[], lease: Lease): Promise<readonly (readonly [field: string, blob: Uint8Array | RetainedBlob])[]> {
     const ranges = new Map<string, SharedRange>();
     try {
+      const cached = references.flatMap(({ field, source }) => (isCachedBlob(source) ? [[field, this.#findCached(source, field, lease)] as const] : []));
       for (const { field, source } of references) if (isSharedBlob(source)) ranges.set(field, await this.#open(source, "read", field));
-      // The cache may evict a blob during an await, so there must be no await between this line and the copies.
-      const sources = references.map(({ field, source }) => {
-        const from = isCachedBlob(source) ? this.#readCached(source, field) : (ranges.get(field) as SharedRange);
-        return { field, from, length: from instanceof Uint8Array ? from.length : from.blob.length };
-      });
-      let start = lease.allocInput(sources.reduce((sum, { length }) => sum + length, 0));
-      const loaded = sources.map(({ field, from, length }) => {
-        const at = start;
+      let start = ranges.size === 0 ? 0 : lease.allocInput([...ranges.values()].reduce((sum, { blob }) => sum + blob.length, 0));
+      const reads = [...ranges].map(([field, range]) => {
+        const { length } = range.blob;
         start += length;
-        if (!(from instanceof Uint8Array)) return { field, view: lease.view(at, length), read: from.read(lease.bytes, at) };
-        if (length > 0) lease.bytes.fill(from, at, at + length);
-        return { field, view: lease.view(at, length), read: undefined };
+        return { field, view: lease.view(start - length, length), read: range.read(lease.bytes, start - length) };
       });
-      await allSettled(loaded.map(({ read }) => read));
-      return loaded.map(({ field, view }) => [field, view] as const);
+      await allSettled(reads.map(({ read }) => read));
+      return [...cached, ...reads.map(({ field, view }) => [field, view] as const)];
     } finally {
       await Promise.all([...ranges.values()].map((range) => range[Symbol.asyncDispose]()));
     }
   }
 
-  #readCached({ sha256 }: CachedBlob, field: string): Uint8Array {
-    const blob = this.#cache?.get(sha256, this.#caller);
-    if (!blob) throw StepdError.mismatch("BLOB_MISSING", field, "the digest of a blob that this server still has; send the blob", sha256);
-    return blob;
+  #findCached({ handle }: CachedBlob, field: string, lease: Lease): RetainedBlob {
+    const found = this.#cache?.get(handle, this.#caller, lease);
+    if (!found) throw StepdError.mismatch("BLOB_MISSING", field, "the handle of a blob that this server still has; send the blob", handle);
+    this.#sources.add(found.result);
+    return new RetainedBlob(found.blob);
   }
 
   async #timed<T>(work: () => Promise<T> | T): Promise<T> {
@@ -227,33 +230,36 @@ const requireDisjoint = ({ params, state }: { readonly params?: SharedRange; rea
   );
 };
 
+/** Keeps blobs of this call in the cache. */
+interface Keeper {
+  readonly capacity: number;
+  keep(blobs: Readonly<Record<string, Parts>>): ReturnType<ResultCache["keep"]>;
+}
+
 type Timed = <T>(work: () => Promise<T> | T) => Promise<T>;
 
 /** The destination of a step's result, as the call's `reply` field requests: files, the cache, or the reply. */
 class Delivery implements AsyncDisposable {
   readonly #reply: NonNullable<StepParams["reply"]>;
   readonly #ranges: { readonly params?: SharedRange; readonly state?: SharedRange };
-  readonly #cache: BlobCache | undefined;
-  readonly #caller: string | undefined;
+  readonly #keeper: Keeper | undefined;
   readonly #timed: Timed;
 
   constructor(
     reply: NonNullable<StepParams["reply"]>,
     ranges: { readonly params?: SharedRange; readonly state?: SharedRange },
-    cache: BlobCache | undefined,
-    caller: string | undefined,
+    keeper: Keeper | undefined,
     timed: Timed,
   ) {
     this.#reply = reply;
     this.#ranges = ranges;
-    this.#cache = cache;
-    this.#caller = caller;
+    this.#keeper = keeper;
     this.#timed = timed;
   }
 
   /** Delivers the result of a finished step. Returns the fields of the reply that contain it or name its place. */
   deliver(result: StepResult): Promise<ResultFields> {
-    const isPlain = !this.#cache && !this.#ranges.params && !this.#ranges.state;
+    const isPlain = !this.#keeper && !this.#ranges.params && !this.#ranges.state;
     return isPlain ? this.#deliver(result) : this.#timed(() => this.#deliver(result));
   }
 
@@ -266,8 +272,8 @@ class Delivery implements AsyncDisposable {
     // A failed check must leave the files unchanged, so all checks come before the first write.
     if (params instanceof Parts) this.#ranges.params?.requireRoom(params.length);
     this.#ranges.state?.requireRoom(state.length);
-    const cached = this.#cache && (await this.#putInCache(this.#cache, whole, state));
-    if (stateForm === "none" && !cached?.state) throw notCachedError("state", state.length, this.#cache?.capacity ?? 0);
+    const cached = this.#keeper && (await this.#keep(this.#keeper, whole, state));
+    if (stateForm === "none" && !cached?.state) throw notCachedError("state", state.length, this.#keeper?.capacity ?? 0);
     // A caller without reply.cache has chosen to discard the full-precision parameters.
     if (this.#reply.cache === true && form !== "same" && !isRecoverable && !cached?.params) throw this.#paramsLost(whole, state, form);
     const writeResult = (field: "params" | "state", result: Parts | PlainTensors | undefined) =>
@@ -280,17 +286,19 @@ class Delivery implements AsyncDisposable {
     };
   }
 
-  async #putInCache(cache: BlobCache, params: Parts | PlainTensors, state: Parts): Promise<NonNullable<ResultFields["cached"]>> {
-    // If both do not fit together, each would evict the other. Then only the state is cached, because it is larger.
-    const fits = params instanceof Parts && params.length + state.length <= cache.capacity;
-    const paramsDigest = fits ? await cache.put(params, this.#caller) : undefined;
-    const stateDigest = await cache.put(state, this.#caller);
-    return { ...(paramsDigest && { params: { sha256: paramsDigest } }), ...(stateDigest && { state: { sha256: stateDigest } }) };
+  async #keep({ capacity, keep }: Keeper, params: Parts | PlainTensors, state: Parts): Promise<NonNullable<ResultFields["cached"]>> {
+    // If both do not fit together, only the state is kept, because it is larger.
+    const fits = params instanceof Parts && params.length + state.length <= capacity;
+    const handles = await keep(fits ? { params, state } : { state }).catch((error) => {
+      // A StepdError means that the arena has no room for a copy.
+      if (!(error instanceof StepdError)) throw error;
+    });
+    return Object.fromEntries(Object.entries(handles ?? {}).map(([field, handle]) => [field, { handle }]));
   }
 
   /** Creates the error for new parameters that would be lost because neither the reply nor the cache contains them. */
   #paramsLost(params: Parts | PlainTensors, state: Parts, form: string): StepdError {
-    if (this.#cache && params instanceof Parts) return notCachedError("params", params.length + state.length, this.#cache.capacity);
+    if (this.#keeper && params instanceof Parts) return notCachedError("params", params.length + state.length, this.#keeper.capacity);
     const expected = "same, because the new parameters would be lost: kept are those that come as a blob, on a server with a cache";
     return StepdError.mismatch("INVALID_PARAMS", "/reply/params", expected, form);
   }
@@ -308,4 +316,4 @@ const notCachedError = (what: "params" | "state", bytes: number, capacity: numbe
         `at most ${capacity} bytes of results, what this server's cache holds, or same`,
         `${bytes} bytes`,
       )
-    : new StepdError("OVERLOADED", "Other calls' results crowded this one out of the cache before it was kept", { field: `/reply/${what}`, retry_after: 1 });
+    : new StepdError("OVERLOADED", "The arena has no room to keep this result now", { field: `/reply/${what}`, retry_after: 1 });

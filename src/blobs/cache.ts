@@ -1,72 +1,127 @@
 /**
- * Caches results. A trainer names its parameters and its state by their SHA-256 instead of sending them. The cache is off by
- * default and limited in bytes. A trainer sends an evicted blob again. Each caller sees only its own blobs.
+ * The cache of results. A result stays in the arena under random handles; the next call names a handle instead of sending the bytes.
+ * The cache is off by default and limited in bytes. It frees memory as soon as a call needs it, so a caller must be able to send any
+ * blob again. Each caller finds only its own blobs.
  */
-import { createHash } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { setImmediate } from "node:timers/promises";
 import { LRUCache } from "lru-cache";
+import type { Arena, Lease, Range, Retained } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 
-/** Hashing and copying yield to other calls after this many bytes (about 3 ms, measured). */
-const BYTES_PER_YIELD = 4 * 2 ** 20;
+/** The bytes copied between two yields to other calls (about 2 ms, measured). */
+const CHUNK_BYTES = 8 * 2 ** 20;
 
-export class BlobCache {
+/** The random bytes of a handle. */
+const HANDLE_BYTES = 16;
+
+/** The blobs of one result. */
+export interface CachedResult {
+  readonly id: string;
+  readonly caller: string | undefined;
+  readonly memory: Retained;
+  /** The blobs by the field that they had in the reply. */
+  readonly blobs: ReadonlyMap<string, Buffer>;
+  /** The results from which a call computed this one. They stay until a call uses this one, because its reply may be lost. */
+  sources: readonly CachedResult[];
+  /** The latest result that a call computed from this one. */
+  successor: CachedResult | undefined;
+}
+
+export class ResultCache {
   readonly capacity: number;
-  readonly #blobs: LRUCache<string, Buffer>;
-  #unfinished = 0;
+  readonly #results: LRUCache<string, CachedResult>;
   hits = 0;
   misses = 0;
+  evictions = 0;
 
-  constructor(capacityBytes: number) {
-    this.capacity = capacityBytes;
-    this.#blobs = new LRUCache({
-      maxSize: capacityBytes,
-      sizeCalculation: ({ length }) => Math.max(length, 1),
-      // The memory is freed at once: with the garbage collector, evicted blobs took as much memory again (measured). Node 20 lacks `transfer`.
-      dispose: ({ buffer }, _, reason) => {
-        if (reason !== "delete") (buffer as ArrayBuffer).transfer?.(0);
+  /** The cache keeps at most `capacity` bytes of the arena. */
+  constructor(arena: Arena, capacity: number) {
+    this.capacity = capacity;
+    this.#results = new LRUCache({
+      maxSize: capacity,
+      sizeCalculation: ({ blobs }) =>
+        Math.max(
+          [...blobs.values()].reduce((sum, { length }) => sum + length, 0),
+          1,
+        ),
+      dispose: ({ memory }, _, reason) => {
+        if (reason === "evict") this.evictions++;
+        memory.release();
       },
     });
+    arena.evict = () => {
+      if (this.#results.size === 0) return false;
+      this.evictions++;
+      this.#results.pop();
+      return true;
+    };
   }
 
-  /** The bytes of all cached blobs. */
+  /** Bytes in the cache. */
   get used(): number {
-    return this.#blobs.calculatedSize;
+    return this.#results.calculatedSize;
   }
 
-  /** Returns the cached bytes. Copy them before the next await, because an eviction frees their memory. */
-  get(sha256: string, caller: string | undefined): Buffer | undefined {
-    const blob = this.#blobs.get(keyOf(sha256, caller));
-    if (blob) this.hits++;
-    else this.misses++;
-    return blob;
-  }
-
-  /** Caches a copy and returns its digest. Returns undefined if the result exceeds the capacity, or if it is evicted during the copy. */
-  async put(result: Parts, caller: string | undefined): Promise<string | undefined> {
-    if (result.length > this.capacity) return undefined;
-    const copy = Buffer.allocUnsafeSlow(result.length);
-    // An unfinished copy must count towards the capacity, so it is cached under a placeholder first.
-    const placeholder = `unfinished/${this.#unfinished++}`;
-    this.#blobs.set(placeholder, copy);
-    const hash = createHash("sha256");
-    let end = 0;
-    for (const piece of result.pieces) {
-      for (let at = 0; at < piece.length; at += BYTES_PER_YIELD) {
-        const part = piece.subarray(at, at + BYTES_PER_YIELD);
-        hash.update(part);
-        copy.fill(part, end, end + part.length);
-        end += part.length;
-        if (part.length === BYTES_PER_YIELD) await setImmediate();
-        if (!this.#blobs.has(placeholder)) return undefined;
-      }
+  /** Finds the result of a handle and its blob. Keeps them until the end of the lease. */
+  get(handle: string, caller: string | undefined, lease: Lease): { readonly result: CachedResult; readonly blob: Buffer } | undefined {
+    const [id = "", field = ""] = handle.split(".");
+    const result = this.#results.get(id);
+    const blob = result?.caller === caller ? result?.blobs.get(field) : undefined;
+    if (!result || !blob) {
+      this.misses++;
+      return undefined;
     }
-    this.#blobs.delete(placeholder);
-    const sha256 = hash.digest("hex");
-    this.#blobs.set(keyOf(sha256, caller), copy);
-    return sha256;
+    this.hits++;
+    lease.share(result.memory);
+    return { result, blob };
+  }
+
+  /**
+   * Keeps the blobs of a call and returns their handles by field. Blobs in the arena stay in place; others are copied there. Frees the
+   * results before `sources`, which no call needs any more, and an earlier result of the same sources. Returns undefined, and
+   * keeps nothing, if the blobs exceed the capacity. Throws OVERLOADED or PAYLOAD_TOO_LARGE if a copy has no room.
+   */
+  async keep(
+    blobs: Readonly<Record<string, Parts>>,
+    sources: readonly CachedResult[],
+    caller: string | undefined,
+    lease: Lease,
+  ): Promise<Readonly<Record<string, string>> | undefined> {
+    const fields = Object.entries(blobs);
+    if (fields.reduce((sum, [, { length }]) => sum + length, 0) > this.capacity) return undefined;
+    const views: (readonly [string, Buffer])[] = [];
+    for (const [field, blob] of fields) views.push([field, viewOf(blob, lease) ?? (await copyOf(blob, lease))]);
+    for (const { sources: earlier, successor } of sources) for (const result of successor ? [...earlier, successor] : earlier) this.#results.delete(result.id);
+    const ranges = views.map(([, { byteOffset, length }]): Range => ({ start: byteOffset, bytes: length }));
+    const id = randomBytes(HANDLE_BYTES).toString("base64url");
+    const result: CachedResult = { id, caller, memory: lease.retain(ranges), blobs: new Map(views), sources, successor: undefined };
+    for (const source of sources) {
+      source.sources = [];
+      source.successor = result;
+    }
+    this.#results.set(id, result);
+    return Object.fromEntries(fields.map(([field]) => [field, `${id}.${field}`]));
   }
 }
 
-/** Builds a unique key. A caller's name has no slash, and no digest equals a placeholder's number. */
-const keyOf = (sha256: string, caller: string | undefined): string => `${caller ?? ""}/${sha256}`;
+/** A blob that lies in the arena in one piece. */
+const viewOf = ({ pieces }: Parts, { bytes }: Lease): Buffer | undefined => {
+  const [piece] = pieces;
+  if (!piece || pieces.length > 1 || piece.buffer !== bytes.buffer) return undefined;
+  return bytes.subarray(piece.byteOffset, piece.byteOffset + piece.length);
+};
+
+const copyOf = async ({ pieces, length }: Parts, lease: Lease): Promise<Buffer> => {
+  const copy = lease.view(lease.alloc(length), length);
+  let end = 0;
+  for (const piece of pieces) {
+    for (let at = 0; at < piece.length; at += CHUNK_BYTES) {
+      const part = piece.subarray(at, at + CHUNK_BYTES);
+      copy.fill(part, end, end + part.length);
+      end += part.length;
+      if (part.length === CHUNK_BYTES) await setImmediate();
+    }
+  }
+  return copy;
+};

@@ -1,6 +1,6 @@
 /** The engine runs steps, computes norms, estimates costs and reads states. The tensors are in a lease of the arena. */
 import { LRUCache } from "lru-cache";
-import type { Lease } from "../arena/arena.ts";
+import { type Lease, RetainedBlob } from "../arena/arena.ts";
 import type { Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, inTurns, type Run, SerialQueue, type Task } from "../codec/turns.ts";
@@ -8,6 +8,7 @@ import type { DistancesParams, InitParams, NormsParams, PlanParams, ReduceParams
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
 import { canonicalText } from "./canonical.ts";
+import { copyRest, type RetainedFiles } from "./copies.ts";
 import { distances } from "./distances.ts";
 import { type Estimate, estimate } from "./estimate.ts";
 import { init } from "./init.ts";
@@ -20,7 +21,18 @@ import type { StepReport } from "./report.ts";
 import type { QueueTime } from "./runner.ts";
 import { readState, type State } from "./state.ts";
 import { type Progress, readProgress, runStep, type StepFiles, type StepOutput } from "./step.ts";
-import { headerKey, loadBlob, loadTensors, MIN_ENTRY_BYTES, readTensors, reservePlainTensors, type TensorFile, type Tensors } from "./tensors.ts";
+import {
+  type BlobInput,
+  beginCopy,
+  headerKey,
+  loadBlob,
+  loadTensors,
+  MIN_ENTRY_BYTES,
+  readTensors,
+  reservePlainTensors,
+  type TensorFile,
+  type Tensors,
+} from "./tensors.ts";
 
 export type { Lease } from "../arena/arena.ts";
 export { planOf } from "./plan.ts";
@@ -34,7 +46,7 @@ export type Loaded<Call> = {
   readonly [Field in keyof Call]: Field extends "params" | "grads"
     ? Tensors | Extract<Call[Field], undefined>
     : Field extends "state" | "accumulator"
-      ? Uint8Array | string | null
+      ? BlobInput | null
       : Field extends "updates"
         ? readonly LoadedUpdate[]
         : Field extends "reduce"
@@ -112,26 +124,45 @@ export class Engine {
     queueTime: QueueTime,
     template?: object,
   ): Promise<StepOutput> {
-    const paramFile = await loadTensors(params, "/params", lease);
+    // The reduction needs whole parameters, so these are copied before it.
+    const retained: RetainedFiles = {
+      params: params instanceof RetainedBlob && !reduction ? params.bytes : undefined,
+      state: state instanceof RetainedBlob ? state.bytes : undefined,
+    };
+    const paramFile = retained.params
+      ? { bytes: beginCopy(retained.params, "TENSORS_CORRUPT", lease), plain: undefined }
+      : await loadTensors(params, "/params", lease);
     const reduced = reduction && (await this.#reduce(reduction, "/reduce", paramFile, lease, queueTime));
+    const stateFile = async (): Promise<Buffer | undefined> => {
+      if (retained.state) return beginCopy(retained.state, "STATE_CORRUPT", lease);
+      return state === null ? undefined : inTurns(loadBlob(state, "/state", "STATE_CORRUPT", lease));
+    };
     const files: StepFiles = {
       params: paramFile,
       grads: reduced?.grads ?? (await loadTensors(grads as Tensors, "/grads", lease)),
-      state: state === null ? undefined : await inTurns(loadBlob(state, "/state", "STATE_CORRUPT", lease)),
+      state: await stateFile(),
     };
     const isLarge = hasManyTensors(files.params) || hasManyTensors(files.grads);
     // Bodies with the same template may have updates of other tensors, and so other gradients.
-    const output = await this.#runCall(isLarge, (run) => this.#step(options, files, reduced ? undefined : template, lease, queueTime, run));
+    const output = await this.#runCall(isLarge, (run) => this.#step(options, { ...files, retained }, reduced ? undefined : template, lease, queueTime, run));
     return reduced ? { ...output, reduced, report: withReduceReport(output.report, reduced) } : output;
   }
 
-  async #step(options: StepOptions, files: StepFiles, template: object | undefined, lease: Lease, queueTime: QueueTime, run: Run): Promise<StepOutput> {
+  async #step(
+    options: StepOptions,
+    { retained, ...files }: StepFiles & { readonly retained: RetainedFiles },
+    template: object | undefined,
+    lease: Lease,
+    queueTime: QueueTime,
+    run: Run,
+  ): Promise<StepOutput> {
     const recent = template && this.#recent.get(template);
     const { matched, layout } = recent && isCompiledFor(files, recent.headers) ? recent : await this.#layoutOf(options, files, template, run);
+    if (retained.params || retained.state) await inTurns(copyRest(layout, retained, { params: files.params.bytes, state: files.state }));
     const progress = await inTurns(readProgress(layout, files.state));
     // A layout contains the momentum. A schedule that cycles the momentum needs a new layout for this step.
     const current = (await inTurns(changesHyperparameters(layout, progress))) ? await run(this.#compile(options, matched, progress)) : layout;
-    return runStep(current, progress, files, lease, this.#pool, queueTime);
+    return runStep(current, progress, files, retained, lease, this.#pool, queueTime);
   }
 
   /** Finds the layout of a step in the cache, or compiles it. */
@@ -218,7 +249,7 @@ export class Engine {
   }
 
   /** Reads a state. Throws STATE_CORRUPT. */
-  async inspect(state: Uint8Array | string, lease: Lease): Promise<State> {
+  async inspect(state: BlobInput, lease: Lease): Promise<State> {
     return this.withState(state, (run) => run(loadState(state, lease)));
   }
 
@@ -229,11 +260,10 @@ export class Engine {
   }
 
   /** Runs a call on a state. A state with many tensors waits for other large calls. */
-  async withState<T>(state: Uint8Array | string, call: (run: Run) => Promise<T> | T): Promise<T> {
-    const head =
-      typeof state === "string"
-        ? Buffer.from(state.slice(0, LENGTH_FIELD_CHARACTERS), "base64")
-        : Buffer.from(state.buffer, state.byteOffset, state.byteLength);
+  async withState<T>(state: BlobInput, call: (run: Run) => Promise<T> | T): Promise<T> {
+    const file =
+      state instanceof RetainedBlob ? state.bytes : typeof state === "string" ? Buffer.from(state.slice(0, LENGTH_FIELD_CHARACTERS), "base64") : state;
+    const head = Buffer.from(file.buffer, file.byteOffset, file.byteLength);
     return this.#runCall(hasManyTensors({ bytes: head, plain: undefined }), async (run) => call(run));
   }
 
@@ -243,7 +273,7 @@ export class Engine {
   }
 }
 
-function* loadState(state: Uint8Array | string, lease: Lease): Task<State> {
+function* loadState(state: BlobInput, lease: Lease): Task<State> {
   return yield* readState(yield* loadBlob(state, "/state", "STATE_CORRUPT", lease));
 }
 

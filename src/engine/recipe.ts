@@ -6,7 +6,23 @@ import { createHash } from "node:crypto";
 import { bytesOf } from "../codec/dtype.ts";
 import type { Hyperparameters, Stage, Values } from "../optimizers/registry.ts";
 import { scratch } from "../pool/pool.ts";
-import { absent, type Columns, fixed, GRADS, type KernelCall, NEW_SLOTS, type Operand, PARAMS, ROUNDED, STATE, sumsAt, tensorAt, WORKSPACE } from "./runner.ts";
+import {
+  absent,
+  type Columns,
+  fixed,
+  GRADS,
+  type KernelCall,
+  NEW_SLOTS,
+  type Operand,
+  PARAMS,
+  RETAINED_PARAMS,
+  RETAINED_STATE,
+  ROUNDED,
+  STATE,
+  sumsAt,
+  tensorAt,
+  WORKSPACE,
+} from "./runner.ts";
 import { BLOCK_ELEMENTS, codesOf, isCode, MASTER_PARAM, scaleOf, slotDtype } from "./state.ts";
 
 /** A target's `offsets` list its parameter, gradient, widened gradient and slots at these indexes. */
@@ -77,6 +93,8 @@ export interface Measurement {
 }
 
 export interface Recipe extends RecipeInput {
+  /** Kernel calls that copy the parameter and the slots of retained inputs to where the step overwrites them. */
+  readonly copies: { readonly params: readonly KernelCall[]; readonly state: readonly KernelCall[] };
   readonly measure: Measurement | undefined;
   /** Kernel calls that create the master copy from the parameter. */
   readonly fill: readonly KernelCall[];
@@ -94,6 +112,10 @@ export interface NormsRecipe extends Pick<Recipe, "columns" | "wideGradStride"> 
   readonly measure: Measurement;
   readonly squares: Measurement;
 }
+
+/** Lists the slots that workers copy, with their indexes. Scales of Q8 are not among them, because a shard has a 64th as many. */
+export const copiedSlots = (slots: RecipeInput["slots"]): readonly (readonly [index: number, dtype: string])[] =>
+  slots.flatMap(([slot, isNew, dtype], index) => (isNew || codesOf(slot) !== undefined ? [] : [[index, dtype] as const]));
 
 const noScalars = (): readonly number[] => [];
 
@@ -138,6 +160,7 @@ export class Recipes {
     });
     return {
       ...input,
+      copies: this.#copies(input),
       measure,
       fill: this.#fill(input),
       phases,
@@ -312,6 +335,17 @@ export class Recipes {
     return this.#convert("stochastic_f32_bf16", source, target, ELEMENT_INDEX, ({ context, target: { name } }) => {
       return noiseKey(`${seed}/${context.step}/${name}`);
     });
+  }
+
+  #copies({ param, slots }: RecipeInput): Recipe["copies"] {
+    const copy = (from: number, to: number, index: number, dtype: string): KernelCall => {
+      const operands = [tensorAt(from, index, dtype), tensorAt(to, index, dtype)];
+      return { kernel: this.#kernel("copy"), operands, scalars: () => [bytesOf(dtype) as number] };
+    };
+    return {
+      params: [copy(RETAINED_PARAMS, PARAMS, PARAM_AT, param)],
+      state: copiedSlots(slots).map(([index, dtype]) => copy(RETAINED_STATE, STATE, SLOTS_AT + index, dtype)),
+    };
   }
 
   #convert(dtypes: string, source: Operand, target: Operand, index?: Operand, scalars: KernelCall["scalars"] = noScalars): KernelCall {

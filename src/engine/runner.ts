@@ -11,7 +11,7 @@ import type { StepContext } from "../optimizers/registry.ts";
 import { type Call, type Pointer, type Pool, SHARD_ELEMENTS, type Unit } from "../pool/pool.ts";
 
 /** Each offset is relative to one of these memory blocks: the call's three files, new slots, rounded parameters, or work memory. */
-export const [PARAMS, GRADS, STATE, NEW_SLOTS, ROUNDED, WORKSPACE] = [0, 1, 2, 3, 4, 5] as const;
+export const [PARAMS, GRADS, STATE, NEW_SLOTS, ROUNDED, WORKSPACE, RETAINED_PARAMS, RETAINED_STATE] = [0, 1, 2, 3, 4, 5, 6, 7] as const;
 
 /** The arena address of each block, in one call. */
 export type Bases = readonly number[];

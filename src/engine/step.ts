@@ -9,12 +9,13 @@ import { CHEAP_ITEMS_PER_YIELD, inTurns, mapInTurns, mapped, type Task } from ".
 import { StepdError } from "../errors/errors.ts";
 import type { StepContext } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
+import type { RetainedFiles } from "./copies.ts";
 import type { Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
 import type { Rates } from "./plan.ts";
 import type { Reduced } from "./reduce.ts";
 import { clipScale, type GradientSums, gradientSums, reportOf, requireFinite, type StepReport, type TensorResult, type ValueCount } from "./report.ts";
-import { isRepeatable, NEW_SLOTS, type QueueTime, Runner, type ScalarInputs, STATE, type Target } from "./runner.ts";
+import { isRepeatable, type KernelCall, NEW_SLOTS, type QueueTime, Runner, type ScalarInputs, STATE, type Target } from "./runner.ts";
 import { newStateHeader, readStep, STEP, writeStep } from "./state.ts";
 import { encodeTensors, type ReplyTensors, type TensorFile } from "./tensors.ts";
 
@@ -72,13 +73,30 @@ export function* readProgress({ plan, targets, resting }: Layout, state: Buffer 
 }
 
 /** Runs a step. It overwrites the inputs in the lease. */
-export const runStep = async (layout: Layout, progress: Progress, files: StepFiles, lease: Lease, pool: Pool, queueTime: QueueTime): Promise<StepOutput> => {
+export const runStep = async (
+  layout: Layout,
+  progress: Progress,
+  files: StepFiles,
+  retained: RetainedFiles,
+  lease: Lease,
+  pool: Pool,
+  queueTime: QueueTime,
+): Promise<StepOutput> => {
   const { options, plan, isMeasured, targets, newSlotBytes, workBytes } = layout;
   const nonFinite = options.non_finite ?? "error";
   const newest = progress.taken.reduce((most, taken) => Math.max(most, taken), 0);
   const results = await mapInTurns(targets, (target, index) => newResult(layout, target, progress, index, files.state));
   const work = workBytes === 0 ? 0 : lease.alloc(workBytes);
-  const bases = [files.params.bytes.byteOffset, files.grads.bytes.byteOffset, files.state?.byteOffset ?? 0, 0, 0, work];
+  const bases = [
+    files.params.bytes.byteOffset,
+    files.grads.bytes.byteOffset,
+    files.state?.byteOffset ?? 0,
+    0,
+    0,
+    work,
+    retained.params?.byteOffset ?? 0,
+    retained.state?.byteOffset ?? 0,
+  ];
   const runner = new Runner(lease, pool, queueTime, bases);
   const lr = plan.ratesAt(plan.base, targets.length > 0 ? newest : progress.restingStep).lr;
   const rounding = async (): Promise<RoundedParams | undefined> => layout.rounding && roundParams(layout.rounding, files.params, lease, pool, queueTime);
@@ -91,19 +109,28 @@ export const runStep = async (layout: Layout, progress: Progress, files: StepFil
     elements: layout.elements,
   });
 
+  const copiesOf = ({ recipe: { copies } }: StepTarget): readonly KernelCall[] => [
+    ...(retained.params ? copies.params : []),
+    ...(retained.state ? copies.state : []),
+  ];
+
   let gradSums: readonly GradientSums[] = [];
   if (isMeasured) {
     await runner.run(targets, ({ recipe }) => recipe.measure?.calls ?? [], isRepeatable(options.loss_scale));
     gradSums = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.measure?.sums)));
     if (nonFinite === "error") requireFinite(layout, gradSums);
-    if (nonFinite === "skip" && (options.others_non_finite || gradSums.some((sums) => sums.nonFinite > 0))) return output(true, await rounding());
+    if (nonFinite === "skip" && (options.others_non_finite || gradSums.some((sums) => sums.nonFinite > 0))) {
+      await runner.run(targets, copiesOf, true);
+      return output(true, await rounding());
+    }
   }
   const scale = clipScale(layout, gradSums);
   if (newSlotBytes > 0) bases[NEW_SLOTS] = await inTurns(createSlots(layout, lease));
   const scalars = (target: StepTarget, index: number): ScalarInputs => ({ context: (results[index] as MutableResult).context, scale, target });
   const suspects = new Set<number>();
   for (let stage = 0; stage < layout.stages; stage++) {
-    const found = await runner.run(targets, ({ recipe }) => recipe.phases[stage]?.calls ?? [], false, scalars);
+    const callsOf = (target: StepTarget): readonly KernelCall[] => [...(stage === 0 ? copiesOf(target) : []), ...(target.recipe.phases[stage]?.calls ?? [])];
+    const found = await runner.run(targets, callsOf, false, scalars);
     for (const index of found) suspects.add(index);
     if (stage === 0 && !isMeasured) {
       gradSums = await mapInTurns(targets, (target) => gradientSums(runner.total(target, target.recipe.phases[0]?.gradientSums)));

@@ -1,5 +1,5 @@
 /** Loads a call's tensors into the arena. They arrive as a safetensors blob or as lists of numbers ("plain" tensors). */
-import type { Lease } from "../arena/arena.ts";
+import { type Lease, RetainedBlob } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, isCountable, readElement, writeElement } from "../codec/dtype.ts";
 import { type Mapping, mappingOf } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
@@ -27,7 +27,8 @@ export interface ArenaTensor {
 }
 
 export type PlainTensors = Readonly<Record<string, PlainTensor>>;
-export type Tensors = Uint8Array | string | PlainTensors;
+export type BlobInput = Uint8Array | string | RetainedBlob;
+export type Tensors = BlobInput | PlainTensors;
 
 /** The tensors of one field of a call, such as `params`, in the arena. */
 export interface TensorFile {
@@ -39,13 +40,48 @@ export interface TensorFile {
 /** The compiled layout of a header takes as much heap as the parsed header, so each byte of the header counts twice. */
 const TENSOR_HEADER_WEIGHT = 2;
 
-/** Loads a blob into the arena. MessagePack blobs are already there; JSON blobs are decoded from base64. Reserves heap for the header. */
-export function* loadBlob(blob: Uint8Array | string, field: string, code: ErrorName, lease: Lease): Task<Buffer> {
-  const file = typeof blob === "string" ? yield* readBase64(blob, field, code, lease) : blobInArena(blob, lease);
+/**
+ * Loads a blob into the arena, where the call may overwrite it. MessagePack blobs are already there; JSON blobs are decoded from
+ * base64; a retained blob is copied. Reserves heap for the header.
+ */
+export function* loadBlob(blob: BlobInput, field: string, code: ErrorName, lease: Lease): Task<Buffer> {
+  return reserveHeader(yield* readBlob(blob, field, code, lease), code, lease);
+}
+
+function* readBlob(blob: BlobInput, field: string, code: ErrorName, lease: Lease): Task<Buffer> {
+  if (typeof blob === "string") return yield* readBase64(blob, field, code, lease);
+  if (!(blob instanceof RetainedBlob)) return blobInArena(blob, lease);
+  const { bytes } = blob;
+  const copy = lease.view(lease.alloc(bytes.length), bytes.length);
+  yield* copyRange(bytes, copy, 0, bytes.length);
+  return copy;
+}
+
+/** The bytes copied between two yields. */
+const COPIED_BYTES = 2 ** 23;
+
+/** Copies a range of one buffer to the same range of another. */
+export function* copyRange(source: Buffer, target: Buffer, start: number, end: number): Task<void> {
+  for (let at = start; at < end; at += COPIED_BYTES) {
+    if (at > start) yield;
+    const stop = Math.min(at + COPIED_BYTES, end);
+    target.fill(source.subarray(at, stop), at, stop);
+  }
+}
+
+/** Allocates the copy of a retained file, and copies only the header. Reserves heap for the header. */
+export const beginCopy = (bytes: Buffer, code: ErrorName, lease: Lease): Buffer => {
+  const copy = lease.view(lease.alloc(bytes.length), bytes.length);
+  const end = Math.min(headerEnd(bytes), bytes.length);
+  copy.fill(bytes.subarray(0, end), 0, end);
+  return reserveHeader(copy, code, lease);
+};
+
+const reserveHeader = (file: Buffer, code: ErrorName, lease: Lease): Buffer => {
   const header = headerEnd(file);
   lease.heap.addHeader(header <= file.length ? (code === "TENSORS_CORRUPT" ? TENSOR_HEADER_WEIGHT : 1) * header : 0);
   return file;
-}
+};
 
 const blobInArena = (blob: Uint8Array, lease: Lease): Buffer => {
   if (blob.buffer === lease.bytes.buffer) return Buffer.isBuffer(blob) ? blob : Buffer.from(blob.buffer, blob.byteOffset, blob.byteLength);
@@ -76,9 +112,11 @@ function* readBase64(blob: string, field: string, code: ErrorName, lease: Lease)
 
 /** Loads a field of tensors. Throws TENSORS_CORRUPT, UNSUPPORTED_DTYPE, TENSOR_MISMATCH, INVALID_PARAMS or PAYLOAD_TOO_LARGE. */
 export const loadTensors = (tensors: Tensors, field: string, lease: Lease): TensorFile | Promise<TensorFile> =>
-  inTurns(typeof tensors === "string" || tensors instanceof Uint8Array ? loadFile(tensors, field, lease) : loadPlain(tensors, field, lease));
+  inTurns(isBlob(tensors) ? loadFile(tensors, field, lease) : loadPlain(tensors, field, lease));
 
-function* loadFile(blob: Uint8Array | string, field: string, lease: Lease): Task<TensorFile> {
+const isBlob = (tensors: Tensors): tensors is BlobInput => typeof tensors === "string" || tensors instanceof Uint8Array || tensors instanceof RetainedBlob;
+
+function* loadFile(blob: BlobInput, field: string, lease: Lease): Task<TensorFile> {
   return { bytes: yield* loadBlob(blob, field, "TENSORS_CORRUPT", lease), plain: undefined };
 }
 

@@ -3010,7 +3010,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       },
       "cached": {
         "title": "Cached",
-        "description": "Digests of the results in the server's cache. The next call may send a digest instead of the bytes.",
+        "description": "Handles of the results in the server's cache. The next call may send a handle instead of the bytes.",
         "type": "object",
         "additionalProperties": false,
         "properties": {
@@ -3390,15 +3390,15 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "description": "A blob in the server's cache (STEPD_CACHE_MIB). The field cached of an earlier reply named it. The server may have evicted it.",
         "type": "object",
         "required": [
-          "sha256"
+          "handle"
         ],
         "additionalProperties": false,
         "properties": {
-          "sha256": {
-            "description": "SHA-256 of the bytes, in hexadecimal.",
+          "handle": {
+            "description": "The name that the server gave the blob. It means nothing to other servers and other callers.",
             "type": "string",
-            "pattern": "^[0-9a-f]{64}$",
-            "$comment": "64 hexadecimal digits"
+            "minLength": 1,
+            "maxLength": 64
           }
         }
       },
@@ -3423,10 +3423,10 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           "if": {
             "type": "object",
             "required": [
-              "sha256"
+              "handle"
             ],
             "properties": {
-              "sha256": {
+              "handle": {
                 "type": "string"
               }
             }
@@ -3461,10 +3461,10 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
           "if": {
             "type": "object",
             "required": [
-              "sha256"
+              "handle"
             ],
             "properties": {
-              "sha256": {
+              "handle": {
                 "type": "string"
               }
             }

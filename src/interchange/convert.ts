@@ -7,7 +7,7 @@ import { bytesOf } from "../codec/dtype.ts";
 import type { Parts } from "../codec/parts.ts";
 import { ITEMS_PER_YIELD, type Run, type Task } from "../codec/turns.ts";
 import { codesOf, MASTER_PARAM, type ParameterState, readState, type State, scaleOf, writeState } from "../engine/state.ts";
-import { type ArenaTensor, loadBlob } from "../engine/tensors.ts";
+import { type ArenaTensor, type BlobInput, loadBlob } from "../engine/tensors.ts";
 import { describe, StepdError } from "../errors/errors.ts";
 import { type OptimizerDefinition, registry } from "../optimizers/registry.ts";
 import { exportState } from "./_export.ts";
@@ -15,7 +15,7 @@ import { type Convention, firstNames, requireUsable } from "./_formats.ts";
 import { importState } from "./_import.ts";
 
 export interface ConvertInput {
-  readonly state: Uint8Array | string;
+  readonly state: BlobInput;
   readonly from: Convention;
   readonly to: Convention;
   readonly optimizer: string | undefined;

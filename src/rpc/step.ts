@@ -13,7 +13,7 @@ export const step: Method<StepParams> = {
 
   async handle(call, { engine, blobs, lease, telemetry, queueTime, template }) {
     const runStep = async (): Promise<StepOutput> => engine.step(await blobs.load(call, lease), lease, queueTime, template);
-    const { delivered, result } = await blobs.deliver(call, async () => {
+    const { delivered, result } = await blobs.deliver(call, lease, async () => {
       const output = await runStep().catch((error) => {
         if (!isWorkerLost(error) || !isInputIntact(call)) throw error;
         return runStep();

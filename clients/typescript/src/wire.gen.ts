@@ -1489,7 +1489,7 @@ dropped: readonly number[]
 skipped: boolean
 }
 /**
- * Digests of the results in the server's cache. The next call may send a digest instead of the bytes.
+ * Handles of the results in the server's cache. The next call may send a handle instead of the bytes.
  */
 export interface Cached {
 params?: undefined | CachedBlob
@@ -1500,9 +1500,9 @@ state?: undefined | CachedBlob
  */
 export interface CachedBlob {
 /**
- * SHA-256 of the bytes, in hexadecimal.
+ * The name that the server gave the blob. It means nothing to other servers and other callers.
  */
-sha256: string
+handle: string
 }
 /**
  * One optimizer step: parameters, gradients and state. The gradients are in grads, or the updates in reduce are combined into them. A gradient has the name and shape of its parameter. A parameter without a gradient does not change, and its step count stays.

@@ -210,7 +210,7 @@ const settingsOf = (machine: Machine) =>
     },
     cacheMib: {
       name: "STEPD_CACHE_MIB",
-      help: "cache for results that callers later name by digest instead of sending them, in MiB beside the arena; 0 turns it off",
+      help: "cache for results that callers later name by handle instead of sending them, in MiB of the arena; calls that need the memory get it; 0 turns it off",
       initial: "0",
       parse: wholeNumber(0, MAX_CACHE_MIB),
     },
@@ -265,14 +265,14 @@ export const readConfig = (env: Readonly<Record<string, string | undefined>>, ma
 };
 
 /** Fits the arena into the memory limit: reduces a default size, or throws ConfigError for an explicit size that does not fit. */
-const fitArena = ({ arenaMib, workers, maxJsonMib, cacheMib }: Config, isExplicit: boolean, { memoryLimit }: Machine): number => {
+const fitArena = ({ arenaMib, workers, maxJsonMib }: Config, isExplicit: boolean, { memoryLimit }: Machine): number => {
   if (memoryLimit === undefined) return arenaMib;
   const limit = Math.floor(memoryLimit / MIB);
-  const others = NODE_MIB + WORKER_MIB * workers + JSON_MEMORY_FACTOR * maxJsonMib + cacheMib;
+  const others = NODE_MIB + WORKER_MIB * workers + JSON_MEMORY_FACTOR * maxJsonMib;
   const room = limit - others;
   if (arenaMib <= room) return arenaMib;
   if (room >= 1 && !isExplicit) return room;
-  const parts = `${NODE_MIB} for Node.js, ${WORKER_MIB} for each of ${workers} workers, ${JSON_MEMORY_FACTOR} times STEPD_MAX_JSON_MIB=${maxJsonMib}, STEPD_CACHE_MIB=${cacheMib}`;
+  const parts = `${NODE_MIB} for Node.js, ${WORKER_MIB} for each of ${workers} workers, ${JSON_MEMORY_FACTOR} times STEPD_MAX_JSON_MIB=${maxJsonMib}`;
   const found = isExplicit ? `STEPD_ARENA_MIB=${arenaMib}` : "no room for STEPD_ARENA_MIB";
   throw new ConfigError(`memory limit of ${limit} MiB: expected room for ${parts} and the arena, found ${found}, where ${Math.max(room, 0)} MiB are left`);
 };

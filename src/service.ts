@@ -80,7 +80,7 @@ export class Service implements AsyncDisposable {
     if (tls) telemetry.setCertificates(tls.certificates);
     const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
     const folder = config.sharedDir === "" ? undefined : openFolder(config.sharedDir);
-    const cache = config.cacheMib === 0 ? undefined : new ResultCache(arena, config.cacheMib * MIB);
+    const cache = config.cacheMib === 0 ? undefined : new ResultCache(arena, Math.min(config.cacheMib * MIB, arena.capacity));
     const http = {
       admission: arena,
       heap: new HeapBudget(config.maxJsonMib * MIB),

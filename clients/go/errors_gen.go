@@ -37,7 +37,7 @@ const (
 	// ErrNonFiniteGradient: A gradient holds NaN or infinity. JSON-RPC -32015, HTTP 422.
 	ErrNonFiniteGradient ErrorName = "NON_FINITE_GRADIENT"
 
-	// ErrBlobMissing: A blob that is named by its digest is not in the cache. JSON-RPC -32016, HTTP 404.
+	// ErrBlobMissing: The cache has no blob of this handle. JSON-RPC -32016, HTTP 404.
 	ErrBlobMissing ErrorName = "BLOB_MISSING"
 
 	// ErrOverloaded: The server has no room for this call now. JSON-RPC -32020, HTTP 429.
@@ -86,7 +86,7 @@ var errorTable = map[ErrorName]errorEntry{
 	ErrStateMismatch:        {-32013, 422, "The state does not fit the optimizer or the parameters"},
 	ErrStateCorrupt:         {-32014, 422, "The state is not a valid stepd state"},
 	ErrNonFiniteGradient:    {-32015, 422, "A gradient holds NaN or infinity"},
-	ErrBlobMissing:          {-32016, 404, "A blob that is named by its digest is not in the cache"},
+	ErrBlobMissing:          {-32016, 404, "The cache has no blob of this handle"},
 	ErrOverloaded:           {-32020, 429, "The server has no room for this call now"},
 	ErrDraining:             {-32021, 503, "The server is shutting down"},
 	ErrPayloadTooLarge:      {-32022, 413, "The call is larger than this server takes"},

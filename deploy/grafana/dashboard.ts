@@ -201,6 +201,24 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       ],
     },
     {
+      title: "Kept results",
+      description: "Bytes of the arena that keep results for the next call, and how often a call asks for one that is gone",
+      unit: BytesIEC,
+      queries: [
+        { expr: series("stepd_cache_used_bytes"), legend: "{{instance}} kept" },
+        { expr: series("stepd_cache_capacity_bytes"), legend: "{{instance}} may be kept" },
+      ],
+    },
+    {
+      title: "Handles looked up, results evicted",
+      description: "Calls that name a kept result: found or missing. Evicted results made room for calls or for newer results",
+      unit: CountsPerSecond,
+      queries: [
+        { expr: sum(rate("stepd_cache_lookups_total"), "result"), legend: "{{result}}" },
+        { expr: sum(rate("stepd_cache_evictions_total")), legend: "evicted" },
+      ],
+    },
+    {
       title: "Bodies in flight",
       description: "Body bytes of calls being received, computed or sent. The Helm chart scales by this metric",
       unit: BytesIEC,

@@ -14,7 +14,7 @@ export const errors = {
   STATE_MISMATCH: { code: -32013, status: 422, title: "The state does not fit the optimizer or the parameters" },
   STATE_CORRUPT: { code: -32014, status: 422, title: "The state is not a valid stepd state" },
   NON_FINITE_GRADIENT: { code: -32015, status: 422, title: "A gradient holds NaN or infinity" },
-  BLOB_MISSING: { code: -32016, status: 404, title: "A blob that is named by its digest is not in the cache" },
+  BLOB_MISSING: { code: -32016, status: 404, title: "The cache has no blob of this handle" },
   OVERLOADED: { code: -32020, status: 429, title: "The server has no room for this call now" },
   DRAINING: { code: -32021, status: 503, title: "The server is shutting down" },
   PAYLOAD_TOO_LARGE: { code: -32022, status: 413, title: "The call is larger than this server takes" },

@@ -13,7 +13,7 @@ export interface MetricSources {
   /** The shared folder. Undefined if the server shares none. */
   readonly folder: { readonly bytesIn: number; readonly bytesOut: number } | undefined;
   /** The cache of results. Undefined if it is off. */
-  readonly cache: { readonly used: number; readonly capacity: number; readonly hits: number; readonly misses: number } | undefined;
+  readonly cache: { readonly used: number; readonly capacity: number; readonly hits: number; readonly misses: number; readonly evictions: number } | undefined;
   /** True if the server accepts calls. False from the start of a drain. */
   isReady(): boolean;
 }
@@ -147,9 +147,12 @@ export class Telemetry implements Disposable {
     this.#addCounter("stepd_worker_busy_seconds_total", "Time that all worker threads together have spent in kernels", [], () => [[{}, pool.busySeconds]]);
     this.#addGauge("stepd_cache_used_bytes", "Bytes of cached results", () => cache?.used ?? 0);
     this.#addGauge("stepd_cache_capacity_bytes", "Capacity of the cache in bytes", () => cache?.capacity ?? 0);
-    this.#addCounter("stepd_cache_lookups_total", "Cached blobs that calls named by digest", ["result"], () => [
+    this.#addCounter("stepd_cache_lookups_total", "Cached blobs that calls named by handle", ["result"], () => [
       [{ result: "hit" }, cache?.hits ?? 0],
       [{ result: "miss" }, cache?.misses ?? 0],
+    ]);
+    this.#addCounter("stepd_cache_evictions_total", "Cached results that were dropped because calls or newer results needed the memory", [], () => [
+      [{}, cache?.evictions ?? 0],
     ]);
     this.#addCounter("stepd_shared_bytes_total", "Bytes read from and written to the shared folder", ["direction"], () =>
       byDirection({ in: folder?.bytesIn ?? 0, out: folder?.bytesOut ?? 0 }),

@@ -1,13 +1,13 @@
 /**
- * Tests cached results: the digests that address them, the separation of callers, the size limit, and calls without a cache.
+ * Tests cached results: handles, generations, eviction, the separation of callers, the size limit, and calls without a cache.
  */
 import assert from "node:assert/strict";
-import { createHash } from "node:crypto";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { BlobCache } from "../../src/blobs/blobs.ts";
+import { Arena } from "../../src/arena/arena.ts";
+import { ResultCache } from "../../src/blobs/blobs.ts";
 import { Parts } from "../../src/codec/parts.ts";
 import { gradsAt, LARGE, run, SMALL, type StepReply, startParams } from "../support/run.ts";
 import { MSGPACK, pack, type RpcError, readReply, TestService } from "../support/service.ts";
@@ -23,7 +23,7 @@ before(async () => {
 after(() => service[Symbol.asyncDispose]());
 
 interface Name {
-  readonly sha256: string;
+  readonly handle: string;
 }
 
 interface CachedReply extends StepReply {
@@ -32,10 +32,9 @@ interface CachedReply extends StepReply {
 
 const params = writeTensors(startParams(SMALL));
 const grads = writeTensors(gradsAt(SMALL, 0));
+const nan = { w: { shape: SMALL.w, data: new Float32Array(33).fill(Number.NaN) } };
 const optimizer = { name: "adamw" };
 const call = { optimizer, params, grads };
-
-const sha256 = (bytes: Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
 
 const requireSame = (found: Uint8Array | undefined, expected: Uint8Array, what: string): void =>
   assert.ok(Buffer.from(found as Uint8Array).equals(Buffer.from(expected)), what);
@@ -49,7 +48,7 @@ const requireError = async (params: unknown, name: string, field: string, to = s
 };
 
 for (const { label, optimizer: variant } of variants) {
-  test(`${label}: steps by digest give the same bytes as steps by value`, async () => {
+  test(`${label}: steps by handle give the same bytes as steps by value`, async () => {
     const expected = await run(service, { optimizer: variant, shapes: LARGE, steps: STEPS });
     let from: { params: unknown; state: unknown } = { params: writeTensors(startParams(LARGE)), state: null };
     for (let step = 0; step < STEPS; step++) {
@@ -61,14 +60,13 @@ for (const { label, optimizer: variant } of variants) {
       if (!isLast) continue;
       requireSame(result.params, expected.params, "params");
       requireSame(result.state, expected.state, "state");
-      assert.deepEqual(result.cached, { params: { sha256: sha256(expected.params) }, state: { sha256: sha256(expected.state) } });
     }
   });
 }
 
-test("an unknown digest is BLOB_MISSING and counts as a miss", async () => {
+test("an unknown handle is BLOB_MISSING and counts as a miss", async () => {
   const before = await service.metric('stepd_cache_lookups_total{result="miss"}');
-  const name = { sha256: "0".repeat(64) };
+  const name = { handle: "unknown.params" };
   await requireError({ ...call, params: name }, "BLOB_MISSING", "/params");
   await requireError({ ...call, state: name }, "BLOB_MISSING", "/state");
   const rest = await service.post("/v1/step", pack({ ...call, grads: name }), MSGPACK);
@@ -83,7 +81,7 @@ test("a server without a cache keeps nothing, and refuses calls that would lose 
   assert.equal(result.cached, undefined);
   requireSame(result.state, (await service.call<StepReply>("optimizer.step", call)).state, "state");
   await requireError({ ...call, reply: { cache: true, state: "none" } }, "INVALID_PARAMS", "/reply/state", bare);
-  await requireError({ ...call, state: { sha256: "0".repeat(64) } }, "BLOB_MISSING", "/state", bare);
+  await requireError({ ...call, state: { handle: "unknown.state" } }, "BLOB_MISSING", "/state", bare);
   await requireError({ ...call, reply: { state: "none" } }, "INVALID_PARAMS", "/reply/cache");
 });
 
@@ -113,18 +111,135 @@ test("a result above the cache's size is not cached, and a call that would lose 
   assert.deepEqual(Object.keys(half.cached ?? {}), ["state"]);
 });
 
-test("the least recently used blob is evicted first, and copies in progress count against the limit", async () => {
-  const cache = new BlobCache(1000);
-  const blob = (fill: number, bytes = 400): Parts => new Parts([Buffer.alloc(bytes / 2, fill), Buffer.alloc(bytes / 2, fill)]);
-  const [a, b] = [await cache.put(blob(1), undefined), await cache.put(blob(2), undefined)] as [string, string];
-  assert.ok(cache.get(a, undefined)?.equals(Buffer.alloc(400, 1)));
-  const c = (await cache.put(blob(3), undefined)) as string;
-  assert.equal(cache.get(b, undefined), undefined);
-  assert.ok(cache.get(a, undefined) && cache.get(c, undefined));
-  assert.equal(await cache.put(blob(4, 1002), undefined), undefined);
-  const many = await Promise.all(Array.from({ length: 10 }, (_, index) => cache.put(blob(10 + index), undefined)));
-  assert.ok(cache.used <= 1000, `${cache.used} bytes`);
-  assert.ok(many.filter((name) => name !== undefined && cache.get(name, undefined)).length <= 2);
+/** A cache in an arena of one MiB, with a function that keeps a result of 1,000 bytes in two pieces. */
+const smallCache = (capacity: number) => {
+  const arena = new Arena(1, 0);
+  const cache = new ResultCache(arena, capacity);
+  const find = (handle: string, caller?: string) => {
+    using lease = arena.lease(0);
+    const found = cache.get(handle, caller, lease);
+    return found && { ...found, blob: Buffer.from(found.blob) };
+  };
+  const keep = async (fill: number, from: readonly string[] = [], bytes = 1000): Promise<string> => {
+    using lease = arena.lease(64);
+    const sources = from.flatMap((handle) => find(handle)?.result ?? []);
+    const half = Buffer.alloc(bytes / 2, fill);
+    return (await cache.keep({ state: new Parts([half, half]) }, sources, undefined, lease))?.["state"] as string;
+  };
+  return { arena, cache, find, keep };
+};
+
+test("the least recently used result is evicted first", async () => {
+  const { arena, cache, find, keep } = smallCache(2500);
+  const [a, b] = [await keep(1), await keep(2)];
+  assert.ok(find(a)?.blob.equals(Buffer.alloc(1000, 1)));
+  const c = await keep(3);
+  assert.deepEqual(
+    [a, b, c].map((handle) => find(handle) !== undefined),
+    [true, false, true],
+  );
+  assert.equal(await keep(4, [], 2502), undefined);
+  assert.equal(cache.used, 2000);
+  assert.deepEqual([arena.used, arena.retained, cache.evictions], [0, 2048, 1]);
+});
+
+test("two generations stay: a result and the result from which it was computed", async () => {
+  const { arena, find, keep } = smallCache(100_000);
+  const handles = [await keep(0)];
+  for (let step = 1; step < 6; step++) {
+    handles.push(await keep(step, [handles[step - 1] as string]));
+    const left = handles.map((handle) => find(handle) !== undefined);
+    assert.deepEqual(
+      left,
+      handles.map((_, index) => index >= step - 1),
+    );
+  }
+  assert.equal(arena.retained, 2048);
+});
+
+test("a repeated step replaces the result of its first attempt", async () => {
+  const { find, keep } = smallCache(100_000);
+  const source = await keep(0);
+  const [lost, repeated] = [await keep(1, [source]), await keep(2, [source])];
+  assert.deepEqual(
+    [source, lost, repeated].map((handle) => find(handle) !== undefined),
+    [true, false, true],
+  );
+});
+
+test("a call that needs memory evicts results, but none that a running call reads", async () => {
+  const { arena, find, keep } = smallCache(2 ** 20);
+  const [a, b] = [await keep(1, [], 400_000), await keep(2, [], 400_000)];
+  {
+    using reader = arena.lease(0);
+    const found = find(a);
+    assert.ok(found);
+    reader.share(found.result.memory);
+    // The arena has room for this call only if the other result goes.
+    using other = arena.lease(500_000);
+    other.bytes.fill(9, other.start, other.start + 500_000);
+    assert.deepEqual([find(a) === undefined, find(b) === undefined], [false, true]);
+    assert.ok([...found.result.blobs.values()].every((blob) => blob.equals(Buffer.alloc(400_000, 1))));
+    assert.throws(() => arena.lease(500_000), { code: "OVERLOADED" });
+    // The refused call evicted the first result, too, but its memory stays until its reader has ended.
+    assert.equal(find(a), undefined);
+    assert.ok(arena.retained > 0);
+  }
+  assert.deepEqual([arena.used, arena.retained], [0, 0]);
+});
+
+test("blobs in one block of a lease stay in place, and the rest of the block is freed", async () => {
+  const arena = new Arena(1, 0);
+  const cache = new ResultCache(arena, 2 ** 20);
+  const handles = await (async () => {
+    using lease = arena.lease(300_000);
+    lease.bytes.fill(7, lease.start, lease.start + 300_000);
+    const view = (start: number, bytes: number): Parts => new Parts([lease.view(lease.start + start, bytes)]);
+    // The blobs share a cache line.
+    return cache.keep({ params: view(100_001, 50), state: view(100_052, 1000) }, [], undefined, lease);
+  })();
+  assert.deepEqual([arena.used, arena.retained], [0, 1088]);
+  using lease = arena.lease(arena.capacity - 200_000);
+  lease.bytes.fill(8, lease.start, lease.start + arena.capacity - 200_000);
+  for (const handle of Object.values(handles ?? {})) assert.ok(cache.get(handle, undefined, lease)?.blob.every((byte) => byte === 7));
+});
+
+test("steps by handle leave their sources whole, so a repeated step gives the same bytes", async () => {
+  const { cached } = await service.call<CachedReply>("optimizer.step", { ...call, reply: { cache: true } });
+  const expected = await service.call<StepReply>("optimizer.step", { ...call, ...cached });
+  for (let time = 0; time < 3; time++) {
+    const again = await service.call<StepReply>("optimizer.step", { ...call, ...cached, reply: { cache: true } });
+    requireSame(again.params, expected.params, "params");
+    requireSame(again.state, expected.state, "state");
+  }
+  // A refused step changes nothing either.
+  await requireError({ ...call, ...cached, grads: writeTensors(nan) }, "NON_FINITE_GRADIENT", "/grads");
+  const skipped = await service.call<StepReply>("optimizer.step", { ...call, ...cached, grads: writeTensors(nan), non_finite: "skip" });
+  const { state } = await service.call<StepReply>("optimizer.step", { ...call, ...cached });
+  requireSame(state, expected.state, "state");
+  const first = await service.call<StepReply>("optimizer.step", call);
+  requireSame(skipped.params, first.params, "params of a skipped step");
+  requireSame(skipped.state, first.state, "state of a skipped step");
+});
+
+test("tensors without a gradient, and slots of resting tensors, come back whole from a step by handle", async () => {
+  const part = writeTensors({ w: { shape: SMALL.w, data: (gradsAt(SMALL, 0)["w"] as { data: Float32Array }).data } });
+  const { cached, ...first } = await service.call<CachedReply>("optimizer.step", { ...call, reply: { cache: true } });
+  const expected = await service.call<StepReply>("optimizer.step", { ...call, params: first.params, state: first.state, grads: part });
+  const found = await service.call<StepReply>("optimizer.step", { ...call, ...cached, grads: part });
+  requireSame(found.params, expected.params, "params");
+  requireSame(found.state, expected.state, "state");
+  const none = await service.call<StepReply>("optimizer.step", { ...call, ...cached, grads: writeTensors({}) });
+  requireSame(none.params, first.params, "params without gradients");
+});
+
+test("handles stand for blobs in other methods, too", async () => {
+  const { cached, params: stepped, state } = await service.call<CachedReply>("optimizer.step", { ...call, reply: { cache: true } });
+  assert.deepEqual(await service.call("state.inspect", { state: cached?.state }), await service.call("state.inspect", { state }));
+  const norms = (grads: unknown) => service.call("optimizer.norms", { grads, loss_scale: 2 });
+  assert.deepEqual(await norms(cached?.params), await norms(stepped));
+  // The loss scale divides a copy.
+  assert.deepEqual(await norms(cached?.params), await norms(stepped));
 });
 
 /** Rounds float32 to BF16 (to nearest even) with integer arithmetic, as a reference. */
@@ -174,16 +289,16 @@ test("reply.params bf16 accepts F16 and BF16 parameters, but not F64", async () 
 });
 
 test("a skipped step honours reply.params and reply.state", async () => {
-  const bad = writeTensors({ w: { shape: [3, 11], data: new Float32Array(33).fill(Number.NaN) } });
   const result = await service.call<CachedReply & { skipped: boolean }>("optimizer.step", {
     ...call,
-    grads: bad,
+    grads: writeTensors(nan),
     non_finite: "skip",
     reply: { params: "bf16", cache: true, state: "none" },
   });
   assert.equal(result.skipped, true);
   assert.equal(readFile(result.params).entries.get("w")?.dtype, "BF16");
-  assert.equal(result.cached?.params?.sha256, sha256(params));
+  const again = { ...call, ...result.cached, grads: writeTensors(nan), non_finite: "skip" };
+  requireSame((await service.call<StepReply>("optimizer.step", again)).params, params, "params");
 });
 
 test("a call that would lose the new parameters, because they are not cached, is refused", async () => {

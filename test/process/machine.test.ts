@@ -85,16 +85,15 @@ test("defaults fit into any memory limit with room for Node.js", () => {
       assert.ok(arenaMib >= 1 && 110 + 20 * workers + 10 * maxJsonMib + arenaMib <= mebibytes, `${mebibytes}: ${arenaMib}, ${workers}, ${maxJsonMib}`);
     }
   }
-  const { arenaMib, workers } = readConfig({ STEPD_CACHE_MIB: "200" }, limited(512));
-  assert.deepEqual([arenaMib, workers], [512 - 110 - 2 * 20 - 40 - 200, 2]);
+  const { arenaMib, workers } = readConfig({ STEPD_MAX_JSON_MIB: "20" }, limited(512));
+  assert.deepEqual([arenaMib, workers], [512 - 110 - 2 * 20 - 200, 2]);
   assert.equal(readConfig({}, { memory: 64 * GIB, memoryLimit: undefined, processors: 3 }).workers, 3);
 });
 
 test("settings above the memory limit are refused in one line with the values that fit", () => {
   const refused: readonly (readonly [Readonly<Record<string, string>>, number, string])[] = [
     [{ STEPD_ARENA_MIB: "1024" }, 512, "found STEPD_ARENA_MIB=1024, where 322 MiB are left"],
-    [{ STEPD_CACHE_MIB: "4096" }, 512, "STEPD_CACHE_MIB=4096 and the arena, found no room for STEPD_ARENA_MIB, where 0 MiB are left"],
-    [{ STEPD_MAX_JSON_MIB: "64" }, 512, "10 times STEPD_MAX_JSON_MIB=64"],
+    [{ STEPD_MAX_JSON_MIB: "64" }, 512, "STEPD_MAX_JSON_MIB=64 and the arena, found no room for STEPD_ARENA_MIB, where 0 MiB are left"],
     [{ STEPD_WORKERS: "64" }, 512, "20 for each of 64 workers"],
     [{}, 100, "memory limit of 100 MiB: expected room for 110 for Node.js"],
   ];

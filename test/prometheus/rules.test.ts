@@ -68,6 +68,7 @@ test("the expected alerts exist", () => {
     "StepdCallersRefused",
     "StepdSlow",
     "StepdArenaNearlyFull",
+    "StepdHandlesMissing",
     "StepdWorkerLost",
     "StepdNonFiniteGradients",
     "StepdDrains",

@@ -119,7 +119,7 @@ class NonFiniteGradient(ServerError):
 
 
 class BlobMissing(ServerError):
-    """A blob that is named by its digest is not in the cache."""
+    """The cache has no blob of this handle."""
 
     name = "BLOB_MISSING"
     code = -32016

@@ -182,7 +182,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     /at most 1024 fields, found 1025/,
   ),
   "a file behind many tensors": invalid(step({ grads: { ...tensors(2048), file: "x", offset: 0, length: 1 } }), "/grads/t0", /one of file, offset, length/),
-  "a digest behind many tensors": invalid(step({ grads: { ...tensors(2048), sha256: "0".repeat(64) } }), "/grads/t0", /one of sha256/),
+  "a handle behind many tensors": invalid(step({ grads: { ...tensors(2048), handle: "0" } }), "/grads/t0", /one of handle/),
   // These calls exceed a limit.
   "more fields than a call has": invalid(step(numbered(60_000)), "", /at most 1024 fields/),
   "more fields than a tensor has": invalid(plain(numbered(2000)), "/grads/w", /at most 1024 fields, found 2002/),

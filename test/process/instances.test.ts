@@ -41,11 +41,11 @@ const counted = async (service: Service): Promise<readonly string[]> => {
 
 test("calls to one service change neither the counters nor the answers of the other", async () => {
   const before = await counted(unused);
-  const kept: { sha256: string }[] = [];
+  const kept: { handle: string }[] = [];
   for (let round = 0; round < 3; round++) {
     const { status, value } = await post(used, { optimizer: { name: "adamw" }, params, grads, reply: { cache: true } });
     assert.equal(status, 200);
-    kept.push((value as { cached: { state: { sha256: string } } }).cached.state);
+    kept.push((value as { cached: { state: { handle: string } } }).cached.state);
   }
   assert.equal((await post(used, { optimizer: { name: "adam" } })).status, 400);
   assert.notDeepEqual(await counted(used), before);

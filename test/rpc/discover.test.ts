@@ -32,7 +32,7 @@ const tensors = { w: { shape: [2], values: [1, "NaN"] } };
 const optimizer = { name: "adamw" };
 const step = { optimizer, params: tensors, grads: tensors };
 const shared = { file: "f", offset: 0, length: 8 };
-const digest = { sha256: "0".repeat(64) };
+const cached = { handle: "0" };
 const linear = { name: "linear" };
 const sequence = (...schedules: readonly object[]): object => ({ name: "sequence", schedules, milestones: schedules.slice(1).map((_, index) => index + 1) });
 
@@ -41,11 +41,11 @@ const CASES: Readonly<Record<string, { readonly right: readonly object[]; readon
   step: {
     right: [
       step,
-      { ...step, params: shared, grads: digest },
+      { ...step, params: shared, grads: cached },
       { ...step, params: "AAAA", grads: "Ag==", state: "/+8=" },
       { ...step, state: null },
       { ...step, state: shared },
-      { ...step, state: digest },
+      { ...step, state: cached },
       { ...step, params: { file: { shape: [], values: [0] } } },
       { ...step, params: {} },
       { ...step, schedule: sequence(linear, sequence(linear, linear)) },
@@ -59,7 +59,7 @@ const CASES: Readonly<Record<string, { readonly right: readonly object[]; readon
       { ...step, grads: { ...shared, offset: -1 } },
       { ...step, grads: { ...shared, more: 1 } },
       { ...step, state: { file: "f" } },
-      { ...step, state: { sha256: "0" } },
+      { ...step, state: { handle: "" } },
       { ...step, state: tensors },
       { ...step, state: 1 },
       { ...step, params: { w: { shape: [1] } } },
@@ -76,7 +76,7 @@ const CASES: Readonly<Record<string, { readonly right: readonly object[]; readon
       { ...step, more: 1 },
     ],
   },
-  inspect: { right: [{ state: "" }, { state: shared }, { state: digest }], wrong: [{}, { state: { file: "f" } }, { state: tensors }] },
+  inspect: { right: [{ state: "" }, { state: shared }, { state: cached }], wrong: [{}, { state: { file: "f" } }, { state: tensors }] },
   evaluate: { right: [{ schedule: linear }], wrong: [{ schedule: {} }, { schedule: linear, count: 0 }, { schedule: linear, count: 10_001 }] },
 };
 

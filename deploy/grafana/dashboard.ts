@@ -201,24 +201,6 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       ],
     },
     {
-      title: "Kept results",
-      description: "Bytes of the arena that keep results for the next call, and how often a call asks for one that is gone",
-      unit: BytesIEC,
-      queries: [
-        { expr: series("stepd_cache_used_bytes"), legend: "{{instance}} kept" },
-        { expr: series("stepd_cache_capacity_bytes"), legend: "{{instance}} may be kept" },
-      ],
-    },
-    {
-      title: "Handles looked up, results evicted",
-      description: "Calls that name a kept result: found or missing. Evicted results made room for calls or for newer results",
-      unit: CountsPerSecond,
-      queries: [
-        { expr: sum(rate("stepd_cache_lookups_total"), "result"), legend: "{{result}}" },
-        { expr: sum(rate("stepd_cache_evictions_total")), legend: "evicted" },
-      ],
-    },
-    {
       title: "Bodies in flight",
       description: "Body bytes of calls being received, computed or sent. The Helm chart scales by this metric",
       unit: BytesIEC,
@@ -231,6 +213,29 @@ const rows: Readonly<Record<string, readonly Panel[]>> = {
       unit: Short,
       queries: singleQuery(series("stepd_in_flight_requests"), "{{instance}}"),
       isStacked: true,
+    },
+  ],
+  Cache: [
+    {
+      title: "Kept results",
+      description: "Bytes of the arena that keep results for the next call, and the limit",
+      unit: BytesIEC,
+      queries: [
+        { expr: series("stepd_cache_used_bytes"), legend: "{{instance}} kept" },
+        { expr: series("stepd_cache_capacity_bytes"), legend: "{{instance}} limit" },
+      ],
+    },
+    {
+      title: "Handles looked up",
+      description: "Handles in calls. The caller of a missing result sends the bytes again",
+      unit: CountsPerSecond,
+      queries: singleQuery(sum(rate("stepd_cache_lookups_total"), "result"), "{{result}}"),
+    },
+    {
+      title: "Results evicted",
+      description: "Kept results that were dropped because calls or newer results needed their memory",
+      unit: CountsPerSecond,
+      queries: singleQuery(rate("stepd_cache_evictions_total"), "{{instance}}"),
     },
   ],
   Work: [

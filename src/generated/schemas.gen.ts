@@ -2431,7 +2431,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "description": "Indexes of the updates that were dropped because of non_finite drop.",
             "type": "array",
             "items": {
-              "type": "integer"
+              "type": "integer",
+              "minimum": 0,
+              "maximum": 9007199254740991
             }
           },
           "skipped": {

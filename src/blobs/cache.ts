@@ -22,9 +22,9 @@ export interface CachedResult {
   readonly memory: Retained;
   /** The blobs by the field that they had in the reply. */
   readonly blobs: ReadonlyMap<string, Buffer>;
-  /** The results from which a call computed this one. They stay until a call uses this one, because its reply may be lost. */
+  /** The results from which this result was computed. They are kept until a call uses this result, because the reply with its handle may be lost. */
   sources: readonly CachedResult[];
-  /** The latest result that a call computed from this one. */
+  /** The latest result that was computed from this result. */
   successor: CachedResult | undefined;
 }
 
@@ -78,9 +78,10 @@ export class ResultCache {
   }
 
   /**
-   * Keeps the blobs of a call and returns their handles by field. Blobs in the arena stay in place; others are copied there. Frees the
-   * results before `sources`, which no call needs any more, and an earlier result of the same sources. Returns undefined, and
-   * keeps nothing, if the blobs exceed the capacity. Throws OVERLOADED or PAYLOAD_TOO_LARGE if a copy has no room.
+   * Keeps the blobs of a call and returns their handles by field. Blobs in the arena stay in place; others are copied there. `sources`
+   * are the cached results that the call read. The results from which they were computed are freed, because no caller needs them
+   * any more. An earlier result of the same sources is freed, too. Returns undefined, and keeps nothing, if the blobs exceed the
+   * capacity. Throws OVERLOADED or PAYLOAD_TOO_LARGE if a copy has no room.
    */
   async keep(
     blobs: Readonly<Record<string, Parts>>,

@@ -2421,7 +2421,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "properties": {
           "count": {
             "description": "Number of updates in the result, including those of the accumulator. If tensors differ, the largest number.",
-            "type": "integer"
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 9007199254740991
           },
           "weight": {
             "description": "Sum of the weights of these updates. If tensors differ, the largest sum.",

@@ -3,9 +3,16 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { JSON_TYPE, readReply, TestService } from "../support/service.ts";
+import { withHandles } from "./_handles.ts";
 import type { Request } from "./_request.ts";
 
-export type Setting = Pick<Request, "server" | "files" | "before">;
+export type Setting = Pick<Request, "server" | "files" | "before" | "params">;
+
+/** A server that is ready for a case, and the params of the case with this server's handles. */
+interface Prepared {
+  readonly service: TestService;
+  readonly params: Request["params"];
+}
 
 export class Servers implements AsyncDisposable {
   /** The shared folder of the server `storing`. */
@@ -25,19 +32,23 @@ export class Servers implements AsyncDisposable {
     return new Servers(folder, await TestService.start(), await TestService.start(storing));
   }
 
-  /** Writes the files of a case, makes the calls that precede the case, and returns the server for the case. */
-  async prepare({ server, files = {}, before = [] }: Setting): Promise<TestService> {
+  /** Writes the files of a case, and makes the calls that precede the case. */
+  async prepare({ server, files = {}, before = [], params }: Setting): Promise<Prepared> {
     const service = server === "storing" ? this.storing : this.bare;
     for (const [file, content] of Object.entries(files)) writeFileSync(join(this.#folder, file), content, "base64");
+    const results: Record<string, unknown>[] = [];
     for (const call of before) {
-      const reply = await readReply(await service.post("/rpc", JSON.stringify({ jsonrpc: "2.0", id: 1, ...call }), JSON_TYPE));
-      if (!(reply as { result?: unknown }).result) throw new Error(`a call that comes first was refused: ${JSON.stringify(reply)}`);
+      const request = { jsonrpc: "2.0", id: 1, ...call, params: withHandles(call.params, results) };
+      const reply = await readReply(await service.post("/rpc", JSON.stringify(request), JSON_TYPE));
+      const { result } = reply as { result?: Record<string, unknown> };
+      if (!result) throw new Error(`a call that comes first was refused: ${JSON.stringify(reply)}`);
+      results.push(result);
     }
-    return service;
+    return { service, params: withHandles(params, results) };
   }
 
   /** Returns the current contents of a case's files. */
-  written({ files = {} }: Setting): Record<string, string> {
+  written({ files = {} }: Pick<Setting, "files">): Record<string, string> {
     return Object.fromEntries(Object.keys(files).map((file) => [file, readFileSync(join(this.#folder, file), "base64")]));
   }
 

@@ -1,9 +1,6 @@
-/** Requests whose `reply` omits or rounds results, and requests that name a blob by digest or place instead of sending it. */
-import { createHash } from "node:crypto";
+/** Requests whose `reply` omits or rounds results, and requests that name a blob by handle or place instead of sending it. */
 import { rawTensors } from "../support/tensors.ts";
 import { type Ask, adamw, type Call, grads, nonFiniteGrads, params, type Request, recast, secondGrads } from "./_request.ts";
-
-const digestOf = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
 
 /** Tensors of three dtypes, wide dtypes first. All clients write tensors in this order. */
 const mixed = Object.fromEntries(Object.entries(params).map(([name, tensor], index) => [name, { ...tensor, dtype: ["F32", "F16", "BF16"][index] }]));
@@ -55,7 +52,7 @@ const replies: readonly (readonly [file: string, about: string, settings: Reques
     { params: { ...params, größe: { ...params.größe, values: [1.01171875] } }, grads: nonFiniteGrads, non_finite: "skip", reply: { params: "bf16" } },
   ],
   ["reply-none", "a reply without parameters, but with statistics", { stats: "global", reply: { params: "none" } }],
-  ["reply-cache-bare", "a server without a cache keeps nothing, and reports no digests", { reply: { cache: true } }, "bare"],
+  ["reply-cache-bare", "a server without a cache keeps nothing, and reports no handles", { reply: { cache: true } }, "bare"],
   [
     "reply-none-bare",
     "parameters may be left out if the state has their float32 copies",
@@ -68,9 +65,9 @@ const replies: readonly (readonly [file: string, about: string, settings: Reques
   ["error-reply-state", "a state that would be lost", { reply: { state: "none" } }],
   ["error-reply-state-bare", "caching a state on a server without a cache", { reply: { state: "none", cache: true } }, "bare"],
   ["error-reply-params-bare", "caching parameters on a server without a cache", { reply: { params: "none", cache: true } }, "bare"],
-  ["error-digest", "an invalid digest", { params: { sha256: "e3b0c442" } }],
-  ["error-missing-params", "parameters that the server does not have", { params: { sha256: digestOf("parameters of nobody") } }],
-  ["error-missing-state", "a state that the server does not have", { state: { sha256: digestOf("a state of nobody") } }],
+  ["error-handle", "a handle that is too long", { params: { handle: "h".repeat(65) } }],
+  ["error-missing-params", "parameters that the server does not have", { params: { handle: "nobody.params" } }],
+  ["error-missing-state", "a state that the server does not have", { state: { handle: "nobody.state" } }],
 ];
 
 type Tensors = Readonly<Record<string, { readonly dtype: string; readonly shape: readonly number[]; readonly values: readonly (number | string)[] }>>;
@@ -135,56 +132,53 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
     const { result } = await ask("optimizer.step", call(settings).params);
     return { params: Buffer.from(result?.["params"] as string, "base64"), state: Buffer.from(result?.["state"] as string, "base64") };
   };
-  const byDigest = ({ params, state }: { readonly params: Buffer; readonly state: Buffer }): Request["params"] => ({
-    params: { sha256: digestOf(params) },
-    state: { sha256: digestOf(state) },
-  });
+  /** Names the result of a call of `before`; see _handles.ts. */
+  const resultOf = (count: number): Request["params"] => ({ params: { handle: `$${count}.params` }, state: { handle: `$${count}.state` } });
 
   const start = { params: text(fileOf(params)), grads: text(fileOf(grads)) };
   const one = await bytesOf(start);
   const gradients = { grads: text(fileOf(secondGrads)) };
-  const two = await bytesOf({ params: text(one.params), state: text(one.state), ...gradients });
   const storing = { server: "storing" } as const;
 
-  // The server caches results, and later calls name the results by digest.
+  // The server caches results, and later calls name the results by handle.
   const first = call({ ...start, reply: { cache: true } });
-  yield { file: "step.cached.1", about: "a step whose result is cached: its digests", ...storing, ...first };
+  yield { file: "step.cached.1", about: "a step whose result is cached: its handles", ...storing, ...first };
   const cached = { ...storing, before: [first] };
-  yield { file: "step.cached.2", about: "the second step, with parameters and state by digest", ...cached, ...call({ ...byDigest(one), ...gradients }) };
+  yield { file: "step.cached.2", about: "the second step, with parameters and state by handle", ...cached, ...call({ ...resultOf(1), ...gradients }) };
   yield {
     file: "step.cached-params",
-    about: "parameters by digest, the state sent",
+    about: "parameters by handle, the state sent",
     ...cached,
-    ...call({ ...byDigest(one), ...gradients, state: text(one.state) }),
+    ...call({ ...resultOf(1), ...gradients, state: text(one.state) }),
   };
   yield {
     file: "step.cached-state",
-    about: "the state by digest, parameters sent",
+    about: "the state by handle, parameters sent",
     ...cached,
-    ...call({ ...byDigest(one), ...gradients, params: text(one.params) }),
+    ...call({ ...resultOf(1), ...gradients, params: text(one.params) }),
   };
   yield {
     file: "step.cached-bf16",
-    about: "a step by digest with a rounded reply: the cache keeps the unrounded parameters",
+    about: "a step by handle with a rounded reply: the cache keeps the unrounded parameters",
     ...cached,
-    ...call({ ...byDigest(one), ...gradients, reply: { params: "bf16", cache: true } }),
+    ...call({ ...resultOf(1), ...gradients, reply: { params: "bf16", cache: true } }),
   };
   const kept = call({ ...start, reply: { params: "bf16", state: "none", cache: true } });
   yield { file: "step.kept.1", about: "a state that stays on the server", ...storing, ...kept };
-  const keptTwice = call({ ...byDigest(one), ...gradients, reply: { params: "none", state: "none", cache: true } });
-  yield { file: "step.kept.2", about: "a step that returns only digests", ...storing, before: [kept], ...keptTwice };
+  const keptTwice = call({ ...resultOf(1), ...gradients, reply: { params: "none", state: "none", cache: true } });
+  yield { file: "step.kept.2", about: "a step that returns only handles", ...storing, before: [kept], ...keptTwice };
   yield {
     file: "step.kept.3",
     about: "the third step of a cached run, with a full reply",
     ...storing,
     before: [kept, keptTwice],
-    ...call({ ...byDigest(two), grads: start.grads }),
+    ...call({ ...resultOf(2), grads: start.grads }),
   };
   yield {
     file: "step.error-cached-kind",
-    about: "the digest of a state in place of parameters",
+    about: "the handle of a state in place of parameters",
     ...cached,
-    ...call({ ...gradients, params: { sha256: digestOf(one.state) } }),
+    ...call({ ...gradients, params: { handle: "$1.state" } }),
   };
 
   // The inputs are in files of the shared folder. A result overwrites an input, or goes to another place.
@@ -223,11 +217,11 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
   };
   yield {
     file: "step.shared-cached",
-    about: "gradients in shared memory, parameters and state by digest, results into another file",
+    about: "gradients in shared memory, parameters and state by handle, results into another file",
     ...cached,
     files: { ...inPlace.files, ...target.files },
     ...call({
-      ...byDigest(one),
+      ...resultOf(1),
       grads: runGrads,
       reply: { cache: true, into: { params: target.places[0], state: target.places[1] } },
     }),
@@ -246,6 +240,12 @@ export async function* blobs(ask: Ask): AsyncGenerator<Request> {
     server: "bare",
     files: { ...source.files, ...target.files },
     ...call({ params: source.places[0], grads: source.places[1], reply: { into: { params: target.places[0] } } }),
+  };
+  yield {
+    file: "step.cached-unchanged",
+    about: "a step without gradients returns a cached result",
+    ...cached,
+    ...call({ ...resultOf(1), grads: {} }),
   };
   const other = (method: string, file: string, about: string, params: Request["params"]): Request => ({
     file,

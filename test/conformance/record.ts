@@ -7,6 +7,7 @@
 import { mkdir, rm, writeFile } from "node:fs/promises";
 import { type ErrorName, errors } from "../../src/errors/errors.ts";
 import { JSON_TYPE, readReply, type TestService } from "../support/service.ts";
+import { withoutHandles } from "./_handles.ts";
 import type { Answer, Request } from "./_request.ts";
 import { Servers } from "./_servers.ts";
 import { requests } from "./requests.ts";
@@ -18,14 +19,14 @@ export interface Case extends Omit<Request, "file">, Answer {
   readonly written?: Readonly<Record<string, string>>;
 }
 
-/** Returns the server's answer over JSON. Omits request ids, which vary, and messages, which may change freely. */
+/** Returns the server's answer over JSON. Omits request ids and handles, which vary, and messages, which may change freely. */
 export const answerOf = async (service: TestService, method: string, params: unknown): Promise<Answer> => {
   const call = JSON.stringify({ jsonrpc: "2.0", id: 1, method, params });
   const { result, error } = (await readReply(await service.post("/rpc", call, JSON_TYPE))) as {
     result?: Record<string, unknown>;
     error?: { code: number; data: Record<string, unknown> };
   };
-  if (!error) return { result: result ?? {} };
+  if (!error) return { result: withoutHandles(result ?? {}) };
   const { request_id: _, name, ...data } = error.data;
   return { error: { name, code: error.code, status: errors[name as ErrorName].status, ...data } };
 };
@@ -33,7 +34,8 @@ export const answerOf = async (service: TestService, method: string, params: unk
 /** Yields the cases of requests.ts with new answers. */
 export async function* casesOf(servers: Servers): AsyncGenerator<readonly [file: string, recorded: Case]> {
   for await (const { file, ...request } of requests((method, params) => answerOf(servers.bare, method, params))) {
-    const answer = await answerOf(await servers.prepare(request), request.method, request.params);
+    const { service, params } = await servers.prepare(request);
+    const answer = await answerOf(service, request.method, params);
     yield [file, { ...request, ...answer, ...(request.files && { written: servers.written(request) }) }];
   }
 }

@@ -4,7 +4,7 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Unpackr } from "msgpackr";
-import { ARENA_MIB, type Request, stepBlobs, stepRequest } from "./bodies.ts";
+import { type Request, stepBlobs, stepRequest } from "./bodies.ts";
 import { RawClient } from "./client.ts";
 import { Folder, Server } from "./processes.ts";
 import { type Contender, legend, msText, type Ratio, type Report, race, ratioOf, repeatedContender, type Setup, sizeName } from "./rounds.ts";
@@ -16,13 +16,14 @@ const SIZES = [
   { elements: 2 ** 24, repetitions: 2, sharedGoal: 0.5 },
 ];
 
-/** The cache has room for the results of more than two steps of the largest size. */
+/** The cache has room for the results of more than two steps of the largest size, and the arena has room for a step besides. */
 const CACHE_MIB = "512";
+const ARENA_MIB = "1280";
 
 const SHARED_MEMORY = "/dev/shm";
 
 interface Cached {
-  readonly result: { readonly cached: Readonly<Record<"params" | "state", { readonly sha256: string }>> };
+  readonly result: { readonly cached: Readonly<Record<"params" | "state", { readonly handle: string }>> };
 }
 
 export const benchTransport = async (setup: Setup): Promise<Report> => {
@@ -84,7 +85,10 @@ const shareStep = (folder: string, elements: number): Readonly<Record<string, un
   return { params: place(params), grads: place(grads), state: place(state), reply: { into: { params: place(params), state: place(state) } } };
 };
 
-/** Makes the service cache the results of a step, and returns the digests that name them. */
+/**
+ * Makes the service cache the results of a step, and returns the handles that name them. Each step from these results releases the
+ * step before, so the cache holds two results.
+ */
 const cacheResults = async (client: RawClient, elements: number): Promise<Readonly<Record<string, unknown>>> => {
   const { head, body } = stepRequest(elements, { reply: { params: "none", state: "none", cache: true } });
   const { result } = new Unpackr({ useRecords: false }).unpack(await client.read(head, body)) as Cached;

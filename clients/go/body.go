@@ -103,8 +103,8 @@ func encode(fields []field) (blob, error) {
 			}
 		case place:
 			small, err = msgp.AppendIntf(small, value.wire())
-		case digest:
-			small, err = msgp.AppendIntf(small, map[string]any{"sha256": string(value)})
+		case handle:
+			small, err = msgp.AppendIntf(small, map[string]any{"handle": string(value)})
 		default:
 			if small, err = msgp.AppendIntf(small, value); err != nil {
 				err = fmt.Errorf("stepd: %s: %w", field.key, err)

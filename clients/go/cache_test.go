@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/http"
+	"strings"
 	"testing"
-	"time"
 )
 
 func TestCachedBlobsAreNotSent(t *testing.T) {
@@ -49,9 +49,7 @@ func TestCacheMiss(t *testing.T) {
 	ctx := testContext(t)
 	proxy := newFlaky()
 	client := newClient(t, serve(t, proxy).URL, WithRetries(0))
-	// The seed is the current time, so no server has cached these values.
-	seed := uint64(time.Now().UnixNano())
-	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(seed, F32), Grads: largeTensors(seed+1, F32), Reply: Reply{Cache: true}}
+	request := StepRequest{Optimizer: AdamW(0.01), Params: largeTensors(1, F32), Grads: largeTensors(2, F32), Reply: Reply{Cache: true}}
 	// The other server has an empty cache, as after a restart.
 	first := must[*StepResult](t)(newClient(t, ownServer(t, "STEPD_CACHE_MIB=64").url).Step(ctx, request))
 	request.Params, request.State, request.Cached = first.Params, first.State, first.Cached
@@ -187,10 +185,11 @@ func TestErrorsOfReplyOptions(t *testing.T) {
 	}{
 		"a state that nobody keeps":   {func(r *StepRequest) { r.Reply.State = ReplyNone }, ErrInvalidParams},
 		"an unknown form":             {func(r *StepRequest) { r.Reply.Params = "f8" }, ErrInvalidParams},
-		"no digest":                   {func(r *StepRequest) { r.Cached = &Cached{State: "x"} }, ErrInvalidParams},
+		"no handle":                   {func(r *StepRequest) { r.Cached = &Cached{State: strings.Repeat("x", 65)} }, ErrInvalidParams},
+		"an unknown handle":           {func(r *StepRequest) { r.Cached = &Cached{State: "x"} }, ErrBlobMissing},
 		"BF16 of F64":                 {func(r *StepRequest) { r.Params, r.Grads, r.Reply.Params = largeTensors(1, F64), nil, ReplyBF16 }, ErrUnsupportedDType},
 		"a state that is not here":    {func(r *StepRequest) { r.State = &State{onServer: true} }, ErrStateKept},
-		"neither values nor a digest": {func(r *StepRequest) { r.Params, r.Cached = nil, &Cached{} }, ErrBadTensor},
+		"neither values nor a handle": {func(r *StepRequest) { r.Params, r.Cached = nil, &Cached{} }, ErrBadTensor},
 		"an Into of another dtype":    {func(r *StepRequest) { r.Into, r.Reply.Params = r.Params, ReplyBF16 }, ErrBadTensor},
 	} {
 		if err := step(c.change); !errors.Is(err, c.err) {
@@ -200,7 +199,7 @@ func TestErrorsOfReplyOptions(t *testing.T) {
 	if _, err := client.Inspect(ctx, &State{onServer: true}); !errors.Is(err, ErrStateKept) {
 		t.Error(err)
 	}
-	// A server without a cache returns no digests.
+	// A server without a cache returns no handles.
 	uncached := newClient(t, ownServer(t).url)
 	if result := must[*StepResult](t)(uncached.Step(ctx, StepRequest{Optimizer: SGD(1), Params: model(1), Reply: Reply{Cache: true}})); result.Cached != nil {
 		t.Error(result.Cached)

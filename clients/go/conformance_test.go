@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -90,14 +91,16 @@ func testConformance(t *testing.T, clientFor func(c conformanceCase) *Client) {
 			continue
 		}
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".json"), func(t *testing.T) {
+			var earlier []map[string]any
 			for _, call := range c.Before {
-				must[map[string]any](t)(call.run(t, client))
+				earlier = append(earlier, must[map[string]any](t)(call.withHandles(earlier).run(t, client)))
 			}
-			found, err := c.run(t, client)
+			found, err := c.withHandles(earlier).run(t, client)
 			if c.Error == nil {
 				if err != nil {
 					t.Fatal(err)
 				}
+				hideHandles(t, found)
 				requireSameOnWire(t, found, c.Result)
 				return
 			}
@@ -123,7 +126,7 @@ func TestShardedConformance(t *testing.T) {
 		c := readCase(t, path)
 		var members map[string]json.RawMessage
 		strictly(t, c.Params, &members)
-		// Some cases are skipped: global norms may differ in the last bits, errors may name other tensors, and digests cover all
+		// Some cases are skipped: global norms may differ in the last bits, errors may name other tensors, and handles name all
 		// tensors at once.
 		if c.Error != nil || c.Result["stats"] != nil || c.Result["cached"] != nil || members["cached"] != nil {
 			continue
@@ -168,7 +171,31 @@ func (c conformanceCall) run(t *testing.T, client *Client) (map[string]any, erro
 	return run(t, client, c.Params)
 }
 
-// nativeParams converts wire params to a caller's params. It moves digests to `cached`, and drops the places for results, which
+// withHandles returns the call with the handles of earlier results in place of symbols such as "$1.params".
+func (c conformanceCall) withHandles(earlier []map[string]any) conformanceCall {
+	for i, result := range earlier {
+		cached, _ := result["cached"].(map[string]any)
+		for field, handle := range cached {
+			symbol := fmt.Sprintf(`"$%d.%s"`, i+1, field)
+			c.Params = bytes.ReplaceAll(c.Params, []byte(symbol), []byte(strconv.Quote(handle.(map[string]any)["handle"].(string))))
+		}
+	}
+	return c
+}
+
+// hideHandles replaces the handles in a result by "$", which stands for any handle in a case.
+func hideHandles(t *testing.T, result map[string]any) {
+	t.Helper()
+	cached, _ := result["cached"].(map[string]any)
+	for field, value := range cached {
+		if handle := value.(map[string]any)["handle"].(string); strings.ContainsAny(handle, "$ ") || len(handle) > maxHandleChars {
+			t.Errorf("%s: %q is no handle", field, handle)
+		}
+		cached[field] = map[string]any{"handle": "$"}
+	}
+}
+
+// nativeParams converts wire params to a caller's params. It moves handles to `cached`, and drops the places for results, which
 // the client chooses itself.
 func nativeParams(t *testing.T, params []byte, files map[string][]byte) json.RawMessage {
 	t.Helper()
@@ -186,27 +213,27 @@ func nativeParams(t *testing.T, params []byte, files map[string][]byte) json.Raw
 	return must[[]byte](t)(json.Marshal(members))
 }
 
-// takeBlobs replaces places by the bytes of their files. It removes the digests and returns them.
-func takeBlobs(t *testing.T, members map[string]json.RawMessage, files map[string][]byte) (digests map[string]string) {
+// takeBlobs replaces places by the bytes of their files. It removes the handles and returns them.
+func takeBlobs(t *testing.T, members map[string]json.RawMessage, files map[string][]byte) (handles map[string]string) {
 	t.Helper()
-	digests = map[string]string{}
+	handles = map[string]string{}
 	for _, name := range []string{"params", "grads", "state"} {
 		var source struct {
 			File           string
 			Offset, Length int
-			SHA256         string
+			Handle         string
 		}
 		// Base64 strings and plain tensors do not decode into source, which then stays empty.
 		_ = json.Unmarshal(members[name], &source)
 		switch {
-		case source.SHA256 != "":
-			digests[name] = source.SHA256
+		case source.Handle != "":
+			handles[name] = source.Handle
 			delete(members, name)
 		case source.File != "":
 			members[name] = must[[]byte](t)(json.Marshal(files[source.File][source.Offset : source.Offset+source.Length]))
 		}
 	}
-	return digests
+	return handles
 }
 
 // strictly decodes JSON and rejects unknown members, so that the test covers every member of a case.
@@ -550,9 +577,9 @@ func conformStep(t *testing.T, client stepper, params []byte) (map[string]any, e
 	}
 	if cached := result.Cached; cached != nil {
 		named := map[string]any{}
-		for name, digest := range map[string]string{"params": cached.Params, "state": cached.State} {
-			if digest != "" {
-				named[name] = map[string]any{"sha256": digest}
+		for name, handle := range map[string]string{"params": cached.Params, "state": cached.State} {
+			if handle != "" {
+				named[name] = map[string]any{"handle": handle}
 			}
 		}
 		found["cached"] = named

@@ -7,7 +7,6 @@ import (
 	"math"
 	"runtime"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/tinylib/msgp/msgp"
@@ -58,7 +57,7 @@ func replySeeds() [][]byte {
 	whole, _ = msgp.AppendIntf(msgp.AppendString(whole, "new"), map[string]any{"a": []any{1, "b", nil}})
 	stat := map[string]any{"grad_norm": 1.5, "param_norm": 1, "update_norm": 0.0, "zeros": 1, "non_finite": 0, "trust_ratio": 2.0, "clipped": true, "x": 1}
 	at := map[string]any{"file": "f", "offset": 0, "length": 12, "x": 1}
-	kept := map[string]any{"sha256": strings.Repeat("0f", 32), "x": 1}
+	kept := map[string]any{"handle": "0f.params", "x": 1}
 	elsewhere, _ := msgp.AppendIntf(nil, map[string]any{"params": at, "state": at, "cached": map[string]any{"params": kept, "state": kept, "x": 1}})
 	whole, _ = msgp.AppendIntf(msgp.AppendString(whole, "stats"), map[string]any{"grad_norm": 2, "clipped": false, "tensors": map[string]any{"w": stat}})
 	return [][]byte{

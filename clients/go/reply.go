@@ -1,7 +1,6 @@
 package stepd
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,8 @@ const (
 	// maxStringBytes limits a key or a warning in a reply. Tensor names are keys.
 	maxStringBytes = 16 << 20
 	maxReplyDepth  = 64
+	// maxHandleChars is the wire format's limit.
+	maxHandleChars = 64
 	// Before its bytes arrive, a blob gets at most trustFactor times the request's size, or trustBytes. Valid replies need less:
 	// the first Adam step returns three times the size of the parameters, and its request holds twice that size.
 	trustFactor = 4
@@ -73,7 +74,7 @@ func decodeStep(from io.Reader, length, sent int64, buffer *scratch) (stepReply,
 		case "state":
 			reply.state, reply.stateAt, err = d.blobOrPlace(nil)
 		case "cached":
-			reply.cached, err = d.digests()
+			reply.cached, err = d.handles()
 		case "step":
 			reply.step, err = d.whole()
 		case "lr":
@@ -274,19 +275,19 @@ func (d *decoder) blobOrPlace(buffer *scratch) (data []byte, at *place, err erro
 	return nil, at, err
 }
 
-// digests reads the digests of the blobs that the server has cached.
-func (d *decoder) digests() (cached Cached, err error) {
+// handles reads the handles of the blobs that the server has cached.
+func (d *decoder) handles() (cached Cached, err error) {
 	_, err = d.object(func(key string) error {
 		target := map[string]*string{"params": &cached.Params, "state": &cached.State}[key]
 		if target == nil {
 			return d.Skip()
 		}
 		_, err := d.object(func(key string) (err error) {
-			if key != "sha256" {
+			if key != "handle" {
 				return d.Skip()
 			}
-			if *target, err = d.ReadString(); err == nil && len(*target) != sha256.Size*2 {
-				err = fmt.Errorf("a digest of %d characters", len(*target))
+			if *target, err = d.ReadString(); err == nil && (*target == "" || len(*target) > maxHandleChars) {
+				err = fmt.Errorf("a handle of %d characters", len(*target))
 			}
 			return err
 		})

@@ -22,8 +22,8 @@ func (p place) wire() map[string]any {
 	return map[string]any{"file": p.file, "offset": p.offset, "length": p.length}
 }
 
-// digest is the SHA-256 of a blob in the server's cache.
-type digest string
+// handle is the server's name for a blob in its cache.
+type handle string
 
 // results describes what a step returns. params and state are the bytes to reserve in files. Either is 0 if its size is unknown
 // or the reply carries the blob in its body.

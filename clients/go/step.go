@@ -95,9 +95,10 @@ type Reply struct {
 	Cache bool
 }
 
-// Cached names the blobs of a result in the server's cache, by SHA-256 in hexadecimal. A name is empty if the blob is not
-// cached. The server may drop a blob at any time. The Cached of a Sharded result has no readable names, and works with Sharded
-// only.
+// Cached names the blobs of a result in the server's cache, by handles that are valid for that server and caller only. A handle
+// is empty if the blob is not cached. The server may drop a blob at any time. It drops a result once a step has used a result
+// that came from it: a run goes on from its newest result, or repeats the last step. The Cached of a Sharded result has no
+// readable names, and works with Sharded only.
 type Cached struct {
 	Params, State string
 	// otherParams and otherState are true if the result held the blob in another form, or not at all. The caller's values then
@@ -372,7 +373,7 @@ func (r StepRequest) fields() ([]field, error) {
 	}
 	fields := optimizerFields(r.Optimizer, r.Groups, r.MasterWeights)
 	if named.Params != "" {
-		fields = append(fields, field{"params", digest(named.Params)})
+		fields = append(fields, field{"params", handle(named.Params)})
 	} else {
 		if r.Params == nil && r.Cached != nil {
 			return nil, fmt.Errorf("%w: Params are nil, and Cached does not name them", ErrBadTensor)
@@ -386,7 +387,7 @@ func (r StepRequest) fields() ([]field, error) {
 	fields = append(fields, field{"grads", grads})
 	switch {
 	case named.State != "":
-		fields = append(fields, field{"state", digest(named.State)})
+		fields = append(fields, field{"state", handle(named.State)})
 	case r.State != nil:
 		fields = append(fields, field{"state", r.State})
 	}

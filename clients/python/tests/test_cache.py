@@ -58,7 +58,7 @@ def test_cached_run(kind: Any, caching: Server) -> None:
             assert result.cached is None
 
 
-def test_digests_replace_values(caching: Server) -> None:
+def test_handles_replace_values(caching: Server) -> None:
     with stepd.Client(caching.url) as client:
         kept = client.step(ADAMW, tensors(1), tensors(2), reply=KEEP)
         calls = sent(client)
@@ -148,7 +148,7 @@ def test_with_shared_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
                 for reply in replies:
                     one = plain.step(*given, state, reply=reply)
                     other = client.step(*given, state, reply=reply)
-                    assert same(one, other) and one.cached == other.cached
+                    assert same(one, other) and one.cached and other.cached
                     if reply.get("state") != "none":
                         assert one.state == other.state
                 assert other.cached is not None
@@ -169,9 +169,9 @@ def test_invalid_cached(caching: Server, server: Server) -> None:
         with pytest.raises(ValueError, match="params: expected arrays"):
             client.step(ADAMW, None, tensors(1))
         with pytest.raises(ValueError, match="params: expected arrays"):
-            client.step(ADAMW, None, tensors(1), cached=stepd.Cached(state="0" * 64))
+            client.step(ADAMW, None, tensors(1), cached=stepd.Cached(state="nobody"))
         with pytest.raises(stepd.BlobMissing) as caught:
-            unknown = stepd.Cached(params="0" * 64)
+            unknown = stepd.Cached(params="nobody")
             client.step(ADAMW, None, tensors(1), cached=unknown)
         assert caught.value.field == "/params"
         with pytest.raises(stepd.InvalidParams):
@@ -202,7 +202,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("given", [True, False], ids=["values", "digests"])
+@pytest.mark.parametrize("given", [True, False], ids=["values", "handles"])
 @pytest.mark.parametrize("shares", [False, True], ids=["sent", "shared"])
 def test_sharded_cached_run(
     caching: Server,
@@ -251,7 +251,7 @@ def test_sharded_cached_run(
         assert cached is None and result.state == mirror.state
 
 
-def test_sharded_digests_go_to_their_server(caching: Server) -> None:
+def test_sharded_handles_go_to_their_server(caching: Server) -> None:
     with (
         Server(STEPD_CACHE_MIB="64") as other,
         sharded(caching.url, other.url) as client,
@@ -275,8 +275,7 @@ def test_another_replica_receives_missing_values(caching: Server) -> None:
     with stepd.Client(caching.url) as plain, ExitStack() as stack:
         other = stack.enter_context(Server(STEPD_CACHE_MIB="64"))
         client = stack.enter_context(sharded(caching.url, other.url))
-        # No server has ever cached these tensors.
-        fresh = {name: one for name, one in tensors(71).items() if one.size}
+        fresh = {name: one for name, one in tensors(1).items() if one.size}
         kept = client.step(ADAMW, fresh, fresh, reply=KEEP)
         assert kept.cached is not None
         moved = [one for one in kept.cached.shards if one.url == other.url]
@@ -318,7 +317,7 @@ def test_waits_for_the_server_with_the_blobs(caching: Server) -> None:
         assert agree(result, expected)
 
 
-def test_digests_have_a_hash(caching: Server) -> None:
+def test_cached_has_a_hash(caching: Server) -> None:
     with stepd.Client(caching.url) as plain, sharded(caching.url) as client:
         found = set()
         for one in (plain, client):
@@ -331,7 +330,7 @@ def test_digests_have_a_hash(caching: Server) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("non_finite", ["skip", "propagate", "error"])
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_sharded_digests_without_numbers(
+def test_sharded_handles_without_numbers(
     caching: Server, value: float, non_finite: Any, name: str
 ) -> None:
     optimizer = {"name": name, **({"max_grad_norm": 1.0} if name == "lamb" else {})}

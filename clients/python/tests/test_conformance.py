@@ -96,14 +96,34 @@ def fetched(members: Json, files: Mapping[str, str]) -> Json:
     return whole
 
 
-def digests_of(params: Json) -> dict[str, str]:
-    """Return the digests in params, by field."""
+def handles_of(params: Json) -> dict[str, str]:
+    """Return the handles in params, by field."""
     named = {name: params[name] for name in BLOBS if name in params}
     return {
-        name: value["sha256"]
+        name: value["handle"]
         for name, value in named.items()
-        if isinstance(value, dict) and isinstance(value.get("sha256"), str)
+        if isinstance(value, dict) and isinstance(value.get("handle"), str)
     }
+
+
+def with_handles(params: Json, results: list[Json]) -> Json:
+    """Return params with the handles of earlier results in place of ``$1.params``."""
+    named = dict(params)
+    for name, handle in handles_of(params).items():
+        if handle.startswith("$"):
+            call, field = handle[1:].split(".")
+            named[name] = results[int(call) - 1]["cached"][field]
+    return named
+
+
+def without_handles(found: Json) -> Json:
+    """Return a result with ``$`` in place of each handle, as in the cases."""
+    cached = found.get("cached")
+    if not cached:
+        return found
+    for blob in cached.values():
+        assert 0 < len(blob["handle"]) <= 64
+    return {**found, "cached": {field: {"handle": "$"} for field in cached}}
 
 
 def stepped(result: stepd.StepResult) -> Json:
@@ -117,7 +137,7 @@ def stepped(result: stepd.StepResult) -> Json:
     found["stats"] = result.stats and dataclasses.asdict(result.stats)
     found["warnings"] = result.warnings or None
     kept = {} if result.cached is None else dataclasses.asdict(result.cached)
-    named = {name: {"sha256": digest} for name, digest in kept.items() if digest}
+    named = {name: {"handle": handle} for name, handle in kept.items() if handle}
     found["cached"] = named or None
     return found
 
@@ -128,9 +148,9 @@ def stepped(result: stepd.StepResult) -> Json:
 
 def step(client: Any, params: Json) -> Any:
     rest = dict(params)
-    if digests := digests_of(params):
-        rest["cached"] = stepd.Cached(digests.get("params"), digests.get("state"))
-        rest.update(dict.fromkeys(digests))
+    if handles := handles_of(params):
+        rest["cached"] = stepd.Cached(handles.get("params"), handles.get("state"))
+        rest.update(dict.fromkeys(handles))
     if "reply" in rest:
         # The client itself chooses the places of results.
         rest["reply"] = {k: v for k, v in rest["reply"].items() if k != "into"}
@@ -200,9 +220,11 @@ def call_of(case: Json, params: Json) -> Callable[[Any], Any]:
 
 def check(case: Json, run: Callable[[Callable[[Any], Any]], Any]) -> None:
     """Run a case. ``run`` takes a function of a client, and returns its result."""
+    results: list[Json] = []
     for earlier in case.get("before", ()):
-        run(call_of(earlier, earlier["params"]))
-    params = fetched(case["params"], case.get("files", {}))
+        call = call_of(earlier, with_handles(earlier["params"], results))
+        results.append(METHODS[earlier["method"]][1](run(call)))
+    params = with_handles(fetched(case["params"], case.get("files", {})), results)
     call = call_of(case, params)
     if "error" in case:
         with pytest.raises(stepd.ServerError) as caught:
@@ -216,7 +238,7 @@ def check(case: Json, run: Callable[[Callable[[Any], Any]], Any]) -> None:
     found = METHODS[case["method"]][1](run(call))
     if case["method"] == "optimizer.step":
         require_same(found.pop("params"), arrays_of(expected.pop("params", {})))
-    assert json_of(found) == json_of(expected)
+    assert without_handles(json_of(found)) == json_of(expected)
 
 
 def require_same(found: Arrays, expected: Arrays) -> None:
@@ -301,12 +323,12 @@ def test_case_in_shared_memory(
 
 
 #: ShardedClient cannot run these cases: methods without tensors, statistics, and
-#: digests of all tensors together.
+#: handles of all tensors together.
 NOT_SHARDED = (
     *("convert.", "inspect.", "plan.", "schedule."),
     *("step.clip-norm", "step.lamb-stats", "step.loss-scale"),
     *("step.cached", "step.kept", "step.reply-none.", "step.shared-cached"),
-    *("step.error-cached-kind", "step.error-digest", "step.error-missing-"),
+    *("step.error-cached-kind", "step.error-handle", "step.error-missing-"),
     *("step.error-shared-bare", "init.error-shared-bare"),
 )
 
@@ -317,7 +339,7 @@ def can_be_sharded(case: Json) -> bool:
     known = {*inspect.signature(method).parameters} if method else set()
     if "options" in known:
         known |= stepd.StepOptions.__optional_keys__ - {"stats"}
-    names = digests_of(case["params"]) or "cached" in case.get("result", {})
+    names = handles_of(case["params"]) or "cached" in case.get("result", {})
     is_whole = not names and not is_of_files_alone(case)
     return set(case["params"]) <= known and is_whole
 

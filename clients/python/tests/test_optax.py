@@ -226,7 +226,7 @@ def test_master_weights_and_replies_in_bfloat16(client: stepd.Client) -> None:
     assert updates["w"][0] == jnp.bfloat16(0.9).astype(jnp.float32) - 1
 
 
-def test_sends_digests_of_cached_results() -> None:
+def test_sends_handles_of_cached_results() -> None:
     sent: list[Any] = []
 
     class Recording(stepd.Client):

@@ -528,9 +528,9 @@ def test_dead_replica_cools_down_longer_each_time(server: Server, clock: Clock) 
         assert [one - again[0] for one in again] == [0, 1, 3]
 
 
-@pytest.mark.parametrize("has_digests", [True, False])
+@pytest.mark.parametrize("has_handles", [True, False])
 def test_refusal_ends_the_cool_down(
-    server: Server, clock: Clock, has_digests: bool
+    server: Server, clock: Clock, has_handles: bool
 ) -> None:
     with (
         Proxy(server.url, [hang_up] * 3) as bad,
@@ -541,9 +541,9 @@ def test_refusal_ends_the_cool_down(
             with pytest.raises(stepd.ConnectError):
                 sharded.describe("adamw")
         assert replica.cool_down_until == clock.now + 4
-        digests = stepd.Cached("0" * 64, "0" * 64)
-        kept = CachedShard(bad.url, digests, {"w": TensorInfo((), False, 1)})
-        if has_digests:
+        handles = stepd.Cached("nobody", "nobody")
+        kept = CachedShard(bad.url, handles, {"w": TensorInfo((), False, 1)})
+        if has_handles:
             with pytest.raises(stepd.BlobMissing):
                 sharded.step(ADAMW, None, {}, cached=stepd.Cached(shards=(kept,)))
         else:

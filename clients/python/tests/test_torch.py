@@ -379,7 +379,7 @@ def test_stochastic_rounding_and_replies_in_bfloat16(client: stepd.Client) -> No
     assert torch.equal(wide, torch.full((3,), 0.9).bfloat16().float())
 
 
-def test_sends_digests_of_cached_results() -> None:
+def test_sends_handles_of_cached_results() -> None:
     with Server(STEPD_CACHE_MIB="16") as server:
         runs = []
         for reply in (None, {"cache": True}):

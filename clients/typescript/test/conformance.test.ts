@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { after, before, suite, test } from "node:test";
+import { withHandles, withoutHandles } from "../../../test/conformance/_handles.ts";
 import { TestService } from "../../../test/support/service.ts";
 import { Client, ShardedClient, State, StepdError, type StepInput, type StepResult, type Tensor, type Tensors } from "../src/index.ts";
 import { toTensors } from "../src/tensors.ts";
@@ -55,13 +56,13 @@ const toWire = (tensors: Tensors): unknown =>
 
 const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString("base64");
 
-const isDigest = (value: unknown): boolean => typeof (value as { sha256?: unknown } | null)?.sha256 === "string";
+const isHandle = (value: unknown): boolean => typeof (value as { handle?: unknown } | null)?.handle === "string";
 
-/** Converts wire params to a caller's input. Digests move to `cached`. Places are dropped, because the client chooses them. */
+/** Converts wire params to a caller's input. Handles move to `cached`. Places are dropped, because the client chooses them. */
 const toNative = (params: Json, files: Files = {}): Json => {
-  const cached = Object.fromEntries(Object.entries(params).filter(([, value]) => isDigest(value)));
+  const cached = Object.fromEntries(Object.entries(params).filter(([, value]) => isHandle(value)));
   const values = Object.entries(params).flatMap(([name, value]): [string, unknown][] => {
-    if (isDigest(value)) return [];
+    if (isHandle(value)) return [];
     if (name === "params" || name === "grads") return [[name, fromWire(value, files)]];
     if (name === "state" && value !== null) return [[name, bytesOf(value, files)]];
     return [[name, name === "reply" ? { ...(value as Json), into: undefined } : value]];
@@ -161,19 +162,20 @@ suite("conformance set", () => {
     const run = async (client: Client): Promise<void> => {
       const call = calls[method];
       assert.ok(call, `no call for the method ${method}`);
-      for (const first of earlier) await calls[first.method]?.(client, toNative(first.params) as never);
-      const reply = call(client, toNative(params, files) as never);
-      if (result) assert.deepEqual(comparable(await reply), expectedOf(result, written));
+      const results: Json[] = [];
+      for (const first of earlier) results.push((await calls[first.method]?.(client, toNative(withHandles(first.params, results)) as never)) as Json);
+      const reply = call(client, toNative(withHandles(params, results), files) as never);
+      if (result) assert.deepEqual(withoutHandles(comparable(await reply) as Json), expectedOf(result, written));
       else await assert.rejects(reply, isRefusal);
     };
     // This case tests that a server without a shared folder refuses files, so it runs only without a shared folder.
     const isOfFilesAlone = server === "bare" && files !== undefined;
     if (!isOfFilesAlone) test(`${file}: ${about}`, () => run(new Client((server === "storing" ? storing : bare).url)));
 
-    // The same case runs in shared memory, with padding. Cases with digests are skipped, because the padding would change the
-    // digests.
+    // The same case runs in shared memory, with padding. Cases with cached results are skipped, because a
+    // handle names parameters without padding.
     const isPadded = method === "optimizer.step" || (method === "optimizer.init" && error !== undefined);
-    const usesCache = isDigest(params["params"]) || earlier.length > 0 || result?.["cached"] !== undefined;
+    const usesCache = isHandle(params["params"]) || earlier.length > 0 || result?.["cached"] !== undefined;
     if (isPadded && !usesCache && (server !== "bare" || isOfFilesAlone))
       test(`${file}, in shared memory`, async () => {
         const bodies: Body[] = [];
@@ -187,7 +189,7 @@ suite("conformance set", () => {
       });
 
     // The same step in shards of one tensor must give the same bits or the same error.
-    const isOfOneCall = params["stats"] !== undefined || isDigest(params["params"]) || isDigest(params["state"]) || result?.["cached"] !== undefined;
+    const isOfOneCall = params["stats"] !== undefined || isHandle(params["params"]) || isHandle(params["state"]) || result?.["cached"] !== undefined;
     if (method !== "optimizer.step" || isOfOneCall || isOfFilesAlone) continue;
     test(`${file}, sharded`, () => run(new ShardedClient([(server === "storing" ? storing : bare).url], { requestBytes: 1 }) as unknown as Client));
   }

@@ -109,11 +109,15 @@ class Stats:
 
 @dataclass(frozen=True)
 class Cached:
-    """Hexadecimal SHA-256 digests of a cached result. None: not cached."""
+    """Handles of a cached result, valid for its server and caller; None if not cached.
+
+    The server drops a result once a step has used a result that came from it, or once a
+    repetition of the same step is cached. So go on from the newest result.
+    """
 
     params: str | None = None
     state: str | None = None
-    #: A ShardedClient's result has one entry per call here, and no digests above.
+    #: A ShardedClient's result has one entry per call here, and no handles above.
     shards: tuple[CachedShard, ...] = ()
 
 
@@ -153,7 +157,7 @@ class StepResult:
     skipped: bool
     stats: Stats | None = None
     warnings: tuple[str, ...] = ()
-    #: Digests for the next step's ``cached``. None if the server cached nothing.
+    #: Handles for the next step's ``cached``. None if the server cached nothing.
     cached: Cached | None = None
     #: What the option ``reduce`` combined.
     reduce: Reduction | None = None
@@ -280,8 +284,8 @@ def step(
             "cached: expected that of a Client's result, found a ShardedClient's, "
             "which names parts of the tensors"
         )
-    digests = {"params": cached.params, "state": cached.state}
-    named = {field: digest for field, digest in digests.items() if digest is not None}
+    handles = {"params": cached.params, "state": cached.state}
+    named = {field: handle for field, handle in handles.items() if handle is not None}
     if params is None and "params" not in named:
         raise ValueError("params: expected arrays, or cached that names them")
     if fields.get("reduce") is not None:
@@ -321,9 +325,9 @@ class _Step:
     def call(
         self, named: Mapping[str, str], *, shares_state: bool = True
     ) -> Call[StepResult]:
-        """Encode the step, with digests in place of the blobs in ``named``."""
+        """Encode the step, with handles in place of the blobs in ``named``."""
         into = self._places(shares_state)
-        sources: Json = {key: {"sha256": digest} for key, digest in named.items()}
+        sources: Json = {key: {"handle": handle} for key, handle in named.items()}
         for key in self.whole.keys() - named.keys():
             shares = shares_state or key != "state"
             blob = self.whole[key]
@@ -402,7 +406,7 @@ class _Step:
 def _cached(cached: Json | None) -> Cached | None:
     if not cached:
         return None
-    return Cached(**{field: kept["sha256"] for field, kept in cached.items()})
+    return Cached(**{field: kept["handle"] for field, kept in cached.items()})
 
 
 def _clip_on_wire(clip: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -585,7 +585,7 @@ class _Shard:
 
     #: The parameters of this call, in the order of the call.
     tensors: dict[str, TensorInfo]
-    #: Digests of the parameters and state that the server at ``url`` has cached.
+    #: Handles of the parameters and state that the server at ``url`` has cached.
     cached: Cached | None = None
     url: str | None = None
     #: Gradients, and entries of the state, that belong to no parameter.

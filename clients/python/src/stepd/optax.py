@@ -365,7 +365,7 @@ def _names(state: State, order: Any, paths: Sequence[str]) -> list[str]:
 def _cached(
     result: StepResult, arrays: Mapping[str, Array], state: State
 ) -> Cached | None:
-    """Return the digests that this step can use in place of parameters and state."""
+    """Return the handles that this step can use in place of parameters and state."""
     if result.cached is None or result.state != state:
         return None
     same = result.params.keys() == arrays.keys() and all(

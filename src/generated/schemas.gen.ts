@@ -3236,7 +3236,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "default": "same"
           },
           "cache": {
-            "description": "Keep the new parameters and the new state in the server's cache, if it has one. The reply's field cached has their digests.",
+            "description": "Keep the new parameters and the new state in the server's cache, if it has one. The reply's field cached has their handles.",
             "type": "boolean",
             "default": false
           },

@@ -1595,7 +1595,7 @@ params?: undefined | ("same" | "bf16" | "none")
  */
 state?: undefined | ("same" | "none")
 /**
- * Keep the new parameters and the new state in the server's cache, if it has one. The reply's field cached has their digests.
+ * Keep the new parameters and the new state in the server's cache, if it has one. The reply's field cached has their handles.
  */
 cache?: undefined | boolean
 into?: undefined | ReplyPlaces

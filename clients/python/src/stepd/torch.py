@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
@@ -18,9 +20,11 @@ except ImportError as error:
 from torch.optim.optimizer import ParamsT
 
 from ._adapter import adapter_options, check, client_of, is_sendable
-from ._calls import StepResult
+from ._calls import NO_STATE, StepResult, without_state
+from ._checks import require_count
 from ._client import Client
-from ._options import STEP_OPTIONS, StepOptions, nearest
+from ._options import STEP_OPTIONS, Reply, StepOptions, nearest
+from ._resident import ResidentRun
 from ._shards import ShardedClient
 from ._state import STEP, State
 from ._tensors import Array, Tensor, array_of, bfloat16, scalar, tensor_of
@@ -62,6 +66,16 @@ class RemoteOptimizer(torch.optim.Optimizer):
     and float16 parameters are float32. Parameters on other devices are copied to the
     CPU. Sparse gradients are converted to dense gradients.
 
+    With ``resident=True`` parameters and state stay on the server, which needs a cache
+    (STEPD_CACHE_MIB): a step sends gradients and receives parameters. Reading ``state``
+    or ``state_dict()`` fetches the slots, as every ``fetch_every``-th step does. If the
+    server restarts or drops the results, the optimizer repeats the steps since the last
+    fetch, with the same bits. For that it holds the gradients of up to ``fetch_every``
+    steps, besides a copy of the parameters and the state of the last fetch. With
+    ``reply={"params": "bf16"}`` the weights are rounded here and not there: the slot
+    ``master_param`` has the unrounded ones. Call :meth:`fetch_state` before you close
+    the client.
+
     Parameters may be DTensors (``fully_shard``, tensor parallel): each process steps
     its local shards, and the slots are DTensors. LAMB, LARS, ``caution``, ``stats`` and
     ``clip`` by ``max_norm`` need norms over all shards, and raise ValueError, as
@@ -76,6 +90,12 @@ class RemoteOptimizer(torch.optim.Optimizer):
     #: before the first step, and if no parameter had a gradient.
     last_result: StepResult | None = None
 
+    #: The steps on the server, if ``resident``.
+    _run: ResidentRun | None = None
+
+    #: The parameters of that run by name.
+    _held: Mapping[str, torch.Tensor] = MappingProxyType({})
+
     #: True once the constructor has ended. add_param_group then checks new groups.
     _is_made = False
 
@@ -86,8 +106,13 @@ class RemoteOptimizer(torch.optim.Optimizer):
         name: str = "adamw",
         *,
         timeout: float | Timeout | None = None,
+        resident: bool = False,
+        fetch_every: int = 20,
         **settings: Any,
     ) -> None:
+        require_count("fetch_every", fetch_every)
+        self._resident = resident
+        self._fetch_every = fetch_every
         self._client = client_of(client)
         _require_params(params)
         if not isinstance(name, str):
@@ -123,6 +148,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         #: The options of each step. A change applies from the next step on.
         self.options: StepOptions = adapter_options(options)
         self._cached: _CachedResult | None = None
+        self._make_run()
         defaults = {key: value.get("default") for key, value in known.items()}
         super().__init__(params, {**defaults, **hyperparameters})
         self._check()
@@ -132,6 +158,51 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def skipped(self) -> bool:
         """Return whether ``non_finite="skip"`` skipped the last step."""
         return self.last_result is not None and self.last_result.skipped
+
+    @property
+    def state(self) -> defaultdict[torch.Tensor, Any]:
+        """The slots by parameter. With ``resident`` the server's are fetched first."""
+        self.fetch_state()
+        return self._own_state
+
+    @state.setter
+    def state(self, state: defaultdict[torch.Tensor, Any]) -> None:
+        # torch reads and writes this entry of the dict too.
+        self.__dict__["state"] = state
+
+    @property
+    def _own_state(self) -> defaultdict[torch.Tensor, Any]:
+        """The slots of the last fetch."""
+        own: defaultdict[torch.Tensor, Any] = self.__dict__["state"]
+        return own
+
+    def fetch_state(self) -> None:
+        """With ``resident``, fetch parameters and state of the last step.
+
+        Raises :class:`stepd.StepdError`; a later call may then succeed.
+        """
+        if self._run is None or not self._run.steps:
+            return
+        assert self._cached is not None
+        params, state = self._run.fetch()
+        assert state is not None
+        self._take_state(state, self._held)
+        for name, param in self._held.items():
+            if param.dtype == torch.float32 and self._rounds:
+                whole = _like_parameter(_tensor(params[name]).clone(), param)
+                self._own_state[param][_MASTER] = whole
+        self._cached = _CachedResult(self._cached.result, self._own_state, self._held)
+
+    @property
+    def _rounds(self) -> bool:
+        return (self.options.get("reply") or {}).get("params") == "bf16"
+
+    def _make_run(self) -> None:
+        """Make the next step send all parameters and state."""
+        run = ResidentRun(self._client, self._timeout) if self._resident else None
+        self._run = run
+        self._held = {}
+        self._cached = None
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own __getstate__ omits the attributes of subclasses.
@@ -144,13 +215,16 @@ class RemoteOptimizer(torch.optim.Optimizer):
             "_known",
             "_timeout",
             "_is_made",
+            "_resident",
+            "_fetch_every",
         )
         mine = {key: getattr(self, key) for key in (*own, "options")}
         kept: dict[str, Any] = super().__getstate__()
-        return {**kept, **mine, "_cached": None}
+        return {**kept, **mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._make_run()
         # A state from torch's own optimizers lacks the hyperparameters of stepd.
         for group in self.param_groups:
             for key, value in self.defaults.items():
@@ -182,6 +256,10 @@ class RemoteOptimizer(torch.optim.Optimizer):
         groups = [{"tensors": ["*"], "optimizer": one} for one in optimizers]
         optimizer = {"name": self._name, **optimizers[0]}
         check(self._client, optimizer, self.options, groups)
+        if self._resident:
+            # The server refuses a reply without a state if it has no cache.
+            reply: Reply = {"state": "none", "cache": True}
+            self._client.step(optimizer, {}, {}, timeout=self._timeout, reply=reply)
 
     def _check_shards(self, optimizers: Sequence[Mapping[str, Any]]) -> None:
         """Raise ValueError if the step needs more of a DTensor than the local shard."""
@@ -224,7 +302,6 @@ class RemoteOptimizer(torch.optim.Optimizer):
         for key, param in zip(saved, self._params(), strict=False):
             self._check_slots(state_dict["state"].get(key, {}), param)
         super().load_state_dict(state_dict)
-        self._cached = None
         narrow = self._narrow()
         for key, param in zip(saved, self._params(), strict=True):
             # torch has cast every slot but the step to the parameter's dtype.
@@ -236,7 +313,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 if param in narrow and value.dtype in _NARROW_DTYPES:
                     dtype = value.dtype
                 device = param.device if slot in self._slots else value.device
-                self.state[param][slot] = value.detach().to(device, dtype, copy=True)
+                own = value.detach().to(device, dtype, copy=True)
+                self._own_state[param][slot] = own
 
     def _check_slots(self, state: Mapping[str, Any], param: torch.Tensor) -> None:
         for slot, value in state.items():
@@ -274,20 +352,22 @@ class RemoteOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.last_result = None
+        if self._run is not None and self._run.steps >= self._fetch_every:
+            self.fetch_state()
         stepped: dict[str, torch.Tensor] = {}
         optimizers: list[dict[str, Any]] = []
         groups: list[dict[str, Any]] = []
         for group, names in zip(self.param_groups, self._names(), strict=True):
-            with_grad = {
+            taken = {
                 name: param
                 for name, param in zip(names, group["params"], strict=True)
-                if param.grad is not None
+                if param.grad is not None or self._held.get(name) is param
             }
-            if with_grad:
-                stepped.update(with_grad)
+            if taken:
+                stepped.update(taken)
                 optimizers.append(self._hyperparameters(group))
-                groups.append({"tensors": list(with_grad)})
-        if not stepped:
+                groups.append({"tensors": list(taken)})
+        if all(param.grad is None for param in stepped.values()):
             sentence = "no parameter has a gradient, so step() changed nothing"
             warnings.warn(sentence, stacklevel=_CALLER_STACK_LEVEL)
             return loss
@@ -299,22 +379,40 @@ class RemoteOptimizer(torch.optim.Optimizer):
         # The server applies the first group to every tensor that no later group names.
         options["groups"] = groups[1:] or None
         params = {name: _array(_local(param)) for name, param in stepped.items()}
-        if self._cached is not None and self._cached.fits(params, self.state, stepped):
-            options["cached"] = self._cached.result.cached
-        result = self._client.step(
-            {"name": self._name, **optimizers[0]},
-            params,
-            {name: _array(_gradient(param)) for name, param in stepped.items()},
-            self._state_of(stepped),
-            timeout=self._timeout,
-            **options,
+        grads = {
+            name: _array(_gradient(param))
+            for name, param in stepped.items()
+            if param.grad is not None
+        }
+        optimizer = {"name": self._name, **optimizers[0]}
+        fits = self._cached is not None and self._cached.fits(
+            params, self._own_state, stepped
         )
-        self._cached = None
-        if not result.skipped:
-            self._take(result, stepped)
-            if result.cached is not None:
-                self._cached = _CachedResult(result, self.state, stepped)
-        self.last_result = replace(result, params={})
+        if self._run is not None:
+            if not fits:
+                self.fetch_state()
+                whole = self._unrounded(params, stepped)
+                self._run.start(whole, self._state_of(stepped))
+                self._held = stepped
+            result = self._run.step(optimizer, grads, options)
+            self._take_params(result, stepped)
+            self._cached = _CachedResult(result, self._own_state, stepped)
+            bare = replace(result, params={}, state=NO_STATE)
+            self.last_result = without_state(bare)
+        else:
+            if fits and self._cached is not None:
+                options["cached"] = self._cached.result.cached
+            state = self._state_of(stepped)
+            result = self._client.step(
+                optimizer, params, grads, state, timeout=self._timeout, **options
+            )
+            self._cached = None
+            if not result.skipped:
+                self._take_params(result, stepped)
+                self._take_state(result.state, stepped)
+                if result.cached is not None:
+                    self._cached = _CachedResult(result, self._own_state, stepped)
+            self.last_result = replace(result, params={})
         for sentence in result.warnings:
             warnings.warn(sentence, RuntimeWarning, stacklevel=_CALLER_STACK_LEVEL)
         return loss
@@ -371,7 +469,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
         counts: dict[int, Tensor] = {}
         narrow = self._narrow()
         for name, param in params.items():
-            kept = {k: v for k, v in self.state.get(param, {}).items() if v is not None}
+            slots = self._own_state.get(param, {})
+            kept = {k: v for k, v in slots.items() if v is not None}
+            if param.dtype == torch.float32:
+                # The server's own parameters are unrounded.
+                kept.pop(_MASTER, None)
             if not kept:
                 continue
             # torch's SGD does not count steps; its buffer exists from the first step
@@ -403,10 +505,27 @@ class RemoteOptimizer(torch.optim.Optimizer):
             return None
         return State.from_entries(self._name, self._revision, entries.items())
 
-    def _take(self, result: StepResult, params: Mapping[str, torch.Tensor]) -> None:
+    def _unrounded(
+        self, arrays: Mapping[str, Array], params: Mapping[str, torch.Tensor]
+    ) -> dict[str, Array]:
+        """Return the parameters, unrounded if ``reply`` has rounded them here."""
+        whole = dict(arrays)
+        for name, param in params.items():
+            master = self._own_state.get(param, {}).get(_MASTER)
+            if param.dtype == torch.float32 and master is not None:
+                local = _local_like(_MASTER, master, param)
+                if torch.equal(local.bfloat16().float(), _local(param).float()):
+                    whole[name] = _array(local)
+        return whole
+
+    def _take_params(
+        self, result: StepResult, params: Mapping[str, torch.Tensor]
+    ) -> None:
         for name, param in params.items():
             _local(param).copy_(_tensor(result.params[name]))
-        for slot, name, entry in result.state.entries():
+
+    def _take_state(self, state: State, params: Mapping[str, torch.Tensor]) -> None:
+        for slot, name, entry in state.entries():
             param = params[name]
             value: torch.Tensor
             if slot == STEP:
@@ -418,7 +537,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 value = _like_parameter(_tensor(array_of(entry)), param)
             else:
                 value = torch.tensor(float(array_of(entry)), dtype=torch.float64)
-            self.state[param][slot] = value
+            self._own_state[param][slot] = value
 
 
 class _CachedResult:
@@ -447,7 +566,7 @@ class _CachedResult:
         kept = self.result.params
         now = _versions(state, params)
         return (
-            list(kept) == list(arrays)
+            kept.keys() == arrays.keys()
             and len(now) == len(self._versions)
             and all(
                 value is before and version == version_before

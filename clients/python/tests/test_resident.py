@@ -86,6 +86,16 @@ def test_killed_server(
         connected.close()
 
 
+def test_gradients_in_bf16(client: stepd.Client) -> None:
+    runs = [make(client, grad_dtype=dtype) for dtype in (torch.bfloat16, None)]
+    for model, optimizer in runs:
+        for param in model.parameters():
+            grad = torch.full_like(param, 1.01)
+            param.grad = grad if model is runs[0][0] else grad.bfloat16().float()
+        optimizer.step()
+    require_equal(*runs)
+
+
 def test_sends_gradients_alone(caching: Server) -> None:
     sent: list[Any] = []
 
@@ -151,6 +161,7 @@ def test_bf16_reply_resumes_with_the_same_bits(
         "resident": True,
         "reply": {"params": "bf16"},
         "master_weights": dtype == torch.bfloat16,
+        "grad_dtype": torch.bfloat16,
     }
     with stepd.Client(caching.url) as client:
         whole = make(client, dtype, **options)
@@ -206,6 +217,8 @@ def test_invalid_resident(client: stepd.Client, caching: Server) -> None:
     with stepd.Client(caching.url) as kept:
         with pytest.raises(ValueError, match="fetch_every: expected"):
             make(kept, resident=True, fetch_every=0)
+        with pytest.raises(TypeError, match="grad_dtype: expected"):
+            make(kept, grad_dtype=torch.int8)
         # The results exceed the cache, so the step is refused and changes nothing.
         huge = torch.nn.Parameter(torch.ones(6 * 2**20))
         optimizer = RemoteOptimizer([huge], kept, resident=True)

@@ -56,14 +56,18 @@ def check(
     optimizer: Optimizer,
     options: StepOptions,
     groups: Groups | None = None,
+    *,
+    resident: bool = False,
 ) -> None:
     """Have the server check hyperparameters and options, by a step without tensors.
 
     Raises :class:`stepd.InvalidParams`, which names the field.
     """
     own: StepOptions = {**options}
-    reply = own.get("reply")
-    if reply:
+    if resident:
+        # A server without a cache refuses a reply without a state.
+        own["reply"] = {**(own.get("reply") or {}), "state": "none", "cache": True}
+    elif reply := own.get("reply"):
         own["reply"] = {**reply, "cache": False}
     if groups is not None:
         own["groups"] = groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ._calls import Cached, StepResult
@@ -28,6 +28,8 @@ class _Step:
     optimizer: Optimizer
     grads: Mapping[str, Array]
     options: StepOptions
+    #: Parameters that replace those on the server.
+    params: Mapping[str, Array] | None = None
 
 
 class ResidentRun:
@@ -56,18 +58,29 @@ class ResidentRun:
 
     def start(self, params: Mapping[str, Array], state: State | None) -> None:
         """Start from parameters and a state. The run keeps copies of the parameters."""
-        self._params = {name: array.copy() for name, array in params.items()}
+        self._params = _copied(params)
         self._state = state
         self._steps = []
         self._done = 0
         self._cached = None
 
     def step(
-        self, optimizer: Optimizer, grads: Mapping[str, Array], options: StepOptions
+        self,
+        optimizer: Optimizer,
+        grads: Mapping[str, Array],
+        options: StepOptions,
+        params: Mapping[str, Array] | None = None,
     ) -> StepResult:
-        """Take a step. Raises StepdError; then the run is unchanged."""
-        own = {name: array.copy() for name, array in grads.items()}
-        step = _Step(copy.deepcopy(optimizer), own, copy.deepcopy(options))
+        """Take a step. ``params``, if given, replace those of the run.
+
+        Raises StepdError; then the run is unchanged.
+        """
+        step = _Step(
+            copy.deepcopy(optimizer),
+            _copied(grads),
+            copy.deepcopy(options),
+            None if params is None else _copied(params),
+        )
         form = (options.get("reply") or {}).get("params", "same")
         reply: Reply = {**_STAY, "params": form}
         result = self._send(step, reply)
@@ -108,15 +121,15 @@ class ResidentRun:
         raise AssertionError
 
     def _call(self, step: _Step, reply: Reply) -> StepResult:
-        options: StepOptions = {**step.options, "cached": self._cached, "reply": reply}
-        is_here = self._cached is None
+        cached, params, state = self._cached, step.params, None
+        if cached is None:
+            state = self._state
+            params = self._params if params is None else params
+        elif params is not None:
+            cached = _state_alone(cached)
+        options: StepOptions = {**step.options, "cached": cached, "reply": reply}
         result: StepResult = self._client.step(
-            step.optimizer,
-            self._params if is_here else None,
-            step.grads,
-            self._state if is_here else None,
-            timeout=self._timeout,
-            **options,
+            step.optimizer, params, step.grads, state, timeout=self._timeout, **options
         )
         if reply.get("cache") and not _names_all(result.cached):
             raise ValueError(
@@ -124,6 +137,15 @@ class ResidentRun:
                 "(STEPD_CACHE_MIB), found one that has room for the state alone"
             )
         return result
+
+
+def _copied(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def _state_alone(cached: Cached) -> Cached:
+    shards = (replace(one, cached=_state_alone(one.cached)) for one in cached.shards)
+    return replace(cached, params=None, shards=tuple(shards))
 
 
 def _names_all(cached: Cached | None) -> bool:

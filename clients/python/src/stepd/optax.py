@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import secrets
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,8 +21,10 @@ except ImportError as error:
 
 from ._adapter import adapter_options, check, client_of, is_sendable
 from ._calls import Cached, StepResult
+from ._checks import require_count
 from ._client import Client
 from ._options import Optimizer, StepOptions
+from ._resident import ResidentRun
 from ._shards import ShardedClient
 from ._state import State
 from ._tensors import Array, refuse_masked
@@ -71,6 +75,9 @@ class RemoteState(NamedTuple):
     file: jax.Array
     order: jax.Array | None = None
     stats: RemoteStats | None = None
+    #: With ``resident``, the place in a run: its id (two numbers), the steps of the run
+    #: before this state, and those before ``file``.
+    place: jax.Array | None = None
 
 
 def remote(
@@ -78,6 +85,8 @@ def remote(
     optimizer: Optimizer,
     *,
     timeout: float | Timeout | None = None,
+    resident: bool = False,
+    fetch_every: int = 20,
     **options: Unpack[StepOptions],
 ) -> optax.GradientTransformation:
     """Return a ``GradientTransformation`` for any optimizer, usable under ``jit``.
@@ -94,6 +103,15 @@ def remote(
     (:class:`stepd.StepOptions`). With ``reply={"cache": True}``, ``update`` sets
     ``cached`` itself. With ``stats`` the state holds the last step's statistics.
 
+    With ``resident=True`` parameters and state stay on the server, which needs a cache
+    (STEPD_CACHE_MIB): a step sends gradients, and parameters only if they are not the
+    old ones with the updates added. The state then holds a place in that run instead of
+    new bytes, so only the newest state of a run can be used. :func:`fetch` gives
+    parameters and a state to keep. After a loss of the server the steps since the last
+    fetch are repeated with the same bits. For that the process holds the gradients of
+    up to ``fetch_every`` steps, and parameters and state of the last fetch. It keeps
+    the 16 runs that were used last.
+
     Raises TypeError for a client or a hyperparameter that cannot be used. ``init`` and
     ``update`` raise TypeError for leaves that are not arrays of floats, and ValueError
     if two paths in the tree give the same name.
@@ -101,6 +119,7 @@ def remote(
     ``update`` raises :class:`stepd.StateMismatch` for the state of another tree. Inside
     ``jit``, jax wraps a :class:`stepd.StepdError` in its own exception.
     """
+    require_count("fetch_every", fetch_every)
     remote_client = _client_of(client) if isinstance(client, str) else client_of(client)
     if not isinstance(optimizer, Mapping):
         raise TypeError(
@@ -130,7 +149,9 @@ def remote(
             return np.frombuffer(state.to_bytes(), np.uint8)
 
         if not numbers:
-            check(remote_client, fixed["optimizer"], fixed["options"])
+            check(
+                remote_client, fixed["optimizer"], fixed["options"], resident=resident
+            )
         # The length of the state depends on no value. The content depends on the
         # parameters' values if there are master weights, and these values may be
         # traced.
@@ -145,7 +166,8 @@ def remote(
         # Entry i of the order is the index of name i among the sorted names.
         order = jnp.asarray(np.argsort(np.argsort(names)), jnp.int32)
         empty = _stats(None, stats, len(names), []) if stats != "none" else None
-        return RemoteState(file, order, jax.tree.map(jnp.asarray, empty))
+        place = jnp.zeros(4, jnp.uint32) if resident else None
+        return RemoteState(file, order, jax.tree.map(jnp.asarray, empty), place)
 
     def update(
         grads: Any, state: RemoteState, params: Any = None
@@ -169,7 +191,7 @@ def remote(
             return grads, state
 
         def step(
-            file: Any, order: Any, old: Any, new: Any, given: Any
+            file: Any, order: Any, place: Any, old: Any, new: Any, given: Any
         ) -> tuple[list[Array], Array, Any]:
             before = [np.asarray(leaf) for leaf in old]
             own_state = State(np.ascontiguousarray(file).data)
@@ -177,22 +199,38 @@ def remote(
             arrays = dict(zip(names, before, strict=True))
             settings = fill([np.asarray(one).tolist() for one in given])
             own_options: StepOptions = settings["options"]
-            if cached_result:
-                own_options["cached"] = _cached(cached_result[0], arrays, own_state)
-            result = remote_client.step(
-                settings["optimizer"],
-                arrays,
-                {names[place]: np.asarray(one) for place, one in new.items()},
-                own_state,
-                timeout=timeout,
-                **own_options,
-            )
-            cached_result[:] = [result] if keeps and result.cached else []
+            gradients = {names[leaf]: np.asarray(one) for leaf, one in new.items()}
+            run = None
+            if place is not None:
+                run = _run_at(np.asarray(place), paths)
+                if run is None:
+                    run = _Run(ResidentRun(remote_client, timeout), paths)
+                    run.steps.start(arrays, State(own_state.to_bytes()))
+                elif run.steps.steps >= fetch_every:
+                    run.steps.fetch()
+                changed = None if run.has(arrays) else arrays
+                optimizer = settings["optimizer"]
+                result = run.steps.step(optimizer, gradients, own_options, changed)
+            else:
+                if cached_result:
+                    own_options["cached"] = _cached(cached_result[0], arrays, own_state)
+                result = remote_client.step(
+                    settings["optimizer"],
+                    arrays,
+                    gradients,
+                    own_state,
+                    timeout=timeout,
+                    **own_options,
+                )
+                cached_result[:] = [result] if keeps and result.cached else []
             updates = [
                 np.asarray(result.params[name].astype(array.dtype) - array)
                 for name, array in arrays.items()
             ]
-            after = np.frombuffer(result.state.to_bytes(), np.uint8)
+            if run is not None:
+                after = run.moved(np.asarray(place), result.params, arrays, updates)
+            else:
+                after = np.frombuffer(result.state.to_bytes(), np.uint8)
             for sentence in result.warnings:
                 warnings.warn(sentence, RuntimeWarning, stacklevel=2)
             if stats == "none":
@@ -202,18 +240,134 @@ def remote(
         shapes = [_shape(leaf.shape, leaf.dtype) for leaf in leaves]
         empty = _stats(None, stats, len(leaves), []) if stats != "none" else None
         after = jax.tree.map(lambda one: _shape(one.shape, one.dtype), empty)
-        updates, file, new_stats = _call_or_callback(
+        file, place = state.file, state.place
+        if resident and place is None:
+            place = jnp.zeros(4, jnp.uint32)
+        moved = file if place is None else place
+        updates, moved, new_stats = _call_or_callback(
             step,
-            (shapes, _shape(state.file.shape, jnp.uint8), after),
-            state.file,
+            (shapes, _shape(moved.shape, moved.dtype), after),
+            file,
             state.order,
+            place,
             leaves,
             gradients,
             numbers,
         )
-        return structure.unflatten(updates), RemoteState(file, state.order, new_stats)
+        if place is None:
+            new_state = RemoteState(moved, state.order, new_stats)
+        else:
+            new_state = RemoteState(file, state.order, new_stats, moved)
+        return structure.unflatten(updates), new_state
 
     return optax.GradientTransformation(init, update)
+
+
+class _Run:
+    """A run on the server, and what the caller's parameters should be."""
+
+    def __init__(self, steps: ResidentRun, paths: Sequence[str]) -> None:
+        self.steps = steps
+        self.paths = list(paths)
+        self.id = np.frombuffer(secrets.token_bytes(8), np.uint32)
+        self.count = 0
+        #: The caller's parameters after the updates, and those of the server.
+        self._expected: tuple[Mapping[str, Array], ...] = ()
+
+    def has(self, arrays: Mapping[str, Array]) -> bool:
+        """Return whether the caller's parameters are those of the run."""
+        return not self._expected or any(
+            all(_is_same(own[name], array) for name, array in arrays.items())
+            for own in self._expected
+        )
+
+    def moved(
+        self,
+        place: Array,
+        params: Mapping[str, Array],
+        arrays: Mapping[str, Array],
+        updates: Sequence[Array],
+    ) -> Array:
+        """Return the place after a step from ``arrays``."""
+        with np.errstate(all="ignore"):
+            added = {
+                name: np.asarray(array + update, array.dtype)
+                for (name, array), update in zip(arrays.items(), updates, strict=True)
+            }
+        self._expected = (added, params)
+        count = int(place[2]) + 1
+        self.count = count
+        key = self.id.tobytes()
+        _RUNS[key] = self
+        _RUNS.move_to_end(key)
+        while len(_RUNS) > _MOST_RUNS:
+            _RUNS.popitem(last=False)
+        return np.array([*self.id, count, place[3]], np.uint32)
+
+
+#: The runs of this process, by id. They outlive transformations, which
+#: optax.inject_hyperparams makes at each step.
+_RUNS: OrderedDict[bytes, _Run] = OrderedDict()
+_MOST_RUNS = 16
+
+
+def _run_at(place: Array, paths: Sequence[str] | None = None) -> _Run | None:
+    """Return the run at a place. Returns None if the state's own file has the place.
+
+    Raises ValueError if the run has gone on from there, or is not of this process.
+    """
+    run = _RUNS.get(place[:2].tobytes())
+    if run is not None and run.count == place[2] and paths in (None, run.paths):
+        return run
+    if place[2] == place[3]:
+        return None
+    found = "one of another process" if run is None else f"that of step {place[2]}"
+    raise ValueError(
+        f"state: expected the newest of a resident run, found {found}; "
+        "stepd.optax.fetch gives states that can be kept"
+    )
+
+
+def fetch(params: Any, state: Any) -> tuple[Any, Any]:
+    """Return parameters and state of resident runs, with all values in them.
+
+    ``state`` is that of ``remote(..., resident=True)``, or a tree that holds such
+    states. Keep the result in a checkpoint, and continue from it: the parameters are
+    the server's, which may differ from the sums of the updates in the last bits.
+    """
+    structure: Any = jax.tree_util.tree_structure(params)
+    named = list(_named(params))
+    nodes = [leaf for _, leaf in named]
+    by_path = {name: index for index, (name, _) in enumerate(named)}
+
+    def fetched(node: Any) -> Any:
+        if not isinstance(node, RemoteState) or node.place is None:
+            return node
+        place = np.asarray(node.place)
+        if place.ndim > 1:
+            raise ValueError("state: expected that of one run, found those of a vmap")
+        run = _run_at(place)
+        if run is None:
+            return node
+        values, own = run.steps.fetch()
+        if own is None:
+            return node
+        names = _names(own, node.order, run.paths)
+        for path, name in zip(run.paths, names, strict=True):
+            if path in by_path:
+                nodes[by_path[path]] = jnp.asarray(values[name])
+        file = jnp.asarray(np.frombuffer(own.to_bytes(), np.uint8))
+        kept = jnp.asarray([*place[:3], place[2]], jnp.uint32)
+        return node._replace(file=file, place=kept)
+
+    after = jax.tree.map(
+        fetched, state, is_leaf=lambda one: isinstance(one, RemoteState)
+    )
+    return structure.unflatten(nodes), after
+
+
+def _is_same(one: Array, other: Array) -> bool:
+    return np.array_equal(_bits(one.astype(other.dtype)), _bits(other))
 
 
 def _call_or_callback(function: Callable[..., Any], shapes: Any, *given: Any) -> Any:
@@ -291,9 +445,20 @@ class _TracedIndex(NamedTuple):
 
 
 def _flatten(tree: Any) -> tuple[list[str], list[Any]]:
-    """Return names and arrays of a tree. A flax.nnx variable counts as one leaf."""
-    by_name: dict[str, Any] = {}
+    """Return names and arrays of a tree."""
+    names: list[str] = []
     leaves: list[Any] = []
+    for name, leaf in _named(tree):
+        if not is_sendable(name):
+            raise ValueError(f"{name!r} cannot be the name of an array in a file")
+        names.append(name)
+        leaves.append(_float_array(name, leaf))
+    return names, leaves
+
+
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Iterate over names and leaves. A flax.nnx variable counts as one leaf."""
+    by_name: dict[str, Any] = {}
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
     for path, node in nodes:
         inner, _ = jax.tree_util.tree_flatten_with_path(node)
@@ -306,10 +471,7 @@ def _flatten(tree: Any) -> tuple[list[str], list[Any]]:
                 raise ValueError(
                     f"expected names of their own, found {name} for {both}"
                 )
-            if not is_sendable(name):
-                raise ValueError(f"{name!r} cannot be the name of an array in a file")
-            leaves.append(_float_array(name, leaf))
-    return list(by_name), leaves
+            yield name, leaf
 
 
 def _is_variable(node: Any) -> bool:
@@ -369,8 +531,7 @@ def _cached(
     if result.cached is None or result.state != state:
         return None
     same = result.params.keys() == arrays.keys() and all(
-        np.array_equal(_bits(result.params[name].astype(array.dtype)), _bits(array))
-        for name, array in arrays.items()
+        _is_same(result.params[name], array) for name, array in arrays.items()
     )
     if same:
         return result.cached

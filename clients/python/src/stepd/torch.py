@@ -23,7 +23,7 @@ from ._adapter import adapter_options, check, client_of, is_sendable
 from ._calls import NO_STATE, StepResult, without_state
 from ._checks import require_count
 from ._client import Client
-from ._options import STEP_OPTIONS, Reply, StepOptions, nearest
+from ._options import STEP_OPTIONS, StepOptions, nearest
 from ._resident import ResidentRun
 from ._shards import ShardedClient
 from ._state import STEP, State
@@ -66,15 +66,17 @@ class RemoteOptimizer(torch.optim.Optimizer):
     and float16 parameters are float32. Parameters on other devices are copied to the
     CPU. Sparse gradients are converted to dense gradients.
 
+    ``grad_dtype=torch.bfloat16`` rounds gradients before they are sent.
+
     With ``resident=True`` parameters and state stay on the server, which needs a cache
     (STEPD_CACHE_MIB): a step sends gradients and receives parameters. Reading ``state``
     or ``state_dict()`` fetches the slots, as every ``fetch_every``-th step does. If the
     server restarts or drops the results, the optimizer repeats the steps since the last
     fetch, with the same bits. For that it holds the gradients of up to ``fetch_every``
     steps, besides a copy of the parameters and the state of the last fetch. With
-    ``reply={"params": "bf16"}`` the weights are rounded here and not there: the slot
-    ``master_param`` has the unrounded ones. Call :meth:`fetch_state` before you close
-    the client.
+    ``reply={"params": "bf16"}`` the server keeps unrounded weights, and a fetch brings
+    them as the slot ``master_param``. Call :meth:`fetch_state` before the client or the
+    server ends.
 
     Parameters may be DTensors (``fully_shard``, tensor parallel): each process steps
     its local shards, and the slots are DTensors. LAMB, LARS, ``caution``, ``stats`` and
@@ -108,9 +110,14 @@ class RemoteOptimizer(torch.optim.Optimizer):
         timeout: float | Timeout | None = None,
         resident: bool = False,
         fetch_every: int = 20,
+        grad_dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> None:
         require_count("fetch_every", fetch_every)
+        if grad_dtype is not None and grad_dtype not in _DTYPES:
+            expected = "grad_dtype: expected a floating dtype such as torch.bfloat16"
+            raise TypeError(f"{expected}, found {grad_dtype!r:.60}")
+        self._grad_dtype = grad_dtype
         self._resident = resident
         self._fetch_every = fetch_every
         self._client = client_of(client)
@@ -217,6 +224,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             "_is_made",
             "_resident",
             "_fetch_every",
+            "_grad_dtype",
         )
         mine = {key: getattr(self, key) for key in (*own, "options")}
         kept: dict[str, Any] = super().__getstate__()
@@ -255,11 +263,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         _require_own_memory(self.param_groups)
         groups = [{"tensors": ["*"], "optimizer": one} for one in optimizers]
         optimizer = {"name": self._name, **optimizers[0]}
-        check(self._client, optimizer, self.options, groups)
-        if self._resident:
-            # The server refuses a reply without a state if it has no cache.
-            reply: Reply = {"state": "none", "cache": True}
-            self._client.step(optimizer, {}, {}, timeout=self._timeout, reply=reply)
+        check(self._client, optimizer, self.options, groups, resident=self._resident)
 
     def _check_shards(self, optimizers: Sequence[Mapping[str, Any]]) -> None:
         """Raise ValueError if the step needs more of a DTensor than the local shard."""
@@ -380,7 +384,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         options["groups"] = groups[1:] or None
         params = {name: _array(_local(param)) for name, param in stepped.items()}
         grads = {
-            name: _array(_gradient(param))
+            name: _array(_gradient(param).to(self._grad_dtype or param.dtype))
             for name, param in stepped.items()
             if param.grad is not None
         }

@@ -96,9 +96,9 @@ type Reply struct {
 }
 
 // Cached names the blobs of a result in the server's cache, by handles that are valid for that server and caller only. A handle
-// is empty if the blob is not cached. The server may drop a blob at any time. It drops a result once a step has used a result
-// that came from it: a run goes on from its newest result, or repeats the last step. The Cached of a Sharded result has no
-// readable names, and works with Sharded only.
+// is empty if the blob is not cached. The server may drop a blob at any time. It keeps the last two results of
+// a run: a result goes when a cached step uses the result after it, or repeats the step that gave it. The Cached of a Sharded
+// result has no readable names, and works with Sharded only.
 type Cached struct {
 	Params, State string
 	// otherParams and otherState are true if the result held the blob in another form, or not at all. The caller's values then

@@ -111,8 +111,8 @@ class Stats:
 class Cached:
     """Handles of a cached result, valid for its server and caller; None if not cached.
 
-    The server drops a result once a step has used a result that came from it, or once a
-    repetition of the same step is cached. So go on from the newest result.
+    The server keeps the last two results of a run. A result goes when a cached step
+    uses the result after it, or repeats the step that gave it.
     """
 
     params: str | None = None

@@ -40,13 +40,18 @@ class ResidentRun:
     continues with the same bits. Steps are pure functions, so repeating them is safe.
     """
 
-    def __init__(self, client: Any, timeout: float | Timeout | None) -> None:
+    def __init__(
+        self, client: Any, timeout: float | Timeout | None, fetch_every: int
+    ) -> None:
         self._client = client
         self._timeout = timeout
+        self._fetch_every = fetch_every
         self._params: dict[str, Array] = {}
         self._state: State | None = None
         #: The steps since the last fetch.
         self._steps: list[_Step] = []
+        #: Whether the server has lost results since the last fetch.
+        self._is_lossy = False
         #: The number of those steps whose result the server has, under ``_cached``.
         self._done = 0
         self._cached: Cached | None = None
@@ -56,11 +61,20 @@ class ResidentRun:
         """The number of steps since the last fetch."""
         return len(self._steps)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether to fetch before the next step.
+
+        After a loss the next one is likely, and a fetch saves repeating the same steps.
+        """
+        return self.steps >= self._fetch_every or self._is_lossy
+
     def start(self, params: Mapping[str, Array], state: State | None) -> None:
         """Start from parameters and a state. The run keeps copies of the parameters."""
         self._params = _copied(params)
         self._state = state
         self._steps = []
+        self._is_lossy = False
         self._done = 0
         self._cached = None
 
@@ -102,6 +116,7 @@ class ResidentRun:
             result = self._send(_Step(last.optimizer, {}, options), {})
             self._params, self._state = result.params, result.state
             self._steps = []
+            self._is_lossy = False
             self._done = 0
         return self._params, self._state
 
@@ -115,6 +130,7 @@ class ResidentRun:
                 return self._call(step, reply)
             except BlobMissing:
                 self._cached = None
+                self._is_lossy = True
                 self._done = 0
                 if attempt == _ATTEMPTS:
                     raise

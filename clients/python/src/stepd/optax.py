@@ -204,9 +204,10 @@ def remote(
             if place is not None:
                 run = _run_at(np.asarray(place), paths)
                 if run is None:
-                    run = _Run(ResidentRun(remote_client, timeout), paths)
+                    steps = ResidentRun(remote_client, timeout, fetch_every)
+                    run = _Run(steps, paths)
                     run.steps.start(arrays, State(own_state.to_bytes()))
-                elif run.steps.steps >= fetch_every:
+                elif run.steps.is_due:
                     run.steps.fetch()
                 changed = None if run.has(arrays) else arrays
                 optimizer = settings["optimizer"]

@@ -206,8 +206,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def _make_run(self) -> None:
         """Make the next step send all parameters and state."""
-        run = ResidentRun(self._client, self._timeout) if self._resident else None
-        self._run = run
+        run = ResidentRun(self._client, self._timeout, self._fetch_every)
+        self._run = run if self._resident else None
         self._held = {}
         self._cached = None
 
@@ -356,7 +356,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.last_result = None
-        if self._run is not None and self._run.steps >= self._fetch_every:
+        if self._run is not None and self._run.is_due:
             self.fetch_state()
         stepped: dict[str, torch.Tensor] = {}
         optimizers: list[dict[str, Any]] = []

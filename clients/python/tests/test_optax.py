@@ -376,7 +376,7 @@ def test_state_of_another_tree_raises(
 ) -> None:
     transformation = remote(client, {"name": "adamw"})
     state = transformation.init({"w": jnp.ones(3), "b": jnp.ones(2)})
-    with pytest.raises(stepd.StateMismatch, match=r"expected exp_avg/b to be F32 \["):
+    with pytest.raises(stepd.StateMismatch, match=r"expected exp_avg/b to be F32 "):
         transformation.update(other, state, other)
     fewer = {"w": jnp.ones(3)}
     with pytest.raises(ValueError, match="expected the 2 arrays of init, found 1"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Server
@@ -53,8 +55,8 @@ def make(client: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Any
 
 @pytest.mark.parametrize(
     ("shards", "steps", "kills"),
-    # A kill after the first step, amid the steps after a fetch, and before a fetch.
-    [(False, 200, (1, 77, 128)), (True, 50, (25,))],
+    # A kill amid the steps after a fetch, and before a fetch.
+    [(False, 200, (77, 110)), (True, 50, (25,))],
     ids=["client", "sharded"],
 )
 def test_killed_server(
@@ -84,6 +86,31 @@ def test_killed_server(
     finally:
         other.kill()
         connected.close()
+
+
+def test_results_evicted_by_other_calls(caching: Server) -> None:
+    with (
+        Server(STEPD_CACHE_MIB="32", STEPD_ARENA_MIB="32") as small,
+        stepd.Client(small.url) as client,
+        stepd.Client(caching.url) as other,
+    ):
+        plain, resident = make(other), make(client, resident=True)
+        large = {"w": np.zeros(3 * 2**19, np.float32)}
+        lost = 0
+        for seed in range(8):
+            if seed % 3 == 2:
+                kept = resident[1]._cached.result.cached
+                # Six large results leave no room for earlier ones.
+                for _ in range(6):
+                    client.step({"name": "sgd"}, large, large, reply={"cache": True})
+                with contextlib.suppress(stepd.BlobMissing):
+                    client.step({"name": "adamw"}, None, {}, cached=kept)
+                    lost -= 1
+                lost += 1
+            step(plain, seed)
+            step(resident, seed)
+        assert lost
+        require_equal(resident, plain)
 
 
 def test_gradients_in_bf16(client: stepd.Client) -> None:

@@ -143,10 +143,14 @@ def test_sends_gradients_alone(caching: Server) -> None:
     assert sent == [(False, True, stay), *steps[1:], fetch, *steps, fetch, steps[0]]
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
-def test_changes_between_steps(caching: Server, name: str) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"name": "sgd"}, {"name": "lamb"}, {"state_dtype": "BF16"}],
+    ids=str,
+)
+def test_changes_between_steps(caching: Server, settings: Any) -> None:
     with stepd.Client(caching.url) as client:
-        runs = [make(client, name=name, lr=0.1, resident=on) for on in (False, True)]
+        runs = [make(client, lr=0.1, resident=on, **settings) for on in (False, True)]
         for model, optimizer in runs:
             for seed in range(3):
                 step((model, optimizer), seed)

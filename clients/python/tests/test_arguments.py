@@ -137,6 +137,14 @@ def cases_of(field: str, given: list[tuple[Any, str]]) -> list[Case]:
     return [({field: value}, f"{field}: {words}") for value, words in given]
 
 
+UPDATES: list[Case] = [
+    ({"updates": None}, "updates: expected a list of arrays by name.*, found None"),
+    ({"updates": W}, "updates: expected a list of arrays by name.*, found dict"),
+    ({"updates": [5]}, r"updates\[0\]: expected arrays by name.*, found int 5"),
+    ({"updates": [(W, "2")]}, r"updates\[0\].weight: expected a number.*'2'"),
+    ({"updates": [([1], 1)]}, r"updates\[0\]: expected a mapping .*, found list"),
+]
+
 #: Valid arguments of each method, and invalid arguments to replace some of them.
 METHODS: dict[str, tuple[dict[str, Any], list[Case]]] = {
     "step": (
@@ -160,6 +168,29 @@ METHODS: dict[str, tuple[dict[str, Any], list[Case]]] = {
             *cases_of("grads", ARRAYS),
             *cases_of("params", ARRAYS),
             ({"loss_scale": "2"}, "loss_scale: expected a number, found str '2'"),
+        ],
+    ),
+    "reduce": (
+        {"updates": [(W, 1)], "params": W},
+        [
+            *UPDATES,
+            ({"params": [1]}, "params: expected a mapping of names .*, found list"),
+            ({"method": "mean"}, "method: expected a mapping such as .*, found str"),
+            ({"form": 5}, "form: expected a str, found int 5"),
+            ({"accumulator": "x"}, "accumulator: expected bytes .*, found str 'x'"),
+            ({"non_finite": 5}, "non_finite: expected a str, found int 5"),
+            ({"missing": 5}, "missing: expected a str, found int 5"),
+        ],
+    ),
+    "distances": (
+        {"updates": [(W, 1), (W, 1)]},
+        [
+            *UPDATES,
+            ({"earlier": "x"}, r"earlier: expected .* shape \(2, 2\), found str 'x'"),
+            (
+                {"earlier": np.ones(3)},
+                r"earlier: expected .*, found one of shape \(3,\)",
+            ),
         ],
     ),
     "plan": (
@@ -243,7 +274,9 @@ def _has(kind: str, name: str) -> bool:
 def test_methods(kind: str, method: str) -> None:
     good, cases = METHODS[method]
     for bad, words in cases:
-        if kind == "ShardedClient" and method == "describe" and "timeout" in bad:
+        # These arguments are not ShardedClient's.
+        own = {"describe": "timeout", "distances": "earlier"}.get(method)
+        if kind == "ShardedClient" and own in bad:
             continue
         refused(words, partial(call, kind, method, good | bad))
 

@@ -504,10 +504,9 @@ def distances(
     earlier: Array | None,
     shared: SharedFolder | None = None,
 ) -> Call[Array]:
-    fields = {
-        "updates": reduction_fields({"updates": updates})["updates"],
-        "distances": None if earlier is None else matrix_on_wire(earlier),
-    }
+    own = reduction_fields({"updates": updates})["updates"]
+    matrix = None if earlier is None else matrix_on_wire(earlier, len(own))
+    fields = {"updates": own, "distances": matrix}
     return _post("/v1/distances", fields, matrix_of, shared)
 
 

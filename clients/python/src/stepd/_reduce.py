@@ -175,11 +175,19 @@ def _order(grads: Arrays, params: Arrays | None) -> list[str]:
     return sorted(grads, key=lambda name: (-grads[name].itemsize, name))
 
 
-def matrix_on_wire(matrix: Array) -> list[list[float | str]]:
-    """Return a matrix as lists. NaN and infinities are strings."""
+def matrix_on_wire(matrix: Array, count: int) -> list[list[float | str]]:
+    """Return a matrix of ``count`` rows as lists. NaN and infinities are strings.
+
+    Raises TypeError or ValueError, unless ``matrix`` is such an array.
+    """
+    what = f"a float64 array of shape ({count}, {count})"
+    if not isinstance(matrix, np.ndarray) or matrix.dtype != np.float64:
+        raise expected("earlier", what, matrix)
+    if matrix.shape != (count, count):
+        raise ValueError(f"earlier: expected {what}, found one of shape {matrix.shape}")
     return [
         [value if math.isfinite(value) else _text_of(value) for value in row]
-        for row in np.asarray(matrix, np.float64).tolist()
+        for row in matrix.tolist()
     ]
 
 

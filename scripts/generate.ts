@@ -5,7 +5,7 @@
  *   src/optimizers/*.ts    -> src/optimizers/_registry.gen.ts, schemas/optimizer.schema.json
  *   src/schedules/*.ts     -> src/schedules/_registry.gen.ts, schemas/schedule.schema.json
  *   schemas/*.schema.json  -> src/generated/schemas.gen.ts, src/generated/wire.gen.ts
- *   all of these           -> the tables in README.md and docs/ (tables.ts)
+ *   all of these           -> the tables in docs/ (tables.ts)
  */
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,9 +1,10 @@
 /**
- * Writes the tables in README.md and docs/ that derive from code. `npm run generate` writes each table between two markers, and
+ * Writes the tables in docs/ that derive from code. `npm run generate` writes each table between two markers, and
  * test/repository/documentation.test.ts compares the tables.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { slug } from "github-slugger";
 import { atOnce } from "../src/codec/turns.ts";
 import { helpText } from "../src/config.ts";
 import { estimate } from "../src/engine/estimate.ts";
@@ -24,19 +25,23 @@ const markdownTable = (head: readonly string[], rows: readonly (readonly string[
 /** Converts "Kingma & Ba, 2015, https://..." to a Markdown link. */
 const markdownLink = (reference: string): string => reference.replace(/^(.*), (https:\/\/\S+)$/, "[$1]($2)");
 
+/** Returns the title of an optimizer's section. */
+const sectionTitle = ({ title, name }: OptimizerDefinition): string => `${title}: ${inlineCode(name)}`;
+
+const sectionLink = (definition: OptimizerDefinition): string => `[${inlineCode(definition.name)}](#${slug(sectionTitle(definition))})`;
+
 const isPeer = (reference: string): boolean => /^peers?: /.test(reference);
 
 const optimizerTable = (): string =>
   markdownTable(
-    ["name", "update", "source", "checked against"],
-    [...registry.values()].map(({ name, formula, references }) => [
-      inlineCode(name),
-      inlineCode(formula),
-      references
+    ["name", "source", "checked against"],
+    [...registry.values()].map((definition) => [
+      sectionLink(definition),
+      definition.references
         .filter((reference) => !isPeer(reference))
         .map(markdownLink)
         .join("; "),
-      references
+      definition.references
         .filter(isPeer)
         .map((reference) => reference.replace(/^peers?: /, ""))
         .join("; "),
@@ -140,7 +145,8 @@ const rangeText = (schema: Hyperparameters[string]): string => {
   return bounds.length === 0 ? (kind === "number" ? "number, any" : kind) : `${kind}, ${bounds.join(", ")}`;
 };
 
-const hyperparameterTable = ({ name, title, revision, family, formula, references, hyperparameters: all, slots, allSlots }: OptimizerDefinition): string => {
+const hyperparameterTable = (definition: OptimizerDefinition): string => {
+  const { revision, family, formula, references, hyperparameters: all, slots, allSlots } = definition;
   const defaults = Object.fromEntries(Object.entries(all).map(([key, { default: initial }]) => [key, initial]));
   const inUse = slots(defaults as Parameters<typeof slots>[0]);
   const state = inUse.length * F32_BYTES;
@@ -153,7 +159,7 @@ const hyperparameterTable = ({ name, title, revision, family, formula, reference
     schema.description,
   ]);
   return [
-    `## ${title}: \`${name}\``,
+    `## ${sectionTitle(definition)}`,
     ["```text", formula, "```"].join("\n"),
     `Source: ${references.map(markdownLink).join("; ")}.`,
     `Family \`${family}\`, revision ${revision}. Slots: ${slotText || "none"}. A step with the defaults in F32 moves ${2 * F32_BYTES + state} bytes in and ${F32_BYTES + state} out for each parameter.`,
@@ -162,10 +168,10 @@ const hyperparameterTable = ({ name, title, revision, family, formula, reference
 };
 
 const contents: Readonly<Record<string, Readonly<Record<string, () => string>>>> = {
-  "README.md": { optimizers: optimizerTable, settings: settingTable },
   "docs/wire-format.md": { methods: methodTable, errors: errorTable },
-  "docs/operations.md": { sizing: sizingTable, settings: settingTable },
-  "docs/optimizers.md": { hyperparameters: () => [...registry.values()].map(hyperparameterTable).join("\n\n") },
+  "docs/operations.md": { sizing: sizingTable },
+  "docs/settings.md": { settings: settingTable },
+  "docs/optimizers.md": { optimizers: optimizerTable, hyperparameters: () => [...registry.values()].map(hyperparameterTable).join("\n\n") },
 };
 
 /** The files that contain generated tables. */

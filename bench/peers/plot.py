@@ -1,7 +1,6 @@
-"""Draws ratios with their goals: plot.py PICTURE < JSON
+"""Draws relative times as bars: plot.py PICTURE TITLE < JSON
 
-The JSON is a list of {name, median, min, goal}. Lower is better: a bar that ends left
-of the mark for its goal meets the goal.
+The JSON is a list of {name, value}. Lower is better.
 """
 
 from __future__ import annotations
@@ -13,55 +12,29 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 # These two colors are distinct under red-green color blindness.
-REACHED, MISSED = "#0072b2", "#e69f00"
+OURS, OTHERS = "#0072b2", "#999999"
 
 
 def main() -> None:
-    ratios = json.load(sys.stdin)
-    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.27 * len(ratios)))
-    rows = range(len(ratios))
-    medians = [ratio["median"] for ratio in ratios]
-    goals = [ratio["goal"] for ratio in ratios]
-    colours = [
-        REACHED if median <= goal else MISSED
-        for median, goal in zip(medians, goals, strict=True)
-    ]
-    axes.barh(rows, medians, color=colours, height=0.65)
-    minima = [ratio["min"] for ratio in ratios]
-    axes.plot(minima, rows, "o", color="white", markeredgecolor="black", markersize=4)
-    axes.plot(goals, rows, "|", color="black", markersize=12, markeredgewidth=2)
-    axes.set_yticks(rows, [ratio["name"] for ratio in ratios], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0)
-    axes.set_xlabel("time of stepd / time of the other (less is better)")
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(
-        handles=[
-            Patch(color=REACHED, label="median, goal reached"),
-            Patch(color=MISSED, label="median, goal not reached"),
-            Line2D(
-                [],
-                [],
-                marker="o",
-                color="white",
-                markeredgecolor="black",
-                label="minima",
-            ),
-            Line2D([], [], marker="|", color="black", linestyle="", label="goal"),
-        ],
-        fontsize=8,
-        ncols=4,
-        loc="lower center",
-        bbox_to_anchor=(0.3, 1),
-        frameon=False,
+    bars = json.load(sys.stdin)
+    picture, title = sys.argv[1:]
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.5 * len(bars)))
+    colours = [OURS if bar["name"].startswith("stepd") else OTHERS for bar in bars]
+    drawn = axes.barh(
+        [bar["name"] for bar in bars],
+        [bar["value"] for bar in bars],
+        color=colours,
+        height=0.6,
     )
-    figure.savefig(sys.argv[1], dpi=96, bbox_inches="tight")
+    axes.bar_label(drawn, fmt="%.2f", padding=4, fontsize=11)
+    axes.invert_yaxis()
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.tick_params(axis="y", length=0, labelsize=11)
+    axes.xaxis.set_visible(False)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    figure.savefig(picture, dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -1,36 +1,66 @@
 package stepd
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// shellBlocks returns the sh blocks of README.md under a heading.
-func shellBlocks(t *testing.T, heading string) (blocks []string) {
+// codeBlocks returns the blocks of a language under a heading of a Markdown file.
+func codeBlocks(t *testing.T, file, heading, language string) (blocks []string) {
 	t.Helper()
-	text := string(must[[]byte](t)(os.ReadFile("README.md")))
+	text := string(must[[]byte](t)(os.ReadFile(file)))
 	_, section, ok := strings.Cut(text, "\n## "+heading+"\n")
 	if !ok {
-		t.Fatalf("README.md has no %q", heading)
+		t.Fatalf("%s has no %q", file, heading)
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
-	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(section, -1) {
+	for _, block := range regexp.MustCompile("(?s)```"+language+"\n(.*?)```").FindAllStringSubmatch(section, -1) {
 		blocks = append(blocks, block[1])
 	}
 	return blocks
 }
 
+// readmeStep is a program around the step of the repository's README.
+const readmeStep = `package main
+
+import (
+	"context"
+	"fmt"
+	"log"
+
+	"stepd"
+)
+
+func main() {
+	ctx := context.Background()
+	w, g := []float32{1, 2, 3}, []float32{1, 1, 1}
+	var state *stepd.State
+	%s
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(result.State.Steps()["w"])
+}
+`
+
 // A module outside this repository installs the client with the commands in README.md, and then calls a server through it.
 func TestModuleInstallation(t *testing.T) {
-	blocks := shellBlocks(t, "Using it")
+	blocks := codeBlocks(t, "README.md", "Using it", "sh")
 	if len(blocks) != 4 {
 		t.Fatalf("README.md has %d blocks of commands", len(blocks))
 	}
 	replaced, vendored, published, fetched := blocks[0], blocks[1], blocks[2], blocks[3]
+	whole := filepath.Join(root, "README.md")
+	step := codeBlocks(t, whole, "Clients", "go")
+	if len(step) != 1 || !slices.Contains(codeBlocks(t, whole, "Clients", "sh"), replaced) {
+		t.Fatalf("%s has other commands than README.md, or not one step: %q", whole, step)
+	}
 	known := strings.TrimSpace(string(must[[]byte](t)(exec.Command("go", "env", "GOMODCACHE").Output())))
 	checkout := must[string](t)(filepath.Abs(root))
 	for name, commands := range map[string]struct {
@@ -76,6 +106,13 @@ func TestModuleInstallation(t *testing.T) {
 				run(module, script)
 			}
 			if printed := run(module, "go run ."); printed != "[0.25 0.5 0.75] 2\n" {
+				t.Fatalf("%q", printed)
+			}
+			program := fmt.Sprintf(readmeStep, strings.ReplaceAll(step[0], "http://127.0.0.1:8080", shared.url))
+			if err := os.WriteFile(filepath.Join(module, "main.go"), []byte(program), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if printed := run(module, "go run ."); printed != "1\n" {
 				t.Fatalf("%q", printed)
 			}
 		})

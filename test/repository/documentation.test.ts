@@ -17,16 +17,16 @@ const blocks = (text: string, language: string): readonly string[] =>
   [...text.matchAll(new RegExp(`^\`\`\`${language}\\n(.*?)^\`\`\`$`, "gms"))].map(([, block = ""]) => block);
 
 test("generated tables agree with the code", () => {
-  using tree = new TreeCopy(["README.md", "docs"]);
+  using tree = new TreeCopy(["docs"]);
   for (const file of filesWithTables) tree.write(file, tree.read(file).replace(/(<!-- begin [^>]*-->).*?(<!-- end)/gs, "$1\n$2"));
   writeTables(tree.path);
   for (const file of filesWithTables) assert.equal(tree.read(file), read(file), `${file}: run npm run generate`);
 });
 
 test("a page without its markers is an error", () => {
-  using tree = new TreeCopy(["README.md", "docs"]);
-  tree.write("README.md", "# stepd\n");
-  assert.throws(() => writeTables(tree.path), /README\.md lacks the markers/);
+  using tree = new TreeCopy(["docs"]);
+  tree.write("docs/settings.md", "# Settings\n");
+  assert.throws(() => writeTables(tree.path), /docs\/settings\.md lacks the markers/);
 });
 
 test("the README's step with curl returns what the README shows", async () => {
@@ -37,11 +37,11 @@ test("the README's step with curl returns what the README shows", async () => {
   assert.equal(await (await service.post("/v1/step", body, JSON_TYPE)).text(), reply.trim());
 });
 
-test("the README's steps with Python print what the README shows, and a refusal as its message", async () => {
+test("the steps with Python in docs/wire-format.md print what the page shows, and a refusal as its message", async () => {
   await using service = await TestService.start();
-  const [script = ""] = blocks(read("README.md"), "python");
-  const [expected = ""] = blocks(read("README.md"), "text");
-  const folder = mkdtempSync(join(os.tmpdir(), "stepd-readme-"));
+  const [script = ""] = blocks(read("docs/wire-format.md"), "python");
+  const [expected = ""] = blocks(read("docs/wire-format.md"), "text");
+  const folder = mkdtempSync(join(os.tmpdir(), "stepd-page-"));
   const run = async (text: string): Promise<ReturnType<typeof spawnSync>> => {
     const file = join(folder, "step.py");
     writeFileSync(file, text.replace('"127.0.0.1", 8080', `"127.0.0.1", ${new URL(service.url).port}`));
@@ -101,7 +101,7 @@ const STEP = `
 `;
 
 test("the optimizer in docs/adding-an-optimizer.md compiles and steps", () => {
-  using tree = new TreeCopy(["src", "schemas", "README.md", "docs", "tsconfig.json"]);
+  using tree = new TreeCopy(["src", "schemas", "docs", "tsconfig.json"]);
   for (const block of blocks(read("docs/adding-an-optimizer.md"), "ts")) {
     const [, file = "", text = ""] = /^\/\/ (\S+)\n(.*)$/s.exec(block) ?? [];
     tree.write(file, text);
@@ -110,7 +110,7 @@ test("the optimizer in docs/adding-an-optimizer.md compiles and steps", () => {
     const { status, stderr } = tree.run(script);
     assert.equal(status, 0, stderr);
   }
-  assert.match(tree.read("README.md"), /\| `signum` \|/);
+  assert.match(tree.read("docs/optimizers.md"), /^\| \[`signum`\]/m);
   const compiled = spawnSync(join(root, "node_modules/.bin/tsc"), ["-p", "tsconfig.json"], { cwd: tree.path, encoding: "utf8" });
   assert.equal(compiled.status, 0, compiled.stdout);
   tree.write("step.mjs", STEP);

@@ -70,6 +70,15 @@ def test_client_install_commands(environment: pathlib.Path) -> None:
     assert extras == list(USES)
 
 
-def test_service_install_commands(environment: pathlib.Path) -> None:
-    (command,) = commands(ROOT / "README.md")
+def test_install_commands_of_other_pages(environment: pathlib.Path) -> None:
+    (command,) = commands(ROOT / "docs/wire-format.md")
     in_environment(environment, command)
+    # The commands of the repository's README run in a folder beside the checkout.
+    (environment / "stepd").symlink_to(ROOT)
+    (environment / "trainer").mkdir()
+    torch, optax = commands(ROOT / "README.md")
+    for command, use in ((torch, USES["torch"]), (optax, USES["optax"])):
+        in_environment(
+            environment, f"cd {environment}/trainer && {command}", PIP_NO_DEPS="1"
+        )
+        in_environment(environment, f'python -c "{use}"')

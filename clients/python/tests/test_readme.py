@@ -1,4 +1,4 @@
-"""Tests that every example of README.md runs."""
+"""Tests that every example of the READMEs runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import pathlib
 import re
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from conftest import Server
+import torch
+from conftest import ROOT, Server
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def python_blocks(readme: pathlib.Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
 
 
 def test_examples(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +35,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = python_blocks(README)
     assert len(blocks) > 5
     namespace: dict[str, Any] = {}
     for block in blocks:
@@ -35,3 +43,26 @@ def run(
         code = code.replace("/dev/shm/stepd", str(folder))
         exec(compile(code, str(README), "exec"), namespace)
     namespace["client"].close()
+
+
+def test_examples_of_the_repository(server: Server) -> None:
+    torch_block, optax_block = (
+        block.replace("http://127.0.0.1:8080", server.url)
+        for block in python_blocks(ROOT / "README.md")
+    )
+    model, local = torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)
+    local.load_state_dict(model.state_dict())
+    names: dict[str, Any] = {"model": model}
+    exec(torch_block, names)
+    in_process = torch.optim.AdamW(local.parameters(), lr=1e-3)
+    for module, optimizer in ((model, names["optimizer"]), (local, in_process)):
+        module(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    assert torch.allclose(model.weight, local.weight, rtol=1e-6)
+    assert names["optimizer"].state_dict()["state"]
+
+    exec(optax_block, names)
+    params = {"w": jnp.ones(3)}
+    state = names["transformation"].init(params)
+    updates, _ = jax.jit(names["transformation"].update)(params, state, params)
+    assert np.allclose(updates["w"], -1e-3, rtol=0.02)

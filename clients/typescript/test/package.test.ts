@@ -98,7 +98,7 @@ suite("npm package", () => {
     );
   });
 
-  test("steps from plain JavaScript, with the bits in the repository's README", async () => {
+  test("steps from plain JavaScript, with the bits in docs/wire-format.md", async () => {
     await using service = await TestService.start();
     writeFileSync(join(folder, "home/program.js"), PROGRAM);
     const { stdout } = await run(process.execPath, ["program.js", service.url], { cwd: join(folder, "home") });

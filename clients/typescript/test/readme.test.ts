@@ -1,4 +1,4 @@
-/** Tests that the README's examples give the documented results. Each runs as a separate program on a suitable server. */
+/** Tests that the examples of the READMEs give the documented results. Each runs as a separate program on a suitable server. */
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -7,8 +7,13 @@ import { promisify } from "node:util";
 import { TestService } from "../../../test/support/service.ts";
 import { TestFolder } from "./_folder.ts";
 
-const readme = readFileSync(new URL("../README.md", import.meta.url), "utf8");
-const blocks = [...readme.matchAll(/```js\n(.*?)```/gs)].map(([, block]) => block as string);
+const [readme, whole] = ["../README.md", "../../../README.md"].map((file) => readFileSync(new URL(file, import.meta.url), "utf8")) as [string, string];
+
+/** Returns the fenced code blocks of a language, in order. */
+const codeBlocks = (text: string, language: string): readonly string[] =>
+  [...text.matchAll(new RegExp(`\`\`\`${language}\\n(.*?)\`\`\``, "gs"))].map(([, block]) => block as string);
+
+const blocks = codeBlocks(readme, "js");
 const index = new URL("../src/index.ts", import.meta.url).href;
 
 /** Runs an example with the given address and folder, and returns the value of an expression after its last line. */
@@ -36,4 +41,21 @@ suite("README", () => {
   }
 
   test("every example has a test", () => assert.equal(blocks.length, values.length + 1));
+});
+
+suite("the repository's README", () => {
+  test("its step runs", async () => {
+    using folder = new TestFolder();
+    await using service = await TestService.start();
+    const [block = "", ...others] = codeBlocks(whole, "js");
+    assert.deepEqual(others, []);
+    const tensors = "const grads = { w: { shape: [1], data: Float32Array.of(1) } };\nlet [params, state] = [grads, null];\n";
+    assert.equal(await run(`${tensors}${block}`, service.url, folder.path, "state.steps.w"), 1);
+  });
+
+  // package.test.ts runs these commands.
+  test("its commands are those of the client's README", () => {
+    const [commands = ""] = codeBlocks(readme, "sh");
+    assert.ok(codeBlocks(whole, "sh").includes(commands), commands);
+  });
 });

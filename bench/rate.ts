@@ -34,8 +34,8 @@ const connect = (stack: AsyncDisposableStack, server: Server): Promise<readonly 
 
 const SMALL = 1000;
 /**
- * The number of requests in a round. V8 has optimized the code of a long-running server, and a warm-up round of this length
- * causes the same.
+ * The number of requests in a round. A warm-up round of this length is enough for V8 to optimize the server's code, as it does in
+ * a long-running server.
  */
 const SMALL_REQUESTS = 8000;
 const GOALS = { functional: 1 / 3, object: 1 / 4 };

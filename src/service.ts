@@ -17,10 +17,10 @@ import {
   type HttpServer,
   type Limits,
   readTls,
-  renewTls,
   type Tls,
   type TlsFiles,
   Tokens,
+  watchTls,
 } from "./http/server.ts";
 import { KernelsError, Pool, poolBytes } from "./pool/pool.ts";
 import { Rpc } from "./rpc/rpc.ts";
@@ -123,7 +123,7 @@ export class Service implements AsyncDisposable {
         telemetry.logReload("STEPD_TLS_CERT_FILE", result instanceof Error ? result : undefined, {});
         if (!(result instanceof Error)) telemetry.setCertificates(result.certificates);
       };
-      this.#watches.use(renewTls(this.#server as unknown as TlsServer, files, onReload));
+      this.#watches.use(watchTls(this.#server as unknown as TlsServer, files, onReload));
     }
   }
 

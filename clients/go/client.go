@@ -194,7 +194,7 @@ type call struct {
 	// request is nil for GET.
 	request *encodedRequest
 	accept  string
-	// read decodes a reply of status 200. do calls it once for each attempt that gets such a reply.
+	// read decodes a reply of status 200. The function do calls read once for each attempt that gets such a reply.
 	read func(*http.Response) error
 }
 

@@ -13,7 +13,8 @@ type Update struct {
 	// Tensors are F32, F64, BF16, F16 or I8. An I8 tensor w needs an F32 tensor w.scale, which multiplies its values: a scalar, or
 	// one number for each index of the first dimension.
 	Tensors Tensors
-	// Weight is the weight in the mean, for instance the number of examples. Other methods accept only 0 and 1.
+	// Weight is the weight of this update if the reduction's method is the mean, for instance a number of examples. The
+	// other reduction methods accept only the weights 0 and 1.
 	Weight float64
 }
 

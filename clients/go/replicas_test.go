@@ -128,7 +128,7 @@ func TestReplicaCoolDown(t *testing.T) {
 	for _, seconds := range []int{1, 2, 4, 8, 16, 32, 60, 60, 60} {
 		start := time.Now()
 		r.recordFailure(0, start)
-		// The failure of a call that started before the last failure changes nothing.
+		// If a call started before the last failure, its own failure changes nothing.
 		r.recordFailure(0, start.Add(-time.Nanosecond))
 		if coolDown := r.health[0].coolDownUntil.Sub(r.health[0].failedAt); coolDown != time.Duration(seconds)*time.Second {
 			t.Fatalf("a cool-down of %s, expected %d s", coolDown, seconds)

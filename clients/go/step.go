@@ -68,8 +68,9 @@ type StepRequest struct {
 	Into Tensors
 	// Reply selects the contents of the reply.
 	Reply Reply
-	// Cached names blobs of an earlier result, StepResult.Cached. The client does not send these blobs. Params and State, if set
-	// too, must be those of that result: the client sends them if the server has dropped its copy. Without them, Step returns
+	// Cached refers to blobs that an earlier step left in the server's cache: that step's StepResult.Cached. The client does
+	// not send these blobs. If Params and State are set, too, they must equal those of that StepResult: the client sends them if
+	// the server has dropped its copy. Without them, Step returns
 	// ErrBlobMissing.
 	Cached *Cached
 }

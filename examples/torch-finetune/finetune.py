@@ -1,9 +1,10 @@
 """Fine-tune a small network with adapters; stepd does every optimizer step.
 
 First, torch's own AdamW trains the network on handwritten digits. The network stands
-for a model that was trained elsewhere. The script then turns the images by 90 degrees and freezes
-the network's weights. The biases, and low-rank adapters beside the weights (LoRA),
-learn to read the turned images. Only these few parameters travel to the server.
+for a model that was trained elsewhere. The script then turns the images by 90 degrees
+and freezes the network's weights. The biases, and low-rank adapters beside the
+weights (LoRA), learn to read the turned images. Only these few parameters travel to the
+server.
 """
 
 from __future__ import annotations

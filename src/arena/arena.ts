@@ -116,12 +116,12 @@ export class Arena {
    */
   allocate(bytes: number, requester: Lease, held: number, isInput = held === 0): Block {
     const size = roundUp(Math.max(bytes, 1));
-    const find = (): number => {
-      const isTooLargeInput = isInput && size > MAX_SMALL_INPUT_BYTES && size > this.#roomFor(held);
-      return isTooLargeInput ? -1 : this.#free.findIndex(({ start, end }) => end - start >= size);
-    };
+    const isAllowed = (): boolean => !isInput || size <= MAX_SMALL_INPUT_BYTES || size <= this.#roomFor(held);
+    const find = (): number => (isAllowed() ? this.#free.findIndex(({ start, end }) => end - start >= size) : -1);
+    // A call that has no room beside the other leases evicts nothing, because it is refused anyway.
+    const evict = (): boolean => isAllowed() && this.used + size <= this.capacity && this.evict();
     let index = find();
-    while (index < 0 && held + size <= this.capacity && (this.evict() || this.reclaim(requester))) index = find();
+    while (index < 0 && held + size <= this.capacity && (evict() || this.reclaim(requester))) index = find();
     const hole = this.#free[index];
     if (!hole) throw this.#allocationError(bytes, size, held);
     const block = { start: hole.start, end: hole.start + size };
@@ -149,7 +149,7 @@ export class Arena {
 
   /** Returns the bytes that a call may use for large inputs. `own` is the size of its lease. If others hold little, that is the whole arena. */
   #roomFor(own: number): number {
-    return this.#used - own <= this.#smallCallBytes ? this.capacity : this.capacity - this.#smallCallBytes - this.#used;
+    return this.used - own <= this.#smallCallBytes ? this.capacity : this.capacity - this.#smallCallBytes - this.used;
   }
 
   /** Counts a block as retained instead of leased. */
@@ -190,8 +190,8 @@ export class Arena {
         found,
       });
     }
-    return new StepdError("OVERLOADED", `The call needs ${bytes} more bytes; ${this.capacity - this.#used} of ${this.capacity} are free now`, {
-      retry_after: this.#drainRate.retryAfter(Math.max(bytes - (this.capacity - this.#used), 1)),
+    return new StepdError("OVERLOADED", `The call needs ${bytes} more bytes; ${this.capacity - this.used} of ${this.capacity} are free now`, {
+      retry_after: this.#drainRate.retryAfter(Math.max(bytes - (this.capacity - this.used), 1)),
       found,
     });
   }

@@ -155,7 +155,7 @@ export class SharedRange implements AsyncDisposable {
     return { ...this.blob, length: result.length };
   }
 
-  /** Converts an error of a write to INVALID_PARAMS. A retry cannot succeed, because the call's inputs may be partly overwritten. */
+  /** Returns INVALID_PARAMS for a failed write. A retry cannot succeed, because the call's inputs may be partly overwritten. */
   #writeError(error: NodeJS.ErrnoException, bytes: number, written: number): Error {
     const what = FULL_REASONS[error.code ?? ""];
     if (what === undefined) return error;

@@ -314,8 +314,8 @@ export class Recipes {
 
   /** Converts a gradient to the arithmetic dtype and divides it by the loss scale. */
   #unscale(grad: string, dtype: string, gradient: Operand, lossScale: number): readonly KernelCall[] {
-    // A float64 gradient may exceed float32's range before the division. It is first divided by a power of two, which is exact, and after
-    // the conversion by the remaining factor. The bits are those of a float32 gradient, unless the gradient is subnormal.
+    // A float64 gradient may exceed float32's range before the division. So it is first divided by a power of two, which is exact. Then it
+    // is converted to float32, and the result is divided by the remaining factor. The bits are those of a float32 gradient, unless the gradient is subnormal.
     const power = grad === "F64" && dtype === "F32" ? ceilPowerOfTwo(lossScale) : 1;
     const remainder = lossScale / power;
     const stored = tensorAt(GRADS, GRAD_AT, grad);

@@ -864,7 +864,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1000,7 +1000,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1065,7 +1065,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1157,7 +1157,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1292,7 +1292,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1387,7 +1387,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1450,7 +1450,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1527,7 +1527,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1602,7 +1602,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1687,7 +1687,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1748,7 +1748,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1818,7 +1818,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1887,7 +1887,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       },
@@ -1949,7 +1949,7 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
               "Q8"
             ],
             "default": "F32",
-            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32"
+            "description": "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32"
           }
         }
       }

@@ -627,7 +627,7 @@ weight_decay?: number
  */
 maximize?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -702,7 +702,7 @@ eps_root?: number
  */
 nesterov?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -735,7 +735,7 @@ weight_decay?: number
  */
 maximize?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -784,7 +784,7 @@ eps_root?: number
  */
 nesterov?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -849,7 +849,7 @@ eps_root?: number
  */
 caution?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -903,7 +903,7 @@ always_adapt?: boolean
  */
 lr_in_momentum?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -936,7 +936,7 @@ maximize?: boolean
  */
 caution?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -977,7 +977,7 @@ momentum_decay?: number
  */
 maximize?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -1013,7 +1013,7 @@ eps?: number
  */
 weight_decay?: number
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -1053,7 +1053,7 @@ weight_decay?: number
  */
 weight_decay_scale?: ("lr" | "schedule" | "none")
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -1083,7 +1083,7 @@ weight_decay?: number
  */
 weight_decay_type?: ("grad" | "direct")
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -1120,7 +1120,7 @@ decoupled_weight_decay?: boolean
  */
 maximize?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -1158,7 +1158,7 @@ centered?: boolean
  */
 maximize?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }
@@ -1192,7 +1192,7 @@ nesterov?: boolean
  */
 maximize?: boolean
 /**
- * Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32
+ * Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32
  */
 state_dtype?: ("F32" | "BF16" | "Q8")
 }

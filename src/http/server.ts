@@ -14,7 +14,7 @@ import { createApp } from "./routes.ts";
 export type { Admission, Limits, Service } from "./_types.ts";
 export { HeapBudget } from "./heap.ts";
 export { createAdminServer } from "./pages.ts";
-export { readTls, renewTls, type Tls, type TlsFiles } from "./tls.ts";
+export { readTls, type Tls, type TlsFiles, watchTls } from "./tls.ts";
 export { Tokens } from "./tokens.ts";
 
 /** Node checks for timeouts this often per timeout. A timed-out request ends late by at most one check interval. */

@@ -42,7 +42,7 @@ export const readTls = ({ cert: certFile, key: keyFile, clientCa }: TlsFiles): T
 };
 
 /** Watches the files and applies changes to new connections. Invalid files leave the previous certificates in use. */
-export const renewTls = (server: TlsServer, files: TlsFiles, onReload: (result: Tls | Error) => void): Disposable =>
+export const watchTls = (server: TlsServer, files: TlsFiles, onReload: (result: Tls | Error) => void): Disposable =>
   watch(pathsOf(files), () => {
     let result: Tls | Error;
     try {

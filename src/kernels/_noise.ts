@@ -4,7 +4,7 @@
  */
 import { constant, scalar } from "./_lanes";
 
-/** The two multipliers, in every lane. */
+/** Each constant has one of the two multipliers in every lane. */
 export function multiplier1(count: usize): v128 {
   return constant<i32>(0x7feb352d, count);
 }
@@ -13,7 +13,7 @@ export function multiplier2(count: usize): v128 {
   return constant<i32>(<i32>0x846ca68b, count);
 }
 
-/** One half of the key, a 32-bit integer in a float64 scalar, in every lane. */
+/** Copies one half of the key to every lane. The half is a 32-bit integer, passed as a float64 scalar. */
 export function keyPart(scalars: usize, index: usize): v128 {
   return i32x4.splat(<i32>(<u32>scalar(scalars, index)));
 }

@@ -52,8 +52,9 @@ function nextExpAvg<T, K>(expAvg: v128, g: v128, averages: bool, weight1: f64, w
 }
 
 /**
- * Updates the moments of a pair of vectors, or of one element, and writes the denominator over the gradient. The type argument
- * Usual of `moments` is repeated here, so that each loop has its own copy to inline: a call would double the time (measured).
+ * Updates the moments of a pair of vectors, or of one element, and writes the denominator over the gradient. This function takes the
+ * type argument `Usual` of `moments`, too, so that the compiler makes one copy for each loop and inlines it. Calling a shared copy
+ * would double the time (measured).
  */
 // biome-ignore format: operands, then constants
 function average<T, W, K, Usual>(

@@ -20,8 +20,8 @@ const cosineOfSmall = (x: number): number => {
 };
 
 /**
- * Computes (1 + cos(pi part / whole)) / 2 for 0 <= part <= whole and whole > 0, which falls from 1 to 0. Near the end, 1 + cos would
- * cancel, so a sine is squared instead. The result is exact to a few units in the last place everywhere.
+ * Computes (1 + cos(pi part / whole)) / 2, for whole > 0. The value falls from 1 at part = 0 to 0 at part = whole. Near the end, 1 + cos
+ * would cancel, so a sine is squared instead. The result is exact to a few units in the last place everywhere.
  */
 export const cosineDecay = (part: number, whole: number): number => {
   const root = 2 * part <= whole ? cosineOfSmall(part / whole / 2) : sineOfSmall((whole - part) / whole / 2);

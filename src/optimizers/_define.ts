@@ -147,7 +147,7 @@ export const choice = <const C extends readonly string[]>(choices: C, initial: C
 export const stateDtype = choice(
   ["F32", "BF16", "Q8"],
   "F32",
-  "Format of the moments: F32; BF16, with half of the bytes; or Q8, 8 bits and a scale for each 64 elements, with tensors below 4,096 elements in F32. Parameters in F64 take F32",
+  "Format of the moments: F32; BF16, with half of the bytes; or Q8, with 8 bits per element and one scale per 64 elements. Under Q8, tensors below 4,096 elements keep their moments in F32. Parameters in F64 allow only F32",
 );
 
 /** Declares a pair of decay rates, each at least 0 and below 1. */

@@ -188,6 +188,15 @@ test("a call that needs memory evicts results, but none that a running call read
   assert.deepEqual([arena.used, arena.retained], [0, 0]);
 });
 
+test("a call that has no room beside other calls is refused and evicts nothing", async () => {
+  const { arena, find, keep } = smallCache(2 ** 20);
+  const kept = await keep(1, [], 400_000);
+  using other = arena.lease(600_000);
+  assert.throws(() => arena.lease(500_000), { code: "OVERLOADED" });
+  assert.ok(find(kept));
+  assert.equal(other.start > 0, true);
+});
+
 test("blobs in one block of a lease stay in place, and the rest of the block is freed", async () => {
   const arena = new Arena(1, 0);
   const cache = new ResultCache(arena, 2 ** 20);

@@ -1,5 +1,5 @@
 /**
- * Compares steps whose layout was cached by an earlier call with the same steps on a new engine: equal bytes, reports and
+ * Runs each step twice: with a layout that an earlier call cached, and on a new engine. Requires equal bytes, reports and
  * errors.
  */
 import assert from "node:assert/strict";

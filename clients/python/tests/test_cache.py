@@ -1,4 +1,4 @@
-"""Tests results in the server's cache, and replies that omit results."""
+"""Tests the server's cache of results, and replies that omit results."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ export interface ShardedInput extends Omit<StepInput, "params" | "stats" | "cach
   /** May be absent if `cached` names all parameters. */
   readonly params?: Tensors | undefined;
   /**
-   * The `cached` member of an earlier result of a ShardedClient. The tensors are split as for that result, and each call goes
-   * first to the server that cached its blobs. Any other server receives `params` and `state`, as with a Client.
+   * The `cached` member of an earlier result of a ShardedClient. The tensors are split as for that result. The call for
+   * each shard goes first to the server that cached the shard's blobs. Any other server receives `params` and `state`, as with a Client.
    */
   readonly cached?: readonly CachedShard[] | undefined;
 }

@@ -46,9 +46,9 @@ def adadelta(
     weight_decay: Weight decay (L2): weight_decay times the parameter is added to
         the gradient.
     maximize: Go up the gradient instead of down.
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "adadelta",
@@ -119,9 +119,9 @@ def adam(
     maximize: Go up the gradient instead of down.
     eps_root: Added under the root, as in optax.
     nesterov: Use Nesterov's form of the first moment, as in optax.
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "adam",
@@ -157,9 +157,9 @@ def adamax(
     weight_decay: Weight decay (L2): weight_decay times the parameter is added to
         the gradient.
     maximize: Go up the gradient instead of down.
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "adamax",
@@ -203,9 +203,9 @@ def adamw(
     maximize: Go up the gradient instead of down.
     eps_root: Added under the root, as in optax.
     nesterov: Use Nesterov's form of the first moment, as in optax.
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "adamw",
@@ -263,9 +263,9 @@ def lamb(
     eps_root: Added under the root, as in optax.
     caution: Zero the elements of the update whose sign differs from the gradient's,
         and scale up the others (timm).
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "lamb",
@@ -323,9 +323,9 @@ def lars(
         trust_denominator sum uses 1 then.
     lr_in_momentum: Apply lr before the momentum buffer (optax) instead of after it
         (timm).
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "lars",
@@ -365,9 +365,9 @@ def lion(
     maximize: Go up the gradient instead of down.
     caution: Zero the elements of the update whose sign differs from the gradient's,
         and scale up the others (timm).
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "lion",
@@ -406,9 +406,9 @@ def nadam(
         times the parameter, instead of adding to the gradient.
     momentum_decay: Speed of the momentum's warm-up.
     maximize: Go up the gradient instead of down.
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "nadam",
@@ -444,9 +444,9 @@ def qhadam(
     eps: Added to the root of the second moment, after the bias correction.
     weight_decay: Weight decay (L2): weight_decay times the parameter is added to
         the gradient.
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "qhadam",
@@ -485,9 +485,9 @@ def qhadamw(
     weight_decay_scale: Factor of weight_decay: lr (torch), the schedule's factor
         lr_t/lr (the AdamW paper's fully decoupled form; lr_t/max_lr with one_cycle and
         cyclic), or 1 (IPRally's QHAdamW).
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "qhadamw",
@@ -522,9 +522,9 @@ def qhm(
     weight_decay: Weight decay: a multiple of the parameter.
     weight_decay_type: Add the decay to the gradient, or subtract lr times it from
         the parameter.
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "qhm",
@@ -560,9 +560,9 @@ def radam(
     decoupled_weight_decay: Decouple the weight decay: subtract lr*weight_decay
         times the parameter, instead of adding to the gradient.
     maximize: Go up the gradient instead of down.
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "radam",
@@ -601,9 +601,9 @@ def rmsprop(
     momentum: Decay rate of momentum_buffer; 0 keeps no buffer.
     centered: Divide by the deviation from the mean gradient (slot grad_avg).
     maximize: Go up the gradient instead of down.
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "rmsprop",
@@ -641,9 +641,9 @@ def sgd(
     nesterov: Nesterov momentum: step along the gradient plus momentum times the
         buffer.
     maximize: Go up the gradient instead of down.
-    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8, 8
-        bits and a scale for each 64 elements, with tensors below 4,096 elements in F32.
-        Parameters in F64 take F32.
+    state_dtype: Format of the moments: F32; BF16, with half of the bytes; or Q8,
+        with 8 bits per element and one scale per 64 elements. Under Q8, tensors below
+        4,096 elements keep their moments in F32. Parameters in F64 allow only F32.
     """
     return {
         "name": "sgd",

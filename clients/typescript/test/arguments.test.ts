@@ -89,6 +89,16 @@ const METHODS: Readonly<Record<string, readonly Case[]>> = {
     ...tensorCases("grads"),
     ...tensorsCases("params").filter(([what]) => !what.endsWith("nothing")),
   ],
+  reduce: [
+    ["no input", undefined, /^reduce: expected an object with updates, found undefined/],
+    ["no updates", {}, /^updates: expected a list such as .*, found undefined/],
+    ["tensors for updates", { updates: w }, /^updates: expected a list such as .*, found Object/],
+    ["an update that is a number", { updates: [5] }, /^updates\[0\]: expected \{ tensors, weight \}, found 5/],
+    ["an update without tensors", { updates: [{ weight: 1 }] }, /^updates\[0\]\.tensors: expected tensors by name.*, found undefined/],
+    ["a list for params", { updates: [{ tensors: w }], params: [1] }, /^params: expected tensors by name.*, found Array/],
+    ["text for an accumulator", { updates: [], accumulator: "x" }, /^accumulator: expected the bytes of an earlier result, found "x"/],
+    ["a method's name", { updates: [], method: "mean" }, /^method: expected a method such as .*, found "mean"/],
+  ],
   plan: [
     ...settings,
     ["no tensors", { optimizer }, /^tensors: expected shapes by name/],

@@ -3070,21 +3070,6 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "optimizer",
       "params"
     ],
-    "if": {
-      "required": [
-        "reduce"
-      ]
-    },
-    "then": {
-      "properties": {
-        "grads": false
-      }
-    },
-    "else": {
-      "required": [
-        "grads"
-      ]
-    },
     "additionalProperties": false,
     "properties": {
       "optimizer": {

@@ -12,6 +12,7 @@ export const step: Method<StepParams> = {
   rest: { verb: "POST", path: "/v1/step" },
 
   async handle(call, { engine, blobs, lease, telemetry, queueTime, template }) {
+    requireGradients(call);
     const runStep = async (): Promise<StepOutput> => engine.step(await blobs.load(call, lease), lease, queueTime, template);
     const { delivered, result } = await blobs.deliver(call, lease, async () => {
       const output = await runStep().catch((error) => {
@@ -26,6 +27,12 @@ export const step: Method<StepParams> = {
     });
     return { ...delivered, ...result.report };
   },
+};
+
+/** Throws INVALID_PARAMS unless the call has either gradients or updates. A schema that says so would spoil generated clients. */
+const requireGradients = ({ grads, reduce }: StepParams): void => {
+  if (grads === undefined && reduce === undefined) throw StepdError.mismatch("INVALID_PARAMS", "/grads", "gradients, or updates in reduce", "none");
+  if (grads !== undefined && reduce !== undefined) throw StepdError.mismatch("INVALID_PARAMS", "/grads", "none beside reduce", "gradients");
 };
 
 const isWorkerLost = (error: unknown): boolean => error instanceof StepdError && error.code === "WORKER_LOST";

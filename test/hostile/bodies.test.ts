@@ -272,7 +272,6 @@ for (const [method, path, allow] of [
 }
 
 for (const path of [
-  "/",
   "/v2",
   "/v1/nothing",
   `/${CALLER_TEXT}`,

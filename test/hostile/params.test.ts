@@ -32,8 +32,8 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
   // These calls lack a field or have an unknown field.
   "no optimizer": invalid(step({ optimizer: undefined }), "/optimizer", /expected a value, found none/),
   "no params": invalid(step({ params: undefined }), "/params", /expected a value, found none/),
-  "no grads": invalid(step({ grads: undefined }), "/grads", /expected a value, found none/),
-  "no fields at all": invalid({}, "/grads", /expected a value/),
+  "no grads": invalid(step({ grads: undefined }), "/grads", /expected gradients, or updates in reduce, found none/),
+  "no fields at all": invalid({}, "/optimizer", /expected a value/),
   "an unknown field beside the known": invalid(step({ gradz: 1 }), "/gradz", /the nearest is grads/),
   "an unknown field with a slash and a tilde": invalid(step({ "a/b~c": 1 }), "/a~1b~0c", /known field/),
   "an unknown field of 100,000 characters": {
@@ -288,7 +288,7 @@ const CASES: Readonly<Record<string, ParamsCase>> = {
     params: step({ state: writeState({ optimizer: "adam", steps: { b: 1 }, slots: { exp_avg: { b: f32(1, 2, 3) }, exp_avg_sq: { b: f32(1, 2) } } }) }),
     error: "STATE_MISMATCH",
     field: "/state",
-    pattern: /exp_avg\/b to be F32 \[2\].*found F32 \[3\]/,
+    pattern: /exp_avg\/b to be F32 .*\[2\].*found F32 \[3\]/,
   },
   "a state that lacks a slot": {
     params: step({ state: writeState({ optimizer: "adam", steps: { b: 1 }, slots: { exp_avg: { b: f32(1, 2) } } }) }),

@@ -65,6 +65,10 @@ RELATIONS = re.compile(
     | a\ place\ (for\ the\ rounded|apart\ from\ that\ of\ the)\ parameters.*
     | params\ as\ a\ blob\ or\ a\ file\ beside\ it
     | .*\ beside\ it,\ whose\ shape\ it\ takes
+    | gradients,\ or\ updates\ in\ reduce              # a step has one of the two
+    | none\ beside\ reduce
+    | a\ matrix\ of\ .*,\ as\ many\ as\ updates          # distances of as many updates
+    | less\ than\ half\ of\ \d+\ updates               # the cut of a trimmed mean
     """,
     re.VERBOSE | re.DOTALL,
 )

@@ -131,13 +131,14 @@ test("four times the capacity for a minute is handled at nearly the best rate, w
   const small = outcomes.small.filter(({ status }) => status === 200).map(({ ms }) => ms);
   const goodput = accepted.length / seconds / best;
   const quarter = Math.floor(resident.length / 4);
-  const growth = Math.max(...resident.slice(-quarter)) - Math.max(...resident.slice(0, quarter));
+  // In the first quarter V8 compiles the code and grows its heap to a steady size. A leak grows in every quarter.
+  const growth = Math.max(...resident.slice(-quarter)) - Math.max(...resident.slice(quarter, 2 * quarter));
   const ms = (values: readonly number[]): string => [0.5, 0.9, 0.99, 1].map((part) => quantile(values, part).toFixed(0)).join(" / ");
   t.diagnostic(
     `sent ${sent - notSent} of ${sent} in ${seconds.toFixed(0)} s; accepted ${accepted.length}, refused ${refused.length}, goodput ${goodput.toFixed(2)} of the best`,
   );
   t.diagnostic(`ms, median / p90 / p99 / most: accepted ${ms(accepted)}, refused ${ms(refused)}, small ${ms(small)}`);
-  t.diagnostic(`resident ${Math.max(...resident).toFixed(0)} MiB at most, ${growth.toFixed(1)} MiB more in the last quarter than in the first`);
+  t.diagnostic(`resident ${Math.max(...resident).toFixed(0)} MiB at most, ${growth.toFixed(1)} MiB more in the last quarter than in the second`);
 
   assert.deepEqual(failures, []);
   assert.equal(accepted.length + refused.length, outcomes.large.length, "large calls are done or refused");
@@ -151,7 +152,7 @@ test("four times the capacity for a minute is handled at nearly the best rate, w
   assert.ok(p90(accepted) < bestMs * 5, `accepted calls take ${p90(accepted)} ms, and ${bestMs} ms at the best rate`);
   assert.ok(p90(refused) < p90(accepted), "a refusal is faster than a step");
   assert.ok(p90(small) < bestMs * 5, `small steps take ${p90(small)} ms`);
-  assert.ok(growth < 48, `memory grew by ${growth} MiB`);
+  assert.ok(growth < 32, `memory grew by ${growth} MiB`);
   assert.equal((await call(service.url, SMALL)).status, 200);
   agent.destroy();
   assert.equal(await service.stop(), 0);

@@ -7,7 +7,7 @@ const PROCESS_MIB = 300;
 const PER_JSON_BYTE = 10;
 
 /** The limit is multiplied by this factor for garbage that is not collected yet. */
-const GARBAGE_FACTOR = 1.3;
+const GARBAGE_FACTOR = 1.5;
 
 export const memoryLimitMib = ({ STEPD_ARENA_MIB, STEPD_MAX_JSON_MIB }: { readonly STEPD_ARENA_MIB: string; readonly STEPD_MAX_JSON_MIB: string }): number =>
   GARBAGE_FACTOR * (Number(STEPD_ARENA_MIB) + PROCESS_MIB + PER_JSON_BYTE * Number(STEPD_MAX_JSON_MIB));

@@ -1,5 +1,5 @@
 /**
- * Tests the memory taken by calls with many tensors, each kind of call on a new server. The memory stays within 1.3 times the
+ * Tests the memory taken by calls with many tensors, each kind of call on a new server. The memory stays within 1.5 times the
  * sum of the settings, and the server answers every call.
  */
 import assert from "node:assert/strict";

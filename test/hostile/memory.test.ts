@@ -1,5 +1,5 @@
 /**
- * Tests the memory taken by hostile calls. The resident memory of a real server stays under 1.3 times the sum of its settings
+ * Tests the memory taken by hostile calls. The resident memory of a real server stays under 1.5 times the sum of its settings
  * (docs/operations.md, "Sizing"), and the server answers every call.
  */
 import assert from "node:assert/strict";

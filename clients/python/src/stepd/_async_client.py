@@ -17,7 +17,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
 
@@ -41,7 +41,7 @@ from ._http import (
 )
 from ._memory import Pool
 from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
-from ._reduce import AnyUpdate, Form, ReduceResult, reduction_arguments
+from ._reduce import AnyUpdate, ReduceOptions, ReduceResult
 from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
@@ -249,19 +249,11 @@ class AsyncClient:
         updates: Sequence[AnyUpdate],
         params: Arrays | None = None,
         *,
-        form: Form | None = None,
-        method: Mapping[str, Any] | None = None,
-        accumulator: bytes | memoryview | None = None,
-        finish: bool | None = None,
-        non_finite: Literal["error", "drop", "propagate"] | None = None,
-        missing: Literal["error", "renormalize"] | None = None,
         timeout: float | Timeout | None = None,
+        **options: Unpack[ReduceOptions],
     ) -> ReduceResult:
         """Combine the updates of several workers, as :meth:`Client.reduce` does."""
-        reduction = reduction_arguments(
-            updates, form, method, accumulator, non_finite, missing
-        )
-        call = calls.reduce(params, reduction, finish, self._shared)
+        call = calls.reduce(updates, params, options, self._shared)
         return await self._run(call, timeout)
 
     async def distances(

@@ -36,6 +36,7 @@ from ._errors import StepdError
 from ._options import Groups, Optimizer, Reply, Schedule, StepOptions
 from ._reduce import (
     AnyUpdate,
+    ReduceOptions,
     ReduceResult,
     Reduction,
     matrix_of,
@@ -484,13 +485,15 @@ def norms(
 
 
 def reduce(
+    updates: Sequence[AnyUpdate],
     params: Arrays | None,
-    reduction: Mapping[str, Any],
-    finish: bool | None,
+    options: ReduceOptions,
     shared: SharedFolder | None = None,
 ) -> Call[ReduceResult]:
     if params is not None:
         require_arrays("params", params)
+    reduction: Json = {"updates": updates, **options}
+    finish = reduction.pop("finish", None)
     fields = {
         **reduction_fields(reduction),
         "finish": finish,

@@ -8,7 +8,7 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import _calls as calls
 from ._calls import Call, Convention, Conversion, Json, NormsResult, StepResult
@@ -16,7 +16,7 @@ from ._checks import require_count, require_tls
 from ._errors import StepdError, TransportError
 from ._http import Transport, address_of
 from ._options import Groups, Optimizer, Schedule, StepOptions, step_options
-from ._reduce import AnyUpdate, Form, ReduceResult, reduction_arguments
+from ._reduce import AnyUpdate, ReduceOptions, ReduceResult
 from ._retry import Attempts, Backoff, Retry, retry_of
 from ._shared import SharedFolder
 from ._state import Source, State
@@ -184,13 +184,8 @@ class Client:
         updates: Sequence[AnyUpdate],
         params: Arrays | None = None,
         *,
-        form: Form | None = None,
-        method: Mapping[str, Any] | None = None,
-        accumulator: bytes | memoryview | None = None,
-        finish: bool | None = None,
-        non_finite: Literal["error", "drop", "propagate"] | None = None,
-        missing: Literal["error", "renormalize"] | None = None,
         timeout: float | Timeout | None = None,
+        **options: Unpack[ReduceOptions],
     ) -> ReduceResult:
         """Combine the updates of several workers into one pseudo-gradient.
 
@@ -206,10 +201,7 @@ class Client:
         from. ``non_finite="drop"`` leaves out updates with NaN or infinity, and
         ``missing="renormalize"`` combines each tensor over the updates that have it.
         """
-        reduction = reduction_arguments(
-            updates, form, method, accumulator, non_finite, missing
-        )
-        call = calls.reduce(params, reduction, finish, self._shared)
+        call = calls.reduce(updates, params, options, self._shared)
         return self._run(call, timeout)
 
     def distances(

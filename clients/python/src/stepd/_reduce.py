@@ -47,15 +47,26 @@ class Update(NamedTuple):
 AnyUpdate = Update | tuple[Arrays, float] | Arrays
 
 
-class Reduce(TypedDict, total=False):
-    """The option ``reduce`` of a step: the arguments of :meth:`Client.reduce`."""
+class ReductionOptions(TypedDict, total=False):
+    """The options of a reduction. None means the default."""
 
-    updates: Sequence[Any]
     form: Form | None
     method: Mapping[str, Any] | None
     accumulator: bytes | memoryview | None
     non_finite: Literal["error", "drop", "propagate"] | None
     missing: Literal["error", "renormalize"] | None
+
+
+class ReduceOptions(ReductionOptions, total=False):
+    """The options of :meth:`Client.reduce`."""
+
+    finish: bool | None
+
+
+class Reduce(ReductionOptions, total=False):
+    """The option ``reduce`` of a step: the arguments of :meth:`Client.reduce`."""
+
+    updates: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -106,24 +117,6 @@ def accumulator_of(accumulator: Any) -> memoryview:
     is_result = isinstance(accumulator, ReduceResult)
     hint = "; its accumulator is meant" if is_result else ""
     raise expected("accumulator", "bytes of an earlier result", accumulator, hint)
-
-
-def reduction_arguments(
-    updates: Sequence[AnyUpdate],
-    form: Form | None,
-    method: Mapping[str, Any] | None,
-    accumulator: bytes | memoryview | None,
-    non_finite: str | None,
-    missing: str | None,
-) -> dict[str, Any]:
-    return {
-        "updates": updates,
-        "form": form,
-        "method": method,
-        "accumulator": accumulator,
-        "non_finite": non_finite,
-        "missing": missing,
-    }
 
 
 def reduction_fields(reduce: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from time import monotonic, sleep
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -42,14 +42,13 @@ from ._norms import (
 from ._options import Groups, Optimizer, StepOptions, step_options
 from ._reduce import (
     AnyUpdate,
-    Form,
+    ReduceOptions,
     ReduceResult,
     Reduction,
     Shards,
     Update,
     accumulator_of,
     join,
-    reduction_arguments,
     updates_of,
 )
 from ._refusals import joined_refusal, joined_sentences
@@ -191,7 +190,7 @@ class ShardedClient:
         require_step(optimizer, params, grads, state, options)
         reduction = options.pop("reduce", None)
         if reduction is not None:
-            reduced = self._reduce(dict(reduction), params, None, span)
+            reduced = self._reduce(dict(reduction), params, span)
             result = self.step(
                 optimizer, params, reduced.grads, state, timeout=timeout, **options
             )
@@ -351,29 +350,22 @@ class ShardedClient:
         updates: Sequence[AnyUpdate],
         params: Arrays | None = None,
         *,
-        form: Form | None = None,
-        method: Mapping[str, Any] | None = None,
-        accumulator: bytes | memoryview | None = None,
-        finish: bool | None = None,
-        non_finite: Literal["error", "drop", "propagate"] | None = None,
-        missing: Literal["error", "renormalize"] | None = None,
         timeout: float | Timeout | None = None,
+        **options: Unpack[ReduceOptions],
     ) -> ReduceResult:
         """Combine the updates of several workers, as :meth:`Client.reduce` does.
 
         Calls hold some of the tensors each. If calls drop different updates, those that
         kept an update which another dropped run again.
         """
-        reduction = reduction_arguments(
-            updates, form, method, accumulator, non_finite, missing
+        return self._reduce(
+            {"updates": updates, **options}, params, self._span(timeout)
         )
-        return self._reduce(reduction, params, finish, self._span(timeout))
 
     def _reduce(
         self,
         reduction: dict[str, Any],
         params: Arrays | None,
-        finish: bool | None,
         span: Span,
     ) -> ReduceResult:
         updates = updates_of(reduction.pop("updates", None))
@@ -392,7 +384,6 @@ class ShardedClient:
                     shards.updates_of(names, dropped),
                     shards.params_of(names),
                     accumulator=shards.accumulator_of(names),
-                    finish=finish,
                     timeout=span.remaining(),
                     **reduction,
                 )

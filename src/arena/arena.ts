@@ -358,10 +358,6 @@ export class Retained {
     for (const block of blocks) arena.retain(block);
   }
 
-  get bytes(): number {
-    return this.#blocks.reduce((sum, block) => sum + sizeOf(block), 0);
-  }
-
   /** Adds a holder. */
   share(): void {
     if (this.#holders === 0) throw new Error("this memory has been freed");

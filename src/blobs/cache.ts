@@ -4,13 +4,10 @@
  * blob again. Each caller finds only its own blobs.
  */
 import { randomBytes } from "node:crypto";
-import { setImmediate } from "node:timers/promises";
 import { LRUCache } from "lru-cache";
 import type { Arena, Lease, Range, Retained } from "../arena/arena.ts";
-import type { Parts } from "../codec/parts.ts";
-
-/** The bytes copied between two yields to other calls (about 2 ms, measured). */
-const CHUNK_BYTES = 8 * 2 ** 20;
+import { copyInTurns, type Parts } from "../codec/parts.ts";
+import { inTurns, type Task } from "../codec/turns.ts";
 
 /** The random bytes of a handle. */
 const HANDLE_BYTES = 16;
@@ -92,7 +89,7 @@ export class ResultCache {
     const fields = Object.entries(blobs);
     if (fields.reduce((sum, [, { length }]) => sum + length, 0) > this.capacity) return undefined;
     const views: (readonly [string, Buffer])[] = [];
-    for (const [field, blob] of fields) views.push([field, viewOf(blob, lease) ?? (await copyOf(blob, lease))]);
+    for (const [field, blob] of fields) views.push([field, viewOf(blob, lease) ?? (await inTurns(copyOf(blob, lease)))]);
     for (const { sources: earlier, successor } of sources) for (const result of successor ? [...earlier, successor] : earlier) this.#results.delete(result.id);
     const ranges = views.map(([, { byteOffset, length }]): Range => ({ start: byteOffset, bytes: length }));
     const id = randomBytes(HANDLE_BYTES).toString("base64url");
@@ -113,16 +110,12 @@ const viewOf = ({ pieces }: Parts, { bytes }: Lease): Buffer | undefined => {
   return bytes.subarray(piece.byteOffset, piece.byteOffset + piece.length);
 };
 
-const copyOf = async ({ pieces, length }: Parts, lease: Lease): Promise<Buffer> => {
+function* copyOf({ pieces, length }: Parts, lease: Lease): Task<Buffer> {
   const copy = lease.view(lease.alloc(length), length);
   let end = 0;
   for (const piece of pieces) {
-    for (let at = 0; at < piece.length; at += CHUNK_BYTES) {
-      const part = piece.subarray(at, at + CHUNK_BYTES);
-      copy.fill(part, end, end + part.length);
-      end += part.length;
-      if (part.length === CHUNK_BYTES) await setImmediate();
-    }
+    yield* copyInTurns(piece, copy, end);
+    end += piece.length;
   }
   return copy;
-};
+}

@@ -4,26 +4,21 @@
  * tensors that the step does not change.
  */
 import { bytesOf } from "../codec/dtype.ts";
+import { copyInTurns } from "../codec/parts.ts";
 import { CHEAP_ITEMS_PER_YIELD, sorted, type Task } from "../codec/turns.ts";
 import type { Layout, StepTarget } from "./layout.ts";
 import { copiedSlots, PARAM_AT, SLOTS_AT } from "./recipe.ts";
-import { copyRange } from "./tensors.ts";
-
-/** The files of retained inputs. */
-export interface RetainedFiles {
-  readonly params: Buffer | undefined;
-  readonly state: Buffer | undefined;
-}
+import type { StepFiles } from "./step.ts";
 
 interface Range {
   readonly start: number;
   readonly end: number;
 }
 
-/** Copies the bytes of retained files that no worker copies. `copies` are the files that the step overwrites. */
-export function* copyRest({ targets }: Layout, retained: RetainedFiles, copies: { readonly params: Buffer; readonly state: Buffer | undefined }): Task<void> {
-  if (retained.params) yield* copyBetween(yield* rangesOf(targets, paramRange), retained.params, copies.params);
-  if (retained.state) yield* copyBetween(yield* rangesOf(targets, slotRanges), retained.state, copies.state as Buffer);
+/** Copies the bytes of retained files that no worker copies into the files that the step overwrites. */
+export function* copyRest({ targets }: Layout, { params, state, retained }: StepFiles): Task<void> {
+  if (retained.params) yield* copyBetween(yield* rangesOf(targets, paramRange), retained.params, params.bytes);
+  if (retained.state) yield* copyBetween(yield* rangesOf(targets, slotRanges), retained.state, state as Buffer);
 }
 
 const range = (start: number, elements: number, dtype: string): Range => ({ start, end: start + elements * (bytesOf(dtype) as number) });
@@ -47,8 +42,8 @@ function* copyBetween(ranges: readonly Range[], source: Buffer, copy: Buffer): T
   let at = 0;
   for (const [index, { start, end }] of ranges.entries()) {
     if (index % CHEAP_ITEMS_PER_YIELD === CHEAP_ITEMS_PER_YIELD - 1) yield;
-    yield* copyRange(source, copy, at, start);
+    yield* copyInTurns(source.subarray(at, start), copy, at);
     at = end;
   }
-  yield* copyRange(source, copy, at, source.length);
+  yield* copyInTurns(source.subarray(at), copy, at);
 }

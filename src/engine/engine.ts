@@ -8,7 +8,7 @@ import type { DistancesParams, InitParams, NormsParams, PlanParams, ReduceParams
 import type { OptimizerDefinition } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
 import { canonicalText } from "./canonical.ts";
-import { copyRest, type RetainedFiles } from "./copies.ts";
+import { copyRest } from "./copies.ts";
 import { distances } from "./distances.ts";
 import { type Estimate, estimate } from "./estimate.ts";
 import { init } from "./init.ts";
@@ -20,7 +20,7 @@ import { type Reduced, type ReduceFiles, reduce, type Update } from "./reduce.ts
 import type { StepReport } from "./report.ts";
 import type { QueueTime } from "./runner.ts";
 import { readState, type State } from "./state.ts";
-import { type Progress, readProgress, runStep, type StepFiles, type StepOutput } from "./step.ts";
+import { type Progress, type RetainedFiles, readProgress, runStep, type StepFiles, type StepOutput } from "./step.ts";
 import {
   type BlobInput,
   beginCopy,
@@ -141,28 +141,22 @@ export class Engine {
       params: paramFile,
       grads: reduced?.grads ?? (await loadTensors(grads as Tensors, "/grads", lease)),
       state: await stateFile(),
+      retained,
     };
     const isLarge = hasManyTensors(files.params) || hasManyTensors(files.grads);
     // Bodies with the same template may have updates of other tensors, and so other gradients.
-    const output = await this.#runCall(isLarge, (run) => this.#step(options, { ...files, retained }, reduced ? undefined : template, lease, queueTime, run));
+    const output = await this.#runCall(isLarge, (run) => this.#step(options, files, reduced ? undefined : template, lease, queueTime, run));
     return reduced ? { ...output, reduced, report: withReduceReport(output.report, reduced) } : output;
   }
 
-  async #step(
-    options: StepOptions,
-    { retained, ...files }: StepFiles & { readonly retained: RetainedFiles },
-    template: object | undefined,
-    lease: Lease,
-    queueTime: QueueTime,
-    run: Run,
-  ): Promise<StepOutput> {
+  async #step(options: StepOptions, files: StepFiles, template: object | undefined, lease: Lease, queueTime: QueueTime, run: Run): Promise<StepOutput> {
     const recent = template && this.#recent.get(template);
     const { matched, layout } = recent && isCompiledFor(files, recent.headers) ? recent : await this.#layoutOf(options, files, template, run);
-    if (retained.params || retained.state) await inTurns(copyRest(layout, retained, { params: files.params.bytes, state: files.state }));
+    if (files.retained.params || files.retained.state) await inTurns(copyRest(layout, files));
     const progress = await inTurns(readProgress(layout, files.state));
     // A layout contains the momentum. A schedule that cycles the momentum needs a new layout for this step.
     const current = (await inTurns(changesHyperparameters(layout, progress))) ? await run(this.#compile(options, matched, progress)) : layout;
-    return runStep(current, progress, files, retained, lease, this.#pool, queueTime);
+    return runStep(current, progress, files, lease, this.#pool, queueTime);
   }
 
   /** Finds the layout of a step in the cache, or compiles it. */

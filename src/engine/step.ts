@@ -9,7 +9,6 @@ import { CHEAP_ITEMS_PER_YIELD, inTurns, mapInTurns, mapped, type Task } from ".
 import { StepdError } from "../errors/errors.ts";
 import type { StepContext } from "../optimizers/registry.ts";
 import type { Pool } from "../pool/pool.ts";
-import type { RetainedFiles } from "./copies.ts";
 import type { Layout, StepTarget } from "./layout.ts";
 import { writeOutput } from "./output.ts";
 import type { Rates } from "./plan.ts";
@@ -19,11 +18,19 @@ import { isRepeatable, type KernelCall, NEW_SLOTS, type QueueTime, Runner, type 
 import { newStateHeader, readStep, STEP, writeStep } from "./state.ts";
 import { encodeTensors, type ReplyTensors, type TensorFile } from "./tensors.ts";
 
+/** The cached results that a step reads. Undefined for an input that came with the call. */
+export interface RetainedFiles {
+  readonly params: Buffer | undefined;
+  readonly state: Buffer | undefined;
+}
+
 /** The inputs of a step, loaded into the arena. */
 export interface StepFiles {
   readonly params: TensorFile;
   readonly grads: TensorFile;
   readonly state: Buffer | undefined;
+  /** The workers copy the parameters and the state from here. */
+  readonly retained: RetainedFiles;
 }
 
 export interface StepOutput {
@@ -73,15 +80,8 @@ export function* readProgress({ plan, targets, resting }: Layout, state: Buffer 
 }
 
 /** Runs a step. It overwrites the inputs in the lease. */
-export const runStep = async (
-  layout: Layout,
-  progress: Progress,
-  files: StepFiles,
-  retained: RetainedFiles,
-  lease: Lease,
-  pool: Pool,
-  queueTime: QueueTime,
-): Promise<StepOutput> => {
+export const runStep = async (layout: Layout, progress: Progress, files: StepFiles, lease: Lease, pool: Pool, queueTime: QueueTime): Promise<StepOutput> => {
+  const { retained } = files;
   const { options, plan, isMeasured, targets, newSlotBytes, workBytes } = layout;
   const nonFinite = options.non_finite ?? "error";
   const newest = progress.taken.reduce((most, taken) => Math.max(most, taken), 0);

@@ -2,7 +2,7 @@
 import { type Lease, RetainedBlob } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, isCountable, readElement, writeElement } from "../codec/dtype.ts";
 import { type Mapping, mappingOf } from "../codec/members.ts";
-import { Parts } from "../codec/parts.ts";
+import { copyInTurns, Parts } from "../codec/parts.ts";
 import { headerEnd, readSafetensorsInTurns, type Safetensors, type TensorDescription, type TensorInfo } from "../codec/safetensors.ts";
 import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, inTurns, mapped, type Task } from "../codec/turns.ts";
 import { countCharacters } from "../errors/characters.ts";
@@ -53,20 +53,8 @@ function* readBlob(blob: BlobInput, field: string, code: ErrorName, lease: Lease
   if (!(blob instanceof RetainedBlob)) return blobInArena(blob, lease);
   const { bytes } = blob;
   const copy = lease.view(lease.alloc(bytes.length), bytes.length);
-  yield* copyRange(bytes, copy, 0, bytes.length);
+  yield* copyInTurns(bytes, copy, 0);
   return copy;
-}
-
-/** The bytes copied between two yields. */
-const COPIED_BYTES = 2 ** 23;
-
-/** Copies a range of one buffer to the same range of another. */
-export function* copyRange(source: Buffer, target: Buffer, start: number, end: number): Task<void> {
-  for (let at = start; at < end; at += COPIED_BYTES) {
-    if (at > start) yield;
-    const stop = Math.min(at + COPIED_BYTES, end);
-    target.fill(source.subarray(at, stop), at, stop);
-  }
 }
 
 /** Allocates the copy of a retained file, and copies only the header. Reserves heap for the header. */

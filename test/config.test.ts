@@ -10,6 +10,7 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { helpText, readConfig, settings, warningsFor } from "../src/config.ts";
+import { childEnv } from "./support/env.ts";
 import { started } from "./support/service.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -28,7 +29,7 @@ interface Run {
 /** Starts the service. `ended` resolves with the output and the exit code. */
 const run = (env: Env, args: readonly string[] = [], command: readonly string[] = [process.execPath, main]) => {
   const [file = "", ...rest] = command;
-  const child = spawn(file, [...rest, ...args], { cwd: root, env: { PATH: process.env["PATH"], ...env }, stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(file, [...rest, ...args], { cwd: root, env: { ...childEnv, ...env }, stdio: ["ignore", "pipe", "pipe"] });
   let stdout = "";
   let stderr = "";
   child.stdout.on("data", (chunk) => {

@@ -1,6 +1,6 @@
 /**
- * Builds and installs the tests' requirements that npm ci does not install: `node test/prepare.ts [main] [container]`. The
- * arguments select the scripts test:main and test:container of package.json. Announces each requirement before making it, and
+ * Builds and installs the tests' requirements that npm ci does not install: `node test/prepare.ts [tools] [container]`. The
+ * arguments select the scripts test:tools and test:container of package.json. Announces each requirement before making it, and
  * skips those that exist.
  */
 import { execFile, spawn } from "node:child_process";
@@ -45,8 +45,8 @@ const prepareEngine = async (): Promise<void> => {
 };
 
 const parts: Readonly<Record<string, readonly (() => Promise<unknown>)[]>> = {
-  main: [
-    () => debianPrograms({ haproxy: "haproxy", "systemd-analyze": "systemd", "systemd-sysusers": "systemd", strace: "strace" }),
+  tools: [
+    () => debianPrograms({ haproxy: "haproxy", openssl: "openssl", "systemd-analyze": "systemd", "systemd-sysusers": "systemd", strace: "strace" }),
     findChromium,
     () => program("promtool"),
     python,

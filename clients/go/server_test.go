@@ -76,7 +76,8 @@ func startServer(env ...string) (*server, error) {
 	}
 	s := &server{process: exec.Command(node, "src/main.ts"), exited: make(chan struct{})}
 	s.process.Dir = root
-	s.process.Env = append([]string{"PATH=" + os.Getenv("PATH"), "STEPD_PORT=0", "STEPD_ARENA_MIB=256", "STEPD_LOG_LEVEL=warn", "STEPD_WORKERS=1"}, env...)
+	// Many tests start a server, so the servers share a cache of compiled sources. Its path is relative to s.process.Dir.
+	s.process.Env = append([]string{"PATH=" + os.Getenv("PATH"), "NODE_COMPILE_CACHE=build/compile-cache", "STEPD_PORT=0", "STEPD_ARENA_MIB=256", "STEPD_LOG_LEVEL=warn", "STEPD_WORKERS=1"}, env...)
 	out, err := s.process.StderrPipe()
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import { join } from "node:path";
+import { childEnv } from "../support/env.ts";
 import { started } from "../support/service.ts";
 import { root } from "../support/tree.ts";
 
@@ -30,7 +31,7 @@ export class Command implements AsyncDisposable {
   /** Starts a program, by default `node src/cli/main.ts`. */
   constructor(args: readonly string[], env: Readonly<Record<string, string>> = {}, program: readonly string[] = [process.execPath, main], cwd = root) {
     const [file = "", ...rest] = program;
-    this.child = spawn(file, [...rest, ...args], { cwd, env: { PATH: process.env["PATH"], ...env }, stdio: ["ignore", "pipe", "pipe"] });
+    this.child = spawn(file, [...rest, ...args], { cwd, env: { ...childEnv, ...env }, stdio: ["ignore", "pipe", "pipe"] });
     this.child.stdout?.on("data", (chunk) => {
       this.stdout += chunk;
     });

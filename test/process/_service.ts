@@ -9,6 +9,7 @@ import http from "node:http";
 import os from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { childEnv } from "../support/env.ts";
 import { root } from "../support/tree.ts";
 
 export type Env = Readonly<Record<string, string>>;
@@ -31,7 +32,7 @@ export class SocketService implements AsyncDisposable {
 
   constructor(stdio: StdioOptions, env: Env = {}, command: readonly string[] = [process.execPath, join(root, "src/main.ts")]) {
     const [file = "", ...args] = command;
-    this.child = spawn(file, args, { cwd: root, env: { PATH: process.env["PATH"], ...SMALL, STEPD_SOCKET: this.socket, ...env }, stdio });
+    this.child = spawn(file, args, { cwd: root, env: { ...childEnv, ...SMALL, STEPD_SOCKET: this.socket, ...env }, stdio });
     this.ended = once(this.child, "exit");
   }
 

@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import type { Readable } from "node:stream";
 import { Packr, Unpackr } from "msgpackr";
+import { childEnv } from "./env.ts";
 
 const main = new URL("../../src/main.ts", import.meta.url).pathname;
 
@@ -72,7 +73,7 @@ export class TestService implements AsyncDisposable {
     entry = main,
   ): Promise<TestService> {
     const child = spawn(program, [...args, ...nodeFlags, entry], {
-      env: { PATH: process.env["PATH"], STEPD_PORT: "0", STEPD_ARENA_MIB: "256", STEPD_LOG_LEVEL: "warn", ...env },
+      env: { ...childEnv, STEPD_PORT: "0", STEPD_ARENA_MIB: "256", STEPD_LOG_LEVEL: "warn", ...env },
       // Modules loaded with --import, such as turns.ts, use the IPC channel.
       stdio: ["ignore", "ignore", "pipe", "ipc"],
     });

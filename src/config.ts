@@ -38,6 +38,7 @@ export interface Config {
   /** The port of the admin server for /metrics and health; undefined for none. */
   readonly adminPort: number | undefined;
   readonly adminHost: string;
+  readonly receiptKeyFile: string;
   readonly corsOrigins: readonly string[];
   /** "on" serves the page for browsers at /. */
   readonly page: string;
@@ -230,6 +231,12 @@ const settingsOf = (machine: Machine) =>
     tlsClientCaFile: {
       name: "STEPD_TLS_CLIENT_CA_FILE",
       help: "certificate authorities in PEM; if set, every caller needs a certificate that one of them signed",
+      initial: "",
+      parse: parseText,
+    },
+    receiptKeyFile: {
+      name: "STEPD_RECEIPT_KEY_FILE",
+      help: "private Ed25519 key in PEM; if set, receipts are signed with it",
       initial: "",
       parse: parseText,
     },

@@ -23,6 +23,7 @@ import {
   watchTls,
 } from "./http/server.ts";
 import { KernelsError, Pool, poolBytes } from "./pool/pool.ts";
+import { Hasher, Receipts, SigningKey } from "./receipts/receipts.ts";
 import { Rpc } from "./rpc/rpc.ts";
 import { Telemetry } from "./telemetry/telemetry.ts";
 
@@ -63,6 +64,7 @@ export class Service implements AsyncDisposable {
   readonly #server: Server;
   readonly #admin: Server | undefined;
   readonly #config: Config;
+  readonly #hasher: Hasher;
   readonly #sockets = new Map<Server, ReadonlySet<net.Socket>>();
   /** The watches on the files with tokens and certificates. */
   readonly #watches = new DisposableStack();
@@ -80,11 +82,18 @@ export class Service implements AsyncDisposable {
     if (tls) telemetry.setCertificates(tls.certificates);
     const tokens = config.tokensFile === "" ? undefined : this.#watches.use(readTokens(config.tokensFile, telemetry));
     const folder = config.sharedDir === "" ? undefined : openFolder(config.sharedDir);
+    const key = config.receiptKeyFile === "" ? undefined : readReceiptKey(config.receiptKeyFile);
+    this.#hasher = new Hasher(pool.workers);
     const cache = config.cacheMib === 0 ? undefined : new ResultCache(arena, Math.min(config.cacheMib * MIB, arena.capacity));
     const http = {
       admission: arena,
       heap: new HeapBudget(config.maxJsonMib * MIB),
-      rpc: new Rpc(version, { engine: new Engine(pool, arena.capacity), blobs: (caller) => new Blobs(folder, cache, caller), telemetry }),
+      rpc: new Rpc(version, {
+        engine: new Engine(pool, arena.capacity),
+        blobs: (caller) => new Blobs(folder, cache, caller),
+        telemetry,
+        receipts: new Receipts(version, this.#hasher, key),
+      }),
       telemetry,
       limits,
       authenticator: tokens,
@@ -102,6 +111,7 @@ export class Service implements AsyncDisposable {
         kernels: pool.kernelNames,
         workers: pool.workers,
         shared_memory: folder !== undefined,
+        receipt_key: key ? { name: key.name, public_key: key.publicKey } : null,
         limits: {
           arena_bytes: arena.capacity,
           cache_bytes: cache?.capacity ?? 0,
@@ -199,6 +209,7 @@ export class Service implements AsyncDisposable {
     this.#watches.dispose();
     const servers = [this.#server, this.#admin].filter((server) => server !== undefined);
     await Promise.all(servers.map((server) => closeServer(server, this.#sockets.get(server) ?? new Set(), deadline)));
+    await this.#hasher[Symbol.asyncDispose]();
     await this.pool[Symbol.asyncDispose]();
   }
 }
@@ -255,6 +266,14 @@ const openFolder = (path: string): SharedFolder => {
     return new SharedFolder(path);
   } catch (error) {
     throw new ConfigError(`STEPD_SHARED_DIR: expected a folder, found ${JSON.stringify(path)} (${(error as Error).message})`);
+  }
+};
+
+const readReceiptKey = (path: string): SigningKey => {
+  try {
+    return new SigningKey(path);
+  } catch (error) {
+    throw new ConfigError(`STEPD_RECEIPT_KEY_FILE: ${(error as Error).message}`);
   }
 };
 

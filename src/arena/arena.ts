@@ -373,8 +373,11 @@ export class Retained {
 /** A blob of retained memory. A call must not overwrite it, because other calls may read it. */
 export class RetainedBlob {
   readonly bytes: Buffer;
+  /** The SHA-256 of the bytes in hexadecimal, if a receipt has needed it. */
+  sha256: string | undefined;
 
-  constructor(bytes: Buffer) {
+  constructor(bytes: Buffer, sha256?: string) {
     this.bytes = bytes;
+    this.sha256 = sha256;
   }
 }

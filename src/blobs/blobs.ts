@@ -1,5 +1,5 @@
 /** Resolves references to blobs: a call can name a file or a cached blob instead of sending bytes. Results can go to a file or the cache. */
-import { type Lease, RetainedBlob } from "../arena/arena.ts";
+import type { Lease, RetainedBlob } from "../arena/arena.ts";
 import type { Mapping } from "../codec/members.ts";
 import { Parts } from "../codec/parts.ts";
 import { StepdError } from "../errors/errors.ts";
@@ -57,6 +57,8 @@ interface StepResult {
   readonly state: Parts;
   /** True if the caller can recover the new parameters from the rounded ones or from the state. */
   readonly isRecoverable: boolean;
+  /** The known digests of the whole parameters and the state. */
+  readonly digests?: Readonly<Record<string, string>> | undefined;
 }
 
 /** The fields of the reply that contain the result or name its place. */
@@ -160,7 +162,7 @@ export class Blobs {
     const cache = reply.cache === true ? this.#cache : undefined;
     const keeper = cache && {
       capacity: cache.capacity,
-      keep: (blobs: Readonly<Record<string, Parts>>) => cache.keep(blobs, [...this.#sources], this.#caller, lease),
+      keep: (blobs: Readonly<Record<string, Parts>>, digests: Digests) => cache.keep(blobs, [...this.#sources], this.#caller, lease, digests),
     };
     const delivery = new Delivery(reply, ranges, keeper, (work) => this.#timed(work));
     try {
@@ -199,7 +201,7 @@ export class Blobs {
     const found = this.#cache?.get(handle, this.#caller, lease);
     if (!found) throw StepdError.mismatch("BLOB_MISSING", field, "the handle of a blob that this server still has; send the blob", handle);
     this.#sources.add(found.result);
-    return new RetainedBlob(found.blob);
+    return found.blob;
   }
 
   async #timed<T>(work: () => Promise<T> | T): Promise<T> {
@@ -230,10 +232,12 @@ const requireDisjoint = ({ params, state }: { readonly params?: SharedRange; rea
   );
 };
 
+type Digests = StepResult["digests"];
+
 /** Keeps blobs of this call in the cache. */
 interface Keeper {
   readonly capacity: number;
-  keep(blobs: Readonly<Record<string, Parts>>): ReturnType<ResultCache["keep"]>;
+  keep(blobs: Readonly<Record<string, Parts>>, digests: Digests): ReturnType<ResultCache["keep"]>;
 }
 
 type Timed = <T>(work: () => Promise<T> | T) => Promise<T>;
@@ -263,7 +267,7 @@ class Delivery implements AsyncDisposable {
     return isPlain ? this.#deliver(result) : this.#timed(() => this.#deliver(result));
   }
 
-  async #deliver({ params: whole, rounded, state, isRecoverable }: StepResult): Promise<ResultFields> {
+  async #deliver({ params: whole, rounded, state, isRecoverable, digests }: StepResult): Promise<ResultFields> {
     const { params: form = "same", state: stateForm = "same" } = this.#reply;
     const params = form === "none" ? undefined : (rounded ?? whole);
     if (params !== undefined && this.#ranges.params && !(params instanceof Parts)) {
@@ -272,7 +276,7 @@ class Delivery implements AsyncDisposable {
     // A failed check must leave the files unchanged, so all checks come before the first write.
     if (params instanceof Parts) this.#ranges.params?.requireRoom(params.length);
     this.#ranges.state?.requireRoom(state.length);
-    const cached = this.#keeper && (await this.#keep(this.#keeper, whole, state));
+    const cached = this.#keeper && (await this.#keep(this.#keeper, whole, state, digests));
     if (stateForm === "none" && !cached?.state) throw notCachedError("state", state.length, this.#keeper?.capacity ?? 0);
     // A caller without reply.cache has chosen to discard the full-precision parameters.
     if (this.#reply.cache === true && form !== "same" && !isRecoverable && !cached?.params) throw this.#paramsLost(whole, state, form);
@@ -286,10 +290,10 @@ class Delivery implements AsyncDisposable {
     };
   }
 
-  async #keep({ capacity, keep }: Keeper, params: Parts | PlainTensors, state: Parts): Promise<NonNullable<ResultFields["cached"]>> {
+  async #keep({ capacity, keep }: Keeper, params: Parts | PlainTensors, state: Parts, digests: Digests): Promise<NonNullable<ResultFields["cached"]>> {
     // If both do not fit together, only the state is kept, because it is larger.
     const fits = params instanceof Parts && params.length + state.length <= capacity;
-    const handles = await keep(fits ? { params, state } : { state }).catch((error) => {
+    const handles = await keep(fits ? { params, state } : { state }, digests).catch((error) => {
       // A StepdError means that the arena has no room for a copy.
       if (!(error instanceof StepdError)) throw error;
     });

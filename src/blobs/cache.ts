@@ -5,7 +5,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { LRUCache } from "lru-cache";
-import type { Arena, Lease, Range, Retained } from "../arena/arena.ts";
+import { type Arena, type Lease, type Range, type Retained, RetainedBlob } from "../arena/arena.ts";
 import { copyInTurns, type Parts } from "../codec/parts.ts";
 import { inTurns, type Task } from "../codec/turns.ts";
 
@@ -18,7 +18,7 @@ export interface CachedResult {
   readonly caller: string | undefined;
   readonly memory: Retained;
   /** The blobs by the field that they had in the reply. */
-  readonly blobs: ReadonlyMap<string, Buffer>;
+  readonly blobs: ReadonlyMap<string, RetainedBlob>;
   /** The results from which this result was computed. They are kept until a call uses this result, because the reply with its handle may be lost. */
   sources: readonly CachedResult[];
   /** The latest result that was computed from this result. */
@@ -39,7 +39,7 @@ export class ResultCache {
       maxSize: capacity,
       sizeCalculation: ({ blobs }) =>
         Math.max(
-          [...blobs.values()].reduce((sum, { length }) => sum + length, 0),
+          [...blobs.values()].reduce((sum, { bytes }) => sum + bytes.length, 0),
           1,
         ),
       dispose: ({ memory }, _, reason) => {
@@ -61,7 +61,7 @@ export class ResultCache {
   }
 
   /** Finds the result of a handle and its blob. Keeps them until the end of the lease. */
-  get(handle: string, caller: string | undefined, lease: Lease): { readonly result: CachedResult; readonly blob: Buffer } | undefined {
+  get(handle: string, caller: string | undefined, lease: Lease): { readonly result: CachedResult; readonly blob: RetainedBlob } | undefined {
     const [id = "", field = ""] = handle.split(".");
     const result = this.#results.get(id);
     const blob = result?.caller === caller ? result?.blobs.get(field) : undefined;
@@ -76,7 +76,7 @@ export class ResultCache {
 
   /**
    * Keeps the blobs of a call and returns their handles by field. Blobs in the arena stay in place; others are copied there. `sources`
-   * are the cached results that the call read. The results from which they were computed are freed, because no caller needs them
+   * are the cached results that the call read. `digests` are the known digests of blobs by field. The results from which they were computed are freed, because no caller needs them
    * any more. An earlier result of the same sources is freed, too. Returns undefined, and keeps nothing, if the blobs exceed the
    * capacity. Throws OVERLOADED or PAYLOAD_TOO_LARGE if a copy has no room.
    */
@@ -85,6 +85,7 @@ export class ResultCache {
     sources: readonly CachedResult[],
     caller: string | undefined,
     lease: Lease,
+    digests: Readonly<Record<string, string>> = {},
   ): Promise<Readonly<Record<string, string>> | undefined> {
     const fields = Object.entries(blobs);
     if (fields.reduce((sum, [, { length }]) => sum + length, 0) > this.capacity) return undefined;
@@ -93,7 +94,8 @@ export class ResultCache {
     for (const { sources: earlier, successor } of sources) for (const result of successor ? [...earlier, successor] : earlier) this.#results.delete(result.id);
     const ranges = views.map(([, { byteOffset, length }]): Range => ({ start: byteOffset, bytes: length }));
     const id = randomBytes(HANDLE_BYTES).toString("base64url");
-    const result: CachedResult = { id, caller, memory: lease.retain(ranges), blobs: new Map(views), sources, successor: undefined };
+    const retained = views.map(([field, view]) => [field, new RetainedBlob(view, digests[field])] as const);
+    const result: CachedResult = { id, caller, memory: lease.retain(ranges), blobs: new Map(retained), sources, successor: undefined };
     for (const source of sources) {
       source.sources = [];
       source.successor = result;

@@ -6,6 +6,7 @@ import { Arena, Lease } from "../arena/arena.ts";
 import { Blobs } from "../blobs/blobs.ts";
 import { Engine } from "../engine/engine.ts";
 import { KernelsError, Pool, poolBytes } from "../pool/pool.ts";
+import { Hasher, Receipts } from "../receipts/receipts.ts";
 import { Rpc } from "../rpc/rpc.ts";
 import { Telemetry } from "../telemetry/telemetry.ts";
 import { CommandError } from "./_command.ts";
@@ -18,14 +19,17 @@ const WORKERS = 1;
 export class Offline implements AsyncDisposable {
   readonly arena: Arena;
   readonly #pool: Pool;
+  readonly #hasher: Hasher;
   readonly #rpc: Rpc;
 
   private constructor(arena: Arena, pool: Pool) {
     this.arena = arena;
     this.#pool = pool;
+    this.#hasher = new Hasher(pool.workers);
     this.#rpc = new Rpc("", {
       engine: new Engine(pool, arena.capacity),
       blobs: () => new Blobs(undefined, undefined, undefined),
+      receipts: new Receipts("", this.#hasher, undefined),
       telemetry: new Telemetry({ level: "silent", version: "", node: process.version }),
     });
   }
@@ -49,8 +53,9 @@ export class Offline implements AsyncDisposable {
     return (await this.#rpc.call(method, params, { lease, caller: undefined, template: undefined }, () => {})) as Result;
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.#pool[Symbol.asyncDispose]();
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#hasher[Symbol.asyncDispose]();
+    await this.#pool[Symbol.asyncDispose]();
   }
 }
 

@@ -24,6 +24,7 @@ import { type Progress, type RetainedFiles, readProgress, runStep, type StepFile
 import {
   type BlobInput,
   beginCopy,
+  filePieces,
   headerKey,
   loadBlob,
   loadTensors,
@@ -40,6 +41,7 @@ export { encodeGrads, type Reduced } from "./reduce.ts";
 export type { QueueTime } from "./runner.ts";
 export { STATE_FORMAT, type State } from "./state.ts";
 export type { StepOutput } from "./step.ts";
+export { filePieces } from "./tensors.ts";
 
 /** A call after its blob references are resolved. */
 export type Loaded<Call> = {
@@ -119,10 +121,11 @@ export class Engine {
 
   /** Runs one step. docs/wire-format.md lists its errors under optimizer.step. */
   async step(
-    { params, grads, reduce: reduction, state = null, ...options }: Loaded<StepParams>,
+    { params, grads, reduce: reduction, state = null, receipt: _, ...options }: Loaded<StepParams>,
     lease: Lease,
     queueTime: QueueTime,
     template?: object,
+    digests?: InputDigests,
   ): Promise<StepOutput> {
     // The reduction needs whole parameters, so these are copied before it.
     const retained: RetainedFiles = {
@@ -132,7 +135,7 @@ export class Engine {
     const paramFile = retained.params
       ? { bytes: beginCopy(retained.params, "TENSORS_CORRUPT", lease), plain: undefined }
       : await loadTensors(params, "/params", lease);
-    const reduced = reduction && (await this.#reduce(reduction, "/reduce", paramFile, lease, queueTime));
+    const reduced = reduction && (await this.#reduce(reduction, "/reduce", paramFile, lease, queueTime, digests));
     const stateFile = async (): Promise<Buffer | undefined> => {
       if (retained.state) return beginCopy(retained.state, "STATE_CORRUPT", lease);
       return state === null ? undefined : inTurns(loadBlob(state, "/state", "STATE_CORRUPT", lease));
@@ -143,6 +146,13 @@ export class Engine {
       state: await stateFile(),
       retained,
     };
+    if (digests) {
+      await addInput(digests, "/params", params, files.params);
+      if (!reduced) await addInput(digests, "/grads", grads, files.grads);
+      if (files.state) await addInput(digests, "/state", state, { bytes: files.state, plain: undefined });
+      // The step overwrites its inputs.
+      await digests.inputsHashed();
+    }
     const isLarge = hasManyTensors(files.params) || hasManyTensors(files.grads);
     // Bodies with the same template may have updates of other tensors, and so other gradients.
     const output = await this.#runCall(isLarge, (run) => this.#step(options, files, reduced ? undefined : template, lease, queueTime, run));
@@ -191,23 +201,31 @@ export class Engine {
   }
 
   /** Creates the state before the first step: initial values and step 0 for all parameters. */
-  async init({ params, ...options }: Loaded<InitParams>, lease: Lease, queueTime: QueueTime): Promise<Parts> {
+  async init({ params, ...options }: Loaded<InitParams>, lease: Lease, queueTime: QueueTime, digests?: InputDigests): Promise<Parts> {
     const file = await loadTensors(params, "/params", lease);
+    if (digests) await addInput(digests, "/params", params, file);
     return this.#runCall(hasManyTensors(file), (run) => init(options, file, lease, this.#pool, queueTime, run));
   }
 
   /** Computes sums of squares by tensor, for exact clipping over several calls. */
-  async norms({ grads, params, loss_scale: lossScale = 1 }: Loaded<NormsParams>, lease: Lease, queueTime: QueueTime): Promise<Norms> {
+  async norms({ grads, params, loss_scale: lossScale = 1 }: Loaded<NormsParams>, lease: Lease, queueTime: QueueTime, digests?: InputDigests): Promise<Norms> {
     const gradFile = await loadTensors(grads, "/grads", lease);
     const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
+    if (digests) {
+      await addInput(digests, "/grads", grads, gradFile);
+      if (paramFile) await addInput(digests, "/params", params, paramFile);
+      // A loss scale divides the gradients in place.
+      await digests.inputsHashed();
+    }
     const isLarge = hasManyTensors(gradFile) || (paramFile !== undefined && hasManyTensors(paramFile));
     return this.#runCall(isLarge, (run) => norms(gradFile, paramFile, lossScale, lease, this.#pool, queueTime, run));
   }
 
   /** Combines the updates of several clients into one pseudo-gradient. */
-  async reduce({ params, ...reduction }: Loaded<ReduceParams>, lease: Lease, queueTime: QueueTime): Promise<Reduced> {
+  async reduce({ params, ...reduction }: Loaded<ReduceParams>, lease: Lease, queueTime: QueueTime, digests?: InputDigests): Promise<Reduced> {
     const paramFile = params === undefined ? undefined : await loadTensors(params, "/params", lease);
-    return this.#reduce(reduction, "", paramFile, lease, queueTime);
+    if (digests && paramFile) await addInput(digests, "/params", params, paramFile);
+    return this.#reduce(reduction, "", paramFile, lease, queueTime, digests);
   }
 
   /** Combines updates. `prefix` is the JSON pointer of the reduction's fields. */
@@ -217,11 +235,17 @@ export class Engine {
     params: TensorFile | undefined,
     lease: Lease,
     queueTime: QueueTime,
+    digests?: InputDigests,
   ): Promise<Reduced> {
     const loaded: Update[] = [];
-    for (const [index, { tensors, weight = 1 }] of updates.entries())
-      loaded.push({ file: await loadTensors(tensors, `${prefix}/updates/${index}/tensors`, lease), weight });
+    for (const [index, { tensors, weight = 1 }] of updates.entries()) {
+      const field = `${prefix}/updates/${index}/tensors`;
+      const file = await loadTensors(tensors, field, lease);
+      if (digests) await addInput(digests, field, tensors, file);
+      loaded.push({ file, weight });
+    }
     const sum = accumulator === null ? undefined : await inTurns(loadBlob(accumulator, `${prefix}/accumulator`, "STATE_CORRUPT", lease));
+    if (digests && sum) await addInput(digests, `${prefix}/accumulator`, accumulator, { bytes: sum, plain: undefined });
     const files: ReduceFiles = { prefix, params, updates: loaded, accumulator: sum };
     const isLarge = loaded.reduce((total, { file }) => total + maxTensors(file), params ? maxTensors(params) : 0) > MANY_TENSORS;
     return this.#runCall(isLarge, (run) => reduce(options, files, lease, this.#pool, queueTime, run));
@@ -266,6 +290,20 @@ export class Engine {
     return isLarge ? this.#largeCalls.runCall(() => call(inTurns)) : call((work) => this.#longTasks.run(work));
   }
 }
+
+/** Hashes the inputs of a call for its receipt. */
+export interface InputDigests {
+  /** Starts to hash an input. `blob` may know its digest already, and remembers it. */
+  addInput(field: string, pieces: readonly Uint8Array[], blob?: RetainedBlob): void;
+  /** Resolves when all inputs are hashed. */
+  inputsHashed(): Promise<void>;
+}
+
+/** Adds an input as it was given, or else as it was loaded. The copy of a retained blob may be incomplete at this time. */
+const addInput = async (digests: InputDigests, field: string, given: unknown, loaded: TensorFile): Promise<void> => {
+  if (given instanceof RetainedBlob) digests.addInput(field, [given.bytes], given);
+  else digests.addInput(field, await inTurns(filePieces(loaded)));
+};
 
 function* loadState(state: BlobInput, lease: Lease): Task<State> {
   return yield* readState(yield* loadBlob(state, "/state", "STATE_CORRUPT", lease));

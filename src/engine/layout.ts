@@ -17,7 +17,7 @@ import { codesOf, MASTER_PARAM, newStateHeader, requiredSlots, requireFamily, ST
 import { withOffsets } from "./tensors.ts";
 
 /** A step's call without its tensors. */
-export type StepOptions = Omit<StepParams, "params" | "grads" | "reduce" | "state">;
+export type StepOptions = Omit<StepParams, "params" | "grads" | "reduce" | "state" | "receipt">;
 
 /** A parameter that the step updates. */
 export interface StepTarget extends Target {

@@ -37,6 +37,8 @@ export interface StepOutput {
   readonly params: ReplyTensors;
   /** The new parameters rounded to BF16, if the call requests them. */
   readonly rounded: ReplyTensors | undefined;
+  /** The files of the new parameters, whole and rounded. */
+  readonly files: { readonly params: TensorFile; readonly rounded: TensorFile | undefined };
   /** True if the caller can recover the new parameters from the rounded ones or from the state. */
   readonly isRecoverable: boolean;
   readonly state: Parts;
@@ -103,6 +105,7 @@ export const runStep = async (layout: Layout, progress: Progress, files: StepFil
   const output = async (isSkipped: boolean, rounded: RoundedParams | undefined, details: Pick<StepReport, "stats" | "warnings"> = {}): Promise<StepOutput> => ({
     params: await encodeTensors(files.params),
     rounded: rounded?.params,
+    files: { params: files.params, rounded: rounded?.file },
     isRecoverable: isSkipped || layout.isRecoverable,
     state: await writeNewState(layout, results, files.state, bases, lease, isSkipped),
     report: { step: Math.max(newest + (isSkipped || targets.length === 0 ? 0 : 1), progress.restingStep), lr, skipped: isSkipped, ...details },
@@ -242,6 +245,7 @@ const writeNewState = async (
 
 interface RoundedParams {
   readonly params: ReplyTensors;
+  readonly file: TensorFile;
   /** The names of tensors in which a kernel suspects NaN or infinity. */
   readonly suspects: ReadonlySet<string>;
 }
@@ -256,8 +260,10 @@ const roundParams = async (
   const file = bytes === 0 ? lease.view(0, 0) : lease.view(lease.alloc(bytes), bytes);
   if (header.length > 0) file.fill(header, 0, header.length);
   const found = await new Runner(lease, pool, queueTime, [params.bytes.byteOffset, 0, 0, 0, file.byteOffset, 0]).run(targets, ({ calls }) => calls, true);
+  const rounded: TensorFile = { bytes: file, plain: params.plain && tensors };
   return {
-    params: await encodeTensors({ bytes: file, plain: params.plain && tensors }),
+    params: await encodeTensors(rounded),
+    file: rounded,
     suspects: new Set(found.map((index) => (targets[index] as Target).name)),
   };
 };

@@ -3,8 +3,16 @@ import { type Lease, RetainedBlob } from "../arena/arena.ts";
 import { bytesOf, COMPUTED, elementsOf, isCountable, readElement, writeElement } from "../codec/dtype.ts";
 import { type Mapping, mappingOf } from "../codec/members.ts";
 import { copyInTurns, Parts } from "../codec/parts.ts";
-import { headerEnd, readSafetensorsInTurns, type Safetensors, type TensorDescription, type TensorInfo } from "../codec/safetensors.ts";
-import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, inTurns, mapped, type Task } from "../codec/turns.ts";
+import {
+  compareCanonical,
+  headerEnd,
+  readSafetensorsInTurns,
+  type Safetensors,
+  type TensorDescription,
+  type TensorInfo,
+  writeHeaderInTurns,
+} from "../codec/safetensors.ts";
+import { CHEAP_ITEMS_PER_YIELD, ITEMS_PER_YIELD, inTurns, mapped, sorted, type Task } from "../codec/turns.ts";
 import { countCharacters } from "../errors/characters.ts";
 import { describe, type ErrorName, pointerEscape, StepdError } from "../errors/errors.ts";
 import type { PlainTensor } from "../generated/wire.gen.ts";
@@ -256,5 +264,15 @@ const readValues = ({ dtype, offset }: TensorInfo, file: Buffer, from: number, t
   }
   return values;
 };
+
+/**
+ * Lists the bytes of a file, for its digest. Plain tensors have those of the canonical safetensors file with the same tensors, so that
+ * their digest does not depend on the form of the request.
+ */
+export function* filePieces({ bytes, plain }: TensorFile): Task<readonly Uint8Array[]> {
+  if (!plain) return [bytes];
+  const ordered = yield* sorted(plain, compareCanonical);
+  return [yield* writeHeaderInTurns({}, ordered), ...ordered.map(({ offset, bytes: length }) => bytes.subarray(offset, offset + length))];
+}
 
 export const isSameShape = (a: readonly number[], b: readonly number[]): boolean => a.length === b.length && a.every((size, index) => size === b[index]);

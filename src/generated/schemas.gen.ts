@@ -502,6 +502,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
     "properties": {
       "state": {
         "$ref": "tensor.schema.json#/$defs/Blob"
+      },
+      "receipt": {
+        "$ref": "receipt.schema.json"
       }
     }
   },
@@ -554,6 +557,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "description": "Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.",
         "type": "boolean",
         "default": false
+      },
+      "receipt": {
+        "$ref": "receipt.schema.json#/$defs/ReceiptOption"
       }
     }
   },
@@ -752,6 +758,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "items": {
           "type": "string"
         }
+      },
+      "receipt": {
+        "$ref": "receipt.schema.json"
       }
     }
   },
@@ -794,6 +803,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "minimum": 1.1754943508222875e-38,
         "maximum": 3.4028234663852886e+38,
         "default": 1
+      },
+      "receipt": {
+        "$ref": "receipt.schema.json#/$defs/ReceiptOption"
       }
     }
   },
@@ -2097,6 +2109,139 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
   },
   {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "receipt.schema.json",
+    "title": "Receipt",
+    "description": "What a call did: its options, and the SHA-256 of each blob in and out, in hexadecimal. Tensors in lists of numbers have the digest of the canonical safetensors file with the same tensors.",
+    "type": "object",
+    "required": [
+      "format",
+      "version",
+      "method",
+      "options",
+      "revisions",
+      "inputs",
+      "outputs"
+    ],
+    "additionalProperties": false,
+    "properties": {
+      "format": {
+        "const": "stepd.receipt/1"
+      },
+      "version": {
+        "description": "The version of the service.",
+        "type": "string"
+      },
+      "method": {
+        "enum": [
+          "optimizer.step",
+          "optimizer.init",
+          "optimizer.norms",
+          "optimizer.reduce"
+        ]
+      },
+      "options": {
+        "description": "The call without its blobs. Its optimizers have all their hyperparameters.",
+        "type": "object"
+      },
+      "revisions": {
+        "description": "The revision of each optimizer of the call. It rises with every change to the bits of a result.",
+        "type": "object",
+        "additionalProperties": {
+          "type": "integer"
+        }
+      },
+      "part": {
+        "$ref": "receipt.schema.json#/$defs/ReceiptPart"
+      },
+      "inputs": {
+        "description": "The digests of the call's blobs by field, for instance params, grads, state or reduce/updates/0/tensors.",
+        "type": "object",
+        "additionalProperties": {
+          "$ref": "receipt.schema.json#/$defs/Sha256"
+        }
+      },
+      "outputs": {
+        "description": "The digests of the results: params and state of a step, and rounded_params if the reply has them; state of an initial state; grads or accumulator of a reduction.",
+        "type": "object",
+        "additionalProperties": {
+          "$ref": "receipt.schema.json#/$defs/Sha256"
+        }
+      },
+      "step": {
+        "description": "The largest step count in the new state.",
+        "type": "integer",
+        "minimum": 0
+      },
+      "skipped": {
+        "description": "Whether the call did nothing, because of non_finite skip or a reduction without updates.",
+        "type": "boolean"
+      },
+      "grad_norm": {
+        "description": "The norm over all gradients of the call, for optimizer.norms.",
+        "$ref": "tensor.schema.json#/$defs/Value"
+      },
+      "key": {
+        "description": "The name of the key that signed the receipt: the SHA-256 of the public key in DER.",
+        "$ref": "receipt.schema.json#/$defs/Sha256"
+      },
+      "signature": {
+        "description": "The Ed25519 signature, in base64, of the receipt without this field, as canonical JSON (RFC 8785) in UTF-8.",
+        "type": "string",
+        "pattern": "^[A-Za-z0-9+/]{86}==$"
+      }
+    },
+    "dependentRequired": {
+      "key": [
+        "signature"
+      ],
+      "signature": [
+        "key"
+      ]
+    },
+    "$defs": {
+      "Sha256": {
+        "type": "string",
+        "pattern": "^[0-9a-f]{64}$"
+      },
+      "ReceiptPart": {
+        "title": "ReceiptPart",
+        "description": "Which part of a sharded step a call is. The parts of a step have one receipt each, with indexes from 0.",
+        "type": "object",
+        "required": [
+          "index",
+          "count"
+        ],
+        "additionalProperties": false,
+        "properties": {
+          "index": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": 65535
+          },
+          "count": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 65536
+          }
+        }
+      },
+      "ReceiptOption": {
+        "title": "ReceiptOption",
+        "description": "Whether the reply has a receipt: the SHA-256 of each blob in and out, and the options. An object says which part of a sharded step this call is, and the receipt repeats it.",
+        "if": {
+          "type": "boolean"
+        },
+        "then": true,
+        "else": {
+          "$ref": "receipt.schema.json#/$defs/ReceiptPart"
+        },
+        "tsType": "boolean | ReceiptPart",
+        "default": false
+      }
+    }
+  },
+  {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
     "$id": "reduce-result.schema.json",
     "title": "ReduceResult",
     "description": "The pseudo-gradient, or the accumulator if the call does not finish.",
@@ -2135,6 +2280,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
       "skipped": {
         "description": "Whether the result is empty: there is no update, or all weights are 0.",
         "type": "boolean"
+      },
+      "receipt": {
+        "$ref": "receipt.schema.json"
       }
     }
   },
@@ -2234,6 +2382,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
         "description": "Whether the call returns the pseudo-gradient. Otherwise it returns the accumulator, for further updates in another call.",
         "type": "boolean",
         "default": true
+      },
+      "receipt": {
+        "$ref": "receipt.schema.json#/$defs/ReceiptOption"
       }
     },
     "$defs": {
@@ -3025,6 +3176,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             "$ref": "tensor.schema.json#/$defs/CachedBlob"
           }
         }
+      },
+      "receipt": {
+        "$ref": "receipt.schema.json"
       }
     }
   },
@@ -3240,6 +3394,9 @@ export const schemas: readonly { readonly $id: string; readonly [keyword: string
             }
           }
         }
+      },
+      "receipt": {
+        "$ref": "receipt.schema.json#/$defs/ReceiptOption"
       }
     }
   },

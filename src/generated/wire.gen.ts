@@ -22,6 +22,10 @@ export type TensorsSource = Uint8Array | string | { readonly [name: string]: Pla
  */
 export type Schedule = (ConstantSchedule | CosineSchedule | CosineWarmRestartsSchedule | CyclicSchedule | ExponentialSchedule | LinearSchedule | MultistepSchedule | OneCycleSchedule | PolynomialSchedule | SequenceSchedule | StepSchedule)
 /**
+ * One element. JSON has no NaN and no infinity, so these are strings.
+ */
+export type Value1 = number | "NaN" | "Infinity" | "-Infinity"
+/**
  * An optimizer by name with its hyperparameters; absent ones take their defaults.
  */
 export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LARS | Lion | NAdam | QHAdam | QHAdamW | QHM | RAdam | RMSprop | SGD)
@@ -29,6 +33,10 @@ export type Optimizer = (Adadelta | Adagrad | Adam | Adamax | AdamW | LAMB | LAR
  * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
 export type TensorsSource1 = Uint8Array | string | { readonly [name: string]: PlainTensor } | SharedBlob | CachedBlob
+/**
+ * Whether the reply has a receipt: the SHA-256 of each blob in and out, and the options. An object says which part of a sharded step this call is, and the receipt repeats it.
+ */
+export type ReceiptOption = boolean | ReceiptPart
 /**
  * Element type, under its safetensors name.
  */
@@ -44,7 +52,7 @@ export type Blob1 = Uint8Array | string
 /**
  * One element. JSON has no NaN and no infinity, so these are strings.
  */
-export type Value1 = number | "NaN" | "Infinity" | "-Infinity"
+export type Value2 = number | "NaN" | "Infinity" | "-Infinity"
 /**
  * Tensors, or a reference to their safetensors file in the shared folder or the cache.
  */
@@ -82,7 +90,7 @@ export type BlobResult = Uint8Array | string | SharedBlob
 /**
  * One element. JSON has no NaN and no infinity, so these are strings.
  */
-export type Value2 = number | "NaN" | "Infinity" | "-Infinity"
+export type Value3 = number | "NaN" | "Infinity" | "-Infinity"
 /**
  * What the updates contain: new parameters (the result is params - mean), deltas to add to the parameters (the result is -mean), or gradients (the result is the mean).
  */
@@ -129,6 +137,7 @@ export interface Wire {
 "optimizer.schema.json": Optimizer
 "plan-result.schema.json": PlanResult
 "plan.schema.json": PlanParams
+"receipt.schema.json": Receipt
 "reduce-result.schema.json": ReduceResult
 "reduce.schema.json": ReduceParams
 "schedule.schema.json": Schedule
@@ -583,6 +592,67 @@ optimizer: { readonly [hyperparameter: string]: unknown }
  */
 export interface InitResult {
 state: Blob
+receipt?: Receipt
+}
+/**
+ * What a call did: its options, and the SHA-256 of each blob in and out, in hexadecimal. Tensors in lists of numbers have the digest of the canonical safetensors file with the same tensors.
+ */
+export interface Receipt {
+format: "stepd.receipt/1"
+/**
+ * The version of the service.
+ */
+version: string
+method: ("optimizer.step" | "optimizer.init" | "optimizer.norms" | "optimizer.reduce")
+/**
+ * The call without its blobs. Its optimizers have all their hyperparameters.
+ */
+options: {
+[k: string]: unknown
+}
+/**
+ * The revision of each optimizer of the call. It rises with every change to the bits of a result.
+ */
+revisions: {
+[k: string]: number
+}
+part?: ReceiptPart
+/**
+ * The digests of the call's blobs by field, for instance params, grads, state or reduce/updates/0/tensors.
+ */
+inputs: {
+[k: string]: string
+}
+/**
+ * The digests of the results: params and state of a step, and rounded_params if the reply has them; state of an initial state; grads or accumulator of a reduction.
+ */
+outputs: {
+[k: string]: string
+}
+/**
+ * The largest step count in the new state.
+ */
+step?: number
+/**
+ * Whether the call did nothing, because of non_finite skip or a reduction without updates.
+ */
+skipped?: boolean
+grad_norm?: Value1
+/**
+ * The name of the key that signed the receipt: the SHA-256 of the public key in DER.
+ */
+key?: string
+/**
+ * The Ed25519 signature, in base64, of the receipt without this field, as canonical JSON (RFC 8785) in UTF-8.
+ */
+signature?: string
+}
+/**
+ * Which part of a sharded step a call is. The parts of a step have one receipt each, with indexes from 0.
+ */
+export interface ReceiptPart {
+index: number
+count: number
 }
 /**
  * Parameters whose initial state is returned. Their values matter only with master_weights.
@@ -600,6 +670,7 @@ params: TensorsSource1
  * Keep a float32 copy of each BF16 or F16 parameter in the state (slot master_param), and apply the steps to that copy.
  */
 master_weights?: boolean
+receipt?: ReceiptOption
 }
 /**
  * g += weight_decay*p; s = lerp(s, g^2, 1-rho); d = sqrt(acc + eps)/sqrt(s + eps) * g; acc = lerp(acc, d^2, 1-rho); p -= lr*d
@@ -1263,6 +1334,7 @@ grad_norm: Value
  * Warnings about this call.
  */
 warnings?: string[]
+receipt?: Receipt
 }
 export interface TensorNorms {
 grad_squares: Value
@@ -1280,6 +1352,7 @@ params?: TensorsSource1
  * All gradients are first divided by this number: a normal float32.
  */
 loss_scale?: number
+receipt?: ReceiptOption
 }
 /**
  * Cost of a step as one call with a state.
@@ -1349,7 +1422,7 @@ accumulator?: Blob1
  * Number of updates in the result, including those of the accumulator. If tensors differ, the largest number.
  */
 count: number
-weight: Value1
+weight: Value2
 /**
  * Indexes of the updates that were dropped because of non_finite drop.
  */
@@ -1358,6 +1431,7 @@ dropped: number[]
  * Whether the result is empty: there is no update, or all weights are 0.
  */
 skipped: boolean
+receipt?: Receipt
 }
 /**
  * Combines the updates of several clients into one pseudo-gradient, in float64 and in the given order.
@@ -1377,6 +1451,7 @@ missing?: Missing
  * Whether the call returns the pseudo-gradient. Otherwise it returns the accumulator, for further updates in another call.
  */
 finish?: boolean
+receipt?: ReceiptOption
 }
 /**
  * The weighted mean: the sum of weight * update, divided by the sum of weights.
@@ -1429,6 +1504,7 @@ reduce?: ReductionReport
  */
 warnings?: string[]
 cached?: Cached
+receipt?: Receipt
 }
 /**
  * Euclidean norms of the gradients (after the loss scale, before clipping), of the parameters before the step, and of their change; counts of gradient values. Absent for a skipped step.
@@ -1478,7 +1554,7 @@ export interface ReductionReport {
  * Number of updates in the result, including those of the accumulator. If tensors differ, the largest number.
  */
 count: number
-weight: Value2
+weight: Value3
 /**
  * Indexes of the updates that were dropped because of non_finite drop.
  */
@@ -1567,6 +1643,7 @@ stochastic_rounding?: {
 seed: number
 }
 reply?: ReplyOptions
+receipt?: ReceiptOption
 }
 /**
  * The updates of a step, combined into its gradients by optimizer.reduce. The parameters are those of the step.

@@ -1,4 +1,5 @@
 import type { InitParams } from "../generated/wire.gen.ts";
+import { beginReceipt } from "./_receipt.ts";
 import type { Method } from "./method.ts";
 
 /** Method optimizer.init: creates the state before the first step. A call of optimizer.step without a state starts from the same one. */
@@ -9,7 +10,10 @@ export const init: Method<InitParams> = {
   result: "init-result.schema.json",
   rest: { verb: "POST", path: "/v1/init" },
 
-  async handle(call, { engine, blobs, lease, queueTime }) {
-    return { state: await engine.init(await blobs.load(call, lease), lease, queueTime) };
+  async handle(call, { engine, blobs, lease, receipts, queueTime }) {
+    const draft = beginReceipt("optimizer.init", call, receipts);
+    const state = await engine.init(await blobs.load(call, lease), lease, queueTime, draft);
+    draft?.addOutput("state", state.pieces);
+    return { state, ...(draft && { receipt: await draft.finish({ step: 0 }) }) };
   },
 };

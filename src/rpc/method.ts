@@ -1,6 +1,7 @@
 /** Declares the interface of RPC methods. */
 import type { Blobs } from "../blobs/blobs.ts";
 import type { Engine, Lease, QueueTime } from "../engine/engine.ts";
+import type { Receipts } from "../receipts/receipts.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
 
 /** The services and the request's state, passed to each method. */
@@ -9,6 +10,7 @@ export interface MethodContext {
   readonly blobs: Blobs;
   readonly lease: Lease;
   readonly telemetry: Telemetry;
+  readonly receipts: Receipts;
   readonly queueTime: QueueTime;
   /** Calls that differ only in their blobs share this object. Undefined if the call's body has no template. */
   readonly template: object | undefined;

@@ -5,6 +5,7 @@ import { inTurns } from "../codec/turns.ts";
 import type { Engine, Lease, QueueTime } from "../engine/engine.ts";
 import { asStepdError, describe as describeValue, type ErrorName, errors, StepdError } from "../errors/errors.ts";
 import { nearest } from "../errors/nearest.ts";
+import type { Receipts } from "../receipts/receipts.ts";
 import type { Telemetry } from "../telemetry/telemetry.ts";
 import { validateInTurns } from "../validation/validate.ts";
 import { integersOf } from "./_integers.ts";
@@ -48,6 +49,7 @@ export interface Services {
   /** Returns the blob store of a caller. `caller` is the name of the request's token. */
   blobs(caller: string | undefined): Blobs;
   readonly telemetry: Telemetry;
+  readonly receipts: Receipts;
 }
 
 /** The request that a call belongs to. */
@@ -78,7 +80,7 @@ export class Rpc {
 
   /** Calls a method. Throws only StepdError. */
   async call(name: string, params: unknown, { lease, caller, template }: Request, observe: Observer): Promise<unknown> {
-    const { engine, telemetry } = this.#services;
+    const { engine, telemetry, receipts } = this.#services;
     const method = methodOf.get(name);
     const start = performance.now();
     const queueTime: QueueTime = { seconds: 0 };
@@ -96,7 +98,7 @@ export class Rpc {
       // Bodies of one template differ only in blobs and id, which do not influence the validation.
       if (!template || this.#validFor.get(template) !== method) await inTurns(validateInTurns(method.params, params));
       if (template) this.#validFor.set(template, method);
-      const result = await method.handle(params as never, { engine, blobs, lease, telemetry, queueTime, template, openRpc: this.openRpc });
+      const result = await method.handle(params as never, { engine, blobs, lease, telemetry, receipts, queueTime, template, openRpc: this.openRpc });
       observe(method.name, "ok");
       return result;
     } catch (error) {

@@ -1,6 +1,7 @@
 import type { StepOutput } from "../engine/engine.ts";
 import { StepdError } from "../errors/errors.ts";
 import type { StepParams } from "../generated/wire.gen.ts";
+import { beginReceipt, stepDigests } from "./_receipt.ts";
 import type { Method } from "./method.ts";
 
 /** Method optimizer.step: returns new parameters and new state, or an error without any change. */
@@ -11,21 +12,24 @@ export const step: Method<StepParams> = {
   result: "step-result.schema.json",
   rest: { verb: "POST", path: "/v1/step" },
 
-  async handle(call, { engine, blobs, lease, telemetry, queueTime, template }) {
+  async handle(call, { engine, blobs, lease, telemetry, receipts, queueTime, template }) {
     requireGradients(call);
-    const runStep = async (): Promise<StepOutput> => engine.step(await blobs.load(call, lease), lease, queueTime, template);
+    const draft = beginReceipt("optimizer.step", call, receipts);
+    const runStep = async (): Promise<StepOutput> => engine.step(await blobs.load(call, lease), lease, queueTime, template, draft);
     const { delivered, result } = await blobs.deliver(call, lease, async () => {
-      const output = await runStep().catch((error) => {
+      const computed = await runStep().catch((error) => {
         if (!isWorkerLost(error) || !isInputIntact(call)) throw error;
         return runStep();
       });
+      const output = draft ? { ...computed, digests: await stepDigests(draft, computed) } : computed;
       if (output.reduced) telemetry.countReduced(output.reduced.elements);
       if (output.report.reduce?.skipped) return output;
       if (output.report.skipped) telemetry.countNonFinite();
       else telemetry.countElements(call.optimizer.name, output.elements);
       return output;
     });
-    return { ...delivered, ...result.report };
+    const { step, skipped } = result.report;
+    return { ...delivered, ...result.report, ...(draft && { receipt: await draft.finish({ step, skipped }) }) };
   },
 };
 

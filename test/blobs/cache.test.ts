@@ -118,7 +118,7 @@ const smallCache = (capacity: number) => {
   const find = (handle: string, caller?: string) => {
     using lease = arena.lease(0);
     const found = cache.get(handle, caller, lease);
-    return found && { ...found, blob: Buffer.from(found.blob) };
+    return found && { ...found, blob: Buffer.from(found.blob.bytes) };
   };
   const keep = async (fill: number, from: readonly string[] = [], bytes = 1000): Promise<string> => {
     using lease = arena.lease(64);
@@ -179,7 +179,7 @@ test("a call that needs memory evicts results, but none that a running call read
     using other = arena.lease(500_000);
     other.bytes.fill(9, other.start, other.start + 500_000);
     assert.deepEqual([find(a) === undefined, find(b) === undefined], [false, true]);
-    assert.ok([...found.result.blobs.values()].every((blob) => blob.equals(Buffer.alloc(400_000, 1))));
+    assert.ok([...found.result.blobs.values()].every(({ bytes }) => bytes.equals(Buffer.alloc(400_000, 1))));
     assert.throws(() => arena.lease(500_000), { code: "OVERLOADED" });
     // The refused call evicted the first result, too, but its memory stays until its reader has ended.
     assert.equal(find(a), undefined);
@@ -210,7 +210,7 @@ test("blobs in one block of a lease stay in place, and the rest of the block is 
   assert.deepEqual([arena.used, arena.retained], [0, 1088]);
   using lease = arena.lease(arena.capacity - 200_000);
   lease.bytes.fill(8, lease.start, lease.start + arena.capacity - 200_000);
-  for (const handle of Object.values(handles ?? {})) assert.ok(cache.get(handle, undefined, lease)?.blob.every((byte) => byte === 7));
+  for (const handle of Object.values(handles ?? {})) assert.ok(cache.get(handle, undefined, lease)?.blob.bytes.every((byte) => byte === 7));
 });
 
 test("steps by handle leave their sources whole, so a repeated step gives the same bytes", async () => {

@@ -1,0 +1,44 @@
+/** Computes SHA-256 digests beside the main thread. Its threads start with the first large blob and end when they have no work. */
+import type { Tinypool } from "tinypool";
+import hash from "./_hash-worker.ts";
+
+/** Smaller blobs are hashed on the calling thread, in about 0.1 ms. */
+const MIN_THREAD_BYTES = 2 ** 17;
+
+/** A call has at most this many large blobs at once: parameters, gradients and state. */
+const MAX_THREADS = 3;
+
+/** A thread without work ends after this time. */
+const IDLE_MS = 30_000;
+
+export class Hasher implements AsyncDisposable {
+  readonly #maxThreads: number;
+  #pool: Promise<Tinypool> | undefined;
+
+  /** `processors` bounds the number of threads. */
+  constructor(processors: number) {
+    this.#maxThreads = Math.max(1, Math.min(processors, MAX_THREADS));
+  }
+
+  /** Returns the digest of a blob in hexadecimal. The pieces must not change meanwhile. */
+  async sha256(pieces: readonly Uint8Array[]): Promise<string> {
+    const length = pieces.reduce((sum, piece) => sum + piece.length, 0);
+    if (length < MIN_THREAD_BYTES) return hash(pieces);
+    this.#pool ??= this.#start();
+    // A message shares views of the arena, but it copies the whole buffer of any other view. So other pieces get buffers of their own.
+    const sent = pieces.map((piece) => (piece.buffer instanceof SharedArrayBuffer ? asPlainView(piece) : new Uint8Array(piece)));
+    return (await this.#pool).run(sent);
+  }
+
+  async #start(): Promise<Tinypool> {
+    const { Tinypool } = await import("tinypool");
+    const filename = new URL("./_hash-worker.ts", import.meta.url).href;
+    return new Tinypool({ filename, runtime: "worker_threads", minThreads: 0, maxThreads: this.#maxThreads, idleTimeout: IDLE_MS, execArgv: [] });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await (await this.#pool)?.destroy();
+  }
+}
+
+const asPlainView = ({ buffer, byteOffset, length }: Uint8Array): Uint8Array => new Uint8Array(buffer, byteOffset, length);
